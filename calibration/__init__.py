@@ -1,0 +1,1 @@
+"""Images, labels and what is measured on them, without torch."""

@@ -1,0 +1,1 @@
+"""Fully convolutional networks in PyTorch: model, training, evaluation, checkpoints."""

@@ -1,0 +1,63 @@
+"""Interchangeable backbones, one a file.
+
+A backbone is a module made by `build(channels, width)` with
+
+- `features`: {stride: channels} of what `forward` gives;
+- `forward(x)`: [N, C, H, W] with H and W multiples of 32 → {stride: [N, features[stride], H/stride, W/stride]};
+- `mean`, `std`: of the images its published weights saw, in 0..255;
+- `load_classification(state)`: take a published classifier's state dict, leaving its last layers out.
+"""
+
+from collections.abc import Mapping
+from importlib import import_module
+
+import torch
+from torch import nn
+
+from runtime.errors import DeployError, MisuseError
+
+NAMES = ("efficientnet-lite0", "mobilenet-v2", "resnet50", "vgg16", "alexnet")
+
+
+def build(name: str, channels: int = 3, width: float = 1.0) -> nn.Module:
+    """A backbone by name, with random weights.
+
+    Args:
+        name: one of NAMES.
+        channels: of the image.
+        width: multiplies the number of channels inside; published weights fit 1.0 alone.
+    """
+    if name not in NAMES:
+        raise MisuseError(f"backbone {name!r}; choose one of {', '.join(NAMES)}")
+    if not 0 < width <= 4:
+        raise MisuseError(f"width {width}; it must be above 0 and at most 4")
+    module = import_module(f"fcn.backbones.{name.replace('-', '_')}")
+    return module.build(channels, width)
+
+
+def scaled(channels: int, width: float) -> int:
+    """`channels` times `width`, as a multiple of 8 that is at least 8."""
+    return channels if width == 1 else max(8, int(channels * width + 4) // 8 * 8)
+
+
+def load_matching(module: nn.Module, state: Mapping[str, torch.Tensor], ignored: tuple[str, ...]) -> None:
+    """Load every parameter of `module` from `state`; entries whose names start as in `ignored` may be left.
+
+    Raises:
+        DeployError: names the first entry that is missing, unknown or of another shape.
+    """
+    own = module.state_dict()
+    for name, tensor in own.items():
+        if name.endswith("num_batches_tracked"):
+            continue
+        if name not in state:
+            raise DeployError(f"the weights have no {name}; are they of another network?")
+        if state[name].shape != tensor.shape:
+            raise DeployError(
+                f"the weights hold {name} of shape {list(state[name].shape)}, and the network has "
+                f"{list(tensor.shape)}; are they of another network or width?"
+            )
+    unknown = [name for name in state if name not in own and not name.startswith(ignored)]
+    if unknown:
+        raise DeployError(f"the weights hold {unknown[0]}, which the network has not; are they of another one?")
+    module.load_state_dict({name: state.get(name, tensor) for name, tensor in own.items()})

@@ -1,0 +1,83 @@
+"""ResNet-50 (He et al., 2015; stride in the 3×3 convolution), parameters named as in torchvision."""
+
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from fcn.backbones import load_matching, scaled
+from runtime.engine_file import IMAGENET_MEAN, IMAGENET_STD
+
+BLOCKS = (3, 4, 6, 3)
+
+
+class Bottleneck(nn.Module):
+    def __init__(self, inputs: int, planes: int, stride: int, dilation: int, project: bool) -> None:
+        super().__init__()
+        outputs = planes * 4
+        self.conv1 = nn.Conv2d(inputs, planes, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(planes)
+        self.conv2 = nn.Conv2d(planes, planes, 3, stride, dilation, dilation, bias=False)
+        self.bn2 = nn.BatchNorm2d(planes)
+        self.conv3 = nn.Conv2d(planes, outputs, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(outputs)
+        self.downsample = (
+            nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+            if project
+            else None
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = F.relu(self.bn1(self.conv1(x)))
+        y = F.relu(self.bn2(self.conv2(y)))
+        y = self.bn3(self.conv3(y))
+        return F.relu(y + (x if self.downsample is None else self.downsample(x)))
+
+
+class ResNet50(nn.Module):
+    """`dilated` trades the strides of layer3 and layer4 for dilation, so that all ends at stride 8."""
+
+    mean = IMAGENET_MEAN
+    std = IMAGENET_STD
+
+    def __init__(self, channels: int, width: float, dilated: bool = False) -> None:
+        super().__init__()
+        inputs = scaled(64, width)
+        self.conv1 = nn.Conv2d(channels, inputs, 7, 2, 3, bias=False)
+        self.bn1 = nn.BatchNorm2d(inputs)
+        stride, dilation = 4, 1
+        self.features = {}
+        self.strides = []
+        for index, repeats in enumerate(BLOCKS):
+            planes = scaled(64 << index, width)
+            step = 1 if index == 0 else 2
+            first_dilation = dilation
+            if dilated and index >= 2:
+                # The first block still sees the dilation that came before it (torchvision does the same).
+                dilation, step = dilation * 2, 1
+            layer = nn.Sequential()
+            for repeat in range(repeats):
+                first = repeat == 0
+                layer.append(
+                    Bottleneck(inputs, planes, step if first else 1, first_dilation if first else dilation, first)
+                )
+                inputs = planes * 4
+            setattr(self, f"layer{index + 1}", layer)
+            stride *= step
+            self.strides.append(stride)
+            self.features[stride] = inputs
+
+    def forward(self, x: torch.Tensor) -> dict[int, torch.Tensor]:
+        taps = {}
+        x = F.max_pool2d(F.relu(self.bn1(self.conv1(x))), 3, 2, 1)
+        for index, stride in enumerate(self.strides):
+            x = taps[stride] = getattr(self, f"layer{index + 1}")(x)
+        return taps
+
+    def load_classification(self, state: Mapping[str, torch.Tensor]) -> None:
+        load_matching(self, state, ignored=("fc.",))
+
+
+def build(channels: int = 3, width: float = 1.0) -> ResNet50:
+    return ResNet50(channels, width)

@@ -1,0 +1,65 @@
+"""VGG16 (Simonyan and Zisserman, 2014) with its dense layers as convolutions; torchvision's names."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+
+from fcn.backbones import load_matching, scaled
+from fcn.convolutionalize import convolutionalize_state
+from runtime.engine_file import IMAGENET_MEAN, IMAGENET_STD
+
+LAYERS = (64, 64, "M", 128, 128, "M", 256, 256, 256, "M", 512, 512, 512, "M", 512, 512, 512, "M")
+DENSE = 4096
+
+
+class VGG16(nn.Module):
+    """The paper's own backbone: pool3 and pool4 for the skips, fc6 and fc7 convolutional ("same") at stride 32."""
+
+    mean = IMAGENET_MEAN
+    std = IMAGENET_STD
+
+    def __init__(self, channels: int, width: float) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        inputs = channels
+        for entry in LAYERS:
+            if entry == "M":
+                layers.append(nn.MaxPool2d(2))
+            else:
+                outputs = scaled(entry, width)
+                layers += [nn.Conv2d(inputs, outputs, 3, padding=1), nn.ReLU()]
+                inputs = outputs
+        self.layers = nn.Sequential(*layers)
+        dense = scaled(DENSE, width)
+        self.classifier = nn.Sequential(
+            nn.ZeroPad2d(3),
+            nn.Conv2d(inputs, dense, 7),
+            nn.ReLU(),
+            nn.Dropout(),
+            nn.Conv2d(dense, dense, 1),
+            nn.ReLU(),
+            nn.Dropout(),
+        )
+        self.features = {8: scaled(256, width), 16: scaled(512, width), 32: dense}
+
+    def forward(self, x: torch.Tensor) -> dict[int, torch.Tensor]:
+        taps = {}
+        stride = 1
+        for layer in self.layers:
+            x = layer(x)
+            if isinstance(layer, nn.MaxPool2d):
+                stride *= 2
+                taps[stride] = x
+        taps[32] = self.classifier(x)
+        return taps
+
+    def load_classification(self, state: Mapping[str, torch.Tensor]) -> None:
+        # torchvision calls the layers `features`, which here is the table of what they give.
+        renamed = {name.replace("features.", "layers.", 1): tensor for name, tensor in state.items()}
+        dense = {"classifier.0": ("classifier.1", 7), "classifier.3": ("classifier.4", 1)}
+        load_matching(self, convolutionalize_state(renamed, dense), ignored=("classifier.6.",))
+
+
+def build(channels: int = 3, width: float = 1.0) -> VGG16:
+    return VGG16(channels, width)

@@ -1,0 +1,183 @@
+"""Checkpoints: safetensors with the model card and the architecture as metadata."""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from calibration.datasets import VOC_CLASSES
+from fcn.backbones import load_matching
+from fcn.model import AnySize, Architecture, build
+from runtime.engine_file import CARD_KEY, ModelCard
+from runtime.errors import DeployError, MisuseError
+from runtime.files import replacing
+
+ARCHITECTURE_KEY = "fcn_deploy.architecture"
+TRAINING_KEY = "fcn_deploy.training"
+VERSION = 1
+
+
+@dataclass
+class Checkpoint:
+    """A network with what is needed to use it.
+
+    Attributes:
+        model: in evaluation mode.
+        card: of the model.
+        training: what is known of its training (data, epochs, validation mIoU, …), for people.
+    """
+
+    model: AnySize
+    card: ModelCard
+    training: dict[str, Any] = field(default_factory=dict)
+
+
+def card_for(
+    architecture: Architecture, classes: tuple[str, ...], colors: tuple[tuple[int, int, int], ...] = ()
+) -> ModelCard:
+    """The card of a network: its backbone's normalisation, its stride and size multiple."""
+    model = build(Architecture(**{**architecture.to_dict(), "width": 0.01}))
+    mean, std = model.backbone.mean, model.backbone.std
+    if architecture.channels != 3:
+        # Published statistics are RGB's; other bands are centred on the middle of 8 bits.
+        mean, std = (127.5,) * architecture.channels, (127.5,) * architecture.channels
+    return ModelCard(
+        classes=classes,
+        colors=colors,
+        channels=architecture.channels,
+        mean=mean,
+        std=std,
+        stride=model.stride,
+        size_multiple=model.size_multiple,
+    )
+
+
+def save_checkpoint(path: str | os.PathLike, checkpoint: Checkpoint) -> None:
+    """Write a checkpoint atomically. Raises DeployError where it cannot be written."""
+    from safetensors.torch import save
+
+    # Shared or strided tensors are not storable as they are.
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.model.state_dict().items()}
+    metadata = {
+        CARD_KEY: checkpoint.card.to_json(),
+        ARCHITECTURE_KEY: json.dumps({"version": VERSION} | checkpoint.model.architecture.to_dict()),
+        TRAINING_KEY: json.dumps(checkpoint.training),
+    }
+    with replacing(path) as temporary:
+        temporary.write_bytes(save(state, metadata))
+
+
+def load_checkpoint(path: str | os.PathLike) -> Checkpoint:
+    """Read a checkpoint of ours (.safetensors), or torchvision's fcn_resnet50 (.pth, .pt).
+
+    Raises:
+        MisuseError: no such file, or of another kind.
+        DeployError: damaged, of another version, or of another architecture.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise MisuseError(f"{path} does not exist or is not a file; name a .safetensors checkpoint")
+    if path.suffix in (".pth", ".pt"):
+        return from_torchvision(load_pickled(path), str(path))
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise DeployError(
+            f"{path} is not a safetensors file, or it is damaged: {' '.join(str(error).split())}"
+        ) from error
+    if CARD_KEY not in metadata or ARCHITECTURE_KEY not in metadata:
+        raise DeployError(
+            f"{path} carries no model card and architecture, so it is no checkpoint of train-fcn; "
+            "for a network of your own, use export-onnx package.module:factory"
+        )
+    card = ModelCard.from_json(metadata[CARD_KEY], str(path))
+    try:
+        data = json.loads(metadata[ARCHITECTURE_KEY])
+        if data.pop("version") != VERSION:
+            raise DeployError(f"{path} is a checkpoint of another version; upgrade fcn-deploy or train again")
+        architecture = Architecture(**data)
+    except (ValueError, TypeError, KeyError, MisuseError) as error:
+        raise DeployError(f"{path} describes an architecture that cannot be built: {error}") from error
+    if architecture.classes != card.scores or architecture.channels != card.channels:
+        raise DeployError(f"{path}: its architecture and its model card disagree on classes or channels")
+    model = build(architecture)
+    try:
+        load_matching(model, state, ignored=())
+    except DeployError as error:
+        raise DeployError(f"{path} does not hold the {_describe(architecture)} it says: {error}") from error
+    return Checkpoint(model.eval(), card, json.loads(metadata.get(TRAINING_KEY, "{}")))
+
+
+def _describe(architecture: Architecture) -> str:
+    kind = "dilated8" if architecture.arch == "dilated8" else f"FCN-{architecture.stride}s"
+    return f"{kind} {architecture.backbone}"
+
+
+def load_pickled(path: str | os.PathLike) -> dict[str, torch.Tensor]:
+    """A state dict saved by torch.save, without running code from the file."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise MisuseError(f"{path} does not exist; name a file of weights") from error
+    except Exception as error:  # pickle, zip and torch errors alike
+        reason = str(error).split(".")[0].splitlines()[0] if str(error) else type(error).__name__
+        raise DeployError(f"cannot read weights from {path}: {reason}; save a state dict with torch.save") from error
+    if isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):
+        state = state["state_dict"]
+    if not isinstance(state, Mapping) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise DeployError(f"{path} holds no state dict (names → tensors); save model.state_dict()")
+    return dict(state)
+
+
+def load_weights(path: str | os.PathLike) -> dict[str, torch.Tensor]:
+    """Classification weights for a backbone: .safetensors, .pth or .pt."""
+    path = Path(path)
+    if path.suffix != ".safetensors":
+        return load_pickled(path)
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    if not path.is_file():
+        raise MisuseError(f"{path} does not exist; name a file of weights")
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise DeployError(f"cannot read weights from {path}: {error}") from error
+
+
+def from_torchvision(state: Mapping[str, torch.Tensor], source: str) -> Checkpoint:
+    """torchvision's fcn_resnet50 from its state dict; the auxiliary head is left out.
+
+    21 classes are taken for Pascal VOC's, as in torchvision's weights.
+    """
+    last = state.get("classifier.4.weight")
+    if last is None or "backbone.layer4.2.conv3.weight" not in state:
+        raise DeployError(
+            f"{source} is not a state dict of torchvision's fcn_resnet50 (no classifier.4.weight over "
+            "backbone.layer4); for another network use export-onnx package.module:factory"
+        )
+    # A narrow network's width is told by its first layer.
+    width = state["backbone.conv1.weight"].shape[0] / 64
+    architecture = Architecture(
+        classes=last.shape[0],
+        arch="dilated8",
+        backbone="resnet50",
+        width=width,
+        channels=state["backbone.conv1.weight"].shape[1],
+    )
+    model = build(architecture)
+    try:
+        load_matching(model, state, ignored=("aux_classifier.",))
+    except DeployError as error:
+        raise DeployError(f"{source} is not torchvision's fcn_resnet50: {error}") from error
+    count = last.shape[0]
+    names = tuple(VOC_CLASSES) if count == len(VOC_CLASSES) else tuple(f"class {i}" for i in range(count))
+    return Checkpoint(model.eval(), card_for(architecture, names))

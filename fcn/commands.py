@@ -1,0 +1,201 @@
+"""train-fcn and eval-fcn. Heavy modules load when they are used, so that --help is instant."""
+
+import json
+import logging
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from runtime.command import Debug, Force, Json, Threads, need, run
+from runtime.errors import MisuseError
+from runtime.files import check_writable, refuse_existing
+
+Data = Annotated[str, typer.Option(help="`digits`, or a folder: train/ + trainannot/, images/ + labels/, or VOC.")]
+
+
+class Arch(StrEnum):
+    fcn = "fcn"
+    dilated8 = "dilated8"
+
+
+class Weighting(StrEnum):
+    none = "none"
+    sqrt = "sqrt"
+    median = "median"
+
+
+class UpsamplingKind(StrEnum):
+    fixed = "fixed"
+    learned = "learned"
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """`HxW` in pixels as (height, width). Raises MisuseError."""
+    height, separator, width = text.lower().partition("x")
+    if not (separator and height.isdigit() and width.isdigit() and int(height) and int(width)):
+        raise MisuseError(f"size {text!r}; write HEIGHTxWIDTH in pixels, such as 256x320")
+    return int(height), int(width)
+
+
+def train(
+    out: Annotated[Path, typer.Option("-o", "--out", help="Checkpoint to write (.safetensors).")],
+    data: Data = "digits",
+    split: Annotated[str, typer.Option(help="Split to train on.")] = "train",
+    val_split: Annotated[str, typer.Option(help="Split that chooses the best epoch.")] = "val",
+    arch: Annotated[Arch, typer.Option(help="FCN with skips, or torchvision's dilated FCN.")] = Arch.fcn,
+    backbone: Annotated[
+        str, typer.Option(help="efficientnet-lite0, mobilenet-v2, resnet50, vgg16 or alexnet.")
+    ] = "efficientnet-lite0",
+    stride: Annotated[int, typer.Option(help="Of the finest scores: 32, 16 or 8.")] = 8,
+    upsampling: Annotated[
+        UpsamplingKind, typer.Option(help="Bilinear, or learned from bilinear.")
+    ] = UpsamplingKind.fixed,
+    width: Annotated[float, typer.Option(help="Multiplies the backbone's channels (no ImageNet weights).")] = 1.0,
+    pretrained: Annotated[
+        bool, typer.Option(help="Start from ImageNet weights (efficientnet-lite0).")
+    ] = True,
+    backbone_weights: Annotated[
+        Path | None, typer.Option(help="Classification weights in torchvision's layout (.pth, .safetensors).")
+    ] = None,
+    epochs: Annotated[int, typer.Option(help="Passes over the images.")] = 25,
+    batch: Annotated[int, typer.Option(help="Crops per step.")] = 8,
+    crop: Annotated[str, typer.Option(help="HxW of a crop in pixels.")] = "256x256",
+    rate: Annotated[float, typer.Option(help="Highest learning rate.")] = 2e-3,
+    class_weights: Annotated[Weighting, typer.Option(help="Weigh rare classes up.")] = Weighting.none,
+    flip: Annotated[
+        bool | None, typer.Option(help="Mirror half of the crops [default: not for digits].")
+    ] = None,
+    patience: Annotated[int, typer.Option(help="Stop after so many epochs without gain; 0: never.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+    count: Annotated[int | None, typer.Option(min=2, help="Train on so many images at most.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue a run that was stopped.")] = False,
+    force: Force = False,
+    threads: Threads = None,
+    debug: Debug = False,
+) -> None:
+    """Train an FCN on images of mixed sizes; the best epoch by validation mIoU is kept."""
+    if out.suffix != ".safetensors":
+        raise MisuseError(f"{out} is not named .safetensors; checkpoints are of that format")
+    if not resume:
+        refuse_existing(out, force)
+    torch = need("torch", "train")
+    from calibration.datasets import load_dataset
+    from fcn import checkpoint as checkpoints
+    from fcn import model as models
+    from fcn.backbones.efficientnet_lite0 import published_weights
+    from fcn.train import Recipe
+    from fcn.train import train as run_training
+
+    if data == "digits":
+        need("sklearn", "train")
+    if threads:
+        torch.set_num_threads(threads)
+    recipe = Recipe(
+        epochs=epochs, batch=batch, crop=parse_size(crop), rate=rate, class_weights=class_weights.value,
+        flip=data != "digits" if flip is None else flip, patience=patience, seed=seed,
+    )  # fmt: skip
+    images = load_dataset(data, split, seed=seed, count=count)
+    validation = load_dataset(data, val_split, seed=seed)
+    if tuple(images.classes) != tuple(validation.classes):
+        raise MisuseError(f"{split} and {val_split} of {data} have different classes; add a classes.txt")
+    torch.manual_seed(seed)
+    architecture = models.Architecture(
+        len(images.classes), arch.value, backbone, stride, upsampling.value, width
+    )
+    model = models.build(architecture)
+    card = checkpoints.card_for(architecture, tuple(images.classes), tuple(images.colors))
+    start = "random weights"
+    if backbone_weights is not None:
+        model.backbone.load_classification(checkpoints.load_weights(backbone_weights))
+        start = str(backbone_weights)
+    elif pretrained and backbone == "efficientnet-lite0" and width == 1:
+        model.backbone.load_classification(published_weights())
+        start = "ImageNet weights"
+    check_writable(out)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    print(
+        f"{'dilated8' if arch == Arch.dilated8 else f'FCN-{stride}s'} {backbone}, {parameters / 1e6:.1f} M "
+        f"parameters, from {start}; {len(images)} images to train on, {len(validation)} to validate",
+        flush=True,
+    )
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Bar(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("training")
+
+        def on_step(step: int, steps: int, loss: float) -> None:
+            bar.update(task, completed=step, total=steps, description=f"loss {loss:.3f}")
+
+        def on_epoch(record: dict) -> None:
+            print(
+                f"epoch {record['epoch']:>3}/{epochs}  loss {record['loss']:.4f}  val mIoU "
+                f"{record['val_miou']:.4f}  {record['seconds']:.0f} s{'  best' if record['best'] else ''}",
+                flush=True,
+            )
+
+        training = {"data": data, "split": split, "recipe": f"{recipe}"}
+        progress = run_training(
+            checkpoints.Checkpoint(model, card, training), images, validation, recipe, out,
+            resume=resume, on_step=on_step, on_epoch=on_epoch,
+        )  # fmt: skip
+    print(f"best epoch {progress.best_epoch}: val mIoU {progress.best_miou:.4f} → {out}")
+
+
+def evaluate(
+    model: Annotated[Path, typer.Argument(help="A .safetensors, .onnx or .engine.")],
+    data: Data = "digits",
+    split: Annotated[str, typer.Option(help="Split to evaluate on.")] = "val",
+    seed: Annotated[int, typer.Option(help="Of digits.")] = 0,
+    count: Annotated[int | None, typer.Option(min=1, help="Evaluate on so many images at most.")] = None,
+    json_: Json = False,
+    threads: Threads = None,
+    debug: Debug = False,
+) -> None:
+    """Pixel accuracy, mean accuracy, mean IoU and frequency-weighted IoU, with a table by class."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", stream=sys.stderr)
+    from dataclasses import asdict
+
+    from calibration.datasets import load_dataset
+    from calibration.metrics import Metrics
+    from fcn.evaluate import evaluate as run_evaluation
+    from fcn.evaluate import open_predictor, table
+
+    if model.suffix in (".safetensors", ".pth", ".pt"):
+        need("torch", "train")
+    if data == "digits":
+        need("sklearn", "train")
+    predict, card = open_predictor(model, threads)
+    images = load_dataset(data, split, seed=seed, count=count, card=card)
+    if len(images.classes) != len(card.classes):
+        raise MisuseError(f"{data} has {len(images.classes)} classes and {model} has {len(card.classes)}")
+    from rich.console import Console
+    from rich.progress import track
+
+    console = Console(stderr=True)
+    steps = iter(track(range(len(images)), "evaluating", console=console, disable=not console.is_terminal))
+    next(steps, None)
+    confusion = run_evaluation(predict, images, len(card.classes), lambda count: next(steps, None))
+    metrics = Metrics.of(confusion)
+    if json_:
+        nan_free = {
+            name: [None if v != v else v for v in value] if isinstance(value, tuple) else value
+            for name, value in asdict(metrics).items()
+        }
+        print(json.dumps({"model": str(model), "images": len(images), "classes": card.classes} | nan_free))
+    else:
+        print(f"{model} on {len(images)} images of {data} ({split})\n\n{table(metrics, card.classes)}")
+
+
+def train_fcn() -> None:
+    run(train, "train-fcn")
+
+
+def eval_fcn() -> None:
+    run(evaluate, "eval-fcn")

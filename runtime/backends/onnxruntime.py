@@ -1,0 +1,84 @@
+"""Networks on ONNX Runtime's CPU provider."""
+
+import os
+
+import numpy as np
+
+from runtime.errors import DeployError
+
+ERRORS_ONLY = 3  # ONNX Runtime's severity: its warnings are for those who build graphs
+
+
+def session(model: bytes | str | os.PathLike, threads: int | None = None, optimise: bool = True):
+    """An ONNX Runtime session on the CPU.
+
+    Args:
+        model: the serialised model, or its path (needed where weights are external files).
+        threads: of one run; None: one per physical core.
+        optimise: False runs the graph as written, as the reference in comparisons.
+
+    Raises:
+        DeployError: onnxruntime is not installed, or it refuses the model.
+    """
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise DeployError(
+            "onnxruntime is not installed; run: pip install 'fcn-deploy[cpu]' (or [gpu])"
+        ) from error
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = ERRORS_ONLY
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    # Memory patterns are planned per input shape and kept: with sizes that change they only grow.
+    options.enable_mem_pattern = False
+    # Waiting threads that spin slow whatever else uses the cores: decoding, the head, another engine.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if not optimise:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    try:
+        source = model if isinstance(model, bytes) else os.fspath(model)
+        return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # ONNX Runtime's errors share no base class but Exception
+        raise DeployError(f"ONNX Runtime cannot load the model: {one_line(error)}") from error
+
+
+def one_line(error: BaseException) -> str:
+    """ONNX Runtime's message without its line breaks and code locations."""
+    text = " ".join(str(error).split())
+    return text.removeprefix("[ONNXRuntimeError] : ")
+
+
+class OnnxRuntimeBackend:
+    """One network, ready to run. Safe to use from many threads at once.
+
+    Args:
+        model: serialised model or path, as for `session`.
+        input, output: names; None: the first.
+        threads: of one run; None: one per physical core.
+    """
+
+    name = "onnxruntime"
+
+    def __init__(
+        self,
+        model: bytes | str | os.PathLike,
+        input: str | None = None,
+        output: str | None = None,
+        threads: int | None = None,
+    ) -> None:
+        self.session = session(model, threads)
+        self.input = input or self.session.get_inputs()[0].name
+        self.output = output or self.session.get_outputs()[0].name
+
+    def run(self, image: np.ndarray) -> np.ndarray:
+        """float32 [N, C, H, W] → float32 [N, K, h, w]. Raises DeployError where the network fails."""
+        try:
+            return self.session.run([self.output], {self.input: image})[0]
+        except Exception as error:
+            raise DeployError(
+                f"the network failed on an input of {list(image.shape)}: {one_line(error)}"
+            ) from error
+
+    def close(self) -> None:
+        self.session = None

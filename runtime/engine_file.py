@@ -1,0 +1,315 @@
+"""The model card, the manifest, and the engine file that holds them: write, read, verify.
+
+An engine is one uncompressed zip. Its first member, `manifest.json`, names every other member with its
+length and SHA-256, so a damaged, truncated or edited file is noticed when it is opened. Checksums are not
+authenticity: open engines from people you trust only.
+"""
+
+import hashlib
+import json
+import math
+import os
+import zipfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+from runtime.errors import DeployError
+from runtime.files import replacing
+
+ENGINE_VERSION = 1
+CARD_VERSION = 1
+CARD_KEY = "fcn_deploy.card"  # the key of the card in ONNX and safetensors metadata
+DTYPES = ("uint8", "uint16", "float32")
+MANIFEST = "manifest.json"
+MANIFEST_LIMIT = 16 << 20  # bytes; a manifest is a few kB, so a larger one is not ours
+
+IMAGENET_MEAN = (123.675, 116.28, 103.53)  # of RGB in 0..255
+IMAGENET_STD = (58.395, 57.12, 57.375)
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """What a network expects and what its scores mean.
+
+    Attributes:
+        classes: names, in label order.
+        colors: one RGB triple (0..255) per class, for palettes and overlays.
+        channels: bands of the image; 3 is RGB.
+        dtype: of the image: uint8, uint16 or float32.
+        mean, std: per channel, in the image's own units; the network sees (image - mean) / std.
+        stride: pixels per cell of the coarse scores (8 for FCN-8s).
+        size_multiple: H and W of the core network's input are multiples of it (32 for FCN-8s).
+        activation: `softmax` (labels by argmax) or `sigmoid` (one score; label 1 above `threshold`).
+        threshold: a probability, used with `sigmoid` only.
+    """
+
+    classes: tuple[str, ...]
+    colors: tuple[tuple[int, int, int], ...] = ()
+    channels: int = 3
+    dtype: str = "uint8"
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+    stride: int = 1
+    size_multiple: int = 1
+    activation: str = "softmax"
+    threshold: float = 0.5
+
+    def __post_init__(self) -> None:
+        set_ = object.__setattr__
+        set_(self, "classes", tuple(str(name) for name in self.classes))
+        set_(self, "colors", tuple(tuple(color) for color in self.colors) or voc_palette(len(self.classes)))
+        set_(self, "mean", tuple(float(value) for value in self.mean))
+        set_(self, "std", tuple(float(value) for value in self.std))
+        problem = self._problem()
+        if problem:
+            raise ValueError(problem)
+
+    def _problem(self) -> str | None:
+        if not 1 <= len(self.classes) <= 65536:
+            return f"{len(self.classes)} classes; a card needs 1 to 65536"
+        if len(self.colors) != len(self.classes):
+            return f"{len(self.colors)} colors for {len(self.classes)} classes; give one each"
+        if any(len(color) != 3 or not all(0 <= value <= 255 for value in color) for color in self.colors):
+            return "a color is not three numbers in 0..255"
+        if self.dtype not in DTYPES:
+            return f"dtype {self.dtype!r}; it must be one of {', '.join(DTYPES)}"
+        if self.channels < 1 or len(self.mean) != self.channels or len(self.std) != self.channels:
+            return f"{len(self.mean)} means and {len(self.std)} stds for {self.channels} channels"
+        if not all(math.isfinite(value) for value in self.mean + self.std) or min(self.std) <= 0:
+            return "mean and std must be finite, and std above 0"
+        if self.stride < 1 or self.size_multiple < 1:
+            return f"stride {self.stride} and size_multiple {self.size_multiple} must be at least 1"
+        if self.activation not in ("softmax", "sigmoid"):
+            return f"activation {self.activation!r}; it must be softmax or sigmoid"
+        if self.activation == "sigmoid" and (len(self.classes) != 2 or not 0 < self.threshold < 1):
+            return "a sigmoid card has two classes and a threshold between 0 and 1"
+        return None
+
+    @property
+    def label_dtype(self) -> str:
+        """`uint8`, or `uint16` for more than 256 classes."""
+        return "uint8" if len(self.classes) <= 256 else "uint16"
+
+    @property
+    def scores(self) -> int:
+        """Channels of the network's output."""
+        return 1 if self.activation == "sigmoid" else len(self.classes)
+
+    def to_json(self) -> str:
+        return json.dumps({"version": CARD_VERSION} | asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str, source: str) -> "ModelCard":
+        """Parse a card. `source` names the file in errors. Raises DeployError."""
+        try:
+            data = json.loads(text)
+            version = data.pop("version")
+            if version != CARD_VERSION:
+                raise ValueError(f"version {version}, and this release reads version {CARD_VERSION}")
+            return cls(**data)
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise DeployError(
+                f"{source} has a model card that cannot be used: {error}; export the model again"
+            ) from error
+
+
+def voc_palette(count: int) -> tuple[tuple[int, int, int], ...]:
+    """The Pascal VOC colour map: distinct colours for `count` classes, the first black."""
+    colors = []
+    for index in range(count):
+        red = green = blue = 0
+        value = index
+        for bit in range(7, -1, -1):
+            red |= (value & 1) << bit
+            green |= (value >> 1 & 1) << bit
+            blue |= (value >> 2 & 1) << bit
+            value >>= 3
+        colors.append((red, green, blue))
+    return tuple(colors)
+
+
+@dataclass(frozen=True)
+class Head:
+    """How coarse scores become full-size scores: the network's last Resize, as ONNX defines it.
+
+    Attributes:
+        mode: `linear`, `nearest`, or `none` where the scores are full-size already.
+        coordinates: `half_pixel`, `pytorch_half_pixel`, `asymmetric` or `align_corners`.
+        factor: output over input size, (vertical, horizontal); None: the output has the padded image's size.
+        rounding: of `nearest`: `round_prefer_floor`, `round_prefer_ceil`, `floor` or `ceil`.
+    """
+
+    mode: str = "none"
+    coordinates: str = "half_pixel"
+    factor: tuple[float, float] | None = None
+    rounding: str = "round_prefer_floor"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One network of an engine: the member that holds it and the names of its input and output."""
+
+    file: str
+    input: str = "image"
+    output: str = "scores"
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What an engine is: written by build-engine, read by the runtime before anything is loaded.
+
+    Attributes:
+        card: of the model.
+        target: `cpu`.
+        precision: `float32`.
+        head: what turns the core's scores into full-size ones.
+        stages: the core network, in order.
+        bytes_per_pixel: working memory of the core for one pixel of padded image, estimated from its graph.
+        created_by: name and version of the builder.
+        members: name → {"bytes", "sha256"} of every other member of the file.
+    """
+
+    card: ModelCard
+    target: str
+    precision: str
+    head: Head
+    stages: tuple[Stage, ...]
+    bytes_per_pixel: float
+    created_by: str
+    members: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    def to_json(self) -> str:
+        data = {item.name: getattr(self, item.name) for item in fields(self)}
+        data["card"] = json.loads(self.card.to_json())
+        data["head"] = asdict(self.head)
+        data["stages"] = [asdict(stage) for stage in self.stages]
+        data["members"] = dict(self.members)
+        return json.dumps({"format": "fcn-deploy engine", "version": ENGINE_VERSION} | data, indent=1)
+
+    @classmethod
+    def from_json(cls, text: str | bytes, source: str) -> "Manifest":
+        """Parse a manifest. `source` names the file in errors. Raises DeployError."""
+        try:
+            data = json.loads(text)
+            if data.pop("format") != "fcn-deploy engine":
+                raise ValueError("it is not one of an fcn-deploy engine")
+            version = data.pop("version")
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise DeployError(f"{source} has no manifest of an engine: {error!r}; {_REMEDY}") from error
+        if version != ENGINE_VERSION:
+            raise DeployError(
+                f"{source} is an engine of version {version}, and this release reads version "
+                f"{ENGINE_VERSION}; upgrade fcn-deploy, or {_REMEDY}"
+            )
+        try:
+            data["card"] = ModelCard.from_json(json.dumps(data["card"]), source)
+            head = dict(data["head"])
+            head["factor"] = None if head["factor"] is None else tuple(head["factor"])
+            data["head"] = Head(**head)
+            data["stages"] = tuple(Stage(**stage) for stage in data["stages"])
+            data["members"] = {
+                str(name): {"bytes": int(entry["bytes"]), "sha256": str(entry["sha256"])}
+                for name, entry in data["members"].items()
+            }
+            return cls(**data)
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise DeployError(f"{source} has a damaged manifest: {error!r}; {_REMEDY}") from error
+
+
+_REMEDY = "build it again with build-engine"
+
+
+def write_engine(
+    path: str | os.PathLike, manifest: Manifest, members: Mapping[str, bytes]
+) -> Manifest:
+    """Write an engine atomically and return its manifest with the members' checksums filled in.
+
+    Args:
+        path: replaced as one step; what was there stays whole if writing fails.
+        manifest: its `members` are computed here.
+        members: name → content of the stages, golden sample and report.
+    """
+    digests = {
+        name: {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+        for name, content in members.items()
+    }
+    manifest = replace(manifest, members=digests)
+    with replacing(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
+        for name, content in {MANIFEST: manifest.to_json().encode(), **members}.items():
+            # A fixed date: the same build gives the same bytes.
+            archive.writestr(zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0)), content)
+    return manifest
+
+
+class EngineFile:
+    """An engine opened for reading. Every member is checked against the manifest when it is read.
+
+    Raises:
+        DeployError: no such file, not an engine, truncated, edited, or of another version.
+    """
+
+    def __init__(self, path: str | os.PathLike) -> None:
+        self.path = Path(path)
+        try:
+            with self.path.open("rb") as file:
+                magic = file.read(4)
+            if magic != b"PK\x03\x04":
+                raise DeployError(f"{path} is not an engine (it does not start as one); {_REMEDY}")
+            self._archive = zipfile.ZipFile(self.path)
+        except FileNotFoundError as error:
+            raise DeployError(f"{path} does not exist; check the path, or {_REMEDY}") from error
+        except OSError as error:
+            raise DeployError(f"cannot read {path}: {error.strerror or error}") from error
+        except zipfile.BadZipFile as error:
+            raise DeployError(f"{path} is truncated or damaged ({error}); copy it again or {_REMEDY}") from error
+        try:
+            self.manifest = Manifest.from_json(self._read(MANIFEST, MANIFEST_LIMIT), str(path))
+            for stage in self.manifest.stages:
+                if stage.file not in self.manifest.members:
+                    raise DeployError(f"{path}: the manifest does not list its stage {stage.file}; {_REMEDY}")
+        except BaseException:
+            self.close()
+            raise
+
+    def _read(self, name: str, limit: int) -> bytes:
+        try:
+            info = self._archive.getinfo(name)
+            # Stored as is, so a small file cannot unpack into a large one.
+            if info.compress_type != zipfile.ZIP_STORED or info.file_size > limit:
+                raise DeployError(f"{self.path}: member {name} is packed or too long for an engine; {_REMEDY}")
+            return self._archive.read(name)
+        except KeyError as error:
+            raise DeployError(f"{self.path} is not an engine (it has no {name}); {_REMEDY}") from error
+        except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError, RuntimeError) as error:
+            raise DeployError(
+                f"{self.path} is damaged at member {name} ({error}); copy it again or {_REMEDY}"
+            ) from error
+
+    def read(self, name: str) -> bytes:
+        """The content of a member named in the manifest, after its length and SHA-256 were checked."""
+        if name not in self.manifest.members:
+            raise DeployError(f"{self.path} has no member {name}; {_REMEDY}")
+        entry = self.manifest.members[name]
+        content = self._read(name, entry["bytes"])
+        if len(content) != entry["bytes"] or hashlib.sha256(content).hexdigest() != entry["sha256"]:
+            raise DeployError(
+                f"{self.path} is damaged or was edited: member {name} does not match its checksum; "
+                f"copy it again or {_REMEDY}"
+            )
+        return content
+
+    def verify(self) -> None:
+        """Check every member; raises DeployError at the first that differs from the manifest."""
+        for name in self.manifest.members:
+            self.read(name)
+
+    def close(self) -> None:
+        self._archive.close()
+
+    def __enter__(self) -> "EngineFile":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

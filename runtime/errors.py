@@ -1,0 +1,16 @@
+"""The errors that users meet: one line that names the value, the rule and the remedy."""
+
+
+class DeployError(Exception):
+    """Something that was asked for in the right way failed: a broken file, a full disk, a wrong model.
+
+    Command lines print it as one line and exit with `exit_code`.
+    """
+
+    exit_code = 1
+
+
+class MisuseError(DeployError):
+    """What was asked for makes no sense as asked: a bad option, a missing input, an unsafe overwrite."""
+
+    exit_code = 2

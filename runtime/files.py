@@ -1,0 +1,74 @@
+"""Writing files so that nothing half-written is left behind and no existing output is lost."""
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from runtime.errors import DeployError, MisuseError
+
+
+def refuse_existing(path: str | os.PathLike, force: bool) -> Path:
+    """Return `path`, or raise MisuseError where it exists already and `force` is not given.
+
+    Called before long work, so that the refusal does not come after it.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise MisuseError(f"{path} is a folder; name a file to write with -o")
+    if path.exists() and not force:
+        raise MisuseError(f"{path} exists already; choose another name, or pass --force to replace it")
+    return path
+
+
+def check_writable(path: str | os.PathLike) -> None:
+    """Make the parent folder of `path` and raise DeployError where a file cannot be created in it."""
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise write_error(path, error) from error
+
+
+def write_error(path: str | os.PathLike, error: OSError) -> DeployError:
+    """One line for a file that could not be written."""
+    reason = error.strerror or str(error)
+    return DeployError(f"cannot write {path}: {reason}; free space there or choose another place with -o")
+
+
+@contextmanager
+def replacing(path: str | os.PathLike) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; rename it to `path` when the block ends well.
+
+    Where the block raises, the temporary file is removed and a file that was at `path` stays as it was.
+    The temporary name keeps the suffix, since some writers choose a format by it.
+
+    Raises:
+        DeployError: the folder cannot be made or written, or the disk is full.
+    """
+    path = Path(path)
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # mkstemp makes files private (0600); an output has the permissions any new file would have.
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem[:80]}-", suffix=path.suffix)
+        os.close(handle)
+        temporary = Path(name)
+        temporary.chmod(0o666 & ~_umask())
+        yield temporary
+        temporary.replace(path)
+    except OSError as error:
+        raise write_error(path, error) from error
+    finally:
+        if temporary is not None:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

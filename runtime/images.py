@@ -1,0 +1,279 @@
+"""Image files in, as the card wants them; labels and overlay pictures out."""
+
+import glob
+import logging
+import os
+import threading
+import warnings
+from collections.abc import Iterable, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+from runtime.engine_file import ModelCard
+from runtime.errors import DeployError, MisuseError
+from runtime.files import replacing
+
+log = logging.getLogger(__name__)
+
+IMAGE_SUFFIXES = frozenset(
+    ".jpg .jpeg .jpe .png .bmp .gif .webp .tif .tiff .ppm .pgm .pbm .pnm .jp2 .avif .tga .npy".split()
+)
+DEFAULT_MAX_PIXELS = 500_000_000  # above a 20000×20000 image
+_pillow_limit = threading.Lock()
+
+
+def find_images(inputs: Sequence[str | os.PathLike]) -> list[Path]:
+    """Files for a list of images, folders (not descended into) and globs (`**` descends), in name order.
+
+    Raises:
+        MisuseError: an input that does not exist, or holds no images.
+    """
+    found: list[Path] = []
+    for item in map(os.fspath, inputs):
+        path = Path(item)
+        if path.is_dir():
+            files = sorted(
+                file for file in path.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file()
+            )
+            if not files:
+                raise MisuseError(f"{item} holds no images; name a folder with some ({', '.join(_COMMON)}, …)")
+        elif path.exists():
+            files = [path]
+        elif glob.has_magic(item):
+            matches = sorted(map(Path, glob.glob(item, recursive=True)))
+            files = [file for file in matches if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file()]
+            if not files:
+                raise MisuseError(f"{item} matches no images; check the pattern, and quote it")
+        else:
+            raise MisuseError(f"{item} does not exist; name an image, a folder or a glob")
+        found += files
+    return list(dict.fromkeys(found))
+
+
+_COMMON = (".jpg", ".png", ".tif", ".npy")
+
+
+def read_image(
+    path: str | os.PathLike, card: ModelCard, max_pixels: int = DEFAULT_MAX_PIXELS
+) -> np.ndarray:
+    """Read an image file as the card wants it.
+
+    Grey, palette, CMYK and other colour spaces become RGB (or grey, for a card of one channel); alpha is
+    dropped; 16 bits become 8 by dropping the low byte; JPEGs are turned upright by their EXIF orientation;
+    of animations and stacks the first image is taken, and a warning says so. `.npy` arrays and TIFFs of
+    any bands are taken as they are.
+
+    Returns:
+        [H, W, channels] of the card's dtype.
+
+    Raises:
+        DeployError: not an image, truncated, or larger than `max_pixels`.
+        MisuseError: channels or dtype that the card does not allow.
+    """
+    path = Path(path)
+    try:
+        if path.suffix.lower() == ".npy":
+            return _fit(_read_npy(path, max_pixels), card, path)
+        common = card.dtype == "uint8" and card.channels in (1, 3)
+        tiff = path.suffix.lower() in (".tif", ".tiff")
+        if tiff and not (common and _is_plain_tiff(path)):
+            return _fit(_read_tiff(path, card, max_pixels), card, path)
+        return _fit(_read_pillow(path, card, max_pixels), card, path)
+    except DeployError:
+        raise
+    except FileNotFoundError as error:
+        raise DeployError(f"{path} does not exist") from error
+    except MemoryError as error:
+        raise DeployError(f"{path} does not fit into memory; use a smaller image") from error
+    except Exception as error:  # decoders raise whatever they meet in a hostile file
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise DeployError(f"cannot read {path} as an image: {reason}; is it damaged or truncated?") from error
+
+
+def _check_pixels(width: int, height: int, max_pixels: int, path: Path) -> None:
+    if width * height > max_pixels:
+        raise DeployError(
+            f"{path} has {width}×{height} = {width * height:,} pixels, over the limit of {max_pixels:,}; "
+            "raise it with max_pixels= (--max-pixels) if you trust the file"
+        )
+
+
+@contextmanager
+def open_pillow(path: Path, max_pixels: int):
+    """Image.open, with `max_pixels` instead of Pillow's own limit, which is one for the whole process."""
+    from PIL import Image, UnidentifiedImageError
+
+    with _pillow_limit, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            picture = Image.open(path)
+        except UnidentifiedImageError as error:
+            raise DeployError(f"{path} is not an image of a known format; remove or convert it") from error
+        finally:
+            Image.MAX_IMAGE_PIXELS = limit
+    with picture:
+        _check_pixels(*picture.size, max_pixels, path)
+        yield picture
+
+
+def _read_pillow(path: Path, card: ModelCard, max_pixels: int) -> np.ndarray:
+    from PIL import ImageOps
+
+    with open_pillow(path, max_pixels) as picture:
+        if getattr(picture, "n_frames", 1) > 1:
+            log.warning("%s holds %d images; only the first is used", path, picture.n_frames)
+        picture.load()
+        picture = ImageOps.exif_transpose(picture)
+        if picture.mode in ("I", "F"):
+            return np.asarray(picture)
+        if picture.mode.startswith("I;16"):
+            # Pillow would clip to 255 on conversion instead of scaling.
+            return np.asarray(picture).astype(np.uint16)
+        return np.asarray(picture.convert("L" if card.channels == 1 else "RGB"))
+
+
+def _is_plain_tiff(path: Path) -> bool:
+    """Whether Pillow reads this TIFF as 8-bit grey or colour."""
+    try:
+        with open_pillow(path, DEFAULT_MAX_PIXELS) as picture:
+            return not picture.mode.startswith(("I", "F"))
+    except Exception:
+        return False  # tifffile reads more kinds, or says what is wrong
+
+
+def _read_npy(path: Path, max_pixels: int) -> np.ndarray:
+    # Mapped first: a header that promises terabytes fails here, not in an allocation.
+    array = np.load(path, mmap_mode="r", allow_pickle=False)
+    if array.ndim not in (2, 3):
+        raise MisuseError(f"{path} holds an array of shape {list(array.shape)}; an image is [H, W] or [H, W, C]")
+    _check_pixels(array.shape[1], array.shape[0], max_pixels, path)
+    return np.array(array)
+
+
+def _read_tiff(path: Path, card: ModelCard, max_pixels: int) -> np.ndarray:
+    import tifffile
+
+    with tifffile.TiffFile(path) as file:
+        series = file.series[0]
+        axes, shape = series.axes, series.shape
+        if "Y" not in axes or "X" not in axes:
+            raise MisuseError(f"{path} has axes {axes}, which are not an image's")
+        _check_pixels(shape[axes.index("X")], shape[axes.index("Y")], max_pixels, path)
+        array = series.asarray()
+        # Leading axes: bands stored apart, or a stack of images, of which the first is used.
+        while array.ndim > 2 and axes[-1] == "X":
+            if array.ndim == 3 and array.shape[0] == card.channels and card.channels > 1:
+                return np.ascontiguousarray(np.moveaxis(array, 0, 2))
+            if array.shape[0] > 1:
+                log.warning("%s holds a stack of %d images; only the first is used", path, array.shape[0])
+            array, axes = array[0], axes[1:]
+        while array.ndim > 3:
+            array = array[0]
+        photometric = getattr(series.keyframe, "photometric", None)
+        if photometric is not None and photometric.name == "RGB" and card.channels == 3:
+            array = array[..., :3]  # alpha is dropped
+        return array
+
+
+def _fit(array: np.ndarray, card: ModelCard, path: Path) -> np.ndarray:
+    """[H, W] or [H, W, C] of some dtype as [H, W, channels] of the card's, where that is sound."""
+    if array.ndim == 2:
+        array = array[:, :, None]
+        if card.channels == 3:
+            array = np.repeat(array, 3, axis=2)
+    if array.shape[2] != card.channels:
+        raise MisuseError(f"{path} has {array.shape[2]} channels; this model takes {card.channels}")
+    if array.dtype == np.int32 and card.dtype in ("uint8", "uint16") and 0 <= array.min() <= array.max() < 65536:
+        array = array.astype(np.uint16)  # what Pillow makes of some 16-bit files
+    if array.dtype == np.bool_ and card.dtype == "uint8":
+        array = array.astype(np.uint8) * np.uint8(255)
+    if array.dtype == np.uint16 and card.dtype == "uint8":
+        array = (array >> 8).astype(np.uint8)
+    if array.dtype != card.dtype:
+        raise MisuseError(f"{path} holds {array.dtype} values; this model takes {card.dtype}: convert it first")
+    if 0 in array.shape:
+        raise MisuseError(f"{path} has no pixels (shape {list(array.shape)})")
+    return np.ascontiguousarray(array)
+
+
+def write_labels(path: str | os.PathLike, labels: np.ndarray, card: ModelCard) -> None:
+    """Write labels, [H, W], as a palette PNG in the card's colours (16-bit grey beyond 256 classes)."""
+    from PIL import Image
+
+    picture = Image.fromarray(labels)
+    if labels.dtype == np.uint8:
+        picture.putpalette(np.asarray(card.colors, np.uint8).tobytes())
+    with replacing(path) as temporary:
+        picture.save(temporary, format="PNG", compress_level=1)  # three times faster than the default
+
+
+def overlay(image: np.ndarray, labels: np.ndarray, card: ModelCard, opacity: float = 0.55) -> np.ndarray:
+    """The image under the colours of its labels: [H, W, 3] uint8. A class named background stays clear.
+
+    Args:
+        image: [H, W, C] as the card says; what is not 8-bit RGB is shown stretched to it.
+        labels: [H, W].
+        opacity: of the colours, 0..1.
+    """
+    picture = displayable(image).astype(np.float32)
+    colors = np.asarray(card.colors, np.float32)
+    alpha = np.full((len(colors), 1), opacity, np.float32)
+    for index, name in enumerate(card.classes):
+        if name.lower() == "background":
+            alpha[index] = 0
+    strength = alpha[labels]
+    return (picture * (1 - strength) + colors[labels] * strength + 0.5).astype(np.uint8)
+
+
+def displayable(image: np.ndarray) -> np.ndarray:
+    """[H, W, C] of any dtype as [H, W, 3] uint8: the first three bands (or the first), stretched to 0..255."""
+    image = image[:, :, :3] if image.shape[2] >= 3 else np.repeat(image[:, :, :1], 3, axis=2)
+    if image.dtype == np.uint8:
+        return image
+    values = np.nan_to_num(image.astype(np.float32))
+    low, high = np.percentile(values, (1, 99))
+    return (np.clip((values - low) / max(high - low, 1e-12), 0, 1) * 255 + 0.5).astype(np.uint8)
+
+
+def write_overlay(path: str | os.PathLike, image: np.ndarray, labels: np.ndarray, card: ModelCard) -> None:
+    """Write the overlay with a legend below it: the classes present, largest first, and their share."""
+    from PIL import Image
+
+    picture = Image.fromarray(overlay(image, labels, card))
+    counts = np.bincount(labels.ravel(), minlength=len(card.classes))
+    present = [int(index) for index in np.argsort(-counts, kind="stable") if counts[index]]
+    key = _legend(picture.width, [(card.classes[i], card.colors[i], counts[i] / labels.size) for i in present])
+    sheet = Image.new("RGB", (max(picture.width, key.width), picture.height + key.height), "white")
+    sheet.paste(picture, (0, 0))
+    sheet.paste(key, (0, picture.height))
+    with replacing(path) as temporary:
+        sheet.save(temporary, format="PNG", compress_level=1)
+
+
+def _legend(width: int, entries: Iterable[tuple[str, tuple[int, int, int], float]]):
+    """A strip of colour swatches with names and shares, wrapped to `width` pixels (160 at least)."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    width = max(width, 160)
+    size = int(np.clip(width // 60, 12, 40))
+    font = ImageFont.load_default(size)
+    line, gap = size + size // 2, size // 2
+    x = y = gap
+    placed = []
+    for name, color, share in entries:
+        text = f"{name} {share:.1%}"
+        length = size + gap // 2 + int(font.getlength(text)) + 2 * gap
+        if x > gap and x + length > width:
+            x, y = gap, y + line
+        placed.append((x, y, text, color))
+        x += length
+    widest = max(px + size + gap + int(font.getlength(text)) + gap for px, _, text, _ in placed)
+    strip = Image.new("RGB", (max(width, widest), y + line + gap // 2), "white")
+    draw = ImageDraw.Draw(strip)
+    for px, py, text, color in placed:
+        draw.rectangle((px, py, px + size, py + size), fill=tuple(color), outline="black")
+        draw.text((px + size + gap // 2, py + size / 2), text, fill="black", font=font, anchor="lm")
+    return strip

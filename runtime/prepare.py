@@ -1,0 +1,62 @@
+"""From an image to the core network's input: check, normalise, pad."""
+
+import numpy as np
+
+from runtime.engine_file import ModelCard
+from runtime.errors import MisuseError
+
+
+def check_image(image: np.ndarray, card: ModelCard) -> np.ndarray:
+    """Return `image` as [H, W, C], or raise MisuseError where the card does not allow it.
+
+    [H, W] is taken for [H, W, 1] where the card has one channel.
+    """
+    if not isinstance(image, np.ndarray):
+        raise MisuseError(f"an image is a NumPy array, not {type(image).__name__}; use numpy.asarray(image)")
+    if image.ndim == 2 and card.channels == 1:
+        image = image[:, :, None]
+    if image.ndim != 3 or image.shape[2] != card.channels:
+        raise MisuseError(
+            f"image of shape {list(image.shape)}; this model takes [height, width, {card.channels}]"
+            + (" in RGB order" if card.channels == 3 else "")
+        )
+    if image.dtype != card.dtype:
+        raise MisuseError(f"image of dtype {image.dtype}; this model takes {card.dtype}: convert it first")
+    if image.shape[0] < 1 or image.shape[1] < 1:
+        raise MisuseError(f"image of shape {list(image.shape)} has no pixels; both sides must be at least 1")
+    return image
+
+
+def padded_size(height: int, width: int, multiple: int) -> tuple[int, int]:
+    """The next multiples of `multiple` at or above an image's height and width."""
+    return -(-height // multiple) * multiple, -(-width // multiple) * multiple
+
+
+def normalise(image: np.ndarray, card: ModelCard, out: np.ndarray) -> None:
+    """Write (image - mean) / std of [H, W, C] into `out`, float32 [C, H, W].
+
+    A channel at a time, as image * (1 / std) - mean / std: two passes without a temporary. Training,
+    evaluation and calibration use this same function, so they see what the runtime will see.
+    """
+    for channel in range(card.channels):
+        scale = np.float32(1.0 / card.std[channel])
+        shift = np.float32(card.mean[channel] / card.std[channel])
+        np.multiply(image[:, :, channel], scale, out=out[channel], dtype=np.float32, casting="unsafe")
+        out[channel] -= shift
+
+
+def prepare(image: np.ndarray, card: ModelCard, out: np.ndarray | None = None) -> np.ndarray:
+    """An image, [H, W, C] as the card says, as the core's input: float32 [1, C, H', W'].
+
+    H' and W' are the next multiples of the card's `size_multiple`; the padding, right and bottom, is zero
+    after normalisation. `out` is a flat float32 buffer of at least C·H'·W' elements to write into.
+    """
+    height, width = image.shape[:2]
+    padded_height, padded_width = padded_size(height, width, card.size_multiple)
+    shape = (card.channels, padded_height, padded_width)
+    count = card.channels * padded_height * padded_width
+    data = (np.empty(count, np.float32) if out is None else out[:count]).reshape(shape)
+    data[:, height:] = 0
+    data[:, :height, width:] = 0
+    normalise(image, card, data[:, :height, :width])
+    return data[None]

@@ -1,0 +1,219 @@
+"""Segmenter: an engine opened, and labels for images of any size."""
+
+import logging
+import os
+import threading
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+from runtime.backends.onnxruntime import OnnxRuntimeBackend
+from runtime.engine_file import CARD_KEY, EngineFile, Head, ModelCard
+from runtime.errors import DeployError, MisuseError
+from runtime.head import labels_from_scores
+from runtime.plan import Plan, available_memory, plan_run
+from runtime.prepare import check_image, prepare
+
+log = logging.getLogger(__name__)
+
+DEFAULT_MEMORY_SHARE = 0.8  # of the memory that is free when an image arrives
+
+
+class Segmenter:
+    """Labels images of any size with an engine (or a plain ONNX model).
+
+    Args:
+        model: path of a `.engine`, or of an `.onnx` with float32 [N,C,H,W] in and logits [N,K,H,W] out.
+        device: `auto` or `cpu`.
+        threads: of one call; None: one per physical core.
+        memory: bytes one image may take; None: 80 % of what is free.
+
+    Thread-safe: many threads may call one Segmenter.
+
+    Raises:
+        MisuseError: an argument out of its range.
+        DeployError: a file that is missing, damaged, of another version, or for another device.
+    """
+
+    def __init__(
+        self,
+        model: str | os.PathLike,
+        device: str = "auto",
+        threads: int | None = None,
+        memory: int | None = None,
+    ) -> None:
+        if device not in ("auto", "cpu"):
+            raise MisuseError(f"device {device!r}: engines of this release run on 'cpu'; pass that or 'auto'")
+        if threads is not None and threads < 1:
+            raise MisuseError(f"threads is {threads}; it must be at least 1, or None for one per core")
+        if memory is not None and memory < 1:
+            raise MisuseError(f"memory is {memory} bytes; it must be above 0, or None for what is free")
+        self.path = Path(model)
+        self.memory = memory
+        self._buffers = threading.local()
+        if not self.path.is_file():
+            raise DeployError(f"{self.path} does not exist or is not a file; name an .engine or an .onnx")
+        if self.path.suffix.lower() == ".onnx":
+            self._backend = OnnxRuntimeBackend(self.path, threads=threads)
+            self.card = _card_of_onnx(self._backend, self.path)
+            self.head = Head()
+            self.precision, self.bytes_per_pixel = "float32", 0.0
+            self.manifest = None
+        else:
+            with EngineFile(self.path) as engine:
+                self.manifest = engine.manifest
+                if self.manifest.target != "cpu" or len(self.manifest.stages) != 1:
+                    raise DeployError(
+                        f"{self.path} is an engine for {self.manifest.target}, which this release cannot "
+                        "run; upgrade fcn-deploy, or build it with --target cpu"
+                    )
+                stage = self.manifest.stages[0]
+                self._backend = OnnxRuntimeBackend(
+                    engine.read(stage.file), stage.input, stage.output, threads
+                )
+            self.card, self.head = self.manifest.card, self.manifest.head
+            self.precision = self.manifest.precision
+            self.bytes_per_pixel = self.manifest.bytes_per_pixel
+
+    @property
+    def backend(self) -> str:
+        """Name of the library that runs the network."""
+        return self._open().name
+
+    def plan(self, height: int, width: int) -> Plan:
+        """How an image of this size is run. Raises DeployError where it does not fit the memory budget."""
+        memory = self.memory or int(available_memory() * DEFAULT_MEMORY_SHARE)
+        return plan_run((height, width), self.card, self.bytes_per_pixel, memory)
+
+    def __call__(self, image: np.ndarray) -> np.ndarray:
+        """Labels of one image.
+
+        Args:
+            image: [H, W, 3] uint8 RGB, or the channels and dtype of the card; any H, W ≥ 1.
+
+        Returns:
+            [H, W] uint8, or uint16 for more than 256 classes.
+
+        Raises:
+            MisuseError: an array that the card does not allow.
+            DeployError: the image exceeds the memory budget, or the network fails.
+        """
+        scores, plan = self._scores(image)
+        return labels_from_scores(scores, self.head, self.card, plan.padded, plan.size)
+
+    def scores(self, image: np.ndarray) -> np.ndarray:
+        """The core's own output for one image: float32 [K, h, w], uncropped (padding included)."""
+        return self._scores(image)[0]
+
+    def heatmap(self, image: np.ndarray) -> np.ndarray:
+        """The coarse score map, cropped to the image: float32 [K, ⌈H/stride⌉, ⌈W/stride⌉].
+
+        Raises:
+            MisuseError: a plain ONNX, whose coarse scores are not marked; build-engine finds them.
+        """
+        if self.manifest is None:
+            raise MisuseError(f"{self.path} is a plain ONNX without coarse scores; make an engine: build-engine")
+        scores, plan = self._scores(image)
+        # Cells per padded pixel, from what came out: right for networks whose scores are full-size too.
+        height, width = (
+            -(-plan.size[axis] * scores.shape[1 + axis] // plan.padded[axis]) for axis in (0, 1)
+        )
+        return scores[:, :height, :width].copy()
+
+    def map(self, images: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+        """Labels of a stream of images of mixed sizes, in order."""
+        for image in images:
+            yield self(image)
+
+    def warmup(self, sizes: Iterable[tuple[int, int]]) -> None:
+        """Run once at each (height, width), so that later calls of these sizes meet no first-time cost."""
+        for height, width in sizes:
+            self(np.zeros((height, width, self.card.channels), self.card.dtype))
+
+    def close(self) -> None:
+        """Release the network. Calling the Segmenter afterwards raises MisuseError."""
+        if self._backend is not None:
+            self._backend.close()
+            self._backend = None
+
+    def __enter__(self) -> "Segmenter":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _open(self) -> OnnxRuntimeBackend:
+        backend = self._backend
+        if backend is None:
+            raise MisuseError(f"the Segmenter of {self.path} is closed; open another one")
+        return backend
+
+    def _scores(self, image: np.ndarray) -> tuple[np.ndarray, Plan]:
+        backend = self._open()
+        image = check_image(image, self.card)
+        plan = self.plan(*image.shape[:2])
+        count = self.card.channels * plan.padded[0] * plan.padded[1]
+        # One buffer per thread, kept: a fresh one costs page faults on every call.
+        buffer = getattr(self._buffers, "data", None)
+        if buffer is None or len(buffer) < count:
+            buffer = self._buffers.data = np.empty(count, np.float32)
+        return backend.run(prepare(image, self.card, buffer))[0], plan
+
+
+def _card_of_onnx(backend: OnnxRuntimeBackend, path: Path) -> ModelCard:
+    """The card in an ONNX model's metadata, or one assumed and said aloud; checks the model's interface.
+
+    The card's `size_multiple` is dropped: a plain model is given each image at its own size.
+    """
+    inputs, outputs = backend.session.get_inputs(), backend.session.get_outputs()
+    shape, result = inputs[0].shape, outputs[0].shape
+    if len(inputs) != 1 or len(shape) != 4 or len(result) != 4 or inputs[0].type != "tensor(float)":
+        raise DeployError(
+            f"{path} takes {inputs[0].type} {shape} and gives {result}; a segmentation model takes "
+            "float32 [N,C,H,W] and gives [N,K,H,W]"
+        )
+    text = backend.session.get_modelmeta().custom_metadata_map.get(CARD_KEY)
+    if text is not None:
+        from dataclasses import replace
+
+        return replace(ModelCard.from_json(text, str(path)), size_multiple=1, stride=1)
+    card = assumed_card(shape[1], result[1], str(path))
+    log.warning("%s", describe_assumption(card, str(path)))
+    return card
+
+
+def assumed_card(channels: object, scores: object, source: str) -> ModelCard:
+    """The card of a model that carries none: ImageNet's normalisation, classes without names.
+
+    Args:
+        channels, scores: static channel counts of the model's input and output.
+
+    Raises:
+        DeployError: one of them is not a number.
+    """
+    if not isinstance(channels, int) or not isinstance(scores, int):
+        raise DeployError(
+            f"{source} has no model card, and its channels ({channels} in, {scores} out) are not fixed "
+            "numbers, so none can be assumed; export it with export-onnx"
+        )
+    # One score is a sigmoid's: background against something.
+    count = max(scores, 2)
+    rgb = channels == 3
+    return ModelCard(
+        classes=tuple(f"class {index}" for index in range(count)),
+        channels=channels,
+        mean=ModelCard.mean if rgb else (127.5,) * channels,
+        std=ModelCard.std if rgb else (127.5,) * channels,
+        activation="sigmoid" if scores == 1 else "softmax",
+    )
+
+
+def describe_assumption(card: ModelCard, source: str) -> str:
+    """One line that says aloud what was assumed."""
+    mean, std = ([round(value, 2) for value in values] for values in (card.mean, card.std))
+    return (
+        f"{source} carries no model card; assuming {card.channels}-channel {card.dtype} images"
+        f"{' (RGB)' if card.channels == 3 else ''}, mean {mean}, std {std}, {len(card.classes)} unnamed classes"
+        f", labels by {'argmax' if card.activation == 'softmax' else 'sigmoid > 0.5'}"
+    )

@@ -1,0 +1,112 @@
+"""verify-engine: does this engine give on this machine what its builder's reference gave?"""
+
+import io
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import typer
+
+from runtime.command import Debug, Json, Threads, run
+from runtime.engine_file import EngineFile
+from runtime.errors import DeployError
+from runtime.head import labels_from_scores
+from runtime.segmenter import Segmenter
+
+GOLDEN = "golden.npz"  # image uint8|uint16|float32 [H,W,C]; scores float32 [K,h,w]
+TOLERANCE = {"float32": 1e-3}  # of the scores' range
+TIMED_SIZES = ((256, 256), (480, 640), (512, 1024), (1080, 1920))
+
+
+def verify(path: Path, threads: int | None = None, sizes: Sequence[tuple[int, int]] = TIMED_SIZES) -> dict:
+    """Check an engine's members, run its golden sample, and time it.
+
+    Args:
+        path: of an engine.
+        threads: as for Segmenter.
+        sizes: (height, width) in pixels to time.
+
+    Returns:
+        {"engine", "target", "precision", "backend", "difference" (largest, as a share of the scores'
+        range), "tolerance", "labels_equal" (share of pixels), "passed", "milliseconds": {"HxW": median}}.
+
+    Raises:
+        DeployError: the file is damaged, or cannot be run here.
+    """
+    with EngineFile(path) as engine:
+        engine.verify()
+        golden = np.load(io.BytesIO(engine.read(GOLDEN)), allow_pickle=False)
+        image, expected = golden["image"], golden["scores"]
+    with Segmenter(path, threads=threads) as net:
+        scores = net.scores(image)
+        if scores.shape != expected.shape:
+            raise DeployError(
+                f"{path} gives scores of {list(scores.shape)} for its golden sample, not {list(expected.shape)}; "
+                "build it again with build-engine"
+            )
+        plan = net.plan(*image.shape[:2])
+        labels, reference = (
+            labels_from_scores(values, net.head, net.card, plan.padded, plan.size)
+            for values in (scores, expected)
+        )
+        difference = float(np.abs(scores - expected).max() / max(np.ptp(expected), 1e-12))
+        tolerance = TOLERANCE[net.precision]
+        return {
+            "engine": str(path),
+            "target": net.manifest.target,
+            "precision": net.precision,
+            "backend": net.backend,
+            "difference": difference,
+            "tolerance": tolerance,
+            "labels_equal": float((labels == reference).mean()),
+            # Not "difference > tolerance": a NaN must fail.
+            "passed": bool(difference <= tolerance),
+            "milliseconds": {
+                f"{height}x{width}": round(median_ms(net, height, width), 2) for height, width in sizes
+            },
+        }
+
+
+def median_ms(net: Segmenter, height: int, width: int, runs: int = 5) -> float:
+    """Median time of one call on a random image, in milliseconds, after one that is not counted."""
+    image = np.random.default_rng(0).integers(0, 256, (height, width, net.card.channels))
+    image = image.astype(net.card.dtype)
+    times = []
+    for _ in range(runs + 1):
+        start = time.perf_counter()
+        net(image)
+        times.append(time.perf_counter() - start)
+    return float(np.median(times[1:]) * 1e3)
+
+
+def verify_engine(
+    engine: Annotated[Path, typer.Argument(help="The engine to verify.")],
+    threads: Threads = None,
+    json_: Json = False,
+    debug: Debug = False,
+) -> int:
+    """Run an engine's golden sample on this machine, compare with the reference, print timings."""
+    report = verify(engine, threads)
+    if json_:
+        print(json.dumps(report))
+    else:
+        verdict = "ok" if report["passed"] else "FAILED"
+        print(f"{engine}: {report['precision']} for {report['target']}, run by {report['backend']}")
+        print(
+            f"golden sample: {verdict}; scores differ by {report['difference']:.1e} of their range "
+            f"(limit {report['tolerance']:.0e}), {report['labels_equal']:.2%} of labels equal"
+        )
+        for size, ms in report["milliseconds"].items():
+            print(f"  {size:>10}  {ms:8.1f} ms")
+    return 0 if report["passed"] else 1
+
+
+def main() -> None:
+    run(verify_engine, "verify-engine")
+
+
+if __name__ == "__main__":
+    main()
