@@ -15,9 +15,9 @@ from runtime.errors import DeployError, MisuseError
 from runtime.images import DEFAULT_MAX_PIXELS, IMAGE_SUFFIXES, open_pillow, read_image
 
 VOC_CLASSES = (
-    "background aeroplane bicycle bird boat bottle bus car cat chair cow diningtable dog horse motorbike "
-    "person pottedplant sheep sofa train tvmonitor"
-).split()
+    "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
+    "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
+)  # fmt: skip
 VOID_NAMES = ("void", "ignore", "ignored", "unlabeled", "unlabelled")
 CAMVID_COLORS = {
     "sky": (128, 128, 128), "building": (128, 0, 0), "pole": (192, 192, 128), "road": (128, 64, 128),

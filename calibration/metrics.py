@@ -7,9 +7,7 @@ import numpy as np
 IGNORE = 255  # the label that no metric and no loss counts (Pascal VOC's border)
 
 
-def confusion_matrix(
-    reference: np.ndarray, predicted: np.ndarray, classes: int, ignore: int = IGNORE
-) -> np.ndarray:
+def confusion_matrix(reference: np.ndarray, predicted: np.ndarray, classes: int, ignore: int = IGNORE) -> np.ndarray:
     """Count pixels by (reference class, predicted class): int64 [classes, classes].
 
     Args:

@@ -54,9 +54,7 @@ def train(
         UpsamplingKind, typer.Option(help="Bilinear, or learned from bilinear.")
     ] = UpsamplingKind.fixed,
     width: Annotated[float, typer.Option(help="Multiplies the backbone's channels (no ImageNet weights).")] = 1.0,
-    pretrained: Annotated[
-        bool, typer.Option(help="Start from ImageNet weights (efficientnet-lite0).")
-    ] = True,
+    pretrained: Annotated[bool, typer.Option(help="Start from ImageNet weights (efficientnet-lite0).")] = True,
     backbone_weights: Annotated[
         Path | None, typer.Option(help="Classification weights in torchvision's layout (.pth, .safetensors).")
     ] = None,
@@ -65,9 +63,7 @@ def train(
     crop: Annotated[str, typer.Option(help="HxW of a crop in pixels.")] = "256x256",
     rate: Annotated[float, typer.Option(help="Highest learning rate.")] = 2e-3,
     class_weights: Annotated[Weighting, typer.Option(help="Weigh rare classes up.")] = Weighting.none,
-    flip: Annotated[
-        bool | None, typer.Option(help="Mirror half of the crops [default: not for digits].")
-    ] = None,
+    flip: Annotated[bool | None, typer.Option(help="Mirror half of the crops [default: not for digits].")] = None,
     patience: Annotated[int, typer.Option(help="Stop after so many epochs without gain; 0: never.")] = 0,
     seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
     count: Annotated[int | None, typer.Option(min=2, help="Train on so many images at most.")] = None,
@@ -102,9 +98,7 @@ def train(
     if tuple(images.classes) != tuple(validation.classes):
         raise MisuseError(f"{split} and {val_split} of {data} have different classes; add a classes.txt")
     torch.manual_seed(seed)
-    architecture = models.Architecture(
-        len(images.classes), arch.value, backbone, stride, upsampling.value, width
-    )
+    architecture = models.Architecture(len(images.classes), arch.value, backbone, stride, upsampling.value, width)
     model = models.build(architecture)
     card = checkpoints.card_for(architecture, tuple(images.classes), tuple(images.colors))
     start = "random weights"

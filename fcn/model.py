@@ -66,9 +66,7 @@ def bilinear_kernel(factor: int) -> torch.Tensor:
 
 def bilinear_deconvolution(classes: int, factor: int, groups: int = 1) -> nn.ConvTranspose2d:
     """[N, K, h, w] → [N, K, factor·h, factor·w], bilinear to begin with; no bias."""
-    layer = nn.ConvTranspose2d(
-        classes, classes, 2 * factor, factor, padding=factor // 2, groups=groups, bias=False
-    )
+    layer = nn.ConvTranspose2d(classes, classes, 2 * factor, factor, padding=factor // 2, groups=groups, bias=False)
     with torch.no_grad():
         layer.weight.zero_()
         for index in range(classes):
@@ -138,9 +136,7 @@ class FCN(AnySize):
             nn.init.zeros_(layer.bias)
         self.learned = architecture.upsampling == "learned"
         if self.learned:
-            self.up = nn.ModuleDict(
-                {str(stride): bilinear_deconvolution(classes, 2) for stride in self.strides[:-1]}
-            )
+            self.up = nn.ModuleDict({str(stride): bilinear_deconvolution(classes, 2) for stride in self.strides[:-1]})
             # The paper fixes the last upsampling and learns the others.
             self.last = bilinear_deconvolution(classes, self.stride, groups=classes)
             self.last.requires_grad_(False)

@@ -169,9 +169,7 @@ def train(
     return progress
 
 
-def _batches(
-    data: LabelledImages, card, recipe: Recipe, epoch: int
-) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+def _batches(data: LabelledImages, card, recipe: Recipe, epoch: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """The batches of one epoch, each read while the one before is trained on."""
     order = np.random.default_rng((recipe.seed, epoch)).permutation(len(data))
     # A last batch of one crop has no statistics to normalise by; fill it from the start.

@@ -221,9 +221,7 @@ class Manifest:
 _REMEDY = "build it again with build-engine"
 
 
-def write_engine(
-    path: str | os.PathLike, manifest: Manifest, members: Mapping[str, bytes]
-) -> Manifest:
+def write_engine(path: str | os.PathLike, manifest: Manifest, members: Mapping[str, bytes]) -> Manifest:
     """Write an engine atomically and return its manifest with the members' checksums filled in.
 
     Args:

@@ -35,9 +35,7 @@ def labels_from_scores(
     dtype = np.dtype(card.label_dtype)
     if head.mode == "none":
         return best_class(scores[:, : size[0], : size[1]]).astype(dtype)
-    rows, columns = (
-        _axis(head, axis, scores.shape[1 + axis], padded[axis], size[axis]) for axis in (0, 1)
-    )
+    rows, columns = (_axis(head, axis, scores.shape[1 + axis], padded[axis], size[axis]) for axis in (0, 1))
     if head.mode == "nearest":
         return best_class(scores).astype(dtype)[rows[0][:, None], columns[0]]
     if rows[3] and columns[3]:
@@ -150,9 +148,7 @@ def _cell_weights(factor_y: int, offset_y: int, factor_x: int, offset_x: int) ->
     return np.einsum("ay,bx->abyx", *sides).reshape(4, -1).astype(np.float32)
 
 
-def _cell_labels(
-    scores: np.ndarray, y: np.ndarray, x: np.ndarray, weights: np.ndarray, dtype: np.dtype
-) -> np.ndarray:
+def _cell_labels(scores: np.ndarray, y: np.ndarray, x: np.ndarray, weights: np.ndarray, dtype: np.dtype) -> np.ndarray:
     """Labels of the pixels of M cells, [M, pixels of a cell]; (y, x) is a cell's first corner."""
     corners = np.stack([scores[:, y + dy, x + dx] for dy in (0, 1) for dx in (0, 1)])  # [4, K, M]
     # A class whose best corner is below another's worst corner wins nowhere in the cell.

@@ -17,9 +17,10 @@ from runtime.files import replacing
 
 log = logging.getLogger(__name__)
 
-IMAGE_SUFFIXES = frozenset(
-    ".jpg .jpeg .jpe .png .bmp .gif .webp .tif .tiff .ppm .pgm .pbm .pnm .jp2 .avif .tga .npy".split()
-)
+IMAGE_SUFFIXES = frozenset((
+    ".jpg", ".jpeg", ".jpe", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm",
+    ".jp2", ".avif", ".tga", ".npy",
+))  # fmt: skip
 DEFAULT_MAX_PIXELS = 500_000_000  # above a 20000×20000 image
 _pillow_limit = threading.Lock()
 
@@ -34,15 +35,13 @@ def find_images(inputs: Sequence[str | os.PathLike]) -> list[Path]:
     for item in map(os.fspath, inputs):
         path = Path(item)
         if path.is_dir():
-            files = sorted(
-                file for file in path.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file()
-            )
+            files = sorted(file for file in path.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file())
             if not files:
                 raise MisuseError(f"{item} holds no images; name a folder with some ({', '.join(_COMMON)}, …)")
         elif path.exists():
             files = [path]
         elif glob.has_magic(item):
-            matches = sorted(map(Path, glob.glob(item, recursive=True)))
+            matches = sorted(map(Path, glob.glob(item, recursive=True)))  # noqa: PTH207 (absolute patterns too)
             files = [file for file in matches if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file()]
             if not files:
                 raise MisuseError(f"{item} matches no images; check the pattern, and quote it")
@@ -55,9 +54,7 @@ def find_images(inputs: Sequence[str | os.PathLike]) -> list[Path]:
 _COMMON = (".jpg", ".png", ".tif", ".npy")
 
 
-def read_image(
-    path: str | os.PathLike, card: ModelCard, max_pixels: int = DEFAULT_MAX_PIXELS
-) -> np.ndarray:
+def read_image(path: str | os.PathLike, card: ModelCard, max_pixels: int = DEFAULT_MAX_PIXELS) -> np.ndarray:
     """Read an image file as the card wants it.
 
     Grey, palette, CMYK and other colour spaces become RGB (or grey, for a card of one channel); alpha is

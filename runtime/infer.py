@@ -114,9 +114,7 @@ def infer(
     failed = 0
     started = time.perf_counter()
     with Segmenter(model, threads=threads, memory=None if memory is None else int(memory * 1e9)) as net:
-        for record in label_files(
-            net, files, out, overlay=overlay, force=force, max_pixels=max_pixels
-        ):
+        for record in label_files(net, files, out, overlay=overlay, force=force, max_pixels=max_pixels):
             failed += "error" in record
             if json_:
                 print(json.dumps(record), flush=True)
@@ -138,9 +136,8 @@ def _line(record: dict, card: ModelCard | None) -> str:
     if card is not None:
         padded = record["plan"]["padded"]
         memory = record["plan"]["bytes"]
-        text += (
-            f"\n  plan: padded to {padded[0]}×{padded[1]} (multiples of {card.size_multiple}), one run"
-            + (f", about {memory / 1e6:.0f} MB" if memory else "")
+        text += f"\n  plan: padded to {padded[0]}×{padded[1]} (multiples of {card.size_multiple}), one run" + (
+            f", about {memory / 1e6:.0f} MB" if memory else ""
         )
     return text
 

@@ -69,9 +69,7 @@ class Segmenter:
                         "run; upgrade fcn-deploy, or build it with --target cpu"
                     )
                 stage = self.manifest.stages[0]
-                self._backend = OnnxRuntimeBackend(
-                    engine.read(stage.file), stage.input, stage.output, threads
-                )
+                self._backend = OnnxRuntimeBackend(engine.read(stage.file), stage.input, stage.output, threads)
             self.card, self.head = self.manifest.card, self.manifest.head
             self.precision = self.manifest.precision
             self.bytes_per_pixel = self.manifest.bytes_per_pixel
@@ -116,9 +114,7 @@ class Segmenter:
             raise MisuseError(f"{self.path} is a plain ONNX without coarse scores; make an engine: build-engine")
         scores, plan = self._scores(image)
         # Cells per padded pixel, from what came out: right for networks whose scores are full-size too.
-        height, width = (
-            -(-plan.size[axis] * scores.shape[1 + axis] // plan.padded[axis]) for axis in (0, 1)
-        )
+        height, width = (-(-plan.size[axis] * scores.shape[1 + axis] // plan.padded[axis]) for axis in (0, 1))
         return scores[:, :height, :width].copy()
 
     def map(self, images: Iterable[np.ndarray]) -> Iterator[np.ndarray]:

@@ -49,8 +49,7 @@ def verify(path: Path, threads: int | None = None, sizes: Sequence[tuple[int, in
             )
         plan = net.plan(*image.shape[:2])
         labels, reference = (
-            labels_from_scores(values, net.head, net.card, plan.padded, plan.size)
-            for values in (scores, expected)
+            labels_from_scores(values, net.head, net.card, plan.padded, plan.size) for values in (scores, expected)
         )
         difference = float(np.abs(scores - expected).max() / max(np.ptp(expected), 1e-12))
         tolerance = TOLERANCE[net.precision]
@@ -64,9 +63,7 @@ def verify(path: Path, threads: int | None = None, sizes: Sequence[tuple[int, in
             "labels_equal": float((labels == reference).mean()),
             # Not "difference > tolerance": a NaN must fail.
             "passed": bool(difference <= tolerance),
-            "milliseconds": {
-                f"{height}x{width}": round(median_ms(net, height, width), 2) for height, width in sizes
-            },
+            "milliseconds": {f"{height}x{width}": round(median_ms(net, height, width), 2) for height, width in sizes},
         }
 
 

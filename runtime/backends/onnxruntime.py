@@ -23,9 +23,7 @@ def session(model: bytes | str | os.PathLike, threads: int | None = None, optimi
     try:
         import onnxruntime
     except ImportError as error:
-        raise DeployError(
-            "onnxruntime is not installed; run: pip install 'fcn-deploy[cpu]' (or [gpu])"
-        ) from error
+        raise DeployError("onnxruntime is not installed; run: pip install 'fcn-deploy[cpu]' (or [gpu])") from error
     options = onnxruntime.SessionOptions()
     options.log_severity_level = ERRORS_ONLY
     if threads is not None:
@@ -76,9 +74,7 @@ class OnnxRuntimeBackend:
         try:
             return self.session.run([self.output], {self.input: image})[0]
         except Exception as error:
-            raise DeployError(
-                f"the network failed on an input of {list(image.shape)}: {one_line(error)}"
-            ) from error
+            raise DeployError(f"the network failed on an input of {list(image.shape)}: {one_line(error)}") from error
 
     def close(self) -> None:
         self.session = None

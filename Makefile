@@ -1,0 +1,36 @@
+# Two commands do everything from a fresh clone with python3 and make alone:
+#   make demo    train, export, build and label images of many sizes, on the CPU
+#   make test    lint and the whole test suite
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+DEMO := demo
+
+.PHONY: demo test lint bench clean
+
+# Two stamps: the demo does not wait for what only the tests need.
+$(VENV)/.all: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[all]'
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.all
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	touch $@
+
+demo: $(VENV)/.all
+	$(BIN)/python -m benchmarks.demo --out $(DEMO)
+
+test: lint
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+# Not part of the tests: timings are for people to read.
+bench: $(VENV)/.dev
+	$(BIN)/python -m benchmarks.overhead
+
+clean:
+	rm -rf $(VENV) $(DEMO) build *.egg-info

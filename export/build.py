@@ -1,0 +1,246 @@
+"""build-engine: from a segmentation ONNX to an engine file, measured on the machine that builds it."""
+
+import io
+import json
+import os
+import platform
+import tempfile
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import ModelProto
+
+from export.builders import cpu
+from export.graph import dims, graph_input, load_model, metadata, set_metadata
+from export.passes.bilinear_deconv import bilinear_deconv
+from export.passes.fold_constants import fold_constants
+from export.passes.fold_head import fold_head
+from export.passes.fold_input import fold_input
+from export.passes.split_head import head_of, split_head, stripped_padding
+from runtime.backends.onnxruntime import OnnxRuntimeBackend, session
+from runtime.engine_file import CARD_KEY, Head, Manifest, ModelCard, Stage, write_engine
+from runtime.errors import DeployError
+from runtime.files import replacing
+from runtime.head import labels_from_scores
+from runtime.prepare import padded_size, prepare
+from runtime.segmenter import Segmenter, assumed_card, describe_assumption
+from runtime.verify import GOLDEN, TIMED_SIZES, median_ms
+
+REPORT = "report.json"
+COMPARED_SIZES = ((1, 1), (7, 13), (37, 41), (61, 97), (136, 17), (200, 333), (257, 263), (480, 640))
+MARGIN = 1e-4  # of the scores' range: below it, the order of two classes is rounding
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model to build from.
+
+    Attributes:
+        model: as read.
+        card: its own, or one assumed.
+        assumption: one line that says what was assumed; None where the model has a card.
+    """
+
+    model: ModelProto
+    card: ModelCard
+    assumption: str | None
+
+
+def read_source(path: str | os.PathLike) -> Source:
+    """Read an ONNX model of [N,C,H,W] → [N,K,H,W] and its card. Raises MisuseError or DeployError."""
+    model = load_model(path)
+    image, output = dims(graph_input(model)), dims(model.graph.output[0])
+    if len(image) != 4 or len(output) != 4:
+        raise DeployError(
+            f"{path} takes {image} and gives {output}; a segmentation model takes [N,C,H,W] and gives [N,K,H,W]"
+        )
+    text = metadata(model, CARD_KEY)
+    if text is not None:
+        card = ModelCard.from_json(text, str(path))
+        if isinstance(output[1], int) and output[1] != card.scores:
+            raise DeployError(
+                f"{path} gives {output[1]} scores, and its card names {len(card.classes)} classes; export it again"
+            )
+        return Source(model, card, None)
+    card = assumed_card(image[1], output[1], str(path))
+    return Source(model, card, describe_assumption(card, str(path)))
+
+
+def build_engine(source: Source, out: str | os.PathLike, threads: int | None = None) -> dict[str, Any]:
+    """Build an engine for CPUs and return its report, which is in the file too.
+
+    Args:
+        source: the model.
+        out: the .engine file, replaced in one step.
+        threads: of the measurements.
+
+    Raises:
+        DeployError: the model cannot be run, or the engine's labels are not the model's.
+    """
+    core, card = core_of(source)
+    stage = cpu.build(core)
+    golden = golden_sample(core, card)
+    manifest = Manifest(
+        card=card,
+        target="cpu",
+        precision="float32",
+        head=head_of(core),
+        stages=(Stage("stage-0.onnx"),),
+        bytes_per_pixel=cpu.bytes_per_pixel(core),
+        created_by=f"fcn-deploy {version('fcn-deploy')}",
+    )
+    members = {"stage-0.onnx": stage, GOLDEN: golden}
+    # What is measured is the file itself, opened as a user opens it.
+    with tempfile.TemporaryDirectory() as folder:
+        draft = Path(folder) / "draft.engine"
+        write_engine(draft, manifest, members)
+        with Segmenter(draft, threads=threads) as net:
+            agreement = compare(source, net)
+            latency = {f"{height}x{width}": round(median_ms(net, height, width), 2) for height, width in TIMED_SIZES}
+    report = {
+        "target": "cpu",
+        "precision": "float32",
+        "head": manifest.head.mode,
+        "stride": card.stride,
+        "size_multiple": card.size_multiple,
+        "agreement": agreement,
+        "miou": None,
+        "miou_reason": "no labels were given",
+        "latency_ms": latency,
+        "threads": threads or "one per core",
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "assumed": source.assumption,
+    }
+    members[REPORT] = json.dumps(report, indent=1).encode()
+    write_engine(out, manifest, members)
+    return report
+
+
+def core_of(source: Source) -> tuple[ModelProto, ModelCard]:
+    """The core network with its head cut off, and the card that fits it."""
+    model, card = source.model, source.card
+    if card.activation == "softmax" or card.threshold == 0.5:
+        model = bilinear_deconv(model)
+    core = split_head(fold_constants(model))
+    if not stripped_padding(core):
+        # The model takes the size it is given, or pads by itself: the runtime must not pad.
+        card = replace(card, size_multiple=1)
+    factor = head_of(core).factor
+    card = replace(
+        card, stride=max(1, round(factor[0])) if factor else (1 if head_of(core).mode == "none" else card.stride)
+    )
+    onnx.checker.check_model(core)
+    return core, card
+
+
+def golden_sample(core: ModelProto, card: ModelCard) -> bytes:
+    """A small image and its scores by the unoptimised float32 core: what verify-engine compares with."""
+    image = natural_noise(61, 83, card, seed=0)
+    run = session(core.SerializeToString(), optimise=False)
+    try:
+        scores = run.run(None, {"image": prepare(image, card)})[0][0]
+    except Exception as error:
+        raise DeployError(f"the network does not run on an image of 61×83 pixels: {error}") from error
+    buffer = io.BytesIO()
+    np.savez(buffer, image=image, scores=scores.astype(np.float32))
+    return buffer.getvalue()
+
+
+def natural_noise(height: int, width: int, card: ModelCard, seed: int) -> np.ndarray:
+    """An image with detail at many scales, [H, W, C] in the card's dtype, spread around the card's mean."""
+    random = np.random.default_rng(seed)
+    image = np.zeros((height, width, card.channels), np.float32)
+    for cell in (64, 16, 4, 1):
+        rows, columns = -(-height // cell), -(-width // cell)
+        values = random.standard_normal((rows, columns, card.channels), dtype=np.float32)
+        image += np.repeat(np.repeat(values, cell, 0), cell, 1)[:height, :width] * 0.6
+    image = image * np.float32(card.std) + np.float32(card.mean)
+    if card.dtype == "float32":
+        return image
+    return np.clip(image, 0, np.iinfo(card.dtype).max).astype(card.dtype)
+
+
+def compare(source: Source, net: Segmenter) -> dict[str, Any]:
+    """Labels of the engine against argmax of the model's own logits, at mixed sizes.
+
+    Returns:
+        {"sizes", "pixels", "labels_equal": share, "undecided": share of pixels whose two best scores are
+        within MARGIN of the range, "wrong": differing pixels that are not}.
+
+    Raises:
+        DeployError: a label differs where the model decided.
+    """
+    backend = OnnxRuntimeBackend(source.model.SerializeToString())
+    plain = replace(net.card, size_multiple=1)
+    equal = undecided = wrong = pixels = 0
+    for index, (height, width) in enumerate(COMPARED_SIZES):
+        image = natural_noise(height, width, net.card, seed=index + 1)
+        try:
+            logits = backend.run(prepare(image, plain))[0]
+        except DeployError as error:
+            raise DeployError(
+                f"the model itself fails at {height}×{width}, so it has a size baked in; export-onnx names the "
+                f"cause for PyTorch models: {error}"
+            ) from error
+        if logits.shape[1:] != (height, width):
+            raise DeployError(
+                f"the model gives {logits.shape[1]}×{logits.shape[2]} scores for an image of {height}×{width}; "
+                "it must give one per pixel at every size"
+            )
+        expected = labels_from_scores(logits, Head(), net.card, (height, width), (height, width))
+        labels = net(image)
+        clear = decided(logits, net.card)
+        differs = labels != expected
+        equal += int((~differs).sum())
+        undecided += int((~clear).sum())
+        wrong += int((differs & clear).sum())
+        pixels += labels.size
+    if wrong:
+        raise DeployError(
+            f"the engine's labels are not the model's: {wrong} of {pixels} pixels differ; please report the model"
+        )
+    return {
+        "sizes": [f"{height}x{width}" for height, width in COMPARED_SIZES],
+        "pixels": pixels,
+        "labels_equal": equal / pixels,
+        "undecided": undecided / pixels,
+        "wrong": wrong,
+    }
+
+
+def decided(logits: np.ndarray, card: ModelCard) -> np.ndarray:
+    """Where the two best of [K, H, W] scores (or a score and its threshold) differ by more than MARGIN: bool."""
+    spread = float(np.ptp(logits)) or 1.0
+    if card.activation == "sigmoid":
+        threshold = np.log(card.threshold / (1 - card.threshold))
+        return np.abs(logits[0] - threshold) > MARGIN * spread
+    if len(logits) == 1:
+        return np.ones(logits.shape[1:], bool)
+    best = np.partition(logits, -2, axis=0)[-2:]
+    return best[1] - best[0] > MARGIN * spread
+
+
+def build_standalone(source: Source, out: str | os.PathLike) -> None:
+    """Write an ONNX for other runtimes: `image`, uint8 [N,H,W,C], in; `labels`, [N,H,W], out; any size.
+
+    Verified against the model at mixed sizes. Raises DeployError.
+    """
+    card = source.card
+    model = fold_head(fold_input(source.model, card), card)
+    set_metadata(model, CARD_KEY, card.to_json())
+    onnx.checker.check_model(model)
+    run = session(model.SerializeToString())
+    original = OnnxRuntimeBackend(source.model.SerializeToString())
+    for index, (height, width) in enumerate(COMPARED_SIZES):
+        image = natural_noise(height, width, card, seed=index + 1)
+        logits = original.run(prepare(image, replace(card, size_multiple=1)))[0]
+        expected = labels_from_scores(logits, Head(), card, padded_size(height, width, 1), (height, width))
+        labels = run.run(None, {"image": image[None]})[0][0]
+        if labels.shape != expected.shape or (labels != expected)[decided(logits, card)].any():
+            raise DeployError(f"the standalone model's labels differ from the model's at {height}×{width}")
+    with replacing(out) as temporary:
+        temporary.write_bytes(model.SerializeToString())

@@ -1,0 +1,159 @@
+"""What the graph passes share: reading an ONNX file, constants, producers, pruning."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import ModelProto, NodeProto, helper, numpy_helper
+
+from runtime.errors import DeployError, MisuseError
+
+OLDEST_OPSET = 11  # of the models that are taken: Resize is defined as today since then
+
+
+def load_model(path: str | os.PathLike) -> ModelProto:
+    """Read and check an ONNX file. Raises MisuseError or DeployError in one line."""
+    path = Path(path)
+    if not path.is_file():
+        raise MisuseError(f"{path} does not exist or is not a file; name an .onnx model")
+    try:
+        model = onnx.load(path)
+        # An empty or foreign file may parse as a model without a graph.
+        if not model.graph.node or not model.graph.output:
+            raise ValueError("it has no nodes or no output")
+        onnx.checker.check_model(model)
+    except Exception as error:  # protobuf's and onnx's errors share no base class
+        reason = " ".join(str(error).split())[:300]
+        raise DeployError(f"{path} is not a valid ONNX model: {reason}") from error
+    if opset(model) < OLDEST_OPSET:
+        raise DeployError(
+            f"{path} is of opset {opset(model)}; at least {OLDEST_OPSET} is needed: export it again, or run "
+            "onnx.version_converter on it"
+        )
+    return model
+
+
+def opset(model: ModelProto) -> int:
+    """Version of the standard operators that a model uses."""
+    return next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0)
+
+
+def clone(model: ModelProto) -> ModelProto:
+    copy = ModelProto()
+    copy.CopyFrom(model)
+    return copy
+
+
+def graph_input(model: ModelProto) -> onnx.ValueInfoProto:
+    """The image input: the first that is not an initialiser (old models list those as inputs too)."""
+    known = {tensor.name for tensor in model.graph.initializer}
+    return next(value for value in model.graph.input if value.name not in known)
+
+
+def dims(value: onnx.ValueInfoProto) -> list[int | str | None]:
+    """The dimensions of an input or output: numbers, names, or None."""
+    return [
+        dim.dim_value if dim.HasField("dim_value") else (dim.dim_param or None)
+        for dim in value.type.tensor_type.shape.dim
+    ]
+
+
+def producers(model: ModelProto) -> dict[str, NodeProto]:
+    """Name of a tensor → the node that gives it."""
+    return {name: node for node in model.graph.node for name in node.output if name}
+
+
+def consumers(model: ModelProto, name: str) -> list[NodeProto]:
+    """The nodes that read a tensor."""
+    return [node for node in model.graph.node if name in names_read(node)]
+
+
+def names_read(node: NodeProto) -> set[str]:
+    """What a node reads, by its subgraphs too."""
+    read = set(node.input)
+    for attribute in node.attribute:
+        for graph in (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])):
+            for inner in graph.node:
+                read |= names_read(inner)
+            read |= {value.name for value in graph.output}
+    return read
+
+
+def constant(model: ModelProto, name: str) -> np.ndarray | None:
+    """The value of an initialiser or a Constant node; None for what is computed."""
+    for tensor in model.graph.initializer:
+        if tensor.name == name:
+            return numpy_helper.to_array(tensor)
+    node = producers(model).get(name)
+    if node is not None and node.op_type == "Constant":
+        for attribute in node.attribute:
+            if attribute.name == "value":
+                return numpy_helper.to_array(attribute.t)
+            if attribute.name in ("value_ints", "value_floats", "value_int", "value_float"):
+                return np.asarray(helper.get_attribute_value(attribute))
+    if node is not None and node.op_type == "Identity":
+        return constant(model, node.input[0])
+    return None
+
+
+def initializers(model: ModelProto) -> dict[str, np.ndarray]:
+    """Name → value of every initialiser."""
+    return {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+
+
+def attributes(node: NodeProto) -> dict:
+    """A node's attributes by name; strings decoded."""
+    values = {item.name: helper.get_attribute_value(item) for item in node.attribute}
+    return {name: value.decode() if isinstance(value, bytes) else value for name, value in values.items()}
+
+
+def add_constants(model: ModelProto, values: Mapping[str, np.ndarray]) -> None:
+    model.graph.initializer.extend(numpy_helper.from_array(np.asarray(v), n) for n, v in values.items())
+
+
+def rename_reads(model: ModelProto, old: str, new: str) -> None:
+    """Let every node that reads `old` read `new`."""
+    for node in model.graph.node:
+        for index, name in enumerate(node.input):
+            if name == old:
+                node.input[index] = new
+
+
+def rename_result(model: ModelProto, old: str, new: str) -> None:
+    """Let the node that gives `old` give `new`, to all who read it."""
+    for node in model.graph.node:
+        for index, name in enumerate(node.output):
+            if name == old:
+                node.output[index] = new
+    rename_reads(model, old, new)
+
+
+def prune(model: ModelProto) -> None:
+    """Remove nodes, constants and shape hints that no output needs; in place."""
+    needed = {value.name for value in model.graph.output}
+    kept = []
+    for node in reversed(model.graph.node):
+        if needed & set(node.output):
+            kept.append(node)
+            needed |= names_read(node)
+    kept.reverse()
+    del model.graph.node[:]
+    model.graph.node.extend(kept)
+    for field in (model.graph.initializer, model.graph.value_info):
+        used = [item for item in field if item.name in needed]
+        del field[:]
+        field.extend(used)
+
+
+def set_metadata(model: ModelProto, key: str, value: str) -> None:
+    for entry in model.metadata_props:
+        if entry.key == key:
+            entry.value = value
+            return
+    model.metadata_props.add(key=key, value=value)
+
+
+def metadata(model: ModelProto, key: str) -> str | None:
+    return next((entry.value for entry in model.metadata_props if entry.key == key), None)

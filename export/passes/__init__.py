@@ -1,0 +1,1 @@
+"""Graph passes, one a file: each a pure function from ModelProto to ModelProto."""

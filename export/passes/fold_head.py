@@ -1,0 +1,34 @@
+"""Fold the decision into a model: labels out."""
+
+import math
+
+import numpy as np
+from onnx import ModelProto, TensorProto, helper
+
+from export.graph import add_constants, clone, rename_result
+from runtime.engine_file import ModelCard
+
+
+def fold_head(model: ModelProto, card: ModelCard) -> ModelProto:
+    """A model that gives `labels`, [N,H,W] in the card's label dtype, from one that gives logits [N,K,H,W]."""
+    model = clone(model)
+    output = model.graph.output[0]
+    logits = output.name
+    if logits == "labels":
+        logits = "logits"
+        rename_result(model, "labels", logits)
+    kind = TensorProto.UINT8 if card.label_dtype == "uint8" else TensorProto.UINT16
+    if card.activation == "sigmoid":
+        threshold = math.log(card.threshold / (1 - card.threshold))
+        add_constants(model, {"threshold": np.array(threshold, np.float32), "score_axis": np.array([1], np.int64)})
+        steps = [
+            ("Greater", [logits, "threshold"], "above", {}),
+            ("Squeeze", ["above", "score_axis"], "best", {}),
+        ]
+    else:
+        steps = [("ArgMax", [logits], "best", {"axis": 1, "keepdims": 0})]
+    steps.append(("Cast", ["best"], "labels", {"to": kind}))
+    for operator, reads, out, extra in steps:
+        model.graph.node.append(helper.make_node(operator, reads, [out], name=f"head/{out}", **extra))
+    output.CopyFrom(helper.make_tensor_value_info("labels", kind, ["N", "H", "W"]))
+    return model

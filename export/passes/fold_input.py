@@ -1,0 +1,34 @@
+"""Fold preparation into a model: uint8 NHWC images in."""
+
+import numpy as np
+from onnx import ModelProto, TensorProto, helper
+
+from export.graph import add_constants, clone, graph_input, rename_reads
+from runtime.engine_file import ModelCard
+
+
+def fold_input(model: ModelProto, card: ModelCard) -> ModelProto:
+    """A model that takes `image`, [N,H,W,C] in the card's dtype, from one that takes it normalised, [N,C,H,W].
+
+    The mean is subtracted before the padding that may follow, never folded into the first convolution: at
+    borders that would be wrong.
+    """
+    model = clone(model)
+    kinds = {"uint8": TensorProto.UINT8, "uint16": TensorProto.UINT16, "float32": TensorProto.FLOAT}
+    image = graph_input(model)
+    rename_reads(model, image.name, "image_normalised")
+    scale = 1 / np.asarray(card.std, np.float32)
+    shift = np.asarray(card.mean, np.float32) / np.asarray(card.std, np.float32)
+    add_constants(model, {"input_scale": scale.reshape(-1, 1, 1), "input_shift": shift.reshape(-1, 1, 1)})
+    steps = [
+        ("Cast", ["image"], "image_float", {"to": TensorProto.FLOAT}),
+        ("Transpose", ["image_float"], "image_planes", {"perm": [0, 3, 1, 2]}),
+        ("Mul", ["image_planes", "input_scale"], "image_scaled", {}),
+        ("Sub", ["image_scaled", "input_shift"], "image_normalised", {}),
+    ]
+    made = [helper.make_node(kind, reads, [out], name=f"input/{out}", **extra) for kind, reads, out, extra in steps]
+    nodes = [*made, *model.graph.node]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    image.CopyFrom(helper.make_tensor_value_info("image", kinds[card.dtype], ["N", "H", "W", card.channels]))
+    return model

@@ -1,0 +1,371 @@
+"""export-onnx: a PyTorch network as portable ONNX that takes every size, verified against PyTorch."""
+
+import importlib
+import io
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import torch
+from torch import nn
+
+from export.graph import attributes, constant, dims, graph_input, opset, set_metadata
+from export.passes.fold_constants import fold_constants
+from export.passes.pad_and_crop import pad_and_crop
+from export.passes.split_head import head_of, split_head
+from export.passes.upsample_scores import upsample_scores
+from fcn.checkpoint import Checkpoint
+from fcn.model import AnySize
+from runtime.backends.onnxruntime import one_line, session
+from runtime.engine_file import CARD_KEY, ModelCard
+from runtime.errors import DeployError, MisuseError
+from runtime.files import replacing
+from runtime.segmenter import assumed_card
+
+TRACED = (64, 96)
+# Never traced: one pixel, primes, one side eight times the other, below and above the traced size.
+VERIFIED_SIZES = (
+    (1, 1), (2, 3), (7, 13), (31, 33), (37, 41), (17, 136), (136, 17), (61, 97), (127, 131), (101, 211),
+    (128, 160), (200, 333), (257, 263), (320, 64),
+)  # fmt: skip
+TOLERANCE = 1e-3  # of the logits' range; float32 rounding stays near 1e-6
+MULTIPLES = (1, 2, 4, 8, 16, 32, 64)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How far ONNX and PyTorch are apart at one size, as a share of the logits' range."""
+
+    size: tuple[int, int]
+    batch: int
+    logits: float
+
+
+def export(
+    model: nn.Module,
+    card: ModelCard | None,
+    out: str | os.PathLike,
+    *,
+    exporter: str = "auto",
+    opset_version: int = 18,
+    name: str = "the module",
+) -> tuple[ModelCard, list[Difference]]:
+    """Write `out`: input `image` float32 [N,C,H,W], normalised; output `logits` float32 [N,K,H,W].
+
+    Nothing is written unless ONNX Runtime agrees with PyTorch at all of VERIFIED_SIZES.
+
+    Args:
+        model: of ours, or any module of [N,C,H,W] → [N,K,H/s,W/s] (a tensor, or a dict with "out").
+        card: of the model; None: assumed from its shapes.
+        out: the .onnx file.
+        exporter: `torchscript` (fast, deprecated in PyTorch), `dynamo`, or `auto`: the first, then the second.
+        opset_version: 18 or newer.
+        name: of the model, for errors.
+
+    Returns:
+        (the card that was stored, the differences by size).
+
+    Raises:
+        DeployError: it cannot be exported, or a size is baked in.
+    """
+    model = model.eval()
+    if isinstance(model, AnySize):
+        full, multiple, factor, channels = _Multiples(model), model.size_multiple, 1, model.architecture.channels
+    else:
+        full = _Logits(model)
+        channels = card.channels if card else _channels(model)
+        multiple, factor = probe(full, channels, name)
+    full = full.eval()  # the exporters put modules back into the mode they came in
+    graph = _to_graph(full, channels, multiple, exporter, opset_version, name)
+    if factor > 1:
+        graph = upsample_scores(graph, factor)
+    if multiple > 1:
+        graph = pad_and_crop(graph, multiple)
+    if card is None:
+        card = assumed_card(channels, dims(graph.graph.output[0])[1], name)
+        core = split_head(graph)
+        scale = head_of(core).factor
+        stride = round(scale[0]) if scale else factor
+        card = replace(card, size_multiple=multiple, stride=max(stride, 1))
+    graph.producer_name = "fcn-deploy"
+    set_metadata(graph, CARD_KEY, card.to_json())
+    onnx.checker.check_model(graph)
+    data = graph.SerializeToString()
+    differences = verify(full, multiple, factor, graph, data, channels, name)
+    with replacing(out) as temporary:
+        temporary.write_bytes(data)
+    return card, differences
+
+
+class _Multiples(nn.Module):
+    """What is traced of our networks: all but padding and cropping, which are added to the graph."""
+
+    def __init__(self, model: AnySize) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.model.final_upsampling(self.model.core(x))
+
+
+class _Logits(nn.Module):
+    """A foreign module, its result as one tensor."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        result = self.model(x)
+        if isinstance(result, dict):
+            result = result["out"]
+        return result[0] if isinstance(result, tuple | list) else result
+
+
+def load_source(source: str) -> tuple[nn.Module, ModelCard | None]:
+    """A checkpoint's path, or `package.module:factory`, as (module, card if it has one).
+
+    Raises:
+        MisuseError: no such file, module or factory.
+        DeployError: the factory fails, or gives no torch.nn.Module.
+    """
+    module_name, colon, factory_name = source.partition(":")
+    if not colon or Path(source).exists():
+        from fcn.checkpoint import load_checkpoint
+
+        checkpoint: Checkpoint = load_checkpoint(source)
+        return checkpoint.model, checkpoint.card
+    sys.path.insert(0, str(Path.cwd()))
+    try:
+        factory = getattr(importlib.import_module(module_name), factory_name)
+    except ModuleNotFoundError as error:
+        raise MisuseError(f"{source}: {error}; name it as package.module:factory, importable from here") from error
+    except AttributeError as error:
+        raise MisuseError(f"{source}: {module_name} has no {factory_name}") from error
+    except Exception as error:
+        raise DeployError(f"{source}: importing {module_name} failed: {one_line(error)}") from error
+    finally:
+        sys.path.pop(0)
+    try:
+        module = factory if isinstance(factory, nn.Module) else factory()
+    except Exception as error:
+        raise DeployError(f"{source}: the factory failed: {type(error).__name__}: {one_line(error)}") from error
+    if not isinstance(module, nn.Module):
+        raise DeployError(f"{source} gives {type(module).__name__}; a factory returns a torch.nn.Module")
+    card = getattr(module, "card", None)
+    return module, card if isinstance(card, ModelCard) else None
+
+
+def _channels(model: nn.Module) -> int:
+    """Of the image: those of the first convolution."""
+    first = next((layer for layer in model.modules() if isinstance(layer, nn.Conv2d)), None)
+    return first.in_channels if first is not None else 3
+
+
+def probe(model: nn.Module, channels: int, name: str) -> tuple[int, int]:
+    """What sizes a module takes, found by running it: (H and W must be multiples of, output is smaller by).
+
+    Raises:
+        DeployError: it takes no size, or its output follows the image's size in no constant ratio.
+    """
+    reason = "its output does not follow the size of the image"
+    for multiple in MULTIPLES:
+        factors = set()
+        try:
+            for rows, columns in ((3, 5), (5, 4), (7, 3)):
+                # Not too small for the pooling of a deep network.
+                scale = -(-64 // (multiple * 3)) if multiple < 32 else 1
+                height, width = multiple * rows * (scale | 1), multiple * columns * (scale | 1)
+                with torch.inference_mode():
+                    result = model(torch.zeros(1, channels, height, width))
+                if not isinstance(result, torch.Tensor) or result.ndim != 4:
+                    raise DeployError(
+                        f"{name} gives {getattr(result, 'shape', type(result).__name__)}; a segmentation "
+                        "network gives scores [N,K,H,W]"
+                    )
+                down = height // max(result.shape[2], 1)
+                exact = (result.shape[2] * down, result.shape[3] * down) == (height, width)
+                factors.add(down if exact else 0)
+        except DeployError:
+            raise
+        except Exception as error:
+            reason = f"{type(error).__name__}: {one_line(error)}"
+            continue
+        if len(factors) == 1 and 0 not in factors:
+            return multiple, factors.pop()
+    raise DeployError(
+        f"{name} labels no images of changing size (multiples of {MULTIPLES[-1]} were tried): {reason}. "
+        "Usual causes: a dense layer after Flatten (see fcn.convolutionalize), or interpolate(size=<int>)"
+    )
+
+
+def _to_graph(
+    model: nn.Module, channels: int, multiple: int, exporter: str, opset_version: int, name: str
+) -> onnx.ModelProto:
+    attempts = ("torchscript", "dynamo") if exporter == "auto" else (exporter,)
+    reasons = []
+    for attempt in attempts:
+        try:
+            with _quiet():
+                export_with = _torchscript if attempt == "torchscript" else _dynamo
+                graph = export_with(model, channels, multiple, opset_version)
+        except Exception as error:
+            reasons.append(f"{attempt}: {type(error).__name__}: {one_line(error)[:300]}")
+            continue
+        if opset(graph) != opset_version:
+            reasons.append(f"{attempt}: it wrote opset {opset(graph)} instead of {opset_version}")
+            continue
+        return fold_constants(graph)
+    raise DeployError(f"{name} cannot be exported ({'; '.join(reasons)})")
+
+
+def _torchscript(model: nn.Module, channels: int, multiple: int, opset_version: int) -> onnx.ModelProto:
+    buffer = io.BytesIO()
+    torch.onnx.export(
+        model,
+        (torch.zeros(1, channels, *TRACED),),
+        buffer,
+        dynamo=False,
+        opset_version=opset_version,
+        input_names=["image"],
+        output_names=["logits"],
+        dynamic_axes={"image": {0: "N", 2: "H", 3: "W"}, "logits": {0: "N", 2: "H", 3: "W"}},
+    )
+    return onnx.load_from_string(buffer.getvalue())
+
+
+def _dynamo(model: nn.Module, channels: int, multiple: int, opset_version: int) -> onnx.ModelProto:
+    batch, rows, columns = (torch.export.Dim(letter) for letter in ("N", "h", "w"))
+    program = torch.onnx.export(
+        model,
+        # Batch 2: a batch of 1 would be taken for a constant.
+        (torch.zeros(2, channels, *TRACED),),
+        dynamo=True,
+        opset_version=opset_version,
+        input_names=["image"],
+        output_names=["logits"],
+        dynamic_shapes=({0: batch, 2: multiple * rows, 3: multiple * columns},),
+    )
+    return program.model_proto
+
+
+@contextmanager
+def _quiet():
+    """The exporters print and warn much that is no user's business; errors still come as exceptions."""
+    level = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)
+
+
+def verify(
+    model: nn.Module,
+    multiple: int,
+    factor: int,
+    graph: onnx.ModelProto,
+    data: bytes,
+    channels: int,
+    name: str,
+    sizes: Sequence[tuple[int, int]] = VERIFIED_SIZES,
+) -> list[Difference]:
+    """Run PyTorch and ONNX Runtime at sizes that were never traced.
+
+    Raises:
+        DeployError: they differ, or ONNX Runtime fails: names the node and the usual cause.
+    """
+    reference = _any_size(model, multiple, factor)
+    run = session(data)
+    random = np.random.default_rng(0)
+    differences = []
+    for index, (height, width) in enumerate(sizes):
+        batch = 2 if index % 5 == 4 else 1
+        image = random.standard_normal((batch, channels, height, width), dtype=np.float32)
+        with torch.inference_mode():
+            try:
+                expected = reference(torch.from_numpy(image)).numpy()
+            except Exception as error:
+                raise DeployError(f"{name} fails in PyTorch at {height}×{width}: {one_line(error)}") from error
+        try:
+            logits = run.run(None, {graph_input(graph).name: image})[0]
+        except Exception as error:
+            raise DeployError(
+                f"{name} has a size baked in: it fails at {height}×{width}. {_blame(graph, one_line(error))}"
+            ) from error
+        if logits.shape != expected.shape:
+            raise DeployError(
+                f"{name} has a size baked in: at {height}×{width} it gives {list(logits.shape)} instead of "
+                f"{list(expected.shape)}. {_blame(graph, '')}"
+            )
+        spread = max(float(np.ptp(expected)), 1e-6)
+        difference = float(np.abs(logits - expected).max() / spread)
+        if not difference <= TOLERANCE:
+            raise DeployError(
+                f"{name} gives other scores in ONNX than in PyTorch: at {height}×{width} they differ by "
+                f"{difference:.1e} of their range (limit {TOLERANCE:.0e}). {_blame(graph, '')}"
+            )
+        differences.append(Difference((height, width), batch, difference))
+    return differences
+
+
+def _any_size(model: nn.Module, multiple: int, factor: int):
+    """In PyTorch, what the graph does: pad, run, upsample, crop."""
+    import torch.nn.functional as F
+
+    from fcn.model import upsample
+
+    def run(x: torch.Tensor) -> torch.Tensor:
+        height, width = x.shape[2:]
+        logits = model(F.pad(x, (0, -width % multiple, 0, -height % multiple)))
+        return (upsample(logits, factor) if factor > 1 else logits)[:, :, :height, :width]
+
+    return run
+
+
+CAUSES = {
+    "Resize": "interpolate(size=<int>): pass scale_factor, or size=x.shape[-2:] without int()",
+    "Reshape": "view or reshape with numbers taken from the traced image: use flatten, -1, or x.shape",
+    "Expand": "expand or repeat to the traced image's size: use x.shape without int()",
+    "Add": "a tensor of the traced image's size is added: a positional embedding or a grid",
+    "Gemm": "a dense layer after Flatten: turn it into a convolution (fcn.convolutionalize)",
+    "MatMul": "a dense layer after Flatten: turn it into a convolution (fcn.convolutionalize)",
+    "AveragePool": "adaptive pooling traced at one size: use a mean over H and W",
+}
+
+
+def _blame(graph: onnx.ModelProto, message: str) -> str:
+    """Which node has a size baked in, and the usual cause."""
+    named = next((node for node in graph.graph.node if node.name and f"'{node.name}'" in message), None)
+    suspect = baked_node(graph) or named
+    if suspect is None:
+        return f"ONNX Runtime says: {message}" if message else "No single node could be named"
+    cause = CAUSES.get(suspect.op_type, "a number taken from the traced image")
+    text = f"Node {suspect.name or suspect.output[0]} ({suspect.op_type}); usual cause: {cause}"
+    return text if not message else f"{text}. ONNX Runtime says: {message[:200]}"
+
+
+def baked_node(graph: onnx.ModelProto) -> onnx.NodeProto | None:
+    """The first node whose output size is a constant though the image's is not."""
+    for node in graph.graph.node:
+        if node.op_type == "Resize" and len(node.input) > 3 and node.input[3]:
+            sizes = constant(graph, node.input[3])
+            if sizes is not None and sizes.size:
+                return node
+        if node.op_type in ("Reshape", "Expand"):
+            shape = constant(graph, node.input[1])
+            # Weights are reshaped as well; they come from constants.
+            if shape is not None and (np.asarray(shape) > 1).sum() >= 2 and constant(graph, node.input[0]) is None:
+                return node
+        if node.op_type == "AveragePool" and min(attributes(node).get("kernel_shape", [0])) > 7:
+            return node
+    return None
