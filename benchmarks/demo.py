@@ -38,7 +38,7 @@ SMALLEST_JUDGED = 96  # pixels: a digit fits into 96×96 and not into less
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("demo"))
-    parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--epochs", type=int, default=3)
     options = parser.parse_args()
     started = time.perf_counter()
     out = options.out

@@ -134,7 +134,7 @@ class Digits:
         sizes: tuple[tuple[int, int], ...] | None = None,
     ) -> None:
         self.split, self.seed, self.sizes = split, seed, sizes
-        self.count = count if count is not None else {"train": 640, "val": 64}[split]
+        self.count = count if count is not None else {"train": 960, "val": 64}[split]
 
     def __len__(self) -> int:
         return self.count

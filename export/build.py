@@ -129,10 +129,11 @@ def core_of(source: Source) -> tuple[ModelProto, ModelCard]:
     if not stripped_padding(core):
         # The model takes the size it is given, or pads by itself: the runtime must not pad.
         card = replace(card, size_multiple=1)
-    factor = head_of(core).factor
-    card = replace(
-        card, stride=max(1, round(factor[0])) if factor else (1 if head_of(core).mode == "none" else card.stride)
-    )
+    head = head_of(core)
+    if head.factor is not None:
+        card = replace(card, stride=max(1, round(head.factor[0])))
+    elif head.mode == "none":
+        card = replace(card, stride=1)
     onnx.checker.check_model(core)
     return core, card
 

@@ -152,10 +152,8 @@ def build(
         return
     agreement = report["agreement"]
     print(f"{model} → {out} ({out.stat().st_size / 1e6:.1f} MB) for {report['target']}, {report['precision']}")
-    head = {"none": "in the network", "linear": "exact, outside the network", "nearest": "exact, outside the network"}
-    print(
-        f"head: {head[report['head']]}; scores at stride {report['stride']}, sizes padded to {report['size_multiple']}"
-    )
+    head = "in the network" if report["head"] == "none" else "exact, outside the network"
+    print(f"head: {head}; scores at stride {report['stride']}, sizes padded to multiples of {report['size_multiple']}")
     print(
         f"labels equal to the model's at {len(agreement['sizes'])} sizes: {agreement['labels_equal']:.4%} of "
         f"{agreement['pixels']:,} pixels, the rest within rounding of a tie"

@@ -53,7 +53,8 @@ def convolutionalize(
             x = layer(x)
         body.train(training)
     kept = [_convolutional(layer, shape, padding) for layer, shape in zip(body, shapes, strict=True)]
-    return nn.Sequential(*kept, *dense_to_convolutions(layers[flatten + 1 :], tuple(x.shape[1:]), padding))
+    dense = dense_to_convolutions(layers[flatten + 1 :], tuple(x.shape[1:]), padding)
+    return nn.Sequential(*kept, *dense).train(training)
 
 
 def dense_to_convolutions(
@@ -93,7 +94,7 @@ def dense_to_convolutions(
             )
             norm.load_state_dict(layer.state_dict())
             converted.append(norm)
-        elif isinstance(layer, nn.Dropout | POINTWISE):
+        elif isinstance(layer, (nn.Dropout, *POINTWISE)):
             converted.append(layer)
         elif not isinstance(layer, nn.Flatten):
             raise MisuseError(f"{type(layer).__name__} after the Flatten has no convolutional counterpart here")

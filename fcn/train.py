@@ -42,8 +42,8 @@ class Recipe:
 
     epochs: int = 25
     batch: int = 8
-    crop: tuple[int, int] = (256, 256)
-    rate: float = 2e-3
+    crop: tuple[int, int] = (224, 224)
+    rate: float = 3e-3
     weight_decay: float = 1e-2
     scale: tuple[float, float] = (0.7, 1.5)
     flip: bool = True

@@ -1,0 +1,163 @@
+"""Labelled images from every layout, at their own sizes."""
+
+import numpy as np
+import pytest
+from helpers import needs_shared
+from PIL import Image
+
+from calibration.datasets import VOC_CLASSES, load_dataset
+from calibration.digits import CLASSES, Digits, canvas
+from runtime import DeployError, MisuseError, ModelCard
+
+
+def put(path, array, palette=None):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = Image.fromarray(np.asarray(array, np.uint8))
+    if palette:
+        image.putpalette(palette)
+    image.save(path)
+
+
+def pair(images, labels, name, size=(6, 8), value=1, suffix="png"):
+    put(images / f"{name}.{suffix}", np.full((*size, 3), 100))
+    put(labels / f"{name}.png", np.full(size, value))
+
+
+def folder_pairs(root, split="train", classes="road\nsky\nvoid\n"):
+    for name, size in (("a", (6, 8)), ("b", (9, 5))):
+        pair(root / split, root / f"{split}annot", name, size)
+    if classes:
+        (root / "classes.txt").write_text(classes)
+    return root
+
+
+def test_folder_pairs_keep_their_sizes_and_void_is_not_counted(tmp_path):
+    put(folder_pairs(tmp_path) / "trainannot" / "a.png", [[0, 1], [2, 255]] * 3 and np.tile([[0, 1], [2, 255]], (3, 4)))
+    data = load_dataset(str(tmp_path), "train")
+    assert tuple(data.classes) == ("road", "sky") and len(data) == 2 and data.name(1) == "b.png"
+    image, labels = data[0]
+    assert image.shape == (6, 8, 3) and sorted(np.unique(labels)) == [0, 1, 255]
+    assert data[1][0].shape == (9, 5, 3)
+
+
+@pytest.mark.parametrize("layout", ["train/images", "images/train"])
+def test_the_other_folder_layouts(tmp_path, layout):
+    pair(tmp_path / layout, tmp_path / layout.replace("images", "labels"), "a", suffix="jpg")
+    data = load_dataset(str(tmp_path), "train")
+    assert len(data) == 1 and len(data.classes) == 2
+
+
+def test_images_beside_labels_are_divided(tmp_path):
+    for index in range(20):
+        pair(tmp_path / "images", tmp_path / "labels", f"{index:02}")
+    train, val = (load_dataset(str(tmp_path), split) for split in ("train", "val"))
+    assert (len(train), len(val)) == (18, 2) and val.name(0) == "09.png"
+
+
+def test_voc_layout_reads_palette_labels_and_its_class_names(tmp_path):
+    root = tmp_path / "VOC2012"
+    put(root / "JPEGImages" / "x.jpg", np.zeros((4, 6, 3)))
+    put(root / "SegmentationClass" / "x.png", np.tile([[0, 15, 255]], (4, 2)), palette=[1, 2, 3] * 256)
+    listing = root / "ImageSets" / "Segmentation" / "val.txt"
+    listing.parent.mkdir(parents=True)
+    listing.write_text("x\n")
+    data = load_dataset(str(root), "val")
+    assert tuple(data.classes) == tuple(VOC_CLASSES) and len(VOC_CLASSES) == 21
+    assert sorted(np.unique(data[0][1])) == [0, 15, 255]
+    listing.write_text("x\ny\n")
+    with pytest.raises(DeployError, match="names y"):
+        load_dataset(str(root), "val")
+    with pytest.raises(MisuseError, match=r"test\.txt"):
+        load_dataset(str(root), "test")
+
+
+def test_class_names_may_be_numbered_or_missing(tmp_path):
+    folder_pairs(tmp_path, classes="0: road\n1 sky\n")
+    assert tuple(load_dataset(str(tmp_path), "train").classes) == ("road", "sky")
+    (tmp_path / "classes.txt").unlink()
+    assert len(load_dataset(str(tmp_path), "train").classes) == 2
+    (tmp_path / "classes.txt").write_text("\n")
+    with pytest.raises(DeployError, match="empty"):
+        load_dataset(str(tmp_path), "train")
+
+
+def test_a_count_takes_images_spread_evenly(tmp_path):
+    for index in range(9):
+        pair(tmp_path / "val", tmp_path / "valannot", f"{index}")
+    data = load_dataset(str(tmp_path), "val", count=3)
+    assert [data.name(i) for i in range(3)] == ["0.png", "4.png", "8.png"]
+
+
+def test_a_class_beyond_the_card_names_the_file(tmp_path):
+    put(folder_pairs(tmp_path) / "trainannot" / "b.png", np.full((9, 5), 7))
+    with pytest.raises(DeployError, match=r"b\.png holds class 7, and there are 2 classes"):
+        load_dataset(str(tmp_path), "train")[1]
+
+
+def test_labels_of_another_size_are_refused(tmp_path):
+    put(folder_pairs(tmp_path) / "trainannot" / "b.png", np.zeros((5, 9)))
+    with pytest.raises(DeployError, match=r"5×9 and .*b\.png is 9×5"):
+        load_dataset(str(tmp_path), "train")[1]
+
+
+def test_a_missing_label_is_said_before_training_starts(tmp_path):
+    (folder_pairs(tmp_path) / "trainannot" / "b.png").unlink()
+    with pytest.raises(DeployError, match=r"b\.png has no label"):
+        load_dataset(str(tmp_path), "train")
+
+
+def test_coloured_or_broken_labels_are_refused(tmp_path):
+    put(folder_pairs(tmp_path) / "trainannot" / "a.png", np.zeros((6, 8, 3)))
+    with pytest.raises(DeployError, match="colours"):
+        load_dataset(str(tmp_path), "train")[0]
+    (tmp_path / "trainannot" / "a.png").write_bytes(b"\x89PNG nothing")
+    with pytest.raises(DeployError, match="not an image"):
+        load_dataset(str(tmp_path), "train")[0]
+
+
+def test_misuse(tmp_path):
+    with pytest.raises(MisuseError, match="not a folder"):
+        load_dataset(str(tmp_path / "none"), "train")
+    with pytest.raises(MisuseError, match="no labelled images"):
+        load_dataset(str(tmp_path), "train")
+    with pytest.raises(MisuseError, match="no split"):
+        load_dataset("digits", "test")
+    (tmp_path / "train").mkdir()
+    (tmp_path / "trainannot").mkdir()
+    with pytest.raises(MisuseError, match="no images"):
+        load_dataset(str(tmp_path), "train")
+    with pytest.raises(MisuseError, match="has 2 classes and the model has 3"):
+        load_dataset(str(folder_pairs(tmp_path)), "train", card=ModelCard(("a", "b", "c")))
+
+
+def test_digits_are_made_from_their_seed_alone():
+    first, again, other = Digits("train"), Digits("train"), Digits("train", seed=1)
+    np.testing.assert_array_equal(first[3][0], again[3][0])
+    assert first.size(3) != other.size(3) or (first[3][0] != other[3][0]).any()
+    assert len({first.size(i) for i in range(20)}) > 15  # mixed sizes
+    assert tuple(first.classes) == CLASSES and len(first.colors) == 11
+
+
+def test_digits_of_train_and_val_are_different_handwriting():
+    train, val = (canvas(200, 200, 0, split, 0)[0] for split in ("train", "val"))
+    assert (train != val).any()
+
+
+@pytest.mark.parametrize("size", [(1, 1), (28, 28), (96, 96), (150, 333)])
+def test_digits_fill_canvases_of_any_size(size):
+    image, labels = canvas(*size, 0, "val", 5)
+    assert image.shape == (*size, 3) and image.dtype == np.uint8 and labels.shape == size
+    if min(size) >= 96:
+        assert 0.03 < (labels > 0).mean() < 0.6
+        classes = set(np.unique(labels)) - {0}
+        assert classes and max(classes) <= 10
+
+
+def test_the_photographs_beside_the_project():
+    camvid = load_dataset(str(needs_shared("camvid")), "val")
+    assert len(camvid) == 101 and len(camvid.classes) == 11 and camvid.classes[0] == "sky"
+    image, labels = camvid[0]
+    assert image.shape == (360, 480, 3) and set(np.unique(labels)) <= {*range(11), 255}
+    nuclei = load_dataset(str(needs_shared("nuclei")), "val")
+    assert len(nuclei.classes) == 2
+    assert len({nuclei[i][0].shape for i in range(len(nuclei))}) >= 4

@@ -1,0 +1,57 @@
+"""Small networks, exported once a run, and the trained weights where they are at hand."""
+
+import os
+
+import pytest
+from helpers import checkpoint_of, needs_shared, random_network
+
+
+@pytest.fixture(scope="session")
+def exports(tmp_path_factory):
+    """Folder of a run's exports: narrow.safetensors, narrow.onnx and narrow.engine (5 classes, FCN-8s)."""
+    from export.build import build_engine, read_source
+    from export.to_onnx import export
+    from fcn.checkpoint import save_checkpoint
+
+    folder = tmp_path_factory.mktemp("exports")
+    checkpoint = checkpoint_of(random_network())
+    save_checkpoint(folder / "narrow.safetensors", checkpoint)
+    export(checkpoint.model, checkpoint.card, folder / "narrow.onnx")
+    build_engine(read_source(folder / "narrow.onnx"), folder / "narrow.engine")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory):
+    """Folder with camvid.safetensors, .onnx and .engine, from the weights beside the project."""
+    import torch
+    from safetensors.torch import load_file
+
+    from calibration.datasets import CAMVID_COLORS
+    from export.build import build_engine, read_source
+    from export.to_onnx import export
+    from fcn.checkpoint import Checkpoint, save_checkpoint
+    from fcn.model import Architecture, build
+    from runtime import ModelCard
+
+    state = load_file(needs_shared("camvid-lite0-fcn8s.safetensors"))
+    names = {
+        "stem.0": "backbone._conv_stem", "stem.1": "backbone._bn0", "blocks": "backbone._blocks",
+        "head.0": "backbone._conv_head", "head.1": "backbone._bn1", "s3": "score.8", "s4": "score.16", "s5": "score.32",
+    }  # fmt: skip
+    renamed = {}
+    for name, tensor in state.items():
+        old = next(prefix for prefix in names if name.startswith(f"{prefix}."))
+        renamed[names[old] + name[len(old) :]] = tensor
+    model = build(Architecture(classes=11))
+    model.load_state_dict(renamed)
+    card = ModelCard(
+        tuple(CAMVID_COLORS), tuple(CAMVID_COLORS.values()), mean=(123.675, 116.28, 103.53), std=(58.4, 57.12, 57.38),
+        stride=8, size_multiple=32,
+    )  # fmt: skip
+    folder = tmp_path_factory.mktemp("trained")
+    save_checkpoint(folder / "camvid.safetensors", Checkpoint(model.eval(), card))
+    export(model, card, folder / "camvid.onnx")
+    build_engine(read_source(folder / "camvid.onnx"), folder / "camvid.engine")
+    torch.set_num_threads(os.cpu_count() or 1)
+    return folder

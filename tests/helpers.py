@@ -1,0 +1,76 @@
+"""Functions the tests share."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+SHARED = ROOT.parent / "shared"
+BIN = Path(sys.executable).parent
+
+
+def needs_shared(name: str) -> Path:
+    path = SHARED / name
+    if not path.exists():
+        pytest.skip(f"../shared/{name} is not at hand; put it beside the project")
+    return path
+
+
+def random_network(seed: int = 0, **architecture):
+    """A narrow network with random weights, statistics that fit them, and labels of all classes."""
+    import torch
+
+    from fcn.model import Architecture, build
+
+    torch.manual_seed(seed)
+    model = build(Architecture(**({"classes": 5, "width": 0.25} | architecture)))
+    layers = model.score.values() if hasattr(model, "score") else [model.classifier[-1]]
+    for layer in layers:
+        torch.nn.init.normal_(layer.weight, std=0.5)
+    for layer in model.modules():
+        if isinstance(layer, torch.nn.BatchNorm2d):
+            layer.momentum = None  # a true mean over the batches that follow
+    with torch.no_grad():
+        for _ in range(2):
+            model.train()(torch.randn(2, model.architecture.channels, 96, 96))
+    return model.eval()
+
+
+def checkpoint_of(model, **card):
+    from dataclasses import replace
+
+    from fcn.checkpoint import Checkpoint, card_for
+
+    names = tuple(f"class {index}" for index in range(model.architecture.classes))
+    return Checkpoint(model, replace(card_for(model.architecture, names), **card))
+
+
+def command(*words: object, ok: int = 0, cwd: Path | None = None, env: dict | None = None):
+    """Run one of the command lines (`infer` is python -m runtime.infer) and check its exit code."""
+    name, *rest = map(str, words)
+    program = [sys.executable, "-m", "runtime.infer"] if name == "infer" else [BIN / name]
+    done = subprocess.run(
+        [*program, *rest], capture_output=True, text=True, cwd=cwd, env={**os.environ, **(env or {})}, timeout=600
+    )
+    assert done.returncode == ok, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
+    return done
+
+
+def one_error(done) -> str:
+    """The single line a command failed with."""
+    lines = done.stderr.strip().splitlines()
+    assert len(lines) == 1 and "error: " in lines[0], done.stderr
+    assert "Traceback" not in done.stderr
+    return lines[0]
+
+
+def photo(height: int, width: int, seed: int = 0) -> np.ndarray:
+    """An image with detail at many scales, [H, W, 3] uint8."""
+    from export.build import natural_noise
+    from runtime import ModelCard
+
+    return natural_noise(height, width, ModelCard(("a", "b")), seed)

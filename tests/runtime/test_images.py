@@ -1,0 +1,225 @@
+"""Image files of every kind come in as a user would expect; labels and overlays go out."""
+
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image
+
+from runtime import DeployError, MisuseError, ModelCard
+from runtime.engine_file import voc_palette
+from runtime.images import find_images, overlay, read_image, write_labels, write_overlay
+
+RGB = ModelCard(("background", "thing", "other"))
+GREY = ModelCard(("a", "b"), channels=1, mean=(0,), std=(1,))
+
+
+@pytest.fixture
+def picture():
+    return np.random.default_rng(0).integers(0, 256, (13, 17, 3), np.uint8)
+
+
+def save(path, array, mode=None, **options):
+    image = Image.fromarray(array)
+    (image.convert(mode) if mode else image).save(path, **options)
+    return path
+
+
+@pytest.mark.parametrize("suffix", ["png", "bmp", "tif", "webp", "ppm", "npy"])
+def test_lossless_colour_files_come_in_as_they_are(tmp_path, picture, suffix):
+    path = tmp_path / f"x.{suffix}"
+    if suffix == "npy":
+        np.save(path, picture)
+    else:
+        save(path, picture, **({"lossless": True} if suffix == "webp" else {}))
+    np.testing.assert_array_equal(read_image(path, RGB), picture)
+
+
+def test_grey_becomes_three_equal_channels_and_colour_becomes_grey(tmp_path, picture):
+    grey = picture[:, :, 0]
+    np.testing.assert_array_equal(read_image(save(tmp_path / "g.png", grey), RGB), np.stack([grey] * 3, 2))
+    assert read_image(save(tmp_path / "c.png", picture), GREY).shape == (13, 17, 1)
+
+
+def test_alpha_is_dropped(tmp_path, picture):
+    rgba = np.dstack([picture, np.full((13, 17), 7, np.uint8)])
+    np.testing.assert_array_equal(read_image(save(tmp_path / "a.png", rgba), RGB), picture)
+    la = save(tmp_path / "la.png", picture, "LA")
+    assert read_image(la, RGB).shape == (13, 17, 3)
+
+
+def test_palette_images_show_their_colours(tmp_path):
+    image = Image.fromarray(np.array([[0, 1], [1, 0]], np.uint8))
+    image.putpalette([10, 20, 30, 200, 100, 50])
+    image.save(tmp_path / "p.png")
+    assert read_image(tmp_path / "p.png", RGB)[0].tolist() == [[10, 20, 30], [200, 100, 50]]
+
+
+def test_cmyk_jpegs_become_rgb(tmp_path):
+    red = np.zeros((16, 16, 3), np.uint8)
+    red[:, :, 0] = 255
+    image = read_image(save(tmp_path / "c.jpg", red, "CMYK", quality=95), RGB)
+    assert image.shape == (16, 16, 3) and (abs(image.astype(int) - red) < 40).all()
+
+
+def test_sixteen_bits_are_scaled_not_clipped(tmp_path):
+    ramp = np.linspace(0, 65535, 256).astype(np.uint16).reshape(16, 16)
+    for name in ("r.png", "r.tif"):
+        image = read_image(save(tmp_path / name, ramp), RGB)
+        np.testing.assert_array_equal(image[:, :, 1], ramp >> 8)
+    tifffile.imwrite(tmp_path / "rgb16.tif", np.stack([ramp] * 3, 2), photometric="rgb")
+    np.testing.assert_array_equal(read_image(tmp_path / "rgb16.tif", RGB)[:, :, 2], ramp >> 8)
+
+
+def test_bilevel_images_are_black_and_white(tmp_path):
+    bits = np.array([[True, False], [False, True]])
+    image = read_image(save(tmp_path / "b.png", bits), RGB)
+    assert image[:, :, 0].tolist() == [[255, 0], [0, 255]]
+
+
+def test_rotated_jpegs_are_turned_upright(tmp_path):
+    flat = np.zeros((20, 40, 3), np.uint8)
+    flat[:, :20] = 255  # left half white
+    exif = Image.Exif()
+    exif[0x0112] = 6  # shown rotated by 90 degrees clockwise
+    image = read_image(save(tmp_path / "r.jpg", flat, exif=exif.tobytes(), quality=95), RGB)
+    assert image.shape == (40, 20, 3)
+    assert image[:15].mean() > 240 and image[25:].mean() < 15
+
+
+@pytest.mark.parametrize("suffix", ["gif", "png", "webp", "tif"])
+def test_of_animations_the_first_image_is_used_and_that_is_said(tmp_path, picture, caplog, suffix):
+    frames = [Image.fromarray(np.full((9, 8, 3), value, np.uint8)) for value in (0, 120, 240)]
+    frames[0].save(tmp_path / f"x.{suffix}", save_all=True, append_images=frames[1:])
+    assert read_image(tmp_path / f"x.{suffix}", RGB).max() < 10
+    assert "only the first is used" in caplog.text and "3" in caplog.text
+
+
+@pytest.mark.parametrize("dtype", ["uint16", "float32"])
+@pytest.mark.parametrize("planar", ["contig", "separate"])
+def test_many_bands_from_tiff_and_npy(tmp_path, dtype, planar):
+    card = ModelCard(("a", "b"), channels=5, dtype=dtype, mean=(0,) * 5, std=(1,) * 5)
+    image = np.random.default_rng(0).uniform(0, 60000, (11, 13, 5)).astype(dtype)
+    stored = image if planar == "contig" else np.moveaxis(image, 2, 0)
+    tifffile.imwrite(tmp_path / "x.tif", stored, planarconfig=planar, photometric="minisblack")
+    np.testing.assert_array_equal(read_image(tmp_path / "x.tif", card), image)
+    np.save(tmp_path / "x.npy", image)
+    np.testing.assert_array_equal(read_image(tmp_path / "x.npy", card), image)
+
+
+def test_one_band_of_sixteen_bits_stays_whole_for_a_card_that_wants_it(tmp_path):
+    card = ModelCard(("a", "b"), channels=1, dtype="uint16", mean=(0,), std=(1,))
+    ramp = np.arange(0, 60000, 1000, np.uint16).reshape(6, 10)
+    for name in ("x.png", "x.tif"):
+        np.testing.assert_array_equal(read_image(save(tmp_path / name, ramp), card)[:, :, 0], ramp)
+
+
+def test_what_the_card_does_not_allow_is_refused(tmp_path, picture):
+    bands = ModelCard(("a", "b"), channels=4, dtype="uint8", mean=(0,) * 4, std=(1,) * 4)
+    np.save(tmp_path / "x.npy", picture)
+    with pytest.raises(MisuseError, match="3 channels; this model takes 4"):
+        read_image(tmp_path / "x.npy", bands)
+    np.save(tmp_path / "f.npy", picture.astype(np.float32))
+    with pytest.raises(MisuseError, match="float32 values; this model takes uint8"):
+        read_image(tmp_path / "f.npy", RGB)
+    tifffile.imwrite(tmp_path / "f.tif", np.zeros((4, 5), np.float32))
+    with pytest.raises(MisuseError, match="float32"):
+        read_image(tmp_path / "f.tif", RGB)
+    np.save(tmp_path / "v.npy", np.zeros(7))
+    with pytest.raises(MisuseError, match="shape"):
+        read_image(tmp_path / "v.npy", RGB)
+    np.save(tmp_path / "z.npy", np.zeros((0, 4, 3), np.uint8))
+    with pytest.raises(DeployError):
+        read_image(tmp_path / "z.npy", RGB)
+
+
+def hostile(tmp_path, picture):
+    """Broken files of every kind."""
+    (tmp_path / "text.png").write_text("this is no image")
+    (tmp_path / "empty.jpg").write_bytes(b"")
+    (tmp_path / "pickle.npy").write_bytes(b"\x93NUMPY\x01\x00\x16\x00{'descr':'|O','fortran_order':False,'shape':(1,)}")
+    header = b"{'descr': '|u1', 'fortran_order': False, 'shape': (900000000, 900000000, 3), }"
+    (tmp_path / "huge.npy").write_bytes(b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header)
+    (tmp_path / "text.tif").write_text("II*\0 no tiff")
+    for suffix in ("png", "jpg", "tif", "gif", "webp", "npy"):
+        path = tmp_path / f"cut.{suffix}"
+        noise = np.random.default_rng(1).integers(0, 256, (64, 64, 3), np.uint8)
+        if suffix == "npy":
+            np.save(path, noise)
+        else:
+            save(path, noise)
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    return sorted(tmp_path.iterdir())
+
+
+def test_broken_files_are_one_line_each(tmp_path, picture):
+    files = hostile(tmp_path, picture)
+    assert len(files) == 11
+    for path in files:
+        with pytest.raises(DeployError) as caught:
+            read_image(path, RGB)
+        assert path.name in str(caught.value) and "\n" not in str(caught.value), path
+
+
+def test_the_limit_of_pixels_is_ours_and_not_pillows(tmp_path, monkeypatch):
+    path = save(tmp_path / "x.png", np.zeros((300, 400), np.uint8))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)  # Pillow would refuse
+    assert read_image(path, RGB).shape == (300, 400, 3)
+    assert Image.MAX_IMAGE_PIXELS == 10
+    with pytest.raises(DeployError, match=r"400×300 = 120,000 pixels, over the limit of 100,000.*--max-pixels"):
+        read_image(path, RGB, max_pixels=100_000)
+
+
+def test_files_folders_and_globs_are_found_in_order(tmp_path, picture):
+    for name in ("b.png", "a.JPG", "deep/c.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        save(tmp_path / name, picture)
+    (tmp_path / "notes.txt").write_text("")
+    (tmp_path / "empty").mkdir()
+    assert [p.name for p in find_images([tmp_path])] == ["a.JPG", "b.png"]
+    assert [p.name for p in find_images([f"{tmp_path}/**/*.png"])] == ["b.png", "c.png"]
+    assert [p.name for p in find_images([tmp_path / "b.png", tmp_path])] == ["b.png", "a.JPG"]
+    for wrong, said in ((tmp_path / "empty", "no images"), (tmp_path / "x", "does not exist"), ("*.zzz", "no images")):
+        with pytest.raises(MisuseError, match=said):
+            find_images([wrong])
+
+
+def test_labels_are_palette_pngs_in_the_cards_colours(tmp_path):
+    labels = np.array([[0, 1], [2, 1]], np.uint8)
+    write_labels(tmp_path / "l.png", labels, RGB)
+    image = Image.open(tmp_path / "l.png")
+    assert image.mode == "P"
+    np.testing.assert_array_equal(np.asarray(image), labels)
+    assert np.asarray(image.convert("RGB"))[1, 0].tolist() == list(voc_palette(3)[2])
+
+
+def test_labels_of_many_classes_are_16_bit(tmp_path):
+    labels = np.array([[0, 299]], np.uint16)
+    write_labels(tmp_path / "l.png", labels, ModelCard(tuple(map(str, range(300)))))
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "l.png")), labels)
+
+
+def test_background_stays_clear_in_overlays(picture):
+    labels = np.zeros((13, 17), np.uint8)
+    labels[5:] = 1
+    shown = overlay(picture, labels, RGB)
+    np.testing.assert_array_equal(shown[:5], picture[:5])
+    assert (shown[5:] != picture[5:]).any()
+
+
+@pytest.mark.parametrize("size", [(1, 1), (28, 28), (400, 900)])
+def test_overlays_have_a_legend_below_the_picture(tmp_path, size):
+    labels = np.zeros(size, np.uint8)
+    labels[: size[0] // 2] = 2
+    write_overlay(tmp_path / "o.png", np.zeros((*size, 3), np.uint8), labels, RGB)
+    sheet = np.asarray(Image.open(tmp_path / "o.png").convert("RGB"))
+    legend = sheet[size[0] :]
+    assert legend.shape[0] > 15 and legend.shape[1] >= 160
+    swatch = (legend == voc_palette(3)[2]).all(2).sum()
+    assert (swatch > 50) == (size != (1, 1))  # only classes that are present
+
+
+def test_overlays_of_other_bands_are_stretched():
+    card = ModelCard(("a", "b"), channels=5, dtype="uint16", mean=(0,) * 5, std=(1,) * 5)
+    image = np.random.default_rng(0).integers(0, 4000, (20, 20, 5), np.uint16)
+    shown = overlay(image, np.zeros((20, 20), np.uint8), card, opacity=0)
+    assert shown.dtype == np.uint8 and shown.shape == (20, 20, 3) and np.ptp(shown) == 255

@@ -1,0 +1,141 @@
+"""python -m runtime.infer and verify-engine, as a user runs them."""
+
+import json
+import shutil
+import zipfile
+
+import numpy as np
+import pytest
+from helpers import command, one_error, photo
+from PIL import Image
+
+from runtime import Segmenter
+
+
+@pytest.fixture
+def photos(tmp_path):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for index, size in enumerate(((28, 28), (61, 97), (120, 80), (1, 1))):
+        Image.fromarray(photo(*size, index)).save(folder / f"p{index}.png")
+    return folder
+
+
+def test_a_folder_is_labelled(exports, photos, tmp_path):
+    out = tmp_path / "out"
+    done = command("infer", exports / "narrow.engine", photos, "-o", out, "--overlay", "--json")
+    records = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [record["size"] for record in records] == [[28, 28], [61, 97], [120, 80], [1, 1]]
+    assert records[1]["plan"]["padded"] == [64, 128] and records[1]["plan"]["bytes"] > 64 * 128
+    with Segmenter(exports / "narrow.engine") as net:
+        for record in records:
+            assert set(record["ms"]) == {"read", "label", "write"} and min(record["ms"].values()) > 0
+            expected = net(np.asarray(Image.open(record["image"])))
+            np.testing.assert_array_equal(np.asarray(Image.open(record["labels"])), expected)
+            assert Image.open(record["overlay"]).mode == "RGB"
+    assert len(list(out.iterdir())) == 8
+
+
+def test_globs_files_and_explain(exports, photos, tmp_path):
+    done = command("infer", exports / "narrow.engine", f"{photos}/p[01].png", photos / "p2.png", "-o", tmp_path / "o",
+                   "--explain")  # fmt: skip
+    assert "plan: padded to 64×128 (multiples of 32), one run, about" in done.stdout
+    assert "3 of 3 images labelled" in done.stdout
+
+
+def test_a_broken_image_does_not_stop_the_rest(exports, photos, tmp_path):
+    (photos / "p1.png").write_bytes((photos / "p1.png").read_bytes()[:200])
+    (photos / "a.jpg").write_text("no image")
+    done = command("infer", exports / "narrow.engine", photos, "-o", tmp_path / "o", ok=1)
+    assert "3 of 5 images labelled" in done.stdout
+    errors = done.stderr.splitlines()
+    assert len(errors) == 2 and "a.jpg" in errors[0] and "p1.png" in errors[1]
+    assert sorted(path.name for path in (tmp_path / "o").iterdir()) == ["p0.png", "p2.png", "p3.png"]
+    done = command("infer", exports / "narrow.engine", photos, "-o", tmp_path / "o2", "--json", ok=1)
+    assert next(line for line in map(json.loads, done.stdout.splitlines()) if "error" in line)["image"].endswith(
+        "a.jpg"
+    )
+
+
+def test_outputs_are_never_overwritten_without_force(exports, photos, tmp_path):
+    out = tmp_path / "o"
+    out.mkdir()
+    (out / "p2.png").write_text("precious")
+    done = command("infer", exports / "narrow.engine", photos, "-o", out, ok=2)
+    assert "p2.png exists already" in one_error(done)
+    assert [path.name for path in out.iterdir()] == ["p2.png"] and (out / "p2.png").read_text() == "precious"
+    command("infer", exports / "narrow.engine", photos, "-o", out, "--force")
+    assert Image.open(out / "p2.png").size == (80, 120)
+
+
+def test_inputs_are_never_overwritten_even_with_force(exports, photos):
+    before = (photos / "p0.png").read_bytes()
+    done = command("infer", exports / "narrow.engine", photos, "-o", photos, "--force", ok=2)
+    assert "is an input" in one_error(done) and (photos / "p0.png").read_bytes() == before
+
+
+def test_equal_stems_keep_their_suffix(exports, photos, tmp_path):
+    Image.open(photos / "p0.png").save(photos / "p0.bmp")
+    command("infer", exports / "narrow.engine", photos, "-o", tmp_path / "o")
+    assert {"p0.png.png", "p0.bmp.png", "p1.png"} <= {path.name for path in (tmp_path / "o").iterdir()}
+    shutil.copytree(photos, tmp_path / "more")
+    done = command("infer", exports / "narrow.engine", photos, tmp_path / "more", "-o", tmp_path / "o2", ok=2)
+    assert "overwrite each other" in one_error(done)
+
+
+def test_misuse_is_one_line_and_exit_2(exports, photos, tmp_path):
+    (tmp_path / "empty").mkdir()
+    engine = exports / "narrow.engine"
+    for words, said in (
+        ((engine, tmp_path / "empty", "-o", tmp_path / "o"), "holds no images"),
+        ((engine, tmp_path / "none.jpg", "-o", tmp_path / "o"), "does not exist"),
+        ((engine, photos, "-o", tmp_path / "o", "--threads", "0"), "threads"),
+        ((engine, photos, "-o", tmp_path / "o", "--max-pixels", "many"), "max-pixels"),
+        ((engine, photos), "--out"),
+        ((engine, photos, "-o", tmp_path / "o", "--frobnicate"), "--frobnicate"),
+    ):
+        assert said in one_error(command("infer", *words, ok=2))
+    assert not (tmp_path / "o").exists()
+
+
+def test_failures_are_one_line_and_exit_1(exports, photos, tmp_path):
+    (tmp_path / "bad.engine").write_bytes((exports / "narrow.engine").read_bytes()[:5000])
+    assert "truncated" in one_error(command("infer", tmp_path / "bad.engine", photos, "-o", tmp_path / "o", ok=1))
+    (tmp_path / "file").write_text("")
+    done = command("infer", exports / "narrow.engine", photos, "-o", tmp_path / "file" / "o", ok=1)
+    assert "cannot write" in one_error(done)
+    done = command("infer", exports / "narrow.engine", photos, "-o", tmp_path / "o", "--max-pixels", "500", ok=1)
+    assert "over the limit of 500" in done.stderr and "1 of 4 images labelled" in done.stdout
+
+
+def test_verify_engine_compares_and_times(exports):
+    report = json.loads(command("verify-engine", exports / "narrow.engine", "--json").stdout)
+    assert report["passed"] and report["labels_equal"] == 1 and report["difference"] < 1e-4
+    assert len(report["milliseconds"]) == 4
+    assert "golden sample: ok" in command("verify-engine", exports / "narrow.engine").stdout
+
+
+def test_verify_engine_fails_where_scores_differ(exports, tmp_path):
+    import io
+
+    from runtime.engine_file import EngineFile, write_engine
+
+    with EngineFile(exports / "narrow.engine") as file:
+        members = {name: file.read(name) for name in file.manifest.members}
+        manifest = file.manifest
+    golden = dict(np.load(io.BytesIO(members["golden.npz"])))
+    for name, change in (("shift", 0.1), ("nan", np.nan)):
+        buffer = io.BytesIO()
+        np.savez(buffer, **(golden | {"scores": golden["scores"] + change}))
+        write_engine(tmp_path / f"{name}.engine", manifest, members | {"golden.npz": buffer.getvalue()})
+        done = command("verify-engine", tmp_path / f"{name}.engine", ok=1)
+        assert "golden sample: FAILED" in done.stdout
+
+
+def test_verify_engine_refuses_an_edited_engine(exports, tmp_path):
+    with zipfile.ZipFile(exports / "narrow.engine") as archive:
+        place = archive.getinfo("golden.npz").header_offset + 400
+    content = bytearray((exports / "narrow.engine").read_bytes())
+    content[place] ^= 1
+    (tmp_path / "e.engine").write_bytes(content)
+    assert "damaged" in one_error(command("verify-engine", tmp_path / "e.engine", ok=1))

@@ -1,0 +1,160 @@
+"""Segmenter: any size, any thread, one clear line for what cannot be."""
+
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from helpers import photo
+
+from runtime import DeployError, MisuseError, Segmenter
+from runtime.plan import available_memory
+
+
+@pytest.fixture(scope="module")
+def net(exports):
+    with Segmenter(exports / "narrow.engine") as net:
+        yield net
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 700), (600, 2), (31, 33), (97, 61)])
+def test_labels_have_the_images_size(net, size):
+    labels = net(photo(*size))
+    assert labels.shape == size and labels.dtype == np.uint8 and labels.max() < 5
+
+
+def test_an_image_may_be_a_view(net):
+    image = photo(60, 80)
+    np.testing.assert_array_equal(net(image[::-1, 5:70]), net(image[::-1, 5:70].copy()))
+
+
+def test_labels_do_not_depend_on_what_came_before(net):
+    small, large = photo(33, 47, 1), photo(150, 222, 2)
+    first = net(small)
+    net(large)
+    np.testing.assert_array_equal(net(small), first)
+
+
+def test_many_threads_share_one_segmenter(net):
+    images = [photo(20 + 13 * i, 150 - 11 * i, i) for i in range(10)]
+    alone = [net(image) for image in images]
+    with ThreadPoolExecutor(8) as pool:
+        for _ in range(3):
+            for labels, expected in zip(pool.map(net, images), alone, strict=True):
+                np.testing.assert_array_equal(labels, expected)
+
+
+def test_map_keeps_the_order_of_mixed_sizes(net):
+    images = [photo(40, 50), photo(10, 10), photo(77, 31)]
+    for labels, image in zip(net.map(iter(images)), images, strict=True):
+        np.testing.assert_array_equal(labels, net(image))
+
+
+def test_the_heatmap_is_the_cropped_coarse_scores(net, exports):
+    import torch
+
+    from fcn.checkpoint import load_checkpoint
+    from runtime.prepare import prepare
+
+    model = load_checkpoint(exports / "narrow.safetensors").model
+    for size in ((64, 96), (37, 41), (1, 1)):
+        image = photo(*size)
+        heat = net.heatmap(image)
+        assert heat.shape == (5, -(-size[0] // 8), -(-size[1] // 8)) and heat.dtype == np.float32
+        x = prepare(image, net.card)[:, :, : size[0], : size[1]]
+        with torch.inference_mode():
+            expected = model.heatmap(torch.from_numpy(x.copy()))[0].numpy()
+        np.testing.assert_allclose(heat, expected, atol=1e-4 * np.ptp(expected))
+
+
+def test_warmup_takes_sizes(net):
+    net.warmup([(40, 60), (1, 1)])
+
+
+def test_a_plain_onnx_gives_the_same_labels(net, exports, caplog):
+    with Segmenter(exports / "narrow.onnx") as plain:
+        assert plain.card.classes == net.card.classes and not caplog.text
+        for size in ((1, 1), (37, 41), (120, 77)):
+            np.testing.assert_array_equal(plain(photo(*size)), net(photo(*size)))
+        with pytest.raises(MisuseError, match="build-engine"):
+            plain.heatmap(photo(40, 40))
+
+
+def test_an_onnx_without_a_card_says_what_it_assumes(exports, tmp_path, caplog):
+    import onnx
+
+    model = onnx.load(exports / "narrow.onnx")
+    del model.metadata_props[:]
+    onnx.save(model, tmp_path / "bare.onnx")
+    with Segmenter(tmp_path / "bare.onnx") as net:
+        assert net.card.classes == tuple(f"class {i}" for i in range(5))
+        assert net(photo(30, 50)).shape == (30, 50)
+    assert "no model card; assuming" in caplog.text and "123.67" in caplog.text
+
+
+def test_an_image_over_the_memory_budget_is_refused_before_it_runs(exports):
+    with Segmenter(exports / "narrow.engine", memory=5_000_000) as net:
+        assert net(photo(60, 60)).shape == (60, 60)
+        with pytest.raises(DeployError, match=r"20000×20000 pixels needs about .* GB, over the memory budget"):
+            net.plan(20000, 20000)
+    assert 100e6 < available_memory() < 1e13
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [({"device": "cuda"}, "device 'cuda'"), ({"threads": 0}, "threads is 0"), ({"memory": -1}, "memory is -1")],
+)
+def test_bad_arguments(exports, options, said):
+    with pytest.raises(MisuseError, match=said):
+        Segmenter(exports / "narrow.engine", **options)
+
+
+def test_bad_models(tmp_path, exports):
+    import onnx
+    from onnx import TensorProto, helper
+
+    with pytest.raises(DeployError, match="does not exist"):
+        Segmenter(tmp_path / "none.engine")
+    (tmp_path / "x.onnx").write_bytes(b"nonsense")
+    with pytest.raises(DeployError, match="cannot load the model"):
+        Segmenter(tmp_path / "x.onnx")
+    node = helper.make_node("Relu", ["x"], ["y"])
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 10]) for name in "xy"]
+    graph = helper.make_graph([node], "classifier", values[:1], values[1:])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), tmp_path / "c.onnx")
+    with pytest.raises(DeployError, match=r"segmentation model takes float32 \[N,C,H,W\]"):
+        Segmenter(tmp_path / "c.onnx")
+
+
+def test_a_closed_segmenter_says_so(exports):
+    net = Segmenter(exports / "narrow.engine")
+    net.close()
+    net.close()
+    with pytest.raises(MisuseError, match="closed"):
+        net(photo(10, 10))
+
+
+def test_the_runtime_imports_nothing_heavy():
+    code = """
+import sys
+import runtime
+heavy = {"torch", "onnx", "onnxruntime", "PIL", "typer", "rich", "tifffile", "fcn", "export", "calibration"}
+print(sorted(heavy & set(sys.modules)))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_a_missing_backend_names_what_to_install(exports):
+    code = f"""
+import sys
+sys.modules["onnxruntime"] = None
+from runtime import Segmenter, DeployError
+try:
+    Segmenter({str(exports / "narrow.engine")!r})
+except DeployError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "onnxruntime is not installed; run: pip install 'fcn-deploy[cpu]'" in done.stdout
