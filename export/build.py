@@ -20,7 +20,7 @@ from export.passes.bilinear_deconv import bilinear_deconv
 from export.passes.fold_constants import fold_constants
 from export.passes.fold_head import fold_head
 from export.passes.fold_input import fold_input
-from export.passes.split_head import head_of, split_head, stripped_padding
+from export.passes.split_head import ends_in_sigmoid, head_of, split_head, stripped_padding, stripped_sigmoid
 from runtime.backends.onnxruntime import OnnxRuntimeBackend, session
 from runtime.engine_file import CARD_KEY, Head, Manifest, ModelCard, Stage, write_engine
 from runtime.errors import DeployError
@@ -66,7 +66,8 @@ def read_source(path: str | os.PathLike) -> Source:
                 f"{path} gives {output[1]} scores, and its card names {len(card.classes)} classes; export it again"
             )
         return Source(model, card, None)
-    card = assumed_card(image[1], output[1], str(path))
+    one_score = "probability" if ends_in_sigmoid(model) else "sigmoid"
+    card = assumed_card(image[1], output[1], str(path), one_score)
     return Source(model, card, describe_assumption(card, str(path)))
 
 
@@ -123,9 +124,14 @@ def build_engine(source: Source, out: str | os.PathLike, threads: int | None = N
 def core_of(source: Source) -> tuple[ModelProto, ModelCard]:
     """The core network with its head cut off, and the card that fits it."""
     model, card = source.model, source.card
-    if card.activation == "softmax" or card.threshold == 0.5:
+    if card.activation == "softmax" or (card.activation, card.threshold) == ("sigmoid", 0.5):
         model = bilinear_deconv(model)
     core = split_head(fold_constants(model))
+    if stripped_sigmoid(core):
+        if card.activation == "sigmoid":
+            raise DeployError("the model ends in a Sigmoid, and its card says that it gives logits; mend the card")
+        if card.activation == "probability":
+            card = replace(card, activation="sigmoid")
     if not stripped_padding(core):
         # The model takes the size it is given, or pads by itself: the runtime must not pad.
         card = replace(card, size_multiple=1)
@@ -192,9 +198,9 @@ def compare(source: Source, net: Segmenter) -> dict[str, Any]:
                 f"the model gives {logits.shape[1]}×{logits.shape[2]} scores for an image of {height}×{width}; "
                 "it must give one per pixel at every size"
             )
-        expected = labels_from_scores(logits, Head(), net.card, (height, width), (height, width))
+        expected = labels_from_scores(logits, Head(), source.card, (height, width), (height, width))
         labels = net(image)
-        clear = decided(logits, net.card)
+        clear = decided(logits, source.card)
         differs = labels != expected
         equal += int((~differs).sum())
         undecided += int((~clear).sum())
@@ -216,9 +222,8 @@ def compare(source: Source, net: Segmenter) -> dict[str, Any]:
 def decided(logits: np.ndarray, card: ModelCard) -> np.ndarray:
     """Where the two best of [K, H, W] scores (or a score and its threshold) differ by more than MARGIN: bool."""
     spread = float(np.ptp(logits)) or 1.0
-    if card.activation == "sigmoid":
-        threshold = np.log(card.threshold / (1 - card.threshold))
-        return np.abs(logits[0] - threshold) > MARGIN * spread
+    if card.activation != "softmax":
+        return np.abs(logits[0] - card.score_threshold) > MARGIN * spread
     if len(logits) == 1:
         return np.ones(logits.shape[1:], bool)
     best = np.partition(logits, -2, axis=0)[-2:]

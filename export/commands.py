@@ -54,13 +54,18 @@ def export(
     model, card = load_source(source)
     if card is not None and (classes or mean or std):
         raise MisuseError(f"{source} has a model card; --classes, --mean and --std are for modules without one")
-    assumed = card is None
-    card, differences = run_export(model, card, out, exporter=exporter.value, opset_version=opset, name=source)
+    assumed = card is None and not (classes and mean and std)
+    card, differences = run_export(
+        model,
+        card,
+        out,
+        exporter=exporter.value,
+        opset_version=opset,
+        name=source,
+        describe=lambda card: _described(card, classes, mean, std),
+    )
     if assumed:
-        card = _described(card, classes, mean, std)
-        _store_card(out, card)
-        if not (classes and mean and std):
-            print(f"note: {describe_assumption(card, source)}", file=sys.stderr)
+        print(f"note: {describe_assumption(card, source)}", file=sys.stderr)
     worst = max(differences, key=lambda difference: difference.logits)
     if json_:
         record = {
@@ -98,19 +103,6 @@ def _described(card, classes: str | None, mean: str | None, std: str | None):
         return replace(card, **changes)
     except ValueError as error:
         raise MisuseError(f"the model card would have {error}") from error
-
-
-def _store_card(path: Path, card) -> None:
-    import onnx
-
-    from export.graph import set_metadata
-    from runtime.engine_file import CARD_KEY
-    from runtime.files import replacing
-
-    model = onnx.load(path)
-    set_metadata(model, CARD_KEY, card.to_json())
-    with replacing(path) as temporary:
-        temporary.write_bytes(model.SerializeToString())
 
 
 def build(

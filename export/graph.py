@@ -60,6 +60,11 @@ def dims(value: onnx.ValueInfoProto) -> list[int | str | None]:
     ]
 
 
+def set_shape(value: onnx.ValueInfoProto, shape: list[int | str], kind: int = onnx.TensorProto.FLOAT) -> None:
+    """Give an input or output its element type and dimensions, numbers or names."""
+    value.CopyFrom(helper.make_tensor_value_info(value.name, kind, shape))
+
+
 def producers(model: ModelProto) -> dict[str, NodeProto]:
     """Name of a tensor → the node that gives it."""
     return {name: node for node in model.graph.node for name in node.output if name}

@@ -6,7 +6,7 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,10 +16,10 @@ import onnx
 import torch
 from torch import nn
 
-from export.graph import attributes, constant, dims, graph_input, opset, set_metadata
+from export.graph import attributes, constant, graph_input, opset, producers, set_metadata, set_shape
 from export.passes.fold_constants import fold_constants
 from export.passes.pad_and_crop import pad_and_crop
-from export.passes.split_head import head_of, split_head
+from export.passes.split_head import ends_in_sigmoid, head_of, split_head
 from export.passes.upsample_scores import upsample_scores
 from fcn.checkpoint import Checkpoint
 from fcn.model import AnySize
@@ -56,6 +56,7 @@ def export(
     exporter: str = "auto",
     opset_version: int = 18,
     name: str = "the module",
+    describe: Callable[[ModelCard], ModelCard] = lambda assumed: assumed,
 ) -> tuple[ModelCard, list[Difference]]:
     """Write `out`: input `image` float32 [N,C,H,W], normalised; output `logits` float32 [N,K,H,W].
 
@@ -68,6 +69,7 @@ def export(
         exporter: `torchscript` (fast, deprecated in PyTorch), `dynamo`, or `auto`: the first, then the second.
         opset_version: 18 or newer.
         name: of the model, for errors.
+        describe: completes a card that was assumed with what the user knows.
 
     Returns:
         (the card that was stored, the differences by size).
@@ -82,18 +84,23 @@ def export(
         full = _Logits(model)
         channels = card.channels if card else _channels(model)
         multiple, factor = probe(full, channels, name)
+    with torch.inference_mode():
+        scores = full(torch.zeros(1, channels, *TRACED)).shape[1]
     full = full.eval()  # the exporters put modules back into the mode they came in
     graph = _to_graph(full, channels, multiple, exporter, opset_version, name)
+    # The exporters name dimensions as they please, and leave known ones out.
+    set_shape(graph.graph.input[0], ["N", channels, "H", "W"])
+    set_shape(graph.graph.output[0], ["N", scores, "H", "W"])
     if factor > 1:
         graph = upsample_scores(graph, factor)
     if multiple > 1:
         graph = pad_and_crop(graph, multiple)
     if card is None:
-        card = assumed_card(channels, dims(graph.graph.output[0])[1], name)
-        core = split_head(graph)
-        scale = head_of(core).factor
+        scale = head_of(split_head(graph)).factor
         stride = round(scale[0]) if scale else factor
-        card = replace(card, size_multiple=multiple, stride=max(stride, 1))
+        one_score = "probability" if ends_in_sigmoid(graph) else "sigmoid"
+        assumed = assumed_card(channels, scores, name, one_score)
+        card = describe(replace(assumed, size_multiple=multiple, stride=max(stride, 1)))
     graph.producer_name = "fcn-deploy"
     set_metadata(graph, CARD_KEY, card.to_json())
     onnx.checker.check_model(graph)
@@ -287,6 +294,10 @@ def verify(
     reference = _any_size(model, multiple, factor)
     run = session(data)
     random = np.random.default_rng(0)
+    # The range of a single pixel's scores says little, so that of the traced size counts as well.
+    with torch.inference_mode():
+        traced = reference(torch.from_numpy(random.standard_normal((1, channels, *TRACED), dtype=np.float32)))
+    usual = max(float(traced.max() - traced.min()), 1e-6)
     differences = []
     for index, (height, width) in enumerate(sizes):
         batch = 2 if index % 5 == 4 else 1
@@ -307,7 +318,7 @@ def verify(
                 f"{name} has a size baked in: at {height}×{width} it gives {list(logits.shape)} instead of "
                 f"{list(expected.shape)}. {_blame(graph, '')}"
             )
-        spread = max(float(np.ptp(expected)), 1e-6)
+        spread = max(float(np.ptp(expected)), usual)
         difference = float(np.abs(logits - expected).max() / spread)
         if not difference <= TOLERANCE:
             raise DeployError(
@@ -336,7 +347,9 @@ CAUSES = {
     "Resize": "interpolate(size=<int>): pass scale_factor, or size=x.shape[-2:] without int()",
     "Reshape": "view or reshape with numbers taken from the traced image: use flatten, -1, or x.shape",
     "Expand": "expand or repeat to the traced image's size: use x.shape without int()",
-    "Add": "a tensor of the traced image's size is added: a positional embedding or a grid",
+    **dict.fromkeys(
+        ("Add", "Sub", "Mul", "Div"), "a tensor of the traced image's size: a positional embedding or a grid"
+    ),
     "Gemm": "a dense layer after Flatten: turn it into a convolution (fcn.convolutionalize)",
     "MatMul": "a dense layer after Flatten: turn it into a convolution (fcn.convolutionalize)",
     "AveragePool": "adaptive pooling traced at one size: use a mean over H and W",
@@ -358,13 +371,21 @@ def baked_node(graph: onnx.ModelProto) -> onnx.NodeProto | None:
     """The first node whose output size is a constant though the image's is not."""
     for node in graph.graph.node:
         if node.op_type == "Resize" and len(node.input) > 3 and node.input[3]:
-            sizes = constant(graph, node.input[3])
-            if sizes is not None and sizes.size:
+            # N and K may be computed while H and W are numbers: Concat(Shape(x)[:2], [64, 96]).
+            source = producers(graph).get(node.input[3])
+            last = source.input[-1] if source is not None and source.op_type == "Concat" else node.input[3]
+            sizes = constant(graph, last)
+            if sizes is not None and sizes.size and sizes.flat[-1] > 1:
                 return node
         if node.op_type in ("Reshape", "Expand"):
             shape = constant(graph, node.input[1])
             # Weights are reshaped as well; they come from constants.
             if shape is not None and (np.asarray(shape) > 1).sum() >= 2 and constant(graph, node.input[0]) is None:
+                return node
+        if node.op_type in ("Add", "Sub", "Mul", "Div"):
+            # Per-channel constants are [C, 1, 1]; one that differs along W or H belongs to one size.
+            values = [value for name in node.input if (value := constant(graph, name)) is not None]
+            if any(value.ndim and max(value.shape[-2:]) > 1 for value in values):
                 return node
         if node.op_type == "AveragePool" and min(attributes(node).get("kernel_shape", [0])) > 7:
             return node

@@ -51,8 +51,8 @@ def torch_predictor(model, card: ModelCard) -> Predict:
         normalise(image, card, x[0])
         with torch.inference_mode():
             logits = model(torch.from_numpy(x).to(device))[0]
-        if card.activation == "sigmoid":
-            return (logits[0].sigmoid() > card.threshold).cpu().numpy().astype(card.label_dtype)
+        if card.activation != "softmax":
+            return (logits[0] > card.score_threshold).cpu().numpy().astype(card.label_dtype)
         return logits.argmax(0).cpu().numpy().astype(card.label_dtype)
 
     return predict

@@ -41,8 +41,9 @@ class ModelCard:
         mean, std: per channel, in the image's own units; the network sees (image - mean) / std.
         stride: pixels per cell of the coarse scores (8 for FCN-8s).
         size_multiple: H and W of the core network's input are multiples of it (32 for FCN-8s).
-        activation: `softmax` (labels by argmax) or `sigmoid` (one score; label 1 above `threshold`).
-        threshold: a probability, used with `sigmoid` only.
+        activation: how scores become labels: `softmax` (by argmax), `sigmoid` (one score, a logit; label 1
+            where its sigmoid is above `threshold`), or `probability` (the same, its sigmoid taken already).
+        threshold: a probability, used with one score only.
     """
 
     classes: tuple[str, ...]
@@ -81,10 +82,10 @@ class ModelCard:
             return "mean and std must be finite, and std above 0"
         if self.stride < 1 or self.size_multiple < 1:
             return f"stride {self.stride} and size_multiple {self.size_multiple} must be at least 1"
-        if self.activation not in ("softmax", "sigmoid"):
-            return f"activation {self.activation!r}; it must be softmax or sigmoid"
-        if self.activation == "sigmoid" and (len(self.classes) != 2 or not 0 < self.threshold < 1):
-            return "a sigmoid card has two classes and a threshold between 0 and 1"
+        if self.activation not in ("softmax", "sigmoid", "probability"):
+            return f"activation {self.activation!r}; it must be softmax, sigmoid or probability"
+        if self.activation != "softmax" and (len(self.classes) != 2 or not 0 < self.threshold < 1):
+            return "a card of one score has two classes and a threshold between 0 and 1"
         return None
 
     @property
@@ -95,7 +96,14 @@ class ModelCard:
     @property
     def scores(self) -> int:
         """Channels of the network's output."""
-        return 1 if self.activation == "sigmoid" else len(self.classes)
+        return len(self.classes) if self.activation == "softmax" else 1
+
+    @property
+    def score_threshold(self) -> float:
+        """What a single score is compared with: `threshold`, as a logit where scores are logits."""
+        if self.activation == "sigmoid":
+            return math.log(self.threshold / (1 - self.threshold))
+        return self.threshold
 
     def to_json(self) -> str:
         return json.dumps({"version": CARD_VERSION} | asdict(self))

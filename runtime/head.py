@@ -30,8 +30,9 @@ def labels_from_scores(
         [height, width] uint8, or uint16 for more than 256 classes.
     """
     scores = np.asarray(scores, np.float32)
-    if card.activation == "sigmoid":
-        scores = against_threshold(scores, card.threshold)
+    if card.activation != "softmax":
+        # Two classes, the second best where the score is above its threshold.
+        scores = np.concatenate([np.full_like(scores, card.score_threshold), scores])
     dtype = np.dtype(card.label_dtype)
     if head.mode == "none":
         return best_class(scores[:, : size[0], : size[1]]).astype(dtype)
@@ -41,11 +42,6 @@ def labels_from_scores(
     if rows[3] and columns[3]:
         return _labels_of_equal_cells(scores, rows[3], columns[3], size, dtype)
     return _labels_of_bands(scores, rows[:3], columns[:3], dtype)
-
-
-def against_threshold(scores: np.ndarray, threshold: float) -> np.ndarray:
-    """One logit [1, h, w] as two classes [2, h, w], the second best where sigmoid(logit) > threshold."""
-    return np.concatenate([np.full_like(scores, math.log(threshold / (1 - threshold))), scores])
 
 
 def best_class(scores: np.ndarray) -> np.ndarray:

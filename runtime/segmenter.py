@@ -179,11 +179,13 @@ def _card_of_onnx(backend: OnnxRuntimeBackend, path: Path) -> ModelCard:
     return card
 
 
-def assumed_card(channels: object, scores: object, source: str) -> ModelCard:
+def assumed_card(channels: object, scores: object, source: str, one_score: str = "sigmoid") -> ModelCard:
     """The card of a model that carries none: ImageNet's normalisation, classes without names.
 
     Args:
         channels, scores: static channel counts of the model's input and output.
+        source: names the model in errors.
+        one_score: `activation` of the card where there is one score alone.
 
     Raises:
         DeployError: one of them is not a number.
@@ -201,7 +203,7 @@ def assumed_card(channels: object, scores: object, source: str) -> ModelCard:
         channels=channels,
         mean=ModelCard.mean if rgb else (127.5,) * channels,
         std=ModelCard.std if rgb else (127.5,) * channels,
-        activation="sigmoid" if scores == 1 else "softmax",
+        activation=one_score if scores == 1 else "softmax",
     )
 
 
@@ -211,5 +213,12 @@ def describe_assumption(card: ModelCard, source: str) -> str:
     return (
         f"{source} carries no model card; assuming {card.channels}-channel {card.dtype} images"
         f"{' (RGB)' if card.channels == 3 else ''}, mean {mean}, std {std}, {len(card.classes)} unnamed classes"
-        f", labels by {'argmax' if card.activation == 'softmax' else 'sigmoid > 0.5'}"
+        f", labels by {_DECISIONS[card.activation]}"
     )
+
+
+_DECISIONS = {
+    "softmax": "argmax",
+    "sigmoid": "its one score, a logit, above 0",
+    "probability": "its one score, a probability, above 0.5",
+}

@@ -1,7 +1,5 @@
 """Fold the decision into a model: labels out."""
 
-import math
-
 import numpy as np
 from onnx import ModelProto, TensorProto, helper
 
@@ -18,9 +16,9 @@ def fold_head(model: ModelProto, card: ModelCard) -> ModelProto:
         logits = "logits"
         rename_result(model, "labels", logits)
     kind = TensorProto.UINT8 if card.label_dtype == "uint8" else TensorProto.UINT16
-    if card.activation == "sigmoid":
-        threshold = math.log(card.threshold / (1 - card.threshold))
-        add_constants(model, {"threshold": np.array(threshold, np.float32), "score_axis": np.array([1], np.int64)})
+    if card.activation != "softmax":
+        threshold = np.array(card.score_threshold, np.float32)
+        add_constants(model, {"threshold": threshold, "score_axis": np.array([1], np.int64)})
         steps = [
             ("Greater", [logits, "threshold"], "above", {}),
             ("Squeeze", ["above", "score_axis"], "best", {}),

@@ -1,9 +1,9 @@
 """Make a network that wants multiples of some size take every size: pad before it, crop after it."""
 
 import numpy as np
-from onnx import ModelProto, TensorProto, helper
+from onnx import ModelProto, helper
 
-from export.graph import add_constants, clone, dims, graph_input, rename_reads, rename_result
+from export.graph import add_constants, clone, dims, graph_input, rename_reads, rename_result, set_shape
 
 PADDED = "image_padded"
 
@@ -51,6 +51,6 @@ def pad_and_crop(model: ModelProto, multiple: int) -> ModelProto:
     # Sizes known before are those of the padded image.
     del graph.value_info[:]
     channels, scores = dims(image)[1], dims(output)[1]
-    image.CopyFrom(helper.make_tensor_value_info(image.name, TensorProto.FLOAT, ["N", channels, "H", "W"]))
-    output.CopyFrom(helper.make_tensor_value_info(result, TensorProto.FLOAT, ["N", scores, "H", "W"]))
+    set_shape(image, ["N", channels, "H", "W"])
+    set_shape(output, ["N", scores, "H", "W"])
     return model

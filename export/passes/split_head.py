@@ -27,6 +27,7 @@ from export.graph import (
 from runtime.engine_file import Head
 
 HEAD_KEY = "fcn_deploy.head"
+SIGMOID_KEY = "fcn_deploy.sigmoid"  # "1" where a Sigmoid at the end was dropped: scores are logits now
 PADS_KEY = "fcn_deploy.pads"  # "1" where the model padded its input itself and no longer does
 COORDINATES = ("half_pixel", "pytorch_half_pixel", "asymmetric", "align_corners")
 ROUNDINGS = ("round_prefer_floor", "round_prefer_ceil", "floor", "ceil")
@@ -45,11 +46,12 @@ def split_head(model: ModelProto) -> ModelProto:
     made = producers(model)
     result = model.graph.output[0].name
     image = graph_input(model)
-    cropped = False
+    cropped = sigmoid = False
     while (node := made.get(result)) is not None:
         if node.op_type in ("Softmax", "LogSoftmax") and attributes(node).get("axis", -1) not in (1, -3):
             break
         if node.op_type in ("Identity", "Softmax", "LogSoftmax", "Sigmoid"):
+            sigmoid |= node.op_type == "Sigmoid"
             result = node.input[0]
         elif not cropped and _crops_to_image(model, node, image.name):
             result, cropped = node.input[0], True
@@ -61,7 +63,7 @@ def split_head(model: ModelProto) -> ModelProto:
     pads = cropped and _strip_padding(model, image.name)
     if cropped and not pads:
         # Cropped for another reason than its padding: leave all of it in the core.
-        model, head, pads, result = clone(model), Head(), False, model.graph.output[0].name
+        head, pads, sigmoid, result = Head(), False, False, model.graph.output[0].name
     output = model.graph.output[0]
     channels = dims(output)[1]
     del model.graph.output[1:]
@@ -75,6 +77,7 @@ def split_head(model: ModelProto) -> ModelProto:
     del model.graph.value_info[:]
     set_metadata(model, HEAD_KEY, json.dumps(asdict(head)))
     set_metadata(model, PADS_KEY, "1" if pads else "0")
+    set_metadata(model, SIGMOID_KEY, "1" if sigmoid else "0")
     return model
 
 
@@ -89,6 +92,20 @@ def head_of(model: ModelProto) -> Head:
 def stripped_padding(model: ModelProto) -> bool:
     """Whether split_head took off padding, which the runtime has to do now."""
     return metadata(model, PADS_KEY) == "1"
+
+
+def stripped_sigmoid(model: ModelProto) -> bool:
+    """Whether split_head dropped a Sigmoid, so that scores are logits where they were probabilities."""
+    return metadata(model, SIGMOID_KEY) == "1"
+
+
+def ends_in_sigmoid(model: ModelProto) -> bool:
+    """Whether a model gives probabilities: a Sigmoid is last, but for upsampling and cropping."""
+    made = producers(model)
+    node = made.get(model.graph.output[0].name)
+    while node is not None and node.op_type in ("Identity", "Slice", "Resize"):
+        node = made.get(node.input[0])
+    return node is not None and node.op_type == "Sigmoid"
 
 
 def _crops_to_image(model: ModelProto, node: NodeProto, image: str) -> bool:

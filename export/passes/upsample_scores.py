@@ -1,9 +1,9 @@
 """Give a network whose output is coarse the bilinear upsampling to full size."""
 
 import numpy as np
-from onnx import ModelProto, TensorProto, helper
+from onnx import ModelProto, helper
 
-from export.graph import add_constants, clone, dims, rename_result
+from export.graph import add_constants, clone, dims, rename_result, set_shape
 
 
 def upsample_scores(model: ModelProto, factor: int) -> ModelProto:
@@ -19,6 +19,5 @@ def upsample_scores(model: ModelProto, factor: int) -> ModelProto:
             coordinate_transformation_mode="half_pixel",
         )
     )  # fmt: skip
-    shape = ["N", dims(output)[1], "H", "W"]
-    output.CopyFrom(helper.make_tensor_value_info(result, TensorProto.FLOAT, shape))
+    set_shape(output, ["N", dims(output)[1], "H", "W"])
     return model

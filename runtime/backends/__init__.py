@@ -1,0 +1,1 @@
+"""Backends: one library that runs networks a file, with the same few verbs."""

@@ -1,0 +1,223 @@
+"""build-engine: engines whose labels are the model's, from our models and others'."""
+
+import json
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+import torch.nn.functional as F
+from helpers import checkpoint_of, command, one_error, photo, random_network
+from onnx import TensorProto, helper
+from torch import nn
+
+from export.build import build_engine, build_standalone, core_of, read_source
+from export.builders.cpu import bytes_per_pixel
+from export.to_onnx import export
+from runtime import DeployError, MisuseError, Segmenter
+from runtime.engine_file import EngineFile
+
+
+def built(tmp_path, model, card=None, **changes):
+    path = tmp_path / "m.onnx"
+    if card is None and hasattr(model, "architecture"):
+        card = checkpoint_of(model, **changes).card
+    export(model, card, path)
+    return build_engine(read_source(path), tmp_path / "m.engine")
+
+
+@pytest.mark.parametrize(
+    "architecture",
+    [{"stride": 32}, {"stride": 16, "upsampling": "learned"}, {"upsampling": "learned", "backbone": "resnet50"},
+     {"arch": "dilated8", "backbone": "resnet50"}, {"classes": 2, "channels": 5}],
+    ids=lambda a: "-".join(map(str, a.values())),
+)  # fmt: skip
+def test_the_head_is_cut_off_every_network_of_ours(tmp_path, architecture):
+    model = random_network(width=0.125, **architecture)
+    report = built(tmp_path, model)
+    assert report["head"] == "linear" and report["agreement"]["wrong"] == 0
+    assert report["agreement"]["labels_equal"] > 0.999
+    with Segmenter(tmp_path / "m.engine") as net:
+        assert net.card.stride == model.stride and net.card.size_multiple == model.size_multiple
+        assert net.head.factor == (model.stride, model.stride)
+        image = np.random.default_rng(0).integers(0, 256, (45, 67, net.card.channels), np.uint8)
+        assert net.scores(image).shape == (model.architecture.classes, *(
+            -(-side // model.size_multiple) * model.size_multiple // model.stride for side in (45, 67)))  # fmt: skip
+
+
+def test_the_engine_holds_what_it_promises(exports):
+    with EngineFile(exports / "narrow.engine") as file:
+        manifest = file.manifest
+        assert manifest.target == "cpu" and manifest.precision == "float32" and manifest.created_by > "fcn-deploy 0"
+        assert set(manifest.members) == {"stage-0.onnx", "golden.npz", "report.json"}
+        report = json.loads(file.read("report.json"))
+        core = onnx.load_from_string(file.read("stage-0.onnx"))
+    assert report["miou"] is None and report["miou_reason"]
+    assert set(report["latency_ms"]) == {"256x256", "480x640", "512x1024", "1080x1920"}
+    operators = {node.op_type for node in core.graph.node}
+    assert "Resize" in operators and not operators & {"Shape", "Slice", "BatchNormalization", "Constant"}
+    # Offline optimisation must not tie the engine to this machine.
+    assert {node.domain for node in core.graph.node} <= {"", "ai.onnx"}
+
+
+class Foreign(nn.Module):
+    def __init__(self, end):
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 8, 3, 4, 1), nn.ReLU(), nn.Conv2d(8, 3, 1))
+        self.end = end
+
+    def forward(self, x):
+        return self.end(self.body(x), x.shape[-2:])
+
+
+ENDS = {
+    "to-size": (lambda y, size: F.interpolate(y, size=size, mode="bilinear"), "linear"),
+    "align-corners": (lambda y, size: F.interpolate(y, size=size, mode="bilinear", align_corners=True), "linear"),
+    "nearest": (lambda y, size: F.interpolate(y, size=size, mode="nearest"), "nearest"),
+    "cubic": (lambda y, size: F.interpolate(y, size=size, mode="bicubic"), "none"),
+    "softmax-after": (lambda y, size: F.interpolate(y, size=size, mode="bilinear").softmax(1), "linear"),
+    "softmax-before": (lambda y, size: F.interpolate(y.softmax(1), size=size, mode="bilinear"), "linear"),
+}
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_networks_from_elsewhere_keep_their_labels(tmp_path, end, capsys):
+    torch.manual_seed(1)
+    change, head = ENDS[end]
+    report = built(tmp_path, Foreign(change).eval())
+    assert report["head"] == head and report["size_multiple"] == 1 and report["agreement"]["wrong"] == 0
+    with Segmenter(tmp_path / "m.onnx") as plain, Segmenter(tmp_path / "m.engine") as net:
+        for size in ((1, 1), (19, 53), (90, 41)):
+            image = photo(*size)
+            assert (plain(image) == net(image)).mean() > 0.999
+
+
+def full_size(y, size):
+    return F.interpolate(y, size=size, mode="bilinear")
+
+
+BINARY = {
+    "logits": (lambda y, size: full_size(y, size), "sigmoid", "sigmoid"),
+    "sigmoid-after": (lambda y, size: full_size(y, size).sigmoid(), "probability", "sigmoid"),
+    "sigmoid-before": (lambda y, size: full_size(y.sigmoid(), size), "probability", "probability"),
+}
+
+
+@pytest.mark.parametrize("end", BINARY)
+def test_binary_networks_of_one_score(tmp_path, end):
+    torch.manual_seed(0)
+    change, model_gives, engine_gives = BINARY[end]
+    model = Foreign(lambda y, size: change((y[:, :1] - y[:, 1:2]) * 5, size)).eval()
+    report = built(tmp_path, model)
+    assert report["head"] == "linear" and report["agreement"]["wrong"] == 0
+    with Segmenter(tmp_path / "m.onnx") as plain, Segmenter(tmp_path / "m.engine") as net:
+        assert (plain.card.activation, net.card.activation) == (model_gives, engine_gives)
+        image = photo(60, 61)
+        labels = net(image)
+        assert 0 < labels.mean() < 1
+        np.testing.assert_array_equal(labels, plain(image))
+    standalone = tmp_path / "s.onnx"
+    build_standalone(read_source(tmp_path / "m.onnx"), standalone)
+    np.testing.assert_array_equal(
+        onnxruntime.InferenceSession(standalone).run(None, {"image": image[None]})[0][0], labels
+    )
+
+
+def test_standalone_models_take_images_and_give_labels(exports, tmp_path):
+    build_standalone(read_source(exports / "narrow.onnx"), tmp_path / "s.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "s.onnx", providers=["CPUExecutionProvider"])
+    assert session.get_inputs()[0].type == "tensor(uint8)" and session.get_outputs()[0].type == "tensor(uint8)"
+    with Segmenter(exports / "narrow.engine") as net:
+        for size in ((1, 1), (37, 61), (130, 90)):
+            image = photo(*size)
+            labels = session.run(None, {"image": image[None]})[0]
+            assert labels.shape == (1, *size) and (labels[0] == net(image)).mean() > 0.999
+
+
+def test_the_memory_estimate_follows_the_activations(exports):
+    core, _ = core_of(read_source(exports / "narrow.onnx"))
+    estimate = bytes_per_pixel(core)
+    # At least the first layer's output and input together; far below the sum of all layers.
+    assert 12 < estimate < 500
+
+
+def simple(path, output_shape=("N", 2, "H", "W"), nodes=None, opset=18, input_shape=("N", 3, "H", "W")):
+    weight = np.random.default_rng(0).normal(size=(2, 3, 1, 1)).astype(np.float32)
+    nodes = nodes or [helper.make_node("Conv", ["x", "w"], ["y"])]
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, input_shape)],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, output_shape)],
+        [onnx.numpy_helper.from_array(weight, "w")],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8), path)
+    return path
+
+
+def test_an_onnx_without_a_card_is_built_with_a_stated_default(tmp_path):
+    done = command("build-engine", simple(tmp_path / "m.onnx"), "-o", tmp_path / "m.engine")
+    assert "no model card; assuming 3-channel uint8 images (RGB), mean [123.67" in done.stderr
+    with Segmenter(tmp_path / "m.engine") as net:
+        assert net.card.classes == ("class 0", "class 1") and net(photo(9, 5)).shape == (9, 5)
+
+
+def test_models_that_cannot_be_built_are_refused_in_one_line(tmp_path):
+    with pytest.raises(MisuseError, match="does not exist"):
+        read_source(tmp_path / "none.onnx")
+    (tmp_path / "junk.onnx").write_bytes(b"junk")
+    (tmp_path / "empty.onnx").write_bytes(b"")
+    for name in ("junk", "empty"):
+        with pytest.raises(DeployError, match="not a valid ONNX") as caught:
+            read_source(tmp_path / f"{name}.onnx")
+        assert "\n" not in str(caught.value)
+    with pytest.raises(DeployError, match="opset 9"):
+        read_source(simple(tmp_path / "old.onnx", opset=9))
+    with pytest.raises(DeployError, match="not fixed numbers"):
+        read_source(simple(tmp_path / "k.onnx", output_shape=("N", "K", "H", "W")))
+    flat = [helper.make_node("Flatten", ["x"], ["y"])]
+    with pytest.raises(DeployError, match=r"takes \[N,C,H,W\]"):
+        read_source(simple(tmp_path / "flat.onnx", output_shape=("N", "F"), nodes=flat))
+
+
+def test_a_size_baked_into_an_onnx_is_found_by_running_it(tmp_path):
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["c"]),
+        helper.make_node("Constant", [], ["s"], value=onnx.numpy_helper.from_array(np.array([1, 2, 64, 64], np.int64))),
+        helper.make_node("Resize", ["c", "", "", "s"], ["y"], mode="linear"),
+    ]
+    source = read_source(simple(tmp_path / "m.onnx", nodes=nodes))
+    with pytest.raises(DeployError, match="gives 64×64 scores for an image of 1×1"):
+        build_engine(source, tmp_path / "m.engine")
+    assert not (tmp_path / "m.engine").exists()
+
+
+def test_a_card_that_does_not_fit_the_model_is_refused(exports, tmp_path):
+    model = onnx.load(exports / "narrow.onnx")
+    card = json.loads(model.metadata_props[0].value)
+    model.metadata_props[0].value = json.dumps(card | {"classes": ["a", "b"], "colors": [[0, 0, 0]] * 2})
+    onnx.save(model, tmp_path / "m.onnx")
+    with pytest.raises(DeployError, match="gives 5 scores, and its card names 2 classes"):
+        read_source(tmp_path / "m.onnx")
+
+
+def test_build_engine_from_the_command_line(exports, tmp_path):
+    engine = tmp_path / "m.engine"
+    done = command("build-engine", exports / "narrow.onnx", "--target", "cpu", "-o", engine)
+    assert "scores at stride 8, sizes padded to multiples of 32" in done.stdout and "512x1024" in done.stdout
+    before = engine.read_bytes()
+    assert "exists already" in one_error(command("build-engine", exports / "narrow.onnx", "-o", engine, ok=2))
+    assert engine.read_bytes() == before
+    report = json.loads(command("build-engine", exports / "narrow.onnx", "-o", engine, "--force", "--json").stdout)
+    assert report["agreement"]["wrong"] == 0
+    command("build-engine", exports / "narrow.onnx", "--standalone", "-o", tmp_path / "s.onnx")
+    model = exports / "narrow.onnx"
+    for words, code, said in (
+        ((model, "-o", tmp_path / "m.plan"), 2, "not named .engine"),
+        ((model, "--standalone", "-o", tmp_path / "x.engine"), 2, "not named .onnx"),
+        ((model, "--standalone", "--force", "-o", model), 2, "is the model itself"),
+        ((model, "--target", "tpu", "-o", tmp_path / "x.engine"), 2, "tpu"),
+        ((tmp_path / "none.onnx", "-o", tmp_path / "x.engine"), 2, "does not exist"),
+    ):
+        assert said in one_error(command("build-engine", *words, ok=code))

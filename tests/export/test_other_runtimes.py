@@ -1,0 +1,70 @@
+"""The portable model in the runtimes it is meant for: OpenVINO runs it, TensorRT-RTX parses and builds it."""
+
+import numpy as np
+import pytest
+from helpers import checkpoint_of, random_network
+
+from export.build import build_standalone, read_source
+from export.to_onnx import export
+
+NETWORKS = [
+    {},
+    {"stride": 16, "upsampling": "learned"},
+    {"stride": 32, "backbone": "alexnet"},
+    {"upsampling": "learned", "backbone": "mobilenet-v2"},
+    {"backbone": "vgg16"},
+    {"arch": "dilated8", "backbone": "resnet50"},
+]
+
+
+@pytest.fixture(scope="module", params=NETWORKS, ids=lambda a: "-".join(map(str, a.values())) or "default")
+def exported(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("other")
+    model = random_network(width=0.125, **request.param)
+    export(model, checkpoint_of(model).card, folder / "m.onnx")
+    build_standalone(read_source(folder / "m.onnx"), folder / "s.onnx")
+    return folder, model
+
+
+def test_openvino_gives_pytorchs_logits_at_every_size(exported):
+    openvino = pytest.importorskip("openvino", reason="openvino is not installed; pip install 'fcn-deploy[dev]'")
+    import torch
+
+    folder, model = exported
+    compiled = openvino.Core().compile_model(folder / "m.onnx", "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    for size in ((1, 1), (37, 53), (2, 131), (96, 64)):
+        x = np.random.default_rng(0).normal(size=(1, 3, *size)).astype(np.float32)
+        with torch.inference_mode():
+            expected = model(torch.from_numpy(x)).numpy()
+        result = compiled([x])[0]
+        assert result.shape == expected.shape
+        np.testing.assert_allclose(result, expected, atol=1e-3 * np.ptp(expected))
+
+
+def rtx_build(path, low, best, high):
+    """Parse and build with TensorRT for RTX, which needs no GPU to build; returns the plan's size in bytes."""
+    trt = pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed; pip install 'fcn-deploy[rtx]'")
+    log = trt.Logger(trt.Logger.ERROR)
+    builder = trt.Builder(log)
+    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    parser = trt.OnnxParser(network, log)
+    assert parser.parse(path.read_bytes()), [str(parser.get_error(i)) for i in range(parser.num_errors)]
+    config = builder.create_builder_config()
+    config.num_compute_capabilities = 1
+    config.set_compute_capability(trt.ComputeCapability.SM89, 0)
+    profile = builder.create_optimization_profile()
+    profile.set_shape(network.get_input(0).name, low, best, high)
+    config.add_optimization_profile(profile)
+    plan = builder.build_serialized_network(network, config)
+    assert plan is not None
+    return plan.nbytes
+
+
+def test_tensorrt_rtx_builds_the_portable_model_from_one_pixel_up(exported):
+    folder, _ = exported
+    assert rtx_build(folder / "m.onnx", (1, 3, 1, 1), (1, 3, 480, 640), (4, 3, 1080, 1920)) > 10_000
+
+
+def test_tensorrt_rtx_builds_the_standalone_model(exported):
+    folder, _ = exported
+    assert rtx_build(folder / "s.onnx", (1, 1, 1, 3), (1, 480, 640, 3), (2, 1080, 1920, 3)) > 10_000

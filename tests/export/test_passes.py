@@ -1,0 +1,251 @@
+"""Each graph pass alone, on a small graph."""
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from export.graph import graph_input, prune
+from export.passes.bilinear_deconv import bilinear_deconv
+from export.passes.fold_constants import fold_constants
+from export.passes.fold_head import fold_head
+from export.passes.fold_input import fold_input
+from export.passes.pad_and_crop import pad_and_crop
+from export.passes.split_head import head_of, split_head, stripped_padding
+from export.passes.upsample_scores import upsample_scores
+from fcn.model import bilinear_kernel
+from runtime import ModelCard
+from runtime.engine_file import Head
+from runtime.prepare import prepare
+
+RANDOM = np.random.default_rng(0)
+
+
+def model(nodes, constants, channels=3, classes=2, opset=18):
+    """[N,C,H,W] → [N,K,H,W] from `image` to `logits`."""
+    graph = helper.make_graph(
+        nodes,
+        "test",
+        [helper.make_tensor_value_info("image", TensorProto.FLOAT, ["N", channels, "H", "W"])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["N", classes, "H", "W"])],
+        [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
+    )
+    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=9)
+    onnx.checker.check_model(made)
+    return made
+
+
+CONV = helper.make_node("Conv", ["image", "weight"], ["coarse"], name="conv", strides=[4, 4], kernel_shape=[4, 4])
+WEIGHT = RANDOM.normal(size=(2, 3, 4, 4)).astype(np.float32)
+
+
+def resized(inputs=("coarse", "", "scales"), out="logits", extra=(), constants=None, **attributes):
+    """A stride-4 convolution, then a Resize."""
+    attributes = {"mode": "linear", "coordinate_transformation_mode": "half_pixel"} | attributes
+    node = helper.make_node("Resize", list(inputs), [out], name="resize", **attributes)
+    scales = {"scales": np.array([1, 1, 4, 4], np.float32)} if "scales" in inputs else {}
+    return model([CONV, node, *extra], {"weight": WEIGHT} | scales | (constants or {}))
+
+
+def run(made, image):
+    onnx.checker.check_model(made)
+    session = onnxruntime.InferenceSession(made.SerializeToString(), providers=["CPUExecutionProvider"])
+    return session.run(None, {graph_input(made).name: image})[0]
+
+
+def noise(*size, channels=3):
+    return RANDOM.normal(size=(1, channels, *size)).astype(np.float32)
+
+
+def test_passes_leave_their_input_alone():
+    made = resized()
+    before = made.SerializeToString()
+    for change in (split_head, bilinear_deconv, fold_constants, lambda m: pad_and_crop(m, 4)):
+        change(made)
+    fold_input(made, ModelCard(("a", "b")))
+    fold_head(made, ModelCard(("a", "b")))
+    assert made.SerializeToString() == before
+
+
+def test_pad_and_crop_makes_every_size_run():
+    whole = pad_and_crop(resized(), 4)
+    for size in ((1, 1), (3, 9), (8, 4), (13, 17)):
+        image = noise(*size)
+        padded = np.zeros((1, 3, -(-size[0] // 4) * 4, -(-size[1] // 4) * 4), np.float32)
+        padded[:, :, : size[0], : size[1]] = image
+        np.testing.assert_allclose(run(whole, image), run(resized(), padded)[:, :, : size[0], : size[1]], atol=1e-5)
+
+
+def test_upsample_scores_gives_coarse_networks_full_size():
+    coarse = model([helper.make_node("Conv", ["image", "weight"], ["logits"], strides=[4, 4])], {"weight": WEIGHT})
+    image = noise(12, 20)
+    np.testing.assert_allclose(run(upsample_scores(coarse, 4), image), run(resized(), image), atol=1e-6)
+
+
+@pytest.mark.parametrize("coordinates", ["half_pixel", "asymmetric", "align_corners", "pytorch_half_pixel"])
+def test_split_head_cuts_the_last_resize_off(coordinates):
+    whole = resized(coordinate_transformation_mode=coordinates)
+    core = split_head(whole)
+    assert head_of(core) == Head("linear", coordinates, (4.0, 4.0)) and not stripped_padding(core)
+    image = noise(16, 24)
+    assert run(core, image).shape == (1, 2, 4, 6)
+    assert [node.op_type for node in core.graph.node] == ["Conv"]
+    assert (core.graph.input[0].name, core.graph.output[0].name) == ("image", "scores")
+
+
+def test_split_head_takes_padding_and_cropping_off_with_it():
+    core = split_head(pad_and_crop(resized(), 4))
+    assert stripped_padding(core) and head_of(core).factor == (4.0, 4.0)
+    assert [node.op_type for node in core.graph.node] == ["Conv"]
+
+
+@pytest.mark.parametrize("last", ["Softmax", "LogSoftmax", "Sigmoid", "Identity"])
+def test_what_follows_the_resize_and_changes_no_label_is_dropped(last):
+    attributes = {"axis": 1} if "Softmax" in last else {}
+    core = split_head(resized(out="full", extra=[helper.make_node(last, ["full"], ["logits"], **attributes)]))
+    assert [node.op_type for node in core.graph.node] == ["Conv"]
+
+
+def test_a_softmax_over_another_axis_is_kept():
+    core = split_head(resized(out="full", extra=[helper.make_node("Softmax", ["full"], ["logits"], axis=3)]))
+    assert head_of(core).mode == "none" and len(core.graph.node) == 3
+
+
+@pytest.mark.parametrize("attributes", [{"mode": "cubic"}, {"antialias": 1}])
+def test_upsampling_that_cannot_be_done_by_cells_stays_in_the_core(attributes):
+    whole = resized(**attributes)
+    core = split_head(whole)
+    assert head_of(core) == Head() and [node.op_type for node in core.graph.node] == ["Conv", "Resize"]
+    image = noise(8, 12)
+    np.testing.assert_allclose(run(core, image), run(whole, image))
+
+
+def test_a_resize_to_the_images_computed_size_is_a_head_without_a_factor():
+    extra = [
+        helper.make_node("Shape", ["image"], ["hw"], start=2, end=4),
+        helper.make_node("Shape", ["coarse"], ["nk"], start=0, end=2),
+        helper.make_node("Concat", ["nk", "hw"], ["sizes"], axis=0),
+    ]
+    node = helper.make_node("Resize", ["coarse", "", "", "sizes"], ["logits"], mode="linear")
+    core = split_head(model([CONV, *extra, node], {"weight": WEIGHT}))
+    assert head_of(core) == Head("linear", "half_pixel", None)
+    assert [node.op_type for node in core.graph.node] == ["Conv"]
+
+
+def test_a_resize_to_a_constant_size_is_no_head():
+    sizes = {"sizes": np.array([1, 2, 16, 16], np.int64)}
+    core = split_head(resized(inputs=("coarse", "", "", "sizes"), constants=sizes))
+    assert head_of(core).mode == "none"
+
+
+def test_a_crop_for_another_reason_than_padding_stays():
+    extra = [
+        helper.make_node("Shape", ["image"], ["hw"], start=2, end=4),
+        helper.make_node("Slice", ["full", "zeros", "hw", "axes"], ["logits"]),
+    ]
+    constants = {"zeros": np.zeros(2, np.int64), "axes": np.array([2, 3], np.int64)}
+    whole = resized(out="full", extra=extra, constants=constants)
+    core = split_head(whole)
+    assert head_of(core).mode == "none" and not stripped_padding(core)
+    np.testing.assert_allclose(run(core, noise(16, 8)).shape, (1, 2, 16, 8))
+
+
+def deconvolution(factor=4, groups=2, bias=False, change=None, pads=None):
+    weight = np.zeros((2, 1 if groups == 2 else 2, 2 * factor, 2 * factor), np.float32)
+    for index in range(2):
+        weight[index, 0 if groups == 2 else index] = bilinear_kernel(factor).numpy()
+    if change:
+        change(weight)
+    inputs = ["coarse", "kernel", *(["bias"] if bias else [])]
+    node = helper.make_node(
+        "ConvTranspose", inputs, ["logits"], group=groups, strides=[factor] * 2, kernel_shape=[2 * factor] * 2,
+        pads=pads or [factor // 2] * 4,
+    )  # fmt: skip
+    return model(
+        [CONV, node], {"weight": WEIGHT, "kernel": weight} | ({"bias": np.ones(2, np.float32)} if bias else {})
+    )
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_a_bilinear_deconvolution_at_the_end_becomes_a_resize_of_the_same_labels(groups):
+    whole = deconvolution(groups=groups)
+    changed = bilinear_deconv(whole)
+    assert [node.op_type for node in changed.graph.node] == ["Conv", "Resize"]
+    for size in ((4, 4), (16, 40), (64, 60)):
+        image = noise(*size)
+        first, second = run(whole, image), run(changed, image)
+        np.testing.assert_array_equal(first.argmax(1), second.argmax(1))
+        if min(size) > 16:
+            np.testing.assert_allclose(first[:, :, 2:-2, 2:-2], second[:, :, 2:-2, 2:-2], atol=1e-5)
+    padded = bilinear_deconv(pad_and_crop(whole, 4))
+    assert "ConvTranspose" not in {node.op_type for node in padded.graph.node}
+
+
+def learned(weight):
+    weight[0, 0, 3, 3] += 0.01
+
+
+def mixed(weight):
+    weight[0, 1, 0, 0] = 0.01
+
+
+@pytest.mark.parametrize(
+    "kept",
+    [{"bias": True}, {"change": learned}, {"groups": 1, "change": mixed}, {"pads": [1, 1, 3, 3]}],
+    ids=["bias", "learned", "mixes-classes", "shifted"],
+)
+def test_other_deconvolutions_stay(kept):
+    assert [node.op_type for node in bilinear_deconv(deconvolution(**kept)).graph.node] == ["Conv", "ConvTranspose"]
+
+
+def test_a_bilinear_deconvolution_in_the_middle_stays():
+    made = deconvolution()
+    made.graph.node[-1].output[0] = "up"
+    made.graph.node.append(helper.make_node("Relu", ["up"], ["logits"]))
+    assert bilinear_deconv(made).graph.node[1].op_type == "ConvTranspose"
+
+
+def test_fold_constants_leaves_numbers():
+    nodes = [
+        helper.make_node("Constant", [], ["four"], value=numpy_helper.from_array(np.array([4.0, 4.0], np.float32))),
+        helper.make_node("Concat", ["ones", "four"], ["scales"], axis=0),
+        CONV,
+        helper.make_node("Resize", ["coarse", "", "scales"], ["logits"], mode="linear"),
+    ]
+    made = model(nodes, {"weight": WEIGHT, "ones": np.ones(2, np.float32)})
+    folded = fold_constants(made)
+    assert [node.op_type for node in folded.graph.node] == ["Conv", "Resize"]
+    image = noise(8, 8)
+    np.testing.assert_allclose(run(folded, image), run(made, image), atol=1e-6)
+
+
+def test_prune_keeps_what_outputs_need():
+    made = resized(extra=[helper.make_node("Relu", ["coarse"], ["unused"])])
+    made.graph.initializer.append(numpy_helper.from_array(np.ones(3), "spare"))
+    prune(made)
+    assert len(made.graph.node) == 2 and {t.name for t in made.graph.initializer} == {"weight", "scales"}
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32"])
+def test_folded_models_take_images_and_give_labels(dtype):
+    card = ModelCard(("a", "b"), dtype=dtype, mean=(10, 20, 30), std=(5, 6, 7))
+    whole = pad_and_crop(resized(), 4)
+    folded = fold_head(fold_input(whole, card), card)
+    image = RANDOM.uniform(0, 200, (13, 9, 3)).astype(dtype)
+    labels = run(folded, image[None])
+    assert labels.dtype == np.uint8 and labels.shape == (1, 13, 9)
+    np.testing.assert_array_equal(labels[0], run(whole, prepare(image, card))[0].argmax(0))
+
+
+def test_a_folded_sigmoid_head_compares_with_its_threshold():
+    weight = WEIGHT[:1]
+    node = helper.make_node("Resize", ["coarse", "", "scales"], ["labels"], mode="linear")
+    made = model([CONV, node, helper.make_node("Identity", ["labels"], ["logits"])],
+                 {"weight": weight, "scales": np.array([1, 1, 4, 4], np.float32)}, classes=1)  # fmt: skip
+    card = ModelCard(("no", "yes"), activation="sigmoid", threshold=0.8)
+    image = noise(12, 12)
+    made.graph.node[-1].output[0] = made.graph.output[0].name = "labels"
+    made.graph.node[1].output[0] = made.graph.node[2].input[0] = "up"
+    logits = run(made, image)[0, 0]
+    np.testing.assert_array_equal(run(fold_head(made, card), image)[0], 1 / (1 + np.exp(-logits)) > 0.8)

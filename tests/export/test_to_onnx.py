@@ -1,0 +1,254 @@
+"""export-onnx: every size, verified against PyTorch; what cannot be exported is named."""
+
+import json
+import sys
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+import torch.nn.functional as F
+from helpers import checkpoint_of, command, one_error, random_network
+from torch import nn
+
+from export.graph import metadata, opset
+from export.to_onnx import VERIFIED_SIZES, export, probe
+from fcn import backbones
+from runtime import DeployError, ModelCard
+
+NETWORKS = [
+    {"backbone": name, "stride": 32 if name == "alexnet" else 8, "upsampling": upsampling}
+    for name in backbones.NAMES
+    for upsampling in ("fixed", "learned")
+] + [
+    {"stride": 32},
+    {"stride": 16, "upsampling": "learned"},
+    {"arch": "dilated8", "backbone": "resnet50"},
+    {"channels": 4},
+]
+
+
+def export_network(model, path, **options):
+    checkpoint = checkpoint_of(model)
+    return export(model, checkpoint.card, path, **options)
+
+
+@pytest.mark.parametrize("architecture", NETWORKS, ids=lambda a: "-".join(map(str, a.values())))
+def test_every_network_exports_and_takes_every_size(tmp_path, architecture):
+    model = random_network(width=0.125, **architecture)
+    card, differences = export_network(model, tmp_path / "m.onnx")
+    assert len(differences) >= 12 and max(d.logits for d in differences) < 1e-4
+    written = onnx.load(tmp_path / "m.onnx")
+    assert opset(written) == 18
+    assert ModelCard.from_json(metadata(written, "fcn_deploy.card"), "x") == card
+    assert [value.name for value in (*written.graph.input, *written.graph.output)] == ["image", "logits"]
+    # Constant padding and scales are numbers in the file, which TensorRT wants.
+    assert not {"Constant", "ConstantOfShape", "Shape"} & {
+        node.op_type for node in written.graph.node if not node.name.startswith("any_size/")
+    }
+    # At sizes that the export itself did not verify, in stock ONNX Runtime.
+    session = onnxruntime.InferenceSession(tmp_path / "m.onnx", providers=["CPUExecutionProvider"])
+    for size in ((1, 97), (53, 5), (43, 149)):
+        x = torch.randn(1, model.architecture.channels, *size)
+        with torch.inference_mode():
+            expected = model(x).numpy()
+        np.testing.assert_allclose(session.run(None, {"image": x.numpy()})[0], expected, atol=1e-4 * np.ptp(expected))
+
+
+def test_the_sizes_that_are_verified():
+    assert len(VERIFIED_SIZES) >= 12 and (1, 1) in VERIFIED_SIZES and (64, 96) not in VERIFIED_SIZES
+    assert any(max(size) == 8 * min(size) for size in VERIFIED_SIZES)
+    assert any(min(size) > 96 for size in VERIFIED_SIZES)
+
+
+def test_pytorchs_other_exporter_and_newer_opsets(tmp_path):
+    model = random_network(backbone="vgg16", width=0.05, classes=3, stride=16)
+    export_network(model, tmp_path / "d.onnx", exporter="dynamo")
+    export_network(model, tmp_path / "t.onnx", exporter="torchscript", opset_version=21)
+    assert opset(onnx.load(tmp_path / "t.onnx")) == 21
+    x = torch.randn(2, 3, 45, 77).numpy()
+    first, second = (onnxruntime.InferenceSession(tmp_path / f"{n}.onnx").run(None, {"image": x})[0] for n in "dt")
+    np.testing.assert_allclose(first, second, atol=1e-4 * np.ptp(first))
+
+
+class Segments(nn.Module):
+    """A foreign network of stride 2, by what it does to the size at its end."""
+
+    def __init__(self, end):
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU(), nn.Conv2d(8, 4, 1))
+        self.end = end
+
+    def forward(self, x):
+        y = self.body(x)
+        return self.end(x, y)
+
+
+def to_size(x, y):
+    return F.interpolate(y, size=x.shape[-2:], mode="bilinear", align_corners=False)
+
+
+@pytest.mark.parametrize(
+    ("end", "sizes", "card_says"),
+    [
+        (to_size, (1, 1), (1, 1)),
+        (lambda x, y: {"out": to_size(x, y)}, (1, 1), (1, 1)),
+        (lambda x, y: (to_size(x, y), y), (1, 1), (1, 1)),
+        (lambda x, y: y, (2, 2), (2, 2)),
+        (lambda x, y: F.interpolate(y, scale_factor=2.0, mode="bilinear") + x.mean(1, True), (2, 1), (2, 1)),
+    ],
+    ids=["to-size", "dict", "tuple", "coarse", "multiples-only"],
+)
+def test_foreign_modules_are_probed_for_the_sizes_they_take(tmp_path, end, sizes, card_says):
+    torch.manual_seed(0)
+    model = Segments(end).eval()
+    from export.to_onnx import _Logits
+
+    assert probe(_Logits(model), 3, "it") == sizes
+    card, _ = export(model, None, tmp_path / "m.onnx", name="it")
+    assert (card.size_multiple, card.stride) == card_says
+    session = onnxruntime.InferenceSession(tmp_path / "m.onnx")
+    for size in ((1, 1), (37, 53)):
+        logits = session.run(None, {"image": np.zeros((1, 3, *size), np.float32)})[0]
+        assert logits.shape == (1, 4, *size)
+
+
+class BakedResize(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3, 2, 1)
+
+    def forward(self, x):
+        return F.interpolate(self.conv(x), size=(int(x.shape[2]), int(x.shape[3])), mode="bilinear")
+
+
+class BakedReshape(BakedResize):
+    def forward(self, x):
+        n, c, h, w = (int(side) for side in x.shape)
+        return x.reshape(n, c, h * w).mean(1, keepdim=True).reshape(n, 1, h, w) + x
+
+
+class Positional(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 1)
+
+    def forward(self, x):
+        grid = torch.linspace(0, 1, int(x.shape[3]))
+        return self.conv(x) + grid
+
+
+class Shifted(BakedResize):
+    """Its two exporters see another branch than PyTorch does at small sizes: a silent difference."""
+
+    def forward(self, x):
+        y = self.conv(x)
+        y = y * 2 if int(x.shape[2]) > 50 else y
+        return F.interpolate(y, size=x.shape[-2:], mode="bilinear")
+
+
+@pytest.mark.parametrize(
+    ("module", "said"),
+    [
+        (BakedResize, r"size baked in.*Resize.*usual cause: interpolate\(size=<int>\)"),
+        (BakedReshape, r"size baked in.*(Reshape|Expand)"),
+        (Positional, r"size baked in.*Add.*grid"),
+        (Shifted, r"other scores in ONNX than in PyTorch: at 1×1"),
+    ],
+)
+def test_a_size_baked_in_fails_and_names_the_node_and_the_cause(tmp_path, module, said):
+    torch.manual_seed(0)
+    with pytest.raises(DeployError, match=said) as caught:
+        export(module(), None, tmp_path / "m.onnx", exporter="torchscript", name="it")
+    assert "\n" not in str(caught.value) and not list(tmp_path.iterdir())
+
+
+class Classifier(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4 * 62 * 62, 10))
+
+    def forward(self, x):
+        return self.layers(x)
+
+
+class Pooled(nn.Module):
+    def forward(self, x):
+        return x.mean((2, 3))
+
+
+def test_networks_that_are_no_segmentation_networks_are_refused(tmp_path):
+    with pytest.raises(DeployError, match="dense layer after Flatten"):
+        export(Classifier(), None, tmp_path / "m.onnx", name="it")
+    with pytest.raises(DeployError, match=r"gives torch.Size\(\[1, 3\]\); a segmentation network gives scores"):
+        export(Pooled(), None, tmp_path / "m.onnx", name="it")
+
+
+FACTORIES = """
+import torch
+from torch import nn
+
+def net():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 2, 3, padding=1), nn.ReLU(), nn.Conv2d(2, 2, 1))
+
+def broken():
+    raise RuntimeError("no weights here")
+
+def text():
+    return "net"
+"""
+
+
+@pytest.fixture
+def factories(tmp_path):
+    (tmp_path / "my_networks.py").write_text(FACTORIES)
+    return tmp_path
+
+
+def test_a_factory_from_the_command_line(factories):
+    options = ("--classes", "no,yes", "--mean", "1,2,3", "--std", "4,5,6")
+    done = command("export-onnx", "my_networks:net", "-o", "m.onnx", *options, cwd=factories)
+    assert "takes every H, W ≥ 1; 2 classes" in done.stdout and not done.stderr
+    card = ModelCard.from_json(metadata(onnx.load(factories / "m.onnx"), "fcn_deploy.card"), "x")
+    assert card.classes == ("no", "yes") and card.mean == (1, 2, 3) and card.std == (4, 5, 6)
+    done = command("export-onnx", "my_networks:net", "-o", "n.onnx", cwd=factories)
+    assert "carries no model card; assuming" in done.stderr
+
+
+def test_a_checkpoint_from_the_command_line(exports, tmp_path):
+    done = command("export-onnx", exports / "narrow.safetensors", "-o", tmp_path / "m.onnx", "--json")
+    record = json.loads(done.stdout)
+    assert len(record["differences"]) >= 12 and record["card"]["size_multiple"] == 32
+    done = command("export-onnx", exports / "narrow.safetensors", "-o", tmp_path / "m.onnx", ok=2)
+    assert "exists already" in one_error(done)
+
+
+def test_misuse_and_failures_are_one_line(factories, exports):
+    checkpoint = exports / "narrow.safetensors"
+    for words, code, said in (
+        (("none.safetensors", "-o", "m.onnx"), 2, "does not exist"),
+        ((checkpoint, "-o", "m.pb"), 2, "not named .onnx"),
+        ((checkpoint, "-o", "m.onnx", "--opset", "11"), 2, "opset"),
+        ((checkpoint, "-o", "m.onnx", "--classes", "a,b"), 2, "has a model card"),
+        (("no_module:net", "-o", "m.onnx"), 2, "no_module"),
+        (("my_networks:none", "-o", "m.onnx"), 2, "has no none"),
+        (("my_networks:broken", "-o", "m.onnx"), 1, "no weights here"),
+        (("my_networks:text", "-o", "m.onnx"), 1, "gives str"),
+    ):
+        assert said in one_error(command("export-onnx", *words, ok=code, cwd=factories))
+    assert not list(factories.glob("*.onnx"))
+
+
+def test_misused_class_names_leave_nothing_behind(factories):
+    done = command("export-onnx", "my_networks:net", "-o", "m.onnx", "--classes", "a,b,c", ok=2, cwd=factories)
+    assert "--classes names 3 classes" in one_error(done)
+    assert not list(factories.glob("*.onnx"))
+
+
+def test_help_is_quick_and_loads_nothing_heavy():
+    code = "import sys, export.commands, fcn.commands; print(sorted({'torch', 'onnx'} & set(sys.modules)))"
+    import subprocess
+
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"

@@ -1,0 +1,73 @@
+"""The whole way, with trained weights: labels through the engine are the PyTorch network's, at any size."""
+
+import json
+
+import numpy as np
+import torch
+from helpers import command, needs_shared
+from PIL import Image
+from sklearn.datasets import load_sample_images
+
+from export.build import MARGIN, decided
+from fcn.checkpoint import load_checkpoint
+from runtime import Segmenter
+from runtime.images import read_image
+from runtime.prepare import normalise
+
+
+def pytorch_logits(model, card, image):
+    x = np.empty((1, 3, *image.shape[:2]), np.float32)
+    normalise(image, card, x[0])
+    with torch.inference_mode():
+        return model(torch.from_numpy(x))[0].numpy()
+
+
+def test_labels_equal_pytorchs_at_100_random_sizes(trained):
+    """On every pixel whose two best scores differ by more than 1e-4 of the range; at most 0.1 % are exempt."""
+    assert MARGIN == 1e-4
+    files = sorted((needs_shared("camvid") / "val").glob("*.jpg"))
+    checkpoint = load_checkpoint(trained / "camvid.safetensors")
+    random = np.random.default_rng(7)
+    wrong = exempt = pixels = 0
+    with Segmenter(trained / "camvid.engine") as net:
+        for index in range(100):
+            height, width = (int(side) for side in random.integers(1, 701, 2))
+            photo = Image.open(files[index]).resize((width, height), Image.Resampling.BILINEAR)
+            image = np.asarray(photo)
+            logits = pytorch_logits(checkpoint.model, checkpoint.card, image)
+            labels = net(image)
+            assert labels.shape == (height, width)
+            clear = decided(logits, net.card)
+            wrong += int((labels != logits.argmax(0))[clear].sum())
+            exempt += int((~clear).sum())
+            pixels += labels.size
+    assert wrong == 0
+    assert exempt <= 0.001 * pixels, f"{exempt / pixels:.3%} of pixels are near a tie"
+
+
+def test_mean_iou_is_the_same_in_pytorch_onnx_and_engine(trained):
+    data = needs_shared("camvid")
+    scores = []
+    for name in ("camvid.safetensors", "camvid.onnx", "camvid.engine"):
+        done = command("eval-fcn", trained / name, "--data", data, "--split", "val", "--count", "24", "--json")
+        scores.append(json.loads(done.stdout)["mean_iou"])
+    assert max(scores) - min(scores) < 1e-4
+    assert scores[0] > 0.6
+
+
+def test_the_photographs_that_scikit_learn_ships_at_their_own_sizes(trained):
+    with Segmenter(trained / "camvid.engine") as net:
+        for image in load_sample_images().images:
+            assert net(image).shape == image.shape[:2] == (427, 640)
+
+
+def test_microscopy_of_eight_sizes_goes_through_one_engine(trained):
+    files = sorted((needs_shared("nuclei") / "train").glob("*.png"))
+    seen = set()
+    with Segmenter(trained / "camvid.engine") as net:
+        for path in files:
+            image = read_image(path, net.card)
+            if image.shape not in seen:
+                seen.add(image.shape)
+                assert net(image).shape == image.shape[:2]
+    assert len(seen) >= 7
