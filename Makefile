@@ -29,8 +29,9 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 
 # Not part of the tests: timings are for people to read.
-bench: $(VENV)/.dev
-	$(BIN)/python -m benchmarks.overhead
+bench: $(VENV)/.all
+	test -f $(DEMO)/digits.engine || $(MAKE) demo
+	$(BIN)/python -m benchmarks.overhead $(DEMO)/digits.engine
 
 clean:
 	rm -rf $(VENV) $(DEMO) build *.egg-info
