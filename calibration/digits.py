@@ -105,9 +105,10 @@ def _paste(
         return
     ink = ink[y.start - top : y.stop - top, x.start - left : x.stop - left]
     under = image[y, x].mean((0, 1))
-    color = rng.uniform(0, 255, 3)
-    while np.abs(color - under).mean() < 70:
-        color = rng.uniform(0, 255, 3)
+    # Grey ink, so that the colours of an overlay are the labels' alone.
+    color = rng.uniform(0, 255) + rng.uniform(-12, 12, 3)
+    while abs(color.mean() - under.mean()) < 80:
+        color = rng.uniform(0, 255) + rng.uniform(-12, 12, 3)
     stroke = np.clip((ink - 0.35) / 0.2, 0, 1)[:, :, None]  # a firm edge around the labelled part
     image[y, x] += (color - image[y, x]) * stroke
     labels[y, x][ink > 0.45] = label

@@ -146,9 +146,10 @@ def build(
     print(f"{model} → {out} ({out.stat().st_size / 1e6:.1f} MB) for {report['target']}, {report['precision']}")
     head = "in the network" if report["head"] == "none" else "exact, outside the network"
     print(f"head: {head}; scores at stride {report['stride']}, sizes padded to multiples of {report['size_multiple']}")
+    rest = "" if agreement["labels_equal"] == 1 else "; the others are within rounding of a tie"
     print(
         f"labels equal to the model's at {len(agreement['sizes'])} sizes: {agreement['labels_equal']:.4%} of "
-        f"{agreement['pixels']:,} pixels, the rest within rounding of a tie"
+        f"{agreement['pixels']:,} pixels{rest}"
     )
     print("latency on this machine (median):")
     for size, ms in report["latency_ms"].items():
