@@ -32,6 +32,7 @@ SIZES = {
     (1125, 1500): 1,
     (1500, 2000): 1,
 }
+MARKER = ".fcn-deploy-demo"  # only a folder with it is emptied
 SMALLEST_JUDGED = 96  # pixels: a digit fits into 96×96 and not into less
 
 
@@ -42,10 +43,13 @@ def main() -> None:
     options = parser.parse_args()
     started = time.perf_counter()
     out = options.out
-    if out.exists():
+    if out.exists() and any(out.iterdir()):
+        if not (out / MARKER).exists():
+            sys.exit(f"{out} exists and was not made by this demo; choose another --out")
         shutil.rmtree(out)
     images, references = out / "images", out / "references"
     images.mkdir(parents=True)
+    (out / MARKER).touch()
     references.mkdir()
     names = write_canvases(images, references)
     checkpoint, model, engine = out / "digits.safetensors", out / "digits.onnx", out / "digits.engine"

@@ -30,7 +30,7 @@ class LabelledImages(Protocol):
     """A sequence of images of any sizes with their labels.
 
     `collection[i]` is (image [H, W, C] in the card's dtype, labels [H, W] uint8 or uint16), where the label
-    255 (65535 beyond 255 classes) is not counted.
+    255 is not counted; so there are at most 255 classes.
     """
 
     classes: Sequence[str]
@@ -103,7 +103,7 @@ def read_labels(path: Path) -> np.ndarray:
     except Exception as error:
         raise DeployError(f"cannot read {path} as labels: {error}; is it damaged or truncated?") from error
     if labels.dtype == np.int32:
-        labels = labels.astype(np.uint16)
+        labels = np.clip(labels, 0, 65535).astype(np.uint16)
     return labels.astype(np.uint8) if labels.dtype == bool else labels
 
 
@@ -149,6 +149,8 @@ def load_dataset(
                 "classes the model was trained on"
             )
         names = card.classes
+    if len(names) > IGNORE:
+        raise MisuseError(f"{data} has {len(names)} classes; labelled data has at most {IGNORE}")
     palette = voc_palette(len(names))
     colors = card.colors if card else [CAMVID_COLORS.get(n.lower(), palette[i]) for i, n in enumerate(names)]
     return FilePairs(tuple(pairs), tuple(names), tuple(colors), void, card)

@@ -15,20 +15,23 @@ import onnx
 from onnx import ModelProto
 
 from export.builders import cpu
-from export.graph import dims, graph_input, load_model, metadata, set_metadata
+from export.graph import dims, load_model, metadata, set_metadata
 from export.passes.bilinear_deconv import bilinear_deconv
 from export.passes.fold_constants import fold_constants
 from export.passes.fold_head import fold_head
 from export.passes.fold_input import fold_input
+from export.passes.pad_and_crop import pad_and_crop
 from export.passes.split_head import ends_in_sigmoid, head_of, split_head, stripped_padding, stripped_sigmoid
+from export.passes.upsample_scores import upsample_scores
+from export.probe import probe
 from runtime.backends.onnxruntime import OnnxRuntimeBackend, session
 from runtime.engine_file import CARD_KEY, Head, Manifest, ModelCard, Stage, write_engine
 from runtime.errors import DeployError
 from runtime.files import replacing
 from runtime.head import labels_from_scores
 from runtime.prepare import padded_size, prepare
-from runtime.segmenter import Segmenter, assumed_card, describe_assumption
-from runtime.verify import GOLDEN, TIMED_SIZES, median_ms
+from runtime.segmenter import Segmenter, assumed_card, check_card, describe_assumption
+from runtime.verify import GOLDEN, latency
 
 REPORT = "report.json"
 COMPARED_SIZES = ((1, 1), (7, 13), (37, 41), (61, 97), (136, 17), (200, 333), (257, 263), (480, 640))
@@ -42,33 +45,68 @@ class Source:
     Attributes:
         model: as read.
         card: its own, or one assumed.
-        assumption: one line that says what was assumed; None where the model has a card.
+        notes: what was assumed of it or changed in it, a line each.
     """
 
     model: ModelProto
     card: ModelCard
-    assumption: str | None
+    notes: tuple[str, ...]
 
 
 def read_source(path: str | os.PathLike) -> Source:
     """Read an ONNX model of [N,C,H,W] → [N,K,H,W] and its card. Raises MisuseError or DeployError."""
     model = load_model(path)
-    image, output = dims(graph_input(model)), dims(model.graph.output[0])
-    if len(image) != 4 or len(output) != 4:
+    image, output = dims(model.graph.input[0]), dims(model.graph.output[0])
+    if len(model.graph.input) > 1:
+        raise DeployError(f"{path} has {len(model.graph.input)} inputs; a segmentation model has one, the image")
+    if len(image) != 4 or (output and len(output) != 4):
         raise DeployError(
             f"{path} takes {image} and gives {output}; a segmentation model takes [N,C,H,W] and gives [N,K,H,W]"
         )
+    for value in (model.graph.input[0], model.graph.output[0]):
+        kind = value.type.tensor_type.elem_type
+        if kind != onnx.TensorProto.FLOAT:
+            found = onnx.TensorProto.DataType.Name(kind).lower()
+            raise DeployError(f"{path}: {value.name} is {found}; the image and the scores must be float32")
+    model, scores, notes = _free(model, image[1], str(path))
     text = metadata(model, CARD_KEY)
     if text is not None:
         card = ModelCard.from_json(text, str(path))
-        if isinstance(output[1], int) and output[1] != card.scores:
-            raise DeployError(
-                f"{path} gives {output[1]} scores, and its card names {len(card.classes)} classes; export it again"
-            )
-        return Source(model, card, None)
+        check_card(card, image[1], scores, str(path))
+        return Source(model, card, tuple(notes))
     one_score = "probability" if ends_in_sigmoid(model) else "sigmoid"
-    card = assumed_card(image[1], output[1], str(path), one_score)
-    return Source(model, card, describe_assumption(card, str(path)))
+    card = assumed_card(image[1], scores, str(path), one_score)
+    return Source(model, card, (*notes, describe_assumption(card, str(path))))
+
+
+def _free(model: ModelProto, channels: int | str | None, path: str) -> tuple[ModelProto, int, list[str]]:
+    """The model made to take every size where it wants multiples of one; its scores' channels; what was done."""
+    notes = []
+    if len(model.graph.output) > 1:
+        names = ", ".join(value.name for value in model.graph.output[1:])
+        notes.append(f"{path} has several outputs; {model.graph.output[0].name} is used, and {names} left out")
+        del model.graph.output[1:]
+    if not isinstance(channels, int):
+        raise DeployError(f"{path} takes images of {channels} channels, which is no fixed number; export it again")
+    run = session(model.SerializeToString())
+    name, shapes = model.graph.input[0].name, []
+
+    def shape(height: int, width: int) -> tuple[int, ...]:
+        shapes.append(run.run(None, {name: np.zeros((1, channels, height, width), np.float32)})[0].shape)
+        return shapes[-1]
+
+    multiple, factor = probe(shape, path)
+    if factor > 1:
+        notes.append(f"{path} gives scores at 1/{factor} of the image's size; they are upsampled bilinearly")
+        model = upsample_scores(model, factor)
+    if multiple > 1:
+        notes.append(f"{path} takes multiples of {multiple} only; images are padded to them with zeros")
+        model = pad_and_crop(model, multiple)
+        text = metadata(model, CARD_KEY)
+        if text is not None:
+            set_metadata(model, CARD_KEY, replace(ModelCard.from_json(text, path), size_multiple=multiple).to_json())
+    scores = shapes[-1][1]
+    return model, scores, notes
 
 
 def build_engine(source: Source, out: str | os.PathLike, threads: int | None = None) -> dict[str, Any]:
@@ -101,7 +139,7 @@ def build_engine(source: Source, out: str | os.PathLike, threads: int | None = N
         write_engine(draft, manifest, members)
         with Segmenter(draft, threads=threads) as net:
             agreement = compare(source, net)
-            latency = {f"{height}x{width}": round(median_ms(net, height, width), 2) for height, width in TIMED_SIZES}
+            times = latency(net)
     report = {
         "target": "cpu",
         "precision": "float32",
@@ -111,10 +149,10 @@ def build_engine(source: Source, out: str | os.PathLike, threads: int | None = N
         "agreement": agreement,
         "miou": None,
         "miou_reason": "no labels were given",
-        "latency_ms": latency,
+        "latency_ms": times,
         "threads": threads or "one per core",
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-        "assumed": source.assumption,
+        "notes": list(source.notes),
     }
     members[REPORT] = json.dumps(report, indent=1).encode()
     write_engine(out, manifest, members)
@@ -132,9 +170,8 @@ def core_of(source: Source) -> tuple[ModelProto, ModelCard]:
             raise DeployError("the model ends in a Sigmoid, and its card says that it gives logits; mend the card")
         if card.activation == "probability":
             card = replace(card, activation="sigmoid")
-    if not stripped_padding(core):
-        # The model takes the size it is given, or pads by itself: the runtime must not pad.
-        card = replace(card, size_multiple=1)
+    # A model that takes the size it is given, or pads by itself, must not be padded by the runtime.
+    card = replace(card, size_multiple=stripped_padding(core))
     head = head_of(core)
     if head.factor is not None:
         card = replace(card, stride=max(1, round(head.factor[0])))
@@ -230,7 +267,7 @@ def decided(logits: np.ndarray, card: ModelCard) -> np.ndarray:
     return best[1] - best[0] > MARGIN * spread
 
 
-def build_standalone(source: Source, out: str | os.PathLike) -> None:
+def build_standalone(source: Source, out: str | os.PathLike, threads: int | None = None) -> None:
     """Write an ONNX for other runtimes: `image`, uint8 [N,H,W,C], in; `labels`, [N,H,W], out; any size.
 
     Verified against the model at mixed sizes. Raises DeployError.
@@ -239,8 +276,8 @@ def build_standalone(source: Source, out: str | os.PathLike) -> None:
     model = fold_head(fold_input(source.model, card), card)
     set_metadata(model, CARD_KEY, card.to_json())
     onnx.checker.check_model(model)
-    run = session(model.SerializeToString())
-    original = OnnxRuntimeBackend(source.model.SerializeToString())
+    run = session(model.SerializeToString(), threads)
+    original = OnnxRuntimeBackend(source.model.SerializeToString(), threads=threads)
     for index, (height, width) in enumerate(COMPARED_SIZES):
         image = natural_noise(height, width, card, seed=index + 1)
         logits = original.run(prepare(image, replace(card, size_multiple=1)))[0]

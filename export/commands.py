@@ -87,11 +87,16 @@ def _described(card, classes: str | None, mean: str | None, std: str | None):
     """An assumed card with what the user said of the model."""
     changes = {}
     if classes is not None:
-        file = Path(classes)
-        text = file.read_text().splitlines() if file.is_file() else classes.split(",")
+        if "," in classes:
+            text = classes.split(",")
+        else:
+            try:
+                text = Path(classes).read_text().splitlines()
+            except (OSError, UnicodeDecodeError) as error:
+                raise MisuseError(f"--classes {classes}: {error}; give names with commas, or a file of them") from error
         names = tuple(name.strip() for name in text if name.strip())
         if len(names) != len(card.classes):
-            raise MisuseError(f"--classes names {len(names)} classes, and the model gives {len(card.classes)} scores")
+            raise MisuseError(f"--classes names {len(names)} classes, and the model has {len(card.classes)}")
         changes["classes"] = names
     for option, text in (("mean", mean), ("std", std)):
         if text is not None:
@@ -130,12 +135,16 @@ def build(
     check_writable(out)
     from export.build import build_engine as run_build
     from export.build import build_standalone, read_source
+    from runtime.verify import show_latency
 
     source = read_source(model)
-    if source.assumption:
-        print(f"note: {source.assumption}", file=sys.stderr)
+    for note in source.notes:
+        print(f"note: {note}", file=sys.stderr)
     if standalone:
-        build_standalone(source, out)
+        build_standalone(source, out, threads)
+        if json_:
+            print(json.dumps({"standalone": str(out), "notes": source.notes}))
+            return
         print(f"{model} → {out}: uint8 [N,H,W,{source.card.channels}] in, labels [N,H,W] out")
         return
     report = run_build(source, out, threads)
@@ -152,8 +161,7 @@ def build(
         f"{agreement['pixels']:,} pixels{rest}"
     )
     print("latency on this machine (median):")
-    for size, ms in report["latency_ms"].items():
-        print(f"  {size:>10}  {ms:8.1f} ms")
+    print(show_latency(report["latency_ms"]))
 
 
 def export_onnx() -> None:

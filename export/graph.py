@@ -24,6 +24,13 @@ def load_model(path: str | os.PathLike) -> ModelProto:
         if not model.graph.node or not model.graph.output:
             raise ValueError("it has no nodes or no output")
         onnx.checker.check_model(model)
+        # Old exporters list weights as inputs too.
+        known = {tensor.name for tensor in model.graph.initializer}
+        inputs = [value for value in model.graph.input if value.name not in known]
+        if not inputs:
+            raise ValueError("it has no input")
+        del model.graph.input[:]
+        model.graph.input.extend(inputs)
     except Exception as error:  # protobuf's and onnx's errors share no base class
         reason = " ".join(str(error).split())[:300]
         raise DeployError(f"{path} is not a valid ONNX model: {reason}") from error
@@ -44,12 +51,6 @@ def clone(model: ModelProto) -> ModelProto:
     copy = ModelProto()
     copy.CopyFrom(model)
     return copy
-
-
-def graph_input(model: ModelProto) -> onnx.ValueInfoProto:
-    """The image input: the first that is not an initialiser (old models list those as inputs too)."""
-    known = {tensor.name for tensor in model.graph.initializer}
-    return next(value for value in model.graph.input if value.name not in known)
 
 
 def dims(value: onnx.ValueInfoProto) -> list[int | str | None]:
@@ -119,20 +120,30 @@ def add_constants(model: ModelProto, values: Mapping[str, np.ndarray]) -> None:
 
 
 def rename_reads(model: ModelProto, old: str, new: str) -> None:
-    """Let every node that reads `old` read `new`."""
-    for node in model.graph.node:
-        for index, name in enumerate(node.input):
-            if name == old:
-                node.input[index] = new
+    """Let every node that reads `old` read `new`, in subgraphs too."""
+    _rename(model.graph.node, old, new, results=False)
 
 
 def rename_result(model: ModelProto, old: str, new: str) -> None:
     """Let the node that gives `old` give `new`, to all who read it."""
-    for node in model.graph.node:
-        for index, name in enumerate(node.output):
-            if name == old:
-                node.output[index] = new
-    rename_reads(model, old, new)
+    _rename(model.graph.node, old, new, results=True)
+
+
+def free_name(model: ModelProto, name: str) -> None:
+    """Give what is called `name` inside a graph another name, so that an input or output can have it."""
+    if name in producers(model):
+        rename_result(model, name, f"{name}/renamed")
+
+
+def _rename(nodes, old: str, new: str, results: bool) -> None:
+    for node in nodes:
+        for names in (node.input, node.output) if results else (node.input,):
+            for index, name in enumerate(names):
+                if name == old:
+                    names[index] = new
+        for attribute in node.attribute:
+            for graph in (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])):
+                _rename(graph.node, old, new, results=False)
 
 
 def prune(model: ModelProto) -> None:

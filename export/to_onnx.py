@@ -16,27 +16,27 @@ import onnx
 import torch
 from torch import nn
 
-from export.graph import attributes, constant, graph_input, opset, producers, set_metadata, set_shape
+from export.graph import attributes, constant, opset, producers, set_metadata, set_shape
 from export.passes.fold_constants import fold_constants
 from export.passes.pad_and_crop import pad_and_crop
 from export.passes.split_head import ends_in_sigmoid, head_of, split_head
 from export.passes.upsample_scores import upsample_scores
+from export.probe import probe
 from fcn.checkpoint import Checkpoint
 from fcn.model import AnySize
 from runtime.backends.onnxruntime import one_line, session
 from runtime.engine_file import CARD_KEY, ModelCard
 from runtime.errors import DeployError, MisuseError
 from runtime.files import replacing
-from runtime.segmenter import assumed_card
+from runtime.segmenter import assumed_card, check_card
 
-TRACED = (64, 96)
+TRACED = (64, 96)  # or two and three multiples, where those are larger
 # Never traced: one pixel, primes, one side eight times the other, below and above the traced size.
 VERIFIED_SIZES = (
     (1, 1), (2, 3), (7, 13), (31, 33), (37, 41), (17, 136), (136, 17), (61, 97), (127, 131), (101, 211),
     (128, 160), (200, 333), (257, 263), (320, 64),
 )  # fmt: skip
 TOLERANCE = 1e-3  # of the logits' range; float32 rounding stays near 1e-6
-MULTIPLES = (1, 2, 4, 8, 16, 32, 64)
 
 
 @dataclass(frozen=True)
@@ -83,9 +83,10 @@ def export(
     else:
         full = _Logits(model)
         channels = card.channels if card else _channels(model)
-        multiple, factor = probe(full, channels, name)
-    with torch.inference_mode():
-        scores = full(torch.zeros(1, channels, *TRACED)).shape[1]
+        multiple, factor = probe(lambda height, width: _scores_of(full, channels, height, width), name)
+    scores = _scores_of(full, channels, *traced_size(multiple))[1]
+    if card is not None:
+        check_card(card, channels, scores, name)
     full = full.eval()  # the exporters put modules back into the mode they came in
     graph = _to_graph(full, channels, multiple, exporter, opset_version, name)
     # The exporters name dimensions as they please, and leave known ones out.
@@ -109,6 +110,18 @@ def export(
     with replacing(out) as temporary:
         temporary.write_bytes(data)
     return card, differences
+
+
+def traced_size(multiple: int) -> tuple[int, int]:
+    """(height, width) of the image that the exporters run, for a network of multiples of `multiple`."""
+    return max(TRACED[0], 2 * multiple), max(TRACED[1], 3 * multiple)
+
+
+def _scores_of(model: nn.Module, channels: int, height: int, width: int) -> tuple[int, ...]:
+    """Shape of what a module gives for an image."""
+    with torch.inference_mode():
+        result = model(torch.zeros(1, channels, height, width))
+    return tuple(result.shape) if isinstance(result, torch.Tensor) else ()
 
 
 class _Multiples(nn.Module):
@@ -176,43 +189,6 @@ def _channels(model: nn.Module) -> int:
     return first.in_channels if first is not None else 3
 
 
-def probe(model: nn.Module, channels: int, name: str) -> tuple[int, int]:
-    """What sizes a module takes, found by running it: (H and W must be multiples of, output is smaller by).
-
-    Raises:
-        DeployError: it takes no size, or its output follows the image's size in no constant ratio.
-    """
-    reason = "its output does not follow the size of the image"
-    for multiple in MULTIPLES:
-        factors = set()
-        try:
-            for rows, columns in ((3, 5), (5, 4), (7, 3)):
-                # Not too small for the pooling of a deep network.
-                scale = -(-64 // (multiple * 3)) if multiple < 32 else 1
-                height, width = multiple * rows * (scale | 1), multiple * columns * (scale | 1)
-                with torch.inference_mode():
-                    result = model(torch.zeros(1, channels, height, width))
-                if not isinstance(result, torch.Tensor) or result.ndim != 4:
-                    raise DeployError(
-                        f"{name} gives {getattr(result, 'shape', type(result).__name__)}; a segmentation "
-                        "network gives scores [N,K,H,W]"
-                    )
-                down = height // max(result.shape[2], 1)
-                exact = (result.shape[2] * down, result.shape[3] * down) == (height, width)
-                factors.add(down if exact else 0)
-        except DeployError:
-            raise
-        except Exception as error:
-            reason = f"{type(error).__name__}: {one_line(error)}"
-            continue
-        if len(factors) == 1 and 0 not in factors:
-            return multiple, factors.pop()
-    raise DeployError(
-        f"{name} labels no images of changing size (multiples of {MULTIPLES[-1]} were tried): {reason}. "
-        "Usual causes: a dense layer after Flatten (see fcn.convolutionalize), or interpolate(size=<int>)"
-    )
-
-
 def _to_graph(
     model: nn.Module, channels: int, multiple: int, exporter: str, opset_version: int, name: str
 ) -> onnx.ModelProto:
@@ -237,7 +213,7 @@ def _torchscript(model: nn.Module, channels: int, multiple: int, opset_version: 
     buffer = io.BytesIO()
     torch.onnx.export(
         model,
-        (torch.zeros(1, channels, *TRACED),),
+        (torch.zeros(1, channels, *traced_size(multiple)),),
         buffer,
         dynamo=False,
         opset_version=opset_version,
@@ -253,7 +229,7 @@ def _dynamo(model: nn.Module, channels: int, multiple: int, opset_version: int) 
     program = torch.onnx.export(
         model,
         # Batch 2: a batch of 1 would be taken for a constant.
-        (torch.zeros(2, channels, *TRACED),),
+        (torch.zeros(2, channels, *traced_size(multiple)),),
         dynamo=True,
         opset_version=opset_version,
         input_names=["image"],
@@ -296,7 +272,8 @@ def verify(
     random = np.random.default_rng(0)
     # The range of a single pixel's scores says little, so that of the traced size counts as well.
     with torch.inference_mode():
-        traced = reference(torch.from_numpy(random.standard_normal((1, channels, *TRACED), dtype=np.float32)))
+        image = random.standard_normal((1, channels, *traced_size(multiple)), dtype=np.float32)
+        traced = reference(torch.from_numpy(image))
     usual = max(float(traced.max() - traced.min()), 1e-6)
     differences = []
     for index, (height, width) in enumerate(sizes):
@@ -308,7 +285,7 @@ def verify(
             except Exception as error:
                 raise DeployError(f"{name} fails in PyTorch at {height}×{width}: {one_line(error)}") from error
         try:
-            logits = run.run(None, {graph_input(graph).name: image})[0]
+            logits = run.run(None, {graph.graph.input[0].name: image})[0]
         except Exception as error:
             raise DeployError(
                 f"{name} has a size baked in: it fails at {height}×{width}. {_blame(graph, one_line(error))}"

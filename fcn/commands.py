@@ -77,6 +77,8 @@ def train(
         raise MisuseError(f"{out} is not named .safetensors; checkpoints are of that format")
     if not resume:
         refuse_existing(out, force)
+        if (state := out.with_name(out.name + ".state")).exists() and not force:
+            raise MisuseError(f"{state} holds a run that was stopped; go on with --resume, or --force to start anew")
     torch = need("torch", "train")
     from calibration.datasets import load_dataset
     from fcn import checkpoint as checkpoints
@@ -178,13 +180,17 @@ def evaluate(
     confusion = run_evaluation(predict, images, len(card.classes), lambda count: next(steps, None))
     metrics = Metrics.of(confusion)
     if json_:
-        nan_free = {
-            name: [None if v != v else v for v in value] if isinstance(value, tuple) else value
-            for name, value in asdict(metrics).items()
-        }
+        nan_free = {name: _without_nan(value) for name, value in asdict(metrics).items()}
         print(json.dumps({"model": str(model), "images": len(images), "classes": card.classes} | nan_free))
     else:
         print(f"{model} on {len(images)} images of {data} ({split})\n\n{table(metrics, card.classes)}")
+
+
+def _without_nan(value):
+    """A number or a tuple of them for JSON, which has no NaN."""
+    if isinstance(value, tuple):
+        return [_without_nan(item) for item in value]
+    return None if value != value else value
 
 
 def train_fcn() -> None:

@@ -1,5 +1,6 @@
 """Training: one loop, images of mixed sizes, best checkpoint by validation mIoU, resumable and seeded."""
 
+import io
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -117,6 +118,8 @@ def train(
     }  # fmt: skip
     if resume:
         progress = _restore(state_path, identity, model, optimizer, schedule)
+        if not out.exists():
+            progress.best_miou = -1.0  # the best weights are gone: the next epoch is the best there is
     weights = _class_weights(data, len(card.classes), recipe.class_weights)
     # Twice as fast on CPUs as PyTorch's default layout.
     model.to(memory_format=torch.channels_last)
@@ -149,6 +152,8 @@ def train(
             on_step(step + 1, steps, float(np.mean(losses[-20:])))
         model.eval()
         metrics = Metrics.of(evaluate(torch_predictor(model, card), validation, len(card.classes)))
+        if math.isnan(metrics.mean_iou):
+            raise DeployError("the validation labels hold no counted pixel, so no epoch can be chosen; mend them")
         progress.epoch = epoch + 1
         record = {
             "epoch": progress.epoch,
@@ -216,6 +221,8 @@ def _class_weights(data: LabelledImages, classes: int, kind: str) -> torch.Tenso
 
 def _save(path: Path, identity: dict, progress: Progress, model, optimizer, schedule) -> None:
     with replacing(path) as temporary:
+        # Into memory first: torch's own writer fails on a full disk with an error of its own kind.
+        buffer = io.BytesIO()
         torch.save(
             {
                 "identity": identity,
@@ -224,8 +231,9 @@ def _save(path: Path, identity: dict, progress: Progress, model, optimizer, sche
                 "optimizer": optimizer.state_dict(),
                 "schedule": schedule.state_dict(),
             },
-            temporary,
+            buffer,
         )
+        temporary.write_bytes(buffer.getbuffer())
 
 
 def _restore(path: Path, identity: dict, model, optimizer, schedule) -> Progress:

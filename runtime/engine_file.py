@@ -1,8 +1,8 @@
 """The model card, the manifest, and the engine file that holds them: write, read, verify.
 
 An engine is one uncompressed zip. Its first member, `manifest.json`, names every other member with its
-length and SHA-256, so a damaged, truncated or edited file is noticed when it is opened. Checksums are not
-authenticity: open engines from people you trust only.
+length and SHA-256, and the zip's comment holds the manifest's own, so a damaged, truncated or edited file is
+noticed when it is opened. Checksums are not authenticity: open engines from people you trust only.
 """
 
 import hashlib
@@ -24,6 +24,11 @@ CARD_KEY = "fcn_deploy.card"  # the key of the card in ONNX and safetensors meta
 DTYPES = ("uint8", "uint16", "float32")
 MANIFEST = "manifest.json"
 MANIFEST_LIMIT = 16 << 20  # bytes; a manifest is a few kB, so a larger one is not ours
+
+MODES = ("none", "linear", "nearest")
+COORDINATES = ("half_pixel", "pytorch_half_pixel", "asymmetric", "align_corners")
+ROUNDINGS = ("round_prefer_floor", "round_prefer_ceil", "floor", "ceil")
+PRECISIONS = ("float32",)
 
 IMAGENET_MEAN = (123.675, 116.28, 103.53)  # of RGB in 0..255
 IMAGENET_STD = (58.395, 57.12, 57.375)
@@ -58,6 +63,8 @@ class ModelCard:
     threshold: float = 0.5
 
     def __post_init__(self) -> None:
+        if not isinstance(self.classes, list | tuple):
+            raise ValueError(f"classes {self.classes!r}; they are a list of names")
         set_ = object.__setattr__
         set_(self, "classes", tuple(str(name) for name in self.classes))
         set_(self, "colors", tuple(tuple(color) for color in self.colors) or voc_palette(len(self.classes)))
@@ -74,6 +81,9 @@ class ModelCard:
             return f"{len(self.colors)} colors for {len(self.classes)} classes; give one each"
         if any(len(color) != 3 or not all(0 <= value <= 255 for value in color) for color in self.colors):
             return "a color is not three numbers in 0..255"
+        for name in ("channels", "stride", "size_multiple"):
+            if type(getattr(self, name)) is not int:
+                return f"{name} {getattr(self, name)!r}; it must be a whole number"
         if self.dtype not in DTYPES:
             return f"dtype {self.dtype!r}; it must be one of {', '.join(DTYPES)}"
         if self.channels < 1 or len(self.mean) != self.channels or len(self.std) != self.channels:
@@ -117,7 +127,7 @@ class ModelCard:
             if version != CARD_VERSION:
                 raise ValueError(f"version {version}, and this release reads version {CARD_VERSION}")
             return cls(**data)
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise DeployError(
                 f"{source} has a model card that cannot be used: {error}; export the model again"
             ) from error
@@ -154,6 +164,16 @@ class Head:
     factor: tuple[float, float] | None = None
     rounding: str = "round_prefer_floor"
 
+    def __post_init__(self) -> None:
+        for name, allowed in (("mode", MODES), ("coordinates", COORDINATES), ("rounding", ROUNDINGS)):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} {getattr(self, name)!r}; it must be one of {', '.join(allowed)}")
+        if self.factor is not None:
+            factor = tuple(float(value) for value in self.factor)
+            if len(factor) != 2 or not all(math.isfinite(value) and value > 0 for value in factor):
+                raise ValueError(f"factor {self.factor}; it must be two numbers above 0")
+            object.__setattr__(self, "factor", factor)
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -188,6 +208,16 @@ class Manifest:
     created_by: str
     members: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        memory = self.bytes_per_pixel
+        if type(memory) not in (int, float) or not 0 <= memory < math.inf:
+            raise ValueError(f"bytes_per_pixel {memory!r}; it must be a number of at least 0")
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"precision {self.precision!r}; this release knows {', '.join(PRECISIONS)}")
+        for value in (self.target, *(name for stage in self.stages for name in asdict(stage).values())):
+            if type(value) is not str:
+                raise ValueError(f"{value!r} where a name belongs")
+
     def to_json(self) -> str:
         data = {item.name: getattr(self, item.name) for item in fields(self)}
         data["card"] = json.loads(self.card.to_json())
@@ -204,7 +234,7 @@ class Manifest:
             if data.pop("format") != "fcn-deploy engine":
                 raise ValueError("it is not one of an fcn-deploy engine")
             version = data.pop("version")
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise DeployError(f"{source} has no manifest of an engine: {error!r}; {_REMEDY}") from error
         if version != ENGINE_VERSION:
             raise DeployError(
@@ -213,16 +243,14 @@ class Manifest:
             )
         try:
             data["card"] = ModelCard.from_json(json.dumps(data["card"]), source)
-            head = dict(data["head"])
-            head["factor"] = None if head["factor"] is None else tuple(head["factor"])
-            data["head"] = Head(**head)
+            data["head"] = Head(**data["head"])
             data["stages"] = tuple(Stage(**stage) for stage in data["stages"])
             data["members"] = {
                 str(name): {"bytes": int(entry["bytes"]), "sha256": str(entry["sha256"])}
                 for name, entry in data["members"].items()
             }
             return cls(**data)
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise DeployError(f"{source} has a damaged manifest: {error!r}; {_REMEDY}") from error
 
 
@@ -243,7 +271,9 @@ def write_engine(path: str | os.PathLike, manifest: Manifest, members: Mapping[s
     }
     manifest = replace(manifest, members=digests)
     with replacing(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
-        for name, content in {MANIFEST: manifest.to_json().encode(), **members}.items():
+        text = manifest.to_json().encode()
+        archive.comment = hashlib.sha256(text).hexdigest().encode()
+        for name, content in {MANIFEST: text, **members}.items():
             # A fixed date: the same build gives the same bytes.
             archive.writestr(zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0)), content)
     return manifest
@@ -271,7 +301,10 @@ class EngineFile:
         except zipfile.BadZipFile as error:
             raise DeployError(f"{path} is truncated or damaged ({error}); copy it again or {_REMEDY}") from error
         try:
-            self.manifest = Manifest.from_json(self._read(MANIFEST, MANIFEST_LIMIT), str(path))
+            text = self._read(MANIFEST, MANIFEST_LIMIT)
+            self.manifest = Manifest.from_json(text, str(path))
+            if self._archive.comment != hashlib.sha256(text).hexdigest().encode():
+                raise DeployError(f"{path} is damaged or was edited: its manifest fails its checksum; {_REMEDY}")
             for stage in self.manifest.stages:
                 if stage.file not in self.manifest.members:
                     raise DeployError(f"{path}: the manifest does not list its stage {stage.file}; {_REMEDY}")

@@ -14,3 +14,7 @@ class MisuseError(DeployError):
     """What was asked for makes no sense as asked: a bad option, a missing input, an unsafe overwrite."""
 
     exit_code = 2
+
+
+class OverBudgetError(DeployError):
+    """An image needs more memory than it may take."""

@@ -1,6 +1,7 @@
 """Writing files so that nothing half-written is left behind and no existing output is lost."""
 
 import os
+import secrets
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -53,11 +54,10 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        # mkstemp makes files private (0600); an output has the permissions any new file would have.
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem[:80]}-", suffix=path.suffix)
-        os.close(handle)
-        temporary = Path(name)
-        temporary.chmod(0o666 & ~_umask())
+        # Not mkstemp: its files are private (0600), and an output has the permissions of any new file.
+        name = path.parent / f".{path.stem[:80]}-{secrets.token_hex(8)}{path.suffix}"
+        os.close(os.open(name, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+        temporary = name
         yield temporary
         temporary.replace(path)
     except OSError as error:
@@ -66,9 +66,3 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
         if temporary is not None:
             with suppress(OSError):
                 temporary.unlink(missing_ok=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

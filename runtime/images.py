@@ -21,6 +21,8 @@ IMAGE_SUFFIXES = frozenset((
     ".jpg", ".jpeg", ".jpe", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm",
     ".jp2", ".avif", ".tga", ".npy",
 ))  # fmt: skip
+# Pillow's names. Not all it knows: some start other programs (EPS), or are no images (PDF).
+FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM", "JPEG2000", "AVIF", "TGA")
 DEFAULT_MAX_PIXELS = 500_000_000  # above a 20000×20000 image
 _pillow_limit = threading.Lock()
 
@@ -106,7 +108,7 @@ def open_pillow(path: Path, max_pixels: int):
         warnings.simplefilter("ignore")
         limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         try:
-            picture = Image.open(path)
+            picture = Image.open(path, formats=FORMATS)
         except UnidentifiedImageError as error:
             raise DeployError(f"{path} is not an image of a known format; remove or convert it") from error
         finally:
@@ -159,24 +161,29 @@ def _read_tiff(path: Path, card: ModelCard, max_pixels: int) -> np.ndarray:
         if "Y" not in axes or "X" not in axes:
             raise MisuseError(f"{path} has axes {axes}, which are not an image's")
         _check_pixels(shape[axes.index("X")], shape[axes.index("Y")], max_pixels, path)
-        array = series.asarray()
-        # Leading axes: bands stored apart, or a stack of images, of which the first is used.
-        while array.ndim > 2 and axes[-1] == "X":
-            if array.ndim == 3 and array.shape[0] == card.channels and card.channels > 1:
-                return np.ascontiguousarray(np.moveaxis(array, 0, 2))
-            if array.shape[0] > 1:
-                log.warning("%s holds a stack of %d images; only the first is used", path, array.shape[0])
-            array, axes = array[0], axes[1:]
-        while array.ndim > 3:
-            array = array[0]
-        photometric = getattr(series.keyframe, "photometric", None)
-        if photometric is not None and photometric.name == "RGB" and card.channels == 3:
-            array = array[..., :3]  # alpha is dropped
-        return array
+        array, photometric = series.asarray(), series.keyframe.photometric.name
+    # Bands are the samples of a pixel (S), or channels stored one after the other (C); what remains is a stack.
+    bands = next((axis for axis in "SC" if axis in axes), None)
+    if bands is None and len(axes) == 3 and shape[0] == card.channels and card.channels not in (1, 3):
+        bands = axes[0]  # some writers store bands as pages; three grey pages are pages all the same
+    for axis in axes:
+        if axis not in ("Y", "X", bands):
+            count = array.shape[axes.index(axis)]
+            if count > 1:
+                log.warning("%s holds a stack of %d images; only the first is used", path, count)
+            array = array.take(0, axes.index(axis))
+            axes = axes.replace(axis, "", 1)
+    array = array.transpose([axes.index(axis) for axis in ("Y", "X", bands) if axis])
+    if photometric == "MINISWHITE" and array.dtype.kind == "u":
+        array = np.iinfo(array.dtype).max - array
+    if photometric == "RGB" and card.channels == 3 and array.ndim == 3:
+        array = array[:, :, :3]  # alpha is dropped
+    return array
 
 
 def _fit(array: np.ndarray, card: ModelCard, path: Path) -> np.ndarray:
     """[H, W] or [H, W, C] of some dtype as [H, W, channels] of the card's, where that is sound."""
+    array = array.astype(array.dtype.newbyteorder("="), copy=False)
     if array.ndim == 2:
         array = array[:, :, None]
         if card.channels == 3:
@@ -203,6 +210,11 @@ def write_labels(path: str | os.PathLike, labels: np.ndarray, card: ModelCard) -
     picture = Image.fromarray(labels)
     if labels.dtype == np.uint8:
         picture.putpalette(np.asarray(card.colors, np.uint8).tobytes())
+    write_png(path, picture)
+
+
+def write_png(path: str | os.PathLike, picture) -> None:
+    """Write a Pillow image as PNG, atomically."""
     with replacing(path) as temporary:
         picture.save(temporary, format="PNG", compress_level=1)  # three times faster than the default
 
@@ -235,8 +247,8 @@ def displayable(image: np.ndarray) -> np.ndarray:
     return (np.clip((values - low) / max(high - low, 1e-12), 0, 1) * 255 + 0.5).astype(np.uint8)
 
 
-def write_overlay(path: str | os.PathLike, image: np.ndarray, labels: np.ndarray, card: ModelCard) -> None:
-    """Write the overlay with a legend below it: the classes present, largest first, and their share."""
+def overlay_sheet(image: np.ndarray, labels: np.ndarray, card: ModelCard):
+    """The overlay with a legend below it, a Pillow image: the classes present, largest first, and their share."""
     from PIL import Image
 
     picture = Image.fromarray(overlay(image, labels, card))
@@ -246,8 +258,7 @@ def write_overlay(path: str | os.PathLike, image: np.ndarray, labels: np.ndarray
     sheet = Image.new("RGB", (max(picture.width, key.width), picture.height + key.height), "white")
     sheet.paste(picture, (0, 0))
     sheet.paste(key, (0, picture.height))
-    with replacing(path) as temporary:
-        sheet.save(temporary, format="PNG", compress_level=1)
+    return sheet
 
 
 def _legend(width: int, entries: Iterable[tuple[str, tuple[int, int, int], float]]):

@@ -15,7 +15,7 @@ from runtime.command import Debug, Force, Json, Threads, run
 from runtime.engine_file import ModelCard
 from runtime.errors import DeployError, MisuseError
 from runtime.files import check_writable
-from runtime.images import DEFAULT_MAX_PIXELS, find_images, read_image, write_labels, write_overlay
+from runtime.images import DEFAULT_MAX_PIXELS, find_images, overlay_sheet, read_image, write_labels, write_png
 from runtime.segmenter import Segmenter
 
 
@@ -59,6 +59,8 @@ def label_files(
         MisuseError: before any work, where an output exists already or would replace an input.
         DeployError: where nothing can be written to `out`.
     """
+    if not images:
+        raise MisuseError("there are no images to label; name some")
     names = output_names(images)
     targets = [(out / f"{name}.png", out / f"{name}.overlay.png" if overlay else None) for name in names]
     sources = {image.resolve() for image in images}
@@ -76,13 +78,15 @@ def label_files(
             plan = net.plan(*image.shape[:2])
             labels = net(image)
             labelled = time.perf_counter()
-        except DeployError as error:
-            yield {"image": str(image_path), "error": str(error)}
+            picture = overlay_sheet(image, labels, net.card) if overlay_path else None
+        except Exception as error:
+            said = str(error) if isinstance(error, DeployError) else f"{image_path}: {type(error).__name__}: {error}"
+            yield {"image": str(image_path), "error": " ".join(said.split())}
             continue
         # A disk that is full or a folder that cannot be written ends the run: the next image would fail too.
         write_labels(labels_path, labels, net.card)
         if overlay_path:
-            write_overlay(overlay_path, image, labels, net.card)
+            write_png(overlay_path, picture)
         written = time.perf_counter()
         times = {"read": read - started, "label": labelled - read, "write": written - labelled}
         yield {
@@ -104,7 +108,7 @@ def infer(
     json_: Json = False,
     force: Force = False,
     threads: Threads = None,
-    memory: Annotated[float | None, typer.Option(min=0.001, help="GB one image may take.")] = None,
+    memory: Annotated[float | None, typer.Option(min=0.001, max=1e6, help="GB one image may take.")] = None,
     max_pixels: Annotated[int, typer.Option(min=1, help="Refuse larger images.")] = DEFAULT_MAX_PIXELS,
     debug: Debug = False,
 ) -> int:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from runtime.engine_file import ModelCard
-from runtime.errors import DeployError
+from runtime.errors import OverBudgetError
 from runtime.prepare import padded_size
 
 
@@ -25,11 +25,11 @@ class Plan:
 
 
 def plan_run(size: tuple[int, int], card: ModelCard, bytes_per_pixel: float, memory: int) -> Plan:
-    """Plan one image of `size` (height, width). Raises DeployError where it exceeds `memory` bytes."""
+    """Plan one image of `size` (height, width). Raises OverBudgetError where it exceeds `memory` bytes."""
     padded = padded_size(*size, card.size_multiple)
     needed = int(padded[0] * padded[1] * bytes_per_pixel)
     if needed > memory:
-        raise DeployError(
+        raise OverBudgetError(
             f"an image of {size[0]}×{size[1]} pixels needs about {needed / 1e9:.1f} GB, over the memory "
             f"budget of {memory / 1e9:.1f} GB; raise it with memory= (--memory), or label the image in parts"
         )
@@ -37,7 +37,7 @@ def plan_run(size: tuple[int, int], card: ModelCard, bytes_per_pixel: float, mem
 
 
 def available_memory() -> int:
-    """Bytes that can be allocated now without swapping, also inside a container with a limit."""
+    """Bytes that can be allocated now without swapping, also inside a container whose limit is set by cgroup v2."""
     limits = [int(os.sysconf("SC_PHYS_PAGES")) * os.sysconf("SC_PAGE_SIZE")]
     try:
         for line in Path("/proc/meminfo").read_text().splitlines():
@@ -46,7 +46,10 @@ def available_memory() -> int:
         group = Path("/sys/fs/cgroup")
         limit = (group / "memory.max").read_text().strip()
         if limit != "max":
-            limits.append(int(limit) - int((group / "memory.current").read_text()))
+            # What was read from files is counted as used, and given back when it is needed.
+            stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+            used = int((group / "memory.current").read_text()) - int(stat.get("inactive_file", 0))
+            limits.append(int(limit) - used)
     except (OSError, ValueError):
         pass  # not Linux, or no cgroup: physical memory is the bound
     return max(0, min(limits))

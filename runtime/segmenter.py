@@ -4,6 +4,7 @@ import logging
 import os
 import threading
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -62,6 +63,7 @@ class Segmenter:
             self.manifest = None
         else:
             with EngineFile(self.path) as engine:
+                engine.verify()
                 self.manifest = engine.manifest
                 if self.manifest.target != "cpu" or len(self.manifest.stages) != 1:
                     raise DeployError(
@@ -98,6 +100,11 @@ class Segmenter:
             DeployError: the image exceeds the memory budget, or the network fails.
         """
         scores, plan = self._scores(image)
+        if self.manifest is None and scores.shape[1:] != plan.size:
+            raise DeployError(
+                f"{self.path} gives {scores.shape[1]}×{scores.shape[2]} scores for an image of {plan.size[0]}×"
+                f"{plan.size[1]}; a plain ONNX must give one per pixel: make an engine of it with build-engine"
+            )
         return labels_from_scores(scores, self.head, self.card, plan.padded, plan.size)
 
     def scores(self, image: np.ndarray) -> np.ndarray:
@@ -132,6 +139,7 @@ class Segmenter:
         if self._backend is not None:
             self._backend.close()
             self._backend = None
+            self._buffers = threading.local()
 
     def __enter__(self) -> "Segmenter":
         return self
@@ -171,12 +179,24 @@ def _card_of_onnx(backend: OnnxRuntimeBackend, path: Path) -> ModelCard:
         )
     text = backend.session.get_modelmeta().custom_metadata_map.get(CARD_KEY)
     if text is not None:
-        from dataclasses import replace
-
-        return replace(ModelCard.from_json(text, str(path)), size_multiple=1, stride=1)
+        card = ModelCard.from_json(text, str(path))
+        check_card(card, shape[1], result[1], str(path))
+        return replace(card, size_multiple=1, stride=1)
+    if result[1] == 1:
+        raise DeployError(
+            f"{path} carries no model card, and whether its one score is a logit or a probability cannot be told "
+            "from outside; make an engine of it with build-engine, which looks"
+        )
     card = assumed_card(shape[1], result[1], str(path))
     log.warning("%s", describe_assumption(card, str(path)))
     return card
+
+
+def check_card(card: ModelCard, channels: object, scores: object, source: str) -> None:
+    """Raise DeployError where a card does not fit a model of these static channel counts, in and out."""
+    for what, found, said in (("channels", channels, card.channels), ("scores", scores, card.scores)):
+        if isinstance(found, int) and found != said:
+            raise DeployError(f"{source} has {found} {what}, and its model card says {said}; mend the card")
 
 
 def assumed_card(channels: object, scores: object, source: str, one_score: str = "sigmoid") -> ModelCard:

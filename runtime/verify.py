@@ -12,7 +12,7 @@ import typer
 
 from runtime.command import Debug, Json, Threads, run
 from runtime.engine_file import EngineFile
-from runtime.errors import DeployError
+from runtime.errors import DeployError, OverBudgetError
 from runtime.head import labels_from_scores
 from runtime.segmenter import Segmenter
 
@@ -31,7 +31,7 @@ def verify(path: Path, threads: int | None = None, sizes: Sequence[tuple[int, in
 
     Returns:
         {"engine", "target", "precision", "backend", "difference" (largest, as a share of the scores'
-        range), "tolerance", "labels_equal" (share of pixels), "passed", "milliseconds": {"HxW": median}}.
+        range), "tolerance", "labels_equal" (share of pixels), "passed", "milliseconds": see `latency`}.
 
     Raises:
         DeployError: the file is damaged, or cannot be run here.
@@ -63,20 +63,33 @@ def verify(path: Path, threads: int | None = None, sizes: Sequence[tuple[int, in
             "labels_equal": float((labels == reference).mean()),
             # Not "difference > tolerance": a NaN must fail.
             "passed": bool(difference <= tolerance),
-            "milliseconds": {f"{height}x{width}": round(median_ms(net, height, width), 2) for height, width in sizes},
+            "milliseconds": latency(net, sizes),
         }
 
 
-def median_ms(net: Segmenter, height: int, width: int, runs: int = 5) -> float:
-    """Median time of one call on a random image, in milliseconds, after one that is not counted."""
-    image = np.random.default_rng(0).integers(0, 256, (height, width, net.card.channels))
-    image = image.astype(net.card.dtype)
-    times = []
-    for _ in range(runs + 1):
-        start = time.perf_counter()
-        net(image)
-        times.append(time.perf_counter() - start)
-    return float(np.median(times[1:]) * 1e3)
+def latency(net: Segmenter, sizes: Sequence[tuple[int, int]] = TIMED_SIZES, runs: int = 5) -> dict[str, float | None]:
+    """{"HxW": median milliseconds of one call on a random image}; None for a size that does not fit into memory."""
+    random, result = np.random.default_rng(0), {}
+    for height, width in sizes:
+        image = random.integers(0, 256, (height, width, net.card.channels)).astype(net.card.dtype)
+        times = []
+        try:
+            for _ in range(runs + 1):  # the first is not counted
+                start = time.perf_counter()
+                net(image)
+                times.append((time.perf_counter() - start) * 1e3)
+            result[f"{height}x{width}"] = round(float(np.median(times[1:])), 2)
+        except OverBudgetError:
+            result[f"{height}x{width}"] = None
+    return result
+
+
+def show_latency(milliseconds: dict[str, float | None]) -> str:
+    """A line per size."""
+    return "\n".join(
+        f"  {size:>10}  " + (f"{ms:8.1f} ms" if ms is not None else "does not fit into memory here")
+        for size, ms in milliseconds.items()
+    )
 
 
 def verify_engine(
@@ -96,8 +109,7 @@ def verify_engine(
             f"golden sample: {verdict}; scores differ by {report['difference']:.1e} of their range "
             f"(limit {report['tolerance']:.0e}), {report['labels_equal']:.2%} of labels equal"
         )
-        for size, ms in report["milliseconds"].items():
-            print(f"  {size:>10}  {ms:8.1f} ms")
+        print(show_latency(report["milliseconds"]))
     return 0 if report["passed"] else 1
 
 

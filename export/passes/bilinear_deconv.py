@@ -24,10 +24,10 @@ def bilinear_deconv(model: ModelProto) -> ModelProto:
     factor = bilinear_factor(model, node)
     if factor is None:
         return model
-    add_constants(model, {"bilinear_scales": np.array([1, 1, factor, factor], np.float32)})
+    add_constants(model, {"bilinear_deconv/scales": np.array([1, 1, factor, factor], np.float32)})
     node.CopyFrom(
         helper.make_node(
-            "Resize", [node.input[0], "", "bilinear_scales"], list(node.output), name=node.name or "upsample",
+            "Resize", [node.input[0], "", "bilinear_deconv/scales"], list(node.output), name=node.name or "upsample",
             mode="linear", coordinate_transformation_mode="half_pixel",
         )
     )  # fmt: skip

@@ -3,7 +3,7 @@
 import numpy as np
 from onnx import ModelProto, TensorProto, helper
 
-from export.graph import add_constants, clone, rename_result
+from export.graph import add_constants, clone, free_name, rename_result
 from runtime.engine_file import ModelCard
 
 
@@ -13,20 +13,22 @@ def fold_head(model: ModelProto, card: ModelCard) -> ModelProto:
     output = model.graph.output[0]
     logits = output.name
     if logits == "labels":
-        logits = "logits"
+        logits = "head/logits"
         rename_result(model, "labels", logits)
+    free_name(model, "labels")
     kind = TensorProto.UINT8 if card.label_dtype == "uint8" else TensorProto.UINT16
     if card.activation != "softmax":
         threshold = np.array(card.score_threshold, np.float32)
-        add_constants(model, {"threshold": threshold, "score_axis": np.array([1], np.int64)})
+        add_constants(model, {"head/threshold": threshold, "head/score_axis": np.array([1], np.int64)})
         steps = [
-            ("Greater", [logits, "threshold"], "above", {}),
-            ("Squeeze", ["above", "score_axis"], "best", {}),
+            ("Greater", [logits, "head/threshold"], "head/above", {}),
+            ("Squeeze", ["head/above", "head/score_axis"], "head/best", {}),
         ]
     else:
-        steps = [("ArgMax", [logits], "best", {"axis": 1, "keepdims": 0})]
-    steps.append(("Cast", ["best"], "labels", {"to": kind}))
+        steps = [("ArgMax", [logits], "head/best", {"axis": 1, "keepdims": 0})]
+    steps.append(("Cast", ["head/best"], "labels", {"to": kind}))
     for operator, reads, out, extra in steps:
-        model.graph.node.append(helper.make_node(operator, reads, [out], name=f"head/{out}", **extra))
+        name = out if out.startswith("head/") else f"head/{out}"
+        model.graph.node.append(helper.make_node(operator, reads, [out], name=name, **extra))
     output.CopyFrom(helper.make_tensor_value_info("labels", kind, ["N", "H", "W"]))
     return model

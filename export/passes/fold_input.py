@@ -3,7 +3,7 @@
 import numpy as np
 from onnx import ModelProto, TensorProto, helper
 
-from export.graph import add_constants, clone, graph_input, rename_reads
+from export.graph import add_constants, clone, free_name, rename_reads
 from runtime.engine_file import ModelCard
 
 
@@ -15,18 +15,19 @@ def fold_input(model: ModelProto, card: ModelCard) -> ModelProto:
     """
     model = clone(model)
     kinds = {"uint8": TensorProto.UINT8, "uint16": TensorProto.UINT16, "float32": TensorProto.FLOAT}
-    image = graph_input(model)
-    rename_reads(model, image.name, "image_normalised")
+    image = model.graph.input[0]
+    rename_reads(model, image.name, "input/normalised")
+    free_name(model, "image")
     scale = 1 / np.asarray(card.std, np.float32)
     shift = np.asarray(card.mean, np.float32) / np.asarray(card.std, np.float32)
-    add_constants(model, {"input_scale": scale.reshape(-1, 1, 1), "input_shift": shift.reshape(-1, 1, 1)})
+    add_constants(model, {"input/scale": scale.reshape(-1, 1, 1), "input/shift": shift.reshape(-1, 1, 1)})
     steps = [
-        ("Cast", ["image"], "image_float", {"to": TensorProto.FLOAT}),
-        ("Transpose", ["image_float"], "image_planes", {"perm": [0, 3, 1, 2]}),
-        ("Mul", ["image_planes", "input_scale"], "image_scaled", {}),
-        ("Sub", ["image_scaled", "input_shift"], "image_normalised", {}),
+        ("Cast", ["image"], "input/float", {"to": TensorProto.FLOAT}),
+        ("Transpose", ["input/float"], "input/planes", {"perm": [0, 3, 1, 2]}),
+        ("Mul", ["input/planes", "input/scale"], "input/scaled", {}),
+        ("Sub", ["input/scaled", "input/shift"], "input/normalised", {}),
     ]
-    made = [helper.make_node(kind, reads, [out], name=f"input/{out}", **extra) for kind, reads, out, extra in steps]
+    made = [helper.make_node(kind, reads, [out], name=out, **extra) for kind, reads, out, extra in steps]
     nodes = [*made, *model.graph.node]
     del model.graph.node[:]
     model.graph.node.extend(nodes)

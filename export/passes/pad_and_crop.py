@@ -3,9 +3,10 @@
 import numpy as np
 from onnx import ModelProto, helper
 
-from export.graph import add_constants, clone, dims, graph_input, rename_reads, rename_result, set_shape
+from export.graph import add_constants, clone, dims, rename_reads, rename_result, set_shape
 
-PADDED = "image_padded"
+PAD_MULTIPLE = "any_size/pad_multiple"
+PADDED = "any_size/image_padded"
 
 
 def pad_and_crop(model: ModelProto, multiple: int) -> ModelProto:
@@ -16,7 +17,7 @@ def pad_and_crop(model: ModelProto, multiple: int) -> ModelProto:
     """
     model = clone(model)
     graph = model.graph
-    image, output = graph_input(model), graph.output[0]
+    image, output = model.graph.input[0], graph.output[0]
     result = output.name
     inner = f"{result}_padded"
     rename_result(model, result, inner)
@@ -24,27 +25,28 @@ def pad_and_crop(model: ModelProto, multiple: int) -> ModelProto:
     add_constants(
         model,
         {
-            "pad_multiple": np.array([multiple], np.int64),
-            "pad_rounding": np.array([multiple - 1], np.int64),
-            "pad_before": np.zeros(6, np.int64),
-            "crop_start": np.zeros(2, np.int64),
-            "crop_axes": np.array([2, 3], np.int64),
+            PAD_MULTIPLE: np.array([multiple], np.int64),
+            "any_size/pad_rounding": np.array([multiple - 1], np.int64),
+            "any_size/pad_before": np.zeros(6, np.int64),
+            "any_size/crop_start": np.zeros(2, np.int64),
+            "any_size/crop_axes": np.array([2, 3], np.int64),
         },
     )
 
     def node(kind: str, inputs: list[str], out: str, **extra):
-        return helper.make_node(kind, inputs, [out], name=f"any_size/{out}", **extra)
+        name = out if out.startswith("any_size/") else f"any_size/{out}"
+        return helper.make_node(kind, inputs, [out], name=name, **extra)
 
     before = [
-        node("Shape", [image.name], "image_size", start=2, end=4),
-        node("Add", ["image_size", "pad_rounding"], "pad_raised"),
-        node("Div", ["pad_raised", "pad_multiple"], "pad_count"),
-        node("Mul", ["pad_count", "pad_multiple"], "pad_size"),
-        node("Sub", ["pad_size", "image_size"], "pad_after"),
-        node("Concat", ["pad_before", "pad_after"], "pads", axis=0),
-        node("Pad", [image.name, "pads"], PADDED, mode="constant"),
+        node("Shape", [image.name], "any_size/image_size", start=2, end=4),
+        node("Add", ["any_size/image_size", "any_size/pad_rounding"], "any_size/pad_raised"),
+        node("Div", ["any_size/pad_raised", PAD_MULTIPLE], "any_size/pad_count"),
+        node("Mul", ["any_size/pad_count", PAD_MULTIPLE], "any_size/pad_size"),
+        node("Sub", ["any_size/pad_size", "any_size/image_size"], "any_size/pad_after"),
+        node("Concat", ["any_size/pad_before", "any_size/pad_after"], "any_size/pads", axis=0),
+        node("Pad", [image.name, "any_size/pads"], PADDED, mode="constant"),
     ]
-    after = [node("Slice", [inner, "crop_start", "image_size", "crop_axes"], result)]
+    after = [node("Slice", [inner, "any_size/crop_start", "any_size/image_size", "any_size/crop_axes"], result)]
     nodes = [*before, *graph.node, *after]
     del graph.node[:]
     graph.node.extend(nodes)

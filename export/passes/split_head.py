@@ -16,7 +16,7 @@ from export.graph import (
     constant,
     consumers,
     dims,
-    graph_input,
+    free_name,
     metadata,
     producers,
     prune,
@@ -24,13 +24,12 @@ from export.graph import (
     rename_result,
     set_metadata,
 )
-from runtime.engine_file import Head
+from export.passes.pad_and_crop import PAD_MULTIPLE, PADDED
+from runtime.engine_file import COORDINATES, ROUNDINGS, Head
 
 HEAD_KEY = "fcn_deploy.head"
 SIGMOID_KEY = "fcn_deploy.sigmoid"  # "1" where a Sigmoid at the end was dropped: scores are logits now
-PADS_KEY = "fcn_deploy.pads"  # "1" where the model padded its input itself and no longer does
-COORDINATES = ("half_pixel", "pytorch_half_pixel", "asymmetric", "align_corners")
-ROUNDINGS = ("round_prefer_floor", "round_prefer_ceil", "floor", "ceil")
+MULTIPLE_KEY = "fcn_deploy.multiple"  # of the sizes the model padded its input to, and no longer does; 1: none
 
 
 def split_head(model: ModelProto) -> ModelProto:
@@ -45,7 +44,7 @@ def split_head(model: ModelProto) -> ModelProto:
     model = clone(model)
     made = producers(model)
     result = model.graph.output[0].name
-    image = graph_input(model)
+    image = model.graph.input[0]
     cropped = sigmoid = False
     while (node := made.get(result)) is not None:
         if node.op_type in ("Softmax", "LogSoftmax") and attributes(node).get("axis", -1) not in (1, -3):
@@ -60,23 +59,26 @@ def split_head(model: ModelProto) -> ModelProto:
     head = Head()
     if node is not None and (found := _resize_head(model, node)) is not None:
         head, result = found, node.input[0]
-    pads = cropped and _strip_padding(model, image.name)
-    if cropped and not pads:
+    multiple = _strip_padding(model, image.name) if cropped else 1
+    if cropped and multiple == 1:
         # Cropped for another reason than its padding: leave all of it in the core.
-        head, pads, sigmoid, result = Head(), False, False, model.graph.output[0].name
+        head, sigmoid, result = Head(), False, model.graph.output[0].name
     output = model.graph.output[0]
     channels = dims(output)[1]
     del model.graph.output[1:]
-    rename_result(model, result, "scores")
+    if result != "scores":
+        free_name(model, "scores")
+        rename_result(model, result, "scores")
     output.CopyFrom(helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["N", channels, "h", "w"]))
     if image.name != "image":
+        free_name(model, "image")
         rename_reads(model, image.name, "image")
     shape = ["N", dims(image)[1], "H", "W"]
     image.CopyFrom(helper.make_tensor_value_info("image", TensorProto.FLOAT, shape))
     prune(model)
     del model.graph.value_info[:]
     set_metadata(model, HEAD_KEY, json.dumps(asdict(head)))
-    set_metadata(model, PADS_KEY, "1" if pads else "0")
+    set_metadata(model, MULTIPLE_KEY, str(multiple))
     set_metadata(model, SIGMOID_KEY, "1" if sigmoid else "0")
     return model
 
@@ -84,14 +86,12 @@ def split_head(model: ModelProto) -> ModelProto:
 def head_of(model: ModelProto) -> Head:
     """The head that split_head cut off."""
     data = json.loads(metadata(model, HEAD_KEY) or "{}")
-    if data.get("factor") is not None:
-        data["factor"] = tuple(data["factor"])
     return Head(**data)
 
 
-def stripped_padding(model: ModelProto) -> bool:
-    """Whether split_head took off padding, which the runtime has to do now."""
-    return metadata(model, PADS_KEY) == "1"
+def stripped_padding(model: ModelProto) -> int:
+    """The multiple that the model padded sizes to before split_head took that off; the runtime does it now."""
+    return int(metadata(model, MULTIPLE_KEY) or 1)
 
 
 def stripped_sigmoid(model: ModelProto) -> bool:
@@ -149,20 +149,11 @@ def _resize_head(model: ModelProto, node: NodeProto) -> Head | None:
     return Head(mode, coordinates, None, rounding)
 
 
-def _strip_padding(model: ModelProto, image: str) -> bool:
-    """Take off a Pad that adds zeros right and bottom of the image; False where there is none."""
+def _strip_padding(model: ModelProto, image: str) -> int:
+    """Take off the padding that pad_and_crop adds, and return its multiple; 1 where there is none."""
     readers = [node for node in consumers(model, image) if node.op_type != "Shape"]
-    if len(readers) != 1 or readers[0].op_type != "Pad":
-        return False
-    pad = readers[0]
-    value = constant(model, pad.input[2]) if len(pad.input) > 2 and pad.input[2] else np.zeros(1)
-    before = producers(model).get(pad.input[1])
-    if attributes(pad).get("mode", "constant") != "constant" or value is None or value.any():
-        return False
-    if before is None or before.op_type != "Concat":
-        return False
-    first = constant(model, before.input[0])
-    if first is None or first.any() or first.size != 6:
-        return False
-    rename_reads(model, pad.output[0], image)
-    return True
+    multiple = constant(model, PAD_MULTIPLE)
+    if len(readers) != 1 or readers[0].op_type != "Pad" or readers[0].output[0] != PADDED or multiple is None:
+        return 1
+    rename_reads(model, PADDED, image)
+    return int(multiple[0])

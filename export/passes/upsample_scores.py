@@ -12,10 +12,10 @@ def upsample_scores(model: ModelProto, factor: int) -> ModelProto:
     output = model.graph.output[0]
     result, coarse = output.name, f"{output.name}_coarse"
     rename_result(model, result, coarse)
-    add_constants(model, {"upsample_scales": np.array([1, 1, factor, factor], np.float32)})
+    add_constants(model, {"upsample_scores/scales": np.array([1, 1, factor, factor], np.float32)})
     model.graph.node.append(
         helper.make_node(
-            "Resize", [coarse, "", "upsample_scales"], [result], name="upsample_scores", mode="linear",
+            "Resize", [coarse, "", "upsample_scores/scales"], [result], name="upsample_scores", mode="linear",
             coordinate_transformation_mode="half_pixel",
         )
     )  # fmt: skip

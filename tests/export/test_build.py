@@ -142,15 +142,21 @@ def test_the_memory_estimate_follows_the_activations(exports):
     assert 12 < estimate < 500
 
 
-def simple(path, output_shape=("N", 2, "H", "W"), nodes=None, opset=18, input_shape=("N", 3, "H", "W")):
+NCHW = ("N", 3, "H", "W")
+NKHW = ("N", 2, "H", "W")
+
+
+def simple(
+    path, output_shape=NKHW, nodes=None, opset=18, input_shape=NCHW, output_type=TensorProto.FLOAT, constants=None
+):
     weight = np.random.default_rng(0).normal(size=(2, 3, 1, 1)).astype(np.float32)
     nodes = nodes or [helper.make_node("Conv", ["x", "w"], ["y"])]
     graph = helper.make_graph(
         nodes,
         "g",
         [helper.make_tensor_value_info("x", TensorProto.FLOAT, input_shape)],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, output_shape)],
-        [onnx.numpy_helper.from_array(weight, "w")],
+        [helper.make_tensor_value_info("y", output_type, output_shape)],
+        [onnx.numpy_helper.from_array(value, name) for name, value in (constants or {"w": weight}).items()],
     )
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8), path)
     return path
@@ -174,8 +180,11 @@ def test_models_that_cannot_be_built_are_refused_in_one_line(tmp_path):
         assert "\n" not in str(caught.value)
     with pytest.raises(DeployError, match="opset 9"):
         read_source(simple(tmp_path / "old.onnx", opset=9))
-    with pytest.raises(DeployError, match="not fixed numbers"):
-        read_source(simple(tmp_path / "k.onnx", output_shape=("N", "K", "H", "W")))
+    with pytest.raises(DeployError, match="no fixed number"):
+        read_source(simple(tmp_path / "k.onnx", input_shape=("N", "C", "H", "W")))
+    half = [helper.make_node("Cast", ["x"], ["y"], to=TensorProto.FLOAT16)]
+    with pytest.raises(DeployError, match="y is float16; the image and the scores must be float32"):
+        read_source(simple(tmp_path / "h.onnx", nodes=half, output_type=TensorProto.FLOAT16))
     flat = [helper.make_node("Flatten", ["x"], ["y"])]
     with pytest.raises(DeployError, match=r"takes \[N,C,H,W\]"):
         read_source(simple(tmp_path / "flat.onnx", output_shape=("N", "F"), nodes=flat))
@@ -187,10 +196,51 @@ def test_a_size_baked_into_an_onnx_is_found_by_running_it(tmp_path):
         helper.make_node("Constant", [], ["s"], value=onnx.numpy_helper.from_array(np.array([1, 2, 64, 64], np.int64))),
         helper.make_node("Resize", ["c", "", "", "s"], ["y"], mode="linear"),
     ]
-    source = read_source(simple(tmp_path / "m.onnx", nodes=nodes))
-    with pytest.raises(DeployError, match="gives 64×64 scores for an image of 1×1"):
-        build_engine(source, tmp_path / "m.engine")
-    assert not (tmp_path / "m.engine").exists()
+    with pytest.raises(DeployError, match=r"no images of changing size.*interpolate\(size=<int>\)"):
+        read_source(simple(tmp_path / "m.onnx", nodes=nodes))
+
+
+def test_a_model_that_takes_multiples_only_is_padded_and_that_is_said(tmp_path):
+    weight = np.random.default_rng(0).normal(size=(2, 3, 4, 4)).astype(np.float32)
+    nodes = [
+        helper.make_node("Conv", ["x", "k"], ["scores"], strides=[4, 4]),
+        helper.make_node("Resize", ["scores", "", "four"], ["up"], mode="linear"),
+        helper.make_node("Concat", ["x", "up"], ["image"], axis=1),  # fails unless the sizes agree
+        helper.make_node("Conv", ["image", "k2"], ["y"], strides=[2, 2]),
+    ]
+    constants = {
+        "k": weight,
+        "four": np.array([1, 1, 4, 4], np.float32),
+        "k2": weight[:, :1].repeat(5, 1)[:, :, :2, :2],
+    }
+    source = read_source(simple(tmp_path / "m.onnx", nodes=nodes, constants=constants))
+    assert "takes multiples of 4 only" in source.notes[1] and "1/2 of the image's size" in source.notes[0]
+    report = build_engine(source, tmp_path / "m.engine")
+    assert (report["size_multiple"], report["stride"]) == (4, 2) and report["agreement"]["wrong"] == 0
+
+
+def test_weights_listed_as_inputs_and_names_that_we_use_ourselves(tmp_path):
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["scores"], name="a"),
+        helper.make_node("Relu", ["scores"], ["image"], name="b"),
+        helper.make_node("Neg", ["image"], ["y"], name="c"),
+    ]
+    path = simple(tmp_path / "m.onnx", nodes=nodes)
+    model = onnx.load(path)
+    model.graph.input.append(helper.make_tensor_value_info("w", TensorProto.FLOAT, [2, 3, 1, 1]))
+    onnx.save(model, path)
+    source = read_source(path)
+    assert build_engine(source, tmp_path / "m.engine")["agreement"]["wrong"] == 0
+    build_standalone(source, tmp_path / "s.onnx")
+
+
+def test_extra_outputs_are_left_out_and_that_is_said(tmp_path):
+    nodes = [helper.make_node("Conv", ["x", "w"], ["y"]), helper.make_node("Relu", ["y"], ["aux"])]
+    path = simple(tmp_path / "m.onnx", nodes=nodes)
+    model = onnx.load(path)
+    model.graph.output.append(helper.make_tensor_value_info("aux", TensorProto.FLOAT, ["N", 2, "H", "W"]))
+    onnx.save(model, path)
+    assert "several outputs; y is used, and aux left out" in read_source(path).notes[0]
 
 
 def test_a_card_that_does_not_fit_the_model_is_refused(exports, tmp_path):
@@ -198,7 +248,7 @@ def test_a_card_that_does_not_fit_the_model_is_refused(exports, tmp_path):
     card = json.loads(model.metadata_props[0].value)
     model.metadata_props[0].value = json.dumps(card | {"classes": ["a", "b"], "colors": [[0, 0, 0]] * 2})
     onnx.save(model, tmp_path / "m.onnx")
-    with pytest.raises(DeployError, match="gives 5 scores, and its card names 2 classes"):
+    with pytest.raises(DeployError, match="has 5 scores, and its model card says 2"):
         read_source(tmp_path / "m.onnx")
 
 

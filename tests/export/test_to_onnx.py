@@ -13,7 +13,8 @@ from helpers import checkpoint_of, command, one_error, random_network
 from torch import nn
 
 from export.graph import metadata, opset
-from export.to_onnx import VERIFIED_SIZES, export, probe
+from export.probe import probe
+from export.to_onnx import VERIFIED_SIZES, export
 from fcn import backbones
 from runtime import DeployError, ModelCard
 
@@ -103,15 +104,43 @@ def to_size(x, y):
 def test_foreign_modules_are_probed_for_the_sizes_they_take(tmp_path, end, sizes, card_says):
     torch.manual_seed(0)
     model = Segments(end).eval()
-    from export.to_onnx import _Logits
 
-    assert probe(_Logits(model), 3, "it") == sizes
+    def run(height, width):
+        result = model(torch.zeros(1, 3, height, width))
+        return (result["out"] if isinstance(result, dict) else result[0] if isinstance(result, tuple) else result).shape
+
+    with torch.inference_mode():
+        assert probe(run, "it") == sizes
     card, _ = export(model, None, tmp_path / "m.onnx", name="it")
     assert (card.size_multiple, card.stride) == card_says
     session = onnxruntime.InferenceSession(tmp_path / "m.onnx")
     for size in ((1, 1), (37, 53)):
         logits = session.run(None, {"image": np.zeros((1, 3, *size), np.float32)})[0]
         assert logits.shape == (1, 4, *size)
+
+
+class Deep(nn.Module):
+    """Pools by 64 and upsamples to the image's size: smaller images vanish on the way."""
+
+    def __init__(self, exact):
+        super().__init__()
+        self.exact = exact
+        self.body = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.MaxPool2d(64), nn.Conv2d(4, 2, 1))
+
+    def forward(self, x):
+        y = F.interpolate(self.body(x), scale_factor=64.0) if self.exact else F.interpolate(self.body(x), x.shape[-2:])
+        return y + x.mean(1, True)
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_networks_of_large_strides_are_padded(tmp_path, exact):
+    card, _ = export(Deep(exact).eval(), None, tmp_path / "m.onnx", name="it")
+    assert card.size_multiple == 64
+
+
+def test_a_modules_own_card_must_fit_it(tmp_path):
+    with pytest.raises(DeployError, match="has 4 scores, and its model card says 3"):
+        export(Segments(to_size).eval(), ModelCard(("a", "b", "c")), tmp_path / "m.onnx", name="it")
 
 
 class BakedResize(nn.Module):
@@ -181,7 +210,7 @@ class Pooled(nn.Module):
 def test_networks_that_are_no_segmentation_networks_are_refused(tmp_path):
     with pytest.raises(DeployError, match="dense layer after Flatten"):
         export(Classifier(), None, tmp_path / "m.onnx", name="it")
-    with pytest.raises(DeployError, match=r"gives torch.Size\(\[1, 3\]\); a segmentation network gives scores"):
+    with pytest.raises(DeployError, match=r"gives \[1, 3\]; a segmentation network gives scores"):
         export(Pooled(), None, tmp_path / "m.onnx", name="it")
 
 

@@ -116,6 +116,24 @@ def test_a_loss_that_is_no_number_ends_the_run(tmp_path):
         run(tmp_path / "x.safetensors", recipe=recipe)
 
 
+def test_validation_without_a_counted_pixel_is_no_success(tmp_path):
+    class Void(Digits):
+        def __getitem__(self, index):
+            image, labels = super().__getitem__(index)
+            return image, np.full_like(labels, 255)
+
+    checkpoint = checkpoint_of(random_network(classes=11, backbone="mobilenet-v2", width=0.125))
+    recipe = Recipe(epochs=1, batch=2, crop=(32, 32))
+    with pytest.raises(DeployError, match="no counted pixel"):
+        train(checkpoint, Digits("train", count=2), Void("val", count=1), recipe, tmp_path / "x.safetensors")
+
+
+def test_a_stopped_run_is_not_overwritten_by_a_new_one(tmp_path):
+    (tmp_path / "x.safetensors.state").write_text("hours of work")
+    said = one_error(command("train-fcn", "-o", tmp_path / "x.safetensors", ok=2))
+    assert "go on with --resume" in said and (tmp_path / "x.safetensors.state").read_text() == "hours of work"
+
+
 def test_recipes_that_make_no_sense():
     for wrong, said in (({"epochs": 0}, "epochs is 0"), ({"crop": (8, 64)}, "8x64"), ({"rate": 0}, "rate is 0"),
                         ({"class_weights": "some"}, "some"), ({"batch": 1}, "batch is 1")):  # fmt: skip

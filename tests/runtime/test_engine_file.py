@@ -1,5 +1,6 @@
 """The engine file: what is written is read back, and nothing else is taken for an engine."""
 
+import hashlib
 import json
 import zipfile
 from dataclasses import replace
@@ -99,6 +100,7 @@ def rewritten(engine, change, **zip_options):
     change(manifest, contents)
     contents["manifest.json"] = json.dumps(manifest).encode()
     with zipfile.ZipFile(engine, "w", **zip_options) as archive:
+        archive.comment = hashlib.sha256(contents["manifest.json"]).hexdigest().encode()
         for name, content in contents.items():
             archive.writestr(name, content)
     return engine
@@ -139,12 +141,37 @@ def test_a_swapped_member_is_noticed(engine):
         lambda m: m.update(members=[1]),
         lambda m: m.update(head=None),
         lambda m: m.update(format="zip"),
+        lambda m: m.update(stages=[{"file": ["a"]}]),
+        lambda m: m["head"].update(factor=[0, 0]),
+        lambda m: m["head"].update(factor=[4]),
+        lambda m: m["head"].update(mode="cubic"),
+        lambda m: m["head"].update(rounding="up"),
+        lambda m: m.update(bytes_per_pixel="many"),
+        lambda m: m.update(bytes_per_pixel=float("nan")),
+        lambda m: m.update(precision="float64"),
+        lambda m: m["card"].update(size_multiple=32.5),
+        lambda m: m["card"].update(channels=3.0),
+        lambda m: m["card"].update(classes="abcd"),
     ],
 )
 def test_a_manifest_that_makes_no_sense_is_one_line(engine, change):
     with pytest.raises(DeployError) as caught:
         read_all(rewritten(engine, lambda manifest, _: change(manifest)))
     assert "\n" not in str(caught.value)
+
+
+def test_an_edited_manifest_is_noticed(engine):
+    content = engine.read_bytes()
+    engine.write_bytes(content.replace(b"12.5", b"99.5"))
+    with pytest.raises(DeployError, match="damaged"):
+        read_all(engine)
+
+
+def test_deeply_nested_manifests_are_one_line(engine):
+    with zipfile.ZipFile(engine, "w") as archive:
+        archive.writestr("manifest.json", "[" * 100_000)
+    with pytest.raises(DeployError, match="no manifest"):
+        read_all(engine)
 
 
 def test_an_engine_without_a_manifest(tmp_path):

@@ -1,5 +1,6 @@
 """Outputs appear whole or not at all, and existing ones are never lost."""
 
+import os
 import subprocess
 import sys
 
@@ -51,6 +52,17 @@ def test_a_folder_that_cannot_be_made(tmp_path):
         check_writable(tmp_path / "file" / "x.bin")
     with pytest.raises(DeployError, match="cannot write"), replacing(tmp_path / "file" / "x.bin"):
         pass
+
+
+def test_files_get_the_permissions_of_any_new_file(tmp_path):
+    before = os.umask(0o027)
+    try:
+        with replacing(tmp_path / "x.bin") as temporary:
+            temporary.write_text("")
+        assert (tmp_path / "x.bin").stat().st_mode & 0o777 == 0o640
+        assert os.umask(0o027) == 0o027
+    finally:
+        os.umask(before)
 
 
 def test_existing_outputs_are_refused(tmp_path):

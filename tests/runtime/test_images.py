@@ -7,7 +7,7 @@ from PIL import Image
 
 from runtime import DeployError, MisuseError, ModelCard
 from runtime.engine_file import voc_palette
-from runtime.images import find_images, overlay, read_image, write_labels, write_overlay
+from runtime.images import find_images, overlay, overlay_sheet, read_image, write_labels
 
 RGB = ModelCard(("background", "thing", "other"))
 GREY = ModelCard(("a", "b"), channels=1, mean=(0,), std=(1,))
@@ -104,6 +104,46 @@ def test_many_bands_from_tiff_and_npy(tmp_path, dtype, planar):
     np.testing.assert_array_equal(read_image(tmp_path / "x.tif", card), image)
     np.save(tmp_path / "x.npy", image)
     np.testing.assert_array_equal(read_image(tmp_path / "x.npy", card), image)
+
+
+def test_alpha_of_planar_tiffs_is_dropped_and_not_columns(tmp_path):
+    card = ModelCard(("a", "b"), dtype="uint16")
+    image = np.random.default_rng(0).integers(0, 60000, (20, 30, 4), np.uint16)
+    for planar, stored in (("separate", np.moveaxis(image, 2, 0)), ("contig", image)):
+        tifffile.imwrite(
+            tmp_path / "x.tif", stored, planarconfig=planar, photometric="rgb", extrasamples=["unassalpha"]
+        )
+        np.testing.assert_array_equal(read_image(tmp_path / "x.tif", card), image[:, :, :3])
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16"])
+@pytest.mark.parametrize("pages", [3, 4])
+def test_pages_of_a_tiff_are_no_bands(tmp_path, caplog, dtype, pages):
+    stack = np.random.default_rng(0).integers(0, 255, (pages, 12, 14)).astype(dtype)
+    tifffile.imwrite(tmp_path / "x.tif", stack, photometric="minisblack")
+    image = read_image(tmp_path / "x.tif", RGB)
+    np.testing.assert_array_equal(image[:, :, 0], stack[0] >> 8 if dtype == "uint16" else stack[0])
+    assert "only the first is used" in caplog.text
+
+
+def test_white_is_zero_is_turned_round_in_8_and_16_bits(tmp_path):
+    for dtype in ("uint8", "uint16"):
+        ramp = np.linspace(0, np.iinfo(dtype).max, 240).astype(dtype).reshape(12, 20)
+        tifffile.imwrite(tmp_path / f"{dtype}.tif", ramp, photometric="miniswhite")
+    eight, sixteen = (read_image(tmp_path / f"{dtype}.tif", RGB).astype(int) for dtype in ("uint8", "uint16"))
+    assert eight[0, 0, 0] == 255 and abs(eight - sixteen).max() <= 1
+
+
+def test_big_endian_arrays_are_taken(tmp_path):
+    card = ModelCard(("a", "b"), channels=1, dtype="uint16", mean=(0,), std=(1,))
+    np.save(tmp_path / "x.npy", np.arange(12, dtype=">u2").reshape(3, 4))
+    assert read_image(tmp_path / "x.npy", card)[2, 3, 0] == 11
+
+
+def test_postscript_in_disguise_is_not_run(tmp_path):
+    (tmp_path / "x.png").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n")
+    with pytest.raises(DeployError, match="not an image of a known format"):
+        read_image(tmp_path / "x.png", RGB)
 
 
 def test_one_band_of_sixteen_bits_stays_whole_for_a_card_that_wants_it(tmp_path):
@@ -207,11 +247,10 @@ def test_background_stays_clear_in_overlays(picture):
 
 
 @pytest.mark.parametrize("size", [(1, 1), (28, 28), (400, 900)])
-def test_overlays_have_a_legend_below_the_picture(tmp_path, size):
+def test_overlays_have_a_legend_below_the_picture(size):
     labels = np.zeros(size, np.uint8)
     labels[: size[0] // 2] = 2
-    write_overlay(tmp_path / "o.png", np.zeros((*size, 3), np.uint8), labels, RGB)
-    sheet = np.asarray(Image.open(tmp_path / "o.png").convert("RGB"))
+    sheet = np.asarray(overlay_sheet(np.zeros((*size, 3), np.uint8), labels, RGB))
     legend = sheet[size[0] :]
     assert legend.shape[0] > 15 and legend.shape[1] >= 160
     swatch = (legend == voc_palette(3)[2]).all(2).sum()

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from helpers import photo
 
-from runtime import DeployError, MisuseError, Segmenter
+from runtime import DeployError, MisuseError, ModelCard, Segmenter
 from runtime.plan import available_memory
 
 
@@ -91,6 +91,38 @@ def test_an_onnx_without_a_card_says_what_it_assumes(exports, tmp_path, caplog):
         assert net.card.classes == tuple(f"class {i}" for i in range(5))
         assert net(photo(30, 50)).shape == (30, 50)
     assert "no model card; assuming" in caplog.text and "123.67" in caplog.text
+
+
+def one_conv(path, classes, outputs, stride=1, end=None):
+    """An ONNX of one convolution, with a card of so many classes (None: without)."""
+    import onnx
+    from onnx import TensorProto, helper
+
+    weight = np.random.default_rng(0).normal(size=(outputs, 3, stride, stride)).astype(np.float32)
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["c"], strides=[stride] * 2),
+        helper.make_node(end or "Neg", ["c"], ["y"]),
+    ]
+    values = [
+        helper.make_tensor_value_info(n, TensorProto.FLOAT, ["N", c, "H", "W"]) for n, c in (("x", 3), ("y", outputs))
+    ]
+    graph = helper.make_graph(nodes, "g", values[:1], values[1:], [onnx.numpy_helper.from_array(weight, "w")])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    if classes:
+        card = ModelCard(tuple(map(str, range(classes))))
+        model.metadata_props.add(key="fcn_deploy.card", value=card.to_json())
+    onnx.save(model, path)
+    return path
+
+
+def test_plain_onnx_models_that_would_give_wrong_labels_are_refused(tmp_path):
+    net = Segmenter(one_conv(tmp_path / "coarse.onnx", 4, 4, stride=8))
+    with pytest.raises(DeployError, match=r"gives 8×12 scores for an image of 64×96.*build-engine"):
+        net(photo(64, 96))
+    with pytest.raises(DeployError, match="has 4 scores, and its model card says 2"):
+        Segmenter(one_conv(tmp_path / "card.onnx", 2, 4))
+    with pytest.raises(DeployError, match="a logit or a probability cannot be told"):
+        Segmenter(one_conv(tmp_path / "one.onnx", None, 1, end="Sigmoid"))
 
 
 def test_an_image_over_the_memory_budget_is_refused_before_it_runs(exports):
