@@ -5,6 +5,7 @@ import json
 import os
 import platform
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -14,15 +15,17 @@ import numpy as np
 import onnx
 from onnx import ModelProto
 
-from export.builders import cpu
+from export.builders import cpu, tensorrt
 from export.graph import dims, load_model, metadata, set_metadata
 from export.passes.bilinear_deconv import bilinear_deconv
 from export.passes.fold_constants import fold_constants
 from export.passes.fold_head import fold_head
 from export.passes.fold_input import fold_input
+from export.passes.fuse_padding import fuse_padding
 from export.passes.pad_and_crop import pad_and_crop
 from export.passes.split_head import ends_in_sigmoid, head_of, split_head, stripped_padding, stripped_sigmoid
 from export.passes.upsample_scores import upsample_scores
+from export.precision import Options, lower, write_layers
 from export.probe import probe
 from runtime.backends.onnxruntime import OnnxRuntimeBackend, session
 from runtime.engine_file import CARD_KEY, Head, Manifest, ModelCard, Stage, write_engine
@@ -109,54 +112,105 @@ def _free(model: ModelProto, channels: int | str | None, path: str) -> tuple[Mod
     return model, scores, notes
 
 
-def build_engine(source: Source, out: str | os.PathLike, threads: int | None = None) -> dict[str, Any]:
-    """Build an engine for CPUs and return its report, which is in the file too.
+def build_engine(
+    source: Source,
+    out: str | os.PathLike,
+    threads: int | None = None,
+    target: str = "cpu",
+    options: Options | None = None,
+    layers_to: Path | None = None,
+    say: Callable[[str], None] = lambda line: None,
+) -> dict[str, Any]:
+    """Build an engine and return its report, which is in the file too.
 
     Args:
         source: the model.
         out: the .engine file, replaced in one step.
         threads: of the measurements.
+        target: `cpu`, or GPUs as `sm86,sm89`.
+        options: precision; None: float32.
+        layers_to: CSV file for the precision report, which ranks every layer.
+        say: called with a line when a phase begins.
 
     Raises:
-        DeployError: the model cannot be run, or the engine's labels are not the model's.
+        MisuseError: options that contradict each other, or an unknown target.
+        DeployError: the model cannot be run, the engine's labels are not the model's, or the accuracy budget
+            cannot be held.
     """
+    options = options or Options()
+    targets = None if target == "cpu" else tensorrt.parse_targets(target)
     core, card = core_of(source)
-    stage = cpu.build(core)
-    golden = golden_sample(core, card)
+    head = head_of(core)
+    plain = cpu.build(core)
     manifest = Manifest(
         card=card,
         target="cpu",
         precision="float32",
-        head=head_of(core),
+        head=head,
         stages=(Stage("stage-0.onnx"),),
         bytes_per_pixel=cpu.bytes_per_pixel(core),
         created_by=f"fcn-deploy {version('fcn-deploy')}",
     )
-    members = {"stage-0.onnx": stage, GOLDEN: golden}
-    # What is measured is the file itself, opened as a user opens it.
-    with tempfile.TemporaryDirectory() as folder:
-        draft = Path(folder) / "draft.engine"
-        write_engine(draft, manifest, members)
-        with Segmenter(draft, threads=threads) as net:
-            agreement = compare(source, net)
-            times = latency(net)
-    report = {
-        "target": "cpu",
-        "precision": "float32",
-        "head": manifest.head.mode,
+    report: dict[str, Any] = {
+        "target": target,
+        "precision": options.precision,
+        "head": head.mode,
         "stride": card.stride,
         "size_multiple": card.size_multiple,
-        "agreement": agreement,
         "miou": None,
         "miou_reason": "no labels were given",
-        "latency_ms": times,
         "threads": threads or "one per core",
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
         "notes": list(source.notes),
     }
+    say("comparing the float32 core with the model")
+    # What is measured is a file, opened as a user opens it.
+    members = {"stage-0.onnx": plain, GOLDEN: golden_sample(core, card, "float32")}
+    report["agreement"], float_times = _measure(manifest, members, threads, source, say)
+    lowered, reference = onnx.load_from_string(plain), core
+    if options.precision != "float32":
+        result = lower(
+            lowered, head, card, "tensorrt" if targets else "cpu", options, rank=layers_to is not None, say=say
+        )
+        lowered, reference = result.core, result.reference
+        report["accuracy"] = result.report
+        if result.report["metric"] == "mIoU":
+            report["miou"], report["miou_reason"] = result.report[options.precision], None
+        if layers_to is not None:
+            write_layers(layers_to, result.layers)
+    onnx.checker.check_model(lowered)
+    manifest = replace(manifest, target=target, precision=options.precision)
+    golden = golden_sample(reference, card, options.precision)
+    if targets:
+        say(f"building for {', '.join(targets)} with TensorRT for RTX")
+        manifest = replace(manifest, stages=(Stage("stage-0.plan"),))
+        members = {"stage-0.plan": tensorrt.build(lowered, targets, card.size_multiple), GOLDEN: golden}
+        report |= {"latency_ms": None, "latency_reason": "built without a GPU: run verify-engine on the GPU's machine"}
+    elif options.precision == "float32":
+        report["latency_ms"] = float_times
+    else:
+        members = {"stage-0.onnx": lowered.SerializeToString(), GOLDEN: golden}
+        _, report["latency_ms"] = _measure(manifest, members, threads, None, say)
+        report["float32_latency_ms"] = float_times
+        pairs = [(float_times[size], ms) for size, ms in report["latency_ms"].items() if ms and float_times[size]]
+        report["speedup"] = round(float(np.median([before / after for before, after in pairs])), 3) if pairs else None
+    report["core_bytes"] = {"float32": len(plain), options.precision: len(next(iter(members.values())))}
     members[REPORT] = json.dumps(report, indent=1).encode()
     write_engine(out, manifest, members)
     return report
+
+
+def _measure(
+    manifest: Manifest, members: dict[str, bytes], threads: int | None, source: Source | None, say
+) -> tuple[dict[str, Any] | None, dict[str, float | None]]:
+    """Agreement with the model (where it is given) and latency of an engine of these members."""
+    with tempfile.TemporaryDirectory() as folder:
+        draft = Path(folder) / "draft.engine"
+        write_engine(draft, manifest, members)
+        with Segmenter(draft, threads=threads) as net:
+            agreement = compare(source, net) if source is not None else None
+            say(f"timing {manifest.precision}")
+            return agreement, latency(net)
 
 
 def core_of(source: Source) -> tuple[ModelProto, ModelCard]:
@@ -164,7 +218,7 @@ def core_of(source: Source) -> tuple[ModelProto, ModelCard]:
     model, card = source.model, source.card
     if card.activation == "softmax" or (card.activation, card.threshold) == ("sigmoid", 0.5):
         model = bilinear_deconv(model)
-    core = split_head(fold_constants(model))
+    core = fuse_padding(split_head(fold_constants(model)))
     if stripped_sigmoid(core):
         if card.activation == "sigmoid":
             raise DeployError("the model ends in a Sigmoid, and its card says that it gives logits; mend the card")
@@ -181,16 +235,20 @@ def core_of(source: Source) -> tuple[ModelProto, ModelCard]:
     return core, card
 
 
-def golden_sample(core: ModelProto, card: ModelCard) -> bytes:
-    """A small image and its scores by the unoptimised float32 core: what verify-engine compares with."""
+# Of the scores' range: float32 rounds, INT8 kernels may round a tie the other way, layer after layer.
+GOLDEN_TOLERANCE = {"float32": 1e-3, "float16": 2e-2, "int8": 5e-2}
+
+
+def golden_sample(core: ModelProto, card: ModelCard, precision: str) -> bytes:
+    """A small image and its scores, float32, by the core run as written: what verify-engine compares with."""
     image = natural_noise(61, 83, card, seed=0)
     run = session(core.SerializeToString(), optimise=False)
     try:
-        scores = run.run(None, {"image": prepare(image, card)})[0][0]
+        scores = run.run(["scores"], {"image": prepare(image, card)})[0][0]
     except Exception as error:
         raise DeployError(f"the network does not run on an image of 61×83 pixels: {error}") from error
     buffer = io.BytesIO()
-    np.savez(buffer, image=image, scores=scores.astype(np.float32))
+    np.savez(buffer, image=image, scores=scores.astype(np.float32), tolerance=GOLDEN_TOLERANCE[precision])
     return buffer.getvalue()
 
 

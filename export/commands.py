@@ -21,8 +21,11 @@ class Exporter(StrEnum):
     dynamo = "dynamo"
 
 
-class Target(StrEnum):
-    cpu = "cpu"
+class Method(StrEnum):
+    minmax = "minmax"
+    percentile = "percentile"
+    entropy = "entropy"
+    mse = "mse"
 
 
 def export(
@@ -113,7 +116,24 @@ def _described(card, classes: str | None, mean: str | None, std: str | None):
 def build(
     model: Annotated[Path, typer.Argument(help="A segmentation ONNX, of export-onnx or elsewhere.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="Engine to write (with --standalone: an ONNX).")],
-    target: Annotated[Target, typer.Option(help="What the engine is for.")] = Target.cpu,
+    target: Annotated[str, typer.Option(help="`cpu`, or GPUs such as sm89 or sm86,sm120.")] = "cpu",
+    int8: Annotated[bool, typer.Option("--int8", help="INT8, calibrated on --calib.")] = False,
+    fp16: Annotated[bool, typer.Option("--fp16", help="FP16, for GPUs.")] = False,
+    no_fp16: Annotated[
+        bool, typer.Option("--no-fp16", help="With --int8 for GPUs: float32 elsewhere, instead of FP16.")
+    ] = False,
+    calib: Annotated[
+        str | None, typer.Option(help="Images to calibrate on, at their own sizes: a folder, glob, list or data set.")
+    ] = None,
+    calib_count: Annotated[int, typer.Option(min=1, help="Calibrate on so many of them at most.")] = 100,
+    calib_method: Annotated[Method, typer.Option(help="How ranges are chosen.")] = Method.mse,
+    ranges: Annotated[Path | None, typer.Option(help="ranges.json to reuse, or to write.")] = None,
+    labels: Annotated[
+        Path | None, typer.Option(help="Folder of labels named as the images: the gate measures mIoU.")
+    ] = None,
+    max_drop: Annotated[float, typer.Option(min=0, help="Points of mIoU (or agreement) that may be lost.")] = 0.5,
+    precision_report: Annotated[Path | None, typer.Option(help="CSV that ranks every layer.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the sample of images.")] = 0,
     standalone: Annotated[
         bool, typer.Option("--standalone", help="Write an ONNX for other runtimes: uint8 NHWC in, labels out.")
     ] = False,
@@ -135,8 +155,26 @@ def build(
     check_writable(out)
     from export.build import build_engine as run_build
     from export.build import build_standalone, read_source
+    from export.precision import Options
     from runtime.verify import show_latency
 
+    options = Options(
+        int8=int8,
+        fp16=fp16 or (int8 and target != "cpu" and not no_fp16),
+        calib=calib,
+        count=calib_count,
+        method=calib_method.value,
+        labels=labels,
+        max_drop=max_drop,
+        ranges=ranges,
+        seed=seed,
+    )
+    if standalone and (int8 or fp16 or target != "cpu"):
+        raise MisuseError("--standalone writes a float32 ONNX; leave --int8, --fp16 and --target away")
+    if calib is not None and not (int8 or fp16):
+        raise MisuseError("--calib is for --int8 and --fp16; pass one of them")
+    if labels is not None and not labels.is_dir():
+        raise MisuseError(f"{labels} is not a folder; --labels names one with a label of each image's name")
     source = read_source(model)
     for note in source.notes:
         print(f"note: {note}", file=sys.stderr)
@@ -147,7 +185,15 @@ def build(
             return
         print(f"{model} → {out}: uint8 [N,H,W,{source.card.channels}] in, labels [N,H,W] out")
         return
-    report = run_build(source, out, threads)
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    with console.status("building") as status:
+
+        def say(line: str) -> None:
+            status.update(line)
+
+        report = run_build(source, out, threads, target, options, precision_report, say)
     if json_:
         print(json.dumps({"engine": str(out)} | report))
         return
@@ -156,12 +202,46 @@ def build(
     head = "in the network" if report["head"] == "none" else "exact, outside the network"
     print(f"head: {head}; scores at stride {report['stride']}, sizes padded to multiples of {report['size_multiple']}")
     rest = "" if agreement["labels_equal"] == 1 else "; the others are within rounding of a tie"
+    whose = "labels equal" if report["precision"] == "float32" else "float32 labels equal"
     print(
-        f"labels equal to the model's at {len(agreement['sizes'])} sizes: {agreement['labels_equal']:.4%} of "
+        f"{whose} to the model's at {len(agreement['sizes'])} sizes: {agreement['labels_equal']:.4%} of "
         f"{agreement['pixels']:,} pixels{rest}"
     )
+    if accuracy := report.get("accuracy"):
+        print(_accuracy(accuracy, report))
+    if report["latency_ms"] is None:
+        print(f"latency: not measured ({report['latency_reason']})")
+        return
+    if "speedup" in report:
+        print(_speed(report))
     print("latency on this machine (median):")
     print(show_latency(report["latency_ms"]))
+
+
+def _accuracy(accuracy: dict, report: dict) -> str:
+    """What precision cost, in a few lines."""
+    precision = report["precision"]
+    before, after = report["core_bytes"]["float32"], report["core_bytes"][precision]
+    lines = [
+        f"{precision}: {accuracy['metric']} {accuracy[precision]:.4f} against {accuracy['float32']:.4f} of float32 on "
+        f"{accuracy['images_judged']} images calibration did not see ({accuracy['drop_points']:.2f} points lost, "
+        f"{accuracy['max_drop']} allowed)",
+        f"calibrated on {accuracy['calibration_images']} images; {before / 1e6:.1f} → {after / 1e6:.1f} MB; "
+        f"{len(accuracy['kept'])} of {accuracy['layers']} layers kept higher",
+    ]
+    lines += [f"  kept: {name} ({reason})" for name, reason in accuracy["kept"].items()]
+    if skipped := accuracy.get("skipped"):
+        lines.append(f"{len(skipped)} images could not be read and were skipped")
+    return "\n".join(lines)
+
+
+def _speed(report: dict) -> str:
+    speedup, precision = report["speedup"], report["precision"]
+    if speedup is None:
+        return "speed against float32: not measured"
+    if speedup < 1:
+        return f"{precision} is SLOWER here: {1 / speedup:.2f} times the time of float32 (median over the sizes)"
+    return f"{precision} is {speedup:.2f} times faster than float32 here (median over the sizes)"
 
 
 def export_onnx() -> None:

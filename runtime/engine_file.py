@@ -28,7 +28,7 @@ MANIFEST_LIMIT = 16 << 20  # bytes; a manifest is a few kB, so a larger one is n
 MODES = ("none", "linear", "nearest")
 COORDINATES = ("half_pixel", "pytorch_half_pixel", "asymmetric", "align_corners")
 ROUNDINGS = ("round_prefer_floor", "round_prefer_ceil", "floor", "ceil")
-PRECISIONS = ("float32",)
+PRECISIONS = ("float32", "float16", "int8")
 
 IMAGENET_MEAN = (123.675, 116.28, 103.53)  # of RGB in 0..255
 IMAGENET_STD = (58.395, 57.12, 57.375)
@@ -190,8 +190,8 @@ class Manifest:
 
     Attributes:
         card: of the model.
-        target: `cpu`.
-        precision: `float32`.
+        target: `cpu`, or the GPUs the plan is for: `sm86,sm89`.
+        precision: the lowest in the graph: `float32`, `float16` or `int8`.
         head: what turns the core's scores into full-size ones.
         stages: the core network, in order.
         bytes_per_pixel: working memory of the core for one pixel of padded image, estimated from its graph.

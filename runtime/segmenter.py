@@ -67,8 +67,8 @@ class Segmenter:
                 self.manifest = engine.manifest
                 if self.manifest.target != "cpu" or len(self.manifest.stages) != 1:
                     raise DeployError(
-                        f"{self.path} is an engine for {self.manifest.target}, which this release cannot "
-                        "run; upgrade fcn-deploy, or build it with --target cpu"
+                        f"{self.path} is an engine for {self.manifest.target}, and this release runs engines for cpu; "
+                        "load its stage-0.plan with TensorRT for RTX, or build it with --target cpu"
                     )
                 stage = self.manifest.stages[0]
                 self._backend = OnnxRuntimeBackend(engine.read(stage.file), stage.input, stage.output, threads)

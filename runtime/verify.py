@@ -16,8 +16,7 @@ from runtime.errors import DeployError, OverBudgetError
 from runtime.head import labels_from_scores
 from runtime.segmenter import Segmenter
 
-GOLDEN = "golden.npz"  # image uint8|uint16|float32 [H,W,C]; scores float32 [K,h,w]
-TOLERANCE = {"float32": 1e-3}  # of the scores' range
+GOLDEN = "golden.npz"  # image uint8|uint16|float32 [H,W,C]; scores float32 [K,h,w]; tolerance, of the scores' range
 TIMED_SIZES = ((256, 256), (480, 640), (512, 1024), (1080, 1920))
 
 
@@ -39,7 +38,7 @@ def verify(path: Path, threads: int | None = None, sizes: Sequence[tuple[int, in
     with EngineFile(path) as engine:
         engine.verify()
         golden = np.load(io.BytesIO(engine.read(GOLDEN)), allow_pickle=False)
-        image, expected = golden["image"], golden["scores"]
+        image, expected, tolerance = golden["image"], golden["scores"], float(golden["tolerance"])
     with Segmenter(path, threads=threads) as net:
         scores = net.scores(image)
         if scores.shape != expected.shape:
@@ -52,7 +51,6 @@ def verify(path: Path, threads: int | None = None, sizes: Sequence[tuple[int, in
             labels_from_scores(values, net.head, net.card, plan.padded, plan.size) for values in (scores, expected)
         )
         difference = float(np.abs(scores - expected).max() / max(np.ptp(expected), 1e-12))
-        tolerance = TOLERANCE[net.precision]
         return {
             "engine": str(path),
             "target": net.manifest.target,

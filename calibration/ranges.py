@@ -1,0 +1,272 @@
+"""Ranges of activations, from histograms that are collected in constant memory over images of any size."""
+
+import base64
+import json
+import os
+import zlib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from runtime.errors import DeployError, MisuseError
+from runtime.files import replacing
+
+BINS = 4096
+CHUNK = 1 << 16  # values at a time: what is counted stays in the cache
+METHODS = ("minmax", "percentile", "entropy", "mse")
+PERCENTILE = 99.99
+VERSION = 1
+
+
+class Histogram:
+    """Counts of a tensor's values in BINS equal bins over [-limit, limit].
+
+    The limit is a power of two that doubles as larger values come; pairs of bins then become one, so every
+    count stays exact.
+    """
+
+    def __init__(self) -> None:
+        self.counts = np.zeros(BINS, np.int64)
+        self.limit = 0.0
+        self.low, self.high = np.inf, -np.inf
+
+    def add(self, values: np.ndarray) -> None:
+        """Count float values of any shape. Raises ValueError where one is NaN or infinite."""
+        values = values.reshape(-1)
+        if not values.size:
+            return
+        low, high = float(values.min()), float(values.max())
+        if not (np.isfinite(low) and np.isfinite(high)):
+            raise ValueError("it has NaN or infinite values")
+        self.low, self.high = min(self.low, low), max(self.high, high)
+        self._reach(max(-low, high))
+        if self.limit == 0.0:  # nothing but zeros so far
+            self.counts[BINS // 2] += values.size
+            return
+        scale, half = np.float32(BINS / 2 / self.limit), np.float32(BINS / 2)
+        for start in range(0, values.size, CHUNK):
+            place = values[start : start + CHUNK] * scale
+            place += half
+            found = np.bincount(place.astype(np.intp), minlength=BINS)
+            self.counts += found[:BINS]
+            self.counts[BINS - 1] += found[BINS:].sum()  # the limit itself
+
+    def _reach(self, magnitude: float) -> None:
+        if magnitude <= self.limit:
+            return
+        wanted = 2.0 ** np.ceil(np.log2(max(magnitude, 1e-30)))
+        if self.limit == 0.0:
+            self.limit = wanted
+        while self.limit < wanted:
+            pairs = self.counts.reshape(-1, 2).sum(1)
+            self.counts[:] = 0
+            self.counts[BINS // 4 : BINS // 4 * 3] = pairs
+            self.limit *= 2
+
+    def merge(self, other: "Histogram") -> None:
+        """Add the counts of another histogram of the same tensor."""
+        if other.high < other.low:
+            return
+        copy = Histogram()
+        copy.counts, copy.limit = other.counts.copy(), other.limit
+        for one, two in ((self, copy), (copy, self)):
+            if two.limit > 0:
+                one._reach(two.limit)
+        self.counts += copy.counts
+        self.low, self.high = min(self.low, other.low), max(self.high, other.high)
+
+    @property
+    def centers(self) -> np.ndarray:
+        """Middle of each bin."""
+        return ((np.arange(BINS) + 0.5) / (BINS / 2) - 1) * self.limit
+
+    def range(self, method: str, symmetric: bool = False) -> tuple[float, float]:
+        """(low, high) to quantise by, always around zero.
+
+        Args:
+            method: `minmax`: what was seen. `percentile`: all but 0.01 % of the values. `mse`: the clipping of
+                least squared error of 8-bit rounding. `entropy`: of least KL divergence (Migacz, 2017).
+            symmetric: low = -high.
+        """
+        if method not in METHODS:
+            raise MisuseError(f"method {method!r}; choose one of {', '.join(METHODS)}")
+        low, high = min(self.low, 0.0), max(self.high, 0.0)
+        if high <= low:
+            return (-1e-6, 1e-6) if symmetric else (0.0, 1e-6)  # a channel that is always zero
+        if symmetric:
+            low, high = -max(-low, high), max(-low, high)
+        if method == "percentile":
+            share = self.counts.cumsum() / self.counts.sum()
+            tail = (1 - PERCENTILE / 100) / (2 if low < 0 else 1)
+            edges = (np.arange(BINS + 1) / (BINS / 2) - 1) * self.limit
+            top = edges[min(int(np.searchsorted(share, 1 - tail)) + 1, BINS)]
+            bottom = edges[int(np.searchsorted(share, tail))] if low < 0 else 0.0
+            low, high = max(low, min(bottom, 0.0)), min(high, max(top, 0.0))
+            if symmetric:
+                low, high = -max(-low, high), max(-low, high)
+        elif method == "mse":
+            low, high = self._least_error(low, high)
+        elif method == "entropy":
+            low, high = self._least_divergence(low, high)
+        return (low, high) if high > low else (low, low + 1e-6)
+
+    def _least_error(self, low: float, high: float) -> tuple[float, float]:
+        seen = np.flatnonzero(self.counts)
+        values, counts = self.centers[seen], self.counts[seen].astype(np.float64)
+        best = (np.inf, low, high)
+        for share in np.linspace(0.2, 1.0, 81):
+            bottom, top = low * share, high * share
+            step = (top - bottom) / 255
+            rounded = np.clip(np.round(values / step), np.round(bottom / step), np.round(top / step)) * step
+            error = float((counts * (values - rounded) ** 2).sum())
+            if error < best[0]:
+                best = (error, bottom, top)
+        return best[1:]
+
+    def _least_divergence(self, low: float, high: float) -> tuple[float, float]:
+        magnitudes = self.counts[BINS // 2 :] + self.counts[BINS // 2 - 1 :: -1]
+        # Migacz takes the first bin for the second's: a ReLU's zeros would outweigh all else.
+        magnitudes[0] = magnitudes[1]
+        levels = 128 if low < 0 else 255
+        width = self.limit / len(magnitudes)
+        used = min(len(magnitudes), int(np.ceil(max(-low, high) / width)))
+        if used <= levels:
+            return low, high
+        best = (np.inf, used)
+        for cut in range(levels, used + 1, max(1, (used - levels) // 128)):
+            reference = magnitudes[:cut].astype(np.float64)
+            reference[-1] += magnitudes[cut:].sum()
+            # As many bins to each level as there is room for; empty ones stay empty.
+            level = np.arange(cut) * levels // cut
+            filled = magnitudes[:cut] > 0
+            totals = np.bincount(level, magnitudes[:cut], levels)
+            members = np.bincount(level, filled, levels)
+            candidate = np.where(filled, (totals / np.maximum(members, 1))[level], 0)
+            mask = (reference > 0) & (candidate > 0)
+            p, q = reference[mask] / reference.sum(), candidate[mask] / max(candidate.sum(), 1)
+            # What the candidate cannot show at all counts as a loss of its own.
+            lost = reference[(reference > 0) & (candidate == 0)].sum() / reference.sum()
+            divergence = float((p * np.log(p / q)).sum()) + lost * 10
+            if divergence < best[0]:
+                best = (divergence, cut)
+        top = best[1] * width
+        return max(low, -top), min(high, top)
+
+
+@dataclass
+class Ranges:
+    """What was measured of a network's tensors.
+
+    Attributes:
+        model: SHA-256 of the network, in hexadecimal; ranges fit that one alone.
+        histograms: by tensor.
+        means: by tensor, the sum over images of its mean per channel (each image counts once).
+        images: how many were seen.
+    """
+
+    model: str
+    histograms: dict[str, Histogram] = field(default_factory=dict)
+    means: dict[str, np.ndarray] = field(default_factory=dict)
+    images: int = 0
+
+    def add(self, name: str, values: np.ndarray) -> None:
+        """Count one image's tensor, [1, C, H, W]. Raises DeployError where it is not finite."""
+        try:
+            self.histograms.setdefault(name, Histogram()).add(values)
+        except ValueError as error:
+            raise DeployError(
+                f"tensor {name}: {error} on a calibration image; the network or its input is broken"
+            ) from error
+        mean = values.mean((0, 2, 3), dtype=np.float64)
+        self.means[name] = self.means.get(name, 0) + mean
+
+    def channel_mean(self, name: str) -> np.ndarray:
+        """Mean per channel over the images."""
+        return self.means[name] / max(self.images, 1)
+
+    def merge(self, other: "Ranges") -> None:
+        """Add what was measured on other images of the same network."""
+        if other.model != self.model:
+            raise MisuseError("ranges of two different networks cannot be merged; calibrate again")
+        for name, histogram in other.histograms.items():
+            self.histograms.setdefault(name, Histogram()).merge(histogram)
+            self.means[name] = self.means.get(name, 0) + other.means[name]
+        self.images += other.images
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Write ranges.json: the histograms whole, so that any method can be chosen later."""
+        data = {
+            "format": "fcn-deploy ranges",
+            "version": VERSION,
+            "model": self.model,
+            "images": self.images,
+            "tensors": {
+                name: {
+                    "low": histogram.low,
+                    "high": histogram.high,
+                    "limit": histogram.limit,
+                    "counts": base64.b64encode(zlib.compress(histogram.counts.tobytes())).decode(),
+                    "means": self.means[name].tolist(),
+                }
+                for name, histogram in self.histograms.items()
+            },
+        }
+        with replacing(path) as temporary:
+            temporary.write_text(json.dumps(data))
+
+    @classmethod
+    def load(cls, path: str | os.PathLike, model: str) -> "Ranges":
+        """Read ranges.json. Raises DeployError where it is damaged, MisuseError where it is another network's."""
+        try:
+            data = json.loads(Path(path).read_text())
+            if data["format"] != "fcn-deploy ranges" or data["version"] != VERSION:
+                raise ValueError("it is of another format or version")
+            ranges = cls(data["model"], images=int(data["images"]))
+            for name, entry in data["tensors"].items():
+                histogram = ranges.histograms[name] = Histogram()
+                histogram.low, histogram.high = float(entry["low"]), float(entry["high"])
+                histogram.limit = float(entry["limit"])
+                unpacked = zlib.decompressobj().decompress(base64.b64decode(entry["counts"]), BINS * 8 + 1)
+                histogram.counts = np.frombuffer(unpacked, np.int64).copy()
+                if histogram.counts.shape != (BINS,):
+                    raise ValueError(f"{name} has {histogram.counts.size} bins")
+                ranges.means[name] = np.asarray(entry["means"], np.float64)
+        except FileNotFoundError as error:
+            raise MisuseError(f"{path} does not exist; calibrate with --calib") from error
+        except (ValueError, KeyError, TypeError, AttributeError, zlib.error, OSError) as error:
+            raise DeployError(f"{path} holds no ranges that can be read ({error}); calibrate again") from error
+        if ranges.model != model:
+            raise MisuseError(f"{path} was measured on another network; calibrate this one with --calib")
+        return ranges
+
+
+def collect(
+    run: Callable[[np.ndarray], Mapping[str, np.ndarray]],
+    images: Iterable[tuple[str, np.ndarray]],
+    model: str,
+    prepare: Callable[[np.ndarray], np.ndarray],
+    done: Callable[[], None] = lambda: None,
+) -> Ranges:
+    """Ranges of every tensor, in one pass over the images. Memory does not grow with their number.
+
+    Args:
+        run: a core input → its tensors by name.
+        images: as an ImageStream gives them.
+        model: SHA-256 of the network.
+        prepare: image → core input: the runtime's own.
+        done: called after each image.
+
+    Raises:
+        DeployError: there was no image that could be read, or a tensor is not finite.
+    """
+    ranges = Ranges(model)
+    for _, image in images:
+        for name, values in run(prepare(image)).items():
+            ranges.add(name, values)
+        ranges.images += 1
+        done()
+    if not ranges.images:
+        raise DeployError("no calibration image could be read; INT8 is never calibrated on invented data")
+    return ranges

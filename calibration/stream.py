@@ -1,0 +1,94 @@
+"""The images that calibration sees: real ones, at their own sizes, a seeded sample of a bounded number."""
+
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from calibration.datasets import load_dataset
+from runtime.engine_file import ModelCard
+from runtime.errors import DeployError, MisuseError
+from runtime.images import find_images, read_image
+from runtime.prepare import check_image
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class ImageStream:
+    """Images of any sizes, read one at a time each time it is iterated over.
+
+    Attributes:
+        names: of the images, in the order they come.
+        read: index → [H, W, C] as the card says; raises DeployError where an image is broken.
+        skipped: the broken ones met so far, with the reason.
+    """
+
+    names: list[str]
+    read: Callable[[int], np.ndarray]
+    skipped: dict[str, str] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __iter__(self) -> Iterator[tuple[str, np.ndarray]]:
+        """(name, image) of those that can be read."""
+        for index, name in enumerate(self.names):
+            if name in self.skipped:
+                continue
+            try:
+                image = self.read(index)
+            except DeployError as error:
+                self.skipped[name] = str(error)
+                log.warning("skipped: %s", error)
+                continue
+            yield name, image
+
+    def subset(self, indices) -> "ImageStream":
+        """Some of the images, in the order of `indices`."""
+        chosen = [int(index) for index in indices]
+        return ImageStream([self.names[index] for index in chosen], lambda index: self.read(chosen[index]))
+
+
+def open_stream(source: str, card: ModelCard) -> ImageStream:
+    """The images that `--calib` names, all of them.
+
+    Args:
+        source: a folder, a glob, a text file with one path a line (relative to the file), `digits`, or the root
+            of a data set, whose train split is taken.
+        card: how they are read.
+
+    Raises:
+        MisuseError: no such source, or no images in it.
+    """
+    path = Path(source)
+    if source == "digits" or (path.is_dir() and _is_dataset(path)):
+        data = load_dataset(source, "train", card=card)
+        names = [data.name(index) for index in range(len(data))]
+        return ImageStream(names, lambda index: check_image(data[index][0], card))
+    if path.is_file() and path.suffix.lower() in (".txt", ".lst"):
+        lines = [line.strip() for line in path.read_text().splitlines()]
+        files = [path.parent / line for line in lines if line and not line.startswith("#")]
+        if not files:
+            raise MisuseError(f"{source} lists no images; write one path a line")
+    else:
+        files = find_images([source])
+    return ImageStream([str(file) for file in files], lambda index: read_image(files[index], card))
+
+
+def _is_dataset(root: Path) -> bool:
+    return (root / "ImageSets" / "Segmentation").is_dir() or any((root / name).is_dir() for name in ("train", "images"))
+
+
+def divide(stream: ImageStream, count: int, held_out: int, seed: int = 0) -> tuple[ImageStream, ImageStream]:
+    """A seeded sample to calibrate on, and others that calibration does not see.
+
+    At most `count` and `held_out` images; of few images a fifth is held out. Of a single image both have it.
+    """
+    order = np.random.default_rng(seed).permutation(len(stream))
+    if len(order) == 1:
+        return stream.subset(order), stream.subset(order)
+    apart = min(held_out, max(1, len(order) // 5), len(order) - 1)
+    return stream.subset(order[apart : apart + count]), stream.subset(order[:apart])

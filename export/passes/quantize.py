@@ -1,0 +1,206 @@
+"""INT8 as explicit QuantizeLinear and DequantizeLinear, inserted as one target wants it."""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from onnx import ModelProto, NodeProto, TensorProto, helper
+
+from export.graph import add_constants, attributes, clone, initializers, prune
+
+ACTIVATIONS = ("Relu", "Clip")
+SMALLEST_SCALE = 6.2e-5  # the smallest normal float16, so that scales survive FP16
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """How a target wants its Q/DQ.
+
+    Attributes:
+        name: `cpu` or `tensorrt`.
+        symmetric: activations are s8 around zero; otherwise u8 with a zero point.
+        weight_steps: weights reach ±this. 64 on CPUs: without VNNI their kernels saturate at sums of two
+            products of full range, and an engine travels to CPUs that its builder never saw.
+        outputs: whether outputs of convolutions and sums get Q/DQ as well, which ONNX Runtime needs to run
+            them as integers; TensorRT fuses better without.
+        int32_bias: whether biases become int32 (ONNX Runtime), or stay float (TensorRT refuses int32 ones).
+    """
+
+    name: str
+    symmetric: bool
+    weight_steps: int
+    outputs: bool
+    int32_bias: bool
+
+
+SCHEMES = {
+    "cpu": Scheme("cpu", symmetric=False, weight_steps=63, outputs=True, int32_bias=True),
+    "tensorrt": Scheme("tensorrt", symmetric=True, weight_steps=127, outputs=False, int32_bias=False),
+}
+
+
+def convolutions(model: ModelProto) -> list[NodeProto]:
+    """The nodes that can be quantised: convolutions with constant weights. Transposed ones never are."""
+    known = initializers(model)
+    return [node for node in model.graph.node if node.op_type == "Conv" and node.input[1] in known]
+
+
+def result_of(model: ModelProto, node: NodeProto) -> str:
+    """The tensor a convolution gives once its activation is applied, which targets fuse with it."""
+    outputs = {value.name for value in model.graph.output}
+    readers = [other for other in model.graph.node if node.output[0] in other.input]
+    if len(readers) == 1 and readers[0].op_type in ACTIVATIONS and node.output[0] not in outputs:
+        return readers[0].output[0]
+    return node.output[0]
+
+
+def measured_tensors(model: ModelProto) -> list[str]:
+    """The tensors whose ranges any scheme may need: what convolutions read and give, and sums."""
+    names: dict[str, None] = {}
+    for node in convolutions(model):
+        names[node.input[0]] = None
+        names[result_of(model, node)] = None
+    for node in model.graph.node:
+        if node.op_type == "Add" and not any(name in initializers(model) for name in node.input):
+            names.update(dict.fromkeys([*node.input, node.output[0]]))
+    return list(names)
+
+
+def quantize(
+    model: ModelProto,
+    ranges: Mapping[str, tuple[float, float]],
+    scheme: Scheme,
+    kept: Collection[str] = (),
+    means: Mapping[str, np.ndarray] | None = None,
+) -> ModelProto:
+    """The model with Q/DQ around its convolutions.
+
+    Args:
+        model: a float32 core without batch norms.
+        ranges: (low, high) of each of `measured_tensors`.
+        scheme: of the target.
+        kept: names of convolutions (by their output) that stay float.
+        means: of each convolution's input, per channel: biases are corrected by what rounding the weights
+            does to the mean of the output (Nagel et al., 2019, section 4.2).
+
+    Weights are s8 per output channel; a channel of zeros has scale 1.
+    """
+    model = clone(model)
+    weights = initializers(model)
+    quantised = [node for node in convolutions(model) if node.output[0] not in kept]
+    wanted: dict[str, None] = {}
+    for node in quantised:
+        wanted[node.input[0]] = None
+        if scheme.outputs:
+            wanted[result_of(model, node)] = None
+    sums = [node for node in model.graph.node if node.op_type == "Add" and all(n in ranges for n in node.input)]
+    for node in sums:
+        # On CPUs a sum runs as integers where both its inputs come as integers already. TensorRT fuses a
+        # convolution with the sum after it where the other branch is quantised, as it is where it feeds a
+        # convolution too; the convolution's own result must not be.
+        if scheme.outputs and all(name in wanted for name in node.input):
+            wanted[node.output[0]] = None
+
+    before: dict[str, list[NodeProto]] = {}  # output of a producer → nodes that follow it
+    scales: dict[str, float] = {}
+    for name in wanted:
+        scales[name], zero = _activation(ranges[name], scheme)
+        constants = {f"{name}/scale": np.float32(scales[name]), f"{name}/zero": zero}
+        add_constants(model, constants)
+        before[name] = [
+            helper.make_node("QuantizeLinear", [name, *constants], [f"{name}/q"], name=f"{name}/quantize"),
+            helper.make_node("DequantizeLinear", [f"{name}/q", *constants], [f"{name}/dq"], name=f"{name}/dequantize"),
+        ]
+    nodes = []
+    for name in (value.name for value in model.graph.input if value.name in before):
+        nodes += before[name]
+    made: set[str] = set()
+    readers = {id(node) for node in quantised} | {id(node) for node in sums}
+    for node in model.graph.node:
+        reads_quantised = id(node) in readers or scheme.outputs
+        if id(node) in readers and node.op_type == "Conv":
+            nodes += _weights(model, node, weights, scales[node.input[0]], scheme, made, means)
+        results = list(node.output)
+        if reads_quantised:
+            for index, name in enumerate(node.input):
+                if name in before:
+                    node.input[index] = f"{name}/dq"
+        nodes.append(node)
+        for name in results:
+            nodes += before.get(name, [])
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    del model.graph.value_info[:]
+    prune(model)
+    return model
+
+
+def _activation(low_high: tuple[float, float], scheme: Scheme) -> tuple[float, np.generic]:
+    """Scale and zero point of an activation."""
+    low, high = min(low_high[0], 0.0), max(low_high[1], 0.0)
+    if scheme.symmetric:
+        return max(max(-low, high) / 127, SMALLEST_SCALE), np.int8(0)
+    scale = max((high - low) / 255, 1e-9)
+    return scale, np.uint8(np.clip(round(-low / scale), 0, 255))
+
+
+def _weights(
+    model: ModelProto,
+    node: NodeProto,
+    weights: Mapping[str, np.ndarray],
+    input_scale: float,
+    scheme: Scheme,
+    made: set[str],
+    means: Mapping[str, np.ndarray] | None,
+) -> list[NodeProto]:
+    """Rewrite a convolution's weight and bias; the DequantizeLinear nodes they need."""
+    name = node.input[1]
+    weight = weights[name].astype(np.float32)
+    peak = np.abs(weight).reshape(len(weight), -1).max(1)
+    scale = np.where(peak > 0, np.maximum(peak / scheme.weight_steps, SMALLEST_SCALE), 1.0).astype(np.float32)
+    per_channel = scale.reshape(-1, *[1] * (weight.ndim - 1))
+    integers = np.clip(np.round(weight / per_channel), -scheme.weight_steps, scheme.weight_steps).astype(np.int8)
+    nodes = []
+    if name not in made:
+        made.add(name)
+        constants = {f"{name}/int8": integers, f"{name}/scale": scale, f"{name}/zero": np.zeros(len(scale), np.int8)}
+        add_constants(model, constants)
+        nodes.append(
+            helper.make_node("DequantizeLinear", [*constants], [f"{name}/dq"], name=f"{name}/dequantize", axis=0)
+        )
+    node.input[1] = f"{name}/dq"
+    bias = weights[node.input[2]] if len(node.input) > 2 and node.input[2] else np.zeros(len(weight), np.float32)
+    if means is not None:
+        lost = (weight - integers * per_channel).reshape(len(weight), weight.shape[1], -1).sum(2)
+        groups = attributes(node).get("group", 1)
+        seen = means[_source(node)].reshape(groups, -1)  # [groups, inputs of a group]
+        per_output = np.repeat(seen, len(weight) // groups, axis=0)
+        bias = bias + (lost * per_output).sum(1)
+    bias_name = f"{node.output[0]}/bias"
+    if scheme.int32_bias:
+        bias_scale = (scale * np.float32(input_scale)).astype(np.float32)
+        constants = {
+            f"{bias_name}/int32": np.clip(np.round(bias / bias_scale), -(2**31) + 1, 2**31 - 1).astype(np.int32),
+            f"{bias_name}/scale": bias_scale,
+            f"{bias_name}/zero": np.zeros(len(bias), np.int32),
+        }
+        add_constants(model, constants)
+        nodes.append(
+            helper.make_node("DequantizeLinear", [*constants], [bias_name], name=f"{bias_name}/dequantize", axis=0)
+        )
+    else:
+        add_constants(model, {bias_name: bias.astype(np.float32)})
+    node.input[:] = [node.input[0], node.input[1], bias_name]
+    return nodes
+
+
+def _source(node: NodeProto) -> str:
+    return node.input[0].removesuffix("/dq")
+
+
+def quantised_convolutions(model: ModelProto) -> int:
+    """How many convolutions read INT8 weights."""
+    int8 = {tensor.name for tensor in model.graph.initializer if tensor.data_type == TensorProto.INT8}
+    made = {out for node in model.graph.node if node.op_type == "DequantizeLinear" and node.input[0] in int8
+            for out in node.output}  # fmt: skip
+    return sum(node.op_type == "Conv" and node.input[1] in made for node in model.graph.node)

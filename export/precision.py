@@ -1,0 +1,353 @@
+"""INT8 and FP16 that keep their accuracy: calibrate, write precision into the graph, measure, and revert what hurts."""
+
+import csv
+import hashlib
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import ModelProto
+
+from calibration.datasets import read_labels
+from calibration.metrics import IGNORE, Metrics, confusion_matrix
+from calibration.ranges import METHODS, Ranges, collect
+from calibration.stream import ImageStream, divide, open_stream
+from export.passes.half import LARGEST_OF, emulate_half, half, overflowing
+from export.passes.quantize import SCHEMES, convolutions, measured_tensors, quantize
+from runtime.backends.onnxruntime import one_line, session
+from runtime.engine_file import Head, ModelCard
+from runtime.errors import DeployError, MisuseError
+from runtime.files import replacing
+from runtime.head import labels_from_scores
+from runtime.prepare import padded_size, prepare
+
+JUDGED = 40  # images at most that the gate looks at
+SENSITIVITY_IMAGES = 3
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the user asked for.
+
+    Attributes:
+        int8, fp16: which precisions the graph may use; float32 where neither.
+        calib: source of images (see calibration.stream.open_stream), or None.
+        count: of images to calibrate on.
+        method: of ranges: minmax, percentile, entropy or mse.
+        labels: folder of labels named as the images; None: the gate compares with float32's labels.
+        max_drop: points of mIoU (or of agreement) that may be lost.
+        ranges: file to read, or to write where it does not exist.
+        seed: of the sample.
+    """
+
+    int8: bool = False
+    fp16: bool = False
+    calib: str | None = None
+    count: int = 100
+    method: str = "mse"
+    labels: Path | None = None
+    max_drop: float = 0.5
+    ranges: Path | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise MisuseError(f"method {self.method!r}; choose one of {', '.join(METHODS)}")
+        if self.int8 and self.calib is None:
+            raise MisuseError("--int8 needs real images to calibrate on: pass --calib FOLDER")
+        if self.fp16 and self.calib is None:
+            raise MisuseError("--fp16 needs real images to find what overflows: pass --calib FOLDER")
+
+    @property
+    def precision(self) -> str:
+        return "int8" if self.int8 else "float16" if self.fp16 else "float32"
+
+
+@dataclass
+class Layer:
+    """One layer in the precision report.
+
+    Attributes:
+        name: its output.
+        operator: of the node.
+        sensitivity: error of the scores, relative to their power, with this layer alone in low precision.
+        kept: why it stays in higher precision; "" where it does not.
+    """
+
+    name: str
+    operator: str
+    sensitivity: float | None = None
+    kept: str = ""
+
+
+@dataclass
+class Result:
+    """A core with its precision, and what that cost.
+
+    Attributes:
+        core: what the engine holds.
+        reference: a float32 graph of the same arithmetic, run with optimisation off.
+        layers: of the report.
+        report: for report.json.
+    """
+
+    core: ModelProto
+    reference: ModelProto
+    layers: list[Layer]
+    report: dict[str, Any] = field(default_factory=dict)
+
+
+def lower(
+    core: ModelProto,
+    head: Head,
+    card: ModelCard,
+    target: str,
+    options: Options,
+    *,
+    rank: bool = False,
+    say: Callable[[str], None] = lambda line: None,
+) -> Result:
+    """A core in the precision asked for, kept inside the accuracy budget.
+
+    Args:
+        core: float32, without batch norms (optimised offline).
+        head, card: of the model.
+        target: `cpu` or `tensorrt`.
+        options: what to do.
+        rank: measure every layer's sensitivity, also where nothing is reverted.
+        say: called with a line when a phase begins.
+
+    Raises:
+        MisuseError: FP16 for CPUs, or options that contradict each other.
+        DeployError: no image can be read, tensors are not finite, or the budget cannot be held.
+    """
+    if options.fp16 and target == "cpu":
+        raise MisuseError(
+            "--fp16 is refused for the CPU: ONNX Runtime runs FP16 there in float32 with casts around it, slower and "
+            "no smaller in memory; use --int8, or name a GPU with --target"
+        )
+    images = open_stream(options.calib, card)
+    calibration, held_out = divide(images, options.count, JUDGED, options.seed)
+    judge = Judge(core, head, card, held_out, options.labels)
+    layers = {node.output[0]: Layer(node.output[0], node.op_type) for node in core.graph.node}
+    report: dict[str, Any] = {"calibration_images": len(calibration), "images_judged": judge.count}
+    build = _Candidates(core, target, options)
+    if options.int8:
+        say(f"calibrating on {len(calibration)} images")
+        ranges = _ranges(core, card, calibration, options)
+        skipped = {**images.skipped, **calibration.skipped, **held_out.skipped}
+        report |= {"calibration_images": ranges.images, "skipped": skipped, "method": options.method}
+        build.calibrate(ranges)
+        layers = {node.output[0]: layers[node.output[0]] for node in convolutions(core)}
+    if target == "tensorrt" and options.fp16:
+        say("looking for what overflows in FP16")
+        for name in build.find_overflow(card, calibration):
+            layers.setdefault(name, Layer(name, "")).kept = "beyond float16's range"
+    forced = {name for name, layer in layers.items() if layer.kept}
+    say(f"comparing with float32 on {judge.count} images that calibration did not see")
+    reverted: set[str] = set()
+    value = judge.measure(build.reference(reverted))
+    ranked: list[str] = []
+    if rank or judge.drop(value) > options.max_drop:
+        say(f"measuring the sensitivity of {len(layers)} layers")
+        for name in layers:
+            if name not in forced:
+                layers[name].sensitivity = judge.error(build.reference({*layers} - {name}))
+        ranked = sorted((n for n in layers if n not in forced), key=lambda n: -layers[n].sensitivity)
+    step = 1
+    while judge.drop(value) > options.max_drop and len(reverted) < len(ranked):
+        for name in ranked[len(reverted) : len(reverted) + step]:
+            reverted.add(name)
+            layers[name].kept = "reverted: the accuracy budget was exceeded"
+        step *= 2
+        say(f"{judge.drop(value):.2f} points lost; reverted {len(reverted)} of {len(ranked)} layers")
+        value = judge.measure(build.reference(reverted))
+    if judge.drop(value) > options.max_drop:
+        raise DeployError(
+            f"{options.precision} loses {judge.drop(value):.2f} points of {judge.metric} with every layer reverted, "
+            f"over --max-drop {options.max_drop}; raise it, or give more images to judge by"
+        )
+    report |= {
+        "metric": judge.metric,
+        "float32": judge.baseline,
+        options.precision: value,
+        "drop_points": round(judge.drop(value), 4),
+        "max_drop": options.max_drop,
+        "layers": len(layers),
+        "kept": {layer.name: layer.kept for layer in layers.values() if layer.kept},
+    }
+    return Result(build.core(reverted), build.reference(reverted), list(layers.values()), report)
+
+
+class _Candidates:
+    """Graphs with some layers in higher precision: what the engine would hold, and what its arithmetic is."""
+
+    def __init__(self, core: ModelProto, target: str, options: Options) -> None:
+        self.float_core, self.target, self.options = core, target, options
+        self.scheme = SCHEMES[target]
+        self.overflow: set[str] = set()
+        self.ranges: dict[str, tuple[float, float]] = {}
+        self.means: dict[str, np.ndarray] = {}
+
+    def calibrate(self, ranges: Ranges) -> None:
+        self.ranges = {
+            name: histogram.range(self.options.method, self.scheme.symmetric)
+            for name, histogram in ranges.histograms.items()
+        }
+        self.means = {name: ranges.channel_mean(name) for name in ranges.means}
+
+    def find_overflow(self, card: ModelCard, images: ImageStream) -> set[str]:
+        """Nodes that cannot be half, by the magnitudes of real images."""
+        run = session(emulate_half(self.float_core).SerializeToString(), optimise=False)
+        names = [value.name for value in run.get_outputs() if value.name.startswith(LARGEST_OF)]
+        largest: dict[str, float] = {}
+        seen = 0
+        for _, image in images:
+            seen += 1
+            for name, value in zip(names, run.run(names, {"image": prepare(image, card)}), strict=True):
+                name = name.removeprefix(LARGEST_OF)
+                # max() would drop a NaN.
+                largest[name] = float(np.maximum(largest.get(name, 0.0), value))
+        if not seen:
+            raise DeployError("no calibration image could be read; FP16 is never judged on invented data")
+        self.overflow = overflowing(largest, self.float_core)
+        return self.overflow
+
+    def _quantised(self, kept: Collection[str]) -> ModelProto:
+        if not self.options.int8:
+            return self.float_core
+        return quantize(self.float_core, self.ranges, self.scheme, kept, self.means)
+
+    def _float_nodes(self, reverted: Collection[str]) -> set[str]:
+        # Layers that INT8 gave up become FP16 on a GPU; what FP16 gave up becomes float32.
+        return self.overflow | (set() if self.options.int8 else set(reverted))
+
+    def core(self, reverted: Collection[str]) -> ModelProto:
+        graph = self._quantised({*reverted, *self.overflow})
+        return half(graph, self._float_nodes(reverted)) if self.options.fp16 else graph
+
+    def reference(self, reverted: Collection[str]):
+        """A session of the same arithmetic in float32. For CPUs it is the engine's own graph, as it will run."""
+        graph = self._quantised({*reverted, *self.overflow})
+        if self.target == "cpu":
+            return graph
+        return emulate_half(graph, self._float_nodes(reverted)) if self.options.fp16 else graph
+
+
+def _ranges(core: ModelProto, card: ModelCard, images: ImageStream, options: Options) -> Ranges:
+    key = hashlib.sha256(core.SerializeToString()).hexdigest()
+    if options.ranges is not None and options.ranges.exists():
+        return Ranges.load(options.ranges, key)
+    tapped = ModelProto()
+    tapped.CopyFrom(core)
+    names = [name for name in measured_tensors(core) if name != "image"]
+    del tapped.graph.output[:]
+    tapped.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
+    run = session(tapped.SerializeToString())
+
+    def tensors(x: np.ndarray) -> dict[str, np.ndarray]:
+        try:
+            return {"image": x} | dict(zip(names, run.run(names, {"image": x}), strict=True))
+        except Exception as error:
+            raise DeployError(f"the network failed on a calibration image: {one_line(error)}") from error
+
+    ranges = collect(tensors, images, key, lambda image: prepare(image, card))
+    if options.ranges is not None:
+        ranges.save(options.ranges)
+    return ranges
+
+
+class Judge:
+    """Compares candidates with float32 on images that calibration did not see.
+
+    Attributes:
+        metric: `mIoU` where labels are given, else `agreement` (share of pixels labelled as by float32).
+        baseline: of float32, in 0..1.
+        count: of images.
+    """
+
+    def __init__(self, core: ModelProto, head: Head, card: ModelCard, images: ImageStream, labels: Path | None) -> None:
+        self.head, self.card = head, card
+        self.inputs: list[tuple[np.ndarray, tuple[int, int]]] = []
+        self.expected: list[np.ndarray] = []
+        self.scores: list[np.ndarray] = []
+        run = session(core.SerializeToString())
+        own: list[np.ndarray] = []
+        for name, image in images:
+            x, size = prepare(image, card), image.shape[:2]
+            scores = run.run(["scores"], {"image": x})[0][0]
+            self.inputs.append((x, size))
+            if len(self.scores) < SENSITIVITY_IMAGES:
+                self.scores.append(scores)
+            own.append(self._labels(scores, size))
+            if labels is not None:
+                self.expected.append(_label_of(name, labels, size, len(card.classes)))
+        if not own:
+            raise DeployError("none of the images to judge by could be read; give more with --calib")
+        self.metric = "mIoU" if labels is not None else "agreement"
+        self.count = len(own)
+        if labels is None:
+            self.expected, self.baseline = own, 1.0
+        else:
+            self.baseline = self._compare(own)
+
+    def _labels(self, scores: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+        padded = padded_size(*size, self.card.size_multiple)
+        return labels_from_scores(scores, self.head, self.card, padded, size)
+
+    def _compare(self, labels: list[np.ndarray]) -> float:
+        if self.metric == "agreement":
+            equal = sum(int((a == b).sum()) for a, b in zip(labels, self.expected, strict=True))
+            return equal / sum(a.size for a in labels)
+        classes = len(self.card.classes)
+        confusion = sum(confusion_matrix(e, found, classes) for e, found in zip(self.expected, labels, strict=True))
+        return Metrics.of(confusion).mean_iou
+
+    def measure(self, candidate: ModelProto) -> float:
+        """The metric of a candidate, in 0..1."""
+        run = self._session(candidate)
+        return self._compare([self._labels(run.run(["scores"], {"image": x})[0][0], size) for x, size in self.inputs])
+
+    def error(self, candidate: ModelProto) -> float:
+        """Squared error of the scores over their power, on a few images."""
+        run = self._session(candidate)
+        error = power = 0.0
+        for (x, _), expected in zip(self.inputs, self.scores, strict=False):
+            error += float(((run.run(["scores"], {"image": x})[0][0] - expected) ** 2).sum())
+            power += float((expected**2).sum())
+        return error / max(power, 1e-30)
+
+    def drop(self, value: float) -> float:
+        """Points lost. NaN, which a broken candidate gives, counts as all."""
+        lost = (self.baseline - value) * 100
+        return lost if lost == lost else 100.0
+
+    @staticmethod
+    def _session(candidate: ModelProto):
+        # u8·s8 with reduced range is exact in ONNX Runtime's kernels; s8·s8 and emulation are not, so these run
+        # as written: Q/DQ as float arithmetic.
+        exact = any(tensor.name.endswith("/int32") for tensor in candidate.graph.initializer)
+        return session(candidate.SerializeToString(), optimise=exact)
+
+
+def _label_of(name: str, folder: Path, size: tuple[int, int], classes: int) -> np.ndarray:
+    path = folder / (Path(name).stem + ".png")
+    labels = read_labels(path).copy()
+    if labels.shape != size:
+        raise DeployError(f"{path} is {labels.shape[0]}×{labels.shape[1]}, and its image is {size[0]}×{size[1]}")
+    labels[labels == classes] = IGNORE  # the void class after the last
+    if (wrong := labels[(labels > classes) & (labels != IGNORE)]).size:
+        raise DeployError(f"{path} holds class {wrong.max()}, and there are {classes} classes")
+    return labels
+
+
+def write_layers(path: Path, layers: list[Layer]) -> None:
+    """The precision report: a CSV of the layers, the most sensitive first."""
+    with replacing(path) as temporary, temporary.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["layer", "operator", "sensitivity", "kept in higher precision"])
+        for layer in sorted(layers, key=lambda layer: -(layer.sensitivity or 0)):
+            writer.writerow([layer.name, layer.operator, layer.sensitivity, layer.kept])
