@@ -45,18 +45,17 @@ class Histogram:
         if self.limit == 0.0:  # nothing but zeros so far
             self.counts[BINS // 2] += values.size
             return
-        scale, half = np.float32(BINS / 2 / self.limit), np.float32(BINS / 2)
+        # A power of two, so the product is exact and its floor is the bin, at this limit and at any later one.
+        scale = np.float32(BINS / 2 / self.limit)
         for start in range(0, values.size, CHUNK):
             place = values[start : start + CHUNK] * scale
-            place += half
-            found = np.bincount(place.astype(np.intp), minlength=BINS)
-            self.counts += found[:BINS]
-            self.counts[BINS - 1] += found[BINS:].sum()  # the limit itself
+            np.floor(place, out=place)
+            self.counts += np.bincount(place.astype(np.intp) + BINS // 2, minlength=BINS)
 
     def _reach(self, magnitude: float) -> None:
-        if magnitude <= self.limit:
+        if magnitude < self.limit or magnitude == 0.0:
             return
-        wanted = 2.0 ** np.ceil(np.log2(max(magnitude, 1e-30)))
+        wanted = 2.0 ** (np.floor(np.log2(max(magnitude, 1e-30))) + 1)  # above it, never equal
         if self.limit == 0.0:
             self.limit = wanted
         while self.limit < wanted:
@@ -72,8 +71,7 @@ class Histogram:
         copy = Histogram()
         copy.counts, copy.limit = other.counts.copy(), other.limit
         for one, two in ((self, copy), (copy, self)):
-            if two.limit > 0:
-                one._reach(two.limit)
+            one._reach(two.limit / 2)
         self.counts += copy.counts
         self.low, self.high = min(self.low, other.low), max(self.high, other.high)
 

@@ -191,6 +191,7 @@ class _Candidates:
         self.overflow: set[str] = set()
         self.ranges: dict[str, tuple[float, float]] = {}
         self.means: dict[str, np.ndarray] = {}
+        self.rounded: dict[str, tuple[np.ndarray, np.ndarray]] = {}
 
     def calibrate(self, ranges: Ranges) -> None:
         self.ranges = {
@@ -219,7 +220,7 @@ class _Candidates:
     def _quantised(self, kept: Collection[str]) -> ModelProto:
         if not self.options.int8:
             return self.float_core
-        return quantize(self.float_core, self.ranges, self.scheme, kept, self.means)
+        return quantize(self.float_core, self.ranges, self.scheme, kept, self.means, self.rounded)
 
     def _float_nodes(self, reverted: Collection[str]) -> set[str]:
         # Layers that INT8 gave up become FP16 on a GPU; what FP16 gave up becomes float32.
@@ -327,8 +328,8 @@ class Judge:
 
     @staticmethod
     def _session(candidate: ModelProto):
-        # u8·s8 with reduced range is exact in ONNX Runtime's kernels; s8·s8 and emulation are not, so these run
-        # as written: Q/DQ as float arithmetic.
+        # The CPU's Q/DQ is exact in ONNX Runtime's kernels: its weights never saturate them. s8·s8 and emulated
+        # FP16 are not, so these run as written, Q/DQ as float arithmetic.
         exact = any(tensor.name.endswith("/int32") for tensor in candidate.graph.initializer)
         return session(candidate.SerializeToString(), optimise=exact)
 

@@ -58,6 +58,9 @@ def train(
     backbone_weights: Annotated[
         Path | None, typer.Option(help="Classification weights in torchvision's layout (.pth, .safetensors).")
     ] = None,
+    qat: Annotated[
+        Path | None, typer.Option(help="Fine-tune this checkpoint for INT8: its network is rounded as an engine's.")
+    ] = None,
     epochs: Annotated[int, typer.Option(help="Passes over the images.")] = 25,
     batch: Annotated[int, typer.Option(help="Crops per step.")] = 8,
     crop: Annotated[str, typer.Option(help="HxW of a crop in pixels.")] = "224x224",
@@ -93,23 +96,31 @@ def train(
         torch.set_num_threads(threads)
     recipe = Recipe(
         epochs=epochs, batch=batch, crop=parse_size(crop), rate=rate, class_weights=class_weights.value,
-        flip=data != "digits" if flip is None else flip, patience=patience, seed=seed,
+        flip=data != "digits" if flip is None else flip, patience=patience, seed=seed, qat=qat is not None,
     )  # fmt: skip
     images = load_dataset(data, split, seed=seed, count=count)
     validation = load_dataset(data, val_split, seed=seed)
     if tuple(images.classes) != tuple(validation.classes):
         raise MisuseError(f"{split} and {val_split} of {data} have different classes; add a classes.txt")
     torch.manual_seed(seed)
-    architecture = models.Architecture(len(images.classes), arch.value, backbone, stride, upsampling.value, width)
-    model = models.build(architecture)
-    card = checkpoints.card_for(architecture, tuple(images.classes), tuple(images.colors))
     start = "random weights"
-    if backbone_weights is not None:
-        model.backbone.load_classification(checkpoints.load_weights(backbone_weights))
-        start = str(backbone_weights)
-    elif pretrained and backbone == "efficientnet-lite0" and width == 1:
-        model.backbone.load_classification(published_weights())
-        start = "ImageNet weights"
+    if qat is not None:
+        begun = checkpoints.load_checkpoint(qat)
+        model, card, architecture = begun.model, begun.card, begun.model.architecture
+        if card.classes != tuple(images.classes):
+            raise MisuseError(f"{qat} has other classes than {data}; fine-tune on the data it was trained on")
+        backbone, stride, arch = architecture.backbone, architecture.stride, Arch(architecture.arch)
+        start = f"{qat}, rounded as in INT8"
+    else:
+        architecture = models.Architecture(len(images.classes), arch.value, backbone, stride, upsampling.value, width)
+        model = models.build(architecture)
+        card = checkpoints.card_for(architecture, tuple(images.classes), tuple(images.colors))
+        if backbone_weights is not None:
+            model.backbone.load_classification(checkpoints.load_weights(backbone_weights))
+            start = str(backbone_weights)
+        elif pretrained and backbone == "efficientnet-lite0" and width == 1:
+            model.backbone.load_classification(published_weights())
+            start = "ImageNet weights"
     check_writable(out)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     print(

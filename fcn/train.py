@@ -5,6 +5,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from calibration.metrics import IGNORE, Metrics
 from fcn.augment import augment
 from fcn.checkpoint import Checkpoint, save_checkpoint
 from fcn.evaluate import evaluate, torch_predictor
+from fcn.quantization import fake_quantised
 from runtime.errors import DeployError, MisuseError
 from runtime.files import replacing
 
@@ -39,6 +41,7 @@ class Recipe:
             `sqrt` (its square root).
         patience: stop after so many epochs without a better validation mIoU; 0: never.
         seed: of everything random.
+        qat: round weights and activations as INT8 does (fcn.quantization), in training and validation.
     """
 
     epochs: int = 25
@@ -52,6 +55,7 @@ class Recipe:
     class_weights: str = "none"
     patience: int = 0
     seed: int = 0
+    qat: bool = False
 
     def __post_init__(self) -> None:
         for name, low in (("epochs", 1), ("batch", 2), ("patience", 0), ("seed", 0)):
@@ -130,28 +134,30 @@ def train(
         epoch, started, losses = progress.epoch, time.perf_counter(), []
         # All that is random follows from the seed and the epoch: a resumed run repeats it.
         torch.manual_seed(recipe.seed * 100_003 + epoch)
-        model.train()
-        for step, (images, labels) in enumerate(_batches(data, card, recipe, epoch)):
-            logits = model(images.to(memory_format=torch.channels_last))
-            loss = F.cross_entropy(logits, labels, weight=weights, ignore_index=IGNORE, reduction="sum")
-            counted = labels != IGNORE
-            # By hand: cross_entropy's mean is NaN on a batch without a counted pixel.
-            total = weights[labels[counted]].sum() if weights is not None else counted.sum()
-            loss = loss / total.clamp(min=1)
-            if not torch.isfinite(loss):
-                raise DeployError(
-                    f"the loss is {loss.item()} at epoch {epoch + 1}, step {step + 1}; lower --rate, or check "
-                    "the images for NaN"
-                )
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(trained, 5.0)
-            optimizer.step()
-            schedule.step()
-            losses.append(loss.item())
-            on_step(step + 1, steps, float(np.mean(losses[-20:])))
-        model.eval()
-        metrics = Metrics.of(evaluate(torch_predictor(model, card), validation, len(card.classes)))
+        # Anew in each epoch: a resumed run starts from the same ranges.
+        with fake_quantised(model) if recipe.qat else nullcontext():
+            model.train()
+            for step, (images, labels) in enumerate(_batches(data, card, recipe, epoch)):
+                logits = model(images.to(memory_format=torch.channels_last))
+                loss = F.cross_entropy(logits, labels, weight=weights, ignore_index=IGNORE, reduction="sum")
+                counted = labels != IGNORE
+                # By hand: cross_entropy's mean is NaN on a batch without a counted pixel.
+                total = weights[labels[counted]].sum() if weights is not None else counted.sum()
+                loss = loss / total.clamp(min=1)
+                if not torch.isfinite(loss):
+                    raise DeployError(
+                        f"the loss is {loss.item()} at epoch {epoch + 1}, step {step + 1}; lower --rate, or check "
+                        "the images for NaN"
+                    )
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                torch.nn.utils.clip_grad_norm_(trained, 5.0)
+                optimizer.step()
+                schedule.step()
+                losses.append(loss.item())
+                on_step(step + 1, steps, float(np.mean(losses[-20:])))
+            model.eval()
+            metrics = Metrics.of(evaluate(torch_predictor(model, card), validation, len(card.classes)))
         if math.isnan(metrics.mean_iou):
             raise DeployError("the validation labels hold no counted pixel, so no epoch can be chosen; mend them")
         progress.epoch = epoch + 1

@@ -12,6 +12,9 @@ ACTIVATIONS = ("Relu", "Clip")
 SMALLEST_SCALE = 6.2e-5  # the smallest normal float16, so that scales survive FP16
 
 
+PAIR_LIMIT = 128  # 255 · 128 < 2¹⁵
+
+
 @dataclass(frozen=True)
 class Scheme:
     """How a target wants its Q/DQ.
@@ -19,8 +22,8 @@ class Scheme:
     Attributes:
         name: `cpu` or `tensorrt`.
         symmetric: activations are s8 around zero; otherwise u8 with a zero point.
-        weight_steps: weights reach ±this. 64 on CPUs: without VNNI their kernels saturate at sums of two
-            products of full range, and an engine travels to CPUs that its builder never saw.
+        pairs: whether neighbouring weights must sum to at most PAIR_LIMIT. CPUs without VNNI add two products
+            of u8 and s8 in 16 bits, which saturate beyond, and an engine travels to CPUs its builder never saw.
         outputs: whether outputs of convolutions and sums get Q/DQ as well, which ONNX Runtime needs to run
             them as integers; TensorRT fuses better without.
         int32_bias: whether biases become int32 (ONNX Runtime), or stay float (TensorRT refuses int32 ones).
@@ -28,14 +31,14 @@ class Scheme:
 
     name: str
     symmetric: bool
-    weight_steps: int
+    pairs: bool
     outputs: bool
     int32_bias: bool
 
 
 SCHEMES = {
-    "cpu": Scheme("cpu", symmetric=False, weight_steps=63, outputs=True, int32_bias=True),
-    "tensorrt": Scheme("tensorrt", symmetric=True, weight_steps=127, outputs=False, int32_bias=False),
+    "cpu": Scheme("cpu", symmetric=False, pairs=True, outputs=True, int32_bias=True),
+    "tensorrt": Scheme("tensorrt", symmetric=True, pairs=False, outputs=False, int32_bias=False),
 }
 
 
@@ -72,6 +75,7 @@ def quantize(
     scheme: Scheme,
     kept: Collection[str] = (),
     means: Mapping[str, np.ndarray] | None = None,
+    rounded: dict[str, tuple[np.ndarray, np.ndarray]] | None = None,
 ) -> ModelProto:
     """The model with Q/DQ around its convolutions.
 
@@ -82,11 +86,13 @@ def quantize(
         kept: names of convolutions (by their output) that stay float.
         means: of each convolution's input, per channel: biases are corrected by what rounding the weights
             does to the mean of the output (Nagel et al., 2019, section 4.2).
+        rounded: kept between calls for the same model and scheme, so that weights are rounded once.
 
     Weights are s8 per output channel; a channel of zeros has scale 1.
     """
     model = clone(model)
     weights = initializers(model)
+    rounded = {} if rounded is None else rounded
     quantised = [node for node in convolutions(model) if node.output[0] not in kept]
     wanted: dict[str, None] = {}
     for node in quantised:
@@ -119,7 +125,10 @@ def quantize(
     for node in model.graph.node:
         reads_quantised = id(node) in readers or scheme.outputs
         if id(node) in readers and node.op_type == "Conv":
-            nodes += _weights(model, node, weights, scales[node.input[0]], scheme, made, means)
+            name = node.input[1]
+            if name not in rounded:
+                rounded[name] = round_weights(weights[name].astype(np.float32), scheme.pairs)
+            nodes += _weights(model, node, weights, rounded[name], scales[node.input[0]], scheme, made, means)
         results = list(node.output)
         if reads_quantised:
             for index, name in enumerate(node.input):
@@ -135,6 +144,57 @@ def quantize(
     return model
 
 
+def round_weights(weight: np.ndarray, pairs: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Weights [K, C, h, w] as int8 and a scale per output channel, float32 [K].
+
+    With `pairs`, any two weights that are neighbours in the order (C, h, w) or (h, w, C), in which kernels walk
+    them, have magnitudes that sum to at most PAIR_LIMIT: the range is reduced where it must be, not everywhere.
+    Each channel takes the number of steps, 64 to 127, of least squared error. Depthwise kernels multiply one by
+    one in wider integers, so they keep the full range.
+    """
+    rows = weight.reshape(len(weight), -1)
+    peak = np.abs(rows).max(1, keepdims=True)
+    safe = np.where(peak > 0, peak, 1.0)
+    if not pairs or weight.shape[1] == 1:
+        scale = np.maximum(safe / 127, SMALLEST_SCALE)
+        integers = np.clip(np.round(rows / scale), -127, 127)
+    else:
+        best = np.full(rows.shape[:1], np.inf)
+        integers, scale = np.zeros_like(rows), safe.copy()
+        for steps in range(PAIR_LIMIT // 2, 128, 3):
+            step = np.maximum(safe / steps, SMALLEST_SCALE)
+            tried = _limit_pairs(np.round(rows / step), weight.shape)
+            error = ((tried * step - rows) ** 2).sum(1)
+            better = error < best
+            best[better], integers[better], scale[better] = error[better], tried[better], step[better]
+    scale = np.where(peak > 0, scale, 1.0).astype(np.float32)[:, 0]
+    return integers.reshape(weight.shape).astype(np.int8), scale
+
+
+def _limit_pairs(integers: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Pull neighbours whose magnitudes sum to more than PAIR_LIMIT towards zero, half of the excess each."""
+    for order in ((0, 1, 2, 3), (0, 2, 3, 1)):
+        values = integers.reshape(shape).transpose(order)
+        line = values.reshape(len(integers), -1).copy()
+        size = np.abs(line)
+        rows, places = np.nonzero(size[:, :-1] + size[:, 1:] > PAIR_LIMIT)
+        # Few pairs are too large. Even ones first, then odd ones: within each, no weight is in two.
+        for parity in (0, 1):
+            chosen = places % 2 == parity
+            row, left = rows[chosen], places[chosen]
+            a, b = size[row, left], size[row, left + 1]
+            excess = np.maximum(a + b - PAIR_LIMIT, 0)
+            from_smaller = np.minimum(np.ceil(excess / 2), np.minimum(a, b))
+            from_larger = excess - from_smaller
+            size[row, left] = a - np.where(a <= b, from_smaller, from_larger)
+            size[row, left + 1] = b - np.where(a <= b, from_larger, from_smaller)
+        line = np.copysign(size, line)
+        integers = line.reshape(values.shape).transpose(np.argsort(order)).reshape(len(integers), -1)
+        if shape[2] == shape[3] == 1:
+            break  # both orders are the same
+    return integers
+
+
 def _activation(low_high: tuple[float, float], scheme: Scheme) -> tuple[float, np.generic]:
     """Scale and zero point of an activation."""
     low, high = min(low_high[0], 0.0), max(low_high[1], 0.0)
@@ -148,6 +208,7 @@ def _weights(
     model: ModelProto,
     node: NodeProto,
     weights: Mapping[str, np.ndarray],
+    rounded: tuple[np.ndarray, np.ndarray],
     input_scale: float,
     scheme: Scheme,
     made: set[str],
@@ -156,10 +217,8 @@ def _weights(
     """Rewrite a convolution's weight and bias; the DequantizeLinear nodes they need."""
     name = node.input[1]
     weight = weights[name].astype(np.float32)
-    peak = np.abs(weight).reshape(len(weight), -1).max(1)
-    scale = np.where(peak > 0, np.maximum(peak / scheme.weight_steps, SMALLEST_SCALE), 1.0).astype(np.float32)
+    integers, scale = rounded
     per_channel = scale.reshape(-1, *[1] * (weight.ndim - 1))
-    integers = np.clip(np.round(weight / per_channel), -scheme.weight_steps, scheme.weight_steps).astype(np.int8)
     nodes = []
     if name not in made:
         made.add(name)

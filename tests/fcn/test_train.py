@@ -238,3 +238,35 @@ def test_eval_misuse_is_one_line(exports, small_data, tmp_path):
     done = command("eval-fcn", exports / "narrow.engine", "--data", small_data, ok=2)
     assert "has 11 classes and the model has 5" in one_error(done)
     assert "has 11 classes and" in one_error(command("eval-fcn", exports / "narrow.onnx", ok=2))
+
+
+def test_quantisation_aware_training_rounds_as_the_engines_do(tmp_path):
+    from export.passes.quantize import PAIR_LIMIT
+    from fcn.quantization import WEIGHT_STEPS, fake_quantised, fake_weight
+
+    assert PAIR_LIMIT // 2 == WEIGHT_STEPS
+    weight = torch.randn(6, 3, 3, 3, requires_grad=True)
+    rounded = fake_weight(weight)
+    steps = rounded / (weight.abs().flatten(1).amax(1) / WEIGHT_STEPS).view(-1, 1, 1, 1)
+    assert torch.allclose(steps, steps.round(), atol=1e-3) and steps.abs().max() <= WEIGHT_STEPS + 1e-3
+    rounded.sum().backward()
+    assert torch.allclose(weight.grad, torch.ones_like(weight), atol=0.02)  # straight through
+    model = random_network(classes=3, width=0.125)
+    x = torch.randn(1, 3, 64, 64)
+    with torch.inference_mode():
+        plain = model(x)
+        with fake_quantised(model):
+            assert not torch.equal(model(x), plain)
+        assert torch.equal(model(x), plain)  # and nothing of it stays
+
+
+def test_a_checkpoint_is_fine_tuned_for_int8(small_data, tmp_path):
+    network = ("--backbone", "mobilenet-v2", "--width", "0.125", "--crop", "64x64", "--batch", "2", "--epochs", "1")
+    command("train-fcn", "--data", small_data, *network, "-o", tmp_path / "a.safetensors")
+    done = command("train-fcn", "--data", small_data, "--qat", tmp_path / "a.safetensors", "--crop", "64x64", "--batch",
+                   "2", "--epochs", "1", "--rate", "1e-4", "-o", tmp_path / "b.safetensors")  # fmt: skip
+    assert "rounded as in INT8" in done.stdout
+    first, second = (load_checkpoint(tmp_path / f"{name}.safetensors") for name in "ab")
+    assert first.model.architecture == second.model.architecture and first.card == second.card
+    said = one_error(command("train-fcn", "--qat", tmp_path / "x.safetensors", "-o", tmp_path / "c.safetensors", ok=2))
+    assert "does not exist" in said

@@ -1,0 +1,313 @@
+"""Q/DQ as each target wants it, and FP16 with its emulation."""
+
+import numpy as np
+import onnx
+import pytest
+from helpers import checkpoint_of, photo, random_network
+from onnx import TensorProto, helper, numpy_helper
+
+from export.build import core_of, read_source
+from export.builders import cpu, tensorrt
+from export.graph import initializers, producers
+from export.passes.fuse_padding import fuse_padding
+from export.passes.half import LARGEST_OF, emulate_half, half, overflowing
+from export.passes.quantize import (
+    SCHEMES,
+    convolutions,
+    measured_tensors,
+    quantised_convolutions,
+    quantize,
+    round_weights,
+)
+from export.to_onnx import export
+from fcn import backbones
+from runtime.backends.onnxruntime import session
+from runtime.prepare import prepare
+
+RANDOM = np.random.default_rng(0)
+
+
+def network(nodes, constants, scores=4):
+    graph = helper.make_graph(
+        nodes,
+        "core",
+        [helper.make_tensor_value_info("image", TensorProto.FLOAT, ["N", 3, "H", "W"])],
+        [helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["N", scores, "h", "w"])],
+        [numpy_helper.from_array(np.asarray(value, np.float32), name) for name, value in constants.items()],
+    )
+    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    onnx.checker.check_model(made)
+    return made
+
+
+def residual():
+    """conv → clip → conv, plus a skip, → conv."""
+    weights = {f"w{i}": RANDOM.normal(size=(4, c, 3, 3)) / 4 for i, c in enumerate((3, 4, 4))}
+    return network(
+        [
+            helper.make_node("Conv", ["image", "w0", "b"], ["c0"], pads=[1] * 4),
+            helper.make_node("Clip", ["c0", "low", "high"], ["r0"]),
+            helper.make_node("Conv", ["r0", "w1"], ["c1"], pads=[1] * 4),
+            helper.make_node("Add", ["c1", "r0"], ["sum"]),
+            helper.make_node("Conv", ["sum", "w2", "b"], ["scores"], pads=[1] * 4),
+        ],
+        weights | {"b": RANDOM.normal(size=4), "low": 0, "high": 6},
+    )
+
+
+def run(model, image, optimise=False, name="scores"):
+    onnx.checker.check_model(model)
+    return session(model.SerializeToString(), optimise=optimise).run([name], {"image": image})[0]
+
+
+def ranges_of(model, images):
+    """min-max ranges and means of what quantize needs."""
+    names = measured_tensors(model)
+    tapped = onnx.ModelProto()
+    tapped.CopyFrom(model)
+    del tapped.graph.output[:]
+    tapped.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name != "image")
+    taps = session(tapped.SerializeToString())
+    seen = {name: [] for name in names}
+    for image in images:
+        seen["image"].append(image)
+        for output, value in zip(taps.get_outputs(), taps.run(None, {"image": image}), strict=True):
+            seen[output.name].append(value)
+    ranges = {name: (min(v.min() for v in vs), max(v.max() for v in vs)) for name, vs in seen.items()}
+    return ranges, {name: np.mean([v.mean((0, 2, 3)) for v in vs], 0) for name, vs in seen.items()}
+
+
+@pytest.mark.parametrize("target", SCHEMES)
+def test_quantised_scores_are_near_the_float_ones(target):
+    model = residual()
+    images = [RANDOM.normal(size=(1, 3, 20 + i, 30)).astype(np.float32) for i in range(3)]
+    ranges, means = ranges_of(model, images)
+    lowered = quantize(model, ranges, SCHEMES[target], means=means)
+    assert quantised_convolutions(lowered) == 3
+    for image in images:
+        expected = run(model, image)
+        assert np.abs(run(lowered, image) - expected).max() < 0.04 * np.ptp(expected)
+
+
+def test_the_cpus_own_kernels_agree_with_faithful_arithmetic():
+    # Sums of two products of u8 and s8 stay inside 16 bits, also on CPUs without VNNI.
+    model = residual()
+    image = RANDOM.uniform(0, 3, size=(1, 3, 64, 64)).astype(np.float32)
+    ranges, means = ranges_of(model, [image])
+    lowered = quantize(model, ranges, SCHEMES["cpu"], means=means)
+    faithful, real = run(lowered, image), run(lowered, image, optimise=True)
+    assert np.abs(faithful - real).max() < 0.02 * np.ptp(faithful)
+
+
+def test_tensorrt_gets_symmetric_activations_and_float_biases():
+    model = residual()
+    ranges, means = ranges_of(model, [RANDOM.normal(size=(1, 3, 16, 16)).astype(np.float32)])
+    lowered = quantize(model, ranges, SCHEMES["tensorrt"], means=means)
+    values = initializers(lowered)
+    for node in lowered.graph.node:
+        if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
+            assert values[node.input[2]].dtype == np.int8 and not values[node.input[2]].any()
+    made = producers(lowered)
+    for node in lowered.graph.node:
+        if node.op_type == "Conv":
+            assert values[node.input[2]].dtype == np.float32  # no Q/DQ on biases
+            assert made[node.input[0]].op_type == made[node.input[1]].op_type == "DequantizeLinear"
+            assert values[made[node.input[1]].input[1]].shape == (4,)  # per channel
+        if node.op_type == "Add":
+            # The skip is quantised, the convolution's own result is not: that is what fuses.
+            assert [name.endswith("/dq") for name in node.input] == [False, True]
+        if node.op_type == "Clip":
+            assert not node.input[0].endswith("/dq")
+
+
+def test_cpus_get_unsigned_activations_int32_biases_and_reduced_weights():
+    model = residual()
+    ranges, means = ranges_of(model, [RANDOM.normal(size=(1, 3, 16, 16)).astype(np.float32)])
+    lowered = quantize(model, ranges, SCHEMES["cpu"], means=means)
+    types = {tensor.data_type for tensor in lowered.graph.initializer if tensor.name.endswith("/zero")}
+    assert types == {TensorProto.UINT8, TensorProto.INT8, TensorProto.INT32}
+    values = initializers(lowered)
+    weights = [v for name, v in values.items() if name.endswith("/int8")]
+    assert len(weights) == 3
+
+
+@pytest.mark.parametrize("shape", [(7, 3, 3, 3), (16, 24, 1, 1), (4, 5, 7, 7), (3, 1, 1, 2), (6, 2, 1, 1)])
+def test_no_two_neighbouring_weights_can_saturate_16_bits(shape):
+    for draw in (RANDOM.laplace, RANDOM.normal, lambda size: np.sign(RANDOM.normal(size=size))):
+        weight = draw(size=shape).astype(np.float32)
+        integers, scale = round_weights(weight, pairs=True)
+        if shape[1] == 1:  # depthwise kernels multiply one by one
+            assert np.abs(integers.astype(int)).max() == 127
+            continue
+        size = np.abs(integers.astype(int))
+        for order in ((0, 1, 2, 3), (0, 2, 3, 1)):
+            line = size.transpose(order).reshape(shape[0], -1)
+            assert 255 * (line[:, :-1] + line[:, 1:]).max() < 2**15
+        # And better than giving every channel 64 steps.
+        peak = np.abs(weight).reshape(shape[0], -1).max(1)[:, None, None, None] / 64
+        plain = np.round(weight / peak) * peak
+        rounded = integers * scale[:, None, None, None]
+        assert ((rounded - weight) ** 2).sum() <= ((plain - weight) ** 2).sum() * 1.0001
+
+
+def test_without_the_limit_weights_have_127_steps():
+    weight = RANDOM.normal(size=(5, 6, 3, 3)).astype(np.float32)
+    integers, scale = round_weights(weight, pairs=False)
+    assert (np.abs(integers.reshape(5, -1).astype(int)).max(1) == 127).all()
+    np.testing.assert_allclose(integers * scale[:, None, None, None], weight, atol=scale.max() / 2 * 1.001)
+
+
+def test_kept_layers_stay_float():
+    model = residual()
+    ranges, means = ranges_of(model, [RANDOM.normal(size=(1, 3, 16, 16)).astype(np.float32)])
+    for target in SCHEMES:
+        lowered = quantize(model, ranges, SCHEMES[target], kept={"c1", "scores"}, means=means)
+        assert quantised_convolutions(lowered) == 1
+        everything = quantize(model, ranges, SCHEMES[target], kept={"c0", "c1", "scores"}, means=means)
+        assert "QuantizeLinear" not in {node.op_type for node in everything.graph.node}
+        image = RANDOM.normal(size=(1, 3, 9, 9)).astype(np.float32)
+        np.testing.assert_allclose(run(everything, image), run(model, image), atol=1e-5)
+
+
+def test_bias_correction_takes_the_mean_error_away():
+    # One large weight a channel makes the rounding of the others coarse, and of one sign.
+    weight = RANDOM.uniform(0.4, 0.49, size=(4, 3, 3, 3)) / 127
+    weight[:, 0, 0, 0] = 1
+    model = network([helper.make_node("Conv", ["image", "w"], ["scores"], pads=[1] * 4)], {"w": weight})
+    images = [RANDOM.uniform(0, 2, size=(1, 3, 40, 40)).astype(np.float32) for _ in range(4)]
+    ranges, means = ranges_of(model, images)
+
+    def shift(with_means):
+        lowered = quantize(model, ranges, SCHEMES["cpu"], means=with_means)
+        inside = np.s_[:, :, 4:-4, 4:-4]
+        return np.abs(np.mean([(run(lowered, x) - run(model, x))[inside].mean((0, 2, 3)) for x in images], 0)).max()
+
+    assert shift(means) < 0.5 * shift(None)
+
+
+def test_a_channel_of_zero_weights_and_a_dead_input():
+    weight = RANDOM.normal(size=(4, 3, 1, 1))
+    weight[2] = 0
+    model = network([helper.make_node("Conv", ["image", "w"], ["scores"])], {"w": weight})
+    for target in SCHEMES:
+        lowered = quantize(model, {"image": (0.0, 1e-6), "scores": (0.0, 1e-6)}, SCHEMES[target])
+        assert np.isfinite(run(lowered, np.zeros((1, 3, 4, 4), np.float32))).all()
+
+
+def test_padding_becomes_part_of_the_convolution():
+    pads = numpy_helper.from_array(np.array([0, 0, 0, 1, 0, 0, 2, 1], np.int64), "pads")
+    graph = helper.make_graph(
+        [
+            helper.make_node("Pad", ["image", "pads"], ["padded"]),
+            helper.make_node("Conv", ["padded", "w"], ["scores"], pads=[1, 0, 0, 0], strides=[2, 2]),
+        ],
+        "core",
+        [helper.make_tensor_value_info("image", TensorProto.FLOAT, ["N", 3, "H", "W"])],
+        [helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["N", 4, "h", "w"])],
+        [pads, numpy_helper.from_array(RANDOM.normal(size=(4, 3, 3, 3)).astype(np.float32), "w")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    fused = fuse_padding(model)
+    assert [node.op_type for node in fused.graph.node] == ["Conv"]
+    image = RANDOM.normal(size=(1, 3, 9, 8)).astype(np.float32)
+    np.testing.assert_allclose(run(fused, image), run(model, image), atol=1e-5)
+
+
+def test_emulated_rounding_is_float16s():
+    values = np.concatenate([RANDOM.normal(size=5000) * 10.0 ** RANDOM.uniform(-4, 4, 5000), [0, 1, 65504, -2049]])
+    values = values[(np.abs(values) > 6.2e-5) | (values == 0)].astype(np.float32)
+    values = values[np.abs(values) <= 65504]
+    image = np.resize(values, (1, 3, 40, 40)).astype(np.float32)
+    model = network([helper.make_node("Identity", ["image"], ["scores"])], {}, scores=3)
+    np.testing.assert_array_equal(run(emulate_half(model), image), image.astype(np.float16).astype(np.float32))
+
+
+def overflowing_network():
+    """conv → 120000 → conv: float32 is fine, float16 is infinite."""
+    return network(
+        [
+            helper.make_node("Conv", ["image", "up"], ["large"]),
+            helper.make_node("Conv", ["large", "down"], ["small"]),
+            helper.make_node("Relu", ["small"], ["scores"]),
+        ],
+        {"up": np.full((4, 3, 1, 1), 40000.0), "down": np.eye(4)[:, :, None, None] * 1e-4},
+    )
+
+
+def test_a_network_that_overflows_is_caught():
+    model = overflowing_network()
+    image = np.ones((1, 3, 4, 4), np.float32)
+    emulated = session(emulate_half(model).SerializeToString(), optimise=False)
+    names = [output.name for output in emulated.get_outputs()]
+    values = dict(zip(names, emulated.run(names, {"image": image}), strict=True))
+    largest = {n.removeprefix(LARGEST_OF): float(v) for n, v in values.items() if n.startswith(LARGEST_OF)}
+    assert largest["large"] == pytest.approx(120000, rel=1e-3)
+    kept = overflowing(largest, model)
+    assert kept == {"large", "small"}  # the node that gives it, and the node that reads it
+    lowered = half(model, kept)
+    types = {node.name: node.op_type for node in lowered.graph.node}
+    assert "Cast" in types.values()
+    np.testing.assert_allclose(run(lowered, image), run(model, image), rtol=1e-3)
+
+
+def test_half_models_keep_a_float32_interface():
+    model = residual()
+    lowered = half(model)
+    kinds = [value.type.tensor_type.elem_type for value in (lowered.graph.input[0], lowered.graph.output[0])]
+    assert kinds == [TensorProto.FLOAT] * 2
+    assert {tensor.data_type for tensor in lowered.graph.initializer} == {TensorProto.FLOAT16}
+    image = RANDOM.normal(size=(1, 3, 20, 20)).astype(np.float32)
+    expected = run(model, image)
+    assert np.abs(run(lowered, image) - expected).max() < 0.01 * np.ptp(expected)
+    emulated = run(emulate_half(model), image)
+    assert 0 < np.abs(emulated - expected).max() < 0.01 * np.ptp(expected)
+
+
+FAMILY = [
+    {"backbone": name, "stride": stride, "upsampling": upsampling}
+    for name in backbones.NAMES
+    for stride in ((32,) if name == "alexnet" else (32, 16, 8))
+    for upsampling in ("fixed", "learned")
+] + [{"arch": "dilated8", "backbone": "resnet50"}]
+
+
+@pytest.mark.parametrize("architecture", FAMILY, ids=lambda a: "-".join(map(str, a.values())))
+def test_tensorrt_rtx_builds_int8_and_fp16_of_every_network(tmp_path, architecture):
+    pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed; pip install 'fcn-deploy[rtx]'")
+    model = random_network(width=0.125, **architecture)
+    export(model, checkpoint_of(model).card, tmp_path / "m.onnx")
+    core, card = core_of(read_source(tmp_path / "m.onnx"))
+    core = onnx.load_from_string(cpu.build(core))
+    images = [prepare(photo(*size), card) for size in ((61, 97), (130, 70))]
+    ranges, means = ranges_of(core, images)
+    lowered = quantize(core, ranges, SCHEMES["tensorrt"], means=means)
+    assert quantised_convolutions(lowered) == len(convolutions(core))
+    expected = run(core, images[0])
+    # Deep random networks amplify any rounding, so accuracy is tested on small and on trained networks.
+    assert np.isfinite(run(half(lowered), images[0])).all()
+    error = run(half(core), images[0]) - expected
+    assert np.sqrt((error**2).mean()) < 0.15 * expected.std()
+    for graph in (half(lowered), half(core)):
+        assert len(tensorrt.build(graph, ["sm89"], card.size_multiple)) > 10_000
+
+
+def test_unknown_gpus_are_refused():
+    from runtime import MisuseError
+
+    with pytest.raises(MisuseError, match="sm90"):
+        tensorrt.parse_targets("sm89,sm90")
+    assert tensorrt.parse_targets("SM86, sm120") == ["sm86", "sm120"]
+
+
+def test_what_tensorrt_refuses_is_named():
+    pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed; pip install 'fcn-deploy[rtx]'")
+    from runtime import DeployError
+
+    model = network([helper.make_node("Det", ["image"], ["scores"], name="strange")], {}, scores=3)
+    with pytest.raises(DeployError, match=r"TensorRT refuses node strange \(Det\)"):
+        tensorrt.build(model, ["sm89"], 32)
+
+
+def test_one_plan_serves_several_gpus():
+    pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed; pip install 'fcn-deploy[rtx]'")
+    assert len(tensorrt.build(residual(), ["sm86", "sm89", "sm120"], 1)) > 10_000
