@@ -247,7 +247,7 @@ def _ranges(core: ModelProto, card: ModelCard, images: ImageStream, options: Opt
     names = [name for name in measured_tensors(core) if name != "image"]
     del tapped.graph.output[:]
     tapped.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
-    run = session(tapped.SerializeToString())
+    run = session(tapped.SerializeToString(), arena=False)
 
     def tensors(x: np.ndarray) -> dict[str, np.ndarray]:
         try:

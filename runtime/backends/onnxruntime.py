@@ -9,13 +9,14 @@ from runtime.errors import DeployError
 ERRORS_ONLY = 3  # ONNX Runtime's severity: its warnings are for those who build graphs
 
 
-def session(model: bytes | str | os.PathLike, threads: int | None = None, optimise: bool = True):
+def session(model: bytes | str | os.PathLike, threads: int | None = None, optimise: bool = True, arena: bool = True):
     """An ONNX Runtime session on the CPU.
 
     Args:
         model: the serialised model, or its path (needed where weights are external files).
         threads: of one run; None: one per physical core.
         optimise: False runs the graph as written, as the reference in comparisons.
+        arena: False gives memory back after each run, so that it does not grow over changing sizes.
 
     Raises:
         DeployError: onnxruntime is not installed, or it refuses the model.
@@ -30,6 +31,7 @@ def session(model: bytes | str | os.PathLike, threads: int | None = None, optimi
         options.intra_op_num_threads = threads
     # Memory patterns are planned per input shape and kept: with sizes that change they only grow.
     options.enable_mem_pattern = False
+    options.enable_cpu_mem_arena = arena
     # Waiting threads that spin slow whatever else uses the cores: decoding, the head, another engine.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if not optimise:

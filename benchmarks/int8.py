@@ -1,0 +1,119 @@
+"""INT8 against onnxruntime's own quantize_static, on the same calibration images and the same network.
+
+    python -m benchmarks.int8 model.onnx --data ../shared/camvid [--count 60]
+
+quantize_static is tried in several settings (u8·s8 with reduced range, per channel, QDQ; ranges by min-max, entropy
+and percentile), on the core network as ours is, with images resized to one size, since its calibrators fail on
+others. Scores become labels by the same exact head. The TensorRT flavour is s8·s8 symmetric, run as written.
+"""
+
+import argparse
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnxruntime.quantization import (
+    CalibrationDataReader,
+    CalibrationMethod,
+    QuantFormat,
+    QuantType,
+    quantize_static,
+)
+from PIL import Image
+
+from calibration.datasets import load_dataset
+from calibration.metrics import Metrics, confusion_matrix
+from calibration.stream import divide, open_stream
+from export.build import core_of, read_source
+from export.builders import cpu
+from export.passes.split_head import head_of
+from export.precision import Options, lower
+from runtime.backends.onnxruntime import session
+from runtime.head import labels_from_scores
+from runtime.prepare import padded_size, prepare
+
+
+class Reader(CalibrationDataReader):
+    """Core inputs, one at a time."""
+
+    def __init__(self, inputs) -> None:
+        self.inputs = iter(inputs)
+
+    def get_next(self):
+        x = next(self.inputs, None)
+        return None if x is None else {"image": x}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", type=Path)
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--count", type=int, default=60, help="calibration images")
+    parser.add_argument("--judge", type=int, default=None, help="validation images; default: all")
+    options = parser.parse_args()
+    core, card = core_of(read_source(options.model))
+    head, core = head_of(core), onnx.load_from_string(cpu.build(core))
+    validation = load_dataset(options.data, "val", count=options.judge, card=card)
+    pairs = [validation[index] for index in range(len(validation))]
+    images, _ = divide(open_stream(options.data, card), options.count, 1)
+    calibration = [image for _, image in images]
+    side = max(card.size_multiple, 256)
+    resized = [np.asarray(Image.fromarray(image).resize((side * 3 // 2, side))) for image in calibration]
+
+    def miou(model: onnx.ModelProto | bytes, optimise: bool) -> float:
+        data = model if isinstance(model, bytes) else model.SerializeToString()
+        run, classes = session(data, optimise=optimise), len(card.classes)
+        confusion = np.zeros((classes, classes), np.int64)
+        for image, labels in pairs:
+            size = image.shape[:2]
+            scores = run.run(["scores"], {"image": prepare(image, card)})[0][0]
+            found = labels_from_scores(scores, head, card, padded_size(*size, card.size_multiple), size)
+            confusion += confusion_matrix(labels, found, classes)
+        return Metrics.of(confusion).mean_iou
+
+    baseline = miou(core, True)
+    print(f"{options.model}: float32 mIoU {baseline:.4f} on {len(pairs)} images; {len(calibration)} to calibrate on\n")
+    print(f"{'INT8 by':<52} {'mIoU':>7} {'lost':>6}  {'seconds':>7}")
+
+    def row(name: str, value: float, seconds: float) -> None:
+        print(f"{name:<52} {value:7.4f} {(baseline - value) * 100:6.2f}  {seconds:7.1f}", flush=True)
+
+    for target in ("cpu", "tensorrt"):
+        started = time.perf_counter()
+        result = lower(
+            core, head, card, target, Options(int8=True, calib=options.data, count=options.count, max_drop=100)
+        )
+        spent = time.perf_counter() - started
+        row(f"fcn-deploy, {target}", miou(result.reference, optimise=target == "cpu"), spent)
+    with tempfile.TemporaryDirectory() as folder:
+        source, out = Path(folder) / "core.onnx", Path(folder) / "int8.onnx"
+        onnx.save(core, source)
+        for target in ("cpu", "tensorrt"):
+            symmetric = target == "tensorrt"
+            extra = {"ActivationSymmetric": True, "WeightSymmetric": True, "QuantizeBias": False} if symmetric else {}
+            for method in (CalibrationMethod.MinMax, CalibrationMethod.Entropy, CalibrationMethod.Percentile):
+                started = time.perf_counter()
+                try:
+                    quantize_static(
+                        source,
+                        out,
+                        Reader(prepare(image, card) for image in resized),
+                        quant_format=QuantFormat.QDQ,
+                        per_channel=True,
+                        reduce_range=not symmetric,
+                        activation_type=QuantType.QInt8 if symmetric else QuantType.QUInt8,
+                        weight_type=QuantType.QInt8,
+                        calibrate_method=method,
+                        extra_options=extra,
+                    )
+                except Exception as error:
+                    print(f"quantize_static, {target}, {method.name}: failed: {type(error).__name__}")
+                    continue
+                spent = time.perf_counter() - started
+                row(f"quantize_static, {target}, {method.name}", miou(out.read_bytes(), not symmetric), spent)
+
+
+if __name__ == "__main__":
+    main()
