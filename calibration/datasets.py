@@ -1,5 +1,6 @@
 """Labelled images: folders of pairs, the Pascal VOC layout, and the generated `digits`."""
 
+import logging
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +14,8 @@ from calibration.metrics import IGNORE
 from runtime.engine_file import ModelCard, voc_palette
 from runtime.errors import DeployError, MisuseError
 from runtime.images import DEFAULT_MAX_PIXELS, IMAGE_SUFFIXES, open_pillow, read_image
+
+log = logging.getLogger(__name__)
 
 VOC_CLASSES = (
     "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
@@ -148,6 +151,8 @@ def load_dataset(
                 f"{data} has {len(names)} classes and the model has {len(card.classes)}; use data with the "
                 "classes the model was trained on"
             )
+        if file_names := [name for name in names if name not in card.classes]:
+            log.warning("%s names its classes otherwise than the model: %s", data, ", ".join(file_names[:3]))
         names = card.classes
     if len(names) > IGNORE:
         raise MisuseError(f"{data} has {len(names)} classes; labelled data has at most {IGNORE}")

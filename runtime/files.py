@@ -1,5 +1,6 @@
 """Writing files so that nothing half-written is left behind and no existing output is lost."""
 
+import errno
 import os
 import secrets
 import tempfile
@@ -37,7 +38,8 @@ def check_writable(path: str | os.PathLike) -> None:
 def write_error(path: str | os.PathLike, error: OSError) -> DeployError:
     """One line for a file that could not be written."""
     reason = error.strerror or str(error)
-    return DeployError(f"cannot write {path}: {reason}; free space there or choose another place with -o")
+    remedy = "free space there" if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else "check the folder"
+    return DeployError(f"cannot write {path}: {reason}; {remedy}, or choose another place with -o")
 
 
 @contextmanager

@@ -115,6 +115,13 @@ def test_coloured_or_broken_labels_are_refused(tmp_path):
         load_dataset(str(tmp_path), "train")[0]
 
 
+def test_other_names_than_the_models_are_said(tmp_path, caplog):
+    load_dataset(str(folder_pairs(tmp_path)), "train", card=ModelCard(("road", "sky")))
+    assert not caplog.text
+    load_dataset(str(tmp_path), "train", card=ModelCard(("cat", "dog")))
+    assert "names its classes otherwise than the model: road, sky" in caplog.text
+
+
 def test_misuse(tmp_path):
     with pytest.raises(MisuseError, match="not a folder"):
         load_dataset(str(tmp_path / "none"), "train")
