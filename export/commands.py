@@ -173,6 +173,8 @@ def build(
         raise MisuseError("--standalone writes a float32 ONNX; leave --int8, --fp16 and --target away")
     if calib is not None and not (int8 or fp16):
         raise MisuseError("--calib is for --int8 and --fp16; pass one of them")
+    if precision_report is not None:
+        refuse_existing(precision_report, force)
     if labels is not None and not labels.is_dir():
         raise MisuseError(f"{labels} is not a folder; --labels names one with a label of each image's name")
     source = read_source(model)

@@ -127,6 +127,9 @@ def test_an_int8_engine_for_the_cpu(exports, photos, tmp_path):
     assert len(rows) == report["accuracy"]["layers"]
     ranked = [float(row["sensitivity"]) for row in rows]
     assert ranked == sorted(ranked, reverse=True) and ranked[0] > 0
+    done = command("build-engine", exports / "narrow.onnx", "--int8", "--calib", calib, "-o", tmp_path / "n.engine",
+                   "--precision-report", tmp_path / "layers.csv", ok=2)  # fmt: skip
+    assert "layers.csv exists already" in one_error(done)
     with Segmenter(tmp_path / "m.engine") as net:
         assert net.precision == "int8" and net(photo(50, 70)).shape == (50, 70)
     assert "golden sample: ok" in command("verify-engine", tmp_path / "m.engine").stdout
