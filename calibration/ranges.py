@@ -98,7 +98,7 @@ class Histogram:
             raise MisuseError(f"method {method!r}; choose one of {', '.join(METHODS)}")
         low, high = min(self.low, 0.0), max(self.high, 0.0)
         if high <= low:
-            return (-1e-6, 1e-6) if symmetric else (0.0, 1e-6)  # a channel that is always zero
+            return (-1.0, 1.0) if symmetric else (0.0, 1.0)  # always zero: any range serves
         if symmetric:
             low, high = -max(-low, high), max(-low, high)
         if method == "percentile":

@@ -16,7 +16,7 @@ import onnx
 from onnx import ModelProto
 
 from export.builders import cpu, tensorrt
-from export.graph import dims, load_model, metadata, set_metadata
+from export.graph import dims, load_model, metadata, opset, set_metadata
 from export.passes.bilinear_deconv import bilinear_deconv
 from export.passes.fold_constants import fold_constants
 from export.passes.fold_head import fold_head
@@ -139,6 +139,11 @@ def build_engine(
     """
     options = options or Options()
     targets = None if target == "cpu" else tensorrt.parse_targets(target)
+    if options.precision != "float32" and opset(source.model) < 18:
+        raise DeployError(
+            f"the model is of opset {opset(source.model)}, and INT8 and FP16 need 18: export it again, or run "
+            "onnx.version_converter on it"
+        )
     core, card = core_of(source)
     head = head_of(core)
     plain = cpu.build(core)

@@ -16,7 +16,7 @@ from calibration.metrics import IGNORE, Metrics, confusion_matrix
 from calibration.ranges import METHODS, Ranges, collect
 from calibration.stream import ImageStream, divide, open_stream
 from export.passes.half import LARGEST_OF, emulate_half, half, overflowing
-from export.passes.quantize import SCHEMES, convolutions, measured_tensors, quantize
+from export.passes.quantize import SCHEMES, convolutions, measured_tensors, quantised_convolutions, quantize
 from runtime.backends.onnxruntime import one_line, session
 from runtime.engine_file import Head, ModelCard
 from runtime.errors import DeployError, MisuseError
@@ -170,6 +170,11 @@ def lower(
             f"{options.precision} loses {judge.drop(value):.2f} points of {judge.metric} with every layer reverted, "
             f"over --max-drop {options.max_drop}; raise it, or give more images to judge by"
         )
+    if options.int8 and not quantised_convolutions(build.core(reverted)):
+        raise DeployError(
+            f"no layer can be INT8 within --max-drop {options.max_drop}: build without --int8, fine-tune with "
+            "train-fcn --qat, or allow more"
+        )
     report |= {
         "metric": judge.metric,
         "float32": judge.baseline,
@@ -251,7 +256,9 @@ def _ranges(core: ModelProto, card: ModelCard, images: ImageStream, options: Opt
 
     def tensors(x: np.ndarray) -> dict[str, np.ndarray]:
         try:
-            return {"image": x} | dict(zip(names, run.run(names, {"image": x}), strict=True))
+            found = {"image": x} | dict(zip(names, run.run(names, {"image": x}), strict=True))
+            # Sums of shapes and of token sequences are no feature maps; they stay float.
+            return {name: t for name, t in found.items() if t.ndim == 4 and t.dtype == np.float32}
         except Exception as error:
             raise DeployError(f"the network failed on a calibration image: {one_line(error)}") from error
 
@@ -294,6 +301,11 @@ class Judge:
             self.expected, self.baseline = own, 1.0
         else:
             self.baseline = self._compare(own)
+            if not self.baseline > 0:
+                raise DeployError(
+                    f"float32 has an mIoU of {self.baseline} against the labels, so nothing can be judged by them; are "
+                    "they of these images and classes?"
+                )
 
     def _labels(self, scores: np.ndarray, size: tuple[int, int]) -> np.ndarray:
         padded = padded_size(*size, self.card.size_multiple)

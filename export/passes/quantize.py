@@ -27,6 +27,7 @@ class Scheme:
         outputs: whether outputs of convolutions and sums get Q/DQ as well, which ONNX Runtime needs to run
             them as integers; TensorRT fuses better without.
         int32_bias: whether biases become int32 (ONNX Runtime), or stay float (TensorRT refuses int32 ones).
+        least_scale: of weights and symmetric activations; scales that become float16 must not leave its range.
     """
 
     name: str
@@ -34,11 +35,14 @@ class Scheme:
     pairs: bool
     outputs: bool
     int32_bias: bool
+    least_scale: float
 
 
 SCHEMES = {
-    "cpu": Scheme("cpu", symmetric=False, pairs=True, outputs=True, int32_bias=True),
-    "tensorrt": Scheme("tensorrt", symmetric=True, pairs=False, outputs=False, int32_bias=False),
+    "cpu": Scheme("cpu", symmetric=False, pairs=True, outputs=True, int32_bias=True, least_scale=1e-12),
+    "tensorrt": Scheme(
+        "tensorrt", symmetric=True, pairs=False, outputs=False, int32_bias=False, least_scale=SMALLEST_SCALE
+    ),
 }
 
 
@@ -88,7 +92,7 @@ def quantize(
             does to the mean of the output (Nagel et al., 2019, section 4.2).
         rounded: kept between calls for the same model and scheme, so that weights are rounded once.
 
-    Weights are s8 per output channel; a channel of zeros has scale 1.
+    Weights are s8 per output channel.
     """
     model = clone(model)
     weights = initializers(model)
@@ -127,7 +131,11 @@ def quantize(
         if id(node) in readers and node.op_type == "Conv":
             name = node.input[1]
             if name not in rounded:
-                rounded[name] = round_weights(weights[name].astype(np.float32), scheme.pairs)
+                rounded[name] = round_weights(
+                    weights[name].astype(np.float32),
+                    scheme.pairs and not depthwise(node, weights[name]),
+                    scheme.least_scale,
+                )
             nodes += _weights(model, node, weights, rounded[name], scales[node.input[0]], scheme, made, means)
         results = list(node.output)
         if reads_quantised:
@@ -144,30 +152,36 @@ def quantize(
     return model
 
 
-def round_weights(weight: np.ndarray, pairs: bool) -> tuple[np.ndarray, np.ndarray]:
+def depthwise(node: NodeProto, weight: np.ndarray) -> bool:
+    """Whether each channel is filtered alone: those kernels multiply one by one in wider integers."""
+    groups = attributes(node).get("group", 1)
+    return groups > 1 and groups == len(weight) and weight.shape[1] == 1
+
+
+def round_weights(weight: np.ndarray, pairs: bool, least_scale: float = 1e-12) -> tuple[np.ndarray, np.ndarray]:
     """Weights [K, C, h, w] as int8 and a scale per output channel, float32 [K].
 
     With `pairs`, any two weights that are neighbours in the order (C, h, w) or (h, w, C), in which kernels walk
     them, have magnitudes that sum to at most PAIR_LIMIT: the range is reduced where it must be, not everywhere.
-    Each channel takes the number of steps, 64 to 127, of least squared error. Depthwise kernels multiply one by
-    one in wider integers, so they keep the full range.
+    Each channel takes the number of steps, 64 to 127, of least squared error.
     """
     rows = weight.reshape(len(weight), -1)
     peak = np.abs(rows).max(1, keepdims=True)
     safe = np.where(peak > 0, peak, 1.0)
-    if not pairs or weight.shape[1] == 1:
-        scale = np.maximum(safe / 127, SMALLEST_SCALE)
+    if not pairs:
+        scale = np.maximum(safe / 127, least_scale)
         integers = np.clip(np.round(rows / scale), -127, 127)
     else:
         best = np.full(rows.shape[:1], np.inf)
         integers, scale = np.zeros_like(rows), safe.copy()
         for steps in range(PAIR_LIMIT // 2, 128, 3):
-            step = np.maximum(safe / steps, SMALLEST_SCALE)
+            step = np.maximum(safe / steps, least_scale)
             tried = _limit_pairs(np.round(rows / step), weight.shape)
             error = ((tried * step - rows) ** 2).sum(1)
             better = error < best
             best[better], integers[better], scale[better] = error[better], tried[better], step[better]
-    scale = np.where(peak > 0, scale, 1.0).astype(np.float32)[:, 0]
+    # A channel of zeros: a scale fine enough for its bias.
+    scale = np.where(peak > 0, scale, 1e-3).astype(np.float32)[:, 0]
     return integers.reshape(weight.shape).astype(np.int8), scale
 
 
@@ -199,7 +213,7 @@ def _activation(low_high: tuple[float, float], scheme: Scheme) -> tuple[float, n
     """Scale and zero point of an activation."""
     low, high = min(low_high[0], 0.0), max(low_high[1], 0.0)
     if scheme.symmetric:
-        return max(max(-low, high) / 127, SMALLEST_SCALE), np.int8(0)
+        return max(max(-low, high) / 127, scheme.least_scale), np.int8(0)
     scale = max((high - low) / 255, 1e-9)
     return scale, np.uint8(np.clip(round(-low / scale), 0, 255))
 
@@ -232,14 +246,16 @@ def _weights(
     if means is not None:
         lost = (weight - integers * per_channel).reshape(len(weight), weight.shape[1], -1).sum(2)
         groups = attributes(node).get("group", 1)
-        seen = means[_source(node)].reshape(groups, -1)  # [groups, inputs of a group]
+        seen = means[node.input[0]].reshape(groups, -1)  # [groups, inputs of a group]
         per_output = np.repeat(seen, len(weight) // groups, axis=0)
         bias = bias + (lost * per_output).sum(1)
     bias_name = f"{node.output[0]}/bias"
     if scheme.int32_bias:
         bias_scale = (scale * np.float32(input_scale)).astype(np.float32)
         constants = {
-            f"{bias_name}/int32": np.clip(np.round(bias / bias_scale), -(2**31) + 1, 2**31 - 1).astype(np.int32),
+            f"{bias_name}/int32": np.clip(np.round(bias.astype(np.float64) / bias_scale), -(2.0**30), 2.0**30).astype(
+                np.int32
+            ),
             f"{bias_name}/scale": bias_scale,
             f"{bias_name}/zero": np.zeros(len(bias), np.int32),
         }
@@ -251,10 +267,6 @@ def _weights(
         add_constants(model, {bias_name: bias.astype(np.float32)})
     node.input[:] = [node.input[0], node.input[1], bias_name]
     return nodes
-
-
-def _source(node: NodeProto) -> str:
-    return node.input[0].removesuffix("/dq")
 
 
 def quantised_convolutions(model: ModelProto) -> int:

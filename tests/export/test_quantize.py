@@ -14,6 +14,7 @@ from export.passes.half import LARGEST_OF, emulate_half, half, overflowing
 from export.passes.quantize import (
     SCHEMES,
     convolutions,
+    depthwise,
     measured_tensors,
     quantised_convolutions,
     quantize,
@@ -136,9 +137,6 @@ def test_no_two_neighbouring_weights_can_saturate_16_bits(shape):
     for draw in (RANDOM.laplace, RANDOM.normal, lambda size: np.sign(RANDOM.normal(size=size))):
         weight = draw(size=shape).astype(np.float32)
         integers, scale = round_weights(weight, pairs=True)
-        if shape[1] == 1:  # depthwise kernels multiply one by one
-            assert np.abs(integers.astype(int)).max() == 127
-            continue
         size = np.abs(integers.astype(int))
         for order in ((0, 1, 2, 3), (0, 2, 3, 1)):
             line = size.transpose(order).reshape(shape[0], -1)
@@ -148,6 +146,24 @@ def test_no_two_neighbouring_weights_can_saturate_16_bits(shape):
         plain = np.round(weight / peak) * peak
         rounded = integers * scale[:, None, None, None]
         assert ((rounded - weight) ** 2).sum() <= ((plain - weight) ** 2).sum() * 1.0001
+
+
+def test_only_depthwise_kernels_keep_the_full_range():
+    weight = RANDOM.normal(size=(8, 1, 3, 3))
+    for groups, alone in ((1, False), (8, True)):
+        node = helper.make_node("Conv", ["image", "w"], ["scores"], group=groups)
+        assert depthwise(node, weight) == alone
+
+
+def test_biases_of_zero_channels_and_dead_inputs_survive():
+    weight = RANDOM.normal(size=(4, 3, 1, 1))
+    weight[1] = 0
+    model = network([helper.make_node("Conv", ["image", "w", "b"], ["scores"])], {"w": weight, "b": [0.5, 0.05, -1, 2]})
+    image = np.zeros((1, 3, 4, 4), np.float32)
+    for target in SCHEMES:
+        for high in (1.0, 30.0):
+            lowered = quantize(model, {"image": (0.0, high), "scores": (-1.0, 2.0)}, SCHEMES[target])
+            np.testing.assert_allclose(run(lowered, image)[0, :, 0, 0], [0.5, 0.05, -1, 2], atol=0.01)
 
 
 def test_without_the_limit_weights_have_127_steps():
