@@ -8,9 +8,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from fcn import backbones
+
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
 BIN = Path(sys.executable).parent
+
+
+# Every network of ours, as arguments of random_network.
+FAMILY = [
+    {"backbone": name, "stride": stride, "upsampling": upsampling}
+    for name in backbones.NAMES
+    for stride in ((32,) if name == "alexnet" else (32, 16, 8))
+    for upsampling in ("fixed", "learned")
+] + [{"arch": "dilated8", "backbone": "resnet50"}]
 
 
 def needs_shared(name: str) -> Path:

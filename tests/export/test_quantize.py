@@ -3,7 +3,7 @@
 import numpy as np
 import onnx
 import pytest
-from helpers import checkpoint_of, photo, random_network
+from helpers import FAMILY, checkpoint_of, photo, random_network
 from onnx import TensorProto, helper, numpy_helper
 
 from export.build import core_of, read_source
@@ -21,7 +21,6 @@ from export.passes.quantize import (
     round_weights,
 )
 from export.to_onnx import export
-from fcn import backbones
 from runtime.backends.onnxruntime import session
 from runtime.prepare import prepare
 
@@ -277,14 +276,6 @@ def test_half_models_keep_a_float32_interface():
     assert np.abs(run(lowered, image) - expected).max() < 0.01 * np.ptp(expected)
     emulated = run(emulate_half(model), image)
     assert 0 < np.abs(emulated - expected).max() < 0.01 * np.ptp(expected)
-
-
-FAMILY = [
-    {"backbone": name, "stride": stride, "upsampling": upsampling}
-    for name in backbones.NAMES
-    for stride in ((32,) if name == "alexnet" else (32, 16, 8))
-    for upsampling in ("fixed", "learned")
-] + [{"arch": "dilated8", "backbone": "resnet50"}]
 
 
 @pytest.mark.parametrize("architecture", FAMILY, ids=lambda a: "-".join(map(str, a.values())))

@@ -4,20 +4,13 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import random_network
+from helpers import FAMILY, random_network
 
 from fcn import backbones
 from fcn.backbones.efficientnet_lite0 import published_weights
 from fcn.checkpoint import from_torchvision
 from fcn.model import Architecture, bilinear_deconvolution, build, upsample
 from runtime import DeployError, MisuseError
-
-FAMILY = [
-    {"backbone": name, "stride": stride, "upsampling": upsampling}
-    for name in backbones.NAMES
-    for stride in ((32,) if name == "alexnet" else (32, 16, 8))
-    for upsampling in ("fixed", "learned")
-] + [{"arch": "dilated8", "backbone": "resnet50"}]
 
 
 @pytest.mark.parametrize("architecture", FAMILY, ids=lambda a: "-".join(map(str, a.values())))
