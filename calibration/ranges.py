@@ -11,14 +11,15 @@ from pathlib import Path
 
 import numpy as np
 
+from runtime.command import need
 from runtime.errors import DeployError, MisuseError
 from runtime.files import replacing
 
 BINS = 4096
-CHUNK = 1 << 16  # values at a time: what is counted stays in the cache
+CHUNK = 1 << 18  # values at a time: they are read several times, and stay in the cache
 METHODS = ("minmax", "percentile", "entropy", "mse")
 PERCENTILE = 99.99
-VERSION = 1
+VERSION = 2
 
 
 class Histogram:
@@ -34,29 +35,34 @@ class Histogram:
         self.low, self.high = np.inf, -np.inf
 
     def add(self, values: np.ndarray) -> None:
-        """Count float values of any shape. Raises ValueError where one is NaN or infinite."""
+        """Count float32 values of any shape. Raises ValueError where one is NaN or infinite."""
         values = values.reshape(-1)
         if not values.size:
             return
-        low, high = float(values.min()), float(values.max())
-        if not (np.isfinite(low) and np.isfinite(high)):
-            raise ValueError("it has NaN or infinite values")
-        self.low, self.high = min(self.low, low), max(self.high, high)
-        self._reach(max(-low, high))
+        counts = self._count(values)
+        if counts.sum() < values.size:  # the counter leaves out what lies beyond the limit, and NaN
+            low, high = float(values.min()), float(values.max())
+            if not (np.isfinite(low) and np.isfinite(high)):
+                raise ValueError("it has NaN or infinite values")
+            self._reach(max(-low, high))
+            counts = self._count(values)
+        self.counts += counts
+        # Only a value in the outermost bin so far, or beyond it, can be a new extreme.
+        seen = np.flatnonzero(counts)
+        bottom, top = ((bin / (BINS / 2) - 1) * self.limit for bin in (seen[0], seen[-1] + 1))
+        if bottom < self.low:
+            self.low = min(self.low, float(values.min()))
+        if top > self.high:
+            self.high = max(self.high, float(values.max()))
+
+    def _count(self, values: np.ndarray) -> np.ndarray:
         if self.limit == 0.0:  # nothing but zeros so far
-            self.counts[BINS // 2] += values.size
-            return
-        # A power of two, so the product is exact and its floor is the bin, at this limit and at any later one.
-        scale = np.float32(BINS / 2 / self.limit)
-        middle = BINS // 2
-        for start in range(0, values.size, CHUNK):
-            place = values[start : start + CHUNK] * scale
-            if low >= 0:  # after a ReLU: conversion is the floor, and half of the bins are out of reach
-                self.counts[middle:] += np.bincount(place.astype(np.intp), minlength=middle)
-            else:
-                np.floor(place, out=place)
-                place += middle  # exact: a whole number below 2²⁴
-                self.counts += np.bincount(place.astype(np.intp), minlength=BINS)
+            counts = np.zeros(BINS, np.int64)
+            counts[BINS // 2] = values.size - np.count_nonzero(values)
+            return counts
+        # The limit is a power of two, so a value's bin at a larger limit is half its bin at this one.
+        limits = (-self.limit, self.limit)
+        return need("fast_histogram", "export").histogram1d(values, BINS, limits).astype(np.int64)
 
     def _reach(self, magnitude: float) -> None:
         if magnitude < self.limit or magnitude == 0.0:
@@ -164,32 +170,38 @@ class Ranges:
     """What was measured of a network's tensors.
 
     Attributes:
-        model: SHA-256 of the network, in hexadecimal; ranges fit that one alone.
+        model: SHA-256 of the network and its preparation, in hexadecimal; ranges fit those alone.
         histograms: by tensor.
         means: by tensor, the sum over images of its mean per channel (each image counts once).
-        images: how many were seen.
+        images: names of those that were seen.
     """
 
     model: str
     histograms: dict[str, Histogram] = field(default_factory=dict)
     means: dict[str, np.ndarray] = field(default_factory=dict)
-    images: int = 0
+    images: list[str] = field(default_factory=list)
 
     def add(self, name: str, values: np.ndarray) -> None:
         """Count one image's tensor, [1, C, H, W]. Raises DeployError where it is not finite."""
-        try:
-            self.histograms.setdefault(name, Histogram()).add(values)
-        except ValueError as error:
-            raise DeployError(
-                f"tensor {name}: {error} on a calibration image; the network or its input is broken"
-            ) from error
+        histogram = self.histograms.setdefault(name, Histogram())
         # Rows of one channel: numpy sums those pairwise, fast and well rounded in float32.
-        mean = values.reshape(values.shape[1], -1).mean(1).astype(np.float64)
+        rows = values.reshape(values.shape[1], -1)
+        mean = np.empty(len(rows))
+        step = max(1, CHUNK // max(rows.shape[1], 1))
+        for start in range(0, len(rows), step):
+            part = rows[start : start + step]
+            try:
+                histogram.add(part)
+            except ValueError as error:
+                raise DeployError(
+                    f"tensor {name}: {error} on a calibration image; the network or its input is broken"
+                ) from error
+            mean[start : start + step] = part.mean(1)
         self.means[name] = self.means.get(name, 0) + mean
 
     def channel_mean(self, name: str) -> np.ndarray:
         """Mean per channel over the images."""
-        return self.means[name] / max(self.images, 1)
+        return self.means[name] / max(len(self.images), 1)
 
     def merge(self, other: "Ranges") -> None:
         """Add what was measured on other images of the same network."""
@@ -228,7 +240,7 @@ class Ranges:
             data = json.loads(Path(path).read_text())
             if data["format"] != "fcn-deploy ranges" or data["version"] != VERSION:
                 raise ValueError("it is of another format or version")
-            ranges = cls(data["model"], images=int(data["images"]))
+            ranges = cls(data["model"], images=[str(name) for name in data["images"]])
             for name, entry in data["tensors"].items():
                 histogram = ranges.histograms[name] = Histogram()
                 histogram.low, histogram.high = float(entry["low"]), float(entry["high"])
@@ -259,7 +271,7 @@ def collect(
     Args:
         run: a core input → its tensors by name.
         images: as an ImageStream gives them.
-        model: SHA-256 of the network.
+        model: SHA-256 of the network and its preparation.
         prepare: image → core input: the runtime's own.
         done: called after each image.
 
@@ -268,10 +280,10 @@ def collect(
     """
     ranges = Ranges(model)
     with ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="histograms") as pool:
-        for _, image in images:
+        for name, image in images:
             for _ in pool.map(lambda item: ranges.add(*item), run(prepare(image)).items()):
                 pass
-            ranges.images += 1
+            ranges.images.append(name)
             done()
     if not ranges.images:
         raise DeployError("no calibration image could be read; INT8 is never calibrated on invented data")

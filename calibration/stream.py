@@ -1,7 +1,7 @@
 """The images that calibration sees: real ones, at their own sizes, a seeded sample of a bounded number."""
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -82,13 +82,20 @@ def _is_dataset(root: Path) -> bool:
     return (root / "ImageSets" / "Segmentation").is_dir() or any((root / name).is_dir() for name in ("train", "images"))
 
 
-def divide(stream: ImageStream, count: int, held_out: int, seed: int = 0) -> tuple[ImageStream, ImageStream]:
+def divide(
+    stream: ImageStream, count: int, held_out: int, seed: int = 0, seen: Collection[str] = ()
+) -> tuple[ImageStream, ImageStream]:
     """A seeded sample to calibrate on, and others that calibration does not see.
 
     At most `count` and `held_out` images; of few images a fifth is held out. Of a single image both have it.
+
+    Args:
+        seen: names of images that were calibrated on before: none of them is held out, unless there are no others.
     """
     order = np.random.default_rng(seed).permutation(len(stream))
-    if len(order) == 1:
-        return stream.subset(order), stream.subset(order)
-    apart = min(held_out, max(1, len(order) // 5), len(order) - 1)
-    return stream.subset(order[apart : apart + count]), stream.subset(order[:apart])
+    fresh = [index for index in order if stream.names[index] not in seen]
+    if len(order) == 1 or not fresh:
+        return stream.subset(order[:count]), stream.subset(order[:held_out])
+    apart = fresh[: min(held_out, max(1, len(order) // 5), len(order) - 1)]
+    rest = [index for index in order if index not in set(apart)]
+    return stream.subset(rest[:count]), stream.subset(apart)

@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx import ModelProto
+from onnx import ModelProto, version_converter
 
 from export.builders import cpu, tensorrt
-from export.graph import dims, load_model, metadata, opset, set_metadata
+from export.graph import check, dims, load_model, metadata, opset, set_metadata
 from export.passes.bilinear_deconv import bilinear_deconv
 from export.passes.fold_constants import fold_constants
 from export.passes.fold_head import fold_head
@@ -25,11 +25,11 @@ from export.passes.fuse_padding import fuse_padding
 from export.passes.pad_and_crop import pad_and_crop
 from export.passes.split_head import ends_in_sigmoid, head_of, split_head, stripped_padding, stripped_sigmoid
 from export.passes.upsample_scores import upsample_scores
-from export.precision import Options, lower, write_layers
+from export.precision import BudgetError, Options, lower, write_layers
 from export.probe import probe
 from runtime.backends.onnxruntime import OnnxRuntimeBackend, session
 from runtime.engine_file import CARD_KEY, Head, Manifest, ModelCard, Stage, write_engine
-from runtime.errors import DeployError
+from runtime.errors import DeployError, MisuseError
 from runtime.files import replacing
 from runtime.head import labels_from_scores
 from runtime.prepare import padded_size, prepare
@@ -139,12 +139,12 @@ def build_engine(
     """
     options = options or Options()
     targets = None if target == "cpu" else tensorrt.parse_targets(target)
-    if options.precision != "float32" and opset(source.model) < 18:
-        raise DeployError(
-            f"the model is of opset {opset(source.model)}, and INT8 and FP16 need 18: export it again, or run "
-            "onnx.version_converter on it"
+    if options.fp16 and targets is None:
+        raise MisuseError(
+            "--fp16 is refused for the CPU: ONNX Runtime runs FP16 there in float32 with casts around it, slower and "
+            "no smaller in memory; use --int8, or name a GPU with --target"
         )
-    core, card = core_of(source)
+    core, card = core_of(source if options.precision == "float32" else _raised(source))
     head = head_of(core)
     plain = cpu.build(core)
     manifest = Manifest(
@@ -172,18 +172,21 @@ def build_engine(
     # What is measured is a file, opened as a user opens it.
     members = {"stage-0.onnx": plain, GOLDEN: golden_sample(core, card, "float32")}
     report["agreement"], float_times = _measure(manifest, members, threads, source, say)
-    lowered, reference = onnx.load_from_string(plain), core
+    lowered, reference, result = onnx.load_from_string(plain), core, None
     if options.precision != "float32":
-        result = lower(
-            lowered, head, card, "tensorrt" if targets else "cpu", options, rank=layers_to is not None, say=say
-        )
+        kind, ranked = "tensorrt" if targets else "cpu", layers_to is not None
+        try:
+            result = lower(lowered, head, card, kind, options, rank=ranked, say=say)
+        except BudgetError as error:
+            if ranked:
+                write_layers(layers_to, error.layers)
+                raise DeployError(f"{error}; {layers_to} ranks the layers") from error
+            raise
         lowered, reference = result.core, result.reference
         report["accuracy"] = result.report
         if result.report["metric"] == "mIoU":
             report["miou"], report["miou_reason"] = result.report[options.precision], None
-        if layers_to is not None:
-            write_layers(layers_to, result.layers)
-    onnx.checker.check_model(lowered)
+    check(lowered, "the lowered network")
     manifest = replace(manifest, target=target, precision=options.precision)
     golden = golden_sample(reference, card, options.precision)
     if targets:
@@ -202,7 +205,22 @@ def build_engine(
     report["core_bytes"] = {"float32": len(plain), options.precision: len(next(iter(members.values())))}
     members[REPORT] = json.dumps(report, indent=1).encode()
     write_engine(out, manifest, members)
+    if layers_to is not None and result is not None:
+        write_layers(layers_to, result.layers)
     return report
+
+
+def _raised(source: Source) -> Source:
+    """The source at opset 18 at least, which Q/DQ and casts are written in; its labels are compared afterwards."""
+    if (version := opset(source.model)) >= 18:
+        return source
+    try:
+        return replace(source, model=version_converter.convert_version(source.model, 18))
+    except Exception as error:
+        raise DeployError(
+            f"the model is of opset {version}, and INT8 and FP16 need 18, to which onnx cannot convert it "
+            f"({' '.join(str(error).split())[:200]}): export it again"
+        ) from error
 
 
 def _measure(
@@ -236,7 +254,7 @@ def core_of(source: Source) -> tuple[ModelProto, ModelCard]:
         card = replace(card, stride=max(1, round(head.factor[0])))
     elif head.mode == "none":
         card = replace(card, stride=1)
-    onnx.checker.check_model(core)
+    check(core, "the core network")
     return core, card
 
 
@@ -338,7 +356,7 @@ def build_standalone(source: Source, out: str | os.PathLike, threads: int | None
     card = source.card
     model = fold_head(fold_input(source.model, card), card)
     set_metadata(model, CARD_KEY, card.to_json())
-    onnx.checker.check_model(model)
+    check(model, "the standalone model")
     run = session(model.SerializeToString(), threads)
     original = OnnxRuntimeBackend(source.model.SerializeToString(), threads=threads)
     for index, (height, width) in enumerate(COMPARED_SIZES):

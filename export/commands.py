@@ -125,13 +125,15 @@ def build(
     calib: Annotated[
         str | None, typer.Option(help="Images to calibrate on, at their own sizes: a folder, glob, list or data set.")
     ] = None,
-    calib_count: Annotated[int, typer.Option(min=1, help="Calibrate on so many of them at most.")] = 100,
-    calib_method: Annotated[Method, typer.Option(help="How ranges are chosen.")] = Method.mse,
+    calib_count: Annotated[int | None, typer.Option(min=1, help="Calibrate on so many at most [default: 100].")] = None,
+    calib_method: Annotated[Method | None, typer.Option(help="How ranges are chosen [default: mse].")] = None,
     ranges: Annotated[Path | None, typer.Option(help="ranges.json to reuse, or to write.")] = None,
     labels: Annotated[
         Path | None, typer.Option(help="Folder of labels named as the images: the gate measures mIoU.")
     ] = None,
-    max_drop: Annotated[float, typer.Option(min=0, help="Points of mIoU (or agreement) that may be lost.")] = 0.5,
+    max_drop: Annotated[
+        float | None, typer.Option(min=0, help="Points of mIoU (or agreement) that may be lost [default: 0.5].")
+    ] = None,
     precision_report: Annotated[Path | None, typer.Option(help="CSV that ranks every layer.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the sample of images.")] = 0,
     standalone: Annotated[
@@ -148,11 +150,29 @@ def build(
     if out.suffix.lower() != wanted:
         raise MisuseError(f"{out} is not named {wanted}; the runtime tells files by their suffix")
     refuse_existing(out, force)
-    if out.exists() and model.exists() and out.samefile(model):
-        raise MisuseError(f"{out} is the model itself; choose another -o")
+    if standalone and (int8 or fp16 or target != "cpu"):
+        raise MisuseError("--standalone writes a float32 ONNX; leave --int8, --fp16 and --target away")
+    if no_fp16 and not (int8 and target != "cpu"):
+        raise MisuseError("--no-fp16 goes with --int8 for GPUs, where the other layers become FP16")
+    if fp16 and no_fp16:
+        raise MisuseError("--fp16 and --no-fp16 contradict each other; pass one of them")
+    if not (int8 or fp16):
+        given = {"--calib": calib, "--calib-count": calib_count, "--labels": labels, "--max-drop": max_drop}
+        given |= {"--precision-report": precision_report}
+        if wrong := [name for name, value in given.items() if value is not None]:
+            raise MisuseError(f"{wrong[0]} is for --int8 and --fp16; pass one of them")
+    if not int8 and (ranges is not None or calib_method is not None):
+        raise MisuseError(f"{'--ranges' if ranges is not None else '--calib-method'} is for --int8; pass it")
+    if precision_report is not None:
+        refuse_existing(precision_report, force)
+    if labels is not None and not labels.is_dir():
+        raise MisuseError(f"{labels} is not a folder; --labels names one with a label of each image's name")
+    _all_different(model=model, **{"-o": out, "--precision-report": precision_report, "--ranges": ranges})
     need("onnx", "export")
     need("onnxruntime", "cpu")
-    check_writable(out)
+    for path in (out, precision_report, ranges):
+        if path is not None:
+            check_writable(path)
     from export.build import build_engine as run_build
     from export.build import build_standalone, read_source
     from export.precision import Options
@@ -162,21 +182,15 @@ def build(
         int8=int8,
         fp16=fp16 or (int8 and target != "cpu" and not no_fp16),
         calib=calib,
-        count=calib_count,
-        method=calib_method.value,
         labels=labels,
-        max_drop=max_drop,
         ranges=ranges,
         seed=seed,
+        **{
+            name: value
+            for name, value in (("count", calib_count), ("method", calib_method), ("max_drop", max_drop))
+            if value is not None
+        },
     )
-    if standalone and (int8 or fp16 or target != "cpu"):
-        raise MisuseError("--standalone writes a float32 ONNX; leave --int8, --fp16 and --target away")
-    if calib is not None and not (int8 or fp16):
-        raise MisuseError("--calib is for --int8 and --fp16; pass one of them")
-    if precision_report is not None:
-        refuse_existing(precision_report, force)
-    if labels is not None and not labels.is_dir():
-        raise MisuseError(f"{labels} is not a folder; --labels names one with a label of each image's name")
     source = read_source(model)
     for note in source.notes:
         print(f"note: {note}", file=sys.stderr)
@@ -220,21 +234,37 @@ def build(
     print(show_latency(report["latency_ms"]))
 
 
+def _all_different(**paths: Path | None) -> None:
+    """Raise MisuseError where two of these options name the same file."""
+    seen: dict[Path, str] = {}
+    for name, path in paths.items():
+        if path is None:
+            continue
+        if (other := seen.setdefault(path.resolve(), name)) != name:
+            whose = "the model itself" if other == "model" else f"also {other}"
+            raise MisuseError(f"{path} is {whose}; choose another {name}")
+
+
 def _accuracy(accuracy: dict, report: dict) -> str:
     """What precision cost, in a few lines."""
     precision = report["precision"]
+    saw = "did not see" if accuracy["judged_unseen"] else "SAW TOO, as there were no others"
     before, after = report["core_bytes"]["float32"], report["core_bytes"][precision]
     lines = [
         f"{precision}: {accuracy['metric']} {accuracy[precision]:.4f} against {accuracy['float32']:.4f} of float32 on "
-        f"{accuracy['images_judged']} images calibration did not see ({accuracy['drop_points']:.2f} points lost, "
+        f"{_count(accuracy['images_judged'], 'image')} calibration {saw} ({accuracy['drop_points']:.2f} points lost, "
         f"{accuracy['max_drop']} allowed)",
-        f"calibrated on {accuracy['calibration_images']} images; {before / 1e6:.1f} → {after / 1e6:.1f} MB; "
+        f"calibrated on {_count(accuracy['calibration_images'], 'image')}; {before / 1e6:.1f} → {after / 1e6:.1f} MB; "
         f"{len(accuracy['kept'])} of {accuracy['layers']} layers kept higher",
     ]
     lines += [f"  kept: {name} ({reason})" for name, reason in accuracy["kept"].items()]
     if skipped := accuracy.get("skipped"):
-        lines.append(f"{len(skipped)} images could not be read and were skipped")
+        lines.append(f"{_count(len(skipped), 'image')} could not be read, skipped")
     return "\n".join(lines)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def _speed(report: dict) -> str:

@@ -119,6 +119,26 @@ def add_constants(model: ModelProto, values: Mapping[str, np.ndarray]) -> None:
     model.graph.initializer.extend(numpy_helper.from_array(np.asarray(v), n) for n, v in values.items())
 
 
+class Names:
+    """Names for new tensors of a model that none of its own has: the one asked for, or that with primes."""
+
+    def __init__(self, model: ModelProto) -> None:
+        self._taken = {tensor.name for tensor in model.graph.initializer}
+        self._taken |= {name for node in model.graph.node for name in (*names_read(node), *node.output)}
+        self._taken |= {value.name for value in (*model.graph.input, *model.graph.output)}
+        self._given: dict[str, str] = {}
+
+    def __call__(self, wanted: str) -> str:
+        """The same name for the same wish."""
+        if wanted not in self._given:
+            name = wanted
+            while name in self._taken:
+                name += "'"
+            self._taken.add(name)
+            self._given[wanted] = name
+        return self._given[wanted]
+
+
 def rename_reads(model: ModelProto, old: str, new: str) -> None:
     """Let every node that reads `old` read `new`, in subgraphs too."""
     _rename(model.graph.node, old, new, results=False)
@@ -144,6 +164,15 @@ def _rename(nodes, old: str, new: str, results: bool) -> None:
         for attribute in node.attribute:
             for graph in (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])):
                 _rename(graph.node, old, new, results=False)
+
+
+def check(model: ModelProto, what: str) -> None:
+    """Raise DeployError in one line where a graph that was made is not valid ONNX."""
+    try:
+        onnx.checker.check_model(model)
+    except Exception as error:  # onnx's errors share no base class
+        reason = " ".join(str(error).split())[:300]
+        raise DeployError(f"{what} is not valid ONNX, which is a fault of ours; please report it: {reason}") from error
 
 
 def prune(model: ModelProto) -> None:

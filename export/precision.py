@@ -3,7 +3,7 @@
 import csv
 import hashlib
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +83,14 @@ class Layer:
     kept: str = ""
 
 
+class BudgetError(DeployError):
+    """The accuracy budget cannot be held. `layers` says what each layer costs."""
+
+    def __init__(self, message: str, layers: list[Layer]) -> None:
+        super().__init__(message)
+        self.layers = layers
+
+
 @dataclass
 class Result:
     """A core with its precision, and what that cost.
@@ -121,33 +129,43 @@ def lower(
         say: called with a line when a phase begins.
 
     Raises:
-        MisuseError: FP16 for CPUs, or options that contradict each other.
-        DeployError: no image can be read, tensors are not finite, or the budget cannot be held.
+        MisuseError: ranges of another network, or no such images.
+        BudgetError: the accuracy budget cannot be held.
+        DeployError: no image can be read, or tensors are not finite.
     """
-    if options.fp16 and target == "cpu":
-        raise MisuseError(
-            "--fp16 is refused for the CPU: ONNX Runtime runs FP16 there in float32 with casts around it, slower and "
-            "no smaller in memory; use --int8, or name a GPU with --target"
-        )
     images = open_stream(options.calib, card)
-    calibration, held_out = divide(images, options.count, JUDGED, options.seed)
-    judge = Judge(core, head, card, held_out, options.labels)
+    key = hashlib.sha256(core.SerializeToString() + card.to_json().encode()).hexdigest()
+    ranges = None
+    if options.int8 and options.ranges is not None and options.ranges.exists():
+        ranges = Ranges.load(options.ranges, key)
+    seen = set(ranges.images) if ranges else set()
+    calibration, held_out = divide(images, options.count, JUDGED, options.seed, seen)
+    judge = Judge(core, head, card, held_out, options.labels, exact=target == "cpu")
     layers = {node.output[0]: Layer(node.output[0], node.op_type) for node in core.graph.node}
-    report: dict[str, Any] = {"calibration_images": len(calibration), "images_judged": judge.count}
     build = _Candidates(core, target, options)
     if options.int8:
-        say(f"calibrating on {len(calibration)} images")
-        ranges = _ranges(core, card, calibration, options)
-        skipped = {**images.skipped, **calibration.skipped, **held_out.skipped}
-        report |= {"calibration_images": ranges.images, "skipped": skipped, "method": options.method}
+        if ranges is None:
+            say(f"calibrating on {len(calibration)} images")
+            ranges = collect(tapped(core), calibration, key, lambda image: prepare(image, card))
+            if options.ranges is not None:
+                ranges.save(options.ranges)
         build.calibrate(ranges)
         layers = {node.output[0]: layers[node.output[0]] for node in convolutions(core)}
     if target == "tensorrt" and options.fp16:
         say("looking for what overflows in FP16")
         for name in build.find_overflow(card, calibration):
             layers.setdefault(name, Layer(name, "")).kept = "beyond float16's range"
+    used = ranges.images if ranges else [name for name in calibration.names if name not in calibration.skipped]
+    report: dict[str, Any] = {
+        "calibration_images": len(used),
+        "images_judged": judge.count,
+        "judged_unseen": not set(used) & set(held_out.names),
+        "skipped": {**calibration.skipped, **held_out.skipped},
+    }
+    if options.int8:
+        report["method"] = options.method
     forced = {name for name, layer in layers.items() if layer.kept}
-    say(f"comparing with float32 on {judge.count} images that calibration did not see")
+    say(f"comparing with float32 on {judge.count} images")
     reverted: set[str] = set()
     value = judge.measure(build.reference(reverted))
     ranked: list[str] = []
@@ -166,14 +184,16 @@ def lower(
         say(f"{judge.drop(value):.2f} points lost; reverted {len(reverted)} of {len(ranked)} layers")
         value = judge.measure(build.reference(reverted))
     if judge.drop(value) > options.max_drop:
-        raise DeployError(
+        raise BudgetError(
             f"{options.precision} loses {judge.drop(value):.2f} points of {judge.metric} with every layer reverted, "
-            f"over --max-drop {options.max_drop}; raise it, or give more images to judge by"
+            f"over --max-drop {options.max_drop}; raise it, or give more images to judge by",
+            list(layers.values()),
         )
     if options.int8 and not quantised_convolutions(build.core(reverted)):
-        raise DeployError(
+        raise BudgetError(
             f"no layer can be INT8 within --max-drop {options.max_drop}: build without --int8, fine-tune with "
-            "train-fcn --qat, or allow more"
+            "train-fcn --qat, or allow more",
+            list(layers.values()),
         )
     report |= {
         "metric": judge.metric,
@@ -193,10 +213,12 @@ class _Candidates:
     def __init__(self, core: ModelProto, target: str, options: Options) -> None:
         self.float_core, self.target, self.options = core, target, options
         self.scheme = SCHEMES[target]
+        if not options.fp16:  # scales stay float32
+            self.scheme = replace(self.scheme, least_scale=1e-12)
         self.overflow: set[str] = set()
         self.ranges: dict[str, tuple[float, float]] = {}
         self.means: dict[str, np.ndarray] = {}
-        self.rounded: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+        self.rounded: dict[tuple[str, bool], tuple[np.ndarray, np.ndarray]] = {}
 
     def calibrate(self, ranges: Ranges) -> None:
         self.ranges = {
@@ -243,33 +265,39 @@ class _Candidates:
         return emulate_half(graph, self._float_nodes(reverted)) if self.options.fp16 else graph
 
 
-def _ranges(core: ModelProto, card: ModelCard, images: ImageStream, options: Options) -> Ranges:
-    key = hashlib.sha256(core.SerializeToString()).hexdigest()
-    if options.ranges is not None and options.ranges.exists():
-        return Ranges.load(options.ranges, key)
-    tapped = ModelProto()
-    tapped.CopyFrom(core)
+def tapped(core: ModelProto) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
+    """A function that runs a float32 core on an input, [1, C, H, W], and gives the tensors to be measured."""
+    model = ModelProto()
+    model.CopyFrom(core)
     names = [name for name in measured_tensors(core) if name != "image"]
-    del tapped.graph.output[:]
-    tapped.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
-    run = session(tapped.SerializeToString(), arena=False)
+    del model.graph.output[:]
+    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
+    data = model.SerializeToString()
+    run, largest = None, 0
 
     def tensors(x: np.ndarray) -> dict[str, np.ndarray]:
+        nonlocal run, largest
         try:
+            # The arena keeps pages from one image to the next, without which half of the time goes into faults. It
+            # never gives back what became too small, so it starts anew with each image larger than all before.
+            if x.size > largest:
+                run, largest = None, x.size
+                run = session(data)
             found = {"image": x} | dict(zip(names, run.run(names, {"image": x}), strict=True))
             # Sums of shapes and of token sequences are no feature maps; they stay float.
             return {name: t for name, t in found.items() if t.ndim == 4 and t.dtype == np.float32}
         except Exception as error:
             raise DeployError(f"the network failed on a calibration image: {one_line(error)}") from error
 
-    ranges = collect(tensors, images, key, lambda image: prepare(image, card))
-    if options.ranges is not None:
-        ranges.save(options.ranges)
-    return ranges
+    return tensors
 
 
 class Judge:
     """Compares candidates with float32 on images that calibration did not see.
+
+    Args:
+        exact: whether ONNX Runtime's kernels run the candidates exactly. It does the CPU's Q/DQ, whose weights never
+            saturate them. s8·s8 and emulated FP16 it does not: these run as written, Q/DQ as float arithmetic.
 
     Attributes:
         metric: `mIoU` where labels are given, else `agreement` (share of pixels labelled as by float32).
@@ -277,8 +305,10 @@ class Judge:
         count: of images.
     """
 
-    def __init__(self, core: ModelProto, head: Head, card: ModelCard, images: ImageStream, labels: Path | None) -> None:
-        self.head, self.card = head, card
+    def __init__(
+        self, core: ModelProto, head: Head, card: ModelCard, images: ImageStream, labels: Path | None, exact: bool
+    ) -> None:
+        self.head, self.card, self.exact = head, card, exact
         self.inputs: list[tuple[np.ndarray, tuple[int, int]]] = []
         self.expected: list[np.ndarray] = []
         self.scores: list[np.ndarray] = []
@@ -338,12 +368,8 @@ class Judge:
         lost = (self.baseline - value) * 100
         return lost if lost == lost else 100.0
 
-    @staticmethod
-    def _session(candidate: ModelProto):
-        # The CPU's Q/DQ is exact in ONNX Runtime's kernels: its weights never saturate them. s8·s8 and emulated
-        # FP16 are not, so these run as written, Q/DQ as float arithmetic.
-        exact = any(tensor.name.endswith("/int32") for tensor in candidate.graph.initializer)
-        return session(candidate.SerializeToString(), optimise=exact)
+    def _session(self, candidate: ModelProto):
+        return session(candidate.SerializeToString(), optimise=self.exact)
 
 
 def _label_of(name: str, folder: Path, size: tuple[int, int], classes: int) -> np.ndarray:

@@ -6,11 +6,15 @@ import numpy as np
 import onnx
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from export.graph import add_constants, clone, initializers, prune
+from export.graph import Names, add_constants, clone, initializers, prune
+from runtime.errors import DeployError
 
 LARGEST = 65504.0  # of float16
 # Inputs that are float32 whatever the data is.
 ALWAYS_FLOAT = {("Resize", 1), ("Resize", 2)}
+# Operators whose result has the type that they name, not that of what they read, or that know no float16.
+FLOAT_ONLY = ("Cast", "ConstantOfShape", "EyeLike", "Range", "RandomNormal", "RandomNormalLike", "RandomUniform",
+              "RandomUniformLike", "Multinomial", "Bernoulli")  # fmt: skip
 
 
 def half(model: ModelProto, kept: Collection[str] = ()) -> ModelProto:
@@ -21,7 +25,8 @@ def half(model: ModelProto, kept: Collection[str] = ()) -> ModelProto:
         kept: nodes, by their first output, that stay float32; casts are put around them.
     """
     model = with_opset_19(model)
-    floats, constants = float_tensors(model), initializers(model)
+    floats, constants, names = float_tensors(model), initializers(model), Names(model)
+    kept = {*kept, *never_half(model)}
     is_half: dict[str, bool] = {}
     nodes: list[NodeProto] = []
     made: set[str] = set()
@@ -31,13 +36,13 @@ def half(model: ModelProto, kept: Collection[str] = ()) -> ModelProto:
         if name in constants:
             if not wanted:
                 return name
-            if f"{name}/half" not in made:
-                made.add(f"{name}/half")
-                add_constants(model, {f"{name}/half": constants[name].astype(np.float16)})
-            return f"{name}/half"
+            if (rounded := names(f"{name}/half")) not in made:
+                made.add(rounded)
+                add_constants(model, {rounded: constants[name].astype(np.float16)})
+            return rounded
         if is_half.get(name, False) == wanted:
             return name
-        cast = f"{name}/to_{'half' if wanted else 'float'}"
+        cast = names(f"{name}/to_{'half' if wanted else 'float'}")
         if cast not in made:
             made.add(cast)
             kind = TensorProto.FLOAT16 if wanted else TensorProto.FLOAT
@@ -48,19 +53,17 @@ def half(model: ModelProto, kept: Collection[str] = ()) -> ModelProto:
     for node in model.graph.node:
         wanted = node.output[0] not in kept
         for index, name in enumerate(node.input):
-            if name in floats and (node.op_type, index) not in ALWAYS_FLOAT:
-                node.input[index] = as_type(name, wanted)
+            if name in floats and node.op_type != "Cast":  # which takes either
+                node.input[index] = as_type(name, wanted and (node.op_type, index) not in ALWAYS_FLOAT)
         nodes.append(node)
         for index, name in enumerate(node.output):
             if name not in floats:
                 continue
             is_half[name] = wanted
             if name in results and wanted:
-                node.output[index] = f"{name}/half"
-                is_half[f"{name}/half"] = True
-                nodes.append(
-                    helper.make_node("Cast", [f"{name}/half"], [name], name=f"{name}/to_float", to=TensorProto.FLOAT)
-                )
+                node.output[index] = plain = names(f"{name}/result")
+                is_half[plain] = True
+                nodes.append(helper.make_node("Cast", [plain], [name], name=f"{name}/to_float", to=TensorProto.FLOAT))
                 is_half[name] = False
     del model.graph.node[:]
     model.graph.node.extend(nodes)
@@ -77,7 +80,8 @@ def emulate_half(model: ModelProto, kept: Collection[str] = ()) -> ModelProto:
     Further outputs, `LARGEST_OF + tensor`, give the largest magnitude of each, to be held against LARGEST.
     """
     model = clone(model)
-    floats, constants = float_tensors(model), initializers(model)
+    floats, constants, names = float_tensors(model), initializers(model), Names(model)
+    kept = {*kept, *never_half(model)}
     for node in model.graph.node:
         if node.output[0] in kept:
             continue
@@ -85,44 +89,52 @@ def emulate_half(model: ModelProto, kept: Collection[str] = ()) -> ModelProto:
             if name in constants and name in floats and (node.op_type, index) not in ALWAYS_FLOAT:
                 with np.errstate(over="ignore"):
                     rounded = constants[name].astype(np.float16).astype(np.float32)
-                if f"{name}/rounded" not in constants:
-                    constants[f"{name}/rounded"] = rounded
-                    add_constants(model, {f"{name}/rounded": rounded})
-                node.input[index] = f"{name}/rounded"
-    add_constants(model, {"half/factor": np.float32(8193)})
+                if (new := names(f"{name}/rounded")) not in constants:
+                    constants[new] = rounded
+                    add_constants(model, {new: rounded})
+                node.input[index] = new
+    factor = names("half/factor")
+    add_constants(model, {factor: np.float32(8193)})
     results = {value.name for value in model.graph.output}
     nodes: list[NodeProto] = []
     rounded_names: dict[str, str] = {}
 
     def follow(name: str) -> None:
+        product, rest, emulated, magnitude = (names(f"{name}/{part}") for part in ("c", "rest", "emulated", "abs"))
         steps = [
-            ("Mul", [name, "half/factor"], f"{name}/c"),
-            ("Sub", [f"{name}/c", name], f"{name}/rest"),
-            ("Sub", [f"{name}/c", f"{name}/rest"], f"{name}/emulated"),
-            ("Abs", [name], f"{name}/abs"),
+            ("Mul", [name, factor], product),
+            ("Sub", [product, name], rest),
+            ("Sub", [product, rest], emulated),
+            ("Abs", [name], magnitude),
         ]
         nodes.extend(helper.make_node(kind, reads, [out], name=out) for kind, reads, out in steps)
         largest = LARGEST_OF + name
-        nodes.append(helper.make_node("ReduceMax", [f"{name}/abs"], [largest], name=f"{name}/max", keepdims=0))
+        nodes.append(helper.make_node("ReduceMax", [magnitude], [largest], name=f"{name}/max", keepdims=0))
         model.graph.output.append(helper.make_tensor_value_info(largest, TensorProto.FLOAT, []))
-        rounded_names[name] = f"{name}/emulated"
+        rounded_names[name] = emulated
 
     image = model.graph.input[0].name
+    wide = {image}  # float32 tensors, rounded where a half node reads them
     follow(image)
     for node in list(model.graph.node):
+        is_kept = node.output[0] in kept
         for index, name in enumerate(node.input):
-            if name in rounded_names and node.output[0] not in kept:
+            # What is half is so for all its readers; what is not is cast for those that are.
+            if name in rounded_names and not (is_kept and name in wide):
                 node.input[index] = rounded_names[name]
         nodes.append(node)
         for name in node.output:
-            if name in floats and node.output[0] not in kept and node.op_type != "DequantizeLinear":
+            # TensorRT fuses DequantizeLinear with what reads it, so its result is never rounded.
+            if name in floats and node.op_type != "DequantizeLinear":
                 follow(name)
+                if is_kept:
+                    wide.add(name)
     for value in model.graph.output[:]:
-        if value.name in results and value.name in rounded_names:
-            old, new = value.name, rounded_names[value.name]
+        if value.name in results and value.name in rounded_names and value.name not in wide:
+            old, new, plain = value.name, rounded_names[value.name], names(f"{value.name}/plain")
             for node in nodes:
-                node.output[:] = [f"{old}/plain" if n == old else (old if n == new else n) for n in node.output]
-                node.input[:] = [f"{old}/plain" if n == old else (old if n == new else n) for n in node.input]
+                node.output[:] = [plain if n == old else (old if n == new else n) for n in node.output]
+                node.input[:] = [plain if n == old else (old if n == new else n) for n in node.input]
     del model.graph.node[:]
     model.graph.node.extend(nodes)
     del model.graph.value_info[:]
@@ -150,6 +162,30 @@ def overflowing(largest: dict[str, float], model: ModelProto, margin: float = 0.
     }  # fmt: skip
 
 
+def never_half(model: ModelProto) -> set[str]:
+    """Nodes, by first output, that stay float32 in any case: those of FLOAT_ONLY, and arithmetic on sizes.
+
+    float16 holds whole numbers up to 2048 only, so a size computed in it would be wrong.
+    """
+    constants, sizes, found = set(initializers(model)), set(), set()
+    for node in model.graph.node:
+        if any(item.HasField("g") or item.graphs for item in node.attribute):
+            raise DeployError(
+                f"node {node.name or node.output[0]} ({node.op_type}) has a graph inside; FP16 cannot be written into "
+                "networks with control flow: build without it"
+            )
+        read = [name for name in node.input if name and name not in constants]
+        if node.op_type in ("Shape", "Size") or (read and all(name in sizes for name in read)):
+            sizes.update(node.output)
+            found.add(node.output[0])
+        elif node.op_type in FLOAT_ONLY:
+            found.add(node.output[0])
+        elif node.op_type == "Constant":
+            constants.update(node.output)
+            found.add(node.output[0])
+    return found
+
+
 def float_tensors(model: ModelProto) -> set[str]:
     """Names of the float32 tensors of a model."""
     inferred = onnx.shape_inference.infer_shapes(model)
@@ -161,7 +197,7 @@ def float_tensors(model: ModelProto) -> set[str]:
 def with_opset_19(model: ModelProto) -> ModelProto:
     """A copy of opset 19 at least, where Q/DQ scales may be float16.
 
-    The operators of a core mean the same in 18 and 19, so the number alone is raised; the caller compares.
+    No operator of 18 means another thing in 19, which adds types and options: the number alone is raised.
     """
     model = clone(model)
     for entry in model.opset_import:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, helper
 
-from export.graph import add_constants, attributes, clone, initializers, prune
+from export.graph import Names, add_constants, attributes, clone, initializers, prune
 
 ACTIVATIONS = ("Relu", "Clip")
 SMALLEST_SCALE = 6.2e-5  # the smallest normal float16, so that scales survive FP16
@@ -79,7 +79,7 @@ def quantize(
     scheme: Scheme,
     kept: Collection[str] = (),
     means: Mapping[str, np.ndarray] | None = None,
-    rounded: dict[str, tuple[np.ndarray, np.ndarray]] | None = None,
+    rounded: dict[tuple[str, bool], tuple[np.ndarray, np.ndarray]] | None = None,
 ) -> ModelProto:
     """The model with Q/DQ around its convolutions.
 
@@ -95,7 +95,7 @@ def quantize(
     Weights are s8 per output channel.
     """
     model = clone(model)
-    weights = initializers(model)
+    weights, names = initializers(model), Names(model)
     rounded = {} if rounded is None else rounded
     quantised = [node for node in convolutions(model) if node.output[0] not in kept]
     wanted: dict[str, None] = {}
@@ -115,11 +115,12 @@ def quantize(
     scales: dict[str, float] = {}
     for name in wanted:
         scales[name], zero = _activation(ranges[name], scheme)
-        constants = {f"{name}/scale": np.float32(scales[name]), f"{name}/zero": zero}
+        constants = {names(f"{name}/scale"): np.float32(scales[name]), names(f"{name}/zero"): zero}
         add_constants(model, constants)
+        integers, floats = names(f"{name}/q"), names(f"{name}/dq")
         before[name] = [
-            helper.make_node("QuantizeLinear", [name, *constants], [f"{name}/q"], name=f"{name}/quantize"),
-            helper.make_node("DequantizeLinear", [f"{name}/q", *constants], [f"{name}/dq"], name=f"{name}/dequantize"),
+            helper.make_node("QuantizeLinear", [name, *constants], [integers], name=f"{name}/quantize"),
+            helper.make_node("DequantizeLinear", [integers, *constants], [floats], name=f"{name}/dequantize"),
         ]
     nodes = []
     for name in (value.name for value in model.graph.input if value.name in before):
@@ -130,18 +131,16 @@ def quantize(
         reads_quantised = id(node) in readers or scheme.outputs
         if id(node) in readers and node.op_type == "Conv":
             name = node.input[1]
-            if name not in rounded:
-                rounded[name] = round_weights(
-                    weights[name].astype(np.float32),
-                    scheme.pairs and not depthwise(node, weights[name]),
-                    scheme.least_scale,
-                )
-            nodes += _weights(model, node, weights, rounded[name], scales[node.input[0]], scheme, made, means)
+            pairs = scheme.pairs and not depthwise(node, weights[name])
+            if (name, pairs) not in rounded:
+                rounded[name, pairs] = round_weights(weights[name].astype(np.float32), pairs, scheme.least_scale)
+            scale = scales[node.input[0]]
+            nodes += _weights(model, node, weights, rounded[name, pairs], scale, scheme, pairs, names, made, means)
         results = list(node.output)
         if reads_quantised:
             for index, name in enumerate(node.input):
                 if name in before:
-                    node.input[index] = f"{name}/dq"
+                    node.input[index] = names(f"{name}/dq")
         nodes.append(node)
         for name in results:
             nodes += before.get(name, [])
@@ -225,6 +224,8 @@ def _weights(
     rounded: tuple[np.ndarray, np.ndarray],
     input_scale: float,
     scheme: Scheme,
+    pairs: bool,
+    names: Names,
     made: set[str],
     means: Mapping[str, np.ndarray] | None,
 ) -> list[NodeProto]:
@@ -234,14 +235,15 @@ def _weights(
     integers, scale = rounded
     per_channel = scale.reshape(-1, *[1] * (weight.ndim - 1))
     nodes = []
-    if name not in made:
-        made.add(name)
-        constants = {f"{name}/int8": integers, f"{name}/scale": scale, f"{name}/zero": np.zeros(len(scale), np.int8)}
+    base = f"{name}/pairs" if pairs else name  # two convolutions may share a weight and round it differently
+    floats = names(f"{base}/dq")
+    if floats not in made:
+        made.add(floats)
+        zeros = np.zeros(len(scale), np.int8)
+        constants = {names(f"{base}/int8"): integers, names(f"{base}/scale"): scale, names(f"{base}/zero"): zeros}
         add_constants(model, constants)
-        nodes.append(
-            helper.make_node("DequantizeLinear", [*constants], [f"{name}/dq"], name=f"{name}/dequantize", axis=0)
-        )
-    node.input[1] = f"{name}/dq"
+        nodes.append(helper.make_node("DequantizeLinear", [*constants], [floats], name=f"{base}/dequantize", axis=0))
+    node.input[1] = floats
     bias = weights[node.input[2]] if len(node.input) > 2 and node.input[2] else np.zeros(len(weight), np.float32)
     if means is not None:
         lost = (weight - integers * per_channel).reshape(len(weight), weight.shape[1], -1).sum(2)
@@ -249,15 +251,14 @@ def _weights(
         seen = means[node.input[0]].reshape(groups, -1)  # [groups, inputs of a group]
         per_output = np.repeat(seen, len(weight) // groups, axis=0)
         bias = bias + (lost * per_output).sum(1)
-    bias_name = f"{node.output[0]}/bias"
+    bias_name = names(f"{node.output[0]}/bias")
     if scheme.int32_bias:
         bias_scale = (scale * np.float32(input_scale)).astype(np.float32)
+        integers = np.clip(np.round(bias.astype(np.float64) / bias_scale), -(2.0**30), 2.0**30).astype(np.int32)
         constants = {
-            f"{bias_name}/int32": np.clip(np.round(bias.astype(np.float64) / bias_scale), -(2.0**30), 2.0**30).astype(
-                np.int32
-            ),
-            f"{bias_name}/scale": bias_scale,
-            f"{bias_name}/zero": np.zeros(len(bias), np.int32),
+            names(f"{bias_name}/int32"): integers,
+            names(f"{bias_name}/scale"): bias_scale,
+            names(f"{bias_name}/zero"): np.zeros(len(bias), np.int32),
         }
         add_constants(model, constants)
         nodes.append(

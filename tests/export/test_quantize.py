@@ -21,6 +21,7 @@ from export.passes.quantize import (
     round_weights,
 )
 from export.to_onnx import export
+from runtime import DeployError
 from runtime.backends.onnxruntime import session
 from runtime.prepare import prepare
 
@@ -296,6 +297,67 @@ def test_tensorrt_rtx_builds_int8_and_fp16_of_every_network(tmp_path, architectu
     assert np.sqrt((error**2).mean()) < 0.15 * expected.std()
     for graph in (half(lowered), half(core)):
         assert len(tensorrt.build(graph, ["sm89"], card.size_multiple)) > 10_000
+
+
+def sized(scores="scores"):
+    """A convolution, then a Resize whose scales are computed from the image's size in float32."""
+    weight = np.random.default_rng(0).normal(size=(2, 3, 3, 3)).astype(np.float32)
+    nodes = [
+        helper.make_node("Conv", ["image", "c1"], ["conv"], kernel_shape=[3, 3], pads=[1, 1, 1, 1], strides=[2, 2]),
+        helper.make_node("Shape", ["image"], ["shape"]),
+        helper.make_node("Cast", ["shape"], ["sizes"], to=TensorProto.FLOAT),
+        helper.make_node("Shape", ["conv"], ["small"]),
+        helper.make_node("Cast", ["small"], ["smalls"], to=TensorProto.FLOAT),
+        helper.make_node("Div", ["sizes", "smalls"], ["ratio"]),
+        helper.make_node("Mul", ["ratio", "mask"], ["masked"]),
+        helper.make_node("Add", ["masked", "ones"], ["scales"]),
+        helper.make_node("ConstantOfShape", ["small"], ["zeros"]),
+        helper.make_node("Add", ["conv", "zeros"], ["c1/dq"]),  # a name that ours would have
+        helper.make_node("Resize", ["c1/dq", "", "scales"], [scores], mode="linear"),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "sized",
+        [helper.make_tensor_value_info("image", TensorProto.FLOAT, ["N", 3, "H", "W"])],
+        [helper.make_tensor_value_info(scores, TensorProto.FLOAT, ["N", 2, "h", "w"])],
+        [
+            numpy_helper.from_array(weight, "c1"),
+            numpy_helper.from_array(np.float32([0, 0, 1, 1]), "mask"),
+            numpy_helper.from_array(np.float32([1, 1, 0, 0]), "ones"),
+        ],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+
+
+def test_sizes_are_never_computed_in_float16_and_names_do_not_collide():
+    model = sized()
+    x = np.random.default_rng(1).normal(size=(1, 3, 2, 5002)).astype(np.float32)  # 2501 is no float16
+    expected = session(model.SerializeToString()).run(None, {"image": x})[0]
+    ranges = dict.fromkeys(measured_tensors(model), (-30.0, 30.0))
+    graphs = [half(model), emulate_half(model), quantize(model, ranges, SCHEMES["tensorrt"]),
+              quantize(model, ranges, SCHEMES["cpu"]), half(quantize(model, ranges, SCHEMES["tensorrt"]))]  # fmt: skip
+    for graph in graphs:
+        onnx.checker.check_model(graph, full_check=True)
+        found = session(graph.SerializeToString(), optimise=False).run(["scores"], {"image": x})[0]
+        assert found.shape == expected.shape
+        assert np.abs(found - expected).max() < 1.5  # of 16; steps of 0.24 at the input
+    trt = pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed; pip install 'fcn-deploy[rtx]'")
+    for graph in (graphs[0], graphs[4]):
+        assert len(tensorrt.build(graph, ["sm89"], 2)) > 1000, trt.__version__
+
+
+def test_control_flow_is_refused_for_fp16():
+    model = sized()
+    inner = helper.make_graph(
+        [helper.make_node("Identity", ["c1/dq"], ["same"])],
+        "inner",
+        [],
+        [helper.make_tensor_value_info("same", TensorProto.FLOAT, None)],
+    )
+    model.graph.initializer.append(numpy_helper.from_array(np.array(True), "yes"))
+    model.graph.node.insert(10, helper.make_node("If", ["yes"], ["x"], then_branch=inner, else_branch=inner))
+    with pytest.raises(DeployError, match="control flow"):
+        half(model)
 
 
 def test_unknown_gpus_are_refused():

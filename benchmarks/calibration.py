@@ -1,0 +1,102 @@
+"""Memory and time of calibration against passes through the network, on images of mixed sizes.
+
+    python -m benchmarks.calibration model.onnx [--images 10,60,500]
+
+Each figure is of a process of its own: `plain` runs the core, `tapped` runs it with every measured tensor as an
+output, `calibrate` does that and counts. The images are photographs where --photos names some, else noise, of 200×200
+to 720×960 pixels, the largest one last. Peak memory is held against one tapped pass on the largest image.
+"""
+
+import argparse
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import onnx
+from PIL import Image
+
+from calibration.ranges import collect
+from export.build import core_of, natural_noise, read_source
+from export.builders import cpu
+from export.precision import tapped
+from runtime.backends.onnxruntime import session
+from runtime.images import find_images
+from runtime.prepare import prepare
+
+LARGEST = (720, 960)
+
+
+def images(count: int, card, photos: str | None):
+    """(name, image) of `count` images of random sizes, the same ones in every process."""
+    random = np.random.default_rng(0)
+    files = find_images([photos]) if photos else []
+    for index in range(count):
+        height, width = LARGEST if index == count - 1 else (int(n) for n in random.integers(200, 720, 2))
+        if files:
+            photo = Image.open(files[index % len(files)]).convert("RGB")
+            yield str(index), np.asarray(photo.resize((width, height)))
+        else:
+            yield str(index), natural_noise(height, width, card, seed=index)
+
+
+def measure(model: Path, mode: str, count: int, photos: str | None) -> None:
+    """Print seconds of the passes, without making the images, and peak memory in MB."""
+    core, card = core_of(read_source(model))
+    core = onnx.load_from_string(cpu.build(core))
+    spent = 0.0
+
+    def timed(stream):
+        nonlocal spent
+        for pair in stream:
+            started = time.perf_counter()
+            yield pair
+            spent += time.perf_counter() - started
+
+    stream = timed(images(count, card, photos))
+    if mode == "calibrate":
+        collect(tapped(core), stream, "", lambda image: prepare(image, card))
+    else:
+        run = tapped(core)
+        if mode == "plain":
+            plain = session(core.SerializeToString())
+            run = lambda x: plain.run(None, {"image": x})  # noqa: E731
+        for _, image in stream:
+            run(prepare(image, card))
+    print(spent, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", type=Path)
+    parser.add_argument("--images", default="10,60,500", help="numbers of images")
+    parser.add_argument("--photos", help="folder or glob of photographs")
+    parser.add_argument("--mode", choices=["plain", "tapped", "calibrate"], help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.mode:
+        return measure(options.model, options.mode, int(options.images), options.photos)
+
+    def child(mode: str, count: int) -> tuple[float, float]:
+        command = [sys.executable, "-m", "benchmarks.calibration", str(options.model), "--images", str(count)]
+        extra = ["--photos", options.photos] if options.photos else []
+        done = subprocess.run([*command, "--mode", mode, *extra], check=True, capture_output=True, text=True)
+        seconds, memory = done.stdout.split()[-2:]
+        return float(seconds), float(memory)
+
+    _, one = child("tapped", 1)
+    print(f"one tapped pass on {LARGEST[0]}×{LARGEST[1]}: {one:.0f} MB at its peak")
+    print(f"{'images':>6} {'peak MB':>8} {'of one pass':>11} {'plain s':>8} {'tapped':>7} {'calibrate':>9}")
+    for count in (int(part) for part in options.images.split(",")):
+        plain, _ = child("plain", count)
+        taps, _ = child("tapped", count)
+        seconds, memory = child("calibrate", count)
+        print(
+            f"{count:6} {memory:8.0f} {memory / one:11.2f} {plain:8.2f} {taps / plain:6.2f}× {seconds / plain:8.2f}×",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()
