@@ -40,6 +40,14 @@ def scaled(channels: int, width: float) -> int:
     return channels if width == 1 else max(8, int(channels * width + 4) // 8 * 8)
 
 
+def initialise(module: nn.Module) -> None:
+    """He's initialisation (2015), without which a signal dies out in deep networks that have no batch norm."""
+    for layer in module.modules():
+        if isinstance(layer, nn.Conv2d):
+            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+            nn.init.zeros_(layer.bias)
+
+
 def load_matching(module: nn.Module, state: Mapping[str, torch.Tensor], ignored: tuple[str, ...]) -> None:
     """Load every parameter of `module` from `state`; entries whose names start as in `ignored` may be left.
 

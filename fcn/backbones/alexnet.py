@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from fcn.backbones import load_matching, scaled
+from fcn.backbones import initialise, load_matching, scaled
 from fcn.convolutionalize import convolutionalize_state
 from runtime.engine_file import IMAGENET_MEAN, IMAGENET_STD
 
@@ -57,6 +57,7 @@ class AlexNet(nn.Module):
             nn.ReLU(),
             nn.Dropout(),
         )
+        initialise(self)
         self.features = {32: dense}
 
     def forward(self, x: torch.Tensor) -> dict[int, torch.Tensor]:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-from fcn.backbones import load_matching, scaled
+from fcn.backbones import initialise, load_matching, scaled
 from fcn.convolutionalize import convolutionalize_state
 from runtime.engine_file import IMAGENET_MEAN, IMAGENET_STD
 
@@ -41,6 +41,7 @@ class VGG16(nn.Module):
             nn.ReLU(),
             nn.Dropout(),
         )
+        initialise(self)
         self.features = {8: scaled(256, width), 16: scaled(512, width), 32: dense}
 
     def forward(self, x: torch.Tensor) -> dict[int, torch.Tensor]:
