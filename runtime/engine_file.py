@@ -185,6 +185,67 @@ class Stage:
 
 
 @dataclass(frozen=True)
+class Profile:
+    """An optimisation profile of a TensorRT plan: the sizes of core input that it runs.
+
+    Attributes:
+        min, opt, max: (height, width) in pixels.
+        batch: most images at once.
+        bytes: of working memory at `max`; None where the builder did not tell.
+    """
+
+    min: tuple[int, int]
+    opt: tuple[int, int]
+    max: tuple[int, int]
+    batch: int = 1
+    bytes: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("min", "opt", "max"):
+            size = tuple(getattr(self, name))
+            if len(size) != 2 or not all(type(side) is int and side > 0 for side in size):
+                raise ValueError(f"{name} {size}; it must be a height and a width")
+            object.__setattr__(self, name, size)
+        if self.bytes is not None and type(self.bytes) is not int:
+            raise ValueError(f"bytes {self.bytes!r}; it must be a whole number")
+
+    def holds(self, size: tuple[int, int]) -> bool:
+        return all(low <= side <= high for low, side, high in zip(self.min, size, self.max, strict=True))
+
+
+@dataclass(frozen=True)
+class GpuPlan:
+    """What a TensorRT plan needs, checked before it is loaded.
+
+    Attributes:
+        library: Python module that runs it: `tensorrt` or `tensorrt_rtx`.
+        version: of that module when the plan was built.
+        targets: compute capabilities it is for: `sm89`.
+        profiles: in the plan's order.
+        portable: built to run on other GPUs too (hardware compatibility).
+        version_compatible: built to run in later versions of the library.
+    """
+
+    library: str
+    version: str
+    targets: tuple[str, ...]
+    profiles: tuple[Profile, ...]
+    portable: bool = False
+    version_compatible: bool = False
+
+    def __post_init__(self) -> None:
+        if self.library not in ("tensorrt", "tensorrt_rtx"):
+            raise ValueError(f"library {self.library!r}; it must be tensorrt or tensorrt_rtx")
+        if type(self.version) is not str or not all(type(target) is str for target in self.targets):
+            raise ValueError("its version and targets must be texts")
+        profiles = tuple(p if isinstance(p, Profile) else Profile(**p) for p in self.profiles)
+        if not profiles:
+            raise ValueError("it has no profile")
+        object.__setattr__(self, "targets", tuple(self.targets))
+        object.__setattr__(self, "profiles", profiles)
+
+
+@dataclass(frozen=True)
 class Manifest:
     """What an engine is: written by build-engine, read by the runtime before anything is loaded.
 
@@ -196,6 +257,7 @@ class Manifest:
         stages: the core network, in order.
         bytes_per_pixel: working memory of the core for one pixel of padded image, estimated from its graph.
         created_by: name and version of the builder.
+        gpu: what the plan needs, in engines for GPUs.
         members: name → {"bytes", "sha256"} of every other member of the file.
     """
 
@@ -206,6 +268,7 @@ class Manifest:
     stages: tuple[Stage, ...]
     bytes_per_pixel: float
     created_by: str
+    gpu: GpuPlan | None = None
     members: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -223,6 +286,7 @@ class Manifest:
         data["card"] = json.loads(self.card.to_json())
         data["head"] = asdict(self.head)
         data["stages"] = [asdict(stage) for stage in self.stages]
+        data["gpu"] = self.gpu and asdict(self.gpu)
         data["members"] = dict(self.members)
         return json.dumps({"format": "fcn-deploy engine", "version": ENGINE_VERSION} | data, indent=1)
 
@@ -245,6 +309,7 @@ class Manifest:
             data["card"] = ModelCard.from_json(json.dumps(data["card"]), source)
             data["head"] = Head(**data["head"])
             data["stages"] = tuple(Stage(**stage) for stage in data["stages"])
+            data["gpu"] = GpuPlan(**data["gpu"]) if data.get("gpu") else None
             data["members"] = {
                 str(name): {"bytes": int(entry["bytes"]), "sha256": str(entry["sha256"])}
                 for name, entry in data["members"].items()

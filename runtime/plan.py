@@ -17,11 +17,13 @@ class Plan:
         size: of the image, (height, width) in pixels.
         padded: what the core sees.
         bytes: estimated working memory; 0 where it is not known (a plain ONNX).
+        profile: index of the TensorRT profile that runs it, on a GPU.
     """
 
     size: tuple[int, int]
     padded: tuple[int, int]
     bytes: int
+    profile: int | None = None
 
 
 def plan_run(size: tuple[int, int], card: ModelCard, bytes_per_pixel: float, memory: int) -> Plan:

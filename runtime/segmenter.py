@@ -2,6 +2,8 @@
 
 import logging
 import os
+import re
+import sys
 import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -26,9 +28,9 @@ class Segmenter:
 
     Args:
         model: path of a `.engine`, or of an `.onnx` with float32 [N,C,H,W] in and logits [N,K,H,W] out.
-        device: `auto` or `cpu`.
-        threads: of one call; None: one per physical core.
-        memory: bytes one image may take; None: 80 % of what is free.
+        device: `auto`: what the engine is for; `cpu`; `cuda` or `cuda:1` for a GPU.
+        threads: of one call on the CPU; None: one per physical core.
+        memory: bytes one image may take on the CPU; None: 80 % of what is free.
 
     Thread-safe: many threads may call one Segmenter.
 
@@ -44,8 +46,9 @@ class Segmenter:
         threads: int | None = None,
         memory: int | None = None,
     ) -> None:
-        if device not in ("auto", "cpu"):
-            raise MisuseError(f"device {device!r}: engines of this release run on 'cpu'; pass that or 'auto'")
+        match = re.fullmatch(r"auto|cpu|cuda(?::(\d+))?", device)
+        if match is None:
+            raise MisuseError(f"device {device!r}; choose auto, cpu, cuda, or cuda:1 for the second GPU")
         if threads is not None and threads < 1:
             raise MisuseError(f"threads is {threads}; it must be at least 1, or None for one per core")
         if memory is not None and memory < 1:
@@ -53,9 +56,12 @@ class Segmenter:
         self.path = Path(model)
         self.memory = memory
         self._buffers = threading.local()
+        self._on_gpu = False
         if not self.path.is_file():
             raise DeployError(f"{self.path} does not exist or is not a file; name an .engine or an .onnx")
         if self.path.suffix.lower() == ".onnx":
+            if device.startswith("cuda"):
+                raise MisuseError(f"{self.path} is a plain ONNX, which runs on the CPU; make an engine: build-engine")
             self._backend = OnnxRuntimeBackend(self.path, threads=threads)
             self.card = _card_of_onnx(self._backend, self.path)
             self.head = Head()
@@ -65,13 +71,25 @@ class Segmenter:
             with EngineFile(self.path) as engine:
                 engine.verify()
                 self.manifest = engine.manifest
-                if self.manifest.target != "cpu" or len(self.manifest.stages) != 1:
-                    raise DeployError(
-                        f"{self.path} is an engine for {self.manifest.target}, and this release runs engines for cpu; "
-                        "load its stage-0.plan with TensorRT for RTX, or build it with --target cpu"
+                on_cpu = self.manifest.target == "cpu"
+                if len(self.manifest.stages) != 1 or on_cpu != (self.manifest.gpu is None):
+                    raise DeployError(f"{self.path} is an engine of another release; build it again with build-engine")
+                if device != "auto" and on_cpu != (device == "cpu"):
+                    raise MisuseError(
+                        f"device {device!r}, and {self.path} is an engine for {self.manifest.target}; leave the device "
+                        "away, or build another engine"
                     )
                 stage = self.manifest.stages[0]
-                self._backend = OnnxRuntimeBackend(engine.read(stage.file), stage.input, stage.output, threads)
+                if on_cpu:
+                    self._backend = OnnxRuntimeBackend(engine.read(stage.file), stage.input, stage.output, threads)
+                else:
+                    from runtime.backends.tensorrt import TensorRTBackend
+
+                    kernels = {name: engine.read(name) for name in self.manifest.members if name.startswith("kernels")}
+                    self._on_gpu = True
+                    self._backend = TensorRTBackend(
+                        self.manifest, engine.read(stage.file), kernels, int(match[1] or 0), str(self.path)
+                    )
             self.card, self.head = self.manifest.card, self.manifest.head
             self.precision = self.manifest.precision
             self.bytes_per_pixel = self.manifest.bytes_per_pixel
@@ -83,6 +101,10 @@ class Segmenter:
 
     def plan(self, height: int, width: int) -> Plan:
         """How an image of this size is run. Raises DeployError where it does not fit the memory budget."""
+        if self._on_gpu:
+            # Of the GPU's own memory the backend takes what a size needs.
+            plan = plan_run((height, width), self.card, self.bytes_per_pixel, memory=sys.maxsize)
+            return replace(plan, profile=self._open().profile_for(plan.padded))
         memory = self.memory or int(available_memory() * DEFAULT_MEMORY_SHARE)
         return plan_run((height, width), self.card, self.bytes_per_pixel, memory)
 
@@ -99,6 +121,10 @@ class Segmenter:
             MisuseError: an array that the card does not allow.
             DeployError: the image exceeds the memory budget, or the network fails.
         """
+        backend = self._open()
+        if self._on_gpu:
+            image = check_image(image, self.card)
+            return backend.labels(image, self.plan(*image.shape[:2]).padded)
         scores, plan = self._scores(image)
         if self.manifest is None and scores.shape[1:] != plan.size:
             raise DeployError(
@@ -147,7 +173,8 @@ class Segmenter:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _open(self) -> OnnxRuntimeBackend:
+    def _open(self):
+        """The backend: OnnxRuntimeBackend, or TensorRTBackend where `_on_gpu`."""
         backend = self._backend
         if backend is None:
             raise MisuseError(f"the Segmenter of {self.path} is closed; open another one")
@@ -157,6 +184,8 @@ class Segmenter:
         backend = self._open()
         image = check_image(image, self.card)
         plan = self.plan(*image.shape[:2])
+        if self._on_gpu:
+            return backend.scores(image, plan.padded), plan
         count = self.card.channels * plan.padded[0] * plan.padded[1]
         # One buffer per thread, kept: a fresh one costs page faults on every call.
         buffer = getattr(self._buffers, "data", None)

@@ -1,0 +1,100 @@
+"""The runtime's CUDA kernels, compiled ahead: machine code for the GPUs that are named, and PTX for all others."""
+
+import ctypes
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+from runtime.backends import KERNELS_PTX, kernels_for
+from runtime.errors import DeployError
+
+SOURCE = Path(__file__).parents[2] / "runtime" / "backends" / "kernels.cu"
+PTX = "compute_75"  # the oldest that CUDA 13 knows; a driver compiles it for any newer GPU
+# Products are rounded before they are added, as NumPy does it on the CPU.
+OPTIONS = ("--fmad=false", "--std=c++17")
+
+
+def compile_kernels(targets: Sequence[str]) -> dict[str, bytes]:
+    """Members of an engine file: name → PTX or cubin.
+
+    Args:
+        targets: such as sm86; none where the GPU is not known.
+
+    Raises:
+        DeployError: neither NVRTC nor nvcc is installed, or one refuses a target.
+    """
+    wanted = {KERNELS_PTX: PTX} | {kernels_for(target): f"sm_{target.removeprefix('sm')}" for target in targets}
+    compiler = _nvrtc() or _nvcc()
+    if compiler is None:
+        raise DeployError(
+            "the GPU kernels cannot be compiled: neither NVRTC nor nvcc was found; run: pip install 'fcn-deploy[rtx]'"
+        )
+    return {name: compiler(architecture) for name, architecture in wanted.items()}
+
+
+def _nvrtc():
+    """A compiler by NVRTC (a wheel, or a toolkit's library): architecture → code. None where there is none."""
+    spec = find_spec("nvidia")
+    folders = [Path(folder) for folder in (spec.submodule_search_locations or [])] if spec else []
+    files = sorted(file for folder in folders for file in folder.glob("*/lib/libnvrtc.so.[0-9]*"))
+    library = None
+    for name in [*(str(file) for file in files[-1:]), "libnvrtc.so.13", "libnvrtc.so.12", "libnvrtc.so"]:
+        try:
+            library = ctypes.CDLL(name)
+            break
+        except OSError:
+            continue
+    if library is None:
+        return None
+    library.nvrtcGetErrorString.restype = ctypes.c_char_p
+
+    def compile(architecture: str) -> bytes:
+        program, options = ctypes.c_void_p(), [f"--gpu-architecture={architecture}", *OPTIONS]
+        library.nvrtcCreateProgram(ctypes.byref(program), SOURCE.read_bytes(), SOURCE.name.encode(), 0, None, None)
+        try:
+            values = (ctypes.c_char_p * len(options))(*(option.encode() for option in options))
+            if code := library.nvrtcCompileProgram(program, len(options), values):
+                reason = _nvrtc_text(library, program, "ProgramLog") or library.nvrtcGetErrorString(code)
+                raise _refusal("NVRTC", architecture, reason.decode(errors="replace"))
+            return _nvrtc_text(library, program, "PTX" if architecture == PTX else "CUBIN")
+        finally:
+            library.nvrtcDestroyProgram(ctypes.byref(program))
+
+    return compile
+
+
+def _nvrtc_text(library: ctypes.CDLL, program: ctypes.c_void_p, what: str) -> bytes:
+    size = ctypes.c_size_t()
+    getattr(library, f"nvrtcGet{what}Size")(program, ctypes.byref(size))
+    buffer = ctypes.create_string_buffer(max(size.value, 1))
+    getattr(library, f"nvrtcGet{what}")(program, buffer)
+    text = buffer.raw[: size.value]
+    return text if what == "CUBIN" else text.rstrip(b"\0")
+
+
+def _nvcc():
+    nvcc = shutil.which("nvcc")
+    if nvcc is None:
+        return None
+
+    def compile(architecture: str) -> bytes:
+        with tempfile.TemporaryDirectory() as folder:
+            out = Path(folder) / "kernels"
+            kind = "-ptx" if architecture == PTX else "-cubin"
+            command = [nvcc, kind, f"-arch={architecture}", *OPTIONS, "-o", str(out), str(SOURCE)]
+            done = subprocess.run(command, capture_output=True, text=True)
+            if done.returncode:
+                raise _refusal("nvcc", architecture, done.stderr or done.stdout)
+            return out.read_bytes()
+
+    return compile
+
+
+def _refusal(compiler: str, architecture: str, reason: str) -> DeployError:
+    return DeployError(
+        f"{compiler} cannot compile the GPU kernels for {architecture}: {' '.join(reason.split())[:300]}; "
+        "is this compiler too old or too new for that GPU?"
+    )
