@@ -17,7 +17,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -26,9 +26,10 @@ from typing import Any
 from onnx import ModelProto
 
 from export.builders.timing_cache import TimingCache
-from export.profiles import Profile
+from export.profiles import Cost, Profile
 from runtime.command import need
 from runtime.errors import DeployError, MisuseError
+from runtime.prepare import padded_size
 
 TARGETS = ("sm75", "sm80", "sm86", "sm89", "sm120", "sm121")
 HERE = "cuda"
@@ -159,6 +160,27 @@ def build(
             result["seconds"],
             tuple(result["notes"]),
         )
+
+
+PROBES = (512, 2048)  # sides of the squares at which activation memory is asked for
+
+
+def activation_cost(
+    core: ModelProto, options: BuildOptions, multiple: int, say: Say = lambda line: None
+) -> Cost | None:
+    """Bytes of activations for so many pixels (batch · H · W of a MAX), as TensorRT itself plans them.
+
+    For plan_profiles. A straight line through two sizes, from a build of its own: a second with TensorRT for RTX, minutes with TensorRT,
+    which times kernels. None where the builder does not tell. Raises as `build`.
+    """
+    sides = [padded_size(side, side, multiple) for side in PROBES]
+    probes = [Profile(side, side, side) for side in sides]
+    small, large = build(core, replace(options, workspace=None), probes, say).activation_bytes
+    if small is None or large is None:
+        return None
+    slope = max(0.0, (large - small) / (probes[1].pixels - probes[0].pixels))
+    base = max(0.0, small - slope * probes[0].pixels)
+    return lambda pixels: base + slope * pixels
 
 
 # The parent's side

@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from export.build import core_of, read_source
 from export.builders import tensorrt
-from export.builders.tensorrt import BuildOptions, build, build_here, choose_module, parse_targets
+from export.builders.tensorrt import BuildOptions, activation_cost, build, build_here, choose_module, parse_targets
 from export.builders.timing_cache import CACHE_MAGIC, TimingCache
 from export.profiles import Profile, default_profiles, plan_profiles
 from runtime import DeployError, MisuseError
@@ -97,6 +97,18 @@ def test_activation_memory_is_told_in_the_order_of_the_profiles(rtx, core):
 def test_a_batch_takes_its_share_of_memory(rtx, core):
     one, four = (build(core, SM89, default_profiles(32, batch)).activation_bytes[0] for batch in (1, 4))
     assert 3 < four / one < 5
+
+
+def test_a_budget_planned_for_is_kept_by_the_plan(rtx, core):
+    """Memory asked of TensorRT at two sizes tells it for others within 2 % or 1 MiB."""
+    cost = activation_cost(core, SM89, 32)
+    sizes = {(480, 640): 20, (640, 480): 8, (1080, 1920): 9, (1920, 1080): 2, (2160, 3840): 4, (100, 100): 30}
+    budget = 1200 << 20
+    profiles = plan_profiles(sizes, 32, 4, budget, cost)
+    planned = [cost(profile.pixels) for profile in profiles]
+    built = build(core, SM89, profiles)
+    assert built.activation_bytes == pytest.approx(planned, rel=0.02, abs=1 << 20)
+    assert sum(built.activation_bytes) <= budget < sum(map(cost, (p.pixels for p in plan_profiles(sizes, 32, 4))))
 
 
 def test_too_little_workspace_is_named_with_the_remedy(rtx, core, clean):
