@@ -170,8 +170,8 @@ def activation_cost(
 ) -> Cost | None:
     """Bytes of activations for so many pixels (batch · H · W of a MAX), as TensorRT itself plans them.
 
-    For plan_profiles. A straight line through two sizes, from a build of its own: a second with TensorRT for RTX, minutes with TensorRT,
-    which times kernels. None where the builder does not tell. Raises as `build`.
+    For plan_profiles. A straight line through two sizes, from a build of its own: a second with TensorRT for RTX,
+    minutes with TensorRT, which times kernels. None where the builder does not tell. Raises as `build`.
     """
     sides = [padded_size(side, side, multiple) for side in PROBES]
     probes = [Profile(side, side, side) for side in sides]

@@ -103,12 +103,12 @@ def test_a_budget_planned_for_is_kept_by_the_plan(rtx, core):
     """Memory asked of TensorRT at two sizes tells it for others within 2 % or 1 MiB."""
     cost = activation_cost(core, SM89, 32)
     sizes = {(480, 640): 20, (640, 480): 8, (1080, 1920): 9, (1920, 1080): 2, (2160, 3840): 4, (100, 100): 30}
-    budget = 1200 << 20
+    budget = int(0.9 * sum(cost(profile.pixels) for profile in plan_profiles(sizes, 32, 4)))
     profiles = plan_profiles(sizes, 32, 4, budget, cost)
     planned = [cost(profile.pixels) for profile in profiles]
     built = build(core, SM89, profiles)
     assert built.activation_bytes == pytest.approx(planned, rel=0.02, abs=1 << 20)
-    assert sum(built.activation_bytes) <= budget < sum(map(cost, (p.pixels for p in plan_profiles(sizes, 32, 4))))
+    assert sum(built.activation_bytes) <= budget
 
 
 def test_too_little_workspace_is_named_with_the_remedy(rtx, core, clean):
