@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO := demo
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench engine-matrix clean
 
 # Two stamps: the demo does not wait for what only the tests need.
 $(VENV)/.all: pyproject.toml
@@ -32,6 +32,10 @@ lint: $(VENV)/.dev
 bench: $(VENV)/.all
 	test -f $(DEMO)/digits.engine || $(MAKE) demo
 	$(BIN)/python -m benchmarks.overhead $(DEMO)/digits.engine
+
+# Every network in every precision, built for GPUs; no GPU is needed. MATRIX="--only vgg16 --full" and the like.
+engine-matrix: $(VENV)/.dev
+	$(BIN)/python -m benchmarks.engine_matrix $(MATRIX)
 
 clean:
 	rm -rf $(VENV) $(DEMO) build *.egg-info

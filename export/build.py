@@ -27,6 +27,7 @@ from export.passes.split_head import ends_in_sigmoid, head_of, split_head, strip
 from export.passes.upsample_scores import upsample_scores
 from export.precision import BudgetError, Options, lower, write_layers
 from export.probe import probe
+from export.profiles import default_profiles, table
 from runtime.backends.onnxruntime import OnnxRuntimeBackend, session
 from runtime.engine_file import CARD_KEY, Head, Manifest, ModelCard, Stage, write_engine
 from runtime.errors import DeployError, MisuseError
@@ -190,9 +191,19 @@ def build_engine(
     manifest = replace(manifest, target=target, precision=options.precision)
     golden = golden_sample(reference, card, options.precision)
     if targets:
-        say(f"building for {', '.join(targets)} with TensorRT for RTX")
+        say(f"building for {', '.join(targets)} with TensorRT")
         manifest = replace(manifest, stages=(Stage("stage-0.plan"),))
-        members = {"stage-0.plan": tensorrt.build(lowered, targets, card.size_multiple), GOLDEN: golden}
+        profiles = default_profiles(card.size_multiple, tensorrt.BATCH)
+        built = tensorrt.build(lowered, tensorrt.BuildOptions(tuple(targets)), profiles, say)
+        members = {"stage-0.plan": built.plan, GOLDEN: golden}
+        report["builder"] = {
+            "module": built.module,
+            "version": built.version,
+            "targets": built.targets,
+            "seconds": built.seconds,
+            "profiles": table(profiles, built.activation_bytes),
+            "notes": built.notes,
+        }
         report |= {"latency_ms": None, "latency_reason": "built without a GPU: run verify-engine on the GPU's machine"}
     elif options.precision == "float32":
         report["latency_ms"] = float_times

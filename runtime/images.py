@@ -143,6 +143,71 @@ def _is_plain_tiff(path: Path) -> bool:
         return False  # tifffile reads more kinds, or says what is wrong
 
 
+def image_size(path: str | os.PathLike, max_pixels: int = DEFAULT_MAX_PIXELS) -> tuple[int, int]:
+    """(height, width) that read_image would give, in pixels, from the file's header: nothing is decoded.
+
+    Raises:
+        DeployError: not an image, damaged, or larger than `max_pixels`.
+    """
+    path = Path(path)
+    try:
+        if path.suffix.lower() == ".npy":
+            shape = np.load(path, mmap_mode="r", allow_pickle=False).shape
+            if len(shape) not in (2, 3) or 0 in shape:
+                raise DeployError(f"{path} holds an array of shape {list(shape)}; an image is [H, W] or [H, W, C]")
+            height, width = shape[:2]
+        elif path.suffix.lower() in (".tif", ".tiff") and not _is_plain_tiff(path):
+            import tifffile
+
+            with tifffile.TiffFile(path) as file:
+                sides = dict(zip(file.series[0].axes, file.series[0].shape, strict=True))
+            if not {"Y", "X"} <= set(sides):
+                raise DeployError(f"{path} has axes {''.join(sides)}, which are not an image's")
+            height, width = sides["Y"], sides["X"]
+        else:
+            with open_pillow(path, max_pixels) as picture:
+                width, height = _upright_size(picture, path)
+        _check_pixels(width, height, max_pixels, path)
+        return height, width
+    except DeployError:
+        raise
+    except FileNotFoundError as error:
+        raise DeployError(f"{path} does not exist") from error
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise DeployError(f"cannot read {path} as an image: {reason}; is it damaged or truncated?") from error
+
+
+def _upright_size(picture, path: Path) -> tuple[int, int]:
+    """(width, height) after ImageOps.exif_transpose."""
+    from PIL import ExifTags, Image
+
+    if picture.format == "TIFF":
+        return picture.size  # Pillow has it turned already
+    if picture.format == "PNG":
+        # PngImageFile.getexif decodes the whole image, for the sake of a tag that may come after the pixels.
+        if _tags_follow_pixels(path):
+            picture.load()
+        exif = Image.Image.getexif(picture)
+    else:
+        exif = picture.getexif()
+    width, height = picture.size
+    return (height, width) if exif.get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8) else (width, height)
+
+
+def _tags_follow_pixels(path: Path) -> bool:
+    """Whether a PNG has EXIF or text chunks after its pixels."""
+    with path.open("rb") as file:
+        file.seek(8)
+        pixels = False
+        while len(head := file.read(8)) == 8:
+            pixels |= head[4:] == b"IDAT"
+            if pixels and head[4:] in (b"eXIf", b"tEXt", b"zTXt", b"iTXt"):
+                return True
+            file.seek(int.from_bytes(head[:4], "big") + 4, os.SEEK_CUR)
+    return False
+
+
 def _read_npy(path: Path, max_pixels: int) -> np.ndarray:
     # Mapped first: a header that promises terabytes fails here, not in an allocation.
     array = np.load(path, mmap_mode="r", allow_pickle=False)
