@@ -60,6 +60,7 @@ def install() -> ctypes.CDLL:
         library.gpusim_released.restype = ctypes.c_size_t
         library.gpusim_check.argtypes = [ctypes.c_uint64, ctypes.c_size_t, ctypes.c_uint64]
         library.gpusim_ordered.argtypes = [ctypes.c_uint64] * 3
+        library.gpusim_ended.argtypes = [ctypes.c_uint64] * 2
         library.gpusim_stream.argtypes = [ctypes.c_uint64]
         library.gpusim_configure.argtypes = [ctypes.c_int, ctypes.c_size_t, ctypes.c_int, ctypes.c_int]
         library.cuMemAlloc_v2.argtypes = [ctypes.c_void_p, ctypes.c_size_t]

@@ -2083,7 +2083,13 @@ bool follows(const StreamPtr& stream, const StreamPtr& other, uint64_t number) {
 }
 }  // namespace
 
-// Whether work queued on `next` from now on is sure to start after operation `number` of `stream` has ended.
+// Whether operation `number` of `stream` has ended.
+EXPORT int gpusim_ended(uint64_t stream, uint64_t number) {
+    Lock lock(state.mutex);
+    const StreamPtr found = any_stream(stream);
+    return !found || found->completed >= number;
+}
+// Whether work queued on `next` from now on is sure to start after that operation has ended.
 EXPORT int gpusim_ordered(uint64_t stream, uint64_t number, uint64_t next) {
     Lock lock(state.mutex);
     const StreamPtr before = any_stream(stream), after = any_stream(next);
