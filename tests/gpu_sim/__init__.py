@@ -39,6 +39,17 @@ class Call(NamedTuple):
     detail: str  # a kernel's name and grid; "pageable" for an asynchronous copy from or to memory that is not pinned
 
 
+def missing() -> str:
+    """Why tests on the simulated GPU cannot run here, with the remedy; empty where they can."""
+    if not build.have_pycuda():
+        return f"pycuda is not installed; {build.REMEDY}"
+    try:
+        build.driver()
+    except build.MissingError as error:
+        return f"{error}; then {build.REMEDY}"
+    return ""
+
+
 def install() -> ctypes.CDLL:
     """Load the simulated driver, so that pycuda finds it. Call it before pycuda is imported; again does nothing.
 
