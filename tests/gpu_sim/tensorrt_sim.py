@@ -261,9 +261,7 @@ def _queue(stream: int, work: _Work | None) -> tuple[int, int]:
             _work.pop(number, None)
     number, position = next(_numbers), ctypes.c_uint64()
     _work[number] = work
-    result = library.gpusim_launch_task(
-        ctypes.c_void_p(stream), _run, ctypes.c_uint64(number), ctypes.byref(position)
-    )
+    result = library.gpusim_launch_task(ctypes.c_void_p(stream), _run, ctypes.c_uint64(number), ctypes.byref(position))
     return result, position.value
 
 
@@ -475,9 +473,7 @@ class ICudaEngine(_Reporting):
 
     def _tried(self, inputs: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
         feeds = {name: np.zeros(shape, nptype(self.get_tensor_dtype(name))) for name, shape in inputs.items()}
-        return {
-            name: result.shape for name, result in zip(self._outputs, self._session.run(None, feeds), strict=True)
-        }
+        return {name: result.shape for name, result in zip(self._outputs, self._session.run(None, feeds), strict=True)}
 
 
 def _activations(shapes: list[tuple[int, ...]]) -> int:

@@ -399,9 +399,7 @@ def test_a_graph_replays_what_was_captured(gpu, cuda, module):
     graph = Graph(gpu, stream)
     assert graph.begin() == 0
     cuda.memcpy_htod_async(memory, source, stream)
-    affine.prepared_async_call(
-        (8, 1), (128, 1, 1), stream, int(memory), int(target), 1000, bytes(Affine(2, (0, 0)))
-    )
+    affine.prepared_async_call((8, 1), (128, 1, 1), stream, int(memory), int(target), 1000, bytes(Affine(2, (0, 0))))
     cuda.memcpy_dtoh_async(result, target, stream)
     assert graph.end() == 0 and graph.instantiate() == 0
     stream.synchronize()
@@ -724,7 +722,7 @@ def work(seed):
         own, event = cuda.Stream(), cuda.Event()
         for turn in range(60):
             values = np.full(chance.randrange(1, 5000), seed * 1000 + turn, np.int32)
-            source, result = cuda.pagelocked_empty(values.shape, np.int32), cuda.pagelocked_empty(values.shape, np.int32)
+            source, result = (cuda.pagelocked_empty(values.shape, np.int32) for _ in range(2))
             source[:] = values
             memory = cuda.mem_alloc(values.nbytes)
             stream = chance.choice([own, shared])
