@@ -55,3 +55,24 @@ def trained(tmp_path_factory):
     build_engine(read_source(folder / "camvid.onnx"), folder / "camvid.engine")
     torch.set_num_threads(os.cpu_count() or 1)
     return folder
+
+
+@pytest.fixture
+def gpu():
+    """The simulated GPU (the package gpu_sim), ready for pycuda.
+
+    At the end nothing may be misused, so a test that misuses it on purpose looks at gpu.misuse() and gpu.clear()s it.
+    """
+    import gpu_sim
+
+    if reason := gpu_sim.missing():
+        pytest.skip(reason)
+    gpu_sim.install()
+    gpu_sim.reset()
+    import pycuda.driver
+
+    pycuda.driver.init()
+    yield gpu_sim
+    wrong = gpu_sim.misuse()
+    gpu_sim.reset()
+    assert not wrong, wrong
