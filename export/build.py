@@ -2,10 +2,11 @@
 
 import io
 import json
+import logging
 import os
 import platform
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -16,6 +17,7 @@ import onnx
 from onnx import ModelProto, version_converter
 
 from export.builders import cpu, tensorrt
+from export.builders.kernels import compile_kernels
 from export.graph import check, dims, load_model, metadata, opset, set_metadata
 from export.passes.bilinear_deconv import bilinear_deconv
 from export.passes.fold_constants import fold_constants
@@ -27,15 +29,18 @@ from export.passes.split_head import ends_in_sigmoid, head_of, split_head, strip
 from export.passes.upsample_scores import upsample_scores
 from export.precision import BudgetError, Options, lower, write_layers
 from export.probe import probe
-from export.profiles import default_profiles, table
+from export.profiles import Sizes, default_profiles, plan_profiles, table
+from runtime.backends import ORT_TARGETS
 from runtime.backends.onnxruntime import OnnxRuntimeBackend, session
-from runtime.engine_file import CARD_KEY, Head, Manifest, ModelCard, Stage, write_engine
+from runtime.engine_file import CARD_KEY, GpuPlan, Head, Manifest, ModelCard, Profile, Stage, write_engine
 from runtime.errors import DeployError, MisuseError
 from runtime.files import replacing
 from runtime.head import labels_from_scores
 from runtime.prepare import padded_size, prepare
 from runtime.segmenter import Segmenter, assumed_card, check_card, describe_assumption
-from runtime.verify import GOLDEN, latency
+from runtime.verify import GOLDEN, TIMED_SIZES, latency
+
+log = logging.getLogger(__name__)
 
 REPORT = "report.json"
 COMPARED_SIZES = ((1, 1), (7, 13), (37, 41), (61, 97), (136, 17), (200, 333), (257, 263), (480, 640))
@@ -113,6 +118,23 @@ def _free(model: ModelProto, channels: int | str | None, path: str) -> tuple[Mod
     return model, scores, notes
 
 
+@dataclass(frozen=True)
+class ForGpu:
+    """How an engine for GPUs is built.
+
+    Attributes:
+        options: of TensorRT; its `workspace` also bounds the profiles' activation memory.
+        sizes: of the images that will come; None: one profile for everything up to 2176×3840.
+        profiles: how many at most; None: as many as are worth it.
+        batch: most images at once.
+    """
+
+    options: tensorrt.BuildOptions
+    sizes: Sizes | None = None
+    profiles: int | None = None
+    batch: int = tensorrt.BATCH
+
+
 def build_engine(
     source: Source,
     out: str | os.PathLike,
@@ -121,6 +143,8 @@ def build_engine(
     options: Options | None = None,
     layers_to: Path | None = None,
     say: Callable[[str], None] = lambda line: None,
+    gpu: ForGpu | None = None,
+    timed: Sequence[tuple[int, int]] = TIMED_SIZES,
 ) -> dict[str, Any]:
     """Build an engine and return its report, which is in the file too.
 
@@ -128,19 +152,25 @@ def build_engine(
         source: the model.
         out: the .engine file, replaced in one step.
         threads: of the measurements.
-        target: `cpu`, or GPUs as `sm86,sm89`.
+        target: `cpu`; GPUs as `sm86,sm89`; `cuda`, the GPU of this machine; or a provider of ONNX Runtime: a key of
+            ORT_TARGETS.
         options: precision; None: float32.
         layers_to: CSV file for the precision report, which ranks every layer.
         say: called with a line when a phase begins.
+        gpu: how, for GPUs; None: as its defaults say. Its options' targets are those of `target`.
+        timed: (height, width) of the latencies in the report.
 
     Raises:
         MisuseError: options that contradict each other, or an unknown target.
-        DeployError: the model cannot be run, the engine's labels are not the model's, or the accuracy budget
-            cannot be held.
+        DeployError: the model cannot be run, the engine's labels are not the model's, the accuracy budget
+            cannot be held, or TensorRT cannot build.
     """
     options = options or Options()
-    targets = None if target == "cpu" else tensorrt.parse_targets(target)
-    if options.fp16 and targets is None:
+    on_ort = target in ORT_TARGETS
+    targets = None if target == "cpu" or on_ort else tensorrt.parse_targets(target)
+    if targets and gpu is None:
+        gpu = ForGpu(tensorrt.BuildOptions(tuple(targets)))
+    if options.fp16 and target == "cpu":
         raise MisuseError(
             "--fp16 is refused for the CPU: ONNX Runtime runs FP16 there in float32 with casts around it, slower and "
             "no smaller in memory; use --int8, or name a GPU with --target"
@@ -172,10 +202,10 @@ def build_engine(
     say("comparing the float32 core with the model")
     # What is measured is a file, opened as a user opens it.
     members = {"stage-0.onnx": plain, GOLDEN: golden_sample(core, card, "float32")}
-    report["agreement"], float_times = _measure(manifest, members, threads, source, say)
+    report["agreement"], float_times = _measure(manifest, members, threads, source, say, timed)
     lowered, reference, result = onnx.load_from_string(plain), core, None
     if options.precision != "float32":
-        kind, ranked = "tensorrt" if targets else "cpu", layers_to is not None
+        kind, ranked = "cpu" if target == "cpu" else "tensorrt", layers_to is not None
         try:
             result = lower(lowered, head, card, kind, options, rank=ranked, say=say)
         except BudgetError as error:
@@ -191,25 +221,17 @@ def build_engine(
     manifest = replace(manifest, target=target, precision=options.precision)
     golden = golden_sample(reference, card, options.precision)
     if targets:
-        say(f"building for {', '.join(targets)} with TensorRT")
-        manifest = replace(manifest, stages=(Stage("stage-0.plan"),))
-        profiles = default_profiles(card.size_multiple, tensorrt.BATCH)
-        built = tensorrt.build(lowered, tensorrt.BuildOptions(tuple(targets)), profiles, say)
-        members = {"stage-0.plan": built.plan, GOLDEN: golden}
-        report["builder"] = {
-            "module": built.module,
-            "version": built.version,
-            "targets": built.targets,
-            "seconds": built.seconds,
-            "profiles": table(profiles, built.activation_bytes),
-            "notes": built.notes,
-        }
-        report |= {"latency_ms": None, "latency_reason": "built without a GPU: run verify-engine on the GPU's machine"}
+        manifest, members, about = _plan(lowered, manifest, gpu, say)
+        members[GOLDEN] = golden
+        report |= about
+    if target != "cpu":
+        members = {"stage-0.onnx": lowered.SerializeToString(), GOLDEN: golden} if on_ort else members
+        report |= _measure_on_gpu(manifest, members, say, timed)
     elif options.precision == "float32":
         report["latency_ms"] = float_times
     else:
         members = {"stage-0.onnx": lowered.SerializeToString(), GOLDEN: golden}
-        _, report["latency_ms"] = _measure(manifest, members, threads, None, say)
+        _, report["latency_ms"] = _measure(manifest, members, threads, None, say, timed)
         report["float32_latency_ms"] = float_times
         pairs = [(float_times[size], ms) for size, ms in report["latency_ms"].items() if ms and float_times[size]]
         report["speedup"] = round(float(np.median([before / after for before, after in pairs])), 3) if pairs else None
@@ -234,8 +256,62 @@ def _raised(source: Source) -> Source:
         ) from error
 
 
+def _plan(
+    core: ModelProto, manifest: Manifest, gpu: ForGpu, say: Callable[[str], None]
+) -> tuple[Manifest, dict[str, bytes], dict[str, Any]]:
+    """A TensorRT plan with our kernels: the manifest that names them, the members, and the report's part."""
+    options, multiple = gpu.options, manifest.card.size_multiple
+    if gpu.sizes is None:
+        profiles = default_profiles(multiple, gpu.batch)
+    else:
+        cost = None
+        if options.workspace is not None and not gpu.sizes.ranges:
+            say("asking TensorRT for activation memory")
+            cost = tensorrt.activation_cost(core, options, multiple, say)
+        known = {} if cost is None else {"cost": cost, "budget": options.workspace}
+        profiles = plan_profiles(gpu.sizes, multiple, gpu.profiles, batch=gpu.batch, **known)
+    say(f"building for {', '.join(options.targets)} with TensorRT")
+    built = tensorrt.build(core, options, profiles, say)
+    say("compiling the kernels")
+    kernels = compile_kernels(built.targets)
+    plan = GpuPlan(
+        built.module,
+        built.version,
+        built.targets,
+        tuple(
+            Profile(profile.min, profile.opt, profile.max, profile.batch, size)
+            for profile, size in zip(profiles, built.activation_bytes, strict=True)
+        ),
+        portable=options.hardware != "none",
+        version_compatible=options.version_compatible,
+    )
+    manifest = replace(manifest, stages=(Stage("stage-0.plan"),), gpu=plan)
+    skipped = gpu.sizes.skipped if gpu.sizes else {}
+    about = {
+        "builder": {
+            "module": built.module,
+            "version": built.version,
+            "targets": built.targets,
+            "seconds": built.seconds,
+            "profiles": table(profiles, built.activation_bytes),
+            "notes": [*built.notes, *(f"skipped: {reason}" for reason in skipped.values())],
+        },
+    }
+    return manifest, {"stage-0.plan": built.plan, **kernels}, about
+
+
+def _measure_on_gpu(manifest: Manifest, members: dict[str, bytes], say, timed) -> dict[str, Any]:
+    """Latency on this machine's GPU, or why there is none."""
+    try:
+        _, times = _measure(manifest, members, None, None, say, timed)
+    except DeployError as error:
+        log.info("not measured: %s", error)
+        return {"latency_ms": None, "latency_reason": "no GPU here runs it: run verify-engine on the GPU's machine"}
+    return {"latency_ms": times}
+
+
 def _measure(
-    manifest: Manifest, members: dict[str, bytes], threads: int | None, source: Source | None, say
+    manifest: Manifest, members: dict[str, bytes], threads: int | None, source: Source | None, say, timed
 ) -> tuple[dict[str, Any] | None, dict[str, float | None]]:
     """Agreement with the model (where it is given) and latency of an engine of these members."""
     with tempfile.TemporaryDirectory() as folder:
@@ -244,7 +320,7 @@ def _measure(
         with Segmenter(draft, threads=threads) as net:
             agreement = compare(source, net) if source is not None else None
             say(f"timing {manifest.precision}")
-            return agreement, latency(net)
+            return agreement, latency(net, timed)
 
 
 def core_of(source: Source) -> tuple[ModelProto, ModelCard]:

@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from runtime.backends import ORT_TARGETS
 from runtime.command import Debug, Force, Json, Threads, need, run
 from runtime.errors import MisuseError
 from runtime.files import check_writable, refuse_existing
@@ -116,7 +117,31 @@ def _described(card, classes: str | None, mean: str | None, std: str | None):
 def build(
     model: Annotated[Path, typer.Argument(help="A segmentation ONNX, of export-onnx or elsewhere.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="Engine to write (with --standalone: an ONNX).")],
-    target: Annotated[str, typer.Option(help="`cpu`, or GPUs such as sm89 or sm86,sm120.")] = "cpu",
+    target: Annotated[
+        str,
+        typer.Option(
+            help="`cpu`; GPUs such as sm89 or sm86,sm120; `cuda`: this machine's; "
+            "`ort-cuda`, `ort-tensorrt` or `ort-rtx`: ONNX Runtime on a GPU, without a plan."
+        ),
+    ] = "cpu",
+    sizes: Annotated[
+        str | None, typer.Option(help="Of the images that will come: a folder, HxW,HxW or min:opt:max.")
+    ] = None,
+    profiles: Annotated[
+        int | None, typer.Option(min=1, help="TensorRT profiles [default: few, as --sizes ask].")
+    ] = None,
+    batch: Annotated[int | None, typer.Option(min=1, help="Images at once, for GPUs [default: 4].")] = None,
+    workspace: Annotated[
+        int | None, typer.Option(min=1, help="MiB that TensorRT may take for scratch and activations.")
+    ] = None,
+    timing_cache: Annotated[Path | None, typer.Option(help="File of TensorRT's timings, reused and kept.")] = None,
+    hardware_compatible: Annotated[
+        str | None, typer.Option(help="TensorRT, `cuda`: run on other GPUs too: ampere+ or same-compute-capability.")
+    ] = None,
+    version_compatible: Annotated[
+        bool, typer.Option("--version-compatible", help="TensorRT, `cuda`: run in its later versions too.")
+    ] = False,
+    timeout: Annotated[float | None, typer.Option(min=0.001, help="Seconds that TensorRT may build for.")] = None,
     int8: Annotated[bool, typer.Option("--int8", help="INT8, calibrated on --calib.")] = False,
     fp16: Annotated[bool, typer.Option("--fp16", help="FP16, for GPUs.")] = False,
     no_fp16: Annotated[
@@ -163,24 +188,36 @@ def build(
             raise MisuseError(f"{wrong[0]} is for --int8 and --fp16; pass one of them")
     if not int8 and (ranges is not None or calib_method is not None):
         raise MisuseError(f"{'--ranges' if ranges is not None else '--calib-method'} is for --int8; pass it")
+    on_gpu = target != "cpu"
+    on_trt = on_gpu and target not in ORT_TARGETS
+    for_trt = {"--profiles": profiles, "--batch": batch, "--workspace": workspace, "--timing-cache": timing_cache}
+    for_trt |= {"--hardware-compatible": hardware_compatible, "--timeout": timeout}
+    for_trt |= {"--version-compatible": version_compatible or None}
+    if not on_trt and (wrong := [name for name, value in for_trt.items() if value is not None]):
+        raise MisuseError(f"{wrong[0]} is for TensorRT; name GPUs with --target")
+    if profiles is not None and sizes is None:
+        raise MisuseError("--profiles divides the sizes of --sizes; pass them")
     if precision_report is not None:
         refuse_existing(precision_report, force)
     if labels is not None and not labels.is_dir():
         raise MisuseError(f"{labels} is not a folder; --labels names one with a label of each image's name")
-    _all_different(model=model, **{"-o": out, "--precision-report": precision_report, "--ranges": ranges})
+    named = {"-o": out, "--precision-report": precision_report, "--ranges": ranges, "--timing-cache": timing_cache}
+    _all_different(model=model, **named)
     need("onnx", "export")
     need("onnxruntime", "cpu")
-    for path in (out, precision_report, ranges):
+    for path in named.values():
         if path is not None:
             check_writable(path)
+    from export.build import ForGpu, build_standalone, read_source
     from export.build import build_engine as run_build
-    from export.build import build_standalone, read_source
+    from export.builders import tensorrt
     from export.precision import Options
-    from runtime.verify import show_latency
+    from export.profiles import parse_sizes, show_rows
+    from runtime.verify import TIMED_SIZES, show_latency
 
     options = Options(
         int8=int8,
-        fp16=fp16 or (int8 and target != "cpu" and not no_fp16),
+        fp16=fp16 or (int8 and on_gpu and not no_fp16),
         calib=calib,
         labels=labels,
         ranges=ranges,
@@ -191,6 +228,23 @@ def build(
             if value is not None
         },
     )
+    found = None if sizes is None else parse_sizes(sizes)
+    gpu = None
+    if on_trt:
+        gpu = ForGpu(
+            tensorrt.BuildOptions(
+                tuple(tensorrt.parse_targets(target)),
+                None if workspace is None else workspace << 20,
+                timing_cache,
+                hardware_compatible or "none",
+                version_compatible,
+                timeout=timeout,
+            ),
+            found,
+            profiles,
+            batch or tensorrt.BATCH,
+        )
+    timed = TIMED_SIZES if found is None else found.examples()
     source = read_source(model)
     for note in source.notes:
         print(f"note: {note}", file=sys.stderr)
@@ -209,7 +263,7 @@ def build(
         def say(line: str) -> None:
             status.update(line)
 
-        report = run_build(source, out, threads, target, options, precision_report, say)
+        report = run_build(source, out, threads, target, options, precision_report, say, gpu, timed)
     if json_:
         print(json.dumps({"engine": str(out)} | report))
         return
@@ -225,6 +279,12 @@ def build(
     )
     if accuracy := report.get("accuracy"):
         print(_accuracy(accuracy, report))
+    if builder := report.get("builder"):
+        seconds, library = builder["seconds"], f"{builder['module']} {builder['version']}"
+        print(f"plan for {', '.join(builder['targets'])} by {library} in {seconds:.1f} s; its profiles:")
+        print(show_rows(builder["profiles"]))
+        for note in builder["notes"]:
+            print(f"note: {note}", file=sys.stderr)
     if report["latency_ms"] is None:
         print(f"latency: not measured ({report['latency_reason']})")
         return

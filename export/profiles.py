@@ -42,6 +42,14 @@ class Sizes:
     ranges: tuple[tuple[Size, Size, Size], ...] = ()
     skipped: Mapping[str, str] = field(default_factory=dict)
 
+    def examples(self, most: int = 4) -> list[Size]:
+        """A few of them, from the smallest to the largest by area, to be timed."""
+        sizes = sorted(
+            self.counts or {size for sizes in self.ranges for size in sizes}, key=lambda size: size[0] * size[1]
+        )
+        places = np.unique(np.linspace(0, len(sizes) - 1, most).round().astype(int))
+        return [sizes[place] for place in places]
+
 
 @dataclass(frozen=True)
 class Profile:
@@ -561,10 +569,15 @@ def table(profiles: list[Profile], activation_bytes: tuple[int | None, ...] | No
 
 def show(profiles: list[Profile], activation_bytes: tuple[int | None, ...] | None = None) -> str:
     """The table as text."""
+    return show_rows(table(profiles, activation_bytes))
+
+
+def show_rows(rows: list[dict[str, Any]]) -> str:
+    """Rows of `table` as text."""
     lines = [
         f"{'profile':>7} {'min':>10} {'opt':>10} {'max':>10} {'batch':>5} {'images':>7} {'mean |ln|':>9} {'memory':>10}"
     ]
-    for row in table(profiles, activation_bytes):
+    for row in rows:
         images = "-" if row["images"] is None else f"{row['images']:,}"
         ratio = "-" if row["mean_log_ratio"] is None else f"{row['mean_log_ratio']:.3f}"
         memory = "-" if row["activation_bytes"] is None else f"{row['activation_bytes'] / 2**20:,.0f} MiB"

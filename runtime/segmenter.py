@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from runtime.backends import ORT_TARGETS
 from runtime.backends.onnxruntime import OnnxRuntimeBackend
 from runtime.engine_file import CARD_KEY, EngineFile, Head, ModelCard
 from runtime.errors import DeployError, MisuseError
@@ -71,24 +72,29 @@ class Segmenter:
             with EngineFile(self.path) as engine:
                 engine.verify()
                 self.manifest = engine.manifest
-                on_cpu = self.manifest.target == "cpu"
-                if len(self.manifest.stages) != 1 or on_cpu != (self.manifest.gpu is None):
+                target = self.manifest.target
+                on_cpu, on_ort = target == "cpu", target in ("cpu", *ORT_TARGETS)
+                if len(self.manifest.stages) != 1 or on_ort != (self.manifest.gpu is None):
                     raise DeployError(f"{self.path} is an engine of another release; build it again with build-engine")
                 if device != "auto" and on_cpu != (device == "cpu"):
                     raise MisuseError(
-                        f"device {device!r}, and {self.path} is an engine for {self.manifest.target}; leave the device "
+                        f"device {device!r}, and {self.path} is an engine for {target}; leave the device "
                         "away, or build another engine"
                     )
                 stage = self.manifest.stages[0]
-                if on_cpu:
-                    self._backend = OnnxRuntimeBackend(engine.read(stage.file), stage.input, stage.output, threads)
+                index = int(match[1] or 0)
+                if on_ort:
+                    names = (stage.input, stage.output)
+                    self._backend = OnnxRuntimeBackend(
+                        engine.read(stage.file), *names, threads, target, index, str(self.path)
+                    )
                 else:
                     from runtime.backends.tensorrt import TensorRTBackend
 
                     kernels = {name: engine.read(name) for name in self.manifest.members if name.startswith("kernels")}
                     self._on_gpu = True
                     self._backend = TensorRTBackend(
-                        self.manifest, engine.read(stage.file), kernels, int(match[1] or 0), str(self.path)
+                        self.manifest, engine.read(stage.file), kernels, index, str(self.path)
                     )
             self.card, self.head = self.manifest.card, self.manifest.head
             self.precision = self.manifest.precision

@@ -1,5 +1,11 @@
 """What runs a core network, one library a file."""
 
+# What an engine may be built for beside the CPU, and the provider that runs it; the CPU takes what that cannot.
+ORT_TARGETS = {
+    "ort-cuda": "CUDAExecutionProvider",
+    "ort-tensorrt": "TensorrtExecutionProvider",
+    "ort-rtx": "NvTensorRTRTXExecutionProvider",
+}
 KERNELS_PTX = "kernels.ptx"  # members of an engine file
 
 

@@ -1,22 +1,31 @@
 """Networks on ONNX Runtime's CPU provider."""
 
 import os
+from collections.abc import Sequence
 
 import numpy as np
 
+from runtime.backends import ORT_TARGETS
 from runtime.errors import DeployError
 
 ERRORS_ONLY = 3  # ONNX Runtime's severity: its warnings are for those who build graphs
 
 
-def session(model: bytes | str | os.PathLike, threads: int | None = None, optimise: bool = True, arena: bool = True):
-    """An ONNX Runtime session on the CPU.
+def session(
+    model: bytes | str | os.PathLike,
+    threads: int | None = None,
+    optimise: bool = True,
+    arena: bool = True,
+    providers: Sequence[str | tuple[str, dict]] = ("CPUExecutionProvider",),
+):
+    """An ONNX Runtime session.
 
     Args:
         model: the serialised model, or its path (needed where weights are external files).
         threads: of one run; None: one per physical core.
         optimise: False runs the graph as written, as the reference in comparisons.
         arena: False gives memory back after each run, so that it does not grow over changing sizes.
+        providers: of ONNX Runtime, the first that can run a node does.
 
     Raises:
         DeployError: onnxruntime is not installed, or it refuses the model.
@@ -38,7 +47,7 @@ def session(model: bytes | str | os.PathLike, threads: int | None = None, optimi
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
         source = model if isinstance(model, bytes) else os.fspath(model)
-        return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(source, options, providers=list(providers))
     except Exception as error:  # ONNX Runtime's errors share no base class but Exception
         raise DeployError(f"ONNX Runtime cannot load the model: {one_line(error)}") from error
 
@@ -49,6 +58,30 @@ def one_line(error: BaseException) -> str:
     return text.removeprefix("[ONNXRuntimeError] : ")
 
 
+def gpu_providers(target: str, device: int, source: str) -> list[str | tuple[str, dict]]:
+    """The providers for a key of ORT_TARGETS, on GPU number `device`.
+
+    Raises:
+        DeployError: this onnxruntime has no such provider, or it cannot be loaded here.
+    """
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise DeployError("onnxruntime is not installed; run: pip install 'fcn-deploy[gpu]'") from error
+    wanted = ORT_TARGETS[target]
+    if wanted not in onnxruntime.get_available_providers():
+        remedy = "install its plugin package" if target == "ort-rtx" else "replace it by that of 'fcn-deploy[gpu]'"
+        raise DeployError(
+            f"{source} is an engine for {target}, and onnxruntime {onnxruntime.__version__} here has no {wanted}; "
+            f"{remedy}, or build one with --target cpu"
+        )
+    place = {"device_id": device}
+    providers: list[str | tuple[str, dict]] = [(wanted, place)]
+    if target == "ort-tensorrt":  # CUDA takes what TensorRT cannot
+        providers.append(("CUDAExecutionProvider", place))
+    return [*providers, "CPUExecutionProvider"]
+
+
 class OnnxRuntimeBackend:
     """One network, ready to run. Safe to use from many threads at once.
 
@@ -56,9 +89,10 @@ class OnnxRuntimeBackend:
         model: serialised model or path, as for `session`.
         input, output: names; None: the first.
         threads: of one run; None: one per physical core.
+        target: `cpu`, or a key of ORT_TARGETS.
+        device: index of the GPU.
+        source: names the engine in errors.
     """
-
-    name = "onnxruntime"
 
     def __init__(
         self,
@@ -66,8 +100,24 @@ class OnnxRuntimeBackend:
         input: str | None = None,
         output: str | None = None,
         threads: int | None = None,
+        target: str = "cpu",
+        device: int = 0,
+        source: str = "the engine",
     ) -> None:
-        self.session = session(model, threads)
+        if target == "cpu":
+            self.session, self.name = session(model, threads), "onnxruntime"
+        else:
+            providers = gpu_providers(target, device, source)
+            self.session, self.name = (
+                session(model, threads, providers=providers),
+                f"onnxruntime, {ORT_TARGETS[target]}",
+            )
+            # ONNX Runtime falls back to the CPU with a line in its log, where the GPU's libraries cannot be loaded.
+            if ORT_TARGETS[target] not in self.session.get_providers():
+                raise DeployError(
+                    f"{source}: {ORT_TARGETS[target]} cannot be loaded here; install the driver, CUDA and cuDNN that "
+                    "this onnxruntime wants, or build an engine with --target cpu"
+                )
         self.input = input or self.session.get_inputs()[0].name
         self.output = output or self.session.get_outputs()[0].name
 
