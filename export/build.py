@@ -38,7 +38,7 @@ from runtime.files import replacing
 from runtime.head import labels_from_scores
 from runtime.prepare import padded_size, prepare
 from runtime.segmenter import Segmenter, assumed_card, check_card, describe_assumption
-from runtime.verify import GOLDEN, TIMED_SIZES, latency
+from runtime.verify import GOLDEN, latency, timed_sizes
 
 log = logging.getLogger(__name__)
 
@@ -144,7 +144,7 @@ def build_engine(
     layers_to: Path | None = None,
     say: Callable[[str], None] = lambda line: None,
     gpu: ForGpu | None = None,
-    timed: Sequence[tuple[int, int]] = TIMED_SIZES,
+    timed: Sequence[tuple[int, int]] | None = None,
 ) -> dict[str, Any]:
     """Build an engine and return its report, which is in the file too.
 
@@ -158,7 +158,7 @@ def build_engine(
         layers_to: CSV file for the precision report, which ranks every layer.
         say: called with a line when a phase begins.
         gpu: how, for GPUs; None: as its defaults say. Its options' targets are those of `target`.
-        timed: (height, width) of the latencies in the report.
+        timed: (height, width) of the latencies in the report; None: see runtime.verify.timed_sizes.
 
     Raises:
         MisuseError: options that contradict each other, or an unknown target.
@@ -219,11 +219,12 @@ def build_engine(
             report["miou"], report["miou_reason"] = result.report[options.precision], None
     check(lowered, "the lowered network")
     manifest = replace(manifest, target=target, precision=options.precision)
-    golden = golden_sample(reference, card, options.precision)
     if targets:
         manifest, members, about = _plan(lowered, manifest, gpu, say)
-        members[GOLDEN] = golden
         report |= about
+    golden = golden_sample(reference, card, options.precision, manifest.gpu)
+    if targets:
+        members[GOLDEN] = golden
     if target != "cpu":
         members = {"stage-0.onnx": lowered.SerializeToString(), GOLDEN: golden} if on_ort else members
         report |= _measure_on_gpu(manifest, members, say, timed)
@@ -320,7 +321,7 @@ def _measure(
         with Segmenter(draft, threads=threads) as net:
             agreement = compare(source, net) if source is not None else None
             say(f"timing {manifest.precision}")
-            return agreement, latency(net, timed)
+            return agreement, latency(net, timed or timed_sizes(manifest))
 
 
 def core_of(source: Source) -> tuple[ModelProto, ModelCard]:
@@ -345,18 +346,26 @@ def core_of(source: Source) -> tuple[ModelProto, ModelCard]:
     return core, card
 
 
+GOLDEN_SIZE = (61, 83)
 # Of the scores' range: float32 rounds, INT8 kernels may round a tie the other way, layer after layer.
 GOLDEN_TOLERANCE = {"float32": 1e-3, "float16": 2e-2, "int8": 5e-2}
 
 
-def golden_sample(core: ModelProto, card: ModelCard, precision: str) -> bytes:
-    """A small image and its scores, float32, by the core run as written: what verify-engine compares with."""
-    image = natural_noise(61, 83, card, seed=0)
+def golden_sample(core: ModelProto, card: ModelCard, precision: str, gpu: GpuPlan | None = None) -> bytes:
+    """A small image and its scores, float32, by the core run as written: what verify-engine compares with.
+
+    Where no profile of `gpu` holds its usual size, it is of the smallest size that one does.
+    """
+    size = GOLDEN_SIZE
+    if gpu is not None and not any(p.holds(padded_size(*size, card.size_multiple)) for p in gpu.profiles):
+        least = min((profile.min for profile in gpu.profiles), key=lambda size: size[0] * size[1])
+        size = tuple(side - min(3, card.size_multiple - 1) for side in least)  # so that something is padded
+    image = natural_noise(*size, card, seed=0)
     run = session(core.SerializeToString(), optimise=False)
     try:
         scores = run.run(["scores"], {"image": prepare(image, card)})[0][0]
     except Exception as error:
-        raise DeployError(f"the network does not run on an image of 61×83 pixels: {error}") from error
+        raise DeployError(f"the network does not run on an image of {size[0]}×{size[1]} pixels: {error}") from error
     buffer = io.BytesIO()
     np.savez(buffer, image=image, scores=scores.astype(np.float32), tolerance=GOLDEN_TOLERANCE[precision])
     return buffer.getvalue()

@@ -213,7 +213,7 @@ def build(
     from export.builders import tensorrt
     from export.precision import Options
     from export.profiles import parse_sizes, show_rows
-    from runtime.verify import TIMED_SIZES, show_latency
+    from runtime.verify import show_latency
 
     options = Options(
         int8=int8,
@@ -244,7 +244,7 @@ def build(
             profiles,
             batch or tensorrt.BATCH,
         )
-    timed = TIMED_SIZES if found is None else found.examples()
+    timed = None if found is None else found.examples()
     source = read_source(model)
     for note in source.notes:
         print(f"note: {note}", file=sys.stderr)

@@ -17,4 +17,4 @@ class MisuseError(DeployError):
 
 
 class OverBudgetError(DeployError):
-    """An image needs more memory than it may take."""
+    """An image needs more memory than it may take, or is of a size that the engine was not built for."""

@@ -139,10 +139,10 @@ def _line(record: dict, card: ModelCard | None) -> str:
     text = f"{record['image']}  {height}×{width}  {record['ms']['label']:.1f} ms  → {record['labels']}"
     if card is not None:
         padded = record["plan"]["padded"]
-        memory = record["plan"]["bytes"]
-        text += f"\n  plan: padded to {padded[0]}×{padded[1]} (multiples of {card.size_multiple}), one run" + (
-            f", about {memory / 1e6:.0f} MB" if memory else ""
-        )
+        memory, profile = record["plan"]["bytes"], record["plan"]["profile"]
+        text += f"\n  plan: padded to {padded[0]}×{padded[1]} (multiples of {card.size_multiple}), one run"
+        text += f", about {memory / 1e6:.0f} MB" if memory else ""
+        text += "" if profile is None else f", profile {profile}"
     return text
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import typer
 
 from runtime.command import Debug, Json, Threads, run
-from runtime.engine_file import EngineFile
+from runtime.engine_file import EngineFile, Manifest
 from runtime.errors import DeployError, OverBudgetError
 from runtime.head import labels_from_scores
 from runtime.segmenter import Segmenter
@@ -20,13 +20,13 @@ GOLDEN = "golden.npz"  # image uint8|uint16|float32 [H,W,C]; scores float32 [K,h
 TIMED_SIZES = ((256, 256), (480, 640), (512, 1024), (1080, 1920))
 
 
-def verify(path: Path, threads: int | None = None, sizes: Sequence[tuple[int, int]] = TIMED_SIZES) -> dict:
+def verify(path: Path, threads: int | None = None, sizes: Sequence[tuple[int, int]] | None = None) -> dict:
     """Check an engine's members, run its golden sample, and time it.
 
     Args:
         path: of an engine.
         threads: as for Segmenter.
-        sizes: (height, width) in pixels to time.
+        sizes: (height, width) in pixels to time; None: TIMED_SIZES, or those that an engine for GPUs was tuned for.
 
     Returns:
         {"engine", "target", "precision", "backend", "difference" (largest, as a share of the scores'
@@ -61,12 +61,19 @@ def verify(path: Path, threads: int | None = None, sizes: Sequence[tuple[int, in
             "labels_equal": float((labels == reference).mean()),
             # Not "difference > tolerance": a NaN must fail.
             "passed": bool(difference <= tolerance),
-            "milliseconds": latency(net, sizes),
+            "milliseconds": latency(net, sizes or timed_sizes(net.manifest)),
         }
 
 
+def timed_sizes(manifest: Manifest) -> Sequence[tuple[int, int]]:
+    """TIMED_SIZES, or the OPT of each profile where the sizes are bound to these."""
+    if manifest.gpu is None:
+        return TIMED_SIZES
+    return sorted({profile.opt for profile in manifest.gpu.profiles})
+
+
 def latency(net: Segmenter, sizes: Sequence[tuple[int, int]] = TIMED_SIZES, runs: int = 5) -> dict[str, float | None]:
-    """{"HxW": median milliseconds of one call on a random image}; None for a size that does not fit into memory."""
+    """{"HxW": median milliseconds of one call on a random image}; None for a size that cannot be run."""
     random, result = np.random.default_rng(0), {}
     for height, width in sizes:
         image = random.integers(0, 256, (height, width, net.card.channels)).astype(net.card.dtype)
@@ -85,7 +92,8 @@ def latency(net: Segmenter, sizes: Sequence[tuple[int, int]] = TIMED_SIZES, runs
 def show_latency(milliseconds: dict[str, float | None]) -> str:
     """A line per size."""
     return "\n".join(
-        f"  {size:>10}  " + (f"{ms:8.1f} ms" if ms is not None else "does not fit into memory here")
+        f"  {size:>10}  "
+        + (f"{ms:8.1f} ms" if ms is not None else "too large for the memory here, or outside the profiles")
         for size, ms in milliseconds.items()
     )
 

@@ -153,18 +153,16 @@ class TensorRTBackend:
     def _runtime_config(self):
         """TensorRT for RTX keeps what it compiles at run time, and captures CUDA graphs by itself."""
         trt = self._trt
-        if not hasattr(self._engine, "create_runtime_config"):
+        if self.gpu.library != "tensorrt_rtx":
             return None
         config = self._engine.create_runtime_config()
         config.set_execution_context_allocation_strategy(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
-        if hasattr(config, "cuda_graph_strategy"):
-            config.cuda_graph_strategy = trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
-        if hasattr(config, "create_runtime_cache"):
-            self._cache = config.create_runtime_cache()
-            with suppress(OSError):
-                if not self._cache.deserialize(self._cache_path.read_bytes()):
-                    log.info("%s is of another driver or version, and is made anew", self._cache_path)
-            config.set_runtime_cache(self._cache)
+        config.cuda_graph_strategy = trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+        self._cache = config.create_runtime_cache()
+        with suppress(OSError):
+            if not self._cache.deserialize(self._cache_path.read_bytes()):
+                log.info("%s is of another driver or version, and is made anew", self._cache_path)
+        config.set_runtime_cache(self._cache)
         return config
 
     def _buffer(self) -> "_Buffer":
@@ -227,7 +225,7 @@ class TensorRTBackend:
         fitting = self._profiles_for(padded)
         if not fitting:
             ranges = ", ".join(_range(profile) for profile in self.gpu.profiles)
-            raise DeployError(
+            raise OverBudgetError(
                 f"an image of {padded[0]}×{padded[1]} (padded) is outside every profile of {self.source} ({ranges}); "
                 "build it with --sizes that hold it, or label the image in parts"
             )
@@ -253,8 +251,8 @@ class TensorRTBackend:
             [H, W] uint8 or uint16.
 
         Raises:
-            OverBudgetError: the GPU's memory does not suffice.
-            DeployError: the size is outside every profile, or the GPU failed.
+            OverBudgetError: the size is outside every profile, or the GPU's memory does not suffice.
+            DeployError: the GPU failed.
         """
         height, width = image.shape[:2]
         dtype = np.dtype(self.card.label_dtype)
@@ -294,6 +292,11 @@ class TensorRTBackend:
             slot = self._free.pop()
         try:
             yield slot
+        except OverBudgetError:
+            with self._submit, self._current():  # what it holds may be what others lack
+                slot.image.release()
+                slot.labels.release()
+            raise
         finally:
             with self._slot_freed:
                 self._free.append(slot)
@@ -342,7 +345,9 @@ class TensorRTBackend:
         """Give back all that grows and is not in use: the network's memory and buffers, with the graphs on them."""
         self._compute.synchronize()
         self._drop_graphs()
-        for buffer in (self._memory, self._core, self._scores):
+        # A slot that is taken from now on waits for us before it allocates.
+        idle = [buffer for slot in self._free for buffer in (slot.image, slot.labels)]
+        for buffer in (self._memory, self._core, self._scores, *idle):
             buffer.release()
 
     def _run(self, slot: "_Slot", image: np.ndarray, padded: tuple[int, int]) -> tuple[int, int, int]:

@@ -1,0 +1,438 @@
+"""Engines for NVIDIA GPUs: the whole backend on a simulated driver, with plans that TensorRT for RTX built."""
+
+import gc
+import os
+import re
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers import one_error, photo
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from runtime import DeployError, MisuseError, ModelCard, Segmenter
+from runtime.backends import KERNELS_PTX
+from runtime.engine_file import COORDINATES, ROUNDINGS, EngineFile, GpuPlan, Head, Profile, write_engine
+from runtime.head import labels_from_scores
+from runtime.prepare import padded_size, prepare
+
+ROOT = Path(__file__).resolve().parents[2]
+KERNELS = ROOT / "runtime" / "backends" / "kernels.cu"
+SIZES = "1x1:64x64:128x160,64x64:160x192:256x256,128x128:224x320:320x416"
+
+
+@pytest.fixture(scope="module")
+def built(exports, tmp_path_factory):
+    """narrow.engine for sm89 with three profiles, and its core for the simulation."""
+    pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed; pip install 'fcn-deploy[rtx]'")
+    from export.build import ForGpu, build_engine, core_of, read_source
+    from export.builders import cpu
+    from export.builders.tensorrt import BuildOptions
+    from export.profiles import parse_sizes
+
+    folder = tmp_path_factory.mktemp("gpu")
+    source = read_source(exports / "narrow.onnx")
+    how = ForGpu(BuildOptions(("sm89",)), parse_sizes(SIZES))
+    build_engine(source, folder / "m.engine", target="sm89", gpu=how)
+    return folder / "m.engine", cpu.build(core_of(source)[0])
+
+
+def profiles_of(plan: GpuPlan):
+    return [{"image": ((1, 3, *p.min), (1, 3, *p.opt), (p.batch, 3, *p.max))} for p in plan.profiles]
+
+
+@pytest.fixture(params=["tensorrt_rtx", "tensorrt"])
+def engine(request, gpu, built, tmp_path):
+    """An engine of either library, ready to be opened: its path."""
+    yield from ready(gpu, built, tmp_path, request.param)
+
+
+@pytest.fixture
+def rtx_engine(gpu, built, tmp_path):
+    yield from ready(gpu, built, tmp_path, "tensorrt_rtx")
+
+
+def ready(gpu, built, folder, library):
+    from gpu_sim import tensorrt_sim
+
+    path, core = built
+    gpu.load_kernels(KERNELS)
+    os.environ["XDG_CACHE_HOME"] = str(folder / "cache")
+    with gpu.tensorrt(library) as module:
+        with EngineFile(path) as file:
+            members = {name: file.read(name) for name in file.manifest.members}
+            plan = replace(file.manifest.gpu, library=library, version=module.__version__)
+            write_engine(folder / "m.engine", replace(file.manifest, gpu=plan), members)
+        tensorrt_sim.register(members["stage-0.plan"], core, profiles_of(plan))
+        yield folder / "m.engine"
+    del os.environ["XDG_CACHE_HOME"]
+    gc.collect()
+
+
+def changed(path, out, **changes):
+    """The engine with other entries in its GPU plan."""
+    with EngineFile(path) as file:
+        members = {name: file.read(name) for name in file.manifest.members}
+        manifest = file.manifest
+    members = changes.pop("members", lambda m: m)(members)
+    write_engine(out, replace(manifest, gpu=replace(manifest.gpu, **changes)), members)
+    return out
+
+
+def sizes(count, seed=0, largest=(320, 416)):
+    random = np.random.default_rng(seed)
+    return [tuple(int(random.integers(1, side + 1)) for side in largest) for _ in range(count)]
+
+
+def runnable(net, size):
+    return any(p.holds(padded_size(*size, net.card.size_multiple)) for p in net.manifest.gpu.profiles)
+
+
+def test_labels_equal_the_cpu_engines_at_200_sizes_across_profiles(engine, exports, gpu):
+    used = set()
+    with Segmenter(engine) as net, Segmenter(exports / "narrow.engine") as cpu:
+        wanted = [size for size in sizes(400) if runnable(net, size)][:200]
+        assert len(wanted) == 200
+        for index, (height, width) in enumerate(wanted):
+            image = photo(height, width, index)
+            plan = net.plan(height, width)
+            used.add(plan.profile)
+            scores = cpu.scores(image)
+            np.testing.assert_allclose(net.scores(image), scores, atol=1e-4 * np.ptp(scores))
+            found, expected = net(image), cpu(image)
+            # The same core: only ties of the head may be broken otherwise.
+            assert (found != expected).mean() < 1e-3, (height, width)
+        assert used == {0, 1, 2} and len(net._backend._contexts) == 3
+    assert gpu.counts()["allocations"] == gpu.counts()["pinned"] == gpu.counts()["contexts"] == 0
+
+
+def test_thousands_of_calls_from_8_threads_leak_nothing(engine, exports, gpu):
+    with Segmenter(engine) as net, Segmenter(exports / "narrow.engine", threads=1) as cpu:
+        wanted = [size for size in sizes(300, 1, (128, 160)) if runnable(net, size)]
+        images = [photo(*size, index) for index, size in enumerate(wanted[:40])]
+        expected = [cpu(image) for image in images]
+        errors = []
+
+        def work(seed, calls=250):
+            random = np.random.default_rng(seed)
+            for _ in range(calls):
+                index = int(random.integers(len(images)))
+                if (net(images[index]) != expected[index]).mean() > 1e-3:
+                    errors.append(images[index].shape)
+
+        with ThreadPoolExecutor(8) as pool:
+            # Both slots see the largest image, and the contexts their largest memory.
+            list(pool.map(net, [np.zeros((128, 160, 3), np.uint8)] * 8 + [photo(320, 416)] * 8))
+            list(pool.map(lambda seed: work(seed, 20), range(8)))
+            before = gpu.counts()
+            list(pool.map(work, range(8)))
+        after = gpu.counts()
+        assert not errors and not gpu.misuse()
+        for name in ("allocations", "bytes", "pinned", "pinned_bytes", "streams", "events", "modules"):
+            assert after[name] == before[name], name
+        assert len(net._backend._contexts) <= 3
+        assert after["graph_execs"] <= 32 and len(net._backend._graphs) <= 32
+        if net.manifest.gpu.library == "tensorrt":
+            assert after["graph_execs"] > 0
+
+
+def test_a_shape_already_seen_takes_two_copies_two_kernels_and_one_launch(engine, gpu):
+    with Segmenter(engine) as net:
+        image = photo(150, 170)
+        for _ in range(3):
+            net(image)
+        gpu.clear()
+        gpu.log(True)
+        net(image)
+        gpu.log(False)
+        names = [call.name for call in gpu.calls()]
+        uploads = [call for call in gpu.calls() if "HtoD" in call.name]
+        downloads = [call for call in gpu.calls() if "DtoH" in call.name]
+        kernels = gpu.calls("cuLaunchKernel")
+        assert [call.bytes for call in uploads] == [image.nbytes] and [call.bytes for call in downloads] == [150 * 170]
+        assert not any(call.detail == "pageable" for call in (*uploads, *downloads))
+        assert len(kernels) == 2 and "prepare" in kernels[0].detail and "label" in kernels[1].detail
+        assert sum(name in ("gpusim_launch_task", "cuGraphLaunch") for name in names) == 1
+        if net.manifest.gpu.library == "tensorrt":
+            assert "cuGraphLaunch" in names
+        assert not [name for name in names if "Alloc" in name or "Free" in name or name.startswith("cuCtxSync")]
+        assert len({uploads[0].stream, kernels[0].stream}) == 2  # copies overlap what is computed
+
+
+def test_graphs_are_bounded_and_the_oldest_goes(engine, gpu):
+    from runtime.backends.tensorrt import TensorRTBackend
+
+    with EngineFile(engine) as file:
+        kernels = {name: file.read(name) for name in file.manifest.members if name.startswith("kernels")}
+        backend = TensorRTBackend(file.manifest, file.read("stage-0.plan"), kernels, graphs=2)
+    try:
+        for width in (128, 96, 64, 32, 160):
+            for _ in range(3):
+                backend.labels(photo(32, width), (32, width))
+            if width == 32 and backend.gpu.library == "tensorrt":
+                assert [key[1] for key in backend._graphs] == [(32, 64), (32, 32)]
+            assert len(backend._graphs) <= 2 and gpu.counts()["graph_execs"] <= 2
+        if backend.gpu.library == "tensorrt":
+            # The last one is larger than all before: buffers grew, whose old addresses the graphs had.
+            assert [key[1] for key in backend._graphs] == [(32, 160)]
+    finally:
+        backend.close()
+
+
+def test_the_profile_with_the_nearest_opt_runs_an_image(rtx_engine):
+    with Segmenter(rtx_engine) as net:
+        assert [net.plan(*size).profile for size in ((1, 1), (128, 128), (128, 160), (300, 400))] == [0, 1, 1, 2]
+        with pytest.raises(DeployError, match=r"32×448 \(padded\) is outside every profile .*build it with --sizes"):
+            net(photo(10, 420))
+        assert net(photo(20, 30)).shape == (20, 30)  # as well as before
+
+
+def test_what_was_compiled_is_kept_for_the_next_time(rtx_engine, tmp_path):
+    for _ in range(2):
+        with Segmenter(rtx_engine) as net:
+            net(photo(40, 50))
+        (cache,) = (tmp_path / "cache" / "fcn-deploy").iterdir()
+        assert cache.stat().st_size > 0
+    cache.write_bytes(b"damaged")
+    with Segmenter(rtx_engine) as net:
+        assert net(photo(40, 50)).shape == (40, 50)
+
+
+def test_closing_waits_for_calls_and_ends_them(rtx_engine, gpu):
+    net, failures, done = Segmenter(rtx_engine), [], []
+
+    def work():
+        try:
+            while True:
+                done.append(net(photo(60, 60)).shape)
+        except MisuseError as error:
+            failures.append(str(error))
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    while len(done) < 8:
+        pass
+    net.close()
+    for thread in threads:
+        thread.join(20)
+    assert len(failures) == 4 and all("closed" in text for text in failures)
+    net.close()
+    assert gpu.counts()["allocations"] == 0
+
+
+def test_memory_that_runs_out_is_one_line_and_leaves_the_engine_usable(rtx_engine, gpu):
+    with Segmenter(rtx_engine) as net:
+        net(photo(40, 50))
+        gpu.set_memory(gpu.counts()["bytes"] + 200_000)
+        with pytest.raises(DeployError, match=r"an image of 320×416 .* of the GPU's memory, and .* GB are free"):
+            net(photo(320, 416))
+        assert net(photo(40, 50)).shape == (40, 50)
+        gpu.set_memory(8 << 30)
+        assert net(photo(320, 416)).shape == (320, 416)
+    gpu.clear()  # what did not fit was refused, as it should be
+
+
+def test_a_gpu_that_failed_says_so_at_every_later_call(rtx_engine, gpu, monkeypatch):
+    net = Segmenter(rtx_engine)
+    cuda = net._backend._cuda
+
+    def broken(*arguments):
+        raise cuda.LaunchError("cuCtxSynchronize failed: an illegal memory access was encountered")
+
+    monkeypatch.setattr(net._backend, "_enqueue", broken)
+    with monkeypatch.context() as patched:
+        patched.setattr(cuda.Context, "synchronize", staticmethod(broken))
+        with pytest.raises(DeployError, match="the GPU failed while it ran"):
+            net(photo(40, 50))
+    monkeypatch.undo()
+    with pytest.raises(DeployError, match="cannot be used in this process any more"):
+        net(photo(40, 50))
+    net.close()
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"targets": ("sm86", "sm120")}, r"is for sm86, sm120, and this GPU \(Simulated GPU\) is sm89; build it with"),
+        ({"version": "1.2.0.5"}, r"built by tensorrt_rtx 1.2.0.5, and 1.7.* pip install 'tensorrt-rtx-cu13==1.2.0.5'"),
+        ({"library": "tensorrt"}, r"tensorrt is not installed; run: pip install 'fcn-deploy\[gpu\]'"),
+        ({"profiles": (Profile((32, 32), (32, 32), (64, 64)),)}, "disagree on the profiles"),
+        ({"members": lambda m: m | {"stage-0.plan": m["stage-0.plan"][:-9] + bytes(9)}}, "cannot load the plan"),
+        ({"members": lambda m: {n: b for n, b in m.items() if "kernels" not in n}}, "kernels cannot be loaded"),
+        ({"members": lambda m: m | {n: b"junk" for n in m if "kernels" in n}}, "kernels cannot be loaded"),
+    ],
+)
+def test_plans_that_do_not_fit_are_refused_before_they_run(rtx_engine, gpu, tmp_path, changes, said):
+    path = changed(rtx_engine, tmp_path / "x.engine", **changes)
+    with pytest.raises(DeployError, match=said):
+        Segmenter(path)
+    gc.collect()
+    assert gpu.counts()["allocations"] == 0
+    gpu.clear()
+
+
+def test_devices(rtx_engine, exports, gpu):
+    with pytest.raises(MisuseError, match=r"cuda:1: there are 1 GPUs"):
+        Segmenter(rtx_engine, device="cuda:1")
+    with pytest.raises(MisuseError, match="an engine for sm89"):
+        Segmenter(rtx_engine, device="cpu")
+    with pytest.raises(MisuseError, match="an engine for cpu"):
+        Segmenter(exports / "narrow.engine", device="cuda")
+    with pytest.raises(MisuseError, match="choose auto, cpu, cuda"):
+        Segmenter(rtx_engine, device="gpu")
+    with Segmenter(rtx_engine, device="cuda:0") as net:
+        assert net.backend == "tensorrt_rtx 1.7.1.116"
+    gpu.set_devices(0)
+    with pytest.raises(DeployError, match="no NVIDIA GPU can be used here"):
+        Segmenter(rtx_engine)
+
+
+def test_the_gpus_own_code_is_preferred_and_ptx_serves_the_others(rtx_engine, gpu, tmp_path):
+    without = changed(
+        rtx_engine, tmp_path / "x.engine", members=lambda m: {n: b for n, b in m.items() if "cubin" not in n}
+    )
+    for path in (rtx_engine, without):
+        with EngineFile(path) as file:
+            assert KERNELS_PTX in file.manifest.members
+        with Segmenter(path) as net:
+            assert net(photo(33, 44)).shape == (33, 44)
+
+
+@pytest.mark.parametrize("words", [["runtime.infer"], ["runtime.verify"]])
+def test_command_lines_on_a_simulated_gpu(built, gpu, tmp_path, words):
+    from gpu_sim import tensorrt_sim
+
+    path, core = built
+    (tmp_path / "plans").mkdir()
+    with EngineFile(path) as file:
+        tensorrt_sim.save(tmp_path / "plans", file.read("stage-0.plan"), core, profiles_of(file.manifest.gpu))
+    Image.fromarray(photo(70, 90)).save(tmp_path / "a.png")
+    Image.fromarray(photo(500, 90)).save(tmp_path / "b.png")
+    arguments = [str(path)]
+    if words == ["runtime.infer"]:
+        arguments += [str(tmp_path / "a.png"), str(tmp_path / "b.png"), "-o", str(tmp_path / "out"), "--explain"]
+    environment = os.environ | {"PYTHONPATH": "tests", "FCN_GPU_SIM_PLANS": str(tmp_path / "plans"),
+                                "XDG_CACHE_HOME": str(tmp_path / "cache")}  # fmt: skip
+    command = [sys.executable, "-m", "gpu_sim", *words, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment)
+    if words == ["runtime.infer"]:
+        assert done.returncode == 1, done.stderr  # of two images one is outside the profiles
+        assert "profile 0" in done.stdout and (tmp_path / "out" / "a.png").exists()
+        assert "outside every profile" in one_error(done)
+    else:
+        assert done.returncode == 0, done.stderr
+        assert "golden sample: ok" in done.stdout and "tensorrt_rtx 1.7" in done.stdout
+        assert len(re.findall(r"\d+x\d+ +[\d.]+ ms", done.stdout)) == 3  # the OPT of each profile
+
+
+def test_without_a_driver_one_line_says_what_to_do(built, tmp_path):
+    pytest.importorskip("pycuda", reason="pycuda is not installed; run: python tests/gpu_sim/build.py")
+    command = [sys.executable, "-m", "runtime.verify", str(built[0])]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    if done.returncode == 0:
+        pytest.skip("this machine has a GPU that runs the engine")
+    assert "is an engine for sm89, and no NVIDIA" in one_error(done) and "--target cpu" in one_error(done)
+
+
+# The kernels against NumPy
+
+
+@pytest.fixture
+def kernels(gpu):
+    import pycuda.driver as cuda
+
+    gpu.load_kernels(KERNELS)
+    from export.builders.kernels import compile_kernels
+
+    context = cuda.Device(0).retain_primary_context()
+    context.push()
+    yield Launcher(cuda, cuda.module_from_buffer(compile_kernels([])[KERNELS_PTX]))
+    cuda.Context.pop()
+
+
+class Launcher:
+    """Runs a kernel on arrays: those of `out` are written and returned."""
+
+    def __init__(self, cuda, module):
+        self.cuda, self.module = cuda, module
+
+    def __call__(self, name, formats, grid, out, *arguments):
+        held, places = [], []
+        for argument in arguments:
+            if isinstance(argument, np.ndarray):
+                held.append((self.cuda.mem_alloc(max(argument.nbytes, 1)), argument))
+                self.cuda.memcpy_htod(held[-1][0], np.ascontiguousarray(argument))
+                places.append(int(held[-1][0]))
+            else:
+                places.append(argument)
+        function = self.module.get_function(name)
+        function.prepare(formats)
+        function.prepared_call(grid, (32, 8, 1), *places)
+        memory = next(memory for memory, array in held if array is out)
+        found = np.empty_like(out)
+        self.cuda.memcpy_dtoh(found, memory)
+        for memory, _ in held:
+            memory.free()
+        return found
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32"])
+@pytest.mark.parametrize("input_type", ["float32", "float16"])
+def test_the_prepare_kernel_equals_numpy_bit_for_bit(kernels, dtype, input_type):
+    random = np.random.default_rng(0)
+    for channels, height, width in ((3, 37, 50), (1, 1, 1), (5, 64, 32)):
+        mean, std = tuple(random.uniform(50, 150, channels)), tuple(random.uniform(20, 90, channels))
+        card = ModelCard(("a", "b"), channels=channels, dtype=dtype, mean=mean, std=std, size_multiple=32)
+        image = (random.random((height, width, channels)) * 255).astype(dtype)
+        if dtype == "float32":
+            image[0, 0, 0] = 1e-6 * std[0] + mean[0]  # a subnormal float16
+            image[-1, -1, 0] = 1e9  # infinite in float16
+        with np.errstate(over="ignore"):
+            expected = prepare(image, card)[0].astype(input_type)
+        factors = [np.float32([1 / s for s in std]), np.float32([m / s for m, s in zip(mean, std, strict=True)])]
+        out = np.full_like(expected, 7)
+        padded = expected.shape[1:]
+        found = kernels(f"prepare_{dtype}_{input_type}", "PPPPiiiii", (-(-padded[1] // 32), -(-padded[0] // 8)), out,
+                        image, out, *factors, channels, height, width, *padded)  # fmt: skip
+        np.testing.assert_array_equal(found, expected)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_the_label_kernel_equals_the_exact_head(kernels, data):
+    mode = data.draw(st.sampled_from(["linear", "nearest", "none"]))
+    rows, columns = (data.draw(st.integers(1, 9)) for _ in range(2))
+    factor = data.draw(st.sampled_from([(8.0, 8.0), (4.0, 16.0), (2.5, 3.3), (1.0, 1.0), None]))
+    head = Head(mode, data.draw(st.sampled_from(COORDINATES)), factor, data.draw(st.sampled_from(ROUNDINGS)))
+    if mode == "none":
+        head, padded = replace(head, factor=None), (rows, columns)
+    else:
+        vertical, horizontal = factor or (7, 5.5)
+        padded = int(rows * vertical), int(columns * horizontal)
+    size = tuple(data.draw(st.integers(1, side)) for side in padded)
+    single = data.draw(st.booleans())
+    classes = 1 if single else data.draw(st.integers(2, 300))
+    card = ModelCard(("a", "b"), activation="sigmoid", threshold=0.7) if single else ModelCard(
+        tuple(str(n) for n in range(classes)))  # fmt: skip
+    kind = data.draw(st.sampled_from(["float32", "float16"]))
+    random = np.random.default_rng(data.draw(st.integers(0, 1000)))
+    scores = random.normal(size=(classes, rows, columns)).astype(kind)
+    expected = labels_from_scores(scores, head, card, padded, size)
+    from runtime.backends.tensorrt import _codes
+
+    factor = head.factor or (padded[0] / rows, padded[1] / columns)
+    full = padded if head.factor is None else (int(rows * factor[0]), int(columns * factor[1]))
+    out = np.full(size, 77, card.label_dtype)
+    found = kernels(f"label_{kind}_{card.label_dtype}", "PPiiiiiddiiiiiif", (-(-size[1] // 32), -(-size[0] // 8)), out,
+                    scores, out, classes, rows, columns, *full, *factor, *size, *_codes(head), int(single),
+                    card.score_threshold if single else 0.0)  # fmt: skip
+    differs = found != expected
+    assert differs.mean() <= 0.02 and differs.sum() <= 2  # ties, which sums in another order break otherwise
