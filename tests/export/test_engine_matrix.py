@@ -1,4 +1,4 @@
-"""A dozen of the combinations that `make engine-matrix` builds all of: those that no other test builds."""
+"""A dozen of the combinations that `make engine-matrix` builds all of, by build-engine's whole path."""
 
 import json
 import subprocess
