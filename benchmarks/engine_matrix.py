@@ -87,7 +87,9 @@ def main() -> None:
     parser.add_argument("--target", default="sm86,sm89,sm120")
     parser.add_argument("--calib", default="digits", help="as of build-engine; digits: a few canvases of several sizes")
     parser.add_argument("--width", type=float, default=0.25, help="multiplies the backbones' channels")
-    parser.add_argument("--full", action="store_true", help="the published widths: hours, and 8 GB of memory")
+    parser.add_argument(
+        "--full", action="store_true", help="the published widths: slow, as labels are compared on the CPU"
+    )
     parser.add_argument("--limit", type=float, default=10, help="seconds that TensorRT may take for one engine")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()

@@ -20,6 +20,7 @@ from export.passes.quantize import (
     quantize,
     round_weights,
 )
+from export.profiles import default_profiles
 from export.to_onnx import export
 from runtime import DeployError
 from runtime.backends.onnxruntime import session
@@ -279,6 +280,10 @@ def test_half_models_keep_a_float32_interface():
     assert 0 < np.abs(emulated - expected).max() < 0.01 * np.ptp(expected)
 
 
+def plan_of(model, targets, multiple):
+    return tensorrt.build(model, tensorrt.BuildOptions(tuple(targets)), default_profiles(multiple, 4)).plan
+
+
 @pytest.mark.parametrize("architecture", FAMILY, ids=lambda a: "-".join(map(str, a.values())))
 def test_tensorrt_rtx_builds_int8_and_fp16_of_every_network(tmp_path, architecture):
     pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed; pip install 'fcn-deploy[rtx]'")
@@ -296,7 +301,7 @@ def test_tensorrt_rtx_builds_int8_and_fp16_of_every_network(tmp_path, architectu
     error = run(half(core), images[0]) - expected
     assert np.sqrt((error**2).mean()) < 0.15 * expected.std()
     for graph in (half(lowered), half(core)):
-        assert len(tensorrt.build(graph, ["sm89"], card.size_multiple)) > 10_000
+        assert len(plan_of(graph, ["sm89"], card.size_multiple)) > 10_000
 
 
 def sized(scores="scores"):
@@ -343,7 +348,7 @@ def test_sizes_are_never_computed_in_float16_and_names_do_not_collide():
         assert np.abs(found - expected).max() < 1.5  # of 16; steps of 0.24 at the input
     trt = pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed; pip install 'fcn-deploy[rtx]'")
     for graph in (graphs[0], graphs[4]):
-        assert len(tensorrt.build(graph, ["sm89"], 2)) > 1000, trt.__version__
+        assert len(plan_of(graph, ["sm89"], 2)) > 1000, trt.__version__
 
 
 def test_control_flow_is_refused_for_fp16():
@@ -374,9 +379,9 @@ def test_what_tensorrt_refuses_is_named():
 
     model = network([helper.make_node("Det", ["image"], ["scores"], name="strange")], {}, scores=3)
     with pytest.raises(DeployError, match=r"TensorRT refuses node strange \(Det\)"):
-        tensorrt.build(model, ["sm89"], 32)
+        plan_of(model, ["sm89"], 32)
 
 
 def test_one_plan_serves_several_gpus():
     pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed; pip install 'fcn-deploy[rtx]'")
-    assert len(tensorrt.build(residual(), ["sm86", "sm89", "sm120"], 1)) > 10_000
+    assert len(plan_of(residual(), ["sm86", "sm89", "sm120"], 1)) > 10_000
