@@ -52,8 +52,8 @@ def label_files(
         max_pixels: refuse images with more.
 
     Yields:
-        Per image {"image", "size": [H, W], "plan": {"padded": [H, W], "bytes"}, "ms": {"read", "label",
-        "write"}, "labels": path, "overlay": path or null}, or {"image", "error"}.
+        Per image {"image", "size": [H, W], "plan": {"padded": [H, W], "bytes", "profile"}, "ms": {"read",
+        "label", "write"}, "labels": path, "overlay": path or null}, or {"image", "error"}.
 
     Raises:
         MisuseError: before any work, where an output exists already or would replace an input.
@@ -92,7 +92,7 @@ def label_files(
         yield {
             "image": str(image_path),
             "size": list(plan.size),
-            "plan": {"padded": list(plan.padded), "bytes": plan.bytes},
+            "plan": {"padded": list(plan.padded), "bytes": plan.bytes, "profile": plan.profile},
             "ms": {name: round(seconds * 1e3, 2) for name, seconds in times.items()},
             "labels": str(labels_path),
             "overlay": str(overlay_path) if overlay_path else None,
