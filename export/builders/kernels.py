@@ -30,7 +30,7 @@ def compile_kernels(targets: Sequence[str]) -> dict[str, bytes]:
     compiler = _nvrtc() or _nvcc()
     if compiler is None:
         raise DeployError(
-            "the GPU kernels cannot be compiled: neither NVRTC nor nvcc was found; run: pip install 'fcn-deploy[rtx]'"
+            "the GPU kernels cannot be compiled: neither NVRTC nor nvcc was found; run: pip install nvidia-cuda-nvrtc"
         )
     return {name: compiler(architecture) for name, architecture in wanted.items()}
 

@@ -625,7 +625,9 @@ def _driver(source: str, targets: tuple[str, ...]) -> ModuleType:
                 f"{where}, and no NVIDIA driver is installed here; run it on the GPU's machine, or build one with "
                 "--target cpu"
             ) from error
-        raise
+        raise DeployError(
+            "pycuda is not installed; run: pip install pycuda (it compiles, and needs the CUDA toolkit)"
+        ) from error
     try:
         cuda.init()
     except cuda.Error as error:

@@ -1,5 +1,6 @@
 """build-engine: engines whose labels are the model's, from our models and others'."""
 
+import io
 import json
 
 import numpy as np
@@ -10,13 +11,16 @@ import torch
 import torch.nn.functional as F
 from helpers import checkpoint_of, command, one_error, photo, random_network
 from onnx import TensorProto, helper
+from PIL import Image
 from torch import nn
 
 from export.build import build_engine, build_standalone, core_of, read_source
 from export.builders.cpu import bytes_per_pixel
 from export.to_onnx import export
 from runtime import DeployError, MisuseError, Segmenter
+from runtime.backends import ORT_TARGETS
 from runtime.engine_file import EngineFile
+from runtime.prepare import padded_size
 
 
 def built(tmp_path, model, card=None, **changes):
@@ -271,3 +275,77 @@ def test_build_engine_from_the_command_line(exports, tmp_path):
         ((tmp_path / "none.onnx", "-o", tmp_path / "x.engine"), 2, "does not exist"),
     ):
         assert said in one_error(command("build-engine", *words, ok=code))
+
+
+def test_engines_for_gpus_have_profiles_for_the_users_sizes(exports, tmp_path):
+    pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed; pip install 'fcn-deploy[rtx]'")
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for index, size in enumerate([(200, 300)] * 3 + [(600, 450)] * 2 + [(301, 200)]):
+        Image.fromarray(photo(*size, index)).save(photos / f"{index}.png")
+    (photos / "broken.png").write_bytes(b"junk")
+    words = ("--target", "sm86,sm89", "--sizes", photos, "--profiles", "2", "--batch", "2", "--workspace", "512")
+    done = command("build-engine", exports / "narrow.onnx", *words, "-o", tmp_path / "m.engine")
+    assert "profile        min        opt        max batch" in done.stdout and "plan for sm86, sm89 by" in done.stdout
+    assert "skipped: " in done.stderr and "broken.png" in done.stderr
+    with EngineFile(tmp_path / "m.engine") as file:
+        gpu, members = file.manifest.gpu, file.manifest.members
+        golden = np.load(io.BytesIO(file.read("golden.npz")))
+        report = json.loads(file.read("report.json"))
+    assert gpu.library == "tensorrt_rtx" and gpu.targets == ("sm86", "sm89") and len(gpu.profiles) == 2
+    for size in ((224, 320), (608, 480), (320, 224)):
+        assert sum(profile.holds(size) for profile in gpu.profiles) >= 1
+    assert {profile.batch for profile in gpu.profiles} == {2} and all(profile.bytes > 0 for profile in gpu.profiles)
+    assert {"stage-0.plan", "kernels.ptx", "kernels-sm86.cubin", "kernels-sm89.cubin"} <= set(members)
+    # The golden sample can be run: some profile holds it.
+    assert any(profile.holds(padded_size(*golden["image"].shape[:2], 32)) for profile in gpu.profiles)
+    assert report["builder"]["seconds"] > 0 and report["latency_ms"] is None
+    typed = ("--target", "sm89", "--sizes", "64x64:96x96:256x256", "--json")
+    done = command("build-engine", exports / "narrow.onnx", *typed, "-o", tmp_path / "t.engine")
+    assert [row["max"] for row in json.loads(done.stdout)["builder"]["profiles"]] == ["256x256"]
+
+
+def test_options_for_gpus_that_make_no_sense_are_one_line(exports, tmp_path):
+    out = tmp_path / "x.engine"
+    (tmp_path / "none").mkdir()
+    for words, code, said in (
+        (["--workspace", "64"], 2, "--workspace is for TensorRT; name GPUs with --target"),
+        (["--timing-cache", "t", "--target", "ort-cuda"], 2, "--timing-cache is for TensorRT"),
+        (["--target", "sm89", "--profiles", "2"], 2, "--profiles divides the sizes of --sizes"),
+        (["--target", "sm89", "--sizes", tmp_path / "none"], 2, "holds no images"),
+        (["--target", "sm89", "--sizes", "0x5"], 2, "both sides must be at least 1"),
+        (["--target", "sm89", "--sizes", "9x9:5x5:7x7"], 2, "not in order"),
+        (["--target", "sm89", "--hardware-compatible", "ampere+"], 2, "--hardware-compatible is for --target cuda"),
+        (["--target", "sm89", "--version-compatible"], 2, "--version-compatible is for --target cuda"),
+        (["--target", "sm89,cuda"], 2, "stands alone"),
+        (["--target", "sm89", "--timeout", "0.01"], 1, "longer than --timeout"),
+        (["--target", "sm89", "--sizes", "1000x1000", "--workspace", "1"], 1, "raise --workspace"),
+        (["--target", "cuda"], 1, "none can be used"),
+    ):
+        if code == 1:
+            pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed; pip install 'fcn-deploy[rtx]'")
+        done = command("build-engine", exports / "narrow.onnx", *words, "-o", out, ok=code)
+        assert said in one_error(done), words
+        assert not out.exists() and not list(tmp_path.glob(".x*"))
+
+
+def test_sizes_are_what_is_timed_on_the_cpu(exports, tmp_path):
+    words = ("--sizes", "40x50,100x60,300x200", "--json")
+    done = command("build-engine", exports / "narrow.onnx", *words, "-o", tmp_path / "m.engine")
+    assert list(json.loads(done.stdout)["latency_ms"]) == ["40x50", "100x60", "300x200"]
+
+
+def test_an_engine_for_onnx_runtimes_gpu_providers(exports, tmp_path, monkeypatch):
+    command("build-engine", exports / "narrow.onnx", "--target", "ort-cuda", "-o", tmp_path / "m.engine")
+    if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+        done = command("verify-engine", tmp_path / "m.engine", ok=1)
+        assert "here has no CUDAExecutionProvider; replace it by that of 'fcn-deploy[gpu]'" in one_error(done)
+    # The same path, with a provider that is here in the place of CUDA's.
+    monkeypatch.setitem(ORT_TARGETS, "ort-cuda", "CPUExecutionProvider")
+    image = photo(77, 123)
+    with Segmenter(tmp_path / "m.engine") as net, Segmenter(exports / "narrow.engine") as cpu:
+        assert net.backend == "onnxruntime, CPUExecutionProvider"
+        np.testing.assert_array_equal(net(image), cpu(image))
+    monkeypatch.setattr(onnxruntime.InferenceSession, "get_providers", lambda self: [])
+    with pytest.raises(DeployError, match="cannot be loaded here; install the driver, CUDA and cuDNN"):
+        Segmenter(tmp_path / "m.engine")
