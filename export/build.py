@@ -205,6 +205,7 @@ def build_engine(
     report["agreement"], float_times = _measure(manifest, members, threads, source, say, timed)
     lowered, reference, result = onnx.load_from_string(plain), core, None
     if options.precision != "float32":
+        options = replace(options, half_interface=targets is not None)
         kind, ranked = "cpu" if target == "cpu" else "tensorrt", layers_to is not None
         try:
             result = lower(lowered, head, card, kind, options, rank=ranked, say=say)

@@ -41,6 +41,7 @@ class Options:
         max_drop: points of mIoU (or of agreement) that may be lost.
         ranges: file to read, or to write where it does not exist.
         seed: of the sample.
+        half_interface: with FP16, the core takes and gives float16 (where its last node is).
     """
 
     int8: bool = False
@@ -52,6 +53,7 @@ class Options:
     max_drop: float = 0.5
     ranges: Path | None = None
     seed: int = 0
+    half_interface: bool = False
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
@@ -255,7 +257,9 @@ class _Candidates:
 
     def core(self, reverted: Collection[str]) -> ModelProto:
         graph = self._quantised({*reverted, *self.overflow})
-        return half(graph, self._float_nodes(reverted)) if self.options.fp16 else graph
+        if not self.options.fp16:
+            return graph
+        return half(graph, self._float_nodes(reverted), self.options.half_interface)
 
     def reference(self, reverted: Collection[str]):
         """A session of the same arithmetic in float32. For CPUs it is the engine's own graph, as it will run."""

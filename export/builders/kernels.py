@@ -3,6 +3,7 @@
 import ctypes
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Sequence
 from importlib.util import find_spec
@@ -13,12 +14,15 @@ from runtime.errors import DeployError
 
 SOURCE = Path(__file__).parents[2] / "runtime" / "backends" / "kernels.cu"
 PTX = "compute_75"  # the oldest that CUDA 13 knows; a driver compiles it for any newer GPU
+REFUSED = 3  # exit code of the process that compiles
 # Products are rounded before they are added, as NumPy does it on the CPU.
 OPTIONS = ("--fmad=false", "--std=c++17")
 
 
 def compile_kernels(targets: Sequence[str]) -> dict[str, bytes]:
     """Members of an engine file: name → PTX or cubin.
+
+    In a process of its own: NVRTC asks the driver that it finds, and would take this one along where that is broken.
 
     Args:
         targets: such as sm86; none where the GPU is not known.
@@ -27,12 +31,32 @@ def compile_kernels(targets: Sequence[str]) -> dict[str, bytes]:
         DeployError: neither NVRTC nor nvcc is installed, or one refuses a target.
     """
     wanted = {KERNELS_PTX: PTX} | {kernels_for(target): f"sm_{target.removeprefix('sm')}" for target in targets}
-    compiler = _nvrtc() or _nvcc()
-    if compiler is None:
-        raise DeployError(
-            "the GPU kernels cannot be compiled: neither NVRTC nor nvcc was found; run: pip install nvidia-cuda-nvrtc"
-        )
-    return {name: compiler(architecture) for name, architecture in wanted.items()}
+    code = f"import sys; sys.path[:] = {sys.path!r}; from export.builders.kernels import _child; _child(sys.argv[1:])"
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-c", code, folder, *wanted.values()]
+        done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+        if done.returncode == REFUSED:
+            raise DeployError(done.stderr.strip())
+        if done.returncode:
+            last = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+            raise DeployError(f"the compiler of the GPU kernels broke off (exit code {done.returncode}): {last[:200]}")
+        return {name: (Path(folder) / architecture).read_bytes() for name, architecture in wanted.items()}
+
+
+def _child(words: Sequence[str]) -> None:
+    """Compile for architectures into a folder, a file each."""
+    folder, *architectures = words
+    try:
+        compiler = _nvrtc() or _nvcc()
+        if compiler is None:
+            raise DeployError(
+                "the GPU kernels cannot be compiled: NVRTC and nvcc are both missing; run: pip install nvidia-cuda-nvrtc"
+            )
+        for architecture in architectures:
+            (Path(folder) / architecture).write_bytes(compiler(architecture))
+    except DeployError as error:
+        print(error, file=sys.stderr)
+        sys.exit(REFUSED)
 
 
 def _nvrtc():

@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from export.graph import Names, add_constants, clone, initializers, prune
+from export.graph import Names, add_constants, clone, dims, initializers, prune, set_shape
 from runtime.errors import DeployError
 
 LARGEST = 65504.0  # of float16
@@ -17,17 +17,18 @@ FLOAT_ONLY = ("Cast", "ConstantOfShape", "EyeLike", "Range", "RandomNormal", "Ra
               "RandomUniformLike", "Multinomial", "Bernoulli")  # fmt: skip
 
 
-def half(model: ModelProto, kept: Collection[str] = ()) -> ModelProto:
+def half(model: ModelProto, kept: Collection[str] = (), interface: bool = False) -> ModelProto:
     """The model in float16, its input and output still float32.
 
     Args:
         model: a float32 core, perhaps with Q/DQ, whose scales become float16 too (opset 19 or newer).
         kept: nodes, by their first output, that stay float32; casts are put around them.
+        interface: the input is float16 too, and the output where a half node gives it.
     """
     model = with_opset_19(model)
     floats, constants, names = float_tensors(model), initializers(model), Names(model)
     kept = {*kept, *never_half(model)}
-    is_half: dict[str, bool] = {}
+    is_half = {model.graph.input[0].name: interface}
     nodes: list[NodeProto] = []
     made: set[str] = set()
 
@@ -60,7 +61,7 @@ def half(model: ModelProto, kept: Collection[str] = ()) -> ModelProto:
             if name not in floats:
                 continue
             is_half[name] = wanted
-            if name in results and wanted:
+            if name in results and wanted and not interface:
                 node.output[index] = plain = names(f"{name}/result")
                 is_half[plain] = True
                 nodes.append(helper.make_node("Cast", [plain], [name], name=f"{name}/to_float", to=TensorProto.FLOAT))
@@ -68,6 +69,9 @@ def half(model: ModelProto, kept: Collection[str] = ()) -> ModelProto:
     del model.graph.node[:]
     model.graph.node.extend(nodes)
     del model.graph.value_info[:]
+    for value in (model.graph.input[0], *model.graph.output):
+        if is_half[value.name]:
+            set_shape(value, dims(value), TensorProto.FLOAT16)
     prune(model)
     return model
 

@@ -280,6 +280,21 @@ def test_half_models_keep_a_float32_interface():
     assert 0 < np.abs(emulated - expected).max() < 0.01 * np.ptp(expected)
 
 
+def test_half_models_may_take_and_give_float16():
+    model = residual()
+    image = RANDOM.normal(size=(1, 3, 20, 24)).astype(np.float16)
+    lowered = half(model, interface=True)
+    kinds = [value.type.tensor_type.elem_type for value in (lowered.graph.input[0], lowered.graph.output[0])]
+    assert kinds == [TensorProto.FLOAT16] * 2 and "Cast" not in {node.op_type for node in lowered.graph.node}
+    onnx.checker.check_model(lowered, full_check=True)
+    expected = run(half(model), image.astype(np.float32))
+    np.testing.assert_allclose(run(lowered, image).astype(np.float32), expected, atol=0.01 * np.ptp(expected))
+    # Nodes that stay float32 read it through a cast, and give float32.
+    kept = half(model, [node.output[0] for node in model.graph.node], interface=True)
+    assert kept.graph.output[0].type.tensor_type.elem_type == TensorProto.FLOAT
+    np.testing.assert_allclose(run(kept, image), expected, atol=0.01 * np.ptp(expected))
+
+
 def plan_of(model, targets, multiple):
     return tensorrt.build(model, tensorrt.BuildOptions(tuple(targets)), default_profiles(multiple, 4)).plan
 

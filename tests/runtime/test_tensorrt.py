@@ -22,6 +22,7 @@ from runtime.backends import KERNELS_PTX
 from runtime.engine_file import COORDINATES, ROUNDINGS, EngineFile, GpuPlan, Head, Profile, write_engine
 from runtime.head import labels_from_scores
 from runtime.prepare import padded_size, prepare
+from runtime.verify import verify
 
 ROOT = Path(__file__).resolve().parents[2]
 KERNELS = ROOT / "runtime" / "backends" / "kernels.cu"
@@ -111,6 +112,41 @@ def test_labels_equal_the_cpu_engines_at_200_sizes_across_profiles(engine, expor
             assert (found != expected).mean() < 1e-3, (height, width)
         assert used == {0, 1, 2} and len(net._backend._contexts) == 3
     assert gpu.counts()["allocations"] == gpu.counts()["pinned"] == gpu.counts()["contexts"] == 0
+
+
+@pytest.mark.parametrize("precision", ["float16", "int8"])
+def test_engines_in_float16_and_int8_take_float16_and_give_the_labels_of_their_reference(
+    exports, gpu, tmp_path, precision, monkeypatch
+):
+    pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed; pip install 'fcn-deploy[rtx]'")
+    from gpu_sim import tensorrt_sim
+
+    from export import build
+    from export.precision import Options
+    from export.profiles import parse_sizes
+
+    for index in range(4):
+        Image.fromarray(photo(90 + index, 100, index)).save(tmp_path / f"{index}.png")
+    cores, real = [], build.tensorrt.build
+    monkeypatch.setattr(build.tensorrt, "build", lambda core, *rest: cores.append(core) or real(core, *rest))
+    options = Options(int8=precision == "int8", fp16=True, calib=str(tmp_path), max_drop=100)
+    how = build.ForGpu(build.tensorrt.BuildOptions(("sm89",)), parse_sizes(SIZES))
+    path = tmp_path / "m.engine"
+    build.build_engine(build.read_source(exports / "narrow.onnx"), path, None, "sm89", options, gpu=how)
+    gpu.load_kernels(KERNELS)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    with EngineFile(path) as file:
+        plan = file.read("stage-0.plan")
+        tensorrt_sim.register(plan, cores[0].SerializeToString(), profiles_of(file.manifest.gpu))
+    with gpu.tensorrt(), Segmenter(path) as net:
+        assert (net._backend._input_type, net._backend._score_type) == ("float16", "float16")
+        report = verify(path)
+        assert report["passed"] and report["labels_equal"] > 0.98
+        for size in ((61, 97), (130, 200), (311, 401)):
+            image = photo(*size)
+            scores, plan = net.scores(image), net.plan(*size)
+            expected = labels_from_scores(scores, net.head, net.card, plan.padded, size)
+            assert (net(image) != expected).mean() < 1e-3
 
 
 def test_thousands_of_calls_from_8_threads_leak_nothing(engine, exports, gpu):

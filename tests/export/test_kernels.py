@@ -1,0 +1,51 @@
+"""The runtime's CUDA kernels, compiled ahead."""
+
+import subprocess
+
+import pytest
+
+from export.builders import kernels
+from runtime import DeployError
+from runtime.backends import KERNELS_PTX, kernels_for
+
+needs_compiler = pytest.mark.skipif(
+    kernels._nvcc() is None and kernels.find_spec("nvidia") is None,
+    reason="NVRTC and nvcc are missing; pip install nvidia-cuda-nvrtc",
+)
+
+
+@needs_compiler
+def test_machine_code_for_the_gpus_named_and_ptx_for_the_others():
+    members = kernels.compile_kernels(["sm86", "sm120"])
+    assert list(members) == [KERNELS_PTX, kernels_for("sm86"), kernels_for("sm120")]
+    assert b".target sm_75" in members[KERNELS_PTX]
+    for name in ("prepare_uint8_float32", "prepare_float32_float16", "label_float16_uint8", "label_float32_uint16"):
+        assert f".entry {name}(".encode() in members[KERNELS_PTX]
+        assert name.encode() in members[kernels_for("sm86")]
+    # Products are rounded before they are added: no fused multiply-add.
+    assert (
+        b"fma.rn.f32"
+        not in members[KERNELS_PTX].split(b".entry label_float32_uint8")[0].split(b".entry prepare_uint8")[1]
+    )
+    assert members[kernels_for("sm86")][:4] == b"\x7fELF"
+
+
+@needs_compiler
+def test_a_gpu_that_the_compiler_does_not_know_is_named():
+    with pytest.raises(DeployError, match="cannot compile the GPU kernels for sm_12: .*too old or too new"):
+        kernels.compile_kernels(["sm12"])
+
+
+def test_a_compiler_that_breaks_off_is_one_line(monkeypatch):
+    dead = subprocess.CompletedProcess([], -11, "", "Fatal error\nSegmentation fault\n")
+    monkeypatch.setattr(subprocess, "run", lambda *words, **options: dead)
+    with pytest.raises(DeployError, match=r"broke off \(exit code -11\): Segmentation fault"):
+        kernels.compile_kernels([])
+
+
+def test_no_compiler_names_what_to_install(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(kernels, "_nvrtc", lambda: None)
+    monkeypatch.setattr(kernels, "_nvcc", lambda: None)
+    with pytest.raises(SystemExit) as ended:
+        kernels._child([str(tmp_path), kernels.PTX])
+    assert ended.value.code == kernels.REFUSED and "pip install nvidia-cuda-nvrtc" in capsys.readouterr().err
