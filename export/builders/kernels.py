@@ -50,7 +50,7 @@ def _child(words: Sequence[str]) -> None:
         compiler = _nvrtc() or _nvcc()
         if compiler is None:
             raise DeployError(
-                "the GPU kernels cannot be compiled: NVRTC and nvcc are both missing; run: pip install nvidia-cuda-nvrtc"
+                "the GPU kernels cannot be compiled, as NVRTC and nvcc are missing; run: pip install nvidia-cuda-nvrtc"
             )
         for architecture in architectures:
             (Path(folder) / architecture).write_bytes(compiler(architecture))
