@@ -116,6 +116,11 @@ def verify_engine(
             f"(limit {report['tolerance']:.0e}), {report['labels_equal']:.2%} of labels equal"
         )
         print(show_latency(report["milliseconds"]))
+        if not report["passed"]:
+            print(
+                f"its labels cannot be trusted here; report it with the output of --json, the engine's report.json, and "
+                f"which {'GPU and driver' if report['target'] != 'cpu' else 'CPU'} this is"
+            )
     return 0 if report["passed"] else 1
 
 
