@@ -118,9 +118,7 @@ def verify_engine(
         print(show_latency(report["milliseconds"]))
         if not report["passed"]:
             device = "CPU" if report["target"] == "cpu" else "GPU and driver"
-            print(
-                f"its labels cannot be trusted here; report this with --json, the engine's report.json and the {device}"
-            )
+            print(f"its labels cannot be trusted here; report this with --json, report.json and the {device}")
     return 0 if report["passed"] else 1
 
 
