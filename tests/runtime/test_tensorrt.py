@@ -379,6 +379,18 @@ def test_without_a_driver_one_line_says_what_to_do(built, tmp_path):
     assert "is an engine for sm89, and no NVIDIA" in one_error(done) and "--target cpu" in one_error(done)
 
 
+@pytest.mark.parametrize(
+    ("missing", "said"),
+    [("pycuda", "pycuda is not installed; run: pip install pycuda"), ("tensorrt_rtx", r"fcn-deploy[rtx]")],
+)
+def test_a_package_that_is_missing_is_named_with_how_to_install_it(rtx_engine, gpu, monkeypatch, missing, said):
+    for name in [name for name in sys.modules if name.split(".")[0] == missing]:
+        monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.setitem(sys.modules, missing, None)
+    with pytest.raises(DeployError, match=re.escape(said)):
+        Segmenter(rtx_engine)
+
+
 # The kernels against NumPy
 
 
