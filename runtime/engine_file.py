@@ -177,11 +177,31 @@ class Head:
 
 @dataclass(frozen=True)
 class Stage:
-    """One network of an engine: the member that holds it and the names of its input and output."""
+    """One network of an engine.
+
+    Attributes:
+        file: the member that holds it.
+        input, output: their names in it.
+        halo: (vertical, horizontal) in pixels: around a tile, what its scores depend on; None: it cannot be tiled.
+        period: in pixels: tiles that begin at its multiples give the scores of the whole image.
+        whole: why it cannot be tiled: the operator that makes it depend on the whole image.
+    """
 
     file: str
     input: str = "image"
     output: str = "scores"
+    halo: tuple[int, int] | None = None
+    period: int = 1
+    whole: str = "its engine does not tell its receptive field; build it again"
+
+    def __post_init__(self) -> None:
+        if self.halo is not None:
+            halo = tuple(self.halo)
+            if len(halo) != 2 or not all(type(side) is int and side >= 0 for side in halo):
+                raise ValueError(f"halo {halo}; it must be two whole numbers of pixels")
+            object.__setattr__(self, "halo", halo)
+        if type(self.period) is not int or self.period < 1:
+            raise ValueError(f"period {self.period!r}; it must be a whole number above 0")
 
 
 @dataclass(frozen=True)
@@ -277,7 +297,7 @@ class Manifest:
             raise ValueError(f"bytes_per_pixel {memory!r}; it must be a number of at least 0")
         if self.precision not in PRECISIONS:
             raise ValueError(f"precision {self.precision!r}; this release knows {', '.join(PRECISIONS)}")
-        for value in (self.target, *(name for stage in self.stages for name in asdict(stage).values())):
+        for value in (self.target, *(n for stage in self.stages for n in (stage.file, stage.input, stage.output))):
             if type(value) is not str:
                 raise ValueError(f"{value!r} where a name belongs")
 

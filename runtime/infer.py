@@ -52,8 +52,8 @@ def label_files(
         max_pixels: refuse images with more.
 
     Yields:
-        Per image {"image", "size": [H, W], "plan": {"padded": [H, W], "bytes", "profile"}, "ms": {"read",
-        "label", "write"}, "labels": path, "overlay": path or null}, or {"image", "error"}.
+        Per image {"image", "size": [H, W], "plan": {"padded": [H, W], "bytes", "profile", "tiles", "overhead"},
+        "ms": {"read", "label", "write"}, "labels": path, "overlay": path or null}, or {"image", "error"}.
 
     Raises:
         MisuseError: before any work, where an output exists already or would replace an input.
@@ -92,7 +92,13 @@ def label_files(
         yield {
             "image": str(image_path),
             "size": list(plan.size),
-            "plan": {"padded": list(plan.padded), "bytes": plan.bytes, "profile": plan.profile},
+            "plan": {
+                "padded": list(plan.padded),
+                "bytes": plan.bytes,
+                "profile": plan.profile,
+                "tiles": len(plan.tiles),
+                "overhead": round(plan.overhead, 3),
+            },
             "ms": {name: round(seconds * 1e3, 2) for name, seconds in times.items()},
             "labels": str(labels_path),
             "overlay": str(overlay_path) if overlay_path else None,
@@ -140,7 +146,9 @@ def _line(record: dict, card: ModelCard | None) -> str:
     if card is not None:
         padded = record["plan"]["padded"]
         memory, profile = record["plan"]["bytes"], record["plan"]["profile"]
-        text += f"\n  plan: padded to {padded[0]}×{padded[1]} (multiples of {card.size_multiple}), one run"
+        tiles, overhead = record["plan"]["tiles"], record["plan"]["overhead"]
+        runs = f"{tiles} tiles, {overhead:.2f} times the pixels with their halos" if tiles else "one run"
+        text += f"\n  plan: padded to {padded[0]}×{padded[1]} (multiples of {card.size_multiple}), {runs}"
         text += f", about {memory / 1e6:.0f} MB" if memory else ""
         text += "" if profile is None else f", profile {profile}"
     return text

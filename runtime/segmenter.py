@@ -13,11 +13,11 @@ import numpy as np
 
 from runtime.backends import ORT_TARGETS
 from runtime.backends.onnxruntime import OnnxRuntimeBackend
-from runtime.engine_file import CARD_KEY, EngineFile, Head, ModelCard
+from runtime.engine_file import CARD_KEY, EngineFile, Head, ModelCard, Stage
 from runtime.errors import DeployError, MisuseError
 from runtime.head import labels_from_scores
-from runtime.plan import Plan, available_memory, plan_run
-from runtime.prepare import check_image, prepare
+from runtime.plan import Plan, Tile, available_memory, plan_run
+from runtime.prepare import check_image, padded_size, prepare
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +67,10 @@ class Segmenter:
             self.card = _card_of_onnx(self._backend, self.path)
             self.head = Head()
             self.precision, self.bytes_per_pixel = "float32", 0.0
-            self.manifest = None
+            self.manifest, self._stage = (
+                None,
+                Stage("", whole="a plain ONNX is not tiled; make an engine: build-engine"),
+            )
         else:
             with EngineFile(self.path) as engine:
                 engine.verify()
@@ -81,7 +84,7 @@ class Segmenter:
                         f"device {device!r}, and {self.path} is an engine for {target}; leave the device "
                         "away, or build another engine"
                     )
-                stage = self.manifest.stages[0]
+                stage = self._stage = self.manifest.stages[0]
                 index = int(match[1] or 0)
                 if on_ort:
                     names = (stage.input, stage.output)
@@ -106,13 +109,13 @@ class Segmenter:
         return self._open().name
 
     def plan(self, height: int, width: int) -> Plan:
-        """How an image of this size is run. Raises DeployError where it does not fit the memory budget."""
+        """How an image of this size is run: whole, or in tiles. Raises OverBudgetError where memory is too small."""
         if self._on_gpu:
             # Of the GPU's own memory the backend takes what a size needs.
-            plan = plan_run((height, width), self.card, self.bytes_per_pixel, memory=sys.maxsize)
+            plan = plan_run((height, width), self.card, self.bytes_per_pixel, sys.maxsize, self._stage)
             return replace(plan, profile=self._open().profile_for(plan.padded))
         memory = self.memory or int(available_memory() * DEFAULT_MEMORY_SHARE)
-        return plan_run((height, width), self.card, self.bytes_per_pixel, memory)
+        return plan_run((height, width), self.card, self.bytes_per_pixel, memory, self._stage)
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
         """Labels of one image.
@@ -128,10 +131,13 @@ class Segmenter:
             DeployError: the image exceeds the memory budget, or the network fails.
         """
         backend = self._open()
+        image = check_image(image, self.card)
+        plan = self.plan(*image.shape[:2])
         if self._on_gpu:
-            image = check_image(image, self.card)
-            return backend.labels(image, self.plan(*image.shape[:2]).padded)
-        scores, plan = self._scores(image)
+            return backend.labels(image, plan.padded)
+        if plan.tiles and self.head.mode == "none":
+            return self._labels_of_tiles(image, plan)
+        scores = self._scores(image, plan)
         if self.manifest is None and scores.shape[1:] != plan.size:
             raise DeployError(
                 f"{self.path} gives {scores.shape[1]}×{scores.shape[2]} scores for an image of {plan.size[0]}×"
@@ -141,7 +147,9 @@ class Segmenter:
 
     def scores(self, image: np.ndarray) -> np.ndarray:
         """The core's own output for one image: float32 [K, h, w], uncropped (padding included)."""
-        return self._scores(image)[0]
+        self._open()
+        image = check_image(image, self.card)
+        return self._scores(image, self.plan(*image.shape[:2]))
 
     def heatmap(self, image: np.ndarray) -> np.ndarray:
         """The coarse score map, cropped to the image: float32 [K, ⌈H/stride⌉, ⌈W/stride⌉].
@@ -151,7 +159,10 @@ class Segmenter:
         """
         if self.manifest is None:
             raise MisuseError(f"{self.path} is a plain ONNX without coarse scores; make an engine: build-engine")
-        scores, plan = self._scores(image)
+        self._open()
+        image = check_image(image, self.card)
+        plan = self.plan(*image.shape[:2])
+        scores = self._scores(image, plan)
         # Cells per padded pixel, from what came out: right for networks whose scores are full-size too.
         height, width = (-(-plan.size[axis] * scores.shape[1 + axis] // plan.padded[axis]) for axis in (0, 1))
         return scores[:, :height, :width].copy()
@@ -186,18 +197,54 @@ class Segmenter:
             raise MisuseError(f"the Segmenter of {self.path} is closed; open another one")
         return backend
 
-    def _scores(self, image: np.ndarray) -> tuple[np.ndarray, Plan]:
-        backend = self._open()
-        image = check_image(image, self.card)
-        plan = self.plan(*image.shape[:2])
+    def _scores(self, image: np.ndarray, plan: Plan) -> np.ndarray:
+        """The core's uncropped scores of a checked image, float32 [K, h, w]; those of tiles, put together."""
         if self._on_gpu:
-            return backend.scores(image, plan.padded), plan
-        count = self.card.channels * plan.padded[0] * plan.padded[1]
+            return self._open().scores(image, plan.padded)
+        if not plan.tiles:
+            return self._run(image)
+        scores = None
+        for tile, part in self._runs(image, plan):
+            top, left, bottom, right = tile.inner
+            if scores is None:
+                step = (tile.outer[2] - tile.outer[0]) // part.shape[1]  # pixels of a cell: the same for every tile
+                shape = (len(part), plan.padded[0] // step, plan.padded[1] // step)
+                scores = np.empty(shape, np.float32)
+            y, x = (top - tile.outer[0]) // step, (left - tile.outer[1]) // step
+            rows, columns = (bottom - top) // step, (right - left) // step
+            place = scores[:, top // step : bottom // step, left // step : right // step]
+            place[:] = part[:, y : y + rows, x : x + columns]
+        return scores
+
+    def _labels_of_tiles(self, image: np.ndarray, plan: Plan) -> np.ndarray:
+        """Labels of an image whose scores are full-size, and too many to be kept."""
+        height, width = plan.size
+        labels = np.empty((height, width), self.card.label_dtype)
+        for tile, part in self._runs(image, plan):
+            top, left, bottom, right = tile.inner
+            bottom, right = min(bottom, height), min(right, width)
+            y, x = top - tile.outer[0], left - tile.outer[1]
+            inner = part[:, y : y + bottom - top, x : x + right - left]
+            size = inner.shape[1:]
+            labels[top:bottom, left:right] = labels_from_scores(inner, self.head, self.card, size, size)
+        return labels
+
+    def _runs(self, image: np.ndarray, plan: Plan) -> Iterator[tuple[Tile, np.ndarray]]:
+        """Each tile and its scores, halo included."""
+        for tile in plan.tiles:
+            top, left, bottom, right = tile.outer
+            # Beyond the image lies its padding, to which a tile at the edge comes by itself.
+            yield tile, self._run(image[top:bottom, left:right])
+
+    def _run(self, image: np.ndarray) -> np.ndarray:
+        """Scores of an image, or of a part of one, padded to the card's multiple: float32 [K, h, w]."""
+        padded = padded_size(*image.shape[:2], self.card.size_multiple)
+        count = self.card.channels * padded[0] * padded[1]
         # One buffer per thread, kept: a fresh one costs page faults on every call.
         buffer = getattr(self._buffers, "data", None)
         if buffer is None or len(buffer) < count:
             buffer = self._buffers.data = np.empty(count, np.float32)
-        return backend.run(prepare(image, self.card, buffer))[0], plan
+        return self._open().run(prepare(image, self.card, buffer))[0]
 
 
 def _card_of_onnx(backend: OnnxRuntimeBackend, path: Path) -> ModelCard:
