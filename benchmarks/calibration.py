@@ -3,7 +3,7 @@
     python -m benchmarks.calibration model.onnx [--images 10,60,500]
 
 Each figure is of a process of its own: `plain` runs the core, `tapped` runs it with every measured tensor as an
-output, `calibrate` does that and counts. The images are photographs where --photos names some, else noise, of 200×200
+output, `calibrate` does that and counts. The images are photographs where --data names some, else noise, of 200×200
 to 720×960 pixels, the largest one last. Peak memory is held against one tapped pass on the largest image.
 """
 
@@ -72,15 +72,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path)
     parser.add_argument("--images", default="10,60,500", help="numbers of images")
-    parser.add_argument("--photos", help="folder or glob of photographs")
+    parser.add_argument("--data", help="folder or glob of photographs")
     parser.add_argument("--mode", choices=["plain", "tapped", "calibrate"], help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.mode:
-        return measure(options.model, options.mode, int(options.images), options.photos)
+        return measure(options.model, options.mode, int(options.images), options.data)
 
     def child(mode: str, count: int) -> tuple[float, float]:
         command = [sys.executable, "-m", "benchmarks.calibration", str(options.model), "--images", str(count)]
-        extra = ["--photos", options.photos] if options.photos else []
+        extra = ["--data", options.data] if options.data else []
         done = subprocess.run([*command, "--mode", mode, *extra], check=True, capture_output=True, text=True)
         seconds, memory = done.stdout.split()[-2:]
         return float(seconds), float(memory)
