@@ -30,7 +30,7 @@ from runtime.files import replacing
 log = logging.getLogger(__name__)
 
 SLOTS = 2
-GRAPHS = 32  # CUDA graphs kept, of (profile, shape); each holds the launches of one enqueue
+GRAPHS = 16  # CUDA graphs kept, of (profile, shape); each has a context of its own
 SHAPES = 1024  # (profile, shape) whose memory and scores' shape are remembered
 BLOCK = (32, 8, 1)  # threads of our kernels
 ALIGNMENT = 256  # bytes, of what is allocated
@@ -85,7 +85,8 @@ class TensorRTBackend:
         self._submit = threading.Lock()
         self._context = self._device.retain_primary_context()
         self._contexts: dict[int, Any] = {}
-        self._graphs: OrderedDict[tuple[int, tuple[int, int]], _Graph | None] = OrderedDict()
+        # None: seen once; a context: ready to be captured; a graph.
+        self._graphs: OrderedDict[tuple[int, tuple[int, int]], Any] = OrderedDict()
         self._shapes: OrderedDict[tuple[int, tuple[int, int]], _Shape] = OrderedDict()
         self._set: dict[int, tuple[tuple[int, int], int]] = {}  # profile → the size its context is set to, its memory
         self._runtime = self._engine = self._cache = None
@@ -401,54 +402,66 @@ class TensorRTBackend:
 
     def _ready(self, profile: int, padded: tuple[int, int]) -> tuple[Any, int]:
         """The profile's context, set to a size, and the bytes of memory it needs at that."""
-        context = self._contexts.get(profile)
-        if context is None:
-            trt = self._trt
-            strategy = trt.ExecutionContextAllocationStrategy.USER_MANAGED
-            context = self._engine.create_execution_context(strategy if self._config is None else self._config)
-            if context is None or not context.set_optimization_profile_async(profile, self._compute.handle):
-                raise DeployError(f"{self.source}: no execution context can be made ({self._log.said()})")
-            self._compute.synchronize()
-            self._contexts[profile] = context
+        if profile not in self._contexts:
+            self._contexts[profile] = self._new_context(profile)
         if profile not in self._set or self._set[profile][0] != padded:
-            if not context.set_input_shape(self._input, (1, self.card.channels, *padded)):
-                self._set.pop(profile, None)
-                raise DeployError(
-                    f"{self.source} refuses an input of {padded[0]}×{padded[1]} in profile {profile} "
-                    f"({self._log.said()})"
-                )
-            # Without this a context wants what the profile's MAX needs.
-            self._set[profile] = padded, int(context.update_device_memory_size_for_shapes())
-        return context, self._set[profile][1]
+            self._set.pop(profile, None)
+            self._set[profile] = padded, self._shape(self._contexts[profile], padded)
+        return self._contexts[profile], self._set[profile][1]
+
+    def _new_context(self, profile: int) -> Any:
+        strategy = self._trt.ExecutionContextAllocationStrategy.USER_MANAGED
+        context = self._engine.create_execution_context(strategy if self._config is None else self._config)
+        if context is None or not context.set_optimization_profile_async(profile, self._compute.handle):
+            raise DeployError(f"{self.source}: no execution context can be made ({self._log.said()})")
+        self._compute.synchronize()
+        return context
+
+    def _shape(self, context, padded: tuple[int, int]) -> int:
+        """Set a context to a size; bytes of memory that it needs then."""
+        if not context.set_input_shape(self._input, (1, self.card.channels, *padded)):
+            raise DeployError(f"{self.source} refuses an input of {padded[0]}×{padded[1]} ({self._log.said()})")
+        # Without this a context wants what the profile's MAX needs.
+        return int(context.update_device_memory_size_for_shapes())
 
     def _enqueue(self, profile: int, padded: tuple[int, int]) -> None:
-        """Queue the network: by its graph where there is one; else as TensorRT does it, and from the second time on
-        it becomes one. The first time may do work of its own, which must not be captured."""
+        """Queue the network, by its graph where there is one.
+
+        A size that comes a second time is worth a graph. It gets a context of its own, since a graph is valid only as
+        long as the context that it was captured from keeps its state (TensorRT's guide, "CUDA Graphs"); all of them
+        share one block of memory. That context first runs as usual, and what comes next is captured: the first run
+        after a change of shape may do work that must not be.
+        """
         key = (profile, padded)
-        graph = self._graphs.get(key)
-        if graph is not None:
+        known = self._graphs.get(key)
+        if isinstance(known, _Graph):
             self._graphs.move_to_end(key)
-            graph.launch(self._compute)
+            known.launch(self._compute)
             return
-        context, _ = self._ready(profile, padded)
+        context = known or self._ready(profile, padded)[0]
+        if self._graph_limit:
+            if known is not None:
+                self._graphs.move_to_end(key)
+                self._graphs[key] = graph = _Graph.capture(self._compute, context, lambda: self._execute(context))
+                if graph is not None:
+                    graph.launch(self._compute)
+                    return
+                self._graph_limit = 0  # this network cannot be captured
+                self._compute.synchronize()
+                self._drop_graphs()
+                context = self._ready(profile, padded)[0]
+            elif key in self._graphs:
+                context = self._new_context(profile)
+                self._shape(context, padded)
+                self._graphs[key] = context
+                self._graphs.move_to_end(key)
+            else:
+                self._graphs[key] = None
+                self._evict()
         context.set_device_memory(int(self._memory.pointer), self._memory.size)
         context.set_tensor_address(self._input, int(self._core.pointer))
         context.set_tensor_address(self._output, int(self._scores.pointer))
-        if not self._graph_limit:
-            self._execute(context)
-        elif key not in self._graphs:
-            self._execute(context)
-            self._graphs[key] = None
-            self._evict()
-        else:
-            captured = _Graph.capture(self._compute, lambda: self._execute(context))
-            if captured is None:  # this network cannot be captured
-                self._graph_limit = 0
-                self._execute(context)
-            else:
-                self._graphs[key] = captured
-                self._graphs.move_to_end(key)
-                captured.launch(self._compute)
+        self._execute(context)
 
     def _execute(self, context) -> None:
         if not context.execute_async_v3(self._compute.handle):
@@ -456,14 +469,16 @@ class TensorRTBackend:
 
     def _evict(self) -> None:
         while len(self._graphs) > self._graph_limit:
-            _, graph = self._graphs.popitem(last=False)
-            if graph is not None:
+            _, oldest = self._graphs.popitem(last=False)
+            if oldest is not None:
                 self._compute.synchronize()
-                graph.destroy()
+            if isinstance(oldest, _Graph):
+                oldest.destroy()
 
     def _drop_graphs(self) -> None:
+        """Forget all graphs and their contexts. Nothing queued may use them."""
         for graph in self._graphs.values():
-            if graph is not None:
+            if isinstance(graph, _Graph):
                 graph.destroy()
         self._graphs.clear()
 
@@ -570,14 +585,14 @@ class _Slot:
 
 
 class _Graph:
-    """A captured CUDA graph. pycuda has none, so the driver itself is called."""
+    """A captured CUDA graph, and the context it lives by. pycuda has none, so the driver itself is called."""
 
-    def __init__(self, executable: ctypes.c_void_p) -> None:
-        self._executable = executable
+    def __init__(self, executable: ctypes.c_void_p, context) -> None:
+        self._executable, self._context = executable, context
 
     @classmethod
-    def capture(cls, stream, work) -> "_Graph | None":
-        """What `work` queues on `stream`, without running it; None where it cannot be captured."""
+    def capture(cls, stream, context, work) -> "_Graph | None":
+        """What `work` makes `context` queue on `stream`, without running it; None where it cannot be captured."""
         driver, handle, graph, executable = (
             _libcuda(),
             ctypes.c_void_p(stream.handle),
@@ -585,20 +600,20 @@ class _Graph:
         )
         if driver.cuStreamBeginCapture_v2(handle, THREAD_LOCAL):
             return None
+        failed = True
         try:
-            work()
-            failed = False
-        except DeployError:
-            failed = True
-        # Ends the capture in any case, or the stream could not be used again.
-        code = driver.cuStreamEndCapture(handle, ctypes.byref(graph))
+            with suppress(DeployError):
+                work()
+                failed = False
+        finally:  # the stream could not be used again
+            code = driver.cuStreamEndCapture(handle, ctypes.byref(graph))
         if code or failed or not graph:
             if graph:
                 driver.cuGraphDestroy(graph)
             return None
         code = driver.cuGraphInstantiateWithFlags(ctypes.byref(executable), graph, ctypes.c_ulonglong(0))
         driver.cuGraphDestroy(graph)
-        return None if code else cls(executable)
+        return None if code else cls(executable, context)
 
     def launch(self, stream) -> None:
         if code := _libcuda().cuGraphLaunch(self._executable, ctypes.c_void_p(stream.handle)):
@@ -606,6 +621,7 @@ class _Graph:
 
     def destroy(self) -> None:
         _libcuda().cuGraphExecDestroy(self._executable)
+        self._context = None
 
 
 def _libcuda() -> ctypes.CDLL:

@@ -175,7 +175,7 @@ def test_thousands_of_calls_from_8_threads_leak_nothing(engine, exports, gpu):
         for name in ("allocations", "bytes", "pinned", "pinned_bytes", "streams", "events", "modules"):
             assert after[name] == before[name], name
         assert len(net._backend._contexts) <= 3
-        assert after["graph_execs"] <= 32 and len(net._backend._graphs) <= 32
+        assert after["graph_execs"] <= 16 and len(net._backend._graphs) <= 16
         if net.manifest.gpu.library == "tensorrt":
             assert after["graph_execs"] > 0
 
@@ -183,7 +183,7 @@ def test_thousands_of_calls_from_8_threads_leak_nothing(engine, exports, gpu):
 def test_a_shape_already_seen_takes_two_copies_two_kernels_and_one_launch(engine, gpu):
     with Segmenter(engine) as net:
         image = photo(150, 170)
-        for _ in range(3):
+        for _ in range(4):
             net(image)
         gpu.clear()
         gpu.log(True)
@@ -211,7 +211,7 @@ def test_graphs_are_bounded_and_the_oldest_goes(engine, gpu):
         backend = TensorRTBackend(file.manifest, file.read("stage-0.plan"), kernels, graphs=2)
     try:
         for width in (128, 96, 64, 32, 160):
-            for _ in range(3):
+            for _ in range(4):
                 backend.labels(photo(32, width), (32, width))
             if width == 32 and backend.gpu.library == "tensorrt":
                 assert [key[1] for key in backend._graphs] == [(32, 64), (32, 32)]
