@@ -3,6 +3,7 @@
 import io
 import json
 import logging
+import math
 import os
 import platform
 import tempfile
@@ -30,6 +31,7 @@ from export.passes.upsample_scores import upsample_scores
 from export.precision import BudgetError, Options, lower, write_layers
 from export.probe import probe
 from export.profiles import Sizes, default_profiles, plan_profiles, table
+from export.receptive import WholeImageError, receptive_field
 from runtime.backends import ORT_TARGETS
 from runtime.backends.onnxruntime import OnnxRuntimeBackend, session
 from runtime.engine_file import CARD_KEY, GpuPlan, Head, Manifest, ModelCard, Profile, Stage, write_engine
@@ -44,6 +46,7 @@ log = logging.getLogger(__name__)
 
 REPORT = "report.json"
 COMPARED_SIZES = ((1, 1), (7, 13), (37, 41), (61, 97), (136, 17), (200, 333), (257, 263), (480, 640))
+GOLDEN_SIZE = (61, 83)
 MARGIN = 1e-4  # of the scores' range: below it, the order of two classes is rounding
 
 
@@ -183,7 +186,7 @@ def build_engine(
         target="cpu",
         precision="float32",
         head=head,
-        stages=(Stage("stage-0.onnx"),),
+        stages=(tiled_stage(onnx.load_from_string(plain), card),),
         bytes_per_pixel=cpu.bytes_per_pixel(core),
         created_by=f"fcn-deploy {version('fcn-deploy')}",
     )
@@ -193,6 +196,8 @@ def build_engine(
         "head": head.mode,
         "stride": card.stride,
         "size_multiple": card.size_multiple,
+        "halo": manifest.stages[0].halo,
+        "tiles": "exact" if manifest.stages[0].halo else f"none: {manifest.stages[0].whole}",
         "miou": None,
         "miou_reason": "no labels were given",
         "threads": threads or "one per core",
@@ -287,7 +292,7 @@ def _plan(
         portable=options.hardware != "none",
         version_compatible=options.version_compatible,
     )
-    manifest = replace(manifest, stages=(Stage("stage-0.plan"),), gpu=plan)
+    manifest = replace(manifest, stages=(replace(manifest.stages[0], file="stage-0.plan"),), gpu=plan)
     skipped = gpu.sizes.skipped if gpu.sizes else {}
     about = {
         "builder": {
@@ -347,7 +352,33 @@ def core_of(source: Source) -> tuple[ModelProto, ModelCard]:
     return core, card
 
 
-GOLDEN_SIZE = (61, 83)
+def tiled_stage(core: ModelProto, card: ModelCard) -> Stage:
+    """The core as a stage that knows its halo: computed on its graph, and tried on a strip along each axis."""
+    file = "stage-0.onnx"
+    try:
+        field = receptive_field(core)
+    except WholeImageError as error:
+        return Stage(file, whole=str(error))
+    unit = math.lcm(field.period, card.size_multiple)
+    halo = tuple(math.ceil(side / unit) * unit for side in field.halo)
+    run = session(core.SerializeToString())
+    for axis in (0, 1):
+        # A tile of one unit in the middle of a strip whose ends its halo does not reach.
+        length = 2 * halo[axis] + 3 * unit
+        size = (length, unit) if axis == 0 else (unit, length)
+        image = natural_noise(*size, card, seed=0)
+        part = image[unit:-unit] if axis == 0 else image[:, unit:-unit]
+        whole, tile = (run.run(["scores"], {"image": prepare(pixels, card)})[0][0] for pixels in (image, part))
+        cells = unit * whole.shape[1 + axis] // length
+        start = halo[axis] // unit * cells
+        ours = tile.take(range(start, start + cells), 1 + axis)
+        theirs = whole.take(range(start + cells, start + 2 * cells), 1 + axis)
+        # Not "difference > tolerance": a NaN must fail.
+        if ours.shape != theirs.shape or not np.abs(ours - theirs).max() <= MARGIN * float(np.ptp(theirs)):
+            return Stage(file, whole="its tiles were tried, and differ from the whole image")
+    return Stage(file, halo=halo, period=unit)
+
+
 # Of the scores' range: float32 rounds, INT8 kernels may round a tie the other way, layer after layer.
 GOLDEN_TOLERANCE = {"float32": 1e-3, "float16": 2e-2, "int8": 5e-2}
 

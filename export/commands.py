@@ -271,6 +271,10 @@ def build(
     print(f"{model} → {out} ({out.stat().st_size / 1e6:.1f} MB) for {report['target']}, {report['precision']}")
     head = "in the network" if report["head"] == "none" else "exact, outside the network"
     print(f"head: {head}; scores at stride {report['stride']}, sizes padded to multiples of {report['size_multiple']}")
+    if report["halo"]:
+        print(f"images beyond the memory budget are run in tiles, exactly, with a halo of {max(report['halo'])} pixels")
+    else:
+        print(f"it cannot be run in tiles ({report['tiles'].removeprefix('none: ')})")
     rest = "" if agreement["labels_equal"] == 1 else "; the others are within rounding of a tie"
     whose = "labels equal" if report["precision"] == "float32" else "float32 labels equal"
     print(
