@@ -22,9 +22,10 @@ from gpu_sim import build
 
 TOTAL = 8 << 30
 CAPABILITY = (8, 9)
+DRIVER = 13090  # CUDA 13.9: the newest of its kind, so that PTX of any 13 loads unless a test says otherwise
 
 _library: ctypes.CDLL | None = None
-_settings = {"devices": 1, "total": TOTAL, "capability": CAPABILITY}
+_settings = {"devices": 1, "total": TOTAL, "capability": CAPABILITY, "version": DRIVER}
 
 
 class Call(NamedTuple):
@@ -73,10 +74,11 @@ def install() -> ctypes.CDLL:
         library.gpusim_ordered.argtypes = [ctypes.c_uint64] * 3
         library.gpusim_ended.argtypes = [ctypes.c_uint64] * 2
         library.gpusim_stream.argtypes = [ctypes.c_uint64]
-        library.gpusim_configure.argtypes = [ctypes.c_int, ctypes.c_size_t, ctypes.c_int, ctypes.c_int]
+        library.gpusim_configure.argtypes = [ctypes.c_int, ctypes.c_size_t, *[ctypes.c_int] * 3]
         library.cuMemAlloc_v2.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
         library.cuMemFree_v2.argtypes = [ctypes.c_uint64]
         _library = library
+        _configure()
     return _library
 
 
@@ -153,6 +155,11 @@ def set_devices(count: int) -> None:
     _configure(devices=count)
 
 
+def set_driver(version: int) -> None:
+    """The driver's CUDA version, as 12040 for 12.4. PTX of a newer toolkit is refused."""
+    _configure(version=version)
+
+
 def reset() -> None:
     """Run what is queued, forget what was recorded, and go back to one GPU of 8 GB and compute capability 8.9.
 
@@ -161,12 +168,12 @@ def reset() -> None:
     drain()
     log(False)
     clear()
-    _configure(devices=1, total=TOTAL, capability=CAPABILITY)
+    _configure(devices=1, total=TOTAL, capability=CAPABILITY, version=DRIVER)
 
 
 def _configure(**settings) -> None:
     _settings.update(settings)
-    library().gpusim_configure(_settings["devices"], _settings["total"], *_settings["capability"])
+    library().gpusim_configure(_settings["devices"], _settings["total"], *_settings["capability"], _settings["version"])
 
 
 def _text(what: int) -> list[str]:

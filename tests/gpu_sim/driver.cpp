@@ -158,7 +158,7 @@ struct State {
     std::mutex mutex;
     std::condition_variable changed;
     bool started = false, logging = false;
-    int devices = 1, major = 8, minor = 9;
+    int devices = 1, major = 8, minor = 9, version = CUDA_VERSION;
     size_t total = size_t(8) << 30, used = 0;
     uint64_t next = 0x51000010, number = 0, abandoned = 0;
     std::unordered_map<uint64_t, ContextPtr> contexts;
@@ -698,12 +698,18 @@ CUresult load_module(Call& call, CUmodule* out, const void* image) {
     } else {
         module->image = text;
         module->text = true;
-        static const std::regex header("^(\\s|//[^\\n]*\\n|/\\*[^*]*\\*/)*\\.version\\s+\\d+\\.\\d+");
-        if (!std::regex_search(module->image.substr(0, 4096), header))
-            return call.misuse(CUDA_ERROR_INVALID_IMAGE, "neither PTX, nor a cubin, nor a fatbin");
+        static const std::regex header("^(\\s|//[^\\n]*\\n|/\\*[^*]*\\*/)*\\.version\\s+(\\d+)\\.(\\d+)");
         static const std::regex target("\\.target\\s+sm_(\\d+)");
-        std::smatch match;
         const std::string start = module->image.substr(0, 4096);
+        std::smatch match;
+        if (!std::regex_search(start, match, header))
+            return call.misuse(CUDA_ERROR_INVALID_IMAGE, "neither PTX, nor a cubin, nor a fatbin");
+        // CUDA 12.x came with PTX 8.x, CUDA 13.x with 9.x; the minor numbers are off by one at most.
+        const int isa = std::stoi(match[2]) * 1000 + std::stoi(match[3]) * 10;
+        if (isa > state.version - 4000)
+            return call.misuse(CUDA_ERROR_UNSUPPORTED_PTX_VERSION,
+                               format("PTX %d.%d is newer than the driver's CUDA %d.%d", isa / 1000, isa % 1000 / 10,
+                                      state.version / 1000, state.version % 1000 / 10));
         if (!std::regex_search(start, match, target))
             return call.misuse(CUDA_ERROR_INVALID_PTX, "the PTX names no target");
         if (std::stoi(match[1]) > state.major * 10 + state.minor)
@@ -881,6 +887,8 @@ const ErrorName ERRORS[] = {
     {CUDA_ERROR_INVALID_IMAGE, "CUDA_ERROR_INVALID_IMAGE", "device kernel image is invalid"},
     {CUDA_ERROR_INVALID_CONTEXT, "CUDA_ERROR_INVALID_CONTEXT", "invalid device context"},
     {CUDA_ERROR_INVALID_PTX, "CUDA_ERROR_INVALID_PTX", "a PTX JIT compilation failed"},
+    {CUDA_ERROR_UNSUPPORTED_PTX_VERSION, "CUDA_ERROR_UNSUPPORTED_PTX_VERSION",
+     "the provided PTX was compiled with an unsupported toolchain."},
     {CUDA_ERROR_FILE_NOT_FOUND, "CUDA_ERROR_FILE_NOT_FOUND", "file not found"},
     {CUDA_ERROR_INVALID_HANDLE, "CUDA_ERROR_INVALID_HANDLE", "invalid resource handle"},
     {CUDA_ERROR_NOT_FOUND, "CUDA_ERROR_NOT_FOUND", "named symbol not found"},
@@ -936,7 +944,8 @@ EXPORT CUresult cuInit(unsigned flags) {
     return call.end(CUDA_SUCCESS);
 }
 EXPORT CUresult cuDriverGetVersion(int* version) {
-    *version = CUDA_VERSION;
+    Lock lock(state.mutex);
+    *version = state.version;
     return CUDA_SUCCESS;
 }
 EXPORT CUresult cuDeviceGetCount(int* count) {
@@ -1978,13 +1987,13 @@ EXPORT void gpusim_misuse(const char* what) {
     Lock lock(state.mutex);
     state.misuse.push_back(what);
 }
-EXPORT void gpusim_configure(int devices, size_t total, int major, int minor) {
+EXPORT void gpusim_configure(int devices, size_t total, int major, int minor, int version) {
     Lock lock(state.mutex);
     state.devices = devices;
-    if (!devices) state.started = false;
     state.total = total;
     state.major = major;
     state.minor = minor;
+    state.version = version;
 }
 // Runs everything that is queued.
 EXPORT void gpusim_drain() {

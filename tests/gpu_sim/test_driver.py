@@ -207,6 +207,15 @@ def test_ptx_for_a_newer_gpu_is_refused(gpu, cuda):
     refused(gpu, "sm_120")
 
 
+def test_ptx_of_a_newer_toolkit_is_refused(gpu, cuda):
+    cuda.module_from_buffer(PTX)
+    gpu.set_driver(11080)
+    assert cuda.get_driver_version() == 11080
+    with pytest.raises(cuda.Error, match="toolchain"):
+        cuda.module_from_buffer(PTX)
+    refused(gpu, "PTX 8.0 is newer than the driver's CUDA 11.8")
+
+
 @pytest.mark.parametrize(
     ("name", "why"),
     [("missing", "no kernel"), ("unheard_of", "no host kernel"), ("changed", "other parameters")],
@@ -694,6 +703,44 @@ def test_calls_are_recorded_while_the_log_is_on(gpu, cuda):
 # ----------------------------------------------------------------------------------------------------------- threads
 
 
+# Waits that pycuda makes with the GIL held must let go of it: the work they wait for, on another thread, wants it.
+HOLDING = """
+import ctypes, faulthandler, sys, threading, time
+faulthandler.dump_traceback_later(20, exit=True)  # a deadlock ends with everyone's traceback
+sys.path.insert(0, {tests!r})
+import gpu_sim
+library = gpu_sim.install()
+import pycuda.driver as cuda
+
+cuda.init()
+context = cuda.Device(0).make_context()
+stream, memory, event = cuda.Stream(), cuda.mem_alloc(64), cuda.Event()
+inside = threading.Event()
+
+@ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+def host(_):
+    inside.set()
+    time.sleep(0.2)  # gives the GIL away, and wants it back
+
+def synchronize():
+    context.push()
+    stream.synchronize()
+    cuda.Context.pop()
+
+for wait in (memory.free, lambda: event.query() or event.query(), lambda: stream.is_done() or stream.is_done()):
+    library.cuLaunchHostFunc(ctypes.c_void_p(stream.handle), host, None)
+    event.record(stream)
+    inside.clear()
+    thread = threading.Thread(target=synchronize)
+    thread.start()
+    inside.wait()
+    wait()
+    thread.join()
+del memory, event, stream
+context.pop()
+print(gpu_sim.misuse())
+"""
+
 HAMMER = """
 import ctypes, faulthandler, random, sys, threading
 faulthandler.dump_traceback_later(60, exit=True)  # a deadlock ends with everyone's traceback
@@ -764,8 +811,17 @@ os._exit(0)  # pycuda's own clean-up across threads is not what is tested
 """
 
 
-def test_eight_threads_do_not_deadlock_or_mix_their_data(gpu):
-    program = HAMMER.format(tests=str(Path(__file__).resolve().parents[1]))
+def run_apart(program: str) -> None:
+    """A deadlock cannot be interrupted, so what might deadlock runs in a process of its own."""
+    program = program.format(tests=str(Path(__file__).resolve().parents[1]))
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=90)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.strip() == "[]", done.stdout[-3000:]
+
+
+def test_waiting_with_the_gil_held_does_not_deadlock(gpu):
+    run_apart(HOLDING)
+
+
+def test_eight_threads_do_not_deadlock_or_mix_their_data(gpu):
+    run_apart(HAMMER)
