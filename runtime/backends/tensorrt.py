@@ -593,11 +593,8 @@ class _Graph:
     @classmethod
     def capture(cls, stream, context, work) -> "_Graph | None":
         """What `work` makes `context` queue on `stream`, without running it; None where it cannot be captured."""
-        driver, handle, graph, executable = (
-            _libcuda(),
-            ctypes.c_void_p(stream.handle),
-            *(ctypes.c_void_p() for _ in "ab"),
-        )
+        driver, handle = _libcuda(), ctypes.c_void_p(stream.handle)
+        graph, executable = ctypes.c_void_p(), ctypes.c_void_p()
         if driver.cuStreamBeginCapture_v2(handle, THREAD_LOCAL):
             return None
         failed = True
