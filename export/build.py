@@ -3,7 +3,6 @@
 import io
 import json
 import logging
-import math
 import os
 import platform
 import tempfile
@@ -29,12 +28,12 @@ from export.passes.pad_and_crop import pad_and_crop
 from export.passes.split_head import ends_in_sigmoid, head_of, split_head, stripped_padding, stripped_sigmoid
 from export.passes.upsample_scores import upsample_scores
 from export.precision import BudgetError, Options, lower, write_layers
-from export.probe import probe
+from export.probe import MARGIN, natural_noise, probe
 from export.profiles import Sizes, default_profiles, plan_profiles, table
-from export.receptive import WholeImageError, receptive_field
+from export.stages import Part, cut_core
 from runtime.backends import ORT_TARGETS
 from runtime.backends.onnxruntime import OnnxRuntimeBackend, session
-from runtime.engine_file import CARD_KEY, GpuPlan, Head, Manifest, ModelCard, Profile, Stage, write_engine
+from runtime.engine_file import CARD_KEY, GpuPlan, Head, Manifest, ModelCard, Profile, write_engine
 from runtime.errors import DeployError, MisuseError
 from runtime.files import replacing
 from runtime.head import labels_from_scores
@@ -47,7 +46,6 @@ log = logging.getLogger(__name__)
 REPORT = "report.json"
 COMPARED_SIZES = ((1, 1), (7, 13), (37, 41), (61, 97), (136, 17), (200, 333), (257, 263), (480, 640))
 GOLDEN_SIZE = (61, 83)
-MARGIN = 1e-4  # of the scores' range: below it, the order of two classes is rounding
 
 
 @dataclass(frozen=True)
@@ -181,13 +179,14 @@ def build_engine(
     core, card = core_of(source if options.precision == "float32" else _raised(source))
     head = head_of(core)
     plain = cpu.build(core)
+    # GPUs have memory of their own, and a plan is one network.
+    parts = cut_core(onnx.load_from_string(plain), card, cut=target == "cpu")
     manifest = Manifest(
         card=card,
         target="cpu",
         precision="float32",
         head=head,
-        stages=(tiled_stage(onnx.load_from_string(plain), card),),
-        bytes_per_pixel=cpu.bytes_per_pixel(core),
+        stages=tuple(part.stage for part in parts),
         created_by=f"fcn-deploy {version('fcn-deploy')}",
     )
     report: dict[str, Any] = {
@@ -196,8 +195,7 @@ def build_engine(
         "head": head.mode,
         "stride": card.stride,
         "size_multiple": card.size_multiple,
-        "halo": manifest.stages[0].halo,
-        "tiles": "exact" if manifest.stages[0].halo else f"none: {manifest.stages[0].whole}",
+        "stages": _stages(parts),
         "miou": None,
         "miou_reason": "no labels were given",
         "threads": threads or "one per core",
@@ -206,7 +204,7 @@ def build_engine(
     }
     say("comparing the float32 core with the model")
     # What is measured is a file, opened as a user opens it.
-    members = {"stage-0.onnx": plain, GOLDEN: golden_sample(core, card, "float32")}
+    members = _members(parts) | {GOLDEN: golden_sample(core, card, "float32")}
     report["agreement"], float_times = _measure(manifest, members, threads, source, say, timed)
     lowered, reference, result = onnx.load_from_string(plain), core, None
     if options.precision != "float32":
@@ -237,17 +235,39 @@ def build_engine(
     elif options.precision == "float32":
         report["latency_ms"] = float_times
     else:
-        members = {"stage-0.onnx": lowered.SerializeToString(), GOLDEN: golden}
+        parts = cut_core(lowered, card)
+        report["stages"] = _stages(parts)
+        manifest = replace(manifest, stages=tuple(part.stage for part in parts))
+        members = _members(parts) | {GOLDEN: golden}
         _, report["latency_ms"] = _measure(manifest, members, threads, None, say, timed)
         report["float32_latency_ms"] = float_times
         pairs = [(float_times[size], ms) for size, ms in report["latency_ms"].items() if ms and float_times[size]]
         report["speedup"] = round(float(np.median([before / after for before, after in pairs])), 3) if pairs else None
-    report["core_bytes"] = {"float32": len(plain), options.precision: len(next(iter(members.values())))}
+    core_bytes = sum(len(content) for name, content in members.items() if name.startswith("stage-"))
+    report["core_bytes"] = {"float32": len(plain), options.precision: core_bytes}
     members[REPORT] = json.dumps(report, indent=1).encode()
     write_engine(out, manifest, members)
     if layers_to is not None and result is not None:
         write_layers(layers_to, result.layers)
     return report
+
+
+def _members(parts: Sequence[Part]) -> dict[str, bytes]:
+    return {part.stage.file: part.model.SerializeToString() for part in parts}
+
+
+def _stages(parts: Sequence[Part]) -> list[dict[str, Any]]:
+    """What the report says of each stage."""
+    return [
+        {
+            "halo": part.stage.halo,
+            "tiles": "exact" if part.stage.halo is not None else f"none: {part.stage.whole}",
+            "bytes_per_pixel": round(part.stage.bytes_per_pixel, 1),
+            "output_bytes": round(part.stage.output_bytes, 2),
+            "work": round(part.stage.cost / sum(other.stage.cost for other in parts), 3),
+        }
+        for part in parts
+    ]
 
 
 def _raised(source: Source) -> Source:
@@ -352,33 +372,6 @@ def core_of(source: Source) -> tuple[ModelProto, ModelCard]:
     return core, card
 
 
-def tiled_stage(core: ModelProto, card: ModelCard) -> Stage:
-    """The core as a stage that knows its halo: computed on its graph, and tried on a strip along each axis."""
-    file = "stage-0.onnx"
-    try:
-        field = receptive_field(core)
-    except WholeImageError as error:
-        return Stage(file, whole=str(error))
-    unit = math.lcm(field.period, card.size_multiple)
-    halo = tuple(math.ceil(side / unit) * unit for side in field.halo)
-    run = session(core.SerializeToString())
-    for axis in (0, 1):
-        # A tile of one unit in the middle of a strip whose ends its halo does not reach.
-        length = 2 * halo[axis] + 3 * unit
-        size = (length, unit) if axis == 0 else (unit, length)
-        image = natural_noise(*size, card, seed=0)
-        part = image[unit:-unit] if axis == 0 else image[:, unit:-unit]
-        whole, tile = (run.run(["scores"], {"image": prepare(pixels, card)})[0][0] for pixels in (image, part))
-        cells = unit * whole.shape[1 + axis] // length
-        start = halo[axis] // unit * cells
-        ours = tile.take(range(start, start + cells), 1 + axis)
-        theirs = whole.take(range(start + cells, start + 2 * cells), 1 + axis)
-        # Not "difference > tolerance": a NaN must fail.
-        if ours.shape != theirs.shape or not np.abs(ours - theirs).max() <= MARGIN * float(np.ptp(theirs)):
-            return Stage(file, whole="its tiles were tried, and differ from the whole image")
-    return Stage(file, halo=halo, period=unit)
-
-
 # Of the scores' range: float32 rounds, INT8 kernels may round a tie the other way, layer after layer.
 GOLDEN_TOLERANCE = {"float32": 1e-3, "float16": 2e-2, "int8": 5e-2}
 
@@ -401,20 +394,6 @@ def golden_sample(core: ModelProto, card: ModelCard, precision: str, gpu: GpuPla
     buffer = io.BytesIO()
     np.savez(buffer, image=image, scores=scores.astype(np.float32), tolerance=GOLDEN_TOLERANCE[precision])
     return buffer.getvalue()
-
-
-def natural_noise(height: int, width: int, card: ModelCard, seed: int) -> np.ndarray:
-    """An image with detail at many scales, [H, W, C] in the card's dtype, spread around the card's mean."""
-    random = np.random.default_rng(seed)
-    image = np.zeros((height, width, card.channels), np.float32)
-    for cell in (64, 16, 4, 1):
-        rows, columns = -(-height // cell), -(-width // cell)
-        values = random.standard_normal((rows, columns, card.channels), dtype=np.float32)
-        image += np.repeat(np.repeat(values, cell, 0), cell, 1)[:height, :width] * 0.6
-    image = image * np.float32(card.std) + np.float32(card.mean)
-    if card.dtype == "float32":
-        return image
-    return np.clip(image, 0, np.iinfo(card.dtype).max).astype(card.dtype)
 
 
 def compare(source: Source, net: Segmenter) -> dict[str, Any]:

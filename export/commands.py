@@ -271,10 +271,7 @@ def build(
     print(f"{model} → {out} ({out.stat().st_size / 1e6:.1f} MB) for {report['target']}, {report['precision']}")
     head = "in the network" if report["head"] == "none" else "exact, outside the network"
     print(f"head: {head}; scores at stride {report['stride']}, sizes padded to multiples of {report['size_multiple']}")
-    if report["halo"]:
-        print(f"images beyond the memory budget are run in tiles, exactly, with a halo of {max(report['halo'])} pixels")
-    else:
-        print(f"it cannot be run in tiles ({report['tiles'].removeprefix('none: ')})")
+    print(_tiles(report["stages"]))
     rest = "" if agreement["labels_equal"] == 1 else "; the others are within rounding of a tie"
     whose = "labels equal" if report["precision"] == "float32" else "float32 labels equal"
     print(
@@ -296,6 +293,18 @@ def build(
         print(_speed(report))
     print("latency on this machine (median):")
     print(show_latency(report["latency_ms"]))
+
+
+def _tiles(stages: list[dict]) -> str:
+    """How images beyond the memory budget are run."""
+    if len(stages) == 1 and stages[0]["halo"] is None:
+        return f"it cannot be run in tiles ({stages[0]['tiles'].removeprefix('none: ')})"
+    halos = " and ".join(
+        f"{max(stage['halo'])} pixels" if stage["halo"] is not None else f"whole ({stage['tiles'][6:]})"
+        for stage in stages
+    )
+    count = f"{len(stages)} stages, halos" if len(stages) > 1 else "one stage, halo"
+    return f"images beyond the memory budget are run in tiles, exactly: {count} {halos}"
 
 
 def _all_different(**paths: Path | None) -> None:

@@ -84,10 +84,18 @@ class Receptive:
         )
 
 
-def receptive_field(core: ModelProto) -> Receptive:
-    """The receptive field of `scores`. Raises WholeImageError, naming the operator that it cannot be had for."""
+def receptive_field(core: ModelProto, start: tuple[Field, Field] = (Field(), Field())) -> Receptive:
+    """The receptive field of a network's result.
+
+    Args:
+        core: the network, or a part of one.
+        start: of its input, vertical and horizontal; what is given stands for the image itself.
+
+    Raises:
+        WholeImageError: it cannot be had; names the operator.
+    """
     constants = initializers(core)
-    fields: dict[str, tuple[Field, Field]] = {core.graph.input[0].name: (Field(), Field())}
+    fields: dict[str, tuple[Field, Field]] = {core.graph.input[0].name: start}
     for node in core.graph.node:
         if node.op_type == "Constant":
             constants |= {node.output[0]: np.asarray(next(iter(attributes(node).values()), None))}

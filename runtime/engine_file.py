@@ -18,7 +18,7 @@ from typing import Any
 from runtime.errors import DeployError
 from runtime.files import replacing
 
-ENGINE_VERSION = 1
+ENGINE_VERSION = 2  # 2: stages, each with its own halo, memory and share of the work
 CARD_VERSION = 1
 CARD_KEY = "fcn_deploy.card"  # the key of the card in ONNX and safetensors metadata
 DTYPES = ("uint8", "uint16", "float32")
@@ -177,7 +177,7 @@ class Head:
 
 @dataclass(frozen=True)
 class Stage:
-    """One network of an engine.
+    """One network of an engine: the core, or a part of it that takes the result of the part before.
 
     Attributes:
         file: the member that holds it.
@@ -185,6 +185,9 @@ class Stage:
         halo: (vertical, horizontal) in pixels: around a tile, what its scores depend on; None: it cannot be tiled.
         period: in pixels: tiles that begin at its multiples give the scores of the whole image.
         whole: why it cannot be tiled: the operator that makes it depend on the whole image.
+        bytes_per_pixel: working memory for one pixel of padded image, estimated from its graph.
+        output_bytes: of its result, per pixel of padded image.
+        cost: its share of the core's work.
     """
 
     file: str
@@ -193,6 +196,9 @@ class Stage:
     halo: tuple[int, int] | None = None
     period: int = 1
     whole: str = "its engine does not tell its receptive field; build it again"
+    bytes_per_pixel: float = 0.0
+    output_bytes: float = 0.0
+    cost: float = 1.0
 
     def __post_init__(self) -> None:
         if self.halo is not None:
@@ -202,6 +208,10 @@ class Stage:
             object.__setattr__(self, "halo", halo)
         if type(self.period) is not int or self.period < 1:
             raise ValueError(f"period {self.period!r}; it must be a whole number above 0")
+        for name in ("bytes_per_pixel", "output_bytes", "cost"):
+            value = getattr(self, name)
+            if type(value) not in (int, float) or not 0 <= value < math.inf:
+                raise ValueError(f"{name} {value!r}; it must be a number of at least 0")
 
 
 @dataclass(frozen=True)
@@ -275,7 +285,6 @@ class Manifest:
         precision: the lowest in the graph: `float32`, `float16` or `int8`.
         head: what turns the core's scores into full-size ones.
         stages: the core network, in order.
-        bytes_per_pixel: working memory of the core for one pixel of padded image, estimated from its graph.
         created_by: name and version of the builder.
         gpu: what the plan needs, in engines for GPUs.
         members: name → {"bytes", "sha256"} of every other member of the file.
@@ -286,15 +295,13 @@ class Manifest:
     precision: str
     head: Head
     stages: tuple[Stage, ...]
-    bytes_per_pixel: float
     created_by: str
     gpu: GpuPlan | None = None
     members: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        memory = self.bytes_per_pixel
-        if type(memory) not in (int, float) or not 0 <= memory < math.inf:
-            raise ValueError(f"bytes_per_pixel {memory!r}; it must be a number of at least 0")
+        if not self.stages:
+            raise ValueError("it has no stages")
         if self.precision not in PRECISIONS:
             raise ValueError(f"precision {self.precision!r}; this release knows {', '.join(PRECISIONS)}")
         for value in (self.target, *(n for stage in self.stages for n in (stage.file, stage.input, stage.output))):

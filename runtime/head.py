@@ -15,9 +15,16 @@ CHUNK = 4 << 20  # score values interpolated at a time: bounds the working memor
 
 
 def labels_from_scores(
-    scores: np.ndarray, head: Head, card: ModelCard, padded: tuple[int, int], size: tuple[int, int]
+    scores: np.ndarray,
+    head: Head,
+    card: ModelCard,
+    padded: tuple[int, int],
+    size: tuple[int, int],
+    rows: tuple[int, int] | None = None,
+    first: int = 0,
+    cells: int | None = None,
 ) -> np.ndarray:
-    """Labels of an image from the core's scores.
+    """Labels of an image, or of some of its rows, from the core's scores.
 
     Args:
         scores: uncropped, [K, h, w] float. Cells beyond the image take part in its last pixels.
@@ -25,23 +32,39 @@ def labels_from_scores(
         card: says how scores become labels.
         padded: (height, width) of the core's input, in pixels.
         size: (height, width) of the image, in pixels; at most `padded`.
+        rows: (first, after the last) of the pixels wanted; None: all.
+        first: `scores` begin with this row of the score map, which has `cells` rows (None: as many as `scores`).
 
     Returns:
-        [height, width] uint8, or uint16 for more than 256 classes.
+        [rows, width] uint8, or uint16 for more than 256 classes.
     """
     scores = np.asarray(scores, np.float32)
     if card.activation != "softmax":
         # Two classes, the second best where the score is above its threshold.
         scores = np.concatenate([np.full_like(scores, card.score_threshold), scores])
     dtype = np.dtype(card.label_dtype)
+    start, stop = rows or (0, size[0])
+    cells = (cells or scores.shape[1], scores.shape[2])
     if head.mode == "none":
-        return best_class(scores[:, : size[0], : size[1]]).astype(dtype)
-    rows, columns = (_axis(head, axis, scores.shape[1 + axis], padded[axis], size[axis]) for axis in (0, 1))
+        return best_class(scores[:, start - first : stop - first, : size[1]]).astype(dtype)
+    vertical, horizontal = (
+        _axis(head, axis, cells[axis], padded[axis], *span) for axis, span in ((0, (start, stop)), (1, (0, size[1])))
+    )
     if head.mode == "nearest":
-        return best_class(scores).astype(dtype)[rows[0][:, None], columns[0]]
-    if rows[3] and columns[3]:
-        return _labels_of_equal_cells(scores, rows[3], columns[3], size, dtype)
-    return _labels_of_bands(scores, rows[:3], columns[:3], dtype)
+        return best_class(scores).astype(dtype)[vertical[0][:, None] - first, horizontal[0]]
+    if vertical[3] and horizontal[3]:
+        return _labels_of_equal_cells(
+            scores, (*vertical[3], start, stop), (*horizontal[3], 0, size[1]), first, cells, dtype
+        )
+    return _labels_of_bands(scores, (vertical[0] - first, vertical[1] - first, vertical[2]), horizontal[:3], dtype)
+
+
+def last_cells(head: Head, cells: int, padded: int, pixels: int) -> np.ndarray:
+    """The last row of the score map, of `cells` rows, that each of the image's `pixels` rows is made of."""
+    if head.mode == "none":
+        return np.arange(pixels)
+    found = _axis(head, 0, cells, padded, 0, pixels)
+    return found[0] if head.mode == "nearest" else found[1]
 
 
 def best_class(scores: np.ndarray) -> np.ndarray:
@@ -59,8 +82,8 @@ def best_class(scores: np.ndarray) -> np.ndarray:
     return labels
 
 
-def _axis(head: Head, axis: int, cells: int, padded: int, pixels: int):
-    """Where each output pixel reads, along one axis, by ONNX's definition of Resize.
+def _axis(head: Head, axis: int, cells: int, padded: int, start: int, stop: int):
+    """Where each output pixel from `start` to before `stop` reads, along one axis, by ONNX's definition of Resize.
 
     Returns (first cell, second cell, weight of the second) per pixel for `linear`, the first alone for
     `nearest`; and (factor, offset) where every cell holds the same `factor` pixels and the pixel `offset`
@@ -71,17 +94,19 @@ def _axis(head: Head, axis: int, cells: int, padded: int, pixels: int):
     else:
         scale = head.factor[axis]
         full = math.floor(cells * scale)
-    x = np.arange(pixels, dtype=np.float64)
+    x = np.arange(start, stop, dtype=np.float64)
+    # Multiplied before it is divided: ties between cells come out as such.
+    shrink = (lambda v: v * cells / padded) if head.factor is None else (lambda v: v / scale)
     uniform = None
     if head.coordinates == "align_corners":
-        x = x * ((cells - 1) / (full - 1)) if full > 1 else x * 0
+        x = x * (cells - 1) / (full - 1) if full > 1 else x * 0
     elif head.coordinates == "asymmetric":
-        x = x / scale
+        x = shrink(x)
         uniform = (int(scale), 0) if scale == int(scale) else None
     elif head.coordinates == "pytorch_half_pixel" and full == 1:
         x = x * 0
     else:  # half_pixel
-        x = (x + 0.5) / scale - 0.5
+        x = shrink(x + 0.5) - 0.5
         uniform = (int(scale), int(scale) // 2) if scale == int(scale) else None
     if head.mode == "nearest":
         rounding = {
@@ -99,22 +124,26 @@ def _axis(head: Head, axis: int, cells: int, padded: int, pixels: int):
 
 def _labels_of_equal_cells(
     scores: np.ndarray,
-    vertical: tuple[int, int],
-    horizontal: tuple[int, int],
-    size: tuple[int, int],
+    vertical: tuple[int, int, int, int],
+    horizontal: tuple[int, int, int, int],
+    first: int,
+    cells: tuple[int, int],
     dtype: np.dtype,
 ) -> np.ndarray:
-    """Linear interpolation by integer factors: all disagreeing cells at once, one matrix product."""
-    (factor_y, offset_y), (factor_x, offset_x) = vertical, horizontal
-    # A cell spans from one score to the next. The edge is repeated, which is what clamping does; the cells
-    # before the first score are skipped where no pixel lies in them.
-    before_y, before_x = int(offset_y > 0), int(offset_x > 0)
-    cells_y = math.ceil((size[0] - offset_y) / factor_y) + before_y
-    cells_x = math.ceil((size[1] - offset_x) / factor_x) + before_x
-    cells_y, cells_x = max(cells_y, 1), max(cells_x, 1)
-    rows = np.clip(np.arange(-before_y, cells_y + 1 - before_y), 0, scores.shape[1] - 1)
-    columns = np.clip(np.arange(-before_x, cells_x + 1 - before_x), 0, scores.shape[2] - 1)
-    scores = scores[:, rows[:, None], columns]
+    """Linear interpolation by integer factors: all disagreeing cells at once, one matrix product.
+
+    `vertical` and `horizontal` are (factor, offset, first pixel, pixel after the last).
+    """
+    (factor_y, offset_y, *_), (factor_x, offset_x, *_) = vertical, horizontal
+    # A cell spans from one score to the next. The edge is repeated, which is what clamping does.
+    begins, counts, sides = [], [], []
+    for (factor, offset, start, stop), total in zip((vertical, horizontal), cells, strict=True):
+        begin, end = (start - offset) // factor, -((offset - stop) // factor)
+        begins.append(start - offset - begin * factor)  # pixels of the first cell that are not wanted
+        counts.append(end - begin)
+        sides.append(np.clip(np.arange(begin, end + 1), 0, total - 1))
+    cells_y, cells_x = counts
+    scores = scores[:, sides[0][:, None] - first, sides[1]]
     best = best_class(scores).astype(dtype)
     corner = best[:-1, :-1]
     same = (corner == best[:-1, 1:]) & (corner == best[1:, :-1]) & (corner == best[1:, 1:])
@@ -129,9 +158,9 @@ def _labels_of_equal_cells(
         block = _cell_labels(scores, y[part], x[part], weights, dtype)
         labels[y[part], :, x[part], :] = block.reshape(-1, factor_y, factor_x)
     labels = labels.reshape(cells_y * factor_y, cells_x * factor_x)
-    top = factor_y - offset_y if before_y else 0
-    left = factor_x - offset_x if before_x else 0
-    return np.ascontiguousarray(labels[top : top + size[0], left : left + size[1]])
+    top, left = begins
+    rows, columns = vertical[3] - vertical[2], horizontal[3] - horizontal[2]
+    return np.ascontiguousarray(labels[top : top + rows, left : left + columns])
 
 
 def _cell_weights(factor_y: int, offset_y: int, factor_x: int, offset_x: int) -> np.ndarray:

@@ -74,12 +74,12 @@ def read_image(path: str | os.PathLike, card: ModelCard, max_pixels: int = DEFAU
     path = Path(path)
     try:
         if path.suffix.lower() == ".npy":
-            return _fit(_read_npy(path, max_pixels), card, path)
+            return fit(_read_npy(path, max_pixels), card, path)
         common = card.dtype == "uint8" and card.channels in (1, 3)
         tiff = path.suffix.lower() in (".tif", ".tiff")
         if tiff and not (common and _is_plain_tiff(path)):
-            return _fit(_read_tiff(path, card, max_pixels), card, path)
-        return _fit(_read_pillow(path, card, max_pixels), card, path)
+            return fit(_read_tiff(path, card, max_pixels), card, path)
+        return fit(_read_pillow(path, card, max_pixels), card, path)
     except DeployError:
         raise
     except FileNotFoundError as error:
@@ -91,7 +91,7 @@ def read_image(path: str | os.PathLike, card: ModelCard, max_pixels: int = DEFAU
         raise DeployError(f"cannot read {path} as an image: {reason}; is it damaged or truncated?") from error
 
 
-def _check_pixels(width: int, height: int, max_pixels: int, path: Path) -> None:
+def check_pixels(width: int, height: int, max_pixels: int, path: Path) -> None:
     if width * height > max_pixels:
         raise DeployError(
             f"{path} has {width}×{height} = {width * height:,} pixels, over the limit of {max_pixels:,}; "
@@ -114,7 +114,7 @@ def open_pillow(path: Path, max_pixels: int):
         finally:
             Image.MAX_IMAGE_PIXELS = limit
     with picture:
-        _check_pixels(*picture.size, max_pixels, path)
+        check_pixels(*picture.size, max_pixels, path)
         yield picture
 
 
@@ -167,7 +167,7 @@ def image_size(path: str | os.PathLike, max_pixels: int = DEFAULT_MAX_PIXELS) ->
         else:
             with open_pillow(path, max_pixels) as picture:
                 width, height = _upright_size(picture, path)
-        _check_pixels(width, height, max_pixels, path)
+        check_pixels(width, height, max_pixels, path)
         return height, width
     except DeployError:
         raise
@@ -213,7 +213,7 @@ def _read_npy(path: Path, max_pixels: int) -> np.ndarray:
     array = np.load(path, mmap_mode="r", allow_pickle=False)
     if array.ndim not in (2, 3):
         raise MisuseError(f"{path} holds an array of shape {list(array.shape)}; an image is [H, W] or [H, W, C]")
-    _check_pixels(array.shape[1], array.shape[0], max_pixels, path)
+    check_pixels(array.shape[1], array.shape[0], max_pixels, path)
     return np.array(array)
 
 
@@ -225,7 +225,7 @@ def _read_tiff(path: Path, card: ModelCard, max_pixels: int) -> np.ndarray:
         axes, shape = series.axes, series.shape
         if "Y" not in axes or "X" not in axes:
             raise MisuseError(f"{path} has axes {axes}, which are not an image's")
-        _check_pixels(shape[axes.index("X")], shape[axes.index("Y")], max_pixels, path)
+        check_pixels(shape[axes.index("X")], shape[axes.index("Y")], max_pixels, path)
         array, photometric = series.asarray(), series.keyframe.photometric.name
     # Bands are the samples of a pixel (S), or channels stored one after the other (C); what remains is a stack.
     bands = next((axis for axis in "SC" if axis in axes), None)
@@ -246,7 +246,7 @@ def _read_tiff(path: Path, card: ModelCard, max_pixels: int) -> np.ndarray:
     return array
 
 
-def _fit(array: np.ndarray, card: ModelCard, path: Path) -> np.ndarray:
+def fit(array: np.ndarray, card: ModelCard, path: Path) -> np.ndarray:
     """[H, W] or [H, W, C] of some dtype as [H, W, channels] of the card's, where that is sound."""
     array = array.astype(array.dtype.newbyteorder("="), copy=False)
     if array.ndim == 2:

@@ -52,7 +52,7 @@ def label_files(
         max_pixels: refuse images with more.
 
     Yields:
-        Per image {"image", "size": [H, W], "plan": {"padded": [H, W], "bytes", "profile", "tiles", "overhead"},
+        Per image {"image", "size": [H, W], "plan": {"padded": [H, W], "bytes", "profile", "stages", "overhead"},
         "ms": {"read", "label", "write"}, "labels": path, "overlay": path or null}, or {"image", "error"}.
 
     Raises:
@@ -96,7 +96,9 @@ def label_files(
                 "padded": list(plan.padded),
                 "bytes": plan.bytes,
                 "profile": plan.profile,
-                "tiles": len(plan.tiles),
+                "stages": [
+                    {"tile": list(grid.tile), "halo": list(grid.halo), "tiles": grid.count} for grid in plan.grids
+                ],
                 "overhead": round(plan.overhead, 3),
             },
             "ms": {name: round(seconds * 1e3, 2) for name, seconds in times.items()},
@@ -146,11 +148,13 @@ def _line(record: dict, card: ModelCard | None) -> str:
     if card is not None:
         padded = record["plan"]["padded"]
         memory, profile = record["plan"]["bytes"], record["plan"]["profile"]
-        tiles, overhead = record["plan"]["tiles"], record["plan"]["overhead"]
-        runs = f"{tiles} tiles, {overhead:.2f} times the pixels with their halos" if tiles else "one run"
+        runs = f"{record['plan']['overhead']:.2f} times the work in tiles" if record["plan"]["stages"] else "one run"
         text += f"\n  plan: padded to {padded[0]}×{padded[1]} (multiples of {card.size_multiple}), {runs}"
         text += f", about {memory / 1e6:.0f} MB" if memory else ""
         text += "" if profile is None else f", profile {profile}"
+        for index, stage in enumerate(record["plan"]["stages"]):
+            tile, halo = "×".join(map(str, stage["tile"])), "×".join(map(str, stage["halo"]))
+            text += f"\n  stage {index}: {stage['tiles']} tiles of {tile} with a halo of {halo}"
     return text
 
 

@@ -1,33 +1,61 @@
-"""From an image's size to how it is run, under a memory budget."""
+"""From an image's size to how it is run: whole, or each stage in tiles, under a memory budget."""
 
 import math
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from runtime.engine_file import ModelCard, Stage
+import numpy as np
+
+from runtime.engine_file import ModelCard, Profile, Stage
 from runtime.errors import OverBudgetError
 from runtime.prepare import padded_size
 
+RUN = 3000  # pixels that the fixed cost of one run of a network comes to, roughly
+
 
 @dataclass(frozen=True)
-class Tile:
-    """A part of the padded image that is run by itself.
+class Span:
+    """A tile along one axis, in padded pixels: where its result is kept, and what it is computed from."""
+
+    start: int
+    stop: int
+    outer_start: int
+    outer_stop: int
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The tiles that one stage is run in.
 
     Attributes:
-        inner: (top, left, bottom, right) in padded pixels: where its scores are kept.
-        outer: the same with the halo around it, which the core is given. It ends where the padded image ends, so
-            that borders are what they are in the whole image.
+        padded: (height, width) of the padded image, in pixels.
+        tile: (height, width) of the part of a tile whose result is kept; the last of a row or column may be smaller.
+        halo: (vertical, horizontal): what a tile is computed from reaches so much further, but ends where the padded
+            image ends, so that borders are what they are in the whole image.
     """
 
-    inner: tuple[int, int, int, int]
-    outer: tuple[int, int, int, int]
+    padded: tuple[int, int]
+    tile: tuple[int, int]
+    halo: tuple[int, int]
+
+    def spans(self, axis: int) -> list[Span]:
+        side, length, halo = self.padded[axis], self.tile[axis], self.halo[axis]
+        return [
+            Span(start, min(start + length, side), max(start - halo, 0), min(start + length + halo, side))
+            for start in range(0, side, length)
+        ]
 
     @property
-    def pixels(self) -> int:
-        """Of the core's input."""
-        top, left, bottom, right = self.outer
-        return (bottom - top) * (right - left)
+    def count(self) -> int:
+        return math.prod(-(-side // length) for side, length in zip(self.padded, self.tile, strict=True))
+
+    @property
+    def overhead(self) -> float:
+        """Pixels that are computed over those of the padded image."""
+        computed = (sum(span.outer_stop - span.outer_start for span in self.spans(axis)) for axis in (0, 1))
+        return math.prod(computed) / math.prod(self.padded)
 
 
 @dataclass(frozen=True)
@@ -37,96 +65,132 @@ class Plan:
     Attributes:
         size: of the image, (height, width) in pixels.
         padded: what the core would see, whole.
-        bytes: estimated working memory of the largest run; 0 where it is not known (a plain ONNX).
-        profile: index of the TensorRT profile that runs it, on a GPU.
-        tiles: row by row; empty where the image is run whole.
+        bytes: estimated working memory; 0 where it is not known (a plain ONNX, a GPU).
+        profile: index of the TensorRT profile that runs it, or each of its tiles, on a GPU.
+        grids: of each stage; empty where the image is run whole.
+        overhead: work over that of the whole image, halos included.
     """
 
     size: tuple[int, int]
     padded: tuple[int, int]
     bytes: int
     profile: int | None = None
-    tiles: tuple[Tile, ...] = ()
-
-    @property
-    def overhead(self) -> float:
-        """Pixels that are computed over those of the padded image."""
-        return sum(tile.pixels for tile in self.tiles) / math.prod(self.padded) if self.tiles else 1.0
+    grids: tuple[Grid, ...] = ()
+    overhead: float = 1.0
 
 
-def plan_run(size: tuple[int, int], card: ModelCard, bytes_per_pixel: float, memory: int, stage: Stage) -> Plan:
+def plan_run(size: tuple[int, int], card: ModelCard, stages: Sequence[Stage], memory: int) -> Plan:
     """Plan one image of `size` (height, width) within `memory` bytes: whole where that suffices, else in tiles.
 
+    Each stage has tiles of its own shape, chosen together: the least work whose memory is in the budget. Memory is that
+    of every stage's largest run, as backends keep what they once took, and of the rows between them.
+
     Raises:
-        OverBudgetError: not even one tile fits, or the network cannot be tiled.
+        OverBudgetError: not even the smallest tiles fit, or the network cannot be tiled.
     """
     padded = padded_size(*size, card.size_multiple)
-    needed = int(padded[0] * padded[1] * bytes_per_pixel)
+    needed = int(math.prod(padded) * sum(stage.bytes_per_pixel for stage in stages))
     if needed <= memory:
         return Plan(size, padded, needed)
-    need = (
-        f"an image of {size[0]}×{size[1]} pixels needs about {needed / 1e9:.1f} GB, over the memory budget of "
-        f"{memory / 1e9:.2f} GB"
-    )
+    cost, taken, grids = np.zeros(1), np.zeros(1), [()]
+    pixel = card.channels * np.dtype(card.dtype).itemsize
+    for stage in stages:
+        more, further, options = _options(stage, padded, card.size_multiple, pixel)
+        cost, taken = np.add.outer(cost, more).ravel(), np.add.outer(taken, further).ravel()
+        kept = _cheapest(cost, taken)
+        cost, taken = cost[kept], taken[kept]
+        grids = [(*grids[index // len(options)], options[index % len(options)]) for index in kept]
+        pixel = stage.output_bytes
+    fitting = np.flatnonzero(taken <= memory)
+    if not len(fitting):
+        need = (
+            f"an image of {size[0]}×{size[1]} pixels needs about {_gb(needed)}, over the memory budget of {_gb(memory)}"
+        )
+        reasons = [stage.whole for stage in stages if stage.halo is None]
+        if reasons and len(stages) == 1:
+            raise OverBudgetError(
+                f"{need}, and this network cannot be cut into tiles ({reasons[0]}); raise it with memory= (--memory), "
+                "or label a smaller image"
+            )
+        least = taken.min()
+        why = f", as a part of the network cannot be cut into tiles ({reasons[0]})" if reasons else ""
+        raise OverBudgetError(
+            f"{need}, and in the smallest tiles it takes {_gb(least)}{why}; raise it with memory= (--memory)"
+        )
+    best = fitting[np.argmin(cost[fitting])]
+    return Plan(size, padded, int(taken[best]), grids=grids[best], overhead=_overhead(stages, grids[best]))
+
+
+def plan_profile(size: tuple[int, int], card: ModelCard, stage: Stage, profiles: Sequence[Profile]) -> Plan | None:
+    """Plan an image that no profile of a TensorRT plan holds: the cheapest tiles that are all within one; else None."""
+    padded = padded_size(*size, card.size_multiple)
     if stage.halo is None:
-        raise OverBudgetError(
-            f"{need}, and this network cannot be cut into tiles ({stage.whole}); raise it with memory= (--memory), or "
-            "label a smaller image"
-        )
-    unit = math.lcm(stage.period, card.size_multiple)
-    tiles = cut(padded, stage.halo, unit, int(memory / bytes_per_pixel))
-    if not tiles:
-        least = math.prod(min(side, unit + 2 * halo) for side, halo in zip(padded, stage.halo, strict=True))
-        raise OverBudgetError(
-            f"{need}, and one tile with its halo takes {least * bytes_per_pixel / 1e9:.2f} GB; raise it with memory= "
-            "(--memory)"
-        )
-    return Plan(size, padded, int(max(tile.pixels for tile in tiles) * bytes_per_pixel), tiles=tiles)
-
-
-def cut(padded: tuple[int, int], halo: tuple[int, int], unit: int, pixels: int) -> tuple[Tile, ...]:
-    """The tiles of least total cost whose runs have at most `pixels` each; empty where there are none.
-
-    Args:
-        padded: (height, width) of the padded image, in pixels.
-        halo: (vertical, horizontal) in pixels, multiples of `unit`.
-        unit: tiles begin at its multiples, and `padded` is one.
-        pixels: of a run's input, at most.
-    """
-    best: tuple[int, list, list] | None = None
-    for rows in _divisions(padded[0], unit):
-        spans = _spans(padded[0], rows, halo[0])
-        tallest = max(bottom - top for _, _, top, bottom in spans)
-        for columns in _divisions(padded[1], unit):
-            across = _spans(padded[1], columns, halo[1])
-            if tallest * max(right - left for _, _, left, right in across) <= pixels:
-                # The widest that fit are the cheapest of this height.
-                cost = sum(b - a for *_, a, b in spans) * sum(b - a for *_, a, b in across)
-                if best is None or cost < best[0]:
-                    best = cost, spans, across
-                break
+        return None
+    best = None
+    for index, profile in enumerate(profiles):
+        tile = []
+        for axis in (0, 1):
+            low, high = profile.min[axis], profile.max[axis]
+            fitting = [
+                (work, length)
+                for length, work, shortest, longest in _lengths(padded[axis], stage, axis, card.size_multiple)
+                if low <= shortest and longest <= high
+            ]
+            if fitting:
+                tile.append(min(fitting))
+        if len(tile) == 2 and (best is None or tile[0][0] * tile[1][0] < best[0]):
+            best = tile[0][0] * tile[1][0], index, (tile[0][1], tile[1][1])
     if best is None:
-        return ()
-    _, spans, across = best
-    return tuple(
-        Tile((top, left, bottom, right), (above, before, below, after))
-        for top, bottom, above, below in spans
-        for left, right, before, after in across
-    )
+        return None
+    grid = Grid(padded, best[2], stage.halo)
+    return Plan(size, padded, 0, best[1], (grid,), grid.overhead)
 
 
-def _divisions(side: int, unit: int) -> list[int]:
-    """Lengths of tiles along a side, the longest first: what 1, 2, 3… even parts come to, in units."""
-    units = side // unit
-    return list(dict.fromkeys(-(-units // parts) * unit for parts in range(1, units + 1)))
+def _gb(count: float) -> str:
+    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.2f} MB"
 
 
-def _spans(side: int, length: int, halo: int) -> list[tuple[int, int, int, int]]:
-    """(begin, end, begin with halo, end with halo) of tiles along a side."""
-    starts = range(0, side, length)
-    return [
-        (start, min(start + length, side), max(start - halo, 0), min(start + length + halo, side)) for start in starts
-    ]
+def _overhead(stages: Sequence[Stage], grids: Sequence[Grid]) -> float:
+    work = sum(stage.cost * grid.overhead for stage, grid in zip(stages, grids, strict=True))
+    return work / sum(stage.cost for stage in stages)
+
+
+def _options(stage: Stage, padded: tuple[int, int], multiple: int, pixel: float):
+    """Costs, bytes and grids, of those that no other beats in both; `pixel`: bytes of the stage's input per pixel."""
+    halo = stage.halo or (0, 0)
+    rows, columns = (np.array(_lengths(padded[axis], stage, axis, multiple), float) for axis in (0, 1))
+    lengths, work_y, _, tallest = rows.T[:, :, None]
+    _, work_x, _, widest = columns.T[:, None, :]
+    count = np.ceil(padded[0] / lengths) * np.ceil(padded[1] / columns[:, 0])
+    cost = stage.cost * (work_y * work_x + RUN * count)
+    # Whole rows are kept between stages: those of a row of tiles, and what its halo reads of the stage before.
+    between = padded[1] * (np.minimum(lengths + 2 * halo[0], padded[0]) * pixel + lengths * stage.output_bytes)
+    taken = tallest * widest * stage.bytes_per_pixel + between
+    kept = _cheapest(cost.ravel(), taken.ravel())
+    tiles = [(int(rows[index // len(columns), 0]), int(columns[index % len(columns), 0])) for index in kept]
+    return cost.ravel()[kept], taken.ravel()[kept], [Grid(padded, tile, halo) for tile in tiles]
+
+
+def _cheapest(cost: np.ndarray, taken: np.ndarray) -> np.ndarray:
+    """Indices of the options that no other beats in both, by memory."""
+    order = np.lexsort((cost, taken))
+    least = np.minimum.accumulate(cost[order])
+    return order[np.flatnonzero(np.diff(least, prepend=np.inf))]
+
+
+def _lengths(side: int, stage: Stage, axis: int, multiple: int) -> list[tuple[int, int, int, int]]:
+    """(length, pixels of all runs, shortest run, longest run) of the even divisions of a side, the longest first."""
+    if stage.halo is None:
+        return [(side, side, side, side)]
+    unit = math.lcm(stage.period, multiple)
+    units = -(-side // unit)
+    found = []
+    # The lengths that 1, 2, 3… even parts come to.
+    for length in dict.fromkeys(-(-units // parts) * unit for parts in range(1, units + 1)):
+        spans = Grid((side, side), (length, length), (stage.halo[axis],) * 2).spans(0)
+        runs = [span.outer_stop - span.outer_start for span in spans]
+        found.append((length, sum(runs), min(runs), max(runs)))
+    return found
 
 
 def available_memory() -> int:

@@ -6,12 +6,13 @@ from runtime.engine_file import ModelCard
 from runtime.errors import MisuseError
 
 
-def check_image(image: np.ndarray, card: ModelCard) -> np.ndarray:
+def check_image(image: np.ndarray, card: ModelCard, readers: bool = False) -> np.ndarray:
     """Return `image` as [H, W, C], or raise MisuseError where the card does not allow it.
 
-    [H, W] is taken for [H, W, 1] where the card has one channel.
+    [H, W] is taken for [H, W, 1] where the card has one channel. With `readers`, what is no array but has the `shape`,
+    `dtype` and `ndim` of one is let through.
     """
-    if not isinstance(image, np.ndarray):
+    if not isinstance(image, np.ndarray) and not (readers and hasattr(image, "ndim")):
         raise MisuseError(f"an image is a NumPy array, not {type(image).__name__}; use numpy.asarray(image)")
     if image.ndim == 2 and card.channels == 1:
         image = image[:, :, None]

@@ -3,7 +3,6 @@
 import logging
 import os
 import re
-import sys
 import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -14,14 +13,16 @@ import numpy as np
 from runtime.backends import ORT_TARGETS
 from runtime.backends.onnxruntime import OnnxRuntimeBackend
 from runtime.engine_file import CARD_KEY, EngineFile, Head, ModelCard, Stage
-from runtime.errors import DeployError, MisuseError
+from runtime.errors import DeployError, MisuseError, OverBudgetError
 from runtime.head import labels_from_scores
-from runtime.plan import Plan, Tile, available_memory, plan_run
+from runtime.plan import Plan, Span, available_memory, plan_profile, plan_run
 from runtime.prepare import check_image, padded_size, prepare
+from runtime.tiles import label_bands, score_bands
 
 log = logging.getLogger(__name__)
 
 DEFAULT_MEMORY_SHARE = 0.8  # of the memory that is free when an image arrives
+BANDS_MEMORY = 2_000_000_000  # bytes; more makes `bands` no faster, and an image that is read by regions whole
 
 
 class Segmenter:
@@ -63,59 +64,65 @@ class Segmenter:
         if self.path.suffix.lower() == ".onnx":
             if device.startswith("cuda"):
                 raise MisuseError(f"{self.path} is a plain ONNX, which runs on the CPU; make an engine: build-engine")
-            self._backend = OnnxRuntimeBackend(self.path, threads=threads)
-            self.card = _card_of_onnx(self._backend, self.path)
-            self.head = Head()
-            self.precision, self.bytes_per_pixel = "float32", 0.0
-            self.manifest, self._stage = (
-                None,
-                Stage("", whole="a plain ONNX is not tiled; make an engine: build-engine"),
-            )
+            self._backends = [OnnxRuntimeBackend(self.path, threads=threads)]
+            self.card = _card_of_onnx(self._backends[0], self.path)
+            self.head, self.precision, self.manifest = Head(), "float32", None
+            self._stages = (Stage("", whole="a plain ONNX is not tiled; make an engine: build-engine"),)
         else:
             with EngineFile(self.path) as engine:
                 engine.verify()
                 self.manifest = engine.manifest
                 target = self.manifest.target
                 on_cpu, on_ort = target == "cpu", target in ("cpu", *ORT_TARGETS)
-                if len(self.manifest.stages) != 1 or on_ort != (self.manifest.gpu is None):
+                if on_ort != (self.manifest.gpu is None) or (not on_ort and len(self.manifest.stages) != 1):
                     raise DeployError(f"{self.path} is an engine of another release; build it again with build-engine")
                 if device != "auto" and on_cpu != (device == "cpu"):
                     raise MisuseError(
                         f"device {device!r}, and {self.path} is an engine for {target}; leave the device "
                         "away, or build another engine"
                     )
-                stage = self._stage = self.manifest.stages[0]
+                self._stages = self.manifest.stages
                 index = int(match[1] or 0)
                 if on_ort:
-                    names = (stage.input, stage.output)
-                    self._backend = OnnxRuntimeBackend(
-                        engine.read(stage.file), *names, threads, target, index, str(self.path)
-                    )
+                    self._backends = [
+                        OnnxRuntimeBackend(
+                            engine.read(stage.file), stage.input, stage.output, threads, target, index, str(self.path)
+                        )
+                        for stage in self._stages
+                    ]
                 else:
                     from runtime.backends.tensorrt import TensorRTBackend
 
                     kernels = {name: engine.read(name) for name in self.manifest.members if name.startswith("kernels")}
                     self._on_gpu = True
-                    self._backend = TensorRTBackend(
-                        self.manifest, engine.read(stage.file), kernels, index, str(self.path)
-                    )
+                    plan = engine.read(self._stages[0].file)
+                    self._backends = [TensorRTBackend(self.manifest, plan, kernels, index, str(self.path))]
             self.card, self.head = self.manifest.card, self.manifest.head
             self.precision = self.manifest.precision
-            self.bytes_per_pixel = self.manifest.bytes_per_pixel
 
     @property
     def backend(self) -> str:
         """Name of the library that runs the network."""
-        return self._open().name
+        return self._open()[0].name
 
-    def plan(self, height: int, width: int) -> Plan:
-        """How an image of this size is run: whole, or in tiles. Raises OverBudgetError where memory is too small."""
+    def plan(self, height: int, width: int, bands: bool = False) -> Plan:
+        """How an image of this size is run: whole, or in tiles; by `bands`, at most BANDS_MEMORY is taken.
+
+        Raises OverBudgetError where memory is too small.
+        """
+        size = (height, width)
         if self._on_gpu:
             # Of the GPU's own memory the backend takes what a size needs.
-            plan = plan_run((height, width), self.card, self.bytes_per_pixel, sys.maxsize, self._stage)
-            return replace(plan, profile=self._open().profile_for(plan.padded))
+            padded = padded_size(*size, self.card.size_multiple)
+            try:
+                return Plan(size, padded, 0, self._open()[0].profile_for(padded))
+            except OverBudgetError:
+                plan = plan_profile(size, self.card, self._stages[0], self.manifest.gpu.profiles)
+                if plan is None:
+                    raise
+                return plan
         memory = self.memory or int(available_memory() * DEFAULT_MEMORY_SHARE)
-        return plan_run((height, width), self.card, self.bytes_per_pixel, memory, self._stage)
+        return plan_run(size, self.card, self._stages, min(memory, BANDS_MEMORY) if bands else memory)
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
         """Labels of one image.
@@ -130,20 +137,46 @@ class Segmenter:
             MisuseError: an array that the card does not allow.
             DeployError: the image exceeds the memory budget, or the network fails.
         """
-        backend = self._open()
+        backends = self._open()
         image = check_image(image, self.card)
         plan = self.plan(*image.shape[:2])
+        if plan.grids:
+            labels = np.empty(plan.size, self.card.label_dtype)
+            for top, band in self._label_bands(image, plan, 0):
+                labels[top : top + len(band)] = band
+            return labels
         if self._on_gpu:
-            return backend.labels(image, plan.padded)
-        if plan.tiles and self.head.mode == "none":
-            return self._labels_of_tiles(image, plan)
-        scores = self._scores(image, plan)
+            return backends[0].labels(image, plan.padded)
+        scores = self._run(image)
         if self.manifest is None and scores.shape[1:] != plan.size:
             raise DeployError(
                 f"{self.path} gives {scores.shape[1]}×{scores.shape[2]} scores for an image of {plan.size[0]}×"
                 f"{plan.size[1]}; a plain ONNX must give one per pixel: make an engine of it with build-engine"
             )
         return labels_from_scores(scores, self.head, self.card, plan.padded, plan.size)
+
+    def bands(self, image, start: int = 0) -> Iterator[tuple[int, np.ndarray]]:
+        """Labels of an image too large to be held, from top to bottom.
+
+        Args:
+            image: an array as for a call, or anything with its `shape`, `dtype`, `ndim` and `image[top:bottom,
+                left:right]`, of which only the tile at hand is read: a numpy.memmap, a reader of files.
+            start: the first row wanted, to go on where a run ended.
+
+        Yields:
+            (first row, labels [rows, W]), each row once, exactly those of the call.
+
+        Raises:
+            MisuseError, DeployError: as for a call.
+        """
+        self._open()
+        image = check_image(image, self.card, readers=True)
+        if not 0 <= start < image.shape[0]:
+            raise MisuseError(f"start is row {start}, and the image has rows 0 to {image.shape[0] - 1}")
+        plan = self.plan(*image.shape[:2], bands=True)
+        if plan.grids:
+            return self._label_bands(image, plan, start)
+        return iter([(start, self(np.asarray(image[:, :]))[start:])])
 
     def scores(self, image: np.ndarray) -> np.ndarray:
         """The core's own output for one image: float32 [K, h, w], uncropped (padding included)."""
@@ -179,9 +212,10 @@ class Segmenter:
 
     def close(self) -> None:
         """Release the network. Calling the Segmenter afterwards raises MisuseError."""
-        if self._backend is not None:
-            self._backend.close()
-            self._backend = None
+        if self._backends is not None:
+            for backend in self._backends:
+                backend.close()
+            self._backends = None
             self._buffers = threading.local()
 
     def __enter__(self) -> "Segmenter":
@@ -190,61 +224,57 @@ class Segmenter:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _open(self):
-        """The backend: OnnxRuntimeBackend, or TensorRTBackend where `_on_gpu`."""
-        backend = self._backend
-        if backend is None:
+    def _open(self) -> list:
+        """A backend per stage: OnnxRuntimeBackend, or one TensorRTBackend where `_on_gpu`."""
+        backends = self._backends
+        if backends is None:
             raise MisuseError(f"the Segmenter of {self.path} is closed; open another one")
-        return backend
+        return backends
 
     def _scores(self, image: np.ndarray, plan: Plan) -> np.ndarray:
         """The core's uncropped scores of a checked image, float32 [K, h, w]; those of tiles, put together."""
+        if plan.grids:
+            return np.concatenate([band for *_, band in self._score_bands(image, plan, 0)], axis=1)
         if self._on_gpu:
-            return self._open().scores(image, plan.padded)
-        if not plan.tiles:
-            return self._run(image)
-        scores = None
-        for tile, part in self._runs(image, plan):
-            top, left, bottom, right = tile.inner
-            if scores is None:
-                step = (tile.outer[2] - tile.outer[0]) // part.shape[1]  # pixels of a cell: the same for every tile
-                shape = (len(part), plan.padded[0] // step, plan.padded[1] // step)
-                scores = np.empty(shape, np.float32)
-            y, x = (top - tile.outer[0]) // step, (left - tile.outer[1]) // step
-            rows, columns = (bottom - top) // step, (right - left) // step
-            place = scores[:, top // step : bottom // step, left // step : right // step]
-            place[:] = part[:, y : y + rows, x : x + columns]
-        return scores
+            return self._open()[0].scores(image, plan.padded)
+        return self._run(image)
 
-    def _labels_of_tiles(self, image: np.ndarray, plan: Plan) -> np.ndarray:
-        """Labels of an image whose scores are full-size, and too many to be kept."""
-        height, width = plan.size
-        labels = np.empty((height, width), self.card.label_dtype)
-        for tile, part in self._runs(image, plan):
-            top, left, bottom, right = tile.inner
-            bottom, right = min(bottom, height), min(right, width)
-            y, x = top - tile.outer[0], left - tile.outer[1]
-            inner = part[:, y : y + bottom - top, x : x + right - left]
-            size = inner.shape[1:]
-            labels[top:bottom, left:right] = labels_from_scores(inner, self.head, self.card, size, size)
-        return labels
+    def _label_bands(self, image, plan: Plan, start: int) -> Iterator[tuple[int, np.ndarray]]:
+        # Interpolation reads the score above a row, too.
+        above = max(0, start - 2 * max(self.card.stride, self.card.size_multiple))
+        bands = self._score_bands(image, plan, above)
+        return label_bands(bands, self.head, self.card, plan.padded, plan.size, start)
 
-    def _runs(self, image: np.ndarray, plan: Plan) -> Iterator[tuple[Tile, np.ndarray]]:
-        """Each tile and its scores, halo included."""
-        for tile in plan.tiles:
-            top, left, bottom, right = tile.outer
+    def _score_bands(self, image, plan: Plan, start: int) -> Iterator[tuple[int, int, np.ndarray]]:
+        backends = self._open()
+
+        def first(rows: Span, columns: Span) -> np.ndarray:
             # Beyond the image lies its padding, to which a tile at the edge comes by itself.
-            yield tile, self._run(image[top:bottom, left:right])
+            part = np.asarray(image[rows.outer_start : rows.outer_stop, columns.outer_start : columns.outer_stop])
+            if self._on_gpu:
+                part = np.ascontiguousarray(part)
+                return backends[0].scores(part, padded_size(*part.shape[:2], self.card.size_multiple))
+            return self._features(part)[0]
+
+        others = [lambda part, backend=backend: backend.run(part)[0] for backend in backends[1:]]
+        return score_bands(plan.grids, first, others, start)
 
     def _run(self, image: np.ndarray) -> np.ndarray:
-        """Scores of an image, or of a part of one, padded to the card's multiple: float32 [K, h, w]."""
+        """Scores of an image that is run whole, padded to the card's multiple: float32 [K, h, w]."""
+        features = self._features(image)
+        for backend in self._open()[1:]:
+            features = backend.run(features)
+        return features[0]
+
+    def _features(self, image: np.ndarray) -> np.ndarray:
+        """The first stage's result for an image or a part of one, [1, K, h, w]."""
         padded = padded_size(*image.shape[:2], self.card.size_multiple)
         count = self.card.channels * padded[0] * padded[1]
         # One buffer per thread, kept: a fresh one costs page faults on every call.
         buffer = getattr(self._buffers, "data", None)
         if buffer is None or len(buffer) < count:
             buffer = self._buffers.data = np.empty(count, np.float32)
-        return self._open().run(prepare(image, self.card, buffer))[0]
+        return self._open()[0].run(prepare(image, self.card, buffer))
 
 
 def _card_of_onnx(backend: OnnxRuntimeBackend, path: Path) -> ModelCard:

@@ -1,21 +1,18 @@
-"""The receptive field from the graph, and tiles that give the whole image's scores."""
+"""The receptive field of a network, from its graph."""
+
+from fractions import Fraction
 
 import numpy as np
 import onnx
 import pytest
-from helpers import FAMILY, checkpoint_of, photo, random_network
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from export.build import build_engine, core_of, read_source
+from export.build import core_of, read_source
 from export.builders import cpu
-from export.precision import Options
-from export.receptive import WholeImageError, receptive_field
-from export.to_onnx import export
-from runtime import DeployError, Segmenter
+from export.receptive import Field, WholeImageError, receptive_field
 from runtime.backends.onnxruntime import session
-from runtime.prepare import padded_size
 
 
 def graph(nodes, constants=None, channels=1):
@@ -125,64 +122,13 @@ def test_what_looks_at_the_whole_image_is_named(nodes, said):
         receptive_field(graph(nodes, constants))
 
 
-CHOSEN = [family for family in FAMILY if family.get("stride") != 16 and family.get("upsampling") != "learned"]
-
-
-@pytest.mark.parametrize("architecture", CHOSEN, ids=lambda a: "-".join(map(str, a.values())))
-def test_tiles_of_every_network_give_the_whole_images_labels(tmp_path, architecture):
-    model = random_network(width=0.125, **architecture)
-    export(model, checkpoint_of(model).card, tmp_path / "m.onnx")
-    build_engine(read_source(tmp_path / "m.onnx"), tmp_path / "m.engine", timed=[(32, 32)])
-    with Segmenter(tmp_path / "m.engine") as whole:
-        stage = whole.manifest.stages[0]
-        assert stage.halo is not None and max(stage.halo) <= 800
-        height, width = 67, 2 * stage.halo[1] + 5 * stage.period + 17
-        image = photo(height, width)
-        rows = padded_size(height, width, whole.card.size_multiple)[0]
-        memory = int(rows * (2 * stage.halo[1] + 3 * stage.period) * whole.bytes_per_pixel)
-        for picture in (image, np.ascontiguousarray(image.transpose(1, 0, 2))):
-            with Segmenter(tmp_path / "m.engine", memory=memory) as tiled:
-                plan = tiled.plan(*picture.shape[:2])
-                assert len(plan.tiles) > 1 and plan.bytes <= memory and not whole.plan(*picture.shape[:2]).tiles
-                scores, expected = tiled.scores(picture), whole.scores(picture)
-                assert np.abs(scores - expected).max() <= 1e-5 * np.ptp(expected)
-                assert (tiled(picture) != whole(picture)).mean() < 1e-4
-                np.testing.assert_allclose(tiled.heatmap(picture), whole.heatmap(picture), atol=1e-5 * np.ptp(expected))
-
-
-def test_int8_tiles_are_exact_bit_for_bit(exports, tmp_path):
-    from PIL import Image
-
-    for index in range(4):
-        Image.fromarray(photo(90 + index, 100, index)).save(tmp_path / f"{index}.png")
-    options = Options(int8=True, calib=str(tmp_path), max_drop=100)
-    build_engine(read_source(exports / "narrow.onnx"), tmp_path / "m.engine", options=options)
-    image = photo(70, 1300)
-    with Segmenter(tmp_path / "m.engine") as whole:
-        memory = int(96 * 1100 * whole.bytes_per_pixel)
-        with Segmenter(tmp_path / "m.engine", memory=memory) as tiled:
-            assert len(tiled.plan(70, 1300).tiles) > 1
-            np.testing.assert_array_equal(tiled.scores(image), whole.scores(image))
-            np.testing.assert_array_equal(tiled(image), whole(image))
-
-
-def test_a_network_that_cannot_be_tiled_says_why(tmp_path):
-    weight = np.random.default_rng(0).normal(size=(2, 3, 1, 1)).astype(np.float32)
-    nodes = [
-        helper.make_node("Conv", ["image", "w"], ["a"]),
-        helper.make_node("GlobalAveragePool", ["a"], ["g"], name="pool"),
-        helper.make_node("Add", ["a", "g"], ["logits"]),
-    ]
-    model = graph(nodes, {"w": weight}, channels=3)
-    model.graph.output[0].name = "logits"
-    onnx.save(model, tmp_path / "m.onnx")
-    report = build_engine(read_source(tmp_path / "m.onnx"), tmp_path / "m.engine", timed=[(32, 32)])
-    assert report["tiles"] == "none: GlobalAveragePool pool"
-    with (
-        Segmenter(tmp_path / "m.engine", memory=10_000) as net,
-        pytest.raises(DeployError, match=r"cannot be cut into tiles \(GlobalAveragePool pool\)"),
-    ):
-        net(photo(200, 200))
+def test_a_part_that_starts_at_features_has_its_field_in_pixels_of_the_image():
+    three = {"w": np.ones((1, 1, 3, 3), np.float32)}
+    conv = helper.make_node("Conv", ["image", "w"], ["scores"], pads=[1] * 4, strides=[2, 2])
+    features = Field(Fraction(8), Fraction(0), Fraction(7), 8)
+    found = receptive_field(graph([conv], three), (features, features))
+    assert (found.fields[0].stride, found.fields[0].low, found.fields[0].high, found.period) == (16, -8, 15, 16)
+    assert found.halo == (16, 16)
 
 
 def test_the_halo_at_full_width(trained):

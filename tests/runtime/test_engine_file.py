@@ -13,7 +13,7 @@ from runtime import DeployError, ModelCard
 from runtime.engine_file import EngineFile, Head, Manifest, Stage, voc_palette, write_engine
 
 CARD = ModelCard(("road", "sky"), stride=8, size_multiple=32)
-MANIFEST = Manifest(CARD, "cpu", "float32", Head("linear", "half_pixel", (8.0, 8.0)), (Stage("a.onnx"),), 12.5, "test")
+MANIFEST = Manifest(CARD, "cpu", "float32", Head("linear", "half_pixel", (8.0, 8.0)), (Stage("a.onnx"),), "test")
 MEMBERS = {"a.onnx": bytes(range(256)) * 20, "golden.npz": b"golden", "report.json": b"{}"}
 
 
@@ -146,8 +146,8 @@ def test_a_swapped_member_is_noticed(engine):
         lambda m: m["head"].update(factor=[4]),
         lambda m: m["head"].update(mode="cubic"),
         lambda m: m["head"].update(rounding="up"),
-        lambda m: m.update(bytes_per_pixel="many"),
-        lambda m: m.update(bytes_per_pixel=float("nan")),
+        lambda m: m["stages"][0].update(bytes_per_pixel="many"),
+        lambda m: m["stages"][0].update(cost=float("nan")),
         lambda m: m.update(precision="float64"),
         lambda m: m["card"].update(size_multiple=32.5),
         lambda m: m["card"].update(channels=3.0),
@@ -162,7 +162,7 @@ def test_a_manifest_that_makes_no_sense_is_one_line(engine, change):
 
 def test_an_edited_manifest_is_noticed(engine):
     content = engine.read_bytes()
-    engine.write_bytes(content.replace(b"12.5", b"99.5"))
+    engine.write_bytes(content.replace(b"8.0", b"4.0"))
     with pytest.raises(DeployError, match="damaged"):
         read_all(engine)
 

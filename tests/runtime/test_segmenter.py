@@ -128,11 +128,13 @@ def test_plain_onnx_models_that_would_give_wrong_labels_are_refused(tmp_path):
 def test_an_image_over_the_memory_budget_is_refused_before_it_runs(exports):
     with Segmenter(exports / "narrow.engine", memory=5_000_000) as net:
         assert net(photo(60, 60)).shape == (60, 60)
-        with pytest.raises(DeployError, match=r"20000×20000 pixels needs .* one tile with its halo takes .* raise it"):
+        with pytest.raises(
+            DeployError, match=r"20000×20000 pixels needs .* in the smallest tiles it takes .* raise it"
+        ):
             net.plan(20000, 20000)
     with Segmenter(exports / "narrow.engine", memory=1_000_000_000) as net:
         plan = net.plan(20000, 20000)
-        assert len(plan.tiles) > 1 and plan.bytes <= 1_000_000_000 and 1 < plan.overhead < 10
+        assert plan.grids[0].count > 1 and plan.bytes <= 1_000_000_000 and 1 < plan.overhead < 10
     assert 100e6 < available_memory() < 1e13
 
 

@@ -1,0 +1,120 @@
+"""A network's stages run in tiles, from the top of an image to its bottom; each keeps the rows it still needs."""
+
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+
+from runtime.engine_file import Head, ModelCard
+from runtime.head import labels_from_scores, last_cells
+from runtime.plan import Grid, Span
+
+# A tile of the image, or of the features before: rows and columns in padded pixels → [K, h, w].
+Compute = Callable[[Span, Span], np.ndarray]
+
+
+class Rows:
+    """The rows of a stage's result that are still needed, from bands that are made when they are asked for."""
+
+    def __init__(self, bands: Iterator[tuple[int, int, np.ndarray]], width: int) -> None:
+        self._bands, self._width = bands, width
+        self._kept: list[tuple[int, int, np.ndarray]] = []
+
+    def part(self, rows: Span, columns: Span) -> np.ndarray:
+        """[1, C, h, w] of what a tile is computed from. Rows above it are forgotten: tiles come from top to bottom."""
+        while not self._kept or self._kept[-1][1] < rows.outer_stop:
+            self._kept.append(next(self._bands))
+        while self._kept[0][1] <= rows.outer_start:
+            del self._kept[0]
+        parts = []
+        for top, bottom, band in self._kept:
+            start, stop = max(top, rows.outer_start), min(bottom, rows.outer_stop)
+            if start < stop:
+                high, wide = (bottom - top) // band.shape[1], self._width // band.shape[2]  # pixels of a cell
+                across = slice(columns.outer_start // wide, columns.outer_stop // wide)
+                parts.append(band[:, (start - top) // high : (stop - top) // high, across])
+        return np.ascontiguousarray(np.concatenate(parts, axis=1))[None]
+
+
+def score_bands(
+    grids: Sequence[Grid],
+    first: Compute,
+    others: Sequence[Callable[[np.ndarray], np.ndarray]],
+    start: int = 0,
+) -> Iterator[tuple[int, int, np.ndarray]]:
+    """The scores of an image, a row of tiles at a time.
+
+    Args:
+        grids: of each stage.
+        first: gives the first stage's features of a tile of the image.
+        others: the stages after it, float or uint8 [1, C, h, w] → [K, h', w'].
+        start: a row of the padded image, in pixels: what comes before its row of tiles is left out.
+
+    Yields:
+        (first row, row after the last) in padded pixels, and the scores between them, [K, h, w].
+    """
+    begins = []
+    for grid in reversed(grids):
+        begins.insert(0, start // grid.tile[0] * grid.tile[0])
+        start = max(begins[0] - grid.halo[0], 0)
+    bands = _bands(grids[0], first, begins[0])
+    for grid, run, begin in zip(grids[1:], others, begins[1:], strict=True):
+        rows = Rows(bands, grid.padded[1])
+        bands = _bands(grid, lambda y, x, run=run, rows=rows: run(rows.part(y, x)), begin)
+    return bands
+
+
+def _bands(grid: Grid, compute: Compute, start: int) -> Iterator[tuple[int, int, np.ndarray]]:
+    columns = grid.spans(1)
+    for rows in grid.spans(0)[start // grid.tile[0] :]:
+        band = None
+        for across in columns:
+            result = compute(rows, across)
+            high = (rows.outer_stop - rows.outer_start) // result.shape[1]  # pixels of a cell
+            wide = (across.outer_stop - across.outer_start) // result.shape[2]
+            if band is None:
+                shape = (len(result), (rows.stop - rows.start) // high, grid.padded[1] // wide)
+                band = np.empty(shape, result.dtype)
+            y, x = (rows.start - rows.outer_start) // high, (across.start - across.outer_start) // wide
+            height, width = (rows.stop - rows.start) // high, (across.stop - across.start) // wide
+            band[:, :, across.start // wide : across.stop // wide] = result[:, y : y + height, x : x + width]
+        yield rows.start, rows.stop, band
+
+
+def label_bands(
+    bands: Iterator[tuple[int, int, np.ndarray]],
+    head: Head,
+    card: ModelCard,
+    padded: tuple[int, int],
+    size: tuple[int, int],
+    start: int = 0,
+) -> Iterator[tuple[int, np.ndarray]]:
+    """Labels from bands of scores, exactly those of the whole score map.
+
+    Args:
+        bands: as from `score_bands`; the first holds the scores that row `start` is made of.
+        head, card, padded, size: as for `labels_from_scores`.
+        start: first row of labels, in pixels.
+
+    Yields:
+        (first row, labels [rows, width]), from `start` to the last row.
+    """
+    kept, first, done = None, 0, start
+    for top, bottom, band in bands:
+        step = (bottom - top) // band.shape[1]  # pixels of a cell
+        if kept is None:
+            kept, first = band, top // step
+        else:
+            kept = np.concatenate([kept, band], axis=1)
+        cells = padded[0] // step
+        # Rows whose last cell is here; the others wait for the next band.
+        lasts = last_cells(head, cells, padded[0], size[0])
+        stop = int(np.searchsorted(lasts, first + kept.shape[1], "left"))
+        if stop <= done:
+            continue
+        rows = (done, stop)
+        yield done, labels_from_scores(kept, head, card, padded, size, rows, first, cells)
+        done = stop
+        if done < size[0]:
+            # One more than the next row's last cell needs: interpolation reads the cell before it.
+            unneeded = max(int(lasts[done]) - 1 - first, 0)
+            kept, first = kept[:, unneeded:], first + unneeded

@@ -1,0 +1,229 @@
+"""Images read and labelled region by region: the whole image's labels, resumable, nothing half-written."""
+
+import errno
+import json
+
+import numpy as np
+import pytest
+import tifffile
+from helpers import photo
+
+from runtime import DeployError, MisuseError, ModelCard, Segmenter, regions
+from runtime.images import read_image
+from runtime.regions import by_regions, label_regions, open_regions
+
+CARD = ModelCard(("a", "b"))
+LAYOUTS = {
+    "one strip": {},
+    "strips, LZW": {"rowsperstrip": 7, "compression": "lzw", "predictor": True},
+    "tiles, deflate": {"tile": (64, 48), "compression": "zlib"},
+    "tiles, JPEG": {"tile": (64, 64), "compression": "jpeg"},
+    "planes": {"planarconfig": "separate", "tile": (32, 32)},
+    "planes in one run": {"planarconfig": "separate"},
+    "BigTIFF": {"bigtiff": True, "tile": (64, 64), "compression": "zlib"},
+    "big-endian": {"byteorder": ">", "rowsperstrip": 16},
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
+def test_a_region_is_that_part_of_the_image(tmp_path, layout):
+    image = photo(150, 211)
+    stored = image.transpose(2, 0, 1) if "planarconfig" in layout else image
+    tifffile.imwrite(tmp_path / "i.tif", stored, photometric="rgb", **layout)
+    whole = read_image(tmp_path / "i.tif", CARD)
+    with open_regions(tmp_path / "i.tif", CARD) as found:
+        assert found.shape == (150, 211, 3) and found.dtype == np.uint8
+        for top, bottom, left, right in ((0, 150, 0, 211), (3, 90, 40, 60), (63, 65, 0, 211), (149, 150, 210, 211)):
+            np.testing.assert_array_equal(found[top:bottom, left:right], whole[top:bottom, left:right])
+
+
+KINDS = {
+    "grey": (photo(40, 50)[:, :, 0], {"photometric": "minisblack"}, 3),
+    "grey for a card of one channel": (photo(40, 50)[:, :, 0], {"photometric": "minisblack"}, 1),
+    "inverted grey": (photo(40, 50)[:, :, 0], {"photometric": "miniswhite"}, 3),
+    "16 bits": (photo(40, 50).astype(np.uint16) * 257, {"photometric": "rgb"}, 3),
+    "alpha": (np.dstack([photo(40, 50), photo(40, 50)[:, :, :1]]), {"photometric": "rgb"}, 3),
+    "palette": (
+        photo(40, 50)[:, :, 0],
+        {"photometric": "palette", "colormap": np.random.default_rng(0).integers(0, 65536, (3, 256), np.uint16)},
+        3,
+    ),
+    "five bands": (photo(40, 50)[:, :, [0, 1, 2, 0, 1]], {"photometric": "minisblack", "planarconfig": "contig"}, 5),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_pixel_comes_as_the_card_wants_it(tmp_path, kind):
+    image, options, channels = KINDS[kind]
+    card = ModelCard(("a", "b"), channels=channels, mean=(0,) * channels, std=(1,) * channels)
+    tifffile.imwrite(tmp_path / "i.tif", image, tile=(16, 32), compression="zlib", **options)
+    with open_regions(tmp_path / "i.tif", card) as found:
+        np.testing.assert_array_equal(found[0:40, 0:50], read_image(tmp_path / "i.tif", card))
+
+
+def test_large_and_georeferenced_files_are_labelled_by_regions(tmp_path, monkeypatch):
+    monkeypatch.setattr(regions, "REGION_PIXELS", 5000)
+    tifffile.imwrite(tmp_path / "large.tif", photo(80, 80))
+    tifffile.imwrite(tmp_path / "small.tif", photo(60, 60))
+    tifffile.imwrite(tmp_path / "geo.tif", photo(60, 60), extratags=[(34735, "H", 4, (1, 1, 0, 0), True)])
+    np.save(tmp_path / "large.npy", photo(80, 80))
+    (tmp_path / "broken.tif").write_bytes(b"II*\0")
+    found = {path.name for path in tmp_path.iterdir() if by_regions(path)}
+    assert found == {"large.tif", "geo.tif", "large.npy"}
+
+
+@pytest.fixture
+def net(exports):
+    # Little enough for a few dozen tiles.
+    with Segmenter(exports / "narrow.engine", threads=2, memory=3_000_000) as found:
+        yield found
+
+
+@pytest.fixture
+def large(tmp_path):
+    """A georeferenced TIFF of many tiles."""
+    tags = [(33550, "d", 3, (0.5, 0.5, 0.0), True), (33922, "d", 6, (0, 0, 0, 440720.0, 100000.0, 0), True),
+            (34735, "H", 4, (1, 1, 0, 0), True), (34737, "s", 0, "WGS 84 / UTM|", True)]  # fmt: skip
+    image = photo(2400, 100)
+    tifffile.imwrite(tmp_path / "large.tif", image, tile=(128, 128), compression="zlib", extratags=tags)
+    return tmp_path / "large.tif"
+
+
+def left(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_labels_are_the_whole_images_and_keep_its_georeference(exports, net, large, tmp_path):
+    steps = []
+    size = label_regions(
+        net, large, tmp_path / "out.tif", overlay=tmp_path / "out.png", progress=lambda *at: steps.append(at)
+    )
+    assert size == (2400, 100) and steps[0] == (0, 2400) and steps[-1] == (2400, 2400) and len(steps) > 3
+    with Segmenter(exports / "narrow.engine", threads=2) as whole:
+        assert not whole.plan(*size).grids
+        np.testing.assert_array_equal(tifffile.imread(tmp_path / "out.tif"), whole(photo(2400, 100)))
+    with tifffile.TiffFile(tmp_path / "out.tif") as found, tifffile.TiffFile(large) as given:
+        page = found.pages.first
+        assert page.is_geotiff and page.is_tiled and page.photometric.name == "PALETTE"
+        for code in (33550, 33922, 34735, 34737):
+            assert page.tags[code].value == given.pages.first.tags[code].value
+        assert tuple(page.colormap[:, 1] // 257) == net.card.colors[1]
+    assert left(tmp_path) == ["large.tif", "out.png", "out.tif"]
+
+
+def test_npy_arrays_are_labelled_by_regions_too(net, tmp_path):
+    np.save(tmp_path / "i.npy", photo(300, 200))
+    label_regions(net, tmp_path / "i.npy", tmp_path / "out.tif")
+    np.testing.assert_array_equal(tifffile.imread(tmp_path / "out.tif"), net(photo(300, 200)))
+
+
+def stopping(net, monkeypatch, after, error):
+    """Let the network fail after so many bands."""
+    bands = net.bands
+
+    def stopped(image, start=0):
+        for count, band in enumerate(bands(image, start)):
+            if count == after:
+                raise error
+            yield band
+
+    monkeypatch.setattr(net, "bands", stopped)
+
+
+@pytest.mark.parametrize("memory", [3_000_000, 2_500_000])
+def test_an_interrupted_run_goes_on_where_it_stopped(exports, net, large, tmp_path, monkeypatch, memory):
+    with monkeypatch.context() as patch:
+        stopping(net, patch, 2, KeyboardInterrupt())
+        with pytest.raises(KeyboardInterrupt, match=r"interrupted at row \d+ of 2400 .* the same command goes on"):
+            label_regions(net, large, tmp_path / "out.tif")
+    assert left(tmp_path) == [".out.tif.partial", ".out.tif.partial.json", "large.tif"]
+    done = json.loads((tmp_path / ".out.tif.partial.json").read_text())["rows"]
+    steps = []
+    with Segmenter(exports / "narrow.engine", threads=2, memory=memory) as again:  # with other tiles, even
+        label_regions(again, large, tmp_path / "out.tif", progress=lambda *at: steps.append(at))
+    assert steps[0] == (done, 2400) and 0 < done < 2400
+    np.testing.assert_array_equal(tifffile.imread(tmp_path / "out.tif"), net(photo(2400, 100)))
+    assert left(tmp_path) == ["large.tif", "out.tif"]
+
+
+def test_rows_of_another_file_are_not_gone_on_from(net, large, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        stopping(net, patch, 2, KeyboardInterrupt())
+        with pytest.raises(KeyboardInterrupt):
+            label_regions(net, large, tmp_path / "out.tif")
+    tifffile.imwrite(large, photo(2400, 100, 5), tile=(128, 128))
+    steps = []
+    label_regions(net, large, tmp_path / "out.tif", progress=lambda *at: steps.append(at))
+    assert steps[0] == (0, 2400)
+    np.testing.assert_array_equal(tifffile.imread(tmp_path / "out.tif"), net(photo(2400, 100, 5)))
+
+
+def test_a_full_disk_is_one_line_and_keeps_the_rows(net, large, tmp_path, monkeypatch):
+    (tmp_path / "out.tif").write_bytes(b"what was there")
+    with monkeypatch.context() as patch:
+        stopping(net, patch, 2, OSError(errno.ENOSPC, "No space left on device"))
+        with pytest.raises(DeployError, match=r"cannot write .*out.tif: No space.* \d+ of 2400 rows are kept, and the"):
+            label_regions(net, large, tmp_path / "out.tif")
+    assert (tmp_path / "out.tif").read_bytes() == b"what was there"
+    monkeypatch.setattr(regions, "_write_tiff", _full)
+    with pytest.raises(DeployError, match=r"2400 of 2400 rows are kept"):
+        label_regions(net, large, tmp_path / "out.tif")
+    monkeypatch.undo()
+    steps = []
+    label_regions(net, large, tmp_path / "out.tif", progress=lambda *at: steps.append(at))
+    assert steps == [(2400, 2400)]
+    np.testing.assert_array_equal(tifffile.imread(tmp_path / "out.tif"), net(photo(2400, 100)))
+
+
+def _full(*_):
+    raise DeployError("full") from OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize("share", [0.9, 0.5, 0.1])
+@pytest.mark.parametrize("layout", [{"tile": (128, 128), "compression": "zlib"}, {"rowsperstrip": 16}, {}])
+def test_a_truncated_file_is_one_line_and_leaves_nothing(net, tmp_path, share, layout):
+    tifffile.imwrite(tmp_path / "whole.tif", photo(1500, 100), **layout)
+    content = (tmp_path / "whole.tif").read_bytes()
+    (tmp_path / "whole.tif").unlink()
+    (tmp_path / "cut.tif").write_bytes(content[: int(len(content) * share)])
+    with pytest.raises(DeployError, match=r"cut.tif.*(truncated|damaged)") as caught:
+        label_regions(net, tmp_path / "cut.tif", tmp_path / "out.tif")
+    assert "\n" not in str(caught.value) and left(tmp_path) == ["cut.tif"]
+
+
+def test_bytes_that_decode_to_nothing_are_one_line(net, tmp_path):
+    tifffile.imwrite(tmp_path / "i.tif", photo(1500, 100), tile=(128, 128), compression="zlib")
+    content = bytearray((tmp_path / "i.tif").read_bytes())
+    content[len(content) // 2 : len(content) // 2 + 2000] = b"\x55" * 2000
+    (tmp_path / "i.tif").write_bytes(content)
+    with pytest.raises(DeployError, match=r"cannot read rows \d+ to \d+ of .*i.tif: .*damaged"):
+        label_regions(net, tmp_path / "i.tif", tmp_path / "out.tif")
+    assert left(tmp_path) == ["i.tif"]
+
+
+def test_what_cannot_be_taken_is_said_before_the_work(net, tmp_path):
+    five = photo(40, 40)[:, :, [0, 1, 2, 0, 1]]
+    tifffile.imwrite(tmp_path / "five.tif", five, photometric="minisblack", planarconfig="contig")
+    with pytest.raises(MisuseError, match="5 channels; this model takes 3"):
+        label_regions(net, tmp_path / "five.tif", tmp_path / "out.tif")
+    tifffile.imwrite(tmp_path / "cmyk.tif", np.zeros((40, 40, 4), np.uint8), photometric="separated")
+    with pytest.raises(MisuseError, match=r"SEPARATED colours.* convert it to RGB"):
+        label_regions(net, tmp_path / "cmyk.tif", tmp_path / "out.tif")
+    tifffile.imwrite(tmp_path / "i.tif", photo(40, 40))
+    with pytest.raises(DeployError, match="over the limit of 100"):
+        label_regions(net, tmp_path / "i.tif", tmp_path / "out.tif", max_pixels=100)
+    with pytest.raises(DeployError, match="does not exist"):
+        label_regions(net, tmp_path / "none.tif", tmp_path / "out.tif")
+    (tmp_path / "text.tif").write_text("no image")
+    with pytest.raises(DeployError, match=r"cannot read .*text.tif as an image"):
+        label_regions(net, tmp_path / "text.tif", tmp_path / "out.tif")
+    assert not [name for name in left(tmp_path) if "out" in name]
+
+
+def test_bands_take_readers_and_starts(net):
+    image = photo(400, 300)
+    with pytest.raises(MisuseError, match="start is row 400"):
+        net.bands(image, 400)
+    with pytest.raises(MisuseError, match="NumPy array"):
+        net([[0]])
+    assert np.concatenate([labels for _, labels in net.bands(image, 123)]).shape == (277, 300)

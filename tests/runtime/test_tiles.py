@@ -1,0 +1,87 @@
+"""Stages in tiles: the whole image's labels and scores, whatever the tiles, from any row on."""
+
+import itertools
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from runtime.engine_file import Head, ModelCard
+from runtime.head import labels_from_scores
+from runtime.plan import Grid
+from runtime.tiles import label_bands, score_bands
+
+
+def blur(features, reach, shrink):
+    """A layer as networks have them, exact in integers: sums of a window, every `shrink`-th of them."""
+    padded = np.pad(features, [(0, 0)] * (features.ndim - 2) + [(reach, reach)] * 2)
+    height, width = features.shape[-2:]
+    total = sum(
+        (1 + y + 3 * x) * padded[..., y : y + height, x : x + width]
+        for y in range(2 * reach + 1)
+        for x in range(2 * reach + 1)
+    )
+    return total[..., ::shrink, ::shrink]
+
+
+@settings(max_examples=120, deadline=None)
+@given(data=st.data())
+def test_scores_of_stages_in_any_tiles_are_those_of_the_whole_image_from_any_row_on(data):
+    unit = 8
+    padded = tuple(unit * data.draw(st.integers(1, 9)) for _ in range(2))
+    image = np.random.default_rng(data.draw(st.integers(0, 99))).integers(0, 9, padded)
+    reach, shrink = data.draw(st.integers(0, 2)), data.draw(st.sampled_from([1, 2]))
+    again = data.draw(st.integers(0, 2))
+    whole = blur(blur(image[None], reach, shrink), again, 2)
+
+    def grid(halo):
+        tile = tuple(unit * data.draw(st.integers(1, 9)) for _ in range(2))
+        return Grid(padded, tile, (-(-halo // unit) * unit,) * 2)
+
+    grids = [grid(reach), grid(again * shrink)]
+    ran = []
+
+    def first(rows, columns):
+        ran.append((rows, columns))
+        part = image[rows.outer_start : rows.outer_stop, columns.outer_start : columns.outer_stop]
+        return blur(part[None], reach, shrink)
+
+    start = data.draw(st.integers(0, padded[0] - 1))
+    bands = list(score_bands(grids, first, [lambda part: blur(part, again, 2)[0]], start))
+    top, step = bands[0][0], 2 * shrink
+    assert top <= start < top + grids[1].tile[0] and bands[-1][1] == padded[0]
+    np.testing.assert_array_equal(np.concatenate([band for *_, band in bands], axis=1), whole[:, top // step :])
+    # Every tile once, and none that nothing needs.
+    assert len(ran) == len(set(ran))
+    assert all(rows.stop > top - grids[1].halo[0] for rows, _ in ran)
+
+
+HEADS = [
+    Head("linear", "half_pixel", (8.0, 8.0)), Head("linear", "asymmetric", (8.0, 8.0)),
+    Head("linear", "align_corners", (8.0, 8.0)), Head("linear", "half_pixel", None),
+    Head("nearest", "half_pixel", (8.0, 8.0)), Head("linear", "half_pixel", (8.0, 4.0)),
+]  # fmt: skip
+
+
+@settings(max_examples=150, deadline=None)
+@given(data=st.data())
+def test_labels_of_bands_are_those_of_the_whole_score_map(data):
+    head = data.draw(st.sampled_from([*HEADS, Head()]))
+    cells, width, classes = (data.draw(st.integers(1, high)) for high in (14, 6, 4))
+    random = np.random.default_rng(data.draw(st.integers(0, 999)))
+    scores = random.normal(size=(classes, cells, width)).astype(np.float32)
+    factors = (1, 1) if head.mode == "none" else tuple(map(int, head.factor or (8, 8)))
+    padded = cells * factors[0], width * factors[1]
+    size = tuple(data.draw(st.integers(max(1, side - 15), side)) for side in padded)
+    card = ModelCard(tuple(map(str, range(classes))), stride=factors[0])
+    expected = labels_from_scores(scores, head, card, padded, size)
+    start = data.draw(st.integers(0, size[0] - 1))
+    edges = sorted(data.draw(st.sets(st.integers(1, cells), max_size=4)) | {0, cells})
+    above = max(0, start - 2 * factors[0]) // factors[0]
+    bands = [(a * factors[0], b * factors[0], scores[:, a:b]) for a, b in itertools.pairwise(edges) if b > above]
+    found, row = [], start
+    for top, labels in label_bands(iter(bands), head, card, padded, size, start):
+        assert top == row and len(labels)
+        row += len(labels)
+        found.append(labels)
+    np.testing.assert_array_equal(np.concatenate(found), expected[start:])
