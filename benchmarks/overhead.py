@@ -33,7 +33,7 @@ def main() -> None:
     else:
         image = canvas(512, 1024, 0, "val", 0)[0]
     with Segmenter(options.engine, threads=options.threads) as net:
-        backend = net._backend  # the same session: two would differ by where their memory lies
+        core = net._core  # the same sessions: others would differ by where their memory lies
         core_input = prepare(image, net.card)
 
         def timed(call) -> float:
@@ -41,14 +41,14 @@ def main() -> None:
             call()
             return (time.perf_counter() - start) * 1e3
 
-        calls = (lambda: backend.run(core_input)), (lambda: net(image))
+        calls = (lambda: core(core_input)), (lambda: net(image))
         random, pairs = np.random.default_rng(0), []
         for _ in range(options.pairs + 3):
             times = [0.0, 0.0]
             for index in random.permutation(2):
                 times[index] = timed(calls[index])
             pairs.append(times)
-        scores, plan = backend.run(core_input)[0], net.plan(512, 1024)
+        scores, plan = core(core_input)[0], net.plan(512, 1024)
         buffer = np.empty(core_input.size, np.float32)
         parts = {
             "input (normalise, pad)": lambda: prepare(image, net.card, buffer),

@@ -254,27 +254,30 @@ class Segmenter:
             if self._on_gpu:
                 part = np.ascontiguousarray(part)
                 return backends[0].scores(part, padded_size(*part.shape[:2], self.card.size_multiple))
-            return self._features(part)[0]
+            return backends[0].run(self._prepared(part))[0]
 
         others = [lambda part, backend=backend: backend.run(part)[0] for backend in backends[1:]]
         return score_bands(plan.grids, first, others, start)
 
     def _run(self, image: np.ndarray) -> np.ndarray:
         """Scores of an image that is run whole, padded to the card's multiple: float32 [K, h, w]."""
-        features = self._features(image)
-        for backend in self._open()[1:]:
-            features = backend.run(features)
-        return features[0]
+        return self._core(self._prepared(image))[0]
 
-    def _features(self, image: np.ndarray) -> np.ndarray:
-        """The first stage's result for an image or a part of one, [1, K, h, w]."""
+    def _core(self, features: np.ndarray) -> np.ndarray:
+        """All stages on a prepared input: float32 [1, C, H, W] → [1, K, h, w]."""
+        for backend in self._open():
+            features = backend.run(features)
+        return features
+
+    def _prepared(self, image: np.ndarray) -> np.ndarray:
+        """An image or a part of one as the first stage takes it, in a buffer that the next call on this thread reuses."""
         padded = padded_size(*image.shape[:2], self.card.size_multiple)
         count = self.card.channels * padded[0] * padded[1]
         # One buffer per thread, kept: a fresh one costs page faults on every call.
         buffer = getattr(self._buffers, "data", None)
         if buffer is None or len(buffer) < count:
             buffer = self._buffers.data = np.empty(count, np.float32)
-        return self._open()[0].run(prepare(image, self.card, buffer))
+        return prepare(image, self.card, buffer)
 
 
 def _card_of_onnx(backend: OnnxRuntimeBackend, path: Path) -> ModelCard:

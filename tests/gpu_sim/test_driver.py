@@ -424,6 +424,22 @@ def test_a_graph_replays_what_was_captured(gpu, cuda, module):
     assert gpu.counts()["graphs"] == gpu.counts()["graph_execs"] == 0
 
 
+def test_launches_of_one_graph_follow_each_other(gpu, cuda):
+    first, second, memory = cuda.Stream(), cuda.Stream(), cuda.mem_alloc(4)
+    source, result = pinned(cuda, np.array([1], np.uint32)), pinned(cuda, np.zeros(1, np.uint32))
+    graph = Graph(gpu, first)
+    assert graph.begin() == 0
+    cuda.memcpy_htod_async(memory, source, first)
+    assert graph.end() == 0 and graph.instantiate() == 0
+    cuda.memcpy_dtoh_async(result, memory, first)
+    assert graph.launch() == 0  # pending in the first stream, after the download
+    graph.stream = handle(second)
+    assert graph.launch() == 0
+    second.synchronize()  # needs the first launch, and so what is before it in its stream
+    assert result[0] == 0xCDCDCDCD
+    assert gpu.counts()["pending"] == 0 and graph.free() == 0
+
+
 def test_a_graph_that_outlives_its_memory_is_noticed(gpu, cuda):
     context = cuda.Device(0).make_context()
     stream, memory = cuda.Stream(), cuda.mem_alloc(64)

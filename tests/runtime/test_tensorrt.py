@@ -110,7 +110,7 @@ def test_labels_equal_the_cpu_engines_at_200_sizes_across_profiles(engine, expor
             found, expected = net(image), cpu(image)
             # The same core: only ties of the head may be broken otherwise.
             assert (found != expected).mean() < 1e-3, (height, width)
-        assert used == {0, 1, 2} and len(net._backend._contexts) == 3
+        assert used == {0, 1, 2} and len(net._backends[0]._contexts) == 3
     assert gpu.counts()["allocations"] == gpu.counts()["pinned"] == gpu.counts()["contexts"] == 0
 
 
@@ -139,7 +139,7 @@ def test_engines_in_float16_and_int8_take_float16_and_give_the_labels_of_their_r
         plan = file.read("stage-0.plan")
         tensorrt_sim.register(plan, cores[0].SerializeToString(), profiles_of(file.manifest.gpu))
     with gpu.tensorrt(), Segmenter(path) as net:
-        assert (net._backend._input_type, net._backend._score_type) == ("float16", "float16")
+        assert (net._backends[0]._input_type, net._backends[0]._score_type) == ("float16", "float16")
         report = verify(path)
         # A deep random network amplifies what INT8 rounds; trained ones are judged in test_precision.py.
         assert report["passed"] or precision == "int8"
@@ -174,8 +174,8 @@ def test_thousands_of_calls_from_8_threads_leak_nothing(engine, exports, gpu):
         assert not errors and not gpu.misuse()
         for name in ("allocations", "bytes", "pinned", "pinned_bytes", "streams", "events", "modules"):
             assert after[name] == before[name], name
-        assert len(net._backend._contexts) <= 3
-        assert after["graph_execs"] <= 16 and len(net._backend._graphs) <= 16
+        assert len(net._backends[0]._contexts) <= 3
+        assert after["graph_execs"] <= 16 and len(net._backends[0]._graphs) <= 16
         if net.manifest.gpu.library == "tensorrt":
             assert after["graph_execs"] > 0
 
@@ -231,6 +231,56 @@ def test_the_profile_with_the_nearest_opt_runs_an_image(rtx_engine):
         assert net(photo(20, 30)).shape == (20, 30)  # as well as before
 
 
+def small_field(path):
+    """A network whose receptive field is a few pixels: its tiles fit into small profiles."""
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    random = np.random.default_rng(0)
+    weights = {"w": random.normal(size=(6, 3, 3, 3)), "v": random.normal(size=(4, 6, 3, 3))}
+    graph = helper.make_graph(
+        [
+            helper.make_node("Conv", ["image", "w"], ["a"], pads=[1] * 4, strides=[2, 2]),
+            helper.make_node("Relu", ["a"], ["b"]),
+            helper.make_node("Conv", ["b", "v"], ["c"], pads=[1] * 4, strides=[2, 2]),
+            helper.make_node("Resize", ["c", "", "four"], ["logits"], mode="linear"),
+        ],
+        "small",
+        [helper.make_tensor_value_info("image", TensorProto.FLOAT, ["N", 3, "H", "W"])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["N", 4, "H", "W"])],
+        [numpy_helper.from_array(value.astype(np.float32), name) for name, value in weights.items()]
+        + [numpy_helper.from_array(np.float32([1, 1, 4, 4]), "four")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    onnx.save(model, path)
+
+
+def test_images_outside_every_profile_are_run_in_tiles(gpu, tmp_path):
+    pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed; pip install 'fcn-deploy[rtx]'")
+    from export.build import ForGpu, build_engine, core_of, read_source
+    from export.builders import cpu
+    from export.builders.tensorrt import BuildOptions
+    from export.profiles import parse_sizes
+
+    small_field(tmp_path / "small.onnx")
+    source = read_source(tmp_path / "small.onnx")
+    build_engine(source, tmp_path / "cpu.engine", timed=[(32, 32)])
+    how = ForGpu(BuildOptions(("sm89",)), parse_sizes("1x1:32x32:48x64,48x64:64x64:96x96"))
+    build_engine(source, tmp_path / "gpu.engine", target="sm89", gpu=how)
+    (tmp_path / "sim").mkdir()
+    image = photo(301, 207)
+    running = ready(gpu, (tmp_path / "gpu.engine", cpu.build(core_of(source)[0])), tmp_path / "sim", "tensorrt_rtx")
+    with Segmenter(next(running)) as net, Segmenter(tmp_path / "cpu.engine") as reference:
+        plan = net.plan(301, 207)
+        assert plan.grids[0].count > 10 and 1 < plan.overhead < 2
+        assert (net(image) == reference(image)).mean() > 0.9999
+        assert np.abs(net.scores(image) - reference.scores(image)).max() < 1e-4
+        assert not net.plan(80, 80).grids
+        rows = np.concatenate([labels for _, labels in net.bands(image, 100)])
+        assert (rows == reference(image)[100:]).mean() > 0.9999
+    next(running, None)
+
+
 def test_what_was_compiled_is_kept_for_the_next_time(rtx_engine, tmp_path):
     for _ in range(2):
         with Segmenter(rtx_engine) as net:
@@ -279,12 +329,12 @@ def test_memory_that_runs_out_is_one_line_and_leaves_the_engine_usable(rtx_engin
 
 def test_a_gpu_that_failed_says_so_at_every_later_call(rtx_engine, gpu, monkeypatch):
     net = Segmenter(rtx_engine)
-    cuda = net._backend._cuda
+    cuda = net._backends[0]._cuda
 
     def broken(*arguments):
         raise cuda.LaunchError("cuCtxSynchronize failed: an illegal memory access was encountered")
 
-    monkeypatch.setattr(net._backend, "_enqueue", broken)
+    monkeypatch.setattr(net._backends[0], "_enqueue", broken)
     with monkeypatch.context() as patched:
         patched.setattr(cuda.Context, "synchronize", staticmethod(broken))
         with pytest.raises(DeployError, match="the GPU failed while it ran"):
