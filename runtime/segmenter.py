@@ -270,7 +270,7 @@ class Segmenter:
         return features
 
     def _prepared(self, image: np.ndarray) -> np.ndarray:
-        """An image or a part of one as the first stage takes it, in a buffer that the next call on this thread reuses."""
+        """An image, or a part of one, as the first stage takes it; the next call on this thread reuses its memory."""
         padded = padded_size(*image.shape[:2], self.card.size_multiple)
         count = self.card.channels * padded[0] * padded[1]
         # One buffer per thread, kept: a fresh one costs page faults on every call.
