@@ -22,9 +22,12 @@ def photographs(data: str) -> ImageStream:
 def fitted(image: np.ndarray, height: int, width: int) -> np.ndarray:
     """A picture, [H, W, 3] uint8, scaled to cover height × width and cropped in the middle."""
     scale = max(height / image.shape[0], width / image.shape[1])
-    box = width / scale, height / scale
-    left, top = (image.shape[1] - box[0]) / 2, (image.shape[0] - box[1]) / 2
-    part = (left, top, left + box[0], top + box[1])
+    box = []
+    for side, wanted in ((image.shape[1], width), (image.shape[0], height)):
+        taken = min(wanted / scale, side)  # rounding may come to a little more
+        box.append(((side - taken) / 2, (side + taken) / 2))
+    (left, right), (top, bottom) = box
+    part = (left, top, right, bottom)
     return np.array(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR, box=part))
 
 

@@ -368,7 +368,8 @@ def calibration_pairs(job: Job) -> list[tuple[np.ndarray, np.ndarray]]:
 
 def accuracy(call: Call, pairs, classes: int) -> float:
     """mIoU of a candidate's labels on (image, labels) pairs."""
-    confusion = sum(confusion_matrix(labels, call(image), classes) for image, labels in pairs)
+    # A copy: PyTorch wants arrays that it could write to.
+    confusion = sum(confusion_matrix(labels, call(image.copy()), classes) for image, labels in pairs)
     return Metrics.of(confusion).mean_iou
 
 
@@ -450,8 +451,11 @@ class Worker:
 
 
 def made(name: str, job: Job, pipe) -> None:
-    """Prepare one file of MADE."""
+    """Prepare one file of MADE; what libraries print meanwhile goes to a .log beside it."""
     function, arguments = MADE[name]
+    with job.file(f"{name}.log").open("w") as log:
+        for stream in (1, 2):
+            os.dup2(log.fileno(), stream)
     started = time.perf_counter()
     try:
         function(job, job.file(name), **arguments)
