@@ -91,9 +91,11 @@ def watched(words: list[str], every: float = 0.05) -> tuple[float, dict[str, int
     seconds = time.perf_counter() - started
     ended.set()
     sampler.join()
+    records = [json.loads(line) for line in out.splitlines() if line.startswith("{")]
     if process.returncode:
-        sys.exit(f"python -m runtime.infer failed: {errors.strip()}")
-    return seconds, peak, [json.loads(line) for line in out.splitlines() if line.startswith("{")]
+        said = [record["error"] for record in records if "error" in record] or [errors.strip()]
+        sys.exit(f"python -m runtime.infer failed: {said[0]}")
+    return seconds, peak, records
 
 
 def read_labels(path: Path) -> np.ndarray:
