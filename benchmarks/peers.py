@@ -19,6 +19,7 @@ apart for its accuracy gate.
 """
 
 import argparse
+import hashlib
 import json
 import multiprocessing
 import os
@@ -363,6 +364,10 @@ CANDIDATES = {
 }
 
 
+def fingerprint(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
 def has_vnni() -> bool:
     file = Path("/proc/cpuinfo")
     return file.exists() and "vnni" in file.read_text()
@@ -498,6 +503,10 @@ def main() -> None:
         sizes = tuple(mixed_sizes(options.sizes, LEAST, MOST, options.seed))
         paths = (str(options.checkpoint), str(options.model), options.data, str(work))
         job = Job(*paths, sizes, options.threads, options.count, options.calibration)
+        made_for = json.dumps([fingerprint(options.model), options.data, sizes, options.threads, options.calibration])
+        if job.file("job.json").exists() and job.file("job.json").read_text() != made_for:
+            parser.error(f"--work {work} holds what was prepared for another model, data or settings; name another")
+        job.file("job.json").write_text(made_for)
         result = compare(job, keys, options.rounds, options.seed, options.limit)
     print(f"{result['machine']}; {options.threads} threads; {options.rounds} rounds; {options.model}")
     print(f"largest share of a processor that a waiting candidate used: {result['idle']:.2f}\n")

@@ -94,12 +94,12 @@ def test_openvino_and_nncf_are_peers_too(exports, data, tmp_path):
 
 def test_a_candidate_that_fails_is_said_and_the_others_are_measured(exports, data, tmp_path):
     (tmp_path / "float32.engine").write_bytes(b"no engine")
-    told = bench(
-        "peers", exports / "narrow.safetensors", exports / "narrow.onnx", "--data", data, "--only", "ort,ours",
-        "--rounds", 1, "--sizes", 1, "--count", 1, "--work", tmp_path,
-    )  # fmt: skip
+    words = ["peers", exports / "narrow.safetensors", exports / "narrow.onnx", "--only", "ort,ours", "--work", tmp_path]
+    words += ["--rounds", 1, "--sizes", 1, "--count", 1, "--data"]
+    told = bench(*words, data)
     assert re.search(r"\| ONNX Runtime float32 \| 0\.\d+", told)
     assert re.search(r"^fcn-deploy float32: not measured \(DeployError: .*float32.engine", told, re.MULTILINE)
+    bench(*words, "digits", ok=2)  # what was prepared for other data is not taken
 
 
 def test_cost_fits_a_line_through_sizes_of_several_aspects(exports, tmp_path):
