@@ -489,7 +489,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the sizes and of the order")
     parser.add_argument("--count", type=int, help="images of val to measure mIoU on [default: all]")
     parser.add_argument("--calibration", type=int, default=100, help="photographs for INT8")
-    parser.add_argument("--limit", type=float, default=900, help="seconds a candidate may take to get ready")
+    parser.add_argument("--limit", type=float, default=1800, help="seconds a candidate may take to get ready")
     parser.add_argument("--work", type=Path, help="folder to keep what is prepared in, and to find it [default: none]")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--plot", type=Path)
