@@ -677,8 +677,10 @@ def verdicts(result: dict[str, Any]) -> list[str]:
 
 def plot(result: dict[str, Any], out: Path) -> None:
     """Time of the mixed stream by candidate, and time per megapixel against size."""
-    plt = pyplot()
     rows = [row for row in result["rows"] if not row["error"] and row["mixed_ms"]]
+    if not rows:
+        return
+    plt = pyplot()
     colours = {
         "pytorch": "#b0b0b0",
         "float32": "#7fa7d6",
@@ -687,14 +689,16 @@ def plot(result: dict[str, Any], out: Path) -> None:
         "ours": "#1f5fa8",
         "ours-int8": "#c9631b",
     }
-    figure, (left, right) = plt.subplots(1, 2, figsize=(14, 5.6), width_ratios=(1, 1.1), layout="constrained")
+    figure, (left, right) = plt.subplots(1, 2, figsize=(16, 5.6), width_ratios=(1, 1.1), layout="constrained")
     ranked = sorted(rows, key=lambda row: -row["mixed_ms"][0])
     for place, row in enumerate(ranked):
         middle, low, high = row["mixed_ms"]
         left.barh(place, middle, color=colours[row["kind"]], xerr=[[middle - low], [high - middle]], ecolor="#444444")
         left.text(high, place, f"  {middle:.0f} ms · mIoU {row['miou']:.3f}", va="center", fontsize=8)
     left.set_yticks(range(len(ranked)), [row["name"] for row in ranked], fontsize=8)
-    left.set_xlim(0, 1.35 * max((row["mixed_ms"][2] for row in ranked), default=1))
+    # Logarithmic: PyTorch would press the others into a corner.
+    ends = [row["mixed_ms"] for row in ranked]
+    left.set(xscale="log", xlim=(0.6 * min(low for _, low, _ in ends), 12 * max(high for *_, high in ends)))
     left.set_xlabel(f"ms for {len(result['job']['sizes'])} images of mixed sizes")
     pixels = np.array([height * width / 1e6 for height, width in result["job"]["sizes"]])
     order = np.argsort(pixels)
@@ -705,7 +709,7 @@ def plot(result: dict[str, Any], out: Path) -> None:
         mark = {"marker": next(marks), "markersize": 4, "linewidth": thick}
         right.plot(pixels[order], per_pixel, label=row["name"], color=colours[row["kind"]], **mark)
     right.set(xscale="log", yscale="log", xlabel="megapixels of the image", ylabel="ms per megapixel")
-    right.legend(fontsize=7)
+    right.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
     right.grid(alpha=0.3, which="both")
     figure.suptitle(f"{result['machine']}, {result['job']['threads']} threads", fontsize=10)
     figure.savefig(out, dpi=120)
