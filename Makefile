@@ -32,10 +32,21 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-# Not part of the tests: timings are for people to read.
-bench: $(VENV)/.all
-	test -f $(DEMO)/digits.engine || $(MAKE) demo
-	$(BIN)/python -m benchmarks.overhead $(DEMO)/digits.engine
+$(VENV)/.bench: $(VENV)/.all
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[bench]'
+	touch $@
+
+# Not part of the tests: timings are for people to read, on a machine that does nothing else. The demo's network, or
+# make bench NETWORK=cam DATA=../shared/camvid for cam.safetensors and cam.onnx. PEERS="--rounds 5" and the like.
+NETWORK := $(DEMO)/digits
+DATA := digits
+WORK = build/bench/$(notdir $(NETWORK))
+bench: $(VENV)/.bench
+	test -f $(NETWORK).onnx || $(MAKE) demo
+	rm -f $(WORK)/*.engine
+	$(BIN)/python -m benchmarks.peers $(NETWORK).safetensors $(NETWORK).onnx --data $(DATA) --work $(WORK) \
+		--plot $(WORK)/peers.png --json $(WORK)/peers.json $(PEERS)
+	$(BIN)/python -m benchmarks.overhead $(WORK)/float32.engine
 
 # Every network in every precision, built for GPUs; no GPU is needed. MATRIX="--only vgg16 --full" and the like.
 engine-matrix: $(VENV)/.dev
