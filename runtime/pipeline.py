@@ -56,6 +56,7 @@ def overlapped(
 ) -> Iterator[R]:
     """What `work` makes of each item, in the items' order, while `workers` threads work on those that follow.
 
+    An item is given to a thread when it is read; one that is alike to others, with them, when 32 are in flight.
     As `Executor.map` with a `buffersize` (Python 3.14), with a bound on pixels too, and groups.
 
     Args:
@@ -73,31 +74,41 @@ def overlapped(
     source = iter(items)
     held: list[_Flying] = []  # read, and too large to be in flight with the others
     flying: deque[_Flying] = deque()
+    groups: dict[Hashable, list[_Flying]] = {}  # that may grow yet
     ended: Exception | None = None
     pool = ThreadPoolExecutor(workers, thread_name_prefix="fcn-deploy")
+
+    def submit(group: list[_Flying]) -> None:
+        job = pool.submit(work, [each.item for each in group])
+        for place, each in enumerate(group):
+            each.item, each.job, each.place = None, job, place
+
     try:
         while True:
             # By halves, so that items which are alike wait at once.
             if ended is None and len(flying) <= AHEAD // 2:
-                fresh: list[_Flying] = []
                 weight = sum(each.pixels for each in flying)
-                while len(flying) + len(fresh) < AHEAD:
+                while len(flying) < AHEAD:
                     try:
                         item = None if held else next(source)
                     except Exception as error:  # StopIteration too
                         ended = error
                         break
                     each = held.pop() if held else _Flying(item, pixels(item))
-                    if (flying or fresh) and weight + each.pixels > most:
+                    if flying and weight + each.pixels > most:
                         held.append(each)
                         break
                     weight += each.pixels
-                    fresh.append(each)
-                for group in _groups(fresh, alike):
-                    job = pool.submit(work, [each.item for each in group])
-                    for place, each in enumerate(group):
-                        each.item, each.job, each.place = None, job, place
-                flying += fresh
+                    flying.append(each)
+                    key = alike(each.item)
+                    group = [] if key is None else groups.setdefault(key, [])
+                    group.append(each)
+                    if key is None or len(group) == TOGETHER:
+                        submit(group)
+                        groups.pop(key, None)
+                for group in groups.values():
+                    submit(group)
+                groups.clear()
             if not flying:
                 break
             yield flying[0].job.result()[flying[0].place]
@@ -106,20 +117,6 @@ def overlapped(
             raise ended
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _groups(fresh: Iterable[_Flying], alike: Callable[[T], Hashable | None]) -> list[list[_Flying]]:
-    """Those that go together, by the order of each group's first."""
-    groups: list[list[_Flying]] = []
-    latest: dict[Hashable, list[_Flying]] = {}
-    for each in fresh:
-        key = alike(each.item)
-        group = None if key is None else latest.get(key)
-        if group is None or len(group) == TOGETHER:
-            groups.append(group := [])
-            latest[key] = group
-        group.append(each)
-    return groups
 
 
 @dataclass
