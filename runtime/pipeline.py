@@ -4,7 +4,6 @@ A job takes an item all the way (reads it, labels it, writes it) in one of a few
 the items and hands out the results. What computes for long releases Python's lock: decoders, the network, NumPy.
 """
 
-import statistics
 import threading
 import time
 from collections import deque
@@ -139,7 +138,7 @@ class Cost:
             return False
         if min(len(self.alone), len(self.together)) < ROUNDS:
             return None
-        return statistics.median(self.together) < statistics.median(self.alone)
+        return bool(np.median(self.together) < np.median(self.alone))
 
 
 @dataclass(frozen=True)
@@ -230,7 +229,9 @@ class Stream:
         return [Labelled(each, plan, seconds) for each, plan in zip(labels, plans, strict=True)]
 
     def _slots_for(self, size: tuple[int, int], count: int = 1) -> int:
-        """1, or all for what cannot share the memory budget."""
+        """1, or all for what cannot share the memory budget. A GPU's memory is its backend's to share out."""
+        if not self.net.can_batch:
+            return 1
         height, width = padded_size(*size, self.net.card.size_multiple)
         return CALLERS if count * height * width * self.net.bytes_per_pixel > self._shared else 1
 
