@@ -58,7 +58,7 @@ def main() -> None:
     stream, times = photographs(options.data), np.empty((options.rounds, len(cases)))
     memory = None if options.memory is None else int(options.memory * 1e9)
     with Segmenter(options.engine, threads=options.threads, memory=memory) as net:
-        tiles = [len(net.plan(*size).tiles) for _, *size in cases]
+        tiles = [sum(grid.count for grid in net.plan(*size).grids) for _, *size in cases]
         net.warmup([(512, 512)])
         for turn in range(options.rounds):
             for index in random.permutation(len(cases)):

@@ -8,6 +8,8 @@ import typer
 
 from runtime.errors import DeployError
 
+INTERRUPTED = 130  # what a shell says of a program that SIGINT has ended
+
 Debug = Annotated[bool, typer.Option("--debug", help="Show a traceback where something fails.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace outputs that exist already.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
@@ -24,8 +26,10 @@ def run(command: Callable[..., int | None], name: str) -> None:
     debug = "--debug" in sys.argv
     try:
         code = app(prog_name=name, standalone_mode=False)
+        if code == INTERRUPTED:  # Typer has caught the KeyboardInterrupt, and says nothing
+            fail(name, "interrupted", code)
     except (KeyboardInterrupt, typer.Abort):
-        code = fail(name, "interrupted", 130)
+        code = fail(name, "interrupted", INTERRUPTED)
     except BrokenPipeError:  # the reader of our output has gone: `... | head`
         sys.stderr.close()
         code = 1

@@ -5,7 +5,7 @@ import logging
 import os
 import threading
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -27,8 +27,12 @@ DEFAULT_MAX_PIXELS = 500_000_000  # above a 20000×20000 image
 _pillow_limit = threading.Lock()
 
 
-def find_images(inputs: Sequence[str | os.PathLike]) -> list[Path]:
+def find_images(inputs: Sequence[str | os.PathLike], suffixes: Container[str] = IMAGE_SUFFIXES) -> list[Path]:
     """Files for a list of images, folders (not descended into) and globs (`**` descends), in name order.
+
+    Args:
+        inputs: paths and patterns.
+        suffixes: what is taken from folders and globs. A file that is named is taken whatever its suffix.
 
     Raises:
         MisuseError: an input that does not exist, or holds no images.
@@ -37,14 +41,14 @@ def find_images(inputs: Sequence[str | os.PathLike]) -> list[Path]:
     for item in map(os.fspath, inputs):
         path = Path(item)
         if path.is_dir():
-            files = sorted(file for file in path.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file())
+            files = sorted(file for file in path.iterdir() if file.suffix.lower() in suffixes and file.is_file())
             if not files:
                 raise MisuseError(f"{item} holds no images; name a folder with some ({', '.join(_COMMON)}, …)")
         elif path.exists():
             files = [path]
         elif glob.has_magic(item):
             matches = sorted(map(Path, glob.glob(item, recursive=True)))  # noqa: PTH207 (absolute patterns too)
-            files = [file for file in matches if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file()]
+            files = [file for file in matches if file.suffix.lower() in suffixes and file.is_file()]
             if not files:
                 raise MisuseError(f"{item} matches no images; check the pattern, and quote it")
         else:
@@ -275,13 +279,16 @@ def write_labels(path: str | os.PathLike, labels: np.ndarray, card: ModelCard) -
     picture = Image.fromarray(labels)
     if labels.dtype == np.uint8:
         picture.putpalette(np.asarray(card.colors, np.uint8).tobytes())
-    write_png(path, picture)
+    write_png(path, picture, RUNS)
 
 
-def write_png(path: str | os.PathLike, picture) -> None:
-    """Write a Pillow image as PNG, atomically."""
+RUNS = 3  # zlib's Z_RLE: labels are runs of equal bytes; two thirds of level 1's size, and of its time
+
+
+def write_png(path: str | os.PathLike, picture, strategy: int = -1) -> None:
+    """Write a Pillow image as PNG, atomically. `strategy` is zlib's; -1: its default."""
     with replacing(path) as temporary:
-        picture.save(temporary, format="PNG", compress_level=1)  # three times faster than the default
+        picture.save(temporary, format="PNG", compress_level=1, compress_type=strategy)  # a third of level 6's time
 
 
 def overlay(image: np.ndarray, labels: np.ndarray, card: ModelCard, opacity: float = 0.55) -> np.ndarray:

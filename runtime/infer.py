@@ -2,21 +2,57 @@
 
 import json
 import logging
+import math
+import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Annotated
 
+import numpy as np
 import typer
 
 from runtime.command import Debug, Force, Json, Threads, run
 from runtime.engine_file import ModelCard
 from runtime.errors import DeployError, MisuseError
 from runtime.files import check_writable
-from runtime.images import DEFAULT_MAX_PIXELS, find_images, overlay_sheet, read_image, write_labels, write_png
+from runtime.images import (
+    DEFAULT_MAX_PIXELS,
+    IMAGE_SUFFIXES,
+    find_images,
+    image_size,
+    overlay_sheet,
+    read_image,
+    write_labels,
+    write_png,
+)
+from runtime.pipeline import CALLERS, Stream, describe_plan, overlapped, said
+from runtime.regions import by_regions, label_regions
 from runtime.segmenter import Segmenter
+from runtime.video import VIDEO_SUFFIXES, is_video, label_video
+
+
+@dataclass(frozen=True)
+class Job:
+    """A file to label, and where its labels and their picture go."""
+
+    source: Path
+    labels: Path
+    overlay: Path | None
+
+    @property
+    def targets(self) -> list[Path]:
+        return [path for path in (self.labels, self.overlay) if path]
+
+    @property
+    def done(self) -> bool:
+        """Whether an earlier run has written all of it: a file appears under its name when it is complete."""
+        return all(path.exists() for path in self.targets)
 
 
 def output_names(images: Sequence[Path]) -> list[str]:
@@ -39,21 +75,30 @@ def label_files(
     *,
     overlay: bool = False,
     force: bool = False,
+    resume: bool = False,
     max_pixels: int = DEFAULT_MAX_PIXELS,
 ) -> Iterator[dict]:
-    """Label image files one after the other; a broken one is reported and does not stop the rest.
+    """Label image and video files, in order; reading, labelling and writing overlap.
+
+    A broken file is reported and does not stop the rest. What is written is whole: whenever the run ends, files under
+    their own names are complete, and no others are left.
 
     Args:
         net: an open Segmenter.
         images: files to read.
-        out: folder for NAME.png (labels) and NAME.overlay.png.
+        out: folder for NAME.png (labels) and NAME.overlay.png; NAME.tif for large and georeferenced TIFFs, which are
+            read and written region by region; for videos NAME.mkv and NAME.overlay.mp4.
         overlay: write those pictures too.
         force: replace outputs that exist.
+        resume: skip files whose outputs exist.
         max_pixels: refuse images with more.
 
     Yields:
         Per image {"image", "size": [H, W], "plan": {"padded": [H, W], "bytes", "profile", "stages", "overhead"},
-        "ms": {"read", "label", "write"}, "labels": path, "overlay": path or null}, or {"image", "error"}.
+        "ms": {"read", "label", "write"}, "labels": path, "overlay": path or null}, or {"image", "error"}. The times are
+        of this image's own work, with others beside it. A video's have "frames" too, times are sums over them, and
+        there is an "error" as well where some frames could not be read. With `resume`, {"image", "labels", "overlay",
+        "skipped": true}.
 
     Raises:
         MisuseError: before any work, where an output exists already or would replace an input.
@@ -61,58 +106,159 @@ def label_files(
     """
     if not images:
         raise MisuseError("there are no images to label; name some")
-    names = output_names(images)
-    targets = [(out / f"{name}.png", out / f"{name}.overlay.png" if overlay else None) for name in names]
+    if force and resume:
+        raise MisuseError("--force replaces what exists and --resume keeps it; choose one of them")
+    jobs = [_job(image, out / name, overlay) for image, name in zip(images, output_names(images), strict=True)]
     sources = {image.resolve() for image in images}
-    for target in (path for pair in targets for path in pair if path):
+    targets = Counter(path for job in jobs for path in job.targets)
+    for target, count in targets.items():
+        if count > 1:
+            raise MisuseError(f"{target} would be written for {count} of the images; give each its own -o")
         if target.resolve() in sources:
             raise MisuseError(f"{target} is an input and would be replaced by its labels; choose another -o")
-        if target.exists() and not force:
-            raise MisuseError(f"{target} exists already; choose another -o, or pass --force to replace it")
-    check_writable(targets[0][0])
-    for image_path, (labels_path, overlay_path) in zip(images, targets, strict=True):
+        if target.exists() and not (force or resume):
+            raise MisuseError(
+                f"{target} exists already; choose another -o, or pass --force to replace it, or --resume to go on with "
+                "the others"
+            )
+    check_writable(jobs[0].labels)
+    stream = Stream(net)
+    for kind, several in groupby(jobs, lambda job: _kind(job, resume)):
+        yield from kind(stream, several, max_pixels)
+
+
+def _job(source: Path, name: Path, overlay: bool) -> Job:
+    labels, picture = (".mkv", ".overlay.mp4") if is_video(source) else (".png", ".overlay.png")
+    if by_regions(source):
+        labels = ".tif"
+    return Job(source, Path(f"{name}{labels}"), Path(f"{name}{picture}") if overlay else None)
+
+
+def _kind(job: Job, resume: bool) -> Callable[[Stream, Iterable[Job], int], Iterator[dict]]:
+    """What labels a job, and those like it that follow: a record of each."""
+    if resume and job.done:
+        return _skip
+    if is_video(job.source):
+        return _label_videos
+    return _label_large if job.labels.suffix == ".tif" else _label_images
+
+
+def _skip(stream: Stream, jobs: Iterable[Job], max_pixels: int) -> Iterator[dict]:
+    for job in jobs:
+        overlay = str(job.overlay) if job.overlay else None
+        yield {"image": str(job.source), "labels": str(job.labels), "overlay": overlay, "skipped": True}
+
+
+def _label_videos(stream: Stream, jobs: Iterable[Job], max_pixels: int) -> Iterator[dict]:
+    for job in jobs:
+        yield label_video(stream, job.source, job.labels, job.overlay, max_pixels)
+
+
+def _label_large(stream: Stream, jobs: Iterable[Job], max_pixels: int) -> Iterator[dict]:
+    """Files that are labelled region by region, one at a time: each takes the memory there is."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    columns = TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed} of {task.total} rows")
+    # Bands come minutes apart: the time left is that of the whole run's pace, not of the last seconds'.
+    clocks = TimeElapsedColumn(), TextColumn("left:"), TimeRemainingColumn()
+    for job in jobs:
+        started = time.perf_counter()
+        with Progress(*columns, *clocks, console=Console(stderr=True), speed_estimate_period=1e9) as bar:
+            task = bar.add_task(job.source.name, total=None, visible=bar.console.is_terminal)
+
+            def progress(done: int, rows: int, bar=bar, task=task) -> None:
+                if bar.tasks[task].total is None:  # what an earlier run did is not of this run's pace
+                    bar.reset(task, total=rows, completed=done)
+                bar.update(task, completed=done)
+
+            try:
+                size = label_regions(
+                    stream.net, job.source, job.labels, overlay=job.overlay, max_pixels=max_pixels, progress=progress
+                )
+            except DeployError as error:
+                if isinstance(error.__cause__, OSError):
+                    raise  # a disk that is full
+                yield {"image": str(job.source), "error": said(error, job.source)}
+                continue
+        yield {
+            "image": str(job.source),
+            "size": list(size),
+            "plan": describe_plan(stream.net.plan(*size, bands=True)),
+            "ms": {"label": round((time.perf_counter() - started) * 1e3, 2)},
+            "labels": str(job.labels),
+            "overlay": str(job.overlay) if job.overlay else None,
+        }
+
+
+def _label_images(stream: Stream, jobs: Iterable[Job], max_pixels: int) -> Iterator[dict]:
+    def sized() -> Iterator[tuple[Job, tuple[int, int] | None]]:
+        for job in jobs:
+            try:
+                yield job, image_size(job.source, max_pixels)
+            except DeployError:
+                yield job, None  # reading it says what is wrong
+
+    records = overlapped(
+        sized(),
+        lambda group: _label_group(stream, [job for job, _ in group], max_pixels),
+        workers=CALLERS + max(1, (os.cpu_count() or 1) // 2),
+        pixels=lambda item: math.prod(item[1] or (0,)),
+        most=stream.pixels,
+        alike=lambda item: item[1] and stream.alike(item[1]),
+    )
+    with closing(records):
+        yield from records
+
+
+def _label_group(stream: Stream, jobs: Sequence[Job], max_pixels: int) -> list[dict]:
+    """Read, label and write a few images; a record of each."""
+    card = stream.net.card
+    records: list[dict] = [{"image": str(job.source)} for job in jobs]
+    images: dict[int, np.ndarray] = {}
+    times: list[list[float]] = [[] for _ in jobs]  # read, label, write
+    for index, job in enumerate(jobs):
         started = time.perf_counter()
         try:
-            image = read_image(image_path, net.card, max_pixels)
-            read = time.perf_counter()
-            plan = net.plan(*image.shape[:2])
-            labels = net(image)
-            labelled = time.perf_counter()
-            picture = overlay_sheet(image, labels, net.card) if overlay_path else None
+            images[index] = read_image(job.source, card, max_pixels)
         except Exception as error:
-            said = str(error) if isinstance(error, DeployError) else f"{image_path}: {type(error).__name__}: {error}"
-            yield {"image": str(image_path), "error": " ".join(said.split())}
+            records[index]["error"] = said(error, job.source)
+        times[index].append(time.perf_counter() - started)
+    for (index, image), done in zip(images.items(), stream.label(list(images.values())), strict=True):
+        job, record, labels = jobs[index], records[index], done.outcome
+        times[index].append(done.seconds)
+        started = time.perf_counter()
+        try:
+            if isinstance(labels, Exception):
+                raise labels
+            picture = overlay_sheet(image, labels, card) if job.overlay else None
+        except Exception as error:
+            record["error"] = said(error, job.source)
             continue
         # A disk that is full or a folder that cannot be written ends the run: the next image would fail too.
-        write_labels(labels_path, labels, net.card)
-        if overlay_path:
-            write_png(overlay_path, picture)
-        written = time.perf_counter()
-        times = {"read": read - started, "label": labelled - read, "write": written - labelled}
-        yield {
-            "image": str(image_path),
-            "size": list(plan.size),
-            "plan": {
-                "padded": list(plan.padded),
-                "bytes": plan.bytes,
-                "profile": plan.profile,
-                "stages": [
-                    {"tile": list(grid.tile), "halo": list(grid.halo), "tiles": grid.count} for grid in plan.grids
-                ],
-                "overhead": round(plan.overhead, 3),
+        write_labels(job.labels, labels, card)
+        if job.overlay:
+            write_png(job.overlay, picture)
+        times[index].append(time.perf_counter() - started)
+        record |= {
+            "size": list(done.plan.size),
+            "plan": describe_plan(done.plan),
+            "ms": {
+                name: round(each * 1e3, 2) for name, each in zip(("read", "label", "write"), times[index], strict=True)
             },
-            "ms": {name: round(seconds * 1e3, 2) for name, seconds in times.items()},
-            "labels": str(labels_path),
-            "overlay": str(overlay_path) if overlay_path else None,
+            "labels": str(job.labels),
+            "overlay": str(job.overlay) if job.overlay else None,
         }
+    return records
 
 
 def infer(
     model: Annotated[Path, typer.Argument(help="A .engine (or a plain .onnx).")],
-    images: Annotated[list[str], typer.Argument(help="Images, folders or globs.")],
-    out: Annotated[Path, typer.Option("-o", "--out", help="Folder for the label PNGs.")],
+    images: Annotated[list[str], typer.Argument(help="Images, videos, folders or globs.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="Folder for the label PNGs, and the label videos.")],
     overlay: Annotated[bool, typer.Option("--overlay", help="Also write pictures with a legend.")] = False,
     explain: Annotated[bool, typer.Option("--explain", help="Say how each image is run.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Skip files whose outputs exist already.")] = False,
     json_: Json = False,
     force: Force = False,
     threads: Threads = None,
@@ -120,23 +266,29 @@ def infer(
     max_pixels: Annotated[int, typer.Option(min=1, help="Refuse larger images.")] = DEFAULT_MAX_PIXELS,
     debug: Debug = False,
 ) -> int:
-    """Write a label for every pixel of images of any size, as palette PNGs."""
+    """Write a label for every pixel of images of any size, as palette PNGs, and of videos."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", stream=sys.stderr)
-    files = find_images(images)
-    failed = 0
+    files = find_images(images, IMAGE_SUFFIXES | VIDEO_SUFFIXES)
+    failed = labelled = skipped = 0
     started = time.perf_counter()
     with Segmenter(model, threads=threads, memory=None if memory is None else int(memory * 1e9)) as net:
-        for record in label_files(net, files, out, overlay=overlay, force=force, max_pixels=max_pixels):
-            failed += "error" in record
-            if json_:
-                print(json.dumps(record), flush=True)
-            elif "error" in record:
-                print(f"error: {record['error']}", file=sys.stderr, flush=True)
-            else:
-                print(_line(record, net.card if explain else None), flush=True)
-    done = len(files) - failed
+        records = label_files(net, files, out, overlay=overlay, force=force, resume=resume, max_pixels=max_pixels)
+        # Closed here, so that whatever ends the loop ends its threads before the network.
+        with closing(records):
+            for record in records:
+                failed += "error" in record
+                skipped += "skipped" in record
+                labelled += "size" in record
+                if json_:
+                    print(json.dumps(record), flush=True)
+                    continue
+                if "size" in record:
+                    print(_line(record, net.card if explain else None), flush=True)
+                if "error" in record:
+                    print(f"error: {record['error']}", file=sys.stderr, flush=True)
     if not json_:
-        print(f"{done} of {len(files)} images labelled in {time.perf_counter() - started:.1f} s → {out}")
+        already = f", {skipped} were there already" if skipped else ""
+        print(f"{labelled} of {len(files)} images labelled{already} in {time.perf_counter() - started:.1f} s → {out}")
     elif failed:
         print(f"{failed} of {len(files)} images failed", file=sys.stderr)
     return 1 if failed else 0
@@ -144,7 +296,8 @@ def infer(
 
 def _line(record: dict, card: ModelCard | None) -> str:
     height, width = record["size"]
-    text = f"{record['image']}  {height}×{width}  {record['ms']['label']:.1f} ms  → {record['labels']}"
+    frames = f"{record['frames']} frames, " if "frames" in record else ""
+    text = f"{record['image']}  {height}×{width}  {frames}{record['ms']['label']:.1f} ms  → {record['labels']}"
     if card is not None:
         padded = record["plan"]["padded"]
         memory, profile = record["plan"]["bytes"], record["plan"]["profile"]

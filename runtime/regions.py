@@ -269,7 +269,7 @@ def label_regions(
         return height, width
 
 
-_AGAIN = "the same command goes on from there"
+_AGAIN = "the same command with --resume goes on from there"
 
 
 def _forget(*paths: Path) -> None:

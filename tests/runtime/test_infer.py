@@ -1,7 +1,12 @@
 """python -m runtime.infer and verify-engine, as a user runs them."""
 
 import json
+import resource
 import shutil
+import signal
+import subprocess
+import sys
+import time
 import zipfile
 
 import numpy as np
@@ -106,6 +111,83 @@ def test_failures_are_one_line_and_exit_1(exports, photos, tmp_path):
     assert "cannot write" in one_error(done)
     done = command("infer", exports / "narrow.engine", photos, "-o", tmp_path / "o", "--max-pixels", "500", ok=1)
     assert "over the limit of 500" in done.stderr and "1 of 4 images labelled" in done.stdout
+
+
+def test_records_keep_the_order_of_many_small_and_large_images(exports, tmp_path):
+    folder, engine = tmp_path / "in", exports / "narrow.engine"
+    folder.mkdir()
+    sizes = [((7 * i) % 50 + 1, 40) if i % 9 else (300, 400 + i) for i in range(60)]
+    for index, size in enumerate(sizes):
+        Image.fromarray(photo(*size, index)).save(folder / f"{index:02}.png")
+    done = command("infer", engine, folder, "-o", tmp_path / "o", "--json")
+    records = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [tuple(record["size"]) for record in records] == sizes
+    with Segmenter(engine) as net:
+        for record in records:
+            expected = net(np.asarray(Image.open(record["image"])))
+            np.testing.assert_array_equal(np.asarray(Image.open(record["labels"])), expected)
+
+
+def test_resume_does_what_is_left(exports, photos, tmp_path):
+    engine, out = exports / "narrow.engine", tmp_path / "o"
+    command("infer", engine, photos / "p1.png", "-o", out)
+    before = (out / "p1.png").stat().st_mtime_ns
+    done = command("infer", engine, photos, "-o", out, "--resume", "--json")
+    records = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [record.get("skipped", False) for record in records] == [False, True, False, False]
+    assert records[1]["labels"] == str(out / "p1.png") and (out / "p1.png").stat().st_mtime_ns == before
+    assert len(list(out.iterdir())) == 4
+    done = command("infer", engine, photos, "-o", out, "--resume")
+    assert "0 of 4 images labelled, 4 were there already" in done.stdout
+    # Where a picture is wanted too, an image without one is not done.
+    (out / "p0.overlay.png").write_bytes(b"")
+    done = command("infer", engine, photos, "-o", out, "--resume", "--overlay")
+    assert "3 of 4 images labelled, 1 were there" in done.stdout
+    assert "choose one" in one_error(command("infer", engine, photos, "-o", out, "--resume", "--force", ok=2))
+
+
+def test_a_disk_that_fills_ends_the_run_with_one_line(exports, photos, tmp_path):
+    Image.fromarray(photo(400, 500)).save(photos / "p2.png")
+    program = [sys.executable, "-m", "runtime.infer", exports / "narrow.engine", photos, "-o", tmp_path / "o"]
+    done = subprocess.run(
+        program, capture_output=True, text=True, timeout=300,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1500, 1500)),
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "p2.png: File too large; free space there" in one_error(done)
+    written = {path.name for path in (tmp_path / "o").iterdir()}
+    assert {"p0.png", "p1.png"} <= written <= {"p0.png", "p1.png", "p3.png"}
+    for name in written:
+        Image.open(tmp_path / "o" / name).load()
+    done = subprocess.run([*program, "--resume"], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0 and len(list((tmp_path / "o").iterdir())) == 4
+
+
+def test_ctrl_c_is_one_line_and_the_run_can_go_on(exports, tmp_path):
+    folder, out = tmp_path / "in", tmp_path / "o"
+    folder.mkdir()
+    for index in range(200):
+        (folder / f"{index:03}.png").symlink_to(tmp_path / "photo.png")
+    Image.fromarray(photo(500, 700)).save(tmp_path / "photo.png")
+    program = [sys.executable, "-m", "runtime.infer", exports / "narrow.engine", folder, "-o", out, "--overlay"]
+    running = subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    for _ in range(3):
+        assert "→" in running.stdout.readline()
+    running.send_signal(signal.SIGINT)
+    _, errors = running.communicate(timeout=120)
+    assert running.returncode == 130
+    assert errors == "python -m runtime.infer: error: interrupted\n"
+    written = sorted(path.name for path in out.iterdir())
+    assert 6 <= len(written) < 400 and not [name for name in written if name.startswith(".")]
+    for name in written:
+        Image.open(out / name).load()
+    for path in sorted(folder.iterdir())[20:]:
+        path.unlink()
+    started = time.time_ns()
+    done = subprocess.run([*program, "--resume"], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    first = (out / "000.png").stat()
+    assert first.st_mtime_ns < started and len(list(out.glob("0[01]*.png"))) == 40
 
 
 def test_verify_engine_compares_and_times(exports):

@@ -134,7 +134,9 @@ def stopping(net, monkeypatch, after, error):
 def test_an_interrupted_run_goes_on_where_it_stopped(exports, net, large, tmp_path, monkeypatch, memory):
     with monkeypatch.context() as patch:
         stopping(net, patch, 2, KeyboardInterrupt())
-        with pytest.raises(KeyboardInterrupt, match=r"interrupted at row \d+ of 2400 .* the same command goes on"):
+        with pytest.raises(
+            KeyboardInterrupt, match=r"interrupted at row \d+ of 2400 .* the same command with --resume goes"
+        ):
             label_regions(net, large, tmp_path / "out.tif")
     assert left(tmp_path) == [".out.tif.partial", ".out.tif.partial.json", "large.tif"]
     done = json.loads((tmp_path / ".out.tif.partial.json").read_text())["rows"]
