@@ -86,7 +86,13 @@ class Segmenter:
                     )
                 stage = self._stage = self.manifest.stages[0]
                 index = int(match[1] or 0)
-                if on_ort:
+                if on_cpu and self.manifest.backend == "openvino":
+                    from runtime.backends.openvino import open_or_fall_back
+
+                    self._backend = open_or_fall_back(
+                        engine.read(stage.file), stage.input, stage.output, threads, str(self.path)
+                    )
+                elif on_ort:
                     names = (stage.input, stage.output)
                     self._backend = OnnxRuntimeBackend(
                         engine.read(stage.file), *names, threads, target, index, str(self.path)
