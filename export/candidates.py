@@ -1,11 +1,13 @@
 """Which library, precision and number of threads run a network fastest here: measured, side by side."""
 
+import logging
 import math
 import os
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -13,10 +15,15 @@ import numpy as np
 from runtime.backends import CPU_BACKENDS
 from runtime.backends.openvino import installed
 from runtime.errors import DeployError, MisuseError, OverBudgetError
+from runtime.segmenter import Segmenter
 
-SECONDS = 20.0  # of measuring, at most, but for the first runs
+log = logging.getLogger(__name__)
+
+SECONDS = 20.0
 ROUNDS = 9  # at each size, at most
+ALONE_ROUNDS = 5  # of a candidate that has no rival
 LEAST_ROUNDS = 3
+SHORT = 0.02  # seconds
 LEFT_BEHIND = 1.5  # times the fastest: after LEAST_ROUNDS, such a candidate is measured no further
 CLOSE = 0.03  # a lead smaller than this is noise: the earlier candidate is kept
 
@@ -28,11 +35,13 @@ class Tuning:
     Attributes:
         backends: of CPU_BACKENDS, the preferred first.
         fastest: float32 wins over INT8 where it is faster; otherwise the precision is the user's.
-        seconds: of measuring, at most.
+        threads: try fewer than one per core too, for the report.
+        seconds: of measuring, at most, but for first runs.
     """
 
     backends: tuple[str, ...] = ("onnxruntime",)
     fastest: bool = False
+    threads: bool = False
     seconds: float = SECONDS
 
 
@@ -62,7 +71,7 @@ class Timing:
 
     Attributes:
         milliseconds: "HxW" → median of one call; None where the memory is too small for it.
-        against: its time over the first candidate's, by pairs: median over rounds, geometric mean over sizes.
+        against: its best time over the first candidate's; geometric mean over the sizes.
         rounds: measured at each size.
         refused: why it may not be chosen; "" where it may.
     """
@@ -73,16 +82,72 @@ class Timing:
     refused: str = ""
 
 
-def thread_counts(threads: int | None, cores: int | None = None) -> list[int | None]:
-    """The threads to try: the user's; or one per core, which is what an engine runs with, then half of it, down to 1."""
-    if threads is not None:
-        return [threads]
-    cores = cores or os.cpu_count() or 1
-    counts: list[int | None] = [None]
+def fewer_threads(cores: int | None = None) -> list[int]:
+    """Half of the cores, half of that, and so on down to 1."""
+    cores, counts = cores or os.cpu_count() or 1, []
     while cores > 1:
         cores //= 2
         counts.append(cores)
     return counts
+
+
+def tune(
+    open_: Callable[[Candidate], AbstractContextManager[Segmenter]],
+    check: Callable[[Candidate, Segmenter], str],
+    candidates: Sequence[Candidate],
+    images: Mapping[str, np.ndarray],
+    tuning: Tuning,
+    among: Callable[[Candidate], bool] = lambda _: True,
+    say: Callable[[str], None] = lambda line: None,
+) -> tuple[dict[Candidate, Timing], Candidate]:
+    """Open, check and measure candidates: their timings, and the one to keep.
+
+    An engine runs with one thread per core unless its user says otherwise, as another machine has other cores. So that
+    is what decides; fewer threads are then tried with the one that was kept, until they are slower, for the report.
+
+    Args:
+        open_: gives a Segmenter. Where it raises DeployError the candidate is refused.
+        check: the reason why a candidate's labels may not be used, or "".
+        candidates: the preferred first.
+        images: "HxW" → image.
+        tuning: how.
+        among: which may be kept; the others are measured for comparison.
+        say: called with a line when a phase begins.
+
+    Raises:
+        DeployError: no candidate that may be kept holds.
+    """
+    refused: dict[Candidate, Timing] = {}
+    with ExitStack() as stack:
+        calls = {}
+        for candidate in candidates:
+            try:
+                net = stack.enter_context(open_(candidate))
+                reason = check(candidate, net)
+            except DeployError as error:
+                reason = str(error)
+            if reason:
+                log.warning("%s, %s: not used: %s", candidate.backend, candidate.precision, reason)
+                refused[candidate] = Timing(refused=reason)
+            else:
+                calls[candidate] = net
+        if not any(map(among, calls)):
+            raise DeployError("; ".join(timing.refused for timing in refused.values()))
+        say(f"timing {len(calls)} candidates" if len(calls) > 1 else f"timing {next(iter(calls)).precision}")
+        timings = measure(calls, images, tuning.seconds * (0.75 if tuning.threads else 1))
+    chosen = choose(timings, among)
+    counts = fewer_threads() if tuning.threads and chosen.threads is None else []
+    for count in counts:
+        fewer = replace(chosen, threads=count)
+        say(f"timing {fewer.backend} with {count} threads")
+        with open_(chosen) as all_cores, open_(fewer) as net:
+            timing = measure({chosen: all_cores, fewer: net}, images, tuning.seconds / 4 / len(counts))[fewer]
+        slower = not timing.against < 1 + CLOSE
+        timing.against *= timings[chosen].against
+        timings[fewer] = timing
+        if slower:
+            break
+    return timings | refused, chosen
 
 
 def measure(
@@ -94,8 +159,8 @@ def measure(
     """Time candidates against each other.
 
     At each size they run one after the other, in an order drawn anew each round, so that a machine that becomes busy
-    or hot slows all alike; ratios are taken within a round. The size stays for all rounds: what a change of size costs
-    is paid in a first run, which is not counted.
+    or hot slows all alike. The size stays for all rounds: what a change of size costs is paid in a first run, which is
+    not counted. They are compared by their best rounds, since whatever disturbs a run only ever adds to it.
 
     Args:
         calls: candidate → function of an image. The first is what the others are compared with, and is measured to
@@ -113,7 +178,11 @@ def measure(
         allowed = seconds / (len(images) - place)
         try:
             for call in calls.values():
-                call(image)
+                call(image)  # what a new size costs
+            started = clock()
+            next(iter(calls.values()))(image)
+            # Short calls are timed warm, as they are where one engine runs alone.
+            warm = clock() - started < SHORT
         except OverBudgetError:
             for timing in timings.values():
                 timing.milliseconds[size] = None
@@ -121,8 +190,10 @@ def measure(
             continue
         left = list(calls)
         times: dict[Candidate, list[float]] = {candidate: [] for candidate in calls}
-        for done in range(1, ROUNDS + 1):
+        for done in range(1, (ROUNDS if len(calls) > 1 else ALONE_ROUNDS) + 1):
             for candidate in order.sample(left, len(left)):
+                if warm:
+                    calls[candidate](image)
                 before = clock()
                 calls[candidate](image)
                 times[candidate].append(clock() - before)
@@ -136,8 +207,7 @@ def measure(
         for candidate, taken in times.items():
             timings[candidate].milliseconds[size] = round(float(np.median(taken)) * 1e3, 3)
             timings[candidate].rounds.append(len(taken))
-            pairs = [a / b for a, b in zip(taken, times[first], strict=False)]  # those of the same round
-            ratios[candidate].append(math.log(float(np.median(pairs))))
+            ratios[candidate].append(math.log(min(taken) / min(times[first])))
     for candidate, values in ratios.items():
         if values:
             timings[candidate].against = math.exp(float(np.mean(values)))
@@ -184,6 +254,8 @@ def show(rows: Sequence[Mapping[str, Any]]) -> str:
         for size in sizes:
             ms = row["latency_ms"].get(size)
             line += f" {'-':>10}" if ms is None else f" {ms:7.1f} ms"
-        against = "chosen" if row["chosen"] else "" if row["against_chosen"] is None else f"× {row['against_chosen']:.2f}"
+        against = (
+            "chosen" if row["chosen"] else "" if row["against_chosen"] is None else f"× {row['against_chosen']:.2f}"
+        )
         lines.append(f"{line}  {against}".rstrip())
     return "\n".join(lines)

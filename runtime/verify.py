@@ -11,7 +11,7 @@ import numpy as np
 import typer
 
 from runtime.command import Debug, Json, Threads, run
-from runtime.engine_file import EngineFile, Manifest
+from runtime.engine_file import EngineFile, Manifest, ModelCard
 from runtime.errors import DeployError, OverBudgetError
 from runtime.head import labels_from_scores
 from runtime.segmenter import Segmenter
@@ -87,6 +87,20 @@ def latency(net: Segmenter, sizes: Sequence[tuple[int, int]] = TIMED_SIZES, runs
         except OverBudgetError:
             result[f"{height}x{width}"] = None
     return result
+
+
+def natural_noise(height: int, width: int, card: ModelCard, seed: int) -> np.ndarray:
+    """An image with detail at many scales, [H, W, C] in the card's dtype, spread around the card's mean."""
+    random = np.random.default_rng(seed)
+    image = np.zeros((height, width, card.channels), np.float32)
+    for cell in (64, 16, 4, 1):
+        rows, columns = -(-height // cell), -(-width // cell)
+        values = random.standard_normal((rows, columns, card.channels), dtype=np.float32)
+        image += np.repeat(np.repeat(values, cell, 0), cell, 1)[:height, :width] * 0.6
+    image = image * np.float32(card.std) + np.float32(card.mean)
+    if card.dtype == "float32":
+        return image
+    return np.clip(image, 0, np.iinfo(card.dtype).max).astype(card.dtype)
 
 
 def show_latency(milliseconds: dict[str, float | None]) -> str:
