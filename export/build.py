@@ -6,7 +6,8 @@ import logging
 import os
 import platform
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -18,6 +19,7 @@ from onnx import ModelProto, version_converter
 
 from export.builders import cpu, tensorrt
 from export.builders.kernels import compile_kernels
+from export.candidates import Candidate, Tuning, choose, rows, tune
 from export.graph import check, dims, load_model, metadata, opset, set_metadata
 from export.passes.bilinear_deconv import bilinear_deconv
 from export.passes.fold_constants import fold_constants
@@ -27,19 +29,21 @@ from export.passes.fuse_padding import fuse_padding
 from export.passes.pad_and_crop import pad_and_crop
 from export.passes.split_head import ends_in_sigmoid, head_of, split_head, stripped_padding, stripped_sigmoid
 from export.passes.upsample_scores import upsample_scores
-from export.precision import BudgetError, Options, lower, write_layers
-from export.probe import MARGIN, natural_noise, probe
-from export.profiles import Sizes, default_profiles, plan_profiles, table
+from export.precision import BudgetError, Options, Result, lower, write_layers
+from export.probe import MARGIN, probe
+from export.profiles import default_profiles, plan_profiles, table
 from export.stages import Part, cut_core
 from runtime.backends import ORT_TARGETS
 from runtime.backends.onnxruntime import OnnxRuntimeBackend, session
-from runtime.engine_file import CARD_KEY, GpuPlan, Head, Manifest, ModelCard, Profile, write_engine
+from runtime.backends.openvino import OpenVinoBackend
+from runtime.engine_file import CARD_KEY, GpuPlan, Head, Manifest, ModelCard, Profile, Stage, write_engine
 from runtime.errors import DeployError, MisuseError
 from runtime.files import replacing
 from runtime.head import labels_from_scores
 from runtime.prepare import padded_size, prepare
 from runtime.segmenter import Segmenter, assumed_card, check_card, describe_assumption
-from runtime.verify import GOLDEN, latency, timed_sizes
+from runtime.sizes import Sizes
+from runtime.verify import GOLDEN, TIMED_SIZES, golden_difference, latency, natural_noise, timed_sizes
 
 log = logging.getLogger(__name__)
 
@@ -146,6 +150,7 @@ def build_engine(
     say: Callable[[str], None] = lambda line: None,
     gpu: ForGpu | None = None,
     timed: Sequence[tuple[int, int]] | None = None,
+    tuning: Tuning | None = None,
 ) -> dict[str, Any]:
     """Build an engine and return its report, which is in the file too.
 
@@ -160,13 +165,14 @@ def build_engine(
         say: called with a line when a phase begins.
         gpu: how, for GPUs; None: as its defaults say. Its options' targets are those of `target`.
         timed: (height, width) of the latencies in the report; None: see runtime.verify.timed_sizes.
+        tuning: what to choose among for a CPU; None: ONNX Runtime, in the precision of `options`.
 
     Raises:
         MisuseError: options that contradict each other, or an unknown target.
         DeployError: the model cannot be run, the engine's labels are not the model's, the accuracy budget
             cannot be held, or TensorRT cannot build.
     """
-    options = options or Options()
+    options, tuning = options or Options(), tuning or Tuning()
     on_ort = target in ORT_TARGETS
     targets = None if target == "cpu" or on_ort else tensorrt.parse_targets(target)
     if targets and gpu is None:
@@ -195,7 +201,7 @@ def build_engine(
         "head": head.mode,
         "stride": card.stride,
         "size_multiple": card.size_multiple,
-        "stages": _stages(parts),
+        "stages": _stages(manifest.stages),
         "miou": None,
         "miou_reason": "no labels were given",
         "threads": threads or "one per core",
@@ -205,7 +211,9 @@ def build_engine(
     say("comparing the float32 core with the model")
     # What is measured is a file, opened as a user opens it.
     members = _members(parts) | {GOLDEN: golden_sample(core, card, "float32")}
-    report["agreement"], float_times = _measure(manifest, members, threads, source, say, timed)
+    with _draft(manifest, members, threads) as net:
+        report["agreement"] = compare(source, net)
+    drafts = {"float32": (manifest, members)}
     lowered, reference, result = onnx.load_from_string(plain), core, None
     if options.precision != "float32":
         options = replace(options, half_interface=targets is not None)
@@ -215,8 +223,11 @@ def build_engine(
         except BudgetError as error:
             if ranked:
                 write_layers(layers_to, error.layers)
-                raise DeployError(f"{error}; {layers_to} ranks the layers") from error
-            raise
+            if not tuning.fastest:
+                raise DeployError(f"{error}; {layers_to} ranks the layers" if ranked else str(error)) from error
+            report["notes"].append(f"float32 is kept: {error}")
+            options = replace(options, int8=False)
+    if result is not None:
         lowered, reference = result.core, result.reference
         report["accuracy"] = result.report
         if result.report["metric"] == "mIoU":
@@ -232,18 +243,15 @@ def build_engine(
     if target != "cpu":
         members = {"stage-0.onnx": lowered.SerializeToString(), GOLDEN: golden} if on_ort else members
         report |= _measure_on_gpu(manifest, members, say, timed)
-    elif options.precision == "float32":
-        report["latency_ms"] = float_times
     else:
-        parts = cut_core(lowered, card)
-        report["stages"] = _stages(parts)
-        manifest = replace(manifest, stages=tuple(part.stage for part in parts))
-        members = _members(parts) | {GOLDEN: golden}
-        _, report["latency_ms"] = _measure(manifest, members, threads, None, say, timed)
-        report["float32_latency_ms"] = float_times
-        pairs = [(float_times[size], ms) for size, ms in report["latency_ms"].items() if ms and float_times[size]]
-        report["speedup"] = round(float(np.median([before / after for before, after in pairs])), 3) if pairs else None
-    core_bytes = sum(len(content) for name, content in members.items() if name.startswith("stage-"))
+        if result is not None:
+            parts = cut_core(lowered, card)
+            manifest = replace(manifest, stages=tuple(part.stage for part in parts))
+            drafts["int8"] = (manifest, _members(parts) | {GOLDEN: golden})
+        manifest, members, about = _tuned(source, drafts, result, options.max_drop, tuning, threads, timed, say)
+        report |= about | {"stages": _stages(manifest.stages)}
+    lowest = members if result is None or target != "cpu" else drafts["int8"][1]
+    core_bytes = sum(len(content) for name, content in lowest.items() if name.startswith("stage-"))
     report["core_bytes"] = {"float32": len(plain), options.precision: core_bytes}
     members[REPORT] = json.dumps(report, indent=1).encode()
     write_engine(out, manifest, members)
@@ -256,17 +264,17 @@ def _members(parts: Sequence[Part]) -> dict[str, bytes]:
     return {part.stage.file: part.model.SerializeToString() for part in parts}
 
 
-def _stages(parts: Sequence[Part]) -> list[dict[str, Any]]:
+def _stages(stages: Sequence[Stage]) -> list[dict[str, Any]]:
     """What the report says of each stage."""
     return [
         {
-            "halo": part.stage.halo,
-            "tiles": "exact" if part.stage.halo is not None else f"none: {part.stage.whole}",
-            "bytes_per_pixel": round(part.stage.bytes_per_pixel, 1),
-            "output_bytes": round(part.stage.output_bytes, 2),
-            "work": round(part.stage.cost / sum(other.stage.cost for other in parts), 3),
+            "halo": stage.halo,
+            "tiles": "exact" if stage.halo is not None else f"none: {stage.whole}",
+            "bytes_per_pixel": round(stage.bytes_per_pixel, 1),
+            "output_bytes": round(stage.output_bytes, 2),
+            "work": round(stage.cost / sum(other.cost for other in stages), 3),
         }
-        for part in parts
+        for stage in stages
     ]
 
 
@@ -327,27 +335,101 @@ def _plan(
     return manifest, {"stage-0.plan": built.plan, **kernels}, about
 
 
+@contextmanager
+def _draft(manifest: Manifest, members: dict[str, bytes], threads: int | None = None) -> Iterator[Segmenter]:
+    """An engine of these members, opened as a user opens it, and deleted afterwards."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "draft.engine"
+        write_engine(path, manifest, members)
+        with Segmenter(path, threads=threads) as net:
+            yield net
+
+
 def _measure_on_gpu(manifest: Manifest, members: dict[str, bytes], say, timed) -> dict[str, Any]:
     """Latency on this machine's GPU, or why there is none."""
     try:
-        _, times = _measure(manifest, members, None, None, say, timed)
+        with _draft(manifest, members) as net:
+            say(f"timing {manifest.precision}")
+            return {"latency_ms": latency(net, timed or timed_sizes(manifest))}
     except DeployError as error:
         log.info("not measured: %s", error)
         return {"latency_ms": None, "latency_reason": "no GPU here runs it: run verify-engine on the GPU's machine"}
-    return {"latency_ms": times}
 
 
-def _measure(
-    manifest: Manifest, members: dict[str, bytes], threads: int | None, source: Source | None, say, timed
-) -> tuple[dict[str, Any] | None, dict[str, float | None]]:
-    """Agreement with the model (where it is given) and latency of an engine of these members."""
-    with tempfile.TemporaryDirectory() as folder:
-        draft = Path(folder) / "draft.engine"
-        write_engine(draft, manifest, members)
-        with Segmenter(draft, threads=threads) as net:
-            agreement = compare(source, net) if source is not None else None
-            say(f"timing {manifest.precision}")
-            return agreement, latency(net, timed or timed_sizes(manifest))
+def _tuned(
+    source: Source,
+    drafts: dict[str, tuple[Manifest, dict[str, bytes]]],
+    lowered: Result | None,
+    max_drop: float,
+    tuning: Tuning,
+    threads: int | None,
+    timed: Sequence[tuple[int, int]] | None,
+    say,
+) -> tuple[Manifest, dict[str, bytes], dict[str, Any]]:
+    """The fastest way to run this network here whose labels hold: manifest, members, and the report's part.
+
+    Args:
+        drafts: precision → an engine of it, whose labels on ONNX Runtime have been judged already.
+        lowered: of the INT8 draft.
+        max_drop: points that INT8 may lose.
+    """
+
+    accuracy = {} if lowered is None else {"onnxruntime": lowered.report["int8"]}
+
+    def open_(candidate: Candidate):
+        manifest, members = drafts[candidate.precision]
+        return _draft(replace(manifest, backend=candidate.backend), members, candidate.threads)
+
+    def check(candidate: Candidate, net: Segmenter) -> str:
+        if candidate.backend == "onnxruntime":
+            return ""
+        say(f"checking the labels of {candidate.backend}, {candidate.precision}")
+        if candidate.precision == "float32":
+            compare(source, net)
+            return ""
+        # Its own kernels: others round otherwise.
+        backend, judge = OpenVinoBackend(lowered.core.SerializeToString(), threads=threads), lowered.judge
+        value = judge.measure_run(backend.run)
+        accuracy[candidate.backend] = value
+        if not judge.drop(value) <= max_drop:
+            return f"{judge.drop(value):.2f} points of {judge.metric} lost by its kernels, {max_drop} allowed"
+        # Otherwise verify-engine would reject, on this very machine, what was built here.
+        golden = golden_difference(net, drafts["int8"][1][GOLDEN])
+        if not golden.passed:
+            return f"its scores of the golden sample differ by {golden.difference:.1%} of their range"
+        return ""
+
+    precisions = list(reversed(drafts))
+    # float32 by the other libraries is compared with where it may be kept.
+    candidates = [
+        Candidate(backend, precision, threads)
+        for precision in precisions
+        for backend in (tuning.backends if precision == precisions[0] or tuning.fastest else tuning.backends[:1])
+    ]
+    card = drafts["float32"][0].card
+    images = {f"{height}x{width}": natural_noise(height, width, card, 0) for height, width in timed or TIMED_SIZES}
+    timings, chosen = tune(
+        open_, check, candidates, images, tuning, lambda c: tuning.fastest or c.precision == precisions[0], say
+    )
+    manifest, members = drafts[chosen.precision]
+    manifest = replace(manifest, backend=chosen.backend)
+    about: dict[str, Any] = {
+        "precision": chosen.precision,
+        "backend": chosen.backend,
+        "candidates": rows(timings, chosen),
+        "latency_ms": timings[chosen].milliseconds,
+    }
+    if lowered is not None:
+        best = {p: choose(timings, lambda c, p=p: c.precision == p) for p in drafts}
+        about["float32_latency_ms"] = timings[best["float32"]].milliseconds
+        speedup = timings[best["float32"]].against / timings[best["int8"]].against
+        about["speedup"] = round(speedup, 3) if speedup == speedup else None
+        value = accuracy[best["int8"].backend]
+        drop = round(lowered.judge.drop(value), 4)
+        about["accuracy"] = lowered.report | {"int8": value, "drop_points": drop, "by_backend": accuracy}
+        if lowered.judge.metric == "mIoU":
+            about["miou"] = about["accuracy"][chosen.precision]
+    return manifest, members, about
 
 
 def core_of(source: Source) -> tuple[ModelProto, ModelCard]:

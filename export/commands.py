@@ -22,6 +22,12 @@ class Exporter(StrEnum):
     dynamo = "dynamo"
 
 
+class Backend(StrEnum):
+    auto = "auto"
+    onnxruntime = "onnxruntime"
+    openvino = "openvino"
+
+
 class Method(StrEnum):
     minmax = "minmax"
     percentile = "percentile"
@@ -159,6 +165,12 @@ def build(
     max_drop: Annotated[
         float | None, typer.Option(min=0, help="Points of mIoU (or agreement) that may be lost [default: 0.5].")
     ] = None,
+    fastest: Annotated[
+        bool, typer.Option("--fastest", help="For the CPU: try INT8 on --calib, and keep it only where it is faster.")
+    ] = False,
+    backend: Annotated[
+        Backend | None, typer.Option(help="Of CPUs; auto keeps the one that is measured faster here [default: auto].")
+    ] = None,
     precision_report: Annotated[Path | None, typer.Option(help="CSV that ranks every layer.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the sample of images.")] = 0,
     standalone: Annotated[
@@ -177,6 +189,13 @@ def build(
     refuse_existing(out, force)
     if standalone and (int8 or fp16 or target != "cpu"):
         raise MisuseError("--standalone writes a float32 ONNX; leave --int8, --fp16 and --target away")
+    if standalone and (fastest or backend is not None):
+        raise MisuseError(f"--standalone chooses nothing; leave {'--fastest' if fastest else '--backend'} away")
+    if (fastest or backend is not None) and target != "cpu":
+        raise MisuseError(f"{'--fastest' if fastest else '--backend'} is for --target cpu; leave it away")
+    if fastest and calib is None:
+        raise MisuseError("--fastest tries INT8, which needs real images to calibrate on: pass --calib FOLDER")
+    int8 = int8 or fastest
     if no_fp16 and not (int8 and target != "cpu"):
         raise MisuseError("--no-fp16 goes with --int8 for GPUs, where the other layers become FP16")
     if fp16 and no_fp16:
@@ -211,8 +230,11 @@ def build(
     from export.build import ForGpu, build_standalone, read_source
     from export.build import build_engine as run_build
     from export.builders import tensorrt
+    from export.candidates import Tuning, backends_of
+    from export.candidates import show as show_candidates
     from export.precision import Options
-    from export.profiles import parse_sizes, show_rows
+    from export.profiles import show_rows
+    from runtime.sizes import parse_sizes
     from runtime.verify import show_latency
 
     options = Options(
@@ -245,6 +267,8 @@ def build(
             batch or tensorrt.BATCH,
         )
     timed = None if found is None else found.examples()
+    name = (backend or Backend.auto).value
+    tuning = None if on_gpu or standalone else Tuning(backends_of(name), fastest, threads=name == "auto")
     source = read_source(model)
     for note in source.notes:
         print(f"note: {note}", file=sys.stderr)
@@ -263,7 +287,7 @@ def build(
         def say(line: str) -> None:
             status.update(line)
 
-        report = run_build(source, out, threads, target, options, precision_report, say, gpu, timed)
+        report = run_build(source, out, threads, target, options, precision_report, say, gpu, timed, tuning)
     if json_:
         print(json.dumps({"engine": str(out)} | report))
         return
@@ -293,6 +317,9 @@ def build(
         print(_speed(report))
     print("latency on this machine (median):")
     print(show_latency(report["latency_ms"]))
+    if len(report.get("candidates", ())) > 1:
+        print(f"run by {report['backend']}; measured side by side (×: best time of a call over its best):")
+        print(show_candidates(report["candidates"]))
 
 
 def _tiles(stages: list[dict]) -> str:
@@ -320,7 +347,7 @@ def _all_different(**paths: Path | None) -> None:
 
 def _accuracy(accuracy: dict, report: dict) -> str:
     """What precision cost, in a few lines."""
-    precision = report["precision"]
+    precision = "int8" if "int8" in accuracy else "float16"
     saw = "did not see" if accuracy["judged_unseen"] else "SAW TOO, as there were no others"
     before, after = report["core_bytes"]["float32"], report["core_bytes"][precision]
     lines = [
@@ -341,12 +368,13 @@ def _count(number: int, noun: str) -> str:
 
 
 def _speed(report: dict) -> str:
-    speedup, precision = report["speedup"], report["precision"]
+    speedup = report["speedup"]
     if speedup is None:
         return "speed against float32: not measured"
     if speedup < 1:
-        return f"{precision} is SLOWER here: {1 / speedup:.2f} times the time of float32 (median over the sizes)"
-    return f"{precision} is {speedup:.2f} times faster than float32 here (median over the sizes)"
+        kept = "float32 is kept" if report["precision"] == "float32" else "--fastest would keep float32"
+        return f"int8 is SLOWER here: {1 / speedup:.2f} times the time of float32 (mean over the sizes); {kept}"
+    return f"int8 is {speedup:.2f} times faster than float32 here (mean over the sizes)"
 
 
 def export_onnx() -> None:

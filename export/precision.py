@@ -102,12 +102,14 @@ class Result:
         reference: a float32 graph of the same arithmetic, run with optimisation off.
         layers: of the report.
         report: for report.json.
+        judge: what the gate compared with, for those who run the core by other kernels.
     """
 
     core: ModelProto
     reference: ModelProto
     layers: list[Layer]
     report: dict[str, Any] = field(default_factory=dict)
+    judge: "Judge | None" = None
 
 
 def lower(
@@ -206,7 +208,7 @@ def lower(
         "layers": len(layers),
         "kept": {layer.name: layer.kept for layer in layers.values() if layer.kept},
     }
-    return Result(build.core(reverted), build.reference(reverted), list(layers.values()), report)
+    return Result(build.core(reverted), build.reference(reverted), list(layers.values()), report, judge)
 
 
 class _Candidates:
@@ -356,7 +358,11 @@ class Judge:
     def measure(self, candidate: ModelProto) -> float:
         """The metric of a candidate, in 0..1."""
         run = self._session(candidate)
-        return self._compare([self._labels(run.run(["scores"], {"image": x})[0][0], size) for x, size in self.inputs])
+        return self.measure_run(lambda x: run.run(["scores"], {"image": x})[0])
+
+    def measure_run(self, run: Callable[[np.ndarray], np.ndarray]) -> float:
+        """The metric of whatever runs a core: float32 [1, C, H, W] → scores [1, K, h, w]."""
+        return self._compare([self._labels(run(x)[0], size) for x, size in self.inputs])
 
     def error(self, candidate: ModelProto) -> float:
         """Squared error of the scores over their power, on a few images."""

@@ -1,11 +1,8 @@
-"""What sizes a network takes, found by running it; and an image to run it on."""
+"""What sizes a network takes, found by running it."""
 
 from collections.abc import Callable, Sequence
 
-import numpy as np
-
 from runtime.backends.onnxruntime import one_line
-from runtime.engine_file import ModelCard
 from runtime.errors import DeployError
 
 MARGIN = 1e-4  # of the scores' range: below it, the order of two classes is rounding
@@ -51,17 +48,3 @@ def probe(run: Callable[[int, int], Sequence[int]], name: str) -> tuple[int, int
         f"{name} labels no images of changing size (multiples of 1 to {MULTIPLES[-1]} were tried): {reason}. "
         "Usual causes: a dense layer after Flatten (see fcn.convolutionalize), or interpolate(size=<int>)"
     )
-
-
-def natural_noise(height: int, width: int, card: ModelCard, seed: int) -> np.ndarray:
-    """An image with detail at many scales, [H, W, C] in the card's dtype, spread around the card's mean."""
-    random = np.random.default_rng(seed)
-    image = np.zeros((height, width, card.channels), np.float32)
-    for cell in (64, 16, 4, 1):
-        rows, columns = -(-height // cell), -(-width // cell)
-        values = random.standard_normal((rows, columns, card.channels), dtype=np.float32)
-        image += np.repeat(np.repeat(values, cell, 0), cell, 1)[:height, :width] * 0.6
-    image = image * np.float32(card.std) + np.float32(card.mean)
-    if card.dtype == "float32":
-        return image
-    return np.clip(image, 0, np.iinfo(card.dtype).max).astype(card.dtype)

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from runtime.backends import CPU_BACKENDS
 from runtime.errors import DeployError
 from runtime.files import replacing
 
@@ -287,6 +288,7 @@ class Manifest:
         stages: the core network, in order.
         created_by: name and version of the builder.
         gpu: what the plan needs, in engines for GPUs.
+        backend: of engines for the CPU, the library that was measured fastest: `onnxruntime` or `openvino`.
         members: name → {"bytes", "sha256"} of every other member of the file.
     """
 
@@ -297,6 +299,7 @@ class Manifest:
     stages: tuple[Stage, ...]
     created_by: str
     gpu: GpuPlan | None = None
+    backend: str = "onnxruntime"
     members: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -304,6 +307,8 @@ class Manifest:
             raise ValueError("it has no stages")
         if self.precision not in PRECISIONS:
             raise ValueError(f"precision {self.precision!r}; this release knows {', '.join(PRECISIONS)}")
+        if self.backend not in CPU_BACKENDS:
+            raise ValueError(f"backend {self.backend!r}; this release knows {', '.join(CPU_BACKENDS)}")
         for value in (self.target, *(n for stage in self.stages for n in (stage.file, stage.input, stage.output))):
             if type(value) is not str:
                 raise ValueError(f"{value!r} where a name belongs")

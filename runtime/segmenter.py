@@ -87,7 +87,14 @@ class Segmenter:
                     )
                 self._stages = self.manifest.stages
                 index = int(match[1] or 0)
-                if on_ort:
+                if on_cpu and self.manifest.backend == "openvino":
+                    from runtime.backends.openvino import open_or_fall_back
+
+                    self._backends = [
+                        open_or_fall_back(engine.read(stage.file), stage.input, stage.output, threads, str(self.path))
+                        for stage in self._stages
+                    ]
+                elif on_ort:
                     self._backends = [
                         OnnxRuntimeBackend(
                             engine.read(stage.file), stage.input, stage.output, threads, target, index, str(self.path)

@@ -4,6 +4,7 @@ import io
 import json
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -11,7 +12,7 @@ import numpy as np
 import typer
 
 from runtime.command import Debug, Json, Threads, run
-from runtime.engine_file import EngineFile, Manifest
+from runtime.engine_file import EngineFile, Manifest, ModelCard
 from runtime.errors import DeployError, OverBudgetError
 from runtime.head import labels_from_scores
 from runtime.segmenter import Segmenter
@@ -37,32 +38,58 @@ def verify(path: Path, threads: int | None = None, sizes: Sequence[tuple[int, in
     """
     with EngineFile(path) as engine:
         engine.verify()
-        golden = np.load(io.BytesIO(engine.read(GOLDEN)), allow_pickle=False)
-        image, expected, tolerance = golden["image"], golden["scores"], float(golden["tolerance"])
+        sample = engine.read(GOLDEN)
     with Segmenter(path, threads=threads) as net:
-        scores = net.scores(image)
-        if scores.shape != expected.shape:
-            raise DeployError(
-                f"{path} gives scores of {list(scores.shape)} for its golden sample, not {list(expected.shape)}; "
-                "build it again with build-engine"
-            )
-        plan = net.plan(*image.shape[:2])
-        labels, reference = (
-            labels_from_scores(values, net.head, net.card, plan.padded, plan.size) for values in (scores, expected)
-        )
-        difference = float(np.abs(scores - expected).max() / max(np.ptp(expected), 1e-12))
+        golden = golden_difference(net, sample)
         return {
             "engine": str(path),
             "target": net.manifest.target,
             "precision": net.precision,
             "backend": net.backend,
-            "difference": difference,
-            "tolerance": tolerance,
-            "labels_equal": float((labels == reference).mean()),
-            # Not "difference > tolerance": a NaN must fail.
-            "passed": bool(difference <= tolerance),
+            "difference": golden.difference,
+            "tolerance": golden.tolerance,
+            "labels_equal": golden.labels_equal,
+            "passed": golden.passed,
             "milliseconds": latency(net, sizes or timed_sizes(net.manifest)),
         }
+
+
+@dataclass(frozen=True)
+class GoldenDifference:
+    """How far an engine is from its golden sample.
+
+    Attributes:
+        difference: largest of the scores, as a share of their range.
+        tolerance: of it.
+        labels_equal: share of pixels.
+    """
+
+    difference: float
+    tolerance: float
+    labels_equal: float
+
+    @property
+    def passed(self) -> bool:
+        # Not "difference > tolerance": a NaN must fail.
+        return self.difference <= self.tolerance
+
+
+def golden_difference(net: Segmenter, sample: bytes) -> GoldenDifference:
+    """Run a golden sample, the content of its member, on an open engine. Raises DeployError where the shapes differ."""
+    golden = np.load(io.BytesIO(sample), allow_pickle=False)
+    image, expected, tolerance = golden["image"], golden["scores"], float(golden["tolerance"])
+    scores = net.scores(image)
+    if scores.shape != expected.shape:
+        raise DeployError(
+            f"{net.path} gives scores of {list(scores.shape)} for its golden sample, not {list(expected.shape)}; "
+            "build it again with build-engine"
+        )
+    plan = net.plan(*image.shape[:2])
+    labels, reference = (
+        labels_from_scores(values, net.head, net.card, plan.padded, plan.size) for values in (scores, expected)
+    )
+    difference = float(np.abs(scores - expected).max() / max(np.ptp(expected), 1e-12))
+    return GoldenDifference(difference, tolerance, float((labels == reference).mean()))
 
 
 def timed_sizes(manifest: Manifest) -> Sequence[tuple[int, int]]:
@@ -87,6 +114,20 @@ def latency(net: Segmenter, sizes: Sequence[tuple[int, int]] = TIMED_SIZES, runs
         except OverBudgetError:
             result[f"{height}x{width}"] = None
     return result
+
+
+def natural_noise(height: int, width: int, card: ModelCard, seed: int) -> np.ndarray:
+    """An image with detail at many scales, [H, W, C] in the card's dtype, spread around the card's mean."""
+    random = np.random.default_rng(seed)
+    image = np.zeros((height, width, card.channels), np.float32)
+    for cell in (64, 16, 4, 1):
+        rows, columns = -(-height // cell), -(-width // cell)
+        values = random.standard_normal((rows, columns, card.channels), dtype=np.float32)
+        image += np.repeat(np.repeat(values, cell, 0), cell, 1)[:height, :width] * 0.6
+    image = image * np.float32(card.std) + np.float32(card.mean)
+    if card.dtype == "float32":
+        return image
+    return np.clip(image, 0, np.iinfo(card.dtype).max).astype(card.dtype)
 
 
 def show_latency(milliseconds: dict[str, float | None]) -> str:

@@ -60,7 +60,14 @@ def test_every_command_of_the_project_exists():
     import importlib
 
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    assert set(project["scripts"]) == {"train-fcn", "eval-fcn", "export-onnx", "build-engine", "verify-engine"}
+    assert set(project["scripts"]) == {
+        "train-fcn",
+        "eval-fcn",
+        "export-onnx",
+        "build-engine",
+        "verify-engine",
+        "bench-engine",
+    }
     for target in project["scripts"].values():
         module, function = target.split(":")
         assert callable(getattr(importlib.import_module(module), function))

@@ -29,7 +29,7 @@ def test_the_commands_run_one_after_the_other(tmp_path):
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
         "0.png", "1.png", "0.overlay.png", "1.overlay.png",
     }  # fmt: skip
-    for words in re.findall(r"`((?:eval-fcn|verify-engine) [^`]+)`", README):
+    for words in re.findall(r"`((?:eval-fcn|verify-engine|bench-engine) [^`]+)`", README):
         assert command(*shlex.split(words), cwd=tmp_path).stdout
     # Its Python, on the engine that was just built.
     Image.fromarray(photo(130, 90)).save(tmp_path / "photo.jpg")
@@ -53,7 +53,7 @@ def test_every_option_the_docs_name_exists():
     }
     helps = "".join(
         command(name, "--help").stdout
-        for name in ("train-fcn", "eval-fcn", "export-onnx", "build-engine", "verify-engine", "infer")
+        for name in ("train-fcn", "eval-fcn", "export-onnx", "build-engine", "verify-engine", "bench-engine", "infer")
     )
     assert named - set(re.findall(r"--[a-z][a-z-]+", helps)) <= {"--index-url"}
 

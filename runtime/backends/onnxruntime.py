@@ -1,11 +1,15 @@
 """Networks on ONNX Runtime's CPU provider."""
 
+import json
 import os
+import tempfile
+from collections import defaultdict
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
-from runtime.backends import ORT_TARGETS
+from runtime.backends import ORT_TARGETS, Layer
 from runtime.errors import DeployError
 
 ERRORS_ONLY = 3  # ONNX Runtime's severity: its warnings are for those who build graphs
@@ -17,6 +21,7 @@ def session(
     optimise: bool = True,
     arena: bool = True,
     providers: Sequence[str | tuple[str, dict]] = ("CPUExecutionProvider",),
+    profile_to: Path | None = None,
 ):
     """An ONNX Runtime session.
 
@@ -26,6 +31,7 @@ def session(
         optimise: False runs the graph as written, as the reference in comparisons.
         arena: False gives memory back after each run, so that it does not grow over changing sizes.
         providers: of ONNX Runtime, the first that can run a node does.
+        profile_to: begin of the name of a file, to which end_profiling() writes what each node took.
 
     Raises:
         DeployError: onnxruntime is not installed, or it refuses the model.
@@ -43,6 +49,8 @@ def session(
     options.enable_cpu_mem_arena = arena
     # Waiting threads that spin slow whatever else uses the cores: decoding, the head, another engine.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if profile_to is not None:
+        options.enable_profiling, options.profile_file_prefix = True, str(profile_to)
     if not optimise:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
@@ -122,7 +130,7 @@ class OnnxRuntimeBackend:
         self.output = output or self.session.get_outputs()[0].name
 
     def run(self, image: np.ndarray) -> np.ndarray:
-        """float32 [N, C, H, W] → float32 [N, K, h, w]. Raises DeployError where the network fails."""
+        """[N, C, H, W] of the network's input type → [N, K, h, w]. Raises DeployError where the network fails."""
         try:
             return self.session.run([self.output], {self.input: image})[0]
         except Exception as error:
@@ -130,3 +138,31 @@ class OnnxRuntimeBackend:
 
     def close(self) -> None:
         self.session = None
+
+
+def profile(
+    model: bytes | str | os.PathLike,
+    image: np.ndarray,
+    input: str | None = None,
+    output: str | None = None,
+    threads: int | None = None,
+    runs: int = 5,
+) -> tuple[list[Layer], np.ndarray]:
+    """Median time of each layer over some runs on one input, in the order they run, and the output."""
+    with tempfile.TemporaryDirectory() as folder:
+        run = session(model, threads, profile_to=Path(folder) / "profile")
+        input, output = input or run.get_inputs()[0].name, output or run.get_outputs()[0].name
+        try:
+            for _ in range(runs + 1):
+                (result,) = run.run([output], {input: image})
+        except Exception as error:
+            raise DeployError(f"the network failed on an input of {list(image.shape)}: {one_line(error)}") from error
+        events = json.loads(Path(run.end_profiling()).read_text())
+    times, operators = defaultdict(list), {}
+    for event in events:
+        name = event["name"].removesuffix("_kernel_time")
+        if event.get("cat") == "Node" and name != event["name"]:
+            times[name].append(event["dur"] / 1e3)
+            operators[name] = event["args"]["op_name"]
+    # The first run is not counted.
+    return [Layer(name, operators[name], float(np.median(values[1:]))) for name, values in times.items()], result

@@ -17,9 +17,7 @@ from export.profiles import (
     EXACT,
     MOST_PROFILES,
     Profile,
-    Sizes,
     default_profiles,
-    parse_sizes,
     plan_profiles,
     show,
     table,
@@ -27,6 +25,7 @@ from export.profiles import (
 from runtime import DeployError, MisuseError, ModelCard
 from runtime.images import image_size, read_image
 from runtime.prepare import padded_size
+from runtime.sizes import Sizes, parse_sizes
 
 SIDES = st.integers(1, 700)
 HISTOGRAMS = st.dictionaries(st.tuples(SIDES, SIDES), st.integers(1, 40), min_size=1, max_size=40)

@@ -36,7 +36,7 @@ def built(exports, tmp_path_factory):
     from export.build import ForGpu, build_engine, core_of, read_source
     from export.builders import cpu
     from export.builders.tensorrt import BuildOptions
-    from export.profiles import parse_sizes
+    from runtime.sizes import parse_sizes
 
     folder = tmp_path_factory.mktemp("gpu")
     source = read_source(exports / "narrow.onnx")
@@ -123,7 +123,7 @@ def test_engines_in_float16_and_int8_take_float16_and_give_the_labels_of_their_r
 
     from export import build
     from export.precision import Options
-    from export.profiles import parse_sizes
+    from runtime.sizes import parse_sizes
 
     for index in range(4):
         Image.fromarray(photo(90 + index, 100, index)).save(tmp_path / f"{index}.png")

@@ -1,0 +1,171 @@
+"""Networks on OpenVINO's CPU plugin."""
+
+import logging
+import os
+import threading
+from collections import defaultdict
+
+import numpy as np
+
+from runtime.backends import Layer
+from runtime.backends.onnxruntime import OnnxRuntimeBackend
+from runtime.errors import DeployError
+
+log = logging.getLogger(__name__)
+
+# Kernels are prepared per input shape and kept, 5000 by default, which over changing sizes is most of a gigabyte.
+# A network has one for most layers: these hold the last few shapes, and memory stays flat. Without any, each change of
+# size costs 2 to 4 ms (EfficientNet-Lite0).
+KEPT_KERNELS = 256
+
+
+def installed() -> bool:
+    """Whether openvino can be imported."""
+    try:
+        import openvino  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
+def open_or_fall_back(
+    model: bytes | str | os.PathLike,
+    input: str | None = None,
+    output: str | None = None,
+    threads: int | None = None,
+    source: str = "the engine",
+) -> "OpenVinoBackend | OnnxRuntimeBackend":
+    """The network on OpenVINO; on ONNX Runtime, with a logged warning, where openvino is not installed.
+
+    Both read the same ONNX, so the engine serves either way, slower in one. What it was verified for holds in both:
+    build-engine compares float32 labels on ONNX Runtime before it looks at OpenVINO, and INT8 passes the accuracy
+    gate by the kernels of each. Within that, INT8 labels near a tie may differ between the two, as they round alike
+    only almost. An openvino that is installed and fails is an error, never a reason to fall back.
+    """
+    if not installed():
+        log.warning(
+            "%s was measured fastest on OpenVINO, which is not installed: ONNX Runtime runs it; for its full speed: "
+            "pip install 'fcn-deploy[openvino]'",
+            source,
+        )
+        return OnnxRuntimeBackend(model, input, output, threads)
+    return OpenVinoBackend(model, input, output, threads, source)
+
+
+class OpenVinoBackend:
+    """One network, ready to run at any size. Safe to use from many threads at once.
+
+    Heights and widths stay dynamic: fixing them to one size gains nothing (measured, float32 and INT8).
+
+    Args:
+        model: serialised ONNX or path.
+        input, output: names; None: the first.
+        threads: of one run; None: one per physical core.
+        source: names the engine in errors.
+        measured: keep the time of each layer, for `profile`.
+
+    Raises:
+        DeployError: openvino is not installed, or it refuses the model.
+    """
+
+    name = "openvino"
+
+    def __init__(
+        self,
+        model: bytes | str | os.PathLike,
+        input: str | None = None,
+        output: str | None = None,
+        threads: int | None = None,
+        source: str = "the engine",
+        measured: bool = False,
+    ) -> None:
+        try:
+            import openvino
+        except ImportError as error:
+            raise DeployError("openvino is not installed; run: pip install 'fcn-deploy[openvino]'") from error
+        options = {
+            # On CPUs that have bfloat16 the plugin's default is to run float32 networks in it.
+            "INFERENCE_PRECISION_HINT": "f32",
+            "PERFORMANCE_HINT": "LATENCY",
+            # Pinned threads of two engines, or of decoding, would fight for the same cores.
+            "ENABLE_CPU_PINNING": False,
+            "CPU_RUNTIME_CACHE_CAPACITY": str(KEPT_KERNELS),
+            "PERF_COUNT": measured,
+        }
+        if threads is not None:
+            # Calls from several threads run side by side where the cores allow, each on `threads` of them.
+            streams = max(1, (os.cpu_count() or 1) // threads)
+            options |= {"NUM_STREAMS": streams, "INFERENCE_NUM_THREADS": threads * streams}
+        try:
+            core = openvino.Core()
+            self._compiled = core.compile_model(
+                core.read_model(model if isinstance(model, bytes) else os.fspath(model)), "CPU", options
+            )
+            self.input, self.output = (
+                input or self._compiled.inputs[0].any_name,
+                output or self._compiled.outputs[0].any_name,
+            )
+            self._result = self._compiled.output(self.output)
+            self._compiled.input(self.input)
+        except RuntimeError as error:
+            raise DeployError(f"OpenVINO cannot load the network of {source}: {one_line(error)}") from error
+        self._tensor, self._shape = openvino.Tensor, openvino.Shape
+        self._measured = measured
+        self._idle: list = []  # requests, each used by one call at a time
+        self._lock = threading.Lock()
+
+    def run(self, image: np.ndarray) -> np.ndarray:
+        """[N, C, H, W] of the network's input type → [N, K, h, w]. Raises DeployError where the network fails."""
+        return self._measured_run(image)[0]
+
+    def _measured_run(self, image: np.ndarray) -> tuple[np.ndarray, list]:
+        with self._lock:
+            request = self._idle.pop() if self._idle else None
+        try:
+            request = request or self._compiled.create_infer_request()
+            # The array is read in place, and the result written into memory of its own: no copies.
+            request.set_tensor(self.input, self._tensor(np.ascontiguousarray(image), shared_memory=True))
+            result = self._tensor(self._result.element_type, self._shape([0] * 4))
+            request.set_tensor(self._result, result)
+            request.infer()
+            layers = request.profiling_info if self._measured else []
+        except RuntimeError as error:
+            raise DeployError(f"the network failed on an input of {list(image.shape)}: {one_line(error)}") from error
+        with self._lock:
+            self._idle.append(request)
+        return result.data, layers
+
+    def close(self) -> None:
+        self._idle, self._compiled, self._result = [], None, None
+
+
+def one_line(error: BaseException) -> str:
+    """OpenVINO's message without its line breaks and code locations."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    said = [line for line in lines if not line.startswith(("Exception from ", "Check '"))]
+    return " ".join(said or lines)
+
+
+def profile(
+    model: bytes | str | os.PathLike,
+    image: np.ndarray,
+    input: str | None = None,
+    output: str | None = None,
+    threads: int | None = None,
+    runs: int = 5,
+) -> tuple[list[Layer], np.ndarray]:
+    """Median time of each layer over some runs on one input, in the order they run, and the output."""
+    backend = OpenVinoBackend(model, input, output, threads, measured=True)
+    times, kinds = defaultdict(list), {}
+    result = backend.run(image)  # kernels are prepared
+    for _ in range(runs):
+        result, layers = backend._measured_run(image)
+        for layer in layers:
+            times[layer.node_name].append(layer.real_time.total_seconds() * 1e3)
+            kinds[layer.node_name] = (layer.node_type, layer.exec_type)
+    backend.close()
+    return [
+        Layer(name, kinds[name][0], float(np.median(values)), kinds[name][1])
+        for name, values in times.items()
+        if max(values) > 0
+    ], result

@@ -1,0 +1,348 @@
+"""bench-engine: latency, throughput, memory and layers of an engine, at the sizes of its user's images."""
+
+import json
+import logging
+import math
+import random
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+
+from runtime.backends import Layer
+from runtime.command import Debug, Json, Threads, run
+from runtime.engine_file import EngineFile
+from runtime.errors import MisuseError, OverBudgetError
+from runtime.head import labels_from_scores
+from runtime.images import read_image
+from runtime.prepare import prepare
+from runtime.segmenter import Segmenter
+from runtime.sizes import Size, Sizes, parse_sizes
+from runtime.verify import TIMED_SIZES, natural_noise, timed_sizes
+
+LEAST_RUNS, MOST_RUNS = 3, 200  # of a size
+MOST_SIZES = 6  # of a folder's
+SECONDS = 20.0
+SHOWN_LAYERS = 15
+
+
+def bench(
+    path: Path,
+    sizes: Sizes | None = None,
+    threads: int | None = None,
+    seconds: float = SECONDS,
+    profile: bool = False,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, Any]:
+    """Measure an engine, or a plain ONNX, one call after the other.
+
+    First each size by itself, from the smallest to the largest, then all of them mixed in random order, each as often
+    as its share of the images. Images are read before anything is timed.
+
+    Args:
+        path: of the model.
+        sizes: those to measure; of many, MOST_SIZES from the smallest to the largest; None: those verify-engine times.
+            Where they come from images, these are measured; otherwise noise with detail at many scales.
+        threads: as for Segmenter.
+        seconds: half for the sizes by themselves, half mixed; a size takes LEAST_RUNS at least.
+        profile: time each layer, at the middle one of the sizes.
+        clock: in seconds.
+
+    Returns:
+        {"engine", "target", "precision", "backend", "threads", "sizes": a row each (see `_by_itself`), "mixed":
+        {"images", "images_per_s", "megapixels_per_s", "median_ms", "p90_ms"} or null, "memory_mb": {"opened",
+        "peak", "after"} or null, and with `profile` "profile": {"size", "layers"} or {"reason"}}.
+        Memory is resident memory beyond that of the process before the model was opened, without the images: after
+        opening (the library's own code included), at its highest, and at the end.
+
+    Raises:
+        DeployError: a model that cannot be opened or run, or an image that cannot be read.
+    """
+    before = _resident()
+    _forget_peak()
+    with Segmenter(path, threads=threads) as net:
+        opened = _resident()
+        if sizes is None:
+            usual = TIMED_SIZES if net.manifest is None else timed_sizes(net.manifest)
+            sizes = Sizes(Counter(usual))
+        chosen = sizes.examples(MOST_SIZES)
+        images = {size: _image(size, sizes, net) for size in chosen}
+        base = before and before + sum(image.nbytes for image in images.values())
+        rows = []
+        for size, image in images.items():
+            rows.append(_by_itself(net, image, seconds / 2 / len(images), clock))
+            rows[-1]["images"] = sum(count for _, count in _nearest(sizes, chosen)[size]) if sizes.counts else None
+            rows[-1]["source"] = str(sizes.files[size]) if size in sizes.files else "noise"
+            rows[-1]["peak_mb"] = _megabytes(_peak(), base)
+        runnable = [size for size, row in zip(images, rows, strict=True) if row["median_ms"] is not None]
+        report = {
+            "engine": str(path),
+            "target": net.manifest.target if net.manifest else "cpu",
+            "precision": net.precision,
+            "backend": net.backend,
+            "threads": threads or "one per core",
+            "sizes": rows,
+            "mixed": _mixed(net, images, _weights(sizes, chosen, runnable), seconds / 2, clock) if runnable else None,
+            "memory_mb": None,
+        }
+        if before is not None:
+            report["memory_mb"] = {
+                "opened": _megabytes(opened, before),
+                "peak": _megabytes(_peak(), base),
+                "after": _megabytes(_resident(), base),
+            }
+        if profile:
+            report["profile"] = _profile(net, images, threads)
+    return report
+
+
+def _image(size: Size, sizes: Sizes, net: Segmenter) -> np.ndarray:
+    if size in sizes.files:
+        return read_image(sizes.files[size], net.card)
+    return natural_noise(*size, net.card, seed=0)
+
+
+def _nearest(sizes: Sizes, chosen: Sequence[Size]) -> Mapping[Size, list[tuple[Size, int]]]:
+    """For each measured size, those (with their number of images) that are nearer to it by area than to others."""
+    groups: dict[Size, list[tuple[Size, int]]] = {size: [] for size in chosen}
+    for size, count in sizes.counts.items():
+        # A measured size stands for itself, whatever others have its area.
+        nearest = min(chosen, key=lambda c, s=size: (c != s, abs(math.log(c[0] * c[1] / (s[0] * s[1])))))
+        groups[nearest].append((size, count))
+    return groups
+
+
+def _weights(sizes: Sizes, chosen: Sequence[Size], runnable: Sequence[Size]) -> dict[Size, int]:
+    """How often each size comes in the mixed run."""
+    groups = _nearest(sizes, chosen)
+    return {size: sum(count for _, count in groups[size]) or 1 for size in runnable}
+
+
+def _by_itself(net: Segmenter, image: np.ndarray, seconds: float, clock: Callable[[], float]) -> dict[str, Any]:
+    """One size: {"size", "runs", "median_ms", "p90_ms", "images_per_s", "megapixels_per_s", "tiles", "share"}.
+
+    `share` is that of the input (normalise, pad), of the core network with what surrounds it, and of the exact head;
+    null where they are one: on a GPU, or in tiles. The times are null where the memory is too small for the size.
+    """
+    height, width = image.shape[:2]
+    row: dict[str, Any] = {"size": f"{height}x{width}", "runs": 0, "median_ms": None, "p90_ms": None}
+    row |= {"images_per_s": None, "megapixels_per_s": None, "tiles": None, "share": None}
+    try:
+        plan = net.plan(height, width)
+        net(image)  # not counted
+    except OverBudgetError as error:
+        return row | {"reason": str(error)}
+    apart = not plan.grids and (net.manifest is None or net.manifest.gpu is None)
+    scores = net.scores(image) if apart else None
+    # Kept from run to run, as a Segmenter keeps its own.
+    buffer = np.empty(plan.padded[0] * plan.padded[1] * image.shape[2] if apart else 0, np.float32)
+    whole, inputs, heads = [], [], []
+    start = clock()
+    while len(whole) < MOST_RUNS and (len(whole) < LEAST_RUNS or clock() - start < seconds):
+        before = clock()
+        net(image)
+        after = clock()
+        whole.append(after - before)
+        if apart:
+            prepare(image, net.card, buffer)
+            prepared = clock()
+            labels_from_scores(scores, net.head, net.card, plan.padded, plan.size)
+            inputs.append(prepared - after)
+            heads.append(clock() - prepared)
+    median = float(np.median(whole))
+    if apart:
+        first, last = (min(1.0, float(np.median(times)) / median) for times in (inputs, heads))
+        row["share"] = {"input": round(first, 4), "core": round(max(0.0, 1 - first - last), 4), "head": round(last, 4)}
+    return row | {
+        "runs": len(whole),
+        "median_ms": round(median * 1e3, 3),
+        "p90_ms": round(float(np.percentile(whole, 90)) * 1e3, 3),
+        "images_per_s": round(1 / median, 2),
+        "megapixels_per_s": round(height * width / median / 1e6, 3),
+        "tiles": sum(grid.count for grid in plan.grids),
+    }
+
+
+def _mixed(
+    net: Segmenter,
+    images: Mapping[Size, np.ndarray],
+    weights: Mapping[Size, int],
+    seconds: float,
+    clock: Callable[[], float],
+) -> dict[str, Any]:
+    """Sizes in random order, drawn by their weights; each at least once."""
+    draw = random.Random(0)
+    order = draw.sample(list(weights), len(weights))
+    times, pixels, start = [], 0, clock()
+    while len(times) < len(order) or clock() - start < seconds:
+        size = order[len(times)] if len(times) < len(order) else draw.choices(list(weights), weights.values())[0]
+        before = clock()
+        net(images[size])
+        times.append(clock() - before)
+        pixels += size[0] * size[1]
+    total = sum(times)
+    return {
+        "images": len(times),
+        "images_per_s": round(len(times) / total, 2),
+        "megapixels_per_s": round(pixels / total / 1e6, 3),
+        "median_ms": round(float(np.median(times)) * 1e3, 3),
+        "p90_ms": round(float(np.percentile(times, 90)) * 1e3, 3),
+    }
+
+
+def _profile(net: Segmenter, images: Mapping[Size, np.ndarray], threads: int | None) -> dict[str, Any]:
+    """Time of each layer at the middle of the sizes that are run whole, or why it cannot be had."""
+    if net.manifest is not None and net.manifest.target != "cpu":
+        return {
+            "reason": f"layers of engines for {net.manifest.target} are timed by NVIDIA's tools only (Nsight Systems)"
+        }
+    if net.backend == "openvino":
+        from runtime.backends.openvino import profile
+    else:
+        from runtime.backends.onnxruntime import profile
+    sizes = []
+    for size in images:
+        try:
+            if not net.plan(*size).grids:
+                sizes.append(size)
+        except OverBudgetError:
+            continue
+    if not sizes:
+        return {"reason": "none of the sizes is run whole; name a smaller one with --sizes, or give more memory"}
+    size = sizes[len(sizes) // 2]
+    x = prepare(images[size], net.card)
+    layers: list[Layer] = []
+    if net.manifest is None:
+        layers, _ = profile(net.path, x, threads=threads)
+    else:
+        with EngineFile(net.path) as engine:
+            for stage in engine.manifest.stages:
+                more, x = profile(engine.read(stage.file), x, stage.input, stage.output, threads)
+                layers += more
+    return {
+        "size": f"{size[0]}x{size[1]}",
+        "layers": [
+            {"name": layer.name, "operator": layer.operator, "ms": round(layer.milliseconds, 4), "kernel": layer.kernel}
+            for layer in layers
+        ],
+    }
+
+
+def _status(field: str) -> int | None:
+    """A figure of Linux's /proc/self/status, in bytes; None where there is none."""
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field + ":"))
+    except (OSError, StopIteration):
+        return None
+
+
+def _resident() -> int | None:
+    return _status("VmRSS")
+
+
+def _peak() -> int | None:
+    """The most resident memory since `_forget_peak`."""
+    return _status("VmHWM")
+
+
+def _forget_peak() -> None:
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        logging.getLogger(__name__).info("the peak of memory is that of the process since its start")
+
+
+def _megabytes(amount: int | None, base: int | None) -> float | None:
+    return None if amount is None or base is None else round(max(0, amount - base) / 1e6, 1)
+
+
+def show(report: dict[str, Any]) -> str:
+    """A report as text."""
+    lines = [
+        f"{report['engine']}: {report['precision']} for {report['target']}, run by {report['backend']}, "
+        f"threads: {report['threads']}",
+        f"{'size':>11} {'images':>7} {'median':>11} {'p90':>11} {'images/s':>9} {'MP/s':>7} "
+        f"{'input':>6} {'core':>6} {'head':>6} {'memory':>9}",
+    ]
+    for row in report["sizes"]:
+        images = "" if row["images"] is None else row["images"]
+        line = f"{row['size']:>11} {images:>7} "
+        if row["median_ms"] is None:
+            lines.append(f"{line}not run: {row['reason']}")
+            continue
+        shares = row["share"] or {}
+        parts = " ".join(
+            f"{shares[part]:6.1%}" if part in shares else f"{'-':>6}" for part in ("input", "core", "head")
+        )
+        memory = "-" if row["peak_mb"] is None else f"{row['peak_mb']:,.0f} MB"
+        lines.append(
+            f"{line}{row['median_ms']:8.2f} ms {row['p90_ms']:8.2f} ms {row['images_per_s']:9.1f} "
+            f"{row['megapixels_per_s']:7.2f} {parts} {memory:>9}" + (f"  {row['tiles']} tiles" if row["tiles"] else "")
+        )
+    if mixed := report["mixed"]:
+        lines.append(
+            f"mixed, in random order: {mixed['images']} images, {mixed['images_per_s']:.1f} images/s, "
+            f"{mixed['megapixels_per_s']:.2f} MP/s; median {mixed['median_ms']:.2f} ms, p90 {mixed['p90_ms']:.2f} ms"
+        )
+    if memory := report["memory_mb"]:
+        lines.append(
+            f"memory: {memory['opened']:,.0f} MB to open it, {memory['peak']:,.0f} MB at most, "
+            f"{memory['after']:,.0f} MB at the end (beyond the process before it, and the images)"
+        )
+    else:
+        lines.append("memory: not measured; it is read from Linux's /proc")
+    if profile := report.get("profile"):
+        lines += _show_profile(profile)
+    return "\n".join(lines)
+
+
+def _show_profile(profile: dict[str, Any]) -> list[str]:
+    if "reason" in profile:
+        return [f"profile: not available: {profile['reason']}"]
+    total = sum(layer["ms"] for layer in profile["layers"]) or 1.0
+    operators: Counter[str] = Counter()
+    number = Counter(layer["operator"] for layer in profile["layers"])
+    for layer in profile["layers"]:
+        operators[layer["operator"]] += layer["ms"]
+    lines = [f"profile at {profile['size']}, {total:.2f} ms in {len(profile['layers'])} layers:"]
+    lines += [f"{ms:9.3f} ms {ms / total:6.1%}  {name} ×{number[name]}" for name, ms in operators.most_common()]
+    lines.append(f"the {min(SHOWN_LAYERS, len(profile['layers']))} longest:")
+    for layer in sorted(profile["layers"], key=lambda layer: -layer["ms"])[:SHOWN_LAYERS]:
+        kernel = f"  {layer['kernel']}" if layer["kernel"] else ""
+        lines.append(f"{layer['ms']:9.3f} ms {layer['ms'] / total:6.1%}  {layer['operator']}  {layer['name']}{kernel}")
+    return lines
+
+
+def bench_engine(
+    engine: Annotated[Path, typer.Argument(help="The engine (or a plain .onnx).")],
+    sizes: Annotated[
+        str | None,
+        typer.Option(help="Of the images to measure: a folder, glob or list of them, or HxW,HxW [default: four]."),
+    ] = None,
+    seconds: Annotated[float, typer.Option(min=0.1, help="To measure for, about.")] = SECONDS,
+    profile: Annotated[bool, typer.Option("--profile", help="Time each layer too.")] = False,
+    threads: Threads = None,
+    json_: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Latency by size, throughput, shares of input, core and head, memory, and layers."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", stream=sys.stderr)
+    found = None if sizes is None else parse_sizes(sizes)
+    if found is not None and found.ranges:
+        raise MisuseError(f"--sizes {sizes} is a range of profiles; bench-engine takes sizes: 480x640,1080x1920")
+    report = bench(engine, found, threads, seconds, profile)
+    print(json.dumps(report) if json_ else show(report))
+
+
+def main() -> None:
+    run(bench_engine, "bench-engine")
+
+
+if __name__ == "__main__":
+    main()

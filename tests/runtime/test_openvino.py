@@ -1,0 +1,260 @@
+"""OpenVINO as a backend: the same labels as PyTorch and ONNX Runtime, at sizes that change, from many threads."""
+
+import json
+import logging
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers import command, needs_shared, one_error, photo
+from onnx import TensorProto, helper, numpy_helper
+from PIL import Image
+
+from export.build import GOLDEN_TOLERANCE, MARGIN, build_engine, decided, read_source
+from export.candidates import Tuning
+from export.precision import Options
+from runtime import DeployError, ModelCard, Segmenter
+from runtime.backends import openvino as backend
+from runtime.backends.onnxruntime import OnnxRuntimeBackend
+from runtime.backends.onnxruntime import profile as profile_by_onnxruntime
+from runtime.engine_file import EngineFile, Manifest
+from runtime.verify import verify
+
+pytest.importorskip("openvino", reason="openvino is not installed; pip install 'fcn-deploy[openvino]'")
+
+SIZES = [(1, 1), (1, 131), (97, 2), (31, 33), (37, 41), (64, 96), (61, 97), (127, 65), (200, 143), (257, 263)]
+
+
+@pytest.fixture(scope="module")
+def engine(exports, tmp_path_factory):
+    """narrow.engine, made for OpenVINO."""
+    path = tmp_path_factory.mktemp("openvino") / "m.engine"
+    report = build_engine(
+        read_source(exports / "narrow.onnx"), path, timed=[(64, 64)], tuning=Tuning(("openvino",), seconds=1)
+    )
+    assert report["backend"] == "openvino"
+    return path
+
+
+def test_labels_are_pytorchs_at_sizes_never_traced(engine, exports):
+    import torch
+
+    from fcn.checkpoint import load_checkpoint
+    from runtime.prepare import prepare
+
+    model = load_checkpoint(exports / "narrow.safetensors").model
+    sides = np.random.default_rng(3).integers(1, 300, (20, 2))
+    with Segmenter(engine) as net:
+        assert net.backend == "openvino"
+        for index, size in enumerate([*SIZES, *map(tuple, sides)]):
+            image = photo(*size, index)
+            x = prepare(image, net.card)[:, :, : size[0], : size[1]]
+            with torch.inference_mode():
+                logits = model(torch.from_numpy(x.copy()))[0].numpy()
+            labels = net(image)
+            assert labels.shape == tuple(size) and labels.dtype == np.uint8
+            differs = labels != logits.argmax(0)
+            assert not (differs & decided(logits, net.card)).any(), size
+
+
+def test_float32_is_not_run_in_bfloat16(engine, exports):
+    """On CPUs that have bfloat16 it is OpenVINO's default, and errs by a hundredth of the scores' range."""
+    with Segmenter(engine) as net, Segmenter(exports / "narrow.engine") as plain:
+        image = photo(200, 300)
+        ours, theirs = net.scores(image), plain.scores(image)
+        assert np.abs(ours - theirs).max() < 0.1 * MARGIN * np.ptp(theirs)
+
+
+def test_many_threads_share_one_engine(engine):
+    images = [photo(20 + 13 * i, 150 - 11 * i, i) for i in range(10)]
+    for threads in (None, 1):
+        with Segmenter(engine, threads=threads) as net:
+            alone = [net(image) for image in images]
+            with ThreadPoolExecutor(8) as pool:
+                for _ in range(3):
+                    for labels, expected in zip(pool.map(net, images), alone, strict=True):
+                        np.testing.assert_array_equal(labels, expected)
+
+
+def test_results_stay_when_the_next_image_runs(engine):
+    """Nothing is copied out, so each result must have memory of its own."""
+    with Segmenter(engine) as net:
+        first = net.scores(photo(90, 70, 1))
+        kept = first.copy()
+        for index in range(3):
+            net.scores(photo(90, 70, index + 2))
+        np.testing.assert_array_equal(first, kept)
+
+
+def test_memory_does_not_grow_with_the_number_of_sizes(engine):
+    """With OpenVINO's own default each new size keeps its kernels: 150 MB here."""
+
+    def resident():
+        with Path("/proc/self/status").open() as file:
+            return next(int(line.split()[1]) for line in file if line.startswith("VmRSS")) / 1024
+
+    sizes = [(h * 32, w * 32) for h in range(1, 19) for w in range(1, 19)]
+    np.random.default_rng(0).shuffle(sizes)
+    with Segmenter(engine) as net:
+        images = np.zeros((18 * 32, 18 * 32, 3), np.uint8)
+        net(images)
+        for height, width in sizes[:100]:
+            net(images[:height, :width])
+        before = resident()
+        for height, width in sizes[100:]:
+            net(images[:height, :width])
+        assert resident() - before < 40, "MB"
+
+
+def add_core(kind):
+    """A core that adds 1 to its input, of any element type."""
+    graph = helper.make_graph(
+        [helper.make_node("Add", ["a", "one"], ["b"]), helper.make_node("Identity", ["a"], ["c"])],
+        "g",
+        [helper.make_tensor_value_info("a", kind, ["N", 3, "H", "W"])],
+        [helper.make_tensor_value_info(name, kind, ["N", 3, "H", "W"]) for name in ("b", "c")],
+        [numpy_helper.from_array(np.ones((1, 1, 1, 1), helper.tensor_dtype_to_np_dtype(kind)), "one")],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9).SerializeToString()
+
+
+@pytest.mark.parametrize("kind", [TensorProto.FLOAT, TensorProto.UINT8])
+@pytest.mark.parametrize("library", [backend.OpenVinoBackend, OnnxRuntimeBackend])
+def test_both_backends_take_names_and_element_types(kind, library):
+    run = library(add_core(kind), "a", "b", threads=1)
+    for size in ((1, 1), (5, 7), (3, 2)):
+        x = np.arange(3 * size[0] * size[1]).reshape(1, 3, *size).astype(helper.tensor_dtype_to_np_dtype(kind))
+        result = run.run(x)
+        assert result.dtype == x.dtype
+        np.testing.assert_array_equal(result, x + 1)
+    np.testing.assert_array_equal(library(add_core(kind), "a", "c").run(x[:, :, ::-1]), x[:, :, ::-1])
+    run.close()
+
+
+@pytest.mark.parametrize("library", [backend.profile, profile_by_onnxruntime])
+def test_layers_are_timed(exports, library):
+    with EngineFile(exports / "narrow.engine") as file:
+        model = file.read("stage-0.onnx")
+    x = np.random.default_rng(0).normal(size=(1, 3, 96, 64)).astype(np.float32)
+    layers, scores = library(model, x, runs=2)
+    np.testing.assert_allclose(scores, OnnxRuntimeBackend(model).run(x), atol=1e-4 * np.ptp(scores))
+    assert sum("Conv" in layer.operator for layer in layers) > 40
+    assert all(layer.milliseconds >= 0 for layer in layers) and sum(layer.milliseconds for layer in layers) > 0
+
+
+def test_what_it_cannot_load_or_run_is_one_line(engine):
+    for bad in (b"junk", b"", add_core(TensorProto.FLOAT)[:-20]):
+        with pytest.raises(DeployError, match=r"OpenVINO cannot load the network of x\.engine") as caught:
+            backend.OpenVinoBackend(bad, source="x.engine")
+        assert "\n" not in str(caught.value)
+    with pytest.raises(DeployError, match="nope"):
+        backend.OpenVinoBackend(add_core(TensorProto.FLOAT), "nope")
+    run = backend.OpenVinoBackend(add_core(TensorProto.FLOAT))
+    for wrong in (np.zeros((1, 4, 8, 8), np.float32), np.zeros((1, 3, 8, 8), np.uint8)):
+        with pytest.raises(DeployError, match=r"failed on an input of \[1, \d, 8, 8\]") as caught:
+            run.run(wrong)
+        assert "\n" not in str(caught.value)
+    assert run.run(np.zeros((1, 3, 2, 2), np.float32)).sum() == 12  # and it goes on
+
+
+@pytest.fixture
+def without_openvino(monkeypatch):
+    monkeypatch.setitem(sys.modules, "openvino", None)
+
+
+def test_without_openvino_onnxruntime_runs_the_engine_and_says_so(engine, exports, without_openvino, caplog):
+    with caplog.at_level(logging.WARNING), Segmenter(engine) as net, Segmenter(exports / "narrow.engine") as plain:
+        assert net.backend == "onnxruntime"
+        np.testing.assert_array_equal(net(photo(61, 97)), plain(photo(61, 97)))
+    (record,) = caplog.records
+    assert "not installed" in record.getMessage() and "fcn-deploy[openvino]" in record.getMessage()
+    assert str(engine) in record.getMessage()
+
+
+def test_without_openvino_the_backend_is_one_line(without_openvino):
+    with pytest.raises(DeployError, match=r"pip install 'fcn-deploy\[openvino\]'"):
+        backend.OpenVinoBackend(b"")
+
+
+def test_build_engine_without_openvino_is_one_line(exports, tmp_path):
+    (tmp_path / "openvino.py").write_text("raise ImportError('none')")
+    words = ["build-engine", exports / "narrow.onnx", "-o", tmp_path / "m.engine", "--sizes", "33x33", "--json"]
+    without = {"PYTHONPATH": str(tmp_path)}
+    done = command(*words, "--backend", "openvino", ok=1, env=without)
+    assert "openvino is not installed; run: pip install 'fcn-deploy[openvino]'" in one_error(done)
+    assert not (tmp_path / "m.engine").exists()
+    report = json.loads(command(*words, env=without).stdout)
+    assert {row["backend"] for row in report["candidates"]} == {"onnxruntime"}
+
+
+def test_a_manifest_names_a_backend_this_release_knows(engine):
+    with EngineFile(engine) as file:
+        text = file.manifest.to_json()
+    assert Manifest.from_json(text, "x").backend == "openvino"
+    older = {name: value for name, value in json.loads(text).items() if name != "backend"}
+    assert Manifest.from_json(json.dumps(older), "x").backend == "onnxruntime"
+    with pytest.raises(DeployError, match="backend 'abacus'; this release knows onnxruntime, openvino"):
+        Manifest.from_json(text.replace('"backend": "openvino"', '"backend": "abacus"'), "x")
+
+
+def test_int8_is_judged_and_verified_by_its_own_kernels(tmp_path):
+    import torch
+    from torch import nn
+
+    from export.to_onnx import export
+
+    torch.manual_seed(2)
+    model = nn.Sequential(
+        nn.Conv2d(3, 16, 3, 2, 1), nn.ReLU(), nn.Conv2d(16, 16, 3, 2, 1), nn.ReLU(), nn.Conv2d(16, 4, 1),
+        nn.Upsample(scale_factor=4, mode="bilinear"),
+    ).eval()  # fmt: skip
+    names = ("a", "b", "c", "d")
+    export(model, ModelCard(names, stride=4, size_multiple=4), tmp_path / "m.onnx")
+    for index in range(8):
+        Image.fromarray(photo(60 + 9 * index, 130 - 7 * index, index)).save(tmp_path / f"{index}.png")
+    source = read_source(tmp_path / "m.onnx")
+    options = Options(int8=True, calib=str(tmp_path), max_drop=5)
+    for name in ("onnxruntime", "openvino"):
+        report = build_engine(
+            source, tmp_path / f"{name}.engine", timed=[(64, 64)], options=options, tuning=Tuning((name,), seconds=1)
+        )
+    by = report["accuracy"]["by_backend"]
+    assert set(by) == {"onnxruntime", "openvino"} and report["accuracy"]["int8"] == by["openvino"]
+    assert all(value > 0.95 for value in by.values())
+    assert verify(tmp_path / "openvino.engine")["passed"]
+    with Segmenter(tmp_path / "openvino.engine") as net, Segmenter(tmp_path / "onnxruntime.engine") as other:
+        assert (net.backend, net.precision) == ("openvino", "int8")
+        for size in SIZES:
+            scores, expected = net.scores(photo(*size)), other.scores(photo(*size))
+            assert np.abs(scores - expected).max() < 0.03 * np.ptp(expected), size
+
+
+def test_int8_that_misses_its_golden_sample_is_not_run_by_it(exports, tmp_path, monkeypatch):
+    """As networks do that INT8 distorts: rounding then differs between libraries by more than verify-engine allows."""
+    monkeypatch.setitem(GOLDEN_TOLERANCE, "int8", 1e-6)
+    for index in range(8):
+        Image.fromarray(photo(60 + 9 * index, 130 - 7 * index, index)).save(tmp_path / f"{index}.png")
+    options = Options(int8=True, calib=str(tmp_path), max_drop=100)
+    report = build_engine(
+        read_source(exports / "narrow.onnx"), tmp_path / "m.engine", timed=[(64, 64)], options=options,
+        tuning=Tuning(("onnxruntime", "openvino"), seconds=1),
+    )  # fmt: skip
+    refused = {(row["backend"], row["precision"]): row["refused"] for row in report["candidates"]}
+    assert "golden sample" in refused["openvino", "int8"] and report["backend"] == "onnxruntime"
+
+
+def test_int8_keeps_its_miou_on_photographs(trained, tmp_path):
+    """The network that serves as the yardstick, u8·s8, on photographs that calibration did not see."""
+    camvid = needs_shared("camvid")
+    options = Options(int8=True, calib=str(camvid / "train"), count=20, labels=camvid / "trainannot")
+    report = build_engine(
+        read_source(trained / "camvid.onnx"), tmp_path / "m.engine", timed=[(64, 64)],
+        options=options, tuning=Tuning(("openvino",), seconds=1),
+    )  # fmt: skip
+    assert verify(tmp_path / "m.engine")["passed"]
+    accuracy = report["accuracy"]
+    assert accuracy["metric"] == "mIoU" and accuracy["images_judged"] == 40
+    assert accuracy["float32"] - accuracy["by_backend"]["openvino"] < 0.005
+    assert abs(accuracy["by_backend"]["openvino"] - accuracy["by_backend"]["onnxruntime"]) < 0.005
