@@ -88,10 +88,11 @@ class Segmenter:
                 self._stages = self.manifest.stages
                 index = int(match[1] or 0)
                 if on_cpu and self.manifest.backend == "openvino":
-                    from runtime.backends.openvino import open_or_fall_back
+                    from runtime.backends.openvino import openvino_or_fallback
 
+                    kind = openvino_or_fallback(str(self.path))
                     self._backends = [
-                        open_or_fall_back(engine.read(stage.file), stage.input, stage.output, threads, str(self.path))
+                        kind(engine.read(stage.file), stage.input, stage.output, threads, source=str(self.path))
                         for stage in self._stages
                     ]
                 elif on_ort:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from runtime.backends import ORT_TARGETS, Layer
-from runtime.errors import DeployError
+from runtime.errors import DeployError, MisuseError
 
 ERRORS_ONLY = 3  # ONNX Runtime's severity: its warnings are for those who build graphs
 
@@ -131,8 +131,10 @@ class OnnxRuntimeBackend:
 
     def run(self, image: np.ndarray) -> np.ndarray:
         """[N, C, H, W] of the network's input type → [N, K, h, w]. Raises DeployError where the network fails."""
+        if (session := self.session) is None:
+            raise MisuseError("the Segmenter was closed; open another one")
         try:
-            return self.session.run([self.output], {self.input: image})[0]
+            return session.run([self.output], {self.input: image})[0]
         except Exception as error:
             raise DeployError(f"the network failed on an input of {list(image.shape)}: {one_line(error)}") from error
 

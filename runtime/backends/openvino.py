@@ -9,7 +9,7 @@ import numpy as np
 
 from runtime.backends import Layer
 from runtime.backends.onnxruntime import OnnxRuntimeBackend
-from runtime.errors import DeployError
+from runtime.errors import DeployError, MisuseError
 
 log = logging.getLogger(__name__)
 
@@ -28,28 +28,22 @@ def installed() -> bool:
     return True
 
 
-def open_or_fall_back(
-    model: bytes | str | os.PathLike,
-    input: str | None = None,
-    output: str | None = None,
-    threads: int | None = None,
-    source: str = "the engine",
-) -> "OpenVinoBackend | OnnxRuntimeBackend":
-    """The network on OpenVINO; on ONNX Runtime, with a logged warning, where openvino is not installed.
+def openvino_or_fallback(source: str) -> "type[OpenVinoBackend] | type[OnnxRuntimeBackend]":
+    """OpenVinoBackend; OnnxRuntimeBackend, with a logged warning that names `source`, where openvino is not installed.
 
     Both read the same ONNX, so the engine serves either way, slower in one. What it was verified for holds in both:
     build-engine compares float32 labels on ONNX Runtime before it looks at OpenVINO, and INT8 passes the accuracy
     gate by the kernels of each. Within that, INT8 labels near a tie may differ between the two, as they round alike
     only almost. An openvino that is installed and fails is an error, never a reason to fall back.
     """
-    if not installed():
-        log.warning(
-            "%s was measured fastest on OpenVINO, which is not installed: ONNX Runtime runs it; for its full speed: "
-            "pip install 'fcn-deploy[openvino]'",
-            source,
-        )
-        return OnnxRuntimeBackend(model, input, output, threads)
-    return OpenVinoBackend(model, input, output, threads, source)
+    if installed():
+        return OpenVinoBackend
+    log.warning(
+        "%s was measured fastest on OpenVINO, which is not installed: ONNX Runtime runs it; for its full speed: "
+        "pip install 'fcn-deploy[openvino]'",
+        source,
+    )
+    return OnnxRuntimeBackend
 
 
 class OpenVinoBackend:
@@ -120,6 +114,8 @@ class OpenVinoBackend:
 
     def _measured_run(self, image: np.ndarray) -> tuple[np.ndarray, list]:
         with self._lock:
+            if self._compiled is None:
+                raise MisuseError("the Segmenter was closed; open another one")
             request = self._idle.pop() if self._idle else None
         try:
             request = request or self._compiled.create_infer_request()

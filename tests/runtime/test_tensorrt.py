@@ -260,7 +260,7 @@ def test_images_outside_every_profile_are_run_in_tiles(gpu, tmp_path):
     from export.build import ForGpu, build_engine, core_of, read_source
     from export.builders import cpu
     from export.builders.tensorrt import BuildOptions
-    from export.profiles import parse_sizes
+    from runtime.sizes import parse_sizes
 
     small_field(tmp_path / "small.onnx")
     source = read_source(tmp_path / "small.onnx")
