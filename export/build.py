@@ -420,13 +420,19 @@ def _tuned(
         "latency_ms": timings[chosen].milliseconds,
     }
     if lowered is not None:
-        best = {p: choose(timings, lambda c, p=p: c.precision == p) for p in drafts}
-        about["float32_latency_ms"] = timings[best["float32"]].milliseconds
-        speedup = timings[best["float32"]].against / timings[best["int8"]].against
-        about["speedup"] = round(speedup, 3) if speedup == speedup else None
-        value = accuracy[best["int8"].backend]
-        drop = round(lowered.judge.drop(value), 4)
-        about["accuracy"] = lowered.report | {"int8": value, "drop_points": drop, "by_backend": accuracy}
+        # Fewer threads are for information.
+        held = {c.precision for c, timing in timings.items() if c.threads == threads and not timing.refused}
+        best = {p: choose(timings, lambda c, p=p: c.precision == p and c.threads == threads) for p in held}
+        about["accuracy"] = lowered.report | {"by_backend": accuracy}
+        about["speedup"] = None
+        if "float32" in best:
+            about["float32_latency_ms"] = timings[best["float32"]].milliseconds
+        if len(best) == 2:
+            speedup = timings[best["float32"]].against / timings[best["int8"]].against
+            about["speedup"] = round(speedup, 3) if speedup == speedup else None
+        if "int8" in best:
+            value = accuracy[best["int8"].backend]
+            about["accuracy"] |= {"int8": value, "drop_points": round(lowered.judge.drop(value), 4)}
         if lowered.judge.metric == "mIoU":
             about["miou"] = about["accuracy"][chosen.precision]
     return manifest, members, about

@@ -102,6 +102,9 @@ def receptive_field(core: ModelProto, start: tuple[Field, Field] = (Field(), Fie
             continue
         read = [fields[name] for name in node.input if name in fields]
         unknown = [name for name in node.input if name and name not in fields and name not in constants]
+        if node.op_type == "DequantizeLinear" and node.input[0] in constants:
+            constants[node.output[0]] = constants[node.input[0]]  # weights; their shape is what matters
+            continue
         if not read:
             continue  # arithmetic on shapes, say: it matters where a feature map meets it
         if unknown:

@@ -26,7 +26,6 @@ from runtime.verify import natural_noise
 LARGE, BUDGETS = (4096, 4096), (1e8, 2e8, 5e8, 2e9)
 CANDIDATES = 10  # feature maps to cut at that are looked at, the smallest
 WORTH = 0.95  # a cut is made where it leaves so much of the work at most
-FEATURES = "features"  # what the parts hand on
 
 
 @dataclass(frozen=True)
@@ -135,9 +134,12 @@ def _part(model: ModelProto, card: ModelCard, tensors, start: tuple[Field, Field
         field = receptive_field(model, start)
     except WholeImageError as error:
         return Part(replace(stage, whole=str(error)), model)
+    strides = tuple(each.stride for each in field.fields)
+    if any(stride.denominator != 1 for stride in strides):
+        return Part(replace(stage, whole=f"its result has cells of {strides[0]} of a pixel"), model)
     unit = math.lcm(field.period, card.size_multiple)
     halo = tuple(math.ceil(side / unit) * unit for side in field.halo)
-    return Part(replace(stage, halo=halo, period=unit), model)
+    return Part(replace(stage, halo=halo, period=unit, stride=tuple(map(int, strides))), model)
 
 
 def _work(node: NodeProto, tensors: Mapping[str, np.ndarray]) -> int:
@@ -156,7 +158,11 @@ def _tried(parts: Sequence[Part], card: ModelCard) -> tuple[Part, ...]:
     tried = []
     for index, part in enumerate(parts):
         stage, feed = part.stage, _strips(parts[:index], runs[:index], card)
-        if stage.halo is not None and not all(_same(stage, runs[index], feed, axis) for axis in (0, 1)):
+        # Images end where they do, also within a period.
+        ends = {0, (stage.period - card.size_multiple) // 2, stage.period - card.size_multiple}
+        tries = [(axis, end) for axis in (0, 1) for end in ends if end % card.size_multiple == 0]
+        before = tried[-1].stage.stride if tried else (1, 1)
+        if stage.halo is not None and not all(_same(stage, runs[index], feed, before, *each) for each in tries):
             stage = replace(stage, halo=None, whole="its tiles were tried, and differ from the whole image")
         tried.append(replace(part, stage=stage))
     return tuple(tried)
@@ -174,17 +180,28 @@ def _strips(before, runs, card: ModelCard):
     return feed
 
 
-def _same(stage: Stage, run, feed, axis: int) -> bool:
-    """Whether a tile of one unit, in the middle of a strip whose ends its halo does not reach, gives its scores."""
-    unit, halo = stage.period, stage.halo[axis]
-    length = 2 * halo + 3 * unit
-    size = (length, unit) if axis == 0 else (unit, length)
-    strip = feed(size)
-    step = length // strip.shape[2 + axis]
-    part = np.ascontiguousarray(strip.take(range(unit // step, (length - unit) // step), 2 + axis))
-    whole, tile = (run.run([stage.output], {stage.input: values})[0] for values in (strip, part))
-    step = length // whole.shape[2 + axis]
-    ours = tile.take(range(halo // step, (halo + unit) // step), 2 + axis).astype(np.float32)
-    theirs = whole.take(range((unit + halo) // step, (2 * unit + halo) // step), 2 + axis).astype(np.float32)
-    # Not "difference > tolerance": a NaN must fail.
-    return ours.shape == theirs.shape and bool(np.abs(ours - theirs).max() <= MARGIN * float(np.ptp(theirs)))
+def _same(stage: Stage, run, feed, before: tuple[int, int], axis: int, end: int) -> bool:
+    """Whether tiles of one unit give the scores of a strip: one in its middle, whose halo ends inside, and the last.
+
+    `before`: pixels of a cell of its input; `end`: those that the strip is shorter than whole units.
+    """
+    unit, halo, stride, step = stage.period, stage.halo[axis], stage.stride[axis], before[axis]
+    length = 2 * halo + 3 * unit - end
+    strip = feed((length, unit) if axis == 0 else (unit, length))
+    whole = run.run([stage.output], {stage.input: strip})[0]
+    if whole.shape[2 + axis] != -(-length // stride):
+        return False
+    last = (length - 1) // unit * unit
+    for start, stop in ((unit + halo, 2 * unit + halo), (last, length)):
+        outer, outer_stop = start - halo, min(stop + halo, length)
+        part = strip.take(range(outer // step, -(-outer_stop // step)), 2 + axis)
+        tile = run.run([stage.output], {stage.input: np.ascontiguousarray(part)})[0]
+        if tile.shape[2 + axis] != -(-(outer_stop - outer) // stride):
+            return False
+        cells = -(-(stop - start) // stride)
+        ours = tile.take(range(halo // stride, halo // stride + cells), 2 + axis).astype(np.float32)
+        theirs = whole.take(range(start // stride, start // stride + cells), 2 + axis).astype(np.float32)
+        # Not "difference > tolerance": a NaN must fail.
+        if not np.abs(ours - theirs).max() <= MARGIN * float(np.ptp(whole.astype(np.float32))):
+            return False
+    return True

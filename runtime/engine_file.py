@@ -186,6 +186,7 @@ class Stage:
         halo: (vertical, horizontal) in pixels: around a tile, what its scores depend on; None: it cannot be tiled.
         period: in pixels: tiles that begin at its multiples give the scores of the whole image.
         whole: why it cannot be tiled: the operator that makes it depend on the whole image.
+        stride: (vertical, horizontal) in pixels of the image: of a cell of its result.
         bytes_per_pixel: working memory for one pixel of padded image, estimated from its graph.
         output_bytes: of its result, per pixel of padded image.
         cost: its share of the core's work.
@@ -197,6 +198,7 @@ class Stage:
     halo: tuple[int, int] | None = None
     period: int = 1
     whole: str = "its engine does not tell its receptive field; build it again"
+    stride: tuple[int, int] = (1, 1)
     bytes_per_pixel: float = 0.0
     output_bytes: float = 0.0
     cost: float = 1.0
@@ -207,6 +209,9 @@ class Stage:
             if len(halo) != 2 or not all(type(side) is int and side >= 0 for side in halo):
                 raise ValueError(f"halo {halo}; it must be two whole numbers of pixels")
             object.__setattr__(self, "halo", halo)
+        object.__setattr__(self, "stride", tuple(self.stride))
+        if len(self.stride) != 2 or not all(type(side) is int and side > 0 for side in self.stride):
+            raise ValueError(f"stride {self.stride}; it must be two whole numbers of pixels, above 0")
         if type(self.period) is not int or self.period < 1:
             raise ValueError(f"period {self.period!r}; it must be a whole number above 0")
         for name in ("bytes_per_pixel", "output_bytes", "cost"):

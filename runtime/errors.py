@@ -16,5 +16,11 @@ class MisuseError(DeployError):
     exit_code = 2
 
 
+class InterruptError(DeployError):
+    """A command was interrupted, and can be gone on with."""
+
+    exit_code = 130
+
+
 class OverBudgetError(DeployError):
     """An image needs more memory than it may take, or is of a size that the engine was not built for."""

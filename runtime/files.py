@@ -35,11 +35,15 @@ def check_writable(path: str | os.PathLike) -> None:
         raise write_error(path, error) from error
 
 
-def write_error(path: str | os.PathLike, error: OSError) -> DeployError:
+class WriteError(DeployError):
+    """A file could not be written: the disk is full, or the folder not ours."""
+
+
+def write_error(path: str | os.PathLike, error: OSError) -> WriteError:
     """One line for a file that could not be written."""
     reason = error.strerror or str(error)
     remedy = "free space there" if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else "check the folder"
-    return DeployError(f"cannot write {path}: {reason}; {remedy}, or choose another place with -o")
+    return WriteError(f"cannot write {path}: {reason}; {remedy}, or choose another place with -o")
 
 
 @contextmanager

@@ -24,6 +24,7 @@ IMAGE_SUFFIXES = frozenset((
 # Pillow's names. Not all it knows: some start other programs (EPS), or are no images (PDF).
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM", "JPEG2000", "AVIF", "TGA")
 DEFAULT_MAX_PIXELS = 500_000_000  # above a 20000×20000 image
+ROWS = 256  # drawn at a time: floats of the whole picture would take many times its memory
 _pillow_limit = threading.Lock()
 
 
@@ -299,14 +300,18 @@ def overlay(image: np.ndarray, labels: np.ndarray, card: ModelCard, opacity: flo
         labels: [H, W].
         opacity: of the colours, 0..1.
     """
-    picture = displayable(image).astype(np.float32)
+    picture = displayable(image)
     colors = np.asarray(card.colors, np.float32)
     alpha = np.full((len(colors), 1), opacity, np.float32)
     for index, name in enumerate(card.classes):
         if name.lower() == "background":
             alpha[index] = 0
-    strength = alpha[labels]
-    return (picture * (1 - strength) + colors[labels] * strength + 0.5).astype(np.uint8)
+    result = np.empty(picture.shape, np.uint8)
+    for top in range(0, len(labels), ROWS):
+        rows = slice(top, top + ROWS)
+        strength = alpha[labels[rows]]
+        result[rows] = picture[rows] * (1 - strength) + colors[labels[rows]] * strength + 0.5
+    return result
 
 
 def displayable(image: np.ndarray) -> np.ndarray:
@@ -324,7 +329,8 @@ def overlay_sheet(image: np.ndarray, labels: np.ndarray, card: ModelCard):
     from PIL import Image
 
     picture = Image.fromarray(overlay(image, labels, card))
-    counts = np.bincount(labels.ravel(), minlength=len(card.classes))
+    rows = (labels[top : top + ROWS].ravel() for top in range(0, len(labels), ROWS))
+    counts = sum(np.bincount(part, minlength=len(card.classes)) for part in rows)
     present = [int(index) for index in np.argsort(-counts, kind="stable") if counts[index]]
     key = _legend(picture.width, [(card.classes[i], card.colors[i], counts[i] / labels.size) for i in present])
     sheet = Image.new("RGB", (max(picture.width, key.width), picture.height + key.height), "white")

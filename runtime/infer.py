@@ -19,8 +19,8 @@ import typer
 
 from runtime.command import Debug, Force, Json, Threads, run
 from runtime.engine_file import ModelCard
-from runtime.errors import DeployError, MisuseError
-from runtime.files import check_writable
+from runtime.errors import DeployError, InterruptError, MisuseError
+from runtime.files import WriteError, check_writable
 from runtime.images import (
     DEFAULT_MAX_PIXELS,
     IMAGE_SUFFIXES,
@@ -159,13 +159,15 @@ def _label_large(stream: Stream, jobs: Iterable[Job], max_pixels: int) -> Iterat
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+    console = Console(stderr=True)
     columns = TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed} of {task.total} rows")
     # Bands come minutes apart: the time left is that of the whole run's pace, not of the last seconds'.
     clocks = TimeElapsedColumn(), TextColumn("left:"), TimeRemainingColumn()
     for job in jobs:
         started = time.perf_counter()
-        with Progress(*columns, *clocks, console=Console(stderr=True), speed_estimate_period=1e9) as bar:
-            task = bar.add_task(job.source.name, total=None, visible=bar.console.is_terminal)
+        shown = {"console": console, "disable": not console.is_terminal}
+        with Progress(*columns, *clocks, **shown, speed_estimate_period=1e9) as bar:
+            task = bar.add_task(job.source.name, total=None)
 
             def progress(done: int, rows: int, bar=bar, task=task) -> None:
                 if bar.tasks[task].total is None:  # what an earlier run did is not of this run's pace
@@ -173,18 +175,18 @@ def _label_large(stream: Stream, jobs: Iterable[Job], max_pixels: int) -> Iterat
                 bar.update(task, completed=done)
 
             try:
-                size = label_regions(
+                plan = label_regions(
                     stream.net, job.source, job.labels, overlay=job.overlay, max_pixels=max_pixels, progress=progress
                 )
+            except WriteError:
+                raise  # the next would fail too
             except DeployError as error:
-                if isinstance(error.__cause__, OSError):
-                    raise  # a disk that is full
                 yield {"image": str(job.source), "error": said(error, job.source)}
                 continue
         yield {
             "image": str(job.source),
-            "size": list(size),
-            "plan": describe_plan(stream.net.plan(*size, bands=True)),
+            "size": list(plan.size),
+            "plan": describe_plan(plan),
             "ms": {"label": round((time.perf_counter() - started) * 1e3, 2)},
             "labels": str(job.labels),
             "overlay": str(job.overlay) if job.overlay else None,
@@ -274,7 +276,7 @@ def infer(
     with Segmenter(model, threads=threads, memory=None if memory is None else int(memory * 1e9)) as net:
         records = label_files(net, files, out, overlay=overlay, force=force, resume=resume, max_pixels=max_pixels)
         # Closed here, so that whatever ends the loop ends its threads before the network.
-        with closing(records):
+        with closing(_with_reasons(records)) as records:
             for record in records:
                 failed += "error" in record
                 skipped += "skipped" in record
@@ -292,6 +294,17 @@ def infer(
     elif failed:
         print(f"{failed} of {len(files)} images failed", file=sys.stderr)
     return 1 if failed else 0
+
+
+def _with_reasons(records: Iterator[dict]) -> Iterator[dict]:
+    """The records; where they are interrupted with something to say, Typer must not swallow it."""
+    with closing(records):
+        try:
+            yield from records
+        except KeyboardInterrupt as error:
+            if error.args:
+                raise InterruptError(str(error)) from error
+            raise
 
 
 def _line(record: dict, card: ModelCard | None) -> str:

@@ -183,7 +183,11 @@ class Stream:
 
     def label(self, images: Sequence[np.ndarray]) -> list[Labelled]:
         """Label images, in a batch where that pays. Called by many threads."""
-        return self._batch(images) or [self._one(image) for image in images]
+        try:
+            batch = self._batch(images)
+        except Exception:  # each is run alone then, and says what is wrong
+            batch = None
+        return batch or [self._one(image) for image in images]
 
     def _one(self, image: np.ndarray) -> Labelled:
         shape = np.shape(image)
@@ -214,6 +218,8 @@ class Stream:
             return None
         with self._taking(1):
             plans = [net.plan(*image.shape[:2]) for image in images]
+            if any(plan.grids for plan in plans):
+                return None
             cost = net.costs.setdefault(padded, Cost())
             if cost.equal is None:
                 cost.equal = _same_scores(net, images)

@@ -2,9 +2,10 @@
 
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,15 +13,18 @@ import numpy as np
 
 from runtime.engine_file import ModelCard
 from runtime.errors import DeployError, MisuseError
-from runtime.files import replacing, write_error
+from runtime.files import WriteError, replacing, write_error
 from runtime.images import DEFAULT_MAX_PIXELS, check_pixels, fit, overlay_sheet, write_png
+from runtime.plan import Plan
 from runtime.segmenter import Segmenter
+
+log = logging.getLogger(__name__)
 
 REGION_PIXELS = 64_000_000  # files of more are not read whole
 TILE = 512  # of the TIFF that is written, in pixels
 PREVIEW = 4096  # longest side of an overlay, in pixels
+JPEG = (6, 7)  # compressions whose YCbCr is decoded to RGB
 GEOREFERENCE = (33550, 33922, 34264, 34735, 34736, 34737)  # the tags of the GeoTIFF standard (OGC 19-008r4)
-UNITS = {"NONE": 1, "INCH": 2, "CENTIMETER": 3}
 
 
 @dataclass(frozen=True)
@@ -72,31 +76,34 @@ def open_regions(path: str | os.PathLike, card: ModelCard, max_pixels: int = DEF
         MisuseError: channels or dtype that the card does not allow.
     """
     path = Path(path)
-    try:
-        if path.suffix.lower() == ".npy":
-            array = np.load(path, mmap_mode="r", allow_pickle=False)
-            if array.ndim not in (2, 3):
-                raise MisuseError(
-                    f"{path} holds an array of shape {list(array.shape)}; an image is [H, W] or [H, W, C]"
-                )
-            yield _regions(path, card, max_pixels, array.shape[:2], lambda t, b, le, r: array[t:b, le:r])
-            return
-        import tifffile
+    with ExitStack() as stack:
+        try:
+            image = _open(path, card, max_pixels, stack)
+        except DeployError:
+            raise
+        except FileNotFoundError as error:
+            raise DeployError(f"{path} does not exist") from error
+        except Exception as error:  # decoders raise whatever they meet in a hostile file
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise DeployError(f"cannot read {path} as an image: {reason}; is it damaged or truncated?") from error
+        yield image
 
-        with tifffile.TiffFile(path) as file:
-            page = file.pages.first
-            size = page.imagelength, page.imagewidth
-            tags = tuple(
-                (tag.code, tag.dtype, tag.count, tag.value) for tag in page.tags.values() if tag.code in GEOREFERENCE
-            )
-            yield _regions(path, card, max_pixels, size, _TiffReader(path, page, card).read, tags)
-    except (DeployError, GeneratorExit):
-        raise
-    except FileNotFoundError as error:
-        raise DeployError(f"{path} does not exist") from error
-    except (ValueError, OSError, EOFError) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise DeployError(f"cannot read {path} as an image: {reason}; is it damaged or truncated?") from error
+
+def _open(path: Path, card: ModelCard, max_pixels: int, stack: ExitStack) -> Regions:
+    if path.suffix.lower() == ".npy":
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        if array.ndim not in (2, 3):
+            raise MisuseError(f"{path} holds an array of shape {list(array.shape)}; an image is [H, W] or [H, W, C]")
+        return _regions(path, card, max_pixels, array.shape[:2], lambda t, b, le, r: array[t:b, le:r])
+    import tifffile
+
+    file = stack.enter_context(tifffile.TiffFile(path))
+    if len(file.pages) > 1:
+        log.warning("%s holds %d images; only the first is used", path, len(file.pages))
+    page = file.pages.first
+    size = page.imagelength, page.imagewidth
+    tags = tuple((tag.code, tag.dtype, tag.count, tag.value) for tag in page.tags.values() if tag.code in GEOREFERENCE)
+    return _regions(path, card, max_pixels, size, _TiffReader(path, page, card).read, tags)
 
 
 def _regions(path: Path, card: ModelCard, max_pixels: int, size, read, tags=()) -> Regions:
@@ -117,6 +124,18 @@ class _TiffReader:
         kind = getattr(page.photometric, "name", str(page.photometric))
         if kind not in ("MINISBLACK", "MINISWHITE", "RGB", "YCBCR", "PALETTE"):
             raise MisuseError(f"{path} has {kind} colours, which are not read region by region; convert it to RGB")
+        if kind == "YCBCR" and int(page.compression) not in JPEG:
+            raise MisuseError(
+                f"{path} has YCBCR colours without JPEG, which are not read by regions; convert it to RGB"
+            )
+        if kind != "PALETTE" and page.bitspersample not in (1, 8, 16, 32, 64):
+            raise MisuseError(
+                f"{path} has {page.bitspersample} bits a sample, which are not read region by region; convert it to 8"
+            )
+        if (turned := page.tags.valueof(274, 1)) != 1:
+            raise MisuseError(
+                f"{path} is stored turned (orientation {turned}), which is not read region by region; turn it upright"
+            )
         self.kind = kind
         self.separate = page.planarconfig == 2
         self.planes = page.samplesperpixel if self.separate else 1
@@ -193,8 +212,10 @@ class _TiffReader:
         """As `read_image` would have them: palettes and inverted grey resolved, alpha dropped."""
         if self.kind == "PALETTE":
             return (self.page.colormap[:, pixels[:, :, 0]] >> 8).astype(np.uint8).transpose(1, 2, 0)
-        if self.kind == "MINISWHITE" and pixels.dtype.kind == "u":
-            pixels = np.iinfo(pixels.dtype).max - pixels
+        if self.kind == "MINISWHITE" and pixels.dtype.kind in "ub":
+            pixels = ~pixels  # of unsigned and boolean values: the largest less the value
+        if self.kind.startswith("MIN") and pixels.shape[2] == 2 and self.card.channels in (1, 3):
+            pixels = pixels[:, :, :1]  # alpha is dropped
         if self.kind in ("RGB", "YCBCR") and self.card.channels == 3:
             return pixels[:, :, :3]
         return pixels[:, :, 0] if pixels.shape[2] == 1 else pixels
@@ -208,7 +229,7 @@ def label_regions(
     overlay: str | os.PathLike | None = None,
     max_pixels: int = DEFAULT_MAX_PIXELS,
     progress: Callable[[int, int], None] = lambda done, rows: None,
-) -> tuple[int, int]:
+) -> Plan:
     """Label an image file that need not fit into memory; write a tiled TIFF, as BigTIFF where it is large.
 
     Rows that are done are kept beside `out` until all are: where a run was interrupted or the disk was full, the same
@@ -223,7 +244,7 @@ def label_regions(
         progress: called with the rows that are done, and all.
 
     Returns:
-        (height, width) in pixels.
+        How it was run.
 
     Raises:
         DeployError: the image is damaged, or nothing can be written.
@@ -233,6 +254,7 @@ def label_regions(
     path, out = Path(path), Path(out)
     with open_regions(path, net.card, max_pixels) as image:
         height, width = image.shape[:2]
+        plan = net.plan(height, width, bands=True)
         dtype = np.dtype(net.card.label_dtype)
         kept = out.parent / f".{out.name}.partial"
         state = out.parent / f".{out.name}.partial.json"
@@ -259,14 +281,15 @@ def label_regions(
             del labels
         except KeyboardInterrupt as error:
             raise KeyboardInterrupt(f"interrupted at row {done} of {height} of {path}; {_AGAIN}") from error
-        except (OSError, DeployError) as error:
-            if isinstance(error, DeployError) and not isinstance(error.__cause__, OSError):
+        except (OSError, WriteError) as error:
+            said = error if isinstance(error, WriteError) else write_error(out, error)
+            raise WriteError(f"{said}; {done} of {height} rows are kept, and {_AGAIN}") from error
+        except DeployError as error:
+            if not isinstance(error.__cause__, OSError):  # which may pass, as of a network drive
                 _forget(kept, state)  # the image's own fault: what is kept would not help
-                raise
-            said = error if isinstance(error, DeployError) else write_error(out, error)
-            raise DeployError(f"{said}; {done} of {height} rows are kept, and {_AGAIN}") from error
+            raise
         _forget(kept, state)
-        return height, width
+        return plan
 
 
 _AGAIN = "the same command with --resume goes on from there"
@@ -317,5 +340,7 @@ def _write_tiff(out: Path, labels: np.ndarray, card: ModelCard, tags: tuple) -> 
         writer.write(
             tiles(), shape=labels.shape, dtype=labels.dtype, tile=(TILE, TILE), compression="zlib",
             compressionargs={"level": 1}, metadata=None, software="fcn-deploy",
-            extratags=[(*tag, True) for tag in tags], **options,
+            # As bytes: texts that are not ASCII would be refused.
+            extratags=[(*tag, value.encode() if isinstance(value, str) else value, True) for *tag, value in tags],
+            **options,
         )  # fmt: skip

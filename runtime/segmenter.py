@@ -1,7 +1,6 @@
 """Segmenter: an engine opened, and labels for images of any size."""
 
 import logging
-import math
 import os
 import re
 import threading
@@ -62,6 +61,7 @@ class Segmenter:
         self.memory = memory
         self._buffers = threading.local()
         self._on_gpu = False
+        self._kept = 0  # bytes
         self.costs: dict[tuple[int, int], Cost] = {}  # padded size → what batches of it were measured to cost
         if not self.path.is_file():
             raise DeployError(f"{self.path} does not exist or is not a file; name an .engine or an .onnx")
@@ -137,8 +137,8 @@ class Segmenter:
         return plan_run(size, self.card, self._stages, min(memory, BANDS_MEMORY) if bands else memory)
 
     def memory_budget(self) -> int:
-        """Bytes that one image may take now."""
-        return self.memory or int(available_memory() * DEFAULT_MEMORY_SHARE)
+        """Bytes that one image may take now. What earlier ones took is kept by the backends, and there for the next."""
+        return self.memory or int((available_memory() + self._kept) * DEFAULT_MEMORY_SHARE)
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
         """Labels of one image.
@@ -159,6 +159,7 @@ class Segmenter:
 
     def run(self, image: np.ndarray, plan: Plan) -> np.ndarray:
         """Labels of an image that was checked and planned."""
+        self._kept = max(self._kept, plan.bytes)
         if plan.grids:
             labels = np.empty(plan.size, self.card.label_dtype)
             for top, band in self._label_bands(image, plan, 0):
@@ -240,9 +241,10 @@ class Segmenter:
             images,
             lambda group: [each.outcome for each in stream.label(group)],
             workers=CALLERS,
-            pixels=lambda image: math.prod(np.shape(image)[:2]),
-            most=stream.pixels,
-            alike=lambda image: stream.alike(image.shape[:2]) if np.ndim(image) > 1 else None,
+            # What is no image is refused in its turn.
+            pixels=lambda image: image.size if isinstance(image, np.ndarray) else 0,
+            most=stream.pixels * self.card.channels,
+            alike=lambda i: stream.alike(i.shape[:2]) if isinstance(i, np.ndarray) and i.ndim > 1 else None,
         )
         with closing(outcomes):
             for outcome in outcomes:
@@ -309,9 +311,9 @@ class Segmenter:
 
     def _label_bands(self, image, plan: Plan, start: int) -> Iterator[tuple[int, np.ndarray]]:
         # Interpolation reads the score above a row, too.
-        above = max(0, start - 2 * max(self.card.stride, self.card.size_multiple))
-        bands = self._score_bands(image, plan, above)
-        return label_bands(bands, self.head, self.card, plan.padded, plan.size, start)
+        stride = self._stages[-1].stride[0]
+        bands = self._score_bands(image, plan, max(0, start - 2 * stride))
+        return label_bands(bands, stride, self.head, self.card, plan.padded, plan.size, start)
 
     def _score_bands(self, image, plan: Plan, start: int) -> Iterator[tuple[int, int, np.ndarray]]:
         backends = self._open()
@@ -325,7 +327,7 @@ class Segmenter:
             return backends[0].run(self._prepared(part))[0]
 
         others = [lambda part, backend=backend: backend.run(part)[0] for backend in backends[1:]]
-        return score_bands(plan.grids, first, others, start)
+        return score_bands(plan.grids, [stage.stride for stage in self._stages], first, others, start)
 
     def _run(self, image: np.ndarray) -> np.ndarray:
         """Scores of an image that is run whole, padded to the card's multiple: float32 [K, h, w]."""

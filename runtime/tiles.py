@@ -15,8 +15,8 @@ Compute = Callable[[Span, Span], np.ndarray]
 class Rows:
     """The rows of a stage's result that are still needed, from bands that are made when they are asked for."""
 
-    def __init__(self, bands: Iterator[tuple[int, int, np.ndarray]], width: int) -> None:
-        self._bands, self._width = bands, width
+    def __init__(self, bands: Iterator[tuple[int, int, np.ndarray]], stride: tuple[int, int]) -> None:
+        self._bands, self._stride = bands, stride
         self._kept: list[tuple[int, int, np.ndarray]] = []
 
     def part(self, rows: Span, columns: Span) -> np.ndarray:
@@ -29,14 +29,15 @@ class Rows:
         for top, bottom, band in self._kept:
             start, stop = max(top, rows.outer_start), min(bottom, rows.outer_stop)
             if start < stop:
-                high, wide = (bottom - top) // band.shape[1], self._width // band.shape[2]  # pixels of a cell
-                across = slice(columns.outer_start // wide, columns.outer_stop // wide)
-                parts.append(band[:, (start - top) // high : (stop - top) // high, across])
+                high, wide = self._stride
+                across = slice(columns.outer_start // wide, _cells(columns.outer_stop, wide))
+                parts.append(band[:, (start - top) // high : _cells(stop - top, high), across])
         return np.ascontiguousarray(np.concatenate(parts, axis=1))[None]
 
 
 def score_bands(
     grids: Sequence[Grid],
+    strides: Sequence[tuple[int, int]],
     first: Compute,
     others: Sequence[Callable[[np.ndarray], np.ndarray]],
     start: int = 0,
@@ -45,6 +46,7 @@ def score_bands(
 
     Args:
         grids: of each stage.
+        strides: pixels of a cell of each stage's result, (vertical, horizontal).
         first: gives the first stage's features of a tile of the image.
         others: the stages after it, float or uint8 [1, C, h, w] → [K, h', w'].
         start: a row of the padded image, in pixels: what comes before its row of tiles is left out.
@@ -56,32 +58,37 @@ def score_bands(
     for grid in reversed(grids):
         begins.insert(0, start // grid.tile[0] * grid.tile[0])
         start = max(begins[0] - grid.halo[0], 0)
-    bands = _bands(grids[0], first, begins[0])
-    for grid, run, begin in zip(grids[1:], others, begins[1:], strict=True):
-        rows = Rows(bands, grid.padded[1])
-        bands = _bands(grid, lambda y, x, run=run, rows=rows: run(rows.part(y, x)), begin)
+    bands = _bands(grids[0], strides[0], first, begins[0])
+    for index, (grid, run, begin) in enumerate(zip(grids[1:], others, begins[1:], strict=True)):
+        rows = Rows(bands, strides[index])
+        bands = _bands(grid, strides[index + 1], lambda y, x, run=run, rows=rows: run(rows.part(y, x)), begin)
     return bands
 
 
-def _bands(grid: Grid, compute: Compute, start: int) -> Iterator[tuple[int, int, np.ndarray]]:
-    columns = grid.spans(1)
+def _cells(pixels: int, stride: int) -> int:
+    """Of an image that ends there, also within a cell."""
+    return -(-pixels // stride)
+
+
+def _bands(grid: Grid, stride: tuple[int, int], compute: Compute, start: int) -> Iterator[tuple[int, int, np.ndarray]]:
+    columns, (high, wide) = grid.spans(1), stride
     for rows in grid.spans(0)[start // grid.tile[0] :]:
         band = None
         for across in columns:
             result = compute(rows, across)
-            high = (rows.outer_stop - rows.outer_start) // result.shape[1]  # pixels of a cell
-            wide = (across.outer_stop - across.outer_start) // result.shape[2]
-            if band is None:
-                shape = (len(result), (rows.stop - rows.start) // high, grid.padded[1] // wide)
-                band = np.empty(shape, result.dtype)
+            # Tiles begin at whole cells.
             y, x = (rows.start - rows.outer_start) // high, (across.start - across.outer_start) // wide
-            height, width = (rows.stop - rows.start) // high, (across.stop - across.start) // wide
-            band[:, :, across.start // wide : across.stop // wide] = result[:, y : y + height, x : x + width]
+            height, width = _cells(rows.stop - rows.start, high), _cells(across.stop - across.start, wide)
+            if band is None:
+                band = np.empty((len(result), height, _cells(grid.padded[1], wide)), result.dtype)
+            left = across.start // wide
+            band[:, :, left : left + width] = result[:, y : y + height, x : x + width]
         yield rows.start, rows.stop, band
 
 
 def label_bands(
     bands: Iterator[tuple[int, int, np.ndarray]],
+    stride: int,
     head: Head,
     card: ModelCard,
     padded: tuple[int, int],
@@ -92,6 +99,7 @@ def label_bands(
 
     Args:
         bands: as from `score_bands`; the first holds the scores that row `start` is made of.
+        stride: rows of pixels of a row of scores.
         head, card, padded, size: as for `labels_from_scores`.
         start: first row of labels, in pixels.
 
@@ -99,13 +107,12 @@ def label_bands(
         (first row, labels [rows, width]), from `start` to the last row.
     """
     kept, first, done = None, 0, start
-    for top, bottom, band in bands:
-        step = (bottom - top) // band.shape[1]  # pixels of a cell
+    cells = _cells(padded[0], stride)
+    for top, _, band in bands:
         if kept is None:
-            kept, first = band, top // step
+            kept, first = band, top // stride
         else:
             kept = np.concatenate([kept, band], axis=1)
-        cells = padded[0] // step
         # Rows whose last cell is here; the others wait for the next band.
         lasts = last_cells(head, cells, padded[0], size[0])
         stop = int(np.searchsorted(lasts, first + kept.shape[1], "left"))

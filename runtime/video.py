@@ -56,9 +56,10 @@ def label_video(stream: Stream, source: Path, labels: Path, overlay: Path | None
         with ExitStack() as stack:
             reader = stack.enter_context(_Reader.open(source, stream.net.card, max_pixels))
             _label(stream, reader, labels, overlay, record, stack)
+            faults = reader.faults()  # while it is open: it asks the file
     except VideoError as error:
         return {"image": str(source), "error": said(error, source)}
-    if faults := reader.faults():
+    if faults:
         record["error"] = f"{source}: {faults}; the other {record['frames']} frames are labelled"
     return record
 

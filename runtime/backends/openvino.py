@@ -116,23 +116,26 @@ class OpenVinoBackend:
         with self._lock:
             if self._compiled is None:
                 raise MisuseError("the Segmenter was closed; open another one")
+            compiled, port = self._compiled, self._result
             request = self._idle.pop() if self._idle else None
         try:
-            request = request or self._compiled.create_infer_request()
+            request = request or compiled.create_infer_request()
             # The array is read in place, and the result written into memory of its own: no copies.
             request.set_tensor(self.input, self._tensor(np.ascontiguousarray(image), shared_memory=True))
-            result = self._tensor(self._result.element_type, self._shape([0] * 4))
-            request.set_tensor(self._result, result)
+            result = self._tensor(port.element_type, self._shape([0] * 4))
+            request.set_tensor(port, result)
             request.infer()
             layers = request.profiling_info if self._measured else []
         except RuntimeError as error:
             raise DeployError(f"the network failed on an input of {list(image.shape)}: {one_line(error)}") from error
         with self._lock:
-            self._idle.append(request)
+            if self._compiled is not None:
+                self._idle.append(request)
         return result.data, layers
 
     def close(self) -> None:
-        self._idle, self._compiled, self._result = [], None, None
+        with self._lock:
+            self._idle, self._compiled, self._result = [], None, None
 
 
 def one_line(error: BaseException) -> str:

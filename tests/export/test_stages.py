@@ -14,6 +14,7 @@ from PIL import Image
 
 from export.build import build_engine, core_of, read_source
 from export.builders import cpu
+from export.candidates import Tuning
 from export.precision import Options
 from export.stages import cut_core
 from export.to_onnx import export
@@ -52,15 +53,16 @@ def test_stages_one_after_the_other_are_the_core(index):
 
 
 @functools.cache
-def engine(index, int8, folder):
+def engine(index, int8, folder, backend="onnxruntime"):
     """An engine of the family, in a folder of this run."""
-    path = folder / f"{index}-{int8}.engine"
+    path = folder / f"{index}-{int8}-{backend}.engine"
     model = random_network(width=0.125, **CHOSEN[index])
     export(model, checkpoint_of(model).card, folder / f"{index}.onnx")
     for name in range(3):
         Image.fromarray(photo(90 + name, 100, name)).save(folder / f"{name}.png")
     options = Options(int8=int8, calib=str(folder / "*.png") if int8 else None, max_drop=100)
-    build_engine(read_source(folder / f"{index}.onnx"), path, options=options, timed=[(32, 32)])
+    how = {"tuning": Tuning((backend,)), "timed": [(32, 32)]}
+    build_engine(read_source(folder / f"{index}.onnx"), path, options=options, **how)
     return path
 
 
@@ -79,6 +81,7 @@ def test_tiled_scores_are_the_whole_images(folder, int8, data):
     height, width = (long, data.draw(st.integers(1, 96)))[:: data.draw(st.sampled_from([1, -1]))]
     image = photo(height, width, data.draw(st.integers(0, 3)))
     with Segmenter(path, threads=2) as whole:
+        assert all(stage.halo is not None for stage in whole.manifest.stages)
         assert not whole.plan(height, width).grids
         needed = whole.plan(height, width).bytes
         expected, labels = whole.scores(image), whole(image)
@@ -101,6 +104,23 @@ def test_tiled_scores_are_the_whole_images(folder, int8, data):
         rows = dict(tiled.bands(image, start))
         assert min(rows) == start
         assert (np.concatenate([rows[top] for top in sorted(rows)]) != labels[start:]).mean() < (1e-9 if sure else 1e-3)
+
+
+@settings(max_examples=15, deadline=None)
+@given(data=st.data())
+def test_tiles_by_openvino_give_the_whole_images_scores(folder, data):
+    pytest.importorskip("openvino", reason="openvino is not installed; pip install 'fcn-deploy[openvino]'")
+    path = engine(data.draw(st.sampled_from((0, 1))), False, folder, "openvino")
+    height, width = (data.draw(st.integers(600, 1300)), data.draw(st.integers(1, 64)))[
+        :: data.draw(st.sampled_from([1, -1]))
+    ]
+    image = photo(height, width)
+    with Segmenter(path, threads=2) as whole:
+        assert whole.backend == "openvino"
+        expected = whole.scores(image)
+        with Segmenter(path, threads=2, memory=int(whole.plan(height, width).bytes * 0.6)) as tiled:
+            assert tiled.plan(height, width).grids
+            assert np.abs(tiled.scores(image) - expected).max() <= 1e-5 * np.ptp(expected)
 
 
 def graph_of(nodes, constants, channels=3):

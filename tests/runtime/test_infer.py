@@ -1,6 +1,7 @@
 """python -m runtime.infer and verify-engine, as a user runs them."""
 
 import json
+import re
 import resource
 import shutil
 import signal
@@ -11,6 +12,7 @@ import zipfile
 
 import numpy as np
 import pytest
+import tifffile
 from helpers import command, one_error, photo
 from PIL import Image
 
@@ -188,6 +190,37 @@ def test_ctrl_c_is_one_line_and_the_run_can_go_on(exports, tmp_path):
     assert done.returncode == 0, done.stderr
     first = (out / "000.png").stat()
     assert first.st_mtime_ns < started and len(list(out.glob("0[01]*.png"))) == 40
+
+
+def test_a_large_file_is_labelled_by_regions_and_ctrl_c_tells_how_far_it_came(exports, tmp_path):
+    image, out = photo(1700, 100), tmp_path / "o"
+    georeference = [(33550, "d", 3, (0.5, 0.5, 0.0), True), (34735, "H", 4, (1, 1, 0, 0), True)]
+    tifffile.imwrite(tmp_path / "map.tif", image, tile=(64, 64), compression="zlib", extratags=georeference)
+    words = [exports / "narrow.engine", tmp_path / "map.tif", "-o", out, "--memory", "0.003", "--overlay"]
+    running = subprocess.Popen(
+        [sys.executable, "-m", "runtime.infer", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    state, deadline = out / ".map.tif.partial.json", time.monotonic() + 120
+    while not state.exists() and running.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.005)
+    running.send_signal(signal.SIGINT)
+    _, errors = running.communicate(timeout=120)
+    assert running.returncode == 130
+    assert re.fullmatch(
+        r"python -m runtime.infer: error: interrupted at row \d+ of 1700 of .*map.tif; "
+        r"the same command with --resume goes on from there\n", errors
+    )  # fmt: skip
+    assert {path.name for path in out.iterdir()} == {".map.tif.partial", ".map.tif.partial.json"}
+    done = command("infer", *words, "--resume", "--explain", "--json")
+    (record,) = map(json.loads, done.stdout.splitlines())
+    assert record["size"] == [1700, 100] and [stage["tiles"] > 1 for stage in record["plan"]["stages"]] == [True, True]
+    assert {path.name for path in out.iterdir()} == {"map.tif", "map.overlay.png"}
+    with Segmenter(exports / "narrow.engine") as net:
+        np.testing.assert_array_equal(tifffile.imread(out / "map.tif"), net(image))
+    text = command("infer", *words, "--force", "--explain").stdout
+    assert "times the work in tiles" in text and re.search(
+        r"stage 1: \d+ tiles of \d+×\d+ with a halo of 480×480", text
+    )
 
 
 def test_verify_engine_compares_and_times(exports):

@@ -9,6 +9,7 @@ import tifffile
 from helpers import photo
 
 from runtime import DeployError, MisuseError, ModelCard, Segmenter, regions
+from runtime.files import WriteError
 from runtime.images import read_image
 from runtime.regions import by_regions, label_regions, open_regions
 
@@ -95,12 +96,12 @@ def left(folder):
 
 def test_labels_are_the_whole_images_and_keep_its_georeference(exports, net, large, tmp_path):
     steps = []
-    size = label_regions(
+    plan = label_regions(
         net, large, tmp_path / "out.tif", overlay=tmp_path / "out.png", progress=lambda *at: steps.append(at)
     )
-    assert size == (2400, 100) and steps[0] == (0, 2400) and steps[-1] == (2400, 2400) and len(steps) > 3
+    assert plan.size == (2400, 100) and steps[0] == (0, 2400) and steps[-1] == (2400, 2400) and len(steps) > 3
     with Segmenter(exports / "narrow.engine", threads=2) as whole:
-        assert not whole.plan(*size).grids
+        assert not whole.plan(*plan.size).grids
         np.testing.assert_array_equal(tifffile.imread(tmp_path / "out.tif"), whole(photo(2400, 100)))
     with tifffile.TiffFile(tmp_path / "out.tif") as found, tifffile.TiffFile(large) as given:
         page = found.pages.first
@@ -178,7 +179,7 @@ def test_a_full_disk_is_one_line_and_keeps_the_rows(net, large, tmp_path, monkey
 
 
 def _full(*_):
-    raise DeployError("full") from OSError(errno.ENOSPC, "No space left on device")
+    raise WriteError("full") from OSError(errno.ENOSPC, "No space left on device")
 
 
 @pytest.mark.parametrize("share", [0.9, 0.5, 0.1])
