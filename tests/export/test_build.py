@@ -99,6 +99,16 @@ def test_networks_from_elsewhere_keep_their_labels(tmp_path, end, capsys):
         for size in ((1, 1), (19, 53), (90, 41)):
             image = photo(*size)
             assert (plain(image) == net(image)).mean() > 0.999
+        # Sizes that end within a cell, in tiles; a cubic Resize to the image's size stays in the core, and whole.
+        assert [stage.halo is not None for stage in net.manifest.stages] == [head != "none"]
+        for size in ((65, 301), (187, 66), (129, 131)) if head != "none" else ():
+            image = photo(*size)
+            with Segmenter(tmp_path / "m.engine", memory=net.plan(*size).bytes // 2) as tiled:
+                assert sum(grid.count for grid in tiled.plan(*size).grids) > 1
+                assert np.abs(tiled.scores(image) - net.scores(image)).max() < 1e-5
+                np.testing.assert_array_equal(tiled(image), net(image))
+                rows = list(tiled.bands(image, 37))
+                np.testing.assert_array_equal(np.concatenate([part for _, part in rows]), net(image)[37:])
 
 
 def full_size(y, size):

@@ -207,5 +207,5 @@ def test_the_cut_leaves_little_to_do_twice(trained):
     assert max(early.halo) <= 96 and max(late.halo) <= 480 and late.bytes_per_pixel < early.bytes_per_pixel / 3
     whole = cut_core(onnx.load_from_string(cpu.build(core)), card, cut=False)[0].stage
     staged, single = (plan_run((20000, 20000), card, stages, 10**9) for stages in ((early, late), (whole,)))
-    assert staged.overhead < 1.5 < 3 < single.overhead
+    assert staged.overhead < 1.6 < 3 < single.overhead
     assert math.prod(staged.padded) == 20000 * 20000

@@ -62,6 +62,26 @@ def test_every_kind_of_pixel_comes_as_the_card_wants_it(tmp_path, kind):
         np.testing.assert_array_equal(found[0:40, 0:50], read_image(tmp_path / "i.tif", card))
 
 
+def test_scanned_documents_of_one_bit_are_not_inverted(tmp_path):
+    page = photo(40, 50)[:, :, 0] > 120
+    for photometric in ("miniswhite", "minisblack"):
+        tifffile.imwrite(tmp_path / "i.tif", page, photometric=photometric, rowsperstrip=8, compression="zlib")
+        with open_regions(tmp_path / "i.tif", CARD) as found:
+            np.testing.assert_array_equal(found[0:40, 0:50], read_image(tmp_path / "i.tif", CARD))
+
+
+def test_kinds_that_would_come_out_wrong_are_refused(tmp_path):
+    tifffile.imwrite(tmp_path / "turned.tif", photo(40, 50), extratags=[(274, "H", 1, 6, True)])
+    with (
+        pytest.raises(MisuseError, match=r"stored turned \(orientation 6\)"),
+        open_regions(tmp_path / "turned.tif", CARD),
+    ):
+        pass
+    tifffile.imwrite(tmp_path / "ycc.tif", photo(40, 50), photometric="ycbcr", tile=(16, 16), compression="zlib")
+    with pytest.raises(MisuseError, match="YCBCR colours without JPEG"), open_regions(tmp_path / "ycc.tif", CARD):
+        pass
+
+
 def test_large_and_georeferenced_files_are_labelled_by_regions(tmp_path, monkeypatch):
     monkeypatch.setattr(regions, "REGION_PIXELS", 5000)
     tifffile.imwrite(tmp_path / "large.tif", photo(80, 80))
@@ -84,7 +104,7 @@ def net(exports):
 def large(tmp_path):
     """A georeferenced TIFF of many tiles."""
     tags = [(33550, "d", 3, (0.5, 0.5, 0.0), True), (33922, "d", 6, (0, 0, 0, 440720.0, 100000.0, 0), True),
-            (34735, "H", 4, (1, 1, 0, 0), True), (34737, "s", 0, "WGS 84 / UTM|", True)]  # fmt: skip
+            (34735, "H", 4, (1, 1, 0, 0), True), (34737, "s", 0, "Gauß-Krüger|".encode(), True)]  # fmt: skip
     image = photo(2400, 100)
     tifffile.imwrite(tmp_path / "large.tif", image, tile=(128, 128), compression="zlib", extratags=tags)
     return tmp_path / "large.tif"
