@@ -49,6 +49,7 @@ log = logging.getLogger(__name__)
 
 REPORT = "report.json"
 COMPARED_SIZES = ((1, 1), (7, 13), (37, 41), (61, 97), (136, 17), (200, 333), (257, 263), (480, 640))
+FIXED_SIZES = 3  # so many at most in --sizes are those of cameras, say, and come again and again
 GOLDEN_SIZE = (61, 83)
 
 
@@ -408,6 +409,8 @@ def _tuned(
     ]
     card = drafts["float32"][0].card
     images = {f"{height}x{width}": natural_noise(height, width, card, 0) for height, width in timed or TIMED_SIZES}
+    # Few sizes that were named stay; others change from image to image.
+    tuning = replace(tuning, step=0 if timed and len(timed) <= FIXED_SIZES else card.size_multiple)
     timings, chosen = tune(
         open_, check, candidates, images, tuning, lambda c: tuning.fastest or c.precision == precisions[0], say
     )

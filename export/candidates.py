@@ -23,6 +23,7 @@ SECONDS = 20.0
 ROUNDS = 9  # at each size, at most
 ALONE_ROUNDS = 5  # of a candidate that has no rival
 LEAST_ROUNDS = 3
+SMALLER = ((0, 1), (1, 0), (1, 1), (0, 2), (2, 0), (1, 2), (2, 1), (2, 2), (0, 3))  # steps, vertical and horizontal
 SHORT = 0.02  # seconds
 LEFT_BEHIND = 1.5  # times the fastest: after LEAST_ROUNDS, such a candidate is measured no further
 CLOSE = 0.03  # a lead smaller than this is noise: the earlier candidate is kept
@@ -37,12 +38,14 @@ class Tuning:
         fastest: float32 wins over INT8 where it is faster; otherwise the precision is the user's.
         threads: try fewer than one per core too, for the report.
         seconds: of measuring, at most, but for first runs.
+        step: pixels by which sizes change from round to round, as for `measure`.
     """
 
     backends: tuple[str, ...] = ("onnxruntime",)
     fastest: bool = False
     threads: bool = False
     seconds: float = SECONDS
+    step: int = 0
 
 
 def backends_of(name: str) -> tuple[str, ...]:
@@ -134,14 +137,15 @@ def tune(
         if not any(map(among, calls)):
             raise DeployError("; ".join(timing.refused for timing in refused.values()))
         say(f"timing {len(calls)} candidates" if len(calls) > 1 else f"timing {next(iter(calls)).precision}")
-        timings = measure(calls, images, tuning.seconds * (0.75 if tuning.threads else 1))
+        timings = measure(calls, images, tuning.seconds * (0.75 if tuning.threads else 1), step=tuning.step)
     chosen = choose(timings, among)
     counts = fewer_threads() if tuning.threads and chosen.threads is None else []
     for count in counts:
         fewer = replace(chosen, threads=count)
         say(f"timing {fewer.backend} with {count} threads")
         with open_(chosen) as all_cores, open_(fewer) as net:
-            timing = measure({chosen: all_cores, fewer: net}, images, tuning.seconds / 4 / len(counts))[fewer]
+            pair = {chosen: all_cores, fewer: net}
+            timing = measure(pair, images, tuning.seconds / 4 / len(counts), step=tuning.step)[fewer]
         slower = not timing.against < 1 + CLOSE
         timing.against *= timings[chosen].against
         timings[fewer] = timing
@@ -155,12 +159,15 @@ def measure(
     images: Mapping[str, np.ndarray],
     seconds: float = SECONDS,
     clock: Callable[[], float] = time.perf_counter,
+    step: int = 0,
 ) -> dict[Candidate, Timing]:
     """Time candidates against each other.
 
     At each size they run one after the other, in an order drawn anew each round, so that a machine that becomes busy
-    or hot slows all alike. The size stays for all rounds: what a change of size costs is paid in a first run, which is
-    not counted. They are compared by their best rounds, since whatever disturbs a run only ever adds to it.
+    or hot slows all alike. With `step` every round has a size of its own, a little smaller: libraries that prepare
+    kernels for a shape pay for it as they do where sizes change from image to image. Otherwise the size stays, and
+    what a change of size costs is paid in a first run, which is not counted. They are compared by their best rounds,
+    since whatever disturbs a run only ever adds to it.
 
     Args:
         calls: candidate → function of an image. The first is what the others are compared with, and is measured to
@@ -168,6 +175,7 @@ def measure(
         images: "HxW" → image.
         seconds: shared by the sizes; LEAST_ROUNDS are run even where it is too little, at sizes too slow for it fewer.
         clock: in seconds.
+        step: pixels by which sizes differ from round to round (times are scaled to the named size); 0: they stay.
     """
     first = next(iter(calls))
     timings = {candidate: Timing() for candidate in calls}
@@ -182,7 +190,7 @@ def measure(
             started = clock()
             next(iter(calls.values()))(image)
             # Short calls are timed warm, as they are where one engine runs alone.
-            warm = clock() - started < SHORT
+            warm = not step and clock() - started < SHORT
         except OverBudgetError:
             for timing in timings.values():
                 timing.milliseconds[size] = None
@@ -191,12 +199,13 @@ def measure(
         left = list(calls)
         times: dict[Candidate, list[float]] = {candidate: [] for candidate in calls}
         for done in range(1, (ROUNDS if len(calls) > 1 else ALONE_ROUNDS) + 1):
+            given = _smaller(image, step, done)
             for candidate in order.sample(left, len(left)):
                 if warm:
                     calls[candidate](image)
                 before = clock()
-                calls[candidate](image)
-                times[candidate].append(clock() - before)
+                calls[candidate](given)
+                times[candidate].append((clock() - before) * image.size / given.size)
             spent = clock() - start
             if spent > allowed * (3 if done < LEAST_ROUNDS else 1):
                 break
@@ -212,6 +221,15 @@ def measure(
         if values:
             timings[candidate].against = math.exp(float(np.mean(values)))
     return timings
+
+
+def _smaller(image: np.ndarray, step: int, turn: int) -> np.ndarray:
+    """The image without a few rows and columns, as many as no other of ROUNDS turns leaves away."""
+    cut = SMALLER[(turn - 1) % len(SMALLER)]
+    height, width = (
+        max(side - step * times, min(side, step)) for side, times in zip(image.shape[:2], cut, strict=True)
+    )
+    return image[:height, :width] if step else image
 
 
 def choose(timings: Mapping[Candidate, Timing], among: Callable[[Candidate], bool] = lambda _: True) -> Candidate:

@@ -144,7 +144,9 @@ def opener(seconds, clock, opened=None):
 @pytest.fixture
 def fake_time(monkeypatch):
     clock = Clock()
-    monkeypatch.setattr(candidates, "measure", lambda calls, images, seconds: measure(calls, images, seconds, clock))
+    monkeypatch.setattr(
+        candidates, "measure", lambda calls, images, seconds, step: measure(calls, images, seconds, clock, step)
+    )
     return clock
 
 
@@ -234,7 +236,7 @@ def test_build_engine_measures_what_is_installed(exports, tmp_path):
 def test_fastest_keeps_float32_where_int8_is_slower(exports, tmp_path, photos, monkeypatch):
     """INT8 is made slow through the clock's seam; everything else is real."""
 
-    def slow_int8(calls, images, seconds):
+    def slow_int8(calls, images, seconds, step):
         return {c: Timing(dict.fromkeys(images, 1.0), 3.0 if c.precision == "int8" else 1.0, [1], "") for c in calls}
 
     monkeypatch.setattr(candidates, "measure", slow_int8)
@@ -298,3 +300,19 @@ def test_misuse_is_one_line(exports, tmp_path, words, said):
 def test_a_backend_that_does_not_exist():
     with pytest.raises(MisuseError, match="choose auto, onnxruntime or openvino"):
         candidates.backends_of("abacus")
+
+
+def test_sizes_that_change_are_measured_at_sizes_that_change():
+    seen = []
+
+    def prepares_for_a_shape(image):
+        seen.append(image.shape[:2])
+
+    image = np.zeros((256, 192, 3), np.uint8)
+    measure({ORT: prepares_for_a_shape}, {"256x192": image}, 1000, step=32)
+    timed = seen[2:]  # after first runs
+    assert len(set(timed)) == len(timed) == ALONE_ROUNDS and (256, 192) not in timed
+    assert all(256 - side[0] <= 64 and 192 - side[1] <= 96 for side in timed)
+    seen.clear()
+    measure({ORT: prepares_for_a_shape}, {"20x7": image[:20, :7]}, 1000, step=32)
+    assert set(seen) == {(20, 7)}
