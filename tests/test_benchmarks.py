@@ -154,7 +154,11 @@ def test_huge_compares_labels_memory_and_throughput(exports, tmp_path):
     assert result["pixels_compared"] == 3 * 256**2 and result["pixels_differing"] <= 20
     assert 30e6 < result["peak_anonymous"] < 2e9
     assert result["ratio"] == result["megapixels_per_s"] / result["small_megapixels_per_s"]
-    assert result["plan"]["tiles"] > 1 and "plan:" in told and f"ratio {result['ratio']:.3f}" in told
+    assert (
+        any(stage["tiles"] > 1 for stage in result["plan"]["stages"])
+        and "plan:" in told
+        and f"ratio {result['ratio']:.3f}" in told
+    )
 
 
 def test_a_mosaic_read_in_parts_is_the_mosaic(tmp_path):
