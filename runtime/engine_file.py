@@ -135,17 +135,26 @@ class ModelCard:
         return 1 if self.activation in ("sigmoid", "probability") else len(self.classes)
 
     @property
+    def score_names(self) -> tuple[str, ...]:
+        """A name for each score; one score is that of class 1."""
+        return self.classes[-self.scores :]
+
+    @property
     def gives_labels(self) -> bool:
         """Whether each pixel has one label; else the network gives masks that may overlap, or values."""
         return self.activation not in ("multilabel", "none")
 
     @property
+    def thresholds(self) -> tuple[float, ...]:
+        """A probability for each score."""
+        return self.threshold if isinstance(self.threshold, tuple) else (self.threshold,) * self.scores
+
+    @property
     def score_thresholds(self) -> tuple[float, ...]:
         """What each score is compared with: its threshold, as a logit where scores are logits."""
-        each = self.threshold if isinstance(self.threshold, tuple) else (self.threshold,) * self.scores
         if self.activation == "probability":
-            return each
-        return tuple(math.log(value / (1 - value)) for value in each)
+            return self.thresholds
+        return tuple(math.log(value / (1 - value)) for value in self.thresholds)
 
     @property
     def score_threshold(self) -> float:
@@ -194,12 +203,17 @@ class Head:
         coordinates: `half_pixel`, `pytorch_half_pixel`, `asymmetric` or `align_corners`.
         factor: output over input size, (vertical, horizontal); None: the output has the padded image's size.
         rounding: of `nearest`: `round_prefer_floor`, `round_prefer_ceil`, `floor` or `ceil`.
+        activated: the network takes its Softmax or Sigmoid before its Resize, so the scores are probabilities already.
+        fades: the Resize stands for a bilinear transposed convolution, in which scores fade towards zero beyond the
+            centres of the outermost cells. Labels are the same.
     """
 
     mode: str = "none"
     coordinates: str = "half_pixel"
     factor: tuple[float, float] | None = None
     rounding: str = "round_prefer_floor"
+    activated: bool = False
+    fades: bool = False
 
     def __post_init__(self) -> None:
         for name, allowed in (("mode", MODES), ("coordinates", COORDINATES), ("rounding", ROUNDINGS)):
@@ -210,6 +224,11 @@ class Head:
             if len(factor) != 2 or not all(math.isfinite(value) and value > 0 for value in factor):
                 raise ValueError(f"factor {self.factor}; it must be two numbers above 0")
             object.__setattr__(self, "factor", factor)
+        for name in ("activated", "fades"):
+            if type(getattr(self, name)) is not bool:
+                raise ValueError(f"{name} {getattr(self, name)!r}; it must be true or false")
+        if self.fades and (self.mode, self.coordinates, self.factor is None) != ("linear", "half_pixel", False):
+            raise ValueError("fades is of linear interpolation by a factor, half_pixel")
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,9 @@
-"""From coarse scores to full-size labels, exactly.
+"""From coarse scores to full-size labels, masks, probabilities and values, exactly.
 
 Bilinear interpolation is a convex combination of four corners: where all four have the same best class, so
 has every pixel between them. So only the cells whose corners disagree are interpolated, and the labels are
-those of argmax(interpolate(scores)), at a small part of its cost.
+those of argmax(interpolate(scores)), at a small part of its cost. Of a mask the same holds with its threshold; only
+probabilities and values are interpolated everywhere.
 """
 
 import math
@@ -12,6 +13,50 @@ import numpy as np
 from runtime.engine_file import Head, ModelCard
 
 CHUNK = 4 << 20  # score values interpolated at a time: bounds the working memory on noisy scores
+VALUES = 1 << 18  # of the result made at a time, where all are interpolated: a few of these fit a core's cache
+KINDS = ("labels", "probabilities", "masks", "values")  # of results
+
+
+def new_result(kind: str, card: ModelCard, rows: int, columns: int) -> np.ndarray:
+    """Memory for a result of one of KINDS: labels [rows, columns], or [K, rows, columns] bool masks or float32."""
+    if kind == "labels":
+        return np.empty((rows, columns), card.label_dtype)
+    return np.empty((card.scores, rows, columns), bool if kind == "masks" else np.float32)
+
+
+def result_bytes(kind: str, card: ModelCard) -> int:
+    """Bytes of a result of one of KINDS, per pixel."""
+    if kind == "labels":
+        return np.dtype(card.label_dtype).itemsize
+    return card.scores * (1 if kind == "masks" else 4)
+
+
+def result_from_scores(
+    kind: str,
+    scores: np.ndarray,
+    head: Head,
+    card: ModelCard,
+    padded: tuple[int, int],
+    size: tuple[int, int],
+    rows: tuple[int, int] | None = None,
+    first: int = 0,
+    cells: int | None = None,
+    out: np.ndarray | None = None,
+) -> np.ndarray:
+    """A result of one of KINDS from the core's scores; arguments as for `labels_from_scores`.
+
+    `out`: where to write it, as from `new_result` for these rows; None: new memory.
+    """
+    where = scores, head, card, padded, size, rows, first, cells
+    if kind == "masks":
+        return masks_from_scores(*where, out)
+    if kind != "labels":
+        return values_from_scores(*where, out, probabilities=kind == "probabilities")
+    labels = labels_from_scores(*where)
+    if out is None:
+        return labels
+    out[:] = labels
+    return out
 
 
 def labels_from_scores(
@@ -40,9 +85,84 @@ def labels_from_scores(
     """
     scores = np.asarray(scores, np.float32)
     if card.activation != "softmax":
-        # Two classes, the second best where the score is above its threshold.
-        scores = np.concatenate([np.full_like(scores, card.score_threshold), scores])
-    dtype = np.dtype(card.label_dtype)
+        scores = _against(scores, card.score_threshold)
+    return _best(scores, head, np.dtype(card.label_dtype), padded, size, rows, first, cells)
+
+
+def masks_from_scores(
+    scores: np.ndarray,
+    head: Head,
+    card: ModelCard,
+    padded: tuple[int, int],
+    size: tuple[int, int],
+    rows: tuple[int, int] | None = None,
+    first: int = 0,
+    cells: int | None = None,
+    out: np.ndarray | None = None,
+) -> np.ndarray:
+    """The mask of each class, where its own score is above its threshold: [K, rows, width] bool.
+
+    Arguments as for `labels_from_scores`; `out`: where to write them.
+    """
+    scores = np.asarray(scores, np.float32)
+    start, stop = rows or (0, size[0])
+    out = new_result("masks", card, stop - start, size[1]) if out is None else out
+    thresholds = card.thresholds if head.activated else card.score_thresholds
+    for mask, score, threshold in zip(out, scores, thresholds, strict=True):
+        two = _against(score[None], threshold)
+        mask[:] = _best(two, head, np.dtype(np.uint8), padded, size, rows, first, cells)
+    return out
+
+
+def values_from_scores(
+    scores: np.ndarray,
+    head: Head,
+    card: ModelCard,
+    padded: tuple[int, int],
+    size: tuple[int, int],
+    rows: tuple[int, int] | None = None,
+    first: int = 0,
+    cells: int | None = None,
+    out: np.ndarray | None = None,
+    probabilities: bool = False,
+) -> np.ndarray:
+    """The scores at full size, as ONNX's Resize gives them: [K, rows, width] float32.
+
+    Made a few rows at a time, so that there is one copy of them. Arguments as for `labels_from_scores`.
+
+    Args:
+        out: where to write them; None: new memory. It may be `scores` itself where these are full-size.
+        probabilities: take the card's softmax or sigmoid of them, unless the network has done so.
+    """
+    scores = np.asarray(scores, np.float32)
+    start, stop = rows or (0, size[0])
+    out = new_result("values", card, stop - start, size[1]) if out is None else out
+    step = max(1, VALUES // (len(scores) * size[1]))
+    for top in range(start, stop, step):
+        bottom = min(top + step, stop)
+        part = out[:, top - start : bottom - start]
+        _interpolate(scores, head, padded, (top, bottom), size[1], first, cells or scores.shape[1], part)
+        if probabilities and not head.activated:
+            _activate(part, card)
+    return out
+
+
+def _against(scores: np.ndarray, threshold: float) -> np.ndarray:
+    """One score as two classes, of which the second is best where the score is above its threshold."""
+    return np.concatenate([np.full_like(scores, threshold), scores])
+
+
+def _best(
+    scores: np.ndarray,
+    head: Head,
+    dtype: np.dtype,
+    padded: tuple[int, int],
+    size: tuple[int, int],
+    rows: tuple[int, int] | None,
+    first: int,
+    cells: int | None,
+) -> np.ndarray:
+    """The best class of each pixel, [rows, width]; arguments as for `labels_from_scores`."""
     start, stop = rows or (0, size[0])
     cells = (cells or scores.shape[1], scores.shape[2])
     if head.mode == "none":
@@ -57,6 +177,57 @@ def labels_from_scores(
             scores, (*vertical[3], start, stop), (*horizontal[3], 0, size[1]), first, cells, dtype
         )
     return _labels_of_bands(scores, (vertical[0] - first, vertical[1] - first, vertical[2]), horizontal[:3], dtype)
+
+
+def _interpolate(
+    scores: np.ndarray,
+    head: Head,
+    padded: tuple[int, int],
+    rows: tuple[int, int],
+    width: int,
+    first: int,
+    cells: int,
+    out: np.ndarray,
+) -> None:
+    """Write the pixels of some rows, [K, rows, width], into `out`."""
+    if head.mode == "none":
+        if not np.may_share_memory(out, scores):
+            out[:] = scores[:, rows[0] - first : rows[1] - first, :width]
+        return
+    vertical = _axis(head, 0, cells, padded[0], *rows)
+    horizontal = _axis(head, 1, scores.shape[2], padded[1], 0, width)
+    if head.mode == "nearest":
+        out[:] = scores[:, vertical[0][:, None] - first, horizontal[0]]
+        return
+    (y0, y1, wy, _), (x0, x1, wx, _) = vertical, horizontal
+    weight = wy[:, None]
+    band = scores[:, y0 - first] * (1 - weight) + scores[:, y1 - first] * weight
+    left, right = band[:, :, x0], band[:, :, x1]
+    right -= left
+    right *= wx
+    np.add(left, right, out=out)
+    if head.fades:
+        out *= _fading(head.factor[0], cells, *rows)[:, None]
+        out *= _fading(head.factor[1], scores.shape[2], 0, width)
+
+
+def _fading(factor: float, cells: int, start: int, stop: int) -> np.ndarray:
+    """What a bilinear transposed convolution leaves of a score, by pixel: less beyond the outermost cells' centres."""
+    x = (np.arange(start, stop, dtype=np.float64) + 0.5) / factor - 0.5
+    return (1 + np.minimum(x, 0) - np.maximum(x - (cells - 1), 0)).astype(np.float32)
+
+
+def _activate(values: np.ndarray, card: ModelCard) -> None:
+    """Scores to probabilities, in place."""
+    if card.activation == "softmax":
+        values -= values.max(0)
+        np.exp(values, out=values)
+        values /= values.sum(0)
+    elif card.activation in ("sigmoid", "multilabel"):
+        with np.errstate(over="ignore"):  # to infinity, whose inverse is right
+            np.exp(np.negative(values, out=values), out=values)
+        values += 1
+        np.reciprocal(values, out=values)
 
 
 def last_cells(head: Head, cells: int, padded: int, pixels: int) -> np.ndarray:

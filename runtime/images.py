@@ -2,10 +2,11 @@
 
 import glob
 import logging
+import math
 import os
 import threading
 import warnings
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -283,6 +284,49 @@ def write_labels(path: str | os.PathLike, labels: np.ndarray, card: ModelCard) -
     write_png(path, picture, RUNS)
 
 
+TILE = 512  # pixels
+
+
+def write_maps(
+    path: str | os.PathLike, maps: np.ndarray, names: Sequence[str], tiled: bool = False, tags: Sequence = (), **options
+) -> None:
+    """Write maps, [K, H, W], as a TIFF of a page each, named as they are: `tifffile.imread` gives the same array.
+
+    Masks have 1 bit a pixel. All are lossless; what is not float is compressed.
+
+    Args:
+        path: replaced in one step.
+        maps: bool, uint8, uint16 or float32; may be a numpy.memmap.
+        names: of the pages (TIFF's PageName).
+        tiled: in tiles of TILE, which are read and written one at a time.
+        tags: for each page: (code, type, count, value).
+        options: of tifffile's `write`.
+    """
+    import tifffile
+
+    def tiles(page: np.ndarray) -> Iterator[np.ndarray]:
+        for top in range(0, page.shape[0], TILE):
+            for left in range(0, page.shape[1], TILE):
+                part = page[top : top + TILE, left : left + TILE]
+                yield np.pad(part, [(0, TILE - side) for side in part.shape])
+
+    options = {"photometric": "minisblack"} | options
+    if maps.dtype.kind != "f":
+        options |= {"compression": "zlib", "compressionargs": {"level": 1}}
+    if tiled:
+        options |= {"tile": (TILE, TILE), "shape": maps.shape[1:], "dtype": maps.dtype}
+    # Beyond 4 GB a plain TIFF cannot point; compression helps, but how much is known afterwards only.
+    with replacing(path) as temporary, tifffile.TiffWriter(temporary, bigtiff=maps.nbytes > 2**31) as writer:
+        for page, name in zip(maps, names, strict=True):
+            named = [(285, "s", 0, name), *tags]
+            writer.write(
+                tiles(page) if tiled else page, metadata=None, software="fcn-deploy",
+                # As bytes: texts that are not ASCII would be refused.
+                extratags=[(*tag, value.encode() if isinstance(value, str) else value, True) for *tag, value in named],
+                **options,
+            )  # fmt: skip
+
+
 RUNS = 3  # zlib's Z_RLE: labels are runs of equal bytes; two thirds of level 1's size, and of its time
 
 
@@ -297,7 +341,7 @@ def overlay(image: np.ndarray, labels: np.ndarray, card: ModelCard, opacity: flo
 
     Args:
         image: [H, W, C] as the card says; what is not 8-bit RGB is shown stretched to it.
-        labels: [H, W].
+        labels: [H, W]; or masks, [K, H, W] bool, whose colours are mixed where they overlap.
         opacity: of the colours, 0..1.
     """
     picture = displayable(image)
@@ -307,10 +351,15 @@ def overlay(image: np.ndarray, labels: np.ndarray, card: ModelCard, opacity: flo
         if name.lower() == "background":
             alpha[index] = 0
     result = np.empty(picture.shape, np.uint8)
-    for top in range(0, len(labels), ROWS):
+    for top in range(0, len(picture), ROWS):
         rows = slice(top, top + ROWS)
-        strength = alpha[labels[rows]]
-        result[rows] = picture[rows] * (1 - strength) + colors[labels[rows]] * strength + 0.5
+        if labels.ndim == 2:
+            strength, color = alpha[labels[rows]], colors[labels[rows]]
+        else:
+            weights = labels[:, rows] * alpha[:, :, None]
+            strength = weights.max(0)[:, :, None]
+            color = np.tensordot(weights, colors, (0, 0)) / np.maximum(weights.sum(0), 1e-6)[:, :, None]
+        result[rows] = picture[rows] * (1 - strength) + color * strength + 0.5
     return result
 
 
@@ -329,14 +378,29 @@ def overlay_sheet(image: np.ndarray, labels: np.ndarray, card: ModelCard):
     from PIL import Image
 
     picture = Image.fromarray(overlay(image, labels, card))
-    rows = (labels[top : top + ROWS].ravel() for top in range(0, len(labels), ROWS))
-    counts = sum(np.bincount(part, minlength=len(card.classes)) for part in rows)
+    if labels.ndim == 2:
+        rows = (labels[top : top + ROWS].ravel() for top in range(0, len(labels), ROWS))
+        counts = sum(np.bincount(part, minlength=len(card.classes)) for part in rows)
+    else:
+        counts = np.array([np.count_nonzero(mask) for mask in labels])
+    pixels = math.prod(labels.shape[-2:])
     present = [int(index) for index in np.argsort(-counts, kind="stable") if counts[index]]
-    key = _legend(picture.width, [(card.classes[i], card.colors[i], counts[i] / labels.size) for i in present])
+    key = _legend(picture.width, [(card.classes[i], card.colors[i], counts[i] / pixels) for i in present])
     sheet = Image.new("RGB", (max(picture.width, key.width), picture.height + key.height), "white")
     sheet.paste(picture, (0, 0))
     sheet.paste(key, (0, picture.height))
     return sheet
+
+
+def picture_of(kind: str, image: np.ndarray, result: np.ndarray, card: ModelCard):
+    """What `--overlay` writes, a Pillow image: an overlay sheet of labels or masks; values are stretched to
+    0..255, and grey, or red, green and blue where there are three maps or more.
+    """
+    if kind != "values":
+        return overlay_sheet(image, result, card)
+    from PIL import Image
+
+    return Image.fromarray(displayable(result.transpose(1, 2, 0)))
 
 
 def _legend(width: int, entries: Iterable[tuple[str, tuple[int, int, int], float]]):
@@ -356,7 +420,7 @@ def _legend(width: int, entries: Iterable[tuple[str, tuple[int, int, int], float
             x, y = gap, y + line
         placed.append((x, y, text, color))
         x += length
-    widest = max(px + size + gap + int(font.getlength(text)) + gap for px, _, text, _ in placed)
+    widest = max((px + size + gap + int(font.getlength(text)) + gap for px, _, text, _ in placed), default=0)
     strip = Image.new("RGB", (max(width, widest), y + line + gap // 2), "white")
     draw = ImageDraw.Draw(strip)
     for px, py, text, color in placed:

@@ -7,7 +7,7 @@ import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import groupby
@@ -26,9 +26,10 @@ from runtime.images import (
     IMAGE_SUFFIXES,
     find_images,
     image_size,
-    overlay_sheet,
+    picture_of,
     read_image,
     write_labels,
+    write_maps,
     write_png,
 )
 from runtime.pipeline import CALLERS, Stream, describe_plan, overlapped, said
@@ -39,15 +40,29 @@ from runtime.video import VIDEO_SUFFIXES, is_video, label_video
 
 @dataclass(frozen=True)
 class Job:
-    """A file to label, and where its labels and their picture go."""
+    """A file to label, and where its results and their picture go.
+
+    Attributes:
+        source: the file.
+        results: kind → path: what the network gives, first; `probabilities` where they are wanted too.
+        overlay: the picture.
+        large: read and written region by region.
+    """
 
     source: Path
-    labels: Path
+    results: Mapping[str, Path]
     overlay: Path | None
+    large: bool
 
     @property
     def targets(self) -> list[Path]:
-        return [path for path in (self.labels, self.overlay) if path]
+        return [*self.results.values(), *([self.overlay] if self.overlay else [])]
+
+    @property
+    def said(self) -> dict[str, str | None]:
+        """Where they go, for a record."""
+        paths = {kind: str(path) for kind, path in self.results.items()}
+        return paths | {"overlay": str(self.overlay) if self.overlay else None}
 
     @property
     def done(self) -> bool:
@@ -74,6 +89,7 @@ def label_files(
     out: Path,
     *,
     overlay: bool = False,
+    probabilities: bool = False,
     force: bool = False,
     resume: bool = False,
     max_pixels: int = DEFAULT_MAX_PIXELS,
@@ -86,29 +102,39 @@ def label_files(
     Args:
         net: an open Segmenter.
         images: files to read.
-        out: folder for NAME.png (labels) and NAME.overlay.png; NAME.tif for large and georeferenced TIFFs, which are
-            read and written region by region; for videos NAME.mkv and NAME.overlay.mp4.
+        out: folder for NAME.png (labels) and NAME.overlay.png; NAME.tif for masks, for values, and for the labels of
+            large and georeferenced TIFFs, which are read and written region by region; for videos NAME.mkv and
+            NAME.overlay.mp4.
         overlay: write those pictures too.
+        probabilities: write NAME.probabilities.tif too, float32, a page for each class.
         force: replace outputs that exist.
         resume: skip files whose outputs exist.
         max_pixels: refuse images with more.
 
     Yields:
         Per image {"image", "size": [H, W], "plan": {"padded": [H, W], "bytes", "profile", "stages", "overhead"},
-        "ms": {"read", "label", "write"}, "labels": path, "overlay": path or null}, or {"image", "error"}. The times are
-        of this image's own work, with others beside it. A video's have "frames" too, times are sums over them, and
-        there is an "error" as well where some frames could not be read. With `resume`, {"image", "labels", "overlay",
-        "skipped": true}.
+        "ms": {"read", "label", "write"}, "labels" (or "masks" or "values"): path, "overlay": path or null}, or
+        {"image", "error"}; "probabilities": path, where they are wanted. The times are of this image's own work, with
+        others beside it. A video's have "frames" too, times are sums over them, and there is an "error" as well where
+        some frames could not be read. With `resume`, the paths of what was there and "skipped": true.
 
     Raises:
-        MisuseError: before any work, where an output exists already or would replace an input.
+        MisuseError: before any work, where an output exists already or would replace an input, or where there is no
+            such output: videos of anything but labels, probabilities of a network of values.
         DeployError: where nothing can be written to `out`.
     """
     if not images:
         raise MisuseError("there are no images to label; name some")
     if force and resume:
         raise MisuseError("--force replaces what exists and --resume keeps it; choose one of them")
-    jobs = [_job(image, out / name, overlay) for image, name in zip(images, output_names(images), strict=True)]
+    kinds = (net.kind, "probabilities") if probabilities else (net.kind,)
+    if kinds == ("values", "probabilities"):
+        raise MisuseError(f"--probabilities: {net.path} gives values, which are written as they are; leave it away")
+    if kinds != ("labels",) and (videos := [image for image in images if is_video(image)]):
+        raise MisuseError(
+            f"{videos[0]} is a video, of which labels are written and no {kinds[-1]}; extract its frames as images"
+        )
+    jobs = [_job(image, out / name, kinds, overlay) for image, name in zip(images, output_names(images), strict=True)]
     sources = {image.resolve() for image in images}
     targets = Counter(path for job in jobs for path in job.targets)
     for target, count in targets.items():
@@ -121,17 +147,21 @@ def label_files(
                 f"{target} exists already; choose another -o, or pass --force to replace it, or --resume to go on with "
                 "the others"
             )
-    check_writable(jobs[0].labels)
-    stream = Stream(net)
+    check_writable(jobs[0].targets[0])
+    stream = Stream(net, kinds)
     for kind, several in groupby(jobs, lambda job: _kind(job, resume)):
         yield from kind(stream, several, max_pixels)
 
 
-def _job(source: Path, name: Path, overlay: bool) -> Job:
+def _job(source: Path, name: Path, kinds: Sequence[str], overlay: bool) -> Job:
     labels, picture = (".mkv", ".overlay.mp4") if is_video(source) else (".png", ".overlay.png")
-    if by_regions(source):
+    large = by_regions(source)
+    if large or kinds[0] != "labels":
         labels = ".tif"
-    return Job(source, Path(f"{name}{labels}"), Path(f"{name}{picture}") if overlay else None)
+    results = {
+        kind: Path(f"{name}{suffix}") for kind, suffix in zip(kinds, (labels, ".probabilities.tif"), strict=False)
+    }
+    return Job(source, results, Path(f"{name}{picture}") if overlay else None, large)
 
 
 def _kind(job: Job, resume: bool) -> Callable[[Stream, Iterable[Job], int], Iterator[dict]]:
@@ -140,18 +170,17 @@ def _kind(job: Job, resume: bool) -> Callable[[Stream, Iterable[Job], int], Iter
         return _skip
     if is_video(job.source):
         return _label_videos
-    return _label_large if job.labels.suffix == ".tif" else _label_images
+    return _label_large if job.large else _label_images
 
 
 def _skip(stream: Stream, jobs: Iterable[Job], max_pixels: int) -> Iterator[dict]:
     for job in jobs:
-        overlay = str(job.overlay) if job.overlay else None
-        yield {"image": str(job.source), "labels": str(job.labels), "overlay": overlay, "skipped": True}
+        yield {"image": str(job.source)} | job.said | {"skipped": True}
 
 
 def _label_videos(stream: Stream, jobs: Iterable[Job], max_pixels: int) -> Iterator[dict]:
     for job in jobs:
-        yield label_video(stream, job.source, job.labels, job.overlay, max_pixels)
+        yield label_video(stream, job.source, job.results["labels"], job.overlay, max_pixels)
 
 
 def _label_large(stream: Stream, jobs: Iterable[Job], max_pixels: int) -> Iterator[dict]:
@@ -176,8 +205,9 @@ def _label_large(stream: Stream, jobs: Iterable[Job], max_pixels: int) -> Iterat
 
             try:
                 plan = label_regions(
-                    stream.net, job.source, job.labels, overlay=job.overlay, max_pixels=max_pixels, progress=progress
-                )
+                    stream.net, job.source, job.targets[0], probabilities=job.results.get("probabilities"),
+                    overlay=job.overlay, max_pixels=max_pixels, progress=progress,
+                )  # fmt: skip
             except WriteError:
                 raise  # the next would fail too
             except DeployError as error:
@@ -188,9 +218,7 @@ def _label_large(stream: Stream, jobs: Iterable[Job], max_pixels: int) -> Iterat
             "size": list(plan.size),
             "plan": describe_plan(plan),
             "ms": {"label": round((time.perf_counter() - started) * 1e3, 2)},
-            "labels": str(job.labels),
-            "overlay": str(job.overlay) if job.overlay else None,
-        }
+        } | job.said
 
 
 def _label_images(stream: Stream, jobs: Iterable[Job], max_pixels: int) -> Iterator[dict]:
@@ -227,18 +255,22 @@ def _label_group(stream: Stream, jobs: Sequence[Job], max_pixels: int) -> list[d
             records[index]["error"] = said(error, job.source)
         times[index].append(time.perf_counter() - started)
     for (index, image), done in zip(images.items(), stream.label(list(images.values())), strict=True):
-        job, record, labels = jobs[index], records[index], done.outcome
+        job, record, results = jobs[index], records[index], done.outcome
         times[index].append(done.seconds)
         started = time.perf_counter()
         try:
-            if isinstance(labels, Exception):
-                raise labels
-            picture = overlay_sheet(image, labels, card) if job.overlay else None
+            if isinstance(results, Exception):
+                raise results
+            picture = picture_of(stream.kinds[0], image, results[0], card) if job.overlay else None
         except Exception as error:
             record["error"] = said(error, job.source)
             continue
         # A disk that is full or a folder that cannot be written ends the run: the next image would fail too.
-        write_labels(job.labels, labels, card)
+        for (kind, path), result in zip(job.results.items(), results, strict=True):
+            if kind == "labels":
+                write_labels(path, result, card)
+            else:
+                write_maps(path, result, card.score_names)
         if job.overlay:
             write_png(job.overlay, picture)
         times[index].append(time.perf_counter() - started)
@@ -248,16 +280,17 @@ def _label_group(stream: Stream, jobs: Sequence[Job], max_pixels: int) -> list[d
             "ms": {
                 name: round(each * 1e3, 2) for name, each in zip(("read", "label", "write"), times[index], strict=True)
             },
-            "labels": str(job.labels),
-            "overlay": str(job.overlay) if job.overlay else None,
-        }
+        } | job.said
     return records
 
 
 def infer(
     model: Annotated[Path, typer.Argument(help="A .engine (or a plain .onnx).")],
     images: Annotated[list[str], typer.Argument(help="Images, videos, folders or globs.")],
-    out: Annotated[Path, typer.Option("-o", "--out", help="Folder for the label PNGs, and the label videos.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="Folder for the labels, masks or values.")],
+    probabilities: Annotated[
+        bool, typer.Option("--probabilities", help="Also write each class's probability, as float32 TIFFs.")
+    ] = False,
     overlay: Annotated[bool, typer.Option("--overlay", help="Also write pictures with a legend.")] = False,
     explain: Annotated[bool, typer.Option("--explain", help="Say how each image is run.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Skip files whose outputs exist already.")] = False,
@@ -268,13 +301,14 @@ def infer(
     max_pixels: Annotated[int, typer.Option(min=1, help="Refuse larger images.")] = DEFAULT_MAX_PIXELS,
     debug: Debug = False,
 ) -> int:
-    """Write a label for every pixel of images of any size, as palette PNGs, and of videos."""
+    """Write a label for every pixel of images of any size, as palette PNGs, and of videos; masks or values as TIFFs."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", stream=sys.stderr)
     files = find_images(images, IMAGE_SUFFIXES | VIDEO_SUFFIXES)
     failed = labelled = skipped = 0
     started = time.perf_counter()
     with Segmenter(model, threads=threads, memory=None if memory is None else int(memory * 1e9)) as net:
-        records = label_files(net, files, out, overlay=overlay, force=force, resume=resume, max_pixels=max_pixels)
+        how = {"overlay": overlay, "probabilities": probabilities, "max_pixels": max_pixels}
+        records = label_files(net, files, out, force=force, resume=resume, **how)
         # Closed here, so that whatever ends the loop ends its threads before the network.
         with closing(_with_reasons(records)) as records:
             for record in records:
@@ -307,10 +341,15 @@ def _with_reasons(records: Iterator[dict]) -> Iterator[dict]:
             raise
 
 
+def _first(record: dict) -> str:
+    """Path of what the network gives."""
+    return next(record[kind] for kind in ("labels", "masks", "values") if kind in record)
+
+
 def _line(record: dict, card: ModelCard | None) -> str:
     height, width = record["size"]
     frames = f"{record['frames']} frames, " if "frames" in record else ""
-    text = f"{record['image']}  {height}×{width}  {frames}{record['ms']['label']:.1f} ms  → {record['labels']}"
+    text = f"{record['image']}  {height}×{width}  {frames}{record['ms']['label']:.1f} ms  → {_first(record)}"
     if card is not None:
         padded = record["plan"]["padded"]
         memory, profile = record["plan"]["bytes"], record["plan"]["profile"]

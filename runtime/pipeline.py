@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 
 from runtime.errors import DeployError, MisuseError
+from runtime.head import result_bytes
 from runtime.plan import Plan
 from runtime.prepare import check_image, padded_size
 
@@ -146,12 +147,12 @@ class Labelled:
     """What became of an image.
 
     Attributes:
-        outcome: its labels, or the exception that says why there are none.
+        outcome: its results, one of each kind that the stream makes; or the exception that says why there are none.
         plan: how it was run; None where it was refused before.
         seconds: in the network's turn, preparation and head included; an equal share of a batch.
     """
 
-    outcome: np.ndarray | Exception
+    outcome: tuple[np.ndarray, ...] | Exception
     plan: Plan | None
     seconds: float
 
@@ -160,16 +161,18 @@ class Stream:
     """A Segmenter's network as a stream uses it: by two images at once, or by one that takes most of the memory.
 
     Attributes:
+        kinds: of results that it makes of each image.
         pixels: that may be in flight, by the memory budget.
     """
 
-    def __init__(self, net: "Segmenter") -> None:
-        self.net = net
+    def __init__(self, net: "Segmenter", kinds: Sequence[str] = ("labels",)) -> None:
+        self.net, self.kinds = net, tuple(kinds)
         self._slots = threading.Semaphore(CALLERS)
         self._turn = threading.Lock()
         memory = net.memory_budget()
-        # An image, what its decoder keeps beside it, and its labels.
-        each = 2 * net.card.channels * np.dtype(net.card.dtype).itemsize + np.dtype(net.card.label_dtype).itemsize
+        # An image, what its decoder keeps beside it, and its results.
+        each = 2 * net.card.channels * np.dtype(net.card.dtype).itemsize
+        each += sum(result_bytes(kind, net.card) for kind in self.kinds)
         self.pixels = min(PIXELS_AHEAD, int(memory * SHARE_AHEAD / each))
         self._shared = memory * (1 - SHARE_AHEAD) / CALLERS  # bytes of a run that has another beside it
 
@@ -197,8 +200,8 @@ class Stream:
             try:
                 image = check_image(image, self.net.card)
                 # Planned here, where it has the memory that it would have alone.
-                plan = self.net.plan(*image.shape[:2])
-                outcome = self.net.run(image, plan)
+                plan = self.net.plan(*image.shape[:2], kinds=self.kinds)
+                outcome = self.net.run(image, plan, self.kinds)
             except Exception as error:
                 outcome = error
             return Labelled(outcome, plan, time.perf_counter() - started)
@@ -217,7 +220,7 @@ class Stream:
         if sizes or self.alike(padded) is None:
             return None
         with self._taking(1):
-            plans = [net.plan(*image.shape[:2]) for image in images]
+            plans = [net.plan(*image.shape[:2], kinds=self.kinds) for image in images]
             if any(plan.grids for plan in plans):
                 return None
             cost = net.costs.setdefault(padded, Cost())
@@ -228,11 +231,14 @@ class Stream:
             # In turns until it is known, so that both meet the same company.
             together = cost.pays if cost.pays is not None else len(cost.together) < len(cost.alone)
             started = time.perf_counter()
-            labels = net.run_batch(images, plans) if together else list(map(net.run, images, plans))
+            if together:
+                results = net.run_batch(images, plans, self.kinds)
+            else:
+                results = [net.run(image, plan, self.kinds) for image, plan in zip(images, plans, strict=True)]
             seconds = (time.perf_counter() - started) / len(images)
             if cost.pays is None:
                 (cost.together if together else cost.alone).append(seconds)
-        return [Labelled(each, plan, seconds) for each, plan in zip(labels, plans, strict=True)]
+        return [Labelled(each, plan, seconds) for each, plan in zip(results, plans, strict=True)]
 
     def _slots_for(self, size: tuple[int, int], count: int = 1) -> int:
         """1, or all for what cannot share the memory budget. A GPU's memory is its backend's to share out."""

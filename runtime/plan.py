@@ -3,7 +3,7 @@
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -34,18 +34,27 @@ class Grid:
         tile: (height, width) of the part of a tile whose result is kept; the last of a row or column may be smaller.
         halo: (vertical, horizontal): what a tile is computed from reaches so much further, but ends where the padded
             image ends, so that borders are what they are in the whole image.
+        least: what a tile is computed from has so many pixels a side at least, or all that the image has.
+        unit: tiles begin at its multiples.
     """
 
     padded: tuple[int, int]
     tile: tuple[int, int]
     halo: tuple[int, int]
+    least: int = 1
+    unit: int = 1
 
     def spans(self, axis: int) -> list[Span]:
         side, length, halo = self.padded[axis], self.tile[axis], self.halo[axis]
-        return [
-            Span(start, min(start + length, side), max(start - halo, 0), min(start + length + halo, side))
-            for start in range(0, side, length)
-        ]
+        spans = []
+        for start in range(0, side, length):
+            first, last = max(start - halo, 0), min(start + length + halo, side)
+            if last - first < self.least:  # a wider halo changes no scores
+                least = -(-self.least // self.unit) * self.unit
+                last = min(first + least, side)
+                first = min(first, max(last - least, 0) // self.unit * self.unit)
+            spans.append(Span(start, min(start + length, side), first, last))
+        return spans
 
     @property
     def count(self) -> int:
@@ -65,7 +74,8 @@ class Plan:
     Attributes:
         size: of the image, (height, width) in pixels.
         padded: what the core would see, whole.
-        bytes: estimated working memory; 0 where it is not known (a plain ONNX, a GPU).
+        bytes: estimated working memory, and `result`; that of a plain ONNX or on a GPU is not known, and counts as 0.
+        result: bytes of what is given back, where that is more than labels.
         profile: index of the TensorRT profile that runs it, or each of its tiles, on a GPU.
         grids: of each stage; empty where the image is run whole.
         overhead: work over that of the whole image, halos included.
@@ -77,25 +87,41 @@ class Plan:
     profile: int | None = None
     grids: tuple[Grid, ...] = ()
     overhead: float = 1.0
+    result: int = 0
 
 
-def plan_run(size: tuple[int, int], card: ModelCard, stages: Sequence[Stage], memory: int) -> Plan:
+def stages_in_tiles(card: ModelCard, stages: Sequence[Stage]) -> tuple[Stage, ...]:
+    """The stages as they may be tiled.
+
+    A card's `whole` says that some stage needs the whole image. Where a stage has been found to be it, those before it
+    are tiled; where none has, it may be any, and none is tiled.
+    """
+    if card.whole and all(stage.halo is not None for stage in stages):
+        return tuple(replace(stage, halo=None, whole=card.whole) for stage in stages)
+    return tuple(stages)
+
+
+def plan_run(size: tuple[int, int], card: ModelCard, stages: Sequence[Stage], memory: int, result: int = 0) -> Plan:
     """Plan one image of `size` (height, width) within `memory` bytes: whole where that suffices, else in tiles.
 
     Each stage has tiles of its own shape, chosen together: the least work whose memory is in the budget. Memory is that
-    of every stage's largest run, as backends keep what they once took, and of the rows between them.
+    of every stage's largest run, as backends keep what they once took, of the rows between them, and of the result.
+
+    Args:
+        result: bytes of what is given back, where that is more than labels.
 
     Raises:
         OverBudgetError: not even the smallest tiles fit, or the network cannot be tiled.
     """
-    padded = padded_size(*size, card)
-    needed = int(math.prod(padded) * sum(stage.bytes_per_pixel for stage in stages))
+    check_result(size, result, memory)
+    padded, stages = padded_size(*size, card), stages_in_tiles(card, stages)
+    needed = int(math.prod(padded) * sum(stage.bytes_per_pixel for stage in stages)) + result
     if needed <= memory:
-        return Plan(size, padded, needed)
-    cost, taken, grids = np.zeros(1), np.zeros(1), [()]
+        return Plan(size, padded, needed, result=result)
+    cost, taken, grids = np.zeros(1), np.full(1, float(result)), [()]
     pixel = card.channels * np.dtype(card.dtype).itemsize
     for stage in stages:
-        more, further, options = _options(stage, padded, card.size_multiple, pixel)
+        more, further, options = _options(stage, padded, card, pixel)
         cost, taken = np.add.outer(cost, more).ravel(), np.add.outer(taken, further).ravel()
         kept = _cheapest(cost, taken)
         cost, taken = cost[kept], taken[kept]
@@ -118,12 +144,22 @@ def plan_run(size: tuple[int, int], card: ModelCard, stages: Sequence[Stage], me
             f"{need}, and in the smallest tiles it takes {_gb(least)}{why}; raise it with memory= (--memory)"
         )
     best = fitting[np.argmin(cost[fitting])]
-    return Plan(size, padded, int(taken[best]), grids=grids[best], overhead=_overhead(stages, grids[best]))
+    overhead = _overhead(stages, grids[best])
+    return Plan(size, padded, int(taken[best]), grids=grids[best], overhead=overhead, result=result)
+
+
+def check_result(size: tuple[int, int], result: int, memory: int) -> None:
+    """Raise OverBudgetError where the bytes of a result are more than the memory budget."""
+    if result > memory:
+        raise OverBudgetError(
+            f"the result of an image of {size[0]}×{size[1]} pixels takes {_gb(result)}, over the memory budget of "
+            f"{_gb(memory)}; take it a few rows at a time by bands(), or raise the budget with memory= (--memory)"
+        )
 
 
 def plan_profile(size: tuple[int, int], card: ModelCard, stage: Stage, profiles: Sequence[Profile]) -> Plan | None:
     """Plan an image that no profile of a TensorRT plan holds: the cheapest tiles that are all within one; else None."""
-    padded = padded_size(*size, card)
+    padded, (stage,) = padded_size(*size, card), stages_in_tiles(card, (stage,))
     if stage.halo is None:
         return None
     best = None
@@ -133,7 +169,7 @@ def plan_profile(size: tuple[int, int], card: ModelCard, stage: Stage, profiles:
             low, high = profile.min[axis], profile.max[axis]
             fitting = [
                 (work, length)
-                for length, work, shortest, longest in _lengths(padded[axis], stage, axis, card.size_multiple)
+                for length, work, shortest, longest in _lengths(padded[axis], stage, axis, card)
                 if low <= shortest and longest <= high
             ]
             if fitting:
@@ -142,7 +178,7 @@ def plan_profile(size: tuple[int, int], card: ModelCard, stage: Stage, profiles:
             best = tile[0][0] * tile[1][0], index, (tile[0][1], tile[1][1])
     if best is None:
         return None
-    grid = Grid(padded, best[2], stage.halo)
+    grid = _grid(padded, best[2], stage, card)
     return Plan(size, padded, 0, best[1], (grid,), grid.overhead)
 
 
@@ -155,20 +191,19 @@ def _overhead(stages: Sequence[Stage], grids: Sequence[Grid]) -> float:
     return work / sum(stage.cost for stage in stages)
 
 
-def _options(stage: Stage, padded: tuple[int, int], multiple: int, pixel: float):
+def _options(stage: Stage, padded: tuple[int, int], card: ModelCard, pixel: float):
     """Costs, bytes and grids, of those that no other beats in both; `pixel`: bytes of the stage's input per pixel."""
-    halo = stage.halo or (0, 0)
-    rows, columns = (np.array(_lengths(padded[axis], stage, axis, multiple), float) for axis in (0, 1))
+    rows, columns = (np.array(_lengths(padded[axis], stage, axis, card), float) for axis in (0, 1))
     lengths, work_y, _, tallest = rows.T[:, :, None]
     _, work_x, _, widest = columns.T[:, None, :]
     count = np.ceil(padded[0] / lengths) * np.ceil(padded[1] / columns[:, 0])
     cost = stage.cost * (work_y * work_x + RUN * count)
     # Whole rows are kept between stages: those of a row of tiles, and what its halo reads of the stage before.
-    between = padded[1] * (np.minimum(lengths + 2 * halo[0], padded[0]) * pixel + lengths * stage.output_bytes)
+    between = padded[1] * (tallest * pixel + lengths * stage.output_bytes)
     taken = tallest * widest * stage.bytes_per_pixel + between
     kept = _cheapest(cost.ravel(), taken.ravel())
     tiles = [(int(rows[index // len(columns), 0]), int(columns[index % len(columns), 0])) for index in kept]
-    return cost.ravel()[kept], taken.ravel()[kept], [Grid(padded, tile, halo) for tile in tiles]
+    return cost.ravel()[kept], taken.ravel()[kept], [_grid(padded, tile, stage, card) for tile in tiles]
 
 
 def _cheapest(cost: np.ndarray, taken: np.ndarray) -> np.ndarray:
@@ -178,16 +213,25 @@ def _cheapest(cost: np.ndarray, taken: np.ndarray) -> np.ndarray:
     return order[np.flatnonzero(np.diff(least, prepend=np.inf))]
 
 
-def _lengths(side: int, stage: Stage, axis: int, multiple: int) -> list[tuple[int, int, int, int]]:
+def _unit(stage: Stage, card: ModelCard) -> int:
+    """Pixels at whose multiples tiles begin."""
+    return math.lcm(stage.period, card.size_multiple)
+
+
+def _grid(padded: tuple[int, int], tile: tuple[int, int], stage: Stage, card: ModelCard) -> Grid:
+    return Grid(padded, tile, stage.halo or (0, 0), card.smallest, _unit(stage, card))
+
+
+def _lengths(side: int, stage: Stage, axis: int, card: ModelCard) -> list[tuple[int, int, int, int]]:
     """(length, pixels of all runs, shortest run, longest run) of the even divisions of a side, the longest first."""
     if stage.halo is None:
         return [(side, side, side, side)]
-    unit = math.lcm(stage.period, multiple)
+    unit = _unit(stage, card)
     units = -(-side // unit)
     found = []
     # The lengths that 1, 2, 3… even parts come to.
     for length in dict.fromkeys(-(-units // parts) * unit for parts in range(1, units + 1)):
-        spans = Grid((side, side), (length, length), (stage.halo[axis],) * 2).spans(0)
+        spans = _grid((side, side), (length, length), stage, card).spans(axis)
         runs = [span.outer_stop - span.outer_start for span in spans]
         found.append((length, sum(runs), min(runs), max(runs)))
     return found

@@ -47,14 +47,16 @@ def normalise(image: np.ndarray, card: ModelCard, out: np.ndarray) -> None:
         out[channel] -= shift
 
 
-def prepare(image: np.ndarray, card: ModelCard, out: np.ndarray | None = None) -> np.ndarray:
+def prepare(
+    image: np.ndarray, card: ModelCard, out: np.ndarray | None = None, padded: tuple[int, int] | None = None
+) -> np.ndarray:
     """An image, [H, W, C] as the card says, as the core's input: float32 [1, C, H', W'].
 
-    H' and W' are those of `padded_size`; the padding, right and bottom, is zero after normalisation. `out` is a
-    flat float32 buffer of at least C·H'·W' elements to write into.
+    H' and W' are `padded`, or those of `padded_size`; the padding, right and bottom, is zero after normalisation.
+    `out` is a flat float32 buffer of at least C·H'·W' elements to write into.
     """
     height, width = image.shape[:2]
-    padded_height, padded_width = padded_size(height, width, card)
+    padded_height, padded_width = padded or padded_size(height, width, card)
     shape = (card.channels, padded_height, padded_width)
     count = card.channels * padded_height * padded_width
     data = (np.empty(count, np.float32) if out is None else out[:count]).reshape(shape)

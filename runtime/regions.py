@@ -4,7 +4,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,14 +14,14 @@ import numpy as np
 from runtime.engine_file import ModelCard
 from runtime.errors import DeployError, MisuseError
 from runtime.files import WriteError, replacing, write_error
-from runtime.images import DEFAULT_MAX_PIXELS, check_pixels, fit, overlay_sheet, write_png
+from runtime.head import result_bytes
+from runtime.images import DEFAULT_MAX_PIXELS, check_pixels, fit, picture_of, write_maps, write_png
 from runtime.plan import Plan
 from runtime.segmenter import Segmenter
 
 log = logging.getLogger(__name__)
 
 REGION_PIXELS = 64_000_000  # files of more are not read whole
-TILE = 512  # of the TIFF that is written, in pixels
 PREVIEW = 4096  # longest side of an overlay, in pixels
 JPEG = (6, 7)  # compressions whose YCbCr is decoded to RGB
 GEOREFERENCE = (33550, 33922, 34264, 34735, 34736, 34737)  # the tags of the GeoTIFF standard (OGC 19-008r4)
@@ -226,6 +226,7 @@ def label_regions(
     path: str | os.PathLike,
     out: str | os.PathLike,
     *,
+    probabilities: str | os.PathLike | None = None,
     overlay: str | os.PathLike | None = None,
     max_pixels: int = DEFAULT_MAX_PIXELS,
     progress: Callable[[int, int], None] = lambda done, rows: None,
@@ -238,7 +239,9 @@ def label_regions(
     Args:
         net: an open Segmenter.
         path: a TIFF or .npy.
-        out: the TIFF to write, replaced in one step: labels in the card's colours, with the image's georeference.
+        out: the TIFF to write, replaced in one step: labels in the card's colours, or masks or values, a page each
+            (see runtime.images.write_maps); with the image's georeference.
+        probabilities: another, with a page for each class.
         overlay: PNG for a picture of the whole, at most PREVIEW pixels a side.
         max_pixels: refuse an image with more.
         progress: called with the rows that are done, and all.
@@ -255,30 +258,36 @@ def label_regions(
     with open_regions(path, net.card, max_pixels) as image:
         height, width = image.shape[:2]
         plan = net.plan(height, width, bands=True)
-        dtype = np.dtype(net.card.label_dtype)
-        kept = out.parent / f".{out.name}.partial"
+        parts = [_Partial.of(net.kind, out, net.card, width)]
+        if probabilities is not None:
+            parts.append(_Partial.of("probabilities", Path(probabilities), net.card, width))
+        kinds = tuple(part.kind for part in parts)
         state = out.parent / f".{out.name}.partial.json"
-        identity = _identity(net, path)
-        done = _rows_done(state, kept, identity, width * dtype.itemsize)
+        identity = _identity(net, path) | {"kinds": ",".join(kinds)}
+        done = _rows_done(state, parts, identity)
         progress(done, height)
         try:
-            with kept.open("r+b" if done else "w+b") as file:
+            with ExitStack() as stack:
+                files = [stack.enter_context(part.path.open("r+b" if done else "w+b")) for part in parts]
                 if done < height:
-                    for top, labels in net.bands(image, done):
-                        file.seek(top * width * dtype.itemsize)
-                        file.write(labels.tobytes())
-                        file.flush()
-                        done = top + len(labels)
+                    for top, results in net.bands_of(image, done, *kinds):
+                        for file, part, result in zip(files, parts, results, strict=True):
+                            file.seek(top * part.row)
+                            rows = result if result.ndim == 2 else result.swapaxes(0, 1)
+                            file.write(np.ascontiguousarray(rows).data)
+                            file.flush()
+                        done = top + results[0].shape[-2]
                         with replacing(state) as temporary:
                             temporary.write_text(json.dumps(identity | {"rows": done}))
                         progress(done, height)
-            labels = np.memmap(kept, dtype, "r", shape=(height, width))
-            _write_tiff(out, labels, net.card, image.tags)
+            for part in parts:
+                part.write(height, width, net.card, image.tags)
             if overlay is not None:
                 step = -(-max(height, width) // PREVIEW)
                 rows = [image[row : row + 1, 0:width][:, ::step] for row in range(0, height, step)]
-                write_png(overlay, overlay_sheet(np.concatenate(rows), np.array(labels[::step, ::step]), net.card))
-            del labels
+                maps = np.array(parts[0].maps(height, width)[:, ::step, ::step])
+                shown = maps[0] if net.kind == "labels" else maps
+                write_png(overlay, picture_of(net.kind, np.concatenate(rows), shown, net.card))
         except KeyboardInterrupt as error:
             raise KeyboardInterrupt(f"interrupted at row {done} of {height} of {path}; {_AGAIN}") from error
         except (OSError, WriteError) as error:
@@ -286,10 +295,51 @@ def label_regions(
             raise WriteError(f"{said}; {done} of {height} rows are kept, and {_AGAIN}") from error
         except DeployError as error:
             if not isinstance(error.__cause__, OSError):  # which may pass, as of a network drive
-                _forget(kept, state)  # the image's own fault: what is kept would not help
+                _forget(state, *(part.path for part in parts))  # the image's own fault: what is kept would not help
             raise
-        _forget(kept, state)
+        _forget(state, *(part.path for part in parts))
         return plan
+
+
+@dataclass(frozen=True)
+class _Partial:
+    """The rows of a result that are done, in a file of their own: [H, K, W].
+
+    Attributes:
+        kind: of result.
+        out: what it becomes.
+        dtype: of it.
+        row: bytes of a row.
+    """
+
+    kind: str
+    out: Path
+    dtype: np.dtype
+    row: int
+
+    @classmethod
+    def of(cls, kind: str, out: Path, card: ModelCard, width: int) -> "_Partial":
+        dtype = np.dtype({"labels": card.label_dtype, "masks": "bool"}.get(kind, "float32"))
+        return cls(kind, out, dtype, width * result_bytes(kind, card))
+
+    @property
+    def path(self) -> Path:
+        return self.out.parent / f".{self.out.name}.partial"
+
+    def maps(self, height: int, width: int) -> np.ndarray:
+        """All of it, [K, H, W], read where it is asked for."""
+        count = self.row // (width * self.dtype.itemsize)
+        return np.memmap(self.path, self.dtype, "r", shape=(height, count, width)).swapaxes(0, 1)
+
+    def write(self, height: int, width: int, card: ModelCard, tags: tuple) -> None:
+        options, names = {}, card.score_names
+        if self.kind == "labels":
+            names = ("labels",)
+            if self.dtype == np.uint8:
+                colormap = np.zeros((3, 256), np.uint16)
+                colormap[:, : len(card.colors)] = np.asarray(card.colors, np.uint16).T * 257
+                options = {"photometric": "palette", "colormap": colormap}
+        write_maps(self.out, self.maps(height, width), names, tiled=True, tags=tags, **options)
 
 
 _AGAIN = "the same command with --resume goes on from there"
@@ -305,42 +355,19 @@ def _identity(net: Segmenter, path: Path) -> dict[str, str]:
     """What the rows that are done belong to."""
     stat = path.stat()
     members = json.dumps(dict(net.manifest.members), sort_keys=True) if net.manifest else str(net.path.stat())
+    members += net.card.to_json()  # thresholds and colours
     return {
         "image": f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns}",
         "engine": hashlib.sha256(members.encode()).hexdigest(),
     }
 
 
-def _rows_done(state: Path, kept: Path, identity: dict[str, str], row: int) -> int:
+def _rows_done(state: Path, parts: Sequence[_Partial], identity: dict[str, str]) -> int:
     """Rows of an earlier run of the same engine on the same file; 0 where there are none."""
     try:
         found = json.loads(state.read_text())
         rows = int(found.pop("rows"))
-        return rows if found == identity and 0 < rows <= kept.stat().st_size // row else 0
+        there = min(part.path.stat().st_size // part.row for part in parts)
+        return rows if found == identity and 0 < rows <= there else 0
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return 0
-
-
-def _write_tiff(out: Path, labels: np.ndarray, card: ModelCard, tags: tuple) -> None:
-    import tifffile
-
-    def tiles() -> Iterator[np.ndarray]:
-        for top in range(0, labels.shape[0], TILE):
-            for left in range(0, labels.shape[1], TILE):
-                part = labels[top : top + TILE, left : left + TILE]
-                yield np.pad(part, [(0, TILE - side) for side in part.shape])
-
-    options = {}
-    if labels.dtype == np.uint8:
-        colormap = np.zeros((3, 256), np.uint16)
-        colormap[:, : len(card.colors)] = np.asarray(card.colors, np.uint16).T * 257
-        options = {"photometric": "palette", "colormap": colormap}
-    # Beyond 4 GB a plain TIFF cannot point; compression helps, but how much is known afterwards only.
-    with replacing(out) as temporary, tifffile.TiffWriter(temporary, bigtiff=labels.nbytes > 2**31) as writer:
-        writer.write(
-            tiles(), shape=labels.shape, dtype=labels.dtype, tile=(TILE, TILE), compression="zlib",
-            compressionargs={"level": 1}, metadata=None, software="fcn-deploy",
-            # As bytes: texts that are not ASCII would be refused.
-            extratags=[(*tag, value.encode() if isinstance(value, str) else value, True) for *tag, value in tags],
-            **options,
-        )  # fmt: skip

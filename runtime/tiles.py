@@ -4,8 +4,8 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from runtime.engine_file import Head, ModelCard
-from runtime.head import labels_from_scores, last_cells
+from runtime.engine_file import Head
+from runtime.head import last_cells
 from runtime.plan import Grid, Span
 
 # A tile of the image, or of the features before: rows and columns in padded pixels → [K, h, w].
@@ -56,8 +56,9 @@ def score_bands(
     """
     begins = []
     for grid in reversed(grids):
-        begins.insert(0, start // grid.tile[0] * grid.tile[0])
-        start = max(begins[0] - grid.halo[0], 0)
+        span = grid.spans(0)[start // grid.tile[0]]
+        begins.insert(0, span.start)
+        start = span.outer_start
     bands = _bands(grids[0], strides[0], first, begins[0])
     for index, (grid, run, begin) in enumerate(zip(grids[1:], others, begins[1:], strict=True)):
         rows = Rows(bands, strides[index])
@@ -86,25 +87,24 @@ def _bands(grid: Grid, stride: tuple[int, int], compute: Compute, start: int) ->
         yield rows.start, rows.stop, band
 
 
-def label_bands(
+def ready_rows(
     bands: Iterator[tuple[int, int, np.ndarray]],
     stride: int,
     head: Head,
-    card: ModelCard,
     padded: tuple[int, int],
     size: tuple[int, int],
     start: int = 0,
-) -> Iterator[tuple[int, np.ndarray]]:
-    """Labels from bands of scores, exactly those of the whole score map.
+) -> Iterator[tuple[tuple[int, int], np.ndarray, int, int]]:
+    """Rows of pixels, as soon as all scores that they are made of are there.
 
     Args:
         bands: as from `score_bands`; the first holds the scores that row `start` is made of.
         stride: rows of pixels of a row of scores.
-        head, card, padded, size: as for `labels_from_scores`.
-        start: first row of labels, in pixels.
+        head, padded, size: as for `labels_from_scores`.
+        start: first row of pixels.
 
     Yields:
-        (first row, labels [rows, width]), from `start` to the last row.
+        (rows, scores, first, cells) as `labels_from_scores` takes them, from `start` to the last row.
     """
     kept, first, done = None, 0, start
     cells = _cells(padded[0], stride)
@@ -118,8 +118,7 @@ def label_bands(
         stop = int(np.searchsorted(lasts, first + kept.shape[1], "left"))
         if stop <= done:
             continue
-        rows = (done, stop)
-        yield done, labels_from_scores(kept, head, card, padded, size, rows, first, cells)
+        yield (done, stop), kept, first, cells
         done = stop
         if done < size[0]:
             # One more than the next row's last cell needs: interpolation reads the cell before it.

@@ -79,7 +79,7 @@ def _label(
         started = time.perf_counter()
         picture = None
         if overlay_path and not isinstance(done.outcome, Exception):
-            picture = _picture(reader.av, image, done.outcome, card)
+            picture = _picture(reader.av, image, done.outcome[0], card)
         return [(frame.pts, done, picture, read, time.perf_counter() - started)]
 
     results = stack.enter_context(
@@ -98,14 +98,14 @@ def _label(
     for pts, done, picture, read, drawn in results:
         if isinstance(done.outcome, Exception):
             raise VideoError(f"{reader.path}, frame {count}: {said(done.outcome, reader.path)}") from done.outcome
-        started = time.perf_counter()
+        started, (found,) = time.perf_counter(), done.outcome
         if not count:
-            writers.append(stack.enter_context(_Writer.open(labels, reader, done.outcome.shape, card)))
+            writers.append(stack.enter_context(_Writer.open(labels, reader, found.shape, card)))
             if overlay_path:
-                writers.append(stack.enter_context(_Writer.open(overlay_path, reader, done.outcome.shape, None)))
-        kind = "gray" if done.outcome.dtype == np.uint8 else "gray16le"
+                writers.append(stack.enter_context(_Writer.open(overlay_path, reader, found.shape, None)))
+        kind = "gray" if found.dtype == np.uint8 else "gray16le"
         for writer, frame in zip(
-            writers, (reader.av.VideoFrame.from_ndarray(done.outcome, format=kind), picture), strict=False
+            writers, (reader.av.VideoFrame.from_ndarray(found, format=kind), picture), strict=False
         ):
             writer.write(frame, pts)
         count += 1

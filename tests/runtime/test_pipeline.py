@@ -198,7 +198,7 @@ def test_batched_or_not_the_labels_and_scores_are_equal(exports, int8_engine, pr
             net.costs[64, 64] = Cost(slow, fast, True) if pays else Cost(fast, slow, True)
         batches = []
         run_batch = net.run_batch
-        net.run_batch = lambda images, plans: batches.append(len(images)) or run_batch(images, plans)
+        net.run_batch = lambda images, *rest: batches.append(len(images)) or run_batch(images, *rest)
         for labels, image in zip(net.map(images), images, strict=True):
             np.testing.assert_array_equal(labels, net(image))
         if pays is None:
@@ -292,14 +292,14 @@ def test_images_that_share_the_budget_run_at_once_and_others_alone(exports):
             running, seen, lock = set(), [], threading.Lock()
             run = net.run
 
-            def watched(image, plan, run=run, running=running, seen=seen, lock=lock, most=most):
+            def watched(image, plan, kinds, run=run, running=running, seen=seen, lock=lock, most=most):
                 me = object()
                 with lock:
                     running.add(me)
                     seen.append(len(running))
                 if most == 2:
                     time.sleep(0.05)
-                labels = run(image, plan)
+                labels = run(image, plan, kinds)
                 with lock:
                     running.remove(me)
                 return labels
@@ -317,7 +317,7 @@ def test_what_is_in_flight_is_bounded_by_pixels(net):
             read.append(index)
             yield np.zeros((3000, 4000, 3), np.uint8)
 
-    net.run = lambda image, plan: np.zeros(plan.size, np.uint8)
+    net.run = lambda image, plan, kinds: (np.zeros(plan.size, np.uint8),)
     labels = net.map(images())
     next(labels)
     assert len(read) <= 7  # 5 of 12 megapixels in flight, and what was read and waits

@@ -140,15 +140,15 @@ def test_npy_arrays_are_labelled_by_regions_too(net, tmp_path):
 
 def stopping(net, monkeypatch, after, error):
     """Let the network fail after so many bands."""
-    bands = net.bands
+    bands = net.bands_of
 
-    def stopped(image, start=0):
-        for count, band in enumerate(bands(image, start)):
+    def stopped(image, start, *kinds):
+        for count, band in enumerate(bands(image, start, *kinds)):
             if count == after:
                 raise error
             yield band
 
-    monkeypatch.setattr(net, "bands", stopped)
+    monkeypatch.setattr(net, "bands_of", stopped)
 
 
 @pytest.mark.parametrize("memory", [3_000_000, 2_500_000])

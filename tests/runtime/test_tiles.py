@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from runtime.engine_file import Head, ModelCard
 from runtime.head import labels_from_scores
 from runtime.plan import Grid
-from runtime.tiles import label_bands, score_bands
+from runtime.tiles import ready_rows, score_bands
 
 
 def blur(features, reach, shrink):
@@ -84,8 +84,8 @@ def test_labels_of_bands_are_those_of_the_whole_score_map(data):
     above = max(0, start - 2 * factors[0]) // factors[0]
     bands = [(a * factors[0], b * factors[0], scores[:, a:b]) for a, b in itertools.pairwise(edges) if b > above]
     found, row = [], start
-    for top, labels in label_bands(iter(bands), factors[0], head, card, padded, size, start):
-        assert top == row and len(labels)
-        row += len(labels)
-        found.append(labels)
+    for rows, part, first, total in ready_rows(iter(bands), factors[0], head, padded, size, start):
+        assert rows[0] == row and rows[1] > row
+        row = rows[1]
+        found.append(labels_from_scores(part, head, card, padded, size, rows, first, total))
     np.testing.assert_array_equal(np.concatenate(found), expected[start:])
