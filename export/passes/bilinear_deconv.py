@@ -5,6 +5,9 @@ from onnx import ModelProto, NodeProto
 
 from export.graph import attributes, bilinear, clone, constant, producers, prune
 
+NAME = "bilinear_deconv"
+SCALES = f"{NAME}/scales"  # of the Resize that stands for the ConvTranspose: split_head knows it by them
+
 
 def bilinear_deconv(model: ModelProto) -> ModelProto:
     """A model of the same labels, whose last bilinear ConvTranspose without bias became a Resize.
@@ -24,7 +27,7 @@ def bilinear_deconv(model: ModelProto) -> ModelProto:
     factor = bilinear_factor(model, node)
     if factor is None:
         return model
-    upsampling = bilinear(model, node.input[0], node.output[0], factor, "bilinear_deconv")
+    upsampling = bilinear(model, node.input[0], node.output[0], factor, NAME)
     upsampling.name = node.name or "upsample"
     node.CopyFrom(upsampling)
     prune(model)

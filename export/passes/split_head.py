@@ -5,7 +5,7 @@ interpolation only where classes meet.
 """
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, helper
@@ -24,21 +24,23 @@ from export.graph import (
     rename_result,
     set_metadata,
 )
+from export.passes.bilinear_deconv import SCALES
 from export.passes.pad_and_crop import PAD_MULTIPLE, PAD_SMALLEST, PADDED
 from runtime.engine_file import COORDINATES, ROUNDINGS, Head
 
+ACTIVATIONS = ("Softmax", "LogSoftmax", "Sigmoid")
 HEAD_KEY = "fcn_deploy.head"
 SIGMOID_KEY = "fcn_deploy.sigmoid"  # "1" where a Sigmoid at the end was dropped: scores are logits now
 MULTIPLE_KEY = "fcn_deploy.multiple"  # of the sizes the model padded its input to, and no longer does; 1: none
 SMALLEST_KEY = "fcn_deploy.smallest"  # the least size that it padded to; 1: none
 
 
-def split_head(model: ModelProto) -> ModelProto:
+def split_head(model: ModelProto, labels: bool = True) -> ModelProto:
     """The core of a model of [N,C,H,W] → [N,K,H,W]: input `image`, output `scores`, uncropped.
 
     What was cut off stands in the metadata: `head_of` reads it, `stripped_padding` tells whether the model
-    padded its input. A Softmax or Sigmoid after the upsampling is dropped, as it does not change labels;
-    one before it stays. Cubic, antialiased and learned upsampling stay; then the head is `none`.
+    padded its input. A Softmax or Sigmoid after the upsampling is dropped, as it does not change labels or masks,
+    unless the values are what is wanted (not `labels`); one before it stays, and the head says so. Cubic, antialiased and learned upsampling stay; then the head is `none`.
 
     The cut is by structure; a builder checks the labels by running both.
     """
@@ -48,9 +50,11 @@ def split_head(model: ModelProto) -> ModelProto:
     image = model.graph.input[0]
     cropped = sigmoid = False
     while (node := made.get(result)) is not None:
+        if node.op_type in ACTIVATIONS and not labels:
+            break
         if node.op_type in ("Softmax", "LogSoftmax") and attributes(node).get("axis", -1) not in (1, -3):
             break
-        if node.op_type in ("Identity", "Softmax", "LogSoftmax", "Sigmoid"):
+        if node.op_type in ("Identity", *ACTIVATIONS):
             sigmoid |= node.op_type == "Sigmoid"
             result = node.input[0]
         elif not cropped and _crops_to_image(model, node, image.name):
@@ -64,6 +68,7 @@ def split_head(model: ModelProto) -> ModelProto:
     if cropped and padding is None:
         # Cropped for another reason than its padding: leave all of it in the core.
         head, sigmoid, result = Head(), False, model.graph.output[0].name
+    head = replace(head, activated=_activated(model, result))
     output = model.graph.output[0]
     channels = dims(output)[1]
     del model.graph.output[1:]
@@ -84,6 +89,17 @@ def split_head(model: ModelProto) -> ModelProto:
     set_metadata(model, SMALLEST_KEY, str(smallest))
     set_metadata(model, SIGMOID_KEY, "1" if sigmoid else "0")
     return model
+
+
+def _activated(model: ModelProto, result: str) -> bool:
+    """Whether a result is probabilities: a Softmax over the classes or a Sigmoid, also interpolated."""
+    made = producers(model)
+    node = made.get(result)
+    while node is not None and node.op_type in ("Identity", "Slice", "Resize"):
+        node = made.get(node.input[0])
+    if node is None or node.op_type == "Softmax":
+        return node is not None and attributes(node).get("axis", -1) in (1, -3)
+    return node.op_type == "Sigmoid"
 
 
 def head_of(model: ModelProto) -> Head:
@@ -150,7 +166,7 @@ def _resize_head(model: ModelProto, node: NodeProto) -> Head | None:
         spatial = scales[-2:]
         if scales.size == 4 and (scales[:2] != 1).any():
             return None
-        return Head(mode, coordinates, tuple(float(value) for value in spatial), rounding)
+        return Head(mode, coordinates, tuple(map(float, spatial)), rounding, fades=node.input[2] == SCALES)
     sizes = node.input[3] if len(node.input) > 3 else ""
     if sizes and constant(model, sizes) is not None:
         return None  # a size baked in; the checks that follow will tell

@@ -188,7 +188,7 @@ def test_a_full_disk_is_one_line_and_keeps_the_rows(net, large, tmp_path, monkey
         with pytest.raises(DeployError, match=r"cannot write .*out.tif: No space.* \d+ of 2400 rows are kept, and the"):
             label_regions(net, large, tmp_path / "out.tif")
     assert (tmp_path / "out.tif").read_bytes() == b"what was there"
-    monkeypatch.setattr(regions, "_write_tiff", _full)
+    monkeypatch.setattr(regions, "write_maps", _full)
     with pytest.raises(DeployError, match=r"2400 of 2400 rows are kept"):
         label_regions(net, large, tmp_path / "out.tif")
     monkeypatch.undo()
@@ -198,7 +198,7 @@ def test_a_full_disk_is_one_line_and_keeps_the_rows(net, large, tmp_path, monkey
     np.testing.assert_array_equal(tifffile.imread(tmp_path / "out.tif"), net(photo(2400, 100)))
 
 
-def _full(*_):
+def _full(*_, **__):
     raise WriteError("full") from OSError(errno.ENOSPC, "No space left on device")
 
 
