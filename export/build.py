@@ -39,7 +39,7 @@ from runtime.backends.openvino import OpenVinoBackend
 from runtime.engine_file import CARD_KEY, GpuPlan, Head, Manifest, ModelCard, Profile, Stage, write_engine
 from runtime.errors import DeployError, MisuseError
 from runtime.files import replacing
-from runtime.head import labels_from_scores
+from runtime.head import labels_from_scores, result_from_scores
 from runtime.prepare import padded_size, prepare
 from runtime.segmenter import Segmenter, assumed_card, check_card, describe_assumption
 from runtime.sizes import Sizes
@@ -446,7 +446,7 @@ def core_of(source: Source) -> tuple[ModelProto, ModelCard]:
     model, card = source.model, source.card
     if card.activation == "softmax" or (card.activation, card.threshold) == ("sigmoid", 0.5):
         model = bilinear_deconv(model)
-    core = fuse_padding(split_head(fold_constants(model)))
+    core = fuse_padding(split_head(fold_constants(model), labels=card.kind != "values"))
     if stripped_sigmoid(core):
         if card.activation == "sigmoid":
             raise DeployError("the model ends in a Sigmoid, and its card says that it gives logits; mend the card")
@@ -489,18 +489,22 @@ def golden_sample(core: ModelProto, card: ModelCard, precision: str, gpu: GpuPla
 
 
 def compare(source: Source, net: Segmenter) -> dict[str, Any]:
-    """Labels of the engine against argmax of the model's own logits, at mixed sizes.
+    """What the engine gives against the model's own output, at mixed sizes.
 
     Returns:
-        {"sizes", "pixels", "labels_equal": share, "undecided": share of pixels whose two best scores are
-        within MARGIN of the range, "wrong": differing pixels that are not}.
+        {"kind": labels, masks or values, "sizes", "pixels": of all masks or maps together}, with, of labels and masks,
+        {"labels_equal": share, "undecided": share of pixels whose two best scores (or score and threshold) are within
+        MARGIN of the range, "wrong": differing pixels that are not}; of values {"difference": largest, as a share of
+        the range}.
 
     Raises:
-        DeployError: a label differs where the model decided.
+        DeployError: a label differs where the model decided, or a value by more than MARGIN of the range.
     """
     backend = OnnxRuntimeBackend(source.model.SerializeToString())
     plain = replace(net.card, size_multiple=1, smallest=1)
+    head = Head(activated=ends_in_sigmoid(source.model))  # thresholds of masks are probabilities then
     equal = undecided = wrong = pixels = 0
+    difference = 0.0
     for index, (height, width) in enumerate(COMPARED_SIZES):
         image = natural_noise(height, width, net.card, seed=index + 1)
         try:
@@ -515,30 +519,41 @@ def compare(source: Source, net: Segmenter) -> dict[str, Any]:
                 f"the model gives {logits.shape[1]}×{logits.shape[2]} scores for an image of {height}×{width}; "
                 "it must give one per pixel at every size"
             )
-        expected = labels_from_scores(logits, Head(), source.card, (height, width), (height, width))
-        labels = net(image)
-        clear = decided(logits, source.card)
-        differs = labels != expected
+        expected = result_from_scores(net.kind, logits, head, source.card, (height, width), (height, width))
+        found = net.result(image)
+        pixels += found.size
+        if net.kind == "values":
+            difference = float(np.maximum(difference, np.abs(found - expected).max() / (np.ptp(logits) or 1.0)))
+            continue
+        clear = decided(logits, source.card, head.activated)
+        differs = found != expected
         equal += int((~differs).sum())
         undecided += int((~clear).sum())
         wrong += int((differs & clear).sum())
-        pixels += labels.size
+    report = {"kind": net.kind, "sizes": [f"{height}x{width}" for height, width in COMPARED_SIZES], "pixels": pixels}
+    if net.kind == "values":
+        if not difference <= MARGIN:
+            raise DeployError(
+                f"the engine's values are not the model's: they differ by {difference:.1e} of their range; please "
+                "report the model"
+            )
+        return report | {"difference": difference}
     if wrong:
         raise DeployError(
-            f"the engine's labels are not the model's: {wrong} of {pixels} pixels differ; please report the model"
+            f"the engine's {net.kind} are not the model's: {wrong} of {pixels} pixels differ; please report the model"
         )
-    return {
-        "sizes": [f"{height}x{width}" for height, width in COMPARED_SIZES],
-        "pixels": pixels,
-        "labels_equal": equal / pixels,
-        "undecided": undecided / pixels,
-        "wrong": wrong,
-    }
+    return report | {"labels_equal": equal / pixels, "undecided": undecided / pixels, "wrong": wrong}
 
 
-def decided(logits: np.ndarray, card: ModelCard) -> np.ndarray:
-    """Where the two best of [K, H, W] scores (or a score and its threshold) differ by more than MARGIN: bool."""
+def decided(logits: np.ndarray, card: ModelCard, activated: bool = False) -> np.ndarray:
+    """Where the two best of [K, H, W] scores (or a score and its threshold) differ by more than MARGIN: bool.
+
+    [H, W], or [K, H, W] of masks. `activated`: the scores of masks are probabilities.
+    """
     spread = float(np.ptp(logits)) or 1.0
+    if card.activation == "multilabel":
+        thresholds = np.array(card.thresholds if activated else card.score_thresholds)
+        return np.abs(logits - thresholds[:, None, None]) > MARGIN * spread
     if card.activation != "softmax":
         return np.abs(logits[0] - card.score_threshold) > MARGIN * spread
     if len(logits) == 1:
@@ -553,6 +568,11 @@ def build_standalone(source: Source, out: str | os.PathLike, threads: int | None
     Verified against the model at mixed sizes. Raises DeployError.
     """
     card = source.card
+    if card.kind != "labels":
+        raise MisuseError(
+            f"--standalone gives labels, and this model gives {card.kind} ({card.activation}): build an engine, or use "
+            "the ONNX as it is"
+        )
     model = fold_head(fold_input(source.model, card), card)
     set_metadata(model, CARD_KEY, card.to_json())
     check(model, "the standalone model")

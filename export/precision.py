@@ -21,7 +21,7 @@ from runtime.backends.onnxruntime import one_line, session
 from runtime.engine_file import Head, ModelCard
 from runtime.errors import DeployError, MisuseError
 from runtime.files import replacing
-from runtime.head import labels_from_scores
+from runtime.head import result_from_scores
 from runtime.prepare import padded_size, prepare
 
 JUDGED = 40  # images at most that the gate looks at
@@ -137,6 +137,8 @@ def lower(
         BudgetError: the accuracy budget cannot be held.
         DeployError: no image can be read, or tensors are not finite.
     """
+    if options.labels is not None and card.kind != "labels":
+        raise MisuseError(f"--labels has a label for each pixel, and this network gives {card.kind}: leave it away")
     images = open_stream(options.calib, card)
     key = hashlib.sha256(core.SerializeToString() + card.to_json().encode()).hexdigest()
     ranges = None
@@ -306,7 +308,8 @@ class Judge:
             saturate them. s8·s8 and emulated FP16 it does not: these run as written, Q/DQ as float arithmetic.
 
     Attributes:
-        metric: `mIoU` where labels are given, else `agreement` (share of pixels labelled as by float32).
+        metric: `mIoU` where labels are given, else `agreement`: the share of pixels labelled, or masked, as by float32;
+            of values 1 less their mean difference from float32's, as a share of their range.
         baseline: of float32, in 0..1.
         count: of images.
     """
@@ -326,7 +329,7 @@ class Judge:
             self.inputs.append((x, size))
             if len(self.scores) < SENSITIVITY_IMAGES:
                 self.scores.append(scores)
-            own.append(self._labels(scores, size))
+            own.append(self._result(scores, size))
             if labels is not None:
                 self.expected.append(_label_of(name, labels, size, len(card.classes)))
         if not own:
@@ -343,11 +346,16 @@ class Judge:
                     "they of these images and classes?"
                 )
 
-    def _labels(self, scores: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-        padded = padded_size(*size, self.card)
-        return labels_from_scores(scores, self.head, self.card, padded, size)
+    def _result(self, scores: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+        if self.card.kind == "values":
+            return scores  # interpolated they are convex combinations of these, and many times their memory
+        return result_from_scores(self.card.kind, scores, self.head, self.card, padded_size(*size, self.card), size)
 
     def _compare(self, labels: list[np.ndarray]) -> float:
+        if self.card.kind == "values":
+            lost = sum(float(np.abs(a - b).mean(dtype=np.float64)) for a, b in zip(labels, self.expected, strict=True))
+            spread = max(float(b.max()) for b in self.expected) - min(float(b.min()) for b in self.expected)
+            return 1 - lost / len(labels) / max(spread, 1e-12)
         if self.metric == "agreement":
             equal = sum(int((a == b).sum()) for a, b in zip(labels, self.expected, strict=True))
             return equal / sum(a.size for a in labels)
@@ -362,7 +370,7 @@ class Judge:
 
     def measure_run(self, run: Callable[[np.ndarray], np.ndarray]) -> float:
         """The metric of whatever runs a core: float32 [1, C, H, W] → scores [1, K, h, w]."""
-        return self._compare([self._labels(run(x)[0], size) for x, size in self.inputs])
+        return self._compare([self._result(run(x)[0], size) for x, size in self.inputs])
 
     def error(self, candidate: ModelProto) -> float:
         """Squared error of the scores over their power, on a few images."""

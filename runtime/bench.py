@@ -18,7 +18,7 @@ from runtime.backends import Layer
 from runtime.command import Debug, Json, Threads, run
 from runtime.engine_file import EngineFile
 from runtime.errors import MisuseError, OverBudgetError
-from runtime.head import labels_from_scores
+from runtime.head import result_from_scores
 from runtime.images import read_image
 from runtime.prepare import prepare
 from runtime.segmenter import Segmenter
@@ -87,7 +87,9 @@ def bench(
             "backend": net.backend,
             "threads": threads or "one per core",
             "sizes": rows,
-            "mixed": _mixed(net, images, _weights(sizes, chosen, runnable), seconds / 2, clock) if runnable else None,
+            "mixed": _mixed(net.result, images, _weights(sizes, chosen, runnable), seconds / 2, clock)
+            if runnable
+            else None,
             "memory_mb": None,
         }
         if before is not None:
@@ -133,8 +135,8 @@ def _by_itself(net: Segmenter, image: np.ndarray, seconds: float, clock: Callabl
     row: dict[str, Any] = {"size": f"{height}x{width}", "runs": 0, "median_ms": None, "p90_ms": None}
     row |= {"images_per_s": None, "megapixels_per_s": None, "tiles": None, "share": None}
     try:
-        plan = net.plan(height, width)
-        net(image)  # not counted
+        plan = net.plan(height, width, kinds=(net.kind,))
+        net.result(image)  # not counted
     except OverBudgetError as error:
         return row | {"reason": str(error)}
     apart = not plan.grids and (net.manifest is None or net.manifest.gpu is None)
@@ -145,13 +147,13 @@ def _by_itself(net: Segmenter, image: np.ndarray, seconds: float, clock: Callabl
     start = clock()
     while len(whole) < MOST_RUNS and (len(whole) < LEAST_RUNS or clock() - start < seconds):
         before = clock()
-        net(image)
+        net.result(image)
         after = clock()
         whole.append(after - before)
         if apart:
             prepare(image, net.card, buffer)
             prepared = clock()
-            labels_from_scores(scores, net.head, net.card, plan.padded, plan.size)
+            result_from_scores(net.kind, scores, net.head, net.card, plan.padded, plan.size)
             inputs.append(prepared - after)
             heads.append(clock() - prepared)
     median = float(np.median(whole))
@@ -169,7 +171,7 @@ def _by_itself(net: Segmenter, image: np.ndarray, seconds: float, clock: Callabl
 
 
 def _mixed(
-    net: Segmenter,
+    call: Callable[[np.ndarray], Any],
     images: Mapping[Size, np.ndarray],
     weights: Mapping[Size, int],
     seconds: float,
@@ -182,7 +184,7 @@ def _mixed(
     while len(times) < len(order) or clock() - start < seconds:
         size = order[len(times)] if len(times) < len(order) else draw.choices(list(weights), weights.values())[0]
         before = clock()
-        net(images[size])
+        call(images[size])
         times.append(clock() - before)
         pixels += size[0] * size[1]
     total = sum(times)

@@ -140,9 +140,9 @@ class ModelCard:
         return self.classes[-self.scores :]
 
     @property
-    def gives_labels(self) -> bool:
-        """Whether each pixel has one label; else the network gives masks that may overlap, or values."""
-        return self.activation not in ("multilabel", "none")
+    def kind(self) -> str:
+        """What the network gives: `labels`, one a pixel; `masks`, which may overlap (multilabel); `values` (none)."""
+        return {"multilabel": "masks", "none": "values"}.get(self.activation, "labels")
 
     @property
     def thresholds(self) -> tuple[float, ...]:

@@ -122,8 +122,8 @@ class Segmenter:
 
     @property
     def kind(self) -> str:
-        """What this network gives: `labels`, or by its card's activation `masks` (multilabel) or `values` (none)."""
-        return {"multilabel": "masks", "none": "values"}.get(self.card.activation, "labels")
+        """What this network gives, by its card: `labels`, `masks` or `values`."""
+        return self.card.kind
 
     def plan(self, height: int, width: int, bands: bool = False, kinds: Sequence[str] = LABELS) -> Plan:
         """How an image of this size is run: whole, or in tiles; by `bands`, at most BANDS_MEMORY is taken.
@@ -449,7 +449,7 @@ class Segmenter:
 def _card_of_onnx(backend: OnnxRuntimeBackend, path: Path) -> ModelCard:
     """The card in an ONNX model's metadata, or one assumed and said aloud; checks the model's interface.
 
-    The card's `size_multiple` is dropped: a plain model is given each image at its own size, if that is not too small.
+    The card's `size_multiple` and `smallest` are dropped: a plain model is given each image at its own size.
     """
     inputs, outputs = backend.session.get_inputs(), backend.session.get_outputs()
     shape, result = inputs[0].shape, outputs[0].shape

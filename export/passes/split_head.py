@@ -40,7 +40,8 @@ def split_head(model: ModelProto, labels: bool = True) -> ModelProto:
 
     What was cut off stands in the metadata: `head_of` reads it, `stripped_padding` tells whether the model
     padded its input. A Softmax or Sigmoid after the upsampling is dropped, as it does not change labels or masks,
-    unless the values are what is wanted (not `labels`); one before it stays, and the head says so. Cubic, antialiased and learned upsampling stay; then the head is `none`.
+    unless the values are what is wanted (not `labels`); one before it stays, and the head says so. Cubic,
+    antialiased and learned upsampling stay; then the head is `none`.
 
     The cut is by structure; a builder checks the labels by running both.
     """
