@@ -80,6 +80,7 @@ def bench(
             rows[-1]["source"] = str(sizes.files[size]) if size in sizes.files else "noise"
             rows[-1]["peak_mb"] = _megabytes(_peak(), base)
         runnable = [size for size, row in zip(images, rows, strict=True) if row["median_ms"] is not None]
+        weights = _weights(sizes, chosen, runnable)
         report = {
             "engine": str(path),
             "target": net.manifest.target if net.manifest else "cpu",
@@ -87,9 +88,7 @@ def bench(
             "backend": net.backend,
             "threads": threads or "one per core",
             "sizes": rows,
-            "mixed": _mixed(net.result, images, _weights(sizes, chosen, runnable), seconds / 2, clock)
-            if runnable
-            else None,
+            "mixed": _mixed(net.result, images, weights, seconds / 2, clock) if runnable else None,
             "memory_mb": None,
         }
         if before is not None:
