@@ -202,6 +202,7 @@ def build_engine(
         "head": head.mode,
         "stride": card.stride,
         "size_multiple": card.size_multiple,
+        "smallest": card.smallest,
         "stages": _stages(manifest.stages),
         "miou": None,
         "miou_reason": "no labels were given",
@@ -447,10 +448,10 @@ def core_of(source: Source) -> tuple[ModelProto, ModelCard]:
     if card.activation == "softmax" or (card.activation, card.threshold) == ("sigmoid", 0.5):
         model = bilinear_deconv(model)
     core = fuse_padding(split_head(fold_constants(model), labels=card.kind != "values"))
-    if stripped_sigmoid(core):
+    if stripped_sigmoid(core) or head_of(core).activated:
         if card.activation == "sigmoid":
             raise DeployError("the model ends in a Sigmoid, and its card says that it gives logits; mend the card")
-        if card.activation == "probability":
+        if card.activation == "probability" and stripped_sigmoid(core):
             card = replace(card, activation="sigmoid")
     # A model that takes the size it is given, or pads by itself, must not be padded by the runtime.
     multiple, smallest = stripped_padding(core)

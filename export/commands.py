@@ -294,7 +294,11 @@ def build(
     agreement = report["agreement"]
     print(f"{model} → {out} ({out.stat().st_size / 1e6:.1f} MB) for {report['target']}, {report['precision']}")
     head = "in the network" if report["head"] == "none" else "exact, outside the network"
-    print(f"head: {head}; scores at stride {report['stride']}, sizes padded to multiples of {report['size_multiple']}")
+    least = f", at least {report['smallest']}" if report["smallest"] > 1 else ""
+    print(
+        f"head: {head}; scores at stride {report['stride']}, sizes padded to multiples of {report['size_multiple']}"
+        f"{least}"
+    )
     print(_tiles(report["stages"]))
     print(_agreement(agreement, report["precision"]))
     if accuracy := report.get("accuracy"):

@@ -514,12 +514,14 @@ def describe_assumption(card: ModelCard, source: str) -> str:
     return (
         f"{source} carries no model card; assuming {card.channels}-channel {card.dtype} images"
         f"{' (RGB)' if card.channels == 3 else ''}, mean {mean}, std {std}, {len(card.classes)} unnamed classes"
-        f", labels by {_DECISIONS[card.activation]}"
+        f", {_DECISIONS[card.activation]}"
     )
 
 
 _DECISIONS = {
-    "softmax": "argmax",
-    "sigmoid": "its one score, a logit, above 0",
-    "probability": "its one score, a probability, above 0.5",
+    "softmax": "labels by argmax",
+    "sigmoid": "labels by its one score, a logit, above 0",
+    "probability": "labels by its one score, a probability, above 0.5",
+    "multilabel": "a mask for each score, a logit, where it is above 0",
+    "none": "its values given as they are",
 }

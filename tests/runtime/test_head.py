@@ -176,6 +176,18 @@ def test_values_are_made_a_few_rows_at_a_time_into_memory_that_is_given(coordina
     assert rows == [(top, min(top + 4, 37)) for top in range(6, 37, 4)]
 
 
+@pytest.mark.parametrize("head", [Head("linear", "half_pixel", (8.0, 8.0)), Head("nearest", "half_pixel", (8.0, 8.0))])
+def test_there_is_one_copy_of_full_size_values(head):
+    import tracemalloc
+
+    scores = some_scores(19, 90, 90, 0, True)
+    tracemalloc.start()
+    values = values_from_scores(scores, head, card(19), (720, 720), (719, 715), probabilities=True)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < values.nbytes + 8_000_000 < 1.3 * values.nbytes
+
+
 def test_full_size_scores_may_become_probabilities_in_their_own_memory():
     scores = some_scores(4, 30, 20, 0, False)
     expected = values_from_scores(scores, Head(), card(4), (30, 20), (30, 20), probabilities=True)

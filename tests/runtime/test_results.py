@@ -493,6 +493,13 @@ def test_commands_take_networks_of_masks_and_values_or_say_why_not(made, tmp_pat
     assert verify(tmp_path / "m.engine", sizes=[(20, 20)])["labels_equal"] is None
 
 
+def test_a_card_that_takes_probabilities_for_logits_is_refused(tmp_path):
+    for how in ({"before": "Sigmoid"}, {"after": "Sigmoid"}):
+        onnx.save(network(ModelCard(("no", "yes"), activation="sigmoid", **FOUR), **how), tmp_path / "m.onnx")
+        with pytest.raises(DeployError, match="ends in a Sigmoid, and its card says that it gives logits; mend the"):
+            build_engine(read_source(tmp_path / "m.onnx"), tmp_path / "m.engine", **FAST)
+
+
 def test_a_model_whose_values_are_not_the_engines_is_refused(made, monkeypatch):
     from export import build
 
