@@ -132,13 +132,13 @@ class Segmenter:
 
         Raises OverBudgetError where memory is too small.
         """
-        size, memory = (height, width), self.memory_budget()
-        result = 0
+        size, result = (height, width), 0
         if not bands:
             result = height * width * sum(result_bytes(kind, self.card) for kind in kinds if kind != "labels")
         if self._on_gpu:
             # Of the GPU's own memory the backend takes what a size needs.
-            check_result(size, result, memory)
+            if result:
+                check_result(size, result, self.memory_budget())
             padded = padded_size(*size, self.card)
             try:
                 return Plan(size, padded, result, self._open()[0].profile_for(padded), result=result)
@@ -147,6 +147,7 @@ class Segmenter:
                 if plan is None:
                     raise
                 return replace(plan, bytes=result, result=result)
+        memory = self.memory_budget()
         return plan_run(size, self.card, self._stages, min(memory, BANDS_MEMORY) if bands else memory, result)
 
     def memory_budget(self) -> int:
@@ -225,30 +226,34 @@ class Segmenter:
         if plan.grids:
             results = [new_result(kind, self.card, *plan.size) for kind in kinds]
             for rows, scores, first, cells in self._ready_rows(image, plan, 0):
+                where = scores, self.head, self.card, plan.padded, plan.size, rows, first, cells
                 for kind, result in zip(kinds, results, strict=True):
-                    self._result(kind, scores, plan, rows, first, cells, result[..., slice(*rows), :])
+                    result_from_scores(kind, *where, result[..., slice(*rows), :])
             return tuple(results)
         if self._on_gpu and tuple(kinds) == LABELS:
             return (self._open()[0].labels(image, plan.padded),)
         return self._results_of_scores(self._scores(image, plan), plan, kinds)
 
     def _results_of_scores(self, scores: np.ndarray, plan: Plan, kinds: Sequence[str]) -> tuple[np.ndarray, ...]:
-        if self.manifest is None and scores.shape[1:] != plan.padded:
-            raise DeployError(
-                f"{self.path} gives {scores.shape[1]}×{scores.shape[2]} scores for an image of {plan.padded[0]}×"
-                f"{plan.padded[1]}; a plain ONNX must give one per pixel: make an engine of it with build-engine"
-            )
+        where = scores, self._head_of(scores, plan, kinds), self.card, plan.padded, plan.size
         full = self.head.mode == "none" and scores.shape[1:] == plan.size and scores.dtype == np.float32
         if full and scores.flags.writeable and tuple(kinds) in (("values",), ("probabilities",)):
-            return (self._result(kinds[0], scores, plan, None, 0, None, scores),)  # in place: no second copy
-        return tuple(self._result(kind, scores, plan) for kind in kinds)
+            return (result_from_scores(kinds[0], *where, out=scores),)  # in place: no second copy
+        return tuple(result_from_scores(kind, *where) for kind in kinds)
 
-    def _result(self, kind: str, scores: np.ndarray, plan: Plan, *where) -> np.ndarray:
-        head = self.head
-        if self.manifest is None and kind == "probabilities" and self.card.activation == "softmax":
-            # Nothing else tells whether a plain ONNX ends in its Softmax. Logits do not add up to one everywhere.
-            head = replace(head, activated=bool(scores.min() >= 0 and abs(scores.sum(0) - 1).max() < ONE))
-        return result_from_scores(kind, scores, head, self.card, plan.padded, plan.size, *where)
+    def _head_of(self, scores: np.ndarray, plan: Plan, kinds: Sequence[str]) -> Head:
+        """The head of a whole image's scores; of a plain ONNX, after a look at what it gives. Raises DeployError."""
+        if self.manifest is not None:
+            return self.head
+        if scores.shape[1:] != plan.size:
+            raise DeployError(
+                f"{self.path} gives {scores.shape[1]}×{scores.shape[2]} scores for an image of {plan.size[0]}×"
+                f"{plan.size[1]}; a plain ONNX must give one per pixel: make an engine of it with build-engine"
+            )
+        if self.card.activation != "softmax" or "probabilities" not in kinds:
+            return self.head
+        # Nothing else tells whether it ends in its Softmax. Logits do not add up to one everywhere.
+        return replace(self.head, activated=bool(scores.min() >= 0 and abs(scores.sum(0) - 1).max() < ONE))
 
     def bands(self, image, start: int = 0, kind: str = "labels") -> Iterator[tuple[int, np.ndarray]]:
         """Results of an image too large to be held, from top to bottom.
@@ -279,6 +284,7 @@ class Segmenter:
         return self._bands(image, start, kinds, plan)
 
     def _bands(self, image, start: int, kinds: Sequence[str], plan: Plan):
+        head = self.head
         if plan.grids:
             ready = self._ready_rows(image, plan, start)
         else:
@@ -286,12 +292,14 @@ class Segmenter:
             if self._on_gpu and kinds == LABELS:
                 yield start, (self._open()[0].labels(image, plan.padded)[start:],)
                 return
-            ready = iter([((start, plan.size[0]), self._scores(image, plan), 0, None)])
+            whole = self._scores(image, plan)
+            head, ready = self._head_of(whole, plan, kinds), [((start, plan.size[0]), whole, 0, None)]
         rows_of_band = max(1, BAND // (plan.size[1] * sum(result_bytes(kind, self.card) for kind in kinds)))
         for (first_row, stop), scores, first, cells in ready:
             for top in range(first_row, stop, rows_of_band):
                 rows = top, min(top + rows_of_band, stop)
-                yield top, tuple(self._result(kind, scores, plan, rows, first, cells) for kind in kinds)
+                where = scores, head, self.card, plan.padded, plan.size, rows, first, cells
+                yield top, tuple(result_from_scores(kind, *where) for kind in kinds)
 
     def scores(self, image: np.ndarray) -> np.ndarray:
         """The core's own output for one image: float32 [K, h, w], uncropped (padding included)."""

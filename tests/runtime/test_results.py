@@ -206,6 +206,10 @@ def test_tiles_and_bands_and_streams_give_what_a_call_gives(made, name):
                                                          for n in range(len(found))]  # fmt: skip
                     close(np.concatenate([part for _, part in found], axis=-2), whole[kind][..., start:, :])
                     tiled.memory = budget + result
+            with Segmenter(made(name)[0]) as plain:
+                for kind in kinds:
+                    bands = [part for _, part in plain.bands(image, 5, kind)]
+                    close(np.concatenate(bands, axis=-2), whole[kind][..., 5:, :])
             for kind in kinds:
                 for found in net.map([image, image], kind=kind):
                     np.testing.assert_array_equal(found, whole[kind])
