@@ -69,7 +69,7 @@ def main() -> None:
         for image, labels in pairs:
             size = image.shape[:2]
             scores = run.run(["scores"], {"image": prepare(image, card)})[0][0]
-            found = labels_from_scores(scores, head, card, padded_size(*size, card.size_multiple), size)
+            found = labels_from_scores(scores, head, card, padded_size(*size, card), size)
             confusion += confusion_matrix(labels, found, classes)
         return Metrics.of(confusion).mean_iou
 

@@ -14,6 +14,7 @@ from collections import Counter
 import numpy as np
 
 from export.profiles import plan_profiles, show
+from runtime.engine_file import ModelCard
 from runtime.sizes import Sizes, parse_sizes
 
 NATIVE = ((3000, 4000), (3024, 4032), (4000, 6000), (3456, 5184), (2160, 3840), (3648, 5472), (2448, 3264))
@@ -47,10 +48,11 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     sizes = parse_sizes(options.sizes) if options.sizes else Sizes(photo_collection(seed=options.seed))
+    card = ModelCard(("all",), size_multiple=options.multiple)
     budget, results = options.budget_mib * 2**20, []
     for k in range(1, 7):
         start = time.perf_counter()
-        profiles = plan_profiles(sizes, options.multiple, k, budget, lambda pixels: BYTES_PER_PIXEL * pixels)
+        profiles = plan_profiles(sizes, card, k, budget, lambda pixels: BYTES_PER_PIXEL * pixels)
         results.append(
             {
                 "k": k,

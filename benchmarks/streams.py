@@ -44,7 +44,7 @@ def main() -> None:
         for name, sizes in [*((f"{h}×{w}", [(h, w)]) for h, w in SIZES), ("mixed", mixed)]:
             count = min(96, max(8, PIXELS // (sizes[0][0] * sizes[0][1])))
             images = [resized(photos.read(i % len(photos)), sizes[i % len(sizes)]) for i in range(count)]
-            padded = {padded_size(*size, net.card.size_multiple) for size in sizes}
+            padded = {padded_size(*size, net.card) for size in sizes}
             once, twice = [1.0] * ROUNDS, [2.0] * ROUNDS
             calls = {"single": (lambda images=images: [net(image) for image in images], {})}
             calls["map"] = (lambda images=images: list(net.map(images)), {})

@@ -296,16 +296,16 @@ def _plan(
     core: ModelProto, manifest: Manifest, gpu: ForGpu, say: Callable[[str], None]
 ) -> tuple[Manifest, dict[str, bytes], dict[str, Any]]:
     """A TensorRT plan with our kernels: the manifest that names them, the members, and the report's part."""
-    options, multiple = gpu.options, manifest.card.size_multiple
+    options, card = gpu.options, manifest.card
     if gpu.sizes is None:
-        profiles = default_profiles(multiple, gpu.batch)
+        profiles = default_profiles(card, gpu.batch)
     else:
         cost = None
         if options.workspace is not None and not gpu.sizes.ranges:
             say("asking TensorRT for activation memory")
-            cost = tensorrt.activation_cost(core, options, multiple, say)
+            cost = tensorrt.activation_cost(core, options, card, say)
         known = {} if cost is None else {"cost": cost, "budget": options.workspace}
-        profiles = plan_profiles(gpu.sizes, multiple, gpu.profiles, batch=gpu.batch, **known)
+        profiles = plan_profiles(gpu.sizes, card, gpu.profiles, batch=gpu.batch, **known)
     say(f"building for {', '.join(options.targets)} with TensorRT")
     built = tensorrt.build(core, options, profiles, say)
     say("compiling the kernels")
@@ -473,7 +473,7 @@ def golden_sample(core: ModelProto, card: ModelCard, precision: str, gpu: GpuPla
     Where no profile of `gpu` holds its usual size, it is of the smallest size that one does.
     """
     size = GOLDEN_SIZE
-    if gpu is not None and not any(p.holds(padded_size(*size, card.size_multiple)) for p in gpu.profiles):
+    if gpu is not None and not any(p.holds(padded_size(*size, card)) for p in gpu.profiles):
         least = min((profile.min for profile in gpu.profiles), key=lambda size: size[0] * size[1])
         size = tuple(side - min(3, card.size_multiple - 1) for side in least)  # so that something is padded
     image = natural_noise(*size, card, seed=0)
@@ -560,7 +560,7 @@ def build_standalone(source: Source, out: str | os.PathLike, threads: int | None
     for index, (height, width) in enumerate(COMPARED_SIZES):
         image = natural_noise(height, width, card, seed=index + 1)
         logits = original.run(prepare(image, replace(card, size_multiple=1)))[0]
-        expected = labels_from_scores(logits, Head(), card, padded_size(height, width, 1), (height, width))
+        expected = labels_from_scores(logits, Head(), card, (height, width), (height, width))
         labels = run.run(None, {"image": image[None]})[0][0]
         if labels.shape != expected.shape or (labels != expected)[decided(logits, card)].any():
             raise DeployError(f"the standalone model's labels differ from the model's at {height}×{width}")

@@ -344,7 +344,7 @@ class Judge:
                 )
 
     def _labels(self, scores: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-        padded = padded_size(*size, self.card.size_multiple)
+        padded = padded_size(*size, self.card)
         return labels_from_scores(scores, self.head, self.card, padded, size)
 
     def _compare(self, labels: list[np.ndarray]) -> float:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from runtime.engine_file import ModelCard
 from runtime.errors import DeployError, MisuseError
 from runtime.prepare import padded_size
 from runtime.sizes import EXAMPLE, Size, Sizes
@@ -56,18 +57,18 @@ class Profile:
         return all(low <= side <= high for low, side, high in zip(self.min, size, self.max, strict=True))
 
 
-def default_profiles(multiple: int, batch: int = 1) -> list[Profile]:
+def default_profiles(card: ModelCard, batch: int = 1) -> list[Profile]:
     """One profile for everything up to 2176×3840, where the user says nothing of sizes."""
-    return _given([(SMALLEST, USUAL, LARGEST)], multiple, batch)
+    return _given([(SMALLEST, USUAL, LARGEST)], card, batch)
 
 
-def _given(ranges, multiple: int, batch: int) -> list[Profile]:
-    return [Profile(*(padded_size(*size, multiple) for size in sizes), batch=batch) for sizes in ranges]
+def _given(ranges, card: ModelCard, batch: int) -> list[Profile]:
+    return [Profile(*(padded_size(*size, card) for size in sizes), batch=batch) for sizes in ranges]
 
 
 def plan_profiles(
     sizes: Sizes | Mapping[Size, int],
-    multiple: int,
+    card: ModelCard,
     k: int | None = None,
     budget: int | None = None,
     cost: Cost = lambda pixels: 4 * pixels,
@@ -75,14 +76,14 @@ def plan_profiles(
 ) -> list[Profile]:
     """The profiles that hold every size and keep each near the OPT of its own, smallest OPT first.
 
-    Sizes are padded to multiples first, then partitioned: a profile's MIN and MAX are the bounding box of its
+    Sizes are padded first, then partitioned: a profile's MIN and MAX are the bounding box of its
     sizes, its OPT is their weighted median by area. The partition minimises Σ images · |ln(area / area of OPT)|,
     and of equal ones the memory, subject to the budget. Up to EXACT distinct sizes it is the best of all partitions;
     beyond, the best of all partitions into intervals of area where memory does not bind, and a search otherwise.
 
     Args:
         sizes: with the number of images of each, or ranges, which become profiles as they are.
-        multiple: H and W are multiples of it.
+        card: says what sizes are padded to.
         k: most profiles, 1 to MOST_PROFILES; None: as many, up to USUAL_MOST, as each bring WORTH of the objective.
         budget: bytes that the activations of all profiles may take together; None: no limit.
         cost: activation bytes of an input of so many pixels (batch · H · W of a MAX), elementwise on float64 arrays
@@ -103,7 +104,7 @@ def plan_profiles(
     if sizes.ranges:
         if k is not None and k != len(sizes.ranges):
             raise MisuseError(f"--profiles {k} and {len(sizes.ranges)} ranges in --sizes; leave --profiles away")
-        profiles = _given(sizes.ranges, multiple, batch)
+        profiles = _given(sizes.ranges, card, batch)
         _check_budget(sum(float(cost(float(profile.pixels))) for profile in profiles), budget)
         return profiles
     if not sizes.counts:
@@ -112,7 +113,7 @@ def plan_profiles(
     for (height, width), count in sizes.counts.items():
         if height < 1 or width < 1 or count < 1:
             raise MisuseError(f"{count} images of {height}×{width}; sides and counts are at least 1")
-        counts[padded_size(height, width, multiple)] += count
+        counts[padded_size(height, width, card)] += count
     items = _Items(counts, cost, batch)
     limit = float("inf") if budget is None else float(budget)
     plans = _plans(items, min(k or USUAL_MOST, len(items)), limit)

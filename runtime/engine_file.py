@@ -20,7 +20,7 @@ from runtime.errors import DeployError
 from runtime.files import replacing
 
 ENGINE_VERSION = 2  # 2: stages, each with its own halo, memory and share of the work
-CARD_VERSION = 1
+CARD_VERSION = 2  # 2: smallest, whole, and networks that give masks or values instead of labels
 CARD_KEY = "fcn_deploy.card"  # the key of the card in ONNX and safetensors metadata
 DTYPES = ("uint8", "uint16", "float32")
 MANIFEST = "manifest.json"
@@ -30,6 +30,7 @@ MODES = ("none", "linear", "nearest")
 COORDINATES = ("half_pixel", "pytorch_half_pixel", "asymmetric", "align_corners")
 ROUNDINGS = ("round_prefer_floor", "round_prefer_ceil", "floor", "ceil")
 PRECISIONS = ("float32", "float16", "int8")
+ACTIVATIONS = ("softmax", "sigmoid", "probability", "multilabel", "none")
 
 IMAGENET_MEAN = (123.675, 116.28, 103.53)  # of RGB in 0..255
 IMAGENET_STD = (58.395, 57.12, 57.375)
@@ -47,9 +48,14 @@ class ModelCard:
         mean, std: per channel, in the image's own units; the network sees (image - mean) / std.
         stride: pixels per cell of the coarse scores (8 for FCN-8s).
         size_multiple: H and W of the core network's input are multiples of it (32 for FCN-8s).
-        activation: how scores become labels: `softmax` (by argmax), `sigmoid` (one score, a logit; label 1
-            where its sigmoid is above `threshold`), or `probability` (the same, its sigmoid taken already).
-        threshold: a probability, used with one score only.
+        activation: what the scores mean: `softmax` (labels by argmax), `sigmoid` (one score, a logit; label 1
+            where its sigmoid is above `threshold`), `probability` (the same, its sigmoid taken already), `multilabel`
+            (a logit per class, each with a mask of its own where its sigmoid is above its threshold), or `none` (the
+            values are the answer: depth, a matte; `classes` names the maps).
+        threshold: a probability, of one score and of masks; for `multilabel` also a tuple of one per class.
+        smallest: least H and W of the core network's input, in pixels.
+        whole: the operator that makes every score depend on the whole image, so that it is never run in tiles; "" where
+            scores depend on what is around them.
     """
 
     classes: tuple[str, ...]
@@ -61,7 +67,9 @@ class ModelCard:
     stride: int = 1
     size_multiple: int = 1
     activation: str = "softmax"
-    threshold: float = 0.5
+    threshold: float | tuple[float, ...] = 0.5
+    smallest: int = 1
+    whole: str = ""
 
     def __post_init__(self) -> None:
         if not isinstance(self.classes, list | tuple):
@@ -71,6 +79,8 @@ class ModelCard:
         set_(self, "colors", tuple(tuple(color) for color in self.colors) or voc_palette(len(self.classes)))
         set_(self, "mean", tuple(float(value) for value in self.mean))
         set_(self, "std", tuple(float(value) for value in self.std))
+        if isinstance(self.threshold, list | tuple):
+            set_(self, "threshold", tuple(self.threshold))
         problem = self._problem()
         if problem:
             raise ValueError(problem)
@@ -82,7 +92,7 @@ class ModelCard:
             return f"{len(self.colors)} colors for {len(self.classes)} classes; give one each"
         if any(len(color) != 3 or not all(0 <= value <= 255 for value in color) for color in self.colors):
             return "a color is not three numbers in 0..255"
-        for name in ("channels", "stride", "size_multiple"):
+        for name in ("channels", "stride", "size_multiple", "smallest"):
             if type(getattr(self, name)) is not int:
                 return f"{name} {getattr(self, name)!r}; it must be a whole number"
         if self.dtype not in DTYPES:
@@ -93,10 +103,25 @@ class ModelCard:
             return "mean and std must be finite, and std above 0"
         if self.stride < 1 or self.size_multiple < 1:
             return f"stride {self.stride} and size_multiple {self.size_multiple} must be at least 1"
-        if self.activation not in ("softmax", "sigmoid", "probability"):
-            return f"activation {self.activation!r}; it must be softmax, sigmoid or probability"
-        if self.activation != "softmax" and (len(self.classes) != 2 or not 0 < self.threshold < 1):
-            return "a card of one score has two classes and a threshold between 0 and 1"
+        if self.smallest < 1:
+            return f"smallest {self.smallest}; it must be at least 1 pixel"
+        if type(self.whole) is not str or not self.whole.isprintable():
+            return f"whole {self.whole!r}; it must be the name of an operator, or empty"
+        if self.activation not in ACTIVATIONS:
+            return f"activation {self.activation!r}; it must be one of {', '.join(ACTIVATIONS)}"
+        if self.activation in ("sigmoid", "probability") and len(self.classes) != 2:
+            return f"{len(self.classes)} classes with activation {self.activation}; one score has two classes"
+        return self._problem_of_threshold()
+
+    def _problem_of_threshold(self) -> str | None:
+        each = isinstance(self.threshold, tuple)
+        if each and self.activation != "multilabel":
+            return f"several thresholds with activation {self.activation}; only multilabel takes one per class"
+        if each and len(self.threshold) != len(self.classes):
+            return f"{len(self.threshold)} thresholds for {len(self.classes)} classes; give one each, or one number"
+        for value in self.threshold if each else (self.threshold,):
+            if type(value) not in (int, float) or not 0 < value < 1:
+                return f"threshold {value!r}; it must be a number between 0 and 1"
         return None
 
     @property
@@ -107,14 +132,25 @@ class ModelCard:
     @property
     def scores(self) -> int:
         """Channels of the network's output."""
-        return len(self.classes) if self.activation == "softmax" else 1
+        return 1 if self.activation in ("sigmoid", "probability") else len(self.classes)
+
+    @property
+    def gives_labels(self) -> bool:
+        """Whether each pixel has one label; else the network gives masks that may overlap, or values."""
+        return self.activation not in ("multilabel", "none")
+
+    @property
+    def score_thresholds(self) -> tuple[float, ...]:
+        """What each score is compared with: its threshold, as a logit where scores are logits."""
+        each = self.threshold if isinstance(self.threshold, tuple) else (self.threshold,) * self.scores
+        if self.activation == "probability":
+            return each
+        return tuple(math.log(value / (1 - value)) for value in each)
 
     @property
     def score_threshold(self) -> float:
-        """What a single score is compared with: `threshold`, as a logit where scores are logits."""
-        if self.activation == "sigmoid":
-            return math.log(self.threshold / (1 - self.threshold))
-        return self.threshold
+        """`score_thresholds` of a single score."""
+        return self.score_thresholds[0]
 
     def to_json(self) -> str:
         return json.dumps({"version": CARD_VERSION} | asdict(self))
@@ -125,8 +161,8 @@ class ModelCard:
         try:
             data = json.loads(text)
             version = data.pop("version")
-            if version != CARD_VERSION:
-                raise ValueError(f"version {version}, and this release reads version {CARD_VERSION}")
+            if type(version) is not int or not 1 <= version <= CARD_VERSION:
+                raise ValueError(f"version {version}, and this release reads versions 1 to {CARD_VERSION}")
             return cls(**data)
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise DeployError(

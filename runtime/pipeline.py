@@ -175,7 +175,7 @@ class Stream:
 
     def alike(self, size: tuple[int, int]) -> tuple[int, int] | None:
         """The padded size of an image of (height, width) that is run with its equals where that pays, else None."""
-        padded = padded_size(*size, self.net.card.size_multiple)
+        padded = padded_size(*size, self.net.card)
         if padded[0] * padded[1] > BATCH_PIXELS or self._slots_for(padded, TOGETHER) > 1 or not self.net.can_batch:
             return None
         cost = self.net.costs.get(padded)
@@ -212,7 +212,7 @@ class Stream:
             images = [check_image(image, net.card) for image in images]
         except MisuseError:
             return None  # each is run alone then, and says so
-        sizes = {padded_size(*image.shape[:2], net.card.size_multiple) for image in images}
+        sizes = {padded_size(*image.shape[:2], net.card) for image in images}
         padded = sizes.pop()
         if sizes or self.alike(padded) is None:
             return None
@@ -238,7 +238,7 @@ class Stream:
         """1, or all for what cannot share the memory budget. A GPU's memory is its backend's to share out."""
         if not self.net.can_batch:
             return 1
-        height, width = padded_size(*size, self.net.card.size_multiple)
+        height, width = padded_size(*size, self.net.card)
         return CALLERS if count * height * width * self.net.bytes_per_pixel > self._shared else 1
 
     @contextmanager

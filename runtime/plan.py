@@ -88,7 +88,7 @@ def plan_run(size: tuple[int, int], card: ModelCard, stages: Sequence[Stage], me
     Raises:
         OverBudgetError: not even the smallest tiles fit, or the network cannot be tiled.
     """
-    padded = padded_size(*size, card.size_multiple)
+    padded = padded_size(*size, card)
     needed = int(math.prod(padded) * sum(stage.bytes_per_pixel for stage in stages))
     if needed <= memory:
         return Plan(size, padded, needed)
@@ -123,7 +123,7 @@ def plan_run(size: tuple[int, int], card: ModelCard, stages: Sequence[Stage], me
 
 def plan_profile(size: tuple[int, int], card: ModelCard, stage: Stage, profiles: Sequence[Profile]) -> Plan | None:
     """Plan an image that no profile of a TensorRT plan holds: the cheapest tiles that are all within one; else None."""
-    padded = padded_size(*size, card.size_multiple)
+    padded = padded_size(*size, card)
     if stage.halo is None:
         return None
     best = None

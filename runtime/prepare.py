@@ -28,9 +28,10 @@ def check_image(image: np.ndarray, card: ModelCard, readers: bool = False) -> np
     return image
 
 
-def padded_size(height: int, width: int, multiple: int) -> tuple[int, int]:
-    """The next multiples of `multiple` at or above an image's height and width."""
-    return -(-height // multiple) * multiple, -(-width // multiple) * multiple
+def padded_size(height: int, width: int, card: ModelCard) -> tuple[int, int]:
+    """What an image of this height and width is padded to: at least the card's `smallest`, then its `size_multiple`."""
+    multiple = card.size_multiple
+    return tuple(-(-max(side, card.smallest) // multiple) * multiple for side in (height, width))
 
 
 def normalise(image: np.ndarray, card: ModelCard, out: np.ndarray) -> None:
@@ -49,11 +50,11 @@ def normalise(image: np.ndarray, card: ModelCard, out: np.ndarray) -> None:
 def prepare(image: np.ndarray, card: ModelCard, out: np.ndarray | None = None) -> np.ndarray:
     """An image, [H, W, C] as the card says, as the core's input: float32 [1, C, H', W'].
 
-    H' and W' are the next multiples of the card's `size_multiple`; the padding, right and bottom, is zero
-    after normalisation. `out` is a flat float32 buffer of at least C·H'·W' elements to write into.
+    H' and W' are those of `padded_size`; the padding, right and bottom, is zero after normalisation. `out` is a
+    flat float32 buffer of at least C·H'·W' elements to write into.
     """
     height, width = image.shape[:2]
-    padded_height, padded_width = padded_size(height, width, card.size_multiple)
+    padded_height, padded_width = padded_size(height, width, card)
     shape = (card.channels, padded_height, padded_width)
     count = card.channels * padded_height * padded_width
     data = (np.empty(count, np.float32) if out is None else out[:count]).reshape(shape)

@@ -125,7 +125,7 @@ class Segmenter:
         size = (height, width)
         if self._on_gpu:
             # Of the GPU's own memory the backend takes what a size needs.
-            padded = padded_size(*size, self.card.size_multiple)
+            padded = padded_size(*size, self.card)
             try:
                 return Plan(size, padded, 0, self._open()[0].profile_for(padded))
             except OverBudgetError:
@@ -265,7 +265,7 @@ class Segmenter:
     def scores_of_batch(self, images: Sequence[np.ndarray]) -> np.ndarray:
         """The core's output for images of one padded size, run as one batch: float32 [N, K, h, w], uncropped."""
         card = self.card
-        padded = padded_size(*images[0].shape[:2], card.size_multiple)
+        padded = padded_size(*images[0].shape[:2], card)
         batch = np.empty((len(images), card.channels, *padded), np.float32)
         for image, place in zip(images, batch, strict=True):
             prepare(image, card, place.reshape(-1))
@@ -323,7 +323,7 @@ class Segmenter:
             part = np.asarray(image[rows.outer_start : rows.outer_stop, columns.outer_start : columns.outer_stop])
             if self._on_gpu:
                 part = np.ascontiguousarray(part)
-                return backends[0].scores(part, padded_size(*part.shape[:2], self.card.size_multiple))
+                return backends[0].scores(part, padded_size(*part.shape[:2], self.card))
             return backends[0].run(self._prepared(part))[0]
 
         others = [lambda part, backend=backend: backend.run(part)[0] for backend in backends[1:]]
@@ -341,7 +341,7 @@ class Segmenter:
 
     def _prepared(self, image: np.ndarray) -> np.ndarray:
         """An image, or a part of one, as the first stage takes it; the next call on this thread reuses its memory."""
-        padded = padded_size(*image.shape[:2], self.card.size_multiple)
+        padded = padded_size(*image.shape[:2], self.card)
         count = self.card.channels * padded[0] * padded[1]
         # One buffer per thread, kept: a fresh one costs page faults on every call.
         buffer = getattr(self._buffers, "data", None)

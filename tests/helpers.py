@@ -51,6 +51,13 @@ def random_network(seed: int = 0, **architecture):
     return model.eval()
 
 
+def multiples_of(multiple: int):
+    """A card of a network whose images are padded to multiples of this."""
+    from runtime import ModelCard
+
+    return ModelCard(("a", "b"), size_multiple=multiple)
+
+
 def checkpoint_of(model, **card):
     from dataclasses import replace
 

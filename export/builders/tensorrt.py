@@ -28,6 +28,7 @@ from onnx import ModelProto
 from export.builders.timing_cache import TimingCache
 from export.profiles import Cost, Profile
 from runtime.command import need
+from runtime.engine_file import ModelCard
 from runtime.errors import DeployError, MisuseError
 from runtime.prepare import padded_size
 
@@ -166,14 +167,14 @@ PROBES = (512, 2048)  # sides of the squares at which activation memory is asked
 
 
 def activation_cost(
-    core: ModelProto, options: BuildOptions, multiple: int, say: Say = lambda line: None
+    core: ModelProto, options: BuildOptions, card: ModelCard, say: Say = lambda line: None
 ) -> Cost | None:
     """Bytes of activations for so many pixels (batch · H · W of a MAX), as TensorRT itself plans them.
 
     For plan_profiles. A straight line through two sizes, from a build of its own: a second with TensorRT for RTX,
     minutes with TensorRT, which times kernels. None where the builder does not tell. Raises as `build`.
     """
-    sides = [padded_size(side, side, multiple) for side in PROBES]
+    sides = [padded_size(side, side, card) for side in PROBES]
     probes = [Profile(side, side, side) for side in sides]
     small, large = build(core, replace(options, workspace=None), probes, say).activation_bytes
     if small is None or large is None:

@@ -8,7 +8,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from helpers import ROOT
+from helpers import ROOT, multiples_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -73,7 +73,7 @@ def brute_force(counts, k, budget, batch=1):
 def padded(counts, multiple):
     result = {}
     for size, count in counts.items():
-        size = padded_size(*size, multiple)
+        size = padded_size(*size, multiples_of(multiple))
         result[size] = result.get(size, 0) + count
     return result
 
@@ -81,10 +81,10 @@ def padded(counts, multiple):
 @settings(deadline=None, max_examples=60)
 @given(HISTOGRAMS, st.integers(1, 6) | st.none(), st.sampled_from([1, 8, 32]), st.floats(0, 1) | st.none())
 def test_every_size_is_in_a_profile_of_multiples_within_the_budget(counts, k, multiple, tightness):
-    free = plan_profiles(counts, multiple, k, cost=cost)
-    one = memory(plan_profiles(counts, multiple, 1, cost=cost))
+    free = plan_profiles(counts, multiples_of(multiple), k, cost=cost)
+    one = memory(plan_profiles(counts, multiples_of(multiple), 1, cost=cost))
     budget = None if tightness is None else int(one + tightness * max(0, memory(free) - one)) + 1
-    profiles = plan_profiles(counts, multiple, k, budget, cost)
+    profiles = plan_profiles(counts, multiples_of(multiple), k, budget, cost)
     for profile in profiles:
         for low, best, high in zip(profile.min, profile.opt, profile.max, strict=True):
             assert low <= best <= high
@@ -101,9 +101,9 @@ def test_every_size_is_in_a_profile_of_multiples_within_the_budget(counts, k, mu
 @settings(deadline=None, max_examples=40)
 @given(HISTOGRAMS, st.floats(0, 1) | st.none())
 def test_more_profiles_are_never_worse(counts, tightness):
-    one = memory(plan_profiles(counts, 32, 1, cost=cost))
+    one = memory(plan_profiles(counts, multiples_of(32), 1, cost=cost))
     budget = None if tightness is None else int(one * (1 + tightness)) + 1
-    objectives = [total(plan_profiles(counts, 32, k, budget, cost)) for k in range(1, 8)]
+    objectives = [total(plan_profiles(counts, multiples_of(32), k, budget, cost)) for k in range(1, 8)]
     assert all(more <= few + 1e-6 for few, more in pairwise(objectives))
 
 
@@ -117,12 +117,12 @@ def test_few_sizes_are_planned_as_brute_force_would(counts, k, tightness, batch)
         if len(blocks) <= k
     )
     budget = int(least * (1 + tightness)) + 1
-    profiles = plan_profiles(counts, 32, k, budget, cost, batch)
+    profiles = plan_profiles(counts, multiples_of(32), k, budget, cost, batch)
     loss, size = brute_force(counts, k, budget, batch)
     assert total(profiles) == pytest.approx(loss, abs=1e-6)
     assert memory(profiles) == pytest.approx(size)
     with pytest.raises(DeployError, match=f"need about {least:,} bytes") as caught:
-        plan_profiles(counts, 32, k, least - 1, cost, batch)
+        plan_profiles(counts, multiples_of(32), k, least - 1, cost, batch)
     assert "\n" not in str(caught.value) and "lower --batch" in str(caught.value)
 
 
@@ -131,10 +131,10 @@ def test_ten_sizes_are_planned_as_brute_force_would(budgeted):
     random = np.random.default_rng(3)
     counts = {tuple(map(int, 32 * random.integers(1, 40, 2))): int(random.integers(1, 30)) for _ in range(EXACT)}
     assert len(counts) == EXACT
-    free = plan_profiles(counts, 32, 4, cost=cost)
+    free = plan_profiles(counts, multiples_of(32), 4, cost=cost)
     budget = int(0.8 * memory(free)) if budgeted else 10**12
     loss, size = brute_force(counts, 4, budget)
-    profiles = plan_profiles(counts, 32, 4, budget, cost)
+    profiles = plan_profiles(counts, multiples_of(32), 4, budget, cost)
     assert (total(profiles), memory(profiles)) == (pytest.approx(loss), pytest.approx(size))
     assert not budgeted or total(profiles) > total(free)
 
@@ -144,7 +144,7 @@ def test_many_sizes_without_a_budget_are_planned_as_brute_force_would(monkeypatc
     for k in (1, 2, 3):
         counts = padded({tuple(map(int, random.integers(1, 900, 2))): int(random.integers(1, 9)) for _ in range(8)}, 32)
         monkeypatch.setattr("export.profiles.EXACT", 0)
-        assert total(plan_profiles(counts, 32, k)) == pytest.approx(brute_force(counts, k, 10**15)[0])
+        assert total(plan_profiles(counts, multiples_of(32), k)) == pytest.approx(brute_force(counts, k, 10**15)[0])
 
 
 def test_the_search_for_many_sizes_is_near_the_best_partition(monkeypatch):
@@ -156,12 +156,12 @@ def test_the_search_for_many_sizes_is_near_the_best_partition(monkeypatch):
             {tuple(map(int, random.integers(1, 1300, 2))): int(random.integers(1, 50)) for _ in range(9)}, 32
         )
         k = int(random.integers(2, 5))
-        one, free = (memory(plan_profiles(counts, 32, count, cost=cost)) for count in (1, k))
+        one, free = (memory(plan_profiles(counts, multiples_of(32), count, cost=cost)) for count in (1, k))
         budget = int(one + random.random() * max(0, free - one)) + 1
-        exact = total(plan_profiles(counts, 32, k, budget, cost))
+        exact = total(plan_profiles(counts, multiples_of(32), k, budget, cost))
         with monkeypatch.context() as patch:
             patch.setattr("export.profiles.EXACT", 0)
-            ratios.append(total(plan_profiles(counts, 32, k, budget, cost)) / exact)
+            ratios.append(total(plan_profiles(counts, multiples_of(32), k, budget, cost)) / exact)
     assert min(ratios) > 0.999 and np.percentile(ratios, 90) < 1.1
 
 
@@ -170,27 +170,27 @@ def test_five_hundred_sizes_take_less_than_a_second():
     counts = {}
     while len(counts) < 500:
         counts[tuple(map(int, 32 * random.integers(1, 60, 2)))] = int(random.integers(1, 20))
-    one = memory(plan_profiles(counts, 32, 1, cost=cost))
+    one = memory(plan_profiles(counts, multiples_of(32), 1, cost=cost))
     for k in (None, 4):
         start = time.process_time()
-        plan_profiles(counts, 32, k, int(1.5 * one), cost)
+        plan_profiles(counts, multiples_of(32), k, int(1.5 * one), cost)
         assert time.process_time() - start < 1
 
 
 def test_narrow_images_of_both_orientations_get_boxes_of_their_own():
     counts = {(32, 3200): 5, (3200, 32): 5}
     budget = int(2.5 * cost(32 * 3200))
-    assert len(plan_profiles(counts, 32, budget=budget, cost=cost)) == 2
+    assert len(plan_profiles(counts, multiples_of(32), budget=budget, cost=cost)) == 2
     with pytest.raises(DeployError, match="lower --batch"):
-        plan_profiles(counts, 32, 1, budget, cost)
+        plan_profiles(counts, multiples_of(32), 1, budget, cost)
 
 
 def test_the_number_of_profiles_is_what_brings_something():
-    assert len(plan_profiles({(480, 640): 9}, 32)) == 1
-    assert len(plan_profiles({(480, 640): 9, (640, 480): 3}, 32)) == 1  # one area, one profile
-    assert plan_profiles({(480, 640): 3, (640, 480): 9}, 32)[0].opt == (640, 480)
-    assert len(plan_profiles({(64, 64): 50, (1088, 1920): 50}, 32)) == 2
-    assert len(plan_profiles({(64 * i, 64): 1 for i in range(1, 40)}, 32)) <= 6
+    assert len(plan_profiles({(480, 640): 9}, multiples_of(32))) == 1
+    assert len(plan_profiles({(480, 640): 9, (640, 480): 3}, multiples_of(32))) == 1  # one area, one profile
+    assert plan_profiles({(480, 640): 3, (640, 480): 9}, multiples_of(32))[0].opt == (640, 480)
+    assert len(plan_profiles({(64, 64): 50, (1088, 1920): 50}, multiples_of(32))) == 2
+    assert len(plan_profiles({(64 * i, 64): 1 for i in range(1, 40)}, multiples_of(32))) <= 6
 
 
 def test_the_figure_for_a_photo_collection():
@@ -212,14 +212,14 @@ def test_the_figure_for_a_photo_collection():
 def test_typed_sizes_and_ranges():
     assert parse_sizes("480x640, 1080X1920,480×640").counts == {(480, 640): 2, (1080, 1920): 1}
     sizes = parse_sizes("256x256:512x1024:2170x3840")
-    assert plan_profiles(sizes, 32, batch=4) == [Profile((256, 256), (512, 1024), (2176, 3840), 4)]
+    assert plan_profiles(sizes, multiples_of(32), batch=4) == [Profile((256, 256), (512, 1024), (2176, 3840), 4)]
     two = parse_sizes("32x32:64x64:128x128,128x128:512x512:1024x1024")
-    assert len(plan_profiles(two, 32)) == 2
+    assert len(plan_profiles(two, multiples_of(32))) == 2
     with pytest.raises(MisuseError, match="leave --profiles away"):
-        plan_profiles(two, 32, k=3)
+        plan_profiles(two, multiples_of(32), k=3)
     with pytest.raises(DeployError, match="over the budget"):
-        plan_profiles(two, 32, budget=1000, cost=cost)
-    assert default_profiles(32, 4) == [Profile((32, 32), (512, 1024), (2176, 3840), 4)]
+        plan_profiles(two, multiples_of(32), budget=1000, cost=cost)
+    assert default_profiles(multiples_of(32), 4) == [Profile((32, 32), (512, 1024), (2176, 3840), 4)]
 
 
 @pytest.mark.parametrize(
@@ -249,10 +249,10 @@ def test_misuse_is_one_line_with_a_remedy(text, said):
 def test_numbers_out_of_range():
     for words in ({"k": 0}, {"k": MOST_PROFILES + 1}, {"batch": 0}, {"budget": 0}):
         with pytest.raises(MisuseError):
-            plan_profiles({(32, 32): 1}, 32, **words)
+            plan_profiles({(32, 32): 1}, multiples_of(32), **words)
     for counts in ({}, {(0, 32): 1}, {(32, 32): 0}):
         with pytest.raises(MisuseError):
-            plan_profiles(counts, 32)
+            plan_profiles(counts, multiples_of(32))
 
 
 def test_sizes_of_images_come_from_their_headers(tmp_path, caplog, monkeypatch):
@@ -311,7 +311,7 @@ def test_sizes_of_scientific_tiffs(tmp_path):
 
 
 def test_the_printed_table():
-    profiles = plan_profiles({(64, 64): 50, (1080, 1920): 7}, 32, 2, batch=2)
+    profiles = plan_profiles({(64, 64): 50, (1080, 1920): 7}, multiples_of(32), 2, batch=2)
     rows = table(profiles, (1 << 20, None))
     assert rows[1] == {
         "profile": 1, "min": "1088x1920", "opt": "1088x1920", "max": "1088x1920", "batch": 2, "images": 7,
@@ -319,4 +319,4 @@ def test_the_printed_table():
     }  # fmt: skip
     text = show(profiles, (1 << 20, None))
     assert len(text.splitlines()) == 3 and "1 MiB" in text and "1088x1920" in text
-    assert show(plan_profiles(Sizes(ranges=(((1, 1), (2, 2), (3, 3)),)), 1)).count("-") >= 3
+    assert show(plan_profiles(Sizes(ranges=(((1, 1), (2, 2), (3, 3)),)), multiples_of(1))).count("-") >= 3

@@ -3,7 +3,7 @@
 import numpy as np
 import onnx
 import pytest
-from helpers import FAMILY, checkpoint_of, photo, random_network
+from helpers import FAMILY, checkpoint_of, multiples_of, photo, random_network
 from onnx import TensorProto, helper, numpy_helper
 
 from export.build import core_of, read_source
@@ -296,7 +296,9 @@ def test_half_models_may_take_and_give_float16():
 
 
 def plan_of(model, targets, multiple):
-    return tensorrt.build(model, tensorrt.BuildOptions(tuple(targets)), default_profiles(multiple, 4)).plan
+    return tensorrt.build(
+        model, tensorrt.BuildOptions(tuple(targets)), default_profiles(multiples_of(multiple), 4)
+    ).plan
 
 
 @pytest.mark.parametrize("architecture", FAMILY, ids=lambda a: "-".join(map(str, a.values())))

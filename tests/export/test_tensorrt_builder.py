@@ -9,6 +9,7 @@ from types import ModuleType, SimpleNamespace
 import numpy as np
 import onnx
 import pytest
+from helpers import multiples_of
 from onnx import TensorProto, helper, numpy_helper
 
 from export.build import core_of, read_source
@@ -73,7 +74,7 @@ def clean(tmp_path, monkeypatch):
 
 def test_one_plan_for_several_gpus_with_several_profiles(rtx, core, clean):
     sizes = {(64, 64): 5, (480, 640): 20, (640, 480): 8, (1080, 1920): 9}
-    profiles = plan_profiles(sizes, 32, 3, batch=2)
+    profiles = plan_profiles(sizes, multiples_of(32), 3, batch=2)
     assert len(profiles) == 3
     said = []
     start = time.monotonic()
@@ -95,16 +96,16 @@ def test_activation_memory_is_told_in_the_order_of_the_profiles(rtx, core):
 
 
 def test_a_batch_takes_its_share_of_memory(rtx, core):
-    one, four = (build(core, SM89, default_profiles(32, batch)).activation_bytes[0] for batch in (1, 4))
+    one, four = (build(core, SM89, default_profiles(multiples_of(32), batch)).activation_bytes[0] for batch in (1, 4))
     assert 3 < four / one < 5
 
 
 def test_a_budget_planned_for_is_kept_by_the_plan(rtx, core):
     """Memory asked of TensorRT at two sizes tells it for others within 2 % or 1 MiB."""
-    cost = activation_cost(core, SM89, 32)
+    cost = activation_cost(core, SM89, multiples_of(32))
     sizes = {(480, 640): 20, (640, 480): 8, (1080, 1920): 9, (1920, 1080): 2, (2160, 3840): 4, (100, 100): 30}
-    budget = int(0.9 * sum(cost(profile.pixels) for profile in plan_profiles(sizes, 32, 4)))
-    profiles = plan_profiles(sizes, 32, 4, budget, cost)
+    budget = int(0.9 * sum(cost(profile.pixels) for profile in plan_profiles(sizes, multiples_of(32), 4)))
+    profiles = plan_profiles(sizes, multiples_of(32), 4, budget, cost)
     planned = [cost(profile.pixels) for profile in profiles]
     built = build(core, SM89, profiles)
     assert built.activation_bytes == pytest.approx(planned, rel=0.02, abs=1 << 20)
@@ -114,7 +115,7 @@ def test_a_budget_planned_for_is_kept_by_the_plan(rtx, core):
 def test_too_little_workspace_is_named_with_the_remedy(rtx, core, clean):
     for workspace in (1024, 64 << 20):
         with pytest.raises(DeployError, match="raise --workspace") as caught:
-            build(core, BuildOptions(("sm89",), workspace=workspace), default_profiles(32, 4))
+            build(core, BuildOptions(("sm89",), workspace=workspace), default_profiles(multiples_of(32), 4))
         assert "\n" not in str(caught.value) and "/_src/" not in str(caught.value)
     assert build(core, BuildOptions(("sm89",), workspace=64 << 20), SMALL).plan
 

@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import math
+import re
 import zipfile
 from dataclasses import replace
 
@@ -134,7 +136,7 @@ def test_a_swapped_member_is_noticed(engine):
         lambda m: m["card"].update(classes=[]),
         lambda m: m["card"].update(std=[0, 0, 0]),
         lambda m: m["card"].update(dtype="complex64"),
-        lambda m: m["card"].update(version=2),
+        lambda m: m["card"].update(version=3),
         lambda m: m["card"].update(surprise=1),
         lambda m: m.update(stages=[{"file": "../../etc/passwd"}]),
         lambda m: m.update(stages="x"),
@@ -151,6 +153,9 @@ def test_a_swapped_member_is_noticed(engine):
         lambda m: m.update(precision="float64"),
         lambda m: m["card"].update(size_multiple=32.5),
         lambda m: m["card"].update(channels=3.0),
+        lambda m: m["card"].update(smallest=-1),
+        lambda m: m["card"].update(whole=7),
+        lambda m: m["card"].update(threshold=[0.5, 0.5]),
         lambda m: m["card"].update(classes="abcd"),
     ],
 )
@@ -191,8 +196,56 @@ def test_a_card_survives_json_and_says_what_is_wrong():
         ModelCard(("a", "b"), activation="relu")
     with pytest.raises(ValueError, match="two classes"):
         ModelCard(("a", "b", "c"), activation="sigmoid")
+    with pytest.raises(ValueError, match="smallest 0; it must be at least 1"):
+        ModelCard(("a", "b"), smallest=0)
+    with pytest.raises(ValueError, match=r"smallest 1\.5; it must be a whole number"):
+        ModelCard(("a", "b"), smallest=1.5)
+    for whole in (None, True, "two\nlines"):
+        with pytest.raises(ValueError, match="the name of an operator"):
+            ModelCard(("a", "b"), whole=whole)
     with pytest.raises(ValueError, match="finite"):
         ModelCard(("a",), mean=(float("nan"),) * 3)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ({"activation": "sigmoid", "threshold": 1}, "threshold 1; it must be a number between 0 and 1"),
+        ({"activation": "probability", "threshold": "0.5"}, "threshold '0.5'; it must be a number"),
+        ({"activation": "multilabel", "threshold": (0.5, 0.5, 0.5)}, "3 thresholds for 2 classes"),
+        ({"activation": "multilabel", "threshold": (0.5, float("nan"))}, "threshold nan; it must be a number"),
+        ({"activation": "multilabel", "threshold": ()}, "0 thresholds for 2 classes"),
+        ({"activation": "sigmoid", "threshold": (0.5,)}, "only multilabel takes one per class"),
+        ({"activation": "softmax", "threshold": None}, "threshold None; it must be a number"),
+    ],
+)
+def test_a_card_of_thresholds_that_make_no_sense_is_one_line(words, said):
+    with pytest.raises(ValueError, match=re.escape(said)) as caught:
+        ModelCard(("a", "b"), **words)
+    assert "\n" not in str(caught.value)
+
+
+def test_cards_of_masks_and_of_values():
+    card = ModelCard(("cat", "dog", "wet"), activation="multilabel", threshold=[0.5, 0.8, 0.2])
+    assert ModelCard.from_json(card.to_json(), "here") == card
+    assert card.scores == 3 and not card.gives_labels
+    assert card.score_thresholds == pytest.approx((0, math.log(4), -math.log(4)))
+    assert ModelCard(("cat",), activation="multilabel", threshold=0.8).score_thresholds == pytest.approx((math.log(4),))
+    depth = ModelCard(("depth",), activation="none", smallest=32, whole="GlobalAveragePool pool")
+    assert ModelCard.from_json(depth.to_json(), "here") == depth and (depth.scores, depth.gives_labels) == (1, False)
+    one = ModelCard(("no", "yes"), activation="probability", threshold=0.7)
+    assert one.score_thresholds == (0.7,) and one.scores == 1 and one.gives_labels
+
+
+def test_cards_of_the_first_version_are_read_and_those_to_come_are_not():
+    old = json.loads(CARD.to_json())
+    assert old.pop("version") == 2
+    for name in ("smallest", "whole"):
+        del old[name]
+    assert ModelCard.from_json(json.dumps({"version": 1} | old), "here") == CARD
+    for version in (3, 0, "2", True, None):
+        with pytest.raises(DeployError, match=f"version {version}, and this release reads versions 1 to 2"):
+            ModelCard.from_json(json.dumps({"version": version} | old), "here")
 
 
 def test_the_palette_is_pascal_vocs():

@@ -23,8 +23,25 @@ def test_input_is_normalised_then_padded_with_zeros(height, width):
     expected = F.pad(x, (0, -width % 32, 0, -height % 32))[None].numpy()
     buffer = np.full(3 * 128 * 128, np.nan, np.float32)  # what an earlier image left must not show
     result = prepare(image, CARD, buffer)
-    assert result.shape == (1, 3, *padded_size(height, width, 32)) and np.shares_memory(result, buffer)
+    assert result.shape == (1, 3, *padded_size(height, width, CARD)) and np.shares_memory(result, buffer)
     np.testing.assert_allclose(result, expected, atol=2e-6)
+
+
+@settings(max_examples=40, deadline=None)
+@given(side=st.integers(1, 300), multiple=st.integers(1, 40), smallest=st.integers(1, 100))
+def test_images_are_padded_up_to_the_smallest_size_then_to_the_multiple(side, multiple, smallest):
+    card = ModelCard(("a", "b"), size_multiple=multiple, smallest=smallest)
+    padded, square = padded_size(side, side + 1, card), padded_size(smallest, smallest, card)[0]
+    for found, real in zip(padded, (side, side + 1), strict=True):
+        assert found % multiple == 0 and found >= max(real, smallest) and (found - real < multiple or found == square)
+
+
+def test_what_is_below_the_smallest_size_is_padded_with_zeros():
+    card = ModelCard(("a", "b"), size_multiple=8, smallest=20)
+    image = np.full((5, 30, 3), 200, np.uint8)
+    x = prepare(image, card, np.full(3 * 24 * 32, np.nan, np.float32))
+    assert x.shape == (1, 3, 24, 32)
+    assert (x[:, :, :5, :30] > 0).all() and not x[:, :, 5:].any() and not x[:, :, :, 30:].any()
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32"])

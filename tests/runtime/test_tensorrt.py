@@ -93,7 +93,7 @@ def sizes(count, seed=0, largest=(320, 416)):
 
 
 def runnable(net, size):
-    return any(p.holds(padded_size(*size, net.card.size_multiple)) for p in net.manifest.gpu.profiles)
+    return any(p.holds(padded_size(*size, net.card)) for p in net.manifest.gpu.profiles)
 
 
 def test_labels_equal_the_cpu_engines_at_200_sizes_across_profiles(engine, exports, gpu):
