@@ -1,6 +1,7 @@
 """Segmenter: an engine opened, and labels for images of any size."""
 
 import logging
+import math
 import os
 import re
 import threading
@@ -133,7 +134,11 @@ class Segmenter:
                 if plan is None:
                     raise
                 return plan
-        memory = self.memory_budget()
+        # What an earlier image took is kept by the backends. One that takes no more needs no look at what is free,
+        # which costs a quarter of a millisecond.
+        memory = self._kept
+        if self.memory is not None or self.bytes_per_pixel * math.prod(padded_size(*size, self.card)) > memory:
+            memory = self.memory_budget()
         return plan_run(size, self.card, self._stages, min(memory, BANDS_MEMORY) if bands else memory)
 
     def memory_budget(self) -> int:
