@@ -19,7 +19,7 @@ from runtime.errors import DeployError, MisuseError, OverBudgetError
 from runtime.head import labels_from_scores
 from runtime.pipeline import CALLERS, Cost, Stream, overlapped
 from runtime.plan import Plan, Span, available_memory, plan_profile, plan_run
-from runtime.prepare import check_image, padded_size, prepare
+from runtime.prepare import check_image, input_shape, padded_size, prepare
 from runtime.tiles import label_bands, score_bands
 
 log = logging.getLogger(__name__)
@@ -269,11 +269,11 @@ class Segmenter:
 
     def scores_of_batch(self, images: Sequence[np.ndarray]) -> np.ndarray:
         """The core's output for images of one padded size, run as one batch: float32 [N, K, h, w], uncropped."""
-        card = self.card
-        padded = padded_size(*images[0].shape[:2], card)
-        batch = np.empty((len(images), card.channels, *padded), np.float32)
+        border = self._stages[0].border
+        shape = input_shape(images[0].shape[:2], self.card, border)
+        batch = np.empty((len(images), *shape), np.float32 if border is None else np.uint8)
         for image, place in zip(images, batch, strict=True):
-            prepare(image, card, place.reshape(-1))
+            prepare(image, self.card, place.reshape(-1), border)
         return self._core(batch)
 
     def run_batch(self, images: Sequence[np.ndarray], plans: Sequence[Plan]) -> list[np.ndarray]:
@@ -329,30 +329,30 @@ class Segmenter:
             if self._on_gpu:
                 part = np.ascontiguousarray(part)
                 return backends[0].scores(part, padded_size(*part.shape[:2], self.card))
-            return backends[0].run(self._prepared(part))[0]
+            return backends[0].run(self.prepared(part))[0]
 
         others = [lambda part, backend=backend: backend.run(part)[0] for backend in backends[1:]]
         return score_bands(plan.grids, [stage.stride for stage in self._stages], first, others, start)
 
     def _run(self, image: np.ndarray) -> np.ndarray:
         """Scores of an image that is run whole, padded to the card's multiple: float32 [K, h, w]."""
-        return self._core(self._prepared(image))[0]
+        return self._core(self.prepared(image))[0]
 
     def _core(self, features: np.ndarray) -> np.ndarray:
-        """All stages on a prepared input: float32 [1, C, H, W] → [1, K, h, w]."""
+        """All stages on what `prepared` gives, one or several: → float32 [N, K, h, w]."""
         for backend in self._open():
             features = backend.run(features)
         return features
 
-    def _prepared(self, image: np.ndarray) -> np.ndarray:
+    def prepared(self, image: np.ndarray) -> np.ndarray:
         """An image, or a part of one, as the first stage takes it; the next call on this thread reuses its memory."""
-        padded = padded_size(*image.shape[:2], self.card)
-        count = self.card.channels * padded[0] * padded[1]
+        border = self._stages[0].border
+        count = math.prod(input_shape(image.shape[:2], self.card, border))
         # One buffer per thread, kept: a fresh one costs page faults on every call.
         buffer = getattr(self._buffers, "data", None)
         if buffer is None or len(buffer) < count:
-            buffer = self._buffers.data = np.empty(count, np.float32)
-        return prepare(image, self.card, buffer)
+            buffer = self._buffers.data = np.empty(count, np.float32 if border is None else np.uint8)
+        return prepare(image, self.card, buffer, border)
 
 
 def _card_of_onnx(backend: OnnxRuntimeBackend, path: Path) -> ModelCard:
