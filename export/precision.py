@@ -103,6 +103,7 @@ class Result:
         layers: of the report.
         report: for report.json.
         judge: what the gate compared with, for those who run the core by other kernels.
+        image_mean: of the normalised images that INT8 was calibrated on, per channel.
     """
 
     core: ModelProto
@@ -110,6 +111,7 @@ class Result:
     layers: list[Layer]
     report: dict[str, Any] = field(default_factory=dict)
     judge: "Judge | None" = None
+    image_mean: np.ndarray | None = None
 
 
 def lower(
@@ -210,7 +212,8 @@ def lower(
         "layers": len(layers),
         "kept": {layer.name: layer.kept for layer in layers.values() if layer.kept},
     }
-    return Result(build.core(reverted), build.reference(reverted), list(layers.values()), report, judge)
+    core, reference = build.core(reverted), build.reference(reverted)
+    return Result(core, reference, list(layers.values()), report, judge, build.means.get("image"))
 
 
 class _Candidates:
@@ -308,6 +311,7 @@ class Judge:
             saturate them. s8·s8 and emulated FP16 it does not: these run as written, Q/DQ as float arithmetic.
 
     Attributes:
+        images: what it judges by.
         metric: `mIoU` where labels are given, else `agreement`: the share of pixels labelled, or masked, as by float32;
             of values 1 less their mean difference from float32's, as a share of their range.
         baseline: of float32, in 0..1.
@@ -318,15 +322,15 @@ class Judge:
         self, core: ModelProto, head: Head, card: ModelCard, images: ImageStream, labels: Path | None, exact: bool
     ) -> None:
         self.head, self.card, self.exact = head, card, exact
-        self.inputs: list[tuple[np.ndarray, tuple[int, int]]] = []
+        self.images: list[np.ndarray] = []
         self.expected: list[np.ndarray] = []
         self.scores: list[np.ndarray] = []
         run = session(core.SerializeToString())
         own: list[np.ndarray] = []
         for name, image in images:
-            x, size = prepare(image, card), image.shape[:2]
-            scores = run.run(["scores"], {"image": x})[0][0]
-            self.inputs.append((x, size))
+            size = image.shape[:2]
+            scores = run.run(["scores"], {"image": prepare(image, card)})[0][0]
+            self.images.append(image)
             if len(self.scores) < SENSITIVITY_IMAGES:
                 self.scores.append(scores)
             own.append(self._result(scores, size))
@@ -366,18 +370,19 @@ class Judge:
     def measure(self, candidate: ModelProto) -> float:
         """The metric of a candidate, in 0..1."""
         run = self._session(candidate)
-        return self.measure_run(lambda x: run.run(["scores"], {"image": x})[0])
+        return self.measure_run(lambda image: run.run(["scores"], {"image": prepare(image, self.card)})[0][0])
 
     def measure_run(self, run: Callable[[np.ndarray], np.ndarray]) -> float:
-        """The metric of whatever runs a core: float32 [1, C, H, W] → scores [1, K, h, w]."""
-        return self._compare([self._result(run(x)[0], size) for x, size in self.inputs])
+        """The metric of whatever gives an image's uncropped scores: [H, W, C] as the card says → [K, h, w]."""
+        return self._compare([self._result(run(image), image.shape[:2]) for image in self.images])
 
     def error(self, candidate: ModelProto) -> float:
         """Squared error of the scores over their power, on a few images."""
         run = self._session(candidate)
         error = power = 0.0
-        for (x, _), expected in zip(self.inputs, self.scores, strict=False):
-            error += float(((run.run(["scores"], {"image": x})[0][0] - expected) ** 2).sum())
+        for image, expected in zip(self.images, self.scores, strict=False):
+            scores = run.run(["scores"], {"image": prepare(image, self.card)})[0][0]
+            error += float(((scores - expected) ** 2).sum())
             power += float((expected**2).sum())
         return error / max(power, 1e-30)
 

@@ -20,7 +20,6 @@ from runtime.engine_file import EngineFile
 from runtime.errors import MisuseError, OverBudgetError
 from runtime.head import result_from_scores
 from runtime.images import read_image
-from runtime.prepare import prepare
 from runtime.segmenter import Segmenter
 from runtime.sizes import Size, Sizes, parse_sizes
 from runtime.verify import TIMED_SIZES, natural_noise, timed_sizes
@@ -140,8 +139,6 @@ def _by_itself(net: Segmenter, image: np.ndarray, seconds: float, clock: Callabl
         return row | {"reason": str(error)}
     apart = not plan.grids and (net.manifest is None or net.manifest.gpu is None)
     scores = net.scores(image) if apart else None
-    # Kept from run to run, as a Segmenter keeps its own.
-    buffer = np.empty(plan.padded[0] * plan.padded[1] * image.shape[2] if apart else 0, np.float32)
     whole, inputs, heads = [], [], []
     start = clock()
     while len(whole) < MOST_RUNS and (len(whole) < LEAST_RUNS or clock() - start < seconds):
@@ -150,7 +147,7 @@ def _by_itself(net: Segmenter, image: np.ndarray, seconds: float, clock: Callabl
         after = clock()
         whole.append(after - before)
         if apart:
-            prepare(image, net.card, buffer)
+            net.prepared(image)
             prepared = clock()
             result_from_scores(net.kind, scores, net.head, net.card, plan.padded, plan.size)
             inputs.append(prepared - after)
@@ -216,7 +213,7 @@ def _profile(net: Segmenter, images: Mapping[Size, np.ndarray], threads: int | N
     if not sizes:
         return {"reason": "none of the sizes is run whole; name a smaller one with --sizes, or give more memory"}
     size = sizes[len(sizes) // 2]
-    x = prepare(images[size], net.card)
+    x = net.prepared(images[size])
     layers: list[Layer] = []
     if net.manifest is None:
         layers, _ = profile(net.path, x, threads=threads)

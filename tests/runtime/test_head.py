@@ -108,14 +108,14 @@ def test_scores_of_a_large_image_are_interpolated_in_bounded_pieces():
 
 def test_the_first_of_equal_classes_wins():
     scores = np.ones((3, 4, 5), np.float32)
-    assert not best_class(scores).any()
+    assert not best_class(scores, np.dtype(np.uint8)).any()
     labels = labels_from_scores(scores, Head("linear", "half_pixel", (8.0, 8.0)), card(3), (32, 40), (31, 33))
     assert not labels.any()
 
 
 def test_best_class_is_argmax():
     scores = np.random.default_rng(0).normal(size=(7, 13, 17)).astype(np.float32)
-    np.testing.assert_array_equal(best_class(scores), scores.argmax(0))
+    np.testing.assert_array_equal(best_class(scores, np.dtype(np.uint8)), scores.argmax(0))
 
 
 @pytest.mark.parametrize("threshold", [0.5, 0.9])
