@@ -3,12 +3,14 @@
 import math
 import os
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 from onnx import ModelProto
 
 from export.graph import check, dims, free_name, metadata, rename_reads, rename_result, set_metadata, set_shape
 from export.passes.free_sizes import Freed, find_sizes
+from export.passes.split_head import head_of, split_head, stripped_padding
 from export.probe import probe
 from runtime.backends.onnxruntime import one_line, session
 from runtime.engine_file import CARD_KEY, ModelCard
@@ -201,7 +203,10 @@ def export_free(
     source = read_source(path)
     model, card, name = source.model, source.card, str(path)
     if metadata(model, CARD_KEY) is None:
-        card = describe(card)
+        core = split_head(model)
+        (multiple, smallest), factor = stripped_padding(core), head_of(core).factor
+        stride = max(1, round(factor[0])) if factor else 1
+        card = describe(replace(card, size_multiple=multiple, smallest=smallest, stride=stride))
     run = _runs(model)
     for height, width in WRITTEN:
         scores = run(np.zeros((1, card.channels, height, width), np.float32))
