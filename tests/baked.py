@@ -1,6 +1,7 @@
 """Networks with the size they were traced at written into them, each in another way."""
 
 import io
+import logging
 import warnings
 from contextlib import redirect_stderr, redirect_stdout
 
@@ -306,11 +307,14 @@ def divided(m, y):
 def static(model: nn.Module, size: tuple[int, int], opset: int = 13, dynamo: bool = False) -> onnx.ModelProto:
     """A module as its exporter writes it where nobody asks for dynamic axes."""
     image, buffer = torch.zeros(1, 3, *size), io.BytesIO()
+    level = logging.root.manager.disable
+    logging.disable(logging.ERROR)
     with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
         warnings.simplefilter("ignore")
-        if dynamo:
-            return torch.onnx.export(
-                model.eval(), (image,), dynamo=True, opset_version=opset, verbose=False
-            ).model_proto
-        torch.onnx.export(model.eval(), (image,), buffer, dynamo=False, opset_version=opset)
+        try:
+            if dynamo:
+                return torch.onnx.export(model.eval(), (image,), dynamo=True, opset_version=opset).model_proto
+            torch.onnx.export(model.eval(), (image,), buffer, dynamo=False, opset_version=opset)
+        finally:
+            logging.disable(level)
     return onnx.load_from_string(buffer.getvalue())

@@ -18,7 +18,7 @@ from onnx import ModelProto, NodeProto
 
 from export.graph import add_constants, attributes, clone, dims, prune, set_shape
 from export.passes.fold_constants import fold_constants
-from export.readings import Reading, readings_of
+from export.readings import OF_CONSTANTS, Reading, readings_of
 from export.shape_writer import Writer
 from export.shapes import (
     BROADCASTING,
@@ -84,7 +84,7 @@ def free_sizes(model: ModelProto) -> tuple[ModelProto, list[str]]:
 
 def find_sizes(model: ModelProto, size: tuple[int, int] | None = None) -> Freed:
     """As free_sizes, with what it found. `size`: (height, width) that the model is known to run at, if any is."""
-    folded = fold_constants(model)
+    folded = fold_constants(model, keep=OF_CONSTANTS)
     image = folded.graph.input[0]
     given = dims(image)
     if len(folded.graph.input) != 1 or len(given) != 4:
@@ -209,7 +209,7 @@ class _Search:
                 self.steps += 1
                 if self.steps > limit:
                     raise _refused(nodes[index], "what the numbers before it stand for is not found in reasonable time")
-                found = readings_of(self.network, nodes[index], state, bool(self.free))
+                found = self._readings(nodes[index], state)
                 if len(found) > 1:
                     choices.append(_Choice(index, state.copy(), found))
                 _take(state, taken, index, found[0])
@@ -231,6 +231,12 @@ class _Search:
                 taken = {place: reading for place, reading in taken.items() if place < index}
                 _take(state, taken, index, choice.readings[choice.taken])
                 index += 1
+
+    def _readings(self, node: NodeProto, state: State) -> list[Reading]:
+        try:
+            return readings_of(self.network, node, state, bool(self.free))
+        except (ArithmeticError, LookupError, ValueError) as error:
+            raise ConflictError(node, f"it is not as its operator is defined ({error})") from error
 
     def _settle(self, choices: list[_Choice], taken: dict[int, Reading]) -> None:
         """Raise where another reading, as good as the one taken, holds as well."""
