@@ -127,7 +127,7 @@ def _goes_on(before, after, found: Freed, image, expected, multiple: int, noise,
     scores = after(larger)[:, :, : expected.shape[2], : expected.shape[3]]
     share = float(untouched.mean())
     if share < 0.01:
-        return "its scores see further than half of that: larger images cannot be compared with it"
+        return "its scores see further than half of its own size: larger images cannot be compared with it"
     far = float(np.abs(scores - expected).max((0, 1))[untouched].max()) / max(float(np.ptp(expected)), 1e-12)
     if not far <= NEAR:
         raise DeployError(

@@ -210,6 +210,10 @@ def centres(m, y):
     return y * down + ((torch.arange(w).float() + 0.5) / w * 2 - 1).view(1, 1, 1, w)
 
 
+def interpolated_position(m, y):
+    return y + F.interpolate(m.places[:, :, :5, :7], size=ints(y)[2:], mode="bilinear")
+
+
 def counted(m, y):
     _, _, h, w = ints(y)
     return y + torch.arange(h).float().view(1, 1, h, 1) + 8 * torch.arange(w).float().view(1, 1, 1, w)
@@ -246,7 +250,8 @@ def norms(m, y):
 
 BLOCKS = [
     flattened, channel_shuffle, attention, tokens, axial_attention, windows, aspp_pooling, squeeze_and_excite, strips,
-    global_max, pixel_shuffle, pixel_unshuffle, crop, roll, skips, average_pooled, coordinates, centres, counted, ones,
+    global_max, pixel_shuffle, pixel_unshuffle, crop, roll, skips, average_pooled, coordinates, centres,
+    interpolated_position, counted, ones,
     expanded, repeated, summed, affinity, norms,
 ]  # fmt: skip
 # What they do is the same wherever an image goes on beyond the traced one.
@@ -259,6 +264,10 @@ LOCAL = [channel_shuffle, windows, pixel_shuffle, pixel_unshuffle, crop, ones]
 def pyramid(m, y):
     _, _, h, w = ints(y)
     return y + sum(F.interpolate(F.adaptive_avg_pool2d(y, bins), size=(h, w), mode="bilinear") for bins in (1, 2, 8))
+
+
+def maxima(m, y):
+    return y + F.interpolate(F.adaptive_max_pool2d(y, 2), size=ints(y)[2:])
 
 
 def one_grid(m, y):

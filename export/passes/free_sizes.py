@@ -39,7 +39,7 @@ from runtime.errors import DeployError
 
 REMEDY = "export it again with dynamic axes for N, H and W, or from PyTorch with export-onnx"
 
-TRIES = 20000  # nodes followed in search of a reading, and as often again for each that is doubted
+TRIES = 20  # times a graph may be followed in search of a reading, and as often again for each that is doubted
 
 UNLIKELY = (704, 832)  # a size that no network is made for
 FACTORS = (1, 2, 4, 8, 16, 32, 64)  # of a size that is found in a graph to the image's, at most
@@ -199,7 +199,7 @@ class _Search:
     def _run(self, state: State, index: int, taken: dict[int, Reading]):
         """(state at the end, reading by node, the choices made on the way) of the first that fits; None: none does."""
         choices: list[_Choice] = []
-        limit = self.steps + TRIES
+        limit = self.steps + TRIES * len(self.network.nodes)
         nodes = self.network.nodes
         while True:
             try:

@@ -133,6 +133,7 @@ def test_models_that_take_every_size_already_stay_as_they_are(exports):
     [
         (baked.pyramid, r"AveragePool\): its windows of 8×8 share the traced map evenly: adaptive pooling"),
         (baked.one_grid, r"AveragePool\): its windows of 8×8 share the traced map evenly: adaptive pooling"),
+        (baked.maxima, r"MaxPool\): its windows of 8×8 share the traced map evenly: adaptive pooling"),
         (baked.even_shares, r"Reshape\): what its numbers stand for cannot be told.*both fit"),
         (baked.embedding, r"Add\): its constant of \[1, 8, 16, 16\] has a value of its own.*positional"),
         (baked.token_embedding, r"Add\): its constant of \[1, 256, 8\] has a value of its own.*positional"),
@@ -222,6 +223,21 @@ def test_scales_that_were_computed_from_sizes():
         assert run(made, np.zeros((1, 2, *size), np.float32)).shape == (1, 1, *size)
 
 
+def test_unpooling_to_a_size():
+    nodes = [
+        helper.make_node("MaxPool", ["image"], ["pooled", "places"], kernel_shape=[2, 2], strides=[2, 2]),
+        helper.make_node(
+            "MaxUnpool", ["pooled", "places", "size"], ["out"], name="un", kernel_shape=[2, 2], strides=[2, 2]
+        ),
+    ]
+    model = small(nodes, {"size": np.array([1, 2, 32, 48])})
+    made, notes = free_sizes(model)
+    assert "MaxUnpool un: to H by W instead of 32 by 48" in notes
+    image = np.random.default_rng(0).normal(size=(1, 2, 10, 18)).astype(np.float32)
+    kept = run(made, image)
+    assert kept.shape == image.shape and (kept[kept != 0] == image[kept != 0]).all() and (kept != 0).sum() == 90
+
+
 def test_split_into_halves():
     model = small(
         [
@@ -243,6 +259,31 @@ def test_operators_of_others_and_control_flow_are_named():
         free_sizes(model)
     with pytest.raises(DeployError, match=r"node which \(NonZero\): what it gives is decided while it runs"):
         free_sizes(small([helper.make_node("NonZero", ["image"], ["out"], name="which")], {}))
+
+
+def test_tensorrt_builds_what_was_freed():
+    tensorrt = pytest.importorskip("tensorrt_rtx", reason="pip install 'fcn-deploy[rtx]'")
+    blocks = [
+        baked.tokens,
+        baked.windows,
+        baked.aspp_pooling,
+        baked.crop,
+        baked.coordinates,
+        baked.strips,
+        baked.summed,
+    ]
+    model, _ = free_sizes(static(Baked(*blocks), (64, 64), 18))
+    log = tensorrt.Logger(tensorrt.Logger.ERROR)
+    builder = tensorrt.Builder(log)
+    network = builder.create_network(0)
+    parser = tensorrt.OnnxParser(network, log)
+    assert parser.parse(model.SerializeToString()), [str(parser.get_error(i)) for i in range(parser.num_errors)]
+    config, profile = builder.create_builder_config(), builder.create_optimization_profile()
+    config.num_compute_capabilities = 1
+    config.set_compute_capability(tensorrt.ComputeCapability.SM89, 0)
+    profile.set_shape(model.graph.input[0].name, (1, 3, 16, 32), (1, 3, 96, 160), (4, 3, 512, 512))
+    config.add_optimization_profile(profile)
+    assert builder.build_serialized_network(network, config) is not None
 
 
 # Verification: what the pass gets wrong must not pass.
@@ -309,7 +350,7 @@ def test_local_networks_are_compared_with_larger_images():
         model = static(Baked(block), (64, 96))
         assert "within a larger image it gives the same" in verify(model, find_sizes(model), "it")
     model = static(Baked(baked.attention), (64, 96))
-    assert "see further than half" in verify(model, find_sizes(model), "it")
+    assert "see further than half of its own size" in verify(model, find_sizes(model), "it")
     model = static(Baked(baked.coordinates), (64, 96))
     assert "depend on the image's size by Concat" in verify(model, find_sizes(model), "it")
 
