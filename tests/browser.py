@@ -28,7 +28,7 @@ class Browser:
         program = find()
         self.folder = tempfile.TemporaryDirectory()
         self.events: list[dict] = []
-        self.count = 0
+        self.count, self.received = 0, b""
         ours_in, theirs_out = os.pipe()
         theirs_in, ours_out = os.pipe()
         options = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--remote-debugging-pipe"]
@@ -65,10 +65,11 @@ class Browser:
             self.events.append(answer)
 
     def _next(self) -> dict:
-        text = bytearray()
-        while (byte := self.output.read(1)) != b"\0":
-            assert byte, "Chromium has ended"
-            text += byte
+        while b"\0" not in self.received:
+            part = self.output.read1(1 << 20)
+            assert part, "Chromium has ended"
+            self.received += part
+        text, _, self.received = self.received.partition(b"\0")
         return json.loads(text)
 
     def open(self, page: Path, width: int = 1280, height: int = 900, scheme: str = "light", media: str = "") -> None:

@@ -59,9 +59,9 @@ def sections_on_accuracy(entries: Sequence[Entry]) -> list[Section]:
     if len({result.size for result in last.evaluated.results[OWN]}) > 1:
         text = "Each image at its own size; mIoU is over the classes that the labels of its group hold."
         sections.append(Section("sizes", "By image size", [text, _sizes_table(entries)]))
-    legend = [(key(Series(e.name, (), i)), e.name) for i, e in enumerate(entries)] if several else []
+    keys = [(key(Series(e.name, (), i)), e.name) for i, e in enumerate(entries)] if several else []
     table = classes_table(entries)
-    sections.append(Section("classes", "By class", [replace(table, legend=legend)]))
+    sections.append(Section("classes", "By class", [replace(table, legend=keys)]))
     text = (
         f"Rows are the reference labels, columns the predictions{of_last}; cells are percentages of the row's pixels. "
         "The diagonal is each class's accuracy; mistakes are coloured by the square root, so that few are seen too."
@@ -159,8 +159,7 @@ def _sizes_table(entries: Sequence[Entry]) -> Table:
     headers += [f"mIoU, {e.name}" if several else "mIoU" for e in entries]
     headers += [f"ms/image, {e.name}" if several else "ms/image" for e in entries]
     rows = []
-    grouped = [grouped(entry.evaluated.results[OWN]) for entry in entries]
-    for groups in zip(*grouped, strict=True):
+    for groups in zip(*(grouped(entry.evaluated.results[OWN]) for entry in entries), strict=True):
         row = [extent(groups[0]), Number(len(groups[0])), *(ratio(metrics_of(group).mean_iou) for group in groups)]
         rows.append([*row, *(in_ms(float(np.median([r.seconds for r in group])) * 1e3) for group in groups)])
     return Table("By size, the smallest first", headers, rows)
