@@ -51,9 +51,13 @@ class Metrics:
     @classmethod
     def of(cls, confusion: np.ndarray) -> "Metrics":
         """From a confusion matrix; all NaN where it is empty."""
-        hits = np.diag(confusion).astype(np.float64)
-        total = confusion.sum(1).astype(np.float64)
-        union = total + confusion.sum(0) - hits
+        return cls.of_counts(np.diag(confusion), confusion.sum(1), confusion.sum(0))
+
+    @classmethod
+    def of_counts(cls, hits: np.ndarray, total: np.ndarray, predicted: np.ndarray) -> "Metrics":
+        """From pixels by class: labelled right, in the reference, and predicted. All NaN where there are none."""
+        hits, total = hits.astype(np.float64), total.astype(np.float64)
+        union = total + predicted - hits
         with np.errstate(divide="ignore", invalid="ignore"):
             accuracy = np.where(total > 0, hits / total, np.nan)
             iou = np.where(total > 0, hits / union, np.nan)

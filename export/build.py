@@ -9,7 +9,7 @@ import platform
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -158,6 +158,7 @@ def build_engine(
     gpu: ForGpu | None = None,
     timed: Sequence[tuple[int, int]] | None = None,
     tuning: Tuning | None = None,
+    rank: bool = False,
 ) -> dict[str, Any]:
     """Build an engine and return its report, which is in the file too.
 
@@ -173,6 +174,7 @@ def build_engine(
         gpu: how, for GPUs; None: as its defaults say. Its options' targets are those of `target`.
         timed: (height, width) of the latencies in the report; None: see runtime.verify.timed_sizes.
         tuning: what to choose among for a CPU; None: ONNX Runtime, in the precision of `options`.
+        rank: measure what each layer costs in low precision, for the report; with `layers_to` it is done anyway.
 
     Raises:
         MisuseError: options that contradict each other, or an unknown target.
@@ -227,7 +229,7 @@ def build_engine(
         options = replace(options, half_interface=targets is not None)
         kind, ranked = "cpu" if target == "cpu" else "tensorrt", layers_to is not None
         try:
-            result = lower(lowered, head, card, kind, options, rank=ranked, say=say)
+            result = lower(lowered, head, card, kind, options, rank=ranked or rank, say=say)
         except BudgetError as error:
             if ranked:
                 write_layers(layers_to, error.layers)
@@ -238,6 +240,8 @@ def build_engine(
     if result is not None:
         lowered, reference = result.core, result.reference
         report["accuracy"] = result.report
+        if any(layer.sensitivity is not None for layer in result.layers):
+            report["layers"] = [asdict(layer) for layer in result.layers]
         if result.report["metric"] == "mIoU":
             report["miou"], report["miou_reason"] = result.report[options.precision], None
     check(lowered, "the lowered network")

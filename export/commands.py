@@ -12,6 +12,7 @@ import typer
 
 from runtime.backends import ORT_TARGETS
 from runtime.command import Debug, Force, Json, Threads, need, run
+from runtime.engine_file import EngineFile
 from runtime.errors import MisuseError
 from runtime.files import check_writable, refuse_existing
 
@@ -200,6 +201,9 @@ def build(
         Backend | None, typer.Option(help="Of CPUs; auto keeps the one that is measured faster here [default: auto].")
     ] = None,
     precision_report: Annotated[Path | None, typer.Option(help="CSV that ranks every layer.")] = None,
+    report_page: Annotated[
+        Path | None, typer.Option("--report", help="Page to write (.html): all that was measured, layers ranked.")
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the sample of images.")] = 0,
     standalone: Annotated[
         bool, typer.Option("--standalone", help="Write an ONNX for other runtimes: uint8 NHWC in, labels out.")
@@ -210,7 +214,13 @@ def build(
     debug: Debug = False,
 ) -> None:
     """Build an engine: cut off the head, optimise the core, compare with the model, measure."""
+    from calibration.report import page
+    from calibration.report.engines import read_report
+    from calibration.report.results import Entry
+
+    noted = page.NoteKeeper()
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", stream=sys.stderr)
+    logging.getLogger().addHandler(noted)
     wanted = ".onnx" if standalone else ".engine"
     if out.suffix.lower() != wanted:
         raise MisuseError(f"{out} is not named {wanted}; the runtime tells files by their suffix")
@@ -219,6 +229,8 @@ def build(
         raise MisuseError("--standalone writes a float32 ONNX; leave --int8, --fp16 and --target away")
     if standalone and (fastest or backend is not None):
         raise MisuseError(f"--standalone chooses nothing; leave {'--fastest' if fastest else '--backend'} away")
+    if standalone and report_page is not None:
+        raise MisuseError("--standalone measures nothing; leave --report away")
     if (fastest or backend is not None) and target != "cpu":
         raise MisuseError(f"{'--fastest' if fastest else '--backend'} is for --target cpu; leave it away")
     if fastest and calib is None:
@@ -248,7 +260,10 @@ def build(
         refuse_existing(precision_report, force)
     if labels is not None and not labels.is_dir():
         raise MisuseError(f"{labels} is not a folder; --labels names one with a label of each image's name")
+    if report_page is not None:
+        page.check_report(report_page, force, "export")
     named = {"-o": out, "--precision-report": precision_report, "--ranges": ranges, "--timing-cache": timing_cache}
+    named["--report"] = report_page
     _all_different(model=model, **named)
     need("onnx", "export")
     need("onnxruntime", "cpu")
@@ -315,7 +330,14 @@ def build(
         def say(line: str) -> None:
             status.update(line)
 
-        report = run_build(source, out, threads, target, options, precision_report, say, gpu, timed, tuning)
+        rank = report_page is not None
+        report = run_build(source, out, threads, target, options, precision_report, say, gpu, timed, tuning, rank)
+    if report_page is not None:
+        with EngineFile(out) as file:
+            manifest = file.manifest
+        kind = f"engine for {manifest.target}, {manifest.precision}"
+        entry = Entry(out.name, kind, out.stat().st_size, manifest.card, read_report(out))
+        page.write(report_page, page.about("build-engine", f"{out.name}, {kind}", notes=noted.lines), [entry])
     if json_:
         print(json.dumps({"engine": str(out)} | report))
         return

@@ -3,6 +3,7 @@
 import json
 import logging
 import sys
+from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -156,45 +157,104 @@ def train(
 
 
 def evaluate(
-    model: Annotated[Path, typer.Argument(help="A .safetensors, .onnx or .engine.")],
+    models: Annotated[
+        list[Path], typer.Argument(help="A .safetensors, .onnx or .engine, or several to compare, the reference first.")
+    ],
     data: Data = "digits",
     split: Annotated[str, typer.Option(help="Split to evaluate on.")] = "val",
     seed: Annotated[int, typer.Option(help="Of digits.")] = 0,
     count: Annotated[int | None, typer.Option(min=1, help="Evaluate on so many images at most.")] = None,
+    scales: Annotated[
+        str, typer.Option(help="Resize images and labels too: 0.5,0.75,1.5,2, or mixed: odd sizes, each its own.")
+    ] = "1",
+    report: Annotated[Path | None, typer.Option(help="Page to write (.html): all of it, with pictures.")] = None,
     json_: Json = False,
+    force: Force = False,
     threads: Threads = None,
     debug: Debug = False,
 ) -> None:
     """Pixel accuracy, mean accuracy, mean IoU and frequency-weighted IoU, with a table by class."""
+    from calibration.report import page
+
+    noted = page.NoteKeeper()
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", stream=sys.stderr)
-    from dataclasses import asdict
-
+    logging.getLogger().addHandler(noted)
+    if report is not None:
+        page.check_report(report, force, "train")
     from calibration.datasets import load_dataset
-    from calibration.metrics import Metrics
-    from fcn.evaluate import evaluate as run_evaluation
-    from fcn.evaluate import open_predictor, table
+    from calibration.report.accuracy import classes_table, scales_table, stages_table
+    from calibration.report.results import Entry
+    from fcn.evaluate import WORST, measure, open_model, parse_scales, same_classes, table
 
-    if model.suffix in (".safetensors", ".pth", ".pt"):
+    wanted = parse_scales(scales)
+    if any(model.suffix in (".safetensors", ".pth", ".pt") for model in models):
         need("torch", "train")
     if data == "digits":
         need("sklearn", "train")
-    predict, card = open_predictor(model, threads)
-    images = load_dataset(data, split, seed=seed, count=count, card=card)
-    if len(images.classes) != len(card.classes):
-        raise MisuseError(f"{data} has {len(images.classes)} classes and {model} has {len(card.classes)}")
+    opened = [open_model(model, threads) for model in models]
+    named = same_classes(models, [model.card for model in opened])
+    collections = [load_dataset(data, split, seed=seed, count=count, card=model.card) for model in opened]
+    for model, card, images in zip(models, named, collections, strict=True):
+        if len(images.classes) != len(card.classes):
+            raise MisuseError(f"{data} has {len(images.classes)} classes and {model} has {len(card.classes)}")
     from rich.console import Console
     from rich.progress import track
 
     console = Console(stderr=True)
-    steps = iter(track(range(len(images)), "evaluating", console=console, disable=not console.is_terminal))
+    total = sum(map(len, collections)) * len(wanted)
+    steps = iter(track(range(total), "evaluating", console=console, disable=not console.is_terminal))
     next(steps, None)
-    confusion = run_evaluation(predict, images, len(card.classes), lambda count: next(steps, None))
-    metrics = Metrics.of(confusion)
+    entries = []
+    packed: list[bytes] | None = [] if len(models) > 1 else None
+    for path, model, card, images in zip(models, opened, named, collections, strict=True):
+        # The pictures are of the last, which is what is deployed.
+        worst = WORST if report is not None and path is models[-1] else 0
+        evaluated = measure(
+            model.predict, images, len(card.classes), wanted, packed, worst, done=lambda: next(steps, None)
+        )
+        entries.append(Entry(path.name, model.kind, path.stat().st_size, card, model.report, evaluated))
+    described = f"{len(collections[0])} image{'s' if len(collections[0]) > 1 else ''} of {data} ({split})"
+    if report is not None:
+        title = f"{models[0].name} on {Path(data).name} ({split})"
+        if len(models) > 1:
+            title = f"{len(models)} models on {Path(data).name} ({split})"
+        page.write(report, page.about("eval-fcn", title, described, noted.lines), entries)
     if json_:
-        nan_free = {name: _without_nan(value) for name, value in asdict(metrics).items()}
-        print(json.dumps({"model": str(model), "images": len(images), "classes": card.classes} | nan_free))
+        for path, entry in zip(models, entries, strict=True):
+            print(json.dumps({"model": str(path), "images": len(collections[0]), **_for_json(entry)}))
+        return
+    if len(entries) == 1:
+        print(f"{models[0]} on {described}\n\n{table(entries[0].evaluated.metrics, named[0].classes)}")
     else:
-        print(f"{model} on {len(images)} images of {data} ({split})\n\n{table(metrics, card.classes)}")
+        print(f"{described}\n\n{stages_table(entries).text()}\n\n{classes_table(entries).text()}")
+        if absent := entries[0].evaluated.metrics.absent:
+            print(f"(means are over the {len(named[0].classes) - len(absent)} classes present)")
+    if len(wanted) > 1:
+        print(f"\n{scales_table(entries).text()}")
+    if report is not None:
+        print(f"\n→ {report}")
+
+
+def _for_json(entry) -> dict:
+    """What was measured of a model, for machines."""
+    from calibration.report.results import metrics_of
+
+    def plain(metrics) -> dict:
+        return {name: _without_nan(value) for name, value in asdict(metrics).items()}
+
+    evaluated = entry.evaluated
+    return {
+        "classes": entry.card.classes,
+        **plain(evaluated.metrics),
+        "kind": entry.kind,
+        "bytes": entry.bytes,
+        "milliseconds": evaluated.milliseconds(),
+        "labels_as_first": evaluated.equal,
+        "scales": {
+            scale: plain(metrics_of(results)) | {"milliseconds": evaluated.milliseconds(scale)}
+            for scale, results in evaluated.results.items()
+        },
+    }
 
 
 def _without_nan(value):

@@ -1,17 +1,70 @@
-"""Metrics of a checkpoint, an ONNX or an engine on labelled images of any size."""
+"""Metrics of checkpoints, ONNX models and engines on labelled images of any size."""
 
-from collections.abc import Callable, Sequence
+import heapq
+import math
+import time
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from calibration.datasets import LabelledImages
 from calibration.metrics import Metrics, confusion_matrix
+from calibration.report.engines import read_report
+from calibration.report.results import MIXED, OWN, Evaluated, Example, ImageResult
 from runtime.engine_file import ModelCard
 from runtime.errors import DeployError, MisuseError
+from runtime.images import displayable
 from runtime.prepare import check_image, normalise
 
 Predict = Callable[[np.ndarray], np.ndarray]
+
+WORST = 6
+THUMBNAIL = 360  # pixels of the longer side
+SMALLEST_SCALE, LARGEST_SCALE = 0.05, 8.0
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One image, labelled.
+
+    Attributes:
+        index: in its collection.
+        image, reference, labels: [H, W, C], [H, W] and [H, W].
+        confusion: int64 [K, K], by (reference, predicted).
+        seconds: of the prediction.
+    """
+
+    index: int
+    image: np.ndarray
+    reference: np.ndarray
+    labels: np.ndarray
+    confusion: np.ndarray
+    seconds: float
+
+
+def outcomes(predict: Predict, data: LabelledImages, classes: int, scale: str = OWN) -> Iterator[Outcome]:
+    """Label a collection, image by image, at a scale (see `size_at`).
+
+    Raises:
+        DeployError: labels beyond the classes, or predictions of another size.
+    """
+    for index in range(len(data)):
+        image, reference = data[index]
+        height, width = size_at(scale, *reference.shape, index)
+        image, reference = resized(image, reference, height, width)
+        start = time.perf_counter()
+        labels = predict(image)
+        seconds = time.perf_counter() - start
+        try:
+            confusion = confusion_matrix(reference, labels, classes)
+        except ValueError as error:
+            raise DeployError(f"{data.name(index)}: {error}; does the data fit the model?") from error
+        yield Outcome(index, image, reference, labels, confusion, seconds)
 
 
 def evaluate(
@@ -29,14 +82,118 @@ def evaluate(
         int64 [classes, classes], by (reference, predicted).
     """
     confusion = np.zeros((classes, classes), np.int64)
-    for index in range(len(data)):
-        image, labels = data[index]
-        try:
-            confusion += confusion_matrix(labels, predict(image), classes)
-        except ValueError as error:
-            raise DeployError(f"{data.name(index)}: {error}; does the data fit the model?") from error
-        done(index + 1)
+    for outcome in outcomes(predict, data, classes):
+        confusion += outcome.confusion
+        done(outcome.index + 1)
     return confusion
+
+
+def measure(
+    predict: Predict,
+    data: LabelledImages,
+    classes: int,
+    scales: Sequence[str] = (OWN,),
+    first: list[bytes] | None = None,
+    worst: int = WORST,
+    done: Callable[[], None] = lambda: None,
+) -> Evaluated:
+    """What `evaluate` counts, and beside it each image's own counts and time, other scales, and the worst images.
+
+    Args:
+        predict, data, classes: as of `evaluate`.
+        scales: of `parse_scales`, OWN the first.
+        first: packed labels of the model to compare with, by image; an empty list is filled with this model's.
+        worst: so many images of the lowest mIoU are kept to look at.
+        done: called after each image at each scale.
+    """
+    confusion = np.zeros((classes, classes), np.int64)
+    results: dict[str, list[ImageResult]] = {scale: [] for scale in scales}
+    examples: list[tuple[float, int, Example]] = []
+    equal, pixels, compared = 0, 0, bool(first)
+    if len(data):
+        predict(data[0][0])  # what a first call costs is no image's time
+    for scale in scales:
+        for outcome in outcomes(predict, data, classes, scale):
+            counts, index = outcome.confusion, outcome.index
+            result = ImageResult(
+                data.name(index), outcome.reference.shape, np.diag(counts).copy(), counts.sum(1), counts.sum(0),
+                outcome.seconds,
+            )  # fmt: skip
+            results[scale].append(result)
+            done()
+            if scale != OWN:
+                continue
+            confusion += counts
+            if compared:
+                labels = np.frombuffer(zlib.decompress(first[index]), np.uint16)
+                equal += int((labels == outcome.labels.ravel()).sum())
+                pixels += labels.size
+            elif first is not None:
+                first.append(zlib.compress(outcome.labels.astype(np.uint16).tobytes(), 1))
+            score = result.metrics.mean_iou
+            if worst and not math.isnan(score) and (len(examples) < worst or -score > examples[0][0]):
+                # Of equal ones the earlier stays.
+                example = (-score, -index, _example(result, outcome))
+                (heapq.heappush if len(examples) < worst else heapq.heapreplace)(examples, example)
+    shown = tuple(example for _, _, example in sorted(examples, key=lambda item: (-item[0], -item[1])))
+    return Evaluated(confusion, results, shown, equal / pixels if pixels else None)
+
+
+def _example(result: ImageResult, outcome: Outcome) -> Example:
+    """A thumbnail: the photograph averaged, labels by nearest neighbour."""
+    height, width = outcome.reference.shape
+    factor = min(1.0, THUMBNAIL / max(height, width))
+    height, width = max(1, round(height * factor)), max(1, round(width * factor))
+    photo, reference = resized(displayable(outcome.image), outcome.reference, height, width)
+    return Example(result, photo, reference, resized(None, outcome.labels, height, width)[1])
+
+
+def parse_scales(text: str) -> list[str]:
+    """`0.5,1.5,mixed` as the names of scales, images' own size first. Raises MisuseError."""
+    scales = [OWN]
+    for word in filter(None, (part.strip() for part in text.split(","))):
+        if word != MIXED:
+            try:
+                value = float(word)
+            except ValueError:
+                value = math.nan
+            if not SMALLEST_SCALE <= value <= LARGEST_SCALE:
+                raise MisuseError(
+                    f"scale {word!r}; write numbers from {SMALLEST_SCALE:g} to {LARGEST_SCALE:g} with commas, such as "
+                    f"0.5,0.75,1.5,2, or {MIXED}: odd sizes, another for each image"
+                )
+            word = f"{value:g}"
+        if word not in scales:
+            scales.append(word)
+    return scales
+
+
+def size_at(scale: str, height: int, width: int, index: int) -> tuple[int, int]:
+    """The size of an image at a scale of `parse_scales`; `mixed` draws an odd height and width by the image's index."""
+    if scale != MIXED:
+        return max(1, round(height * float(scale))), max(1, round(width * float(scale)))
+    rng = np.random.default_rng(index)
+    factor, aspect = 2 ** rng.uniform(-0.8, 0.8), 2 ** rng.uniform(-0.2, 0.2)
+    return round(height * factor * aspect) | 1, round(width * factor / aspect) | 1
+
+
+def resized(
+    image: np.ndarray | None, labels: np.ndarray, height: int, width: int
+) -> tuple[np.ndarray | None, np.ndarray]:
+    """An image, [H, W, C] of any dtype, bilinear and antialiased, and labels, [H, W], by nearest pixel centres."""
+    if labels.shape == (height, width):
+        return image, labels
+    rows = ((np.arange(height) + 0.5) * labels.shape[0] / height).astype(int)
+    columns = ((np.arange(width) + 0.5) * labels.shape[1] / width).astype(int)
+    labels = labels[rows[:, None], columns]
+    if image is None:
+        return None, labels
+    how = {"size": (width, height), "resample": Image.Resampling.BILINEAR}
+    if image.dtype == np.uint8 and image.shape[2] == 3:
+        return np.array(Image.fromarray(image).resize(**how)), labels
+    bands = [np.asarray(Image.fromarray(band.astype(np.float32)).resize(**how)) for band in np.moveaxis(image, 2, 0)]
+    values = np.stack(bands, axis=2)
+    return (np.rint(values) if np.issubdtype(image.dtype, np.integer) else values).astype(image.dtype), labels
 
 
 def torch_predictor(model, card: ModelCard) -> Predict:
@@ -58,8 +215,25 @@ def torch_predictor(model, card: ModelCard) -> Predict:
     return predict
 
 
-def open_predictor(path: Path, threads: int | None = None) -> tuple[Predict, ModelCard]:
-    """What labels images, and its card, for a .safetensors (or .pth), .onnx or .engine.
+@dataclass(frozen=True)
+class Model:
+    """A model opened for evaluation.
+
+    Attributes:
+        predict: image → labels.
+        card: its own, or assumed.
+        kind: what it is and what runs it, in a few words.
+        report: report.json of an engine; None where there is none, or it is none.
+    """
+
+    predict: Predict
+    card: ModelCard
+    kind: str
+    report: dict[str, Any] | None = None
+
+
+def open_model(path: Path, threads: int | None = None) -> Model:
+    """A .safetensors (or .pth), .onnx or .engine, ready to label images.
 
     Raises:
         MisuseError, DeployError: a file that is missing, damaged or of another kind, or a network of masks or values.
@@ -76,12 +250,42 @@ def open_predictor(path: Path, threads: int | None = None) -> tuple[Predict, Mod
         checkpoint = load_checkpoint(path)
         _check_kind(checkpoint.card, path)
         model = checkpoint.model.to(memory_format=torch.channels_last)
-        return torch_predictor(model, checkpoint.card), checkpoint.card
+        return Model(torch_predictor(model, checkpoint.card), checkpoint.card, "PyTorch checkpoint, float32")
     from runtime.segmenter import Segmenter
 
     net = Segmenter(path, threads=threads)
     _check_kind(net.card, path)
-    return net, net.card
+    if net.manifest is None:
+        return Model(net, net.card, f"ONNX, {net.precision}, {net.backend}")
+    kind = f"engine for {net.manifest.target}, {net.precision}, {net.backend}"
+    return Model(net, net.card, kind, read_report(path))
+
+
+def same_classes(paths: Sequence[Path], cards: Sequence[ModelCard]) -> list[ModelCard]:
+    """The cards of models that label the same classes, each with the names and colours of the first that has names.
+
+    Raises:
+        MisuseError: their classes differ in number, in name or in order.
+    """
+
+    def named(card: ModelCard) -> bool:
+        return card.classes != tuple(f"class {index}" for index in range(len(card.classes)))
+
+    chosen = next((index for index, card in enumerate(cards) if named(card)), 0)
+    for path, card in zip(paths, cards, strict=True):
+        if len(card.classes) != len(cards[chosen].classes):
+            raise MisuseError(
+                f"{path} has {len(card.classes)} classes and {paths[chosen]} has {len(cards[chosen].classes)}; "
+                "evaluate models of the same classes together"
+            )
+        pairs = enumerate(zip(card.classes, cards[chosen].classes, strict=True))
+        other = next((index for index, (a, b) in pairs if a != b), None)
+        if other is not None and named(card):
+            raise MisuseError(
+                f"class {other} is {card.classes[other]!r} of {path} and {cards[chosen].classes[other]!r} of "
+                f"{paths[chosen]}; evaluate models of the same classes, in the same order, together"
+            )
+    return [replace(card, classes=cards[chosen].classes, colors=cards[chosen].colors) for card in cards]
 
 
 def _check_kind(card: ModelCard, path: Path) -> None:

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
@@ -92,3 +93,42 @@ def photo(height: int, width: int, seed: int = 0) -> np.ndarray:
     from runtime import ModelCard
 
     return natural_noise(height, width, ModelCard(("a", "b")), seed)
+
+
+class ReadPage(HTMLParser):
+    """The tags of a page, its tables as rows of text, and the attributes of its pictures."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict]] = []
+        self.tables: dict[str, list[list[str]]] = {}
+        self.words: list[str] = []
+        self.rows: list[list[str]] = []
+        self.inside = ""
+        self.feed(html)
+        self.text = " ".join(" ".join(self.words).split())
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+        if tag == "table":
+            self.rows, self.caption = [], ""
+        elif tag == "tr":
+            self.rows.append([])
+        elif tag in ("td", "th"):
+            self.rows[-1].append("")
+        if tag in ("td", "th", "caption", "style", "title"):
+            self.inside = tag
+
+    def handle_endtag(self, tag):
+        if tag == "table":
+            self.tables[self.caption.strip()] = [[" ".join(cell.split()) for cell in row] for row in self.rows]
+        if tag == self.inside:
+            self.inside = ""
+
+    def handle_data(self, data):
+        if self.inside in ("td", "th"):
+            self.rows[-1][-1] += data
+        elif self.inside == "caption":
+            self.caption += data
+        if self.inside != "style":
+            self.words.append(data)

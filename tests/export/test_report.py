@@ -1,0 +1,52 @@
+"""The page that build-engine writes."""
+
+import json
+
+import pytest
+from helpers import ReadPage, command, one_error, photo
+from PIL import Image
+
+from calibration.report.engines import read_report
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("photos")
+    for index in range(6):
+        Image.fromarray(photo(40 + 8 * index, 64, seed=index)).save(folder / f"{index}.png")
+    return folder
+
+
+def test_the_page_tells_what_int8_cost_and_which_layers_it_hurt(exports, photos, tmp_path):
+    engine, page = tmp_path / "n8.engine", tmp_path / "n8.html"
+    words = ("--int8", "--calib", photos, "--max-drop", "100", "--sizes", "32x32,48x64", "--backend", "onnxruntime")
+    done = command("build-engine", exports / "narrow.onnx", *words, "-o", engine, "--report", page, "--json")
+    report = json.loads(done.stdout)
+    assert read_report(engine) == {key: value for key, value in report.items() if key != "engine"}
+    html = page.read_text()
+    assert report["layers"] and all(layer["sensitivity"] is not None for layer in report["layers"])
+    tables = ReadPage(html).tables
+    worst = sorted(report["layers"], key=lambda layer: -layer["sensitivity"])
+    shown = tables["The layers that low precision hurts, the most sensitive first"][1:]
+    assert [row[0] for row in shown] == [layer["name"] for layer in worst[: len(shown)]]
+    assert shown[0][2] == f"{worst[0]['sensitivity']:.2e}"
+    assert tables["What low precision cost"][2][:2] == ["int8", f"{report['accuracy']['int8']:.4f}"]
+    assert float(tables["When built, on the machine that built it"][2][1]) == pytest.approx(
+        report["latency_ms"]["48x64"], rel=0.1
+    )
+    assert "<polyline" in html
+    said = one_error(
+        command("build-engine", exports / "narrow.onnx", "-o", tmp_path / "m.engine", "--report", page, ok=2)
+    )
+    assert "exists already" in said and page.read_text() == html and not (tmp_path / "m.engine").exists()
+
+
+def test_misuse_of_report_is_one_line(exports, tmp_path):
+    model, out = exports / "narrow.onnx", tmp_path / "m.engine"
+    for words, code, said in (
+        (("-o", out, "--report", tmp_path / "m.htm"), 2, "not named .html"),
+        (("-o", out, "--report", "/proc/nowhere/m.html"), 1, "cannot write"),
+        (("-o", tmp_path / "m.onnx", "--standalone", "--report", tmp_path / "m.html"), 2, "leave --report away"),
+    ):
+        assert said in one_error(command("build-engine", model, *words, ok=code))
+    assert not list(tmp_path.iterdir())
