@@ -227,13 +227,14 @@ def build(
     for path in named.values():
         if path is not None:
             check_writable(path)
-    from export.build import ForGpu, build_standalone, read_source
+    from export.build import ForGpu, build_standalone
     from export.build import build_engine as run_build
     from export.builders import tensorrt
     from export.candidates import Tuning, backends_of
     from export.candidates import show as show_candidates
     from export.precision import Options
     from export.profiles import show_rows
+    from export.source import read_source
     from runtime.sizes import parse_sizes
     from runtime.verify import show_latency
 

@@ -14,8 +14,9 @@ from onnx import TensorProto, helper
 from PIL import Image
 from torch import nn
 
-from export.build import build_engine, build_standalone, core_of, read_source
+from export.build import build_engine, build_standalone, core_of
 from export.builders.cpu import measure_tensors, working_memory
+from export.source import read_source
 from export.to_onnx import export
 from runtime import DeployError, MisuseError, Segmenter
 from runtime.backends import ORT_TARGETS

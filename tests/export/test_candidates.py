@@ -11,7 +11,7 @@ from helpers import command, one_error, photo
 from PIL import Image
 
 from export import build, candidates
-from export.build import build_engine, read_source
+from export.build import build_engine
 from export.candidates import (
     ALONE_ROUNDS,
     LEAST_ROUNDS,
@@ -27,6 +27,7 @@ from export.candidates import (
     tune,
 )
 from export.precision import Options
+from export.source import read_source
 from runtime import DeployError, MisuseError, Segmenter
 from runtime.engine_file import EngineFile
 from runtime.errors import OverBudgetError

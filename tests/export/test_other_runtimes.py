@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from helpers import checkpoint_of, random_network
 
-from export.build import build_standalone, read_source
+from export.build import build_standalone
+from export.source import read_source
 from export.to_onnx import export
 
 NETWORKS = [

@@ -9,9 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from export.build import core_of, read_source
+from export.build import core_of
 from export.builders import cpu
 from export.receptive import Field, WholeImageError, receptive_field
+from export.source import read_source
 from runtime.backends.onnxruntime import session
 
 
