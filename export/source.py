@@ -55,6 +55,10 @@ IMAGE_TYPES = {
     TensorProto.FLOAT: "uint8", TensorProto.UINT8: "uint8", TensorProto.UINT16: "uint16", TensorProto.INT32: "uint8",
     TensorProto.INT64: "uint8",
 }  # fmt: skip  # type of the input → dtype of the images that are assumed
+NUMPY = {
+    "tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(double)": np.float64,
+    "tensor(uint8)": np.uint8, "tensor(uint16)": np.uint16, "tensor(int32)": np.int32, "tensor(int64)": np.int64,
+}  # fmt: skip  # ONNX Runtime's names of types
 # Tried where a model declares no size: those that networks are made for, the small ones first.
 TRIED_SIZES = (
     (64, 96), (64, 64), (128, 192), (224, 224), (256, 256), (256, 512), (320, 320), (384, 384), (416, 416), (480, 640),
@@ -187,7 +191,13 @@ class _Original:
     def __init__(self, model: ModelProto, name: str, notes: list[str]) -> None:
         self.model, self.name = model, name
         self._read_input(notes)
-        self._run = session(model.SerializeToString(), optimise=False)
+        try:
+            self._run = session(model.SerializeToString(), optimise=False)
+        except DeployError:
+            # ONNX Runtime has no convolutions of double, and few of bfloat16.
+            if not other_floats(model):
+                raise
+            self._run = session(as_float32(model).SerializeToString(), optimise=False)
         self._random = np.random.default_rng(0)
         self.size, results = self._size_and_results()
         self.output, self.result = self._choose(results, notes)
@@ -248,7 +258,7 @@ class _Original:
         """Every output that is a tensor, by name, for one image in the standard form; its first of a batch."""
         if self.axis == 3:
             images = images.transpose(0, 2, 3, 1)
-        images = images.repeat(self.batch, axis=0).astype(helper.tensor_dtype_to_np_dtype(self.kind))
+        images = images.repeat(self.batch, axis=0).astype(NUMPY[self._run.get_inputs()[0].type])
         names = [
             value.name for value in self.model.graph.output if value.type.WhichOneof("value") in (None, "tensor_type")
         ]

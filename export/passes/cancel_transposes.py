@@ -83,6 +83,7 @@ def _move_one(model: ModelProto) -> bool:
             _move_behind_shape(model, index, sources[0].input[0], perm)
             return True
         changed = clone(node)
+        changed.name = node.name or node.output[0]
         if not _permuted(model, changed, perms, sources, perm):
             continue
         names = Names(model)

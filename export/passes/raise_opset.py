@@ -18,12 +18,6 @@ def raise_opset(model: ModelProto, version: int = WANTED) -> ModelProto:
     if old >= version:
         return model
     model = clone(model)
-    # Until opset 10 what is Resize now read cells from the corner, and rounded down.
-    corners = {
-        node.output[0]
-        for node in model.graph.node
-        if node.op_type == "Upsample" or (node.op_type == "Resize" and old < 11)
-    }
     del model.graph.value_info[:]
     for node in model.graph.node:
         if node.op_type == "BatchNormalization" and old < 14:
@@ -41,7 +35,8 @@ def raise_opset(model: ModelProto, version: int = WANTED) -> ModelProto:
             f"export it again at opset {version} or newer"
         ) from error
     for node in raised.graph.node:
-        if node.output[0] in corners:
+        if node.op_type == "Resize" and old < 11:
+            # Until then, as Upsample too, it read cells from the corner and rounded down; the converter forgets.
             kept = [item for item in node.attribute if item.name == "mode"]
             del node.attribute[:]
             node.attribute.extend(kept)

@@ -1,0 +1,406 @@
+"""Foreign ONNX: whatever form it comes in, the engine's labels are those of the model as it was given."""
+
+import json
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from helpers import command, one_error, photo
+from onnx import TensorProto, helper, numpy_helper, parser
+
+from export.build import build_engine
+from export.source import SourceOptions, read_card_file, read_source
+from runtime import DeployError, MisuseError, Segmenter
+
+RANDOM = np.random.default_rng(0)
+SIZES = ((1, 1), (17, 23), (37, 61), (64, 96), (101, 43))
+MEAN, STD = np.float32([123.675, 116.28, 103.53]), np.float32([58.395, 57.12, 57.375])
+
+
+def weight(*shape):
+    """Such that scores stay small, and sigmoids do not saturate."""
+    return (RANDOM.normal(size=shape) / np.prod(shape[1:]) ** 0.5).astype(np.float32)
+
+
+WEIGHTS = {
+    "w1": weight(6, 3, 3, 3), "w2": weight(6, 6, 3, 3), "w3": weight(4, 6, 1, 1), "wp": weight(1, 6, 1, 1),
+    "w2c": weight(2, 6, 1, 1), "w4": weight(3, 3, 4, 4), "b3": np.float32([0.4, 0.1, -0.2, 0]),
+    "i0": np.array([0]), "i1": np.array([1]), "i2": np.array([2]), "i3": np.array([3]), "i4": np.array([4]),
+    "half": np.float32(0.5), "zero": np.float32(0), "one": np.float32(1), "last": np.array([2**62]), "a23": np.array([2, 3]),
+    "x4": np.float32([1, 1, 4, 4]), "x2": np.float32([1, 1, 2, 2]), "m255": np.float32(255), "index1": np.array(1),
+}  # fmt: skip
+FEATURES = """
+  c1 = Conv<strides=[2,2], pads=[1,1,1,1]>(p, w1)
+  r1 = Relu(c1)
+  c2 = Conv<strides=[2,2], pads=[1,1,1,1]>(r1, w2)
+  r2 = Relu(c2)
+"""
+SCORES = FEATURES + "  s = Conv(r2, w3, b3)\n"
+TO_SIZE = """
+  shp = Shape(p)
+  hw = Slice(shp, i2, i4)
+  shs = Shape(s)
+  nk = Slice(shs, i0, i2)
+  sizes = Concat<axis=0>(nk, hw)
+  f = Resize<mode="linear", coordinate_transformation_mode="half_pixel">(s, , , sizes)
+"""
+
+
+def made(text, takes="float[N,3,H,W] p", gives="float[N,4,H,W] y", opset=18, ir=8, weights=None, unshaped=True):
+    """A model from the text of its nodes, and those of WEIGHTS that it reads."""
+    model = parser.parse_model(
+        f'<ir_version: {ir}, opset_import: ["" : {opset}]>\ng ({takes}) => ({gives}) {{{text}}}'
+    )
+    read = {name for node in model.graph.node for name in node.input}
+    for name, value in (WEIGHTS | (weights or {})).items():
+        if name in read:
+            model.graph.initializer.append(numpy_helper.from_array(np.asarray(value), name))
+    if unshaped:  # as many exporters leave them
+        for value in model.graph.output:
+            value.type.tensor_type.ClearField("shape")
+    return model
+
+
+def ran(model, image):
+    """What a model gives, by ONNX Runtime, for its own kind of input."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    data = model if isinstance(model, bytes) else model.SerializeToString()
+    return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"]).run(None, image)
+
+
+def planes(image):
+    return ((image - MEAN) / STD).transpose(2, 0, 1)[None]
+
+
+def channels_last(image):
+    return ((image - MEAN) / STD)[None]
+
+
+def best(result):
+    return result[0].argmax(0)
+
+
+def check(tmp_path, model, labels=best, feed=planes, options=None, sizes=SIZES, output=0, index=None):
+    """Build an engine, and compare its labels with those of the model at its own conventions.
+
+    Returns (source, report, Segmenter's card and head).
+    """
+    path = tmp_path / "m.onnx"
+    onnx.save(model, path)
+    source = read_source(path, options)
+    report = build_engine(source, tmp_path / "m.engine", timed=[(16, 16)])
+    assert report["agreement"]["wrong"] == 0
+    name = model.graph.input[0].name
+    with Segmenter(tmp_path / "m.engine") as net:
+        seen = set()
+        for height, width in sizes:
+            image = photo(height, width)
+            expected = labels(ran(model, {name: feed(image)})[output])
+            got = net(image)
+            assert got.shape == expected.shape == (height, width)
+            assert (got == expected).mean() > 0.999, (height, width, (got == expected).mean())
+            seen |= set(np.unique(got))
+        assert len(seen) > 1  # otherwise nothing was compared
+        return source, report, net.card, net.head
+
+
+ENDS = {
+    "logits": ("y = Identity(f)", best, "linear"),
+    "softmax": ("y = Softmax<axis=1>(f)", best, "linear"),
+    "log-softmax": ("y = LogSoftmax<axis=1>(f)", best, "linear"),
+    "sigmoids": ("y = Sigmoid(f)", best, "linear"),
+    "clipped": ("q = Softmax<axis=1>(f)\n y = Clip(q, zero, one)", best, "linear"),
+    "channels-last": ("y = Transpose<perm=[0,2,3,1]>(f)", lambda r: r[0].argmax(-1), "linear"),
+    "softmax-channels-last": (
+        "t = Transpose<perm=[0,2,3,1]>(f)\n y = Softmax<axis=-1>(t)", lambda r: r[0].argmax(-1), "linear",
+    ),
+    "softmax-between-transposes": (
+        "t = Transpose<perm=[0,2,3,1]>(f)\n q = Softmax<axis=3>(t)\n y = Transpose<perm=[0,3,1,2]>(q)", best, "linear",
+    ),
+    "no-batch": ("y = Squeeze(f, i0)", lambda r: r.argmax(0), "linear"),
+    "argmax": ("y = ArgMax<axis=1, keepdims=0>(f)", lambda r: r[0], "linear"),
+    "argmax-kept": ("y = ArgMax<axis=1, keepdims=1>(f)", lambda r: r[0, 0], "linear"),
+    "argmax-cast": ("a = ArgMax<axis=1, keepdims=0>(f)\n y = Cast<to=2>(a)", lambda r: r[0], "linear"),
+    "argmax-to-float": (
+        "q = Softmax<axis=1>(f)\n a = ArgMax<axis=1, keepdims=0>(q)\n y = Cast<to=1>(a)", lambda r: r[0], "linear",
+    ),
+    "argmax-channels-last": (
+        "t = Transpose<perm=[0,2,3,1]>(f)\n y = ArgMax<axis=-1, keepdims=0>(t)", lambda r: r[0], "linear",
+    ),
+    "argmax-without-batch": (
+        "a = ArgMax<axis=1, keepdims=0>(f)\n b = Squeeze(a, i0)\n y = Cast<to=6>(b)", lambda r: r, "linear",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_every_end_gives_the_labels_of_the_model(tmp_path, end):
+    text, labels, head = ENDS[end]
+    model = made(SCORES + TO_SIZE + text)
+    if "argmax" in end:
+        kind = {"argmax-cast": TensorProto.UINT8, "argmax-to-float": 1, "argmax-without-batch": TensorProto.INT32}
+        model.graph.output[0].type.tensor_type.elem_type = kind.get(end, TensorProto.INT64)
+    source, report, *_ = check(tmp_path, model, labels)
+    assert report["head"] == head
+    assert any("gives labels" in note for note in source.notes) == ("argmax" in end)
+
+
+LATE = {
+    "nearest": 'b = Cast<to=6>(a)\n y = Resize<mode="nearest", nearest_mode="floor", '
+    'coordinate_transformation_mode="asymmetric">(b, , , z)',
+    "cast": 'b = Cast<to=1>(a)\n u = Resize<mode="nearest">(b, , , z)\n y = Cast<to=6>(u)',
+}
+
+
+@pytest.mark.parametrize("late", LATE)
+def test_labels_that_are_enlarged_are_cut_back_to_scores_enlarged_alike(tmp_path, late):
+    text = SCORES + "  a = ArgMax<axis=1, keepdims=1>(s)\n  sh = Shape(p)\n  h = Slice(sh, i2, i4)\n"
+    text += "  sa = Shape(a)\n  n1 = Slice(sa, i0, i2)\n  z = Concat<axis=0>(n1, h)\n" + LATE[late]
+    model = made(text, gives="int32[N,1,H,W] y")
+    _, report, *_ = check(tmp_path, model, lambda r: r[0, 0])
+    assert report["head"] == "nearest"
+
+
+def test_labels_of_channels_last_are_enlarged_and_cropped(tmp_path):
+    text = SCORES + """
+  t = Transpose<perm=[0,2,3,1]>(s)
+  a = ArgMax<axis=3, keepdims=0>(t)
+  b = Cast<to=1>(a)
+  u = Unsqueeze(b, i1)
+  v = Resize<mode="nearest">(u, , x4)
+  sh = Shape(p)
+  h = Slice(sh, i2, i4)
+  g = Slice(v, z2, h, a23)
+  y = Squeeze(g, i1)
+"""
+    model = made(text, weights={"z2": np.array([0, 0])})
+    source, report, *_ = check(tmp_path, model, lambda r: r[0])
+    assert report["head"] == "nearest" and any("ArgMax" in note for note in source.notes)
+
+
+def test_interpolated_labels_are_refused(tmp_path):
+    text = SCORES + '  a = ArgMax<axis=1>(s)\n  b = Cast<to=1>(a)\n  y = Resize<mode="linear">(b, , x4)\n'
+    onnx.save(made(text), tmp_path / "m.onnx")
+    with pytest.raises(DeployError, match=r"node y \(Resize\) interpolates labels"):
+        read_source(tmp_path / "m.onnx")
+
+
+ONE = FEATURES + "  s = Conv(r2, wp)\n" + TO_SIZE
+BINARY = {
+    "logit": (ONE + "y = Identity(f)", lambda r: r[0, 0] > 0, "sigmoid", 0.5),
+    "sigmoid": (ONE + "y = Sigmoid(f)", lambda r: r[0, 0] > 0.5, "sigmoid", 0.5),
+    "squeezed": (ONE + "q = Sigmoid(f)\n y = Squeeze(q, i1)", lambda r: r[0] > 0.5, "sigmoid", 0.5),
+    "flat": (ONE + "q = Sigmoid(f)\n y = Squeeze(q, i01)", lambda r: r > 0.5, "sigmoid", 0.5),
+    "channels-last": (
+        ONE + "q = Sigmoid(f)\n y = Transpose<perm=[0,2,3,1]>(q)", lambda r: r[0, :, :, 0] > 0.5, "sigmoid", 0.5,
+    ),
+    "reshaped": (
+        ONE + "q = Sigmoid(f)\n shq = Shape(q)\n n = Slice(shq, i0, i1)\n e = Slice(shq, i2, i4)\n"
+        "k = Concat<axis=0>(n, e, i1)\n y = Reshape(q, k)", lambda r: r[0, :, :, 0] > 0.5, "sigmoid", 0.5,
+    ),
+    "threshold": (ONE + "q = Sigmoid(f)\n g = Greater(q, t7)\n y = Cast<to=1>(g)", lambda r: r[0, 0], "sigmoid", 0.7),
+    "threshold-of-logits": (
+        ONE + "g = Less(one, f)\n y = Where(g, m255, zero)", lambda r: r[0, 0] > 0, "sigmoid", 0.7310585,
+    ),
+    "rounded": (ONE + "q = Sigmoid(f)\n g = Round(q)\n y = Mul(g, m255)", lambda r: r[0, 0] > 0, "sigmoid", 0.5),
+    "second-of-two": (
+        FEATURES + "s = Conv(r2, w2c)\n" + TO_SIZE + "q = Softmax<axis=1>(f)\n y = Slice(q, i1, i2, i1)",
+        lambda r: r[0, 0] > 0.5, "softmax", 0.5,
+    ),
+    "second-gathered": (
+        FEATURES + "s = Conv(r2, w2c)\n" + TO_SIZE + "t = Transpose<perm=[0,2,3,1]>(f)\n q = Softmax<axis=-1>(t)\n"
+        "y = Gather<axis=3>(q, index1)", lambda r: r[0] > 0.5, "softmax", 0.5,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("end", BINARY)
+def test_binary_models_of_every_end(tmp_path, end):
+    text, labels, activation, threshold = BINARY[end]
+    model = made(text, weights={"t7": np.float32(0.7), "i01": np.array([0, 1])})
+    _, report, card, _ = check(tmp_path, model, labels)
+    assert card.activation == activation and card.threshold == pytest.approx(threshold) and report["head"] == "linear"
+
+
+def test_the_second_of_two_channels_with_a_threshold_of_ones_own(tmp_path):
+    text = FEATURES + "s = Conv(r2, w2c)\n" + TO_SIZE + "q = Softmax<axis=1>(f)\n y = Slice(q, i1, i2, i1)"
+    options = SourceOptions(activation="probability", threshold=0.8)
+    check(tmp_path, made(text), lambda r: r[0, 0] > 0.8, options=options)
+
+
+# Layouts and types
+
+
+TF = """
+  t1 = Transpose<perm=[0,3,1,2]>(x)
+  p = Identity(t1)
+"""
+
+
+@pytest.mark.parametrize("before", ["plain", "arithmetic"])
+def test_channels_last_in_and_out(tmp_path, before):
+    start = "  t = Sub(x, mean)\n  u = Mul(t, scale)\n" if before == "arithmetic" else "  u = Identity(x)\n"
+    text = start + "  p = Transpose<perm=[0,3,1,2]>(u)\n" + SCORES + TO_SIZE + "  y = Transpose<perm=[0,2,3,1]>(f)\n"
+    model = made(text, "float[n,h,w,3] x", "float[n,h,w,4] y", weights={"mean": MEAN, "scale": 1 / STD})
+    feed = channels_last if before == "plain" else lambda image: image[None].astype(np.float32)
+    source, report, card, _ = check(tmp_path, model, lambda r: r[0].argmax(-1), feed)
+    assert report["head"] == "linear" and report["size_multiple"] == 1
+    assert "takes [N,H,W,3]" in source.notes[0]
+    assert "Transpose" not in {node.op_type for node in source.model.graph.node}
+    if before == "arithmetic":
+        assert card.mean == (0, 0, 0) and card.std == (1, 1, 1)
+        assert any("normalises 8-bit images by itself (node u (Mul))" in note for note in source.notes)
+
+
+@pytest.mark.parametrize("shape", ["unk__1,unk__2,unk__3,3", "?,?,?,?", "-1,-1,-1,-1", "1,64,96,3"])
+def test_the_layout_is_read_off_the_first_convolution(tmp_path, shape):
+    text = "  p = Transpose<perm=[0,3,1,2]>(x)\n" + SCORES + TO_SIZE + "  y = Transpose<perm=[0,2,3,1]>(f)\n"
+    model = made(text, "float[n,h,w,c] x")
+    for dim, given in zip(model.graph.input[0].type.tensor_type.shape.dim, shape.split(","), strict=True):
+        dim.Clear()
+        if given.lstrip("-").isdigit():
+            dim.dim_value = int(given)
+        else:
+            dim.dim_param = given
+    onnx.save(model, tmp_path / "m.onnx")
+    source = read_source(tmp_path / "m.onnx")
+    assert source.card.channels == 3 and len(source.card.classes) == 4
+    for height, width in ((64, 96), *(() if shape.startswith("1") else ((37, 61),))):
+        image = planes(photo(height, width))
+        expected = ran(model, {"x": image.transpose(0, 2, 3, 1)})[0].transpose(0, 3, 1, 2)
+        np.testing.assert_allclose(ran(source.model, {"p": image} if False else {
+            source.model.graph.input[0].name: image})[0], expected, atol=1e-4)
+
+
+def test_uint8_images_are_normalised_in_the_graph(tmp_path):
+    start = "  c = Cast<to=1>(x)\n  t = Transpose<perm=[0,3,1,2]>(c)\n  d = Sub(t, mean)\n  p = Div(d, std)\n"
+    weights = {"mean": MEAN.reshape(1, 3, 1, 1), "std": STD.reshape(1, 3, 1, 1)}
+    model = made(start + SCORES + TO_SIZE + "y = ArgMax<axis=1, keepdims=0>(f)", "uint8[N,H,W,3] x", "int64[N,H,W] y",
+                 weights=weights)  # fmt: skip
+    source, report, card, _ = check(tmp_path, model, lambda r: r[0], lambda image: image[None])
+    assert card.mean == (0, 0, 0) and card.std == (1, 1, 1) and report["head"] == "linear"
+    assert "takes uint8" in " ".join(source.notes) and "go in as they are" in " ".join(source.notes)
+    assert "Cast" not in {node.op_type for node in source.model.graph.node}
+
+
+@pytest.mark.parametrize("kind", ["float16", "double"])
+def test_models_of_other_floats_are_run_in_float32(tmp_path, kind):
+    model = made(SCORES + TO_SIZE + "y = Identity(f)", f"{kind}[N,3,H,W] p", f"{kind}[N,4,H,W] y")
+    to = np.dtype("float64" if kind == "double" else kind)
+    for tensor in model.graph.initializer:
+        if tensor.data_type == TensorProto.FLOAT:
+            tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(to), tensor.name))
+    onnx.save(model, tmp_path / "m.onnx")
+    source = read_source(tmp_path / "m.onnx")
+    assert f"is of {kind}; it is run in float32" in " ".join(source.notes)
+    report = build_engine(source, tmp_path / "m.engine", timed=[(16, 16)])
+    assert report["agreement"]["wrong"] == 0
+    with Segmenter(tmp_path / "m.engine") as net:
+        for height, width in SIZES[1:]:
+            image = photo(height, width)
+            scores = ran(model, {"p": planes(image).astype(to)})[0][0].astype(np.float32)
+            first, second = np.sort(scores, 0)[-2:][::-1]
+            clear = first - second > 0.02 * np.ptp(scores)
+            assert clear.mean() > 0.7 and (net(image) == scores.argmax(0))[clear].all()
+
+
+# Opsets
+
+
+def old(text, opset, ir, weights=None, **kinds):
+    model = made(text, opset=opset, ir=max(ir, 8), weights=weights, **kinds)
+    model.ir_version = ir
+    if ir < 4:  # weights were inputs too
+        for tensor in model.graph.initializer:
+            model.graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+    return model
+
+
+UPSAMPLE = {
+    7: "u = Upsample<mode=MODE, scales=[1.0,1.0,4.0,4.0]>(s)",
+    8: "u = Upsample<mode=MODE, scales=[1.0,1.0,4.0,4.0]>(s)",
+    9: "u = Upsample<mode=MODE>(s, x4)",
+    10: "u = Resize<mode=MODE>(s, x4)",
+    11: 'u = Resize<mode=MODE, coordinate_transformation_mode="asymmetric", nearest_mode="floor">(s, none, x4)',
+}
+
+
+@pytest.mark.parametrize("mode", ["linear", "nearest"])
+@pytest.mark.parametrize("opset", UPSAMPLE)
+def test_opsets_from_7_on_with_what_was_upsampling_then(tmp_path, opset, mode):
+    text = SCORES + UPSAMPLE[opset].replace("MODE", f'"{mode}"') + "\n y = Identity(u)"
+    model = old(text, opset, 3 if opset < 9 else 6, {"none": np.zeros(0, np.float32)})
+    sizes = tuple((4 * height, 4 * width) for height, width in SIZES[:3])
+    source, report, _, head = check(tmp_path, model, sizes=sizes)
+    assert f"is of opset {opset}; it is converted to 18" in source.notes[0]
+    assert (report["head"], head.coordinates, report["size_multiple"]) == (mode, "asymmetric", 4)
+
+
+def test_sizes_computed_as_old_exporters_did(tmp_path):
+    text = SCORES + """
+  fs = Shape(p)
+  ff = Cast<to=1>(fs)
+  gs = Shape(s)
+  gf = Cast<to=1>(gs)
+  ratio = Div(ff, gf)
+  hw = Slice<axes=[0], starts=[2], ends=[4]>(ratio)
+  scales = Concat<axis=0>(ones, hw)
+  u = Upsample<mode="linear">(s, scales)
+  y = Softmax<axis=1>(u)
+"""
+    model = old(text, 9, 4, {"ones": np.ones(2, np.float32)})
+    source, report, _, head = check(tmp_path, model, sizes=SIZES[1:])
+    assert report["head"] == "linear" and head.factor is None
+    assert any("Softmax at its end is over the whole image" in note for note in source.notes)
+
+
+@pytest.mark.parametrize("opset", [7, 9, 11, 13, 17, 18, 21, 23])
+def test_other_operators_of_old_opsets(tmp_path, opset):
+    axes = opset < 13
+    text = """
+  n1 = BatchNormalization(p, g, b, m, v)
+  c1 = Conv<pads=[1,1,1,1]>(n1, w1)
+  d1, mask = Dropout(c1)
+"""
+    text = text.replace("d1, mask", "d1")
+    text += "  k1 = Clip<min=0.0, max=6.0>(d1)\n" if opset < 11 else "  k1 = Clip(d1, zero, six)\n"
+    text += "  e1 = Pad<pads=[0,0,1,1,0,0,1,1]>(k1)\n" if opset < 11 else "  e1 = Pad(k1, pads)\n"
+    text += "  c2 = Conv(e1, w2)\n"
+    text += "  h = ReduceMax<axes=[1], keepdims=1>(c2)\n" if opset < 18 else "  h = ReduceMax<keepdims=1>(c2, i1)\n"
+    text += "  q = Squeeze<axes=[1]>(h)\n  o = Unsqueeze<axes=[1]>(q)\n" if axes else "  q = Squeeze(h, i1)\n  o = Unsqueeze(q, i1)\n"
+    text += "  j = Sub(c2, o)\n  s = Conv(j, w3)\n  y = Identity(s)\n"
+    weights = {name: RANDOM.uniform(0.5, 1.5, 3).astype(np.float32) for name in "gbmv"}
+    weights |= {"six": np.float32(6), "pads": np.array([0, 0, 1, 1, 0, 0, 1, 1])}
+    check(tmp_path, old(text, opset, 3 if opset < 9 else 8, weights))
+
+
+def test_weights_in_constant_nodes_with_no_initialiser_at_all(tmp_path):
+    model = made(SCORES + TO_SIZE + "y = Identity(f)")
+    nodes = [helper.make_node("Constant", [], [t.name], value=t) for t in model.graph.initializer]
+    nodes += model.graph.node
+    del model.graph.node[:], model.graph.initializer[:]
+    model.graph.node.extend(nodes)
+    check(tmp_path, model)
+
+
+def test_nodes_out_of_order_and_local_functions(tmp_path):
+    model = made(SCORES + TO_SIZE + "q = local.Twice(f)\n y = Identity(q)")
+    model.opset_import.append(helper.make_opsetid("local", 1))
+    twice = helper.make_function(
+        "local", "Twice", ["a"], ["b"], [helper.make_node("Add", ["a", "a"], ["b"])], [helper.make_opsetid("", 18)]
+    )
+    model.functions.append(twice)
+    model.graph.node[-2].domain, model.graph.node[-2].op_type = "local", "Twice"
+    unsorted = onnx.ModelProto()
+    unsorted.CopyFrom(model)
+    nodes = list(reversed(model.graph.node))
+    del unsorted.graph.node[:]
+    unsorted.graph.node.extend(nodes)
+    onnx.save(unsorted, tmp_path / "u.onnx")
+    source = read_source(tmp_path / "u.onnx")
+    image = planes(photo(37, 61))
+    np.testing.assert_allclose(
+        ran(source.model, {"p": image})[0], ran(model, {"p": image})[0], atol=1e-4
+    )
