@@ -134,6 +134,10 @@ def sort(model: ModelProto, name: str) -> None:
         DeployError: a cycle, or a tensor that nothing gives.
     """
     nodes, made = list(model.graph.node), producers(model)
+    names = [name for node in nodes for name in node.output if name]
+    if len(names) > len(made):
+        twice = next(name for index, name in enumerate(names) if name in names[:index])
+        raise DeployError(f"{name} gives {twice} by two nodes, the second {label(made[twice])}; export it again")
     known = {value.name for value in (*model.graph.input, *model.graph.initializer)} | {""}
     known |= {tensor.values.name for tensor in model.graph.sparse_initializer}
     index = {id(node): place for place, node in enumerate(nodes)}

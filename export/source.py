@@ -37,6 +37,7 @@ from export.passes.as_float32 import as_float32, other_floats
 from export.passes.cancel_transposes import cancel_transposes
 from export.passes.cut_decision import Decision, cut_decision
 from export.passes.fold_constants import fold_constants
+from export.passes.free_sizes import free_sizes
 from export.passes.image_input import Channels, channels_of_input, image_input
 from export.passes.pad_and_crop import pad_and_crop
 from export.passes.raise_opset import raise_opset
@@ -162,8 +163,7 @@ def read_source(path: str | os.PathLike, options: SourceOptions | None = None) -
             raise MisuseError(f"--bgr is for images of 3 channels, and {name} takes {original.channels}")
         model = reverse_channels(model)
         notes.append(f"{name} wants BGR, as --bgr says: its channels are reversed, and the engine takes RGB")
-    original.compare(model, cut, options.bgr)
-    model, scores, multiple = _any_size(model, original, notes)
+    model, scores, multiple = _any_size(model, original, cut, options.bgr, notes)
     if text is not None:
         card = ModelCard.from_json(text, name)
         check_card(card, original.channels, scores, name)
@@ -237,7 +237,7 @@ class _Original:
         seen = channels_of_input(self.model)
         self.axis, self.channels = _layout(shape, seen, image.name, name, notes)
         sides = (2, 3) if self.axis == 1 else (1, 2)
-        self.batch = shape[0] if isinstance(shape[0], int) else 1
+        self.batch = shape[0] if isinstance(shape[0], int) else None
         self.declared = tuple(shape[side] if isinstance(shape[side], int) else None for side in sides)
         if self.axis == 3:
             notes.append(f"{name} takes [N,H,W,{self.channels}]; its input and output are brought into [N,C,H,W]")
@@ -245,22 +245,27 @@ class _Original:
             notes.append(f"{name} takes {found}; the engine gives it the image's numbers, from float32")
 
     @property
+    def static(self) -> bool:
+        """Whether a side of the image, or their number, is declared as one number."""
+        return self.declared != (None, None) or self.batch is not None
+
+    @property
     def normalises(self) -> bool:
         """Whether it takes the image's own whole numbers."""
         return self.kind in (TensorProto.UINT8, TensorProto.UINT16, TensorProto.INT32, TensorProto.INT64)
 
-    def images(self, count: int = 1, size: tuple[int, int] | None = None) -> np.ndarray:
-        """Random images in the standard form, float32 [count,C,H,W]."""
-        shape = (count, self.channels, *(size or self.size))
+    def images(self, size: tuple[int, int] | None = None, count: int | None = None) -> np.ndarray:
+        """Random images in the standard form, float32 [count,C,H,W]; as many as it takes at once."""
+        shape = (count or self.batch or 1, self.channels, *(size or self.size))
         if self.normalises:
             return self._random.integers(0, 256, shape).astype(np.float32)
         return self._random.standard_normal(shape, dtype=np.float32)
 
     def run(self, images: np.ndarray) -> dict[str, np.ndarray]:
-        """Every output that is a tensor, by name, for one image in the standard form; its first of a batch."""
+        """Every output that is a tensor, by name, for images in the standard form; of the first of them."""
         if self.axis == 3:
             images = images.transpose(0, 2, 3, 1)
-        images = images.repeat(self.batch, axis=0).astype(NUMPY[self._run.get_inputs()[0].type])
+        images = images.astype(NUMPY[self._run.get_inputs()[0].type])
         names = [
             value.name for value in self.model.graph.output if value.type.WhichOneof("value") in (None, "tensor_type")
         ]
@@ -269,7 +274,7 @@ class _Original:
             raise DeployError(f"{self.name}: output {value.name} is a {value.type.WhichOneof('value')}, not a tensor")
         results = self._run.run(names, {self.model.graph.input[0].name: images})
         return {
-            name: result[:1] if self.batch > 1 and result.ndim and len(result) == self.batch else result
+            name: result[:1] if len(images) > 1 and result.ndim and len(result) == len(images) else result
             for name, result in zip(names, results, strict=True)
         }
 
@@ -282,7 +287,7 @@ class _Original:
         reason, last = None, {}
         for size in dict.fromkeys(tried):
             try:
-                results = self.run(self.images(size=size))
+                results = self.run(self.images(size))
             except DeployError:
                 raise
             except Exception as error:
@@ -337,7 +342,7 @@ class _Original:
         except Exception as error:
             raise DeployError(f"{self.name}, brought into [N,C,H,W], does not run: {one_line(error)[:300]}") from error
         tolerance = SAME_HALF if self.half else SAME
-        if not cut.agrees(expected, scores, tolerance, self.size):
+        if not cut.agrees(expected, scores[:1], tolerance, self.size):
             raise DeployError(
                 f"{self.name}, brought into [N,C,H,W], does not give what it gave at {self.size[0]}×{self.size[1]}; "
                 "please report the model"
@@ -597,7 +602,7 @@ def _four_axes(model: ModelProto, original: _Original, image: np.ndarray) -> Mod
     if result.ndim == 2:
         steps = [("Unsqueeze", {"axes": [0, 1]})]
     elif result.ndim == 3 and follows[:2] == (1, 2):
-        steps = [("Unsqueeze", {"axes": [1 if result.shape[0] == 1 else 0]})]
+        steps = [("Unsqueeze", {"axes": [1 if len(result) == len(image) else 0]})]
     elif result.ndim == 3:
         steps = [("Unsqueeze", {"axes": [0]}), ("Transpose", {"perm": [0, 3, 1, 2]})]
     else:
@@ -628,25 +633,71 @@ def _declare(model: ModelProto, original: _Original) -> None:
     del model.graph.value_info[:]
 
 
-def _any_size(model: ModelProto, original: _Original, notes: list[str]) -> tuple[ModelProto, int, int]:
-    """The model made to take every size where it wants multiples of one, its scores' channels, and that multiple."""
+def _any_size(
+    model: ModelProto, original: _Original, cut: _Cut, bgr: bool, notes: list[str]
+) -> tuple[ModelProto, int, int]:
+    """The model made to take every size, its scores' channels, and the multiple that it wanted sizes to be of."""
     name = original.name
-    run = session(model.SerializeToString())
-    image, shapes = model.graph.input[0].name, []
-
-    def shape(height: int, width: int) -> tuple[int, ...]:
-        zeros = np.zeros((1, original.channels, height, width), np.float32)
-        shapes.append(run.run(None, {image: zeros})[0].shape)
-        return shapes[-1]
-
-    multiple, factor = probe(shape, name)
+    if original.static:
+        model = _freed(model, original, notes)
+    original.compare(model, cut, bgr)
+    try:
+        multiple, factor, scores = _probed(model, original)
+    except DeployError:
+        if original.static:
+            raise
+        # Its dimensions promised more than it holds.
+        model = _freed(model, original, notes)
+        original.compare(model, cut, bgr)
+        multiple, factor, scores = _probed(model, original)
+    if not _takes_batches(model, original):
+        notes.append(f"{name} gives other scores to images in a batch than alone, so they are run one at a time")
     if factor > 1:
         notes.append(f"{name} gives scores at 1/{factor} of the image's size; they are upsampled bilinearly")
         model = upsample_scores(model, factor)
     if multiple > 1:
         notes.append(f"{name} takes multiples of {multiple} only; images are padded to them with zeros")
         model = pad_and_crop(model, multiple)
-    return model, shapes[-1][1], multiple
+    return model, scores, multiple
+
+
+def _takes_batches(model: ModelProto, original: _Original) -> bool:
+    """Whether two images at once have the scores that they have alone."""
+    run, name = session(model.SerializeToString()), model.graph.input[0].name
+    images = original.images(count=2)
+    alone = np.concatenate([run.run(None, {name: images[i : i + 1]})[0] for i in range(2)])
+    try:
+        together = run.run(None, {name: images})[0]
+    except Exception:  # a batch of one that is baked in
+        return False
+    return together.shape == alone.shape and np.abs(together - alone).max() <= SAME * max(float(np.ptp(alone)), 1e-6)
+
+
+def _freed(model: ModelProto, original: _Original, notes: list[str]) -> ModelProto:
+    """The model with its batch, height and width free, from one that may have them as numbers."""
+    model, image = clone(model), model.graph.input[0]
+    sides = [side or letter for side, letter in zip(original.declared, "HW", strict=True)]
+    set_shape(model.graph.input[0], [original.batch or "N", original.channels, *sides])
+    try:
+        model, changes = free_sizes(model)
+    except DeployError as error:
+        raise DeployError(f"{original.name}: {error}") from error
+    notes += [f"{original.name}: {change}" for change in changes]
+    set_shape(model.graph.input[0], dims(image))
+    set_shape(model.graph.output[0], ["N", dims(model.graph.output[0])[1], "H", "W"])
+    return model
+
+
+def _probed(model: ModelProto, original: _Original) -> tuple[int, int, int]:
+    """(multiple of sizes, pixels of a cell of the scores, how many scores) of a model, by running it."""
+    run, shapes = session(model.SerializeToString()), []
+
+    def shape(height: int, width: int) -> tuple[int, ...]:
+        zeros = np.zeros((1, original.channels, height, width), np.float32)
+        shapes.append(run.run(None, {model.graph.input[0].name: zeros})[0].shape)
+        return shapes[-1]
+
+    return *probe(shape, original.name), shapes[-1][1]
 
 
 def _card(

@@ -82,7 +82,7 @@ def image_input(model: ModelProto, axis: int = 1) -> ModelProto:
     """A model that takes float32 [N,C,H,W], from one of any type of number with channels on `axis`, 1 or 3."""
     model = clone(model)
     image = model.graph.input[0]
-    kind, shape = image.type.tensor_type.elem_type, dims(image)
+    kind, channels = image.type.tensor_type.elem_type, dims(image)[axis]
     before = []
     if kind != TensorProto.FLOAT:
         readers = consumers(model, image.name)
@@ -96,7 +96,6 @@ def image_input(model: ModelProto, axis: int = 1) -> ModelProto:
             before.append(("Cast", "image_input/cast", {"to": kind}))
     if axis == 3:
         before.append(("Transpose", "image_input/channels_last", {"perm": [0, 2, 3, 1]}))
-        shape = [shape[0], shape[3], shape[1], shape[2]]
     if before:
         rename_reads(model, image.name, before[-1][1])
         reads, nodes = image.name, []
@@ -106,5 +105,5 @@ def image_input(model: ModelProto, axis: int = 1) -> ModelProto:
         nodes += model.graph.node
         del model.graph.node[:]
         model.graph.node.extend(nodes)
-    set_shape(image, [dim if dim is not None else name for dim, name in zip(shape, "NCHW", strict=True)])
+    set_shape(image, ["N", channels if isinstance(channels, int) and channels > 0 else "C", "H", "W"])
     return model

@@ -9,8 +9,8 @@ from onnx import TensorProto, helper, numpy_helper, parser
 from onnx.reference import ReferenceEvaluator
 
 from export.build import build_engine
-from export.source import SourceOptions, read_source
-from runtime import DeployError, Segmenter
+from export.source import SourceOptions, read_card_file, read_source
+from runtime import DeployError, MisuseError, Segmenter
 
 RANDOM = np.random.default_rng(0)
 SIZES = ((1, 1), (17, 23), (37, 61), (64, 96), (101, 43))
@@ -414,3 +414,251 @@ def test_nodes_out_of_order_and_local_functions(tmp_path):
     source = read_source(tmp_path / "u.onnx")
     image = planes(photo(37, 61))
     np.testing.assert_allclose(ran(source.model, {"p": image})[0], ran(model, {"p": image})[0], atol=1e-4)
+
+
+# Outputs
+
+
+def test_the_largest_output_is_used_scores_before_labels_and_the_first_of_equals(tmp_path):
+    text = (
+        SCORES
+        + TO_SIZE
+        + """
+  main = Identity(f)
+  aux = Neg(f)
+  coarse = Identity(s)
+  labels = ArgMax<axis=1, keepdims=0>(f)
+  sure = ReduceMax<keepdims=0>(f, i1)
+  mean = ReduceMean(f, a23)
+"""
+    )
+    outputs = {"coarse": "float[N,4,h,w]", "labels": "int64[N,H,W]", "sure": "float[N,H,W]", "mean": "float[N,4,1,1]"}
+    both = {"main": "float[N,4,H,W]", "aux": "float[N,4,H,W]"}
+
+    def read(gives, **options):
+        onnx.save(made(text, gives=", ".join(f"{kind} {name}" for name, kind in gives.items())), tmp_path / "m.onnx")
+        return read_source(tmp_path / "m.onnx", SourceOptions(**options))
+
+    image = planes(photo(37, 61))
+    main = ran(made(text, gives="float[N,4,H,W] main"), {"p": image})[0]
+    for gives in (outputs | both, {"aux": both["aux"]} | outputs | both, both):
+        source = read(gives)
+        assert "main is used" in source.notes[0] and "aux" in source.notes[0]
+        np.testing.assert_allclose(ran(source.model, {"p": image})[0], main, atol=1e-5)
+    source = read(outputs)
+    assert "labels is used" in source.notes[0]
+    np.testing.assert_allclose(ran(source.model, {"p": image})[0], main, atol=1e-5)
+    source = read(outputs | both, output="aux")
+    assert not any("outputs" in note for note in source.notes)
+    np.testing.assert_allclose(ran(source.model, {"p": image})[0], -main, atol=1e-5)
+    with pytest.raises(MisuseError, match="has no output 'none'; it has coarse, labels, sure, mean"):
+        read(outputs, output="none")
+
+
+def test_coarse_scores_are_upsampled_and_that_is_said(tmp_path):
+    model = made(SCORES + "  y = Softmax<axis=1>(s)\n")
+    onnx.save(model, tmp_path / "m.onnx")
+    source = read_source(tmp_path / "m.onnx")
+    assert any("1/4 of the image's size; they are upsampled bilinearly" in note for note in source.notes)
+    report = build_engine(source, tmp_path / "m.engine", timed=[(16, 16)])
+    assert (report["head"], report["stride"], report["size_multiple"]) == ("linear", 4, 4)
+
+
+# Padding and cropping inside
+
+
+def test_a_model_that_pads_and_crops_by_itself_is_tiled_exactly(tmp_path):
+    text = (
+        """
+  shi = Shape(x)
+  size = Slice(shi, i2, i4)
+  m = Neg(size)
+  after = Mod(m, eight)
+  pads = Concat<axis=0>(six, after)
+  p = Pad(x, pads)
+"""
+        + SCORES
+        + """
+  u = Resize<mode="linear">(s, , x4)
+  g = Slice(u, two0, size, a23)
+  y = Softmax<axis=1>(g)
+"""
+    )
+    weights = {"eight": np.array([8]), "six": np.zeros(6, np.int64), "two0": np.zeros(2, np.int64)}
+    model = made(text, "float[N,3,H,W] x", weights=weights)
+    _, report, card, head = check(tmp_path, model)
+    assert (report["head"], card.size_multiple, head.factor) == ("linear", 8, (4, 4))
+    with Segmenter(tmp_path / "m.engine") as net:
+        image = photo(301, 203)
+        whole = net(image)
+        with Segmenter(tmp_path / "m.engine", memory=net.plan(301, 203).bytes // 2) as tiled:
+            assert tiled.plan(301, 203).grids
+            np.testing.assert_array_equal(tiled(image), whole)
+
+
+def test_a_crop_of_what_was_enlarged_is_the_heads(tmp_path):
+    text = (
+        SCORES
+        + TO_SIZE.replace("p)", "p)", 1).split("shs")[0]
+        + """
+  u = Resize<mode="linear">(s, , x4)
+  b = Slice(u, i0, rows, i2)
+  y = Slice(b, i0, columns, i3)
+"""
+    )
+    text = text.replace("  hw = Slice(shp, i2, i4)\n", "  rows = Slice(shp, i2, i3)\n  columns = Slice(shp, i3, i4)\n")
+    _, report, card, _ = check(tmp_path, made(text))
+    assert (report["head"], card.size_multiple) == ("linear", 1)
+    with Segmenter(tmp_path / "m.engine") as net:
+        image = photo(301, 203)
+        with Segmenter(tmp_path / "m.engine", memory=net.plan(301, 203).bytes // 2) as tiled:
+            assert tiled.plan(301, 203).grids
+            np.testing.assert_array_equal(tiled(image), net(image))
+
+
+# What the user says
+
+
+def reads(tmp_path, model, **options):
+    onnx.save(model, tmp_path / "m.onnx")
+    return read_source(tmp_path / "m.onnx", SourceOptions(**options))
+
+
+def test_mean_std_and_scale_are_those_of_the_card_in_the_images_units(tmp_path):
+    model = made(SCORES + TO_SIZE + "y = Identity(f)")
+    assert reads(tmp_path, model).card.mean == pytest.approx(tuple(MEAN))
+    source = reads(tmp_path, model, mean=(0.5, 0.4, 0.3), std=(0.2, 0.25, 0.5), scale=1 / 255)
+    assert source.card.mean == pytest.approx((127.5, 102, 76.5))
+    assert source.card.std == pytest.approx((51, 63.75, 127.5))
+    source = reads(tmp_path, model, scale=1 / 255)
+    assert source.card.mean == (0, 0, 0) and source.card.std == pytest.approx((255,) * 3)
+    assert not any("mean [" in note for note in source.notes)
+    assert reads(tmp_path, model, mean=(127.5,)).card.std == (1, 1, 1)
+    feed = lambda image: ((image / np.float32(255) - np.float32(0.5)) / np.float32(0.25)).transpose(2, 0, 1)[None]  # noqa: E731
+    check(tmp_path, model, feed=feed, options=SourceOptions(mean=(0.5,), std=(0.25,), scale=1 / 255))
+    with pytest.raises(MisuseError, match="--input-mean has 2 numbers, and the model takes 3 channels"):
+        reads(tmp_path, model, mean=(1, 2))
+    with pytest.raises(MisuseError, match="--scale 0"):
+        SourceOptions(scale=0.0)
+
+
+@pytest.mark.parametrize("first", ["convolution", "arithmetic"])
+def test_models_of_bgr_take_rgb(tmp_path, first):
+    text = SCORES + TO_SIZE + "y = Identity(f)"
+    if first == "arithmetic":
+        text = text.replace("(p, w1)", "(e, w1)")
+        text = "  e = Mul(p, channel)\n" + text
+    model = made(text, weights={"channel": np.float32([1, 2, 0.5]).reshape(1, 3, 1, 1)})
+    mean, std = np.float32([103.94, 116.78, 123.68]), np.float32([60, 50, 40])  # of blue, green, red
+
+    def feed(image):
+        return ((image[:, :, ::-1] - mean) / std).transpose(2, 0, 1)[None]
+
+    options = SourceOptions(bgr=True, mean=tuple(mean.tolist()), std=tuple(std.tolist()))
+    source, _, card, _ = check(tmp_path, model, feed=feed, options=options)
+    assert card.mean == pytest.approx((123.68, 116.78, 103.94)) and card.std == (40, 50, 60)
+    assert any("wants BGR" in note for note in source.notes)
+    assert ("Gather" in {n.op_type for n in source.model.graph.node}) == (first == "arithmetic")
+
+
+def test_classes_activation_and_threshold(tmp_path):
+    model = made(SCORES + TO_SIZE + "y = Identity(f)")
+    source = reads(tmp_path, model, classes=("a", "b", "c", "d"))
+    assert source.card.classes == ("a", "b", "c", "d") and not any("unnamed" in note for note in source.notes)
+    for options, said in (
+        ({"classes": ("a", "b")}, "2 classes are named, and .* has 4"),
+        ({"activation": "sigmoid"}, "activation sigmoid is for one score, and .* has 4"),
+        (
+            {"activation": "argmax"},
+            "--activation argmax; choose one of softmax, sigmoid, probability, multilabel, none",
+        ),
+        ({"threshold": 0.4}, "a threshold is for one score or for masks, and .* has 4"),
+        ({"activation": "multilabel", "threshold": 1.5}, "threshold 1.5"),
+    ):
+        with pytest.raises(MisuseError, match=said):
+            reads(tmp_path, model, **options)
+    one = made(ONE + "y = Sigmoid(f)")
+    assert reads(tmp_path, one, threshold=0.3, classes=("road", "crack")).card.threshold == 0.3
+    for options, said in (
+        ({"activation": "softmax"}, "needs two scores or more"),
+        ({"activation": "sigmoid"}, "ends in a Sigmoid; say probability"),
+    ):
+        with pytest.raises(MisuseError, match=said):
+            reads(tmp_path, one, **options)
+    depth = reads(tmp_path, made(ONE + "y = Identity(f)"), activation="none", classes=("depth",))
+    assert depth.card.activation == "none" and depth.card.classes == ("depth",)
+
+
+MASKS = {
+    "after": "y = Sigmoid(f)",
+    "before": 'y = Resize<mode="linear", coordinate_transformation_mode="half_pixel">(q, , , sizes)',
+    "compared": "q2 = Sigmoid(f)\n g = Greater(q2, t4)\n y = Cast<to=1>(g)",
+}
+
+
+@pytest.mark.parametrize("sigmoid", MASKS)
+def test_masks_of_many_sigmoids_are_logits(tmp_path, sigmoid):
+    text = SCORES + ("  q = Sigmoid(s)\n" if sigmoid == "before" else "") + TO_SIZE + MASKS[sigmoid]
+    model = made(text, weights={"t4": np.float32(0.4)})
+    image = planes(photo(37, 61))
+    given = ran(model, {"p": image})[0]
+    if sigmoid != "compared":
+        noted = reads(tmp_path, model)
+        assert noted.card.activation == "softmax" and any("--activation multilabel" in note for note in noted.notes)
+    source = reads(tmp_path, model, **({} if sigmoid == "compared" else {"activation": "multilabel"}))
+    assert source.card.activation == "multilabel" and source.card.scores == 4
+    logits = ran(source.model, {"p": image})[0]
+    if sigmoid == "compared":
+        assert source.card.threshold == pytest.approx(0.4)
+        assert ((logits > source.card.score_threshold) == (given > 0)).mean() > 0.999
+    else:
+        np.testing.assert_allclose(1 / (1 + np.exp(-logits)), given, atol=1e-4)
+
+
+def test_what_a_graph_does_to_images_first_is_told_only_where_it_is_sure(tmp_path):
+    def card(first, **weights):
+        text = first + SCORES + TO_SIZE + "y = Identity(f)"
+        shaped = {name: np.float32(value).reshape(1, -1, 1, 1) for name, value in weights.items()}
+        return reads(tmp_path, made(text, "float[N,3,H,W] x", weights=shaped)).card
+
+    assert card("p = Div(x, m255)\n").std == (1, 1, 1)
+    assert card("p = Sub(x, m)\n", m=[123.7, 116.8, 103.9]).std == (1, 1, 1)
+    unit = card("e = Sub(x, m)\n p = Div(e, d)\n", m=[0.485, 0.456, 0.406], d=[0.229, 0.224, 0.225])
+    assert unit.std == (255,) * 3 and unit.mean == (0,) * 3
+    assert card("p = Mul(x, m)\n", m=[0.5]).mean == pytest.approx(tuple(MEAN))
+
+
+def test_a_card_file(tmp_path):
+    model = made(SCORES + TO_SIZE + "y = Identity(f)")
+    file = tmp_path / "card.toml"
+    file.write_text(
+        'classes = ["road", "car", "tree", "sky"]\ncolors = [[0, 0, 0], [9, 9, 9], [0, 255, 0], [0, 0, 255]]\n'
+        "mean = [1, 2.5, 3]\nstd = 2\n"
+    )
+    source = reads(tmp_path, model, card=read_card_file(file))
+    assert source.card.classes == ("road", "car", "tree", "sky") and source.card.colors[2] == (0, 255, 0)
+    assert source.card.mean == (1, 2.5, 3) and source.card.std == (2, 2, 2)
+    assert source.notes == (
+        f"{tmp_path / 'm.onnx'} carries no model card; assuming 3-channel uint8 images (RGB), labels by argmax",
+    )
+    for text, said in (
+        ('clases = ["a"]', "card.toml has 'clases'; a card file may have classes, colors, channels"),
+        ("classes = [", "card.toml: "),
+        ("mean = 'red'", "the model card would have"),
+        ("channels = 4", "says 4 channels, and .* takes 3"),
+        ("activation = 'relu'", "activation 'relu'"),
+    ):
+        file.write_text(text)
+        with pytest.raises(MisuseError, match=said):
+            reads(tmp_path, model, card=read_card_file(file))
+    with pytest.raises(MisuseError, match=r"none\.toml"):
+        read_card_file(tmp_path / "none.toml")
+    with pytest.raises(MisuseError, match="--classes is in the card file too"):
+        SourceOptions(classes=("a",), card={"classes": ["b"]})
+
+
+def test_options_for_a_model_with_a_card_of_its_own_are_misuse(exports):
+    for options, name in (({"mean": (1.0,)}, "input-mean"), ({"bgr": True}, "bgr"), ({"card": {"mean": [1]}}, "card")):
+        with pytest.raises(MisuseError, match=f"has a model card; --{name} is for models without one"):
+            read_source(exports / "narrow.onnx", SourceOptions(**options))
+    assert read_source(exports / "narrow.onnx", SourceOptions(output="logits")).notes == ()
