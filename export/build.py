@@ -116,6 +116,7 @@ def build_engine(
     plain = cpu.build(core)
     # GPUs have memory of their own, and a plan is one network.
     parts = cut_core(onnx.load_from_string(plain), card, cut=target == "cpu")
+    card = replace(card, whole=next((part.stage.whole for part in parts if part.stage.halo is None), card.whole))
     manifest = Manifest(
         card=card,
         target="cpu",

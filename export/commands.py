@@ -28,6 +28,11 @@ class Backend(StrEnum):
     openvino = "openvino"
 
 
+class Fit(StrEnum):
+    pad = "pad"
+    resize = "resize"
+
+
 class Method(StrEnum):
     minmax = "minmax"
     percentile = "percentile"
@@ -45,6 +50,13 @@ def export(
     std: Annotated[str | None, typer.Option(help="Per channel, in the image's units.")] = None,
     exporter: Annotated[Exporter, typer.Option(help="Of PyTorch; auto tries both.")] = Exporter.auto,
     opset: Annotated[int, typer.Option(min=18, max=23, help="ONNX operator set to write.")] = 18,
+    fit: Annotated[
+        Fit | None,
+        typer.Option(
+            help="What takes multiples only: pad images, or resize them to the nearest [default: pad, but resize where "
+            "the network looks at the whole image]."
+        ),
+    ] = None,
     json_: Json = False,
     force: Force = False,
     debug: Debug = False,
@@ -65,6 +77,7 @@ def export(
     if card is not None and (classes or mean or std):
         raise MisuseError(f"{source} has a model card; --classes, --mean and --std are for modules without one")
     assumed = card is None and not (classes and mean and std)
+    notes: list[str] = []
     card, differences = run_export(
         model,
         card,
@@ -73,7 +86,11 @@ def export(
         opset_version=opset,
         name=source,
         describe=lambda card: _described(card, classes, mean, std),
+        fit=fit and fit.value,
+        note=notes.append,
     )
+    for line in notes:
+        print(f"note: {line}", file=sys.stderr)
     if assumed:
         print(f"note: {describe_assumption(card, source)}", file=sys.stderr)
     worst = max(differences, key=lambda difference: difference.logits)
@@ -81,6 +98,7 @@ def export(
         record = {
             "model": str(out),
             "card": json.loads(card.to_json()),
+            "notes": notes,
             "differences": [{"size": list(d.size), "batch": d.batch, "logits": d.logits} for d in differences],
         }
         print(json.dumps(record))
@@ -173,6 +191,13 @@ def build(
     ] = None,
     precision_report: Annotated[Path | None, typer.Option(help="CSV that ranks every layer.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the sample of images.")] = 0,
+    fit: Annotated[
+        Fit | None,
+        typer.Option(
+            help="What takes multiples only: pad images, or resize them to the nearest [default: pad, but resize where "
+            "the network looks at the whole image]."
+        ),
+    ] = None,
     standalone: Annotated[
         bool, typer.Option("--standalone", help="Write an ONNX for other runtimes: uint8 NHWC in, labels out.")
     ] = False,
@@ -234,7 +259,7 @@ def build(
     from export.candidates import show as show_candidates
     from export.precision import Options
     from export.profiles import show_rows
-    from export.source import read_source
+    from export.source import SourceOptions, read_source
     from runtime.sizes import parse_sizes
     from runtime.verify import show_latency
 
@@ -270,7 +295,7 @@ def build(
     timed = None if found is None else found.examples()
     name = (backend or Backend.auto).value
     tuning = None if on_gpu or standalone else Tuning(backends_of(name), fastest, threads=name == "auto")
-    source = read_source(model)
+    source = read_source(model, SourceOptions(fit=fit and fit.value))
     for note in source.notes:
         print(f"note: {note}", file=sys.stderr)
     if standalone:

@@ -16,6 +16,7 @@ import numpy as np
 import onnx
 from onnx import ModelProto, NodeProto, TensorProto, helper
 
+from export.fit import fit_sizes
 from export.graph import (
     Names,
     add_constants,
@@ -29,7 +30,6 @@ from export.graph import (
     opset,
     producers,
     prune,
-    set_metadata,
     set_shape,
 )
 from export.load import load_model
@@ -39,12 +39,10 @@ from export.passes.cut_decision import Decision, cut_decision
 from export.passes.fold_constants import fold_constants
 from export.passes.free_sizes import free_sizes
 from export.passes.image_input import Channels, channels_of_input, image_input
-from export.passes.pad_and_crop import pad_and_crop
 from export.passes.raise_opset import raise_opset
 from export.passes.reverse_channels import reverse_channels
 from export.passes.split_head import ends_in_sigmoid
-from export.passes.upsample_scores import upsample_scores
-from export.probe import MARGIN, probe
+from export.probe import MARGIN, SizeBehaviour, probe, run_quietly
 from runtime.backends.onnxruntime import one_line, session
 from runtime.engine_file import ACTIVATIONS, CARD_KEY, ModelCard
 from runtime.errors import DeployError, MisuseError
@@ -97,6 +95,7 @@ class SourceOptions:
         activation: as the card's.
         threshold: as the card's.
         card: fields of a card file: see CARD_FIELDS.
+        fit: how it is made to take every size: one of export.fit.FITS; None: as choose_fit says.
     """
 
     mean: tuple[float, ...] | None = None
@@ -108,6 +107,7 @@ class SourceOptions:
     activation: str | None = None
     threshold: float | tuple[float, ...] | None = None
     card: Mapping[str, Any] | None = None
+    fit: str | None = None
 
     def __post_init__(self) -> None:
         if self.scale is not None and not (math.isfinite(self.scale) and self.scale > 0):
@@ -163,13 +163,10 @@ def read_source(path: str | os.PathLike, options: SourceOptions | None = None) -
             raise MisuseError(f"--bgr is for images of 3 channels, and {name} takes {original.channels}")
         model = reverse_channels(model)
         notes.append(f"{name} wants BGR, as --bgr says: its channels are reversed, and the engine takes RGB")
-    model, scores, multiple = _any_size(model, original, cut, options.bgr, notes)
+    model, scores = _any_size(model, original, cut, options, notes)
     if text is not None:
         card = ModelCard.from_json(text, name)
         check_card(card, original.channels, scores, name)
-        if multiple > 1:
-            card = replace(card, size_multiple=multiple)
-            set_metadata(model, CARD_KEY, card.to_json())
     else:
         model, card = _card(model, scores, original, cut, options, notes)
     return Source(model, card, tuple(notes))
@@ -634,31 +631,27 @@ def _declare(model: ModelProto, original: _Original) -> None:
 
 
 def _any_size(
-    model: ModelProto, original: _Original, cut: _Cut, bgr: bool, notes: list[str]
-) -> tuple[ModelProto, int, int]:
-    """The model made to take every size, its scores' channels, and the multiple that it wanted sizes to be of."""
+    model: ModelProto, original: _Original, cut: _Cut, options: SourceOptions, notes: list[str]
+) -> tuple[ModelProto, int]:
+    """The model made to take every size, and its scores' channels."""
     name = original.name
     if original.static:
         model = _freed(model, original, notes)
-    original.compare(model, cut, bgr)
+    original.compare(model, cut, options.bgr)
     try:
-        multiple, factor, scores = _probed(model, original)
+        sizes = _probed(model, original)
     except DeployError:
         if original.static:
             raise
         # Its dimensions promised more than it holds.
         model = _freed(model, original, notes)
-        original.compare(model, cut, bgr)
-        multiple, factor, scores = _probed(model, original)
+        original.compare(model, cut, options.bgr)
+        sizes = _probed(model, original)
     if not _takes_batches(model, original):
         notes.append(f"{name} gives other scores to images in a batch than alone, so they are run one at a time")
-    if factor > 1:
-        notes.append(f"{name} gives scores at 1/{factor} of the image's size; they are upsampled bilinearly")
-        model = upsample_scores(model, factor)
-    if multiple > 1:
-        notes.append(f"{name} takes multiples of {multiple} only; images are padded to them with zeros")
-        model = pad_and_crop(model, multiple)
-    return model, scores, multiple
+    model, said = fit_sizes(model, sizes, name, options.fit)
+    notes += said
+    return model, sizes.scores
 
 
 def _takes_batches(model: ModelProto, original: _Original) -> bool:
@@ -688,16 +681,10 @@ def _freed(model: ModelProto, original: _Original, notes: list[str]) -> ModelPro
     return model
 
 
-def _probed(model: ModelProto, original: _Original) -> tuple[int, int, int]:
-    """(multiple of sizes, pixels of a cell of the scores, how many scores) of a model, by running it."""
-    run, shapes = session(model.SerializeToString()), []
-
-    def shape(height: int, width: int) -> tuple[int, ...]:
-        zeros = np.zeros((1, original.channels, height, width), np.float32)
-        shapes.append(run.run(None, {model.graph.input[0].name: zeros})[0].shape)
-        return shapes[-1]
-
-    return *probe(shape, original.name), shapes[-1][1]
+def _probed(model: ModelProto, original: _Original) -> SizeBehaviour:
+    """What sizes a model takes, by running it."""
+    run = session(model.SerializeToString())
+    return probe(lambda height, width: run_quietly(run, original.images(1, (height, width)))[0], original.name)
 
 
 def _card(

@@ -16,12 +16,12 @@ import onnx
 import torch
 from torch import nn
 
+from export.fit import choose_fit, fit_sizes
 from export.graph import attributes, constant, opset, producers, set_metadata, set_shape
 from export.passes.fold_constants import fold_constants
-from export.passes.pad_and_crop import pad_and_crop
 from export.passes.split_head import ends_in_sigmoid, head_of, split_head
-from export.passes.upsample_scores import upsample_scores
-from export.probe import probe
+from export.probe import SizeBehaviour, probe
+from export.receptive import global_operator
 from fcn.checkpoint import Checkpoint
 from fcn.model import AnySize
 from runtime.backends.onnxruntime import one_line, session
@@ -57,6 +57,8 @@ def export(
     opset_version: int = 18,
     name: str = "the module",
     describe: Callable[[ModelCard], ModelCard] = lambda assumed: assumed,
+    fit: str | None = None,
+    note: Callable[[str], None] = lambda line: None,
 ) -> tuple[ModelCard, list[Difference]]:
     """Write `out`: input `image` float32 [N,C,H,W], normalised; output `logits` float32 [N,K,H,W].
 
@@ -70,6 +72,8 @@ def export(
         opset_version: 18 or newer.
         name: of the model, for errors.
         describe: completes a card that was assumed with what the user knows.
+        fit: how it is made to take every size: one of export.fit.FITS; None: as choose_fit says.
+        note: called with each line of what was done to make it take every size.
 
     Returns:
         (the card that was stored, the differences by size).
@@ -79,49 +83,54 @@ def export(
     """
     model = model.eval()
     if isinstance(model, AnySize):
-        full, multiple, factor, channels = _Multiples(model), model.size_multiple, 1, model.architecture.channels
+        full, channels = _Multiples(model), model.architecture.channels
+        sizes = SizeBehaviour(model.size_multiple, scores=model.architecture.classes)
     else:
         full = _Logits(model)
         channels = card.channels if card else _channels(model)
-        multiple, factor = probe(lambda height, width: _scores_of(full, channels, height, width), name)
-    scores = _scores_of(full, channels, *traced_size(multiple))[1]
+        sizes = probe(lambda height, width: _scores_of(full, channels, height, width), name)
+    multiple, scores = sizes.multiple, sizes.scores
     if card is not None:
         check_card(card, channels, scores, name)
     full = full.eval()  # the exporters put modules back into the mode they came in
-    graph = _to_graph(full, channels, multiple, exporter, opset_version, name)
+    graph = _to_graph(full, channels, sizes, exporter, opset_version, name)
     # The exporters name dimensions as they please, and leave known ones out.
     set_shape(graph.graph.input[0], ["N", channels, "H", "W"])
     set_shape(graph.graph.output[0], ["N", scores, "H", "W"])
-    if factor > 1:
-        graph = upsample_scores(graph, factor)
-    if multiple > 1:
-        graph = pad_and_crop(graph, multiple)
+    fit, looks = choose_fit(graph, sizes, fit), global_operator(graph)
+    graph, notes = fit_sizes(graph, sizes, name, fit or None)
+    for line in () if isinstance(model, AnySize) else notes:
+        note(line)
     if card is None:
         scale = head_of(split_head(graph)).factor
-        stride = round(scale[0]) if scale else factor
+        stride = round(scale[0]) if scale else sizes.factor
         one_score = "probability" if ends_in_sigmoid(graph) else "sigmoid"
         assumed = assumed_card(channels, scores, name, one_score)
-        card = describe(replace(assumed, size_multiple=multiple, stride=max(stride, 1)))
+        card = describe(replace(assumed, stride=max(stride, 1)))
+    padded = {"size_multiple": multiple, "smallest": sizes.smallest} if fit == "pad" else {}
+    card = replace(card, **{"size_multiple": 1, "smallest": 1} | padded, whole=looks)
     graph.producer_name = "fcn-deploy"
     set_metadata(graph, CARD_KEY, card.to_json())
     onnx.checker.check_model(graph)
     data = graph.SerializeToString()
-    differences = verify(full, multiple, factor, graph, data, channels, name)
+    differences = verify(full, sizes, fit, graph, data, channels, name)
     with replacing(out) as temporary:
         temporary.write_bytes(data)
     return card, differences
 
 
-def traced_size(multiple: int) -> tuple[int, int]:
-    """(height, width) of the image that the exporters run, for a network of multiples of `multiple`."""
-    return max(TRACED[0], 2 * multiple), max(TRACED[1], 3 * multiple)
+def traced_size(sizes: SizeBehaviour) -> tuple[int, int]:
+    """(height, width) of the image that the exporters run: of a size that the network takes, and not square."""
+    least = (max(TRACED[0], sizes.smallest), max(TRACED[1], sizes.smallest + sizes.multiple))
+    return tuple(max(-(-side // sizes.multiple), index + 2) * sizes.multiple for index, side in enumerate(least))
 
 
-def _scores_of(model: nn.Module, channels: int, height: int, width: int) -> tuple[int, ...]:
-    """Shape of what a module gives for an image."""
+def _scores_of(model: nn.Module, channels: int, height: int, width: int) -> np.ndarray | tuple[int, ...]:
+    """What a module gives for an image of noise; () where that is no tensor."""
+    noise = torch.randn(1, channels, height, width, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
-        result = model(torch.zeros(1, channels, height, width))
-    return tuple(result.shape) if isinstance(result, torch.Tensor) else ()
+        result = model(noise)
+    return result.numpy() if isinstance(result, torch.Tensor) else ()
 
 
 class _Multiples(nn.Module):
@@ -190,7 +199,7 @@ def _channels(model: nn.Module) -> int:
 
 
 def _to_graph(
-    model: nn.Module, channels: int, multiple: int, exporter: str, opset_version: int, name: str
+    model: nn.Module, channels: int, sizes: SizeBehaviour, exporter: str, opset_version: int, name: str
 ) -> onnx.ModelProto:
     attempts = ("torchscript", "dynamo") if exporter == "auto" else (exporter,)
     reasons = []
@@ -198,7 +207,7 @@ def _to_graph(
         try:
             with _quiet():
                 export_with = _torchscript if attempt == "torchscript" else _dynamo
-                graph = export_with(model, channels, multiple, opset_version)
+                graph = export_with(model, channels, sizes, opset_version)
         except Exception as error:
             reasons.append(f"{attempt}: {type(error).__name__}: {one_line(error)[:300]}")
             continue
@@ -209,11 +218,11 @@ def _to_graph(
     raise DeployError(f"{name} cannot be exported ({'; '.join(reasons)})")
 
 
-def _torchscript(model: nn.Module, channels: int, multiple: int, opset_version: int) -> onnx.ModelProto:
+def _torchscript(model: nn.Module, channels: int, sizes: SizeBehaviour, opset_version: int) -> onnx.ModelProto:
     buffer = io.BytesIO()
     torch.onnx.export(
         model,
-        (torch.zeros(1, channels, *traced_size(multiple)),),
+        (torch.zeros(1, channels, *traced_size(sizes)),),
         buffer,
         dynamo=False,
         opset_version=opset_version,
@@ -224,17 +233,17 @@ def _torchscript(model: nn.Module, channels: int, multiple: int, opset_version: 
     return onnx.load_from_string(buffer.getvalue())
 
 
-def _dynamo(model: nn.Module, channels: int, multiple: int, opset_version: int) -> onnx.ModelProto:
+def _dynamo(model: nn.Module, channels: int, sizes: SizeBehaviour, opset_version: int) -> onnx.ModelProto:
     batch, rows, columns = (torch.export.Dim(letter) for letter in ("N", "h", "w"))
     program = torch.onnx.export(
         model,
         # Batch 2: a batch of 1 would be taken for a constant.
-        (torch.zeros(2, channels, *traced_size(multiple)),),
+        (torch.zeros(2, channels, *traced_size(sizes)),),
         dynamo=True,
         opset_version=opset_version,
         input_names=["image"],
         output_names=["logits"],
-        dynamic_shapes=({0: batch, 2: multiple * rows, 3: multiple * columns},),
+        dynamic_shapes=({0: batch, 2: sizes.multiple * rows, 3: sizes.multiple * columns},),
     )
     return program.model_proto
 
@@ -254,8 +263,8 @@ def _quiet():
 
 def verify(
     model: nn.Module,
-    multiple: int,
-    factor: int,
+    behaviour: SizeBehaviour,
+    fit: str,
     graph: onnx.ModelProto,
     data: bytes,
     channels: int,
@@ -267,12 +276,12 @@ def verify(
     Raises:
         DeployError: they differ, or ONNX Runtime fails: names the node and the usual cause.
     """
-    reference = _any_size(model, multiple, factor)
+    reference = _any_size(model, behaviour, fit)
     run = session(data)
     random = np.random.default_rng(0)
     # The range of a single pixel's scores says little, so that of the traced size counts as well.
     with torch.inference_mode():
-        image = random.standard_normal((1, channels, *traced_size(multiple)), dtype=np.float32)
+        image = random.standard_normal((1, channels, *traced_size(behaviour)), dtype=np.float32)
         traced = reference(torch.from_numpy(image))
     usual = max(float(traced.max() - traced.min()), 1e-6)
     differences = []
@@ -306,18 +315,26 @@ def verify(
     return differences
 
 
-def _any_size(model: nn.Module, multiple: int, factor: int):
-    """In PyTorch, what the graph does: pad, run, upsample, crop."""
+def _any_size(model: nn.Module, sizes: SizeBehaviour, fit: str):
+    """In PyTorch, what the graph does: pad or resize, run, upsample, crop."""
     import torch.nn.functional as F
 
     from fcn.model import upsample
 
-    def run(x: torch.Tensor) -> torch.Tensor:
-        height, width = x.shape[2:]
-        logits = model(F.pad(x, (0, -width % multiple, 0, -height % multiple)))
-        return (upsample(logits, factor) if factor > 1 else logits)[:, :, :height, :width]
+    multiple, smallest = sizes.multiple, sizes.smallest
 
-    return run
+    def padded(x: torch.Tensor) -> torch.Tensor:
+        size = x.shape[2:]
+        down, right = (-(-max(side, smallest) // multiple) * multiple - side for side in size)
+        logits = model(F.pad(x, (0, right, 0, down)))
+        return (upsample(logits, sizes.factor) if sizes.factor > 1 else logits)[:, :, : size[0], : size[1]]
+
+    def resized(x: torch.Tensor) -> torch.Tensor:
+        size = x.shape[2:]
+        nearest = [max((side + multiple // 2) // multiple * multiple, multiple, smallest) for side in size]
+        return F.interpolate(model(F.interpolate(x, nearest, mode="bilinear")), size, mode="bilinear")
+
+    return resized if fit == "resize" else padded
 
 
 CAUSES = {
