@@ -15,8 +15,8 @@ import onnx
 from onnx import ModelProto, NodeProto
 
 from export.graph import attributes, clone, constant, initializers, opset, prune
-from runtime.backends.onnxruntime import session
-from runtime.errors import DeployError
+from export.probe import run_quietly
+from runtime.backends.onnxruntime import one_line, session
 
 POINTWISE = frozenset((
     "Abs", "BatchNormalization", "BitwiseAnd", "BitwiseNot", "BitwiseOr", "BitwiseXor", "Cast", "CastLike", "Ceil",
@@ -446,8 +446,8 @@ def _padded(reading: _Reading) -> Features:
             continue
         if place == "N":
             raise WholeImageError(f"{reading.name} pads the batch")
-        # What is mirrored at a border lies within as many cells of it.
-        reach = max(before, after, 0) if given.get("mode", "constant") == "reflect" else 0
+        # A cell beyond a border is one at it (edge), or as far inside as it is outside (reflect).
+        reach = max(before, after, 0) * {"constant": 0, "edge": 1}.get(given.get("mode", "constant"), 2)
         features = features.reads(place, 1, -before - reach, -before + reach)
     return features
 
@@ -471,36 +471,41 @@ def _reshaped(reading: _Reading) -> Features:
 
     Which dimensions go where is seen from the shapes at two sizes: what belongs to the size differs in them.
     """
-    features = replace(reading.read[0])
-    known = f"{reading.name} mixes places, or goes to a shape of one size"
-    shapes = _shapes(reading)
-    pieces = [_pieces(*pair) for pair in shapes]
-    if not all(pieces) or [p[:2] for p in pieces[0]] != [p[:2] for p in pieces[1]]:
-        raise WholeImageError(known)
-    layout: list[str] = []
-    for before, after in pieces[0]:
-        labels = [features.layout[axis] for axis in before]
-        place = labels[0] if labels else "C"
+    features, shapes = reading.read[0], _shapes(reading)
+    refusal = WholeImageError(f"{reading.name} mixes places, or goes to a shape of one size")
+    (before, after), (before_too, after_too) = shapes
+    if features.layout[0] != "N" or after[0] != 1 or len(after) != len(after_too):
+        raise refusal
+    # Dimensions of 1 go anywhere.
+    inside = [axis for axis in range(1, len(before)) if (before[axis], before_too[axis]) != (1, 1)]
+    outside = [axis for axis in range(1, len(after)) if (after[axis], after_too[axis]) != (1, 1)]
+    pieces = _pieces([before[axis] for axis in inside], [after[axis] for axis in outside])
+    if pieces is None or pieces != _pieces(
+        [before_too[axis] for axis in inside], [after_too[axis] for axis in outside]
+    ):
+        raise refusal
+    layout = ["N"] + ["C"] * (len(after) - 1)
+    for left, right in pieces:
+        labels, axes = [features.layout[inside[index]] for index in left], [outside[index] for index in right]
+        place, parts = labels[0], math.prod(before[inside[index]] for index in left[1:])
+        blocks = [math.prod(shape[axis] for axis in axes[1:]) for shape in (after, after_too)]
         if all(label == "C" for label in labels):
-            layout += ["C"] * len(after)
             continue
-        inner = math.prod(shapes[0][0][axis] for axis in before[1:])
-        blocks = [math.prod(after_shape[axis] for axis in after[1:]) for _, after_shape in shapes]
-        if len(before) == len(after) == 1:
-            layout.append(place)
-        elif place in PLACES and len(after) == 1 and all(label == "C" for label in labels[1:]):
-            features = features.reads(place, Fraction(1, inner), Fraction(1 - inner, inner), 0)
-            layout.append(place)
-        elif place in PLACES and len(before) == 1 and blocks[0] == blocks[1]:
+        if place not in PLACES or any(label != "C" for label in labels[1:]):
+            raise refusal
+        if len(right) == 1:
+            if parts > 1:
+                features = features.reads(place, Fraction(1, parts), Fraction(1 - parts, parts), 0)
+        elif len(left) == 1 and blocks[0] == blocks[1]:
             features = features.reads(place, blocks[0], 0, blocks[0] - 1)
-            layout += [place] + ["C"] * (len(after) - 1)
         else:
-            raise WholeImageError(known)
+            raise refusal
+        layout[axes[0]] = place
     return Features(features.fields, tuple(layout))
 
 
-def _pieces(before: Sequence[int], after: Sequence[int]) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
-    """The least runs of dimensions that hold as many values before and after; [] where there are none."""
+def _pieces(before: Sequence[int], after: Sequence[int]) -> list[tuple[tuple[int, ...], tuple[int, ...]]] | None:
+    """The least runs of dimensions that hold as many values before and after; None where they are not all in one."""
     pieces, left, right = [], 0, 0
     while left < len(before) and right < len(after):
         ours, theirs, first, second = before[left], after[right], left, right
@@ -511,14 +516,9 @@ def _pieces(before: Sequence[int], after: Sequence[int]) -> list[tuple[tuple[int
             elif theirs < ours and right < len(after):
                 theirs, right = theirs * after[right], right + 1
             else:
-                return []
+                return None
         pieces.append((tuple(range(first, left)), tuple(range(second, right))))
-    # Dimensions of 1 may be left at the end.
-    if math.prod(before[left:]) != 1 or math.prod(after[right:]) != 1:
-        return []
-    if left < len(before) or right < len(after):
-        pieces.append((tuple(range(left, len(before))), tuple(range(right, len(after)))))
-    return pieces
+    return pieces if (left, right) == (len(before), len(after)) else None
 
 
 def _shapes(reading: _Reading) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
@@ -533,17 +533,18 @@ def _shapes(reading: _Reading) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
     dtype = onnx.helper.tensor_dtype_to_np_dtype(image.type.tensor_type.elem_type)
     period = math.lcm(*(field.period for field in reading.read[0].fields))
     sides = [max(1, int(period / field.stride)) for field in reading.start]
-    found = []
-    try:
-        run = session(model.SerializeToString(), optimise=False)
-        # Primes, so that no two dimensions that belong to the size are equal.
-        for rows, columns in ((17, 23), (29, 19)):
-            features = np.zeros((1, channels, sides[0] * rows, sides[1] * columns), dtype)
-            found.append(tuple(result.shape for result in run.run(names, {image.name: features})))
-    except Exception as error:  # of ONNX Runtime, whose errors share no base class
-        reason = str(error) if isinstance(error, DeployError) else "it is of one size"
-        raise WholeImageError(f"{reading.name} goes to a shape that cannot be followed: {reason[:100]}") from error
-    return found
+    run, reason = session(model.SerializeToString(), optimise=False), ""
+    # Blocks may want more than the period; primes, so that no two dimensions that belong to the size are equal.
+    for unit in (1, 2, 4, 8, 3, 7):
+        found = []
+        try:
+            for rows, columns in ((17, 23), (29, 19)):
+                features = np.zeros((1, channels, sides[0] * rows * unit, sides[1] * columns * unit), dtype)
+                found.append(tuple(result.shape for result in run_quietly(run, features, names)))
+            return found
+        except Exception as error:  # of ONNX Runtime, whose errors share no base class
+            reason = reason or one_line(error)
+    raise WholeImageError(f"{reading.name} goes to a shape that cannot be followed: {reason[-100:]}")
 
 
 _FOLLOWED: dict[str, Callable[[_Reading], Features]] = {
