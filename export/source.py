@@ -16,7 +16,7 @@ import numpy as np
 import onnx
 from onnx import ModelProto, NodeProto, TensorProto, helper
 
-from export.fit import fit_sizes
+from export.fit import FITS, fit_sizes
 from export.graph import (
     Names,
     add_constants,
@@ -112,6 +112,8 @@ class SourceOptions:
     def __post_init__(self) -> None:
         if self.scale is not None and not (math.isfinite(self.scale) and self.scale > 0):
             raise MisuseError(f"--scale {self.scale}; it must be a number above 0, such as 0.00392157 for 1/255")
+        if self.fit is not None and self.fit not in FITS:
+            raise MisuseError(f"--fit {self.fit}; choose one of {', '.join(FITS)}")
         if self.activation is not None and self.activation not in ACTIVATIONS:
             raise MisuseError(f"--activation {self.activation}; choose one of {', '.join(ACTIVATIONS)}")
         if twice := [name for name in self.given() if name.removeprefix("input-") in (self.card or {})]:
