@@ -380,12 +380,12 @@ def _window(reading: _Reading) -> Features:
         step, dilation = (given.get(name, (1, 1))[axis] for name in ("strides", "dilations"))
         reach = (kernel[axis] - 1) * dilation
         if (auto := given.get("auto_pad", "NOTSET")) in ("SAME_UPPER", "SAME_LOWER"):
-            # At multiples of the stride, which tiles are.
-            total = max(reach + 1 - step, 0)
-            before = total // 2 if auto == "SAME_UPPER" else total - total // 2
+            # It differs with what is left of the map after whole steps; at multiples of them it is that of `step`.
+            totals = [max(reach + 1 - left, 0) for left in range(1, step + 1)]
+            before = [total // 2 if auto == "SAME_UPPER" else total - total // 2 for total in totals]
         else:
-            before = 0 if auto == "VALID" else given.get("pads", (0, 0, 0, 0))[axis]
-        features = features.reads(place, step, -before, reach - before)
+            before = [0 if auto == "VALID" else given.get("pads", (0, 0, 0, 0))[axis]]
+        features = features.reads(place, step, -max(before), reach - min(before))
     return features
 
 

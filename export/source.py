@@ -686,7 +686,7 @@ def _freed(model: ModelProto, original: _Original, notes: list[str]) -> ModelPro
 def _probed(model: ModelProto, original: _Original) -> SizeBehaviour:
     """What sizes a model takes, by running it."""
     run = session(model.SerializeToString())
-    return probe(lambda height, width: run_quietly(run, original.images(1, (height, width)))[0], original.name)
+    return probe(lambda height, width: run_quietly(run, original.images((height, width)))[0], original.name)
 
 
 def _card(
