@@ -444,7 +444,8 @@ class _Cut:
         if planes.shape != wanted.shape or not np.isfinite(planes).all():
             return False
         spread = float(np.ptp(planes)) or 1.0
-        return float(np.abs(planes - wanted).max()) <= tolerance * spread
+        # A Sigmoid rounds values near 0 as coarsely as those near 1.
+        return float(np.abs(planes - wanted).max()) <= tolerance * spread + 4 * np.finfo(np.float32).eps
 
 
 def _standard(original: _Original, options: SourceOptions, notes: list[str]) -> tuple[ModelProto, _Cut]:
