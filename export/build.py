@@ -131,6 +131,8 @@ def build_engine(
         "head": head.mode,
         "stride": card.stride,
         "size_multiple": card.size_multiple,
+        "smallest": card.smallest,
+        "fit": source.fit or "none",
         "stages": _stages(manifest.stages),
         "miou": None,
         "miou_reason": "no labels were given",

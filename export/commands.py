@@ -1,4 +1,4 @@
-"""export-onnx and build-engine. Heavy modules load when they are used, so that --help is instant."""
+"""export-onnx, build-engine and inspect-model. Heavy modules load when they are used, so that --help is instant."""
 
 import json
 import logging
@@ -109,6 +109,36 @@ def export(
     for difference in differences:
         size = f"{difference.size[0]}×{difference.size[1]}" + (f" ×{difference.batch}" if difference.batch > 1 else "")
         print(f"  {size:>11}  {difference.logits:.1e}{'  worst' if difference is worst else ''}")
+
+
+def inspect(
+    model: Annotated[Path, typer.Argument(help="A segmentation ONNX, or an engine.")],
+    target: Annotated[
+        str | None,
+        typer.Option(
+            help="What an ONNX is tried for: cpu, or GPUs such as sm89 or sm86,sm120 "
+            "[default: cpu, and TensorRT's parser where it is installed]."
+        ),
+    ] = None,
+    memory: Annotated[
+        float | None, typer.Option(min=0.001, help="GB that the largest image may take [default: 1].")
+    ] = None,
+    json_: Json = False,
+    debug: Debug = False,
+) -> int:
+    """Tell what a model is, what of it runs where, and whether any size really works, by running it."""
+    logging.basicConfig(level=logging.ERROR, format="%(levelname)s: %(message)s", stream=sys.stderr)
+    need("onnx", "export")
+    need("onnxruntime", "cpu")
+    from export.builders.tensorrt import parse_targets
+    from export.inspect import inspect_model, show
+
+    targets = ()
+    if target is not None:
+        targets = (target,) if target == "cpu" or target in ORT_TARGETS else (",".join(parse_targets(target)),)
+    about = inspect_model(model, targets, None if memory is None else int(memory * 1e9))
+    print(json.dumps(about) if json_ else show(about))
+    return 0 if about["ok"] else 1
 
 
 def _described(card, classes: str | None, mean: str | None, std: str | None):
@@ -409,3 +439,7 @@ def export_onnx() -> None:
 
 def build_engine() -> None:
     run(build, "build-engine")
+
+
+def inspect_model() -> None:
+    run(inspect, "inspect-model")

@@ -16,7 +16,7 @@ import numpy as np
 import onnx
 from onnx import ModelProto, NodeProto, TensorProto, helper
 
-from export.fit import FITS, fit_sizes
+from export.fit import FITS, choose_fit, fit_sizes
 from export.graph import (
     Names,
     add_constants,
@@ -67,6 +67,9 @@ SAME = 1e-3  # of the scores' range: float32 rounds otherwise after a conversion
 SAME_HALF = 3e-2  # of a model that ran in float16 before
 
 
+NO_SIZES = SizeBehaviour()
+
+
 @dataclass(frozen=True)
 class Source:
     """A model to build from.
@@ -75,11 +78,15 @@ class Source:
         model: float32 [N,C,H,W] → scores [N,K,H,W] at every H, W ≥ 1.
         card: its own, or what was said and assumed of it.
         notes: what was assumed of it or changed in it, a line each.
+        sizes: that the model takes by itself.
+        fit: how it was made to take the others: one of export.fit.FITS; "": it takes them all.
     """
 
     model: ModelProto
     card: ModelCard
     notes: tuple[str, ...]
+    sizes: SizeBehaviour = NO_SIZES
+    fit: str = ""
 
 
 @dataclass(frozen=True)
@@ -165,13 +172,14 @@ def read_source(path: str | os.PathLike, options: SourceOptions | None = None) -
             raise MisuseError(f"--bgr is for images of 3 channels, and {name} takes {original.channels}")
         model = reverse_channels(model)
         notes.append(f"{name} wants BGR, as --bgr says: its channels are reversed, and the engine takes RGB")
-    model, scores = _any_size(model, original, cut, options, notes)
+    model, sizes, fit = _any_size(model, original, cut, options, notes)
+    scores = sizes.scores
     if text is not None:
         card = ModelCard.from_json(text, name)
         check_card(card, original.channels, scores, name)
     else:
         model, card = _card(model, scores, original, cut, options, notes)
-    return Source(model, card, tuple(notes))
+    return Source(model, card, tuple(notes), sizes, fit)
 
 
 class _Original:
@@ -635,8 +643,8 @@ def _declare(model: ModelProto, original: _Original) -> None:
 
 def _any_size(
     model: ModelProto, original: _Original, cut: _Cut, options: SourceOptions, notes: list[str]
-) -> tuple[ModelProto, int]:
-    """The model made to take every size, and its scores' channels."""
+) -> tuple[ModelProto, SizeBehaviour, str]:
+    """The model made to take every size, the sizes that it takes by itself, and how it was made to."""
     name = original.name
     if original.static:
         model = _freed(model, original, notes)
@@ -652,9 +660,10 @@ def _any_size(
         sizes = _probed(model, original)
     if not _takes_batches(model, original):
         notes.append(f"{name} gives other scores to images in a batch than alone, so they are run one at a time")
+    fit = choose_fit(model, sizes, options.fit)
     model, said = fit_sizes(model, sizes, name, options.fit)
     notes += said
-    return model, sizes.scores
+    return model, sizes, fit
 
 
 def _takes_batches(model: ModelProto, original: _Original) -> bool:
