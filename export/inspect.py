@@ -378,7 +378,7 @@ def show(about: dict[str, Any]) -> str:
         if about.get("created_by") or about.get("producer")
         else ""
     )
-    row("file", kind, f"{about['bytes'] / 1e6:.1f} MB", parameters, about["precision"], opset_, by)
+    row("file", kind, _bytes(about["bytes"]), parameters, about["precision"], opset_, by)
     for name in ("input", "output"):
         for value in about.get(f"{name}s", ()):
             row(name, f"{value['name']}: {value['type']} {_shape(value['shape'])}")
@@ -393,7 +393,7 @@ def show(about: dict[str, Any]) -> str:
                 if stage["halo"]
                 else stage["whole"]
             )
-            row("stage", f"{stage['file']} ({stage['bytes'] / 1e6:.1f} MB)", tiles)
+            row("stage", f"{stage['file']} ({_bytes(stage['bytes'])})", tiles)
     if about.get("gpu"):
         row("plan", f"by {about['gpu']['library']} for {', '.join(about['gpu']['targets'])}")
         for profile in about["gpu"]["profiles"]:
@@ -475,3 +475,7 @@ def _count(number: int) -> str:
         if number >= unit:
             return f"{number / unit:.1f} {name}"
     return str(number)
+
+
+def _bytes(number: int) -> str:
+    return f"{number / 1e6:.1f} MB" if number >= 1e6 else f"{number / 1e3:.1f} kB"

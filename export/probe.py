@@ -1,5 +1,6 @@
 """What sizes a network takes, found by running it."""
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -66,11 +67,21 @@ def outcome(run: Callable[[int, int], np.ndarray | Sequence[int]], height: int, 
     try:
         result = run(height, width)
     except Exception as error:  # of whatever runs it
-        return Outcome(failure=f"{type(error).__name__}: {one_line(error)[:300]}")
+        return Outcome(failure=_reason(error)[:300])
     shape = getattr(result, "shape", None)
     if shape is None:
         return Outcome(tuple(result))
     return Outcome(tuple(shape), nan=bool(np.isnan(np.asarray(result)).any()))
+
+
+def _reason(error: Exception) -> str:
+    """Why a network failed: of ONNX Runtime the node and what it says, without its source's lines."""
+    text = one_line(error)
+    if found := re.search(r"running (\w+) node\. Name:'([^']*)' Status Message: (.*)", text):
+        operator, name, why = found.groups()
+        why = re.sub(r"^/\S+:\d+ .*? was false\. ", "", why)
+        return f"{operator} {name}: {why}" if name else f"{operator}: {why}"
+    return f"{type(error).__name__}: {text}"
 
 
 def probe(run: Callable[[int, int], np.ndarray | Sequence[int]], name: str) -> SizeBehaviour:

@@ -8,7 +8,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from export.fit import choose_fit, fit_sizes
-from export.probe import SizeBehaviour, probe
+from export.probe import SizeBehaviour, outcome, probe, run_quietly
 from export.receptive import global_operator
 from runtime import DeployError
 from runtime.backends.onnxruntime import session
@@ -56,6 +56,13 @@ def test_multiple_and_smallest_size_are_found_apart_in_few_runs(multiple, smalle
 def test_what_a_network_takes(run, expected):
     found = probe(run, "it")
     assert (found.multiple, found.smallest, found.factor) == expected
+
+
+def test_what_onnx_runtime_says_of_a_failure_is_told_by_its_node():
+    nodes = [helper.make_node("Reshape", ["image", "s"], ["logits"], name="bake")]
+    run = session(graph(nodes, {"s": np.int64([1, 3, 64, 64])}).SerializeToString())
+    failure = outcome(lambda h, w: run_quietly(run, np.zeros((1, 3, h, w), np.float32))[0], 65, 97).failure
+    assert failure.startswith("Reshape bake: The input tensor cannot be reshaped") and "onnxruntime" not in failure
 
 
 def test_one_axis_that_takes_more_is_padded_like_the_other_and_that_is_said():
