@@ -48,8 +48,14 @@ def export(
     ] = None,
     mean: Annotated[str | None, typer.Option(help="Per channel, in the image's units: 123.7,116.3,103.5.")] = None,
     std: Annotated[str | None, typer.Option(help="Per channel, in the image's units.")] = None,
+    weights: Annotated[
+        Path | None, typer.Option(help="State dict for a factory's module: .safetensors, or of torch.save.")
+    ] = None,
+    output: Annotated[
+        str | None, typer.Option(help="Of several outputs of a module: key, field or index of the scores.")
+    ] = None,
     exporter: Annotated[Exporter, typer.Option(help="Of PyTorch; auto tries both.")] = Exporter.auto,
-    opset: Annotated[int, typer.Option(min=18, max=23, help="ONNX operator set to write.")] = 18,
+    opset: Annotated[int, typer.Option(min=11, max=23, help="ONNX operator set to write.")] = 18,
     fit: Annotated[
         Fit | None,
         typer.Option(
@@ -70,10 +76,11 @@ def export(
     need("onnxruntime", "cpu")
     check_writable(out)
     from export.to_onnx import export as run_export
-    from export.to_onnx import load_source
+    from fcn.foreign import load_module
     from runtime.segmenter import describe_assumption
 
-    model, card = load_source(source)
+    notes: list[str] = []
+    model, card = load_module(source, weights, notes.append)
     if card is not None and (classes or mean or std):
         raise MisuseError(f"{source} has a model card; --classes, --mean and --std are for modules without one")
     assumed = card is None and not (classes and mean and std)
@@ -85,21 +92,22 @@ def export(
         exporter=exporter.value,
         opset_version=opset,
         name=source,
+        output=output,
         describe=lambda card: _described(card, classes, mean, std),
         fit=fit and fit.value,
         note=notes.append,
     )
-    for line in notes:
-        print(f"note: {line}", file=sys.stderr)
     if assumed:
-        print(f"note: {describe_assumption(card, source)}", file=sys.stderr)
+        notes.append(describe_assumption(card, source))
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)
     worst = max(differences, key=lambda difference: difference.logits)
     if json_:
         record = {
             "model": str(out),
             "card": json.loads(card.to_json()),
-            "notes": notes,
             "differences": [{"size": list(d.size), "batch": d.batch, "logits": d.logits} for d in differences],
+            "notes": notes,
         }
         print(json.dumps(record))
         return

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -82,7 +82,7 @@ def load_checkpoint(path: str | os.PathLike) -> Checkpoint:
     if not path.is_file():
         raise MisuseError(f"{path} does not exist or is not a file; name a .safetensors checkpoint")
     if path.suffix in (".pth", ".pt"):
-        return from_torchvision(load_pickled(path), str(path))
+        return from_torchvision(load_state(path), str(path))
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -121,36 +121,51 @@ def _describe(architecture: Architecture) -> str:
     return f"{kind} {architecture.backbone}"
 
 
-def load_pickled(path: str | os.PathLike) -> dict[str, torch.Tensor]:
-    """A state dict saved by torch.save, without running code from the file."""
+CONTAINERS = (
+    "state_dict", "model_state_dict", "model", "ema", "ema_state_dict", "model_ema", "state_dict_ema", "params_ema",
+    "params", "net", "network",
+)  # fmt: skip  # where training scripts keep a state dict beside an optimiser's
+
+
+def load_state(path: str | os.PathLike, note: Callable[[str], None] = lambda line: None) -> dict[str, torch.Tensor]:
+    """A state dict: .safetensors, or of torch.save, without running code from the file.
+
+    Where the file holds it beside other things, as training scripts save it, it is taken out, and `note` told so.
+    Raises MisuseError or DeployError.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise MisuseError(f"{path} does not exist or is not a file; name a file of weights")
+    if path.suffix == ".safetensors":
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        try:
+            return load_file(path)
+        except (SafetensorError, OSError, ValueError) as error:
+            raise DeployError(f"cannot read weights from {path}: {' '.join(str(error).split())}") from error
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise MisuseError(f"{path} does not exist; name a file of weights") from error
     except Exception as error:  # pickle, zip and torch errors alike
         reason = str(error).split(".")[0].splitlines()[0] if str(error) else type(error).__name__
         raise DeployError(f"cannot read weights from {path}: {reason}; save a state dict with torch.save") from error
-    if isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):
-        state = state["state_dict"]
+    while (found := _contained(state)) is not None:
+        others = [key for key in CONTAINERS if key != found and _contained(state, (key,))]
+        left = f", and {', '.join(others)} left out" if others else ""
+        note(f"{path}: the weights under {found!r} are taken{left}")
+        state = state[found]
     if not isinstance(state, Mapping) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise DeployError(f"{path} holds no state dict (names → tensors); save model.state_dict()")
+    if not state:
+        raise DeployError(f"{path} holds no weights; save model.state_dict()")
     return dict(state)
 
 
-def load_weights(path: str | os.PathLike) -> dict[str, torch.Tensor]:
-    """Classification weights for a backbone: .safetensors, .pth or .pt."""
-    path = Path(path)
-    if path.suffix != ".safetensors":
-        return load_pickled(path)
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    if not path.is_file():
-        raise MisuseError(f"{path} does not exist; name a file of weights")
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise DeployError(f"cannot read weights from {path}: {error}") from error
+def _contained(state: Any, keys: Sequence[str] = CONTAINERS) -> str | None:
+    """The first of these keys under which there is something like a state dict."""
+    if not isinstance(state, Mapping):
+        return None
+    return next((key for key in keys if isinstance(state.get(key), Mapping) and state[key]), None)
 
 
 def from_torchvision(state: Mapping[str, torch.Tensor], source: str) -> Checkpoint:

@@ -116,7 +116,7 @@ def train(
         model = models.build(architecture)
         card = checkpoints.card_for(architecture, tuple(images.classes), tuple(images.colors))
         if backbone_weights is not None:
-            model.backbone.load_classification(checkpoints.load_weights(backbone_weights))
+            model.backbone.load_classification(checkpoints.load_state(backbone_weights))
             start = str(backbone_weights)
         elif pretrained and backbone == "efficientnet-lite0" and width == 1:
             model.backbone.load_classification(published_weights())

@@ -135,6 +135,16 @@ def test_what_follows_the_resize_and_changes_no_label_is_dropped(last):
     assert [node.op_type for node in core.graph.node] == ["Conv"]
 
 
+@pytest.mark.parametrize(("axis", "kept"), [(3, 1), (2, 5)])
+def test_a_softmax_between_transposes_is_dropped_where_it_is_over_channels(axis, kept):
+    extra = [
+        helper.make_node("Transpose", ["full"], ["last"], perm=[0, 3, 2, 1]),
+        helper.make_node("Softmax", ["last"], ["soft"], axis=axis),
+        helper.make_node("Transpose", ["soft"], ["logits"], perm=[0, 3, 2, 1]),
+    ]
+    assert len(split_head(resized(out="full", extra=extra)).graph.node) == kept
+
+
 def test_a_softmax_over_another_axis_is_kept():
     core = split_head(resized(out="full", extra=[helper.make_node("Softmax", ["full"], ["logits"], axis=3)]))
     assert head_of(core).mode == "none" and len(core.graph.node) == 3

@@ -260,7 +260,7 @@ def test_misuse_and_failures_are_one_line(factories, exports):
     for words, code, said in (
         (("none.safetensors", "-o", "m.onnx"), 2, "does not exist"),
         ((checkpoint, "-o", "m.pb"), 2, "not named .onnx"),
-        ((checkpoint, "-o", "m.onnx", "--opset", "11"), 2, "opset"),
+        ((checkpoint, "-o", "m.onnx", "--opset", "10"), 2, "opset"),
         ((checkpoint, "-o", "m.onnx", "--classes", "a,b"), 2, "has a model card"),
         (("no_module:net", "-o", "m.onnx"), 2, "no_module"),
         (("my_networks:none", "-o", "m.onnx"), 2, "has no none"),
