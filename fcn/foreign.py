@@ -37,7 +37,7 @@ def load_module(source: str, weights: Path | None, note: Note) -> tuple[nn.Modul
     if not colon or Path(source).exists():
         if weights is not None:
             raise MisuseError(f"{source} has its weights; --weights is for package.module:factory")
-        checkpoint = load_checkpoint(source)
+        checkpoint = load_checkpoint(source, note)
         return checkpoint.model, checkpoint.card
     sys.path.insert(0, str(Path.cwd()))
     try:
