@@ -164,7 +164,7 @@ class _Multiples(nn.Module):
         self.model = model
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.model.final_upsampling(self.model.core(x))
+        return self.model.at_multiples(x)
 
 
 def _to_graph(
