@@ -273,6 +273,14 @@ class Grid(nn.Module):
         return x + resized(F.adaptive_max_pool2d(x, (2, 3)), x)
 
 
+class Antialiased(nn.Module):
+    """Smaller and back, without aliasing."""
+
+    def forward(self, x):
+        smaller = F.interpolate(x, scale_factor=0.5, mode="bilinear", antialias=True)
+        return resized(smaller, x)
+
+
 class Mirrored(nn.Module):
     """Mirrors a border of 5 cells, so an image must have 6 of them."""
 
@@ -370,6 +378,7 @@ ZOO = {
     "pooled-by-kernel": Network(lambda: Plain(middle=Excited()), whole=True),
     "mirrored": Network(lambda: Plain(middle=Mirrored()), smallest=21),
     "attention": Network(lambda: Plain(middle=Attention()), whole=True),
+    "antialiased": Network(lambda: Plain(middle=Antialiased())),
     "bgr-in-place": Network(BGR),
     "resize-int": Network(lambda: Plain(baked)),
     "coarse": Network(lambda: Plain(lambda y, x: y), multiple=4),
