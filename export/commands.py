@@ -33,6 +33,36 @@ class Fit(StrEnum):
     resize = "resize"
 
 
+class Activation(StrEnum):
+    softmax = "softmax"
+    sigmoid = "sigmoid"
+    probability = "probability"
+    multilabel = "multilabel"
+    none = "none"
+
+
+# Of a foreign ONNX, which carries no card.
+Classes = Annotated[str | None, typer.Option(help="Names, comma-separated or one a line in a file.")]
+InputMean = Annotated[
+    str | None, typer.Option(help="Of the image times --scale, per channel in the model's order, or one number.")
+]
+InputStd = Annotated[str | None, typer.Option(help="As --input-mean: the network sees (image · scale - mean) / std.")]
+Scale = Annotated[float | None, typer.Option(help="By which the image is multiplied first, such as 0.00392157.")]
+Bgr = Annotated[bool, typer.Option("--bgr", help="The model was trained on BGR; the engine takes RGB all the same.")]
+Output = Annotated[str | None, typer.Option(help="Of several outputs, the name of the one with the scores.")]
+Meaning = Annotated[
+    Activation | None,
+    typer.Option(
+        help="What scores are: softmax (labels by argmax), sigmoid (one logit), probability (one, its sigmoid taken), "
+        "multilabel (a mask each), none (values: depth, a matte)."
+    ),
+]
+Threshold = Annotated[
+    str | None, typer.Option(help="Probability from which on a pixel is meant; masks: one per class.")
+]
+CardFile = Annotated[Path | None, typer.Option("--card", help="TOML file of the model card's fields: docs/formats.md.")]
+
+
 class Method(StrEnum):
     minmax = "minmax"
     percentile = "percentile"
@@ -84,7 +114,6 @@ def export(
     if card is not None and (classes or mean or std):
         raise MisuseError(f"{source} has a model card; --classes, --mean and --std are for modules without one")
     assumed = card is None and not (classes and mean and std)
-    notes: list[str] = []
     card, differences = run_export(
         model,
         card,
@@ -153,27 +182,67 @@ def _described(card, classes: str | None, mean: str | None, std: str | None):
     """An assumed card with what the user said of the model."""
     changes = {}
     if classes is not None:
-        if "," in classes:
-            text = classes.split(",")
-        else:
-            try:
-                text = Path(classes).read_text().splitlines()
-            except (OSError, UnicodeDecodeError) as error:
-                raise MisuseError(f"--classes {classes}: {error}; give names with commas, or a file of them") from error
-        names = tuple(name.strip() for name in text if name.strip())
-        if len(names) != len(card.classes):
-            raise MisuseError(f"--classes names {len(names)} classes, and the model has {len(card.classes)}")
-        changes["classes"] = names
+        changes["classes"] = _names(classes)
+        if len(changes["classes"]) != len(card.classes):
+            raise MisuseError(
+                f"--classes names {len(changes['classes'])} classes, and the model has {len(card.classes)}"
+            )
     for option, text in (("mean", mean), ("std", std)):
         if text is not None:
-            try:
-                changes[option] = tuple(float(value) for value in text.split(","))
-            except ValueError as error:
-                raise MisuseError(f"--{option} {text!r}; write numbers with commas, one per channel") from error
+            changes[option] = _numbers(option, text, "one per channel")
     try:
         return replace(card, **changes)
     except ValueError as error:
         raise MisuseError(f"the model card would have {error}") from error
+
+
+def _names(classes: str) -> tuple[str, ...]:
+    """Names of classes, from the option or the file it names."""
+    if "," in classes:
+        text = classes.split(",")
+    else:
+        try:
+            text = Path(classes).read_text().splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise MisuseError(f"--classes {classes}: {error}; give names with commas, or a file of them") from error
+    return tuple(name.strip() for name in text if name.strip())
+
+
+def _numbers(option: str, text: str, rule: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(value) for value in text.split(","))
+    except ValueError as error:
+        raise MisuseError(f"--{option} {text!r}; write numbers with commas, {rule}") from error
+
+
+def _source_options(
+    mean: str | None,
+    std: str | None,
+    scale: float | None,
+    bgr: bool,
+    classes: str | None,
+    output: str | None,
+    activation: Activation | None,
+    threshold: str | None,
+    card: Path | None,
+    fit: Fit | None,
+):
+    """What the options say of a foreign ONNX."""
+    from export.source import SourceOptions, read_card_file
+
+    limits = None if threshold is None else _numbers("threshold", threshold, "one, or one per class")
+    return SourceOptions(
+        mean=None if mean is None else _numbers("input-mean", mean, "one per channel"),
+        std=None if std is None else _numbers("input-std", std, "one per channel"),
+        scale=scale,
+        bgr=bgr,
+        classes=None if classes is None else _names(classes),
+        output=output,
+        activation=None if activation is None else activation.value,
+        threshold=limits[0] if limits is not None and len(limits) == 1 else limits,
+        card=None if card is None else read_card_file(card),
+        fit=fit and fit.value,
+    )
 
 
 def build(
@@ -227,6 +296,15 @@ def build(
     backend: Annotated[
         Backend | None, typer.Option(help="Of CPUs; auto keeps the one that is measured faster here [default: auto].")
     ] = None,
+    classes: Classes = None,
+    input_mean: InputMean = None,
+    input_std: InputStd = None,
+    scale: Scale = None,
+    bgr: Bgr = False,
+    output: Output = None,
+    activation: Meaning = None,
+    threshold: Threshold = None,
+    card: CardFile = None,
     precision_report: Annotated[Path | None, typer.Option(help="CSV that ranks every layer.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the sample of images.")] = 0,
     fit: Annotated[
@@ -297,7 +375,7 @@ def build(
     from export.candidates import show as show_candidates
     from export.precision import Options
     from export.profiles import show_rows
-    from export.source import SourceOptions, read_source
+    from export.source import read_source
     from runtime.sizes import parse_sizes
     from runtime.verify import show_latency
 
@@ -333,7 +411,8 @@ def build(
     timed = None if found is None else found.examples()
     name = (backend or Backend.auto).value
     tuning = None if on_gpu or standalone else Tuning(backends_of(name), fastest, threads=name == "auto")
-    source = read_source(model, SourceOptions(fit=fit and fit.value))
+    about = _source_options(input_mean, input_std, scale, bgr, classes, output, activation, threshold, card, fit)
+    source = read_source(model, about)
     for note in source.notes:
         print(f"note: {note}", file=sys.stderr)
     if standalone:

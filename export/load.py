@@ -7,16 +7,32 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-from onnx import ModelProto, NodeProto, TensorProto, external_data_helper, helper, inliner, shape_inference
+from onnx import (
+    ModelProto,
+    NodeProto,
+    TensorProto,
+    external_data_helper,
+    helper,
+    inliner,
+    numpy_helper,
+    shape_inference,
+)
 
-from export.graph import attributes, clone, constant, dims, label, names_read, opset, producers, prune
+from export.graph import add_constants, attributes, clone, constant, dims, label, names_read, opset, producers, prune
+from export.passes.fold_constants import run_node
 from runtime.errors import DeployError, MisuseError
 
 OLDEST_OPSET = 7  # onnx's version converter knows what changed since then
 LARGEST = 1 << 28  # elements of a tensor, beyond what the image's size explains
 PER_PIXEL = 4096  # elements per pixel of an image, which explain a tensor
+SMALL = 64  # elements: of shape arithmetic, which is followed
 PROBED = (64, 64)  # (height, width) where a model declares none
 
+# That give no more elements than they read.
+ARITHMETIC = frozenset((
+    "Add", "Cast", "Ceil", "Concat", "Constant", "Div", "Equal", "Floor", "Gather", "Greater", "Identity", "Less",
+    "Max", "Min", "Mod", "Mul", "Neg", "Reshape", "Slice", "Squeeze", "Sub", "Unsqueeze", "Where",
+))  # fmt: skip
 CONTROL_FLOW = frozenset(("If", "Loop", "Scan"))
 SEQUENCES = frozenset((
     "SequenceConstruct", "SequenceEmpty", "SequenceAt", "SequenceInsert", "SequenceErase", "SequenceLength",
@@ -67,6 +83,12 @@ def load_model(path: str | os.PathLike, output: str | None = None) -> ModelProto
         raise _invalid(path, "it has no input")
     del model.graph.input[:]
     model.graph.input.extend(inputs)
+    for value in inputs:
+        if value.type.WhichOneof("value") == "tensor_type" and not value.type.tensor_type.HasField("shape"):
+            raise DeployError(
+                f"{path}: input {value.name} has no rank, so that nobody can tell whether it is an image; give it the "
+                "shape [N,C,H,W] and export it again"
+            )
     try:
         if model.functions:
             model = inliner.inline_local_functions(model)
@@ -210,46 +232,105 @@ def _trains(model: ModelProto, node: NodeProto) -> bool:
 
 
 def _refuse_huge(model: ModelProto, path: Path) -> None:
-    """Raise DeployError where a tensor would be far larger than an image explains, before anything is run."""
+    """Raise DeployError where a tensor would be far larger than an image explains, before anything is run.
+
+    Shapes are inferred for one image, and what is computed of shapes is computed here: onnx's own propagation of data
+    and the runtimes would make the very tensors that are looked for.
+    """
     for tensor in model.graph.sparse_initializer:
-        if math.prod(tensor.dims) > LARGEST:
-            raise DeployError(f"{path}: {tensor.values.name} would have {math.prod(tensor.dims):,} elements")
-    for node in model.graph.node:
-        if node.op_type == "Range":
-            values = [constant(model, name) for name in node.input]
-            if all(value is not None and value.size == 1 for value in values):
-                start, limit, step = (float(value.item()) for value in values)
-                _refuse_larger((limit - start) / step if step else math.inf, LARGEST, node, path)
-    if model.ByteSize() > 1 << 30:
-        return  # shape inference takes 2 GiB at most, and doubles it
-    sized = clone(model)
-    image = sized.graph.input[0].type.tensor_type
-    pixels = math.prod(PROBED)
-    if len(sized.graph.input) == 1 and len(image.shape.dim) == 4:
-        declared = [dim if isinstance(dim, int) and dim > 0 else None for dim in dims(sized.graph.input[0])]
-        if math.prod(side or 1 for side in declared) > LARGEST:
-            raise DeployError(f"{path} takes images of {declared}, which is more than a machine can be asked for")
-        known = [side or fallback for side, fallback in zip(declared, (1, 3, *PROBED), strict=True)]
-        if declared[3] and not declared[1]:  # [N,H,W,C]
-            known[1] = PROBED[0]
-        pixels = max(pixels, math.prod(known))
-        for dim, side in zip(image.shape.dim, known, strict=True):
-            dim.dim_value = side
-    for value in sized.graph.output:
-        value.type.tensor_type.ClearField("shape")
-    try:
-        inferred = shape_inference.infer_shapes(sized, data_prop=True)
-    except Exception:  # it is a help, not the judge: what cannot run is told by running it
+        _refuse_larger(math.prod(tensor.dims), LARGEST, f"weight {tensor.values.name}", path)
+    if len(model.graph.input) != 1 or model.graph.input[0].type.WhichOneof("value") != "tensor_type":
         return
+    sized, known = _without_weights(model)
+    image = sized.graph.input[0]
+    pixels = _size_for_inference(image, path)
+    most, nodes = LARGEST + PER_PIXEL * pixels, list(sized.graph.node)
     made = producers(model)
-    for value in (*inferred.graph.value_info, *inferred.graph.output):
-        sides = [dim for dim in dims(value) if isinstance(dim, int)]
-        if value.name in made:
-            _refuse_larger(math.prod(sides), LARGEST + PER_PIXEL * pixels, made[value.name], path)
+    while True:
+        try:
+            inferred = shape_inference.infer_shapes(sized)
+        except Exception:  # it is a help, not the judge: what cannot run is told by running it
+            return
+        shapes = {value.name: dims(value) for value in (*inferred.graph.input, *inferred.graph.value_info)}
+        for name, shape in shapes.items():
+            if name in made:
+                sides = math.prod(side for side in shape if isinstance(side, int))
+                _refuse_larger(sides, most, f"node {label(made[name])}", path)
+        new: dict[str, np.ndarray] = {}
+        left = []
+        for node in nodes:
+            values = _small_values(sized, node, known | new, shapes, path)
+            new |= values
+            if not values:
+                left.append(node)
+        if not new:
+            return
+        nodes, known = left, known | new
+        del sized.graph.node[:]
+        sized.graph.node.extend(nodes)
+        add_constants(sized, new)
 
 
-def _refuse_larger(elements: float, most: int, node: NodeProto, path: Path) -> None:
+def _without_weights(model: ModelProto) -> tuple[ModelProto, dict[str, np.ndarray]]:
+    """A model whose larger weights are inputs of their shapes alone, and the values of the smaller ones."""
+    graph = onnx.GraphProto(name="shapes", node=model.graph.node, input=model.graph.input)
+    known = {}
+    for tensor in model.graph.initializer:
+        if math.prod(tensor.dims) <= SMALL:
+            graph.initializer.append(tensor)
+            known[tensor.name] = numpy_helper.to_array(tensor)
+        else:
+            graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+    for value in model.graph.output:
+        bare = clone(value)
+        bare.type.tensor_type.ClearField("shape")
+        graph.output.append(bare)
+    return onnx.ModelProto(graph=graph, opset_import=model.opset_import, ir_version=model.ir_version), known
+
+
+def _size_for_inference(image: onnx.ValueInfoProto, path: Path) -> int:
+    """Give an image of four dimensions numbers where it has none; its pixels."""
+    given = [dim if isinstance(dim, int) and dim > 0 else None for dim in dims(image)]
+    if len(given) != 4:
+        return math.prod(PROBED)
+    if math.prod(side or 1 for side in given) > LARGEST:
+        raise DeployError(f"{path} takes images of {dims(image)}, which is more than a machine can be asked for")
+    usual = (1, 3, *PROBED) if given[1] or not given[3] else (1, *PROBED, 3)
+    sides = [side or other for side, other in zip(given, usual, strict=True)]
+    for dim, side in zip(image.type.tensor_type.shape.dim, sides, strict=True):
+        dim.dim_value = side
+    return max(math.prod(PROBED), math.prod(sides))
+
+
+def _small_values(
+    model: ModelProto,
+    node: NodeProto,
+    known: dict[str, np.ndarray],
+    shapes: dict[str, list[int | str | None]],
+    path: Path,
+) -> dict[str, np.ndarray]:
+    """What a node of shape arithmetic gives, where what it reads is known and small; else nothing."""
+    if node.op_type == "Shape":
+        shape = shapes.get(node.input[0])
+        if shape is None or not all(isinstance(side, int) for side in shape):
+            return {}
+        found = attributes(node)
+        return {node.output[0]: np.array(shape[found.get("start", 0) : found.get("end", len(shape))], np.int64)}
+    reads = [name for name in node.input if name]
+    if not all(name in known for name in reads):
+        return {}
+    if node.op_type == "Range":
+        start, limit, step = (float(known[name].item()) for name in reads)
+        _refuse_larger((limit - start) / step if step else math.inf, LARGEST, f"node {label(node)}", path)
+    if node.op_type not in ARITHMETIC:
+        return {}
+    try:
+        values = dict(zip(node.output, run_node(model, node, known), strict=True))
+    except Exception:  # what the evaluator lacks is not followed
+        return {}
+    return values if all(isinstance(v, np.ndarray) and v.size <= SMALL for v in values.values()) else {}
+
+
+def _refuse_larger(elements: float, most: int, what: str, path: Path) -> None:
     if not elements <= most:
-        raise DeployError(
-            f"{path}: node {label(node)} makes a tensor of {elements:,.0f} elements, which is no network's"
-        )
+        raise DeployError(f"{path}: {what} makes a tensor of {elements:,.0f} elements, which no network needs")

@@ -224,11 +224,6 @@ class _Original:
             )
         self.kind = image.type.tensor_type.elem_type
         found = TensorProto.DataType.Name(self.kind).lower()
-        if not image.type.tensor_type.HasField("shape"):
-            raise DeployError(
-                f"{name}: input {image.name} has no rank, so that nobody can tell it for an image; give it the shape "
-                "[N,C,H,W] and export it again"
-            )
         shape = [dim if not isinstance(dim, int) or dim > 0 else None for dim in dims(image)]
         if len(shape) != 4:
             raise DeployError(

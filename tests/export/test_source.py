@@ -1,10 +1,12 @@
 """Foreign ONNX: whatever form it comes in, the engine's labels are those of the model as it was given."""
 
+import json
+
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from helpers import photo
+from helpers import command, one_error, photo
 from onnx import TensorProto, helper, numpy_helper, parser
 from onnx.reference import ReferenceEvaluator
 
@@ -662,3 +664,169 @@ def test_options_for_a_model_with_a_card_of_its_own_are_misuse(exports):
         with pytest.raises(MisuseError, match=f"has a model card; --{name} is for models without one"):
             read_source(exports / "narrow.onnx", SourceOptions(**options))
     assert read_source(exports / "narrow.onnx", SourceOptions(output="logits")).notes == ()
+
+
+def test_the_command_line_says_it_all(tmp_path):
+    model = made(SCORES + TO_SIZE + "y = Identity(f)\n other = Neg(f)", gives="float[N,4,H,W] y, float[N,4,H,W] other")
+    onnx.save(model, tmp_path / "m.onnx")
+    (tmp_path / "names.txt").write_text("road\ncar\n\ntree\nsky\n")
+    words = ("--input-mean", "0.5,0.4,0.3", "--input-std", "0.25", "--scale", "0.01", "--bgr", "--output", "other")
+    words += ("--classes", tmp_path / "names.txt", "--activation", "softmax", "--json", "--sizes", "16x16")
+    done = command("build-engine", tmp_path / "m.onnx", *words, "-o", tmp_path / "m.engine")
+    notes = json.loads(done.stdout)["notes"]
+    assert len(notes) == len(done.stderr.strip().splitlines()) and "wants BGR" in notes[0]
+    with Segmenter(tmp_path / "m.engine") as net:
+        assert net.card.classes == ("road", "car", "tree", "sky")
+        assert net.card.mean == pytest.approx((30, 40, 50)) and net.card.std == (25, 25, 25)
+    (tmp_path / "card.toml").write_text("mean = 3")
+    for words, said in (
+        (("--input-mean", "red"), "--input-mean 'red'"),
+        (("--threshold", "0.4"), "a threshold is for one score"),
+        (("--card", tmp_path / "card.toml", "--input-mean", "3"), "--input-mean is in the card file too"),
+        (("--card", tmp_path / "card.toml", "--scale", "2"), "--scale goes with --input-mean"),
+        (("--card", tmp_path / "none.toml"), "none.toml"),
+        (("--classes", "nowhere"), "--classes nowhere"),
+        (("--output", "third"), "has no output 'third'; it has y, other"),
+    ):
+        done = command("build-engine", tmp_path / "m.onnx", *words, "-o", tmp_path / "x.engine", ok=2)
+        assert said in one_error(done) and not (tmp_path / "x.engine").exists()
+
+
+# What is refused, in one line that names the node and the reason
+
+
+def refused(tmp_path, model, name="m.onnx", **options):
+    path = tmp_path / name
+    if isinstance(model, bytes):
+        path.write_bytes(model)
+    else:
+        onnx.save(model, path)
+    with pytest.raises(DeployError) as caught:
+        read_source(path, SourceOptions(**options))
+    assert "\n" not in str(caught.value) and str(path) in str(caught.value)
+    return str(caught.value)
+
+
+PLAIN = SCORES + TO_SIZE + "y = Identity(f)"
+
+
+def test_files_that_are_no_onnx(tmp_path):
+    with pytest.raises(MisuseError, match="does not exist"):
+        read_source(tmp_path / "none.onnx")
+    with pytest.raises(MisuseError, match="is not a file"):
+        read_source(tmp_path)
+    good = made(PLAIN).SerializeToString()
+    for data in (b"", b"junk", b"\x89PNG\r\n\x1a\n" + bytes(99), good[: len(good) // 2], bytes(1000)):
+        assert "is not a valid ONNX model" in refused(tmp_path, data)
+    empty = made(PLAIN)
+    del empty.graph.output[:]
+    assert "no output" in refused(tmp_path, empty)
+    for opset in (6, 99):
+        changed = made(PLAIN)
+        changed.opset_import[0].version = opset
+        assert f"is of opset {opset}; 7 to " in refused(tmp_path, changed)
+
+
+def test_weights_in_files_that_are_missing_or_truncated(tmp_path):
+    model = made(SCORES + TO_SIZE + "y = Identity(f)")
+    onnx.save(model, tmp_path / "m.onnx", save_as_external_data=True, location="m.data", size_threshold=0)
+    read_source(tmp_path / "m.onnx")
+    data = (tmp_path / "m.data").read_bytes()
+    (tmp_path / "m.data").write_bytes(data[:100])
+    with pytest.raises(DeployError, match=r"of m\.data for .*, and the file has 100; it is truncated"):
+        read_source(tmp_path / "m.onnx")
+    (tmp_path / "m.data").unlink()
+    with pytest.raises(DeployError, match=r"keeps weights \(.*\) in m\.data, which is not beside it"):
+        read_source(tmp_path / "m.onnx")
+    outside = onnx.load(tmp_path / "m.onnx", load_external_data=False)
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "m.data").write_bytes(data)
+    for tensor in outside.graph.initializer:
+        for entry in tensor.external_data:
+            if entry.key == "location":
+                entry.value = "../m.data"
+    assert "cannot be read" in refused(tmp_path / "sub", outside)
+
+
+def test_graphs_that_are_no_networks(tmp_path):
+    custom = made(PLAIN.replace("Relu(c1)", "org_example.Swish(c1)"))
+    custom.graph.node[1].domain, custom.graph.node[1].name = "org.example", "act"
+    custom.opset_import.append(helper.make_opsetid("org.example", 1))
+    assert "node act (" in (said := refused(tmp_path, custom)) and "custom operator of the domain org.example" in said
+    cycle = made(PLAIN)
+    cycle.graph.node[0].input[0] = "r2"
+    assert "has a cycle" in (said := refused(tmp_path, cycle)) and "c1 (Conv) → r1 (Relu)" in said
+    missing = made(PLAIN)
+    missing.graph.node[2].input[0] = "nowhere"
+    assert "node c2 (Conv) reads nowhere, which nothing gives" in refused(tmp_path, missing)
+    twice = made(PLAIN)
+    twice.graph.node[2].output[0] = "c1"
+    assert "gives c1 by two nodes" in refused(tmp_path, twice)
+    sequence = made(
+        SCORES + TO_SIZE + "q = SequenceConstruct(f)\n y = SequenceAt(q, index0)", weights={"index0": np.array(0)}
+    )
+    assert "node q (SequenceConstruct) works on sequences" in refused(tmp_path, sequence)
+    branch = parser.parse_graph("then () => (float[N,4,H,W] z) { z = Identity(f) }")
+    other = parser.parse_graph("else () => (float[N,4,H,W] z) { z = Neg(f) }")
+    control = made(SCORES + TO_SIZE + "h = ReduceMax<keepdims=0>(f)\n b = Cast<to=9>(h)\n y = Identity(f)")
+    control.graph.node[-1].CopyFrom(
+        helper.make_node("If", ["b"], ["y"], "choice", then_branch=branch, else_branch=other)
+    )
+    assert "node choice (If) is control flow" in refused(tmp_path, control)
+    training = made(SCORES.replace("Relu(c1)", "BatchNormalization<training_mode=1>(c1, g, g, g, g)").replace(
+        "r1 =", "r1, m1, v1 =") + TO_SIZE + "y = Identity(f)", weights={"g": np.ones(6, np.float32)})  # fmt: skip
+    assert "node r1 (BatchNormalization) is in training mode" in refused(tmp_path, training)
+
+
+def test_inputs_that_are_no_single_image(tmp_path):
+    two = made(PLAIN.replace("y = Identity(f)", "y = Add(f, bias)"), "float[N,3,H,W] p, float[1] bias")
+    assert "has 2 inputs (p, bias)" in refused(tmp_path, two)
+    ranks = made(PLAIN)
+    ranks.graph.input[0].type.tensor_type.ClearField("shape")
+    assert "input p has no rank" in refused(tmp_path, ranks)
+    flat = made("y = Mul(p, half)", "float[N,F] p", "float[N,F] y")
+    assert "input p is float ['N', 'F'], which is no image" in refused(tmp_path, flat)
+    kind = made("q = Cast<to=1>(p)\n" + PLAIN.replace("(p, w1)", "(q, w1)"), "int8[N,3,H,W] p")
+    assert "input p is int8" in refused(tmp_path, kind)
+    wrong = made(PLAIN, "float[N,5,H,W] p")
+    assert "node c1 (Conv) reads 3 channels on axis 1" in refused(tmp_path, wrong)
+    unknown = made("y = Mul(p, half)", "float[N,C,H,W] p")
+    assert "takes images of C channels, which is no fixed number" in refused(tmp_path, unknown)
+
+
+def test_outputs_that_are_no_scores_of_pixels(tmp_path):
+    classifier = made(FEATURES + "m = ReduceMean<keepdims=0>(r2, a23)\n y = Softmax<axis=1>(m)", gives="float[N,6] y")
+    assert "gives y [1, 6]: a classifier's scores" in refused(tmp_path, classifier)
+    boxes = made(FEATURES + "y = Reshape(r2, shape)", weights={"shape": np.array([1, -1, 6])})
+    assert "gives y [1, " in (said := refused(tmp_path, boxes)) and "boxes instead of scores" in said
+    labels = made(SCORES + TO_SIZE + "m = ReduceMax<keepdims=0>(f, i1)\n y = Cast<to=7>(m)", gives="int64[N,H,W] y")
+    assert "gives labels of int64 by node y (Cast), from which no scores can be told" in refused(tmp_path, labels)
+
+
+HUGE = {
+    "ConstantOfShape": "z = ConstantOfShape(big)",
+    "Expand": "z = Expand(one, big)",
+    "Tile": "t = Unsqueeze(one, i0)\n z = Tile(t, million2)",
+    "Resize": "z = Resize(p, , bigscale)",
+    "Range": "z = Range(index0, far, index1)",
+    "Pad": "z = Pad(p, bigpads)",
+    "computed": "a = Shape(p)\n b = Mul(a, million)\n z = Expand(one, b)",
+}
+
+
+@pytest.mark.parametrize("operator", HUGE)
+def test_a_tensor_that_would_take_the_machine_down_is_named_before_it_is_made(tmp_path, operator):
+    weights = {
+        "big": np.array([1 << 20, 1 << 20]), "million": np.array([1 << 20]), "bigscale": np.float32([1, 1, 1e5, 1e5]),
+        "far": np.array(1 << 40), "index0": np.array(0), "bigpads": np.array([0, 0, 0, 0, 0, 0, 1 << 20, 1 << 20]),
+        "million2": np.array([1 << 40]),
+    }  # fmt: skip
+    text = HUGE[operator] + "\n" + SCORES + TO_SIZE
+    text += "e = Cast<to=1>(z)\n h = ReduceMax<keepdims=0>(e)\n y = Add(f, h)"
+    said = refused(tmp_path, made(text, weights=weights))
+    name = "Expand" if operator == "computed" else operator
+    assert f"node z ({name}) makes a tensor of " in said
+
+
+def test_images_declared_of_impossible_sizes(tmp_path):
+    assert "more than a machine" in refused(tmp_path, made(PLAIN, "float[1,3,1048576,1048576] p"))
