@@ -17,7 +17,6 @@ from PIL import Image
 from calibration.digits import canvas
 from runtime import Segmenter
 from runtime.head import labels_from_scores
-from runtime.prepare import prepare
 
 
 def main() -> None:
@@ -34,7 +33,7 @@ def main() -> None:
         image = canvas(512, 1024, 0, "val", 0)[0]
     with Segmenter(options.engine, threads=options.threads) as net:
         core = net._core  # the same sessions: others would differ by where their memory lies
-        core_input = prepare(image, net.card)
+        core_input = net.prepared(image).copy()
 
         def timed(call) -> float:
             start = time.perf_counter()
@@ -49,9 +48,8 @@ def main() -> None:
                 times[index] = timed(calls[index])
             pairs.append(times)
         scores, plan = core(core_input)[0], net.plan(512, 1024)
-        buffer = np.empty(core_input.size, np.float32)
         parts = {
-            "input (normalise, pad)": lambda: prepare(image, net.card, buffer),
+            "input (normalise, pad)": lambda: net.prepared(image),
             "exact head": lambda: labels_from_scores(scores, net.head, net.card, plan.padded, plan.size),
         }
         medians = {name: np.median([timed(call) for _ in range(options.pairs)]) for name, call in parts.items()}

@@ -26,7 +26,8 @@ from export.passes.fold_constants import fold_constants
 from export.passes.fold_head import fold_head
 from export.passes.fold_input import fold_input
 from export.passes.fuse_padding import fuse_padding
-from export.passes.split_head import head_of, split_head, stripped_padding, stripped_sigmoid
+from export.passes.raw_input import raw_input
+from export.passes.split_head import ends_in_sigmoid, head_of, split_head, stripped_padding, stripped_sigmoid
 from export.precision import BudgetError, Options, Result, lower, write_layers
 from export.probe import MARGIN
 from export.profiles import default_profiles, plan_profiles, table
@@ -34,12 +35,11 @@ from export.source import Source
 from export.stages import Part, cut_core
 from runtime.backends import ORT_TARGETS
 from runtime.backends.onnxruntime import OnnxRuntimeBackend, session
-from runtime.backends.openvino import OpenVinoBackend
 from runtime.engine_file import CARD_KEY, GpuPlan, Head, Manifest, ModelCard, Profile, Stage, write_engine
 from runtime.errors import DeployError, MisuseError
 from runtime.files import replacing
-from runtime.head import labels_from_scores
-from runtime.prepare import padded_size, prepare
+from runtime.head import labels_from_scores, result_from_scores
+from runtime.prepare import Border, padded_size, prepare
 from runtime.segmenter import Segmenter
 from runtime.sizes import Sizes
 from runtime.verify import GOLDEN, TIMED_SIZES, golden_difference, latency, natural_noise, timed_sizes
@@ -142,7 +142,7 @@ def build_engine(
     }
     say("comparing the float32 core with the model")
     # What is measured is a file, opened as a user opens it.
-    members = _members(parts) | {GOLDEN: golden_sample(core, card, "float32")}
+    members = _members(parts) | {GOLDEN: golden_sample([core], card, "float32")}
     with _draft(manifest, members, threads) as net:
         report["agreement"] = compare(source, net)
     drafts = {"float32": (manifest, members)}
@@ -169,16 +169,22 @@ def build_engine(
     if targets:
         manifest, members, about = _plan(lowered, manifest, gpu, say)
         report |= about
-    golden = golden_sample(reference, card, options.precision, manifest.gpu)
-    if targets:
-        members[GOLDEN] = golden
     if target != "cpu":
-        members = {"stage-0.onnx": lowered.SerializeToString(), GOLDEN: golden} if on_ort else members
+        golden = golden_sample([reference], card, options.precision, manifest.gpu)
+        members = ({"stage-0.onnx": lowered.SerializeToString()} if on_ort else members) | {GOLDEN: golden}
         report |= _measure_on_gpu(manifest, members, say, timed)
     else:
         if result is not None:
             parts = cut_core(lowered, card)
+            if (changed := on_pixels(parts, onnx.load_from_string(plain), card, result.image_mean)) is not None:
+                draft = replace(manifest, stages=tuple(part.stage for part in changed))
+                with _draft(draft, _members(changed), threads) as net:
+                    value = result.judge.measure_run(net.scores)
+                if (drop := result.judge.drop(value)) <= options.max_drop:
+                    parts = changed
+                    result.report.update(int8=value, drop_points=round(drop, 4))
             manifest = replace(manifest, stages=tuple(part.stage for part in parts))
+            golden = golden_sample([part.model for part in parts], card, "int8", border=parts[0].stage.border)
             drafts["int8"] = (manifest, _members(parts) | {GOLDEN: golden})
         manifest, members, about = _tuned(source, drafts, result, options.max_drop, tuning, threads, timed, say)
         report |= about | {"stages": _stages(manifest.stages)}
@@ -190,6 +196,15 @@ def build_engine(
     if layers_to is not None and result is not None:
         write_layers(layers_to, result.layers)
     return report
+
+
+def on_pixels(
+    parts: Sequence[Part], core: ModelProto, card: ModelCard, mean: np.ndarray | None
+) -> tuple[Part, ...] | None:
+    """The parts of an INT8 core, the first of which takes the image as it is; None where that cannot be."""
+    if (raw := raw_input(parts[0].model, core, card, mean)) is None:
+        return None
+    return (Part(replace(parts[0].stage, border=raw[1]), raw[0]), *parts[1:])
 
 
 def _members(parts: Sequence[Part]) -> dict[str, bytes]:
@@ -306,10 +321,9 @@ def _tuned(
         if candidate.precision == "float32":
             compare(source, net)
             return ""
-        # Its own kernels: others round otherwise.
-        backend, judge = OpenVinoBackend(lowered.core.SerializeToString(), threads=threads), lowered.judge
-        value = judge.measure_run(backend.run)
-        accuracy[candidate.backend] = value
+        # As served, by its own kernels: others round otherwise.
+        judge = lowered.judge
+        value = accuracy[candidate.backend] = judge.measure_run(net.scores)
         if not judge.drop(value) <= max_drop:
             return f"{judge.drop(value):.2f} points of {judge.metric} lost by its kernels, {max_drop} allowed"
         # Otherwise verify-engine would reject, on this very machine, what was built here.
@@ -364,11 +378,11 @@ def core_of(source: Source) -> tuple[ModelProto, ModelCard]:
     model, card = source.model, source.card
     if card.activation == "softmax" or (card.activation, card.threshold) == ("sigmoid", 0.5):
         model = bilinear_deconv(model)
-    core = fuse_padding(split_head(fold_constants(model)))
-    if stripped_sigmoid(core):
+    core = fuse_padding(split_head(fold_constants(model), labels=card.kind != "values"))
+    if stripped_sigmoid(core) or head_of(core).activated:
         if card.activation == "sigmoid":
             raise DeployError("the model ends in a Sigmoid, and its card says that it gives logits; mend the card")
-        if card.activation == "probability":
+        if card.activation == "probability" and stripped_sigmoid(core):
             card = replace(card, activation="sigmoid")
     # A model that takes the size it is given, or pads by itself, must not be padded by the runtime.
     multiple, smallest = stripped_padding(core)
@@ -386,39 +400,58 @@ def core_of(source: Source) -> tuple[ModelProto, ModelCard]:
 GOLDEN_TOLERANCE = {"float32": 1e-3, "float16": 2e-2, "int8": 5e-2}
 
 
-def golden_sample(core: ModelProto, card: ModelCard, precision: str, gpu: GpuPlan | None = None) -> bytes:
+def golden_sample(
+    networks: Sequence[ModelProto],
+    card: ModelCard,
+    precision: str,
+    gpu: GpuPlan | None = None,
+    border: Border | None = None,
+) -> bytes:
     """A small image and its scores, float32, by the core run as written: what verify-engine compares with.
 
     Where no profile of `gpu` holds its usual size, it is of the smallest size that one does.
+
+    Args:
+        networks: the core, or its stages.
+        card: of the model.
+        precision: of the engine.
+        gpu: its plan.
+        border: of its first stage.
     """
     size = GOLDEN_SIZE
     if gpu is not None and not any(p.holds(padded_size(*size, card)) for p in gpu.profiles):
         least = min((profile.min for profile in gpu.profiles), key=lambda size: size[0] * size[1])
         size = tuple(side - min(3, card.size_multiple - 1) for side in least)  # so that something is padded
     image = natural_noise(*size, card, seed=0)
-    run = session(core.SerializeToString(), optimise=False)
+    scores = prepare(image, card, border=border)
     try:
-        scores = run.run(["scores"], {"image": prepare(image, card)})[0][0]
+        for network in networks:
+            run = session(network.SerializeToString(), optimise=False)
+            scores = run.run(None, {run.get_inputs()[0].name: scores})[0]
     except Exception as error:
         raise DeployError(f"the network does not run on an image of {size[0]}×{size[1]} pixels: {error}") from error
     buffer = io.BytesIO()
-    np.savez(buffer, image=image, scores=scores.astype(np.float32), tolerance=GOLDEN_TOLERANCE[precision])
+    np.savez(buffer, image=image, scores=scores[0].astype(np.float32), tolerance=GOLDEN_TOLERANCE[precision])
     return buffer.getvalue()
 
 
 def compare(source: Source, net: Segmenter) -> dict[str, Any]:
-    """Labels of the engine against argmax of the model's own logits, at mixed sizes.
+    """What the engine gives against the model's own output, at mixed sizes.
 
     Returns:
-        {"sizes", "pixels", "labels_equal": share, "undecided": share of pixels whose two best scores are
-        within MARGIN of the range, "wrong": differing pixels that are not}.
+        {"kind": labels, masks or values, "sizes", "pixels": of all masks or maps together}, with, of labels and masks,
+        {"labels_equal": share, "undecided": share of pixels whose two best scores (or score and threshold) are within
+        MARGIN of the range, "wrong": differing pixels that are not}; of values {"difference": largest, as a share of
+        the range}.
 
     Raises:
-        DeployError: a label differs where the model decided.
+        DeployError: a label differs where the model decided, or a value by more than MARGIN of the range.
     """
     backend = OnnxRuntimeBackend(source.model.SerializeToString())
     plain = replace(net.card, size_multiple=1, smallest=1)
+    head = Head(activated=ends_in_sigmoid(source.model))  # thresholds of masks are probabilities then
     equal = undecided = wrong = pixels = 0
+    difference = 0.0
     for index, (height, width) in enumerate(COMPARED_SIZES):
         image = natural_noise(height, width, net.card, seed=index + 1)
         try:
@@ -433,30 +466,41 @@ def compare(source: Source, net: Segmenter) -> dict[str, Any]:
                 f"the model gives {logits.shape[1]}×{logits.shape[2]} scores for an image of {height}×{width}; "
                 "it must give one per pixel at every size"
             )
-        expected = labels_from_scores(logits, Head(), source.card, (height, width), (height, width))
-        labels = net(image)
-        clear = decided(logits, source.card)
-        differs = labels != expected
+        expected = result_from_scores(net.kind, logits, head, source.card, (height, width), (height, width))
+        found = net.result(image)
+        pixels += found.size
+        if net.kind == "values":
+            difference = float(np.maximum(difference, np.abs(found - expected).max() / (np.ptp(logits) or 1.0)))
+            continue
+        clear = decided(logits, source.card, head.activated)
+        differs = found != expected
         equal += int((~differs).sum())
         undecided += int((~clear).sum())
         wrong += int((differs & clear).sum())
-        pixels += labels.size
+    report = {"kind": net.kind, "sizes": [f"{height}x{width}" for height, width in COMPARED_SIZES], "pixels": pixels}
+    if net.kind == "values":
+        if not difference <= MARGIN:
+            raise DeployError(
+                f"the engine's values are not the model's: they differ by {difference:.1e} of their range; please "
+                "report the model"
+            )
+        return report | {"difference": difference}
     if wrong:
         raise DeployError(
-            f"the engine's labels are not the model's: {wrong} of {pixels} pixels differ; please report the model"
+            f"the engine's {net.kind} are not the model's: {wrong} of {pixels} pixels differ; please report the model"
         )
-    return {
-        "sizes": [f"{height}x{width}" for height, width in COMPARED_SIZES],
-        "pixels": pixels,
-        "labels_equal": equal / pixels,
-        "undecided": undecided / pixels,
-        "wrong": wrong,
-    }
+    return report | {"labels_equal": equal / pixels, "undecided": undecided / pixels, "wrong": wrong}
 
 
-def decided(logits: np.ndarray, card: ModelCard) -> np.ndarray:
-    """Where the two best of [K, H, W] scores (or a score and its threshold) differ by more than MARGIN: bool."""
+def decided(logits: np.ndarray, card: ModelCard, activated: bool = False) -> np.ndarray:
+    """Where the two best of [K, H, W] scores (or a score and its threshold) differ by more than MARGIN: bool.
+
+    [H, W], or [K, H, W] of masks. `activated`: the scores of masks are probabilities.
+    """
     spread = float(np.ptp(logits)) or 1.0
+    if card.activation == "multilabel":
+        thresholds = np.array(card.thresholds if activated else card.score_thresholds)
+        return np.abs(logits - thresholds[:, None, None]) > MARGIN * spread
     if card.activation != "softmax":
         return np.abs(logits[0] - card.score_threshold) > MARGIN * spread
     if len(logits) == 1:
@@ -471,6 +515,11 @@ def build_standalone(source: Source, out: str | os.PathLike, threads: int | None
     Verified against the model at mixed sizes. Raises DeployError.
     """
     card = source.card
+    if card.kind != "labels":
+        raise MisuseError(
+            f"--standalone gives labels, and this model gives {card.kind} ({card.activation}): build an engine, or use "
+            "the ONNX as it is"
+        )
     model = fold_head(fold_input(source.model, card), card)
     set_metadata(model, CARD_KEY, card.to_json())
     check(model, "the standalone model")

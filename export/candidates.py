@@ -133,7 +133,7 @@ def tune(
                 log.warning("%s, %s: not used: %s", candidate.backend, candidate.precision, reason)
                 refused[candidate] = Timing(refused=reason)
             else:
-                calls[candidate] = net
+                calls[candidate] = net.result
         if not any(map(among, calls)):
             raise DeployError("; ".join(timing.refused for timing in refused.values()))
         say(f"timing {len(calls)} candidates" if len(calls) > 1 else f"timing {next(iter(calls)).precision}")
@@ -144,7 +144,7 @@ def tune(
         fewer = replace(chosen, threads=count)
         say(f"timing {fewer.backend} with {count} threads")
         with open_(chosen) as all_cores, open_(fewer) as net:
-            pair = {chosen: all_cores, fewer: net}
+            pair = {chosen: all_cores.result, fewer: net.result}
             timing = measure(pair, images, tuning.seconds / 4 / len(counts), step=tuning.step)[fewer]
         slower = not timing.against < 1 + CLOSE
         timing.against *= timings[chosen].against

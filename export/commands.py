@@ -437,14 +437,13 @@ def build(
     agreement = report["agreement"]
     print(f"{model} → {out} ({out.stat().st_size / 1e6:.1f} MB) for {report['target']}, {report['precision']}")
     head = "in the network" if report["head"] == "none" else "exact, outside the network"
-    print(f"head: {head}; scores at stride {report['stride']}, sizes padded to multiples of {report['size_multiple']}")
-    print(_tiles(report["stages"]))
-    rest = "" if agreement["labels_equal"] == 1 else "; the others are within rounding of a tie"
-    whose = "labels equal" if report["precision"] == "float32" else "float32 labels equal"
+    least = f", at least {report['smallest']}" if report["smallest"] > 1 else ""
     print(
-        f"{whose} to the model's at {len(agreement['sizes'])} sizes: {agreement['labels_equal']:.4%} of "
-        f"{agreement['pixels']:,} pixels{rest}"
+        f"head: {head}; scores at stride {report['stride']}, sizes padded to multiples of {report['size_multiple']}"
+        f"{least}"
     )
+    print(_tiles(report["stages"]))
+    print(_agreement(agreement, report["precision"]))
     if accuracy := report.get("accuracy"):
         print(_accuracy(accuracy, report))
     if builder := report.get("builder"):
@@ -463,6 +462,16 @@ def build(
     if len(report.get("candidates", ())) > 1:
         print(f"run by {report['backend']}; measured side by side (×: best time of a call over its best):")
         print(show_candidates(report["candidates"]))
+
+
+def _agreement(agreement: dict, precision: str) -> str:
+    """How far the float32 core's labels, masks or values are the model's own."""
+    whose = agreement["kind"] if precision == "float32" else f"float32 {agreement['kind']}"
+    where = f"the model's at {len(agreement['sizes'])} sizes"
+    if "difference" in agreement:
+        return f"{whose} differ from {where} by {agreement['difference']:.1e} of their range at most"
+    rest = "" if agreement["labels_equal"] == 1 else "; the others are within rounding of a tie"
+    return f"{whose} equal to {where}: {agreement['labels_equal']:.4%} of {agreement['pixels']:,} pixels{rest}"
 
 
 def _tiles(stages: list[dict]) -> str:

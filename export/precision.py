@@ -21,7 +21,7 @@ from runtime.backends.onnxruntime import one_line, session
 from runtime.engine_file import Head, ModelCard
 from runtime.errors import DeployError, MisuseError
 from runtime.files import replacing
-from runtime.head import labels_from_scores
+from runtime.head import result_from_scores
 from runtime.prepare import padded_size, prepare
 
 JUDGED = 40  # images at most that the gate looks at
@@ -103,6 +103,7 @@ class Result:
         layers: of the report.
         report: for report.json.
         judge: what the gate compared with, for those who run the core by other kernels.
+        image_mean: of the normalised images that INT8 was calibrated on, per channel.
     """
 
     core: ModelProto
@@ -110,6 +111,7 @@ class Result:
     layers: list[Layer]
     report: dict[str, Any] = field(default_factory=dict)
     judge: "Judge | None" = None
+    image_mean: np.ndarray | None = None
 
 
 def lower(
@@ -137,6 +139,8 @@ def lower(
         BudgetError: the accuracy budget cannot be held.
         DeployError: no image can be read, or tensors are not finite.
     """
+    if options.labels is not None and card.kind != "labels":
+        raise MisuseError(f"--labels has a label for each pixel, and this network gives {card.kind}: leave it away")
     images = open_stream(options.calib, card)
     key = hashlib.sha256(core.SerializeToString() + card.to_json().encode()).hexdigest()
     ranges = None
@@ -208,7 +212,8 @@ def lower(
         "layers": len(layers),
         "kept": {layer.name: layer.kept for layer in layers.values() if layer.kept},
     }
-    return Result(build.core(reverted), build.reference(reverted), list(layers.values()), report, judge)
+    core, reference = build.core(reverted), build.reference(reverted)
+    return Result(core, reference, list(layers.values()), report, judge, build.means.get("image"))
 
 
 class _Candidates:
@@ -306,7 +311,9 @@ class Judge:
             saturate them. s8·s8 and emulated FP16 it does not: these run as written, Q/DQ as float arithmetic.
 
     Attributes:
-        metric: `mIoU` where labels are given, else `agreement` (share of pixels labelled as by float32).
+        images: what it judges by.
+        metric: `mIoU` where labels are given, else `agreement`: the share of pixels labelled, or masked, as by float32;
+            of values 1 less their mean difference from float32's, as a share of their range.
         baseline: of float32, in 0..1.
         count: of images.
     """
@@ -315,18 +322,18 @@ class Judge:
         self, core: ModelProto, head: Head, card: ModelCard, images: ImageStream, labels: Path | None, exact: bool
     ) -> None:
         self.head, self.card, self.exact = head, card, exact
-        self.inputs: list[tuple[np.ndarray, tuple[int, int]]] = []
+        self.images: list[np.ndarray] = []
         self.expected: list[np.ndarray] = []
         self.scores: list[np.ndarray] = []
         run = session(core.SerializeToString())
         own: list[np.ndarray] = []
         for name, image in images:
-            x, size = prepare(image, card), image.shape[:2]
-            scores = run.run(["scores"], {"image": x})[0][0]
-            self.inputs.append((x, size))
+            size = image.shape[:2]
+            scores = run.run(["scores"], {"image": prepare(image, card)})[0][0]
+            self.images.append(image)
             if len(self.scores) < SENSITIVITY_IMAGES:
                 self.scores.append(scores)
-            own.append(self._labels(scores, size))
+            own.append(self._result(scores, size))
             if labels is not None:
                 self.expected.append(_label_of(name, labels, size, len(card.classes)))
         if not own:
@@ -343,11 +350,16 @@ class Judge:
                     "they of these images and classes?"
                 )
 
-    def _labels(self, scores: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-        padded = padded_size(*size, self.card)
-        return labels_from_scores(scores, self.head, self.card, padded, size)
+    def _result(self, scores: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+        if self.card.kind == "values":
+            return scores  # interpolated they are convex combinations of these, and many times their memory
+        return result_from_scores(self.card.kind, scores, self.head, self.card, padded_size(*size, self.card), size)
 
     def _compare(self, labels: list[np.ndarray]) -> float:
+        if self.card.kind == "values":
+            lost = sum(float(np.abs(a - b).mean(dtype=np.float64)) for a, b in zip(labels, self.expected, strict=True))
+            spread = max(float(b.max()) for b in self.expected) - min(float(b.min()) for b in self.expected)
+            return 1 - lost / len(labels) / max(spread, 1e-12)
         if self.metric == "agreement":
             equal = sum(int((a == b).sum()) for a, b in zip(labels, self.expected, strict=True))
             return equal / sum(a.size for a in labels)
@@ -358,18 +370,19 @@ class Judge:
     def measure(self, candidate: ModelProto) -> float:
         """The metric of a candidate, in 0..1."""
         run = self._session(candidate)
-        return self.measure_run(lambda x: run.run(["scores"], {"image": x})[0])
+        return self.measure_run(lambda image: run.run(["scores"], {"image": prepare(image, self.card)})[0][0])
 
     def measure_run(self, run: Callable[[np.ndarray], np.ndarray]) -> float:
-        """The metric of whatever runs a core: float32 [1, C, H, W] → scores [1, K, h, w]."""
-        return self._compare([self._labels(run(x)[0], size) for x, size in self.inputs])
+        """The metric of whatever gives an image's uncropped scores: [H, W, C] as the card says → [K, h, w]."""
+        return self._compare([self._result(run(image), image.shape[:2]) for image in self.images])
 
     def error(self, candidate: ModelProto) -> float:
         """Squared error of the scores over their power, on a few images."""
         run = self._session(candidate)
         error = power = 0.0
-        for (x, _), expected in zip(self.inputs, self.scores, strict=False):
-            error += float(((run.run(["scores"], {"image": x})[0][0] - expected) ** 2).sum())
+        for image, expected in zip(self.images, self.scores, strict=False):
+            scores = run.run(["scores"], {"image": prepare(image, self.card)})[0][0]
+            error += float(((scores - expected) ** 2).sum())
             power += float((expected**2).sum())
         return error / max(power, 1e-30)
 

@@ -178,7 +178,7 @@ def read_source(path: str | os.PathLike, options: SourceOptions | None = None) -
         card = ModelCard.from_json(text, name)
         check_card(card, original.channels, scores, name)
     else:
-        model, card = _card(model, scores, original, cut, options, notes)
+        card = _card(model, scores, original, cut, options, notes)
     return Source(model, card, tuple(notes), sizes, fit)
 
 
@@ -696,7 +696,7 @@ def _probed(model: ModelProto, original: _Original) -> SizeBehaviour:
 
 def _card(
     model: ModelProto, scores: int, original: _Original, cut: _Cut, options: SourceOptions, notes: list[str]
-) -> tuple[ModelProto, ModelCard]:
+) -> ModelCard:
     """The card of a model that carries none, from what the user said, what its graph tells and what is usual."""
     name, channels, said = original.name, original.channels, dict(options.card or {})
     probability = ends_in_sigmoid(model)
@@ -728,9 +728,7 @@ def _card(
         notes.append(
             f"{name} compares its scores with {threshold:g}, which is the card's threshold: {known['threshold']:g}"
         )
-    if activation == "multilabel" and probability:
-        model = _logits(model)
-    elif "activation" not in said and probability and scores > 1:
+    if "activation" not in said and probability and scores > 1 and activation == "softmax":
         notes.append(
             f"{name}: each of its {scores} scores ends in a Sigmoid; labels are by argmax all the same (--activation "
             "multilabel gives a mask per class)"
@@ -752,7 +750,7 @@ def _card(
         raise MisuseError(f"the model card would have {error}") from error
     if assumed := _assumed(card, said, known):
         notes.append(f"{name} carries no model card; assuming {', '.join(assumed)}")
-    return model, card
+    return card
 
 
 def _stated_normalisation(options: SourceOptions, channels: int) -> dict[str, list[float]]:
@@ -806,33 +804,6 @@ _DECISIONS = {
     "multilabel": "a mask for each of its scores",
     "none": "values",
 }
-
-
-def _logits(model: ModelProto) -> ModelProto:
-    """The model with logits as scores instead of their sigmoids."""
-    model = clone(model)
-    made, output = producers(model), model.graph.output[0]
-    shape, node = dims(output), made[output.name]
-    if node.op_type == "Sigmoid":
-        name = node.input[0]
-    else:  # the Sigmoid is before the upsampling: what was interpolated is turned back
-        names = Names(model)
-        steps = (("Clip", ["least", "most"]), ("Sub", None), ("Div", None), ("Log", None))
-        one, least, most = (names(f"logits/{each}") for each in ("one", "least", "most"))
-        eps = np.float32(1e-7)
-        add_constants(model, {one: np.float32(1), least: eps, most: np.float32(1) - eps})
-        kept, rest, odds, name = (names(f"logits/{operator.lower()}") for operator, _ in steps)
-        for operator, reads, result in (
-            ("Clip", [output.name, least, most], kept),
-            ("Sub", [one, kept], rest),
-            ("Div", [kept, rest], odds),
-            ("Log", [odds], name),
-        ):
-            model.graph.node.append(helper.make_node(operator, reads, [result], name=result))
-    output.name = name
-    set_shape(output, shape)
-    prune(model)
-    return model
 
 
 def _normalisation(model: ModelProto, original: _Original) -> tuple[tuple[float, ...], tuple[float, ...], str] | None:

@@ -18,8 +18,8 @@ from export.receptive import Field, WholeImageError, receptive_field
 from runtime.backends.onnxruntime import session
 from runtime.engine_file import ModelCard, Stage
 from runtime.errors import OverBudgetError
-from runtime.plan import plan_run
-from runtime.prepare import prepare
+from runtime.plan import Grid, plan_run, stages_in_tiles
+from runtime.prepare import padded_size, prepare
 from runtime.verify import natural_noise
 
 # The cut is the best on average for this image and these bytes.
@@ -47,7 +47,7 @@ def cut_core(core: ModelProto, card: ModelCard, cut: bool = True) -> tuple[Part,
         card: of the model.
         cut: False: one stage.
     """
-    tensors = measure_tensors(core)
+    tensors = measure_tensors(core, padded_size(256, 256, card)[0])
     whole = (_part(core, card, tensors, (Field(), Field())),)
     costs = {(): _cost(whole, card)}
     found: dict[str | tuple, tuple[Part, ...]] = {(): whole}
@@ -153,7 +153,10 @@ def _work(node: NodeProto, tensors: Mapping[str, np.ndarray]) -> int:
 
 
 def _tried(parts: Sequence[Part], card: ModelCard) -> tuple[Part, ...]:
-    """The parts, whose tiles were run on strips of an image: those that differ from the whole are not tiled."""
+    """The parts, whose tiles were run on strips of an image: those that differ from the whole are not tiled.
+
+    Nor are those of a network that is said to see the whole image, where nothing tells which part does.
+    """
     runs = [session(part.model.SerializeToString()) for part in parts]
     tried = []
     for index, part in enumerate(parts):
@@ -162,10 +165,11 @@ def _tried(parts: Sequence[Part], card: ModelCard) -> tuple[Part, ...]:
         ends = {0, (stage.period - card.size_multiple) // 2, stage.period - card.size_multiple}
         tries = [(axis, end) for axis in (0, 1) for end in ends if end % card.size_multiple == 0]
         before = tried[-1].stage.stride if tried else (1, 1)
-        if stage.halo is not None and not all(_same(stage, runs[index], feed, before, *each) for each in tries):
+        if stage.halo is not None and not all(_same(stage, runs[index], feed, before, card, *each) for each in tries):
             stage = replace(stage, halo=None, whole="its tiles were tried, and differ from the whole image")
         tried.append(replace(part, stage=stage))
-    return tuple(tried)
+    stages = stages_in_tiles(card, [part.stage for part in tried])
+    return tuple(replace(part, stage=stage) for part, stage in zip(tried, stages, strict=True))
 
 
 def _strips(before, runs, card: ModelCard):
@@ -180,27 +184,27 @@ def _strips(before, runs, card: ModelCard):
     return feed
 
 
-def _same(stage: Stage, run, feed, before: tuple[int, int], axis: int, end: int) -> bool:
+def _same(stage: Stage, run, feed, before: tuple[int, int], card: ModelCard, axis: int, end: int) -> bool:
     """Whether tiles of one unit give the scores of a strip: one in its middle, whose halo ends inside, and the last.
 
     `before`: pixels of a cell of its input; `end`: those that the strip is shorter than whole units.
     """
     unit, halo, stride, step = stage.period, stage.halo[axis], stage.stride[axis], before[axis]
-    length = 2 * halo + 3 * unit - end
+    least = -(-card.smallest // unit) * unit
+    length = max(2 * halo + 3 * unit, least + 2 * unit) - end
     strip = feed((length, unit) if axis == 0 else (unit, length))
     whole = run.run([stage.output], {stage.input: strip})[0]
     if whole.shape[2 + axis] != -(-length // stride):
         return False
-    last = (length - 1) // unit * unit
-    for start, stop in ((unit + halo, 2 * unit + halo), (last, length)):
-        outer, outer_stop = start - halo, min(stop + halo, length)
-        part = strip.take(range(outer // step, -(-outer_stop // step)), 2 + axis)
+    spans = Grid((length,) * 2, (unit,) * 2, (halo,) * 2, card.smallest, unit).spans(axis)
+    for span in (spans[1 + halo // unit], spans[-1]):
+        part = strip.take(range(span.outer_start // step, -(-span.outer_stop // step)), 2 + axis)
         tile = run.run([stage.output], {stage.input: np.ascontiguousarray(part)})[0]
-        if tile.shape[2 + axis] != -(-(outer_stop - outer) // stride):
+        if tile.shape[2 + axis] != -(-(span.outer_stop - span.outer_start) // stride):
             return False
-        cells = -(-(stop - start) // stride)
-        ours = tile.take(range(halo // stride, halo // stride + cells), 2 + axis).astype(np.float32)
-        theirs = whole.take(range(start // stride, start // stride + cells), 2 + axis).astype(np.float32)
+        cells, first = -(-(span.stop - span.start) // stride), (span.start - span.outer_start) // stride
+        ours = tile.take(range(first, first + cells), 2 + axis).astype(np.float32)
+        theirs = whole.take(range(span.start // stride, span.start // stride + cells), 2 + axis).astype(np.float32)
         # Not "difference > tolerance": a NaN must fail.
         if not np.abs(ours - theirs).max() <= MARGIN * float(np.ptp(whole.astype(np.float32))):
             return False

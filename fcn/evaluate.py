@@ -62,7 +62,7 @@ def open_predictor(path: Path, threads: int | None = None) -> tuple[Predict, Mod
     """What labels images, and its card, for a .safetensors (or .pth), .onnx or .engine.
 
     Raises:
-        MisuseError, DeployError: a file that is missing, damaged or of another kind.
+        MisuseError, DeployError: a file that is missing, damaged or of another kind, or a network of masks or values.
     """
     if not path.is_file():
         raise MisuseError(f"{path} does not exist or is not a file; name a checkpoint, an ONNX or an engine")
@@ -74,12 +74,22 @@ def open_predictor(path: Path, threads: int | None = None) -> tuple[Predict, Mod
         if threads:
             torch.set_num_threads(threads)
         checkpoint = load_checkpoint(path)
+        _check_kind(checkpoint.card, path)
         model = checkpoint.model.to(memory_format=torch.channels_last)
         return torch_predictor(model, checkpoint.card), checkpoint.card
     from runtime.segmenter import Segmenter
 
     net = Segmenter(path, threads=threads)
+    _check_kind(net.card, path)
     return net, net.card
+
+
+def _check_kind(card: ModelCard, path: Path) -> None:
+    if card.kind != "labels":
+        raise MisuseError(
+            f"{path} gives {card.kind} ({card.activation}), and these metrics are of labels; compare what "
+            f"Segmenter.{card.kind} gives with your references"
+        )
 
 
 def table(metrics: Metrics, classes: Sequence[str]) -> str:

@@ -18,9 +18,8 @@ from runtime.backends import Layer
 from runtime.command import Debug, Json, Threads, run
 from runtime.engine_file import EngineFile
 from runtime.errors import MisuseError, OverBudgetError
-from runtime.head import labels_from_scores
+from runtime.head import result_from_scores
 from runtime.images import read_image
-from runtime.prepare import prepare
 from runtime.segmenter import Segmenter
 from runtime.sizes import Size, Sizes, parse_sizes
 from runtime.verify import TIMED_SIZES, natural_noise, timed_sizes
@@ -80,6 +79,7 @@ def bench(
             rows[-1]["source"] = str(sizes.files[size]) if size in sizes.files else "noise"
             rows[-1]["peak_mb"] = _megabytes(_peak(), base)
         runnable = [size for size, row in zip(images, rows, strict=True) if row["median_ms"] is not None]
+        weights = _weights(sizes, chosen, runnable)
         report = {
             "engine": str(path),
             "target": net.manifest.target if net.manifest else "cpu",
@@ -87,7 +87,7 @@ def bench(
             "backend": net.backend,
             "threads": threads or "one per core",
             "sizes": rows,
-            "mixed": _mixed(net, images, _weights(sizes, chosen, runnable), seconds / 2, clock) if runnable else None,
+            "mixed": _mixed(net.result, images, weights, seconds / 2, clock) if runnable else None,
             "memory_mb": None,
         }
         if before is not None:
@@ -133,25 +133,23 @@ def _by_itself(net: Segmenter, image: np.ndarray, seconds: float, clock: Callabl
     row: dict[str, Any] = {"size": f"{height}x{width}", "runs": 0, "median_ms": None, "p90_ms": None}
     row |= {"images_per_s": None, "megapixels_per_s": None, "tiles": None, "share": None}
     try:
-        plan = net.plan(height, width)
-        net(image)  # not counted
+        plan = net.plan(height, width, kinds=(net.kind,))
+        net.result(image)  # not counted
     except OverBudgetError as error:
         return row | {"reason": str(error)}
     apart = not plan.grids and (net.manifest is None or net.manifest.gpu is None)
     scores = net.scores(image) if apart else None
-    # Kept from run to run, as a Segmenter keeps its own.
-    buffer = np.empty(plan.padded[0] * plan.padded[1] * image.shape[2] if apart else 0, np.float32)
     whole, inputs, heads = [], [], []
     start = clock()
     while len(whole) < MOST_RUNS and (len(whole) < LEAST_RUNS or clock() - start < seconds):
         before = clock()
-        net(image)
+        net.result(image)
         after = clock()
         whole.append(after - before)
         if apart:
-            prepare(image, net.card, buffer)
+            net.prepared(image)
             prepared = clock()
-            labels_from_scores(scores, net.head, net.card, plan.padded, plan.size)
+            result_from_scores(net.kind, scores, net.head, net.card, plan.padded, plan.size)
             inputs.append(prepared - after)
             heads.append(clock() - prepared)
     median = float(np.median(whole))
@@ -169,7 +167,7 @@ def _by_itself(net: Segmenter, image: np.ndarray, seconds: float, clock: Callabl
 
 
 def _mixed(
-    net: Segmenter,
+    call: Callable[[np.ndarray], Any],
     images: Mapping[Size, np.ndarray],
     weights: Mapping[Size, int],
     seconds: float,
@@ -182,7 +180,7 @@ def _mixed(
     while len(times) < len(order) or clock() - start < seconds:
         size = order[len(times)] if len(times) < len(order) else draw.choices(list(weights), weights.values())[0]
         before = clock()
-        net(images[size])
+        call(images[size])
         times.append(clock() - before)
         pixels += size[0] * size[1]
     total = sum(times)
@@ -215,7 +213,7 @@ def _profile(net: Segmenter, images: Mapping[Size, np.ndarray], threads: int | N
     if not sizes:
         return {"reason": "none of the sizes is run whole; name a smaller one with --sizes, or give more memory"}
     size = sizes[len(sizes) // 2]
-    x = prepare(images[size], net.card)
+    x = net.prepared(images[size])
     layers: list[Layer] = []
     if net.manifest is None:
         layers, _ = profile(net.path, x, threads=threads)

@@ -19,7 +19,7 @@ from runtime.backends import CPU_BACKENDS
 from runtime.errors import DeployError
 from runtime.files import replacing
 
-ENGINE_VERSION = 2  # 2: stages, each with its own halo, memory and share of the work
+ENGINE_VERSION = 3  # 3: stages that take the image as it is
 CARD_VERSION = 2  # 2: smallest, whole, and networks that give masks or values instead of labels
 CARD_KEY = "fcn_deploy.card"  # the key of the card in ONNX and safetensors metadata
 DTYPES = ("uint8", "uint16", "float32")
@@ -140,9 +140,9 @@ class ModelCard:
         return self.classes[-self.scores :]
 
     @property
-    def gives_labels(self) -> bool:
-        """Whether each pixel has one label; else the network gives masks that may overlap, or values."""
-        return self.activation not in ("multilabel", "none")
+    def kind(self) -> str:
+        """What the network gives: `labels`, one a pixel; `masks`, which may overlap (multilabel); `values` (none)."""
+        return {"multilabel": "masks", "none": "values"}.get(self.activation, "labels")
 
     @property
     def thresholds(self) -> tuple[float, ...]:
@@ -245,6 +245,9 @@ class Stage:
         bytes_per_pixel: working memory for one pixel of padded image, estimated from its graph.
         output_bytes: of its result, per pixel of padded image.
         cost: its share of the core's work.
+        border: of a first stage that takes the image as it is, uint8 [N, H, W, C]: pixels of padding around the padded
+            image, (top, left, bottom, right), of the card's mean like all padding. None: it takes a normalised image,
+            float32 [N, C, H, W].
     """
 
     file: str
@@ -257,8 +260,13 @@ class Stage:
     bytes_per_pixel: float = 0.0
     output_bytes: float = 0.0
     cost: float = 1.0
+    border: tuple[int, int, int, int] | None = None
 
     def __post_init__(self) -> None:
+        if self.border is not None:
+            object.__setattr__(self, "border", tuple(self.border))
+            if len(self.border) != 4 or not all(type(side) is int and side >= 0 for side in self.border):
+                raise ValueError(f"border {self.border}; it must be four whole numbers of pixels")
         if self.halo is not None:
             halo = tuple(self.halo)
             if len(halo) != 2 or not all(type(side) is int and side >= 0 for side in halo):

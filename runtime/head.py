@@ -12,7 +12,8 @@ import numpy as np
 
 from runtime.engine_file import Head, ModelCard
 
-CHUNK = 4 << 20  # score values interpolated at a time: bounds the working memory on noisy scores
+MANY = 4  # classes that may win in a cell; where more may (few cells), all are interpolated
+CHUNK = 2 << 20  # score values interpolated at a time: bounds the working memory on noisy scores
 VALUES = 1 << 18  # of the result made at a time, where all are interpolated: a few of these fit a core's cache
 KINDS = ("labels", "probabilities", "masks", "values")  # of results
 
@@ -166,12 +167,12 @@ def _best(
     start, stop = rows or (0, size[0])
     cells = (cells or scores.shape[1], scores.shape[2])
     if head.mode == "none":
-        return best_class(scores[:, start - first : stop - first, : size[1]]).astype(dtype)
+        return best_class(scores[:, start - first : stop - first, : size[1]], dtype)
     vertical, horizontal = (
         _axis(head, axis, cells[axis], padded[axis], *span) for axis, span in ((0, (start, stop)), (1, (0, size[1])))
     )
     if head.mode == "nearest":
-        return best_class(scores).astype(dtype)[vertical[0][:, None] - first, horizontal[0]]
+        return best_class(scores, dtype)[vertical[0][:, None] - first, horizontal[0]]
     if vertical[3] and horizontal[3]:
         return _labels_of_equal_cells(
             scores, (*vertical[3], start, stop), (*horizontal[3], 0, size[1]), first, cells, dtype
@@ -238,18 +239,24 @@ def last_cells(head: Head, cells: int, padded: int, pixels: int) -> np.ndarray:
     return found[0] if head.mode == "nearest" else found[1]
 
 
-def best_class(scores: np.ndarray) -> np.ndarray:
-    """argmax over the first axis, the first of equals, as intp.
+def best_class(scores: np.ndarray, dtype: np.dtype, classes: np.ndarray | None = None) -> np.ndarray:
+    """argmax over the first axis, the first of equals, as `dtype`, which holds every class.
 
-    A running maximum: numpy.argmax over a strided axis is several times slower.
+    A running maximum without branches: numpy.argmax over a strided axis is ten times slower. `classes`: what each of
+    the scores stands for, ascending along the first axis, in a shape that broadcasts with them; None: 0, 1, 2….
     """
+    if classes is None:
+        classes = np.arange(len(scores), dtype=dtype)
     best = scores[0].copy()
-    labels = np.zeros(best.shape, np.intp)
+    labels, product = np.empty(best.shape, dtype), np.empty(best.shape, dtype)
+    labels[...] = classes[0]
     better = np.empty(best.shape, bool)
-    for label in range(1, len(scores)):
-        np.greater(scores[label], best, out=better)
-        np.copyto(best, scores[label], where=better)
-        labels[better] = label
+    for score, label in zip(scores[1:], classes[1:], strict=True):
+        np.greater(score, best, out=better)
+        np.maximum(best, score, out=best)
+        # A class that is better comes later, so its number is the larger one.
+        np.multiply(better.view(np.uint8), label, out=product)
+        np.maximum(labels, product, out=labels)
     return labels
 
 
@@ -301,7 +308,7 @@ def _labels_of_equal_cells(
     cells: tuple[int, int],
     dtype: np.dtype,
 ) -> np.ndarray:
-    """Linear interpolation by integer factors: all disagreeing cells at once, one matrix product.
+    """Linear interpolation by integer factors: all disagreeing cells at once.
 
     `vertical` and `horizontal` are (factor, offset, first pixel, pixel after the last).
     """
@@ -314,60 +321,78 @@ def _labels_of_equal_cells(
         counts.append(end - begin)
         sides.append(np.clip(np.arange(begin, end + 1), 0, total - 1))
     cells_y, cells_x = counts
-    scores = scores[:, sides[0][:, None] - first, sides[1]]
-    best = best_class(scores).astype(dtype)
+    rows, columns = sides[0] - first, sides[1]
+    best = best_class(scores, dtype)[rows[:, None], columns]
     corner = best[:-1, :-1]
     same = (corner == best[:-1, 1:]) & (corner == best[1:, :-1]) & (corner == best[1:, 1:])
 
     labels = np.empty((cells_y, factor_y, cells_x, factor_x), dtype)
-    labels[:] = corner[:, None, :, None]
+    labels.reshape(cells_y, factor_y, -1)[:] = corner.repeat(factor_x, axis=1)[:, None]
     y, x = np.nonzero(~same)
-    weights = _cell_weights(factor_y, offset_y, factor_x, offset_x)
+    down, across = _cell_weights(factor_y, offset_y), _cell_weights(factor_x, offset_x)
+    flat, width = scores.reshape(len(scores), -1), scores.shape[2]
     step = max(1, CHUNK // (len(scores) * factor_y * factor_x))
     for start in range(0, len(y), step):
-        part = slice(start, start + step)
-        block = _cell_labels(scores, y[part], x[part], weights, dtype)
-        labels[y[part], :, x[part], :] = block.reshape(-1, factor_y, factor_x)
+        ys, xs = y[start : start + step], x[start : start + step]
+        near_y, far_y, near_x, far_x = rows[ys] * width, rows[ys + 1] * width, columns[xs], columns[xs + 1]
+        corners = flat[:, np.stack([near_y + near_x, near_y + far_x, far_y + near_x, far_y + far_x])]  # [K, 4, M]
+        winners = np.stack([best[ys, xs], best[ys, xs + 1], best[ys + 1, xs], best[ys + 1, xs + 1]])
+        block = _cell_labels(corners, winners, down, across)
+        labels[ys, :, xs, :] = block.reshape(factor_y, factor_x, -1).transpose(2, 0, 1)
     labels = labels.reshape(cells_y * factor_y, cells_x * factor_x)
     top, left = begins
-    rows, columns = vertical[3] - vertical[2], horizontal[3] - horizontal[2]
-    return np.ascontiguousarray(labels[top : top + rows, left : left + columns])
+    high, wide = vertical[3] - vertical[2], horizontal[3] - horizontal[2]
+    return np.ascontiguousarray(labels[top : top + high, left : left + wide])
 
 
-def _cell_weights(factor_y: int, offset_y: int, factor_x: int, offset_x: int) -> np.ndarray:
-    """Weights of a cell's four corners for each of its pixels: [4, factor_y · factor_x] float32."""
-    sides = []
-    for factor, offset in ((factor_y, offset_y), (factor_x, offset_x)):
-        half = 0.5 if offset or factor == 1 else 0.0  # half_pixel; asymmetric starts at the score itself
-        second = (np.arange(factor) + offset + half) / factor - half
-        sides.append(np.stack([1 - second, second]))
-    return np.einsum("ay,bx->abyx", *sides).reshape(4, -1).astype(np.float32)
+def _cell_weights(factor: int, offset: int) -> np.ndarray:
+    """Weights of a cell's first and second corner along one axis, for each of its pixels: [2, factor] float32."""
+    half = 0.5 if offset or factor == 1 else 0.0  # half_pixel; asymmetric starts at the score itself
+    second = (np.arange(factor) + offset + half) / factor - half
+    return np.stack([1 - second, second]).astype(np.float32)
 
 
-def _cell_labels(scores: np.ndarray, y: np.ndarray, x: np.ndarray, weights: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    """Labels of the pixels of M cells, [M, pixels of a cell]; (y, x) is a cell's first corner."""
-    corners = np.stack([scores[:, y + dy, x + dx] for dy in (0, 1) for dx in (0, 1)])  # [4, K, M]
-    # A class whose best corner is below another's worst corner wins nowhere in the cell.
-    possible = corners.max(0) >= corners.min(0).max(0)  # [K, M]
-    count = possible.sum(0)
-    labels = np.empty((len(y), weights.shape[1]), dtype)
-    two = np.flatnonzero(count == 2)
-    if len(two):  # most cells: the sign of one interpolated difference
-        first = possible[:, two].argmax(0)
-        second = len(scores) - 1 - possible[::-1, two].argmax(0)
-        difference = corners[:, second, two] - corners[:, first, two]  # [4, M2]
-        wins = (difference.T @ weights) > 0
-        labels[two] = np.where(wins, second[:, None], first[:, None])
-    many = np.flatnonzero(count != 2)
-    if len(many):
-        labels[many] = best_class(np.einsum("ckm,cp->kmp", corners[:, :, many], weights, optimize=True))
+def _cell_labels(corners: np.ndarray, winners: np.ndarray, down: np.ndarray, across: np.ndarray) -> np.ndarray:
+    """Labels of the pixels of M cells, [pixels of a cell, M].
+
+    `corners` are the scores of their four corners, [K, 4, M], and `winners` the best class of each, [4, M].
+    """
+    # A class that is below the same other one at all four corners wins nowhere in the cell. Others: the corners' best.
+    possible = np.ones((len(corners), corners.shape[2]), bool)  # [K, M]
+    for winner in winners:
+        other = corners[winner, :, np.arange(corners.shape[2])].T  # [4, M]
+        possible &= ~(corners < other).all(1)
+    possible[:, possible.sum(0) > MANY] = True
+    counts = possible.sum(0)
+    labels = np.empty((down.shape[1] * across.shape[1], len(counts)), winners.dtype)
+    for count in np.unique(counts):
+        cells = np.flatnonzero(counts == count)
+        classes = np.nonzero(possible[:, cells].T)[1].reshape(-1, count).T  # [count, cells], ascending
+        inside = _interpolated(corners[classes, :, cells], down, across)
+        labels[:, cells] = best_class(inside, winners.dtype, classes.astype(winners.dtype))
     return labels
+
+
+def _interpolated(corners: np.ndarray, down: np.ndarray, across: np.ndarray) -> np.ndarray:
+    """Values inside M cells, [count, pixels of a cell, M], from their four corners, [count, M, 4].
+
+    One axis after the other, and by no matrix product: BLAS has threads of its own, which wait by spinning and take the
+    cores from the network's.
+    """
+    top_left, top_right, bottom_left, bottom_right = corners.transpose(2, 0, 1)[..., None, :]
+    up, low = down[:, :, None]
+    left = top_left * up + bottom_left * low  # [count, factor_y, M]
+    right = top_right * up + bottom_right * low
+    near, far = across[:, :, None]
+    inside = left[..., None, :] * near
+    inside += right[..., None, :] * far
+    return inside.reshape(len(inside), -1, inside.shape[-1])
 
 
 def _labels_of_bands(scores: np.ndarray, rows, columns, dtype: np.dtype) -> np.ndarray:
     """Linear interpolation of any kind: one band of pixels between two rows of scores at a time."""
     (y0, y1, wy), (x0, x1, wx) = rows, columns
-    best = best_class(scores).astype(dtype)
+    best = best_class(scores, dtype)
     labels = best[y0[:, None], x0]
     starts = np.flatnonzero(np.diff(y0, prepend=-1))
     for start, stop in zip(starts, [*starts[1:], len(y0)], strict=True):
@@ -383,5 +408,5 @@ def _labels_of_bands(scores: np.ndarray, rows, columns, dtype: np.dtype) -> np.n
             weight = wy[part, None]
             band = scores[:, y0[start], None] * (1 - weight) + scores[:, y1[start], None] * weight
             left, right = band[:, :, x0[pixels]], band[:, :, x1[pixels]]
-            labels[part, pixels] = best_class(left + (right - left) * wx[pixels])
+            labels[part, pixels] = best_class(left + (right - left) * wx[pixels], dtype)
     return labels

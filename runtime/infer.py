@@ -354,7 +354,8 @@ def _line(record: dict, card: ModelCard | None) -> str:
         padded = record["plan"]["padded"]
         memory, profile = record["plan"]["bytes"], record["plan"]["profile"]
         runs = f"{record['plan']['overhead']:.2f} times the work in tiles" if record["plan"]["stages"] else "one run"
-        text += f"\n  plan: padded to {padded[0]}×{padded[1]} (multiples of {card.size_multiple}), {runs}"
+        least = f", at least {card.smallest}" if card.smallest > 1 else ""
+        text += f"\n  plan: padded to {padded[0]}×{padded[1]} (multiples of {card.size_multiple}{least}), {runs}"
         text += f", about {memory / 1e6:.0f} MB" if memory else ""
         text += "" if profile is None else f", profile {profile}"
         for index, stage in enumerate(record["plan"]["stages"]):

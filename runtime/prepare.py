@@ -47,20 +47,41 @@ def normalise(image: np.ndarray, card: ModelCard, out: np.ndarray) -> None:
         out[channel] -= shift
 
 
-def prepare(
-    image: np.ndarray, card: ModelCard, out: np.ndarray | None = None, padded: tuple[int, int] | None = None
-) -> np.ndarray:
-    """An image, [H, W, C] as the card says, as the core's input: float32 [1, C, H', W'].
+Border = tuple[int, int, int, int]  # top, left, bottom, right, in pixels
 
-    H' and W' are `padded`, or those of `padded_size`; the padding, right and bottom, is zero after normalisation.
-    `out` is a flat float32 buffer of at least C·H'·W' elements to write into.
+
+def input_shape(size: tuple[int, int], card: ModelCard, border: Border | None = None) -> tuple[int, int, int]:
+    """Shape of one image of `size`, (height, width), as `prepare` gives it."""
+    height, width = padded_size(*size, card)
+    if border is None:
+        return card.channels, height, width
+    return border[0] + height + border[2], border[1] + width + border[3], card.channels
+
+
+def prepare(
+    image: np.ndarray, card: ModelCard, out: np.ndarray | None = None, border: Border | None = None
+) -> np.ndarray:
+    """An image, [H, W, C] as the card says, as the core's input: float32 [1, C, H', W'], normalised.
+
+    H' and W' are what `padded_size` gives; the padding, right and bottom, is zero after normalisation. `out` is a flat
+    buffer to write into, of the input's type and at least as many elements.
+
+    With `border`, for a stage that normalises by itself: uint8 [1, H', W', C], padded by so many pixels more on each
+    side. Padding is the rounded mean then, which is zero after normalisation to half a grey level.
     """
     height, width = image.shape[:2]
-    padded_height, padded_width = padded or padded_size(height, width, card)
-    shape = (card.channels, padded_height, padded_width)
-    count = card.channels * padded_height * padded_width
-    data = (np.empty(count, np.float32) if out is None else out[:count]).reshape(shape)
-    data[:, height:] = 0
-    data[:, :height, width:] = 0
-    normalise(image, card, data[:, :height, :width])
+    shape = input_shape((height, width), card, border)
+    count = shape[0] * shape[1] * shape[2]
+    kind = np.float32 if border is None else np.uint8
+    data = (np.empty(count, kind) if out is None else out[:count]).reshape(shape)
+    if border is None:
+        data[:, height:] = 0
+        data[:, :height, width:] = 0
+        normalise(image, card, data[:, :height, :width])
+    else:
+        bottom, right = border[0] + height, border[1] + width
+        mean = np.clip(np.rint(card.mean), 0, 255).astype(np.uint8)
+        data[: border[0]] = data[bottom:] = mean
+        data[border[0] : bottom, : border[1]] = data[border[0] : bottom, right:] = mean
+        data[border[0] : bottom, border[1] : right] = image
     return data[None]

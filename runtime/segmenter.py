@@ -1,6 +1,7 @@
 """Segmenter: an engine opened, and labels, masks, probabilities or values for images of any size."""
 
 import logging
+import math
 import os
 import re
 import threading
@@ -18,7 +19,7 @@ from runtime.errors import DeployError, MisuseError, OverBudgetError
 from runtime.head import KINDS, new_result, result_bytes, result_from_scores
 from runtime.pipeline import CALLERS, Cost, Stream, overlapped
 from runtime.plan import Plan, Span, available_memory, check_result, plan_profile, plan_run
-from runtime.prepare import check_image, padded_size, prepare
+from runtime.prepare import check_image, input_shape, padded_size, prepare
 from runtime.tiles import ready_rows, score_bands
 
 log = logging.getLogger(__name__)
@@ -122,8 +123,8 @@ class Segmenter:
 
     @property
     def kind(self) -> str:
-        """What this network gives: `labels`, or by its card's activation `masks` (multilabel) or `values` (none)."""
-        return {"multilabel": "masks", "none": "values"}.get(self.card.activation, "labels")
+        """What this network gives, by its card: `labels`, `masks` or `values`."""
+        return self.card.kind
 
     def plan(self, height: int, width: int, bands: bool = False, kinds: Sequence[str] = LABELS) -> Plan:
         """How an image of this size is run: whole, or in tiles; by `bands`, at most BANDS_MEMORY is taken.
@@ -132,13 +133,13 @@ class Segmenter:
 
         Raises OverBudgetError where memory is too small.
         """
-        size, memory = (height, width), self.memory_budget()
-        result = 0
+        size, result = (height, width), 0
         if not bands:
             result = height * width * sum(result_bytes(kind, self.card) for kind in kinds if kind != "labels")
         if self._on_gpu:
             # Of the GPU's own memory the backend takes what a size needs.
-            check_result(size, result, memory)
+            if result:
+                check_result(size, result, self.memory_budget())
             padded = padded_size(*size, self.card)
             try:
                 return Plan(size, padded, result, self._open()[0].profile_for(padded), result=result)
@@ -147,6 +148,12 @@ class Segmenter:
                 if plan is None:
                     raise
                 return replace(plan, bytes=result, result=result)
+        # What an earlier image took is kept by the backends. One that takes no more needs no look at what is free,
+        # which costs a quarter of a millisecond.
+        memory = self._kept
+        needed = self.bytes_per_pixel * math.prod(padded_size(*size, self.card))
+        if result or self.memory is not None or needed > memory:
+            memory = self.memory_budget()
         return plan_run(size, self.card, self._stages, min(memory, BANDS_MEMORY) if bands else memory, result)
 
     def memory_budget(self) -> int:
@@ -225,30 +232,34 @@ class Segmenter:
         if plan.grids:
             results = [new_result(kind, self.card, *plan.size) for kind in kinds]
             for rows, scores, first, cells in self._ready_rows(image, plan, 0):
+                where = scores, self.head, self.card, plan.padded, plan.size, rows, first, cells
                 for kind, result in zip(kinds, results, strict=True):
-                    self._result(kind, scores, plan, rows, first, cells, result[..., slice(*rows), :])
+                    result_from_scores(kind, *where, result[..., slice(*rows), :])
             return tuple(results)
         if self._on_gpu and tuple(kinds) == LABELS:
             return (self._open()[0].labels(image, plan.padded),)
         return self._results_of_scores(self._scores(image, plan), plan, kinds)
 
     def _results_of_scores(self, scores: np.ndarray, plan: Plan, kinds: Sequence[str]) -> tuple[np.ndarray, ...]:
-        if self.manifest is None and scores.shape[1:] != plan.padded:
-            raise DeployError(
-                f"{self.path} gives {scores.shape[1]}×{scores.shape[2]} scores for an image of {plan.padded[0]}×"
-                f"{plan.padded[1]}; a plain ONNX must give one per pixel: make an engine of it with build-engine"
-            )
+        where = scores, self._head_of(scores, plan, kinds), self.card, plan.padded, plan.size
         full = self.head.mode == "none" and scores.shape[1:] == plan.size and scores.dtype == np.float32
         if full and scores.flags.writeable and tuple(kinds) in (("values",), ("probabilities",)):
-            return (self._result(kinds[0], scores, plan, None, 0, None, scores),)  # in place: no second copy
-        return tuple(self._result(kind, scores, plan) for kind in kinds)
+            return (result_from_scores(kinds[0], *where, out=scores),)  # in place: no second copy
+        return tuple(result_from_scores(kind, *where) for kind in kinds)
 
-    def _result(self, kind: str, scores: np.ndarray, plan: Plan, *where) -> np.ndarray:
-        head = self.head
-        if self.manifest is None and kind == "probabilities" and self.card.activation == "softmax":
-            # Nothing else tells whether a plain ONNX ends in its Softmax. Logits do not add up to one everywhere.
-            head = replace(head, activated=bool(scores.min() >= 0 and abs(scores.sum(0) - 1).max() < ONE))
-        return result_from_scores(kind, scores, head, self.card, plan.padded, plan.size, *where)
+    def _head_of(self, scores: np.ndarray, plan: Plan, kinds: Sequence[str]) -> Head:
+        """The head of a whole image's scores; of a plain ONNX, after a look at what it gives. Raises DeployError."""
+        if self.manifest is not None:
+            return self.head
+        if scores.shape[1:] != plan.size:
+            raise DeployError(
+                f"{self.path} gives {scores.shape[1]}×{scores.shape[2]} scores for an image of {plan.size[0]}×"
+                f"{plan.size[1]}; a plain ONNX must give one per pixel: make an engine of it with build-engine"
+            )
+        if self.card.activation != "softmax" or "probabilities" not in kinds:
+            return self.head
+        # Nothing else tells whether it ends in its Softmax. Logits do not add up to one everywhere.
+        return replace(self.head, activated=bool(scores.min() >= 0 and abs(scores.sum(0) - 1).max() < ONE))
 
     def bands(self, image, start: int = 0, kind: str = "labels") -> Iterator[tuple[int, np.ndarray]]:
         """Results of an image too large to be held, from top to bottom.
@@ -279,6 +290,7 @@ class Segmenter:
         return self._bands(image, start, kinds, plan)
 
     def _bands(self, image, start: int, kinds: Sequence[str], plan: Plan):
+        head = self.head
         if plan.grids:
             ready = self._ready_rows(image, plan, start)
         else:
@@ -286,12 +298,14 @@ class Segmenter:
             if self._on_gpu and kinds == LABELS:
                 yield start, (self._open()[0].labels(image, plan.padded)[start:],)
                 return
-            ready = iter([((start, plan.size[0]), self._scores(image, plan), 0, None)])
+            whole = self._scores(image, plan)
+            head, ready = self._head_of(whole, plan, kinds), [((start, plan.size[0]), whole, 0, None)]
         rows_of_band = max(1, BAND // (plan.size[1] * sum(result_bytes(kind, self.card) for kind in kinds)))
         for (first_row, stop), scores, first, cells in ready:
             for top in range(first_row, stop, rows_of_band):
                 rows = top, min(top + rows_of_band, stop)
-                yield top, tuple(self._result(kind, scores, plan, rows, first, cells) for kind in kinds)
+                where = scores, head, self.card, plan.padded, plan.size, rows, first, cells
+                yield top, tuple(result_from_scores(kind, *where) for kind in kinds)
 
     def scores(self, image: np.ndarray) -> np.ndarray:
         """The core's own output for one image: float32 [K, h, w], uncropped (padding included)."""
@@ -362,11 +376,11 @@ class Segmenter:
 
     def scores_of_batch(self, images: Sequence[np.ndarray]) -> np.ndarray:
         """The core's output for images of one padded size, run as one batch: float32 [N, K, h, w], uncropped."""
-        card = self.card
-        padded = padded_size(*images[0].shape[:2], card)
-        batch = np.empty((len(images), card.channels, *padded), np.float32)
+        border = self._stages[0].border
+        shape = input_shape(images[0].shape[:2], self.card, border)
+        batch = np.empty((len(images), *shape), np.float32 if border is None else np.uint8)
         for image, place in zip(images, batch, strict=True):
-            prepare(image, card, place.reshape(-1))
+            prepare(image, self.card, place.reshape(-1), border)
         return self._core(batch)
 
     def run_batch(
@@ -408,7 +422,7 @@ class Segmenter:
             return np.concatenate([band for *_, band in self._score_bands(image, plan, 0)], axis=1)
         if self._on_gpu:
             return self._open()[0].scores(image, plan.padded)
-        return self._core(self._prepared(image, plan.padded))[0]
+        return self._core(self.prepared(image))[0]
 
     def _ready_rows(self, image, plan: Plan, start: int) -> Iterator[tuple[tuple[int, int], np.ndarray, int, int]]:
         # Interpolation reads the score above a row, too.
@@ -422,34 +436,35 @@ class Segmenter:
         def first(rows: Span, columns: Span) -> np.ndarray:
             # Beyond the image lies its padding, to which a tile at the edge comes by itself.
             part = np.asarray(image[rows.outer_start : rows.outer_stop, columns.outer_start : columns.outer_stop])
-            padded = rows.outer_stop - rows.outer_start, columns.outer_stop - columns.outer_start
             if self._on_gpu:
-                return backends[0].scores(np.ascontiguousarray(part), padded)
-            return backends[0].run(self._prepared(part, padded))[0]
+                part = np.ascontiguousarray(part)
+                return backends[0].scores(part, padded_size(*part.shape[:2], self.card))
+            return backends[0].run(self.prepared(part))[0]
 
         others = [lambda part, backend=backend: backend.run(part)[0] for backend in backends[1:]]
         return score_bands(plan.grids, [stage.stride for stage in self._stages], first, others, start)
 
     def _core(self, features: np.ndarray) -> np.ndarray:
-        """All stages on a prepared input: float32 [1, C, H, W] → [1, K, h, w]."""
+        """All stages on what `prepared` gives, one or several: → float32 [N, K, h, w]."""
         for backend in self._open():
             features = backend.run(features)
         return features
 
-    def _prepared(self, image: np.ndarray, padded: tuple[int, int]) -> np.ndarray:
+    def prepared(self, image: np.ndarray) -> np.ndarray:
         """An image, or a part of one, as the first stage takes it; the next call on this thread reuses its memory."""
-        count = self.card.channels * padded[0] * padded[1]
+        border = self._stages[0].border
+        count = math.prod(input_shape(image.shape[:2], self.card, border))
         # One buffer per thread, kept: a fresh one costs page faults on every call.
         buffer = getattr(self._buffers, "data", None)
         if buffer is None or len(buffer) < count:
-            buffer = self._buffers.data = np.empty(count, np.float32)
-        return prepare(image, self.card, buffer, padded)
+            buffer = self._buffers.data = np.empty(count, np.float32 if border is None else np.uint8)
+        return prepare(image, self.card, buffer, border)
 
 
 def _card_of_onnx(backend: OnnxRuntimeBackend, path: Path) -> ModelCard:
     """The card in an ONNX model's metadata, or one assumed and said aloud; checks the model's interface.
 
-    The card's `size_multiple` is dropped: a plain model is given each image at its own size, if that is not too small.
+    The card's `size_multiple` and `smallest` are dropped: a plain model is given each image at its own size.
     """
     inputs, outputs = backend.session.get_inputs(), backend.session.get_outputs()
     shape, result = inputs[0].shape, outputs[0].shape
@@ -514,12 +529,14 @@ def describe_assumption(card: ModelCard, source: str) -> str:
     return (
         f"{source} carries no model card; assuming {card.channels}-channel {card.dtype} images"
         f"{' (RGB)' if card.channels == 3 else ''}, mean {mean}, std {std}, {len(card.classes)} unnamed classes"
-        f", labels by {_DECISIONS[card.activation]}"
+        f", {_DECISIONS[card.activation]}"
     )
 
 
 _DECISIONS = {
-    "softmax": "argmax",
-    "sigmoid": "its one score, a logit, above 0",
-    "probability": "its one score, a probability, above 0.5",
+    "softmax": "labels by argmax",
+    "sigmoid": "labels by its one score, a logit, above 0",
+    "probability": "labels by its one score, a probability, above 0.5",
+    "multilabel": "a mask for each score, a logit, where it is above 0",
+    "none": "its values given as they are",
 }

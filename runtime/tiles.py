@@ -73,6 +73,10 @@ def _cells(pixels: int, stride: int) -> int:
 
 def _bands(grid: Grid, stride: tuple[int, int], compute: Compute, start: int) -> Iterator[tuple[int, int, np.ndarray]]:
     columns, (high, wide) = grid.spans(1), stride
+    if grid.count == 1:  # also of a stage that is run whole, whose stride may not be known
+        (rows,), (across,) = grid.spans(0), columns
+        yield rows.start, rows.stop, compute(rows, across)
+        return
     for rows in grid.spans(0)[start // grid.tile[0] :]:
         band = None
         for across in columns:
@@ -106,10 +110,11 @@ def ready_rows(
     Yields:
         (rows, scores, first, cells) as `labels_from_scores` takes them, from `start` to the last row.
     """
-    kept, first, done = None, 0, start
-    cells = _cells(padded[0], stride)
-    for top, _, band in bands:
-        if kept is None:
+    kept, first, cells, done = None, 0, _cells(padded[0], stride), start
+    for top, bottom, band in bands:
+        if (top, bottom) == (0, padded[0]):
+            kept, cells = band, band.shape[1]
+        elif kept is None:
             kept, first = band, top // stride
         else:
             kept = np.concatenate([kept, band], axis=1)

@@ -14,7 +14,7 @@ import typer
 from runtime.command import Debug, Json, Threads, run
 from runtime.engine_file import EngineFile, Manifest, ModelCard
 from runtime.errors import DeployError, OverBudgetError
-from runtime.head import labels_from_scores
+from runtime.head import result_from_scores
 from runtime.segmenter import Segmenter
 
 GOLDEN = "golden.npz"  # image uint8|uint16|float32 [H,W,C]; scores float32 [K,h,w]; tolerance, of the scores' range
@@ -31,7 +31,8 @@ def verify(path: Path, threads: int | None = None, sizes: Sequence[tuple[int, in
 
     Returns:
         {"engine", "target", "precision", "backend", "difference" (largest, as a share of the scores'
-        range), "tolerance", "labels_equal" (share of pixels), "passed", "milliseconds": see `latency`}.
+        range), "tolerance", "labels_equal" (share of pixels, of masks too; null where the network gives values),
+        "passed", "milliseconds": see `latency`}.
 
     Raises:
         DeployError: the file is damaged, or cannot be run here.
@@ -61,12 +62,12 @@ class GoldenDifference:
     Attributes:
         difference: largest of the scores, as a share of their range.
         tolerance: of it.
-        labels_equal: share of pixels.
+        labels_equal: share of pixels, of masks too; None where the network gives values.
     """
 
     difference: float
     tolerance: float
-    labels_equal: float
+    labels_equal: float | None
 
     @property
     def passed(self) -> bool:
@@ -85,11 +86,15 @@ def golden_difference(net: Segmenter, sample: bytes) -> GoldenDifference:
             "build it again with build-engine"
         )
     plan = net.plan(*image.shape[:2])
-    labels, reference = (
-        labels_from_scores(values, net.head, net.card, plan.padded, plan.size) for values in (scores, expected)
-    )
     difference = float(np.abs(scores - expected).max() / max(np.ptp(expected), 1e-12))
-    return GoldenDifference(difference, tolerance, float((labels == reference).mean()))
+    equal = None
+    if net.kind != "values":
+        found, reference = (
+            result_from_scores(net.kind, values, net.head, net.card, plan.padded, plan.size)
+            for values in (scores, expected)
+        )
+        equal = float((found == reference).mean())
+    return GoldenDifference(difference, tolerance, equal)
 
 
 def timed_sizes(manifest: Manifest) -> Sequence[tuple[int, int]]:
@@ -108,7 +113,7 @@ def latency(net: Segmenter, sizes: Sequence[tuple[int, int]] = TIMED_SIZES, runs
         try:
             for _ in range(runs + 1):  # the first is not counted
                 start = time.perf_counter()
-                net(image)
+                net.result(image)
                 times.append((time.perf_counter() - start) * 1e3)
             result[f"{height}x{width}"] = round(float(np.median(times[1:])), 2)
         except OverBudgetError:
@@ -152,14 +157,15 @@ def verify_engine(
     else:
         verdict = "ok" if report["passed"] else "FAILED"
         print(f"{engine}: {report['precision']} for {report['target']}, run by {report['backend']}")
+        equal = "" if report["labels_equal"] is None else f", {report['labels_equal']:.2%} of labels equal"
         print(
             f"golden sample: {verdict}; scores differ by {report['difference']:.1e} of their range "
-            f"(limit {report['tolerance']:.0e}), {report['labels_equal']:.2%} of labels equal"
+            f"(limit {report['tolerance']:.0e}){equal}"
         )
         print(show_latency(report["milliseconds"]))
         if not report["passed"]:
             device = "CPU" if report["target"] == "cpu" else "GPU and driver"
-            print(f"its labels cannot be trusted here; report this with --json, report.json and the {device}")
+            print(f"its results cannot be trusted here; report this with --json, report.json and the {device}")
     return 0 if report["passed"] else 1
 
 

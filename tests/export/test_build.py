@@ -47,6 +47,11 @@ def test_the_head_is_cut_off_every_network_of_ours(tmp_path, architecture):
         assert net.card.stride == model.stride and net.card.size_multiple == model.size_multiple
         assert net.head.factor == (model.stride, model.stride)
         image = np.random.default_rng(0).integers(0, 256, (45, 67, net.card.channels), np.uint8)
+        with Segmenter(tmp_path / "m.onnx") as plain:
+            values = plain.values(image)
+        # Borders too, where a transposed convolution fades.
+        assert net.head.fades == (architecture.get("upsampling") == "learned")
+        assert np.abs(net.values(image) - values).max() <= 1e-4 * np.ptp(values)
         assert net.scores(image).shape == (model.architecture.classes, *(
             -(-side // model.size_multiple) * model.size_multiple // model.stride for side in (45, 67)))  # fmt: skip
 

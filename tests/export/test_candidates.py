@@ -4,6 +4,7 @@ import json
 import math
 from contextlib import contextmanager
 from itertools import count
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -137,7 +138,7 @@ def opener(seconds, clock, opened=None):
             opened.append(candidate)
         if isinstance(seconds[candidate], Exception):
             raise seconds[candidate]
-        yield clock.taking(seconds[candidate])
+        yield SimpleNamespace(result=clock.taking(seconds[candidate]))
 
     return open_
 

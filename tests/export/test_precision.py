@@ -136,8 +136,15 @@ def test_an_int8_engine_for_the_cpu(exports, photos, tmp_path):
     done = command("build-engine", exports / "narrow.onnx", "--int8", "--calib", calib, "-o", tmp_path / "n.engine",
                    "--precision-report", tmp_path / "layers.csv", ok=2)  # fmt: skip
     assert "layers.csv exists already" in one_error(done)
-    with Segmenter(tmp_path / "m.engine") as net:
+    with Segmenter(tmp_path / "m.engine") as net, Segmenter(tmp_path / "m.engine", memory=3_000_000) as small:
         assert net.precision == "int8" and net(photo(50, 70)).shape == (50, 70)
+        # Its first layer reads 8-bit pixels, in tiles and in batches too.
+        assert net.prepared(photo(50, 70)).dtype == np.uint8 and net.manifest.stages[0].border == (0, 0, 1, 1)
+        image, several = photo(301, 517), [photo(90 + i, 70, i) for i in range(3)]
+        assert small.plan(301, 517).grids
+        np.testing.assert_array_equal(small.scores(image), net.scores(image))
+        for scores, each in zip(net.scores_of_batch(several), several, strict=True):
+            np.testing.assert_array_equal(scores, net.scores(each))
     assert "golden sample: ok" in command("verify-engine", tmp_path / "m.engine").stdout
 
 

@@ -1,5 +1,7 @@
 """Q/DQ as each target wants it, and FP16 with its emulation."""
 
+from dataclasses import replace
+
 import numpy as np
 import onnx
 import pytest
@@ -20,10 +22,11 @@ from export.passes.quantize import (
     quantize,
     round_weights,
 )
+from export.passes.raw_input import raw_input
 from export.profiles import default_profiles
 from export.source import read_source
 from export.to_onnx import export
-from runtime import DeployError
+from runtime import DeployError, ModelCard
 from runtime.backends.onnxruntime import session
 from runtime.prepare import prepare
 
@@ -100,6 +103,67 @@ def test_the_cpus_own_kernels_agree_with_faithful_arithmetic():
     lowered = quantize(model, ranges, SCHEMES["cpu"], means=means)
     faithful, real = run(lowered, image), run(lowered, image, optimise=True)
     assert np.abs(faithful - real).max() < 0.02 * np.ptp(faithful)
+
+
+def strided():
+    """A first layer as TensorFlow pads it, at the right and the bottom alone."""
+    weights = {"w0": RANDOM.normal(size=(6, 3, 3, 3)) / 4, "w1": RANDOM.normal(size=(4, 6, 3, 3)) / 4}
+    return network(
+        [
+            helper.make_node("Conv", ["image", "w0"], ["c0"], pads=[0, 0, 1, 1], strides=[2, 2]),
+            helper.make_node("Relu", ["c0"], ["r0"]),
+            helper.make_node("Conv", ["r0", "w1", "b"], ["scores"], pads=[1] * 4),
+        ],
+        weights | {"b": RANDOM.normal(size=4)},
+    )
+
+
+def pixels_of(size, seed=0):
+    return prepare(photo(*size, seed), PIXELS), photo(*size, seed)
+
+
+PIXELS = ModelCard(tuple("abcd"), mean=(124, 116, 104), size_multiple=2)
+
+
+@pytest.mark.parametrize(("model", "border"), [(residual(), (1, 1, 1, 1)), (strided(), (0, 0, 1, 1))])
+def test_int8_on_pixels_is_as_near_to_float_as_on_normalised_images(model, border):
+    ranges, means = ranges_of(model, [pixels_of((64, 96), seed)[0] for seed in range(3)])
+    lowered = quantize(model, ranges, SCHEMES["cpu"], means=means)
+    raw, found = raw_input(lowered, model, PIXELS, means["image"])
+    assert found == border and quantised_convolutions(raw) == quantised_convolutions(lowered)
+    lost = {"normalised": 0.0, "pixels": 0.0}
+    for seed, size in enumerate([(1, 1), (2, 7), (37, 41), (64, 96), (5, 131)]):
+        x, image = pixels_of(size, seed + 3)
+        expected = run(model, x)
+        on_pixels = {optimise: run(raw, prepare(image, PIXELS, border=border), optimise) for optimise in (False, True)}
+        assert on_pixels[False].shape == expected.shape
+        assert np.abs(on_pixels[True] - on_pixels[False]).max() < 0.02 * np.ptp(expected)
+        lost["normalised"] += np.square(run(lowered, x) - expected).sum()
+        lost["pixels"] += np.square(on_pixels[False] - expected).sum()
+    assert lost["pixels"] < 1.2 * lost["normalised"]
+
+
+@pytest.mark.parametrize("model", [residual(), strided()])
+def test_beyond_the_border_of_pixels_is_zero_after_normalisation(model):
+    """An image of the mean is zero after normalisation: borders and padding must not be seen."""
+    ranges, means = ranges_of(model, [pixels_of((64, 96), 1)[0]])
+    lowered = quantize(model, ranges, SCHEMES["cpu"], means=means)
+    raw, border = raw_input(lowered, model, PIXELS)
+    image = np.full((9, 13, 3), PIXELS.mean, np.uint8)
+    scores, expected = run(raw, prepare(image, PIXELS, border=border)), run(lowered, prepare(image, PIXELS))
+    assert np.abs(scores - expected).max() < 0.01 * np.ptp(run(model, pixels_of((64, 96), 1)[0]))
+
+
+def test_networks_that_cannot_read_pixels_keep_their_input():
+    model = residual()
+    ranges, means = ranges_of(model, [pixels_of((32, 32))[0]])
+    lowered = quantize(model, ranges, SCHEMES["cpu"], means=means)
+    assert raw_input(lowered, model, PIXELS) is not None
+    assert raw_input(lowered, model, replace(PIXELS, dtype="uint16")) is None
+    assert raw_input(quantize(model, ranges, SCHEMES["cpu"], kept={"c0"}), model, PIXELS) is None
+    model.graph.node.append(helper.make_node("Identity", ["image"], ["again"]))
+    model.graph.output.append(helper.make_tensor_value_info("again", TensorProto.FLOAT, None))
+    assert raw_input(quantize(model, ranges, SCHEMES["cpu"]), model, PIXELS) is None
 
 
 def test_tensorrt_gets_symmetric_activations_and_float_biases():

@@ -599,22 +599,38 @@ MASKS = {
 
 
 @pytest.mark.parametrize("sigmoid", MASKS)
-def test_masks_of_many_sigmoids_are_logits(tmp_path, sigmoid):
+def test_masks_of_many_sigmoids(tmp_path, sigmoid):
     text = SCORES + ("  q = Sigmoid(s)\n" if sigmoid == "before" else "") + TO_SIZE + MASKS[sigmoid]
+    if sigmoid == "before":
+        text = text.replace("shs = Shape(s)", "shs = Shape(q)")
     model = made(text, weights={"t4": np.float32(0.4)})
-    image = planes(photo(37, 61))
-    given = ran(model, {"p": image})[0]
-    if sigmoid != "compared":
+    options = {"activation": "multilabel", "threshold": (0.4, 0.5, 0.6, 0.4)}
+    if sigmoid == "compared":
+        options = {}
+    else:
         noted = reads(tmp_path, model)
         assert noted.card.activation == "softmax" and any("--activation multilabel" in note for note in noted.notes)
-    source = reads(tmp_path, model, **({} if sigmoid == "compared" else {"activation": "multilabel"}))
+    source = reads(tmp_path, model, **options)
     assert source.card.activation == "multilabel" and source.card.scores == 4
-    logits = ran(source.model, {"p": image})[0]
-    if sigmoid == "compared":
-        assert source.card.threshold == pytest.approx(0.4)
-        assert ((logits > source.card.score_threshold) == (given > 0)).mean() > 0.999
-    else:
-        np.testing.assert_allclose(1 / (1 + np.exp(-logits)), given, atol=1e-4)
+    report = build_engine(source, tmp_path / "m.engine", timed=[(16, 16)])
+    assert report["head"] == "linear" and report["agreement"]["wrong"] == 0
+    limits = np.float32([0] * 4 if sigmoid == "compared" else options["threshold"])[:, None, None]
+    with Segmenter(tmp_path / "m.engine") as net:
+        for size in SIZES:
+            image = photo(*size)
+            expected = ran(model, {"p": planes(image)})[0][0] > limits
+            assert (net.masks(image) == expected).mean() > 0.999
+
+
+def test_maps_of_values(tmp_path):
+    model = made(ONE + "q = Sigmoid(f)\n y = Squeeze(q, i1)")
+    source = reads(tmp_path, model, activation="none", classes=("matte",))
+    build_engine(source, tmp_path / "m.engine", timed=[(16, 16)])
+    with Segmenter(tmp_path / "m.engine") as net:
+        assert net.card.classes == ("matte",)
+        for size in SIZES:
+            image = photo(*size)
+            np.testing.assert_allclose(net.values(image), ran(model, {"p": planes(image)})[0], atol=1e-4)
 
 
 def test_what_a_graph_does_to_images_first_is_told_only_where_it_is_sure(tmp_path):

@@ -228,13 +228,13 @@ def test_a_card_of_thresholds_that_make_no_sense_is_one_line(words, said):
 def test_cards_of_masks_and_of_values():
     card = ModelCard(("cat", "dog", "wet"), activation="multilabel", threshold=[0.5, 0.8, 0.2])
     assert ModelCard.from_json(card.to_json(), "here") == card
-    assert card.scores == 3 and not card.gives_labels
+    assert card.scores == 3 and card.kind == "masks"
     assert card.score_thresholds == pytest.approx((0, math.log(4), -math.log(4)))
     assert ModelCard(("cat",), activation="multilabel", threshold=0.8).score_thresholds == pytest.approx((math.log(4),))
     depth = ModelCard(("depth",), activation="none", smallest=32, whole="GlobalAveragePool pool")
-    assert ModelCard.from_json(depth.to_json(), "here") == depth and (depth.scores, depth.gives_labels) == (1, False)
+    assert ModelCard.from_json(depth.to_json(), "here") == depth and (depth.scores, depth.kind) == (1, "values")
     one = ModelCard(("no", "yes"), activation="probability", threshold=0.7)
-    assert one.score_thresholds == (0.7,) and one.scores == 1 and one.gives_labels
+    assert one.score_thresholds == (0.7,) and one.scores == 1 and one.kind == "labels"
 
 
 def test_cards_of_the_first_version_are_read_and_those_to_come_are_not():

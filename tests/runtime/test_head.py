@@ -1,4 +1,4 @@
-"""Labels of the exact head equal argmax(interpolate(scores)) for every kind of interpolation."""
+"""The head gives what ONNX Runtime's own Resize gives, for every kind of interpolation: labels, masks and values."""
 
 import numpy as np
 import onnxruntime
@@ -7,17 +7,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
+from runtime import head as heads
 from runtime.engine_file import Head, ModelCard
-from runtime.head import best_class, labels_from_scores
+from runtime.head import best_class, labels_from_scores, masks_from_scores, new_result, values_from_scores
 
 MARGIN = 1e-4
 
 
-def resize(scores, head, padded):
-    """ONNX Runtime's own Resize of [K, h, w] scores."""
+def resize(scores, head, padded, activation="Identity"):
+    """ONNX Runtime's own Resize of [K, h, w] scores, and a Softmax or Sigmoid of that."""
     inputs = ["scores", "", "scales"] if head.factor else ["scores", "", "", "sizes"]
+    options = {"axis": 1} if activation == "Softmax" else {}
+    last = helper.make_node(activation, ["resized"], ["full"], **options)
     node = helper.make_node(
-        "Resize", inputs, ["full"], mode=head.mode, coordinate_transformation_mode=head.coordinates,
+        "Resize", inputs, ["resized"], mode=head.mode, coordinate_transformation_mode=head.coordinates,
         nearest_mode=head.rounding,
     )  # fmt: skip
     constants = [
@@ -26,7 +29,7 @@ def resize(scores, head, padded):
         else helper.make_tensor("sizes", TensorProto.INT64, [4], [1, len(scores), *padded])
     ]
     graph = helper.make_graph(
-        [node],
+        [node, last],
         "resize",
         [helper.make_tensor_value_info("scores", TensorProto.FLOAT, [1, *scores.shape])],
         [helper.make_tensor_value_info("full", TensorProto.FLOAT, None)],
@@ -105,14 +108,14 @@ def test_scores_of_a_large_image_are_interpolated_in_bounded_pieces():
 
 def test_the_first_of_equal_classes_wins():
     scores = np.ones((3, 4, 5), np.float32)
-    assert not best_class(scores).any()
+    assert not best_class(scores, np.dtype(np.uint8)).any()
     labels = labels_from_scores(scores, Head("linear", "half_pixel", (8.0, 8.0)), card(3), (32, 40), (31, 33))
     assert not labels.any()
 
 
 def test_best_class_is_argmax():
     scores = np.random.default_rng(0).normal(size=(7, 13, 17)).astype(np.float32)
-    np.testing.assert_array_equal(best_class(scores), scores.argmax(0))
+    np.testing.assert_array_equal(best_class(scores, np.dtype(np.uint8)), scores.argmax(0))
 
 
 @pytest.mark.parametrize("threshold", [0.5, 0.9])
@@ -124,6 +127,132 @@ def test_a_sigmoid_card_compares_interpolated_logits_with_its_threshold(threshol
     expected = 1 / (1 + np.exp(-resize(scores, head, (48, 56))[0, :45, :50])) > threshold
     assert 0 < labels.mean() < 1
     np.testing.assert_array_equal(labels, expected)
+
+
+@pytest.mark.parametrize(("mode", "coordinates"), KINDS)
+@pytest.mark.parametrize("factor", [(8.0, 8.0), (3.0, 5.0), (1.0, 1.0), (2.5, 3.25), None])
+@settings(max_examples=10, deadline=None)
+@given(data=st.data())
+def test_values_and_probabilities_are_onnx_runtimes_own(mode, coordinates, factor, data):
+    height, width, classes = (data.draw(st.integers(1, high)) for high in (9, 11, 6))
+    activation = data.draw(st.sampled_from(["softmax", "sigmoid", "probability", "multilabel", "none"]))
+    classes = {"sigmoid": 1, "probability": 1}.get(activation, classes)
+    head = Head(mode, coordinates, factor, activated=activation != "none" and data.draw(st.booleans()))
+    scores = some_scores(classes, height, width, data.draw(st.integers(0, 999)), data.draw(st.booleans())) * 3
+    if factor is None:
+        padded = data.draw(st.integers(height, 60)), data.draw(st.integers(width, 60))
+    else:
+        padded = tuple(int(side * by) for side, by in zip((height, width), factor, strict=True))
+    size = data.draw(st.integers(1, padded[0])), data.draw(st.integers(1, padded[1]))
+    names = ("no", "yes") if classes == 1 and activation != "none" else tuple(map(str, range(classes)))
+    if activation in ("softmax", "multilabel"):
+        names = tuple(map(str, range(classes)))
+    kind = ModelCard(names, activation=activation)
+    taken = {"softmax": "Softmax", "sigmoid": "Sigmoid", "multilabel": "Sigmoid"}.get(activation, "Identity")
+    start = data.draw(st.integers(0, size[0] - 1))
+    for probabilities in (False, True):
+        activated = "Identity" if head.activated or not probabilities else taken
+        expected = resize(scores, head, padded, activated)[:, start : size[0], : size[1]]
+        found = values_from_scores(scores, head, kind, padded, size, (start, size[0]), probabilities=probabilities)
+        assert found.dtype == np.float32 and found.shape == expected.shape
+        assert np.abs(found - expected).max() <= 1e-5 * max(np.ptp(scores) if activated == "Identity" else 1, 1e-3)
+
+
+@pytest.mark.parametrize("coordinates", ["half_pixel", "align_corners"])
+def test_values_are_made_a_few_rows_at_a_time_into_memory_that_is_given(coordinates, monkeypatch):
+    head = Head("linear", coordinates, (8.0, 8.0))
+    scores = some_scores(3, 5, 7, 0, True)
+    expected = values_from_scores(scores, head, card(3), (40, 56), (37, 50), probabilities=True)
+    monkeypatch.setattr(heads, "VALUES", 3 * 50 * 4 + 1)
+    rows = []
+    real = heads._interpolate
+    monkeypatch.setattr(heads, "_interpolate", lambda *given: rows.append(given[3]) or real(*given))
+    out = np.full((3, 60, 50), 7, np.float32)
+    found = values_from_scores(
+        scores, head, card(3), (40, 56), (37, 50), (6, 37), out=out[:, 10:41], probabilities=True
+    )
+    np.testing.assert_array_equal(out[:, 10:41], expected[:, 6:])
+    assert np.shares_memory(found, out) and (out[:, :10] == 7).all() and (out[:, 41:] == 7).all()
+    assert rows == [(top, min(top + 4, 37)) for top in range(6, 37, 4)]
+
+
+@pytest.mark.parametrize("head", [Head("linear", "half_pixel", (8.0, 8.0)), Head("nearest", "half_pixel", (8.0, 8.0))])
+def test_there_is_one_copy_of_full_size_values(head):
+    import tracemalloc
+
+    scores = some_scores(19, 90, 90, 0, True)
+    tracemalloc.start()
+    values = values_from_scores(scores, head, card(19), (720, 720), (719, 715), probabilities=True)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < values.nbytes + 8_000_000 < 1.3 * values.nbytes
+
+
+def test_full_size_scores_may_become_probabilities_in_their_own_memory():
+    scores = some_scores(4, 30, 20, 0, False)
+    expected = values_from_scores(scores, Head(), card(4), (30, 20), (30, 20), probabilities=True)
+    found = values_from_scores(scores, Head(), card(4), (30, 20), (30, 20), out=scores, probabilities=True)
+    assert found is scores
+    np.testing.assert_array_equal(found, expected)
+    np.testing.assert_allclose(found.sum(0), 1, atol=1e-6)
+
+
+def test_probabilities_of_extreme_scores_are_finite():
+    scores = np.array([[[-1e30]], [[1e30]], [[500]]], np.float32)
+    for activation, expected in (("softmax", [0, 1, 0]), ("multilabel", [0, 1, 1])):
+        kind = ModelCard(("a", "b", "c"), activation=activation)
+        found = values_from_scores(scores, Head(), kind, (1, 1), (1, 1), probabilities=True)
+        np.testing.assert_array_equal(found[:, 0, 0], expected)
+
+
+@pytest.mark.parametrize(("mode", "coordinates"), KINDS)
+@pytest.mark.parametrize("factor", [(8.0, 8.0), (2.5, 3.25), None])
+@settings(max_examples=10, deadline=None)
+@given(data=st.data())
+def test_masks_are_where_interpolated_scores_are_above_their_thresholds(mode, coordinates, factor, data):
+    height, width, classes = (data.draw(st.integers(1, high)) for high in (9, 11, 4))
+    scores = some_scores(classes, height, width, data.draw(st.integers(0, 999)), data.draw(st.booleans()))
+    padded = tuple(int(side * by) for side, by in zip((height, width), factor or (3, 4), strict=True))
+    size = data.draw(st.integers(1, padded[0])), data.draw(st.integers(1, padded[1]))
+    thresholds = tuple(data.draw(st.floats(0.05, 0.95)) for _ in range(classes))
+    kind = ModelCard(tuple(map(str, range(classes))), activation="multilabel", threshold=thresholds)
+    head = Head(mode, coordinates, factor, activated=data.draw(st.booleans()))
+    full = resize(scores, head, padded)[:, : size[0], : size[1]]
+    limits = np.array(thresholds if head.activated else kind.score_thresholds)[:, None, None]
+    start = data.draw(st.integers(0, size[0] - 1))
+    out = new_result("masks", kind, *size)
+    masks_from_scores(scores, head, kind, padded, size, out=out)
+    assert out.dtype == bool and out.shape == (classes, *size)
+    clear = np.abs(full - limits) > MARGIN * max(np.ptp(scores), 1e-3)
+    assert not ((out != (full > limits)) & clear).any()
+    np.testing.assert_array_equal(masks_from_scores(scores, head, kind, padded, size, (start, size[0])), out[:, start:])
+
+
+@settings(max_examples=30, deadline=None)
+@given(data=st.data())
+def test_values_fade_as_a_bilinear_transposed_convolution_does(data):
+    import torch
+
+    factor = data.draw(st.sampled_from([2, 3, 8, 16]))
+    height, width = data.draw(st.integers(1, 5)), data.draw(st.integers(1, 6))
+    scores = some_scores(3, height, width, data.draw(st.integers(0, 99)), False)
+    odd = factor % 2
+    line = 1 - np.abs(np.arange(2 * factor - odd) - factor + (1 + odd) / 2) / factor
+    kernel = np.broadcast_to(np.outer(line, line).astype(np.float32), (3, 1, len(line), len(line))).copy()
+    given, weight = torch.from_numpy(scores[None]), torch.from_numpy(kernel)
+    expected = torch.conv_transpose2d(given, weight, None, factor, (factor - odd) // 2, groups=3)[0].numpy()
+    head, full = Head("linear", "half_pixel", (factor, factor), fades=True), (height * factor, width * factor)
+    found = values_from_scores(scores, head, ModelCard(("a", "b", "c"), activation="none"), full, full)
+    assert np.abs(found - expected).max() <= 1e-5 * np.ptp(scores)
+
+
+@pytest.mark.parametrize(
+    "words", [{"fades": True}, {"mode": "linear", "fades": True}, {"mode": "nearest", "factor": (2, 2), "fades": True},
+              {"activated": 1}, {"fades": "no"}],
+)  # fmt: skip
+def test_heads_that_make_no_sense_are_refused(words):
+    with pytest.raises(ValueError, match=r"fades|activated"):
+        Head(**words)
 
 
 def test_more_than_256_classes_give_uint16_labels():

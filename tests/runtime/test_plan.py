@@ -21,15 +21,25 @@ HALO = {"halo": (64, 96), "period": 32}
     padded=st.tuples(st.integers(1, 60), st.integers(1, 60)),
     tile=st.tuples(st.integers(1, 60), st.integers(1, 60)),
     halo=st.tuples(st.integers(0, 9), st.integers(0, 9)),
+    least=st.sampled_from([1, 1, 7, 30, 100]),
+    unit=st.integers(1, 5),
 )
-def test_tiles_cover_the_image_once_and_end_where_it_ends(padded, tile, halo):
-    grid = Grid(padded, tile, halo)
+def test_tiles_cover_the_image_once_and_end_where_it_ends(padded, tile, halo, least, unit):
+    if least > 1:  # as plans have them
+        tile, halo = (tuple(-(-side // unit) * unit for side in sides) for sides in (tile, halo))
+    grid = Grid(padded, tile, halo, least, unit)
     seen, computed = np.zeros(padded, int), 0
     for y, x in itertools.product(grid.spans(0), grid.spans(1)):
         seen[y.start : y.stop, x.start : x.stop] += 1
         computed += (y.outer_stop - y.outer_start) * (x.outer_stop - x.outer_start)
-        for span, side, reach in zip((y, x), padded, halo, strict=True):
-            assert (span.outer_start, span.outer_stop) == (max(span.start - reach, 0), min(span.stop + reach, side))
+        for span, side, reach, len_ in zip((y, x), padded, halo, tile, strict=True):
+            start, stop = max(span.start - reach, 0), min(span.start + len_ + reach, side)
+            assert span.outer_start <= start and stop <= span.outer_stop <= side
+            if stop - start >= least:
+                assert (span.outer_start, span.outer_stop) == (start, stop)
+            else:  # wider, on the grid
+                assert span.outer_stop - span.outer_start >= min(least, side)
+                assert span.outer_start % unit == 0 and (span.outer_stop % unit == 0 or span.outer_stop == side)
     assert (seen == 1).all() and grid.count == len(grid.spans(0)) * len(grid.spans(1))
     assert grid.overhead == pytest.approx(computed / seen.size)
 
@@ -79,6 +89,60 @@ def test_no_other_tiles_do_less_work():
             if rows * columns * 100 + 960 * min(tile[0] + 128, 640) * 3 <= budget:
                 costs.append(grid.overhead)
         assert plan.overhead <= min(costs) * 1.06
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    size=st.tuples(st.integers(1, 900), st.integers(1, 900)),
+    smallest=st.integers(1, 400),
+    halo=st.integers(0, 3),
+    share=st.floats(0.02, 0.9),
+)
+def test_no_tile_of_any_stage_is_smaller_than_the_smallest_size(size, smallest, halo, share):
+    card = ModelCard(("a", "b"), size_multiple=8, smallest=smallest)
+    stages = (
+        Stage("a", halo=(8 * halo, 8 * halo), period=16, bytes_per_pixel=100, output_bytes=2),
+        Stage("b", halo=(0, 32), period=16, bytes_per_pixel=20, output_bytes=0.5),
+    )
+    try:
+        plan = plan_run(size, card, stages, int(size[0] * size[1] * 120 * share))
+    except OverBudgetError:
+        return
+    assert plan.padded == tuple(-(-max(side, smallest) // 8) * 8 for side in size)
+    for grid, stage in zip(plan.grids, stages, strict=bool(plan.grids)):
+        spans = [grid.spans(axis) for axis in (0, 1)]
+        taken = [[span.outer_stop - span.outer_start for span in each] for each in spans]
+        assert min(map(min, taken)) >= smallest
+        assert max(taken[0]) * max(taken[1]) * stage.bytes_per_pixel <= plan.bytes
+    profile = plan_profile(size, card, stages[0], [Profile((16, 16), (256, 256), (640, 640))])
+    for axis in (0, 1):
+        for span in profile.grids[0].spans(axis) if profile else ():
+            assert smallest <= span.outer_stop - span.outer_start <= 640
+
+
+def test_a_card_that_names_what_sees_the_whole_image_forbids_tiles_unless_a_stage_is_known_to_be_it():
+    card = ModelCard(("a", "b"), size_multiple=32, whole="ReduceMean m")
+    early, late = Stage("a", **HALO, bytes_per_pixel=200, output_bytes=2), Stage("b", **HALO, bytes_per_pixel=20)
+    for stages in ((early,), (early, late)):
+        assert not plan_run((2000, 2000), card, stages, 10**9).grids
+        with pytest.raises(OverBudgetError, match=r"cannot be cut into tiles \(ReduceMean m\)"):
+            plan_run((2000, 2000), card, stages, 300_000_000)
+    found = Stage("b", whole="GlobalAveragePool pool", bytes_per_pixel=20)
+    assert plan_run((2000, 2000), card, (early, found), 300_000_000).grids[0].count > 1
+    profiles = [Profile((32, 32), (256, 256), (512, 512))]
+    assert plan_profile((3000, 3000), CARD, early, profiles) and not plan_profile((3000, 3000), card, early, profiles)
+
+
+def test_results_are_in_the_budget():
+    stages, whole = (Stage("s", **HALO, bytes_per_pixel=100),), 704 * 928 * 100
+    plan = plan_run((700, 900), CARD, stages, whole + 5000, 5000)
+    assert plan.grids == () and (plan.bytes, plan.result) == (whole + 5000, 5000)
+    plan = plan_run((700, 900), CARD, stages, whole, 5_000_000)
+    assert plan.grids and plan.bytes <= whole and plan.result == 5_000_000
+    tiles = plan_run((700, 900), CARD, stages, whole - 5_000_000)
+    assert tiles.grids == plan.grids and tiles.bytes == plan.bytes - 5_000_000
+    with pytest.raises(OverBudgetError, match=r"result of an image of 700×900 pixels takes 5\.00 MB, over the memory "):
+        plan_run((700, 900), CARD, stages, 4_999_999, 5_000_000)
 
 
 def test_an_image_that_fits_is_run_whole():

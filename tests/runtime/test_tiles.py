@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from runtime.engine_file import Head, ModelCard
-from runtime.head import labels_from_scores
+from runtime.head import KINDS, result_from_scores
 from runtime.plan import Grid
 from runtime.tiles import ready_rows, score_bands
 
@@ -32,12 +32,12 @@ def test_scores_of_stages_in_any_tiles_are_those_of_the_whole_image_from_any_row
     padded = tuple(data.draw(st.integers(1, 9 * unit)) for _ in range(2))
     image = np.random.default_rng(data.draw(st.integers(0, 99))).integers(0, 9, padded)
     reach, shrink = data.draw(st.integers(0, 2)), data.draw(st.sampled_from([1, 2]))
-    again = data.draw(st.integers(0, 2))
+    again, least = data.draw(st.integers(0, 2)), data.draw(st.integers(1, 40))
     whole = blur(blur(image[None], reach, shrink), again, 2)
 
     def grid(halo):
         tile = tuple(unit * data.draw(st.integers(1, 9)) for _ in range(2))
-        return Grid(padded, tile, (-(-halo // unit) * unit,) * 2)
+        return Grid(padded, tile, (-(-halo // unit) * unit,) * 2, least, unit)
 
     grids = [grid(reach), grid(again * shrink)]
     strides = [(shrink,) * 2, (2 * shrink,) * 2]
@@ -57,7 +57,8 @@ def test_scores_of_stages_in_any_tiles_are_those_of_the_whole_image_from_any_row
     )
     # Every tile once, and none that nothing needs.
     assert len(ran) == len(set(ran))
-    assert all(rows.stop > top - grids[1].halo[0] for rows, _ in ran)
+    above = grids[1].spans(0)[top // grids[1].tile[0]].outer_start
+    assert all(rows.stop > above for rows, _ in ran)
 
 
 HEADS = [
@@ -69,7 +70,7 @@ HEADS = [
 
 @settings(max_examples=150, deadline=None)
 @given(data=st.data())
-def test_labels_of_bands_are_those_of_the_whole_score_map(data):
+def test_results_of_bands_are_those_of_the_whole_score_map(data):
     head = data.draw(st.sampled_from([*HEADS, Head()]))
     cells, width, classes = (data.draw(st.integers(1, high)) for high in (14, 6, 4))
     random = np.random.default_rng(data.draw(st.integers(0, 999)))
@@ -77,8 +78,10 @@ def test_labels_of_bands_are_those_of_the_whole_score_map(data):
     factors = (1, 1) if head.mode == "none" else tuple(map(int, head.factor or (8, 8)))
     padded = cells * factors[0], width * factors[1]
     size = tuple(data.draw(st.integers(max(1, side - 15), side)) for side in padded)
-    card = ModelCard(tuple(map(str, range(classes))), stride=factors[0])
-    expected = labels_from_scores(scores, head, card, padded, size)
+    kind = data.draw(st.sampled_from(KINDS))
+    activation = "multilabel" if kind == "masks" else "softmax"
+    card = ModelCard(tuple(map(str, range(classes))), stride=factors[0], activation=activation)
+    expected = result_from_scores(kind, scores, head, card, padded, size)
     start = data.draw(st.integers(0, size[0] - 1))
     edges = sorted(data.draw(st.sets(st.integers(1, cells), max_size=4)) | {0, cells})
     above = max(0, start - 2 * factors[0]) // factors[0]
@@ -87,5 +90,5 @@ def test_labels_of_bands_are_those_of_the_whole_score_map(data):
     for rows, part, first, total in ready_rows(iter(bands), factors[0], head, padded, size, start):
         assert rows[0] == row and rows[1] > row
         row = rows[1]
-        found.append(labels_from_scores(part, head, card, padded, size, rows, first, total))
-    np.testing.assert_array_equal(np.concatenate(found), expected[start:])
+        found.append(result_from_scores(kind, part, head, card, padded, size, rows, first, total))
+    np.testing.assert_array_equal(np.concatenate(found, axis=-2), expected[..., start:, :])
