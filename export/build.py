@@ -453,7 +453,8 @@ def core_of(source: Source) -> tuple[ModelProto, ModelCard]:
         if card.activation == "probability":
             card = replace(card, activation="sigmoid")
     # A model that takes the size it is given, or pads by itself, must not be padded by the runtime.
-    card = replace(card, size_multiple=stripped_padding(core))
+    multiple, smallest = stripped_padding(core)
+    card = replace(card, size_multiple=multiple, smallest=smallest)
     head = head_of(core)
     if head.factor is not None:
         card = replace(card, stride=max(1, round(head.factor[0])))
@@ -498,7 +499,7 @@ def compare(source: Source, net: Segmenter) -> dict[str, Any]:
         DeployError: a label differs where the model decided.
     """
     backend = OnnxRuntimeBackend(source.model.SerializeToString())
-    plain = replace(net.card, size_multiple=1)
+    plain = replace(net.card, size_multiple=1, smallest=1)
     equal = undecided = wrong = pixels = 0
     for index, (height, width) in enumerate(COMPARED_SIZES):
         image = natural_noise(height, width, net.card, seed=index + 1)
@@ -559,7 +560,7 @@ def build_standalone(source: Source, out: str | os.PathLike, threads: int | None
     original = OnnxRuntimeBackend(source.model.SerializeToString(), threads=threads)
     for index, (height, width) in enumerate(COMPARED_SIZES):
         image = natural_noise(height, width, card, seed=index + 1)
-        logits = original.run(prepare(image, replace(card, size_multiple=1)))[0]
+        logits = original.run(prepare(image, replace(card, size_multiple=1, smallest=1)))[0]
         expected = labels_from_scores(logits, Head(), card, (height, width), (height, width))
         labels = run.run(None, {"image": image[None]})[0][0]
         if labels.shape != expected.shape or (labels != expected)[decided(logits, card)].any():

@@ -119,6 +119,17 @@ def add_constants(model: ModelProto, values: Mapping[str, np.ndarray]) -> None:
     model.graph.initializer.extend(numpy_helper.from_array(np.asarray(v), n) for n, v in values.items())
 
 
+def bilinear(model: ModelProto, reads: str, result: str, factor: int, name: str) -> NodeProto:
+    """A Resize by a constant factor, pixel centres aligned, for a model's own opset; its constants are added."""
+    scales, region = f"{name}/scales", ""
+    add_constants(model, {scales: np.array([1, 1, factor, factor], np.float32)})
+    if opset(model) < 13:  # where what is without use may not be left out
+        region = f"{name}/region"
+        add_constants(model, {region: np.zeros(0, np.float32)})
+    kinds = {"mode": "linear", "coordinate_transformation_mode": "half_pixel"}
+    return helper.make_node("Resize", [reads, region, scales], [result], name=name, **kinds)
+
+
 class Names:
     """Names for new tensors of a model that none of its own has: the one asked for, or that with primes."""
 

@@ -371,7 +371,7 @@ def _card_of_onnx(backend: OnnxRuntimeBackend, path: Path) -> ModelCard:
     if text is not None:
         card = ModelCard.from_json(text, str(path))
         check_card(card, shape[1], result[1], str(path))
-        return replace(card, size_multiple=1, stride=1)
+        return replace(card, size_multiple=1, smallest=1, stride=1)
     if result[1] == 1:
         raise DeployError(
             f"{path} carries no model card, and whether its one score is a logit or a probability cannot be told "

@@ -1,9 +1,9 @@
 """The last layer, where it is a fixed bilinear transposed convolution, as a Resize."""
 
 import numpy as np
-from onnx import ModelProto, NodeProto, helper
+from onnx import ModelProto, NodeProto
 
-from export.graph import add_constants, attributes, clone, constant, producers, prune
+from export.graph import attributes, bilinear, clone, constant, producers, prune
 
 
 def bilinear_deconv(model: ModelProto) -> ModelProto:
@@ -24,13 +24,9 @@ def bilinear_deconv(model: ModelProto) -> ModelProto:
     factor = bilinear_factor(model, node)
     if factor is None:
         return model
-    add_constants(model, {"bilinear_deconv/scales": np.array([1, 1, factor, factor], np.float32)})
-    node.CopyFrom(
-        helper.make_node(
-            "Resize", [node.input[0], "", "bilinear_deconv/scales"], list(node.output), name=node.name or "upsample",
-            mode="linear", coordinate_transformation_mode="half_pixel",
-        )
-    )  # fmt: skip
+    upsampling = bilinear(model, node.input[0], node.output[0], factor, "bilinear_deconv")
+    upsampling.name = node.name or "upsample"
+    node.CopyFrom(upsampling)
     prune(model)
     return model
 

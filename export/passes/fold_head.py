@@ -3,7 +3,7 @@
 import numpy as np
 from onnx import ModelProto, TensorProto, helper
 
-from export.graph import add_constants, clone, free_name, rename_result
+from export.graph import add_constants, clone, free_name, opset, rename_result
 from runtime.engine_file import ModelCard
 
 
@@ -20,9 +20,10 @@ def fold_head(model: ModelProto, card: ModelCard) -> ModelProto:
     if card.activation != "softmax":
         threshold = np.array(card.score_threshold, np.float32)
         add_constants(model, {"head/threshold": threshold, "head/score_axis": np.array([1], np.int64)})
+        axis = (["head/score_axis"], {}) if opset(model) >= 13 else ([], {"axes": [1]})
         steps = [
             ("Greater", [logits, "head/threshold"], "head/above", {}),
-            ("Squeeze", ["head/above", "head/score_axis"], "head/best", {}),
+            ("Squeeze", ["head/above", *axis[0]], "head/best", axis[1]),
         ]
     else:
         steps = [("ArgMax", [logits], "head/best", {"axis": 1, "keepdims": 0})]

@@ -24,12 +24,13 @@ from export.graph import (
     rename_result,
     set_metadata,
 )
-from export.passes.pad_and_crop import PAD_MULTIPLE, PADDED
+from export.passes.pad_and_crop import PAD_MULTIPLE, PAD_SMALLEST, PADDED
 from runtime.engine_file import COORDINATES, ROUNDINGS, Head
 
 HEAD_KEY = "fcn_deploy.head"
 SIGMOID_KEY = "fcn_deploy.sigmoid"  # "1" where a Sigmoid at the end was dropped: scores are logits now
 MULTIPLE_KEY = "fcn_deploy.multiple"  # of the sizes the model padded its input to, and no longer does; 1: none
+SMALLEST_KEY = "fcn_deploy.smallest"  # the least size that it padded to; 1: none
 
 
 def split_head(model: ModelProto) -> ModelProto:
@@ -59,8 +60,8 @@ def split_head(model: ModelProto) -> ModelProto:
     head = Head()
     if node is not None and (found := _resize_head(model, node)) is not None:
         head, result = found, node.input[0]
-    multiple = _strip_padding(model, image.name) if cropped else 1
-    if cropped and multiple == 1:
+    padding = _strip_padding(model, image.name) if cropped else None
+    if cropped and padding is None:
         # Cropped for another reason than its padding: leave all of it in the core.
         head, sigmoid, result = Head(), False, model.graph.output[0].name
     output = model.graph.output[0]
@@ -78,7 +79,9 @@ def split_head(model: ModelProto) -> ModelProto:
     prune(model)
     del model.graph.value_info[:]
     set_metadata(model, HEAD_KEY, json.dumps(asdict(head)))
+    multiple, smallest = padding or (1, 1)
     set_metadata(model, MULTIPLE_KEY, str(multiple))
+    set_metadata(model, SMALLEST_KEY, str(smallest))
     set_metadata(model, SIGMOID_KEY, "1" if sigmoid else "0")
     return model
 
@@ -89,9 +92,9 @@ def head_of(model: ModelProto) -> Head:
     return Head(**data)
 
 
-def stripped_padding(model: ModelProto) -> int:
-    """The multiple that the model padded sizes to before split_head took that off; the runtime does it now."""
-    return int(metadata(model, MULTIPLE_KEY) or 1)
+def stripped_padding(model: ModelProto) -> tuple[int, int]:
+    """(multiple, smallest) that the model padded sizes to before split_head took that off; the runtime does it now."""
+    return int(metadata(model, MULTIPLE_KEY) or 1), int(metadata(model, SMALLEST_KEY) or 1)
 
 
 def stripped_sigmoid(model: ModelProto) -> bool:
@@ -117,9 +120,14 @@ def _crops_to_image(model: ModelProto, node: NodeProto, image: str) -> bool:
     if starts is None or axes is None or steps is None or starts.any() or (steps != 1).any():
         return False
     source = producers(model).get(node.input[2])
-    if list(axes) != [2, 3] or source is None or source.op_type != "Shape":
+    if list(axes) != [2, 3] or source is None:
         return False
-    return source.input[0] == image and attributes(source).get("start") == 2
+    if source.op_type == "Slice":  # before opset 15
+        ends = [constant(model, name) for name in source.input[1:]]
+        source = producers(model).get(source.input[0])
+        whole = len(ends) == 2 and all(value is not None for value in ends) and [*ends[0], *ends[1]] == [2, 4]
+        return whole and source is not None and source.op_type == "Shape" and source.input[0] == image
+    return source.op_type == "Shape" and source.input[0] == image and attributes(source).get("start") == 2
 
 
 def _resize_head(model: ModelProto, node: NodeProto) -> Head | None:
@@ -149,11 +157,11 @@ def _resize_head(model: ModelProto, node: NodeProto) -> Head | None:
     return Head(mode, coordinates, None, rounding)
 
 
-def _strip_padding(model: ModelProto, image: str) -> int:
-    """Take off the padding that pad_and_crop adds, and return its multiple; 1 where there is none."""
+def _strip_padding(model: ModelProto, image: str) -> tuple[int, int] | None:
+    """Take off the padding that pad_and_crop adds, and return its (multiple, smallest); None where there is none."""
     readers = [node for node in consumers(model, image) if node.op_type != "Shape"]
-    multiple = constant(model, PAD_MULTIPLE)
+    multiple, smallest = constant(model, PAD_MULTIPLE), constant(model, PAD_SMALLEST)
     if len(readers) != 1 or readers[0].op_type != "Pad" or readers[0].output[0] != PADDED or multiple is None:
-        return 1
+        return None
     rename_reads(model, PADDED, image)
-    return int(multiple[0])
+    return int(multiple[0]), 1 if smallest is None else int(smallest[0])

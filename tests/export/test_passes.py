@@ -77,6 +77,34 @@ def test_pad_and_crop_makes_every_size_run():
         np.testing.assert_allclose(run(whole, image), run(resized(), padded)[:, :, : size[0], : size[1]], atol=1e-5)
 
 
+@pytest.mark.parametrize("smallest", [1, 8, 10])
+@pytest.mark.parametrize("opset", [11, 12, 13, 14, 15, 18, 21])
+def test_every_size_runs_at_every_opset(opset, smallest):
+    coarse = model(
+        [helper.make_node("Conv", ["image", "weight"], ["logits"], strides=[4, 4])], {"weight": WEIGHT}, opset=opset
+    )
+    whole = pad_and_crop(upsample_scores(coarse, 4), 4, smallest)
+    for size in ((1, 1), (3, 9), (8, 4), (13, 17)):
+        image = noise(*size)
+        padded = np.zeros((1, 3, *(-(-max(side, smallest) // 4) * 4 for side in size)), np.float32)
+        padded[:, :, : size[0], : size[1]] = image
+        np.testing.assert_allclose(run(whole, image), run(resized(), padded)[:, :, : size[0], : size[1]], atol=1e-5)
+    core = split_head(whole)
+    assert stripped_padding(core) == (4, smallest) and head_of(core).factor == (4.0, 4.0)
+    assert [node.op_type for node in core.graph.node] == ["Conv"]
+    labels = run(fold_head(whole, ModelCard(("a", "b"), activation="softmax")), image)
+    assert labels.shape == (1, 13, 17) and labels.dtype == np.uint8
+
+
+@pytest.mark.parametrize("opset", [11, 13])
+def test_one_score_is_decided_at_every_opset(opset):
+    conv = helper.make_node("Conv", ["image", "weight"], ["logits"], strides=[4, 4])
+    coarse = model([conv], {"weight": WEIGHT[:1]}, classes=1, opset=opset)
+    image = noise(8, 12)
+    labels = run(fold_head(coarse, ModelCard(("a", "b"), activation="sigmoid")), image)
+    np.testing.assert_array_equal(labels, run(coarse, image)[:, 0] > 0)
+
+
 def test_upsample_scores_gives_coarse_networks_full_size():
     coarse = model([helper.make_node("Conv", ["image", "weight"], ["logits"], strides=[4, 4])], {"weight": WEIGHT})
     image = noise(12, 20)
@@ -87,7 +115,7 @@ def test_upsample_scores_gives_coarse_networks_full_size():
 def test_split_head_cuts_the_last_resize_off(coordinates):
     whole = resized(coordinate_transformation_mode=coordinates)
     core = split_head(whole)
-    assert head_of(core) == Head("linear", coordinates, (4.0, 4.0)) and stripped_padding(core) == 1
+    assert head_of(core) == Head("linear", coordinates, (4.0, 4.0)) and stripped_padding(core) == (1, 1)
     image = noise(16, 24)
     assert run(core, image).shape == (1, 2, 4, 6)
     assert [node.op_type for node in core.graph.node] == ["Conv"]
@@ -96,7 +124,7 @@ def test_split_head_cuts_the_last_resize_off(coordinates):
 
 def test_split_head_takes_padding_and_cropping_off_with_it():
     core = split_head(pad_and_crop(resized(), 4))
-    assert stripped_padding(core) == 4 and head_of(core).factor == (4.0, 4.0)
+    assert stripped_padding(core) == (4, 1) and head_of(core).factor == (4.0, 4.0)
     assert [node.op_type for node in core.graph.node] == ["Conv"]
 
 
@@ -147,7 +175,7 @@ def test_a_crop_for_another_reason_than_padding_stays():
     constants = {"zeros": np.zeros(2, np.int64), "axes": np.array([2, 3], np.int64)}
     whole = resized(out="full", extra=extra, constants=constants)
     core = split_head(whole)
-    assert head_of(core).mode == "none" and stripped_padding(core) == 1
+    assert head_of(core).mode == "none" and stripped_padding(core) == (1, 1)
     np.testing.assert_allclose(run(core, noise(16, 8)).shape, (1, 2, 16, 8))
 
 
