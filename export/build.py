@@ -20,6 +20,7 @@ from onnx import ModelProto, version_converter
 from export.builders import cpu, tensorrt
 from export.builders.kernels import compile_kernels
 from export.candidates import Candidate, Tuning, choose, rows, tune
+from export.free import freed
 from export.graph import check, dims, load_model, metadata, opset, set_metadata
 from export.passes.bilinear_deconv import bilinear_deconv
 from export.passes.fold_constants import fold_constants
@@ -103,6 +104,8 @@ def _free(model: ModelProto, channels: int | str | None, path: str) -> tuple[Mod
         del model.graph.output[1:]
     if not isinstance(channels, int):
         raise DeployError(f"{path} takes images of {channels} channels, which is no fixed number; export it again")
+    model, said = freed(model, path)
+    notes += said
     run = session(model.SerializeToString())
     name, shapes = model.graph.input[0].name, []
 

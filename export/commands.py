@@ -36,15 +36,18 @@ class Method(StrEnum):
 
 
 def export(
-    source: Annotated[str, typer.Argument(help="A checkpoint, or package.module:factory giving a torch.nn.Module.")],
+    source: Annotated[
+        str,
+        typer.Argument(help="A checkpoint, package.module:factory giving a torch.nn.Module, or an ONNX of fixed size."),
+    ],
     out: Annotated[Path, typer.Option("-o", "--out", help="ONNX file to write.")],
     classes: Annotated[
         str | None, typer.Option(help="Names, comma-separated or one a line in a file; for a factory.")
     ] = None,
     mean: Annotated[str | None, typer.Option(help="Per channel, in the image's units: 123.7,116.3,103.5.")] = None,
     std: Annotated[str | None, typer.Option(help="Per channel, in the image's units.")] = None,
-    exporter: Annotated[Exporter, typer.Option(help="Of PyTorch; auto tries both.")] = Exporter.auto,
-    opset: Annotated[int, typer.Option(min=18, max=23, help="ONNX operator set to write.")] = 18,
+    exporter: Annotated[Exporter | None, typer.Option(help="Of PyTorch; auto tries both [default: auto].")] = None,
+    opset: Annotated[int | None, typer.Option(min=18, max=23, help="ONNX operator set to write [default: 18].")] = None,
     json_: Json = False,
     force: Force = False,
     debug: Debug = False,
@@ -53,10 +56,17 @@ def export(
     if out.suffix.lower() != ".onnx":
         raise MisuseError(f"{out} is not named .onnx; the runtime tells models by that suffix")
     refuse_existing(out, force)
+    if source.lower().endswith(".onnx"):
+        if exporter is not None or opset is not None:
+            option = "--exporter" if exporter is not None else "--opset"
+            raise MisuseError(f"{option} is for PyTorch's exporters; {source} is ONNX already, and keeps its opset")
+        _export_free(source, out, classes, mean, std, json_)
+        return
     need("torch", "export")
     need("onnx", "export")
     need("onnxruntime", "cpu")
     check_writable(out)
+    opset = opset or 18
     from export.to_onnx import export as run_export
     from export.to_onnx import load_source
     from runtime.segmenter import describe_assumption
@@ -69,7 +79,7 @@ def export(
         model,
         card,
         out,
-        exporter=exporter.value,
+        exporter=(exporter or Exporter.auto).value,
         opset_version=opset,
         name=source,
         describe=lambda card: _described(card, classes, mean, std),
@@ -91,6 +101,24 @@ def export(
     for difference in differences:
         size = f"{difference.size[0]}×{difference.size[1]}" + (f" ×{difference.batch}" if difference.batch > 1 else "")
         print(f"  {size:>11}  {difference.logits:.1e}{'  worst' if difference is worst else ''}")
+
+
+def _export_free(source: str, out: Path, classes: str | None, mean: str | None, std: str | None, json_: bool) -> None:
+    """export-onnx of a model that is ONNX already: its sizes are freed."""
+    _all_different(model=Path(source), **{"-o": out})
+    need("onnx", "export")
+    need("onnxruntime", "cpu")
+    check_writable(out)
+    from export.free import export_free
+
+    card, notes = export_free(source, out, lambda card: _described(card, classes, mean, std))
+    if json_:
+        print(json.dumps({"model": str(out), "card": json.loads(card.to_json()), "notes": notes}))
+        return
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)
+    print(f"{source} → {out} ({out.stat().st_size / 1e6:.1f} MB)")
+    print(f"takes every H, W ≥ 1; {len(card.classes)} classes, {card.channels} channels")
 
 
 def _described(card, classes: str | None, mean: str | None, std: str | None):

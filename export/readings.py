@@ -51,6 +51,7 @@ class Reading:
         change: writes it: the nodes that replace the node; None: the node stays.
         said: what was read, for the note; "": it stays.
         values: of its outputs, where they are arithmetic on shapes.
+        grid: whether it makes a grid of the image's size.
     """
 
     shapes: dict[str, Shape]
@@ -58,12 +59,17 @@ class Reading:
     change: Callable[[Writer], list[NodeProto]] | None = None
     said: str = ""
     values: dict[str, tuple[np.ndarray, ...]] = field(default_factory=dict)
+    grid: bool = False
 
 
-def readings_of(network: Network, node: NodeProto, state: State, as_traced: bool) -> list[Reading]:
-    """Of a node, the likeliest first. Raises ConflictError where there is none."""
+def readings_of(network: Network, node: NodeProto, state: State, freeing: bool) -> list[Reading]:
+    """Of a node, the likeliest first; its numbers as they stand alone unless `freeing`.
+
+    Raises:
+        ConflictError: there is none.
+    """
     touched = any(state.is_data(name) for name in node.input if name)
-    if not as_traced and touched and node.op_type in _NUMBERS:
+    if freeing and touched and node.op_type in _NUMBERS:
         found = _NUMBERS[node.op_type](network, node, state)
         if found is not None:
             unique: dict = {}
@@ -72,7 +78,7 @@ def readings_of(network: Network, node: NodeProto, state: State, as_traced: bool
             if not unique:
                 raise ConflictError(node, "what its numbers stand for at other sizes cannot be told")
             return list(unique.values())
-    if not as_traced and touched and (grown := _grown(network, node, state)) is not None:
+    if freeing and touched and (grown := _grown(network, node, state)) is not None:
         return [grown]
     shapes, values = carried(network, node, state)
     return [Reading(shapes, values=values)]
@@ -291,11 +297,23 @@ def _resize(network: Network, node: NodeProto, state: State) -> list[Reading] | 
         if [size for size, _ in picked] == target:
             readings.append(Reading(shapes, rank, said="to the size it names, at any size of the image"))
             continue
-        text = " by ".join(describe(found[place], state.image) for place in axes[-2:])
-        instead = " by ".join(str(size[0]) for size in target[-2:])
         change = _write_resize(node, before, found, [size for size, _ in picked], target, axes, factors is None)
-        readings.append(Reading(shapes, rank, change, f"to {text} instead of {instead}"))
+        by = None if unpool else _whole_factors(before, found)
+        if by is None:
+            text = "to " + " by ".join(describe(found[place], state.image) for place in axes[-2:])
+        else:
+            text = "to " + " by ".join(str(by[place]) for place in axes[-2:]) + " times its input's size"
+        readings.append(
+            Reading(shapes, rank, change, f"{text} instead of {' by '.join(str(t[0]) for t in target[-2:])}")
+        )
     return readings
+
+
+def _whole_factors(before: Sequence[Size], after: Sequence[Size]) -> list[int] | None:
+    """By which whole numbers sizes grow, at all sizes of the image; None: by others."""
+    factors = [new[0] // old[0] for old, new in zip(before, after, strict=True)]
+    grown = [scaled(old, factor, 1) for old, factor in zip(before, factors, strict=True)]
+    return factors if grown == list(after) else None
 
 
 def _simple(factors: Sequence[float]) -> bool:
@@ -308,13 +326,9 @@ def _write_resize(node, before, after, picked, target, axes, by_sizes: bool) -> 
     unpool = node.op_type == "MaxUnpool"
 
     def write(writer: Writer) -> list[NodeProto]:
-        ratios = [Fraction(new[0], old[0]) for old, new in zip(before, after, strict=True)]
-        whole = all(
-            scaled(old, ratio.numerator, 1) == new and ratio.denominator == 1
-            for old, new, ratio in zip(before, after, ratios, strict=True)
-        )
-        if whole and not unpool:
-            scales = writer.constant("scales", np.array([float(ratio) for ratio in ratios], np.float32))
+        by = None if unpool else _whole_factors(before, after)
+        if by is not None:
+            scales = writer.constant("scales", np.array(by, np.float32))
             return [writer.replaced(node, {1: writer.nothing(node), 2: scales}, drop=("axes",), count=3)]
         parts: list[int | str] = []
         for place, size in enumerate(after):
@@ -742,4 +756,4 @@ def _grown(network: Network, node: NodeProto, state: State) -> Reading | None:
     text = "; ".join(
         f"its constant of {list(array.shape)}: {made[index].said}" for index, (array, _) in changes.items()
     )
-    return Reading({node.output[0]: tuple(after)}, 0, write, text)
+    return Reading({node.output[0]: tuple(after)}, 0, write, text, grid=any(law.ramps for law in made.values()))

@@ -480,6 +480,20 @@ def _check(node: NodeProto, state: State) -> None:
         place = attributes(node).get("axis", -1) % len(shape)
         if broadcast(node, [shape[place:], weight]) != tuple(shape[place:]):
             raise ConflictError(node, "its weights are for one size alone")
+    elif node.op_type == "Reshape":
+        targets, shape = state.value(node.input[1]), state.shape(node.input[0])
+        for point, target in enumerate(targets or ()):
+            before = [size[point] for size in sizes(shape)]
+            if (target > 0).all() and math.prod(map(int, target)) != math.prod(before):
+                raise ConflictError(node, f"it makes {target.tolist()} of {before}")
+    elif node.op_type in ("AveragePool", "MaxPool", "LpPool"):
+        given = attributes(node)
+        kernel = given["kernel_shape"]
+        pads, dilations = given.get("pads", [0] * 2 * len(kernel)), given.get("dilations", [1] * len(kernel))
+        for place, side in enumerate(sizes(state.shape(node.input[0]))[2:]):
+            reach = (kernel[place] - 1) * dilations[place] + 1
+            if reach > min(side) + pads[place] + pads[place + len(kernel)] and "auto_pad" not in given:
+                raise ConflictError(node, f"its windows of {reach} are larger than the map of {min(side)}")
     elif node.op_type in ("ScatterND", "ScatterElements", "GatherElements", "GatherND", "Gather"):
         index = input_of(node, 1)
         if index not in state.network.constants or not state.is_data(node.input[0]):

@@ -9,6 +9,7 @@ neither is the usual one, the network is refused.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from itertools import pairwise
 
 import numpy as np
@@ -20,6 +21,7 @@ from export.readings import Reading, readings_of
 from export.shape_writer import Writer
 from export.shapes import (
     BROADCASTING,
+    LETTERS,
     ConflictError,
     Network,
     Size,
@@ -42,6 +44,24 @@ UNLIKELY = (704, 832)  # a size that no network is made for
 FACTORS = (1, 2, 4, 8, 16, 32, 64)  # of a size that is found in a graph to the image's, at most
 
 
+@dataclass(frozen=True)
+class Freed:
+    """A model whose sizes are free.
+
+    Attributes:
+        model: its batch, height and width have names.
+        notes: what was changed, a line each kind; none where nothing but the names of dimensions was.
+        traced: (N, H, W) that its numbers were for; () where none of them was for a size.
+        stretched: the first node that makes scores depend on the image's size otherwise than by what is near them,
+            such as a Resize with aligned corners; "": none was seen.
+    """
+
+    model: ModelProto
+    notes: tuple[str, ...] = ()
+    traced: tuple[int, ...] = ()
+    stretched: str = ""
+
+
 def free_sizes(model: ModelProto) -> tuple[ModelProto, list[str]]:
     """A model whose batch, height and width are free, from one in which some or all of them are numbers.
 
@@ -50,11 +70,17 @@ def free_sizes(model: ModelProto) -> tuple[ModelProto, list[str]]:
             Its dimensions may be numbers, or names that promise more than the graph holds.
 
     Returns:
-        (the model, what was changed, a line each kind; none where nothing but the names of dimensions was).
+        (the model, what was changed, a line each kind).
 
     Raises:
         DeployError: a number cannot be told from a size, or what it stands for cannot be computed: names the node.
     """
+    found = find_sizes(model)
+    return found.model, list(found.notes)
+
+
+def find_sizes(model: ModelProto, size: tuple[int, int] | None = None) -> Freed:
+    """As free_sizes, with what it found. `size`: (height, width) that the model is known to run at, if any is."""
     folded = fold_constants(model)
     image = folded.graph.input[0]
     given = dims(image)
@@ -64,35 +90,45 @@ def free_sizes(model: ModelProto) -> tuple[ModelProto, list[str]]:
             "image, [N,C,H,W]"
         )
     network = Network(folded)
-    places = _image_axes(given, folded)
-    traced = _traced(network, given, places)
-    solved = _Search(network, given, places, traced).solve()
-    return _written(network, solved, places)
+    places = _image_axes(given)
+    batch = given[0] if isinstance(given[0], int) and given[0] > 0 else None
+    traced = _traced(network, given, places, batch or 1, size)
+    if not network.traced and batch is None:
+        return Freed(model)
+    found = _Search(network, places, traced).solve()
+    written, notes = _written(network, found, places)
+    return Freed(written, tuple(notes), traced, _stretched(network, found))
 
 
-def _image_axes(given: Sequence[int | str | None], model: ModelProto) -> tuple[int, int]:
+def _image_axes(given: Sequence[int | str | None]) -> tuple[int, int]:
     """The axes of height and width: 2 and 3, or 1 and 2 where channels come last."""
     last_is_channels = isinstance(given[3], int) and given[3] <= 4 and not (isinstance(given[1], int) and given[1] <= 4)
     return (1, 2) if last_is_channels else (2, 3)
 
 
-def _traced(network: Network, given: Sequence[int | str | None], places: tuple[int, int]) -> tuple[int, int, int]:
+def _traced(
+    network: Network,
+    given: Sequence[int | str | None],
+    places: tuple[int, int],
+    batch: int,
+    size: tuple[int, int] | None,
+) -> tuple[int, int, int]:
     """(N, H, W) that the model was traced with; what its input does not tell is found by what fits."""
-    batch = given[0] if isinstance(given[0], int) and given[0] > 0 else 1
     sides = [given[place] if isinstance(given[place], int) and given[place] > 0 else None for place in places]
     if None not in sides:
         return batch, *sides
     tried = []
-    for height, width in _likely_sizes(network):
+    for height, width in (UNLIKELY, *([size] if size else []), *_likely_sizes(network)):
         pair = sides[0] or height, sides[1] or width
         if pair in tried:
             continue
         tried.append(pair)
         try:
-            _Search(network, given, places, (batch, *pair), as_traced=True).solve()
+            _Search(network, places, (batch, *pair), "").solve()
         except DeployError:
             continue
-        network.traced = sides != [None, None] or (height, width) != UNLIKELY
+        # What fits a size that no network is made for has no number that is for one.
+        network.traced = sides != [None, None] or pair != UNLIKELY
         return batch, *pair
     raise DeployError(
         f"the model's input is {given}, but at none of {len(tried)} likely sizes do its numbers fit it; "
@@ -101,8 +137,7 @@ def _traced(network: Network, given: Sequence[int | str | None], places: tuple[i
 
 
 def _likely_sizes(network: Network) -> Iterator[tuple[int, int]]:
-    """A size that nothing is likely to be made for, and those that the graph's numbers hint at."""
-    yield UNLIKELY
+    """Those that the graph's numbers hint at."""
     pairs = [tuple(dims(value)[-2:]) for value in network.model.graph.output if len(dims(value)) >= 2]
     for node in network.nodes:
         numbers = [network.constants[name] for name in node.input if name in network.constants]
@@ -128,21 +163,24 @@ class _Choice:
 
 
 class _Search:
-    """Depth first through the nodes' readings, the likeliest first."""
+    """Depth first through the nodes' readings, the likeliest first; `free`: which of N, H and W are."""
 
-    def __init__(self, network, given, places, traced, *, as_traced: bool = False, batch_stays: bool = False) -> None:
-        self.network, self.places, self.traced = network, places, traced
-        batch, height, width = image_sizes(*traced)
-        if batch_stays:
-            batch = fixed(traced[0])
-        if as_traced:  # only whether it fits the size it was traced with
-            batch, height, width = (fixed(number) for number in traced)
-        self.given, self.image = given, {"N": batch, "H": height, "W": width}
-        channels = given[6 - sum(places)]
-        shape = [batch, *[fixed(channels if isinstance(channels, int) else 3)] * 3]
-        shape[places[0]], shape[places[1]] = height, width
-        self.start = State(network, self.image, {network.model.graph.input[0].name: tuple(map(axis, shape))})
-        self.as_traced = as_traced
+    def __init__(
+        self, network: Network, places: tuple[int, int], traced: tuple[int, int, int], free: str | None = None
+    ) -> None:
+        self.network = network
+        if free is None:
+            free = LETTERS if network.traced else "N"
+        self.free = free
+        self.image = {
+            letter: size if letter in free else fixed(size[0])
+            for letter, size in zip(LETTERS, image_sizes(*traced), strict=True)
+        }
+        image = network.model.graph.input[0]
+        channels = dims(image)[6 - sum(places)]
+        shape = [self.image["N"], *[fixed(channels if isinstance(channels, int) else 3)] * 3]
+        shape[places[0]], shape[places[1]] = self.image["H"], self.image["W"]
+        self.start = State(network, self.image, {image.name: tuple(map(axis, shape))})
         self.steps = 0
         self.farthest: tuple[int, ConflictError] | None = None
 
@@ -151,8 +189,7 @@ class _Search:
         if found is None:
             raise self._refusal()
         state, taken, choices = found
-        if not self.as_traced:
-            self._settle(choices, taken)
+        self._settle(choices, taken)
         return _Solution(state, taken, self.image)
 
     def _run(self, state: State, index: int, taken: dict[int, Reading]):
@@ -168,7 +205,7 @@ class _Search:
                 self.steps += 1
                 if self.steps > limit:
                     raise _refused(nodes[index], "what the numbers before it stand for is not found in reasonable time")
-                found = readings_of(self.network, nodes[index], state, self.as_traced)
+                found = readings_of(self.network, nodes[index], state, bool(self.free))
                 if len(found) > 1:
                     choices.append(_Choice(index, state.copy(), found))
                 _take(state, taken, index, found[0])
@@ -210,22 +247,19 @@ class _Search:
                     )
 
     def _end(self, state: State) -> None:
+        """Raise ConflictError where the scores do not follow the image."""
         output = self.network.model.graph.output[0]
         node = self.network.nodes[self.network.place[output.name]]
         found = sizes(state.shape(output.name))
-        batch, height, width = self.image.values()
-        if self.as_traced:
-            if not any(_fraction_of((height, width), pair) for pair in pairwise(found)):
-                raise ConflictError(node, "its output has another size")
-            return
-        wanted = pairwise(found)
+        batch, *image = self.image.values()
         if not any(
-            follows(down) == "H" and follows(right) == "W" and _fraction_of((height, width), (down, right))
-            for down, right in wanted
+            all(follows(side) == follows(whole) for side, whole in zip(pair, image, strict=True))
+            and _fraction_of(image, pair)
+            for pair in pairwise(found)
         ):
             text = ", ".join(describe(size, self.image) for size in found)
             raise ConflictError(node, f"the scores have the size [{text}], which does not follow the image")
-        if follows(batch) and not any(size == batch for size in found):
+        if follows(batch) and batch not in found:
             raise ConflictError(node, "the batch is lost on the way to the scores")
 
     def _refusal(self) -> DeployError:
@@ -233,7 +267,7 @@ class _Search:
         return _refused(conflict.node, conflict.reason)
 
 
-def _fraction_of(image: tuple[Size, Size], found: tuple[Size, Size]) -> bool:
+def _fraction_of(image: Sequence[Size], found: Sequence[Size]) -> bool:
     """Whether a map is the image's size divided by one whole number, up to rounding."""
     factors = {
         round(whole / part)
@@ -303,6 +337,26 @@ def _written(network: Network, solved: _Solution, places: tuple[int, int]) -> tu
         f"{kind} {names[0]}{f' and {len(names) - 1} more' if len(names) > 1 else ''}: {said}"
         for (kind, said), names in notes.items()
     ]
+
+
+def _stretched(network: Network, solved: _Solution) -> str:
+    """The first node that makes scores depend on the image's size otherwise than by what is near them."""
+    state = solved.state
+    for index, node in enumerate(network.nodes):
+        found = node.op_type in ("GridSample", "AffineGrid", "Range") and state.is_data(node.output[0])
+        if node.op_type == "Resize" and state.is_data(node.output[0]):
+            before, after = (sizes(state.shape(name)) for name in (node.input[0], node.output[0]))
+            changed = [pair for pair in zip(before, after, strict=True) if pair[0] != pair[1]]
+            aligned = attributes(node).get("coordinate_transformation_mode") == "align_corners"
+            found = any(
+                (aligned and set(old) != {1}) or len({Fraction(b, a) for a, b in zip(old, new, strict=True)}) > 1
+                for old, new in changed
+                if set(old) != {1}
+            )
+        reading = solved.taken.get(index)
+        if found or (reading is not None and reading.grid):
+            return f"{node.op_type} {node.name or node.output[0]}"
+    return ""
 
 
 def _named(size: Size, image: dict[str, Size], place: int) -> str:
