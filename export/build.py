@@ -3,6 +3,7 @@
 import io
 import json
 import logging
+import math
 import os
 import platform
 import tempfile
@@ -104,7 +105,7 @@ def _free(model: ModelProto, channels: int | str | None, path: str) -> tuple[Mod
         del model.graph.output[1:]
     if not isinstance(channels, int):
         raise DeployError(f"{path} takes images of {channels} channels, which is no fixed number; export it again")
-    model, said = freed(model, path)
+    model, said, least = freed(model, path)
     notes += said
     run = session(model.SerializeToString())
     name, shapes = model.graph.input[0].name, []
@@ -114,6 +115,7 @@ def _free(model: ModelProto, channels: int | str | None, path: str) -> tuple[Mod
         return shapes[-1]
 
     multiple, factor = probe(shape, path)
+    multiple = math.lcm(multiple, least)
     if factor > 1:
         notes.append(f"{path} gives scores at 1/{factor} of the image's size; they are upsampled bilinearly")
         model = upsample_scores(model, factor)

@@ -1,5 +1,6 @@
 """An ONNX model whose sizes are freed, verified against the model itself before anything is written."""
 
+import math
 import os
 from collections.abc import Callable
 
@@ -23,8 +24,10 @@ FATAL_ONLY = 4  # ONNX Runtime's severity: that a probed size fails is no error
 WRITTEN = ((1, 1), (2, 3), (7, 13), (31, 33), (136, 17), (101, 211), (257, 263))
 
 
-def freed(model: ModelProto, name: str, size: tuple[int, int] | None = None) -> tuple[ModelProto, list[str]]:
-    """A model with free batch, height and width, verified, and what was changed, a line each.
+def freed(model: ModelProto, name: str, size: tuple[int, int] | None = None) -> tuple[ModelProto, list[str], int]:
+    """A model with free batch, height and width, verified; what was changed, a line each; a multiple.
+
+    H and W must be multiples of that, whatever else runs: its padding was for such sizes.
 
     Args:
         model: float32 [N,C,H,W] → [N,K,h,w]; its sizes numbers, or names whether they hold or not.
@@ -44,13 +47,13 @@ def freed(model: ModelProto, name: str, size: tuple[int, int] | None = None) -> 
             probe(_shapes(model, name), name)
         except DeployError:
             raise DeployError(f"{name}: {error}") from error
-        return model, []
+        return model, [], 1
     if not found.traced:
-        return model, []
+        return model, [], 1
     notes = [f"{name}: size freed: {note}" for note in found.notes]
     if not notes:
         notes = [f"{name}: its size of {_text(found.traced[1:])} is so by name alone, and freed"]
-    return found.model, [*notes, f"{name}: {verify(model, found, name)}"]
+    return found.model, [*notes, f"{name}: {verify(model, found, name)}"], found.multiple
 
 
 def verify(model: ModelProto, found: Freed, name: str) -> str:
@@ -80,7 +83,13 @@ def verify(model: ModelProto, found: Freed, name: str) -> str:
         raise DeployError(
             f"{name}: the freed model gives {what} at its own size of {_text(traced)}; please report the model"
         )
-    multiple, factor = probe(_shapes(found.model, name), name)
+    try:
+        multiple, factor = probe(_shapes(found.model, name), name)
+    except DeployError as error:
+        raise DeployError(
+            f"{error}. Its sizes were freed ({'; '.join(found.notes)}), and something still holds"
+        ) from error
+    multiple = math.lcm(multiple, found.multiple)
     sizes = _unseen(multiple, tuple(traced))
     for height, width in sizes:
         images = noise(2, height, width)

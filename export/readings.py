@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from itertools import product
 
@@ -52,6 +52,8 @@ class Reading:
         said: what was read, for the note; "": it stays.
         values: of its outputs, where they are arithmetic on shapes.
         grid: whether it makes a grid of the image's size.
+        doubt: what was taken for granted where the node stays, for the note; "": nothing.
+        multiple: what H and W must be multiples of for the node to be what it was.
     """
 
     shapes: dict[str, Shape]
@@ -60,6 +62,8 @@ class Reading:
     said: str = ""
     values: dict[str, tuple[np.ndarray, ...]] = field(default_factory=dict)
     grid: bool = False
+    doubt: str = ""
+    multiple: int = 1
 
 
 def readings_of(network: Network, node: NodeProto, state: State, freeing: bool) -> list[Reading]:
@@ -81,7 +85,10 @@ def readings_of(network: Network, node: NodeProto, state: State, freeing: bool) 
     if freeing and touched and (grown := _grown(network, node, state)) is not None:
         return [grown]
     shapes, values = carried(network, node, state)
-    return [Reading(shapes, values=values)]
+    doubt, multiple = "", 1
+    if freeing and touched and network.traced and node.op_type in PADDING:
+        doubt, multiple = _padding(network, node, state)
+    return [Reading(shapes, values=values, doubt=doubt, multiple=multiple)]
 
 
 def _known(state: State, number: int, letters: str) -> list[Size]:
@@ -267,7 +274,7 @@ def _resize(network: Network, node: NodeProto, state: State) -> list[Reading] | 
     options: list[list[tuple[Size, int]]] = []
     for index, (place, wanted) in enumerate(zip(axes, target, strict=True)):
         size, number = before[place], wanted[0]
-        if not is_fixed(wanted) and (factors is None or _simple(factors[index])):
+        if not is_fixed(wanted) and (factors is None or len(set(factors[index])) > 1 or _simple(factors[index])):
             options.append([(wanted, 0)])
         elif (is_fixed(size) and number == size[0]) or (
             place < len(shape) - 2 and follows(size) == "N" and number == size[0]
@@ -504,8 +511,10 @@ def _cuts(state: State, size: Size, start: int, end: int) -> Iterator[_Cut]:
             ends.append(tuple(side - (size[0] - end) for side in size))
             if start > 0 and end > start:
                 ends += [tuple(map(sum, zip(s, first, strict=True))) for s in _following(state, size, end - start)]
+            # Of most of a map, a number of its own is rarely meant.
+            ends.append(fixed(end))
         for behind in dict.fromkeys(ends):
-            yield _Cut(first, behind, 0)
+            yield _Cut(first, behind, 1 if behind == fixed(end) and end > size[0] / 2 and end < size[0] else 0)
 
 
 def _write_slice(node: NodeProto, picked: Sequence[_Cut], axes, steps) -> Callable:
@@ -556,23 +565,23 @@ def _split_node(network: Network, node: NodeProto, state: State) -> list[Reading
 def _pool(network: Network, node: NodeProto, state: State) -> list[Reading] | None:
     """Windows that were made for the traced size: of the whole map, or of an even share of it."""
     shape, given = state.shape(node.input[0]), attributes(node)
-    kernel, rank = given["kernel_shape"], len(shape)
-    sides = sizes(shape)[rank - len(kernel) :]
+    kernel, mean = given["kernel_shape"], node.op_type == "AveragePool"
+    first = len(shape) - len(kernel)
+    sides = sizes(shape)[first:]
     strides = given.get("strides", [1] * len(kernel))
-    padded = any(given.get("pads", ())) or given.get("auto_pad", "NOTSET") not in ("NOTSET", "VALID")
-    if padded or given.get("ceil_mode") or len([name for name in node.output if name]) > 1:
+    if not _unpadded(node) or given.get("ceil_mode") or len([name for name in node.output if name]) > 1:
         return None
-    mean = node.op_type == "AveragePool"
+    windows = f"windows of {'×'.join(map(str, kernel))}"
+    stays = Reading(inferred(network, node, state), said=f"{windows} as they are")
     along = [
-        rank - len(kernel) + place
+        first + place
         for place, (width, side) in enumerate(zip(kernel, sides, strict=True))
         if width == side[0] > 1 and not is_fixed(side)
     ]
-    stays = Reading(inferred(network, node, state), said="windows of the size it names")
     if along:
-        others = [place for place in range(len(kernel)) if place + rank - len(kernel) not in along]
+        others = [place for place in range(len(kernel)) if first + place not in along]
         if any(kernel[place] != 1 or strides[place] != 1 for place in others):
-            return None
+            raise ConflictError(node, f"its {windows} span the traced map one way and share it the other")
         usual = mean and max(kernel) >= WIDE
         after = tuple(() if place in along else factors for place, factors in enumerate(shape))
         every = len(along) == len(kernel)
@@ -583,29 +592,86 @@ def _pool(network: Network, node: NodeProto, state: State) -> list[Reading] | No
                 return [helper.make_node(kind, node.input[:1], node.output, name=node.name)]
             return [writer.reduce(kind, node, along)]
 
-        text = f"over the whole map instead of windows of {'×'.join(map(str, kernel))}"
-        whole = Reading({node.output[0]: after}, 0, write, text)
-        return [whole, Reading(stays.shapes, 1 if usual else 0, said=stays.said)]
-    shared = [
+        whole = Reading({node.output[0]: after}, 0, write, f"over the whole map instead of {windows}")
+        return [whole, replace(stays, rank=1 if usual else 0)]
+    if not network.traced:
+        return [stays]
+    beside = [
+        other
+        for other in consumers(network.model, node.input[0])
+        if other.op_type.endswith(node.op_type)
+        and _unpadded(other)
+        and attributes(other).get("kernel_shape") != kernel
+        and ("kernel_shape" in {item.name for item in other.attribute} or max(kernel) > 2)
+    ]
+    shared = any(
         width == step > 1 and side[0] % width == 0 and not is_fixed(side)
         for width, step, side in zip(kernel, strides, sides, strict=True)
-    ]
-    if any(shared):
-        beside = [
-            other
-            for other in consumers(network.model, node.input[0])
-            if other.op_type.endswith(("AveragePool", "MaxPool"))
-            and attributes(other).get("kernel_shape") != kernel
-            and not any(attributes(other).get("pads", ()))
-            and attributes(other).get("strides") == attributes(other).get("kernel_shape")
-        ]
-        if network.traced and (beside or (mean and max(kernel) > 4)):
+    )
+    if (mean and (beside or (shared and max(kernel) > 4))) or (shared and beside):
+        raise ConflictError(
+            node,
+            f"its {windows} share the traced map evenly: adaptive pooling, most likely, whose windows change with the "
+            "size",
+        )
+    return [replace(stays, doubt=f"{windows} are taken for fixed ones, not for shares of the map")] if mean else [stays]
+
+
+def _unpadded(node: NodeProto) -> bool:
+    given = attributes(node)
+    return not any(given.get("pads", ())) and given.get("auto_pad", "NOTSET") in ("NOTSET", "VALID")
+
+
+PADDING = frozenset(("Pad", "Conv", "ConvInteger", "QLinearConv", "AveragePool", "LpPool", "MaxPool"))
+
+
+def _padding(network: Network, node: NodeProto, state: State) -> tuple[str, int]:
+    """(what is doubtful, what H and W must be multiples of) for padding that differs before and behind.
+
+    "Same" padding is as wide on both sides, or by one wider on one, by where the stride falls. What is wider fills up
+    to something.
+
+    Raises:
+        ConflictError: it fills the traced map up to a multiple.
+    """
+    shape, given = state.shape(node.input[0]), attributes(node)
+    if node.op_type == "Pad":
+        pads = integers(node, state, "pads", 1)
+        axes = axes_of(node, state, 3, len(shape)) or list(range(len(shape)))
+    else:
+        pads = [fixed(number) for number in given.get("pads", ())]
+        axes = list(range(2, len(shape)))
+    sides, doubts, multiple = sizes(shape), [], 1
+    half = len(pads) // 2
+    for place, before, behind in zip(axes, pads[:half], pads[half:], strict=True):
+        side, gap = sides[place], abs(before[0] - behind[0])
+        if len(follows(side)) != 1 or not (is_fixed(before) and is_fixed(behind)) or gap == 0:
+            continue
+        whole = state.image[follows(side)]
+        # Divided by a higher power of 2 than before.
+        filled = math.gcd(side[0] + gap, 1 << 30) > math.gcd(side[0], 1 << 30)
+        if (gap > 1 and filled) or (gap == 1 and (side[0] % 2 or whole[0] % side[0])):
             raise ConflictError(
                 node,
-                f"its windows of {'×'.join(map(str, kernel))} share the traced map evenly: adaptive pooling, "
-                "most likely, whose windows change with the size",
+                f"it pads {side[0]} by {before[0]} and {behind[0]}: up to a multiple, most likely, and by another "
+                "number at other sizes; trace it at a size that needs none",
             )
-    return [stays]
+        if gap == 1:
+            readers = consumers(network.model, node.output[0]) if node.op_type == "Pad" else [node]
+            steps = [max(attributes(reader).get("strides", [1])) for reader in readers]
+            multiple = math.lcm(multiple, whole[0] // side[0] * max(2, *steps))
+        else:
+            doubts.append(f"{before[0]} before and {behind[0]} behind")
+    return f"{' and '.join(doubts)} are added at every size" if doubts else "", multiple
+
+
+def _top(network: Network, node: NodeProto, state: State) -> list[Reading] | None:
+    count = integers(node, state, "k", 1)
+    size = times(state.shape(node.input[0])[attributes(node).get("axis", -1)])
+    if not follows(size) or count is None or not is_fixed(count[0]):
+        return None
+    shapes, _ = carried(network, node, state)
+    return [Reading(shapes, doubt=f"the first {count[0][0]} of {describe(size, state.image)} are taken at every size")]
 
 
 def _transposed(network: Network, node: NodeProto, state: State) -> list[Reading] | None:
@@ -695,6 +761,7 @@ _NUMBERS = {
     "Split": _split_node,
     "AveragePool": _pool,
     "MaxPool": _pool,
+    "TopK": _top,
     "ConvTranspose": _transposed,
     "Div": _scalar,
     "Mul": _scalar,

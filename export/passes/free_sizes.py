@@ -7,6 +7,7 @@ reading holds if the whole network fits with it and the scores follow the image.
 neither is the usual one, the network is refused.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -54,12 +55,14 @@ class Freed:
         traced: (N, H, W) that its numbers were for; () where none of them was for a size.
         stretched: the first node that makes scores depend on the image's size otherwise than by what is near them,
             such as a Resize with aligned corners; "": none was seen.
+        multiple: what H and W must be multiples of for its padding to be what it was.
     """
 
     model: ModelProto
     notes: tuple[str, ...] = ()
     traced: tuple[int, ...] = ()
     stretched: str = ""
+    multiple: int = 1
 
 
 def free_sizes(model: ModelProto) -> tuple[ModelProto, list[str]]:
@@ -97,7 +100,8 @@ def find_sizes(model: ModelProto, size: tuple[int, int] | None = None) -> Freed:
         return Freed(model)
     found = _Search(network, places, traced).solve()
     written, notes = _written(network, found, places)
-    return Freed(written, tuple(notes), traced, _stretched(network, found))
+    multiple = math.lcm(*(reading.multiple for reading in found.taken.values()))
+    return Freed(written, tuple(notes), traced, _stretched(network, found), multiple)
 
 
 def _image_axes(given: Sequence[int | str | None]) -> tuple[int, int]:
@@ -293,7 +297,7 @@ def _refused(node: NodeProto, reason: str) -> DeployError:
 def _take(state: State, taken: dict[int, Reading], index: int, reading: Reading) -> None:
     state.shapes |= reading.shapes
     state.values |= reading.values
-    if reading.change is not None:
+    if reading.change is not None or reading.doubt or reading.multiple > 1:
         taken[index] = reading
 
 
@@ -314,12 +318,13 @@ def _written(network: Network, solved: _Solution, places: tuple[int, int]) -> tu
             nodes.append(node)
             continue
         try:
-            new = reading.change(writer)
+            new = reading.change(writer) if reading.change is not None else [node]
         except ConflictError as conflict:
             raise _refused(node, conflict.reason) from conflict
         nodes += [*writer.before, *new]
         writer.before.clear()
-        notes.setdefault((node.op_type, reading.said), []).append(node.name or node.output[0])
+        if reading.change is not None or reading.doubt:
+            notes.setdefault((node.op_type, reading.doubt or reading.said), []).append(node.name or node.output[0])
     del model.graph.node[:]
     model.graph.node.extend(nodes)
     add_constants(model, writer.constants)
