@@ -71,7 +71,10 @@ class Method(StrEnum):
 
 
 def export(
-    source: Annotated[str, typer.Argument(help="A checkpoint, or package.module:factory giving a torch.nn.Module.")],
+    source: Annotated[
+        str,
+        typer.Argument(help="A checkpoint, package.module:factory giving a torch.nn.Module, or an ONNX of fixed size."),
+    ],
     out: Annotated[Path, typer.Option("-o", "--out", help="ONNX file to write.")],
     classes: Annotated[
         str | None, typer.Option(help="Names, comma-separated or one a line in a file; for a factory.")
@@ -82,10 +85,18 @@ def export(
         Path | None, typer.Option(help="State dict for a factory's module: .safetensors, or of torch.save.")
     ] = None,
     output: Annotated[
-        str | None, typer.Option(help="Of several outputs of a module: key, field or index of the scores.")
+        str | None,
+        typer.Option(
+            help="Of several outputs, the one with the scores: its name; of a module its key, field or index."
+        ),
     ] = None,
-    exporter: Annotated[Exporter, typer.Option(help="Of PyTorch; auto tries both.")] = Exporter.auto,
-    opset: Annotated[int, typer.Option(min=11, max=23, help="ONNX operator set to write.")] = 18,
+    scale: Scale = None,
+    bgr: Bgr = False,
+    activation: Meaning = None,
+    threshold: Threshold = None,
+    card: CardFile = None,
+    exporter: Annotated[Exporter | None, typer.Option(help="Of PyTorch; auto tries both [default: auto].")] = None,
+    opset: Annotated[int | None, typer.Option(min=11, max=23, help="ONNX operator set to write [default: 18].")] = None,
     fit: Annotated[
         Fit | None,
         typer.Option(
@@ -101,10 +112,23 @@ def export(
     if out.suffix.lower() != ".onnx":
         raise MisuseError(f"{out} is not named .onnx; the runtime tells models by that suffix")
     refuse_existing(out, force)
+    for_onnx = {"--scale": scale, "--bgr": bgr or None, "--activation": activation, "--threshold": threshold}
+    for_onnx |= {"--card": card}
+    for_torch = {"--exporter": exporter, "--opset": opset, "--weights": weights}
+    is_onnx = source.lower().endswith(".onnx")
+    if wrong := [name for name, value in (for_torch if is_onnx else for_onnx).items() if value is not None]:
+        what = f"a module of PyTorch, and {source} is ONNX already" if is_onnx else "a model that is ONNX already"
+        raise MisuseError(f"{wrong[0]} is for {what}; leave it away")
+    if is_onnx:
+        about = {"mean": mean, "std": std, "scale": scale, "bgr": bgr, "classes": classes, "output": output}
+        about |= {"activation": activation, "threshold": threshold, "card": card, "fit": fit}
+        _export_free(source, out, about, json_)
+        return
     need("torch", "export")
     need("onnx", "export")
     need("onnxruntime", "cpu")
     check_writable(out)
+    opset = opset or 18
     from export.to_onnx import export as run_export
     from fcn.foreign import load_module
     from runtime.segmenter import describe_assumption
@@ -118,7 +142,7 @@ def export(
         model,
         card,
         out,
-        exporter=exporter.value,
+        exporter=(exporter or Exporter.auto).value,
         opset_version=opset,
         name=source,
         output=output,
@@ -146,6 +170,24 @@ def export(
     for difference in differences:
         size = f"{difference.size[0]}×{difference.size[1]}" + (f" ×{difference.batch}" if difference.batch > 1 else "")
         print(f"  {size:>11}  {difference.logits:.1e}{'  worst' if difference is worst else ''}")
+
+
+def _export_free(source: str, out: Path, about: dict, json_: bool) -> None:
+    """export-onnx of a model that is ONNX already: its sizes are freed."""
+    _all_different(model=Path(source), **{"-o": out})
+    need("onnx", "export")
+    need("onnxruntime", "cpu")
+    check_writable(out)
+    from export.free import export_free
+
+    card, notes = export_free(source, out, _source_options(**about))
+    if json_:
+        print(json.dumps({"model": str(out), "card": json.loads(card.to_json()), "notes": notes}))
+        return
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)
+    print(f"{source} → {out} ({out.stat().st_size / 1e6:.1f} MB)")
+    print(f"takes every H, W ≥ 1; {len(card.classes)} classes, {card.channels} channels")
 
 
 def inspect(

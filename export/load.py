@@ -19,7 +19,7 @@ from onnx import (
 )
 
 from export.graph import add_constants, attributes, clone, constant, dims, label, names_read, opset, producers, prune
-from export.passes.fold_constants import run_node
+from export.passes.fold_constants import evaluate
 from runtime.errors import DeployError, MisuseError
 
 OLDEST_OPSET = 7  # onnx's version converter knows what changed since then
@@ -325,7 +325,7 @@ def _small_values(
     if node.op_type not in ARITHMETIC:
         return {}
     try:
-        values = dict(zip(node.output, run_node(model, node, known), strict=True))
+        values = dict(zip(node.output, evaluate(model, node, known), strict=True))
     except Exception:  # what the evaluator lacks is not followed
         return {}
     return values if all(isinstance(v, np.ndarray) and v.size <= SMALL for v in values.values()) else {}

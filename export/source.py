@@ -17,6 +17,7 @@ import onnx
 from onnx import ModelProto, NodeProto, TensorProto, helper
 
 from export.fit import FITS, choose_fit, fit_sizes
+from export.free import freed
 from export.graph import (
     Names,
     add_constants,
@@ -37,7 +38,6 @@ from export.passes.as_float32 import as_float32, other_floats
 from export.passes.cancel_transposes import cancel_transposes
 from export.passes.cut_decision import Decision, cut_decision
 from export.passes.fold_constants import fold_constants
-from export.passes.free_sizes import free_sizes
 from export.passes.image_input import Channels, channels_of_input, image_input
 from export.passes.raise_opset import raise_opset
 from export.passes.reverse_channels import reverse_channels
@@ -641,18 +641,10 @@ def _any_size(
 ) -> tuple[ModelProto, SizeBehaviour, str]:
     """The model made to take every size, the sizes that it takes by itself, and how it was made to."""
     name = original.name
-    if original.static:
-        model = _freed(model, original, notes)
+    model, least = _freed(model, original, notes)
     original.compare(model, cut, options.bgr)
-    try:
-        sizes = _probed(model, original)
-    except DeployError:
-        if original.static:
-            raise
-        # Its dimensions promised more than it holds.
-        model = _freed(model, original, notes)
-        original.compare(model, cut, options.bgr)
-        sizes = _probed(model, original)
+    sizes = _probed(model, original)
+    sizes = replace(sizes, multiple=math.lcm(sizes.multiple, least))
     if not _takes_batches(model, original):
         notes.append(f"{name} gives other scores to images in a batch than alone, so they are run one at a time")
     fit = choose_fit(model, sizes, options.fit)
@@ -673,19 +665,19 @@ def _takes_batches(model: ModelProto, original: _Original) -> bool:
     return together.shape == alone.shape and np.abs(together - alone).max() <= SAME * max(float(np.ptp(alone)), 1e-6)
 
 
-def _freed(model: ModelProto, original: _Original, notes: list[str]) -> ModelProto:
-    """The model with its batch, height and width free, from one that may have them as numbers."""
-    model, image = clone(model), model.graph.input[0]
+def _freed(model: ModelProto, original: _Original, notes: list[str]) -> tuple[ModelProto, int]:
+    """The model with its batch, height and width free, and a multiple that its sizes must be of."""
+    if not original.static and metadata(original.model, CARD_KEY) is not None:
+        return model, 1
+    model = clone(model)
+    names = dims(model.graph.output[0])
     sides = [side or letter for side, letter in zip(original.declared, "HW", strict=True)]
     set_shape(model.graph.input[0], [original.batch or "N", original.channels, *sides])
-    try:
-        model, changes = free_sizes(model)
-    except DeployError as error:
-        raise DeployError(f"{original.name}: {error}") from error
-    notes += [f"{original.name}: {change}" for change in changes]
-    set_shape(model.graph.input[0], dims(image))
-    set_shape(model.graph.output[0], ["N", dims(model.graph.output[0])[1], "H", "W"])
-    return model
+    model, changes, multiple = freed(model, original.name, original.size)
+    notes += changes
+    set_shape(model.graph.input[0], ["N", original.channels, "H", "W"])
+    set_shape(model.graph.output[0], ["N", *names[1:]])
+    return model, multiple
 
 
 def _probed(model: ModelProto, original: _Original) -> SizeBehaviour:

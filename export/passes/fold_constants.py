@@ -31,7 +31,7 @@ def fold_constants(model: ModelProto) -> ModelProto:
             kept.append(node)
             continue
         try:
-            values = [constant(model, node.output[0])] if node.op_type == "Constant" else run_node(model, node, known)
+            values = [constant(model, node.output[0])] if node.op_type == "Constant" else evaluate(model, node, known)
         except Exception:  # an operator the reference evaluator lacks stays in the graph
             kept.append(node)
             continue
@@ -47,8 +47,8 @@ def fold_constants(model: ModelProto) -> ModelProto:
     return model
 
 
-def run_node(model: ModelProto, node: onnx.NodeProto, known: dict[str, np.ndarray]) -> list[np.ndarray]:
-    """What one node of a model gives for what is known of all that it reads."""
+def evaluate(model: ModelProto, node: onnx.NodeProto, known: dict[str, np.ndarray]) -> list[np.ndarray]:
+    """What a node gives, by ONNX's reference implementation."""
     reads = dict.fromkeys(name for name in node.input if name)
     graph = helper.make_graph(
         [node],
