@@ -270,7 +270,7 @@ def _source_options(
     fit: Fit | None,
 ):
     """What the options say of a foreign ONNX."""
-    from export.source import SourceOptions, read_card_file
+    from export.card import SourceOptions, read_card_file
 
     limits = None if threshold is None else _numbers("threshold", threshold, "one, or one per class")
     return SourceOptions(

@@ -17,7 +17,7 @@ from runtime.errors import DeployError
 from runtime.files import replacing
 
 if TYPE_CHECKING:
-    from export.source import SourceOptions
+    from export.card import SourceOptions
 
 SAME = 1e-5  # of the scores' range: arithmetic that was folded before rounds otherwise
 NEAR = 1e-4  # the same, for an image and for a part of it, whose convolutions are summed in another order

@@ -14,13 +14,14 @@ from onnx import ModelProto, NodeProto, TensorProto
 
 from export.build import core_of
 from export.builders import cpu, tensorrt
+from export.card import SourceOptions
 from export.graph import dims, metadata, opset
 from export.load import load_model
 from export.passes.split_head import head_of
 from export.probe import outcome, run_quietly
 from export.profiles import default_profiles
 from export.receptive import WholeImageError, receptive_field
-from export.source import Source, SourceOptions, read_source
+from export.source import Source, read_source
 from export.stages import cut_core
 from runtime.backends import ORT_TARGETS, openvino
 from runtime.backends.onnxruntime import session

@@ -11,7 +11,8 @@ from onnx import TensorProto, helper, numpy_helper, parser
 from onnx.reference import ReferenceEvaluator
 
 from export.build import build_engine
-from export.source import SourceOptions, read_card_file, read_source
+from export.card import SourceOptions, read_card_file
+from export.source import read_source
 from runtime import DeployError, MisuseError, Segmenter
 
 RANDOM = np.random.default_rng(0)
@@ -103,6 +104,21 @@ def check(tmp_path, model, labels=best, feed=planes, options=None, sizes=SIZES, 
             seen |= set(np.unique(got))
         assert len(seen) > 1  # otherwise nothing was compared
         return source, report, net.card, net.head
+
+
+PLAIN = SCORES + TO_SIZE + "y = Identity(f)"
+
+
+def refused(tmp_path, model, name="m.onnx", **options):
+    path = tmp_path / name
+    if isinstance(model, bytes):
+        path.write_bytes(model)
+    else:
+        onnx.save(model, path)
+    with pytest.raises(DeployError) as caught:
+        read_source(path, SourceOptions(**options))
+    assert "\n" not in str(caught.value) and str(path) in str(caught.value)
+    return str(caught.value)
 
 
 ENDS = {
@@ -466,6 +482,73 @@ def test_coarse_scores_are_upsampled_and_that_is_said(tmp_path):
     assert (report["head"], report["stride"], report["size_multiple"]) == ("linear", 4, 4)
 
 
+# Fixed sizes
+
+
+def fixed(model, *shape):
+    """The model with numbers for the dimensions of its input."""
+    for dim, side in zip(model.graph.input[0].type.tensor_type.shape.dim, shape, strict=True):
+        dim.Clear()
+        dim.dim_value = side
+    return model
+
+
+FIXED = {
+    "by name alone": (PLAIN, best, (1, 3, 64, 96), {}),
+    "labels, channels last, of two images": (
+        "  p = Transpose<perm=[0,3,1,2]>(x)\n" + SCORES + TO_SIZE + "t = Transpose<perm=[0,2,3,1]>(f)\n"
+        "y = ArgMax<axis=3, keepdims=0>(t)", lambda r: r[0], (2, 64, 96, 3), {},
+    ),
+    "resized to a number": (
+        SCORES + 'y = Resize<mode="linear", coordinate_transformation_mode="half_pixel">(s, , , z)', best,
+        (1, 3, 64, 96), {"z": np.array([1, 4, 64, 96])},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", FIXED)
+def test_models_of_one_size_take_every_size(tmp_path, kind):
+    text, labels, shape, weights = FIXED[kind]
+    last = shape[3] == 3
+    model = fixed(made(text, "float[N,a,b,c] x" if last else "float[N,a,b,c] p", weights=weights), *shape)
+    if "ArgMax" in text:
+        model.graph.output[0].type.tensor_type.elem_type = TensorProto.INT64
+
+    def feed(image):
+        batch = planes(image).repeat(shape[0], axis=0)
+        return batch.transpose(0, 2, 3, 1) if last else batch
+
+    source, report, *_ = check(tmp_path, model, labels, feed, sizes=[(64, 96)])
+    assert report["head"] == "linear" and any("64×96" in note for note in source.notes)
+    # Beyond its own size it is the same network with its sizes free.
+    free = made(PLAIN)
+    with Segmenter(tmp_path / "m.engine") as net:
+        # What was a number may stand for four times the scores' size as well: at multiples of 4 it is the same.
+        for height, width in SIZES:
+            image = photo(4 * height, 4 * width) if "number" in kind else photo(height, width)
+            assert (net(image) == best(ran(free, {"p": planes(image)})[0])).mean() > 0.999
+
+
+def test_a_size_that_cannot_be_freed_is_named(tmp_path):
+    text = SCORES + "  e = Add(s, place)\n" + 'y = Resize<mode="linear">(e, , x4)'
+    place = RANDOM.normal(size=(1, 4, 16, 24)).astype(np.float32)
+    model = fixed(made(text, weights={"place": place}), 1, 3, 64, 96)
+    assert "node e" in (said := refused(tmp_path, model)) or "e (Add)" in said
+    model = made(text, weights={"place": place})
+    assert "e (Add)" in refused(tmp_path, model)
+
+
+def test_a_batch_of_one_that_is_baked_in_is_said(tmp_path):
+    text = (
+        SCORES
+        + TO_SIZE
+        + "  sh = Shape(f)\n  e = Slice(sh, i2, i4)\n  k = Concat<axis=0>(one4, e)\n  y = Reshape(f, k)"
+    )
+    model = made(text, weights={"one4": np.array([1, 4])})
+    source, *_ = check(tmp_path, model)
+    assert "takes one image at a time" in source.notes[0]
+
+
 # Padding and cropping inside
 
 
@@ -709,21 +792,6 @@ def test_the_command_line_says_it_all(tmp_path):
 
 
 # What is refused, in one line that names the node and the reason
-
-
-def refused(tmp_path, model, name="m.onnx", **options):
-    path = tmp_path / name
-    if isinstance(model, bytes):
-        path.write_bytes(model)
-    else:
-        onnx.save(model, path)
-    with pytest.raises(DeployError) as caught:
-        read_source(path, SourceOptions(**options))
-    assert "\n" not in str(caught.value) and str(path) in str(caught.value)
-    return str(caught.value)
-
-
-PLAIN = SCORES + TO_SIZE + "y = Identity(f)"
 
 
 def test_files_that_are_no_onnx(tmp_path):

@@ -8,7 +8,8 @@ from helpers import command, photo
 from torch import nn
 
 from export.build import build_engine
-from export.source import SourceOptions, read_source
+from export.card import SourceOptions
+from export.source import read_source
 from runtime import DeployError, MisuseError, Segmenter
 from runtime.backends.onnxruntime import session
 from runtime.prepare import prepare
