@@ -20,6 +20,7 @@ from onnx import (
 
 from export.graph import add_constants, attributes, clone, constant, dims, label, names_read, opset, producers, prune
 from export.passes.fold_constants import evaluate
+from export.passes.resolve_branches import resolve_branches
 from runtime.errors import DeployError, MisuseError
 
 OLDEST_OPSET = 7  # onnx's version converter knows what changed since then
@@ -95,6 +96,7 @@ def load_model(path: str | os.PathLike, output: str | None = None) -> ModelProto
     except Exception as error:
         raise _invalid(path, error) from error
     sort(model, str(path))
+    model = resolve_branches(model)
     prune(model)
     _refuse_operators(model, path)
     # Shapes that an exporter left out, or that are wrong, are no error of the graph.

@@ -791,6 +791,28 @@ def test_the_command_line_says_it_all(tmp_path):
         assert said in one_error(done) and not (tmp_path / "x.engine").exists()
 
 
+@pytest.mark.parametrize("weight", ["wp", "w3"])
+def test_a_squeeze_as_pytorch_exports_it(tmp_path, weight):
+    text = (
+        FEATURES
+        + f"  s = Conv(r2, {weight})\n"
+        + TO_SIZE
+        + """
+  q = Sigmoid(f)
+  shq = Shape(q)
+  k = Gather<axis=0>(shq, i1)
+  b = Equal(k, i1)
+  y = Identity(q)
+"""
+    )
+    then = parser.parse_graph("then () => (float[N,H,W] z) { ax = Constant<value_ints=[1]>() z = Squeeze(q, ax) }")
+    other = parser.parse_graph("else () => (float[N,K,H,W] z) { z = Identity(q) }")
+    model = made(text)
+    model.graph.node[-1].CopyFrom(helper.make_node("If", ["b"], ["y"], then_branch=then, else_branch=other))
+    one = weight == "wp"
+    check(tmp_path, model, (lambda r: r[0] > 0.5) if one else best)
+
+
 # What is refused, in one line that names the node and the reason
 
 
