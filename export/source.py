@@ -54,6 +54,7 @@ IMAGE_TYPES = {
     TensorProto.FLOAT: "uint8", TensorProto.UINT8: "uint8", TensorProto.UINT16: "uint16", TensorProto.INT32: "uint8",
     TensorProto.INT64: "uint8",
 }  # fmt: skip  # type of the input → dtype of the images that are assumed
+WHOLE = (TensorProto.UINT8, TensorProto.UINT16, TensorProto.INT32, TensorProto.INT64)
 NUMPY = {
     "tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(double)": np.float64,
     "tensor(uint8)": np.uint8, "tensor(uint16)": np.uint16, "tensor(int32)": np.int32, "tensor(int64)": np.int64,
@@ -254,7 +255,7 @@ class _Original:
     @property
     def normalises(self) -> bool:
         """Whether it takes the image's own whole numbers."""
-        return self.kind in (TensorProto.UINT8, TensorProto.UINT16, TensorProto.INT32, TensorProto.INT64)
+        return self.kind in WHOLE
 
     def images(self, size: tuple[int, int] | None = None, count: int | None = None) -> np.ndarray:
         """Random images in the standard form, float32 [count,C,H,W]; as many as it takes at once."""
@@ -697,12 +698,39 @@ def _probed(model: ModelProto, original: _Original) -> SizeBehaviour:
 def _card(
     model: ModelProto, scores: int, original: _Original, cut: _Cut, options: SourceOptions, notes: list[str]
 ) -> tuple[ModelProto, ModelCard]:
-    """The card of a model that carries none, from what the user said, what its graph tells and what is usual."""
-    name, channels, said = original.name, original.channels, dict(options.card or {})
+    threshold = cut.decision.threshold if cut.decision is not None and cut.decision.kind == "threshold" else None
+    return card_of(model, original.channels, scores, options, original.name, notes, original.kind, threshold)
+
+
+def card_of(
+    model: ModelProto,
+    channels: int,
+    scores: int,
+    options: SourceOptions,
+    name: str,
+    notes: list[str],
+    kind: int = TensorProto.FLOAT,
+    threshold: float | None = None,
+) -> tuple[ModelProto, ModelCard]:
+    """The card of a model that carries none, from what the user said, what its graph tells and what is usual.
+
+    Args:
+        model: float32 [N,C,H,W] → scores [N,K,H,W].
+        channels, scores: C and K.
+        options: what the user said; its `bgr` was done already.
+        name: of the model.
+        notes: gets what was found and assumed.
+        kind: type of the input as the model was given.
+        threshold: that it compared its scores with; None: with none.
+
+    Returns:
+        (the model, with logits where its masks need them; the card).
+    """
+    said = dict(options.card or {})
     probability = ends_in_sigmoid(model)
     card = assumed_card(channels, scores, name, "probability" if probability else "sigmoid")
-    known = {"dtype": IMAGE_TYPES.get(original.kind, "uint8")}
-    if (found := _normalisation(model, original)) is not None:
+    known = {"dtype": IMAGE_TYPES.get(kind, "uint8")}
+    if (found := _normalisation(model, channels, kind in WHOLE)) is not None:
         known["mean"], known["std"], reason = found
         if not {"mean", "std"} & set(said) and not {"input-mean", "input-std", "scale"} & set(options.given()):
             notes.append(f"{name} {reason}")
@@ -717,7 +745,6 @@ def _card(
     for field in ("classes", "activation", "threshold"):
         if (value := getattr(options, field)) is not None:
             said[field] = value
-    threshold = cut.decision.threshold if cut.decision is not None and cut.decision.kind == "threshold" else None
     activation = said.get(
         "activation", card.activation if scores == 1 else "softmax" if threshold is None else "multilabel"
     )
@@ -835,10 +862,11 @@ def _logits(model: ModelProto) -> ModelProto:
     return model
 
 
-def _normalisation(model: ModelProto, original: _Original) -> tuple[tuple[float, ...], tuple[float, ...], str] | None:
-    """(mean, std, why) of the images that a model takes, where its type or its first operators leave no doubt."""
-    channels = original.channels
-    if original.normalises:
+def _normalisation(
+    model: ModelProto, channels: int, whole: bool
+) -> tuple[tuple[float, ...], tuple[float, ...], str] | None:
+    """(mean, std, why) of the images a model takes, where `whole` numbers or its first operators leave no doubt."""
+    if whole:
         return (0.0,) * channels, (1.0,) * channels, "takes whole numbers: images go in as they are, mean 0 and std 1"
     slope, shift, last = _first_arithmetic(model, channels)
     if last is None:

@@ -17,9 +17,11 @@ from torch import nn
 from export.fit import choose_fit, fit_sizes
 from export.graph import attributes, constant, opset, producers, set_metadata, set_shape
 from export.passes.fold_constants import fold_constants
-from export.passes.split_head import ends_in_sigmoid, head_of, split_head
+from export.passes.reverse_channels import reverse_channels
+from export.passes.split_head import head_of, split_head
 from export.probe import SizeBehaviour, probe
 from export.receptive import global_operator
+from export.source import SourceOptions, card_of
 from fcn.exportable import Exportable
 from fcn.foreign import Scores, scores_of
 from fcn.model import AnySize
@@ -27,7 +29,7 @@ from runtime.backends.onnxruntime import one_line, session
 from runtime.engine_file import CARD_KEY, ModelCard
 from runtime.errors import DeployError, MisuseError
 from runtime.files import replacing
-from runtime.segmenter import assumed_card, check_card
+from runtime.segmenter import check_card
 
 TRACED = (64, 96)  # or two and three multiples, where those are larger
 # Never traced: one pixel, primes, one side eight times the other, below and above the traced size.
@@ -58,9 +60,7 @@ def export(
     exporter: str = "auto",
     opset_version: int = 18,
     name: str = "the module",
-    output: str | None = None,
-    describe: Callable[[ModelCard], ModelCard] = lambda assumed: assumed,
-    fit: str | None = None,
+    options: SourceOptions | None = None,
     note: Callable[[str], None] = lambda line: None,
 ) -> tuple[ModelCard, list[Difference]]:
     """Write `out`: input `image` float32 [N,C,H,W], normalised; output `logits` float32 [N,K,H,W].
@@ -75,9 +75,8 @@ def export(
             does not hold at every size, the second.
         opset_version: 11 to 23; `dynamo` writes 18 and newer.
         name: of the model, for errors.
-        output: of several, the key, field or index of the scores; None: `out`, `logits`, or the first map.
-        describe: completes a card that was assumed with what the user knows.
-        fit: how it is made to take every size: one of export.fit.FITS; None: as choose_fit says.
+        options: what the user says of a module without a card; its `output` is the key, field or index of the scores
+            (None: `out`, `logits`, or the first map).
         note: called with what was found, chosen and done, a line each.
 
     Returns:
@@ -87,13 +86,16 @@ def export(
         MisuseError: no such output.
         DeployError: it cannot be exported, or a size is baked in.
     """
+    options = options or SourceOptions()
+    if card is not None and (said := [*options.given(), *(["card"] if options.card else [])]):
+        raise MisuseError(f"{name} has a model card; --{said[0]} is for modules without one")
     if isinstance(model, AnySize):
-        if output is not None:
-            raise MisuseError(f"{name} gives scores alone; leave --output {output} away")
+        if options.output is not None:
+            raise MisuseError(f"{name} gives scores alone; leave --output {options.output} away")
         full, channels = _Multiples(model.eval()), model.architecture.channels
         sizes = SizeBehaviour(model.size_multiple, scores=model.architecture.classes)
     else:
-        full = scores_of(model, name, card.channels if card else None, output, note)
+        full = scores_of(model, name, card.channels if card else None, options.output, note)
         channels = full.channels
         sizes = probe(lambda height, width: _scores_of(full, channels, height, width), name)
     if card is not None:
@@ -107,8 +109,8 @@ def export(
             # The exporters name dimensions as they please, and leave known ones out.
             set_shape(graph.graph.input[0], ["N", channels, "H", "W"])
             set_shape(graph.graph.output[0], ["N", sizes.scores, "H", "W"])
-            chosen, looks = choose_fit(graph, sizes, fit), global_operator(graph)
-            graph, done = fit_sizes(graph, sizes, name, fit)
+            chosen, looks = choose_fit(graph, sizes, options.fit), global_operator(graph)
+            graph, done = fit_sizes(graph, sizes, name, options.fit)
             graph.producer_name = "fcn-deploy"
             onnx.checker.check_model(graph)
             differences = verify(references(full, sizes, chosen, channels, name), graph, name)
@@ -125,11 +127,17 @@ def export(
     for line in (*lines, *(() if isinstance(model, AnySize) else done)):
         note(line)
     if card is None:
+        if options.bgr:
+            if channels != 3:
+                raise MisuseError(f"--bgr is for images of 3 channels, and {name} takes {channels}")
+            graph = reverse_channels(graph)
+            note(f"{name} wants BGR, as --bgr says: its channels are reversed, and the ONNX takes RGB")
+        lines = []
+        graph, card = card_of(graph, channels, sizes.scores, options, name, lines)
+        for line in lines:
+            note(line)
         scale = head_of(split_head(graph)).factor
-        stride = round(scale[0]) if scale else sizes.factor
-        one_score = "probability" if ends_in_sigmoid(graph) else "sigmoid"
-        assumed = assumed_card(channels, sizes.scores, name, one_score)
-        card = describe(replace(assumed, stride=max(stride, 1)))
+        card = replace(card, stride=max(round(scale[0]) if scale else sizes.factor, 1))
     padded = {"size_multiple": sizes.multiple, "smallest": sizes.smallest} if chosen == "pad" else {}
     card = replace(card, **{"size_multiple": 1, "smallest": 1} | padded, whole=looks)
     set_metadata(graph, CARD_KEY, card.to_json())
