@@ -3,7 +3,6 @@
 import json
 import logging
 import sys
-from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -41,15 +40,24 @@ class Activation(StrEnum):
     none = "none"
 
 
-# Of a foreign ONNX, which carries no card.
+# Of a model from elsewhere, which carries no card.
 Classes = Annotated[str | None, typer.Option(help="Names, comma-separated or one a line in a file.")]
 InputMean = Annotated[
-    str | None, typer.Option(help="Of the image times --scale, per channel in the model's order, or one number.")
+    str | None,
+    typer.Option(
+        "--input-mean", "--mean", help="Of the image times --scale, per channel in the model's order, or one number."
+    ),
 ]
-InputStd = Annotated[str | None, typer.Option(help="As --input-mean: the network sees (image · scale - mean) / std.")]
+InputStd = Annotated[
+    str | None,
+    typer.Option("--input-std", "--std", help="As --input-mean: the network sees (image · scale - mean) / std."),
+]
 Scale = Annotated[float | None, typer.Option(help="By which the image is multiplied first, such as 0.00392157.")]
 Bgr = Annotated[bool, typer.Option("--bgr", help="The model was trained on BGR; the engine takes RGB all the same.")]
-Output = Annotated[str | None, typer.Option(help="Of several outputs, the name of the one with the scores.")]
+Output = Annotated[
+    str | None,
+    typer.Option(help="Of several outputs, the one with the scores: its name; of a module, a key, field or index."),
+]
 Meaning = Annotated[
     Activation | None,
     typer.Option(
@@ -73,17 +81,18 @@ class Method(StrEnum):
 def export(
     source: Annotated[str, typer.Argument(help="A checkpoint, or package.module:factory giving a torch.nn.Module.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="ONNX file to write.")],
-    classes: Annotated[
-        str | None, typer.Option(help="Names, comma-separated or one a line in a file; for a factory.")
-    ] = None,
-    mean: Annotated[str | None, typer.Option(help="Per channel, in the image's units: 123.7,116.3,103.5.")] = None,
-    std: Annotated[str | None, typer.Option(help="Per channel, in the image's units.")] = None,
     weights: Annotated[
         Path | None, typer.Option(help="State dict for a factory's module: .safetensors, or of torch.save.")
     ] = None,
-    output: Annotated[
-        str | None, typer.Option(help="Of several outputs of a module: key, field or index of the scores.")
-    ] = None,
+    classes: Classes = None,
+    input_mean: InputMean = None,
+    input_std: InputStd = None,
+    scale: Scale = None,
+    bgr: Bgr = False,
+    output: Output = None,
+    activation: Meaning = None,
+    threshold: Threshold = None,
+    card: CardFile = None,
     exporter: Annotated[Exporter, typer.Option(help="Of PyTorch; auto tries both.")] = Exporter.auto,
     opset: Annotated[int, typer.Option(min=11, max=23, help="ONNX operator set to write.")] = 18,
     fit: Annotated[
@@ -107,41 +116,34 @@ def export(
     check_writable(out)
     from export.to_onnx import export as run_export
     from fcn.foreign import load_module
-    from runtime.segmenter import describe_assumption
 
+    said = _source_options(input_mean, input_std, scale, bgr, classes, output, activation, threshold, card, fit)
     notes: list[str] = []
-    model, card = load_module(source, weights, notes.append)
-    if card is not None and (classes or mean or std):
-        raise MisuseError(f"{source} has a model card; --classes, --mean and --std are for modules without one")
-    assumed = card is None and not (classes and mean and std)
-    card, differences = run_export(
+    model, own = load_module(source, weights, notes.append)
+    made, differences = run_export(
         model,
-        card,
+        own,
         out,
         exporter=exporter.value,
         opset_version=opset,
         name=source,
-        output=output,
-        describe=lambda card: _described(card, classes, mean, std),
-        fit=fit and fit.value,
+        options=said,
         note=notes.append,
     )
-    if assumed:
-        notes.append(describe_assumption(card, source))
     for note in notes:
         print(f"note: {note}", file=sys.stderr)
     worst = max(differences, key=lambda difference: difference.logits)
     if json_:
         record = {
             "model": str(out),
-            "card": json.loads(card.to_json()),
+            "card": json.loads(made.to_json()),
             "differences": [{"size": list(d.size), "batch": d.batch, "logits": d.logits} for d in differences],
             "notes": notes,
         }
         print(json.dumps(record))
         return
     print(f"{source} → {out} ({out.stat().st_size / 1e6:.1f} MB, opset {opset})")
-    print(f"takes every H, W ≥ 1; {len(card.classes)} classes, stride {card.stride}, {card.channels} channels")
+    print(f"takes every H, W ≥ 1; {len(made.classes)} classes, stride {made.stride}, {made.channels} channels")
     print("largest difference from PyTorch, as a share of the logits' range, at sizes never traced:")
     for difference in differences:
         size = f"{difference.size[0]}×{difference.size[1]}" + (f" ×{difference.batch}" if difference.batch > 1 else "")
@@ -176,24 +178,6 @@ def inspect(
     about = inspect_model(model, targets, None if memory is None else int(memory * 1e9))
     print(json.dumps(about) if json_ else show(about))
     return 0 if about["ok"] else 1
-
-
-def _described(card, classes: str | None, mean: str | None, std: str | None):
-    """An assumed card with what the user said of the model."""
-    changes = {}
-    if classes is not None:
-        changes["classes"] = _names(classes)
-        if len(changes["classes"]) != len(card.classes):
-            raise MisuseError(
-                f"--classes names {len(changes['classes'])} classes, and the model has {len(card.classes)}"
-            )
-    for option, text in (("mean", mean), ("std", std)):
-        if text is not None:
-            changes[option] = _numbers(option, text, "one per channel")
-    try:
-        return replace(card, **changes)
-    except ValueError as error:
-        raise MisuseError(f"the model card would have {error}") from error
 
 
 def _names(classes: str) -> tuple[str, ...]:
