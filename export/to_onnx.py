@@ -17,6 +17,7 @@ from torch import nn
 from export.fit import choose_fit, fit_sizes
 from export.graph import attributes, constant, opset, producers, set_metadata, set_shape
 from export.passes.fold_constants import fold_constants
+from export.passes.free_sizes import free_sizes
 from export.passes.reverse_channels import reverse_channels
 from export.passes.split_head import head_of, split_head
 from export.probe import SizeBehaviour, probe
@@ -106,14 +107,7 @@ def export(
         lines: list[str] = []
         try:
             graph = _to_graph(full, channels, sizes, attempt, opset_version, lines)
-            # The exporters name dimensions as they please, and leave known ones out.
-            set_shape(graph.graph.input[0], ["N", channels, "H", "W"])
-            set_shape(graph.graph.output[0], ["N", sizes.scores, "H", "W"])
-            chosen, looks = choose_fit(graph, sizes, options.fit), global_operator(graph)
-            graph, done = fit_sizes(graph, sizes, name, options.fit)
-            graph.producer_name = "fcn-deploy"
-            onnx.checker.check_model(graph)
-            differences = verify(references(full, sizes, chosen, channels, name), graph, name)
+            fitted = _fitted(full, graph, channels, sizes, options.fit, name)
         except DeployError as error:
             reasons[attempt] = str(error)
             continue
@@ -124,8 +118,9 @@ def export(
         raise DeployError(f"{name} cannot be exported: {_joined(reasons)}")
     if reasons:
         note(f"{name} is exported by {attempt}; {_joined(reasons)}")
-    for line in (*lines, *(() if isinstance(model, AnySize) else done)):
+    for line in (*lines, *(() if isinstance(model, AnySize) else fitted.notes)):
         note(line)
+    graph = fitted.graph
     if card is None:
         if options.bgr:
             if channels != 3:
@@ -138,12 +133,62 @@ def export(
             note(line)
         scale = head_of(split_head(graph)).factor
         card = replace(card, stride=max(round(scale[0]) if scale else sizes.factor, 1))
-    padded = {"size_multiple": sizes.multiple, "smallest": sizes.smallest} if chosen == "pad" else {}
-    card = replace(card, **{"size_multiple": 1, "smallest": 1} | padded, whole=looks)
+    padded = {"size_multiple": sizes.multiple, "smallest": sizes.smallest} if fitted.fit == "pad" else {}
+    card = replace(card, **{"size_multiple": 1, "smallest": 1} | padded, whole=fitted.whole)
     set_metadata(graph, CARD_KEY, card.to_json())
     with replacing(out) as temporary:
         temporary.write_bytes(graph.SerializeToString())
-    return card, differences
+    return card, fitted.differences
+
+
+@dataclass(frozen=True)
+class _Fitted:
+    """A graph that takes every size, as it was compared with PyTorch.
+
+    Attributes:
+        graph: with padding, resizing, upsampling and cropping.
+        fit: one of export.fit.FITS, or "".
+        whole: as the card's.
+        differences: from PyTorch, by size.
+        notes: what was done.
+    """
+
+    graph: onnx.ModelProto
+    fit: str
+    whole: str
+    differences: list[Difference]
+    notes: list[str]
+
+
+def _fitted(
+    full: nn.Module, graph: onnx.ModelProto, channels: int, sizes: SizeBehaviour, fit: str | None, name: str
+) -> _Fitted:
+    """A graph that an exporter wrote, for every size; freed of the sizes that are baked in, where it has some.
+
+    Raises:
+        DeployError: it differs from PyTorch, with what is to blame.
+    """
+
+    def fitted(graph: onnx.ModelProto, freed: Sequence[str] = ()) -> _Fitted:
+        # The exporters name dimensions as they please, and leave known ones out.
+        set_shape(graph.graph.input[0], ["N", channels, "H", "W"])
+        set_shape(graph.graph.output[0], ["N", sizes.scores, "H", "W"])
+        chosen, whole = choose_fit(graph, sizes, fit), global_operator(graph)
+        made, notes = fit_sizes(graph, sizes, name, fit)
+        made.producer_name = "fcn-deploy"
+        onnx.checker.check_model(made)
+        differences = verify(references(full, sizes, chosen, channels, name), made, name)
+        return _Fitted(made, chosen, whole, differences, [*freed, *notes])
+
+    try:
+        return fitted(graph)
+    except DeployError as baked:
+        try:
+            set_shape(graph.graph.input[0], [1, channels, *traced_size(sizes)])
+            freed, changes = free_sizes(graph)
+            return fitted(freed, [f"{name}: {change}" for change in changes])
+        except Exception:  # tried: what was wrong before says more
+            raise baked from None
 
 
 def _joined(reasons: Mapping[str, str]) -> str:
