@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from onnx import ModelProto, NodeProto
+from onnx import ModelProto, NodeProto, TensorProto
 
 from export.fit import FITS
 from export.graph import constant, consumers, label
-from export.original import IMAGE_TYPES, Cut, Original
+from export.original import IMAGE_TYPES, WHOLE
 from export.passes.split_head import ends_in_sigmoid
 from runtime.engine_file import ACTIVATIONS, ModelCard
 from runtime.errors import MisuseError
@@ -81,15 +81,35 @@ def read_card_file(path: str | os.PathLike) -> dict[str, Any]:
     return data
 
 
-def find_card(
-    model: ModelProto, scores: int, original: Original, cut: Cut, options: SourceOptions, notes: list[str]
+def card_of(
+    model: ModelProto,
+    channels: int,
+    scores: int,
+    options: SourceOptions,
+    name: str,
+    notes: list[str],
+    kind: int = TensorProto.FLOAT,
+    threshold: float | None = None,
 ) -> ModelCard:
-    """The card of a model that carries none, from what the user said, what its graph tells and what is usual."""
-    name, channels, said = original.name, original.channels, dict(options.card or {})
+    """The card of a model that carries none, from what the user said, what its graph tells and what is usual.
+
+    Args:
+        model: float32 [N,C,H,W] → scores [N,K,H,W].
+        channels, scores: C and K.
+        options: what the user said; its `bgr` was done already.
+        name: of the model.
+        notes: gets what was found and assumed.
+        kind: type of the input as the model was given.
+        threshold: that it compared its scores with; None: with none.
+
+    Raises:
+        MisuseError: what was said does not fit the model.
+    """
+    said = dict(options.card or {})
     probability = ends_in_sigmoid(model)
     card = assumed_card(channels, scores, name, "probability" if probability else "sigmoid")
-    known = {"dtype": IMAGE_TYPES.get(original.kind, "uint8")}
-    if (found := _normalisation(model, original)) is not None:
+    known = {"dtype": IMAGE_TYPES.get(kind, "uint8")}
+    if (found := _normalisation(model, channels, kind in WHOLE)) is not None:
         known["mean"], known["std"], reason = found
         if not {"mean", "std"} & set(said) and not {"input-mean", "input-std", "scale"} & set(options.given()):
             notes.append(f"{name} {reason}")
@@ -104,7 +124,6 @@ def find_card(
     for field in ("classes", "activation", "threshold"):
         if (value := getattr(options, field)) is not None:
             said[field] = value
-    threshold = cut.decision.threshold if cut.decision is not None and cut.decision.kind == "threshold" else None
     activation = said.get(
         "activation", card.activation if scores == 1 else "softmax" if threshold is None else "multilabel"
     )
@@ -193,10 +212,11 @@ _DECISIONS = {
 }
 
 
-def _normalisation(model: ModelProto, original: Original) -> tuple[tuple[float, ...], tuple[float, ...], str] | None:
-    """(mean, std, why) of the images that a model takes, where its type or its first operators leave no doubt."""
-    channels = original.channels
-    if original.normalises:
+def _normalisation(
+    model: ModelProto, channels: int, whole: bool
+) -> tuple[tuple[float, ...], tuple[float, ...], str] | None:
+    """(mean, std, why) of the images a model takes, where `whole` numbers or its first operators leave no doubt."""
+    if whole:
         return (0.0,) * channels, (1.0,) * channels, "takes whole numbers: images go in as they are, mean 0 and std 1"
     slope, shift, last = _first_arithmetic(model, channels)
     if last is None:

@@ -3,7 +3,6 @@
 import json
 import logging
 import sys
-from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -41,15 +40,24 @@ class Activation(StrEnum):
     none = "none"
 
 
-# Of a foreign ONNX, which carries no card.
+# Of a model from elsewhere, which carries no card.
 Classes = Annotated[str | None, typer.Option(help="Names, comma-separated or one a line in a file.")]
 InputMean = Annotated[
-    str | None, typer.Option(help="Of the image times --scale, per channel in the model's order, or one number.")
+    str | None,
+    typer.Option(
+        "--input-mean", "--mean", help="Of the image times --scale, per channel in the model's order, or one number."
+    ),
 ]
-InputStd = Annotated[str | None, typer.Option(help="As --input-mean: the network sees (image · scale - mean) / std.")]
+InputStd = Annotated[
+    str | None,
+    typer.Option("--input-std", "--std", help="As --input-mean: the network sees (image · scale - mean) / std."),
+]
 Scale = Annotated[float | None, typer.Option(help="By which the image is multiplied first, such as 0.00392157.")]
 Bgr = Annotated[bool, typer.Option("--bgr", help="The model was trained on BGR; the engine takes RGB all the same.")]
-Output = Annotated[str | None, typer.Option(help="Of several outputs, the name of the one with the scores.")]
+Output = Annotated[
+    str | None,
+    typer.Option(help="Of several outputs, the one with the scores: its name; of a module, a key, field or index."),
+]
 Meaning = Annotated[
     Activation | None,
     typer.Option(
@@ -76,22 +84,15 @@ def export(
         typer.Argument(help="A checkpoint, package.module:factory giving a torch.nn.Module, or an ONNX of fixed size."),
     ],
     out: Annotated[Path, typer.Option("-o", "--out", help="ONNX file to write.")],
-    classes: Annotated[
-        str | None, typer.Option(help="Names, comma-separated or one a line in a file; for a factory.")
-    ] = None,
-    mean: Annotated[str | None, typer.Option(help="Per channel, in the image's units: 123.7,116.3,103.5.")] = None,
-    std: Annotated[str | None, typer.Option(help="Per channel, in the image's units.")] = None,
     weights: Annotated[
         Path | None, typer.Option(help="State dict for a factory's module: .safetensors, or of torch.save.")
     ] = None,
-    output: Annotated[
-        str | None,
-        typer.Option(
-            help="Of several outputs, the one with the scores: its name; of a module its key, field or index."
-        ),
-    ] = None,
+    classes: Classes = None,
+    input_mean: InputMean = None,
+    input_std: InputStd = None,
     scale: Scale = None,
     bgr: Bgr = False,
+    output: Output = None,
     activation: Meaning = None,
     threshold: Threshold = None,
     card: CardFile = None,
@@ -112,16 +113,12 @@ def export(
     if out.suffix.lower() != ".onnx":
         raise MisuseError(f"{out} is not named .onnx; the runtime tells models by that suffix")
     refuse_existing(out, force)
-    for_onnx = {"--scale": scale, "--bgr": bgr or None, "--activation": activation, "--threshold": threshold}
-    for_onnx |= {"--card": card}
-    for_torch = {"--exporter": exporter, "--opset": opset, "--weights": weights}
-    is_onnx = source.lower().endswith(".onnx")
-    if wrong := [name for name, value in (for_torch if is_onnx else for_onnx).items() if value is not None]:
-        what = f"a module of PyTorch, and {source} is ONNX already" if is_onnx else "a model that is ONNX already"
-        raise MisuseError(f"{wrong[0]} is for {what}; leave it away")
-    if is_onnx:
-        about = {"mean": mean, "std": std, "scale": scale, "bgr": bgr, "classes": classes, "output": output}
-        about |= {"activation": activation, "threshold": threshold, "card": card, "fit": fit}
+    about = {"mean": input_mean, "std": input_std, "scale": scale, "bgr": bgr, "classes": classes, "output": output}
+    about |= {"activation": activation, "threshold": threshold, "card": card, "fit": fit}
+    if source.lower().endswith(".onnx"):
+        for_torch = {"--exporter": exporter, "--opset": opset, "--weights": weights}
+        if wrong := [name for name, value in for_torch.items() if value is not None]:
+            raise MisuseError(f"{wrong[0]} is for modules of PyTorch, and {source} is ONNX already; leave it away")
         _export_free(source, out, about, json_)
         return
     need("torch", "export")
@@ -131,41 +128,34 @@ def export(
     opset = opset or 18
     from export.to_onnx import export as run_export
     from fcn.foreign import load_module
-    from runtime.segmenter import describe_assumption
 
+    said = _source_options(**about)
     notes: list[str] = []
-    model, card = load_module(source, weights, notes.append)
-    if card is not None and (classes or mean or std):
-        raise MisuseError(f"{source} has a model card; --classes, --mean and --std are for modules without one")
-    assumed = card is None and not (classes and mean and std)
-    card, differences = run_export(
+    model, own = load_module(source, weights, notes.append)
+    made, differences = run_export(
         model,
-        card,
+        own,
         out,
         exporter=(exporter or Exporter.auto).value,
         opset_version=opset,
         name=source,
-        output=output,
-        describe=lambda card: _described(card, classes, mean, std),
-        fit=fit and fit.value,
+        options=said,
         note=notes.append,
     )
-    if assumed:
-        notes.append(describe_assumption(card, source))
     for note in notes:
         print(f"note: {note}", file=sys.stderr)
     worst = max(differences, key=lambda difference: difference.logits)
     if json_:
         record = {
             "model": str(out),
-            "card": json.loads(card.to_json()),
+            "card": json.loads(made.to_json()),
             "differences": [{"size": list(d.size), "batch": d.batch, "logits": d.logits} for d in differences],
             "notes": notes,
         }
         print(json.dumps(record))
         return
     print(f"{source} → {out} ({out.stat().st_size / 1e6:.1f} MB, opset {opset})")
-    print(f"takes every H, W ≥ 1; {len(card.classes)} classes, stride {card.stride}, {card.channels} channels")
+    print(f"takes every H, W ≥ 1; {len(made.classes)} classes, stride {made.stride}, {made.channels} channels")
     print("largest difference from PyTorch, as a share of the logits' range, at sizes never traced:")
     for difference in differences:
         size = f"{difference.size[0]}×{difference.size[1]}" + (f" ×{difference.batch}" if difference.batch > 1 else "")
@@ -218,24 +208,6 @@ def inspect(
     about = inspect_model(model, targets, None if memory is None else int(memory * 1e9))
     print(json.dumps(about) if json_ else show(about))
     return 0 if about["ok"] else 1
-
-
-def _described(card, classes: str | None, mean: str | None, std: str | None):
-    """An assumed card with what the user said of the model."""
-    changes = {}
-    if classes is not None:
-        changes["classes"] = _names(classes)
-        if len(changes["classes"]) != len(card.classes):
-            raise MisuseError(
-                f"--classes names {len(changes['classes'])} classes, and the model has {len(card.classes)}"
-            )
-    for option, text in (("mean", mean), ("std", std)):
-        if text is not None:
-            changes[option] = _numbers(option, text, "one per channel")
-    try:
-        return replace(card, **changes)
-    except ValueError as error:
-        raise MisuseError(f"the model card would have {error}") from error
 
 
 def _names(classes: str) -> tuple[str, ...]:

@@ -18,6 +18,7 @@ IMAGE_TYPES = {
     TensorProto.FLOAT: "uint8", TensorProto.UINT8: "uint8", TensorProto.UINT16: "uint16", TensorProto.INT32: "uint8",
     TensorProto.INT64: "uint8",
 }  # fmt: skip  # type of the input → dtype of the images that are assumed
+WHOLE = (TensorProto.UINT8, TensorProto.UINT16, TensorProto.INT32, TensorProto.INT64)
 NUMPY = {
     "tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(double)": np.float64,
     "tensor(uint8)": np.uint8, "tensor(uint16)": np.uint16, "tensor(int32)": np.int32, "tensor(int64)": np.int64,
@@ -145,7 +146,7 @@ class Original:
     @property
     def normalises(self) -> bool:
         """Whether it takes the image's own whole numbers."""
-        return self.kind in (TensorProto.UINT8, TensorProto.UINT16, TensorProto.INT32, TensorProto.INT64)
+        return self.kind in WHOLE
 
     def images(self, size: tuple[int, int] | None = None, count: int | None = None) -> np.ndarray:
         """Random images in the standard form, float32 [count,C,H,W]; as many as it takes at once."""

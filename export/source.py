@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 from onnx import ModelProto, NodeProto, TensorProto, helper
 
-from export.card import SourceOptions, find_card
+from export.card import SourceOptions, card_of
 from export.fit import choose_fit, fit_sizes
 from export.free import freed
 from export.graph import (
@@ -98,7 +98,8 @@ def read_source(path: str | os.PathLike, options: SourceOptions | None = None) -
         card = ModelCard.from_json(text, name)
         check_card(card, original.channels, scores, name)
     else:
-        card = find_card(model, scores, original, cut, options, notes)
+        threshold = cut.decision.threshold if cut.decision is not None else None
+        card = card_of(model, original.channels, scores, options, name, notes, original.kind, threshold)
     return Source(model, card, tuple(notes), sizes, fit)
 
 

@@ -14,10 +14,13 @@ import torch
 from onnxruntime import RunOptions
 from torch import nn
 
+from export.card import SourceOptions, card_of
 from export.fit import choose_fit, fit_sizes
 from export.graph import attributes, constant, opset, producers, set_metadata, set_shape
 from export.passes.fold_constants import fold_constants
-from export.passes.split_head import ends_in_sigmoid, head_of, split_head
+from export.passes.free_sizes import free_sizes
+from export.passes.reverse_channels import reverse_channels
+from export.passes.split_head import head_of, split_head
 from export.probe import SizeBehaviour, probe
 from export.receptive import global_operator
 from fcn.exportable import Exportable
@@ -27,7 +30,7 @@ from runtime.backends.onnxruntime import one_line, session
 from runtime.engine_file import CARD_KEY, ModelCard
 from runtime.errors import DeployError, MisuseError
 from runtime.files import replacing
-from runtime.segmenter import assumed_card, check_card
+from runtime.segmenter import check_card
 
 TRACED = (64, 96)  # or two and three multiples, where those are larger
 # Never traced: one pixel, primes, one side eight times the other, below and above the traced size.
@@ -58,9 +61,7 @@ def export(
     exporter: str = "auto",
     opset_version: int = 18,
     name: str = "the module",
-    output: str | None = None,
-    describe: Callable[[ModelCard], ModelCard] = lambda assumed: assumed,
-    fit: str | None = None,
+    options: SourceOptions | None = None,
     note: Callable[[str], None] = lambda line: None,
 ) -> tuple[ModelCard, list[Difference]]:
     """Write `out`: input `image` float32 [N,C,H,W], normalised; output `logits` float32 [N,K,H,W].
@@ -75,9 +76,8 @@ def export(
             does not hold at every size, the second.
         opset_version: 11 to 23; `dynamo` writes 18 and newer.
         name: of the model, for errors.
-        output: of several, the key, field or index of the scores; None: `out`, `logits`, or the first map.
-        describe: completes a card that was assumed with what the user knows.
-        fit: how it is made to take every size: one of export.fit.FITS; None: as choose_fit says.
+        options: what the user says of a module without a card; its `output` is the key, field or index of the scores
+            (None: `out`, `logits`, or the first map).
         note: called with what was found, chosen and done, a line each.
 
     Returns:
@@ -87,13 +87,16 @@ def export(
         MisuseError: no such output.
         DeployError: it cannot be exported, or a size is baked in.
     """
+    options = options or SourceOptions()
+    if card is not None and (said := [*options.given(), *(["card"] if options.card else [])]):
+        raise MisuseError(f"{name} has a model card; --{said[0]} is for modules without one")
     if isinstance(model, AnySize):
-        if output is not None:
-            raise MisuseError(f"{name} gives scores alone; leave --output {output} away")
+        if options.output is not None:
+            raise MisuseError(f"{name} gives scores alone; leave --output {options.output} away")
         full, channels = _Multiples(model.eval()), model.architecture.channels
         sizes = SizeBehaviour(model.size_multiple, scores=model.architecture.classes)
     else:
-        full = scores_of(model, name, card.channels if card else None, output, note)
+        full = scores_of(model, name, card.channels if card else None, options.output, note)
         channels = full.channels
         sizes = probe(lambda height, width: _scores_of(full, channels, height, width), name)
     if card is not None:
@@ -104,14 +107,7 @@ def export(
         lines: list[str] = []
         try:
             graph = _to_graph(full, channels, sizes, attempt, opset_version, lines)
-            # The exporters name dimensions as they please, and leave known ones out.
-            set_shape(graph.graph.input[0], ["N", channels, "H", "W"])
-            set_shape(graph.graph.output[0], ["N", sizes.scores, "H", "W"])
-            chosen, looks = choose_fit(graph, sizes, fit), global_operator(graph)
-            graph, done = fit_sizes(graph, sizes, name, fit)
-            graph.producer_name = "fcn-deploy"
-            onnx.checker.check_model(graph)
-            differences = verify(references(full, sizes, chosen, channels, name), graph, name)
+            fitted = _fitted(full, graph, channels, sizes, options.fit, name)
         except DeployError as error:
             reasons[attempt] = str(error)
             continue
@@ -122,20 +118,77 @@ def export(
         raise DeployError(f"{name} cannot be exported: {_joined(reasons)}")
     if reasons:
         note(f"{name} is exported by {attempt}; {_joined(reasons)}")
-    for line in (*lines, *(() if isinstance(model, AnySize) else done)):
+    for line in (*lines, *(() if isinstance(model, AnySize) else fitted.notes)):
         note(line)
+    graph = fitted.graph
     if card is None:
+        if options.bgr:
+            if channels != 3:
+                raise MisuseError(f"--bgr is for images of 3 channels, and {name} takes {channels}")
+            graph = reverse_channels(graph)
+            note(f"{name} wants BGR, as --bgr says: its channels are reversed, and the ONNX takes RGB")
+        lines = []
+        card = card_of(graph, channels, sizes.scores, options, name, lines)
+        for line in lines:
+            note(line)
         scale = head_of(split_head(graph)).factor
-        stride = round(scale[0]) if scale else sizes.factor
-        one_score = "probability" if ends_in_sigmoid(graph) else "sigmoid"
-        assumed = assumed_card(channels, sizes.scores, name, one_score)
-        card = describe(replace(assumed, stride=max(stride, 1)))
-    padded = {"size_multiple": sizes.multiple, "smallest": sizes.smallest} if chosen == "pad" else {}
-    card = replace(card, **{"size_multiple": 1, "smallest": 1} | padded, whole=looks)
+        card = replace(card, stride=max(round(scale[0]) if scale else sizes.factor, 1))
+    padded = {"size_multiple": sizes.multiple, "smallest": sizes.smallest} if fitted.fit == "pad" else {}
+    card = replace(card, **{"size_multiple": 1, "smallest": 1} | padded, whole=fitted.whole)
     set_metadata(graph, CARD_KEY, card.to_json())
     with replacing(out) as temporary:
         temporary.write_bytes(graph.SerializeToString())
-    return card, differences
+    return card, fitted.differences
+
+
+@dataclass(frozen=True)
+class _Fitted:
+    """A graph that takes every size, as it was compared with PyTorch.
+
+    Attributes:
+        graph: with padding, resizing, upsampling and cropping.
+        fit: one of export.fit.FITS, or "".
+        whole: as the card's.
+        differences: from PyTorch, by size.
+        notes: what was done.
+    """
+
+    graph: onnx.ModelProto
+    fit: str
+    whole: str
+    differences: list[Difference]
+    notes: list[str]
+
+
+def _fitted(
+    full: nn.Module, graph: onnx.ModelProto, channels: int, sizes: SizeBehaviour, fit: str | None, name: str
+) -> _Fitted:
+    """A graph that an exporter wrote, for every size; freed of the sizes that are baked in, where it has some.
+
+    Raises:
+        DeployError: it differs from PyTorch, with what is to blame.
+    """
+
+    def fitted(graph: onnx.ModelProto, freed: Sequence[str] = ()) -> _Fitted:
+        # The exporters name dimensions as they please, and leave known ones out.
+        set_shape(graph.graph.input[0], ["N", channels, "H", "W"])
+        set_shape(graph.graph.output[0], ["N", sizes.scores, "H", "W"])
+        chosen, whole = choose_fit(graph, sizes, fit), global_operator(graph)
+        made, notes = fit_sizes(graph, sizes, name, fit)
+        made.producer_name = "fcn-deploy"
+        onnx.checker.check_model(made)
+        differences = verify(references(full, sizes, chosen, channels, name), made, name)
+        return _Fitted(made, chosen, whole, differences, [*freed, *notes])
+
+    try:
+        return fitted(graph)
+    except DeployError as baked:
+        try:
+            set_shape(graph.graph.input[0], [1, channels, *traced_size(sizes)])
+            freed, changes = free_sizes(graph)
+            return fitted(freed, [f"{name}: {change}" for change in changes])
+        except Exception:  # tried: what was wrong before says more
+            raise baked from None
 
 
 def _joined(reasons: Mapping[str, str]) -> str:

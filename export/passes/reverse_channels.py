@@ -28,9 +28,15 @@ def reverse_channels(model: ModelProto) -> ModelProto:
         add_constants(model, {reversed_[name]: np.ascontiguousarray(w[:, ::-1]) for name, w in weights.items()})
         return model
     result, order = names("reverse_channels/image"), names("reverse_channels/order")
-    rename_reads(model, image.name, result)
     add_constants(model, {order: np.array([2, 1, 0], np.int64)})
-    model.graph.node.insert(0, helper.make_node("Gather", [image.name, order], [result], name=result, axis=1))
+    name, place = image.name, 0
+    # After padding, which is known by being first.
+    while len(readers := [node for node in consumers(model, name) if node.op_type != "Shape"]) == 1 and readers[
+        0
+    ].op_type in ("Identity", "Pad"):
+        name, place = readers[0].output[0], list(model.graph.node).index(readers[0]) + 1
+    rename_reads(model, name, result)
+    model.graph.node.insert(place, helper.make_node("Gather", [name, order], [result], name=result, axis=1))
     return model
 
 

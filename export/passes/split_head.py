@@ -138,6 +138,9 @@ def _last_activation(model: ModelProto, result: str) -> NodeProto | None:
     node = made.get(result)
     while node is not None and node.op_type in ("Identity", "Slice", "Resize", "Cast", "Clip"):
         node = made.get(node.input[0])
+    if node is not None and _softmax_between(made, node) is not None:
+        softmax = made[node.input[0]]
+        return softmax if softmax.op_type == "Softmax" else None
     if node is None or node.op_type not in ("Softmax", "Sigmoid"):
         return None
     return node if node.op_type == "Sigmoid" or attributes(node).get("axis", -1) in (1, -3) else None
