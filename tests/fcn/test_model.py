@@ -265,9 +265,7 @@ def test_a_state_dict_that_is_not_known_is_told_the_nearest_and_the_way_out():
         from_torchvision({"conv1.weight": torch.ones(1)}, "x.pth")
     state = random_network(arch="dilated8", backbone="resnet50", width=0.125).state_dict()
     del state["backbone.layer4.2.conv3.weight"]
-    with pytest.raises(
-        DeployError, match=r"nearest is fcn_resnet50, but for 1 names, backbone.layer4.2.conv3.weight;"
-    ):
+    with pytest.raises(DeployError, match=r"nearest is fcn_resnet50, but for 1 names, backbone.layer4.2.conv3.weight;"):
         from_torchvision(state, "x.pth")
     state = random_network(arch="dilated8", backbone="resnet50", width=0.125).state_dict()
     state["classifier.0.weight"] = state["classifier.0.weight"][:, :8]
