@@ -5,6 +5,8 @@ import shutil
 import textwrap
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -237,6 +239,9 @@ def _targets(core: ModelProto, targets: Sequence[str], card: ModelCard | None) -
 
 
 def _tried(by: str, take) -> dict[str, Any]:
+    """Whether something takes the network; `by`: its module, or what it is called."""
+    with suppress(PackageNotFoundError):
+        by = f"{by} {version(by)}"
     try:
         take()
         return {"by": by, "problem": "", "refused": []}
@@ -436,7 +441,8 @@ def _show_card(about: dict[str, Any], row) -> None:
     card, head, sizes = about["card"], about["head"], about["sizes"]
     own = "" if about["card_is_its_own"] else "assumed"
     mean, std = (" ".join(f"{value:g}" for value in np.round(card[name], 2)) for name in ("mean", "std"))
-    row("images", f"{card['channels']} channels of {card['dtype']}", f"mean {mean}", f"std {std}", own)
+    rgb = " (RGB)" if card["channels"] == 3 else ""
+    row("images", f"{card['channels']} channels of {card['dtype']}{rgb}", f"mean {mean}", f"std {std}", own)
     names = card["classes"][:12] + (["…"] if len(card["classes"]) > 12 else [])
     row("classes", f"{len(card['classes'])}: {', '.join(names)}", f"by {card['activation']}", own)
     factor = "to the image's size" if head["factor"] is None else f"×{head['factor'][0]:g} by ×{head['factor'][1]:g}"
