@@ -306,7 +306,7 @@ def _runs_of_engine(path: Path, memory: int) -> tuple[list[dict[str, Any]], str]
         for size in _sizes(memory, net.bytes_per_pixel):
             image = natural_noise(*size, net.card, 0)
             try:
-                result = net(image) if net.card.gives_labels else net.values(image)
+                result = net.values(image) if net.card.activation in ("multilabel", "none") else net(image)
                 shape = result.shape[-2:]
                 problem = "" if shape == size else f"it gives {list(result.shape)}"
                 if result.dtype.kind == "f" and not np.isfinite(result).all():
@@ -410,8 +410,10 @@ def show(about: dict[str, Any]) -> str:
         row(target, f"refused: {found['problem']}" if found["problem"] else f"taken by {found['by']}")
         for each in found["refused"]:
             row("", f"{each['node'] or 'a node'} ({each['operator']}): {each['reason']}")
-    if about.get("agreement"):
-        row("built", f"labels equal to the model's: {about['agreement'].get('labels_equal', 0):.4%}")
+    if agreement := about.get("agreement"):
+        what, equal = agreement.get("kind", "labels"), agreement.get("labels_equal")
+        apart = f"{what} differ from the model's by {agreement.get('difference', 0):.1e} of their range at most"
+        row("built", apart if equal is None else f"{what} equal to the model's: {equal:.4%}")
     for given in about.get("as_given", ()):
         row("as given", f"{_size(given['size'])}: {given['problem'] or 'gives ' + _shape(given['shape'])}")
     good = [_size(run["size"]) for run in about["runs"] if not run["problem"]]
