@@ -5,6 +5,8 @@ import shutil
 import textwrap
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -238,6 +240,9 @@ def _targets(core: ModelProto, targets: Sequence[str], card: ModelCard | None) -
 
 
 def _tried(by: str, take) -> dict[str, Any]:
+    """Whether something takes the network; `by`: its module, or what it is called."""
+    with suppress(PackageNotFoundError):
+        by = f"{by} {version(by)}"
     try:
         take()
         return {"by": by, "problem": "", "refused": []}
@@ -302,7 +307,7 @@ def _runs_of_engine(path: Path, memory: int) -> tuple[list[dict[str, Any]], str]
         for size in _sizes(memory, net.bytes_per_pixel):
             image = natural_noise(*size, net.card, 0)
             try:
-                result = net(image) if net.card.gives_labels else net.values(image)
+                result = net.values(image) if net.card.activation in ("multilabel", "none") else net(image)
                 shape = result.shape[-2:]
                 problem = "" if shape == size else f"it gives {list(result.shape)}"
                 if result.dtype.kind == "f" and not np.isfinite(result).all():
@@ -406,8 +411,10 @@ def show(about: dict[str, Any]) -> str:
         row(target, f"refused: {found['problem']}" if found["problem"] else f"taken by {found['by']}")
         for each in found["refused"]:
             row("", f"{each['node'] or 'a node'} ({each['operator']}): {each['reason']}")
-    if about.get("agreement"):
-        row("built", f"labels equal to the model's: {about['agreement'].get('labels_equal', 0):.4%}")
+    if agreement := about.get("agreement"):
+        what, equal = agreement.get("kind", "labels"), agreement.get("labels_equal")
+        apart = f"{what} differ from the model's by {agreement.get('difference', 0):.1e} of their range at most"
+        row("built", apart if equal is None else f"{what} equal to the model's: {equal:.4%}")
     for given in about.get("as_given", ()):
         row("as given", f"{_size(given['size'])}: {given['problem'] or 'gives ' + _shape(given['shape'])}")
     good = [_size(run["size"]) for run in about["runs"] if not run["problem"]]
@@ -437,7 +444,8 @@ def _show_card(about: dict[str, Any], row) -> None:
     card, head, sizes = about["card"], about["head"], about["sizes"]
     own = "" if about["card_is_its_own"] else "assumed"
     mean, std = (" ".join(f"{value:g}" for value in np.round(card[name], 2)) for name in ("mean", "std"))
-    row("images", f"{card['channels']} channels of {card['dtype']}", f"mean {mean}", f"std {std}", own)
+    rgb = " (RGB)" if card["channels"] == 3 else ""
+    row("images", f"{card['channels']} channels of {card['dtype']}{rgb}", f"mean {mean}", f"std {std}", own)
     names = card["classes"][:12] + (["…"] if len(card["classes"]) > 12 else [])
     row("classes", f"{len(card['classes'])}: {', '.join(names)}", f"by {card['activation']}", own)
     factor = "to the image's size" if head["factor"] is None else f"×{head['factor'][0]:g} by ×{head['factor'][1]:g}"

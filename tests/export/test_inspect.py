@@ -15,6 +15,7 @@ from export.source import read_source
 from runtime import DeployError, MisuseError
 from runtime.sizes import parse_sizes
 
+SMALL = 50_000_000  # bytes for the largest image, to be quick
 WEIGHT = np.random.default_rng(0).normal(size=(2, 3, 3, 3)).astype(np.float32)
 
 
@@ -51,7 +52,7 @@ def test_what_is_told_of_a_model_of_ours(exports):
 
 
 def test_what_is_told_of_an_engine_of_ours(exports):
-    about = inspect_model(exports / "narrow.engine")
+    about = inspect_model(exports / "narrow.engine", memory=SMALL)
     assert about["ok"] and about["kind"] == "engine" and about["target"] == "cpu"
     assert [stage["file"] for stage in about["stages"]] == ["stage-0.onnx", "stage-1.onnx"]
     assert about["stages"][0]["halo"] and about["agreement"]["wrong"] == 0
@@ -63,7 +64,7 @@ def test_what_is_told_of_an_engine_of_ours(exports):
 
 
 def test_a_foreign_model_has_what_is_assumed_of_it_said(tmp_path):
-    about = inspect_model(saved(tmp_path / "m.onnx", [CONV]), ("cpu",))
+    about = inspect_model(saved(tmp_path / "m.onnx", [CONV]), ("cpu",), SMALL)
     assert about["ok"] and not about["card_is_its_own"] and about["producer"] == "test"
     assert about["inputs"] == [{"name": "x", "type": "float32", "shape": ["N", 3, "H", "W"]}]
     assert about["reach"]["field"] == [3, 3] and about["head"]["mode"] == "none"
@@ -80,7 +81,7 @@ def test_what_makes_a_network_global_and_how_it_fits_are_told(tmp_path):
         helper.make_node("Add", ["e", "f"], ["y"]),
     ]
     constants = {"s": np.float32([1, 1, 3, 3]), "zero": np.int64([0]), "one": np.int64([1]), "two": np.int64([2])}
-    about = inspect_model(saved(tmp_path / "m.onnx", nodes, constants), ("cpu",))
+    about = inspect_model(saved(tmp_path / "m.onnx", nodes, constants), ("cpu",), SMALL)
     assert about["ok"] and about["reach"]["whole"] == "GlobalAveragePool pool"
     assert about["sizes"] == {"multiple": 3, "smallest": 1, "fit": "resize"}
     assert "multiples of 3, others are resized to the nearest" in show(about)
@@ -91,7 +92,7 @@ def test_a_baked_size_fails_and_what_it_does_is_shown(tmp_path):
     nodes = [helper.make_node("Conv", ["x", "w"], ["c"], pads=[1] * 4, strides=[2, 2]),
              helper.make_node("Resize", ["c", "", "", "s"], ["y"], mode="linear")]  # fmt: skip
     path = saved(tmp_path / "m.onnx", nodes, {"s": np.int64([1, 2, 200, 200])})
-    about = inspect_model(path)
+    about = inspect_model(path, memory=SMALL)
     assert not about["ok"] and about["problem"] and about["as_given"][0]["shape"] == (1, 2, 200, 200)
     assert "REFUSED" in show(about) and "gives [1, 2, 200, 200]" in show(about)
     command("inspect-model", path, ok=1)
@@ -103,7 +104,7 @@ def test_a_size_that_fails_is_named(tmp_path, monkeypatch):
     outcome = inspect.outcome
     failing = inspect.outcome(lambda h, w: 1 / 0, 1, 1)
     monkeypatch.setattr(inspect, "outcome", lambda run, h, w: failing if (h, w) == (31, 33) else outcome(run, h, w))
-    about = inspect_model(saved(tmp_path / "m.onnx", [CONV]), ("cpu",))
+    about = inspect_model(saved(tmp_path / "m.onnx", [CONV]), ("cpu",), SMALL)
     assert not about["ok"] and [run["size"] for run in about["runs"] if run["problem"]] == [(31, 33)]
     assert "FAILS at" in show(about) and "31×33: ZeroDivisionError" in show(about)
 
@@ -116,19 +117,19 @@ def test_what_tensorrt_refuses_is_told_by_node(tmp_path):
         helper.make_node("Conv", ["u", "w"], ["y"], pads=[1] * 4),
     ]
     path = saved(tmp_path / "m.onnx", nodes)
-    about = inspect_model(path)
+    about = inspect_model(path, memory=SMALL)
     verdict = about["targets"]["tensorrt"]
     assert about["ok"] and verdict["problem"] and verdict["by"].startswith("tensorrt_rtx")
     assert any(each["node"] == "unpool" and each["operator"] == "MaxUnpool" for each in verdict["refused"])
     assert "unpool (MaxUnpool)" in show(about) and about["targets"]["cpu (onnxruntime)"]["problem"] == ""
     # Asked for by name, it must be buildable.
-    assert not inspect_model(path, ("sm89",))["ok"]
-    assert inspect_model(saved(tmp_path / "good.onnx", [CONV]), ("sm89",))["ok"]
+    assert not inspect_model(path, ("sm89",), SMALL)["ok"]
+    assert inspect_model(saved(tmp_path / "good.onnx", [CONV]), ("sm89",), SMALL)["ok"]
 
 
 def test_an_engine_for_gpus_tells_its_profiles_and_is_not_run_here(exports, tmp_path):
     pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed; pip install 'fcn-deploy[rtx]'")
-    gpu = ForGpu(BuildOptions(("sm89",)), parse_sizes("64x64:96x96:160x128"))
+    gpu = ForGpu(BuildOptions(("sm89",), SMALL), parse_sizes("64x64:96x96:160x128"))
     build_engine(read_source(exports / "narrow.onnx"), tmp_path / "m.engine", target="sm89", gpu=gpu)
     about = inspect_model(tmp_path / "m.engine")
     assert about["gpu"]["targets"] == ("sm89",)
@@ -158,16 +159,16 @@ def test_an_edited_engine_is_refused(exports, tmp_path):
 
 def test_models_that_are_no_segmentation_say_why(tmp_path):
     flat = [helper.make_node("GlobalAveragePool", ["x"], ["g"]), helper.make_node("Flatten", ["g"], ["y"])]
-    about = inspect_model(saved(tmp_path / "m.onnx", flat), ("cpu",))
+    about = inspect_model(saved(tmp_path / "m.onnx", flat), ("cpu",), SMALL)
     assert not about["ok"] and about["problem"] and about["operators"] == {"GlobalAveragePool": 1, "Flatten": 1}
-    text = inspect_model(saved(tmp_path / "t.onnx", [CONV], kind=TensorProto.STRING), ("cpu",))
+    text = inspect_model(saved(tmp_path / "t.onnx", [CONV], kind=TensorProto.STRING), ("cpu",), SMALL)
     assert not text["ok"] and "string" in text["problem"]
 
 
 def test_the_command_line(exports, tmp_path):
-    done = command("inspect-model", exports / "narrow.onnx", "--target", "cpu")
+    done = command("inspect-model", exports / "narrow.onnx", "--target", "cpu", "--memory", 0.05)
     assert done.stdout.startswith(str(exports / "narrow.onnx")) and "operators" in done.stdout and not done.stderr
-    about = json.loads(command("inspect-model", exports / "narrow.engine", "--json").stdout)
+    about = json.loads(command("inspect-model", exports / "narrow.engine", "--json", "--memory", 0.05).stdout)
     assert about["ok"] and about["runs"][0] == {"size": [1, 1], "problem": ""}
     assert "does not exist" in one_error(command("inspect-model", tmp_path / "none.onnx", ok=2))
     assert "sm1" in one_error(command("inspect-model", exports / "narrow.onnx", "--target", "sm1", ok=2))

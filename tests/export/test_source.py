@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from helpers import command, one_error, photo
+from helpers import ROOT, command, one_error, photo
 from onnx import TensorProto, helper, numpy_helper, parser
 from onnx.reference import ReferenceEvaluator
 
@@ -756,6 +756,14 @@ def test_a_card_file(tmp_path):
         read_card_file(tmp_path / "none.toml")
     with pytest.raises(MisuseError, match="--classes is in the card file too"):
         SourceOptions(classes=("a",), card={"classes": ["b"]})
+
+
+def test_the_card_file_of_the_docs(tmp_path):
+    text = (ROOT / "docs" / "formats.md").read_text()
+    (tmp_path / "card.toml").write_text(text.split("```toml\n")[1].split("```")[0])
+    model = made(SCORES + TO_SIZE + "k = Slice(f, i0, i3, i1)\n y = Sigmoid(k)", gives="float[N,3,H,W] y")
+    card = reads(tmp_path, model, card=read_card_file(tmp_path / "card.toml")).card
+    assert card.classes[1] == "road" and card.threshold == (0.5, 0.4, 0.6) and card.kind == "masks"
 
 
 def test_options_for_a_model_with_a_card_of_its_own_are_misuse(exports):
