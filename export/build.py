@@ -3,6 +3,7 @@
 import io
 import json
 import logging
+import math
 import os
 import platform
 import tempfile
@@ -19,7 +20,7 @@ from onnx import ModelProto
 
 from export.builders import cpu, tensorrt
 from export.builders.kernels import compile_kernels
-from export.candidates import Candidate, Tuning, choose, rows, tune
+from export.candidates import TILES, Candidate, Tuning, choose, fastest_tile, rows, tune
 from export.graph import check, set_metadata
 from export.passes.bilinear_deconv import bilinear_deconv
 from export.passes.fold_constants import fold_constants
@@ -50,6 +51,7 @@ REPORT = "report.json"
 COMPARED_SIZES = ((1, 1), (7, 13), (37, 41), (61, 97), (136, 17), (200, 333), (257, 263), (480, 640))
 FIXED_SIZES = 3  # so many at most in --sizes are those of cameras, say, and come again and again
 GOLDEN_SIZE = (61, 83)
+TILED_SIZE = (1536, 1536)  # of the image that tiles are tried on
 
 
 @dataclass(frozen=True)
@@ -216,6 +218,7 @@ def _stages(stages: Sequence[Stage]) -> list[dict[str, Any]]:
     return [
         {
             "halo": stage.halo,
+            "tile": stage.tile,
             "tiles": "exact" if stage.halo is not None else f"none: {stage.whole}",
             "bytes_per_pixel": round(stage.bytes_per_pixel, 1),
             "output_bytes": round(stage.output_bytes, 2),
@@ -310,9 +313,23 @@ def _tuned(
 
     accuracy = {} if lowered is None else {"onnxruntime": lowered.report["int8"]}
 
+    card, tiles = drafts["float32"][0].card, {}
+    largest = max(timed or [TILED_SIZE], key=math.prod)
+    if "onnxruntime" in tuning.backends and max(largest) > min(TILES):
+        say("trying tiles that fit the caches")
+        for precision, draft in drafts.items():
+            with _draft(*draft, threads) as net:
+                tiles[precision] = fastest_tile(net, natural_noise(*largest, card, 0), tuning.seconds / 2)
+
+    def as_run_by(candidate: Candidate) -> Manifest:
+        first, *others = drafts[candidate.precision][0].stages
+        # OpenVINO prepares kernels anew for each shape, and tiles have several.
+        tile = tiles.get(candidate.precision) if candidate.backend == "onnxruntime" else None
+        stages = (replace(first, tile=tile), *others)
+        return replace(drafts[candidate.precision][0], backend=candidate.backend, stages=stages)
+
     def open_(candidate: Candidate):
-        manifest, members = drafts[candidate.precision]
-        return _draft(replace(manifest, backend=candidate.backend), members, candidate.threads)
+        return _draft(as_run_by(candidate), drafts[candidate.precision][1], candidate.threads)
 
     def check(candidate: Candidate, net: Segmenter) -> str:
         if candidate.backend == "onnxruntime":
@@ -339,15 +356,13 @@ def _tuned(
         for precision in precisions
         for backend in (tuning.backends if precision == precisions[0] or tuning.fastest else tuning.backends[:1])
     ]
-    card = drafts["float32"][0].card
     images = {f"{height}x{width}": natural_noise(height, width, card, 0) for height, width in timed or TIMED_SIZES}
     # Few sizes that were named stay; others change from image to image.
     tuning = replace(tuning, step=0 if timed and len(timed) <= FIXED_SIZES else card.size_multiple)
     timings, chosen = tune(
         open_, check, candidates, images, tuning, lambda c: tuning.fastest or c.precision == precisions[0], say
     )
-    manifest, members = drafts[chosen.precision]
-    manifest = replace(manifest, backend=chosen.backend)
+    manifest, members = as_run_by(chosen), drafts[chosen.precision][1]
     about: dict[str, Any] = {
         "precision": chosen.precision,
         "backend": chosen.backend,

@@ -15,6 +15,7 @@ import numpy as np
 from runtime.backends import CPU_BACKENDS
 from runtime.backends.openvino import installed
 from runtime.errors import DeployError, MisuseError, OverBudgetError
+from runtime.plan import plan_run
 from runtime.segmenter import Segmenter
 
 log = logging.getLogger(__name__)
@@ -26,6 +27,9 @@ LEAST_ROUNDS = 3
 SMALLER = ((0, 1), (1, 0), (1, 1), (0, 2), (2, 0), (1, 2), (2, 1), (2, 2), (0, 3))  # steps, vertical and horizontal
 SHORT = 0.02  # seconds
 LEFT_BEHIND = 1.5  # times the fastest: after LEAST_ROUNDS, such a candidate is measured no further
+TILES = (384, 512, 768, 1024)  # sides in pixels
+MOST_OVERHEAD = 1.4  # of tiles that are tried
+WORTH = 0.95  # tiles are kept where they take so much of the time at most
 CLOSE = 0.03  # a lead smaller than this is noise: the earlier candidate is kept
 
 
@@ -152,6 +156,44 @@ def tune(
         if slower:
             break
     return timings | refused, chosen
+
+
+def fastest_tile(
+    net: Segmenter, image: np.ndarray, seconds: float, clock: Callable[[], float] = time.perf_counter
+) -> int | None:
+    """The side of tiles in which a network's first stage runs faster than whole, as tiles fit the processor's caches.
+
+    Args:
+        net: an engine for CPUs.
+        image: what it is tried on.
+        seconds: to measure for, at most; where a run takes too much of it nothing is tried.
+
+    Returns:
+        One of TILES; None where none of them is worth it, or smaller than the image.
+    """
+    first, *others = (replace(stage, tile=None) for stage in net.manifest.stages)
+    size, order, budget = image.shape[:2], random.Random(0), net.memory_budget()
+    try:
+        whole = plan_run(size, net.card, (first, *others), budget)
+        plans = {side: plan_run(size, net.card, (replace(first, tile=side), *others), budget) for side in TILES}
+    except OverBudgetError:
+        return None
+    plans = {side: plan for side, plan in plans.items() if plan.grids and plan.overhead < MOST_OVERHEAD}
+    if not plans or whole.grids:
+        return None
+    plans[None] = whole
+    started = clock()
+    net.scores_by(image, whole)
+    if (clock() - started) * len(plans) * LEAST_ROUNDS > seconds:
+        return None
+    best = dict.fromkeys(plans, math.inf)
+    for _ in range(LEAST_ROUNDS):
+        for side in order.sample(list(plans), len(plans)):
+            before = clock()
+            net.scores_by(image, plans[side])
+            best[side] = min(best[side], clock() - before)
+    side = min(best, key=best.get)
+    return side if best[side] < WORTH * best[None] else None
 
 
 def measure(

@@ -3,13 +3,15 @@
 import math
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 from onnx import ModelProto
 
-from export.graph import check, dims, free_name, rename_reads, rename_result, set_metadata, set_shape
+from export.graph import check, dims, free_name, metadata, rename_reads, rename_result, set_metadata, set_shape
 from export.passes.free_sizes import Freed, find_sizes
+from export.passes.split_head import head_of, split_head, stripped_padding
 from export.probe import probe
 from runtime.backends.onnxruntime import one_line, session
 from runtime.engine_file import CARD_KEY, ModelCard
@@ -129,7 +131,7 @@ def _goes_on(before, after, found: Freed, image, expected, multiple: int, noise,
     scores = after(larger)[:, :, : expected.shape[2], : expected.shape[3]]
     share = float(untouched.mean())
     if share < 0.01:
-        return "its scores see further than half of that: larger images cannot be compared with it"
+        return "its scores see further than half of its own size: larger images cannot be compared with it"
     far = float(np.abs(scores - expected).max((0, 1))[untouched].max()) / max(float(np.ptp(expected)), 1e-12)
     if not far <= NEAR:
         raise DeployError(
@@ -204,6 +206,11 @@ def export_free(
 
     source = read_source(path, options)
     model, card, name = source.model, source.card, str(path)
+    if metadata(model, CARD_KEY) is None:
+        core = split_head(model)
+        (multiple, smallest), factor = stripped_padding(core), head_of(core).factor
+        stride = max(1, round(factor[0])) if factor else 1
+        card = replace(card, size_multiple=multiple, smallest=smallest, stride=stride)
     run = _runs(model)
     for height, width in WRITTEN:
         scores = run(np.zeros((1, card.channels, height, width), np.float32))

@@ -38,6 +38,8 @@ from export.shapes import (
 )
 
 TO_THE_END = np.iinfo(np.int64).max
+FIXED = 4  # windows up to this, side by side, are of a network that halves its maps
+OF_CONSTANTS = ("Resize",)  # what is brought to the map's size although it is a constant: positions, say
 WIDE = 7  # a pooling window at least so wide and as large as the map is the whole map's
 
 
@@ -72,7 +74,7 @@ def readings_of(network: Network, node: NodeProto, state: State, freeing: bool) 
     Raises:
         ConflictError: there is none.
     """
-    touched = any(state.is_data(name) for name in node.input if name)
+    touched = node.op_type in OF_CONSTANTS or any(state.is_data(name) for name in node.input if name)
     if freeing and touched and node.op_type in _NUMBERS:
         found = _NUMBERS[node.op_type](network, node, state)
         if found is not None:
@@ -608,13 +610,13 @@ def _pool(network: Network, node: NodeProto, state: State) -> list[Reading] | No
         width == step > 1 and side[0] % width == 0 and not is_fixed(side)
         for width, step, side in zip(kernel, strides, sides, strict=True)
     )
-    if (mean and (beside or (shared and max(kernel) > 4))) or (shared and beside):
+    if (mean and beside) or (shared and (beside or max(kernel) > FIXED)):
         raise ConflictError(
             node,
             f"its {windows} share the traced map evenly: adaptive pooling, most likely, whose windows change with the "
             "size",
         )
-    return [replace(stays, doubt=f"{windows} are taken for fixed ones, not for shares of the map")] if mean else [stays]
+    return [replace(stays, doubt=f"{windows} are taken for fixed ones, not for shares of the map") if shared else stays]
 
 
 def _unpadded(node: NodeProto) -> bool:
@@ -643,6 +645,7 @@ def _padding(network: Network, node: NodeProto, state: State) -> tuple[str, int]
         pads = [fixed(number) for number in given.get("pads", [0] * (2 * len(axes)))]
     sides, doubts, multiple = sizes(shape), [], 1
     half = len(pads) // 2
+    axes = axes[:half]
     for place, before, behind in zip(axes, pads[:half], pads[half:], strict=True):
         side, gap = sides[place], abs(before[0] - behind[0])
         if len(follows(side)) != 1 or not (is_fixed(before) and is_fixed(behind)) or gap == 0:

@@ -103,10 +103,14 @@ class Writer:
                 if ratio.denominator > 1:
                     side = self.node("Div", [side, self.constant("number", np.array([ratio.denominator], np.int64))])
                 return side
+        apart = []
         for name, place, found in sources:
             gap = {a - b for a, b in zip(size, found, strict=True)}
             if len(gap) == 1:
-                return self.node("Add", [self._side(name, place), self.constant("number", np.array([*gap], np.int64))])
+                apart.append((gap.pop(), name, place))
+        if apart:
+            gap, name, place = min(apart, key=lambda found: abs(found[0]))
+            return self.node("Add", [self._side(name, place), self.constant("number", np.array([gap], np.int64))])
         letters = follows(size)
         if len(letters) > 1:
             parts = [found for _, _, found in sources if len(follows(found)) == 1]

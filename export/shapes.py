@@ -267,7 +267,7 @@ def carried(network: Network, node: NodeProto, state: State) -> tuple[dict[str, 
         length = tuple(max(math.ceil((b - a) / by), 0) for a, b, by in zip(start, limit, step, strict=True))
         if max(length) > SMALL or not is_fixed(length):
             return {node.output[0]: (axis(length),)}, {}
-    if reads and all(value is not None for value in values) and node.op_type not in RANDOM:
+    if reads and all(value is not None for value in values) and node.op_type not in (*RANDOM, "Resize"):
         made = _evaluated(network, node, dict(zip(reads, values, strict=True)))
         if made is not None:
             return made
@@ -496,6 +496,8 @@ def _check(node: NodeProto, state: State) -> None:
                 raise ConflictError(node, f"its windows of {reach} are larger than the map of {min(side)}")
     elif node.op_type in ("ScatterND", "ScatterElements", "GatherElements", "GatherND", "Gather"):
         index = input_of(node, 1)
+        if node.op_type.startswith("Scatter") and not state.is_data(node.input[0]) and state.is_data(index):
+            raise ConflictError(node, "it writes into a constant of the traced map's size")
         if index not in state.network.constants or not state.is_data(node.input[0]):
             return
         if node.op_type == "Gather":

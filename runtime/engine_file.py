@@ -245,6 +245,8 @@ class Stage:
         bytes_per_pixel: working memory for one pixel of padded image, estimated from its graph.
         output_bytes: of its result, per pixel of padded image.
         cost: its share of the core's work.
+        tile: side in pixels, without halo, of the tiles that it runs fastest in, which fit the processor's caches; an
+            image that is larger is run in tiles of at most that even where memory holds it whole. None: whole.
         border: of a first stage that takes the image as it is, uint8 [N, H, W, C]: pixels of padding around the padded
             image, (top, left, bottom, right), of the card's mean like all padding. None: it takes a normalised image,
             float32 [N, C, H, W].
@@ -260,6 +262,7 @@ class Stage:
     bytes_per_pixel: float = 0.0
     output_bytes: float = 0.0
     cost: float = 1.0
+    tile: int | None = None
     border: tuple[int, int, int, int] | None = None
 
     def __post_init__(self) -> None:
@@ -275,8 +278,9 @@ class Stage:
         object.__setattr__(self, "stride", tuple(self.stride))
         if len(self.stride) != 2 or not all(type(side) is int and side > 0 for side in self.stride):
             raise ValueError(f"stride {self.stride}; it must be two whole numbers of pixels, above 0")
-        if type(self.period) is not int or self.period < 1:
-            raise ValueError(f"period {self.period!r}; it must be a whole number above 0")
+        for name, value in (("period", self.period), ("tile", 1 if self.tile is None else self.tile)):
+            if type(value) is not int or value < 1:
+                raise ValueError(f"{name} {value!r}; it must be a whole number above 0")
         for name in ("bytes_per_pixel", "output_bytes", "cost"):
             value = getattr(self, name)
             if type(value) not in (int, float) or not 0 <= value < math.inf:

@@ -4,6 +4,7 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -105,7 +106,8 @@ def plan_run(size: tuple[int, int], card: ModelCard, stages: Sequence[Stage], me
     """Plan one image of `size` (height, width) within `memory` bytes: whole where that suffices, else in tiles.
 
     Each stage has tiles of its own shape, chosen together: the least work whose memory is in the budget. Memory is that
-    of every stage's largest run, as backends keep what they once took, of the rows between them, and of the result.
+    of every stage's largest run, as backends keep what they once took, of the rows between them, and of the result. A
+    stage with a `tile` is run in tiles of at most that, which are faster, whatever the memory.
 
     Args:
         result: bytes of what is given back, where that is more than labels.
@@ -114,10 +116,27 @@ def plan_run(size: tuple[int, int], card: ModelCard, stages: Sequence[Stage], me
         OverBudgetError: not even the smallest tiles fit, or the network cannot be tiled.
     """
     check_result(size, result, memory)
+    plan = _fastest(size, card, tuple(stages))
+    if plan.bytes + result > memory:
+        return _cheapest_within(size, card, stages, memory, result)
+    return replace(plan, bytes=plan.bytes + result, result=result) if result else plan
+
+
+@lru_cache(maxsize=1024)
+def _fastest(size: tuple[int, int], card: ModelCard, stages: tuple[Stage, ...]) -> Plan:
+    """The plan of an image where memory does not matter."""
+    padded, stages = padded_size(*size, card), stages_in_tiles(card, stages)
+    if all(stage.tile is None or stage.halo is None or stage.tile >= max(padded) for stage in stages):
+        return Plan(size, padded, int(math.prod(padded) * sum(stage.bytes_per_pixel for stage in stages)))
+    return _cheapest_within(size, card, stages, math.inf)
+
+
+def _cheapest_within(
+    size: tuple[int, int], card: ModelCard, stages: Sequence[Stage], memory: float, result: int = 0
+) -> Plan:
+    """The plan of the least work in tiles that take at most `memory` bytes. Raises OverBudgetError."""
     padded, stages = padded_size(*size, card), stages_in_tiles(card, stages)
     needed = int(math.prod(padded) * sum(stage.bytes_per_pixel for stage in stages)) + result
-    if needed <= memory:
-        return Plan(size, padded, needed, result=result)
     cost, taken, grids = np.zeros(1), np.full(1, float(result)), [()]
     pixel = card.channels * np.dtype(card.dtype).itemsize
     for stage in stages:
@@ -230,7 +249,10 @@ def _lengths(side: int, stage: Stage, axis: int, card: ModelCard) -> list[tuple[
     units = -(-side // unit)
     found = []
     # The lengths that 1, 2, 3… even parts come to.
-    for length in dict.fromkeys(-(-units // parts) * unit for parts in range(1, units + 1)):
+    lengths = dict.fromkeys(-(-units // parts) * unit for parts in range(1, units + 1))
+    if stage.tile is not None:
+        lengths = [length for length in lengths if length <= stage.tile] or [unit]
+    for length in lengths:
         spans = _grid((side, side), (length, length), stage, card).spans(axis)
         runs = [span.outer_stop - span.outer_start for span in spans]
         found.append((length, sum(runs), min(runs), max(runs)))

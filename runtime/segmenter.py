@@ -238,7 +238,7 @@ class Segmenter:
             return tuple(results)
         if self._on_gpu and tuple(kinds) == LABELS:
             return (self._open()[0].labels(image, plan.padded),)
-        return self._results_of_scores(self._scores(image, plan), plan, kinds)
+        return self._results_of_scores(self.scores_by(image, plan), plan, kinds)
 
     def _results_of_scores(self, scores: np.ndarray, plan: Plan, kinds: Sequence[str]) -> tuple[np.ndarray, ...]:
         where = scores, self._head_of(scores, plan, kinds), self.card, plan.padded, plan.size
@@ -298,7 +298,7 @@ class Segmenter:
             if self._on_gpu and kinds == LABELS:
                 yield start, (self._open()[0].labels(image, plan.padded)[start:],)
                 return
-            whole = self._scores(image, plan)
+            whole = self.scores_by(image, plan)
             head, ready = self._head_of(whole, plan, kinds), [((start, plan.size[0]), whole, 0, None)]
         rows_of_band = max(1, BAND // (plan.size[1] * sum(result_bytes(kind, self.card) for kind in kinds)))
         for (first_row, stop), scores, first, cells in ready:
@@ -311,7 +311,7 @@ class Segmenter:
         """The core's own output for one image: float32 [K, h, w], uncropped (padding included)."""
         self._open()
         image = check_image(image, self.card)
-        return self._scores(image, self.plan(*image.shape[:2]))
+        return self.scores_by(image, self.plan(*image.shape[:2]))
 
     def heatmap(self, image: np.ndarray) -> np.ndarray:
         """The coarse score map, cropped to the image: float32 [K, ⌈H/stride⌉, ⌈W/stride⌉].
@@ -324,7 +324,7 @@ class Segmenter:
         self._open()
         image = check_image(image, self.card)
         plan = self.plan(*image.shape[:2])
-        scores = self._scores(image, plan)
+        scores = self.scores_by(image, plan)
         # Cells per padded pixel, from what came out: right for networks whose scores are full-size too.
         height, width = (-(-plan.size[axis] * scores.shape[1 + axis] // plan.padded[axis]) for axis in (0, 1))
         return scores[:, :height, :width].copy()
@@ -416,7 +416,7 @@ class Segmenter:
             raise MisuseError(f"the Segmenter of {self.path} is closed; open another one")
         return backends
 
-    def _scores(self, image: np.ndarray, plan: Plan) -> np.ndarray:
+    def scores_by(self, image: np.ndarray, plan: Plan) -> np.ndarray:
         """The core's uncropped scores of a checked image, float32 [K, h, w]; those of tiles, put together."""
         if plan.grids:
             return np.concatenate([band for *_, band in self._score_bands(image, plan, 0)], axis=1)

@@ -17,7 +17,8 @@ import pytest
 from PIL import Image, ImageDraw, ImageFont
 
 from export.build import build_engine
-from export.source import SourceOptions, read_source
+from export.card import SourceOptions
+from export.source import read_source
 from runtime import ModelCard, Segmenter
 from runtime.backends.onnxruntime import session
 

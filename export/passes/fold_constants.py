@@ -1,5 +1,7 @@
 """Compute once what depends on constants alone, and keep constants as initialisers."""
 
+from collections.abc import Container
+
 import numpy as np
 import onnx
 from onnx import ModelProto, helper
@@ -11,8 +13,8 @@ LARGEST = 1 << 20  # elements: beyond it, folding would only make the file large
 RANDOM = ("RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial", "Bernoulli")
 
 
-def fold_constants(model: ModelProto) -> ModelProto:
-    """An equal model without Constant nodes and without arithmetic on constants.
+def fold_constants(model: ModelProto, keep: Container[str] = ()) -> ModelProto:
+    """An equal model without Constant nodes and without arithmetic on constants, but for the operators `keep`.
 
     The TorchScript exporter writes the padding of a convolution as a dozen such nodes; TensorRT and shape
     inference want numbers.
@@ -24,6 +26,7 @@ def fold_constants(model: ModelProto) -> ModelProto:
         reads = [name for name in node.input if name]
         if (
             node.op_type in RANDOM
+            or node.op_type in keep
             or node.domain not in ("", "ai.onnx")
             or any(item.HasField("g") or item.graphs for item in node.attribute)
             or not all(name in known for name in reads)

@@ -18,7 +18,7 @@ from onnx import ModelProto, NodeProto
 
 from export.graph import add_constants, attributes, clone, dims, prune, set_shape
 from export.passes.fold_constants import fold_constants
-from export.readings import Reading, readings_of
+from export.readings import OF_CONSTANTS, Reading, readings_of
 from export.shape_writer import Writer
 from export.shapes import (
     BROADCASTING,
@@ -39,7 +39,7 @@ from runtime.errors import DeployError
 
 REMEDY = "export it again with dynamic axes for N, H and W, or from PyTorch with export-onnx"
 
-TRIES = 20000  # nodes followed in search of a reading, and as often again for each that is doubted
+TRIES = 20  # times a graph may be followed in search of a reading, and as often again for each that is doubted
 
 UNLIKELY = (704, 832)  # a size that no network is made for
 FACTORS = (1, 2, 4, 8, 16, 32, 64)  # of a size that is found in a graph to the image's, at most
@@ -84,7 +84,7 @@ def free_sizes(model: ModelProto) -> tuple[ModelProto, list[str]]:
 
 def find_sizes(model: ModelProto, size: tuple[int, int] | None = None) -> Freed:
     """As free_sizes, with what it found. `size`: (height, width) that the model is known to run at, if any is."""
-    folded = fold_constants(model)
+    folded = fold_constants(model, keep=OF_CONSTANTS)
     image = folded.graph.input[0]
     given = dims(image)
     if len(folded.graph.input) != 1 or len(given) != 4:
@@ -199,7 +199,7 @@ class _Search:
     def _run(self, state: State, index: int, taken: dict[int, Reading]):
         """(state at the end, reading by node, the choices made on the way) of the first that fits; None: none does."""
         choices: list[_Choice] = []
-        limit = self.steps + TRIES
+        limit = self.steps + TRIES * len(self.network.nodes)
         nodes = self.network.nodes
         while True:
             try:
@@ -209,7 +209,7 @@ class _Search:
                 self.steps += 1
                 if self.steps > limit:
                     raise _refused(nodes[index], "what the numbers before it stand for is not found in reasonable time")
-                found = readings_of(self.network, nodes[index], state, bool(self.free))
+                found = self._readings(nodes[index], state)
                 if len(found) > 1:
                     choices.append(_Choice(index, state.copy(), found))
                 _take(state, taken, index, found[0])
@@ -231,6 +231,12 @@ class _Search:
                 taken = {place: reading for place, reading in taken.items() if place < index}
                 _take(state, taken, index, choice.readings[choice.taken])
                 index += 1
+
+    def _readings(self, node: NodeProto, state: State) -> list[Reading]:
+        try:
+            return readings_of(self.network, node, state, bool(self.free))
+        except (ArithmeticError, LookupError, ValueError) as error:
+            raise ConflictError(node, f"it is not as its operator is defined ({error})") from error
 
     def _settle(self, choices: list[_Choice], taken: dict[int, Reading]) -> None:
         """Raise where another reading, as good as the one taken, holds as well."""

@@ -11,16 +11,18 @@ import pytest
 from helpers import command, one_error, photo
 from PIL import Image
 
-from export import build, candidates
+from export import candidates
 from export.build import build_engine
 from export.candidates import (
     ALONE_ROUNDS,
     LEAST_ROUNDS,
     ROUNDS,
+    TILES,
     Candidate,
     Timing,
     Tuning,
     choose,
+    fastest_tile,
     fewer_threads,
     measure,
     rows,
@@ -29,8 +31,9 @@ from export.candidates import (
 )
 from export.precision import Options
 from export.source import read_source
-from runtime import DeployError, MisuseError, Segmenter
-from runtime.engine_file import EngineFile
+from runtime import DeployError, MisuseError, ModelCard, Segmenter
+from runtime.backends import openvino
+from runtime.engine_file import EngineFile, Stage
 from runtime.errors import OverBudgetError
 
 ORT, OV = Candidate("onnxruntime", "float32"), Candidate("openvino", "float32")
@@ -268,11 +271,11 @@ def test_fastest_keeps_float32_where_int8_loses_too_much(exports, tmp_path, phot
 def test_int8_that_loses_too_much_by_a_librarys_own_kernels_is_not_run_by_it(exports, tmp_path, photos, monkeypatch):
     pytest.importorskip("openvino", reason="openvino is not installed; pip install 'fcn-deploy[openvino]'")
 
-    class Broken(build.OpenVinoBackend):
+    class Broken(openvino.OpenVinoBackend):
         def run(self, image):
-            return -super().run(image)
+            return super().run(image)[::, ::-1].copy()
 
-    monkeypatch.setattr(build, "OpenVinoBackend", Broken)
+    monkeypatch.setattr(openvino, "OpenVinoBackend", Broken)
     options = Options(int8=True, calib=str(photos), max_drop=60)
     tuning = Tuning(("onnxruntime", "openvino"), seconds=1)
     out = tmp_path / "m.engine"
@@ -318,3 +321,41 @@ def test_sizes_that_change_are_measured_at_sizes_that_change():
     seen.clear()
     measure({ORT: prepares_for_a_shape}, {"20x7": image[:20, :7]}, 1000, step=32)
     assert set(seen) == {(20, 7)}
+
+
+class Tiled:
+    """An engine whose runs take `whole` a pixel, or what `tiles` says of their sides."""
+
+    def __init__(self, whole, tiles, halo=(32, 32), memory=10**12):
+        self.card = ModelCard(("a", "b"), size_multiple=32)
+        stages = Stage("a", halo=halo, period=32, bytes_per_pixel=100), Stage("b", bytes_per_pixel=9, cost=1.0)
+        self.manifest = SimpleNamespace(stages=stages)
+        self.whole, self.tiles, self.memory, self.clock, self.runs = whole, tiles, memory, Clock(), 0
+
+    def memory_budget(self):
+        return self.memory
+
+    def scores_by(self, image, plan):
+        self.runs += 1
+        area = plan.padded[0] * plan.padded[1]
+        self.clock.now += area * (self.tiles[plan.grids[0].tile[0]] if plan.grids else self.whole) / 1e6
+
+    def choice(self, size=(1536, 1536), seconds=1e3):
+        return fastest_tile(self, np.zeros((*size, 3), np.uint8), seconds, self.clock)
+
+
+def test_the_tiles_that_run_fastest_are_kept():
+    assert Tiled(1.0, {384: 0.9, 512: 0.7, 768: 0.8, 1024: 0.99}).choice((3072, 3072)) == 512
+    assert Tiled(1.0, {384: 0.99, 512: 0.97, 768: 0.98, 1024: 1}).choice((3072, 3072)) is None
+
+
+def test_tiles_that_cannot_be_tried_are_not_kept():
+    fast = dict.fromkeys(TILES, 0.1)
+    assert Tiled(1.0, fast).choice((3072, 3072)) is not None
+    assert Tiled(1.0, fast, halo=None).choice((3072, 3072)) is None
+    assert Tiled(1.0, fast, memory=10**6).choice((3072, 3072)) is None
+    assert Tiled(1.0, fast).choice((256, 320)) is None
+    slow = Tiled(1.0, fast)
+    assert slow.choice((3072, 3072), seconds=1) is None and slow.runs == 1
+    # Halos of half a tile compute everything twice.
+    assert Tiled(1.0, {768: 0.1, 1024: 0.1}, halo=(480, 480)).choice((3072, 3072)) is None

@@ -182,3 +182,19 @@ def test_tiles_on_a_gpu_are_all_within_one_profile():
                 assert profile.min[axis] <= span.outer_stop - span.outer_start <= profile.max[axis]
     assert plan_profile((100, 3000), CARD, stage, (large,)) is None  # below its minimum
     assert plan_profile((3000, 3000), CARD, Stage("s", whole="x"), (small,)) is None
+
+
+def test_a_stage_that_is_faster_in_tiles_has_them_whatever_the_memory():
+    first = Stage("0", halo=(32, 32), period=32, bytes_per_pixel=100, output_bytes=1, cost=1.0, tile=512)
+    stages = first, Stage("1", halo=(96, 96), period=32, bytes_per_pixel=20, cost=2.0)
+    plan = plan_run((1125, 1500), CARD, stages, 10**12)
+    assert [grid.count for grid in plan.grids] == [9, 1]
+    assert plan.grids[0].tile == (384, 512) and plan.grids[1].tile == plan.padded == (1152, 1504)
+    assert plan.overhead == pytest.approx(work(stages, plan.grids) / 3.0)
+    assert not plan_run((512, 500), CARD, stages, 10**12).grids
+    assert max(plan_run((4000, 300), CARD, stages, 10**12).grids[0].tile) <= 512
+    # Where memory is short they are smaller, never larger.
+    small = plan_run((1125, 1500), CARD, stages, plan.bytes // 2)
+    assert small.bytes <= plan.bytes // 2 and max(small.grids[0].tile) <= 512
+    with pytest.raises(ValueError, match="tile 0"):
+        Stage("0", tile=0)
