@@ -19,9 +19,10 @@ import onnx
 from PIL import Image
 
 from calibration.ranges import collect
-from export.build import core_of, natural_noise, read_source
+from export.build import core_of, natural_noise
 from export.builders import cpu
 from export.precision import tapped
+from export.source import read_source
 from runtime.backends.onnxruntime import session
 from runtime.images import find_images
 from runtime.prepare import prepare

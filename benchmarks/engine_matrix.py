@@ -18,8 +18,9 @@ import torch
 from PIL import Image
 
 from calibration.digits import canvas
-from export.build import build_engine, read_source
+from export.build import build_engine
 from export.precision import Options
+from export.source import read_source
 from export.to_onnx import export
 from fcn import backbones
 from fcn.checkpoint import card_for

@@ -26,10 +26,11 @@ from PIL import Image
 from calibration.datasets import load_dataset
 from calibration.metrics import Metrics, confusion_matrix
 from calibration.stream import divide, open_stream
-from export.build import core_of, read_source
+from export.build import core_of
 from export.builders import cpu
 from export.passes.split_head import head_of
 from export.precision import Options, lower
+from export.source import read_source
 from runtime.backends.onnxruntime import session
 from runtime.head import labels_from_scores
 from runtime.prepare import padded_size, prepare

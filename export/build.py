@@ -16,25 +16,23 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx import ModelProto, version_converter
+from onnx import ModelProto
 
 from export.builders import cpu, tensorrt
 from export.builders.kernels import compile_kernels
 from export.candidates import TILES, Candidate, Tuning, choose, fastest_tile, rows, tune
-from export.free import freed
-from export.graph import check, dims, load_model, metadata, opset, set_metadata
+from export.graph import check, set_metadata
 from export.passes.bilinear_deconv import bilinear_deconv
 from export.passes.fold_constants import fold_constants
 from export.passes.fold_head import fold_head
 from export.passes.fold_input import fold_input
 from export.passes.fuse_padding import fuse_padding
-from export.passes.pad_and_crop import pad_and_crop
 from export.passes.raw_input import raw_input
 from export.passes.split_head import ends_in_sigmoid, head_of, split_head, stripped_padding, stripped_sigmoid
-from export.passes.upsample_scores import upsample_scores
 from export.precision import BudgetError, Options, Result, lower, write_layers
-from export.probe import MARGIN, probe
+from export.probe import MARGIN
 from export.profiles import default_profiles, plan_profiles, table
+from export.source import Source
 from export.stages import Part, cut_core
 from runtime.backends import ORT_TARGETS
 from runtime.backends.onnxruntime import OnnxRuntimeBackend, session
@@ -43,7 +41,7 @@ from runtime.errors import DeployError, MisuseError
 from runtime.files import replacing
 from runtime.head import labels_from_scores, result_from_scores
 from runtime.prepare import Border, padded_size, prepare
-from runtime.segmenter import Segmenter, assumed_card, check_card, describe_assumption
+from runtime.segmenter import Segmenter
 from runtime.sizes import Sizes
 from runtime.verify import GOLDEN, TIMED_SIZES, golden_difference, latency, natural_noise, timed_sizes
 
@@ -54,80 +52,6 @@ COMPARED_SIZES = ((1, 1), (7, 13), (37, 41), (61, 97), (136, 17), (200, 333), (2
 FIXED_SIZES = 3  # so many at most in --sizes are those of cameras, say, and come again and again
 GOLDEN_SIZE = (61, 83)
 TILED_SIZE = (1536, 1536)  # of the image that tiles are tried on
-
-
-@dataclass(frozen=True)
-class Source:
-    """A model to build from.
-
-    Attributes:
-        model: as read.
-        card: its own, or one assumed.
-        notes: what was assumed of it or changed in it, a line each.
-    """
-
-    model: ModelProto
-    card: ModelCard
-    notes: tuple[str, ...]
-
-
-def read_source(path: str | os.PathLike) -> Source:
-    """Read an ONNX model of [N,C,H,W] → [N,K,H,W] and its card. Raises MisuseError or DeployError."""
-    model = load_model(path)
-    image, output = dims(model.graph.input[0]), dims(model.graph.output[0])
-    if len(model.graph.input) > 1:
-        raise DeployError(f"{path} has {len(model.graph.input)} inputs; a segmentation model has one, the image")
-    if len(image) != 4 or (output and len(output) != 4):
-        raise DeployError(
-            f"{path} takes {image} and gives {output}; a segmentation model takes [N,C,H,W] and gives [N,K,H,W]"
-        )
-    for value in (model.graph.input[0], model.graph.output[0]):
-        kind = value.type.tensor_type.elem_type
-        if kind != onnx.TensorProto.FLOAT:
-            found = onnx.TensorProto.DataType.Name(kind).lower()
-            raise DeployError(f"{path}: {value.name} is {found}; the image and the scores must be float32")
-    model, scores, notes = _free(model, image[1], str(path))
-    text = metadata(model, CARD_KEY)
-    if text is not None:
-        card = ModelCard.from_json(text, str(path))
-        check_card(card, image[1], scores, str(path))
-        return Source(model, card, tuple(notes))
-    one_score = "probability" if ends_in_sigmoid(model) else "sigmoid"
-    card = assumed_card(image[1], scores, str(path), one_score)
-    return Source(model, card, (*notes, describe_assumption(card, str(path))))
-
-
-def _free(model: ModelProto, channels: int | str | None, path: str) -> tuple[ModelProto, int, list[str]]:
-    """The model made to take every size where it wants multiples of one; its scores' channels; what was done."""
-    notes = []
-    if len(model.graph.output) > 1:
-        names = ", ".join(value.name for value in model.graph.output[1:])
-        notes.append(f"{path} has several outputs; {model.graph.output[0].name} is used, and {names} left out")
-        del model.graph.output[1:]
-    if not isinstance(channels, int):
-        raise DeployError(f"{path} takes images of {channels} channels, which is no fixed number; export it again")
-    model, said, least = freed(model, path)
-    notes += said
-    run = session(model.SerializeToString())
-    name, shapes = model.graph.input[0].name, []
-
-    def shape(height: int, width: int) -> tuple[int, ...]:
-        shapes.append(run.run(None, {name: np.zeros((1, channels, height, width), np.float32)})[0].shape)
-        return shapes[-1]
-
-    multiple, factor = probe(shape, path)
-    multiple = math.lcm(multiple, least)
-    if factor > 1:
-        notes.append(f"{path} gives scores at 1/{factor} of the image's size; they are upsampled bilinearly")
-        model = upsample_scores(model, factor)
-    if multiple > 1:
-        notes.append(f"{path} takes multiples of {multiple} only; images are padded to them with zeros")
-        model = pad_and_crop(model, multiple)
-        text = metadata(model, CARD_KEY)
-        if text is not None:
-            set_metadata(model, CARD_KEY, replace(ModelCard.from_json(text, path), size_multiple=multiple).to_json())
-    scores = shapes[-1][1]
-    return model, scores, notes
 
 
 @dataclass(frozen=True)
@@ -191,11 +115,12 @@ def build_engine(
             "--fp16 is refused for the CPU: ONNX Runtime runs FP16 there in float32 with casts around it, slower and "
             "no smaller in memory; use --int8, or name a GPU with --target"
         )
-    core, card = core_of(source if options.precision == "float32" else _raised(source))
+    core, card = core_of(source)
     head = head_of(core)
     plain = cpu.build(core)
     # GPUs have memory of their own, and a plan is one network.
     parts = cut_core(onnx.load_from_string(plain), card, cut=target == "cpu")
+    card = replace(card, whole=next((part.stage.whole for part in parts if part.stage.halo is None), card.whole))
     manifest = Manifest(
         card=card,
         target="cpu",
@@ -211,6 +136,7 @@ def build_engine(
         "stride": card.stride,
         "size_multiple": card.size_multiple,
         "smallest": card.smallest,
+        "fit": source.fit or "none",
         "stages": _stages(manifest.stages),
         "miou": None,
         "miou_reason": "no labels were given",
@@ -304,19 +230,6 @@ def _stages(stages: Sequence[Stage]) -> list[dict[str, Any]]:
         }
         for stage in stages
     ]
-
-
-def _raised(source: Source) -> Source:
-    """The source at opset 18 at least, which Q/DQ and casts are written in; its labels are compared afterwards."""
-    if (version := opset(source.model)) >= 18:
-        return source
-    try:
-        return replace(source, model=version_converter.convert_version(source.model, 18))
-    except Exception as error:
-        raise DeployError(
-            f"the model is of opset {version}, and INT8 and FP16 need 18, to which onnx cannot convert it "
-            f"({' '.join(str(error).split())[:200]}): export it again"
-        ) from error
 
 
 def _plan(

@@ -1,9 +1,8 @@
-"""export-onnx and build-engine. Heavy modules load when they are used, so that --help is instant."""
+"""export-onnx, build-engine and inspect-model. Heavy modules load when they are used, so that --help is instant."""
 
 import json
 import logging
 import sys
-from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -29,6 +28,50 @@ class Backend(StrEnum):
     openvino = "openvino"
 
 
+class Fit(StrEnum):
+    pad = "pad"
+    resize = "resize"
+
+
+class Activation(StrEnum):
+    softmax = "softmax"
+    sigmoid = "sigmoid"
+    probability = "probability"
+    multilabel = "multilabel"
+    none = "none"
+
+
+# Of a model from elsewhere, which carries no card.
+Classes = Annotated[str | None, typer.Option(help="Names, comma-separated or one a line in a file.")]
+InputMean = Annotated[
+    str | None,
+    typer.Option(
+        "--input-mean", "--mean", help="Of the image times --scale, per channel in the model's order, or one number."
+    ),
+]
+InputStd = Annotated[
+    str | None,
+    typer.Option("--input-std", "--std", help="As --input-mean: the network sees (image · scale - mean) / std."),
+]
+Scale = Annotated[float | None, typer.Option(help="By which the image is multiplied first, such as 0.00392157.")]
+Bgr = Annotated[bool, typer.Option("--bgr", help="The model was trained on BGR; the engine takes RGB all the same.")]
+Output = Annotated[
+    str | None,
+    typer.Option(help="Of several outputs, the one with the scores: its name; of a module, a key, field or index."),
+]
+Meaning = Annotated[
+    Activation | None,
+    typer.Option(
+        help="What scores are: softmax (labels by argmax), sigmoid (one logit), probability (one, its sigmoid taken), "
+        "multilabel (a mask each), none (values: depth, a matte)."
+    ),
+]
+Threshold = Annotated[
+    str | None, typer.Option(help="Probability from which on a pixel is meant; masks: one per class.")
+]
+CardFile = Annotated[Path | None, typer.Option("--card", help="TOML file of the model card's fields: docs/formats.md.")]
+
+
 class Method(StrEnum):
     minmax = "minmax"
     percentile = "percentile"
@@ -42,13 +85,27 @@ def export(
         typer.Argument(help="A checkpoint, package.module:factory giving a torch.nn.Module, or an ONNX of fixed size."),
     ],
     out: Annotated[Path, typer.Option("-o", "--out", help="ONNX file to write.")],
-    classes: Annotated[
-        str | None, typer.Option(help="Names, comma-separated or one a line in a file; for a factory.")
+    weights: Annotated[
+        Path | None, typer.Option(help="State dict for a factory's module: .safetensors, or of torch.save.")
     ] = None,
-    mean: Annotated[str | None, typer.Option(help="Per channel, in the image's units: 123.7,116.3,103.5.")] = None,
-    std: Annotated[str | None, typer.Option(help="Per channel, in the image's units.")] = None,
+    classes: Classes = None,
+    input_mean: InputMean = None,
+    input_std: InputStd = None,
+    scale: Scale = None,
+    bgr: Bgr = False,
+    output: Output = None,
+    activation: Meaning = None,
+    threshold: Threshold = None,
+    card: CardFile = None,
     exporter: Annotated[Exporter | None, typer.Option(help="Of PyTorch; auto tries both [default: auto].")] = None,
-    opset: Annotated[int | None, typer.Option(min=18, max=23, help="ONNX operator set to write [default: 18].")] = None,
+    opset: Annotated[int | None, typer.Option(min=11, max=23, help="ONNX operator set to write [default: 18].")] = None,
+    fit: Annotated[
+        Fit | None,
+        typer.Option(
+            help="What takes multiples only: pad images, or resize them to the nearest [default: pad, but resize where "
+            "the network looks at the whole image]."
+        ),
+    ] = None,
     json_: Json = False,
     force: Force = False,
     debug: Debug = False,
@@ -57,11 +114,13 @@ def export(
     if out.suffix.lower() != ".onnx":
         raise MisuseError(f"{out} is not named .onnx; the runtime tells models by that suffix")
     refuse_existing(out, force)
+    about = {"mean": input_mean, "std": input_std, "scale": scale, "bgr": bgr, "classes": classes, "output": output}
+    about |= {"activation": activation, "threshold": threshold, "card": card, "fit": fit}
     if source.lower().endswith(".onnx"):
-        if exporter is not None or opset is not None:
-            option = "--exporter" if exporter is not None else "--opset"
-            raise MisuseError(f"{option} is for PyTorch's exporters; {source} is ONNX already, and keeps its opset")
-        _export_free(source, out, classes, mean, std, json_)
+        for_torch = {"--exporter": exporter, "--opset": opset, "--weights": weights}
+        if wrong := [name for name, value in for_torch.items() if value is not None]:
+            raise MisuseError(f"{wrong[0]} is for modules of PyTorch, and {source} is ONNX already; leave it away")
+        _export_free(source, out, about, json_)
         return
     need("torch", "export")
     need("onnx", "export")
@@ -69,42 +128,42 @@ def export(
     check_writable(out)
     opset = opset or 18
     from export.to_onnx import export as run_export
-    from export.to_onnx import load_source
-    from runtime.segmenter import describe_assumption
+    from fcn.foreign import load_module
 
-    model, card = load_source(source)
-    if card is not None and (classes or mean or std):
-        raise MisuseError(f"{source} has a model card; --classes, --mean and --std are for modules without one")
-    assumed = card is None and not (classes and mean and std)
-    card, differences = run_export(
+    said = _source_options(**about)
+    notes: list[str] = []
+    model, own = load_module(source, weights, notes.append)
+    made, differences = run_export(
         model,
-        card,
+        own,
         out,
         exporter=(exporter or Exporter.auto).value,
         opset_version=opset,
         name=source,
-        describe=lambda card: _described(card, classes, mean, std),
+        options=said,
+        note=notes.append,
     )
-    if assumed:
-        print(f"note: {describe_assumption(card, source)}", file=sys.stderr)
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)
     worst = max(differences, key=lambda difference: difference.logits)
     if json_:
         record = {
             "model": str(out),
-            "card": json.loads(card.to_json()),
+            "card": json.loads(made.to_json()),
             "differences": [{"size": list(d.size), "batch": d.batch, "logits": d.logits} for d in differences],
+            "notes": notes,
         }
         print(json.dumps(record))
         return
     print(f"{source} → {out} ({out.stat().st_size / 1e6:.1f} MB, opset {opset})")
-    print(f"takes every H, W ≥ 1; {len(card.classes)} classes, stride {card.stride}, {card.channels} channels")
+    print(f"takes every H, W ≥ 1; {len(made.classes)} classes, stride {made.stride}, {made.channels} channels")
     print("largest difference from PyTorch, as a share of the logits' range, at sizes never traced:")
     for difference in differences:
         size = f"{difference.size[0]}×{difference.size[1]}" + (f" ×{difference.batch}" if difference.batch > 1 else "")
         print(f"  {size:>11}  {difference.logits:.1e}{'  worst' if difference is worst else ''}")
 
 
-def _export_free(source: str, out: Path, classes: str | None, mean: str | None, std: str | None, json_: bool) -> None:
+def _export_free(source: str, out: Path, about: dict, json_: bool) -> None:
     """export-onnx of a model that is ONNX already: its sizes are freed."""
     _all_different(model=Path(source), **{"-o": out})
     need("onnx", "export")
@@ -112,7 +171,7 @@ def _export_free(source: str, out: Path, classes: str | None, mean: str | None, 
     check_writable(out)
     from export.free import export_free
 
-    card, notes = export_free(source, out, lambda card: _described(card, classes, mean, std))
+    card, notes = export_free(source, out, _source_options(**about))
     if json_:
         print(json.dumps({"model": str(out), "card": json.loads(card.to_json()), "notes": notes}))
         return
@@ -122,31 +181,83 @@ def _export_free(source: str, out: Path, classes: str | None, mean: str | None, 
     print(f"takes every H, W ≥ 1; {len(card.classes)} classes, {card.channels} channels")
 
 
-def _described(card, classes: str | None, mean: str | None, std: str | None):
-    """An assumed card with what the user said of the model."""
-    changes = {}
-    if classes is not None:
-        if "," in classes:
-            text = classes.split(",")
-        else:
-            try:
-                text = Path(classes).read_text().splitlines()
-            except (OSError, UnicodeDecodeError) as error:
-                raise MisuseError(f"--classes {classes}: {error}; give names with commas, or a file of them") from error
-        names = tuple(name.strip() for name in text if name.strip())
-        if len(names) != len(card.classes):
-            raise MisuseError(f"--classes names {len(names)} classes, and the model has {len(card.classes)}")
-        changes["classes"] = names
-    for option, text in (("mean", mean), ("std", std)):
-        if text is not None:
-            try:
-                changes[option] = tuple(float(value) for value in text.split(","))
-            except ValueError as error:
-                raise MisuseError(f"--{option} {text!r}; write numbers with commas, one per channel") from error
+def inspect(
+    model: Annotated[Path, typer.Argument(help="A segmentation ONNX, or an engine.")],
+    target: Annotated[
+        str | None,
+        typer.Option(
+            help="What an ONNX is tried for: cpu, or GPUs such as sm89 or sm86,sm120 "
+            "[default: cpu, and TensorRT's parser where it is installed]."
+        ),
+    ] = None,
+    memory: Annotated[
+        float | None, typer.Option(min=0.001, help="GB that the largest image may take [default: 1].")
+    ] = None,
+    json_: Json = False,
+    debug: Debug = False,
+) -> int:
+    """Tell what a model is, what of it runs where, and whether any size really works, by running it."""
+    logging.basicConfig(level=logging.ERROR, format="%(levelname)s: %(message)s", stream=sys.stderr)
+    need("onnx", "export")
+    need("onnxruntime", "cpu")
+    from export.builders.tensorrt import parse_targets
+    from export.inspect import inspect_model, show
+
+    targets = ()
+    if target is not None:
+        targets = (target,) if target == "cpu" or target in ORT_TARGETS else (",".join(parse_targets(target)),)
+    about = inspect_model(model, targets, None if memory is None else int(memory * 1e9))
+    print(json.dumps(about) if json_ else show(about))
+    return 0 if about["ok"] else 1
+
+
+def _names(classes: str) -> tuple[str, ...]:
+    """Names of classes, from the option or the file it names."""
+    if "," in classes:
+        text = classes.split(",")
+    else:
+        try:
+            text = Path(classes).read_text().splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise MisuseError(f"--classes {classes}: {error}; give names with commas, or a file of them") from error
+    return tuple(name.strip() for name in text if name.strip())
+
+
+def _numbers(option: str, text: str, rule: str) -> tuple[float, ...]:
     try:
-        return replace(card, **changes)
+        return tuple(float(value) for value in text.split(","))
     except ValueError as error:
-        raise MisuseError(f"the model card would have {error}") from error
+        raise MisuseError(f"--{option} {text!r}; write numbers with commas, {rule}") from error
+
+
+def _source_options(
+    mean: str | None,
+    std: str | None,
+    scale: float | None,
+    bgr: bool,
+    classes: str | None,
+    output: str | None,
+    activation: Activation | None,
+    threshold: str | None,
+    card: Path | None,
+    fit: Fit | None,
+):
+    """What the options say of a foreign ONNX."""
+    from export.card import SourceOptions, read_card_file
+
+    limits = None if threshold is None else _numbers("threshold", threshold, "one, or one per class")
+    return SourceOptions(
+        mean=None if mean is None else _numbers("input-mean", mean, "one per channel"),
+        std=None if std is None else _numbers("input-std", std, "one per channel"),
+        scale=scale,
+        bgr=bgr,
+        classes=None if classes is None else _names(classes),
+        output=output,
+        activation=None if activation is None else activation.value,
+        threshold=limits[0] if limits is not None and len(limits) == 1 else limits,
+        card=None if card is None else read_card_file(card),
+        fit=fit and fit.value,
+    )
 
 
 def build(
@@ -200,11 +311,27 @@ def build(
     backend: Annotated[
         Backend | None, typer.Option(help="Of CPUs; auto keeps the one that is measured faster here [default: auto].")
     ] = None,
+    classes: Classes = None,
+    input_mean: InputMean = None,
+    input_std: InputStd = None,
+    scale: Scale = None,
+    bgr: Bgr = False,
+    output: Output = None,
+    activation: Meaning = None,
+    threshold: Threshold = None,
+    card: CardFile = None,
     precision_report: Annotated[Path | None, typer.Option(help="CSV that ranks every layer.")] = None,
     report_page: Annotated[
         Path | None, typer.Option("--report", help="Page to write (.html): all that was measured, layers ranked.")
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the sample of images.")] = 0,
+    fit: Annotated[
+        Fit | None,
+        typer.Option(
+            help="What takes multiples only: pad images, or resize them to the nearest [default: pad, but resize where "
+            "the network looks at the whole image]."
+        ),
+    ] = None,
     standalone: Annotated[
         bool, typer.Option("--standalone", help="Write an ONNX for other runtimes: uint8 NHWC in, labels out.")
     ] = False,
@@ -270,13 +397,14 @@ def build(
     for path in named.values():
         if path is not None:
             check_writable(path)
-    from export.build import ForGpu, build_standalone, read_source
+    from export.build import ForGpu, build_standalone
     from export.build import build_engine as run_build
     from export.builders import tensorrt
     from export.candidates import Tuning, backends_of
     from export.candidates import show as show_candidates
     from export.precision import Options
     from export.profiles import show_rows
+    from export.source import read_source
     from runtime.sizes import parse_sizes
     from runtime.verify import show_latency
 
@@ -312,7 +440,8 @@ def build(
     timed = None if found is None else found.examples()
     name = (backend or Backend.auto).value
     tuning = None if on_gpu or standalone else Tuning(backends_of(name), fastest, threads=name == "auto")
-    source = read_source(model)
+    about = _source_options(input_mean, input_std, scale, bgr, classes, output, activation, threshold, card, fit)
+    source = read_source(model, about)
     for note in source.notes:
         print(f"note: {note}", file=sys.stderr)
     if standalone:
@@ -442,3 +571,7 @@ def export_onnx() -> None:
 
 def build_engine() -> None:
     run(build, "build-engine")
+
+
+def inspect_model() -> None:
+    run(inspect, "inspect-model")

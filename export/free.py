@@ -4,6 +4,7 @@ import math
 import os
 from collections.abc import Callable
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 from onnx import ModelProto
@@ -16,6 +17,9 @@ from runtime.backends.onnxruntime import one_line, session
 from runtime.engine_file import CARD_KEY, ModelCard
 from runtime.errors import DeployError
 from runtime.files import replacing
+
+if TYPE_CHECKING:
+    from export.card import SourceOptions
 
 SAME = 1e-5  # of the scores' range: arithmetic that was folded before rounds otherwise
 NEAR = 1e-4  # the same, for an image and for a part of it, whose convolutions are summed in another order
@@ -86,13 +90,13 @@ def verify(model: ModelProto, found: Freed, name: str) -> str:
             f"{name}: the freed model gives {what} at its own size of {_text(traced)}; please report the model"
         )
     try:
-        multiple, factor = probe(_shapes(found.model, name), name)
+        taken = probe(_shapes(found.model, name), name)
     except DeployError as error:
         raise DeployError(
             f"{error}. Its sizes were freed ({'; '.join(found.notes)}), and something still holds"
         ) from error
-    multiple = math.lcm(multiple, found.multiple)
-    sizes = _unseen(multiple, tuple(traced))
+    multiple, factor = math.lcm(taken.multiple, found.multiple), taken.factor
+    sizes = [size for size in _unseen(multiple, tuple(traced)) if min(size) >= taken.smallest]
     for height, width in sizes:
         images = noise(2, height, width)
         scores = after(images)
@@ -182,14 +186,14 @@ def _text(size) -> str:
 def export_free(
     path: str | os.PathLike,
     out: str | os.PathLike,
-    describe: Callable[[ModelCard], ModelCard] = lambda assumed: assumed,
+    options: "SourceOptions | None" = None,
 ) -> tuple[ModelCard, list[str]]:
     """Write an ONNX model that takes every size, from one of a fixed size or of multiples: `image` → `logits`.
 
     Args:
         path: the model, any that build-engine takes.
         out: the .onnx file; nothing is written where something fails, and what was there stays.
-        describe: completes a card that was assumed with what the user knows.
+        options: what the user says of it.
 
     Returns:
         (the card that was stored, what was assumed and changed, a line each).
@@ -198,15 +202,15 @@ def export_free(
         MisuseError: no such file.
         DeployError: a size cannot be freed, or the result is not the model; names the node or the size.
     """
-    from export.build import read_source  # which uses this module
+    from export.source import read_source  # which uses this module
 
-    source = read_source(path)
+    source = read_source(path, options)
     model, card, name = source.model, source.card, str(path)
     if metadata(model, CARD_KEY) is None:
         core = split_head(model)
         (multiple, smallest), factor = stripped_padding(core), head_of(core).factor
         stride = max(1, round(factor[0])) if factor else 1
-        card = describe(replace(card, size_multiple=multiple, smallest=smallest, stride=stride))
+        card = replace(card, size_multiple=multiple, smallest=smallest, stride=stride)
     run = _runs(model)
     for height, width in WRITTEN:
         scores = run(np.zeros((1, card.channels, height, width), np.float32))

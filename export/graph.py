@@ -1,45 +1,15 @@
-"""What the graph passes share: reading an ONNX file, constants, producers, pruning."""
+"""What the graph passes share: constants, producers, names, pruning."""
 
-import os
 from collections.abc import Mapping
-from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import onnx
 from onnx import ModelProto, NodeProto, helper, numpy_helper
 
-from runtime.errors import DeployError, MisuseError
+from runtime.errors import DeployError
 
-OLDEST_OPSET = 11  # of the models that are taken: Resize is defined as today since then
-
-
-def load_model(path: str | os.PathLike) -> ModelProto:
-    """Read and check an ONNX file. Raises MisuseError or DeployError in one line."""
-    path = Path(path)
-    if not path.is_file():
-        raise MisuseError(f"{path} does not exist or is not a file; name an .onnx model")
-    try:
-        model = onnx.load(path)
-        # An empty or foreign file may parse as a model without a graph.
-        if not model.graph.node or not model.graph.output:
-            raise ValueError("it has no nodes or no output")
-        onnx.checker.check_model(model)
-        # Old exporters list weights as inputs too.
-        known = {tensor.name for tensor in model.graph.initializer}
-        inputs = [value for value in model.graph.input if value.name not in known]
-        if not inputs:
-            raise ValueError("it has no input")
-        del model.graph.input[:]
-        model.graph.input.extend(inputs)
-    except Exception as error:  # protobuf's and onnx's errors share no base class
-        reason = " ".join(str(error).split())[:300]
-        raise DeployError(f"{path} is not a valid ONNX model: {reason}") from error
-    if opset(model) < OLDEST_OPSET:
-        raise DeployError(
-            f"{path} is of opset {opset(model)}; at least {OLDEST_OPSET} is needed: export it again, or run "
-            "onnx.version_converter on it"
-        )
-    return model
+Message = TypeVar("Message", ModelProto, NodeProto, onnx.ValueInfoProto)
 
 
 def opset(model: ModelProto) -> int:
@@ -47,10 +17,16 @@ def opset(model: ModelProto) -> int:
     return next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0)
 
 
-def clone(model: ModelProto) -> ModelProto:
-    copy = ModelProto()
-    copy.CopyFrom(model)
+def clone(message: Message) -> Message:
+    """A copy of a model, a node or a value."""
+    copy = type(message)()
+    copy.CopyFrom(message)
     return copy
+
+
+def label(node: NodeProto) -> str:
+    """A node as errors and notes name it."""
+    return f"{node.name or next(iter(node.output), 'without a name')} ({node.op_type})"
 
 
 def dims(value: onnx.ValueInfoProto) -> list[int | str | None]:

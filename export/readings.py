@@ -641,8 +641,8 @@ def _padding(network: Network, node: NodeProto, state: State) -> tuple[str, int]
         pads = integers(node, state, "pads", 1)
         axes = axes_of(node, state, 3, len(shape)) or list(range(len(shape)))
     else:
-        pads = [fixed(number) for number in given.get("pads", ())]
         axes = list(range(2, len(shape)))
+        pads = [fixed(number) for number in given.get("pads", [0] * (2 * len(axes)))]
     sides, doubts, multiple = sizes(shape), [], 1
     half = len(pads) // 2
     axes = axes[:half]

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ import torch
 
 from calibration.datasets import VOC_CLASSES
 from fcn.backbones import load_matching
-from fcn.model import AnySize, Architecture, build
+from fcn.model import TORCHVISION, AnySize, Architecture, build
 from runtime.engine_file import CARD_KEY, ModelCard
 from runtime.errors import DeployError, MisuseError
 from runtime.files import replacing
@@ -71,8 +71,12 @@ def save_checkpoint(path: str | os.PathLike, checkpoint: Checkpoint) -> None:
         temporary.write_bytes(save(state, metadata))
 
 
-def load_checkpoint(path: str | os.PathLike) -> Checkpoint:
-    """Read a checkpoint of ours (.safetensors), or torchvision's fcn_resnet50 (.pth, .pt).
+def load_checkpoint(path: str | os.PathLike, note: Callable[[str], None] = lambda line: None) -> Checkpoint:
+    """Read a checkpoint of ours (.safetensors), or the state dict of one of torchvision's segmentation networks.
+
+    Args:
+        path: .safetensors, or a file of torch.save.
+        note: called with what was assumed, a line each.
 
     Raises:
         MisuseError: no such file, or of another kind.
@@ -81,8 +85,8 @@ def load_checkpoint(path: str | os.PathLike) -> Checkpoint:
     path = Path(path)
     if not path.is_file():
         raise MisuseError(f"{path} does not exist or is not a file; name a .safetensors checkpoint")
-    if path.suffix in (".pth", ".pt"):
-        return from_torchvision(load_pickled(path), str(path))
+    if path.suffix != ".safetensors":
+        return from_torchvision(load_state(path, note), str(path), note)
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -94,10 +98,7 @@ def load_checkpoint(path: str | os.PathLike) -> Checkpoint:
             f"{path} is not a safetensors file, or it is damaged: {' '.join(str(error).split())}"
         ) from error
     if CARD_KEY not in metadata or ARCHITECTURE_KEY not in metadata:
-        raise DeployError(
-            f"{path} carries no model card and architecture, so it is no checkpoint of train-fcn; "
-            "for a network of your own, use export-onnx package.module:factory"
-        )
+        return from_torchvision(state, str(path), note)
     card = ModelCard.from_json(metadata[CARD_KEY], str(path))
     try:
         data = json.loads(metadata[ARCHITECTURE_KEY])
@@ -117,67 +118,100 @@ def load_checkpoint(path: str | os.PathLike) -> Checkpoint:
 
 
 def _describe(architecture: Architecture) -> str:
-    kind = "dilated8" if architecture.arch == "dilated8" else f"FCN-{architecture.stride}s"
+    kind = f"FCN-{architecture.stride}s" if architecture.arch == "fcn" else architecture.arch
     return f"{kind} {architecture.backbone}"
 
 
-def load_pickled(path: str | os.PathLike) -> dict[str, torch.Tensor]:
-    """A state dict saved by torch.save, without running code from the file."""
+COUNTER = "num_batches_tracked"  # of batch norms; old state dicts lack it, and nothing reads it
+CONTAINERS = (
+    "state_dict", "model_state_dict", "model", "ema", "ema_state_dict", "model_ema", "state_dict_ema", "params_ema",
+    "params", "net", "network",
+)  # fmt: skip  # where training scripts keep a state dict beside an optimiser's
+
+
+def load_state(path: str | os.PathLike, note: Callable[[str], None] = lambda line: None) -> dict[str, torch.Tensor]:
+    """A state dict: .safetensors, or of torch.save, without running code from the file.
+
+    Where the file holds it beside other things, as training scripts save it, it is taken out, and `note` told so.
+    Raises MisuseError or DeployError.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise MisuseError(f"{path} does not exist or is not a file; name a file of weights")
+    if path.suffix == ".safetensors":
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        try:
+            return load_file(path)
+        except (SafetensorError, OSError, ValueError) as error:
+            raise DeployError(f"cannot read weights from {path}: {' '.join(str(error).split())}") from error
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise MisuseError(f"{path} does not exist; name a file of weights") from error
     except Exception as error:  # pickle, zip and torch errors alike
         reason = str(error).split(".")[0].splitlines()[0] if str(error) else type(error).__name__
         raise DeployError(f"cannot read weights from {path}: {reason}; save a state dict with torch.save") from error
-    if isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):
-        state = state["state_dict"]
+    while (found := _contained(state)) is not None:
+        others = [key for key in CONTAINERS if key != found and _contained(state, (key,))]
+        left = f", and {', '.join(others)} left out" if others else ""
+        note(f"{path}: the weights under {found!r} are taken{left}")
+        state = state[found]
     if not isinstance(state, Mapping) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise DeployError(f"{path} holds no state dict (names → tensors); save model.state_dict()")
+    if not state:
+        raise DeployError(f"{path} holds no weights; save model.state_dict()")
     return dict(state)
 
 
-def load_weights(path: str | os.PathLike) -> dict[str, torch.Tensor]:
-    """Classification weights for a backbone: .safetensors, .pth or .pt."""
-    path = Path(path)
-    if path.suffix != ".safetensors":
-        return load_pickled(path)
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    if not path.is_file():
-        raise MisuseError(f"{path} does not exist; name a file of weights")
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise DeployError(f"cannot read weights from {path}: {error}") from error
+def _contained(state: Any, keys: Sequence[str] = CONTAINERS) -> str | None:
+    """The first of these keys under which there is something like a state dict."""
+    if not isinstance(state, Mapping):
+        return None
+    return next((key for key in keys if isinstance(state.get(key), Mapping) and state[key]), None)
 
 
-def from_torchvision(state: Mapping[str, torch.Tensor], source: str) -> Checkpoint:
-    """torchvision's fcn_resnet50 from its state dict; the auxiliary head is left out.
+def from_torchvision(
+    state: Mapping[str, torch.Tensor], source: str, note: Callable[[str], None] = lambda line: None
+) -> Checkpoint:
+    """One of torchvision's segmentation networks from its state dict; the auxiliary head is left out.
 
-    21 classes are taken for Pascal VOC's, as in torchvision's weights.
+    fcn_resnet50 and 101, deeplabv3_resnet50, 101 and _mobilenet_v3_large, and lraspp_mobilenet_v3_large are known by
+    the names of their parameters. 21 classes are taken for Pascal VOC's, as in torchvision's weights.
     """
-    last = state.get("classifier.4.weight")
-    if last is None or "backbone.layer4.2.conv3.weight" not in state:
+    state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
+    given = {name for name in state if not name.startswith("aux_classifier.") and not name.endswith(COUNTER)}
+    nearest, share, apart = ("", "", 0), 0.0, set()
+    for (arch, backbone), stride in TORCHVISION.items():
+        with torch.device("meta"):
+            names = build(Architecture(1, arch, backbone, stride, width=0.01)).state_dict().keys()
+        known = {name for name in names if not name.endswith(COUNTER)}
+        if (found := len(known & given) / len(known | given)) > share:
+            nearest, share, apart = (arch, backbone, stride), found, known ^ given
+    if share < 1:
+        few = f"{', '.join(sorted(apart)[:3])}{', …' if len(apart) > 3 else ''}"
+        like = f"the nearest is {_torchvision_name(*nearest[:2])}, but for {len(apart)} names, {few}; " if share else ""
         raise DeployError(
-            f"{source} is not a state dict of torchvision's fcn_resnet50 (no classifier.4.weight over "
-            "backbone.layer4); for another network use export-onnx package.module:factory"
+            f"{source} is no checkpoint of train-fcn and no state dict of torchvision's ({like}fcn, deeplabv3 and "
+            f"lraspp are known); name the module it belongs to: export-onnx package.module:factory --weights {source}"
         )
+    arch, backbone, stride = nearest
+    last = {"dilated8": "classifier.4", "deeplabv3": "classifier.4", "lraspp": "classifier.high_classifier"}[arch]
     # A narrow network's width is told by its first layer.
-    width = state["backbone.conv1.weight"].shape[0] / 64
-    architecture = Architecture(
-        classes=last.shape[0],
-        arch="dilated8",
-        backbone="resnet50",
-        width=width,
-        channels=state["backbone.conv1.weight"].shape[1],
-    )
-    model = build(architecture)
+    first, usual = ("backbone.0.0.weight", 16) if backbone == "mobilenet-v3-large" else ("backbone.conv1.weight", 64)
+    count = len(state[f"{last}.weight"])
+    width, channels = state[first].shape[0] / usual, state[first].shape[1]
+    model = build(Architecture(count, arch, backbone, stride, width=width, channels=channels))
     try:
         load_matching(model, state, ignored=("aux_classifier.",))
     except DeployError as error:
-        raise DeployError(f"{source} is not torchvision's fcn_resnet50: {error}") from error
-    count = last.shape[0]
+        raise DeployError(f"{source} is not torchvision's {_torchvision_name(arch, backbone)}: {error}") from error
+    note(f"{source} is torchvision's {_torchvision_name(arch, backbone)}{PADDED if model.size_multiple > 1 else ''}")
     names = tuple(VOC_CLASSES) if count == len(VOC_CLASSES) else tuple(f"class {i}" for i in range(count))
-    return Checkpoint(model.eval(), card_for(architecture, names))
+    return Checkpoint(model.eval(), card_for(model.architecture, names))
+
+
+PADDED = "; its scores are torchvision's at multiples of 8, and other sizes are padded to them"
+
+
+def _torchvision_name(arch: str, backbone: str) -> str:
+    return f"{'fcn' if arch == 'dilated8' else arch}_{backbone.replace('-', '_')}"

@@ -110,14 +110,14 @@ def train(
         model, card, architecture = begun.model, begun.card, begun.model.architecture
         if card.classes != tuple(images.classes):
             raise MisuseError(f"{qat} has other classes than {data}; fine-tune on the data it was trained on")
-        backbone, stride, arch = architecture.backbone, architecture.stride, Arch(architecture.arch)
+        backbone, stride = architecture.backbone, architecture.stride
         start = f"{qat}, rounded as in INT8"
     else:
         architecture = models.Architecture(len(images.classes), arch.value, backbone, stride, upsampling.value, width)
         model = models.build(architecture)
         card = checkpoints.card_for(architecture, tuple(images.classes), tuple(images.colors))
         if backbone_weights is not None:
-            model.backbone.load_classification(checkpoints.load_weights(backbone_weights))
+            model.backbone.load_classification(checkpoints.load_state(backbone_weights))
             start = str(backbone_weights)
         elif pretrained and backbone == "efficientnet-lite0" and width == 1:
             model.backbone.load_classification(published_weights())
@@ -125,7 +125,7 @@ def train(
     check_writable(out)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     print(
-        f"{'dilated8' if arch == Arch.dilated8 else f'FCN-{stride}s'} {backbone}, {parameters / 1e6:.1f} M "
+        f"{f'FCN-{stride}s' if architecture.arch == 'fcn' else architecture.arch} {backbone}, {parameters / 1e6:.1f} M "
         f"parameters, from {start}; {len(images)} images to train on, {len(validation)} to validate",
         flush=True,
     )

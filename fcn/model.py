@@ -1,4 +1,4 @@
-"""FCN-32s, FCN-16s and FCN-8s (Long, Shelhamer, Darrell, 2015), and the dilated FCN of torchvision."""
+"""FCN-32s, FCN-16s and FCN-8s (Long, Shelhamer, Darrell, 2015), and torchvision's networks."""
 
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -8,10 +8,19 @@ import torch.nn.functional as F
 from torch import nn
 
 from fcn import backbones
-from fcn.backbones.resnet50 import ResNet50
+from fcn.backbones.resnet50 import ResNet
 from runtime.errors import MisuseError
 
 UPSAMPLINGS = ("fixed", "learned")
+# torchvision's networks: (arch, backbone) → stride of the scores.
+TORCHVISION = {
+    ("dilated8", "resnet50"): 8,
+    ("dilated8", "resnet101"): 8,
+    ("deeplabv3", "resnet50"): 8,
+    ("deeplabv3", "resnet101"): 8,
+    ("deeplabv3", "mobilenet-v3-large"): 16,
+    ("lraspp", "mobilenet-v3-large"): 8,
+}
 
 
 @dataclass(frozen=True)
@@ -20,8 +29,9 @@ class Architecture:
 
     Attributes:
         classes: channels of the scores.
-        arch: `fcn` (skips, section 4 of the paper) or `dilated8` (torchvision's fcn_resnet50).
-        backbone: one of `fcn.backbones.NAMES`; `dilated8` is built on resnet50.
+        arch: `fcn` (skips, section 4 of the paper), or one of torchvision's: `dilated8` (fcn_resnet50 and 101),
+            `deeplabv3`, `lraspp`.
+        backbone: one of `fcn.backbones.NAMES`; torchvision's are built on those of TORCHVISION.
         stride: of the finest scores: 32, 16 or 8.
         upsampling: `fixed` (bilinear) or `learned` (transposed convolutions that start as bilinear; the
             last one, to full size, stays bilinear as in the paper).
@@ -38,11 +48,14 @@ class Architecture:
     channels: int = 3
 
     def __post_init__(self) -> None:
-        if self.arch not in ("fcn", "dilated8"):
-            raise MisuseError(f"arch {self.arch!r}; choose fcn or dilated8")
-        if self.arch == "dilated8" and (self.backbone, self.stride) != ("resnet50", 8):
-            raise MisuseError("dilated8 is built on resnet50 at stride 8; pass --backbone resnet50 --stride 8")
-        if self.backbone not in backbones.NAMES:
+        if self.arch != "fcn":
+            built_on = {backbone: stride for (arch, backbone), stride in TORCHVISION.items() if arch == self.arch}
+            if not built_on:
+                raise MisuseError(f"arch {self.arch!r}; choose fcn, dilated8, deeplabv3 or lraspp")
+            if built_on.get(self.backbone) != self.stride:
+                choices = ", ".join(f"{backbone} at stride {stride}" for backbone, stride in built_on.items())
+                raise MisuseError(f"{self.arch} on {self.backbone} at stride {self.stride}; it is built on {choices}")
+        elif self.backbone not in backbones.NAMES:
             raise MisuseError(f"backbone {self.backbone!r}; choose one of {', '.join(backbones.NAMES)}")
         if self.stride not in (32, 16, 8):
             raise MisuseError(f"stride {self.stride}; choose 32, 16 or 8")
@@ -100,13 +113,17 @@ class AnySize(nn.Module):
         """Scores [N, K, h, w] → [N, K, stride·h, stride·w]."""
         return upsample(scores, self.stride)
 
+    def at_multiples(self, x: torch.Tensor) -> torch.Tensor:
+        """Normalised images of multiples of `size_multiple`, [N, C, H, W] → logits [N, K, H, W]."""
+        return self.final_upsampling(self.core(x))
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Normalised images of any H, W ≥ 1, [N, C, H, W] → logits [N, K, H, W].
 
         Zeros pad the image right and bottom to the next multiple; the logits are cropped last.
         """
         height, width = x.shape[2:]
-        return self.final_upsampling(self.core(self._padded(x)))[:, :, :height, :width]
+        return self.at_multiples(self._padded(x))[:, :, :height, :width]
 
     def heatmap(self, x: torch.Tensor) -> torch.Tensor:
         """The coarse scores of images of any size, cropped: [N, K, ⌈H/stride⌉, ⌈W/stride⌉]."""
@@ -154,7 +171,7 @@ class FCN(AnySize):
 
 
 class Dilated8(AnySize):
-    """torchvision's fcn_resnet50: ResNet-50 dilated to stride 8, a small head, no skips.
+    """torchvision's fcn_resnet50 and 101: a ResNet dilated to stride 8, a small head, no skips.
 
     At sizes that are multiples of 8 its logits are torchvision's. Parameters have torchvision's names.
     """
@@ -163,7 +180,7 @@ class Dilated8(AnySize):
         super().__init__()
         self.architecture = architecture
         self.stride = self.size_multiple = 8
-        self.backbone = ResNet50(architecture.channels, architecture.width, dilated=True)
+        self.backbone = ResNet(architecture.channels, architecture.width, architecture.backbone, dilated=True)
         inputs = self.backbone.features[8]
         self.classifier = nn.Sequential(
             nn.Conv2d(inputs, inputs // 4, 3, padding=1, bias=False),
@@ -179,4 +196,8 @@ class Dilated8(AnySize):
 
 def build(architecture: Architecture) -> AnySize:
     """A network with random weights."""
+    if architecture.arch in ("deeplabv3", "lraspp"):
+        from fcn import pooled
+
+        return pooled.build(architecture)
     return Dilated8(architecture) if architecture.arch == "dilated8" else FCN(architecture)

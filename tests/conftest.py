@@ -9,7 +9,8 @@ from helpers import checkpoint_of, needs_shared, random_network
 @pytest.fixture(scope="session")
 def exports(tmp_path_factory):
     """Folder of a run's exports: narrow.safetensors, narrow.onnx and narrow.engine (5 classes, FCN-8s)."""
-    from export.build import build_engine, read_source
+    from export.build import build_engine
+    from export.source import read_source
     from export.to_onnx import export
     from fcn.checkpoint import save_checkpoint
 
@@ -28,7 +29,8 @@ def trained(tmp_path_factory):
     from safetensors.torch import load_file
 
     from calibration.datasets import CAMVID_COLORS
-    from export.build import build_engine, read_source
+    from export.build import build_engine
+    from export.source import read_source
     from export.to_onnx import export
     from fcn.checkpoint import Checkpoint, save_checkpoint
     from fcn.model import Architecture, build

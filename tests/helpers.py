@@ -40,7 +40,7 @@ def random_network(seed: int = 0, **architecture):
 
     torch.manual_seed(seed)
     model = build(Architecture(**({"classes": 5, "width": 0.25} | architecture)))
-    layers = model.score.values() if hasattr(model, "score") else [model.classifier[-1]]
+    layers = model.score.values() if hasattr(model, "score") else [*model.classifier.children()][-1:]
     for layer in layers:
         torch.nn.init.normal_(layer.weight, std=0.5)
     for layer in model.modules():

@@ -65,6 +65,7 @@ def test_every_command_of_the_project_exists():
         "eval-fcn",
         "export-onnx",
         "build-engine",
+        "inspect-model",
         "verify-engine",
         "bench-engine",
     }

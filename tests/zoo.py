@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -273,6 +273,21 @@ class Grid(nn.Module):
         return x + resized(F.adaptive_max_pool2d(x, (2, 3)), x)
 
 
+class Antialiased(nn.Module):
+    """Smaller and back, without aliasing."""
+
+    def forward(self, x):
+        smaller = F.interpolate(x, scale_factor=0.5, mode="bilinear", antialias=True)
+        return resized(smaller, x)
+
+
+class Normalised(nn.Module):
+    """Normalises over channels by their root mean square, as newer backbones do."""
+
+    def forward(self, x):
+        return F.rms_norm(x.permute(0, 2, 3, 1), (8,)).permute(0, 3, 1, 2)
+
+
 class Mirrored(nn.Module):
     """Mirrors a border of 5 cells, so an image must have 6 of them."""
 
@@ -326,59 +341,88 @@ def baked(y, x):
     return F.interpolate(y, size=(int(x.shape[2]), int(x.shape[3])), mode="bilinear")
 
 
+BAKED = r"size baked in: at 1×1 .*\(Resize\); usual cause: interpolate\(size=<int>\)"
+
+
 @dataclass(frozen=True)
 class Network:
     """One of the zoo.
 
     Attributes:
         build: the module, as torch initialises it.
-        multiple: of the sizes it takes.
-        smallest: of the sizes it takes.
-        whole: whether its scores depend on the whole image.
+        multiple, smallest: of the sizes it takes.
+        whole: whether an operator that looks at the whole image is named.
+        tiles: whether images can be run in exact tiles.
         head: mode of the head that split_head finds.
-        activation: of its card.
-        classes: how many scores.
+        activation: of its card, and of its engine's where that differs.
+        options: what a user says of it, as fields of SourceOptions.
         notes: parts of what is said of it when it is exported.
         refused: {"torchscript", "dynamo" or "rtx": why, as a regular expression}.
-        layout: of the module's input and output.
+        last: whether it takes and gives [N,H,W,C].
+        style: whether it stands for a network of the literature, and not for a habit of some.
     """
 
     build: Callable[[], nn.Module]
     multiple: int = 1
     smallest: int = 1
     whole: bool = False
+    tiles: bool = True
     head: str = "linear"
-    activation: str = "softmax"
-    classes: int = CLASSES
+    activation: tuple[str, str] = ("softmax", "softmax")
+    options: dict[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     refused: dict[str, str] = field(default_factory=dict)
-    layout: str = "NCHW"
+    last: bool = False
+    style: bool = False
 
 
+SEVERAL = "several outputs"
 ZOO = {
-    "unet-transposed": Network(lambda: UNet(True), multiple=8, head="none"),
-    "unet-bilinear": Network(lambda: UNet(False), smallest=8, whole=True, head="none"),
-    "deeplabv3": Network(DeepLabV3, whole=True, notes=("out",)),
-    "pspnet": Network(PSPNet, whole=True),
-    "lraspp": Network(LRASPP, whole=True),
-    "bisenet": Network(BiSeNet, multiple=8, whole=True),
-    "segnet": Network(SegNet, multiple=8, head="none"),
-    "dbnet": Network(DBNet, multiple=32, head="none", activation="probability", classes=1),
-    "channels-last": Network(ChannelsLast, multiple=4, layout="NHWC", notes=("[N,H,W,C]",)),
+    "unet-transposed": Network(lambda: UNet(True), multiple=8, head="none", style=True),
+    "unet-bilinear": Network(lambda: UNet(False), smallest=8, tiles=False, head="none", style=True),
+    "deeplabv3": Network(DeepLabV3, whole=True, tiles=False, notes=(SEVERAL, "out is used"), style=True),
+    "pspnet": Network(PSPNet, whole=True, tiles=False, notes=("adaptive_avg_pool2d: written as",), style=True),
+    "lraspp": Network(LRASPP, whole=True, tiles=False, style=True),
+    "bisenet": Network(BiSeNet, 8, whole=True, tiles=False, notes=(SEVERAL, "resized bilinearly"), style=True),
+    "segnet": Network(
+        SegNet,
+        multiple=8,
+        tiles=False,
+        head="none",
+        notes=("max_unpool2d: written as",),
+        # It has no pooling that gives indices.
+        refused={"rtx": r"TensorRT refuses node \S+ \(MaxPool\): it is not supported"},
+        style=True,
+    ),
+    "dbnet": Network(DBNet, multiple=32, head="none", activation=("probability", "sigmoid"), style=True),
+    "channels-last": Network(ChannelsLast, multiple=4, last=True, notes=("takes [N,H,W,C]",), style=True),
     "shadowing": Network(Shadowing),
-    "adaptive-max": Network(lambda: Plain(middle=Grid()), whole=True),
-    "pooled-by-kernel": Network(lambda: Plain(middle=Excited()), whole=True),
-    "mirrored": Network(lambda: Plain(middle=Mirrored()), smallest=21),
-    "attention": Network(lambda: Plain(middle=Attention()), whole=True),
-    "bgr-in-place": Network(BGR),
-    "resize-int": Network(lambda: Plain(baked)),
-    "coarse": Network(lambda: Plain(lambda y, x: y), multiple=4),
-    "one-score": Network(lambda: Plain(classes=1), activation="sigmoid", classes=1),
+    "adaptive-max": Network(lambda: Plain(middle=Grid()), tiles=False, notes=("adaptive_max_pool2d: written as",)),
+    "pooled-by-kernel": Network(
+        lambda: Plain(middle=Excited()), whole=True, tiles=False, notes=("avg_pool2d: written as",)
+    ),
+    "mirrored": Network(lambda: Plain(middle=Mirrored()), smallest=21, notes=("no sides below 21",)),
+    "attention": Network(lambda: Plain(middle=Attention()), whole=True, tiles=False),
+    "rms-norm": Network(
+        lambda: Plain(middle=Normalised()), refused={"torchscript": "Exporting the operator 'aten::rms_norm'"}
+    ),
+    # ONNX Runtime's antialiasing is another than PyTorch's where sizes are odd.
+    "antialiased": Network(
+        lambda: Plain(middle=Antialiased()),
+        refused={"torchscript": "_upsample_bilinear2d_aa", "dynamo": "other scores in ONNX than in PyTorch: at 31×33"},
+    ),
+    "resize-int": Network(lambda: Plain(baked), refused={"torchscript": BAKED, "dynamo": BAKED}),
+    "bgr-in-place": Network(BGR, options={"bgr": True}, notes=("wants BGR", "normalises 8-bit images by itself")),
+    "coarse": Network(lambda: Plain(lambda y, x: y), multiple=4, notes=("scores at 1/4",)),
+    "one-score": Network(lambda: Plain(classes=1), activation=("sigmoid", "sigmoid")),
+    "values": Network(lambda: Plain(classes=1), activation=("none", "none"), options={"activation": "none"}),
     "softmax-first": Network(lambda: Plain(lambda y, x: resized(y.softmax(1), x))),
     "softmax-last": Network(lambda: Plain(lambda y, x: resized(y, x).softmax(1))),
-    "tuple": Network(lambda: Plain(lambda y, x: (resized(y, x), y))),
-    "named-tuple": Network(lambda: Plain(lambda y, x: Pair(y, resized(y, x)))),
-    "dataclass": Network(lambda: Plain(lambda y, x: Output(logits=resized(y, x), hidden=(y,)))),
+    "tuple": Network(lambda: Plain(lambda y, x: (resized(y, x), y)), notes=(SEVERAL, "0 is used")),
+    "named-tuple": Network(lambda: Plain(lambda y, x: Pair(y, resized(y, x))), notes=(SEVERAL, "logits is used")),
+    "dataclass": Network(
+        lambda: Plain(lambda y, x: Output(logits=resized(y, x), hidden=(y,))), notes=(SEVERAL, "logits is used")
+    ),
 }
 
 
@@ -391,7 +435,7 @@ def network(name: str) -> nn.Module:
             layer.momentum = None  # a true mean over the batches that follow
             nn.init.uniform_(layer.weight, 0.5, 1.5)
             nn.init.normal_(layer.bias, std=0.3)
-    size = (2, 128, 192, 3) if ZOO[name].layout == "NHWC" else (2, 3, 128, 192)
+    size = (2, 128, 192, 3) if ZOO[name].last else (2, 3, 128, 192)
     scores = []
     watch = model.score.register_forward_hook(lambda layer, inputs, output: scores.append(output))
     with torch.no_grad():

@@ -163,6 +163,35 @@ def build(
         )
 
 
+def refusals(core: ModelProto, timeout: float = 120.0) -> tuple[str, list[tuple[str, str, str]]]:
+    """What the ONNX parser of TensorRT for RTX, or of TensorRT, says of a network, in a process of its own.
+
+    Returns:
+        (module and version, [(node, operator, reason), …] that it refuses; none where it takes all).
+
+    Raises:
+        DeployError: neither is installed, or it breaks off.
+    """
+    with tempfile.TemporaryDirectory(prefix="fcn-deploy-") as name:
+        folder = Path(name)
+        (folder / "core.onnx").write_bytes(core.SerializeToString())
+        code = (
+            f"import sys; sys.path[:] = {sys.path!r}; from export.builders.tensorrt import _parse; _parse(sys.argv[1])"
+        )
+        command = [sys.executable, "-W", "ignore", "-c", code, str(folder)]
+        try:
+            done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=timeout)
+        except subprocess.TimeoutExpired as error:
+            raise DeployError(f"TensorRT's parser took longer than {timeout:g} s") from error
+        if not (folder / "said.json").is_file():
+            lines = done.stderr.decode(errors="replace").strip().splitlines() or ["no reason given"]
+            raise DeployError(f"TensorRT's parser broke off (exit code {done.returncode}): {lines[-1][:200]}")
+        said = json.loads((folder / "said.json").read_text())
+    if "error" in said:
+        raise DeployError(said["error"])
+    return said["module"], [tuple(each) for each in said["refused"]]
+
+
 PROBES = (512, 2048)  # sides of the squares at which activation memory is asked for
 
 
@@ -298,6 +327,38 @@ def _child(name: str) -> None:
         send(error=f"the plan cannot be stored: {error}", misuse=False)
     out.flush()
     os._exit(0)  # destructors of a cancelled build may hang
+
+
+def _parse(name: str) -> None:
+    """Write what the parser says of the network in a folder beside it."""
+    folder = Path(name)
+    try:
+        trt = _any_module()
+        log = _logger(trt)
+        flags = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
+        network = trt.Builder(log).create_network(0 if flags is None else 1 << int(flags))
+        parser = trt.OnnxParser(network, log)
+        refused = []
+        if not parser.supports_model_v2((folder / "core.onnx").read_bytes()):
+            errors = [parser.get_error(index) for index in range(parser.num_errors)]
+            refused = [(each.node_name(), each.node_operator(), _tidied(each.desc())) for each in errors]
+            refused = refused or [("", "", _reason(log.errors) or "no reason given")]
+        said = {"module": f"{trt.__name__} {trt.__version__}", "refused": list(dict.fromkeys(refused))}
+    except DeployError as error:
+        said = {"error": str(error)}
+    (folder / "said.json").write_text(json.dumps(said))
+    os._exit(0)  # destructors have no part in it
+
+
+def _any_module() -> ModuleType:
+    """tensorrt_rtx, or else tensorrt. Raises DeployError where neither can be imported."""
+    try:
+        return need("tensorrt_rtx", "rtx")
+    except DeployError:
+        try:
+            return import_module("tensorrt")
+        except Exception as error:  # not installed, or its libraries are not
+            raise DeployError("tensorrt_rtx is not installed; run: pip install 'fcn-deploy[rtx]'") from error
 
 
 def choose_module(targets: Sequence[str]) -> tuple[ModuleType, tuple[str, ...]]:

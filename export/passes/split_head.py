@@ -5,10 +5,13 @@ interpolation only where classes meet.
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 
 import numpy as np
+import onnx
 from onnx import ModelProto, NodeProto, TensorProto, helper
+from onnx.reference import ReferenceEvaluator
 
 from export.graph import (
     attributes,
@@ -29,6 +32,7 @@ from export.passes.pad_and_crop import PAD_MULTIPLE, PAD_SMALLEST, PADDED
 from runtime.engine_file import COORDINATES, ROUNDINGS, Head
 
 ACTIVATIONS = ("Softmax", "LogSoftmax", "Sigmoid")
+CLIPPED = 1e-5  # a Clip of probabilities this near to 0 and 1 changes no label
 HEAD_KEY = "fcn_deploy.head"
 SIGMOID_KEY = "fcn_deploy.sigmoid"  # "1" where a Sigmoid at the end was dropped: scores are logits now
 MULTIPLE_KEY = "fcn_deploy.multiple"  # of the sizes the model padded its input to, and no longer does; 1: none
@@ -36,7 +40,7 @@ SMALLEST_KEY = "fcn_deploy.smallest"  # the least size that it padded to; 1: non
 
 
 def split_head(model: ModelProto, labels: bool = True) -> ModelProto:
-    """The core of a model of [N,C,H,W] → [N,K,H,W]: input `image`, output `scores`, uncropped.
+    """The core of a model of [N,C,H,W] → [N,K,H,W] of the image's size: input `image`, output `scores`, uncropped.
 
     What was cut off stands in the metadata: `head_of` reads it, `stripped_padding` tells whether the model
     padded its input. A Softmax or Sigmoid after the upsampling is dropped, as it does not change labels or masks,
@@ -46,30 +50,25 @@ def split_head(model: ModelProto, labels: bool = True) -> ModelProto:
     The cut is by structure; a builder checks the labels by running both.
     """
     model = clone(model)
-    made = producers(model)
-    result = model.graph.output[0].name
     image = model.graph.input[0]
-    cropped = sigmoid = False
-    while (node := made.get(result)) is not None:
-        if node.op_type in ACTIVATIONS and not labels:
-            break
-        if node.op_type in ("Softmax", "LogSoftmax") and attributes(node).get("axis", -1) not in (1, -3):
-            break
-        if node.op_type in ("Identity", *ACTIVATIONS):
-            sigmoid |= node.op_type == "Sigmoid"
-            result = node.input[0]
-        elif not cropped and _crops_to_image(model, node, image.name):
-            result, cropped = node.input[0], True
-        else:
-            break
-    head = Head()
+    result, sigmoid, crops = _before_the_end(model, labels)
+    ours = bool(crops) and _crops_to_image(model, crops[0][0], image.name)
+    padding = _strip_padding(model, image.name) if ours else None
+    inner = crops[1:] if padding is not None else crops
+    node, head = producers(model).get(result), Head()
     if node is not None and (found := _resize_head(model, node)) is not None:
-        head, result = found, node.input[0]
-    padding = _strip_padding(model, image.name) if cropped else None
-    if cropped and padding is None:
-        # Cropped for another reason than its padding: leave all of it in the core.
-        head, sigmoid, result = Head(), False, model.graph.output[0].name
-    head = replace(head, activated=_activated(model, result))
+        head = found
+    # A crop within the model is the head's as well, where what is cropped is known.
+    whole = not inner or head.factor is not None
+    if inner and padding is None and head.mode != "none":
+        padding = _strip_own_padding(model, node)
+        whole |= padding is not None
+    if not whole:
+        crop, sigmoid = inner[0]
+        head, result = Head(), crop.output[0]
+    elif head.mode != "none":
+        result = node.input[0]
+    head = replace(head, activated=_last_activation(model, result) is not None)
     output = model.graph.output[0]
     channels = dims(output)[1]
     del model.graph.output[1:]
@@ -92,15 +91,59 @@ def split_head(model: ModelProto, labels: bool = True) -> ModelProto:
     return model
 
 
-def _activated(model: ModelProto, result: str) -> bool:
-    """Whether a result is probabilities: a Softmax over the classes or a Sigmoid, also interpolated."""
+def _before_the_end(model: ModelProto, labels: bool) -> tuple[str, bool, list[tuple[NodeProto, bool]]]:
+    """What is left when activations and crops are taken off a model's end.
+
+    Returns:
+        (its name, whether a Sigmoid was among them, the crops from the last on and whether a Sigmoid follows each).
+    """
+    made, result = producers(model), model.graph.output[0].name
+    sigmoid, crops = False, []
+    while (node := made.get(result)) is not None:
+        if node.op_type in ACTIVATIONS:
+            if not labels or (node.op_type != "Sigmoid" and attributes(node).get("axis", -1) not in (1, -3)):
+                break
+            sigmoid |= node.op_type == "Sigmoid"
+        elif labels and (scores := _softmax_between(made, node)) is not None:
+            result = scores
+            continue
+        elif node.op_type == "Clip":
+            if not labels or not _clips_nothing(model, made, node):
+                break
+        elif _keeps_first_pixels(model, node):
+            crops.append((node, sigmoid))
+        elif node.op_type != "Identity" and not (
+            node.op_type == "Cast" and attributes(node)["to"] == TensorProto.FLOAT
+        ):
+            break
+        result = node.input[0]
+    return result, sigmoid, crops
+
+
+def _clips_nothing(model: ModelProto, made: Mapping[str, NodeProto], node: NodeProto) -> bool:
+    """Whether a Clip is of probabilities, so near to 0 and 1 that labels and masks are as without it."""
+    before = made.get(node.input[0])
+    if before is None or before.op_type not in ("Softmax", "Sigmoid"):
+        return False
+    limits = []
+    for place, none in ((1, 0.0), (2, 1.0)):
+        name = node.input[place] if len(node.input) > place else ""
+        limits.append(constant(model, name) if name else none)
+    return all(limit is not None for limit in limits) and limits[0] <= CLIPPED and limits[1] >= 1 - CLIPPED
+
+
+def _last_activation(model: ModelProto, result: str) -> NodeProto | None:
+    """The Softmax over the classes or the Sigmoid that a result comes from, also interpolated and cropped."""
     made = producers(model)
     node = made.get(result)
-    while node is not None and node.op_type in ("Identity", "Slice", "Resize"):
+    while node is not None and node.op_type in ("Identity", "Slice", "Resize", "Cast", "Clip"):
         node = made.get(node.input[0])
-    if node is None or node.op_type == "Softmax":
-        return node is not None and attributes(node).get("axis", -1) in (1, -3)
-    return node.op_type == "Sigmoid"
+    if node is not None and _softmax_between(made, node) is not None:
+        softmax = made[node.input[0]]
+        return softmax if softmax.op_type == "Softmax" else None
+    if node is None or node.op_type not in ("Softmax", "Sigmoid"):
+        return None
+    return node if node.op_type == "Sigmoid" or attributes(node).get("axis", -1) in (1, -3) else None
 
 
 def head_of(model: ModelProto) -> Head:
@@ -121,23 +164,39 @@ def stripped_sigmoid(model: ModelProto) -> bool:
 
 def ends_in_sigmoid(model: ModelProto) -> bool:
     """Whether a model gives probabilities: a Sigmoid is last, but for upsampling and cropping."""
-    made = producers(model)
-    node = made.get(model.graph.output[0].name)
-    while node is not None and node.op_type in ("Identity", "Slice", "Resize"):
-        node = made.get(node.input[0])
+    node = _last_activation(model, model.graph.output[0].name)
     return node is not None and node.op_type == "Sigmoid"
 
 
-def _crops_to_image(model: ModelProto, node: NodeProto, image: str) -> bool:
-    """Whether a Slice keeps the first H rows and W columns, H and W read from the image."""
+def _softmax_between(made: Mapping[str, NodeProto], node: NodeProto) -> str | None:
+    """What a Softmax over channels reads that stands between two Transposes, as before opset 13; else None."""
+    softmax = made.get(node.input[0]) if node.op_type == "Transpose" else None
+    if softmax is None or softmax.op_type not in ("Softmax", "LogSoftmax"):
+        return None
+    first = made.get(softmax.input[0])
+    if first is None or first.op_type != "Transpose":
+        return None
+    there, back = (list(attributes(item).get("perm", ())) for item in (first, node))
+    if sorted(there) != [0, 1, 2, 3] or [there[axis] for axis in back] != [0, 1, 2, 3]:
+        return None
+    return first.input[0] if there[3] == 1 and attributes(softmax).get("axis", -1) in (3, -1) else None
+
+
+def _keeps_first_pixels(model: ModelProto, node: NodeProto) -> bool:
+    """Whether a Slice keeps the first rows or columns, or both."""
     if node.op_type != "Slice" or len(node.input) < 4:
         return False
     starts, axes = constant(model, node.input[1]), constant(model, node.input[3])
     steps = constant(model, node.input[4]) if len(node.input) > 4 and node.input[4] else np.ones(1)
     if starts is None or axes is None or steps is None or starts.any() or (steps != 1).any():
         return False
+    return {int(axis) % 4 for axis in axes.reshape(-1)} <= {2, 3}
+
+
+def _crops_to_image(model: ModelProto, node: NodeProto, image: str) -> bool:
+    """Whether a crop is to H rows and W columns, both read from the image at once, as pad_and_crop does."""
     source = producers(model).get(node.input[2])
-    if list(axes) != [2, 3] or source is None:
+    if list(constant(model, node.input[3])) != [2, 3] or source is None:
         return False
     if source.op_type == "Slice":  # before opset 15
         ends = [constant(model, name) for name in source.input[1:]]
@@ -164,11 +223,14 @@ def _resize_head(model: ModelProto, node: NodeProto) -> Head | None:
         return None
     scales = constant(model, node.input[2]) if len(node.input) > 2 and node.input[2] else None
     if scales is not None and scales.size:
-        spatial = scales[-2:]
-        if scales.size == 4 and (scales[:2] != 1).any():
+        sides = dict(zip(found.get("axes", range(scales.size)), scales, strict=True))
+        if any(sides.get(axis, 1) != 1 for axis in (0, 1)):
             return None
+        spatial = [sides.get(axis, 1) for axis in (2, 3)]
         return Head(mode, coordinates, tuple(map(float, spatial)), rounding, fades=node.input[2] == SCALES)
     sizes = node.input[3] if len(node.input) > 3 else ""
+    if sorted(found.get("axes", (2, 3)))[-2:] != [2, 3]:
+        return None
     if sizes and constant(model, sizes) is not None:
         return None  # a size baked in; the checks that follow will tell
     return Head(mode, coordinates, None, rounding)
@@ -182,3 +244,83 @@ def _strip_padding(model: ModelProto, image: str) -> tuple[int, int] | None:
         return None
     rename_reads(model, PADDED, image)
     return int(multiple[0]), 1 if smallest is None else int(smallest[0])
+
+
+# Of shapes and numbers alone, so that they can be computed at any size without running the network.
+ARITHMETIC = frozenset((
+    "Shape", "Gather", "Slice", "Concat", "Cast", "Identity", "Squeeze", "Unsqueeze", "Reshape", "Add", "Sub", "Mul",
+    "Div", "Mod", "Neg", "Ceil", "Floor", "Max", "Min", "Where", "Equal", "Less", "Greater", "ConstantOfShape",
+    "Constant", "Transpose", "Split", "Expand", "Abs", "Range", "ScatterND", "ReduceMax",
+))  # fmt: skip
+PADDED_SIZES = (*((height, 3 * height % 83 + 1) for height in range(1, 83)), (513, 1000), (128, 640))
+MULTIPLES = range(2, 257)
+
+
+def _strip_own_padding(model: ModelProto, resize: NodeProto) -> tuple[int, int] | None:
+    """Take off padding that a foreign model does by itself, and return its (multiple, smallest); None: it stays.
+
+    It is taken off where it is of zeros, right and bottom, to the next multiple of a number at every size, where
+    nothing but the cropping knows the size before it, and where a `resize` to a computed size is to the padded one.
+    """
+    image = model.graph.input[0].name
+    pads = [node for node in consumers(model, image) if node.op_type != "Shape"]
+    if len(pads) != 1 or pads[0].op_type != "Pad" or attributes(pads[0]).get("mode", "constant") != "constant":
+        return None
+    pad = pads[0]
+    value = constant(model, pad.input[2]) if len(pad.input) > 2 and pad.input[2] else np.zeros(1)
+    if value is None or value.any() or (len(pad.input) > 3 and pad.input[3]):
+        return None
+    wanted = [pad.input[1]]
+    if len(resize.input) > 3 and resize.input[3]:
+        wanted += _sides(model, resize.input[3])
+    elif constant(model, resize.input[2]) is None:
+        return None
+    found = _computed(model, wanted, image, pad)
+    if found is None:
+        return None
+    multiple = None
+    for candidate in MULTIPLES:
+        if all(
+            list(values[0]) == [0] * 6 + [-side % candidate for side in size]
+            for size, values in zip(PADDED_SIZES, found, strict=True)
+        ):
+            multiple = candidate
+    if multiple is None or any(
+        list(np.concatenate(values[1:])[-2:]) != [-(-side // multiple) * multiple for side in size]
+        for size, values in zip(PADDED_SIZES, found, strict=True)
+        if len(values) > 1
+    ):
+        return None
+    bare = clone(model)
+    bare.graph.output[0].name = resize.input[0]
+    rename_reads(bare, pad.output[0], "image/padded")
+    bare.graph.input[0].name = "image/padded"
+    prune(bare)
+    if consumers(bare, image):
+        return None
+    rename_reads(model, pad.output[0], image)
+    return multiple, 1
+
+
+def _sides(model: ModelProto, sizes: str) -> list[str]:
+    """What H and W are in computed sizes [N,K,H,W], apart from N and K, which may be those of the scores."""
+    node = producers(model).get(sizes)
+    if node is not None and node.op_type == "Concat":
+        return list(node.input[-1:] if len(node.input) == 2 else node.input[-2:])
+    return [sizes]
+
+
+def _computed(model: ModelProto, names: list[str], image: str, pad: NodeProto) -> list[list[np.ndarray]] | None:
+    """Numbers that a model computes of its image's size alone, at each of PADDED_SIZES; None where of more."""
+    part = clone(model)
+    del part.graph.output[:]
+    part.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
+    prune(part)
+    if any(node.op_type not in ARITHMETIC and list(node.output) != list(pad.output) for node in part.graph.node):
+        return None
+    channels = dims(model.graph.input[0])[1]
+    try:
+        run = ReferenceEvaluator(part)
+        return [run.run(None, {image: np.zeros((1, channels, *size), np.float32)}) for size in PADDED_SIZES]
+    except Exception:  # what the evaluator lacks is no reason to fail: the padding stays
+        return None

@@ -1,4 +1,4 @@
-"""ResNet-50 (He et al., 2015; stride in the 3×3 convolution), parameters named as in torchvision."""
+"""ResNet-50 and 101 (He et al., 2015; stride in the 3×3 convolution), parameters named as in torchvision."""
 
 from collections.abc import Mapping
 
@@ -9,7 +9,7 @@ from torch import nn
 from fcn.backbones import load_matching, scaled
 from runtime.engine_file import IMAGENET_MEAN, IMAGENET_STD
 
-BLOCKS = (3, 4, 6, 3)
+BLOCKS = {"resnet50": (3, 4, 6, 3), "resnet101": (3, 4, 23, 3)}
 
 
 class Bottleneck(nn.Module):
@@ -35,13 +35,13 @@ class Bottleneck(nn.Module):
         return F.relu(y + (x if self.downsample is None else self.downsample(x)))
 
 
-class ResNet50(nn.Module):
-    """`dilated` trades the strides of layer3 and layer4 for dilation, so that all ends at stride 8."""
+class ResNet(nn.Module):
+    """One of BLOCKS. `dilated` trades the strides of layer3 and layer4 for dilation, so that all ends at stride 8."""
 
     mean = IMAGENET_MEAN
     std = IMAGENET_STD
 
-    def __init__(self, channels: int, width: float, dilated: bool = False) -> None:
+    def __init__(self, channels: int, width: float, name: str = "resnet50", dilated: bool = False) -> None:
         super().__init__()
         inputs = scaled(64, width)
         self.conv1 = nn.Conv2d(channels, inputs, 7, 2, 3, bias=False)
@@ -49,7 +49,7 @@ class ResNet50(nn.Module):
         stride, dilation = 4, 1
         self.features = {}
         self.strides = []
-        for index, repeats in enumerate(BLOCKS):
+        for index, repeats in enumerate(BLOCKS[name]):
             planes = scaled(64 << index, width)
             step = 1 if index == 0 else 2
             first_dilation = dilation
@@ -79,5 +79,5 @@ class ResNet50(nn.Module):
         load_matching(self, state, ignored=("fc.",))
 
 
-def build(channels: int = 3, width: float = 1.0) -> ResNet50:
-    return ResNet50(channels, width)
+def build(channels: int = 3, width: float = 1.0) -> ResNet:
+    return ResNet(channels, width)

@@ -14,10 +14,11 @@ from onnx import TensorProto, helper
 from PIL import Image
 from torch import nn
 
-from export.build import build_engine, build_standalone, core_of, read_source
+from export.build import build_engine, build_standalone, core_of
 from export.builders.cpu import measure_tensors, working_memory
+from export.source import read_source
 from export.to_onnx import export
-from runtime import DeployError, MisuseError, Segmenter
+from runtime import DeployError, Segmenter
 from runtime.backends import ORT_TARGETS
 from runtime.engine_file import EngineFile
 from runtime.prepare import padded_size
@@ -190,37 +191,6 @@ def test_an_onnx_without_a_card_is_built_with_a_stated_default(tmp_path):
     assert "no model card; assuming 3-channel uint8 images (RGB), mean [123.67" in done.stderr
     with Segmenter(tmp_path / "m.engine") as net:
         assert net.card.classes == ("class 0", "class 1") and net(photo(9, 5)).shape == (9, 5)
-
-
-def test_models_that_cannot_be_built_are_refused_in_one_line(tmp_path):
-    with pytest.raises(MisuseError, match="does not exist"):
-        read_source(tmp_path / "none.onnx")
-    (tmp_path / "junk.onnx").write_bytes(b"junk")
-    (tmp_path / "empty.onnx").write_bytes(b"")
-    for name in ("junk", "empty"):
-        with pytest.raises(DeployError, match="not a valid ONNX") as caught:
-            read_source(tmp_path / f"{name}.onnx")
-        assert "\n" not in str(caught.value)
-    with pytest.raises(DeployError, match="opset 9"):
-        read_source(simple(tmp_path / "old.onnx", opset=9))
-    with pytest.raises(DeployError, match="no fixed number"):
-        read_source(simple(tmp_path / "k.onnx", input_shape=("N", "C", "H", "W")))
-    half = [helper.make_node("Cast", ["x"], ["y"], to=TensorProto.FLOAT16)]
-    with pytest.raises(DeployError, match="y is float16; the image and the scores must be float32"):
-        read_source(simple(tmp_path / "h.onnx", nodes=half, output_type=TensorProto.FLOAT16))
-    flat = [helper.make_node("Flatten", ["x"], ["y"])]
-    with pytest.raises(DeployError, match=r"takes \[N,C,H,W\]"):
-        read_source(simple(tmp_path / "flat.onnx", output_shape=("N", "F"), nodes=flat))
-
-
-def test_a_size_baked_into_an_onnx_is_found_by_running_it(tmp_path):
-    nodes = [
-        helper.make_node("Conv", ["x", "w"], ["c"]),
-        helper.make_node("Constant", [], ["s"], value=onnx.numpy_helper.from_array(np.array([1, 2, 64, 64], np.int64))),
-        helper.make_node("Resize", ["c", "", "", "s"], ["y"], mode="linear"),
-    ]
-    with pytest.raises(DeployError, match=r"no images of changing size.*interpolate\(size=<int>\)"):
-        read_source(simple(tmp_path / "m.onnx", nodes=nodes))
 
 
 def test_a_model_that_takes_multiples_only_is_padded_and_that_is_said(tmp_path):

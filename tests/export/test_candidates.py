@@ -12,7 +12,7 @@ from helpers import command, one_error, photo
 from PIL import Image
 
 from export import candidates
-from export.build import build_engine, read_source
+from export.build import build_engine
 from export.candidates import (
     ALONE_ROUNDS,
     LEAST_ROUNDS,
@@ -30,6 +30,7 @@ from export.candidates import (
     tune,
 )
 from export.precision import Options
+from export.source import read_source
 from runtime import DeployError, MisuseError, ModelCard, Segmenter
 from runtime.backends import openvino
 from runtime.engine_file import EngineFile, Stage

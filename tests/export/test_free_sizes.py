@@ -410,7 +410,8 @@ def test_from_the_command_line(tmp_path):
 
 
 def test_build_engine_frees_what_it_is_given(tmp_path):
-    from export.build import build_engine, read_source
+    from export.build import build_engine
+    from export.source import read_source
     from runtime import Segmenter
 
     module = Baked(baked.aspp_pooling)

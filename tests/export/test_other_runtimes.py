@@ -1,10 +1,15 @@
 """The portable model in the runtimes it is meant for: OpenVINO runs it, TensorRT-RTX parses and builds it."""
 
 import numpy as np
+import onnx
 import pytest
 from helpers import checkpoint_of, random_network
+from onnx import TensorProto, helper, numpy_helper
 
-from export.build import build_standalone, read_source
+from export.build import build_standalone
+from export.fit import fit_sizes
+from export.probe import SizeBehaviour
+from export.source import read_source
 from export.to_onnx import export
 
 NETWORKS = [
@@ -68,3 +73,19 @@ def test_tensorrt_rtx_builds_the_portable_model_from_one_pixel_up(exported):
 def test_tensorrt_rtx_builds_the_standalone_model(exported):
     folder, _ = exported
     assert rtx_build(folder / "s.onnx", (1, 1, 1, 3), (1, 480, 640, 3), (2, 1080, 1920, 3)) > 10_000
+
+
+@pytest.mark.parametrize("opset", [11, 18])
+@pytest.mark.parametrize("fit", ["pad", "resize"])
+def test_tensorrt_builds_what_fits_sizes_from_one_pixel_on(tmp_path, fit, opset):
+    weight = np.random.default_rng(0).normal(size=(2, 3, 4, 4)).astype(np.float32)
+    graph = helper.make_graph(
+        [helper.make_node("Conv", ["image", "w"], ["logits"], strides=[4, 4])],
+        "g",
+        [helper.make_tensor_value_info("image", TensorProto.FLOAT, ["N", 3, "H", "W"])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["N", 2, "h", "w"])],
+        [numpy_helper.from_array(weight, "w")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
+    onnx.save(fit_sizes(model, SizeBehaviour(4, 16, 4, 2), "it", fit)[0], tmp_path / "m.onnx")
+    assert rtx_build(tmp_path / "m.onnx", (1, 3, 1, 1), (1, 3, 100, 100), (2, 3, 300, 300)) > 0

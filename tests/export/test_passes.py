@@ -135,6 +135,16 @@ def test_what_follows_the_resize_and_changes_no_label_is_dropped(last):
     assert [node.op_type for node in core.graph.node] == ["Conv"]
 
 
+@pytest.mark.parametrize(("axis", "kept"), [(3, 1), (2, 5)])
+def test_a_softmax_between_transposes_is_dropped_where_it_is_over_channels(axis, kept):
+    extra = [
+        helper.make_node("Transpose", ["full"], ["last"], perm=[0, 3, 2, 1]),
+        helper.make_node("Softmax", ["last"], ["soft"], axis=axis),
+        helper.make_node("Transpose", ["soft"], ["logits"], perm=[0, 3, 2, 1]),
+    ]
+    assert len(split_head(resized(out="full", extra=extra)).graph.node) == kept
+
+
 def test_a_softmax_over_another_axis_is_kept():
     core = split_head(resized(out="full", extra=[helper.make_node("Softmax", ["full"], ["logits"], axis=3)]))
     assert head_of(core).mode == "none" and len(core.graph.node) == 3
@@ -167,16 +177,65 @@ def test_a_resize_to_a_constant_size_is_no_head():
     assert head_of(core).mode == "none"
 
 
-def test_a_crop_for_another_reason_than_padding_stays():
+@pytest.mark.parametrize("corner", [0, 1])
+def test_a_crop_from_the_first_pixel_on_is_the_heads(corner):
     extra = [
         helper.make_node("Shape", ["image"], ["hw"], start=2, end=4),
-        helper.make_node("Slice", ["full", "zeros", "hw", "axes"], ["logits"]),
+        helper.make_node("Add", ["hw", "corner"], ["ends"]),
+        helper.make_node("Slice", ["full", "corner", "ends", "axes"], ["logits"]),
     ]
-    constants = {"zeros": np.zeros(2, np.int64), "axes": np.array([2, 3], np.int64)}
+    constants = {"corner": np.full(2, corner), "axes": np.array([2, 3], np.int64)}
     whole = resized(out="full", extra=extra, constants=constants)
     core = split_head(whole)
-    assert head_of(core).mode == "none" and stripped_padding(core) == (1, 1)
-    np.testing.assert_allclose(run(core, noise(16, 8)).shape, (1, 2, 16, 8))
+    assert head_of(core).mode == ("linear" if corner == 0 else "none") and stripped_padding(core) == (1, 1)
+    if corner:
+        np.testing.assert_allclose(run(core, noise(16, 8)).shape, (1, 2, 15, 7))
+
+
+def padding_itself(target="image_size", value=0.0, extra=()):
+    """A model that pads to multiples of 8 by itself, and crops."""
+    nodes = [
+        helper.make_node("Shape", ["image"], ["shape"]),
+        helper.make_node("Slice", ["shape", "two", "four"], ["image_size"]),
+        helper.make_node("Neg", ["image_size"], ["minus"]),
+        helper.make_node("Mod", ["minus", "eight"], ["after"]),
+        helper.make_node("Concat", ["six", "after"], ["pads"], axis=0),
+        helper.make_node("Pad", ["image", "pads", "value"], ["padded"]),
+        helper.make_node("Conv", ["padded", "weight"], ["coarse"], strides=[4, 4], kernel_shape=[4, 4]),
+        helper.make_node("Shape", ["padded"], ["padded_shape"]),
+        helper.make_node("Slice", ["padded_shape", "two", "four"], ["padded_size"]),
+        helper.make_node("Shape", ["coarse"], ["coarse_shape"]),
+        helper.make_node("Slice", ["coarse_shape", "zero", "two"], ["nk"]),
+        helper.make_node("Concat", ["nk", target], ["sizes"], axis=0),
+        *extra,
+        helper.make_node("Resize", ["coarse", "", "", "sizes"], ["full"], mode="linear"),
+        helper.make_node("Slice", ["full", "zeros", "image_size", "axes"], ["logits"]),
+    ]
+    constants = {"zero": [0], "two": [2], "four": [4], "eight": [8], "six": [0] * 6, "zeros": [0, 0], "axes": [2, 3]}
+    constants = {name: np.array(number, np.int64) for name, number in constants.items()}
+    return model(nodes, constants | {"weight": WEIGHT, "value": np.float32(value)})
+
+
+def test_padding_that_a_model_does_by_itself_is_the_runtimes():
+    whole = padding_itself("padded_size")
+    core = split_head(fold_constants(whole))
+    assert stripped_padding(core) == (8, 1) and head_of(core) == Head("linear", "half_pixel", None)
+    assert [node.op_type for node in core.graph.node] == ["Conv"]
+    image = noise(13, 17)
+    padded = np.pad(image, ((0, 0), (0, 0), (0, 3), (0, 7)))
+    scores = run(core, padded)
+    up = model([helper.make_node("Resize", ["image", "", "x4"], ["logits"], mode="linear")],
+               {"x4": np.array([1, 1, 4, 4], np.float32)}, channels=2)  # fmt: skip
+    np.testing.assert_allclose(run(up, scores)[:, :, :13, :17], run(whole, image), atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", [{"target": "image_size"}, {"target": "padded_size", "value": 1.0}])
+def test_padding_of_another_kind_stays(kind):
+    core = split_head(padding_itself(**kind))
+    assert stripped_padding(core) == (1, 1) and "Pad" in {node.op_type for node in core.graph.node}
+    whole, image = padding_itself(**kind), noise(13, 17)
+    if head_of(core).mode == "none":
+        np.testing.assert_allclose(run(core, image), run(whole, image))
 
 
 def deconvolution(factor=4, groups=2, bias=False, change=None, pads=None):

@@ -10,12 +10,13 @@ from helpers import command, needs_shared, one_error, photo
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
-from export.build import build_engine, core_of, read_source
+from export.build import build_engine, core_of
 from export.builders import cpu
 from export.graph import opset
 from export.passes.half import emulate_half
 from export.passes.quantize import SCHEMES, quantised_convolutions
 from export.precision import Judge, Options, lower
+from export.source import read_source
 from runtime import DeployError, MisuseError, ModelCard, Segmenter
 from runtime.backends.onnxruntime import session
 from runtime.engine_file import EngineFile, Head

@@ -8,7 +8,7 @@ import pytest
 from helpers import FAMILY, checkpoint_of, multiples_of, photo, random_network
 from onnx import TensorProto, helper, numpy_helper
 
-from export.build import core_of, read_source
+from export.build import core_of
 from export.builders import cpu, tensorrt
 from export.graph import initializers, producers
 from export.passes.fuse_padding import fuse_padding
@@ -24,6 +24,7 @@ from export.passes.quantize import (
 )
 from export.passes.raw_input import raw_input
 from export.profiles import default_profiles
+from export.source import read_source
 from export.to_onnx import export
 from runtime import DeployError, ModelCard
 from runtime.backends.onnxruntime import session

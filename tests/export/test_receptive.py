@@ -9,9 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from export.build import core_of, read_source
+from export.build import core_of
 from export.builders import cpu
+from export.probe import run_quietly
 from export.receptive import Field, WholeImageError, receptive_field
+from export.source import read_source
 from runtime.backends.onnxruntime import session
 
 
@@ -88,6 +90,206 @@ def test_no_pixel_outside_the_field_changes_a_score_and_tiles_are_exact(kinds, s
         np.testing.assert_allclose(ours, theirs, rtol=1e-6)
 
 
+def node(kind, inputs, out, **attributes):
+    return helper.make_node(kind, inputs, [out], **attributes)
+
+
+def shuffled(source, out, index, random, channels):
+    """Channels in groups, and back in another order, as view, transpose and view are exported: with sizes computed."""
+    name = f"s{index}"
+    groups = int(random.choice([side for side in (1, 2, 4) if channels % side == 0]))
+    constants = {f"{name}/g": np.int64([groups]), f"{name}/k": np.int64([channels // groups])}
+    constants |= {f"{name}/c": np.int64([channels]), f"{name}/n": np.int64([0]), f"{name}/2": np.int64([2])}
+    constants |= {f"{name}/4": np.int64([4])}
+    nodes = [
+        node("Shape", [source], f"{name}/shape"),
+        node("Slice", [f"{name}/shape", f"{name}/2", f"{name}/4"], f"{name}/hw"),
+        node("Concat", [f"{name}/n", f"{name}/g", f"{name}/k", f"{name}/hw"], f"{name}/split", axis=0),
+        node("Reshape", [source, f"{name}/split"], f"{name}/a"),
+        node("Transpose", [f"{name}/a"], f"{name}/b", perm=[0, 2, 1, 3, 4]),
+        node("Concat", [f"{name}/n", f"{name}/c", f"{name}/hw"], f"{name}/joined", axis=0),
+        node("Reshape", [f"{name}/b", f"{name}/joined"], out),
+    ]
+    return nodes, constants
+
+
+def blocks(source, out, index, channels, apart):
+    """A pixel shuffle by 2 (`apart`: undone) by reshapes; returns the channels, too."""
+    name = f"p{index}"
+    constants = {f"{name}/{key}": np.int64([value]) for key, value in (("n", 0), ("2", 2), ("3", 3), ("4", 4))}
+    nodes = [
+        node("Shape", [source], f"{name}/shape"),
+        node("Slice", [f"{name}/shape", f"{name}/2", f"{name}/3"], f"{name}/h"),
+        node("Slice", [f"{name}/shape", f"{name}/3", f"{name}/4"], f"{name}/w"),
+    ]
+    two = f"{name}/2"
+    if apart:
+        nodes += [node("Div", [f"{name}/{side}", two], f"{name}/{side}s") for side in "hw"]
+        constants |= {f"{name}/c": np.int64([channels]), f"{name}/o": np.int64([channels * 4])}
+        first = [f"{name}/n", f"{name}/c", f"{name}/hs", two, f"{name}/ws", two]
+        last, order = [f"{name}/n", f"{name}/o", f"{name}/hs", f"{name}/ws"], [0, 1, 3, 5, 2, 4]
+    else:
+        nodes += [node("Mul", [f"{name}/{side}", two], f"{name}/{side}s") for side in "hw"]
+        constants |= {f"{name}/c": np.int64([channels // 4])}
+        first = [f"{name}/n", f"{name}/c", two, two, f"{name}/h", f"{name}/w"]
+        last, order = [f"{name}/n", f"{name}/c", f"{name}/hs", f"{name}/ws"], [0, 1, 4, 2, 5, 3]
+    nodes += [
+        node("Concat", first, f"{name}/first", axis=0),
+        node("Reshape", [source, f"{name}/first"], f"{name}/a"),
+        node("Transpose", [f"{name}/a"], f"{name}/b", perm=order),
+        node("Concat", last, f"{name}/last", axis=0),
+        node("Reshape", [f"{name}/b", f"{name}/last"], out),
+    ]
+    return nodes, constants, channels * 4 if apart else channels // 4
+
+
+KINDS = ("Conv", "Pool", "Deconv", "Resize", "Pad", "Slice", "Focus", "Dense", "Spatial", "Shuffle", "Split", "Depth",
+         "Space", "Apart", "Together", "Residual")  # fmt: skip
+
+
+def block(kind, index, channels, random):
+    """A block of a random network from x{index} to x{index + 1}: nodes, constants, channels of its result."""
+    source, out, w = f"x{index}", f"x{index + 1}", f"w{index}"
+
+    def integer(low, high):
+        return int(random.integers(low, high))
+
+    def weight(*shape):
+        return random.uniform(0.5, 1, shape).astype(np.float32)
+
+    if kind == "Conv":
+        kernel, step, dilation = (integer(1, 4), integer(1, 4)), integer(1, 3), integer(1, 3)
+        attributes = {"strides": [step] * 2, "dilations": [dilation] * 2}
+        attributes |= {"auto_pad": "SAME_UPPER"} if random.integers(2) else {"pads": [integer(0, 3) for _ in range(4)]}
+        return [node("Conv", [source, w], out, **attributes)], {w: weight(4, channels, *kernel)}, 4
+    if kind == "Pool":
+        which = str(random.choice(["MaxPool", "AveragePool"]))
+        return [node(which, [source], out, kernel_shape=[3, 2], strides=[2, 2], pads=[1, 0, 0, 1])], {}, channels
+    if kind == "Deconv":
+        attributes = {"strides": [2, 2], "pads": [integer(0, 2) for _ in range(4)]}
+        return [node("ConvTranspose", [source, w], out, **attributes)], {w: weight(channels, 2, 4, 3)}, 2
+    if kind == "Resize":
+        attributes = {"mode": str(random.choice(["linear", "nearest", "cubic"]))}
+        attributes["coordinate_transformation_mode"] = str(random.choice(["half_pixel", "asymmetric"]))
+        attributes["nearest_mode"] = str(random.choice(["floor", "ceil", "round_prefer_floor"]))
+        factor = random.choice([0.5, 1.5, 2.0])
+        if random.integers(2):
+            return (
+                [node("Resize", [source, "", w], out, axes=[2, 3], **attributes)],
+                {w: np.float32([factor] * 2)},
+                channels,
+            )
+        return [node("Resize", [source, "", w], out, **attributes)], {w: np.float32([1, 1, factor, 2])}, channels
+    if kind == "Pad":
+        mode = str(random.choice(["constant", "reflect", "edge"]))
+        low = -1 if mode == "constant" else 0
+        pads = np.int64([0, 0, integer(low, 3), integer(low, 3), 0, 0, integer(low, 3), integer(low, 3)])
+        return [node("Pad", [source, w], out, mode=mode)], {w: pads}, channels
+    if kind == "Slice":
+        names = [f"{w}/{name}" for name in ("starts", "ends", "axes", "steps")]
+        step = integer(1, 3)
+        values = [[integer(0, 3), 0], [2**31 - 1, channels], [3, 1], [step, 1]]
+        return [node("Slice", [source, *names], out)], dict(zip(names, map(np.int64, values), strict=True)), channels
+    if kind == "Focus":
+        nodes, constants = [], {f"{w}/axes": np.int64([2, 3]), f"{w}/steps": np.int64([2, 2]),
+                                f"{w}/ends": np.int64([2**31 - 1] * 2)}  # fmt: skip
+        for part, corner in enumerate(((0, 0), (1, 0), (0, 1), (1, 1))):
+            constants[f"{w}/{part}"] = np.int64(corner)
+            inputs = [source, f"{w}/{part}", f"{w}/ends", f"{w}/axes", f"{w}/steps"]
+            nodes.append(node("Slice", inputs, f"{w}/part{part}"))
+        return [*nodes, node("Concat", [f"{w}/part{p}" for p in range(4)], out, axis=-3)], constants, channels * 4
+    if kind == "Dense":
+        # As in ConvNeXt: channels last, normalised, a dense layer, and back.
+        nodes = [
+            node("Transpose", [source], f"{w}/last", perm=[0, 2, 3, 1]),
+            node("LayerNormalization", [f"{w}/last", f"{w}/scale"], f"{w}/normal", axis=-1),
+            node("MatMul", [f"{w}/normal", f"{w}/dense"], f"{w}/product"),
+            node("Add", [f"{w}/product", f"{w}/bias"], f"{w}/sum"),
+            node("Softmax", [f"{w}/sum"], f"{w}/soft", axis=3),
+            node("Transpose", [f"{w}/soft"], out, perm=[0, 3, 1, 2]),
+        ]
+        constants = {f"{w}/scale": weight(channels), f"{w}/dense": weight(channels, 3), f"{w}/bias": weight(3)}
+        return nodes, constants, 3
+    if kind == "Spatial":
+        # Attention over places alone: what channels say together.
+        nodes = [
+            node("ReduceMean", [source, f"{w}/axis"], f"{w}/mean"),
+            node("ReduceMax", [source, f"{w}/axis"], f"{w}/max"),
+            node("Concat", [f"{w}/mean", f"{w}/max"], f"{w}/both", axis=1),
+            node("Conv", [f"{w}/both", f"{w}/kernel"], f"{w}/weights", pads=[1] * 4),
+            node("Mul", [source, f"{w}/weights"], out),
+        ]
+        return nodes, {f"{w}/axis": np.int64([1]), f"{w}/kernel": weight(1, 2, 3, 3)}, channels
+    if kind == "Shuffle":
+        return *shuffled(source, out, index, random, channels), channels
+    if kind == "Split":
+        first = integer(1, channels) if channels > 1 else 1
+        if channels == 1:
+            return [node("Identity", [source], out)], {}, 1
+        parts = helper.make_node("Split", [source, w], [f"{w}/a", f"{w}/b"], axis=1)
+        order = np.int64(random.permutation(channels))
+        joined = node("Concat", [f"{w}/b", f"{w}/a"], f"{w}/joined", axis=1)
+        gathered = node("Gather", [f"{w}/joined", f"{w}/order"], out, axis=1)
+        return [parts, joined, gathered], {w: np.int64([first, channels - first]), f"{w}/order": order}, channels
+    if kind == "Residual":
+        nodes = [node("Conv", [source, w], f"{w}/conv", pads=[1] * 4), node("Add", [source, f"{w}/conv"], f"{w}/sum")]
+        nodes.append(node("Mul", [f"{w}/sum", f"{w}/scale"], out))
+        return nodes, {w: weight(channels, channels, 3, 3), f"{w}/scale": weight(channels, 1, 1)}, channels
+    if kind == "Space":
+        return [node("SpaceToDepth", [source], out, blocksize=2)], {}, channels * 4
+    if kind == "Apart":
+        return blocks(source, out, index, channels, True)
+    # What makes places of channels wants four times as many.
+    widened = node("Conv", [source, w], f"{w}/wide")
+    constants, wide = {w: weight(4, channels, 1, 1)}, f"{w}/wide"
+    if kind == "Depth":
+        mode = str(random.choice(["DCR", "CRD"]))
+        return [widened, node("DepthToSpace", [wide], out, blocksize=2, mode=mode)], constants, 1
+    nodes, more, channels = blocks(wide, out, index, 4, False)
+    return [widened, *nodes], constants | more, channels
+
+
+@settings(max_examples=150, deadline=None)
+@given(kinds=st.lists(st.sampled_from(KINDS), min_size=1, max_size=4), seed=st.integers(0, 10_000))
+def test_no_score_depends_on_more_than_its_computed_field(kinds, seed):
+    """Each row, and each column, of an image is changed alone: what moves with it is inside the field."""
+    random = np.random.default_rng(seed)
+    nodes, constants, channels = [helper.make_node("Identity", ["image"], ["x0"])], {}, 2
+    for index, kind in enumerate(kinds):
+        made, values, channels = block(kind, index, channels, random)
+        nodes, constants = nodes + made, constants | values
+    nodes.append(helper.make_node("Identity", [f"x{len(kinds)}"], ["scores"]))
+    model = graph(nodes, constants, channels=2)
+    onnx.checker.check_model(model)
+    try:
+        found = receptive_field(model)
+    except WholeImageError as error:  # what cannot be divided into blocks
+        assert "cannot be followed" in str(error) and len(kinds) > 1
+        return
+    run = session(model.SerializeToString(), optimise=False)
+    period = found.period
+    side = max(1, -(-24 // period)) * period
+    if side > 96:
+        return
+    image = random.uniform(1, 2, (1, 2, side, side)).astype(np.float32)
+    try:
+        (plain,) = run_quietly(run, image)
+    except Exception:  # the padding is too small, or the map, for this size
+        return
+    changed = np.repeat(image, 2 * side, 0)
+    for pixel in range(side):
+        changed[pixel, :, pixel] += 3
+        changed[side + pixel, :, :, pixel] += 3
+    scores = run.run(None, {"image": changed})[0]
+    # A batch of another size may round otherwise.
+    moved = (np.abs(scores - plain) > 1e-6 * np.ptp(scores)).any(1)  # [2 · side, h, w]
+    for axis, of in ((0, moved[:side].any(2)), (1, moved[side:].any(1))):
+        field = found.fields[axis]
+        for pixel, cell in np.argwhere(of):
+            low, high = field.stride * int(cell) + field.low, field.stride * int(cell) + field.high
+            assert low <= pixel <= high, (kinds, axis, pixel, cell, low, high)
+
+
 def test_known_fields():
     three = {"w": np.ones((1, 1, 3, 3), np.float32)}
     conv = helper.make_node("Conv", ["image", "w"], ["a"], pads=[1] * 4)
@@ -111,15 +313,43 @@ def test_known_fields():
                            coordinate_transformation_mode="align_corners")], "align_corners"),
         ([helper.make_node("Add", ["image", "map"], ["scores"], name="position")], "differs from place to place"),
         ([helper.make_node("Strange", ["image"], ["scores"], name="x", domain="other")], "Strange x"),
+        ([helper.make_node("Relu", ["image"], ["scores"], name="x", domain="other")], "Relu x"),
+        ([helper.make_node("Add", ["image", "row"], ["scores"], name="columns")], "differs from place to place"),
+        ([helper.make_node("MaxPool", ["image"], ["p", "i"], kernel_shape=[2, 2], strides=[2, 2]),
+          helper.make_node("MaxUnpool", ["p", "i"], ["scores"], kernel_shape=[2, 2], strides=[2, 2], name="un")],
+         "MaxUnpool un"),
+        ([helper.make_node("GroupNormalization", ["image", "one", "one"], ["scores"], name="g", num_groups=1)], "Gr"),
+        ([helper.make_node("MatMul", ["image", "image"], ["scores"], name="attend")], "MatMul attend"),
+        ([helper.make_node("MatMul", ["image", "eight"], ["scores"], name="columns")], "MatMul columns works along"),
+        ([helper.make_node("Einsum", ["image"], ["scores"], name="e", equation="nchw->nhwc")], "Einsum e"),
+        ([helper.make_node("Softmax", ["image"], ["scores"], name="places", axis=3)], "Softmax places works along"),
+        ([helper.make_node("Conv", ["image", "image"], ["scores"], name="c", kernel_shape=[3, 3])], "Conv c takes two"),
+        ([helper.make_node("Transpose", ["image"], ["scores"], perm=[0, 1, 3, 2])], "not laid out as"),
+        ([helper.make_node("Shape", ["image"], ["s"]), helper.make_node("Resize", ["image", "", "", "s"], ["scores"],
+                                                                        name="up")], "Resize up"),
+        ([helper.make_node("Slice", ["image", "eights", "sixteens", "last"], ["scores"], name="cut")], "Slice cut"),
+        ([helper.make_node("Reshape", ["image", "turned"], ["scores"], name="mix")], "Reshape mix"),
+        ([helper.make_node("BatchNormalization", ["image", *["one"] * 4], ["scores"], name="b", training_mode=1)],
+         "BatchNormalization b takes its statistics"),
     ],
 )  # fmt: skip
 def test_what_looks_at_the_whole_image_is_named(nodes, said):
     constants = {
         "one": np.ones(1, np.float32), "sizes": np.int64([1, 1, 64, 64]), "two": np.float32([1, 1, 2, 2]),
-        "map": np.ones((1, 1, 8, 8), np.float32),
+        "map": np.ones((1, 1, 8, 8), np.float32), "row": np.ones(8, np.float32), "eight": np.ones((8, 8), np.float32),
+        "eights": np.int64([8]), "sixteens": np.int64([16]), "last": np.int64([3]), "turned": np.int64([0, 1, -1, 17]),
     }  # fmt: skip
     with pytest.raises(WholeImageError, match=said):
         receptive_field(graph(nodes, constants))
+
+
+def test_softmax_of_old_opsets_is_over_places_too():
+    node = helper.make_node("Softmax", ["image"], ["scores"], name="old", axis=1)
+    new, old = graph([node]), graph([node])
+    old.opset_import[0].version = 12
+    assert receptive_field(new).halo == (0, 0)
+    with pytest.raises(WholeImageError, match="Softmax old"):
+        receptive_field(old)
 
 
 def test_a_part_that_starts_at_features_has_its_field_in_pixels_of_the_image():

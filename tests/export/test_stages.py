@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
-from export.build import build_engine, core_of, read_source
+from export.build import build_engine, core_of
 from export.builders import cpu
 from export.candidates import Tuning
 from export.precision import Options
+from export.source import read_source
 from export.stages import cut_core
 from export.to_onnx import export
 from runtime import DeployError, Segmenter

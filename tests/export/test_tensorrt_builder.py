@@ -12,11 +12,12 @@ import pytest
 from helpers import multiples_of
 from onnx import TensorProto, helper, numpy_helper
 
-from export.build import core_of, read_source
+from export.build import core_of
 from export.builders import tensorrt
 from export.builders.tensorrt import BuildOptions, activation_cost, build, build_here, choose_module, parse_targets
 from export.builders.timing_cache import CACHE_MAGIC, TimingCache
 from export.profiles import Profile, default_profiles, plan_profiles
+from export.source import read_source
 from runtime import DeployError, MisuseError
 
 SMALL = [Profile((32, 32), (64, 64), (128, 128))]

@@ -9,7 +9,7 @@ from helpers import FAMILY, random_network
 from fcn import backbones
 from fcn.backbones.efficientnet_lite0 import published_weights
 from fcn.checkpoint import from_torchvision
-from fcn.model import Architecture, bilinear_deconvolution, build, upsample
+from fcn.model import TORCHVISION, Architecture, bilinear_deconvolution, build, upsample
 from runtime import DeployError, MisuseError
 
 
@@ -144,49 +144,133 @@ def test_alexnet_gives_k_cells_for_32k_pixels():
         assert backbone(torch.randn(1, 3, 32 * k, 32))[32].shape[2:] == (k, 1)
 
 
-def dilated_reference(state, x):
-    """torchvision's fcn_resnet50 written out over its state dict, as its sources define it (eval mode)."""
+def norm(state, y, name, eps=1e-5):
+    parts = (state[f"{name}.{part}"] for part in ("running_mean", "running_var", "weight", "bias"))
+    return F.batch_norm(y, *parts, eps=eps)
 
-    def norm(y, name):
-        return F.batch_norm(y, *(state[f"{name}.{part}"] for part in ("running_mean", "running_var", "weight", "bias")))
+
+def conv_norm_relu(state, y, name, **options):
+    """A convolution, a batch norm and a ReLU of an nn.Sequential."""
+    first, second = name if isinstance(name, tuple) else (f"{name}.0", f"{name}.1")
+    return F.relu(norm(state, F.conv2d(y, state[f"{first}.weight"], **options), second))
+
+
+def resnet_reference(state, x):
+    """torchvision's ResNet, dilated to stride 8, written out over its state dict as its sources define it."""
 
     def block(y, name, stride, dilation):
-        z = F.relu(norm(F.conv2d(y, state[f"{name}.conv1.weight"]), f"{name}.bn1"))
-        z = F.conv2d(z, state[f"{name}.conv2.weight"], stride=stride, padding=dilation, dilation=dilation)
-        z = norm(F.conv2d(F.relu(norm(z, f"{name}.bn2")), state[f"{name}.conv3.weight"]), f"{name}.bn3")
+        z = conv_norm_relu(state, y, (f"{name}.conv1", f"{name}.bn1"))
+        options = {"stride": stride, "padding": dilation, "dilation": dilation}
+        z = conv_norm_relu(state, z, (f"{name}.conv2", f"{name}.bn2"), **options)
+        z = norm(state, F.conv2d(z, state[f"{name}.conv3.weight"]), f"{name}.bn3")
         if f"{name}.downsample.0.weight" in state:
-            y = norm(F.conv2d(y, state[f"{name}.downsample.0.weight"], stride=stride), f"{name}.downsample.1")
+            y = F.conv2d(y, state[f"{name}.downsample.0.weight"], stride=stride)
+            y = norm(state, y, f"{name}.downsample.1")
         return F.relu(y + z)
 
-    size = x.shape[2:]
-    x = F.relu(norm(F.conv2d(x, state["backbone.conv1.weight"], stride=2, padding=3), "backbone.bn1"))
+    x = conv_norm_relu(state, x, ("backbone.conv1", "backbone.bn1"), stride=2, padding=3)
     x = F.max_pool2d(x, 3, 2, 1)
-    # (blocks, stride and dilation of the first, dilation of the others)
-    for layer, (count, stride, first, rest) in enumerate(((3, 1, 1, 1), (4, 2, 1, 1), (6, 1, 1, 2), (3, 1, 2, 4)), 1):
-        for index in range(count):
+    # Stride and dilation of the first block, dilation of the others.
+    for layer, (stride, first, rest) in enumerate(((1, 1, 1), (2, 1, 1), (1, 1, 2), (1, 2, 4)), 1):
+        index = 0
+        while f"backbone.layer{layer}.{index}.conv1.weight" in state:
             name = f"backbone.layer{layer}.{index}"
             x = block(x, name, stride if index == 0 else 1, first if index == 0 else rest)
-    x = F.relu(norm(F.conv2d(x, state["classifier.0.weight"], padding=1), "classifier.1"))
-    x = F.conv2d(x, state["classifier.4.weight"], state["classifier.4.bias"])
-    return F.interpolate(x, size=size, mode="bilinear", align_corners=False)
+            index += 1
+    return x
 
 
-def test_dilated8_is_torchvisions_fcn_resnet50_at_multiples_of_8():
-    model = random_network(classes=21, arch="dilated8", backbone="resnet50", width=0.125)
-    auxiliary = {"aux_classifier.0.weight": torch.randn(3, 3), "aux_classifier.4.bias": torch.randn(21)}
-    checkpoint = from_torchvision(dict(model.state_dict()) | auxiliary, "weights.pth")
-    assert checkpoint.card.classes[15] == "person" and checkpoint.card.size_multiple == 8
-    for size in ((64, 96), (40, 72), (8, 8)):
+def mobilenet_reference(state, x):
+    """torchvision's MobileNetV3-Large, dilated to stride 16: features of layers 4 and 16."""
+    strides, swish, eps = {2: 2, 4: 2, 7: 2}, range(7, 16), 0.001
+
+    def conv(y, name, activation, **options):
+        return activation(norm(state, F.conv2d(y, state[f"{name}.0.weight"], **options), f"{name}.1", eps))
+
+    x = conv(x, "backbone.0", F.hardswish, stride=2, padding=1)
+    for layer in range(1, 16):
+        name, number, y = f"backbone.{layer}.block", 0, x
+        activation = F.hardswish if layer in swish else F.relu
+        if layer > 1:
+            y, number = conv(y, f"{name}.0", activation), 1
+        kernel, dilation = state[f"{name}.{number}.0.weight"].shape[2], 2 if layer >= 13 else 1
+        options = {"padding": kernel // 2 * dilation, "dilation": dilation, "groups": y.shape[1]}
+        y = conv(y, f"{name}.{number}", activation, stride=strides.get(layer, 1), **options)
+        if f"{name}.{number + 1}.fc1.weight" in state:
+            number += 1
+            gate = y.mean((2, 3), keepdim=True)
+            for part, after in (("fc1", F.relu), ("fc2", F.hardsigmoid)):
+                gate = after(F.conv2d(gate, *(state[f"{name}.{number}.{part}.{kind}"] for kind in ("weight", "bias"))))
+            y = y * gate
+        y = conv(y, f"{name}.{number + 1}", lambda z: z)
+        x = x + y if layer in (1, 3, 5, 6, 8, 9, 10, 12, 14, 15) else y
+        if layer == 4:
+            low = x
+    return low, conv(x, "backbone.16", F.hardswish)
+
+
+def to_size(y, size):
+    return F.interpolate(y, size=size, mode="bilinear", align_corners=False)
+
+
+def torchvision_reference(name, state, x):
+    """torchvision's segmentation networks in evaluation mode, written out over their state dicts."""
+    low, features = mobilenet_reference(state, x) if "mobilenet" in name else (None, resnet_reference(state, x))
+    if name.startswith("fcn"):
+        y = conv_norm_relu(state, features, "classifier", padding=1)
+    elif name.startswith("deeplabv3"):
+        rates = (12, 24, 36)
+        maps = [conv_norm_relu(state, features, "classifier.0.convs.0")]
+        for index, rate in enumerate(rates, 1):
+            options = {"padding": rate, "dilation": rate}
+            maps.append(conv_norm_relu(state, features, f"classifier.0.convs.{index}", **options))
+        mean, names = features.mean((2, 3), keepdim=True), ("classifier.0.convs.4.1", "classifier.0.convs.4.2")
+        maps.append(to_size(conv_norm_relu(state, mean, names), features.shape[2:]))
+        y = conv_norm_relu(state, torch.cat(maps, 1), "classifier.0.project")
+        y = conv_norm_relu(state, y, ("classifier.1", "classifier.2"), padding=1)
+    else:
+        gate = F.conv2d(features.mean((2, 3), keepdim=True), state["classifier.scale.1.weight"]).sigmoid()
+        y = to_size(conv_norm_relu(state, features, "classifier.cbr") * gate, low.shape[2:])
+        low, y = (
+            F.conv2d(z, *(state[f"classifier.{part}_classifier.{kind}"] for kind in ("weight", "bias")))
+            for part, z in (("low", low), ("high", y))
+        )
+        return to_size(low + y, x.shape[2:])
+    return to_size(F.conv2d(y, state["classifier.4.weight"], state["classifier.4.bias"]), x.shape[2:])
+
+
+@pytest.mark.parametrize(("arch", "backbone"), TORCHVISION)
+def test_state_dicts_of_torchvisions_networks(arch, backbone):
+    name = f"{'fcn' if arch == 'dilated8' else arch}_{backbone.replace('-', '_')}"
+    stride = TORCHVISION[arch, backbone]
+    width = 0.5 if "mobilenet" in backbone else 0.125
+    model = random_network(classes=21, arch=arch, backbone=backbone, stride=stride, width=width)
+    state = {f"module.{key}": value for key, value in model.state_dict().items() if "num_batches" not in key}
+    auxiliary = {"module.aux_classifier.0.weight": torch.randn(3, 3), "module.aux_classifier.4.bias": torch.randn(21)}
+    notes = []
+    checkpoint = from_torchvision(state | auxiliary, "weights.pth", notes.append)
+    assert len(notes) == 1 and f"torchvision's {name}" in notes[0]
+    assert checkpoint.card.classes[15] == "person" and checkpoint.card.stride == stride
+    assert checkpoint.card.size_multiple == (8 if arch == "dilated8" else 1)
+    for size in ((64, 96), (40, 72), (8, 8)) if arch == "dilated8" else ((64, 96), (33, 57), (1, 1)):
         x = torch.randn(1, 3, *size)
         with torch.inference_mode():
-            expected = dilated_reference(model.state_dict(), x)
+            expected = torchvision_reference(name, model.state_dict(), x)
             difference = (checkpoint.model(x) - expected).abs().max()
         assert difference < 1e-4 * (expected.max() - expected.min())
 
 
-def test_weights_of_another_network_are_not_taken_for_torchvisions():
-    with pytest.raises(DeployError, match="fcn_resnet50"):
+def test_a_state_dict_that_is_not_known_is_told_the_nearest_and_the_way_out():
+    with pytest.raises(DeployError, match=r"no state dict of torchvision's.*--weights x\.pth"):
         from_torchvision({"conv1.weight": torch.ones(1)}, "x.pth")
+    state = random_network(arch="dilated8", backbone="resnet50", width=0.125).state_dict()
+    del state["backbone.layer4.2.conv3.weight"]
+    with pytest.raises(DeployError, match=r"nearest is fcn_resnet50, but for 1 names, backbone.layer4.2.conv3.weight;"):
+        from_torchvision(state, "x.pth")
+    state = random_network(arch="dilated8", backbone="resnet50", width=0.125).state_dict()
+    state["classifier.0.weight"] = state["classifier.0.weight"][:, :8]
+    with pytest.raises(DeployError, match=r"not torchvision's fcn_resnet50: .* classifier.0.weight of shape"):
+        from_torchvision(state, "x.pth")
 
 
 @pytest.mark.parametrize(

@@ -12,9 +12,10 @@ from helpers import command, needs_shared, one_error, photo
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
-from export.build import GOLDEN_TOLERANCE, MARGIN, build_engine, decided, read_source
+from export.build import GOLDEN_TOLERANCE, MARGIN, build_engine, decided
 from export.candidates import Tuning
 from export.precision import Options
+from export.source import read_source
 from runtime import DeployError, ModelCard, Segmenter
 from runtime.backends import openvino as backend
 from runtime.backends.onnxruntime import OnnxRuntimeBackend

@@ -33,9 +33,10 @@ SIZES = "1x1:64x64:128x160,64x64:160x192:256x256,128x128:224x320:320x416"
 def built(exports, tmp_path_factory):
     """narrow.engine for sm89 with three profiles, and its core for the simulation."""
     pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed; pip install 'fcn-deploy[rtx]'")
-    from export.build import ForGpu, build_engine, core_of, read_source
+    from export.build import ForGpu, build_engine, core_of
     from export.builders import cpu
     from export.builders.tensorrt import BuildOptions
+    from export.source import read_source
     from runtime.sizes import parse_sizes
 
     folder = tmp_path_factory.mktemp("gpu")
@@ -257,9 +258,10 @@ def small_field(path):
 
 def test_images_outside_every_profile_are_run_in_tiles(gpu, tmp_path):
     pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed; pip install 'fcn-deploy[rtx]'")
-    from export.build import ForGpu, build_engine, core_of, read_source
+    from export.build import ForGpu, build_engine, core_of
     from export.builders import cpu
     from export.builders.tensorrt import BuildOptions
+    from export.source import read_source
     from runtime.sizes import parse_sizes
 
     small_field(tmp_path / "small.onnx")

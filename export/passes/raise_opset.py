@@ -1,0 +1,45 @@
+"""Convert a model of an old operator set to a newer one."""
+
+from onnx import ModelProto, helper, version_converter
+
+from export.graph import attributes, clone, opset
+from runtime.errors import DeployError
+
+WANTED = 18  # what our own nodes, Q/DQ and casts are written in
+
+
+def raise_opset(model: ModelProto, version: int = WANTED) -> ModelProto:
+    """An equal model of at least this operator set, by onnx's converter, mended where that errs.
+
+    Raises:
+        DeployError: it cannot be converted.
+    """
+    old = opset(model)
+    if old >= version:
+        return model
+    model = clone(model)
+    del model.graph.value_info[:]
+    for node in model.graph.node:
+        if node.op_type == "BatchNormalization" and old < 14:
+            if attributes(node).get("spatial", 1) != 1:
+                raise DeployError(f"node {node.name or node.output[0]} (BatchNormalization) has statistics per pixel")
+            del node.output[1:]  # of training
+            kept = [item for item in node.attribute if item.name in ("epsilon", "momentum")]
+            del node.attribute[:]
+            node.attribute.extend(kept)
+    try:
+        raised = version_converter.convert_version(model, version)
+    except Exception as error:  # onnx's errors share no base class
+        raise DeployError(
+            f"it is of opset {old}, and onnx cannot convert it to {version} ({' '.join(str(error).split())[:200]}): "
+            f"export it again at opset {version} or newer"
+        ) from error
+    for node in raised.graph.node:
+        if node.op_type == "Resize" and old < 11:
+            # Until then, as Upsample too, it read cells from the corner and rounded down; the converter forgets.
+            kept = [item for item in node.attribute if item.name == "mode"]
+            del node.attribute[:]
+            node.attribute.extend(kept)
+            node.attribute.append(helper.make_attribute("coordinate_transformation_mode", "asymmetric"))
+            node.attribute.append(helper.make_attribute("nearest_mode", "floor"))
+    return raised

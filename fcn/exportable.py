@@ -1,0 +1,119 @@
+"""Functions of PyTorch that its exporters refuse at changing sizes, in terms of those that they take."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch.overrides import TorchFunctionMode
+
+
+class Exportable(TorchFunctionMode):
+    """While it is entered, pooling to a grid, pooling by a kernel of the image's size and unpooling are respelled.
+
+    The results are equal, but for rounding. `respelled` collects the names of the functions that were.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.respelled: set[str] = set()
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        other = _RESPELLED.get(func)
+        result = None if other is None else other(*args, **(kwargs or {}))
+        if result is None:
+            return func(*args, **(kwargs or {}))
+        self.respelled.add(func.__name__)
+        return result
+
+
+Cells = int | Sequence[int | None] | None
+
+
+def adaptive_avg_pool2d(input: torch.Tensor, output_size: Cells) -> torch.Tensor | None:
+    """Means over a grid of cells, as a matrix product per axis."""
+    rows, columns = _pair(output_size)
+    if rows == columns == 1:
+        return None  # a global mean, which exporters take
+    if rows is not None:
+        input = _shares(input, -2, rows) @ input
+    return input if columns is None else input @ _shares(input, -1, columns).T
+
+
+def adaptive_max_pool2d(input: torch.Tensor, output_size: Cells, return_indices: bool = False) -> torch.Tensor | None:
+    """Maxima over a grid of cells, axis by axis."""
+    rows, columns = _pair(output_size)
+    if return_indices:
+        return None
+    lowest = input.new_full((), -torch.inf)
+    if rows is not None:
+        inside = _inside(input, -2, rows)[:, :, None]  # [cells, H, 1]
+        input = torch.where(inside, input.unsqueeze(-3), lowest).amax(-2)
+    if columns is not None:
+        inside = _inside(input, -1, columns)  # [cells, W]
+        input = torch.where(inside, input.unsqueeze(-2), lowest).amax(-1)
+    return input
+
+
+def avg_pool2d(
+    input: torch.Tensor,
+    kernel_size: int | Sequence[int],
+    stride: int | Sequence[int] | None = None,
+    padding: int | Sequence[int] = 0,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+    divisor_override: int | None = None,
+) -> torch.Tensor | None:
+    """The mean of the whole image, where the kernel is its size: a tracer would take that for constants."""
+    kernel = _pair(kernel_size)
+    plain = padding in (0, (0, 0), [0, 0]) and divisor_override is None
+    if not plain or any(type(side) is int for side in kernel) or tuple(kernel) != tuple(input.shape[-2:]):
+        return None
+    return input.mean((-2, -1), keepdim=True)
+
+
+def max_unpool2d(
+    input: torch.Tensor,
+    indices: torch.Tensor,
+    kernel_size: int | Sequence[int],
+    stride: int | Sequence[int] | None = None,
+    padding: int | Sequence[int] = 0,
+    output_size: Sequence[int] | None = None,
+) -> torch.Tensor | None:
+    """Values back where the maxima were, by a scatter."""
+    if input.ndim != 4:
+        return None
+    batch, channels = input.shape[:2]
+    if output_size is None:
+        step = _pair(stride or kernel_size)
+        amounts = zip(input.shape[-2:], step, _pair(padding), _pair(kernel_size), strict=True)
+        height, width = ((side - 1) * by - 2 * pad + kernel for side, by, pad, kernel in amounts)
+    else:
+        height, width = output_size[-2:]
+    empty = input.new_zeros(batch, channels, height * width)
+    # Axes are counted from the front: the older exporter takes the traced size for those from the back.
+    return empty.scatter(2, indices.flatten(2), input.flatten(2)).reshape(batch, channels, height, width)
+
+
+_RESPELLED: dict[Callable, Callable] = {
+    F.adaptive_avg_pool2d: adaptive_avg_pool2d,
+    F.adaptive_max_pool2d: adaptive_max_pool2d,
+    F.avg_pool2d: avg_pool2d,
+    F.max_unpool2d: max_unpool2d,
+}
+
+
+def _pair(value):
+    return tuple(value) if isinstance(value, Sequence) else (value, value)
+
+
+def _inside(image: torch.Tensor, axis: int, cells: int) -> torch.Tensor:
+    """Which places along an axis belong to which cell: bool [cells, places]. Cells may overlap by a place."""
+    size = image.shape[axis]
+    cell, place = torch.arange(cells)[:, None], torch.arange(size)[None]
+    return (place >= cell * size // cells) & (place < ((cell + 1) * size + cells - 1) // cells)
+
+
+def _shares(image: torch.Tensor, axis: int, cells: int) -> torch.Tensor:
+    """The weight of each place in the mean of each cell, [cells, places]."""
+    inside = _inside(image, axis, cells).to(image.dtype)
+    return inside / inside.sum(1, keepdim=True)

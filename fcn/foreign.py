@@ -1,0 +1,298 @@
+"""PyTorch modules from elsewhere: found, given their weights, and made float32 [N,C,H,W] → [N,K,h,w]."""
+
+import copy
+import dataclasses
+import importlib
+import sys
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from fcn.checkpoint import load_checkpoint, load_state
+from runtime.engine_file import ModelCard
+from runtime.errors import DeployError, MisuseError
+
+Note = Callable[[str], None]
+TRIED = ((128, 192), (512, 768))  # sizes at which a module's layout is found, multiples of all that are usual
+USUAL_KEYS = ("out", "logits")  # torchvision's, and that of Hugging Face
+SHOWN = 4  # names in an error
+
+
+def load_module(source: str, weights: Path | None, note: Note) -> tuple[nn.Module, ModelCard | None]:
+    """A checkpoint's path, or `package.module:factory`, as (module, card if it has one).
+
+    Args:
+        weights: a state dict for the factory's module, .safetensors or of torch.save; loaded strictly.
+        note: called with what was assumed, a line each.
+
+    Raises:
+        MisuseError: no such file, module or factory.
+        DeployError: the factory fails, gives no torch.nn.Module, or the weights are not its own.
+    """
+    module_name, colon, factory_name = source.partition(":")
+    if not colon or Path(source).exists():
+        if weights is not None:
+            raise MisuseError(f"{source} has its weights; --weights is for package.module:factory")
+        checkpoint = load_checkpoint(source, note)
+        return checkpoint.model, checkpoint.card
+    sys.path.insert(0, str(Path.cwd()))
+    try:
+        factory = getattr(importlib.import_module(module_name), factory_name)
+    except ModuleNotFoundError as error:
+        raise MisuseError(f"{source}: {error}; name it as package.module:factory, importable from here") from error
+    except AttributeError as error:
+        raise MisuseError(f"{source}: {module_name} has no {factory_name}") from error
+    except Exception as error:
+        raise DeployError(f"{source}: importing {module_name} failed: {_line(error)}") from error
+    finally:
+        sys.path.pop(0)
+    try:
+        module = factory if isinstance(factory, nn.Module) else factory()
+    except Exception as error:
+        raise DeployError(f"{source}: the factory failed: {type(error).__name__}: {_line(error)}") from error
+    if not isinstance(module, nn.Module):
+        raise DeployError(f"{source} gives {type(module).__name__}; a factory returns a torch.nn.Module")
+    if weights is not None:
+        load_strictly(unwrapped(module), load_state(weights, note), str(weights), source, note)
+    card = getattr(module, "card", None)
+    return module, card if isinstance(card, ModelCard) else None
+
+
+def unwrapped(module: nn.Module) -> nn.Module:
+    """The network inside torch.compile's wrapper, DataParallel and DistributedDataParallel."""
+    while True:
+        if isinstance(inner := getattr(module, "_orig_mod", None), nn.Module) or (
+            type(module).__name__ in ("DataParallel", "DistributedDataParallel")
+            and isinstance(inner := module.module, nn.Module)
+        ):
+            module = inner
+        else:
+            return module
+
+
+def load_strictly(
+    module: nn.Module, state: Mapping[str, torch.Tensor], file: str, name: str, note: Note = lambda line: None
+) -> None:
+    """Load every parameter and buffer of a module from a state dict that has them and no others.
+
+    A prefix that all of them have in the state dict, or all in the module, is dropped and said aloud, and so is what
+    the state dict has outside the prefix (a loss's weights, say).
+
+    Raises:
+        DeployError: names are missing, unexpected, or of another shape: the first few.
+    """
+    own = module.state_dict()
+    prefix, wrapper = _prefixes(own, state)
+    if prefix:
+        others = [key for key in state if not key.startswith(prefix)]
+        left = f"; {len(others)} names without it are left out ({_few(others)})" if others else ""
+        note(f"{file}: the prefix {prefix!r} of its names is dropped{left}")
+        state = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+    if wrapper:
+        note(f"{file}: its names lack the prefix {wrapper!r} of those of {name}, which is added")
+        state = {wrapper + key: value for key, value in state.items()}
+    # Counters of batch norms, which old files lack; they have no use after training.
+    missing = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]
+    unexpected = [key for key in state if key not in own]
+    shapes = [
+        f"{key} of {list(state[key].shape)} instead of {list(value.shape)}"
+        for key, value in own.items()
+        if key in state and isinstance(value, torch.Tensor) and state[key].shape != value.shape
+    ]
+    wrong = [
+        f"{len(found)} {what} ({_few(found)})"
+        for what, found in (("missing", missing), ("unexpected", unexpected), ("of another shape", shapes))
+        if found
+    ]
+    if wrong:
+        matching = sum(key in own for key in state) - len(shapes)
+        raise DeployError(
+            f"{file} does not fit {name}: of its {len(state)} names {matching} match; {', '.join(wrong)}; "
+            "build the module as it was trained, or change the file's names"
+        )
+    try:
+        module.load_state_dict({key: state.get(key, value) for key, value in own.items()})
+    except Exception as error:
+        raise DeployError(f"{file} cannot be loaded into {name}: {_line(error)}") from error
+
+
+def _prefixes(own: Mapping[str, Any], state: Mapping[str, Any]) -> tuple[str, str]:
+    """What the state dict's names have before the module's own, and the other way round; "" where they agree."""
+    if not own or not state or any(key in state for key in own):
+        return "", ""
+    for key in state:
+        for first in own:
+            if key.endswith(f".{first}"):
+                return key.removesuffix(first), ""
+            if first.endswith(f".{key}"):
+                return "", first.removesuffix(key)
+    return "", ""
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:SHOWN]) + (", …" if len(names) > SHOWN else "")
+
+
+class Scores(nn.Module):
+    """A module from elsewhere as float32 [N,C,H,W] → scores [N,K,h,w].
+
+    Attributes:
+        model: the module, in evaluation mode, in float32 on the CPU.
+        channels: of the image.
+        path: keys, indices and attributes that lead from what it gives to the scores.
+        in_last, out_last: whether it takes [N,H,W,C] and gives [N,h,w,K].
+        flat: whether it gives [N,h,w], one score without an axis.
+        mutates: whether it writes into its input.
+        mode: entered while it runs.
+    """
+
+    def __init__(self, model: nn.Module, channels: int) -> None:
+        super().__init__()
+        self.model, self.channels = model, channels
+        self.path: tuple[str | int, ...] = ()
+        self.in_last = self.out_last = self.flat = self.mutates = False
+        self.mode: AbstractContextManager = nullcontext()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.mutates:
+            x = x.clone()
+        if self.in_last:
+            x = x.permute(0, 2, 3, 1)
+        with self.mode:
+            result = self.model(x)
+        for key in self.path:
+            result = _at(result, key)
+        if isinstance(result, torch.Tensor) and self.flat:
+            result = result.unsqueeze(1)
+        return result.permute(0, 3, 1, 2) if isinstance(result, torch.Tensor) and self.out_last else result
+
+
+def scores_of(
+    model: nn.Module, name: str, channels: int | None = None, output: str | None = None, note: Note = lambda line: None
+) -> Scores:
+    """A module from elsewhere as [N,C,H,W] → [N,K,h,w], its layout and output found by running it.
+
+    Args:
+        channels: of the image; None: as its convolutions tell.
+        output: a key, field or index of what it gives; None: `out`, `logits`, or the first map.
+        note: called with what was found, a line each, where there was a choice.
+
+    Raises:
+        MisuseError: no such output, or a choice that is the user's.
+        DeployError: parameters without values, or an output that is no map of scores.
+    """
+    model = _settled(unwrapped(model), name, note)
+    tried = [channels] if channels else _channels(model)
+    for size in TRIED:
+        for count in tried:
+            for in_last in (False, True):
+                made = Scores(model, count).eval()
+                made.in_last = in_last
+                torch.manual_seed(0)
+                image = torch.rand(1, count, *size)
+                before = image.clone()
+                try:
+                    with torch.inference_mode():
+                        result = made(image)
+                except Exception:  # tried: another layout, or the probe says why not
+                    continue
+                made.mutates = not torch.equal(image, before)
+                _find(made, result, size, name, output, note)
+                return made
+    return Scores(model, tried[0]).eval()
+
+
+def _find(made: Scores, result: Any, size: tuple[int, int], name: str, output: str | None, note: Note) -> None:
+    """Set the path and the layout of a module from what it gave for an image of this size; say what was chosen."""
+    while not isinstance(result, torch.Tensor):
+        entries = _entries(result)
+        if not entries:
+            raise DeployError(f"{name} gives {type(result).__name__}; a segmentation network gives scores [N,K,H,W]")
+        key = _chosen(entries, result, name, output)
+        if len(entries) > 1 and output is None:
+            given = ", ".join(map(str, entries))
+            note(f"{name} gives several outputs ({given}); {key} is used, and --output takes another")
+        made.path, result, output = (*made.path, key), entries[key], None
+    if output is not None:
+        raise MisuseError(f"{name} gives one tensor; leave --output {output} away")
+    if not result.is_floating_point():
+        raise DeployError(
+            f"{name} gives {str(result.dtype).removeprefix('torch.')} {list(result.shape)}; it must give scores, "
+            "before an argmax or a threshold"
+        )
+    height, width = size
+    if result.ndim == 3 and result.shape[1] * width == result.shape[2] * height:
+        made.flat = True
+        note(f"{name} gives [N,H,W], which is taken for one score [N,1,H,W]")
+    elif result.ndim == 4 and result.shape[2] * width != result.shape[3] * height:
+        made.out_last = result.shape[1] * width == result.shape[2] * height
+    if made.in_last or made.out_last:
+        first, last = ("[N,H,W,C]" if side else "[N,C,H,W]" for side in (made.in_last, made.out_last))
+        note(f"{name} takes {first} and gives {last.replace('C', 'K')}; it is exported as [N,C,H,W] → [N,K,H,W]")
+
+
+def _entries(result: Any) -> dict[str | int, Any]:
+    """What a module gives, by key, field or index; what is None is left out."""
+    if isinstance(result, Mapping):
+        found = dict(result)
+    elif isinstance(result, tuple) and hasattr(result, "_fields"):
+        found = result._asdict()
+    elif isinstance(result, tuple | list):
+        found = dict(enumerate(result))
+    elif dataclasses.is_dataclass(result):
+        found = {field.name: getattr(result, field.name) for field in dataclasses.fields(result)}
+    else:
+        found = {}
+    return {key: value for key, value in found.items() if value is not None}
+
+
+def _at(result: Any, key: str | int) -> Any:
+    return getattr(result, key) if isinstance(key, str) and not isinstance(result, Mapping) else result[key]
+
+
+def _chosen(entries: dict[str | int, Any], result: Any, name: str, output: str | None) -> str | int:
+    if output is not None:
+        keys = {str(key): key for key in entries} | {str(index): key for index, key in enumerate(entries)}
+        if output not in keys:
+            raise MisuseError(f"{name} gives no output {output}; choose one of {', '.join(map(str, entries))}")
+        return keys[output]
+    for key in USUAL_KEYS:
+        if key in entries:
+            return key
+    maps = [key for key, value in entries.items() if isinstance(value, torch.Tensor) and value.ndim >= 3]
+    if len(maps) == 1 or (maps and isinstance(result, tuple | list)):
+        return maps[0]
+    if len(entries) == 1 or isinstance(result, tuple | list):
+        return next(iter(entries))
+    raise MisuseError(f"{name} gives {', '.join(map(str, entries))}; name the scores with --output")
+
+
+def _settled(model: nn.Module, name: str, note: Note) -> nn.Module:
+    """The module in evaluation mode, in float32 on the CPU: itself, or a copy where that needs one."""
+    tensors = [*nn.Module.parameters(model), *nn.Module.buffers(model)]
+    if any(tensor.is_meta for tensor in tensors):
+        raise DeployError(f"{name} has parameters without values (on the meta device); load its weights first")
+    dtypes = {tensor.dtype for tensor in tensors if tensor.is_floating_point()} - {torch.float32}
+    devices = {str(tensor.device) for tensor in tensors} - {"cpu"}
+    if dtypes or devices:
+        what = ", ".join(sorted(devices | {str(dtype).removeprefix("torch.") for dtype in dtypes}))
+        note(f"{name} is in {what}; it is exported in float32 from the CPU")
+        model = copy.deepcopy(model).to("cpu", torch.float32)
+    changing = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
+    if any(layer.training and isinstance(layer, changing) for layer in nn.Module.modules(model)):
+        note(f"{name} was in training mode; it is exported in evaluation mode")
+    return model.eval()
+
+
+def _channels(model: nn.Module) -> list[int]:
+    """Of the image, the likeliest first: those of the first convolution, which may be another one's."""
+    layers = [layer for layer in nn.Module.modules(model) if isinstance(layer, nn.Conv2d)]
+    return list(dict.fromkeys([*(layer.in_channels for layer in layers[:1]), 3, 1, 4]))
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300]

@@ -1,0 +1,178 @@
+"""inspect-model: what it tells of models and engines, good, bad and broken."""
+
+import json
+
+import numpy as np
+import onnx
+import pytest
+from helpers import command, one_error
+from onnx import TensorProto, helper, numpy_helper
+
+from export.build import ForGpu, build_engine
+from export.builders.tensorrt import BuildOptions
+from export.inspect import SIZES, inspect_model, show
+from export.source import read_source
+from runtime import DeployError, MisuseError
+from runtime.sizes import parse_sizes
+
+SMALL = 50_000_000  # bytes for the largest image, to be quick
+WEIGHT = np.random.default_rng(0).normal(size=(2, 3, 3, 3)).astype(np.float32)
+
+
+def saved(path, nodes, constants=None, shape=("N", 3, "H", "W"), kind=TensorProto.FLOAT, opset=17):
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("x", kind, shape)],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", 2, "h", "w"])],
+        [numpy_helper.from_array(np.asarray(v), k) for k, v in ({"w": WEIGHT} | (constants or {})).items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8, producer_name="test")
+    onnx.save(model, path)
+    return path
+
+
+CONV = helper.make_node("Conv", ["x", "w"], ["y"], pads=[1] * 4)
+
+
+def test_what_is_told_of_a_model_of_ours(exports):
+    about = inspect_model(exports / "narrow.onnx", ("cpu",))
+    assert about["ok"] and about["kind"] == "onnx" and about["opset"] == 18 and about["precision"] == "float32"
+    assert about["card_is_its_own"] and len(about["card"]["classes"]) == 5
+    assert about["head"] == {"mode": "linear", "coordinates": "half_pixel", "factor": (8.0, 8.0)}
+    assert about["sizes"] == {"multiple": 1, "smallest": 1, "fit": ""}  # it pads by itself
+    assert about["reach"]["halo"] == (480, 480) and about["reach"]["period"] == 32
+    assert about["operators"]["Conv"] > 40 and about["parameters"] > 10_000
+    assert [run["size"] for run in about["runs"]][: len(SIZES)] == list(SIZES)
+    assert max(run["size"] for run in about["runs"]) >= (480, 640) and not any(run["problem"] for run in about["runs"])
+    text = show(about)
+    for line in ("5: class 0, class 1", "linear, half_pixel, ×8 by ×8", "with a halo of 480×480", "runs at"):
+        assert line in text
+    assert max(map(len, text.splitlines())) <= 120
+
+
+def test_what_is_told_of_an_engine_of_ours(exports):
+    about = inspect_model(exports / "narrow.engine", memory=SMALL)
+    assert about["ok"] and about["kind"] == "engine" and about["target"] == "cpu"
+    assert [stage["file"] for stage in about["stages"]] == ["stage-0.onnx", "stage-1.onnx"]
+    assert about["stages"][0]["halo"] and about["agreement"]["wrong"] == 0
+    assert about["sizes"] == {"multiple": 32, "smallest": 1, "fit": "pad"}
+    assert about["members"]["golden.npz"] > 0 and about["operators"]["Conv"] > 40
+    text = show(about)
+    assert "engine for cpu" in text and "multiples of 32, others are padded with zeros" in text
+    assert "stage-1.onnx" in text and "labels equal to the model's: 100" in text
+
+
+def test_a_foreign_model_has_what_is_assumed_of_it_said(tmp_path):
+    about = inspect_model(saved(tmp_path / "m.onnx", [CONV]), ("cpu",), SMALL)
+    assert about["ok"] and not about["card_is_its_own"] and about["producer"] == "test"
+    assert about["inputs"] == [{"name": "x", "type": "float32", "shape": ["N", 3, "H", "W"]}]
+    assert about["reach"]["field"] == [3, 3] and about["head"]["mode"] == "none"
+    assert "assumed" in show(about) and "3×3 pixels around each score" in show(about)
+
+
+def test_what_makes_a_network_global_and_how_it_fits_are_told(tmp_path):
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["c"], strides=[3, 3]),
+        helper.make_node("GlobalAveragePool", ["c"], ["g"], name="pool"),
+        helper.make_node("Sub", ["c", "g"], ["d"]),
+        helper.make_node("Resize", ["d", "", "s"], ["e"], mode="linear"),
+        helper.make_node("Slice", ["x", "zero", "two", "one"], ["f"]),
+        helper.make_node("Add", ["e", "f"], ["y"]),
+    ]
+    constants = {"s": np.float32([1, 1, 3, 3]), "zero": np.int64([0]), "one": np.int64([1]), "two": np.int64([2])}
+    about = inspect_model(saved(tmp_path / "m.onnx", nodes, constants), ("cpu",), SMALL)
+    assert about["ok"] and about["reach"]["whole"] == "GlobalAveragePool pool"
+    assert about["sizes"] == {"multiple": 3, "smallest": 1, "fit": "resize"}
+    assert "multiples of 3, others are resized to the nearest" in show(about)
+    assert "the whole image (GlobalAveragePool pool)" in show(about)
+
+
+def test_a_baked_size_fails_and_what_it_does_is_shown(tmp_path):
+    nodes = [helper.make_node("Conv", ["x", "w"], ["c"], pads=[1] * 4, strides=[2, 2]),
+             helper.make_node("Resize", ["c", "", "", "s"], ["y"], mode="linear")]  # fmt: skip
+    path = saved(tmp_path / "m.onnx", nodes, {"s": np.int64([1, 2, 200, 200])})
+    about = inspect_model(path, memory=SMALL)
+    assert not about["ok"] and about["problem"] and about["as_given"][0]["shape"] == (1, 2, 200, 200)
+    assert "REFUSED" in show(about) and "gives [1, 2, 200, 200]" in show(about)
+    command("inspect-model", path, ok=1)
+
+
+def test_a_size_that_fails_is_named(tmp_path, monkeypatch):
+    from export import inspect
+
+    outcome = inspect.outcome
+    failing = inspect.outcome(lambda h, w: 1 / 0, 1, 1)
+    monkeypatch.setattr(inspect, "outcome", lambda run, h, w: failing if (h, w) == (31, 33) else outcome(run, h, w))
+    about = inspect_model(saved(tmp_path / "m.onnx", [CONV]), ("cpu",), SMALL)
+    assert not about["ok"] and [run["size"] for run in about["runs"] if run["problem"]] == [(31, 33)]
+    assert "FAILS at" in show(about) and "31×33: ZeroDivisionError" in show(about)
+
+
+def test_what_tensorrt_refuses_is_told_by_node(tmp_path):
+    pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed; pip install 'fcn-deploy[rtx]'")
+    nodes = [
+        helper.make_node("MaxPool", ["x"], ["p", "i"], kernel_shape=[2, 2], strides=[2, 2], name="pool"),
+        helper.make_node("MaxUnpool", ["p", "i"], ["u"], kernel_shape=[2, 2], strides=[2, 2], name="unpool"),
+        helper.make_node("Conv", ["u", "w"], ["y"], pads=[1] * 4),
+    ]
+    path = saved(tmp_path / "m.onnx", nodes)
+    about = inspect_model(path, memory=SMALL)
+    verdict = about["targets"]["tensorrt"]
+    assert about["ok"] and verdict["problem"] and verdict["by"].startswith("tensorrt_rtx")
+    assert any(each["node"] == "unpool" and each["operator"] == "MaxUnpool" for each in verdict["refused"])
+    assert "unpool (MaxUnpool)" in show(about) and about["targets"]["cpu (onnxruntime)"]["problem"] == ""
+    # Asked for by name, it must be buildable.
+    assert not inspect_model(path, ("sm89",), SMALL)["ok"]
+    assert inspect_model(saved(tmp_path / "good.onnx", [CONV]), ("sm89",), SMALL)["ok"]
+
+
+def test_an_engine_for_gpus_tells_its_profiles_and_is_not_run_here(exports, tmp_path):
+    pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed; pip install 'fcn-deploy[rtx]'")
+    gpu = ForGpu(BuildOptions(("sm89",), SMALL), parse_sizes("64x64:96x96:160x128"))
+    build_engine(read_source(exports / "narrow.onnx"), tmp_path / "m.engine", target="sm89", gpu=gpu)
+    about = inspect_model(tmp_path / "m.engine")
+    assert about["gpu"]["targets"] == ("sm89",)
+    assert about["gpu"]["profiles"][0] == {"min": (64, 64), "opt": (96, 96), "max": (160, 128), "batch": 4}
+    text = show(about)
+    assert "for sm89" in text and "64x64:96x96:160x128" in text
+    if not about["runs"]:
+        assert about["ok"] and "not run" in text and about["not_run"]
+
+
+@pytest.mark.parametrize("name", ["m.onnx", "m.engine"])
+@pytest.mark.parametrize("content", [b"", b"junk", b"PK\x03\x04 and nothing else", b"\x08\x07\x12\xff" * 99])
+def test_broken_files_give_one_line(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DeployError) as caught:
+        inspect_model(tmp_path / name)
+    assert "\n" not in str(caught.value) and name in str(caught.value)
+
+
+def test_an_edited_engine_is_refused(exports, tmp_path):
+    data = bytearray((exports / "narrow.engine").read_bytes())
+    data[len(data) // 2] ^= 1
+    (tmp_path / "m.engine").write_bytes(data)
+    with pytest.raises(DeployError, match="is damaged"):
+        inspect_model(tmp_path / "m.engine")
+
+
+def test_models_that_are_no_segmentation_say_why(tmp_path):
+    flat = [helper.make_node("GlobalAveragePool", ["x"], ["g"]), helper.make_node("Flatten", ["g"], ["y"])]
+    about = inspect_model(saved(tmp_path / "m.onnx", flat), ("cpu",), SMALL)
+    assert not about["ok"] and about["problem"] and about["operators"] == {"GlobalAveragePool": 1, "Flatten": 1}
+    text = inspect_model(saved(tmp_path / "t.onnx", [CONV], kind=TensorProto.STRING), ("cpu",), SMALL)
+    assert not text["ok"] and "string" in text["problem"]
+
+
+def test_the_command_line(exports, tmp_path):
+    done = command("inspect-model", exports / "narrow.onnx", "--target", "cpu", "--memory", 0.05)
+    assert done.stdout.startswith(str(exports / "narrow.onnx")) and "operators" in done.stdout and not done.stderr
+    about = json.loads(command("inspect-model", exports / "narrow.engine", "--json", "--memory", 0.05).stdout)
+    assert about["ok"] and about["runs"][0] == {"size": [1, 1], "problem": ""}
+    assert "does not exist" in one_error(command("inspect-model", tmp_path / "none.onnx", ok=2))
+    assert "sm1" in one_error(command("inspect-model", exports / "narrow.onnx", "--target", "sm1", ok=2))
+    (tmp_path / "junk.onnx").write_bytes(b"junk")
+    assert "not a valid ONNX" in one_error(command("inspect-model", tmp_path / "junk.onnx", ok=1))
+    with pytest.raises(MisuseError):
+        inspect_model(tmp_path)
