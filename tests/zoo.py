@@ -404,7 +404,9 @@ ZOO = {
     "mirrored": Network(lambda: Plain(middle=Mirrored()), smallest=21, notes=("no sides below 21",)),
     "attention": Network(lambda: Plain(middle=Attention()), whole=True, tiles=False),
     "rms-norm": Network(
-        lambda: Plain(middle=Normalised()), refused={"torchscript": "Exporting the operator 'aten::rms_norm'"}
+        lambda: Plain(middle=Normalised()),
+        tiles=False,  # RMSNormalization is not known to be local
+        refused={"torchscript": "Exporting the operator 'aten::rms_norm'"},
     ),
     # ONNX Runtime's antialiasing is another than PyTorch's where sizes are odd.
     "antialiased": Network(
@@ -435,23 +437,22 @@ def network(name: str) -> nn.Module:
             layer.momentum = None  # a true mean over the batches that follow
             nn.init.uniform_(layer.weight, 0.5, 1.5)
             nn.init.normal_(layer.bias, std=0.3)
-    size = (2, 128, 192, 3) if ZOO[name].last else (2, 3, 128, 192)
-    scores = []
+    kind, scores = ZOO[name], []
+
+    def images():
+        """Detail at several scales, as the module takes it."""
+        image = F.interpolate(torch.randn(2, 3, 8, 12), (128, 192), mode="bilinear") + 0.5 * torch.randn(2, 3, 128, 192)
+        image = 115 + 57 * image if isinstance(model, BGR) else image
+        return image.permute(0, 2, 3, 1) if kind.last else image
+
     watch = model.score.register_forward_hook(lambda layer, inputs, output: scores.append(output))
     with torch.no_grad():
         for _ in range(2):
-            model.train()(_natural(size))
-        model.eval()(_natural(size))
+            model.train()(images())
+        model.eval()(images())
         mean, spread = scores[-1].mean((0, 2, 3)), scores[-1].std((0, 2, 3)).clamp(min=1e-3)
         transposed = isinstance(model.score, nn.ConvTranspose2d)
         model.score.weight /= spread[:, None, None] if transposed else spread[:, None, None, None]
         model.score.bias.copy_((model.score.bias - mean) / spread)
     watch.remove()
     return model
-
-
-def _natural(size: tuple[int, ...]) -> torch.Tensor:
-    """Detail at several scales."""
-    coarse = F.interpolate(torch.randn(size[0], 3, 8, 12), (128, 192), mode="bilinear")
-    image = coarse + 0.5 * torch.randn(size[0], 3, 128, 192)
-    return image if size[1] == 3 else image.permute(0, 2, 3, 1)
