@@ -21,7 +21,7 @@ from export.graph import set_metadata
 from export.passes.pad_and_crop import pad_and_crop
 from export.precision import Options
 from export.source import read_source
-from fcn.evaluate import open_predictor
+from fcn.evaluate import open_model
 from runtime import DeployError, MisuseError, ModelCard, Segmenter
 from runtime.backends.onnxruntime import session
 from runtime.engine_file import CARD_KEY, EngineFile, write_engine
@@ -103,7 +103,7 @@ CARDS = {
     "none": (ModelCard(("depth",), activation="none", **FOUR), {}),
     "none-to-size": (ModelCard(("x", "y", "z"), activation="none"), {"to_size": True}),
     "none-sigmoid": (ModelCard(("matte",), activation="none", **FOUR), {"after": "Sigmoid"}),
-    "smallest": (ModelCard(NAMES, activation="multilabel", smallest=27, **FOUR), {"reach": 26}),
+    "smallest": (ModelCard(NAMES, activation="multilabel", smallest=9, **FOUR), {"reach": 8}),
     "smallest-by-far": (ModelCard(("depth",), activation="none", smallest=61, **FOUR), {}),
 }  # fmt: skip
 PROBABLE = [name for name, (card, _) in CARDS.items() if card.kind != "values"]
@@ -489,7 +489,7 @@ def test_commands_take_networks_of_masks_and_values_or_say_why_not(made, tmp_pat
         text = command("bench-engine", engine, "--sizes", "40x50,64x64", "--seconds", "0.2").stdout
         assert "40x50" in text and "mixed" in text
         with pytest.raises(MisuseError, match=r"these metrics are of labels; compare what Segmenter\.(masks|values)"):
-            open_predictor(engine)
+            open_model(engine)
         with pytest.raises(MisuseError, match="--standalone gives labels, and this model gives"):
             build_standalone(read_source(path), tmp_path / "s.onnx")
     done = command("build-engine", made("none")[0], "-o", tmp_path / "m.engine", "--sizes", "32x32", "--backend",
