@@ -96,7 +96,7 @@ def verify(model: ModelProto, found: Freed, name: str) -> str:
             f"{error}. Its sizes were freed ({'; '.join(found.notes)}), and something still holds"
         ) from error
     multiple, factor = math.lcm(taken.multiple, found.multiple), taken.factor
-    sizes = [size for size in _unseen(multiple, tuple(traced)) if min(size) >= taken.smallest]
+    sizes = _unseen(multiple, taken.smallest, tuple(traced))
     for height, width in sizes:
         images = noise(2, height, width)
         scores = after(images)
@@ -141,10 +141,11 @@ def _goes_on(before, after, found: Freed, image, expected, multiple: int, noise,
     return f"within a larger image it gives the same ({share:.0%} of the scores, out of reach of the edges)"
 
 
-def _unseen(multiple: int, traced: tuple[int, int]) -> list[tuple[int, int]]:
+def _unseen(multiple: int, smallest: int, traced: tuple[int, int]) -> list[tuple[int, int]]:
     unit = multiple * -(-16 // multiple)
     odd = multiple if unit > multiple else 0
-    sizes = [(unit * rows + odd * (rows % 2), unit * columns + odd * (columns % 2)) for rows, columns in UNSEEN]
+    least = multiple * ((smallest - 1) // multiple)
+    sizes = [tuple(least + unit * side + odd * (side % 2) for side in pair) for pair in UNSEEN]
     return [size for size in sizes if size != traced]
 
 
