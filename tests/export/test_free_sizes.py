@@ -401,7 +401,7 @@ def test_from_the_command_line(tmp_path):
         (("none.onnx", "-o", "new.onnx"), 2, "does not exist"),
         (("fixed.onnx", "-o", "new.onnx", "--opset", "20"), 2, "is ONNX already"),
         (("tied.onnx", "-o", "free.onnx", "--force"), 1, "node /Add (Add): its constant of [1, 8, 16, 16]"),
-        (("fixed.onnx", "-o", "new.onnx", "--classes", "a,b"), 2, "--classes names 2 classes"),
+        (("fixed.onnx", "-o", "new.onnx", "--classes", "a,b"), 2, "2 classes are named"),
     ):
         assert said in one_error(command("export-onnx", *words, ok=code, cwd=tmp_path))
     assert (tmp_path / "free.onnx").read_bytes() == kept
