@@ -53,7 +53,16 @@ def test_every_option_the_docs_name_exists():
     }
     helps = "".join(
         command(name, "--help").stdout
-        for name in ("train-fcn", "eval-fcn", "export-onnx", "build-engine", "verify-engine", "bench-engine", "infer")
+        for name in (
+            "train-fcn",
+            "eval-fcn",
+            "export-onnx",
+            "build-engine",
+            "inspect-model",
+            "verify-engine",
+            "bench-engine",
+            "infer",
+        )
     )
     assert named - set(re.findall(r"--[a-z][a-z-]+", helps)) <= {"--index-url"}
 
