@@ -179,9 +179,8 @@ def _confusion_table(entry: Entry) -> Table:
             strength = share if index == other else math.sqrt(share)
             cells.append(Shade(text, round(strength * 20) if text else 0, index == other))
         rows.append([Swatch(card.classes[index] + ("" if total else " (absent)"), card.colors[index]), *cells])
-    caption = "Percent of the pixels of each reference class (rows), by predicted class (columns)"
-    if not few:
-        caption += "; what rounds to 0 is left out"
+    caption = "Percent of the pixels of each reference class (rows), by predicted class (columns); empty cells: "
+    caption += "none" if few else "below half of one"
     return Table(caption, ["", *card.classes], rows, "matrix" if few else "matrix many")
 
 

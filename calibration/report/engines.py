@@ -163,11 +163,7 @@ def _facts(report: Mapping[str, Any]) -> list[Block]:
         ["run by", str(report.get("backend", "as the target says"))],
         ["head", head],
         ["stride, size multiple", f"{report['stride']}, {report['size_multiple']}"],
-        [
-            "labels equal to the model’s, float32",
-            f"{agreement['labels_equal']:.4%} of {agreement['pixels']:,} pixels at {len(agreement['sizes'])} sizes; "
-            f"{agreement['wrong']} wrong, {agreement['undecided']:.2%} within rounding of a tie",
-        ],
+        [f"{agreement.get('kind', 'labels')} against the model’s, float32", _agreement(agreement)],
     ]
     rows += [["core network", ", ".join(f"{name} {size / 1e6:.1f} MB" for name, size in report["core_bytes"].items())]]
     if (speedup := report.get("speedup")) is not None:
@@ -179,6 +175,16 @@ def _facts(report: Mapping[str, Any]) -> list[Block]:
         rows.append(["mIoU", f"not measured: {report['miou_reason']}"])
     rows.append(["built on", f"{report['machine']}; threads: {report['threads']}"])
     return [Table("The engine", [], rows, "facts")]
+
+
+def _agreement(agreement: Mapping[str, Any]) -> str:
+    where = f"at {len(agreement['sizes'])} sizes"
+    if "difference" in agreement:
+        return f"differ by {agreement['difference']:.1e} of their range at most, {where}"
+    return (
+        f"{agreement['labels_equal']:.4%} of {agreement['pixels']:,} pixels equal {where}; {agreement['wrong']} wrong, "
+        f"{agreement['undecided']:.2%} within rounding of a tie"
+    )
 
 
 def _gate(report: Mapping[str, Any]) -> list[Block]:
@@ -288,7 +294,12 @@ def _tiles(report: Mapping[str, Any]) -> list[Block]:
 
 def built_figures(report: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     figures = [("precision", str(report["precision"]), f"for {report['target']}")]
-    figures.append(("labels as the model’s, float32", f"{report['agreement']['labels_equal']:.2%}", ""))
+    agreement = report["agreement"]
+    name = f"{agreement.get('kind', 'labels')} against the model’s, float32"
+    if "difference" in agreement:
+        figures.append((name, f"{agreement['difference']:.1e}", "of their range apart at most"))
+    else:
+        figures.append((name, str(percent(agreement["labels_equal"], 2)), "of the pixels equal"))
     if gate := report.get("accuracy"):
         precision = "int8" if "int8" in gate else "float16"
         change = in_points(gate[precision] - gate["float32"])

@@ -114,8 +114,10 @@ def _cards(entries: Sequence[Entry]) -> Section:
         ["mean", *(", ".join(f"{value:g}" for value in card.mean) for card in each)],
         ["standard deviation", *(", ".join(f"{value:g}" for value in card.std) for card in each)],
         ["stride of the scores", *(counted(card.stride, "pixel") for card in each)],
-        ["sizes padded to multiples of", *(counted(card.size_multiple, "pixel") for card in each)],
-        ["labels by", *(_labels_by(card) for card in each)],
+        ["sizes are multiples of", *(counted(card.size_multiple, "pixel") for card in each)],
+        ["smallest size", *(counted(card.smallest, "pixel") for card in each)],
+        ["sees the whole image", *(f"yes: {card.whole}" if card.whole else "no" for card in each)],
+        ["an image’s result", *(_result(card) for card in each)],
     ]
     names = [" and ".join(names) for _, names in cards.values()]
     tables = [Table("Model card", ["", *names] if len(each) > 1 else [], rows, "facts")]
@@ -130,8 +132,14 @@ def _image(card: ModelCard) -> str:
     return f"{counted(card.channels, 'channel')}, {card.dtype}{' (RGB)' if card.channels == 3 else ''}"
 
 
-def _labels_by(card: ModelCard) -> str:
-    return "argmax" if card.activation == "softmax" else f"{card.activation}, threshold {card.threshold}"
+def _result(card: ModelCard) -> str:
+    if card.activation == "softmax":
+        return "labels, by argmax"
+    if card.activation == "none":
+        return "values, as they are"
+    each = card.threshold if isinstance(card.threshold, tuple) else (card.threshold,)
+    what = "a mask per class, by sigmoid" if card.activation == "multilabel" else f"labels, by {card.activation}"
+    return f"{what} above {', '.join(f'{value:g}' for value in each)}"
 
 
 def _method(about: About, entries: Sequence[Entry]) -> Section:

@@ -154,6 +154,21 @@ def test_what_an_engine_reports_is_on_the_page():
     assert "30 images by mse; 1 image could not be read" in read.text and "2.04 times faster" in read.text
 
 
+def test_engines_of_masks_and_values_are_told_of_too():
+    values = {"kind": "values", "sizes": ["1x1"], "pixels": 9, "difference": 2e-7}
+    card = ModelCard(("depth",), activation="none")
+    html = page.page(About("e"), [Entry("e.engine", "engine", 9, card, {**REPORT, "agreement": values})])
+    read = ReadPage(html)
+    assert ["values against the model’s, float32", "differ by 2.0e-07 of their range at most, at 1 sizes"] in (
+        read.tables["The engine"]
+    )
+    assert ["an image’s result", "values, as they are"] in read.tables["Model card"]
+    masks = ModelCard(("a", "b"), activation="multilabel", threshold=(0.5, 0.25), whole="ReduceMean")
+    rows = ReadPage(page.page(About("e"), [Entry("e.engine", "engine", 9, masks, REPORT)])).tables["Model card"]
+    assert ["an image’s result", "a mask per class, by sigmoid above 0.5, 0.25"] in rows
+    assert ["sees the whole image", "yes: ReduceMean"] in rows and "not as this release" not in html
+
+
 def test_what_was_not_measured_has_no_box_and_says_why():
     card = ModelCard(("a", "b"))
     report = {key: value for key, value in REPORT.items() if key not in ("accuracy", "layers", "candidates", "speedup")}
