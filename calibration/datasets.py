@@ -13,7 +13,7 @@ from calibration.digits import Digits
 from calibration.metrics import IGNORE
 from runtime.engine_file import ModelCard, voc_palette
 from runtime.errors import DeployError, MisuseError
-from runtime.images import DEFAULT_MAX_PIXELS, IMAGE_SUFFIXES, open_pillow, read_image
+from runtime.images import DEFAULT_MAX_PIXELS, IMAGE_SUFFIXES, image_size, open_pillow, read_image
 
 log = logging.getLogger(__name__)
 
@@ -70,13 +70,21 @@ class FilePairs:
         return self.pairs[index][0].name
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        image_path, label_path = self.pairs[index]
+        image_path, _ = self.pairs[index]
         image = read_image(image_path, self.card or ModelCard(self.classes))
+        return image, self._labels(index, image.shape[:2])
+
+    def labels(self, index: int) -> np.ndarray:
+        """The labels of `self[index]`, checked likewise; of the image only its size is read."""
+        return self._labels(index, image_size(self.pairs[index][0]))
+
+    def _labels(self, index: int, size: tuple[int, int]) -> np.ndarray:
+        image_path, label_path = self.pairs[index]
         labels = read_labels(label_path)
-        if labels.shape != image.shape[:2]:
+        if labels.shape != size:
             raise DeployError(
-                f"{label_path} is {labels.shape[0]}×{labels.shape[1]} and {image_path} is {image.shape[0]}×"
-                f"{image.shape[1]}; labels must have their image's size (an EXIF rotation counts)"
+                f"{label_path} is {labels.shape[0]}×{labels.shape[1]} and {image_path} is {size[0]}×"
+                f"{size[1]}; labels must have their image's size (an EXIF rotation counts)"
             )
         labels = labels.copy()
         if self.void is not None:
@@ -87,7 +95,22 @@ class FilePairs:
                 f"{label_path} holds class {beyond.max()}, and there are {len(self.classes)} classes (0 to "
                 f"{len(self.classes) - 1}; {IGNORE} is ignored); mend the label, or name more classes in classes.txt"
             )
-        return image, labels
+        return labels
+
+
+def class_pixels(data: LabelledImages, classes: int) -> np.ndarray:
+    """Counted pixels of each class in a collection, int64 [classes].
+
+    Reading all labels is also the check, before hours of training, that they fit their images and the classes.
+
+    Raises:
+        DeployError: a label that is missing or damaged, of another size than its image, or holds an unknown class.
+    """
+    counts = np.zeros(classes, np.int64)
+    for index in range(len(data)):
+        labels = data.labels(index) if isinstance(data, FilePairs) else data[index][1]
+        counts += np.bincount(labels[labels != IGNORE].ravel(), minlength=classes)[:classes]
+    return counts
 
 
 def read_labels(path: Path) -> np.ndarray:
@@ -106,6 +129,8 @@ def read_labels(path: Path) -> np.ndarray:
     except Exception as error:
         raise DeployError(f"cannot read {path} as labels: {error}; is it damaged or truncated?") from error
     if labels.dtype == np.int32:
+        if labels.size and labels.min() < 0:
+            raise DeployError(f"{path} holds class {labels.min()}; classes count from 0, and {IGNORE} is ignored")
         labels = np.clip(labels, 0, 65535).astype(np.uint16)
     return labels.astype(np.uint8) if labels.dtype == bool else labels
 
@@ -209,7 +234,10 @@ def _folder_pairs(root: Path, split: str) -> list[tuple[Path, Path]]:
 
 
 def _pair(images: Path, labels: Path) -> list[tuple[Path, Path]]:
-    by_stem = {file.stem: file for file in labels.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES}
+    by_stem: dict[str, Path] = {}
+    for file in sorted(file for file in labels.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES):
+        if by_stem.setdefault(file.stem, file) != file:
+            raise DeployError(f"{by_stem[file.stem]} and {file} are labels of one image; remove one")
     pairs = []
     for image in sorted(file for file in images.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES):
         if image.stem not in by_stem:

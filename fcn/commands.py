@@ -3,6 +3,7 @@
 import json
 import logging
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
@@ -10,8 +11,9 @@ from typing import Annotated
 
 import typer
 
+from fcn.recipes import CLASS_WEIGHTS, RECIPES, SCHEDULES, described, named
 from runtime.command import Debug, Force, Json, Threads, need, run
-from runtime.errors import MisuseError
+from runtime.errors import DeployError, MisuseError
 from runtime.files import check_writable, refuse_existing
 
 Data = Annotated[str, typer.Option(help="`digits`, or a folder: train/ + trainannot/, images/ + labels/, or VOC.")]
@@ -22,10 +24,9 @@ class Arch(StrEnum):
     dilated8 = "dilated8"
 
 
-class Weighting(StrEnum):
-    none = "none"
-    sqrt = "sqrt"
-    median = "median"
+Weighting = StrEnum("Weighting", {name: name for name in CLASS_WEIGHTS})
+Schedule = StrEnum("Schedule", {name: name for name in SCHEDULES})
+RecipeName = StrEnum("RecipeName", {name: name for name in RECIPES})
 
 
 class UpsamplingKind(StrEnum):
@@ -39,6 +40,15 @@ def parse_size(text: str) -> tuple[int, int]:
     if not (separator and height.isdigit() and width.isdigit() and int(height) and int(width)):
         raise MisuseError(f"size {text!r}; write HEIGHTxWIDTH in pixels, such as 256x320")
     return int(height), int(width)
+
+
+def parse_scale(text: str) -> tuple[float, float]:
+    """`LOW,HIGH` as two numbers. Raises MisuseError."""
+    try:
+        low, high = map(float, text.split(","))
+    except ValueError as error:
+        raise MisuseError(f"scale {text!r}; write SMALLEST,LARGEST, such as 0.7,1.5") from error
+    return low, high
 
 
 def train(
@@ -62,13 +72,31 @@ def train(
     qat: Annotated[
         Path | None, typer.Option(help="Fine-tune this checkpoint for INT8: its network is rounded as an engine's.")
     ] = None,
-    epochs: Annotated[int, typer.Option(help="Passes over the images.")] = 25,
-    batch: Annotated[int, typer.Option(help="Crops per step.")] = 8,
-    crop: Annotated[str, typer.Option(help="HxW of a crop in pixels.")] = "224x224",
-    rate: Annotated[float, typer.Option(help="Highest learning rate.")] = 3e-3,
-    class_weights: Annotated[Weighting, typer.Option(help="Weigh rare classes up.")] = Weighting.none,
-    flip: Annotated[bool | None, typer.Option(help="Mirror half of the crops [default: not for digits].")] = None,
-    patience: Annotated[int, typer.Option(help="Stop after so many epochs without gain; 0: never.")] = 0,
+    recipe: Annotated[
+        RecipeName | None,
+        typer.Option(
+            help="Values of the options that follow; given ones win [default: digits for digits, or default]."
+        ),
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the images.")] = None,
+    batch: Annotated[int | None, typer.Option(help="Crops per step.")] = None,
+    crop: Annotated[str | None, typer.Option(help="HxW of a crop in pixels.")] = None,
+    rate: Annotated[float | None, typer.Option(help="Highest learning rate.")] = None,
+    backbone_rate: Annotated[float | None, typer.Option(help="Times the rate, for the backbone.")] = None,
+    schedule: Annotated[Schedule | None, typer.Option(help="Of the learning rate.")] = None,
+    weight_decay: Annotated[float | None, typer.Option(help="Of AdamW.")] = None,
+    ema: Annotated[float | None, typer.Option(help="Decay of a moving average of the weights; 0: none.")] = None,
+    scale: Annotated[str | None, typer.Option(help="LOW,HIGH enlargement of crops.")] = None,
+    flip: Annotated[bool | None, typer.Option(help="Mirror half of the crops.")] = None,
+    turn: Annotated[bool | None, typer.Option(help="Also upside down and by quarter turns.")] = None,
+    brightness: Annotated[float | None, typer.Option(help="Change of brightness and contrast, 0 to 1.")] = None,
+    color: Annotated[float | None, typer.Option(help="Change of saturation and hue, 0 to 1.")] = None,
+    blur: Annotated[float | None, typer.Option(help="Share of the crops that are blurred.")] = None,
+    class_weights: Annotated[Weighting | None, typer.Option(help="Weigh rare classes up.")] = None,
+    jaccard: Annotated[float | None, typer.Option(help="Weight of a soft Jaccard loss; 0: none.")] = None,
+    hardest: Annotated[float | None, typer.Option(help="Share of the pixels that count, the hardest.")] = None,
+    validate_every: Annotated[int | None, typer.Option(help="Epochs; the last tenth is always validated.")] = None,
+    patience: Annotated[int | None, typer.Option(help="Stop after so many epochs without gain; 0: never.")] = None,
     seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
     count: Annotated[int | None, typer.Option(min=2, help="Train on so many images at most.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue a run that was stopped.")] = False,
@@ -76,28 +104,32 @@ def train(
     threads: Threads = None,
     debug: Debug = False,
 ) -> None:
-    """Train an FCN on images of mixed sizes; the best epoch by validation mIoU is kept."""
     if out.suffix != ".safetensors":
         raise MisuseError(f"{out} is not named .safetensors; checkpoints are of that format")
+    log = out.with_suffix(".log.jsonl")
     if not resume:
-        refuse_existing(out, force)
+        for path in (out, log):
+            refuse_existing(path, force)
         if (state := out.with_name(out.name + ".state")).exists() and not force:
             raise MisuseError(f"{state} holds a run that was stopped; go on with --resume, or --force to start anew")
     torch = need("torch", "train")
-    from calibration.datasets import load_dataset
+    from calibration.datasets import class_pixels, load_dataset
     from fcn import checkpoint as checkpoints
     from fcn import model as models
     from fcn.backbones.efficientnet_lite0 import published_weights
-    from fcn.train import Recipe
     from fcn.train import train as run_training
 
     if data == "digits":
         need("sklearn", "train")
     if threads:
         torch.set_num_threads(threads)
-    recipe = Recipe(
-        epochs=epochs, batch=batch, crop=parse_size(crop), rate=rate, class_weights=class_weights.value,
-        flip=data != "digits" if flip is None else flip, patience=patience, seed=seed, qat=qat is not None,
+    how = named(
+        recipe or ("digits" if data == "digits" else "default"), epochs=epochs, batch=batch,
+        crop=parse_size(crop) if crop else None, rate=rate, backbone_rate=backbone_rate,
+        schedule=schedule and schedule.value, weight_decay=weight_decay, ema=ema,
+        scale=parse_scale(scale) if scale else None, flip=flip, turn=turn, brightness=brightness, color=color,
+        blur=blur, class_weights=class_weights and class_weights.value, jaccard=jaccard, hardest=hardest,
+        validate_every=validate_every, patience=patience, seed=seed, qat=qat is not None,
     )  # fmt: skip
     images = load_dataset(data, split, seed=seed, count=count)
     validation = load_dataset(data, val_split, seed=seed)
@@ -122,6 +154,10 @@ def train(
         elif pretrained and backbone == "efficientnet-lite0" and width == 1:
             model.backbone.load_classification(published_weights())
             start = "ImageNet weights"
+    if data != "digits":  # drawn, and right by construction
+        _check_labels(class_pixels(images, len(images.classes)), images.classes, split, "they cannot be learned")
+        present = class_pixels(validation, len(images.classes))
+        _check_labels(present, images.classes, val_split, f"mIoU is over the {(present > 0).sum()} classes present")
     check_writable(out)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     print(
@@ -129,6 +165,8 @@ def train(
         f"parameters, from {start}; {len(images)} images to train on, {len(validation)} to validate",
         flush=True,
     )
+    if words := described(how):
+        print(f"recipe {how.name}: {words}", flush=True)
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar
@@ -142,18 +180,36 @@ def train(
             bar.update(task, completed=step, total=steps, description=f"loss {loss:.3f}")
 
         def on_epoch(record: dict) -> None:
+            judged = "" if record["val_miou"] is None else f"val mIoU {record['val_miou']:.4f}  "
             print(
-                f"epoch {record['epoch']:>3}/{epochs}  loss {record['loss']:.4f}  val mIoU "
-                f"{record['val_miou']:.4f}  {record['seconds']:.0f} s{'  best' if record['best'] else ''}",
+                f"epoch {record['epoch']:>3}/{how.epochs}  loss {record['loss']:.4f}  {judged}"
+                f"{record['seconds']:.0f} s{'  best' if record['best'] else ''}",
                 flush=True,
             )
 
-        training = {"data": data, "split": split, "recipe": f"{recipe}"}
+        training = {"data": data, "split": split}
         progress = run_training(
-            checkpoints.Checkpoint(model, card, training), images, validation, recipe, out,
+            checkpoints.Checkpoint(model, card, training), images, validation, how, out,
             resume=resume, on_step=on_step, on_epoch=on_epoch,
         )  # fmt: skip
-    print(f"best epoch {progress.best_epoch}: val mIoU {progress.best_miou:.4f} → {out}")
+    print(f"best epoch {progress.best_epoch}: val mIoU {progress.best_miou:.4f} → {out}; log: {log}")
+
+
+train.__doc__ = "\n\n".join((
+    "Train an FCN on images of mixed sizes; the best epoch by validation mIoU is kept.",
+    f"Recipe default: {described(RECIPES['default'], None)}.",
+    "The others, where they differ from it:",
+    *(f"{name}: {described(RECIPES[name])}." for name in RECIPES if name != "default"),
+))  # fmt: skip
+
+
+def _check_labels(pixels, classes: Sequence[str], split: str, so: str) -> None:
+    """Say which classes a split holds no pixel of. Raises DeployError where it holds none of any."""
+    if not pixels.any():
+        raise DeployError(f"the labels of {split} hold no counted pixel; mend them, or choose another split")
+    absent = [name for name, count in zip(classes, pixels, strict=True) if not count]
+    if absent:
+        print(f"{split} holds no pixel of {', '.join(absent)}: {so}", file=sys.stderr, flush=True)
 
 
 def evaluate(

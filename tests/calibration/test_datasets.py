@@ -5,7 +5,7 @@ import pytest
 from helpers import needs_shared
 from PIL import Image
 
-from calibration.datasets import VOC_CLASSES, load_dataset
+from calibration.datasets import VOC_CLASSES, class_pixels, load_dataset
 from calibration.digits import CLASSES, Digits, canvas
 from runtime import DeployError, MisuseError, ModelCard
 
@@ -104,6 +104,42 @@ def test_a_missing_label_is_said_before_training_starts(tmp_path):
     (folder_pairs(tmp_path) / "trainannot" / "b.png").unlink()
     with pytest.raises(DeployError, match=r"b\.png has no label"):
         load_dataset(str(tmp_path), "train")
+
+
+def test_a_label_without_an_image_is_said(tmp_path, caplog):
+    put(folder_pairs(tmp_path) / "trainannot" / "z.png", np.zeros((6, 8)))
+    assert len(load_dataset(str(tmp_path), "train")) == 2
+    assert "1 labels in" in caplog.text and "have no image" in caplog.text and "z" in caplog.text
+
+
+def test_two_labels_of_one_image_are_refused(tmp_path):
+    put(folder_pairs(tmp_path) / "trainannot" / "b.bmp", np.zeros((9, 5)))
+    with pytest.raises(DeployError, match=r"b\.bmp and .*b\.png are labels of one image"):
+        load_dataset(str(tmp_path), "train")
+
+
+def test_pixels_of_each_class_are_counted_and_every_label_is_checked(tmp_path):
+    put(folder_pairs(tmp_path) / "trainannot" / "a.png", [[0, 1, 1, 2, 255, 0, 0, 0]] * 6)
+    data = load_dataset(str(tmp_path), "train")
+    assert class_pixels(data, 2).tolist() == [24, 12 + 45]  # b is of class 1
+    assert class_pixels(Digits("train", count=2, sizes=((40, 40),)), 11).sum() == 3200
+    put(tmp_path / "trainannot" / "b.png", np.zeros((5, 9)))
+    with pytest.raises(DeployError, match=r"5×9 and .*b\.png is 9×5"):
+        class_pixels(data, 2)
+    put(tmp_path / "trainannot" / "b.png", np.full((9, 5), 7))
+    with pytest.raises(DeployError, match=r"b\.png holds class 7"):
+        class_pixels(data, 2)
+    (tmp_path / "trainannot" / "b.png").unlink()
+    with pytest.raises(DeployError, match="does not exist"):
+        class_pixels(data, 2)
+
+
+def test_a_negative_class_is_refused(tmp_path):
+    folder_pairs(tmp_path)
+    (tmp_path / "trainannot" / "a.png").unlink()
+    Image.fromarray(np.full((6, 8), -1, np.int32)).save(tmp_path / "trainannot" / "a.tif")
+    with pytest.raises(DeployError, match="holds class -1"):
+        load_dataset(str(tmp_path), "train")[0]
 
 
 def test_coloured_or_broken_labels_are_refused(tmp_path):
