@@ -155,9 +155,9 @@ def train(
             model.backbone.load_classification(published_weights())
             start = "ImageNet weights"
     if data != "digits":  # drawn, and right by construction
-        _check_labels(class_pixels(images, len(images.classes)), images.classes, split, "they cannot be learned")
-        present = class_pixels(validation, len(images.classes))
-        _check_labels(present, images.classes, val_split, f"mIoU is over the {(present > 0).sum()} classes present")
+        seen, judged = (class_pixels(split_images, len(images.classes)) for split_images in (images, validation))
+        _say_absent(seen, images.classes, split, "they cannot be learned")
+        _say_absent(judged, images.classes, val_split, f"mIoU is over the {(judged > 0).sum()} classes present")
     check_writable(out)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     print(
@@ -203,7 +203,7 @@ train.__doc__ = "\n\n".join((
 ))  # fmt: skip
 
 
-def _check_labels(pixels, classes: Sequence[str], split: str, so: str) -> None:
+def _say_absent(pixels, classes: Sequence[str], split: str, so: str) -> None:
     """Say which classes a split holds no pixel of. Raises DeployError where it holds none of any."""
     if not pixels.any():
         raise DeployError(f"the labels of {split} hold no counted pixel; mend them, or choose another split")

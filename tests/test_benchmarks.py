@@ -4,6 +4,7 @@ import importlib.util
 import json
 import math
 import re
+import shutil
 import subprocess
 import sys
 
@@ -12,7 +13,7 @@ import pytest
 from helpers import ROOT, needs_shared, photo
 from PIL import Image
 
-from benchmarks import common, cost, huge, peers
+from benchmarks import common, cost, heatmap, huge, patchwise, peers, refine, strides
 
 
 def bench(name, *words, ok=0):
@@ -193,3 +194,139 @@ def test_photographs_of_a_data_set_are_those_of_its_train_split():
     folder = needs_shared("camvid")
     stream = common.photographs(str(folder))
     assert len(stream) == 367 and stream.read(0).shape == (360, 480, 3)
+
+
+def test_strides_trains_what_is_not_there_and_compares(data, tmp_path):
+    out, plot, work = tmp_path / "strides.json", tmp_path / "strides.png", tmp_path / "work"
+    options = "--backbone mobilenet-v2 --width 0.125 --epochs 1 --crop 32x32 --batch 4 --count 4"
+    words = ("--data", data, "--work", work, "--seeds", 1, "--options", options)
+    told = bench("strides", *words, "--most", 1)
+    assert "not trained yet: fcn16s-0.safetensors, fcn8s-0.safetensors" in told and "| FCN-32s |\n" in told
+    # A run that was stopped is gone on with: here before its first epoch ended.
+    (work / "fcn16s-0.log.jsonl").write_text("")
+    again = bench("strides", *words, "--json", out, "--plot", plot)
+    assert again.count("$ train-fcn") == 2 and "not trained" not in again and is_picture(plot)
+    result = json.loads(out.read_text())
+    assert [(run["stride"], run["seed"]) for run in result["runs"]] == [(32, 0), (16, 0), (8, 0)]
+    assert f"| mIoU |  | {100 * result['runs'][0]['miou']:.1f} ± 0.0 |" in again and "| c | " in again
+    # Networks that were trained otherwise are no comparison.
+    shutil.copy(work / "fcn8s-0.safetensors", work / "fcn16s-0.safetensors")
+    bench("strides", *words, ok=1)
+
+
+def test_strides_tell_the_spread_of_their_seeds():
+    runs = [
+        {"stride": stride, "seed": seed, "miou": miou, "class_iou": [miou, None]}
+        for stride, *mious in ((32, 0.50, 0.52), (16, 0.57, 0.55), (8, 0.56, 0.60))
+        for seed, miou in enumerate(mious)
+    ]
+    told = strides.table({"classes": ["a", "b"], "thickness": [4.2, None], "runs": runs})
+    assert "| mIoU |  | 51.0 ± 1.0 | 56.0 ± 1.0 | 58.0 ± 2.0 | +5.0 | +2.0 |" in told
+    assert "| a | 4 | 51.0 ± 1.0 | 56.0 ± 1.0 | 58.0 ± 2.0 | +5.0 | +2.0 |" in told
+    assert "the worst 16s is 3.0 points above the best 32s (2 and 2 seeds)" in told
+    assert "the worst 8s is 1.0 points below the best 16s (2 and 2 seeds)" in told
+    assert told[-1] == "mIoU is over the 1 classes present; val has no b"
+
+
+def test_thickness_is_that_of_bars():
+    class Bars:
+        classes = ("back", "thin", "thick")
+
+        def __len__(self):
+            return 1
+
+        def __getitem__(self, index):
+            labels = np.zeros((100, 400), np.uint8)
+            labels[:, 100:104], labels[:, 200:240] = 1, 2
+            return None, labels
+
+    labels = Bars()[0][1]
+    result = strides.compared(Bars(), {(8, 0): [labels]})
+    assert result["thickness"][1:] == [4, 40] and result["runs"][0]["miou"] == 1
+
+
+def test_refine_gives_gains_and_costs(exports, data, tmp_path):
+    out = tmp_path / "refine.json"
+    told = bench("refine", exports / "narrow.engine", "--data", data, "--count", 2, "--rounds", 1, "--json", out)
+    result = json.loads(out.read_text())
+    assert [row["name"] for row in result["rows"]] == ["bilinear", *refine.CANDIDATES]
+    for row in result["rows"]:
+        assert f"| {row['name']} | {100 * row['miou']:.2f} | " in told
+        assert 0 < row["miou"] < 1 and len(row["boundary_iou"]) == 2 and row["ms"] > 0
+    bench("refine", exports / "narrow.engine", "--data", data, "--only", "magic", ok=2)
+
+
+def test_boundary_iou_is_that_of_its_definition():
+    mask = np.zeros((30, 30), bool)
+    mask[5:25, 5:25] = True
+    assert refine.inner_border(mask, 2).sum() == 20**2 - 16**2
+    assert refine.inner_border(np.ones((9, 9), bool), 1).sum() == 81 - 49
+    labels = mask.astype(np.uint8)
+    moved = np.roll(labels, 1, axis=1)
+    share = 2 / np.hypot(30, 30)
+    counts = refine.border_counts(labels, moved, 2, share)
+    ring, other = refine.inner_border(mask, 2), refine.inner_border(moved == 1, 2)
+    assert counts[:, 1].tolist() == [(ring & other).sum(), (ring | other).sum()]
+    assert refine.boundary_iou(refine.border_counts(labels, labels, 2, share), np.eye(2)) == 1
+    # What is not counted belongs to no class.
+    void = labels.copy()
+    void[:15] = 255
+    top = moved.copy()
+    top[:14] = 1 - top[:14]
+    assert (refine.border_counts(void, top, 2, share) == refine.border_counts(void, moved, 2, share)).all()
+
+
+def test_refining_finds_the_border_in_the_photograph():
+    # A circle that coarse scores know roughly, and the photograph well.
+    y, x = np.mgrid[:121, :147]
+    truth = (np.hypot(y - 60, x - 70) < 37).astype(np.uint8)
+    image = np.where(truth[:, :, None] == 1, (200, 90, 40), (60, 120, 160)).astype(np.uint8)
+    padded = np.pad(truth, ((0, 7), (0, 13)), mode="edge")
+    share = padded.reshape(16, 8, 20, 8).mean((1, 3))
+    rough = share + 0.35 * np.random.default_rng(0).normal(size=share.shape)
+    scores = np.stack([1 - rough, rough]).astype(np.float32) * 6
+    wrong = {name: (call(scores, image, 8) != truth).mean() for name, call in refine.CANDIDATES.items()}
+    bilinear = (refine.enlarged(scores, 8).argmax(0)[:121, :147] != truth).mean()
+    for name in ("fast guided filter, stride 8", "mean field, guided, stride 8", "joint bilateral"):
+        assert wrong[name] < 0.8 * bilinear, name
+    exact = refine.enlarged(scores, 8)
+    torch = pytest.importorskip("torch")
+    known = torch.nn.functional.interpolate(torch.from_numpy(scores)[None], scale_factor=8.0, mode="bilinear")[0]
+    np.testing.assert_allclose(exact, known.numpy(), atol=1e-4)
+
+
+def test_patchwise_compares_one_pass_with_patches(tmp_path):
+    out = tmp_path / "patchwise.json"
+    words = ("--networks", "alexnet", "--runtimes", "onnxruntime", "--width", 0.05, "--rounds", 1, "--single", 2)
+    told = bench("patchwise", *words, "--json", out)
+    (row,) = json.loads(out.read_text())["rows"]
+    assert (row["grid"], row["dense"]) == ([10, 10], [63, 63])
+    # Where both see the same pixels they have the same scores.
+    assert row["at_224"] < 1e-5 and row["at_field"] < 1e-5 and 0.5 < row["windows_correlation"] < 1
+    assert row["memory"]["patches, all at once"] > row["memory"]["one pass"] > 0
+    assert f"patches over one pass: {row['ratio'][0]:.1f} times the time" in told
+    bench("patchwise", "--networks", "lenet", ok=2)
+
+
+def test_patches_are_windows_of_the_image():
+    image = np.random.default_rng(0).normal(size=(3, 100, 100)).astype(np.float32)
+    patches = patchwise.windows(image, 64, 32, 3)
+    assert patches.shape == (9, 3, 64, 64)
+    np.testing.assert_array_equal(patches[4], image[:, 32:96, 32:96])
+    assert (patches[8][:, 36:] == 0).all() and (patches[8][:, :36, :36] == image[:, 64:, 64:]).all()
+
+
+def test_the_heat_map_is_the_classifier_slid(tmp_path):
+    import torch
+
+    net, convolutional = heatmap.pair()
+    image = photo(224, 320)
+    found = heatmap.probabilities(convolutional, image)
+    assert found.shape == (1000, 1, 4)
+    with torch.inference_mode():
+        own = net(heatmap.normalised(image[:, :224]))[0].softmax(0).numpy()
+    np.testing.assert_allclose(heatmap.probabilities(convolutional, image[:, :224])[:, 0, 0], own, atol=1e-5)
+    told = bench("heatmap", tmp_path / "heat.png", "--longer", 640)
+    assert "most probable 985" in told and "427×640: 7×14 cells, class 985 at most" in told
+    assert is_picture(tmp_path / "heat.png")
+    bench("heatmap", tmp_path / "heat.png", "--label", 1000, ok=2)
