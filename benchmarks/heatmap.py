@@ -99,13 +99,14 @@ def main() -> None:
 def draw(maps: list[tuple[np.ndarray, np.ndarray]], label: int, out: Path) -> None:
     """Each size's photograph, with the map over the middles of its windows."""
     plt = pyplot()
+    highest = max(found[label].max() for _, found in maps)
     figure, axes = plt.subplots(1, len(maps), figsize=(4.5 * len(maps), 4), layout="constrained")
     for axis, (picture, found) in zip(axes, maps, strict=True):
         rows, columns = found.shape[1:]
         half = (WINDOW - STRIDE) // 2  # a cell is drawn in the middle of its window
-        shown = axis.imshow(picture)
+        axis.imshow(picture)
         shown = axis.imshow(
-            found[label], vmin=0, vmax=1, cmap="inferno", alpha=0.6, interpolation="nearest",
+            found[label], vmin=0, vmax=highest, cmap="inferno", alpha=0.6, interpolation="nearest",
             extent=(half, half + columns * STRIDE, half + rows * STRIDE, half),
         )  # fmt: skip
         axis.set(xlim=(0, picture.shape[1]), ylim=(picture.shape[0], 0), xticks=[], yticks=[])

@@ -102,7 +102,7 @@ Call = Callable[[np.ndarray], np.ndarray]
 
 
 def prepared(net: nn.Module, runtime: str, threads: int, arena: bool = True) -> Call:
-    """[N, 3, H, W] → the network's output, of any N, H and W. Without its arena ONNX Runtime keeps nothing."""
+    """[N, 3, H, W] → the network's output, of any N, H and W. Without an arena ONNX Runtime keeps nothing of a call."""
     if runtime == "torch":
         torch.set_num_threads(threads)
         net = net.to(memory_format=torch.channels_last)
