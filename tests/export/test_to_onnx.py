@@ -223,6 +223,14 @@ def net():
     torch.manual_seed(0)
     return nn.Sequential(nn.Conv2d(3, 2, 3, padding=1), nn.ReLU(), nn.Conv2d(2, 2, 1))
 
+class Several(nn.Sequential):
+    def forward(self, x):
+        y = super().forward(x)
+        return {"aux": y + 1, "masks": y}
+
+def several():
+    return Several(*net())
+
 def broken():
     raise RuntimeError("no weights here")
 
@@ -245,6 +253,43 @@ def test_a_factory_from_the_command_line(factories):
     assert card.classes == ("no", "yes") and card.mean == (1, 2, 3) and card.std == (4, 5, 6)
     done = command("export-onnx", "my_networks:net", "-o", "n.onnx", cwd=factories)
     assert "carries no model card; assuming" in done.stderr
+
+
+def test_weights_outputs_and_opsets_from_the_command_line(factories):
+    """--weights in a training script's file, --output, an old opset, and what is said of them."""
+    sys.path.insert(0, str(factories))
+    try:
+        import my_networks
+    finally:
+        sys.path.pop(0)
+    state = {f"module.{name}": torch.ones_like(value) / 8 for name, value in my_networks.net().state_dict().items()}
+    torch.save({"state_dict": state, "epoch": 1}, factories / "w.pth")
+    options = ("--weights", "w.pth", "--output", "masks", "--opset", "11", "--bgr", "--mean", "1,2,3", "--json")
+    done = command("export-onnx", "my_networks:several", "-o", "m.onnx", *options, cwd=factories)
+    record = json.loads(done.stdout)
+    said = " ".join(record["notes"])
+    for part in ("under 'state_dict'", "prefix 'module.'", "wants BGR", "unnamed classes"):
+        assert part in said, said
+    assert record["card"]["mean"] == [3, 2, 1] and record["card"]["std"] == [1, 1, 1]
+    written = onnx.load(factories / "m.onnx")
+    assert opset(written) == 11
+    model = my_networks.net()
+    model.load_state_dict({name.removeprefix("module."): value for name, value in state.items()})
+    x = torch.randn(1, 3, 13, 31)
+    with torch.inference_mode():
+        expected = model(x.flip(1)).numpy()
+    logits = onnxruntime.InferenceSession(factories / "m.onnx").run(None, {"image": x.numpy()})[0]
+    np.testing.assert_allclose(logits, expected, atol=1e-4)
+    torch.save({"0.weight": torch.ones(1)}, factories / "wrong.pth")
+    for words, code, text in (
+        (("my_networks:net", "--weights", "wrong.pth"), 1, "wrong.pth does not fit my_networks:net"),
+        (("my_networks:several", "--output", "x"), 2, "gives no output x; choose one of aux, masks"),
+        (("my_networks:several",), 2, "name the scores with --output"),
+        (("w.pth",), 1, "no state dict of torchvision's"),
+        (("w.pth", "--weights", "w.pth"), 2, "--weights is for package.module:factory"),
+    ):
+        assert text in one_error(command("export-onnx", *words, "-o", "n.onnx", ok=code, cwd=factories))
+    assert not (factories / "n.onnx").exists()
 
 
 def test_a_checkpoint_from_the_command_line(exports, tmp_path):
