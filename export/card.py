@@ -12,7 +12,7 @@ import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto
 
 from export.fit import FITS
-from export.graph import constant, consumers, label
+from export.graph import attributes, constant, consumers, label
 from export.original import IMAGE_TYPES, WHOLE
 from export.passes.split_head import ends_in_sigmoid
 from runtime.engine_file import ACTIVATIONS, ModelCard
@@ -241,6 +241,9 @@ def _first_arithmetic(model: ModelProto, channels: int) -> tuple[np.ndarray, np.
         if len(readers) != 1:
             break
         node = readers[0]
+        if node.op_type == "Gather" and last is None and attributes(node).get("axis", 0) == 1:
+            name = node.output[0]  # of channels that are reversed before anything else
+            continue
         if node.op_type not in ("Identity", "Cast", "Mul", "Div", "Add", "Sub"):
             break
         if node.op_type not in ("Identity", "Cast"):
