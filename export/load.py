@@ -124,6 +124,8 @@ def _invalid(path: Path, reason: object) -> DeployError:
 def _load_weights(model: ModelProto, path: Path) -> None:
     """Read weights that are kept in other files."""
     for tensor in external_data_helper._get_all_tensors(model):
+        if tensor.data_type not in TensorProto.DataType.values():
+            raise _invalid(path, f"weight {tensor.name} is of an unknown type, {tensor.data_type}")
         if not external_data_helper.uses_external_data(tensor):
             continue
         entries = {entry.key: entry.value for entry in tensor.external_data}

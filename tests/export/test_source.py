@@ -835,10 +835,30 @@ def test_files_that_are_no_onnx(tmp_path):
     empty = made(PLAIN)
     del empty.graph.output[:]
     assert "no output" in refused(tmp_path, empty)
+    unknown = made(PLAIN)
+    unknown.graph.initializer[0].data_type = 58
+    assert "is of an unknown type, 58" in refused(tmp_path, unknown)
     for opset in (6, 99):
         changed = made(PLAIN)
         changed.opset_import[0].version = opset
         assert f"is of opset {opset}; 7 to " in refused(tmp_path, changed)
+
+
+def test_damaged_files_are_refused_in_one_line_or_read(tmp_path):
+    good, random = made(PLAIN).SerializeToString(), np.random.default_rng(1)
+    outcomes = set()
+    for _ in range(60):
+        data = bytearray(good)
+        for place in random.integers(0, len(good), 3):
+            data[place] = random.integers(256)
+        (tmp_path / "m.onnx").write_bytes(data)
+        try:
+            read_source(tmp_path / "m.onnx")
+            outcomes.add("read")
+        except DeployError as error:
+            assert "\n" not in str(error)
+            outcomes.add("refused")
+    assert outcomes == {"read", "refused"}
 
 
 def test_weights_in_files_that_are_missing_or_truncated(tmp_path):
