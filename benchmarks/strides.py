@@ -23,7 +23,7 @@ from benchmarks.common import pyplot
 from benchmarks.refine import inner_border
 from calibration.datasets import LabelledImages, load_dataset
 from calibration.metrics import IGNORE, Metrics, confusion_matrix
-from fcn.evaluate import open_predictor
+from fcn.evaluate import open_model
 
 STRIDES = (32, 16, 8)
 ROWS = (0.9, 0.5, 0.1)  # the images that are drawn, by their place among all by gain of 8s on 32s
@@ -116,7 +116,7 @@ def predicted(file: Path, data: LabelledImages, threads: int) -> list[np.ndarray
         with np.load(kept) as stored:
             if len(stored.files) == len(data):
                 return [stored[str(index)] for index in range(len(data))]
-    predict, _ = open_predictor(file, threads)
+    predict = open_model(file, threads).predict
     labels = [predict(data[index][0]) for index in range(len(data))]
     np.savez_compressed(kept, **{str(index): array for index, array in enumerate(labels)})
     return labels

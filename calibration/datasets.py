@@ -245,14 +245,9 @@ def _pair(images: Path, labels: Path) -> list[tuple[Path, Path]]:
         pairs.append((image, by_stem[image.stem]))
     if not pairs:
         raise MisuseError(f"{images} holds no images; fill it or choose another split")
-    if alone := sorted(set(by_stem) - {image.stem for image, _ in pairs}):
-        log.warning(
-            "%d labels in %s have no image in %s, and are left out: %s",
-            len(alone),
-            labels,
-            images,
-            ", ".join(alone[:3]),
-        )
+    if alone := sorted(by_stem.keys() - {image.stem for image, _ in pairs}):
+        shown = ", ".join(by_stem[stem].name for stem in alone[:3]) + (", …" if len(alone) > 3 else "")
+        log.warning("labels without an image are left out, %d in %s: %s", len(alone), labels, shown)
     return pairs
 
 

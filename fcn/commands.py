@@ -106,11 +106,13 @@ def train(
 ) -> None:
     if out.suffix != ".safetensors":
         raise MisuseError(f"{out} is not named .safetensors; checkpoints are of that format")
-    log = out.with_suffix(".log.jsonl")
+    log, state = out.with_suffix(".log.jsonl"), out.with_name(out.name + ".state")
+    if resume and not state.is_file():
+        raise MisuseError(f"there is no {state} to resume from; start without --resume")
     if not resume:
         for path in (out, log):
             refuse_existing(path, force)
-        if (state := out.with_name(out.name + ".state")).exists() and not force:
+        if state.exists() and not force:
             raise MisuseError(f"{state} holds a run that was stopped; go on with --resume, or --force to start anew")
     torch = need("torch", "train")
     from calibration.datasets import class_pixels, load_dataset
