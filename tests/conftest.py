@@ -18,7 +18,7 @@ def exports(tmp_path_factory):
     checkpoint = checkpoint_of(random_network())
     save_checkpoint(folder / "narrow.safetensors", checkpoint)
     export(checkpoint.model, checkpoint.card, folder / "narrow.onnx")
-    build_engine(read_source(folder / "narrow.onnx"), folder / "narrow.engine")
+    build_engine(read_source(folder / "narrow.onnx"), folder / "narrow.engine", timed=[(64, 64)])
     return folder
 
 
@@ -54,7 +54,7 @@ def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("trained")
     save_checkpoint(folder / "camvid.safetensors", Checkpoint(model.eval(), card))
     export(model, card, folder / "camvid.onnx")
-    build_engine(read_source(folder / "camvid.onnx"), folder / "camvid.engine")
+    build_engine(read_source(folder / "camvid.onnx"), folder / "camvid.engine", timed=[(64, 64)])
     torch.set_num_threads(os.cpu_count() or 1)
     return folder
 

@@ -618,7 +618,7 @@ def _failed(name: str, log, options: BuildOptions) -> DeployError:
             remedy = f"raise --workspace ({options.workspace / 2**20:,.0f} MiB), or give smaller --sizes or --batch"
     elif "libnvinfer_lean" in everything:
         remedy = "leave --version-compatible away, or install TensorRT's lean runtime"
-    elif not [error for error in log.errors if "cudaError 35" not in error]:
+    elif all(re.search(r"cudaError 3[56]\b", error) for error in log.errors):  # no driver, or one too old
         remedy = "it needs a GPU and its driver; name the GPUs to build for, such as --target sm86,sm89,sm120"
     else:
         remedy = "try another version of it, or --target cpu"

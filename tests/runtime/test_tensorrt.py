@@ -124,6 +124,7 @@ def test_engines_in_float16_and_int8_take_float16_and_give_the_labels_of_their_r
 
     from export import build
     from export.precision import Options
+    from export.source import read_source
     from runtime.sizes import parse_sizes
 
     for index in range(4):
@@ -133,7 +134,7 @@ def test_engines_in_float16_and_int8_take_float16_and_give_the_labels_of_their_r
     options = Options(int8=precision == "int8", fp16=True, calib=str(tmp_path), max_drop=100)
     how = build.ForGpu(build.tensorrt.BuildOptions(("sm89",)), parse_sizes(SIZES))
     path = tmp_path / "m.engine"
-    build.build_engine(build.read_source(exports / "narrow.onnx"), path, None, "sm89", options, gpu=how)
+    build.build_engine(read_source(exports / "narrow.onnx"), path, None, "sm89", options, gpu=how)
     gpu.load_kernels(KERNELS)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     with EngineFile(path) as file:
