@@ -41,7 +41,7 @@ from runtime.errors import DeployError, MisuseError
 from runtime.files import replacing
 from runtime.head import labels_from_scores, result_from_scores
 from runtime.prepare import Border, padded_size, prepare
-from runtime.segmenter import Segmenter
+from runtime.segmenter import Segmenter, adds_up_to_one
 from runtime.sizes import Sizes
 from runtime.verify import GOLDEN, TIMED_SIZES, golden_difference, latency, natural_noise, timed_sizes
 
@@ -117,6 +117,8 @@ def build_engine(
         )
     core, card = core_of(source)
     head = head_of(core)
+    if card.activation == "softmax" and not head.activated:
+        head = replace(head, activated=_adds_up(core, card))
     plain = cpu.build(core)
     # GPUs have memory of their own, and a plan is one network.
     parts = cut_core(onnx.load_from_string(plain), card, cut=target == "cpu")
@@ -413,6 +415,14 @@ def core_of(source: Source) -> tuple[ModelProto, ModelCard]:
         card = replace(card, stride=1)
     check(core, "the core network")
     return core, card
+
+
+def _adds_up(core: ModelProto, card: ModelCard) -> bool:
+    """Whether a network gives probabilities without a Softmax that is known: p and 1 - p, or a softmax in parts."""
+    run = session(core.SerializeToString())
+    image = prepare(natural_noise(*GOLDEN_SIZE, card, seed=0), card)
+    scores = run.run(None, {run.get_inputs()[0].name: image})[0][0]
+    return adds_up_to_one(scores)
 
 
 # Of the scores' range: float32 rounds, INT8 kernels may round a tie the other way, layer after layer.

@@ -14,7 +14,7 @@ from onnx import ModelProto, NodeProto, TensorProto
 from export.fit import FITS
 from export.graph import attributes, constant, consumers, label
 from export.original import IMAGE_TYPES, WHOLE
-from export.passes.split_head import ends_in_sigmoid
+from export.passes.split_head import ends_in_probability, ends_in_sigmoid
 from runtime.engine_file import ACTIVATIONS, ModelCard
 from runtime.errors import MisuseError
 from runtime.segmenter import assumed_card
@@ -90,6 +90,7 @@ def card_of(
     notes: list[str],
     kind: int = TensorProto.FLOAT,
     threshold: float | None = None,
+    span: tuple[float, float] | None = None,
 ) -> ModelCard:
     """The card of a model that carries none, from what the user said, what its graph tells and what is usual.
 
@@ -101,13 +102,15 @@ def card_of(
         notes: gets what was found and assumed.
         kind: type of the input as the model was given.
         threshold: that it compared its scores with; None: with none.
+        span: the least and the largest of its scores for an image of noise; None: not known.
 
     Raises:
         MisuseError: what was said does not fit the model.
     """
     said = dict(options.card or {})
-    probability = ends_in_sigmoid(model)
-    card = assumed_card(channels, scores, name, "probability" if probability else "sigmoid")
+    probability = ends_in_sigmoid(model) or (scores == 1 and ends_in_probability(model))
+    bounded = not probability and scores == 1 and threshold is None and span is not None and 0 <= span[0] < span[1] <= 1
+    card = assumed_card(channels, scores, name, "probability" if probability or bounded else "sigmoid")
     known = {"dtype": IMAGE_TYPES.get(kind, "uint8")}
     if (found := _normalisation(model, channels, kind in WHOLE)) is not None:
         known["mean"], known["std"], reason = found
@@ -128,6 +131,16 @@ def card_of(
         "activation", card.activation if scores == 1 else "softmax" if threshold is None else "multilabel"
     )
     _check_activation(activation, scores, probability, name)
+    if "activation" not in said and bounded:
+        notes.append(
+            f"{name} gave scores from {span[0]:.2g} to {span[1]:.2g} for noise: its one score is taken for a "
+            "probability (--activation sigmoid: a logit)"
+        )
+    elif "activation" not in said and activation == "sigmoid" and threshold is None and span and span[0] >= 0:
+        notes.append(
+            f"{name} gave scores from {span[0]:.2g} to {span[1]:.2g} for noise, which a logit, cut at 0, would call "
+            "class 1 everywhere; say what its one score is by --activation (none: values)"
+        )
     if threshold is not None and "threshold" not in said:
         logits = activation in ("sigmoid", "multilabel") and not probability
         known["threshold"] = 1 / (1 + math.exp(-threshold)) if logits else threshold

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 from onnx import ModelProto
 
-from export.graph import check, dims, free_name, metadata, rename_reads, rename_result, set_metadata, set_shape
+from export.graph import Names, check, dims, free_name, metadata, rename_reads, rename_result, set_metadata, set_shape
 from export.passes.free_sizes import Freed, find_sizes
-from export.passes.split_head import head_of, split_head, stripped_padding
+from export.passes.split_head import ends_in_sigmoid, head_of, split_head, stripped_padding
 from export.probe import probe
 from runtime.backends.onnxruntime import one_line, session
-from runtime.engine_file import CARD_KEY, ModelCard
+from runtime.engine_file import ACTIVATED_KEY, CARD_KEY, ModelCard
 from runtime.errors import DeployError
 from runtime.files import replacing
 
@@ -217,18 +217,22 @@ def export_free(
         scores = run(np.zeros((1, card.channels, height, width), np.float32))
         if scores.shape != (1, card.scores, height, width):
             raise DeployError(f"{name} gives {list(scores.shape)} for an image of {height}×{width}; please report it")
-    for value, called, rename in (
-        (model.graph.input[0], "image", rename_reads),
-        (model.graph.output[0], "logits", rename_result),
-    ):
-        if value.name != called:
-            free_name(model, called)
-            rename(model, value.name, called)
-            value.name = called
+    ends = ((model.graph.input[0], "image", rename_reads), (model.graph.output[0], "logits", rename_result))
+    # One of them may have the other's name.
+    for value, called, rename in ends:
+        aside = Names(model)(f"{called}/end")
+        rename(model, value.name, aside)
+        value.name = aside
+    for value, called, rename in ends:
+        free_name(model, called)
+        rename(model, value.name, called)
+        value.name = called
     set_shape(model.graph.input[0], ["N", card.channels, "H", "W"])
     set_shape(model.graph.output[0], ["N", card.scores, "H", "W"])
     model.producer_name = "fcn-deploy"
     set_metadata(model, CARD_KEY, card.to_json())
+    if card.activation == "multilabel" and ends_in_sigmoid(model):
+        set_metadata(model, ACTIVATED_KEY, "1")
     check(model, "the freed model")
     with replacing(out) as temporary:
         temporary.write_bytes(model.SerializeToString())

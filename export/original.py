@@ -26,9 +26,11 @@ NUMPY = {
 # Tried where a model declares no size: those that networks are made for, the small ones first.
 TRIED_SIZES = (
     (64, 96), (64, 64), (128, 192), (224, 224), (256, 256), (256, 512), (320, 320), (384, 384), (416, 416), (480, 640),
-    (512, 512), (513, 513), (473, 473), (640, 640), (512, 1024), (1024, 1024),
+    (512, 512), (513, 513), (473, 473), (640, 640), (512, 1024), (1024, 1024), (448, 768), (576, 576), (800, 800),
+    (960, 960),
 )  # fmt: skip
 SAME = 1e-3  # of the scores' range: float32 rounds otherwise after a conversion
+TIES = 0.01  # share of pixels whose score is the threshold itself, at which > and >= may differ
 SAME_HALF = 3e-2  # of a model that ran in float16 before
 
 
@@ -56,11 +58,12 @@ class Cut:
         spread = float(np.ptp(scores)) or 1.0
         close = MARGIN if tolerance == SAME else tolerance
         if self.decision is not None and self.decision.kind == "threshold":
-            clear = np.abs(scores[0] - self.decision.threshold) > close * spread
-            return (
-                planes.shape == scores[0].shape
-                and not ((planes > 0) != (scores[0] > self.decision.threshold))[clear].any()
-            )
+            if planes.shape != scores[0].shape or len(np.unique(planes)) > 2:  # rounded values of many
+                return False
+            apart = scores[0] - self.decision.threshold
+            wrong, ties = (planes > 0) != (apart > 0), apart == 0
+            # Few are equal by chance; of a Relu's scores, many are.
+            return not wrong[np.abs(apart) > close * spread].any() and (wrong & ties).mean() <= TIES
         if self.decision is not None or self.argmax:
             best = np.sort(scores[0], axis=0)[-2:]
             clear = best[1] - best[0] > close * spread if len(best) > 1 else np.ones(scores.shape[2:], bool)

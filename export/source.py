@@ -34,7 +34,7 @@ from export.load import load_model
 from export.original import SAME, Cut, Original, follows
 from export.passes.as_float32 import as_float32, other_floats
 from export.passes.cancel_transposes import cancel_transposes
-from export.passes.cut_decision import Decision, cut_decision
+from export.passes.cut_decision import Decision, cut_decision, label_maker
 from export.passes.fold_constants import fold_constants
 from export.passes.image_input import image_input
 from export.passes.raise_opset import raise_opset
@@ -99,7 +99,8 @@ def read_source(path: str | os.PathLike, options: SourceOptions | None = None) -
         check_card(card, original.channels, scores, name)
     else:
         threshold = cut.decision.threshold if cut.decision is not None else None
-        card = card_of(model, original.channels, scores, options, name, notes, original.kind, threshold)
+        span = float(original.result.min()), float(original.result.max())
+        card = card_of(model, original.channels, scores, options, name, notes, original.kind, threshold, span)
     return Source(model, card, tuple(notes), sizes, fit)
 
 
@@ -124,8 +125,10 @@ def _standard(original: Original, options: SourceOptions, notes: list[str]) -> t
         model, decision = cut_decision(model)
     except DeployError as error:
         raise DeployError(f"{name}: {error}") from error
-    if decision is None and original.result.dtype.kind in "iub" and original.result.ndim < 4:
+    node = label_maker(model) if decision is None else None
+    if decision is None and node is None and original.result.dtype.kind in "iub" and _single(original):
         node = producers(model)[model.graph.output[0].name]
+    if node is not None:
         raise DeployError(
             f"{name} gives labels of {original.result.dtype} by node {label(node)}, from which no scores can be told; "
             "export it without what makes labels of scores"
@@ -152,6 +155,12 @@ def _standard(original: Original, options: SourceOptions, notes: list[str]) -> t
     if background and decision is not None:
         return model, Cut(Decision("argmax", decision.node))
     return model, Cut(decision, background, coarse)
+
+
+def _single(original: Original) -> bool:
+    """Whether there is one number per pixel."""
+    rows, columns, _ = follows(original.result.shape, original.size)
+    return original.result.size == original.result.shape[rows] * original.result.shape[columns]
 
 
 def _shapes(model: ModelProto, names: Sequence[str], image: np.ndarray) -> dict[str, np.ndarray]:

@@ -16,7 +16,8 @@ from torch import nn
 
 from export.card import SourceOptions, card_of
 from export.fit import choose_fit, fit_sizes
-from export.graph import attributes, constant, opset, producers, set_metadata, set_shape
+from export.graph import attributes, constant, label, opset, producers, set_metadata, set_shape
+from export.passes.cut_decision import label_maker
 from export.passes.fold_constants import fold_constants
 from export.passes.free_sizes import free_sizes
 from export.passes.reverse_channels import reverse_channels
@@ -27,7 +28,7 @@ from fcn.exportable import Exportable
 from fcn.foreign import Scores, scores_of
 from fcn.model import AnySize
 from runtime.backends.onnxruntime import one_line, session
-from runtime.engine_file import CARD_KEY, ModelCard
+from runtime.engine_file import ACTIVATED_KEY, CARD_KEY, ModelCard
 from runtime.errors import DeployError, MisuseError
 from runtime.files import replacing
 from runtime.segmenter import check_card
@@ -121,6 +122,8 @@ def export(
     for line in (*lines, *(() if isinstance(model, AnySize) else fitted.notes)):
         note(line)
     graph = fitted.graph
+    if (node := label_maker(graph)) is not None:
+        raise DeployError(f"{name} gives labels by {label(node)}; it must give scores, before an argmax or a threshold")
     if card is None:
         if options.bgr:
             if channels != 3:
@@ -128,7 +131,9 @@ def export(
             graph = reverse_channels(graph)
             note(f"{name} wants BGR, as --bgr says: its channels are reversed, and the ONNX takes RGB")
         lines = []
-        card = card_of(graph, channels, sizes.scores, options, name, lines)
+        scores = _scores_of(full, channels, *traced_size(sizes))
+        span = float(scores.min()), float(scores.max())
+        card = card_of(graph, channels, sizes.scores, options, name, lines, span=span)
         for line in lines:
             note(line)
         scale = head_of(split_head(graph)).factor
@@ -136,6 +141,8 @@ def export(
     padded = {"size_multiple": sizes.multiple, "smallest": sizes.smallest} if fitted.fit == "pad" else {}
     card = replace(card, **{"size_multiple": 1, "smallest": 1} | padded, whole=fitted.whole)
     set_metadata(graph, CARD_KEY, card.to_json())
+    if card.activation == "multilabel" and ends_in_sigmoid(graph):
+        set_metadata(graph, ACTIVATED_KEY, "1")
     with replacing(out) as temporary:
         temporary.write_bytes(graph.SerializeToString())
     return card, fitted.differences

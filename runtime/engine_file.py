@@ -22,6 +22,7 @@ from runtime.files import replacing
 ENGINE_VERSION = 3  # 3: stages that take the image as it is
 CARD_VERSION = 2  # 2: smallest, whole, and networks that give masks or values instead of labels
 CARD_KEY = "fcn_deploy.card"  # the key of the card in ONNX and safetensors metadata
+ACTIVATED_KEY = "fcn_deploy.activated"  # in ONNX metadata, "1": the scores of `multilabel` are probabilities already
 DTYPES = ("uint8", "uint16", "float32")
 MANIFEST = "manifest.json"
 MANIFEST_LIMIT = 16 << 20  # bytes; a manifest is a few kB, so a larger one is not ours

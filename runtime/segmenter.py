@@ -14,7 +14,7 @@ import numpy as np
 
 from runtime.backends import ORT_TARGETS
 from runtime.backends.onnxruntime import OnnxRuntimeBackend
-from runtime.engine_file import CARD_KEY, EngineFile, Head, ModelCard, Stage
+from runtime.engine_file import ACTIVATED_KEY, CARD_KEY, EngineFile, Head, ModelCard, Stage
 from runtime.errors import DeployError, MisuseError, OverBudgetError
 from runtime.head import KINDS, new_result, result_bytes, result_from_scores
 from runtime.pipeline import CALLERS, Cost, Stream, overlapped
@@ -74,7 +74,8 @@ class Segmenter:
                 raise MisuseError(f"{self.path} is a plain ONNX, which runs on the CPU; make an engine: build-engine")
             self._backends = [OnnxRuntimeBackend(self.path, threads=threads)]
             self.card = _card_of_onnx(self._backends[0], self.path)
-            self.head, self.precision, self.manifest = Head(), "float32", None
+            said = self._backends[0].session.get_modelmeta().custom_metadata_map
+            self.head, self.precision, self.manifest = Head(activated=said.get(ACTIVATED_KEY) == "1"), "float32", None
             self._stages = (Stage("", whole="a plain ONNX is not tiled; make an engine: build-engine"),)
         else:
             with EngineFile(self.path) as engine:
@@ -259,7 +260,7 @@ class Segmenter:
         if self.card.activation != "softmax" or "probabilities" not in kinds:
             return self.head
         # Nothing else tells whether it ends in its Softmax. Logits do not add up to one everywhere.
-        return replace(self.head, activated=bool(scores.min() >= 0 and abs(scores.sum(0) - 1).max() < ONE))
+        return replace(self.head, activated=adds_up_to_one(scores))
 
     def bands(self, image, start: int = 0, kind: str = "labels") -> Iterator[tuple[int, np.ndarray]]:
         """Results of an image too large to be held, from top to bottom.
@@ -459,6 +460,11 @@ class Segmenter:
         if buffer is None or len(buffer) < count:
             buffer = self._buffers.data = np.empty(count, np.float32 if border is None else np.uint8)
         return prepare(image, self.card, buffer, border)
+
+
+def adds_up_to_one(scores: np.ndarray) -> bool:
+    """Whether [K, h, w] scores are a distribution over K at every place."""
+    return bool(scores.min() >= 0 and abs(scores.sum(0) - 1).max() < ONE)
 
 
 def _card_of_onnx(backend: OnnxRuntimeBackend, path: Path) -> ModelCard:

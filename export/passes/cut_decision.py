@@ -13,6 +13,14 @@ FOLLOW = frozenset(
     ("Identity", "Cast", "Squeeze", "Unsqueeze", "Reshape", "Transpose", "Resize", "Slice", "Mul", "Where")
 )
 COMPARE = {"Greater": 0, "GreaterOrEqual": 0, "Less": 1, "LessOrEqual": 1}  # → which input is the score
+DECIDES = frozenset(
+    (*COMPARE, "ArgMax", "ArgMin", "TopK", "Equal", "Round", "Floor", "Ceil", "Sign", "Not", "And", "Or", "Xor")
+)
+# What these make of labels are no scores.
+POINTWISE = FOLLOW | {
+    "Flatten", "Concat", "Expand", "Add", "Sub", "Div", "Neg", "Abs", "Mod", "Min", "Max", "Clip", "Sum", "Pow",
+    "Gather", "ReduceMax", "ReduceMin", "Pad", "MaxPool", "AveragePool",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -66,6 +74,33 @@ def cut_decision(model: ModelProto) -> tuple[ModelProto, Decision | None]:
     output.type.tensor_type.elem_type = TensorProto.FLOAT
     prune(model)
     return model, decision
+
+
+def label_maker(model: ModelProto) -> NodeProto | None:
+    """The node that makes labels of scores, where a model's output is computed of labels alone; None: of scores.
+
+    For what cut_decision cannot undo: a table of other labels, a sum, an ArgMin.
+    """
+    made, found, seen = producers(model), [], {}
+
+    def decided(name: str) -> bool:
+        if name not in seen:
+            node = made.get(name)
+            if node is None or constant(model, name) is not None:
+                seen[name] = constant(model, name) is not None
+            elif node.op_type in DECIDES and (node.op_type != "TopK" or name == node.output[1]):
+                found.append(node)
+                seen[name] = True
+            else:
+                # A table's index and the condition of a Where choose among values, and are none.
+                values = {"Gather": node.input[:1], "Where": node.input[1:]}.get(node.op_type, node.input)
+                known = all(constant(model, value) is not None for value in values if value)
+                seen[name] = node.op_type in POINTWISE and all(decided(value) for value in values if value)
+                if seen[name] and known:
+                    found.append(node)
+        return seen[name]
+
+    return found[0] if decided(model.graph.output[0].name) and found else None
 
 
 def _threshold(model: ModelProto, node: NodeProto) -> tuple[str, float] | None:

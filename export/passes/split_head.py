@@ -51,7 +51,7 @@ def split_head(model: ModelProto, labels: bool = True) -> ModelProto:
     """
     model = clone(model)
     image = model.graph.input[0]
-    result, sigmoid, crops = _before_the_end(model, labels)
+    result, sigmoid, dropped, crops = _before_the_end(model, labels)
     ours = bool(crops) and _crops_to_image(model, crops[0][0], image.name)
     padding = _strip_padding(model, image.name) if ours else None
     inner = crops[1:] if padding is not None else crops
@@ -64,11 +64,12 @@ def split_head(model: ModelProto, labels: bool = True) -> ModelProto:
         padding = _strip_own_padding(model, node)
         whole |= padding is not None
     if not whole:
-        crop, sigmoid = inner[0]
+        crop, sigmoid, dropped = inner[0]
         head, result = Head(), crop.output[0]
     elif head.mode != "none":
         result = node.input[0]
-    head = replace(head, activated=_last_activation(model, result) is not None)
+    # Of two activations the last is the card's, which the runtime takes.
+    head = replace(head, activated=not dropped and _last_activation(model, result) is not None)
     output = model.graph.output[0]
     channels = dims(output)[1]
     del model.graph.output[1:]
@@ -91,33 +92,34 @@ def split_head(model: ModelProto, labels: bool = True) -> ModelProto:
     return model
 
 
-def _before_the_end(model: ModelProto, labels: bool) -> tuple[str, bool, list[tuple[NodeProto, bool]]]:
+def _before_the_end(model: ModelProto, labels: bool) -> tuple[str, bool, bool, list[tuple[NodeProto, bool, bool]]]:
     """What is left when activations and crops are taken off a model's end.
 
     Returns:
-        (its name, whether a Sigmoid was among them, the crops from the last on and whether a Sigmoid follows each).
+        (its name, whether a Sigmoid was among them, whether any activation was, and the crops from the last on with
+        what of these follows each).
     """
     made, result = producers(model), model.graph.output[0].name
-    sigmoid, crops = False, []
+    sigmoid, dropped, crops = False, False, []
     while (node := made.get(result)) is not None:
         if node.op_type in ACTIVATIONS:
             if not labels or (node.op_type != "Sigmoid" and attributes(node).get("axis", -1) not in (1, -3)):
                 break
-            sigmoid |= node.op_type == "Sigmoid"
+            sigmoid, dropped = sigmoid or node.op_type == "Sigmoid", True
         elif labels and (scores := _softmax_between(made, node)) is not None:
-            result = scores
+            result, dropped = scores, True
             continue
         elif node.op_type == "Clip":
             if not labels or not _clips_nothing(model, made, node):
                 break
         elif _keeps_first_pixels(model, node):
-            crops.append((node, sigmoid))
+            crops.append((node, sigmoid, dropped))
         elif node.op_type != "Identity" and not (
             node.op_type == "Cast" and attributes(node)["to"] == TensorProto.FLOAT
         ):
             break
         result = node.input[0]
-    return result, sigmoid, crops
+    return result, sigmoid, dropped, crops
 
 
 def _clips_nothing(model: ModelProto, made: Mapping[str, NodeProto], node: NodeProto) -> bool:
@@ -166,6 +168,11 @@ def ends_in_sigmoid(model: ModelProto) -> bool:
     """Whether a model gives probabilities: a Sigmoid is last, but for upsampling and cropping."""
     node = _last_activation(model, model.graph.output[0].name)
     return node is not None and node.op_type == "Sigmoid"
+
+
+def ends_in_probability(model: ModelProto) -> bool:
+    """Whether a Sigmoid or a Softmax over the classes is last, but for upsampling and cropping, also of channels."""
+    return _last_activation(model, model.graph.output[0].name) is not None
 
 
 def _softmax_between(made: Mapping[str, NodeProto], node: NodeProto) -> str | None:

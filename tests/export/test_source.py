@@ -12,6 +12,7 @@ from onnx.reference import ReferenceEvaluator
 
 from export.build import build_engine
 from export.card import SourceOptions, read_card_file
+from export.free import export_free
 from export.source import read_source
 from runtime import DeployError, MisuseError, Segmenter
 
@@ -964,3 +965,100 @@ def test_a_tensor_that_would_take_the_machine_down_is_named_before_it_is_made(tm
 
 def test_images_declared_of_impossible_sizes(tmp_path):
     assert "more than a machine" in refused(tmp_path, made(PLAIN, "float[1,3,1048576,1048576] p"))
+
+
+OTHER_LABELS = {
+    "table": ("a = ArgMax<axis=1, keepdims=1>(f)\n y = Gather<axis=0>(table, a)", "int64[N,1,H,W] y"),
+    "sum": ("a = ArgMax<axis=1, keepdims=1>(f)\n b = Cast<to=1>(a)\n y = Add(b, one)", "float[N,1,H,W] y"),
+    "product": ("a = ArgMax<axis=1, keepdims=0>(f)\n b = Cast<to=1>(a)\n y = Mul(m255, b)", "float[N,H,W] y"),
+    "argmin": ("m = Neg(f)\n y = ArgMin<axis=1, keepdims=1>(m)", "int64[N,1,H,W] y"),
+    "best": ("v, y = TopK<axis=1>(f, i1)", "int64[N,1,H,W] y"),
+    "and": ("a = Greater(f, zero)\n b = Less(f, one)\n c = And(a, b)\n y = Slice(c, i0, i1, i1)", "bool[N,1,H,W] y"),
+    "whole numbers": ("a = Slice(f, i0, i1, i1)\n b = Mul(a, m255)\n y = Cast<to=6>(b)", "int32[N,1,H,W] y"),
+}
+
+
+@pytest.mark.parametrize("end", OTHER_LABELS)
+def test_labels_that_cannot_be_undone_are_never_taken_for_scores(tmp_path, end):
+    text, gives = OTHER_LABELS[end]
+    model = made(SCORES + TO_SIZE + text, gives=gives, weights={"table": np.array([3, 0, 2, 1])})
+    assert "from which no scores can be told" in refused(tmp_path, model)
+
+
+@pytest.mark.parametrize("end", ["a = Mul(c, m255)\n y = Round(a)", "a = Relu(c)\n y = GreaterOrEqual(a, zero)"])
+def test_what_is_no_threshold_is_refused(tmp_path, end):
+    text = SCORES + TO_SIZE + "c = Slice(f, i1, i2, i1)\n" + end
+    gives = "bool[N,1,H,W] y" if "Greater" in end else "float[N,1,H,W] y"
+    assert "does not give what it gave" in refused(tmp_path, made(text, gives=gives))
+
+
+@pytest.mark.parametrize(
+    "end",
+    ["q = Softmax<axis=1>(f)\n y = Slice(q, i2, i3, i1)", "c = Slice(f, i0, i1, i1)\n y = HardSigmoid(c)",
+     "c = Slice(f, i0, i1, i1)\n y = Clip(c, zero, one)"],
+)  # fmt: skip
+def test_one_score_between_0_and_1_is_a_probability(tmp_path, end):
+    path = tmp_path / "m.onnx"
+    onnx.save(model := made(SCORES + TO_SIZE + end, gives="float[N,1,H,W] y"), path)
+    build_engine(read_source(path, SourceOptions(threshold=0.4)), tmp_path / "m.engine", timed=[(16, 16)])
+    with Segmenter(tmp_path / "m.engine") as net:
+        assert net.card.activation == "probability"
+        for size in SIZES:
+            image = photo(*size)
+            expected = ran(model, {"p": planes(image)})[0][0]
+            assert np.abs(net.probabilities(image) - expected).max() < 1e-4
+            assert ((net(image) == 1) == (expected[0] > 0.4)).mean() > 0.999
+
+
+def test_masks_of_an_onnx_that_ends_in_sigmoids(tmp_path):
+    path, out = tmp_path / "m.onnx", tmp_path / "free.onnx"
+    onnx.save(model := made(SCORES + TO_SIZE + "y = Sigmoid(f)"), path)
+    export_free(path, out, SourceOptions(activation="multilabel", threshold=(0.3, 0.5, 0.6, 0.7)))
+    build_engine(read_source(out), tmp_path / "m.engine", timed=[(16, 16)])
+    for file in (out, tmp_path / "m.engine"):
+        with Segmenter(file) as net:
+            image = photo(37, 61)
+            expected = ran(model, {"p": planes(image)})[0][0]
+            assert np.abs(net.probabilities(image) - expected).max() < 1e-4
+            assert (net.masks(image) == (expected > np.array(net.card.thresholds)[:, None, None])).mean() > 0.999
+
+
+def test_of_two_activations_the_last_gives_the_probabilities(tmp_path):
+    text = SCORES.replace("s = Conv", "s0 = Conv") + "s = Sigmoid(s0)\n" + TO_SIZE + "y = Softmax<axis=1>(f)"
+    path = tmp_path / "m.onnx"
+    onnx.save(model := made(text), path)
+    build_engine(read_source(path), tmp_path / "m.engine", timed=[(16, 16)])
+    with Segmenter(tmp_path / "m.engine") as net:
+        image = photo(37, 61)
+        assert np.abs(net.probabilities(image) - ran(model, {"p": planes(image)})[0][0]).max() < 1e-4
+
+
+def test_inputs_and_outputs_of_each_others_names(tmp_path):
+    text = PLAIN.replace("(p,", "(logits,").replace("Shape(p)", "Shape(logits)").replace("y =", "image =")
+    path, out = tmp_path / "m.onnx", tmp_path / "free.onnx"
+    onnx.save(model := made(text, "float[N,3,H,W] logits", "float[N,4,H,W] image"), path)
+    export_free(path, out)
+    image = planes(photo(37, 61))
+    assert np.array_equal(ran(onnx.load(out), {"image": image})[0], ran(model, {"logits": image})[0])
+
+
+@pytest.mark.parametrize("multiple", [18, 100])
+def test_multiples_that_no_usual_size_is_of(tmp_path, multiple):
+    text = f"c = Conv<strides=[{multiple}, {multiple}]>(p, wk)\n r = Relu(c)\n"
+    text += f"y = ConvTranspose<strides=[{multiple}, {multiple}]>(r, wt)"
+    weights = {"wk": weight(2, 3, multiple, multiple), "wt": weight(2, 4, multiple, multiple)}
+    onnx.save(made(text, weights=weights), tmp_path / "m.onnx")
+    assert read_source(tmp_path / "m.onnx").sizes.multiple == multiple
+
+
+@pytest.mark.parametrize(
+    "end",
+    ["e = Exp(f)\n d = ReduceSum<keepdims=1>(e, i1)\n y = Div(e, d)",
+     "a = Slice(f, i0, i1, i1)\n b = Sigmoid(a)\n c = Sub(one, b)\n y = Concat<axis=1>(c, b)"],
+)  # fmt: skip
+def test_scores_that_add_up_to_one_are_the_probabilities(tmp_path, end):
+    onnx.save(model := made(SCORES + TO_SIZE + end), tmp_path / "m.onnx")
+    build_engine(read_source(tmp_path / "m.onnx"), tmp_path / "m.engine", timed=[(16, 16)])
+    with Segmenter(tmp_path / "m.engine") as net:
+        image = photo(37, 61)
+        assert np.abs(net.probabilities(image) - ran(model, {"p": planes(image)})[0][0]).max() < 1e-4
