@@ -131,6 +131,11 @@ def card_of(
         "activation", card.activation if scores == 1 else "softmax" if threshold is None else "multilabel"
     )
     _check_activation(activation, scores, probability, name)
+    if activation == "multilabel" and scores > 1 and not probability and ends_in_probability(model):
+        raise MisuseError(
+            f"activation multilabel takes each class by its own sigmoid, and {name} ends in a Softmax over all of "
+            "them; say softmax"
+        )
     if "activation" not in said and bounded:
         notes.append(
             f"{name} gave scores from {span[0]:.2g} to {span[1]:.2g} for noise: its one score is taken for a "
@@ -149,8 +154,8 @@ def card_of(
         )
     if "activation" not in said and probability and scores > 1 and activation == "softmax":
         notes.append(
-            f"{name}: each of its {scores} scores ends in a Sigmoid; labels are by argmax all the same (--activation "
-            "multilabel gives a mask per class)"
+            f"{name}: each of its {scores} scores ends in a Sigmoid; labels are by argmax all the same, and "
+            "probabilities are a softmax's (--activation multilabel gives each class its own, and masks)"
         )
     if "threshold" in said and activation == "softmax":
         raise MisuseError(

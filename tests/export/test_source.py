@@ -663,6 +663,8 @@ def test_classes_activation_and_threshold(tmp_path):
     ):
         with pytest.raises(MisuseError, match=said):
             reads(tmp_path, model, **options)
+    with pytest.raises(MisuseError, match="ends in a Softmax over all of them; say softmax"):
+        reads(tmp_path, made(SCORES + TO_SIZE + "y = Softmax<axis=1>(f)"), activation="multilabel")
     one = made(ONE + "y = Sigmoid(f)")
     assert reads(tmp_path, one, threshold=0.3, classes=("road", "crack")).card.threshold == 0.3
     for options, said in (
