@@ -25,8 +25,10 @@ $(VENV)/.gpu-sim: $(VENV)/.dev tests/gpu_sim/build.py tests/gpu_sim/driver.cpp t
 demo: $(VENV)/.all
 	$(BIN)/python -m benchmarks.demo --out $(DEMO)
 
+# Two files of tests at a time; each worker takes up to 1.5 GB.
+JOBS ?= 2
 test: lint $(VENV)/.gpu-sim
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

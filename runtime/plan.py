@@ -116,14 +116,14 @@ def plan_run(size: tuple[int, int], card: ModelCard, stages: Sequence[Stage], me
         OverBudgetError: not even the smallest tiles fit, or the network cannot be tiled.
     """
     check_result(size, result, memory)
-    plan = _fastest(size, card, tuple(stages))
+    plan = plan_unbounded(size, card, tuple(stages))
     if plan.bytes + result > memory:
         return _cheapest_within(size, card, stages, memory, result)
     return replace(plan, bytes=plan.bytes + result, result=result) if result else plan
 
 
 @lru_cache(maxsize=1024)
-def _fastest(size: tuple[int, int], card: ModelCard, stages: tuple[Stage, ...]) -> Plan:
+def plan_unbounded(size: tuple[int, int], card: ModelCard, stages: tuple[Stage, ...]) -> Plan:
     """The plan of an image where memory does not matter."""
     padded, stages = padded_size(*size, card), stages_in_tiles(card, stages)
     if all(stage.tile is None or stage.halo is None or stage.tile >= max(padded) for stage in stages):

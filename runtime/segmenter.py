@@ -18,7 +18,7 @@ from runtime.engine_file import ACTIVATED_KEY, CARD_KEY, EngineFile, Head, Model
 from runtime.errors import DeployError, MisuseError, OverBudgetError
 from runtime.head import KINDS, new_result, result_bytes, result_from_scores
 from runtime.pipeline import CALLERS, Cost, Stream, overlapped
-from runtime.plan import Plan, Span, available_memory, check_result, plan_profile, plan_run
+from runtime.plan import Plan, Span, available_memory, check_result, plan_profile, plan_run, plan_unbounded
 from runtime.prepare import check_image, input_shape, padded_size, prepare
 from runtime.tiles import ready_rows, score_bands
 
@@ -152,8 +152,7 @@ class Segmenter:
         # What an earlier image took is kept by the backends. One that takes no more needs no look at what is free,
         # which costs a quarter of a millisecond.
         memory = self._kept
-        needed = self.bytes_per_pixel * math.prod(padded_size(*size, self.card))
-        if result or self.memory is not None or needed > memory:
+        if result or self.memory is not None or plan_unbounded(size, self.card, self._stages).bytes > memory:
             memory = self.memory_budget()
         return plan_run(size, self.card, self._stages, min(memory, BANDS_MEMORY) if bands else memory, result)
 
