@@ -32,6 +32,7 @@ from export.passes.pad_and_crop import PAD_MULTIPLE, PAD_SMALLEST, PADDED
 from runtime.engine_file import COORDINATES, ROUNDINGS, Head
 
 ACTIVATIONS = ("Softmax", "LogSoftmax", "Sigmoid")
+MOVES = ("Identity", "Transpose", "Reshape", "Squeeze", "Unsqueeze", "Slice", "Clip")  # give the type that they take
 CLIPPED = 1e-5  # a Clip of probabilities this near to 0 and 1 changes no label
 HEAD_KEY = "fcn_deploy.head"
 SIGMOID_KEY = "fcn_deploy.sigmoid"  # "1" where a Sigmoid at the end was dropped: scores are logits now
@@ -115,11 +116,21 @@ def _before_the_end(model: ModelProto, labels: bool) -> tuple[str, bool, bool, l
         elif _keeps_first_pixels(model, node):
             crops.append((node, sigmoid, dropped))
         elif node.op_type != "Identity" and not (
-            node.op_type == "Cast" and attributes(node)["to"] == TensorProto.FLOAT
+            node.op_type == "Cast" and attributes(node)["to"] == TensorProto.FLOAT and not _whole(made, node.input[0])
         ):
             break
         result = node.input[0]
     return result, sigmoid, dropped, crops
+
+
+def _whole(made: Mapping[str, NodeProto], name: str) -> bool:
+    """Whether a tensor is of whole numbers, as scores of 8 bits are: a Cast to one is last, but for what moves it."""
+    node = made.get(name)
+    while node is not None and node.op_type in MOVES:
+        node = made.get(node.input[0])
+    if node is None or node.op_type != "Cast":
+        return node is not None and node.op_type == "QuantizeLinear"
+    return attributes(node)["to"] not in (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE)
 
 
 def _clips_nothing(model: ModelProto, made: Mapping[str, NodeProto], node: NodeProto) -> bool:

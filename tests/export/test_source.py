@@ -647,6 +647,13 @@ def test_models_of_bgr_take_rgb(tmp_path, first):
     assert ("Gather" in {n.op_type for n in source.model.graph.node}) == (first == "arithmetic")
 
 
+def test_scores_of_8_bits_are_scores(tmp_path):
+    text = SCORES + TO_SIZE + "q = Softmax<axis=1>(f)\n m = Mul(q, m255)\n y = Cast<to=2>(m)"
+    check(tmp_path, made(text, gives="uint8[N,4,H,W] y"))
+    moved = text.replace("y = Cast<to=2>(m)", "c = Cast<to=2>(m)\n y = Transpose<perm=[0,2,3,1]>(c)")
+    check(tmp_path, made(moved, gives="uint8[N,H,W,4] y"), lambda result: result[0].argmax(2))
+
+
 def test_classes_activation_and_threshold(tmp_path):
     model = made(SCORES + TO_SIZE + "y = Identity(f)")
     source = reads(tmp_path, model, classes=("a", "b", "c", "d"))
