@@ -232,6 +232,10 @@ class Original:
         """Raise DeployError where the standard form does not give what the model gives, at the size that it takes."""
         image = self.images()
         expected = self.run(image)[self.output]
+        if np.isnan(expected).any():
+            raise DeployError(
+                f"{self.name} gives NaN for an image of noise; check its weights, and how it was exported"
+            )
         run = session(model.SerializeToString(), optimise=False)
         fed = np.ascontiguousarray(image[:, ::-1]) if bgr else image
         try:

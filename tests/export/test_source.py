@@ -647,6 +647,12 @@ def test_models_of_bgr_take_rgb(tmp_path, first):
     assert ("Gather" in {n.op_type for n in source.model.graph.node}) == (first == "arithmetic")
 
 
+def test_scores_that_are_no_numbers_are_refused(tmp_path):
+    broken = np.full((4, 6, 1, 1), np.nan, np.float32)
+    with pytest.raises(DeployError, match="gives NaN for an image of noise; check its weights"):
+        reads(tmp_path, made(SCORES + TO_SIZE + "y = Identity(f)", weights={"w3": broken}))
+
+
 def test_scores_of_8_bits_are_scores(tmp_path):
     text = SCORES + TO_SIZE + "q = Softmax<axis=1>(f)\n m = Mul(q, m255)\n y = Cast<to=2>(m)"
     check(tmp_path, made(text, gives="uint8[N,4,H,W] y"))
