@@ -247,7 +247,7 @@ class Stage:
         output_bytes: of its result, per pixel of padded image.
         cost: its share of the core's work.
         tile: side in pixels, without halo, of the tiles that it runs fastest in, which fit the processor's caches; an
-            image that is larger is run in tiles of at most that even where memory holds it whole. None: whole.
+            image of more pixels is run in tiles of at most that even where memory holds it whole. None: whole.
         border: of a first stage that takes the image as it is, uint8 [N, H, W, C]: pixels of padding around the padded
             image, (top, left, bottom, right), of the card's mean like all padding. None: it takes a normalised image,
             float32 [N, C, H, W].

@@ -126,7 +126,7 @@ def plan_run(size: tuple[int, int], card: ModelCard, stages: Sequence[Stage], me
 def plan_unbounded(size: tuple[int, int], card: ModelCard, stages: tuple[Stage, ...]) -> Plan:
     """The plan of an image where memory does not matter."""
     padded, stages = padded_size(*size, card), stages_in_tiles(card, stages)
-    if all(stage.tile is None or stage.halo is None or stage.tile >= max(padded) for stage in stages):
+    if all(stage.tile is None or stage.halo is None or stage.tile**2 >= math.prod(padded) for stage in stages):
         return Plan(size, padded, int(math.prod(padded) * sum(stage.bytes_per_pixel for stage in stages)))
     return _cheapest_within(size, card, stages, math.inf)
 

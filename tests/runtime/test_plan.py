@@ -192,6 +192,7 @@ def test_a_stage_that_is_faster_in_tiles_has_them_whatever_the_memory():
     assert plan.grids[0].tile == (384, 512) and plan.grids[1].tile == plan.padded == (1152, 1504)
     assert plan.overhead == pytest.approx(work(stages, plan.grids) / 3.0)
     assert not plan_run((512, 500), CARD, stages, 10**12).grids
+    assert not plan_run((777, 1), CARD, stages, 10**12).grids  # long, but no more pixels than a tile has
     assert max(plan_run((4000, 300), CARD, stages, 10**12).grids[0].tile) <= 512
     # Where memory is short they are smaller, never larger.
     small = plan_run((1125, 1500), CARD, stages, plan.bytes // 2)
