@@ -7,7 +7,8 @@ Each candidate makes labels of full size from the engine's coarse scores and the
 - `bilinear`: the engine's own head, to compare with;
 - `guided filter` (He, Sun, Tang, 2013): of the probabilities at full size;
 - `fast guided filter` (He, Sun, 2015): its linear coefficients found at stride 8 or 4 in windows of 3×3, interpolated
-  to full size, by the photograph's colour or brightness; only where neighbouring coarse pixels disagree;
+  to full size, by the photograph's colour or brightness; only where neighbouring coarse pixels disagree. The one of
+  stride 8 by colour is what `--refine` does;
 - `joint bilateral` upsampling (Kopf et al., 2007);
 - `mean field`: a CRF (Krähenbühl, Koltun, 2011) at stride 8 or 4 whose pixels see 8 neighbours, in two rounds;
 - `mean field, guided`: its probabilities brought to full size by the fast guided filter.
@@ -31,7 +32,8 @@ from calibration.datasets import load_dataset
 from calibration.metrics import IGNORE, Metrics, confusion_matrix
 from runtime import Segmenter
 from runtime.errors import MisuseError
-from runtime.head import _cell_weights, _interpolated, best_class, labels_from_scores
+from runtime.head import best_class, labels_from_scores
+from runtime.refine import guided_labels, linear_model, shrunk, softmax
 
 SHARES = (0.02, 0.005)  # of the diagonal
 NEIGHBOURS = ((0, 1), (1, -1), (1, 0), (1, 1))  # and their opposites
@@ -74,12 +76,6 @@ def boundary_iou(counts: np.ndarray, confusion: np.ndarray) -> float:
 # What the candidates are made of. Arrays are float32, [K, h, w] for scores and [C, h, w] for photographs in 0…1.
 
 
-def softmax(scores: np.ndarray) -> np.ndarray:
-    likely = np.exp(scores - scores.max(0))
-    likely /= likely.sum(0)
-    return likely
-
-
 def enlarged(scores: np.ndarray, factor: int) -> np.ndarray:
     """Bilinear, half-pixel, by an even factor."""
     if factor == 1:
@@ -96,110 +92,6 @@ def enlarged(scores: np.ndarray, factor: int) -> np.ndarray:
             parts.append(scores + np.float32(abs(offset)) * (other - scores))
         scores = np.stack(parts, axis + 1).reshape(shape)
     return scores
-
-
-def shrunk(image: np.ndarray, stride: int, cells: tuple[int, int]) -> np.ndarray:
-    """Block means of an image [H, W, C] uint8 on a grid of cells, its edge repeated beyond it."""
-    height, width = cells[0] * stride, cells[1] * stride
-    rows = np.minimum(np.arange(height), image.shape[0] - 1).reshape(-1, stride)
-    total = image[rows[:, 0]].astype(np.uint16)
-    for place in range(1, stride):
-        total += image[rows[:, place]]
-    columns = np.minimum(np.arange(width), image.shape[1] - 1).reshape(-1, stride)
-    blocks = total[:, columns[:, 0]].astype(np.float32)
-    for place in range(1, stride):
-        blocks += total[:, columns[:, place]]
-    return np.ascontiguousarray(blocks.transpose(2, 0, 1)) * np.float32(1 / (255 * stride**2))
-
-
-def box(maps: np.ndarray, radius: int) -> np.ndarray:
-    """Means over windows of 2·radius + 1 along the last two axes; edges are repeated."""
-    for axis in (maps.ndim - 2, maps.ndim - 1):
-        last = maps.shape[axis] - 1
-        places = np.arange(last + 1)
-        total = maps.copy()
-        for shift in range(1, radius + 1):
-            for moved in (np.minimum(places + shift, last), np.maximum(places - shift, 0)):
-                total += maps.take(moved, axis)
-        total *= np.float32(1 / (2 * radius + 1))
-        maps = total
-    return maps
-
-
-def linear_model(scores: np.ndarray, guide: np.ndarray, radius: int, epsilon: float) -> tuple[np.ndarray, np.ndarray]:
-    """Slopes [K, C, h, w] and offsets [K, h, w] of the guided filter: scores ≈ Σ slopes · guide + offsets."""
-    channels = len(guide)
-    mean, center = box(guide, radius), box(scores, radius)
-    variance = box(guide[:, None] * guide[None], radius) - mean[:, None] * mean[None]
-    variance[range(channels), range(channels)] += np.float32(epsilon)
-    inverse = inverted(variance)
-    together = np.stack(
-        [box(scores * part, radius) - center * middle for part, middle in zip(guide, mean, strict=True)]
-    )
-    slopes = np.stack([sum(inverse[one, two] * together[two] for two in range(channels)) for one in range(channels)], 1)
-    offsets = center - (slopes * mean).sum(1)
-    return box(slopes, radius), box(offsets, radius)
-
-
-def inverted(matrices: np.ndarray) -> np.ndarray:
-    """Symmetric matrices, [1, 1, …] or [3, 3, …], inverted; by cofactors, as numpy.linalg takes ten times as long."""
-    if len(matrices) != 3:
-        return 1 / matrices
-    (a, b, c), (_, d, e), (_, _, f) = matrices
-    rows = [
-        [d * f - e * e, c * e - b * f, b * e - c * d],
-        [None, a * f - c * c, b * c - a * e],
-        [None, None, a * d - b * b],
-    ]
-    determinant = a * rows[0][0] + b * rows[0][1] + c * rows[0][2]
-    return np.stack([np.stack([rows[min(i, j)][max(i, j)] for j in range(3)]) for i in range(3)]) / determinant
-
-
-def guided_labels(
-    likely: np.ndarray, slopes: np.ndarray, offsets: np.ndarray, image: np.ndarray, stride: int
-) -> np.ndarray:
-    """Labels of an image [H, W, C] uint8 from probabilities at `stride` and a linear model of them.
-
-    As the exact head does it: where four neighbours agree, so do the pixels between them; elsewhere the model's
-    coefficients are interpolated, of the classes that win at one of the four, and applied to the photograph.
-    """
-    dtype, half = np.dtype(np.uint8), stride // 2
-    best = best_class(likely, dtype)
-    high, wide = best.shape
-    rows, columns = (np.clip(np.arange(-1, size + 1), 0, size - 1) for size in (high, wide))
-    best = best[rows[:, None], columns]
-    corners = np.stack([best[:-1, :-1], best[:-1, 1:], best[1:, :-1], best[1:, 1:]])
-    same = (corners[0] == corners[1]) & (corners[0] == corners[2]) & (corners[0] == corners[3])
-    labels = np.empty((high + 1, stride, wide + 1, stride), dtype)
-    labels.reshape(high + 1, stride, -1)[:] = corners[0].repeat(stride, axis=1)[:, None]
-    y, x = np.nonzero(~same)
-    winners = np.sort(corners[:, y, x], axis=0)
-    fresh = np.concatenate([np.ones((1, len(y)), bool), winners[1:] != winners[:-1]])
-    counts = fresh.sum(0)
-    weights = _cell_weights(stride, half)
-    spots = np.clip(np.arange(stride * (max(high, wide) + 1)) - half, 0, None)
-    model = np.concatenate([offsets[:, None], slopes], 1)  # [K, 1 + C, h, w]
-    flat = model.reshape(*model.shape[:2], -1)
-    pixels = image if slopes.shape[1] > 1 else image.mean(2, keepdims=True)
-    for count in np.unique(counts):
-        chosen = np.flatnonzero(counts == count)
-        ys, xs = y[chosen], x[chosen]
-        classes = winners[:, chosen].T[fresh[:, chosen].T].reshape(-1, count).T  # [count, M]
-        near_y, far_y, near_x, far_x = rows[ys] * wide, rows[ys + 1] * wide, columns[xs], columns[xs + 1]
-        places = np.stack([near_y + near_x, near_y + far_x, far_y + near_x, far_y + far_x], 1)  # [M, 4]
-        parts = flat[classes[:, :, None], :, places[None]]  # [count, M, 4, 1 + C]
-        parts = np.moveaxis(parts, 3, 1).reshape(-1, len(chosen), 4)
-        inside = _interpolated(parts, weights, weights).reshape(count, model.shape[1], stride**2, len(chosen))
-        down = np.minimum(spots.reshape(-1, stride)[ys], image.shape[0] - 1)[:, :, None]
-        across = np.minimum(spots.reshape(-1, stride)[xs], image.shape[1] - 1)[:, None, :]
-        colors = pixels[down, across].reshape(len(chosen), stride**2, -1).transpose(2, 1, 0) * np.float32(1 / 255)
-        values = inside[:, 0]
-        for channel, color in enumerate(colors):
-            values = values + inside[:, 1 + channel] * color.astype(np.float32)
-        block = np.take_along_axis(classes, values.argmax(0), 0)  # [pixels, M]
-        labels[ys, :, xs, :] = block.reshape(stride, stride, -1).transpose(2, 0, 1)
-    full = labels.reshape((high + 1) * stride, -1)
-    return full[half : half + image.shape[0], half : half + image.shape[1]]
 
 
 def mean_field(
@@ -235,6 +127,10 @@ def mean_field(
     return likely
 
 
+def _guide(image: np.ndarray, stride: int, cells: tuple[int, int]) -> np.ndarray:
+    return shrunk(image, stride, cells) * np.float32(1 / 255)
+
+
 # The candidates: scores [K, h, w], image [H, W, C] uint8, stride → labels [H, W]
 
 
@@ -242,7 +138,7 @@ def guided_filter(scores: np.ndarray, image: np.ndarray, stride: int) -> np.ndar
     height, width = image.shape[:2]
     guide = image.mean(2, dtype=np.float32)[None] / 255
     likely = softmax(enlarged(scores, stride)[:, :height, :width])
-    slopes, offsets = linear_model(likely, guide, 8, 1e-3)
+    slopes, offsets = linear_model(likely, guide, radius=8, epsilon=1e-3)
     return best_class((slopes * guide).sum(1) + offsets, np.dtype(np.uint8))
 
 
@@ -258,17 +154,18 @@ def refined(
 ) -> np.ndarray:
     """Mean field, the fast guided filter, or one after the other, at stride / finer."""
     scores, stride = enlarged(scores, finer), stride // finer
-    guide = shrunk(image, stride, scores.shape[1:])
+    guide = _guide(image, stride, scores.shape[1:])
     # Neighbours are 16 pixels away at stride 8, and 12 at stride 4: beyond what the scores' own blur mixes.
     likely = mean_field(scores, guide, 2, 3 if finer > 1 else 2, 0.05, 3.0) if field else softmax(scores)
     if not guided:
         return best_class(enlarged(likely, stride), np.dtype(np.uint8))[: image.shape[0], : image.shape[1]]
     guide = guide.mean(0, keepdims=True) if grey else guide
-    return guided_labels(likely, *linear_model(likely, guide, 1, 1e-4), image, stride)
+    image = image.mean(2, dtype=np.float32, keepdims=True) if grey else image
+    return guided_labels(likely, *linear_model(likely, guide), image, np.float32(1 / 255), stride)
 
 
 def joint_bilateral(scores: np.ndarray, image: np.ndarray, stride: int) -> np.ndarray:
-    guide, low = image.transpose(2, 0, 1).astype(np.float32) / 255, shrunk(image, stride, scores.shape[1:])
+    guide, low = image.transpose(2, 0, 1).astype(np.float32) / 255, _guide(image, stride, scores.shape[1:])
     y, x = ((np.arange(size) + 0.5) / stride - 0.5 for size in image.shape[:2])
     total, norm = 0, np.float32(0)
     for down in (-1, 0, 1):

@@ -225,6 +225,7 @@ def evaluate(
     scales: Annotated[
         str, typer.Option(help="Resize images and labels too: 0.5,0.75,1.5,2, or mixed: odd sizes, each its own.")
     ] = "1",
+    refine: Annotated[bool, typer.Option("--refine", help="Evaluate the last, an engine, with --refine too.")] = False,
     report: Annotated[Path | None, typer.Option(help="Page to write (.html): all of it, with pictures.")] = None,
     json_: Json = False,
     force: Force = False,
@@ -250,6 +251,11 @@ def evaluate(
     if data == "digits":
         need("sklearn", "train")
     opened = [open_model(model, threads) for model in models]
+    names = [model.name for model in models]
+    if refine:
+        models = [*models, models[-1]]
+        opened.append(open_model(models[-1], threads, refine=True))
+        names.append(f"{models[-1].name} --refine")
     named = same_classes(models, [model.card for model in opened])
     collections = [load_dataset(data, split, seed=seed, count=count, card=model.card) for model in opened]
     for model, card, images in zip(models, named, collections, strict=True):
@@ -264,13 +270,13 @@ def evaluate(
     next(steps, None)
     entries = []
     packed: list[bytes] | None = [] if len(models) > 1 else None
-    for path, model, card, images in zip(models, opened, named, collections, strict=True):
+    for name, path, model, card, images in zip(names, models, opened, named, collections, strict=True):
         # The pictures are of the last, which is what is deployed.
-        worst = WORST if report is not None and path is models[-1] else 0
+        worst = WORST if report is not None and model is opened[-1] else 0
         evaluated = measure(
             model.predict, images, len(card.classes), wanted, packed, worst, done=lambda: next(steps, None)
         )
-        entries.append(Entry(path.name, model.kind, path.stat().st_size, card, model.report, evaluated))
+        entries.append(Entry(name, model.kind, path.stat().st_size, card, model.report, evaluated))
     described = f"{len(collections[0])} image{'s' if len(collections[0]) > 1 else ''} of {data} ({split})"
     if report is not None:
         title = f"{models[0].name} on {Path(data).name} ({split})"

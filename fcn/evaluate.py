@@ -223,7 +223,7 @@ class Model:
         predict: image → labels.
         card: its own, or assumed.
         kind: what it is and what runs it, in a few words.
-        report: report.json of an engine; None where there is none, or it is none.
+        report: report.json of an engine; None where there is none, or it is none, or it is of unrefined labels.
     """
 
     predict: Predict
@@ -232,14 +232,17 @@ class Model:
     report: dict[str, Any] | None = None
 
 
-def open_model(path: Path, threads: int | None = None) -> Model:
-    """A .safetensors (or .pth), .onnx or .engine, ready to label images.
+def open_model(path: Path, threads: int | None = None, refine: bool = False) -> Model:
+    """A .safetensors (or .pth), .onnx or .engine, ready to label images; an engine's labels refined if asked for.
 
     Raises:
-        MisuseError, DeployError: a file that is missing, damaged or of another kind, or a network of masks or values.
+        MisuseError, DeployError: a file that is missing, damaged or of another kind, or a network of masks or values;
+            labels that cannot be refined.
     """
     if not path.is_file():
         raise MisuseError(f"{path} does not exist or is not a file; name a checkpoint, an ONNX or an engine")
+    if refine and path.suffix != ".engine":
+        raise MisuseError(f"{path} is no engine, and --refine is of engines; name one last, or leave --refine away")
     if path.suffix in (".safetensors", ".pth", ".pt"):
         import torch
 
@@ -253,12 +256,12 @@ def open_model(path: Path, threads: int | None = None) -> Model:
         return Model(torch_predictor(model, checkpoint.card), checkpoint.card, "PyTorch checkpoint, float32")
     from runtime.segmenter import Segmenter
 
-    net = Segmenter(path, threads=threads)
+    net = Segmenter(path, threads=threads, refine=refine)
     _check_kind(net.card, path)
     if net.manifest is None:
         return Model(net, net.card, f"ONNX, {net.precision}, {net.backend}")
-    kind = f"engine for {net.manifest.target}, {net.precision}, {net.backend}"
-    return Model(net, net.card, kind, read_report(path))
+    kind = f"engine for {net.manifest.target}, {net.precision}, {net.backend}{', refined' if refine else ''}"
+    return Model(net, net.card, kind, None if refine else read_report(path))
 
 
 def same_classes(paths: Sequence[Path], cards: Sequence[ModelCard]) -> list[ModelCard]:

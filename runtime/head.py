@@ -86,7 +86,7 @@ def labels_from_scores(
     """
     scores = np.asarray(scores, np.float32)
     if card.activation != "softmax":
-        scores = _against(scores, card.score_threshold)
+        scores = against(scores, card.score_threshold)
     return _best(scores, head, np.dtype(card.label_dtype), padded, size, rows, first, cells)
 
 
@@ -110,7 +110,7 @@ def masks_from_scores(
     out = new_result("masks", card, stop - start, size[1]) if out is None else out
     thresholds = card.thresholds if head.activated else card.score_thresholds
     for mask, score, threshold in zip(out, scores, thresholds, strict=True):
-        two = _against(score[None], threshold)
+        two = against(score[None], threshold)
         mask[:] = _best(two, head, np.dtype(np.uint8), padded, size, rows, first, cells)
     return out
 
@@ -148,7 +148,7 @@ def values_from_scores(
     return out
 
 
-def _against(scores: np.ndarray, threshold: float) -> np.ndarray:
+def against(scores: np.ndarray, threshold: float) -> np.ndarray:
     """One score as two classes, of which the second is best where the score is above its threshold."""
     return np.concatenate([np.full_like(scores, threshold), scores])
 
@@ -329,7 +329,7 @@ def _labels_of_equal_cells(
     labels = np.empty((cells_y, factor_y, cells_x, factor_x), dtype)
     labels.reshape(cells_y, factor_y, -1)[:] = corner.repeat(factor_x, axis=1)[:, None]
     y, x = np.nonzero(~same)
-    down, across = _cell_weights(factor_y, offset_y), _cell_weights(factor_x, offset_x)
+    down, across = cell_weights(factor_y, offset_y), cell_weights(factor_x, offset_x)
     flat, width = scores.reshape(len(scores), -1), scores.shape[2]
     step = max(1, CHUNK // (len(scores) * factor_y * factor_x))
     for start in range(0, len(y), step):
@@ -345,7 +345,7 @@ def _labels_of_equal_cells(
     return np.ascontiguousarray(labels[top : top + high, left : left + wide])
 
 
-def _cell_weights(factor: int, offset: int) -> np.ndarray:
+def cell_weights(factor: int, offset: int) -> np.ndarray:
     """Weights of a cell's first and second corner along one axis, for each of its pixels: [2, factor] float32."""
     half = 0.5 if offset or factor == 1 else 0.0  # half_pixel; asymmetric starts at the score itself
     second = (np.arange(factor) + offset + half) / factor - half
@@ -368,12 +368,12 @@ def _cell_labels(corners: np.ndarray, winners: np.ndarray, down: np.ndarray, acr
     for count in np.unique(counts):
         cells = np.flatnonzero(counts == count)
         classes = np.nonzero(possible[:, cells].T)[1].reshape(-1, count).T  # [count, cells], ascending
-        inside = _interpolated(corners[classes, :, cells], down, across)
+        inside = interpolated(corners[classes, :, cells], down, across)
         labels[:, cells] = best_class(inside, winners.dtype, classes.astype(winners.dtype))
     return labels
 
 
-def _interpolated(corners: np.ndarray, down: np.ndarray, across: np.ndarray) -> np.ndarray:
+def interpolated(corners: np.ndarray, down: np.ndarray, across: np.ndarray) -> np.ndarray:
     """Values inside M cells, [count, pixels of a cell, M], from their four corners, [count, M, 4].
 
     One axis after the other, and by no matrix product: BLAS has threads of its own, which wait by spinning and take the

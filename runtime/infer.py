@@ -291,6 +291,7 @@ def infer(
     probabilities: Annotated[
         bool, typer.Option("--probabilities", help="Also write each class's probability, as float32 TIFFs.")
     ] = False,
+    refine: Annotated[bool, typer.Option("--refine", help="Let borders of labels follow the image's own.")] = False,
     overlay: Annotated[bool, typer.Option("--overlay", help="Also write pictures with a legend.")] = False,
     explain: Annotated[bool, typer.Option("--explain", help="Say how each image is run.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Skip files whose outputs exist already.")] = False,
@@ -306,7 +307,7 @@ def infer(
     files = find_images(images, IMAGE_SUFFIXES | VIDEO_SUFFIXES)
     failed = labelled = skipped = 0
     started = time.perf_counter()
-    with Segmenter(model, threads=threads, memory=None if memory is None else int(memory * 1e9)) as net:
+    with Segmenter(model, threads=threads, memory=None if memory is None else int(memory * 1e9), refine=refine) as net:
         how = {"overlay": overlay, "probabilities": probabilities, "max_pixels": max_pixels}
         records = label_files(net, files, out, force=force, resume=resume, **how)
         # Closed here, so that whatever ends the loop ends its threads before the network.

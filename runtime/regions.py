@@ -355,7 +355,7 @@ def _identity(net: Segmenter, path: Path) -> dict[str, str]:
     """What the rows that are done belong to."""
     stat = path.stat()
     members = json.dumps(dict(net.manifest.members), sort_keys=True) if net.manifest else str(net.path.stat())
-    members += net.card.to_json()  # thresholds and colours
+    members += net.card.to_json() + (" refined" if net.refine else "")  # thresholds and colours
     return {
         "image": f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns}",
         "engine": hashlib.sha256(members.encode()).hexdigest(),

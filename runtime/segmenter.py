@@ -20,6 +20,7 @@ from runtime.head import KINDS, new_result, result_bytes, result_from_scores
 from runtime.pipeline import CALLERS, Cost, Stream, overlapped
 from runtime.plan import Plan, Span, available_memory, check_result, plan_profile, plan_run, plan_unbounded
 from runtime.prepare import check_image, input_shape, padded_size, prepare
+from runtime.refine import REACH, check_refinable, refined_labels
 from runtime.tiles import ready_rows, score_bands
 
 log = logging.getLogger(__name__)
@@ -39,11 +40,13 @@ class Segmenter:
         device: `auto`: what the engine is for; `cpu`; `cuda` or `cuda:1` for a GPU.
         threads: of one call on the CPU; None: one per physical core.
         memory: bytes one image may take on the CPU; None: 80 % of what is free.
+        refine: let borders of labels follow those of the image (`runtime.refine`). Probabilities and values stay what
+            the network gives.
 
     Thread-safe: many threads may call one Segmenter.
 
     Raises:
-        MisuseError: an argument out of its range.
+        MisuseError: an argument out of its range, or a network whose labels cannot be refined.
         DeployError: a file that is missing, damaged, of another version, or for another device.
     """
 
@@ -53,6 +56,7 @@ class Segmenter:
         device: str = "auto",
         threads: int | None = None,
         memory: int | None = None,
+        refine: bool = False,
     ) -> None:
         match = re.fullmatch(r"auto|cpu|cuda(?::(\d+))?", device)
         if match is None:
@@ -63,6 +67,7 @@ class Segmenter:
             raise MisuseError(f"memory is {memory} bytes; it must be above 0, or None for what is free")
         self.path = Path(model)
         self.memory = memory
+        self.refine = refine
         self._buffers = threading.local()
         self._on_gpu = False
         self._kept = 0  # bytes
@@ -116,6 +121,8 @@ class Segmenter:
                     self._backends = [TensorRTBackend(self.manifest, plan, kernels, index, str(self.path))]
             self.card, self.head = self.manifest.card, self.manifest.head
             self.precision = self.manifest.precision
+        if refine:
+            check_refinable(self.card, self.head, self.path)
 
     @property
     def backend(self) -> str:
@@ -232,20 +239,39 @@ class Segmenter:
         if plan.grids:
             results = [new_result(kind, self.card, *plan.size) for kind in kinds]
             for rows, scores, first, cells in self._ready_rows(image, plan, 0):
-                where = scores, self.head, self.card, plan.padded, plan.size, rows, first, cells
+                where = scores, self.head, plan, rows, first, cells
                 for kind, result in zip(kinds, results, strict=True):
-                    result_from_scores(kind, *where, result[..., slice(*rows), :])
+                    self._result(kind, image, *where, out=result[..., slice(*rows), :])
             return tuple(results)
-        if self._on_gpu and tuple(kinds) == LABELS:
+        if self._on_gpu and tuple(kinds) == LABELS and not self.refine:
             return (self._open()[0].labels(image, plan.padded),)
-        return self._results_of_scores(self.scores_by(image, plan), plan, kinds)
+        return self._results_of_scores(image, self.scores_by(image, plan), plan, kinds)
 
-    def _results_of_scores(self, scores: np.ndarray, plan: Plan, kinds: Sequence[str]) -> tuple[np.ndarray, ...]:
-        where = scores, self._head_of(scores, plan, kinds), self.card, plan.padded, plan.size
+    def _results_of_scores(
+        self, image: np.ndarray, scores: np.ndarray, plan: Plan, kinds: Sequence[str]
+    ) -> tuple[np.ndarray, ...]:
+        head = self._head_of(scores, plan, kinds)
         full = self.head.mode == "none" and scores.shape[1:] == plan.size and scores.dtype == np.float32
         if full and scores.flags.writeable and tuple(kinds) in (("values",), ("probabilities",)):
-            return (result_from_scores(kinds[0], *where, out=scores),)  # in place: no second copy
-        return tuple(result_from_scores(kind, *where) for kind in kinds)
+            return (self._result(kinds[0], image, scores, head, plan, out=scores),)  # in place: no second copy
+        return tuple(self._result(kind, image, scores, head, plan) for kind in kinds)
+
+    def _result(
+        self,
+        kind: str,
+        image,
+        scores: np.ndarray,
+        head: Head,
+        plan: Plan,
+        rows: tuple[int, int] | None = None,
+        first: int = 0,
+        cells: int | None = None,
+        out: np.ndarray | None = None,
+    ) -> np.ndarray:
+        """A result, or some rows of it; arguments as for `labels_from_scores`."""
+        if kind == "labels" and self.refine:
+            return refined_labels(scores, head, self.card, plan.size, image, rows, first, out)
+        return result_from_scores(kind, scores, head, self.card, plan.padded, plan.size, rows, first, cells, out)
 
     def _head_of(self, scores: np.ndarray, plan: Plan, kinds: Sequence[str]) -> Head:
         """The head of a whole image's scores; of a plain ONNX, after a look at what it gives. Raises DeployError."""
@@ -295,7 +321,7 @@ class Segmenter:
             ready = self._ready_rows(image, plan, start)
         else:
             image = np.asarray(image[:, :])
-            if self._on_gpu and kinds == LABELS:
+            if self._on_gpu and kinds == LABELS and not self.refine:
                 yield start, (self._open()[0].labels(image, plan.padded)[start:],)
                 return
             whole = self.scores_by(image, plan)
@@ -304,8 +330,8 @@ class Segmenter:
         for (first_row, stop), scores, first, cells in ready:
             for top in range(first_row, stop, rows_of_band):
                 rows = top, min(top + rows_of_band, stop)
-                where = scores, head, self.card, plan.padded, plan.size, rows, first, cells
-                yield top, tuple(result_from_scores(kind, *where) for kind in kinds)
+                where = scores, head, plan, rows, first, cells
+                yield top, tuple(self._result(kind, image, *where) for kind in kinds)
 
     def scores(self, image: np.ndarray) -> np.ndarray:
         """The core's own output for one image: float32 [K, h, w], uncropped (padding included)."""
@@ -388,7 +414,10 @@ class Segmenter:
     ) -> list[tuple[np.ndarray, ...]]:
         """Results of checked images of one padded size, run whole as one batch."""
         scores = self.scores_of_batch(images)
-        return [self._results_of_scores(each, plan, kinds) for each, plan in zip(scores, plans, strict=True)]
+        return [
+            self._results_of_scores(image, each, plan, kinds)
+            for image, each, plan in zip(images, scores, plans, strict=True)
+        ]
 
     def warmup(self, sizes: Iterable[tuple[int, int]]) -> None:
         """Run once at each (height, width), so that later calls of these sizes meet no first-time cost."""
@@ -427,8 +456,9 @@ class Segmenter:
     def _ready_rows(self, image, plan: Plan, start: int) -> Iterator[tuple[tuple[int, int], np.ndarray, int, int]]:
         # Interpolation reads the score above a row, too.
         stride = self._stages[-1].stride[0]
-        bands = self._score_bands(image, plan, max(0, start - 2 * stride))
-        return ready_rows(bands, stride, self.head, plan.padded, plan.size, start)
+        more = REACH if self.refine else 0
+        bands = self._score_bands(image, plan, max(0, start - (2 + more) * stride))
+        return ready_rows(bands, stride, self.head, plan.padded, plan.size, start, more)
 
     def _score_bands(self, image, plan: Plan, start: int) -> Iterator[tuple[int, int, np.ndarray]]:
         backends = self._open()

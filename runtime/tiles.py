@@ -98,6 +98,7 @@ def ready_rows(
     padded: tuple[int, int],
     size: tuple[int, int],
     start: int = 0,
+    reach: int = 0,
 ) -> Iterator[tuple[tuple[int, int], np.ndarray, int, int]]:
     """Rows of pixels, as soon as all scores that they are made of are there.
 
@@ -106,6 +107,7 @@ def ready_rows(
         stride: rows of pixels of a row of scores.
         head, padded, size: as for `labels_from_scores`.
         start: first row of pixels.
+        reach: so many rows of scores above and below those that a row of pixels lies between are kept with it.
 
     Yields:
         (rows, scores, first, cells) as `labels_from_scores` takes them, from `start` to the last row.
@@ -119,7 +121,7 @@ def ready_rows(
         else:
             kept = np.concatenate([kept, band], axis=1)
         # Rows whose last cell is here; the others wait for the next band.
-        lasts = last_cells(head, cells, padded[0], size[0])
+        lasts = np.minimum(last_cells(head, cells, padded[0], size[0]) + reach, cells - 1)
         stop = int(np.searchsorted(lasts, first + kept.shape[1], "left"))
         if stop <= done:
             continue
@@ -127,5 +129,5 @@ def ready_rows(
         done = stop
         if done < size[0]:
             # One more than the next row's last cell needs: interpolation reads the cell before it.
-            unneeded = max(int(lasts[done]) - 1 - first, 0)
+            unneeded = max(int(lasts[done]) - 1 - 2 * reach - first, 0)
             kept, first = kept[:, unneeded:], first + unneeded

@@ -169,6 +169,16 @@ def test_an_interrupted_run_goes_on_where_it_stopped(exports, net, large, tmp_pa
     assert left(tmp_path) == ["large.tif", "out.tif"]
 
 
+def test_rows_that_were_not_refined_are_not_gone_on_from(exports, net, large, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        stopping(net, patch, 2, KeyboardInterrupt())
+        with pytest.raises(KeyboardInterrupt):
+            label_regions(net, large, tmp_path / "out.tif")
+    with Segmenter(exports / "narrow.engine", threads=2, refine=True, memory=6_000_000) as refined:
+        label_regions(refined, large, tmp_path / "out.tif")
+        np.testing.assert_array_equal(tifffile.imread(tmp_path / "out.tif"), refined(photo(2400, 100)))
+
+
 def test_rows_of_another_file_are_not_gone_on_from(net, large, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         stopping(net, patch, 2, KeyboardInterrupt())

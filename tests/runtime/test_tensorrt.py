@@ -115,6 +115,16 @@ def test_labels_equal_the_cpu_engines_at_200_sizes_across_profiles(engine, expor
     assert gpu.counts()["allocations"] == gpu.counts()["pinned"] == gpu.counts()["contexts"] == 0
 
 
+def test_labels_are_refined_as_the_cpu_engines_are(engine, exports):
+    built, narrow = Segmenter(engine, refine=True), exports / "narrow.engine"
+    with built as net, Segmenter(narrow, refine=True) as cpu, Segmenter(narrow) as plain:
+        for size in [size for size in sizes(40) if runnable(net, size)][:10]:
+            image = photo(*size)
+            assert (net(image) != cpu(image)).mean() < 1e-3, size
+        assert (net(image) != plain(image)).any()
+        np.testing.assert_array_equal(np.concatenate([labels for _, labels in net.bands(image)]), net(image))
+
+
 @pytest.mark.parametrize("precision", ["float16", "int8"])
 def test_engines_in_float16_and_int8_take_float16_and_give_the_labels_of_their_reference(
     exports, gpu, tmp_path, precision, monkeypatch

@@ -1,0 +1,252 @@
+"""Labels whose borders follow the image's own, by the fast guided filter (He, Sun, Tang, 2013; He and Sun, 2015).
+
+A score map has a cell for every 8 pixels or more, so labels made from it alone have smooth borders that miss those of
+things. Here the cells' probabilities become linear functions of the image's colours, fitted in windows of 3×3 cells;
+where neighbouring cells disagree, these functions are interpolated and applied to the pixels themselves.
+
+All of it is local: a pixel's label depends on cells within REACH of its own and on no others, so tiles and bands with
+that halo give the labels of the whole image. `benchmarks/refine.py` has what else was tried.
+"""
+
+import math
+
+import numpy as np
+
+from runtime.engine_file import Head, ModelCard
+from runtime.errors import MisuseError
+from runtime.head import CHUNK, against, best_class, cell_weights, interpolated
+
+RADIUS = 1  # of the windows, in cells
+EPSILON = 1e-4  # variances of colours below it count as flat
+REACH = 2 * RADIUS + 1  # cells: two windows and interpolation
+BLOCK = 1 << 19  # scores refined at a time, about: bounds the working memory
+LEAST_BLOCK = 32  # cells a side
+SPREAD = 4.4  # standard deviations of a channel that its range comes to, where its dtype does not tell
+
+
+def refusal(card: ModelCard, head: Head) -> str | None:
+    """Why labels of this network cannot be refined, or None."""
+    if card.kind != "labels":
+        return f"it gives {card.kind}, and --refine is of labels"
+    if head.mode == "none":
+        return "its scores are full-size already"
+    if head.mode != "linear" or head.coordinates not in ("half_pixel", "pytorch_half_pixel"):
+        return f"its scores are enlarged by another rule ({head.mode}, {head.coordinates})"
+    factors = head.factor or (card.stride, card.stride)
+    if factors[0] != factors[1] or factors[0] != int(factors[0]) or not 2 <= factors[0] <= 128:
+        return f"its scores are enlarged by {factors[0]:g}×{factors[1]:g}, and not by one whole number from 2 to 128"
+    if head.factor is None and card.size_multiple % card.stride:
+        return f"its images are padded to multiples of {card.size_multiple}, which must be of its stride {card.stride}"
+    return None
+
+
+def check_refinable(card: ModelCard, head: Head, source: object) -> None:
+    """Raise MisuseError where labels of this network cannot be refined."""
+    if (reason := refusal(card, head)) is not None:
+        raise MisuseError(f"{source} cannot be refined: {reason}; leave --refine away")
+
+
+def stride_of(card: ModelCard, head: Head) -> int:
+    """Pixels of a cell, of a network that `refusal` has nothing against."""
+    return int(head.factor[0]) if head.factor else card.stride
+
+
+def refined_labels(
+    scores: np.ndarray,
+    head: Head,
+    card: ModelCard,
+    size: tuple[int, int],
+    image,
+    rows: tuple[int, int] | None = None,
+    first: int = 0,
+    out: np.ndarray | None = None,
+) -> np.ndarray:
+    """Labels of an image, or of some of its rows, from the core's scores and the image.
+
+    Args:
+        scores: uncropped, [K, h, w] float.
+        head, card: of a network that `refusal` has nothing against.
+        size: (height, width) of the image, in pixels.
+        image: [H, W, C], as the card has it; or what gives its rows as `image[top:bottom, left:right]`.
+        rows: (first, after the last) of the pixels wanted; None: all.
+        first: `scores` begin with this row of the score map; unless that is its first, they begin REACH rows or more
+            above those that the wanted pixels are in, and end as many below, or with the map.
+        out: where to write them; None: new memory.
+
+    Returns:
+        [rows, width] uint8, or uint16 for more than 256 classes.
+    """
+    start, stop = rows or (0, size[0])
+    stride = stride_of(card, head)
+    scores = _logits(np.asarray(scores, np.float32), head, card)
+    labels = np.empty((stop - start, size[1]), card.label_dtype) if out is None else out
+    side = max(LEAST_BLOCK, math.isqrt(BLOCK // len(scores))) * stride
+    # Blocks stand on a grid of the whole image: which rows are wanted changes nothing.
+    for top in range(start // side * side, stop, side):
+        for left in range(0, size[1], side):
+            block = (max(top, start), min(top + side, stop)), (left, min(left + side, size[1]))
+            outer = [
+                (max(begin // stride - REACH, low), min(-(-end // stride) + REACH, high))
+                for (begin, end), low, high in zip(
+                    block, (first, 0), (first + scores.shape[1], scores.shape[2]), strict=True
+                )
+            ]
+            (above, below), (before, after) = outer
+            part = np.asarray(
+                image[above * stride : min(below * stride, size[0]), before * stride : min(after * stride, size[1])]
+            )
+            refined = _refined(scores[:, above - first : below - first, before:after], part, _color_scale(card), stride)
+            (begin, end), (near, far) = block
+            labels[begin - start : end - start, near:far] = refined[
+                begin - above * stride : end - above * stride, near - before * stride : far - before * stride
+            ]
+    return labels
+
+
+def _logits(scores: np.ndarray, head: Head, card: ModelCard) -> np.ndarray:
+    """Scores whose softmax is the network's probabilities; of one score, two with its threshold at equality."""
+    if card.activation == "softmax":
+        return np.log(np.maximum(scores, 1e-6)) if head.activated else scores
+    if card.activation == "sigmoid" and not head.activated:
+        return against(scores, card.score_threshold)
+    likely = np.clip(scores, 1e-6, 1 - 1e-6)
+    return against(np.log(likely / (1 - likely)), math.log(card.thresholds[0] / (1 - card.thresholds[0])))
+
+
+def _color_scale(card: ModelCard) -> np.float32:
+    """What brings the image's values to a range of about 1."""
+    return np.float32(1 / 255 if card.dtype == "uint8" else 1 / (SPREAD * float(np.mean(card.std))))
+
+
+def _refined(scores: np.ndarray, image: np.ndarray, scale: np.float32, stride: int) -> np.ndarray:
+    """Labels [h·stride, w·stride] (or fewer, where the image ends) of a block: scores [K, h, w] and its pixels."""
+    if image.shape[2] not in (1, 3):  # no colours: brightness
+        image = image.mean(2, dtype=np.float32, keepdims=True)
+    guide = shrunk(image, stride, scores.shape[1:]) * scale
+    likely = softmax(scores)
+    return guided_labels(likely, *linear_model(likely, guide), image, scale, stride)
+
+
+def softmax(scores: np.ndarray) -> np.ndarray:
+    """Probabilities over the first axis."""
+    likely = np.exp(scores - scores.max(0))
+    likely /= likely.sum(0)
+    return likely
+
+
+def shrunk(image: np.ndarray, stride: int, cells: tuple[int, int]) -> np.ndarray:
+    """Means [C, *cells] of the pixels of each cell, the image's edge repeated beyond it."""
+    rows = np.minimum(np.arange(cells[0] * stride), image.shape[0] - 1).reshape(-1, stride)
+    total = image[rows[:, 0]].astype(np.uint16 if image.dtype == np.uint8 else np.float32)
+    for place in range(1, stride):
+        total += image[rows[:, place]]
+    columns = np.minimum(np.arange(cells[1] * stride), image.shape[1] - 1).reshape(-1, stride)
+    blocks = total[:, columns[:, 0]].astype(np.float32)
+    for place in range(1, stride):
+        blocks += total[:, columns[:, place]]
+    return np.ascontiguousarray(blocks.transpose(2, 0, 1)) * np.float32(1 / stride**2)
+
+
+def box(maps: np.ndarray, radius: int = RADIUS) -> np.ndarray:
+    """Means over windows of 2·radius + 1 along the last two axes; edges are repeated."""
+    for axis in (maps.ndim - 2, maps.ndim - 1):
+        last = maps.shape[axis] - 1
+        places = np.arange(last + 1)
+        total = maps.copy()
+        for shift in range(1, radius + 1):
+            for moved in (np.minimum(places + shift, last), np.maximum(places - shift, 0)):
+                total += maps.take(moved, axis)
+        total *= 1 / (2 * radius + 1)
+        maps = total
+    return maps
+
+
+def linear_model(
+    likely: np.ndarray, guide: np.ndarray, radius: int = RADIUS, epsilon: float = EPSILON
+) -> tuple[np.ndarray, np.ndarray]:
+    """Slopes [K, C, h, w] and offsets [K, h, w] of the guided filter: likely ≈ Σ slopes · guide + offsets.
+
+    Args:
+        likely: probabilities, [K, h, w].
+        guide: colours of the same cells, [1 or 3, h, w].
+        radius: of the windows.
+        epsilon: of variances of the guide.
+    """
+    channels = len(guide)
+    # In double precision: colours mostly differ in brightness alone, and the other variances are near epsilon.
+    exact = guide.astype(np.float64)
+    middle = box(exact, radius)
+    variance = box(exact[:, None] * exact[None], radius) - middle[:, None] * middle[None]
+    variance[range(channels), range(channels)] += epsilon
+    inverse = _inverted(variance).astype(np.float32)
+    mean, center = middle.astype(np.float32), box(likely, radius)
+    together = [box(likely * part, radius) - center * its_mean for part, its_mean in zip(guide, mean, strict=True)]
+    slopes = np.stack([sum(inverse[one, two] * together[two] for two in range(channels)) for one in range(channels)], 1)
+    offsets = center - (slopes * mean).sum(1)
+    return box(slopes, radius), box(offsets, radius)
+
+
+def _inverted(matrices: np.ndarray) -> np.ndarray:
+    """Symmetric matrices, [1, 1, …] or [3, 3, …], inverted; by cofactors, as numpy.linalg takes ten times as long."""
+    if len(matrices) != 3:
+        return 1 / matrices
+    (a, b, c), (_, d, e), (_, _, f) = matrices
+    rows = [
+        [d * f - e * e, c * e - b * f, b * e - c * d],
+        [None, a * f - c * c, b * c - a * e],
+        [None, None, a * d - b * b],
+    ]
+    determinant = a * rows[0][0] + b * rows[0][1] + c * rows[0][2]
+    return np.stack([np.stack([rows[min(i, j)][max(i, j)] for j in range(3)]) for i in range(3)]) / determinant
+
+
+def guided_labels(
+    likely: np.ndarray, slopes: np.ndarray, offsets: np.ndarray, image: np.ndarray, scale: np.float32, stride: int
+) -> np.ndarray:
+    """Labels of the pixels of `image`, [H, W, C], from probabilities of the cells and a linear model of them.
+
+    As the exact head does it: where four neighbours agree, so do the pixels between them; elsewhere the model's
+    coefficients are interpolated, of the classes that win at one of the four, and applied to the image.
+    """
+    dtype, half = np.dtype(np.uint8 if len(likely) <= 256 else np.uint16), stride // 2
+    before = stride - half  # pixels of the first row of blocks, from a centre to the next, that lie above the image
+    best = best_class(likely, dtype)
+    high, wide = best.shape
+    rows, columns = (np.clip(np.arange(-1, size + 1), 0, size - 1) for size in (high, wide))
+    best = best[rows[:, None], columns]
+    corners = np.stack([best[:-1, :-1], best[:-1, 1:], best[1:, :-1], best[1:, 1:]])
+    same = (corners[0] == corners[1]) & (corners[0] == corners[2]) & (corners[0] == corners[3])
+    labels = np.empty((high + 1, stride, wide + 1, stride), dtype)
+    labels.reshape(high + 1, stride, -1)[:] = corners[0].repeat(stride, axis=1)[:, None]
+    y, x = np.nonzero(~same)
+    winners = np.sort(corners[:, y, x], axis=0)
+    fresh = np.concatenate([np.ones((1, len(y)), bool), winners[1:] != winners[:-1]])
+    counts = fresh.sum(0)
+    weights = cell_weights(stride, half)
+    model = np.concatenate([offsets[:, None], slopes], 1)  # [K, 1 + C, h, w]
+    flat = model.reshape(*model.shape[:2], -1)
+    for count in np.unique(counts):
+        found = np.flatnonzero(counts == count)
+        step = max(1, CHUNK // (count * model.shape[1] * stride**2))
+        for begin in range(0, len(found), step):
+            chosen = found[begin : begin + step]
+            ys, xs = y[chosen], x[chosen]
+            classes = winners[:, chosen].T[fresh[:, chosen].T].reshape(-1, count).T  # [count, M]
+            near_y, far_y, near_x, far_x = rows[ys] * wide, rows[ys + 1] * wide, columns[xs], columns[xs + 1]
+            places = np.stack([near_y + near_x, near_y + far_x, far_y + near_x, far_y + far_x], 1)  # [M, 4]
+            parts = flat[classes[:, :, None], :, places[None]]  # [count, M, 4, 1 + C]
+            parts = np.moveaxis(parts, 3, 1).reshape(-1, len(chosen), 4)
+            inside = interpolated(parts, weights, weights).reshape(count, model.shape[1], stride**2, len(chosen))
+            # Pixels of the cells, those beyond the image taken from its edge: they are cut off.
+            down, across = (
+                np.clip(spots[:, None] * stride - before + np.arange(stride), 0, size - 1)
+                for spots, size in ((ys, image.shape[0]), (xs, image.shape[1]))
+            )
+            colors = image[down[:, :, None], across[:, None, :]].reshape(len(chosen), stride**2, -1) * scale
+            values = inside[:, 0]
+            for channel, color in enumerate(colors.transpose(2, 1, 0)):
+                values += inside[:, 1 + channel] * color
+            block = np.take_along_axis(classes, values.argmax(0), 0)  # [pixels, M]
+            labels[ys, :, xs, :] = block.reshape(stride, stride, -1).transpose(2, 0, 1)
+    full = labels.reshape((high + 1) * stride, -1)
+    return full[before : before + image.shape[0], before : before + image.shape[1]]

@@ -1,0 +1,234 @@
+"""Refined labels: those of the guided filter as it is defined, whatever the tiles; and networks that have none."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from helpers import command, one_error, photo
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from runtime import ModelCard, Segmenter
+from runtime import refine as refining
+from runtime.engine_file import Head
+from runtime.errors import MisuseError
+from runtime.plan import Grid
+from runtime.refine import EPSILON, REACH, refined_labels, refusal
+from runtime.tiles import ready_rows, score_bands
+
+LINEAR = Head("linear", "half_pixel", (8.0, 8.0))
+
+
+def card(classes=4, channels=3, **values):
+    values = {"mean": (127.5,) * channels, "std": (60.0,) * channels} | values
+    names = tuple(f"class {index}" for index in range(classes))
+    return ModelCard(names, channels=channels, stride=8, size_multiple=32, **values)
+
+
+def reference(scores, image, stride):
+    """The fast guided filter pixel by pixel, in double precision, and how far the best class is from the next."""
+    scores, image = scores.astype(np.float64), image.astype(np.float64) / 255
+    classes, high, wide = scores.shape
+    likely = np.exp(scores - scores.max(0))
+    likely /= likely.sum(0)
+
+    def window(y, x):
+        places = [(np.clip(y + i, 0, high - 1), np.clip(x + j, 0, wide - 1)) for i in (-1, 0, 1) for j in (-1, 0, 1)]
+        return tuple(np.array(places).T)
+
+    edge = np.pad(image, ((0, max(0, high * stride - image.shape[0])), (0, max(0, wide * stride - image.shape[1])),
+                          (0, 0)), mode="edge")  # fmt: skip
+    guide = edge[: high * stride, : wide * stride].reshape(high, stride, wide, stride, -1).mean((1, 3))
+    slopes, offsets = np.zeros((high, wide, guide.shape[2], classes)), np.zeros((high, wide, classes))
+    for y in range(high):
+        for x in range(wide):
+            colors, found = guide[window(y, x)], likely[:, *window(y, x)].T
+            spread = np.cov(colors.T, bias=True).reshape(guide.shape[2], -1) + EPSILON * np.eye(guide.shape[2])
+            slopes[y, x] = np.linalg.solve(spread, (colors - colors.mean(0)).T @ found / 9)
+            offsets[y, x] = found.mean(0) - colors.mean(0) @ slopes[y, x]
+    mean = [np.array([[part[window(y, x)].mean(0) for x in range(wide)] for y in range(high)])
+            for part in (slopes, offsets)]  # fmt: skip
+    best = likely.argmax(0)
+    labels, margin = np.zeros(image.shape[:2], int), np.full(image.shape[:2], np.inf)
+    for row in range(image.shape[0]):
+        for column in range(image.shape[1]):
+            y, x = (row + 0.5) / stride - 0.5, (column + 0.5) / stride - 0.5
+            spots = [(int(np.floor(y)) + i, int(np.floor(x)) + j) for i in (0, 1) for j in (0, 1)]
+            weights = [(1 - abs(y - i)) * (1 - abs(x - j)) for i, j in spots]
+            spots = [(min(max(i, 0), high - 1), min(max(j, 0), wide - 1)) for i, j in spots]
+            winners = sorted({best[spot] for spot in spots})
+            slope = sum(weight * mean[0][spot] for weight, spot in zip(weights, spots, strict=True))
+            offset = sum(weight * mean[1][spot] for weight, spot in zip(weights, spots, strict=True))
+            values = (image[row, column] @ slope + offset)[winners]
+            labels[row, column] = winners[values.argmax()]
+            if len(winners) > 1:
+                margin[row, column] = np.diff(np.sort(values)[-2:])[0]
+    return labels, margin
+
+
+@settings(max_examples=25, deadline=None)
+@given(data=st.data())
+def test_labels_are_those_of_the_definition(data):
+    stride, channels = data.draw(st.sampled_from([2, 3, 8])), data.draw(st.sampled_from([1, 3]))
+    size = data.draw(st.integers(1, 40)), data.draw(st.integers(1, 40))
+    cells = [-(-side // stride) + data.draw(st.integers(0, 2)) for side in size]  # padding beyond the image
+    random = np.random.default_rng(data.draw(st.integers(0, 999)))
+    scores = (2 * random.normal(size=(4, *cells))).astype(np.float32)
+    image = random.integers(0, 256, (*size, channels), np.uint8)
+    head = Head("linear", "half_pixel", (float(stride),) * 2)
+    labels = refined_labels(scores, head, card(channels=channels), size, image)
+    expected, margin = reference(scores, image, stride)
+    assert labels.dtype == np.uint8 and labels.shape == size
+    # Single precision, and noise that has next to no variance in some direction.
+    assert (labels == expected)[margin > 1e-2].all()
+
+
+def test_borders_are_found_in_the_image():
+    y, x = np.mgrid[:121, :147]
+    truth = (np.hypot(y - 60, x - 70) < 37).astype(np.uint8)
+    image = np.where(truth[:, :, None] == 1, (200, 90, 40), (60, 120, 160)).astype(np.uint8)
+    share = np.pad(truth, ((0, 7), (0, 13)), mode="edge").reshape(16, 8, 20, 8).mean((1, 3))
+    scores = np.stack([1 - share, share]).astype(np.float32) * 6
+    two = card(2)
+    plain = (scores.argmax(0).repeat(8, 0).repeat(8, 1)[:121, :147] != truth).sum()
+    wrong = (refined_labels(scores, LINEAR, two, truth.shape, image) != truth).sum()
+    assert wrong < 0.1 * plain
+    # Of a network of one score, a logit or a probability, the same; and of one that takes its softmax itself.
+    one = scores[1:] - scores[:1]
+    expected = refined_labels(scores, LINEAR, two, truth.shape, image)
+    for activation, given_scores in (("sigmoid", one), ("probability", 1 / (1 + np.exp(-one)))):
+        labels = refined_labels(given_scores, LINEAR, replace(two, activation=activation), truth.shape, image)
+        assert (labels != expected).mean() < 1e-3
+    likely = np.stack([1 - 1 / (1 + np.exp(-one[0])), 1 / (1 + np.exp(-one[0]))])
+    labels = refined_labels(likely, replace(LINEAR, activated=True), two, truth.shape, image)
+    assert (labels != expected).mean() < 1e-3
+
+
+def test_images_of_other_kinds():
+    scores = np.random.default_rng(0).normal(size=(4, 8, 12)).astype(np.float32)
+    image = photo(60, 90)
+    expected = refined_labels(scores, LINEAR, card(), (60, 90), image)
+    spread = (255 / refining.SPREAD,) * 3
+    for dtype, factor in (("float32", 1), ("uint16", 257)):
+        other = card(dtype=dtype, std=tuple(value * factor for value in spread))
+        labels = refined_labels(scores, LINEAR, other, (60, 90), image.astype(dtype) * np.dtype(dtype).type(factor))
+        assert (labels != expected).mean() < 1e-3
+    # Channels that are no colours: by brightness.
+    grey = refined_labels(scores, LINEAR, card(channels=1), (60, 90), image[:, :, :1])
+    four = np.repeat(image[:, :, :1], 4, 2)
+    assert (refined_labels(scores, LINEAR, card(channels=4), (60, 90), four) != grey).mean() < 1e-3
+    many = np.zeros((300, 8, 12), np.float32)
+    many[:4] = scores + 9
+    labels = refined_labels(many, LINEAR, card(300), (60, 90), image)
+    assert labels.dtype == np.uint16 and labels.max() < 4
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_rows_and_blocks_change_no_label(data):
+    cells = data.draw(st.integers(1, 12)) * 4, data.draw(st.integers(1, 5)) * 4
+    size = tuple(8 * side - data.draw(st.integers(0, 31)) for side in cells)
+    random = np.random.default_rng(data.draw(st.integers(0, 99)))
+    scores = random.normal(size=(4, *cells)).astype(np.float32)
+    image = random.integers(0, 256, (*size, 3), np.uint8)
+    whole = refined_labels(scores, LINEAR, card(), size, image)
+    padded = tuple(8 * side for side in cells)
+    grid = Grid(padded, (32 * data.draw(st.integers(1, 4)), 8 * cells[1]), (0, 0))
+    start = data.draw(st.integers(0, size[0] - 1))
+
+    def first(rows, columns):
+        return scores[:, rows.outer_start // 8 : rows.outer_stop // 8]
+
+    bands = score_bands([grid], [(8, 8)], first, [], max(0, start - 8 * (2 + REACH)))
+    done = start
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(refining, "BLOCK", 1)
+        patch.setattr(refining, "LEAST_BLOCK", data.draw(st.integers(1, 20)))
+        for rows, part, top, _ in ready_rows(bands, 8, LINEAR, padded, size, start, REACH):
+            assert rows[0] == done
+            labels = refined_labels(part, LINEAR, card(), size, image, rows, top)
+            np.testing.assert_array_equal(labels, whole[slice(*rows)])
+            done = rows[1]
+    assert done == size[0]
+
+
+def test_tiles_bands_and_streams_give_the_labels_of_the_whole_image(exports):
+    image = photo(500, 410)
+    with Segmenter(exports / "narrow.engine", refine=True) as net, Segmenter(exports / "narrow.engine") as plain:
+        expected = net(image)
+        assert 0.001 < (expected != plain(image)).mean() < 0.5
+        scores = net.scores(image)
+        np.testing.assert_array_equal(expected, refined_labels(scores, net.head, net.card, image.shape[:2], image))
+        np.testing.assert_array_equal(net.probabilities(image), plain.probabilities(image))
+        sizes = [(1, 1), (1, 300), (33, 7), (500, 410), (64, 64)] * 3
+        for size, labels in zip(sizes, net.map(image[:h, :w] for h, w in sizes), strict=True):
+            np.testing.assert_array_equal(labels, net(image[: size[0], : size[1]]))
+    with Segmenter(exports / "narrow.engine", memory=6_000_000, refine=True) as net:
+        assert net.plan(500, 410).grids
+        np.testing.assert_array_equal(net(image), expected)
+        for start in (0, 7, 250, 499):
+            labels = np.concatenate([band for _, band in net.bands(image, start)])
+            np.testing.assert_array_equal(labels, expected[start:])
+
+
+COARSE = {"mode": "linear", "factor": (8.0, 8.0)}
+
+
+@pytest.mark.parametrize(
+    ("how", "values", "reason"),
+    [
+        (COARSE, {"activation": "multilabel"}, "gives masks"),
+        (COARSE, {"activation": "none"}, "gives values"),
+        ({"mode": "none"}, {}, "full-size"),
+        ({"mode": "nearest", "factor": (8.0, 8.0)}, {}, "nearest"),
+        (COARSE | {"coordinates": "align_corners"}, {}, "align_corners"),
+        (COARSE | {"coordinates": "asymmetric"}, {}, "asymmetric"),
+        (COARSE | {"factor": (8.0, 4.0)}, {}, "8×4"),
+        (COARSE | {"factor": (2.5, 2.5)}, {}, "2.5×2.5"),
+        (COARSE | {"factor": None}, {"size_multiple": 1}, "multiples of 1"),
+    ],
+)
+def test_networks_that_cannot_be_refined_are_told_why(how, values, reason):
+    assert reason in refusal(replace(card(), **values), Head(**how))
+
+
+def test_networks_that_can_be_refined():
+    for how in (COARSE, COARSE | {"factor": None}, COARSE | {"coordinates": "pytorch_half_pixel", "activated": True}):
+        assert refusal(card(), Head(**how)) is None
+
+
+def test_commands_refine(exports, tmp_path):
+    engine = exports / "narrow.engine"
+    for index, size in enumerate([(90, 70), (1, 1), (200, 33)]):
+        Image.fromarray(photo(*size, seed=index)).save(tmp_path / f"{index}.png")
+    command("infer", engine, tmp_path, "-o", tmp_path / "out", "--refine", "--memory", "0.006")
+    with Segmenter(engine, refine=True) as net:
+        for index in range(3):
+            labels = np.asarray(Image.open(tmp_path / "out" / f"{index}.png"))
+            np.testing.assert_array_equal(labels, net(np.asarray(Image.open(tmp_path / f"{index}.png"))))
+    said = one_error(
+        command("infer", exports / "narrow.onnx", tmp_path / "0.png", "-o", tmp_path / "x", "--refine", ok=2)
+    )
+    assert "full-size" in said and "leave --refine away" in said and not (tmp_path / "x").exists()
+    with pytest.raises(MisuseError, match="cannot be refined"):
+        Segmenter(exports / "narrow.onnx", refine=True)
+
+
+def test_refined_labels_are_evaluated_beside_the_others(exports, tmp_path):
+    for folder in ("val", "valannot"):
+        (tmp_path / folder).mkdir()
+    for index, size in enumerate([(90, 70), (40, 130)]):
+        image = photo(*size, seed=index)
+        Image.fromarray(image).save(tmp_path / "val" / f"{index}.png")
+        Image.fromarray(image[:, :, 0] // 60).save(tmp_path / "valannot" / f"{index}.png")
+    (tmp_path / "classes.txt").write_text("\n".join("abcde"))
+    names = exports / "narrow.safetensors", exports / "narrow.engine"
+    page = tmp_path / "r.html"
+    done = command("eval-fcn", *names, "--data", tmp_path, "--refine", "--json", "--report", page)
+    records = [json.loads(line) for line in done.stdout.splitlines()]
+    assert ["refined" in record["kind"] for record in records] == [False, False, True]
+    assert records[2]["labels_as_first"] < records[1]["labels_as_first"]
+    assert "narrow.engine --refine" in page.read_text()
+    assert "is no engine" in one_error(command("eval-fcn", names[0], "--data", tmp_path, "--refine", ok=2))
