@@ -1,13 +1,19 @@
 """What the benchmarks share: photographs of any size, sizes drawn by a seed, the memory of a process, plots."""
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from onnx import ModelProto
 from PIL import Image
 
 from calibration.stream import ImageStream, open_stream
 from runtime import ModelCard
+from runtime.backends.onnxruntime import session
+from runtime.engine_file import Head
+from runtime.head import labels_from_scores
+from runtime.prepare import padded_size, prepare
 
 RGB = ModelCard(("a", "b"))  # how photographs are read: 8-bit RGB
 
@@ -67,3 +73,17 @@ def pyplot():
     from matplotlib import pyplot as plt
 
     return plt
+
+
+def graph_labels(
+    model: ModelProto | bytes, head: Head, card: ModelCard, optimise: bool
+) -> Callable[[np.ndarray], np.ndarray]:
+    """Image → labels by a core network in ONNX Runtime on the CPU, as it is written unless `optimise`."""
+    run = session(model if isinstance(model, bytes) else model.SerializeToString(), optimise=optimise)
+
+    def labels(image: np.ndarray) -> np.ndarray:
+        scores = run.run(["scores"], {"image": prepare(image, card)})[0][0]
+        size = image.shape[:2]
+        return labels_from_scores(scores, head, card, padded_size(*size, card), size)
+
+    return labels

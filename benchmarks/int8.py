@@ -23,6 +23,7 @@ from onnxruntime.quantization import (
 )
 from PIL import Image
 
+from benchmarks.common import graph_labels
 from calibration.datasets import load_dataset
 from calibration.metrics import Metrics, confusion_matrix
 from calibration.stream import divide, open_stream
@@ -31,9 +32,7 @@ from export.builders import cpu
 from export.passes.split_head import head_of
 from export.precision import Options, lower
 from export.source import read_source
-from runtime.backends.onnxruntime import session
-from runtime.head import labels_from_scores
-from runtime.prepare import padded_size, prepare
+from runtime.prepare import prepare
 
 
 class Reader(CalibrationDataReader):
@@ -64,14 +63,10 @@ def main() -> None:
     resized = [np.asarray(Image.fromarray(image).resize((side * 3 // 2, side))) for image in calibration]
 
     def miou(model: onnx.ModelProto | bytes, optimise: bool) -> float:
-        data = model if isinstance(model, bytes) else model.SerializeToString()
-        run, classes = session(data, optimise=optimise), len(card.classes)
+        predict, classes = graph_labels(model, head, card, optimise), len(card.classes)
         confusion = np.zeros((classes, classes), np.int64)
         for image, labels in pairs:
-            size = image.shape[:2]
-            scores = run.run(["scores"], {"image": prepare(image, card)})[0][0]
-            found = labels_from_scores(scores, head, card, padded_size(*size, card), size)
-            confusion += confusion_matrix(labels, found, classes)
+            confusion += confusion_matrix(labels, predict(image), classes)
         return Metrics.of(confusion).mean_iou
 
     baseline = miou(core, True)

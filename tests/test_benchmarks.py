@@ -13,7 +13,7 @@ import pytest
 from helpers import ROOT, needs_shared, photo
 from PIL import Image
 
-from benchmarks import common, cost, heatmap, huge, patchwise, peers, refine, strides
+from benchmarks import common, cost, heatmap, huge, patchwise, peers, refine, stages, strides
 
 
 def bench(name, *words, ok=0):
@@ -243,6 +243,22 @@ def test_thickness_is_that_of_bars():
     labels = Bars()[0][1]
     result = strides.compared(Bars(), {(8, 0): [labels]})
     assert result["thickness"][1:] == [4, 40] and result["runs"][0]["miou"] == 1
+
+
+def test_stages_shows_what_each_costs(exports, data, tmp_path):
+    pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed; pip install 'fcn-deploy[rtx]'")
+    out = tmp_path / "stages.json"
+    words = (exports / "narrow.safetensors", "--data", data, "--calib", data / "train", "--scales", "0.5,mixed")
+    told = bench("stages", *words, "--count", 2, "--max-drop", 100, "--work", tmp_path / "work", "--json", out)
+    result = json.loads(out.read_text())
+    names = ["PyTorch", "ONNX", "CPU, float32", "CPU, INT8", "TensorRT, FP16", "TensorRT, INT8"]
+    assert [row["name"] for row in result["rows"]] == names and result["images"] == 2
+    for row in result["rows"]:
+        assert list(row["scales"]) == ["1", "0.5", "mixed"] and 0 < row["mean_iou"] < 1 and row["bytes"] > 10_000
+        assert (row["ms"] is None) == row["name"].startswith(stages.EMULATED)
+        assert f"| {row['name']} | {row['pixel_accuracy']:.4f} | " in told
+    same = [row["labels_as_first"] for row in result["rows"]]
+    assert same[0] is None and min(same[1:3]) > 0.999 and same[4] > max(same[3], same[5])
 
 
 def test_refine_gives_gains_and_costs(exports, data, tmp_path):

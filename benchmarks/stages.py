@@ -1,0 +1,141 @@
+"""What each stage of deployment costs in accuracy: PyTorch, ONNX, engines for CPUs, the graphs TensorRT is given.
+
+    python -m benchmarks.stages cam.safetensors --data ../shared/camvid --calib ../shared/camvid/train \\
+        --labels ../shared/camvid/trainannot [--scales 0.5,0.75,1.5,2,mixed] [--work build/stages] [--json stages.json]
+
+Exports the checkpoint and builds its engines in WORK, in float32 and INT8 for this CPU, in FP16 and INT8 by TensorRT
+for RTX for --target; what is there already is taken as it is. All are evaluated on the same images at the same scales
+(see eval-fcn). Of TensorRT the graph itself runs, on the CPU: INT8's QDQ operators as they are written, FP16's results
+rounded to it after each operator; so their rows have no times, and their sizes are those of the plans' engines.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import onnx
+
+from benchmarks.common import graph_labels
+from calibration.datasets import load_dataset
+from calibration.report.results import OWN, Evaluated, metrics_of
+from export.build import core_of
+from export.builders import cpu
+from export.passes.split_head import head_of
+from export.precision import Options, lower
+from export.source import read_source
+from fcn.evaluate import measure, open_model, parse_scales
+
+EMULATED = "TensorRT"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--split", default="val")
+    parser.add_argument("--count", type=int, help="images to evaluate on; default: all")
+    parser.add_argument("--calib", required=True, help="images to calibrate on")
+    parser.add_argument("--labels", type=Path, help="their labels, for the accuracy gate")
+    parser.add_argument("--max-drop", type=float, default=0.5, help="of the gate")
+    parser.add_argument("--scales", default=OWN)
+    parser.add_argument("--target", default="sm86")
+    parser.add_argument("--work", type=Path, default=Path("build/stages"))
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    options.work.mkdir(parents=True, exist_ok=True)
+    scales, packed, rows = parse_scales(options.scales), [], []
+    for name, file, predict, card in stages(options):
+        data = load_dataset(options.data, options.split, count=options.count, card=card)
+        found = measure(predict, data, len(card.classes), scales, packed, worst=0)
+        rows.append(row(name, file.stat().st_size, found, card.classes))
+        print(f"{name}: mIoU {found.metrics.mean_iou:.4f}", file=sys.stderr, flush=True)
+    result = {"checkpoint": str(options.checkpoint), "data": options.data, "images": len(data), "rows": rows}
+    for line in table(result):
+        print(line)
+    if options.json:
+        options.json.write_text(json.dumps(result, indent=1))
+
+
+def stages(options: argparse.Namespace):
+    """(name, file, predict, card) of each stage, made when it is asked for."""
+    name = options.work / options.checkpoint.stem
+    model, *engines = (name.with_name(name.name + suffix) for suffix in (".onnx", ".engine", "-int8.engine"))
+    low = ["--calib", options.calib, "--max-drop", options.max_drop]
+    low += ["--labels", options.labels] if options.labels else []
+    run("export_onnx", model, options.checkpoint)
+    opened = open_model(options.checkpoint, options.threads)
+    yield "PyTorch", options.checkpoint, opened.predict, opened.card
+    opened = open_model(model, options.threads)
+    yield "ONNX", model, opened.predict, opened.card
+    for title, engine, how in zip(("float32", "INT8"), engines, ([], ["--int8", *low]), strict=True):
+        run("build_engine", engine, model, "--threads", options.threads, *how)
+        opened = open_model(engine, options.threads)
+        yield f"CPU, {title}", engine, opened.predict, opened.card
+    core, card = core_of(read_source(model))
+    head, core = head_of(core), onnx.load_from_string(cpu.build(core))
+    for title, flag in (("FP16", "fp16"), ("INT8", "int8")):
+        plan = name.with_name(f"{name.name}-{flag}-{options.target}.engine")
+        run("build_engine", plan, model, "--target", options.target, f"--{flag}", *low)
+        how = Options(calib=options.calib, labels=options.labels, max_drop=options.max_drop, **{flag: True})
+        graph = lower(core, head, card, "tensorrt", how).reference
+        yield f"{EMULATED}, {title}", plan, graph_labels(graph, head, card, optimise=False), card
+
+
+def run(command: str, out: Path, source: Path, *words: object) -> None:
+    """One of the commands, unless what it makes is there."""
+    if out.exists():
+        return
+    words = [source, "-o", out, *words]
+    print(f"$ {command.replace('_', '-')} {' '.join(map(str, words))}", file=sys.stderr, flush=True)
+    program = [sys.executable, "-c", f"from export.commands import {command}; {command}()"]
+    if code := subprocess.run([*program, *map(str, words)], stdout=sys.stderr).returncode:
+        sys.exit(code)
+
+
+def row(name: str, size: int, found: Evaluated, classes: tuple[str, ...]) -> dict:
+    """What a stage was measured to be; IoU of absent classes is NaN, for Python's own JSON."""
+    timed = not name.startswith(EMULATED)
+    return {
+        "name": name, "bytes": size, **asdict(found.metrics), "classes": classes, "labels_as_first": found.equal,
+        "ms": found.milliseconds() if timed else None,
+        "scales": {
+            scale: {"miou": metrics_of(results).mean_iou, "ms": found.milliseconds(scale) if timed else None}
+            for scale, results in found.results.items()
+        },
+    }  # fmt: skip
+
+
+def table(result: dict) -> list[str]:
+    """Markdown: metrics, size and time by stage; and mIoU by scale."""
+    rows, lines = result["rows"], []
+    first, scales = rows[0], list(rows[0]["scales"])
+    lines.append("| stage | pixel acc. | mean acc. | mIoU | points | f.w. IoU | labels as PyTorch | MB | ms |")
+    lines.append("|---|" + "---|" * 8)
+    for each in rows:
+        size, ms = f"{each['bytes'] / 1e6:.1f}", f"{each['ms']:.1f}" if each["ms"] else "–"
+        same = f"{each['labels_as_first']:.3%}" if each["labels_as_first"] is not None else "–"
+        lines.append(
+            f"| {each['name']} | {each['pixel_accuracy']:.4f} | {each['mean_accuracy']:.4f} | {each['mean_iou']:.4f} | "
+            f"{100 * (each['mean_iou'] - first['mean_iou']):+.2f} | {each['frequency_weighted_iou']:.4f} | {same} | "
+            f"{size} | {ms} |"
+        )
+    lines += ["", f"| mIoU at | {' | '.join(each['name'] for each in rows)} |", "|---|" + "---|" * len(rows)]
+    for scale in scales:
+        values = [each["scales"][scale]["miou"] for each in rows]
+        named = scale if scale == "mixed" else f"{scale}×"
+        lines.append(f"| {named} | {' | '.join(f'{value:.4f}' for value in values)} |")
+    names = [name for name, value in zip(first["classes"], first["class_iou"], strict=True) if not np.isnan(value)]
+    lines += ["", f"| IoU | {' | '.join(names)} |", "|---|" + "---|" * len(names)]
+    for each in rows:
+        values = [value for value in each["class_iou"] if not np.isnan(value)]
+        lines.append(f"| {each['name']} | {' | '.join(f'{value:.3f}' for value in values)} |")
+    return lines
+
+
+if __name__ == "__main__":
+    main()
