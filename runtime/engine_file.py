@@ -78,8 +78,12 @@ class ModelCard:
         set_ = object.__setattr__
         set_(self, "classes", tuple(str(name) for name in self.classes))
         set_(self, "colors", tuple(tuple(color) for color in self.colors) or voc_palette(len(self.classes)))
-        set_(self, "mean", tuple(float(value) for value in self.mean))
-        set_(self, "std", tuple(float(value) for value in self.std))
+        for name in ("mean", "std"):
+            values = getattr(self, name)
+            # A string is a sequence too, and true a number.
+            if isinstance(values, str) or any(isinstance(value, str | bool) for value in values):
+                raise ValueError(f"{name} {values!r}; it is a list of numbers, one per channel")
+            set_(self, name, tuple(float(value) for value in values))
         if isinstance(self.threshold, list | tuple):
             set_(self, "threshold", tuple(self.threshold))
         problem = self._problem()

@@ -205,6 +205,9 @@ def test_a_card_survives_json_and_says_what_is_wrong():
             ModelCard(("a", "b"), whole=whole)
     with pytest.raises(ValueError, match="finite"):
         ModelCard(("a",), mean=(float("nan"),) * 3)
+    for values in ("123", (True, 1, 1), ("1", 1, 1)):
+        with pytest.raises(ValueError, match="it is a list of numbers, one per channel"):
+            ModelCard(("a",), mean=values)
 
 
 @pytest.mark.parametrize(
