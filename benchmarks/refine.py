@@ -161,7 +161,9 @@ def refined(
         return best_class(enlarged(likely, stride), np.dtype(np.uint8))[: image.shape[0], : image.shape[1]]
     guide = guide.mean(0, keepdims=True) if grey else guide
     image = image.mean(2, dtype=np.float32, keepdims=True) if grey else image
-    return guided_labels(likely, *linear_model(likely, guide), image, np.float32(1 / 255), stride)
+    return guided_labels(
+        best_class(likely, np.dtype(np.uint8)), *linear_model(likely, guide), image, np.float32(1 / 255), stride
+    )
 
 
 def joint_bilateral(scores: np.ndarray, image: np.ndarray, stride: int) -> np.ndarray:

@@ -13,48 +13,39 @@ import math
 import numpy as np
 
 from runtime.engine_file import Head, ModelCard
-from runtime.errors import MisuseError
 from runtime.head import CHUNK, against, best_class, cell_weights, interpolated
 
 RADIUS = 1  # of the windows, in cells
 EPSILON = 1e-4  # variances of colours below it count as flat
+FLAT = 5 * EPSILON  # where the colours of a window vary as little as this, half of the network's own word stays
 REACH = 2 * RADIUS + 1  # cells: two windows and interpolation
-BLOCK = 1 << 19  # scores refined at a time, about: bounds the working memory
+BLOCK = 1 << 19  # scores refined at a time, about: bounds the working memory, as
+PIXELS = 2048  # a side do
 LEAST_BLOCK = 32  # cells a side
 SPREAD = 4.4  # standard deviations of a channel that its range comes to, where its dtype does not tell
 
 
-def refusal(card: ModelCard, head: Head) -> str | None:
-    """Why labels of this network cannot be refined, or None."""
+def refusal(card: ModelCard, head: Head, cell: tuple[int, int]) -> str | None:
+    """Why labels of this network cannot be refined, or None. `cell`: (height, width) of a score's, in pixels."""
     if card.kind != "labels":
         return f"it gives {card.kind}, and --refine is of labels"
     if head.mode == "none":
         return "its scores are full-size already"
     if head.mode != "linear" or head.coordinates not in ("half_pixel", "pytorch_half_pixel"):
         return f"its scores are enlarged by another rule ({head.mode}, {head.coordinates})"
-    factors = head.factor or (card.stride, card.stride)
-    if factors[0] != factors[1] or factors[0] != int(factors[0]) or not 2 <= factors[0] <= 128:
-        return f"its scores are enlarged by {factors[0]:g}×{factors[1]:g}, and not by one whole number from 2 to 128"
-    if head.factor is None and card.size_multiple % card.stride:
-        return f"its images are padded to multiples of {card.size_multiple}, which must be of its stride {card.stride}"
+    high, wide = head.factor or cell
+    if high != wide or high != int(high) or not 2 <= high <= 128:
+        return f"its scores are enlarged by {high:g}×{wide:g}, and not by one whole number from 2 to 128"
+    if head.factor is None and card.size_multiple % int(high):
+        return f"its images are padded to multiples of {card.size_multiple}, and its scores stand {high} pixels apart"
     return None
-
-
-def check_refinable(card: ModelCard, head: Head, source: object) -> None:
-    """Raise MisuseError where labels of this network cannot be refined."""
-    if (reason := refusal(card, head)) is not None:
-        raise MisuseError(f"{source} cannot be refined: {reason}; leave --refine away")
-
-
-def stride_of(card: ModelCard, head: Head) -> int:
-    """Pixels of a cell, of a network that `refusal` has nothing against."""
-    return int(head.factor[0]) if head.factor else card.stride
 
 
 def refined_labels(
     scores: np.ndarray,
     head: Head,
     card: ModelCard,
+    stride: int,
     size: tuple[int, int],
     image,
     rows: tuple[int, int] | None = None,
@@ -66,6 +57,7 @@ def refined_labels(
     Args:
         scores: uncropped, [K, h, w] float.
         head, card: of a network that `refusal` has nothing against.
+        stride: pixels of a cell, in both directions.
         size: (height, width) of the image, in pixels.
         image: [H, W, C], as the card has it; or what gives its rows as `image[top:bottom, left:right]`.
         rows: (first, after the last) of the pixels wanted; None: all.
@@ -77,10 +69,9 @@ def refined_labels(
         [rows, width] uint8, or uint16 for more than 256 classes.
     """
     start, stop = rows or (0, size[0])
-    stride = stride_of(card, head)
     scores = _logits(np.asarray(scores, np.float32), head, card)
     labels = np.empty((stop - start, size[1]), card.label_dtype) if out is None else out
-    side = max(LEAST_BLOCK, math.isqrt(BLOCK // len(scores))) * stride
+    side = max(LEAST_BLOCK, min(math.isqrt(BLOCK // len(scores)), PIXELS // stride)) * stride
     # Blocks stand on a grid of the whole image: which rows are wanted changes nothing.
     for top in range(start // side * side, stop, side):
         for left in range(0, size[1], side):
@@ -95,7 +86,7 @@ def refined_labels(
             part = np.asarray(
                 image[above * stride : min(below * stride, size[0]), before * stride : min(after * stride, size[1])]
             )
-            refined = _refined(scores[:, above - first : below - first, before:after], part, _color_scale(card), stride)
+            refined = _refined(scores[:, above - first : below - first, before:after], *_colors(part, card), stride)
             (begin, end), (near, far) = block
             labels[begin - start : end - start, near:far] = refined[
                 begin - above * stride : end - above * stride, near - before * stride : far - before * stride
@@ -107,24 +98,38 @@ def _logits(scores: np.ndarray, head: Head, card: ModelCard) -> np.ndarray:
     """Scores whose softmax is the network's probabilities; of one score, two with its threshold at equality."""
     if card.activation == "softmax":
         return np.log(np.maximum(scores, 1e-6)) if head.activated else scores
-    if card.activation == "sigmoid" and not head.activated:
-        return against(scores, card.score_threshold)
-    likely = np.clip(scores, 1e-6, 1 - 1e-6)
-    return against(np.log(likely / (1 - likely)), math.log(card.thresholds[0] / (1 - card.thresholds[0])))
+    scores = against(scores, card.score_threshold)
+    if card.activation == "sigmoid":
+        return scores
+    scores = np.clip(scores, 1e-30, 1 - 6e-8)  # float32 has no probability between that and 1
+    return np.log(scores / (1 - scores))
 
 
-def _color_scale(card: ModelCard) -> np.float32:
-    """What brings the image's values to a range of about 1."""
-    return np.float32(1 / 255 if card.dtype == "uint8" else 1 / (SPREAD * float(np.mean(card.std))))
+def _colors(image: np.ndarray, card: ModelCard) -> tuple[np.ndarray, np.float32]:
+    """An image's pixels as [H, W, 1 or 3], and what brings them to a range of about 1."""
+    scale = np.float32(1 / 255)
+    if card.dtype != "uint8":
+        mean, std = (np.asarray(values, np.float32) for values in (card.mean, card.std))
+        with np.errstate(over="ignore", invalid="ignore"):
+            image = (image - mean) / (std * np.float32(SPREAD))
+        # What marks missing values is far from all colours, and so far that nothing beside it would count.
+        image, scale = np.clip(np.nan_to_num(image), -1, 1), np.float32(1)
+    if image.shape[2] not in (1, 3):  # no colours: brightness
+        image = image.mean(2, dtype=np.float32, keepdims=True)
+    return image, scale
 
 
 def _refined(scores: np.ndarray, image: np.ndarray, scale: np.float32, stride: int) -> np.ndarray:
     """Labels [h·stride, w·stride] (or fewer, where the image ends) of a block: scores [K, h, w] and its pixels."""
-    if image.shape[2] not in (1, 3):  # no colours: brightness
-        image = image.mean(2, dtype=np.float32, keepdims=True)
+    best = best_class(scores, np.dtype(np.uint8 if len(scores) <= 256 else np.uint16))
+    present = np.unique(best)  # no other class becomes a pixel's label
+    if len(present) == 1:
+        return np.full(image.shape[:2], present[0])
     guide = shrunk(image, stride, scores.shape[1:]) * scale
-    likely = softmax(scores)
-    return guided_labels(likely, *linear_model(likely, guide), image, scale, stride)
+    likely = softmax(scores)[present]
+    # By the scores: probabilities may be equal where these are not.
+    best = np.searchsorted(present, best).astype(best.dtype)
+    return present[guided_labels(best, *linear_model(likely, guide), image, scale, stride)]
 
 
 def softmax(scores: np.ndarray) -> np.ndarray:
@@ -177,13 +182,18 @@ def linear_model(
     exact = guide.astype(np.float64)
     middle = box(exact, radius)
     variance = box(exact[:, None] * exact[None], radius) - middle[:, None] * middle[None]
+    total = variance[range(channels), range(channels)].sum(0)
     variance[range(channels), range(channels)] += epsilon
     inverse = _inverted(variance).astype(np.float32)
     mean, center = middle.astype(np.float32), box(likely, radius)
     together = [box(likely * part, radius) - center * its_mean for part, its_mean in zip(guide, mean, strict=True)]
     slopes = np.stack([sum(inverse[one, two] * together[two] for two in range(channels)) for one in range(channels)], 1)
     offsets = center - (slopes * mean).sum(1)
-    return box(slopes, radius), box(offsets, radius)
+    slopes, offsets = box(slopes, radius), box(offsets, radius)
+    # Where there is no colour to go by, the model is a blur, and things of a few cells would vanish in it.
+    flat = (FLAT / (box(total, radius) + FLAT)).astype(np.float32)
+    offsets += flat * (likely - (slopes * guide).sum(1) - offsets)
+    return slopes, offsets
 
 
 def _inverted(matrices: np.ndarray) -> np.ndarray:
@@ -201,16 +211,15 @@ def _inverted(matrices: np.ndarray) -> np.ndarray:
 
 
 def guided_labels(
-    likely: np.ndarray, slopes: np.ndarray, offsets: np.ndarray, image: np.ndarray, scale: np.float32, stride: int
+    best: np.ndarray, slopes: np.ndarray, offsets: np.ndarray, image: np.ndarray, scale: np.float32, stride: int
 ) -> np.ndarray:
     """Labels of the pixels of `image`, [H, W, C], from probabilities of the cells and a linear model of them.
 
     As the exact head does it: where four neighbours agree, so do the pixels between them; elsewhere the model's
     coefficients are interpolated, of the classes that win at one of the four, and applied to the image.
     """
-    dtype, half = np.dtype(np.uint8 if len(likely) <= 256 else np.uint16), stride // 2
+    dtype, half = best.dtype, stride // 2
     before = stride - half  # pixels of the first row of blocks, from a centre to the next, that lie above the image
-    best = best_class(likely, dtype)
     high, wide = best.shape
     rows, columns = (np.clip(np.arange(-1, size + 1), 0, size - 1) for size in (high, wide))
     best = best[rows[:, None], columns]
@@ -224,7 +233,7 @@ def guided_labels(
     counts = fresh.sum(0)
     weights = cell_weights(stride, half)
     # [K, h·w, 1 + C]: what one cell has of a class lies together.
-    flat = np.stack([offsets, *slopes.transpose(1, 0, 2, 3)], -1).reshape(len(likely), -1, 1 + slopes.shape[1])
+    flat = np.stack([offsets, *slopes.transpose(1, 0, 2, 3)], -1).reshape(len(offsets), -1, 1 + slopes.shape[1])
     for count in np.unique(counts):
         found = np.flatnonzero(counts == count)
         step = max(1, CHUNK // (count * flat.shape[2] * stride**2))

@@ -20,7 +20,7 @@ from runtime.head import KINDS, new_result, result_bytes, result_from_scores
 from runtime.pipeline import CALLERS, Cost, Stream, overlapped
 from runtime.plan import Plan, Span, available_memory, check_result, plan_profile, plan_run, plan_unbounded
 from runtime.prepare import check_image, input_shape, padded_size, prepare
-from runtime.refine import REACH, check_refinable, refined_labels
+from runtime.refine import REACH, refined_labels, refusal
 from runtime.tiles import ready_rows, score_bands
 
 log = logging.getLogger(__name__)
@@ -121,8 +121,11 @@ class Segmenter:
                     self._backends = [TensorRTBackend(self.manifest, plan, kernels, index, str(self.path))]
             self.card, self.head = self.manifest.card, self.manifest.head
             self.precision = self.manifest.precision
-        if refine:
-            check_refinable(self.card, self.head, self.path)
+        cell = self._stages[-1].stride
+        if refine and (reason := refusal(self.card, self.head, cell)) is not None:
+            instead = "leave --refine away" if self.manifest else "make an engine: build-engine"
+            raise MisuseError(f"{self.path} cannot be refined: {reason}; {instead}")
+        self._cell = int((self.head.factor or cell)[0])  # pixels between coarse scores
 
     @property
     def backend(self) -> str:
@@ -270,7 +273,7 @@ class Segmenter:
     ) -> np.ndarray:
         """A result, or some rows of it; arguments as for `labels_from_scores`."""
         if kind == "labels" and self.refine:
-            return refined_labels(scores, head, self.card, plan.size, image, rows, first, out)
+            return refined_labels(scores, head, self.card, self._cell, plan.size, image, rows, first, out)
         return result_from_scores(kind, scores, head, self.card, plan.padded, plan.size, rows, first, cells, out)
 
     def _head_of(self, scores: np.ndarray, plan: Plan, kinds: Sequence[str]) -> Head:
@@ -292,7 +295,8 @@ class Segmenter:
 
         Args:
             image: an array as for a call, or anything with its `shape`, `dtype`, `ndim` and `image[top:bottom,
-                left:right]`, of which only the tile at hand is read: a numpy.memmap, a reader of files.
+                left:right]`, of which only the tile at hand is read: a numpy.memmap, a reader of files. To refine
+                labels, their pixels are read once more, some 2000 a side at a time.
             start: the first row wanted, to go on where a run ended.
             kind: `labels`, `probabilities`, `masks` or `values`.
 
@@ -328,10 +332,22 @@ class Segmenter:
             head, ready = self._head_of(whole, plan, kinds), [((start, plan.size[0]), whole, 0, None)]
         rows_of_band = max(1, BAND // (plan.size[1] * sum(result_bytes(kind, self.card) for kind in kinds)))
         for (first_row, stop), scores, first, cells in ready:
+            # Refined at once: a few rows take as long as some cells of them.
+            refined = None
+            if self.refine and "labels" in kinds:
+                refined = self._result("labels", image, scores, head, plan, (first_row, stop), first, cells)
             for top in range(first_row, stop, rows_of_band):
                 rows = top, min(top + rows_of_band, stop)
                 where = scores, head, plan, rows, first, cells
-                yield top, tuple(self._result(kind, image, *where) for kind in kinds)
+                yield (
+                    top,
+                    tuple(
+                        self._result(kind, image, *where)
+                        if kind != "labels" or refined is None
+                        else refined[top - first_row : rows[1] - first_row]
+                        for kind in kinds
+                    ),
+                )
 
     def scores(self, image: np.ndarray) -> np.ndarray:
         """The core's own output for one image: float32 [K, h, w], uncropped (padding included)."""

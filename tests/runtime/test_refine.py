@@ -10,12 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from runtime import ModelCard, Segmenter
+from runtime import ModelCard, Segmenter, segmenter
 from runtime import refine as refining
 from runtime.engine_file import Head
 from runtime.errors import MisuseError
+from runtime.head import labels_from_scores
 from runtime.plan import Grid
-from runtime.refine import EPSILON, REACH, refined_labels, refusal
+from runtime.refine import EPSILON, FLAT, REACH, refined_labels, refusal
 from runtime.tiles import ready_rows, score_bands
 
 LINEAR = Head("linear", "half_pixel", (8.0, 8.0))
@@ -42,14 +43,18 @@ def reference(scores, image, stride):
                           (0, 0)), mode="edge")  # fmt: skip
     guide = edge[: high * stride, : wide * stride].reshape(high, stride, wide, stride, -1).mean((1, 3))
     slopes, offsets = np.zeros((high, wide, guide.shape[2], classes)), np.zeros((high, wide, classes))
+    total = np.zeros((high, wide))
     for y in range(high):
         for x in range(wide):
             colors, found = guide[window(y, x)], likely[:, *window(y, x)].T
-            spread = np.cov(colors.T, bias=True).reshape(guide.shape[2], -1) + EPSILON * np.eye(guide.shape[2])
+            spread = np.cov(colors.T, bias=True).reshape(guide.shape[2], -1)
+            total[y, x], spread = np.trace(spread), spread + EPSILON * np.eye(guide.shape[2])
             slopes[y, x] = np.linalg.solve(spread, (colors - colors.mean(0)).T @ found / 9)
             offsets[y, x] = found.mean(0) - colors.mean(0) @ slopes[y, x]
     mean = [np.array([[part[window(y, x)].mean(0) for x in range(wide)] for y in range(high)])
-            for part in (slopes, offsets)]  # fmt: skip
+            for part in (slopes, offsets, total)]  # fmt: skip
+    flat = (FLAT / (mean[2] + FLAT))[..., None]
+    mean[1] += flat * (likely.transpose(1, 2, 0) - np.einsum("yxc,yxck->yxk", guide, mean[0]) - mean[1])
     best = likely.argmax(0)
     labels, margin = np.zeros(image.shape[:2], int), np.full(image.shape[:2], np.inf)
     for row in range(image.shape[0]):
@@ -78,7 +83,7 @@ def test_labels_are_those_of_the_definition(data):
     scores = (2 * random.normal(size=(4, *cells))).astype(np.float32)
     image = random.integers(0, 256, (*size, channels), np.uint8)
     head = Head("linear", "half_pixel", (float(stride),) * 2)
-    labels = refined_labels(scores, head, card(channels=channels), size, image)
+    labels = refined_labels(scores, head, card(channels=channels), stride, size, image)
     expected, margin = reference(scores, image, stride)
     assert labels.dtype == np.uint8 and labels.shape == size
     # Single precision, and noise that has next to no variance in some direction.
@@ -93,35 +98,65 @@ def test_borders_are_found_in_the_image():
     scores = np.stack([1 - share, share]).astype(np.float32) * 6
     two = card(2)
     plain = (scores.argmax(0).repeat(8, 0).repeat(8, 1)[:121, :147] != truth).sum()
-    wrong = (refined_labels(scores, LINEAR, two, truth.shape, image) != truth).sum()
+    wrong = (refined_labels(scores, LINEAR, two, 8, truth.shape, image) != truth).sum()
     assert wrong < 0.1 * plain
     # Of a network of one score, a logit or a probability, the same; and of one that takes its softmax itself.
     one = scores[1:] - scores[:1]
-    expected = refined_labels(scores, LINEAR, two, truth.shape, image)
+    expected = refined_labels(scores, LINEAR, two, 8, truth.shape, image)
     for activation, given_scores in (("sigmoid", one), ("probability", 1 / (1 + np.exp(-one)))):
-        labels = refined_labels(given_scores, LINEAR, replace(two, activation=activation), truth.shape, image)
+        labels = refined_labels(given_scores, LINEAR, replace(two, activation=activation), 8, truth.shape, image)
         assert (labels != expected).mean() < 1e-3
     likely = np.stack([1 - 1 / (1 + np.exp(-one[0])), 1 / (1 + np.exp(-one[0]))])
-    labels = refined_labels(likely, replace(LINEAR, activated=True), two, truth.shape, image)
+    labels = refined_labels(likely, replace(LINEAR, activated=True), two, 8, truth.shape, image)
     assert (labels != expected).mean() < 1e-3
+
+
+def test_things_that_no_colour_shows_are_kept():
+    y, x = np.mgrid[:120, :120]
+    for radius in (9, 12, 30):
+        truth = (np.hypot(y - 60, x - 60) < radius).astype(np.uint8)
+        share = truth.reshape(15, 8, 15, 8).mean((1, 3))
+        scores = np.stack([1 - share, share]).astype(np.float32) * 6
+        plain = labels_from_scores(scores, LINEAR, card(2), (120, 120), (120, 120)).sum()
+        found = refined_labels(scores, LINEAR, card(2), 8, (120, 120), np.full((120, 120, 3), 90, np.uint8))
+        assert 0.9 * plain < found.sum() < 1.2 * plain
+
+
+def test_scores_at_the_threshold_are_below_it():
+    image = np.zeros((32, 32, 3), np.uint8)
+    for threshold, score in ((0.3, 0.3), (1e-7, 1e-8), (0.5, 0.5)):
+        one = card(2, activation="probability", threshold=threshold)
+        for offset, label in ((0, 0), (1e-3, 1)):
+            scores = np.full((1, 4, 4), score + offset, np.float32)
+            plain = labels_from_scores(scores, LINEAR, one, (32, 32), (32, 32))
+            assert (plain == label).all()
+            np.testing.assert_array_equal(refined_labels(scores, LINEAR, one, 8, (32, 32), image), plain)
 
 
 def test_images_of_other_kinds():
     scores = np.random.default_rng(0).normal(size=(4, 8, 12)).astype(np.float32)
     image = photo(60, 90)
-    expected = refined_labels(scores, LINEAR, card(), (60, 90), image)
+    expected = refined_labels(scores, LINEAR, card(), 8, (60, 90), image)
     spread = (255 / refining.SPREAD,) * 3
-    for dtype, factor in (("float32", 1), ("uint16", 257)):
-        other = card(dtype=dtype, std=tuple(value * factor for value in spread))
-        labels = refined_labels(scores, LINEAR, other, (60, 90), image.astype(dtype) * np.dtype(dtype).type(factor))
+    for dtype, factor in (("float32", (1, 1, 1)), ("uint16", (257, 257, 257)), ("float32", (1, 1, 1000))):
+        other = card(
+            dtype=dtype, std=np.multiply(spread, factor).tolist(), mean=np.multiply((127.5,) * 3, factor).tolist()
+        )
+        labels = refined_labels(scores, LINEAR, other, 8, (60, 90), image.astype(dtype) * np.array(factor, dtype))
         assert (labels != expected).mean() < 1e-3
+    # What marks missing values disturbs nothing beyond the cells that it is in.
+    for missing in (np.nan, np.inf, -3.4e38, -9999):
+        holes = image.astype(np.float32)
+        holes[:, 64:] = missing
+        labels = refined_labels(scores, LINEAR, card(dtype="float32", std=spread), 8, (60, 90), holes)
+        np.testing.assert_array_equal(labels[:, :32], expected[:, :32])
     # Channels that are no colours: by brightness.
-    grey = refined_labels(scores, LINEAR, card(channels=1), (60, 90), image[:, :, :1])
+    grey = refined_labels(scores, LINEAR, card(channels=1), 8, (60, 90), image[:, :, :1])
     four = np.repeat(image[:, :, :1], 4, 2)
-    assert (refined_labels(scores, LINEAR, card(channels=4), (60, 90), four) != grey).mean() < 1e-3
+    assert (refined_labels(scores, LINEAR, card(channels=4), 8, (60, 90), four) != grey).mean() < 1e-3
     many = np.zeros((300, 8, 12), np.float32)
     many[:4] = scores + 9
-    labels = refined_labels(many, LINEAR, card(300), (60, 90), image)
+    labels = refined_labels(many, LINEAR, card(300), 8, (60, 90), image)
     assert labels.dtype == np.uint16 and labels.max() < 4
 
 
@@ -133,7 +168,7 @@ def test_rows_and_blocks_change_no_label(data):
     random = np.random.default_rng(data.draw(st.integers(0, 99)))
     scores = random.normal(size=(4, *cells)).astype(np.float32)
     image = random.integers(0, 256, (*size, 3), np.uint8)
-    whole = refined_labels(scores, LINEAR, card(), size, image)
+    whole = refined_labels(scores, LINEAR, card(), 8, size, image)
     padded = tuple(8 * side for side in cells)
     grid = Grid(padded, (32 * data.draw(st.integers(1, 4)), 8 * cells[1]), (0, 0))
     start = data.draw(st.integers(0, size[0] - 1))
@@ -148,20 +183,21 @@ def test_rows_and_blocks_change_no_label(data):
         patch.setattr(refining, "LEAST_BLOCK", data.draw(st.integers(1, 20)))
         for rows, part, top, _ in ready_rows(bands, 8, LINEAR, padded, size, start, REACH):
             assert rows[0] == done
-            labels = refined_labels(part, LINEAR, card(), size, image, rows, top)
+            labels = refined_labels(part, LINEAR, card(), 8, size, image, rows, top)
             np.testing.assert_array_equal(labels, whole[slice(*rows)])
             done = rows[1]
     assert done == size[0]
 
 
-def test_tiles_bands_and_streams_give_the_labels_of_the_whole_image(exports):
+def test_tiles_bands_and_streams_give_the_labels_of_the_whole_image(exports, monkeypatch):
     image = photo(500, 410)
     with Segmenter(exports / "narrow.engine", refine=True) as net, Segmenter(exports / "narrow.engine") as plain:
         expected = net(image)
         assert 0.001 < (expected != plain(image)).mean() < 0.5
         scores = net.scores(image)
-        np.testing.assert_array_equal(expected, refined_labels(scores, net.head, net.card, image.shape[:2], image))
-        np.testing.assert_array_equal(net.probabilities(image), plain.probabilities(image))
+        np.testing.assert_array_equal(expected, refined_labels(scores, net.head, net.card, 8, image.shape[:2], image))
+        soft = plain.probabilities(image)
+        np.testing.assert_array_equal(net.probabilities(image), soft)
         sizes = [(1, 1), (1, 300), (33, 7), (500, 410), (64, 64)] * 3
         for size, labels in zip(sizes, net.map(image[:h, :w] for h, w in sizes), strict=True):
             np.testing.assert_array_equal(labels, net(image[: size[0], : size[1]]))
@@ -171,6 +207,12 @@ def test_tiles_bands_and_streams_give_the_labels_of_the_whole_image(exports):
         for start in (0, 7, 250, 499):
             labels = np.concatenate([band for _, band in net.bands(image, start)])
             np.testing.assert_array_equal(labels, expected[start:])
+        monkeypatch.setattr(segmenter, "BAND", 410 * 21 * 5)  # a few rows at a time
+        tops, both = zip(*net.bands_of(image, 3, "labels", "probabilities"), strict=True)
+        assert len(tops) > 50 and tops[0] == 3
+        for index, whole in enumerate((expected[3:], soft[:, 3:])):
+            found = np.concatenate([band[index] for band in both], axis=-2)
+            np.testing.assert_array_equal(found, whole)
 
 
 COARSE = {"mode": "linear", "factor": (8.0, 8.0)}
@@ -187,16 +229,16 @@ COARSE = {"mode": "linear", "factor": (8.0, 8.0)}
         (COARSE | {"coordinates": "asymmetric"}, {}, "asymmetric"),
         (COARSE | {"factor": (8.0, 4.0)}, {}, "8×4"),
         (COARSE | {"factor": (2.5, 2.5)}, {}, "2.5×2.5"),
-        (COARSE | {"factor": None}, {"size_multiple": 1}, "multiples of 1"),
+        (COARSE | {"factor": None}, {"size_multiple": 4}, "multiples of 4, and its scores stand 8 pixels apart"),
     ],
 )
 def test_networks_that_cannot_be_refined_are_told_why(how, values, reason):
-    assert reason in refusal(replace(card(), **values), Head(**how))
+    assert reason in refusal(replace(card(), **values), Head(**how), (8, 8))
 
 
 def test_networks_that_can_be_refined():
     for how in (COARSE, COARSE | {"factor": None}, COARSE | {"coordinates": "pytorch_half_pixel", "activated": True}):
-        assert refusal(card(), Head(**how)) is None
+        assert refusal(card(), Head(**how), (8, 8)) is None
 
 
 def test_commands_refine(exports, tmp_path):
@@ -211,7 +253,7 @@ def test_commands_refine(exports, tmp_path):
     said = one_error(
         command("infer", exports / "narrow.onnx", tmp_path / "0.png", "-o", tmp_path / "x", "--refine", ok=2)
     )
-    assert "full-size" in said and "leave --refine away" in said and not (tmp_path / "x").exists()
+    assert "full-size" in said and "build-engine" in said and not (tmp_path / "x").exists()
     with pytest.raises(MisuseError, match="cannot be refined"):
         Segmenter(exports / "narrow.onnx", refine=True)
 
