@@ -1,7 +1,8 @@
 """What each stage of deployment costs in accuracy: PyTorch, ONNX, engines for CPUs, the graphs TensorRT is given.
 
     python -m benchmarks.stages cam.safetensors --data ../shared/camvid --calib ../shared/camvid/train \\
-        --labels ../shared/camvid/trainannot [--scales 0.5,0.75,1.5,2,mixed] [--work build/stages] [--json stages.json]
+        --labels ../shared/camvid/trainannot [--scales 0.5,0.75,1.5,2,mixed] \\
+        [--work build/stages] [--json stages.json] [--plot stages.png]
 
 Exports the checkpoint and builds its engines in WORK, in float32 and INT8 for this CPU, in FP16 and INT8 by TensorRT
 for RTX for --target; what is there already is taken as it is. All are evaluated on the same images at the same scales
@@ -19,9 +20,9 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from benchmarks.common import graph_labels
+from benchmarks.common import graph_labels, pyplot
 from calibration.datasets import load_dataset
-from calibration.report.results import OWN, Evaluated, metrics_of
+from calibration.report.results import MIXED, OWN, Evaluated, metrics_of
 from export.build import core_of
 from export.builders import cpu
 from export.passes.split_head import head_of
@@ -46,6 +47,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("build/stages"))
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--plot", type=Path, help="mIoU against scale")
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
     scales, packed, rows = parse_scales(options.scales), [], []
@@ -59,6 +61,8 @@ def main() -> None:
         print(line)
     if options.json:
         options.json.write_text(json.dumps(result, indent=1))
+    if options.plot:
+        draw(result, options.plot)
 
 
 def stages(options: argparse.Namespace):
@@ -127,7 +131,7 @@ def table(result: dict) -> list[str]:
     lines += ["", f"| mIoU at | {' | '.join(each['name'] for each in rows)} |", "|---|" + "---|" * len(rows)]
     for scale in scales:
         values = [each["scales"][scale]["miou"] for each in rows]
-        named = scale if scale == "mixed" else f"{scale}×"
+        named = scale if scale == MIXED else f"{scale}×"
         lines.append(f"| {named} | {' | '.join(f'{value:.4f}' for value in values)} |")
     names = [name for name, value in zip(first["classes"], first["class_iou"], strict=True) if not np.isnan(value)]
     lines += ["", f"| IoU | {' | '.join(names)} |", "|---|" + "---|" * len(names)]
@@ -135,6 +139,24 @@ def table(result: dict) -> list[str]:
         values = [value for value in each["class_iou"] if not np.isnan(value)]
         lines.append(f"| {each['name']} | {' | '.join(f'{value:.3f}' for value in values)} |")
     return lines
+
+
+def draw(result: dict, out: Path) -> None:
+    """mIoU of each stage against the scale of the images; `mixed` apart."""
+    plt, rows = pyplot(), result["rows"]
+    numbers = sorted((float(scale), scale) for scale in rows[0]["scales"] if scale != MIXED)
+    figure, axis = plt.subplots(figsize=(7, 4), layout="constrained")
+    for style, each in zip(("-o", "--s", "-.^", "-D", ":v", "--x"), rows, strict=True):
+        values = [each["scales"][scale]["miou"] for _, scale in numbers]
+        axis.plot([number for number, _ in numbers], values, style, label=each["name"], alpha=0.8)
+    axis.set_xscale("log", base=2)
+    axis.set_xticks([number for number, _ in numbers], [f"{scale}×" for _, scale in numbers])
+    axis.set_xlabel("size of the images, of their own")
+    axis.set_ylabel("mIoU")
+    axis.grid(alpha=0.3)
+    axis.legend(frameon=False, fontsize=8)
+    figure.savefig(out, dpi=110)
+    plt.close(figure)
 
 
 if __name__ == "__main__":

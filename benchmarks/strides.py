@@ -6,7 +6,8 @@ Trains each stride with each seed by `train-fcn --recipe camvid-short`, checkpoi
 on, and evaluates them on val. What is trained already is taken as it is, and a run that was stopped is gone on with, so
 it may be run in pieces: `--most 1` trains one network at most and shows the table of those that are there. Printed:
 mIoU of each stride with half the range of its seeds, IoU by class, thinnest first, and what 16s and 8s gain. Drawn:
-photographs with the true labels and those of 32s, 16s and 8s, of large, middling and small gain. A class's thickness
+photographs with the true labels and those of 32s, 16s and 8s, of large, middling and small gain (with --predictions
+their labels alone, for where photographs may not be shown). A class's thickness
 is twice its pixels over those at its border.
 """
 
@@ -39,6 +40,7 @@ def main() -> None:
     parser.add_argument("--options", default="", help="more options of train-fcn, the same for all, in one string")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--plot", type=Path)
+    parser.add_argument("--predictions", action="store_true", help="draw no photographs and no true labels")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     left = options.most
@@ -65,7 +67,7 @@ def main() -> None:
     if options.plot:
         if missing := [f"FCN-{stride}s" for stride in STRIDES if (stride, 0) not in labels]:
             sys.exit(f"no picture without {', '.join(missing)}, seed 0")
-        draw(data, {stride: labels[stride, 0] for stride in STRIDES}, options.plot)
+        draw(data, {stride: labels[stride, 0] for stride in STRIDES}, options.plot, options.predictions)
 
 
 def checkpoint(work: Path, stride: int, seed: int) -> Path:
@@ -174,8 +176,8 @@ def table(result: dict) -> list[str]:
     return lines
 
 
-def draw(data: LabelledImages, labels: dict[int, list[np.ndarray]], out: Path) -> None:
-    """Photograph, truth, 32s, 16s and 8s side by side."""
+def draw(data: LabelledImages, labels: dict[int, list[np.ndarray]], out: Path, predictions: bool = False) -> None:
+    """Photograph, truth, 32s, 16s and 8s side by side; or `predictions` alone."""
     classes = len(data.classes)
     mious = {stride: [] for stride in labels}
     for index in range(len(data)):
@@ -188,10 +190,11 @@ def draw(data: LabelledImages, labels: dict[int, list[np.ndarray]], out: Path) -
     colors = np.zeros((256, 3), np.uint8)
     colors[:classes] = data.colors
     plt = pyplot()
-    figure, axes = plt.subplots(len(chosen), 2 + len(labels), figsize=(17, 3 * len(chosen)), layout="constrained")
+    columns = len(labels) + (0 if predictions else 2)
+    figure, axes = plt.subplots(len(chosen), columns, figsize=(3.4 * columns, 2.9 * len(chosen)), layout="constrained")
     for line, index in zip(axes, chosen, strict=True):
         image, reference = data[index]
-        shown = {data.name(index): image[:, :, :3], "truth": colors[reference]}
+        shown = {} if predictions else {data.name(index): image[:, :, :3], "truth": colors[reference]}
         for stride, arrays in labels.items():
             # What is not counted is left black, so that the eye does not count it either.
             masked = np.where(reference == IGNORE, IGNORE, arrays[index])
@@ -201,7 +204,8 @@ def draw(data: LabelledImages, labels: dict[int, list[np.ndarray]], out: Path) -
             axis.set_title(title, fontsize=9)
             axis.axis("off")
     patches = [plt.Rectangle((0, 0), 1, 1, color=colors[index] / 255) for index in range(classes)]
-    figure.legend(patches, data.classes, loc="outside lower center", ncols=min(classes, 11), fontsize=8, frameon=False)
+    wide = min(classes, 2 * columns)
+    figure.legend(patches, data.classes, loc="outside lower center", ncols=wide, fontsize=8, frameon=False)
     figure.savefig(out, dpi=110)
     plt.close(figure)
 

@@ -209,6 +209,9 @@ def test_strides_trains_what_is_not_there_and_compares(data, tmp_path):
     result = json.loads(out.read_text())
     assert [(run["stride"], run["seed"]) for run in result["runs"]] == [(32, 0), (16, 0), (8, 0)]
     assert f"| mIoU |  | {100 * result['runs'][0]['miou']:.1f} ± 0.0 |" in again and "| c | " in again
+    bench("strides", *words, "--plot", tmp_path / "alone.png", "--predictions")
+    with Image.open(plot) as whole, Image.open(tmp_path / "alone.png") as alone:
+        assert is_picture(tmp_path / "alone.png") and alone.width < 0.7 * whole.width
     # Networks that were trained otherwise are no comparison.
     shutil.copy(work / "fcn8s-0.safetensors", work / "fcn16s-0.safetensors")
     bench("strides", *words, ok=1)
@@ -249,7 +252,9 @@ def test_stages_shows_what_each_costs(exports, data, tmp_path):
     pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed; pip install 'fcn-deploy[rtx]'")
     out = tmp_path / "stages.json"
     words = (exports / "narrow.safetensors", "--data", data, "--calib", data / "train", "--scales", "0.5,mixed")
-    told = bench("stages", *words, "--count", 2, "--max-drop", 100, "--work", tmp_path / "work", "--json", out)
+    words = (*words, "--count", 2, "--max-drop", 100, "--work", tmp_path / "work", "--plot", tmp_path / "s.png")
+    told = bench("stages", *words, "--json", out)
+    assert is_picture(tmp_path / "s.png")
     result = json.loads(out.read_text())
     names = ["PyTorch", "ONNX", "CPU, float32", "CPU, INT8", "TensorRT, FP16", "TensorRT, INT8"]
     assert [row["name"] for row in result["rows"]] == names and result["images"] == 2
