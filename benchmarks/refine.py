@@ -5,10 +5,11 @@
 Each candidate makes labels of full size from the engine's coarse scores and the photograph, in NumPy alone:
 
 - `bilinear`: the engine's own head, to compare with;
+- `slopes added` is what `--refine` does: a guided filter's slopes add to the interpolated scores what the photograph
+  shows beyond its coarse image (`runtime/refine.py`);
 - `guided filter` (He, Sun, Tang, 2013): of the probabilities at full size;
 - `fast guided filter` (He, Sun, 2015): its linear coefficients found at stride 8 or 4 in windows of 3×3, interpolated
-  to full size, by the photograph's colour or brightness; only where neighbouring coarse pixels disagree. The one of
-  stride 8 by colour is what `--refine` does;
+  to full size, by the photograph's colour or brightness; only where neighbouring coarse pixels disagree;
 - `joint bilateral` upsampling (Kopf et al., 2007);
 - `mean field`: a CRF (Krähenbühl, Koltun, 2011) at stride 8 or 4 whose pixels see 8 neighbours, in two rounds;
 - `mean field, guided`: its probabilities brought to full size by the fast guided filter.
@@ -30,10 +31,11 @@ import numpy as np
 
 from calibration.datasets import load_dataset
 from calibration.metrics import IGNORE, Metrics, confusion_matrix
-from runtime import Segmenter
+from runtime import ModelCard, Segmenter
+from runtime.engine_file import Head
 from runtime.errors import MisuseError
 from runtime.head import best_class, labels_from_scores
-from runtime.refine import guided_labels, linear_model, shrunk, softmax
+from runtime.refine import box, guided_labels, refined_labels, shrunk, slopes_of
 
 SHARES = (0.02, 0.005)  # of the diagonal
 NEIGHBOURS = ((0, 1), (1, -1), (1, 0), (1, 1))  # and their opposites
@@ -94,6 +96,21 @@ def enlarged(scores: np.ndarray, factor: int) -> np.ndarray:
     return scores
 
 
+def softmax(scores: np.ndarray) -> np.ndarray:
+    likely = np.exp(scores - scores.max(0))
+    likely /= likely.sum(0)
+    return likely
+
+
+def linear_model(
+    likely: np.ndarray, guide: np.ndarray, radius: int = 1, epsilon: float = 1e-4
+) -> tuple[np.ndarray, np.ndarray]:
+    """Slopes [K, C, h, w] and offsets [K, h, w] of the guided filter: likely ≈ Σ slopes · guide + offsets."""
+    slopes = slopes_of(likely, guide, radius, epsilon)
+    offsets = box(likely, radius) - (slopes * box(guide, radius)).sum(1)
+    return box(slopes, radius), box(offsets, radius)
+
+
 def mean_field(
     scores: np.ndarray, guide: np.ndarray, rounds: int, apart: int, color: float, strength: float
 ) -> np.ndarray:
@@ -132,6 +149,11 @@ def _guide(image: np.ndarray, stride: int, cells: tuple[int, int]) -> np.ndarray
 
 
 # The candidates: scores [K, h, w], image [H, W, C] uint8, stride → labels [H, W]
+
+
+def slopes_added(scores: np.ndarray, image: np.ndarray, stride: int) -> np.ndarray:
+    head, card = Head("linear", "half_pixel", (stride, stride)), ModelCard(tuple(map(str, range(len(scores)))))
+    return refined_labels(scores, head, card, stride, image.shape[:2], image)
 
 
 def guided_filter(scores: np.ndarray, image: np.ndarray, stride: int) -> np.ndarray:
@@ -183,6 +205,7 @@ def joint_bilateral(scores: np.ndarray, image: np.ndarray, stride: int) -> np.nd
 
 
 CANDIDATES: dict[str, Callable[[np.ndarray, np.ndarray, int], np.ndarray]] = {
+    "slopes added": slopes_added,
     "guided filter": guided_filter,
     "fast guided filter, stride 8": refined,
     "fast guided filter, stride 8, brightness": partial(refined, grey=True),

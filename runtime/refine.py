@@ -1,8 +1,10 @@
-"""Labels whose borders follow the image's own, by the fast guided filter (He, Sun, Tang, 2013; He and Sun, 2015).
+"""Labels whose borders follow the image's own, by a guided filter (He, Sun, Tang, 2013; He and Sun, 2015).
 
-A score map has a cell for every 8 pixels or more, so labels made from it alone have smooth borders that miss those of
-things. Here the cells' probabilities become linear functions of the image's colours, fitted in windows of 3×3 cells;
-where neighbouring cells disagree, these functions are interpolated and applied to the pixels themselves.
+A score map has a cell for every 8 pixels or more, so labels interpolated from it alone have smooth borders that miss
+those of things. The guided filter finds how scores go with colours in windows of 3×3 cells: the slopes of a linear
+model. Here a pixel has the interpolated scores, as without it, and to them is added slopes · (its own colour − the
+colour interpolated from the cells'), where neighbouring cells disagree. So the network's word stays, and where the
+image shows nothing, nothing is added.
 
 All of it is local: a pixel's label depends on cells within REACH of its own and on no others, so tiles and bands with
 that halo give the labels of the whole image. `benchmarks/refine.py` has what else was tried.
@@ -16,8 +18,7 @@ from runtime.engine_file import Head, ModelCard
 from runtime.head import CHUNK, against, best_class, cell_weights, interpolated
 
 RADIUS = 1  # of the windows, in cells
-EPSILON = 1e-4  # variances of colours below it count as flat
-FLAT = 5 * EPSILON  # where the colours of a window vary as little as this, half of the network's own word stays
+EPSILON = 1e-2  # variances of colours (of a range of 1) well below it count as flat
 REACH = 2 * RADIUS + 1  # cells: two windows and interpolation
 BLOCK = 1 << 19  # scores refined at a time, about: bounds the working memory, as
 PIXELS = 2048  # a side do
@@ -95,7 +96,7 @@ def refined_labels(
 
 
 def _logits(scores: np.ndarray, head: Head, card: ModelCard) -> np.ndarray:
-    """Scores whose softmax is the network's probabilities; of one score, two with its threshold at equality."""
+    """Scores as logits; of one score, two with its threshold at equality."""
     if card.activation == "softmax":
         return np.log(np.maximum(scores, 1e-6)) if head.activated else scores
     scores = against(scores, card.score_threshold)
@@ -126,17 +127,10 @@ def _refined(scores: np.ndarray, image: np.ndarray, scale: np.float32, stride: i
     if len(present) == 1:
         return np.full(image.shape[:2], present[0])
     guide = shrunk(image, stride, scores.shape[1:]) * scale
-    likely = softmax(scores)[present]
-    # By the scores: probabilities may be equal where these are not.
-    best = np.searchsorted(present, best).astype(best.dtype)
-    return present[guided_labels(best, *linear_model(likely, guide), image, scale, stride)]
-
-
-def softmax(scores: np.ndarray) -> np.ndarray:
-    """Probabilities over the first axis."""
-    likely = np.exp(scores - scores.max(0))
-    likely /= likely.sum(0)
-    return likely
+    best, scores = np.searchsorted(present, best).astype(best.dtype), scores[present]
+    slopes = box(slopes_of(scores, guide))
+    offsets = scores - (slopes * guide).sum(1)
+    return present[guided_labels(best, slopes, offsets, image, scale, stride)]
 
 
 def shrunk(image: np.ndarray, stride: int, cells: tuple[int, int]) -> np.ndarray:
@@ -166,34 +160,25 @@ def box(maps: np.ndarray, radius: int = RADIUS) -> np.ndarray:
     return maps
 
 
-def linear_model(
-    likely: np.ndarray, guide: np.ndarray, radius: int = RADIUS, epsilon: float = EPSILON
-) -> tuple[np.ndarray, np.ndarray]:
-    """Slopes [K, C, h, w] and offsets [K, h, w] of the guided filter: likely ≈ Σ slopes · guide + offsets.
+def slopes_of(scores: np.ndarray, guide: np.ndarray, radius: int = RADIUS, epsilon: float = EPSILON) -> np.ndarray:
+    """How scores go with colours around each cell: the slopes [K, C, h, w] of the guided filter's linear models.
 
     Args:
-        likely: probabilities, [K, h, w].
+        scores: [K, h, w].
         guide: colours of the same cells, [1 or 3, h, w].
         radius: of the windows.
         epsilon: of variances of the guide.
     """
     channels = len(guide)
-    # In double precision: colours mostly differ in brightness alone, and the other variances are near epsilon.
+    # In double precision: colours mostly differ in brightness alone, and the other variances are small.
     exact = guide.astype(np.float64)
     middle = box(exact, radius)
     variance = box(exact[:, None] * exact[None], radius) - middle[:, None] * middle[None]
-    total = variance[range(channels), range(channels)].sum(0)
     variance[range(channels), range(channels)] += epsilon
     inverse = _inverted(variance).astype(np.float32)
-    mean, center = middle.astype(np.float32), box(likely, radius)
-    together = [box(likely * part, radius) - center * its_mean for part, its_mean in zip(guide, mean, strict=True)]
-    slopes = np.stack([sum(inverse[one, two] * together[two] for two in range(channels)) for one in range(channels)], 1)
-    offsets = center - (slopes * mean).sum(1)
-    slopes, offsets = box(slopes, radius), box(offsets, radius)
-    # Where there is no colour to go by, the model is a blur, and things of a few cells would vanish in it.
-    flat = (FLAT / (box(total, radius) + FLAT)).astype(np.float32)
-    offsets += flat * (likely - (slopes * guide).sum(1) - offsets)
-    return slopes, offsets
+    mean, center = middle.astype(np.float32), box(scores, radius)
+    together = [box(scores * part, radius) - center * its_mean for part, its_mean in zip(guide, mean, strict=True)]
+    return np.stack([sum(inverse[one, two] * together[two] for two in range(channels)) for one in range(channels)], 1)
 
 
 def _inverted(matrices: np.ndarray) -> np.ndarray:
@@ -213,10 +198,10 @@ def _inverted(matrices: np.ndarray) -> np.ndarray:
 def guided_labels(
     best: np.ndarray, slopes: np.ndarray, offsets: np.ndarray, image: np.ndarray, scale: np.float32, stride: int
 ) -> np.ndarray:
-    """Labels of the pixels of `image`, [H, W, C], from probabilities of the cells and a linear model of them.
+    """Labels of the pixels of `image`, [H, W, C], from the best classes of the cells and linear models of their scores.
 
-    As the exact head does it: where four neighbours agree, so do the pixels between them; elsewhere the model's
-    coefficients are interpolated, of the classes that win at one of the four, and applied to the image.
+    As the exact head does it: where four neighbours agree, so do the pixels between them; elsewhere slopes and
+    offsets are interpolated, of the classes that win at one of the four, and applied to the image.
     """
     dtype, half = best.dtype, stride // 2
     before = stride - half  # pixels of the first row of blocks, from a centre to the next, that lie above the image

@@ -308,7 +308,7 @@ def test_refining_finds_the_border_in_the_photograph():
     scores = np.stack([1 - rough, rough]).astype(np.float32) * 6
     wrong = {name: (call(scores, image, 8) != truth).mean() for name, call in refine.CANDIDATES.items()}
     bilinear = (refine.enlarged(scores, 8).argmax(0)[:121, :147] != truth).mean()
-    for name in ("fast guided filter, stride 8", "mean field, guided, stride 8", "joint bilateral"):
+    for name in ("slopes added", "fast guided filter, stride 8", "mean field, guided, stride 8", "joint bilateral"):
         assert wrong[name] < 0.8 * bilinear, name
     exact = refine.enlarged(scores, 8)
     torch = pytest.importorskip("torch")

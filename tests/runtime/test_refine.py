@@ -16,7 +16,7 @@ from runtime.engine_file import Head
 from runtime.errors import MisuseError
 from runtime.head import labels_from_scores
 from runtime.plan import Grid
-from runtime.refine import EPSILON, FLAT, REACH, refined_labels, refusal
+from runtime.refine import EPSILON, REACH, refined_labels, refusal
 from runtime.tiles import ready_rows, score_bands
 
 LINEAR = Head("linear", "half_pixel", (8.0, 8.0))
@@ -29,33 +29,25 @@ def card(classes=4, channels=3, **values):
 
 
 def reference(scores, image, stride):
-    """The fast guided filter pixel by pixel, in double precision, and how far the best class is from the next."""
+    """Slopes added, pixel by pixel in double precision; and how far the best class is from the next."""
     scores, image = scores.astype(np.float64), image.astype(np.float64) / 255
     classes, high, wide = scores.shape
-    likely = np.exp(scores - scores.max(0))
-    likely /= likely.sum(0)
 
     def window(y, x):
         places = [(np.clip(y + i, 0, high - 1), np.clip(x + j, 0, wide - 1)) for i in (-1, 0, 1) for j in (-1, 0, 1)]
         return tuple(np.array(places).T)
 
-    edge = np.pad(image, ((0, max(0, high * stride - image.shape[0])), (0, max(0, wide * stride - image.shape[1])),
-                          (0, 0)), mode="edge")  # fmt: skip
-    guide = edge[: high * stride, : wide * stride].reshape(high, stride, wide, stride, -1).mean((1, 3))
-    slopes, offsets = np.zeros((high, wide, guide.shape[2], classes)), np.zeros((high, wide, classes))
-    total = np.zeros((high, wide))
+    beyond = [(0, max(0, side * stride - pixels)) for side, pixels in zip((high, wide), image.shape, strict=False)]
+    edge = np.pad(image, (*beyond, (0, 0)), mode="edge")[: high * stride, : wide * stride]
+    guide = edge.reshape(high, stride, wide, stride, -1).mean((1, 3))
+    raw = np.zeros((high, wide, guide.shape[2], classes))
     for y in range(high):
         for x in range(wide):
-            colors, found = guide[window(y, x)], likely[:, *window(y, x)].T
-            spread = np.cov(colors.T, bias=True).reshape(guide.shape[2], -1)
-            total[y, x], spread = np.trace(spread), spread + EPSILON * np.eye(guide.shape[2])
-            slopes[y, x] = np.linalg.solve(spread, (colors - colors.mean(0)).T @ found / 9)
-            offsets[y, x] = found.mean(0) - colors.mean(0) @ slopes[y, x]
-    mean = [np.array([[part[window(y, x)].mean(0) for x in range(wide)] for y in range(high)])
-            for part in (slopes, offsets, total)]  # fmt: skip
-    flat = (FLAT / (mean[2] + FLAT))[..., None]
-    mean[1] += flat * (likely.transpose(1, 2, 0) - np.einsum("yxc,yxck->yxk", guide, mean[0]) - mean[1])
-    best = likely.argmax(0)
+            colors, found = guide[window(y, x)], scores[:, *window(y, x)].T
+            spread = np.cov(colors.T, bias=True).reshape(guide.shape[2], -1) + EPSILON * np.eye(guide.shape[2])
+            raw[y, x] = np.linalg.solve(spread, (colors - colors.mean(0)).T @ found / 9)
+    slopes = np.array([[raw[window(y, x)].mean(0) for x in range(wide)] for y in range(high)])
+    best = scores.argmax(0)
     labels, margin = np.zeros(image.shape[:2], int), np.full(image.shape[:2], np.inf)
     for row in range(image.shape[0]):
         for column in range(image.shape[1]):
@@ -64,9 +56,10 @@ def reference(scores, image, stride):
             weights = [(1 - abs(y - i)) * (1 - abs(x - j)) for i, j in spots]
             spots = [(min(max(i, 0), high - 1), min(max(j, 0), wide - 1)) for i, j in spots]
             winners = sorted({best[spot] for spot in spots})
-            slope = sum(weight * mean[0][spot] for weight, spot in zip(weights, spots, strict=True))
-            offset = sum(weight * mean[1][spot] for weight, spot in zip(weights, spots, strict=True))
-            values = (image[row, column] @ slope + offset)[winners]
+            values = sum(
+                weight * (scores[:, *spot] + (image[row, column] - guide[spot]) @ slopes[spot])
+                for weight, spot in zip(weights, spots, strict=True)
+            )[winners]
             labels[row, column] = winners[values.argmax()]
             if len(winners) > 1:
                 margin[row, column] = np.diff(np.sort(values)[-2:])[0]
@@ -86,8 +79,7 @@ def test_labels_are_those_of_the_definition(data):
     labels = refined_labels(scores, head, card(channels=channels), stride, size, image)
     expected, margin = reference(scores, image, stride)
     assert labels.dtype == np.uint8 and labels.shape == size
-    # Single precision, and noise that has next to no variance in some direction.
-    assert (labels == expected)[margin > 1e-2].all()
+    assert (labels == expected)[margin > 1e-3].all()
 
 
 def test_borders_are_found_in_the_image():
@@ -119,7 +111,7 @@ def test_things_that_no_colour_shows_are_kept():
         scores = np.stack([1 - share, share]).astype(np.float32) * 6
         plain = labels_from_scores(scores, LINEAR, card(2), (120, 120), (120, 120)).sum()
         found = refined_labels(scores, LINEAR, card(2), 8, (120, 120), np.full((120, 120, 3), 90, np.uint8))
-        assert 0.9 * plain < found.sum() < 1.2 * plain
+        assert 0.99 * plain <= found.sum() <= 1.01 * plain
 
 
 def test_scores_at_the_threshold_are_below_it():
