@@ -125,7 +125,7 @@ def table(result: dict) -> list[str]:
         same = f"{each['labels_as_first']:.3%}" if each["labels_as_first"] is not None else "–"
         lines.append(
             f"| {each['name']} | {each['pixel_accuracy']:.4f} | {each['mean_accuracy']:.4f} | {each['mean_iou']:.4f} | "
-            f"{100 * (each['mean_iou'] - first['mean_iou']):+.2f} | {each['frequency_weighted_iou']:.4f} | {same} | "
+            f"{round(100 * (each['mean_iou'] - first['mean_iou']), 2) + 0.0:+.2f} | {each['frequency_weighted_iou']:.4f} | {same} | "
             f"{size} | {ms} |"
         )
     lines += ["", f"| mIoU at | {' | '.join(each['name'] for each in rows)} |", "|---|" + "---|" * len(rows)]
@@ -151,7 +151,7 @@ def draw(result: dict, out: Path) -> None:
         axis.plot([number for number, _ in numbers], values, style, label=each["name"], alpha=0.8)
     axis.set_xscale("log", base=2)
     axis.set_xticks([number for number, _ in numbers], [f"{scale}×" for _, scale in numbers])
-    axis.set_xlabel("size of the images, of their own")
+    axis.set_xlabel("scale of the images")
     axis.set_ylabel("mIoU")
     axis.grid(alpha=0.3)
     axis.legend(frameon=False, fontsize=8)

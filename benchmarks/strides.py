@@ -197,7 +197,7 @@ def draw(data: LabelledImages, labels: dict[int, list[np.ndarray]], out: Path, p
         shown = {} if predictions else {data.name(index): image[:, :, :3], "truth": colors[reference]}
         for stride, arrays in labels.items():
             # What is not counted is left black, so that the eye does not count it either.
-            masked = np.where(reference == IGNORE, IGNORE, arrays[index])
+            masked = arrays[index] if predictions else np.where(reference == IGNORE, IGNORE, arrays[index])
             shown[f"FCN-{stride}s, mIoU {mious[stride][index]:.2f}"] = colors[masked]
         for axis, (title, picture) in zip(line, shown.items(), strict=True):
             axis.imshow(picture, interpolation="nearest")

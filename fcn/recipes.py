@@ -100,14 +100,14 @@ RECIPES = {
     "default": Recipe(),
     # Mirrored digits are none.
     "digits": Recipe(flip=False),
-    # Up to 100 minutes: nearly whole photographs, and one scale below and above those that validation sees.
+    # An hour: nearly whole photographs, and one scale below and above those that validation sees.
     "camvid": Recipe(
-        epochs=120, crop=(320, 416), backbone_rate=0.5, ema=0.997, scale=(0.6, 2.0), color=0.3, blur=0.1, jaccard=0.5,
+        epochs=90, crop=(320, 416), backbone_rate=0.5, ema=0.997, scale=(0.6, 2.0), color=0.3, blur=0.1, jaccard=0.5,
         validate_every=5,
     ),
-    # Up to 20 minutes.
+    # Minutes, to compare networks by.
     "camvid-short": Recipe(
-        epochs=40, crop=(256, 320), backbone_rate=0.5, ema=0.99, scale=(0.6, 2.0), color=0.3, blur=0.1, jaccard=0.5,
+        epochs=16, crop=(256, 320), backbone_rate=0.5, ema=0.99, scale=(0.6, 2.0), color=0.3, blur=0.1, jaccard=0.5,
         validate_every=5,
     ),
     # Whole validation images of up to a megapixel cost more than the training.
