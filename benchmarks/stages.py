@@ -123,9 +123,10 @@ def table(result: dict) -> list[str]:
     for each in rows:
         size, ms = f"{each['bytes'] / 1e6:.1f}", f"{each['ms']:.1f}" if each["ms"] else "–"
         same = f"{each['labels_as_first']:.3%}" if each["labels_as_first"] is not None else "–"
+        points = round(100 * (each["mean_iou"] - first["mean_iou"]), 2) + 0.0  # no minus zero
         lines.append(
             f"| {each['name']} | {each['pixel_accuracy']:.4f} | {each['mean_accuracy']:.4f} | {each['mean_iou']:.4f} | "
-            f"{round(100 * (each['mean_iou'] - first['mean_iou']), 2) + 0.0:+.2f} | {each['frequency_weighted_iou']:.4f} | {same} | "
+            f"{points:+.2f} | {each['frequency_weighted_iou']:.4f} | {same} | "
             f"{size} | {ms} |"
         )
     lines += ["", f"| mIoU at | {' | '.join(each['name'] for each in rows)} |", "|---|" + "---|" * len(rows)]
