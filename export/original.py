@@ -67,7 +67,7 @@ class Cut:
         if self.decision is not None or self.argmax:
             best = np.sort(scores[0], axis=0)[-2:]
             clear = best[1] - best[0] > close * spread if len(best) > 1 else np.ones(scores.shape[2:], bool)
-            labels = planes[0] if self.decision is not None else planes.argmax(0)
+            labels = planes[0] / self.decision.factor if self.decision is not None else planes.argmax(0)
             return not (labels != scores[0].argmax(0))[clear].any()
         wanted = scores[0][1:2] if self.background else scores[0]
         if planes.shape != wanted.shape or not np.isfinite(planes).all():

@@ -134,7 +134,10 @@ def _standard(original: Original, options: SourceOptions, notes: list[str]) -> t
             "export it without what makes labels of scores"
         )
     if decision is not None:
-        notes.append(f"{name} gives labels; they are taken off with node {decision.node}, and its scores are used")
+        times = f" (times {decision.factor:g}, which is left out)" if decision.factor != 1 else ""
+        notes.append(
+            f"{name} gives labels{times}; they are taken off with node {decision.node}, and its scores are used"
+        )
     image = original.images()
     model, coarse = _channelwise_softmax(model, image)
     if coarse:

@@ -1,5 +1,6 @@
 """Take off what makes labels of scores at the end of a model: ArgMax, a threshold, and what follows them."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,11 +32,13 @@ class Decision:
         kind: `argmax` or `threshold`.
         node: that did it, as notes name it.
         threshold: what each score was compared with.
+        factor: what the number of the best class was multiplied by.
     """
 
     kind: str
     node: str
     threshold: float | None = None
+    factor: float = 1.0
 
 
 def cut_decision(model: ModelProto) -> tuple[ModelProto, Decision | None]:
@@ -52,7 +55,10 @@ def cut_decision(model: ModelProto) -> tuple[ModelProto, Decision | None]:
     name, after = model.graph.output[0].name, []
     while (node := made.get(name)) is not None:
         if node.op_type == "ArgMax":
-            decision = Decision("argmax", label(node))
+            if any(step.op_type == "Where" for step in after):  # one of two numbers for many classes
+                return model, None
+            factor = math.prod(float(constant(model, s.input[1]).item()) for s in after if s.op_type == "Mul")
+            decision = Decision("argmax", label(node), factor=factor)
             scores = node.input[0]
             break
         if (found := _threshold(model, node)) is not None:

@@ -142,6 +142,9 @@ ENDS = {
     "argmax-to-float": (
         "q = Softmax<axis=1>(f)\n a = ArgMax<axis=1, keepdims=0>(q)\n y = Cast<to=1>(a)", lambda r: r[0], "linear",
     ),
+    "argmax-times-255": (
+        "a = ArgMax<axis=1, keepdims=0>(f)\n b = Cast<to=1>(a)\n y = Mul(b, m255)", lambda r: r[0] / 255, "linear",
+    ),
     "argmax-channels-last": (
         "t = Transpose<perm=[0,2,3,1]>(f)\n y = ArgMax<axis=-1, keepdims=0>(t)", lambda r: r[0], "linear",
     ),
@@ -157,10 +160,12 @@ def test_every_end_gives_the_labels_of_the_model(tmp_path, end):
     model = made(SCORES + TO_SIZE + text)
     if "argmax" in end:
         kind = {"argmax-cast": TensorProto.UINT8, "argmax-to-float": 1, "argmax-without-batch": TensorProto.INT32}
+        kind["argmax-times-255"] = TensorProto.FLOAT
         model.graph.output[0].type.tensor_type.elem_type = kind.get(end, TensorProto.INT64)
     source, report, *_ = check(tmp_path, model, labels)
     assert report["head"] == head
     assert any("gives labels" in note for note in source.notes) == ("argmax" in end)
+    assert any("(times 255, which is left out)" in note for note in source.notes) == ("255" in end)
 
 
 LATE = {
@@ -986,6 +991,10 @@ OTHER_LABELS = {
     "table": ("a = ArgMax<axis=1, keepdims=1>(f)\n y = Gather<axis=0>(table, a)", "int64[N,1,H,W] y"),
     "sum": ("a = ArgMax<axis=1, keepdims=1>(f)\n b = Cast<to=1>(a)\n y = Add(b, one)", "float[N,1,H,W] y"),
     "product": ("a = ArgMax<axis=1, keepdims=0>(f)\n b = Cast<to=1>(a)\n y = Mul(m255, b)", "float[N,H,W] y"),
+    "mask": (
+        "a = ArgMax<axis=1, keepdims=0>(f)\n b = Cast<to=9>(a)\n y = Where(b, m255, zero)",
+        "float[N,H,W] y",
+    ),
     "argmin": ("m = Neg(f)\n y = ArgMin<axis=1, keepdims=1>(m)", "int64[N,1,H,W] y"),
     "best": ("v, y = TopK<axis=1>(f, i1)", "int64[N,1,H,W] y"),
     "and": ("a = Greater(f, zero)\n b = Less(f, one)\n c = And(a, b)\n y = Slice(c, i0, i1, i1)", "bool[N,1,H,W] y"),
