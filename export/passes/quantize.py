@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, helper
 
-from export.graph import Names, add_constants, attributes, clone, initializers, prune
+from export.graph import Names, add_constants, attributes, clone, consumers, initializers, producers, prune
 
 ACTIVATIONS = ("Relu", "Clip")
 SMALLEST_SCALE = 6.2e-5  # the smallest normal float16, so that scales survive FP16
@@ -148,7 +148,50 @@ def quantize(
     model.graph.node.extend(nodes)
     del model.graph.value_info[:]
     prune(model)
+    if scheme.outputs:
+        _sum_integers(model)
     return model
+
+
+def _sum_integers(model: ModelProto) -> None:
+    """Give integers, as floats, to a convolution with Q/DQ before it alone: it gives scores, which nothing rounds.
+
+    It runs in floats, whose sums depend on how many pixels there are: tiles would differ from the whole image in the
+    last bits. Sums of integers below 2²⁴ are exact in any order; the scale is multiplied in afterwards.
+    """
+    made, known, names, nodes = producers(model), initializers(model), Names(model), []
+    for node in model.graph.node:
+        nodes.append(node)
+        sources = [made.get(name) for name in node.input]
+        if node.op_type != "Conv" or any(each is None or each.op_type != "DequantizeLinear" for each in sources):
+            continue
+        if any(reader.op_type == "QuantizeLinear" for reader in consumers(model, result_of(model, node))):
+            continue
+        (image, _, zero), (weight, _, zeros), (bias, scale, _) = (source.input for source in sources)
+        low, high = -int(known[zero]), 255 - int(known[zero])
+        flat = known[weight].reshape(len(known[weight]), -1).astype(np.int64)
+        highest = np.maximum(flat * low, flat * high).sum(1)  # of any part of a sum; the least, with the other sign
+        lowest = np.minimum(flat * low, flat * high).sum(1)
+        if max(highest.max(), -lowest.min()) + np.abs(known[bias].astype(np.int64)).max() >= 2**24:
+            continue
+        result = node.output[0]
+        one, ones, offset, unit, integers, taken, sums = (
+            names(f"{result}/{name}") for name in ("one", "ones", "offset", "unit", "integers", "weight", "sums")
+        )
+        constants = {one: np.float32(1), ones: np.ones(len(flat), np.float32), offset: known[bias].astype(np.float32)}
+        constants[unit] = known[scale].reshape(1, -1, *[1] * (known[weight].ndim - 2))
+        add_constants(model, constants)
+        node.input[:], node.output[:] = [integers, taken, offset], [sums]
+        nodes[-1:] = [
+            helper.make_node("DequantizeLinear", [image, one, zero], [integers], name=f"{result}/integers"),
+            helper.make_node("DequantizeLinear", [weight, ones, zeros], [taken], name=f"{result}/weight", axis=0),
+            node,
+            helper.make_node("Mul", [sums, unit], [result], name=f"{result}/scale"),
+        ]
+    nodes = [clone(node) for node in nodes]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    prune(model)
 
 
 def depthwise(node: NodeProto, weight: np.ndarray) -> bool:

@@ -95,6 +95,26 @@ def test_quantised_scores_are_near_the_float_ones(target):
         assert np.abs(run(lowered, image) - expected).max() < 0.04 * np.ptp(expected)
 
 
+@pytest.mark.parametrize(("side", "groups"), [(1, 1), (3, 1), (3, 4)])
+def test_scores_of_cpus_are_sums_of_integers_whatever_the_size(side, groups):
+    # Sums in float depend on how many pixels there are, and tiles would not have the whole image's scores.
+    weight = RANDOM.normal(size=(8, 640 // groups, side, side))
+    how = {"pads": [side // 2] * 4, "group": groups}
+    model = network([helper.make_node("Conv", ["image", "w", "b"], ["scores"], **how)], {"w": weight, "b": range(8)})
+    model.graph.input[0].type.tensor_type.shape.dim[1].dim_value = 640
+    image = RANDOM.normal(size=(1, 640, 6, 48)).astype(np.float32)
+    ranges, means = ranges_of(model, [image])
+    lowered = quantize(model, ranges, SCHEMES["cpu"], means=means)
+    assert quantised_convolutions(lowered) == 1
+    whole = run(lowered, image, optimise=True)
+    for width in (1, 8, 20, 40):
+        np.testing.assert_array_equal(
+            run(lowered, image[..., : width + 1], optimise=True)[..., :width], whole[..., :width]
+        )
+    expected = run(model, image)
+    assert np.abs(whole - expected).max() < 0.05 * np.ptp(expected)
+
+
 def test_the_cpus_own_kernels_agree_with_faithful_arithmetic():
     # Sums of two products of u8 and s8 stay inside 16 bits, also on CPUs without VNNI.
     model = residual()
