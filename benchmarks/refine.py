@@ -35,7 +35,7 @@ from runtime import ModelCard, Segmenter
 from runtime.engine_file import Head
 from runtime.errors import MisuseError
 from runtime.head import best_class, labels_from_scores
-from runtime.refine import box, guided_labels, refined_labels, shrunk, slopes_of
+from runtime.refine import block_means, box_filter, guided_labels, refined_labels, slopes_of
 
 SHARES = (0.02, 0.005)  # of the diagonal
 NEIGHBOURS = ((0, 1), (1, -1), (1, 0), (1, 1))  # and their opposites
@@ -107,8 +107,8 @@ def linear_model(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Slopes [K, C, h, w] and offsets [K, h, w] of the guided filter: likely ≈ Σ slopes · guide + offsets."""
     slopes = slopes_of(likely, guide, radius, epsilon)
-    offsets = box(likely, radius) - (slopes * box(guide, radius)).sum(1)
-    return box(slopes, radius), box(offsets, radius)
+    offsets = box_filter(likely, radius) - (slopes * box_filter(guide, radius)).sum(1)
+    return box_filter(slopes, radius), box_filter(offsets, radius)
 
 
 def mean_field(
@@ -145,7 +145,7 @@ def mean_field(
 
 
 def _guide(image: np.ndarray, stride: int, cells: tuple[int, int]) -> np.ndarray:
-    return shrunk(image, stride, cells) * np.float32(1 / 255)
+    return block_means(image, stride, cells) * np.float32(1 / 255)
 
 
 # The candidates: scores [K, h, w], image [H, W, C] uint8, stride → labels [H, W]

@@ -323,12 +323,7 @@ def _labels_of_equal_cells(
     cells_y, cells_x = counts
     rows, columns = sides[0] - first, sides[1]
     best = best_class(scores, dtype)[rows[:, None], columns]
-    corner = best[:-1, :-1]
-    same = (corner == best[:-1, 1:]) & (corner == best[1:, :-1]) & (corner == best[1:, 1:])
-
-    labels = np.empty((cells_y, factor_y, cells_x, factor_x), dtype)
-    labels.reshape(cells_y, factor_y, -1)[:] = corner.repeat(factor_x, axis=1)[:, None]
-    y, x = np.nonzero(~same)
+    labels, (y, x) = spread_labels(best, factor_y, factor_x)
     down, across = cell_weights(factor_y, offset_y), cell_weights(factor_x, offset_x)
     flat, width = scores.reshape(len(scores), -1), scores.shape[2]
     step = max(1, CHUNK // (len(scores) * factor_y * factor_x))
@@ -343,6 +338,18 @@ def _labels_of_equal_cells(
     top, left = begins
     high, wide = vertical[3] - vertical[2], horizontal[3] - horizontal[2]
     return np.ascontiguousarray(labels[top : top + high, left : left + wide])
+
+
+def spread_labels(best: np.ndarray, factor_y: int, factor_x: int) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]:
+    """Labels [h, factor_y, w, factor_x] of the pixels between cells of which [h + 1, w + 1] are the best classes.
+
+    Those of the upper left cell; and (rows, columns) of where the four disagree, whose pixels are to be made otherwise.
+    """
+    corner = best[:-1, :-1]
+    same = (corner == best[:-1, 1:]) & (corner == best[1:, :-1]) & (corner == best[1:, 1:])
+    labels = np.empty((corner.shape[0], factor_y, corner.shape[1], factor_x), best.dtype)
+    labels.reshape(len(corner), factor_y, -1)[:] = corner.repeat(factor_x, axis=1)[:, None]
+    return labels, np.nonzero(~same)
 
 
 def cell_weights(factor: int, offset: int) -> np.ndarray:

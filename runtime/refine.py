@@ -15,13 +15,13 @@ import math
 import numpy as np
 
 from runtime.engine_file import Head, ModelCard
-from runtime.head import CHUNK, against, best_class, cell_weights, interpolated
+from runtime.head import CHUNK, against, best_class, cell_weights, interpolated, spread_labels
 
 RADIUS = 1  # of the windows, in cells
 EPSILON = 1e-2  # variances of colours (of a range of 1) well below it count as flat
 REACH = 2 * RADIUS + 1  # cells: two windows and interpolation
-BLOCK = 1 << 19  # scores refined at a time, about: bounds the working memory, as
-PIXELS = 2048  # a side do
+BLOCK = 1 << 19  # scores refined at a time, about, and
+PIXELS = 2048  # a side: they bound the working memory
 LEAST_BLOCK = 32  # cells a side
 SPREAD = 4.4  # standard deviations of a channel that its range comes to, where its dtype does not tell
 
@@ -126,15 +126,15 @@ def _refined(scores: np.ndarray, image: np.ndarray, scale: np.float32, stride: i
     present = np.unique(best)  # no other class becomes a pixel's label
     if len(present) == 1:
         return np.full(image.shape[:2], present[0])
-    guide = shrunk(image, stride, scores.shape[1:]) * scale
+    guide = block_means(image, stride, scores.shape[1:]) * scale
     best, scores = np.searchsorted(present, best).astype(best.dtype), scores[present]
-    slopes = box(slopes_of(scores, guide))
+    slopes = box_filter(slopes_of(scores, guide))
     offsets = scores - (slopes * guide).sum(1)
     return present[guided_labels(best, slopes, offsets, image, scale, stride)]
 
 
-def shrunk(image: np.ndarray, stride: int, cells: tuple[int, int]) -> np.ndarray:
-    """Means [C, *cells] of the pixels of each cell, the image's edge repeated beyond it."""
+def block_means(image: np.ndarray, stride: int, cells: tuple[int, int]) -> np.ndarray:
+    """Means, float32 [C, *cells], of the pixels of each cell of an image [H, W, C], its edge repeated beyond it."""
     rows = np.minimum(np.arange(cells[0] * stride), image.shape[0] - 1).reshape(-1, stride)
     total = image[rows[:, 0]].astype(np.uint16 if image.dtype == np.uint8 else np.float32)
     for place in range(1, stride):
@@ -146,8 +146,8 @@ def shrunk(image: np.ndarray, stride: int, cells: tuple[int, int]) -> np.ndarray
     return np.ascontiguousarray(blocks.transpose(2, 0, 1)) * np.float32(1 / stride**2)
 
 
-def box(maps: np.ndarray, radius: int = RADIUS) -> np.ndarray:
-    """Means over windows of 2·radius + 1 along the last two axes; edges are repeated."""
+def box_filter(maps: np.ndarray, radius: int = RADIUS) -> np.ndarray:
+    """Means over windows of 2·radius + 1 along the last two axes of [..., h, w]; edges are repeated."""
     for axis in (maps.ndim - 2, maps.ndim - 1):
         last = maps.shape[axis] - 1
         places = np.arange(last + 1)
@@ -172,12 +172,12 @@ def slopes_of(scores: np.ndarray, guide: np.ndarray, radius: int = RADIUS, epsil
     channels = len(guide)
     # In double precision: colours mostly differ in brightness alone, and the other variances are small.
     exact = guide.astype(np.float64)
-    middle = box(exact, radius)
-    variance = box(exact[:, None] * exact[None], radius) - middle[:, None] * middle[None]
+    middle = box_filter(exact, radius)
+    variance = box_filter(exact[:, None] * exact[None], radius) - middle[:, None] * middle[None]
     variance[range(channels), range(channels)] += epsilon
     inverse = _inverted(variance).astype(np.float32)
-    mean, center = middle.astype(np.float32), box(scores, radius)
-    together = [box(scores * part, radius) - center * its_mean for part, its_mean in zip(guide, mean, strict=True)]
+    means, center = middle.astype(np.float32), box_filter(scores, radius)
+    together = [box_filter(scores * part, radius) - center * mean for part, mean in zip(guide, means, strict=True)]
     return np.stack([sum(inverse[one, two] * together[two] for two in range(channels)) for one in range(channels)], 1)
 
 
@@ -202,18 +202,25 @@ def guided_labels(
 
     As the exact head does it: where four neighbours agree, so do the pixels between them; elsewhere slopes and
     offsets are interpolated, of the classes that win at one of the four, and applied to the image.
+
+    Args:
+        best: of each cell, the index of its class in `slopes`: [h, w] uint8 or uint16.
+        slopes: [K, C, h, w] float32, of the image times `scale`.
+        offsets: [K, h, w] float32.
+        image: [H, W, C], H ≤ h · stride and W ≤ w · stride.
+        scale: what the image is multiplied by.
+        stride: pixels of a cell.
+
+    Returns:
+        [H, W] as `best`.
     """
     dtype, half = best.dtype, stride // 2
     before = stride - half  # pixels of the first row of blocks, from a centre to the next, that lie above the image
     high, wide = best.shape
     rows, columns = (np.clip(np.arange(-1, size + 1), 0, size - 1) for size in (high, wide))
     best = best[rows[:, None], columns]
-    corners = np.stack([best[:-1, :-1], best[:-1, 1:], best[1:, :-1], best[1:, 1:]])
-    same = (corners[0] == corners[1]) & (corners[0] == corners[2]) & (corners[0] == corners[3])
-    labels = np.empty((high + 1, stride, wide + 1, stride), dtype)
-    labels.reshape(high + 1, stride, -1)[:] = corners[0].repeat(stride, axis=1)[:, None]
-    y, x = np.nonzero(~same)
-    winners = np.sort(corners[:, y, x], axis=0)
+    labels, (y, x) = spread_labels(best, stride, stride)
+    winners = np.sort([best[y, x], best[y, x + 1], best[y + 1, x], best[y + 1, x + 1]], axis=0)
     fresh = np.concatenate([np.ones((1, len(y)), bool), winners[1:] != winners[:-1]])
     counts = fresh.sum(0)
     weights = cell_weights(stride, half)

@@ -332,22 +332,14 @@ class Segmenter:
             head, ready = self._head_of(whole, plan, kinds), [((start, plan.size[0]), whole, 0, None)]
         rows_of_band = max(1, BAND // (plan.size[1] * sum(result_bytes(kind, self.card) for kind in kinds)))
         for (first_row, stop), scores, first, cells in ready:
-            # Refined at once: a few rows take as long as some cells of them.
-            refined = None
-            if self.refine and "labels" in kinds:
-                refined = self._result("labels", image, scores, head, plan, (first_row, stop), first, cells)
+            made = {}
+            if self.refine and "labels" in kinds:  # at once: a few rows would take as long as some cells of them
+                made["labels"] = self._result("labels", image, scores, head, plan, (first_row, stop), first, cells)
             for top in range(first_row, stop, rows_of_band):
                 rows = top, min(top + rows_of_band, stop)
-                where = scores, head, plan, rows, first, cells
-                yield (
-                    top,
-                    tuple(
-                        self._result(kind, image, *where)
-                        if kind != "labels" or refined is None
-                        else refined[top - first_row : rows[1] - first_row]
-                        for kind in kinds
-                    ),
-                )
+                where = image, scores, head, plan, rows, first, cells
+                part = slice(top - first_row, rows[1] - first_row)
+                yield top, tuple(made[k][part] if k in made else self._result(k, *where) for k in kinds)
 
     def scores(self, image: np.ndarray) -> np.ndarray:
         """The core's own output for one image: float32 [K, h, w], uncropped (padding included)."""
