@@ -19,13 +19,14 @@ import onnx
 from PIL import Image
 
 from calibration.ranges import collect
-from export.build import core_of, natural_noise
+from export.build import core_of
 from export.builders import cpu
 from export.precision import tapped
 from export.source import read_source
 from runtime.backends.onnxruntime import session
 from runtime.images import find_images
 from runtime.prepare import prepare
+from runtime.verify import natural_noise
 
 LARGEST = (720, 960)
 

@@ -18,28 +18,24 @@ import numpy as np
 import onnx
 from onnx import ModelProto
 
+from export.agreement import compare
 from export.builders import cpu, tensorrt
 from export.builders.kernels import compile_kernels
 from export.candidates import TILES, Candidate, Tuning, choose, fastest_tile, rows, tune
-from export.graph import check, set_metadata
+from export.graph import check
 from export.passes.bilinear_deconv import bilinear_deconv
 from export.passes.fold_constants import fold_constants
-from export.passes.fold_head import fold_head
-from export.passes.fold_input import fold_input
 from export.passes.fuse_padding import fuse_padding
 from export.passes.raw_input import raw_input
-from export.passes.split_head import ends_in_sigmoid, head_of, split_head, stripped_padding, stripped_sigmoid
+from export.passes.split_head import head_of, split_head, stripped_padding, stripped_sigmoid
 from export.precision import BudgetError, Options, Result, lower, write_layers
-from export.probe import MARGIN
 from export.profiles import default_profiles, plan_profiles, table
 from export.source import Source
 from export.stages import Part, cut_core
 from runtime.backends import ORT_TARGETS
-from runtime.backends.onnxruntime import OnnxRuntimeBackend, session
-from runtime.engine_file import CARD_KEY, GpuPlan, Head, Manifest, ModelCard, Profile, Stage, write_engine
+from runtime.backends.onnxruntime import session
+from runtime.engine_file import GpuPlan, Manifest, ModelCard, Profile, Stage, write_engine
 from runtime.errors import DeployError, MisuseError
-from runtime.files import replacing
-from runtime.head import labels_from_scores, result_from_scores
 from runtime.prepare import Border, padded_size, prepare
 from runtime.segmenter import Segmenter, adds_up_to_one
 from runtime.sizes import Sizes
@@ -48,7 +44,6 @@ from runtime.verify import GOLDEN, TIMED_SIZES, golden_difference, latency, natu
 log = logging.getLogger(__name__)
 
 REPORT = "report.json"
-COMPARED_SIZES = ((1, 1), (7, 13), (37, 41), (61, 97), (136, 17), (200, 333), (257, 263), (480, 640))
 FIXED_SIZES = 3  # so many at most in --sizes are those of cameras, say, and come again and again
 GOLDEN_SIZE = (61, 83)
 TILED_SIZE = (1536, 1536)  # of the image that tiles are tried on
@@ -462,104 +457,3 @@ def golden_sample(
     buffer = io.BytesIO()
     np.savez(buffer, image=image, scores=scores[0].astype(np.float32), tolerance=GOLDEN_TOLERANCE[precision])
     return buffer.getvalue()
-
-
-def compare(source: Source, net: Segmenter) -> dict[str, Any]:
-    """What the engine gives against the model's own output, at mixed sizes.
-
-    Returns:
-        {"kind": labels, masks or values, "sizes", "pixels": of all masks or maps together}, with, of labels and masks,
-        {"labels_equal": share, "undecided": share of pixels whose two best scores (or score and threshold) are within
-        MARGIN of the range, "wrong": differing pixels that are not}; of values {"difference": largest, as a share of
-        the range}.
-
-    Raises:
-        DeployError: a label differs where the model decided, or a value by more than MARGIN of the range.
-    """
-    backend = OnnxRuntimeBackend(source.model.SerializeToString())
-    plain = replace(net.card, size_multiple=1, smallest=1)
-    head = Head(activated=ends_in_sigmoid(source.model))  # thresholds of masks are probabilities then
-    equal = undecided = wrong = pixels = 0
-    difference = 0.0
-    for index, (height, width) in enumerate(COMPARED_SIZES):
-        image = natural_noise(height, width, net.card, seed=index + 1)
-        try:
-            logits = backend.run(prepare(image, plain))[0]
-        except DeployError as error:
-            raise DeployError(
-                f"the model itself fails at {height}×{width}, so it has a size baked in; export-onnx names the "
-                f"cause for PyTorch models: {error}"
-            ) from error
-        if logits.shape[1:] != (height, width):
-            raise DeployError(
-                f"the model gives {logits.shape[1]}×{logits.shape[2]} scores for an image of {height}×{width}; "
-                "it must give one per pixel at every size"
-            )
-        expected = result_from_scores(net.kind, logits, head, source.card, (height, width), (height, width))
-        found = net.result(image)
-        pixels += found.size
-        if net.kind == "values":
-            difference = float(np.maximum(difference, np.abs(found - expected).max() / (np.ptp(logits) or 1.0)))
-            continue
-        clear = decided(logits, source.card, head.activated)
-        differs = found != expected
-        equal += int((~differs).sum())
-        undecided += int((~clear).sum())
-        wrong += int((differs & clear).sum())
-    report = {"kind": net.kind, "sizes": [f"{height}x{width}" for height, width in COMPARED_SIZES], "pixels": pixels}
-    if net.kind == "values":
-        if not difference <= MARGIN:
-            raise DeployError(
-                f"the engine's values are not the model's: they differ by {difference:.1e} of their range; please "
-                "report the model"
-            )
-        return report | {"difference": difference}
-    if wrong:
-        raise DeployError(
-            f"the engine's {net.kind} are not the model's: {wrong} of {pixels} pixels differ; please report the model"
-        )
-    return report | {"labels_equal": equal / pixels, "undecided": undecided / pixels, "wrong": wrong}
-
-
-def decided(logits: np.ndarray, card: ModelCard, activated: bool = False) -> np.ndarray:
-    """Where the two best of [K, H, W] scores (or a score and its threshold) differ by more than MARGIN: bool.
-
-    [H, W], or [K, H, W] of masks. `activated`: the scores of masks are probabilities.
-    """
-    spread = float(np.ptp(logits)) or 1.0
-    if card.activation == "multilabel":
-        thresholds = np.array(card.thresholds if activated else card.score_thresholds)
-        return np.abs(logits - thresholds[:, None, None]) > MARGIN * spread
-    if card.activation != "softmax":
-        return np.abs(logits[0] - card.score_threshold) > MARGIN * spread
-    if len(logits) == 1:
-        return np.ones(logits.shape[1:], bool)
-    best = np.partition(logits, -2, axis=0)[-2:]
-    return best[1] - best[0] > MARGIN * spread
-
-
-def build_standalone(source: Source, out: str | os.PathLike, threads: int | None = None) -> None:
-    """Write an ONNX for other runtimes: `image`, uint8 [N,H,W,C], in; `labels`, [N,H,W], out; any size.
-
-    Verified against the model at mixed sizes. Raises DeployError.
-    """
-    card = source.card
-    if card.kind != "labels":
-        raise MisuseError(
-            f"--standalone gives labels, and this model gives {card.kind} ({card.activation}): build an engine, or use "
-            "the ONNX as it is"
-        )
-    model = fold_head(fold_input(source.model, card), card)
-    set_metadata(model, CARD_KEY, card.to_json())
-    check(model, "the standalone model")
-    run = session(model.SerializeToString(), threads)
-    original = OnnxRuntimeBackend(source.model.SerializeToString(), threads=threads)
-    for index, (height, width) in enumerate(COMPARED_SIZES):
-        image = natural_noise(height, width, card, seed=index + 1)
-        logits = original.run(prepare(image, replace(card, size_multiple=1, smallest=1)))[0]
-        expected = labels_from_scores(logits, Head(), card, (height, width), (height, width))
-        labels = run.run(None, {"image": image[None]})[0][0]
-        if labels.shape != expected.shape or (labels != expected)[decided(logits, card)].any():
-            raise DeployError(f"the standalone model's labels differ from the model's at {height}×{width}")
-    with replacing(out) as temporary:
-        temporary.write_bytes(model.SerializeToString())

@@ -397,7 +397,7 @@ def build(
     for path in named.values():
         if path is not None:
             check_writable(path)
-    from export.build import ForGpu, build_standalone
+    from export.build import ForGpu
     from export.build import build_engine as run_build
     from export.builders import tensorrt
     from export.candidates import Tuning, backends_of
@@ -445,6 +445,8 @@ def build(
     for note in source.notes:
         print(f"note: {note}", file=sys.stderr)
     if standalone:
+        from export.standalone import build_standalone
+
         build_standalone(source, out, threads)
         if json_:
             print(json.dumps({"standalone": str(out), "notes": source.notes}))

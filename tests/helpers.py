@@ -89,8 +89,8 @@ def one_error(done) -> str:
 
 def photo(height: int, width: int, seed: int = 0) -> np.ndarray:
     """An image with detail at many scales, [H, W, 3] uint8."""
-    from export.build import natural_noise
     from runtime import ModelCard
+    from runtime.verify import natural_noise
 
     return natural_noise(height, width, ModelCard(("a", "b")), seed)
 

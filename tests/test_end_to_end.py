@@ -8,7 +8,7 @@ from helpers import command, needs_shared
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-from export.build import MARGIN, decided
+from export.agreement import MARGIN, decided
 from fcn.checkpoint import load_checkpoint
 from runtime import Segmenter
 from runtime.images import read_image

@@ -14,9 +14,10 @@ from onnx import TensorProto, helper
 from PIL import Image
 from torch import nn
 
-from export.build import build_engine, build_standalone, core_of
+from export.build import build_engine, core_of
 from export.builders.cpu import measure_tensors, working_memory
 from export.source import read_source
+from export.standalone import build_standalone
 from export.to_onnx import export
 from runtime import DeployError, Segmenter
 from runtime.backends import ORT_TARGETS

@@ -6,10 +6,10 @@ import pytest
 from helpers import checkpoint_of, random_network
 from onnx import TensorProto, helper, numpy_helper
 
-from export.build import build_standalone
 from export.fit import fit_sizes
 from export.probe import SizeBehaviour
 from export.source import read_source
+from export.standalone import build_standalone
 from export.to_onnx import export
 
 NETWORKS = [

@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from zoo import ZOO, network
 
 from export import to_onnx
-from export.build import build_engine, core_of, decided
+from export.agreement import decided
+from export.build import build_engine, core_of
 from export.builders import tensorrt
 from export.card import SourceOptions
 from export.graph import metadata, opset

@@ -12,7 +12,8 @@ from helpers import command, needs_shared, one_error, photo
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
-from export.build import GOLDEN_TOLERANCE, MARGIN, build_engine, decided
+from export.agreement import MARGIN, decided
+from export.build import GOLDEN_TOLERANCE, build_engine
 from export.candidates import Tuning
 from export.precision import Options
 from export.source import read_source

@@ -13,7 +13,7 @@ from helpers import ROOT, command, one_error, photo
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
-from export.build import ForGpu, build_engine, build_standalone, core_of
+from export.build import ForGpu, build_engine, core_of
 from export.builders import cpu
 from export.builders.tensorrt import BuildOptions
 from export.candidates import Tuning
@@ -21,6 +21,7 @@ from export.graph import set_metadata
 from export.passes.pad_and_crop import pad_and_crop
 from export.precision import Options
 from export.source import read_source
+from export.standalone import build_standalone
 from fcn.evaluate import open_model
 from runtime import DeployError, MisuseError, ModelCard, Segmenter
 from runtime.backends.onnxruntime import session

@@ -1,0 +1,44 @@
+"""An ONNX that gives labels by itself, for runtimes other than ours."""
+
+import os
+from dataclasses import replace
+
+from export.agreement import COMPARED_SIZES, decided
+from export.graph import check, set_metadata
+from export.passes.fold_head import fold_head
+from export.passes.fold_input import fold_input
+from export.source import Source
+from runtime.backends.onnxruntime import OnnxRuntimeBackend, session
+from runtime.engine_file import CARD_KEY, Head
+from runtime.errors import DeployError, MisuseError
+from runtime.files import replacing
+from runtime.head import labels_from_scores
+from runtime.prepare import prepare
+from runtime.verify import natural_noise
+
+
+def build_standalone(source: Source, out: str | os.PathLike, threads: int | None = None) -> None:
+    """Write an ONNX for other runtimes: `image`, uint8 [N,H,W,C], in; `labels`, [N,H,W], out; any size.
+
+    Verified against the model at mixed sizes. Raises DeployError.
+    """
+    card = source.card
+    if card.kind != "labels":
+        raise MisuseError(
+            f"--standalone gives labels, and this model gives {card.kind} ({card.activation}): build an engine, or use "
+            "the ONNX as it is"
+        )
+    model = fold_head(fold_input(source.model, card), card)
+    set_metadata(model, CARD_KEY, card.to_json())
+    check(model, "the standalone model")
+    run = session(model.SerializeToString(), threads)
+    original = OnnxRuntimeBackend(source.model.SerializeToString(), threads=threads)
+    for index, (height, width) in enumerate(COMPARED_SIZES):
+        image = natural_noise(height, width, card, seed=index + 1)
+        logits = original.run(prepare(image, replace(card, size_multiple=1, smallest=1)))[0]
+        expected = labels_from_scores(logits, Head(), card, (height, width), (height, width))
+        labels = run.run(None, {"image": image[None]})[0][0]
+        if labels.shape != expected.shape or (labels != expected)[decided(logits, card)].any():
+            raise DeployError(f"the standalone model's labels differ from the model's at {height}×{width}")
+    with replacing(out) as temporary:
+        temporary.write_bytes(model.SerializeToString())
