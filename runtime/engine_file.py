@@ -472,7 +472,7 @@ class EngineFile:
             raise DeployError(f"{path} does not exist; check the path, or {_REMEDY}") from error
         except OSError as error:
             raise DeployError(f"cannot read {path}: {error.strerror or error}") from error
-        except zipfile.BadZipFile as error:
+        except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:  # of a version, or names, that are none
             raise DeployError(f"{path} is truncated or damaged ({error}); copy it again or {_REMEDY}") from error
         try:
             text = self._read(MANIFEST, MANIFEST_LIMIT)

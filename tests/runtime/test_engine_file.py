@@ -79,6 +79,22 @@ def test_an_edited_engine_is_refused_or_unchanged(tmp_path_factory, data):
         assert all(MEMBERS.get(name, content) == content for name, content in members.items())
 
 
+def test_a_directory_edited_anywhere_is_refused_or_unchanged(tmp_path):
+    # The zip's own directory: some of its bytes are versions, flags and lengths.
+    path = tmp_path / "m.engine"
+    write_engine(path, MANIFEST, MEMBERS)
+    whole = path.read_bytes()
+    for place in range(whole.index(b"PK\x01\x02"), len(whole)):
+        for bits in (1, 64, 128, 255):
+            path.write_bytes(whole[:place] + bytes([whole[place] ^ bits]) + whole[place + 1 :])
+            try:
+                _, members = read_all(path)
+            except DeployError as error:
+                assert "\n" not in str(error)
+            else:
+                assert all(MEMBERS.get(name, content) == content for name, content in members.items())
+
+
 @pytest.mark.parametrize("content", [b"", b"hello", b"PK\x03\x04", b"\x08\x07" * 500, b"PK\x05\x06" + bytes(18)])
 def test_foreign_files_are_not_engines(tmp_path, content):
     path = tmp_path / "m.engine"
