@@ -73,11 +73,13 @@ def bench(
         images = {size: _image(size, sizes, net) for size in chosen}
         base = before and before + sum(image.nbytes for image in images.values())
         rows = []
+        peak = None
         for size, image in images.items():
             rows.append(_by_itself(net, image, seconds / 2 / len(images), clock))
             rows[-1]["images"] = sum(count for _, count in _nearest(sizes, chosen)[size]) if sizes.counts else None
             rows[-1]["source"] = str(sizes.files[size]) if size in sizes.files else "noise"
-            rows[-1]["peak_mb"] = _megabytes(_peak(), base)
+            peak = _highest(peak)
+            rows[-1]["peak_mb"] = _megabytes(peak, base)
         runnable = [size for size, row in zip(images, rows, strict=True) if row["median_ms"] is not None]
         weights = _weights(sizes, chosen, runnable)
         report = {
@@ -91,10 +93,11 @@ def bench(
             "memory_mb": None,
         }
         if before is not None:
+            after = _resident()
             report["memory_mb"] = {
                 "opened": _megabytes(opened, before),
-                "peak": _megabytes(_peak(), base),
-                "after": _megabytes(_resident(), base),
+                "peak": _megabytes(_highest(peak, after), base),
+                "after": _megabytes(after, base),
             }
         if profile:
             report["profile"] = _profile(net, images, threads)
@@ -244,9 +247,13 @@ def _resident() -> int | None:
     return _status("VmRSS")
 
 
-def _peak() -> int | None:
-    """The most resident memory since `_forget_peak`."""
-    return _status("VmHWM")
+def _highest(*seen: int | None) -> int | None:
+    """The most resident memory since `_forget_peak`, in bytes, and no less than what was `seen` before.
+
+    The system counts pages per core and adds them up now and then, so that its own mark of the highest may lie below
+    what it has said before.
+    """
+    return max((amount for amount in (_status("VmHWM"), *seen) if amount is not None), default=None)
 
 
 def _forget_peak() -> None:

@@ -46,6 +46,17 @@ def test_memory_is_what_the_images_need(exports):
     assert 15 < large - small < 500
 
 
+def test_the_peak_is_never_below_what_was_seen(exports, monkeypatch):
+    """Linux adds its counts up now and then only: its mark of the highest may fall, and lie below the present."""
+    highest = iter([300e6, 299e6, 298e6])
+    resident = iter([200e6, 250e6, 310e6])
+    figures = {"VmHWM": highest, "VmRSS": resident}
+    monkeypatch.setattr("runtime.bench._status", lambda field: int(next(figures[field])))
+    report = bench(exports / "narrow.engine", parse_sizes("32x32,40x40"), seconds=0.01)
+    assert [row["peak_mb"] for row in report["sizes"]] == [100, 100]
+    assert report["memory_mb"] == {"opened": 50, "peak": 110, "after": 110}
+
+
 def test_a_folders_images_are_measured_each_as_often_as_it_comes(exports, tmp_path):
     for index, size in enumerate([(40, 60)] * 3 + [(100, 80)]):
         Image.fromarray(photo(*size, index)).save(tmp_path / f"{index}.png")
