@@ -35,7 +35,7 @@ from runtime import ModelCard, Segmenter
 from runtime.engine_file import Head
 from runtime.errors import MisuseError
 from runtime.head import best_class, labels_from_scores
-from runtime.refine import block_means, box_filter, guided_labels, refined_labels, slopes_of
+from runtime.refine import block_means, box_filter, guided_labels, refined_labels, slopes_of, softened_blocks
 
 SHARES = (0.02, 0.005)  # of the diagonal
 NEIGHBOURS = ((0, 1), (1, -1), (1, 0), (1, 1))  # and their opposites
@@ -183,9 +183,11 @@ def refined(
         return best_class(enlarged(likely, stride), np.dtype(np.uint8))[: image.shape[0], : image.shape[1]]
     guide = guide.mean(0, keepdims=True) if grey else guide
     image = image.mean(2, dtype=np.float32, keepdims=True) if grey else image
-    return guided_labels(
-        best_class(likely, np.dtype(np.uint8)), *linear_model(likely, guide), image, np.float32(1 / 255), stride
-    )
+    best, classes = best_class(likely, np.dtype(np.uint8)), np.arange(len(likely), dtype=np.uint8)
+    possible = best == classes[:, None, None]
+    blocks, scale = softened_blocks(image, stride, best.shape), np.float32(1 / 255 / 16)
+    labels = guided_labels(best, classes, possible, *linear_model(likely, guide), blocks, scale)
+    return labels[: image.shape[0], : image.shape[1]]
 
 
 def joint_bilateral(scores: np.ndarray, image: np.ndarray, stride: int) -> np.ndarray:

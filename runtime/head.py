@@ -323,7 +323,9 @@ def _labels_of_equal_cells(
     cells_y, cells_x = counts
     rows, columns = sides[0] - first, sides[1]
     best = best_class(scores, dtype)[rows[:, None], columns]
-    labels, (y, x) = spread_labels(best, factor_y, factor_x)
+    labels = spread_labels(best, factor_y, factor_x)
+    corner = best[:-1, :-1]
+    y, x = np.nonzero((corner != best[:-1, 1:]) | (corner != best[1:, :-1]) | (corner != best[1:, 1:]))
     down, across = cell_weights(factor_y, offset_y), cell_weights(factor_x, offset_x)
     flat, width = scores.reshape(len(scores), -1), scores.shape[2]
     step = max(1, CHUNK // (len(scores) * factor_y * factor_x))
@@ -340,16 +342,15 @@ def _labels_of_equal_cells(
     return np.ascontiguousarray(labels[top : top + high, left : left + wide])
 
 
-def spread_labels(best: np.ndarray, factor_y: int, factor_x: int) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]:
-    """Labels [h, factor_y, w, factor_x] of the pixels between cells of which [h + 1, w + 1] are the best classes.
+def spread_labels(best: np.ndarray, factor_y: int, factor_x: int) -> np.ndarray:
+    """Labels [h, factor_y, w, factor_x] of the pixels between cells, as if all were the upper left cell's.
 
-    Those of the upper left cell; and (rows, columns) of where the four disagree, whose pixels are to be made otherwise.
+    `best`: the classes of the cells, [h + 1, w + 1].
     """
     corner = best[:-1, :-1]
-    same = (corner == best[:-1, 1:]) & (corner == best[1:, :-1]) & (corner == best[1:, 1:])
     labels = np.empty((corner.shape[0], factor_y, corner.shape[1], factor_x), best.dtype)
     labels.reshape(len(corner), factor_y, -1)[:] = corner.repeat(factor_x, axis=1)[:, None]
-    return labels, np.nonzero(~same)
+    return labels
 
 
 def cell_weights(factor: int, offset: int) -> np.ndarray:

@@ -2,9 +2,10 @@
 
 A score map has a cell for every 8 pixels or more, so labels interpolated from it alone have smooth borders that miss
 those of things. The guided filter finds how scores go with colours in windows of 3×3 cells: the slopes of a linear
-model. Here a pixel has the interpolated scores, as without it, and to them is added slopes · (its own colour − the
-colour interpolated from the cells'), where neighbouring cells disagree. So the network's word stays, and where the
-image shows nothing, nothing is added.
+model. Here a pixel has the interpolated scores, as without it, and to them is added slopes · (its own colour, smoothed
+a little − the colour interpolated from the cells'), where more than one class may win: the best of the cells around,
+and others that are so close to it that colours could decide. So the network's word stays, and where the image shows
+nothing, nothing is added.
 
 All of it is local: a pixel's label depends on cells within REACH of its own and on no others, so tiles and bands with
 that halo give the labels of the whole image. `benchmarks/refine.py` has what else was tried.
@@ -18,10 +19,12 @@ from runtime.engine_file import Head, ModelCard
 from runtime.head import CHUNK, against, best_class, cell_weights, interpolated, spread_labels
 
 RADIUS = 1  # of the windows, in cells
-EPSILON = 1e-2  # variances of colours (of a range of 1) well below it count as flat
-REACH = 2 * RADIUS + 1  # cells: two windows and interpolation
+EPSILON = 7e-3  # variances of colours (of a range of 1) well below it count as flat
+CLOSE = 0.05  # of that range: classes that such a difference of colour could bring to win count, besides the best, …
+NEAR = 2  # … if they are the best of a cell so many cells away, at most
+REACH = max(2 * RADIUS, NEAR) + 1  # cells: two windows, or those, and interpolation
 BLOCK = 1 << 19  # scores refined at a time, about, and
-PIXELS = 2048  # a side: they bound the working memory
+PIXELS = 768  # a side: they bound the working memory
 LEAST_BLOCK = 32  # cells a side
 SPREAD = 4.4  # standard deviations of a channel that its range comes to, where its dtype does not tell
 
@@ -127,10 +130,33 @@ def _refined(scores: np.ndarray, image: np.ndarray, scale: np.float32, stride: i
     if len(present) == 1:
         return np.full(image.shape[:2], present[0])
     guide = block_means(image, stride, scores.shape[1:]) * scale
-    best, scores = np.searchsorted(present, best).astype(best.dtype), scores[present]
+    scores = scores[present]
     slopes = box_filter(slopes_of(scores, guide))
     offsets = scores - (slopes * guide).sum(1)
-    return present[guided_labels(best, slopes, offsets, image, scale, stride)]
+    possible = contenders(scores, slopes)
+    blocks = softened_blocks(image, stride, best.shape)
+    labels = guided_labels(best, present, possible, slopes, offsets, blocks, scale / np.float32(16))
+    return labels[: image.shape[0], : image.shape[1]]
+
+
+def contenders(scores: np.ndarray, slopes: np.ndarray) -> np.ndarray:
+    """The classes that may win around each cell, [K, h, w] bool, from scores [K, h, w] and their slopes [K, C, h, w].
+
+    The best; and those that are it within NEAR cells and would be it here too, were each channel CLOSE off.
+    """
+    best = scores.argmax(0)[None]
+    near = best == np.arange(len(scores))[:, None, None]
+    for axis in (1, 2):
+        # Views with that axis in front, of what is and of what becomes.
+        before, after = near.swapaxes(0, axis), near.copy().swapaxes(0, axis)
+        for by in range(1, NEAR + 1):
+            after[by:] |= before[:-by]
+            after[:-by] |= before[by:]
+        near = after.swapaxes(0, axis)
+    could = np.abs(slopes - np.take_along_axis(slopes, best[None], 0)).sum(1)
+    could *= np.float32(CLOSE)
+    could += scores
+    return near & (could >= np.take_along_axis(scores, best, 0))
 
 
 def block_means(image: np.ndarray, stride: int, cells: tuple[int, int]) -> np.ndarray:
@@ -144,6 +170,26 @@ def block_means(image: np.ndarray, stride: int, cells: tuple[int, int]) -> np.nd
     for place in range(1, stride):
         blocks += total[:, columns[:, place]]
     return np.ascontiguousarray(blocks.transpose(2, 0, 1)) * np.float32(1 / stride**2)
+
+
+def softened_blocks(image: np.ndarray, stride: int, cells: tuple[int, int]) -> np.ndarray:
+    """The pixels between the centres of cells, 16 times an image [H, W, C], smoothed by (1, 2, 1) / 4 along both axes.
+
+    Scores know nothing of single pixels: without it, noise in them frays the borders.
+
+    Returns:
+        [h + 1, stride, w + 1, stride, C] uint16 or float32, for h × w cells; the image's edge is repeated beyond it.
+    """
+    dtype = np.uint16 if image.dtype == np.uint8 else np.float32
+    half = stride // 2
+    beyond = [
+        (stride - half + 1, count * stride - size + half + 1) for count, size in zip(cells, image.shape, strict=False)
+    ]
+    total = np.pad(image, (*beyond, (0, 0)), "edge")
+    for _ in range(2):
+        total = np.add(total[:-1], total[1:], dtype=dtype)
+        total = np.add(total[:, :-1], total[:, 1:], dtype=dtype)
+    return total.reshape(cells[0] + 1, stride, cells[1] + 1, stride, -1)
 
 
 def box_filter(maps: np.ndarray, radius: int = RADIUS) -> np.ndarray:
@@ -196,33 +242,42 @@ def _inverted(matrices: np.ndarray) -> np.ndarray:
 
 
 def guided_labels(
-    best: np.ndarray, slopes: np.ndarray, offsets: np.ndarray, image: np.ndarray, scale: np.float32, stride: int
+    best: np.ndarray,
+    classes: np.ndarray,
+    possible: np.ndarray,
+    slopes: np.ndarray,
+    offsets: np.ndarray,
+    blocks: np.ndarray,
+    scale: np.float32,
 ) -> np.ndarray:
-    """Labels of the pixels of `image`, [H, W, C], from the best classes of the cells and linear models of their scores.
+    """Labels of pixels from the classes of cells, linear models of their scores, and the image's colours.
 
-    As the exact head does it: where four neighbours agree, so do the pixels between them; elsewhere slopes and
-    offsets are interpolated, of the classes that win at one of the four, and applied to the image.
+    As the exact head does it: where one class is possible at four neighbours, it is that of the pixels between them;
+    elsewhere slopes and offsets are interpolated, of the classes that are possible at one of the four, and applied to
+    the image.
 
     Args:
-        best: of each cell, the index of its class in `slopes`: [h, w] uint8 or uint16.
+        best: the best class of each cell, [h, w] uint8 or uint16.
+        classes: those that the others are of, [K] as `best`, ascending.
+        possible: the classes that may win around each cell, its best one among them: [K, h, w] bool.
         slopes: [K, C, h, w] float32, of the image times `scale`.
         offsets: [K, h, w] float32.
-        image: [H, W, C], H ≤ h · stride and W ≤ w · stride.
+        blocks: the image between the cells' centres, [h + 1, stride, w + 1, stride, C].
         scale: what the image is multiplied by.
-        stride: pixels of a cell.
 
     Returns:
-        [H, W] as `best`.
+        [h · stride, w · stride] as `best`.
     """
-    dtype, half = best.dtype, stride // 2
-    before = stride - half  # pixels of the first row of blocks, from a centre to the next, that lie above the image
+    stride = blocks.shape[1]
+    half = stride // 2
     high, wide = best.shape
     rows, columns = (np.clip(np.arange(-1, size + 1), 0, size - 1) for size in (high, wide))
-    best = best[rows[:, None], columns]
-    labels, (y, x) = spread_labels(best, stride, stride)
-    winners = np.sort([best[y, x], best[y, x + 1], best[y + 1, x], best[y + 1, x + 1]], axis=0)
-    fresh = np.concatenate([np.ones((1, len(y)), bool), winners[1:] != winners[:-1]])
-    counts = fresh.sum(0)
+    labels = spread_labels(best[rows[:, None], columns], stride, stride)
+    pairs = possible[:, rows[:-1]] | possible[:, rows[1:]]
+    possible = pairs[:, :, columns[:-1]] | pairs[:, :, columns[1:]]
+    y, x = np.nonzero(possible.sum(0) > 1)
+    possible = possible[:, y, x]  # [K, M]
+    counts = possible.sum(0)
     weights = cell_weights(stride, half)
     # [K, h·w, 1 + C]: what one cell has of a class lies together.
     flat = np.stack([offsets, *slopes.transpose(1, 0, 2, 3)], -1).reshape(len(offsets), -1, 1 + slopes.shape[1])
@@ -232,24 +287,19 @@ def guided_labels(
         for begin in range(0, len(found), step):
             chosen = found[begin : begin + step]
             ys, xs = y[chosen], x[chosen]
-            classes = winners[:, chosen].T[fresh[:, chosen].T].reshape(-1, count).T  # [count, M], ascending
+            which = np.nonzero(possible[:, chosen].T)[1].reshape(-1, count).T  # [count, M], ascending
             near_y, far_y, near_x, far_x = rows[ys] * wide, rows[ys + 1] * wide, columns[xs], columns[xs + 1]
             places = np.stack([near_y + near_x, near_y + far_x, far_y + near_x, far_y + far_x], 1)  # [M, 4]
-            parts = flat[classes[:, :, None], places[None]]  # [count, M, 4, 1 + C]
+            parts = flat[which[:, :, None], places[None]]  # [count, M, 4, 1 + C]
             # How much better than the first: of two classes, the most frequent case, that is half the work.
             parts = np.moveaxis(parts[1:] - parts[:1], 3, 1).reshape(-1, len(chosen), 4)
             inside = interpolated(parts, weights, weights).reshape(count - 1, -1, stride**2, len(chosen))
-            # Pixels of the cells, those beyond the image taken from its edge: they are cut off.
-            down, across = (
-                np.clip(spots[:, None] * stride - before + np.arange(stride), 0, size - 1)
-                for spots, size in ((ys, image.shape[0]), (xs, image.shape[1]))
-            )
-            colors = image[down[:, :, None], across[:, None, :]].reshape(len(chosen), stride**2, -1) * scale
+            colors = blocks[ys, :, xs].reshape(len(chosen), -1).T * scale  # [pixels · C, M]
             values = np.zeros((count, *inside.shape[2:]), np.float32)
             values[1:] = inside[:, 0]
-            for channel, color in enumerate(colors.transpose(2, 1, 0)):
+            for channel, color in enumerate(colors.reshape(stride**2, -1, len(chosen)).swapaxes(0, 1)):
                 values[1:] += inside[:, 1 + channel] * color
-            block = best_class(values, dtype, classes.astype(dtype)[:, None])  # [pixels, M]
+            block = best_class(values, best.dtype, classes[which][:, None])  # [pixels, M]
             labels[ys, :, xs, :] = block.reshape(stride, stride, -1).transpose(2, 0, 1)
     full = labels.reshape((high + 1) * stride, -1)
-    return full[before : before + image.shape[0], before : before + image.shape[1]]
+    return full[stride - half : full.shape[0] - half, stride - half : full.shape[1] - half]

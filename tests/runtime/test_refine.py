@@ -16,7 +16,7 @@ from runtime.engine_file import Head
 from runtime.errors import MisuseError
 from runtime.head import labels_from_scores
 from runtime.plan import Grid
-from runtime.refine import EPSILON, REACH, refined_labels, refusal
+from runtime.refine import CLOSE, EPSILON, NEAR, REACH, refined_labels, refusal
 from runtime.tiles import ready_rows, score_bands
 
 LINEAR = Head("linear", "half_pixel", (8.0, 8.0))
@@ -48,6 +48,25 @@ def reference(scores, image, stride):
             raw[y, x] = np.linalg.solve(spread, (colors - colors.mean(0)).T @ found / 9)
     slopes = np.array([[raw[window(y, x)].mean(0) for x in range(wide)] for y in range(high)])
     best = scores.argmax(0)
+    possible = {}
+    unsure = np.inf  # how far any class is from being possible, or not
+    for y in range(high):
+        for x in range(wide):
+            near = set(best[max(0, y - NEAR) : y + NEAR + 1, max(0, x - NEAR) : x + NEAR + 1].flat) - {best[y, x]}
+            lead = {
+                other: scores[other, y, x]
+                - scores[best[y, x], y, x]
+                + CLOSE * np.abs(slopes[y, x, :, other] - slopes[y, x, :, best[y, x]]).sum()
+                for other in near
+            }
+            unsure = min([unsure, *(abs(by) for by in lead.values())])
+            possible[y, x] = {best[y, x], *(other for other, by in lead.items() if by >= 0)}
+    padded = np.pad(image, ((1, 1), (1, 1), (0, 0)), mode="edge")
+    soft = sum(
+        (2 - abs(i)) * (2 - abs(j)) / 16 * padded[1 + i : 1 + i + len(image), 1 + j : 1 + j + image.shape[1]]
+        for i in (-1, 0, 1)
+        for j in (-1, 0, 1)
+    )
     labels, margin = np.zeros(image.shape[:2], int), np.full(image.shape[:2], np.inf)
     for row in range(image.shape[0]):
         for column in range(image.shape[1]):
@@ -55,15 +74,15 @@ def reference(scores, image, stride):
             spots = [(int(np.floor(y)) + i, int(np.floor(x)) + j) for i in (0, 1) for j in (0, 1)]
             weights = [(1 - abs(y - i)) * (1 - abs(x - j)) for i, j in spots]
             spots = [(min(max(i, 0), high - 1), min(max(j, 0), wide - 1)) for i, j in spots]
-            winners = sorted({best[spot] for spot in spots})
+            winners = sorted(set().union(*(possible[spot] for spot in spots)))
             values = sum(
-                weight * (scores[:, *spot] + (image[row, column] - guide[spot]) @ slopes[spot])
+                weight * (scores[:, *spot] + (soft[row, column] - guide[spot]) @ slopes[spot])
                 for weight, spot in zip(weights, spots, strict=True)
             )[winners]
             labels[row, column] = winners[values.argmax()]
             if len(winners) > 1:
                 margin[row, column] = np.diff(np.sort(values)[-2:])[0]
-    return labels, margin
+    return labels, margin if unsure > 1e-4 else np.zeros_like(margin)
 
 
 @settings(max_examples=25, deadline=None)
