@@ -1,13 +1,15 @@
 """What the benchmarks share: photographs of any size, sizes drawn by a seed, the memory of a process, plots."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 from onnx import ModelProto
 from PIL import Image
 
+from calibration.datasets import LabelledImages
+from calibration.metrics import IGNORE, Metrics, confusion_matrix
 from calibration.stream import ImageStream, open_stream
 from runtime import ModelCard
 from runtime.backends.onnxruntime import session
@@ -15,6 +17,7 @@ from runtime.engine_file import Head
 from runtime.head import labels_from_scores
 from runtime.prepare import padded_size, prepare
 
+DRAWN = (0.9, 0.5, 0.1)  # images that are drawn, by their place among all by gain
 RGB = ModelCard(("a", "b"))  # how photographs are read: 8-bit RGB
 
 
@@ -73,6 +76,49 @@ def pyplot():
     from matplotlib import pyplot as plt
 
     return plt
+
+
+def draw_labels(
+    data: LabelledImages, labels: dict[str, Sequence[np.ndarray]], out: Path, predictions: bool = False
+) -> None:
+    """Photograph, truth and labels by several, three images of them: of large, middling and small gain in mIoU.
+
+    Args:
+        data: the images.
+        labels: of each image, [H, W], by the name of what made them; the gain is of the last on the first.
+        out: the picture's file.
+        predictions: neither photographs nor the truth, for where they may not be shown.
+    """
+    classes = len(data.classes)
+    mious = {name: [] for name in labels}
+    for index in range(len(data)):
+        reference = data[index][1]
+        for name, arrays in labels.items():
+            mious[name].append(Metrics.of(confusion_matrix(reference, arrays[index], classes)).mean_iou)
+    first, *_, last = mious.values()
+    order = np.argsort(np.nan_to_num(np.subtract(last, first)))
+    chosen = [int(order[round(place * (len(order) - 1))]) for place in DRAWN]
+    colors = np.zeros((256, 3), np.uint8)
+    colors[:classes] = data.colors
+    plt = pyplot()
+    columns = len(labels) + (0 if predictions else 2)
+    figure, axes = plt.subplots(len(chosen), columns, figsize=(3.4 * columns, 2.9 * len(chosen)), layout="constrained")
+    for line, index in zip(axes, chosen, strict=True):
+        image, reference = data[index]
+        shown = {} if predictions else {data.name(index): image[:, :, :3], "truth": colors[reference]}
+        for name, arrays in labels.items():
+            # What is not counted is left black, so that the eye does not count it either.
+            masked = arrays[index] if predictions else np.where(reference == IGNORE, IGNORE, arrays[index])
+            shown[f"{name}, mIoU {mious[name][index]:.2f}"] = colors[masked]
+        for axis, (title, picture) in zip(line, shown.items(), strict=True):
+            axis.imshow(picture, interpolation="nearest")
+            axis.set_title(title, fontsize=9)
+            axis.axis("off")
+    patches = [plt.Rectangle((0, 0), 1, 1, color=colors[index] / 255) for index in range(classes)]
+    wide = min(classes, 2 * columns)
+    figure.legend(patches, data.classes, loc="outside lower center", ncols=wide, fontsize=8, frameon=False)
+    figure.savefig(out, dpi=110)
+    plt.close(figure)
 
 
 def graph_labels(

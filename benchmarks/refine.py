@@ -1,6 +1,6 @@
 """Borders: what finding them in the photograph, from the coarse scores, would gain, and what it would cost.
 
-    python -m benchmarks.refine cam.engine --data ../shared/camvid [--count 30] [--json refine.json]
+    python -m benchmarks.refine cam.engine --data ../shared/camvid [--count 30] [--json refine.json] [--plot refine.png]
 
 Each candidate makes labels of full size from the engine's coarse scores and the photograph, in NumPy alone:
 
@@ -16,7 +16,8 @@ Each candidate makes labels of full size from the engine's coarse scores and the
 
 Boundary IoU as Cheng et al. (2021) define it: IoU of the pixels within d of a mask's own border, inside it; d is 2 % of
 the diagonal, and 0.5 % as they take for Cityscapes. Times: each round has every candidate and one whole call, in random
-order; `added` is (candidate − bilinear) / whole call, the median over images and rounds.
+order; `added` is (candidate − bilinear) / whole call, the median over images and rounds. Drawn: photographs with the
+true labels and those of `bilinear` and `--refine` (with --predictions their labels alone).
 """
 
 import argparse
@@ -29,7 +30,8 @@ from pathlib import Path
 
 import numpy as np
 
-from calibration.datasets import load_dataset
+from benchmarks.common import draw_labels
+from calibration.datasets import LabelledImages, load_dataset
 from calibration.metrics import IGNORE, Metrics, confusion_matrix
 from runtime import ModelCard, Segmenter
 from runtime.engine_file import Head
@@ -231,24 +233,32 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--only", help="names of candidates, separated by semicolons")
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--plot", type=Path)
+    parser.add_argument("--predictions", action="store_true", help="draw no photographs and no true labels")
     options = parser.parse_args()
     names = options.only.split(";") if options.only else list(CANDIDATES)
     if unknown := [name for name in names if name not in CANDIDATES]:
         parser.error(f"no candidate {unknown[0]!r}; choose of {'; '.join(CANDIDATES)}")
     with Segmenter(options.engine, threads=options.threads) as net:
         try:
-            result = measured(net, options, names)
+            data = load_dataset(options.data, options.split, count=options.count, card=net.card)
+            result = measured(net, data, options, names)
         except MisuseError as error:
             parser.error(str(error))
     for line in table(result):
         print(line)
     if options.json:
         options.json.write_text(json.dumps(result, indent=1))
+    if options.plot:
+        labels = {}
+        for name, refine in (("bilinear", False), ("refined", True)):
+            with Segmenter(options.engine, threads=options.threads, refine=refine) as net:
+                labels[name] = [net(data[index][0]) for index in range(len(data))]
+        draw_labels(data, labels, options.plot, options.predictions)
 
 
-def measured(net: Segmenter, options: argparse.Namespace, names: list[str]) -> dict:
+def measured(net: Segmenter, data: LabelledImages, options: argparse.Namespace, names: list[str]) -> dict:
     """mIoU, boundary IoU and times of the candidates; the engine's own labels are the first row."""
-    data = load_dataset(options.data, options.split, count=options.count, card=net.card)
     classes, stride = len(net.card.classes), net.card.stride
     if net.card.activation != "softmax" or net.head is None or stride not in (8, 16, 32):
         raise MisuseError(f"{net.path}: refining is measured on engines with coarse scores and an argmax")

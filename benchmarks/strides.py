@@ -20,14 +20,13 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.common import pyplot
+from benchmarks.common import draw_labels
 from benchmarks.refine import inner_border
 from calibration.datasets import LabelledImages, load_dataset
 from calibration.metrics import IGNORE, Metrics, confusion_matrix
 from fcn.evaluate import open_model
 
 STRIDES = (32, 16, 8)
-ROWS = (0.9, 0.5, 0.1)  # the images that are drawn, by their place among all by gain of 8s on 32s
 
 
 def main() -> None:
@@ -67,7 +66,8 @@ def main() -> None:
     if options.plot:
         if missing := [f"FCN-{stride}s" for stride in STRIDES if (stride, 0) not in labels]:
             sys.exit(f"no picture without {', '.join(missing)}, seed 0")
-        draw(data, {stride: labels[stride, 0] for stride in STRIDES}, options.plot, options.predictions)
+        drawn = {f"FCN-{stride}s": labels[stride, 0] for stride in STRIDES}
+        draw_labels(data, drawn, options.plot, options.predictions)
 
 
 def checkpoint(work: Path, stride: int, seed: int) -> Path:
@@ -174,40 +174,6 @@ def table(result: dict) -> list[str]:
     if absent := [name for name, thick in zip(result["classes"], result["thickness"], strict=True) if thick is None]:
         lines.append(f"mIoU is over the {len(present)} classes present; val has no {', '.join(absent)}")
     return lines
-
-
-def draw(data: LabelledImages, labels: dict[int, list[np.ndarray]], out: Path, predictions: bool = False) -> None:
-    """Photograph, truth, 32s, 16s and 8s side by side; or `predictions` alone."""
-    classes = len(data.classes)
-    mious = {stride: [] for stride in labels}
-    for index in range(len(data)):
-        reference = data[index][1]
-        for stride, arrays in labels.items():
-            mious[stride].append(Metrics.of(confusion_matrix(reference, arrays[index], classes)).mean_iou)
-    gains = np.array(mious[STRIDES[-1]]) - np.array(mious[STRIDES[0]])
-    order = np.argsort(np.nan_to_num(gains))
-    chosen = [int(order[round(place * (len(order) - 1))]) for place in ROWS]
-    colors = np.zeros((256, 3), np.uint8)
-    colors[:classes] = data.colors
-    plt = pyplot()
-    columns = len(labels) + (0 if predictions else 2)
-    figure, axes = plt.subplots(len(chosen), columns, figsize=(3.4 * columns, 2.9 * len(chosen)), layout="constrained")
-    for line, index in zip(axes, chosen, strict=True):
-        image, reference = data[index]
-        shown = {} if predictions else {data.name(index): image[:, :, :3], "truth": colors[reference]}
-        for stride, arrays in labels.items():
-            # What is not counted is left black, so that the eye does not count it either.
-            masked = arrays[index] if predictions else np.where(reference == IGNORE, IGNORE, arrays[index])
-            shown[f"FCN-{stride}s, mIoU {mious[stride][index]:.2f}"] = colors[masked]
-        for axis, (title, picture) in zip(line, shown.items(), strict=True):
-            axis.imshow(picture, interpolation="nearest")
-            axis.set_title(title, fontsize=9)
-            axis.axis("off")
-    patches = [plt.Rectangle((0, 0), 1, 1, color=colors[index] / 255) for index in range(classes)]
-    wide = min(classes, 2 * columns)
-    figure.legend(patches, data.classes, loc="outside lower center", ncols=wide, fontsize=8, frameon=False)
-    figure.savefig(out, dpi=110)
-    plt.close(figure)
 
 
 if __name__ == "__main__":

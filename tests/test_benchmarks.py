@@ -267,8 +267,10 @@ def test_stages_shows_what_each_costs(exports, data, tmp_path):
 
 
 def test_refine_gives_gains_and_costs(exports, data, tmp_path):
-    out = tmp_path / "refine.json"
-    told = bench("refine", exports / "narrow.engine", "--data", data, "--count", 2, "--rounds", 1, "--json", out)
+    out, plot = tmp_path / "refine.json", tmp_path / "refine.png"
+    words = ("--data", data, "--count", 2, "--rounds", 1, "--json", out, "--plot", plot)
+    told = bench("refine", exports / "narrow.engine", *words)
+    assert is_picture(plot)
     result = json.loads(out.read_text())
     assert [row["name"] for row in result["rows"]] == ["bilinear", *refine.CANDIDATES]
     for row in result["rows"]:
