@@ -46,14 +46,14 @@ class Grid:
     unit: int = 1
 
     def spans(self, axis: int) -> list[Span]:
+        """The tiles along an axis, in order; none begins or ends its halo before one that precedes it."""
         side, length, halo = self.padded[axis], self.tile[axis], self.halo[axis]
         spans = []
         for start in range(0, side, length):
             first, last = max(start - halo, 0), min(start + length + halo, side)
             if last - first < self.least:  # a wider halo changes no scores
-                least = -(-self.least // self.unit) * self.unit
-                last = min(first + least, side)
-                first = min(first, max(last - least, 0) // self.unit * self.unit)
+                last = min(first + -(-self.least // self.unit) * self.unit, side)
+                first = min(first, max(last - self.least, 0) // self.unit * self.unit)
             spans.append(Span(start, min(start + length, side), first, last))
         return spans
 

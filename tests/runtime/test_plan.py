@@ -4,7 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from runtime import ModelCard
@@ -24,6 +24,7 @@ HALO = {"halo": (64, 96), "period": 32}
     least=st.sampled_from([1, 1, 7, 30, 100]),
     unit=st.integers(1, 5),
 )
+@example(padded=(25, 1), tile=(8, 8), halo=(8, 8), least=17, unit=8)
 def test_tiles_cover_the_image_once_and_end_where_it_ends(padded, tile, halo, least, unit):
     if least > 1:  # as plans have them
         tile, halo = (tuple(-(-side // unit) * unit for side in sides) for sides in (tile, halo))
@@ -40,6 +41,9 @@ def test_tiles_cover_the_image_once_and_end_where_it_ends(padded, tile, halo, le
             else:  # wider, on the grid
                 assert span.outer_stop - span.outer_start >= min(least, side)
                 assert span.outer_start % unit == 0 and (span.outer_stop % unit == 0 or span.outer_stop == side)
+    for axis in (0, 1):  # what is above a tile's halo may be forgotten
+        for before, after in itertools.pairwise(grid.spans(axis)):
+            assert before.outer_start <= after.outer_start and before.outer_stop <= after.outer_stop
     assert (seen == 1).all() and grid.count == len(grid.spans(0)) * len(grid.spans(1))
     assert grid.overhead == pytest.approx(computed / seen.size)
 
