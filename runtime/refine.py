@@ -123,6 +123,7 @@ def _colors(image: np.ndarray, card: ModelCard) -> tuple[np.ndarray, np.float32]
     return image, scale
 
 
+@np.errstate(invalid="ignore", over="ignore")  # of infinite scores, as networks have that rule a class out
 def _refined(scores: np.ndarray, image: np.ndarray, scale: np.float32, stride: int) -> np.ndarray:
     """Labels [h·stride, w·stride] (or fewer, where the image ends) of a block: scores [K, h, w] and its pixels."""
     best = best_class(scores, np.dtype(np.uint8 if len(scores) <= 256 else np.uint16))
@@ -133,19 +134,20 @@ def _refined(scores: np.ndarray, image: np.ndarray, scale: np.float32, stride: i
     scores = scores[present]
     slopes = box_filter(slopes_of(scores, guide))
     offsets = scores - (slopes * guide).sum(1)
-    possible = contenders(scores, slopes)
+    possible = contenders(np.searchsorted(present, best), scores, slopes)
     blocks = softened_blocks(image, stride, best.shape)
     labels = guided_labels(best, present, possible, slopes, offsets, blocks, scale / np.float32(16))
     return labels[: image.shape[0], : image.shape[1]]
 
 
-def contenders(scores: np.ndarray, slopes: np.ndarray) -> np.ndarray:
-    """The classes that may win around each cell, [K, h, w] bool, from scores [K, h, w] and their slopes [K, C, h, w].
+def contenders(best: np.ndarray, scores: np.ndarray, slopes: np.ndarray) -> np.ndarray:
+    """The classes that may win around each cell, [K, h, w] bool, from the best [h, w], scores and slopes [K, C, h, w].
 
-    The best; and those that are it within NEAR cells and would be it here too, were each channel CLOSE off.
+    The best; and those below it that are the best of cells within NEAR, and would be here too, were each channel CLOSE
+    off. Not those that equal it: where scores have a floor they all do, and the first of equals stands.
     """
-    best = scores.argmax(0)[None]
-    near = best == np.arange(len(scores))[:, None, None]
+    own = best == np.arange(len(scores))[:, None, None]
+    near = own
     for axis in (1, 2):
         # Views with that axis in front, of what is and of what becomes.
         before, after = near.swapaxes(0, axis), near.copy().swapaxes(0, axis)
@@ -153,10 +155,11 @@ def contenders(scores: np.ndarray, slopes: np.ndarray) -> np.ndarray:
             after[by:] |= before[:-by]
             after[:-by] |= before[by:]
         near = after.swapaxes(0, axis)
-    could = np.abs(slopes - np.take_along_axis(slopes, best[None], 0)).sum(1)
+    highest = np.take_along_axis(scores, best[None], 0)
+    could = np.abs(slopes - np.take_along_axis(slopes, best[None, None], 0)).sum(1)
     could *= np.float32(CLOSE)
     could += scores
-    return near & (could >= np.take_along_axis(scores, best, 0))
+    return own | (near & (scores < highest) & (could >= highest))
 
 
 def block_means(image: np.ndarray, stride: int, cells: tuple[int, int]) -> np.ndarray:

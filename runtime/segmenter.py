@@ -296,7 +296,7 @@ class Segmenter:
         Args:
             image: an array as for a call, or anything with its `shape`, `dtype`, `ndim` and `image[top:bottom,
                 left:right]`, of which only the tile at hand is read: a numpy.memmap, a reader of files. To refine
-                labels, their pixels are read once more, some 2000 a side at a time.
+                labels, their pixels are read once more, in blocks of some hundred a side.
             start: the first row wanted, to go on where a run ended.
             kind: `labels`, `probabilities`, `masks` or `values`.
 

@@ -16,7 +16,7 @@ from runtime.engine_file import Head
 from runtime.errors import MisuseError
 from runtime.head import labels_from_scores
 from runtime.plan import Grid
-from runtime.refine import CLOSE, EPSILON, NEAR, REACH, refined_labels, refusal
+from runtime.refine import CLOSE, EPSILON, NEAR, REACH, box_filter, refined_labels, refusal
 from runtime.tiles import ready_rows, score_bands
 
 LINEAR = Head("linear", "half_pixel", (8.0, 8.0))
@@ -142,6 +142,43 @@ def test_scores_at_the_threshold_are_below_it():
             plain = labels_from_scores(scores, LINEAR, one, (32, 32), (32, 32))
             assert (plain == label).all()
             np.testing.assert_array_equal(refined_labels(scores, LINEAR, one, 8, (32, 32), image), plain)
+
+
+def test_of_equal_scores_the_first_stands():
+    """Scores with a floor, as of a ReLU: beside what is found all are equal, and no colour may choose among them."""
+    random = np.random.default_rng(0)
+    one = np.zeros((1, 12, 20), np.float32)
+    one[0, 4:8, 8:12] = 3
+    many = np.maximum(random.normal(size=(12, 12, 20)).astype(np.float32) - 1.5, 0)
+    size = (96, 160)
+    for scores, model in ((one, card(2, activation="sigmoid")), (many, card(12))):
+        plain = labels_from_scores(scores, LINEAR, model, size, size)
+        for grey in (17, 90, 200):
+            labels = refined_labels(scores, LINEAR, model, 8, size, np.full((*size, 3), grey, np.uint8))
+            assert (labels != plain).mean() < 0.01
+    noise = random.integers(0, 256, (*size, 3), np.uint8)
+    labels = refined_labels(one, LINEAR, card(2, activation="sigmoid"), 8, size, noise)
+    assert not labels[:24].any() and not labels[:, :56].any() and labels[40:56, 72:88].all()
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_scores_that_are_no_numbers_change_labels_beside_them_alone(value):
+    random = np.random.default_rng(0)
+    scores = random.normal(size=(300, 30, 20)).astype(np.float32)
+    image, many = random.integers(0, 256, (240, 160, 3), np.uint8), card(300)
+    clean = refined_labels(scores, LINEAR, many, 8, (240, 160), image)
+    broken = random.random(scores.shape) < 2e-5
+    scores[broken] = value
+    whole = refined_labels(scores, LINEAR, many, 8, (240, 160), image)
+    around = box_filter(broken.any(0).astype(np.float32), REACH) > 0
+    assert 0.1 < around.mean() < 0.9
+    assert (whole == clean)[~around.repeat(8, 0).repeat(8, 1)].all()
+    # Nor does it matter which rows are wanted, however many are no numbers.
+    scores[random.random(scores.shape) < 1e-3] = value
+    whole = refined_labels(scores, LINEAR, many, 8, (240, 160), image)
+    for rows in ((0, 40), (64, 72), (120, 130)):
+        labels = refined_labels(scores, LINEAR, many, 8, (240, 160), image, rows)
+        np.testing.assert_array_equal(labels, whole[slice(*rows)])
 
 
 def test_images_of_other_kinds():
