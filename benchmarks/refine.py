@@ -37,7 +37,7 @@ from runtime import ModelCard, Segmenter
 from runtime.engine_file import Head
 from runtime.errors import MisuseError
 from runtime.head import best_class, labels_from_scores
-from runtime.refine import block_means, box_filter, guided_labels, refined_labels, slopes_of, softened_blocks
+from runtime.refine import SMOOTHED, block_means, box_filter, guided_labels, refined_labels, slopes_of, smoothed_blocks
 
 SHARES = (0.02, 0.005)  # of the diagonal
 NEIGHBOURS = ((0, 1), (1, -1), (1, 0), (1, 1))  # and their opposites
@@ -187,7 +187,7 @@ def refined(
     image = image.mean(2, dtype=np.float32, keepdims=True) if grey else image
     best, classes = best_class(likely, np.dtype(np.uint8)), np.arange(len(likely), dtype=np.uint8)
     possible = best == classes[:, None, None]
-    blocks, scale = softened_blocks(image, stride, best.shape), np.float32(1 / 255 / 16)
+    blocks, scale = smoothed_blocks(image, stride, best.shape), np.float32(1 / 255 / SMOOTHED)
     labels = guided_labels(best, classes, possible, *linear_model(likely, guide), blocks, scale)
     return labels[: image.shape[0], : image.shape[1]]
 

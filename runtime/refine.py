@@ -26,6 +26,7 @@ REACH = max(2 * RADIUS, NEAR) + 1  # cells: two windows, or those, and interpola
 BLOCK = 1 << 19  # scores refined at a time, about, and
 PIXELS = 768  # a side: they bound the working memory
 LEAST_BLOCK = 32  # cells a side
+SMOOTHED = 16  # the sum of (1, 2, 1) along both axes
 SPREAD = 4.4  # standard deviations of a channel that its range comes to, where its dtype does not tell
 
 
@@ -133,10 +134,12 @@ def _refined(scores: np.ndarray, image: np.ndarray, scale: np.float32, stride: i
     guide = block_means(image, stride, scores.shape[1:]) * scale
     scores = scores[present]
     slopes = box_filter(slopes_of(scores, guide))
+    if not (known := np.isfinite(slopes)).all():  # beside scores of −∞, which rule a class out: as without refining
+        slopes[~known] = 0
     offsets = scores - (slopes * guide).sum(1)
     possible = contenders(np.searchsorted(present, best), scores, slopes)
-    blocks = softened_blocks(image, stride, best.shape)
-    labels = guided_labels(best, present, possible, slopes, offsets, blocks, scale / np.float32(16))
+    blocks = smoothed_blocks(image, stride, best.shape)
+    labels = guided_labels(best, present, possible, slopes, offsets, blocks, scale / np.float32(SMOOTHED))
     return labels[: image.shape[0], : image.shape[1]]
 
 
@@ -175,13 +178,14 @@ def block_means(image: np.ndarray, stride: int, cells: tuple[int, int]) -> np.nd
     return np.ascontiguousarray(blocks.transpose(2, 0, 1)) * np.float32(1 / stride**2)
 
 
-def softened_blocks(image: np.ndarray, stride: int, cells: tuple[int, int]) -> np.ndarray:
-    """The pixels between the centres of cells, 16 times an image [H, W, C], smoothed by (1, 2, 1) / 4 along both axes.
+def smoothed_blocks(image: np.ndarray, stride: int, cells: tuple[int, int]) -> np.ndarray:
+    """The pixels between the centres of cells: of an image [H, W, C], smoothed by (1, 2, 1) along both axes.
 
     Scores know nothing of single pixels: without it, noise in them frays the borders.
 
     Returns:
-        [h + 1, stride, w + 1, stride, C] uint16 or float32, for h × w cells; the image's edge is repeated beyond it.
+        [h + 1, stride, w + 1, stride, C] uint16 or float32, for h × w cells: SMOOTHED times the image's values; its
+        edge is repeated beyond it.
     """
     dtype = np.uint16 if image.dtype == np.uint8 else np.float32
     half = stride // 2
@@ -261,7 +265,7 @@ def guided_labels(
 
     Args:
         best: the best class of each cell, [h, w] uint8 or uint16.
-        classes: those that the others are of, [K] as `best`, ascending.
+        classes: the K classes that `possible`, `slopes` and `offsets` are of, [K] as `best`, ascending.
         possible: the classes that may win around each cell, its best one among them: [K, h, w] bool.
         slopes: [K, C, h, w] float32, of the image times `scale`.
         offsets: [K, h, w] float32.

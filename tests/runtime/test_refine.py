@@ -181,6 +181,19 @@ def test_scores_that_are_no_numbers_change_labels_beside_them_alone(value):
         np.testing.assert_array_equal(labels, whole[slice(*rows)])
 
 
+@pytest.mark.parametrize("which", [0, 1])
+def test_a_class_that_is_ruled_out_wins_as_little_as_without_refining(which):
+    random = np.random.default_rng(0)
+    scores = box_filter(random.normal(size=(2, 12, 20)).astype(np.float32)) * 6
+    scores[which, 3:, 10:] = -np.inf
+    plain = labels_from_scores(scores, LINEAR, card(2), (96, 160), (96, 160))
+    labels = refined_labels(scores, LINEAR, card(2), 8, (96, 160), np.full((96, 160, 3), 90, np.uint8))
+    assert 0.2 < (plain == which).mean() < 0.8 and (labels != plain).mean() < 1e-3
+    noise = random.integers(0, 256, (96, 160, 3), np.uint8)
+    labels = refined_labels(scores, LINEAR, card(2), 8, (96, 160), noise)
+    assert not (labels == which)[28:, 84:].any()
+
+
 def test_images_of_other_kinds():
     scores = np.random.default_rng(0).normal(size=(4, 8, 12)).astype(np.float32)
     image = photo(60, 90)
