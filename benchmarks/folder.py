@@ -93,25 +93,37 @@ def main() -> None:
                 order = [list(calls)[index] for index in random.permutation(len(calls))]
                 taken = {name: calls[name]() for name in order}
                 rows.append([taken[name] for name in calls])
-            alone, whole, start = np.array(rows).T
-            result = {
-                "engine": engine,
-                "bare_s": spread(alone),
-                "infer_s": spread(whole),
-                "start_s": spread(start),
-                "ratio": spread(alone / (whole - start)),
-                "ratio_with_start": spread(alone / whole),
-            }
-            results.append(result)
-            ratio, low, high = result["ratio"]
-            print(
-                f"{Path(engine).name:<24} {np.median(alone):7.1f} {np.median(whole):8.1f} {np.median(start):10.2f}  "
-                f"{ratio:.3f} ({low:.3f}–{high:.3f}); {result['ratio_with_start'][0]:.3f}",
-                flush=True,
-            )
+            results.append({"engine": engine} | compared(*np.array(rows).T))
+            print(line(results[-1]), flush=True)
     if options.json:
         about = {"images": len(sizes), "pixels": pixels, "threads": options.threads, "rounds": options.rounds}
         options.json.write_text(json.dumps(about | {"engines": results}, indent=1))
+
+
+def compared(bare_s: np.ndarray, infer_s: np.ndarray, start_s: np.ndarray) -> dict:
+    """Medians and ranges of seconds by round, [rounds] each, and of the ratios of throughputs within a round.
+
+    "ratio" is None where start-up alone took as long as the whole command in some round: too few images to tell.
+    """
+    told = (infer_s > start_s).all()
+    return {
+        "bare_s": spread(bare_s),
+        "infer_s": spread(infer_s),
+        "start_s": spread(start_s),
+        "ratio": spread(bare_s / (infer_s - start_s)) if told else None,
+        "ratio_with_start": spread(bare_s / infer_s),
+    }
+
+
+def line(row: dict) -> str:
+    """A row of the table."""
+    bare_s, infer_s, start_s = (row[name][0] for name in ("bare_s", "infer_s", "start_s"))
+    ratio = "start-up took as long as all; take more --images"
+    if row["ratio"] is not None:
+        middle, low, high = row["ratio"]
+        ratio = f"{middle:.3f} ({low:.3f}–{high:.3f})"
+    name = Path(row["engine"]).name
+    return f"{name:<24} {bare_s:7.1f} {infer_s:8.1f} {start_s:10.2f}  {ratio}; {row['ratio_with_start'][0]:.3f}"
 
 
 def write_jpegs(folder: Path, sizes: list[tuple[int, int]], data: str) -> None:

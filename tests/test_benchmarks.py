@@ -13,7 +13,7 @@ import pytest
 from helpers import ROOT, needs_shared, photo
 from PIL import Image
 
-from benchmarks import common, cost, heatmap, huge, patchwise, peers, refine, stages, strides
+from benchmarks import candidates, common, cost, folder, heatmap, huge, patchwise, peers, refine, stages, strides
 
 
 def bench(name, *words, ok=0):
@@ -60,7 +60,7 @@ def test_peers_gives_a_row_per_candidate_a_table_and_a_plot(exports, data, tmp_p
     assert result["job"]["sizes"] == [[97, 61]] and is_picture(plot)
     rows = dict(zip(only, result["rows"], strict=True))
     for key, row in rows.items():
-        assert row["error"] is None and row["name"] == peers.CANDIDATES[key].name
+        assert row["error"] is None and row["name"] == candidates.CANDIDATES[key].name
         assert f"| {row['name']} |" in told
         assert row["rounds"] == 2 and len(row["size_ms"]) == 1 and min(row["size_ms"]) > 0
         assert 0 < row["miou"] < 1 and row["peak_mb"] > 20
@@ -142,8 +142,22 @@ def test_folder_compares_the_command_with_bare_inference(exports, tmp_path):
     result = json.loads(out.read_text())
     (row,) = result["engines"]
     assert result["images"] == 3
-    assert row["ratio"][0] == pytest.approx(row["bare_s"][0] / (row["infer_s"][0] - row["start_s"][0]))
-    assert row["ratio_with_start"][0] < row["ratio"][0]
+    seconds = [np.array([row[name][0]]) for name in ("bare_s", "infer_s", "start_s")]
+    again = folder.compared(*seconds)
+    assert (row["ratio"] is None) == (seconds[1] <= seconds[2]).all()
+    assert row["ratio"] is None or row["ratio"][0] == pytest.approx(again["ratio"][0])
+    assert row["ratio_with_start"][0] == pytest.approx(again["ratio_with_start"][0])
+
+
+def test_folder_takes_the_start_up_off_within_a_round():
+    bare_s, infer_s, start_s = np.array([[8.0, 8.0, 9.0], [11.0, 10.5, 13.0], [1.0, 0.5, 1.0]])
+    row = folder.compared(bare_s, infer_s, start_s)
+    assert row["ratio"][0] == pytest.approx(0.8) and row["ratio_with_start"][0] == pytest.approx(8 / 11)
+    assert row["bare_s"][0] == 8 and row["infer_s"][0] == 11 and row["start_s"][0] == 1
+    told = folder.line(row | {"engine": "a/m.engine"})
+    assert told.split() == ["m.engine", "8.0", "11.0", "1.00", "0.800", "(0.760–0.800);", "0.727"]
+    few = folder.compared(np.array([0.1, 0.1]), np.array([0.6, 0.5]), np.array([0.4, 0.5]))
+    assert few["ratio"] is None and "more --images" in folder.line(few | {"engine": "m.engine"})
 
 
 def test_huge_compares_labels_memory_and_throughput(exports, tmp_path):
