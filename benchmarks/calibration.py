@@ -16,17 +16,16 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+from fcn_deploy.calibration.ranges import collect
+from fcn_deploy.export.build.engine import core_of
+from fcn_deploy.export.build.targets import cpu
+from fcn_deploy.export.importer.standard_form import read_source
+from fcn_deploy.export.quantization.mixed_precision import tapped
+from fcn_deploy.runtime.backends.onnxruntime import session
+from fcn_deploy.runtime.images import find_images
+from fcn_deploy.runtime.prepare import prepare
+from fcn_deploy.runtime.verify import natural_noise
 from PIL import Image
-
-from calibration.ranges import collect
-from export.build import core_of
-from export.builders import cpu
-from export.precision import tapped
-from export.source import read_source
-from runtime.backends.onnxruntime import session
-from runtime.images import find_images
-from runtime.prepare import prepare
-from runtime.verify import natural_noise
 
 LARGEST = (720, 960)
 

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from fcn_deploy.calibration.datasets import load_dataset
+from fcn_deploy.calibration.metrics import Metrics, confusion_matrix
+from fcn_deploy.runtime.model_card import CARD_KEY
 from PIL import Image
 
 from benchmarks.common import fitted, photographs
-from calibration.datasets import load_dataset
-from calibration.metrics import Metrics, confusion_matrix
-from runtime import ModelCard
-from runtime.engine_file import CARD_KEY
+from fcn_deploy import ModelCard
 
 FIXED = (512, 1024)  # (height, width) of the image of one size
 HISTOGRAM_IMAGES = 16  # quantize_static keeps every activation of these in memory
@@ -49,8 +49,7 @@ class Job:
 
     def card(self) -> ModelCard:
         import onnx
-
-        from export.graph import metadata
+        from fcn_deploy.export.graph.edit import metadata
 
         return ModelCard.from_json(metadata(onnx.load(self.model), CARD_KEY), self.model)
 
@@ -84,8 +83,7 @@ def labelled(output: np.ndarray) -> np.ndarray:
 def load_torch(job: Job, channels_last: bool = False, compiled: bool | None = None) -> Call:
     """PyTorch in inference mode; `compiled`: by torch.compile, frozen, for sizes that are dynamic (True) or static."""
     import torch
-
-    from fcn.checkpoint import load_checkpoint
+    from fcn_deploy.fcn.checkpoint import load_checkpoint
 
     torch.set_num_threads(job.threads)
     checkpoint = load_checkpoint(job.checkpoint)
@@ -156,7 +154,7 @@ def load_openvino(job: Job, name: str | None = None, in_graph: bool = False, flo
 
 
 def load_ours(job: Job, name: str) -> Call:
-    from runtime import Segmenter
+    from fcn_deploy import Segmenter
 
     return Segmenter(job.file(name), threads=job.threads)
 
@@ -195,8 +193,7 @@ def make_calibration(job: Job, out: Path) -> None:
 def make_argmax(job: Job, out: Path, name: str | None = None) -> None:
     """The model with argmax in its graph."""
     import onnx
-
-    from export.passes.fold_head import fold_head
+    from fcn_deploy.export.passes.fold_head import fold_head
 
     onnx.save(fold_head(onnx.load(job.file(name) if name else job.model), job.card()), out)
 

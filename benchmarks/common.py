@@ -5,17 +5,17 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
+from fcn_deploy.calibration.datasets import LabelledImages
+from fcn_deploy.calibration.metrics import IGNORE, Metrics, confusion_matrix
+from fcn_deploy.calibration.stream import ImageStream, open_stream
+from fcn_deploy.runtime.backends.onnxruntime import session
+from fcn_deploy.runtime.manifest import Head
+from fcn_deploy.runtime.prepare import padded_size, prepare
+from fcn_deploy.runtime.upsampling import labels_from_scores
 from onnx import ModelProto
 from PIL import Image
 
-from calibration.datasets import LabelledImages
-from calibration.metrics import IGNORE, Metrics, confusion_matrix
-from calibration.stream import ImageStream, open_stream
-from runtime import ModelCard
-from runtime.backends.onnxruntime import session
-from runtime.engine_file import Head
-from runtime.head import labels_from_scores
-from runtime.prepare import padded_size, prepare
+from fcn_deploy import ModelCard
 
 DRAWN = (0.9, 0.5, 0.1)  # images that are drawn, by their place among all by gain
 RGB = ModelCard(("a", "b"))  # how photographs are read: 8-bit RGB

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.common import fitted, photographs, pyplot
-from runtime import Segmenter
+from fcn_deploy import Segmenter
 
 ASPECTS = {"1:1": 1.0, "3:4": 3 / 4, "9:16": 9 / 16, "3:1": 3.0}  # height to width
 LEAST, MOST = 0.01, 16.0  # megapixels

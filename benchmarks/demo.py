@@ -13,10 +13,9 @@ import time
 from pathlib import Path
 
 import numpy as np
+from fcn_deploy.calibration.digits import CLASSES, canvas
+from fcn_deploy.calibration.metrics import Metrics, confusion_matrix
 from PIL import Image
-
-from calibration.digits import CLASSES, canvas
-from calibration.metrics import Metrics, confusion_matrix
 
 # (height, width) → canvases: small ones hold few digits, so there are more of them.
 SIZES = {

@@ -15,16 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from fcn_deploy.calibration.digits import canvas
+from fcn_deploy.export.build.engine import build_engine
+from fcn_deploy.export.from_torch import export
+from fcn_deploy.export.importer.standard_form import read_source
+from fcn_deploy.export.quantization.mixed_precision import Options
+from fcn_deploy.fcn import backbones
+from fcn_deploy.fcn.checkpoint import card_for
+from fcn_deploy.fcn.model import Architecture, build
 from PIL import Image
-
-from calibration.digits import canvas
-from export.build import build_engine
-from export.precision import Options
-from export.source import read_source
-from export.to_onnx import export
-from fcn import backbones
-from fcn.checkpoint import card_for
-from fcn.model import Architecture, build
 
 NETWORKS = {
     f"{backbone}-{stride}-{upsampling}": {"backbone": backbone, "stride": stride, "upsampling": upsampling}

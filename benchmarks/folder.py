@@ -17,11 +17,11 @@ import time
 from pathlib import Path
 
 import numpy as np
+from fcn_deploy.runtime.images import find_images, read_image
 from PIL import Image
 
 from benchmarks.common import fitted, mixed_sizes, photographs, spread
-from runtime import Segmenter
-from runtime.images import find_images, read_image
+from fcn_deploy import Segmenter
 
 LEAST, MOST = (97, 61), (1500, 1125)
 TINY = (32, 32)

@@ -14,11 +14,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from fcn_deploy.fcn.backbones.efficientnet_lite0 import EfficientNetLite0, published_weights
+from fcn_deploy.fcn.convolutionalize import convolutionalize
 
 from benchmarks.common import fitted, pyplot
 from benchmarks.patchwise import STRIDE, WINDOW, efficientnet
-from fcn.backbones.efficientnet_lite0 import EfficientNetLite0, published_weights
-from fcn.convolutionalize import convolutionalize
 
 TOLERANCE = 1e-4  # of the scores' range, at 224×224
 
@@ -55,8 +55,9 @@ def main() -> None:
     if options.label is not None and not 0 <= options.label < 1000:
         parser.error(f"label {options.label}; ImageNet's classes are 0 to 999")
     if options.photo:
+        from fcn_deploy.runtime.images import read_image
+
         from benchmarks.common import RGB
-        from runtime.images import read_image
 
         image = read_image(options.photo, RGB)
     else:

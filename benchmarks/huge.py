@@ -26,7 +26,7 @@ import tifffile
 from PIL import Image
 
 from benchmarks.common import fitted, memory, photographs
-from runtime import Segmenter
+from fcn_deploy import Segmenter
 
 TILE = 512  # of the TIFF
 CELL = (360, 480)  # of the mosaic

@@ -14,6 +14,15 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+from fcn_deploy.calibration.datasets import load_dataset
+from fcn_deploy.calibration.metrics import Metrics, confusion_matrix
+from fcn_deploy.calibration.stream import divide, open_stream
+from fcn_deploy.export.build.engine import core_of
+from fcn_deploy.export.build.targets import cpu
+from fcn_deploy.export.importer.standard_form import read_source
+from fcn_deploy.export.passes.split_head import head_of
+from fcn_deploy.export.quantization.mixed_precision import Options, lower
+from fcn_deploy.runtime.prepare import prepare
 from onnxruntime.quantization import (
     CalibrationDataReader,
     CalibrationMethod,
@@ -24,15 +33,6 @@ from onnxruntime.quantization import (
 from PIL import Image
 
 from benchmarks.common import graph_labels
-from calibration.datasets import load_dataset
-from calibration.metrics import Metrics, confusion_matrix
-from calibration.stream import divide, open_stream
-from export.build import core_of
-from export.builders import cpu
-from export.passes.split_head import head_of
-from export.precision import Options, lower
-from export.source import read_source
-from runtime.prepare import prepare
 
 
 class Reader(CalibrationDataReader):

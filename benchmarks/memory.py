@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.common import memory, pyplot
-from runtime import Segmenter
+from fcn_deploy import Segmenter
 
 SETTLED = 500  # calls after which memory should stay
 

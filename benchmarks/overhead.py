@@ -12,11 +12,11 @@ import time
 from pathlib import Path
 
 import numpy as np
+from fcn_deploy.calibration.digits import canvas
+from fcn_deploy.runtime.upsampling import labels_from_scores
 from PIL import Image
 
-from calibration.digits import canvas
-from runtime import Segmenter
-from runtime.head import labels_from_scores
+from fcn_deploy import Segmenter
 
 
 def main() -> None:

@@ -24,13 +24,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from fcn_deploy.fcn import backbones
+from fcn_deploy.fcn.backbones import scaled
+from fcn_deploy.fcn.convolutionalize import convolutionalize
+from fcn_deploy.fcn.model import Architecture, build
 from torch import nn
 
 from benchmarks.common import fitted, memory, photographs, spread
-from fcn import backbones
-from fcn.backbones import scaled
-from fcn.convolutionalize import convolutionalize
-from fcn.model import Architecture, build
 
 SIDE, WINDOW, STRIDE, DENSE = 500, 224, 32, 8  # pixels
 NETWORKS = ("alexnet", "efficientnet-lite0")

@@ -33,10 +33,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from fcn_deploy.calibration.datasets import load_dataset
 
 from benchmarks.candidates import CANDIDATES, FIXED, MADE, Call, Job, accuracy, has_vnni
 from benchmarks.common import mixed_sizes, pyplot, spread
-from calibration.datasets import load_dataset
 
 LEAST, MOST = (97, 61), (1500, 1125)
 FIXED_RUNS = 4  # of the fixed size, a round

@@ -12,10 +12,9 @@ import time
 from collections import Counter
 
 import numpy as np
-
-from export.profiles import plan_profiles, show
-from runtime.engine_file import ModelCard
-from runtime.sizes import Sizes, parse_sizes
+from fcn_deploy.export.build.profiles import plan_profiles, show
+from fcn_deploy.runtime.model_card import ModelCard
+from fcn_deploy.runtime.sizes import Sizes, parse_sizes
 
 NATIVE = ((3000, 4000), (3024, 4032), (4000, 6000), (3456, 5184), (2160, 3840), (3648, 5472), (2448, 3264))
 WEB = ((1080, 1920), (720, 1280), (683, 1024), (1200, 1600), (768, 1024), (600, 800), (1365, 2048))

@@ -29,15 +29,23 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+from fcn_deploy.calibration.datasets import LabelledImages, load_dataset
+from fcn_deploy.calibration.metrics import IGNORE, Metrics, confusion_matrix
+from fcn_deploy.runtime.errors import MisuseError
+from fcn_deploy.runtime.manifest import Head
+from fcn_deploy.runtime.refine import (
+    SMOOTHED,
+    block_means,
+    box_filter,
+    guided_labels,
+    refined_labels,
+    slopes_of,
+    smoothed_blocks,
+)
+from fcn_deploy.runtime.upsampling import best_class, labels_from_scores
 
 from benchmarks.common import draw_labels
-from calibration.datasets import LabelledImages, load_dataset
-from calibration.metrics import IGNORE, Metrics, confusion_matrix
-from runtime import ModelCard, Segmenter
-from runtime.engine_file import Head
-from runtime.errors import MisuseError
-from runtime.head import best_class, labels_from_scores
-from runtime.refine import SMOOTHED, block_means, box_filter, guided_labels, refined_labels, slopes_of, smoothed_blocks
+from fcn_deploy import ModelCard, Segmenter
 
 SHARES = (0.02, 0.005)  # of the diagonal
 NEIGHBOURS = ((0, 1), (1, -1), (1, 0), (1, 1))  # and their opposites

@@ -19,16 +19,16 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+from fcn_deploy.calibration.datasets import load_dataset
+from fcn_deploy.calibration.report.results import MIXED, OWN, Evaluated, metrics_of
+from fcn_deploy.export.build.engine import core_of
+from fcn_deploy.export.build.targets import cpu
+from fcn_deploy.export.importer.standard_form import read_source
+from fcn_deploy.export.passes.split_head import head_of
+from fcn_deploy.export.quantization.mixed_precision import Options, lower
+from fcn_deploy.fcn.evaluate import measure, open_model, parse_scales
 
 from benchmarks.common import graph_labels, pyplot
-from calibration.datasets import load_dataset
-from calibration.report.results import MIXED, OWN, Evaluated, metrics_of
-from export.build import core_of
-from export.builders import cpu
-from export.passes.split_head import head_of
-from export.precision import Options, lower
-from export.source import read_source
-from fcn.evaluate import measure, open_model, parse_scales
 
 EMULATED = "TensorRT"
 
@@ -96,7 +96,7 @@ def run(command: str, out: Path, source: Path, *words: object) -> None:
         return
     words = [source, "-o", out, *words]
     print(f"$ {command.replace('_', '-')} {' '.join(map(str, words))}", file=sys.stderr, flush=True)
-    program = [sys.executable, "-c", f"from export.commands import {command}; {command}()"]
+    program = [sys.executable, "-c", f"from fcn_deploy.export.cli.commands import {command}; {command}()"]
     if code := subprocess.run([*program, *map(str, words)], stdout=sys.stderr).returncode:
         sys.exit(code)
 

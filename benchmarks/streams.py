@@ -14,12 +14,13 @@ from pathlib import Path
 from unittest.mock import patch
 
 import numpy as np
+from fcn_deploy.calibration.stream import open_stream
+from fcn_deploy.runtime import pipeline
+from fcn_deploy.runtime.pipeline import ROUNDS, Cost
+from fcn_deploy.runtime.prepare import padded_size
 from PIL import Image
 
-from calibration.stream import open_stream
-from runtime import Segmenter, pipeline
-from runtime.pipeline import ROUNDS, Cost
-from runtime.prepare import padded_size
+from fcn_deploy import Segmenter
 
 SIZES = [(32, 32), (64, 64), (96, 96), (128, 128), (192, 192), (256, 256), (360, 480), (512, 1024)]
 PIXELS = 1 << 20  # of a row, about

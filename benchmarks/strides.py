@@ -19,12 +19,12 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
+from fcn_deploy.calibration.datasets import LabelledImages, load_dataset
+from fcn_deploy.calibration.metrics import IGNORE, Metrics, confusion_matrix
+from fcn_deploy.fcn.evaluate import open_model
 
 from benchmarks.common import draw_labels
 from benchmarks.refine import inner_border
-from calibration.datasets import LabelledImages, load_dataset
-from calibration.metrics import IGNORE, Metrics, confusion_matrix
-from fcn.evaluate import open_model
 
 STRIDES = (32, 16, 8)
 
@@ -86,14 +86,14 @@ def train(out: Path, stride: int, seed: int, options: argparse.Namespace) -> Non
     # Stopped before its first epoch ended, it has left its log and nothing else.
     words.append("--resume" if out.with_name(out.name + ".state").exists() else "--force")
     print(f"$ train-fcn {' '.join(map(str, words))}", flush=True)
-    program = [sys.executable, "-c", "from fcn.commands import train_fcn; train_fcn()"]
+    program = [sys.executable, "-c", "from fcn_deploy.fcn.cli.commands import train_fcn; train_fcn()"]
     if code := subprocess.run([*program, *map(str, words)]).returncode:
         sys.exit(code if code > 0 else 130)
 
 
 def check_alike(files: list[Path], runs: list[tuple[int, int]]) -> None:
     """Leave where checkpoints differ in more than stride and seed: they would be no comparison."""
-    from fcn.checkpoint import load_checkpoint
+    from fcn_deploy.fcn.checkpoint import load_checkpoint
 
     first = None
     for file, (stride, _) in zip(files, runs, strict=True):

@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-
-from calibration.digits import Digits
-from calibration.metrics import IGNORE
-from runtime.engine_file import ModelCard, voc_palette
-from runtime.errors import DeployError, MisuseError
-from runtime.images import DEFAULT_MAX_PIXELS, IMAGE_SUFFIXES, image_size, open_pillow, read_image
+from fcn_deploy.calibration.digits import Digits
+from fcn_deploy.calibration.metrics import IGNORE
+from fcn_deploy.runtime.errors import DeployError, MisuseError
+from fcn_deploy.runtime.images import DEFAULT_MAX_PIXELS, IMAGE_SUFFIXES, image_size, open_pillow, read_image
+from fcn_deploy.runtime.model_card import ModelCard, voc_palette
 
 log = logging.getLogger(__name__)
 

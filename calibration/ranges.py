@@ -10,10 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-
-from runtime.command import need
-from runtime.errors import DeployError, MisuseError
-from runtime.files import replacing
+from fcn_deploy.runtime.command import need
+from fcn_deploy.runtime.errors import DeployError, MisuseError
+from fcn_deploy.runtime.files import replacing
 
 BINS = 4096
 CHUNK = 1 << 18  # values at a time: they are read several times, and stay in the cache

@@ -6,12 +6,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-
-from calibration.datasets import load_dataset
-from runtime.engine_file import ModelCard
-from runtime.errors import DeployError, MisuseError
-from runtime.images import find_images, read_image
-from runtime.prepare import check_image
+from fcn_deploy.calibration.datasets import load_dataset
+from fcn_deploy.runtime.errors import DeployError, MisuseError
+from fcn_deploy.runtime.images import find_images, read_image
+from fcn_deploy.runtime.model_card import ModelCard
+from fcn_deploy.runtime.prepare import check_image
 
 log = logging.getLogger(__name__)
 

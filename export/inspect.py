@@ -12,26 +12,27 @@ from typing import Any
 
 import numpy as np
 import onnx
+from fcn_deploy.export.analysis.accepted_sizes import outcome, run_quietly
+from fcn_deploy.export.analysis.receptive_field import WholeImageError, receptive_field
+from fcn_deploy.export.build.engine import core_of
+from fcn_deploy.export.build.partition import cut_core
+from fcn_deploy.export.build.profiles import default_profiles
+from fcn_deploy.export.build.targets import cpu, tensorrt
+from fcn_deploy.export.graph.edit import dims, metadata, opset
+from fcn_deploy.export.importer.card import SourceOptions
+from fcn_deploy.export.importer.load import load_model
+from fcn_deploy.export.importer.standard_form import Source, read_source
+from fcn_deploy.export.passes.split_head import head_of
+from fcn_deploy.runtime.backends import ORT_TARGETS, openvino
+from fcn_deploy.runtime.backends.onnxruntime import session
+from fcn_deploy.runtime.engine_file import EngineFile
+from fcn_deploy.runtime.errors import DeployError, MisuseError
+from fcn_deploy.runtime.manifest import Head, Stage
+from fcn_deploy.runtime.model_card import CARD_KEY, ModelCard
+from fcn_deploy.runtime.plan import available_memory
+from fcn_deploy.runtime.segmenter import Segmenter
+from fcn_deploy.runtime.verify import natural_noise
 from onnx import ModelProto, NodeProto, TensorProto
-
-from export.build import core_of
-from export.builders import cpu, tensorrt
-from export.card import SourceOptions
-from export.graph import dims, metadata, opset
-from export.load import load_model
-from export.passes.split_head import head_of
-from export.probe import outcome, run_quietly
-from export.profiles import default_profiles
-from export.receptive import WholeImageError, receptive_field
-from export.source import Source, read_source
-from export.stages import cut_core
-from runtime.backends import ORT_TARGETS, openvino
-from runtime.backends.onnxruntime import session
-from runtime.engine_file import CARD_KEY, EngineFile, Head, ModelCard, Stage
-from runtime.errors import DeployError, MisuseError
-from runtime.plan import available_memory
-from runtime.segmenter import Segmenter
-from runtime.verify import natural_noise
 
 REPORT = "report.json"
 # One pixel, one row, primes, a side eight times the other, sizes next to powers of two.

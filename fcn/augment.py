@@ -3,10 +3,9 @@
 import numpy as np
 import torch
 import torch.nn.functional as F
-
-from calibration.metrics import IGNORE
-from runtime.engine_file import ModelCard
-from runtime.prepare import normalise
+from fcn_deploy.calibration.metrics import IGNORE
+from fcn_deploy.runtime.model_card import ModelCard
+from fcn_deploy.runtime.prepare import normalise
 
 
 def augment(

@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-
-from calibration.datasets import VOC_CLASSES
-from fcn.backbones import load_matching
-from fcn.model import TORCHVISION, AnySize, Architecture, build
-from runtime.engine_file import CARD_KEY, ModelCard
-from runtime.errors import DeployError, MisuseError
-from runtime.files import replacing
+from fcn_deploy.calibration.datasets import VOC_CLASSES
+from fcn_deploy.fcn.backbones import load_matching
+from fcn_deploy.fcn.model import TORCHVISION, AnySize, Architecture, build
+from fcn_deploy.runtime.errors import DeployError, MisuseError
+from fcn_deploy.runtime.files import replacing
+from fcn_deploy.runtime.model_card import CARD_KEY, ModelCard
 
 ARCHITECTURE_KEY = "fcn_deploy.architecture"
 TRAINING_KEY = "fcn_deploy.training"

@@ -7,9 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import torch
+from fcn_deploy.runtime.errors import MisuseError
 from torch import nn
-
-from runtime.errors import MisuseError
 
 Padding = Literal["valid", "same"]
 POINTWISE = (

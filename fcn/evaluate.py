@@ -10,16 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from fcn_deploy.calibration.datasets import LabelledImages
+from fcn_deploy.calibration.metrics import Metrics, confusion_matrix
+from fcn_deploy.calibration.report.engines import read_report
+from fcn_deploy.calibration.report.results import MIXED, OWN, Evaluated, Example, ImageResult
+from fcn_deploy.runtime.errors import DeployError, MisuseError
+from fcn_deploy.runtime.images import displayable
+from fcn_deploy.runtime.model_card import ModelCard
+from fcn_deploy.runtime.prepare import check_image, normalise
 from PIL import Image
-
-from calibration.datasets import LabelledImages
-from calibration.metrics import Metrics, confusion_matrix
-from calibration.report.engines import read_report
-from calibration.report.results import MIXED, OWN, Evaluated, Example, ImageResult
-from runtime.engine_file import ModelCard
-from runtime.errors import DeployError, MisuseError
-from runtime.images import displayable
-from runtime.prepare import check_image, normalise
 
 Predict = Callable[[np.ndarray], np.ndarray]
 
@@ -245,8 +244,7 @@ def open_model(path: Path, threads: int | None = None, refine: bool = False) -> 
         raise MisuseError(f"{path} is no engine, and --refine is of engines; name one last, or leave --refine away")
     if path.suffix in (".safetensors", ".pth", ".pt"):
         import torch
-
-        from fcn.checkpoint import load_checkpoint
+        from fcn_deploy.fcn.checkpoint import load_checkpoint
 
         if threads:
             torch.set_num_threads(threads)
@@ -254,7 +252,7 @@ def open_model(path: Path, threads: int | None = None, refine: bool = False) -> 
         _check_kind(checkpoint.card, path)
         model = checkpoint.model.to(memory_format=torch.channels_last)
         return Model(torch_predictor(model, checkpoint.card), checkpoint.card, "PyTorch checkpoint, float32")
-    from runtime.segmenter import Segmenter
+    from fcn_deploy.runtime.segmenter import Segmenter
 
     net = Segmenter(path, threads=threads, refine=refine)
     _check_kind(net.card, path)

@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from fcn_deploy.fcn.checkpoint import load_checkpoint, load_state
+from fcn_deploy.runtime.errors import DeployError, MisuseError
+from fcn_deploy.runtime.model_card import ModelCard
 from torch import nn
-
-from fcn.checkpoint import load_checkpoint, load_state
-from runtime.engine_file import ModelCard
-from runtime.errors import DeployError, MisuseError
 
 Note = Callable[[str], None]
 TRIED = ((128, 192), (512, 768))  # sizes at which a module's layout is found, multiples of all that are usual

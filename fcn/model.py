@@ -5,11 +5,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from fcn_deploy.fcn import backbones
+from fcn_deploy.fcn.backbones.resnet50 import ResNet
+from fcn_deploy.runtime.errors import MisuseError
 from torch import nn
-
-from fcn import backbones
-from fcn.backbones.resnet50 import ResNet
-from runtime.errors import MisuseError
 
 UPSAMPLINGS = ("fixed", "learned")
 # torchvision's networks: (arch, backbone) → stride of the scores.
@@ -197,7 +196,7 @@ class Dilated8(AnySize):
 def build(architecture: Architecture) -> AnySize:
     """A network with random weights."""
     if architecture.arch in ("deeplabv3", "lraspp"):
-        from fcn import pooled
+        from fcn_deploy.fcn import pooled
 
         return pooled.build(architecture)
     return Dilated8(architecture) if architecture.arch == "dilated8" else FCN(architecture)

@@ -5,12 +5,11 @@ Parameters have torchvision's names, and the logits are torchvision's at every s
 
 import torch
 import torch.nn.functional as F
+from fcn_deploy.fcn.backbones import scaled
+from fcn_deploy.fcn.backbones.mobilenet_v3_large import MobileNetV3Large
+from fcn_deploy.fcn.backbones.resnet50 import ResNet
+from fcn_deploy.fcn.model import AnySize, Architecture
 from torch import nn
-
-from fcn.backbones import scaled
-from fcn.backbones.mobilenet_v3_large import MobileNetV3Large
-from fcn.backbones.resnet50 import ResNet
-from fcn.model import AnySize, Architecture
 
 RATES = (12, 24, 36)  # of dilation, at stride 8 and 16 alike
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, fields, replace
 
-from runtime.errors import MisuseError
+from fcn_deploy.runtime.errors import MisuseError
 
 CLASS_WEIGHTS = ("none", "sqrt", "median")
 SCHEDULES = ("one-cycle", "cosine", "poly")

@@ -14,16 +14,15 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-
-from calibration.datasets import LabelledImages, class_pixels
-from calibration.metrics import IGNORE, Metrics
-from fcn.augment import augment
-from fcn.checkpoint import Checkpoint, save_checkpoint
-from fcn.evaluate import evaluate, torch_predictor
-from fcn.quantization import fake_quantised
-from fcn.recipes import Recipe
-from runtime.errors import DeployError, MisuseError
-from runtime.files import replacing
+from fcn_deploy.calibration.datasets import LabelledImages, class_pixels
+from fcn_deploy.calibration.metrics import IGNORE, Metrics
+from fcn_deploy.fcn.augment import augment
+from fcn_deploy.fcn.checkpoint import Checkpoint, save_checkpoint
+from fcn_deploy.fcn.evaluate import evaluate, torch_predictor
+from fcn_deploy.fcn.quantization import fake_quantised
+from fcn_deploy.fcn.recipes import Recipe
+from fcn_deploy.runtime.errors import DeployError, MisuseError
+from fcn_deploy.runtime.files import replacing
 
 POWER = 0.9  # of the schedule `poly`
 WARM_UP = 0.05  # of all steps, before `cosine` and `poly`

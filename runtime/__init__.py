@@ -1,7 +1,7 @@
 """The thin runtime: a label for every pixel of an image of any size. NumPy and one backend, nothing else."""
 
-from runtime.engine_file import ModelCard
-from runtime.errors import DeployError, MisuseError
-from runtime.segmenter import Segmenter
+from .errors import DeployError, InterruptError, MisuseError, OverBudgetError
+from .model_card import ModelCard
+from .segmenter import Segmenter
 
-__all__ = ["DeployError", "MisuseError", "ModelCard", "Segmenter"]
+__all__ = ["DeployError", "InterruptError", "MisuseError", "ModelCard", "OverBudgetError", "Segmenter"]

@@ -14,15 +14,15 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from runtime.backends import Layer
-from runtime.command import Debug, Json, Threads, run
-from runtime.engine_file import EngineFile
-from runtime.errors import MisuseError, OverBudgetError
-from runtime.head import result_from_scores
-from runtime.images import read_image
-from runtime.segmenter import Segmenter
-from runtime.sizes import Size, Sizes, parse_sizes
-from runtime.verify import TIMED_SIZES, natural_noise, timed_sizes
+from .backends import Layer
+from .command import Debug, Json, Threads, run
+from .engine_file import EngineFile
+from .errors import MisuseError, OverBudgetError
+from .images import read_image
+from .segmenter import Segmenter
+from .sizes import Size, Sizes, parse_sizes
+from .upsampling import result_from_scores
+from .verify import TIMED_SIZES, natural_noise, timed_sizes
 
 LEAST_RUNS, MOST_RUNS = 3, 200  # of a size
 MOST_SIZES = 6  # of a folder's
@@ -203,9 +203,9 @@ def _profile(net: Segmenter, images: Mapping[Size, np.ndarray], threads: int | N
             "reason": f"layers of engines for {net.manifest.target} are timed by NVIDIA's tools only (Nsight Systems)"
         }
     if net.backend == "openvino":
-        from runtime.backends.openvino import profile
+        from .backends.openvino import profile
     else:
-        from runtime.backends.onnxruntime import profile
+        from .backends.onnxruntime import profile
     sizes = []
     for size in images:
         try:

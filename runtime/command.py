@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from runtime.errors import DeployError
+from .errors import DeployError
 
 INTERRUPTED = 130  # what a shell says of a program that SIGINT has ended
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from runtime.errors import DeployError, MisuseError
+from .errors import DeployError, MisuseError
 
 
 def refuse_existing(path: str | os.PathLike, force: bool) -> Path:

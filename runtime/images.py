@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
-from runtime.engine_file import ModelCard
-from runtime.errors import DeployError, MisuseError
-from runtime.files import replacing
+from .errors import DeployError, MisuseError
+from .files import replacing
+from .model_card import ModelCard
 
 log = logging.getLogger(__name__)
 

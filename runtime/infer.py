@@ -17,11 +17,10 @@ from typing import Annotated
 import numpy as np
 import typer
 
-from runtime.command import Debug, Force, Json, Threads, run
-from runtime.engine_file import ModelCard
-from runtime.errors import DeployError, InterruptError, MisuseError
-from runtime.files import WriteError, check_writable
-from runtime.images import (
+from .command import Debug, Force, Json, Threads, run
+from .errors import DeployError, InterruptError, MisuseError
+from .files import WriteError, check_writable
+from .images import (
     DEFAULT_MAX_PIXELS,
     IMAGE_SUFFIXES,
     find_images,
@@ -32,10 +31,11 @@ from runtime.images import (
     write_maps,
     write_png,
 )
-from runtime.pipeline import CALLERS, Stream, describe_plan, overlapped, said
-from runtime.regions import by_regions, label_regions
-from runtime.segmenter import Segmenter
-from runtime.video import VIDEO_SUFFIXES, is_video, label_video
+from .model_card import ModelCard
+from .pipeline import CALLERS, Stream, describe_plan, overlapped, said
+from .regions import by_regions, label_regions
+from .segmenter import Segmenter
+from .video import VIDEO_SUFFIXES, is_video, label_video
 
 
 @dataclass(frozen=True)

@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
-from runtime.errors import DeployError, MisuseError
-from runtime.head import result_bytes
-from runtime.plan import Plan
-from runtime.prepare import check_image, padded_size
+from .errors import DeployError, MisuseError
+from .plan import Plan
+from .prepare import check_image, padded_size
+from .upsampling import result_bytes
 
 if TYPE_CHECKING:
-    from runtime.segmenter import Segmenter
+    from .segmenter import Segmenter
 
 T = TypeVar("T")
 R = TypeVar("R")

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
-from runtime.engine_file import ModelCard, Profile, Stage
-from runtime.errors import OverBudgetError
-from runtime.prepare import padded_size
+from .errors import OverBudgetError
+from .manifest import Profile, Stage
+from .model_card import ModelCard
+from .prepare import padded_size
 
 RUN = 3000  # pixels that the fixed cost of one run of a network comes to, roughly
 

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from runtime.engine_file import ModelCard
-from runtime.errors import MisuseError
+from .errors import MisuseError
+from .model_card import ModelCard
 
 
 def check_image(image: np.ndarray, card: ModelCard, readers: bool = False) -> np.ndarray:

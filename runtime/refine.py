@@ -15,8 +15,9 @@ import math
 
 import numpy as np
 
-from runtime.engine_file import Head, ModelCard
-from runtime.head import CHUNK, against, best_class, cell_weights, interpolated, spread_labels
+from .manifest import Head
+from .model_card import ModelCard
+from .upsampling import CHUNK, against, best_class, cell_weights, interpolated, spread_labels
 
 RADIUS = 1  # of the windows, in cells
 EPSILON = 7e-3  # variances of colours (of a range of 1) well below it count as flat

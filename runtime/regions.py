@@ -11,13 +11,13 @@ from pathlib import Path
 
 import numpy as np
 
-from runtime.engine_file import ModelCard
-from runtime.errors import DeployError, MisuseError
-from runtime.files import WriteError, replacing, write_error
-from runtime.head import result_bytes
-from runtime.images import DEFAULT_MAX_PIXELS, check_pixels, fit, picture_of, write_maps, write_png
-from runtime.plan import Plan
-from runtime.segmenter import Segmenter
+from .errors import DeployError, MisuseError
+from .files import WriteError, replacing, write_error
+from .images import DEFAULT_MAX_PIXELS, check_pixels, fit, picture_of, write_maps, write_png
+from .model_card import ModelCard
+from .plan import Plan
+from .segmenter import Segmenter
+from .upsampling import result_bytes
 
 log = logging.getLogger(__name__)
 

@@ -12,16 +12,18 @@ from pathlib import Path
 
 import numpy as np
 
-from runtime.backends import ORT_TARGETS
-from runtime.backends.onnxruntime import OnnxRuntimeBackend
-from runtime.engine_file import ACTIVATED_KEY, CARD_KEY, EngineFile, Head, ModelCard, Stage
-from runtime.errors import DeployError, MisuseError, OverBudgetError
-from runtime.head import KINDS, new_result, result_bytes, result_from_scores
-from runtime.pipeline import CALLERS, Cost, Stream, overlapped
-from runtime.plan import Plan, Span, available_memory, check_result, plan_profile, plan_run, plan_unbounded
-from runtime.prepare import check_image, input_shape, padded_size, prepare
-from runtime.refine import REACH, refined_labels, refusal
-from runtime.tiles import ready_rows, score_bands
+from .backends import ORT_TARGETS
+from .backends.onnxruntime import OnnxRuntimeBackend
+from .engine_file import EngineFile
+from .errors import DeployError, MisuseError, OverBudgetError
+from .manifest import Head, Stage
+from .model_card import ACTIVATED_KEY, CARD_KEY, ModelCard, assumed_card, check_card, describe_assumption
+from .pipeline import CALLERS, Cost, Stream, overlapped
+from .plan import Plan, Span, available_memory, check_result, plan_profile, plan_run, plan_unbounded
+from .prepare import check_image, input_shape, padded_size, prepare
+from .refine import REACH, refined_labels, refusal
+from .tiles import ready_rows, score_bands
+from .upsampling import KINDS, new_result, result_bytes, result_from_scores
 
 log = logging.getLogger(__name__)
 
@@ -98,7 +100,7 @@ class Segmenter:
                 self._stages = self.manifest.stages
                 index = int(match[1] or 0)
                 if on_cpu and self.manifest.backend == "openvino":
-                    from runtime.backends.openvino import openvino_or_fallback
+                    from .backends.openvino import openvino_or_fallback
 
                     kind = openvino_or_fallback(str(self.path))
                     self._backends = [
@@ -113,7 +115,7 @@ class Segmenter:
                         for stage in self._stages
                     ]
                 else:
-                    from runtime.backends.tensorrt import TensorRTBackend
+                    from .backends.tensorrt import TensorRTBackend
 
                     kernels = {name: engine.read(name) for name in self.manifest.members if name.startswith("kernels")}
                     self._on_gpu = True
@@ -529,57 +531,3 @@ def _card_of_onnx(backend: OnnxRuntimeBackend, path: Path) -> ModelCard:
     card = assumed_card(shape[1], result[1], str(path))
     log.warning("%s", describe_assumption(card, str(path)))
     return card
-
-
-def check_card(card: ModelCard, channels: object, scores: object, source: str) -> None:
-    """Raise DeployError where a card does not fit a model of these static channel counts, in and out."""
-    for what, found, said in (("channels", channels, card.channels), ("scores", scores, card.scores)):
-        if isinstance(found, int) and found != said:
-            raise DeployError(f"{source} has {found} {what}, and its model card says {said}; mend the card")
-
-
-def assumed_card(channels: object, scores: object, source: str, one_score: str = "sigmoid") -> ModelCard:
-    """The card of a model that carries none: ImageNet's normalisation, classes without names.
-
-    Args:
-        channels, scores: static channel counts of the model's input and output.
-        source: names the model in errors.
-        one_score: `activation` of the card where there is one score alone.
-
-    Raises:
-        DeployError: one of them is not a number.
-    """
-    if not isinstance(channels, int) or not isinstance(scores, int):
-        raise DeployError(
-            f"{source} has no model card, and its channels ({channels} in, {scores} out) are not fixed "
-            "numbers, so none can be assumed; export it with export-onnx"
-        )
-    # One score is a sigmoid's: background against something.
-    count = max(scores, 2)
-    rgb = channels == 3
-    return ModelCard(
-        classes=tuple(f"class {index}" for index in range(count)),
-        channels=channels,
-        mean=ModelCard.mean if rgb else (127.5,) * channels,
-        std=ModelCard.std if rgb else (127.5,) * channels,
-        activation=one_score if scores == 1 else "softmax",
-    )
-
-
-def describe_assumption(card: ModelCard, source: str) -> str:
-    """One line that says aloud what was assumed."""
-    mean, std = ([round(value, 2) for value in values] for values in (card.mean, card.std))
-    return (
-        f"{source} carries no model card; assuming {card.channels}-channel {card.dtype} images"
-        f"{' (RGB)' if card.channels == 3 else ''}, mean {mean}, std {std}, {len(card.classes)} unnamed classes"
-        f", {_DECISIONS[card.activation]}"
-    )
-
-
-_DECISIONS = {
-    "softmax": "labels by argmax",
-    "sigmoid": "labels by its one score, a logit, above 0",
-    "probability": "labels by its one score, a probability, above 0.5",
-    "multilabel": "a mask for each score, a logit, where it is above 0",
-    "none": "its values given as they are",
-}

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from runtime.errors import DeployError, MisuseError
-from runtime.images import DEFAULT_MAX_PIXELS, find_images, image_size
+from .errors import DeployError, MisuseError
+from .images import DEFAULT_MAX_PIXELS, find_images, image_size
 
 log = logging.getLogger(__name__)
 

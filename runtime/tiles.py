@@ -4,9 +4,9 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from runtime.engine_file import Head
-from runtime.head import last_cells
-from runtime.plan import Grid, Span
+from .manifest import Head
+from .plan import Grid, Span
+from .upsampling import last_cells
 
 # A tile of the image, or of the features before: rows and columns in padded pixels → [K, h, w].
 Compute = Callable[[Span, Span], np.ndarray]

@@ -11,11 +11,13 @@ from typing import Annotated
 import numpy as np
 import typer
 
-from runtime.command import Debug, Json, Threads, run
-from runtime.engine_file import EngineFile, Manifest, ModelCard
-from runtime.errors import DeployError, OverBudgetError
-from runtime.head import result_from_scores
-from runtime.segmenter import Segmenter
+from .command import Debug, Json, Threads, run
+from .engine_file import EngineFile
+from .errors import DeployError, OverBudgetError
+from .manifest import Manifest
+from .model_card import ModelCard
+from .segmenter import Segmenter
+from .upsampling import result_from_scores
 
 GOLDEN = "golden.npz"  # image uint8|uint16|float32 [H,W,C]; scores float32 [K,h,w]; tolerance, of the scores' range
 TIMED_SIZES = ((256, 256), (480, 640), (512, 1024), (1080, 1920))

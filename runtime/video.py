@@ -9,12 +9,12 @@ from pathlib import Path
 
 import numpy as np
 
-from runtime.command import need
-from runtime.engine_file import ModelCard
-from runtime.errors import DeployError
-from runtime.files import replacing, write_error
-from runtime.images import overlay
-from runtime.pipeline import CALLERS, Labelled, Stream, describe_plan, overlapped, said
+from .command import need
+from .errors import DeployError
+from .files import replacing, write_error
+from .images import overlay
+from .model_card import ModelCard
+from .pipeline import CALLERS, Labelled, Stream, describe_plan, overlapped, said
 
 VIDEO_SUFFIXES = frozenset((
     ".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".m2ts", ".mts", ".wmv", ".flv", ".ogv", ".3gp",

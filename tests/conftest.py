@@ -9,10 +9,10 @@ from helpers import checkpoint_of, needs_shared, random_network
 @pytest.fixture(scope="session")
 def exports(tmp_path_factory):
     """Folder of a run's exports: narrow.safetensors, narrow.onnx and narrow.engine (5 classes, FCN-8s)."""
-    from export.build import build_engine
-    from export.source import read_source
-    from export.to_onnx import export
-    from fcn.checkpoint import save_checkpoint
+    from fcn_deploy.export.build.engine import build_engine
+    from fcn_deploy.export.from_torch import export
+    from fcn_deploy.export.importer.standard_form import read_source
+    from fcn_deploy.fcn.checkpoint import save_checkpoint
 
     folder = tmp_path_factory.mktemp("exports")
     checkpoint = checkpoint_of(random_network())
@@ -26,15 +26,15 @@ def exports(tmp_path_factory):
 def trained(tmp_path_factory):
     """Folder with camvid.safetensors, .onnx and .engine, from the weights beside the project."""
     import torch
+    from fcn_deploy.calibration.datasets import CAMVID_COLORS
+    from fcn_deploy.export.build.engine import build_engine
+    from fcn_deploy.export.from_torch import export
+    from fcn_deploy.export.importer.standard_form import read_source
+    from fcn_deploy.fcn.checkpoint import Checkpoint, save_checkpoint
+    from fcn_deploy.fcn.model import Architecture, build
     from safetensors.torch import load_file
 
-    from calibration.datasets import CAMVID_COLORS
-    from export.build import build_engine
-    from export.source import read_source
-    from export.to_onnx import export
-    from fcn.checkpoint import Checkpoint, save_checkpoint
-    from fcn.model import Architecture, build
-    from runtime import ModelCard
+    from fcn_deploy import ModelCard
 
     state = load_file(needs_shared("camvid-lite0-fcn8s.safetensors"))
     names = {

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
-from fcn import backbones
+from fcn_deploy.fcn import backbones
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
@@ -35,8 +34,7 @@ def needs_shared(name: str) -> Path:
 def random_network(seed: int = 0, **architecture):
     """A narrow network with random weights, statistics that fit them, and labels of all classes."""
     import torch
-
-    from fcn.model import Architecture, build
+    from fcn_deploy.fcn.model import Architecture, build
 
     torch.manual_seed(seed)
     model = build(Architecture(**({"classes": 5, "width": 0.25} | architecture)))
@@ -54,7 +52,7 @@ def random_network(seed: int = 0, **architecture):
 
 def multiples_of(multiple: int):
     """A card of a network whose images are padded to multiples of this."""
-    from runtime import ModelCard
+    from fcn_deploy import ModelCard
 
     return ModelCard(("a", "b"), size_multiple=multiple)
 
@@ -62,7 +60,7 @@ def multiples_of(multiple: int):
 def checkpoint_of(model, **card):
     from dataclasses import replace
 
-    from fcn.checkpoint import Checkpoint, card_for
+    from fcn_deploy.fcn.checkpoint import Checkpoint, card_for
 
     names = tuple(f"class {index}" for index in range(model.architecture.classes))
     return Checkpoint(model, replace(card_for(model.architecture, names), **card))
@@ -89,8 +87,9 @@ def one_error(done) -> str:
 
 def photo(height: int, width: int, seed: int = 0) -> np.ndarray:
     """An image with detail at many scales, [H, W, 3] uint8."""
-    from runtime import ModelCard
-    from runtime.verify import natural_noise
+    from fcn_deploy.runtime.verify import natural_noise
+
+    from fcn_deploy import ModelCard
 
     return natural_noise(height, width, ModelCard(("a", "b")), seed)
 

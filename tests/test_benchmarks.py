@@ -185,7 +185,7 @@ def test_a_mosaic_read_in_parts_is_the_mosaic(tmp_path):
 
 
 def test_huge_sees_labels_that_are_wrong(exports):
-    from runtime import Segmenter
+    from fcn_deploy import Segmenter
 
     mosaic = huge.Mosaic(700, "digits")
     with Segmenter(exports / "narrow.engine") as net:

@@ -4,15 +4,15 @@ import json
 
 import numpy as np
 import torch
+from fcn_deploy.export.build.parity import MARGIN, decided
+from fcn_deploy.fcn.checkpoint import load_checkpoint
+from fcn_deploy.runtime.images import read_image
+from fcn_deploy.runtime.prepare import normalise
 from helpers import command, needs_shared
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-from export.agreement import MARGIN, decided
-from fcn.checkpoint import load_checkpoint
-from runtime import Segmenter
-from runtime.images import read_image
-from runtime.prepare import normalise
+from fcn_deploy import Segmenter
 
 
 def pytorch_logits(model, card, image):

@@ -14,13 +14,13 @@ from types import SimpleNamespace
 import numpy as np
 import onnx
 import pytest
+from fcn_deploy.export.build.engine import build_engine
+from fcn_deploy.export.importer.card import SourceOptions
+from fcn_deploy.export.importer.standard_form import read_source
+from fcn_deploy.runtime.backends.onnxruntime import session
 from PIL import Image, ImageDraw, ImageFont
 
-from export.build import build_engine
-from export.card import SourceOptions
-from export.source import read_source
-from runtime import ModelCard, Segmenter
-from runtime.backends.onnxruntime import session
+from fcn_deploy import ModelCard, Segmenter
 
 
 def package(name: str, install: str = "") -> Path:
@@ -156,8 +156,7 @@ def test_cosmic_rays_are_marked_as_their_own_package_does(tmp_path):
     """U-Net in PyTorch with group normalisation, which looks at the whole image; float32 of one band; GPL."""
     package("cosmic_conn", install="cosmic-conn")
     from cosmic_conn import init_model
-
-    from export.to_onnx import export
+    from fcn_deploy.export.from_torch import export
 
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -188,8 +187,7 @@ def test_speckle_is_taken_away_as_its_own_package_does(tmp_path, monkeypatch):
     folder = package("deepdespeckling.model", install="deepdespeckling")
     import torch
     from deepdespeckling.model import Model
-
-    from export.to_onnx import export
+    from fcn_deploy.export.from_torch import export
 
     weights = torch.load(folder / "merlin" / "saved_models" / "spotlight.pth", map_location="cpu", weights_only=True)
 

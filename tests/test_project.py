@@ -9,26 +9,46 @@ from helpers import ROOT
 FLOORS = ["runtime", "calibration", "fcn", "export"]
 
 
+def module_of(path):
+    """fcn_deploy's dotted name of a file in one of the floors."""
+    names = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(("fcn_deploy", *(names[:-1] if names[-1] == "__init__" else names)))
+
+
 def imports(path):
+    """Dotted names of all that a file imports, relative ones resolved, lazy ones too."""
+    package = module_of(path).split(".")
+    if path.name != "__init__.py":
+        package = package[:-1]
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            yield from (name.name.split(".")[0] for name in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            yield node.module.split(".")[0]
+            yield from (name.name for name in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            start = ".".join(package[: len(package) + 1 - node.level]) if node.level else ""
+            module = ".".join(part for part in (start, node.module) if part)
+            yield from (f"{module}.{name.name}" for name in node.names)
 
 
 def test_each_floor_imports_only_what_is_below_it():
     for index, floor in enumerate(FLOORS):
-        above = set(FLOORS[index + 1 :])
+        above = {f"fcn_deploy.{name}" for name in FLOORS[index + 1 :]}
         for path in (ROOT / floor).rglob("*.py"):
-            assert not above & set(imports(path)), f"{path} imports upward"
+            assert not above & {".".join(name.split(".")[:2]) for name in imports(path)}, f"{path} imports upward"
+
+
+def test_the_runtime_imports_relatively_and_the_other_floors_absolutely():
+    for floor in FLOORS:
+        for path in (ROOT / floor).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.ImportFrom) and (node.level or (node.module or "").startswith("fcn_deploy")):
+                    assert bool(node.level) == (floor == "runtime"), f"{path}:{node.lineno}"
 
 
 def test_torch_is_imported_where_networks_are_and_nowhere_else():
-    allowed = [ROOT / "fcn", ROOT / "export" / "to_onnx.py"]
+    allowed = [ROOT / "fcn", ROOT / "export" / "from_torch.py"]
     for floor in FLOORS:
         for path in (ROOT / floor).rglob("*.py"):
-            if "torch" in set(imports(path)):
+            if "torch" in {name.split(".")[0] for name in imports(path)}:
                 assert any(path.is_relative_to(place) for place in allowed), f"{path} imports torch"
 
 
@@ -68,6 +88,7 @@ def test_every_command_of_the_project_exists():
         "inspect-model",
         "verify-engine",
         "bench-engine",
+        "label-images",
     }
     for target in project["scripts"].values():
         module, function = target.split(":")

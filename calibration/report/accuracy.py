@@ -8,10 +8,9 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-
-from calibration.metrics import IGNORE
-from calibration.report.charts import Series, key, line_chart
-from calibration.report.layout import (
+from fcn_deploy.calibration.metrics import IGNORE
+from fcn_deploy.calibration.report.charts import Series, key, line_chart
+from fcn_deploy.calibration.report.layout import (
     NONE,
     Bars,
     Block,
@@ -28,9 +27,9 @@ from calibration.report.layout import (
     percent,
     ratio,
 )
-from calibration.report.results import MIXED, OWN, Entry, ImageResult, metrics_of
-from runtime.engine_file import ModelCard
-from runtime.images import overlay
+from fcn_deploy.calibration.report.results import MIXED, OWN, Entry, ImageResult, metrics_of
+from fcn_deploy.runtime.images import overlay
+from fcn_deploy.runtime.model_card import ModelCard
 
 SIZE_GROUPS = 10  # rows at most of the tables by size
 CONFUSIONS = 12  # rows of the largest confusions

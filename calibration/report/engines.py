@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-
-from calibration.report.accuracy import grouped, legend
-from calibration.report.charts import Series, line_chart
-from calibration.report.layout import (
+from fcn_deploy.calibration.report.accuracy import grouped, legend
+from fcn_deploy.calibration.report.charts import Series, line_chart
+from fcn_deploy.calibration.report.layout import (
     MINUS,
     NONE,
     Bars,
@@ -25,8 +24,8 @@ from calibration.report.layout import (
     percent,
     ratio,
 )
-from calibration.report.results import Entry
-from runtime.engine_file import EngineFile
+from fcn_deploy.calibration.report.results import Entry
+from fcn_deploy.runtime.engine_file import EngineFile
 
 REPORT = "report.json"
 POINTS = 40  # on a line at most

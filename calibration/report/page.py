@@ -16,10 +16,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from calibration.report.accuracy import sections_on_accuracy
-from calibration.report.charts import COLOURS
-from calibration.report.engines import built_figures, read, sections_on_engines
-from calibration.report.layout import (
+from fcn_deploy.calibration.report.accuracy import sections_on_accuracy
+from fcn_deploy.calibration.report.charts import COLOURS
+from fcn_deploy.calibration.report.engines import built_figures, read, sections_on_engines
+from fcn_deploy.calibration.report.layout import (
     Bars,
     Chart,
     Gallery,
@@ -34,11 +34,11 @@ from calibration.report.layout import (
     percent,
     ratio,
 )
-from calibration.report.results import About, Entry
-from runtime.command import need
-from runtime.engine_file import ModelCard
-from runtime.errors import MisuseError
-from runtime.files import check_writable, refuse_existing, replacing
+from fcn_deploy.calibration.report.results import About, Entry
+from fcn_deploy.runtime.command import need
+from fcn_deploy.runtime.errors import MisuseError
+from fcn_deploy.runtime.files import check_writable, refuse_existing, replacing
+from fcn_deploy.runtime.model_card import ModelCard
 
 LIBRARIES = ("numpy", "onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt", "tensorrt-rtx-cu13", "torch", "onnx")
 

@@ -5,9 +5,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-
-from calibration.metrics import Metrics
-from runtime.engine_file import ModelCard
+from fcn_deploy.calibration.metrics import Metrics
+from fcn_deploy.runtime.model_card import ModelCard
 
 OWN = "1"  # the name of the scale at which images have their own sizes
 MIXED = "mixed"

@@ -2,9 +2,8 @@
 
 import numpy as np
 import onnx
+from fcn_deploy.export.graph.edit import clone
 from onnx import ModelProto, TensorProto, numpy_helper
-
-from export.graph import clone
 
 OTHERS = {TensorProto.FLOAT16: "float16", TensorProto.BFLOAT16: "bfloat16", TensorProto.DOUBLE: "double"}
 ONE_ALONE = 16  # elements: constants of shape arithmetic are of double at times, in models of float32

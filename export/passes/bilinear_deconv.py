@@ -1,9 +1,8 @@
 """The last layer, where it is a fixed bilinear transposed convolution, as a Resize."""
 
 import numpy as np
+from fcn_deploy.export.graph.edit import attributes, bilinear, clone, constant, producers, prune
 from onnx import ModelProto, NodeProto
-
-from export.graph import attributes, bilinear, clone, constant, producers, prune
 
 NAME = "bilinear_deconv"
 SCALES = f"{NAME}/scales"  # of the Resize that stands for the ConvTranspose: split_head knows it by them

@@ -1,9 +1,8 @@
 """Take out Transposes that undo each other, as models of [N,H,W,C] have them around each part."""
 
 import numpy as np
+from fcn_deploy.export.graph.edit import Names, add_constants, attributes, clone, constant, prune
 from onnx import ModelProto, NodeProto, helper
-
-from export.graph import Names, add_constants, attributes, clone, constant, prune
 
 ELEMENTWISE = frozenset((
     "Abs", "Add", "And", "Cast", "Ceil", "Celu", "Clip", "Div", "Dropout", "Elu", "Equal", "Erf", "Exp", "Floor",

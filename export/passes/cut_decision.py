@@ -4,10 +4,9 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+from fcn_deploy.export.graph.edit import Names, add_constants, attributes, clone, constant, label, producers, prune
+from fcn_deploy.runtime.errors import DeployError
 from onnx import ModelProto, NodeProto, TensorProto, helper
-
-from export.graph import Names, add_constants, attributes, clone, constant, label, producers, prune
-from runtime.errors import DeployError
 
 # After the decision, these do not change which class a pixel has.
 FOLLOW = frozenset(

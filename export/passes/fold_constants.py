@@ -4,10 +4,9 @@ from collections.abc import Container
 
 import numpy as np
 import onnx
+from fcn_deploy.export.graph.edit import add_constants, clone, constant, initializers, prune
 from onnx import ModelProto, helper
 from onnx.reference import ReferenceEvaluator
-
-from export.graph import add_constants, clone, constant, initializers, prune
 
 LARGEST = 1 << 20  # elements: beyond it, folding would only make the file larger
 RANDOM = ("RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial", "Bernoulli")

@@ -1,10 +1,9 @@
 """Fold the decision into a model: labels out."""
 
 import numpy as np
+from fcn_deploy.export.graph.edit import add_constants, clone, free_name, opset, rename_result
+from fcn_deploy.runtime.model_card import ModelCard
 from onnx import ModelProto, TensorProto, helper
-
-from export.graph import add_constants, clone, free_name, opset, rename_result
-from runtime.engine_file import ModelCard
 
 
 def fold_head(model: ModelProto, card: ModelCard) -> ModelProto:

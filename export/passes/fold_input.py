@@ -1,10 +1,9 @@
 """Fold preparation into a model: uint8 NHWC images in."""
 
 import numpy as np
+from fcn_deploy.export.graph.edit import add_constants, clone, free_name, rename_reads
+from fcn_deploy.runtime.model_card import ModelCard
 from onnx import ModelProto, TensorProto, helper
-
-from export.graph import add_constants, clone, free_name, rename_reads
-from runtime.engine_file import ModelCard
 
 
 def fold_input(model: ModelProto, card: ModelCard) -> ModelProto:

@@ -1,9 +1,8 @@
 """Padding of a convolution's input as an attribute of the convolution."""
 
 import numpy as np
+from fcn_deploy.export.graph.edit import attributes, clone, constant, consumers, producers, prune
 from onnx import ModelProto, helper
-
-from export.graph import attributes, clone, constant, consumers, producers, prune
 
 
 def fuse_padding(model: ModelProto) -> ModelProto:

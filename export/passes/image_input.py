@@ -2,10 +2,18 @@
 
 from dataclasses import dataclass
 
+from fcn_deploy.export.graph.edit import (
+    attributes,
+    clone,
+    constant,
+    consumers,
+    dims,
+    producers,
+    rename_reads,
+    set_shape,
+)
+from fcn_deploy.export.passes.cancel_transposes import ELEMENTWISE
 from onnx import ModelProto, NodeProto, TensorProto, helper
-
-from export.graph import attributes, clone, constant, consumers, dims, producers, rename_reads, set_shape
-from export.passes.cancel_transposes import ELEMENTWISE
 
 # Operators that keep the order of axes, beside those that work on each element.
 KEEP_AXES = ELEMENTWISE | {

@@ -1,9 +1,8 @@
 """Make a network that wants multiples of some size take every size: pad before it, crop after it."""
 
 import numpy as np
+from fcn_deploy.export.graph.edit import add_constants, clone, dims, opset, rename_reads, rename_result, set_shape
 from onnx import ModelProto, helper
-
-from export.graph import add_constants, clone, dims, opset, rename_reads, rename_result, set_shape
 
 PAD_MULTIPLE = "any_size/pad_multiple"
 PAD_SMALLEST = "any_size/pad_smallest"

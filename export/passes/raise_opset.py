@@ -1,9 +1,8 @@
 """Convert a model of an old operator set to a newer one."""
 
+from fcn_deploy.export.graph.edit import attributes, clone, opset
+from fcn_deploy.runtime.errors import DeployError
 from onnx import ModelProto, helper, version_converter
-
-from export.graph import attributes, clone, opset
-from runtime.errors import DeployError
 
 WANTED = 18  # what our own nodes, Q/DQ and casts are written in
 

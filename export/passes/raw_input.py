@@ -1,9 +1,7 @@
 """Let an INT8 network for CPUs take the image as it is: 8-bit pixels, interleaved."""
 
 import numpy as np
-from onnx import ModelProto, TensorProto, helper
-
-from export.graph import (
+from fcn_deploy.export.graph.edit import (
     Names,
     add_constants,
     attributes,
@@ -14,8 +12,9 @@ from export.graph import (
     producers,
     prune,
 )
-from export.passes.quantize import round_weights
-from runtime.engine_file import ModelCard
+from fcn_deploy.export.quantization.quantize import round_weights
+from fcn_deploy.runtime.model_card import ModelCard
+from onnx import ModelProto, TensorProto, helper
 
 
 def raw_input(

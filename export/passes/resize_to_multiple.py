@@ -1,9 +1,8 @@
 """Make a network that wants multiples of some size take every size: resize the image before it, the scores after it."""
 
 import numpy as np
+from fcn_deploy.export.graph.edit import add_constants, clone, dims, opset, rename_reads, rename_result, set_shape
 from onnx import ModelProto, helper
-
-from export.graph import add_constants, clone, dims, opset, rename_reads, rename_result, set_shape
 
 RESIZED = "any_size/image_resized"
 

@@ -1,8 +1,7 @@
 """Put the one branch that is ever taken in the place of an If, as PyTorch's exporter writes a squeeze."""
 
+from fcn_deploy.export.graph.edit import attributes, clone, constant, producers, prune
 from onnx import GraphProto, ModelProto, NodeProto
-
-from export.graph import attributes, clone, constant, producers, prune
 
 # What a tensor's channels are as many as before.
 KEEP_CHANNELS = frozenset((

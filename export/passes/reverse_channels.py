@@ -1,9 +1,8 @@
 """A network that was trained on BGR, for RGB."""
 
 import numpy as np
+from fcn_deploy.export.graph.edit import Names, add_constants, attributes, clone, constant, consumers, rename_reads
 from onnx import ModelProto, NodeProto, helper
-
-from export.graph import Names, add_constants, attributes, clone, constant, consumers, rename_reads
 
 
 def reverse_channels(model: ModelProto) -> ModelProto:

@@ -10,10 +10,7 @@ from dataclasses import asdict, replace
 
 import numpy as np
 import onnx
-from onnx import ModelProto, NodeProto, TensorProto, helper
-from onnx.reference import ReferenceEvaluator
-
-from export.graph import (
+from fcn_deploy.export.graph.edit import (
     attributes,
     clone,
     constant,
@@ -27,9 +24,11 @@ from export.graph import (
     rename_result,
     set_metadata,
 )
-from export.passes.bilinear_deconv import SCALES
-from export.passes.pad_and_crop import PAD_MULTIPLE, PAD_SMALLEST, PADDED
-from runtime.engine_file import COORDINATES, ROUNDINGS, Head
+from fcn_deploy.export.passes.bilinear_deconv import SCALES
+from fcn_deploy.export.passes.pad_and_crop import PAD_MULTIPLE, PAD_SMALLEST, PADDED
+from fcn_deploy.runtime.manifest import COORDINATES, ROUNDINGS, Head
+from onnx import ModelProto, NodeProto, TensorProto, helper
+from onnx.reference import ReferenceEvaluator
 
 ACTIVATIONS = ("Softmax", "LogSoftmax", "Sigmoid")
 MOVES = ("Identity", "Transpose", "Reshape", "Squeeze", "Unsqueeze", "Slice", "Clip")  # give the type that they take

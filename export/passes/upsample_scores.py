@@ -1,8 +1,7 @@
 """Give a network whose output is coarse the bilinear upsampling to full size."""
 
+from fcn_deploy.export.graph.edit import bilinear, clone, dims, rename_result, set_shape
 from onnx import ModelProto
-
-from export.graph import bilinear, clone, dims, rename_result, set_shape
 
 
 def upsample_scores(model: ModelProto, factor: int) -> ModelProto:

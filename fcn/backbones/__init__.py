@@ -12,9 +12,8 @@ from collections.abc import Mapping
 from importlib import import_module
 
 import torch
+from fcn_deploy.runtime.errors import DeployError, MisuseError
 from torch import nn
-
-from runtime.errors import DeployError, MisuseError
 
 NAMES = ("efficientnet-lite0", "mobilenet-v2", "resnet50", "vgg16", "alexnet")
 
@@ -31,7 +30,7 @@ def build(name: str, channels: int = 3, width: float = 1.0) -> nn.Module:
         raise MisuseError(f"backbone {name!r}; choose one of {', '.join(NAMES)}")
     if not 0 < width <= 4:
         raise MisuseError(f"width {width}; it must be above 0 and at most 4")
-    module = import_module(f"fcn.backbones.{name.replace('-', '_')}")
+    module = import_module(f"{__name__}.{name.replace('-', '_')}")
     return module.build(channels, width)
 
 

@@ -8,11 +8,10 @@ from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
+from fcn_deploy.fcn.backbones import initialise, load_matching, scaled
+from fcn_deploy.fcn.convolutionalize import convolutionalize_state
+from fcn_deploy.runtime.model_card import IMAGENET_MEAN, IMAGENET_STD
 from torch import nn
-
-from fcn.backbones import initialise, load_matching, scaled
-from fcn.convolutionalize import convolutionalize_state
-from runtime.engine_file import IMAGENET_MEAN, IMAGENET_STD
 
 DENSE = 4096
 

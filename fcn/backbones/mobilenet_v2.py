@@ -3,10 +3,9 @@
 from collections.abc import Mapping
 
 import torch
+from fcn_deploy.fcn.backbones import load_matching, scaled
+from fcn_deploy.runtime.model_card import IMAGENET_MEAN, IMAGENET_STD
 from torch import nn
-
-from fcn.backbones import load_matching, scaled
-from runtime.engine_file import IMAGENET_MEAN, IMAGENET_STD
 
 # Per stage: expansion, output channels, repeats, stride (table 2 of the paper).
 STAGES = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))

@@ -2,10 +2,9 @@
 
 import torch
 import torch.nn.functional as F
+from fcn_deploy.fcn.backbones import scaled
+from fcn_deploy.runtime.model_card import IMAGENET_MEAN, IMAGENET_STD
 from torch import nn
-
-from fcn.backbones import scaled
-from runtime.engine_file import IMAGENET_MEAN, IMAGENET_STD
 
 # Per block: kernel, inner channels, output channels, squeeze and excite, hard swish, stride (table 1 of the paper).
 BLOCKS = (

@@ -4,10 +4,9 @@ from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
+from fcn_deploy.fcn.backbones import load_matching, scaled
+from fcn_deploy.runtime.model_card import IMAGENET_MEAN, IMAGENET_STD
 from torch import nn
-
-from fcn.backbones import load_matching, scaled
-from runtime.engine_file import IMAGENET_MEAN, IMAGENET_STD
 
 BLOCKS = {"resnet50": (3, 4, 6, 3), "resnet101": (3, 4, 23, 3)}
 

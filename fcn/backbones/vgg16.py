@@ -3,11 +3,10 @@
 from collections.abc import Mapping
 
 import torch
+from fcn_deploy.fcn.backbones import initialise, load_matching, scaled
+from fcn_deploy.fcn.convolutionalize import convolutionalize_state
+from fcn_deploy.runtime.model_card import IMAGENET_MEAN, IMAGENET_STD
 from torch import nn
-
-from fcn.backbones import initialise, load_matching, scaled
-from fcn.convolutionalize import convolutionalize_state
-from runtime.engine_file import IMAGENET_MEAN, IMAGENET_STD
 
 LAYERS = (64, 64, "M", 128, 128, "M", 256, 256, 256, "M", 512, 512, 512, "M", 512, 512, 512, "M")
 DENSE = 4096

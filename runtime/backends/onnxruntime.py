@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from runtime.backends import ORT_TARGETS, Layer
-from runtime.errors import DeployError, MisuseError
+from ..errors import DeployError, MisuseError
+from . import ORT_TARGETS, Layer
 
 ERRORS_ONLY = 3  # ONNX Runtime's severity: its warnings are for those who build graphs
 

@@ -7,9 +7,9 @@ from collections import defaultdict
 
 import numpy as np
 
-from runtime.backends import Layer
-from runtime.backends.onnxruntime import OnnxRuntimeBackend
-from runtime.errors import DeployError, MisuseError
+from ..errors import DeployError, MisuseError
+from . import Layer
+from .onnxruntime import OnnxRuntimeBackend
 
 log = logging.getLogger(__name__)
 

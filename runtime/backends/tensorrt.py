@@ -21,11 +21,11 @@ from typing import Any
 
 import numpy as np
 
-from runtime.backends import KERNELS_PTX, kernels_for
-from runtime.command import need
-from runtime.engine_file import COORDINATES, MODES, ROUNDINGS, Head, Manifest, Profile
-from runtime.errors import DeployError, MisuseError, OverBudgetError
-from runtime.files import replacing
+from ..command import need
+from ..errors import DeployError, MisuseError, OverBudgetError
+from ..files import replacing
+from ..manifest import COORDINATES, MODES, ROUNDINGS, Head, Manifest, Profile
+from . import KERNELS_PTX, kernels_for
 
 log = logging.getLogger(__name__)
 

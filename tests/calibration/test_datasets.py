@@ -2,12 +2,12 @@
 
 import numpy as np
 import pytest
+from fcn_deploy.calibration.datasets import VOC_CLASSES, class_pixels, load_dataset
+from fcn_deploy.calibration.digits import CLASSES, Digits, canvas
 from helpers import needs_shared
 from PIL import Image
 
-from calibration.datasets import VOC_CLASSES, class_pixels, load_dataset
-from calibration.digits import CLASSES, Digits, canvas
-from runtime import DeployError, MisuseError, ModelCard
+from fcn_deploy import DeployError, MisuseError, ModelCard
 
 
 def put(path, array, palette=None):

@@ -4,8 +4,7 @@ import math
 
 import numpy as np
 import pytest
-
-from calibration.metrics import Metrics, confusion_matrix
+from fcn_deploy.calibration.metrics import Metrics, confusion_matrix
 
 
 def test_a_worked_example():

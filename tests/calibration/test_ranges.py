@@ -4,11 +4,11 @@ import json
 
 import numpy as np
 import pytest
+from fcn_deploy.calibration.ranges import BINS, METHODS, Histogram, Ranges, collect
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from calibration.ranges import BINS, METHODS, Histogram, Ranges, collect
-from runtime import DeployError, MisuseError
+from fcn_deploy import DeployError, MisuseError
 
 
 def histogram_of(*parts):

@@ -8,16 +8,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from browser import Browser
+from fcn_deploy.calibration.metrics import IGNORE, Metrics, confusion_matrix
+from fcn_deploy.calibration.report import page
+from fcn_deploy.calibration.report.accuracy import classes_table, grouped, scales_table, stages_table
+from fcn_deploy.calibration.report.charts import Series, line_chart, linear_ticks, log_ticks
+from fcn_deploy.calibration.report.layout import in_points, percent
+from fcn_deploy.calibration.report.results import MIXED, OWN, About, Entry, Evaluated, Example, ImageResult
 from helpers import ReadPage
 from PIL import Image
 
-from calibration.metrics import IGNORE, Metrics, confusion_matrix
-from calibration.report import page
-from calibration.report.accuracy import classes_table, grouped, scales_table, stages_table
-from calibration.report.charts import Series, line_chart, linear_ticks, log_ticks
-from calibration.report.layout import in_points, percent
-from calibration.report.results import MIXED, OWN, About, Entry, Evaluated, Example, ImageResult
-from runtime import ModelCard
+from fcn_deploy import ModelCard
 
 HOSTILE = ("<script>alert(1)</script>", "\"onload='alert(2)'", "a & b", "</style></title><img src=http://x.test/a.png>")
 REPORT = {

@@ -2,11 +2,11 @@
 
 import numpy as np
 import pytest
+from fcn_deploy.calibration.stream import divide, open_stream
 from helpers import photo
 from PIL import Image
 
-from calibration.stream import divide, open_stream
-from runtime import MisuseError, ModelCard
+from fcn_deploy import MisuseError, ModelCard
 
 CARD = ModelCard(("a", "b"))
 

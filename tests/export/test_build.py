@@ -9,20 +9,20 @@ import onnxruntime
 import pytest
 import torch
 import torch.nn.functional as F
+from fcn_deploy.export.build.engine import build_engine, core_of
+from fcn_deploy.export.build.standalone import build_standalone
+from fcn_deploy.export.build.targets.cpu import measure_tensors, working_memory
+from fcn_deploy.export.from_torch import export
+from fcn_deploy.export.importer.standard_form import read_source
+from fcn_deploy.runtime.backends import ORT_TARGETS
+from fcn_deploy.runtime.engine_file import EngineFile
+from fcn_deploy.runtime.prepare import padded_size
 from helpers import checkpoint_of, command, multiples_of, one_error, photo, random_network
 from onnx import TensorProto, helper
 from PIL import Image
 from torch import nn
 
-from export.build import build_engine, core_of
-from export.builders.cpu import measure_tensors, working_memory
-from export.source import read_source
-from export.standalone import build_standalone
-from export.to_onnx import export
-from runtime import DeployError, Segmenter
-from runtime.backends import ORT_TARGETS
-from runtime.engine_file import EngineFile
-from runtime.prepare import padded_size
+from fcn_deploy import DeployError, Segmenter
 
 
 def built(tmp_path, model, card=None, **changes):

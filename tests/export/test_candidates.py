@@ -8,12 +8,8 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from helpers import command, one_error, photo
-from PIL import Image
-
-from export import candidates
-from export.build import build_engine
-from export.candidates import (
+from fcn_deploy.export.build import autotune as candidates
+from fcn_deploy.export.build.autotune import (
     ALONE_ROUNDS,
     LEAST_ROUNDS,
     ROUNDS,
@@ -29,12 +25,17 @@ from export.candidates import (
     show,
     tune,
 )
-from export.precision import Options
-from export.source import read_source
-from runtime import DeployError, MisuseError, ModelCard, Segmenter
-from runtime.backends import openvino
-from runtime.engine_file import EngineFile, Stage
-from runtime.errors import OverBudgetError
+from fcn_deploy.export.build.engine import build_engine
+from fcn_deploy.export.importer.standard_form import read_source
+from fcn_deploy.export.quantization.mixed_precision import Options
+from fcn_deploy.runtime.backends import openvino
+from fcn_deploy.runtime.engine_file import EngineFile
+from fcn_deploy.runtime.errors import OverBudgetError
+from fcn_deploy.runtime.manifest import Stage
+from helpers import command, one_error, photo
+from PIL import Image
+
+from fcn_deploy import DeployError, MisuseError, ModelCard, Segmenter
 
 ORT, OV = Candidate("onnxruntime", "float32"), Candidate("openvino", "float32")
 ORT8, OV8 = Candidate("onnxruntime", "int8"), Candidate("openvino", "int8")

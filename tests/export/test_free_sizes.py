@@ -10,16 +10,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 from baked import BLOCKS, LOCAL, Baked, Cascade, Coarse, Corners, PaddedAndCropped, ToMultiple, static
+from fcn_deploy.export.dynamic_shapes.free import export_free, freed, verify
+from fcn_deploy.export.dynamic_shapes.solve import find_sizes, free_sizes
+from fcn_deploy.export.graph.edit import attributes, dims, metadata, opset, set_shape
+from fcn_deploy.runtime.prepare import padded_size
 from helpers import command, one_error
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from export.free import export_free, freed, verify
-from export.graph import attributes, dims, metadata, opset, set_shape
-from export.passes.free_sizes import find_sizes, free_sizes
-from runtime import DeployError, ModelCard
-from runtime.prepare import padded_size
+from fcn_deploy import DeployError, ModelCard
 
 OPSETS = (11, 13, 17, 18)
 UNSEEN = ((16, 48), (48, 16), (80, 112), (96, 64), (176, 32))
@@ -409,9 +409,10 @@ def test_from_the_command_line(tmp_path):
 
 
 def test_build_engine_frees_what_it_is_given(tmp_path):
-    from export.build import build_engine
-    from export.source import read_source
-    from runtime import Segmenter
+    from fcn_deploy.export.build.engine import build_engine
+    from fcn_deploy.export.importer.standard_form import read_source
+
+    from fcn_deploy import Segmenter
 
     module = Baked(baked.aspp_pooling)
     onnx.save(static(module, (64, 96)), tmp_path / "fixed.onnx")

@@ -5,15 +5,15 @@ import json
 import numpy as np
 import onnx
 import pytest
+from fcn_deploy.export.build.engine import ForGpu, build_engine
+from fcn_deploy.export.build.targets.tensorrt import BuildOptions
+from fcn_deploy.export.importer.standard_form import read_source
+from fcn_deploy.export.inspect import SIZES, inspect_model, show
+from fcn_deploy.runtime.sizes import parse_sizes
 from helpers import command, one_error
 from onnx import TensorProto, helper, numpy_helper
 
-from export.build import ForGpu, build_engine
-from export.builders.tensorrt import BuildOptions
-from export.inspect import SIZES, inspect_model, show
-from export.source import read_source
-from runtime import DeployError, MisuseError
-from runtime.sizes import parse_sizes
+from fcn_deploy import DeployError, MisuseError
 
 SMALL = 50_000_000  # bytes for the largest image, to be quick
 WEIGHT = np.random.default_rng(0).normal(size=(2, 3, 3, 3)).astype(np.float32)
@@ -101,7 +101,7 @@ def test_a_baked_size_fails_and_what_it_does_is_shown(tmp_path):
 
 
 def test_a_size_that_fails_is_named(tmp_path, monkeypatch):
-    from export import inspect
+    from fcn_deploy.export import inspect
 
     outcome = inspect.outcome
     failing = inspect.outcome(lambda h, w: 1 / 0, 1, 1)

@@ -3,10 +3,10 @@
 import subprocess
 
 import pytest
+from fcn_deploy.export.build.targets import kernels
+from fcn_deploy.runtime.backends import KERNELS_PTX, kernels_for
 
-from export.builders import kernels
-from runtime import DeployError
-from runtime.backends import KERNELS_PTX, kernels_for
+from fcn_deploy import DeployError
 
 needs_compiler = pytest.mark.skipif(
     kernels._nvcc() is None and kernels.find_spec("nvidia") is None,

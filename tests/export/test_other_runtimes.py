@@ -3,14 +3,13 @@
 import numpy as np
 import onnx
 import pytest
+from fcn_deploy.export.analysis.accepted_sizes import SizeBehaviour
+from fcn_deploy.export.build.standalone import build_standalone
+from fcn_deploy.export.from_torch import export
+from fcn_deploy.export.importer.fit import fit_sizes
+from fcn_deploy.export.importer.standard_form import read_source
 from helpers import checkpoint_of, random_network
 from onnx import TensorProto, helper, numpy_helper
-
-from export.fit import fit_sizes
-from export.probe import SizeBehaviour
-from export.source import read_source
-from export.standalone import build_standalone
-from export.to_onnx import export
 
 NETWORKS = [
     {},

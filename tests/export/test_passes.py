@@ -4,20 +4,20 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from fcn_deploy.export.graph.edit import prune
+from fcn_deploy.export.passes.bilinear_deconv import bilinear_deconv
+from fcn_deploy.export.passes.fold_constants import fold_constants
+from fcn_deploy.export.passes.fold_head import fold_head
+from fcn_deploy.export.passes.fold_input import fold_input
+from fcn_deploy.export.passes.pad_and_crop import pad_and_crop
+from fcn_deploy.export.passes.split_head import head_of, split_head, stripped_padding
+from fcn_deploy.export.passes.upsample_scores import upsample_scores
+from fcn_deploy.fcn.model import bilinear_kernel
+from fcn_deploy.runtime.manifest import Head
+from fcn_deploy.runtime.prepare import prepare
 from onnx import TensorProto, helper, numpy_helper
 
-from export.graph import prune
-from export.passes.bilinear_deconv import bilinear_deconv
-from export.passes.fold_constants import fold_constants
-from export.passes.fold_head import fold_head
-from export.passes.fold_input import fold_input
-from export.passes.pad_and_crop import pad_and_crop
-from export.passes.split_head import head_of, split_head, stripped_padding
-from export.passes.upsample_scores import upsample_scores
-from fcn.model import bilinear_kernel
-from runtime import ModelCard
-from runtime.engine_file import Head
-from runtime.prepare import prepare
+from fcn_deploy import ModelCard
 
 RANDOM = np.random.default_rng(0)
 

@@ -6,20 +6,21 @@ import json
 import numpy as np
 import onnx
 import pytest
+from fcn_deploy.export.build.engine import build_engine, core_of
+from fcn_deploy.export.build.targets import cpu
+from fcn_deploy.export.graph.edit import opset
+from fcn_deploy.export.importer.standard_form import read_source
+from fcn_deploy.export.quantization.half import emulate_half
+from fcn_deploy.export.quantization.mixed_precision import Judge, Options, lower
+from fcn_deploy.export.quantization.quantize import SCHEMES, quantised_convolutions
+from fcn_deploy.runtime.backends.onnxruntime import session
+from fcn_deploy.runtime.engine_file import EngineFile
+from fcn_deploy.runtime.manifest import Head
 from helpers import command, needs_shared, one_error, photo
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
-from export.build import build_engine, core_of
-from export.builders import cpu
-from export.graph import opset
-from export.passes.half import emulate_half
-from export.passes.quantize import SCHEMES, quantised_convolutions
-from export.precision import Judge, Options, lower
-from export.source import read_source
-from runtime import DeployError, MisuseError, ModelCard, Segmenter
-from runtime.backends.onnxruntime import session
-from runtime.engine_file import EngineFile, Head
+from fcn_deploy import DeployError, MisuseError, ModelCard, Segmenter
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +104,7 @@ def test_fp16_keeps_what_overflows_in_float32(photos):
     assert set(result.report["kept"]) == {"large", "scores"}
     assert "beyond float16" in result.report["kept"]["large"]
     naive = emulate_half(overflowing())
-    from calibration.stream import open_stream
+    from fcn_deploy.calibration.stream import open_stream
 
     judge = Judge(overflowing(), Head(), CARD, open_stream(str(photos / "images"), CARD), None, exact=False)
     largest = [v.name for v in naive.graph.output if v.name.endswith("large")]
@@ -248,9 +249,9 @@ def test_int8_and_fp16_keep_the_miou_of_a_trained_network(trained, tmp_path):
         picture = Image.open(path)
         picture.resize((round(480 * scale), round(360 * scale))).save(calib / f"{index}.png")
     core, card = core_of(read_source(trained / "camvid.onnx"))
-    from calibration.datasets import load_dataset
-    from calibration.stream import ImageStream
-    from export.passes.split_head import head_of
+    from fcn_deploy.calibration.datasets import load_dataset
+    from fcn_deploy.calibration.stream import ImageStream
+    from fcn_deploy.export.passes.split_head import head_of
 
     head, core = head_of(core), onnx.load_from_string(cpu.build(core))
     validation = load_dataset(str(data), "val", count=16, card=card)
@@ -277,7 +278,7 @@ def test_the_gate_never_trusts_kernels_that_saturate(photos, target, monkeypatch
             levels.append(optimise)
         return session(model, threads, optimise, arena)
 
-    monkeypatch.setattr("export.precision.session", watched)
+    monkeypatch.setattr("fcn_deploy.export.quantization.mixed_precision.session", watched)
     lower(fragile(), Head(), CARD, target, Options(int8=True, calib=str(photos / "images"), max_drop=100))
     assert levels and set(levels) == {target == "cpu"}
 

@@ -5,13 +5,13 @@ import math
 import numpy as np
 import onnx
 import pytest
+from fcn_deploy.export.analysis.accepted_sizes import SizeBehaviour, outcome, probe, run_quietly
+from fcn_deploy.export.analysis.receptive_field import global_operator
+from fcn_deploy.export.importer.fit import choose_fit, fit_sizes
+from fcn_deploy.runtime.backends.onnxruntime import session
 from onnx import TensorProto, helper, numpy_helper
 
-from export.fit import choose_fit, fit_sizes
-from export.probe import SizeBehaviour, outcome, probe, run_quietly
-from export.receptive import global_operator
-from runtime import DeployError
-from runtime.backends.onnxruntime import session
+from fcn_deploy import DeployError
 
 
 def takes(multiple, smallest=1, factor=1, width=None, count=None):

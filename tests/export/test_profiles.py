@@ -8,12 +8,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from helpers import ROOT, multiples_of
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from PIL import Image
-
-from export.profiles import (
+from fcn_deploy.export.build.profiles import (
     EXACT,
     MOST_PROFILES,
     Profile,
@@ -22,10 +17,15 @@ from export.profiles import (
     show,
     table,
 )
-from runtime import DeployError, MisuseError, ModelCard
-from runtime.images import image_size, read_image
-from runtime.prepare import padded_size
-from runtime.sizes import Sizes, parse_sizes
+from fcn_deploy.runtime.images import image_size, read_image
+from fcn_deploy.runtime.prepare import padded_size
+from fcn_deploy.runtime.sizes import Sizes, parse_sizes
+from helpers import ROOT, multiples_of
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from fcn_deploy import DeployError, MisuseError, ModelCard
 
 SIDES = st.integers(1, 700)
 HISTOGRAMS = st.dictionaries(st.tuples(SIDES, SIDES), st.integers(1, 40), min_size=1, max_size=40)
@@ -143,7 +143,7 @@ def test_many_sizes_without_a_budget_are_planned_as_brute_force_would(monkeypatc
     random = np.random.default_rng(5)
     for k in (1, 2, 3):
         counts = padded({tuple(map(int, random.integers(1, 900, 2))): int(random.integers(1, 9)) for _ in range(8)}, 32)
-        monkeypatch.setattr("export.profiles.EXACT", 0)
+        monkeypatch.setattr("fcn_deploy.export.build.profiles.EXACT", 0)
         assert total(plan_profiles(counts, multiples_of(32), k)) == pytest.approx(brute_force(counts, k, 10**15)[0])
 
 
@@ -160,7 +160,7 @@ def test_the_search_for_many_sizes_is_near_the_best_partition(monkeypatch):
         budget = int(one + random.random() * max(0, free - one)) + 1
         exact = total(plan_profiles(counts, multiples_of(32), k, budget, cost))
         with monkeypatch.context() as patch:
-            patch.setattr("export.profiles.EXACT", 0)
+            patch.setattr("fcn_deploy.export.build.profiles.EXACT", 0)
             ratios.append(total(plan_profiles(counts, multiples_of(32), k, budget, cost)) / exact)
     assert min(ratios) > 0.999 and np.percentile(ratios, 90) < 1.1
 

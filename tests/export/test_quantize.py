@@ -5,15 +5,16 @@ from dataclasses import replace
 import numpy as np
 import onnx
 import pytest
-from helpers import FAMILY, checkpoint_of, multiples_of, photo, random_network
-from onnx import TensorProto, helper, numpy_helper
-
-from export.build import core_of
-from export.builders import cpu, tensorrt
-from export.graph import initializers, producers
-from export.passes.fuse_padding import fuse_padding
-from export.passes.half import LARGEST_OF, emulate_half, half, overflowing
-from export.passes.quantize import (
+from fcn_deploy.export.build.engine import core_of
+from fcn_deploy.export.build.profiles import default_profiles
+from fcn_deploy.export.build.targets import cpu, tensorrt
+from fcn_deploy.export.from_torch import export
+from fcn_deploy.export.graph.edit import initializers, producers
+from fcn_deploy.export.importer.standard_form import read_source
+from fcn_deploy.export.passes.fuse_padding import fuse_padding
+from fcn_deploy.export.passes.raw_input import raw_input
+from fcn_deploy.export.quantization.half import LARGEST_OF, emulate_half, half, overflowing
+from fcn_deploy.export.quantization.quantize import (
     SCHEMES,
     convolutions,
     depthwise,
@@ -22,13 +23,12 @@ from export.passes.quantize import (
     quantize,
     round_weights,
 )
-from export.passes.raw_input import raw_input
-from export.profiles import default_profiles
-from export.source import read_source
-from export.to_onnx import export
-from runtime import DeployError, ModelCard
-from runtime.backends.onnxruntime import session
-from runtime.prepare import prepare
+from fcn_deploy.runtime.backends.onnxruntime import session
+from fcn_deploy.runtime.prepare import prepare
+from helpers import FAMILY, checkpoint_of, multiples_of, photo, random_network
+from onnx import TensorProto, helper, numpy_helper
+
+from fcn_deploy import DeployError, ModelCard
 
 RANDOM = np.random.default_rng(0)
 
@@ -468,7 +468,7 @@ def test_control_flow_is_refused_for_fp16():
 
 
 def test_unknown_gpus_are_refused():
-    from runtime import MisuseError
+    from fcn_deploy import MisuseError
 
     with pytest.raises(MisuseError, match="sm90"):
         tensorrt.parse_targets("sm89,sm90")
@@ -477,7 +477,7 @@ def test_unknown_gpus_are_refused():
 
 def test_what_tensorrt_refuses_is_named():
     pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed; pip install 'fcn-deploy[rtx]'")
-    from runtime import DeployError
+    from fcn_deploy import DeployError
 
     model = network([helper.make_node("Det", ["image"], ["scores"], name="strange")], {}, scores=3)
     with pytest.raises(DeployError, match=r"TensorRT refuses node strange \(Det\)"):

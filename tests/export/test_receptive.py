@@ -5,16 +5,15 @@ from fractions import Fraction
 import numpy as np
 import onnx
 import pytest
+from fcn_deploy.export.analysis.accepted_sizes import run_quietly
+from fcn_deploy.export.analysis.receptive_field import Field, WholeImageError, receptive_field
+from fcn_deploy.export.build.engine import core_of
+from fcn_deploy.export.build.targets import cpu
+from fcn_deploy.export.importer.standard_form import read_source
+from fcn_deploy.runtime.backends.onnxruntime import session
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
-
-from export.build import core_of
-from export.builders import cpu
-from export.probe import run_quietly
-from export.receptive import Field, WholeImageError, receptive_field
-from export.source import read_source
-from runtime.backends.onnxruntime import session
 
 
 def graph(nodes, constants=None, channels=1):

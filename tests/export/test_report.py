@@ -3,10 +3,9 @@
 import json
 
 import pytest
+from fcn_deploy.calibration.report.engines import read_report
 from helpers import ReadPage, command, one_error, photo
 from PIL import Image
-
-from calibration.report.engines import read_report
 
 
 @pytest.fixture(scope="module")

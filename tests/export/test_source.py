@@ -6,15 +6,15 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from fcn_deploy.export.build.engine import build_engine
+from fcn_deploy.export.dynamic_shapes.free import export_free
+from fcn_deploy.export.importer.card import SourceOptions, read_card_file
+from fcn_deploy.export.importer.standard_form import read_source
 from helpers import ROOT, command, one_error, photo
 from onnx import TensorProto, helper, numpy_helper, parser
 from onnx.reference import ReferenceEvaluator
 
-from export.build import build_engine
-from export.card import SourceOptions, read_card_file
-from export.free import export_free
-from export.source import read_source
-from runtime import DeployError, MisuseError, Segmenter
+from fcn_deploy import DeployError, MisuseError, Segmenter
 
 RANDOM = np.random.default_rng(0)
 SIZES = ((1, 1), (17, 23), (37, 61), (64, 96), (101, 43))

@@ -6,23 +6,23 @@ import math
 import numpy as np
 import onnx
 import pytest
+from fcn_deploy.export.build.autotune import Tuning
+from fcn_deploy.export.build.engine import build_engine, core_of
+from fcn_deploy.export.build.partition import cut_core
+from fcn_deploy.export.build.targets import cpu
+from fcn_deploy.export.from_torch import export
+from fcn_deploy.export.importer.standard_form import read_source
+from fcn_deploy.export.quantization.mixed_precision import Options
+from fcn_deploy.runtime.backends.onnxruntime import session
+from fcn_deploy.runtime.errors import OverBudgetError
+from fcn_deploy.runtime.prepare import prepare
 from helpers import FAMILY, checkpoint_of, photo, random_network
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
-from export.build import build_engine, core_of
-from export.builders import cpu
-from export.candidates import Tuning
-from export.precision import Options
-from export.source import read_source
-from export.stages import cut_core
-from export.to_onnx import export
-from runtime import DeployError, Segmenter
-from runtime.backends.onnxruntime import session
-from runtime.errors import OverBudgetError
-from runtime.prepare import prepare
+from fcn_deploy import DeployError, Segmenter
 
 CHOSEN = [family for family in FAMILY if family.get("stride") != 16 and family.get("upsampling") != "learned"]
 
@@ -190,7 +190,7 @@ def test_a_network_that_looks_at_the_whole_image_first_says_why_it_is_not_tiled(
 
 
 def test_tiles_that_turn_out_to_differ_are_not_used(monkeypatch):
-    from export import receptive
+    from fcn_deploy.export.analysis import receptive_field as receptive
 
     core, card = narrow(0)
     # As if the graph were misread: half the halo.
@@ -201,7 +201,7 @@ def test_tiles_that_turn_out_to_differ_are_not_used(monkeypatch):
 
 def test_the_cut_leaves_little_to_do_twice(trained):
     core, card = core_of(read_source(trained / "camvid.onnx"))
-    from runtime.plan import plan_run
+    from fcn_deploy.runtime.plan import plan_run
 
     parts = cut_core(onnx.load_from_string(cpu.build(core)), card)
     early, late = (part.stage for part in parts)

@@ -9,16 +9,23 @@ from types import ModuleType, SimpleNamespace
 import numpy as np
 import onnx
 import pytest
+from fcn_deploy.export.build.engine import core_of
+from fcn_deploy.export.build.profiles import Profile, default_profiles, plan_profiles
+from fcn_deploy.export.build.targets import tensorrt
+from fcn_deploy.export.build.targets.tensorrt import (
+    BuildOptions,
+    activation_cost,
+    build,
+    build_here,
+    choose_module,
+    parse_targets,
+)
+from fcn_deploy.export.build.targets.timing_cache import CACHE_MAGIC, TimingCache
+from fcn_deploy.export.importer.standard_form import read_source
 from helpers import multiples_of
 from onnx import TensorProto, helper, numpy_helper
 
-from export.build import core_of
-from export.builders import tensorrt
-from export.builders.tensorrt import BuildOptions, activation_cost, build, build_here, choose_module, parse_targets
-from export.builders.timing_cache import CACHE_MAGIC, TimingCache
-from export.profiles import Profile, default_profiles, plan_profiles
-from export.source import read_source
-from runtime import DeployError, MisuseError
+from fcn_deploy import DeployError, MisuseError
 
 SMALL = [Profile((32, 32), (64, 64), (128, 128))]
 SM89 = BuildOptions(("sm89",))
@@ -157,7 +164,7 @@ def test_what_the_parser_refuses_is_named(rtx, model, said, clean):
 
 
 def test_the_cpus_int8_is_refused_by_name(rtx, core):
-    from export.passes.quantize import SCHEMES, quantize
+    from fcn_deploy.export.quantization.quantize import SCHEMES, quantize
 
     ranges = dict.fromkeys({n for node in core.graph.node for n in (*node.input, *node.output)}, (-1.0, 6.0))
     with pytest.raises(DeployError, match="quantised for CPUs; start from the float32 model"):

@@ -9,14 +9,14 @@ import onnxruntime
 import pytest
 import torch
 import torch.nn.functional as F
+from fcn_deploy.export.analysis.accepted_sizes import probe
+from fcn_deploy.export.from_torch import VERIFIED_SIZES, export
+from fcn_deploy.export.graph.edit import metadata, opset
+from fcn_deploy.fcn import backbones
 from helpers import checkpoint_of, command, one_error, random_network
 from torch import nn
 
-from export.graph import metadata, opset
-from export.probe import probe
-from export.to_onnx import VERIFIED_SIZES, export
-from fcn import backbones
-from runtime import DeployError, ModelCard
+from fcn_deploy import DeployError, ModelCard
 
 NETWORKS = [
     {"backbone": name, "stride": 32 if name == "alexnet" else 8, "upsampling": upsampling}
@@ -335,7 +335,8 @@ def test_misused_class_names_leave_nothing_behind(factories):
 
 
 def test_help_is_quick_and_loads_nothing_heavy():
-    code = "import sys, export.commands, fcn.commands; print(sorted({'torch', 'onnx'} & set(sys.modules)))"
+    names = "fcn_deploy.export.cli.commands, fcn_deploy.fcn.cli.commands"
+    code = f"import sys, {names}; print(sorted({{'torch', 'onnx'}} & set(sys.modules)))"
     import subprocess
 
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"

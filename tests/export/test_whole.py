@@ -4,15 +4,15 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from fcn_deploy.export.build.engine import build_engine
+from fcn_deploy.export.importer.card import SourceOptions
+from fcn_deploy.export.importer.standard_form import read_source
+from fcn_deploy.runtime.backends.onnxruntime import session
+from fcn_deploy.runtime.prepare import prepare
 from helpers import command, photo
 from torch import nn
 
-from export.build import build_engine
-from export.card import SourceOptions
-from export.source import read_source
-from runtime import DeployError, MisuseError, Segmenter
-from runtime.backends.onnxruntime import session
-from runtime.prepare import prepare
+from fcn_deploy import DeployError, MisuseError, Segmenter
 
 
 class Excited(nn.Module):

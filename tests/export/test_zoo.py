@@ -8,20 +8,20 @@ import onnx
 import pytest
 import torch
 import torch.nn.functional as F
+from fcn_deploy.export import from_torch as to_onnx
+from fcn_deploy.export.build.engine import build_engine, core_of
+from fcn_deploy.export.build.parity import decided
+from fcn_deploy.export.build.profiles import default_profiles
+from fcn_deploy.export.build.targets import tensorrt
+from fcn_deploy.export.graph.edit import metadata, opset
+from fcn_deploy.export.importer.card import SourceOptions
+from fcn_deploy.export.importer.standard_form import read_source
+from fcn_deploy.export.passes.split_head import head_of
+from fcn_deploy.fcn.foreign import scores_of
+from fcn_deploy.runtime.verify import natural_noise
 from zoo import ZOO, network
 
-from export import to_onnx
-from export.agreement import decided
-from export.build import build_engine, core_of
-from export.builders import tensorrt
-from export.card import SourceOptions
-from export.graph import metadata, opset
-from export.passes.split_head import head_of
-from export.profiles import default_profiles
-from export.source import read_source
-from fcn.foreign import scores_of
-from runtime import DeployError, ModelCard, Segmenter
-from runtime.verify import natural_noise
+from fcn_deploy import DeployError, ModelCard, Segmenter
 
 # Those of the literature by both exporters at all of these opsets, the others at some; those that differ from others in
 # their ends alone by the quick exporter.

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
+from fcn_deploy.fcn.convolutionalize import convolutionalize
 from torch import nn
 
-from fcn.convolutionalize import convolutionalize
-from runtime import MisuseError
+from fcn_deploy import MisuseError
 
 
 def classifier(pool="max"):

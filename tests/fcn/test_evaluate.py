@@ -4,15 +4,15 @@ import json
 
 import numpy as np
 import pytest
+from fcn_deploy.calibration.datasets import load_dataset
+from fcn_deploy.calibration.metrics import IGNORE, Metrics
+from fcn_deploy.calibration.report.results import MIXED, OWN, metrics_of
+from fcn_deploy.fcn.evaluate import evaluate, measure, open_model, parse_scales, resized, same_classes, size_at
+from fcn_deploy.runtime.errors import MisuseError
 from helpers import command, one_error, photo
 from PIL import Image
 
-from calibration.datasets import load_dataset
-from calibration.metrics import IGNORE, Metrics
-from calibration.report.results import MIXED, OWN, metrics_of
-from fcn.evaluate import evaluate, measure, open_model, parse_scales, resized, same_classes, size_at
-from runtime import ModelCard
-from runtime.errors import MisuseError
+from fcn_deploy import ModelCard
 
 SIZES = ((40, 60), (60, 40), (33, 71), (80, 80), (1, 9), (64, 64), (101, 47))
 

@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from fcn_deploy.fcn.checkpoint import load_state
+from fcn_deploy.fcn.exportable import Exportable
+from fcn_deploy.fcn.foreign import load_strictly, scores_of, unwrapped
 from safetensors.torch import save_file
 from torch import nn
 from zoo import Output, Pair, Plain, network, resized
 
-from fcn.checkpoint import load_state
-from fcn.exportable import Exportable
-from fcn.foreign import load_strictly, scores_of, unwrapped
-from runtime import DeployError, MisuseError
+from fcn_deploy import DeployError, MisuseError
 
 IMAGE = torch.randn(1, 3, 24, 40, generator=torch.Generator().manual_seed(0))
 

@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from fcn_deploy.fcn import backbones
+from fcn_deploy.fcn.backbones.efficientnet_lite0 import published_weights
+from fcn_deploy.fcn.checkpoint import from_torchvision
+from fcn_deploy.fcn.model import TORCHVISION, Architecture, bilinear_deconvolution, build, upsample
 from helpers import FAMILY, random_network
 
-from fcn import backbones
-from fcn.backbones.efficientnet_lite0 import published_weights
-from fcn.checkpoint import from_torchvision
-from fcn.model import TORCHVISION, Architecture, bilinear_deconvolution, build, upsample
-from runtime import DeployError, MisuseError
+from fcn_deploy import DeployError, MisuseError
 
 
 @pytest.mark.parametrize("architecture", FAMILY, ids=lambda a: "-".join(map(str, a.values())))

@@ -7,18 +7,18 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from fcn_deploy.calibration.digits import Digits
+from fcn_deploy.fcn import train as training
+from fcn_deploy.fcn.augment import augment
+from fcn_deploy.fcn.checkpoint import load_checkpoint, save_checkpoint
+from fcn_deploy.fcn.recipes import RECIPES, Recipe, named
+from fcn_deploy.fcn.train import segmentation_loss, soft_jaccard_loss, train
 from helpers import checkpoint_of, command, one_error, random_network
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from calibration.digits import Digits
-from fcn import train as training
-from fcn.augment import augment
-from fcn.checkpoint import load_checkpoint, save_checkpoint
-from fcn.recipes import RECIPES, Recipe, named
-from fcn.train import segmentation_loss, soft_jaccard_loss, train
-from runtime import DeployError, MisuseError, ModelCard
+from fcn_deploy import DeployError, MisuseError, ModelCard
 
 CARD = ModelCard(("a", "b"), mean=(0, 0, 0), std=(1, 1, 1))
 
@@ -480,8 +480,8 @@ def test_eval_misuse_is_one_line(exports, small_data, tmp_path):
 
 
 def test_quantisation_aware_training_rounds_as_the_engines_do(tmp_path):
-    from export.passes.quantize import PAIR_LIMIT
-    from fcn.quantization import WEIGHT_STEPS, fake_quantised, fake_weight
+    from fcn_deploy.export.quantization.quantize import PAIR_LIMIT
+    from fcn_deploy.fcn.quantization import WEIGHT_STEPS, fake_quantised, fake_weight
 
     assert PAIR_LIMIT // 2 == WEIGHT_STEPS
     weight = torch.randn(6, 3, 3, 3, requires_grad=True)

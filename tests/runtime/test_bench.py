@@ -6,12 +6,12 @@ from itertools import count
 
 import numpy as np
 import pytest
+from fcn_deploy.runtime.bench import _mixed, _weights, bench, bench_engine, show
+from fcn_deploy.runtime.sizes import Sizes, parse_sizes
 from helpers import command, one_error, photo
 from PIL import Image
 
-from runtime import DeployError, MisuseError
-from runtime.bench import _mixed, _weights, bench, bench_engine, show
-from runtime.sizes import Sizes, parse_sizes
+from fcn_deploy import DeployError, MisuseError
 
 
 def run(*words):
@@ -51,7 +51,7 @@ def test_the_peak_is_never_below_what_was_seen(exports, monkeypatch):
     highest = iter([300e6, 299e6, 298e6])
     resident = iter([200e6, 250e6, 310e6])
     figures = {"VmHWM": highest, "VmRSS": resident}
-    monkeypatch.setattr("runtime.bench._status", lambda field: int(next(figures[field])))
+    monkeypatch.setattr("fcn_deploy.runtime.bench._status", lambda field: int(next(figures[field])))
     report = bench(exports / "narrow.engine", parse_sizes("32x32,40x40"), seconds=0.01)
     assert [row["peak_mb"] for row in report["sizes"]] == [100, 100]
     assert report["memory_mb"] == {"opened": 50, "peak": 110, "after": 110}
@@ -99,7 +99,7 @@ def test_layers_add_up(exports):
 def test_layers_of_gpu_engines_are_not_invented(exports, monkeypatch):
     from dataclasses import replace
 
-    from runtime import Segmenter
+    from fcn_deploy import Segmenter
 
     opened = Segmenter.__init__
 
@@ -114,7 +114,7 @@ def test_layers_of_gpu_engines_are_not_invented(exports, monkeypatch):
 
 
 def test_a_size_beyond_the_memory_is_said_to_be_so(exports, monkeypatch):
-    from runtime import Segmenter
+    from fcn_deploy import Segmenter
 
     opened = Segmenter.__init__
     monkeypatch.setattr(Segmenter, "__init__", lambda self, *a, **k: opened(self, *a, **{**k, "memory": 2_000_000}))

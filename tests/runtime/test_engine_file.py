@@ -8,11 +8,13 @@ import zipfile
 from dataclasses import replace
 
 import pytest
+from fcn_deploy.runtime.engine_file import EngineFile, write_engine
+from fcn_deploy.runtime.manifest import Head, Manifest, Stage
+from fcn_deploy.runtime.model_card import voc_palette
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from runtime import DeployError, ModelCard
-from runtime.engine_file import EngineFile, Head, Manifest, Stage, voc_palette, write_engine
+from fcn_deploy import DeployError, ModelCard
 
 CARD = ModelCard(("road", "sky"), stride=8, size_multiple=32)
 MANIFEST = Manifest(CARD, "cpu", "float32", Head("linear", "half_pixel", (8.0, 8.0)), (Stage("a.onnx"),), "test")

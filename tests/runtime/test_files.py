@@ -5,9 +5,9 @@ import subprocess
 import sys
 
 import pytest
+from fcn_deploy.runtime.files import check_writable, refuse_existing, replacing
 
-from runtime import DeployError, MisuseError
-from runtime.files import check_writable, refuse_existing, replacing
+from fcn_deploy import DeployError, MisuseError
 
 
 def test_the_old_file_stays_when_writing_fails(tmp_path):
@@ -32,8 +32,8 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path):
     code = f"""
 import resource
 from pathlib import Path
-from runtime.files import replacing
-from runtime.errors import DeployError
+from fcn_deploy.runtime.files import replacing
+from fcn_deploy.runtime.errors import DeployError
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
 try:
     with replacing(Path({str(tmp_path)!r}) / "x.bin") as temporary:

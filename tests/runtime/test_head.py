@@ -3,13 +3,19 @@
 import numpy as np
 import onnxruntime
 import pytest
+from fcn_deploy.runtime import upsampling as heads
+from fcn_deploy.runtime.manifest import Head
+from fcn_deploy.runtime.model_card import ModelCard
+from fcn_deploy.runtime.upsampling import (
+    best_class,
+    labels_from_scores,
+    masks_from_scores,
+    new_result,
+    values_from_scores,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
-
-from runtime import head as heads
-from runtime.engine_file import Head, ModelCard
-from runtime.head import best_class, labels_from_scores, masks_from_scores, new_result, values_from_scores
 
 MARGIN = 1e-4
 

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 import tifffile
+from fcn_deploy.runtime.images import find_images, overlay, overlay_sheet, read_image, write_labels
+from fcn_deploy.runtime.model_card import voc_palette
 from PIL import Image
 
-from runtime import DeployError, MisuseError, ModelCard
-from runtime.engine_file import voc_palette
-from runtime.images import find_images, overlay, overlay_sheet, read_image, write_labels
+from fcn_deploy import DeployError, MisuseError, ModelCard
 
 RGB = ModelCard(("background", "thing", "other"))
 GREY = ModelCard(("a", "b"), channels=1, mean=(0,), std=(1,))

@@ -8,21 +8,22 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from fcn_deploy.export.build.autotune import Tuning
+from fcn_deploy.export.build.engine import GOLDEN_TOLERANCE, build_engine
+from fcn_deploy.export.build.parity import MARGIN, decided
+from fcn_deploy.export.importer.standard_form import read_source
+from fcn_deploy.export.quantization.mixed_precision import Options
+from fcn_deploy.runtime.backends import openvino as backend
+from fcn_deploy.runtime.backends.onnxruntime import OnnxRuntimeBackend
+from fcn_deploy.runtime.backends.onnxruntime import profile as profile_by_onnxruntime
+from fcn_deploy.runtime.engine_file import EngineFile
+from fcn_deploy.runtime.manifest import Manifest
+from fcn_deploy.runtime.verify import verify
 from helpers import command, needs_shared, one_error, photo
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
-from export.agreement import MARGIN, decided
-from export.build import GOLDEN_TOLERANCE, build_engine
-from export.candidates import Tuning
-from export.precision import Options
-from export.source import read_source
-from runtime import DeployError, ModelCard, Segmenter
-from runtime.backends import openvino as backend
-from runtime.backends.onnxruntime import OnnxRuntimeBackend
-from runtime.backends.onnxruntime import profile as profile_by_onnxruntime
-from runtime.engine_file import EngineFile, Manifest
-from runtime.verify import verify
+from fcn_deploy import DeployError, ModelCard, Segmenter
 
 pytest.importorskip("openvino", reason="openvino is not installed; pip install 'fcn-deploy[openvino]'")
 
@@ -42,9 +43,8 @@ def engine(exports, tmp_path_factory):
 
 def test_labels_are_pytorchs_at_sizes_never_traced(engine, exports):
     import torch
-
-    from fcn.checkpoint import load_checkpoint
-    from runtime.prepare import prepare
+    from fcn_deploy.fcn.checkpoint import load_checkpoint
+    from fcn_deploy.runtime.prepare import prepare
 
     model = load_checkpoint(exports / "narrow.safetensors").model
     sides = np.random.default_rng(3).integers(1, 300, (20, 2))
@@ -203,9 +203,8 @@ def test_a_manifest_names_a_backend_this_release_knows(engine):
 
 def test_int8_is_judged_and_verified_by_its_own_kernels(tmp_path):
     import torch
+    from fcn_deploy.export.from_torch import export
     from torch import nn
-
-    from export.to_onnx import export
 
     torch.manual_seed(2)
     model = nn.Sequential(

@@ -7,12 +7,12 @@ import time
 
 import numpy as np
 import pytest
+from fcn_deploy.runtime.pipeline import AHEAD, ROUNDS, TOGETHER, Cost, overlapped
 from helpers import photo
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from runtime import DeployError, MisuseError, Segmenter
-from runtime.pipeline import AHEAD, ROUNDS, TOGETHER, Cost, overlapped
+from fcn_deploy import DeployError, MisuseError, Segmenter
 
 WAIT = 30  # seconds until something is taken to hang
 

@@ -4,13 +4,13 @@ import itertools
 
 import numpy as np
 import pytest
+from fcn_deploy.runtime.errors import OverBudgetError
+from fcn_deploy.runtime.manifest import Profile, Stage
+from fcn_deploy.runtime.plan import Grid, plan_profile, plan_run
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from runtime import ModelCard
-from runtime.engine_file import Profile, Stage
-from runtime.errors import OverBudgetError
-from runtime.plan import Grid, plan_profile, plan_run
+from fcn_deploy import ModelCard
 
 CARD = ModelCard(("a", "b"), size_multiple=32)
 HALO = {"halo": (64, 96), "period": 32}

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from fcn_deploy.runtime.prepare import check_image, padded_size, prepare
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from runtime import MisuseError, ModelCard
-from runtime.prepare import check_image, padded_size, prepare
+from fcn_deploy import MisuseError, ModelCard
 
 CARD = ModelCard(("a", "b"), stride=8, size_multiple=32)
 

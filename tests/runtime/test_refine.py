@@ -5,19 +5,20 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from fcn_deploy.runtime import refine as refining
+from fcn_deploy.runtime import segmenter
+from fcn_deploy.runtime.errors import MisuseError
+from fcn_deploy.runtime.manifest import Head
+from fcn_deploy.runtime.plan import Grid
+from fcn_deploy.runtime.refine import CLOSE, EPSILON, NEAR, REACH, box_filter, refined_labels, refusal
+from fcn_deploy.runtime.tiles import ready_rows, score_bands
+from fcn_deploy.runtime.upsampling import labels_from_scores
 from helpers import command, one_error, photo
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from runtime import ModelCard, Segmenter, segmenter
-from runtime import refine as refining
-from runtime.engine_file import Head
-from runtime.errors import MisuseError
-from runtime.head import labels_from_scores
-from runtime.plan import Grid
-from runtime.refine import CLOSE, EPSILON, NEAR, REACH, box_filter, refined_labels, refusal
-from runtime.tiles import ready_rows, score_bands
+from fcn_deploy import ModelCard, Segmenter
 
 LINEAR = Head("linear", "half_pixel", (8.0, 8.0))
 

@@ -6,12 +6,13 @@ import json
 import numpy as np
 import pytest
 import tifffile
+from fcn_deploy.runtime import regions
+from fcn_deploy.runtime.files import WriteError
+from fcn_deploy.runtime.images import read_image
+from fcn_deploy.runtime.regions import by_regions, label_regions, open_regions
 from helpers import photo
 
-from runtime import DeployError, MisuseError, ModelCard, Segmenter, regions
-from runtime.files import WriteError
-from runtime.images import read_image
-from runtime.regions import by_regions, label_regions, open_regions
+from fcn_deploy import DeployError, MisuseError, ModelCard, Segmenter
 
 CARD = ModelCard(("a", "b"))
 LAYOUTS = {

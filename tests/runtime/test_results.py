@@ -9,27 +9,28 @@ import numpy as np
 import onnx
 import pytest
 import tifffile
+from fcn_deploy.export.build.autotune import Tuning
+from fcn_deploy.export.build.engine import ForGpu, build_engine, core_of
+from fcn_deploy.export.build.standalone import build_standalone
+from fcn_deploy.export.build.targets import cpu
+from fcn_deploy.export.build.targets.tensorrt import BuildOptions
+from fcn_deploy.export.graph.edit import set_metadata
+from fcn_deploy.export.importer.standard_form import read_source
+from fcn_deploy.export.passes.pad_and_crop import pad_and_crop
+from fcn_deploy.export.quantization.mixed_precision import Options
+from fcn_deploy.fcn.evaluate import open_model
+from fcn_deploy.runtime.backends.onnxruntime import session
+from fcn_deploy.runtime.engine_file import EngineFile, write_engine
+from fcn_deploy.runtime.errors import OverBudgetError
+from fcn_deploy.runtime.model_card import CARD_KEY
+from fcn_deploy.runtime.prepare import prepare
+from fcn_deploy.runtime.sizes import parse_sizes
+from fcn_deploy.runtime.verify import verify
 from helpers import ROOT, command, one_error, photo
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
-from export.build import ForGpu, build_engine, core_of
-from export.builders import cpu
-from export.builders.tensorrt import BuildOptions
-from export.candidates import Tuning
-from export.graph import set_metadata
-from export.passes.pad_and_crop import pad_and_crop
-from export.precision import Options
-from export.source import read_source
-from export.standalone import build_standalone
-from fcn.evaluate import open_model
-from runtime import DeployError, MisuseError, ModelCard, Segmenter
-from runtime.backends.onnxruntime import session
-from runtime.engine_file import CARD_KEY, EngineFile, write_engine
-from runtime.errors import OverBudgetError
-from runtime.prepare import prepare
-from runtime.sizes import parse_sizes
-from runtime.verify import verify
+from fcn_deploy import DeployError, MisuseError, ModelCard, Segmenter
 
 NAMES = ("cat", "dog", "wet")
 
@@ -258,7 +259,7 @@ def test_a_result_that_exceeds_the_budget_is_refused_in_one_line_and_comes_in_ba
 
 
 def test_bands_of_a_wide_image_are_short(made, monkeypatch):
-    monkeypatch.setattr("runtime.segmenter.BAND", 3 * 4 * 100 * 10)
+    monkeypatch.setattr("fcn_deploy.runtime.segmenter.BAND", 3 * 4 * 100 * 10)
     _, engine = made("softmax")
     image = photo(95, 100)
     with Segmenter(engine) as net:
@@ -418,8 +419,8 @@ def check_maps(path, expected, names):
 
 
 def test_infer_takes_large_files_of_them_too(made, tmp_path, monkeypatch):
-    from runtime import regions
-    from runtime.infer import label_files
+    from fcn_deploy.runtime import regions
+    from fcn_deploy.runtime.infer import label_files
 
     monkeypatch.setattr(regions, "REGION_PIXELS", 10_000)
     image = photo(700, 90)
@@ -440,11 +441,11 @@ def test_infer_takes_large_files_of_them_too(made, tmp_path, monkeypatch):
 
 
 def test_a_large_run_of_two_results_goes_on_where_it_stopped(made, tmp_path, monkeypatch):
-    from runtime.regions import label_regions
+    from fcn_deploy.runtime.regions import label_regions
 
     image = photo(700, 90)
     tifffile.imwrite(tmp_path / "l.tif", image, photometric="rgb")
-    monkeypatch.setattr("runtime.segmenter.BAND", 100_000)
+    monkeypatch.setattr("fcn_deploy.runtime.segmenter.BAND", 100_000)
     with Segmenter(made("multilabel")[1]) as net:
         whole = net.bands_of
 
@@ -507,7 +508,7 @@ def test_a_card_that_takes_probabilities_for_logits_is_refused(tmp_path):
 
 
 def test_a_model_whose_values_are_not_the_engines_is_refused(made, monkeypatch):
-    from export import build
+    from fcn_deploy.export.build import engine as build
 
     source = read_source(made("none")[0])
     real = build.core_of

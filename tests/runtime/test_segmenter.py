@@ -6,10 +6,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from fcn_deploy.runtime.plan import available_memory
 from helpers import photo
 
-from runtime import DeployError, MisuseError, ModelCard, Segmenter
-from runtime.plan import available_memory
+from fcn_deploy import DeployError, MisuseError, ModelCard, Segmenter
 
 
 @pytest.fixture(scope="module")
@@ -53,9 +53,8 @@ def test_map_keeps_the_order_of_mixed_sizes(net):
 
 def test_the_heatmap_is_the_cropped_coarse_scores(net, exports):
     import torch
-
-    from fcn.checkpoint import load_checkpoint
-    from runtime.prepare import prepare
+    from fcn_deploy.fcn.checkpoint import load_checkpoint
+    from fcn_deploy.runtime.prepare import prepare
 
     model = load_checkpoint(exports / "narrow.safetensors").model
     for size in ((64, 96), (37, 41), (1, 1)):
@@ -175,8 +174,9 @@ def test_a_closed_segmenter_says_so(exports):
 def test_the_runtime_imports_nothing_heavy():
     code = """
 import sys
-import runtime
-heavy = {"torch", "onnx", "onnxruntime", "PIL", "typer", "rich", "tifffile", "fcn", "export", "calibration"}
+import fcn_deploy
+heavy = {"torch", "onnx", "onnxruntime", "PIL", "typer", "rich", "tifffile"}
+heavy |= {f"fcn_deploy.{room}" for room in ("fcn", "export", "calibration")}
 print(sorted(heavy & set(sys.modules)))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -187,7 +187,7 @@ def test_a_missing_backend_names_what_to_install(exports):
     code = f"""
 import sys
 sys.modules["onnxruntime"] = None
-from runtime import Segmenter, DeployError
+from fcn_deploy import Segmenter, DeployError
 try:
     Segmenter({str(exports / "narrow.engine")!r})
 except DeployError as error:

@@ -12,17 +12,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from fcn_deploy.runtime.backends import KERNELS_PTX
+from fcn_deploy.runtime.engine_file import EngineFile, write_engine
+from fcn_deploy.runtime.manifest import COORDINATES, ROUNDINGS, GpuPlan, Head, Profile
+from fcn_deploy.runtime.prepare import padded_size, prepare
+from fcn_deploy.runtime.upsampling import labels_from_scores
+from fcn_deploy.runtime.verify import verify
 from helpers import one_error, photo
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from runtime import DeployError, MisuseError, ModelCard, Segmenter
-from runtime.backends import KERNELS_PTX
-from runtime.engine_file import COORDINATES, ROUNDINGS, EngineFile, GpuPlan, Head, Profile, write_engine
-from runtime.head import labels_from_scores
-from runtime.prepare import padded_size, prepare
-from runtime.verify import verify
+from fcn_deploy import DeployError, MisuseError, ModelCard, Segmenter
 
 ROOT = Path(__file__).resolve().parents[2]
 KERNELS = ROOT / "runtime" / "backends" / "kernels.cu"
@@ -33,11 +34,11 @@ SIZES = "1x1:64x64:128x160,64x64:160x192:256x256,128x128:224x320:320x416"
 def built(exports, tmp_path_factory):
     """narrow.engine for sm89 with three profiles, and its core for the simulation."""
     pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed; pip install 'fcn-deploy[rtx]'")
-    from export.build import ForGpu, build_engine, core_of
-    from export.builders import cpu
-    from export.builders.tensorrt import BuildOptions
-    from export.source import read_source
-    from runtime.sizes import parse_sizes
+    from fcn_deploy.export.build.engine import ForGpu, build_engine, core_of
+    from fcn_deploy.export.build.targets import cpu
+    from fcn_deploy.export.build.targets.tensorrt import BuildOptions
+    from fcn_deploy.export.importer.standard_form import read_source
+    from fcn_deploy.runtime.sizes import parse_sizes
 
     folder = tmp_path_factory.mktemp("gpu")
     source = read_source(exports / "narrow.onnx")
@@ -130,12 +131,11 @@ def test_engines_in_float16_and_int8_take_float16_and_give_the_labels_of_their_r
     exports, gpu, tmp_path, precision, monkeypatch
 ):
     pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed; pip install 'fcn-deploy[rtx]'")
+    from fcn_deploy.export.build import engine as build
+    from fcn_deploy.export.importer.standard_form import read_source
+    from fcn_deploy.export.quantization.mixed_precision import Options
+    from fcn_deploy.runtime.sizes import parse_sizes
     from gpu_sim import tensorrt_sim
-
-    from export import build
-    from export.precision import Options
-    from export.source import read_source
-    from runtime.sizes import parse_sizes
 
     for index in range(4):
         Image.fromarray(photo(90 + index, 100, index)).save(tmp_path / f"{index}.png")
@@ -216,7 +216,7 @@ def test_a_shape_already_seen_takes_two_copies_two_kernels_and_one_launch(engine
 
 
 def test_graphs_are_bounded_and_the_oldest_goes(engine, gpu):
-    from runtime.backends.tensorrt import TensorRTBackend
+    from fcn_deploy.runtime.backends.tensorrt import TensorRTBackend
 
     with EngineFile(engine) as file:
         kernels = {name: file.read(name) for name in file.manifest.members if name.startswith("kernels")}
@@ -269,11 +269,11 @@ def small_field(path):
 
 def test_images_outside_every_profile_are_run_in_tiles(gpu, tmp_path):
     pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed; pip install 'fcn-deploy[rtx]'")
-    from export.build import ForGpu, build_engine, core_of
-    from export.builders import cpu
-    from export.builders.tensorrt import BuildOptions
-    from export.source import read_source
-    from runtime.sizes import parse_sizes
+    from fcn_deploy.export.build.engine import ForGpu, build_engine, core_of
+    from fcn_deploy.export.build.targets import cpu
+    from fcn_deploy.export.build.targets.tensorrt import BuildOptions
+    from fcn_deploy.export.importer.standard_form import read_source
+    from fcn_deploy.runtime.sizes import parse_sizes
 
     small_field(tmp_path / "small.onnx")
     source = read_source(tmp_path / "small.onnx")
@@ -406,7 +406,7 @@ def test_the_gpus_own_code_is_preferred_and_ptx_serves_the_others(rtx_engine, gp
             assert net(photo(33, 44)).shape == (33, 44)
 
 
-@pytest.mark.parametrize("words", [["runtime.infer"], ["runtime.verify"]])
+@pytest.mark.parametrize("words", [["fcn_deploy.runtime.infer"], ["fcn_deploy.runtime.verify"]])
 def test_command_lines_on_a_simulated_gpu(built, gpu, tmp_path, words):
     from gpu_sim import tensorrt_sim
 
@@ -417,13 +417,13 @@ def test_command_lines_on_a_simulated_gpu(built, gpu, tmp_path, words):
     Image.fromarray(photo(70, 90)).save(tmp_path / "a.png")
     Image.fromarray(photo(500, 90)).save(tmp_path / "b.png")
     arguments = [str(path)]
-    if words == ["runtime.infer"]:
+    if words == ["fcn_deploy.runtime.infer"]:
         arguments += [str(tmp_path / "a.png"), str(tmp_path / "b.png"), "-o", str(tmp_path / "out"), "--explain"]
     environment = os.environ | {"PYTHONPATH": "tests", "FCN_GPU_SIM_PLANS": str(tmp_path / "plans"),
                                 "XDG_CACHE_HOME": str(tmp_path / "cache")}  # fmt: skip
     command = [sys.executable, "-m", "gpu_sim", *words, *arguments]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment)
-    if words == ["runtime.infer"]:
+    if words == ["fcn_deploy.runtime.infer"]:
         assert done.returncode == 1, done.stderr  # of two images one is outside the profiles
         assert "profile 0" in done.stdout and (tmp_path / "out" / "a.png").exists()
         assert "outside every profile" in one_error(done)
@@ -435,7 +435,7 @@ def test_command_lines_on_a_simulated_gpu(built, gpu, tmp_path, words):
 
 def test_without_a_driver_one_line_says_what_to_do(built, tmp_path):
     pytest.importorskip("pycuda", reason="pycuda is not installed; run: python tests/gpu_sim/build.py")
-    command = [sys.executable, "-m", "runtime.verify", str(built[0])]
+    command = [sys.executable, "-m", "fcn_deploy.runtime.verify", str(built[0])]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     if done.returncode == 0:
         pytest.skip("this machine has a GPU that runs the engine")
@@ -462,7 +462,7 @@ def kernels(gpu):
     import pycuda.driver as cuda
 
     gpu.load_kernels(KERNELS)
-    from export.builders.kernels import compile_kernels
+    from fcn_deploy.export.build.targets.kernels import compile_kernels
 
     context = cuda.Device(0).retain_primary_context()
     context.push()
@@ -538,7 +538,7 @@ def test_the_label_kernel_equals_the_exact_head(kernels, data):
     random = np.random.default_rng(data.draw(st.integers(0, 1000)))
     scores = random.normal(size=(classes, rows, columns)).astype(kind)
     expected = labels_from_scores(scores, head, card, padded, size)
-    from runtime.backends.tensorrt import _codes
+    from fcn_deploy.runtime.backends.tensorrt import _codes
 
     factor = head.factor or (padded[0] / rows, padded[1] / columns)
     full = padded if head.factor is None else (int(rows * factor[0]), int(columns * factor[1]))

@@ -3,13 +3,13 @@
 import itertools
 
 import numpy as np
+from fcn_deploy.runtime.manifest import Head
+from fcn_deploy.runtime.model_card import ModelCard
+from fcn_deploy.runtime.plan import Grid
+from fcn_deploy.runtime.tiles import ready_rows, score_bands
+from fcn_deploy.runtime.upsampling import KINDS, result_from_scores
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-from runtime.engine_file import Head, ModelCard
-from runtime.head import KINDS, result_from_scores
-from runtime.plan import Grid
-from runtime.tiles import ready_rows, score_bands
 
 
 def blur(features, reach, shrink):

@@ -12,7 +12,7 @@ import pytest
 from helpers import command, one_error, photo
 from PIL import Image
 
-from runtime import Segmenter
+from fcn_deploy import Segmenter
 
 av = pytest.importorskip("av", reason="PyAV is not at hand; pip install 'fcn-deploy[video]'")
 NTSC = Fraction(30000, 1001)

@@ -1,0 +1,1 @@
+"""From an imported model to an engine file: partitioned, lowered, tuned, compared, measured."""

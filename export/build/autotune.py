@@ -1,0 +1,320 @@
+"""Which library, precision and number of threads run a network fastest here: measured, side by side."""
+
+import logging
+import math
+import os
+import random
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from fcn_deploy.runtime.backends import CPU_BACKENDS
+from fcn_deploy.runtime.backends.openvino import installed
+from fcn_deploy.runtime.errors import DeployError, MisuseError, OverBudgetError
+from fcn_deploy.runtime.plan import plan_run
+from fcn_deploy.runtime.segmenter import Segmenter
+
+log = logging.getLogger(__name__)
+
+SECONDS = 20.0
+ROUNDS = 9  # at each size, at most
+ALONE_ROUNDS = 5  # of a candidate that has no rival
+LEAST_ROUNDS = 3
+SMALLER = ((0, 1), (1, 0), (1, 1), (0, 2), (2, 0), (1, 2), (2, 1), (2, 2), (0, 3))  # steps, vertical and horizontal
+SHORT = 0.02  # seconds
+LEFT_BEHIND = 1.5  # times the fastest: after LEAST_ROUNDS, such a candidate is measured no further
+TILES = (384, 512, 768, 1024)  # sides in pixels
+MOST_OVERHEAD = 1.4  # of tiles that are tried
+WORTH = 0.95  # tiles are kept where they take so much of the time at most
+CLOSE = 0.03  # a lead smaller than this is noise: the earlier candidate is kept
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """What build-engine may choose among for a CPU.
+
+    Attributes:
+        backends: of CPU_BACKENDS, the preferred first.
+        fastest: float32 wins over INT8 where it is faster; otherwise the precision is the user's.
+        threads: try fewer than one per core too, for the report.
+        seconds: of measuring, at most, but for first runs.
+        step: pixels by which sizes change from round to round, as for `measure`.
+    """
+
+    backends: tuple[str, ...] = ("onnxruntime",)
+    fastest: bool = False
+    threads: bool = False
+    seconds: float = SECONDS
+    step: int = 0
+
+
+def backends_of(name: str) -> tuple[str, ...]:
+    """The backends that `--backend` allows: `auto` is every one that is installed. Raises MisuseError, DeployError."""
+    if name == "auto":
+        return tuple(backend for backend in CPU_BACKENDS if backend != "openvino" or installed())
+    if name not in CPU_BACKENDS:
+        raise MisuseError(f"backend {name!r}; choose auto, {' or '.join(CPU_BACKENDS)}")
+    if name == "openvino" and not installed():
+        raise DeployError("openvino is not installed; run: pip install 'fcn-deploy[openvino]'")
+    return (name,)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One way to run a network. `threads` None: one per physical core."""
+
+    backend: str
+    precision: str
+    threads: int | None = None
+
+
+@dataclass
+class Timing:
+    """How long a candidate took.
+
+    Attributes:
+        milliseconds: "HxW" → median of one call; None where the memory is too small for it.
+        against: its best time over the first candidate's; geometric mean over the sizes.
+        rounds: measured at each size.
+        refused: why it may not be chosen; "" where it may.
+    """
+
+    milliseconds: dict[str, float | None] = field(default_factory=dict)
+    against: float = math.nan
+    rounds: list[int] = field(default_factory=list)
+    refused: str = ""
+
+
+def fewer_threads(cores: int | None = None) -> list[int]:
+    """Half of the cores, half of that, and so on down to 1."""
+    cores, counts = cores or os.cpu_count() or 1, []
+    while cores > 1:
+        cores //= 2
+        counts.append(cores)
+    return counts
+
+
+def tune(
+    open_: Callable[[Candidate], AbstractContextManager[Segmenter]],
+    check: Callable[[Candidate, Segmenter], str],
+    candidates: Sequence[Candidate],
+    images: Mapping[str, np.ndarray],
+    tuning: Tuning,
+    among: Callable[[Candidate], bool] = lambda _: True,
+    say: Callable[[str], None] = lambda line: None,
+) -> tuple[dict[Candidate, Timing], Candidate]:
+    """Open, check and measure candidates: their timings, and the one to keep.
+
+    An engine runs with one thread per core unless its user says otherwise, as another machine has other cores. So that
+    is what decides; fewer threads are then tried with the one that was kept, until they are slower, for the report.
+
+    Args:
+        open_: gives a Segmenter. Where it raises DeployError the candidate is refused.
+        check: the reason why a candidate's labels may not be used, or "".
+        candidates: the preferred first.
+        images: "HxW" → image.
+        tuning: how.
+        among: which may be kept; the others are measured for comparison.
+        say: called with a line when a phase begins.
+
+    Raises:
+        DeployError: no candidate that may be kept holds.
+    """
+    refused: dict[Candidate, Timing] = {}
+    with ExitStack() as stack:
+        calls = {}
+        for candidate in candidates:
+            try:
+                net = stack.enter_context(open_(candidate))
+                reason = check(candidate, net)
+            except DeployError as error:
+                reason = str(error)
+            if reason:
+                log.warning("%s, %s: not used: %s", candidate.backend, candidate.precision, reason)
+                refused[candidate] = Timing(refused=reason)
+            else:
+                calls[candidate] = net.result
+        if not any(map(among, calls)):
+            raise DeployError("; ".join(timing.refused for timing in refused.values()))
+        say(f"timing {len(calls)} candidates" if len(calls) > 1 else f"timing {next(iter(calls)).precision}")
+        timings = measure(calls, images, tuning.seconds * (0.75 if tuning.threads else 1), step=tuning.step)
+    chosen = choose(timings, among)
+    counts = fewer_threads() if tuning.threads and chosen.threads is None else []
+    for count in counts:
+        fewer = replace(chosen, threads=count)
+        say(f"timing {fewer.backend} with {count} threads")
+        with open_(chosen) as all_cores, open_(fewer) as net:
+            pair = {chosen: all_cores.result, fewer: net.result}
+            timing = measure(pair, images, tuning.seconds / 4 / len(counts), step=tuning.step)[fewer]
+        slower = not timing.against < 1 + CLOSE
+        timing.against *= timings[chosen].against
+        timings[fewer] = timing
+        if slower:
+            break
+    return timings | refused, chosen
+
+
+def fastest_tile(
+    net: Segmenter, image: np.ndarray, seconds: float, clock: Callable[[], float] = time.perf_counter
+) -> int | None:
+    """The side of tiles in which a network's first stage runs faster than whole, as tiles fit the processor's caches.
+
+    Args:
+        net: an engine for CPUs.
+        image: what it is tried on.
+        seconds: to measure for, at most; where a run takes too much of it nothing is tried.
+
+    Returns:
+        One of TILES; None where none of them is worth it, or smaller than the image.
+    """
+    first, *others = (replace(stage, tile=None) for stage in net.manifest.stages)
+    size, order, budget = image.shape[:2], random.Random(0), net.memory_budget()
+    try:
+        whole = plan_run(size, net.card, (first, *others), budget)
+        plans = {side: plan_run(size, net.card, (replace(first, tile=side), *others), budget) for side in TILES}
+    except OverBudgetError:
+        return None
+    plans = {side: plan for side, plan in plans.items() if plan.grids and plan.overhead < MOST_OVERHEAD}
+    if not plans or whole.grids:
+        return None
+    plans[None] = whole
+    started = clock()
+    net.scores_by(image, whole)
+    if (clock() - started) * len(plans) * LEAST_ROUNDS > seconds:
+        return None
+    best = dict.fromkeys(plans, math.inf)
+    for _ in range(LEAST_ROUNDS):
+        for side in order.sample(list(plans), len(plans)):
+            before = clock()
+            net.scores_by(image, plans[side])
+            best[side] = min(best[side], clock() - before)
+    side = min(best, key=best.get)
+    return side if best[side] < WORTH * best[None] else None
+
+
+def measure(
+    calls: Mapping[Candidate, Callable[[np.ndarray], Any]],
+    images: Mapping[str, np.ndarray],
+    seconds: float = SECONDS,
+    clock: Callable[[], float] = time.perf_counter,
+    step: int = 0,
+) -> dict[Candidate, Timing]:
+    """Time candidates against each other.
+
+    At each size they run one after the other, in an order drawn anew each round, so that a machine that becomes busy
+    or hot slows all alike. With `step` every round has a size of its own, a little smaller: libraries that prepare
+    kernels for a shape pay for it as they do where sizes change from image to image. Otherwise the size stays, and
+    what a change of size costs is paid in a first run, which is not counted. They are compared by their best rounds,
+    since whatever disturbs a run only ever adds to it.
+
+    Args:
+        calls: candidate → function of an image. The first is what the others are compared with, and is measured to
+            the end; others that are left behind are not.
+        images: "HxW" → image.
+        seconds: shared by the sizes; LEAST_ROUNDS are run even where it is too little, at sizes too slow for it fewer.
+        clock: in seconds.
+        step: pixels by which sizes differ from round to round (times are scaled to the named size); 0: they stay.
+    """
+    first = next(iter(calls))
+    timings = {candidate: Timing() for candidate in calls}
+    ratios: dict[Candidate, list[float]] = {candidate: [] for candidate in calls}
+    order = random.Random(0)
+    for place, (size, image) in enumerate(images.items()):
+        start = clock()
+        allowed = seconds / (len(images) - place)
+        try:
+            for call in calls.values():
+                call(image)  # what a new size costs
+            started = clock()
+            next(iter(calls.values()))(image)
+            # Short calls are timed warm, as they are where one engine runs alone.
+            warm = not step and clock() - started < SHORT
+        except OverBudgetError:
+            for timing in timings.values():
+                timing.milliseconds[size] = None
+                timing.rounds.append(0)
+            continue
+        left = list(calls)
+        times: dict[Candidate, list[float]] = {candidate: [] for candidate in calls}
+        for done in range(1, (ROUNDS if len(calls) > 1 else ALONE_ROUNDS) + 1):
+            given = _smaller(image, step, done)
+            for candidate in order.sample(left, len(left)):
+                if warm:
+                    calls[candidate](image)
+                before = clock()
+                calls[candidate](given)
+                times[candidate].append((clock() - before) * image.size / given.size)
+            spent = clock() - start
+            if spent > allowed * (3 if done < LEAST_ROUNDS else 1):
+                break
+            if done == LEAST_ROUNDS:
+                best = min(float(np.median(taken)) for taken in times.values())
+                left = [c for c in left if c == first or np.median(times[c]) <= LEFT_BEHIND * best]
+        seconds -= clock() - start
+        for candidate, taken in times.items():
+            timings[candidate].milliseconds[size] = round(float(np.median(taken)) * 1e3, 3)
+            timings[candidate].rounds.append(len(taken))
+            ratios[candidate].append(math.log(min(taken) / min(times[first])))
+    for candidate, values in ratios.items():
+        if values:
+            timings[candidate].against = math.exp(float(np.mean(values)))
+    return timings
+
+
+def _smaller(image: np.ndarray, step: int, turn: int) -> np.ndarray:
+    """The image without a few rows and columns, as many as no other of ROUNDS turns leaves away."""
+    cut = SMALLER[(turn - 1) % len(SMALLER)]
+    height, width = (
+        max(side - step * times, min(side, step)) for side, times in zip(image.shape[:2], cut, strict=True)
+    )
+    return image[:height, :width] if step else image
+
+
+def choose(timings: Mapping[Candidate, Timing], among: Callable[[Candidate], bool] = lambda _: True) -> Candidate:
+    """The fastest candidate that is not refused; of those within CLOSE of it, the first.
+
+    Where no size could be measured it is the first as well.
+    """
+    allowed = [c for c, timing in timings.items() if not timing.refused and among(c)]
+    best = min((timings[c].against for c in allowed if timings[c].against == timings[c].against), default=math.nan)
+    return next((c for c in allowed if timings[c].against <= best * (1 + CLOSE)), allowed[0])
+
+
+def rows(timings: Mapping[Candidate, Timing], chosen: Candidate) -> list[dict[str, Any]]:
+    """For report.json: a row for each candidate, `against` being its time over that of the chosen one."""
+    scale = timings[chosen].against
+    return [
+        {
+            "backend": candidate.backend,
+            "precision": candidate.precision,
+            "threads": candidate.threads or "one per core",
+            "latency_ms": timing.milliseconds,
+            "against_chosen": round(timing.against / scale, 3) if timing.against == timing.against else None,
+            "rounds": timing.rounds,
+            "refused": timing.refused or None,
+            "chosen": candidate == chosen,
+        }
+        for candidate, timing in timings.items()
+    ]
+
+
+def show(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows of `rows` as text."""
+    sizes = list(max((row["latency_ms"] for row in rows), key=len))
+    lines = [f"{'backend':>13} {'precision':>9} {'threads':>12}" + "".join(f" {size:>10}" for size in sizes)]
+    for row in rows:
+        line = f"{row['backend']:>13} {row['precision']:>9} {row['threads']:>12}"
+        if row["refused"]:
+            lines.append(f"{line}  refused: {row['refused']}")
+            continue
+        for size in sizes:
+            ms = row["latency_ms"].get(size)
+            line += f" {'-':>10}" if ms is None else f" {ms:7.1f} ms"
+        against = (
+            "chosen" if row["chosen"] else "" if row["against_chosen"] is None else f"× {row['against_chosen']:.2f}"
+        )
+        lines.append(f"{line}  {against}".rstrip())
+    return "\n".join(lines)

@@ -1,0 +1,93 @@
+"""Whether what was built gives what the model gives, at sizes of all kinds."""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from fcn_deploy.export.analysis.accepted_sizes import MARGIN
+from fcn_deploy.export.importer.standard_form import Source
+from fcn_deploy.export.passes.split_head import ends_in_sigmoid
+from fcn_deploy.runtime.backends.onnxruntime import OnnxRuntimeBackend
+from fcn_deploy.runtime.errors import DeployError
+from fcn_deploy.runtime.manifest import Head
+from fcn_deploy.runtime.model_card import ModelCard
+from fcn_deploy.runtime.prepare import prepare
+from fcn_deploy.runtime.segmenter import Segmenter
+from fcn_deploy.runtime.upsampling import result_from_scores
+from fcn_deploy.runtime.verify import natural_noise
+
+COMPARED_SIZES = ((1, 1), (7, 13), (37, 41), (61, 97), (136, 17), (200, 333), (257, 263), (480, 640))
+
+
+def compare(source: Source, net: Segmenter) -> dict[str, Any]:
+    """What the engine gives against the model's own output, at mixed sizes.
+
+    Returns:
+        {"kind": labels, masks or values, "sizes", "pixels": of all masks or maps together}, with, of labels and masks,
+        {"labels_equal": share, "undecided": share of pixels whose two best scores (or score and threshold) are within
+        MARGIN of the range, "wrong": differing pixels that are not}; of values {"difference": largest, as a share of
+        the range}.
+
+    Raises:
+        DeployError: a label differs where the model decided, or a value by more than MARGIN of the range.
+    """
+    backend = OnnxRuntimeBackend(source.model.SerializeToString())
+    plain = replace(net.card, size_multiple=1, smallest=1)
+    head = Head(activated=ends_in_sigmoid(source.model))  # thresholds of masks are probabilities then
+    equal = undecided = wrong = pixels = 0
+    difference = 0.0
+    for index, (height, width) in enumerate(COMPARED_SIZES):
+        image = natural_noise(height, width, net.card, seed=index + 1)
+        try:
+            logits = backend.run(prepare(image, plain))[0]
+        except DeployError as error:
+            raise DeployError(
+                f"the model itself fails at {height}×{width}, so it has a size baked in; export-onnx names the "
+                f"cause for PyTorch models: {error}"
+            ) from error
+        if logits.shape[1:] != (height, width):
+            raise DeployError(
+                f"the model gives {logits.shape[1]}×{logits.shape[2]} scores for an image of {height}×{width}; "
+                "it must give one per pixel at every size"
+            )
+        expected = result_from_scores(net.kind, logits, head, source.card, (height, width), (height, width))
+        found = net.result(image)
+        pixels += found.size
+        if net.kind == "values":
+            difference = float(np.maximum(difference, np.abs(found - expected).max() / (np.ptp(logits) or 1.0)))
+            continue
+        clear = decided(logits, source.card, head.activated)
+        differs = found != expected
+        equal += int((~differs).sum())
+        undecided += int((~clear).sum())
+        wrong += int((differs & clear).sum())
+    report = {"kind": net.kind, "sizes": [f"{height}x{width}" for height, width in COMPARED_SIZES], "pixels": pixels}
+    if net.kind == "values":
+        if not difference <= MARGIN:
+            raise DeployError(
+                f"the engine's values are not the model's: they differ by {difference:.1e} of their range; please "
+                "report the model"
+            )
+        return report | {"difference": difference}
+    if wrong:
+        raise DeployError(
+            f"the engine's {net.kind} are not the model's: {wrong} of {pixels} pixels differ; please report the model"
+        )
+    return report | {"labels_equal": equal / pixels, "undecided": undecided / pixels, "wrong": wrong}
+
+
+def decided(logits: np.ndarray, card: ModelCard, activated: bool = False) -> np.ndarray:
+    """Where the two best of [K, H, W] scores (or a score and its threshold) differ by more than MARGIN: bool.
+
+    [H, W], or [K, H, W] of masks. `activated`: the scores of masks are probabilities.
+    """
+    spread = float(np.ptp(logits)) or 1.0
+    if card.activation == "multilabel":
+        thresholds = np.array(card.thresholds if activated else card.score_thresholds)
+        return np.abs(logits - thresholds[:, None, None]) > MARGIN * spread
+    if card.activation != "softmax":
+        return np.abs(logits[0] - card.score_threshold) > MARGIN * spread
+    if len(logits) == 1:
+        return np.ones(logits.shape[1:], bool)
+    best = np.partition(logits, -2, axis=0)[-2:]
+    return best[1] - best[0] > MARGIN * spread

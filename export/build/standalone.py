@@ -1,0 +1,45 @@
+"""An ONNX that gives labels by itself, for runtimes other than ours."""
+
+import os
+from dataclasses import replace
+
+from fcn_deploy.export.build.parity import COMPARED_SIZES, decided
+from fcn_deploy.export.graph.edit import check, set_metadata
+from fcn_deploy.export.importer.standard_form import Source
+from fcn_deploy.export.passes.fold_head import fold_head
+from fcn_deploy.export.passes.fold_input import fold_input
+from fcn_deploy.runtime.backends.onnxruntime import OnnxRuntimeBackend, session
+from fcn_deploy.runtime.errors import DeployError, MisuseError
+from fcn_deploy.runtime.files import replacing
+from fcn_deploy.runtime.manifest import Head
+from fcn_deploy.runtime.model_card import CARD_KEY
+from fcn_deploy.runtime.prepare import prepare
+from fcn_deploy.runtime.upsampling import labels_from_scores
+from fcn_deploy.runtime.verify import natural_noise
+
+
+def build_standalone(source: Source, out: str | os.PathLike, threads: int | None = None) -> None:
+    """Write an ONNX for other runtimes: `image`, uint8 [N,H,W,C], in; `labels`, [N,H,W], out; any size.
+
+    Verified against the model at mixed sizes. Raises DeployError.
+    """
+    card = source.card
+    if card.kind != "labels":
+        raise MisuseError(
+            f"--standalone gives labels, and this model gives {card.kind} ({card.activation}): build an engine, or use "
+            "the ONNX as it is"
+        )
+    model = fold_head(fold_input(source.model, card), card)
+    set_metadata(model, CARD_KEY, card.to_json())
+    check(model, "the standalone model")
+    run = session(model.SerializeToString(), threads)
+    original = OnnxRuntimeBackend(source.model.SerializeToString(), threads=threads)
+    for index, (height, width) in enumerate(COMPARED_SIZES):
+        image = natural_noise(height, width, card, seed=index + 1)
+        logits = original.run(prepare(image, replace(card, size_multiple=1, smallest=1)))[0]
+        expected = labels_from_scores(logits, Head(), card, (height, width), (height, width))
+        labels = run.run(None, {"image": image[None]})[0][0]
+        if labels.shape != expected.shape or (labels != expected)[decided(logits, card)].any():
+            raise DeployError(f"the standalone model's labels differ from the model's at {height}×{width}")
+    with replacing(out) as temporary:
+        temporary.write_bytes(model.SerializeToString())

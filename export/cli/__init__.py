@@ -1,0 +1,1 @@
+"""export-onnx, build-engine and inspect-model, one file a command."""

@@ -1,0 +1,1 @@
+"""Plumbing that edits of graphs share."""

@@ -1,0 +1,190 @@
+"""What the graph passes share: constants, producers, names, pruning."""
+
+from collections.abc import Mapping
+from typing import TypeVar
+
+import numpy as np
+import onnx
+from fcn_deploy.runtime.errors import DeployError
+from onnx import ModelProto, NodeProto, helper, numpy_helper
+
+Message = TypeVar("Message", ModelProto, NodeProto, onnx.ValueInfoProto)
+
+
+def opset(model: ModelProto) -> int:
+    """Version of the standard operators that a model uses."""
+    return next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0)
+
+
+def clone(message: Message) -> Message:
+    """A copy of a model, a node or a value."""
+    copy = type(message)()
+    copy.CopyFrom(message)
+    return copy
+
+
+def label(node: NodeProto) -> str:
+    """A node as errors and notes name it."""
+    return f"{node.name or next(iter(node.output), 'without a name')} ({node.op_type})"
+
+
+def dims(value: onnx.ValueInfoProto) -> list[int | str | None]:
+    """The dimensions of an input or output: numbers, names, or None."""
+    return [
+        dim.dim_value if dim.HasField("dim_value") else (dim.dim_param or None)
+        for dim in value.type.tensor_type.shape.dim
+    ]
+
+
+def set_shape(value: onnx.ValueInfoProto, shape: list[int | str], kind: int = onnx.TensorProto.FLOAT) -> None:
+    """Give an input or output its element type and dimensions, numbers or names."""
+    value.CopyFrom(helper.make_tensor_value_info(value.name, kind, shape))
+
+
+def producers(model: ModelProto) -> dict[str, NodeProto]:
+    """Name of a tensor → the node that gives it."""
+    return {name: node for node in model.graph.node for name in node.output if name}
+
+
+def consumers(model: ModelProto, name: str) -> list[NodeProto]:
+    """The nodes that read a tensor."""
+    return [node for node in model.graph.node if name in names_read(node)]
+
+
+def names_read(node: NodeProto) -> set[str]:
+    """What a node reads, by its subgraphs too."""
+    read = set(node.input)
+    for attribute in node.attribute:
+        for graph in (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])):
+            for inner in graph.node:
+                read |= names_read(inner)
+            read |= {value.name for value in graph.output}
+    return read
+
+
+def constant(model: ModelProto, name: str) -> np.ndarray | None:
+    """The value of an initialiser or a Constant node; None for what is computed."""
+    for tensor in model.graph.initializer:
+        if tensor.name == name:
+            return numpy_helper.to_array(tensor)
+    node = producers(model).get(name)
+    if node is not None and node.op_type == "Constant":
+        for attribute in node.attribute:
+            if attribute.name == "value":
+                return numpy_helper.to_array(attribute.t)
+            if attribute.name in ("value_ints", "value_floats", "value_int", "value_float"):
+                return np.asarray(helper.get_attribute_value(attribute))
+    if node is not None and node.op_type == "Identity":
+        return constant(model, node.input[0])
+    return None
+
+
+def initializers(model: ModelProto) -> dict[str, np.ndarray]:
+    """Name → value of every initialiser."""
+    return {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+
+
+def attributes(node: NodeProto) -> dict:
+    """A node's attributes by name; strings decoded."""
+    values = {item.name: helper.get_attribute_value(item) for item in node.attribute}
+    return {name: value.decode() if isinstance(value, bytes) else value for name, value in values.items()}
+
+
+def add_constants(model: ModelProto, values: Mapping[str, np.ndarray]) -> None:
+    model.graph.initializer.extend(numpy_helper.from_array(np.asarray(v), n) for n, v in values.items())
+
+
+def bilinear(model: ModelProto, reads: str, result: str, factor: int, name: str) -> NodeProto:
+    """A Resize by a constant factor, pixel centres aligned, for a model's own opset; its constants are added."""
+    scales, region = f"{name}/scales", ""
+    add_constants(model, {scales: np.array([1, 1, factor, factor], np.float32)})
+    if opset(model) < 13:  # where what is without use may not be left out
+        region = f"{name}/region"
+        add_constants(model, {region: np.zeros(0, np.float32)})
+    kinds = {"mode": "linear", "coordinate_transformation_mode": "half_pixel"}
+    return helper.make_node("Resize", [reads, region, scales], [result], name=name, **kinds)
+
+
+class Names:
+    """Names for new tensors of a model that none of its own has: the one asked for, or that with primes."""
+
+    def __init__(self, model: ModelProto) -> None:
+        self._taken = {tensor.name for tensor in model.graph.initializer}
+        self._taken |= {name for node in model.graph.node for name in (*names_read(node), *node.output)}
+        self._taken |= {value.name for value in (*model.graph.input, *model.graph.output)}
+        self._given: dict[str, str] = {}
+
+    def __call__(self, wanted: str) -> str:
+        """The same name for the same wish."""
+        if wanted not in self._given:
+            name = wanted
+            while name in self._taken:
+                name += "'"
+            self._taken.add(name)
+            self._given[wanted] = name
+        return self._given[wanted]
+
+
+def rename_reads(model: ModelProto, old: str, new: str) -> None:
+    """Let every node that reads `old` read `new`, in subgraphs too."""
+    _rename(model.graph.node, old, new, results=False)
+
+
+def rename_result(model: ModelProto, old: str, new: str) -> None:
+    """Let the node that gives `old` give `new`, to all who read it."""
+    _rename(model.graph.node, old, new, results=True)
+
+
+def free_name(model: ModelProto, name: str) -> None:
+    """Give what is called `name` inside a graph another name, so that an input or output can have it."""
+    if name in producers(model):
+        rename_result(model, name, f"{name}/renamed")
+
+
+def _rename(nodes, old: str, new: str, results: bool) -> None:
+    for node in nodes:
+        for names in (node.input, node.output) if results else (node.input,):
+            for index, name in enumerate(names):
+                if name == old:
+                    names[index] = new
+        for attribute in node.attribute:
+            for graph in (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])):
+                _rename(graph.node, old, new, results=False)
+
+
+def check(model: ModelProto, what: str) -> None:
+    """Raise DeployError in one line where a graph that was made is not valid ONNX."""
+    try:
+        onnx.checker.check_model(model)
+    except Exception as error:  # onnx's errors share no base class
+        reason = " ".join(str(error).split())[:300]
+        raise DeployError(f"{what} is not valid ONNX, which is a fault of ours; please report it: {reason}") from error
+
+
+def prune(model: ModelProto) -> None:
+    """Remove nodes, constants and shape hints that no output needs; in place."""
+    needed = {value.name for value in model.graph.output}
+    kept = []
+    for node in reversed(model.graph.node):
+        if needed & set(node.output):
+            kept.append(node)
+            needed |= names_read(node)
+    kept.reverse()
+    del model.graph.node[:]
+    model.graph.node.extend(kept)
+    for field in (model.graph.initializer, model.graph.value_info):
+        used = [item for item in field if item.name in needed]
+        del field[:]
+        field.extend(used)
+
+
+def set_metadata(model: ModelProto, key: str, value: str) -> None:
+    for entry in model.metadata_props:
+        if entry.key == key:
+            entry.value = value
+            return
+    model.metadata_props.add(key=key, value=value)
+
+
+def metadata(model: ModelProto, key: str) -> str | None:
+    return next((entry.value for entry in model.metadata_props if entry.key == key), None)

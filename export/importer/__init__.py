@@ -1,0 +1,1 @@
+"""Segmentation ONNX from anywhere, brought into the standard form that engines are built from."""

@@ -1,0 +1,64 @@
+"""Make a network take every size: by padding the image, or by resizing it."""
+
+from fcn_deploy.export.analysis.accepted_sizes import SizeBehaviour
+from fcn_deploy.export.analysis.receptive_field import global_operator
+from fcn_deploy.export.passes.pad_and_crop import pad_and_crop
+from fcn_deploy.export.passes.resize_to_multiple import resize_to_multiple
+from fcn_deploy.export.passes.upsample_scores import upsample_scores
+from onnx import ModelProto
+
+FITS = ("pad", "resize")
+
+
+def choose_fit(model: ModelProto, sizes: SizeBehaviour, fit: str | None) -> str:
+    """One of FITS, or "" where the network takes every size by itself; `fit`: what the user wants, None: the default.
+
+    Images are padded, as zeros beside an image change what is near them only. Where the network looks at the whole
+    image, they change all of it, and images are resized to the nearest multiple; without multiples, there are no zeros
+    but around images smaller than the smallest.
+    """
+    if sizes.multiple == 1 and sizes.smallest == 1:
+        return ""
+    return fit or ("resize" if sizes.multiple > 1 and global_operator(model) else "pad")
+
+
+def fit_sizes(
+    model: ModelProto, sizes: SizeBehaviour, name: str, fit: str | None = None
+) -> tuple[ModelProto, list[str]]:
+    """A model for every H, W ≥ 1 with full-size scores, and what was done, a line each.
+
+    Args:
+        model: float32 [N,C,H,W] → [N,K,H/factor,W/factor], of the sizes that `sizes` tells.
+        sizes: found by probe.
+        name: of the model, for the notes.
+        fit: one of FITS; None: as choose_fit says.
+    """
+    notes = list(sizes.notes)
+    chosen = choose_fit(model, sizes, fit)
+    if fit and not chosen:
+        notes.append(f"{name} takes every size by itself; --fit {fit} changes nothing")
+    looks = global_operator(model)
+    takes = f"{name} takes multiples of {sizes.multiple} only"
+    if sizes.smallest > 1:
+        takes = (
+            f"{takes}, from {sizes.smallest} on"
+            if sizes.multiple > 1
+            else f"{name} takes no sides below {sizes.smallest}"
+        )
+    if sizes.factor > 1:
+        how = "resized" if chosen == "resize" else "upsampled"
+        notes.append(f"{name} gives scores at 1/{sizes.factor} of the image's size; they are {how} bilinearly")
+    if chosen == "resize":
+        why = f", and {looks} looks at the whole image, where zeros would count" if looks else ""
+        notes.append(
+            f"{takes}{why}; images are resized bilinearly to the nearest multiple, and their scores back "
+            "(--fit pad pads with zeros instead)"
+        )
+        return resize_to_multiple(model, sizes.multiple, sizes.smallest), notes
+    if sizes.factor > 1:
+        model = upsample_scores(model, sizes.factor)
+    if chosen == "pad":
+        why = f", which {looks} sees (--fit resize resizes instead)" if looks else ""
+        notes.append(f"{takes}; images are padded to them with zeros{why}")
+        model = pad_and_crop(model, sizes.multiple, sizes.smallest)
+    return model, notes

@@ -1,0 +1,209 @@
+"""FP16 as casts in the graph, and its emulation in float32 for machines that cannot run it."""
+
+from collections.abc import Collection
+
+import numpy as np
+import onnx
+from fcn_deploy.export.graph.edit import Names, add_constants, clone, dims, initializers, prune, set_shape
+from fcn_deploy.runtime.errors import DeployError
+from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+
+LARGEST = 65504.0  # of float16
+# Inputs that are float32 whatever the data is.
+ALWAYS_FLOAT = {("Resize", 1), ("Resize", 2)}
+# Operators whose result has the type that they name, not that of what they read, or that know no float16.
+FLOAT_ONLY = ("Cast", "ConstantOfShape", "EyeLike", "Range", "RandomNormal", "RandomNormalLike", "RandomUniform",
+              "RandomUniformLike", "Multinomial", "Bernoulli")  # fmt: skip
+
+
+def half(model: ModelProto, kept: Collection[str] = (), interface: bool = False) -> ModelProto:
+    """The model in float16, its input and output still float32.
+
+    Args:
+        model: a float32 core, perhaps with Q/DQ, whose scales become float16 too (opset 19 or newer).
+        kept: nodes, by their first output, that stay float32; casts are put around them.
+        interface: the input is float16 too, and the output where a half node gives it.
+    """
+    model = with_opset_19(model)
+    floats, constants, names = float_tensors(model), initializers(model), Names(model)
+    kept = {*kept, *never_half(model)}
+    is_half = {model.graph.input[0].name: interface}
+    nodes: list[NodeProto] = []
+    made: set[str] = set()
+
+    def as_type(name: str, wanted: bool) -> str:
+        """The name under which a float tensor is had in the wanted type."""
+        if name in constants:
+            if not wanted:
+                return name
+            if (rounded := names(f"{name}/half")) not in made:
+                made.add(rounded)
+                add_constants(model, {rounded: constants[name].astype(np.float16)})
+            return rounded
+        if is_half.get(name, False) == wanted:
+            return name
+        cast = names(f"{name}/to_{'half' if wanted else 'float'}")
+        if cast not in made:
+            made.add(cast)
+            kind = TensorProto.FLOAT16 if wanted else TensorProto.FLOAT
+            nodes.append(helper.make_node("Cast", [name], [cast], name=cast, to=kind))
+        return cast
+
+    results = {value.name for value in model.graph.output}
+    for node in model.graph.node:
+        wanted = node.output[0] not in kept
+        for index, name in enumerate(node.input):
+            if name in floats and node.op_type != "Cast":  # which takes either
+                node.input[index] = as_type(name, wanted and (node.op_type, index) not in ALWAYS_FLOAT)
+        nodes.append(node)
+        for index, name in enumerate(node.output):
+            if name not in floats:
+                continue
+            is_half[name] = wanted
+            if name in results and wanted and not interface:
+                node.output[index] = plain = names(f"{name}/result")
+                is_half[plain] = True
+                nodes.append(helper.make_node("Cast", [plain], [name], name=f"{name}/to_float", to=TensorProto.FLOAT))
+                is_half[name] = False
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    del model.graph.value_info[:]
+    for value in (model.graph.input[0], *model.graph.output):
+        if is_half[value.name]:
+            set_shape(value, dims(value), TensorProto.FLOAT16)
+    prune(model)
+    return model
+
+
+def emulate_half(model: ModelProto, kept: Collection[str] = ()) -> ModelProto:
+    """A float32 model that rounds as `half` would: run it with optimisation off.
+
+    ONNX Runtime's CPU removes casts and runs FP16 graphs in float32, so they cannot be judged there. After
+    each half tensor x, c = 8193·x and c - (c - x) has float16's 11 bits in its normal range (Dekker, 1971).
+    Further outputs, `LARGEST_OF + tensor`, give the largest magnitude of each, to be held against LARGEST.
+    """
+    model = clone(model)
+    floats, constants, names = float_tensors(model), initializers(model), Names(model)
+    kept = {*kept, *never_half(model)}
+    for node in model.graph.node:
+        if node.output[0] in kept:
+            continue
+        for index, name in enumerate(node.input):
+            if name in constants and name in floats and (node.op_type, index) not in ALWAYS_FLOAT:
+                with np.errstate(over="ignore"):
+                    rounded = constants[name].astype(np.float16).astype(np.float32)
+                if (new := names(f"{name}/rounded")) not in constants:
+                    constants[new] = rounded
+                    add_constants(model, {new: rounded})
+                node.input[index] = new
+    factor = names("half/factor")
+    add_constants(model, {factor: np.float32(8193)})
+    results = {value.name for value in model.graph.output}
+    nodes: list[NodeProto] = []
+    rounded_names: dict[str, str] = {}
+
+    def follow(name: str) -> None:
+        product, rest, emulated, magnitude = (names(f"{name}/{part}") for part in ("c", "rest", "emulated", "abs"))
+        steps = [
+            ("Mul", [name, factor], product),
+            ("Sub", [product, name], rest),
+            ("Sub", [product, rest], emulated),
+            ("Abs", [name], magnitude),
+        ]
+        nodes.extend(helper.make_node(kind, reads, [out], name=out) for kind, reads, out in steps)
+        largest = LARGEST_OF + name
+        nodes.append(helper.make_node("ReduceMax", [magnitude], [largest], name=f"{name}/max", keepdims=0))
+        model.graph.output.append(helper.make_tensor_value_info(largest, TensorProto.FLOAT, []))
+        rounded_names[name] = emulated
+
+    image = model.graph.input[0].name
+    wide = {image}  # float32 tensors, rounded where a half node reads them
+    follow(image)
+    for node in list(model.graph.node):
+        is_kept = node.output[0] in kept
+        for index, name in enumerate(node.input):
+            # What is half is so for all its readers; what is not is cast for those that are.
+            if name in rounded_names and not (is_kept and name in wide):
+                node.input[index] = rounded_names[name]
+        nodes.append(node)
+        for name in node.output:
+            # TensorRT fuses DequantizeLinear with what reads it, so its result is never rounded.
+            if name in floats and node.op_type != "DequantizeLinear":
+                follow(name)
+                if is_kept:
+                    wide.add(name)
+    for value in model.graph.output[:]:
+        if value.name in results and value.name in rounded_names and value.name not in wide:
+            old, new, plain = value.name, rounded_names[value.name], names(f"{value.name}/plain")
+            for node in nodes:
+                node.output[:] = [plain if n == old else (old if n == new else n) for n in node.output]
+                node.input[:] = [plain if n == old else (old if n == new else n) for n in node.input]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    del model.graph.value_info[:]
+    return model
+
+
+LARGEST_OF = "largest of "
+
+
+def overflowing(largest: dict[str, float], model: ModelProto, margin: float = 0.5) -> set[str]:
+    """Nodes, by first output, that cannot be half: they give or read a tensor beyond `margin` of float16's range.
+
+    Args:
+        largest: magnitude by tensor, measured on real images.
+        model: the float32 core.
+    """
+    large = {name for name, value in largest.items() if not value <= LARGEST * margin}
+    heavy = {
+        tensor.name
+        for tensor in model.graph.initializer
+        if tensor.data_type == TensorProto.FLOAT and np.abs(numpy_helper.to_array(tensor)).max(initial=0) > LARGEST
+    }
+    return {
+        node.output[0] for node in model.graph.node if (large | heavy) & {*node.input, *node.output}
+    }  # fmt: skip
+
+
+def never_half(model: ModelProto) -> set[str]:
+    """Nodes, by first output, that stay float32 in any case: those of FLOAT_ONLY, and arithmetic on sizes.
+
+    float16 holds whole numbers up to 2048 only, so a size computed in it would be wrong.
+    """
+    constants, sizes, found = set(initializers(model)), set(), set()
+    for node in model.graph.node:
+        if any(item.HasField("g") or item.graphs for item in node.attribute):
+            raise DeployError(
+                f"node {node.name or node.output[0]} ({node.op_type}) has a graph inside; FP16 cannot be written into "
+                "networks with control flow: build without it"
+            )
+        read = [name for name in node.input if name and name not in constants]
+        if node.op_type in ("Shape", "Size") or (read and all(name in sizes for name in read)):
+            sizes.update(node.output)
+            found.add(node.output[0])
+        elif node.op_type in FLOAT_ONLY:
+            found.add(node.output[0])
+        elif node.op_type == "Constant":
+            constants.update(node.output)
+            found.add(node.output[0])
+    return found
+
+
+def float_tensors(model: ModelProto) -> set[str]:
+    """Names of the float32 tensors of a model."""
+    inferred = onnx.shape_inference.infer_shapes(model)
+    values = (*inferred.graph.input, *inferred.graph.output, *inferred.graph.value_info)
+    names = {value.name for value in values if value.type.tensor_type.elem_type == TensorProto.FLOAT}
+    return names | {tensor.name for tensor in model.graph.initializer if tensor.data_type == TensorProto.FLOAT}
+
+
+def with_opset_19(model: ModelProto) -> ModelProto:
+    """A copy of opset 19 at least, where Q/DQ scales may be float16.
+
+    No operator of 18 means another thing in 19, which adds types and options: the number alone is raised.
+    """
+    model = clone(model)
+    for entry in model.opset_import:
+        if entry.domain in ("", "ai.onnx"):
+            entry.version = max(entry.version, 19)
+    return model

@@ -1,0 +1,1 @@
+"""train-fcn and eval-fcn, one file a command."""

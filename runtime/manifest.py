@@ -1,0 +1,248 @@
+"""The manifest: what an engine says of itself before anything of it is loaded."""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from .backends import CPU_BACKENDS
+from .errors import DeployError
+from .model_card import ModelCard
+
+ENGINE_VERSION = 3  # 3: stages that take the image as it is
+REMEDY = "build it again with build-engine"
+
+MODES = ("none", "linear", "nearest")
+COORDINATES = ("half_pixel", "pytorch_half_pixel", "asymmetric", "align_corners")
+ROUNDINGS = ("round_prefer_floor", "round_prefer_ceil", "floor", "ceil")
+PRECISIONS = ("float32", "float16", "int8")
+
+
+@dataclass(frozen=True)
+class Head:
+    """How coarse scores become full-size scores: the network's last Resize, as ONNX defines it.
+
+    Attributes:
+        mode: `linear`, `nearest`, or `none` where the scores are full-size already.
+        coordinates: `half_pixel`, `pytorch_half_pixel`, `asymmetric` or `align_corners`.
+        factor: output over input size, (vertical, horizontal); None: the output has the padded image's size.
+        rounding: of `nearest`: `round_prefer_floor`, `round_prefer_ceil`, `floor` or `ceil`.
+        activated: the network takes its Softmax or Sigmoid before its Resize, so the scores are probabilities already.
+        fades: the Resize stands for a bilinear transposed convolution, in which scores fade towards zero beyond the
+            centres of the outermost cells. Labels are the same.
+    """
+
+    mode: str = "none"
+    coordinates: str = "half_pixel"
+    factor: tuple[float, float] | None = None
+    rounding: str = "round_prefer_floor"
+    activated: bool = False
+    fades: bool = False
+
+    def __post_init__(self) -> None:
+        for name, allowed in (("mode", MODES), ("coordinates", COORDINATES), ("rounding", ROUNDINGS)):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} {getattr(self, name)!r}; it must be one of {', '.join(allowed)}")
+        if self.factor is not None:
+            factor = tuple(float(value) for value in self.factor)
+            if len(factor) != 2 or not all(math.isfinite(value) and value > 0 for value in factor):
+                raise ValueError(f"factor {self.factor}; it must be two numbers above 0")
+            object.__setattr__(self, "factor", factor)
+        for name in ("activated", "fades"):
+            if type(getattr(self, name)) is not bool:
+                raise ValueError(f"{name} {getattr(self, name)!r}; it must be true or false")
+        if self.fades and (self.mode, self.coordinates, self.factor is None) != ("linear", "half_pixel", False):
+            raise ValueError("fades is of linear interpolation by a factor, half_pixel")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One network of an engine: the core, or a part of it that takes the result of the part before.
+
+    Attributes:
+        file: the member that holds it.
+        input, output: their names in it.
+        halo: (vertical, horizontal) in pixels: around a tile, what its scores depend on; None: it cannot be tiled.
+        period: in pixels: tiles that begin at its multiples give the scores of the whole image.
+        whole: why it cannot be tiled: the operator that makes it depend on the whole image.
+        stride: (vertical, horizontal) in pixels of the image: of a cell of its result.
+        bytes_per_pixel: working memory for one pixel of padded image, estimated from its graph.
+        output_bytes: of its result, per pixel of padded image.
+        cost: its share of the core's work.
+        tile: side in pixels, without halo, of the tiles that it runs fastest in, which fit the processor's caches; an
+            image of more pixels is run in tiles of at most that even where memory holds it whole. None: whole.
+        border: of a first stage that takes the image as it is, uint8 [N, H, W, C]: pixels of padding around the padded
+            image, (top, left, bottom, right), of the card's mean like all padding. None: it takes a normalised image,
+            float32 [N, C, H, W].
+    """
+
+    file: str
+    input: str = "image"
+    output: str = "scores"
+    halo: tuple[int, int] | None = None
+    period: int = 1
+    whole: str = "its engine does not tell its receptive field; build it again"
+    stride: tuple[int, int] = (1, 1)
+    bytes_per_pixel: float = 0.0
+    output_bytes: float = 0.0
+    cost: float = 1.0
+    tile: int | None = None
+    border: tuple[int, int, int, int] | None = None
+
+    def __post_init__(self) -> None:
+        if self.border is not None:
+            object.__setattr__(self, "border", tuple(self.border))
+            if len(self.border) != 4 or not all(type(side) is int and side >= 0 for side in self.border):
+                raise ValueError(f"border {self.border}; it must be four whole numbers of pixels")
+        if self.halo is not None:
+            halo = tuple(self.halo)
+            if len(halo) != 2 or not all(type(side) is int and side >= 0 for side in halo):
+                raise ValueError(f"halo {halo}; it must be two whole numbers of pixels")
+            object.__setattr__(self, "halo", halo)
+        object.__setattr__(self, "stride", tuple(self.stride))
+        if len(self.stride) != 2 or not all(type(side) is int and side > 0 for side in self.stride):
+            raise ValueError(f"stride {self.stride}; it must be two whole numbers of pixels, above 0")
+        for name, value in (("period", self.period), ("tile", 1 if self.tile is None else self.tile)):
+            if type(value) is not int or value < 1:
+                raise ValueError(f"{name} {value!r}; it must be a whole number above 0")
+        for name in ("bytes_per_pixel", "output_bytes", "cost"):
+            value = getattr(self, name)
+            if type(value) not in (int, float) or not 0 <= value < math.inf:
+                raise ValueError(f"{name} {value!r}; it must be a number of at least 0")
+
+
+@dataclass(frozen=True)
+class Profile:
+    """An optimisation profile of a TensorRT plan: the sizes of core input that it runs.
+
+    Attributes:
+        min, opt, max: (height, width) in pixels.
+        batch: most images at once.
+        bytes: of working memory at `max`; None where the builder did not tell.
+    """
+
+    min: tuple[int, int]
+    opt: tuple[int, int]
+    max: tuple[int, int]
+    batch: int = 1
+    bytes: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("min", "opt", "max"):
+            size = tuple(getattr(self, name))
+            if len(size) != 2 or not all(type(side) is int and side > 0 for side in size):
+                raise ValueError(f"{name} {size}; it must be a height and a width")
+            object.__setattr__(self, name, size)
+        if self.bytes is not None and type(self.bytes) is not int:
+            raise ValueError(f"bytes {self.bytes!r}; it must be a whole number")
+
+    def holds(self, size: tuple[int, int]) -> bool:
+        return all(low <= side <= high for low, side, high in zip(self.min, size, self.max, strict=True))
+
+
+@dataclass(frozen=True)
+class GpuPlan:
+    """What a TensorRT plan needs, checked before it is loaded.
+
+    Attributes:
+        library: Python module that runs it: `tensorrt` or `tensorrt_rtx`.
+        version: of that module when the plan was built.
+        targets: compute capabilities it is for: `sm89`.
+        profiles: in the plan's order.
+        portable: built to run on other GPUs too (hardware compatibility).
+        version_compatible: built to run in later versions of the library.
+    """
+
+    library: str
+    version: str
+    targets: tuple[str, ...]
+    profiles: tuple[Profile, ...]
+    portable: bool = False
+    version_compatible: bool = False
+
+    def __post_init__(self) -> None:
+        if self.library not in ("tensorrt", "tensorrt_rtx"):
+            raise ValueError(f"library {self.library!r}; it must be tensorrt or tensorrt_rtx")
+        if type(self.version) is not str or not all(type(target) is str for target in self.targets):
+            raise ValueError("its version and targets must be texts")
+        profiles = tuple(p if isinstance(p, Profile) else Profile(**p) for p in self.profiles)
+        if not profiles:
+            raise ValueError("it has no profile")
+        object.__setattr__(self, "targets", tuple(self.targets))
+        object.__setattr__(self, "profiles", profiles)
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What an engine is: written by build-engine, read by the runtime before anything is loaded.
+
+    Attributes:
+        card: of the model.
+        target: `cpu`, or the GPUs the plan is for: `sm86,sm89`.
+        precision: the lowest in the graph: `float32`, `float16` or `int8`.
+        head: what turns the core's scores into full-size ones.
+        stages: the core network, in order.
+        created_by: name and version of the builder.
+        gpu: what the plan needs, in engines for GPUs.
+        backend: of engines for the CPU, the library that was measured fastest: `onnxruntime` or `openvino`.
+        members: name → {"bytes", "sha256"} of every other member of the file.
+    """
+
+    card: ModelCard
+    target: str
+    precision: str
+    head: Head
+    stages: tuple[Stage, ...]
+    created_by: str
+    gpu: GpuPlan | None = None
+    backend: str = "onnxruntime"
+    members: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.stages:
+            raise ValueError("it has no stages")
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"precision {self.precision!r}; this release knows {', '.join(PRECISIONS)}")
+        if self.backend not in CPU_BACKENDS:
+            raise ValueError(f"backend {self.backend!r}; this release knows {', '.join(CPU_BACKENDS)}")
+        for value in (self.target, *(n for stage in self.stages for n in (stage.file, stage.input, stage.output))):
+            if type(value) is not str:
+                raise ValueError(f"{value!r} where a name belongs")
+
+    def to_json(self) -> str:
+        data = {item.name: getattr(self, item.name) for item in fields(self)}
+        data["card"] = json.loads(self.card.to_json())
+        data["head"] = asdict(self.head)
+        data["stages"] = [asdict(stage) for stage in self.stages]
+        data["gpu"] = self.gpu and asdict(self.gpu)
+        data["members"] = dict(self.members)
+        return json.dumps({"format": "fcn-deploy engine", "version": ENGINE_VERSION} | data, indent=1)
+
+    @classmethod
+    def from_json(cls, text: str | bytes, source: str) -> "Manifest":
+        """Parse a manifest. `source` names the file in errors. Raises DeployError."""
+        try:
+            data = json.loads(text)
+            if data.pop("format") != "fcn-deploy engine":
+                raise ValueError("it is not one of an fcn-deploy engine")
+            version = data.pop("version")
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            raise DeployError(f"{source} has no manifest of an engine: {error!r}; {REMEDY}") from error
+        if version != ENGINE_VERSION:
+            raise DeployError(
+                f"{source} is an engine of version {version}, and this release reads version "
+                f"{ENGINE_VERSION}; upgrade fcn-deploy, or {REMEDY}"
+            )
+        try:
+            data["card"] = ModelCard.from_json(json.dumps(data["card"]), source)
+            data["head"] = Head(**data["head"])
+            data["stages"] = tuple(Stage(**stage) for stage in data["stages"])
+            data["gpu"] = GpuPlan(**data["gpu"]) if data.get("gpu") else None
+            data["members"] = {
+                str(name): {"bytes": int(entry["bytes"]), "sha256": str(entry["sha256"])}
+                for name, entry in data["members"].items()
+            }
+            return cls(**data)
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            raise DeployError(f"{source} has a damaged manifest: {error!r}; {REMEDY}") from error
