@@ -19,7 +19,7 @@ import onnx
 from fcn_deploy.calibration.ranges import collect
 from fcn_deploy.export.build.engine import core_of
 from fcn_deploy.export.build.targets import cpu
-from fcn_deploy.export.importer.standard_form import read_source
+from fcn_deploy.export.importer.import_model import import_model
 from fcn_deploy.export.quantization.mixed_precision import tapped
 from fcn_deploy.runtime.backends.onnxruntime import session
 from fcn_deploy.runtime.images import find_images
@@ -45,7 +45,7 @@ def images(count: int, card, photos: str | None):
 
 def measure(model: Path, mode: str, count: int, photos: str | None) -> None:
     """Print seconds of the passes, without making the images, and peak memory in MB."""
-    core, card = core_of(read_source(model))
+    core, card = core_of(import_model(model))
     core = onnx.load_from_string(cpu.build(core))
     spent = 0.0
 

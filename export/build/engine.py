@@ -23,7 +23,7 @@ from fcn_deploy.export.build.profiles import default_profiles, plan_profiles, ta
 from fcn_deploy.export.build.targets import cpu, tensorrt
 from fcn_deploy.export.build.targets.kernels import compile_kernels
 from fcn_deploy.export.graph.edit import check
-from fcn_deploy.export.importer.standard_form import Source
+from fcn_deploy.export.importer.import_model import ImportedModel
 from fcn_deploy.export.passes.bilinear_deconv import bilinear_deconv
 from fcn_deploy.export.passes.fold_constants import fold_constants
 from fcn_deploy.export.passes.fuse_padding import fuse_padding
@@ -69,7 +69,7 @@ class ForGpu:
 
 
 def build_engine(
-    source: Source,
+    source: ImportedModel,
     out: str | os.PathLike,
     threads: int | None = None,
     target: str = "cpu",
@@ -297,7 +297,7 @@ def _measure_on_gpu(manifest: Manifest, members: dict[str, bytes], say, timed) -
 
 
 def _tuned(
-    source: Source,
+    source: ImportedModel,
     drafts: dict[str, tuple[Manifest, dict[str, bytes]]],
     lowered: Result | None,
     max_drop: float,
@@ -391,7 +391,7 @@ def _tuned(
     return manifest, members, about
 
 
-def core_of(source: Source) -> tuple[ModelProto, ModelCard]:
+def core_of(source: ImportedModel) -> tuple[ModelProto, ModelCard]:
     """The core network with its head cut off, and the card that fits it."""
     model, card = source.model, source.card
     if card.activation == "softmax" or (card.activation, card.threshold) == ("sigmoid", 0.5):

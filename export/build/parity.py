@@ -4,7 +4,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from fcn_deploy.export.importer.standard_form import Source
+from fcn_deploy.export.importer.import_model import ImportedModel
 from fcn_deploy.export.passes.split_head import ends_in_sigmoid
 from fcn_deploy.export.tolerances import DECISION_MARGIN, REORDERED_SUMS
 from fcn_deploy.runtime.backends.onnxruntime import OnnxRuntimeBackend
@@ -19,7 +19,7 @@ from fcn_deploy.runtime.verify import natural_noise
 COMPARED_SIZES = ((1, 1), (7, 13), (37, 41), (61, 97), (136, 17), (200, 333), (257, 263), (480, 640))
 
 
-def compare(source: Source, net: Segmenter) -> dict[str, Any]:
+def compare(source: ImportedModel, net: Segmenter) -> dict[str, Any]:
     """What the engine gives against the model's own output, at mixed sizes.
 
     Returns:

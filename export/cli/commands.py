@@ -126,13 +126,13 @@ def export(
     need("onnxruntime", "cpu")
     check_writable(out)
     opset = opset or 18
-    from fcn_deploy.export.from_torch import export as run_export
+    from fcn_deploy.export.from_torch import export_module
     from fcn_deploy.fcn.foreign import load_module
 
     said = _source_options(**about)
     notes: list[str] = []
     model, own = load_module(source, weights, notes.append)
-    made, differences = run_export(
+    made, differences = export_module(
         model,
         own,
         out,
@@ -168,9 +168,9 @@ def _export_free(source: str, out: Path, about: dict, json_: bool) -> None:
     need("onnx", "export")
     need("onnxruntime", "cpu")
     check_writable(out)
-    from fcn_deploy.export.dynamic_shapes.free import export_free
+    from fcn_deploy.export.from_onnx import export_onnx_model
 
-    card, notes = export_free(source, out, _source_options(**about))
+    card, notes = export_onnx_model(source, out, _source_options(**about))
     if json_:
         print(json.dumps({"model": str(out), "card": json.loads(card.to_json()), "notes": notes}))
         return
@@ -200,13 +200,14 @@ def inspect(
     need("onnx", "export")
     need("onnxruntime", "cpu")
     from fcn_deploy.export.build.targets.tensorrt import parse_targets
-    from fcn_deploy.export.inspect import inspect_model, show
+    from fcn_deploy.export.inspect import inspect_file
+    from fcn_deploy.export.inspect.text import record_as_text
 
     targets = ()
     if target is not None:
         targets = (target,) if target == "cpu" or target in ORT_TARGETS else (",".join(parse_targets(target)),)
-    about = inspect_model(model, targets, None if memory is None else int(memory * 1e9))
-    print(json.dumps(about) if json_ else show(about))
+    about = inspect_file(model, targets, None if memory is None else int(memory * 1e9))
+    print(json.dumps(about) if json_ else record_as_text(about))
     return 0 if about["ok"] else 1
 
 
@@ -242,10 +243,10 @@ def _source_options(
     fit: Fit | None,
 ):
     """What the options say of a foreign ONNX."""
-    from fcn_deploy.export.importer.card import SourceOptions, read_card_file
+    from fcn_deploy.export.importer.options import ImportOptions, read_card_file
 
     limits = None if threshold is None else _numbers("threshold", threshold, "one, or one per class")
-    return SourceOptions(
+    return ImportOptions(
         mean=None if mean is None else _numbers("input-mean", mean, "one per channel"),
         std=None if std is None else _numbers("input-std", std, "one per channel"),
         scale=scale,
@@ -402,7 +403,7 @@ def build(
     from fcn_deploy.export.build.engine import build_engine as run_build
     from fcn_deploy.export.build.profiles import show_rows
     from fcn_deploy.export.build.targets import tensorrt
-    from fcn_deploy.export.importer.standard_form import read_source
+    from fcn_deploy.export.importer.import_model import import_model
     from fcn_deploy.export.quantization.mixed_precision import Options
     from fcn_deploy.runtime.sizes import parse_sizes
     from fcn_deploy.runtime.verify import show_latency
@@ -440,7 +441,7 @@ def build(
     name = (backend or Backend.auto).value
     tuning = None if on_gpu or standalone else Tuning(backends_of(name), fastest, threads=name == "auto")
     about = _source_options(input_mean, input_std, scale, bgr, classes, output, activation, threshold, card, fit)
-    source = read_source(model, about)
+    source = import_model(model, about)
     for note in source.notes:
         print(f"note: {note}", file=sys.stderr)
     if standalone:

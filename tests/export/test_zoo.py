@@ -8,14 +8,14 @@ import onnx
 import pytest
 import torch
 import torch.nn.functional as F
-from fcn_deploy.export import from_torch as to_onnx
+from fcn_deploy.export import from_torch
 from fcn_deploy.export.build.engine import build_engine, core_of
 from fcn_deploy.export.build.parity import decided
 from fcn_deploy.export.build.profiles import default_profiles
 from fcn_deploy.export.build.targets import tensorrt
 from fcn_deploy.export.graph.edit import metadata, opset
-from fcn_deploy.export.importer.card import SourceOptions
-from fcn_deploy.export.importer.standard_form import read_source
+from fcn_deploy.export.importer.import_model import import_model
+from fcn_deploy.export.importer.options import ImportOptions
 from fcn_deploy.export.passes.split_head import head_of
 from fcn_deploy.fcn.foreign import scores_of
 from fcn_deploy.runtime.verify import natural_noise
@@ -73,13 +73,13 @@ def exported(tmp_path_factory):
         key = name, exporter, version
         if key not in made:
             path, notes = folder / f"{name}-{exporter}-{version}.onnx", []
-            options = SourceOptions(**ZOO[name].options)
+            options = ImportOptions(**ZOO[name].options)
             model = kept.get(name) or kept.setdefault(name, network(name))
             try:
                 with pytest.MonkeyPatch.context() as patch:
-                    for function in (to_onnx.probe, to_onnx.references):
-                        patch.setattr(to_onnx, function.__name__, once(name, function))
-                    card, _ = to_onnx.export(
+                    for function in (from_torch.probe, from_torch.expected_scores):
+                        patch.setattr(from_torch, function.__name__, once(name, function))
+                    card, _ = from_torch.export_module(
                         model, None, path, exporter=exporter, opset_version=version, name=name, options=options,
                         note=notes.append,
                     )  # fmt: skip
@@ -151,7 +151,7 @@ def unseen_sizes(count: int = 40) -> list[tuple[int, int]]:
 @pytest.mark.parametrize("name", BUILT)
 def test_an_engine_gives_pytorchs_labels_at_40_unseen_sizes(exported, tmp_path, name):
     kind, found = ZOO[name], exported(name, *spec(name))
-    source = read_source(found.path)
+    source = import_model(found.path)
     build_engine(source, tmp_path / "e.engine", timed=[(32, 32)])
     run, undecided, pixels, seen = reference(name, found.card), 0, 0, set()
     with Segmenter(tmp_path / "e.engine", threads=1) as net, torch.inference_mode():
@@ -181,7 +181,7 @@ def test_an_engine_gives_pytorchs_labels_at_40_unseen_sizes(exported, tmp_path, 
 @pytest.mark.parametrize("name", BUILT)
 def test_a_plan_is_built_or_refused_by_the_name_of_the_node(exported, name):
     pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed; pip install 'fcn-deploy[rtx]'")
-    core, card = core_of(read_source(exported(name, *spec(name)).path))
+    core, card = core_of(import_model(exported(name, *spec(name)).path))
     assert head_of(core).mode == ZOO[name].head
     options = tensorrt.BuildOptions(("sm89",))
     if reason := ZOO[name].refused.get("rtx"):
@@ -193,10 +193,10 @@ def test_a_plan_is_built_or_refused_by_the_name_of_the_node(exported, name):
 
 def test_the_exporter_that_takes_a_network_is_found_and_the_other_ones_reason_said(tmp_path):
     notes = []
-    to_onnx.export(network("rms-norm"), None, tmp_path / "m.onnx", name="rms-norm", note=notes.append)
+    from_torch.export_module(network("rms-norm"), None, tmp_path / "m.onnx", name="rms-norm", note=notes.append)
     assert any("exported by dynamo; by torchscript: " in note and "rms_norm" in note for note in notes)
     with pytest.raises(DeployError, match=r"by torchscript: .*rms_norm.*; by dynamo: it writes opset 18 and newer"):
-        to_onnx.export(network("rms-norm"), None, tmp_path / "n.onnx", name="rms-norm", opset_version=13)
+        from_torch.export_module(network("rms-norm"), None, tmp_path / "n.onnx", name="rms-norm", opset_version=13)
     with pytest.raises(DeployError, match=r"by torchscript: .*_aa.*; by dynamo: .*other scores"):
-        to_onnx.export(network("antialiased"), None, tmp_path / "n.onnx", name="antialiased")
+        from_torch.export_module(network("antialiased"), None, tmp_path / "n.onnx", name="antialiased")
     assert [path.name for path in tmp_path.iterdir()] == ["m.onnx"]

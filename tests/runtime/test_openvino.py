@@ -11,7 +11,7 @@ import pytest
 from fcn_deploy.export.build.autotune import Tuning
 from fcn_deploy.export.build.engine import build_engine
 from fcn_deploy.export.build.parity import decided
-from fcn_deploy.export.importer.standard_form import read_source
+from fcn_deploy.export.importer.import_model import import_model
 from fcn_deploy.export.quantization.mixed_precision import Options
 from fcn_deploy.export.tolerances import GOLDEN_SAMPLE, REORDERED_SUMS
 from fcn_deploy.runtime.backends import openvino as backend
@@ -36,7 +36,7 @@ def engine(exports, tmp_path_factory):
     """narrow.engine, made for OpenVINO."""
     path = tmp_path_factory.mktemp("openvino") / "m.engine"
     report = build_engine(
-        read_source(exports / "narrow.onnx"), path, timed=[(64, 64)], tuning=Tuning(("openvino",), seconds=1)
+        import_model(exports / "narrow.onnx"), path, timed=[(64, 64)], tuning=Tuning(("openvino",), seconds=1)
     )
     assert report["backend"] == "openvino"
     return path
@@ -204,7 +204,7 @@ def test_a_manifest_names_a_backend_this_release_knows(engine):
 
 def test_int8_is_judged_and_verified_by_its_own_kernels(tmp_path):
     import torch
-    from fcn_deploy.export.from_torch import export
+    from fcn_deploy.export.from_torch import export_module
     from torch import nn
 
     torch.manual_seed(2)
@@ -213,10 +213,10 @@ def test_int8_is_judged_and_verified_by_its_own_kernels(tmp_path):
         nn.Upsample(scale_factor=4, mode="bilinear"),
     ).eval()  # fmt: skip
     names = ("a", "b", "c", "d")
-    export(model, ModelCard(names, stride=4, size_multiple=4), tmp_path / "m.onnx")
+    export_module(model, ModelCard(names, stride=4, size_multiple=4), tmp_path / "m.onnx")
     for index in range(8):
         Image.fromarray(photo(60 + 9 * index, 130 - 7 * index, index)).save(tmp_path / f"{index}.png")
-    source = read_source(tmp_path / "m.onnx")
+    source = import_model(tmp_path / "m.onnx")
     options = Options(int8=True, calib=str(tmp_path), max_drop=5)
     for name in ("onnxruntime", "openvino"):
         report = build_engine(
@@ -240,7 +240,7 @@ def test_int8_that_misses_its_golden_sample_is_not_run_by_it(exports, tmp_path, 
         Image.fromarray(photo(60 + 9 * index, 130 - 7 * index, index)).save(tmp_path / f"{index}.png")
     options = Options(int8=True, calib=str(tmp_path), max_drop=100)
     report = build_engine(
-        read_source(exports / "narrow.onnx"), tmp_path / "m.engine", timed=[(64, 64)], options=options,
+        import_model(exports / "narrow.onnx"), tmp_path / "m.engine", timed=[(64, 64)], options=options,
         tuning=Tuning(("onnxruntime", "openvino"), seconds=1),
     )  # fmt: skip
     refused = {(row["backend"], row["precision"]): row["refused"] for row in report["candidates"]}
@@ -252,7 +252,7 @@ def test_int8_keeps_its_miou_on_photographs(trained, tmp_path):
     camvid = needs_shared("camvid")
     options = Options(int8=True, calib=str(camvid / "train"), count=20, labels=camvid / "trainannot")
     report = build_engine(
-        read_source(trained / "camvid.onnx"), tmp_path / "m.engine", timed=[(64, 64)],
+        import_model(trained / "camvid.onnx"), tmp_path / "m.engine", timed=[(64, 64)],
         options=options, tuning=Tuning(("openvino",), seconds=1),
     )  # fmt: skip
     assert verify(tmp_path / "m.engine")["passed"]

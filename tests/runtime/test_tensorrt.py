@@ -37,11 +37,11 @@ def built(exports, tmp_path_factory):
     from fcn_deploy.export.build.engine import ForGpu, build_engine, core_of
     from fcn_deploy.export.build.targets import cpu
     from fcn_deploy.export.build.targets.tensorrt import BuildOptions
-    from fcn_deploy.export.importer.standard_form import read_source
+    from fcn_deploy.export.importer.import_model import import_model
     from fcn_deploy.runtime.sizes import parse_sizes
 
     folder = tmp_path_factory.mktemp("gpu")
-    source = read_source(exports / "narrow.onnx")
+    source = import_model(exports / "narrow.onnx")
     how = ForGpu(BuildOptions(("sm89",)), parse_sizes(SIZES))
     build_engine(source, folder / "m.engine", target="sm89", gpu=how)
     return folder / "m.engine", cpu.build(core_of(source)[0])
@@ -132,7 +132,7 @@ def test_engines_in_float16_and_int8_take_float16_and_give_the_labels_of_their_r
 ):
     pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed; pip install 'fcn-deploy[rtx]'")
     from fcn_deploy.export.build import engine as build
-    from fcn_deploy.export.importer.standard_form import read_source
+    from fcn_deploy.export.importer.import_model import import_model
     from fcn_deploy.export.quantization.mixed_precision import Options
     from fcn_deploy.runtime.sizes import parse_sizes
     from gpu_sim import tensorrt_sim
@@ -144,7 +144,7 @@ def test_engines_in_float16_and_int8_take_float16_and_give_the_labels_of_their_r
     options = Options(int8=precision == "int8", fp16=True, calib=str(tmp_path), max_drop=100)
     how = build.ForGpu(build.tensorrt.BuildOptions(("sm89",)), parse_sizes(SIZES))
     path = tmp_path / "m.engine"
-    build.build_engine(read_source(exports / "narrow.onnx"), path, None, "sm89", options, gpu=how)
+    build.build_engine(import_model(exports / "narrow.onnx"), path, None, "sm89", options, gpu=how)
     gpu.load_kernels(KERNELS)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     with EngineFile(path) as file:
@@ -272,11 +272,11 @@ def test_images_outside_every_profile_are_run_in_tiles(gpu, tmp_path):
     from fcn_deploy.export.build.engine import ForGpu, build_engine, core_of
     from fcn_deploy.export.build.targets import cpu
     from fcn_deploy.export.build.targets.tensorrt import BuildOptions
-    from fcn_deploy.export.importer.standard_form import read_source
+    from fcn_deploy.export.importer.import_model import import_model
     from fcn_deploy.runtime.sizes import parse_sizes
 
     small_field(tmp_path / "small.onnx")
-    source = read_source(tmp_path / "small.onnx")
+    source = import_model(tmp_path / "small.onnx")
     build_engine(source, tmp_path / "cpu.engine", timed=[(32, 32)])
     how = ForGpu(BuildOptions(("sm89",)), parse_sizes("1x1:32x32:48x64,48x64:64x64:96x96"))
     build_engine(source, tmp_path / "gpu.engine", target="sm89", gpu=how)

@@ -26,7 +26,7 @@ from fcn_deploy.export.build.autotune import (
     tune,
 )
 from fcn_deploy.export.build.engine import build_engine
-from fcn_deploy.export.importer.standard_form import read_source
+from fcn_deploy.export.importer.import_model import import_model
 from fcn_deploy.export.quantization.mixed_precision import Options
 from fcn_deploy.runtime.backends import openvino
 from fcn_deploy.runtime.engine_file import EngineFile
@@ -246,7 +246,7 @@ def test_fastest_keeps_float32_where_int8_is_slower(exports, tmp_path, photos, m
         return {c: Timing(dict.fromkeys(images, 1.0), 3.0 if c.precision == "int8" else 1.0, [1], "") for c in calls}
 
     monkeypatch.setattr(candidates, "measure", slow_int8)
-    source, out = read_source(exports / "narrow.onnx"), tmp_path / "m.engine"
+    source, out = import_model(exports / "narrow.onnx"), tmp_path / "m.engine"
     options = Options(int8=True, calib=str(photos), max_drop=100)
     report = build_engine(source, out, options=options, tuning=Tuning(fastest=True), timed=[(32, 32)])
     assert report["precision"] == "float32" and report["speedup"] == pytest.approx(1 / 3, abs=0.01)
@@ -260,7 +260,7 @@ def test_fastest_keeps_float32_where_int8_is_slower(exports, tmp_path, photos, m
 
 def test_fastest_keeps_float32_where_int8_loses_too_much(exports, tmp_path, photos):
     options = Options(int8=True, calib=str(photos), max_drop=0.0)
-    source, out = read_source(exports / "narrow.onnx"), tmp_path / "m.engine"
+    source, out = import_model(exports / "narrow.onnx"), tmp_path / "m.engine"
     with pytest.raises(DeployError, match="INT8 within --max-drop"):
         build_engine(source, out, options=options, timed=[(32, 32)])
     report = build_engine(source, out, options=options, tuning=Tuning(fastest=True), timed=[(32, 32)])
@@ -280,7 +280,7 @@ def test_int8_that_loses_too_much_by_a_librarys_own_kernels_is_not_run_by_it(exp
     options = Options(int8=True, calib=str(photos), max_drop=60)
     tuning = Tuning(("onnxruntime", "openvino"), seconds=1)
     out = tmp_path / "m.engine"
-    report = build_engine(read_source(exports / "narrow.onnx"), out, options=options, tuning=tuning, timed=[(32, 32)])
+    report = build_engine(import_model(exports / "narrow.onnx"), out, options=options, tuning=tuning, timed=[(32, 32)])
     row = next(row for row in report["candidates"] if (row["backend"], row["precision"]) == ("openvino", "int8"))
     assert "lost by its kernels, 60 allowed" in row["refused"] and report["backend"] == "onnxruntime"
     with EngineFile(out) as file:

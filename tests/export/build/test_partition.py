@@ -10,8 +10,8 @@ from fcn_deploy.export.build.autotune import Tuning
 from fcn_deploy.export.build.engine import build_engine, core_of
 from fcn_deploy.export.build.partition import cut_core
 from fcn_deploy.export.build.targets import cpu
-from fcn_deploy.export.from_torch import export
-from fcn_deploy.export.importer.standard_form import read_source
+from fcn_deploy.export.from_torch import export_module
+from fcn_deploy.export.importer.import_model import import_model
 from fcn_deploy.export.quantization.mixed_precision import Options
 from fcn_deploy.runtime.backends.onnxruntime import session
 from fcn_deploy.runtime.errors import OverBudgetError
@@ -35,8 +35,8 @@ def narrow(index, width=0.125):
 
     model = random_network(width=width, **CHOSEN[index])
     with tempfile.TemporaryDirectory() as folder:
-        export(model, checkpoint_of(model).card, Path(folder) / "m.onnx")
-        core, card = core_of(read_source(Path(folder) / "m.onnx"))
+        export_module(model, checkpoint_of(model).card, Path(folder) / "m.onnx")
+        core, card = core_of(import_model(Path(folder) / "m.onnx"))
     return onnx.load_from_string(cpu.build(core)), card
 
 
@@ -58,12 +58,12 @@ def engine(index, int8, folder, backend="onnxruntime"):
     """An engine of the family, in a folder of this run."""
     path = folder / f"{index}-{int8}-{backend}.engine"
     model = random_network(width=0.125, **CHOSEN[index])
-    export(model, checkpoint_of(model).card, folder / f"{index}.onnx")
+    export_module(model, checkpoint_of(model).card, folder / f"{index}.onnx")
     for name in range(3):
         Image.fromarray(photo(90 + name, 100, name)).save(folder / f"{name}.png")
     options = Options(int8=int8, calib=str(folder / "*.png") if int8 else None, max_drop=100)
     how = {"tuning": Tuning((backend,)), "timed": [(32, 32)]}
-    build_engine(read_source(folder / f"{index}.onnx"), path, options=options, **how)
+    build_engine(import_model(folder / f"{index}.onnx"), path, options=options, **how)
     return path
 
 
@@ -156,7 +156,7 @@ def with_global_pool(path):
 
 def test_a_network_with_a_global_layer_late_is_tiled_up_to_it(tmp_path):
     with_global_pool(tmp_path / "m.onnx")
-    report = build_engine(read_source(tmp_path / "m.onnx"), tmp_path / "m.engine", timed=[(32, 32)])
+    report = build_engine(import_model(tmp_path / "m.onnx"), tmp_path / "m.engine", timed=[(32, 32)])
     assert [stage["tiles"] for stage in report["stages"]] == ["exact", "none: GlobalAveragePool pool"]
     image = photo(301, 203)
     with Segmenter(tmp_path / "m.engine") as whole:
@@ -180,7 +180,7 @@ def test_a_network_that_looks_at_the_whole_image_first_says_why_it_is_not_tiled(
     ]
     weight = np.random.default_rng(0).normal(size=(2, 3, 1, 1)).astype(np.float32)
     onnx.save(graph_of(nodes, {"w": weight}), tmp_path / "m.onnx")
-    report = build_engine(read_source(tmp_path / "m.onnx"), tmp_path / "m.engine", timed=[(32, 32)])
+    report = build_engine(import_model(tmp_path / "m.onnx"), tmp_path / "m.engine", timed=[(32, 32)])
     assert [stage["tiles"] for stage in report["stages"]] == ["none: GlobalAveragePool pool"]
     with (
         Segmenter(tmp_path / "m.engine", memory=10_000) as net,
@@ -200,7 +200,7 @@ def test_tiles_that_turn_out_to_differ_are_not_used(monkeypatch):
 
 
 def test_the_cut_leaves_little_to_do_twice(trained):
-    core, card = core_of(read_source(trained / "camvid.onnx"))
+    core, card = core_of(import_model(trained / "camvid.onnx"))
     from fcn_deploy.runtime.plan import plan_run
 
     parts = cut_core(onnx.load_from_string(cpu.build(core)), card)

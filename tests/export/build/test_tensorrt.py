@@ -21,7 +21,7 @@ from fcn_deploy.export.build.targets.tensorrt import (
     parse_targets,
 )
 from fcn_deploy.export.build.targets.timing_cache import CACHE_MAGIC, TimingCache
-from fcn_deploy.export.importer.standard_form import read_source
+from fcn_deploy.export.importer.import_model import import_model
 from helpers import multiples_of
 from onnx import TensorProto, helper, numpy_helper
 
@@ -38,7 +38,7 @@ def rtx():
 
 @pytest.fixture(scope="module")
 def core(exports):
-    return core_of(read_source(exports / "narrow.onnx"))[0]
+    return core_of(import_model(exports / "narrow.onnx"))[0]
 
 
 def graph(*nodes, domain="", **constants):

@@ -9,7 +9,7 @@ import pytest
 from fcn_deploy.export.build.engine import build_engine, core_of
 from fcn_deploy.export.build.targets import cpu
 from fcn_deploy.export.graph.edit import opset
-from fcn_deploy.export.importer.standard_form import read_source
+from fcn_deploy.export.importer.import_model import import_model
 from fcn_deploy.export.quantization.half import emulate_half
 from fcn_deploy.export.quantization.mixed_precision import Judge, Options, lower
 from fcn_deploy.export.quantization.quantize import SCHEMES, quantised_convolutions
@@ -151,7 +151,7 @@ def test_an_int8_engine_for_the_cpu(exports, photos, tmp_path):
 
 def test_labels_make_the_gate_measure_miou(exports, photos, tmp_path):
     options = Options(int8=True, calib=str(photos / "images"), labels=photos / "labels", max_drop=100)
-    report = build_engine(read_source(exports / "narrow.onnx"), tmp_path / "m.engine", options=options)
+    report = build_engine(import_model(exports / "narrow.onnx"), tmp_path / "m.engine", options=options)
     assert report["accuracy"]["metric"] == "mIoU" and 0 < report["miou"] < 1 and report["miou_reason"] is None
     assert report["miou"] == report["accuracy"]["int8"]
 
@@ -171,7 +171,7 @@ def test_engines_for_gpus_are_built_here_and_say_what_was_not_measured(exports, 
 
 
 def test_ranges_are_reused_for_the_same_model_alone(exports, photos, tmp_path):
-    source = read_source(exports / "narrow.onnx")
+    source = import_model(exports / "narrow.onnx")
     options = Options(int8=True, calib=str(photos / "images"), ranges=tmp_path / "ranges.json", max_drop=100)
     first = build_engine(source, tmp_path / "a.engine", options=options)
     written = (tmp_path / "ranges.json").read_bytes()
@@ -186,7 +186,7 @@ def test_ranges_are_reused_for_the_same_model_alone(exports, photos, tmp_path):
 
 
 def test_odd_calibration_images(exports, tmp_path, caplog):
-    source = read_source(exports / "narrow.onnx")
+    source = import_model(exports / "narrow.onnx")
     folder = tmp_path / "flat"
     folder.mkdir()
     Image.new("RGB", (50, 40), (9, 9, 9)).save(folder / "flat.png")  # one image, of one colour
@@ -248,7 +248,7 @@ def test_int8_and_fp16_keep_the_miou_of_a_trained_network(trained, tmp_path):
         scale = 0.6 + 0.03 * index
         picture = Image.open(path)
         picture.resize((round(480 * scale), round(360 * scale))).save(calib / f"{index}.png")
-    core, card = core_of(read_source(trained / "camvid.onnx"))
+    core, card = core_of(import_model(trained / "camvid.onnx"))
     from fcn_deploy.calibration.datasets import load_dataset
     from fcn_deploy.calibration.stream import ImageStream
     from fcn_deploy.export.passes.split_head import head_of
@@ -284,7 +284,7 @@ def test_the_gate_never_trusts_kernels_that_saturate(photos, target, monkeypatch
 
 
 def test_ranges_of_another_sample_are_not_judged_on_what_they_saw(exports, photos, tmp_path):
-    source, kept = read_source(exports / "narrow.onnx"), tmp_path / "ranges.json"
+    source, kept = import_model(exports / "narrow.onnx"), tmp_path / "ranges.json"
     for seed in range(3):
         options = Options(int8=True, calib=str(photos / "images"), ranges=kept, max_drop=100, seed=seed)
         report = build_engine(source, tmp_path / "a.engine", options=options)["accuracy"]
@@ -310,5 +310,5 @@ def test_older_models_are_converted_for_int8(photos, tmp_path):
                       opset_version=13, input_names=["image"], output_names=["logits"], dynamic_axes=axes)  # fmt: skip
     assert opset(onnx.load(tmp_path / "old.onnx")) == 13
     options = Options(int8=True, calib=str(photos / "images"), max_drop=100)
-    report = build_engine(read_source(tmp_path / "old.onnx"), tmp_path / "m.engine", options=options)
+    report = build_engine(import_model(tmp_path / "old.onnx"), tmp_path / "m.engine", options=options)
     assert report["agreement"]["wrong"] == 0

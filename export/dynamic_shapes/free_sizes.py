@@ -45,44 +45,36 @@ FACTORS = (1, 2, 4, 8, 16, 32, 64)  # of a size that is found in a graph to the 
 
 
 @dataclass(frozen=True)
-class Freed:
+class FreedModel:
     """A model whose sizes are free.
 
     Attributes:
         model: its batch, height and width have names.
         notes: what was changed, a line each kind; none where nothing but the names of dimensions was.
-        traced: (N, H, W) that its numbers were for; () where none of them was for a size.
-        stretched: the first node that makes scores depend on the image's size otherwise than by what is near them,
-            such as a Resize with aligned corners; "": none was seen.
+        traced: (N, H, W) that its numbers were for; None where none of them was for a size.
+        size_dependent: the first node that makes scores depend on the image's size otherwise than by what is near
+            them, such as a Resize with aligned corners; "": none was seen.
         multiple: what H and W must be multiples of for its padding to be what it was.
     """
 
     model: ModelProto
     notes: tuple[str, ...] = ()
-    traced: tuple[int, ...] = ()
-    stretched: str = ""
+    traced: tuple[int, int, int] | None = None
+    size_dependent: str = ""
     multiple: int = 1
 
 
-def free_sizes(model: ModelProto) -> tuple[ModelProto, list[str]]:
+def free_sizes(model: ModelProto, size: tuple[int, int] | None = None) -> FreedModel:
     """A model whose batch, height and width are free, from one in which some or all of them are numbers.
 
     Args:
         model: one image in, [N,C,H,W] or [N,H,W,C]; its first output follows the image, at its size or smaller.
             Its dimensions may be numbers, or names that promise more than the graph holds.
-
-    Returns:
-        (the model, what was changed, a line each kind).
+        size: (height, width) that the model is known to run at, if any is.
 
     Raises:
         DeployError: a number cannot be told from a size, or what it stands for cannot be computed: names the node.
     """
-    found = find_sizes(model)
-    return found.model, list(found.notes)
-
-
-def find_sizes(model: ModelProto, size: tuple[int, int] | None = None) -> Freed:
-    """As free_sizes, with what it found. `size`: (height, width) that the model is known to run at, if any is."""
     folded = fold_constants(model, keep=OF_CONSTANTS)
     image = folded.graph.input[0]
     given = dims(image)
@@ -96,11 +88,11 @@ def find_sizes(model: ModelProto, size: tuple[int, int] | None = None) -> Freed:
     batch = given[0] if isinstance(given[0], int) and given[0] > 0 else None
     traced = _traced(network, given, places, batch or 1, size)
     if not network.traced and batch is None:
-        return Freed(model)
+        return FreedModel(model)
     found = _Search(network, places, traced).solve()
     written, notes = _written(network, found, places)
     multiple = math.lcm(*(reading.multiple for reading in found.taken.values()))
-    return Freed(written, tuple(notes), traced, _stretched(network, found), multiple)
+    return FreedModel(written, tuple(notes), traced, _size_dependent(network, found), multiple)
 
 
 def _image_axes(given: Sequence[int | str | None]) -> tuple[int, int]:
@@ -349,7 +341,7 @@ def _written(network: Network, solved: _Solution, places: tuple[int, int]) -> tu
     ]
 
 
-def _stretched(network: Network, solved: _Solution) -> str:
+def _size_dependent(network: Network, solved: _Solution) -> str:
     """The first node that makes scores depend on the image's size otherwise than by what is near them."""
     state = solved.state
     for index, node in enumerate(network.nodes):
