@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from fcn_deploy.export.graph.edit import attributes, clone, dims, extract
+from fcn_deploy.export.graph.edit import attributes, dims, extract
 from fcn_deploy.export.graph.index import GraphIndex, has_input
+from fcn_deploy.export.tolerances import BILINEAR_WEIGHT, CLIPPED_PROBABILITY
 from fcn_deploy.runtime.manifest import COORDINATES, ROUNDINGS, Head
 from onnx import ModelProto, NodeProto, TensorProto
 from onnx.reference import ReferenceEvaluator
@@ -20,7 +21,6 @@ FADING = "bilinear_deconv"
 ACTIVATIONS = ("Softmax", "LogSoftmax", "Sigmoid")
 MOVES = ("Identity", "Transpose", "Reshape", "Squeeze", "Unsqueeze", "Slice", "Clip")  # give the type that they take
 OVER_CHANNELS = (1, -3)  # the axis of channels in [N,K,H,W]
-CLIPPED = 1e-5  # a Clip of probabilities this near to 0 and 1 changes no label
 # Of shapes and numbers alone, so that they can be computed at any size without running the network.
 ARITHMETIC = frozenset((
     "Shape", "Gather", "Slice", "Concat", "Cast", "Identity", "Squeeze", "Unsqueeze", "Reshape", "Add", "Sub", "Mul",
@@ -180,7 +180,7 @@ def bilinear_factor(index: GraphIndex, node: NodeProto) -> int | None:
         wanted = np.eye(weight.shape[0])[:, :, None, None] * kernel
     else:
         return None
-    return factor if np.allclose(weight, wanted, atol=1e-6) else None
+    return factor if np.allclose(weight, wanted, atol=BILINEAR_WEIGHT) else None
 
 
 def _before_the_end(index: GraphIndex, labels: bool) -> tuple[str, bool, bool, list[_Crop]]:
@@ -231,7 +231,7 @@ def _clips_nothing(index: GraphIndex, node: NodeProto) -> bool:
     low, high = (
         index.constant(node.input[place]) if has_input(node, place) else none for place, none in ((1, 0.0), (2, 1.0))
     )
-    return low is not None and high is not None and bool(low <= CLIPPED and high >= 1 - CLIPPED)
+    return low is not None and high is not None and bool(low <= CLIPPED_PROBABILITY and high >= 1 - CLIPPED_PROBABILITY)
 
 
 def _softmax_between(index: GraphIndex, node: NodeProto) -> str | None:

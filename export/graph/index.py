@@ -103,5 +103,3 @@ def constant_of(node: NodeProto) -> np.ndarray | None:
     if "value" in given:
         return numpy_helper.to_array(given["value"])
     return next((np.asarray(given[name]) for name in CONSTANT_ATTRIBUTES if name in given), None)
-
-

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import onnx
 import onnx_ir as ir
+from fcn_deploy.export.graph.edit import opset
 from fcn_deploy.runtime.errors import DeployError
 from onnx import AttributeProto, ModelProto, TensorProto, numpy_helper
 from onnx_ir.passes.common import RemoveUnusedNodesPass
@@ -36,7 +37,7 @@ class Rewrite:
             reason = " ".join(str(error.__cause__ or error).split())[:200]
             raise DeployError(f"the model cannot be edited: {reason}") from error
         self.graph = self._model.graph
-        self.opset = next((self._model.opset_imports[key] for key in ("", "ai.onnx") if key in self._model.opset_imports), 0)
+        self.opset = opset(model)
         self._values = ir.convenience.create_value_mapping(self.graph)
         for tensor in model.graph.sparse_initializer:
             self._values.setdefault(tensor.values.name, ir.Value(name=tensor.values.name))
@@ -234,10 +235,10 @@ def declare_type(value: ir.Value, kind: int = TensorProto.FLOAT) -> None:
     value.shape, value.type = None, ir.TensorType(ir.DataType(kind))
 
 
-def reroute(uses: Iterable[ir.Usage], value: ir.Value) -> None:
+def reroute(uses: Iterable[tuple[ir.Node, int]], value: ir.Value) -> None:
     """Let these uses of another value be of this one."""
-    for use in tuple(uses):
-        use.node.replace_input_with(use.idx, value)
+    for node, place in tuple(uses):
+        node.replace_input_with(place, value)
 
 
 def _dense(model: ModelProto) -> ModelProto:

@@ -25,4 +25,6 @@ def as_float32(model: ModelProto) -> PassResult:
         if value.type.tensor_type.elem_type in OTHERS:
             value.type.tensor_type.elem_type = TensorProto.FLOAT
     del model.graph.value_info[:]
-    return PassResult(model, (f"is of {' and '.join(found)}; it is run in float32 (--fp16 makes an engine of float16)",))
+    return PassResult(
+        model, (f"is of {' and '.join(found)}; it is run in float32 (--fp16 makes an engine of float16)",)
+    )

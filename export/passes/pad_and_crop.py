@@ -38,9 +38,9 @@ def pad_and_crop(model: ModelProto, multiple: int, smallest: int = 1) -> PassRes
     start, axes = numbers(edit, "any_size/crop_start", 0, 0), numbers(edit, "any_size/crop_axes", 2, 3)
     cropped = edit.node("Slice", [inner, start, size, axes], "any_size/cropped")
     edit.end_with(cropped, f"{inner.name}_padded")
-    edit.forget_shapes()  # those of the padded image
     declare(image, ["N", dims(image)[1], "H", "W"])
     declare(cropped, ["N", dims(inner)[1], "H", "W"])
+    edit.forget_shapes()  # those of the padded image
     return PassResult(edit.model())
 
 

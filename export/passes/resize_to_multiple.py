@@ -41,7 +41,7 @@ def resize_to_multiple(model: ModelProto, multiple: int, smallest: int = 1) -> P
     reroute(readers, resize(image, wanted, "any_size/image_resized", first))
     full = resize(inner, size, "any_size/scores_resized", None)
     edit.end_with(full, f"{inner.name}_resized")
-    edit.forget_shapes()  # those of the resized image
     declare(image, ["N", dims(image)[1], "H", "W"])
     declare(full, ["N", dims(inner)[1], "H", "W"])
+    edit.forget_shapes()  # those of the resized image
     return PassResult(edit.model())

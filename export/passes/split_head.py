@@ -4,7 +4,7 @@ The runtime does the work of the end exactly and many times cheaper, since label
 interpolation only where classes meet.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from fcn_deploy.export.analysis.upsampling import find_end
 from fcn_deploy.export.graph.rewrite import Rewrite, declare, dims, reroute
@@ -24,7 +24,7 @@ class Core(PassResult):
         sigmoid: whether a Sigmoid was dropped, so that scores are logits where they were probabilities.
     """
 
-    upsampling: Head = Head()
+    upsampling: Head = field(default_factory=Head)
     size_multiple: int = 1
     smallest: int = 1
     sigmoid: bool = False
