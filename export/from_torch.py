@@ -21,6 +21,7 @@ from fcn_deploy.export.passes.cut_decision import label_maker
 from fcn_deploy.export.passes.fold_constants import fold_constants
 from fcn_deploy.export.passes.reverse_channels import reverse_channels
 from fcn_deploy.export.passes.split_head import ends_in_sigmoid, head_of, split_head
+from fcn_deploy.export.tolerances import EXPORTED_MODEL, SIGMOID_ROUNDING
 from fcn_deploy.fcn.exportable import Exportable
 from fcn_deploy.fcn.foreign import Scores, scores_of
 from fcn_deploy.fcn.model import AnySize
@@ -40,7 +41,6 @@ VERIFIED_SIZES = (
 EXPORTERS = ("torchscript", "dynamo")
 DYNAMO_OLDEST = 18  # opset; asked for an older one, it writes this without a word
 FATAL = 4  # ONNX Runtime's severity
-TOLERANCE = 1e-3  # of the logits' range; float32 rounding stays near 1e-6
 
 
 @dataclass(frozen=True)
@@ -336,8 +336,7 @@ def verify(expected: Expected, graph: onnx.ModelProto, name: str) -> list[Differ
     quiet.log_severity_level = FATAL  # what fails comes as an exception
     # The range of a single pixel's scores says little, so that of the traced size counts as well.
     usual = max(float(np.ptp(expected[0][1])), 1e-6)
-    # A Sigmoid rounds values near 0 as coarsely as those near 1.
-    rounding = 4 * float(np.finfo(np.float32).eps) if ends_in_sigmoid(graph) else 0.0
+    rounding = SIGMOID_ROUNDING if ends_in_sigmoid(graph) else 0.0
     differences = []
     for image, scores in expected[1:]:
         batch, _, height, width = image.shape
@@ -354,10 +353,10 @@ def verify(expected: Expected, graph: onnx.ModelProto, name: str) -> list[Differ
             )
         apart = max(float(np.abs(logits - scores).max()) - rounding, 0.0)
         difference = apart / max(float(np.ptp(scores)), usual)
-        if not difference <= TOLERANCE:
+        if not difference <= EXPORTED_MODEL:
             raise DeployError(
                 f"{name} gives other scores in ONNX than in PyTorch: at {height}×{width} they differ by "
-                f"{difference:.1e} of their range (limit {TOLERANCE:.0e}). {_blame(graph, '')}"
+                f"{difference:.1e} of their range (limit {EXPORTED_MODEL:.0e}). {_blame(graph, '')}"
             )
         differences.append(Difference((height, width), batch, difference))
     return differences

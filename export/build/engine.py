@@ -30,6 +30,7 @@ from fcn_deploy.export.passes.fuse_padding import fuse_padding
 from fcn_deploy.export.passes.raw_input import raw_input
 from fcn_deploy.export.passes.split_head import head_of, split_head, stripped_padding, stripped_sigmoid
 from fcn_deploy.export.quantization.mixed_precision import BudgetError, Options, Result, lower, write_layers
+from fcn_deploy.export.tolerances import GOLDEN_SAMPLE
 from fcn_deploy.runtime.backends import ORT_TARGETS
 from fcn_deploy.runtime.backends.onnxruntime import session
 from fcn_deploy.runtime.engine_file import write_engine
@@ -421,10 +422,6 @@ def _adds_up(core: ModelProto, card: ModelCard) -> bool:
     return adds_up_to_one(scores)
 
 
-# Of the scores' range: float32 rounds, INT8 kernels may round a tie the other way, layer after layer.
-GOLDEN_TOLERANCE = {"float32": 1e-3, "float16": 2e-2, "int8": 5e-2}
-
-
 def golden_sample(
     networks: Sequence[ModelProto],
     card: ModelCard,
@@ -456,5 +453,5 @@ def golden_sample(
     except Exception as error:
         raise DeployError(f"the network does not run on an image of {size[0]}×{size[1]} pixels: {error}") from error
     buffer = io.BytesIO()
-    np.savez(buffer, image=image, scores=scores[0].astype(np.float32), tolerance=GOLDEN_TOLERANCE[precision])
+    np.savez(buffer, image=image, scores=scores[0].astype(np.float32), tolerance=GOLDEN_SAMPLE[precision])
     return buffer.getvalue()

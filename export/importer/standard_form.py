@@ -29,7 +29,7 @@ from fcn_deploy.export.graph.edit import (
 )
 from fcn_deploy.export.importer.card import SourceOptions, card_of
 from fcn_deploy.export.importer.fit import choose_fit, fit_sizes
-from fcn_deploy.export.importer.foreign_model import SAME, Cut, Original, follows
+from fcn_deploy.export.importer.foreign_model import Cut, Original, follows
 from fcn_deploy.export.importer.load import load_model
 from fcn_deploy.export.passes.as_float32 import as_float32, other_floats
 from fcn_deploy.export.passes.cancel_transposes import cancel_transposes
@@ -38,6 +38,7 @@ from fcn_deploy.export.passes.fold_constants import fold_constants
 from fcn_deploy.export.passes.image_input import image_input
 from fcn_deploy.export.passes.raise_opset import raise_opset
 from fcn_deploy.export.passes.reverse_channels import reverse_channels
+from fcn_deploy.export.tolerances import STANDARD_FORM
 from fcn_deploy.runtime.backends.onnxruntime import session
 from fcn_deploy.runtime.errors import DeployError, MisuseError
 from fcn_deploy.runtime.model_card import CARD_KEY, ModelCard, check_card
@@ -323,7 +324,8 @@ def _takes_batches(model: ModelProto, original: Original) -> bool:
         together = run_quietly(run, images)[0]
     except Exception:  # a batch of one that is baked in
         return False
-    return together.shape == alone.shape and np.abs(together - alone).max() <= SAME * max(float(np.ptp(alone)), 1e-6)
+    spread = max(float(np.ptp(alone)), 1e-6)
+    return together.shape == alone.shape and np.abs(together - alone).max() <= STANDARD_FORM * spread
 
 
 def _freed(model: ModelProto, original: Original, notes: list[str]) -> tuple[ModelProto, int]:

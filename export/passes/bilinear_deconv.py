@@ -2,6 +2,7 @@
 
 import numpy as np
 from fcn_deploy.export.graph.edit import attributes, bilinear, clone, constant, producers, prune
+from fcn_deploy.export.tolerances import BILINEAR_WEIGHT
 from onnx import ModelProto, NodeProto
 
 NAME = "bilinear_deconv"
@@ -64,4 +65,4 @@ def bilinear_factor(model: ModelProto, node: NodeProto) -> int | None:
         wanted = np.eye(weight.shape[0])[:, :, None, None] * kernel
     else:
         return None
-    return factor if np.allclose(weight, wanted, atol=1e-6) else None
+    return factor if np.allclose(weight, wanted, atol=BILINEAR_WEIGHT) else None

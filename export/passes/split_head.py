@@ -26,13 +26,13 @@ from fcn_deploy.export.graph.edit import (
 )
 from fcn_deploy.export.passes.bilinear_deconv import SCALES
 from fcn_deploy.export.passes.pad_and_crop import PAD_MULTIPLE, PAD_SMALLEST, PADDED
+from fcn_deploy.export.tolerances import CLIPPED_PROBABILITY
 from fcn_deploy.runtime.manifest import COORDINATES, ROUNDINGS, Head
 from onnx import ModelProto, NodeProto, TensorProto, helper
 from onnx.reference import ReferenceEvaluator
 
 ACTIVATIONS = ("Softmax", "LogSoftmax", "Sigmoid")
 MOVES = ("Identity", "Transpose", "Reshape", "Squeeze", "Unsqueeze", "Slice", "Clip")  # give the type that they take
-CLIPPED = 1e-5  # a Clip of probabilities this near to 0 and 1 changes no label
 HEAD_KEY = "fcn_deploy.head"
 SIGMOID_KEY = "fcn_deploy.sigmoid"  # "1" where a Sigmoid at the end was dropped: scores are logits now
 MULTIPLE_KEY = "fcn_deploy.multiple"  # of the sizes the model padded its input to, and no longer does; 1: none
@@ -141,7 +141,11 @@ def _clips_nothing(model: ModelProto, made: Mapping[str, NodeProto], node: NodeP
     for place, none in ((1, 0.0), (2, 1.0)):
         name = node.input[place] if len(node.input) > place else ""
         limits.append(constant(model, name) if name else none)
-    return all(limit is not None for limit in limits) and limits[0] <= CLIPPED and limits[1] >= 1 - CLIPPED
+    return (
+        all(limit is not None for limit in limits)
+        and limits[0] <= CLIPPED_PROBABILITY
+        and limits[1] >= 1 - CLIPPED_PROBABILITY
+    )
 
 
 def _last_activation(model: ModelProto, result: str) -> NodeProto | None:

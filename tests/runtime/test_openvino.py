@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from fcn_deploy.export.build.autotune import Tuning
-from fcn_deploy.export.build.engine import GOLDEN_TOLERANCE, build_engine
-from fcn_deploy.export.build.parity import MARGIN, decided
+from fcn_deploy.export.build.engine import build_engine
+from fcn_deploy.export.build.parity import decided
 from fcn_deploy.export.importer.standard_form import read_source
 from fcn_deploy.export.quantization.mixed_precision import Options
+from fcn_deploy.export.tolerances import GOLDEN_SAMPLE, REORDERED_SUMS
 from fcn_deploy.runtime.backends import openvino as backend
 from fcn_deploy.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from fcn_deploy.runtime.backends.onnxruntime import profile as profile_by_onnxruntime
@@ -66,7 +67,7 @@ def test_float32_is_not_run_in_bfloat16(engine, exports):
     with Segmenter(engine) as net, Segmenter(exports / "narrow.engine") as plain:
         image = photo(200, 300)
         ours, theirs = net.scores(image), plain.scores(image)
-        assert np.abs(ours - theirs).max() < 0.1 * MARGIN * np.ptp(theirs)
+        assert np.abs(ours - theirs).max() < 0.1 * REORDERED_SUMS * np.ptp(theirs)
 
 
 def test_many_threads_share_one_engine(engine):
@@ -234,7 +235,7 @@ def test_int8_is_judged_and_verified_by_its_own_kernels(tmp_path):
 
 def test_int8_that_misses_its_golden_sample_is_not_run_by_it(exports, tmp_path, monkeypatch):
     """As networks do that INT8 distorts: rounding then differs between libraries by more than verify-engine allows."""
-    monkeypatch.setitem(GOLDEN_TOLERANCE, "int8", 1e-6)
+    monkeypatch.setitem(GOLDEN_SAMPLE, "int8", 1e-6)
     for index in range(8):
         Image.fromarray(photo(60 + 9 * index, 130 - 7 * index, index)).save(tmp_path / f"{index}.png")
     options = Options(int8=True, calib=str(tmp_path), max_drop=100)

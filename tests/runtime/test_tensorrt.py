@@ -153,7 +153,7 @@ def test_engines_in_float16_and_int8_take_float16_and_give_the_labels_of_their_r
     with gpu.tensorrt(), Segmenter(path) as net:
         assert (net._backends[0]._input_type, net._backends[0]._score_type) == ("float16", "float16")
         report = verify(path)
-        # A deep random network amplifies what INT8 rounds; trained ones are judged in test_precision.py.
+        # A deep random network amplifies what INT8 rounds; trained ones are judged in test_mixed_precision.py.
         assert report["passed"] or precision == "int8"
         for size in ((61, 97), (130, 200), (311, 401)):
             image = photo(*size)
