@@ -21,9 +21,9 @@ from fcn_deploy.export.passes.cut_decision import label_maker
 from fcn_deploy.export.passes.fold_constants import fold_constants
 from fcn_deploy.export.passes.reverse_channels import reverse_channels
 from fcn_deploy.export.passes.split_head import ends_in_sigmoid, head_of, split_head
+from fcn_deploy.fcn.architecture import AnySize
 from fcn_deploy.fcn.exportable import Exportable
 from fcn_deploy.fcn.foreign import Scores, scores_of
-from fcn_deploy.fcn.model import AnySize
 from fcn_deploy.runtime.backends.onnxruntime import one_line, session
 from fcn_deploy.runtime.errors import DeployError, MisuseError
 from fcn_deploy.runtime.files import replacing
@@ -366,7 +366,7 @@ def verify(expected: Expected, graph: onnx.ModelProto, name: str) -> list[Differ
 def _any_size(model: nn.Module, sizes: SizeBehaviour, fit: str):
     """In PyTorch, what the graph does: pad or resize, run, upsample, crop."""
     import torch.nn.functional as F
-    from fcn_deploy.fcn.model import upsample
+    from fcn_deploy.fcn.architecture import upsample
 
     multiple, smallest = sizes.multiple, sizes.smallest
 
