@@ -3,15 +3,11 @@
 import ast
 import importlib.util
 import re
-import subprocess
-import sys
 from functools import cache
 from pathlib import Path
 
-import numpy as np
 import pytest
-from helpers import BIN, ROOT, command, photo
-from PIL import Image
+from helpers import ROOT
 
 DOCS = ROOT / "docs"
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted(DOCS.rglob("*.md"))]
@@ -78,20 +74,36 @@ def test_every_option_that_is_named_exists():
     options = {"--help", "--index-url"}  # the second is pip's
     for _, rows in re.findall(r"^## (\S+)$(.*?)(?=^## |\Z)", generator().page(), re.DOTALL | re.MULTILINE):
         options |= set(re.findall(r"--[a-z][a-z0-9-]+", rows))
-    options |= {option for file in (ROOT / "benchmarks").glob("*.py") for option in re.findall(r'"(--[a-z][\w-]+)"', file.read_text())}
+    options |= {
+        option
+        for file in (ROOT / "benchmarks").glob("*.py")
+        for option in re.findall(r'"(--[a-z][\w-]+)"', file.read_text())
+    }
     for page in PAGES:
         if page.name in ("CONTRIBUTING.md", "CHANGELOG.md"):
             continue  # of other programs, and of the past
-        named = {option for code in re.findall(r"`[^`\n]+`", prose(page)) for option in re.findall(r"(?<![\w-])--[a-z][\w-]+", code)}
+        named = {
+            option
+            for code in re.findall(r"`[^`\n]+`", prose(page))
+            for option in re.findall(r"(?<![\w-])--[a-z][\w-]+", code)
+        }
         for code in blocks(page, ""):
             lines = re.sub(r"\\\n", " ", code).splitlines()
-            named |= {option for line in lines if not line.startswith("note:") for option in re.findall(r"(?<![\w-])--[a-z][\w-]+", line)}
+            named |= {
+                option
+                for line in lines
+                if not line.startswith("note:")
+                for option in re.findall(r"(?<![\w-])--[a-z][\w-]+", line)
+            }
         assert named <= options, f"{page.name} names {sorted(named - options)}"
 
 
 @pytest.mark.parametrize("name", ["docs/architecture.md", "CONTRIBUTING.md"])
 def test_files_that_are_named_exist(name):
-    files = re.findall(r"`((?:runtime|calibration|fcn|export|tests|docs|benchmarks|shim|fcn_deploy)/[\w/.]*)`", (ROOT / name).read_text())
+    files = re.findall(
+        r"`((?:runtime|calibration|fcn|export|tests|docs|benchmarks|shim|fcn_deploy)/[\w/.]*)`",
+        (ROOT / name).read_text(),
+    )
     assert len(files) > 5
     for file in files:
         assert (ROOT / file).exists(), f"{name} names {file}"
