@@ -4,6 +4,7 @@ import os
 from dataclasses import replace
 
 import numpy as np
+from fcn_deploy.export.analysis.upsampling import find_end
 from fcn_deploy.export.dynamic_shapes.verify import runner
 from fcn_deploy.export.graph.edit import (
     Names,
@@ -17,7 +18,6 @@ from fcn_deploy.export.graph.edit import (
 from fcn_deploy.export.importer.card import store_card
 from fcn_deploy.export.importer.import_model import import_model
 from fcn_deploy.export.importer.options import ImportOptions
-from fcn_deploy.export.passes.split_head import head_of, split_head, stripped_padding
 from fcn_deploy.runtime.errors import DeployError
 from fcn_deploy.runtime.files import replacing
 from fcn_deploy.runtime.model_card import CARD_KEY, ModelCard
@@ -62,9 +62,9 @@ def export_onnx_model(
 
 def _with_sizes(card: ModelCard, model: ModelProto) -> ModelCard:
     """The card with the size multiple, the smallest size and the stride that the model's graph tells."""
-    core = split_head(model)
-    (multiple, smallest), factor = stripped_padding(core), head_of(core).factor
-    stride = max(1, round(factor[0])) if factor else 1
+    end = find_end(model)
+    multiple, smallest = (1, 1) if end.padding is None else (end.padding.multiple, end.padding.smallest)
+    stride = max(1, round(end.upsampling.factor[0])) if end.upsampling.factor else 1
     return replace(card, size_multiple=multiple, smallest=smallest, stride=stride)
 
 

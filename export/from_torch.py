@@ -13,21 +13,21 @@ import onnx
 import torch
 import torch.nn.functional as F
 from fcn_deploy.export.analysis.accepted_sizes import SizeBehaviour, probe, run_quietly
+from fcn_deploy.export.analysis.decision import label_maker
 from fcn_deploy.export.analysis.receptive_field import global_operator
+from fcn_deploy.export.analysis.upsampling import ends_in_sigmoid, find_end
 from fcn_deploy.export.dynamic_shapes.baked_node import describe_cause
 from fcn_deploy.export.dynamic_shapes.free_sizes import free_sizes
 from fcn_deploy.export.graph.edit import label, opset, set_shape
 from fcn_deploy.export.importer.card import CardEvidence, card_of, store_card
 from fcn_deploy.export.importer.fit_images import choose_fit, fit_images
 from fcn_deploy.export.importer.options import ImportOptions
-from fcn_deploy.export.passes.cut_decision import label_maker
 from fcn_deploy.export.passes.fold_constants import fold_constants
 from fcn_deploy.export.passes.reverse_channels import reverse_channels
-from fcn_deploy.export.passes.split_head import ends_in_sigmoid, head_of, split_head
 from fcn_deploy.export.tolerances import EXPORTED_MODEL, SIGMOID_ROUNDING
+from fcn_deploy.fcn.architecture import AnySize, upsample
 from fcn_deploy.fcn.exportable import Exportable
 from fcn_deploy.fcn.foreign import Scores, scores_of
-from fcn_deploy.fcn.model import AnySize, upsample
 from fcn_deploy.runtime.backends.onnxruntime import one_line, session
 from fcn_deploy.runtime.errors import DeployError, MisuseError
 from fcn_deploy.runtime.files import replacing
@@ -180,14 +180,14 @@ def _assumed_card(
     if options.bgr:
         if channels != 3:
             raise MisuseError(f"--bgr is for images of 3 channels, and {name} takes {channels}")
-        graph = reverse_channels(graph)
+        graph = reverse_channels(graph).model
         note(f"{name} wants BGR, as --bgr says: its channels are reversed, and the ONNX takes RGB")
     scores = np.asarray(network.scores(*traced_size(sizes)))
     evidence = CardEvidence(channels, sizes.scores, score_range=(float(scores.min()), float(scores.max())))
     card, assumed = card_of(graph, evidence, options, name)
     for line in assumed:
         note(line)
-    scale = head_of(split_head(graph)).factor
+    scale = find_end(graph).upsampling.factor
     return graph, replace(card, stride=max(round(scale[0]) if scale else sizes.factor, 1))
 
 
@@ -298,7 +298,7 @@ def _to_graph(network: _Network, exporter: str, opset_version: int) -> tuple[onn
     if opset(graph) != opset_version:
         raise DeployError(f"it wrote opset {opset(graph)} instead of {opset_version}")
     respelled = [f"{', '.join(sorted(mode.respelled))}: written as operators that take every size"]
-    return fold_constants(graph), respelled if mode.respelled else []
+    return fold_constants(graph).model, respelled if mode.respelled else []
 
 
 def _torchscript(model: nn.Module, channels: int, sizes: SizeBehaviour, opset_version: int) -> onnx.ModelProto:

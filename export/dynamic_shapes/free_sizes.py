@@ -75,7 +75,7 @@ def free_sizes(model: ModelProto, size: tuple[int, int] | None = None) -> FreedM
     Raises:
         DeployError: a number cannot be told from a size, or what it stands for cannot be computed: names the node.
     """
-    folded = fold_constants(model, keep=OF_CONSTANTS)
+    folded = fold_constants(model, keep=OF_CONSTANTS).model
     image = folded.graph.input[0]
     given = dims(image)
     if len(folded.graph.input) != 1 or len(given) != 4:

@@ -5,11 +5,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
+from fcn_deploy.export.analysis.upsampling import ends_in_probability, ends_in_sigmoid
 from fcn_deploy.export.graph.edit import set_metadata
 from fcn_deploy.export.importer.foreign_model import IMAGE_TYPES, WHOLE_NUMBERS
 from fcn_deploy.export.importer.normalisation import find_normalisation
 from fcn_deploy.export.importer.options import ImportOptions
-from fcn_deploy.export.passes.split_head import ends_in_probability, ends_in_sigmoid
 from fcn_deploy.runtime.errors import MisuseError
 from fcn_deploy.runtime.model_card import ACTIVATED_KEY, ACTIVATIONS, CARD_KEY, ModelCard, assumed_card
 from onnx import ModelProto, TensorProto

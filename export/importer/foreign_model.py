@@ -5,10 +5,11 @@ from typing import Any
 
 import numpy as np
 from fcn_deploy.export.analysis.accepted_sizes import run_quietly
+from fcn_deploy.export.analysis.channel_layout import Channels, channels_of_input
+from fcn_deploy.export.analysis.float_types import other_floats
 from fcn_deploy.export.graph.edit import dims, label
 from fcn_deploy.export.importer.score_map import OutputChange, find_map_axes
-from fcn_deploy.export.passes.as_float32 import as_float32, other_floats
-from fcn_deploy.export.passes.image_input import Channels, channels_of_input
+from fcn_deploy.export.passes.as_float32 import as_float32
 from fcn_deploy.export.tolerances import STANDARD_FORM, STANDARD_FORM_OF_HALF
 from fcn_deploy.runtime.backends.onnxruntime import one_line, session
 from fcn_deploy.runtime.errors import DeployError
@@ -72,7 +73,7 @@ class ForeignModel:
                 raise
             native = False
         if not native:  # ONNX Runtime has no convolutions of double, and NumPy no bfloat16
-            self._session = session(as_float32(model).SerializeToString(), optimise=False)
+            self._session = session(as_float32(model).model.SerializeToString(), optimise=False)
         self._random = np.random.default_rng(0)
         self.size, results = self._find_size()
         self.output = self._choose_output(results)

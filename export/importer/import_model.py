@@ -69,7 +69,7 @@ def import_model(path: str | os.PathLike, options: ImportOptions | None = None) 
     if options.bgr:
         if foreign.channels != 3:
             raise MisuseError(f"--bgr is for images of 3 channels, and {name} takes {foreign.channels}")
-        model = reverse_channels(model)
+        model = reverse_channels(model).model
         notes.append(f"{name} wants BGR, as --bgr says: its channels are reversed, and the engine takes RGB")
     model, freed, multiple = _free(model, foreign)
     notes += freed

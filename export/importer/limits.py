@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 from fcn_deploy.export.graph.edit import add_constants, attributes, clone, constant, dims, label, producers
-from fcn_deploy.export.passes.fold_constants import evaluate
+from fcn_deploy.export.graph.evaluate import evaluate
 from fcn_deploy.runtime.errors import DeployError
 from onnx import ModelProto, NodeProto, helper, numpy_helper, shape_inference
 

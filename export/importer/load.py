@@ -46,7 +46,7 @@ def load_model(path: str | os.PathLike, output: str | None = None) -> ModelProto
     except Exception as error:
         raise _invalid(path, error) from error
     sort(model, str(path))
-    model = resolve_branches(model)
+    model = resolve_branches(model).model
     prune(model)
     refuse_operators(model, path)
     _check(model, path)

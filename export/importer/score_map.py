@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from fcn_deploy.export.passes.cut_decision import Decision
+from fcn_deploy.export.analysis.decision import Decision
 from fcn_deploy.export.tolerances import DECISION_MARGIN, SIGMOID_ROUNDING, STANDARD_FORM, TIED_PIXELS
 
 

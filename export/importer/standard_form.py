@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+from fcn_deploy.export.analysis.decision import Decision, label_maker
 from fcn_deploy.export.graph.edit import (
     Names,
     add_constants,
@@ -12,7 +13,6 @@ from fcn_deploy.export.graph.edit import (
     clone,
     constant,
     label,
-    opset,
     producers,
     prune,
     set_shape,
@@ -20,9 +20,9 @@ from fcn_deploy.export.graph.edit import (
 from fcn_deploy.export.importer.foreign_model import ForeignModel
 from fcn_deploy.export.importer.options import ImportOptions
 from fcn_deploy.export.importer.score_map import OutputChange, find_map_axes
-from fcn_deploy.export.passes.as_float32 import as_float32, other_floats
+from fcn_deploy.export.passes.as_float32 import as_float32
 from fcn_deploy.export.passes.cancel_transposes import cancel_transposes
-from fcn_deploy.export.passes.cut_decision import Decision, cut_decision, label_maker
+from fcn_deploy.export.passes.cut_decision import WithoutDecision, cut_decision
 from fcn_deploy.export.passes.fold_constants import fold_constants
 from fcn_deploy.export.passes.image_input import image_input
 from fcn_deploy.export.passes.raise_opset import raise_opset
@@ -45,12 +45,9 @@ def standard_form(foreign: ForeignModel, options: ImportOptions) -> tuple[ModelP
     """
     name = foreign.name
     model, notes = _at_usual_types(foreign)
-    model, decision = _scores_of_labels(model, foreign)
-    if decision is not None:
-        times = f" (times {decision.factor:g}, which is left out)" if decision.factor != 1 else ""
-        notes.append(
-            f"{name} gives labels{times}; they are taken off with node {decision.node}, and its scores are used"
-        )
+    cut = _scores_of_labels(model, foreign)
+    model, decision = cut.model, cut.decision
+    notes += cut.said_of(name)
     image = foreign.images()
     channelwise = _channelwise_softmax(model, image)
     if channelwise is not None:
@@ -66,7 +63,7 @@ def standard_form(foreign: ForeignModel, options: ImportOptions) -> tuple[ModelP
     if both is not None:
         model = both
         notes.append(f"{name} gives the second of two channels after its Softmax; both are used, as two classes")
-    model = cancel_transposes(_four_axes(model, foreign, image))
+    model = cancel_transposes(_four_axes(model, foreign, image)).model
     _declare(model, foreign)
     if both is not None and decision is not None:
         return model, OutputChange(Decision("argmax", decision.node)), notes
@@ -75,35 +72,32 @@ def standard_form(foreign: ForeignModel, options: ImportOptions) -> tuple[ModelP
 
 def _at_usual_types(foreign: ForeignModel) -> tuple[ModelProto, list[str]]:
     """The part of a model that gives its output, in float32, [N,C,H,W] in, of a recent opset; and what was changed."""
-    name, notes = foreign.name, []
     model = clone(foreign.model)
     kept = clone(next(value for value in model.graph.output if value.name == foreign.output))
     del model.graph.output[:]
     model.graph.output.append(kept)
     prune(model)
-    if found := other_floats(model):
-        notes.append(f"{name} is of {' and '.join(found)}; it is run in float32 (--fp16 makes an engine of float16)")
     try:
-        model = raise_opset(as_float32(model))
+        floats = as_float32(model)
+        raised = raise_opset(floats.model)
+        changed = image_input(fold_constants(raised.model).model, foreign.channels_axis)
     except DeployError as error:
-        raise DeployError(f"{name}: {error}") from error
-    if opset(foreign.model) < opset(model):
-        notes.append(f"{name} is of opset {opset(foreign.model)}; it is converted to {opset(model)}")
-    return image_input(fold_constants(model), foreign.channels_axis), notes
+        raise DeployError(f"{foreign.name}: {error}") from error
+    return changed.model, [*floats.said_of(foreign.name), *raised.said_of(foreign.name)]
 
 
-def _scores_of_labels(model: ModelProto, foreign: ForeignModel) -> tuple[ModelProto, Decision | None]:
+def _scores_of_labels(model: ModelProto, foreign: ForeignModel) -> WithoutDecision:
     """The model without what makes labels of scores, and that; None: it gives scores.
 
     Raises:
         DeployError: it gives labels, and no scores can be told.
     """
     try:
-        model, decision = cut_decision(model)
+        cut = cut_decision(model)
     except DeployError as error:
         raise DeployError(f"{foreign.name}: {error}") from error
-    if decision is not None:
-        return model, decision
+    if cut.decision is not None:
+        return cut
     node = label_maker(model)
     if node is None and foreign.result.dtype.kind in "iub" and _one_per_pixel(foreign):
         node = producers(model)[model.graph.output[0].name]
@@ -112,7 +106,7 @@ def _scores_of_labels(model: ModelProto, foreign: ForeignModel) -> tuple[ModelPr
             f"{foreign.name} gives labels of {foreign.result.dtype} by node {label(node)}, from which no scores can "
             "be told; export it without what makes labels of scores"
         )
-    return model, None
+    return cut
 
 
 def _one_per_pixel(foreign: ForeignModel) -> bool:

@@ -20,7 +20,6 @@ from fcn_deploy.export.importer.load import load_model
 from fcn_deploy.export.importer.options import ImportOptions
 from fcn_deploy.export.inspect.operators import operator_entries, type_name
 from fcn_deploy.export.inspect.record import card_entries, tried_sizes
-from fcn_deploy.export.passes.split_head import head_of
 from fcn_deploy.runtime.backends import ORT_TARGETS, openvino
 from fcn_deploy.runtime.backends.onnxruntime import session
 from fcn_deploy.runtime.errors import DeployError, MisuseError
@@ -56,7 +55,7 @@ def inspect_onnx_model(
     try:
         imported = import_model(path, options)
         core, card = core_of(imported)
-        float_core = onnx.load_from_string(cpu.build(core))
+        float_core = onnx.load_from_string(cpu.build(core.model))
         stage = cut_core(float_core, card, cut=False)[0].stage
     except MisuseError:
         raise
@@ -64,8 +63,8 @@ def inspect_onnx_model(
         record |= {"problem": str(error), "as_given": _runs_as_it_is(foreign), "targets": _verdicts(foreign, targets)}
         return record | {"notes": [], "runs": [], "ok": False}
     sizes = imported.sizes
-    record |= card_entries(imported.card, head_of(core), sizes.multiple, sizes.smallest, imported.fit)
-    record |= {"reach": _reach(stage, float_core), "targets": _verdicts(core, targets, card)}
+    record |= card_entries(imported.card, core.upsampling, sizes.multiple, sizes.smallest, imported.fit)
+    record |= {"reach": _reach(stage, float_core), "targets": _verdicts(core.model, targets, card)}
     record |= {"notes": list(imported.notes), "runs": _runs(imported, memory, stage.bytes_per_pixel)}
     refused = targets and any(verdict["problem"] for verdict in record["targets"].values())
     return record | {"ok": not refused and not any(run["problem"] for run in record["runs"])}
