@@ -227,7 +227,7 @@ def test_scales_that_were_computed_from_sizes():
     )
     freed = free_sizes(model)
     made, notes = freed.model, freed.notes
-    assert notes == ["Resize up: to H by W instead of 32 by 48"]
+    assert list(notes) == ["Resize up: to H by W instead of 32 by 48"]
     for size in ((10, 12), (31, 50)):
         assert run(made, np.zeros((1, 2, *size), np.float32)).shape == (1, 1, *size)
 
