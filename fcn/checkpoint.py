@@ -183,8 +183,8 @@ def from_torchvision(
     nearest, share, apart = ("", "", 0), 0.0, set()
     for (arch, backbone), stride in TORCHVISION.items():
         with torch.device("meta"):
-            names = build_network(Architecture(1, arch, backbone, stride, width=0.01)).state_dict().keys()
-        known = {name for name in names if not name.endswith(COUNTER)}
+            own = build_network(Architecture(1, arch, backbone, stride, width=0.01)).state_dict()
+        known = {name for name in own if not name.endswith(COUNTER)}
         if (found := len(known & given) / len(known | given)) > share:
             nearest, share, apart = (arch, backbone, stride), found, known ^ given
     if share < 1:
