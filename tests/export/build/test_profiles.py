@@ -215,7 +215,7 @@ def test_typed_sizes_and_ranges():
     assert plan_profiles(sizes, multiples_of(32), batch=4) == [Profile((256, 256), (512, 1024), (2176, 3840), 4)]
     two = parse_sizes("32x32:64x64:128x128,128x128:512x512:1024x1024")
     assert len(plan_profiles(two, multiples_of(32))) == 2
-    with pytest.raises(MisuseError, match="leave --profiles away"):
+    with pytest.raises(MisuseError, match="omit --profiles"):
         plan_profiles(two, multiples_of(32), k=3)
     with pytest.raises(DeployError, match="over the budget"):
         plan_profiles(two, multiples_of(32), budget=1000, cost=cost)
