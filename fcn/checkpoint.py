@@ -129,7 +129,9 @@ CONTAINERS = (
 )  # fmt: skip  # where training scripts keep a state dict beside an optimiser's
 
 
-def load_state(path: str | os.PathLike[str], note: Callable[[str], None] = lambda line: None) -> dict[str, torch.Tensor]:
+def load_state(
+    path: str | os.PathLike[str], note: Callable[[str], None] = lambda line: None
+) -> dict[str, torch.Tensor]:
     """A state dict: .safetensors, or of torch.save, without running code from the file.
 
     Where the file holds it beside other things, as training scripts save it, it is taken out, and `note` told so.
