@@ -4,8 +4,7 @@ import ast
 import re
 import tomllib
 
-import pytest
-from helpers import ROOT
+from helpers import ROOT, needs
 
 FLOORS = ["runtime", "calibration", "fcn", "export"]
 
@@ -90,7 +89,7 @@ def test_functions_fit_on_a_screen():
 
 
 def test_no_block_is_of_radons_worst_ranks():
-    visitor = pytest.importorskip("radon.complexity", reason="radon is not installed; pip install 'fcn-deploy[dev]'")
+    visitor = needs("radon.complexity")
     worst = [
         f"{path.relative_to(ROOT)}: {block.fullname}, {block.complexity}"
         for floor in FLOORS
