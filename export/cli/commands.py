@@ -68,9 +68,7 @@ Meaning = Annotated[
 Threshold = Annotated[
     str | None, typer.Option(help="Probability from which on a pixel is meant; masks: one per class.")
 ]
-CardFile = Annotated[
-    Path | None, typer.Option("--card", help="TOML file of the model card's fields: docs/reference/formats.md.")
-]
+CardFile = Annotated[Path | None, typer.Option("--card", help="TOML file of the model card's fields: docs/formats.md.")]
 
 
 class Method(StrEnum):
