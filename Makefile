@@ -87,4 +87,4 @@ engine-matrix: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.engine_matrix $(MATRIX)
 
 clean:
-	rm -rf $(VENV) $(DEMO) build *.egg-info
+	rm -rf $(VENV) $(DEMO) build .cache *.egg-info
