@@ -3,7 +3,7 @@
 An edit takes the time of what it changes, not of the whole model.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import onnx
@@ -14,6 +14,7 @@ from onnx import AttributeProto, ModelProto, TensorProto, numpy_helper
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 Dim = int | str | None
+Attribute = int | float | str | Sequence[int] | Sequence[float] | ir.Attr
 
 
 class Rewrite:
@@ -56,6 +57,13 @@ class Rewrite:
         """What has this name in the graph or a subgraph. Raises KeyError where nothing has."""
         return self._values[name]
 
+    def producer(self, name: str) -> ir.Node:
+        """The node that gives the value of this name. Raises KeyError where none does."""
+        node = self._values[name].producer()
+        if node is None:
+            raise KeyError(f"no node gives {name}")
+        return node
+
     def name(self, wanted: str) -> str:
         """A name that no value has: the one asked for, or that with primes."""
         while wanted in self._values:
@@ -64,15 +72,15 @@ class Rewrite:
 
     def rename(self, value: ir.Value, name: str) -> None:
         """Give a value this name; another that has it gets one of its own."""
-        other = self._values.get(name)
+        other, before = self._values.get(name), name_of(value)
         if other is value:
             return
         if other is not None:
             self.rename(other, self.name(f"{name}/renamed"))
         if value.const_value is not None:  # whose tensor, which is the first model's too, has the name as well
             value.const_value = ir.Tensor(value.const_value.numpy(), name=name)
-        if self._values.get(value.name) is value:  # two branches may use one name
-            del self._values[value.name]
+        if self._values.get(before) is value:  # two branches may use one name
+            del self._values[before]
         ir.convenience.rename_values(value, name)
         self._values[name] = value
 
@@ -92,7 +100,7 @@ class Rewrite:
         *,
         name: str | None = None,
         before: ir.Node | None = None,
-        **attributes: object,
+        **attributes: Attribute,
     ) -> ir.Value:
         """The result of a new node, of this name where it is free; the node's own is the same, unless one is given.
 
@@ -101,19 +109,27 @@ class Rewrite:
             inputs: None where one is left out.
             before: the node that it is put before; None: it is the last one.
         """
-        value = ir.Value(name=self.name(result))
-        self._values[value.name] = value
-        node = ir.node(operator, inputs, attributes or None, outputs=[value], name=value.name if name is None else name)
+        value = self._new(result)
+        node = _node(operator, inputs, attributes, value, name)
         if before is None:
             self.graph.append(node)
         else:
             self.graph.insert_before(before, node)
         return value
 
-    def copy(self, node: ir.Node, inputs: Sequence[ir.Value | None], result: str) -> ir.Value:
-        """The result of a node of the same operator and attributes, put last."""
-        attributes = {item.name: item for item in node.attributes.values()}
-        return self.node(node.op_type, inputs, result, **attributes)
+    def _new(self, wanted: str) -> ir.Value:
+        """A value of this name where it is free."""
+        name = self.name(wanted)
+        value = self._values[name] = ir.Value(name=name)
+        return value
+
+    def of_attributes(
+        self, operator: str, inputs: Sequence[ir.Value | None], result: str, attributes: Mapping[str, ir.Attr]
+    ) -> ir.Value:
+        """As node, put last, with attributes that another node has."""
+        value = self._new(result)
+        self.graph.append(_node(operator, inputs, attributes, value))
+        return value
 
     def first(self) -> ir.Node | None:
         """The first node; None in a graph without one."""
@@ -122,7 +138,7 @@ class Rewrite:
     def replace(self, old: ir.Value, new: ir.Value) -> None:
         """Let `new` be read in the place of `old`, and be the model's output of the same name where that was."""
         if old.is_graph_output():
-            name = old.name
+            name = name_of(old)
             for place, output in enumerate(self.graph.outputs):
                 if output is old:
                     new.type, new.shape = old.type, old.shape
@@ -133,20 +149,21 @@ class Rewrite:
             old.replace_all_uses_with(new)
 
     def follow_with(
-        self, value: ir.Value, operator: str, name: str, *others: ir.Value, **attributes: object
+        self, value: ir.Value, operator: str, name: str, *others: ir.Value, **attributes: Attribute
     ) -> ir.Value:
-        """Put a node behind a value, that all who read it read instead; it gets the value's name.
+        """Put a node behind what another gives, that all who read that read instead; its result gets the name of it.
 
         Args:
-            name: of the node.
+            value: given by a node of the graph.
+            operator: of the new node.
+            name: of the new node.
             others: what it reads beside the value.
         """
-        result, uses = value.name, tuple(value.uses())
+        result, uses, producer = name_of(value), tuple(value.uses()), value.producer()
+        assert producer is not None
         self.rename(value, self.name(f"{result}/moved"))
-        following = ir.Value(name=result)
-        self._values[result] = following
-        node = ir.node(operator, [value, *others], attributes or None, outputs=[following], name=name)
-        self.graph.insert_after(value.producer(), node)
+        following = self._new(result)
+        self.graph.insert_after(producer, _node(operator, [value, *others], attributes, following, name))
         reroute(uses, following)
         for place, output in enumerate(self.graph.outputs):
             if output is value:
@@ -161,7 +178,7 @@ class Rewrite:
             name: of the output; None: as it was.
         """
         before = self.result
-        name = before.name if name is None else name
+        name = name_of(before) if name is None else name
         self.graph.outputs[0] = value
         self.rename(before, old)
         self.rename(value, name)
@@ -210,6 +227,26 @@ def constant(value: ir.Value | None) -> np.ndarray | None:
     return None
 
 
+def array(value: ir.Value) -> np.ndarray:
+    """As constant, of what is known to be one."""
+    found = constant(value)
+    assert found is not None
+    return found
+
+
+def name_of(value: ir.Value) -> str:
+    """A value's name: all that are read have one."""
+    assert value.name is not None
+    return value.name
+
+
+def needed_input(node: ir.Node, place: int = 0) -> ir.Value:
+    """A node's input of this place, one of those that its operator never leaves out."""
+    value = node.inputs[place]
+    assert value is not None
+    return value
+
+
 def input_of(node: ir.Node, place: int) -> ir.Value | None:
     """A node's input of this place; None where it is left out."""
     return node.inputs[place] if len(node.inputs) > place else None
@@ -239,6 +276,17 @@ def reroute(uses: Iterable[tuple[ir.Node, int]], value: ir.Value) -> None:
     """Let these uses of another value be of this one."""
     for node, place in tuple(uses):
         node.replace_input_with(place, value)
+
+
+def _node(
+    operator: str,
+    inputs: Sequence[ir.Value | None],
+    attributes: Mapping[str, Attribute],
+    result: ir.Value,
+    name: str | None = None,
+) -> ir.Node:
+    """A node of one result, which it is called after unless it has a name."""
+    return ir.node(operator, inputs, attributes or None, outputs=[result], name=result.name if name is None else name)
 
 
 def _dense(model: ModelProto) -> ModelProto:
