@@ -22,9 +22,9 @@ from fcn_deploy.export.importer.fit import choose_fit, fit_sizes
 from fcn_deploy.export.passes.fold_constants import fold_constants
 from fcn_deploy.export.passes.reverse_channels import reverse_channels
 from fcn_deploy.export.tolerances import EXPORTED_MODEL, SIGMOID_ROUNDING
+from fcn_deploy.fcn.architecture import AnySize
 from fcn_deploy.fcn.exportable import Exportable
 from fcn_deploy.fcn.foreign import Scores, scores_of
-from fcn_deploy.fcn.model import AnySize
 from fcn_deploy.runtime.backends.onnxruntime import one_line, session
 from fcn_deploy.runtime.errors import DeployError, MisuseError
 from fcn_deploy.runtime.files import replacing
@@ -365,7 +365,7 @@ def verify(expected: Expected, graph: onnx.ModelProto, name: str) -> list[Differ
 def _any_size(model: nn.Module, sizes: SizeBehaviour, fit: str):
     """In PyTorch, what the graph does: pad or resize, run, upsample, crop."""
     import torch.nn.functional as F
-    from fcn_deploy.fcn.model import upsample
+    from fcn_deploy.fcn.architecture import upsample
 
     multiple, smallest = sizes.multiple, sizes.smallest
 

@@ -48,6 +48,7 @@ log = logging.getLogger(__name__)
 REPORT = "report.json"
 FIXED_SIZES = 3  # so many at most in --sizes are those of cameras, say, and come again and again
 GOLDEN_SIZE = (61, 83)
+STRIP_CELLS = 6  # at the coarsest stride: as many as make kernels of INT8 convolutions take their path for strips
 TILED_SIZE = (1536, 1536)  # of the image that tiles are tried on
 
 
@@ -351,7 +352,7 @@ def _tuned(
         golden = golden_difference(net, drafts["int8"][1][GOLDEN])
         if not golden.passed:
             return f"its scores of the golden sample differ by {golden.difference:.1%} of their range"
-        return ""
+        return _errs_on_strips(net, drafts["int8"][1])
 
     precisions = list(reversed(drafts))
     # float32 by the other libraries is compared with where it may be kept.
@@ -392,6 +393,21 @@ def _tuned(
     return manifest, members, about
 
 
+def _errs_on_strips(net: Segmenter, members: dict[str, bytes]) -> str:
+    """Why an INT8 engine's scores of strips, whose maps are one cell wide or high, may not be used; "" where they may.
+
+    Kernels have paths of their own for such maps, and some are wrong: see `runtime.backends.openvino.NarrowMaps`.
+    """
+    networks = [onnx.load_from_string(members[stage.file]) for stage in net.manifest.stages]
+    length = STRIP_CELLS * max(net.card.size_multiple, net.card.stride, 32)
+    for size in ((length, 1), (1, length)):
+        sample = golden_sample(networks, net.card, "int8", border=net.manifest.stages[0].border, size=size)
+        strip = golden_difference(net, sample)
+        if not strip.passed:
+            return f"its scores of {size[0]}×{size[1]} pixels differ by {strip.difference:.1%} of their range"
+    return ""
+
+
 def core_of(source: Source) -> tuple[Core, ModelCard]:
     """The core network with what was cut off it, and the card that fits it."""
     model, card = source.model, source.card
@@ -428,10 +444,11 @@ def golden_sample(
     precision: str,
     gpu: GpuPlan | None = None,
     border: Border | None = None,
+    size: tuple[int, int] = GOLDEN_SIZE,
 ) -> bytes:
     """A small image and its scores, float32, by the core run as written: what verify-engine compares with.
 
-    Where no profile of `gpu` holds its usual size, it is of the smallest size that one does.
+    Where no profile of `gpu` holds its size, it is of the smallest size that one does.
 
     Args:
         networks: the core, or its stages.
@@ -439,8 +456,8 @@ def golden_sample(
         precision: of the engine.
         gpu: its plan.
         border: of its first stage.
+        size: height and width of the image.
     """
-    size = GOLDEN_SIZE
     if gpu is not None and not any(p.holds(padded_size(*size, card)) for p in gpu.profiles):
         least = min((profile.min for profile in gpu.profiles), key=lambda size: size[0] * size[1])
         size = tuple(side - min(3, card.size_multiple - 1) for side in least)  # so that something is padded
