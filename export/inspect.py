@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import onnx
 from fcn_deploy.export.analysis.accepted_sizes import outcome, run_quietly
-from fcn_deploy.export.analysis.receptive_field import WholeImageError, receptive_field
+from fcn_deploy.export.analysis.fields import WholeImageError
+from fcn_deploy.export.analysis.receptive_field import receptive_field
 from fcn_deploy.export.build.engine import core_of
 from fcn_deploy.export.build.partition import cut_core
 from fcn_deploy.export.build.profiles import default_profiles

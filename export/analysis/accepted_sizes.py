@@ -23,6 +23,7 @@ def run_quietly(run, image: np.ndarray, outputs: Sequence[str] | None = None) ->
 
     options = onnxruntime.RunOptions()
     options.log_severity_level = FATAL
+    options.only_execute_path_to_fetches = outputs is not None
     return run.run(outputs, {run.get_inputs()[0].name: image}, options)
 
 

@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 
 import numpy as np
-from fcn_deploy.export.analysis.receptive_field import Field, WholeImageError, receptive_field
+from fcn_deploy.export.analysis.fields import Field, WholeImageError
+from fcn_deploy.export.analysis.receptive_field import receptive_field
 from fcn_deploy.export.analysis.separators import separators
 from fcn_deploy.export.build.targets.cpu import measure_tensors, working_memory
 from fcn_deploy.export.graph.edit import clone, prune
