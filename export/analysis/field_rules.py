@@ -95,7 +95,7 @@ class FollowedNode:
     def works_over_channels(self, axes: Sequence[int] | None, layout: tuple[str, ...]) -> None:
         """Refuse what works along other axes than channels."""
         if axes is None or any(layout[axis] != "C" for axis in axes):
-            along = axes and [layout[axis] for axis in axes]
+            along = None if axes is None else [layout[axis] for axis in axes]
             raise WholeImageError(f"{self.name} works along {along}, not over channels")
 
 
@@ -362,7 +362,7 @@ def _reshaped(node: FollowedNode) -> FeatureMap:
         sides, sides_after, sides_too = (
             [shape[axis] for axis in axes] for shape, axes in ((before, old), (after, new), (after_too, new))
         )
-        if len(new) > 1 and (len(old) > 1 or sides_after[1:] != sides_too[1:]):
+        if len(new) > 1 and (len(old) > 1 or math.prod(sides_after[1:]) != math.prod(sides_too[1:])):
             raise refusal
         found = _regrouped(found, labels[0], math.prod(sides[1:]), math.prod(sides_after[1:]))
         layout[new[0]] = labels[0]

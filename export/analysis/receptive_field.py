@@ -7,6 +7,7 @@ stride·i + low to stride·i + high (Araujo, Norris, Sim, "Computing Receptive F
 
 import math
 from dataclasses import dataclass
+from fractions import Fraction
 
 import numpy as np
 from fcn_deploy.export.analysis.field_rules import REDUCTIONS, RULES, FollowedNode, named
@@ -41,10 +42,8 @@ class ReceptiveField:
 
     @property
     def halo(self) -> tuple[int, int]:
-        rows, columns = (
-            math.ceil(max(-field.low, field.high - field.stride + 1, 0) / self.period) * self.period
-            for field in self.fields
-        )
+        reaches = (max(-field.low, field.high - field.stride + 1, Fraction(0)) for field in self.fields)
+        rows, columns = (math.ceil(reach / self.period) * self.period for reach in reaches)
         return rows, columns
 
 

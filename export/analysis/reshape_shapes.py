@@ -70,5 +70,5 @@ class ReshapeShapes:
     def _run(self, names: list[str], size: tuple[int, int]) -> dict[str, Shape]:
         image = self._network.graph.input[0].type.tensor_type
         channels, dtype = image.shape.dim[1].dim_value, onnx.helper.tensor_dtype_to_np_dtype(image.elem_type)
-        results = run_quietly(self._session, np.zeros((1, channels, *size), dtype), names)
+        results = run_quietly(self._session, np.zeros((1, channels, *size), dtype), names, in_part=True)
         return {name: result.shape for name, result in zip(names, results, strict=True)}

@@ -9,7 +9,8 @@ def separators(core: ModelProto) -> list[str]:
     image, scores = core.graph.input[0].name, core.graph.output[0].name
     reads = [names_read(node) for node in core.graph.node]
     last = {name: index for index, names in enumerate(reads) for name in names}  # who reads it last
-    of_image, alive, found = {image}, {image}, []
+    of_image, alive = {image}, {image}
+    found: list[str] = []
     for index, (node, names) in enumerate(zip(core.graph.node, reads, strict=True)):
         if not of_image.isdisjoint(names):
             made = {name for name in node.output if name}

@@ -3,15 +3,19 @@
 An edit takes the time of what it changes, not of the whole model.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import onnx
 import onnx_ir as ir
 from fcn_deploy.export.graph.edit import opset
 from fcn_deploy.runtime.errors import DeployError
-from onnx import AttributeProto, ModelProto, TensorProto, numpy_helper
+from onnx import AttributeProto, GraphProto, ModelProto, TensorProto, numpy_helper
 from onnx_ir.passes.common import RemoveUnusedNodesPass
+
+# It warns of what is no error here, such as sparse initialisers.
+logging.getLogger("onnx_ir").addHandler(logging.NullHandler())
 
 Dim = int | str | None
 Attribute = int | float | str | Sequence[int] | Sequence[float] | ir.Attr
@@ -35,13 +39,19 @@ class Rewrite:
         try:
             self._model = ir.from_proto(_dense(model))
         except Exception as error:  # onnx_ir's errors share no base class
-            reason = " ".join(str(error.__cause__ or error).split())[:200]
+            cause: BaseException = error
+            while cause.__cause__ is not None:  # it says first what it was doing
+                cause = cause.__cause__
+            reason = " ".join(str(cause).split())[:200]
             raise DeployError(f"the model cannot be edited: {reason}") from error
         self.graph = self._model.graph
         self.opset = opset(model)
-        self._values = ir.convenience.create_value_mapping(self.graph)
+        # Branches may use a name several times; what is of the graph itself comes first.
+        self._values: dict[str, dict[ir.Value, None]] = {}
+        for value in _values_of(self.graph):
+            self._know(value)
         for tensor in model.graph.sparse_initializer:
-            self._values.setdefault(tensor.values.name, ir.Value(name=tensor.values.name))
+            self._values.setdefault(tensor.values.name, {})
 
     @property
     def image(self) -> ir.Value:
@@ -55,11 +65,11 @@ class Rewrite:
 
     def value(self, name: str) -> ir.Value:
         """What has this name in the graph or a subgraph. Raises KeyError where nothing has."""
-        return self._values[name]
+        return next(iter(self._values[name]))
 
     def producer(self, name: str) -> ir.Node:
         """The node that gives the value of this name. Raises KeyError where none does."""
-        node = self._values[name].producer()
+        node = self.value(name).producer()
         if node is None:
             raise KeyError(f"no node gives {name}")
         return node
@@ -72,24 +82,27 @@ class Rewrite:
 
     def rename(self, value: ir.Value, name: str) -> None:
         """Give a value this name; another that has it gets one of its own."""
-        other, before = self._values.get(name), name_of(value)
-        if other is value:
-            return
-        if other is not None:
-            self.rename(other, self.name(f"{name}/renamed"))
+        for other in tuple(self._values.get(name, ())):
+            if other is not value:
+                self.rename(other, self.name(f"{name}/renamed"))
         if value.const_value is not None:  # whose tensor, which is the first model's too, has the name as well
             value.const_value = ir.Tensor(value.const_value.numpy(), name=name)
-        if self._values.get(before) is value:  # two branches may use one name
-            del self._values[before]
+        named = self._values[name_of(value)]
+        named.pop(value, None)
+        if not named:
+            del self._values[name_of(value)]
         ir.convenience.rename_values(value, name)
-        self._values[name] = value
+        self._know(value)
+
+    def _know(self, value: ir.Value) -> None:
+        self._values.setdefault(name_of(value), {})[value] = None
 
     def constant(self, wanted: str, array: np.ndarray | np.generic) -> ir.Value:
         """A new initialiser, of this name where it is free."""
         name = self.name(wanted)
         value = ir.Value(name=name, const_value=ir.Tensor(np.asarray(array), name=name))
         self.graph.register_initializer(value)
-        self._values[name] = value
+        self._know(value)
         return value
 
     def node(
@@ -119,8 +132,8 @@ class Rewrite:
 
     def _new(self, wanted: str) -> ir.Value:
         """A value of this name where it is free."""
-        name = self.name(wanted)
-        value = self._values[name] = ir.Value(name=name)
+        value = ir.Value(name=self.name(wanted))
+        self._know(value)
         return value
 
     def of_attributes(
@@ -203,17 +216,37 @@ class Rewrite:
         """The model as it is now."""
         model = ir.to_proto(self._model)
         # onnx_ir says of initialisers what they say themselves.
-        said = {value.name for value in self._before.graph.value_info}
-        known = {tensor.name for tensor in model.graph.initializer}
-        kept = [value for value in model.graph.value_info if value.name in said or value.name not in known]
-        del model.graph.value_info[:]
-        model.graph.value_info.extend(kept)
+        said = {value.name for graph in _graphs(self._before.graph) for value in graph.value_info}
+        for graph in _graphs(model.graph):
+            known = {tensor.name for tensor in graph.initializer}
+            kept = [value for value in graph.value_info if value.name in said or value.name not in known]
+            if len(kept) < len(graph.value_info):
+                del graph.value_info[:]
+                graph.value_info.extend(kept)
         read = {name for node in model.graph.node for name in node.input}
         model.graph.sparse_initializer.extend(
             tensor for tensor in self._before.graph.sparse_initializer if tensor.values.name in read
         )
         model.training_info.extend(self._before.training_info)
         return model
+
+
+def _graphs(graph: GraphProto) -> Iterator[GraphProto]:
+    """A graph and those inside it."""
+    yield graph
+    for node in graph.node:
+        for item in node.attribute:
+            for inner in (*item.graphs, *([item.g] if item.HasField("g") else [])):
+                yield from _graphs(inner)
+
+
+def _values_of(graph: ir.Graph) -> Iterator[ir.Value]:
+    """All values that have names, those of the graph itself first."""
+    for each in (graph, *graph.subgraphs()):
+        nodes = (value for node in each for value in (*node.outputs, *node.inputs))
+        for value in (*each.inputs, *each.initializers.values(), *nodes, *each.outputs):
+            if value is not None and value.name:
+                yield value
 
 
 def constant(value: ir.Value | None) -> np.ndarray | None:
