@@ -319,7 +319,21 @@ def _node(
     name: str | None = None,
 ) -> ir.Node:
     """A node of one result, which it is called after unless it has a name."""
-    return ir.node(operator, inputs, attributes or None, outputs=[result], name=result.name if name is None else name)
+    # onnx_ir would tell the types by itself, and take most of the time of an edit for it.
+    given = {key: value if isinstance(value, ir.Attr) else _attribute(key, value) for key, value in attributes.items()}
+    return ir.node(operator, inputs, given or None, outputs=[result], name=result.name if name is None else name)
+
+
+def _attribute(name: str, value: int | float | str | Sequence[int] | Sequence[float]) -> ir.Attr:
+    if isinstance(value, int):
+        return ir.AttrInt64(name, value)
+    if isinstance(value, float):
+        return ir.AttrFloat32(name, value)
+    if isinstance(value, str):
+        return ir.AttrString(name, value)
+    if all(isinstance(item, int) for item in value):
+        return ir.AttrInt64s(name, [int(item) for item in value])
+    return ir.AttrFloat32s(name, [float(item) for item in value])
 
 
 def _dense(model: ModelProto) -> ModelProto:
