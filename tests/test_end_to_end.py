@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from fcn_deploy.export.build.parity import MARGIN, decided
 from fcn_deploy.fcn.checkpoint import load_checkpoint
-from fcn_deploy.runtime.images import read_image
+from fcn_deploy.runtime.images.read import read_image
 from fcn_deploy.runtime.prepare import normalise
 from helpers import command, needs_shared
 from PIL import Image
