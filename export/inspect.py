@@ -22,7 +22,6 @@ from fcn_deploy.export.graph.edit import dims, metadata, opset
 from fcn_deploy.export.importer.card import SourceOptions
 from fcn_deploy.export.importer.load import load_model
 from fcn_deploy.export.importer.standard_form import Source, read_source
-from fcn_deploy.export.passes.split_head import head_of
 from fcn_deploy.runtime.backends import ORT_TARGETS, openvino
 from fcn_deploy.runtime.backends.onnxruntime import session
 from fcn_deploy.runtime.engine_file import EngineFile
@@ -88,15 +87,15 @@ def _onnx(path: Path, targets: Sequence[str], memory: int, options: SourceOption
     try:
         source = read_source(path, options)
         core, card = core_of(source)
-        built = onnx.load_from_string(cpu.build(core))
+        built = onnx.load_from_string(cpu.build(core.model))
         stage = cut_core(built, card, cut=False)[0].stage
     except MisuseError:
         raise
     except DeployError as error:
         about |= {"problem": str(error), "as_given": _as_given(given), "targets": _targets(given, targets, None)}
         return about | {"notes": [], "runs": [], "ok": False}
-    about |= _described(source.card, head_of(core), source) | _reach(stage, built)
-    about["targets"] = _targets(core, targets, card)
+    about |= _described(source.card, core.upsampling, source) | _reach(stage, built)
+    about["targets"] = _targets(core.model, targets, card)
     about["notes"] = list(source.notes)
     about["runs"] = _runs_of_model(source, stage, memory)
     failed = any(run["problem"] for run in about["runs"])

@@ -7,12 +7,11 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from fcn_deploy.calibration.datasets import LabelledImages
 from fcn_deploy.calibration.metrics import Metrics, confusion_matrix
-from fcn_deploy.calibration.report.engines import read_report
+from fcn_deploy.calibration.report.engine_report import EngineReport, read_report
 from fcn_deploy.calibration.report.results import MIXED, OWN, Evaluated, Example, ImageResult
 from fcn_deploy.runtime.errors import DeployError, MisuseError
 from fcn_deploy.runtime.images.overlay import displayable
@@ -222,13 +221,13 @@ class Model:
         predict: image → labels.
         card: its own, or assumed.
         kind: what it is and what runs it, in a few words.
-        report: report.json of an engine; None where there is none, or it is none, or it is of unrefined labels.
+        report: of an engine; None where there is none, or it is none, or it is of unrefined labels.
     """
 
     predict: Predict
     card: ModelCard
     kind: str
-    report: dict[str, Any] | None = None
+    report: EngineReport | None = None
 
 
 def open_model(path: Path, threads: int | None = None, refine: bool = False) -> Model:

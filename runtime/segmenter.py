@@ -31,7 +31,7 @@ DEFAULT_MEMORY_SHARE = 0.8  # of the memory that is free when an image arrives
 BANDS_MEMORY = 2_000_000_000  # bytes; more makes `bands` no faster, and an image that is read by regions whole
 BAND = 64_000_000  # bytes of a band's results, about
 LABELS = ("labels",)
-ONE = 1e-3  # how far the sum of a pixel's probabilities may be from one
+SUM_TOLERANCE = 1e-3  # how far the sum of a pixel's probabilities may be from one
 
 
 class Segmenter:
@@ -503,7 +503,7 @@ class Segmenter:
 
 def adds_up_to_one(scores: np.ndarray) -> bool:
     """Whether [K, h, w] scores are a distribution over K at every place."""
-    return bool(scores.min() >= 0 and abs(scores.sum(0) - 1).max() < ONE)
+    return bool(scores.min() >= 0 and abs(scores.sum(0) - 1).max() < SUM_TOLERANCE)
 
 
 def _card_of_onnx(backend: OnnxRuntimeBackend, path: Path) -> ModelCard:

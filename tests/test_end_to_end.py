@@ -4,7 +4,8 @@ import json
 
 import numpy as np
 import torch
-from fcn_deploy.export.build.parity import MARGIN, decided
+from fcn_deploy.export.build.parity import decided
+from fcn_deploy.export.tolerances import DECISION_MARGIN
 from fcn_deploy.fcn.checkpoint import load_checkpoint
 from fcn_deploy.runtime.images.read import read_image
 from fcn_deploy.runtime.prepare import normalise
@@ -24,7 +25,7 @@ def pytorch_logits(model, card, image):
 
 def test_labels_equal_pytorchs_at_100_random_sizes(trained):
     """On every pixel whose two best scores differ by more than 1e-4 of the range; at most 0.1 % are exempt."""
-    assert MARGIN == 1e-4
+    assert DECISION_MARGIN == 1e-4
     files = sorted((needs_shared("camvid") / "val").glob("*.jpg"))
     checkpoint = load_checkpoint(trained / "camvid.safetensors")
     random = np.random.default_rng(7)

@@ -18,7 +18,7 @@ from typing import Any
 
 from fcn_deploy.calibration.report.accuracy import sections_on_accuracy
 from fcn_deploy.calibration.report.charts import COLOURS
-from fcn_deploy.calibration.report.engines import built_figures, read, sections_on_engines
+from fcn_deploy.calibration.report.engines import built_figures, sections_on_engines
 from fcn_deploy.calibration.report.layout import (
     Bars,
     Chart,
@@ -191,8 +191,7 @@ def _figures(entries: Sequence[Entry]) -> list[tuple[str, str, str]]:
             if last.evaluated.equal is not None:
                 figures.insert(1, ("labels as the first", str(percent(last.evaluated.equal, 2)), ""))
         return figures
-    # What is broken is said where the engine's own section is drawn.
-    return [*(read(lambda: built_figures(last.report or {}), last, []) or ()), ("file", *size)]
+    return [*(built_figures(last.report) if last.report is not None else ()), ("file", *size)]
 
 
 def check_report(path: Path, force: bool, extra: str) -> None:

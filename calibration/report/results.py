@@ -2,10 +2,10 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 from fcn_deploy.calibration.metrics import Metrics
+from fcn_deploy.calibration.report.engine_report import EngineReport
 from fcn_deploy.runtime.model_card import ModelCard
 
 OWN = "1"  # the name of the scale at which images have their own sizes
@@ -85,7 +85,7 @@ class Entry:
         kind: what it is and what runs it: `PyTorch checkpoint`, `engine for cpu, int8, onnxruntime`.
         bytes: of its file.
         card: its own, or assumed.
-        report: report.json of an engine.
+        report: of an engine.
         evaluated: on the data of the page; None where it was not.
     """
 
@@ -93,7 +93,7 @@ class Entry:
     kind: str
     bytes: int
     card: ModelCard
-    report: Mapping[str, Any] | None = None
+    report: EngineReport | None = None
     evaluated: Evaluated | None = None
 
 

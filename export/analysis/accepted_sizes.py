@@ -8,7 +8,6 @@ import numpy as np
 from fcn_deploy.runtime.backends.onnxruntime import one_line
 from fcn_deploy.runtime.errors import DeployError
 
-MARGIN = 1e-4  # of the scores' range: below it, the order of two classes is rounding
 # Sides that a network of some multiple takes: a multiple divides one of them, and is found among its divisors.
 BASES = (192, 320, 448, 768, 576, 800, 960)
 # What is run, in multiples beyond a side, to see whether it is taken; and once both are found. Odd, even, not square.

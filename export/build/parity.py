@@ -4,9 +4,9 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from fcn_deploy.export.analysis.accepted_sizes import MARGIN
+from fcn_deploy.export.analysis.upsampling import ends_in_sigmoid
 from fcn_deploy.export.importer.standard_form import Source
-from fcn_deploy.export.passes.split_head import ends_in_sigmoid
+from fcn_deploy.export.tolerances import DECISION_MARGIN, REORDERED_SUMS
 from fcn_deploy.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from fcn_deploy.runtime.errors import DeployError
 from fcn_deploy.runtime.manifest import Head
@@ -25,11 +25,11 @@ def compare(source: Source, net: Segmenter) -> dict[str, Any]:
     Returns:
         {"kind": labels, masks or values, "sizes", "pixels": of all masks or maps together}, with, of labels and masks,
         {"labels_equal": share, "undecided": share of pixels whose two best scores (or score and threshold) are within
-        MARGIN of the range, "wrong": differing pixels that are not}; of values {"difference": largest, as a share of
-        the range}.
+        DECISION_MARGIN of the range, "wrong": differing pixels that are not}; of values {"difference": largest, as a
+        share of the range}.
 
     Raises:
-        DeployError: a label differs where the model decided, or a value by more than MARGIN of the range.
+        DeployError: a label differs where the model decided, or a value by more than REORDERED_SUMS of the range.
     """
     backend = OnnxRuntimeBackend(source.model.SerializeToString())
     plain = replace(net.card, size_multiple=1, smallest=1)
@@ -63,7 +63,7 @@ def compare(source: Source, net: Segmenter) -> dict[str, Any]:
         wrong += int((differs & clear).sum())
     report = {"kind": net.kind, "sizes": [f"{height}x{width}" for height, width in COMPARED_SIZES], "pixels": pixels}
     if net.kind == "values":
-        if not difference <= MARGIN:
+        if not difference <= REORDERED_SUMS:
             raise DeployError(
                 f"the engine's values are not the model's: they differ by {difference:.1e} of their range; please "
                 "report the model"
@@ -77,17 +77,17 @@ def compare(source: Source, net: Segmenter) -> dict[str, Any]:
 
 
 def decided(logits: np.ndarray, card: ModelCard, activated: bool = False) -> np.ndarray:
-    """Where the two best of [K, H, W] scores (or a score and its threshold) differ by more than MARGIN: bool.
+    """Where the two best of [K, H, W] scores (or a score and its threshold) differ by more than DECISION_MARGIN: bool.
 
     [H, W], or [K, H, W] of masks. `activated`: the scores of masks are probabilities.
     """
     spread = float(np.ptp(logits)) or 1.0
     if card.activation == "multilabel":
         thresholds = np.array(card.thresholds if activated else card.score_thresholds)
-        return np.abs(logits - thresholds[:, None, None]) > MARGIN * spread
+        return np.abs(logits - thresholds[:, None, None]) > DECISION_MARGIN * spread
     if card.activation != "softmax":
-        return np.abs(logits[0] - card.score_threshold) > MARGIN * spread
+        return np.abs(logits[0] - card.score_threshold) > DECISION_MARGIN * spread
     if len(logits) == 1:
         return np.ones(logits.shape[1:], bool)
     best = np.partition(logits, -2, axis=0)[-2:]
-    return best[1] - best[0] > MARGIN * spread
+    return best[1] - best[0] > DECISION_MARGIN * spread

@@ -9,10 +9,10 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 
 import numpy as np
-from fcn_deploy.export.analysis.accepted_sizes import MARGIN
 from fcn_deploy.export.analysis.receptive_field import Field, WholeImageError, receptive_field
 from fcn_deploy.export.build.targets.cpu import measure_tensors, working_memory
 from fcn_deploy.export.graph.edit import clone, names_read, prune
+from fcn_deploy.export.tolerances import REORDERED_SUMS
 from fcn_deploy.runtime.backends.onnxruntime import session
 from fcn_deploy.runtime.errors import OverBudgetError
 from fcn_deploy.runtime.manifest import Stage
@@ -206,6 +206,6 @@ def _same(stage: Stage, run, feed, before: tuple[int, int], card: ModelCard, axi
         ours = tile.take(range(first, first + cells), 2 + axis).astype(np.float32)
         theirs = whole.take(range(span.start // stride, span.start // stride + cells), 2 + axis).astype(np.float32)
         # Not "difference > tolerance": a NaN must fail.
-        if not np.abs(ours - theirs).max() <= MARGIN * float(np.ptp(whole.astype(np.float32))):
+        if not np.abs(ours - theirs).max() <= REORDERED_SUMS * float(np.ptp(whole.astype(np.float32))):
             return False
     return True

@@ -93,16 +93,11 @@ def plan_profiles(
         MisuseError: k, batch or budget out of range, or k with ranges.
         DeployError: no partition fits the budget; says how many bytes do.
     """
-    if k is not None and not 1 <= k <= MOST_PROFILES:
-        raise MisuseError(f"--profiles {k}; choose 1 to {MOST_PROFILES}, as each takes memory and build time")
-    if batch < 1:
-        raise MisuseError(f"--batch {batch}; a batch has at least 1 image")
+    sizes = Sizes(sizes) if not isinstance(sizes, Sizes) else sizes
+    check_profile_options(sizes, k, batch)
     if budget is not None and budget <= 0:
         raise MisuseError(f"a memory budget of {budget} bytes; give more than 0")
-    sizes = Sizes(sizes) if not isinstance(sizes, Sizes) else sizes
     if sizes.ranges:
-        if k is not None and k != len(sizes.ranges):
-            raise MisuseError(f"--profiles {k} and {len(sizes.ranges)} ranges in --sizes; leave --profiles away")
         profiles = _given(sizes.ranges, card, batch)
         _check_budget(sum(float(cost(float(profile.pixels))) for profile in profiles), budget)
         return profiles
@@ -125,6 +120,16 @@ def plan_profiles(
     chosen = plans[-1] if k is not None else _few_enough(plans, items.loss(np.arange(len(items))))
     profiles = [items.profile(block) for block in chosen.blocks]
     return sorted(profiles, key=lambda profile: (profile.opt[0] * profile.opt[1], profile.opt, profile.max))
+
+
+def check_profile_options(sizes: Sizes | None, k: int | None, batch: int) -> None:
+    """Refuse numbers of profiles and images that cannot be planned with. Raises MisuseError."""
+    if k is not None and not 1 <= k <= MOST_PROFILES:
+        raise MisuseError(f"--profiles {k}; choose 1 to {MOST_PROFILES}, as each takes memory and build time")
+    if batch < 1:
+        raise MisuseError(f"--batch {batch}; a batch has at least 1 image")
+    if sizes is not None and sizes.ranges and k not in (None, len(sizes.ranges)):
+        raise MisuseError(f"--profiles {k} and {len(sizes.ranges)} ranges in --sizes; omit --profiles")
 
 
 def _check_budget(needed: float, budget: int | None) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from fcn_deploy.export.analysis.accepted_sizes import probe
+from fcn_deploy.export.analysis.upsampling import ends_in_sigmoid, find_end
 from fcn_deploy.export.dynamic_shapes.solve import Freed, find_sizes
 from fcn_deploy.export.graph.edit import (
     Names,
@@ -20,7 +21,7 @@ from fcn_deploy.export.graph.edit import (
     set_metadata,
     set_shape,
 )
-from fcn_deploy.export.passes.split_head import ends_in_sigmoid, head_of, split_head, stripped_padding
+from fcn_deploy.export.tolerances import FREED_SIZES, REORDERED_SUMS
 from fcn_deploy.runtime.backends.onnxruntime import one_line, session
 from fcn_deploy.runtime.errors import DeployError
 from fcn_deploy.runtime.files import replacing
@@ -30,8 +31,6 @@ from onnx import ModelProto
 if TYPE_CHECKING:
     from fcn_deploy.export.importer.card import SourceOptions
 
-SAME = 1e-5  # of the scores' range: arithmetic that was folded before rounds otherwise
-NEAR = 1e-4  # the same, for an image and for a part of it, whose convolutions are summed in another order
 # Where a freed model is run, in multiples of 16 pixels or of what it takes: not square, odd, small and larger.
 UNSEEN = ((1, 2), (3, 1), (2, 5), (7, 3))
 FATAL_ONLY = 4  # ONNX Runtime's severity: that a probed size fails is no error
@@ -93,7 +92,7 @@ def verify(model: ModelProto, found: Freed, name: str) -> str:
     image = noise(batch, *traced)
     expected, scores = before(image), after(image)
     spread = max(float(np.ptp(expected)), 1e-12)
-    if scores.shape != expected.shape or not (own := float(np.abs(scores - expected).max()) / spread) <= SAME:
+    if scores.shape != expected.shape or not (own := float(np.abs(scores - expected).max()) / spread) <= FREED_SIZES:
         what = "scores of another shape" if scores.shape != expected.shape else f"scores {own:.1e} of their range away"
         raise DeployError(
             f"{name}: the freed model gives {what} at its own size of {_text(traced)}; please report the model"
@@ -114,7 +113,7 @@ def verify(model: ModelProto, found: Freed, name: str) -> str:
                 f"{name}: the freed model gives {list(scores.shape)} for 2 images of {height}×{width}; please report it"
             )
         alone = after(images[1:])
-        if not np.abs(scores[1:] - alone).max() <= NEAR * max(spread, float(np.ptp(alone))):
+        if not np.abs(scores[1:] - alone).max() <= REORDERED_SUMS * max(spread, float(np.ptp(alone))):
             raise DeployError(f"{name}: the freed model mixes the images of a batch, as seen at {height}×{width}")
     line = "exactly" if own == 0 else f"up to {own:.0e} of its scores' range"
     line = f"equal to the model at its own size of {_text(traced)}, {line}"
@@ -142,7 +141,7 @@ def _goes_on(before, after, found: Freed, image, expected, multiple: int, noise,
     if share < 0.01:
         return "its scores see further than half of its own size: larger images cannot be compared with it"
     far = float(np.abs(scores - expected).max((0, 1))[untouched].max()) / max(float(np.ptp(expected)), 1e-12)
-    if not far <= NEAR:
+    if not far <= REORDERED_SUMS:
         raise DeployError(
             f"{name}: the freed model gives other scores where an image goes on beyond {_text((height, width))} "
             f"({far:.1e} of their range); {'; '.join(found.notes)}; please report the model"
@@ -217,8 +216,9 @@ def export_free(
     source = read_source(path, options)
     model, card, name = source.model, source.card, str(path)
     if metadata(model, CARD_KEY) is None:
-        core = split_head(model)
-        (multiple, smallest), factor = stripped_padding(core), head_of(core).factor
+        end = find_end(model)
+        padding, factor = end.padding, end.upsampling.factor
+        multiple, smallest = (padding.multiple, padding.smallest) if padding is not None else (1, 1)
         stride = max(1, round(factor[0])) if factor else 1
         card = replace(card, size_multiple=multiple, smallest=smallest, stride=stride)
     run = _runs(model)

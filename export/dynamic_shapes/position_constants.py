@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from fcn_deploy.export.dynamic_shapes.shape_writer import Writer
 from fcn_deploy.export.dynamic_shapes.shapes import ConflictError, Size
+from fcn_deploy.export.tolerances import POSITION_CONSTANT
 from onnx import NodeProto, helper
 
 
@@ -80,7 +81,7 @@ def law_of(node: NodeProto, array: np.ndarray, needed: Mapping[int, Size]) -> La
     # Where two lines start from one base, whose part is whose cannot be told; one alone of each channel can.
     if len(ramps) > 1 and np.prod([ramp.step != 0 for ramp in ramps.values()], axis=0).any():
         raise _belongs(node, array)
-    if np.abs(rebuilt - array).max() > 4e-6 * max(np.abs(array).max(), 1e-6):
+    if np.abs(rebuilt - array).max() > POSITION_CONSTANT * max(np.abs(array).max(), 1e-6):
         raise _belongs(node, array)
     return Law(base, ramps, " and ".join(dict.fromkeys(described)) or "the same everywhere")
 

@@ -4,11 +4,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from fcn_deploy.export.analysis.accepted_sizes import MARGIN, run_quietly
+from fcn_deploy.export.analysis.accepted_sizes import run_quietly
+from fcn_deploy.export.analysis.channel_layout import Channels, channels_of_input
+from fcn_deploy.export.analysis.decision import Decision
+from fcn_deploy.export.analysis.float_types import other_floats
 from fcn_deploy.export.graph.edit import dims, label
-from fcn_deploy.export.passes.as_float32 import as_float32, other_floats
-from fcn_deploy.export.passes.cut_decision import Decision
-from fcn_deploy.export.passes.image_input import Channels, channels_of_input
+from fcn_deploy.export.passes.as_float32 import as_float32
+from fcn_deploy.export.tolerances import (
+    DECISION_MARGIN,
+    SIGMOID_ROUNDING,
+    STANDARD_FORM,
+    STANDARD_FORM_OF_HALF,
+    TIED_PIXELS,
+)
 from fcn_deploy.runtime.backends.onnxruntime import one_line, session
 from fcn_deploy.runtime.errors import DeployError
 from onnx import ModelProto, TensorProto
@@ -28,9 +36,6 @@ TRIED_SIZES = (
     (512, 512), (513, 513), (473, 473), (640, 640), (512, 1024), (1024, 1024), (448, 768), (576, 576), (800, 800),
     (960, 960),
 )  # fmt: skip
-SAME = 1e-3  # of the scores' range: float32 rounds otherwise after a conversion
-TIES = 0.01  # share of pixels whose score is the threshold itself, at which > and >= may differ
-SAME_HALF = 3e-2  # of a model that ran in float16 before
 
 
 @dataclass(frozen=True)
@@ -55,14 +60,13 @@ class Cut:
         # [K, h, w]: K axes are before or behind, and of one but for one.
         planes = np.moveaxis(expected, (rows, columns), (-2, -1)).reshape(-1, *scores.shape[2:])
         spread = float(np.ptp(scores)) or 1.0
-        close = MARGIN if tolerance == SAME else tolerance
+        close = DECISION_MARGIN if tolerance == STANDARD_FORM else tolerance
         if self.decision is not None and self.decision.kind == "threshold":
             if planes.shape != scores[0].shape or len(np.unique(planes)) > 2:  # rounded values of many
                 return False
             apart = scores[0] - self.decision.threshold
             wrong, ties = (planes > 0) != (apart > 0), apart == 0
-            # Few are equal by chance; of a Relu's scores, many are.
-            return not wrong[np.abs(apart) > close * spread].any() and (wrong & ties).mean() <= TIES
+            return not wrong[np.abs(apart) > close * spread].any() and (wrong & ties).mean() <= TIED_PIXELS
         if self.decision is not None or self.argmax:
             best = np.sort(scores[0], axis=0)[-2:]
             clear = best[1] - best[0] > close * spread if len(best) > 1 else np.ones(scores.shape[2:], bool)
@@ -72,8 +76,7 @@ class Cut:
         if planes.shape != wanted.shape or not np.isfinite(planes).all():
             return False
         spread = float(np.ptp(planes)) or 1.0
-        # A Sigmoid rounds values near 0 as coarsely as those near 1.
-        return float(np.abs(planes - wanted).max()) <= tolerance * spread + 4 * np.finfo(np.float32).eps
+        return float(np.abs(planes - wanted).max()) <= tolerance * spread + SIGMOID_ROUNDING
 
 
 class Original:
@@ -100,7 +103,7 @@ class Original:
                 raise
             native = False
         if not native:  # ONNX Runtime has no convolutions of double, and NumPy no bfloat16
-            self._run = session(as_float32(model).SerializeToString(), optimise=False)
+            self._run = session(as_float32(model).model.SerializeToString(), optimise=False)
         self._random = np.random.default_rng(0)
         self.size, results = self._size_and_results()
         self.output, self.result = self._choose(results, notes)
@@ -241,7 +244,7 @@ class Original:
             scores = run_quietly(run, fed)[0]
         except Exception as error:
             raise DeployError(f"{self.name}, brought into [N,C,H,W], does not run: {one_line(error)[:300]}") from error
-        tolerance = SAME_HALF if self.half else SAME
+        tolerance = STANDARD_FORM_OF_HALF if self.half else STANDARD_FORM
         if not cut.agrees(expected, scores[:1], tolerance, self.size):
             raise DeployError(
                 f"{self.name}, brought into [N,C,H,W], does not give what it gave at {self.size[0]}×{self.size[1]}; "

@@ -12,6 +12,7 @@ from fcn_deploy.calibration.metrics import IGNORE, Metrics, confusion_matrix
 from fcn_deploy.calibration.report import page
 from fcn_deploy.calibration.report.accuracy import classes_table, grouped, scales_table, stages_table
 from fcn_deploy.calibration.report.charts import Series, line_chart, linear_ticks, log_ticks
+from fcn_deploy.calibration.report.engine_report import REPORT_VERSION, EngineReport
 from fcn_deploy.calibration.report.layout import in_points, percent
 from fcn_deploy.calibration.report.results import MIXED, OWN, About, Entry, Evaluated, Example, ImageResult
 from helpers import ReadPage
@@ -89,7 +90,7 @@ def entries(classes=4, names=HOSTILE, report=REPORT, **options):
     return [
         Entry("net.safetensors", "PyTorch checkpoint, float32", 13_700_000, card, None, evaluated(classes, **options)),
         Entry(
-            "net<8>.engine", "engine for cpu, int8, onnxruntime", 3_800_000, card, report,
+            "net<8>.engine", "engine for cpu, int8, onnxruntime", 3_800_000, card, EngineReport.from_dict(report),
             evaluated(classes, right=0.7, equal=0.9999999, **options),
         ),
     ]  # fmt: skip
@@ -157,14 +158,18 @@ def test_what_an_engine_reports_is_on_the_page():
 def test_engines_of_masks_and_values_are_told_of_too():
     values = {"kind": "values", "sizes": ["1x1"], "pixels": 9, "difference": 2e-7}
     card = ModelCard(("depth",), activation="none")
-    html = page.page(About("e"), [Entry("e.engine", "engine", 9, card, {**REPORT, "agreement": values})])
+    html = page.page(
+        About("e"), [Entry("e.engine", "engine", 9, card, EngineReport.from_dict({**REPORT, "agreement": values}))]
+    )
     read = ReadPage(html)
     assert ["values against the model’s, float32", "differ by 2.0e-07 of their range at most, at 1 sizes"] in (
         read.tables["The engine"]
     )
     assert ["an image’s result", "values, as they are"] in read.tables["Model card"]
     masks = ModelCard(("a", "b"), activation="multilabel", threshold=(0.5, 0.25), whole="ReduceMean")
-    rows = ReadPage(page.page(About("e"), [Entry("e.engine", "engine", 9, masks, REPORT)])).tables["Model card"]
+    rows = ReadPage(
+        page.page(About("e"), [Entry("e.engine", "engine", 9, masks, EngineReport.from_dict(REPORT))])
+    ).tables["Model card"]
     assert ["an image’s result", "a mask per class, by sigmoid above 0.5, 0.25"] in rows
     assert ["sees the whole image", "yes: ReduceMean"] in rows and "not as this release" not in html
 
@@ -173,7 +178,7 @@ def test_what_was_not_measured_has_no_box_and_says_why():
     card = ModelCard(("a", "b"))
     report = {key: value for key, value in REPORT.items() if key not in ("accuracy", "layers", "candidates", "speedup")}
     report |= {"latency_ms": None, "latency_reason": "no GPU here", "miou": None, "miou_reason": "no labels were given"}
-    html = page.page(About("e"), [Entry("e.engine", "engine", 9_000_000, card, report)])
+    html = page.page(About("e"), [Entry("e.engine", "engine", 9_000_000, card, EngineReport.from_dict(report))])
     assert "not measured: no GPU here" in html and "not measured: no labels were given" in html
     read = ReadPage(html)
     assert set(read.tables) == {
@@ -182,7 +187,7 @@ def test_what_was_not_measured_has_no_box_and_says_why():
     }  # fmt: skip
     assert "chart" not in {attributes.get("class") for _, attributes in read.tags}
     unranked = {key: value for key, value in REPORT.items() if key != "layers"}
-    read = ReadPage(page.page(About("e"), [Entry("e.engine", "engine", 9, card, unranked)]))
+    read = ReadPage(page.page(About("e"), [Entry("e.engine", "engine", 9, card, EngineReport.from_dict(unranked))]))
     assert "Layers were not ranked" in read.text
     assert read.tables["1 of 30 layers are kept in higher precision"][1][0] == "conv_7"
 
@@ -208,7 +213,8 @@ def test_names_from_elsewhere_stay_text():
         {}, {"latency_ms": [1, 2]}, {"latency_ms": {"a": 1}}, {"latency_ms": {"4x4": math.inf}}, {"stages": 7},
         {"accuracy": {"int8": "<b>"}}, {"layers": [{"name": 1}]}, {"layers": [{"sensitivity": "x"}]}, {"speedup": 0},
         {"candidates": "none"},
-        {"notes": 3}, {"agreement": None}, {"builder": {"profiles": []}}, {"core_bytes": {"int8": "many"}},
+        {"notes": 3}, {"agreement": {"sizes": [], "pixels": 1}}, {"builder": {"profiles": []}},
+        {"core_bytes": {"int8": "many"}},
     ],
 )  # fmt: skip
 def test_a_report_json_of_another_make_leaves_the_rest_of_the_page(broken):
@@ -216,6 +222,43 @@ def test_a_report_json_of_another_make_leaves_the_rest_of_the_page(broken):
     read = ReadPage(page.page(ABOUT, entries(report=report)))
     assert read.tables["Each model on the same images, at their own sizes"]
     assert "is not as this release writes it" in read.text
+
+
+def test_a_report_is_read_as_it_was_written():
+    report = EngineReport.from_dict(REPORT)
+    assert report.problems == () and report.version is None  # of before it had one
+    assert report.stages[0].halo == (32, 32) and report.stages[0].tile is None and report.smallest is None
+    assert report.layers[7].kept == "reverted" and report.candidates[0].latency_ms["4000x4000"] is None
+    assert report.agreement.kind == "labels" and (report.accuracy.precision, report.accuracy.value) == ("int8", 0.6101)
+    again = EngineReport.from_json(replace(report, version=REPORT_VERSION).to_json())
+    assert again == replace(report, version=REPORT_VERSION) and again.problems == ()
+
+
+@pytest.mark.parametrize("text", ["", "[1]", "null", "{", '"a"', "[" * 100_000, b"\xff"])
+def test_what_is_no_report_is_none(text):
+    assert EngineReport.from_json(text) is None
+
+
+def test_a_report_of_a_later_release_is_read_as_far_as_it_is_known():
+    later = {**REPORT, "version": 99, "problems": ["x"], "sparsity": 0.5}
+    later["agreement"] = {**REPORT["agreement"], "kinds": ["labels"]}
+    report = EngineReport.from_dict(later)
+    assert (report.version, report.problems, report.agreement.pixels) == (99, (), 92)
+
+
+@pytest.mark.parametrize(
+    ("part", "value"),
+    [
+        ("stride", 8.5), ("stride", True), ("stride", "8"), ("target", 1), ("stages", [{}]), ("speedup", math.nan),
+        ("stages", [{**REPORT["stages"][0], "halo": [1, 2, 3]}]), ("threads", 1.5), ("layers", [["conv"]]),
+        ("accuracy", {k: v for k, v in REPORT["accuracy"].items() if k != "int8"}), ("core_bytes", [1]),
+        ("latency_ms", {"0x4": 1.0}), ("float32_latency_ms", {"4x4": -1}),
+    ],
+)  # fmt: skip
+def test_a_part_that_is_not_as_written_is_left_out_and_said(part, value):
+    report = EngineReport.from_dict({**REPORT, part: value})
+    assert getattr(report, part) in (None, ()) and [each.partition(":")[0] for each in report.problems] == [part]
+    assert report.miou == 0.61 and "\n" not in report.problems[0]
 
 
 def test_a_layer_that_breaks_the_network_is_on_the_page():

@@ -1,0 +1,79 @@
+"""Which precisions a build may use, and what it may cost."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from fcn_deploy.calibration.ranges import METHODS
+from fcn_deploy.runtime.errors import MisuseError
+
+
+@dataclass(frozen=True)
+class QuantizationOptions:
+    """What low precision is asked for, how it is calibrated, and how much accuracy it may cost.
+
+    Attributes:
+        int8, fp16: which precisions the graph may use; float32 where neither. Both: INT8 layers, the others FP16.
+        fastest: INT8 is tried, and kept only where it is faster than float32; for the CPU. Sets `int8`.
+        calib: source of images (see calibration.stream.open_stream): a folder, glob, list or data set.
+        count: of images to calibrate on, at most.
+        method: how ranges are chosen: minmax, percentile, entropy or mse.
+        labels: folder of labels named as the images; None: the gate compares with float32's labels.
+        max_drop: points of mIoU (or of agreement) that may be lost.
+        ranges: file to read, or to write where it does not exist.
+        seed: of the sample of images.
+
+    Raises:
+        MisuseError: options that contradict each other, or that nothing uses.
+    """
+
+    int8: bool = False
+    fp16: bool = False
+    fastest: bool = False
+    calib: str | None = None
+    count: int = 100
+    method: str = "mse"
+    labels: Path | None = None
+    max_drop: float = 0.5
+    ranges: Path | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.fastest:
+            if self.calib is None:
+                raise MisuseError("--fastest tries INT8, which needs real images to calibrate on: pass --calib FOLDER")
+            object.__setattr__(self, "int8", True)
+        if self.method not in METHODS:
+            raise MisuseError(f"method {self.method!r}; choose one of {', '.join(METHODS)}")
+        if self.int8 and self.calib is None:
+            raise MisuseError("--int8 needs real images to calibrate on: pass --calib FOLDER")
+        if self.fp16 and self.calib is None:
+            raise MisuseError("--fp16 needs real images to find what overflows: pass --calib FOLDER")
+        self._check_use()
+        if self.count < 1:
+            raise MisuseError(f"--calib-count {self.count}; calibrate on 1 image or more")
+        if not self.max_drop >= 0:
+            raise MisuseError(f"--max-drop {self.max_drop}; give points of 0 or more")
+        if self.labels is not None and not self.labels.is_dir():
+            raise MisuseError(f"{self.labels} is not a folder; --labels names one with a label of each image's name")
+
+    def _check_use(self) -> None:
+        """Refuse what says how to do something that is not done."""
+        changed = {name for name in self.__dataclass_fields__ if getattr(self, name) != _DEFAULTS[name]}
+        if not (self.int8 or self.fp16):
+            for name, option in _OF_LOW_PRECISION.items():
+                if name in changed:
+                    raise MisuseError(f"{option} is for --int8 and --fp16; pass one of them")
+        if not self.int8:
+            for name, option in _OF_INT8.items():
+                if name in changed:
+                    raise MisuseError(f"{option} is for --int8; pass it")
+
+    @property
+    def precision(self) -> str:
+        """The lowest that is asked for: `int8`, `float16` or `float32`."""
+        return "int8" if self.int8 else "float16" if self.fp16 else "float32"
+
+
+_OF_LOW_PRECISION = {"calib": "--calib", "count": "--calib-count", "labels": "--labels", "max_drop": "--max-drop"}
+_OF_INT8 = {"ranges": "--ranges", "method": "--calib-method"}
+_DEFAULTS = {item.name: item.default for item in QuantizationOptions.__dataclass_fields__.values()}

@@ -1,0 +1,503 @@
+"""Plans for GPUs: real builds by TensorRT for RTX, which needs none; TensorRT itself stands in as a recording fake."""
+
+import os
+import time
+from enum import IntEnum
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import numpy as np
+import onnx
+import pytest
+from fcn_deploy.export.build.engine import core_of
+from fcn_deploy.export.build.profiles import Profile, default_profiles, plan_profiles
+from fcn_deploy.export.build.targets import tensorrt
+from fcn_deploy.export.build.targets.tensorrt import (
+    BuildOptions,
+    activation_cost,
+    build,
+    build_here,
+    choose_module,
+    parse_targets,
+)
+from fcn_deploy.export.build.targets.timing_cache import CACHE_MAGIC, TimingCache
+from fcn_deploy.export.importer.standard_form import read_source
+from helpers import multiples_of
+from onnx import TensorProto, helper, numpy_helper
+
+from fcn_deploy import DeployError, MisuseError
+
+SMALL = [Profile((32, 32), (64, 64), (128, 128))]
+SM89 = BuildOptions(("sm89",))
+
+
+@pytest.fixture
+def rtx():
+    return pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed; pip install 'fcn-deploy[rtx]'")
+
+
+@pytest.fixture(scope="module")
+def core(exports):
+    return core_of(read_source(exports / "narrow.onnx"))[0].model
+
+
+def graph(*nodes, domain="", **constants):
+    model = helper.make_graph(
+        nodes,
+        "core",
+        [helper.make_tensor_value_info("image", TensorProto.FLOAT, ["N", 3, "H", "W"])],
+        [helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["N", None, "H", "W"])],
+        [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
+    )
+    opsets = [helper.make_opsetid("", 18)] + ([helper.make_opsetid(domain, 1)] if domain else [])
+    return helper.make_model(model, opset_imports=opsets, ir_version=9)
+
+
+def children() -> set[str]:
+    """Processes started by this one that are still there, by /proc."""
+    found = set()
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rsplit(")", 1)[1].split()
+        except OSError:
+            continue
+        if fields[1] == str(os.getpid()):
+            found.add(stat.parent.name)
+    return found
+
+
+@pytest.fixture
+def clean(tmp_path, monkeypatch):
+    """Checks that nothing is left behind: no process, no temporary file."""
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))
+    before = children()
+    yield
+    assert not list((tmp_path / "tmp").iterdir())
+    assert children() <= before
+
+
+# Real builds
+
+
+def test_one_plan_for_several_gpus_with_several_profiles(rtx, core, clean):
+    sizes = {(64, 64): 5, (480, 640): 20, (640, 480): 8, (1080, 1920): 9}
+    profiles = plan_profiles(sizes, multiples_of(32), 3, batch=2)
+    assert len(profiles) == 3
+    said = []
+    start = time.monotonic()
+    built = build(core, BuildOptions(("sm86", "sm89", "sm120")), profiles, said.append)
+    assert time.monotonic() - start < 10
+    assert len(built.plan) > 10_000 and built.module == "tensorrt_rtx" and built.version == rtx.__version__
+    assert built.targets == ("sm86", "sm89", "sm120") and 0 < built.seconds < 10 and not built.notes
+    # Monotone in area, and in proportion to it but for a few MiB that every profile takes.
+    assert list(built.activation_bytes) == sorted(built.activation_bytes)
+    per_pixel = [size / profile.pixels for size, profile in zip(built.activation_bytes, profiles, strict=True)]
+    assert per_pixel[1] == pytest.approx(per_pixel[2], rel=0.2)
+    assert said and all(line.endswith(" s)") and "%" not in line for line in said)
+
+
+def test_activation_memory_is_told_in_the_order_of_the_profiles(rtx, core):
+    large, small = Profile((512, 512), (512, 1024), (1088, 1920)), SMALL[0]
+    first, second = (build(core, SM89, order).activation_bytes for order in ([large, small], [small, large]))
+    assert first == second[::-1] and first[0] > 10 * first[1]
+
+
+def test_a_batch_takes_its_share_of_memory(rtx, core):
+    one, four = (build(core, SM89, default_profiles(multiples_of(32), batch)).activation_bytes[0] for batch in (1, 4))
+    assert 3 < four / one < 5
+
+
+def test_a_budget_planned_for_is_kept_by_the_plan(rtx, core):
+    """Memory asked of TensorRT at two sizes tells it for others within 2 % or 1 MiB."""
+    cost = activation_cost(core, SM89, multiples_of(32))
+    sizes = {(480, 640): 20, (640, 480): 8, (1080, 1920): 9, (1920, 1080): 2, (2160, 3840): 4, (100, 100): 30}
+    budget = int(0.9 * sum(cost(profile.pixels) for profile in plan_profiles(sizes, multiples_of(32), 4)))
+    profiles = plan_profiles(sizes, multiples_of(32), 4, budget, cost)
+    planned = [cost(profile.pixels) for profile in profiles]
+    built = build(core, SM89, profiles)
+    assert built.activation_bytes == pytest.approx(planned, rel=0.02, abs=1 << 20)
+    assert sum(built.activation_bytes) <= budget
+
+
+def test_too_little_workspace_is_named_with_the_remedy(rtx, core, clean):
+    for workspace in (1024, 64 << 20):
+        with pytest.raises(DeployError, match="raise --workspace") as caught:
+            build(core, BuildOptions(("sm89",), workspace=workspace), default_profiles(multiples_of(32), 4))
+        assert "\n" not in str(caught.value) and "/_src/" not in str(caught.value)
+    assert build(core, BuildOptions(("sm89",), workspace=64 << 20), SMALL).plan
+
+
+def test_sizes_beyond_tensorrt_are_refused_at_build_time(rtx, core):
+    with pytest.raises(DeployError, match="largest size is too large: give smaller --sizes"):
+        build(core, SM89, [Profile((32, 32), (64, 64), (1 << 20, 1 << 20), 4)])
+
+
+def test_a_profile_out_of_order_is_refused(rtx, core):
+    with pytest.raises(DeployError, match="refuses profile 1 \\(64x64:32x32:128x128\\)"):
+        build(core, SM89, [*SMALL, Profile((64, 64), (32, 32), (128, 128))])
+    with pytest.raises(MisuseError, match="no optimisation profile"):
+        build(core, SM89, [])
+
+
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [
+        (graph(helper.make_node("Relu", ["image"], ["r"]), helper.make_node("Det", ["r"], ["scores"], name="odd")),
+         "node odd (Det): it is not supported so; replace it in the network before export"),
+        (graph(helper.make_node("Frobnicate", ["image"], ["scores"], name="own", domain="my.ops"), domain="my.ops"),
+         "node own (Frobnicate): TensorRT has no such operator; replace it"),
+        (graph(helper.make_node("QuantizeLinear", ["image", "s", "z"], ["q"], name="quantised"),
+               helper.make_node("DequantizeLinear", ["q", "s", "z"], ["scores"]), s=np.float32(0.1), z=np.uint8(128)),
+         "node quantised (QuantizeLinear): a zero point that is not 0; it is quantised for CPUs"),
+        (graph(helper.make_node("DequantizeLinear", ["b", "s"], ["bias"], name="bias"),
+               helper.make_node("Add", ["image", "bias"], ["scores"]), s=np.float32(0.1),
+               b=np.zeros((1, 3, 1, 1), np.int32)),
+         "node bias (DequantizeLinear): an int32 bias; it is quantised for CPUs"),
+    ],
+    ids=["unsupported", "custom", "zero-point", "int32-bias"],
+)  # fmt: skip
+def test_what_the_parser_refuses_is_named(rtx, model, said, clean):
+    with pytest.raises(DeployError) as caught:
+        build(model, SM89, SMALL)
+    assert said in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_the_cpus_int8_is_refused_by_name(rtx, core):
+    from fcn_deploy.export.quantization.quantize import SCHEMES, quantize
+
+    ranges = dict.fromkeys({n for node in core.graph.node for n in (*node.input, *node.output)}, (-1.0, 6.0))
+    with pytest.raises(DeployError, match="quantised for CPUs; start from the float32 model"):
+        build(quantize(core, ranges, SCHEMES["cpu"]), SM89, SMALL)
+    assert build(quantize(core, ranges, SCHEMES["tensorrt"]), SM89, SMALL).plan
+
+
+# Time
+
+
+def test_a_timeout_is_one_line_and_leaves_nothing(rtx, core, clean):
+    with pytest.raises(DeployError, match=r"longer than --timeout 0.001 s, and was stopped while \w+") as caught:
+        build(core, BuildOptions(("sm89",), timeout=0.001), SMALL)
+    assert "\n" not in str(caught.value) and caught.value.exit_code == 1
+    assert build(core, BuildOptions(("sm89",), timeout=60), SMALL).plan
+
+
+FAKE = """
+import os, sys, time
+__version__ = "1.0.0"
+class ILogger:
+    pass
+print("noise on stdout")
+print("words before the end", file=sys.stderr)
+{ending}
+"""
+
+
+@pytest.mark.parametrize(
+    ("ending", "said"),
+    [
+        ("time.sleep(600)", "took longer than --timeout 0.1 s, and was stopped while starting"),
+        ("os.abort()", "broke off while it built (signal 6); it last said: words before the end"),
+        ("os._exit(3)", "broke off while it built (exit code 3)"),
+        ("os.kill(os.getpid(), 9)", "as it does when memory runs out"),
+        ("raise ImportError", "tensorrt_rtx is not installed; run: pip install 'fcn-deploy[rtx]'"),
+        ("raise MemoryError", "out of memory while building"),
+    ],
+)
+def test_a_builder_that_hangs_or_dies_is_one_line(core, tmp_path, monkeypatch, clean, ending, said):
+    """By a stand-in for tensorrt_rtx, found first by the builder's process as by ours."""
+    (tmp_path / "tensorrt_rtx.py").write_text(FAKE.format(ending=ending))
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(tensorrt, "GRACE", 0.2)
+    with pytest.raises(DeployError) as caught:
+        build(core, BuildOptions(("sm89",), timeout=0.1 if "sleep" in ending else None), SMALL)
+    assert said in str(caught.value) and "\n" not in str(caught.value)
+
+
+# The timing cache
+
+
+def test_the_timing_cache_makes_a_round_trip(rtx, core, tmp_path):
+    options = BuildOptions(("sm89",), timing_cache=tmp_path / "new" / "timings")
+    first = build(core, options, SMALL)
+    content = options.timing_cache.read_bytes()
+    assert content.startswith(CACHE_MAGIC)
+    assert len(first.notes) == 1 and "times nothing while it builds" in first.notes[0]
+    assert build(core, options, SMALL).notes == first.notes
+    assert [path.name for path in options.timing_cache.parent.iterdir()] == ["timings"]
+
+
+@pytest.mark.parametrize(
+    ("damage", "said", "kept"),
+    [
+        (lambda content: content[:-1] + b"?", "is damaged", False),
+        (lambda content: content[:60], "is damaged", False),
+        (lambda content: content.replace(b"tensorrt_rtx", b"tensorrt", 1), "is of tensorrt ", False),
+        (lambda content: b"GIF89a junk" * 50, "is no timing cache of build-engine", True),
+        (lambda content: b"", None, False),
+    ],
+)
+def test_a_timing_cache_that_does_not_fit_is_ignored_and_said(rtx, core, tmp_path, damage, said, kept):
+    path = tmp_path / "timings"
+    options = BuildOptions(("sm89",), timing_cache=path)
+    build(core, options, SMALL)
+    good = path.read_bytes()
+    path.write_bytes(damage(good))
+    notes = build(core, options, SMALL).notes
+    assert said is None or said in notes[0]
+    assert (path.read_bytes() == damage(good)) if kept else path.read_bytes().startswith(CACHE_MAGIC)
+    assert kept or not any("ignored" in note for note in build(core, options, SMALL).notes)
+
+
+def test_a_timing_cache_that_cannot_be_written_does_not_lose_the_plan(rtx, core, tmp_path):
+    (tmp_path / "file").write_text("")
+    built = build(core, BuildOptions(("sm89",), timing_cache=tmp_path / "file" / "timings"), SMALL)
+    assert built.plan and any("cannot write" in note for note in built.notes)
+
+
+# What users may ask for
+
+
+def test_targets():
+    assert parse_targets("SM86, sm89,sm86") == ["sm86", "sm89"] and parse_targets("cuda") == ["cuda"]
+    for text, said in (("sm90", "sm90"), ("", "''"), ("cuda,sm89", "stands alone"), ("gpu", "choose cpu, cuda")):
+        with pytest.raises(MisuseError, match=said):
+            parse_targets(text)
+
+
+def test_options_that_make_no_sense():
+    for words, said in (
+        ({"workspace": 0}, "--workspace"),
+        ({"timeout": 0.0}, "--timeout"),
+        ({"timeout": float("nan")}, "--timeout"),
+        ({"level": 6}, "choose 0"),
+        ({"hardware": "hopper"}, "choose one of none, ampere"),
+        ({"targets": ("sm90",)}, "sm90"),
+        ({"targets": ("sm89",), "hardware": "ampere+"}, "--hardware-compatible is for --target cuda"),
+        ({"targets": ("sm89",), "version_compatible": True}, "--version-compatible is for --target cuda"),
+        ({"timing_cache": Path("/")}, "is a folder"),
+    ):
+        with pytest.raises(MisuseError, match=said):
+            BuildOptions(**words)
+
+
+def test_cuda_needs_a_gpu(core, clean):
+    if tensorrt.local_device() is not None:
+        pytest.skip("this machine has a GPU; run the tests on one without to see the refusal")
+    with pytest.raises(DeployError, match=r"none can be used .* --target sm86,sm89,sm120"):
+        build(core, BuildOptions(), SMALL)
+
+
+def test_cuda_takes_what_is_there(monkeypatch):
+    modules = {}
+
+    def find(name):
+        if name not in modules:
+            raise ImportError(name)
+        return modules[name]
+
+    monkeypatch.setattr(tensorrt, "import_module", find)
+    monkeypatch.setattr(tensorrt, "local_device", lambda: (9, 0))
+    with pytest.raises(DeployError, match="neither tensorrt nor tensorrt_rtx"):
+        choose_module(["cuda"])
+    modules["tensorrt"] = SimpleNamespace(__version__="10.3.0")
+    with pytest.raises(DeployError, match=r"tensorrt 10.3.0 is too old; install 10.12 or later"):
+        choose_module(["cuda"])
+    modules["tensorrt_rtx"] = SimpleNamespace(__version__="1.7.1")
+    assert choose_module(["cuda"]) == (modules["tensorrt_rtx"], ("sm90",))
+    modules["tensorrt"] = SimpleNamespace(__version__="11.4.1.2")
+    assert choose_module(["cuda"]) == (modules["tensorrt"], ("sm90",))
+
+
+# TensorRT itself cannot be installed where there is no GPU: a fake records what is asked of it. It has the names that
+# 10.12 and 11 share (python/src/infer/pyCore.cpp of NVIDIA/TensorRT), and so none of RTX's compute capabilities.
+
+
+def recording_tensorrt(calls, version="11.4.1.2", activations="Total Activation Memory: {} bytes", **without):
+    trt = ModuleType("tensorrt")
+    trt.__version__ = version
+
+    class Severity(IntEnum):
+        INTERNAL_ERROR, ERROR, WARNING, INFO, VERBOSE = range(5)
+
+    class ILogger:
+        pass
+
+    ILogger.Severity = Severity
+
+    class Base:
+        def __init__(self, *_):
+            pass
+
+    class HostMemory(bytes):
+        pass
+
+    class Cache(bytes):
+        def serialize(self):
+            return HostMemory(self + b"+timings")
+
+    class Config:
+        num_optimization_profiles = 0
+
+        def __setattr__(self, name, value):
+            calls.append((name, value))
+            object.__setattr__(self, name, value)
+
+        def clear_flag(self, flag):
+            calls.append(("clear_flag", flag))
+
+        def set_flag(self, flag):
+            calls.append(("set_flag", flag))
+
+        def set_memory_pool_limit(self, pool, size):
+            calls.append(("set_memory_pool_limit", pool, size))
+
+        def add_optimization_profile(self, profile):
+            self.num_optimization_profiles += 1
+            return self.num_optimization_profiles - 1
+
+        def create_timing_cache(self, data):
+            calls.append(("create_timing_cache", data))
+            return Cache(data)
+
+        def set_timing_cache(self, cache, ignore_mismatch):
+            object.__setattr__(self, "cache", cache)
+            return cache != b"of another GPU"
+
+        def get_timing_cache(self):
+            return self.cache
+
+    class OptimizationProfile:
+        def set_shape(self, name, low, best, high):
+            calls.append(("set_shape", name, low, best, high))
+
+    class Builder:
+        def __init__(self, log):
+            self.log = log
+
+        def create_network(self, flags):
+            calls.append(("create_network", flags))
+            return SimpleNamespace(
+                num_inputs=1, get_input=lambda index: SimpleNamespace(name="image", shape=(-1, 3, -1, -1))
+            )
+
+        def create_builder_config(self):
+            return Config()
+
+        def create_optimization_profile(self):
+            return OptimizationProfile()
+
+        def build_serialized_network(self, network, config):
+            config.progress_monitor.phase_start("Building engine", None, 1)
+            for index in range(config.num_optimization_profiles):
+                self.log.log(Severity.INFO, activations.format(1000 * (index + 1)))
+            if not config.progress_monitor.step_complete("Building engine", 0):
+                self.log.log(Severity.ERROR, "Error Code 7: BuildCanceled (Build canceled by user)")
+                return None
+            return HostMemory(b"plan")
+
+    class OnnxParser(Base):
+        def parse_from_file(self, path):
+            onnx.checker.check_model(path)
+            return True
+
+    trt.ILogger, trt.IProgressMonitor, trt.Builder, trt.OnnxParser = ILogger, Base, Builder, OnnxParser
+    trt.BuilderFlag = SimpleNamespace(TF32="TF32", VERSION_COMPATIBLE="VERSION_COMPATIBLE")
+    trt.MemoryPoolType = SimpleNamespace(WORKSPACE="WORKSPACE")
+    trt.NetworkDefinitionCreationFlag = SimpleNamespace(STRONGLY_TYPED=1)
+    trt.HardwareCompatibilityLevel = SimpleNamespace(NONE=0, AMPERE_PLUS=1, SAME_COMPUTE_CAPABILITY=2)
+    for name, value in without.items():
+        setattr(trt, name, value)
+    return trt
+
+
+@pytest.fixture
+def model_file(core, tmp_path):
+    onnx.save(core, tmp_path / "core.onnx")
+    return tmp_path / "core.onnx"
+
+
+TWO = [Profile((32, 32), (64, 64), (128, 128), 4), Profile((128, 128), (512, 512), (1088, 1920), 4)]
+
+
+def test_tensorrt_is_asked_for_the_same(model_file, tmp_path):
+    calls = []
+    trt = recording_tensorrt(calls)
+    options = BuildOptions(workspace=1 << 30, hardware="ampere+", version_compatible=True, level=5,
+                           timing_cache=tmp_path / "timings")  # fmt: skip
+    phases = []
+    built = build_here(trt, model_file, options, TWO, ("sm90",), phases.append)
+    assert (built.plan, built.activation_bytes, built.module) == (b"plan", (1000, 2000), "tensorrt")
+    assert (built.version, built.targets) == ("11.4.1.2", ("sm90",))
+    assert built.notes == ("a version-compatible plan brings host code along: who loads it must trust it",)
+    assert calls[0] == ("create_network", 1 << 1)  # strongly typed
+    assert ("clear_flag", "TF32") in calls and ("set_flag", "VERSION_COMPATIBLE") in calls
+    assert [call for call in calls if call[0] == "set_flag"] == [("set_flag", "VERSION_COMPATIBLE")]  # no precision
+    assert ("set_memory_pool_limit", "WORKSPACE", 1 << 30) in calls
+    assert ("hardware_compatibility_level", 1) in calls and ("builder_optimization_level", 5) in calls
+    assert not any("compute_capabilit" in str(call[0]) for call in calls)
+    assert [call for call in calls if call[0] == "set_shape"] == [
+        ("set_shape", "image", (1, 3, 32, 32), (1, 3, 64, 64), (4, 3, 128, 128)),
+        ("set_shape", "image", (1, 3, 128, 128), (1, 3, 512, 512), (4, 3, 1088, 1920)),
+    ]
+    assert phases[:2] == ["reading the network", "building"] and "building engine" in phases
+    calls.clear()
+    build_here(trt, model_file, options, TWO, ("sm90",))
+    assert ("create_timing_cache", b"+timings") in calls
+    calls.clear()
+    assert "is of tensorrt 11.4.1.2 sm90" in build_here(trt, model_file, options, TWO, ("sm80",)).notes[1]
+    assert ("create_timing_cache", b"") in calls
+
+
+def test_tensorrt_without_what_later_versions_have(model_file):
+    calls = []
+    trt = recording_tensorrt(
+        calls,
+        version="10.12.0.36",
+        activations="Total Activation Memory: {}",
+        HardwareCompatibilityLevel=SimpleNamespace(NONE=0, AMPERE_PLUS=1),
+    )
+    assert build_here(trt, model_file, BuildOptions(), TWO, ("sm80",)).activation_bytes == (1000, 2000)
+    with pytest.raises(MisuseError, match=r"same-compute-capability: tensorrt 10.12.0.36 does not have it"):
+        build_here(trt, model_file, BuildOptions(hardware="same-compute-capability"), TWO, ("sm80",))
+    trt = recording_tensorrt(calls, activations="silence", NetworkDefinitionCreationFlag=SimpleNamespace())
+    calls.clear()
+    assert build_here(trt, model_file, BuildOptions(), TWO, ("sm80",)).activation_bytes == (None, None)
+    assert calls[0] == ("create_network", 0)  # strong typing is all there is
+
+
+def test_timings_that_tensorrt_finds_unfit_are_said(model_file, tmp_path):
+    calls = []
+    trt = recording_tensorrt(calls)
+    path = tmp_path / "timings"
+    cache = TimingCache(path, "tensorrt 11.4.1.2 sm90")
+    cache.save(SimpleNamespace(get_timing_cache=lambda: SimpleNamespace(serialize=lambda: b"of another GPU")))
+    built = build_here(trt, model_file, BuildOptions(timing_cache=path), TWO, ("sm90",))
+    assert "does not fit this TensorRT or GPU" in built.notes[0] and built.plan == b"plan"
+
+
+def test_a_cancelled_build_keeps_its_timings(model_file, tmp_path):
+    options = BuildOptions(timeout=1e-9, timing_cache=tmp_path / "timings")
+    with pytest.raises(DeployError, match="was stopped while building engine"):
+        build_here(recording_tensorrt([]), model_file, options, TWO, ("sm90",))
+    assert options.timing_cache.read_bytes().endswith(b"+timings")
+
+
+def test_a_gpu_of_rtx_is_the_current_one(rtx, model_file, monkeypatch):
+    with pytest.raises(DeployError, match="needs a GPU and its driver"):
+        build_here(rtx, model_file, BuildOptions(), SMALL, ("sm89",))
+    for options, said in (
+        (BuildOptions(hardware="ampere+"), "name several targets instead"),
+        (BuildOptions(version_compatible=True), "no lean runtime"),
+    ):
+        with pytest.raises(MisuseError, match=said):
+            build_here(rtx, model_file, options, SMALL, ("sm89",))
+
+
+def test_a_tensorrt_that_cannot_start(model_file):
+    def no_builder(log):
+        log.log(1, "CUDA initialization failure with error: 35")
+        raise TypeError("pybind11::init(): factory function returned nullptr")
+
+    with pytest.raises(DeployError, match=r"TensorRT cannot start: CUDA initialization failure .* usable GPU"):
+        build_here(recording_tensorrt([], Builder=no_builder), model_file, BuildOptions(), TWO, ("sm90",))

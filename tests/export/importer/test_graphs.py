@@ -1,0 +1,141 @@
+"""Graphs of foreign models as older exporters wrote them, and those that are no networks."""
+
+import numpy as np
+import onnx
+import pytest
+from fcn_deploy.export.importer.standard_form import read_source
+from foreign_onnx import PLAIN, RANDOM, SCORES, SIZES, TO_SIZE, check, made, planes, ran, refused
+from helpers import photo
+from onnx import helper, parser
+
+
+def old(text, opset, ir, weights=None, **kinds):
+    model = made(text, opset=opset, ir=max(ir, 8), weights=weights, **kinds)
+    model.ir_version = ir
+    if ir < 4:  # weights were inputs too
+        for tensor in model.graph.initializer:
+            model.graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+    return model
+
+
+UPSAMPLE = {
+    7: "u = Upsample<mode=MODE, scales=[1.0,1.0,4.0,4.0]>(s)",
+    8: "u = Upsample<mode=MODE, scales=[1.0,1.0,4.0,4.0]>(s)",
+    9: "u = Upsample<mode=MODE>(s, x4)",
+    10: "u = Resize<mode=MODE>(s, x4)",
+    11: 'u = Resize<mode=MODE, coordinate_transformation_mode="asymmetric", nearest_mode="floor">(s, none, x4)',
+}
+
+
+@pytest.mark.parametrize("mode", ["linear", "nearest"])
+@pytest.mark.parametrize("opset", UPSAMPLE)
+def test_opsets_from_7_on_with_what_was_upsampling_then(tmp_path, opset, mode):
+    text = SCORES + UPSAMPLE[opset].replace("MODE", f'"{mode}"') + "\n y = Identity(u)"
+    model = old(text, opset, 3 if opset < 9 else 6, {"none": np.zeros(0, np.float32)})
+    sizes = tuple((4 * height, 4 * width) for height, width in SIZES[:3])
+    source, report, _, head = check(tmp_path, model, sizes=sizes)
+    assert f"is of opset {opset}; it is converted to 18" in source.notes[0]
+    assert (report["head"], head.coordinates, report["size_multiple"]) == (mode, "asymmetric", 4)
+
+
+def test_sizes_computed_as_old_exporters_did(tmp_path):
+    text = (
+        SCORES
+        + """
+  fs = Shape(p)
+  ff = Cast<to=1>(fs)
+  gs = Shape(s)
+  gf = Cast<to=1>(gs)
+  ratio = Div(ff, gf)
+  hw = Slice<axes=[0], starts=[2], ends=[4]>(ratio)
+  scales = Concat<axis=0>(ones, hw)
+  u = Upsample<mode="linear">(s, scales)
+  y = Softmax<axis=1>(u)
+"""
+    )
+    model = old(text, 9, 4, {"ones": np.ones(2, np.float32)})
+    source, report, _, head = check(tmp_path, model, sizes=SIZES[1:])
+    assert report["head"] == "linear" and head.factor is None
+    assert any("Softmax at its end is over the whole image" in note for note in source.notes)
+
+
+@pytest.mark.parametrize("opset", [7, 9, 11, 13, 17, 18, 21, 23])
+def test_other_operators_of_old_opsets(tmp_path, opset):
+    axes = opset < 13
+    text = """
+  n1 = BatchNormalization(p, g, b, m, v)
+  c1 = Conv<pads=[1,1,1,1]>(n1, w1)
+  d1, mask = Dropout(c1)
+"""
+    text = text.replace("d1, mask", "d1")
+    text += "  k1 = Clip<min=0.0, max=6.0>(d1)\n" if opset < 11 else "  k1 = Clip(d1, zero, six)\n"
+    text += "  e1 = Pad<pads=[0,0,1,1,0,0,1,1]>(k1)\n" if opset < 11 else "  e1 = Pad(k1, pads)\n"
+    text += "  c2 = Conv(e1, w2)\n"
+    text += "  h = ReduceMax<axes=[1], keepdims=1>(c2)\n" if opset < 18 else "  h = ReduceMax<keepdims=1>(c2, i1)\n"
+    text += (
+        "  q = Squeeze<axes=[1]>(h)\n  o = Unsqueeze<axes=[1]>(q)\n"
+        if axes
+        else "  q = Squeeze(h, i1)\n  o = Unsqueeze(q, i1)\n"
+    )
+    text += "  j = Sub(c2, o)\n  s = Conv(j, w3)\n  y = Identity(s)\n"
+    weights = {name: RANDOM.uniform(0.5, 1.5, 3).astype(np.float32) for name in "gbmv"}
+    weights |= {"six": np.float32(6), "pads": np.array([0, 0, 1, 1, 0, 0, 1, 1])}
+    check(tmp_path, old(text, opset, 3 if opset < 9 else 8, weights))
+
+
+def test_weights_in_constant_nodes_with_no_initialiser_at_all(tmp_path):
+    model = made(SCORES + TO_SIZE + "y = Identity(f)")
+    nodes = [helper.make_node("Constant", [], [t.name], value=t) for t in model.graph.initializer]
+    nodes += model.graph.node
+    del model.graph.node[:], model.graph.initializer[:]
+    model.graph.node.extend(nodes)
+    check(tmp_path, model)
+
+
+def test_nodes_out_of_order_and_local_functions(tmp_path):
+    model = made(SCORES + TO_SIZE + "q = local.Twice(f)\n y = Identity(q)")
+    model.opset_import.append(helper.make_opsetid("local", 1))
+    twice = helper.make_function(
+        "local", "Twice", ["a"], ["b"], [helper.make_node("Add", ["a", "a"], ["b"])], [helper.make_opsetid("", 18)]
+    )
+    model.functions.append(twice)
+    model.graph.node[-2].domain, model.graph.node[-2].op_type = "local", "Twice"
+    unsorted = onnx.ModelProto()
+    unsorted.CopyFrom(model)
+    nodes = list(reversed(model.graph.node))
+    del unsorted.graph.node[:]
+    unsorted.graph.node.extend(nodes)
+    onnx.save(unsorted, tmp_path / "u.onnx")
+    source = read_source(tmp_path / "u.onnx")
+    image = planes(photo(37, 61))
+    np.testing.assert_allclose(ran(source.model, {"p": image})[0], ran(model, {"p": image})[0], atol=1e-4)
+
+
+def test_graphs_that_are_no_networks(tmp_path):
+    custom = made(PLAIN.replace("Relu(c1)", "org_example.Swish(c1)"))
+    custom.graph.node[1].domain, custom.graph.node[1].name = "org.example", "act"
+    custom.opset_import.append(helper.make_opsetid("org.example", 1))
+    assert "node act (" in (said := refused(tmp_path, custom)) and "custom operator of the domain org.example" in said
+    cycle = made(PLAIN)
+    cycle.graph.node[0].input[0] = "r2"
+    assert "has a cycle" in (said := refused(tmp_path, cycle)) and "c1 (Conv) → r1 (Relu)" in said
+    missing = made(PLAIN)
+    missing.graph.node[2].input[0] = "nowhere"
+    assert "node c2 (Conv) reads nowhere, which nothing gives" in refused(tmp_path, missing)
+    twice = made(PLAIN)
+    twice.graph.node[2].output[0] = "c1"
+    assert "gives c1 by two nodes" in refused(tmp_path, twice)
+    sequence = made(
+        SCORES + TO_SIZE + "q = SequenceConstruct(f)\n y = SequenceAt(q, index0)", weights={"index0": np.array(0)}
+    )
+    assert "node q (SequenceConstruct) works on sequences" in refused(tmp_path, sequence)
+    branch = parser.parse_graph("then () => (float[N,4,H,W] z) { z = Identity(f) }")
+    other = parser.parse_graph("else () => (float[N,4,H,W] z) { z = Neg(f) }")
+    control = made(SCORES + TO_SIZE + "h = ReduceMax<keepdims=0>(f)\n b = Cast<to=9>(h)\n y = Identity(f)")
+    control.graph.node[-1].CopyFrom(
+        helper.make_node("If", ["b"], ["y"], "choice", then_branch=branch, else_branch=other)
+    )
+    assert "node choice (If) is control flow" in refused(tmp_path, control)
+    training = made(SCORES.replace("Relu(c1)", "BatchNormalization<training_mode=1>(c1, g, g, g, g)").replace(
+        "r1 =", "r1, m1, v1 =") + TO_SIZE + "y = Identity(f)", weights={"g": np.ones(6, np.float32)})  # fmt: skip
+    assert "node r1 (BatchNormalization) is in training mode" in refused(tmp_path, training)

@@ -1,0 +1,124 @@
+"""Foreign models of one size, of multiples, and those that pad and crop by themselves."""
+
+import numpy as np
+import onnx
+import pytest
+from fcn_deploy.export.importer.standard_form import read_source
+from foreign_onnx import PLAIN, RANDOM, SCORES, SIZES, TO_SIZE, best, check, fixed, made, planes, ran, refused, weight
+from helpers import photo
+from onnx import TensorProto
+
+from fcn_deploy import Segmenter
+
+FIXED = {
+    "by name alone": (PLAIN, best, (1, 3, 64, 96), {}),
+    "labels, channels last, of two images": (
+        "  p = Transpose<perm=[0,3,1,2]>(x)\n" + SCORES + TO_SIZE + "t = Transpose<perm=[0,2,3,1]>(f)\n"
+        "y = ArgMax<axis=3, keepdims=0>(t)", lambda r: r[0], (2, 64, 96, 3), {},
+    ),
+    "resized to a number": (
+        SCORES + 'y = Resize<mode="linear", coordinate_transformation_mode="half_pixel">(s, , , z)', best,
+        (1, 3, 64, 96), {"z": np.array([1, 4, 64, 96])},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", FIXED)
+def test_models_of_one_size_take_every_size(tmp_path, kind):
+    text, labels, shape, weights = FIXED[kind]
+    last = shape[3] == 3
+    model = fixed(made(text, "float[N,a,b,c] x" if last else "float[N,a,b,c] p", weights=weights), *shape)
+    if "ArgMax" in text:
+        model.graph.output[0].type.tensor_type.elem_type = TensorProto.INT64
+
+    def feed(image):
+        batch = planes(image).repeat(shape[0], axis=0)
+        return batch.transpose(0, 2, 3, 1) if last else batch
+
+    source, report, *_ = check(tmp_path, model, labels, feed, sizes=[(64, 96)])
+    assert report["head"] == "linear" and any("64×96" in note for note in source.notes)
+    # Beyond its own size it is the same network with its sizes free.
+    free = made(PLAIN)
+    with Segmenter(tmp_path / "m.engine") as net:
+        # What was a number may stand for four times the scores' size as well: at multiples of 4 it is the same.
+        for height, width in SIZES:
+            image = photo(4 * height, 4 * width) if "number" in kind else photo(height, width)
+            assert (net(image) == best(ran(free, {"p": planes(image)})[0])).mean() > 0.999
+
+
+def test_a_size_that_cannot_be_freed_is_named(tmp_path):
+    text = SCORES + "  e = Add(s, place)\n" + 'y = Resize<mode="linear">(e, , x4)'
+    place = RANDOM.normal(size=(1, 4, 16, 24)).astype(np.float32)
+    model = fixed(made(text, weights={"place": place}), 1, 3, 64, 96)
+    assert "node e" in (said := refused(tmp_path, model)) or "e (Add)" in said
+    model = made(text, weights={"place": place})
+    assert "e (Add)" in refused(tmp_path, model)
+
+
+def test_a_batch_of_one_that_is_baked_in_is_said(tmp_path):
+    text = (
+        SCORES
+        + TO_SIZE
+        + "  sh = Shape(f)\n  e = Slice(sh, i2, i4)\n  k = Concat<axis=0>(one4, e)\n  y = Reshape(f, k)"
+    )
+    model = made(text, weights={"one4": np.array([1, 4])})
+    source, *_ = check(tmp_path, model)
+    assert "takes one image at a time" in source.notes[0]
+
+
+def test_a_model_that_pads_and_crops_by_itself_is_tiled_exactly(tmp_path):
+    text = (
+        """
+  shi = Shape(x)
+  size = Slice(shi, i2, i4)
+  m = Neg(size)
+  after = Mod(m, eight)
+  pads = Concat<axis=0>(six, after)
+  p = Pad(x, pads)
+"""
+        + SCORES
+        + """
+  u = Resize<mode="linear">(s, , x4)
+  g = Slice(u, two0, size, a23)
+  y = Softmax<axis=1>(g)
+"""
+    )
+    weights = {"eight": np.array([8]), "six": np.zeros(6, np.int64), "two0": np.zeros(2, np.int64)}
+    model = made(text, "float[N,3,H,W] x", weights=weights)
+    _, report, card, head = check(tmp_path, model)
+    assert (report["head"], card.size_multiple, head.factor) == ("linear", 8, (4, 4))
+    with Segmenter(tmp_path / "m.engine") as net:
+        image = photo(301, 203)
+        whole = net(image)
+        with Segmenter(tmp_path / "m.engine", memory=net.plan(301, 203).bytes // 2) as tiled:
+            assert tiled.plan(301, 203).grids
+            np.testing.assert_array_equal(tiled(image), whole)
+
+
+def test_a_crop_of_what_was_enlarged_is_the_heads(tmp_path):
+    text = (
+        SCORES
+        + TO_SIZE.replace("p)", "p)", 1).split("shs")[0]
+        + """
+  u = Resize<mode="linear">(s, , x4)
+  b = Slice(u, i0, rows, i2)
+  y = Slice(b, i0, columns, i3)
+"""
+    )
+    text = text.replace("  hw = Slice(shp, i2, i4)\n", "  rows = Slice(shp, i2, i3)\n  columns = Slice(shp, i3, i4)\n")
+    _, report, card, _ = check(tmp_path, made(text))
+    assert (report["head"], card.size_multiple) == ("linear", 1)
+    with Segmenter(tmp_path / "m.engine") as net:
+        image = photo(301, 203)
+        with Segmenter(tmp_path / "m.engine", memory=net.plan(301, 203).bytes // 2) as tiled:
+            assert tiled.plan(301, 203).grids
+            np.testing.assert_array_equal(tiled(image), net(image))
+
+
+@pytest.mark.parametrize("multiple", [18, 100])
+def test_multiples_that_no_usual_size_is_of(tmp_path, multiple):
+    text = f"c = Conv<strides=[{multiple}, {multiple}]>(p, wk)\n r = Relu(c)\n"
+    text += f"y = ConvTranspose<strides=[{multiple}, {multiple}]>(r, wt)"
+    weights = {"wk": weight(2, 3, multiple, multiple), "wt": weight(2, 4, multiple, multiple)}
+    onnx.save(made(text, weights=weights), tmp_path / "m.onnx")
+    assert read_source(tmp_path / "m.onnx").sizes.multiple == multiple
