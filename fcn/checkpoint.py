@@ -56,7 +56,7 @@ def card_for(
     )
 
 
-def save_checkpoint(path: str | os.PathLike, checkpoint: Checkpoint) -> None:
+def save_checkpoint(path: str | os.PathLike[str], checkpoint: Checkpoint) -> None:
     """Write a checkpoint atomically. Raises DeployError where it cannot be written."""
     from safetensors.torch import save
 
@@ -71,7 +71,7 @@ def save_checkpoint(path: str | os.PathLike, checkpoint: Checkpoint) -> None:
         temporary.write_bytes(save(state, metadata))
 
 
-def load_checkpoint(path: str | os.PathLike, note: Callable[[str], None] = lambda line: None) -> Checkpoint:
+def load_checkpoint(path: str | os.PathLike[str], note: Callable[[str], None] = lambda line: None) -> Checkpoint:
     """Read a checkpoint of ours (.safetensors), or the state dict of one of torchvision's segmentation networks.
 
     Args:
@@ -129,7 +129,9 @@ CONTAINERS = (
 )  # fmt: skip  # where training scripts keep a state dict beside an optimiser's
 
 
-def load_state(path: str | os.PathLike, note: Callable[[str], None] = lambda line: None) -> dict[str, torch.Tensor]:
+def load_state(
+    path: str | os.PathLike[str], note: Callable[[str], None] = lambda line: None
+) -> dict[str, torch.Tensor]:
     """A state dict: .safetensors, or of torch.save, without running code from the file.
 
     Where the file holds it beside other things, as training scripts save it, it is taken out, and `note` told so.
@@ -183,8 +185,8 @@ def from_torchvision(
     nearest, share, apart = ("", "", 0), 0.0, set()
     for (arch, backbone), stride in TORCHVISION.items():
         with torch.device("meta"):
-            names = build_network(Architecture(1, arch, backbone, stride, width=0.01)).state_dict().keys()
-        known = {name for name in names if not name.endswith(COUNTER)}
+            own = build_network(Architecture(1, arch, backbone, stride, width=0.01)).state_dict()
+        known = {name for name in own if not name.endswith(COUNTER)}
         if (found := len(known & given) / len(known | given)) > share:
             nearest, share, apart = (arch, backbone, stride), found, known ^ given
     if share < 1:

@@ -1,6 +1,7 @@
 """How to train: what a recipe is, and the named ones. Without torch, so that `train-fcn --help` lists them at once."""
 
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 from fcn_deploy.runtime.errors import MisuseError
 
@@ -96,7 +97,7 @@ def _said(name: str) -> str:
 
 
 # The keys are the names; times are of EfficientNet-Lite0 on 2 CPU cores.
-RECIPES = {
+_VALUES = {
     "default": Recipe(),
     # Mirrored digits are none.
     "digits": Recipe(flip=False),
@@ -115,10 +116,10 @@ RECIPES = {
         epochs=60, crop=(256, 256), ema=0.99, scale=(0.5, 2.0), turn=True, color=0.3, blur=0.1, validate_every=5
     ),
 }  # fmt: skip
-RECIPES = {name: replace(recipe, name=name) for name, recipe in RECIPES.items()}
+RECIPES = {name: replace(recipe, name=name) for name, recipe in _VALUES.items()}
 
 
-def named(name: str, **changes: object) -> Recipe:
+def named(name: str, **changes: Any) -> Recipe:
     """A recipe by name, with the values of `changes` that are not None in the place of its own.
 
     Raises:

@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import numpy as np
-from helpers import ROOT, command, photo
+from helpers import ROOT, command, photo, save_photos
 from PIL import Image
 
 README = (ROOT / "README.md").read_text()
@@ -17,9 +17,7 @@ def test_the_commands_run_one_after_the_other(tmp_path):
     lines = [shlex.split(line[2:]) for line in README.splitlines() if line.startswith("$ ")]
     assert [words[0] for words in lines] == ["train-fcn", "export-onnx", "build-engine", "python"]
     folder = tmp_path / "some" / "folder"
-    folder.mkdir(parents=True)
-    for index, size in enumerate(((28, 28), (97, 61))):
-        Image.fromarray(photo(*size)).save(folder / f"{index}.png")
+    save_photos(folder, [(28, 28), (97, 61)])
     for words in lines:
         if words[0] == "train-fcn":
             words += QUICK

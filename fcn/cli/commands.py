@@ -243,7 +243,7 @@ def evaluate(
     from fcn_deploy.calibration.datasets import load_dataset
     from fcn_deploy.calibration.report.accuracy import classes_table, scales_table, stages_table
     from fcn_deploy.calibration.report.results import Entry
-    from fcn_deploy.fcn.evaluate import WORST, measure, open_model, parse_scales, same_classes, table
+    from fcn_deploy.fcn.evaluate import WORST, evaluate_in_detail, metrics_table, open_model, parse_scales, same_classes
 
     wanted = parse_scales(scales)
     if any(model.suffix in (".safetensors", ".pth", ".pt") for model in models):
@@ -273,7 +273,7 @@ def evaluate(
     for name, path, model, card, images in zip(names, models, opened, named, collections, strict=True):
         # The pictures are of the last, which is what is deployed.
         worst = WORST if report is not None and model is opened[-1] else 0
-        evaluated = measure(
+        evaluated = evaluate_in_detail(
             model.predict, images, len(card.classes), wanted, packed, worst, done=lambda: next(steps, None)
         )
         entries.append(Entry(name, model.kind, path.stat().st_size, card, model.report, evaluated))
@@ -288,7 +288,7 @@ def evaluate(
             print(json.dumps({"model": str(path), "images": len(collections[0]), **_for_json(entry)}))
         return
     if len(entries) == 1:
-        print(f"{models[0]} on {described}\n\n{table(entries[0].evaluated.metrics, named[0].classes)}")
+        print(f"{models[0]} on {described}\n\n{metrics_table(entries[0].evaluated.metrics, named[0].classes)}")
     else:
         print(f"{described}\n\n{stages_table(entries).text()}\n\n{classes_table(entries).text()}")
         if absent := entries[0].evaluated.metrics.absent:

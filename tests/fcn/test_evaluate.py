@@ -7,7 +7,15 @@ import pytest
 from fcn_deploy.calibration.datasets import load_dataset
 from fcn_deploy.calibration.metrics import IGNORE, Metrics
 from fcn_deploy.calibration.report.results import MIXED, OWN, metrics_of
-from fcn_deploy.fcn.evaluate import evaluate, measure, open_model, parse_scales, resized, same_classes, size_at
+from fcn_deploy.fcn.evaluate import (
+    evaluate,
+    evaluate_in_detail,
+    open_model,
+    parse_scales,
+    resized,
+    same_classes,
+    size_at,
+)
 from fcn_deploy.runtime.errors import MisuseError
 from helpers import command, one_error, photo
 from PIL import Image
@@ -63,7 +71,7 @@ def test_what_is_measured_is_what_evaluate_counts(exports, data):
     model = open_model(exports / "narrow.engine")
     images = load_dataset(str(data), "val", card=model.card)
     labels: list[bytes] = []
-    found = measure(model.predict, images, 5, [OWN, "2", MIXED], labels, worst=3)
+    found = evaluate_in_detail(model.predict, images, 5, [OWN, "2", MIXED], labels, worst=3)
     confusion = evaluate(model.predict, images, 5)
     assert (found.confusion == confusion).all()
     assert repr(metrics_of(found.results[OWN])) == repr(
@@ -79,9 +87,9 @@ def test_what_is_measured_is_what_evaluate_counts(exports, data):
     for example in found.worst:
         assert example.photo.shape[:2] == example.reference.shape == example.predicted.shape == example.result.size
     # A model beside itself differs nowhere; one that is wrong somewhere is told so.
-    again = measure(model.predict, images, 5, first=labels)
+    again = evaluate_in_detail(model.predict, images, 5, first=labels)
     assert found.equal is None and again.equal == 1.0
-    other = measure(lambda image: np.zeros(image.shape[:2], np.uint8), images, 5, first=labels)
+    other = evaluate_in_detail(lambda image: np.zeros(image.shape[:2], np.uint8), images, 5, first=labels)
     total = sum(height * width for height, width in SIZES)
     zeros = sum(int((model.predict(images[i][0]) == 0).sum()) for i in range(len(images)))
     assert other.equal == zeros / total
