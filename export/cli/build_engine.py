@@ -224,7 +224,11 @@ def _config(
         raise MisuseError("--no-fp16 goes with --int8 for GPUs, where the other layers become FP16")
     if precision.fp16 and precision.no_fp16:
         raise MisuseError("--fp16 and --no-fp16 contradict each other; pass one of them")
-    given = {"count": precision.calib_count, "method": precision.calib_method, "max_drop": precision.max_drop}
+    given: dict[str, Any] = {
+        "count": precision.calib_count,
+        "method": precision.calib_method,
+        "max_drop": precision.max_drop,
+    }
     quantization = QuantizationOptions(
         int8=int8,
         fp16=precision.fp16 or (int8 and not on_cpu and not precision.no_fp16),
@@ -290,7 +294,7 @@ def _build(imported: "Source", out: Path, config: "BuildConfig") -> "EngineRepor
     from rich.console import Console
 
     with Console(stderr=True).status("building") as status:
-        return engine.build_engine(imported, out, config, status.update)
+        return engine.build_engine(imported, out, config, lambda line: status.update(line))
 
 
 def _write_page(path: Path, out: Path, report: "EngineReport", notes: list[str]) -> None:

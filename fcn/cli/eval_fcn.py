@@ -1,7 +1,7 @@
 """eval-fcn: how good checkpoints, ONNX models and engines are on labelled images, side by side."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,7 +15,7 @@ from fcn_deploy.runtime.extras import need
 if TYPE_CHECKING:
     from fcn_deploy.calibration.datasets import LabelledImages
     from fcn_deploy.calibration.report.results import Entry
-    from fcn_deploy.fcn.evaluate import Model
+    from fcn_deploy.fcn.evaluate import OpenedModel
     from fcn_deploy.runtime.model_card import ModelCard
 
 
@@ -51,7 +51,7 @@ class Contestant:
 
     path: Path
     name: str
-    model: "Model"
+    model: "OpenedModel"
     card: "ModelCard"
     images: "LabelledImages"
 
@@ -132,29 +132,33 @@ def _evaluated(contestants: Sequence[Contestant], images: ImageOptions, pictures
     from fcn_deploy.fcn.evaluate import WORST, evaluate_in_detail, parse_scales
 
     scales = parse_scales(images.image_scales)
-    steps = _steps(sum(len(each.images) for each in contestants) * len(scales))
+    step = _bar(sum(len(each.images) for each in contestants) * len(scales))
     entries = []
     packed: list[bytes] | None = [] if len(contestants) > 1 else None
     for each in contestants:
         worst = WORST if pictures and each is contestants[-1] else 0
         evaluated = evaluate_in_detail(
             each.model.predict, each.images, len(each.card.classes), scales, packed, worst,
-            done=lambda: next(steps, None),
+            done=step,
         )  # fmt: skip
         size = each.path.stat().st_size
         entries.append(Entry(each.name, each.model.kind, size, each.card, each.model.report, evaluated))
     return entries
 
 
-def _steps(total: int) -> Iterator[int]:
-    """A bar, which each item that is taken moves on by one."""
+def _bar(total: int) -> Callable[[], None]:
+    """Show a bar; what is given moves it on by one."""
     from rich.console import Console
     from rich.progress import track
 
     console = Console(stderr=True)
     steps = iter(track(range(total), "evaluating", console=console, disable=not console.is_terminal))
     next(steps, None)
-    return steps
+
+    def step() -> None:
+        next(steps, None)
+
+    return step
 
 
 def _show(contestants: Sequence[Contestant], entries: Sequence["Entry"], described: str) -> None:

@@ -205,9 +205,9 @@ def _check_files(out: Path, network: NetworkOptions, resume: bool, force: bool) 
             refuse_existing(path, force)
         if state.exists() and not force:
             raise MisuseError(f"{state} holds a run that was stopped; go on with --resume, or --force to start anew")
-    for path in (network.qat, network.backbone_weights):
-        if path is not None and not path.is_file():
-            raise MisuseError(f"{path} does not exist or is not a file; name a file of weights")
+    for weights in (network.qat, network.backbone_weights):
+        if weights is not None and not weights.is_file():
+            raise MisuseError(f"{weights} does not exist or is not a file; name a file of weights")
 
 
 def _begun(network: NetworkOptions, images: "LabelledImages", data: DataOptions) -> tuple["Checkpoint", str]:

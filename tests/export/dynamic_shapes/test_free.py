@@ -381,7 +381,7 @@ def test_from_the_command_line(tmp_path):
     assert card.classes == ("a", "b", "c", "d") and card.std == (4, 5, 6) and card.size_multiple == 4
     done = command("export-onnx", "fixed.onnx", "-o", "free.onnx", "--json", "--force", cwd=tmp_path)
     record = json.loads(done.stdout)
-    assert record["model"] == "free.onnx" and any("size freed" in note for note in record["notes"])
+    assert record["file"] == "free.onnx" and any("size freed" in note for note in record["notes"])
     kept = (tmp_path / "free.onnx").read_bytes()
     for words, code, said in (
         (("fixed.onnx", "-o", "free.onnx"), 2, "exists already"),
