@@ -10,7 +10,7 @@ from fractions import Fraction
 
 import numpy as np
 from fcn_deploy.export.analysis.receptive_field import Field, WholeImageError, receptive_field
-from fcn_deploy.export.build.targets.cpu import measure_tensors, working_memory
+from fcn_deploy.export.build.working_memory import measure_tensors, working_memory
 from fcn_deploy.export.graph.edit import clone, names_read, prune
 from fcn_deploy.export.tolerances import REORDERED_SUMS
 from fcn_deploy.runtime.backends.onnxruntime import session
@@ -23,9 +23,9 @@ from fcn_deploy.runtime.verify import natural_noise
 from onnx import ModelProto, NodeProto, helper
 
 # The cut is the best on average for this image and these bytes.
-LARGE, BUDGETS = (4096, 4096), (1e8, 2e8, 5e8, 2e9)
-CANDIDATES = 10  # feature maps to cut at that are looked at, the smallest
-WORTH = 0.95  # a cut is made where it leaves so much of the work at most
+REFERENCE_SIZE, REFERENCE_BUDGETS = (4096, 4096), (1e8, 2e8, 5e8, 2e9)
+CUT_CANDIDATES = 10  # feature maps to cut at that are looked at, the smallest
+CUT_WORTH = 0.95  # a cut is made where it leaves so much of the work at most
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,11 @@ class Part:
 
     stage: Stage
     model: ModelProto
+
+
+def members_of(parts: Sequence[Part]) -> dict[str, bytes]:
+    """The parts as members of an engine file: name → content."""
+    return {part.stage.file: part.model.SerializeToString() for part in parts}
 
 
 def cut_core(core: ModelProto, card: ModelCard, cut: bool = True) -> tuple[Part, ...]:
@@ -52,11 +57,11 @@ def cut_core(core: ModelProto, card: ModelCard, cut: bool = True) -> tuple[Part,
     costs = {(): _cost(whole, card)}
     found: dict[str | tuple, tuple[Part, ...]] = {(): whole}
     separators = sorted(_separators(core), key=lambda name: tensors[name].nbytes) if cut else []
-    for name in separators[:CANDIDATES]:
+    for name in separators[:CUT_CANDIDATES]:
         if (parts := _parts(core, card, tensors, name)) is not None:
             found[name], costs[name] = parts, _cost(parts, card)
     best = min(costs, key=costs.get)
-    if best and costs[best] <= WORTH * costs[()]:
+    if best and costs[best] <= CUT_WORTH * costs[()]:
         parts = _tried(found[best], card)
         if all(ours.stage.halo == theirs.stage.halo for ours, theirs in zip(parts, found[best], strict=True)):
             return parts
@@ -66,9 +71,9 @@ def cut_core(core: ModelProto, card: ModelCard, cut: bool = True) -> tuple[Part,
 def _cost(parts: Sequence[Part], card: ModelCard) -> float:
     """Mean work of the reference images, over that without tiles; one that cannot be had counts as ten."""
     costs = []
-    for budget in BUDGETS:
+    for budget in REFERENCE_BUDGETS:
         try:
-            costs.append(plan_run(LARGE, card, [part.stage for part in parts], int(budget)).overhead)
+            costs.append(plan_run(REFERENCE_SIZE, card, [part.stage for part in parts], int(budget)).overhead)
         except OverBudgetError:
             costs.append(10.0)
     return float(np.mean(costs))

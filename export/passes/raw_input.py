@@ -12,7 +12,7 @@ from fcn_deploy.export.graph.edit import (
     producers,
     prune,
 )
-from fcn_deploy.export.quantization.quantize import round_weights
+from fcn_deploy.export.quantization.round_weights import round_weights
 from fcn_deploy.runtime.model_card import ModelCard
 from onnx import ModelProto, TensorProto, helper
 

@@ -13,16 +13,15 @@ from fcn_deploy.export.graph.edit import initializers, producers
 from fcn_deploy.export.importer.standard_form import read_source
 from fcn_deploy.export.passes.fuse_padding import fuse_padding
 from fcn_deploy.export.passes.raw_input import raw_input
-from fcn_deploy.export.quantization.half import LARGEST_OF, emulate_half, half, overflowing
+from fcn_deploy.export.quantization.half import MAGNITUDE_OF, emulate_half, half, overflowing
 from fcn_deploy.export.quantization.quantize import (
     SCHEMES,
     convolutions,
-    depthwise,
     measured_tensors,
     quantised_convolutions,
     quantize,
-    round_weights,
 )
+from fcn_deploy.export.quantization.round_weights import depthwise, round_weights
 from fcn_deploy.runtime.backends.onnxruntime import session
 from fcn_deploy.runtime.prepare import prepare
 from helpers import FAMILY, checkpoint_of, multiples_of, photo, random_network
@@ -342,7 +341,7 @@ def test_a_network_that_overflows_is_caught():
     emulated = session(emulate_half(model).SerializeToString(), optimise=False)
     names = [output.name for output in emulated.get_outputs()]
     values = dict(zip(names, emulated.run(names, {"image": image}), strict=True))
-    largest = {n.removeprefix(LARGEST_OF): float(v) for n, v in values.items() if n.startswith(LARGEST_OF)}
+    largest = {n.removeprefix(MAGNITUDE_OF): float(v) for n, v in values.items() if n.startswith(MAGNITUDE_OF)}
     assert largest["large"] == pytest.approx(120000, rel=1e-3)
     kept = overflowing(largest, model)
     assert kept == {"large", "small"}  # the node that gives it, and the node that reads it
