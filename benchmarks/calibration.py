@@ -46,7 +46,7 @@ def images(count: int, card, photos: str | None):
 def measure(model: Path, mode: str, count: int, photos: str | None) -> None:
     """Print seconds of the passes, without making the images, and peak memory in MB."""
     core, card = core_of(read_source(model))
-    core = onnx.load_from_string(cpu.build(core))
+    core = onnx.load_from_string(cpu.build(core.model))
     spent = 0.0
 
     def timed(stream):

@@ -195,7 +195,7 @@ def make_argmax(job: Job, out: Path, name: str | None = None) -> None:
     import onnx
     from fcn_deploy.export.passes.fold_head import fold_head
 
-    onnx.save(fold_head(onnx.load(job.file(name) if name else job.model), job.card()), out)
+    onnx.save(fold_head(onnx.load(job.file(name) if name else job.model), job.card()).model, out)
 
 
 def make_ort_int8(job: Job, out: Path, symmetric: bool) -> None:

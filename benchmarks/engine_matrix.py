@@ -21,8 +21,9 @@ from fcn_deploy.export.from_torch import export
 from fcn_deploy.export.importer.standard_form import read_source
 from fcn_deploy.export.quantization.mixed_precision import Options
 from fcn_deploy.fcn import backbones
+from fcn_deploy.fcn.architecture import Architecture
 from fcn_deploy.fcn.checkpoint import card_for
-from fcn_deploy.fcn.model import Architecture, build
+from fcn_deploy.fcn.model import build_network
 from PIL import Image
 
 NETWORKS = {
@@ -38,7 +39,7 @@ SIZES = ((96, 128), (160, 96), (224, 224), (120, 200), (64, 90), (192, 320))  # 
 def network(seed: int, width: float, **architecture):
     """A network with random weights and statistics that fit them, and its card."""
     torch.manual_seed(seed)
-    model = build(Architecture(classes=11, width=width, **architecture))
+    model = build_network(Architecture(classes=11, width=width, **architecture))
     for layer in model.modules():
         if isinstance(layer, torch.nn.BatchNorm2d):
             layer.momentum = None  # a true mean over what follows

@@ -20,7 +20,6 @@ from fcn_deploy.calibration.stream import divide, open_stream
 from fcn_deploy.export.build.engine import core_of
 from fcn_deploy.export.build.targets import cpu
 from fcn_deploy.export.importer.standard_form import read_source
-from fcn_deploy.export.passes.split_head import head_of
 from fcn_deploy.export.quantization.mixed_precision import Options, lower
 from fcn_deploy.runtime.prepare import prepare
 from onnxruntime.quantization import (
@@ -54,7 +53,7 @@ def main() -> None:
     parser.add_argument("--judge", type=int, default=None, help="validation images; default: all")
     options = parser.parse_args()
     core, card = core_of(read_source(options.model))
-    head, core = head_of(core), onnx.load_from_string(cpu.build(core))
+    head, core = core.upsampling, onnx.load_from_string(cpu.build(core.model))
     validation = load_dataset(options.data, "val", count=options.judge, card=card)
     pairs = [validation[index] for index in range(len(validation))]
     images, _ = divide(open_stream(options.data, card), options.count, 1)

@@ -25,9 +25,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from fcn_deploy.fcn import backbones
+from fcn_deploy.fcn.architecture import Architecture
 from fcn_deploy.fcn.backbones import scaled
 from fcn_deploy.fcn.convolutionalize import convolutionalize
-from fcn_deploy.fcn.model import Architecture, build
+from fcn_deploy.fcn.model import build_network
 from torch import nn
 
 from benchmarks.common import fitted, memory, photographs, spread
@@ -43,7 +44,7 @@ class Features(nn.Module):
 
     def __init__(self, width: float = 1.0) -> None:
         super().__init__()
-        self.backbone = backbones.build("efficientnet-lite0", width=width)
+        self.backbone = backbones.build_backbone("efficientnet-lite0", width=width)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.backbone(x)[32]
@@ -164,7 +165,7 @@ def timed(name: str, runtime: str, options: dict) -> dict:
     share = {"patches, one at a time": len(patches) / min(options["single"], len(patches))}
     dense = -(-SIDE // DENSE)
     if name == "efficientnet-lite0":
-        fine = build(Architecture(classes=1000, width=options["width"])).eval()
+        fine = build_network(Architecture(classes=1000, width=options["width"])).eval()
         scores = prepared(_Core(fine), runtime, threads)
         ways["one pass, stride 8 (FCN-8s)"] = lambda: scores(full)
     slid = in_batches(patch, patches, batch).reshape(cells, cells, -1).transpose(2, 0, 1)

@@ -24,7 +24,6 @@ from fcn_deploy.calibration.report.results import MIXED, OWN, Evaluated, metrics
 from fcn_deploy.export.build.engine import core_of
 from fcn_deploy.export.build.targets import cpu
 from fcn_deploy.export.importer.standard_form import read_source
-from fcn_deploy.export.passes.split_head import head_of
 from fcn_deploy.export.quantization.mixed_precision import Options, lower
 from fcn_deploy.fcn.evaluate import measure, open_model, parse_scales
 
@@ -81,7 +80,7 @@ def stages(options: argparse.Namespace):
         opened = open_model(engine, options.threads)
         yield f"CPU, {title}", engine, opened.predict, opened.card
     core, card = core_of(read_source(model))
-    head, core = head_of(core), onnx.load_from_string(cpu.build(core))
+    head, core = core.upsampling, onnx.load_from_string(cpu.build(core.model))
     for title, flag in (("FP16", "fp16"), ("INT8", "int8")):
         plan = name.with_name(f"{name.name}-{flag}-{options.target}.engine")
         run("build_engine", plan, model, "--target", options.target, f"--{flag}", *low)

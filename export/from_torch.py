@@ -12,19 +12,19 @@ import numpy as np
 import onnx
 import torch
 from fcn_deploy.export.analysis.accepted_sizes import SizeBehaviour, probe
+from fcn_deploy.export.analysis.decision import label_maker
 from fcn_deploy.export.analysis.receptive_field import global_operator
+from fcn_deploy.export.analysis.upsampling import ends_in_sigmoid, find_end
 from fcn_deploy.export.dynamic_shapes.solve import free_sizes
 from fcn_deploy.export.graph.edit import attributes, constant, label, opset, producers, set_metadata, set_shape
 from fcn_deploy.export.importer.card import SourceOptions, card_of
 from fcn_deploy.export.importer.fit import choose_fit, fit_sizes
-from fcn_deploy.export.passes.cut_decision import label_maker
 from fcn_deploy.export.passes.fold_constants import fold_constants
 from fcn_deploy.export.passes.reverse_channels import reverse_channels
-from fcn_deploy.export.passes.split_head import ends_in_sigmoid, head_of, split_head
 from fcn_deploy.export.tolerances import EXPORTED_MODEL, SIGMOID_ROUNDING
+from fcn_deploy.fcn.architecture import AnySize
 from fcn_deploy.fcn.exportable import Exportable
 from fcn_deploy.fcn.foreign import Scores, scores_of
-from fcn_deploy.fcn.model import AnySize
 from fcn_deploy.runtime.backends.onnxruntime import one_line, session
 from fcn_deploy.runtime.errors import DeployError, MisuseError
 from fcn_deploy.runtime.files import replacing
@@ -126,7 +126,7 @@ def export(
         if options.bgr:
             if channels != 3:
                 raise MisuseError(f"--bgr is for images of 3 channels, and {name} takes {channels}")
-            graph = reverse_channels(graph)
+            graph = reverse_channels(graph).model
             note(f"{name} wants BGR, as --bgr says: its channels are reversed, and the ONNX takes RGB")
         lines = []
         scores = _scores_of(full, channels, *traced_size(sizes))
@@ -134,7 +134,7 @@ def export(
         card = card_of(graph, channels, sizes.scores, options, name, lines, span=span)
         for line in lines:
             note(line)
-        scale = head_of(split_head(graph)).factor
+        scale = find_end(graph).upsampling.factor
         card = replace(card, stride=max(round(scale[0]) if scale else sizes.factor, 1))
     padded = {"size_multiple": sizes.multiple, "smallest": sizes.smallest} if fitted.fit == "pad" else {}
     card = replace(card, **{"size_multiple": 1, "smallest": 1} | padded, whole=fitted.whole)
@@ -250,7 +250,7 @@ def _to_graph(
         raise DeployError(f"it wrote opset {opset(graph)} instead of {opset_version}")
     if mode.respelled:
         notes.append(f"{', '.join(sorted(mode.respelled))}: written as operators that take every size")
-    return fold_constants(graph)
+    return fold_constants(graph).model
 
 
 def _torchscript(model: nn.Module, channels: int, sizes: SizeBehaviour, opset_version: int) -> onnx.ModelProto:
@@ -365,7 +365,7 @@ def verify(expected: Expected, graph: onnx.ModelProto, name: str) -> list[Differ
 def _any_size(model: nn.Module, sizes: SizeBehaviour, fit: str):
     """In PyTorch, what the graph does: pad or resize, run, upsample, crop."""
     import torch.nn.functional as F
-    from fcn_deploy.fcn.model import upsample
+    from fcn_deploy.fcn.architecture import upsample
 
     multiple, smallest = sizes.multiple, sizes.smallest
 

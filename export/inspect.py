@@ -6,6 +6,7 @@ import textwrap
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -95,7 +96,7 @@ def _onnx(path: Path, targets: Sequence[str], memory: int, options: SourceOption
     except DeployError as error:
         about |= {"problem": str(error), "as_given": _as_given(given), "targets": _targets(given, targets, None)}
         return about | {"notes": [], "runs": [], "ok": False}
-    about |= _described(source.card, core.head, source) | _reach(stage, built)
+    about |= _described(source.card, core.upsampling, source) | _reach(stage, built)
     about["targets"] = _targets(core.model, targets, core.card)
     about["notes"] = list(source.notes)
     about["runs"] = _runs_of_model(source, stage, memory)

@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 from fcn_deploy.calibration.datasets import VOC_CLASSES
+from fcn_deploy.fcn.architecture import TORCHVISION, AnySize, Architecture
 from fcn_deploy.fcn.backbones import load_matching
-from fcn_deploy.fcn.model import TORCHVISION, AnySize, Architecture, build
+from fcn_deploy.fcn.model import build_network
 from fcn_deploy.runtime.errors import DeployError, MisuseError
 from fcn_deploy.runtime.files import replacing
 from fcn_deploy.runtime.model_card import CARD_KEY, ModelCard
@@ -39,7 +40,7 @@ def card_for(
     architecture: Architecture, classes: tuple[str, ...], colors: tuple[tuple[int, int, int], ...] = ()
 ) -> ModelCard:
     """The card of a network: its backbone's normalisation, its stride and size multiple."""
-    model = build(Architecture(**{**architecture.to_dict(), "width": 0.01}))
+    model = build_network(Architecture(**{**architecture.to_dict(), "width": 0.01}))
     mean, std = model.backbone.mean, model.backbone.std
     if architecture.channels != 3:
         # Published statistics are RGB's; other bands are centred on the middle of 8 bits.
@@ -108,7 +109,7 @@ def load_checkpoint(path: str | os.PathLike, note: Callable[[str], None] = lambd
         raise DeployError(f"{path} describes an architecture that cannot be built: {error}") from error
     if architecture.classes != card.scores or architecture.channels != card.channels:
         raise DeployError(f"{path}: its architecture and its model card disagree on classes or channels")
-    model = build(architecture)
+    model = build_network(architecture)
     try:
         load_matching(model, state, ignored=())
     except DeployError as error:
@@ -182,7 +183,7 @@ def from_torchvision(
     nearest, share, apart = ("", "", 0), 0.0, set()
     for (arch, backbone), stride in TORCHVISION.items():
         with torch.device("meta"):
-            names = build(Architecture(1, arch, backbone, stride, width=0.01)).state_dict().keys()
+            names = build_network(Architecture(1, arch, backbone, stride, width=0.01)).state_dict().keys()
         known = {name for name in names if not name.endswith(COUNTER)}
         if (found := len(known & given) / len(known | given)) > share:
             nearest, share, apart = (arch, backbone, stride), found, known ^ given
@@ -199,7 +200,7 @@ def from_torchvision(
     first, usual = ("backbone.0.0.weight", 16) if backbone == "mobilenet-v3-large" else ("backbone.conv1.weight", 64)
     count = len(state[f"{last}.weight"])
     width, channels = state[first].shape[0] / usual, state[first].shape[1]
-    model = build(Architecture(count, arch, backbone, stride, width=width, channels=channels))
+    model = build_network(Architecture(count, arch, backbone, stride, width=width, channels=channels))
     try:
         load_matching(model, state, ignored=("aux_classifier.",))
     except DeployError as error:

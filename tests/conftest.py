@@ -30,8 +30,9 @@ def trained(tmp_path_factory):
     from fcn_deploy.export.build.engine import build_engine
     from fcn_deploy.export.from_torch import export
     from fcn_deploy.export.importer.standard_form import read_source
+    from fcn_deploy.fcn.architecture import Architecture
     from fcn_deploy.fcn.checkpoint import Checkpoint, save_checkpoint
-    from fcn_deploy.fcn.model import Architecture, build
+    from fcn_deploy.fcn.model import build_network
     from safetensors.torch import load_file
 
     from fcn_deploy import ModelCard
@@ -45,7 +46,7 @@ def trained(tmp_path_factory):
     for name, tensor in state.items():
         old = next(prefix for prefix in names if name.startswith(f"{prefix}."))
         renamed[names[old] + name[len(old) :]] = tensor
-    model = build(Architecture(classes=11))
+    model = build_network(Architecture(classes=11))
     model.load_state_dict(renamed)
     card = ModelCard(
         tuple(CAMVID_COLORS), tuple(CAMVID_COLORS.values()), mean=(123.675, 116.28, 103.53), std=(58.4, 57.12, 57.38),

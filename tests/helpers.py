@@ -34,10 +34,11 @@ def needs_shared(name: str) -> Path:
 def random_network(seed: int = 0, **architecture):
     """A narrow network with random weights, statistics that fit them, and labels of all classes."""
     import torch
-    from fcn_deploy.fcn.model import Architecture, build
+    from fcn_deploy.fcn.architecture import Architecture
+    from fcn_deploy.fcn.model import build_network
 
     torch.manual_seed(seed)
-    model = build(Architecture(**({"classes": 5, "width": 0.25} | architecture)))
+    model = build_network(Architecture(**({"classes": 5, "width": 0.25} | architecture)))
     layers = model.score.values() if hasattr(model, "score") else [*model.classifier.children()][-1:]
     for layer in layers:
         torch.nn.init.normal_(layer.weight, std=0.5)

@@ -11,7 +11,7 @@ from fcn_deploy.export.importer.standard_form import Source
 from fcn_deploy.export.passes.bilinear_deconv import bilinear_deconv
 from fcn_deploy.export.passes.fold_constants import fold_constants
 from fcn_deploy.export.passes.fuse_padding import fuse_padding
-from fcn_deploy.export.passes.split_head import head_of, split_head, stripped_padding, stripped_sigmoid
+from fcn_deploy.export.passes.split_head import split_head
 from fcn_deploy.runtime.backends.onnxruntime import ERRORS_ONLY, one_line, session
 from fcn_deploy.runtime.errors import DeployError
 from fcn_deploy.runtime.manifest import Head
@@ -29,37 +29,36 @@ class Core:
     Attributes:
         model: float32 `image` [N,C,H,W] → coarse `scores` [N,K,h,w].
         card: the model's, with the stride and the sizes of the core.
-        head: the upsampling that was cut off.
+        upsampling: that was cut off; of mode `none` where it stays in the core.
     """
 
     model: ModelProto
     card: ModelCard
-    head: Head
+    upsampling: Head
 
 
 def core_of(source: Source) -> Core:
     """The core of a model, and the card that fits it. Raises DeployError where its card is of another model."""
     model, card = source.model, source.card
     if card.activation == "softmax" or (card.activation, card.threshold) == ("sigmoid", 0.5):
-        model = bilinear_deconv(model)
-    core = fuse_padding(split_head(fold_constants(model), labels=card.kind != "values"))
-    if stripped_sigmoid(core) or head_of(core).activated:
+        model = bilinear_deconv(model).model
+    split = split_head(fold_constants(model).model, labels=card.kind != "values")
+    core, upsampling = fuse_padding(split.model).model, split.upsampling
+    if split.sigmoid or upsampling.activated:
         if card.activation == "sigmoid":
             raise DeployError("the model ends in a Sigmoid, and its card says that it gives logits; mend the card")
-        if card.activation == "probability" and stripped_sigmoid(core):
+        if card.activation == "probability" and split.sigmoid:
             card = replace(card, activation="sigmoid")
     # A model that takes the size it is given, or pads by itself, must not be padded by the runtime.
-    multiple, smallest = stripped_padding(core)
-    card = replace(card, size_multiple=multiple, smallest=smallest)
-    head = head_of(core)
-    if head.factor is not None:
-        card = replace(card, stride=max(1, round(head.factor[0])))
-    elif head.mode == "none":
+    card = replace(card, size_multiple=split.size_multiple, smallest=split.smallest)
+    if upsampling.factor is not None:
+        card = replace(card, stride=max(1, round(upsampling.factor[0])))
+    elif upsampling.mode == "none":
         card = replace(card, stride=1)
     check(core, "the core network")
-    if card.activation == "softmax" and not head.activated:
-        head = replace(head, activated=_gives_probabilities(core, card))
-    return Core(core, card, head)
+    if card.activation == "softmax" and not upsampling.activated:
+        upsampling = replace(upsampling, activated=_gives_probabilities(core, card))
+    return Core(core, card, upsampling)
 
 
 def _gives_probabilities(core: ModelProto, card: ModelCard) -> bool:

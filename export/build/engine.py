@@ -90,7 +90,7 @@ def _float_draft(core: Core, float_core: ModelProto, config: BuildConfig) -> Dra
         card=card,
         target="cpu",
         precision="float32",
-        head=core.head,
+        head=core.upsampling,
         stages=tuple(part.stage for part in parts),
         created_by=f"fcn-deploy {version('fcn-deploy')}",
     )
@@ -102,7 +102,7 @@ def _first_report(model: Source, core: Core, manifest: Manifest, config: BuildCo
     return EngineReport(
         target=config.target,
         precision=config.quantization.precision,
-        head=core.head.mode,
+        head=core.upsampling.mode,
         stride=core.card.stride,
         size_multiple=core.card.size_multiple,
         smallest=core.card.smallest,
@@ -125,7 +125,7 @@ def _mixed(
     try:
         mixed = mix_precision(
             float_core,
-            core.head,
+            core.upsampling,
             core.card,
             "cpu" if config.on_cpu else "tensorrt",
             options,

@@ -10,6 +10,7 @@ from fcn_deploy.runtime.errors import DeployError
 from fcn_deploy.runtime.manifest import GpuPlan
 from fcn_deploy.runtime.model_card import ModelCard
 from fcn_deploy.runtime.prepare import Border, padded_size, prepare
+from fcn_deploy.runtime.sizes import Size
 from fcn_deploy.runtime.verify import natural_noise
 from onnx import ModelProto
 
@@ -22,10 +23,11 @@ def golden_sample(
     precision: str,
     gpu: GpuPlan | None = None,
     border: Border | None = None,
+    size: Size = GOLDEN_SIZE,
 ) -> bytes:
     """A small image and its scores, float32, by the core run as written: the content of the member.
 
-    Where no profile of `gpu` holds its usual size, it is of the smallest size that one does.
+    Where no profile of `gpu` holds its size, it is of the smallest size that one does.
 
     Args:
         networks: the core, or its stages.
@@ -33,11 +35,12 @@ def golden_sample(
         precision: of the engine.
         gpu: its plan.
         border: of its first stage.
+        size: height and width of the image.
 
     Raises:
         DeployError: the network does not run.
     """
-    height, width = GOLDEN_SIZE
+    height, width = size
     if gpu is not None and not any(p.holds(padded_size(height, width, card)) for p in gpu.profiles):
         least = min((profile.min for profile in gpu.profiles), key=lambda size: size[0] * size[1])
         height, width = (side - min(3, card.size_multiple - 1) for side in least)  # so that something is padded

@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import numpy as np
 from fcn_deploy.calibration.report.engine_report import Agreement
+from fcn_deploy.export.analysis.upsampling import ends_in_sigmoid
 from fcn_deploy.export.importer.standard_form import Source
-from fcn_deploy.export.passes.split_head import ends_in_sigmoid
 from fcn_deploy.export.tolerances import DECISION_MARGIN, REORDERED_SUMS
 from fcn_deploy.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from fcn_deploy.runtime.errors import DeployError

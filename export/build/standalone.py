@@ -29,7 +29,7 @@ def build_standalone(source: Source, out: str | os.PathLike, threads: int | None
             f"--standalone gives labels, and this model gives {card.kind} ({card.activation}): build an engine, or use "
             "the ONNX as it is"
         )
-    model = fold_head(fold_input(source.model, card), card)
+    model = fold_head(fold_input(source.model, card).model, card).model
     set_metadata(model, CARD_KEY, card.to_json())
     check(model, "the standalone model")
     run = session(model.SerializeToString(), threads)

@@ -57,7 +57,7 @@ def working_memory(core: ModelProto, tensors: Mapping[str, np.ndarray]) -> float
 
 
 def _bytes_as_run(nodes: Sequence[NodeProto], tensors: Mapping[str, np.ndarray]) -> dict[str, int]:
-    """Bytes of what each node gives, as kernels take and give it: 8 bits between Q and DQ, where the graph has floats."""
+    """Bytes of what each node gives, as kernels run it: 8 bits between Q and DQ, where the graph has floats."""
     readers: dict[str, list[NodeProto]] = {}
     for node in nodes:
         for name in node.input:

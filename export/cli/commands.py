@@ -5,7 +5,7 @@ import logging
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from fcn_deploy.runtime.backends import ORT_TARGETS
@@ -13,6 +13,11 @@ from fcn_deploy.runtime.command import Debug, Force, Json, Threads, need, run
 from fcn_deploy.runtime.engine_file import EngineFile
 from fcn_deploy.runtime.errors import MisuseError
 from fcn_deploy.runtime.files import check_writable, refuse_existing
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from fcn_deploy.calibration.report.engine_report import Accuracy, Agreement, EngineReport, StageReport
 
 
 class Exporter(StrEnum):
@@ -199,7 +204,7 @@ def inspect(
     logging.basicConfig(level=logging.ERROR, format="%(levelname)s: %(message)s", stream=sys.stderr)
     need("onnx", "export")
     need("onnxruntime", "cpu")
-    from fcn_deploy.export.build.targets.tensorrt import parse_targets
+    from fcn_deploy.export.build.config import parse_targets
     from fcn_deploy.export.inspect import inspect_model, show
 
     targets = ()
@@ -341,7 +346,6 @@ def build(
 ) -> None:
     """Build an engine: cut off the head, optimise the core, compare with the model, measure."""
     from fcn_deploy.calibration.report import page
-    from fcn_deploy.calibration.report.engines import read_report
     from fcn_deploy.calibration.report.results import Entry
 
     noted = page.NoteKeeper()
@@ -357,88 +361,65 @@ def build(
         raise MisuseError(f"--standalone chooses nothing; leave {'--fastest' if fastest else '--backend'} away")
     if standalone and report_page is not None:
         raise MisuseError("--standalone measures nothing; leave --report away")
-    if (fastest or backend is not None) and target != "cpu":
-        raise MisuseError(f"{'--fastest' if fastest else '--backend'} is for --target cpu; leave it away")
-    if fastest and calib is None:
-        raise MisuseError("--fastest tries INT8, which needs real images to calibrate on: pass --calib FOLDER")
-    int8 = int8 or fastest
-    if no_fp16 and not (int8 and target != "cpu"):
+    on_gpu = target != "cpu"
+    if no_fp16 and not (int8 and on_gpu):
         raise MisuseError("--no-fp16 goes with --int8 for GPUs, where the other layers become FP16")
     if fp16 and no_fp16:
         raise MisuseError("--fp16 and --no-fp16 contradict each other; pass one of them")
-    if not (int8 or fp16):
-        given = {"--calib": calib, "--calib-count": calib_count, "--labels": labels, "--max-drop": max_drop}
-        given |= {"--precision-report": precision_report}
-        if wrong := [name for name, value in given.items() if value is not None]:
-            raise MisuseError(f"{wrong[0]} is for --int8 and --fp16; pass one of them")
-    if not int8 and (ranges is not None or calib_method is not None):
-        raise MisuseError(f"{'--ranges' if ranges is not None else '--calib-method'} is for --int8; pass it")
-    on_gpu = target != "cpu"
-    on_trt = on_gpu and target not in ORT_TARGETS
-    for_trt = {"--profiles": profiles, "--batch": batch, "--workspace": workspace, "--timing-cache": timing_cache}
-    for_trt |= {"--hardware-compatible": hardware_compatible, "--timeout": timeout}
-    for_trt |= {"--version-compatible": version_compatible or None}
-    if not on_trt and (wrong := [name for name, value in for_trt.items() if value is not None]):
-        raise MisuseError(f"{wrong[0]} is for TensorRT; name GPUs with --target")
-    if profiles is not None and sizes is None:
-        raise MisuseError("--profiles divides the sizes of --sizes; pass them")
     if precision_report is not None:
         refuse_existing(precision_report, force)
-    if labels is not None and not labels.is_dir():
-        raise MisuseError(f"{labels} is not a folder; --labels names one with a label of each image's name")
     if report_page is not None:
         page.check_report(report_page, force, "export")
-    named = {"-o": out, "--precision-report": precision_report, "--ranges": ranges, "--timing-cache": timing_cache}
-    named["--report"] = report_page
+    from fcn_deploy.export.build.config import (
+        BuildConfig,
+        QuantizationOptions,
+        TensorRTOptions,
+        TuningOptions,
+        backends_of,
+    )
+    from fcn_deploy.runtime.sizes import parse_sizes
+
+    library = (backend or Backend.auto).value
+    tuned = backend is not None or not (on_gpu or standalone)
+    config = BuildConfig(
+        target=target,
+        quantization=QuantizationOptions(
+            int8=int8,
+            fp16=fp16 or (int8 and on_gpu and not no_fp16),
+            fastest=fastest,
+            calib=calib,
+            labels=labels,
+            ranges=ranges,
+            seed=seed,
+            **_said(count=calib_count, method=calib_method, max_drop=max_drop),
+        ),
+        sizes=None if sizes is None else parse_sizes(sizes),
+        tuning=TuningOptions(backends_of(library), fewer_threads=library == "auto") if tuned else None,
+        tensorrt=TensorRTOptions(
+            workspace=None if workspace is None else workspace << 20,
+            timing_cache=timing_cache,
+            version_compatible=version_compatible,
+            timeout=timeout,
+            **_said(hardware=hardware_compatible),
+        ),
+        profiles=profiles,
+        batch=batch,
+        threads=threads,
+        precision_report=precision_report,
+        rank_layers=report_page is not None,
+    )
+    named = {"-o": out, "--report": report_page, **config.files}
     _all_different(model=model, **named)
     need("onnx", "export")
     need("onnxruntime", "cpu")
     for path in named.values():
         if path is not None:
             check_writable(path)
-    from fcn_deploy.export.build.autotune import Tuning, backends_of
-    from fcn_deploy.export.build.autotune import show as show_candidates
-    from fcn_deploy.export.build.engine import ForGpu
     from fcn_deploy.export.build.engine import build_engine as run_build
-    from fcn_deploy.export.build.profiles import show_rows
-    from fcn_deploy.export.build.targets import tensorrt
+    from fcn_deploy.export.build.report import show_candidates, show_profiles
     from fcn_deploy.export.importer.standard_form import read_source
-    from fcn_deploy.export.quantization.mixed_precision import Options
-    from fcn_deploy.runtime.sizes import parse_sizes
     from fcn_deploy.runtime.verify import show_latency
 
-    options = Options(
-        int8=int8,
-        fp16=fp16 or (int8 and on_gpu and not no_fp16),
-        calib=calib,
-        labels=labels,
-        ranges=ranges,
-        seed=seed,
-        **{
-            name: value
-            for name, value in (("count", calib_count), ("method", calib_method), ("max_drop", max_drop))
-            if value is not None
-        },
-    )
-    found = None if sizes is None else parse_sizes(sizes)
-    gpu = None
-    if on_trt:
-        gpu = ForGpu(
-            tensorrt.BuildOptions(
-                tuple(tensorrt.parse_targets(target)),
-                None if workspace is None else workspace << 20,
-                timing_cache,
-                hardware_compatible or "none",
-                version_compatible,
-                timeout=timeout,
-            ),
-            found,
-            profiles,
-            batch or tensorrt.BATCH,
-        )
-    timed = None if found is None else found.examples()
-    name = (backend or Backend.auto).value
-    tuning = None if on_gpu or standalone else Tuning(backends_of(name), fastest, threads=name == "auto")
     about = _source_options(input_mean, input_std, scale, bgr, classes, output, activation, threshold, card, fit)
     source = read_source(model, about)
     for note in source.notes:
@@ -460,64 +441,64 @@ def build(
         def say(line: str) -> None:
             status.update(line)
 
-        rank = report_page is not None
-        report = run_build(source, out, threads, target, options, precision_report, say, gpu, timed, tuning, rank)
+        report = run_build(source, out, config, say)
     if report_page is not None:
         with EngineFile(out) as file:
             manifest = file.manifest
         kind = f"engine for {manifest.target}, {manifest.precision}"
-        entry = Entry(out.name, kind, out.stat().st_size, manifest.card, read_report(out))
+        entry = Entry(out.name, kind, out.stat().st_size, manifest.card, report)
         page.write(report_page, page.about("build-engine", f"{out.name}, {kind}", notes=noted.lines), [entry])
     if json_:
-        print(json.dumps({"engine": str(out)} | report))
+        print(json.dumps({"engine": str(out)} | report.as_dict()))
         return
-    agreement = report["agreement"]
-    print(f"{model} → {out} ({out.stat().st_size / 1e6:.1f} MB) for {report['target']}, {report['precision']}")
-    head = "in the network" if report["head"] == "none" else "exact, outside the network"
-    least = f", at least {report['smallest']}" if report["smallest"] > 1 else ""
-    print(
-        f"head: {head}; scores at stride {report['stride']}, sizes padded to multiples of {report['size_multiple']}"
-        f"{least}"
-    )
-    print(_tiles(report["stages"]))
-    print(_agreement(agreement, report["precision"]))
-    if accuracy := report.get("accuracy"):
-        print(_accuracy(accuracy, report))
-    if builder := report.get("builder"):
-        seconds, library = builder["seconds"], f"{builder['module']} {builder['version']}"
-        print(f"plan for {', '.join(builder['targets'])} by {library} in {seconds:.1f} s; its profiles:")
-        print(show_rows(builder["profiles"]))
-        for note in builder["notes"]:
+    assert report.agreement is not None
+    print(f"{model} → {out} ({out.stat().st_size / 1e6:.1f} MB) for {report.target}, {report.precision}")
+    head = "in the network" if report.head == "none" else "exact, outside the network"
+    least = f", at least {report.smallest}" if report.smallest and report.smallest > 1 else ""
+    print(f"head: {head}; scores at stride {report.stride}, sizes padded to multiples of {report.size_multiple}{least}")
+    print(_tiles(report.stages))
+    print(_agreement(report.agreement, report.precision))
+    if report.accuracy is not None:
+        print(_accuracy(report.accuracy, report.core_bytes or {}))
+    if (builder := report.builder) is not None:
+        by = f"{builder.module} {builder.version} in {builder.seconds:.1f} s"
+        print(f"plan for {', '.join(builder.targets)} by {by}; its profiles:")
+        print(show_profiles(builder.profiles))
+        for note in builder.notes:
             print(f"note: {note}", file=sys.stderr)
-    if report["latency_ms"] is None:
-        print(f"latency: not measured ({report['latency_reason']})")
+    if report.latency_ms is None:
+        print(f"latency: not measured ({report.latency_reason})")
         return
-    if "speedup" in report:
+    if report.accuracy is not None and not on_gpu:
         print(_speed(report))
     print("latency on this machine (median):")
-    print(show_latency(report["latency_ms"]))
-    if len(report.get("candidates", ())) > 1:
-        print(f"run by {report['backend']}; measured side by side (×: best time of a call over its best):")
-        print(show_candidates(report["candidates"]))
+    print(show_latency(report.latency_ms))
+    if len(report.candidates) > 1:
+        print(f"run by {report.backend}; measured side by side (×: best time of a call over its best):")
+        print(show_candidates(report.candidates))
 
 
-def _agreement(agreement: dict, precision: str) -> str:
+def _said(**options: Any) -> dict[str, Any]:
+    """The options that were given."""
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _agreement(agreement: "Agreement", precision: str | None) -> str:
     """How far the float32 core's labels, masks or values are the model's own."""
-    whose = agreement["kind"] if precision == "float32" else f"float32 {agreement['kind']}"
-    where = f"the model's at {len(agreement['sizes'])} sizes"
-    if "difference" in agreement:
-        return f"{whose} differ from {where} by {agreement['difference']:.1e} of their range at most"
-    rest = "" if agreement["labels_equal"] == 1 else "; the others are within rounding of a tie"
-    return f"{whose} equal to {where}: {agreement['labels_equal']:.4%} of {agreement['pixels']:,} pixels{rest}"
+    whose = agreement.kind if precision == "float32" else f"float32 {agreement.kind}"
+    where = f"the model's at {len(agreement.sizes)} sizes"
+    if agreement.labels_equal is None:
+        return f"{whose} differ from {where} by {agreement.difference:.1e} of their range at most"
+    rest = "" if agreement.labels_equal == 1 else "; the others are within rounding of a tie"
+    return f"{whose} equal to {where}: {agreement.labels_equal:.4%} of {agreement.pixels:,} pixels{rest}"
 
 
-def _tiles(stages: list[dict]) -> str:
+def _tiles(stages: "Sequence[StageReport]") -> str:
     """How images beyond the memory budget are run."""
-    if len(stages) == 1 and stages[0]["halo"] is None:
-        return f"it cannot be run in tiles ({stages[0]['tiles'].removeprefix('none: ')})"
+    if len(stages) == 1 and stages[0].halo is None:
+        return f"it cannot be run in tiles ({stages[0].tiles.removeprefix('none: ')})"
     halos = " and ".join(
-        f"{max(stage['halo'])} pixels" if stage["halo"] is not None else f"whole ({stage['tiles'][6:]})"
-        for stage in stages
+        f"{max(stage.halo)} pixels" if stage.halo is not None else f"whole ({stage.tiles[6:]})" for stage in stages
     )
     count = f"{len(stages)} stages, halos" if len(stages) > 1 else "one stage, halo"
     return f"images beyond the memory budget are run in tiles, exactly: {count} {halos}"
@@ -534,21 +515,21 @@ def _all_different(**paths: Path | None) -> None:
             raise MisuseError(f"{path} is {whose}; choose another {name}")
 
 
-def _accuracy(accuracy: dict, report: dict) -> str:
+def _accuracy(accuracy: "Accuracy", core_bytes: dict[str, int]) -> str:
     """What precision cost, in a few lines."""
-    precision = "int8" if "int8" in accuracy else "float16"
-    saw = "did not see" if accuracy["judged_unseen"] else "SAW TOO, as there were no others"
-    before, after = report["core_bytes"]["float32"], report["core_bytes"][precision]
+    precision = accuracy.precision
+    saw = "did not see" if accuracy.judged_unseen else "SAW TOO, as there were no others"
+    before, after = core_bytes["float32"], core_bytes[precision]
     lines = [
-        f"{precision}: {accuracy['metric']} {accuracy[precision]:.4f} against {accuracy['float32']:.4f} of float32 on "
-        f"{_count(accuracy['images_judged'], 'image')} calibration {saw} ({accuracy['drop_points']:.2f} points lost, "
-        f"{accuracy['max_drop']} allowed)",
-        f"calibrated on {_count(accuracy['calibration_images'], 'image')}; {before / 1e6:.1f} → {after / 1e6:.1f} MB; "
-        f"{len(accuracy['kept'])} of {accuracy['layers']} layers kept higher",
+        f"{precision}: {accuracy.metric} {accuracy.value:.4f} against {accuracy.float32:.4f} of float32 on "
+        f"{_count(accuracy.images_judged, 'image')} calibration {saw} ({accuracy.drop_points:.2f} points lost, "
+        f"{accuracy.max_drop} allowed)",
+        f"calibrated on {_count(accuracy.calibration_images, 'image')}; {before / 1e6:.1f} → {after / 1e6:.1f} MB; "
+        f"{len(accuracy.kept)} of {accuracy.layers} layers kept higher",
     ]
-    lines += [f"  kept: {name} ({reason})" for name, reason in accuracy["kept"].items()]
-    if skipped := accuracy.get("skipped"):
-        lines.append(f"{_count(len(skipped), 'image')} could not be read, skipped")
+    lines += [f"  kept: {name} ({reason})" for name, reason in accuracy.kept.items()]
+    if accuracy.skipped:
+        lines.append(f"{_count(len(accuracy.skipped), 'image')} could not be read, skipped")
     return "\n".join(lines)
 
 
@@ -556,12 +537,12 @@ def _count(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
-def _speed(report: dict) -> str:
-    speedup = report["speedup"]
+def _speed(report: "EngineReport") -> str:
+    speedup = report.speedup
     if speedup is None:
         return "speed against float32: not measured"
     if speedup < 1:
-        kept = "float32 is kept" if report["precision"] == "float32" else "--fastest would keep float32"
+        kept = "float32 is kept" if report.precision == "float32" else "--fastest would keep float32"
         return f"int8 is SLOWER here: {1 / speedup:.2f} times the time of float32 (mean over the sizes); {kept}"
     return f"int8 is {speedup:.2f} times faster than float32 here (mean over the sizes)"
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from fcn_deploy.export.analysis.accepted_sizes import probe
+from fcn_deploy.export.analysis.upsampling import ends_in_sigmoid, find_end
 from fcn_deploy.export.dynamic_shapes.solve import Freed, find_sizes
 from fcn_deploy.export.graph.edit import (
     Names,
@@ -20,7 +21,6 @@ from fcn_deploy.export.graph.edit import (
     set_metadata,
     set_shape,
 )
-from fcn_deploy.export.passes.split_head import ends_in_sigmoid, head_of, split_head, stripped_padding
 from fcn_deploy.export.tolerances import FREED_SIZES, REORDERED_SUMS
 from fcn_deploy.runtime.backends.onnxruntime import one_line, session
 from fcn_deploy.runtime.errors import DeployError
@@ -216,8 +216,9 @@ def export_free(
     source = read_source(path, options)
     model, card, name = source.model, source.card, str(path)
     if metadata(model, CARD_KEY) is None:
-        core = split_head(model)
-        (multiple, smallest), factor = stripped_padding(core), head_of(core).factor
+        end = find_end(model)
+        padding, factor = end.padding, end.upsampling.factor
+        multiple, smallest = (padding.multiple, padding.smallest) if padding is not None else (1, 1)
         stride = max(1, round(factor[0])) if factor else 1
         card = replace(card, size_multiple=multiple, smallest=smallest, stride=stride)
     run = _runs(model)

@@ -12,7 +12,7 @@ from functools import cached_property
 import numpy as np
 import onnx
 from fcn_deploy.export.graph.edit import attributes, dims, initializers, names_read, opset, producers
-from fcn_deploy.export.passes.fold_constants import RANDOM, evaluate
+from fcn_deploy.export.graph.evaluate import RANDOM, evaluate
 from onnx import ModelProto, NodeProto, TensorProto, defs, helper, numpy_helper, shape_inference
 
 Size = tuple[int, ...]

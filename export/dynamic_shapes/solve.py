@@ -83,7 +83,7 @@ def free_sizes(model: ModelProto) -> tuple[ModelProto, list[str]]:
 
 def find_sizes(model: ModelProto, size: tuple[int, int] | None = None) -> Freed:
     """As free_sizes, with what it found. `size`: (height, width) that the model is known to run at, if any is."""
-    folded = fold_constants(model, keep=OF_CONSTANTS)
+    folded = fold_constants(model, keep=OF_CONSTANTS).model
     image = folded.graph.input[0]
     given = dims(image)
     if len(folded.graph.input) != 1 or len(given) != 4:

@@ -1,6 +1,6 @@
-"""What the graph passes share: constants, producers, names, pruning."""
+"""What is read of a ModelProto and done to it at once; each function takes time that grows with the whole model."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
 import numpy as np
@@ -94,17 +94,6 @@ def add_constants(model: ModelProto, values: Mapping[str, np.ndarray]) -> None:
     model.graph.initializer.extend(numpy_helper.from_array(np.asarray(v), n) for n, v in values.items())
 
 
-def bilinear(model: ModelProto, reads: str, result: str, factor: int, name: str) -> NodeProto:
-    """A Resize by a constant factor, pixel centres aligned, for a model's own opset; its constants are added."""
-    scales, region = f"{name}/scales", ""
-    add_constants(model, {scales: np.array([1, 1, factor, factor], np.float32)})
-    if opset(model) < 13:  # where what is without use may not be left out
-        region = f"{name}/region"
-        add_constants(model, {region: np.zeros(0, np.float32)})
-    kinds = {"mode": "linear", "coordinate_transformation_mode": "half_pixel"}
-    return helper.make_node("Resize", [reads, region, scales], [result], name=name, **kinds)
-
-
 class Names:
     """Names for new tensors of a model that none of its own has: the one asked for, or that with primes."""
 
@@ -176,6 +165,28 @@ def prune(model: ModelProto) -> None:
         used = [item for item in field if item.name in needed]
         del field[:]
         field.extend(used)
+
+
+def extract(model: ModelProto, outputs: Sequence[str], inputs: Sequence[onnx.ValueInfoProto] = ()) -> ModelProto:
+    """The part of a model that gives these tensors, whose types are left open.
+
+    Args:
+        model: stays as it is.
+        outputs: names of tensors.
+        inputs: of the part, tensors of the model that it starts from; none: the model's own inputs.
+    """
+    given = {value.name for value in inputs}
+    needed, nodes = set(outputs) - given, []
+    for node in reversed(model.graph.node):
+        if needed & set(node.output):
+            nodes.append(node)
+            needed |= names_read(node) - given
+    graph = onnx.GraphProto(name=model.graph.name, node=reversed(nodes), input=inputs or model.graph.input)
+    graph.initializer.extend(tensor for tensor in model.graph.initializer if tensor.name in needed)
+    graph.sparse_initializer.extend(t for t in model.graph.sparse_initializer if t.values.name in needed)
+    graph.output.extend(onnx.ValueInfoProto(name=name) for name in outputs)
+    head = {"ir_version": model.ir_version, "opset_import": model.opset_import, "functions": model.functions}
+    return ModelProto(graph=graph, **head)
 
 
 def set_metadata(model: ModelProto, key: str, value: str) -> None:

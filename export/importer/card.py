@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from fcn_deploy.export.analysis.upsampling import ends_in_probability, ends_in_sigmoid
 from fcn_deploy.export.graph.edit import attributes, constant, consumers, label
 from fcn_deploy.export.importer.fit import FITS
 from fcn_deploy.export.importer.foreign_model import IMAGE_TYPES, WHOLE
-from fcn_deploy.export.passes.split_head import ends_in_probability, ends_in_sigmoid
 from fcn_deploy.runtime.errors import MisuseError
 from fcn_deploy.runtime.model_card import ACTIVATIONS, ModelCard, assumed_card
 from onnx import ModelProto, NodeProto, TensorProto

@@ -54,11 +54,11 @@ def fit_sizes(
             f"{takes}{why}; images are resized bilinearly to the nearest multiple, and their scores back "
             "(--fit pad pads with zeros instead)"
         )
-        return resize_to_multiple(model, sizes.multiple, sizes.smallest), notes
+        return resize_to_multiple(model, sizes.multiple, sizes.smallest).model, notes
     if sizes.factor > 1:
-        model = upsample_scores(model, sizes.factor)
+        model = upsample_scores(model, sizes.factor).model
     if chosen == "pad":
         why = f", which {looks} sees (--fit resize resizes instead)" if looks else ""
         notes.append(f"{takes}; images are padded to them with zeros{why}")
-        model = pad_and_crop(model, sizes.multiple, sizes.smallest)
+        model = pad_and_crop(model, sizes.multiple, sizes.smallest).model
     return model, notes

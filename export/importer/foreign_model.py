@@ -5,10 +5,11 @@ from dataclasses import dataclass
 
 import numpy as np
 from fcn_deploy.export.analysis.accepted_sizes import run_quietly
+from fcn_deploy.export.analysis.channel_layout import Channels, channels_of_input
+from fcn_deploy.export.analysis.decision import Decision
+from fcn_deploy.export.analysis.float_types import other_floats
 from fcn_deploy.export.graph.edit import dims, label
-from fcn_deploy.export.passes.as_float32 import as_float32, other_floats
-from fcn_deploy.export.passes.cut_decision import Decision
-from fcn_deploy.export.passes.image_input import Channels, channels_of_input
+from fcn_deploy.export.passes.as_float32 import as_float32
 from fcn_deploy.export.tolerances import (
     DECISION_MARGIN,
     SIGMOID_ROUNDING,
@@ -102,7 +103,7 @@ class Original:
                 raise
             native = False
         if not native:  # ONNX Runtime has no convolutions of double, and NumPy no bfloat16
-            self._run = session(as_float32(model).SerializeToString(), optimise=False)
+            self._run = session(as_float32(model).model.SerializeToString(), optimise=False)
         self._random = np.random.default_rng(0)
         self.size, results = self._size_and_results()
         self.output, self.result = self._choose(results, notes)

@@ -19,7 +19,7 @@ from fcn_deploy.export.graph.edit import (
     producers,
     prune,
 )
-from fcn_deploy.export.passes.fold_constants import evaluate
+from fcn_deploy.export.graph.evaluate import evaluate
 from fcn_deploy.export.passes.resolve_branches import resolve_branches
 from fcn_deploy.runtime.errors import DeployError, MisuseError
 from onnx import (
@@ -106,7 +106,7 @@ def load_model(path: str | os.PathLike, output: str | None = None) -> ModelProto
     except Exception as error:
         raise _invalid(path, error) from error
     sort(model, str(path))
-    model = resolve_branches(model)
+    model = resolve_branches(model).model
     prune(model)
     _refuse_operators(model, path)
     # Shapes that an exporter left out, or that are wrong, are no error of the graph.

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import onnx
 from fcn_deploy.export.analysis.accepted_sizes import SizeBehaviour, probe, run_quietly
+from fcn_deploy.export.analysis.decision import Decision, label_maker
 from fcn_deploy.export.dynamic_shapes.free import freed
 from fcn_deploy.export.graph.edit import (
     Names,
@@ -22,7 +23,6 @@ from fcn_deploy.export.graph.edit import (
     dims,
     label,
     metadata,
-    opset,
     producers,
     prune,
     set_shape,
@@ -31,9 +31,9 @@ from fcn_deploy.export.importer.card import SourceOptions, card_of
 from fcn_deploy.export.importer.fit import choose_fit, fit_sizes
 from fcn_deploy.export.importer.foreign_model import Cut, Original, follows
 from fcn_deploy.export.importer.load import load_model
-from fcn_deploy.export.passes.as_float32 import as_float32, other_floats
+from fcn_deploy.export.passes.as_float32 import as_float32
 from fcn_deploy.export.passes.cancel_transposes import cancel_transposes
-from fcn_deploy.export.passes.cut_decision import Decision, cut_decision, label_maker
+from fcn_deploy.export.passes.cut_decision import cut_decision
 from fcn_deploy.export.passes.fold_constants import fold_constants
 from fcn_deploy.export.passes.image_input import image_input
 from fcn_deploy.export.passes.raise_opset import raise_opset
@@ -89,7 +89,7 @@ def read_source(path: str | os.PathLike, options: SourceOptions | None = None) -
     if options.bgr:
         if original.channels != 3:
             raise MisuseError(f"--bgr is for images of 3 channels, and {name} takes {original.channels}")
-        model = reverse_channels(model)
+        model = reverse_channels(model).model
         notes.append(f"{name} wants BGR, as --bgr says: its channels are reversed, and the engine takes RGB")
     model, sizes, fit = _any_size(model, original, cut, options, notes)
     scores = sizes.scores
@@ -111,19 +111,15 @@ def _standard(original: Original, options: SourceOptions, notes: list[str]) -> t
     model.graph.output.insert(0, kept)
     del model.graph.output[1:]
     prune(model)
-    if found := other_floats(model):
-        notes.append(f"{name} is of {' and '.join(found)}; it is run in float32 (--fp16 makes an engine of float16)")
     try:
-        model = raise_opset(as_float32(model))
+        floats = as_float32(model)
+        raised = raise_opset(floats.model)
+        model = image_input(fold_constants(raised.model).model, original.axis).model
+        cut = cut_decision(model)
     except DeployError as error:
         raise DeployError(f"{name}: {error}") from error
-    if opset(original.model) < opset(model):
-        notes.append(f"{name} is of opset {opset(original.model)}; it is converted to {opset(model)}")
-    model = image_input(fold_constants(model), original.axis)
-    try:
-        model, decision = cut_decision(model)
-    except DeployError as error:
-        raise DeployError(f"{name}: {error}") from error
+    model, decision = cut.model, cut.decision
+    notes += [*floats.said_of(name), *raised.said_of(name)]
     node = label_maker(model) if decision is None else None
     if decision is None and node is None and original.result.dtype.kind in "iub" and _single(original):
         node = producers(model)[model.graph.output[0].name]
@@ -132,11 +128,7 @@ def _standard(original: Original, options: SourceOptions, notes: list[str]) -> t
             f"{name} gives labels of {original.result.dtype} by node {label(node)}, from which no scores can be told; "
             "export it without what makes labels of scores"
         )
-    if decision is not None:
-        times = f" (times {decision.factor:g}, which is left out)" if decision.factor != 1 else ""
-        notes.append(
-            f"{name} gives labels{times}; they are taken off with node {decision.node}, and its scores are used"
-        )
+    notes += cut.said_of(name)
     image = original.images()
     model, coarse = _channelwise_softmax(model, image)
     if coarse:
@@ -152,7 +144,7 @@ def _standard(original: Original, options: SourceOptions, notes: list[str]) -> t
     if background:
         notes.append(f"{name} gives the second of two channels after its Softmax; both are used, as two classes")
         decision = None if decision is None else replace(decision, threshold=0.5)
-    model = cancel_transposes(_four_axes(model, original, image))
+    model = cancel_transposes(_four_axes(model, original, image)).model
     _declare(model, original)
     if background and decision is not None:
         return model, Cut(Decision("argmax", decision.node))

@@ -1,1 +1,3 @@
-"""Graph passes, one a file: each a pure function from ModelProto to ModelProto."""
+"""Transformations of a model, a verb a file: each takes a ModelProto and gives a PassResult. What only looks is in
+`analysis`.
+"""

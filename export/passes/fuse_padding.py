@@ -1,41 +1,44 @@
 """Padding of a convolution's input as an attribute of the convolution."""
 
 import numpy as np
-from fcn_deploy.export.graph.edit import attributes, clone, constant, consumers, producers, prune
-from onnx import ModelProto, helper
+import onnx_ir as ir
+from fcn_deploy.export.graph.rewrite import Rewrite, constant, input_of
+from fcn_deploy.export.passes.result import PassResult
+from onnx import ModelProto
 
 
-def fuse_padding(model: ModelProto) -> ModelProto:
+def fuse_padding(model: ModelProto) -> PassResult:
     """An equal model in which constant zero padding of H and W before a convolution is part of it.
 
     TensorFlow's "same" padding comes as a Pad of its own, which costs a copy, and Q/DQ on both sides.
     """
-    model = clone(model)
-    made = producers(model)
-    for node in model.graph.node:
-        pad = made.get(node.input[0]) if node.op_type == "Conv" else None
-        if pad is None or pad.op_type != "Pad" or attributes(pad).get("mode", "constant") != "constant":
-            continue
-        amounts = constant(model, pad.input[1])
-        value = constant(model, pad.input[2]) if len(pad.input) > 2 and pad.input[2] else np.zeros(1)
-        axes = len(pad.input) > 3 and pad.input[3]
-        found = attributes(node)
-        if (
-            amounts is None
-            or amounts.size != 8
-            or amounts[[0, 1, 4, 5]].any()
-            or amounts.min() < 0
-            or value is None
-            or value.any()
-            or axes
-            or found.get("auto_pad", "NOTSET") != "NOTSET"
-            or len(consumers(model, pad.output[0])) != 1
-        ):
-            continue
-        pads = np.array(found.get("pads", [0, 0, 0, 0])) + amounts[[2, 3, 6, 7]]
-        kept = [item for item in node.attribute if item.name != "pads"]
-        del node.attribute[:]
-        node.attribute.extend([*kept, helper.make_attribute("pads", pads.tolist())])
-        node.input[0] = pad.input[0]
-    prune(model)
-    return model
+    edit = Rewrite(model)
+    found = [(node, pads) for node in edit.graph if (pads := _pads_before(node)) is not None]
+    if not found:
+        return PassResult(model, why_not="no convolution reads what a Pad of zeros gives to it alone")
+    for node, pads in found:
+        (pad,) = node.predecessors()[:1]
+        own = node.attributes.get_ints("pads", [0, 0, 0, 0])
+        node.attributes["pads"] = ir.AttrInt64s("pads", [int(a + b) for a, b in zip(own, pads, strict=True)])
+        node.replace_input_with(0, pad.inputs[0])
+    edit.prune()
+    return PassResult(edit.model())
+
+
+def _pads_before(node: ir.Node) -> np.ndarray | None:
+    """[top, left, bottom, right] of the zeros that a Pad puts around what a convolution alone reads; else None."""
+    if node.op_type != "Conv" or node.attributes.get_string("auto_pad", "NOTSET") != "NOTSET":
+        return None
+    value = node.inputs[0]
+    pad = value.producer() if value is not None else None
+    if pad is None or pad.op_type != "Pad" or pad.attributes.get_string("mode", "constant") != "constant":
+        return None
+    if input_of(pad, 3) is not None or len(value.uses()) != 1 or value.is_graph_output():
+        return None
+    filling = constant(pad.inputs[2]) if input_of(pad, 2) is not None else np.zeros(1)
+    if filling is None or filling.any():
+        return None
+    amounts = constant(input_of(pad, 1))
+    if amounts is None or amounts.size != 8 or amounts[[0, 1, 4, 5]].any() or amounts.min() < 0:
+        return None
+    return amounts[[2, 3, 6, 7]]

@@ -1,72 +1,67 @@
 """Make a network that wants multiples of some size take every size: pad before it, crop after it."""
 
 import numpy as np
-from fcn_deploy.export.graph.edit import add_constants, clone, dims, opset, rename_reads, rename_result, set_shape
-from onnx import ModelProto, helper
+import onnx_ir as ir
+from fcn_deploy.export.analysis.upsampling import PAD_MULTIPLE, PAD_SMALLEST, PADDED
+from fcn_deploy.export.graph.rewrite import Rewrite, declare, dims, reroute
+from fcn_deploy.export.passes.result import PassResult
+from onnx import ModelProto
 
-PAD_MULTIPLE = "any_size/pad_multiple"
-PAD_SMALLEST = "any_size/pad_smallest"
-PADDED = "any_size/image_padded"
 
-
-def pad_and_crop(model: ModelProto, multiple: int, smallest: int = 1) -> ModelProto:
+def pad_and_crop(model: ModelProto, multiple: int, smallest: int = 1) -> PassResult:
     """A model of float [N,C,H,W] → [N,K,H,W] for H and W ≥ 1, from one for multiples of `multiple` ≥ `smallest`.
 
     Zeros go right and bottom, up to `smallest` pixels and then to the multiple. The arithmetic is
     (hw + m - 1) / m · m - hw, which TensorRT-RTX builds; it refuses the shorter Mod(Neg(hw), m). It is written for
     the model's own opset, from 11 on.
     """
-    model = clone(model)
-    graph = model.graph
-    image, output = model.graph.input[0], graph.output[0]
-    version, result = opset(model), output.name
-    inner = f"{result}_padded"
-    rename_result(model, result, inner)
-    rename_reads(model, image.name, PADDED)
-    constants = {
-        PAD_MULTIPLE: np.array([multiple], np.int64),
-        "any_size/pad_rounding": np.array([multiple - 1], np.int64),
-        "any_size/pad_before": np.zeros(6, np.int64),
-        "any_size/crop_start": np.zeros(2, np.int64),
-        "any_size/crop_axes": np.array([2, 3], np.int64),
-    }
+    edit = Rewrite(model)
+    image, inner, first = edit.image, edit.result, edit.first()
+    readers = tuple(image.uses())
 
-    def node(kind: str, inputs: list[str], out: str, **extra):
-        name = out if out.startswith("any_size/") else f"any_size/{out}"
-        return helper.make_node(kind, inputs, [out], name=name, **extra)
+    def add(operator: str, inputs: list[ir.Value | None], name: str, **attributes: object) -> ir.Value:
+        return edit.node(operator, inputs, name, before=first, **attributes)
 
-    size = least = "any_size/image_size"
-    if version >= 15:
-        before = [node("Shape", [image.name], size, start=2, end=4)]
-    else:
-        constants["any_size/first_side"], constants["any_size/after_sides"] = np.array([2]), np.array([4])
-        shape = "any_size/image_shape"
-        before = [node("Shape", [image.name], shape)]
-        before.append(node("Slice", [shape, "any_size/first_side", "any_size/after_sides"], size))
+    rounding = numbers(edit, "any_size/pad_rounding", multiple - 1)
+    unit = numbers(edit, PAD_MULTIPLE, multiple)
+    size = size_of(edit, image, first)
+    least = size
     if smallest > 1:
-        constants[PAD_SMALLEST] = np.array([smallest], np.int64)
-        least = "any_size/pad_least"
-        if version >= 12:
-            before.append(node("Max", [size, PAD_SMALLEST], least))
-        else:  # Max is of floats alone there
-            before.append(node("Less", [size, PAD_SMALLEST], "any_size/pad_small"))
-            before.append(node("Where", ["any_size/pad_small", PAD_SMALLEST, size], least))
-    before += [
-        node("Add", [least, "any_size/pad_rounding"], "any_size/pad_raised"),
-        node("Div", ["any_size/pad_raised", PAD_MULTIPLE], "any_size/pad_count"),
-        node("Mul", ["any_size/pad_count", PAD_MULTIPLE], "any_size/pad_size"),
-        node("Sub", ["any_size/pad_size", size], "any_size/pad_after"),
-        node("Concat", ["any_size/pad_before", "any_size/pad_after"], "any_size/pads", axis=0),
-        node("Pad", [image.name, "any_size/pads"], PADDED, mode="constant"),
-    ]
-    after = [node("Slice", [inner, "any_size/crop_start", size, "any_size/crop_axes"], result)]
-    add_constants(model, constants)
-    nodes = [*before, *graph.node, *after]
-    del graph.node[:]
-    graph.node.extend(nodes)
-    # Sizes known before are those of the padded image.
-    del graph.value_info[:]
-    channels, scores = dims(image)[1], dims(output)[1]
-    set_shape(image, ["N", channels, "H", "W"])
-    set_shape(output, ["N", scores, "H", "W"])
-    return model
+        least = at_least(edit, size, numbers(edit, PAD_SMALLEST, smallest), "any_size/pad_least", first)
+    raised = add("Add", [least, rounding], "any_size/pad_raised")
+    count = add("Div", [raised, unit], "any_size/pad_count")
+    wanted = add("Mul", [count, unit], "any_size/pad_size")
+    after = add("Sub", [wanted, size], "any_size/pad_after")
+    before = numbers(edit, "any_size/pad_before", *[0] * 6)
+    pads = add("Concat", [before, after], "any_size/pads", axis=0)
+    reroute(readers, add("Pad", [image, pads], PADDED, mode="constant"))
+    start, axes = numbers(edit, "any_size/crop_start", 0, 0), numbers(edit, "any_size/crop_axes", 2, 3)
+    cropped = edit.node("Slice", [inner, start, size, axes], "any_size/cropped")
+    edit.end_with(cropped, f"{inner.name}_padded")
+    declare(image, ["N", dims(image)[1], "H", "W"])
+    declare(cropped, ["N", dims(inner)[1], "H", "W"])
+    edit.forget_shapes()  # those of the padded image
+    return PassResult(edit.model())
+
+
+def numbers(edit: Rewrite, name: str, *values: int) -> ir.Value:
+    """Whole numbers as a constant."""
+    return edit.constant(name, np.array(values, np.int64))
+
+
+def size_of(edit: Rewrite, image: ir.Value, before: ir.Node | None) -> ir.Value:
+    """[H, W] of an image [N,C,H,W], for a model's own opset."""
+    name = "any_size/image_size"
+    if edit.opset >= 15:
+        return edit.node("Shape", [image], name, before=before, start=2, end=4)
+    shape = edit.node("Shape", [image], "any_size/image_shape", before=before)
+    ends = [numbers(edit, "any_size/first_side", 2), numbers(edit, "any_size/after_sides", 4)]
+    return edit.node("Slice", [shape, *ends], name, before=before)
+
+
+def at_least(edit: Rewrite, size: ir.Value, least: ir.Value, name: str, before: ir.Node | None) -> ir.Value:
+    """The larger of sizes and what they must be at least, for a model's own opset."""
+    if edit.opset >= 12:
+        return edit.node("Max", [size, least], name, before=before)
+    small = edit.node("Less", [size, least], f"{name}/small", before=before)  # Max is of floats alone there
+    return edit.node("Where", [small, least, size], name, before=before)

@@ -1,13 +1,14 @@
 """Convert a model of an old operator set to a newer one."""
 
-from fcn_deploy.export.graph.edit import attributes, clone, opset
+from fcn_deploy.export.graph.edit import attributes, clone, label, opset
+from fcn_deploy.export.passes.result import PassResult
 from fcn_deploy.runtime.errors import DeployError
 from onnx import ModelProto, helper, version_converter
 
 WANTED = 18  # what our own nodes, Q/DQ and casts are written in
 
 
-def raise_opset(model: ModelProto, version: int = WANTED) -> ModelProto:
+def raise_opset(model: ModelProto, version: int = WANTED) -> PassResult:
     """An equal model of at least this operator set, by onnx's converter, mended where that errs.
 
     Raises:
@@ -15,13 +16,13 @@ def raise_opset(model: ModelProto, version: int = WANTED) -> ModelProto:
     """
     old = opset(model)
     if old >= version:
-        return model
+        return PassResult(model, why_not=f"it is of opset {old}")
     model = clone(model)
     del model.graph.value_info[:]
     for node in model.graph.node:
         if node.op_type == "BatchNormalization" and old < 14:
             if attributes(node).get("spatial", 1) != 1:
-                raise DeployError(f"node {node.name or node.output[0]} (BatchNormalization) has statistics per pixel")
+                raise DeployError(f"node {label(node)} has statistics per pixel")
             del node.output[1:]  # of training
             kept = [item for item in node.attribute if item.name in ("epsilon", "momentum")]
             del node.attribute[:]
@@ -41,4 +42,4 @@ def raise_opset(model: ModelProto, version: int = WANTED) -> ModelProto:
             node.attribute.extend(kept)
             node.attribute.append(helper.make_attribute("coordinate_transformation_mode", "asymmetric"))
             node.attribute.append(helper.make_attribute("nearest_mode", "floor"))
-    return raised
+    return PassResult(raised, (f"is of opset {old}; it is converted to {opset(raised)}",))

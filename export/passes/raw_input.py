@@ -1,25 +1,33 @@
 """Let an INT8 network for CPUs take the image as it is: 8-bit pixels, interleaved."""
 
+from dataclasses import dataclass
+
 import numpy as np
-from fcn_deploy.export.graph.edit import (
-    Names,
-    add_constants,
-    attributes,
-    clone,
-    constant,
-    consumers,
-    initializers,
-    producers,
-    prune,
-)
+import onnx_ir as ir
+from fcn_deploy.export.graph.index import GraphIndex, has_input
+from fcn_deploy.export.graph.rewrite import Rewrite, declare
+from fcn_deploy.export.passes.result import PassResult
 from fcn_deploy.export.quantization.round_weights import round_weights
 from fcn_deploy.runtime.model_card import ModelCard
-from onnx import ModelProto, TensorProto, helper
+from fcn_deploy.runtime.prepare import Border
+from onnx import ModelProto, NodeProto, TensorProto
+
+LARGEST_BIAS = 2.0**30  # in steps, so that sums stay within int32
 
 
-def raw_input(
-    model: ModelProto, core: ModelProto, card: ModelCard, mean: np.ndarray | None = None
-) -> tuple[ModelProto, tuple[int, int, int, int]] | None:
+@dataclass(frozen=True)
+class OnPixels(PassResult):
+    """A network of 8-bit pixels.
+
+    Attributes:
+        border: (top, left, bottom, right) in pixels that the caller pads with the rounded mean; None where the pass
+            does not apply.
+    """
+
+    border: Border | None = None
+
+
+def raw_input(model: ModelProto, core: ModelProto, card: ModelCard, mean: np.ndarray | None = None) -> OnPixels:
     """A network of `image`, uint8 [N, H, W, C], from one of `image`, float32 [N, C, H, W], normalised.
 
     Normalisation goes into the first convolution, whose weights are rounded anew: it reads pixels without loss, and no
@@ -31,35 +39,80 @@ def raw_input(
         core: the float32 network that it was made of.
         card: of the network.
         mean: of the normalised image, per channel, where it is known: corrects the bias for what rounding does.
-
-    Returns:
-        The network and its border, (top, left, bottom, right) in pixels; None where its first layer is no INT8
-        convolution, or images are not of 8 bits.
     """
-    model = clone(model)
-    made, known = producers(model), initializers(model)
-    node, chain = None, [model.graph.input[0].name]
-    for kind in ("QuantizeLinear", "DequantizeLinear", "Conv"):
-        readers = consumers(model, chain[-1])
-        if len(readers) != 1 or readers[0].op_type != kind or readers[0].input[0] != chain[-1]:
+    first = _first_convolution(GraphIndex(model))
+    why_not, theirs = _why_not(model, core, card, first)
+    if first is None or theirs is None:
+        return OnPixels(model, why_not=why_not)
+    integers, scale, steps = _on_pixels(core, theirs, card, mean)
+    edit = Rewrite(model)
+    image, node, before = edit.image, edit.value(first.output[0]).producer(), edit.first()
+    pixel_scale = edit.constant("raw/scale", np.float32(1))
+    pixel_zero = edit.constant("raw/zero", np.uint8(0))
+    planes = edit.node("Transpose", [image], "raw/planes", before=before, perm=[0, 3, 1, 2])
+    pixels = edit.node("DequantizeLinear", [planes, pixel_scale, pixel_zero], "raw/dq", before=before)
+
+    def dequantised(name: str, kind: str, values: np.ndarray) -> ir.Value:
+        """Whole numbers, with the scale of the weights."""
+        inputs = [
+            edit.constant(f"raw/{name}/{kind}", values),
+            edit.constant(f"raw/{name}/scale", scale),
+            edit.constant(f"raw/{name}/zero", np.zeros(len(scale), values.dtype)),
+        ]
+        return edit.node("DequantizeLinear", inputs, f"raw/{name}", before=before, axis=0)
+
+    weight, bias = dequantised("weight", "int8", integers), dequantised("bias", "int32", steps)
+    node.resize_inputs(3)
+    for place, value in enumerate((pixels, weight, bias)):
+        node.replace_input_with(place, value)
+    top, left, bottom, right = node.attributes.get_ints("pads", (0, 0, 0, 0))
+    node.attributes.pop("pads", None)
+    edit.prune()
+    edit.forget_shapes()
+    declare(image, ["N", "H", "W", card.channels], TensorProto.UINT8)
+    return OnPixels(edit.model(), border=(int(top), int(left), int(bottom), int(right)))
+
+
+def _first_convolution(index: GraphIndex) -> NodeProto | None:
+    """The convolution that alone reads the image, once that is rounded to 8 bits; None where another operator does."""
+    node, name = None, index.image
+    for operator in ("QuantizeLinear", "DequantizeLinear", "Conv"):
+        readers = index.consumers(name)
+        if len(readers) != 1 or readers[0].op_type != operator or readers[0].input[0] != name:
             return None
         node = readers[0]
-        chain.append(node.output[0])
-    found = attributes(node)
-    theirs = next((other for other in core.graph.node if node.output[0] in other.output), None)
-    weight_node = made.get(node.input[1])
-    if (
-        card.dtype != "uint8"
-        or found.get("group", 1) != 1
-        or found.get("auto_pad", "NOTSET") != "NOTSET"
-        or theirs is None
-        or theirs.op_type != "Conv"
-        or weight_node is None
-        or weight_node.input[0] not in known
-    ):
-        return None
-    weight = constant(core, theirs.input[1]).astype(np.float64)
-    bias = constant(core, theirs.input[2]) if len(theirs.input) > 2 and theirs.input[2] else np.zeros(len(weight))
+        name = node.output[0]
+    return node
+
+
+def _why_not(
+    model: ModelProto, core: ModelProto, card: ModelCard, node: NodeProto | None
+) -> tuple[str, NodeProto | None]:
+    """Why a network cannot take pixels, or "" and the first convolution of its float32 core."""
+    if card.dtype != "uint8":
+        return f"its images are of {card.dtype}", None
+    if node is None:
+        return "its first layer is no INT8 convolution", None
+    index = GraphIndex(model)
+    found = {item.name: item for item in node.attribute}
+    if ("group" in found and found["group"].i != 1) or ("auto_pad" in found and found["auto_pad"].s != b"NOTSET"):
+        return "its first convolution is in groups, or pads by itself", None
+    weight = index.producer(node.input[1])
+    if weight is None or index.constant(weight.input[0]) is None:
+        return "its first convolution has weights that are not rounded", None
+    theirs = GraphIndex(core).producer(node.output[0])
+    if theirs is None or theirs.op_type != "Conv":
+        return "its first convolution is none in the float32 core", None
+    return "", theirs
+
+
+def _on_pixels(
+    core: ModelProto, node: NodeProto, card: ModelCard, mean: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of a convolution that takes pixels as they are: its weights int8, their scales, and its bias int32."""
+    index = GraphIndex(core)
+    weight = index.constant(node.input[1]).astype(np.float64)
+    bias = index.constant(node.input[2]) if has_input(node, 2) else np.zeros(len(weight))
     std, shift = np.array(card.std).reshape(1, -1, 1, 1), np.array(card.mean)
     integers, scale = round_weights((weight / std).astype(np.float32), pairs=True)
     rounded = integers * scale.reshape(-1, 1, 1, 1).astype(np.float64)
@@ -68,31 +121,5 @@ def raw_input(
     if mean is not None:
         bias += ((weight - rounded * std).sum((2, 3)) * mean).sum(1)
     # Pixels have scale 1, so biases have that of the weights.
-    steps = np.clip(np.round(bias / scale), -(2.0**30), 2.0**30).astype(np.int32)
-    names = Names(model)
-    pixels = [names("raw/scale"), names("raw/zero")]
-    weights = [names(f"raw/weight/{part}") for part in ("int8", "scale", "zero")]
-    biases = [names(f"raw/bias/{part}") for part in ("int32", "scale", "zero")]
-    zeros = np.zeros(len(scale))
-    values = (np.float32(1), np.uint8(0), integers, scale, zeros.astype(np.int8), steps, scale, zeros.astype(np.int32))
-    add_constants(model, dict(zip([*pixels, *weights, *biases], values, strict=True)))
-    image, planes, floats = model.graph.input[0].name, names("raw/planes"), names("raw/dq")
-    first = [
-        helper.make_node("Transpose", [image], [planes], name=planes, perm=[0, 3, 1, 2]),
-        helper.make_node("DequantizeLinear", [planes, *pixels], [floats], name=floats),
-        helper.make_node("DequantizeLinear", weights, [names("raw/weight")], name="raw/weight", axis=0),
-        helper.make_node("DequantizeLinear", biases, [names("raw/bias")], name="raw/bias", axis=0),
-    ]
-    border = tuple(int(side) for side in found.get("pads", (0, 0, 0, 0)))
-    kept = [item for item in node.attribute if item.name != "pads"]
-    del node.attribute[:]
-    node.attribute.extend(kept)
-    node.input[:] = [floats, names("raw/weight"), names("raw/bias")]
-    rest = [other for other in model.graph.node if not set(other.output) & set(chain[1:3])]
-    del model.graph.node[:]
-    model.graph.node.extend([*first, *rest])
-    value = helper.make_tensor_value_info(image, TensorProto.UINT8, ["N", "H", "W", card.channels])
-    model.graph.input[0].CopyFrom(value)
-    del model.graph.value_info[:]
-    prune(model)
-    return model, border
+    steps = np.clip(np.round(bias / scale), -LARGEST_BIAS, LARGEST_BIAS).astype(np.int32)
+    return integers, scale, steps

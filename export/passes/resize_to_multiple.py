@@ -1,74 +1,47 @@
 """Make a network that wants multiples of some size take every size: resize the image before it, the scores after it."""
 
 import numpy as np
-from fcn_deploy.export.graph.edit import add_constants, clone, dims, opset, rename_reads, rename_result, set_shape
-from onnx import ModelProto, helper
+import onnx_ir as ir
+from fcn_deploy.export.graph.rewrite import Rewrite, declare, dims, reroute
+from fcn_deploy.export.passes.pad_and_crop import at_least, numbers, size_of
+from fcn_deploy.export.passes.result import PassResult
+from onnx import ModelProto
 
-RESIZED = "any_size/image_resized"
 
-
-def resize_to_multiple(model: ModelProto, multiple: int, smallest: int = 1) -> ModelProto:
+def resize_to_multiple(model: ModelProto, multiple: int, smallest: int = 1) -> PassResult:
     """A model of float [N,C,H,W] → [N,K,H,W] for H and W ≥ 1, from one for multiples of `multiple` ≥ `smallest`.
 
     The image goes bilinearly (half-pixel centres, not antialiased) to the nearest multiple, halves up, and the scores,
     which may be coarse, to the image's size. For networks that look at the whole image, whose statistics zeros change.
     """
-    model = clone(model)
-    graph, version = model.graph, opset(model)
-    image, output = graph.input[0], graph.output[0]
-    result, inner = output.name, f"{output.name}_resized"
-    rename_result(model, result, inner)
-    rename_reads(model, image.name, RESIZED)
-    constants = {
-        "any_size/half": [multiple // 2],
-        "any_size/multiple": [multiple],
-        "any_size/least": [-(-max(smallest, 1) // multiple) * multiple],
-        "any_size/first": [0],
-        "any_size/middle": [2],
-        "any_size/last": [4],
-    }
-    add_constants(model, {name: np.array(value, np.int64) for name, value in constants.items()})
-    unused = ""
-    if version < 13:  # where what is without use may not be left out
-        unused = "any_size/unused"
-        add_constants(model, {unused: np.zeros(0, np.float32)})
+    edit = Rewrite(model)
+    image, inner, first = edit.image, edit.result, edit.first()
+    readers = tuple(image.uses())
+    # Until 13 what is without use may not be left out.
+    unused = edit.constant("any_size/unused", np.zeros(0, np.float32)) if edit.opset < 13 else None
+    unit = numbers(edit, "any_size/multiple", multiple)
+    start, middle = numbers(edit, "any_size/first", 0), numbers(edit, "any_size/middle", 2)
 
-    def node(kind: str, inputs: list[str], out: str, **extra):
-        return helper.make_node(kind, inputs, [out], name=out if "any_size/" in out else f"any_size/{out}", **extra)
+    def resize(value: ir.Value, size: ir.Value, name: str, before: ir.Node | None) -> ir.Value:
+        """[N, C, h, w] brought to [N, C, *size]."""
+        shape = edit.node("Shape", [value], f"{name}/shape", before=before)
+        kept = edit.node("Slice", [shape, start, middle], f"{name}/kept", before=before)
+        whole = edit.node("Concat", [kept, size], f"{name}/wanted", before=before, axis=0)
+        return edit.node(
+            "Resize", [value, unused, unused, whole], name, before=before,
+            mode="linear", coordinate_transformation_mode="half_pixel",
+        )  # fmt: skip
 
-    def resize(what: str, shape: str, size: str, out: str):
-        """Nodes that bring [N, C, h, w], whose shape is given, to [N, C, *size]."""
-        first, whole = f"{shape}/first", f"{shape}/wanted"
-        return [
-            node("Slice", [shape, "any_size/first", "any_size/middle"], first),
-            node("Concat", [first, size], whole, axis=0),
-            node("Resize", [what, unused, unused, whole], out, mode="linear",
-                 coordinate_transformation_mode="half_pixel"),
-        ]  # fmt: skip
-
-    of_image, of_scores, size, nearest, wanted = (
-        f"any_size/{name}" for name in ("image_shape", "scores_shape", "image_size", "nearest", "wanted")
-    )
-    before = [
-        node("Shape", [image.name], of_image),
-        node("Slice", [of_image, "any_size/middle", "any_size/last"], size),
-        node("Add", [size, "any_size/half"], "any_size/raised"),
-        node("Div", ["any_size/raised", "any_size/multiple"], "any_size/count"),
-        node("Mul", ["any_size/count", "any_size/multiple"], nearest),
-    ]
-    if version >= 12:
-        before.append(node("Max", [nearest, "any_size/least"], wanted))
-    else:  # Max is of floats alone there
-        before.append(node("Less", [nearest, "any_size/least"], "any_size/small"))
-        before.append(node("Where", ["any_size/small", "any_size/least", nearest], wanted))
-    before += resize(image.name, of_image, wanted, RESIZED)
-    after = [node("Shape", [inner], of_scores), *resize(inner, of_scores, size, result)]
-    nodes = [*before, *graph.node, *after]
-    del graph.node[:]
-    graph.node.extend(nodes)
-    # Sizes known before are those of the resized image.
-    del graph.value_info[:]
-    channels, scores = dims(image)[1], dims(output)[1]
-    set_shape(image, ["N", channels, "H", "W"])
-    set_shape(output, ["N", scores, "H", "W"])
-    return model
+    size = size_of(edit, image, first)
+    raised = edit.node("Add", [size, numbers(edit, "any_size/half", multiple // 2)], "any_size/raised", before=first)
+    count = edit.node("Div", [raised, unit], "any_size/count", before=first)
+    nearest = edit.node("Mul", [count, unit], "any_size/nearest", before=first)
+    least = numbers(edit, "any_size/least", -(-max(smallest, 1) // multiple) * multiple)
+    wanted = at_least(edit, nearest, least, "any_size/wanted", first)
+    reroute(readers, resize(image, wanted, "any_size/image_resized", first))
+    full = resize(inner, size, "any_size/scores_resized", None)
+    edit.end_with(full, f"{inner.name}_resized")
+    declare(image, ["N", dims(image)[1], "H", "W"])
+    declare(full, ["N", dims(inner)[1], "H", "W"])
+    edit.forget_shapes()  # those of the resized image
+    return PassResult(edit.model())

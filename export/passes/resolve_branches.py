@@ -1,7 +1,9 @@
 """Put the one branch that is ever taken in the place of an If, as PyTorch's exporter writes a squeeze."""
 
-from fcn_deploy.export.graph.edit import attributes, clone, constant, producers, prune
-from onnx import GraphProto, ModelProto, NodeProto
+import onnx_ir as ir
+from fcn_deploy.export.graph.rewrite import Rewrite, constant
+from fcn_deploy.export.passes.result import PassResult
+from onnx import ModelProto
 
 # What a tensor's channels are as many as before.
 KEEP_CHANNELS = frozenset((
@@ -10,76 +12,77 @@ KEEP_CHANNELS = frozenset((
 ))  # fmt: skip
 
 
-def resolve_branches(model: ModelProto) -> ModelProto:
+def resolve_branches(model: ModelProto) -> PassResult:
     """An equal model without those Ifs that ask whether a tensor has one channel, where its weights tell that."""
     if not any(node.op_type == "If" for node in model.graph.node):
-        return model
-    model = clone(model)
-    nodes = []
-    for node in model.graph.node:
-        one = _has_one_channel(model, node) if node.op_type == "If" else None
-        if one is None:
-            nodes.append(node)
-        else:
-            nodes += _inlined(model, node, attributes(node)["then_branch" if one else "else_branch"])
-    nodes = [clone(node) for node in nodes]
-    del model.graph.node[:]
-    model.graph.node.extend(nodes)
-    prune(model)
-    return model
+        return PassResult(model, why_not="it has no If")
+    edit = Rewrite(model)
+    resolved = 0
+    for node in tuple(edit.graph):
+        if node.op_type == "If" and (one := _has_one_channel(node)) is not None:
+            _inline(edit, node, node.attributes["then_branch" if one else "else_branch"].as_graph())
+            resolved += 1
+    if not resolved:
+        return PassResult(model, why_not="no If asks whether a tensor of known channels has one")
+    edit.prune()
+    return PassResult(edit.model())
 
 
-def _has_one_channel(model: ModelProto, node: NodeProto) -> bool | None:
+def _made_by(value: ir.Value | None, operator: str) -> ir.Node | None:
+    """The node of this operator that gives a value; None where another does."""
+    node = value.producer() if value is not None else None
+    return node if node is not None and node.op_type == operator else None
+
+
+def _has_one_channel(node: ir.Node) -> bool | None:
     """The value of a condition Equal(Shape(x)[1], 1); None where it is another, or cannot be told."""
-    made = producers(model)
-    equal = made.get(node.input[0])
-    if equal is None or equal.op_type != "Equal":
+    equal = _made_by(node.inputs[0], "Equal")
+    if equal is None:
         return None
-    gather = next((made[name] for name in equal.input if name in made and made[name].op_type == "Gather"), None)
-    shape = made.get(gather.input[0]) if gather is not None else None
-    values = [constant(model, name) for name in equal.input]
-    number = next((value for value in values if value is not None and value.size == 1), None)
-    if shape is None or shape.op_type != "Shape" or shape.attribute or number is None:
+    gather = next((found for value in equal.inputs if (found := _made_by(value, "Gather")) is not None), None)
+    shape = _made_by(gather.inputs[0], "Shape") if gather is not None else None
+    number = next((found for v in equal.inputs if (found := constant(v)) is not None and found.size == 1), None)
+    if gather is None or shape is None or shape.attributes or number is None:
         return None
-    index = constant(model, gather.input[1])
-    if index is None or index.size != 1 or int(index.item()) not in (1, -3):
+    place = constant(gather.inputs[1])
+    if place is None or place.size != 1 or int(place.item()) not in (1, -3):
         return None
-    channels = _channels(model, made, shape.input[0])
+    channels = _channels(shape.inputs[0])
     return None if channels is None else channels == int(number.item())
 
 
-def _channels(model: ModelProto, made: dict[str, NodeProto], name: str) -> int | None:
+def _channels(value: ir.Value | None) -> int | None:
     """How many channels a tensor [N,C,H,W] has, by the convolution it comes from."""
-    while (node := made.get(name)) is not None and node.op_type in KEEP_CHANNELS:
-        name = node.input[0]
+    node = value.producer() if value is not None else None
+    while node is not None and node.op_type in KEEP_CHANNELS and node.inputs[0] is not None:
+        node = node.inputs[0].producer()
     if node is None or node.op_type not in ("Conv", "ConvTranspose"):
         return None
-    weight = constant(model, node.input[1])
+    weight = constant(node.inputs[1])
     if weight is None or weight.ndim != 4:
         return None
-    return weight.shape[0] if node.op_type == "Conv" else weight.shape[1] * attributes(node).get("group", 1)
+    return weight.shape[0] if node.op_type == "Conv" else weight.shape[1] * node.attributes.get_int("group", 1)
 
 
-def _inlined(model: ModelProto, node: NodeProto, branch: GraphProto) -> list[NodeProto]:
-    """The nodes of a branch, which give what the If gave."""
-    names = {name: f"{node.output[0]}/{name}" for inner in branch.node for name in inner.output if name}
-    for tensor in branch.initializer:
-        names[tensor.name] = f"{node.output[0]}/{tensor.name}"
-        kept = model.graph.initializer.add()
-        kept.CopyFrom(tensor)
-        kept.name = names[tensor.name]
-    results = {value.name: wanted for value, wanted in zip(branch.output, node.output, strict=True)}
-    nodes = []
-    for inner in branch.node:
-        copy = clone(inner)
-        for place, name in enumerate(copy.input):
-            copy.input[place] = names.get(name, name)
-        for place, name in enumerate(copy.output):
-            copy.output[place] = names.get(name, name)
-        nodes.append(copy)
-    for inner, wanted in results.items():
-        given = NodeProto(
-            op_type="Identity", name=f"{wanted}/identity", input=[names.get(inner, inner)], output=[wanted]
-        )
-        nodes.append(given)
-    return nodes
+def _inline(edit: Rewrite, node: ir.Node, branch: ir.Graph) -> None:
+    """Let the nodes of a branch give what the If gave."""
+    prefix, results = node.outputs[0].name, tuple(branch.outputs)
+    branch.outputs.clear()
+    for value in tuple(branch.initializers.values()):
+        tensor = value.const_value
+        del branch.initializers[value.name]
+        outer = edit.constant(f"{prefix}/{value.name}", tensor.numpy())
+        value.replace_all_uses_with(outer)
+        results = tuple(outer if result is value else result for result in results)
+    for inner in tuple(branch):
+        branch.remove(inner)
+        for value in inner.outputs:
+            if value.name:
+                edit.rename(value, edit.name(f"{prefix}/{value.name}"))
+        edit.graph.insert_before(node, inner)
+    for result, wanted in zip(results, tuple(node.outputs), strict=True):
+        # What a branch gives that is not its own comes from the graph around it.
+        given = result if result.producer() is not None else edit.value(result.name)
+        after = edit.node("Identity", [given], f"{wanted.name}/branch", name=f"{wanted.name}/identity", before=node)
+        edit.replace(wanted, after)
+    edit.remove(node)

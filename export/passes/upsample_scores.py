@@ -1,15 +1,28 @@
 """Give a network whose output is coarse the bilinear upsampling to full size."""
 
-from fcn_deploy.export.graph.edit import bilinear, clone, dims, rename_result, set_shape
+import numpy as np
+import onnx_ir as ir
+from fcn_deploy.export.graph.rewrite import Rewrite, declare, dims
+from fcn_deploy.export.passes.result import PassResult
 from onnx import ModelProto
 
 
-def upsample_scores(model: ModelProto, factor: int) -> ModelProto:
+def upsample_scores(model: ModelProto, factor: int) -> PassResult:
     """A model of [N,C,H,W] → [N,K,H,W] from one whose scores are `factor` times smaller."""
-    model = clone(model)
-    output = model.graph.output[0]
-    result, coarse = output.name, f"{output.name}_coarse"
-    rename_result(model, result, coarse)
-    model.graph.node.append(bilinear(model, coarse, result, factor, "upsample_scores"))
-    set_shape(output, ["N", dims(output)[1], "H", "W"])
-    return model
+    edit = Rewrite(model)
+    coarse = edit.result
+    full = bilinear(edit, coarse, factor, "upsample_scores")
+    edit.end_with(full, f"{coarse.name}_coarse")
+    declare(full, ["N", dims(coarse)[1], "H", "W"])
+    return PassResult(edit.model())
+
+
+def bilinear(edit: Rewrite, value: ir.Value, factor: int, name: str, before: ir.Node | None = None) -> ir.Value:
+    """What a Resize by a constant factor gives, pixel centres aligned, for a model's own opset."""
+    scales = edit.constant(f"{name}/scales", np.array([1, 1, factor, factor], np.float32))
+    # Until 13 what is without use may not be left out.
+    region = edit.constant(f"{name}/region", np.zeros(0, np.float32)) if edit.opset < 13 else None
+    return edit.node(
+        "Resize", [value, region, scales], f"{name}/result", name=name, before=before,
+        mode="linear", coordinate_transformation_mode="half_pixel",
+    )  # fmt: skip

@@ -1,12 +1,4 @@
-"""Interchangeable backbones, one a file.
-
-A backbone is a module made by `build(channels, width)` with
-
-- `features`: {stride: channels} of what `forward` gives;
-- `forward(x)`: [N, C, H, W] with H and W multiples of 32 → {stride: [N, features[stride], H/stride, W/stride]};
-- `mean`, `std`: of the images its published weights saw, in 0..255;
-- `load_classification(state)`: take a published classifier's state dict, leaving its last layers out.
-"""
+"""Interchangeable backbones, one a file."""
 
 from collections.abc import Mapping
 from importlib import import_module
@@ -15,10 +7,43 @@ import torch
 from fcn_deploy.runtime.errors import DeployError, MisuseError
 from torch import nn
 
-NAMES = ("efficientnet-lite0", "mobilenet-v2", "resnet50", "vgg16", "alexnet")
+# The class of each, in a file named like the backbone.
+CLASSES = {
+    "efficientnet-lite0": "EfficientNetLite0",
+    "mobilenet-v2": "MobileNetV2",
+    "resnet50": "ResNet",
+    "vgg16": "VGG16",
+    "alexnet": "AlexNet",
+}
+NAMES = tuple(CLASSES)
 
 
-def build(name: str, channels: int = 3, width: float = 1.0) -> nn.Module:
+class Backbone(nn.Module):
+    """Features of an image at several strides; made from (channels of the image, width).
+
+    Attributes:
+        features: {stride: channels} of what `forward` gives.
+        mean, std: of the images its published weights saw, per channel, in 0..255.
+    """
+
+    features: dict[int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def forward(self, x: torch.Tensor) -> dict[int, torch.Tensor]:
+        """[N, C, H, W] with H and W multiples of 32 → {stride: [N, features[stride], H/stride, W/stride]}."""
+        raise NotImplementedError
+
+    def load_classification(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Take a published classifier's state dict, leaving its last layers out.
+
+        Raises:
+            DeployError: the weights are of another network or width.
+        """
+        raise MisuseError(f"{type(self).__name__} takes no weights of a classifier")
+
+
+def build_backbone(name: str, channels: int = 3, width: float = 1.0) -> Backbone:
     """A backbone by name, with random weights.
 
     Args:
@@ -31,7 +56,8 @@ def build(name: str, channels: int = 3, width: float = 1.0) -> nn.Module:
     if not 0 < width <= 4:
         raise MisuseError(f"width {width}; it must be above 0 and at most 4")
     module = import_module(f"{__name__}.{name.replace('-', '_')}")
-    return module.build(channels, width)
+    backbone: Backbone = getattr(module, CLASSES[name])(channels, width)
+    return backbone
 
 
 def scaled(channels: int, width: float) -> int:
@@ -44,7 +70,8 @@ def initialise(module: nn.Module) -> None:
     for layer in module.modules():
         if isinstance(layer, nn.Conv2d):
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
-            nn.init.zeros_(layer.bias)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
 
 
 def load_matching(module: nn.Module, state: Mapping[str, torch.Tensor], ignored: tuple[str, ...]) -> None:

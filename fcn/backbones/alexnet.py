@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
-from fcn_deploy.fcn.backbones import initialise, load_matching, scaled
+from fcn_deploy.fcn.backbones import Backbone, initialise, load_matching, scaled
 from fcn_deploy.fcn.convolutionalize import convolutionalize_state
 from fcn_deploy.runtime.model_card import IMAGENET_MEAN, IMAGENET_STD
 from torch import nn
@@ -23,7 +23,7 @@ class Pool(nn.Module):
         return F.max_pool2d(F.pad(x, (0, 1, 0, 1)), 3, 2)
 
 
-class AlexNet(nn.Module):
+class AlexNet(Backbone):
     mean = IMAGENET_MEAN
     std = IMAGENET_STD
 
@@ -69,7 +69,3 @@ class AlexNet(nn.Module):
         }
         dense = {"classifier.1": ("classifier.1", 6), "classifier.4": ("classifier.4", 1)}
         load_matching(self, convolutionalize_state(renamed, dense), ignored=("classifier.6.",))
-
-
-def build(channels: int = 3, width: float = 1.0) -> AlexNet:
-    return AlexNet(channels, width)

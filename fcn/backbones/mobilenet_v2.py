@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 import torch
-from fcn_deploy.fcn.backbones import load_matching, scaled
+from fcn_deploy.fcn.backbones import Backbone, load_matching, scaled
 from fcn_deploy.runtime.model_card import IMAGENET_MEAN, IMAGENET_STD
 from torch import nn
 
@@ -25,7 +25,7 @@ class InvertedResidual(nn.Module):
         super().__init__()
         inner = inputs * expansion
         self.residual = stride == 1 and inputs == outputs
-        layers = [_conv(inputs, inner, 1)] if expansion != 1 else []
+        layers: list[nn.Module] = [_conv(inputs, inner, 1)] if expansion != 1 else []
         layers.append(_conv(inner, inner, 3, stride, groups=inner))
         layers += [nn.Conv2d(inner, outputs, 1, bias=False), nn.BatchNorm2d(outputs)]
         self.conv = nn.Sequential(*layers)
@@ -34,7 +34,7 @@ class InvertedResidual(nn.Module):
         return x + self.conv(x) if self.residual else self.conv(x)
 
 
-class MobileNetV2(nn.Module):
+class MobileNetV2(Backbone):
     mean = IMAGENET_MEAN
     std = IMAGENET_STD
 
@@ -63,7 +63,3 @@ class MobileNetV2(nn.Module):
         # torchvision calls the layers `features`, which here is the table of what they give.
         renamed = {name.replace("features.", "layers.", 1): tensor for name, tensor in state.items()}
         load_matching(self, renamed, ignored=("classifier.",))
-
-
-def build(channels: int = 3, width: float = 1.0) -> MobileNetV2:
-    return MobileNetV2(channels, width)

@@ -2,7 +2,7 @@
 
 import torch
 import torch.nn.functional as F
-from fcn_deploy.fcn.backbones import scaled
+from fcn_deploy.fcn.backbones import Backbone, scaled
 from fcn_deploy.runtime.model_card import IMAGENET_MEAN, IMAGENET_STD
 from torch import nn
 
@@ -52,15 +52,16 @@ class InvertedResidual(nn.Module):
         return x + self.block(x) if self.residual else self.block(x)
 
 
-class MobileNetV3Large(nn.Sequential):
+class MobileNetV3Large(Backbone):
     """[N, C, H, W] → {8: features of the fifth layer, 16: of the last}, for any H and W ≥ 1."""
 
     mean = IMAGENET_MEAN
     std = IMAGENET_STD
 
     def __init__(self, channels: int, width: float) -> None:
+        super().__init__()
         inputs = scaled(16, width)
-        layers = [_conv(channels, inputs, 3, nn.Hardswish(), stride=2)]
+        layers: list[nn.Module] = [_conv(channels, inputs, 3, nn.Hardswish(), stride=2)]
         for index, (kernel, inner, outputs, excite, swish, stride) in enumerate(BLOCKS):
             outputs = scaled(outputs, width)
             dilation = 2 if index >= DILATED else 1
@@ -68,17 +69,15 @@ class MobileNetV3Large(nn.Sequential):
             layers.append(InvertedResidual(*sizes, excite, swish, stride, dilation, expand=index > 0))
             inputs = outputs
         layers.append(_conv(inputs, 6 * inputs, 1, nn.Hardswish()))
-        super().__init__(*layers)
+        # By number, as in torchvision's Sequential, so that parameters have its names.
+        for index, layer in enumerate(layers):
+            self.add_module(str(index), layer)
         self.features = {8: scaled(BLOCKS[LOW - 1][2], width), 16: 6 * inputs}
 
     def forward(self, x: torch.Tensor) -> dict[int, torch.Tensor]:
         taps = {}
-        for index, layer in enumerate(self):
+        for index, layer in enumerate(self.children()):
             x = layer(x)
             if index == LOW:
                 taps[8] = x
         return taps | {16: x}
-
-
-def build(channels: int = 3, width: float = 1.0) -> MobileNetV3Large:
-    return MobileNetV3Large(channels, width)

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
-from fcn_deploy.fcn.backbones import load_matching, scaled
+from fcn_deploy.fcn.backbones import Backbone, load_matching, scaled
 from fcn_deploy.runtime.model_card import IMAGENET_MEAN, IMAGENET_STD
 from torch import nn
 
@@ -34,7 +34,7 @@ class Bottleneck(nn.Module):
         return F.relu(y + (x if self.downsample is None else self.downsample(x)))
 
 
-class ResNet(nn.Module):
+class ResNet(Backbone):
     """One of BLOCKS. `dilated` trades the strides of layer3 and layer4 for dilation, so that all ends at stride 8."""
 
     mean = IMAGENET_MEAN
@@ -76,7 +76,3 @@ class ResNet(nn.Module):
 
     def load_classification(self, state: Mapping[str, torch.Tensor]) -> None:
         load_matching(self, state, ignored=("fc.",))
-
-
-def build(channels: int = 3, width: float = 1.0) -> ResNet:
-    return ResNet(channels, width)

@@ -3,16 +3,16 @@
 from collections.abc import Mapping
 
 import torch
-from fcn_deploy.fcn.backbones import initialise, load_matching, scaled
+from fcn_deploy.fcn.backbones import Backbone, initialise, load_matching, scaled
 from fcn_deploy.fcn.convolutionalize import convolutionalize_state
 from fcn_deploy.runtime.model_card import IMAGENET_MEAN, IMAGENET_STD
 from torch import nn
 
-LAYERS = (64, 64, "M", 128, 128, "M", 256, 256, 256, "M", 512, 512, 512, "M", 512, 512, 512, "M")
+STAGES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))  # a pooling after each
 DENSE = 4096
 
 
-class VGG16(nn.Module):
+class VGG16(Backbone):
     """The paper's own backbone: pool3 and pool4 for the skips, fc6 and fc7 convolutional ("same") at stride 32."""
 
     mean = IMAGENET_MEAN
@@ -22,13 +22,12 @@ class VGG16(nn.Module):
         super().__init__()
         layers: list[nn.Module] = []
         inputs = channels
-        for entry in LAYERS:
-            if entry == "M":
-                layers.append(nn.MaxPool2d(2))
-            else:
-                outputs = scaled(entry, width)
+        for stage in STAGES:
+            for outputs in stage:
+                outputs = scaled(outputs, width)
                 layers += [nn.Conv2d(inputs, outputs, 3, padding=1), nn.ReLU()]
                 inputs = outputs
+            layers.append(nn.MaxPool2d(2))
         self.layers = nn.Sequential(*layers)
         dense = scaled(DENSE, width)
         self.classifier = nn.Sequential(
@@ -59,7 +58,3 @@ class VGG16(nn.Module):
         renamed = {name.replace("features.", "layers.", 1): tensor for name, tensor in state.items()}
         dense = {"classifier.0": ("classifier.1", 7), "classifier.3": ("classifier.4", 1)}
         load_matching(self, convolutionalize_state(renamed, dense), ignored=("classifier.6.",))
-
-
-def build(channels: int = 3, width: float = 1.0) -> VGG16:
-    return VGG16(channels, width)

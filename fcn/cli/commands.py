@@ -116,8 +116,9 @@ def train(
     torch = need("torch", "train")
     from fcn_deploy.calibration.datasets import class_pixels, load_dataset
     from fcn_deploy.fcn import checkpoint as checkpoints
-    from fcn_deploy.fcn import model as models
+    from fcn_deploy.fcn.architecture import Architecture
     from fcn_deploy.fcn.backbones.efficientnet_lite0 import published_weights
+    from fcn_deploy.fcn.model import build_network
     from fcn_deploy.fcn.train import train as run_training
 
     if data == "digits":
@@ -146,8 +147,8 @@ def train(
         backbone, stride = architecture.backbone, architecture.stride
         start = f"{qat}, rounded as in INT8"
     else:
-        architecture = models.Architecture(len(images.classes), arch.value, backbone, stride, upsampling.value, width)
-        model = models.build(architecture)
+        architecture = Architecture(len(images.classes), arch.value, backbone, stride, upsampling.value, width)
+        model = build_network(architecture)
         card = checkpoints.card_for(architecture, tuple(images.classes), tuple(images.colors))
         if backbone_weights is not None:
             model.backbone.load_classification(checkpoints.load_state(backbone_weights))

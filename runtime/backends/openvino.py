@@ -1,6 +1,7 @@
 """Networks on OpenVINO's CPU plugin."""
 
 import logging
+import math
 import os
 import threading
 from collections import defaultdict
@@ -49,7 +50,8 @@ def openvino_or_fallback(source: str) -> "type[OpenVinoBackend] | type[OnnxRunti
 class OpenVinoBackend:
     """One network, ready to run at any size. Safe to use from many threads at once.
 
-    Heights and widths stay dynamic: fixing them to one size gains nothing (measured, float32 and INT8).
+    Heights and widths stay dynamic: fixing them to one size gains nothing (measured, float32 and INT8). Where the
+    kernels of this CPU err on narrow maps (`NarrowMaps`), inputs that have them run in float arithmetic.
 
     Args:
         model: serialised ONNX or path.
@@ -57,6 +59,7 @@ class OpenVinoBackend:
         threads: of one run; None: one per physical core.
         source: names the engine in errors.
         measured: keep the time of each layer, for `profile`.
+        integers: False computes what Q/DQ stand for in float32, as the reference does, by no INT8 kernel.
 
     Raises:
         DeployError: openvino is not installed, or it refuses the model.
@@ -72,6 +75,7 @@ class OpenVinoBackend:
         threads: int | None = None,
         source: str = "the engine",
         measured: bool = False,
+        integers: bool = True,
     ) -> None:
         try:
             import openvino
@@ -90,11 +94,12 @@ class OpenVinoBackend:
             # Calls from several threads run side by side where the cores allow, each on `threads` of them.
             streams = max(1, (os.cpu_count() or 1) // threads)
             options |= {"NUM_STREAMS": streams, "INFERENCE_NUM_THREADS": threads * streams}
+        if not integers:
+            options["LP_TRANSFORMS_MODE"] = "NO"
         try:
             core = openvino.Core()
-            self._compiled = core.compile_model(
-                core.read_model(model if isinstance(model, bytes) else os.fspath(model)), "CPU", options
-            )
+            network = core.read_model(model if isinstance(model, bytes) else os.fspath(model))
+            self._compiled = core.compile_model(network, "CPU", options)
             self.input, self.output = (
                 input or self._compiled.inputs[0].any_name,
                 output or self._compiled.outputs[0].any_name,
@@ -103,6 +108,12 @@ class OpenVinoBackend:
             self._compiled.input(self.input)
         except RuntimeError as error:
             raise DeployError(f"OpenVINO cannot load the network of {source}: {one_line(error)}") from error
+        narrow = NarrowMaps(network) if uses_amx(self._compiled) else None
+        if narrow and not integers and narrow.possible:
+            raise DeployError(f"this release of OpenVINO has no float arithmetic for {source}")
+        self._narrow = narrow if narrow and narrow.possible else None
+        self._in_float: OpenVinoBackend | None = None
+        self._reopen = (model, self.input, self.output, threads, source, measured)
         self._tensor, self._shape = openvino.Tensor, openvino.Shape
         self._measured = measured
         self._idle: list = []  # requests, each used by one call at a time
@@ -113,6 +124,8 @@ class OpenVinoBackend:
         return self._measured_run(image)[0]
 
     def _measured_run(self, image: np.ndarray) -> tuple[np.ndarray, list]:
+        if self._narrow is not None and self._narrow.met_by(image.shape):
+            return self._float_backend()._measured_run(image)
         with self._lock:
             if self._compiled is None:
                 raise MisuseError("the Segmenter was closed; open another one")
@@ -133,9 +146,87 @@ class OpenVinoBackend:
                 self._idle.append(request)
         return result.data, layers
 
+    def _float_backend(self) -> "OpenVinoBackend":
+        """The same network without INT8 kernels, opened when it is first wanted."""
+        with self._lock:
+            if self._compiled is None:
+                raise MisuseError("the Segmenter was closed; open another one")
+            if self._in_float is None:
+                try:
+                    self._in_float = OpenVinoBackend(*self._reopen, integers=False)
+                except DeployError as error:
+                    raise DeployError(
+                        f"OpenVINO's INT8 kernels for this CPU (AMX) err on images as narrow as this: {error}; build "
+                        "the engine again with --backend onnxruntime"
+                    ) from error
+            return self._in_float
+
     def close(self) -> None:
         with self._lock:
             self._idle, self._compiled, self._result = [], None, None
+            if self._in_float is not None:
+                self._in_float.close()
+
+
+class NarrowMaps:
+    """Which inputs of a network meet the sizes at which OpenVINO's AMX kernels err.
+
+    Its low-precision convolutions for CPUs with AMX (`brgconv_avx512_amx`) that have a horizontal stride write rubbish
+    where the map they make is one column wide and five rows high or more; seen from OpenVINO 2024.6 to 2026.4.1, at
+    every kernel size from 2 to 7, stride, padding and number of channels tried. Other strides, wider maps, depthwise
+    and transposed convolutions were right. How wide the maps are is asked of OpenVINO's own shape inference, once for
+    each width that is narrower than what is known to be wide enough.
+
+    Args:
+        network: an `openvino.Model` of a dynamic width. It is kept, and its input is given fixed sizes.
+    """
+
+    def __init__(self, network) -> None:
+        self._network = network
+        self._strided = [node for node in network.get_ops() if _strided(node)]
+        free = [axis for axis, length in enumerate(network.inputs[0].partial_shape) if length.is_dynamic]
+        self._width_axis = max(free, default=-1)  # of [N, C, H, W] and [N, H, W, C] alike
+        self._wide_from, self._narrow_to = math.inf, -1
+        self._lock = threading.Lock()
+
+    @property
+    def possible(self) -> bool:
+        """Whether any input meets them."""
+        return bool(self._strided)
+
+    def met_by(self, shape: tuple[int, ...]) -> bool:
+        """Whether an input of this shape meets them, as far as the network takes that shape."""
+        width = shape[self._width_axis]
+        if width >= self._wide_from:
+            return False
+        with self._lock:
+            if width <= self._narrow_to:
+                return True
+            try:
+                self._network.reshape(list(shape))
+                narrow = any(node.output(0).shape[3] == 1 for node in self._strided)
+            except RuntimeError:  # a run of it says what is wrong
+                return False
+            if narrow:
+                self._narrow_to = width
+            else:
+                self._wide_from = min(self._wide_from, width)
+            return narrow
+
+
+def _strided(node) -> bool:
+    """Whether this is a convolution with a horizontal stride, and not depthwise."""
+    kind = node.get_type_name()
+    if kind not in ("Convolution", "GroupConvolution") or node.get_attributes()["strides"][-1] < 2:
+        return False
+    return kind == "Convolution" or not all(length == 1 for length in list(node.input(1).get_partial_shape())[1:3])
+
+
+def uses_amx(compiled) -> bool:
+    """Whether a compiled network has convolutions on AMX's tiles."""
+    return any(
+        "amx" in node.get_rt_info()["primitiveType"].astype(str) for node in compiled.get_runtime_model().get_ops()
+    )
 
 
 def one_line(error: BaseException) -> str:

@@ -16,7 +16,6 @@ from fcn_deploy.export.build.targets import tensorrt
 from fcn_deploy.export.graph.edit import metadata, opset
 from fcn_deploy.export.importer.card import SourceOptions
 from fcn_deploy.export.importer.standard_form import read_source
-from fcn_deploy.export.passes.split_head import head_of
 from fcn_deploy.fcn.foreign import scores_of
 from fcn_deploy.runtime.verify import natural_noise
 from zoo import ZOO, network
@@ -182,13 +181,13 @@ def test_an_engine_gives_pytorchs_labels_at_40_unseen_sizes(exported, tmp_path, 
 def test_a_plan_is_built_or_refused_by_the_name_of_the_node(exported, name):
     pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed; pip install 'fcn-deploy[rtx]'")
     core, card = core_of(read_source(exported(name, *spec(name)).path))
-    assert head_of(core).mode == ZOO[name].head
+    assert core.upsampling.mode == ZOO[name].head
     options = tensorrt.BuildOptions(("sm89",))
     if reason := ZOO[name].refused.get("rtx"):
         with pytest.raises(DeployError, match=reason):
-            tensorrt.build(core, options, default_profiles(card))
+            tensorrt.build(core.model, options, default_profiles(card))
     else:
-        assert tensorrt.build(core, options, default_profiles(card)).plan
+        assert tensorrt.build(core.model, options, default_profiles(card)).plan
 
 
 def test_the_exporter_that_takes_a_network_is_found_and_the_other_ones_reason_said(tmp_path):

@@ -5,9 +5,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from fcn_deploy.fcn import backbones
+from fcn_deploy.fcn.architecture import TORCHVISION, Architecture, upsample
 from fcn_deploy.fcn.backbones.efficientnet_lite0 import published_weights
 from fcn_deploy.fcn.checkpoint import from_torchvision
-from fcn_deploy.fcn.model import TORCHVISION, Architecture, bilinear_deconvolution, build, upsample
+from fcn_deploy.fcn.model import bilinear_deconvolution, build_network
 from helpers import FAMILY, random_network
 
 from fcn_deploy import DeployError, MisuseError
@@ -36,7 +37,7 @@ def test_scores_come_at_the_stride_and_logits_at_any_size(architecture):
 
 @pytest.mark.parametrize("name", backbones.NAMES)
 def test_features_have_the_channels_and_strides_they_say(name):
-    backbone = backbones.build(name, channels=4, width=0.25).eval()
+    backbone = backbones.build_backbone(name, channels=4, width=0.25).eval()
     with torch.inference_mode():
         features = backbone(torch.randn(1, 4, 64, 128))
     assert set(backbone.features) <= set(features)
@@ -62,7 +63,7 @@ def test_near_the_border_all_classes_share_one_factor():
 
 
 def test_learned_upsampling_is_trained_but_for_the_last_layer():
-    model = build(Architecture(4, upsampling="learned", width=0.25))
+    model = build_network(Architecture(4, upsampling="learned", width=0.25))
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     assert "up.32.weight" in trained and "up.16.weight" in trained and "last.weight" not in trained
 
@@ -81,7 +82,7 @@ def test_published_weights_make_a_classifier_that_knows_a_daisy():
     from sklearn.datasets import load_sample_images
 
     state = published_weights()
-    backbone = backbones.build("efficientnet-lite0").eval()
+    backbone = backbones.build_backbone("efficientnet-lite0").eval()
     backbone.load_classification(state)
     flower = Image.fromarray(load_sample_images().images[1]).resize((336, 224))
     pixels = (np.asarray(flower, np.float32)[:, 56:280] - backbone.mean) / backbone.std
@@ -93,7 +94,7 @@ def test_published_weights_make_a_classifier_that_knows_a_daisy():
 
 def classification_state(name):
     """A state dict in torchvision's layout, of the right shapes, for a narrow network."""
-    backbone = backbones.build(name, width=0.125)
+    backbone = backbones.build_backbone(name, width=0.125)
     state = {}
     dense = {"vgg16": {"1": "0", "4": "3"}, "alexnet": {"1": "1", "4": "4"}}.get(name, {})
     for key, tensor in backbone.state_dict().items():
@@ -112,7 +113,7 @@ def classification_state(name):
 
 @pytest.mark.parametrize("name", backbones.NAMES)
 def test_classification_weights_in_torchvisions_layout(name):
-    backbone = backbones.build(name, width=0.125)
+    backbone = backbones.build_backbone(name, width=0.125)
     state = classification_state(name)
     backbone.load_classification(state)
     own = {tuple(tensor.flatten()[:3].tolist()) for tensor in backbone.state_dict().values() if tensor.ndim}
@@ -120,11 +121,11 @@ def test_classification_weights_in_torchvisions_layout(name):
     assert all(tuple(tensor.flatten()[:3].tolist()) in own for tensor in used)
     missing = dict(list(state.items())[1:])
     with pytest.raises(DeployError, match="have no"):
-        backbones.build(name, width=0.125).load_classification(missing)
+        backbones.build_backbone(name, width=0.125).load_classification(missing)
     with pytest.raises(DeployError, match="of shape"):
-        backbones.build(name, width=0.5).load_classification(state)
+        backbones.build_backbone(name, width=0.5).load_classification(state)
     with pytest.raises(DeployError, match="which the network has not"):
-        backbones.build(name, width=0.125).load_classification(state | {"surprise.weight": torch.ones(1)})
+        backbones.build_backbone(name, width=0.125).load_classification(state | {"surprise.weight": torch.ones(1)})
 
 
 def test_vgg_names_are_torchvisions():
@@ -139,7 +140,7 @@ def test_vgg_names_are_torchvisions():
 
 
 def test_alexnet_gives_k_cells_for_32k_pixels():
-    backbone = backbones.build("alexnet", width=0.125).eval()
+    backbone = backbones.build_backbone("alexnet", width=0.125).eval()
     for k in (1, 2, 7):
         assert backbone(torch.randn(1, 3, 32 * k, 32))[32].shape[2:] == (k, 1)
 
@@ -287,4 +288,4 @@ def test_a_state_dict_that_is_not_known_is_told_the_nearest_and_the_way_out():
 )
 def test_architectures_that_are_none(wrong, said):
     with pytest.raises(MisuseError, match=said):
-        build(Architecture(**({"classes": 2} | wrong)))
+        build_network(Architecture(**({"classes": 2} | wrong)))

@@ -15,7 +15,7 @@ from fcn_deploy.export.importer.standard_form import read_source
 from fcn_deploy.export.quantization.mixed_precision import Options
 from fcn_deploy.export.tolerances import GOLDEN_SAMPLE, REORDERED_SUMS
 from fcn_deploy.runtime.backends import openvino as backend
-from fcn_deploy.runtime.backends.onnxruntime import OnnxRuntimeBackend
+from fcn_deploy.runtime.backends.onnxruntime import OnnxRuntimeBackend, session
 from fcn_deploy.runtime.backends.onnxruntime import profile as profile_by_onnxruntime
 from fcn_deploy.runtime.engine_file import EngineFile
 from fcn_deploy.runtime.manifest import Manifest
@@ -24,7 +24,7 @@ from helpers import command, needs_shared, one_error, photo
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
-from fcn_deploy import DeployError, ModelCard, Segmenter
+from fcn_deploy import DeployError, MisuseError, ModelCard, Segmenter
 
 pytest.importorskip("openvino", reason="openvino is not installed; pip install 'fcn-deploy[openvino]'")
 
@@ -233,6 +233,71 @@ def test_int8_is_judged_and_verified_by_its_own_kernels(tmp_path):
             assert np.abs(scores - expected).max() < 0.03 * np.ptp(expected), size
 
 
+def strided_core(kernel=3, stride=2, width="W", depthwise=False):
+    """A u8·s8 convolution with a stride as build-engine writes it, before which the width may be fixed."""
+    weights = np.random.default_rng(0).integers(-64, 64, (16, 1 if depthwise else 16, kernel, kernel)).astype(np.int8)
+    one = numpy_helper.from_array(np.float32(1), "one")
+    zeros = [numpy_helper.from_array(np.zeros((), kind), name) for kind, name in ((np.uint8, "zu"), (np.int8, "zs"))]
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "one", "zu"], ["q"]),
+        helper.make_node("DequantizeLinear", ["q", "one", "zu"], ["dq"]),
+        helper.make_node("DequantizeLinear", ["w", "one", "zs"], ["wd"]),
+        helper.make_node(
+            "Conv", ["dq", "wd"], ["y"], kernel_shape=[kernel] * 2, strides=[stride] * 2, pads=[kernel // 2] * 4,
+            group=16 if depthwise else 1,
+        ),
+    ]  # fmt: skip
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 16, "H", width])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", 16, "h", "w"])],
+        [numpy_helper.from_array(weights, "w"), one, *zeros],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9).SerializeToString()
+
+
+@pytest.mark.parametrize(("kernel", "stride"), [(3, 2), (5, 2), (4, 4), (3, 1)])
+def test_int8_is_right_on_maps_one_column_wide(kernel, stride):
+    """OpenVINO's kernels for AMX are not; on CPUs without it this cannot fail."""
+    model = strided_core(kernel, stride)
+    run, reference = backend.OpenVinoBackend(model), session(model, optimise=False)
+    for height in (1, 4, 20, 64, 500):
+        for width in (64, 1, 2, 9, 3, 4, 5, 2):
+            x = np.random.default_rng(width).integers(0, 128, (1, 16, height, width)).astype(np.float32)
+            expected = reference.run(None, {"x": x})[0]
+            assert np.abs(run.run(x) - expected).max() <= 1e-5 * np.ptp(expected), (height, width)
+    run.close()
+    with pytest.raises(MisuseError, match="was closed"):
+        run.run(np.zeros((1, 16, 20, 2), np.float32))
+
+
+def test_maps_one_column_wide_are_told_from_the_network():
+    from openvino import Core
+
+    def narrow(*args, **kwargs):
+        return backend.NarrowMaps(Core().read_model(strided_core(*args, **kwargs)))
+
+    maps = narrow()
+    assert maps.possible
+    # In an order that asks at both sides of what is known already.
+    for width, expected in ((64, False), (2, True), (3, False), (1, True), (2, True), (4, False), (1000, False)):
+        assert maps.met_by((1, 16, 20, width)) == expected, width
+    assert not narrow().met_by((1, 7, 20, 1)), "the wrong number of channels: running it says so"
+    assert narrow(4, 4).met_by((1, 16, 20, 5)) is False and narrow(4, 4).met_by((1, 16, 20, 3))
+    assert narrow(width=2).met_by((1, 16, 20, 2)) and not narrow(width=64).met_by((1, 16, 20, 64))
+    assert not narrow(3, 1).possible and not narrow(depthwise=True).possible
+
+
+def test_what_amx_errs_on_is_never_run_by_it(monkeypatch):
+    """As on a CPU with AMX, whichever this is."""
+    monkeypatch.setattr(backend, "uses_amx", lambda compiled: True)
+    run = backend.OpenVinoBackend(strided_core())
+    with pytest.raises(DeployError, match=r"narrow as this.*--backend onnxruntime"):
+        run.run(np.zeros((1, 16, 20, 2), np.float32))  # not even in float: so it says
+    assert run.run(np.zeros((1, 16, 20, 20), np.float32)).shape == (1, 16, 10, 10)
+
+
 def test_int8_that_misses_its_golden_sample_is_not_run_by_it(exports, tmp_path, monkeypatch):
     """As networks do that INT8 distorts: rounding then differs between libraries by more than verify-engine allows."""
     monkeypatch.setitem(GOLDEN_SAMPLE, "int8", 1e-6)
@@ -245,6 +310,31 @@ def test_int8_that_misses_its_golden_sample_is_not_run_by_it(exports, tmp_path, 
     )  # fmt: skip
     refused = {(row["backend"], row["precision"]): row["refused"] for row in report["candidates"]}
     assert "golden sample" in refused["openvino", "int8"] and report["backend"] == "onnxruntime"
+
+
+def test_int8_that_errs_on_strips_is_not_chosen(tmp_path, monkeypatch):
+    """As OpenVINO's kernels for AMX do, were they not kept from them."""
+    from fcn_deploy.export.from_torch import export
+    from torch import nn
+
+    right = backend.OpenVinoBackend.run
+
+    def wrong(self, x):
+        strip = min(sorted(x.shape)[1:3]) < 5 and max(x.shape) >= 192  # of [1, H, W, 3] or [1, 3, H, W]
+        return right(self, x) + 9 * strip
+
+    monkeypatch.setattr(backend.OpenVinoBackend, "run", wrong)
+    model = nn.Sequential(nn.Conv2d(3, 16, 3, 2, 1), nn.ReLU(), nn.Conv2d(16, 4, 1), nn.Upsample(scale_factor=2))
+    export(model.eval(), ModelCard(("a", "b", "c", "d"), stride=2, size_multiple=2), tmp_path / "m.onnx")
+    for index in range(8):
+        Image.fromarray(photo(60 + 9 * index, 130 - 7 * index, index)).save(tmp_path / f"{index}.png")
+    report = build_engine(
+        read_source(tmp_path / "m.onnx"), tmp_path / "m.engine", timed=[(64, 64)],
+        options=Options(int8=True, calib=str(tmp_path), max_drop=100),
+        tuning=Tuning(("onnxruntime", "openvino"), seconds=1),
+    )  # fmt: skip
+    refused = {(row["backend"], row["precision"]): row["refused"] for row in report["candidates"]}
+    assert "of 192×1 pixels" in refused["openvino", "int8"] and report["backend"] == "onnxruntime"
 
 
 def test_int8_keeps_its_miou_on_photographs(trained, tmp_path):

@@ -83,7 +83,7 @@ def network(card, before=None, after=None, mode="linear", to_size=False, reach=0
     )  # fmt: skip
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
     if not to_size:
-        model = pad_and_crop(model, card.size_multiple, card.smallest)
+        model = pad_and_crop(model, card.size_multiple, card.smallest).model
     set_metadata(model, CARD_KEY, card.to_json())
     onnx.checker.check_model(model)
     return model
@@ -319,7 +319,7 @@ def test_engines_on_a_gpu_give_the_same(made, gpu, tmp_path, monkeypatch, name):
         least = max(source.card.smallest, 1)
         assert least <= min(profile.min) < least + source.card.size_multiple
         shapes = [{"image": tuple((1, 3, *getattr(profile, which)) for which in ("min", "opt", "max"))}]
-        tensorrt_sim.register(file.read("stage-0.plan"), cpu.build(core_of(source)[0]), shapes)
+        tensorrt_sim.register(file.read("stage-0.plan"), cpu.build(core_of(source)[0].model), shapes)
     with gpu.tensorrt(), Segmenter(gpus) as net, Segmenter(engine) as other:
         kinds = ["values", net.kind, *(["probabilities"] if name in PROBABLE else [])]
         for size in ((1, 1), (9, 150), (61, 83), (160, 20), (300, 120)):

@@ -44,7 +44,7 @@ def built(exports, tmp_path_factory):
     source = read_source(exports / "narrow.onnx")
     how = ForGpu(BuildOptions(("sm89",)), parse_sizes(SIZES))
     build_engine(source, folder / "m.engine", target="sm89", gpu=how)
-    return folder / "m.engine", cpu.build(core_of(source)[0])
+    return folder / "m.engine", cpu.build(core_of(source)[0].model)
 
 
 def profiles_of(plan: GpuPlan):
@@ -282,7 +282,9 @@ def test_images_outside_every_profile_are_run_in_tiles(gpu, tmp_path):
     build_engine(source, tmp_path / "gpu.engine", target="sm89", gpu=how)
     (tmp_path / "sim").mkdir()
     image = photo(301, 207)
-    running = ready(gpu, (tmp_path / "gpu.engine", cpu.build(core_of(source)[0])), tmp_path / "sim", "tensorrt_rtx")
+    running = ready(
+        gpu, (tmp_path / "gpu.engine", cpu.build(core_of(source)[0].model)), tmp_path / "sim", "tensorrt_rtx"
+    )
     with Segmenter(next(running)) as net, Segmenter(tmp_path / "cpu.engine") as reference:
         plan = net.plan(301, 207)
         assert plan.grids[0].count > 10 and 1 < plan.overhead < 2

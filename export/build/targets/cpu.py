@@ -6,6 +6,7 @@ from contextlib import AbstractContextManager
 from dataclasses import replace
 
 import numpy as np
+import onnx
 from fcn_deploy.calibration.report.engine_report import EngineReport
 from fcn_deploy.export.build.autotune import TILES, Candidate, Timing, choose, fastest_tile, tune
 from fcn_deploy.export.build.config import TuningOptions
@@ -23,6 +24,7 @@ from fcn_deploy.runtime.verify import GOLDEN, TIMED_SIZES, golden_difference, na
 from onnx import ModelProto
 
 FIXED_SIZES = 3  # so many at most in --sizes are those of cameras, say, and come again and again
+STRIP_CELLS = 6  # at the coarsest stride: as many as make kernels of INT8 convolutions take their path for strips
 TILED_SIZE = (1536, 1536)  # of the image that tiles are tried on
 
 
@@ -66,9 +68,10 @@ def on_pixels(
     parts: Sequence[Part], core: ModelProto, card: ModelCard, mean: np.ndarray | None
 ) -> tuple[Part, ...] | None:
     """The parts of an INT8 core, the first of which takes the image as it is; None where that cannot be."""
-    if (raw := raw_input(parts[0].model, core, card, mean)) is None:
+    raw = raw_input(parts[0].model, core, card, mean)
+    if raw.border is None:
         return None
-    return (Part(replace(parts[0].stage, border=raw[1]), raw[0]), *parts[1:])
+    return (Part(replace(parts[0].stage, border=raw.border), raw.model), *parts[1:])
 
 
 class _Choice:
@@ -159,7 +162,23 @@ class _Choice:
         golden = golden_difference(net, self.drafts["int8"].members[GOLDEN])
         if not golden.passed:
             return f"its scores of the golden sample differ by {golden.difference:.1%} of their range"
-        return ""
+        return _errs_on_strips(net, self.drafts["int8"])
+
+
+def _errs_on_strips(net: Segmenter, draft: Draft) -> str:
+    """Why an INT8 engine's scores of strips, whose maps are one cell wide or high, may not be used; "" where they may.
+
+    Kernels have paths of their own for such maps, and some are wrong: see `runtime.backends.openvino.NarrowMaps`.
+    """
+    stages = draft.manifest.stages
+    networks = [onnx.load_from_string(draft.members[stage.file]) for stage in stages]
+    length = STRIP_CELLS * max(net.card.size_multiple, net.card.stride, 32)
+    for size in ((length, 1), (1, length)):
+        sample = golden_sample(networks, net.card, "int8", border=stages[0].border, size=size)
+        strip = golden_difference(net, sample)
+        if not strip.passed:
+            return f"its scores of {size[0]}×{size[1]} pixels differ by {strip.difference:.1%} of their range"
+    return ""
 
 
 def _report_low_precision(

@@ -131,8 +131,8 @@ def choose_module(targets: Sequence[str]) -> tuple[ModuleType, tuple[str, ...]]:
     device = local_device()
     if device is None:
         raise DeployError(
-            f"--target {THIS_GPU} is the GPU of this machine, and none can be used (no NVIDIA driver or device); name the "
-            "GPUs to build for, such as --target sm86,sm89,sm120"
+            f"--target {THIS_GPU} is the GPU of this machine, and none can be used (no NVIDIA driver or device); name "
+            "the GPUs to build for, such as --target sm86,sm89,sm120"
         )
     found = f"sm{device[0]}{device[1]}"
     try:
@@ -302,7 +302,7 @@ def _set_compatibility(trt: ModuleType, config, options: TensorRTOptions) -> lis
     if options.version_compatible:
         if rtx:
             raise MisuseError(
-                "--version-compatible: TensorRT for RTX has no lean runtime to put into the plan; leave it"
+                "--version-compatible: TensorRT for RTX has no lean runtime to put into the plan; omit it"
             )
         config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
         return ["a version-compatible plan brings host code along: who loads it must trust it"]
@@ -380,7 +380,7 @@ def _failed(name: str, log, options: TensorRTOptions) -> DeployError:
         if options.workspace is not None:
             remedy = f"raise --workspace ({options.workspace / 2**20:,.0f} MiB), or give smaller --sizes or --batch"
     elif "libnvinfer_lean" in everything:
-        remedy = "leave --version-compatible away, or install TensorRT's lean runtime"
+        remedy = "omit --version-compatible, or install TensorRT's lean runtime"
     elif all(re.search(r"cudaError 3[56]\b", error) for error in log.errors):  # no driver, or one too old
         remedy = "it needs a GPU and its driver; name the GPUs to build for, such as --target sm86,sm89,sm120"
     else:

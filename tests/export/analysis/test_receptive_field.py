@@ -361,5 +361,5 @@ def test_a_part_that_starts_at_features_has_its_field_in_pixels_of_the_image():
 
 
 def test_the_halo_at_full_width(trained):
-    core = onnx.load_from_string(cpu.build(core_of(read_source(trained / "camvid.onnx"))[0]))
+    core = onnx.load_from_string(cpu.build(core_of(read_source(trained / "camvid.onnx"))[0].model))
     assert receptive_field(core).halo == (480, 480) and receptive_field(core).period == 32

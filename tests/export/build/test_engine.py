@@ -162,7 +162,7 @@ def test_standalone_models_take_images_and_give_labels(exports, tmp_path):
 
 def test_the_memory_estimate_follows_the_activations(exports):
     core, _ = core_of(read_source(exports / "narrow.onnx"))
-    estimate = working_memory(core, measure_tensors(core, 128)) / 128**2
+    estimate = working_memory(core.model, measure_tensors(core.model, 128)) / 128**2
     # At least the first layer's output and input together; far below the sum of all layers.
     assert 12 < estimate < 500
 

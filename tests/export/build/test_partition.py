@@ -37,7 +37,7 @@ def narrow(index, width=0.125):
     with tempfile.TemporaryDirectory() as folder:
         export(model, checkpoint_of(model).card, Path(folder) / "m.onnx")
         core, card = core_of(read_source(Path(folder) / "m.onnx"))
-    return onnx.load_from_string(cpu.build(core)), card
+    return onnx.load_from_string(cpu.build(core.model)), card
 
 
 @pytest.mark.parametrize("index", range(len(CHOSEN)), ids=lambda i: "-".join(map(str, CHOSEN[i].values())))
@@ -203,10 +203,10 @@ def test_the_cut_leaves_little_to_do_twice(trained):
     core, card = core_of(read_source(trained / "camvid.onnx"))
     from fcn_deploy.runtime.plan import plan_run
 
-    parts = cut_core(onnx.load_from_string(cpu.build(core)), card)
+    parts = cut_core(onnx.load_from_string(cpu.build(core.model)), card)
     early, late = (part.stage for part in parts)
     assert max(early.halo) <= 96 and max(late.halo) <= 480 and late.bytes_per_pixel < early.bytes_per_pixel / 3
-    whole = cut_core(onnx.load_from_string(cpu.build(core)), card, cut=False)[0].stage
+    whole = cut_core(onnx.load_from_string(cpu.build(core.model)), card, cut=False)[0].stage
     staged, single = (plan_run((20000, 20000), card, stages, 10**9) for stages in ((early, late), (whole,)))
     assert staged.overhead < 1.6 < 3 < single.overhead
     assert math.prod(staged.padded) == 20000 * 20000

@@ -38,7 +38,7 @@ def rtx():
 
 @pytest.fixture(scope="module")
 def core(exports):
-    return core_of(read_source(exports / "narrow.onnx"))[0]
+    return core_of(read_source(exports / "narrow.onnx"))[0].model
 
 
 def graph(*nodes, domain="", **constants):

@@ -10,7 +10,7 @@ from fcn_deploy.export.passes.fold_constants import fold_constants
 from fcn_deploy.export.passes.fold_head import fold_head
 from fcn_deploy.export.passes.fold_input import fold_input
 from fcn_deploy.export.passes.pad_and_crop import pad_and_crop
-from fcn_deploy.export.passes.split_head import head_of, split_head, stripped_padding
+from fcn_deploy.export.passes.split_head import split_head
 from fcn_deploy.export.passes.upsample_scores import upsample_scores
 from fcn_deploy.fcn.model import bilinear_kernel
 from fcn_deploy.runtime.manifest import Head
@@ -61,7 +61,7 @@ def noise(*size, channels=3):
 def test_passes_leave_their_input_alone():
     made = resized()
     before = made.SerializeToString()
-    for change in (split_head, bilinear_deconv, fold_constants, lambda m: pad_and_crop(m, 4)):
+    for change in (split_head, bilinear_deconv, fold_constants, lambda m: pad_and_crop(m, 4).model):
         change(made)
     fold_input(made, ModelCard(("a", "b")))
     fold_head(made, ModelCard(("a", "b")))
@@ -69,7 +69,7 @@ def test_passes_leave_their_input_alone():
 
 
 def test_pad_and_crop_makes_every_size_run():
-    whole = pad_and_crop(resized(), 4)
+    whole = pad_and_crop(resized(), 4).model
     for size in ((1, 1), (3, 9), (8, 4), (13, 17)):
         image = noise(*size)
         padded = np.zeros((1, 3, -(-size[0] // 4) * 4, -(-size[1] // 4) * 4), np.float32)
@@ -83,16 +83,16 @@ def test_every_size_runs_at_every_opset(opset, smallest):
     coarse = model(
         [helper.make_node("Conv", ["image", "weight"], ["logits"], strides=[4, 4])], {"weight": WEIGHT}, opset=opset
     )
-    whole = pad_and_crop(upsample_scores(coarse, 4), 4, smallest)
+    whole = pad_and_crop(upsample_scores(coarse, 4).model, 4, smallest).model
     for size in ((1, 1), (3, 9), (8, 4), (13, 17)):
         image = noise(*size)
         padded = np.zeros((1, 3, *(-(-max(side, smallest) // 4) * 4 for side in size)), np.float32)
         padded[:, :, : size[0], : size[1]] = image
         np.testing.assert_allclose(run(whole, image), run(resized(), padded)[:, :, : size[0], : size[1]], atol=1e-5)
     core = split_head(whole)
-    assert stripped_padding(core) == (4, smallest) and head_of(core).factor == (4.0, 4.0)
-    assert [node.op_type for node in core.graph.node] == ["Conv"]
-    labels = run(fold_head(whole, ModelCard(("a", "b"), activation="softmax")), image)
+    assert (core.size_multiple, core.smallest) == (4, smallest) and core.upsampling.factor == (4.0, 4.0)
+    assert [node.op_type for node in core.model.graph.node] == ["Conv"]
+    labels = run(fold_head(whole, ModelCard(("a", "b"), activation="softmax")).model, image)
     assert labels.shape == (1, 13, 17) and labels.dtype == np.uint8
 
 
@@ -101,38 +101,38 @@ def test_one_score_is_decided_at_every_opset(opset):
     conv = helper.make_node("Conv", ["image", "weight"], ["logits"], strides=[4, 4])
     coarse = model([conv], {"weight": WEIGHT[:1]}, classes=1, opset=opset)
     image = noise(8, 12)
-    labels = run(fold_head(coarse, ModelCard(("a", "b"), activation="sigmoid")), image)
+    labels = run(fold_head(coarse, ModelCard(("a", "b"), activation="sigmoid")).model, image)
     np.testing.assert_array_equal(labels, run(coarse, image)[:, 0] > 0)
 
 
 def test_upsample_scores_gives_coarse_networks_full_size():
     coarse = model([helper.make_node("Conv", ["image", "weight"], ["logits"], strides=[4, 4])], {"weight": WEIGHT})
     image = noise(12, 20)
-    np.testing.assert_allclose(run(upsample_scores(coarse, 4), image), run(resized(), image), atol=1e-6)
+    np.testing.assert_allclose(run(upsample_scores(coarse, 4).model, image), run(resized(), image), atol=1e-6)
 
 
 @pytest.mark.parametrize("coordinates", ["half_pixel", "asymmetric", "align_corners", "pytorch_half_pixel"])
 def test_split_head_cuts_the_last_resize_off(coordinates):
     whole = resized(coordinate_transformation_mode=coordinates)
     core = split_head(whole)
-    assert head_of(core) == Head("linear", coordinates, (4.0, 4.0)) and stripped_padding(core) == (1, 1)
+    assert core.upsampling == Head("linear", coordinates, (4.0, 4.0)) and (core.size_multiple, core.smallest) == (1, 1)
     image = noise(16, 24)
-    assert run(core, image).shape == (1, 2, 4, 6)
-    assert [node.op_type for node in core.graph.node] == ["Conv"]
-    assert (core.graph.input[0].name, core.graph.output[0].name) == ("image", "scores")
+    assert run(core.model, image).shape == (1, 2, 4, 6)
+    assert [node.op_type for node in core.model.graph.node] == ["Conv"]
+    assert (core.model.graph.input[0].name, core.model.graph.output[0].name) == ("image", "scores")
 
 
 def test_split_head_takes_padding_and_cropping_off_with_it():
-    core = split_head(pad_and_crop(resized(), 4))
-    assert stripped_padding(core) == (4, 1) and head_of(core).factor == (4.0, 4.0)
-    assert [node.op_type for node in core.graph.node] == ["Conv"]
+    core = split_head(pad_and_crop(resized(), 4).model)
+    assert (core.size_multiple, core.smallest) == (4, 1) and core.upsampling.factor == (4.0, 4.0)
+    assert [node.op_type for node in core.model.graph.node] == ["Conv"]
 
 
 @pytest.mark.parametrize("last", ["Softmax", "LogSoftmax", "Sigmoid", "Identity"])
 def test_what_follows_the_resize_and_changes_no_label_is_dropped(last):
     attributes = {"axis": 1} if "Softmax" in last else {}
     core = split_head(resized(out="full", extra=[helper.make_node(last, ["full"], ["logits"], **attributes)]))
-    assert [node.op_type for node in core.graph.node] == ["Conv"]
+    assert [node.op_type for node in core.model.graph.node] == ["Conv"]
 
 
 @pytest.mark.parametrize(("axis", "kept"), [(3, 1), (2, 5)])
@@ -142,21 +142,21 @@ def test_a_softmax_between_transposes_is_dropped_where_it_is_over_channels(axis,
         helper.make_node("Softmax", ["last"], ["soft"], axis=axis),
         helper.make_node("Transpose", ["soft"], ["logits"], perm=[0, 3, 2, 1]),
     ]
-    assert len(split_head(resized(out="full", extra=extra)).graph.node) == kept
+    assert len(split_head(resized(out="full", extra=extra)).model.graph.node) == kept
 
 
 def test_a_softmax_over_another_axis_is_kept():
     core = split_head(resized(out="full", extra=[helper.make_node("Softmax", ["full"], ["logits"], axis=3)]))
-    assert head_of(core).mode == "none" and len(core.graph.node) == 3
+    assert core.upsampling.mode == "none" and len(core.model.graph.node) == 3
 
 
 @pytest.mark.parametrize("attributes", [{"mode": "cubic"}, {"antialias": 1}])
 def test_upsampling_that_cannot_be_done_by_cells_stays_in_the_core(attributes):
     whole = resized(**attributes)
     core = split_head(whole)
-    assert head_of(core) == Head() and [node.op_type for node in core.graph.node] == ["Conv", "Resize"]
+    assert core.upsampling == Head() and [node.op_type for node in core.model.graph.node] == ["Conv", "Resize"]
     image = noise(8, 12)
-    np.testing.assert_allclose(run(core, image), run(whole, image))
+    np.testing.assert_allclose(run(core.model, image), run(whole, image))
 
 
 def test_a_resize_to_the_images_computed_size_is_a_head_without_a_factor():
@@ -167,14 +167,14 @@ def test_a_resize_to_the_images_computed_size_is_a_head_without_a_factor():
     ]
     node = helper.make_node("Resize", ["coarse", "", "", "sizes"], ["logits"], mode="linear")
     core = split_head(model([CONV, *extra, node], {"weight": WEIGHT}))
-    assert head_of(core) == Head("linear", "half_pixel", None)
-    assert [node.op_type for node in core.graph.node] == ["Conv"]
+    assert core.upsampling == Head("linear", "half_pixel", None)
+    assert [node.op_type for node in core.model.graph.node] == ["Conv"]
 
 
 def test_a_resize_to_a_constant_size_is_no_head():
     sizes = {"sizes": np.array([1, 2, 16, 16], np.int64)}
     core = split_head(resized(inputs=("coarse", "", "", "sizes"), constants=sizes))
-    assert head_of(core).mode == "none"
+    assert core.upsampling.mode == "none"
 
 
 @pytest.mark.parametrize("corner", [0, 1])
@@ -187,9 +187,12 @@ def test_a_crop_from_the_first_pixel_on_is_the_heads(corner):
     constants = {"corner": np.full(2, corner), "axes": np.array([2, 3], np.int64)}
     whole = resized(out="full", extra=extra, constants=constants)
     core = split_head(whole)
-    assert head_of(core).mode == ("linear" if corner == 0 else "none") and stripped_padding(core) == (1, 1)
+    assert core.upsampling.mode == ("linear" if corner == 0 else "none") and (core.size_multiple, core.smallest) == (
+        1,
+        1,
+    )
     if corner:
-        np.testing.assert_allclose(run(core, noise(16, 8)).shape, (1, 2, 15, 7))
+        np.testing.assert_allclose(run(core.model, noise(16, 8)).shape, (1, 2, 15, 7))
 
 
 def padding_itself(target="image_size", value=0.0, extra=()):
@@ -218,12 +221,12 @@ def padding_itself(target="image_size", value=0.0, extra=()):
 
 def test_padding_that_a_model_does_by_itself_is_the_runtimes():
     whole = padding_itself("padded_size")
-    core = split_head(fold_constants(whole))
-    assert stripped_padding(core) == (8, 1) and head_of(core) == Head("linear", "half_pixel", None)
-    assert [node.op_type for node in core.graph.node] == ["Conv"]
+    core = split_head(fold_constants(whole).model)
+    assert (core.size_multiple, core.smallest) == (8, 1) and core.upsampling == Head("linear", "half_pixel", None)
+    assert [node.op_type for node in core.model.graph.node] == ["Conv"]
     image = noise(13, 17)
     padded = np.pad(image, ((0, 0), (0, 0), (0, 3), (0, 7)))
-    scores = run(core, padded)
+    scores = run(core.model, padded)
     up = model([helper.make_node("Resize", ["image", "", "x4"], ["logits"], mode="linear")],
                {"x4": np.array([1, 1, 4, 4], np.float32)}, channels=2)  # fmt: skip
     np.testing.assert_allclose(run(up, scores)[:, :, :13, :17], run(whole, image), atol=1e-5)
@@ -232,10 +235,10 @@ def test_padding_that_a_model_does_by_itself_is_the_runtimes():
 @pytest.mark.parametrize("kind", [{"target": "image_size"}, {"target": "padded_size", "value": 1.0}])
 def test_padding_of_another_kind_stays(kind):
     core = split_head(padding_itself(**kind))
-    assert stripped_padding(core) == (1, 1) and "Pad" in {node.op_type for node in core.graph.node}
+    assert (core.size_multiple, core.smallest) == (1, 1) and "Pad" in {node.op_type for node in core.model.graph.node}
     whole, image = padding_itself(**kind), noise(13, 17)
-    if head_of(core).mode == "none":
-        np.testing.assert_allclose(run(core, image), run(whole, image))
+    if core.upsampling.mode == "none":
+        np.testing.assert_allclose(run(core.model, image), run(whole, image))
 
 
 def deconvolution(factor=4, groups=2, bias=False, change=None, pads=None):
@@ -257,7 +260,7 @@ def deconvolution(factor=4, groups=2, bias=False, change=None, pads=None):
 @pytest.mark.parametrize("groups", [1, 2])
 def test_a_bilinear_deconvolution_at_the_end_becomes_a_resize_of_the_same_labels(groups):
     whole = deconvolution(groups=groups)
-    changed = bilinear_deconv(whole)
+    changed = bilinear_deconv(whole).model
     assert [node.op_type for node in changed.graph.node] == ["Conv", "Resize"]
     for size in ((4, 4), (16, 40), (64, 60)):
         image = noise(*size)
@@ -265,7 +268,7 @@ def test_a_bilinear_deconvolution_at_the_end_becomes_a_resize_of_the_same_labels
         np.testing.assert_array_equal(first.argmax(1), second.argmax(1))
         if min(size) > 16:
             np.testing.assert_allclose(first[:, :, 2:-2, 2:-2], second[:, :, 2:-2, 2:-2], atol=1e-5)
-    padded = bilinear_deconv(pad_and_crop(whole, 4))
+    padded = bilinear_deconv(pad_and_crop(whole, 4).model).model
     assert "ConvTranspose" not in {node.op_type for node in padded.graph.node}
 
 
@@ -283,14 +286,17 @@ def mixed(weight):
     ids=["bias", "learned", "mixes-classes", "shifted"],
 )
 def test_other_deconvolutions_stay(kept):
-    assert [node.op_type for node in bilinear_deconv(deconvolution(**kept)).graph.node] == ["Conv", "ConvTranspose"]
+    assert [node.op_type for node in bilinear_deconv(deconvolution(**kept)).model.graph.node] == [
+        "Conv",
+        "ConvTranspose",
+    ]
 
 
 def test_a_bilinear_deconvolution_in_the_middle_stays():
     made = deconvolution()
     made.graph.node[-1].output[0] = "up"
     made.graph.node.append(helper.make_node("Relu", ["up"], ["logits"]))
-    assert bilinear_deconv(made).graph.node[1].op_type == "ConvTranspose"
+    assert bilinear_deconv(made).model.graph.node[1].op_type == "ConvTranspose"
 
 
 def test_fold_constants_leaves_numbers():
@@ -301,7 +307,7 @@ def test_fold_constants_leaves_numbers():
         helper.make_node("Resize", ["coarse", "", "scales"], ["logits"], mode="linear"),
     ]
     made = model(nodes, {"weight": WEIGHT, "ones": np.ones(2, np.float32)})
-    folded = fold_constants(made)
+    folded = fold_constants(made).model
     assert [node.op_type for node in folded.graph.node] == ["Conv", "Resize"]
     image = noise(8, 8)
     np.testing.assert_allclose(run(folded, image), run(made, image), atol=1e-6)
@@ -317,8 +323,8 @@ def test_prune_keeps_what_outputs_need():
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32"])
 def test_folded_models_take_images_and_give_labels(dtype):
     card = ModelCard(("a", "b"), dtype=dtype, mean=(10, 20, 30), std=(5, 6, 7))
-    whole = pad_and_crop(resized(), 4)
-    folded = fold_head(fold_input(whole, card), card)
+    whole = pad_and_crop(resized(), 4).model
+    folded = fold_head(fold_input(whole, card).model, card).model
     image = RANDOM.uniform(0, 200, (13, 9, 3)).astype(dtype)
     labels = run(folded, image[None])
     assert labels.dtype == np.uint8 and labels.shape == (1, 13, 9)
@@ -335,4 +341,4 @@ def test_a_folded_sigmoid_head_compares_with_its_threshold():
     made.graph.node[-1].output[0] = made.graph.output[0].name = "labels"
     made.graph.node[1].output[0] = made.graph.node[2].input[0] = "up"
     logits = run(made, image)[0, 0]
-    np.testing.assert_array_equal(run(fold_head(made, card), image)[0], 1 / (1 + np.exp(-logits)) > 0.8)
+    np.testing.assert_array_equal(run(fold_head(made, card).model, image)[0], 1 / (1 + np.exp(-logits)) > 0.8)

@@ -251,9 +251,8 @@ def test_int8_and_fp16_keep_the_miou_of_a_trained_network(trained, tmp_path):
     core, card = core_of(read_source(trained / "camvid.onnx"))
     from fcn_deploy.calibration.datasets import load_dataset
     from fcn_deploy.calibration.stream import ImageStream
-    from fcn_deploy.export.passes.split_head import head_of
 
-    head, core = head_of(core), onnx.load_from_string(cpu.build(core))
+    head, core = core.upsampling, onnx.load_from_string(cpu.build(core.model))
     validation = load_dataset(str(data), "val", count=16, card=card)
     stream = ImageStream([validation.pairs[i][0].name for i in range(16)], lambda i: validation[i][0])
     judges = {name: Judge(core, head, card, stream, data / "valannot", name == "cpu") for name in SCHEMES}

@@ -141,6 +141,7 @@ def pixels_of(size, seed=0):
     return prepare(photo(*size, seed), PIXELS), photo(*size, seed)
 
 
+NO_INT8 = "its first layer is no INT8 convolution"
 PIXELS = ModelCard(tuple("abcd"), mean=(124, 116, 104), size_multiple=2)
 
 
@@ -148,13 +149,14 @@ PIXELS = ModelCard(tuple("abcd"), mean=(124, 116, 104), size_multiple=2)
 def test_int8_on_pixels_is_as_near_to_float_as_on_normalised_images(model, border):
     ranges, means = ranges_of(model, [pixels_of((64, 96), seed)[0] for seed in range(3)])
     lowered = quantize(model, ranges, SCHEMES["cpu"], means=means)
-    raw, found = raw_input(lowered, model, PIXELS, means["image"])
-    assert found == border and quantised_convolutions(raw) == quantised_convolutions(lowered)
+    raw = raw_input(lowered, model, PIXELS, means["image"])
+    assert raw.border == border and not raw.why_not
+    assert quantised_convolutions(raw.model) == quantised_convolutions(lowered)
     lost = {"normalised": 0.0, "pixels": 0.0}
     for seed, size in enumerate([(1, 1), (2, 7), (37, 41), (64, 96), (5, 131)]):
         x, image = pixels_of(size, seed + 3)
         expected = run(model, x)
-        on_pixels = {optimise: run(raw, prepare(image, PIXELS, border=border), optimise) for optimise in (False, True)}
+        on_pixels = {how: run(raw.model, prepare(image, PIXELS, border=border), how) for how in (False, True)}
         assert on_pixels[False].shape == expected.shape
         assert np.abs(on_pixels[True] - on_pixels[False]).max() < 0.02 * np.ptp(expected)
         lost["normalised"] += np.square(run(lowered, x) - expected).sum()
@@ -167,9 +169,9 @@ def test_beyond_the_border_of_pixels_is_zero_after_normalisation(model):
     """An image of the mean is zero after normalisation: borders and padding must not be seen."""
     ranges, means = ranges_of(model, [pixels_of((64, 96), 1)[0]])
     lowered = quantize(model, ranges, SCHEMES["cpu"], means=means)
-    raw, border = raw_input(lowered, model, PIXELS)
+    raw = raw_input(lowered, model, PIXELS)
     image = np.full((9, 13, 3), PIXELS.mean, np.uint8)
-    scores, expected = run(raw, prepare(image, PIXELS, border=border)), run(lowered, prepare(image, PIXELS))
+    scores, expected = run(raw.model, prepare(image, PIXELS, border=raw.border)), run(lowered, prepare(image, PIXELS))
     assert np.abs(scores - expected).max() < 0.01 * np.ptp(run(model, pixels_of((64, 96), 1)[0]))
 
 
@@ -177,12 +179,13 @@ def test_networks_that_cannot_read_pixels_keep_their_input():
     model = residual()
     ranges, means = ranges_of(model, [pixels_of((32, 32))[0]])
     lowered = quantize(model, ranges, SCHEMES["cpu"], means=means)
-    assert raw_input(lowered, model, PIXELS) is not None
-    assert raw_input(lowered, model, replace(PIXELS, dtype="uint16")) is None
-    assert raw_input(quantize(model, ranges, SCHEMES["cpu"], kept={"c0"}), model, PIXELS) is None
+    assert not raw_input(lowered, model, PIXELS).why_not
+    wide = raw_input(lowered, model, replace(PIXELS, dtype="uint16"))
+    assert wide.model is lowered and wide.border is None and wide.why_not == "its images are of uint16"
+    assert raw_input(quantize(model, ranges, SCHEMES["cpu"], kept={"c0"}), model, PIXELS).why_not == NO_INT8
     model.graph.node.append(helper.make_node("Identity", ["image"], ["again"]))
     model.graph.output.append(helper.make_tensor_value_info("again", TensorProto.FLOAT, None))
-    assert raw_input(quantize(model, ranges, SCHEMES["cpu"]), model, PIXELS) is None
+    assert raw_input(quantize(model, ranges, SCHEMES["cpu"]), model, PIXELS).why_not == NO_INT8
 
 
 def test_tensorrt_gets_symmetric_activations_and_float_biases():
@@ -308,7 +311,7 @@ def test_padding_becomes_part_of_the_convolution():
         [pads, numpy_helper.from_array(RANDOM.normal(size=(4, 3, 3, 3)).astype(np.float32), "w")],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
-    fused = fuse_padding(model)
+    fused = fuse_padding(model).model
     assert [node.op_type for node in fused.graph.node] == ["Conv"]
     image = RANDOM.normal(size=(1, 3, 9, 8)).astype(np.float32)
     np.testing.assert_allclose(run(fused, image), run(model, image), atol=1e-5)
@@ -391,7 +394,7 @@ def test_tensorrt_rtx_builds_int8_and_fp16_of_every_network(tmp_path, architectu
     model = random_network(width=0.125, **architecture)
     export(model, checkpoint_of(model).card, tmp_path / "m.onnx")
     core, card = core_of(read_source(tmp_path / "m.onnx"))
-    core = onnx.load_from_string(cpu.build(core))
+    core = onnx.load_from_string(cpu.build(core.model))
     images = [prepare(photo(*size), card) for size in ((61, 97), (130, 70))]
     ranges, means = ranges_of(core, images)
     lowered = quantize(core, ranges, SCHEMES["tensorrt"], means=means)

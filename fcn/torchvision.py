@@ -1,17 +1,42 @@
-"""DeepLabv3 (Chen et al., 2017) and LR-ASPP (Howard et al., 2019) as torchvision has them: they pool the whole image.
+"""torchvision's segmentation networks: the dilated FCN, DeepLabv3 (Chen et al., 2017), LR-ASPP (Howard et al., 2019).
 
-Parameters have torchvision's names, and the logits are torchvision's at every size: nothing is padded.
+Parameters have torchvision's names. DeepLabv3 and LR-ASPP pool the whole image, so nothing is padded, and their logits
+are torchvision's at every size.
 """
 
 import torch
 import torch.nn.functional as F
+from fcn_deploy.fcn.architecture import AnySize, Architecture
 from fcn_deploy.fcn.backbones import scaled
 from fcn_deploy.fcn.backbones.mobilenet_v3_large import MobileNetV3Large
 from fcn_deploy.fcn.backbones.resnet50 import ResNet
-from fcn_deploy.fcn.model import AnySize, Architecture
 from torch import nn
 
 RATES = (12, 24, 36)  # of dilation, at stride 8 and 16 alike
+
+
+class Dilated8(AnySize):
+    """torchvision's fcn_resnet50 and 101: a ResNet dilated to stride 8, a small head, no skips.
+
+    At sizes that are multiples of 8 its logits are torchvision's.
+    """
+
+    def __init__(self, architecture: Architecture) -> None:
+        super().__init__()
+        self.architecture = architecture
+        self.stride = self.size_multiple = 8
+        self.backbone = ResNet(architecture.channels, architecture.width, architecture.backbone, dilated=True)
+        inputs = self.backbone.features[8]
+        self.classifier = nn.Sequential(
+            nn.Conv2d(inputs, inputs // 4, 3, padding=1, bias=False),
+            nn.BatchNorm2d(inputs // 4),
+            nn.ReLU(),
+            nn.Dropout(0.1),
+            nn.Conv2d(inputs // 4, architecture.classes, 1),
+        )
+
+    def core(self, x: torch.Tensor) -> torch.Tensor:
+        return self.classifier(self.backbone(x)[8])
 
 
 def to_size(x: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
@@ -89,8 +114,3 @@ class LRASPP(_ToSize):
         low, high = features[8], features[16]
         high = to_size(head["cbr"](high) * head["scale"](high), low)
         return head["low_classifier"](low) + head["high_classifier"](high)
-
-
-def build(architecture: Architecture) -> AnySize:
-    """A network with random weights."""
-    return LRASPP(architecture) if architecture.arch == "lraspp" else DeepLabV3(architecture)

@@ -1,0 +1,138 @@
+"""What makes labels of scores at the end of a model: an ArgMax, a threshold, and what follows them."""
+
+import math
+from dataclasses import dataclass
+
+from fcn_deploy.export.graph.edit import label
+from fcn_deploy.export.graph.index import GraphIndex
+from onnx import ModelProto, NodeProto
+
+# After the decision, these do not change which class a pixel has.
+FOLLOW = frozenset(
+    ("Identity", "Cast", "Squeeze", "Unsqueeze", "Reshape", "Transpose", "Resize", "Slice", "Mul", "Where")
+)
+COMPARE = {"Greater": 0, "GreaterOrEqual": 0, "Less": 1, "LessOrEqual": 1}  # → which input is the score
+DECIDES = frozenset(
+    (*COMPARE, "ArgMax", "ArgMin", "TopK", "Equal", "Round", "Floor", "Ceil", "Sign", "Not", "And", "Or", "Xor")
+)
+# What these make of labels are no scores.
+POINTWISE = FOLLOW | {
+    "Flatten", "Concat", "Expand", "Add", "Sub", "Div", "Neg", "Abs", "Mod", "Min", "Max", "Clip", "Sum", "Pow",
+    "Gather", "ReduceMax", "ReduceMin", "Pad", "MaxPool", "AveragePool",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Decision:
+    """How a model made labels of its scores.
+
+    Attributes:
+        kind: `argmax` or `threshold`.
+        node: that did it, as notes name it.
+        threshold: what each score was compared with.
+        factor: what the number of the best class was multiplied by.
+    """
+
+    kind: str
+    node: str
+    threshold: float | None = None
+    factor: float = 1.0
+
+
+@dataclass(frozen=True)
+class DecisionAt:
+    """Where a model decides.
+
+    Attributes:
+        decision: what it does.
+        node: that does it.
+        scores: name of what it decides on.
+        after: what follows it, from the first on.
+    """
+
+    decision: Decision
+    node: NodeProto
+    scores: str
+    after: tuple[NodeProto, ...]
+
+
+def find_decision(model: ModelProto) -> DecisionAt | None:
+    """Where a model makes labels of its scores by one ArgMax or threshold; None where it does not."""
+    index = GraphIndex(model)
+    name, after = index.result, []
+    while (node := index.producer(name)) is not None:
+        if node.op_type == "ArgMax":
+            if any(step.op_type == "Where" for step in after):  # one of two numbers for many classes
+                return None
+            factor = math.prod(float(_number(index, s.input[1])) for s in after if s.op_type == "Mul")
+            return DecisionAt(Decision("argmax", label(node), factor=factor), node, node.input[0], tuple(after[::-1]))
+        if (found := _threshold(index, node)) is not None:
+            scores, threshold = found
+            return DecisionAt(Decision("threshold", label(node), threshold), node, scores, tuple(after[::-1]))
+        if node.op_type not in FOLLOW or (node.op_type in ("Mul", "Where") and not _scales(index, node)):
+            return None
+        after.append(node)
+        name = node.input[0]
+    return None
+
+
+def label_maker(model: ModelProto) -> NodeProto | None:
+    """The node that makes labels of scores, where a model's output is computed of labels alone; None: of scores.
+
+    For what cut_decision cannot undo: a table of other labels, a sum, an ArgMin.
+    """
+    index = GraphIndex(model)
+    decided: dict[str, bool] = {"": True}  # tensor → whether it is a constant, or computed of labels alone
+    found: list[NodeProto] = []
+    open_ = [index.result]
+    while open_:
+        name = open_[-1]
+        node = index.producer(name)
+        values = _chosen(node) if node is not None else []
+        constant = index.constant(name) is not None
+        decides = node is not None and node.op_type in DECIDES and (node.op_type != "TopK" or name == node.output[1])
+        pointwise = node is not None and node.op_type in POINTWISE and not constant and not decides
+        # What it is computed of first, and no further than what answers.
+        unknown = next((value for value in values if value not in decided), None) if pointwise else None
+        if unknown is not None and all(decided[value] for value in values if value in decided):
+            open_.append(unknown)
+            continue
+        open_.pop()
+        decided[name] = constant or decides or (pointwise and all(decided.get(value, False) for value in values))
+        known = pointwise and all(index.constant(value) is not None for value in values)
+        if node is not None and decided[name] and (decides or known) and not constant:
+            found.append(node)
+    return found[0] if decided[index.result] and found else None
+
+
+def _chosen(node: NodeProto) -> list[str]:
+    """What a node's values come from: a table's index and the condition of a Where choose, and are none."""
+    values = {"Gather": node.input[:1], "Where": node.input[1:]}.get(node.op_type, node.input)
+    return [value for value in values if value]
+
+
+def _number(index: GraphIndex, name: str) -> float | None:
+    """A constant of one number; None where it is another."""
+    value = index.constant(name)
+    return None if value is None or value.size != 1 else float(value.item())
+
+
+def _threshold(index: GraphIndex, node: NodeProto) -> tuple[str, float] | None:
+    """(scores, threshold) of a comparison with one number, or of rounding."""
+    if node.op_type == "Round":
+        return node.input[0], 0.5
+    if node.op_type not in COMPARE:
+        return None
+    side = COMPARE[node.op_type]
+    limit = _number(index, node.input[1 - side])
+    if limit is None or index.constant(node.input[side]) is not None:
+        return None
+    return node.input[side], limit
+
+
+def _scales(index: GraphIndex, node: NodeProto) -> bool:
+    """Whether labels stay labels: multiplied by a number above 0 (255, say), or written as one of two numbers."""
+    values = [_number(index, name) for name in node.input[1:]]
+    if any(value is None for value in values):
+        return False
+    return values[0] > (0 if node.op_type == "Mul" else values[1])
