@@ -372,11 +372,11 @@ def build(
         page.check_report(report_page, force, "export")
     from fcn_deploy.export.build.config import (
         BuildConfig,
-        QuantizationOptions,
         TensorRTOptions,
         TuningOptions,
         backends_of,
     )
+    from fcn_deploy.export.quantization.options import QuantizationOptions
     from fcn_deploy.runtime.sizes import parse_sizes
 
     library = (backend or Backend.auto).value
