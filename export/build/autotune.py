@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 from fcn_deploy.export.build.config import TUNING_SECONDS, TuningOptions
+from fcn_deploy.export.quantization.options import Say
 from fcn_deploy.runtime.errors import DeployError, OverBudgetError
 from fcn_deploy.runtime.plan import Plan, plan_run
 from fcn_deploy.runtime.segmenter import Segmenter
@@ -74,7 +75,7 @@ def tune(
     *,
     step: int = 0,
     among: Callable[[Candidate], bool] = lambda _: True,
-    say: Callable[[str], None] = lambda line: None,
+    say: Say = lambda line: None,
 ) -> tuple[dict[Candidate, Timing], Candidate]:
     """Open, check and measure candidates: their timings, and the one to keep.
 
@@ -126,7 +127,7 @@ def _with_fewer_threads(
     images: Mapping[str, np.ndarray],
     seconds: float,
     step: int,
-    say: Callable[[str], None],
+    say: Say,
 ) -> dict[Candidate, Timing]:
     """The chosen candidate with fewer and fewer threads, until that is slower."""
     timings: dict[Candidate, Timing] = {}
@@ -157,17 +158,20 @@ def fastest_tile(
     Returns:
         One of TILES; None where none of them is worth it, or smaller than the image.
     """
+    assert net.manifest is not None
     first, *others = (replace(stage, tile=None) for stage in net.manifest.stages)
     size, order, budget = image.shape[:2], random.Random(0), net.memory_budget()
     try:
         whole = plan_run(size, net.card, (first, *others), budget)
-        tiled = {side: plan_run(size, net.card, (replace(first, tile=side), *others), budget) for side in TILES}
+        tiled: dict[int | None, Plan] = {
+            side: plan_run(size, net.card, (replace(first, tile=side), *others), budget) for side in TILES
+        }
     except OverBudgetError:
         return None
     tiled = {side: plan for side, plan in tiled.items() if plan.grids and plan.overhead < MOST_OVERHEAD}
     if not tiled or whole.grids:
         return None
-    plans: dict[int | None, Plan] = {**tiled, None: whole}
+    plans = {**tiled, None: whole}
     started = clock()
     net.scores_by(image, whole)
     if (clock() - started) * len(plans) * LEAST_ROUNDS > seconds:

@@ -221,6 +221,6 @@ class BuildConfig:
         paths = {
             "--precision-report": self.precision_report,
             "--ranges": self.quantization.ranges,
-            "--timing-cache": self.tensorrt and self.tensorrt.timing_cache,
+            "--timing-cache": self.tensorrt.timing_cache if self.tensorrt is not None else None,
         }
         return {option: path for option, path in paths.items() if path is not None}

@@ -2,7 +2,6 @@
 
 import os
 import platform
-from collections.abc import Callable
 from dataclasses import replace
 from importlib.metadata import version
 
@@ -24,13 +23,12 @@ from fcn_deploy.export.quantization.mixed_precision import (
     mix_precision,
     write_precision_report,
 )
+from fcn_deploy.export.quantization.options import Say
 from fcn_deploy.runtime.engine_file import write_engine
 from fcn_deploy.runtime.errors import DeployError
 from fcn_deploy.runtime.manifest import Manifest
 from fcn_deploy.runtime.verify import GOLDEN
 from onnx import ModelProto
-
-Say = Callable[[str], None]
 
 
 def build_engine(

@@ -53,18 +53,17 @@ def cut_core(core: ModelProto, card: ModelCard, cut: bool = True) -> tuple[Part,
         cut: False: one stage.
     """
     tensors = measure_tensors(core, padded_size(256, 256, card)[0])
-    whole = (_part(core, card, tensors, (Field(), Field())),)
-    costs = {(): _cost(whole, card)}
-    found: dict[str | tuple, tuple[Part, ...]] = {(): whole}
+    whole: tuple[Part, ...] = (_part(core, card, tensors, (Field(), Field())),)
+    costs, found = {"": _cost(whole, card)}, {"": whole}  # by the feature map that is cut at
     separators = sorted(_separators(core), key=lambda name: tensors[name].nbytes) if cut else []
     for name in separators[:CUT_CANDIDATES]:
         if (parts := _parts(core, card, tensors, name)) is not None:
             found[name], costs[name] = parts, _cost(parts, card)
-    best = min(costs, key=costs.get)
-    if best and costs[best] <= CUT_WORTH * costs[()]:
-        parts = _tried(found[best], card)
-        if all(ours.stage.halo == theirs.stage.halo for ours, theirs in zip(parts, found[best], strict=True)):
-            return parts
+    best = min(costs, key=costs.__getitem__)
+    if best and costs[best] <= CUT_WORTH * costs[""]:
+        tried = _tried(found[best], card)
+        if all(ours.stage.halo == theirs.stage.halo for ours, theirs in zip(tried, found[best], strict=True)):
+            return tried
     return _tried(whole, card)
 
 
@@ -83,7 +82,8 @@ def _separators(core: ModelProto) -> list[str]:
     """The feature maps that all paths from the image to the scores go through."""
     image, scores = core.graph.input[0].name, core.graph.output[0].name
     readers = {name: index for index, node in enumerate(core.graph.node) for name in names_read(node)}
-    of_image, alive, found = {image}, {image}, []
+    of_image, alive = {image}, {image}
+    found: list[str] = []
     for index, node in enumerate(core.graph.node):
         if not of_image & names_read(node):
             continue
@@ -119,7 +119,8 @@ def _parts(core: ModelProto, card: ModelCard, tensors, name: str) -> tuple[Part,
     strides = [field.stride for field in fields]
     if any(stride.denominator != 1 for stride in strides):
         return None
-    start = tuple(Field(stride, Fraction(0), stride - 1, int(stride)) for stride in strides)
+    vertical, horizontal = (Field(stride, Fraction(0), stride - 1, int(stride)) for stride in strides)
+    start = vertical, horizontal
     return _part(first, card, tensors, (Field(), Field()), 0), _part(second, card, tensors, start, 1)
 
 
@@ -139,12 +140,12 @@ def _part(model: ModelProto, card: ModelCard, tensors, start: tuple[Field, Field
         field = receptive_field(model, start)
     except WholeImageError as error:
         return Part(replace(stage, whole=str(error)), model)
-    strides = tuple(each.stride for each in field.fields)
-    if any(stride.denominator != 1 for stride in strides):
-        return Part(replace(stage, whole=f"its result has cells of {strides[0]} of a pixel"), model)
+    down, right = (each.stride for each in field.fields)
+    if down.denominator != 1 or right.denominator != 1:
+        return Part(replace(stage, whole=f"its result has cells of {down} of a pixel"), model)
     unit = math.lcm(field.period, card.size_multiple)
-    halo = tuple(math.ceil(side / unit) * unit for side in field.halo)
-    return Part(replace(stage, halo=halo, period=unit, stride=tuple(map(int, strides))), model)
+    above, left = (math.ceil(side / unit) * unit for side in field.halo)
+    return Part(replace(stage, halo=(above, left), period=unit, stride=(int(down), int(right))), model)
 
 
 def _work(node: NodeProto, tensors: Mapping[str, np.ndarray]) -> int:
@@ -163,7 +164,7 @@ def _tried(parts: Sequence[Part], card: ModelCard) -> tuple[Part, ...]:
     Nor are those of a network that is said to see the whole image, where nothing tells which part does.
     """
     runs = [session(part.model.SerializeToString()) for part in parts]
-    tried = []
+    tried: list[Part] = []
     for index, part in enumerate(parts):
         stage, feed = part.stage, _strips(parts[:index], runs[:index], card)
         # Images end where they do, also within a period.
@@ -194,6 +195,7 @@ def _same(stage: Stage, run, feed, before: tuple[int, int], card: ModelCard, axi
 
     `before`: pixels of a cell of its input; `end`: those that the strip is shorter than whole units.
     """
+    assert stage.halo is not None
     unit, halo, stride, step = stage.period, stage.halo[axis], stage.stride[axis], before[axis]
     least = -(-card.smallest // unit) * unit
     length = max(2 * halo + 3 * unit, least + 2 * unit) - end

@@ -1,6 +1,6 @@
 """The best partition of image sizes into a few profiles: exact for few sizes, a search for many."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -64,9 +64,9 @@ class Partition:
     bytes: float
 
     @classmethod
-    def of(cls, items: PaddedSizes, blocks) -> "Partition":
-        blocks = tuple(block for block in blocks if len(block))
-        return cls(blocks, sum(map(items.loss, blocks)), sum(map(items.bytes, blocks)))
+    def of(cls, items: PaddedSizes, blocks: Iterable[np.ndarray]) -> "Partition":
+        taken = tuple(block for block in blocks if len(block))
+        return cls(taken, sum(map(items.loss, taken)), sum(map(items.bytes, taken)))
 
     def better(self, other: "Partition | None") -> bool:
         """Less loss; where it is equal but for rounding, less memory; then fewer profiles."""
@@ -107,7 +107,7 @@ def _subsets(items: PaddedSizes) -> tuple[list[float], list[float]]:
     return losses, sizes
 
 
-def _blocks(masks, n: int) -> list[np.ndarray]:
+def _blocks(masks: Iterable[int], n: int) -> list[np.ndarray]:
     """Bit masks of n items as index arrays."""
     return [np.flatnonzero([mask >> item & 1 for item in range(n)]) for mask in masks]
 
@@ -118,7 +118,7 @@ def _exact(items: PaddedSizes, k: int, limit: float) -> list[Partition | None]:
     plans: list[Partition | None] = []
     for most in range(1, k + 1):
         masks = _best_partition(losses, sizes, len(items), most, limit)
-        plans.append(masks and Partition.of(items, _blocks(masks, len(items))))
+        plans.append(None if masks is None else Partition.of(items, _blocks(masks, len(items))))
     return plans
 
 
@@ -157,7 +157,9 @@ def least_bytes(items: PaddedSizes, k: int) -> Partition:
     """The partition that takes the least memory: proven for few sizes, the least found for many."""
     if len(items) <= EXACT:
         sizes = _subsets(items)[1]
-        return Partition.of(items, _blocks(_best_partition(sizes, sizes, len(items), k, float("inf")), len(items)))
+        masks = _best_partition(sizes, sizes, len(items), k, float("inf"))
+        assert masks is not None  # as nothing limits it
+        return Partition.of(items, _blocks(masks, len(items)))
     return min((plan for plan in _searched(items, k, 0.0) if plan is not None), key=lambda plan: plan.bytes)
 
 
@@ -212,31 +214,57 @@ def _searched(items: PaddedSizes, k: int, limit: float) -> list[Partition | None
     until the plan fits (Lagrangian relaxation), for intervals of all sizes and for landscapes and portraits apart,
     whose common box would be larger than either; then sizes move between profiles while that helps and fits.
     """
-    every = np.arange(len(items))
-    wide = items.width >= items.height
-    families = [[_Intervals(items, every)]]
-    if limit < float("inf") and wide.any() and not wide.all():
-        families.append([_Intervals(items, every[wide]), _Intervals(items, every[~wide])])
-    whole = Partition.of(items, [every])
-    best: list[Partition | None] = [None] * k
-    least: list[Partition | None] = [None] * k
-    # Of the plans that do not fit, the one that is nearest to fitting, and the price it was found at.
-    near: list[tuple[Partition, float] | None] = [None] * k
+    search = _PriceSearch(items, k, limit)
+    scale = max(search.whole.loss, 1e-9) / search.whole.bytes
+    if all(plan.bytes <= limit for plan in search.try_price(1e-9 * scale)):
+        return search.best
+    for exponent in range(-7, 6):
+        search.try_price(scale * 4.0**exponent)
+    for index in range(k):
+        search.try_moves(index)
+    return search.best if limit > 0 else search.least
 
-    def consider(index: int, blocks, price: float) -> Partition:
-        plan = Partition.of(items, blocks)
-        if plan.bytes <= limit and plan.better(best[index]):
-            best[index] = plan
-        if plan.bytes > limit and (near[index] is None or plan.bytes < near[index][0].bytes):
-            near[index] = plan, price
-        if least[index] is None or plan.bytes < least[index].bytes:
-            least[index] = plan
+
+class _PriceSearch:
+    """What `_searched` tries, and the best that it found.
+
+    Attributes:
+        whole: one profile for all.
+        best: of at most 1, 2, … blocks, of those that fit; None where none does yet.
+        least: the same, of least memory.
+    """
+
+    def __init__(self, items: PaddedSizes, k: int, limit: float) -> None:
+        self.items, self.k, self.limit = items, k, limit
+        every = np.arange(len(items))
+        wide = items.width >= items.height
+        self.families = [[_Intervals(items, every)]]
+        if limit < float("inf") and wide.any() and not wide.all():
+            self.families.append([_Intervals(items, every[wide]), _Intervals(items, every[~wide])])
+        self.whole = Partition.of(items, [every])
+        self.best: list[Partition | None] = [None] * k
+        self.least: list[Partition | None] = [None] * k
+        # Of the plans that do not fit, the one that is nearest to fitting, and the price it was found at.
+        self._near: list[tuple[Partition, float] | None] = [None] * k
+
+    def _consider(self, index: int, blocks: Iterable[np.ndarray], price: float) -> Partition:
+        plan = Partition.of(self.items, blocks)
+        near, least = self._near[index], self.least[index]
+        if plan.bytes <= self.limit and plan.better(self.best[index]):
+            self.best[index] = plan
+        if plan.bytes > self.limit and (near is None or plan.bytes < near[0].bytes):
+            self._near[index] = plan, price
+        if least is None or plan.bytes < least.bytes:
+            self.least[index] = plan
         return plan
 
-    def try_price(price: float) -> list[Partition]:
-        plans = [consider(index, blocks, price) for index, (_, blocks) in enumerate(families[0][0].best(k, price))]
-        for first, second in ((one.best(k - 1, price), two.best(k - 1, price)) for one, two in families[1:]):
-            for index in range(1, k):
+    def try_price(self, price: float) -> list[Partition]:
+        """The plans of intervals of all sizes where a byte costs so much; those of two families are considered too."""
+        intervals = self.families[0][0].best(self.k, price)
+        plans = [self._consider(index, blocks, price) for index, (_, blocks) in enumerate(intervals)]
+        for one, two in self.families[1:]:
+            first, second = one.best(self.k - 1, price), two.best(self.k - 1, price)
+            for index in range(1, self.k):
                 pairs = [
                     (first[i][0] + second[index - 1 - i][0], i)
                     for i in range(index)
@@ -244,27 +272,23 @@ def _searched(items: PaddedSizes, k: int, limit: float) -> list[Partition | None
                 ]
                 if pairs:
                     i = min(pairs)[1]
-                    consider(index, first[i][1] + second[index - 1 - i][1], price)
+                    self._consider(index, first[i][1] + second[index - 1 - i][1], price)
         return plans
 
-    scale = max(whole.loss, 1e-9) / whole.bytes
-    free = try_price(1e-9 * scale)
-    if all(plan.bytes <= limit for plan in free):
-        return best
-    for exponent in range(-7, 6):
-        try_price(scale * 4.0**exponent)
-    for index in range(k):
-        starts = [(plan, 0.0) for plan in (best[index], best[index - 1] if index else None) if plan is not None]
-        if near[index] is not None:
-            plan, price = near[index]
-            starts += [(_moved(items, plan, index + 1, step * price, float("inf")), 0.0) for step in (1, 4, 16, 1e6)]
+    def try_moves(self, index: int) -> None:
+        """Plans after sizes moved between profiles, from the best of so many, and from what nearly fits."""
+        items, most = self.items, index + 1
+        known = (self.best[index], self.best[index - 1] if index else None)
+        starts = [(plan, 0.0) for plan in known if plan is not None]
+        if (near := self._near[index]) is not None:
+            plan, price = near
+            starts += [(_moved(items, plan, most, step * price, float("inf")), 0.0) for step in (1, 4, 16, 1e6)]
         for plan, price in starts:
-            for moved in (plan, _moved(items, plan, index + 1, price, limit)):
-                consider(index, moved.blocks, price)
-    return best if limit > 0 else least
+            for moved in (plan, _moved(items, plan, most, price, self.limit)):
+                self._consider(index, moved.blocks, price)
 
 
-MOVES = 80  # at most, of a search that ends by itself long before
+MOST_MOVES = 80  # at most, of a search that ends by itself long before
 
 
 def _moved(items: PaddedSizes, plan: Partition, k: int, price: float, limit: float) -> Partition:
@@ -296,7 +320,7 @@ def _moved(items: PaddedSizes, plan: Partition, k: int, price: float, limit: flo
 
     for index in range(k):
         measure(index)
-    for _ in range(MOVES):
+    for _ in range(MOST_MOVES):
         now = np.where(height > 0, items.memory(height, width), 0.0)
         left = np.where(without[0] > 0, items.memory(*without), 0.0)
         joined = items.memory(np.maximum(height, items.height[:, None]), np.maximum(width, items.width[:, None]))

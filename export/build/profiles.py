@@ -64,7 +64,11 @@ def default_profiles(card: ModelCard, batch: int = 1) -> list[PlannedProfile]:
 
 
 def _given(ranges: Iterable[tuple[Size, Size, Size]], card: ModelCard, batch: int) -> list[PlannedProfile]:
-    return [PlannedProfile(*(padded_size(*size, card) for size in sizes), batch=batch) for sizes in ranges]
+    profiles = []
+    for sizes in ranges:
+        least, best, most = (padded_size(*size, card) for size in sizes)
+        profiles.append(PlannedProfile(least, best, most, batch))
+    return profiles
 
 
 def plan_profiles(

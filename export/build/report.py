@@ -71,7 +71,7 @@ def _spelled(size: Size) -> str:
 
 def show_candidates(candidates: Sequence[CandidateReport]) -> str:
     """A table of what was measured."""
-    sizes = list(max((row.latency_ms for row in candidates), key=len))
+    sizes = list(max(candidates, key=lambda row: len(row.latency_ms)).latency_ms)
     lines = [f"{'backend':>13} {'precision':>9} {'threads':>12}" + "".join(f" {size:>10}" for size in sizes)]
     for row in candidates:
         line = f"{row.backend:>13} {row.precision:>9} {row.threads:>12}"

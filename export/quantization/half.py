@@ -4,7 +4,7 @@ from collections.abc import Collection
 
 import numpy as np
 import onnx
-from fcn_deploy.export.graph.edit import Names, add_constants, clone, dims, initializers, prune, set_shape
+from fcn_deploy.export.graph.edit import Names, add_constants, clone, initializers, prune
 from fcn_deploy.runtime.errors import DeployError
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
@@ -71,7 +71,7 @@ def half(model: ModelProto, kept: Collection[str] = (), interface: bool = False)
     del model.graph.value_info[:]
     for value in (model.graph.input[0], *model.graph.output):
         if is_half[value.name]:
-            set_shape(value, dims(value), TensorProto.FLOAT16)
+            value.type.tensor_type.elem_type = TensorProto.FLOAT16
     prune(model)
     return model
 
@@ -99,7 +99,7 @@ class _HalfEmulator:
     def run(self) -> ModelProto:
         model = self.model
         self._round_constants()
-        add_constants(model, {self.factor: np.float32(8193)})
+        add_constants(model, {self.factor: np.array(8193, np.float32)})
         results, image = [value.name for value in model.graph.output], model.graph.input[0].name
         self.wide.add(image)
         nodes = self._rounding(image)

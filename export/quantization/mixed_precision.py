@@ -1,7 +1,7 @@
 """Which layers are INT8 or FP16: all that can be; then the most sensitive go back, until the accuracy budget holds."""
 
 import csv
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from fcn_deploy.export.quantization.calibrate import (
 )
 from fcn_deploy.export.quantization.gate import GATE_IMAGES, AccuracyGate
 from fcn_deploy.export.quantization.half import emulate_half, half, overflowing
-from fcn_deploy.export.quantization.options import QuantizationOptions
+from fcn_deploy.export.quantization.options import QuantizationOptions, Say
 from fcn_deploy.export.quantization.quantize import (
     SCHEMES,
     RoundedWeights,
@@ -33,7 +33,6 @@ from fcn_deploy.runtime.manifest import Head
 from fcn_deploy.runtime.model_card import ModelCard
 from onnx import ModelProto
 
-Say = Callable[[str], None]
 BEYOND_FLOAT16 = "beyond float16's range"
 REVERTED = "reverted: the accuracy budget was exceeded"
 

@@ -171,7 +171,7 @@ class _Quantizer:
         """The Q and DQ that follow an activation."""
         self.scales[name], zero = _activation_scale(self.ranges[name], self.scheme)
         constants = {
-            self.names(f"{name}/scale"): np.float32(self.scales[name]),
+            self.names(f"{name}/scale"): np.array(self.scales[name], np.float32),
             self.names(f"{name}/zero"): zero,
         }
         add_constants(self.model, constants)
@@ -227,13 +227,13 @@ class _Quantizer:
         return bias + (lost * np.repeat(seen, len(weight) // groups, axis=0)).sum(1)
 
 
-def _activation_scale(low_high: Range, scheme: Scheme) -> tuple[float, np.generic]:
+def _activation_scale(low_high: Range, scheme: Scheme) -> tuple[float, np.ndarray]:
     """Scale and zero point of an activation."""
     low, high = min(low_high[0], 0.0), max(low_high[1], 0.0)
     if scheme.symmetric:
-        return max(max(-low, high) / 127, scheme.least_scale), np.int8(0)
+        return max(max(-low, high) / 127, scheme.least_scale), np.array(0, np.int8)
     scale = max((high - low) / 255, 1e-9)
-    return scale, np.uint8(np.clip(round(-low / scale), 0, 255))
+    return scale, np.array(np.clip(round(-low / scale), 0, 255), np.uint8)
 
 
 def _sum_integers(model: ModelProto) -> None:
@@ -278,7 +278,7 @@ def _on_integers(
         names(f"{result}/{name}") for name in ("one", "ones", "offset", "unit", "integers", "weight", "sums")
     )
     constants = {
-        one: np.float32(1),
+        one: np.array(1, np.float32),
         ones: np.ones(len(flat), np.float32),
         offset: known[bias].astype(np.float32),
         unit: known[scale].reshape(1, -1, *[1] * (known[weight].ndim - 2)),

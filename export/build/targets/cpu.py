@@ -191,7 +191,11 @@ def _report_low_precision(
     """What INT8 brings and costs by the library that runs it."""
     threads = choice.job.config.threads  # fewer are for information
     held = {c.precision for c, timing in timings.items() if c.threads == threads and not timing.refused}
-    best = {p: choose(timings, lambda c, p=p: c.precision == p and c.threads == threads) for p in held}
+
+    def best_of(precision: str) -> Candidate:
+        return choose(timings, lambda c: c.precision == precision and c.threads == threads)
+
+    best = {precision: best_of(precision) for precision in held}
     accuracy = replace(mixed.accuracy, by_backend=choice.accuracy)
     if "float32" in best:
         report.float32_latency_ms = timings[best["float32"]].milliseconds

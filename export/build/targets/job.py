@@ -1,7 +1,6 @@
 """What every target's builder is given, and gives: `build(job, report) → Draft`."""
 
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -11,12 +10,12 @@ from fcn_deploy.export.build.core import Core
 from fcn_deploy.export.build.draft import Draft
 from fcn_deploy.export.importer.standard_form import Source
 from fcn_deploy.export.quantization.mixed_precision import MixedPrecision
+from fcn_deploy.export.quantization.options import Say
 from fcn_deploy.runtime.errors import DeployError
 from fcn_deploy.runtime.verify import latency, timed_sizes
 from onnx import ModelProto
 
 log = logging.getLogger(__name__)
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -21,13 +21,13 @@ from fcn_deploy.export.build.profile_search import Cost
 from fcn_deploy.export.build.profiles import PlannedProfile
 from fcn_deploy.export.build.targets import tensorrt_process
 from fcn_deploy.export.build.targets.tensorrt_process import BuiltPlan, too_long
+from fcn_deploy.export.quantization.options import Say
 from fcn_deploy.runtime.errors import DeployError, MisuseError
 from fcn_deploy.runtime.model_card import ModelCard
 from fcn_deploy.runtime.prepare import padded_size
 from onnx import ModelProto
 
 GRACE = 3.0  # seconds after a timeout in which TensorRT may end by itself, so that its timings are kept
-Say = Callable[[str], None]
 
 
 def build_plan(
@@ -135,11 +135,13 @@ def _supervise(folder: Path, timeout: float | None, say: Say) -> dict[str, Any]:
             stdout=subprocess.PIPE,
             stderr=errors,
         )
+    assert child.stdin is not None and child.stdout is not None
+    keep_open, out = child.stdin, child.stdout
     events: queue.Queue[dict[str, Any] | None] = queue.Queue()
 
     def read() -> None:
         try:
-            for line in child.stdout:
+            for line in out:
                 events.put(json.loads(line))
         finally:
             events.put(None)
@@ -171,8 +173,8 @@ def _supervise(folder: Path, timeout: float | None, say: Say) -> dict[str, Any]:
         child.kill()
         child.wait()
         reader.join()
-        child.stdin.close()
-        child.stdout.close()
+        keep_open.close()
+        out.close()
 
 
 def _died(child: subprocess.Popen, folder: Path) -> DeployError:

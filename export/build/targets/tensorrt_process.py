@@ -22,7 +22,7 @@ from fcn_deploy.runtime.command import need
 from fcn_deploy.runtime.errors import DeployError, MisuseError
 
 OLDEST_TENSORRT = (10, 12)
-LIBRARIES = {"tensorrt": "TensorRT", "tensorrt_rtx": "TensorRT for RTX"}  # module → name in errors
+LIBRARY_NAMES = {"tensorrt": "TensorRT", "tensorrt_rtx": "TensorRT for RTX"}  # module → name in errors
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def run_build(name: str) -> None:
         options["timing_cache"] = Path(options["timing_cache"])
     options["targets"] = tuple(options["targets"])
     profiles = [
-        PlannedProfile(*(tuple(profile[corner]) for corner in ("min", "opt", "max")), batch=profile["batch"])
+        PlannedProfile(tuple(profile["min"]), tuple(profile["opt"]), tuple(profile["max"]), profile["batch"])
         for profile in job["profiles"]
     ]
     try:
@@ -135,12 +135,13 @@ def choose_module(targets: Sequence[str]) -> tuple[ModuleType, tuple[str, ...]]:
             "the GPUs to build for, such as --target sm86,sm89,sm120"
         )
     found = f"sm{device[0]}{device[1]}"
+    trt: ModuleType | None
     try:
         trt = import_module("tensorrt")
         version = tuple(int(part) for part in trt.__version__.split(".")[:2])
     except Exception:  # not installed, or its libraries are not
         trt, version = None, (0, 0)
-    if version >= OLDEST_TENSORRT:
+    if trt is not None and version >= OLDEST_TENSORRT:
         return trt, (found,)
     try:
         return import_module("tensorrt_rtx"), (found,)
@@ -193,7 +194,7 @@ def build_here(
         builder = trt.Builder(log)
     except Exception as error:
         raise DeployError(
-            f"{LIBRARIES[name]} cannot start: {_reason(log.errors) or error}; is there a usable GPU?"
+            f"{LIBRARY_NAMES[name]} cannot start: {_reason(log.errors) or error}; is there a usable GPU?"
         ) from error
     flags = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
     network = builder.create_network(0 if flags is None else 1 << int(flags))
@@ -228,7 +229,7 @@ def build_here(
     if cache is not None:
         # Also after a timeout: the next attempt goes on from there.
         notes += cache.save(config)
-    if monitor.cancelled:
+    if monitor.cancelled and options.timeout is not None:
         raise too_long(options.timeout, monitor.phase)
     if plan is None or log.inconsistent:
         raise _failed(name, log, options)
@@ -240,7 +241,7 @@ def build_here(
     )
 
 
-def _logger(trt: ModuleType):
+def _logger(trt: Any):
     class Log(trt.ILogger):
         """Keeps the last errors, and the activation memory of each profile, which only the log tells."""
 
@@ -263,7 +264,7 @@ def _logger(trt: ModuleType):
     return Log()
 
 
-def _monitor(trt: ModuleType, deadline: float, progress: Callable[[str], None]):
+def _monitor(trt: Any, deadline: float, progress: Callable[[str], None]):
     class Monitor(trt.IProgressMonitor):
         """Tells phases and cancels after the deadline. It is called in bursts, with long silences between them."""
 
@@ -385,4 +386,4 @@ def _failed(name: str, log, options: TensorRTOptions) -> DeployError:
         remedy = "it needs a GPU and its driver; name the GPUs to build for, such as --target sm86,sm89,sm120"
     else:
         remedy = "try another version of it, or --target cpu"
-    return DeployError(f"{LIBRARIES[name]} cannot build the network: {reason}; {remedy}")
+    return DeployError(f"{LIBRARY_NAMES[name]} cannot build the network: {reason}; {remedy}")
