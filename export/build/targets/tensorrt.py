@@ -3,7 +3,6 @@
 from dataclasses import replace
 
 from fcn_deploy.calibration.report.engine_report import EngineReport, PlanReport
-from fcn_deploy.export.build.config import DEFAULT_BATCH
 from fcn_deploy.export.build.draft import Draft
 from fcn_deploy.export.build.golden import golden_sample
 from fcn_deploy.export.build.profiles import PlannedProfile, default_profiles, plan_profiles
@@ -55,7 +54,7 @@ def build(job: BuildJob, report: EngineReport) -> Draft:
 def _profiles(job: BuildJob) -> list[PlannedProfile]:
     """The profiles for the sizes that will come, within the budget of memory where one was given."""
     config, card = job.config, job.core.card
-    options, batch = config.plan_options, config.batch or DEFAULT_BATCH
+    options, batch = config.plan_options, config.largest_batch
     if config.sizes is None:
         return default_profiles(card, batch)
     if options.workspace is not None and not config.sizes.ranges:
