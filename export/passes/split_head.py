@@ -14,7 +14,7 @@ from onnx import ModelProto
 
 
 @dataclass(frozen=True)
-class SplitHead(PassResult):
+class WithoutUpsampling(PassResult):
     """A core, and what was cut off: what the runtime does in its place. `why_not` says why no upsampling was.
 
     Attributes:
@@ -30,7 +30,7 @@ class SplitHead(PassResult):
     sigmoid: bool = False
 
 
-def split_head(model: ModelProto, labels: bool = True) -> SplitHead:
+def split_head(model: ModelProto, labels: bool = True) -> WithoutUpsampling:
     """The core of a model of [N,C,H,W] → [N,K,H,W] of the image's size: input `image`, output `scores`, uncropped.
 
     Args:
@@ -52,7 +52,7 @@ def split_head(model: ModelProto, labels: bool = True) -> SplitHead:
     declare(scores, ["N", channels, "h", "w"])
     declare(image, ["N", dims(image)[1], "H", "W"])
     padding = end.padding
-    return SplitHead(
+    return WithoutUpsampling(
         edit.model(),
         why_not=end.why_not,
         upsampling=end.upsampling,

@@ -18,8 +18,8 @@ from typing import Any
 from fcn_deploy.export.build.config import HARDWARE_LEVELS, THIS_GPU, TensorRTOptions
 from fcn_deploy.export.build.profiles import PlannedProfile
 from fcn_deploy.export.build.targets.timing_cache import TimingCache
-from fcn_deploy.runtime.command import need
 from fcn_deploy.runtime.errors import DeployError, MisuseError
+from fcn_deploy.runtime.extras import need
 
 OLDEST_TENSORRT = (10, 12)
 LIBRARY_NAMES = {"tensorrt": "TensorRT", "tensorrt_rtx": "TensorRT for RTX"}  # module → name in errors
