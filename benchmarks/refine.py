@@ -32,7 +32,7 @@ import numpy as np
 from fcn_deploy.calibration.datasets import LabelledImages, load_dataset
 from fcn_deploy.calibration.metrics import IGNORE, Metrics, confusion_matrix
 from fcn_deploy.runtime.errors import MisuseError
-from fcn_deploy.runtime.manifest import Head
+from fcn_deploy.runtime.manifest import Upsampling
 from fcn_deploy.runtime.refine import (
     SMOOTHED,
     block_means,
@@ -162,7 +162,7 @@ def _guide(image: np.ndarray, stride: int, cells: tuple[int, int]) -> np.ndarray
 
 
 def slopes_added(scores: np.ndarray, image: np.ndarray, stride: int) -> np.ndarray:
-    head, card = Head("linear", "half_pixel", (stride, stride)), ModelCard(tuple(map(str, range(len(scores)))))
+    head, card = Upsampling("linear", "half_pixel", (stride, stride)), ModelCard(tuple(map(str, range(len(scores)))))
     return refined_labels(scores, head, card, stride, image.shape[:2], image)
 
 

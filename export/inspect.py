@@ -26,7 +26,7 @@ from fcn_deploy.runtime.backends import ORT_TARGETS, openvino
 from fcn_deploy.runtime.backends.onnxruntime import session
 from fcn_deploy.runtime.engine_file import EngineFile
 from fcn_deploy.runtime.errors import DeployError, MisuseError
-from fcn_deploy.runtime.manifest import Head, Stage
+from fcn_deploy.runtime.manifest import Upsampling, Stage
 from fcn_deploy.runtime.model_card import CARD_KEY, ModelCard
 from fcn_deploy.runtime.plan import available_memory
 from fcn_deploy.runtime.segmenter import Segmenter
@@ -193,7 +193,7 @@ def _value(value: onnx.ValueInfoProto) -> dict[str, Any]:
     return {"name": value.name, "type": {"float": "float32", "double": "float64"}.get(kind, kind), "shape": shape}
 
 
-def _described(card: ModelCard, head: Head, source: Source | None = None) -> dict[str, Any]:
+def _described(card: ModelCard, head: Upsampling, source: Source | None = None) -> dict[str, Any]:
     """The card, the head and the sizes."""
     if source is None:
         sizes = {"multiple": card.size_multiple, "smallest": card.smallest, "fit": "pad"}

@@ -9,7 +9,7 @@ from fcn_deploy.export.importer.standard_form import Source
 from fcn_deploy.export.tolerances import DECISION_MARGIN, REORDERED_SUMS
 from fcn_deploy.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from fcn_deploy.runtime.errors import DeployError
-from fcn_deploy.runtime.manifest import Head
+from fcn_deploy.runtime.manifest import Upsampling
 from fcn_deploy.runtime.model_card import ModelCard
 from fcn_deploy.runtime.prepare import prepare
 from fcn_deploy.runtime.segmenter import Segmenter
@@ -33,7 +33,7 @@ def compare(source: Source, net: Segmenter) -> dict[str, Any]:
     """
     backend = OnnxRuntimeBackend(source.model.SerializeToString())
     plain = replace(net.card, size_multiple=1, smallest=1)
-    head = Head(activated=ends_in_sigmoid(source.model))  # thresholds of masks are probabilities then
+    head = Upsampling(activated=ends_in_sigmoid(source.model))  # thresholds of masks are probabilities then
     equal = undecided = wrong = pixels = 0
     difference = 0.0
     for index, (height, width) in enumerate(COMPARED_SIZES):

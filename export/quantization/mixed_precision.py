@@ -24,7 +24,7 @@ from fcn_deploy.export.quantization.quantize import (
 from fcn_deploy.runtime.backends.onnxruntime import one_line, session
 from fcn_deploy.runtime.errors import DeployError, MisuseError
 from fcn_deploy.runtime.files import replacing
-from fcn_deploy.runtime.manifest import Head
+from fcn_deploy.runtime.manifest import Upsampling
 from fcn_deploy.runtime.model_card import ModelCard
 from fcn_deploy.runtime.prepare import padded_size, prepare
 from fcn_deploy.runtime.upsampling import result_from_scores
@@ -122,7 +122,7 @@ class Result:
 
 def lower(
     core: ModelProto,
-    head: Head,
+    head: Upsampling,
     card: ModelCard,
     target: str,
     options: Options,
@@ -325,7 +325,7 @@ class Judge:
     """
 
     def __init__(
-        self, core: ModelProto, head: Head, card: ModelCard, images: ImageStream, labels: Path | None, exact: bool
+        self, core: ModelProto, head: Upsampling, card: ModelCard, images: ImageStream, labels: Path | None, exact: bool
     ) -> None:
         self.head, self.card, self.exact = head, card, exact
         self.images: list[np.ndarray] = []

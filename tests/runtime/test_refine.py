@@ -8,7 +8,7 @@ import pytest
 from fcn_deploy.runtime import refine as refining
 from fcn_deploy.runtime import segmenter
 from fcn_deploy.runtime.errors import MisuseError
-from fcn_deploy.runtime.manifest import Head
+from fcn_deploy.runtime.manifest import Upsampling
 from fcn_deploy.runtime.plan import Grid
 from fcn_deploy.runtime.refine import CLOSE, EPSILON, NEAR, REACH, box_filter, refined_labels, refusal
 from fcn_deploy.runtime.tiles import ready_rows, score_bands
@@ -20,7 +20,7 @@ from PIL import Image
 
 from fcn_deploy import ModelCard, Segmenter
 
-LINEAR = Head("linear", "half_pixel", (8.0, 8.0))
+LINEAR = Upsampling("linear", "half_pixel", (8.0, 8.0))
 
 
 def card(classes=4, channels=3, **values):
@@ -95,7 +95,7 @@ def test_labels_are_those_of_the_definition(data):
     random = np.random.default_rng(data.draw(st.integers(0, 999)))
     scores = (2 * random.normal(size=(4, *cells))).astype(np.float32)
     image = random.integers(0, 256, (*size, channels), np.uint8)
-    head = Head("linear", "half_pixel", (float(stride),) * 2)
+    head = Upsampling("linear", "half_pixel", (float(stride),) * 2)
     labels = refined_labels(scores, head, card(channels=channels), stride, size, image)
     expected, margin = reference(scores, image, stride)
     assert labels.dtype == np.uint8 and labels.shape == size
@@ -295,12 +295,12 @@ COARSE = {"mode": "linear", "factor": (8.0, 8.0)}
     ],
 )
 def test_networks_that_cannot_be_refined_are_told_why(how, values, reason):
-    assert reason in refusal(replace(card(), **values), Head(**how), (8, 8))
+    assert reason in refusal(replace(card(), **values), Upsampling(**how), (8, 8))
 
 
 def test_networks_that_can_be_refined():
     for how in (COARSE, COARSE | {"factor": None}, COARSE | {"coordinates": "pytorch_half_pixel", "activated": True}):
-        assert refusal(card(), Head(**how), (8, 8)) is None
+        assert refusal(card(), Upsampling(**how), (8, 8)) is None
 
 
 def test_commands_refine(exports, tmp_path):

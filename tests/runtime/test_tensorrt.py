@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from fcn_deploy.runtime.backends import KERNELS_PTX
 from fcn_deploy.runtime.engine_file import EngineFile, write_engine
-from fcn_deploy.runtime.manifest import COORDINATES, ROUNDINGS, GpuPlan, Head, Profile
+from fcn_deploy.runtime.manifest import COORDINATES, ROUNDINGS, GpuPlan, Upsampling, Profile
 from fcn_deploy.runtime.prepare import padded_size, prepare
 from fcn_deploy.runtime.upsampling import labels_from_scores
 from fcn_deploy.runtime.verify import verify
@@ -525,7 +525,7 @@ def test_the_label_kernel_equals_the_exact_head(kernels, data):
     mode = data.draw(st.sampled_from(["linear", "nearest", "none"]))
     rows, columns = (data.draw(st.integers(1, 9)) for _ in range(2))
     factor = data.draw(st.sampled_from([(8.0, 8.0), (4.0, 16.0), (2.5, 3.3), (1.0, 1.0), None]))
-    head = Head(mode, data.draw(st.sampled_from(COORDINATES)), factor, data.draw(st.sampled_from(ROUNDINGS)))
+    head = Upsampling(mode, data.draw(st.sampled_from(COORDINATES)), factor, data.draw(st.sampled_from(ROUNDINGS)))
     if mode == "none":
         head, padded = replace(head, factor=None), (rows, columns)
     else:

@@ -3,7 +3,7 @@
 import itertools
 
 import numpy as np
-from fcn_deploy.runtime.manifest import Head
+from fcn_deploy.runtime.manifest import Upsampling
 from fcn_deploy.runtime.model_card import ModelCard
 from fcn_deploy.runtime.plan import Grid
 from fcn_deploy.runtime.tiles import ready_rows, score_bands
@@ -62,16 +62,16 @@ def test_scores_of_stages_in_any_tiles_are_those_of_the_whole_image_from_any_row
 
 
 HEADS = [
-    Head("linear", "half_pixel", (8.0, 8.0)), Head("linear", "asymmetric", (8.0, 8.0)),
-    Head("linear", "align_corners", (8.0, 8.0)), Head("linear", "half_pixel", None),
-    Head("nearest", "half_pixel", (8.0, 8.0)), Head("linear", "half_pixel", (8.0, 4.0)),
+    Upsampling("linear", "half_pixel", (8.0, 8.0)), Upsampling("linear", "asymmetric", (8.0, 8.0)),
+    Upsampling("linear", "align_corners", (8.0, 8.0)), Upsampling("linear", "half_pixel", None),
+    Upsampling("nearest", "half_pixel", (8.0, 8.0)), Upsampling("linear", "half_pixel", (8.0, 4.0)),
 ]  # fmt: skip
 
 
 @settings(max_examples=150, deadline=None)
 @given(data=st.data())
 def test_results_of_bands_are_those_of_the_whole_score_map(data):
-    head = data.draw(st.sampled_from([*HEADS, Head()]))
+    head = data.draw(st.sampled_from([*HEADS, Upsampling()]))
     cells, width, classes = (data.draw(st.integers(1, high)) for high in (14, 6, 4))
     random = np.random.default_rng(data.draw(st.integers(0, 999)))
     scores = random.normal(size=(classes, cells, width)).astype(np.float32)

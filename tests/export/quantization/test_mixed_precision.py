@@ -15,7 +15,7 @@ from fcn_deploy.export.quantization.mixed_precision import Judge, Options, lower
 from fcn_deploy.export.quantization.quantize import SCHEMES, quantised_convolutions
 from fcn_deploy.runtime.backends.onnxruntime import session
 from fcn_deploy.runtime.engine_file import EngineFile
-from fcn_deploy.runtime.manifest import Head
+from fcn_deploy.runtime.manifest import Upsampling
 from helpers import command, needs_shared, one_error, photo
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
@@ -74,7 +74,7 @@ def fragile():
 def test_layers_that_int8_cannot_hold_are_reverted(photos, target):
     said = []
     options = Options(int8=True, fp16=target == "tensorrt", calib=str(photos / "images"), max_drop=1.0)
-    result = lower(fragile(), Head(), CARD, target, options, say=said.append)
+    result = lower(fragile(), Upsampling(), CARD, target, options, say=said.append)
     assert result.report["kept"], "nothing was reverted"
     assert result.report["drop_points"] <= 1.0 and result.report["metric"] == "agreement"
     assert quantised_convolutions(result.core) == 4 - len(result.report["kept"])
@@ -83,7 +83,7 @@ def test_layers_that_int8_cannot_hold_are_reverted(photos, target):
     assert max(sensitivities, key=sensitivities.get) in result.report["kept"]
     # Without the gate it would have been much worse.
     free = lower(
-        fragile(), Head(), CARD, target, Options(int8=True, calib=options.calib, max_drop=100), say=said.append
+        fragile(), Upsampling(), CARD, target, Options(int8=True, calib=options.calib, max_drop=100), say=said.append
     )
     assert free.report["drop_points"] > 1.0 and not free.report["kept"]
 
@@ -100,13 +100,13 @@ def overflowing():
 
 def test_fp16_keeps_what_overflows_in_float32(photos):
     options = Options(fp16=True, calib=str(photos / "images"), max_drop=0.1)
-    result = lower(overflowing(), Head(), CARD, "tensorrt", options)
+    result = lower(overflowing(), Upsampling(), CARD, "tensorrt", options)
     assert set(result.report["kept"]) == {"large", "scores"}
     assert "beyond float16" in result.report["kept"]["large"]
     naive = emulate_half(overflowing())
     from fcn_deploy.calibration.stream import open_stream
 
-    judge = Judge(overflowing(), Head(), CARD, open_stream(str(photos / "images"), CARD), None, exact=False)
+    judge = Judge(overflowing(), Upsampling(), CARD, open_stream(str(photos / "images"), CARD), None, exact=False)
     largest = [v.name for v in naive.graph.output if v.name.endswith("large")]
     assert largest  # its magnitude is watched
     assert judge.drop(judge.measure(result.reference)) <= 0.1
@@ -211,7 +211,7 @@ def test_activations_that_are_not_finite_are_refused(photos):
         {"w": np.ones((2, 3, 1, 1))},
     )
     with pytest.raises(DeployError, match="tensor logs: it has NaN or infinite values"):
-        lower(model, Head(), CARD, "cpu", Options(int8=True, calib=str(photos / "images")))
+        lower(model, Upsampling(), CARD, "cpu", Options(int8=True, calib=str(photos / "images")))
 
 
 def test_misuse_is_one_line(exports, photos, tmp_path):
@@ -278,7 +278,7 @@ def test_the_gate_never_trusts_kernels_that_saturate(photos, target, monkeypatch
         return session(model, threads, optimise, arena)
 
     monkeypatch.setattr("fcn_deploy.export.quantization.mixed_precision.session", watched)
-    lower(fragile(), Head(), CARD, target, Options(int8=True, calib=str(photos / "images"), max_drop=100))
+    lower(fragile(), Upsampling(), CARD, target, Options(int8=True, calib=str(photos / "images"), max_drop=100))
     assert levels and set(levels) == {target == "cpu"}
 
 
