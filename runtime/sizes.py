@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from .errors import DeployError, MisuseError
-from .images import DEFAULT_MAX_PIXELS, find_images, image_size
+from .images.find import find_images
+from .images.header import DEFAULT_MAX_PIXELS, read_header
 
 log = logging.getLogger(__name__)
 
@@ -108,7 +109,7 @@ def _of_images(text: str) -> Sizes:
     skipped, first = {}, {}
     for file in files:
         try:
-            counts[size := image_size(file)] += 1
+            counts[size := read_header(file).size] += 1
             first.setdefault(size, file)
         except DeployError as error:
             skipped[str(file)] = str(error)

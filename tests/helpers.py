@@ -1,5 +1,6 @@
 """Functions the tests share."""
 
+import json
 import os
 import subprocess
 import sys
@@ -76,6 +77,17 @@ def command(*words: object, ok: int = 0, cwd: Path | None = None, env: dict | No
     )
     assert done.returncode == ok, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
     return done
+
+
+def label_records(done) -> list[dict]:
+    """What label-images --json said of each file; its last record, the summary, must agree with them."""
+    *records, summary = map(json.loads, done.stdout.splitlines())
+    assert summary["record"] == "summary" and {record["record"] for record in records} <= {"image", "video"}
+    counts = {"labelled": "size", "skipped": "skipped", "failed": "error"}
+    for count, field in counts.items():
+        assert summary[count] == sum(field in record for record in records)
+    assert summary["files"] == len(records) and summary["seconds"] > 0
+    return records
 
 
 def one_error(done) -> str:

@@ -341,7 +341,7 @@ def build(
 ) -> None:
     """Build an engine: cut off the head, optimise the core, compare with the model, measure."""
     from fcn_deploy.calibration.report import page
-    from fcn_deploy.calibration.report.engines import read_report
+    from fcn_deploy.calibration.report.engine_report import read_report
     from fcn_deploy.calibration.report.results import Entry
 
     noted = page.NoteKeeper()

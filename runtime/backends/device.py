@@ -8,7 +8,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from ..command import need
+from ..extras import need
 from ..errors import DeployError, MisuseError
 from ..manifest import GpuPlan
 from . import KERNELS_PTX, kernels_for

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from fcn_deploy.calibration.report.engines import read_report
+from fcn_deploy.calibration.report.engine_report import read_report
 from helpers import ReadPage, command, one_error, photo
 from PIL import Image
 
