@@ -26,7 +26,7 @@ from fcn_deploy.runtime.backends import ORT_TARGETS, openvino
 from fcn_deploy.runtime.backends.onnxruntime import session
 from fcn_deploy.runtime.engine_file import EngineFile
 from fcn_deploy.runtime.errors import DeployError, MisuseError
-from fcn_deploy.runtime.manifest import Upsampling, Stage
+from fcn_deploy.runtime.manifest import Stage, Upsampling
 from fcn_deploy.runtime.model_card import CARD_KEY, ModelCard
 from fcn_deploy.runtime.plan import available_memory
 from fcn_deploy.runtime.segmenter import Segmenter
@@ -144,7 +144,7 @@ def _engine(path: Path, memory: int) -> dict[str, Any]:
                 for profile in manifest.gpu.profiles
             ],
         }
-    about |= _described(manifest.card, manifest.head)
+    about |= _described(manifest.card, manifest.upsampling)
     about["runs"], about["not_run"] = _runs_of_engine(path, memory)
     return about | {"ok": not any(run["problem"] for run in about["runs"])}
 
@@ -230,7 +230,7 @@ def _targets(core: ModelProto, targets: Sequence[str], card: ModelCard | None) -
         if target == "cpu":
             found["cpu (onnxruntime)"] = _tried("onnxruntime", lambda: session(core.SerializeToString()))
             if openvino.installed():
-                found["cpu (openvino)"] = _tried("openvino", lambda: openvino.OpenVinoBackend(core.SerializeToString()))
+                found["cpu (openvino)"] = _tried("openvino", lambda: openvino.OpenVinoSession(core.SerializeToString()))
         elif target in ORT_TARGETS:
             # Which nodes fall back to the CPU is told there alone.
             found[target] = _tried("onnxruntime", lambda: session(core.SerializeToString()))
@@ -304,7 +304,7 @@ def _runs_of_engine(path: Path, memory: int) -> tuple[list[dict[str, Any]], str]
             return [{"size": (0, 0), "problem": str(error)}], ""
         return [], str(error)
     with net:
-        for size in _sizes(memory, net.bytes_per_pixel):
+        for size in _sizes(memory, net.network.bytes_per_pixel):
             image = natural_noise(*size, net.card, 0)
             try:
                 result = net.values(image) if net.card.activation in ("multilabel", "none") else net(image)

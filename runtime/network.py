@@ -1,5 +1,6 @@
 """Network: an engine or an ONNX model opened; how an image is run by it, and what comes out."""
 
+import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -52,7 +53,9 @@ class BatchCost:
 
 
 class Network:
-    """A Segmenter's network, for our own commands: arguments and errors as of `Segmenter`. Safe to use from threads.
+    """What a Segmenter is made of, with all that our own commands use. Arguments and errors are those of `Segmenter`.
+
+    Many threads may use one.
 
     Attributes:
         path: of the file.
@@ -68,7 +71,7 @@ class Network:
 
     def __init__(
         self,
-        path: Path,
+        model: str | os.PathLike[str],
         device: str = "auto",
         threads: int | None = None,
         memory: int | None = None,
@@ -79,19 +82,21 @@ class Network:
             raise MisuseError(f"threads is {threads}; it must be at least 1, or None for one per core")
         if memory is not None and memory < 1:
             raise MisuseError(f"memory is {memory} bytes; it must be above 0, or None for what is free")
-        self.path, self.memory, self.refine = path, memory, refine
+        self.path = path = Path(model)
+        self.memory, self.refine = memory, refine
         self.batch_costs: dict[tuple[int, int], BatchCost] = {}
         self._kept = 0  # bytes
         if not path.is_file():
-            raise DeployError(f"{path} does not exist or is not a file; name an .engine or an .onnx")
+            raise MisuseError(f"{path} does not exist or is not a file; name an .engine or an .onnx")
         self.manifest: Manifest | None = None
         self._backend: Backend | None
         self.stages: tuple[Stage, ...]
         if path.suffix.lower() == ".onnx":
             if device.startswith("cuda"):
                 raise MisuseError(f"{path} is a plain ONNX, which runs on the CPU; make an engine: build-engine")
-            self._backend = model = OnnxModelBackend(path, threads)
-            self.card, self.upsampling, self.precision, self.stages = model.card, model.upsampling, "float32", (WHOLE,)
+            self._backend = opened = OnnxModelBackend(path, threads)
+            self.card, self.upsampling = opened.card, opened.upsampling
+            self.precision, self.stages = "float32", (WHOLE,)
         else:
             self._backend, manifest = _open_engine(path, device, gpu_index, threads)
             self.manifest, self.card, self.upsampling = manifest, manifest.card, manifest.upsampling
@@ -266,6 +271,12 @@ class Network:
         backend, self._backend = self._backend, None
         if backend is not None:
             backend.close()
+
+    def __enter__(self) -> "Network":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def _results_of_scores(
         self, image: Image, scores: Floats, plan: Plan, kinds: Sequence[str]

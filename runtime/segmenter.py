@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import Any, Literal, overload
 
 import numpy as np
@@ -45,7 +44,7 @@ class Segmenter:
         refine: bool = False,
     ) -> None:
         self._device, self._threads = device, threads
-        self.network = Network(Path(model), device, threads, memory, refine)
+        self.network = Network(model, device, threads, memory, refine)
 
     @property
     def card(self) -> ModelCard:

@@ -5,7 +5,7 @@ import json
 import zipfile
 
 from fcn_deploy.runtime.engine_file import EngineFile
-from fcn_deploy.runtime.manifest import Upsampling, Manifest, Stage
+from fcn_deploy.runtime.manifest import Manifest, Stage, Upsampling
 
 from fcn_deploy import ModelCard
 

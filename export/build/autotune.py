@@ -14,8 +14,8 @@ import numpy as np
 from fcn_deploy.runtime.backends import CPU_BACKENDS
 from fcn_deploy.runtime.backends.openvino import installed
 from fcn_deploy.runtime.errors import DeployError, MisuseError, OverBudgetError
+from fcn_deploy.runtime.network import Network
 from fcn_deploy.runtime.plan import plan_run
-from fcn_deploy.runtime.segmenter import Segmenter
 
 log = logging.getLogger(__name__)
 
@@ -98,8 +98,8 @@ def fewer_threads(cores: int | None = None) -> list[int]:
 
 
 def tune(
-    open_: Callable[[Candidate], AbstractContextManager[Segmenter]],
-    check: Callable[[Candidate, Segmenter], str],
+    open_: Callable[[Candidate], AbstractContextManager[Network]],
+    check: Callable[[Candidate, Network], str],
     candidates: Sequence[Candidate],
     images: Mapping[str, np.ndarray],
     tuning: Tuning,
@@ -112,7 +112,7 @@ def tune(
     is what decides; fewer threads are then tried with the one that was kept, until they are slower, for the report.
 
     Args:
-        open_: gives a Segmenter. Where it raises DeployError the candidate is refused.
+        open_: gives it opened. Where it raises DeployError the candidate is refused.
         check: the reason why a candidate's labels may not be used, or "".
         candidates: the preferred first.
         images: "HxW" → image.
@@ -158,7 +158,7 @@ def tune(
 
 
 def fastest_tile(
-    net: Segmenter, image: np.ndarray, seconds: float, clock: Callable[[], float] = time.perf_counter
+    net: Network, image: np.ndarray, seconds: float, clock: Callable[[], float] = time.perf_counter
 ) -> int | None:
     """The side of tiles in which a network's first stage runs faster than whole, as tiles fit the processor's caches.
 

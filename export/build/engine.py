@@ -37,8 +37,9 @@ from fcn_deploy.runtime.engine_file import write_engine
 from fcn_deploy.runtime.errors import DeployError, MisuseError
 from fcn_deploy.runtime.manifest import GpuPlan, Manifest, Profile, Stage
 from fcn_deploy.runtime.model_card import ModelCard
+from fcn_deploy.runtime.network import Network
+from fcn_deploy.runtime.onnx_model import adds_up_to_one
 from fcn_deploy.runtime.prepare import Border, padded_size, prepare
-from fcn_deploy.runtime.segmenter import Segmenter, adds_up_to_one
 from fcn_deploy.runtime.sizes import Sizes
 from fcn_deploy.runtime.verify import GOLDEN, TIMED_SIZES, golden_difference, latency, natural_noise, timed_sizes
 from onnx import ModelProto
@@ -125,7 +126,7 @@ def build_engine(
         card=card,
         target="cpu",
         precision="float32",
-        head=head,
+        upsampling=head,
         stages=tuple(part.stage for part in parts),
         created_by=f"fcn-deploy {version('fcn-deploy')}",
     )
@@ -278,12 +279,12 @@ def _plan(
 
 
 @contextmanager
-def _draft(manifest: Manifest, members: dict[str, bytes], threads: int | None = None) -> Iterator[Segmenter]:
+def _draft(manifest: Manifest, members: dict[str, bytes], threads: int | None = None) -> Iterator[Network]:
     """An engine of these members, opened as a user opens it, and deleted afterwards."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "draft.engine"
         write_engine(path, manifest, members)
-        with Segmenter(path, threads=threads) as net:
+        with Network(path, threads=threads) as net:
             yield net
 
 
@@ -336,7 +337,7 @@ def _tuned(
     def open_(candidate: Candidate):
         return _draft(as_run_by(candidate), drafts[candidate.precision][1], candidate.threads)
 
-    def check(candidate: Candidate, net: Segmenter) -> str:
+    def check(candidate: Candidate, net: Network) -> str:
         if candidate.backend == "onnxruntime":
             return ""
         say(f"checking the labels of {candidate.backend}, {candidate.precision}")
@@ -393,7 +394,7 @@ def _tuned(
     return manifest, members, about
 
 
-def _errs_on_strips(net: Segmenter, members: dict[str, bytes]) -> str:
+def _errs_on_strips(net: Network, members: dict[str, bytes]) -> str:
     """Why an INT8 engine's scores of strips, whose maps are one cell wide or high, may not be used; "" where they may.
 
     Kernels have paths of their own for such maps, and some are wrong: see `runtime.backends.openvino.NarrowMaps`.

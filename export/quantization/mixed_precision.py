@@ -27,7 +27,7 @@ from fcn_deploy.runtime.files import replacing
 from fcn_deploy.runtime.manifest import Upsampling
 from fcn_deploy.runtime.model_card import ModelCard
 from fcn_deploy.runtime.prepare import padded_size, prepare
-from fcn_deploy.runtime.upsampling import result_from_scores
+from fcn_deploy.runtime.upsampling import ScoreWindow, result_from_scores
 from onnx import ModelProto
 
 JUDGED = 40  # images at most that the gate looks at
@@ -359,7 +359,9 @@ class Judge:
     def _result(self, scores: np.ndarray, size: tuple[int, int]) -> np.ndarray:
         if self.card.kind == "values":
             return scores  # interpolated they are convex combinations of these, and many times their memory
-        return result_from_scores(self.card.kind, scores, self.head, self.card, padded_size(*size, self.card), size)
+        return result_from_scores(
+            self.card.kind, ScoreWindow.whole(scores, padded_size(*size, self.card), size), self.head, self.card
+        )
 
     def _compare(self, labels: list[np.ndarray]) -> float:
         if self.card.kind == "values":

@@ -8,8 +8,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from ..extras import need
 from ..errors import DeployError, MisuseError
+from ..extras import need
 from ..manifest import GpuPlan
 from . import KERNELS_PTX, kernels_for
 

@@ -141,7 +141,7 @@ def test_npy_arrays_are_labelled_by_regions_too(net, tmp_path):
 
 def stopping(net, monkeypatch, after, error):
     """Let the network fail after so many bands."""
-    bands = net.bands_of
+    bands = net.network.bands_of
 
     def stopped(image, start, *kinds):
         for count, band in enumerate(bands(image, start, *kinds)):

@@ -251,7 +251,7 @@ def test_fastest_keeps_float32_where_int8_is_slower(exports, tmp_path, photos, m
     report = build_engine(source, out, options=options, tuning=Tuning(fastest=True), timed=[(32, 32)])
     assert report["precision"] == "float32" and report["speedup"] == pytest.approx(1 / 3, abs=0.01)
     with Segmenter(out) as net, Segmenter(exports / "narrow.engine") as plain:
-        assert net.precision == net.manifest.precision == "float32"
+        assert net.precision == net.network.manifest.precision == "float32"
         np.testing.assert_array_equal(net(photo(61, 97)), plain(photo(61, 97)))
     # Asked for by name, INT8 is kept.
     report = build_engine(source, out, options=options, tuning=Tuning(), timed=[(32, 32)])
@@ -272,11 +272,11 @@ def test_fastest_keeps_float32_where_int8_loses_too_much(exports, tmp_path, phot
 def test_int8_that_loses_too_much_by_a_librarys_own_kernels_is_not_run_by_it(exports, tmp_path, photos, monkeypatch):
     pytest.importorskip("openvino", reason="openvino is not installed; pip install 'fcn-deploy[openvino]'")
 
-    class Broken(openvino.OpenVinoBackend):
+    class Broken(openvino.OpenVinoSession):
         def run(self, image):
             return super().run(image)[::, ::-1].copy()
 
-    monkeypatch.setattr(openvino, "OpenVinoBackend", Broken)
+    monkeypatch.setattr(openvino, "OpenVinoSession", Broken)
     options = Options(int8=True, calib=str(photos), max_drop=60)
     tuning = Tuning(("onnxruntime", "openvino"), seconds=1)
     out = tmp_path / "m.engine"

@@ -115,7 +115,10 @@ def test_upsample_scores_gives_coarse_networks_full_size():
 def test_split_head_cuts_the_last_resize_off(coordinates):
     whole = resized(coordinate_transformation_mode=coordinates)
     core = split_head(whole)
-    assert core.upsampling == Upsampling("linear", coordinates, (4.0, 4.0)) and (core.size_multiple, core.smallest) == (1, 1)
+    assert core.upsampling == Upsampling("linear", coordinates, (4.0, 4.0)) and (core.size_multiple, core.smallest) == (
+        1,
+        1,
+    )
     image = noise(16, 24)
     assert run(core.model, image).shape == (1, 2, 4, 6)
     assert [node.op_type for node in core.model.graph.node] == ["Conv"]
