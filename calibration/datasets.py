@@ -37,8 +37,11 @@ class LabelledImages(Protocol):
     255 is not counted; so there are at most 255 classes.
     """
 
-    classes: Sequence[str]
-    colors: Sequence[tuple[int, int, int]]
+    @property
+    def classes(self) -> Sequence[str]: ...
+
+    @property
+    def colors(self) -> Sequence[tuple[int, int, int]]: ...
 
     def __len__(self) -> int: ...
 
@@ -179,7 +182,7 @@ def load_dataset(
             )
         if file_names := [name for name in names if name not in card.classes]:
             log.warning("%s names its classes otherwise than the model: %s", data, ", ".join(file_names[:3]))
-        names = card.classes
+        names = list(card.classes)
     if len(names) > IGNORE:
         raise MisuseError(f"{data} has {len(names)} classes; labelled data has at most {IGNORE}")
     palette = voc_palette(len(names))

@@ -1,7 +1,7 @@
 """The images that calibration sees: real ones, at their own sizes, a seeded sample of a bounded number."""
 
 import logging
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -46,7 +46,7 @@ class ImageStream:
                 continue
             yield name, image
 
-    def subset(self, indices) -> "ImageStream":
+    def subset(self, indices: Iterable[int]) -> "ImageStream":
         """Some of the images, in the order of `indices`."""
         chosen = [int(index) for index in indices]
         return ImageStream([self.names[index] for index in chosen], lambda index: self.read(chosen[index]))

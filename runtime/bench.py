@@ -52,7 +52,7 @@ def bench(
         clock: in seconds.
 
     Returns:
-        {"engine", "target", "precision", "backend", "threads", "sizes": a row each (see `_by_itself`), "mixed":
+        {"file", "target", "precision", "backend", "threads", "sizes": a row each (see `_by_itself`), "mixed":
         {"images", "images_per_s", "megapixels_per_s", "median_ms", "p90_ms"} or null, "memory_mb": {"opened",
         "peak", "after"} or null, and with `layers` "layers": {"size", "rows"} or {"reason"}}.
         Memory is resident memory beyond that of the process before the model was opened, without the images: after
@@ -82,7 +82,7 @@ def bench(
         runnable = [size for size, row in zip(images, rows, strict=True) if row["median_ms"] is not None]
         weights = _weights(sizes, chosen, runnable)
         report = {
-            "engine": str(path),
+            "file": str(path),
             "target": net.manifest.target if net.manifest else "cpu",
             "precision": net.precision,
             "backend": net.backend.name,
@@ -268,7 +268,7 @@ def _megabytes(amount: int | None, base: int | None) -> float | None:
 def show(report: dict[str, Any]) -> str:
     """A report as text."""
     lines = [
-        f"{report['engine']}: {report['precision']} for {report['target']}, run by {report['backend']}, "
+        f"{report['file']}: {report['precision']} for {report['target']}, run by {report['backend']}, "
         f"threads: {report['threads']}",
         f"{'size':>11} {'images':>7} {'median':>11} {'p90':>11} {'images/s':>9} {'MP/s':>7} "
         f"{'input':>6} {'core':>6} {'head':>6} {'memory':>9}",

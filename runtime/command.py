@@ -84,7 +84,7 @@ def _told(error: Exception, name: str, renamed: Mapping[str, str]) -> tuple[str,
     if isinstance(error, MemoryError):
         return "out of memory; use smaller images or a machine with more", FAILURE
     if hasattr(error, "format_message"):
-        option = getattr(error, "option_name", None)
+        option = str(getattr(error, "option_name", ""))
         if option in renamed:
             return f"{option} is called {renamed[option]} now (see {name} --help)", MISUSE
         return f"{error.format_message()} (see {name} --help)", MISUSE

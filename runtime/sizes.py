@@ -106,7 +106,8 @@ def _of_images(text: str) -> Sizes:
         except MisuseError as error:
             raise MisuseError(f"--sizes: {error}; or give sizes, as {EXAMPLE}") from error
     counts: Counter[Size] = Counter()
-    skipped, first = {}, {}
+    skipped: dict[str, str] = {}
+    first: dict[Size, Path] = {}
     for file in files:
         try:
             counts[size := read_header(file).size] += 1

@@ -32,7 +32,7 @@ def verify(path: Path, threads: int | None = None, sizes: Sequence[tuple[int, in
         sizes: (height, width) in pixels to time; None: TIMED_SIZES, or those that an engine for GPUs was tuned for.
 
     Returns:
-        {"engine", "target", "precision", "backend", "difference" (largest, as a share of the scores'
+        {"file", "target", "precision", "backend", "difference" (largest, as a share of the scores'
         range), "tolerance", "labels_equal" (share of pixels, of masks too; null where the network gives values),
         "passed", "latency": [{"size": [H, W], "ms": median or null}]}.
 
@@ -46,7 +46,7 @@ def verify(path: Path, threads: int | None = None, sizes: Sequence[tuple[int, in
     with Network(path, threads=threads) as net:
         golden = golden_difference(net, sample)
         return {
-            "engine": str(path),
+            "file": str(path),
             "target": net.manifest.target,
             "precision": net.precision,
             "backend": net.backend.name,

@@ -25,8 +25,8 @@ def find_images(inputs: Sequence[str | os.PathLike[str]], suffixes: Container[st
         MisuseError: an input that does not exist, or holds no images.
     """
     found: list[Path] = []
-    for item in map(os.fspath, inputs):
-        path = Path(item)
+    for given in inputs:
+        item, path = os.fspath(given), Path(given)
         if path.is_dir():
             files = sorted(file for file in path.iterdir() if file.suffix.lower() in suffixes and file.is_file())
             if not files:

@@ -49,7 +49,8 @@ def displayable(image: NDArray[Any]) -> NDArray[Any]:
         return image
     values = np.nan_to_num(image.astype(np.float32))
     low, high = np.percentile(values, (1, 99))
-    return (np.clip((values - low) / max(high - low, 1e-12), 0, 1) * 255 + 0.5).astype(np.uint8)
+    shares: NDArray[Any] = np.clip((values - low) / max(high - low, 1e-12), 0, 1)
+    return (shares * 255 + 0.5).astype(np.uint8)
 
 
 def overlay_sheet(image: NDArray[Any], labels: NDArray[Any], card: ModelCard) -> "Pictures.Image":
@@ -58,8 +59,9 @@ def overlay_sheet(image: NDArray[Any], labels: NDArray[Any], card: ModelCard) ->
 
     picture = Image.fromarray(overlay(image, labels, card))
     if labels.ndim == 2:
-        rows = (labels[top : top + ROWS].ravel() for top in range(0, len(labels), ROWS))
-        counts = sum(np.bincount(part, minlength=len(card.classes)) for part in rows)
+        counts = np.zeros(len(card.classes), np.int64)
+        for top in range(0, len(labels), ROWS):
+            counts += np.bincount(labels[top : top + ROWS].ravel(), minlength=len(card.classes))
     else:
         counts = np.array([np.count_nonzero(mask) for mask in labels])
     pixels = math.prod(labels.shape[-2:])

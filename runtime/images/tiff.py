@@ -24,7 +24,7 @@ def read_tiff(path: Path, card: ModelCard) -> NDArray[Any]:
         axes, shape = series.axes, series.shape
         if "Y" not in axes or "X" not in axes:
             raise MisuseError(f"{path} has axes {axes}, which are not an image's")
-        array, photometric = series.asarray(), series.keyframe.photometric.name
+        array, photometric = series.asarray(), getattr(series.keyframe.photometric, "name", "")
     # Bands are the samples of a pixel (S), or channels stored one after the other (C); what remains is a stack.
     bands = next((axis for axis in "SC" if axis in axes), None)
     if bands is None and len(axes) == 3 and shape[0] == card.channels and card.channels not in (1, 3):
@@ -81,11 +81,11 @@ class TiffRegions:
                 "is it truncated?"
             )
         self.decoded: dict[int, NDArray[Any]] = {}
-        self.mapped = None
+        self.mapped: NDArray[Any] | None = None
         if page.is_memmappable:
             import tifffile
 
-            mapped = tifffile.memmap(path, page=0, mode="r")
+            mapped: NDArray[Any] = tifffile.memmap(path, page=0, mode="r")
             mapped = mapped[..., None] if mapped.ndim == 2 else mapped
             self.mapped = mapped.transpose(1, 2, 0) if self.separate else mapped
 
@@ -139,7 +139,8 @@ class TiffRegions:
     def _colours(self, pixels: NDArray[Any]) -> NDArray[Any]:
         """As `read_image` would have them: palettes and inverted grey resolved, alpha dropped."""
         if self.kind == "PALETTE":
-            return (self.page.colormap[:, pixels[:, :, 0]] >> 8).astype(np.uint8).transpose(1, 2, 0)
+            colours: NDArray[Any] = self.page.colormap[:, pixels[:, :, 0]] >> 8
+            return colours.astype(np.uint8).transpose(1, 2, 0)
         if self.kind == "MINISWHITE" and pixels.dtype.kind in "ub":
             pixels = ~pixels  # of unsigned and boolean values: the largest less the value
         if self.kind.startswith("MIN") and pixels.shape[2] == 2 and self.card.channels in (1, 3):

@@ -152,17 +152,17 @@ class VideoReader:
     def _duration(self) -> Fraction | None:
         """When the pictures end, in seconds, by the file's header."""
         if self.stream.duration is not None:
-            return (self.stream.duration + (self.stream.start_time or 0)) * self.time_base
+            return Fraction(self.stream.duration + (self.stream.start_time or 0)) * self.time_base
         try:  # Matroska's
             hours, minutes, seconds = self.stream.metadata.get("DURATION", "").split(":")
             return int(hours) * 3600 + int(minutes) * 60 + Fraction(seconds)
         except ValueError:
             return None
 
-    def image(self, frame) -> NDArray[Any]:
+    def image(self, frame: Any) -> NDArray[Any]:
         """A frame upright, [H, W, C] uint8."""
-        image = frame.to_ndarray(format="rgb24" if self.card.channels == 3 else "gray")
-        image = image.reshape(frame.height, frame.width, -1)
+        pixels = frame.to_ndarray(format="rgb24" if self.card.channels == 3 else "gray")
+        image: NDArray[Any] = pixels.reshape(frame.height, frame.width, -1)
         turns = round(frame.rotation / 90) % 4
         return np.ascontiguousarray(np.rot90(image, turns)) if turns else image
 

@@ -64,7 +64,7 @@ def write_maps(
     # Beyond 4 GB a plain TIFF cannot point; compression helps, but how much is known afterwards only.
     with replacing(path) as temporary, tifffile.TiffWriter(temporary, bigtiff=maps.nbytes > 2**31) as writer:
         for page, name in zip(maps, names, strict=True):
-            named = [(285, "s", 0, name), *tags]
+            named: list[Any] = [(285, "s", 0, name), *tags]
             writer.write(
                 tiles(page) if tiled else page, metadata=None, software="fcn-deploy",
                 # As bytes: texts that are not ASCII would be refused.

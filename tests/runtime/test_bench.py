@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 from fcn_deploy.runtime.bench import _mixed, _weights, bench, bench_engine, show
 from fcn_deploy.runtime.sizes import Sizes, parse_sizes
-from helpers import command, one_error, photo
-from PIL import Image
+from helpers import command, one_error, save_photos
 
 from fcn_deploy import DeployError, MisuseError
 
@@ -58,8 +57,7 @@ def test_the_peak_is_never_below_what_was_seen(exports, monkeypatch):
 
 
 def test_a_folders_images_are_measured_each_as_often_as_it_comes(exports, tmp_path):
-    for index, size in enumerate([(40, 60)] * 3 + [(100, 80)]):
-        Image.fromarray(photo(*size, index)).save(tmp_path / f"{index}.png")
+    save_photos(tmp_path, [(40, 60)] * 3 + [(100, 80)])
     (tmp_path / "broken.png").write_bytes(b"junk")
     report = run(exports / "narrow.engine", "--sizes", tmp_path)
     assert [(row["size"], row["images"]) for row in report["sizes"]] == [([40, 60], 3), ([100, 80], 1)]

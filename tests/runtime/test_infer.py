@@ -13,7 +13,7 @@ import zipfile
 import numpy as np
 import pytest
 import tifffile
-from helpers import command, label_records, one_error, photo
+from helpers import command, label_records, one_error, photo, save_photos
 from PIL import Image
 
 from fcn_deploy import Segmenter
@@ -22,9 +22,7 @@ from fcn_deploy import Segmenter
 @pytest.fixture
 def photos(tmp_path):
     folder = tmp_path / "photos"
-    folder.mkdir()
-    for index, size in enumerate(((28, 28), (61, 97), (120, 80), (1, 1))):
-        Image.fromarray(photo(*size, index)).save(folder / f"p{index}.png")
+    save_photos(folder, [(28, 28), (61, 97), (120, 80), (1, 1)], "p{}.png")
     return folder
 
 
@@ -117,8 +115,7 @@ def test_records_keep_the_order_of_many_small_and_large_images(exports, tmp_path
     folder, engine = tmp_path / "in", exports / "narrow.engine"
     folder.mkdir()
     sizes = [((7 * i) % 50 + 1, 40) if i % 9 else (300, 400 + i) for i in range(60)]
-    for index, size in enumerate(sizes):
-        Image.fromarray(photo(*size, index)).save(folder / f"{index:02}.png")
+    save_photos(folder, sizes, "{:02}.png")
     done = command("infer", engine, folder, "-o", tmp_path / "o", "--json")
     records = label_records(done)
     assert [tuple(record["size"]) for record in records] == sizes
@@ -150,7 +147,7 @@ def test_a_disk_that_fills_ends_the_run_with_one_line(exports, photos, tmp_path)
     Image.fromarray(photo(400, 500)).save(photos / "p2.png")
     program = [sys.executable, "-m", "runtime.infer", exports / "narrow.engine", photos, "-o", tmp_path / "o"]
     done = subprocess.run(
-        program, capture_output=True, text=True, timeout=300,
+        program, capture_output=True, text=True,
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1500, 1500)),
     )  # fmt: skip
     assert done.returncode == 1
@@ -159,7 +156,7 @@ def test_a_disk_that_fills_ends_the_run_with_one_line(exports, photos, tmp_path)
     assert {"p0.png", "p1.png"} <= written <= {"p0.png", "p1.png", "p3.png"}
     for name in written:
         Image.open(tmp_path / "o" / name).load()
-    done = subprocess.run([*program, "--resume"], capture_output=True, text=True, timeout=300)
+    done = subprocess.run([*program, "--resume"], capture_output=True, text=True)
     assert done.returncode == 0 and len(list((tmp_path / "o").iterdir())) == 4
 
 
@@ -174,7 +171,7 @@ def test_ctrl_c_is_one_line_and_the_run_can_go_on(exports, tmp_path):
     for _ in range(3):
         assert "→" in running.stdout.readline()
     running.send_signal(signal.SIGINT)
-    _, errors = running.communicate(timeout=120)
+    _, errors = running.communicate()
     assert running.returncode == 130
     assert errors == "python -m runtime.infer: error: interrupted\n"
     written = sorted(path.name for path in out.iterdir())
@@ -184,7 +181,7 @@ def test_ctrl_c_is_one_line_and_the_run_can_go_on(exports, tmp_path):
     for path in sorted(folder.iterdir())[20:]:
         path.unlink()
     started = time.time_ns()
-    done = subprocess.run([*program, "--resume"], capture_output=True, text=True, timeout=300)
+    done = subprocess.run([*program, "--resume"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     first = (out / "000.png").stat()
     assert first.st_mtime_ns < started and len(list(out.glob("0[01]*.png"))) == 40
@@ -198,11 +195,11 @@ def test_a_large_file_is_labelled_by_regions_and_ctrl_c_tells_how_far_it_came(ex
     running = subprocess.Popen(
         [sys.executable, "-m", "runtime.infer", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
-    state, deadline = out / ".map.tif.partial.json", time.monotonic() + 120
-    while not state.exists() and running.poll() is None and time.monotonic() < deadline:
+    state = out / ".map.tif.partial.json"
+    while not state.exists() and running.poll() is None:
         time.sleep(0.005)
     running.send_signal(signal.SIGINT)
-    _, errors = running.communicate(timeout=120)
+    _, errors = running.communicate()
     assert running.returncode == 130
     assert re.fullmatch(
         r"python -m runtime.infer: error: interrupted at row \d+ of 1700 of .*map.tif; "

@@ -26,7 +26,7 @@ from fcn_deploy.runtime.model_card import CARD_KEY
 from fcn_deploy.runtime.prepare import prepare
 from fcn_deploy.runtime.sizes import parse_sizes
 from fcn_deploy.runtime.verify import verify
-from helpers import ROOT, command, label_records, one_error, photo
+from helpers import ROOT, command, label_records, needs, one_error, photo, save_photos
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
@@ -292,7 +292,7 @@ def test_what_a_network_does_not_give_is_refused_by_the_name_of_what_it_does(mad
 
 
 def test_engines_on_openvino_give_the_same(made, tmp_path):
-    pytest.importorskip("openvino", reason="openvino is not installed; pip install 'fcn-deploy[openvino]'")
+    needs("openvino")
     for name in ("none-to-size", "multilabel", "smallest"):
         path, engine = made(name)
         build_engine(read_source(path), tmp_path / "o.engine", tuning=Tuning(("openvino",)), **FAST)
@@ -305,7 +305,7 @@ def test_engines_on_openvino_give_the_same(made, tmp_path):
 
 @pytest.mark.parametrize("name", ["softmax", "multilabel", "none-to-size", "smallest"])
 def test_engines_on_a_gpu_give_the_same(made, gpu, tmp_path, monkeypatch, name):
-    pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed; pip install 'fcn-deploy[rtx]'")
+    needs("tensorrt_rtx")
     from gpu_sim import tensorrt_sim
 
     path, engine = made(name)
@@ -374,8 +374,7 @@ def test_an_engine_whose_stages_have_halos_is_not_tiled_where_its_card_names_an_
 
 
 def test_infer_writes_masks_and_values_and_probabilities(made, tmp_path):
-    for index, size in enumerate([(40, 61), (33, 20)]):
-        Image.fromarray(photo(*size, index)).save(tmp_path / f"{index}.png")
+    save_photos(tmp_path, [(40, 61), (33, 20)])
     images = [tmp_path / "0.png", tmp_path / "1.png"]
     for name in ("multilabel", "none", "none-to-size", "softmax", "sigmoid"):
         engine, out = made(name)[1], tmp_path / name
@@ -523,8 +522,7 @@ def test_a_model_whose_values_are_not_the_engines_is_refused(made, monkeypatch):
 
 
 def test_int8_is_judged_by_values_and_masks(made, tmp_path):
-    for index in range(6):
-        Image.fromarray(photo(60 + index, 70, index)).save(tmp_path / f"{index}.png")
+    save_photos(tmp_path, [(60 + index, 70) for index in range(6)])
     for name in ("none", "multilabel"):
         source = read_source(made(name)[0])
         options = Options(int8=True, calib=str(tmp_path), max_drop=5)
