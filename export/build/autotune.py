@@ -170,7 +170,7 @@ def fastest_tile(
     Returns:
         One of TILES; None where none of them is worth it, or smaller than the image.
     """
-    first, *others = (replace(stage, tile=None) for stage in net.manifest.stages)
+    first, *others = (replace(stage, tile=None) for stage in net.stages)
     size, order, budget = image.shape[:2], random.Random(0), net.memory_budget()
     try:
         whole = plan_run(size, net.card, (first, *others), budget)

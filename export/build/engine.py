@@ -399,10 +399,10 @@ def _errs_on_strips(net: Network, members: dict[str, bytes]) -> str:
 
     Kernels have paths of their own for such maps, and some are wrong: see `runtime.backends.openvino.NarrowMaps`.
     """
-    networks = [onnx.load_from_string(members[stage.file]) for stage in net.manifest.stages]
+    networks = [onnx.load_from_string(members[stage.file]) for stage in net.stages]
     length = STRIP_CELLS * max(net.card.size_multiple, net.card.stride, 32)
     for size in ((length, 1), (1, length)):
-        sample = golden_sample(networks, net.card, "int8", border=net.manifest.stages[0].border, size=size)
+        sample = golden_sample(networks, net.card, "int8", border=net.stages[0].border, size=size)
         strip = golden_difference(net, sample)
         if not strip.passed:
             return f"its scores of {size[0]}×{size[1]} pixels differ by {strip.difference:.1%} of their range"

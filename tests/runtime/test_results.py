@@ -424,7 +424,7 @@ def test_infer_takes_large_files_of_them_too(made, tmp_path, monkeypatch):
     for name in ("multilabel", "none-to-size", "softmax"):
         engine, out, probable = made(name)[1], tmp_path / name, name in PROBABLE
         with Segmenter(engine, memory=700_000) as net:
-            (record,) = label_files(net, [tmp_path / "l.tif"], out, overlay=True, probabilities=probable)
+            (record,) = label_files(net.network, [tmp_path / "l.tif"], out, overlay=True, probabilities=probable)
             assert "error" not in record and record["plan"]["stages"]
             net.network.memory = None
             for kind in [net.network.kind, *(["probabilities"] if probable else [])]:
@@ -454,12 +454,12 @@ def test_a_large_run_of_two_results_goes_on_where_it_stopped(made, tmp_path, mon
         out = {"out": tmp_path / "o.tif", "probabilities": tmp_path / "p.tif"}
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt, match="interrupted at row"):
             patch.setattr(net, "bands_of", stopped)
-            label_regions(net, tmp_path / "l.tif", **out)
+            label_regions(net.network, tmp_path / "l.tif", **out)
         begun = []
         monkeypatch.setattr(
             net, "bands_of", lambda image, start, *kinds: begun.append(start) or whole(image, start, *kinds)
         )
-        label_regions(net, tmp_path / "l.tif", **out)
+        label_regions(net.network, tmp_path / "l.tif", **out)
         assert begun[0] > 0 and sorted(path.name for path in tmp_path.iterdir()) == ["l.tif", "o.tif", "p.tif"]
         np.testing.assert_array_equal(tifffile.imread(out["out"]), net.masks(image))
         np.testing.assert_array_equal(tifffile.imread(out["probabilities"]), net.probabilities(image))

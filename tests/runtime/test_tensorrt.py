@@ -107,7 +107,7 @@ def test_labels_equal_the_cpu_engines_at_200_sizes_across_profiles(engine, expor
             image = photo(height, width, index)
             plan = net.plan(height, width)
             used.add(plan.profile)
-            scores = cpu.scores(image)
+            scores = cpu.network.scores(image)
             np.testing.assert_allclose(net.network.scores(image), scores, atol=1e-4 * np.ptp(scores))
             found, expected = net(image), cpu(image)
             # The same core: only ties of the head may be broken otherwise.
@@ -226,7 +226,7 @@ def test_graphs_are_bounded_and_the_oldest_goes(engine, gpu):
     try:
         for width in (128, 96, 64, 32, 160):
             for _ in range(4):
-                backend.labels(photo(32, width), (32, width))
+                backend.labels(photo(32, width))
             if width == 32 and backend.gpu.library == "tensorrt":
                 assert [key[1] for key in backend.network.graphs] == [(32, 64), (32, 32)]
             assert len(backend.network.graphs) <= 2 and gpu.counts()["graph_execs"] <= 2
