@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fcn_deploy.export.build.autotune import Tuning
+from fcn_deploy.export.build.config import BuildConfig, TuningOptions
 from fcn_deploy.export.build.engine import build_engine
 from fcn_deploy.export.build.parity import decided
 from fcn_deploy.export.importer.standard_form import read_source
-from fcn_deploy.export.quantization.mixed_precision import Options
+from fcn_deploy.export.quantization.options import QuantizationOptions
 from fcn_deploy.export.tolerances import GOLDEN_SAMPLE, REORDERED_SUMS
 from fcn_deploy.runtime.backends import openvino as backend
 from fcn_deploy.runtime.backends.onnxruntime import OnnxRuntimeSession, session
@@ -35,9 +35,11 @@ def engine(exports, tmp_path_factory):
     """narrow.engine, made for OpenVINO."""
     path = tmp_path_factory.mktemp("openvino") / "m.engine"
     report = build_engine(
-        read_source(exports / "narrow.onnx"), path, timed=[(64, 64)], tuning=Tuning(("openvino",), seconds=1)
+        read_source(exports / "narrow.onnx"),
+        path,
+        BuildConfig(latency_sizes=[(64, 64)], tuning=TuningOptions(("openvino",), seconds=1)),
     )
-    assert report["backend"] == "openvino"
+    assert report.backend == "openvino"
     return path
 
 
@@ -215,13 +217,15 @@ def test_int8_is_judged_and_verified_by_its_own_kernels(tmp_path):
     export(model, ModelCard(names, stride=4, size_multiple=4), tmp_path / "m.onnx")
     save_photos(tmp_path, [(60 + 9 * index, 130 - 7 * index) for index in range(8)])
     source = read_source(tmp_path / "m.onnx")
-    options = Options(int8=True, calib=str(tmp_path), max_drop=5)
+    options = QuantizationOptions(int8=True, calib=str(tmp_path), max_drop=5)
     for name in ("onnxruntime", "openvino"):
         report = build_engine(
-            source, tmp_path / f"{name}.engine", timed=[(64, 64)], options=options, tuning=Tuning((name,), seconds=1)
+            source,
+            tmp_path / f"{name}.engine",
+            BuildConfig(latency_sizes=[(64, 64)], quantization=options, tuning=TuningOptions((name,), seconds=1)),
         )
-    by = report["accuracy"]["by_backend"]
-    assert set(by) == {"onnxruntime", "openvino"} and report["accuracy"]["int8"] == by["openvino"]
+    by = report.accuracy.by_backend
+    assert set(by) == {"onnxruntime", "openvino"} and report.accuracy.int8 == by["openvino"]
     assert all(value > 0.95 for value in by.values())
     assert verify(tmp_path / "openvino.engine")["passed"]
     with Segmenter(tmp_path / "openvino.engine") as net, Segmenter(tmp_path / "onnxruntime.engine") as other:
@@ -300,13 +304,12 @@ def test_int8_that_misses_its_golden_sample_is_not_run_by_it(exports, tmp_path, 
     """As networks do that INT8 distorts: rounding then differs between libraries by more than verify-engine allows."""
     monkeypatch.setitem(GOLDEN_SAMPLE, "int8", 1e-6)
     save_photos(tmp_path, [(60 + 9 * index, 130 - 7 * index) for index in range(8)])
-    options = Options(int8=True, calib=str(tmp_path), max_drop=100)
-    report = build_engine(
-        read_source(exports / "narrow.onnx"), tmp_path / "m.engine", timed=[(64, 64)], options=options,
-        tuning=Tuning(("onnxruntime", "openvino"), seconds=1),
-    )  # fmt: skip
-    refused = {(row["backend"], row["precision"]): row["refused"] for row in report["candidates"]}
-    assert "golden sample" in refused["openvino", "int8"] and report["backend"] == "onnxruntime"
+    options = QuantizationOptions(int8=True, calib=str(tmp_path), max_drop=100)
+    tuning = TuningOptions(("onnxruntime", "openvino"), seconds=1)
+    config = BuildConfig(quantization=options, tuning=tuning, latency_sizes=[(64, 64)])
+    report = build_engine(read_source(exports / "narrow.onnx"), tmp_path / "m.engine", config)
+    refused = {(row.backend, row.precision): row.refused for row in report.candidates}
+    assert "golden sample" in refused["openvino", "int8"] and report.backend == "onnxruntime"
 
 
 def test_int8_that_errs_on_strips_is_not_chosen(tmp_path, monkeypatch):
@@ -324,25 +327,23 @@ def test_int8_that_errs_on_strips_is_not_chosen(tmp_path, monkeypatch):
     model = nn.Sequential(nn.Conv2d(3, 16, 3, 2, 1), nn.ReLU(), nn.Conv2d(16, 4, 1), nn.Upsample(scale_factor=2))
     export(model.eval(), ModelCard(("a", "b", "c", "d"), stride=2, size_multiple=2), tmp_path / "m.onnx")
     save_photos(tmp_path, [(60 + 9 * index, 130 - 7 * index) for index in range(8)])
-    report = build_engine(
-        read_source(tmp_path / "m.onnx"), tmp_path / "m.engine", timed=[(64, 64)],
-        options=Options(int8=True, calib=str(tmp_path), max_drop=100),
-        tuning=Tuning(("onnxruntime", "openvino"), seconds=1),
-    )  # fmt: skip
-    refused = {(row["backend"], row["precision"]): row["refused"] for row in report["candidates"]}
-    assert "of 192×1 pixels" in refused["openvino", "int8"] and report["backend"] == "onnxruntime"
+    options = QuantizationOptions(int8=True, calib=str(tmp_path), max_drop=100)
+    tuning = TuningOptions(("onnxruntime", "openvino"), seconds=1)
+    config = BuildConfig(quantization=options, tuning=tuning, latency_sizes=[(64, 64)])
+    report = build_engine(read_source(tmp_path / "m.onnx"), tmp_path / "m.engine", config)
+    refused = {(row.backend, row.precision): row.refused for row in report.candidates}
+    assert "of 192×1 pixels" in refused["openvino", "int8"] and report.backend == "onnxruntime"
 
 
 def test_int8_keeps_its_miou_on_photographs(trained, tmp_path):
     """The network that serves as the yardstick, u8·s8, on photographs that calibration did not see."""
     camvid = needs_shared("camvid")
-    options = Options(int8=True, calib=str(camvid / "train"), count=20, labels=camvid / "trainannot")
-    report = build_engine(
-        read_source(trained / "camvid.onnx"), tmp_path / "m.engine", timed=[(64, 64)],
-        options=options, tuning=Tuning(("openvino",), seconds=1),
-    )  # fmt: skip
+    options = QuantizationOptions(int8=True, calib=str(camvid / "train"), count=20, labels=camvid / "trainannot")
+    tuning = TuningOptions(("openvino",), seconds=1)
+    config = BuildConfig(quantization=options, tuning=tuning, latency_sizes=[(64, 64)])
+    report = build_engine(read_source(trained / "camvid.onnx"), tmp_path / "m.engine", config)
     assert verify(tmp_path / "m.engine")["passed"]
-    accuracy = report["accuracy"]
-    assert accuracy["metric"] == "mIoU" and accuracy["images_judged"] == 40
-    assert accuracy["float32"] - accuracy["by_backend"]["openvino"] < 0.005
-    assert abs(accuracy["by_backend"]["openvino"] - accuracy["by_backend"]["onnxruntime"]) < 0.005
+    accuracy = report.accuracy
+    assert accuracy.metric == "mIoU" and accuracy.images_judged == 40
+    assert accuracy.float32 - accuracy.by_backend["openvino"] < 0.005
+    assert abs(accuracy.by_backend["openvino"] - accuracy.by_backend["onnxruntime"]) < 0.005

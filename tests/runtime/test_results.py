@@ -9,15 +9,14 @@ import numpy as np
 import onnx
 import pytest
 import tifffile
-from fcn_deploy.export.build.autotune import Tuning
-from fcn_deploy.export.build.engine import ForGpu, build_engine, core_of
+from fcn_deploy.export.build.config import BuildConfig, TuningOptions
+from fcn_deploy.export.build.core import core_of, optimise_offline
+from fcn_deploy.export.build.engine import build_engine
 from fcn_deploy.export.build.standalone import build_standalone
-from fcn_deploy.export.build.targets import cpu
-from fcn_deploy.export.build.targets.tensorrt import BuildOptions
 from fcn_deploy.export.graph.edit import set_metadata
 from fcn_deploy.export.importer.standard_form import read_source
 from fcn_deploy.export.passes.pad_and_crop import pad_and_crop
-from fcn_deploy.export.quantization.mixed_precision import Options
+from fcn_deploy.export.quantization.options import QuantizationOptions
 from fcn_deploy.fcn.evaluate import open_model
 from fcn_deploy.runtime.backends.onnxruntime import session
 from fcn_deploy.runtime.engine_file import EngineFile, write_engine
@@ -110,7 +109,7 @@ CARDS = {
 }  # fmt: skip
 PROBABLE = [name for name, (card, _) in CARDS.items() if card.kind != "values"]
 SIZES = ((1, 1), (2, 9), (31, 7), (26, 28), (61, 97), (120, 33), (7, 150))
-FAST = {"timed": [(32, 32)]}
+FAST = BuildConfig(latency_sizes=[(32, 32)])
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +121,7 @@ def made(tmp_path_factory):
     def make(name):
         card, how = CARDS[name]
         onnx.save(network(card, **how), folder / f"{name}.onnx")
-        build_engine(read_source(folder / f"{name}.onnx"), folder / f"{name}.engine", **FAST)
+        build_engine(read_source(folder / f"{name}.onnx"), folder / f"{name}.engine", FAST)
         return folder / f"{name}.onnx", folder / f"{name}.engine"
 
     return make
@@ -295,7 +294,7 @@ def test_engines_on_openvino_give_the_same(made, tmp_path):
     needs("openvino")
     for name in ("none-to-size", "multilabel", "smallest"):
         path, engine = made(name)
-        build_engine(read_source(path), tmp_path / "o.engine", tuning=Tuning(("openvino",)), **FAST)
+        build_engine(read_source(path), tmp_path / "o.engine", replace(FAST, tuning=TuningOptions(("openvino",))))
         with Segmenter(engine) as net, Segmenter(tmp_path / "o.engine") as other:
             assert other.backend == "openvino"
             for size in ((3, 5), (61, 83), (140, 90)):
@@ -310,8 +309,7 @@ def test_engines_on_a_gpu_give_the_same(made, gpu, tmp_path, monkeypatch, name):
 
     path, engine = made(name)
     source, gpus = read_source(path), tmp_path / "g.engine"
-    how = ForGpu(BuildOptions(("sm89",)), parse_sizes("1x1:64x64:160x192"))
-    build_engine(source, gpus, target="sm89", gpu=how)
+    build_engine(source, gpus, BuildConfig(target="sm89", sizes=parse_sizes("1x1:64x64:160x192")))
     gpu.load_kernels(ROOT / "runtime" / "backends" / "kernels.cu")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     with EngineFile(gpus) as file:
@@ -319,7 +317,8 @@ def test_engines_on_a_gpu_give_the_same(made, gpu, tmp_path, monkeypatch, name):
         least = max(source.card.smallest, 1)
         assert least <= min(profile.min) < least + source.card.size_multiple
         shapes = [{"image": tuple((1, 3, *getattr(profile, which)) for which in ("min", "opt", "max"))}]
-        tensorrt_sim.register(file.read("stage-0.plan"), cpu.build(core_of(source)[0].model), shapes)
+        core = optimise_offline(core_of(source).model)
+        tensorrt_sim.register(file.read("stage-0.plan"), core.SerializeToString(), shapes)
     with gpu.tensorrt(), Segmenter(gpus) as net, Segmenter(engine) as other:
         kinds = ["values", net.network.kind, *(["probabilities"] if name in PROBABLE else [])]
         for size in ((1, 1), (9, 150), (61, 83), (160, 20), (300, 120)):
@@ -341,11 +340,11 @@ def test_engines_on_a_gpu_give_the_same(made, gpu, tmp_path, monkeypatch, name):
 def test_a_network_that_sees_the_whole_image_is_tiled_before_that_alone(tmp_path):
     card = ModelCard(NAMES, whole="GlobalAveragePool pool", **FOUR)
     onnx.save(network(card, total=True), tmp_path / "m.onnx")
-    build_engine(read_source(tmp_path / "m.onnx"), tmp_path / "m.engine", **FAST)
+    build_engine(read_source(tmp_path / "m.onnx"), tmp_path / "m.engine", FAST)
     # On a card's word alone, nothing is tiled: any part may be what sees the whole image.
     onnx.save(network(card), tmp_path / "said.onnx")
-    report = build_engine(read_source(tmp_path / "said.onnx"), tmp_path / "said.engine", **FAST)
-    assert [stage["tiles"] for stage in report["stages"]] == ["none: GlobalAveragePool pool"]
+    report = build_engine(read_source(tmp_path / "said.onnx"), tmp_path / "said.engine", FAST)
+    assert [stage.tiles for stage in report.stages] == ["none: GlobalAveragePool pool"]
     image = photo(600, 500)
     with Segmenter(tmp_path / "m.engine") as net:
         expected, needed = net.values(image), net.plan(600, 500).bytes
@@ -500,7 +499,7 @@ def test_a_card_that_takes_probabilities_for_logits_is_refused(tmp_path):
     for how in ({"before": "Sigmoid"}, {"after": "Sigmoid"}):
         onnx.save(network(ModelCard(("no", "yes"), activation="sigmoid", **FOUR), **how), tmp_path / "m.onnx")
         with pytest.raises(DeployError, match="ends in a Sigmoid, and its card says that it gives logits; mend the"):
-            build_engine(read_source(tmp_path / "m.onnx"), tmp_path / "m.engine", **FAST)
+            build_engine(read_source(tmp_path / "m.onnx"), tmp_path / "m.engine", FAST)
 
 
 def test_a_model_whose_values_are_not_the_engines_is_refused(made, monkeypatch):
@@ -510,25 +509,25 @@ def test_a_model_whose_values_are_not_the_engines_is_refused(made, monkeypatch):
     real = build.core_of
 
     def wrong(source):
-        core, card = real(source)
-        for tensor in core.graph.initializer:
+        core = real(source)
+        for tensor in core.model.graph.initializer:
             if tensor.name == "b1":
                 tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) * np.float32(1.01), "b1"))
-        return core, card
+        return core
 
     monkeypatch.setattr(build, "core_of", wrong)
     with pytest.raises(DeployError, match=r"values are not the model's: they differ by \d.\de-0\d of their range"):
-        build_engine(source, made("none")[1].parent / "wrong.engine", **FAST)
+        build_engine(source, made("none")[1].parent / "wrong.engine", FAST)
 
 
 def test_int8_is_judged_by_values_and_masks(made, tmp_path):
     save_photos(tmp_path, [(60 + index, 70) for index in range(6)])
     for name in ("none", "multilabel"):
         source = read_source(made(name)[0])
-        options = Options(int8=True, calib=str(tmp_path), max_drop=5)
-        report = build_engine(source, tmp_path / "m.engine", options=options, **FAST)
-        accuracy = report["accuracy"]
-        assert accuracy["metric"] == "agreement" and accuracy["float32"] == 1 and 0.9 < accuracy["int8"] < 1
+        options = QuantizationOptions(int8=True, calib=str(tmp_path), max_drop=5)
+        report = build_engine(source, tmp_path / "m.engine", replace(FAST, quantization=options))
+        accuracy = report.accuracy
+        assert accuracy.metric == "agreement" and accuracy.float32 == 1 and 0.9 < accuracy.int8 < 1
         with Segmenter(made(name)[1]) as net, Segmenter(tmp_path / "m.engine") as low:
             image = photo(61, 83, 9)
             assert low.precision == "int8"
@@ -536,4 +535,4 @@ def test_int8_is_judged_by_values_and_masks(made, tmp_path):
             lost = np.abs(low.values(image) - expected).mean() / np.ptp(expected)
             assert 0 < lost < 0.05
         with pytest.raises(MisuseError, match="--labels has a label for each pixel, and this network gives"):
-            build_engine(source, tmp_path / "m.engine", options=replace(options, labels=tmp_path), **FAST)
+            build_engine(source, tmp_path / "m.engine", replace(FAST, quantization=replace(options, labels=tmp_path)))

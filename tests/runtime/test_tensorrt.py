@@ -12,6 +12,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from fcn_deploy.export.build.config import BuildConfig
+from fcn_deploy.export.build.core import core_of, optimise_offline
 from fcn_deploy.runtime.backends import KERNELS_PTX
 from fcn_deploy.runtime.engine_file import EngineFile, write_engine
 from fcn_deploy.runtime.manifest import COORDINATES, ROUNDINGS, GpuPlan, Profile, Upsampling
@@ -34,17 +36,14 @@ SIZES = "1x1:64x64:128x160,64x64:160x192:256x256,128x128:224x320:320x416"
 def built(exports, tmp_path_factory):
     """narrow.engine for sm89 with three profiles, and its core for the simulation."""
     needs("tensorrt_rtx")
-    from fcn_deploy.export.build.engine import ForGpu, build_engine, core_of
-    from fcn_deploy.export.build.targets import cpu
-    from fcn_deploy.export.build.targets.tensorrt import BuildOptions
+    from fcn_deploy.export.build.engine import build_engine
     from fcn_deploy.export.importer.standard_form import read_source
     from fcn_deploy.runtime.sizes import parse_sizes
 
     folder = tmp_path_factory.mktemp("gpu")
     source = read_source(exports / "narrow.onnx")
-    how = ForGpu(BuildOptions(("sm89",)), parse_sizes(SIZES))
-    build_engine(source, folder / "m.engine", target="sm89", gpu=how)
-    return folder / "m.engine", cpu.build(core_of(source)[0].model)
+    build_engine(source, folder / "m.engine", BuildConfig(target="sm89", sizes=parse_sizes(SIZES)))
+    return folder / "m.engine", optimise_offline(core_of(source).model).SerializeToString()
 
 
 def profiles_of(plan: GpuPlan):
@@ -131,19 +130,21 @@ def test_engines_in_float16_and_int8_take_float16_and_give_the_labels_of_their_r
     exports, gpu, tmp_path, precision, monkeypatch
 ):
     needs("tensorrt_rtx")
-    from fcn_deploy.export.build import engine as build
+    from fcn_deploy.export.build.config import BuildConfig
+    from fcn_deploy.export.build.engine import build_engine
+    from fcn_deploy.export.build.targets import tensorrt
     from fcn_deploy.export.importer.standard_form import read_source
-    from fcn_deploy.export.quantization.mixed_precision import Options
+    from fcn_deploy.export.quantization.options import QuantizationOptions
     from fcn_deploy.runtime.sizes import parse_sizes
     from gpu_sim import tensorrt_sim
 
     save_photos(tmp_path, [(90 + index, 100) for index in range(4)])
-    cores, real = [], build.tensorrt.build
-    monkeypatch.setattr(build.tensorrt, "build", lambda core, *rest: cores.append(core) or real(core, *rest))
-    options = Options(int8=precision == "int8", fp16=True, calib=str(tmp_path), max_drop=100)
-    how = build.ForGpu(build.tensorrt.BuildOptions(("sm89",)), parse_sizes(SIZES))
+    cores, real = [], tensorrt.build_plan
+    monkeypatch.setattr(tensorrt, "build_plan", lambda core, *rest: cores.append(core) or real(core, *rest))
+    options = QuantizationOptions(int8=precision == "int8", fp16=True, calib=str(tmp_path), max_drop=100)
+    config = BuildConfig(target="sm89", quantization=options, sizes=parse_sizes(SIZES))
     path = tmp_path / "m.engine"
-    build.build_engine(read_source(exports / "narrow.onnx"), path, None, "sm89", options, gpu=how)
+    build_engine(read_source(exports / "narrow.onnx"), path, config)
     gpu.load_kernels(KERNELS)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     with EngineFile(path) as file:
@@ -271,21 +272,22 @@ def small_field(path):
 
 def test_images_outside_every_profile_are_run_in_tiles(gpu, tmp_path):
     needs("tensorrt_rtx")
-    from fcn_deploy.export.build.engine import ForGpu, build_engine, core_of
-    from fcn_deploy.export.build.targets import cpu
-    from fcn_deploy.export.build.targets.tensorrt import BuildOptions
+    from fcn_deploy.export.build.engine import build_engine
     from fcn_deploy.export.importer.standard_form import read_source
     from fcn_deploy.runtime.sizes import parse_sizes
 
     small_field(tmp_path / "small.onnx")
     source = read_source(tmp_path / "small.onnx")
-    build_engine(source, tmp_path / "cpu.engine", timed=[(32, 32)])
-    how = ForGpu(BuildOptions(("sm89",)), parse_sizes("1x1:32x32:48x64,48x64:64x64:96x96"))
-    build_engine(source, tmp_path / "gpu.engine", target="sm89", gpu=how)
+    build_engine(source, tmp_path / "cpu.engine", BuildConfig(latency_sizes=[(32, 32)]))
+    sizes = parse_sizes("1x1:32x32:48x64,48x64:64x64:96x96")
+    build_engine(source, tmp_path / "gpu.engine", BuildConfig(target="sm89", sizes=sizes))
     (tmp_path / "sim").mkdir()
     image = photo(301, 207)
     running = ready(
-        gpu, (tmp_path / "gpu.engine", cpu.build(core_of(source)[0].model)), tmp_path / "sim", "tensorrt_rtx"
+        gpu,
+        (tmp_path / "gpu.engine", optimise_offline(core_of(source).model).SerializeToString()),
+        tmp_path / "sim",
+        "tensorrt_rtx",
     )
     with Segmenter(next(running)) as net, Segmenter(tmp_path / "cpu.engine") as reference:
         plan = net.plan(301, 207)

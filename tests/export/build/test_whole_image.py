@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from fcn_deploy.export.build.config import BuildConfig
 from fcn_deploy.export.build.engine import build_engine
 from fcn_deploy.export.importer.card import SourceOptions
 from fcn_deploy.export.importer.standard_form import read_source
@@ -67,7 +68,7 @@ def folder(tmp_path_factory):
         ("mirrored", Mirrored, None),
     ):
         source = read_source(exported(model, folder / f"{name}.onnx"), options)
-        build_engine(source, folder / f"{name}.engine", timed=[(32, 32)])
+        build_engine(source, folder / f"{name}.engine", BuildConfig(latency_sizes=[(32, 32)]))
         (folder / f"{name}.notes").write_text("\n".join(source.notes))
     return folder
 
