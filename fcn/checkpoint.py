@@ -105,8 +105,9 @@ def load_checkpoint(path: str | os.PathLike[str], note: Callable[[str], None] = 
         if data.pop("version") != VERSION:
             raise DeployError(f"{path} is a checkpoint of another version; upgrade fcn-deploy or train again")
         architecture = Architecture(**data)
+        training = dict(json.loads(metadata.get(TRAINING_KEY, "{}")))
     except (ValueError, TypeError, KeyError, MisuseError) as error:
-        raise DeployError(f"{path} describes an architecture that cannot be built: {error}") from error
+        raise DeployError(f"{path} describes no network that can be built; is it damaged? ({error})") from error
     if architecture.classes != card.scores or architecture.channels != card.channels:
         raise DeployError(f"{path}: its architecture and its model card disagree on classes or channels")
     model = build_network(architecture)
@@ -114,7 +115,7 @@ def load_checkpoint(path: str | os.PathLike[str], note: Callable[[str], None] = 
         load_matching(model, state, ignored=())
     except DeployError as error:
         raise DeployError(f"{path} does not hold the {_describe(architecture)} it says: {error}") from error
-    return Checkpoint(model.eval(), card, json.loads(metadata.get(TRAINING_KEY, "{}")))
+    return Checkpoint(model.eval(), card, training)
 
 
 def _describe(architecture: Architecture) -> str:

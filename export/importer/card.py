@@ -75,7 +75,8 @@ def read_card_file(path: str | os.PathLike) -> dict[str, Any]:
         with Path(path).open("rb") as file:
             data = tomllib.load(file)
     except (OSError, ValueError) as error:
-        raise MisuseError(f"--card {path}: {' '.join(str(error).split())}; write TOML: docs/formats.md") from error
+        said = " ".join(str(error).split())
+        raise MisuseError(f"--card {path}: {said}; write TOML: docs/reference/formats.md") from error
     if unknown := [key for key in data if key not in CARD_FIELDS]:
         raise MisuseError(f"--card {path} has {unknown[0]!r}; a card file may have {', '.join(CARD_FIELDS)}")
     return data

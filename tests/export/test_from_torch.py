@@ -9,7 +9,7 @@ import onnxruntime
 import pytest
 import torch
 import torch.nn.functional as F
-from fcn_deploy.export.analysis.accepted_sizes import probe
+from fcn_deploy.export.analysis.accepted_sizes import find_accepted_sizes
 from fcn_deploy.export.from_torch import VERIFIED_SIZES, export
 from fcn_deploy.export.graph.edit import metadata, opset
 from fcn_deploy.fcn import backbones
@@ -110,7 +110,7 @@ def test_foreign_modules_are_probed_for_the_sizes_they_take(tmp_path, end, sizes
         return (result["out"] if isinstance(result, dict) else result[0] if isinstance(result, tuple) else result).shape
 
     with torch.inference_mode():
-        found = probe(run, "it")
+        found = find_accepted_sizes(run, "it")
         assert (found.multiple, found.factor) == sizes and found.smallest == 1
     card, _ = export(model, None, tmp_path / "m.onnx", name="it")
     assert (card.size_multiple, card.stride) == card_says

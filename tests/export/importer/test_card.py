@@ -99,7 +99,7 @@ def test_a_card_file(tmp_path):
 
 
 def test_the_card_file_of_the_docs(tmp_path):
-    text = (ROOT / "docs" / "formats.md").read_text()
+    text = (ROOT / "docs" / "reference" / "formats.md").read_text()
     (tmp_path / "card.toml").write_text(text.split("```toml\n")[1].split("```")[0])
     model = made(SCORES + TO_SIZE + "k = Slice(f, i0, i3, i1)\n y = Sigmoid(k)", gives="float[N,3,H,W] y")
     card = reads(tmp_path, model, card=read_card_file(tmp_path / "card.toml")).card
