@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import re
 import subprocess
 import sys
 import tomllib
@@ -10,10 +11,12 @@ from importlib import import_module
 from typing import Annotated, get_args
 from unittest import mock
 
+import numpy as np
 import pytest
 import typer
 from fcn_deploy.runtime.command import SCHEMA, parse_memory, print_record, run
-from helpers import ROOT, command, one_error
+from helpers import ROOT, command, one_error, save_photos
+from PIL import Image
 
 from fcn_deploy import DeployError, MisuseError
 
@@ -214,3 +217,41 @@ def test_a_dataclass_stands_for_its_options(capsys):
 def test_a_record_says_what_it_is_and_by_which_schema(capsys):
     print_record("thing", {"file": "a"})
     assert json.loads(capsys.readouterr().out) == {"schema": SCHEMA, "record": "thing", "file": "a"}
+
+
+def documented(record):
+    """The fields of a record that docs/reference/json.md does not name."""
+    page = (ROOT / "docs" / "reference" / "json.md").read_text()
+    named = set(re.findall(r"`([a-z0-9_]+)`", page))
+    assert record["schema"] == SCHEMA and record["record"] in re.findall(r"[a-z]+", " ".join(re.findall("## .*", page)))
+    return [name for name in record if name not in named]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("infer", "{engine}", "{photos}", "-o", "{out}", "--overlay"),
+        ("verify-engine", "{engine}"),
+        ("bench-engine", "{engine}", "--sizes", "40x50", "--seconds", "0.1", "--layers"),
+        ("inspect-model", "{engine}", "--memory", "50MB"),
+        ("inspect-model", "{onnx}", "--target", "cpu", "--memory", "50MB"),
+        ("eval-fcn", "{engine}", "--data", "{data}"),
+        ("build-engine", "{onnx}", "-o", "{out}/m.engine", "--sizes", "40x50"),
+        ("build-engine", "{onnx}", "-o", "{out}/m.onnx", "--standalone"),
+    ],
+    ids=lambda words: " ".join(words[:2]),
+)
+def test_records_are_as_the_docs_say(exports, tmp_path, words):
+    save_photos(tmp_path / "photos", [(20, 30), (33, 40)])
+    places = {"engine": exports / "narrow.engine", "onnx": exports / "narrow.onnx"}
+    places |= {"photos": tmp_path / "photos", "out": tmp_path / "out", "data": tmp_path / "data"}
+    save_photos(tmp_path / "data" / "val", [(20, 30)])
+    (tmp_path / "data" / "valannot").mkdir()
+    Image.fromarray(np.eye(20, 30, dtype=np.uint8)).save(tmp_path / "data" / "valannot" / "0.png")
+    (tmp_path / "data" / "classes.txt").write_text("a\nb\nc\nd\ne\n")
+    done = command(*(word.format(**places) for word in words), "--json")
+    records = [json.loads(line) for line in done.stdout.splitlines()]
+    assert records
+    for record in records:
+        assert not documented(record)
+        assert not re.search(r'"\d+[x×]\d+"', json.dumps(record)), "a size that is no list"
