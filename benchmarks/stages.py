@@ -95,7 +95,7 @@ def run(command: str, out: Path, source: Path, *words: object) -> None:
         return
     words = [source, "-o", out, *words]
     print(f"$ {command.replace('_', '-')} {' '.join(map(str, words))}", file=sys.stderr, flush=True)
-    program = [sys.executable, "-c", f"from fcn_deploy.export.cli.commands import {command}; {command}()"]
+    program = [sys.executable, "-c", f"from fcn_deploy.export.cli.{command} import main; main()"]
     if code := subprocess.run([*program, *map(str, words)], stdout=sys.stderr).returncode:
         sys.exit(code)
 

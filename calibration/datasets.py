@@ -11,7 +11,9 @@ import numpy as np
 from fcn_deploy.calibration.digits import Digits
 from fcn_deploy.calibration.metrics import IGNORE
 from fcn_deploy.runtime.errors import DeployError, MisuseError
-from fcn_deploy.runtime.images import DEFAULT_MAX_PIXELS, IMAGE_SUFFIXES, image_size, open_pillow, read_image
+from fcn_deploy.runtime.images.find import IMAGE_SUFFIXES
+from fcn_deploy.runtime.images.header import DEFAULT_MAX_PIXELS, open_pillow, read_header
+from fcn_deploy.runtime.images.read import read_image
 from fcn_deploy.runtime.model_card import ModelCard, voc_palette
 
 log = logging.getLogger(__name__)
@@ -78,7 +80,7 @@ class FilePairs:
 
     def labels(self, index: int) -> np.ndarray:
         """The labels of `self[index]`, checked likewise; of the image only its size is read."""
-        return self._labels(index, image_size(self.pairs[index][0]))
+        return self._labels(index, read_header(self.pairs[index][0]).size)
 
     def _labels(self, index: int, size: tuple[int, int]) -> np.ndarray:
         image_path, label_path = self.pairs[index]

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from fcn_deploy.runtime.command import need
 from fcn_deploy.runtime.errors import DeployError, MisuseError
+from fcn_deploy.runtime.extras import need
 from fcn_deploy.runtime.files import replacing
 
 BINS = 4096

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 from fcn_deploy.calibration.datasets import load_dataset
 from fcn_deploy.runtime.errors import DeployError, MisuseError
-from fcn_deploy.runtime.images import find_images, read_image
+from fcn_deploy.runtime.images.find import find_images
+from fcn_deploy.runtime.images.read import read_image
 from fcn_deploy.runtime.model_card import ModelCard
 from fcn_deploy.runtime.prepare import check_image
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import onnx
 import torch
-from fcn_deploy.export.analysis.accepted_sizes import SizeBehaviour, probe
+from fcn_deploy.export.analysis.accepted_sizes import AcceptedSizes, find_accepted_sizes
 from fcn_deploy.export.analysis.decision import label_maker
 from fcn_deploy.export.analysis.receptive_field import global_operator
 from fcn_deploy.export.analysis.upsampling import ends_in_sigmoid, find_end
@@ -93,11 +93,11 @@ def export(
         if options.output is not None:
             raise MisuseError(f"{name} gives scores alone; leave --output {options.output} away")
         full, channels = _Multiples(model.eval()), model.architecture.channels
-        sizes = SizeBehaviour(model.size_multiple, scores=model.architecture.classes)
+        sizes = AcceptedSizes(model.size_multiple, scores=model.architecture.classes)
     else:
         full = scores_of(model, name, card.channels if card else None, options.output, note)
         channels = full.channels
-        sizes = probe(lambda height, width: _scores_of(full, channels, height, width), name)
+        sizes = find_accepted_sizes(lambda height, width: _scores_of(full, channels, height, width), name)
     if card is not None:
         check_card(card, channels, sizes.scores, name)
     full = full.eval()  # the exporters put modules back into the mode they came in
@@ -166,7 +166,7 @@ class _Fitted:
 
 
 def _fitted(
-    full: nn.Module, graph: onnx.ModelProto, channels: int, sizes: SizeBehaviour, fit: str | None, name: str
+    full: nn.Module, graph: onnx.ModelProto, channels: int, sizes: AcceptedSizes, fit: str | None, name: str
 ) -> _Fitted:
     """A graph that an exporter wrote, for every size; freed of the sizes that are baked in, where it has some.
 
@@ -200,7 +200,7 @@ def _joined(reasons: Mapping[str, str]) -> str:
     return "; ".join(f"by {exporter}: {reason}" for exporter, reason in reasons.items())
 
 
-def traced_size(sizes: SizeBehaviour) -> tuple[int, int]:
+def traced_size(sizes: AcceptedSizes) -> tuple[int, int]:
     """(height, width) of the image that the exporters run: of a size that the network takes, and not square."""
     least = (max(TRACED[0], sizes.smallest), max(TRACED[1], sizes.smallest + sizes.multiple))
     return tuple(max(-(-side // sizes.multiple), index + 2) * sizes.multiple for index, side in enumerate(least))
@@ -226,7 +226,7 @@ class _Multiples(nn.Module):
 
 
 def _to_graph(
-    model: nn.Module, channels: int, sizes: SizeBehaviour, exporter: str, opset_version: int, notes: list[str]
+    model: nn.Module, channels: int, sizes: AcceptedSizes, exporter: str, opset_version: int, notes: list[str]
 ) -> onnx.ModelProto:
     """The module as one of PyTorch's exporters writes it, of the opset that was asked for."""
     if exporter == "dynamo" and opset_version < DYNAMO_OLDEST:
@@ -253,7 +253,7 @@ def _to_graph(
     return fold_constants(graph).model
 
 
-def _torchscript(model: nn.Module, channels: int, sizes: SizeBehaviour, opset_version: int) -> onnx.ModelProto:
+def _torchscript(model: nn.Module, channels: int, sizes: AcceptedSizes, opset_version: int) -> onnx.ModelProto:
     buffer = io.BytesIO()
     torch.onnx.export(
         model,
@@ -268,7 +268,7 @@ def _torchscript(model: nn.Module, channels: int, sizes: SizeBehaviour, opset_ve
     return onnx.load_from_string(buffer.getvalue())
 
 
-def _dynamo(model: nn.Module, channels: int, sizes: SizeBehaviour, opset_version: int) -> onnx.ModelProto:
+def _dynamo(model: nn.Module, channels: int, sizes: AcceptedSizes, opset_version: int) -> onnx.ModelProto:
     batch, rows, columns = (torch.export.Dim(letter) for letter in ("N", "h", "w"))
     program = torch.onnx.export(
         model,
@@ -305,7 +305,7 @@ Expected = list[tuple[np.ndarray, np.ndarray]]  # images, and the scores that Py
 
 def references(
     model: nn.Module,
-    behaviour: SizeBehaviour,
+    behaviour: AcceptedSizes,
     fit: str,
     channels: int,
     name: str,
@@ -362,7 +362,7 @@ def verify(expected: Expected, graph: onnx.ModelProto, name: str) -> list[Differ
     return differences
 
 
-def _any_size(model: nn.Module, sizes: SizeBehaviour, fit: str):
+def _any_size(model: nn.Module, sizes: AcceptedSizes, fit: str):
     """In PyTorch, what the graph does: pad or resize, run, upsample, crop."""
     import torch.nn.functional as F
     from fcn_deploy.fcn.architecture import upsample

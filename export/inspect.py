@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 import onnx
-from fcn_deploy.export.analysis.accepted_sizes import outcome, run_quietly
-from fcn_deploy.export.analysis.receptive_field import WholeImageError, receptive_field
+from fcn_deploy.export.analysis.accepted_sizes import run_quietly, try_size
+from fcn_deploy.export.analysis.fields import WholeImageError
+from fcn_deploy.export.analysis.receptive_field import receptive_field
 from fcn_deploy.export.build.engine import core_of
 from fcn_deploy.export.build.partition import cut_core
 from fcn_deploy.export.build.profiles import default_profiles
@@ -281,7 +282,7 @@ def _runs_of_model(source: Source, stage: Stage, memory: int) -> list[dict[str, 
 
     runs = []
     for size in _sizes(memory, stage.bytes_per_pixel):
-        found, problem = outcome(at, *size), ""
+        found, problem = try_size(at, *size), ""
         if found.failure:
             problem = found.failure
         elif found.nan:
@@ -352,7 +353,7 @@ def _as_given(model: ModelProto) -> list[dict[str, Any]]:
 
     found = []
     for height, width in dict.fromkeys((declared[0] or rows, declared[1] or wide) for rows, wide in GIVEN_SIZES):
-        result = outcome(at, height, width)
+        result = try_size(at, height, width)
         found.append({"size": (height, width), "shape": result.shape or None, "problem": result.failure})
     return found
 

@@ -15,7 +15,7 @@ from fcn_deploy.calibration.metrics import Metrics, confusion_matrix
 from fcn_deploy.calibration.report.engine_report import EngineReport, read_report
 from fcn_deploy.calibration.report.results import MIXED, OWN, Evaluated, Example, ImageResult
 from fcn_deploy.runtime.errors import DeployError, MisuseError
-from fcn_deploy.runtime.images import displayable
+from fcn_deploy.runtime.images.overlay import displayable
 from fcn_deploy.runtime.model_card import ModelCard
 from fcn_deploy.runtime.prepare import check_image, normalise
 from PIL import Image

@@ -367,7 +367,7 @@ def _batches(
             samples.append(
                 augment(
                     image, labels, card, recipe.crop, rng,
-                    scale=recipe.scale, flip=recipe.flip, turn=recipe.turn, brightness=recipe.brightness,
+                    scale=recipe.crop_scale, flip=recipe.flip, turn=recipe.turn, brightness=recipe.brightness,
                     color=recipe.color, blur=recipe.blur,
                 )
             )  # fmt: skip

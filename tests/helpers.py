@@ -1,5 +1,6 @@
 """Functions the tests share."""
 
+import json
 import os
 import subprocess
 import sys
@@ -101,6 +102,17 @@ def command(*words: object, ok: int = 0, cwd: Path | None = None, env: dict | No
 def benchmark(name: str, *words: object, ok: int = 0) -> str:
     """What one of the benchmarks prints."""
     return finished([sys.executable, "-m", f"benchmarks.{name}", *words], ok, ROOT).stdout
+
+
+def label_records(done) -> list[dict]:
+    """What label-images --json said of each file; its last record, the summary, must agree with them."""
+    *records, summary = map(json.loads, done.stdout.splitlines())
+    assert summary["record"] == "summary" and {record["record"] for record in records} <= {"image", "video"}
+    counts = {"labelled": "size", "skipped": "skipped", "failed": "error"}
+    for count, field in counts.items():
+        assert summary[count] == sum(field in record for record in records)
+    assert summary["files"] == len(records) and summary["seconds"] > 0
+    return records
 
 
 def one_error(done) -> str:

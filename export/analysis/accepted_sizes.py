@@ -11,23 +11,33 @@ from fcn_deploy.runtime.errors import DeployError
 # Sides that a network of some multiple takes: a multiple divides one of them, and is found among its divisors.
 BASES = (192, 320, 448, 768, 576, 800, 960)
 # What is run, in multiples beyond a side, to see whether it is taken; and once both are found. Odd, even, not square.
-NEAR = ((0, 0), (0, 1), (2, 1))
-FAR = ((4, 3), (10, 6))
-FAR_SIDE = 1024
+NEIGHBOURS = ((0, 0), (0, 1), (2, 1))
+LARGER = ((4, 3), (10, 6))
+LARGEST_SIDE = 1024
 FATAL = 4  # ONNX Runtime's severity
 
 
-def run_quietly(run, image: np.ndarray, outputs: Sequence[str] | None = None) -> list[np.ndarray]:
-    """What a session of ONNX Runtime gives for an image; sizes that fail, as some must here, are not in its log."""
+def run_quietly(
+    run, image: np.ndarray, outputs: Sequence[str] | None = None, in_part: bool = False
+) -> list[np.ndarray]:
+    """What a session of ONNX Runtime gives for an image; sizes that fail, as some must here, are not in its log.
+
+    Args:
+        run: the session.
+        image: its one input.
+        outputs: names of those that are wanted; None: all.
+        in_part: run no more of the network than they need, whatever the rest does at this size.
+    """
     import onnxruntime
 
     options = onnxruntime.RunOptions()
     options.log_severity_level = FATAL
+    options.only_execute_path_to_fetches = in_part
     return run.run(outputs, {run.get_inputs()[0].name: image}, options)
 
 
 @dataclass(frozen=True)
-class SizeBehaviour:
+class AcceptedSizes:
     """What sizes a network takes.
 
     Attributes:
@@ -46,7 +56,7 @@ class SizeBehaviour:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class SizeTrial:
     """Of one run: the shape of its result, or why there is none.
 
     Attributes:
@@ -60,16 +70,16 @@ class Outcome:
     nan: bool = False
 
 
-def outcome(run: Callable[[int, int], np.ndarray | Sequence[int]], height: int, width: int) -> Outcome:
-    """What a network does with an image of a size; `run` as for probe."""
+def try_size(run: Callable[[int, int], np.ndarray | Sequence[int]], height: int, width: int) -> SizeTrial:
+    """What a network does with an image of a size; `run` as for find_accepted_sizes."""
     try:
         result = run(height, width)
     except Exception as error:  # of whatever runs it
-        return Outcome(failure=_reason(error)[:300])
+        return SizeTrial(failure=_reason(error)[:300])
     shape = getattr(result, "shape", None)
     if shape is None:
-        return Outcome(tuple(result))
-    return Outcome(tuple(shape), nan=bool(np.isnan(np.asarray(result)).any()))
+        return SizeTrial(tuple(result))
+    return SizeTrial(tuple(shape), nan=bool(np.isnan(np.asarray(result)).any()))
 
 
 def _reason(error: Exception) -> str:
@@ -82,7 +92,7 @@ def _reason(error: Exception) -> str:
     return f"{type(error).__name__}: {text}"
 
 
-def probe(run: Callable[[int, int], np.ndarray | Sequence[int]], name: str) -> SizeBehaviour:
+def find_accepted_sizes(run: Callable[[int, int], np.ndarray | Sequence[int]], name: str) -> AcceptedSizes:
     """The sizes that a segmentation network takes, and how much smaller its output is; in 60 runs at most.
 
     A size is taken where the scores have the image's size, or that divided by one whole factor for both axes, and are
@@ -96,11 +106,11 @@ def probe(run: Callable[[int, int], np.ndarray | Sequence[int]], name: str) -> S
     Raises:
         DeployError: it gives no scores [N, K, h, w], or takes no changing sizes; says what it did instead.
     """
-    seen: dict[tuple[int, int], Outcome] = {}
+    seen: dict[tuple[int, int], SizeTrial] = {}
 
-    def at(height: int, width: int) -> Outcome:
+    def at(height: int, width: int) -> SizeTrial:
         if (height, width) not in seen:
-            found = seen[height, width] = outcome(run, height, width)
+            found = seen[height, width] = try_size(run, height, width)
             if found.shape and len(found.shape) != 4:
                 raise DeployError(
                     f"{name} gives {list(found.shape)}; a segmentation network gives scores [N,K,H,W] (a classifier's "
@@ -127,14 +137,14 @@ def probe(run: Callable[[int, int], np.ndarray | Sequence[int]], name: str) -> S
             if multiple in tried or not takes(base + multiple, base + multiple):
                 continue
 
-            def fits(side: int, beyond=NEAR, multiple=multiple, takes=takes) -> bool:
+            def fits(side: int, beyond=NEIGHBOURS, multiple=multiple, takes=takes) -> bool:
                 return all(takes(side + multiple * rows, side + multiple * columns) for rows, columns in beyond)
 
             smallest = _smallest(fits, multiple, base)
-            if fits(smallest) and fits(smallest, [pair for pair in FAR if multiple * max(pair) <= FAR_SIDE]):
+            if fits(smallest) and fits(smallest, [pair for pair in LARGER if multiple * max(pair) <= LARGEST_SIDE]):
                 notes = _notes(seen, takes, multiple, smallest, name)
                 least = smallest if smallest > multiple else 1
-                return SizeBehaviour(multiple, least, factor, start.shape[1], notes)
+                return AcceptedSizes(multiple, least, factor, start.shape[1], notes)
             tried.append(multiple)
     raise DeployError(_refusal(seen, name))
 
@@ -162,7 +172,7 @@ def _smallest(fits: Callable[[int], bool], multiple: int, base: int) -> int:
     return high * multiple
 
 
-def _notes(seen: dict[tuple[int, int], Outcome], takes, multiple: int, smallest: int, name: str) -> tuple[str, ...]:
+def _notes(seen: dict[tuple[int, int], SizeTrial], takes, multiple: int, smallest: int, name: str) -> tuple[str, ...]:
     notes = []
     nan = [size for size, found in seen.items() if found.nan]
     if nan:
@@ -178,7 +188,7 @@ def _notes(seen: dict[tuple[int, int], Outcome], takes, multiple: int, smallest:
     return tuple(notes)
 
 
-def _refusal(seen: dict[tuple[int, int], Outcome], name: str) -> str:
+def _refusal(seen: dict[tuple[int, int], SizeTrial], name: str) -> str:
     """Why a network is not taken, from what it did at the sizes that were run."""
     causes = (
         "Usual causes: a dense layer after Flatten (see fcn_deploy.fcn.convolutionalize), or interpolate(size=<int>)"

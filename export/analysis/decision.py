@@ -59,12 +59,13 @@ class DecisionAt:
 def find_decision(model: ModelProto) -> DecisionAt | None:
     """Where a model makes labels of its scores by one ArgMax or threshold; None where it does not."""
     index = GraphIndex(model)
-    name, after = index.result, []
+    name = index.result
+    after: list[NodeProto] = []
     while (node := index.producer(name)) is not None:
         if node.op_type == "ArgMax":
             if any(step.op_type == "Where" for step in after):  # one of two numbers for many classes
                 return None
-            factor = math.prod(float(_number(index, s.input[1])) for s in after if s.op_type == "Mul")
+            factor = math.prod([float(index.array(step.input[1]).item()) for step in after if step.op_type == "Mul"])
             return DecisionAt(Decision("argmax", label(node), factor=factor), node, node.input[0], tuple(after[::-1]))
         if (found := _threshold(index, node)) is not None:
             scores, threshold = found
@@ -132,7 +133,7 @@ def _threshold(index: GraphIndex, node: NodeProto) -> tuple[str, float] | None:
 
 def _scales(index: GraphIndex, node: NodeProto) -> bool:
     """Whether labels stay labels: multiplied by a number above 0 (255, say), or written as one of two numbers."""
-    values = [_number(index, name) for name in node.input[1:]]
-    if any(value is None for value in values):
+    values = [value for name in node.input[1:] if (value := _number(index, name)) is not None]
+    if len(values) < len(node.input) - 1:
         return False
     return values[0] > (0 if node.op_type == "Mul" else values[1])

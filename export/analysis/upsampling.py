@@ -262,12 +262,12 @@ def _keeps_first_pixels(index: GraphIndex, node: NodeProto) -> bool:
 def _crops_to_image(index: GraphIndex, node: NodeProto) -> bool:
     """Whether a crop is to H rows and W columns, both read from the image at once, as pad_and_crop does."""
     source = index.producer(node.input[2])
-    if [int(axis) for axis in index.constant(node.input[3])] != [2, 3] or source is None:
+    if [int(axis) for axis in index.array(node.input[3])] != [2, 3] or source is None:
         return False
     if source.op_type == "Slice":  # before opset 15
-        ends = [index.constant(name) for name in source.input[1:]]
+        ends = [value for name in source.input[1:] if (value := index.constant(name)) is not None]
         source = index.producer(source.input[0])
-        whole = len(ends) == 2 and all(value is not None for value in ends) and [*ends[0], *ends[1]] == [2, 4]
+        whole = len(ends) == 2 and [*ends[0], *ends[1]] == [2, 4]
         return whole and source is not None and source.op_type == "Shape" and source.input[0] == index.image
     return source.op_type == "Shape" and source.input[0] == index.image and attributes(source).get("start") == 2
 
@@ -346,9 +346,10 @@ def _computed(model: ModelProto, names: Sequence[str], pad: NodeProto) -> list[l
     part, image = extract(model, names), model.graph.input[0]
     if any(node.op_type not in ARITHMETIC and list(node.output) != list(pad.output) for node in part.graph.node):
         return None
-    channels = dims(image)[1]
     try:
+        channels = int(dims(image)[1] or "")
         run = ReferenceEvaluator(part)
-        return [run.run(None, {image.name: np.zeros((1, channels, *size), np.float32)}) for size in PADDED_SIZES]
+        images = [np.zeros((1, channels, *size), np.float32) for size in PADDED_SIZES]
+        return [[np.asarray(value) for value in run.run(None, {image.name: zeros})] for zeros in images]
     except Exception:  # what the evaluator lacks is no reason to fail: the padding stays
         return None

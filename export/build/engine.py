@@ -28,7 +28,7 @@ from fcn_deploy.export.passes.bilinear_deconv import bilinear_deconv
 from fcn_deploy.export.passes.fold_constants import fold_constants
 from fcn_deploy.export.passes.fuse_padding import fuse_padding
 from fcn_deploy.export.passes.raw_input import raw_input
-from fcn_deploy.export.passes.split_head import Core, split_head
+from fcn_deploy.export.passes.split_head import WithoutUpsampling, split_head
 from fcn_deploy.export.quantization.mixed_precision import BudgetError, Options, Result, lower, write_layers
 from fcn_deploy.export.tolerances import GOLDEN_SAMPLE
 from fcn_deploy.runtime.backends import ORT_TARGETS
@@ -408,7 +408,7 @@ def _errs_on_strips(net: Segmenter, members: dict[str, bytes]) -> str:
     return ""
 
 
-def core_of(source: Source) -> tuple[Core, ModelCard]:
+def core_of(source: Source) -> tuple[WithoutUpsampling, ModelCard]:
     """The core network with what was cut off it, and the card that fits it."""
     model, card = source.model, source.card
     if card.activation == "softmax" or (card.activation, card.threshold) == ("sigmoid", 0.5):

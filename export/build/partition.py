@@ -9,9 +9,11 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 
 import numpy as np
-from fcn_deploy.export.analysis.receptive_field import Field, WholeImageError, receptive_field
+from fcn_deploy.export.analysis.fields import Field, WholeImageError
+from fcn_deploy.export.analysis.receptive_field import receptive_field
+from fcn_deploy.export.analysis.separators import separators
 from fcn_deploy.export.build.targets.cpu import measure_tensors, working_memory
-from fcn_deploy.export.graph.edit import clone, names_read, prune
+from fcn_deploy.export.graph.edit import clone, prune
 from fcn_deploy.export.tolerances import REORDERED_SUMS
 from fcn_deploy.runtime.backends.onnxruntime import session
 from fcn_deploy.runtime.errors import OverBudgetError
@@ -51,8 +53,8 @@ def cut_core(core: ModelProto, card: ModelCard, cut: bool = True) -> tuple[Part,
     whole = (_part(core, card, tensors, (Field(), Field())),)
     costs = {(): _cost(whole, card)}
     found: dict[str | tuple, tuple[Part, ...]] = {(): whole}
-    separators = sorted(_separators(core), key=lambda name: tensors[name].nbytes) if cut else []
-    for name in separators[:CANDIDATES]:
+    places = sorted(separators(core), key=lambda name: tensors[name].nbytes) if cut else []
+    for name in places[:CANDIDATES]:
         if (parts := _parts(core, card, tensors, name)) is not None:
             found[name], costs[name] = parts, _cost(parts, card)
     best = min(costs, key=costs.get)
@@ -72,22 +74,6 @@ def _cost(parts: Sequence[Part], card: ModelCard) -> float:
         except OverBudgetError:
             costs.append(10.0)
     return float(np.mean(costs))
-
-
-def _separators(core: ModelProto) -> list[str]:
-    """The feature maps that all paths from the image to the scores go through."""
-    image, scores = core.graph.input[0].name, core.graph.output[0].name
-    readers = {name: index for index, node in enumerate(core.graph.node) for name in names_read(node)}
-    of_image, alive, found = {image}, {image}, []
-    for index, node in enumerate(core.graph.node):
-        if not of_image & names_read(node):
-            continue
-        of_image |= {name for name in node.output if name}
-        alive |= {name for name in node.output if name}
-        alive = {name for name in alive if readers.get(name, -1) > index or name == scores}
-        if len(alive) == 1 and alive != {scores}:
-            found += alive
-    return found
 
 
 def _parts(core: ModelProto, card: ModelCard, tensors, name: str) -> tuple[Part, Part] | None:

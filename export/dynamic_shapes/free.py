@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
-from fcn_deploy.export.analysis.accepted_sizes import probe
+from fcn_deploy.export.analysis.accepted_sizes import find_accepted_sizes
 from fcn_deploy.export.analysis.upsampling import ends_in_sigmoid, find_end
 from fcn_deploy.export.dynamic_shapes.solve import Freed, find_sizes
 from fcn_deploy.export.graph.edit import (
@@ -58,7 +58,7 @@ def freed(model: ModelProto, name: str, size: tuple[int, int] | None = None) -> 
         if all(isinstance(dim, int) for dim in (dims(model.graph.input[0])[place] for place in (0, 2, 3))):
             raise DeployError(f"{name}: {error}") from error
         try:
-            probe(_shapes(model, name), name)
+            find_accepted_sizes(_shapes(model, name), name)
         except DeployError:
             raise DeployError(f"{name}: {error}") from error
         return model, [], 1
@@ -98,7 +98,7 @@ def verify(model: ModelProto, found: Freed, name: str) -> str:
             f"{name}: the freed model gives {what} at its own size of {_text(traced)}; please report the model"
         )
     try:
-        taken = probe(_shapes(found.model, name), name)
+        taken = find_accepted_sizes(_shapes(found.model, name), name)
     except DeployError as error:
         raise DeployError(
             f"{error}. Its sizes were freed ({'; '.join(found.notes)}), and something still holds"
@@ -171,7 +171,7 @@ def _runs(model: ModelProto) -> Callable[[np.ndarray], np.ndarray]:
 
 
 def _shapes(model: ModelProto, name: str) -> Callable[[int, int], tuple[int, ...]]:
-    """For probe."""
+    """For find_accepted_sizes."""
     import onnxruntime
 
     run, image = session(model.SerializeToString()), model.graph.input[0]

@@ -1,6 +1,6 @@
 """Arithmetic on shapes, written as nodes: what takes the place of a number that was a size."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from fractions import Fraction
 from itertools import product
 
@@ -87,10 +87,12 @@ class Writer:
 
     def size(self, size: Size, node: NodeProto) -> str:
         """A size as a list of one number, read from a tensor that the node is made from; raises ConflictError."""
-        sources = self._sources(node)
-        for name, place, found in sources:
+        sources = []
+        # Most sizes stand near, and what is farther is not looked at then.
+        for name, place, found in self._sources(node):
             if found == size:
                 return self._side(name, place)
+            sources.append((name, place, found))
         for name, place, found in sources:
             if follows(found) != follows(size):
                 continue
@@ -121,27 +123,28 @@ class Writer:
     def _side(self, name: str, place: int) -> str:
         return self.element(self.node("Shape", [name]), place)
 
-    def _sources(self, node: NodeProto) -> list[tuple[str, int, Size]]:
+    def _sources(self, node: NodeProto) -> Iterator[tuple[str, int, Size]]:
         """(tensor, axis, size) of what a node is made from, the nearest first, then of all before it."""
+        for name in self._before(node):
+            if self.state.is_data(name):
+                for place, size in enumerate(sizes(self.state.shape(name))):
+                    if not is_fixed(size):
+                        yield name, place, size
+
+    def _before(self, node: NodeProto) -> Iterator[str]:
+        """The names of what a node is made from, the nearest first, then of all before it."""
         seen: dict[str, None] = dict.fromkeys(name for name in node.input if name)
         queue = list(seen)
         for name in queue:
+            yield name
             made = self.network.producers.get(name)
             for other in made.input if made is not None else ():
                 if other and other not in seen:
                     seen[other] = None
                     queue.append(other)
         here = self.network.place[node.output[0]]
-        rest = [name for name, index in self.network.place.items() if index < here and name not in seen]
-        found = []
-        for name in (*queue, *reversed(rest), *(value.name for value in self.network.model.graph.input)):
-            if self.state.is_data(name):
-                found += [
-                    (name, place, size)
-                    for place, size in enumerate(sizes(self.state.shape(name)))
-                    if not is_fixed(size)
-                ]
-        return found
+        yield from reversed([name for name, index in self.network.place.items() if index < here and name not in seen])
+        yield from (value.name for value in self.network.model.graph.input)
 
     def replaced(
         self, node: NodeProto, inputs: dict[int, str], drop: Iterable[str] = (), count: int | None = None

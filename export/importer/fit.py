@@ -1,6 +1,6 @@
 """Make a network take every size: by padding the image, or by resizing it."""
 
-from fcn_deploy.export.analysis.accepted_sizes import SizeBehaviour
+from fcn_deploy.export.analysis.accepted_sizes import AcceptedSizes
 from fcn_deploy.export.analysis.receptive_field import global_operator
 from fcn_deploy.export.passes.pad_and_crop import pad_and_crop
 from fcn_deploy.export.passes.resize_to_multiple import resize_to_multiple
@@ -10,7 +10,7 @@ from onnx import ModelProto
 FITS = ("pad", "resize")
 
 
-def choose_fit(model: ModelProto, sizes: SizeBehaviour, fit: str | None) -> str:
+def choose_fit(model: ModelProto, sizes: AcceptedSizes, fit: str | None) -> str:
     """One of FITS, or "" where the network takes every size by itself; `fit`: what the user wants, None: the default.
 
     Images are padded, as zeros beside an image change what is near them only. Where the network looks at the whole
@@ -23,13 +23,13 @@ def choose_fit(model: ModelProto, sizes: SizeBehaviour, fit: str | None) -> str:
 
 
 def fit_sizes(
-    model: ModelProto, sizes: SizeBehaviour, name: str, fit: str | None = None
+    model: ModelProto, sizes: AcceptedSizes, name: str, fit: str | None = None
 ) -> tuple[ModelProto, list[str]]:
     """A model for every H, W ≥ 1 with full-size scores, and what was done, a line each.
 
     Args:
         model: float32 [N,C,H,W] → [N,K,H/factor,W/factor], of the sizes that `sizes` tells.
-        sizes: found by probe.
+        sizes: found by find_accepted_sizes.
         name: of the model, for the notes.
         fit: one of FITS; None: as choose_fit says.
     """

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx
-from fcn_deploy.export.analysis.accepted_sizes import SizeBehaviour, probe, run_quietly
+from fcn_deploy.export.analysis.accepted_sizes import AcceptedSizes, find_accepted_sizes, run_quietly
 from fcn_deploy.export.analysis.decision import Decision, label_maker
 from fcn_deploy.export.dynamic_shapes.free import freed
 from fcn_deploy.export.graph.edit import (
@@ -44,7 +44,7 @@ from fcn_deploy.runtime.errors import DeployError, MisuseError
 from fcn_deploy.runtime.model_card import CARD_KEY, ModelCard, check_card
 from onnx import ModelProto, NodeProto, TensorProto, helper
 
-NO_SIZES = SizeBehaviour()
+NO_SIZES = AcceptedSizes()
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Source:
     model: ModelProto
     card: ModelCard
     notes: tuple[str, ...]
-    sizes: SizeBehaviour = NO_SIZES
+    sizes: AcceptedSizes = NO_SIZES
     fit: str = ""
 
 
@@ -293,7 +293,7 @@ def _declare(model: ModelProto, original: Original) -> None:
 
 def _any_size(
     model: ModelProto, original: Original, cut: Cut, options: SourceOptions, notes: list[str]
-) -> tuple[ModelProto, SizeBehaviour, str]:
+) -> tuple[ModelProto, AcceptedSizes, str]:
     """The model made to take every size, the sizes that it takes by itself, and how it was made to."""
     name = original.name
     model, least = _freed(model, original, notes)
@@ -335,7 +335,9 @@ def _freed(model: ModelProto, original: Original, notes: list[str]) -> tuple[Mod
     return model, multiple
 
 
-def _probed(model: ModelProto, original: Original) -> SizeBehaviour:
+def _probed(model: ModelProto, original: Original) -> AcceptedSizes:
     """What sizes a model takes, by running it."""
     run = session(model.SerializeToString())
-    return probe(lambda height, width: run_quietly(run, original.images((height, width)))[0], original.name)
+    return find_accepted_sizes(
+        lambda height, width: run_quietly(run, original.images((height, width)))[0], original.name
+    )

@@ -14,7 +14,7 @@ from onnx import ModelProto
 
 
 @dataclass(frozen=True)
-class Core(PassResult):
+class WithoutUpsampling(PassResult):
     """A core, and what was cut off: what the runtime does in its place. `why_not` says why no upsampling was.
 
     Attributes:
@@ -30,7 +30,7 @@ class Core(PassResult):
     sigmoid: bool = False
 
 
-def split_head(model: ModelProto, labels: bool = True) -> Core:
+def split_head(model: ModelProto, labels: bool = True) -> WithoutUpsampling:
     """The core of a model of [N,C,H,W] → [N,K,H,W] of the image's size: input `image`, output `scores`, uncropped.
 
     Args:
@@ -52,7 +52,7 @@ def split_head(model: ModelProto, labels: bool = True) -> Core:
     declare(scores, ["N", channels, "h", "w"])
     declare(image, ["N", dims(image)[1], "H", "W"])
     padding = end.padding
-    return Core(
+    return WithoutUpsampling(
         edit.model(),
         why_not=end.why_not,
         upsampling=end.upsampling,

@@ -99,9 +99,9 @@ def test_a_baked_size_fails_and_what_it_does_is_shown(tmp_path):
 def test_a_size_that_fails_is_named(tmp_path, monkeypatch):
     from fcn_deploy.export import inspect
 
-    outcome = inspect.outcome
-    failing = inspect.outcome(lambda h, w: 1 / 0, 1, 1)
-    monkeypatch.setattr(inspect, "outcome", lambda run, h, w: failing if (h, w) == (31, 33) else outcome(run, h, w))
+    try_size = inspect.try_size
+    failing = inspect.try_size(lambda h, w: 1 / 0, 1, 1)
+    monkeypatch.setattr(inspect, "try_size", lambda run, h, w: failing if (h, w) == (31, 33) else try_size(run, h, w))
     about = inspect_model(saved(tmp_path / "m.onnx", [CONV]), ("cpu",), SMALL)
     assert not about["ok"] and [run["size"] for run in about["runs"] if run["problem"]] == [(31, 33)]
     assert "FAILS at" in show(about) and "31×33: ZeroDivisionError" in show(about)

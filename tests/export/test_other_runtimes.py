@@ -3,7 +3,7 @@
 import numpy as np
 import onnx
 import pytest
-from fcn_deploy.export.analysis.accepted_sizes import SizeBehaviour
+from fcn_deploy.export.analysis.accepted_sizes import AcceptedSizes
 from fcn_deploy.export.build.standalone import build_standalone
 from fcn_deploy.export.from_torch import export
 from fcn_deploy.export.importer.fit import fit_sizes
@@ -86,5 +86,5 @@ def test_tensorrt_builds_what_fits_sizes_from_one_pixel_on(tmp_path, fit, opset)
         [numpy_helper.from_array(weight, "w")],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
-    onnx.save(fit_sizes(model, SizeBehaviour(4, 16, 4, 2), "it", fit)[0], tmp_path / "m.onnx")
+    onnx.save(fit_sizes(model, AcceptedSizes(4, 16, 4, 2), "it", fit)[0], tmp_path / "m.onnx")
     assert rtx_build(tmp_path / "m.onnx", (1, 3, 1, 1), (1, 3, 100, 100), (2, 3, 300, 300)) > 0

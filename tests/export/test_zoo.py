@@ -77,7 +77,7 @@ def exported(tmp_path_factory):
             model = kept.get(name) or kept.setdefault(name, network(name))
             try:
                 with pytest.MonkeyPatch.context() as patch:
-                    for function in (to_onnx.probe, to_onnx.references):
+                    for function in (to_onnx.find_accepted_sizes, to_onnx.references):
                         patch.setattr(to_onnx, function.__name__, once(name, function))
                     card, _ = to_onnx.export(
                         model, None, path, exporter=exporter, opset_version=version, name=name, options=options,

@@ -45,10 +45,10 @@ def data(tmp_path_factory):
 def test_models_are_evaluated_on_the_same_images(exports, data, tmp_path):
     names = [exports / f"narrow.{suffix}" for suffix in ("safetensors", "onnx", "engine")]
     page = tmp_path / "r.html"
-    options = ("--data", data, "--scales", "0.5,1,mixed", "--report", page, "--json")
+    options = ("--data", data, "--image-scales", "0.5,1,mixed", "--report", page, "--json")
     done = command("eval-fcn", *names, *options)
     records = [json.loads(line) for line in done.stdout.splitlines()]
-    assert [record["model"] for record in records] == [str(name) for name in names]
+    assert [record["file"] for record in records] == [str(name) for name in names]
     first = records[0]
     assert first["labels_as_first"] is None and first["images"] == len(SIZES)
     assert list(first["scales"]) == ["1", "0.5", "mixed"] and first["scales"]["1"]["mean_iou"] == first["mean_iou"]
@@ -63,7 +63,7 @@ def test_models_are_evaluated_on_the_same_images(exports, data, tmp_path):
     # Again without --force: refused before anything is evaluated, and as it was.
     assert "exists already" in one_error(command("eval-fcn", names[2], "--data", data, "--report", page, ok=2))
     assert page.read_text() == html
-    shown = command("eval-fcn", *names[1:], "--data", data, "--count", "3", "--scales", "2").stdout
+    shown = command("eval-fcn", *names[1:], "--data", data, "--count", "3", "--image-scales", "2").stdout
     assert "narrow.onnx" in shown and "class 4" in shown and "2×" in shown and "(means are over the 4 classes" in shown
 
 
@@ -136,7 +136,7 @@ def test_misuse_is_one_line_and_leaves_nothing(exports, data, tmp_path):
         (("--report", tmp_path / "r.pdf"), 2, "not named .html"),
         (("--report", tmp_path), 2, "not named .html"),
         (("--report", "/proc/nowhere/r.html"), 1, "cannot write"),
-        (("--report", page, "--scales", "0"), 2, "scale '0'"),
+        (("--report", page, "--image-scales", "0"), 2, "scale '0'"),
     ):
         assert said in one_error(command("eval-fcn", engine, "--data", data, *words, ok=code))
     # Data that is wrong midway: no page, and the one that was there stays.

@@ -323,7 +323,7 @@ def test_recipes_that_make_no_sense():
     for wrong, said in (({"epochs": 0}, "epochs is 0"), ({"crop": (8, 64)}, "8x64"), ({"rate": 0}, "rate is 0"),
                         ({"class_weights": "some"}, "some"), ({"batch": 1}, "batch is 1"), ({"ema": 1.0}, "ema is 1"),
                         ({"rate": float("nan")}, "rate is nan"), ({"hardest": 0}, "hardest is 0"),
-                        ({"scale": (2.0, 0.5)}, "scale 2.0 to 0.5"), ({"schedule": "step"}, "step"),
+                        ({"crop_scale": (2.0, 0.5)}, "crop scale 2.0 to 0.5"), ({"schedule": "step"}, "step"),
                         ({"jaccard": -1}, "jaccard is -1"), ({"color": 2}, "color is 2"), ({"blur": -1}, "blur is -1"),
                         ({"backbone_rate": 0}, "backbone rate is 0"), ({"weight_decay": -1}, "weight decay is -1"),
                         ({"validate_every": 0}, "validate every is 0")):  # fmt: skip
@@ -400,12 +400,13 @@ def test_recipes_are_listed_and_given_options_win(small_data, tmp_path):
     assert all(f"{name}: " in told for name in RECIPES if name != "default") and "jaccard 0.5" in told
     out = tmp_path / "m.safetensors"
     options = ("--data", small_data, "--backbone", "mobilenet-v2", "--width", "0.125", "--recipe", "camvid-short", "-o",
-               out, "--crop", "32x64", "--batch", "2", "--epochs", "2", "--scale", "0.9,1.1", "--no-flip")  # fmt: skip
+               out, "--crop", "32x64", "--batch", "2", "--epochs", "2", "--crop-scale",
+               "0.9,1.1", "--no-flip")  # fmt: skip
     done = command("train-fcn", *options)
     assert "recipe camvid-short: epochs 2, batch 2, crop 32x64" in done.stdout and "no flip" in done.stdout
     assert "log: " in done.stdout and "digit 0" not in done.stderr
     head, first, last = log_of(out)
-    wanted = named("camvid-short", epochs=2, batch=2, crop=(32, 64), scale=(0.9, 1.1), flip=False)
+    wanted = named("camvid-short", epochs=2, batch=2, crop=(32, 64), crop_scale=(0.9, 1.1), flip=False)
     assert head["recipe"] == json.loads(json.dumps(dataclasses.asdict(wanted)))
     assert load_checkpoint(out).training["recipe"] == head["recipe"]
     assert first["val_miou"] is None and set(last["val_class_iou"]) == set(Digits("train").classes)

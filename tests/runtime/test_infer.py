@@ -14,7 +14,7 @@ from functools import partial
 import numpy as np
 import pytest
 import tifffile
-from helpers import command, one_error, photo, save_photos
+from helpers import command, label_records, one_error, photo, save_photos
 from PIL import Image
 
 from fcn_deploy import Segmenter
@@ -30,13 +30,13 @@ def photos(tmp_path):
 def test_a_folder_is_labelled(exports, photos, tmp_path):
     out = tmp_path / "out"
     done = command("infer", exports / "narrow.engine", photos, "-o", out, "--overlay", "--json")
-    records = [json.loads(line) for line in done.stdout.splitlines()]
+    records = label_records(done)
     assert [record["size"] for record in records] == [[28, 28], [61, 97], [120, 80], [1, 1]]
     assert records[1]["plan"]["padded"] == [64, 128] and records[1]["plan"]["bytes"] > 64 * 128
     with Segmenter(exports / "narrow.engine") as net:
         for record in records:
             assert set(record["ms"]) == {"read", "label", "write"} and min(record["ms"].values()) > 0
-            expected = net(np.asarray(Image.open(record["image"])))
+            expected = net(np.asarray(Image.open(record["file"])))
             np.testing.assert_array_equal(np.asarray(Image.open(record["labels"])), expected)
             assert Image.open(record["overlay"]).mode == "RGB"
     assert len(list(out.iterdir())) == 8
@@ -58,9 +58,7 @@ def test_a_broken_image_does_not_stop_the_rest(exports, photos, tmp_path):
     assert len(errors) == 2 and "a.jpg" in errors[0] and "p1.png" in errors[1]
     assert sorted(path.name for path in (tmp_path / "o").iterdir()) == ["p0.png", "p2.png", "p3.png"]
     done = command("infer", exports / "narrow.engine", photos, "-o", tmp_path / "o2", "--json", ok=1)
-    assert next(line for line in map(json.loads, done.stdout.splitlines()) if "error" in line)["image"].endswith(
-        "a.jpg"
-    )
+    assert [record["file"][-5:] for record in label_records(done) if "error" in record] == ["a.jpg", "1.png"]
 
 
 def test_outputs_are_never_overwritten_without_force(exports, photos, tmp_path):
@@ -120,11 +118,11 @@ def test_records_keep_the_order_of_many_small_and_large_images(exports, tmp_path
     sizes = [((7 * i) % 50 + 1, 40) if i % 9 else (300, 400 + i) for i in range(60)]
     save_photos(folder, sizes, "{:02}.png")
     done = command("infer", engine, folder, "-o", tmp_path / "o", "--json")
-    records = [json.loads(line) for line in done.stdout.splitlines()]
+    records = label_records(done)
     assert [tuple(record["size"]) for record in records] == sizes
     with Segmenter(engine) as net:
         for record in records:
-            expected = net(np.asarray(Image.open(record["image"])))
+            expected = net(np.asarray(Image.open(record["file"])))
             np.testing.assert_array_equal(np.asarray(Image.open(record["labels"])), expected)
 
 
@@ -133,7 +131,7 @@ def test_resume_does_what_is_left(exports, photos, tmp_path):
     command("infer", engine, photos / "p1.png", "-o", out)
     before = (out / "p1.png").stat().st_mtime_ns
     done = command("infer", engine, photos, "-o", out, "--resume", "--json")
-    records = [json.loads(line) for line in done.stdout.splitlines()]
+    records = label_records(done)
     assert [record.get("skipped", False) for record in records] == [False, True, False, False]
     assert records[1]["labels"] == str(out / "p1.png") and (out / "p1.png").stat().st_mtime_ns == before
     assert len(list(out.iterdir())) == 4
@@ -214,7 +212,7 @@ def test_a_large_file_is_labelled_by_regions_and_ctrl_c_tells_how_far_it_came(ex
     )  # fmt: skip
     assert {path.name for path in out.iterdir()} == {".map.tif.partial", ".map.tif.partial.json"}
     done = command("infer", *words, "--resume", "--explain", "--json")
-    (record,) = map(json.loads, done.stdout.splitlines())
+    (record,) = label_records(done)
     assert record["size"] == [1700, 100] and [stage["tiles"] > 1 for stage in record["plan"]["stages"]] == [True, True]
     assert {path.name for path in out.iterdir()} == {"map.tif", "map.overlay.png"}
     with Segmenter(exports / "narrow.engine") as net:
@@ -228,7 +226,7 @@ def test_a_large_file_is_labelled_by_regions_and_ctrl_c_tells_how_far_it_came(ex
 def test_verify_engine_compares_and_times(exports):
     report = json.loads(command("verify-engine", exports / "narrow.engine", "--json").stdout)
     assert report["passed"] and report["labels_equal"] == 1 and report["difference"] < 1e-4
-    assert len(report["milliseconds"]) == 4
+    assert report["latency"][0]["size"] == [256, 256] and len(report["latency"]) == 4
     assert "golden sample: ok" in command("verify-engine", exports / "narrow.engine").stdout
 
 

@@ -26,7 +26,7 @@ from fcn_deploy.runtime.model_card import CARD_KEY
 from fcn_deploy.runtime.prepare import prepare
 from fcn_deploy.runtime.sizes import parse_sizes
 from fcn_deploy.runtime.verify import verify
-from helpers import ROOT, command, needs, one_error, photo, save_photos
+from helpers import ROOT, command, label_records, needs, one_error, photo, save_photos
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
@@ -380,10 +380,8 @@ def test_infer_writes_masks_and_values_and_probabilities(made, tmp_path):
         engine, out = made(name)[1], tmp_path / name
         card, probable = CARDS[name][0], name in PROBABLE
         words = ["--overlay", "--json", *(["--probabilities"] if probable else [])]
-        records = [
-            json.loads(line) for line in command("infer", engine, *images, "-o", out, *words).stdout.splitlines()
-        ]
-        assert set(records[0]) == {"image", "size", "plan", "ms", "overlay", card.kind,
+        records = label_records(command("infer", engine, *images, "-o", out, *words))
+        assert set(records[0]) == {"schema", "record", "file", "size", "plan", "ms", "overlay", card.kind,
                                    *(["probabilities"] if probable else [])}  # fmt: skip
         with Segmenter(engine) as net:
             for index, record in enumerate(records):
@@ -399,8 +397,8 @@ def test_infer_writes_masks_and_values_and_probabilities(made, tmp_path):
                 if probable:
                     assert record["probabilities"] == str(out / f"{index}.probabilities.tif")
                     check_maps(record["probabilities"], net.probabilities(image), card.score_names)
-    again = command("infer", made("none")[1], *images, "-o", tmp_path / "none", "--resume", "--json").stdout
-    assert [json.loads(line)["skipped"] for line in again.splitlines()] == [True, True]
+    again = command("infer", made("none")[1], *images, "-o", tmp_path / "none", "--resume", "--json")
+    assert [record["skipped"] for record in label_records(again)] == [True, True]
 
 
 def check_maps(path, expected, names):
@@ -418,10 +416,9 @@ def check_maps(path, expected, names):
 
 
 def test_infer_takes_large_files_of_them_too(made, tmp_path, monkeypatch):
-    from fcn_deploy.runtime import regions
-    from fcn_deploy.runtime.infer import label_files
+    from fcn_deploy.runtime.labelling.files import label_files
 
-    monkeypatch.setattr(regions, "REGION_PIXELS", 10_000)
+    monkeypatch.setattr("fcn_deploy.runtime.images.regions.REGION_PIXELS", 10_000)
     image = photo(700, 90)
     tifffile.imwrite(tmp_path / "l.tif", image, photometric="rgb", extratags=[(33550, "d", 3, (1.0, 1.0, 0.0), True)])
     for name in ("multilabel", "none-to-size", "softmax"):
@@ -440,7 +437,7 @@ def test_infer_takes_large_files_of_them_too(made, tmp_path, monkeypatch):
 
 
 def test_a_large_run_of_two_results_goes_on_where_it_stopped(made, tmp_path, monkeypatch):
-    from fcn_deploy.runtime.regions import label_regions
+    from fcn_deploy.runtime.labelling.regions import label_regions
 
     image = photo(700, 90)
     tifffile.imwrite(tmp_path / "l.tif", image, photometric="rgb")

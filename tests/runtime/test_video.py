@@ -1,6 +1,5 @@
 """Videos in, label videos out: times kept, broken ones reported, nothing half-written."""
 
-import json
 import os
 import resource
 import subprocess
@@ -9,7 +8,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from helpers import command, needs, one_error, photo
+from helpers import command, label_records, needs, one_error, photo
 from PIL import Image
 
 from fcn_deploy import Segmenter
@@ -58,7 +57,7 @@ def frames(path, kind="gray"):
 
 def label(engine, source, out, *options, ok=0):
     done = command("infer", engine, source, "-o", out, "--json", *options, ok=ok)
-    return done, [json.loads(line) for line in done.stdout.splitlines()]
+    return done, label_records(done)
 
 
 @pytest.mark.parametrize(

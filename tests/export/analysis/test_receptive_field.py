@@ -6,7 +6,8 @@ import numpy as np
 import onnx
 import pytest
 from fcn_deploy.export.analysis.accepted_sizes import run_quietly
-from fcn_deploy.export.analysis.receptive_field import Field, WholeImageError, receptive_field
+from fcn_deploy.export.analysis.fields import Field, WholeImageError
+from fcn_deploy.export.analysis.receptive_field import receptive_field
 from fcn_deploy.export.build.engine import core_of
 from fcn_deploy.export.build.targets import cpu
 from fcn_deploy.export.importer.standard_form import read_source

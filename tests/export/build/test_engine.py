@@ -277,7 +277,7 @@ def test_engines_for_gpus_have_profiles_for_the_users_sizes(exports, tmp_path):
     photos = tmp_path / "photos"
     save_photos(photos, [(200, 300)] * 3 + [(600, 450)] * 2 + [(301, 200)])
     (photos / "broken.png").write_bytes(b"junk")
-    words = ("--target", "sm86,sm89", "--sizes", photos, "--profiles", "2", "--batch", "2", "--workspace", "512")
+    words = ("--target", "sm86,sm89", "--sizes", photos, "--profiles", "2", "--max-batch", "2", "--workspace", "512MB")
     done = command("build-engine", exports / "narrow.onnx", *words, "-o", tmp_path / "m.engine")
     assert "profile        min        opt        max batch" in done.stdout and "plan for sm86, sm89 by" in done.stdout
     assert "skipped: " in done.stderr and "broken.png" in done.stderr
@@ -302,7 +302,7 @@ def test_options_for_gpus_that_make_no_sense_are_one_line(exports, tmp_path):
     out = tmp_path / "x.engine"
     (tmp_path / "none").mkdir()
     for words, code, said in (
-        (["--workspace", "64"], 2, "--workspace is for TensorRT; name GPUs with --target"),
+        (["--workspace", "64MB"], 2, "--workspace is for TensorRT; name GPUs with --target"),
         (["--timing-cache", "t", "--target", "ort-cuda"], 2, "--timing-cache is for TensorRT"),
         (["--target", "sm89", "--profiles", "2"], 2, "--profiles divides the sizes of --sizes"),
         (["--target", "sm89", "--sizes", tmp_path / "none"], 2, "holds no images"),
@@ -312,7 +312,7 @@ def test_options_for_gpus_that_make_no_sense_are_one_line(exports, tmp_path):
         (["--target", "sm89", "--version-compatible"], 2, "--version-compatible is for --target cuda"),
         (["--target", "sm89,cuda"], 2, "stands alone"),
         (["--target", "sm89", "--timeout", "0.01"], 1, "longer than --timeout"),
-        (["--target", "sm89", "--sizes", "1000x1000", "--workspace", "1"], 1, "raise --workspace"),
+        (["--target", "sm89", "--sizes", "1000x1000", "--workspace", "1MB"], 1, "raise --workspace"),
         (["--target", "cuda"], 1, "none can be used"),
     ):
         if code == 1:

@@ -185,7 +185,7 @@ def test_tiles_that_turn_out_to_differ_are_not_used(monkeypatch):
 
     core, card = narrow(0)
     # As if the graph were misread: half the halo.
-    monkeypatch.setattr(receptive.Receptive, "halo", property(lambda self: (32, 32)))
+    monkeypatch.setattr(receptive.ReceptiveField, "halo", property(lambda self: (32, 32)))
     (part,) = cut_core(core, card)
     assert part.stage.halo is None and "differ from the whole image" in part.stage.whole
 

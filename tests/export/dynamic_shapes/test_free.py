@@ -373,7 +373,7 @@ def test_a_written_model_takes_every_size(tmp_path, block):
 def test_from_the_command_line(tmp_path):
     onnx.save(static(Baked(baked.channel_shuffle), (64, 64)), tmp_path / "fixed.onnx")
     onnx.save(static(Baked(baked.embedding), (64, 64)), tmp_path / "tied.onnx")
-    options = ("--classes", "a,b,c,d", "--mean", "1,2,3", "--std", "4,5,6")
+    options = ("--classes", "a,b,c,d", "--input-mean", "1,2,3", "--input-std", "4,5,6")
     done = command("export-onnx", "fixed.onnx", "-o", "free.onnx", *options, cwd=tmp_path)
     assert "takes every H, W ≥ 1; 4 classes" in done.stdout
     assert "note: fixed.onnx: equal to the model at its own size of 64×64" in done.stderr
@@ -381,7 +381,7 @@ def test_from_the_command_line(tmp_path):
     assert card.classes == ("a", "b", "c", "d") and card.std == (4, 5, 6) and card.size_multiple == 4
     done = command("export-onnx", "fixed.onnx", "-o", "free.onnx", "--json", "--force", cwd=tmp_path)
     record = json.loads(done.stdout)
-    assert record["model"] == "free.onnx" and any("size freed" in note for note in record["notes"])
+    assert record["file"] == "free.onnx" and any("size freed" in note for note in record["notes"])
     kept = (tmp_path / "free.onnx").read_bytes()
     for words, code, said in (
         (("fixed.onnx", "-o", "free.onnx"), 2, "exists already"),
