@@ -22,7 +22,7 @@ from fcn_deploy.export.build.targets import cpu
 from fcn_deploy.export.importer.standard_form import read_source
 from fcn_deploy.export.quantization.mixed_precision import tapped
 from fcn_deploy.runtime.backends.onnxruntime import session
-from fcn_deploy.runtime.images import find_images
+from fcn_deploy.runtime.images.find import find_images
 from fcn_deploy.runtime.prepare import prepare
 from fcn_deploy.runtime.verify import natural_noise
 from PIL import Image

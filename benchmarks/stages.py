@@ -25,7 +25,7 @@ from fcn_deploy.export.build.engine import core_of
 from fcn_deploy.export.build.targets import cpu
 from fcn_deploy.export.importer.standard_form import read_source
 from fcn_deploy.export.quantization.mixed_precision import Options, lower
-from fcn_deploy.fcn.evaluate import measure, open_model, parse_scales
+from fcn_deploy.fcn.evaluate import evaluate_in_detail, open_model, parse_scales
 
 from benchmarks.common import graph_labels, pyplot
 
@@ -52,7 +52,7 @@ def main() -> None:
     scales, packed, rows = parse_scales(options.scales), [], []
     for name, file, predict, card in stages(options):
         data = load_dataset(options.data, options.split, count=options.count, card=card)
-        found = measure(predict, data, len(card.classes), scales, packed, worst=0)
+        found = evaluate_in_detail(predict, data, len(card.classes), scales, packed, worst=0)
         rows.append(row(name, file.stat().st_size, found, card.classes))
         print(f"{name}: mIoU {found.metrics.mean_iou:.4f}", file=sys.stderr, flush=True)
     result = {"checkpoint": str(options.checkpoint), "data": options.data, "images": len(data), "rows": rows}
@@ -95,7 +95,7 @@ def run(command: str, out: Path, source: Path, *words: object) -> None:
         return
     words = [source, "-o", out, *words]
     print(f"$ {command.replace('_', '-')} {' '.join(map(str, words))}", file=sys.stderr, flush=True)
-    program = [sys.executable, "-c", f"from fcn_deploy.export.cli.commands import {command}; {command}()"]
+    program = [sys.executable, "-c", f"from fcn_deploy.export.cli.{command} import main; main()"]
     if code := subprocess.run([*program, *map(str, words)], stdout=sys.stderr).returncode:
         sys.exit(code)
 

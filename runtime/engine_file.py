@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from .errors import DeployError
+from .errors import DeployError, MisuseError
 from .files import replacing
 from .manifest import REMEDY, Manifest
 
@@ -58,7 +58,7 @@ class EngineFile:
                 raise DeployError(f"{path} is not an engine (it does not start as one); {REMEDY}")
             self._archive = zipfile.ZipFile(self.path)
         except FileNotFoundError as error:
-            raise DeployError(f"{path} does not exist; check the path, or {REMEDY}") from error
+            raise MisuseError(f"{path} does not exist; check the path, or {REMEDY}") from error
         except OSError as error:
             raise DeployError(f"cannot read {path}: {error.strerror or error}") from error
         except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:  # of a version, or names, that are none

@@ -75,7 +75,7 @@ class Segmenter:
         self._kept = 0  # bytes
         self.costs: dict[tuple[int, int], Cost] = {}  # padded size → what batches of it were measured to cost
         if not self.path.is_file():
-            raise DeployError(f"{self.path} does not exist or is not a file; name an .engine or an .onnx")
+            raise MisuseError(f"{self.path} does not exist or is not a file; name an .engine or an .onnx")
         if self.path.suffix.lower() == ".onnx":
             if device.startswith("cuda"):
                 raise MisuseError(f"{self.path} is a plain ONNX, which runs on the CPU; make an engine: build-engine")

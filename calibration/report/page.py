@@ -35,8 +35,8 @@ from fcn_deploy.calibration.report.layout import (
     ratio,
 )
 from fcn_deploy.calibration.report.results import About, Entry
-from fcn_deploy.runtime.command import need
 from fcn_deploy.runtime.errors import MisuseError
+from fcn_deploy.runtime.extras import need
 from fcn_deploy.runtime.files import check_writable, refuse_existing, replacing
 from fcn_deploy.runtime.model_card import ModelCard
 

@@ -21,8 +21,8 @@ from typing import Any
 
 import numpy as np
 
-from ..command import need
 from ..errors import DeployError, MisuseError, OverBudgetError
+from ..extras import need
 from ..files import replacing
 from ..manifest import COORDINATES, MODES, ROUNDINGS, Head, Manifest, Profile
 from . import KERNELS_PTX, kernels_for

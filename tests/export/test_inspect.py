@@ -10,8 +10,8 @@ from fcn_deploy.export.build.targets.tensorrt import BuildOptions
 from fcn_deploy.export.importer.standard_form import read_source
 from fcn_deploy.export.inspect import SIZES, inspect_model, show
 from fcn_deploy.runtime.sizes import parse_sizes
-from helpers import command, one_error
-from onnx import TensorProto, helper, numpy_helper
+from helpers import command, needs, one_error, onnx_model
+from onnx import TensorProto, helper
 
 from fcn_deploy import DeployError, MisuseError
 
@@ -20,14 +20,10 @@ WEIGHT = np.random.default_rng(0).normal(size=(2, 3, 3, 3)).astype(np.float32)
 
 
 def saved(path, nodes, constants=None, shape=("N", 3, "H", "W"), kind=TensorProto.FLOAT, opset=17):
-    graph = helper.make_graph(
-        nodes,
-        "g",
-        [helper.make_tensor_value_info("x", kind, shape)],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", 2, "h", "w"])],
-        [numpy_helper.from_array(np.asarray(v), k) for k, v in ({"w": WEIGHT} | (constants or {})).items()],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8, producer_name="test")
+    model = onnx_model(
+        nodes, {"w": WEIGHT} | (constants or {}), takes=shape, gives=("N", 2, "h", "w"), names=("x", "y"),
+        types=(kind, TensorProto.FLOAT), opset=opset,
+    )  # fmt: skip
     onnx.save(model, path)
     return path
 
@@ -112,7 +108,7 @@ def test_a_size_that_fails_is_named(tmp_path, monkeypatch):
 
 
 def test_what_tensorrt_refuses_is_told_by_node(tmp_path):
-    pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed; pip install 'fcn-deploy[rtx]'")
+    needs("tensorrt_rtx")
     nodes = [
         helper.make_node("MaxPool", ["x"], ["p", "i"], kernel_shape=[2, 2], strides=[2, 2], name="pool"),
         helper.make_node("MaxUnpool", ["p", "i"], ["u"], kernel_shape=[2, 2], strides=[2, 2], name="unpool"),
@@ -130,7 +126,7 @@ def test_what_tensorrt_refuses_is_told_by_node(tmp_path):
 
 
 def test_an_engine_for_gpus_tells_its_profiles_and_is_not_run_here(exports, tmp_path):
-    pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed; pip install 'fcn-deploy[rtx]'")
+    needs("tensorrt_rtx")
     gpu = ForGpu(BuildOptions(("sm89",), SMALL), parse_sizes("64x64:96x96:160x128"))
     build_engine(read_source(exports / "narrow.onnx"), tmp_path / "m.engine", target="sm89", gpu=gpu)
     about = inspect_model(tmp_path / "m.engine")

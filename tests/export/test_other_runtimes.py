@@ -8,7 +8,7 @@ from fcn_deploy.export.build.standalone import build_standalone
 from fcn_deploy.export.from_torch import export
 from fcn_deploy.export.importer.fit import fit_sizes
 from fcn_deploy.export.importer.standard_form import read_source
-from helpers import checkpoint_of, random_network
+from helpers import checkpoint_of, needs, random_network
 from onnx import TensorProto, helper, numpy_helper
 
 NETWORKS = [
@@ -31,7 +31,7 @@ def exported(request, tmp_path_factory):
 
 
 def test_openvino_gives_pytorchs_logits_at_every_size(exported):
-    openvino = pytest.importorskip("openvino", reason="openvino is not installed; pip install 'fcn-deploy[dev]'")
+    openvino = needs("openvino")
     import torch
 
     folder, model = exported
@@ -47,7 +47,7 @@ def test_openvino_gives_pytorchs_logits_at_every_size(exported):
 
 def rtx_build(path, low, best, high):
     """Parse and build with TensorRT for RTX, which needs no GPU to build; returns the plan's size in bytes."""
-    trt = pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed; pip install 'fcn-deploy[rtx]'")
+    trt = needs("tensorrt_rtx")
     log = trt.Logger(trt.Logger.ERROR)
     builder = trt.Builder(log)
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))

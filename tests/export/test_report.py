@@ -4,15 +4,13 @@ import json
 
 import pytest
 from fcn_deploy.calibration.report.engine_report import read_report
-from helpers import ReadPage, command, one_error, photo
-from PIL import Image
+from helpers import ReadPage, command, one_error, save_photos
 
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
     folder = tmp_path_factory.mktemp("photos")
-    for index in range(6):
-        Image.fromarray(photo(40 + 8 * index, 64, seed=index)).save(folder / f"{index}.png")
+    save_photos(folder, [(40 + 8 * index, 64) for index in range(6)])
     return folder
 
 

@@ -18,6 +18,7 @@ from fcn_deploy.export.importer.card import SourceOptions
 from fcn_deploy.export.importer.standard_form import read_source
 from fcn_deploy.fcn.foreign import scores_of
 from fcn_deploy.runtime.verify import natural_noise
+from helpers import needs
 from zoo import ZOO, network
 
 from fcn_deploy import DeployError, ModelCard, Segmenter
@@ -179,7 +180,7 @@ def test_an_engine_gives_pytorchs_labels_at_40_unseen_sizes(exported, tmp_path, 
 
 @pytest.mark.parametrize("name", BUILT)
 def test_a_plan_is_built_or_refused_by_the_name_of_the_node(exported, name):
-    pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed; pip install 'fcn-deploy[rtx]'")
+    needs("tensorrt_rtx")
     core, card = core_of(read_source(exported(name, *spec(name)).path))
     assert core.upsampling.mode == ZOO[name].head
     options = tensorrt.BuildOptions(("sm89",))

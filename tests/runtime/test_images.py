@@ -3,7 +3,10 @@
 import numpy as np
 import pytest
 import tifffile
-from fcn_deploy.runtime.images import find_images, overlay, overlay_sheet, read_image, write_labels
+from fcn_deploy.runtime.images.find import find_images
+from fcn_deploy.runtime.images.overlay import overlay, overlay_sheet
+from fcn_deploy.runtime.images.read import read_image
+from fcn_deploy.runtime.images.write import write_labels
 from fcn_deploy.runtime.model_card import voc_palette
 from PIL import Image
 

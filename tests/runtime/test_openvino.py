@@ -20,13 +20,12 @@ from fcn_deploy.runtime.backends.onnxruntime import profile as profile_by_onnxru
 from fcn_deploy.runtime.engine_file import EngineFile
 from fcn_deploy.runtime.manifest import Manifest
 from fcn_deploy.runtime.verify import verify
-from helpers import command, needs_shared, one_error, photo
+from helpers import command, needs, needs_shared, one_error, photo, save_photos
 from onnx import TensorProto, helper, numpy_helper
-from PIL import Image
 
 from fcn_deploy import DeployError, MisuseError, ModelCard, Segmenter
 
-pytest.importorskip("openvino", reason="openvino is not installed; pip install 'fcn-deploy[openvino]'")
+needs("openvino")
 
 SIZES = [(1, 1), (1, 131), (97, 2), (31, 33), (37, 41), (64, 96), (61, 97), (127, 65), (200, 143), (257, 263)]
 
@@ -214,8 +213,7 @@ def test_int8_is_judged_and_verified_by_its_own_kernels(tmp_path):
     ).eval()  # fmt: skip
     names = ("a", "b", "c", "d")
     export(model, ModelCard(names, stride=4, size_multiple=4), tmp_path / "m.onnx")
-    for index in range(8):
-        Image.fromarray(photo(60 + 9 * index, 130 - 7 * index, index)).save(tmp_path / f"{index}.png")
+    save_photos(tmp_path, [(60 + 9 * index, 130 - 7 * index) for index in range(8)])
     source = read_source(tmp_path / "m.onnx")
     options = Options(int8=True, calib=str(tmp_path), max_drop=5)
     for name in ("onnxruntime", "openvino"):
@@ -301,8 +299,7 @@ def test_what_amx_errs_on_is_never_run_by_it(monkeypatch):
 def test_int8_that_misses_its_golden_sample_is_not_run_by_it(exports, tmp_path, monkeypatch):
     """As networks do that INT8 distorts: rounding then differs between libraries by more than verify-engine allows."""
     monkeypatch.setitem(GOLDEN_SAMPLE, "int8", 1e-6)
-    for index in range(8):
-        Image.fromarray(photo(60 + 9 * index, 130 - 7 * index, index)).save(tmp_path / f"{index}.png")
+    save_photos(tmp_path, [(60 + 9 * index, 130 - 7 * index) for index in range(8)])
     options = Options(int8=True, calib=str(tmp_path), max_drop=100)
     report = build_engine(
         read_source(exports / "narrow.onnx"), tmp_path / "m.engine", timed=[(64, 64)], options=options,
@@ -326,8 +323,7 @@ def test_int8_that_errs_on_strips_is_not_chosen(tmp_path, monkeypatch):
     monkeypatch.setattr(backend.OpenVinoBackend, "run", wrong)
     model = nn.Sequential(nn.Conv2d(3, 16, 3, 2, 1), nn.ReLU(), nn.Conv2d(16, 4, 1), nn.Upsample(scale_factor=2))
     export(model.eval(), ModelCard(("a", "b", "c", "d"), stride=2, size_multiple=2), tmp_path / "m.onnx")
-    for index in range(8):
-        Image.fromarray(photo(60 + 9 * index, 130 - 7 * index, index)).save(tmp_path / f"{index}.png")
+    save_photos(tmp_path, [(60 + 9 * index, 130 - 7 * index) for index in range(8)])
     report = build_engine(
         read_source(tmp_path / "m.onnx"), tmp_path / "m.engine", timed=[(64, 64)],
         options=Options(int8=True, calib=str(tmp_path), max_drop=100),

@@ -8,13 +8,13 @@ import time
 import numpy as np
 import pytest
 from fcn_deploy.runtime.pipeline import AHEAD, ROUNDS, TOGETHER, Cost, overlapped
-from helpers import photo
+from helpers import photo, save_photos
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fcn_deploy import DeployError, MisuseError, Segmenter
 
-WAIT = 30  # seconds until something is taken to hang
+WAIT = 600  # seconds until something is taken to hang
 
 
 @pytest.fixture(autouse=True)
@@ -215,12 +215,9 @@ def test_batched_or_not_the_labels_and_scores_are_equal(exports, int8_engine, pr
 @pytest.fixture(scope="module")
 def int8_engine(exports, tmp_path_factory):
     from helpers import command
-    from PIL import Image
 
     folder = tmp_path_factory.mktemp("int8")
-    (folder / "photos").mkdir()
-    for seed in range(12):
-        Image.fromarray(photo(70 + seed, 90, seed)).save(folder / "photos" / f"{seed}.png")
+    save_photos(folder / "photos", [(70 + index, 90) for index in range(12)])
     command("build-engine", exports / "narrow.onnx", "--int8", "--calib", folder / "photos", "--max-drop", "100",
             "-o", folder / "narrow8.engine")  # fmt: skip
     return folder / "narrow8.engine"

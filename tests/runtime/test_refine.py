@@ -13,7 +13,7 @@ from fcn_deploy.runtime.plan import Grid
 from fcn_deploy.runtime.refine import CLOSE, EPSILON, NEAR, REACH, box_filter, refined_labels, refusal
 from fcn_deploy.runtime.tiles import ready_rows, score_bands
 from fcn_deploy.runtime.upsampling import labels_from_scores
-from helpers import command, one_error, photo
+from helpers import command, one_error, photo, save_photos
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -305,8 +305,7 @@ def test_networks_that_can_be_refined():
 
 def test_commands_refine(exports, tmp_path):
     engine = exports / "narrow.engine"
-    for index, size in enumerate([(90, 70), (1, 1), (200, 33)]):
-        Image.fromarray(photo(*size, seed=index)).save(tmp_path / f"{index}.png")
+    save_photos(tmp_path, [(90, 70), (1, 1), (200, 33)])
     command("infer", engine, tmp_path, "-o", tmp_path / "out", "--refine", "--memory", "0.006")
     with Segmenter(engine, refine=True) as net:
         for index in range(3):

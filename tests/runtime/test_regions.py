@@ -6,10 +6,10 @@ import json
 import numpy as np
 import pytest
 import tifffile
-from fcn_deploy.runtime import regions
 from fcn_deploy.runtime.files import WriteError
-from fcn_deploy.runtime.images import read_image
-from fcn_deploy.runtime.regions import by_regions, label_regions, open_regions
+from fcn_deploy.runtime.images.read import read_image
+from fcn_deploy.runtime.images.regions import by_regions, open_regions
+from fcn_deploy.runtime.labelling.regions import label_regions
 from helpers import photo
 
 from fcn_deploy import DeployError, MisuseError, ModelCard, Segmenter
@@ -84,7 +84,7 @@ def test_kinds_that_would_come_out_wrong_are_refused(tmp_path):
 
 
 def test_large_and_georeferenced_files_are_labelled_by_regions(tmp_path, monkeypatch):
-    monkeypatch.setattr(regions, "REGION_PIXELS", 5000)
+    monkeypatch.setattr("fcn_deploy.runtime.images.regions.REGION_PIXELS", 5000)
     tifffile.imwrite(tmp_path / "large.tif", photo(80, 80))
     tifffile.imwrite(tmp_path / "small.tif", photo(60, 60))
     tifffile.imwrite(tmp_path / "geo.tif", photo(60, 60), extratags=[(34735, "H", 4, (1, 1, 0, 0), True)])
@@ -199,7 +199,7 @@ def test_a_full_disk_is_one_line_and_keeps_the_rows(net, large, tmp_path, monkey
         with pytest.raises(DeployError, match=r"cannot write .*out.tif: No space.* \d+ of 2400 rows are kept, and the"):
             label_regions(net, large, tmp_path / "out.tif")
     assert (tmp_path / "out.tif").read_bytes() == b"what was there"
-    monkeypatch.setattr(regions, "write_maps", _full)
+    monkeypatch.setattr("fcn_deploy.runtime.labelling.regions.write_maps", _full)
     with pytest.raises(DeployError, match=r"2400 of 2400 rows are kept"):
         label_regions(net, large, tmp_path / "out.tif")
     monkeypatch.undo()

@@ -26,7 +26,7 @@ from fcn_deploy.runtime.model_card import CARD_KEY
 from fcn_deploy.runtime.prepare import prepare
 from fcn_deploy.runtime.sizes import parse_sizes
 from fcn_deploy.runtime.verify import verify
-from helpers import ROOT, command, one_error, photo
+from helpers import ROOT, command, label_records, needs, one_error, photo, save_photos
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
@@ -292,7 +292,7 @@ def test_what_a_network_does_not_give_is_refused_by_the_name_of_what_it_does(mad
 
 
 def test_engines_on_openvino_give_the_same(made, tmp_path):
-    pytest.importorskip("openvino", reason="openvino is not installed; pip install 'fcn-deploy[openvino]'")
+    needs("openvino")
     for name in ("none-to-size", "multilabel", "smallest"):
         path, engine = made(name)
         build_engine(read_source(path), tmp_path / "o.engine", tuning=Tuning(("openvino",)), **FAST)
@@ -305,7 +305,7 @@ def test_engines_on_openvino_give_the_same(made, tmp_path):
 
 @pytest.mark.parametrize("name", ["softmax", "multilabel", "none-to-size", "smallest"])
 def test_engines_on_a_gpu_give_the_same(made, gpu, tmp_path, monkeypatch, name):
-    pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed; pip install 'fcn-deploy[rtx]'")
+    needs("tensorrt_rtx")
     from gpu_sim import tensorrt_sim
 
     path, engine = made(name)
@@ -374,17 +374,14 @@ def test_an_engine_whose_stages_have_halos_is_not_tiled_where_its_card_names_an_
 
 
 def test_infer_writes_masks_and_values_and_probabilities(made, tmp_path):
-    for index, size in enumerate([(40, 61), (33, 20)]):
-        Image.fromarray(photo(*size, index)).save(tmp_path / f"{index}.png")
+    save_photos(tmp_path, [(40, 61), (33, 20)])
     images = [tmp_path / "0.png", tmp_path / "1.png"]
     for name in ("multilabel", "none", "none-to-size", "softmax", "sigmoid"):
         engine, out = made(name)[1], tmp_path / name
         card, probable = CARDS[name][0], name in PROBABLE
         words = ["--overlay", "--json", *(["--probabilities"] if probable else [])]
-        records = [
-            json.loads(line) for line in command("infer", engine, *images, "-o", out, *words).stdout.splitlines()
-        ]
-        assert set(records[0]) == {"image", "size", "plan", "ms", "overlay", card.kind,
+        records = label_records(command("infer", engine, *images, "-o", out, *words))
+        assert set(records[0]) == {"schema", "record", "file", "size", "plan", "ms", "overlay", card.kind,
                                    *(["probabilities"] if probable else [])}  # fmt: skip
         with Segmenter(engine) as net:
             for index, record in enumerate(records):
@@ -400,8 +397,8 @@ def test_infer_writes_masks_and_values_and_probabilities(made, tmp_path):
                 if probable:
                     assert record["probabilities"] == str(out / f"{index}.probabilities.tif")
                     check_maps(record["probabilities"], net.probabilities(image), card.score_names)
-    again = command("infer", made("none")[1], *images, "-o", tmp_path / "none", "--resume", "--json").stdout
-    assert [json.loads(line)["skipped"] for line in again.splitlines()] == [True, True]
+    again = command("infer", made("none")[1], *images, "-o", tmp_path / "none", "--resume", "--json")
+    assert [record["skipped"] for record in label_records(again)] == [True, True]
 
 
 def check_maps(path, expected, names):
@@ -419,10 +416,9 @@ def check_maps(path, expected, names):
 
 
 def test_infer_takes_large_files_of_them_too(made, tmp_path, monkeypatch):
-    from fcn_deploy.runtime import regions
-    from fcn_deploy.runtime.infer import label_files
+    from fcn_deploy.runtime.labelling.files import label_files
 
-    monkeypatch.setattr(regions, "REGION_PIXELS", 10_000)
+    monkeypatch.setattr("fcn_deploy.runtime.images.regions.REGION_PIXELS", 10_000)
     image = photo(700, 90)
     tifffile.imwrite(tmp_path / "l.tif", image, photometric="rgb", extratags=[(33550, "d", 3, (1.0, 1.0, 0.0), True)])
     for name in ("multilabel", "none-to-size", "softmax"):
@@ -441,7 +437,7 @@ def test_infer_takes_large_files_of_them_too(made, tmp_path, monkeypatch):
 
 
 def test_a_large_run_of_two_results_goes_on_where_it_stopped(made, tmp_path, monkeypatch):
-    from fcn_deploy.runtime.regions import label_regions
+    from fcn_deploy.runtime.labelling.regions import label_regions
 
     image = photo(700, 90)
     tifffile.imwrite(tmp_path / "l.tif", image, photometric="rgb")
@@ -526,8 +522,7 @@ def test_a_model_whose_values_are_not_the_engines_is_refused(made, monkeypatch):
 
 
 def test_int8_is_judged_by_values_and_masks(made, tmp_path):
-    for index in range(6):
-        Image.fromarray(photo(60 + index, 70, index)).save(tmp_path / f"{index}.png")
+    save_photos(tmp_path, [(60 + index, 70) for index in range(6)])
     for name in ("none", "multilabel"):
         source = read_source(made(name)[0])
         options = Options(int8=True, calib=str(tmp_path), max_drop=5)

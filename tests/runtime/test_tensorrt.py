@@ -18,7 +18,7 @@ from fcn_deploy.runtime.manifest import COORDINATES, ROUNDINGS, GpuPlan, Head, P
 from fcn_deploy.runtime.prepare import padded_size, prepare
 from fcn_deploy.runtime.upsampling import labels_from_scores
 from fcn_deploy.runtime.verify import verify
-from helpers import one_error, photo
+from helpers import needs, one_error, photo, save_photos
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -33,7 +33,7 @@ SIZES = "1x1:64x64:128x160,64x64:160x192:256x256,128x128:224x320:320x416"
 @pytest.fixture(scope="module")
 def built(exports, tmp_path_factory):
     """narrow.engine for sm89 with three profiles, and its core for the simulation."""
-    pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed; pip install 'fcn-deploy[rtx]'")
+    needs("tensorrt_rtx")
     from fcn_deploy.export.build.engine import ForGpu, build_engine, core_of
     from fcn_deploy.export.build.targets import cpu
     from fcn_deploy.export.build.targets.tensorrt import BuildOptions
@@ -130,15 +130,14 @@ def test_labels_are_refined_as_the_cpu_engines_are(engine, exports):
 def test_engines_in_float16_and_int8_take_float16_and_give_the_labels_of_their_reference(
     exports, gpu, tmp_path, precision, monkeypatch
 ):
-    pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed; pip install 'fcn-deploy[rtx]'")
+    needs("tensorrt_rtx")
     from fcn_deploy.export.build import engine as build
     from fcn_deploy.export.importer.standard_form import read_source
     from fcn_deploy.export.quantization.mixed_precision import Options
     from fcn_deploy.runtime.sizes import parse_sizes
     from gpu_sim import tensorrt_sim
 
-    for index in range(4):
-        Image.fromarray(photo(90 + index, 100, index)).save(tmp_path / f"{index}.png")
+    save_photos(tmp_path, [(90 + index, 100) for index in range(4)])
     cores, real = [], build.tensorrt.build
     monkeypatch.setattr(build.tensorrt, "build", lambda core, *rest: cores.append(core) or real(core, *rest))
     options = Options(int8=precision == "int8", fp16=True, calib=str(tmp_path), max_drop=100)
@@ -268,7 +267,7 @@ def small_field(path):
 
 
 def test_images_outside_every_profile_are_run_in_tiles(gpu, tmp_path):
-    pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed; pip install 'fcn-deploy[rtx]'")
+    needs("tensorrt_rtx")
     from fcn_deploy.export.build.engine import ForGpu, build_engine, core_of
     from fcn_deploy.export.build.targets import cpu
     from fcn_deploy.export.build.targets.tensorrt import BuildOptions

@@ -25,8 +25,8 @@ from typing import Any
 
 from fcn_deploy.export.build.profiles import Cost, Profile
 from fcn_deploy.export.build.targets.timing_cache import TimingCache
-from fcn_deploy.runtime.command import need
 from fcn_deploy.runtime.errors import DeployError, MisuseError
+from fcn_deploy.runtime.extras import need
 from fcn_deploy.runtime.model_card import ModelCard
 from fcn_deploy.runtime.prepare import padded_size
 from onnx import ModelProto

@@ -9,7 +9,8 @@ from fcn_deploy.export.analysis.accepted_sizes import AcceptedSizes, find_accept
 from fcn_deploy.export.analysis.receptive_field import global_operator
 from fcn_deploy.export.importer.fit import choose_fit, fit_sizes
 from fcn_deploy.runtime.backends.onnxruntime import session
-from onnx import TensorProto, helper, numpy_helper
+from helpers import onnx_model
+from onnx import helper
 
 from fcn_deploy import DeployError
 
@@ -101,14 +102,7 @@ def test_what_follows_no_size_is_refused_for_what_it_did(run, said):
 
 
 def graph(nodes, constants, opset=18, classes=2):
-    made = helper.make_graph(
-        nodes,
-        "g",
-        [helper.make_tensor_value_info("image", TensorProto.FLOAT, ["N", 3, "H", "W"])],
-        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["N", classes, "h", "w"])],
-        [numpy_helper.from_array(np.asarray(v), k) for k, v in constants.items()],
-    )
-    return helper.make_model(made, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
+    return onnx_model(nodes, constants, gives=("N", classes, "h", "w"), names=("image", "logits"), opset=opset)
 
 
 RANDOM = np.random.default_rng(0)
@@ -164,7 +158,7 @@ def test_what_was_done_is_said_and_every_size_runs(opset):
 
 
 def test_resizing_is_bilinear_there_and_back():
-    torch = pytest.importorskip("torch")
+    import torch
     from torch.nn.functional import interpolate
 
     original = session(squeezing().SerializeToString())

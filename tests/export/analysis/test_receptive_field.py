@@ -12,20 +12,14 @@ from fcn_deploy.export.build.engine import core_of
 from fcn_deploy.export.build.targets import cpu
 from fcn_deploy.export.importer.standard_form import read_source
 from fcn_deploy.runtime.backends.onnxruntime import session
+from helpers import onnx_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from onnx import TensorProto, helper, numpy_helper
+from onnx import helper
 
 
 def graph(nodes, constants=None, channels=1):
-    made = helper.make_graph(
-        nodes,
-        "core",
-        [helper.make_tensor_value_info("image", TensorProto.FLOAT, ["N", channels, "H", "W"])],
-        [helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["N", "K", "h", "w"])],
-        [numpy_helper.from_array(np.asarray(v), k) for k, v in (constants or {}).items()],
-    )
-    return helper.make_model(made, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    return onnx_model(nodes, constants, takes=("N", channels, "H", "W"))
 
 
 def layer(kind, index, random):

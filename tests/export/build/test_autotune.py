@@ -32,8 +32,7 @@ from fcn_deploy.runtime.backends import openvino
 from fcn_deploy.runtime.engine_file import EngineFile
 from fcn_deploy.runtime.errors import OverBudgetError
 from fcn_deploy.runtime.manifest import Stage
-from helpers import command, one_error, photo
-from PIL import Image
+from helpers import command, needs, one_error, photo, save_photos
 
 from fcn_deploy import DeployError, MisuseError, ModelCard, Segmenter
 
@@ -212,13 +211,12 @@ def test_halves_of_the_cores():
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
     folder = tmp_path_factory.mktemp("photos")
-    for index in range(6):
-        Image.fromarray(photo(50 + 9 * index, 120 - 7 * index, index)).save(folder / f"{index}.png")
+    save_photos(folder, [(50 + 9 * index, 120 - 7 * index) for index in range(6)])
     return folder
 
 
 def test_build_engine_measures_what_is_installed(exports, tmp_path):
-    pytest.importorskip("openvino", reason="openvino is not installed; pip install 'fcn-deploy[openvino]'")
+    needs("openvino")
     words = ["build-engine", exports / "narrow.onnx", "-o", tmp_path / "m.engine", "--sizes", "33x65,64x32"]
     report = json.loads(command(*words, "--json").stdout)
     every = [(row["backend"], row["threads"]) for row in report["candidates"]]
@@ -270,7 +268,7 @@ def test_fastest_keeps_float32_where_int8_loses_too_much(exports, tmp_path, phot
 
 
 def test_int8_that_loses_too_much_by_a_librarys_own_kernels_is_not_run_by_it(exports, tmp_path, photos, monkeypatch):
-    pytest.importorskip("openvino", reason="openvino is not installed; pip install 'fcn-deploy[openvino]'")
+    needs("openvino")
 
     class Broken(openvino.OpenVinoBackend):
         def run(self, image):

@@ -17,9 +17,18 @@ from fcn_deploy.export.importer.standard_form import read_source
 from fcn_deploy.runtime.backends import ORT_TARGETS
 from fcn_deploy.runtime.engine_file import EngineFile
 from fcn_deploy.runtime.prepare import padded_size
-from helpers import checkpoint_of, command, multiples_of, one_error, photo, random_network
+from helpers import (
+    checkpoint_of,
+    command,
+    multiples_of,
+    needs,
+    one_error,
+    onnx_model,
+    photo,
+    random_network,
+    save_photos,
+)
 from onnx import TensorProto, helper
-from PIL import Image
 from torch import nn
 
 from fcn_deploy import DeployError, Segmenter
@@ -175,15 +184,11 @@ def simple(
     path, output_shape=NKHW, nodes=None, opset=18, input_shape=NCHW, output_type=TensorProto.FLOAT, constants=None
 ):
     weight = np.random.default_rng(0).normal(size=(2, 3, 1, 1)).astype(np.float32)
-    nodes = nodes or [helper.make_node("Conv", ["x", "w"], ["y"])]
-    graph = helper.make_graph(
-        nodes,
-        "g",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, input_shape)],
-        [helper.make_tensor_value_info("y", output_type, output_shape)],
-        [onnx.numpy_helper.from_array(value, name) for name, value in (constants or {"w": weight}).items()],
-    )
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8), path)
+    model = onnx_model(
+        nodes or [helper.make_node("Conv", ["x", "w"], ["y"])], constants or {"w": weight}, takes=input_shape,
+        gives=output_shape, names=("x", "y"), types=(TensorProto.FLOAT, output_type), opset=opset,
+    )  # fmt: skip
+    onnx.save(model, path)
     return path
 
 
@@ -268,13 +273,11 @@ def test_build_engine_from_the_command_line(exports, tmp_path):
 
 
 def test_engines_for_gpus_have_profiles_for_the_users_sizes(exports, tmp_path):
-    pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed; pip install 'fcn-deploy[rtx]'")
+    needs("tensorrt_rtx")
     photos = tmp_path / "photos"
-    photos.mkdir()
-    for index, size in enumerate([(200, 300)] * 3 + [(600, 450)] * 2 + [(301, 200)]):
-        Image.fromarray(photo(*size, index)).save(photos / f"{index}.png")
+    save_photos(photos, [(200, 300)] * 3 + [(600, 450)] * 2 + [(301, 200)])
     (photos / "broken.png").write_bytes(b"junk")
-    words = ("--target", "sm86,sm89", "--sizes", photos, "--profiles", "2", "--batch", "2", "--workspace", "512")
+    words = ("--target", "sm86,sm89", "--sizes", photos, "--profiles", "2", "--max-batch", "2", "--workspace", "512MB")
     done = command("build-engine", exports / "narrow.onnx", *words, "-o", tmp_path / "m.engine")
     assert "profile        min        opt        max batch" in done.stdout and "plan for sm86, sm89 by" in done.stdout
     assert "skipped: " in done.stderr and "broken.png" in done.stderr
@@ -299,7 +302,7 @@ def test_options_for_gpus_that_make_no_sense_are_one_line(exports, tmp_path):
     out = tmp_path / "x.engine"
     (tmp_path / "none").mkdir()
     for words, code, said in (
-        (["--workspace", "64"], 2, "--workspace is for TensorRT; name GPUs with --target"),
+        (["--workspace", "64MB"], 2, "--workspace is for TensorRT; name GPUs with --target"),
         (["--timing-cache", "t", "--target", "ort-cuda"], 2, "--timing-cache is for TensorRT"),
         (["--target", "sm89", "--profiles", "2"], 2, "--profiles divides the sizes of --sizes"),
         (["--target", "sm89", "--sizes", tmp_path / "none"], 2, "holds no images"),
@@ -309,11 +312,11 @@ def test_options_for_gpus_that_make_no_sense_are_one_line(exports, tmp_path):
         (["--target", "sm89", "--version-compatible"], 2, "--version-compatible is for --target cuda"),
         (["--target", "sm89,cuda"], 2, "stands alone"),
         (["--target", "sm89", "--timeout", "0.01"], 1, "longer than --timeout"),
-        (["--target", "sm89", "--sizes", "1000x1000", "--workspace", "1"], 1, "raise --workspace"),
+        (["--target", "sm89", "--sizes", "1000x1000", "--workspace", "1MB"], 1, "raise --workspace"),
         (["--target", "cuda"], 1, "none can be used"),
     ):
         if code == 1:
-            pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed; pip install 'fcn-deploy[rtx]'")
+            needs("tensorrt_rtx")
         done = command("build-engine", exports / "narrow.onnx", *words, "-o", out, ok=code)
         assert said in one_error(done), words
         assert not out.exists() and not list(tmp_path.glob(".x*"))

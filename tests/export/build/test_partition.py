@@ -16,11 +16,10 @@ from fcn_deploy.export.quantization.mixed_precision import Options
 from fcn_deploy.runtime.backends.onnxruntime import session
 from fcn_deploy.runtime.errors import OverBudgetError
 from fcn_deploy.runtime.prepare import prepare
-from helpers import FAMILY, checkpoint_of, photo, random_network
+from helpers import FAMILY, checkpoint_of, needs, onnx_model, photo, random_network, save_photos
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from onnx import TensorProto, helper, numpy_helper
-from PIL import Image
+from onnx import helper
 
 from fcn_deploy import DeployError, Segmenter
 
@@ -59,8 +58,7 @@ def engine(index, int8, folder, backend="onnxruntime"):
     path = folder / f"{index}-{int8}-{backend}.engine"
     model = random_network(width=0.125, **CHOSEN[index])
     export(model, checkpoint_of(model).card, folder / f"{index}.onnx")
-    for name in range(3):
-        Image.fromarray(photo(90 + name, 100, name)).save(folder / f"{name}.png")
+    save_photos(folder, [(90 + index, 100) for index in range(3)])
     options = Options(int8=int8, calib=str(folder / "*.png") if int8 else None, max_drop=100)
     how = {"tuning": Tuning((backend,)), "timed": [(32, 32)]}
     build_engine(read_source(folder / f"{index}.onnx"), path, options=options, **how)
@@ -110,7 +108,7 @@ def test_tiled_scores_are_the_whole_images(folder, int8, data):
 @settings(max_examples=15, deadline=None)
 @given(data=st.data())
 def test_tiles_by_openvino_give_the_whole_images_scores(folder, data):
-    pytest.importorskip("openvino", reason="openvino is not installed; pip install 'fcn-deploy[openvino]'")
+    needs("openvino")
     path = engine(data.draw(st.sampled_from((0, 1))), False, folder, "openvino")
     height, width = (data.draw(st.integers(600, 1300)), data.draw(st.integers(1, 64)))[
         :: data.draw(st.sampled_from([1, -1]))
@@ -125,14 +123,7 @@ def test_tiles_by_openvino_give_the_whole_images_scores(folder, data):
 
 
 def graph_of(nodes, constants, channels=3):
-    made = helper.make_graph(
-        nodes,
-        "core",
-        [helper.make_tensor_value_info("image", TensorProto.FLOAT, ["N", channels, "H", "W"])],
-        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["N", "K", "h", "w"])],
-        [numpy_helper.from_array(np.asarray(v), k) for k, v in constants.items()],
-    )
-    return helper.make_model(made, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    return onnx_model(nodes, constants, takes=("N", channels, "H", "W"), names=("image", "logits"))
 
 
 def with_global_pool(path):

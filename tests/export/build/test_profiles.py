@@ -1,8 +1,6 @@
 """Sizes as users give them, and the profiles planned for them."""
 
 import json
-import subprocess
-import sys
 import time
 from itertools import pairwise
 
@@ -17,10 +15,11 @@ from fcn_deploy.export.build.profiles import (
     show,
     table,
 )
-from fcn_deploy.runtime.images import image_size, read_image
+from fcn_deploy.runtime.images.header import read_header
+from fcn_deploy.runtime.images.read import read_image
 from fcn_deploy.runtime.prepare import padded_size
 from fcn_deploy.runtime.sizes import Sizes, parse_sizes
-from helpers import ROOT, multiples_of
+from helpers import benchmark, multiples_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -196,9 +195,7 @@ def test_the_number_of_profiles_is_what_brings_something():
 def test_the_figure_for_a_photo_collection():
     """200 sizes, seeded: every size in a profile, the budget kept, and K = 4 at most 0.45 of K = 1."""
     for seed in ("0", "1"):
-        words = [sys.executable, "-m", "benchmarks.profiles", "--json", "--seed", seed]
-        done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True, timeout=60)
-        report = json.loads(done.stdout)
+        report = json.loads(benchmark("profiles", "--json", "--seed", seed))
         plans = {plan["k"]: plan for plan in report["plans"]}
         assert plans[4]["ratio"] <= 0.45
         assert all(plan["unheld"] == 0 and plan["bytes"] <= report["budget"] for plan in plans.values())
@@ -293,21 +290,22 @@ def test_a_size_is_that_of_the_upright_image(tmp_path, suffix):
             start = raw.index(b"eXIf") - 4
             end = start + int.from_bytes(raw[start : start + 4], "big") + 12
             path.write_bytes(raw[:start] + raw[end:-12] + raw[start:end] + raw[-12:])
-        assert image_size(path) == read_image(path, card).shape[:2]
+        assert read_header(path).size == read_image(path, card).shape[:2]
 
 
 def test_sizes_of_scientific_tiffs(tmp_path):
-    tifffile = pytest.importorskip("tifffile")
+    import tifffile
+
     for name, array, layout in (
         ("bands", np.zeros((5, 40, 30), np.uint16), {"planarconfig": "separate"}),
         ("stack", np.zeros((3, 40, 30), np.float32), {"metadata": {"axes": "ZYX"}}),
         ("pixels", np.zeros((40, 30, 6), np.uint8), {"planarconfig": "contig"}),
     ):
         tifffile.imwrite(tmp_path / f"{name}.tif", array, photometric="minisblack", **layout)
-        assert image_size(tmp_path / f"{name}.tif") == (40, 30)
+        assert read_header(tmp_path / f"{name}.tif").size == (40, 30)
     (tmp_path / "bad.tif").write_bytes(b"II*\0junk")
     with pytest.raises(DeployError):
-        image_size(tmp_path / "bad.tif")
+        read_header(tmp_path / "bad.tif")
 
 
 def test_the_printed_table():

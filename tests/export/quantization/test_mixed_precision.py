@@ -16,8 +16,8 @@ from fcn_deploy.export.quantization.quantize import SCHEMES, quantised_convoluti
 from fcn_deploy.runtime.backends.onnxruntime import session
 from fcn_deploy.runtime.engine_file import EngineFile
 from fcn_deploy.runtime.manifest import Head
-from helpers import command, needs_shared, one_error, photo
-from onnx import TensorProto, helper, numpy_helper
+from helpers import command, needs, needs_shared, one_error, onnx_model, photo, save_photos
+from onnx import helper
 from PIL import Image
 
 from fcn_deploy import DeployError, MisuseError, ModelCard, Segmenter
@@ -27,25 +27,18 @@ from fcn_deploy import DeployError, MisuseError, ModelCard, Segmenter
 def photos(tmp_path_factory):
     """A dozen images of differing sizes, and labels of the same names."""
     folder = tmp_path_factory.mktemp("photos")
-    (folder / "images").mkdir()
     (folder / "labels").mkdir()
-    for index in range(12):
-        size = (40 + 9 * index, 120 - 7 * index)
-        Image.fromarray(photo(*size, index)).save(folder / "images" / f"{index:02}.png")
+    sizes = [(40 + 9 * index, 120 - 7 * index) for index in range(12)]
+    save_photos(folder / "images", sizes, "{:02}.png")
+    for index, size in enumerate(sizes):
         labels = (np.indices(size).sum(0) // 16 % 5).astype(np.uint8)
         Image.fromarray(labels).save(folder / "labels" / f"{index:02}.png")
     return folder
 
 
 def core_file(nodes, constants, scores=2):
-    graph = helper.make_graph(
-        nodes,
-        "core",
-        [helper.make_tensor_value_info("image", TensorProto.FLOAT, ["N", 3, "H", "W"])],
-        [helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["N", scores, "H", "W"])],
-        [numpy_helper.from_array(np.asarray(v, np.float32), k) for k, v in constants.items()],
-    )
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    floats = {name: np.asarray(value, np.float32) for name, value in constants.items()}
+    return onnx_model(nodes, floats, gives=("N", scores, "H", "W"))
 
 
 CARD = ModelCard(("a", "b"), mean=(127.5,) * 3, std=(60,) * 3)
@@ -157,7 +150,7 @@ def test_labels_make_the_gate_measure_miou(exports, photos, tmp_path):
 
 
 def test_engines_for_gpus_are_built_here_and_say_what_was_not_measured(exports, photos, tmp_path):
-    pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed; pip install 'fcn-deploy[rtx]'")
+    needs("tensorrt_rtx")
     for index, words in enumerate((["--int8"], ["--fp16"], ["--int8", "--no-fp16"])):
         path = tmp_path / f"{index}.engine"
         gate = ("--calib", photos / "images", "--max-drop", "60")
@@ -193,8 +186,7 @@ def test_odd_calibration_images(exports, tmp_path, caplog):
     options = Options(int8=True, calib=str(folder), max_drop=100)
     assert build_engine(source, tmp_path / "a.engine", options=options)["accuracy"]["calibration_images"] == 1
     (folder / "bad.png").write_bytes(b"junk")
-    for index in range(4):
-        Image.fromarray(photo(30 + index, 44)).save(folder / f"{index}.png")
+    save_photos(folder, [(30 + index, 44) for index in range(4)])
     report = build_engine(source, tmp_path / "b.engine", options=options)["accuracy"]
     assert len(report["skipped"]) == 1 and report["calibration_images"] + report["images_judged"] == 5
     assert "bad.png" in caplog.text
@@ -302,7 +294,8 @@ def test_the_ranking_is_kept_where_the_budget_cannot_be_held(exports, photos, tm
 
 
 def test_older_models_are_converted_for_int8(photos, tmp_path):
-    torch = pytest.importorskip("torch")
+    import torch
+
     layers = [torch.nn.Conv2d(3, 8, 3, padding=1), torch.nn.ReLU(), torch.nn.Conv2d(8, 5, 1)]
     axes = {"image": {0: "N", 2: "H", 3: "W"}, "logits": {0: "N", 2: "H", 3: "W"}}
     torch.onnx.export(torch.nn.Sequential(*layers), torch.zeros(1, 3, 32, 32), tmp_path / "old.onnx", dynamo=False,

@@ -25,7 +25,7 @@ from fcn_deploy.export.quantization.quantize import (
 )
 from fcn_deploy.runtime.backends.onnxruntime import session
 from fcn_deploy.runtime.prepare import prepare
-from helpers import FAMILY, checkpoint_of, multiples_of, photo, random_network
+from helpers import FAMILY, checkpoint_of, multiples_of, needs, onnx_model, photo, random_network
 from onnx import TensorProto, helper, numpy_helper
 
 from fcn_deploy import DeployError, ModelCard
@@ -34,14 +34,8 @@ RANDOM = np.random.default_rng(0)
 
 
 def network(nodes, constants, scores=4):
-    graph = helper.make_graph(
-        nodes,
-        "core",
-        [helper.make_tensor_value_info("image", TensorProto.FLOAT, ["N", 3, "H", "W"])],
-        [helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["N", scores, "h", "w"])],
-        [numpy_helper.from_array(np.asarray(value, np.float32), name) for name, value in constants.items()],
-    )
-    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    floats = {name: np.asarray(value, np.float32) for name, value in constants.items()}
+    made = onnx_model(nodes, floats, gives=("N", scores, "h", "w"))
     onnx.checker.check_model(made)
     return made
 
@@ -391,7 +385,7 @@ def plan_of(model, targets, multiple):
 
 @pytest.mark.parametrize("architecture", FAMILY, ids=lambda a: "-".join(map(str, a.values())))
 def test_tensorrt_rtx_builds_int8_and_fp16_of_every_network(tmp_path, architecture):
-    pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed; pip install 'fcn-deploy[rtx]'")
+    needs("tensorrt_rtx")
     model = random_network(width=0.125, **architecture)
     export(model, checkpoint_of(model).card, tmp_path / "m.onnx")
     core, card = core_of(read_source(tmp_path / "m.onnx"))
@@ -451,7 +445,7 @@ def test_sizes_are_never_computed_in_float16_and_names_do_not_collide():
         found = session(graph.SerializeToString(), optimise=False).run(["scores"], {"image": x})[0]
         assert found.shape == expected.shape
         assert np.abs(found - expected).max() < 1.5  # of 16; steps of 0.24 at the input
-    trt = pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed; pip install 'fcn-deploy[rtx]'")
+    trt = needs("tensorrt_rtx")
     for graph in (graphs[0], graphs[4]):
         assert len(plan_of(graph, ["sm89"], 2)) > 1000, trt.__version__
 
@@ -479,7 +473,7 @@ def test_unknown_gpus_are_refused():
 
 
 def test_what_tensorrt_refuses_is_named():
-    pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed; pip install 'fcn-deploy[rtx]'")
+    needs("tensorrt_rtx")
     from fcn_deploy import DeployError
 
     model = network([helper.make_node("Det", ["image"], ["scores"], name="strange")], {}, scores=3)
@@ -488,5 +482,5 @@ def test_what_tensorrt_refuses_is_named():
 
 
 def test_one_plan_serves_several_gpus():
-    pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed; pip install 'fcn-deploy[rtx]'")
+    needs("tensorrt_rtx")
     assert len(plan_of(residual(), ["sm86", "sm89", "sm120"], 1)) > 10_000
