@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO := demo
 
-.PHONY: demo test test-fast lint types findings bench engine-matrix clean
+.PHONY: demo test test-fast lint types links docs findings bench engine-matrix clean
 
 # Three stamps: the demo does not wait for what only the tests need.
 $(VENV)/.all: pyproject.toml
@@ -31,18 +31,33 @@ test: lint $(VENV)/.gpu-sim
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 test-fast: $(VENV)/.gpu-sim
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "not slow"
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --fast
 
 lint: $(VENV)/.dev types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-# mypy does not follow setuptools' package-dir, so it is shown the rooms by links. pyproject.toml has its settings.
-types: $(VENV)/.dev
+# pyproject.toml has mypy's settings.
+types: $(VENV)/.dev links
+	$(BIN)/mypy
+
+# mypy and the site's reader of docstrings do not follow setuptools' package-dir, so they are shown the rooms by links.
+links:
 	mkdir -p build/types/fcn_deploy
 	for name in fcn_deploy/__init__.py fcn_deploy/py.typed runtime calibration fcn export; do \
 		ln -sfn "$(CURDIR)/$$name" build/types/fcn_deploy/; done
-	$(BIN)/mypy
+
+# The site in build/site/, which needs nothing from elsewhere; its warnings, and those of docstrings, are errors. The first
+# step writes docs/reference/commands.md from the commands.
+docs: $(VENV)/.docs links
+	$(BIN)/python docs/commands.py
+	$(BIN)/zensical build --clean --strict > build/docs.log 2>&1 && ! grep "griffe: " build/docs.log || \
+		{ cat build/docs.log; exit 1; }
+	@echo "build/site/index.html"
+
+$(VENV)/.docs: $(VENV)/.dev
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[docs]'
+	touch $@
 
 # What other projects do wrong, each shown by a script of its own that fetches the versions it was seen with; one that
 # fails no longer shows what it says. Not part of the tests: they need the network, and minutes.
@@ -72,4 +87,4 @@ engine-matrix: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.engine_matrix $(MATRIX)
 
 clean:
-	rm -rf $(VENV) $(DEMO) build *.egg-info
+	rm -rf $(VENV) $(DEMO) build .cache *.egg-info

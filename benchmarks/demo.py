@@ -111,7 +111,7 @@ def label(engine: Path, images: Path, out: Path) -> dict[str, dict]:
     if done.returncode:
         sys.exit("python -m runtime.infer failed; the demo stops here")
     records = map(json.loads, done.stdout.splitlines())
-    return {Path(record["image"]).stem: record for record in records}
+    return {Path(record["file"]).stem: record for record in records if record["record"] == "image"}
 
 
 if __name__ == "__main__":

@@ -17,7 +17,8 @@ import time
 from pathlib import Path
 
 import numpy as np
-from fcn_deploy.runtime.images import find_images, read_image
+from fcn_deploy.runtime.images.find import find_images
+from fcn_deploy.runtime.images.read import read_image
 from PIL import Image
 
 from benchmarks.common import fitted, mixed_sizes, photographs, spread

@@ -55,7 +55,7 @@ def main() -> None:
     if options.label is not None and not 0 <= options.label < 1000:
         parser.error(f"label {options.label}; ImageNet's classes are 0 to 999")
     if options.photo:
-        from fcn_deploy.runtime.images import read_image
+        from fcn_deploy.runtime.images.read import read_image
 
         from benchmarks.common import RGB
 

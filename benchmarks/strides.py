@@ -86,7 +86,7 @@ def train(out: Path, stride: int, seed: int, options: argparse.Namespace) -> Non
     # Stopped before its first epoch ended, it has left its log and nothing else.
     words.append("--resume" if out.with_name(out.name + ".state").exists() else "--force")
     print(f"$ train-fcn {' '.join(map(str, words))}", flush=True)
-    program = [sys.executable, "-c", "from fcn_deploy.fcn.cli.commands import train_fcn; train_fcn()"]
+    program = [sys.executable, "-c", "from fcn_deploy.fcn.cli.train_fcn import main; main()"]
     if code := subprocess.run([*program, *map(str, words)]).returncode:
         sys.exit(code if code > 0 else 130)
 

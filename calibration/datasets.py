@@ -11,7 +11,9 @@ import numpy as np
 from fcn_deploy.calibration.digits import Digits
 from fcn_deploy.calibration.metrics import IGNORE
 from fcn_deploy.runtime.errors import DeployError, MisuseError
-from fcn_deploy.runtime.images import DEFAULT_MAX_PIXELS, IMAGE_SUFFIXES, image_size, open_pillow, read_image
+from fcn_deploy.runtime.images.find import IMAGE_SUFFIXES
+from fcn_deploy.runtime.images.header import DEFAULT_MAX_PIXELS, open_pillow, read_header
+from fcn_deploy.runtime.images.read import read_image
 from fcn_deploy.runtime.model_card import ModelCard, voc_palette
 
 log = logging.getLogger(__name__)
@@ -35,8 +37,11 @@ class LabelledImages(Protocol):
     255 is not counted; so there are at most 255 classes.
     """
 
-    classes: Sequence[str]
-    colors: Sequence[tuple[int, int, int]]
+    @property
+    def classes(self) -> Sequence[str]: ...
+
+    @property
+    def colors(self) -> Sequence[tuple[int, int, int]]: ...
 
     def __len__(self) -> int: ...
 
@@ -75,7 +80,7 @@ class FilePairs:
 
     def labels(self, index: int) -> np.ndarray:
         """The labels of `self[index]`, checked likewise; of the image only its size is read."""
-        return self._labels(index, image_size(self.pairs[index][0]))
+        return self._labels(index, read_header(self.pairs[index][0]).size)
 
     def _labels(self, index: int, size: tuple[int, int]) -> np.ndarray:
         image_path, label_path = self.pairs[index]
@@ -177,7 +182,7 @@ def load_dataset(
             )
         if file_names := [name for name in names if name not in card.classes]:
             log.warning("%s names its classes otherwise than the model: %s", data, ", ".join(file_names[:3]))
-        names = card.classes
+        names = list(card.classes)
     if len(names) > IGNORE:
         raise MisuseError(f"{data} has {len(names)} classes; labelled data has at most {IGNORE}")
     palette = voc_palette(len(names))

@@ -77,7 +77,8 @@ def _texture(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
     dark, light = rng.uniform(0, 255, (2, 3)).astype(np.float32)
     # Two colours near each other, so that the digit's ink can stand out from both.
     light = dark + (light - dark) * 0.35
-    return dark * (1 - weight) + light * weight
+    mixed: np.ndarray = dark * (1 - weight) + light * weight
+    return mixed
 
 
 def _enlarge(glyph: np.ndarray, side: int, angle: float) -> np.ndarray:

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from fcn_deploy.runtime.command import need
 from fcn_deploy.runtime.errors import DeployError, MisuseError
+from fcn_deploy.runtime.extras import need
 from fcn_deploy.runtime.files import replacing
 
 BINS = 4096
@@ -61,7 +61,8 @@ class Histogram:
             return counts
         # The limit is a power of two, so a value's bin at a larger limit is half its bin at this one.
         limits = (-self.limit, self.limit)
-        return need("fast_histogram", "export").histogram1d(values, BINS, limits).astype(np.int64)
+        counts = need("fast_histogram", "export").histogram1d(values, BINS, limits)
+        return np.asarray(counts, np.int64)
 
     def _reach(self, magnitude: float) -> None:
         if magnitude < self.limit or magnitude == 0.0:
@@ -211,7 +212,7 @@ class Ranges:
             self.means[name] = self.means.get(name, 0) + other.means[name]
         self.images += other.images
 
-    def save(self, path: str | os.PathLike) -> None:
+    def save(self, path: str | os.PathLike[str]) -> None:
         """Write ranges.json: the histograms whole, so that any method can be chosen later."""
         data = {
             "format": "fcn-deploy ranges",
@@ -233,7 +234,7 @@ class Ranges:
             temporary.write_text(json.dumps(data))
 
     @classmethod
-    def load(cls, path: str | os.PathLike, model: str) -> "Ranges":
+    def load(cls, path: str | os.PathLike[str], model: str) -> "Ranges":
         """Read ranges.json. Raises DeployError where it is damaged, MisuseError where it is another network's."""
         try:
             data = json.loads(Path(path).read_text())

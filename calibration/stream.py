@@ -1,14 +1,15 @@
 """The images that calibration sees: real ones, at their own sizes, a seeded sample of a bounded number."""
 
 import logging
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from fcn_deploy.calibration.datasets import load_dataset
 from fcn_deploy.runtime.errors import DeployError, MisuseError
-from fcn_deploy.runtime.images import find_images, read_image
+from fcn_deploy.runtime.images.find import find_images
+from fcn_deploy.runtime.images.read import read_image
 from fcn_deploy.runtime.model_card import ModelCard
 from fcn_deploy.runtime.prepare import check_image
 
@@ -45,7 +46,7 @@ class ImageStream:
                 continue
             yield name, image
 
-    def subset(self, indices) -> "ImageStream":
+    def subset(self, indices: Iterable[int]) -> "ImageStream":
         """Some of the images, in the order of `indices`."""
         chosen = [int(index) for index in indices]
         return ImageStream([self.names[index] for index in chosen], lambda index: self.read(chosen[index]))

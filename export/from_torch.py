@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 import torch
 import torch.nn.functional as F
-from fcn_deploy.export.analysis.accepted_sizes import SizeBehaviour, probe, run_quietly
+from fcn_deploy.export.analysis.accepted_sizes import AcceptedSizes, find_accepted_sizes, run_quietly
 from fcn_deploy.export.analysis.decision import label_maker
 from fcn_deploy.export.analysis.receptive_field import global_operator
 from fcn_deploy.export.analysis.upsampling import ends_in_sigmoid, find_end
@@ -137,7 +137,7 @@ class _Network:
 
     module: nn.Module
     channels: int
-    sizes: SizeBehaviour
+    sizes: AcceptedSizes
     name: str
     ours: bool
 
@@ -154,11 +154,11 @@ def _network_of(model: nn.Module, card: ModelCard | None, options: ImportOptions
     if isinstance(model, AnySize):
         if options.output is not None:
             raise MisuseError(f"{name} gives scores alone; omit --output {options.output}")
-        sizes = SizeBehaviour(model.size_multiple, scores=model.architecture.classes)
+        sizes = AcceptedSizes(model.size_multiple, scores=model.architecture.classes)
         return _Network(_Multiples(model.eval()).eval(), model.architecture.channels, sizes, name, True)
     scores = scores_of(model, name, card.channels if card else None, options.output, note)
-    network = _Network(scores.eval(), scores.channels, SizeBehaviour(), name, False)
-    return replace(network, sizes=probe(network.scores, name))
+    network = _Network(scores.eval(), scores.channels, AcceptedSizes(), name, False)
+    return replace(network, sizes=find_accepted_sizes(network.scores, name))
 
 
 class _Multiples(nn.Module):
@@ -264,7 +264,7 @@ def _fitted_and_verified(network: _Network, graph: onnx.ModelProto, fit: str | N
     return _Exported(made, chosen, whole, verify(expected, made, name), tuple(notes))
 
 
-def traced_size(sizes: SizeBehaviour) -> tuple[int, int]:
+def traced_size(sizes: AcceptedSizes) -> tuple[int, int]:
     """(height, width) of the image that the exporters run: of a size that the network takes, and not square."""
 
     def side(usual: int, count: int) -> int:
@@ -301,7 +301,7 @@ def _to_graph(network: _Network, exporter: str, opset_version: int) -> tuple[onn
     return fold_constants(graph).model, respelled if mode.respelled else []
 
 
-def _torchscript(model: nn.Module, channels: int, sizes: SizeBehaviour, opset_version: int) -> onnx.ModelProto:
+def _torchscript(model: nn.Module, channels: int, sizes: AcceptedSizes, opset_version: int) -> onnx.ModelProto:
     buffer = io.BytesIO()
     torch.onnx.export(
         model,
@@ -316,7 +316,7 @@ def _torchscript(model: nn.Module, channels: int, sizes: SizeBehaviour, opset_ve
     return onnx.load_from_string(buffer.getvalue())
 
 
-def _dynamo(model: nn.Module, channels: int, sizes: SizeBehaviour, opset_version: int) -> onnx.ModelProto:
+def _dynamo(model: nn.Module, channels: int, sizes: AcceptedSizes, opset_version: int) -> onnx.ModelProto:
     batch, rows, columns = (torch.export.Dim(letter) for letter in ("N", "h", "w"))
     program = torch.onnx.export(
         model,
@@ -351,7 +351,7 @@ def _quiet() -> Iterator[None]:
 
 def expected_scores(
     model: nn.Module,
-    behaviour: SizeBehaviour,
+    behaviour: AcceptedSizes,
     fit: str,
     channels: int,
     name: str,
@@ -372,7 +372,7 @@ def expected_scores(
     return expected
 
 
-def _any_size(model: nn.Module, sizes: SizeBehaviour, fit: str) -> Callable[[torch.Tensor], torch.Tensor]:
+def _any_size(model: nn.Module, sizes: AcceptedSizes, fit: str) -> Callable[[torch.Tensor], torch.Tensor]:
     """In PyTorch, what the graph does: pad or resize, run, upsample, crop."""
     multiple, smallest = sizes.multiple, sizes.smallest
 

@@ -56,7 +56,7 @@ def card_for(
     )
 
 
-def save_checkpoint(path: str | os.PathLike, checkpoint: Checkpoint) -> None:
+def save_checkpoint(path: str | os.PathLike[str], checkpoint: Checkpoint) -> None:
     """Write a checkpoint atomically. Raises DeployError where it cannot be written."""
     from safetensors.torch import save
 
@@ -71,7 +71,7 @@ def save_checkpoint(path: str | os.PathLike, checkpoint: Checkpoint) -> None:
         temporary.write_bytes(save(state, metadata))
 
 
-def load_checkpoint(path: str | os.PathLike, note: Callable[[str], None] = lambda line: None) -> Checkpoint:
+def load_checkpoint(path: str | os.PathLike[str], note: Callable[[str], None] = lambda line: None) -> Checkpoint:
     """Read a checkpoint of ours (.safetensors), or the state dict of one of torchvision's segmentation networks.
 
     Args:
@@ -105,8 +105,9 @@ def load_checkpoint(path: str | os.PathLike, note: Callable[[str], None] = lambd
         if data.pop("version") != VERSION:
             raise DeployError(f"{path} is a checkpoint of another version; upgrade fcn-deploy or train again")
         architecture = Architecture(**data)
+        training = dict(json.loads(metadata.get(TRAINING_KEY, "{}")))
     except (ValueError, TypeError, KeyError, MisuseError) as error:
-        raise DeployError(f"{path} describes an architecture that cannot be built: {error}") from error
+        raise DeployError(f"{path} describes no network that can be built; is it damaged? ({error})") from error
     if architecture.classes != card.scores or architecture.channels != card.channels:
         raise DeployError(f"{path}: its architecture and its model card disagree on classes or channels")
     model = build_network(architecture)
@@ -114,7 +115,7 @@ def load_checkpoint(path: str | os.PathLike, note: Callable[[str], None] = lambd
         load_matching(model, state, ignored=())
     except DeployError as error:
         raise DeployError(f"{path} does not hold the {_describe(architecture)} it says: {error}") from error
-    return Checkpoint(model.eval(), card, json.loads(metadata.get(TRAINING_KEY, "{}")))
+    return Checkpoint(model.eval(), card, training)
 
 
 def _describe(architecture: Architecture) -> str:
@@ -129,7 +130,9 @@ CONTAINERS = (
 )  # fmt: skip  # where training scripts keep a state dict beside an optimiser's
 
 
-def load_state(path: str | os.PathLike, note: Callable[[str], None] = lambda line: None) -> dict[str, torch.Tensor]:
+def load_state(
+    path: str | os.PathLike[str], note: Callable[[str], None] = lambda line: None
+) -> dict[str, torch.Tensor]:
     """A state dict: .safetensors, or of torch.save, without running code from the file.
 
     Where the file holds it beside other things, as training scripts save it, it is taken out, and `note` told so.
@@ -183,8 +186,8 @@ def from_torchvision(
     nearest, share, apart = ("", "", 0), 0.0, set()
     for (arch, backbone), stride in TORCHVISION.items():
         with torch.device("meta"):
-            names = build_network(Architecture(1, arch, backbone, stride, width=0.01)).state_dict().keys()
-        known = {name for name in names if not name.endswith(COUNTER)}
+            own = build_network(Architecture(1, arch, backbone, stride, width=0.01)).state_dict()
+        known = {name for name in own if not name.endswith(COUNTER)}
         if (found := len(known & given) / len(known | given)) > share:
             nearest, share, apart = (arch, backbone, stride), found, known ^ given
     if share < 1:

@@ -42,17 +42,18 @@ def convolutionalize(
     flatten = next((i for i, layer in enumerate(layers) if isinstance(layer, nn.Flatten)), None)
     if flatten is None or not any(isinstance(layer, nn.Linear) for layer in layers[flatten:]):
         raise MisuseError("the classifier has no Flatten with Linear layers after it; there is nothing to convert")
-    body, shapes = nn.Sequential(*layers[:flatten]), []
+    body = nn.Sequential(*layers[:flatten])
+    shapes: list[tuple[int, int, int]] = []
     training = classifier.training
     with torch.no_grad():
         x = torch.zeros(1, *input_shape)
         body.eval()
         for layer in body:
-            shapes.append(tuple(x.shape[1:]))
+            shapes.append((x.shape[1], x.shape[2], x.shape[3]))
             x = layer(x)
         body.train(training)
     kept = [_convolutional(layer, shape, padding) for layer, shape in zip(body, shapes, strict=True)]
-    dense = dense_to_convolutions(layers[flatten + 1 :], tuple(x.shape[1:]), padding)
+    dense = dense_to_convolutions(layers[flatten + 1 :], (x.shape[1], x.shape[2], x.shape[3]), padding)
     return nn.Sequential(*kept, *dense).train(training)
 
 
@@ -69,7 +70,7 @@ def dense_to_convolutions(
         padding: as for `convolutionalize`.
     """
     converted: list[nn.Module] = []
-    channels, *kernel = shape
+    channels, kernel = shape[0], shape[1:]
     for layer in layers:
         if isinstance(layer, nn.Linear):
             expected = channels * kernel[0] * kernel[1]
@@ -78,15 +79,15 @@ def dense_to_convolutions(
                     f"{layer} takes {layer.in_features} values, and the features give {channels}×{kernel[0]}×"
                     f"{kernel[1]} = {expected}; is input_shape the classifier's own?"
                 )
-            if padding == "same" and kernel != [1, 1]:
+            if padding == "same" and kernel != (1, 1):
                 top, left = ((size - 1) // 2 for size in kernel)
                 converted.append(nn.ZeroPad2d((left, kernel[1] - 1 - left, top, kernel[0] - 1 - top)))
-            conv = nn.Conv2d(channels, layer.out_features, tuple(kernel), bias=layer.bias is not None)
+            conv = nn.Conv2d(channels, layer.out_features, kernel, bias=layer.bias is not None)
             conv.weight = nn.Parameter(layer.weight.detach().reshape(conv.weight.shape))
             if layer.bias is not None:
                 conv.bias = nn.Parameter(layer.bias.detach())
             converted.append(conv)
-            channels, kernel = layer.out_features, [1, 1]
+            channels, kernel = layer.out_features, (1, 1)
         elif isinstance(layer, nn.BatchNorm1d):
             norm = nn.BatchNorm2d(
                 layer.num_features, layer.eps, layer.momentum, layer.affine, layer.track_running_stats
@@ -125,14 +126,13 @@ def _flat(module: nn.Module) -> list[nn.Module]:
     """The layers of a classifier in the order they run."""
     if isinstance(module, nn.Sequential):
         return [layer for child in module for layer in _flat(child)]
-    if isinstance(getattr(module, "features", None), nn.Module) and isinstance(
-        getattr(module, "classifier", None), nn.Module
-    ):
+    features, classifier = getattr(module, "features", None), getattr(module, "classifier", None)
+    if isinstance(features, nn.Module) and isinstance(classifier, nn.Module):
         pool = getattr(module, "avgpool", None)
-        tail = _flat(module.classifier)
+        tail = _flat(classifier)
         if not any(isinstance(layer, nn.Flatten) for layer in tail):
             tail = [nn.Flatten(), *tail]
-        return [*_flat(module.features), *([pool] if pool is not None else []), *tail]
+        return [*_flat(features), *([pool] if pool is not None else []), *tail]
     return [module]
 
 
@@ -141,8 +141,8 @@ def _convolutional(layer: nn.Module, shape: tuple[int, int, int], padding: Paddi
     if not isinstance(layer, nn.AdaptiveAvgPool2d):
         return layer
     size = layer.output_size
-    wanted = (size, size) if isinstance(size, int) else tuple(size)
-    wanted = tuple(have if want is None else want for have, want in zip(shape[1:], wanted, strict=True))
+    rows, columns = (size, size) if size is None or isinstance(size, int) else size
+    wanted = (shape[1] if rows is None else rows, shape[2] if columns is None else columns)
     if wanted == shape[1:]:
         return nn.Identity()
     if wanted == (1, 1) and padding == "valid":

@@ -7,6 +7,7 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from fcn_deploy.calibration.datasets import LabelledImages
@@ -14,10 +15,13 @@ from fcn_deploy.calibration.metrics import Metrics, confusion_matrix
 from fcn_deploy.calibration.report.engine_report import EngineReport, read_report
 from fcn_deploy.calibration.report.results import MIXED, OWN, Evaluated, Example, ImageResult
 from fcn_deploy.runtime.errors import DeployError, MisuseError
-from fcn_deploy.runtime.images import displayable
+from fcn_deploy.runtime.images.overlay import displayable
 from fcn_deploy.runtime.model_card import ModelCard
 from fcn_deploy.runtime.prepare import check_image, normalise
 from PIL import Image
+
+if TYPE_CHECKING:  # torch, which models of ONNX do not need
+    from fcn_deploy.fcn.architecture import AnySize
 
 Predict = Callable[[np.ndarray], np.ndarray]
 
@@ -27,7 +31,7 @@ SMALLEST_SCALE, LARGEST_SCALE = 0.05, 8.0
 
 
 @dataclass(frozen=True)
-class Outcome:
+class Prediction:
     """One image, labelled.
 
     Attributes:
@@ -45,7 +49,7 @@ class Outcome:
     seconds: float
 
 
-def outcomes(predict: Predict, data: LabelledImages, classes: int, scale: str = OWN) -> Iterator[Outcome]:
+def predictions(predict: Predict, data: LabelledImages, classes: int, scale: str = OWN) -> Iterator[Prediction]:
     """Label a collection, image by image, at a scale (see `size_at`).
 
     Raises:
@@ -53,7 +57,7 @@ def outcomes(predict: Predict, data: LabelledImages, classes: int, scale: str = 
     """
     for index in range(len(data)):
         image, reference = data[index]
-        height, width = size_at(scale, *reference.shape, index)
+        height, width = size_at(scale, reference.shape[0], reference.shape[1], index)
         image, reference = resized(image, reference, height, width)
         start = time.perf_counter()
         labels = predict(image)
@@ -62,7 +66,7 @@ def outcomes(predict: Predict, data: LabelledImages, classes: int, scale: str = 
             confusion = confusion_matrix(reference, labels, classes)
         except ValueError as error:
             raise DeployError(f"{data.name(index)}: {error}; does the data fit the model?") from error
-        yield Outcome(index, image, reference, labels, confusion, seconds)
+        yield Prediction(index, image, reference, labels, confusion, seconds)
 
 
 def evaluate(
@@ -80,13 +84,13 @@ def evaluate(
         int64 [classes, classes], by (reference, predicted).
     """
     confusion = np.zeros((classes, classes), np.int64)
-    for outcome in outcomes(predict, data, classes):
-        confusion += outcome.confusion
-        done(outcome.index + 1)
+    for prediction in predictions(predict, data, classes):
+        confusion += prediction.confusion
+        done(prediction.index + 1)
     return confusion
 
 
-def measure(
+def evaluate_in_detail(
     predict: Predict,
     data: LabelledImages,
     classes: int,
@@ -107,43 +111,43 @@ def measure(
     confusion = np.zeros((classes, classes), np.int64)
     results: dict[str, list[ImageResult]] = {scale: [] for scale in scales}
     examples: list[tuple[float, int, Example]] = []
-    equal, pixels, compared = 0, 0, bool(first)
+    equal, pixels, reference = 0, 0, list(first or ())
     if len(data):
         predict(data[0][0])  # what a first call costs is no image's time
     for scale in scales:
-        for outcome in outcomes(predict, data, classes, scale):
-            counts, index = outcome.confusion, outcome.index
+        for prediction in predictions(predict, data, classes, scale):
+            counts, index = prediction.confusion, prediction.index
             result = ImageResult(
-                data.name(index), outcome.reference.shape, np.diag(counts).copy(), counts.sum(1), counts.sum(0),
-                outcome.seconds,
+                data.name(index), prediction.reference.shape, np.diag(counts).copy(), counts.sum(1), counts.sum(0),
+                prediction.seconds,
             )  # fmt: skip
             results[scale].append(result)
             done()
             if scale != OWN:
                 continue
             confusion += counts
-            if compared:
-                labels = np.frombuffer(zlib.decompress(first[index]), np.uint16)
-                equal += int((labels == outcome.labels.ravel()).sum())
+            if reference:
+                labels = np.frombuffer(zlib.decompress(reference[index]), np.uint16)
+                equal += int((labels == prediction.labels.ravel()).sum())
                 pixels += labels.size
             elif first is not None:
-                first.append(zlib.compress(outcome.labels.astype(np.uint16).tobytes(), 1))
+                first.append(zlib.compress(prediction.labels.astype(np.uint16).tobytes(), 1))
             score = result.metrics.mean_iou
             if worst and not math.isnan(score) and (len(examples) < worst or -score > examples[0][0]):
                 # Of equal ones the earlier stays.
-                example = (-score, -index, _example(result, outcome))
+                example = (-score, -index, _example(result, prediction))
                 (heapq.heappush if len(examples) < worst else heapq.heapreplace)(examples, example)
     shown = tuple(example for _, _, example in sorted(examples, key=lambda item: (-item[0], -item[1])))
     return Evaluated(confusion, results, shown, equal / pixels if pixels else None)
 
 
-def _example(result: ImageResult, outcome: Outcome) -> Example:
+def _example(result: ImageResult, prediction: Prediction) -> Example:
     """A thumbnail: the photograph averaged, labels by nearest neighbour."""
-    height, width = outcome.reference.shape
+    height, width = prediction.reference.shape
     factor = min(1.0, THUMBNAIL / max(height, width))
     height, width = max(1, round(height * factor)), max(1, round(width * factor))
-    photo, reference = resized(displayable(outcome.image), outcome.reference, height, width)
-    return Example(result, photo, reference, resized(None, outcome.labels, height, width)[1])
+    photo, reference = resized(displayable(prediction.image), prediction.reference, height, width)
+    return Example(result, photo, reference, resized_labels(prediction.labels, height, width))
 
 
 def parse_scales(text: str) -> list[str]:
@@ -175,26 +179,29 @@ def size_at(scale: str, height: int, width: int, index: int) -> tuple[int, int]:
     return round(height * factor * aspect) | 1, round(width * factor / aspect) | 1
 
 
-def resized(
-    image: np.ndarray | None, labels: np.ndarray, height: int, width: int
-) -> tuple[np.ndarray | None, np.ndarray]:
+def resized(image: np.ndarray, labels: np.ndarray, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
     """An image, [H, W, C] of any dtype, bilinear and antialiased, and labels, [H, W], by nearest pixel centres."""
     if labels.shape == (height, width):
         return image, labels
-    rows = ((np.arange(height) + 0.5) * labels.shape[0] / height).astype(int)
-    columns = ((np.arange(width) + 0.5) * labels.shape[1] / width).astype(int)
-    labels = labels[rows[:, None], columns]
-    if image is None:
-        return None, labels
-    how = {"size": (width, height), "resample": Image.Resampling.BILINEAR}
+    labels = resized_labels(labels, height, width)
+
+    def bilinear(values: np.ndarray) -> np.ndarray:
+        return np.array(Image.fromarray(values).resize((width, height), Image.Resampling.BILINEAR))
+
     if image.dtype == np.uint8 and image.shape[2] == 3:
-        return np.array(Image.fromarray(image).resize(**how)), labels
-    bands = [np.asarray(Image.fromarray(band.astype(np.float32)).resize(**how)) for band in np.moveaxis(image, 2, 0)]
-    values = np.stack(bands, axis=2)
+        return bilinear(image), labels
+    values = np.stack([bilinear(band.astype(np.float32)) for band in np.moveaxis(image, 2, 0)], axis=2)
     return (np.rint(values) if np.issubdtype(image.dtype, np.integer) else values).astype(image.dtype), labels
 
 
-def torch_predictor(model, card: ModelCard) -> Predict:
+def resized_labels(labels: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Labels, [H, W], by nearest pixel centres."""
+    rows = ((np.arange(height) + 0.5) * labels.shape[0] / height).astype(int)
+    columns = ((np.arange(width) + 0.5) * labels.shape[1] / width).astype(int)
+    return labels[rows[:, None], columns]
+
+
+def torch_predictor(model: "AnySize", card: ModelCard) -> Predict:
     """The labels of a PyTorch network, on the device of its parameters, one image at a time."""
     import torch
 
@@ -214,7 +221,7 @@ def torch_predictor(model, card: ModelCard) -> Predict:
 
 
 @dataclass(frozen=True)
-class Model:
+class OpenedModel:
     """A model opened for evaluation.
 
     Attributes:
@@ -230,7 +237,7 @@ class Model:
     report: EngineReport | None = None
 
 
-def open_model(path: Path, threads: int | None = None, refine: bool = False) -> Model:
+def open_model(path: Path, threads: int | None = None, refine: bool = False) -> OpenedModel:
     """A .safetensors (or .pth), .onnx or .engine, ready to label images; an engine's labels refined if asked for.
 
     Raises:
@@ -249,16 +256,18 @@ def open_model(path: Path, threads: int | None = None, refine: bool = False) -> 
             torch.set_num_threads(threads)
         checkpoint = load_checkpoint(path)
         _check_kind(checkpoint.card, path)
-        model = checkpoint.model.to(memory_format=torch.channels_last)
-        return Model(torch_predictor(model, checkpoint.card), checkpoint.card, "PyTorch checkpoint, float32")
+        checkpoint.model.channels_last()
+        return OpenedModel(
+            torch_predictor(checkpoint.model, checkpoint.card), checkpoint.card, "PyTorch checkpoint, float32"
+        )
     from fcn_deploy.runtime.segmenter import Segmenter
 
     net = Segmenter(path, threads=threads, refine=refine)
     _check_kind(net.card, path)
-    if net.manifest is None:
-        return Model(net, net.card, f"ONNX, {net.precision}, {net.backend}")
-    kind = f"engine for {net.manifest.target}, {net.precision}, {net.backend}{', refined' if refine else ''}"
-    return Model(net, net.card, kind, None if refine else read_report(path))
+    if (manifest := net.network.manifest) is None:
+        return OpenedModel(net, net.card, f"ONNX, {net.precision}, {net.backend}")
+    kind = f"engine for {manifest.target}, {net.precision}, {net.backend}{', refined' if refine else ''}"
+    return OpenedModel(net, net.card, kind, None if refine else read_report(path))
 
 
 def same_classes(paths: Sequence[Path], cards: Sequence[ModelCard]) -> list[ModelCard]:
@@ -296,7 +305,7 @@ def _check_kind(card: ModelCard, path: Path) -> None:
         )
 
 
-def table(metrics: Metrics, classes: Sequence[str]) -> str:
+def metrics_table(metrics: Metrics, classes: Sequence[str]) -> str:
     """The four metrics and a line per class, as text."""
     width = max(len(name) for name in (*classes, "class"))
     lines = [f"{'class':<{width}}  {'IoU':>7}  {'accuracy':>8}  {'share':>7}"]

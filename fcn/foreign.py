@@ -239,7 +239,7 @@ def _entries(result: Any) -> dict[str | int, Any]:
     if isinstance(result, Mapping):
         found = dict(result)
     elif isinstance(result, tuple) and hasattr(result, "_fields"):
-        found = result._asdict()
+        found = {field: getattr(result, field) for field in result._fields}
     elif isinstance(result, tuple | list):
         found = dict(enumerate(result))
     elif dataclasses.is_dataclass(result):

@@ -34,12 +34,11 @@ class FCN(AnySize):
         self.backbone = backbones.build_backbone(architecture.backbone, architecture.channels, architecture.width)
         classes = architecture.classes
         self.strides = [stride for stride in (32, 16, 8) if stride >= self.stride]
-        self.score = nn.ModuleDict(
-            {str(stride): nn.Conv2d(self.backbone.features[stride], classes, 1) for stride in self.strides}
-        )
-        for layer in self.score.values():
+        layers = {str(stride): nn.Conv2d(self.backbone.features[stride], classes, 1) for stride in self.strides}
+        for layer in layers.values():
             nn.init.normal_(layer.weight, std=0.01)
-            nn.init.zeros_(layer.bias)
+            nn.init.constant_(layer.get_parameter("bias"), 0.0)
+        self.score = nn.ModuleDict(layers)
         self.learned = architecture.upsampling == "learned"
         if self.learned:
             self.up = nn.ModuleDict({str(stride): bilinear_deconvolution(classes, 2) for stride in self.strides[:-1]})

@@ -1,6 +1,6 @@
 """Quantisation-aware training: the forward pass rounds as an INT8 engine will, gradients pass straight through."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -64,15 +64,16 @@ def fake_quantised(model: nn.Module) -> Iterator[nn.Module]:
     try:
         for module in model.modules():
             if isinstance(module, nn.Conv2d):
-                module._conv_forward = _rounding(module, ActivationRange())
+                # An attribute of the module itself stands before its class's method.
+                module.__dict__["_conv_forward"] = _rounding(module, ActivationRange())
                 changed.append(module)
         yield model
     finally:
         for module in changed:
-            del module._conv_forward
+            del module.__dict__["_conv_forward"]
 
 
-def _rounding(module: nn.Conv2d, activation: ActivationRange):
+def _rounding(module: nn.Conv2d, activation: ActivationRange) -> Callable[..., torch.Tensor]:
     plain = type(module)._conv_forward
 
     def forward(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:

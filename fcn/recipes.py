@@ -1,6 +1,7 @@
 """How to train: what a recipe is, and the named ones. Without torch, so that `train-fcn --help` lists them at once."""
 
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 from fcn_deploy.runtime.errors import MisuseError
 
@@ -23,7 +24,8 @@ class Recipe:
         weight_decay: of AdamW.
         ema: decay of a moving average of the weights, which is then what is validated and kept (Tarvainen and
             Valpola, 2017); 0: none.
-        scale, flip, turn, brightness, color, blur: see `fcn.augment.augment`.
+        crop_scale: range by which crops are made smaller or larger.
+        flip, turn, brightness, color, blur: see `fcn.augment.augment`.
         class_weights: `none`; `median` (median frequency over a class's own, as Eigen and Fergus, 2015);
             `sqrt` (its square root).
         jaccard: weight of a soft Jaccard loss beside the cross-entropy: 1 − IoU of probabilities, over the classes of
@@ -45,7 +47,7 @@ class Recipe:
     schedule: str = "one-cycle"
     weight_decay: float = 1e-2
     ema: float = 0.0
-    scale: tuple[float, float] = (0.7, 1.5)
+    crop_scale: tuple[float, float] = (0.7, 1.5)
     flip: bool = True
     turn: bool = False
     brightness: float = 0.25
@@ -75,8 +77,9 @@ class Recipe:
                 raise MisuseError(f"{_said(name)} is {getattr(self, name)}; it must be 0 or more")
         if min(self.crop) < 32:
             raise MisuseError(f"crop {self.crop[0]}x{self.crop[1]}; both sides must be at least 32 pixels")
-        if not 0 < self.scale[0] <= self.scale[1] < 100:
-            raise MisuseError(f"scale {self.scale[0]} to {self.scale[1]}; it goes from smallest to largest, above 0")
+        smallest, largest = self.crop_scale
+        if not 0 < smallest <= largest < 100:
+            raise MisuseError(f"crop scale {smallest} to {largest}; it goes from smallest to largest, above 0")
         if not 0 <= self.ema < 1:
             raise MisuseError(f"ema is {self.ema}; a decay is from 0 (none) to below 1, such as 0.997")
         if not 0 < self.hardest <= 1:
@@ -96,29 +99,29 @@ def _said(name: str) -> str:
 
 
 # The keys are the names; times are of EfficientNet-Lite0 on 2 CPU cores.
-RECIPES = {
+_VALUES = {
     "default": Recipe(),
     # Mirrored digits are none.
     "digits": Recipe(flip=False),
     # An hour: nearly whole photographs, and one scale below and above those that validation sees.
     "camvid": Recipe(
-        epochs=90, crop=(320, 416), backbone_rate=0.5, ema=0.997, scale=(0.6, 2.0), color=0.3, blur=0.1, jaccard=0.5,
-        validate_every=5,
+        epochs=90, crop=(320, 416), backbone_rate=0.5, ema=0.997, crop_scale=(0.6, 2.0), color=0.3, blur=0.1,
+        jaccard=0.5, validate_every=5,
     ),
     # Minutes, to compare networks by.
     "camvid-short": Recipe(
-        epochs=16, crop=(256, 320), backbone_rate=0.5, ema=0.99, scale=(0.6, 2.0), color=0.3, blur=0.1, jaccard=0.5,
-        validate_every=5,
+        epochs=16, crop=(256, 320), backbone_rate=0.5, ema=0.99, crop_scale=(0.6, 2.0), color=0.3, blur=0.1,
+        jaccard=0.5, validate_every=5,
     ),
     # Whole validation images of up to a megapixel cost more than the training.
     "nuclei": Recipe(
-        epochs=60, crop=(256, 256), ema=0.99, scale=(0.5, 2.0), turn=True, color=0.3, blur=0.1, validate_every=5
+        epochs=60, crop=(256, 256), ema=0.99, crop_scale=(0.5, 2.0), turn=True, color=0.3, blur=0.1, validate_every=5
     ),
 }  # fmt: skip
-RECIPES = {name: replace(recipe, name=name) for name, recipe in RECIPES.items()}
+RECIPES = {name: replace(recipe, name=name) for name, recipe in _VALUES.items()}
 
 
-def named(name: str, **changes: object) -> Recipe:
+def named(name: str, **changes: Any) -> Recipe:
     """A recipe by name, with the values of `changes` that are not None in the place of its own.
 
     Raises:

@@ -4,10 +4,11 @@ import io
 import json
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from fcn_deploy.calibration.datasets import LabelledImages, class_pixels
 from fcn_deploy.calibration.metrics import IGNORE, Metrics
+from fcn_deploy.fcn.architecture import AnySize
 from fcn_deploy.fcn.augment import augment
 from fcn_deploy.fcn.checkpoint import Checkpoint, save_checkpoint
 from fcn_deploy.fcn.evaluate import evaluate, torch_predictor
@@ -23,6 +25,8 @@ from fcn_deploy.fcn.quantization import fake_quantised
 from fcn_deploy.fcn.recipes import Recipe
 from fcn_deploy.runtime.errors import DeployError, MisuseError
 from fcn_deploy.runtime.files import replacing
+from fcn_deploy.runtime.model_card import ModelCard
+from torch import nn
 
 POWER = 0.9  # of the schedule `poly`
 WARM_UP = 0.05  # of all steps, before `cosine` and `poly`
@@ -67,89 +71,172 @@ def train(
         MisuseError: nothing to resume, or it was begun with another recipe.
         DeployError: the loss is no longer finite, or a file cannot be written.
     """
-    model, card = checkpoint.model, checkpoint.card
-    steps = math.ceil(len(data) / recipe.batch)
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer, schedule = _optimizer(model, recipe, steps)
-    average = {name: tensor.clone() for name, tensor in model.state_dict().items()} if recipe.ema else None
-    progress = Progress()
-    state_path = out.with_name(out.name + ".state")
-    identity = {
-        "recipe": asdict(recipe), "architecture": model.architecture.to_dict(), "images": len(data),
-    }  # fmt: skip
+    run = _Run(checkpoint, data, validation, recipe, out)
     if resume:
-        progress = _restore(state_path, identity, model, optimizer, schedule, average)
-        if not out.exists():
-            progress.best_miou = -1.0  # the best weights are gone: the next epoch is the best there is
-    weights = _class_weights(data, len(card.classes), recipe.class_weights)
+        run.restore()
     checkpoint.training |= {"recipe": asdict(recipe)}
-    # Twice as fast on CPUs as PyTorch's default layout.
-    model.to(memory_format=torch.channels_last)
-    write_log(out, identity, progress)
+    write_log(out, run.identity, run.progress)
+    while run.progress.epoch < recipe.epochs and not run.out_of_patience():
+        on_epoch(run.epoch(on_step))
+    run.state_path.unlink(missing_ok=True)
+    return run.progress
 
-    while progress.epoch < recipe.epochs:
+
+class _Run:
+    """A training under way: the network, what changes its weights, and where it is.
+
+    Attributes:
+        progress: so far.
+        identity: what a run must have in common with the one that it resumes.
+        average: the moving average of the weights, by name; None where the recipe wants none.
+    """
+
+    def __init__(
+        self, checkpoint: Checkpoint, data: LabelledImages, validation: LabelledImages, recipe: Recipe, out: Path
+    ) -> None:
+        self.checkpoint, self.model, self.card = checkpoint, checkpoint.model, checkpoint.card
+        self.data, self.validation, self.recipe, self.out = data, validation, recipe, out
+        self.steps = math.ceil(len(data) / recipe.batch)  # of an epoch
+        self.optimizer, self.schedule = _optimizer(self.model, recipe, self.steps)
+        self.average = _copied(self.model) if recipe.ema else None
+        self.progress = Progress()
+        self.state_path = out.with_name(out.name + ".state")
+        self.identity: dict[str, Any] = {
+            "recipe": asdict(recipe), "architecture": self.model.architecture.to_dict(), "images": len(data),
+        }  # fmt: skip
+        self.model.channels_last()
+
+    @cached_property
+    def class_weights(self) -> torch.Tensor | None:
+        return _class_weights(self.data, len(self.card.classes), self.recipe.class_weights)
+
+    def out_of_patience(self) -> bool:
+        progress = self.progress
         judged = bool(progress.history) and progress.history[-1]["val_miou"] is not None
-        if recipe.patience and judged and progress.epoch - progress.best_epoch >= recipe.patience:
-            break
-        epoch, started, losses = progress.epoch, time.perf_counter(), []
-        metrics = None
+        return judged and 0 < self.recipe.patience <= progress.epoch - progress.best_epoch
+
+    def epoch(self, on_step: Callable[[int, int, float], None]) -> dict[str, Any]:
+        """Train on every image once, validate where the recipe says so, save all; the epoch's record."""
+        epoch, started = self.progress.epoch, time.perf_counter()
         # All that is random follows from the seed and the epoch: a resumed run repeats it.
-        torch.manual_seed(recipe.seed * 100_003 + epoch)
+        torch.manual_seed(self.recipe.seed * 100_003 + epoch)
         # Anew in each epoch: a resumed run starts from the same ranges.
-        with fake_quantised(model) if recipe.qat else nullcontext():
-            model.train()
-            for step, (images, labels) in enumerate(_batches(data, card, recipe, epoch)):
-                logits = model(images.to(memory_format=torch.channels_last))
-                loss = segmentation_loss(logits, labels, recipe, weights)
-                if not torch.isfinite(loss):
-                    raise DeployError(
-                        f"the loss is {loss.item()} at epoch {epoch + 1}, step {step + 1}; lower --rate, or check "
-                        "the images for NaN"
-                    )
-                optimizer.zero_grad(set_to_none=True)
-                loss.backward()
-                torch.nn.utils.clip_grad_norm_(trained, 5.0)
-                rate = optimizer.param_groups[0]["lr"]
-                optimizer.step()
-                schedule.step()
-                if average is not None:
-                    _follow(average, model, recipe.ema, epoch * steps + step)
-                losses.append(loss.item())
-                on_step(step + 1, steps, float(np.mean(losses[-20:])))
+        with fake_quantised(self.model) if self.recipe.qat else nullcontext():
+            losses, rate = self._steps(epoch, on_step)
             validating = time.perf_counter()
-            if recipe.validates(epoch + 1):
-                model.eval()
-                with _holding(model, average):
-                    metrics = Metrics.of(evaluate(torch_predictor(model, card), validation, len(card.classes)))
-                    if math.isnan(metrics.mean_iou):
-                        raise DeployError(
-                            "the validation labels hold no counted pixel, so no epoch can be chosen; mend them"
-                        )
-                    if metrics.mean_iou > progress.best_miou:
-                        progress.best_miou, progress.best_epoch = metrics.mean_iou, epoch + 1
-                        checkpoint.training |= {"epoch": epoch + 1, "val_miou": round(metrics.mean_iou, 5)}
-                        save_checkpoint(out, checkpoint)
-        progress.epoch = epoch + 1
+            metrics = self._validate(epoch) if self.recipe.validates(epoch + 1) else None
+        self.progress.epoch = epoch + 1
         record = {
-            "epoch": progress.epoch,
+            "epoch": self.progress.epoch,
             "loss": round(float(np.mean(losses)), 5),
             "rate": rate,
             "val_miou": metrics and round(metrics.mean_iou, 5),
             "val_pixel_accuracy": metrics and round(metrics.pixel_accuracy, 5),
-            "val_class_iou": metrics and _by_class(card.classes, metrics.class_iou),
+            "val_class_iou": metrics and _by_class(self.card.classes, metrics.class_iou),
             "seconds": round(time.perf_counter() - started, 1),
             "val_seconds": round(time.perf_counter() - validating, 1),
-            "best": progress.best_epoch == progress.epoch,
+            "best": self.progress.best_epoch == self.progress.epoch,
         }
-        progress.history.append(record)
-        _save(state_path, identity, progress, model, optimizer, schedule, average)
-        write_log(out, identity, progress)
-        on_epoch(record)
-    state_path.unlink(missing_ok=True)
-    return progress
+        self.progress.history.append(record)
+        save_state(self.state_path, self._state())
+        write_log(self.out, self.identity, self.progress)
+        return record
+
+    def _steps(self, epoch: int, on_step: Callable[[int, int, float], None]) -> tuple[list[float], float]:
+        """The loss of each step, and the last learning rate."""
+        trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        losses: list[float] = []
+        self.model.train()
+        for step, (images, labels) in enumerate(_batches(self.data, self.card, self.recipe, epoch)):
+            logits = self.model(images.to(memory_format=torch.channels_last))
+            loss = segmentation_loss(logits, labels, self.recipe, self.class_weights)
+            if not torch.isfinite(loss):
+                raise DeployError(
+                    f"the loss is {loss.item()} at epoch {epoch + 1}, step {step + 1}; lower --rate, or check "
+                    "the images for NaN"
+                )
+            self.optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(trained, 5.0)
+            rate = self.optimizer.param_groups[0]["lr"]
+            self.optimizer.step()
+            self.schedule.step()
+            if self.average is not None:
+                _follow(self.average, self.model, self.recipe.ema, epoch * self.steps + step)
+            losses.append(loss.item())
+            on_step(step + 1, self.steps, float(np.mean(losses[-20:])))
+        return losses, rate
+
+    def _validate(self, epoch: int) -> Metrics:
+        """Metrics of the averaged weights, which are written where they are the best so far."""
+        progress = self.progress
+        self.model.eval()
+        with _holding(self.model, self.average):
+            confusion = evaluate(torch_predictor(self.model, self.card), self.validation, len(self.card.classes))
+            metrics = Metrics.of(confusion)
+            if math.isnan(metrics.mean_iou):
+                raise DeployError("the validation labels hold no counted pixel, so no epoch can be chosen; mend them")
+            if metrics.mean_iou > progress.best_miou:
+                progress.best_miou, progress.best_epoch = metrics.mean_iou, epoch + 1
+                self.checkpoint.training |= {"epoch": epoch + 1, "val_miou": round(metrics.mean_iou, 5)}
+                save_checkpoint(self.out, self.checkpoint)
+        return metrics
+
+    def _state(self) -> dict[str, Any]:
+        """All that a resumed run starts from."""
+        return {
+            "identity": self.identity,
+            "progress": asdict(self.progress),
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "average": self.average,
+        }
+
+    def restore(self) -> None:
+        """Go on from the state that a run left."""
+        path = self.state_path
+        if not path.is_file():
+            raise MisuseError(f"there is no {path} to resume from; start without --resume")
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+            begun = state["identity"]
+        except Exception as error:
+            raise DeployError(f"cannot resume from {path}: it is damaged; delete it and start again") from error
+        names = {"images": "number of images"}
+        for part, wanted in self.identity.items():
+            if begun[part] != wanted:
+                different = [key for key in wanted if begun[part].get(key) != wanted[key]] if part != "images" else []
+                how = f": its {', '.join(different)} differ" if different else ""
+                raise MisuseError(
+                    f"{path} was begun with another {names.get(part, part)}{how}; resume with the options it was "
+                    "begun with"
+                )
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        if self.average is not None:
+            self.average.update(state["average"])
+        self.progress = Progress(**state["progress"])
+        if not self.out.exists():
+            self.progress.best_miou = -1.0  # the best weights are gone: the next epoch is the best there is
 
 
-def _optimizer(model, recipe: Recipe, steps: int):
+def save_state(path: Path, state: dict[str, Any]) -> None:
+    with replacing(path) as temporary:
+        # Into memory first: torch's own writer fails on a full disk with an error of its own kind.
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        temporary.write_bytes(buffer.getbuffer())
+
+
+def _copied(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def _optimizer(
+    model: AnySize, recipe: Recipe, steps: int
+) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
     """AdamW with a rate of its own for the backbone, and the schedule of both."""
     backbone = [parameter for parameter in model.backbone.parameters() if parameter.requires_grad]
     known = set(map(id, backbone))
@@ -217,7 +304,7 @@ def soft_jaccard_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tenso
     return (1 - hits[seen] / union[seen]).sum() / seen.sum().clamp(min=1)
 
 
-def _follow(average: dict[str, torch.Tensor], model, decay: float, step: int) -> None:
+def _follow(average: dict[str, torch.Tensor], model: nn.Module, decay: float, step: int) -> None:
     """Move the average towards the weights, and towards batch norm's statistics with them.
 
     Both lag alike, so that the averaged statistics are those of the averaged weights. The first steps count more
@@ -232,12 +319,12 @@ def _follow(average: dict[str, torch.Tensor], model, decay: float, step: int) ->
 
 
 @contextmanager
-def _holding(model, average: dict[str, torch.Tensor] | None) -> Iterator[None]:
+def _holding(model: nn.Module, average: dict[str, torch.Tensor] | None) -> Iterator[None]:
     """Within the block the model has the averaged weights; afterwards, its own again."""
     if average is None:
         yield
         return
-    own = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    own = _copied(model)
     model.load_state_dict(average)
     try:
         yield
@@ -250,7 +337,7 @@ def log_path(out: Path) -> Path:
     return out.with_suffix(".log.jsonl")
 
 
-def write_log(out: Path, identity: dict, progress: Progress) -> None:
+def write_log(out: Path, identity: dict[str, Any], progress: Progress) -> None:
     """One JSON line that says what is trained and how, and one for each epoch.
 
     Written anew from the history that is resumed, so no epoch is there twice, and none is cut in half.
@@ -259,12 +346,14 @@ def write_log(out: Path, identity: dict, progress: Progress) -> None:
         temporary.write_text("".join(json.dumps(line) + "\n" for line in (identity, *progress.history)))
 
 
-def _by_class(classes, values) -> dict[str, float | None]:
+def _by_class(classes: Sequence[str], values: Sequence[float]) -> dict[str, float | None]:
     """IoU by the name of the class; None where the labels hold none of it."""
     return {name: None if math.isnan(iou) else round(iou, 5) for name, iou in zip(classes, values, strict=True)}
 
 
-def _batches(data: LabelledImages, card, recipe: Recipe, epoch: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+def _batches(
+    data: LabelledImages, card: ModelCard, recipe: Recipe, epoch: int
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """The batches of one epoch, each read while the one before is trained on."""
     order = np.random.default_rng((recipe.seed, epoch)).permutation(len(data))
     # A last batch of one crop has no statistics to normalise by; fill it from the start.
@@ -278,12 +367,11 @@ def _batches(data: LabelledImages, card, recipe: Recipe, epoch: int) -> Iterator
             samples.append(
                 augment(
                     image, labels, card, recipe.crop, rng,
-                    scale=recipe.scale, flip=recipe.flip, turn=recipe.turn, brightness=recipe.brightness,
+                    scale=recipe.crop_scale, flip=recipe.flip, turn=recipe.turn, brightness=recipe.brightness,
                     color=recipe.color, blur=recipe.blur,
                 )
             )  # fmt: skip
-        images, labels = zip(*samples, strict=True)
-        return torch.stack(images), torch.stack(labels)
+        return torch.stack([sample for sample, _ in samples]), torch.stack([target for _, target in samples])
 
     groups = order.reshape(-1, recipe.batch)
     with ThreadPoolExecutor(1, thread_name_prefix="batches") as reader:
@@ -305,45 +393,3 @@ def _class_weights(data: LabelledImages, classes: int, kind: str) -> torch.Tenso
     if kind == "sqrt":
         weights = np.sqrt(weights)
     return torch.from_numpy(np.clip(weights, 0.05, 20).astype(np.float32))
-
-
-def _save(path: Path, identity: dict, progress: Progress, model, optimizer, schedule, average) -> None:
-    with replacing(path) as temporary:
-        # Into memory first: torch's own writer fails on a full disk with an error of its own kind.
-        buffer = io.BytesIO()
-        torch.save(
-            {
-                "identity": identity,
-                "progress": asdict(progress),
-                "model": model.state_dict(),
-                "optimizer": optimizer.state_dict(),
-                "schedule": schedule.state_dict(),
-                "average": average,
-            },
-            buffer,
-        )
-        temporary.write_bytes(buffer.getbuffer())
-
-
-def _restore(path: Path, identity: dict, model, optimizer, schedule, average) -> Progress:
-    if not path.is_file():
-        raise MisuseError(f"there is no {path} to resume from; start without --resume")
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        begun = state["identity"]
-    except Exception as error:
-        raise DeployError(f"cannot resume from {path}: it is damaged; delete it and start again") from error
-    names = {"images": "number of images"}
-    for part, wanted in identity.items():
-        if begun[part] != wanted:
-            different = [key for key in wanted if begun[part].get(key) != wanted[key]] if part != "images" else []
-            how = f": its {', '.join(different)} differ" if different else ""
-            raise MisuseError(
-                f"{path} was begun with another {names.get(part, part)}{how}; resume with the options it was begun with"
-            )
-    model.load_state_dict(state["model"])
-    optimizer.load_state_dict(state["optimizer"])
-    schedule.load_state_dict(state["schedule"])
-    if average is not None:
-        average.update(state["average"])
-    return Progress(**state["progress"])

@@ -3,12 +3,12 @@
 #
 # Seen with pyoxipng 9.1.1 at its default level, read by pillow 13.0.0 and rasterio 1.4.4. oxipng keeps what a viewer
 # shows, not what is stored:
-#   11 classes as 8-bit grey       becomes a palette of greys, sorted by its own rules: 100 % of the pixels that Pillow
-#                                  and GDAL read afterwards can be of another class (here more than 80 %)
-#   11 classes, palette of colours (as VOC and many tools write) the palette is sorted anew: other indices
-#   two classes of equal colour    become one
-#   classes 0 and 255 in grey      become 1 bit: 0 and 1
-# All of them look the same in every viewer, and OpenCV, which paints palettes, still reads the greys.
+#   11 classes as 8-bit grey         becomes a palette of greys in another order: 91 % of the pixels that Pillow and GDAL
+#                                    read are of another class
+#   11 classes, a palette of colours the palette is sorted anew: 80 %
+#   two classes of one colour        become one class
+#   0 and 255 as 8-bit grey          become 1 bit: False and True, 0 and 1
+# All of them look the same in every viewer, and OpenCV, which paints palettes, still reads the right greys.
 #
 # Why it matters: files of a data set, or labels made by a deployed network, pass through asset pipelines, hooks and web
 # servers that run such optimisers. The values stay plausible class numbers, so that training, mIoU and maps go wrong

@@ -1,10 +1,8 @@
 """bench-engine: latency, throughput, memory and layers of an engine, at the sizes of its user's images."""
 
-import json
 import logging
 import math
 import random
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -15,13 +13,14 @@ import numpy as np
 import typer
 
 from .backends import Layer
-from .command import Debug, Json, Threads, run
+from .backends.host import HostBackend
+from .command import Json, Threads, log_to_stderr, print_record, run
 from .engine_file import EngineFile
 from .errors import MisuseError, OverBudgetError
-from .images import read_image
-from .segmenter import Segmenter
+from .images.read import read_image
+from .network import Network
 from .sizes import Size, Sizes, parse_sizes
-from .upsampling import result_from_scores
+from .upsampling import ScoreWindow, result_from_scores
 from .verify import TIMED_SIZES, natural_noise, timed_sizes
 
 LEAST_RUNS, MOST_RUNS = 3, 200  # of a size
@@ -35,7 +34,7 @@ def bench(
     sizes: Sizes | None = None,
     threads: int | None = None,
     seconds: float = SECONDS,
-    profile: bool = False,
+    layers: bool = False,
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, Any]:
     """Measure an engine, or a plain ONNX, one call after the other.
@@ -49,13 +48,13 @@ def bench(
             Where they come from images, these are measured; otherwise noise with detail at many scales.
         threads: as for Segmenter.
         seconds: half for the sizes by themselves, half mixed; a size takes LEAST_RUNS at least.
-        profile: time each layer, at the middle one of the sizes.
+        layers: time each layer, at the middle one of the sizes.
         clock: in seconds.
 
     Returns:
-        {"engine", "target", "precision", "backend", "threads", "sizes": a row each (see `_by_itself`), "mixed":
+        {"file", "target", "precision", "backend", "threads", "sizes": a row each (see `_by_itself`), "mixed":
         {"images", "images_per_s", "megapixels_per_s", "median_ms", "p90_ms"} or null, "memory_mb": {"opened",
-        "peak", "after"} or null, and with `profile` "profile": {"size", "layers"} or {"reason"}}.
+        "peak", "after"} or null, and with `layers` "layers": {"size", "rows"} or {"reason"}}.
         Memory is resident memory beyond that of the process before the model was opened, without the images: after
         opening (the library's own code included), at its highest, and at the end.
 
@@ -64,7 +63,7 @@ def bench(
     """
     before = _resident()
     _forget_peak()
-    with Segmenter(path, threads=threads) as net:
+    with Network(path, threads=threads) as net:
         opened = _resident()
         if sizes is None:
             usual = TIMED_SIZES if net.manifest is None else timed_sizes(net.manifest)
@@ -83,10 +82,10 @@ def bench(
         runnable = [size for size, row in zip(images, rows, strict=True) if row["median_ms"] is not None]
         weights = _weights(sizes, chosen, runnable)
         report = {
-            "engine": str(path),
+            "file": str(path),
             "target": net.manifest.target if net.manifest else "cpu",
             "precision": net.precision,
-            "backend": net.backend,
+            "backend": net.backend.name,
             "threads": threads or "one per core",
             "sizes": rows,
             "mixed": _mixed(net.result, images, weights, seconds / 2, clock) if runnable else None,
@@ -99,12 +98,12 @@ def bench(
                 "peak": _megabytes(_highest(peak, after), base),
                 "after": _megabytes(after, base),
             }
-        if profile:
-            report["profile"] = _profile(net, images, threads)
+        if layers:
+            report["layers"] = _layers(net, images, threads)
     return report
 
 
-def _image(size: Size, sizes: Sizes, net: Segmenter) -> np.ndarray:
+def _image(size: Size, sizes: Sizes, net: Network) -> np.ndarray:
     if size in sizes.files:
         return read_image(sizes.files[size], net.card)
     return natural_noise(*size, net.card, seed=0)
@@ -126,22 +125,22 @@ def _weights(sizes: Sizes, chosen: Sequence[Size], runnable: Sequence[Size]) -> 
     return {size: sum(count for _, count in groups[size]) or 1 for size in runnable}
 
 
-def _by_itself(net: Segmenter, image: np.ndarray, seconds: float, clock: Callable[[], float]) -> dict[str, Any]:
+def _by_itself(net: Network, image: np.ndarray, seconds: float, clock: Callable[[], float]) -> dict[str, Any]:
     """One size: {"size", "runs", "median_ms", "p90_ms", "images_per_s", "megapixels_per_s", "tiles", "share"}.
 
     `share` is that of the input (normalise, pad), of the core network with what surrounds it, and of the exact head;
     null where they are one: on a GPU, or in tiles. The times are null where the memory is too small for the size.
     """
     height, width = image.shape[:2]
-    row: dict[str, Any] = {"size": f"{height}x{width}", "runs": 0, "median_ms": None, "p90_ms": None}
+    row: dict[str, Any] = {"size": [height, width], "runs": 0, "median_ms": None, "p90_ms": None}
     row |= {"images_per_s": None, "megapixels_per_s": None, "tiles": None, "share": None}
     try:
         plan = net.plan(height, width, kinds=(net.kind,))
         net.result(image)  # not counted
     except OverBudgetError as error:
         return row | {"reason": str(error)}
-    apart = not plan.grids and (net.manifest is None or net.manifest.gpu is None)
-    scores = net.scores(image) if apart else None
+    host = net.backend if isinstance(net.backend, HostBackend) and not plan.grids else None
+    window = None if host is None else ScoreWindow.whole(net.scores(image), plan.padded, plan.size)
     whole, inputs, heads = [], [], []
     start = clock()
     while len(whole) < MOST_RUNS and (len(whole) < LEAST_RUNS or clock() - start < seconds):
@@ -149,14 +148,14 @@ def _by_itself(net: Segmenter, image: np.ndarray, seconds: float, clock: Callabl
         net.result(image)
         after = clock()
         whole.append(after - before)
-        if apart:
-            net.prepared(image)
+        if host is not None and window is not None:
+            host.prepared(image)
             prepared = clock()
-            result_from_scores(net.kind, scores, net.head, net.card, plan.padded, plan.size)
+            result_from_scores(net.kind, window, net.upsampling, net.card)
             inputs.append(prepared - after)
             heads.append(clock() - prepared)
     median = float(np.median(whole))
-    if apart:
+    if host is not None:
         first, last = (min(1.0, float(np.median(times)) / median) for times in (inputs, heads))
         row["share"] = {"input": round(first, 4), "core": round(max(0.0, 1 - first - last), 4), "head": round(last, 4)}
     return row | {
@@ -196,13 +195,12 @@ def _mixed(
     }
 
 
-def _profile(net: Segmenter, images: Mapping[Size, np.ndarray], threads: int | None) -> dict[str, Any]:
+def _layers(net: Network, images: Mapping[Size, np.ndarray], threads: int | None) -> dict[str, Any]:
     """Time of each layer at the middle of the sizes that are run whole, or why it cannot be had."""
-    if net.manifest is not None and net.manifest.target != "cpu":
-        return {
-            "reason": f"layers of engines for {net.manifest.target} are timed by NVIDIA's tools only (Nsight Systems)"
-        }
-    if net.backend == "openvino":
+    backend, target = net.backend, "cpu" if net.manifest is None else net.manifest.target
+    if target != "cpu" or not isinstance(backend, HostBackend):
+        return {"reason": f"layers of engines for {target} are timed by NVIDIA's tools only (Nsight Systems)"}
+    if backend.name == "openvino":
         from .backends.openvino import profile
     else:
         from .backends.onnxruntime import profile
@@ -216,7 +214,7 @@ def _profile(net: Segmenter, images: Mapping[Size, np.ndarray], threads: int | N
     if not sizes:
         return {"reason": "none of the sizes is run whole; name a smaller one with --sizes, or give more memory"}
     size = sizes[len(sizes) // 2]
-    x = net.prepared(images[size])
+    x = backend.prepared(images[size])
     layers: list[Layer] = []
     if net.manifest is None:
         layers, _ = profile(net.path, x, threads=threads)
@@ -226,8 +224,8 @@ def _profile(net: Segmenter, images: Mapping[Size, np.ndarray], threads: int | N
                 more, x = profile(engine.read(stage.file), x, stage.input, stage.output, threads)
                 layers += more
     return {
-        "size": f"{size[0]}x{size[1]}",
-        "layers": [
+        "size": list(size),
+        "rows": [
             {"name": layer.name, "operator": layer.operator, "ms": round(layer.milliseconds, 4), "kernel": layer.kernel}
             for layer in layers
         ],
@@ -270,14 +268,14 @@ def _megabytes(amount: int | None, base: int | None) -> float | None:
 def show(report: dict[str, Any]) -> str:
     """A report as text."""
     lines = [
-        f"{report['engine']}: {report['precision']} for {report['target']}, run by {report['backend']}, "
+        f"{report['file']}: {report['precision']} for {report['target']}, run by {report['backend']}, "
         f"threads: {report['threads']}",
         f"{'size':>11} {'images':>7} {'median':>11} {'p90':>11} {'images/s':>9} {'MP/s':>7} "
         f"{'input':>6} {'core':>6} {'head':>6} {'memory':>9}",
     ]
     for row in report["sizes"]:
         images = "" if row["images"] is None else row["images"]
-        line = f"{row['size']:>11} {images:>7} "
+        line = f"{_sides(row['size']):>11} {images:>7} "
         if row["median_ms"] is None:
             lines.append(f"{line}not run: {row['reason']}")
             continue
@@ -302,51 +300,60 @@ def show(report: dict[str, Any]) -> str:
         )
     else:
         lines.append("memory: not measured; it is read from Linux's /proc")
-    if profile := report.get("profile"):
-        lines += _show_profile(profile)
+    if timed := report.get("layers"):
+        lines += _show_layers(timed)
     return "\n".join(lines)
 
 
-def _show_profile(profile: dict[str, Any]) -> list[str]:
-    if "reason" in profile:
-        return [f"profile: not available: {profile['reason']}"]
-    total = sum(layer["ms"] for layer in profile["layers"]) or 1.0
+def _sides(size: Sequence[int]) -> str:
+    return f"{size[0]}x{size[1]}"
+
+
+def _show_layers(timed: dict[str, Any]) -> list[str]:
+    if "reason" in timed:
+        return [f"layers: not timed: {timed['reason']}"]
+    total = sum(layer["ms"] for layer in timed["rows"]) or 1.0
     operators: Counter[str] = Counter()
-    number = Counter(layer["operator"] for layer in profile["layers"])
-    for layer in profile["layers"]:
+    number = Counter(layer["operator"] for layer in timed["rows"])
+    for layer in timed["rows"]:
         operators[layer["operator"]] += layer["ms"]
-    lines = [f"profile at {profile['size']}, {total:.2f} ms in {len(profile['layers'])} layers:"]
+    lines = [f"layers at {_sides(timed['size'])}: {total:.2f} ms in {len(timed['rows'])} of them"]
     lines += [f"{ms:9.3f} ms {ms / total:6.1%}  {name} ×{number[name]}" for name, ms in operators.most_common()]
-    lines.append(f"the {min(SHOWN_LAYERS, len(profile['layers']))} longest:")
-    for layer in sorted(profile["layers"], key=lambda layer: -layer["ms"])[:SHOWN_LAYERS]:
+    lines.append(f"the {min(SHOWN_LAYERS, len(timed['rows']))} longest:")
+    for layer in sorted(timed["rows"], key=lambda layer: -layer["ms"])[:SHOWN_LAYERS]:
         kernel = f"  {layer['kernel']}" if layer["kernel"] else ""
         lines.append(f"{layer['ms']:9.3f} ms {layer['ms'] / total:6.1%}  {layer['operator']}  {layer['name']}{kernel}")
     return lines
 
 
 def bench_engine(
-    engine: Annotated[Path, typer.Argument(help="The engine (or a plain .onnx).")],
+    engine: Annotated[Path, typer.Argument(help="An .engine (or a plain .onnx).", metavar="ENGINE")],
     sizes: Annotated[
         str | None,
-        typer.Option(help="Of the images to measure: a folder, glob or list of them, or HxW,HxW [default: four]."),
+        typer.Option(
+            metavar="SIZES",
+            help="Sizes of the images to measure: a folder, glob or list of images, or HxW,HxW [default: four sizes].",
+        ),
     ] = None,
-    seconds: Annotated[float, typer.Option(min=0.1, help="To measure for, about.")] = SECONDS,
-    profile: Annotated[bool, typer.Option("--profile", help="Time each layer too.")] = False,
-    threads: Threads = None,
+    seconds: Annotated[float, typer.Option(min=0.1, help="Measure for about so long.")] = SECONDS,
+    layers: Annotated[bool, typer.Option("--layers", help="Time each layer too.")] = False,
     json_: Json = False,
-    debug: Debug = False,
+    threads: Threads = None,
 ) -> None:
-    """Latency by size, throughput, shares of input, core and head, memory, and layers."""
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", stream=sys.stderr)
+    """Measure latency by size, throughput, memory, the shares of input, core and head, and the layers."""
+    log_to_stderr()
     found = None if sizes is None else parse_sizes(sizes)
     if found is not None and found.ranges:
         raise MisuseError(f"--sizes {sizes} is a range of profiles; bench-engine takes sizes: 480x640,1080x1920")
-    report = bench(engine, found, threads, seconds, profile)
-    print(json.dumps(report) if json_ else show(report))
+    report = bench(engine, found, threads, seconds, layers)
+    if json_:
+        print_record("benchmark", report)
+    else:
+        print(show(report))
 
 
 def main() -> None:
-    run(bench_engine, "bench-engine")
+    run(bench_engine, "bench-engine", renamed={"--profile": "--layers"})
 
 
 if __name__ == "__main__":

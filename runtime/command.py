@@ -1,28 +1,64 @@
-"""What every command line shares: how it starts, fails and shows tables."""
+"""What every command line shares: how it starts, takes options, fails and prints records.
 
+Exit codes, the same for all:
+    0    what was asked for is done.
+    1    failure: it was asked for in the right way and could not be done: a broken file, a full disk, a package that is
+         not installed, an engine that is not accurate enough, some of many images that could not be labelled.
+    2    misuse: it cannot be done as it was asked for: an unknown option, a value out of its range, options that
+         contradict each other, an input that does not exist, an output that exists and no --force.
+    130  interrupted.
+"""
+
+import dataclasses
+import inspect
+import json
+import logging
+import re
 import sys
-from collections.abc import Callable
-from typing import Annotated
+from collections.abc import Callable, Mapping
+from functools import wraps
+from typing import Annotated, Any, NoReturn, get_type_hints
 
 import typer
 
-from .errors import DeployError
+from .errors import DeployError, MisuseError
 
-INTERRUPTED = 130  # what a shell says of a program that SIGINT has ended
+FAILURE, MISUSE, INTERRUPTED = 1, 2, 130  # the last is what a shell says of a program that SIGINT has ended
+SCHEMA = 1  # of the records of --json; a field that is renamed or changes its meaning makes it one more
 
-Debug = Annotated[bool, typer.Option("--debug", help="Show a traceback where something fails.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace outputs that exist already.")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
-Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads [default: one per core].")]
+Json = Annotated[bool, typer.Option("--json", help="Print records of JSON instead of text.")]
+Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads of one run [default: one per core].")]
 
 
-def run(command: Callable[..., int | None], name: str) -> None:
-    """Run `command` as the program `name` and exit: 0, or what it returns; 2 for misuse; 1 for failure.
+def parse_memory(text: str | int) -> int:
+    """Bytes of an amount of memory: `2GB`, `600MB`, or a number of GB (10⁹ bytes). Raises MisuseError."""
+    match = re.fullmatch(r"(\d+\.?\d*|\.\d+)\s*(GB|MB|G|M)?", str(text).strip().upper())
+    amount = float(match[1]) * (1e6 if (match[2] or "G").startswith("M") else 1e9) if match else 0
+    if not 1e6 <= amount <= 1e15:
+        raise MisuseError(f"memory {text!r}; write an amount from 1MB on, such as 600MB or 2GB, or a number of GB")
+    return int(amount)
 
-    Errors are one line on standard error; a traceback is shown with --debug only.
+
+Memory = Annotated[
+    int | None,
+    typer.Option(parser=parse_memory, metavar="GB", help="Memory that one image may take, such as 2GB or 600MB."),
+]
+
+
+def run(command: Callable[..., int | None], name: str, renamed: Mapping[str, str] | None = None) -> NoReturn:
+    """Run `command` as the program `name` and exit with 0, or what it returns; see above for errors.
+
+    Every command takes --debug and --version too. A parameter whose type is a dataclass stands for an option for each
+    of its fields. Errors are one line on standard error; a traceback is shown with --debug only.
+
+    Args:
+        command: its annotations say what Typer takes.
+        name: as the user calls it.
+        renamed: options of earlier releases → what they are called now.
     """
     app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
-    app.command()(command)
+    app.command()(_flattened(command, name))
     debug = "--debug" in sys.argv
     try:
         code = app(prog_name=name, standalone_mode=False)
@@ -32,24 +68,27 @@ def run(command: Callable[..., int | None], name: str) -> None:
         code = fail(name, "interrupted", INTERRUPTED)
     except BrokenPipeError:  # the reader of our output has gone: `... | head`
         sys.stderr.close()
-        code = 1
-    except DeployError as error:
-        if debug:
-            raise
-        code = fail(name, str(error), error.exit_code)
-    except MemoryError:
-        if debug:
-            raise
-        code = fail(name, "out of memory; use smaller images or a machine with more", 1)
+        code = FAILURE
     except Exception as error:
-        # Typer's own errors (unknown options, bad values) know how to present themselves.
-        if debug and not hasattr(error, "format_message"):
+        usage = hasattr(error, "format_message")  # Typer's own errors (unknown options, bad values): never a traceback
+        if debug and not usage:
             raise
-        if hasattr(error, "format_message"):
-            code = fail(name, f"{error.format_message()} (see {name} --help)", 2)
-        else:
-            code = fail(name, f"{type(error).__name__}: {error} (run again with --debug for details)", 1)
+        code = fail(name, *_told(error, name, renamed or {}))
     sys.exit(code or 0)
+
+
+def _told(error: Exception, name: str, renamed: Mapping[str, str]) -> tuple[str, int]:
+    """What the user is told of an error, and the exit code."""
+    if isinstance(error, DeployError):
+        return str(error), error.exit_code
+    if isinstance(error, MemoryError):
+        return "out of memory; use smaller images or a machine with more", FAILURE
+    if hasattr(error, "format_message"):
+        option = str(getattr(error, "option_name", ""))
+        if option in renamed:
+            return f"{option} is called {renamed[option]} now (see {name} --help)", MISUSE
+        return f"{error.format_message()} (see {name} --help)", MISUSE
+    return f"{type(error).__name__}: {error} (run again with --debug for details)", FAILURE
 
 
 def fail(name: str, message: str, code: int) -> int:
@@ -58,11 +97,64 @@ def fail(name: str, message: str, code: int) -> int:
     return code
 
 
-def need(module: str, extra: str):
-    """Import a module of an extra, or raise DeployError with the line that installs it."""
-    from importlib import import_module
+def log_to_stderr(level: int = logging.WARNING) -> None:
+    """Show what the packages log, a line each."""
+    logging.basicConfig(level=level, format="%(levelname)s: %(message)s", stream=sys.stderr)
+
+
+def print_record(kind: str, fields: Mapping[str, Any]) -> None:
+    """Print a record of --json, a line: the schema, what it is of, and its fields (docs/reference/json.md)."""
+    print(json.dumps({"schema": SCHEMA, "record": kind} | {**fields}), flush=True)
+
+
+def _flattened(command: Callable[..., int | None], name: str) -> Callable[..., int | None]:
+    """The command as Typer takes it: dataclasses of options as their fields, and --debug and --version."""
+    hints = get_type_hints(command, include_extras=True)
+    groups: dict[str, tuple[type, list[str]]] = {}  # parameter → its dataclass and the fields
+    parameters: list[inspect.Parameter] = []
+    for given in inspect.signature(command).parameters.values():
+        kind = hints[given.name]
+        if not dataclasses.is_dataclass(kind):
+            parameters.append(given.replace(annotation=kind, kind=inspect.Parameter.KEYWORD_ONLY))
+            continue
+        assert isinstance(kind, type)
+        types = get_type_hints(kind, include_extras=True)
+        fields = dataclasses.fields(kind)
+        groups[given.name] = kind, [field.name for field in fields]
+        parameters += [_keyword(field.name, types[field.name], field.default) for field in fields]
+
+    def show_version(wanted: bool) -> None:
+        if wanted:
+            print(f"{name} ({_version()})")
+            raise typer.Exit
+
+    debug = Annotated[bool, typer.Option("--debug", help="Show a traceback where something fails.")]
+    version = Annotated[
+        bool, typer.Option("--version", help="Show the version and exit.", is_eager=True, callback=show_version)
+    ]
+    parameters += [_keyword("debug", debug, False), _keyword("version", version, False)]
+
+    @wraps(command)
+    def flat(**values: Any) -> int | None:
+        del values["debug"], values["version"]
+        for parameter, (kind, names) in groups.items():
+            values[parameter] = kind(**{each: values.pop(each) for each in names})
+        return command(**values)
+
+    flat.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    flat.__annotations__ = {each.name: each.annotation for each in parameters}
+    return flat
+
+
+def _keyword(name: str, annotation: Any, default: Any) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+
+def _version() -> str:
+    """Of this package."""
+    from importlib.metadata import PackageNotFoundError, version
 
     try:
-        return import_module(module)
-    except ImportError as error:
-        raise DeployError(f"{module} is not installed; run: pip install 'fcn-deploy[{extra}]'") from error
+        return f"fcn-deploy {version('fcn-deploy')}"
+    except PackageNotFoundError:  # a clone that is run without being installed
+        return "fcn-deploy, not installed"

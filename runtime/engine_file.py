@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from .errors import DeployError
+from .errors import DeployError, MisuseError
 from .files import replacing
 from .manifest import REMEDY, Manifest
 
@@ -20,7 +20,7 @@ MANIFEST = "manifest.json"
 MANIFEST_LIMIT = 16 << 20  # bytes; a manifest is a few kB, so a larger one is not ours
 
 
-def write_engine(path: str | os.PathLike, manifest: Manifest, members: Mapping[str, bytes]) -> Manifest:
+def write_engine(path: str | os.PathLike[str], manifest: Manifest, members: Mapping[str, bytes]) -> Manifest:
     """Write an engine atomically and return its manifest with the members' checksums filled in.
 
     Args:
@@ -49,7 +49,7 @@ class EngineFile:
         DeployError: no such file, not an engine, truncated, edited, or of another version.
     """
 
-    def __init__(self, path: str | os.PathLike) -> None:
+    def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
         try:
             with self.path.open("rb") as file:
@@ -58,7 +58,7 @@ class EngineFile:
                 raise DeployError(f"{path} is not an engine (it does not start as one); {REMEDY}")
             self._archive = zipfile.ZipFile(self.path)
         except FileNotFoundError as error:
-            raise DeployError(f"{path} does not exist; check the path, or {REMEDY}") from error
+            raise MisuseError(f"{path} does not exist; check the path, or {REMEDY}") from error
         except OSError as error:
             raise DeployError(f"cannot read {path}: {error.strerror or error}") from error
         except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:  # of a version, or names, that are none

@@ -11,7 +11,7 @@ from pathlib import Path
 from .errors import DeployError, MisuseError
 
 
-def refuse_existing(path: str | os.PathLike, force: bool) -> Path:
+def refuse_existing(path: str | os.PathLike[str], force: bool) -> Path:
     """Return `path`, or raise MisuseError where it exists already and `force` is not given.
 
     Called before long work, so that the refusal does not come after it.
@@ -24,7 +24,7 @@ def refuse_existing(path: str | os.PathLike, force: bool) -> Path:
     return path
 
 
-def check_writable(path: str | os.PathLike) -> None:
+def check_writable(path: str | os.PathLike[str]) -> None:
     """Make the parent folder of `path` and raise DeployError where a file cannot be created in it."""
     path = Path(path)
     try:
@@ -39,7 +39,7 @@ class WriteError(DeployError):
     """A file could not be written: the disk is full, or the folder not ours."""
 
 
-def write_error(path: str | os.PathLike, error: OSError) -> WriteError:
+def write_error(path: str | os.PathLike[str], error: OSError) -> WriteError:
     """One line for a file that could not be written."""
     reason = error.strerror or str(error)
     remedy = "free space there" if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else "check the folder"
@@ -47,7 +47,7 @@ def write_error(path: str | os.PathLike, error: OSError) -> WriteError:
 
 
 @contextmanager
-def replacing(path: str | os.PathLike) -> Iterator[Path]:
+def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary path beside `path`; rename it to `path` when the block ends well.
 
     Where the block raises, the temporary file is removed and a file that was at `path` stays as it was.

@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from .errors import DeployError, MisuseError
-from .images import DEFAULT_MAX_PIXELS, find_images, image_size
+from .images.find import find_images
+from .images.header import DEFAULT_MAX_PIXELS, read_header
 
 log = logging.getLogger(__name__)
 
@@ -105,10 +106,11 @@ def _of_images(text: str) -> Sizes:
         except MisuseError as error:
             raise MisuseError(f"--sizes: {error}; or give sizes, as {EXAMPLE}") from error
     counts: Counter[Size] = Counter()
-    skipped, first = {}, {}
+    skipped: dict[str, str] = {}
+    first: dict[Size, Path] = {}
     for file in files:
         try:
-            counts[size := image_size(file)] += 1
+            counts[size := read_header(file).size] += 1
             first.setdefault(size, file)
         except DeployError as error:
             skipped[str(file)] = str(error)

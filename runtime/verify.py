@@ -1,29 +1,29 @@
 """verify-engine: does this engine give on this machine what its builder's reference gave?"""
 
 import io
-import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import typer
+from numpy.typing import NDArray
 
-from .command import Debug, Json, Threads, run
+from .command import FAILURE, Json, Threads, log_to_stderr, print_record, run
 from .engine_file import EngineFile
 from .errors import DeployError, OverBudgetError
 from .manifest import Manifest
 from .model_card import ModelCard
-from .segmenter import Segmenter
-from .upsampling import result_from_scores
+from .network import Network
+from .upsampling import ScoreWindow, result_from_scores
 
 GOLDEN = "golden.npz"  # image uint8|uint16|float32 [H,W,C]; scores float32 [K,h,w]; tolerance, of the scores' range
 TIMED_SIZES = ((256, 256), (480, 640), (512, 1024), (1080, 1920))
 
 
-def verify(path: Path, threads: int | None = None, sizes: Sequence[tuple[int, int]] | None = None) -> dict:
+def verify(path: Path, threads: int | None = None, sizes: Sequence[tuple[int, int]] | None = None) -> dict[str, Any]:
     """Check an engine's members, run its golden sample, and time it.
 
     Args:
@@ -32,28 +32,29 @@ def verify(path: Path, threads: int | None = None, sizes: Sequence[tuple[int, in
         sizes: (height, width) in pixels to time; None: TIMED_SIZES, or those that an engine for GPUs was tuned for.
 
     Returns:
-        {"engine", "target", "precision", "backend", "difference" (largest, as a share of the scores'
+        {"file", "target", "precision", "backend", "difference" (largest, as a share of the scores'
         range), "tolerance", "labels_equal" (share of pixels, of masks too; null where the network gives values),
-        "passed", "milliseconds": see `latency`}.
+        "passed", "latency": [{"size": [H, W], "ms": median or null}]}.
 
     Raises:
+        MisuseError: there is no such file.
         DeployError: the file is damaged, or cannot be run here.
     """
     with EngineFile(path) as engine:
         engine.verify()
         sample = engine.read(GOLDEN)
-    with Segmenter(path, threads=threads) as net:
+    with Network(path, threads=threads) as net:
         golden = golden_difference(net, sample)
         return {
-            "engine": str(path),
+            "file": str(path),
             "target": net.manifest.target,
             "precision": net.precision,
-            "backend": net.backend,
+            "backend": net.backend.name,
             "difference": golden.difference,
             "tolerance": golden.tolerance,
             "labels_equal": golden.labels_equal,
             "passed": golden.passed,
-            "milliseconds": latency(net, sizes or timed_sizes(net.manifest)),
+            "latency": latency_rows(latency(net, sizes or timed_sizes(net.manifest))),
         }
 
 
@@ -77,7 +78,7 @@ class GoldenDifference:
         return self.difference <= self.tolerance
 
 
-def golden_difference(net: Segmenter, sample: bytes) -> GoldenDifference:
+def golden_difference(net: Network, sample: bytes) -> GoldenDifference:
     """Run a golden sample, the content of its member, on an open engine. Raises DeployError where the shapes differ."""
     golden = np.load(io.BytesIO(sample), allow_pickle=False)
     image, expected, tolerance = golden["image"], golden["scores"], float(golden["tolerance"])
@@ -92,7 +93,7 @@ def golden_difference(net: Segmenter, sample: bytes) -> GoldenDifference:
     equal = None
     if net.kind != "values":
         found, reference = (
-            result_from_scores(net.kind, values, net.head, net.card, plan.padded, plan.size)
+            result_from_scores(net.kind, ScoreWindow.whole(values, plan.padded, plan.size), net.upsampling, net.card)
             for values in (scores, expected)
         )
         equal = float((found == reference).mean())
@@ -106,7 +107,7 @@ def timed_sizes(manifest: Manifest) -> Sequence[tuple[int, int]]:
     return sorted({profile.opt for profile in manifest.gpu.profiles})
 
 
-def latency(net: Segmenter, sizes: Sequence[tuple[int, int]] = TIMED_SIZES, runs: int = 5) -> dict[str, float | None]:
+def latency(net: Network, sizes: Sequence[tuple[int, int]] = TIMED_SIZES, runs: int = 5) -> dict[str, float | None]:
     """{"HxW": median milliseconds of one call on a random image}; None for a size that cannot be run."""
     random, result = np.random.default_rng(0), {}
     for height, width in sizes:
@@ -123,7 +124,7 @@ def latency(net: Segmenter, sizes: Sequence[tuple[int, int]] = TIMED_SIZES, runs
     return result
 
 
-def natural_noise(height: int, width: int, card: ModelCard, seed: int) -> np.ndarray:
+def natural_noise(height: int, width: int, card: ModelCard, seed: int) -> NDArray[Any]:
     """An image with detail at many scales, [H, W, C] in the card's dtype, spread around the card's mean."""
     random = np.random.default_rng(seed)
     image = np.zeros((height, width, card.channels), np.float32)
@@ -137,25 +138,34 @@ def natural_noise(height: int, width: int, card: ModelCard, seed: int) -> np.nda
     return np.clip(image, 0, np.iinfo(card.dtype).max).astype(card.dtype)
 
 
-def show_latency(milliseconds: dict[str, float | None]) -> str:
-    """A line per size."""
+def latency_rows(milliseconds: Mapping[str, float | None]) -> list[dict[str, Any]]:
+    """What `latency` gives, as records have it: [{"size": [H, W], "ms"}]."""
+    return [{"size": [*map(int, size.split("x"))], "ms": ms} for size, ms in milliseconds.items()]
+
+
+def show_latency(rows: Sequence[Mapping[str, Any]]) -> str:
+    """A line for each size of `latency_rows`."""
     return "\n".join(
-        f"  {size:>10}  "
-        + (f"{ms:8.1f} ms" if ms is not None else "too large for the memory here, or outside the profiles")
-        for size, ms in milliseconds.items()
+        f"  {'x'.join(map(str, row['size'])):>10}  "
+        + (
+            f"{row['ms']:8.1f} ms"
+            if row["ms"] is not None
+            else "too large for the memory here, or outside the profiles"
+        )
+        for row in rows
     )
 
 
 def verify_engine(
-    engine: Annotated[Path, typer.Argument(help="The engine to verify.")],
-    threads: Threads = None,
+    engine: Annotated[Path, typer.Argument(help="Engine to verify.", metavar="ENGINE")],
     json_: Json = False,
-    debug: Debug = False,
+    threads: Threads = None,
 ) -> int:
-    """Run an engine's golden sample on this machine, compare with the reference, print timings."""
+    """Run an engine's golden sample on this machine, compare with the scores it shall give, and time it."""
+    log_to_stderr()
     report = verify(engine, threads)
     if json_:
-        print(json.dumps(report))
+        print_record("verification", report)
     else:
         verdict = "ok" if report["passed"] else "FAILED"
         print(f"{engine}: {report['precision']} for {report['target']}, run by {report['backend']}")
@@ -164,11 +174,11 @@ def verify_engine(
             f"golden sample: {verdict}; scores differ by {report['difference']:.1e} of their range "
             f"(limit {report['tolerance']:.0e}){equal}"
         )
-        print(show_latency(report["milliseconds"]))
+        print(show_latency(report["latency"]))
         if not report["passed"]:
             device = "CPU" if report["target"] == "cpu" else "GPU and driver"
             print(f"its results cannot be trusted here; report this with --json, report.json and the {device}")
-    return 0 if report["passed"] else 1
+    return 0 if report["passed"] else FAILURE
 
 
 def main() -> None:

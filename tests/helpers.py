@@ -1,14 +1,20 @@
 """Functions the tests share."""
 
+import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterable, Sequence
 from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
+import onnx
+import onnxruntime
 import pytest
 from fcn_deploy.fcn import backbones
+from onnx import TensorProto, helper, numpy_helper
+from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
@@ -29,6 +35,16 @@ def needs_shared(name: str) -> Path:
     if not path.exists():
         pytest.skip(f"../shared/{name} is not at hand; put it beside the project")
     return path
+
+
+# The extra that brings a part which tests can do without.
+EXTRAS = {"tensorrt_rtx": "rtx", "openvino": "openvino", "av": "video", "radon": "dev"}
+
+
+def needs(module: str):
+    """An optional module; the test is skipped, and says what to install, where it is not at hand."""
+    extra = EXTRAS[module.partition(".")[0]]
+    return pytest.importorskip(module, reason=f"{module} is not installed; pip install 'fcn-deploy[{extra}]'")
 
 
 def random_network(seed: int = 0, **architecture):
@@ -67,15 +83,36 @@ def checkpoint_of(model, **card):
     return Checkpoint(model, replace(card_for(model.architecture, names), **card))
 
 
-def command(*words: object, ok: int = 0, cwd: Path | None = None, env: dict | None = None):
-    """Run one of the command lines (`infer` is python -m runtime.infer) and check its exit code."""
-    name, *rest = map(str, words)
-    program = [sys.executable, "-m", "runtime.infer"] if name == "infer" else [BIN / name]
+def finished(program: Sequence[object], ok: int = 0, cwd: Path | None = None, env: dict | None = None):
+    """Run a program to its end and check its exit code. Without a limit of time: a slow machine fails no test."""
     done = subprocess.run(
-        [*program, *rest], capture_output=True, text=True, cwd=cwd, env={**os.environ, **(env or {})}, timeout=600
+        [*map(str, program)], capture_output=True, text=True, cwd=cwd, env={**os.environ, **(env or {})}
     )
     assert done.returncode == ok, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
     return done
+
+
+def command(*words: object, ok: int = 0, cwd: Path | None = None, env: dict | None = None):
+    """Run one of the command lines (`infer` is python -m runtime.infer) and check its exit code."""
+    name, *rest = words
+    program = [sys.executable, "-m", "runtime.infer"] if name == "infer" else [BIN / str(name)]
+    return finished([*program, *rest], ok, cwd, env)
+
+
+def benchmark(name: str, *words: object, ok: int = 0) -> str:
+    """What one of the benchmarks prints."""
+    return finished([sys.executable, "-m", f"benchmarks.{name}", *words], ok, ROOT).stdout
+
+
+def label_records(done) -> list[dict]:
+    """What label-images --json said of each file; its last record, the summary, must agree with them."""
+    *records, summary = map(json.loads, done.stdout.splitlines())
+    assert summary["record"] == "summary" and {record["record"] for record in records} <= {"image", "video"}
+    counts = {"labelled": "size", "skipped": "skipped", "failed": "error"}
+    for count, field in counts.items():
+        assert summary[count] == sum(field in record for record in records)
+    assert summary["files"] == len(records) and summary["seconds"] > 0
+    return records
 
 
 def one_error(done) -> str:
@@ -93,6 +130,56 @@ def photo(height: int, width: int, seed: int = 0) -> np.ndarray:
     from fcn_deploy import ModelCard
 
     return natural_noise(height, width, ModelCard(("a", "b")), seed)
+
+
+def window(scores, padded, size, rows=None, first=0, cells=None):
+    """Scores as a ScoreWindow: of all rows unless `rows` says otherwise, from the score map's row `first` on."""
+    from fcn_deploy.runtime.upsampling import ScoreWindow
+
+    return ScoreWindow(scores, padded, size, rows or (0, size[0]), first, cells or scores.shape[1])
+
+
+def save_photos(folder: Path, sizes: Iterable[tuple[int, int]], name: str = "{}.png") -> None:
+    """Write a photo of each size, numbered from 0; the folder is made where there is none."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for index, size in enumerate(sizes):
+        Image.fromarray(photo(*size, index)).save(folder / name.format(index))
+
+
+def onnx_model(
+    nodes,
+    constants=None,
+    *,
+    takes=("N", 3, "H", "W"),
+    gives=("N", "K", "h", "w"),
+    names=("image", "scores"),
+    types=(TensorProto.FLOAT, TensorProto.FLOAT),
+    opset=18,
+    domain="",
+) -> onnx.ModelProto:
+    """A model of one input and one output from its nodes and constants (name → values); not checked.
+
+    Args:
+        takes, gives: shapes of the input and the output; None is unknown.
+        names, types: of the two.
+        domain: another that its nodes come from.
+    """
+    (taken, given), (took, gave) = names, types
+    graph = helper.make_graph(
+        nodes,
+        "graph",
+        [helper.make_tensor_value_info(taken, took, takes)],
+        [helper.make_tensor_value_info(given, gave, gives)],
+        [numpy_helper.from_array(np.asarray(value), name) for name, value in (constants or {}).items()],
+    )
+    opsets = [helper.make_opsetid("", opset)] + ([helper.make_opsetid(domain, 1)] if domain else [])
+    return helper.make_model(graph, opset_imports=opsets, ir_version=8, producer_name="test")
+
+
+def run_onnx(model: onnx.ModelProto, image: np.ndarray) -> np.ndarray:
+    """The first output of a model of one input, by ONNX Runtime."""
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    return session.run(None, {session.get_inputs()[0].name: image})[0]
 
 
 class ReadPage(HTMLParser):

@@ -5,27 +5,13 @@ import json
 import math
 import re
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pytest
-from helpers import ROOT, needs_shared, photo
+from helpers import benchmark, needs, needs_shared, photo
 from PIL import Image
 
 from benchmarks import candidates, common, cost, folder, heatmap, huge, patchwise, peers, refine, stages, strides
-
-
-def bench(name, *words, ok=0):
-    done = subprocess.run(
-        [sys.executable, "-m", f"benchmarks.{name}", *map(str, words)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert done.returncode == ok, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
-    return done.stdout
 
 
 def is_picture(path):
@@ -52,7 +38,7 @@ def data(tmp_path_factory):
 def test_peers_gives_a_row_per_candidate_a_table_and_a_plot(exports, data, tmp_path):
     only = ["torch", "ort", "ort-argmax", "ours", "ours-int8", "ort-u8"]
     out, plot = tmp_path / "peers.json", tmp_path / "peers.png"
-    told = bench(
+    told = benchmark(
         "peers", exports / "narrow.safetensors", exports / "narrow.onnx", "--data", data, "--only", ",".join(only),
         "--rounds", 2, "--sizes", 1, "--calibration", 5, "--json", out, "--plot", plot,
     )  # fmt: skip
@@ -82,7 +68,7 @@ def test_openvino_and_nncf_are_peers_too(exports, data, tmp_path):
             pytest.skip(f"{module} is not installed; pip install 'fcn-deploy[bench]'")
     only, out = "torch,openvino,openvino-graph,nncf,nncf-graph", tmp_path / "peers.json"
     words = ("--rounds", 1, "--sizes", 1, "--calibration", 3, "--count", 2)
-    bench(
+    benchmark(
         "peers", exports / "narrow.safetensors", exports / "narrow.onnx", "--data", data, "--only", only, *words,
         "--json", out,
     )  # fmt: skip
@@ -97,16 +83,16 @@ def test_a_candidate_that_fails_is_said_and_the_others_are_measured(exports, dat
     (tmp_path / "float32.engine").write_bytes(b"no engine")
     words = ["peers", exports / "narrow.safetensors", exports / "narrow.onnx", "--only", "ort,ours", "--work", tmp_path]
     words += ["--rounds", 1, "--sizes", 1, "--count", 1, "--data"]
-    told = bench(*words, data)
+    told = benchmark(*words, data)
     assert re.search(r"\| ONNX Runtime float32 \| 0\.\d+", told)
     assert re.search(r"^fcn-deploy float32: not measured \(DeployError: .*float32.engine", told, re.MULTILINE)
-    bench(*words, "digits", ok=2)  # what was prepared for other data is not taken
+    benchmark(*words, "digits", ok=2)  # what was prepared for other data is not taken
 
 
 def test_cost_fits_a_line_through_sizes_of_several_aspects(exports, tmp_path):
     out, plot = tmp_path / "cost.json", tmp_path / "cost.png"
     words = ("--steps", 2, "--most", 0.3, "--rounds", 1, "--json", out, "--plot", plot)
-    told = bench("cost", exports / "narrow.engine", *words)
+    told = benchmark("cost", exports / "narrow.engine", *words)
     result = json.loads(out.read_text())
     assert len(result["sizes"]) == 12 and is_picture(plot)
     assert {row["kind"] for row in result["sizes"]} == {"1:1", "3:4", "9:16", "3:1", "prime", "odd"}
@@ -126,7 +112,7 @@ def test_the_line_and_its_spread_are_those_of_the_times():
 
 def test_memory_follows_the_calls(exports, tmp_path):
     out, plot = tmp_path / "memory.json", tmp_path / "memory.png"
-    told = bench(
+    told = benchmark(
         "memory", exports / "narrow.engine", "--calls", 40, "--side", 200, "--json", out, "--plot", plot
     )  # fmt: skip
     result = json.loads(out.read_text())
@@ -138,7 +124,7 @@ def test_memory_follows_the_calls(exports, tmp_path):
 
 def test_folder_compares_the_command_with_bare_inference(exports, tmp_path):
     out = tmp_path / "folder.json"
-    bench("folder", exports / "narrow.engine", "--images", 3, "--rounds", 1, "--json", out)
+    benchmark("folder", exports / "narrow.engine", "--images", 3, "--rounds", 1, "--json", out)
     result = json.loads(out.read_text())
     (row,) = result["engines"]
     assert result["images"] == 3
@@ -164,7 +150,7 @@ def test_huge_compares_labels_memory_and_throughput(exports, tmp_path):
     out = tmp_path / "huge.json"
     # So little memory that the image is tiled.
     words = ("--size", 1500, "--memory", 0.13, "--regions", 3, "--json", out)
-    told = bench("huge", exports / "narrow.engine", *words)
+    told = benchmark("huge", exports / "narrow.engine", *words)
     result = json.loads(out.read_text())
     assert result["pixels_compared"] == 3 * 256**2 and result["pixels_differing"] <= 20
     assert 30e6 < result["peak_anonymous"] < 2e9
@@ -214,21 +200,21 @@ def test_strides_trains_what_is_not_there_and_compares(data, tmp_path):
     out, plot, work = tmp_path / "strides.json", tmp_path / "strides.png", tmp_path / "work"
     options = "--backbone mobilenet-v2 --width 0.125 --epochs 1 --crop 32x32 --batch 4 --count 4"
     words = ("--data", data, "--work", work, "--seeds", 1, "--options", options)
-    told = bench("strides", *words, "--most", 1)
+    told = benchmark("strides", *words, "--most", 1)
     assert "not trained yet: fcn16s-0.safetensors, fcn8s-0.safetensors" in told and "| FCN-32s |\n" in told
     # A run that was stopped is gone on with: here before its first epoch ended.
     (work / "fcn16s-0.log.jsonl").write_text("")
-    again = bench("strides", *words, "--json", out, "--plot", plot)
+    again = benchmark("strides", *words, "--json", out, "--plot", plot)
     assert again.count("$ train-fcn") == 2 and "not trained" not in again and is_picture(plot)
     result = json.loads(out.read_text())
     assert [(run["stride"], run["seed"]) for run in result["runs"]] == [(32, 0), (16, 0), (8, 0)]
     assert f"| mIoU |  | {100 * result['runs'][0]['miou']:.1f} ± 0.0 |" in again and "| c | " in again
-    bench("strides", *words, "--plot", tmp_path / "alone.png", "--predictions")
+    benchmark("strides", *words, "--plot", tmp_path / "alone.png", "--predictions")
     with Image.open(plot) as whole, Image.open(tmp_path / "alone.png") as alone:
         assert is_picture(tmp_path / "alone.png") and alone.width < 0.7 * whole.width
     # Networks that were trained otherwise are no comparison.
     shutil.copy(work / "fcn8s-0.safetensors", work / "fcn16s-0.safetensors")
-    bench("strides", *words, ok=1)
+    benchmark("strides", *words, ok=1)
 
 
 def test_strides_tell_the_spread_of_their_seeds():
@@ -263,11 +249,11 @@ def test_thickness_is_that_of_bars():
 
 
 def test_stages_shows_what_each_costs(exports, data, tmp_path):
-    pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed; pip install 'fcn-deploy[rtx]'")
+    needs("tensorrt_rtx")
     out = tmp_path / "stages.json"
     words = (exports / "narrow.safetensors", "--data", data, "--calib", data / "train", "--scales", "0.5,mixed")
     words = (*words, "--count", 2, "--max-drop", 100, "--work", tmp_path / "work", "--plot", tmp_path / "s.png")
-    told = bench("stages", *words, "--json", out)
+    told = benchmark("stages", *words, "--json", out)
     assert is_picture(tmp_path / "s.png")
     result = json.loads(out.read_text())
     names = ["PyTorch", "ONNX", "CPU, float32", "CPU, INT8", "TensorRT, FP16", "TensorRT, INT8"]
@@ -283,14 +269,14 @@ def test_stages_shows_what_each_costs(exports, data, tmp_path):
 def test_refine_gives_gains_and_costs(exports, data, tmp_path):
     out, plot = tmp_path / "refine.json", tmp_path / "refine.png"
     words = ("--data", data, "--count", 2, "--rounds", 1, "--json", out, "--plot", plot)
-    told = bench("refine", exports / "narrow.engine", *words)
+    told = benchmark("refine", exports / "narrow.engine", *words)
     assert is_picture(plot)
     result = json.loads(out.read_text())
     assert [row["name"] for row in result["rows"]] == ["bilinear", *refine.CANDIDATES]
     for row in result["rows"]:
         assert f"| {row['name']} | {100 * row['miou']:.2f} | " in told
         assert 0 < row["miou"] < 1 and len(row["boundary_iou"]) == 2 and row["ms"] > 0
-    bench("refine", exports / "narrow.engine", "--data", data, "--only", "magic", ok=2)
+    benchmark("refine", exports / "narrow.engine", "--data", data, "--only", "magic", ok=2)
 
 
 def test_boundary_iou_is_that_of_its_definition():
@@ -327,7 +313,8 @@ def test_refining_finds_the_border_in_the_photograph():
     for name in ("slopes added", "fast guided filter, stride 8", "mean field, guided, stride 8", "joint bilateral"):
         assert wrong[name] < 0.8 * bilinear, name
     exact = refine.enlarged(scores, 8)
-    torch = pytest.importorskip("torch")
+    import torch
+
     known = torch.nn.functional.interpolate(torch.from_numpy(scores)[None], scale_factor=8.0, mode="bilinear")[0]
     np.testing.assert_allclose(exact, known.numpy(), atol=1e-4)
 
@@ -335,14 +322,14 @@ def test_refining_finds_the_border_in_the_photograph():
 def test_patchwise_compares_one_pass_with_patches(tmp_path):
     out = tmp_path / "patchwise.json"
     words = ("--networks", "alexnet", "--runtimes", "onnxruntime", "--width", 0.05, "--rounds", 1, "--single", 2)
-    told = bench("patchwise", *words, "--json", out)
+    told = benchmark("patchwise", *words, "--json", out)
     (row,) = json.loads(out.read_text())["rows"]
     assert (row["grid"], row["dense"]) == ([10, 10], [63, 63])
     # Where both see the same pixels they have the same scores.
     assert row["at_224"] < 1e-5 and row["at_field"] < 1e-5 and 0.5 < row["windows_correlation"] < 1
     assert row["memory"]["patches, all at once"] > row["memory"]["one pass"] > 0
     assert f"patches over one pass: {row['ratio'][0]:.1f} times the time" in told
-    bench("patchwise", "--networks", "lenet", ok=2)
+    benchmark("patchwise", "--networks", "lenet", ok=2)
 
 
 def test_patches_are_windows_of_the_image():
@@ -363,7 +350,7 @@ def test_the_heat_map_is_the_classifier_slid(tmp_path):
     with torch.inference_mode():
         own = net(heatmap.normalised(image[:, :224]))[0].softmax(0).numpy()
     np.testing.assert_allclose(heatmap.probabilities(convolutional, image[:, :224])[:, 0, 0], own, atol=1e-5)
-    told = bench("heatmap", tmp_path / "heat.png", "--longer", 640)
+    told = benchmark("heatmap", tmp_path / "heat.png", "--longer", 640)
     assert "most probable 985" in told and "427×640: 7×14 cells, class 985 at most" in told
     assert is_picture(tmp_path / "heat.png")
-    bench("heatmap", tmp_path / "heat.png", "--label", 1000, ok=2)
+    benchmark("heatmap", tmp_path / "heat.png", "--label", 1000, ok=2)

@@ -2,12 +2,20 @@
 
 import ast
 import importlib.util
+import json
+import os
 import re
+import shutil
+import subprocess
+import sys
 from functools import cache
 from pathlib import Path
 
+import numpy as np
+import onnxruntime
 import pytest
-from helpers import ROOT
+from helpers import BIN, ROOT, command, photo
+from PIL import Image
 
 DOCS = ROOT / "docs"
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted(DOCS.rglob("*.md"))]
@@ -71,42 +79,27 @@ def test_the_reference_of_the_commands_is_what_they_say():
 
 
 def test_every_option_that_is_named_exists():
-    options = {"--help", "--index-url"}  # the second is pip's
-    for _, rows in re.findall(r"^## (\S+)$(.*?)(?=^## |\Z)", generator().page(), re.DOTALL | re.MULTILINE):
-        options |= set(re.findall(r"--[a-z][a-z0-9-]+", rows))
-    options |= {
-        option
-        for file in (ROOT / "benchmarks").glob("*.py")
-        for option in re.findall(r'"(--[a-z][\w-]+)"', file.read_text())
-    }
+    option = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]+")
+    known = {"--help", "--index-url", *option.findall(generator().page())}  # the second is pip's
+    for file in (ROOT / "benchmarks").glob("*.py"):
+        known |= set(option.findall(file.read_text()))
     for page in PAGES:
         if page.name in ("CONTRIBUTING.md", "CHANGELOG.md"):
             continue  # of other programs, and of the past
-        named = {
-            option
-            for code in re.findall(r"`[^`\n]+`", prose(page))
-            for option in re.findall(r"(?<![\w-])--[a-z][\w-]+", code)
-        }
+        named = {name for code in re.findall(r"`[^`\n]+`", prose(page)) for name in option.findall(code)}
         for code in blocks(page, ""):
-            lines = re.sub(r"\\\n", " ", code).splitlines()
-            named |= {
-                option
-                for line in lines
-                if not line.startswith("note:")
-                for option in re.findall(r"(?<![\w-])--[a-z][\w-]+", line)
-            }
-        assert named <= options, f"{page.name} names {sorted(named - options)}"
+            lines = code.replace("\\\n", " ").splitlines()
+            named |= {name for line in lines if not line.startswith("note:") for name in option.findall(line)}
+        assert named <= known, f"{page.name} names {sorted(named - known)}"
 
 
 @pytest.mark.parametrize("name", ["docs/architecture.md", "CONTRIBUTING.md"])
 def test_files_that_are_named_exist(name):
-    files = re.findall(
-        r"`((?:runtime|calibration|fcn|export|tests|docs|benchmarks|shim|fcn_deploy)/[\w/.]*)`",
-        (ROOT / name).read_text(),
-    )
+    floors = "runtime|calibration|fcn|export|tests|docs|benchmarks|shim|fcn_deploy"
+    files = re.findall(rf"(?<![\w./])((?:{floors})/(?:[\w/.]*[\w/])?)", (ROOT / name).read_text())
     assert len(files) > 5
     for file in files:
-        assert (ROOT / file).exists(), f"{name} names {file}"
+        assert "NAME" in file or (ROOT / file).exists(), f"{name} names {file}"
 
 
 def test_every_public_name_is_in_the_reference():
@@ -141,3 +134,162 @@ def test_errors_of_the_troubleshooting_page_are_those_of_the_code(error):
     assert any(parts)
     pattern = re.compile(".*".join(re.escape(part) for part in parts), re.DOTALL)
     assert any(pattern.search(text) for text in error_texts()), f"no error says {error!r}"
+
+
+@pytest.fixture(scope="module")
+def desk(exports, tmp_path_factory):
+    """A folder with what the pages' code reads: d.engine, d.onnx, photographs, and a large array."""
+    folder = tmp_path_factory.mktemp("desk")
+    shutil.copy(exports / "narrow.engine", folder / "d.engine")
+    shutil.copy(exports / "narrow.onnx", folder / "d.onnx")
+    for name, size in (("photo.jpg", (130, 90)), ("a.jpg", (48, 64)), ("b.jpg", (97, 61))):
+        Image.fromarray(photo(*size)).save(folder / name)
+    np.save(folder / "huge.npy", photo(300, 200))
+    return folder
+
+
+def python_blocks() -> list:
+    return [
+        pytest.param(code, id=f"{page.relative_to(ROOT)}-{index}")
+        for page in PAGES
+        if page != ROOT / "README.md"  # tests/test_readme.py
+        for index, code in enumerate(blocks(page, "python"))
+    ]
+
+
+def run(folder: Path, *words: object) -> str:
+    done = subprocess.run([sys.executable, *map(str, words)], cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("code", python_blocks())
+def test_python_runs(code, desk):
+    compile(code, "page", "exec")
+    name = re.match(r"# ([\w/]+\.py)\n", code)
+    if name is None:
+        (desk / "block.py").write_text(code)
+        printed = run(desk, "block.py")
+        assert printed or "print(" not in code
+        return
+    # A file of its own, which the tests below run as its page says.
+    (desk / name[1]).parent.mkdir(exist_ok=True)
+    (desk / name[1]).write_text(code)
+
+
+def test_the_module_of_the_page_on_pytorch_is_exported(desk):
+    (code,) = blocks(DOCS / "howto" / "pytorch.md", "python")
+    (desk / "package").mkdir(exist_ok=True)
+    (desk / "package" / "module.py").write_text(code)
+    words = "package.module:factory", "--classes", "road,car,tree,sky", "-o", "seg.onnx"
+    assert "4 classes" in command("export-onnx", *words, cwd=desk).stdout
+
+
+STAND_IN = """
+from types import SimpleNamespace as Record
+
+class Tensor:
+    def __init__(self, name, values):
+        self.name, self.values = name, values
+    def as_numpy(self):
+        return self.values
+
+class TritonError(Exception): pass
+
+def InferenceResponse(output_tensors, error=None):
+    return Record(tensors={each.name: each.values for each in output_tensors}, error=error)
+
+def get_input_tensor_by_name(request, name):
+    return request[name]
+"""
+SERVE = """
+import numpy as np
+import triton_python_backend_utils as pb_utils
+from model import TritonPythonModel
+
+model = TritonPythonModel()
+model.initialize({"model_repository": ".", "model_version": "1"})
+images = np.zeros((37, 53, 3), np.uint8), np.zeros((37, 53), np.uint8)
+good, bad = model.execute([{"image": pb_utils.Tensor("image", image)} for image in images])
+model.finalize()
+print(good.tensors["labels"].shape, good.tensors["labels"].dtype, good.error, "|", bad.tensors, bad.error)
+"""
+
+
+def test_the_triton_model_answers_and_refuses(desk):
+    """With a stand-in for Triton's module: no server runs here."""
+    model = next(code for code in blocks(DOCS / "howto" / "embed.md", "python") if code.startswith("# model.py"))
+    (desk / "1").mkdir(exist_ok=True)
+    shutil.copy(desk / "d.engine", desk / "1" / "model.engine")
+    for name, code in (("model", model), ("triton_python_backend_utils", STAND_IN), ("serve", SERVE)):
+        (desk / f"{name}.py").write_text(code)
+    good, bad = run(desk, "serve.py").split("|")
+    assert good.strip() == "(37, 53) uint8 None"
+    assert "image of shape [37, 53]" in bad and bad.strip().startswith("{}")
+
+
+def test_the_triton_configuration_is_that_of_the_standalone_model(desk):
+    command("build-engine", "d.onnx", "--standalone", "-o", "labels.onnx", "--force", cwd=desk)
+    session = onnxruntime.InferenceSession(desk / "labels.onnx")
+    config = next(code for code in blocks(DOCS / "howto" / "embed.md", "") if "onnxruntime_onnx" in code)
+    said = re.findall(r'name: "(\w+)", data_type: TYPE_(\w+), dims: \[ ([-\d, ]+) \]', config)
+    assert said == [
+        (
+            each.name,
+            each.type[len("tensor(") : -1].upper(),
+            ", ".join(str(d if isinstance(d, int) else -1) for d in each.shape),
+        )
+        for each in (*session.get_inputs(), *session.get_outputs())
+    ]
+
+
+def test_the_cpp_program_gives_the_labels_of_the_engine(desk):
+    """Where g++ and ONNX Runtime's headers are at hand: ONNXRUNTIME_INCLUDE names their folder."""
+    include = os.environ.get("ONNXRUNTIME_INCLUDE", "/usr/include/onnxruntime")
+    library = next(Path(onnxruntime.__file__).parent.glob("capi/libonnxruntime.so*"), None)
+    if not shutil.which("g++") or not (Path(include) / "onnxruntime_cxx_api.h").exists() or library is None:
+        pytest.skip("no g++, or no headers of ONNX Runtime: name their folder by ONNXRUNTIME_INCLUDE")
+    (code,) = blocks(DOCS / "howto" / "embed.md", "cpp")
+    (desk / "label.cpp").write_text(code)
+    for name in ("libonnxruntime.so", "libonnxruntime.so.1"):
+        (desk / name).unlink(missing_ok=True)
+        (desk / name).symlink_to(library)
+    words = [
+        "g++",
+        "-std=c++17",
+        "-O1",
+        "label.cpp",
+        f"-I{include}",
+        "-L.",
+        "-lonnxruntime",
+        "-Wl,-rpath,.",
+        "-o",
+        "label",
+    ]
+    subprocess.run(words, cwd=desk, check=True)
+    command("build-engine", "d.onnx", "--standalone", "-o", "labels.onnx", "--force", cwd=desk)
+    Image.fromarray(photo(130, 90)).save(desk / "photo.ppm")
+    subprocess.run(["./label", "labels.onnx", "photo.ppm", "labels.pgm"], cwd=desk, check=True)
+    from fcn_deploy import Segmenter
+
+    with Segmenter(desk / "d.engine") as net:
+        assert np.array_equal(np.asarray(Image.open(desk / "labels.pgm")), net(photo(130, 90)))
+
+
+@pytest.mark.parametrize("name", ["README.md", "docs/quickstart.md", "docs/howto/many-photographs.md"])
+def test_python_passes_pyright(name, tmp_path):
+    if not (BIN / "pyright").exists():
+        pytest.skip("pyright is not installed; run: pip install 'pyright[nodejs]'")
+    package = tmp_path / "types" / "fcn_deploy"
+    package.mkdir(parents=True)
+    for part in ("fcn_deploy/__init__.py", "fcn_deploy/py.typed", "runtime"):
+        (package / Path(part).name).symlink_to(ROOT / part)
+    for index, code in enumerate(blocks(ROOT / name, "python")):
+        (tmp_path / f"block{index}.py").write_text(code)
+    (tmp_path / "pyrightconfig.json").write_text(json.dumps({"include": ["block*.py"], "extraPaths": ["types"]}))
+    words = [BIN / "pyright", "--pythonpath", sys.executable, "--outputjson", "-p", tmp_path]
+    done = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path)
+    if not done.stdout.startswith("{"):
+        pytest.skip(f"pyright does not start here: {done.stderr[-300:]}")
+    found = [item["message"] for item in json.loads(done.stdout)["generalDiagnostics"] if item["severity"] == "error"]
+    assert not found, found

@@ -4,7 +4,7 @@ import ast
 import re
 import tomllib
 
-from helpers import ROOT
+from helpers import ROOT, needs
 
 FLOORS = ["runtime", "calibration", "fcn", "export"]
 
@@ -42,6 +42,69 @@ def test_the_runtime_imports_relatively_and_the_other_floors_absolutely():
             for node in ast.walk(ast.parse(path.read_text())):
                 if isinstance(node, ast.ImportFrom) and (node.level or (node.module or "").startswith("fcn_deploy")):
                     assert bool(node.level) == (floor == "runtime"), f"{path}:{node.lineno}"
+
+
+def test_no_two_modules_import_each_other_not_even_by_way_of_others():
+    """Imports within functions count: a circle hidden so is one all the same."""
+    files = [ROOT / "fcn_deploy" / "__init__.py", *(path for floor in FLOORS for path in (ROOT / floor).rglob("*.py"))]
+    modules = {"fcn_deploy" if path.parent.name == "fcn_deploy" else module_of(path): path for path in files}
+
+    def module_in(name):
+        """The longest part of a dotted name that is a module: what is behind it is a name in that module."""
+        while name and name not in modules:
+            name = name.rpartition(".")[0]
+        return name
+
+    imported = {module: {module_in(name) for name in imports(path)} - {"", module} for module, path in modules.items()}
+
+    def reached_from(module):
+        seen, left = set(), [module]
+        while left:
+            new = imported[left.pop()] - seen
+            seen |= new
+            left += new
+        return seen
+
+    reached = {module: reached_from(module) for module in modules}
+    circles = [f"{one} ↔ {other}" for one in modules for other in reached[one] if one < other and one in reached[other]]
+    assert not circles, "\n".join(circles)
+
+
+def functions():
+    """(file, function) of every function in the floors."""
+    for floor in FLOORS:
+        for path in (ROOT / floor).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                    yield path, node
+
+
+def test_functions_fit_on_a_screen():
+    long = [
+        f"{path.relative_to(ROOT)}: {node.name}, {lines} lines"
+        for path, node in functions()
+        if (lines := node.end_lineno - node.lineno + 1) > 80
+    ]
+    assert not long, "\n".join(long)
+
+
+def test_no_block_is_of_radons_worst_ranks():
+    visitor = needs("radon.complexity")
+    worst = [
+        f"{path.relative_to(ROOT)}: {block.fullname}, {block.complexity}"
+        for floor in FLOORS
+        for path in (ROOT / floor).rglob("*.py")
+        for block in visitor.cc_visit(path.read_text())
+        if visitor.cc_rank(block.complexity) in "EF"
+    ]
+    assert not worst, "\n".join(worst)
+
+
+def test_no_folder_of_tests_is_left_out(pytestconfig):
+    left = {path.parent.name for path in (ROOT / "tests").rglob("test_*.py")} & set(
+        pytestconfig.getini("norecursedirs")
+    )
+    assert not left, left
 
 
 def test_torch_is_imported_where_networks_are_and_nowhere_else():

@@ -92,10 +92,12 @@ class ShapeWriter:
 
     def size(self, size: Size, node: NodeProto) -> str:
         """A size as a list of one number, read from a tensor that the node is made from; raises ConflictError."""
-        sources = list(self._sources(node))
-        for name, place, found in sources:
+        sources = []
+        # Most sizes stand near, and what is farther is not looked at then.
+        for name, place, found in self._sources(node):
             if found == size:
                 return self._side(name, place)
+            sources.append((name, place, found))
         for way in (self._as_share, self._as_sum, self._as_product):
             written = way(size, sources, node)
             if written is not None:
@@ -144,21 +146,26 @@ class ShapeWriter:
 
     def _sources(self, node: NodeProto) -> Iterator[Source]:
         """Sides of what a node is made from, the nearest first, then of all before it."""
+        for name in self._before(node):
+            if self.state.is_data(name):
+                for place, size in enumerate(axis_sizes(self.state.shape(name))):
+                    if not is_fixed(size):
+                        yield name, place, size
+
+    def _before(self, node: NodeProto) -> Iterator[str]:
+        """The names of what a node is made from, the nearest first, then of all before it."""
         seen: dict[str, None] = dict.fromkeys(name for name in node.input if name)
         queue = list(seen)
         for name in queue:
+            yield name
             made = self.network.producers.get(name)
             for other in made.input if made is not None else ():
                 if other and other not in seen:
                     seen[other] = None
                     queue.append(other)
         here = self.network.place[node.output[0]]
-        rest = [name for name, index in self.network.place.items() if index < here and name not in seen]
-        for name in (*queue, *reversed(rest), *(value.name for value in self.network.model.graph.input)):
-            if self.state.is_data(name):
-                for place, size in enumerate(axis_sizes(self.state.shape(name))):
-                    if not is_fixed(size):
-                        yield name, place, size
+        yield from reversed([name for name, index in self.network.place.items() if index < here and name not in seen])
+        yield from (value.name for value in self.network.model.graph.input)
 
     def replaced(
         self, node: NodeProto, inputs: dict[int, str], drop: Iterable[str] = (), count: int | None = None

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from fcn_deploy.export.analysis.accepted_sizes import probe, run_quietly
+from fcn_deploy.export.analysis.accepted_sizes import find_accepted_sizes, run_quietly
 from fcn_deploy.export.dynamic_shapes.free_sizes import FreedModel, free_sizes
 from fcn_deploy.export.graph.edit import dims
 from fcn_deploy.export.tolerances import FREED_SIZES, REORDERED_SUMS
@@ -41,7 +41,7 @@ def free_and_verify(
         if all(isinstance(dim, int) for dim in (dims(model.graph.input[0])[place] for place in (0, 2, 3))):
             raise DeployError(f"{name}: {error}") from error
         try:
-            probe(_shape_at(model, name), name)
+            find_accepted_sizes(_shape_at(model, name), name)
         except DeployError:
             raise DeployError(f"{name}: {error}") from error
         return model, [], 1
@@ -117,7 +117,7 @@ class _Verification:
         """(the sizes at which the freed model was run, the multiple that it takes). Raises DeployError."""
         freed, name = self.freed, self.name
         try:
-            accepted = probe(_shape_at(freed.model, name), name)
+            accepted = find_accepted_sizes(_shape_at(freed.model, name), name)
         except DeployError as error:
             raise DeployError(
                 f"{error}. Its sizes were freed ({'; '.join(freed.notes)}), and something still holds"
@@ -202,7 +202,7 @@ def runner(model: ModelProto) -> Run:
 
 
 def _shape_at(model: ModelProto, name: str) -> Callable[[int, int], tuple[int, ...]]:
-    """The shape of a model's scores for an image of (height, width), for probe."""
+    """The shape of a model's scores for an image of (height, width), for find_accepted_sizes."""
     run, channels = session(model.SerializeToString()), dims(model.graph.input[0])[1]
     if not isinstance(channels, int):
         raise DeployError(f"{name} takes images of {channels} channels, which is no fixed number; export it again")

@@ -19,4 +19,5 @@ def evaluate(model: ModelProto, node: NodeProto, known: Mapping[str, np.ndarray]
     ]
     graph = helper.make_graph([node], "node", inputs, [onnx.ValueInfoProto(name=name) for name in node.output if name])
     single = helper.make_model(graph, opset_imports=model.opset_import, ir_version=model.ir_version)
-    return ReferenceEvaluator(single).run(None, {name: known[name] for name in reads})
+    results = ReferenceEvaluator(single).run(None, {name: known[name] for name in reads})
+    return list(results)

@@ -57,6 +57,12 @@ class GraphIndex:
             self._constants[name] = self._constant(name)
         return self._constants[name]
 
+    def array(self, name: str) -> np.ndarray:
+        """As constant, of what is known to be one."""
+        value = self.constant(name)
+        assert value is not None
+        return value
+
     def _constant(self, name: str) -> np.ndarray | None:
         while name not in self._initializers:
             node = self.producer(name)

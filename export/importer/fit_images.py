@@ -1,6 +1,6 @@
 """Make a network take images of every size, by padding or by resizing them to sizes that it does take."""
 
-from fcn_deploy.export.analysis.accepted_sizes import SizeBehaviour
+from fcn_deploy.export.analysis.accepted_sizes import AcceptedSizes
 from fcn_deploy.export.analysis.receptive_field import global_operator
 from fcn_deploy.export.passes.pad_and_crop import pad_and_crop
 from fcn_deploy.export.passes.resize_to_multiple import resize_to_multiple
@@ -8,7 +8,7 @@ from fcn_deploy.export.passes.upsample_scores import upsample_scores
 from onnx import ModelProto
 
 
-def choose_fit(model: ModelProto, sizes: SizeBehaviour, fit: str | None) -> str:
+def choose_fit(model: ModelProto, sizes: AcceptedSizes, fit: str | None) -> str:
     """One of FITS, or "" where the network takes every size by itself; `fit`: what the user wants, None: the default.
 
     Images are padded, as zeros beside an image change what is near them only. Where the network looks at the whole
@@ -21,13 +21,13 @@ def choose_fit(model: ModelProto, sizes: SizeBehaviour, fit: str | None) -> str:
 
 
 def fit_images(
-    model: ModelProto, sizes: SizeBehaviour, name: str, fit: str | None = None
+    model: ModelProto, sizes: AcceptedSizes, name: str, fit: str | None = None
 ) -> tuple[ModelProto, list[str]]:
     """A model for every H, W ≥ 1 with full-size scores, and what was done, a line each.
 
     Args:
         model: float32 [N,C,H,W] → [N,K,H/factor,W/factor], of the sizes that `sizes` tells.
-        sizes: found by probe.
+        sizes: found by find_accepted_sizes.
         name: of the model, for the notes.
         fit: one of FITS; None: as choose_fit says.
     """
@@ -54,7 +54,7 @@ def fit_images(
     return model, notes
 
 
-def _accepted(sizes: SizeBehaviour, name: str) -> str:
+def _accepted(sizes: AcceptedSizes, name: str) -> str:
     """The sizes that a network takes, which are not all, in words."""
     if sizes.multiple == 1:
         return f"{name} takes no sides below {sizes.smallest}"

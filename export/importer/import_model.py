@@ -9,7 +9,7 @@ import os
 from dataclasses import dataclass, replace
 
 import numpy as np
-from fcn_deploy.export.analysis.accepted_sizes import SizeBehaviour, probe, run_quietly
+from fcn_deploy.export.analysis.accepted_sizes import AcceptedSizes, find_accepted_sizes, run_quietly
 from fcn_deploy.export.dynamic_shapes.verify import free_and_verify
 from fcn_deploy.export.graph.edit import clone, dims, metadata, set_shape
 from fcn_deploy.export.importer.card import CardEvidence, card_of
@@ -42,7 +42,7 @@ class ImportedModel:
     model: ModelProto
     card: ModelCard
     notes: tuple[str, ...]
-    sizes: SizeBehaviour = SizeBehaviour()  # noqa: RUF009  # it is frozen
+    sizes: AcceptedSizes = AcceptedSizes()  # noqa: RUF009  # it is frozen
     fit: str = ""
 
 
@@ -90,7 +90,7 @@ def import_model(path: str | os.PathLike, options: ImportOptions | None = None) 
     return ImportedModel(model, card, tuple(notes), sizes, fit)
 
 
-def _evidence(foreign: ForeignModel, change: OutputChange, sizes: SizeBehaviour) -> CardEvidence:
+def _evidence(foreign: ForeignModel, change: OutputChange, sizes: AcceptedSizes) -> CardEvidence:
     return CardEvidence(
         foreign.channels,
         sizes.scores,
@@ -114,10 +114,10 @@ def _free(model: ModelProto, foreign: ForeignModel) -> tuple[ModelProto, list[st
     return model, changes, multiple
 
 
-def _accepted_sizes(model: ModelProto, foreign: ForeignModel) -> SizeBehaviour:
+def _accepted_sizes(model: ModelProto, foreign: ForeignModel) -> AcceptedSizes:
     """What sizes a model takes, by running it."""
     run = session(model.SerializeToString())
-    return probe(lambda height, width: run_quietly(run, foreign.images((height, width)))[0], foreign.name)
+    return find_accepted_sizes(lambda height, width: run_quietly(run, foreign.images((height, width)))[0], foreign.name)
 
 
 def _takes_batches(model: ModelProto, foreign: ForeignModel) -> bool:

@@ -46,7 +46,7 @@ class ImportOptions:
 
     def __post_init__(self) -> None:
         if self.scale is not None and not (math.isfinite(self.scale) and self.scale > 0):
-            raise MisuseError(f"--scale {self.scale}; it must be a number above 0, such as 0.00392157 for 1/255")
+            raise MisuseError(f"--input-scale {self.scale}; it must be a number above 0, such as 0.00392157 for 1/255")
         if self.fit is not None and self.fit not in FITS:
             raise MisuseError(f"--fit {self.fit}; choose one of {', '.join(FITS)}")
         if self.activation is not None and self.activation not in ACTIVATIONS:
@@ -54,11 +54,13 @@ class ImportOptions:
         if twice := [name for name in self.said() if name.removeprefix("input-") in (self.card or {})]:
             raise MisuseError(f"--{twice[0]} is in the card file too; say it once")
         if self.scale is not None and {"mean", "std"} & set(self.card or {}):
-            raise MisuseError("--scale goes with --input-mean and --input-std; a card file's are of the image as it is")
+            raise MisuseError(
+                "--input-scale goes with --input-mean and --input-std; a card file's are of the image as it is"
+            )
 
     def said(self) -> list[str]:
         """The options in use that say what a card says, as they are written on the command line."""
-        names = {"mean": "input-mean", "std": "input-std"}
+        names = {"mean": "input-mean", "std": "input-std", "scale": "input-scale"}
         kept = ("mean", "std", "scale", "bgr", "classes", "activation", "threshold")
         return [names.get(name, name) for name in kept if getattr(self, name) not in (None, False)]
 
@@ -74,7 +76,8 @@ def read_card_file(path: str | os.PathLike) -> dict[str, Any]:
         with Path(path).open("rb") as file:
             data = tomllib.load(file)
     except (OSError, ValueError) as error:
-        raise MisuseError(f"--card {path}: {' '.join(str(error).split())}; write TOML: docs/formats.md") from error
+        reason = " ".join(str(error).split())
+        raise MisuseError(f"--card {path}: {reason}; write TOML: docs/reference/formats.md") from error
     if unknown := [key for key in data if key not in CARD_FIELDS]:
         raise MisuseError(f"--card {path} has {unknown[0]!r}; a card file may have {', '.join(CARD_FIELDS)}")
     return data

@@ -21,23 +21,23 @@ def is_engine(path: Path) -> bool:
 
 
 def inspect_file(
-    path: Path, targets: tuple[str, ...] = (), memory: int | None = None, options: "ImportOptions | None" = None
+    path: Path, target: str | None = None, memory: int | None = None, options: "ImportOptions | None" = None
 ) -> dict[str, Any]:
     """What is known of an engine or an ONNX model, and found by running it.
 
     Args:
         path: of an .onnx model or an .engine.
-        targets: what an ONNX is tried for: `cpu`, and GPUs as in parse_targets; (): the CPU, and the parser of
+        target: what an ONNX is tried for: `cpu`, or GPUs as in parse_targets; None: the CPU, and the parser of
             TensorRT where one is installed.
         memory: bytes that the largest image may take; None: IMAGE_MEMORY, or half of what is free.
         options: what the user says of an ONNX that carries no card.
 
     Returns:
-        A record, as `inspect-model --json` prints it; `ok`: every size that was tried works, and what was asked for by
-        `targets` can be built.
+        A record, as `inspect-model --json` prints it; `ok`: every size that was tried works, and the target
+        that was asked for can be built for.
 
     Raises:
-        MisuseError: no such file.
+        MisuseError: no such file or target.
         DeployError: a file that is broken, or neither.
     """
     if not path.is_file():
@@ -51,4 +51,4 @@ def inspect_file(
         return record | inspect_engine(path, memory)
     from fcn_deploy.export.inspect.onnx_model import inspect_onnx_model  # which needs onnx
 
-    return record | inspect_onnx_model(path, targets, memory, options)
+    return record | inspect_onnx_model(path, target, memory, options)

@@ -3,12 +3,13 @@
 A runtime is all that this needs: where the onnx package is absent, the operators in the engine are not counted.
 """
 
-import json
+from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from fcn_deploy.calibration.report.engine_report import report_of
 from fcn_deploy.export.inspect.record import card_entries, tried_sizes
 from fcn_deploy.runtime.engine_file import EngineFile
 from fcn_deploy.runtime.errors import DeployError, MisuseError
@@ -16,24 +17,26 @@ from fcn_deploy.runtime.manifest import Manifest
 from fcn_deploy.runtime.segmenter import Segmenter
 from fcn_deploy.runtime.verify import natural_noise
 
-REPORT = "report.json"
-
 
 def inspect_engine(path: Path, memory: int) -> dict[str, Any]:
     """What is known of an engine, and found by running it where this machine can; see inspect_file."""
     with EngineFile(path) as file:
         file.verify()
         manifest = file.manifest
-        report = json.loads(file.read(REPORT)) if REPORT in manifest.members else {}
+        report = report_of(file)
         networks = [file.read(stage.file) for stage in manifest.stages if stage.file.endswith(".onnx")]
-    record = _manifest_entries(manifest) | {"agreement": report.get("agreement"), "notes": report.get("notes", [])}
+    agreement = None if report is None else report.agreement
+    record = _manifest_entries(manifest) | {
+        "agreement": None if agreement is None else asdict(agreement),
+        "notes": [] if report is None else list(report.notes),
+    }
     if networks and find_spec("onnx") is not None:
         import onnx
         from fcn_deploy.export.inspect.operators import operator_entries
 
         record |= operator_entries(*map(onnx.load_from_string, networks)) | {"precision": manifest.precision}
     card = manifest.card
-    record |= card_entries(card, manifest.head, card.size_multiple, card.smallest, "pad")
+    record |= card_entries(card, manifest.upsampling, card.size_multiple, card.smallest, "pad")
     record["runs"], record["not_run"] = _runs(path, memory, manifest.target == "cpu")
     return record | {"ok": not any(run["problem"] for run in record["runs"])}
 
@@ -82,7 +85,10 @@ def _runs(path: Path, memory: int, for_cpu: bool) -> tuple[list[dict[str, Any]],
     except DeployError as error:
         return ([{"size": (0, 0), "problem": str(error)}], "") if for_cpu else ([], str(error))
     with net:
-        runs += [{"size": size, "problem": _problem_at(net, size)} for size in tried_sizes(memory, net.bytes_per_pixel)]
+        runs += [
+            {"size": size, "problem": _problem_at(net, size)}
+            for size in tried_sizes(memory, net.network.bytes_per_pixel)
+        ]
     return runs, ""
 
 

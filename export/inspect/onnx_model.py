@@ -8,12 +8,14 @@ from typing import Any
 
 import numpy as np
 import onnx
-from fcn_deploy.export.analysis.accepted_sizes import outcome, run_quietly
-from fcn_deploy.export.analysis.receptive_field import WholeImageError, receptive_field
-from fcn_deploy.export.build.engine import core_of
+from fcn_deploy.export.analysis.accepted_sizes import run_quietly, try_size
+from fcn_deploy.export.analysis.fields import WholeImageError
+from fcn_deploy.export.analysis.receptive_field import receptive_field
+from fcn_deploy.export.build.config import CPU, TensorRTOptions, parse_targets
+from fcn_deploy.export.build.core import core_of, optimise_offline
 from fcn_deploy.export.build.partition import cut_core
 from fcn_deploy.export.build.profiles import default_profiles
-from fcn_deploy.export.build.targets import cpu, tensorrt
+from fcn_deploy.export.build.targets.tensorrt_plan import build_plan, parser_refusals
 from fcn_deploy.export.graph.edit import dims, metadata
 from fcn_deploy.export.importer.import_model import ImportedModel, import_model
 from fcn_deploy.export.importer.load import load_model
@@ -40,10 +42,10 @@ NUMPY_TYPES: dict[int, type[np.generic]] = {
 
 
 def inspect_onnx_model(
-    path: Path, targets: Sequence[str], memory: int, options: ImportOptions | None = None
+    path: Path, target: str | None, memory: int, options: ImportOptions | None = None
 ) -> dict[str, Any]:
     """What is known of an ONNX model, and found by importing and running it; see inspect_file."""
-    options = options or ImportOptions()
+    targets, options = _targets(target), options or ImportOptions()
     foreign = load_model(path, options.output)
     record: dict[str, Any] = operator_entries(foreign) | {
         "producer": " ".join(filter(None, (foreign.producer_name, foreign.producer_version))),
@@ -54,9 +56,9 @@ def inspect_onnx_model(
     }
     try:
         imported = import_model(path, options)
-        core, card = core_of(imported)
-        float_core = onnx.load_from_string(cpu.build(core.model))
-        stage = cut_core(float_core, card, cut=False)[0].stage
+        core = core_of(imported)
+        float_core = optimise_offline(core.model)
+        stage = cut_core(float_core, core.card, cut=False)[0].stage
     except MisuseError:
         raise
     except DeployError as error:
@@ -64,10 +66,17 @@ def inspect_onnx_model(
         return record | {"notes": [], "runs": [], "ok": False}
     sizes = imported.sizes
     record |= card_entries(imported.card, core.upsampling, sizes.multiple, sizes.smallest, imported.fit)
-    record |= {"reach": _reach(stage, float_core), "targets": _verdicts(core.model, targets, card)}
+    record |= {"reach": _reach(stage, float_core), "targets": _verdicts(core.model, targets, core.card)}
     record |= {"notes": list(imported.notes), "runs": _runs(imported, memory, stage.bytes_per_pixel)}
     refused = targets and any(verdict["problem"] for verdict in record["targets"].values())
     return record | {"ok": not refused and not any(run["problem"] for run in record["runs"])}
+
+
+def _targets(target: str | None) -> tuple[str, ...]:
+    """What a model is tried for; (): the usual. Raises MisuseError."""
+    if target is None:
+        return ()
+    return (target,) if target == CPU or target in ORT_TARGETS else (",".join(parse_targets(target)),)
 
 
 def _value_entry(value: onnx.ValueInfoProto) -> dict[str, Any]:
@@ -97,12 +106,12 @@ def _verdicts(model: ModelProto, targets: Sequence[str], card: ModelCard | None 
     `card`: of a model that could be imported; an engine is built of no other.
     """
     found: dict[str, dict[str, Any]] = {}
-    for target in targets or ("cpu", "tensorrt"):
-        if target == "cpu":
+    for target in targets or (CPU, "tensorrt"):
+        if target == CPU:
             found["cpu (onnxruntime)"] = _tried("onnxruntime", lambda: session(model.SerializeToString()))
             if openvino.installed():
                 found["cpu (openvino)"] = _tried(
-                    "openvino", lambda: openvino.OpenVinoBackend(model.SerializeToString())
+                    "openvino", lambda: openvino.OpenVinoSession(model.SerializeToString())
                 )
         elif target in ORT_TARGETS:
             # Which nodes fall back to the CPU is told there alone.
@@ -128,7 +137,7 @@ def _tried(by: str, take: Callable[[], object]) -> dict[str, Any]:
 def _verdict_of_tensorrt(model: ModelProto, target: str, card: ModelCard | None) -> dict[str, Any]:
     """What TensorRT's parser refuses; for GPUs that were named also whether it builds."""
     try:
-        module, refused = tensorrt.refusals(model)
+        module, refused = parser_refusals(model)
     except DeployError as error:
         return {"by": "", "problem": str(error), "refused": []}
     found = {
@@ -137,8 +146,8 @@ def _verdict_of_tensorrt(model: ModelProto, target: str, card: ModelCard | None)
         "refused": [{"node": node, "operator": operator, "reason": reason} for node, operator, reason in refused],
     }
     if not refused and card is not None and target != "tensorrt":
-        options = tensorrt.BuildOptions(tuple(tensorrt.parse_targets(target)))
-        built = _tried(module, lambda: tensorrt.build(model, options, default_profiles(card)))
+        options = TensorRTOptions(tuple(parse_targets(target)))
+        built = _tried(module, lambda: build_plan(model, options, default_profiles(card)))
         return found | {"problem": built["problem"]}
     return found
 
@@ -154,7 +163,7 @@ def _runs(imported: ImportedModel, memory: int, bytes_per_pixel: float) -> list[
 
     runs = []
     for size in tried_sizes(memory, bytes_per_pixel):
-        found, problem = outcome(scores_at, *size), ""
+        found, problem = try_size(scores_at, *size), ""
         if found.failure:
             problem = found.failure
         elif found.nan:
@@ -191,6 +200,6 @@ def _runs_as_it_is(foreign: ModelProto) -> list[dict[str, Any]]:
 
     found = []
     for size in dict.fromkeys((height or rows, width or columns) for rows, columns in FOREIGN_SIZES):
-        result = outcome(result_at, *size)
+        result = try_size(result_at, *size)
         found.append({"size": size, "shape": result.shape or None, "problem": result.failure})
     return found

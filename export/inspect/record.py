@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-from fcn_deploy.runtime.manifest import Head
+from fcn_deploy.runtime.manifest import Upsampling
 from fcn_deploy.runtime.model_card import ModelCard
 
 # One pixel, one row, primes, a side eight times the other, sizes next to powers of two.
@@ -18,13 +18,13 @@ def tried_sizes(memory: int, bytes_per_pixel: float) -> list[tuple[int, int]]:
     return [*TRIED_SIZES, *([large] if large else [])]
 
 
-def card_entries(card: ModelCard, upsampling: Head, multiple: int, smallest: int, fit: str) -> dict[str, Any]:
+def card_entries(card: ModelCard, upsampling: Upsampling, multiple: int, smallest: int, fit: str) -> dict[str, Any]:
     """The card, how scores become full-size, and the sizes that the network takes by itself.
 
     Args:
         card: of the model.
         upsampling: what the runtime does with the core's scores.
-        multiple, smallest: as of SizeBehaviour.
+        multiple, smallest: as of AcceptedSizes.
         fit: how other sizes are made such: `pad` or `resize`.
     """
     return {

@@ -120,8 +120,8 @@ def _target_rows(record: dict[str, Any]) -> Iterator[Row]:
 
 def _run_rows(record: dict[str, Any]) -> Iterator[Row]:
     if agreement := record.get("agreement"):
-        what, equal = agreement.get("kind", "labels"), agreement.get("labels_equal")
-        apart = f"{what} differ from the model's by {agreement.get('difference', 0):.1e} of their range at most"
+        what, equal = agreement["kind"], agreement["labels_equal"]
+        apart = f"{what} differ from the model's by {agreement['difference'] or 0:.1e} of their range at most"
         yield "built", [apart if equal is None else f"{what} equal to the model's: {equal:.4%}"]
     for run in record.get("as_given", ()):
         yield "as given", [f"{_size(run['size'])}: {run['problem'] or 'gives ' + _shape(run['shape'])}"]

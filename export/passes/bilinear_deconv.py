@@ -2,7 +2,7 @@
 
 from fcn_deploy.export.analysis.upsampling import FADING, bilinear_factor
 from fcn_deploy.export.graph.index import GraphIndex
-from fcn_deploy.export.graph.rewrite import Rewrite
+from fcn_deploy.export.graph.rewrite import Rewrite, needed_input
 from fcn_deploy.export.passes.result import PassResult
 from fcn_deploy.export.passes.upsample_scores import bilinear
 from onnx import ModelProto
@@ -23,10 +23,8 @@ def bilinear_deconv(model: ModelProto) -> PassResult:
     if factor is None:
         return PassResult(model, why_not="its last transposed convolution is not bilinear, or has a bias")
     edit = Rewrite(model)
-    result = edit.value(node.output[0])
-    old = result.producer()
-    resized = bilinear(edit, old.inputs[0], factor, FADING, before=old)
-    resized.producer().name = old.name or "upsample"
-    edit.replace(result, resized)
+    old = edit.producer(node.output[0])
+    resized = bilinear(edit, needed_input(old), factor, FADING, old.name or "upsample", before=old)
+    edit.replace(old.outputs[0], resized)
     edit.prune()
     return PassResult(edit.model())

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx_ir as ir
 from fcn_deploy.export.graph.operators import ELEMENTWISE
-from fcn_deploy.export.graph.rewrite import Rewrite, constant, input_of
+from fcn_deploy.export.graph.rewrite import Rewrite, constant, input_of, needed_input
 from fcn_deploy.export.passes.result import PassResult
 from onnx import ModelProto
 
@@ -48,13 +48,20 @@ def _order_of(value: ir.Value | None) -> list[int] | None:
     return None if value is None else _order(value.producer())
 
 
+def _before(value: ir.Value) -> ir.Value:
+    """What the Transpose reads that gives a value."""
+    transpose = value.producer()
+    assert transpose is not None
+    return needed_input(transpose)
+
+
 def _join(edit: Rewrite, node: ir.Node, order: list[int]) -> None:
     """Join a Transpose with the one it reads, and take it out where it changes nothing."""
-    (source,), (result,) = node.inputs, node.outputs
+    source, (result,) = needed_input(node), node.outputs
     if (first := _order_of(source)) is not None:
         order = [first[place] for place in order]
         node.attributes["perm"] = ir.AttrInt64s("perm", order)
-        source = source.producer().inputs[0]
+        source = _before(source)
         node.replace_input_with(0, source)
     if order != SAME:
         return
@@ -78,7 +85,7 @@ class _Untransposed:
 
     inputs: dict[int, ir.Value] = field(default_factory=dict)
     constants: dict[int, tuple[str, np.ndarray]] = field(default_factory=dict)
-    attributes: dict[str, int | list[int]] = field(default_factory=dict)
+    attributes: list[ir.Attr] = field(default_factory=list)
 
 
 def _move_behind(edit: Rewrite, node: ir.Node) -> None:
@@ -93,14 +100,14 @@ def _move_behind(edit: Rewrite, node: ir.Node) -> None:
     if changed is None:
         return
     node.name = node.name or node.outputs[0].name
-    for place, (name, value) in changed.constants.items():
-        changed.inputs[place] = edit.constant(f"{node.outputs[0].name}/{name}", value)
+    for place, (name, array) in changed.constants.items():
+        changed.inputs[place] = edit.constant(f"{node.outputs[0].name}/{name}", array)
     for place, value in sorted(changed.inputs.items()):
         if len(node.inputs) <= place:
             node.resize_inputs(place + 1)
         node.replace_input_with(place, value)
-    for name, value in changed.attributes.items():
-        node.attributes[name] = ir.AttrInt64(name, value) if isinstance(value, int) else ir.AttrInt64s(name, value)
+    for attribute in changed.attributes:
+        node.attributes.add(attribute)
     for result in node.outputs:
         if result.name:
             edit.follow_with(result, "Transpose", f"{result.name}/after", perm=order)
@@ -112,7 +119,7 @@ def _move_behind_shape(edit: Rewrite, node: ir.Node, order: list[int]) -> None:
     start, end = node.attributes.get_int("start", 0), node.attributes.get_int("end", len(SAME))
     numbers = edit.constant(f"{result.name}/order", np.array(order[start:end], np.int64))
     node.attributes.clear()
-    node.replace_input_with(0, node.inputs[0].producer().inputs[0])
+    node.replace_input_with(0, _before(needed_input(node)))
     edit.follow_with(result, "Gather", f"{result.name}/gather", numbers)
 
 
@@ -127,9 +134,9 @@ def _untransposed(node: ir.Node, order: list[int]) -> _Untransposed | None:
         return None
     changed = _Untransposed()
     for place, value in enumerate(node.inputs[:data]):
-        if (own := _order_of(value)) == order:
-            changed.inputs[place] = value.producer().inputs[0]
-        elif own is not None or (array := constant(value)) is None or array.ndim > len(SAME):
+        if value is not None and _order_of(value) == order:
+            changed.inputs[place] = _before(value)
+        elif _order_of(value) is not None or (array := constant(value)) is None or array.ndim > len(SAME):
             return None
         elif array.size > 1 or operator == "Concat":
             whole = array.reshape((1,) * (len(SAME) - array.ndim) + array.shape).transpose(np.argsort(order))
@@ -143,7 +150,7 @@ def _untransposed(node: ir.Node, order: list[int]) -> _Untransposed | None:
 
 def _one_axis(node: ir.Node, order: Sequence[int], changed: _Untransposed) -> bool:
     axis = node.attributes.get_int("axis", 0 if node.op_type == "Split" else -1)
-    changed.attributes["axis"] = order[axis]
+    changed.attributes.append(ir.AttrInt64("axis", order[axis]))
     return True
 
 
@@ -155,7 +162,7 @@ def _slice(node: ir.Node, order: Sequence[int], changed: _Untransposed) -> bool:
         axes = constant(node.inputs[3])
     if axes is None:
         return False
-    changed.constants[3] = "axes", np.array([order[axis] for axis in axes], np.int64)
+    changed.constants[3] = "axes", np.array([order[int(axis)] for axis in axes], np.int64)
     return True
 
 
@@ -174,7 +181,7 @@ def _pad(node: ir.Node, order: Sequence[int], changed: _Untransposed) -> bool:
 
 def _resize(node: ir.Node, order: Sequence[int], changed: _Untransposed) -> bool:
     if (axes := node.attributes.get_ints("axes")) is not None:
-        changed.attributes["axes"] = [order[axis] for axis in axes]
+        changed.attributes.append(ir.AttrInt64s("axes", [order[axis] for axis in axes]))
         return True
     cropping = node.attributes.get_string("coordinate_transformation_mode") == "tf_crop_and_resize"
     if cropping and input_of(node, 1) is not None:

@@ -41,7 +41,7 @@ def cut_decision(model: ModelProto) -> WithoutDecision:
     edit = Rewrite(model)
     follower = _Follower(edit, found)
     for step in found.after:
-        follower.follow(edit.value(step.output[0]).producer())
+        follower.follow(edit.producer(step.output[0]))
     edit.graph.outputs[0] = follower.scores
     declare_type(follower.scores)
     edit.prune()
@@ -61,7 +61,7 @@ class _Follower:
 
     def __init__(self, edit: Rewrite, found: DecisionAt) -> None:
         self.edit, self.scores = edit, edit.value(found.scores)
-        self._decided_on, self._node = self.scores, edit.value(found.node.output[0]).producer()
+        self._decided_on, self._node = self.scores, edit.producer(found.node.output[0])
         self.axes = self._axes_of_labels() if self._by_argmax else None
 
     @property
@@ -71,7 +71,7 @@ class _Follower:
     def _axes_of_labels(self) -> str | None:
         """The axes of an ArgMax's result; None where the rank is not known from its axis."""
         axes = AXES.get(self._node.attributes.get_int("axis", 0))
-        if axes is None or self._node.attributes.get_int("keepdims", 1):
+        if axes is None or self._node.attributes.get_int("keepdims", 1) != 0:
             return axes
         return axes.replace("C", "")
 
@@ -88,26 +88,28 @@ class _Follower:
         elif not self._by_argmax:
             # A threshold's scores have the labels' own axes.
             inputs = [self.scores, *step.inputs[1:]]
-            self.scores = self.edit.copy(step, inputs, f"{step.outputs[0].name}/scores")
+            self.scores = self.edit.of_attributes(
+                step.op_type, inputs, f"{step.outputs[0].name}/scores", step.attributes
+            )
         else:
-            self._to_planes(step)
-            self.scores = self._resized(step) if step.op_type == "Resize" else self._sliced(step)
+            axes = self._planes(step)
+            self.scores = self._resized(step, axes) if step.op_type == "Resize" else self._sliced(step, axes)
 
-    def _to_planes(self, step: ir.Node) -> None:
-        """Bring scores to [N,K,H,W], where a step needs it."""
+    def _planes(self, step: ir.Node) -> str:
+        """The axes of the labels that a step changes; scores are brought to [N,K,H,W]."""
         if self.axes is None or not {"H", "W"} <= set(self.axes):
             raise DeployError(
                 f"node {label(step)} changes labels whose axes cannot be told; name an output of scores by --output"
             )
         if self._node.attributes.get_int("axis", 0) in (3, -1) and self.scores is self._decided_on:
             self.scores = self.edit.node("Transpose", [self.scores], f"{self.scores.name}/planes", perm=[0, 3, 1, 2])
+        return self.axes
 
-    def _resized(self, step: ir.Node) -> ir.Value:
+    def _resized(self, step: ir.Node, axes: str) -> ir.Value:
         """A Resize of labels as one of scores [N,K,H,W]."""
         edit, name = self.edit, f"{step.outputs[0].name}/scores"
         # Where the numbers for H and W are in what the Resize reads.
-        order = step.attributes.get_ints("axes", range(len(self.axes)))
-        letters = [self.axes[axis] for axis in order]
+        letters = [axes[axis] for axis in step.attributes.get_ints("axes", range(len(axes)))]
         if not {"H", "W"} <= set(letters):
             raise DeployError(f"node {label(step)} resizes one side of the labels alone")
         scales = input_of(step, 2)
@@ -121,21 +123,21 @@ class _Follower:
         target = edit.node("Concat", [first, sides], f"{name}/target", axis=0)
         inputs = [self.scores, None, target] if scales is not None else [self.scores, None, None, target]
         kinds = {key: step.attributes[key] for key in RESIZE_KINDS if key in step.attributes}
-        return edit.node("Resize", inputs, name, **kinds)
+        return edit.of_attributes("Resize", inputs, name, kinds)
 
-    def _sliced(self, step: ir.Node) -> ir.Value:
+    def _sliced(self, step: ir.Node, axes: str) -> ir.Value:
         """A Slice of labels as one of scores [N,K,H,W]."""
         which = constant(input_of(step, 3))
         if which is None:
             if (starts := constant(step.inputs[1])) is None:
                 raise DeployError(f"node {label(step)} crops labels by axes that are computed")
             which = np.arange(starts.size)
-        letters = [self.axes[int(axis)] for axis in which.reshape(-1)]
+        letters = [axes[int(axis)] for axis in which.reshape(-1)]
         if not set(letters) <= {"H", "W"}:
             raise DeployError(f"node {label(step)} takes a part of the batch")
         name = f"{step.outputs[0].name}/scores"
-        axes = self.edit.constant(f"{name}/axes", np.array(["NCHW".index(letter) for letter in letters], np.int64))
-        return self.edit.node("Slice", [self.scores, step.inputs[1], step.inputs[2], axes, *step.inputs[4:]], name)
+        planes = self.edit.constant(f"{name}/axes", np.array(["NCHW".index(letter) for letter in letters], np.int64))
+        return self.edit.node("Slice", [self.scores, step.inputs[1], step.inputs[2], planes, *step.inputs[4:]], name)
 
 
 def _moved(step: ir.Node, axes: str) -> str | None:

@@ -19,7 +19,8 @@ def fold_constants(model: ModelProto, keep: Container[str] = ()) -> PassResult:
     inference want numbers.
     """
     model = clone(model)
-    known, folded = initializers(model), {}
+    known = initializers(model)
+    folded: dict[str, np.ndarray] = {}
     kept = []
     for node in model.graph.node:
         values = _values(model, node, known) if node.op_type not in keep else None
@@ -49,4 +50,5 @@ def _values(model: ModelProto, node: NodeProto, known: Mapping[str, np.ndarray])
         values = [constant_of(node)] if node.op_type == "Constant" else evaluate(model, node, known)
     except Exception:  # an operator the reference evaluator lacks stays in the graph
         return None
-    return None if any(not isinstance(v, np.ndarray) or v.size > LARGEST for v in values) else values
+    arrays = [value for value in values if isinstance(value, np.ndarray) and value.size <= LARGEST]
+    return arrays if len(arrays) == len(values) else None

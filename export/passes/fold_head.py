@@ -1,7 +1,7 @@
 """Fold the decision into a model: labels out."""
 
 import numpy as np
-from fcn_deploy.export.graph.rewrite import Rewrite, declare
+from fcn_deploy.export.graph.rewrite import Rewrite, declare, name_of
 from fcn_deploy.export.passes.result import PassResult
 from fcn_deploy.runtime.model_card import ModelCard
 from onnx import ModelProto, TensorProto
@@ -23,6 +23,6 @@ def fold_head(model: ModelProto, card: ModelCard) -> PassResult:
     else:
         best = edit.node("ArgMax", [logits], "head/best", axis=1, keepdims=0)
     labels = edit.node("Cast", [best], "head/labels", to=kind)
-    edit.end_with(labels, "head/logits" if logits.name == "labels" else logits.name, "labels")
+    edit.end_with(labels, "head/logits" if logits.name == "labels" else name_of(logits), "labels")
     declare(labels, ["N", "H", "W"], kind)
     return PassResult(edit.model())

@@ -2,7 +2,7 @@
 
 import numpy as np
 import onnx_ir as ir
-from fcn_deploy.export.graph.rewrite import Rewrite, constant, input_of
+from fcn_deploy.export.graph.rewrite import Rewrite, constant, input_of, needed_input
 from fcn_deploy.export.passes.result import PassResult
 from onnx import ModelProto
 
@@ -29,8 +29,8 @@ def _pads_before(node: ir.Node) -> np.ndarray | None:
     """[top, left, bottom, right] of the zeros that a Pad puts around what a convolution alone reads; else None."""
     if node.op_type != "Conv" or node.attributes.get_string("auto_pad", "NOTSET") != "NOTSET":
         return None
-    value = node.inputs[0]
-    pad = value.producer() if value is not None else None
+    value = needed_input(node)
+    pad = value.producer()
     if pad is None or pad.op_type != "Pad" or pad.attributes.get_string("mode", "constant") != "constant":
         return None
     if input_of(pad, 3) is not None or len(value.uses()) != 1 or value.is_graph_output():

@@ -18,23 +18,19 @@ def pad_and_crop(model: ModelProto, multiple: int, smallest: int = 1) -> PassRes
     edit = Rewrite(model)
     image, inner, first = edit.image, edit.result, edit.first()
     readers = tuple(image.uses())
-
-    def add(operator: str, inputs: list[ir.Value | None], name: str, **attributes: object) -> ir.Value:
-        return edit.node(operator, inputs, name, before=first, **attributes)
-
     rounding = numbers(edit, "any_size/pad_rounding", multiple - 1)
     unit = numbers(edit, PAD_MULTIPLE, multiple)
     size = size_of(edit, image, first)
     least = size
     if smallest > 1:
         least = at_least(edit, size, numbers(edit, PAD_SMALLEST, smallest), "any_size/pad_least", first)
-    raised = add("Add", [least, rounding], "any_size/pad_raised")
-    count = add("Div", [raised, unit], "any_size/pad_count")
-    wanted = add("Mul", [count, unit], "any_size/pad_size")
-    after = add("Sub", [wanted, size], "any_size/pad_after")
+    raised = edit.node("Add", [least, rounding], "any_size/pad_raised", before=first)
+    count = edit.node("Div", [raised, unit], "any_size/pad_count", before=first)
+    wanted = edit.node("Mul", [count, unit], "any_size/pad_size", before=first)
+    after = edit.node("Sub", [wanted, size], "any_size/pad_after", before=first)
     before = numbers(edit, "any_size/pad_before", *[0] * 6)
-    pads = add("Concat", [before, after], "any_size/pads", axis=0)
-    reroute(readers, add("Pad", [image, pads], PADDED, mode="constant"))
+    pads = edit.node("Concat", [before, after], "any_size/pads", before=first, axis=0)
+    reroute(readers, edit.node("Pad", [image, pads], PADDED, before=first, mode="constant"))
     start, axes = numbers(edit, "any_size/crop_start", 0, 0), numbers(edit, "any_size/crop_axes", 2, 3)
     cropped = edit.node("Slice", [inner, start, size, axes], "any_size/cropped")
     edit.end_with(cropped, f"{inner.name}_padded")

@@ -7,7 +7,7 @@ import onnx_ir as ir
 from fcn_deploy.export.graph.index import GraphIndex, has_input
 from fcn_deploy.export.graph.rewrite import Rewrite, declare
 from fcn_deploy.export.passes.result import PassResult
-from fcn_deploy.export.quantization.quantize import round_weights
+from fcn_deploy.export.quantization.round_weights import round_weights
 from fcn_deploy.runtime.model_card import ModelCard
 from fcn_deploy.runtime.prepare import Border
 from onnx import ModelProto, NodeProto, TensorProto
@@ -46,7 +46,7 @@ def raw_input(model: ModelProto, core: ModelProto, card: ModelCard, mean: np.nda
         return OnPixels(model, why_not=why_not)
     integers, scale, steps = _on_pixels(core, theirs, card, mean)
     edit = Rewrite(model)
-    image, node, before = edit.image, edit.value(first.output[0]).producer(), edit.first()
+    image, node, before = edit.image, edit.producer(first.output[0]), edit.first()
     pixel_scale = edit.constant("raw/scale", np.float32(1))
     pixel_zero = edit.constant("raw/zero", np.uint8(0))
     planes = edit.node("Transpose", [image], "raw/planes", before=before, perm=[0, 3, 1, 2])
@@ -111,8 +111,8 @@ def _on_pixels(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Of a convolution that takes pixels as they are: its weights int8, their scales, and its bias int32."""
     index = GraphIndex(core)
-    weight = index.constant(node.input[1]).astype(np.float64)
-    bias = index.constant(node.input[2]) if has_input(node, 2) else np.zeros(len(weight))
+    weight = index.array(node.input[1]).astype(np.float64)
+    bias = index.array(node.input[2]) if has_input(node, 2) else np.zeros(len(weight))
     std, shift = np.array(card.std).reshape(1, -1, 1, 1), np.array(card.mean)
     integers, scale = round_weights((weight / std).astype(np.float32), pairs=True)
     rounded = integers * scale.reshape(-1, 1, 1, 1).astype(np.float64)

@@ -1,7 +1,7 @@
 """Put the one branch that is ever taken in the place of an If, as PyTorch's exporter writes a squeeze."""
 
 import onnx_ir as ir
-from fcn_deploy.export.graph.rewrite import Rewrite, constant
+from fcn_deploy.export.graph.rewrite import Rewrite, array, constant, name_of
 from fcn_deploy.export.passes.result import PassResult
 from onnx import ModelProto
 
@@ -41,7 +41,7 @@ def _has_one_channel(node: ir.Node) -> bool | None:
         return None
     gather = next((found for value in equal.inputs if (found := _made_by(value, "Gather")) is not None), None)
     shape = _made_by(gather.inputs[0], "Shape") if gather is not None else None
-    number = next((found for v in equal.inputs if (found := constant(v)) is not None and found.size == 1), None)
+    number = next((known for v in equal.inputs if (known := constant(v)) is not None and known.size == 1), None)
     if gather is None or shape is None or shape.attributes or number is None:
         return None
     place = constant(gather.inputs[1])
@@ -68,10 +68,9 @@ def _inline(edit: Rewrite, node: ir.Node, branch: ir.Graph) -> None:
     """Let the nodes of a branch give what the If gave."""
     prefix, results = node.outputs[0].name, tuple(branch.outputs)
     branch.outputs.clear()
-    for value in tuple(branch.initializers.values()):
-        tensor = value.const_value
-        del branch.initializers[value.name]
-        outer = edit.constant(f"{prefix}/{value.name}", tensor.numpy())
+    for name, value in tuple(branch.initializers.items()):
+        del branch.initializers[name]
+        outer = edit.constant(f"{prefix}/{name}", array(value))
         value.replace_all_uses_with(outer)
         results = tuple(outer if result is value else result for result in results)
     for inner in tuple(branch):
@@ -82,7 +81,7 @@ def _inline(edit: Rewrite, node: ir.Node, branch: ir.Graph) -> None:
         edit.graph.insert_before(node, inner)
     for result, wanted in zip(results, tuple(node.outputs), strict=True):
         # What a branch gives that is not its own comes from the graph around it.
-        given = result if result.producer() is not None else edit.value(result.name)
+        given = result if result.producer() is not None else edit.value(name_of(result))
         after = edit.node("Identity", [given], f"{wanted.name}/branch", name=f"{wanted.name}/identity", before=node)
         edit.replace(wanted, after)
     edit.remove(node)

@@ -2,7 +2,7 @@
 
 import numpy as np
 import onnx_ir as ir
-from fcn_deploy.export.graph.rewrite import Rewrite, constant, reroute
+from fcn_deploy.export.graph.rewrite import Rewrite, array, constant, needed_input, reroute
 from fcn_deploy.export.passes.result import PassResult
 from onnx import ModelProto
 
@@ -17,9 +17,9 @@ def reverse_channels(model: ModelProto) -> PassResult:
     if all(map(_takes_three, first)):
         made: dict[ir.Value, ir.Value] = {}
         for node in first:
-            weight = node.inputs[1]
+            weight = needed_input(node, 1)
             if weight not in made:
-                made[weight] = edit.constant(f"{weight.name}/rgb", np.ascontiguousarray(constant(weight)[:, ::-1]))
+                made[weight] = edit.constant(f"{weight.name}/rgb", np.ascontiguousarray(array(weight)[:, ::-1]))
             node.replace_input_with(1, made[weight])
         edit.prune()
         return PassResult(edit.model())

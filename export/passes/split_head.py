@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 from fcn_deploy.export.analysis.upsampling import find_end
 from fcn_deploy.export.graph.rewrite import Rewrite, declare, dims, reroute
 from fcn_deploy.export.passes.result import PassResult
-from fcn_deploy.runtime.manifest import Head
+from fcn_deploy.runtime.manifest import Upsampling
 from onnx import ModelProto
 
 
 @dataclass(frozen=True)
-class Core(PassResult):
+class WithoutUpsampling(PassResult):
     """A core, and what was cut off: what the runtime does in its place. `why_not` says why no upsampling was.
 
     Attributes:
@@ -24,13 +24,13 @@ class Core(PassResult):
         sigmoid: whether a Sigmoid was dropped, so that scores are logits where they were probabilities.
     """
 
-    upsampling: Head = field(default_factory=Head)
+    upsampling: Upsampling = field(default_factory=Upsampling)
     size_multiple: int = 1
     smallest: int = 1
     sigmoid: bool = False
 
 
-def split_head(model: ModelProto, labels: bool = True) -> Core:
+def split_head(model: ModelProto, labels: bool = True) -> WithoutUpsampling:
     """The core of a model of [N,C,H,W] → [N,K,H,W] of the image's size: input `image`, output `scores`, uncropped.
 
     Args:
@@ -52,7 +52,7 @@ def split_head(model: ModelProto, labels: bool = True) -> Core:
     declare(scores, ["N", channels, "h", "w"])
     declare(image, ["N", dims(image)[1], "H", "W"])
     padding = end.padding
-    return Core(
+    return WithoutUpsampling(
         edit.model(),
         why_not=end.why_not,
         upsampling=end.upsampling,

@@ -11,18 +11,25 @@ def upsample_scores(model: ModelProto, factor: int) -> PassResult:
     """A model of [N,C,H,W] → [N,K,H,W] from one whose scores are `factor` times smaller."""
     edit = Rewrite(model)
     coarse = edit.result
-    full = bilinear(edit, coarse, factor, "upsample_scores")
+    full = bilinear(edit, coarse, factor, "upsample_scores", "upsample_scores")
     edit.end_with(full, f"{coarse.name}_coarse")
     declare(full, ["N", dims(coarse)[1], "H", "W"])
     return PassResult(edit.model())
 
 
-def bilinear(edit: Rewrite, value: ir.Value, factor: int, name: str, before: ir.Node | None = None) -> ir.Value:
-    """What a Resize by a constant factor gives, pixel centres aligned, for a model's own opset."""
-    scales = edit.constant(f"{name}/scales", np.array([1, 1, factor, factor], np.float32))
+def bilinear(
+    edit: Rewrite, value: ir.Value, factor: int, prefix: str, name: str, before: ir.Node | None = None
+) -> ir.Value:
+    """What a Resize by a constant factor gives, pixel centres aligned, for a model's own opset.
+
+    Args:
+        prefix: of the names of its constants.
+        name: of the node.
+    """
+    scales = edit.constant(f"{prefix}/scales", np.array([1, 1, factor, factor], np.float32))
     # Until 13 what is without use may not be left out.
-    region = edit.constant(f"{name}/region", np.zeros(0, np.float32)) if edit.opset < 13 else None
+    region = edit.constant(f"{prefix}/region", np.zeros(0, np.float32)) if edit.opset < 13 else None
     return edit.node(
-        "Resize", [value, region, scales], f"{name}/result", name=name, before=before,
+        "Resize", [value, region, scales], f"{prefix}/result", name=name, before=before,
         mode="linear", coordinate_transformation_mode="half_pixel",
     )  # fmt: skip

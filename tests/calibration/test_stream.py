@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from fcn_deploy.calibration.stream import divide, open_stream
-from helpers import photo
+from helpers import save_photos
 from PIL import Image
 
 from fcn_deploy import MisuseError, ModelCard
@@ -13,8 +13,7 @@ CARD = ModelCard(("a", "b"))
 
 @pytest.fixture
 def folder(tmp_path):
-    for index in range(12):
-        Image.fromarray(photo(20 + index, 40 - index, index)).save(tmp_path / f"{index:02}.png")
+    save_photos(tmp_path, [(20 + index, 40 - index) for index in range(12)], "{:02}.png")
     return tmp_path
 
 

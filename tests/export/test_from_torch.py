@@ -9,7 +9,7 @@ import onnxruntime
 import pytest
 import torch
 import torch.nn.functional as F
-from fcn_deploy.export.analysis.accepted_sizes import probe
+from fcn_deploy.export.analysis.accepted_sizes import find_accepted_sizes
 from fcn_deploy.export.from_torch import VERIFIED_SIZES, export_module
 from fcn_deploy.export.graph.edit import metadata, opset
 from fcn_deploy.fcn import backbones
@@ -110,7 +110,7 @@ def test_foreign_modules_are_probed_for_the_sizes_they_take(tmp_path, end, sizes
         return (result["out"] if isinstance(result, dict) else result[0] if isinstance(result, tuple) else result).shape
 
     with torch.inference_mode():
-        found = probe(run, "it")
+        found = find_accepted_sizes(run, "it")
         assert (found.multiple, found.factor) == sizes and found.smallest == 1
     card, _ = export_module(model, None, tmp_path / "m.onnx", name="it")
     assert (card.size_multiple, card.stride) == card_says
@@ -257,7 +257,7 @@ def factories(tmp_path):
 
 
 def test_a_factory_from_the_command_line(factories):
-    options = ("--classes", "no,yes", "--mean", "1,2,3", "--std", "4,5,6")
+    options = ("--classes", "no,yes", "--input-mean", "1,2,3", "--input-std", "4,5,6")
     done = command("export-onnx", "my_networks:net", "-o", "m.onnx", *options, cwd=factories)
     assert "takes every H, W ≥ 1; 2 classes" in done.stdout
     assert done.stderr.startswith("note: ") and "assuming 3-channel uint8 images (RGB), labels by argmax" in done.stderr
@@ -276,7 +276,7 @@ def test_weights_outputs_and_opsets_from_the_command_line(factories):
         sys.path.pop(0)
     state = {f"module.{name}": torch.ones_like(value) / 8 for name, value in my_networks.net().state_dict().items()}
     torch.save({"state_dict": state, "epoch": 1}, factories / "w.pth")
-    options = ("--weights", "w.pth", "--output", "masks", "--opset", "11", "--bgr", "--mean", "1,2,3", "--json")
+    options = ("--weights", "w.pth", "--output", "masks", "--opset", "11", "--bgr", "--input-mean", "1,2,3", "--json")
     done = command("export-onnx", "my_networks:several", "-o", "m.onnx", *options, cwd=factories)
     record = json.loads(done.stdout)
     said = " ".join(record["notes"])
@@ -332,11 +332,3 @@ def test_misused_class_names_leave_nothing_behind(factories):
     done = command("export-onnx", "my_networks:net", "-o", "m.onnx", "--classes", "a,b,c", ok=2, cwd=factories)
     assert "3 classes are named" in one_error(done)
     assert not list(factories.glob("*.onnx"))
-
-
-def test_help_is_quick_and_loads_nothing_heavy():
-    names = "fcn_deploy.export.cli.commands, fcn_deploy.fcn.cli.commands"
-    code = f"import sys, {names}; print(sorted({{'torch', 'onnx'}} & set(sys.modules)))"
-    import subprocess
-
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"

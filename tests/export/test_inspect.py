@@ -7,15 +7,16 @@ import sys
 import numpy as np
 import onnx
 import pytest
-from fcn_deploy.export.build.engine import ForGpu, build_engine
-from fcn_deploy.export.build.targets.tensorrt import BuildOptions
+from fcn_deploy.export.build.config import BuildConfig, TensorRTOptions
+from fcn_deploy.export.build.engine import build_engine
 from fcn_deploy.export.importer.import_model import import_model
-from fcn_deploy.export.inspect import inspect_file, onnx_model
+from fcn_deploy.export.inspect import inspect_file
+from fcn_deploy.export.inspect import onnx_model as inspected
 from fcn_deploy.export.inspect.record import TRIED_SIZES
 from fcn_deploy.export.inspect.text import record_as_text
 from fcn_deploy.runtime.sizes import parse_sizes
-from helpers import command, one_error
-from onnx import TensorProto, helper, numpy_helper
+from helpers import command, needs, one_error, onnx_model
+from onnx import TensorProto, helper
 
 from fcn_deploy import DeployError, MisuseError
 
@@ -24,14 +25,10 @@ WEIGHT = np.random.default_rng(0).normal(size=(2, 3, 3, 3)).astype(np.float32)
 
 
 def saved(path, nodes, constants=None, shape=("N", 3, "H", "W"), kind=TensorProto.FLOAT, opset=17):
-    graph = helper.make_graph(
-        nodes,
-        "g",
-        [helper.make_tensor_value_info("x", kind, shape)],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", 2, "h", "w"])],
-        [numpy_helper.from_array(np.asarray(v), k) for k, v in ({"w": WEIGHT} | (constants or {})).items()],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8, producer_name="test")
+    model = onnx_model(
+        nodes, {"w": WEIGHT} | (constants or {}), takes=shape, gives=("N", 2, "h", "w"), names=("x", "y"),
+        types=(kind, TensorProto.FLOAT), opset=opset,
+    )  # fmt: skip
     onnx.save(model, path)
     return path
 
@@ -40,7 +37,7 @@ CONV = helper.make_node("Conv", ["x", "w"], ["y"], pads=[1] * 4)
 
 
 def test_what_is_told_of_a_model_of_ours(exports):
-    about = inspect_file(exports / "narrow.onnx", ("cpu",))
+    about = inspect_file(exports / "narrow.onnx", "cpu")
     assert about["ok"] and about["kind"] == "onnx" and about["opset"] == 18 and about["precision"] == "float32"
     assert about["card_is_its_own"] and len(about["card"]["classes"]) == 5
     assert about["head"] == {"mode": "linear", "coordinates": "half_pixel", "factor": (8.0, 8.0)}
@@ -86,7 +83,7 @@ assert "stage-1.onnx" in record_as_text(record)
 
 
 def test_a_foreign_model_has_what_is_assumed_of_it_said(tmp_path):
-    about = inspect_file(saved(tmp_path / "m.onnx", [CONV]), ("cpu",), SMALL)
+    about = inspect_file(saved(tmp_path / "m.onnx", [CONV]), "cpu", SMALL)
     assert about["ok"] and not about["card_is_its_own"] and about["producer"] == "test"
     assert about["inputs"] == [{"name": "x", "type": "float32", "shape": ["N", 3, "H", "W"]}]
     assert about["reach"]["field"] == [3, 3] and about["head"]["mode"] == "none"
@@ -103,7 +100,7 @@ def test_what_makes_a_network_global_and_how_it_fits_are_told(tmp_path):
         helper.make_node("Add", ["e", "f"], ["y"]),
     ]
     constants = {"s": np.float32([1, 1, 3, 3]), "zero": np.int64([0]), "one": np.int64([1]), "two": np.int64([2])}
-    about = inspect_file(saved(tmp_path / "m.onnx", nodes, constants), ("cpu",), SMALL)
+    about = inspect_file(saved(tmp_path / "m.onnx", nodes, constants), "cpu", SMALL)
     assert about["ok"] and about["reach"]["whole"] == "GlobalAveragePool pool"
     assert about["sizes"] == {"multiple": 3, "smallest": 1, "fit": "resize"}
     assert "multiples of 3, others are resized to the nearest" in record_as_text(about)
@@ -123,16 +120,16 @@ def test_a_baked_size_fails_and_what_it_does_is_shown(tmp_path):
 
 
 def test_a_size_that_fails_is_named(tmp_path, monkeypatch):
-    outcome = onnx_model.outcome
-    failing = onnx_model.outcome(lambda h, w: 1 / 0, 1, 1)
-    monkeypatch.setattr(onnx_model, "outcome", lambda run, h, w: failing if (h, w) == (31, 33) else outcome(run, h, w))
-    about = inspect_file(saved(tmp_path / "m.onnx", [CONV]), ("cpu",), SMALL)
+    try_size = inspected.try_size
+    failing = inspected.try_size(lambda h, w: 1 / 0, 1, 1)
+    monkeypatch.setattr(inspected, "try_size", lambda run, h, w: failing if (h, w) == (31, 33) else try_size(run, h, w))
+    about = inspect_file(saved(tmp_path / "m.onnx", [CONV]), "cpu", SMALL)
     assert not about["ok"] and [run["size"] for run in about["runs"] if run["problem"]] == [(31, 33)]
     assert "FAILS at" in record_as_text(about) and "31×33: ZeroDivisionError" in record_as_text(about)
 
 
 def test_what_tensorrt_refuses_is_told_by_node(tmp_path):
-    pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed; pip install 'fcn-deploy[rtx]'")
+    needs("tensorrt_rtx")
     nodes = [
         helper.make_node("MaxPool", ["x"], ["p", "i"], kernel_shape=[2, 2], strides=[2, 2], name="pool"),
         helper.make_node("MaxUnpool", ["p", "i"], ["u"], kernel_shape=[2, 2], strides=[2, 2], name="unpool"),
@@ -145,14 +142,15 @@ def test_what_tensorrt_refuses_is_told_by_node(tmp_path):
     assert any(each["node"] == "unpool" and each["operator"] == "MaxUnpool" for each in verdict["refused"])
     assert "unpool (MaxUnpool)" in record_as_text(about) and about["targets"]["cpu (onnxruntime)"]["problem"] == ""
     # Asked for by name, it must be buildable.
-    assert not inspect_file(path, ("sm89",), SMALL)["ok"]
-    assert inspect_file(saved(tmp_path / "good.onnx", [CONV]), ("sm89",), SMALL)["ok"]
+    assert not inspect_file(path, "sm89", SMALL)["ok"]
+    assert inspect_file(saved(tmp_path / "good.onnx", [CONV]), "sm89", SMALL)["ok"]
 
 
 def test_an_engine_for_gpus_tells_its_profiles_and_is_not_run_here(exports, tmp_path):
-    pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed; pip install 'fcn-deploy[rtx]'")
-    gpu = ForGpu(BuildOptions(("sm89",), SMALL), parse_sizes("64x64:96x96:160x128"))
-    build_engine(import_model(exports / "narrow.onnx"), tmp_path / "m.engine", target="sm89", gpu=gpu)
+    needs("tensorrt_rtx")
+    sizes = parse_sizes("64x64:96x96:160x128")
+    config = BuildConfig(target="sm89", tensorrt=TensorRTOptions(workspace=SMALL), sizes=sizes)
+    build_engine(import_model(exports / "narrow.onnx"), tmp_path / "m.engine", config)
     about = inspect_file(tmp_path / "m.engine")
     assert about["gpu"]["targets"] == ("sm89",)
     assert about["gpu"]["profiles"][0] == {"min": (64, 64), "opt": (96, 96), "max": (160, 128), "batch": 4}
@@ -181,9 +179,9 @@ def test_an_edited_engine_is_refused(exports, tmp_path):
 
 def test_models_that_are_no_segmentation_say_why(tmp_path):
     flat = [helper.make_node("GlobalAveragePool", ["x"], ["g"]), helper.make_node("Flatten", ["g"], ["y"])]
-    about = inspect_file(saved(tmp_path / "m.onnx", flat), ("cpu",), SMALL)
+    about = inspect_file(saved(tmp_path / "m.onnx", flat), "cpu", SMALL)
     assert not about["ok"] and about["problem"] and about["operators"] == {"GlobalAveragePool": 1, "Flatten": 1}
-    text = inspect_file(saved(tmp_path / "t.onnx", [CONV], kind=TensorProto.STRING), ("cpu",), SMALL)
+    text = inspect_file(saved(tmp_path / "t.onnx", [CONV], kind=TensorProto.STRING), "cpu", SMALL)
     assert not text["ok"] and "string" in text["problem"]
 
 

@@ -3,12 +3,12 @@
 import numpy as np
 import onnx
 import pytest
-from fcn_deploy.export.analysis.accepted_sizes import SizeBehaviour
+from fcn_deploy.export.analysis.accepted_sizes import AcceptedSizes
 from fcn_deploy.export.build.standalone import build_standalone
 from fcn_deploy.export.from_torch import export_module
 from fcn_deploy.export.importer.fit_images import fit_images
 from fcn_deploy.export.importer.import_model import import_model
-from helpers import checkpoint_of, random_network
+from helpers import checkpoint_of, needs, random_network
 from onnx import TensorProto, helper, numpy_helper
 
 NETWORKS = [
@@ -31,7 +31,7 @@ def exported(request, tmp_path_factory):
 
 
 def test_openvino_gives_pytorchs_logits_at_every_size(exported):
-    openvino = pytest.importorskip("openvino", reason="openvino is not installed; pip install 'fcn-deploy[dev]'")
+    openvino = needs("openvino")
     import torch
 
     folder, model = exported
@@ -47,7 +47,7 @@ def test_openvino_gives_pytorchs_logits_at_every_size(exported):
 
 def rtx_build(path, low, best, high):
     """Parse and build with TensorRT for RTX, which needs no GPU to build; returns the plan's size in bytes."""
-    trt = pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed; pip install 'fcn-deploy[rtx]'")
+    trt = needs("tensorrt_rtx")
     log = trt.Logger(trt.Logger.ERROR)
     builder = trt.Builder(log)
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
@@ -86,5 +86,5 @@ def test_tensorrt_builds_what_fits_sizes_from_one_pixel_on(tmp_path, fit, opset)
         [numpy_helper.from_array(weight, "w")],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
-    onnx.save(fit_images(model, SizeBehaviour(4, 16, 4, 2), "it", fit)[0], tmp_path / "m.onnx")
+    onnx.save(fit_images(model, AcceptedSizes(4, 16, 4, 2), "it", fit)[0], tmp_path / "m.onnx")
     assert rtx_build(tmp_path / "m.onnx", (1, 3, 1, 1), (1, 3, 100, 100), (2, 3, 300, 300)) > 0

@@ -3,16 +3,14 @@
 import json
 
 import pytest
-from fcn_deploy.calibration.report.engine_report import read_report
-from helpers import ReadPage, command, one_error, photo
-from PIL import Image
+from fcn_deploy.calibration.report.engine_report import EngineReport, read_report
+from helpers import ReadPage, command, one_error, save_photos
 
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
     folder = tmp_path_factory.mktemp("photos")
-    for index in range(6):
-        Image.fromarray(photo(40 + 8 * index, 64, seed=index)).save(folder / f"{index}.png")
+    save_photos(folder, [(40 + 8 * index, 64) for index in range(6)])
     return folder
 
 
@@ -21,7 +19,7 @@ def test_the_page_tells_what_int8_cost_and_which_layers_it_hurt(exports, photos,
     words = ("--int8", "--calib", photos, "--max-drop", "100", "--sizes", "32x32,48x64", "--backend", "onnxruntime")
     done = command("build-engine", exports / "narrow.onnx", *words, "-o", engine, "--report", page, "--json")
     report = json.loads(done.stdout)
-    assert read_report(engine) == {key: value for key, value in report.items() if key != "engine"}
+    assert read_report(engine) == EngineReport.from_dict(report)
     html = page.read_text()
     assert report["layers"] and all(layer["sensitivity"] is not None for layer in report["layers"])
     tables = ReadPage(html).tables

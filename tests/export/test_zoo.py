@@ -9,15 +9,18 @@ import pytest
 import torch
 import torch.nn.functional as F
 from fcn_deploy.export import from_torch
-from fcn_deploy.export.build.engine import build_engine, core_of
+from fcn_deploy.export.build.config import BuildConfig, TensorRTOptions
+from fcn_deploy.export.build.core import core_of
+from fcn_deploy.export.build.engine import build_engine
 from fcn_deploy.export.build.parity import decided
 from fcn_deploy.export.build.profiles import default_profiles
-from fcn_deploy.export.build.targets import tensorrt
+from fcn_deploy.export.build.targets.tensorrt_plan import build_plan
 from fcn_deploy.export.graph.edit import metadata, opset
 from fcn_deploy.export.importer.import_model import import_model
 from fcn_deploy.export.importer.options import ImportOptions
 from fcn_deploy.fcn.foreign import scores_of
 from fcn_deploy.runtime.verify import natural_noise
+from helpers import needs
 from zoo import ZOO, network
 
 from fcn_deploy import DeployError, ModelCard, Segmenter
@@ -76,7 +79,7 @@ def exported(tmp_path_factory):
             model = kept.get(name) or kept.setdefault(name, network(name))
             try:
                 with pytest.MonkeyPatch.context() as patch:
-                    for function in (from_torch.probe, from_torch.expected_scores):
+                    for function in (from_torch.find_accepted_sizes, from_torch.expected_scores):
                         patch.setattr(from_torch, function.__name__, once(name, function))
                     card, _ = from_torch.export_module(
                         model, None, path, exporter=exporter, opset_version=version, name=name, options=options,
@@ -151,11 +154,11 @@ def unseen_sizes(count: int = 40) -> list[tuple[int, int]]:
 def test_an_engine_gives_pytorchs_labels_at_40_unseen_sizes(exported, tmp_path, name):
     kind, found = ZOO[name], exported(name, *spec(name))
     source = import_model(found.path)
-    build_engine(source, tmp_path / "e.engine", timed=[(32, 32)])
+    build_engine(source, tmp_path / "e.engine", BuildConfig(latency_sizes=[(32, 32)]))
     run, undecided, pixels, seen = reference(name, found.card), 0, 0, set()
     with Segmenter(tmp_path / "e.engine", threads=1) as net, torch.inference_mode():
-        assert net.card.activation == kind.activation[1] and net.manifest.head.mode == kind.head
-        assert all(stage.halo is not None for stage in net.manifest.stages) == kind.tiles
+        assert net.card.activation == kind.activation[1] and net.network.manifest.head.mode == kind.head
+        assert all(stage.halo is not None for stage in net.network.manifest.stages) == kind.tiles
         for index, (height, width) in enumerate(unseen_sizes()):
             image = natural_noise(height, width, net.card, seed=100 + index)
             scores = run(image)
@@ -179,15 +182,15 @@ def test_an_engine_gives_pytorchs_labels_at_40_unseen_sizes(exported, tmp_path, 
 
 @pytest.mark.parametrize("name", BUILT)
 def test_a_plan_is_built_or_refused_by_the_name_of_the_node(exported, name):
-    pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed; pip install 'fcn-deploy[rtx]'")
-    core, card = core_of(import_model(exported(name, *spec(name)).path))
+    needs("tensorrt_rtx")
+    core = core_of(import_model(exported(name, *spec(name)).path))
     assert core.upsampling.mode == ZOO[name].head
-    options = tensorrt.BuildOptions(("sm89",))
+    options = TensorRTOptions(("sm89",))
     if reason := ZOO[name].refused.get("rtx"):
         with pytest.raises(DeployError, match=reason):
-            tensorrt.build(core.model, options, default_profiles(card))
+            build_plan(core.model, options, default_profiles(core.card))
     else:
-        assert tensorrt.build(core.model, options, default_profiles(card)).plan
+        assert build_plan(core.model, options, default_profiles(core.card)).plan
 
 
 def test_the_exporter_that_takes_a_network_is_found_and_the_other_ones_reason_said(tmp_path):

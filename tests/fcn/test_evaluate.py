@@ -7,7 +7,15 @@ import pytest
 from fcn_deploy.calibration.datasets import load_dataset
 from fcn_deploy.calibration.metrics import IGNORE, Metrics
 from fcn_deploy.calibration.report.results import MIXED, OWN, metrics_of
-from fcn_deploy.fcn.evaluate import evaluate, measure, open_model, parse_scales, resized, same_classes, size_at
+from fcn_deploy.fcn.evaluate import (
+    evaluate,
+    evaluate_in_detail,
+    open_model,
+    parse_scales,
+    resized,
+    same_classes,
+    size_at,
+)
 from fcn_deploy.runtime.errors import MisuseError
 from helpers import command, one_error, photo
 from PIL import Image
@@ -37,10 +45,10 @@ def data(tmp_path_factory):
 def test_models_are_evaluated_on_the_same_images(exports, data, tmp_path):
     names = [exports / f"narrow.{suffix}" for suffix in ("safetensors", "onnx", "engine")]
     page = tmp_path / "r.html"
-    options = ("--data", data, "--scales", "0.5,1,mixed", "--report", page, "--json")
+    options = ("--data", data, "--image-scales", "0.5,1,mixed", "--report", page, "--json")
     done = command("eval-fcn", *names, *options)
     records = [json.loads(line) for line in done.stdout.splitlines()]
-    assert [record["model"] for record in records] == [str(name) for name in names]
+    assert [record["file"] for record in records] == [str(name) for name in names]
     first = records[0]
     assert first["labels_as_first"] is None and first["images"] == len(SIZES)
     assert list(first["scales"]) == ["1", "0.5", "mixed"] and first["scales"]["1"]["mean_iou"] == first["mean_iou"]
@@ -55,7 +63,7 @@ def test_models_are_evaluated_on_the_same_images(exports, data, tmp_path):
     # Again without --force: refused before anything is evaluated, and as it was.
     assert "exists already" in one_error(command("eval-fcn", names[2], "--data", data, "--report", page, ok=2))
     assert page.read_text() == html
-    shown = command("eval-fcn", *names[1:], "--data", data, "--count", "3", "--scales", "2").stdout
+    shown = command("eval-fcn", *names[1:], "--data", data, "--count", "3", "--image-scales", "2").stdout
     assert "narrow.onnx" in shown and "class 4" in shown and "2×" in shown and "(means are over the 4 classes" in shown
 
 
@@ -63,7 +71,7 @@ def test_what_is_measured_is_what_evaluate_counts(exports, data):
     model = open_model(exports / "narrow.engine")
     images = load_dataset(str(data), "val", card=model.card)
     labels: list[bytes] = []
-    found = measure(model.predict, images, 5, [OWN, "2", MIXED], labels, worst=3)
+    found = evaluate_in_detail(model.predict, images, 5, [OWN, "2", MIXED], labels, worst=3)
     confusion = evaluate(model.predict, images, 5)
     assert (found.confusion == confusion).all()
     assert repr(metrics_of(found.results[OWN])) == repr(
@@ -79,9 +87,9 @@ def test_what_is_measured_is_what_evaluate_counts(exports, data):
     for example in found.worst:
         assert example.photo.shape[:2] == example.reference.shape == example.predicted.shape == example.result.size
     # A model beside itself differs nowhere; one that is wrong somewhere is told so.
-    again = measure(model.predict, images, 5, first=labels)
+    again = evaluate_in_detail(model.predict, images, 5, first=labels)
     assert found.equal is None and again.equal == 1.0
-    other = measure(lambda image: np.zeros(image.shape[:2], np.uint8), images, 5, first=labels)
+    other = evaluate_in_detail(lambda image: np.zeros(image.shape[:2], np.uint8), images, 5, first=labels)
     total = sum(height * width for height, width in SIZES)
     zeros = sum(int((model.predict(images[i][0]) == 0).sum()) for i in range(len(images)))
     assert other.equal == zeros / total
@@ -128,7 +136,7 @@ def test_misuse_is_one_line_and_leaves_nothing(exports, data, tmp_path):
         (("--report", tmp_path / "r.pdf"), 2, "not named .html"),
         (("--report", tmp_path), 2, "not named .html"),
         (("--report", "/proc/nowhere/r.html"), 1, "cannot write"),
-        (("--report", page, "--scales", "0"), 2, "scale '0'"),
+        (("--report", page, "--image-scales", "0"), 2, "scale '0'"),
     ):
         assert said in one_error(command("eval-fcn", engine, "--data", data, *words, ok=code))
     # Data that is wrong midway: no page, and the one that was there stays.

@@ -79,32 +79,6 @@ def test_weights_that_do_not_fit_are_told_by_name():
         load_strictly(model, {f"x{index}": torch.ones(1) for index in range(6)}, "w.pth", "m:net")
 
 
-class Evil:
-    def __reduce__(self):
-        return print, ("code ran",)
-
-
-def test_pickles_run_no_code(tmp_path, capsys):
-    torch.save({"state_dict": Evil()}, tmp_path / "evil.pth")
-    torch.save({"state_dict": small()}, tmp_path / "whole.pth")
-    (tmp_path / "broken.safetensors").write_bytes(b"\x00" * 40)
-    torch.save({"state_dict": {}}, tmp_path / "empty.pth")
-    torch.save([1, 2], tmp_path / "list.pth")
-    for name, said in (
-        ("evil.pth", "cannot read weights"),
-        ("whole.pth", "cannot read weights"),
-        ("broken.safetensors", "cannot read weights"),
-        ("empty.pth", "holds no state dict"),
-        ("list.pth", "holds no state dict"),
-    ):
-        with pytest.raises(DeployError, match=said) as caught:
-            load_state(tmp_path / name)
-        assert "\n" not in str(caught.value)
-    with pytest.raises(MisuseError, match="does not exist"):
-        load_state(tmp_path / "none.pth")
-    assert "code ran" not in capsys.readouterr().out
-
-
 # What a module takes and gives
 
 

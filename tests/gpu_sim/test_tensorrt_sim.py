@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import pytest
+from helpers import needs
 from onnx import helper, numpy_helper
 
 TESTS = Path(__file__).resolve().parents[1]
@@ -239,7 +240,7 @@ def test_plans_come_from_a_folder_in_other_processes(gpu, cuda, trt, tmp_path):
 
 
 def test_every_name_is_the_real_modules():
-    real = pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed; pip install 'fcn-deploy[rtx]'")
+    real = needs("tensorrt_rtx")
     from gpu_sim import tensorrt_sim
 
     simulated = tensorrt_sim.module()
@@ -260,7 +261,7 @@ def test_every_name_is_the_real_modules():
 
 
 def test_dims_compare_as_the_real_ones():
-    real = pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed; pip install 'fcn-deploy[rtx]'")
+    real = needs("tensorrt_rtx")
     from gpu_sim import tensorrt_sim
 
     for dims in (real.Dims, tensorrt_sim.Dims):

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 from fcn_deploy.runtime.bench import _mixed, _weights, bench, bench_engine, show
 from fcn_deploy.runtime.sizes import Sizes, parse_sizes
-from helpers import command, one_error, photo
-from PIL import Image
+from helpers import command, one_error, save_photos
 
 from fcn_deploy import DeployError, MisuseError
 
@@ -23,9 +22,9 @@ def test_every_size_is_measured(exports, kind):
     report = run(exports / f"narrow.{kind}", "--sizes", "37x61,1x1,1x300,130x90", "--threads", "1")
     assert report["target"] == "cpu" and report["backend"] and report["threads"] == 1
     rows = report["sizes"]
-    assert [row["size"] for row in rows] == ["1x1", "1x300", "37x61", "130x90"]
+    assert [row["size"] for row in rows] == [[1, 1], [1, 300], [37, 61], [130, 90]]
     for row in rows:
-        height, width = map(int, row["size"].split("x"))
+        height, width = row["size"]
         assert 0 < row["median_ms"] <= row["p90_ms"] and row["runs"] >= 3 and row["source"] == "noise"
         assert row["images_per_s"] == pytest.approx(1e3 / row["median_ms"], rel=0.02)
         assert row["megapixels_per_s"] == pytest.approx(row["images_per_s"] * height * width / 1e6, rel=0.02, abs=1e-3)
@@ -58,11 +57,10 @@ def test_the_peak_is_never_below_what_was_seen(exports, monkeypatch):
 
 
 def test_a_folders_images_are_measured_each_as_often_as_it_comes(exports, tmp_path):
-    for index, size in enumerate([(40, 60)] * 3 + [(100, 80)]):
-        Image.fromarray(photo(*size, index)).save(tmp_path / f"{index}.png")
+    save_photos(tmp_path, [(40, 60)] * 3 + [(100, 80)])
     (tmp_path / "broken.png").write_bytes(b"junk")
     report = run(exports / "narrow.engine", "--sizes", tmp_path)
-    assert [(row["size"], row["images"]) for row in report["sizes"]] == [("40x60", 3), ("100x80", 1)]
+    assert [(row["size"], row["images"]) for row in report["sizes"]] == [([40, 60], 3), ([100, 80], 1)]
     assert report["sizes"][0]["source"] == str(tmp_path / "0.png")
 
 
@@ -86,14 +84,14 @@ def test_the_mixed_run_draws_by_weight_and_takes_every_size():
 
 
 def test_layers_add_up(exports):
-    report = run(exports / "narrow.engine", "--sizes", "64x64,256x256", "--profile")
-    layers = report["profile"]["layers"]
-    assert report["profile"]["size"] == "256x256" and sum("Conv" in layer["operator"] for layer in layers) > 40
+    report = run(exports / "narrow.engine", "--sizes", "64x64,256x256", "--layers")
+    layers = report["layers"]["rows"]
+    assert report["layers"]["size"] == [256, 256] and sum("Conv" in layer["operator"] for layer in layers) > 40
     total, call = sum(layer["ms"] for layer in layers), report["sizes"][1]["median_ms"]
     assert 0.05 * call < total < 20 * call
     text = show(report)
-    assert f"profile at 256x256, {total:.2f} ms in {len(layers)} layers" in text and "the 15 longest" in text
-    assert command("bench-engine", exports / "narrow.onnx", "--sizes", "64x64", "--seconds", "0.1", "--profile").stdout
+    assert f"layers at 256x256: {total:.2f} ms in {len(layers)} of them" in text and "the 15 longest" in text
+    assert command("bench-engine", exports / "narrow.onnx", "--sizes", "64x64", "--seconds", "0.1", "--layers").stdout
 
 
 def test_layers_of_gpu_engines_are_not_invented(exports, monkeypatch):
@@ -108,9 +106,9 @@ def test_layers_of_gpu_engines_are_not_invented(exports, monkeypatch):
         self.manifest = replace(self.manifest, target="sm89")
 
     monkeypatch.setattr(Segmenter, "__init__", for_gpu)
-    report = bench(exports / "narrow.engine", parse_sizes("32x32"), seconds=0.1, profile=True)
-    assert "sm89" in report["profile"]["reason"] and "layers" not in report["profile"]
-    assert "profile: not available" in show(report)
+    report = bench(exports / "narrow.engine", parse_sizes("32x32"), seconds=0.1, layers=True)
+    assert "sm89" in report["layers"]["reason"] and "rows" not in report["layers"]
+    assert "layers: not timed" in show(report)
 
 
 def test_a_size_beyond_the_memory_is_said_to_be_so(exports, monkeypatch):
@@ -132,7 +130,8 @@ def test_the_text_has_a_line_for_each_size(exports):
 @pytest.mark.parametrize(
     ("words", "said", "code"),
     [
-        (["none.engine"], "none.engine does not exist", 1),
+        (["none.engine"], "none.engine does not exist", 2),
+        (["{engine}", "--profile"], "--profile is called --layers now", 2),
         (["{engine}", "--sizes", "0x5"], "at least 1", 2),
         (["{engine}", "--sizes", "nowhere"], "nowhere does not exist", 2),
         (["{engine}", "--sizes", "1x1:2x2:3x3"], "is a range of profiles", 2),

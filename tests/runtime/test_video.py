@@ -1,6 +1,5 @@
 """Videos in, label videos out: times kept, broken ones reported, nothing half-written."""
 
-import json
 import os
 import resource
 import subprocess
@@ -9,12 +8,12 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from helpers import command, one_error, photo
+from helpers import command, label_records, needs, one_error, photo
 from PIL import Image
 
 from fcn_deploy import Segmenter
 
-av = pytest.importorskip("av", reason="PyAV is not at hand; pip install 'fcn-deploy[video]'")
+av = needs("av")
 NTSC = Fraction(30000, 1001)
 
 
@@ -58,7 +57,7 @@ def frames(path, kind="gray"):
 
 def label(engine, source, out, *options, ok=0):
     done = command("infer", engine, source, "-o", out, "--json", *options, ok=ok)
-    return done, [json.loads(line) for line in done.stdout.splitlines()]
+    return done, label_records(done)
 
 
 @pytest.mark.parametrize(
@@ -182,7 +181,7 @@ def test_a_disk_that_fills_ends_the_run_with_one_line(exports, tmp_path, overlay
 
     done = subprocess.run(
         [sys.executable, "-m", "runtime.infer", engine, source, "-o", tmp_path / "o", *overlay],
-        capture_output=True, text=True, preexec_fn=limit, timeout=300,
+        capture_output=True, text=True, preexec_fn=limit,
     )  # fmt: skip
     assert done.returncode == 1 and "cannot write" in one_error(done) and "File too large" in done.stderr
     assert list((tmp_path / "o").iterdir()) == []

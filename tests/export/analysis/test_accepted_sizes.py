@@ -5,11 +5,12 @@ import math
 import numpy as np
 import onnx
 import pytest
-from fcn_deploy.export.analysis.accepted_sizes import SizeBehaviour, outcome, probe, run_quietly
+from fcn_deploy.export.analysis.accepted_sizes import AcceptedSizes, find_accepted_sizes, run_quietly, try_size
 from fcn_deploy.export.analysis.receptive_field import global_operator
 from fcn_deploy.export.importer.fit_images import choose_fit, fit_images
 from fcn_deploy.runtime.backends.onnxruntime import session
-from onnx import TensorProto, helper, numpy_helper
+from helpers import onnx_model
+from onnx import helper
 
 from fcn_deploy import DeployError
 
@@ -35,7 +36,7 @@ def takes(multiple, smallest=1, factor=1, width=None, count=None):
 )
 def test_multiple_and_smallest_size_are_found_apart_in_few_runs(multiple, smallest):
     runs = []
-    found = probe(takes(multiple, smallest, count=runs), "it")
+    found = find_accepted_sizes(takes(multiple, smallest, count=runs), "it")
     least = math.ceil(smallest / multiple) * multiple
     assert (found.multiple, found.smallest) == (multiple, least if least > multiple else 1)
     assert len(runs) <= 50 and max(map(max, runs)) <= 1920
@@ -54,26 +55,26 @@ def test_multiple_and_smallest_size_are_found_apart_in_few_runs(multiple, smalle
     ids=["coarse", "coarse-from-64", "floors", "ceils", "other-shape-when-small", "nan-when-small"],
 )
 def test_what_a_network_takes(run, expected):
-    found = probe(run, "it")
+    found = find_accepted_sizes(run, "it")
     assert (found.multiple, found.smallest, found.factor) == expected
 
 
 def test_what_onnx_runtime_says_of_a_failure_is_told_by_its_node():
     nodes = [helper.make_node("Reshape", ["image", "s"], ["logits"], name="bake")]
     run = session(graph(nodes, {"s": np.int64([1, 3, 64, 64])}).SerializeToString())
-    failure = outcome(lambda h, w: run_quietly(run, np.zeros((1, 3, h, w), np.float32))[0], 65, 97).failure
+    failure = try_size(lambda h, w: run_quietly(run, np.zeros((1, 3, h, w), np.float32))[0], 65, 97).failure
     assert failure.startswith("Reshape bake: The input tensor cannot be reshaped") and "onnxruntime" not in failure
 
 
 def test_one_axis_that_takes_more_is_padded_like_the_other_and_that_is_said():
-    found = probe(takes(4, width=1), "it")
+    found = find_accepted_sizes(takes(4, width=1), "it")
     assert found.multiple == 4
     assert found.notes == ("it takes less than multiples of 4 in width; both axes are padded to them",)
-    assert not probe(takes(4), "it").notes
+    assert not find_accepted_sizes(takes(4), "it").notes
 
 
 def test_nan_at_small_sizes_is_said():
-    (note,) = probe(lambda h, w: np.full((1, 2, h, w), np.nan if h < 9 else 1.0), "it").notes
+    (note,) = find_accepted_sizes(lambda h, w: np.full((1, 2, h, w), np.nan if h < 9 else 1.0), "it").notes
     assert "gives NaN at 1×1" in note and "padded to 9×9" in note
 
 
@@ -96,19 +97,12 @@ def test_nan_at_small_sizes_is_said():
 )
 def test_what_follows_no_size_is_refused_for_what_it_did(run, said):
     with pytest.raises(DeployError, match=said) as caught:
-        probe(run, "it")
+        find_accepted_sizes(run, "it")
     assert "\n" not in str(caught.value)
 
 
 def graph(nodes, constants, opset=18, classes=2):
-    made = helper.make_graph(
-        nodes,
-        "g",
-        [helper.make_tensor_value_info("image", TensorProto.FLOAT, ["N", 3, "H", "W"])],
-        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["N", classes, "h", "w"])],
-        [numpy_helper.from_array(np.asarray(v), k) for k, v in constants.items()],
-    )
-    return helper.make_model(made, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
+    return onnx_model(nodes, constants, gives=("N", classes, "h", "w"), names=("image", "logits"), opset=opset)
 
 
 RANDOM = np.random.default_rng(0)
@@ -133,17 +127,17 @@ def squeezing(opset=18):
 
 
 def test_networks_are_padded_but_those_that_look_at_the_whole_image_are_resized():
-    sizes = SizeBehaviour(4, 1, 4, 2)
+    sizes = AcceptedSizes(4, 1, 4, 2)
     assert choose_fit(local(), sizes, None) == "pad" and choose_fit(squeezing(), sizes, None) == "resize"
     assert choose_fit(local(), sizes, "resize") == "resize" and choose_fit(squeezing(), sizes, "pad") == "pad"
     # Sizes that it takes are left alone; only images below the smallest are padded.
-    assert choose_fit(squeezing(), SizeBehaviour(), None) == ""
-    assert choose_fit(squeezing(), SizeBehaviour(1, 64), None) == "pad"
+    assert choose_fit(squeezing(), AcceptedSizes(), None) == ""
+    assert choose_fit(squeezing(), AcceptedSizes(1, 64), None) == "pad"
 
 
 @pytest.mark.parametrize("opset", [11, 12, 13, 17, 18, 21])
 def test_what_was_done_is_said_and_every_size_runs(opset):
-    sizes = SizeBehaviour(4, 8, 4, 2)
+    sizes = AcceptedSizes(4, 8, 4, 2)
     for model, fit, said in (
         (local(opset), "pad", "multiples of 4 only, from 8 on; images are padded to them with zeros"),
         (squeezing(opset), "pad", "padded to them with zeros, which GlobalAveragePool pool sees (--fit resize"),
@@ -164,11 +158,11 @@ def test_what_was_done_is_said_and_every_size_runs(opset):
 
 
 def test_resizing_is_bilinear_there_and_back():
-    torch = pytest.importorskip("torch")
+    import torch
     from torch.nn.functional import interpolate
 
     original = session(squeezing().SerializeToString())
-    resized = session(fit_images(squeezing(), SizeBehaviour(4, 1, 4, 2), "it")[0].SerializeToString())
+    resized = session(fit_images(squeezing(), AcceptedSizes(4, 1, 4, 2), "it")[0].SerializeToString())
     for size, nearest in (
         ((1, 1), (4, 4)),
         ((5, 6), (4, 8)),

@@ -6,25 +6,19 @@ import numpy as np
 import onnx
 import pytest
 from fcn_deploy.export.analysis.accepted_sizes import run_quietly
-from fcn_deploy.export.analysis.receptive_field import Field, WholeImageError, receptive_field
-from fcn_deploy.export.build.engine import core_of
-from fcn_deploy.export.build.targets import cpu
+from fcn_deploy.export.analysis.fields import Field, WholeImageError
+from fcn_deploy.export.analysis.receptive_field import receptive_field
+from fcn_deploy.export.build.core import core_of, optimise_offline
 from fcn_deploy.export.importer.import_model import import_model
 from fcn_deploy.runtime.backends.onnxruntime import session
+from helpers import onnx_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from onnx import TensorProto, helper, numpy_helper
+from onnx import helper
 
 
 def graph(nodes, constants=None, channels=1):
-    made = helper.make_graph(
-        nodes,
-        "core",
-        [helper.make_tensor_value_info("image", TensorProto.FLOAT, ["N", channels, "H", "W"])],
-        [helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["N", "K", "h", "w"])],
-        [numpy_helper.from_array(np.asarray(v), k) for k, v in (constants or {}).items()],
-    )
-    return helper.make_model(made, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    return onnx_model(nodes, constants, takes=("N", channels, "H", "W"))
 
 
 def layer(kind, index, random):
@@ -361,5 +355,5 @@ def test_a_part_that_starts_at_features_has_its_field_in_pixels_of_the_image():
 
 
 def test_the_halo_at_full_width(trained):
-    core = onnx.load_from_string(cpu.build(core_of(import_model(trained / "camvid.onnx"))[0].model))
+    core = optimise_offline(core_of(import_model(trained / "camvid.onnx")).model)
     assert receptive_field(core).halo == (480, 480) and receptive_field(core).period == 32

@@ -9,17 +9,28 @@ import onnxruntime
 import pytest
 import torch
 import torch.nn.functional as F
-from fcn_deploy.export.build.engine import build_engine, core_of
+from fcn_deploy.calibration.report.engine_report import report_of
+from fcn_deploy.export.build.core import core_of
+from fcn_deploy.export.build.engine import build_engine
 from fcn_deploy.export.build.standalone import build_standalone
-from fcn_deploy.export.build.targets.cpu import measure_tensors, working_memory
+from fcn_deploy.export.build.working_memory import measure_tensors, working_memory
 from fcn_deploy.export.from_torch import export_module
 from fcn_deploy.export.importer.import_model import import_model
 from fcn_deploy.runtime.backends import ORT_TARGETS
 from fcn_deploy.runtime.engine_file import EngineFile
 from fcn_deploy.runtime.prepare import padded_size
-from helpers import checkpoint_of, command, multiples_of, one_error, photo, random_network
+from helpers import (
+    checkpoint_of,
+    command,
+    multiples_of,
+    needs,
+    one_error,
+    onnx_model,
+    photo,
+    random_network,
+    save_photos,
+)
 from onnx import TensorProto, helper
-from PIL import Image
 from torch import nn
 
 from fcn_deploy import DeployError, Segmenter
@@ -42,18 +53,18 @@ def built(tmp_path, model, card=None, **changes):
 def test_the_head_is_cut_off_every_network_of_ours(tmp_path, architecture):
     model = random_network(width=0.125, **architecture)
     report = built(tmp_path, model)
-    assert report["head"] == "linear" and report["agreement"]["wrong"] == 0
-    assert report["agreement"]["labels_equal"] > 0.999
+    assert report.head == "linear" and report.agreement.wrong == 0
+    assert report.agreement.labels_equal > 0.999
     with Segmenter(tmp_path / "m.engine") as net:
         assert net.card.stride == model.stride and net.card.size_multiple == model.size_multiple
-        assert net.head.factor == (model.stride, model.stride)
+        assert net.network.upsampling.factor == (model.stride, model.stride)
         image = np.random.default_rng(0).integers(0, 256, (45, 67, net.card.channels), np.uint8)
         with Segmenter(tmp_path / "m.onnx") as plain:
             values = plain.values(image)
         # Borders too, where a transposed convolution fades.
-        assert net.head.fades == (architecture.get("upsampling") == "learned")
+        assert net.network.upsampling.fades == (architecture.get("upsampling") == "learned")
         assert np.abs(net.values(image) - values).max() <= 1e-4 * np.ptp(values)
-        assert net.scores(image).shape == (model.architecture.classes, *(
+        assert net.network.scores(image).shape == (model.architecture.classes, *(
             -(-side // model.size_multiple) * model.size_multiple // model.stride for side in (45, 67)))  # fmt: skip
 
 
@@ -62,14 +73,14 @@ def test_the_engine_holds_what_it_promises(exports):
         manifest = file.manifest
         assert manifest.target == "cpu" and manifest.precision == "float32" and manifest.created_by > "fcn-deploy 0"
         assert set(manifest.members) == {"stage-0.onnx", "stage-1.onnx", "golden.npz", "report.json"}
-        report = json.loads(file.read("report.json"))
+        report = report_of(file)
         nodes = [
             node
             for name in ("stage-0.onnx", "stage-1.onnx")
             for node in onnx.load_from_string(file.read(name)).graph.node
         ]
-    assert report["miou"] is None and report["miou_reason"]
-    assert set(report["latency_ms"]) == {"64x64"}
+    assert report.miou is None and report.miou_reason
+    assert set(report.latency_ms) == {"64x64"}
     operators = {node.op_type for node in nodes}
     assert "Resize" in operators and not operators & {"Shape", "Slice", "BatchNormalization", "Constant"}
     # Offline optimisation must not tie the engine to this machine.
@@ -101,18 +112,18 @@ def test_networks_from_elsewhere_keep_their_labels(tmp_path, end, capsys):
     torch.manual_seed(1)
     change, head = ENDS[end]
     report = built(tmp_path, Foreign(change).eval())
-    assert report["head"] == head and report["size_multiple"] == 1 and report["agreement"]["wrong"] == 0
+    assert report.head == head and report.size_multiple == 1 and report.agreement.wrong == 0
     with Segmenter(tmp_path / "m.onnx") as plain, Segmenter(tmp_path / "m.engine") as net:
         for size in ((1, 1), (19, 53), (90, 41)):
             image = photo(*size)
             assert (plain(image) == net(image)).mean() > 0.999
         # Sizes that end within a cell, in tiles; a cubic Resize to the image's size stays in the core, and whole.
-        assert [stage.halo is not None for stage in net.manifest.stages] == [head != "none"]
+        assert [stage.halo is not None for stage in net.network.manifest.stages] == [head != "none"]
         for size in ((65, 301), (187, 66), (129, 131)) if head != "none" else ():
             image = photo(*size)
             with Segmenter(tmp_path / "m.engine", memory=net.plan(*size).bytes // 2) as tiled:
                 assert sum(grid.count for grid in tiled.plan(*size).grids) > 1
-                assert np.abs(tiled.scores(image) - net.scores(image)).max() < 1e-5
+                assert np.abs(tiled.network.scores(image) - net.network.scores(image)).max() < 1e-5
                 np.testing.assert_array_equal(tiled(image), net(image))
                 rows = list(tiled.bands(image, 37))
                 np.testing.assert_array_equal(np.concatenate([part for _, part in rows]), net(image)[37:])
@@ -135,7 +146,7 @@ def test_binary_networks_of_one_score(tmp_path, end):
     change, model_gives, engine_gives = BINARY[end]
     model = Foreign(lambda y, size: change((y[:, :1] - y[:, 1:2]) * 5, size)).eval()
     report = built(tmp_path, model)
-    assert report["head"] == "linear" and report["agreement"]["wrong"] == 0
+    assert report.head == "linear" and report.agreement.wrong == 0
     with Segmenter(tmp_path / "m.onnx") as plain, Segmenter(tmp_path / "m.engine") as net:
         assert (plain.card.activation, net.card.activation) == (model_gives, engine_gives)
         image = photo(60, 61)
@@ -161,7 +172,7 @@ def test_standalone_models_take_images_and_give_labels(exports, tmp_path):
 
 
 def test_the_memory_estimate_follows_the_activations(exports):
-    core, _ = core_of(import_model(exports / "narrow.onnx"))
+    core = core_of(import_model(exports / "narrow.onnx"))
     estimate = working_memory(core.model, measure_tensors(core.model, 128)) / 128**2
     # At least the first layer's output and input together; far below the sum of all layers.
     assert 12 < estimate < 500
@@ -175,15 +186,11 @@ def simple(
     path, output_shape=NKHW, nodes=None, opset=18, input_shape=NCHW, output_type=TensorProto.FLOAT, constants=None
 ):
     weight = np.random.default_rng(0).normal(size=(2, 3, 1, 1)).astype(np.float32)
-    nodes = nodes or [helper.make_node("Conv", ["x", "w"], ["y"])]
-    graph = helper.make_graph(
-        nodes,
-        "g",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, input_shape)],
-        [helper.make_tensor_value_info("y", output_type, output_shape)],
-        [onnx.numpy_helper.from_array(value, name) for name, value in (constants or {"w": weight}).items()],
-    )
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8), path)
+    model = onnx_model(
+        nodes or [helper.make_node("Conv", ["x", "w"], ["y"])], constants or {"w": weight}, takes=input_shape,
+        gives=output_shape, names=("x", "y"), types=(TensorProto.FLOAT, output_type), opset=opset,
+    )  # fmt: skip
+    onnx.save(model, path)
     return path
 
 
@@ -210,7 +217,7 @@ def test_a_model_that_takes_multiples_only_is_padded_and_that_is_said(tmp_path):
     source = import_model(simple(tmp_path / "m.onnx", nodes=nodes, constants=constants))
     assert "takes multiples of 4 only" in source.notes[1] and "1/2 of the image's size" in source.notes[0]
     report = build_engine(source, tmp_path / "m.engine")
-    assert (report["size_multiple"], report["stride"]) == (4, 2) and report["agreement"]["wrong"] == 0
+    assert (report.size_multiple, report.stride) == (4, 2) and report.agreement.wrong == 0
 
 
 def test_weights_listed_as_inputs_and_names_that_we_use_ourselves(tmp_path):
@@ -224,7 +231,7 @@ def test_weights_listed_as_inputs_and_names_that_we_use_ourselves(tmp_path):
     model.graph.input.append(helper.make_tensor_value_info("w", TensorProto.FLOAT, [2, 3, 1, 1]))
     onnx.save(model, path)
     source = import_model(path)
-    assert build_engine(source, tmp_path / "m.engine")["agreement"]["wrong"] == 0
+    assert build_engine(source, tmp_path / "m.engine").agreement.wrong == 0
     build_standalone(source, tmp_path / "s.onnx")
 
 
@@ -268,20 +275,18 @@ def test_build_engine_from_the_command_line(exports, tmp_path):
 
 
 def test_engines_for_gpus_have_profiles_for_the_users_sizes(exports, tmp_path):
-    pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed; pip install 'fcn-deploy[rtx]'")
+    needs("tensorrt_rtx")
     photos = tmp_path / "photos"
-    photos.mkdir()
-    for index, size in enumerate([(200, 300)] * 3 + [(600, 450)] * 2 + [(301, 200)]):
-        Image.fromarray(photo(*size, index)).save(photos / f"{index}.png")
+    save_photos(photos, [(200, 300)] * 3 + [(600, 450)] * 2 + [(301, 200)])
     (photos / "broken.png").write_bytes(b"junk")
-    words = ("--target", "sm86,sm89", "--sizes", photos, "--profiles", "2", "--batch", "2", "--workspace", "512")
+    words = ("--target", "sm86,sm89", "--sizes", photos, "--profiles", "2", "--max-batch", "2", "--workspace", "512MB")
     done = command("build-engine", exports / "narrow.onnx", *words, "-o", tmp_path / "m.engine")
     assert "profile        min        opt        max batch" in done.stdout and "plan for sm86, sm89 by" in done.stdout
     assert "skipped: " in done.stderr and "broken.png" in done.stderr
     with EngineFile(tmp_path / "m.engine") as file:
         gpu, members = file.manifest.gpu, file.manifest.members
         golden = np.load(io.BytesIO(file.read("golden.npz")))
-        report = json.loads(file.read("report.json"))
+        report = report_of(file)
     assert gpu.library == "tensorrt_rtx" and gpu.targets == ("sm86", "sm89") and len(gpu.profiles) == 2
     for size in ((224, 320), (608, 480), (320, 224)):
         assert sum(profile.holds(size) for profile in gpu.profiles) >= 1
@@ -289,7 +294,7 @@ def test_engines_for_gpus_have_profiles_for_the_users_sizes(exports, tmp_path):
     assert {"stage-0.plan", "kernels.ptx", "kernels-sm86.cubin", "kernels-sm89.cubin"} <= set(members)
     # The golden sample can be run: some profile holds it.
     assert any(profile.holds(padded_size(*golden["image"].shape[:2], multiples_of(32))) for profile in gpu.profiles)
-    assert report["builder"]["seconds"] > 0 and report["latency_ms"] is None
+    assert report.builder.seconds > 0 and report.latency_ms is None
     typed = ("--target", "sm89", "--sizes", "64x64:96x96:256x256", "--json")
     done = command("build-engine", exports / "narrow.onnx", *typed, "-o", tmp_path / "t.engine")
     assert [row["max"] for row in json.loads(done.stdout)["builder"]["profiles"]] == ["256x256"]
@@ -299,7 +304,7 @@ def test_options_for_gpus_that_make_no_sense_are_one_line(exports, tmp_path):
     out = tmp_path / "x.engine"
     (tmp_path / "none").mkdir()
     for words, code, said in (
-        (["--workspace", "64"], 2, "--workspace is for TensorRT; name GPUs with --target"),
+        (["--workspace", "64MB"], 2, "--workspace is for TensorRT; name GPUs with --target"),
         (["--timing-cache", "t", "--target", "ort-cuda"], 2, "--timing-cache is for TensorRT"),
         (["--target", "sm89", "--profiles", "2"], 2, "--profiles divides the sizes of --sizes"),
         (["--target", "sm89", "--sizes", tmp_path / "none"], 2, "holds no images"),
@@ -309,11 +314,11 @@ def test_options_for_gpus_that_make_no_sense_are_one_line(exports, tmp_path):
         (["--target", "sm89", "--version-compatible"], 2, "--version-compatible is for --target cuda"),
         (["--target", "sm89,cuda"], 2, "stands alone"),
         (["--target", "sm89", "--timeout", "0.01"], 1, "longer than --timeout"),
-        (["--target", "sm89", "--sizes", "1000x1000", "--workspace", "1"], 1, "raise --workspace"),
+        (["--target", "sm89", "--sizes", "1000x1000", "--workspace", "1MB"], 1, "raise --workspace"),
         (["--target", "cuda"], 1, "none can be used"),
     ):
         if code == 1:
-            pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed; pip install 'fcn-deploy[rtx]'")
+            needs("tensorrt_rtx")
         done = command("build-engine", exports / "narrow.onnx", *words, "-o", out, ok=code)
         assert said in one_error(done), words
         assert not out.exists() and not list(tmp_path.glob(".x*"))

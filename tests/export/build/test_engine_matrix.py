@@ -1,35 +1,20 @@
-"""A dozen of the combinations that `make engine-matrix` builds all of, by build-engine's whole path."""
+"""A few of the combinations that `make engine-matrix` builds all of, by build-engine's whole path."""
 
 import json
-import subprocess
-import sys
 
-import pytest
-from helpers import FAMILY, ROOT
+from helpers import FAMILY, ROOT, benchmark, needs
 
-DOZEN = ("mobilenet-v2-16-learned", "resnet50-32-fixed", "vgg16-8-learned", "alexnet-32-fixed")
+TWO = ("mobilenet-v2-16-learned", "alexnet-32-fixed")  # one with skips, learned upsampling and depthwise layers
 
 
-def matrix(*words, ok=0):
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.engine_matrix", *words],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert done.returncode == ok, f"{done.stdout}\n{done.stderr}"
-    return done
-
-
-def test_a_dozen_networks_and_precisions_build_for_gpus():
-    pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed; pip install 'fcn-deploy[rtx]'")
-    rows = json.loads(matrix("--json", "--width", "0.125", "--only", ",".join(DOZEN)).stdout)
+def test_two_networks_build_for_gpus_in_every_precision():
+    needs("tensorrt_rtx")
+    rows = json.loads(benchmark("engine_matrix", "--json", "--width", 0.125, "--only", ",".join(TWO)))
     assert [(row["network"], row["precision"]) for row in rows] == [
-        (network, precision) for network in DOZEN for precision in ("float32", "float16", "int8")
+        (network, precision) for network in TWO for precision in ("float32", "float16", "int8")
     ]
     for row in rows:
-        assert not row["error"] and row["tensorrt_seconds"] <= 10
+        assert not row["error"]
         assert row["activation_bytes"][0] > 1 << 20
     for index in range(0, len(rows), 3):
         whole, half, _ = rows[index : index + 3]
@@ -38,8 +23,8 @@ def test_a_dozen_networks_and_precisions_build_for_gpus():
 
 
 def test_a_combination_that_fails_fails_the_matrix():
-    done = matrix("--width", "0.125", "--only", "alexnet-32-fixed", "--target", "sm90", ok=1)
-    assert done.stdout.count("FAILED: MisuseError: target 'sm90'") == 3 and "0 of 3 built" in done.stdout
+    said = benchmark("engine_matrix", "--width", 0.125, "--only", "alexnet-32-fixed", "--target", "sm90", ok=1)
+    assert said.count("FAILED: MisuseError: target 'sm90'") == 3 and "0 of 3 built" in said
 
 
 def test_the_matrix_has_every_network_of_ours(monkeypatch):

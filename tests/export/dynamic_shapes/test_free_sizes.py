@@ -15,7 +15,7 @@ from fcn_deploy.export.dynamic_shapes.verify import free_and_verify, verify_free
 from fcn_deploy.export.from_onnx import export_onnx_model
 from fcn_deploy.export.graph.edit import attributes, dims, metadata, opset, set_shape
 from fcn_deploy.runtime.prepare import padded_size
-from helpers import command, one_error
+from helpers import command, needs, one_error, onnx_model, run_onnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
@@ -177,19 +177,7 @@ def test_padding_for_even_sizes_asks_for_them():
 
 def small(nodes, constants, size=(32, 48), channels=2):
     """[1,2,32,48] → what `nodes` make of it."""
-    graph = helper.make_graph(
-        nodes,
-        "small",
-        [helper.make_tensor_value_info("image", TensorProto.FLOAT, [1, channels, *size])],
-        [helper.make_tensor_value_info("out", TensorProto.FLOAT, None)],
-        [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
-    )
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
-
-
-def run(model, image):
-    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    return session.run(None, {session.get_inputs()[0].name: image})[0]
+    return onnx_model(nodes, constants, takes=(1, channels, *size), gives=None, names=("image", "out"), opset=17)
 
 
 def test_the_size_of_a_deconvolutions_output_becomes_padding():
@@ -212,8 +200,8 @@ def test_the_size_of_a_deconvolutions_output_becomes_padding():
             and "output_shape" not in attributes(made.graph.node[1])
         )
         image = np.random.default_rng(1).normal(size=(1, 2, 32, 48)).astype(np.float32)
-        np.testing.assert_array_equal(run(made, image), run(model, image))
-        assert run(made, np.zeros((2, 2, 10, 64), np.float32)).shape == (2, 3, 10, 64)
+        np.testing.assert_array_equal(run_onnx(made, image), run_onnx(model, image))
+        assert run_onnx(made, np.zeros((2, 2, 10, 64), np.float32)).shape == (2, 3, 10, 64)
 
 
 def test_scales_that_were_computed_from_sizes():
@@ -229,7 +217,7 @@ def test_scales_that_were_computed_from_sizes():
     made, notes = freed.model, freed.notes
     assert list(notes) == ["Resize up: to H by W instead of 32 by 48"]
     for size in ((10, 12), (31, 50)):
-        assert run(made, np.zeros((1, 2, *size), np.float32)).shape == (1, 1, *size)
+        assert run_onnx(made, np.zeros((1, 2, *size), np.float32)).shape == (1, 1, *size)
 
 
 def test_unpooling_to_a_size():
@@ -244,7 +232,7 @@ def test_unpooling_to_a_size():
     made, notes = freed.model, freed.notes
     assert "MaxUnpool un: to H by W instead of 32 by 48" in notes
     image = np.random.default_rng(0).normal(size=(1, 2, 10, 18)).astype(np.float32)
-    kept = run(made, image)
+    kept = run_onnx(made, image)
     assert kept.shape == image.shape and (kept[kept != 0] == image[kept != 0]).all() and (kept != 0).sum() == 90
 
 
@@ -258,7 +246,7 @@ def test_split_into_halves():
     )
     made = free_sizes(model).model
     image = np.random.default_rng(0).normal(size=(2, 2, 6, 10)).astype(np.float32)
-    np.testing.assert_array_equal(run(made, image), np.roll(image, 5, 3))
+    np.testing.assert_array_equal(run_onnx(made, image), np.roll(image, 5, 3))
 
 
 def test_operators_of_others_and_control_flow_are_named():
@@ -272,7 +260,7 @@ def test_operators_of_others_and_control_flow_are_named():
 
 
 def test_tensorrt_builds_what_was_freed():
-    tensorrt = pytest.importorskip("tensorrt_rtx", reason="pip install 'fcn-deploy[rtx]'")
+    tensorrt = needs("tensorrt_rtx")
     blocks = [
         baked.tokens,
         baked.windows,
@@ -318,7 +306,7 @@ def test_height_and_width_in_each_others_place_are_caught():
         model = static(module, (65, 65) if isinstance(module, Corners) else (64, 64))
         found = free_sizes(model)
         verify_freed(model, found, "it")
-        wrong = type(found)(swapped(found.model), found.notes, found.traced, found.stretched)
+        wrong = type(found)(swapped(found.model), found.notes, found.traced, found.size_dependent)
         assert wrong.model != found.model
         with pytest.raises(DeployError):
             verify_freed(model, wrong, "it")
@@ -385,13 +373,13 @@ def test_a_written_model_takes_every_size(tmp_path, block):
         height, width = padded_size(*size, card)
         padded = F.pad(image, (0, width - size[1], 0, height - size[0]))
         expected = module(padded).detach().numpy()[:, :, : size[0], : size[1]]
-        np.testing.assert_allclose(run(written, image.numpy()), expected, atol=5e-5)
+        np.testing.assert_allclose(run_onnx(written, image.numpy()), expected, atol=5e-5)
 
 
 def test_from_the_command_line(tmp_path):
     onnx.save(static(Baked(baked.channel_shuffle), (64, 64)), tmp_path / "fixed.onnx")
     onnx.save(static(Baked(baked.embedding), (64, 64)), tmp_path / "tied.onnx")
-    options = ("--classes", "a,b,c,d", "--mean", "1,2,3", "--std", "4,5,6")
+    options = ("--classes", "a,b,c,d", "--input-mean", "1,2,3", "--input-std", "4,5,6")
     done = command("export-onnx", "fixed.onnx", "-o", "free.onnx", *options, cwd=tmp_path)
     assert "takes every H, W ≥ 1; 4 classes" in done.stdout
     assert "note: fixed.onnx: equal to the model at its own size of 64×64" in done.stderr
@@ -399,7 +387,7 @@ def test_from_the_command_line(tmp_path):
     assert card.classes == ("a", "b", "c", "d") and card.std == (4, 5, 6) and card.size_multiple == 4
     done = command("export-onnx", "fixed.onnx", "-o", "free.onnx", "--json", "--force", cwd=tmp_path)
     record = json.loads(done.stdout)
-    assert record["model"] == "free.onnx" and any("size freed" in note for note in record["notes"])
+    assert record["file"] == "free.onnx" and any("size freed" in note for note in record["notes"])
     kept = (tmp_path / "free.onnx").read_bytes()
     for words, code, said in (
         (("fixed.onnx", "-o", "free.onnx"), 2, "exists already"),

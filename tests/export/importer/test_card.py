@@ -35,7 +35,7 @@ def test_mean_std_and_scale_are_those_of_the_card_in_the_images_units(tmp_path):
     check(tmp_path, model, feed=feed, options=ImportOptions(mean=(0.5,), std=(0.25,), scale=1 / 255))
     with pytest.raises(MisuseError, match="--input-mean has 2 numbers, and the model takes 3 channels"):
         reads(tmp_path, model, mean=(1, 2))
-    with pytest.raises(MisuseError, match="--scale 0"):
+    with pytest.raises(MisuseError, match="--input-scale 0"):
         ImportOptions(scale=0.0)
 
 
@@ -99,7 +99,7 @@ def test_a_card_file(tmp_path):
 
 
 def test_the_card_file_of_the_docs(tmp_path):
-    text = (ROOT / "docs" / "formats.md").read_text()
+    text = (ROOT / "docs" / "reference" / "formats.md").read_text()
     (tmp_path / "card.toml").write_text(text.split("```toml\n")[1].split("```")[0])
     model = made(SCORES + TO_SIZE + "k = Slice(f, i0, i3, i1)\n y = Sigmoid(k)", gives="float[N,3,H,W] y")
     card = reads(tmp_path, model, card=read_card_file(tmp_path / "card.toml")).card
@@ -117,8 +117,18 @@ def test_the_command_line_says_it_all(tmp_path):
     model = made(SCORES + TO_SIZE + "y = Identity(f)\n other = Neg(f)", gives="float[N,4,H,W] y, float[N,4,H,W] other")
     onnx.save(model, tmp_path / "m.onnx")
     (tmp_path / "names.txt").write_text("road\ncar\n\ntree\nsky\n")
-    words = ("--input-mean", "0.5,0.4,0.3", "--input-std", "0.25", "--scale", "0.01", "--bgr", "--output", "other")
-    words += ("--classes", tmp_path / "names.txt", "--activation", "softmax", "--json", "--sizes", "16x16")
+    words = ("--input-mean", "0.5,0.4,0.3", "--input-std", "0.25", "--input-scale", "0.01", "--bgr")
+    words += (
+        "--output",
+        "other",
+        "--classes",
+        tmp_path / "names.txt",
+        "--activation",
+        "softmax",
+        "--json",
+        "--sizes",
+        "16x16",
+    )
     done = command("build-engine", tmp_path / "m.onnx", *words, "-o", tmp_path / "m.engine")
     notes = json.loads(done.stdout)["notes"]
     assert len(notes) == len(done.stderr.strip().splitlines()) and "wants BGR" in notes[0]
@@ -130,7 +140,7 @@ def test_the_command_line_says_it_all(tmp_path):
         (("--input-mean", "red"), "--input-mean 'red'"),
         (("--threshold", "0.4"), "a threshold is for one score"),
         (("--card", tmp_path / "card.toml", "--input-mean", "3"), "--input-mean is in the card file too"),
-        (("--card", tmp_path / "card.toml", "--scale", "2"), "--scale goes with --input-mean"),
+        (("--card", tmp_path / "card.toml", "--input-scale", "2"), "--input-scale goes with --input-mean"),
         (("--card", tmp_path / "none.toml"), "none.toml"),
         (("--classes", "nowhere"), "--classes nowhere"),
         (("--output", "third"), "has no output 'third'; it has y, other"),

@@ -2,7 +2,6 @@
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 from fcn_deploy.export.graph.edit import prune
 from fcn_deploy.export.passes.bilinear_deconv import bilinear_deconv
@@ -13,9 +12,10 @@ from fcn_deploy.export.passes.pad_and_crop import pad_and_crop
 from fcn_deploy.export.passes.split_head import split_head
 from fcn_deploy.export.passes.upsample_scores import upsample_scores
 from fcn_deploy.fcn.model import bilinear_kernel
-from fcn_deploy.runtime.manifest import Head
+from fcn_deploy.runtime.manifest import Upsampling
 from fcn_deploy.runtime.prepare import prepare
-from onnx import TensorProto, helper, numpy_helper
+from helpers import onnx_model, run_onnx
+from onnx import helper, numpy_helper
 
 from fcn_deploy import ModelCard
 
@@ -24,14 +24,8 @@ RANDOM = np.random.default_rng(0)
 
 def model(nodes, constants, channels=3, classes=2, opset=18):
     """[N,C,H,W] → [N,K,H,W] from `image` to `logits`."""
-    graph = helper.make_graph(
-        nodes,
-        "test",
-        [helper.make_tensor_value_info("image", TensorProto.FLOAT, ["N", channels, "H", "W"])],
-        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["N", classes, "H", "W"])],
-        [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
-    )
-    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=9)
+    takes, gives = ("N", channels, "H", "W"), ("N", classes, "H", "W")
+    made = onnx_model(nodes, constants, takes=takes, gives=gives, names=("image", "logits"), opset=opset)
     onnx.checker.check_model(made)
     return made
 
@@ -46,12 +40,6 @@ def resized(inputs=("coarse", "", "scales"), out="logits", extra=(), constants=N
     node = helper.make_node("Resize", list(inputs), [out], name="resize", **attributes)
     scales = {"scales": np.array([1, 1, 4, 4], np.float32)} if "scales" in inputs else {}
     return model([CONV, node, *extra], {"weight": WEIGHT} | scales | (constants or {}))
-
-
-def run(made, image):
-    onnx.checker.check_model(made)
-    session = onnxruntime.InferenceSession(made.SerializeToString(), providers=["CPUExecutionProvider"])
-    return session.run(None, {made.graph.input[0].name: image})[0]
 
 
 def noise(*size, channels=3):
@@ -74,7 +62,9 @@ def test_pad_and_crop_makes_every_size_run():
         image = noise(*size)
         padded = np.zeros((1, 3, -(-size[0] // 4) * 4, -(-size[1] // 4) * 4), np.float32)
         padded[:, :, : size[0], : size[1]] = image
-        np.testing.assert_allclose(run(whole, image), run(resized(), padded)[:, :, : size[0], : size[1]], atol=1e-5)
+        np.testing.assert_allclose(
+            run_onnx(whole, image), run_onnx(resized(), padded)[:, :, : size[0], : size[1]], atol=1e-5
+        )
 
 
 @pytest.mark.parametrize("smallest", [1, 8, 10])
@@ -88,11 +78,13 @@ def test_every_size_runs_at_every_opset(opset, smallest):
         image = noise(*size)
         padded = np.zeros((1, 3, *(-(-max(side, smallest) // 4) * 4 for side in size)), np.float32)
         padded[:, :, : size[0], : size[1]] = image
-        np.testing.assert_allclose(run(whole, image), run(resized(), padded)[:, :, : size[0], : size[1]], atol=1e-5)
+        np.testing.assert_allclose(
+            run_onnx(whole, image), run_onnx(resized(), padded)[:, :, : size[0], : size[1]], atol=1e-5
+        )
     core = split_head(whole)
     assert (core.size_multiple, core.smallest) == (4, smallest) and core.upsampling.factor == (4.0, 4.0)
     assert [node.op_type for node in core.model.graph.node] == ["Conv"]
-    labels = run(fold_head(whole, ModelCard(("a", "b"), activation="softmax")).model, image)
+    labels = run_onnx(fold_head(whole, ModelCard(("a", "b"), activation="softmax")).model, image)
     assert labels.shape == (1, 13, 17) and labels.dtype == np.uint8
 
 
@@ -101,23 +93,26 @@ def test_one_score_is_decided_at_every_opset(opset):
     conv = helper.make_node("Conv", ["image", "weight"], ["logits"], strides=[4, 4])
     coarse = model([conv], {"weight": WEIGHT[:1]}, classes=1, opset=opset)
     image = noise(8, 12)
-    labels = run(fold_head(coarse, ModelCard(("a", "b"), activation="sigmoid")).model, image)
-    np.testing.assert_array_equal(labels, run(coarse, image)[:, 0] > 0)
+    labels = run_onnx(fold_head(coarse, ModelCard(("a", "b"), activation="sigmoid")).model, image)
+    np.testing.assert_array_equal(labels, run_onnx(coarse, image)[:, 0] > 0)
 
 
 def test_upsample_scores_gives_coarse_networks_full_size():
     coarse = model([helper.make_node("Conv", ["image", "weight"], ["logits"], strides=[4, 4])], {"weight": WEIGHT})
     image = noise(12, 20)
-    np.testing.assert_allclose(run(upsample_scores(coarse, 4).model, image), run(resized(), image), atol=1e-6)
+    np.testing.assert_allclose(run_onnx(upsample_scores(coarse, 4).model, image), run_onnx(resized(), image), atol=1e-6)
 
 
 @pytest.mark.parametrize("coordinates", ["half_pixel", "asymmetric", "align_corners", "pytorch_half_pixel"])
 def test_split_head_cuts_the_last_resize_off(coordinates):
     whole = resized(coordinate_transformation_mode=coordinates)
     core = split_head(whole)
-    assert core.upsampling == Head("linear", coordinates, (4.0, 4.0)) and (core.size_multiple, core.smallest) == (1, 1)
+    assert core.upsampling == Upsampling("linear", coordinates, (4.0, 4.0)) and (core.size_multiple, core.smallest) == (
+        1,
+        1,
+    )
     image = noise(16, 24)
-    assert run(core.model, image).shape == (1, 2, 4, 6)
+    assert run_onnx(core.model, image).shape == (1, 2, 4, 6)
     assert [node.op_type for node in core.model.graph.node] == ["Conv"]
     assert (core.model.graph.input[0].name, core.model.graph.output[0].name) == ("image", "scores")
 
@@ -154,9 +149,9 @@ def test_a_softmax_over_another_axis_is_kept():
 def test_upsampling_that_cannot_be_done_by_cells_stays_in_the_core(attributes):
     whole = resized(**attributes)
     core = split_head(whole)
-    assert core.upsampling == Head() and [node.op_type for node in core.model.graph.node] == ["Conv", "Resize"]
+    assert core.upsampling == Upsampling() and [node.op_type for node in core.model.graph.node] == ["Conv", "Resize"]
     image = noise(8, 12)
-    np.testing.assert_allclose(run(core.model, image), run(whole, image))
+    np.testing.assert_allclose(run_onnx(core.model, image), run_onnx(whole, image))
 
 
 def test_a_resize_to_the_images_computed_size_is_a_head_without_a_factor():
@@ -167,7 +162,7 @@ def test_a_resize_to_the_images_computed_size_is_a_head_without_a_factor():
     ]
     node = helper.make_node("Resize", ["coarse", "", "", "sizes"], ["logits"], mode="linear")
     core = split_head(model([CONV, *extra, node], {"weight": WEIGHT}))
-    assert core.upsampling == Head("linear", "half_pixel", None)
+    assert core.upsampling == Upsampling("linear", "half_pixel", None)
     assert [node.op_type for node in core.model.graph.node] == ["Conv"]
 
 
@@ -192,7 +187,7 @@ def test_a_crop_from_the_first_pixel_on_is_the_heads(corner):
         1,
     )
     if corner:
-        np.testing.assert_allclose(run(core.model, noise(16, 8)).shape, (1, 2, 15, 7))
+        np.testing.assert_allclose(run_onnx(core.model, noise(16, 8)).shape, (1, 2, 15, 7))
 
 
 def padding_itself(target="image_size", value=0.0, extra=()):
@@ -222,14 +217,14 @@ def padding_itself(target="image_size", value=0.0, extra=()):
 def test_padding_that_a_model_does_by_itself_is_the_runtimes():
     whole = padding_itself("padded_size")
     core = split_head(fold_constants(whole).model)
-    assert (core.size_multiple, core.smallest) == (8, 1) and core.upsampling == Head("linear", "half_pixel", None)
+    assert (core.size_multiple, core.smallest) == (8, 1) and core.upsampling == Upsampling("linear", "half_pixel", None)
     assert [node.op_type for node in core.model.graph.node] == ["Conv"]
     image = noise(13, 17)
     padded = np.pad(image, ((0, 0), (0, 0), (0, 3), (0, 7)))
-    scores = run(core.model, padded)
+    scores = run_onnx(core.model, padded)
     up = model([helper.make_node("Resize", ["image", "", "x4"], ["logits"], mode="linear")],
                {"x4": np.array([1, 1, 4, 4], np.float32)}, channels=2)  # fmt: skip
-    np.testing.assert_allclose(run(up, scores)[:, :, :13, :17], run(whole, image), atol=1e-5)
+    np.testing.assert_allclose(run_onnx(up, scores)[:, :, :13, :17], run_onnx(whole, image), atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", [{"target": "image_size"}, {"target": "padded_size", "value": 1.0}])
@@ -238,7 +233,7 @@ def test_padding_of_another_kind_stays(kind):
     assert (core.size_multiple, core.smallest) == (1, 1) and "Pad" in {node.op_type for node in core.model.graph.node}
     whole, image = padding_itself(**kind), noise(13, 17)
     if core.upsampling.mode == "none":
-        np.testing.assert_allclose(run(core.model, image), run(whole, image))
+        np.testing.assert_allclose(run_onnx(core.model, image), run_onnx(whole, image))
 
 
 def deconvolution(factor=4, groups=2, bias=False, change=None, pads=None):
@@ -264,7 +259,7 @@ def test_a_bilinear_deconvolution_at_the_end_becomes_a_resize_of_the_same_labels
     assert [node.op_type for node in changed.graph.node] == ["Conv", "Resize"]
     for size in ((4, 4), (16, 40), (64, 60)):
         image = noise(*size)
-        first, second = run(whole, image), run(changed, image)
+        first, second = run_onnx(whole, image), run_onnx(changed, image)
         np.testing.assert_array_equal(first.argmax(1), second.argmax(1))
         if min(size) > 16:
             np.testing.assert_allclose(first[:, :, 2:-2, 2:-2], second[:, :, 2:-2, 2:-2], atol=1e-5)
@@ -310,7 +305,7 @@ def test_fold_constants_leaves_numbers():
     folded = fold_constants(made).model
     assert [node.op_type for node in folded.graph.node] == ["Conv", "Resize"]
     image = noise(8, 8)
-    np.testing.assert_allclose(run(folded, image), run(made, image), atol=1e-6)
+    np.testing.assert_allclose(run_onnx(folded, image), run_onnx(made, image), atol=1e-6)
 
 
 def test_prune_keeps_what_outputs_need():
@@ -326,9 +321,9 @@ def test_folded_models_take_images_and_give_labels(dtype):
     whole = pad_and_crop(resized(), 4).model
     folded = fold_head(fold_input(whole, card).model, card).model
     image = RANDOM.uniform(0, 200, (13, 9, 3)).astype(dtype)
-    labels = run(folded, image[None])
+    labels = run_onnx(folded, image[None])
     assert labels.dtype == np.uint8 and labels.shape == (1, 13, 9)
-    np.testing.assert_array_equal(labels[0], run(whole, prepare(image, card))[0].argmax(0))
+    np.testing.assert_array_equal(labels[0], run_onnx(whole, prepare(image, card))[0].argmax(0))
 
 
 def test_a_folded_sigmoid_head_compares_with_its_threshold():
@@ -340,5 +335,5 @@ def test_a_folded_sigmoid_head_compares_with_its_threshold():
     image = noise(12, 12)
     made.graph.node[-1].output[0] = made.graph.output[0].name = "labels"
     made.graph.node[1].output[0] = made.graph.node[2].input[0] = "up"
-    logits = run(made, image)[0, 0]
-    np.testing.assert_array_equal(run(fold_head(made, card).model, image)[0], 1 / (1 + np.exp(-logits)) > 0.8)
+    logits = run_onnx(made, image)[0, 0]
+    np.testing.assert_array_equal(run_onnx(fold_head(made, card).model, image)[0], 1 / (1 + np.exp(-logits)) > 0.8)

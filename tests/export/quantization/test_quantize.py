@@ -5,27 +5,27 @@ from dataclasses import replace
 import numpy as np
 import onnx
 import pytest
-from fcn_deploy.export.build.engine import core_of
+from fcn_deploy.export.build.config import TensorRTOptions, parse_targets
+from fcn_deploy.export.build.core import core_of, optimise_offline
 from fcn_deploy.export.build.profiles import default_profiles
-from fcn_deploy.export.build.targets import cpu, tensorrt
+from fcn_deploy.export.build.targets.tensorrt_plan import build_plan
 from fcn_deploy.export.from_torch import export_module
 from fcn_deploy.export.graph.edit import initializers, producers
 from fcn_deploy.export.importer.import_model import import_model
 from fcn_deploy.export.passes.fuse_padding import fuse_padding
 from fcn_deploy.export.passes.raw_input import raw_input
-from fcn_deploy.export.quantization.half import LARGEST_OF, emulate_half, half, overflowing
+from fcn_deploy.export.quantization.half import MAGNITUDE_OF, emulate_half, half, overflowing
 from fcn_deploy.export.quantization.quantize import (
     SCHEMES,
     convolutions,
-    depthwise,
     measured_tensors,
     quantised_convolutions,
     quantize,
-    round_weights,
 )
+from fcn_deploy.export.quantization.round_weights import depthwise, round_weights
 from fcn_deploy.runtime.backends.onnxruntime import session
 from fcn_deploy.runtime.prepare import prepare
-from helpers import FAMILY, checkpoint_of, multiples_of, photo, random_network
+from helpers import FAMILY, checkpoint_of, multiples_of, needs, onnx_model, photo, random_network
 from onnx import TensorProto, helper, numpy_helper
 
 from fcn_deploy import DeployError, ModelCard
@@ -34,14 +34,8 @@ RANDOM = np.random.default_rng(0)
 
 
 def network(nodes, constants, scores=4):
-    graph = helper.make_graph(
-        nodes,
-        "core",
-        [helper.make_tensor_value_info("image", TensorProto.FLOAT, ["N", 3, "H", "W"])],
-        [helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["N", scores, "h", "w"])],
-        [numpy_helper.from_array(np.asarray(value, np.float32), name) for name, value in constants.items()],
-    )
-    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    floats = {name: np.asarray(value, np.float32) for name, value in constants.items()}
+    made = onnx_model(nodes, floats, gives=("N", scores, "h", "w"))
     onnx.checker.check_model(made)
     return made
 
@@ -345,7 +339,7 @@ def test_a_network_that_overflows_is_caught():
     emulated = session(emulate_half(model).SerializeToString(), optimise=False)
     names = [output.name for output in emulated.get_outputs()]
     values = dict(zip(names, emulated.run(names, {"image": image}), strict=True))
-    largest = {n.removeprefix(LARGEST_OF): float(v) for n, v in values.items() if n.startswith(LARGEST_OF)}
+    largest = {n.removeprefix(MAGNITUDE_OF): float(v) for n, v in values.items() if n.startswith(MAGNITUDE_OF)}
     assert largest["large"] == pytest.approx(120000, rel=1e-3)
     kept = overflowing(largest, model)
     assert kept == {"large", "small"}  # the node that gives it, and the node that reads it
@@ -384,18 +378,16 @@ def test_half_models_may_take_and_give_float16():
 
 
 def plan_of(model, targets, multiple):
-    return tensorrt.build(
-        model, tensorrt.BuildOptions(tuple(targets)), default_profiles(multiples_of(multiple), 4)
-    ).plan
+    return build_plan(model, TensorRTOptions(tuple(targets)), default_profiles(multiples_of(multiple), 4)).plan
 
 
 @pytest.mark.parametrize("architecture", FAMILY, ids=lambda a: "-".join(map(str, a.values())))
 def test_tensorrt_rtx_builds_int8_and_fp16_of_every_network(tmp_path, architecture):
-    pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed; pip install 'fcn-deploy[rtx]'")
+    needs("tensorrt_rtx")
     model = random_network(width=0.125, **architecture)
     export_module(model, checkpoint_of(model).card, tmp_path / "m.onnx")
-    core, card = core_of(import_model(tmp_path / "m.onnx"))
-    core = onnx.load_from_string(cpu.build(core.model))
+    core = core_of(import_model(tmp_path / "m.onnx"))
+    card, core = core.card, optimise_offline(core.model)
     images = [prepare(photo(*size), card) for size in ((61, 97), (130, 70))]
     ranges, means = ranges_of(core, images)
     lowered = quantize(core, ranges, SCHEMES["tensorrt"], means=means)
@@ -451,7 +443,7 @@ def test_sizes_are_never_computed_in_float16_and_names_do_not_collide():
         found = session(graph.SerializeToString(), optimise=False).run(["scores"], {"image": x})[0]
         assert found.shape == expected.shape
         assert np.abs(found - expected).max() < 1.5  # of 16; steps of 0.24 at the input
-    trt = pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed; pip install 'fcn-deploy[rtx]'")
+    trt = needs("tensorrt_rtx")
     for graph in (graphs[0], graphs[4]):
         assert len(plan_of(graph, ["sm89"], 2)) > 1000, trt.__version__
 
@@ -474,12 +466,12 @@ def test_unknown_gpus_are_refused():
     from fcn_deploy import MisuseError
 
     with pytest.raises(MisuseError, match="sm90"):
-        tensorrt.parse_targets("sm89,sm90")
-    assert tensorrt.parse_targets("SM86, sm120") == ["sm86", "sm120"]
+        parse_targets("sm89,sm90")
+    assert parse_targets("SM86, sm120") == ["sm86", "sm120"]
 
 
 def test_what_tensorrt_refuses_is_named():
-    pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed; pip install 'fcn-deploy[rtx]'")
+    needs("tensorrt_rtx")
     from fcn_deploy import DeployError
 
     model = network([helper.make_node("Det", ["image"], ["scores"], name="strange")], {}, scores=3)
@@ -488,5 +480,5 @@ def test_what_tensorrt_refuses_is_named():
 
 
 def test_one_plan_serves_several_gpus():
-    pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed; pip install 'fcn-deploy[rtx]'")
+    needs("tensorrt_rtx")
     assert len(plan_of(residual(), ["sm86", "sm89", "sm120"], 1)) > 10_000

@@ -1,20 +1,20 @@
-"""Video files in, label videos out, frame by frame (PyAV, the extra [video])."""
+"""Video files, frame by frame (PyAV, the extra [video])."""
 
 import math
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from .command import need
-from .errors import DeployError
-from .files import replacing, write_error
-from .images import overlay
-from .model_card import ModelCard
-from .pipeline import CALLERS, Labelled, Stream, describe_plan, overlapped, said
+from ..errors import DeployError
+from ..extras import need
+from ..files import replacing, write_error
+from ..model_card import ModelCard
 
 VIDEO_SUFFIXES = frozenset((
     ".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".m2ts", ".mts", ".wmv", ".flv", ".ogv", ".3gp",
@@ -33,113 +33,10 @@ def is_video(path: Path) -> bool:
     return path.suffix.lower() in VIDEO_SUFFIXES
 
 
-def label_video(stream: Stream, source: Path, labels: Path, overlay: Path | None, max_pixels: int) -> dict:
-    """Label each frame of a video file; frames that cannot be read are left out, and the rest keep their times.
-
-    Args:
-        stream: of the Segmenter.
-        source: the video. Its rotation is applied, as players do; its sound is not copied.
-        labels: a Matroska file to write: FFV1, lossless, grey (`gray`, or `gray16le` beyond 256 classes), whose values
-            are class indices.
-        overlay: an MP4 to write, H.264 (MPEG-4 where PyAV lacks it), in which the last row and column are repeated
-            where their number is odd; None: none.
-        max_pixels: refuse larger frames.
-
-    Returns:
-        A record of `label_files`.
-
-    Raises:
-        DeployError: an output cannot be written.
-    """
-    record: dict = {"image": str(source)}
-    try:
-        with ExitStack() as stack:
-            reader = stack.enter_context(_Reader.open(source, stream.net.card, max_pixels))
-            _label(stream, reader, labels, overlay, record, stack)
-            faults = reader.faults()  # while it is open: it asks the file
-    except VideoError as error:
-        return {"image": str(source), "error": said(error, source)}
-    if faults:
-        record["error"] = f"{source}: {faults}; the other {record['frames']} frames are labelled"
-    return record
-
-
-def _label(
-    stream: Stream, reader: "_Reader", labels: Path, overlay_path: Path | None, record: dict, stack: ExitStack
-) -> None:
-    card = stream.net.card
-    times = {"read": 0.0, "label": 0.0, "write": 0.0}
-
-    def work(frames: list) -> list[tuple[int, Labelled, object, float, float]]:
-        (frame,) = frames
-        started = time.perf_counter()
-        image = reader.image(frame)
-        read = time.perf_counter() - started
-        (done,) = stream.label([image])
-        started = time.perf_counter()
-        picture = None
-        if overlay_path and not isinstance(done.outcome, Exception):
-            picture = _picture(reader.av, image, done.outcome[0], card)
-        return [(frame.pts, done, picture, read, time.perf_counter() - started)]
-
-    results = stack.enter_context(
-        closing(
-            overlapped(
-                reader.frames(times),
-                work,
-                workers=CALLERS + 1,
-                pixels=lambda frame: frame.width * frame.height,
-                most=stream.pixels,
-            )
-        )
-    )
-    writers: list[_Writer] = []
-    count = 0
-    for pts, done, picture, read, drawn in results:
-        if isinstance(done.outcome, Exception):
-            raise VideoError(f"{reader.path}, frame {count}: {said(done.outcome, reader.path)}") from done.outcome
-        started, (found,) = time.perf_counter(), done.outcome
-        if not count:
-            writers.append(stack.enter_context(_Writer.open(labels, reader, found.shape, card)))
-            if overlay_path:
-                writers.append(stack.enter_context(_Writer.open(overlay_path, reader, found.shape, None)))
-        kind = "gray" if found.dtype == np.uint8 else "gray16le"
-        for writer, frame in zip(
-            writers, (reader.av.VideoFrame.from_ndarray(found, format=kind), picture), strict=False
-        ):
-            writer.write(frame, pts)
-        count += 1
-        times["read"] += read
-        times["label"] += done.seconds
-        times["write"] += drawn + time.perf_counter() - started
-    if not count:
-        raise VideoError(f"{reader.path} has no frame that can be read ({reader.faults() or 'it is empty'})")
-    for writer in writers:
-        writer.finish()
-    record |= {
-        "size": list(done.plan.size),
-        "frames": count,
-        "plan": describe_plan(done.plan),
-        "ms": {name: round(seconds * 1e3, 2) for name, seconds in times.items()},
-        "labels": str(labels),
-        "overlay": str(overlay_path) if overlay_path else None,
-    }
-
-
-def _picture(av, image: np.ndarray, labels: np.ndarray, card: ModelCard):
-    """A frame of the overlay, with even sides."""
-    drawn = overlay(image, labels, card)
-    odd = [(0, side % 2) for side in drawn.shape[:2]]
-    if any(side for _, side in odd):
-        drawn = np.pad(drawn, (*odd, (0, 0)), mode="edge")
-    frame = av.VideoFrame.from_ndarray(drawn, format="rgb24")
-    return frame.reformat(format="yuv420p", dst_colorspace="ITU709")
-
-
-class _Reader:
+class VideoReader:
     """The frames of a video file, and what was wrong with them."""
 
-    def __init__(self, av, container, path: Path, card: ModelCard) -> None:
+    def __init__(self, av: Any, container: Any, path: Path, card: ModelCard) -> None:
         self.av, self.path, self.card = av, path, card
         self._container = container
         self.stream = container.streams.video[0]
@@ -152,7 +49,7 @@ class _Reader:
 
     @classmethod
     @contextmanager
-    def open(cls, path: Path, card: ModelCard, max_pixels: int) -> Iterator["_Reader"]:
+    def open(cls, path: Path, card: ModelCard, max_pixels: int) -> Iterator["VideoReader"]:
         """Raises VideoError."""
         if card.dtype != "uint8" or card.channels not in (1, 3):
             raise VideoError(
@@ -180,7 +77,7 @@ class _Reader:
                 )
             yield reader
 
-    def frames(self, times: dict[str, float]) -> Iterator:
+    def frames(self, times: dict[str, float]) -> Iterator[Any]:
         """Frames with a time each, rising. Adds the seconds of decoding to `times["read"]`."""
         last = None
         step = max(1, round(1 / (self.rate * self.time_base)))
@@ -206,7 +103,7 @@ class _Reader:
             self._end = (last + (frame.duration or step)) * self.time_base
             yield frame
 
-    def _decoded(self) -> Iterator:
+    def _decoded(self) -> Iterator[Any]:
         packets = self._container.demux(self.stream)
         while True:
             try:
@@ -231,7 +128,7 @@ class _Reader:
             if packet is None:
                 return
 
-    def _note(self, what, why: str) -> None:
+    def _note(self, what: Any, why: str) -> None:
         when = "" if what is None or what.pts is None else f" at {float(what.pts * self.time_base):.2f} s"
         self._broken.append(f"{when} ({why})")
 
@@ -255,32 +152,34 @@ class _Reader:
     def _duration(self) -> Fraction | None:
         """When the pictures end, in seconds, by the file's header."""
         if self.stream.duration is not None:
-            return (self.stream.duration + (self.stream.start_time or 0)) * self.time_base
+            return Fraction(self.stream.duration + (self.stream.start_time or 0)) * self.time_base
         try:  # Matroska's
             hours, minutes, seconds = self.stream.metadata.get("DURATION", "").split(":")
             return int(hours) * 3600 + int(minutes) * 60 + Fraction(seconds)
         except ValueError:
             return None
 
-    def image(self, frame) -> np.ndarray:
+    def image(self, frame: Any) -> NDArray[Any]:
         """A frame upright, [H, W, C] uint8."""
-        image = frame.to_ndarray(format="rgb24" if self.card.channels == 3 else "gray")
-        image = image.reshape(frame.height, frame.width, -1)
+        pixels = frame.to_ndarray(format="rgb24" if self.card.channels == 3 else "gray")
+        image: NDArray[Any] = pixels.reshape(frame.height, frame.width, -1)
         turns = round(frame.rotation / 90) % 4
         return np.ascontiguousarray(np.rot90(image, turns)) if turns else image
 
 
-class _Writer:
+class VideoWriter:
     """A video file that is written frame by frame."""
 
-    def __init__(self, av, container, stream, path: Path, time_base: Fraction) -> None:
+    def __init__(self, av: Any, container: Any, stream: Any, path: Path, time_base: Fraction) -> None:
         self._av, self._container, self._stream, self._path = av, container, stream, path
         self._time_base = time_base  # of the frames that come
         self._last: int | None = None
 
     @classmethod
     @contextmanager
-    def open(cls, path: Path, reader: _Reader, size: tuple[int, int], card: ModelCard | None) -> Iterator["_Writer"]:
+    def open(
+        cls, path: Path, reader: VideoReader, size: tuple[int, int], card: ModelCard | None
+    ) -> Iterator["VideoWriter"]:
         """A label video in the card's classes; an overlay, for None. It appears where the block ends well."""
         av = reader.av
         with replacing(path) as temporary:
@@ -295,7 +194,7 @@ class _Writer:
                 with _writing(av, path):
                     container.close()
 
-    def write(self, frame, pts: int) -> None:
+    def write(self, frame: Any, pts: int) -> None:
         base = self._stream.codec_context.time_base
         frame.pts, frame.time_base = round(pts * self._time_base / base), base
         if self._last is not None and frame.pts <= self._last:  # nearer than the format can tell
@@ -309,7 +208,7 @@ class _Writer:
             self._container.mux(self._stream.encode(None))
 
 
-def _output(container, reader: _Reader, size: tuple[int, int], card: ModelCard | None):
+def _output(container: Any, reader: VideoReader, size: tuple[int, int], card: ModelCard | None) -> Any:
     av = reader.av
     height, width = size
     base = reader.time_base
@@ -336,8 +235,17 @@ def _output(container, reader: _Reader, size: tuple[int, int], card: ModelCard |
 
 
 @contextmanager
-def _writing(av, path: Path) -> Iterator[None]:
+def _writing(av: Any, path: Path) -> Iterator[None]:
     try:
         yield
     except av.error.FFmpegError as error:
         raise write_error(path, OSError(error.errno, error.strerror)) from error
+
+
+def yuv_frame(av: Any, picture: NDArray[Any]) -> Any:
+    """[H, W, 3] uint8 as a frame of H.264's colours; the last row and column are repeated where their number is odd."""
+    odd = [(0, side % 2) for side in picture.shape[:2]]
+    if any(side for _, side in odd):
+        picture = np.pad(picture, (*odd, (0, 0)), mode="edge")
+    frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+    return frame.reformat(format="yuv420p", dst_colorspace="ITU709")

@@ -1,0 +1,98 @@
+"""What build-engine tells of the engine it has built, as text."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from fcn_deploy.calibration.report.engine_report import Accuracy, Agreement, EngineReport, StageReport
+from fcn_deploy.export.build.report import show_candidates, show_profiles
+from fcn_deploy.runtime.verify import latency_rows, show_latency
+
+
+def show_build(model: Path, out: Path, report: EngineReport) -> None:
+    """Print what was built and measured."""
+    print(f"{model} → {out} ({out.stat().st_size / 1e6:.1f} MB) for {report.target}, {report.precision}")
+    upsampling = "in the network" if report.head == "none" else "exact, outside the network"
+    least = f", at least {report.smallest}" if report.smallest and report.smallest > 1 else ""
+    print(
+        f"upsampling: {upsampling}; scores at stride {report.stride}, sizes padded to multiples of "
+        f"{report.size_multiple}{least}"
+    )
+    print(_tiles(report.stages))
+    if report.agreement is not None:
+        print(_agreement(report.agreement, report.precision))
+    if report.accuracy is not None:
+        print(_accuracy(report.accuracy, report.core_bytes or {}))
+    if plan := report.builder:
+        print(f"plan for {', '.join(plan.targets)} by {plan.module} {plan.version} in {plan.seconds:.1f} s; profiles:")
+        print(show_profiles(plan.profiles))
+        for note in plan.notes:
+            print(f"note: {note}", file=sys.stderr)
+    _show_speed(report)
+
+
+def _show_speed(report: EngineReport) -> None:
+    if report.latency_ms is None:
+        print(f"latency: not measured ({report.latency_reason})")
+        return
+    if report.accuracy is not None and report.target == "cpu":
+        print(_speedup(report))
+    print("latency on this machine (median):")
+    print(show_latency(latency_rows(report.latency_ms)))
+    if len(report.candidates) > 1:
+        print(f"run by {report.backend}; measured side by side (×: best time of a call over its best):")
+        print(show_candidates(report.candidates))
+
+
+def _tiles(stages: Sequence[StageReport]) -> str:
+    """How images beyond the memory budget are run."""
+    if len(stages) == 1 and stages[0].halo is None:
+        return f"it cannot be run in tiles ({stages[0].tiles.removeprefix('none: ')})"
+    halos = " and ".join(
+        f"{max(stage.halo)} pixels" if stage.halo is not None else f"whole ({stage.tiles.removeprefix('none: ')})"
+        for stage in stages
+    )
+    count = f"{len(stages)} stages, halos" if len(stages) > 1 else "one stage, halo"
+    return f"images beyond the memory budget are run in tiles, exactly: {count} {halos}"
+
+
+def _agreement(agreement: Agreement, precision: str | None) -> str:
+    """How far the float core's labels, masks or values are the model's own."""
+    whose = agreement.kind if precision == "float32" else f"float32 {agreement.kind}"
+    where = f"the model's at {len(agreement.sizes)} sizes"
+    if agreement.labels_equal is None:
+        return f"{whose} differ from {where} by {agreement.difference:.1e} of their range at most"
+    rest = "" if agreement.labels_equal == 1 else "; the others are within rounding of a tie"
+    return f"{whose} equal to {where}: {agreement.labels_equal:.4%} of {agreement.pixels:,} pixels{rest}"
+
+
+def _accuracy(accuracy: Accuracy, core_bytes: dict[str, int]) -> str:
+    """What precision cost, in a few lines."""
+    precision = accuracy.precision
+    saw = "did not see" if accuracy.judged_unseen else "SAW TOO, as there were no others"
+    before, after = core_bytes["float32"], core_bytes[precision]
+    lines = [
+        f"{precision}: {accuracy.metric} {accuracy.value:.4f} against {accuracy.float32:.4f} of float32 on "
+        f"{_count(accuracy.images_judged, 'image')} calibration {saw} ({accuracy.drop_points:.2f} points lost, "
+        f"{accuracy.max_drop} allowed)",
+        f"calibrated on {_count(accuracy.calibration_images, 'image')}; {before / 1e6:.1f} → {after / 1e6:.1f} MB; "
+        f"{len(accuracy.kept)} of {accuracy.layers} layers kept higher",
+    ]
+    lines += [f"  kept: {name} ({reason})" for name, reason in accuracy.kept.items()]
+    if accuracy.skipped:
+        lines.append(f"{_count(len(accuracy.skipped), 'image')} could not be read, skipped")
+    return "\n".join(lines)
+
+
+def _speedup(report: EngineReport) -> str:
+    speedup = report.speedup
+    if speedup is None:
+        return "speed against float32: not measured"
+    if speedup < 1:
+        kept = "float32 is kept" if report.precision == "float32" else "--fastest would keep float32"
+        return f"int8 is SLOWER here: {1 / speedup:.2f} times the time of float32 (mean over the sizes); {kept}"
+    return f"int8 is {speedup:.2f} times faster than float32 here (mean over the sizes)"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"

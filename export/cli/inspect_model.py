@@ -1,0 +1,40 @@
+"""inspect-model: what a model or an engine is, and whether any size really works."""
+
+import logging
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from fcn_deploy.export.cli.options import check_model
+from fcn_deploy.runtime.command import FAILURE, Json, Memory, log_to_stderr, print_record, run
+
+
+def inspect_model(
+    model: Annotated[Path, typer.Argument(help="A segmentation ONNX, or an engine.", metavar="MODEL")],
+    target: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TARGET",
+            help="What an ONNX is tried for: cpu, or GPUs such as sm89 or sm86,sm120 "
+            "[default: cpu, and TensorRT's parser where it is installed].",
+        ),
+    ] = None,
+    memory: Memory = None,
+    json_: Json = False,
+) -> int:
+    """Tell what a model is, what of it runs where, and whether any size really works, by running it."""
+    log_to_stderr(logging.ERROR)
+    check_model(model, "an .onnx model or an .engine")
+    from fcn_deploy.export.inspect import inspect_file
+    from fcn_deploy.export.inspect.text import record_as_text
+
+    about = inspect_file(model, target, memory)
+    if json_:
+        print_record("inspection", about)
+    else:
+        print(record_as_text(about))
+    return 0 if about["ok"] else FAILURE
+
+
+def main() -> None:
+    run(inspect_model, "inspect-model")

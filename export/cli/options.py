@@ -1,0 +1,143 @@
+"""Groups of options that commands of export share, and the checks that go with them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from fcn_deploy.runtime.errors import MisuseError
+
+if TYPE_CHECKING:
+    from fcn_deploy.export.importer.options import ImportOptions
+
+# Options of earlier releases, and what they are called now.
+RENAMED = {"--mean": "--input-mean", "--std": "--input-std", "--scale": "--input-scale"}
+
+
+class Fit(StrEnum):
+    pad = "pad"
+    resize = "resize"
+
+
+class Activation(StrEnum):
+    softmax = "softmax"
+    sigmoid = "sigmoid"
+    probability = "probability"
+    multilabel = "multilabel"
+    none = "none"
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """What the user says of a model from elsewhere, which carries no card."""
+
+    classes: Annotated[
+        str | None,
+        typer.Option(metavar="NAMES", help="Names of the classes, with commas between them or one a line in a file."),
+    ] = None
+    input_mean: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NUMBERS",
+            help="Per-channel mean, subtracted after --input-scale: in the model's order of channels, or one number.",
+        ),
+    ] = None
+    input_std: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NUMBERS",
+            help="Per-channel divisor: the network sees (image · scale - mean) / std.",
+        ),
+    ] = None
+    input_scale: Annotated[
+        float | None,
+        typer.Option(metavar="NUMBER", help="Factor by which the image is multiplied first, such as 0.00392157."),
+    ] = None
+    bgr: Annotated[
+        bool, typer.Option("--bgr", help="The model was trained on BGR images. The engine takes RGB all the same.")
+    ] = False
+    output: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Which of several outputs has the scores: its name; of a PyTorch module, a key, field or index.",
+        ),
+    ] = None
+    activation: Annotated[
+        Activation | None,
+        typer.Option(
+            help="What the scores mean: softmax (labels by argmax), sigmoid (one logit), probability (one, its sigmoid "
+            "taken already), multilabel (a mask for each class), none (values: depth, a matte)."
+        ),
+    ] = None
+    threshold: Annotated[
+        str | None,
+        typer.Option(metavar="NUMBERS", help="Probability from which on a pixel is meant; of masks, one per class."),
+    ] = None
+    card: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="TOML file with fields of the model card (docs: formats).")
+    ] = None
+    fit: Annotated[
+        Fit | None,
+        typer.Option(
+            help="What is done with images for a model that takes only multiples of some size: pad them, or resize "
+            "them to the nearest [default: pad, but resize where the network looks at the whole image]."
+        ),
+    ] = None
+
+    def said(self) -> "ImportOptions":
+        """The same as the importer takes it. Raises MisuseError."""
+        from fcn_deploy.export.importer.options import ImportOptions, read_card_file
+
+        limits = _numbers("--threshold", self.threshold, "one, or one per class")
+        return ImportOptions(
+            mean=_numbers("--input-mean", self.input_mean, "one per channel"),
+            std=_numbers("--input-std", self.input_std, "one per channel"),
+            scale=self.input_scale,
+            bgr=self.bgr,
+            classes=None if self.classes is None else _names(self.classes),
+            output=self.output,
+            activation=None if self.activation is None else self.activation.value,
+            threshold=limits[0] if limits is not None and len(limits) == 1 else limits,
+            card=None if self.card is None else read_card_file(self.card),
+            fit=None if self.fit is None else self.fit.value,
+        )
+
+
+def check_model(path: Path, what: str = "an .onnx model") -> None:
+    """Raise MisuseError where there is no such file: before anything heavy is loaded."""
+    if not path.is_file():
+        raise MisuseError(f"{path} does not exist or is not a file; name {what}")
+
+
+def check_files_differ(model: Path, outputs: Mapping[str, Path | None]) -> None:
+    """Raise MisuseError where two of the options (name → file that is written) name one file, or the model's."""
+    seen = {model.resolve(): "the model itself"}
+    for option, path in outputs.items():
+        if path is None:
+            continue
+        if path.resolve() in seen:
+            raise MisuseError(f"{path} is {seen[path.resolve()]}; choose another {option}")
+        seen[path.resolve()] = f"also {option}"
+
+
+def _names(classes: str) -> tuple[str, ...]:
+    """Names of classes, from the option or the file it names. Raises MisuseError."""
+    if "," in classes:
+        text = classes.split(",")
+    else:
+        try:
+            text = Path(classes).read_text().splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise MisuseError(f"--classes {classes}: {error}; give names with commas, or a file of them") from error
+    return tuple(name.strip() for name in text if name.strip())
+
+
+def _numbers(option: str, text: str | None, rule: str) -> tuple[float, ...] | None:
+    """An option's numbers; None where it was not given. Raises MisuseError."""
+    try:
+        return None if text is None else tuple(float(value) for value in text.split(","))
+    except ValueError as error:
+        raise MisuseError(f"{option} {text!r}; write numbers with commas, {rule}") from error

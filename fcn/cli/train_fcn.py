@@ -1,0 +1,293 @@
+"""train-fcn: a network trained on labelled images of mixed sizes."""
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from fcn_deploy.fcn.cli.options import Data
+from fcn_deploy.fcn.recipes import CLASS_WEIGHTS, RECIPES, SCHEDULES, Recipe, described, named
+from fcn_deploy.runtime.command import Force, Threads, run
+from fcn_deploy.runtime.errors import DeployError, MisuseError
+from fcn_deploy.runtime.extras import need
+from fcn_deploy.runtime.files import check_writable, refuse_existing
+
+if TYPE_CHECKING:
+    import numpy as np
+    from fcn_deploy.calibration.datasets import LabelledImages
+    from fcn_deploy.fcn.architecture import AnySize
+    from fcn_deploy.fcn.checkpoint import Checkpoint
+
+LITE0 = "efficientnet-lite0"
+
+
+class Arch(StrEnum):
+    fcn = "fcn"
+    dilated8 = "dilated8"
+
+
+class UpsamplingKind(StrEnum):
+    fixed = "fixed"
+    learned = "learned"
+
+
+class Weighting(StrEnum):
+    none, sqrt, median = CLASS_WEIGHTS
+
+
+class Schedule(StrEnum):
+    one_cycle, cosine, poly = SCHEDULES
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """Which labelled images."""
+
+    data: Data = "digits"
+    split: Annotated[str, typer.Option(metavar="NAME", help="Split to train on.")] = "train"
+    val_split: Annotated[str, typer.Option(metavar="NAME", help="Split that chooses the best epoch.")] = "val"
+    count: Annotated[int | None, typer.Option(min=2, help="Number of images to train on, at most.")] = None
+    seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0
+
+
+@dataclass(frozen=True)
+class NetworkOptions:
+    """Which network, and what its training begins from."""
+
+    arch: Annotated[Arch, typer.Option(help="Architecture: FCN with skips, or torchvision's dilated FCN.")] = Arch.fcn
+    backbone: Annotated[
+        str, typer.Option(metavar="NAME", help="efficientnet-lite0, mobilenet-v2, resnet50, vgg16 or alexnet.")
+    ] = LITE0
+    stride: Annotated[int, typer.Option(help="Pixels between the finest scores: 32, 16 or 8.")] = 8
+    upsampling: Annotated[
+        UpsamplingKind, typer.Option(help="Upsampling of scores: bilinear, or learned from bilinear.")
+    ] = UpsamplingKind.fixed
+    width: Annotated[
+        float, typer.Option(help="Factor of the backbone's channels; other than 1 without ImageNet weights.")
+    ] = 1.0
+    pretrained: Annotated[bool, typer.Option(help="Begin from ImageNet weights (efficientnet-lite0).")] = True
+    backbone_weights: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Classification weights in torchvision's layout (.pth, .safetensors)."),
+    ] = None
+    qat: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Fine-tune this checkpoint for INT8: its network is rounded as an engine's."),
+    ] = None
+
+
+@dataclass(frozen=True)
+class RecipeOptions:
+    """How to train; what is given wins over the recipe."""
+
+    recipe: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help=f"Values of the options that follow, where they are not given: {', '.join(RECIPES)} "
+            "[default: digits for digits, or default].",
+        ),
+    ] = None
+    epochs: Annotated[int | None, typer.Option(help="Passes over the images.")] = None
+    batch: Annotated[int | None, typer.Option(help="Crops in a step.")] = None
+    crop: Annotated[str | None, typer.Option(metavar="HxW", help="Size of a crop in pixels.")] = None
+    rate: Annotated[float | None, typer.Option(help="Highest learning rate.")] = None
+    backbone_rate: Annotated[
+        float | None, typer.Option(help="Learning rate of the backbone, as a multiple of --rate.")
+    ] = None
+    schedule: Annotated[Schedule | None, typer.Option(help="Schedule of the learning rate.")] = None
+    weight_decay: Annotated[float | None, typer.Option(help="Weight decay of AdamW.")] = None
+    ema: Annotated[float | None, typer.Option(help="Decay of a moving average of the weights; 0: none.")] = None
+    crop_scale: Annotated[
+        str | None, typer.Option(metavar="LOW,HIGH", help="Range by which crops are made smaller or larger.")
+    ] = None
+    flip: Annotated[bool | None, typer.Option(help="Mirror half of the crops.")] = None
+    turn: Annotated[bool | None, typer.Option(help="Turn crops upside down and by quarter turns too.")] = None
+    brightness: Annotated[float | None, typer.Option(help="Change of brightness and contrast, 0 to 1.")] = None
+    color: Annotated[float | None, typer.Option(help="Change of saturation and hue, 0 to 1.")] = None
+    blur: Annotated[float | None, typer.Option(help="Share of the crops that are blurred.")] = None
+    class_weights: Annotated[Weighting | None, typer.Option(help="How rare classes are weighed up.")] = None
+    jaccard: Annotated[float | None, typer.Option(help="Weight of a soft Jaccard loss; 0: none.")] = None
+    hardest: Annotated[float | None, typer.Option(help="Share of the pixels that count: the hardest.")] = None
+    validate_every: Annotated[
+        int | None, typer.Option(help="Epochs between validations; the last tenth is always validated.")
+    ] = None
+    patience: Annotated[int | None, typer.Option(help="Stop after so many epochs without gain; 0: never.")] = None
+
+    def chosen(self, data: DataOptions, qat: bool) -> Recipe:
+        """The recipe with what was given. Raises MisuseError."""
+        usual = "digits" if data.data == "digits" else "default"
+        changes = vars(self) | {
+            "crop": parse_size(self.crop) if self.crop else None,
+            "crop_scale": parse_range(self.crop_scale) if self.crop_scale else None,
+            "schedule": self.schedule and self.schedule.value,
+            "class_weights": self.class_weights and self.class_weights.value,
+        }
+        del changes["recipe"]
+        return named(self.recipe or usual, **changes, seed=data.seed, qat=qat)
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """`HxW` in pixels as (height, width). Raises MisuseError."""
+    height, separator, width = text.lower().partition("x")
+    if not (separator and height.isdigit() and width.isdigit() and int(height) and int(width)):
+        raise MisuseError(f"size {text!r}; write HEIGHTxWIDTH in pixels, such as 256x320")
+    return int(height), int(width)
+
+
+def parse_range(text: str) -> tuple[float, float]:
+    """`LOW,HIGH` as two numbers. Raises MisuseError."""
+    try:
+        low, high = map(float, text.split(","))
+    except ValueError as error:
+        raise MisuseError(f"crop scale {text!r}; write SMALLEST,LARGEST, such as 0.7,1.5") from error
+    return low, high
+
+
+def train_fcn(
+    out: Annotated[Path, typer.Option("-o", "--out", metavar="FILE", help="Checkpoint to write (.safetensors).")],
+    data: DataOptions,
+    network: NetworkOptions,
+    recipe: RecipeOptions,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with a run that was stopped.")] = False,
+    force: Force = False,
+    threads: Threads = None,
+) -> None:
+    _check_files(out, network, resume, force)
+    torch = need("torch", "train")
+    if data.data == "digits":
+        need("sklearn", "train")
+    from fcn_deploy.calibration.datasets import load_dataset
+    from fcn_deploy.fcn.train import log_path, train
+
+    if threads:
+        torch.set_num_threads(threads)
+    how = recipe.chosen(data, qat=network.qat is not None)
+    images = load_dataset(data.data, data.split, seed=data.seed, count=data.count)
+    validation = load_dataset(data.data, data.val_split, seed=data.seed)
+    if tuple(images.classes) != tuple(validation.classes):
+        raise MisuseError(f"{data.split} and {data.val_split} of {data.data} have different classes; add a classes.txt")
+    torch.manual_seed(data.seed)
+    checkpoint, start = _begun(network, images, data)
+    if data.data != "digits":  # drawn, and right by construction
+        _say_what_is_absent(images, validation, data)
+    check_writable(out)
+    print(f"{_described(checkpoint.model, start)}; {len(images)} images to train on, {len(validation)} to validate")
+    if words := described(how):
+        print(f"recipe {how.name}: {words}")
+    sys.stdout.flush()
+    with _progress(how.epochs) as (on_step, on_epoch):
+        progress = train(checkpoint, images, validation, how, out, resume=resume, on_step=on_step, on_epoch=on_epoch)
+    print(f"best epoch {progress.best_epoch}: val mIoU {progress.best_miou:.4f} → {out}; log: {log_path(out)}")
+
+
+train_fcn.__doc__ = "\n\n".join((
+    "Train an FCN on images of mixed sizes; the best epoch by validation mIoU is kept.",
+    f"Recipe default: {described(RECIPES['default'], None)}.",
+    "The others, where they differ from it:",
+    *(f"{name}: {described(RECIPES[name])}." for name in RECIPES if name != "default"),
+))  # fmt: skip
+
+
+def _check_files(out: Path, network: NetworkOptions, resume: bool, force: bool) -> None:
+    """Refuse, before any work, what would be lost and what is not there."""
+    if out.suffix != ".safetensors":
+        raise MisuseError(f"{out} is not named .safetensors; checkpoints are of that format")
+    log, state = out.with_suffix(".log.jsonl"), out.with_name(out.name + ".state")
+    if resume and not state.is_file():
+        raise MisuseError(f"there is no {state} to resume from; start without --resume")
+    if not resume:
+        for path in (out, log):
+            refuse_existing(path, force)
+        if state.exists() and not force:
+            raise MisuseError(f"{state} holds a run that was stopped; go on with --resume, or --force to start anew")
+    for weights in (network.qat, network.backbone_weights):
+        if weights is not None and not weights.is_file():
+            raise MisuseError(f"{weights} does not exist or is not a file; name a file of weights")
+
+
+def _begun(network: NetworkOptions, images: "LabelledImages", data: DataOptions) -> tuple["Checkpoint", str]:
+    """The network that training begins from, and what its weights are."""
+    from fcn_deploy.fcn import checkpoint as checkpoints
+    from fcn_deploy.fcn.architecture import Architecture
+    from fcn_deploy.fcn.backbones.efficientnet_lite0 import published_weights
+    from fcn_deploy.fcn.model import build_network
+
+    classes, training = tuple(images.classes), {"data": data.data, "split": data.split}
+    if network.qat is not None:
+        begun = checkpoints.load_checkpoint(network.qat)
+        if begun.card.classes != classes:
+            raise MisuseError(
+                f"{network.qat} has other classes than {data.data}; fine-tune on the data it was trained on"
+            )
+        return checkpoints.Checkpoint(begun.model, begun.card, training), f"{network.qat}, rounded as in INT8"
+    architecture = Architecture(
+        len(classes), network.arch.value, network.backbone, network.stride, network.upsampling.value, network.width
+    )
+    model, start = build_network(architecture), "random weights"
+    card = checkpoints.card_for(architecture, classes, tuple(images.colors))
+    if network.backbone_weights is not None:
+        model.backbone.load_classification(checkpoints.load_state(network.backbone_weights))
+        start = str(network.backbone_weights)
+    elif network.pretrained and network.backbone == LITE0 and network.width == 1:
+        model.backbone.load_classification(published_weights())
+        start = "ImageNet weights"
+    return checkpoints.Checkpoint(model, card, training), start
+
+
+def _described(model: "AnySize", start: str) -> str:
+    """A network in words."""
+    architecture = model.architecture
+    name = f"FCN-{architecture.stride}s" if architecture.arch == "fcn" else architecture.arch
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    return f"{name} {architecture.backbone}, {parameters / 1e6:.1f} M parameters, from {start}"
+
+
+def _say_what_is_absent(images: "LabelledImages", validation: "LabelledImages", data: DataOptions) -> None:
+    """Say which classes have no pixels. Raises DeployError where a split has none of any."""
+    from fcn_deploy.calibration.datasets import class_pixels
+
+    seen, judged = (class_pixels(split, len(images.classes)) for split in (images, validation))
+    _say_absent(seen, images.classes, data.split, "they cannot be learned")
+    _say_absent(judged, images.classes, data.val_split, f"mIoU is over the {(judged > 0).sum()} classes present")
+
+
+def _say_absent(pixels: "np.ndarray", classes: Sequence[str], split: str, so: str) -> None:
+    if not pixels.any():
+        raise DeployError(f"the labels of {split} hold no counted pixel; mend them, or choose another split")
+    absent = [name for name, count in zip(classes, pixels, strict=True) if not count]
+    if absent:
+        print(f"{split} holds no pixel of {', '.join(absent)}: {so}", file=sys.stderr, flush=True)
+
+
+@contextmanager
+def _progress(epochs: int) -> Iterator[tuple[Callable[[int, int, float], None], Callable[[dict[str, Any]], None]]]:
+    """What is called after each step and each epoch: a bar, and a line."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("training")
+
+        def on_step(step: int, steps: int, loss: float) -> None:
+            bar.update(task, completed=step, total=steps, description=f"loss {loss:.3f}")
+
+        def on_epoch(record: dict[str, Any]) -> None:
+            judged = "" if record["val_miou"] is None else f"val mIoU {record['val_miou']:.4f}  "
+            print(
+                f"epoch {record['epoch']:>3}/{epochs}  loss {record['loss']:.4f}  {judged}"
+                f"{record['seconds']:.0f} s{'  best' if record['best'] else ''}",
+                flush=True,
+            )
+
+        yield on_step, on_epoch
+
+
+def main() -> None:
+    run(train_fcn, "train-fcn", {"--scale": "--crop-scale"})

@@ -1,0 +1,79 @@
+"""Labels, masks, values and pictures, written to files in one step."""
+
+import os
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..files import replacing
+from ..model_card import ModelCard
+from .regions import Tag
+
+if TYPE_CHECKING:
+    from PIL import Image as Pictures
+
+TILE = 512  # pixels: the sides of a tiled TIFF's tiles
+RUNS = 3  # zlib's Z_RLE: labels are runs of equal bytes; two thirds of level 1's size, and of its time
+
+
+def write_labels(path: str | os.PathLike[str], labels: NDArray[Any], card: ModelCard) -> None:
+    """Write labels, [H, W], as a palette PNG in the card's colours (16-bit grey beyond 256 classes)."""
+    from PIL import Image
+
+    picture = Image.fromarray(labels)
+    if labels.dtype == np.uint8:
+        picture.putpalette(np.asarray(card.colors, np.uint8).tobytes())
+    write_png(path, picture, RUNS)
+
+
+def write_maps(
+    path: str | os.PathLike[str],
+    maps: NDArray[Any],
+    names: Sequence[str],
+    tiled: bool = False,
+    tags: Sequence[Tag] = (),
+    **options: Any,
+) -> None:
+    """Write maps, [K, H, W], as a TIFF of a page each, named as they are: `tifffile.imread` gives the same array.
+
+    Masks have 1 bit a pixel. All are lossless; what is not float is compressed.
+
+    Args:
+        path: replaced in one step.
+        maps: bool, uint8, uint16 or float32; may be a numpy.memmap.
+        names: of the pages (TIFF's PageName).
+        tiled: in tiles of TILE, which are read and written one at a time.
+        tags: for each page: (code, type, count, value).
+        options: of tifffile's `write`.
+    """
+    import tifffile
+
+    def tiles(page: NDArray[Any]) -> Iterator[NDArray[Any]]:
+        for top in range(0, page.shape[0], TILE):
+            for left in range(0, page.shape[1], TILE):
+                part = page[top : top + TILE, left : left + TILE]
+                yield np.pad(part, [(0, TILE - side) for side in part.shape])
+
+    options = {"photometric": "minisblack"} | options
+    if maps.dtype.kind != "f":
+        options |= {"compression": "zlib", "compressionargs": {"level": 1}}
+    if tiled:
+        options |= {"tile": (TILE, TILE), "shape": maps.shape[1:], "dtype": maps.dtype}
+    # Beyond 4 GB a plain TIFF cannot point; compression helps, but how much is known afterwards only.
+    with replacing(path) as temporary, tifffile.TiffWriter(temporary, bigtiff=maps.nbytes > 2**31) as writer:
+        for page, name in zip(maps, names, strict=True):
+            named: list[Any] = [(285, "s", 0, name), *tags]
+            writer.write(
+                tiles(page) if tiled else page, metadata=None, software="fcn-deploy",
+                # As bytes: texts that are not ASCII would be refused.
+                extratags=[(*tag, value.encode() if isinstance(value, str) else value, True) for *tag, value in named],
+                **options,
+            )  # fmt: skip
+
+
+def write_png(path: str | os.PathLike[str], picture: "Pictures.Image", strategy: int = -1) -> None:
+    """Write a Pillow image as PNG, atomically. `strategy` is zlib's; -1: its default."""
+    with replacing(path) as temporary:
+        picture.save(temporary, format="PNG", compress_level=1, compress_type=strategy)  # a third of level 6's time

@@ -1,0 +1,92 @@
+"""label_files: image and video files labelled in order, reading, labelling and writing overlapped."""
+
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import groupby
+from pathlib import Path
+
+from ..errors import MisuseError
+from ..files import check_writable
+from ..images.header import DEFAULT_MAX_PIXELS
+from ..images.video import is_video
+from ..network import Network
+from ..stream import Stream
+from .jobs import Job, Record, jobs_for
+from .pictures import label_pictures
+from .regions import label_by_regions
+from .videos import label_videos
+
+log = logging.getLogger(__name__)
+
+
+def label_files(
+    net: Network,
+    sources: Sequence[Path],
+    out: Path,
+    *,
+    overlay: bool = False,
+    probabilities: bool = False,
+    force: bool = False,
+    resume: bool = False,
+    max_pixels: int = DEFAULT_MAX_PIXELS,
+) -> Iterator[Record]:
+    """Label image and video files, in order; reading, labelling and writing overlap.
+
+    A broken file is reported and does not stop the rest. What is written is whole: whenever the run ends, files under
+    their own names are complete, and no others are left.
+
+    Args:
+        net: an open one.
+        sources: images and videos to read.
+        out: folder for NAME.png (labels) and NAME.overlay.png; NAME.tif for masks, for values, and for the labels of
+            large and georeferenced TIFFs, which are read and written region by region; for videos NAME.mkv and
+            NAME.overlay.mp4.
+        overlay: write those pictures too.
+        probabilities: write NAME.probabilities.tif too, float32, a page for each class.
+        force: replace outputs that exist.
+        resume: skip files whose outputs exist.
+        max_pixels: refuse images with more.
+
+    Yields:
+        Per file {"record": "image" or "video", "file", "size": [H, W], "plan": {"padded": [H, W], "bytes", "profile",
+        "stages", "overhead"}, "ms": {"read", "label", "write"}, "labels" (or "masks" or "values"): path, "overlay":
+        path or null}, or {"record", "file", "error"}; "probabilities": path, where they are wanted. The times are of
+        this file's own work, with others beside it. A video's have "frames" too, times are sums over them, and there
+        is an "error" as well where some frames could not be read. With `resume`, the paths of what was there and
+        "skipped": true.
+
+    Raises:
+        MisuseError: before any work, where an output exists already or would replace an input, or where there is no
+            such output: videos of anything but labels, probabilities of a network of values.
+        DeployError: where nothing can be written to `out`.
+    """
+    if not sources:
+        raise MisuseError("there are no images to label; name some")
+    if force and resume:
+        raise MisuseError("--force replaces what exists and --resume keeps it; choose one of them")
+    kinds = (net.kind, "probabilities") if probabilities else (net.kind,)
+    if kinds == ("values", "probabilities"):
+        raise MisuseError(f"--probabilities: {net.path} gives values, which are written as they are; omit it")
+    if kinds != ("labels",) and (videos := [source for source in sources if is_video(source)]):
+        raise MisuseError(
+            f"{videos[0]} is a video, of which labels are written and no {kinds[-1]}; extract its frames as images"
+        )
+    jobs = jobs_for(sources, out, kinds, overlay, keep=not (force or resume))
+    check_writable(jobs[0].targets[0])
+    stream = Stream(net, kinds)
+    for label, several in groupby(jobs, lambda job: _labeller(job, resume)):
+        yield from label(stream, several, max_pixels)
+
+
+def _labeller(job: Job, resume: bool) -> Callable[[Stream, Iterable[Job], int], Iterator[Record]]:
+    """What labels a job, and those like it that follow: a record of each."""
+    if resume and job.done:
+        return _skip
+    if is_video(job.source):
+        return label_videos
+    return label_by_regions if job.by_regions else label_pictures
+
+
+def _skip(stream: Stream, jobs: Iterable[Job], max_pixels: int) -> Iterator[Record]:
+    for job in jobs:
+        yield job.record | job.written | {"skipped": True}

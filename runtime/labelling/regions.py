@@ -1,0 +1,221 @@
+"""Images too large to be held: labelled from top to bottom and written likewise, to be gone on with."""
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import DeployError
+from ..files import WriteError, replacing, write_error
+from ..images.header import DEFAULT_MAX_PIXELS
+from ..images.overlay import picture_of
+from ..images.regions import Tag, open_regions
+from ..images.write import write_maps, write_png
+from ..model_card import ModelCard
+from ..network import Network
+from ..plan import Plan
+from ..stream import Stream, describe_plan, said
+from ..upsampling import result_bytes
+from .jobs import Job, Record
+
+if TYPE_CHECKING:
+    from rich.progress import TaskID
+
+PREVIEW = 4096  # longest side of an overlay, in pixels
+
+
+def label_by_regions(stream: Stream, jobs: Iterable[Job], max_pixels: int) -> Iterator[Record]:
+    """Label files region by region, one at a time: each takes the memory there is. A record of each, and a bar.
+
+    Raises:
+        WriteError: a result cannot be written, as the next could not either.
+    """
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed} of {task.total} rows")
+    # Bands come minutes apart: the time left is that of the whole run's pace, not of the last seconds'.
+    clocks = TimeElapsedColumn(), TextColumn("left:"), TimeRemainingColumn()
+    for job in jobs:
+        started = time.perf_counter()
+        hidden = not console.is_terminal
+        with Progress(*columns, *clocks, console=console, disable=hidden, speed_estimate_period=1e9) as bar:
+            task = bar.add_task(job.source.name, total=None)
+
+            def progress(done: int, rows: int, bar: Progress = bar, task: "TaskID" = task) -> None:
+                if bar.tasks[task].total is None:  # what an earlier run did is not of this run's pace
+                    bar.reset(task, total=rows, completed=done)
+                bar.update(task, completed=done)
+
+            try:
+                plan = label_regions(
+                    stream.network, job.source, job.targets[0], probabilities=job.results.get("probabilities"),
+                    overlay=job.overlay, max_pixels=max_pixels, progress=progress,
+                )  # fmt: skip
+            except WriteError:
+                raise  # the next would fail too
+            except DeployError as error:
+                yield job.record | {"error": said(error, job.source)}
+                continue
+        times = {"label": round((time.perf_counter() - started) * 1e3, 2)}
+        yield job.record | {"size": list(plan.size), "plan": describe_plan(plan), "ms": times} | job.written
+
+
+def label_regions(
+    net: Network,
+    path: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    probabilities: str | os.PathLike[str] | None = None,
+    overlay: str | os.PathLike[str] | None = None,
+    max_pixels: int = DEFAULT_MAX_PIXELS,
+    progress: Callable[[int, int], None] = lambda done, rows: None,
+) -> Plan:
+    """Label an image file that need not fit into memory; write a tiled TIFF, as BigTIFF where it is large.
+
+    Rows that are done are kept beside `out` until all are: where a run was interrupted or the disk was full, the same
+    call goes on from there, for the same engine and file.
+
+    Args:
+        net: an open one.
+        path: a TIFF or .npy.
+        out: the TIFF to write, replaced in one step: labels in the card's colours, or masks or values, a page each
+            (see images/write.py); with the image's georeference.
+        probabilities: another, with a page for each class.
+        overlay: PNG for a picture of the whole, at most PREVIEW pixels a side.
+        max_pixels: refuse an image with more.
+        progress: called with the rows that are done, and all.
+
+    Returns:
+        How it was run.
+
+    Raises:
+        DeployError: the image is damaged, or nothing can be written.
+        MisuseError: channels or dtype that the card does not allow.
+        KeyboardInterrupt: its text says how far the run came.
+    """
+    path, out = Path(path), Path(out)
+    with open_regions(path, net.card, max_pixels) as image:
+        height, width = image.shape[:2]
+        plan = net.plan(height, width, bands=True)
+        parts = [_Partial.of(net.kind, out, net.card, width)]
+        if probabilities is not None:
+            parts.append(_Partial.of("probabilities", Path(probabilities), net.card, width))
+        kinds = tuple(part.kind for part in parts)
+        state = out.parent / f".{out.name}.partial.json"
+        identity = _identity(net, path) | {"kinds": ",".join(kinds)}
+        done = _rows_done(state, parts, identity)
+        progress(done, height)
+        try:
+            with ExitStack() as stack:
+                files = [stack.enter_context(part.path.open("r+b" if done else "w+b")) for part in parts]
+                if done < height:
+                    for top, results in net.bands_of(image, done, *kinds):
+                        for file, part, result in zip(files, parts, results, strict=True):
+                            file.seek(top * part.row)
+                            rows = result if result.ndim == 2 else result.swapaxes(0, 1)
+                            file.write(np.ascontiguousarray(rows).data)
+                            file.flush()
+                        done = top + results[0].shape[-2]
+                        with replacing(state) as temporary:
+                            temporary.write_text(json.dumps(identity | {"rows": done}))
+                        progress(done, height)
+            for part in parts:
+                part.write(height, width, net.card, image.tags)
+            if overlay is not None:
+                step = -(-max(height, width) // PREVIEW)
+                rows = [image[row : row + 1, 0:width][:, ::step] for row in range(0, height, step)]
+                maps = np.array(parts[0].maps(height, width)[:, ::step, ::step])
+                shown = maps[0] if net.kind == "labels" else maps
+                write_png(overlay, picture_of(net.kind, np.concatenate(rows), shown, net.card))
+        except KeyboardInterrupt as error:
+            raise KeyboardInterrupt(f"interrupted at row {done} of {height} of {path}; {_AGAIN}") from error
+        except (OSError, WriteError) as error:
+            reason = error if isinstance(error, WriteError) else write_error(out, error)
+            raise WriteError(f"{reason}; {done} of {height} rows are kept, and {_AGAIN}") from error
+        except DeployError as error:
+            if not isinstance(error.__cause__, OSError):  # which may pass, as of a network drive
+                _forget(state, *(part.path for part in parts))  # the image's own fault: what is kept would not help
+            raise
+        _forget(state, *(part.path for part in parts))
+        return plan
+
+
+@dataclass(frozen=True)
+class _Partial:
+    """The rows of a result that are done, in a file of their own: [H, K, W].
+
+    Attributes:
+        kind: of result.
+        out: what it becomes.
+        dtype: of it.
+        row: bytes of a row.
+    """
+
+    kind: str
+    out: Path
+    dtype: np.dtype[Any]
+    row: int
+
+    @classmethod
+    def of(cls, kind: str, out: Path, card: ModelCard, width: int) -> "_Partial":
+        dtype = np.dtype({"labels": card.label_dtype, "masks": "bool"}.get(kind, "float32"))
+        return cls(kind, out, dtype, width * result_bytes(kind, card))
+
+    @property
+    def path(self) -> Path:
+        return self.out.parent / f".{self.out.name}.partial"
+
+    def maps(self, height: int, width: int) -> NDArray[Any]:
+        """All of it, [K, H, W], read where it is asked for."""
+        count = self.row // (width * self.dtype.itemsize)
+        return np.memmap(self.path, self.dtype, "r", shape=(height, count, width)).swapaxes(0, 1)
+
+    def write(self, height: int, width: int, card: ModelCard, tags: Sequence[Tag]) -> None:
+        options: dict[str, Any] = {}
+        if self.kind == "labels" and self.dtype == np.uint8:
+            colormap = np.zeros((3, 256), np.uint16)
+            colormap[:, : len(card.colors)] = np.asarray(card.colors, np.uint16).T * 257
+            options = {"photometric": "palette", "colormap": colormap}
+        names = ("labels",) if self.kind == "labels" else card.score_names
+        write_maps(self.out, self.maps(height, width), names, tiled=True, tags=tags, **options)
+
+
+_AGAIN = "the same command with --resume goes on from there"
+
+
+def _forget(*paths: Path) -> None:
+    for path in paths:
+        with suppress(OSError):
+            path.unlink(missing_ok=True)
+
+
+def _identity(net: Network, path: Path) -> dict[str, str]:
+    """What the rows that are done belong to."""
+    stat = path.stat()
+    members = json.dumps(dict(net.manifest.members), sort_keys=True) if net.manifest else str(net.path.stat())
+    members += net.card.to_json() + (" refined" if net.refine else "")  # thresholds and colours
+    return {
+        "image": f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns}",
+        "engine": hashlib.sha256(members.encode()).hexdigest(),
+    }
+
+
+def _rows_done(state: Path, parts: Sequence[_Partial], identity: dict[str, str]) -> int:
+    """Rows of an earlier run of the same engine on the same file; 0 where there are none."""
+    try:
+        found = json.loads(state.read_text())
+        rows = int(found.pop("rows"))
+        there = min(part.path.stat().st_size // part.row for part in parts)
+        return rows if found == identity and 0 < rows <= there else 0
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return 0
