@@ -24,7 +24,7 @@ class AccuracyGate:
 
     Args:
         core: float32.
-        head, card: of the model.
+        upsampling, card: of the model.
         images: to compare on.
         labels: folder of their labels; None: float32's are the measure.
         exact: whether ONNX Runtime's kernels run the cores exactly. They do the CPU's Q/DQ, whose weights never
@@ -42,9 +42,9 @@ class AccuracyGate:
     """
 
     def __init__(
-        self, core: ModelProto, head: Head, card: ModelCard, images: ImageStream, labels: Path | None, exact: bool
+        self, core: ModelProto, upsampling: Head, card: ModelCard, images: ImageStream, labels: Path | None, exact: bool
     ) -> None:
-        self.head, self.card, self.exact = head, card, exact
+        self.upsampling, self.card, self.exact = upsampling, card, exact
         self.images: list[np.ndarray] = []
         self.expected: list[np.ndarray] = []
         self.scores: list[np.ndarray] = []
@@ -76,7 +76,9 @@ class AccuracyGate:
     def _result(self, scores: np.ndarray, size: tuple[int, int]) -> np.ndarray:
         if self.card.kind == "values":
             return scores  # interpolated they are convex combinations of these, and many times their memory
-        return result_from_scores(self.card.kind, scores, self.head, self.card, padded_size(*size, self.card), size)
+        return result_from_scores(
+            self.card.kind, scores, self.upsampling, self.card, padded_size(*size, self.card), size
+        )
 
     def _compare(self, results: list[np.ndarray]) -> float:
         if self.card.kind == "values":
