@@ -30,7 +30,7 @@ from fcn_deploy.runtime.backends import ORT_TARGETS, openvino
 from fcn_deploy.runtime.backends.onnxruntime import session
 from fcn_deploy.runtime.engine_file import EngineFile
 from fcn_deploy.runtime.errors import DeployError, MisuseError
-from fcn_deploy.runtime.manifest import Head, Stage
+from fcn_deploy.runtime.manifest import Stage, Upsampling
 from fcn_deploy.runtime.model_card import CARD_KEY, ModelCard
 from fcn_deploy.runtime.plan import available_memory
 from fcn_deploy.runtime.segmenter import Segmenter
@@ -147,7 +147,7 @@ def _engine(path: Path, memory: int) -> dict[str, Any]:
                 for profile in manifest.gpu.profiles
             ],
         }
-    about |= _described(manifest.card, manifest.head)
+    about |= _described(manifest.card, manifest.upsampling)
     about["runs"], about["not_run"] = _runs_of_engine(path, memory)
     return about | {"ok": not any(run["problem"] for run in about["runs"])}
 
@@ -196,7 +196,7 @@ def _value(value: onnx.ValueInfoProto) -> dict[str, Any]:
     return {"name": value.name, "type": {"float": "float32", "double": "float64"}.get(kind, kind), "shape": shape}
 
 
-def _described(card: ModelCard, head: Head, source: Source | None = None) -> dict[str, Any]:
+def _described(card: ModelCard, head: Upsampling, source: Source | None = None) -> dict[str, Any]:
     """The card, the head and the sizes."""
     if source is None:
         sizes = {"multiple": card.size_multiple, "smallest": card.smallest, "fit": "pad"}
@@ -233,7 +233,7 @@ def _targets(core: ModelProto, targets: Sequence[str], card: ModelCard | None) -
         if target == "cpu":
             found["cpu (onnxruntime)"] = _tried("onnxruntime", lambda: session(core.SerializeToString()))
             if openvino.installed():
-                found["cpu (openvino)"] = _tried("openvino", lambda: openvino.OpenVinoBackend(core.SerializeToString()))
+                found["cpu (openvino)"] = _tried("openvino", lambda: openvino.OpenVinoSession(core.SerializeToString()))
         elif target in ORT_TARGETS:
             # Which nodes fall back to the CPU is told there alone.
             found[target] = _tried("onnxruntime", lambda: session(core.SerializeToString()))
@@ -307,7 +307,7 @@ def _runs_of_engine(path: Path, memory: int) -> tuple[list[dict[str, Any]], str]
             return [{"size": (0, 0), "problem": str(error)}], ""
         return [], str(error)
     with net:
-        for size in _sizes(memory, net.bytes_per_pixel):
+        for size in _sizes(memory, net.network.bytes_per_pixel):
             image = natural_noise(*size, net.card, 0)
             try:
                 result = net.values(image) if net.card.activation in ("multilabel", "none") else net(image)

@@ -125,7 +125,7 @@ def check(tmp_path, model, labels=best, feed=planes, options=None, sizes=SIZES, 
             assert (got == expected).mean() > 0.999, (height, width, (got == expected).mean())
             seen |= set(np.unique(got))
         assert len(seen) > 1  # otherwise nothing was compared
-        return source, report, net.card, net.head
+        return source, report, net.card, net.network.upsampling
 
 
 def reads(tmp_path, model, **options):

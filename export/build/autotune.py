@@ -14,8 +14,8 @@ import numpy as np
 from fcn_deploy.export.build.config import TUNING_SECONDS, TuningOptions
 from fcn_deploy.export.quantization.options import Say
 from fcn_deploy.runtime.errors import DeployError, OverBudgetError
+from fcn_deploy.runtime.network import Network
 from fcn_deploy.runtime.plan import Plan, plan_run
-from fcn_deploy.runtime.segmenter import Segmenter
 
 log = logging.getLogger(__name__)
 
@@ -67,8 +67,8 @@ def fewer_threads(cores: int | None = None) -> list[int]:
 
 
 def tune(
-    open_: Callable[[Candidate], AbstractContextManager[Segmenter]],
-    check: Callable[[Candidate, Segmenter], str],
+    open_: Callable[[Candidate], AbstractContextManager[Network]],
+    check: Callable[[Candidate, Network], str],
     candidates: Sequence[Candidate],
     images: Mapping[str, np.ndarray],
     tuning: TuningOptions,
@@ -83,7 +83,7 @@ def tune(
     is what decides; fewer threads are then tried with the one that was kept, until they are slower, for the report.
 
     Args:
-        open_: gives a Segmenter. Where it raises DeployError the candidate is refused.
+        open_: gives it opened. Where it raises DeployError the candidate is refused.
         check: the reason why a candidate's labels may not be used, or "".
         candidates: the preferred first.
         images: "HxW" → image.
@@ -121,7 +121,7 @@ def tune(
 
 
 def _with_fewer_threads(
-    open_: Callable[[Candidate], AbstractContextManager[Segmenter]],
+    open_: Callable[[Candidate], AbstractContextManager[Network]],
     chosen: Candidate,
     its_timing: Timing,
     images: Mapping[str, np.ndarray],
@@ -146,7 +146,7 @@ def _with_fewer_threads(
 
 
 def fastest_tile(
-    net: Segmenter, image: np.ndarray, seconds: float, clock: Callable[[], float] = time.perf_counter
+    net: Network, image: np.ndarray, seconds: float, clock: Callable[[], float] = time.perf_counter
 ) -> int | None:
     """The side of tiles in which a network's first stage runs faster than whole, as tiles fit the processor's caches.
 
@@ -158,8 +158,7 @@ def fastest_tile(
     Returns:
         One of TILES; None where none of them is worth it, or smaller than the image.
     """
-    assert net.manifest is not None
-    first, *others = (replace(stage, tile=None) for stage in net.manifest.stages)
+    first, *others = (replace(stage, tile=None) for stage in net.stages)
     size, order, budget = image.shape[:2], random.Random(0), net.memory_budget()
     try:
         whole = plan_run(size, net.card, (first, *others), budget)

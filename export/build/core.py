@@ -14,10 +14,10 @@ from fcn_deploy.export.passes.fuse_padding import fuse_padding
 from fcn_deploy.export.passes.split_head import split_head
 from fcn_deploy.runtime.backends.onnxruntime import ERRORS_ONLY, one_line, session
 from fcn_deploy.runtime.errors import DeployError
-from fcn_deploy.runtime.manifest import Head
+from fcn_deploy.runtime.manifest import Upsampling
 from fcn_deploy.runtime.model_card import ModelCard
+from fcn_deploy.runtime.onnx_model import adds_up_to_one
 from fcn_deploy.runtime.prepare import prepare
-from fcn_deploy.runtime.segmenter import adds_up_to_one
 from fcn_deploy.runtime.verify import natural_noise
 from onnx import ModelProto
 
@@ -34,7 +34,7 @@ class Core:
 
     model: ModelProto
     card: ModelCard
-    upsampling: Head
+    upsampling: Upsampling
 
 
 def core_of(imported: Source) -> Core:

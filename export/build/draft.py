@@ -8,7 +8,7 @@ from pathlib import Path
 
 from fcn_deploy.runtime.engine_file import write_engine
 from fcn_deploy.runtime.manifest import Manifest
-from fcn_deploy.runtime.segmenter import Segmenter
+from fcn_deploy.runtime.network import Network
 
 
 @dataclass(frozen=True)
@@ -19,12 +19,12 @@ class Draft:
     members: Mapping[str, bytes]
 
     @contextmanager
-    def opened(self, threads: int | None = None) -> Iterator[Segmenter]:
+    def opened(self, threads: int | None = None) -> Iterator[Network]:
         """The engine as a user opens it, from a file that is deleted afterwards."""
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "draft.engine"
             write_engine(path, self.manifest, self.members)
-            with Segmenter(path, threads=threads) as net:
+            with Network(path, threads=threads) as net:
                 yield net
 
     @property

@@ -88,7 +88,7 @@ def _float_draft(core: Core, float_core: ModelProto, config: BuildConfig) -> Dra
         card=card,
         target="cpu",
         precision="float32",
-        head=core.upsampling,
+        upsampling=core.upsampling,
         stages=tuple(part.stage for part in parts),
         created_by=f"fcn-deploy {version('fcn-deploy')}",
     )

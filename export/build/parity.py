@@ -7,27 +7,27 @@ from fcn_deploy.calibration.report.engine_report import Agreement
 from fcn_deploy.export.analysis.upsampling import ends_in_sigmoid
 from fcn_deploy.export.importer.standard_form import Source
 from fcn_deploy.export.tolerances import DECISION_MARGIN, REORDERED_SUMS
-from fcn_deploy.runtime.backends.onnxruntime import OnnxRuntimeBackend
+from fcn_deploy.runtime.backends.onnxruntime import OnnxRuntimeSession
 from fcn_deploy.runtime.errors import DeployError
-from fcn_deploy.runtime.manifest import Head
+from fcn_deploy.runtime.manifest import Upsampling
 from fcn_deploy.runtime.model_card import ModelCard
+from fcn_deploy.runtime.network import Network
 from fcn_deploy.runtime.prepare import prepare
-from fcn_deploy.runtime.segmenter import Segmenter
-from fcn_deploy.runtime.upsampling import result_from_scores
+from fcn_deploy.runtime.upsampling import ScoreWindow, result_from_scores
 from fcn_deploy.runtime.verify import natural_noise
 
 COMPARED_SIZES = ((1, 1), (7, 13), (37, 41), (61, 97), (136, 17), (200, 333), (257, 263), (480, 640))
 
 
-def compare(imported: Source, net: Segmenter) -> Agreement:
+def compare(imported: Source, net: Network) -> Agreement:
     """What the engine gives against the model's own output, at mixed sizes.
 
     Raises:
         DeployError: a label differs where the model decided, or a value by more than REORDERED_SUMS of the range.
     """
-    backend = OnnxRuntimeBackend(imported.model.SerializeToString())
+    backend = OnnxRuntimeSession(imported.model.SerializeToString())
     unpadded = replace(net.card, size_multiple=1, smallest=1)
-    full_size = Head(activated=ends_in_sigmoid(imported.model))  # thresholds of masks are probabilities then
+    full_size = Upsampling(activated=ends_in_sigmoid(imported.model))  # thresholds of masks are probabilities then
     equal = undecided = wrong = pixels = 0
     difference = 0.0
     for index, (height, width) in enumerate(COMPARED_SIZES):
@@ -44,7 +44,9 @@ def compare(imported: Source, net: Segmenter) -> Agreement:
                 f"the model gives {logits.shape[1]}×{logits.shape[2]} scores for an image of {height}×{width}; "
                 "it must give one per pixel at every size"
             )
-        expected = result_from_scores(net.kind, logits, full_size, imported.card, (height, width), (height, width))
+        expected = result_from_scores(
+            net.kind, ScoreWindow.whole(logits, (height, width), (height, width)), full_size, imported.card
+        )
         found = net.result(image)
         pixels += found.size
         if net.kind == "values":

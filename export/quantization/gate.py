@@ -9,10 +9,10 @@ from fcn_deploy.calibration.metrics import IGNORE, Metrics, confusion_matrix
 from fcn_deploy.calibration.stream import ImageStream
 from fcn_deploy.runtime.backends.onnxruntime import session
 from fcn_deploy.runtime.errors import DeployError
-from fcn_deploy.runtime.manifest import Head
+from fcn_deploy.runtime.manifest import Upsampling
 from fcn_deploy.runtime.model_card import ModelCard
 from fcn_deploy.runtime.prepare import padded_size, prepare
-from fcn_deploy.runtime.upsampling import result_from_scores
+from fcn_deploy.runtime.upsampling import ScoreWindow, result_from_scores
 from onnx import ModelProto
 
 GATE_IMAGES = 40  # at most
@@ -42,7 +42,13 @@ class AccuracyGate:
     """
 
     def __init__(
-        self, core: ModelProto, upsampling: Head, card: ModelCard, images: ImageStream, labels: Path | None, exact: bool
+        self,
+        core: ModelProto,
+        upsampling: Upsampling,
+        card: ModelCard,
+        images: ImageStream,
+        labels: Path | None,
+        exact: bool,
     ) -> None:
         self.upsampling, self.card, self.exact = upsampling, card, exact
         self.images: list[np.ndarray] = []
@@ -76,9 +82,8 @@ class AccuracyGate:
     def _result(self, scores: np.ndarray, size: tuple[int, int]) -> np.ndarray:
         if self.card.kind == "values":
             return scores  # interpolated they are convex combinations of these, and many times their memory
-        return result_from_scores(
-            self.card.kind, scores, self.upsampling, self.card, padded_size(*size, self.card), size
-        )
+        window = ScoreWindow.whole(scores, padded_size(*size, self.card), size)
+        return result_from_scores(self.card.kind, window, self.upsampling, self.card)
 
     def _compare(self, results: list[np.ndarray]) -> float:
         if self.card.kind == "values":

@@ -29,7 +29,7 @@ from fcn_deploy.export.quantization.quantize import (
 from fcn_deploy.export.quantization.round_weights import NO_LIMIT
 from fcn_deploy.runtime.errors import DeployError, MisuseError
 from fcn_deploy.runtime.files import replacing
-from fcn_deploy.runtime.manifest import Head
+from fcn_deploy.runtime.manifest import Upsampling
 from fcn_deploy.runtime.model_card import ModelCard
 from onnx import ModelProto
 
@@ -68,7 +68,7 @@ class MixedPrecision:
 
 def mix_precision(
     core: ModelProto,
-    upsampling: Head,
+    upsampling: Upsampling,
     card: ModelCard,
     scheme: str,
     options: QuantizationOptions,

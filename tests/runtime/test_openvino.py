@@ -15,7 +15,7 @@ from fcn_deploy.export.importer.standard_form import read_source
 from fcn_deploy.export.quantization.options import QuantizationOptions
 from fcn_deploy.export.tolerances import GOLDEN_SAMPLE, REORDERED_SUMS
 from fcn_deploy.runtime.backends import openvino as backend
-from fcn_deploy.runtime.backends.onnxruntime import OnnxRuntimeBackend, session
+from fcn_deploy.runtime.backends.onnxruntime import OnnxRuntimeSession, session
 from fcn_deploy.runtime.backends.onnxruntime import profile as profile_by_onnxruntime
 from fcn_deploy.runtime.engine_file import EngineFile
 from fcn_deploy.runtime.manifest import Manifest
@@ -67,7 +67,7 @@ def test_float32_is_not_run_in_bfloat16(engine, exports):
     """On CPUs that have bfloat16 it is OpenVINO's default, and errs by a hundredth of the scores' range."""
     with Segmenter(engine) as net, Segmenter(exports / "narrow.engine") as plain:
         image = photo(200, 300)
-        ours, theirs = net.scores(image), plain.scores(image)
+        ours, theirs = net.network.scores(image), plain.network.scores(image)
         assert np.abs(ours - theirs).max() < 0.1 * REORDERED_SUMS * np.ptp(theirs)
 
 
@@ -85,10 +85,10 @@ def test_many_threads_share_one_engine(engine):
 def test_results_stay_when_the_next_image_runs(engine):
     """Nothing is copied out, so each result must have memory of its own."""
     with Segmenter(engine) as net:
-        first = net.scores(photo(90, 70, 1))
+        first = net.network.scores(photo(90, 70, 1))
         kept = first.copy()
         for index in range(3):
-            net.scores(photo(90, 70, index + 2))
+            net.network.scores(photo(90, 70, index + 2))
         np.testing.assert_array_equal(first, kept)
 
 
@@ -125,7 +125,7 @@ def add_core(kind):
 
 
 @pytest.mark.parametrize("kind", [TensorProto.FLOAT, TensorProto.UINT8])
-@pytest.mark.parametrize("library", [backend.OpenVinoBackend, OnnxRuntimeBackend])
+@pytest.mark.parametrize("library", [backend.OpenVinoSession, OnnxRuntimeSession])
 def test_both_backends_take_names_and_element_types(kind, library):
     run = library(add_core(kind), "a", "b", threads=1)
     for size in ((1, 1), (5, 7), (3, 2)):
@@ -143,7 +143,7 @@ def test_layers_are_timed(exports, library):
         model = file.read("stage-0.onnx")  # the early part
     x = np.random.default_rng(0).normal(size=(1, 3, 96, 64)).astype(np.float32)
     layers, scores = library(model, x, runs=2)
-    np.testing.assert_allclose(scores, OnnxRuntimeBackend(model).run(x), atol=1e-4 * np.ptp(scores))
+    np.testing.assert_allclose(scores, OnnxRuntimeSession(model).run(x), atol=1e-4 * np.ptp(scores))
     assert sum("Conv" in layer.operator for layer in layers) > 10
     assert all(layer.milliseconds >= 0 for layer in layers) and sum(layer.milliseconds for layer in layers) > 0
 
@@ -151,11 +151,11 @@ def test_layers_are_timed(exports, library):
 def test_what_it_cannot_load_or_run_is_one_line(engine):
     for bad in (b"junk", b"", add_core(TensorProto.FLOAT)[:-20]):
         with pytest.raises(DeployError, match=r"OpenVINO cannot load the network of x\.engine") as caught:
-            backend.OpenVinoBackend(bad, source="x.engine")
+            backend.OpenVinoSession(bad, source="x.engine")
         assert "\n" not in str(caught.value)
     with pytest.raises(DeployError, match="nope"):
-        backend.OpenVinoBackend(add_core(TensorProto.FLOAT), "nope")
-    run = backend.OpenVinoBackend(add_core(TensorProto.FLOAT))
+        backend.OpenVinoSession(add_core(TensorProto.FLOAT), "nope")
+    run = backend.OpenVinoSession(add_core(TensorProto.FLOAT))
     for wrong in (np.zeros((1, 4, 8, 8), np.float32), np.zeros((1, 3, 8, 8), np.uint8)):
         with pytest.raises(DeployError, match=r"failed on an input of \[1, \d, 8, 8\]") as caught:
             run.run(wrong)
@@ -179,7 +179,7 @@ def test_without_openvino_onnxruntime_runs_the_engine_and_says_so(engine, export
 
 def test_without_openvino_the_backend_is_one_line(without_openvino):
     with pytest.raises(DeployError, match=r"pip install 'fcn-deploy\[openvino\]'"):
-        backend.OpenVinoBackend(b"")
+        backend.OpenVinoSession(b"")
 
 
 def test_build_engine_without_openvino_is_one_line(exports, tmp_path):
@@ -231,7 +231,7 @@ def test_int8_is_judged_and_verified_by_its_own_kernels(tmp_path):
     with Segmenter(tmp_path / "openvino.engine") as net, Segmenter(tmp_path / "onnxruntime.engine") as other:
         assert (net.backend, net.precision) == ("openvino", "int8")
         for size in SIZES:
-            scores, expected = net.scores(photo(*size)), other.scores(photo(*size))
+            scores, expected = net.network.scores(photo(*size)), other.network.scores(photo(*size))
             assert np.abs(scores - expected).max() < 0.03 * np.ptp(expected), size
 
 
@@ -263,7 +263,7 @@ def strided_core(kernel=3, stride=2, width="W", depthwise=False):
 def test_int8_is_right_on_maps_one_column_wide(kernel, stride):
     """OpenVINO's kernels for AMX are not; on CPUs without it this cannot fail."""
     model = strided_core(kernel, stride)
-    run, reference = backend.OpenVinoBackend(model), session(model, optimise=False)
+    run, reference = backend.OpenVinoSession(model), session(model, optimise=False)
     for height in (1, 4, 20, 64, 500):
         for width in (64, 1, 2, 9, 3, 4, 5, 2):
             x = np.random.default_rng(width).integers(0, 128, (1, 16, height, width)).astype(np.float32)
@@ -294,7 +294,7 @@ def test_maps_one_column_wide_are_told_from_the_network():
 def test_what_amx_errs_on_is_never_run_by_it(monkeypatch):
     """As on a CPU with AMX, whichever this is."""
     monkeypatch.setattr(backend, "uses_amx", lambda compiled: True)
-    run = backend.OpenVinoBackend(strided_core())
+    run = backend.OpenVinoSession(strided_core())
     with pytest.raises(DeployError, match=r"narrow as this.*--backend onnxruntime"):
         run.run(np.zeros((1, 16, 20, 2), np.float32))  # not even in float: so it says
     assert run.run(np.zeros((1, 16, 20, 20), np.float32)).shape == (1, 16, 10, 10)
@@ -317,13 +317,13 @@ def test_int8_that_errs_on_strips_is_not_chosen(tmp_path, monkeypatch):
     from fcn_deploy.export.from_torch import export
     from torch import nn
 
-    right = backend.OpenVinoBackend.run
+    right = backend.OpenVinoSession.run
 
     def wrong(self, x):
         strip = min(sorted(x.shape)[1:3]) < 5 and max(x.shape) >= 192  # of [1, H, W, 3] or [1, 3, H, W]
         return right(self, x) + 9 * strip
 
-    monkeypatch.setattr(backend.OpenVinoBackend, "run", wrong)
+    monkeypatch.setattr(backend.OpenVinoSession, "run", wrong)
     model = nn.Sequential(nn.Conv2d(3, 16, 3, 2, 1), nn.ReLU(), nn.Conv2d(16, 4, 1), nn.Upsample(scale_factor=2))
     export(model.eval(), ModelCard(("a", "b", "c", "d"), stride=2, size_multiple=2), tmp_path / "m.onnx")
     save_photos(tmp_path, [(60 + 9 * index, 130 - 7 * index) for index in range(8)])

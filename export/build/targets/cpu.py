@@ -19,7 +19,7 @@ from fcn_deploy.export.build.targets.job import BuildJob
 from fcn_deploy.export.passes.raw_input import raw_input
 from fcn_deploy.export.quantization.mixed_precision import MixedPrecision
 from fcn_deploy.runtime.model_card import ModelCard
-from fcn_deploy.runtime.segmenter import Segmenter
+from fcn_deploy.runtime.network import Network
 from fcn_deploy.runtime.verify import GOLDEN, TIMED_SIZES, golden_difference, natural_noise
 from onnx import ModelProto
 
@@ -141,10 +141,10 @@ class _Choice:
         stages = (replace(first, tile=tile), *others)
         return Draft(replace(before.manifest, backend=candidate.backend, stages=stages), before.members)
 
-    def open(self, candidate: Candidate) -> AbstractContextManager[Segmenter]:
+    def open(self, candidate: Candidate) -> AbstractContextManager[Network]:
         return self.draft(candidate).opened(candidate.threads)
 
-    def check(self, candidate: Candidate, net: Segmenter) -> str:
+    def check(self, candidate: Candidate, net: Network) -> str:
         """Why a candidate's results may not be used; "" where they may. Raises DeployError: neither."""
         mixed = self.job.mixed
         if candidate.backend == "onnxruntime":
@@ -165,7 +165,7 @@ class _Choice:
         return _errs_on_strips(net, self.drafts["int8"])
 
 
-def _errs_on_strips(net: Segmenter, draft: Draft) -> str:
+def _errs_on_strips(net: Network, draft: Draft) -> str:
     """Why an INT8 engine's scores of strips, whose maps are one cell wide or high, may not be used; "" where they may.
 
     Kernels have paths of their own for such maps, and some are wrong: see `runtime.backends.openvino.NarrowMaps`.

@@ -278,11 +278,11 @@ def test_fastest_keeps_float32_where_int8_loses_too_much(exports, tmp_path, phot
 def test_int8_that_loses_too_much_by_a_librarys_own_kernels_is_not_run_by_it(exports, tmp_path, photos, monkeypatch):
     needs("openvino")
 
-    class Broken(openvino.OpenVinoBackend):
+    class Broken(openvino.OpenVinoSession):
         def run(self, image):
             return super().run(image)[::, ::-1].copy()
 
-    monkeypatch.setattr(openvino, "OpenVinoBackend", Broken)
+    monkeypatch.setattr(openvino, "OpenVinoSession", Broken)
     options = QuantizationOptions(int8=True, calib=str(photos), max_drop=60)
     tuning = TuningOptions(("onnxruntime", "openvino"), seconds=1)
     out = tmp_path / "m.engine"

@@ -57,14 +57,14 @@ def test_the_head_is_cut_off_every_network_of_ours(tmp_path, architecture):
     assert report.agreement.labels_equal > 0.999
     with Segmenter(tmp_path / "m.engine") as net:
         assert net.card.stride == model.stride and net.card.size_multiple == model.size_multiple
-        assert net.head.factor == (model.stride, model.stride)
+        assert net.network.upsampling.factor == (model.stride, model.stride)
         image = np.random.default_rng(0).integers(0, 256, (45, 67, net.card.channels), np.uint8)
         with Segmenter(tmp_path / "m.onnx") as plain:
             values = plain.values(image)
         # Borders too, where a transposed convolution fades.
-        assert net.head.fades == (architecture.get("upsampling") == "learned")
+        assert net.network.upsampling.fades == (architecture.get("upsampling") == "learned")
         assert np.abs(net.values(image) - values).max() <= 1e-4 * np.ptp(values)
-        assert net.scores(image).shape == (model.architecture.classes, *(
+        assert net.network.scores(image).shape == (model.architecture.classes, *(
             -(-side // model.size_multiple) * model.size_multiple // model.stride for side in (45, 67)))  # fmt: skip
 
 
@@ -118,12 +118,12 @@ def test_networks_from_elsewhere_keep_their_labels(tmp_path, end, capsys):
             image = photo(*size)
             assert (plain(image) == net(image)).mean() > 0.999
         # Sizes that end within a cell, in tiles; a cubic Resize to the image's size stays in the core, and whole.
-        assert [stage.halo is not None for stage in net.manifest.stages] == [head != "none"]
+        assert [stage.halo is not None for stage in net.network.manifest.stages] == [head != "none"]
         for size in ((65, 301), (187, 66), (129, 131)) if head != "none" else ():
             image = photo(*size)
             with Segmenter(tmp_path / "m.engine", memory=net.plan(*size).bytes // 2) as tiled:
                 assert sum(grid.count for grid in tiled.plan(*size).grids) > 1
-                assert np.abs(tiled.scores(image) - net.scores(image)).max() < 1e-5
+                assert np.abs(tiled.network.scores(image) - net.network.scores(image)).max() < 1e-5
                 np.testing.assert_array_equal(tiled(image), net(image))
                 rows = list(tiled.bands(image, 37))
                 np.testing.assert_array_equal(np.concatenate([part for _, part in rows]), net(image)[37:])

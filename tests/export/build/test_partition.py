@@ -82,17 +82,17 @@ def test_tiled_scores_are_the_whole_images(folder, int8, data):
     height, width = (long, data.draw(st.integers(1, 96)))[:: data.draw(st.sampled_from([1, -1]))]
     image = photo(height, width, data.draw(st.integers(0, 3)))
     with Segmenter(path, threads=2) as whole:
-        assert all(stage.halo is not None for stage in whole.manifest.stages)
+        assert all(stage.halo is not None for stage in whole.network.manifest.stages)
         assert not whole.plan(height, width).grids
         needed = whole.plan(height, width).bytes
-        expected, labels = whole.scores(image), whole(image)
+        expected, labels = whole.network.scores(image), whole(image)
     with Segmenter(path, threads=2, memory=max(1, int(needed * data.draw(st.floats(0.2, 0.95))))) as tiled:
         try:
             plan = tiled.plan(height, width)
         except OverBudgetError:
             return
-        assert sum(grid.count for grid in plan.grids) > len(plan.grids) and plan.bytes <= tiled.memory
-        scores = tiled.scores(image)
+        assert sum(grid.count for grid in plan.grids) > len(plan.grids) and plan.bytes <= tiled.network.memory
+        scores = tiled.network.scores(image)
         if int8:
             np.testing.assert_array_equal(scores, expected)
             np.testing.assert_array_equal(tiled(image), labels)
@@ -118,10 +118,10 @@ def test_tiles_by_openvino_give_the_whole_images_scores(folder, data):
     image = photo(height, width)
     with Segmenter(path, threads=2) as whole:
         assert whole.backend == "openvino"
-        expected = whole.scores(image)
+        expected = whole.network.scores(image)
         with Segmenter(path, threads=2, memory=int(whole.plan(height, width).bytes * 0.6)) as tiled:
             assert tiled.plan(height, width).grids
-            assert np.abs(tiled.scores(image) - expected).max() <= 1e-5 * np.ptp(expected)
+            assert np.abs(tiled.network.scores(image) - expected).max() <= 1e-5 * np.ptp(expected)
 
 
 def graph_of(nodes, constants, channels=3):

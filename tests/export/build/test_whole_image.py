@@ -160,10 +160,10 @@ def test_small_images_are_padded_to_the_smallest_size_and_no_further(folder):
 def test_tiles_of_a_network_with_a_smallest_size_are_exact(folder):
     image = photo(301, 203)
     with Segmenter(folder / "mirrored.engine") as whole:
-        needed, labels, scores = whole.plan(301, 203).bytes, whole(image), whole.scores(image)
+        needed, labels, scores = whole.plan(301, 203).bytes, whole(image), whole.network.scores(image)
     with Segmenter(folder / "mirrored.engine", memory=needed // 2) as tiled:
         assert sum(grid.count for grid in tiled.plan(301, 203).grids) > 1
-        assert np.abs(tiled.scores(image) - scores).max() < 1e-5 * np.ptp(scores)
+        assert np.abs(tiled.network.scores(image) - scores).max() < 1e-5 * np.ptp(scores)
         assert (tiled(image) != labels).mean() < 1e-3
 
 

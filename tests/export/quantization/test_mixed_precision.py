@@ -19,7 +19,7 @@ from fcn_deploy.export.quantization.options import QuantizationOptions
 from fcn_deploy.export.quantization.quantize import SCHEMES, quantised_convolutions
 from fcn_deploy.runtime.backends.onnxruntime import session
 from fcn_deploy.runtime.engine_file import EngineFile
-from fcn_deploy.runtime.manifest import Head
+from fcn_deploy.runtime.manifest import Upsampling
 from helpers import command, needs, needs_shared, one_error, onnx_model, photo, save_photos
 from onnx import helper
 from PIL import Image
@@ -71,7 +71,7 @@ def fragile():
 def test_layers_that_int8_cannot_hold_are_reverted(photos, target):
     said = []
     options = QuantizationOptions(int8=True, fp16=target == "tensorrt", calib=str(photos / "images"), max_drop=1.0)
-    result = mix_precision(fragile(), Head(), CARD, target, options, say=said.append)
+    result = mix_precision(fragile(), Upsampling(), CARD, target, options, say=said.append)
     assert result.accuracy.kept, "nothing was reverted"
     assert result.accuracy.drop_points <= 1.0 and result.accuracy.metric == "agreement"
     assert quantised_convolutions(result.core) == 4 - len(result.accuracy.kept)
@@ -81,7 +81,7 @@ def test_layers_that_int8_cannot_hold_are_reverted(photos, target):
     # Without the gate it would have been much worse.
     free = mix_precision(
         fragile(),
-        Head(),
+        Upsampling(),
         CARD,
         target,
         QuantizationOptions(int8=True, calib=options.calib, max_drop=100),
@@ -102,13 +102,13 @@ def overflowing():
 
 def test_fp16_keeps_what_overflows_in_float32(photos):
     options = QuantizationOptions(fp16=True, calib=str(photos / "images"), max_drop=0.1)
-    result = mix_precision(overflowing(), Head(), CARD, "tensorrt", options)
+    result = mix_precision(overflowing(), Upsampling(), CARD, "tensorrt", options)
     assert set(result.accuracy.kept) == {"large", "scores"}
     assert "beyond float16" in result.accuracy.kept["large"]
     naive = emulate_half(overflowing())
     from fcn_deploy.calibration.stream import open_stream
 
-    gate = AccuracyGate(overflowing(), Head(), CARD, open_stream(str(photos / "images"), CARD), None, exact=False)
+    gate = AccuracyGate(overflowing(), Upsampling(), CARD, open_stream(str(photos / "images"), CARD), None, exact=False)
     largest = [v.name for v in naive.graph.output if v.name.endswith("large")]
     assert largest  # its magnitude is watched
     assert gate.drop(gate.measure(result.emulated)) <= 0.1
@@ -220,7 +220,7 @@ def test_activations_that_are_not_finite_are_refused(photos):
         {"w": np.ones((2, 3, 1, 1))},
     )
     with pytest.raises(DeployError, match="tensor logs: it has NaN or infinite values"):
-        mix_precision(model, Head(), CARD, "cpu", QuantizationOptions(int8=True, calib=str(photos / "images")))
+        mix_precision(model, Upsampling(), CARD, "cpu", QuantizationOptions(int8=True, calib=str(photos / "images")))
 
 
 def test_misuse_is_one_line(exports, photos, tmp_path):
@@ -289,7 +289,11 @@ def test_the_gate_never_trusts_kernels_that_saturate(photos, target, monkeypatch
 
     monkeypatch.setattr("fcn_deploy.export.quantization.gate.session", watched)
     mix_precision(
-        fragile(), Head(), CARD, target, QuantizationOptions(int8=True, calib=str(photos / "images"), max_drop=100)
+        fragile(),
+        Upsampling(),
+        CARD,
+        target,
+        QuantizationOptions(int8=True, calib=str(photos / "images"), max_drop=100),
     )
     assert levels and set(levels) == {target == "cpu"}
 
