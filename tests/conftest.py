@@ -1,9 +1,33 @@
-"""Small networks, exported once a run, and the trained weights where they are at hand."""
+"""What the tests share: networks exported once a run, trained weights, the simulated GPU, and a part to run alone."""
 
 import os
+from collections import Counter
 
 import pytest
 from helpers import checkpoint_of, needs_shared, random_network
+
+CASES = 2  # of a test with many, run by --fast
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--fast", action="store_true",
+        help=f"leave out tests marked slow, and all but {CASES} cases of each other: a part of every room, in minutes",
+    )  # fmt: skip
+
+
+def pytest_collection_modifyitems(config, items):
+    for item in items:
+        if "gpu" in item.fixturenames:
+            item.add_marker("gpu_sim")
+    if config.getoption("--fast"):
+        cases, kept, left = Counter(), [], []
+        for item in items:
+            cases[item.parent.nodeid, item.originalname] += 1
+            few = cases[item.parent.nodeid, item.originalname] <= CASES
+            (kept if few and not item.get_closest_marker("slow") else left).append(item)
+        items[:] = kept
+        config.hook.pytest_deselected(items=left)
 
 
 @pytest.fixture(scope="session")

@@ -114,13 +114,14 @@ class TensorRTOptions:
 
 
 _OPTIONS = {
+    "batch": "--max-batch",
     "workspace": "--workspace",
     "timing_cache": "--timing-cache",
     "hardware": "--hardware-compatible",
     "version_compatible": "--version-compatible",
     "level": "the optimisation level",
     "timeout": "--timeout",
-}  # fields of TensorRTOptions as the command line names them
+}  # fields as the command line names them
 
 
 @dataclass(frozen=True)

@@ -155,7 +155,7 @@ def check_profile_options(sizes: Sizes | None, k: int | None, batch: int) -> Non
     if k is not None and not 1 <= k <= MOST_PROFILES:
         raise MisuseError(f"--profiles {k}; choose 1 to {MOST_PROFILES}, as each takes memory and build time")
     if batch < 1:
-        raise MisuseError(f"--batch {batch}; a batch has at least 1 image")
+        raise MisuseError(f"--max-batch {batch}; a batch has at least 1 image")
     if sizes is not None and sizes.ranges and k not in (None, len(sizes.ranges)):
         raise MisuseError(f"--profiles {k} and {len(sizes.ranges)} ranges in --sizes; omit --profiles")
 
@@ -164,6 +164,6 @@ def _check_budget(needed: float, budget: int | None) -> None:
     if budget is not None and needed > budget:
         raise DeployError(
             f"the profiles need about {needed:,.0f} bytes ({needed / 2**20:,.0f} MiB) of activation memory at least, "
-            f"over the budget of {budget:,} ({budget / 2**20:,.0f} MiB); raise --workspace, lower --batch, or omit "
+            f"over the budget of {budget:,} ({budget / 2**20:,.0f} MiB); raise --workspace, lower --max-batch, or omit "
             "the largest sizes (the runtime tiles them)"
         )

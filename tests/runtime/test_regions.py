@@ -213,28 +213,6 @@ def _full(*_, **__):
     raise WriteError("full") from OSError(errno.ENOSPC, "No space left on device")
 
 
-@pytest.mark.parametrize("share", [0.9, 0.5, 0.1])
-@pytest.mark.parametrize("layout", [{"tile": (128, 128), "compression": "zlib"}, {"rowsperstrip": 16}, {}])
-def test_a_truncated_file_is_one_line_and_leaves_nothing(net, tmp_path, share, layout):
-    tifffile.imwrite(tmp_path / "whole.tif", photo(1500, 100), **layout)
-    content = (tmp_path / "whole.tif").read_bytes()
-    (tmp_path / "whole.tif").unlink()
-    (tmp_path / "cut.tif").write_bytes(content[: int(len(content) * share)])
-    with pytest.raises(DeployError, match=r"cut.tif.*(truncated|damaged)") as caught:
-        label_regions(net.network, tmp_path / "cut.tif", tmp_path / "out.tif")
-    assert "\n" not in str(caught.value) and left(tmp_path) == ["cut.tif"]
-
-
-def test_bytes_that_decode_to_nothing_are_one_line(net, tmp_path):
-    tifffile.imwrite(tmp_path / "i.tif", photo(1500, 100), tile=(128, 128), compression="zlib")
-    content = bytearray((tmp_path / "i.tif").read_bytes())
-    content[len(content) // 2 : len(content) // 2 + 2000] = b"\x55" * 2000
-    (tmp_path / "i.tif").write_bytes(content)
-    with pytest.raises(DeployError, match=r"cannot read rows \d+ to \d+ of .*i.tif: .*damaged"):
-        label_regions(net.network, tmp_path / "i.tif", tmp_path / "out.tif")
-    assert left(tmp_path) == ["i.tif"]
-
-
 def test_what_cannot_be_taken_is_said_before_the_work(net, tmp_path):
     five = photo(40, 40)[:, :, [0, 1, 2, 0, 1]]
     tifffile.imwrite(tmp_path / "five.tif", five, photometric="minisblack", planarconfig="contig")

@@ -81,7 +81,7 @@ def run_build(name: str) -> None:
     except DeployError as error:
         send(error=str(error), misuse=isinstance(error, MisuseError))
     except MemoryError:
-        send(error="out of memory while building; free some, or give smaller --sizes or --batch", misuse=False)
+        send(error="out of memory while building; free some, or give smaller --sizes or --max-batch", misuse=False)
     except OSError as error:
         send(error=f"the plan cannot be stored: {error}", misuse=False)
     out.flush()
@@ -373,13 +373,13 @@ def _failed(name: str, log, options: TensorRTOptions) -> DeployError:
     reason = _reason(log.errors) or "no reason given"
     everything = " ".join(log.errors)
     if log.inconsistent:
-        remedy = "its largest size is too large: give smaller --sizes or --batch (the runtime tiles larger images)"
+        remedy = "its largest size is too large: give smaller --sizes or --max-batch (the runtime tiles larger images)"
     elif re.search(r"OutOfMemory|out of memory|workspace|MemoryAllocation", everything):
         if "no tactics" in everything:
             reason = "no kernel works in so little scratch memory"
-        remedy = "give smaller --sizes or --batch, or free memory of the GPU"
+        remedy = "give smaller --sizes or --max-batch, or free memory of the GPU"
         if options.workspace is not None:
-            remedy = f"raise --workspace ({options.workspace / 2**20:,.0f} MiB), or give smaller --sizes or --batch"
+            remedy = f"raise --workspace ({options.workspace / 2**20:,.0f} MiB), or give smaller --sizes or --max-batch"
     elif "libnvinfer_lean" in everything:
         remedy = "omit --version-compatible, or install TensorRT's lean runtime"
     elif all(re.search(r"cudaError 3[56]\b", error) for error in log.errors):  # no driver, or one too old

@@ -41,7 +41,7 @@ def test_latencies_are_measured_at_some_of_the_sizes_that_will_come():
         ({"target": "tpu"}, "target 'tpu'; choose cpu, cuda"),
         ({"tensorrt": TensorRTOptions(workspace=1)}, "--workspace is for TensorRT; name GPUs with --target"),
         ({"tensorrt": TensorRTOptions(hardware="ampere+")}, "--hardware-compatible is for TensorRT"),
-        ({"target": "ort-cuda", "batch": 2}, "--batch is for TensorRT"),
+        ({"target": "ort-cuda", "batch": 2}, "--max-batch is for TensorRT"),
         ({"profiles": 2}, "--profiles is for TensorRT"),
         ({"target": "sm89", "profiles": 2}, "--profiles divides the sizes of --sizes; pass them"),
         ({"target": "sm89", "profiles": 17, "sizes": Sizes({(8, 8): 1})}, "choose 1 to 16"),

@@ -122,7 +122,7 @@ def test_few_sizes_are_planned_as_brute_force_would(counts, k, tightness, batch)
     assert memory(profiles) == pytest.approx(size)
     with pytest.raises(DeployError, match=f"need about {least:,} bytes") as caught:
         plan_profiles(counts, multiples_of(32), k, least - 1, cost, batch)
-    assert "\n" not in str(caught.value) and "lower --batch" in str(caught.value)
+    assert "\n" not in str(caught.value) and "lower --max-batch" in str(caught.value)
 
 
 @pytest.mark.parametrize("budgeted", [False, True])
@@ -180,7 +180,7 @@ def test_narrow_images_of_both_orientations_get_boxes_of_their_own():
     counts = {(32, 3200): 5, (3200, 32): 5}
     budget = int(2.5 * cost(32 * 3200))
     assert len(plan_profiles(counts, multiples_of(32), budget=budget, cost=cost)) == 2
-    with pytest.raises(DeployError, match="lower --batch"):
+    with pytest.raises(DeployError, match="lower --max-batch"):
         plan_profiles(counts, multiples_of(32), 1, budget, cost)
 
 
