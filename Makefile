@@ -31,7 +31,7 @@ test: lint $(VENV)/.gpu-sim
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 test-fast: $(VENV)/.gpu-sim
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "not slow"
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --fast
 
 lint: $(VENV)/.dev types
 	$(BIN)/ruff check .

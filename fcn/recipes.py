@@ -77,9 +77,9 @@ class Recipe:
                 raise MisuseError(f"{_said(name)} is {getattr(self, name)}; it must be 0 or more")
         if min(self.crop) < 32:
             raise MisuseError(f"crop {self.crop[0]}x{self.crop[1]}; both sides must be at least 32 pixels")
-        low, high = self.crop_scale
-        if not 0 < low <= high < 100:
-            raise MisuseError(f"crop scale {low} to {high}; it goes from smallest to largest, above 0")
+        smallest, largest = self.crop_scale
+        if not 0 < smallest <= largest < 100:
+            raise MisuseError(f"crop scale {smallest} to {largest}; it goes from smallest to largest, above 0")
         if not 0 <= self.ema < 1:
             raise MisuseError(f"ema is {self.ema}; a decay is from 0 (none) to below 1, such as 0.997")
         if not 0 < self.hardest <= 1:

@@ -100,6 +100,13 @@ def test_no_block_is_of_radons_worst_ranks():
     assert not worst, "\n".join(worst)
 
 
+def test_no_folder_of_tests_is_left_out(pytestconfig):
+    left = {path.parent.name for path in (ROOT / "tests").rglob("test_*.py")} & set(
+        pytestconfig.getini("norecursedirs")
+    )
+    assert not left, left
+
+
 def test_torch_is_imported_where_networks_are_and_nowhere_else():
     allowed = [ROOT / "fcn", ROOT / "export" / "from_torch.py"]
     for floor in FLOORS:

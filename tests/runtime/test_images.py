@@ -143,12 +143,6 @@ def test_big_endian_arrays_are_taken(tmp_path):
     assert read_image(tmp_path / "x.npy", card)[2, 3, 0] == 11
 
 
-def test_postscript_in_disguise_is_not_run(tmp_path):
-    (tmp_path / "x.png").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n")
-    with pytest.raises(DeployError, match="not an image of a known format"):
-        read_image(tmp_path / "x.png", RGB)
-
-
 def test_one_band_of_sixteen_bits_stays_whole_for_a_card_that_wants_it(tmp_path):
     card = ModelCard(("a", "b"), channels=1, dtype="uint16", mean=(0,), std=(1,))
     ramp = np.arange(0, 60000, 1000, np.uint16).reshape(6, 10)
@@ -173,34 +167,6 @@ def test_what_the_card_does_not_allow_is_refused(tmp_path, picture):
     np.save(tmp_path / "z.npy", np.zeros((0, 4, 3), np.uint8))
     with pytest.raises(DeployError):
         read_image(tmp_path / "z.npy", RGB)
-
-
-def hostile(tmp_path, picture):
-    """Broken files of every kind."""
-    (tmp_path / "text.png").write_text("this is no image")
-    (tmp_path / "empty.jpg").write_bytes(b"")
-    (tmp_path / "pickle.npy").write_bytes(b"\x93NUMPY\x01\x00\x16\x00{'descr':'|O','fortran_order':False,'shape':(1,)}")
-    header = b"{'descr': '|u1', 'fortran_order': False, 'shape': (900000000, 900000000, 3), }"
-    (tmp_path / "huge.npy").write_bytes(b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header)
-    (tmp_path / "text.tif").write_text("II*\0 no tiff")
-    for suffix in ("png", "jpg", "tif", "gif", "webp", "npy"):
-        path = tmp_path / f"cut.{suffix}"
-        noise = np.random.default_rng(1).integers(0, 256, (64, 64, 3), np.uint8)
-        if suffix == "npy":
-            np.save(path, noise)
-        else:
-            save(path, noise)
-        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    return sorted(tmp_path.iterdir())
-
-
-def test_broken_files_are_one_line_each(tmp_path, picture):
-    files = hostile(tmp_path, picture)
-    assert len(files) == 11
-    for path in files:
-        with pytest.raises(DeployError) as caught:
-            read_image(path, RGB)
-        assert path.name in str(caught.value) and "\n" not in str(caught.value), path
 
 
 def test_the_limit_of_pixels_is_ours_and_not_pillows(tmp_path, monkeypatch):

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 import zipfile
+from functools import partial
 
 import numpy as np
 import pytest
@@ -160,6 +161,12 @@ def test_a_disk_that_fills_ends_the_run_with_one_line(exports, photos, tmp_path)
     assert done.returncode == 0 and len(list((tmp_path / "o").iterdir())) == 4
 
 
+def begun(program):
+    """A program that runs on, and heeds Ctrl-C even where the tests run in the background of a shell, which do not."""
+    heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    return subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heed)
+
+
 def test_ctrl_c_is_one_line_and_the_run_can_go_on(exports, tmp_path):
     folder, out = tmp_path / "in", tmp_path / "o"
     folder.mkdir()
@@ -167,7 +174,7 @@ def test_ctrl_c_is_one_line_and_the_run_can_go_on(exports, tmp_path):
         (folder / f"{index:03}.png").symlink_to(tmp_path / "photo.png")
     Image.fromarray(photo(500, 700)).save(tmp_path / "photo.png")
     program = [sys.executable, "-m", "runtime.infer", exports / "narrow.engine", folder, "-o", out, "--overlay"]
-    running = subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    running = begun(program)
     for _ in range(3):
         assert "→" in running.stdout.readline()
     running.send_signal(signal.SIGINT)
@@ -192,9 +199,7 @@ def test_a_large_file_is_labelled_by_regions_and_ctrl_c_tells_how_far_it_came(ex
     georeference = [(33550, "d", 3, (0.5, 0.5, 0.0), True), (34735, "H", 4, (1, 1, 0, 0), True)]
     tifffile.imwrite(tmp_path / "map.tif", image, tile=(64, 64), compression="zlib", extratags=georeference)
     words = [exports / "narrow.engine", tmp_path / "map.tif", "-o", out, "--memory", "0.003", "--overlay"]
-    running = subprocess.Popen(
-        [sys.executable, "-m", "runtime.infer", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    running = begun([sys.executable, "-m", "runtime.infer", *words])
     state = out / ".map.tif.partial.json"
     while not state.exists() and running.poll() is None:
         time.sleep(0.005)

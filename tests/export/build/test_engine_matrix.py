@@ -1,17 +1,17 @@
-"""A dozen of the combinations that `make engine-matrix` builds all of, by build-engine's whole path."""
+"""A few of the combinations that `make engine-matrix` builds all of, by build-engine's whole path."""
 
 import json
 
 from helpers import FAMILY, ROOT, benchmark, needs
 
-DOZEN = ("mobilenet-v2-16-learned", "resnet50-32-fixed", "vgg16-8-learned", "alexnet-32-fixed")
+TWO = ("mobilenet-v2-16-learned", "alexnet-32-fixed")  # one with skips, learned upsampling and depthwise layers
 
 
-def test_a_dozen_networks_and_precisions_build_for_gpus():
+def test_two_networks_build_for_gpus_in_every_precision():
     needs("tensorrt_rtx")
-    rows = json.loads(benchmark("engine_matrix", "--json", "--width", 0.125, "--only", ",".join(DOZEN)))
+    rows = json.loads(benchmark("engine_matrix", "--json", "--width", 0.125, "--only", ",".join(TWO)))
     assert [(row["network"], row["precision"]) for row in rows] == [
-        (network, precision) for network in DOZEN for precision in ("float32", "float16", "int8")
+        (network, precision) for network in TWO for precision in ("float32", "float16", "int8")
     ]
     for row in rows:
         assert not row["error"]
