@@ -255,7 +255,7 @@ def test_fastest_keeps_float32_where_int8_is_slower(exports, tmp_path, photos, m
     )
     assert report.precision == "float32" and report.speedup == pytest.approx(1 / 3, abs=0.01)
     with Segmenter(out) as net, Segmenter(exports / "narrow.engine") as plain:
-        assert net.precision == net.manifest.precision == "float32"
+        assert net.precision == net.network.manifest.precision == "float32"
         np.testing.assert_array_equal(net(photo(61, 97)), plain(photo(61, 97)))
     # Asked for by name, INT8 is kept.
     report = build_engine(source, out, BuildConfig(quantization=options, latency_sizes=[(32, 32)]))

@@ -142,12 +142,13 @@ def test_an_int8_engine_for_the_cpu(exports, photos, tmp_path):
     with Segmenter(tmp_path / "m.engine") as net, Segmenter(tmp_path / "m.engine", memory=3_000_000) as small:
         assert net.precision == "int8" and net(photo(50, 70)).shape == (50, 70)
         # Its first layer reads 8-bit pixels, in tiles and in batches too.
-        assert net.prepared(photo(50, 70)).dtype == np.uint8 and net.manifest.stages[0].border == (0, 0, 1, 1)
+        assert net.network.backend.prepared(photo(50, 70)).dtype == np.uint8
+        assert net.network.stages[0].border == (0, 0, 1, 1)
         image, several = photo(301, 517), [photo(90 + i, 70, i) for i in range(3)]
         assert small.plan(301, 517).grids
-        np.testing.assert_array_equal(small.scores(image), net.scores(image))
-        for scores, each in zip(net.scores_of_batch(several), several, strict=True):
-            np.testing.assert_array_equal(scores, net.scores(each))
+        np.testing.assert_array_equal(small.network.scores(image), net.network.scores(image))
+        for scores, each in zip(net.network.backend.scores(several), several, strict=True):
+            np.testing.assert_array_equal(scores, net.network.scores(each))
     assert "golden sample: ok" in command("verify-engine", tmp_path / "m.engine").stdout
 
 
