@@ -15,12 +15,10 @@ import time
 from pathlib import Path
 
 import numpy as np
-import onnx
 from fcn_deploy.calibration.ranges import collect
-from fcn_deploy.export.build.engine import core_of
-from fcn_deploy.export.build.targets import cpu
+from fcn_deploy.export.build.core import core_of, optimise_offline
 from fcn_deploy.export.importer.standard_form import read_source
-from fcn_deploy.export.quantization.mixed_precision import tapped
+from fcn_deploy.export.quantization.calibrate import activation_reader
 from fcn_deploy.runtime.backends.onnxruntime import session
 from fcn_deploy.runtime.images.find import find_images
 from fcn_deploy.runtime.prepare import prepare
@@ -45,8 +43,8 @@ def images(count: int, card, photos: str | None):
 
 def measure(model: Path, mode: str, count: int, photos: str | None) -> None:
     """Print seconds of the passes, without making the images, and peak memory in MB."""
-    core, card = core_of(read_source(model))
-    core = onnx.load_from_string(cpu.build(core.model))
+    found = core_of(read_source(model))
+    card, core = found.card, optimise_offline(found.model)
     spent = 0.0
 
     def timed(stream):
@@ -58,9 +56,9 @@ def measure(model: Path, mode: str, count: int, photos: str | None) -> None:
 
     stream = timed(images(count, card, photos))
     if mode == "calibrate":
-        collect(tapped(core), stream, "", lambda image: prepare(image, card))
+        collect(activation_reader(core), stream, "", lambda image: prepare(image, card))
     else:
-        run = tapped(core)
+        run = activation_reader(core)
         if mode == "plain":
             plain = session(core.SerializeToString())
             run = lambda x: plain.run(None, {"image": x})  # noqa: E731

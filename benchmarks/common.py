@@ -9,9 +9,9 @@ from fcn_deploy.calibration.datasets import LabelledImages
 from fcn_deploy.calibration.metrics import IGNORE, Metrics, confusion_matrix
 from fcn_deploy.calibration.stream import ImageStream, open_stream
 from fcn_deploy.runtime.backends.onnxruntime import session
-from fcn_deploy.runtime.manifest import Head
+from fcn_deploy.runtime.manifest import Upsampling
 from fcn_deploy.runtime.prepare import padded_size, prepare
-from fcn_deploy.runtime.upsampling import labels_from_scores
+from fcn_deploy.runtime.upsampling import ScoreWindow, labels_from_scores
 from onnx import ModelProto
 from PIL import Image
 
@@ -122,7 +122,7 @@ def draw_labels(
 
 
 def graph_labels(
-    model: ModelProto | bytes, head: Head, card: ModelCard, optimise: bool
+    model: ModelProto | bytes, head: Upsampling, card: ModelCard, optimise: bool
 ) -> Callable[[np.ndarray], np.ndarray]:
     """Image → labels by a core network in ONNX Runtime on the CPU, as it is written unless `optimise`."""
     run = session(model if isinstance(model, bytes) else model.SerializeToString(), optimise=optimise)
@@ -130,6 +130,6 @@ def graph_labels(
     def labels(image: np.ndarray) -> np.ndarray:
         scores = run.run(["scores"], {"image": prepare(image, card)})[0][0]
         size = image.shape[:2]
-        return labels_from_scores(scores, head, card, padded_size(*size, card), size)
+        return labels_from_scores(ScoreWindow.whole(scores, padded_size(*size, card), size), head, card)
 
     return labels

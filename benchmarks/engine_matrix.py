@@ -16,10 +16,11 @@ from typing import Any
 
 import torch
 from fcn_deploy.calibration.digits import canvas
+from fcn_deploy.export.build.config import BuildConfig
 from fcn_deploy.export.build.engine import build_engine
 from fcn_deploy.export.from_torch import export
 from fcn_deploy.export.importer.standard_form import read_source
-from fcn_deploy.export.quantization.mixed_precision import Options
+from fcn_deploy.export.quantization.options import QuantizationOptions
 from fcn_deploy.fcn import backbones
 from fcn_deploy.fcn.architecture import Architecture
 from fcn_deploy.fcn.checkpoint import card_for
@@ -69,12 +70,13 @@ def build_all(name: str, width: float, target: str, calib: str, folder: Path) ->
                 export(model, card, model_file)
                 source = read_source(model_file)
             # Weights are random: what is asked is whether the graph builds, not what INT8 costs in accuracy.
-            options = Options(**words, calib=calib, count=len(SIZES), max_drop=100) if words else Options()
-            report = build_engine(source, folder / f"{name}.engine", target=target, options=options)
+            low = {**words, "calib": calib, "count": len(SIZES), "max_drop": 100} if words else {}
+            config = BuildConfig(target=target, quantization=QuantizationOptions(**low))
+            report = build_engine(source, folder / f"{name}.engine", config)
             row |= {
-                "tensorrt_seconds": report["builder"]["seconds"],
-                "plan_bytes": report["core_bytes"][precision],
-                "activation_bytes": [profile["activation_bytes"] for profile in report["builder"]["profiles"]],
+                "tensorrt_seconds": report.builder.seconds,
+                "plan_bytes": report.core_bytes[precision],
+                "activation_bytes": [profile.activation_bytes for profile in report.builder.profiles],
             }
         except Exception as error:  # a benchmark of what works tells everything that does not
             row["error"] = " ".join(f"{type(error).__name__}: {error}".split())

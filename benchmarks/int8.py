@@ -17,10 +17,10 @@ import onnx
 from fcn_deploy.calibration.datasets import load_dataset
 from fcn_deploy.calibration.metrics import Metrics, confusion_matrix
 from fcn_deploy.calibration.stream import divide, open_stream
-from fcn_deploy.export.build.engine import core_of
-from fcn_deploy.export.build.targets import cpu
+from fcn_deploy.export.build.core import core_of, optimise_offline
 from fcn_deploy.export.importer.standard_form import read_source
-from fcn_deploy.export.quantization.mixed_precision import Options, lower
+from fcn_deploy.export.quantization.mixed_precision import mix_precision
+from fcn_deploy.export.quantization.options import QuantizationOptions
 from fcn_deploy.runtime.prepare import prepare
 from onnxruntime.quantization import (
     CalibrationDataReader,
@@ -52,8 +52,8 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=60, help="calibration images")
     parser.add_argument("--judge", type=int, default=None, help="validation images; default: all")
     options = parser.parse_args()
-    core, card = core_of(read_source(options.model))
-    head, core = core.upsampling, onnx.load_from_string(cpu.build(core.model))
+    found = core_of(read_source(options.model))
+    head, card, core = found.upsampling, found.card, optimise_offline(found.model)
     validation = load_dataset(options.data, "val", count=options.judge, card=card)
     pairs = [validation[index] for index in range(len(validation))]
     images, _ = divide(open_stream(options.data, card), options.count, 1)
@@ -77,11 +77,10 @@ def main() -> None:
 
     for target in ("cpu", "tensorrt"):
         started = time.perf_counter()
-        result = lower(
-            core, head, card, target, Options(int8=True, calib=options.data, count=options.count, max_drop=100)
-        )
+        how = QuantizationOptions(int8=True, calib=options.data, count=options.count, max_drop=100)
+        result = mix_precision(core, head, card, target, how)
         spent = time.perf_counter() - started
-        row(f"fcn-deploy, {target}", miou(result.reference, optimise=target == "cpu"), spent)
+        row(f"fcn-deploy, {target}", miou(result.emulated, optimise=target == "cpu"), spent)
     with tempfile.TemporaryDirectory() as folder:
         source, out = Path(folder) / "core.onnx", Path(folder) / "int8.onnx"
         onnx.save(core, source)

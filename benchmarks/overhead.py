@@ -13,7 +13,8 @@ from pathlib import Path
 
 import numpy as np
 from fcn_deploy.calibration.digits import canvas
-from fcn_deploy.runtime.upsampling import labels_from_scores
+from fcn_deploy.runtime.backends.host import HostBackend
+from fcn_deploy.runtime.upsampling import ScoreWindow, labels_from_scores
 from PIL import Image
 
 from fcn_deploy import Segmenter
@@ -32,8 +33,10 @@ def main() -> None:
     else:
         image = canvas(512, 1024, 0, "val", 0)[0]
     with Segmenter(options.engine, threads=options.threads) as net:
-        core = net._core  # the same sessions: others would differ by where their memory lies
-        core_input = net.prepared(image).copy()
+        backend = net.network.backend
+        assert isinstance(backend, HostBackend), "measured on CPUs"
+        core = backend.core  # the same sessions: others would differ by where their memory lies
+        core_input = backend.prepared(image).copy()
 
         def timed(call) -> float:
             start = time.perf_counter()
@@ -47,10 +50,11 @@ def main() -> None:
             for index in random.permutation(2):
                 times[index] = timed(calls[index])
             pairs.append(times)
-        scores, plan = core(core_input)[0], net.plan(512, 1024)
+        plan = net.plan(512, 1024)
+        window = ScoreWindow.whole(core(core_input)[0], plan.padded, plan.size)
         parts = {
-            "input (normalise, pad)": lambda: net.prepared(image),
-            "exact head": lambda: labels_from_scores(scores, net.head, net.card, plan.padded, plan.size),
+            "input (normalise, pad)": lambda: backend.prepared(image),
+            "exact head": lambda: labels_from_scores(window, net.network.upsampling, net.card),
         }
         medians = {name: np.median([timed(call) for _ in range(options.pairs)]) for name, call in parts.items()}
     core, whole = np.array(pairs[3:]).T

@@ -12,7 +12,8 @@ import time
 from collections import Counter
 
 import numpy as np
-from fcn_deploy.export.build.profiles import plan_profiles, show
+from fcn_deploy.export.build.profiles import plan_profiles
+from fcn_deploy.export.build.report import profile_reports, show_profiles
 from fcn_deploy.runtime.model_card import ModelCard
 from fcn_deploy.runtime.sizes import Sizes, parse_sizes
 
@@ -70,7 +71,8 @@ def main() -> None:
         )
         results[-1]["ratio"] = results[-1]["objective"] / results[0]["objective"]
         if k == 4 and not options.json:
-            print(show(profiles, tuple(BYTES_PER_PIXEL * profile.pixels for profile in profiles)))
+            memory = [BYTES_PER_PIXEL * profile.pixels for profile in profiles]
+            print(show_profiles(profile_reports(profiles, memory)))
     if options.json:
         print(json.dumps({"budget": budget, "plans": results}))
         return

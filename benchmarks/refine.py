@@ -32,7 +32,7 @@ import numpy as np
 from fcn_deploy.calibration.datasets import LabelledImages, load_dataset
 from fcn_deploy.calibration.metrics import IGNORE, Metrics, confusion_matrix
 from fcn_deploy.runtime.errors import MisuseError
-from fcn_deploy.runtime.manifest import Head
+from fcn_deploy.runtime.manifest import Upsampling
 from fcn_deploy.runtime.refine import (
     SMOOTHED,
     block_means,
@@ -42,7 +42,7 @@ from fcn_deploy.runtime.refine import (
     slopes_of,
     smoothed_blocks,
 )
-from fcn_deploy.runtime.upsampling import best_class, labels_from_scores
+from fcn_deploy.runtime.upsampling import ScoreWindow, best_class, labels_from_scores
 
 from benchmarks.common import draw_labels
 from fcn_deploy import ModelCard, Segmenter
@@ -162,8 +162,9 @@ def _guide(image: np.ndarray, stride: int, cells: tuple[int, int]) -> np.ndarray
 
 
 def slopes_added(scores: np.ndarray, image: np.ndarray, stride: int) -> np.ndarray:
-    head, card = Head("linear", "half_pixel", (stride, stride)), ModelCard(tuple(map(str, range(len(scores)))))
-    return refined_labels(scores, head, card, stride, image.shape[:2], image)
+    head, card = Upsampling("linear", "half_pixel", (stride, stride)), ModelCard(tuple(map(str, range(len(scores)))))
+    high, wide = (cells * stride for cells in scores.shape[1:])
+    return refined_labels(ScoreWindow.whole(scores, (high, wide), image.shape[:2]), head, card, stride, image)
 
 
 def guided_filter(scores: np.ndarray, image: np.ndarray, stride: int) -> np.ndarray:
@@ -268,18 +269,18 @@ def main() -> None:
 def measured(net: Segmenter, data: LabelledImages, options: argparse.Namespace, names: list[str]) -> dict:
     """mIoU, boundary IoU and times of the candidates; the engine's own labels are the first row."""
     classes, stride = len(net.card.classes), net.card.stride
-    if net.card.activation != "softmax" or net.head is None or stride not in (8, 16, 32):
-        raise MisuseError(f"{net.path}: refining is measured on engines with coarse scores and an argmax")
-    names = ["bilinear", *names]
+    if net.card.activation != "softmax" or net.network.manifest is None or stride not in (8, 16, 32):
+        raise MisuseError(f"{net.network.path}: refining is measured on engines with coarse scores and an argmax")
+    names, upsampling = ["bilinear", *names], net.network.upsampling
     confusions = np.zeros((len(names), classes, classes), np.int64)
     borders = np.zeros((len(names), len(SHARES), 2, classes), np.int64)
     times, random = np.zeros((len(data), options.rounds, len(names) + 1)), np.random.default_rng(0)
     for index in range(len(data)):
         image, reference = data[index]
-        scores, plan = net.scores(image), net.plan(*image.shape[:2])
+        scores, plan = net.network.scores(image), net.plan(*image.shape[:2])
 
         def bilinear(scores=scores, plan=plan) -> np.ndarray:
-            return labels_from_scores(scores, net.head, net.card, plan.padded, plan.size)
+            return labels_from_scores(ScoreWindow.whole(scores, plan.padded, plan.size), upsampling, net.card)
 
         calls = [bilinear]
         calls += [lambda one=CANDIDATES[name], s=scores, i=image: one(s, i, stride) for name in names[1:]]
@@ -307,7 +308,7 @@ def measured(net: Segmenter, data: LabelledImages, options: argparse.Namespace, 
             }
         )
     return {
-        "engine": str(net.path), "images": len(data), "threads": options.threads, "rounds": options.rounds,
+        "engine": str(net.network.path), "images": len(data), "threads": options.threads, "rounds": options.rounds,
         "engine_ms": float(np.median(times[..., -1])), "shares": list(SHARES), "rows": rows,
     }  # fmt: skip
 

@@ -18,13 +18,12 @@ from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
-import onnx
 from fcn_deploy.calibration.datasets import load_dataset
 from fcn_deploy.calibration.report.results import MIXED, OWN, Evaluated, metrics_of
-from fcn_deploy.export.build.engine import core_of
-from fcn_deploy.export.build.targets import cpu
+from fcn_deploy.export.build.core import core_of, optimise_offline
 from fcn_deploy.export.importer.standard_form import read_source
-from fcn_deploy.export.quantization.mixed_precision import Options, lower
+from fcn_deploy.export.quantization.mixed_precision import mix_precision
+from fcn_deploy.export.quantization.options import QuantizationOptions
 from fcn_deploy.fcn.evaluate import evaluate_in_detail, open_model, parse_scales
 
 from benchmarks.common import graph_labels, pyplot
@@ -79,13 +78,13 @@ def stages(options: argparse.Namespace):
         run("build_engine", engine, model, "--threads", options.threads, *how)
         opened = open_model(engine, options.threads)
         yield f"CPU, {title}", engine, opened.predict, opened.card
-    core, card = core_of(read_source(model))
-    head, core = core.upsampling, onnx.load_from_string(cpu.build(core.model))
+    found = core_of(read_source(model))
+    head, card, core = found.upsampling, found.card, optimise_offline(found.model)
     for title, flag in (("FP16", "fp16"), ("INT8", "int8")):
         plan = name.with_name(f"{name.name}-{flag}-{options.target}.engine")
         run("build_engine", plan, model, "--target", options.target, f"--{flag}", *low)
-        how = Options(calib=options.calib, labels=options.labels, max_drop=options.max_drop, **{flag: True})
-        graph = lower(core, head, card, "tensorrt", how).reference
+        how = QuantizationOptions(calib=options.calib, labels=options.labels, max_drop=options.max_drop, **{flag: True})
+        graph = mix_precision(core, head, card, "tensorrt", how).emulated
         yield f"{EMULATED}, {title}", plan, graph_labels(graph, head, card, optimise=False), card
 
 

@@ -15,8 +15,8 @@ from unittest.mock import patch
 
 import numpy as np
 from fcn_deploy.calibration.stream import open_stream
-from fcn_deploy.runtime import pipeline
-from fcn_deploy.runtime.pipeline import ROUNDS, Cost
+from fcn_deploy.runtime import stream
+from fcn_deploy.runtime.network import ROUNDS, BatchCost
 from fcn_deploy.runtime.prepare import padded_size
 from PIL import Image
 
@@ -49,18 +49,18 @@ def main() -> None:
             once, twice = [1.0] * ROUNDS, [2.0] * ROUNDS
             calls = {"single": (lambda images=images: [net(image) for image in images], {})}
             calls["map"] = (lambda images=images: list(net.map(images)), {})
-            calls["without"] = (calls["map"][0], {size: Cost(once, twice, True) for size in padded})
+            calls["without"] = (calls["map"][0], {size: BatchCost(once, twice, True) for size in padded})
             if len(sizes) == 1 and sizes[0][0] * sizes[0][1] <= LARGEST:
-                calls["always"] = (calls["map"][0], {size: Cost(twice, once, True) for size in padded})
+                calls["always"] = (calls["map"][0], {size: BatchCost(twice, once, True) for size in padded})
             learned: dict = {}
             taken = {name: [] for name in calls}
             for pair in range(options.pairs + 2):
                 for index in random.permutation(len(calls)):
                     kind = list(calls)[index]
                     run, costs = calls[kind]
-                    net.costs = learned if kind == "map" else dict(costs)
-                    limit = LARGEST if kind == "always" else pipeline.BATCH_PIXELS
-                    with patch.object(pipeline, "BATCH_PIXELS", limit):
+                    net.network.batch_costs = learned if kind == "map" else dict(costs)
+                    limit = LARGEST if kind == "always" else stream.BATCH_PIXELS
+                    with patch.object(stream, "BATCH_PIXELS", limit):
                         start, cpu = time.perf_counter(), time.process_time()
                         run()
                         spent = time.perf_counter() - start, time.process_time() - cpu

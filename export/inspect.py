@@ -6,19 +6,22 @@ import textwrap
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
+from fcn_deploy.calibration.report.engine_report import report_of
 from fcn_deploy.export.analysis.accepted_sizes import run_quietly, try_size
 from fcn_deploy.export.analysis.fields import WholeImageError
 from fcn_deploy.export.analysis.receptive_field import receptive_field
-from fcn_deploy.export.build.engine import core_of
+from fcn_deploy.export.build.config import TensorRTOptions, parse_targets
+from fcn_deploy.export.build.core import core_of, optimise_offline
 from fcn_deploy.export.build.partition import cut_core
 from fcn_deploy.export.build.profiles import default_profiles
-from fcn_deploy.export.build.targets import cpu, tensorrt
+from fcn_deploy.export.build.targets.tensorrt_plan import build_plan, parser_refusals
 from fcn_deploy.export.graph.edit import dims, metadata, opset
 from fcn_deploy.export.importer.card import SourceOptions
 from fcn_deploy.export.importer.load import load_model
@@ -27,14 +30,13 @@ from fcn_deploy.runtime.backends import ORT_TARGETS, openvino
 from fcn_deploy.runtime.backends.onnxruntime import session
 from fcn_deploy.runtime.engine_file import EngineFile
 from fcn_deploy.runtime.errors import DeployError, MisuseError
-from fcn_deploy.runtime.manifest import Head, Stage
+from fcn_deploy.runtime.manifest import Stage, Upsampling
 from fcn_deploy.runtime.model_card import CARD_KEY, ModelCard
 from fcn_deploy.runtime.plan import available_memory
 from fcn_deploy.runtime.segmenter import Segmenter
 from fcn_deploy.runtime.verify import natural_noise
 from onnx import ModelProto, NodeProto, TensorProto
 
-REPORT = "report.json"
 # One pixel, one row, primes, a side eight times the other, sizes next to powers of two.
 SIZES = ((1, 1), (1, 37), (7, 13), (31, 33), (61, 127), (64, 509), (257, 251))
 LARGE = ((2160, 3840), (1080, 1920), (720, 1280), (480, 640))  # the first that memory allows is run too
@@ -87,16 +89,16 @@ def _onnx(path: Path, targets: Sequence[str], memory: int, options: SourceOption
     }
     try:
         source = read_source(path, options)
-        core, card = core_of(source)
-        built = onnx.load_from_string(cpu.build(core.model))
-        stage = cut_core(built, card, cut=False)[0].stage
+        core = core_of(source)
+        built = optimise_offline(core.model)
+        stage = cut_core(built, core.card, cut=False)[0].stage
     except MisuseError:
         raise
     except DeployError as error:
         about |= {"problem": str(error), "as_given": _as_given(given), "targets": _targets(given, targets, None)}
         return about | {"notes": [], "runs": [], "ok": False}
     about |= _described(source.card, core.upsampling, source) | _reach(stage, built)
-    about["targets"] = _targets(core.model, targets, card)
+    about["targets"] = _targets(core.model, targets, core.card)
     about["notes"] = list(source.notes)
     about["runs"] = _runs_of_model(source, stage, memory)
     failed = any(run["problem"] for run in about["runs"])
@@ -107,7 +109,7 @@ def _engine(path: Path, memory: int) -> dict[str, Any]:
     with EngineFile(path) as file:
         file.verify()
         manifest = file.manifest
-        report = json.loads(file.read(REPORT)) if REPORT in manifest.members else {}
+        report = report_of(file)
         graphs = [
             onnx.load_from_string(file.read(stage.file)) for stage in manifest.stages if stage.file.endswith(".onnx")
         ]
@@ -131,8 +133,8 @@ def _engine(path: Path, memory: int) -> dict[str, Any]:
             for stage in manifest.stages
         ],
         "gpu": None,
-        "agreement": report.get("agreement"),
-        "notes": report.get("notes", []),
+        "agreement": asdict(report.agreement) if report is not None and report.agreement is not None else None,
+        "notes": list(report.notes) if report is not None else [],
     }
     if graphs:
         about |= _graph(*graphs) | {"precision": manifest.precision}
@@ -145,7 +147,7 @@ def _engine(path: Path, memory: int) -> dict[str, Any]:
                 for profile in manifest.gpu.profiles
             ],
         }
-    about |= _described(manifest.card, manifest.head)
+    about |= _described(manifest.card, manifest.upsampling)
     about["runs"], about["not_run"] = _runs_of_engine(path, memory)
     return about | {"ok": not any(run["problem"] for run in about["runs"])}
 
@@ -194,7 +196,7 @@ def _value(value: onnx.ValueInfoProto) -> dict[str, Any]:
     return {"name": value.name, "type": {"float": "float32", "double": "float64"}.get(kind, kind), "shape": shape}
 
 
-def _described(card: ModelCard, head: Head, source: Source | None = None) -> dict[str, Any]:
+def _described(card: ModelCard, head: Upsampling, source: Source | None = None) -> dict[str, Any]:
     """The card, the head and the sizes."""
     if source is None:
         sizes = {"multiple": card.size_multiple, "smallest": card.smallest, "fit": "pad"}
@@ -231,7 +233,7 @@ def _targets(core: ModelProto, targets: Sequence[str], card: ModelCard | None) -
         if target == "cpu":
             found["cpu (onnxruntime)"] = _tried("onnxruntime", lambda: session(core.SerializeToString()))
             if openvino.installed():
-                found["cpu (openvino)"] = _tried("openvino", lambda: openvino.OpenVinoBackend(core.SerializeToString()))
+                found["cpu (openvino)"] = _tried("openvino", lambda: openvino.OpenVinoSession(core.SerializeToString()))
         elif target in ORT_TARGETS:
             # Which nodes fall back to the CPU is told there alone.
             found[target] = _tried("onnxruntime", lambda: session(core.SerializeToString()))
@@ -256,7 +258,7 @@ def _tried(by: str, take) -> dict[str, Any]:
 def _of_tensorrt(core: ModelProto, target: str, card: ModelCard | None) -> dict[str, Any]:
     """What TensorRT's parser refuses; for GPUs that were named also whether it builds."""
     try:
-        module, refused = tensorrt.refusals(core)
+        module, refused = parser_refusals(core)
     except DeployError as error:
         return {"by": "", "problem": str(error), "refused": []}
     found = {
@@ -265,8 +267,8 @@ def _of_tensorrt(core: ModelProto, target: str, card: ModelCard | None) -> dict[
         "refused": [{"node": node, "operator": operator, "reason": reason} for node, operator, reason in refused],
     }
     if not refused and card is not None and target != "tensorrt":
-        options = tensorrt.BuildOptions(tuple(tensorrt.parse_targets(target)))
-        built = _tried(module, lambda: tensorrt.build(core, options, default_profiles(card)))
+        options = TensorRTOptions(tuple(parse_targets(target)))
+        built = _tried(module, lambda: build_plan(core, options, default_profiles(card)))
         return found | {"problem": built["problem"]}
     return found
 
@@ -305,7 +307,7 @@ def _runs_of_engine(path: Path, memory: int) -> tuple[list[dict[str, Any]], str]
             return [{"size": (0, 0), "problem": str(error)}], ""
         return [], str(error)
     with net:
-        for size in _sizes(memory, net.bytes_per_pixel):
+        for size in _sizes(memory, net.network.bytes_per_pixel):
             image = natural_noise(*size, net.card, 0)
             try:
                 result = net.values(image) if net.card.activation in ("multilabel", "none") else net(image)

@@ -264,9 +264,9 @@ def open_model(path: Path, threads: int | None = None, refine: bool = False) -> 
 
     net = Segmenter(path, threads=threads, refine=refine)
     _check_kind(net.card, path)
-    if net.manifest is None:
+    if (manifest := net.network.manifest) is None:
         return OpenedModel(net, net.card, f"ONNX, {net.precision}, {net.backend}")
-    kind = f"engine for {net.manifest.target}, {net.precision}, {net.backend}{', refined' if refine else ''}"
+    kind = f"engine for {manifest.target}, {net.precision}, {net.backend}{', refined' if refine else ''}"
     return OpenedModel(net, net.card, kind, None if refine else read_report(path))
 
 

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# "Nearest" takes another pixel in OpenCV, PyTorch-style code and albumentations than in Pillow and scikit-image, and a
-# mask resized together with its picture ends up half an output pixel beside it.
+# A mask that albumentations resizes together with its picture ends up half an output pixel beside it, because "nearest"
+# is another pixel in OpenCV than in Pillow and scikit-image.
 #
-# Seen with albumentations 2.0.8, opencv-python-headless 4.14 or 5, pillow 13.0.0, scikit-image 0.26.0, numpy 2.4.6.
+# Seen with albumentations 2.0.8, opencv-python-headless 5.0.0.93, pillow 13.0.0, scikit-image 0.26.0.
 # albumentations.Resize from 256 to 64 columns, picture and mask both holding the number of their column:
-#   picture (linear)    column i shows 4i + 1.5 to 4i + 2, the middle of the four pixels
+#   picture (linear)    column i shows 4i + 2, the middle of the four pixels
 #   mask                column i shows 4i, the first of them: 2 pixels of the original to the left (and upwards)
 # OpenCV's INTER_NEAREST is the cause, and its INTER_NEAREST_EXACT the cure; Pillow and scikit-image take the middle.
-# Masks of stripes 8 pixels wide, reduced by one way and the other, agree in an IoU of 0.78 only.
+# Diagonal stripes 8 pixels wide, reduced by one way and the other, agree in an IoU of 0.33 only.
 #
 # Why it matters: a network trained on such pairs learns labels half a pixel off, and labels of a deployed network (which
 # are aligned with the picture) are then blamed: boundary pixels count as errors, and thin classes lose most.

@@ -13,13 +13,14 @@ import numpy as np
 import typer
 
 from .backends import Layer
+from .backends.host import HostBackend
 from .command import Json, Threads, log_to_stderr, print_record, run
 from .engine_file import EngineFile
 from .errors import MisuseError, OverBudgetError
 from .images.read import read_image
-from .segmenter import Segmenter
+from .network import Network
 from .sizes import Size, Sizes, parse_sizes
-from .upsampling import result_from_scores
+from .upsampling import ScoreWindow, result_from_scores
 from .verify import TIMED_SIZES, natural_noise, timed_sizes
 
 LEAST_RUNS, MOST_RUNS = 3, 200  # of a size
@@ -62,7 +63,7 @@ def bench(
     """
     before = _resident()
     _forget_peak()
-    with Segmenter(path, threads=threads) as net:
+    with Network(path, threads=threads) as net:
         opened = _resident()
         if sizes is None:
             usual = TIMED_SIZES if net.manifest is None else timed_sizes(net.manifest)
@@ -84,7 +85,7 @@ def bench(
             "file": str(path),
             "target": net.manifest.target if net.manifest else "cpu",
             "precision": net.precision,
-            "backend": net.backend,
+            "backend": net.backend.name,
             "threads": threads or "one per core",
             "sizes": rows,
             "mixed": _mixed(net.result, images, weights, seconds / 2, clock) if runnable else None,
@@ -102,7 +103,7 @@ def bench(
     return report
 
 
-def _image(size: Size, sizes: Sizes, net: Segmenter) -> np.ndarray:
+def _image(size: Size, sizes: Sizes, net: Network) -> np.ndarray:
     if size in sizes.files:
         return read_image(sizes.files[size], net.card)
     return natural_noise(*size, net.card, seed=0)
@@ -124,7 +125,7 @@ def _weights(sizes: Sizes, chosen: Sequence[Size], runnable: Sequence[Size]) -> 
     return {size: sum(count for _, count in groups[size]) or 1 for size in runnable}
 
 
-def _by_itself(net: Segmenter, image: np.ndarray, seconds: float, clock: Callable[[], float]) -> dict[str, Any]:
+def _by_itself(net: Network, image: np.ndarray, seconds: float, clock: Callable[[], float]) -> dict[str, Any]:
     """One size: {"size", "runs", "median_ms", "p90_ms", "images_per_s", "megapixels_per_s", "tiles", "share"}.
 
     `share` is that of the input (normalise, pad), of the core network with what surrounds it, and of the exact head;
@@ -138,8 +139,8 @@ def _by_itself(net: Segmenter, image: np.ndarray, seconds: float, clock: Callabl
         net.result(image)  # not counted
     except OverBudgetError as error:
         return row | {"reason": str(error)}
-    apart = not plan.grids and (net.manifest is None or net.manifest.gpu is None)
-    scores = net.scores(image) if apart else None
+    host = net.backend if isinstance(net.backend, HostBackend) and not plan.grids else None
+    window = None if host is None else ScoreWindow.whole(net.scores(image), plan.padded, plan.size)
     whole, inputs, heads = [], [], []
     start = clock()
     while len(whole) < MOST_RUNS and (len(whole) < LEAST_RUNS or clock() - start < seconds):
@@ -147,14 +148,14 @@ def _by_itself(net: Segmenter, image: np.ndarray, seconds: float, clock: Callabl
         net.result(image)
         after = clock()
         whole.append(after - before)
-        if apart:
-            net.prepared(image)
+        if host is not None and window is not None:
+            host.prepared(image)
             prepared = clock()
-            result_from_scores(net.kind, scores, net.head, net.card, plan.padded, plan.size)
+            result_from_scores(net.kind, window, net.upsampling, net.card)
             inputs.append(prepared - after)
             heads.append(clock() - prepared)
     median = float(np.median(whole))
-    if apart:
+    if host is not None:
         first, last = (min(1.0, float(np.median(times)) / median) for times in (inputs, heads))
         row["share"] = {"input": round(first, 4), "core": round(max(0.0, 1 - first - last), 4), "head": round(last, 4)}
     return row | {
@@ -194,13 +195,12 @@ def _mixed(
     }
 
 
-def _layers(net: Segmenter, images: Mapping[Size, np.ndarray], threads: int | None) -> dict[str, Any]:
+def _layers(net: Network, images: Mapping[Size, np.ndarray], threads: int | None) -> dict[str, Any]:
     """Time of each layer at the middle of the sizes that are run whole, or why it cannot be had."""
-    if net.manifest is not None and net.manifest.target != "cpu":
-        return {
-            "reason": f"layers of engines for {net.manifest.target} are timed by NVIDIA's tools only (Nsight Systems)"
-        }
-    if net.backend == "openvino":
+    backend, target = net.backend, "cpu" if net.manifest is None else net.manifest.target
+    if target != "cpu" or not isinstance(backend, HostBackend):
+        return {"reason": f"layers of engines for {target} are timed by NVIDIA's tools only (Nsight Systems)"}
+    if backend.name == "openvino":
         from .backends.openvino import profile
     else:
         from .backends.onnxruntime import profile
@@ -214,7 +214,7 @@ def _layers(net: Segmenter, images: Mapping[Size, np.ndarray], threads: int | No
     if not sizes:
         return {"reason": "none of the sizes is run whole; name a smaller one with --sizes, or give more memory"}
     size = sizes[len(sizes) // 2]
-    x = net.prepared(images[size])
+    x = backend.prepared(images[size])
     layers: list[Layer] = []
     if net.manifest is None:
         layers, _ = profile(net.path, x, threads=threads)

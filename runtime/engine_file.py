@@ -20,7 +20,7 @@ MANIFEST = "manifest.json"
 MANIFEST_LIMIT = 16 << 20  # bytes; a manifest is a few kB, so a larger one is not ours
 
 
-def write_engine(path: str | os.PathLike, manifest: Manifest, members: Mapping[str, bytes]) -> Manifest:
+def write_engine(path: str | os.PathLike[str], manifest: Manifest, members: Mapping[str, bytes]) -> Manifest:
     """Write an engine atomically and return its manifest with the members' checksums filled in.
 
     Args:
@@ -49,7 +49,7 @@ class EngineFile:
         DeployError: no such file, not an engine, truncated, edited, or of another version.
     """
 
-    def __init__(self, path: str | os.PathLike) -> None:
+    def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
         try:
             with self.path.open("rb") as file:

@@ -45,12 +45,12 @@ def label_images(
     from .images.find import IMAGE_SUFFIXES, find_images
     from .images.video import VIDEO_SUFFIXES
     from .labelling.files import label_files
-    from .segmenter import Segmenter
+    from .network import Network
 
     files = find_images(images, IMAGE_SUFFIXES | VIDEO_SUFFIXES)
     counts = dict.fromkeys(("labelled", "skipped", "failed"), 0)
     started = time.perf_counter()
-    with Segmenter(model, threads=threads, memory=memory, refine=refine) as net:
+    with Network(model, threads=threads, memory=memory, refine=refine) as net:
         how = {"overlay": overlay, "probabilities": probabilities, "max_pixels": max_pixels}
         records = label_files(net, files, out, force=force, resume=resume, **how)
         # Closed here, so that whatever ends the loop ends its threads before the network.

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
@@ -19,8 +19,16 @@ ROUNDINGS = ("round_prefer_floor", "round_prefer_ceil", "floor", "ceil")
 PRECISIONS = ("float32", "float16", "int8")
 
 
+def _pixels(name: str, given: Sequence[Any], count: int, least: int = 0) -> tuple[int, ...]:
+    """So many whole numbers of pixels as a tuple, none below `least`; or ValueError."""
+    values = tuple(given)
+    if len(values) != count or not all(type(value) is int and value >= least for value in values):
+        raise ValueError(f"{name} {values}; it must be {count} whole numbers of pixels of at least {least}")
+    return values
+
+
 @dataclass(frozen=True)
-class Head:
+class Upsampling:
     """How coarse scores become full-size scores: the network's last Resize, as ONNX defines it.
 
     Attributes:
@@ -92,17 +100,10 @@ class Stage:
 
     def __post_init__(self) -> None:
         if self.border is not None:
-            object.__setattr__(self, "border", tuple(self.border))
-            if len(self.border) != 4 or not all(type(side) is int and side >= 0 for side in self.border):
-                raise ValueError(f"border {self.border}; it must be four whole numbers of pixels")
+            object.__setattr__(self, "border", _pixels("border", self.border, 4))
         if self.halo is not None:
-            halo = tuple(self.halo)
-            if len(halo) != 2 or not all(type(side) is int and side >= 0 for side in halo):
-                raise ValueError(f"halo {halo}; it must be two whole numbers of pixels")
-            object.__setattr__(self, "halo", halo)
-        object.__setattr__(self, "stride", tuple(self.stride))
-        if len(self.stride) != 2 or not all(type(side) is int and side > 0 for side in self.stride):
-            raise ValueError(f"stride {self.stride}; it must be two whole numbers of pixels, above 0")
+            object.__setattr__(self, "halo", _pixels("halo", self.halo, 2))
+        object.__setattr__(self, "stride", _pixels("stride", self.stride, 2, least=1))
         for name, value in (("period", self.period), ("tile", 1 if self.tile is None else self.tile)):
             if type(value) is not int or value < 1:
                 raise ValueError(f"{name} {value!r}; it must be a whole number above 0")
@@ -130,10 +131,7 @@ class Profile:
 
     def __post_init__(self) -> None:
         for name in ("min", "opt", "max"):
-            size = tuple(getattr(self, name))
-            if len(size) != 2 or not all(type(side) is int and side > 0 for side in size):
-                raise ValueError(f"{name} {size}; it must be a height and a width")
-            object.__setattr__(self, name, size)
+            object.__setattr__(self, name, _pixels(name, getattr(self, name), 2, least=1))
         if self.bytes is not None and type(self.bytes) is not int:
             raise ValueError(f"bytes {self.bytes!r}; it must be a whole number")
 
@@ -181,7 +179,7 @@ class Manifest:
         card: of the model.
         target: `cpu`, or the GPUs the plan is for: `sm86,sm89`.
         precision: the lowest in the graph: `float32`, `float16` or `int8`.
-        head: what turns the core's scores into full-size ones.
+        upsampling: what turns the core's scores into full-size ones.
         stages: the core network, in order.
         created_by: name and version of the builder.
         gpu: what the plan needs, in engines for GPUs.
@@ -192,7 +190,7 @@ class Manifest:
     card: ModelCard
     target: str
     precision: str
-    head: Head
+    upsampling: Upsampling
     stages: tuple[Stage, ...]
     created_by: str
     gpu: GpuPlan | None = None
@@ -211,9 +209,11 @@ class Manifest:
                 raise ValueError(f"{value!r} where a name belongs")
 
     def to_json(self) -> str:
+        """The manifest's text. What is `upsampling` here stands under `head` there, as in engines built before."""
         data = {item.name: getattr(self, item.name) for item in fields(self)}
         data["card"] = json.loads(self.card.to_json())
-        data["head"] = asdict(self.head)
+        del data["upsampling"]
+        data["head"] = asdict(self.upsampling)
         data["stages"] = [asdict(stage) for stage in self.stages]
         data["gpu"] = self.gpu and asdict(self.gpu)
         data["members"] = dict(self.members)
@@ -236,7 +236,7 @@ class Manifest:
             )
         try:
             data["card"] = ModelCard.from_json(json.dumps(data["card"]), source)
-            data["head"] = Head(**data["head"])
+            data["upsampling"] = Upsampling(**data.pop("head"))
             data["stages"] = tuple(Stage(**stage) for stage in data["stages"])
             data["gpu"] = GpuPlan(**data["gpu"]) if data.get("gpu") else None
             data["members"] = {

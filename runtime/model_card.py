@@ -70,12 +70,23 @@ class ModelCard:
             raise ValueError(problem)
 
     def _problem(self) -> str | None:
+        """What is wrong with it, or None."""
+        return self._problem_of_classes() or self._problem_of_numbers() or self._problem_of_threshold()
+
+    def _problem_of_classes(self) -> str | None:
         if not 1 <= len(self.classes) <= 65536:
             return f"{len(self.classes)} classes; a card needs 1 to 65536"
         if len(self.colors) != len(self.classes):
             return f"{len(self.colors)} colors for {len(self.classes)} classes; give one each"
         if any(len(color) != 3 or not all(0 <= value <= 255 for value in color) for color in self.colors):
             return "a color is not three numbers in 0..255"
+        if self.activation not in ACTIVATIONS:
+            return f"activation {self.activation!r}; it must be one of {', '.join(ACTIVATIONS)}"
+        if self.activation in ("sigmoid", "probability") and len(self.classes) != 2:
+            return f"{len(self.classes)} classes with activation {self.activation}; one score has two classes"
+        return None
+
+    def _problem_of_numbers(self) -> str | None:
         for name in ("channels", "stride", "size_multiple", "smallest"):
             if type(getattr(self, name)) is not int:
                 return f"{name} {getattr(self, name)!r}; it must be a whole number"
@@ -91,20 +102,16 @@ class ModelCard:
             return f"smallest {self.smallest}; it must be at least 1 pixel"
         if type(self.whole) is not str or not self.whole.isprintable():
             return f"whole {self.whole!r}; it must be the name of an operator, or empty"
-        if self.activation not in ACTIVATIONS:
-            return f"activation {self.activation!r}; it must be one of {', '.join(ACTIVATIONS)}"
-        if self.activation in ("sigmoid", "probability") and len(self.classes) != 2:
-            return f"{len(self.classes)} classes with activation {self.activation}; one score has two classes"
-        return self._problem_of_threshold()
+        return None
 
     def _problem_of_threshold(self) -> str | None:
-        each = isinstance(self.threshold, tuple)
-        if each and self.activation != "multilabel":
+        several = self.threshold if isinstance(self.threshold, tuple) else None
+        if several is not None and self.activation != "multilabel":
             return f"several thresholds with activation {self.activation}; only multilabel takes one per class"
-        if each and len(self.threshold) != len(self.classes):
-            return f"{len(self.threshold)} thresholds for {len(self.classes)} classes; give one each, or one number"
-        for value in self.threshold if each else (self.threshold,):
-            if type(value) not in (int, float) or not 0 < value < 1:
+        if several is not None and len(several) != len(self.classes):
+            return f"{len(several)} thresholds for {len(self.classes)} classes; give one each, or one number"
+        for value in (self.threshold,) if several is None else several:
+            if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < 1:
                 return f"threshold {value!r}; it must be a number between 0 and 1"
         return None
 
@@ -146,6 +153,7 @@ class ModelCard:
         return self.score_thresholds[0]
 
     def to_json(self) -> str:
+        """The card's text, as `from_json` reads it."""
         return json.dumps({"version": CARD_VERSION} | asdict(self))
 
     @classmethod
@@ -211,22 +219,3 @@ def assumed_card(channels: object, scores: object, source: str, one_score: str =
         std=ModelCard.std if rgb else (127.5,) * channels,
         activation=one_score if scores == 1 else "softmax",
     )
-
-
-def describe_assumption(card: ModelCard, source: str) -> str:
-    """One line that says aloud what was assumed."""
-    mean, std = ([round(value, 2) for value in values] for values in (card.mean, card.std))
-    return (
-        f"{source} carries no model card; assuming {card.channels}-channel {card.dtype} images"
-        f"{' (RGB)' if card.channels == 3 else ''}, mean {mean}, std {std}, {len(card.classes)} unnamed classes"
-        f", {_DECISIONS[card.activation]}"
-    )
-
-
-_DECISIONS = {
-    "softmax": "labels by argmax",
-    "sigmoid": "labels by its one score, a logit, above 0",
-    "probability": "labels by its one score, a probability, above 0.5",
-    "multilabel": "a mask for each score, a logit, where it is above 0",
-    "none": "its values given as they are",
-}

@@ -8,11 +8,14 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from .errors import OverBudgetError
 from .manifest import Profile, Stage
 from .model_card import ModelCard
 from .prepare import padded_size
+
+Numbers = npt.NDArray[np.float64]
 
 RUN = 3000  # pixels that the fixed cost of one run of a network comes to, roughly
 
@@ -103,7 +106,7 @@ def stages_in_tiles(card: ModelCard, stages: Sequence[Stage]) -> tuple[Stage, ..
     return tuple(stages)
 
 
-def plan_run(size: tuple[int, int], card: ModelCard, stages: Sequence[Stage], memory: int, result: int = 0) -> Plan:
+def plan_run(size: tuple[int, int], card: ModelCard, stages: Sequence[Stage], memory: float, result: int = 0) -> Plan:
     """Plan one image of `size` (height, width) within `memory` bytes: whole where that suffices, else in tiles.
 
     Each stage has tiles of its own shape, chosen together: the least work whose memory is in the budget. Memory is that
@@ -138,8 +141,9 @@ def _cheapest_within(
     """The plan of the least work in tiles that take at most `memory` bytes. Raises OverBudgetError."""
     padded, stages = padded_size(*size, card), stages_in_tiles(card, stages)
     needed = int(math.prod(padded) * sum(stage.bytes_per_pixel for stage in stages)) + result
-    cost, taken, grids = np.zeros(1), np.full(1, float(result)), [()]
-    pixel = card.channels * np.dtype(card.dtype).itemsize
+    cost, taken = np.zeros(1), np.full(1, float(result))
+    grids: list[tuple[Grid, ...]] = [()]
+    pixel: float = card.channels * np.dtype(card.dtype).itemsize
     for stage in stages:
         more, further, options = _options(stage, padded, card, pixel)
         cost, taken = np.add.outer(cost, more).ravel(), np.add.outer(taken, further).ravel()
@@ -168,13 +172,54 @@ def _cheapest_within(
     return Plan(size, padded, int(taken[best]), grids=grids[best], overhead=overhead, result=result)
 
 
-def check_result(size: tuple[int, int], result: int, memory: int) -> None:
+def check_result(size: tuple[int, int], result: int, memory: float) -> None:
     """Raise OverBudgetError where the bytes of a result are more than the memory budget."""
     if result > memory:
         raise OverBudgetError(
             f"the result of an image of {size[0]}×{size[1]} pixels takes {_gb(result)}, over the memory budget of "
             f"{_gb(memory)}; take it a few rows at a time by bands(), or raise the budget with memory= (--memory)"
         )
+
+
+def profiles_for(padded: tuple[int, int], profiles: Sequence[Profile]) -> list[int]:
+    """Indices of the TensorRT profiles that hold a padded size, the one with the nearest OPT first."""
+
+    def distance(index: int) -> float:
+        height, width = profiles[index].opt
+        return abs(math.log(padded[0] * padded[1] / (height * width)))
+
+    return sorted((index for index, profile in enumerate(profiles) if profile.holds(padded)), key=distance)
+
+
+def plan_on_gpu(
+    size: tuple[int, int], card: ModelCard, stage: Stage, profiles: Sequence[Profile], source: str, result: int = 0
+) -> Plan:
+    """Plan one image of `size` (height, width) for a TensorRT plan: by a profile that holds it, or in tiles that do.
+
+    Of the GPU's own memory the backend takes what a size needs.
+
+    Args:
+        source: names the engine in errors.
+        result: bytes of what is given back, where that is more than labels.
+
+    Raises:
+        OverBudgetError: no profile holds it, and it cannot be tiled.
+    """
+    padded = padded_size(*size, card)
+    if fitting := profiles_for(padded, profiles):
+        return Plan(size, padded, result, fitting[0], result=result)
+    if (plan := plan_profile(size, card, stage, profiles)) is not None:
+        return replace(plan, bytes=result, result=result)
+    raise outside_profiles(padded, profiles, source)
+
+
+def outside_profiles(padded: tuple[int, int], profiles: Sequence[Profile], source: str) -> OverBudgetError:
+    """The error of a padded size that no profile of an engine holds."""
+    ranges = ", ".join("{}×{} to {}×{}".format(*profile.min, *profile.max) for profile in profiles)
+    return OverBudgetError(
+        f"an image of {padded[0]}×{padded[1]} (padded) is outside every profile of {source} ({ranges}); "
+        "build it with --sizes that hold it, or label the image in parts"
+    )
 
 
 def plan_profile(size: tuple[int, int], card: ModelCard, stage: Stage, profiles: Sequence[Profile]) -> Plan | None:
@@ -211,7 +256,9 @@ def _overhead(stages: Sequence[Stage], grids: Sequence[Grid]) -> float:
     return work / sum(stage.cost for stage in stages)
 
 
-def _options(stage: Stage, padded: tuple[int, int], card: ModelCard, pixel: float):
+def _options(
+    stage: Stage, padded: tuple[int, int], card: ModelCard, pixel: float
+) -> tuple[Numbers, Numbers, list[Grid]]:
     """Costs, bytes and grids, of those that no other beats in both; `pixel`: bytes of the stage's input per pixel."""
     rows, columns = (np.array(_lengths(padded[axis], stage, axis, card), float) for axis in (0, 1))
     lengths, work_y, _, tallest = rows.T[:, :, None]
@@ -226,7 +273,7 @@ def _options(stage: Stage, padded: tuple[int, int], card: ModelCard, pixel: floa
     return cost.ravel()[kept], taken.ravel()[kept], [_grid(padded, tile, stage, card) for tile in tiles]
 
 
-def _cheapest(cost: np.ndarray, taken: np.ndarray) -> np.ndarray:
+def _cheapest(cost: Numbers, taken: Numbers) -> npt.NDArray[np.intp]:
     """Indices of the options that no other beats in both, by memory."""
     order = np.lexsort((cost, taken))
     least = np.minimum.accumulate(cost[order])
@@ -251,9 +298,8 @@ def _lengths(side: int, stage: Stage, axis: int, card: ModelCard) -> list[tuple[
     found = []
     # The lengths that 1, 2, 3… even parts come to.
     lengths = dict.fromkeys(-(-units // parts) * unit for parts in range(1, units + 1))
-    if stage.tile is not None:
-        lengths = [length for length in lengths if length <= stage.tile] or [unit]
-    for length in lengths:
+    allowed = [length for length in lengths if stage.tile is None or length <= stage.tile] or [unit]
+    for length in allowed:
         spans = _grid((side, side), (length, length), stage, card).spans(axis)
         runs = [span.outer_stop - span.outer_start for span in spans]
         found.append((length, sum(runs), min(runs), max(runs)))

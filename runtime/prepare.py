@@ -1,19 +1,38 @@
 """From an image to the core network's input: check, normalise, pad."""
 
+from typing import Any
+
 import numpy as np
 
+from .arrays import AnyArray, Floats, Image, ImageSource
 from .errors import MisuseError
 from .model_card import ModelCard
 
 
-def check_image(image: np.ndarray, card: ModelCard, readers: bool = False) -> np.ndarray:
-    """Return `image` as [H, W, C], or raise MisuseError where the card does not allow it.
+def check_image(image: object, card: ModelCard) -> Image:
+    """Return an array as [H, W, C], or raise MisuseError where the card does not allow it.
 
-    [H, W] is taken for [H, W, 1] where the card has one channel. With `readers`, what is no array but has the `shape`,
-    `dtype` and `ndim` of one is let through.
+    [H, W] is taken for [H, W, 1] where the card has one channel.
     """
-    if not isinstance(image, np.ndarray) and not (readers and hasattr(image, "ndim")):
-        raise MisuseError(f"an image is a NumPy array, not {type(image).__name__}; use numpy.asarray(image)")
+    if not isinstance(image, np.ndarray):
+        raise _no_array(image)
+    checked: Image = _checked(image, card)
+    return checked
+
+
+def check_source(source: ImageSource, card: ModelCard) -> ImageSource:
+    """`check_image` of what need not be an array, but has the `shape`, `dtype` and `ndim` of one."""
+    if not hasattr(source, "ndim"):
+        raise _no_array(source)
+    checked: ImageSource = _checked(source, card)
+    return checked
+
+
+def _no_array(image: object) -> MisuseError:
+    return MisuseError(f"an image is a NumPy array, not {type(image).__name__}; use numpy.asarray(image)")
+
+
+def _checked(image: Any, card: ModelCard) -> Any:
     if image.ndim == 2 and card.channels == 1:
         image = image[:, :, None]
     if image.ndim != 3 or image.shape[2] != card.channels:
@@ -30,11 +49,11 @@ def check_image(image: np.ndarray, card: ModelCard, readers: bool = False) -> np
 
 def padded_size(height: int, width: int, card: ModelCard) -> tuple[int, int]:
     """What an image of this height and width is padded to: at least the card's `smallest`, then its `size_multiple`."""
-    multiple = card.size_multiple
-    return tuple(-(-max(side, card.smallest) // multiple) * multiple for side in (height, width))
+    high, wide = (-(-max(side, card.smallest) // card.size_multiple) for side in (height, width))
+    return high * card.size_multiple, wide * card.size_multiple
 
 
-def normalise(image: np.ndarray, card: ModelCard, out: np.ndarray) -> None:
+def normalise(image: AnyArray, card: ModelCard, out: Floats) -> None:
     """Write (image - mean) / std of [H, W, C] into `out`, float32 [C, H, W].
 
     A channel at a time, as image * (1 / std) - mean / std: two passes without a temporary. Training,
@@ -58,9 +77,7 @@ def input_shape(size: tuple[int, int], card: ModelCard, border: Border | None = 
     return border[0] + height + border[2], border[1] + width + border[3], card.channels
 
 
-def prepare(
-    image: np.ndarray, card: ModelCard, out: np.ndarray | None = None, border: Border | None = None
-) -> np.ndarray:
+def prepare(image: AnyArray, card: ModelCard, out: AnyArray | None = None, border: Border | None = None) -> AnyArray:
     """An image, [H, W, C] as the card says, as the core's input: float32 [1, C, H', W'], normalised.
 
     H' and W' are what `padded_size` gives; the padding, right and bottom, is zero after normalisation. `out` is a flat
@@ -72,8 +89,8 @@ def prepare(
     height, width = image.shape[:2]
     shape = input_shape((height, width), card, border)
     count = shape[0] * shape[1] * shape[2]
-    kind = np.float32 if border is None else np.uint8
-    data = (np.empty(count, kind) if out is None else out[:count]).reshape(shape)
+    buffer: AnyArray = np.empty(count, np.float32 if border is None else np.uint8) if out is None else out[:count]
+    data = buffer.reshape(shape)
     if border is None:
         data[:, height:] = 0
         data[:, :height, width:] = 0

@@ -14,10 +14,12 @@ that halo give the labels of the whole image. `benchmarks/refine.py` has what el
 import math
 
 import numpy as np
+import numpy.typing as npt
 
-from .manifest import Head
+from .arrays import AnyArray, Floats, ImageSource, Labels, Masks
+from .manifest import Upsampling
 from .model_card import ModelCard
-from .upsampling import CHUNK, against, best_class, cell_weights, interpolated, spread_labels
+from .upsampling import CHUNK, ScoreWindow, against, best_class, cell_weights, interpolated, spread_labels
 
 RADIUS = 1  # of the windows, in cells
 EPSILON = 7e-3  # variances of colours (of a range of 1) well below it count as flat
@@ -31,87 +33,96 @@ SMOOTHED = 16  # the sum of (1, 2, 1) along both axes
 SPREAD = 4.4  # standard deviations of a channel that its range comes to, where its dtype does not tell
 
 
-def refusal(card: ModelCard, head: Head, cell: tuple[int, int]) -> str | None:
+def refusal(card: ModelCard, upsampling: Upsampling, cell: tuple[int, int]) -> str | None:
     """Why labels of this network cannot be refined, or None. `cell`: (height, width) of a score's, in pixels."""
     if card.kind != "labels":
         return f"it gives {card.kind}, and --refine is of labels"
-    if head.mode == "none":
+    if upsampling.mode == "none":
         return "its scores are full-size already"
-    if head.mode != "linear" or head.coordinates not in ("half_pixel", "pytorch_half_pixel"):
-        return f"its scores are enlarged by another rule ({head.mode}, {head.coordinates})"
-    high, wide = head.factor or cell
+    if upsampling.mode != "linear" or upsampling.coordinates not in ("half_pixel", "pytorch_half_pixel"):
+        return f"its scores are enlarged by another rule ({upsampling.mode}, {upsampling.coordinates})"
+    high, wide = upsampling.factor or cell
     if high != wide or high != int(high) or not 2 <= high <= 128:
         return f"its scores are enlarged by {high:g}×{wide:g}, and not by one whole number from 2 to 128"
-    if head.factor is None and card.size_multiple % int(high):
+    if upsampling.factor is None and card.size_multiple % int(high):
         return f"its images are padded to multiples of {card.size_multiple}, and its scores stand {high} pixels apart"
     return None
 
 
 def refined_labels(
-    scores: np.ndarray,
-    head: Head,
+    window: ScoreWindow,
+    upsampling: Upsampling,
     card: ModelCard,
     stride: int,
-    size: tuple[int, int],
-    image,
-    rows: tuple[int, int] | None = None,
-    first: int = 0,
-    out: np.ndarray | None = None,
-) -> np.ndarray:
-    """Labels of an image, or of some of its rows, from the core's scores and the image.
+    image: ImageSource,
+    out: Labels | None = None,
+) -> Labels:
+    """Labels of the window's rows, from the core's scores and the image.
 
     Args:
-        scores: uncropped, [K, h, w] float.
-        head, card: of a network that `refusal` has nothing against.
+        window: unless its scores begin with the first row of the score map, they begin REACH rows or more above those
+            that the wanted pixels are in; and they end as many below, or with the map.
+        upsampling, card: of a network that `refusal` has nothing against.
         stride: pixels of a cell, in both directions.
-        size: (height, width) of the image, in pixels.
         image: [H, W, C], as the card has it; or what gives its rows as `image[top:bottom, left:right]`.
-        rows: (first, after the last) of the pixels wanted; None: all.
-        first: `scores` begin with this row of the score map; unless that is its first, they begin REACH rows or more
-            above those that the wanted pixels are in, and end as many below, or with the map.
         out: where to write them; None: new memory.
 
     Returns:
         [rows, width] uint8, or uint16 for more than 256 classes.
     """
-    start, stop = rows or (0, size[0])
-    scores = _logits(np.asarray(scores, np.float32), head, card)
-    labels = np.empty((stop - start, size[1]), card.label_dtype) if out is None else out
+    start, stop = window.rows
+    scores = _logits(np.asarray(window.scores, np.float32), upsampling, card)
+    window = window.holding(scores)
+    labels: Labels = np.empty((window.height, window.width), card.label_dtype) if out is None else out
     side = max(LEAST_BLOCK, min(math.isqrt(BLOCK // len(scores)), PIXELS // stride)) * stride
     # Blocks stand on a grid of the whole image: which rows are wanted changes nothing.
     for top in range(start // side * side, stop, side):
-        for left in range(0, size[1], side):
-            block = (max(top, start), min(top + side, stop)), (left, min(left + side, size[1]))
-            outer = [
-                (max(begin // stride - REACH, low), min(-(-end // stride) + REACH, high))
-                for (begin, end), low, high in zip(
-                    block, (first, 0), (first + scores.shape[1], scores.shape[2]), strict=True
-                )
-            ]
-            (above, below), (before, after) = outer
-            part = np.asarray(
-                image[above * stride : min(below * stride, size[0]), before * stride : min(after * stride, size[1])]
-            )
-            refined = _refined(scores[:, above - first : below - first, before:after], *_colors(part, card), stride)
-            (begin, end), (near, far) = block
-            labels[begin - start : end - start, near:far] = refined[
-                begin - above * stride : end - above * stride, near - before * stride : far - before * stride
-            ]
+        for left in range(0, window.width, side):
+            rows = max(top, start), min(top + side, stop)
+            columns = left, min(left + side, window.width)
+            block = _refined_block(window, card, stride, image, rows, columns)
+            labels[rows[0] - start : rows[1] - start, slice(*columns)] = block
     return labels
 
 
-def _logits(scores: np.ndarray, head: Head, card: ModelCard) -> np.ndarray:
+def _refined_block(
+    window: ScoreWindow,
+    card: ModelCard,
+    stride: int,
+    image: ImageSource,
+    rows: tuple[int, int],
+    columns: tuple[int, int],
+) -> Labels:
+    """Labels of some rows and columns of pixels, from the cells within REACH of them."""
+    scores, first = window.scores, window.first
+    (above, below), (before, after) = (
+        (max(begin // stride - REACH, low), min(-(-end // stride) + REACH, high))
+        for (begin, end), low, high in (
+            (rows, first, first + scores.shape[1]),
+            (columns, 0, scores.shape[2]),
+        )
+    )
+    bottom, right = min(below * stride, window.size[0]), min(after * stride, window.width)
+    part = np.asarray(image[above * stride : bottom, before * stride : right])
+    labels = _refined(scores[:, above - first : below - first, before:after], *_colors(part, card), stride)
+    top, left = above * stride, before * stride
+    return labels[rows[0] - top : rows[1] - top, columns[0] - left : columns[1] - left]
+
+
+def _logits(scores: Floats, upsampling: Upsampling, card: ModelCard) -> Floats:
     """Scores as logits; of one score, two with its threshold at equality."""
     if card.activation == "softmax":
-        return np.log(np.maximum(scores, 1e-6)) if head.activated else scores
+        return np.log(np.maximum(scores, np.float32(1e-6))) if upsampling.activated else scores
     scores = against(scores, card.score_threshold)
     if card.activation == "sigmoid":
         return scores
-    scores = np.clip(scores, 1e-30, 1 - 6e-8)  # float32 has no probability between that and 1
-    return np.log(scores / (1 - scores))
+    # float32 has no probability between that and 1.
+    scores = np.clip(scores, np.float32(1e-30), np.float32(1 - 6e-8))
+    logits: Floats = np.log(scores / (1 - scores))
+    return logits
 
 
-def _colors(image: np.ndarray, card: ModelCard) -> tuple[np.ndarray, np.float32]:
+def _colors(image: AnyArray, card: ModelCard) -> tuple[AnyArray, np.float32]:
     """An image's pixels as [H, W, 1 or 3], and what brings them to a range of about 1."""
     scale = np.float32(1 / 255)
     if card.dtype != "uint8":
@@ -126,7 +137,7 @@ def _colors(image: np.ndarray, card: ModelCard) -> tuple[np.ndarray, np.float32]
 
 
 @np.errstate(invalid="ignore", over="ignore")  # of infinite scores, as networks have that rule a class out
-def _refined(scores: np.ndarray, image: np.ndarray, scale: np.float32, stride: int) -> np.ndarray:
+def _refined(scores: Floats, image: AnyArray, scale: np.float32, stride: int) -> Labels:
     """Labels [h·stride, w·stride] (or fewer, where the image ends) of a block: scores [K, h, w] and its pixels."""
     best = best_class(scores, np.dtype(np.uint8 if len(scores) <= 256 else np.uint16))
     present = np.unique(best)  # no other class becomes a pixel's label
@@ -138,13 +149,13 @@ def _refined(scores: np.ndarray, image: np.ndarray, scale: np.float32, stride: i
     if not (known := np.isfinite(slopes)).all():  # beside scores of −∞, which rule a class out: as without refining
         slopes[~known] = 0
     offsets = scores - (slopes * guide).sum(1)
-    possible = contenders(np.searchsorted(present, best), scores, slopes)
+    possible = contenders(np.searchsorted(present, best).astype(best.dtype), scores, slopes)
     blocks = smoothed_blocks(image, stride, best.shape)
     labels = guided_labels(best, present, possible, slopes, offsets, blocks, scale / np.float32(SMOOTHED))
     return labels[: image.shape[0], : image.shape[1]]
 
 
-def contenders(best: np.ndarray, scores: np.ndarray, slopes: np.ndarray) -> np.ndarray:
+def contenders(best: Labels, scores: Floats, slopes: Floats) -> Masks:
     """The classes that may win around each cell, [K, h, w] bool, from the best [h, w], scores and slopes [K, C, h, w].
 
     The best; and those below it that are the best of cells within NEAR, and would be here too, were each channel CLOSE
@@ -163,10 +174,11 @@ def contenders(best: np.ndarray, scores: np.ndarray, slopes: np.ndarray) -> np.n
     could = np.abs(slopes - np.take_along_axis(slopes, best[None, None], 0)).sum(1)
     could *= np.float32(CLOSE)
     could += scores
-    return own | (near & (scores < highest) & (could >= highest))
+    possible: Masks = own | (near & (scores < highest) & (could >= highest))
+    return possible
 
 
-def block_means(image: np.ndarray, stride: int, cells: tuple[int, int]) -> np.ndarray:
+def block_means(image: AnyArray, stride: int, cells: tuple[int, int]) -> Floats:
     """Means, float32 [C, *cells], of the pixels of each cell of an image [H, W, C], its edge repeated beyond it."""
     rows = np.minimum(np.arange(cells[0] * stride), image.shape[0] - 1).reshape(-1, stride)
     total = image[rows[:, 0]].astype(np.uint16 if image.dtype == np.uint8 else np.float32)
@@ -179,7 +191,7 @@ def block_means(image: np.ndarray, stride: int, cells: tuple[int, int]) -> np.nd
     return np.ascontiguousarray(blocks.transpose(2, 0, 1)) * np.float32(1 / stride**2)
 
 
-def smoothed_blocks(image: np.ndarray, stride: int, cells: tuple[int, int]) -> np.ndarray:
+def smoothed_blocks(image: AnyArray, stride: int, cells: tuple[int, int]) -> AnyArray:
     """The pixels between the centres of cells: of an image [H, W, C], smoothed by (1, 2, 1) along both axes.
 
     Scores know nothing of single pixels: without it, noise in them frays the borders.
@@ -200,7 +212,7 @@ def smoothed_blocks(image: np.ndarray, stride: int, cells: tuple[int, int]) -> n
     return total.reshape(cells[0] + 1, stride, cells[1] + 1, stride, -1)
 
 
-def box_filter(maps: np.ndarray, radius: int = RADIUS) -> np.ndarray:
+def box_filter(maps: AnyArray, radius: int = RADIUS) -> AnyArray:
     """Means over windows of 2·radius + 1 along the last two axes of [..., h, w]; edges are repeated."""
     for axis in (maps.ndim - 2, maps.ndim - 1):
         last = maps.shape[axis] - 1
@@ -214,7 +226,7 @@ def box_filter(maps: np.ndarray, radius: int = RADIUS) -> np.ndarray:
     return maps
 
 
-def slopes_of(scores: np.ndarray, guide: np.ndarray, radius: int = RADIUS, epsilon: float = EPSILON) -> np.ndarray:
+def slopes_of(scores: Floats, guide: Floats, radius: int = RADIUS, epsilon: float = EPSILON) -> Floats:
     """How scores go with colours around each cell: the slopes [K, C, h, w] of the guided filter's linear models.
 
     Args:
@@ -235,7 +247,7 @@ def slopes_of(scores: np.ndarray, guide: np.ndarray, radius: int = RADIUS, epsil
     return np.stack([sum(inverse[one, two] * together[two] for two in range(channels)) for one in range(channels)], 1)
 
 
-def _inverted(matrices: np.ndarray) -> np.ndarray:
+def _inverted(matrices: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """Symmetric matrices, [1, 1, …] or [3, 3, …], inverted; by cofactors, as numpy.linalg takes ten times as long."""
     if len(matrices) != 3:
         return 1 / matrices
@@ -246,18 +258,20 @@ def _inverted(matrices: np.ndarray) -> np.ndarray:
         [None, None, a * d - b * b],
     ]
     determinant = a * rows[0][0] + b * rows[0][1] + c * rows[0][2]
-    return np.stack([np.stack([rows[min(i, j)][max(i, j)] for j in range(3)]) for i in range(3)]) / determinant
+    adjugate = np.stack([np.stack([rows[min(i, j)][max(i, j)] for j in range(3)]) for i in range(3)])
+    inverse: npt.NDArray[np.float64] = adjugate / determinant
+    return inverse
 
 
 def guided_labels(
-    best: np.ndarray,
-    classes: np.ndarray,
-    possible: np.ndarray,
-    slopes: np.ndarray,
-    offsets: np.ndarray,
-    blocks: np.ndarray,
+    best: Labels,
+    classes: Labels,
+    possible: Masks,
+    slopes: Floats,
+    offsets: Floats,
+    blocks: AnyArray,
     scale: np.float32,
-) -> np.ndarray:
+) -> Labels:
     """Labels of pixels from the classes of cells, linear models of their scores, and the image's colours.
 
     As the exact head does it: where one class is possible at four neighbours, it is that of the pixels between them;

@@ -4,22 +4,25 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from .manifest import Head
+from .arrays import AnyArray, Floats
+from .manifest import Upsampling
 from .plan import Grid, Span
-from .upsampling import last_cells
+from .upsampling import ScoreWindow, last_cells
 
+# First row and row after the last, in padded pixels, and what a stage makes of them: [K, h, w].
+Band = tuple[int, int, AnyArray]
 # A tile of the image, or of the features before: rows and columns in padded pixels → [K, h, w].
-Compute = Callable[[Span, Span], np.ndarray]
+Compute = Callable[[Span, Span], AnyArray]
 
 
 class Rows:
     """The rows of a stage's result that are still needed, from bands that are made when they are asked for."""
 
-    def __init__(self, bands: Iterator[tuple[int, int, np.ndarray]], stride: tuple[int, int]) -> None:
+    def __init__(self, bands: Iterator[Band], stride: tuple[int, int]) -> None:
         self._bands, self._stride = bands, stride
-        self._kept: list[tuple[int, int, np.ndarray]] = []
+        self._kept: list[Band] = []
 
-    def part(self, rows: Span, columns: Span) -> np.ndarray:
+    def part(self, rows: Span, columns: Span) -> AnyArray:
         """[1, C, h, w] of what a tile is computed from. Rows above it are forgotten: tiles come from top to bottom."""
         while not self._kept or self._kept[-1][1] < rows.outer_stop:
             self._kept.append(next(self._bands))
@@ -39,9 +42,9 @@ def score_bands(
     grids: Sequence[Grid],
     strides: Sequence[tuple[int, int]],
     first: Compute,
-    others: Sequence[Callable[[np.ndarray], np.ndarray]],
+    others: Sequence[Callable[[AnyArray], AnyArray]],
     start: int = 0,
-) -> Iterator[tuple[int, int, np.ndarray]]:
+) -> Iterator[Band]:
     """The scores of an image, a row of tiles at a time.
 
     Args:
@@ -54,7 +57,7 @@ def score_bands(
     Yields:
         (first row, row after the last) in padded pixels, and the scores between them, [K, h, w].
     """
-    begins = []
+    begins: list[int] = []
     for grid in reversed(grids):
         span = grid.spans(0)[start // grid.tile[0]]
         begins.insert(0, span.start)
@@ -62,8 +65,13 @@ def score_bands(
     bands = _bands(grids[0], strides[0], first, begins[0])
     for index, (grid, run, begin) in enumerate(zip(grids[1:], others, begins[1:], strict=True)):
         rows = Rows(bands, strides[index])
-        bands = _bands(grid, strides[index + 1], lambda y, x, run=run, rows=rows: run(rows.part(y, x)), begin)
+        bands = _bands(grid, strides[index + 1], _on(rows, run), begin)
     return bands
+
+
+def _on(rows: Rows, run: Callable[[AnyArray], AnyArray]) -> Compute:
+    """A stage on the rows that the one before makes."""
+    return lambda y, x: run(rows.part(y, x))
 
 
 def _cells(pixels: int, stride: int) -> int:
@@ -71,14 +79,14 @@ def _cells(pixels: int, stride: int) -> int:
     return -(-pixels // stride)
 
 
-def _bands(grid: Grid, stride: tuple[int, int], compute: Compute, start: int) -> Iterator[tuple[int, int, np.ndarray]]:
+def _bands(grid: Grid, stride: tuple[int, int], compute: Compute, start: int) -> Iterator[Band]:
     columns, (high, wide) = grid.spans(1), stride
     if grid.count == 1:  # also of a stage that is run whole, whose stride may not be known
         (rows,), (across,) = grid.spans(0), columns
         yield rows.start, rows.stop, compute(rows, across)
         return
     for rows in grid.spans(0)[start // grid.tile[0] :]:
-        band = None
+        band: AnyArray | None = None
         for across in columns:
             result = compute(rows, across)
             # Tiles begin at whole cells.
@@ -88,31 +96,31 @@ def _bands(grid: Grid, stride: tuple[int, int], compute: Compute, start: int) ->
                 band = np.empty((len(result), height, _cells(grid.padded[1], wide)), result.dtype)
             left = across.start // wide
             band[:, :, left : left + width] = result[:, y : y + height, x : x + width]
+        assert band is not None, "an image has columns"
         yield rows.start, rows.stop, band
 
 
-def ready_rows(
-    bands: Iterator[tuple[int, int, np.ndarray]],
+def ready_windows(
+    bands: Iterator[Band],
     stride: int,
-    head: Head,
+    upsampling: Upsampling,
     padded: tuple[int, int],
     size: tuple[int, int],
     start: int = 0,
     reach: int = 0,
-) -> Iterator[tuple[tuple[int, int], np.ndarray, int, int]]:
-    """Rows of pixels, as soon as all scores that they are made of are there.
+) -> Iterator[ScoreWindow]:
+    """Rows of pixels from row `start` to the last, as soon as all scores that they are made of are there.
 
     Args:
         bands: as from `score_bands`; the first holds the scores that row `start` is made of.
         stride: rows of pixels of a row of scores.
-        head, padded, size: as for `labels_from_scores`.
+        upsampling: the network's last Resize.
+        padded, size: (height, width) of the core's input and of the image, in pixels.
         start: first row of pixels.
         reach: so many rows of scores above and below those that a row of pixels lies between are kept with it.
-
-    Yields:
-        (rows, scores, first, cells) as `labels_from_scores` takes them, from `start` to the last row.
     """
-    kept, first, cells, done = None, 0, _cells(padded[0], stride), start
+    kept: Floats | None = None
+    first, cells, done = 0, _cells(padded[0], stride), start
     for top, bottom, band in bands:
         if (top, bottom) == (0, padded[0]):
             kept, cells = band, band.shape[1]
@@ -121,11 +129,11 @@ def ready_rows(
         else:
             kept = np.concatenate([kept, band], axis=1)
         # Rows whose last cell is here; the others wait for the next band.
-        lasts = np.minimum(last_cells(head, cells, padded[0], size[0]) + reach, cells - 1)
+        lasts = np.minimum(last_cells(upsampling, cells, padded[0], size[0]) + reach, cells - 1)
         stop = int(np.searchsorted(lasts, first + kept.shape[1], "left"))
         if stop <= done:
             continue
-        yield (done, stop), kept, first, cells
+        yield ScoreWindow(kept, padded, size, (done, stop), first, cells)
         done = stop
         if done < size[0]:
             # One more than the next row's last cell needs: interpolation reads the cell before it.

@@ -7,11 +7,17 @@ probabilities and values are interpolated everywhere.
 """
 
 import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
+import numpy.typing as npt
 
-from .manifest import Head
+from .arrays import AnyArray, Cells, Floats, Labels, Masks
+from .manifest import Upsampling
 from .model_card import ModelCard
+
+LabelDtype = np.dtype[np.uint8 | np.uint16]
 
 MANY = 4  # classes that may win in a cell; where more may (few cells), all are interpolated
 CHUNK = 2 << 20  # score values interpolated at a time: bounds the working memory on noisy scores
@@ -19,7 +25,51 @@ VALUES = 1 << 18  # of the result made at a time, where all are interpolated: a 
 KINDS = ("labels", "probabilities", "masks", "values")  # of results
 
 
-def new_result(kind: str, card: ModelCard, rows: int, columns: int) -> np.ndarray:
+@dataclass(frozen=True)
+class ScoreWindow:
+    """Rows of an image's pixels, and the part of its score map that they are made of.
+
+    Attributes:
+        scores: uncropped, [K, h, w] float. Cells beyond the image take part in its last pixels.
+        padded: (height, width) of the core's input, in pixels.
+        size: (height, width) of the image, in pixels; at most `padded`.
+        rows: (first, after the last) of the pixels wanted.
+        first: `scores` begin with this row of the score map.
+        cells: rows of the whole score map.
+    """
+
+    scores: AnyArray
+    padded: tuple[int, int]
+    size: tuple[int, int]
+    rows: tuple[int, int]
+    first: int
+    cells: int
+
+    @classmethod
+    def whole(cls, scores: AnyArray, padded: tuple[int, int], size: tuple[int, int]) -> "ScoreWindow":
+        """All of an image, from its whole score map."""
+        return cls(scores, padded, size, (0, size[0]), 0, scores.shape[1])
+
+    def of_rows(self, start: int, stop: int) -> "ScoreWindow":
+        """The same scores for other rows of pixels."""
+        return replace(self, rows=(start, stop))
+
+    def holding(self, scores: AnyArray) -> "ScoreWindow":
+        """Other scores of the same cells."""
+        return replace(self, scores=scores)
+
+    @property
+    def height(self) -> int:
+        """Rows of pixels wanted."""
+        return self.rows[1] - self.rows[0]
+
+    @property
+    def width(self) -> int:
+        """Of the image, in pixels."""
+        return self.size[1]
+
+
+def new_result(kind: str, card: ModelCard, rows: int, columns: int) -> AnyArray:
     """Memory for a result of one of KINDS: labels [rows, columns], or [K, rows, columns] bool masks or float32."""
     if kind == "labels":
         return np.empty((rows, columns), card.label_dtype)
@@ -34,192 +84,128 @@ def result_bytes(kind: str, card: ModelCard) -> int:
 
 
 def result_from_scores(
-    kind: str,
-    scores: np.ndarray,
-    head: Head,
-    card: ModelCard,
-    padded: tuple[int, int],
-    size: tuple[int, int],
-    rows: tuple[int, int] | None = None,
-    first: int = 0,
-    cells: int | None = None,
-    out: np.ndarray | None = None,
-) -> np.ndarray:
-    """A result of one of KINDS from the core's scores; arguments as for `labels_from_scores`.
+    kind: str, window: ScoreWindow, upsampling: Upsampling, card: ModelCard, out: AnyArray | None = None
+) -> AnyArray:
+    """A result of one of KINDS from the core's scores, of the window's rows.
 
-    `out`: where to write it, as from `new_result` for these rows; None: new memory.
+    Args:
+        kind: of KINDS.
+        window: the scores, and the rows of pixels wanted.
+        upsampling: the network's last Resize.
+        card: says how scores become labels.
+        out: where to write it, as from `new_result` for these rows; None: new memory.
     """
-    where = scores, head, card, padded, size, rows, first, cells
     if kind == "masks":
-        return masks_from_scores(*where, out)
+        return masks_from_scores(window, upsampling, card, out)
     if kind != "labels":
-        return values_from_scores(*where, out, probabilities=kind == "probabilities")
-    labels = labels_from_scores(*where)
+        return values_from_scores(window, upsampling, card, out, probabilities=kind == "probabilities")
+    labels = labels_from_scores(window, upsampling, card)
     if out is None:
         return labels
     out[:] = labels
     return out
 
 
-def labels_from_scores(
-    scores: np.ndarray,
-    head: Head,
-    card: ModelCard,
-    padded: tuple[int, int],
-    size: tuple[int, int],
-    rows: tuple[int, int] | None = None,
-    first: int = 0,
-    cells: int | None = None,
-) -> np.ndarray:
-    """Labels of an image, or of some of its rows, from the core's scores.
-
-    Args:
-        scores: uncropped, [K, h, w] float. Cells beyond the image take part in its last pixels.
-        head: the network's last Resize.
-        card: says how scores become labels.
-        padded: (height, width) of the core's input, in pixels.
-        size: (height, width) of the image, in pixels; at most `padded`.
-        rows: (first, after the last) of the pixels wanted; None: all.
-        first: `scores` begin with this row of the score map, which has `cells` rows (None: as many as `scores`).
-
-    Returns:
-        [rows, width] uint8, or uint16 for more than 256 classes.
-    """
-    scores = np.asarray(scores, np.float32)
+def labels_from_scores(window: ScoreWindow, upsampling: Upsampling, card: ModelCard) -> Labels:
+    """Labels, [rows, width] uint8, or uint16 for more than 256 classes. Arguments as for `result_from_scores`."""
+    scores = np.asarray(window.scores, np.float32)
     if card.activation != "softmax":
         scores = against(scores, card.score_threshold)
-    return _best(scores, head, np.dtype(card.label_dtype), padded, size, rows, first, cells)
+    return _best(window.holding(scores), upsampling, np.dtype(card.label_dtype))
 
 
-def masks_from_scores(
-    scores: np.ndarray,
-    head: Head,
-    card: ModelCard,
-    padded: tuple[int, int],
-    size: tuple[int, int],
-    rows: tuple[int, int] | None = None,
-    first: int = 0,
-    cells: int | None = None,
-    out: np.ndarray | None = None,
-) -> np.ndarray:
+def masks_from_scores(window: ScoreWindow, upsampling: Upsampling, card: ModelCard, out: Masks | None = None) -> Masks:
     """The mask of each class, where its own score is above its threshold: [K, rows, width] bool.
 
-    Arguments as for `labels_from_scores`; `out`: where to write them.
+    Arguments as for `result_from_scores`.
     """
-    scores = np.asarray(scores, np.float32)
-    start, stop = rows or (0, size[0])
-    out = new_result("masks", card, stop - start, size[1]) if out is None else out
-    thresholds = card.thresholds if head.activated else card.score_thresholds
-    for mask, score, threshold in zip(out, scores, thresholds, strict=True):
+    out = new_result("masks", card, window.height, window.width) if out is None else out
+    thresholds = card.thresholds if upsampling.activated else card.score_thresholds
+    for mask, score, threshold in zip(out, np.asarray(window.scores, np.float32), thresholds, strict=True):
         two = against(score[None], threshold)
-        mask[:] = _best(two, head, np.dtype(np.uint8), padded, size, rows, first, cells)
+        mask[:] = _best(window.holding(two), upsampling, np.dtype(np.uint8))
     return out
 
 
 def values_from_scores(
-    scores: np.ndarray,
-    head: Head,
+    window: ScoreWindow,
+    upsampling: Upsampling,
     card: ModelCard,
-    padded: tuple[int, int],
-    size: tuple[int, int],
-    rows: tuple[int, int] | None = None,
-    first: int = 0,
-    cells: int | None = None,
-    out: np.ndarray | None = None,
+    out: Floats | None = None,
     probabilities: bool = False,
-) -> np.ndarray:
+) -> Floats:
     """The scores at full size, as ONNX's Resize gives them: [K, rows, width] float32.
 
-    Made a few rows at a time, so that there is one copy of them. Arguments as for `labels_from_scores`.
+    Made a few rows at a time, so that there is one copy of them. Arguments as for `result_from_scores`.
 
     Args:
-        out: where to write them; None: new memory. It may be `scores` itself where these are full-size.
+        out: where to write them; None: new memory. It may be `window.scores` itself where these are full-size.
         probabilities: take the card's softmax or sigmoid of them, unless the network has done so.
     """
-    scores = np.asarray(scores, np.float32)
-    start, stop = rows or (0, size[0])
-    out = new_result("values", card, stop - start, size[1]) if out is None else out
-    step = max(1, VALUES // (len(scores) * size[1]))
+    window = window.holding(np.asarray(window.scores, np.float32))
+    start, stop = window.rows
+    out = new_result("values", card, window.height, window.width) if out is None else out
+    step = max(1, VALUES // (len(window.scores) * window.width))
     for top in range(start, stop, step):
         bottom = min(top + step, stop)
         part = out[:, top - start : bottom - start]
-        _interpolate(scores, head, padded, (top, bottom), size[1], first, cells or scores.shape[1], part)
-        if probabilities and not head.activated:
+        _interpolate(window.of_rows(top, bottom), upsampling, part)
+        if probabilities and not upsampling.activated:
             _activate(part, card)
     return out
 
 
-def against(scores: np.ndarray, threshold: float) -> np.ndarray:
+def against(scores: Floats, threshold: float) -> Floats:
     """One score as two classes, of which the second is best where the score is above its threshold."""
     return np.concatenate([np.full_like(scores, threshold), scores])
 
 
-def _best(
-    scores: np.ndarray,
-    head: Head,
-    dtype: np.dtype,
-    padded: tuple[int, int],
-    size: tuple[int, int],
-    rows: tuple[int, int] | None,
-    first: int,
-    cells: int | None,
-) -> np.ndarray:
-    """The best class of each pixel, [rows, width]; arguments as for `labels_from_scores`."""
-    start, stop = rows or (0, size[0])
-    cells = (cells or scores.shape[1], scores.shape[2])
-    if head.mode == "none":
-        return best_class(scores[:, start - first : stop - first, : size[1]], dtype)
-    vertical, horizontal = (
-        _axis(head, axis, cells[axis], padded[axis], *span) for axis, span in ((0, (start, stop)), (1, (0, size[1])))
-    )
-    if head.mode == "nearest":
-        return best_class(scores, dtype)[vertical[0][:, None] - first, horizontal[0]]
-    if vertical[3] and horizontal[3]:
-        return _labels_of_equal_cells(
-            scores, (*vertical[3], start, stop), (*horizontal[3], 0, size[1]), first, cells, dtype
-        )
-    return _labels_of_bands(scores, (vertical[0] - first, vertical[1] - first, vertical[2]), horizontal[:3], dtype)
+def _best(window: ScoreWindow, upsampling: Upsampling, dtype: LabelDtype) -> Labels:
+    """The best class of each pixel of the window, [rows, width]."""
+    scores, first, (start, stop) = window.scores, window.first, window.rows
+    if upsampling.mode == "none":
+        return best_class(scores[:, start - first : stop - first, : window.width], dtype)
+    vertical = _axis(upsampling, 0, window.cells, window.padded[0], start, stop)
+    horizontal = _axis(upsampling, 1, scores.shape[2], window.padded[1], 0, window.width)
+    if upsampling.mode == "nearest":
+        return best_class(scores, dtype)[vertical.first[:, None] - first, horizontal.first]
+    if vertical.uniform and horizontal.uniform:
+        return _labels_of_equal_cells(window, vertical.uniform, horizontal.uniform, dtype)
+    return _labels_of_bands(scores, vertical.moved(-first), horizontal, dtype)
 
 
-def _interpolate(
-    scores: np.ndarray,
-    head: Head,
-    padded: tuple[int, int],
-    rows: tuple[int, int],
-    width: int,
-    first: int,
-    cells: int,
-    out: np.ndarray,
-) -> None:
-    """Write the pixels of some rows, [K, rows, width], into `out`."""
-    if head.mode == "none":
+def _interpolate(window: ScoreWindow, upsampling: Upsampling, out: Floats) -> None:
+    """Write the pixels of the window, [K, rows, width], into `out`."""
+    scores, first, (start, stop) = window.scores, window.first, window.rows
+    if upsampling.mode == "none":
         if not np.may_share_memory(out, scores):
-            out[:] = scores[:, rows[0] - first : rows[1] - first, :width]
+            out[:] = scores[:, start - first : stop - first, : window.width]
         return
-    vertical = _axis(head, 0, cells, padded[0], *rows)
-    horizontal = _axis(head, 1, scores.shape[2], padded[1], 0, width)
-    if head.mode == "nearest":
-        out[:] = scores[:, vertical[0][:, None] - first, horizontal[0]]
+    vertical = _axis(upsampling, 0, window.cells, window.padded[0], start, stop).moved(-first)
+    horizontal = _axis(upsampling, 1, scores.shape[2], window.padded[1], 0, window.width)
+    if upsampling.mode == "nearest":
+        out[:] = scores[:, vertical.first[:, None], horizontal.first]
         return
-    (y0, y1, wy, _), (x0, x1, wx, _) = vertical, horizontal
-    weight = wy[:, None]
-    band = scores[:, y0 - first] * (1 - weight) + scores[:, y1 - first] * weight
-    left, right = band[:, :, x0], band[:, :, x1]
+    weight = vertical.weight[:, None]
+    band = scores[:, vertical.first] * (1 - weight) + scores[:, vertical.second] * weight
+    left, right = band[:, :, horizontal.first], band[:, :, horizontal.second]
     right -= left
-    right *= wx
+    right *= horizontal.weight
     np.add(left, right, out=out)
-    if head.fades:
-        out *= _fading(head.factor[0], cells, *rows)[:, None]
-        out *= _fading(head.factor[1], scores.shape[2], 0, width)
+    if upsampling.fades:
+        assert upsampling.factor is not None, "checked by Upsampling"
+        out *= _fading(upsampling.factor[0], window.cells, start, stop)[:, None]
+        out *= _fading(upsampling.factor[1], scores.shape[2], 0, window.width)
 
 
-def _fading(factor: float, cells: int, start: int, stop: int) -> np.ndarray:
+def _fading(factor: float, cells: int, start: int, stop: int) -> Floats:
     """What a bilinear transposed convolution leaves of a score, by pixel: less beyond the outermost cells' centres."""
     x = (np.arange(start, stop, dtype=np.float64) + 0.5) / factor - 0.5
-    return (1 + np.minimum(x, 0) - np.maximum(x - (cells - 1), 0)).astype(np.float32)
+    left: Floats = (1 + np.minimum(x, 0) - np.maximum(x - (cells - 1), 0)).astype(np.float32)
+    return left
 
 
-def _activate(values: np.ndarray, card: ModelCard) -> None:
+def _activate(values: Floats, card: ModelCard) -> None:
     """Scores to probabilities, in place."""
     if card.activation == "softmax":
         values -= values.max(0)
@@ -232,24 +218,25 @@ def _activate(values: np.ndarray, card: ModelCard) -> None:
         np.reciprocal(values, out=values)
 
 
-def last_cells(head: Head, cells: int, padded: int, pixels: int) -> np.ndarray:
+def last_cells(upsampling: Upsampling, cells: int, padded: int, pixels: int) -> Cells:
     """The last row of the score map, of `cells` rows, that each of the image's `pixels` rows is made of."""
-    if head.mode == "none":
+    if upsampling.mode == "none":
         return np.arange(pixels)
-    found = _axis(head, 0, cells, padded, 0, pixels)
-    return found[0] if head.mode == "nearest" else found[1]
+    found = _axis(upsampling, 0, cells, padded, 0, pixels)
+    return found.first if upsampling.mode == "nearest" else found.second
 
 
-def best_class(scores: np.ndarray, dtype: np.dtype, classes: np.ndarray | None = None) -> np.ndarray:
+def best_class(scores: AnyArray, dtype: LabelDtype, classes: Labels | None = None) -> Labels:
     """argmax over the first axis, the first of equals, as `dtype`, which holds every class.
 
     A running maximum without branches: numpy.argmax over a strided axis is ten times slower. `classes`: what each of
     the scores stands for, ascending along the first axis, in a shape that broadcasts with them; None: 0, 1, 2….
     """
     if classes is None:
-        classes = np.arange(len(scores), dtype=dtype)
+        classes = np.arange(len(scores)).astype(dtype)
     best = scores[0].copy()
-    labels, product = np.empty(best.shape, dtype), np.empty(best.shape, dtype)
+    labels: Labels = np.empty(best.shape, dtype)
+    product: Labels = np.empty(best.shape, dtype)
     labels[...] = classes[0]
     better = np.empty(best.shape, bool)
     for score, label in zip(scores[1:], classes[1:], strict=True):
@@ -261,107 +248,136 @@ def best_class(scores: np.ndarray, dtype: np.dtype, classes: np.ndarray | None =
     return labels
 
 
-def _axis(head: Head, axis: int, cells: int, padded: int, start: int, stop: int):
-    """Where each output pixel from `start` to before `stop` reads, along one axis, by ONNX's definition of Resize.
+@dataclass(frozen=True)
+class _Axis:
+    """Where output pixels read, along one axis.
 
-    Returns (first cell, second cell, weight of the second) per pixel for `linear`, the first alone for
-    `nearest`; and (factor, offset) where every cell holds the same `factor` pixels and the pixel `offset`
-    is the first right of cell 0's centre, else None.
+    Attributes:
+        first, second: the cells that a pixel lies between; of `nearest` both are the one that it reads.
+        weight: of the second, float32.
+        uniform: where every cell holds the same `factor` pixels, (factor, offset) and `pixels`, else None. The pixel
+            `offset` is the first right of cell 0's centre.
     """
-    if head.factor is None:
-        full, scale = padded, padded / cells
-    else:
-        scale = head.factor[axis]
-        full = math.floor(cells * scale)
+
+    first: Cells
+    second: Cells
+    weight: Floats
+    uniform: "_Uniform | None" = None
+
+    def moved(self, by: int) -> "_Axis":
+        """The same with so much added to the cells."""
+        return replace(self, first=self.first + by, second=self.second + by)
+
+
+@dataclass(frozen=True)
+class _Uniform:
+    """Pixels `start` to before `stop` of an axis on which every cell holds `factor` pixels.
+
+    The pixel `offset` is the first right of cell 0's centre.
+    """
+
+    factor: int
+    offset: int
+    start: int
+    stop: int
+
+    @property
+    def begin(self) -> int:
+        """The cell that the first pixel is in: from one score to the next; −1 is what lies before the first score."""
+        return (self.start - self.offset) // self.factor
+
+    @property
+    def unwanted(self) -> int:
+        """Pixels of that cell before the first."""
+        return self.start - self.offset - self.begin * self.factor
+
+    def corners(self, total: int) -> Cells:
+        """The scores, of `total`, at the corners of the cells. The edge is repeated, which is what clamping does."""
+        end = -((self.offset - self.stop) // self.factor)
+        return np.clip(np.arange(self.begin, end + 1), 0, total - 1)
+
+    @property
+    def weights(self) -> Floats:
+        return cell_weights(self.factor, self.offset)
+
+
+def _axis(upsampling: Upsampling, axis: int, cells: int, padded: int, start: int, stop: int) -> _Axis:
+    """Where each output pixel from `start` to before `stop` reads, along one axis, by ONNX's definition of Resize."""
+    factor = None if upsampling.factor is None else upsampling.factor[axis]
+    full, scale = (padded, padded / cells) if factor is None else (math.floor(cells * factor), factor)
     x = np.arange(start, stop, dtype=np.float64)
-    # Multiplied before it is divided: ties between cells come out as such.
-    shrink = (lambda v: v * cells / padded) if head.factor is None else (lambda v: v / scale)
-    uniform = None
-    if head.coordinates == "align_corners":
+
+    def shrunk(pixels: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        # Multiplied before it is divided: ties between cells come out as such.
+        return pixels * cells / padded if factor is None else pixels / factor
+
+    offset = None
+    if upsampling.coordinates == "align_corners":
         x = x * (cells - 1) / (full - 1) if full > 1 else x * 0
-    elif head.coordinates == "asymmetric":
-        x = shrink(x)
-        uniform = (int(scale), 0) if scale == int(scale) else None
-    elif head.coordinates == "pytorch_half_pixel" and full == 1:
+    elif upsampling.coordinates == "asymmetric":
+        x, offset = shrunk(x), 0
+    elif upsampling.coordinates == "pytorch_half_pixel" and full == 1:
         x = x * 0
     else:  # half_pixel
-        x = shrink(x + 0.5) - 0.5
-        uniform = (int(scale), int(scale) // 2) if scale == int(scale) else None
-    if head.mode == "nearest":
-        rounding = {
-            "round_prefer_floor": lambda v: np.ceil(v - 0.5),
-            "round_prefer_ceil": lambda v: np.floor(v + 0.5),
-            "floor": np.floor,
-            "ceil": np.ceil,
-        }[head.rounding]
-        return (np.clip(rounding(x), 0, cells - 1).astype(np.intp),)
+        x, offset = shrunk(x + 0.5) - 0.5, int(scale) // 2
+    if upsampling.mode == "nearest":
+        nearest = np.clip(_ROUNDED[upsampling.rounding](x), 0, cells - 1).astype(np.intp)
+        return _Axis(nearest, nearest, np.zeros(len(nearest), np.float32))
     x = np.clip(x, 0, cells - 1)
     first = np.floor(x).astype(np.intp)
-    second = np.minimum(first + 1, cells - 1)
-    return first, second, (x - first).astype(np.float32), uniform
+    uniform = _Uniform(int(scale), offset, start, stop) if offset is not None and scale == int(scale) else None
+    return _Axis(first, np.minimum(first + 1, cells - 1), (x - first).astype(np.float32), uniform)
 
 
-def _labels_of_equal_cells(
-    scores: np.ndarray,
-    vertical: tuple[int, int, int, int],
-    horizontal: tuple[int, int, int, int],
-    first: int,
-    cells: tuple[int, int],
-    dtype: np.dtype,
-) -> np.ndarray:
-    """Linear interpolation by integer factors: all disagreeing cells at once.
+_ROUNDED: Mapping[str, Callable[[npt.NDArray[np.float64]], npt.NDArray[np.float64]]] = {
+    "round_prefer_floor": lambda x: np.ceil(x - 0.5),
+    "round_prefer_ceil": lambda x: np.floor(x + 0.5),
+    "floor": np.floor,
+    "ceil": np.ceil,
+}
 
-    `vertical` and `horizontal` are (factor, offset, first pixel, pixel after the last).
-    """
-    (factor_y, offset_y, *_), (factor_x, offset_x, *_) = vertical, horizontal
-    # A cell spans from one score to the next. The edge is repeated, which is what clamping does.
-    begins, counts, sides = [], [], []
-    for (factor, offset, start, stop), total in zip((vertical, horizontal), cells, strict=True):
-        begin, end = (start - offset) // factor, -((offset - stop) // factor)
-        begins.append(start - offset - begin * factor)  # pixels of the first cell that are not wanted
-        counts.append(end - begin)
-        sides.append(np.clip(np.arange(begin, end + 1), 0, total - 1))
-    cells_y, cells_x = counts
-    rows, columns = sides[0] - first, sides[1]
+
+def _labels_of_equal_cells(window: ScoreWindow, down: _Uniform, across: _Uniform, dtype: LabelDtype) -> Labels:
+    """Linear interpolation by integer factors: all disagreeing cells at once."""
+    scores = window.scores
+    rows, columns = down.corners(window.cells) - window.first, across.corners(scores.shape[2])
     best = best_class(scores, dtype)[rows[:, None], columns]
-    labels = spread_labels(best, factor_y, factor_x)
+    labels = spread_labels(best, down.factor, across.factor)
     corner = best[:-1, :-1]
     y, x = np.nonzero((corner != best[:-1, 1:]) | (corner != best[1:, :-1]) | (corner != best[1:, 1:]))
-    down, across = cell_weights(factor_y, offset_y), cell_weights(factor_x, offset_x)
     flat, width = scores.reshape(len(scores), -1), scores.shape[2]
-    step = max(1, CHUNK // (len(scores) * factor_y * factor_x))
+    step = max(1, CHUNK // (len(scores) * down.factor * across.factor))
     for start in range(0, len(y), step):
         ys, xs = y[start : start + step], x[start : start + step]
         near_y, far_y, near_x, far_x = rows[ys] * width, rows[ys + 1] * width, columns[xs], columns[xs + 1]
         corners = flat[:, np.stack([near_y + near_x, near_y + far_x, far_y + near_x, far_y + far_x])]  # [K, 4, M]
         winners = np.stack([best[ys, xs], best[ys, xs + 1], best[ys + 1, xs], best[ys + 1, xs + 1]])
-        block = _cell_labels(corners, winners, down, across)
-        labels[ys, :, xs, :] = block.reshape(factor_y, factor_x, -1).transpose(2, 0, 1)
-    labels = labels.reshape(cells_y * factor_y, cells_x * factor_x)
-    top, left = begins
-    high, wide = vertical[3] - vertical[2], horizontal[3] - horizontal[2]
-    return np.ascontiguousarray(labels[top : top + high, left : left + wide])
+        block = _cell_labels(corners, winners, down.weights, across.weights)
+        labels[ys, :, xs, :] = block.reshape(down.factor, across.factor, -1).transpose(2, 0, 1)
+    full = labels.reshape((len(rows) - 1) * down.factor, (len(columns) - 1) * across.factor)
+    top, left = down.unwanted, across.unwanted
+    return np.ascontiguousarray(full[top : top + window.height, left : left + window.width])
 
 
-def spread_labels(best: np.ndarray, factor_y: int, factor_x: int) -> np.ndarray:
+def spread_labels(best: Labels, factor_y: int, factor_x: int) -> Labels:
     """Labels [h, factor_y, w, factor_x] of the pixels between cells, as if all were the upper left cell's.
 
     `best`: the classes of the cells, [h + 1, w + 1].
     """
     corner = best[:-1, :-1]
-    labels = np.empty((corner.shape[0], factor_y, corner.shape[1], factor_x), best.dtype)
+    labels: Labels = np.empty((corner.shape[0], factor_y, corner.shape[1], factor_x), best.dtype)
     labels.reshape(len(corner), factor_y, -1)[:] = corner.repeat(factor_x, axis=1)[:, None]
     return labels
 
 
-def cell_weights(factor: int, offset: int) -> np.ndarray:
+def cell_weights(factor: int, offset: int) -> Floats:
     """Weights of a cell's first and second corner along one axis, for each of its pixels: [2, factor] float32."""
     half = 0.5 if offset or factor == 1 else 0.0  # half_pixel; asymmetric starts at the score itself
     second = (np.arange(factor) + offset + half) / factor - half
     return np.stack([1 - second, second]).astype(np.float32)
 
 
-def _cell_labels(corners: np.ndarray, winners: np.ndarray, down: np.ndarray, across: np.ndarray) -> np.ndarray:
+def _cell_labels(corners: Floats, winners: Labels, down: Floats, across: Floats) -> Labels:
     """Labels of the pixels of M cells, [pixels of a cell, M].
 
     `corners` are the scores of their four corners, [K, 4, M], and `winners` the best class of each, [4, M].
@@ -373,7 +389,7 @@ def _cell_labels(corners: np.ndarray, winners: np.ndarray, down: np.ndarray, acr
         possible &= ~(corners < other).all(1)
     possible[:, possible.sum(0) > MANY] = True
     counts = possible.sum(0)
-    labels = np.empty((down.shape[1] * across.shape[1], len(counts)), winners.dtype)
+    labels: Labels = np.empty((down.shape[1] * across.shape[1], len(counts)), winners.dtype)
     for count in np.unique(counts):
         cells = np.flatnonzero(counts == count)
         classes = np.nonzero(possible[:, cells].T)[1].reshape(-1, count).T  # [count, cells], ascending
@@ -382,7 +398,7 @@ def _cell_labels(corners: np.ndarray, winners: np.ndarray, down: np.ndarray, acr
     return labels
 
 
-def interpolated(corners: np.ndarray, down: np.ndarray, across: np.ndarray) -> np.ndarray:
+def interpolated(corners: Floats, down: Floats, across: Floats) -> Floats:
     """Values inside M cells, [count, pixels of a cell, M], from their four corners, [count, M, 4].
 
     One axis after the other, and by no matrix product: BLAS has threads of its own, which wait by spinning and take the
@@ -395,12 +411,13 @@ def interpolated(corners: np.ndarray, down: np.ndarray, across: np.ndarray) -> n
     near, far = across[:, :, None]
     inside = left[..., None, :] * near
     inside += right[..., None, :] * far
-    return inside.reshape(len(inside), -1, inside.shape[-1])
+    values: Floats = inside.reshape(len(inside), -1, inside.shape[-1])
+    return values
 
 
-def _labels_of_bands(scores: np.ndarray, rows, columns, dtype: np.dtype) -> np.ndarray:
+def _labels_of_bands(scores: Floats, vertical: _Axis, horizontal: _Axis, dtype: LabelDtype) -> Labels:
     """Linear interpolation of any kind: one band of pixels between two rows of scores at a time."""
-    (y0, y1, wy), (x0, x1, wx) = rows, columns
+    y0, y1, x0, x1 = vertical.first, vertical.second, horizontal.first, horizontal.second
     best = best_class(scores, dtype)
     labels = best[y0[:, None], x0]
     starts = np.flatnonzero(np.diff(y0, prepend=-1))
@@ -414,8 +431,8 @@ def _labels_of_bands(scores: np.ndarray, rows, columns, dtype: np.dtype) -> np.n
         step = max(1, CHUNK // (len(scores) * len(pixels)))
         for first in range(start, stop, step):
             part = slice(first, min(first + step, stop))
-            weight = wy[part, None]
+            weight = vertical.weight[part, None]
             band = scores[:, y0[start], None] * (1 - weight) + scores[:, y1[start], None] * weight
             left, right = band[:, :, x0[pixels]], band[:, :, x1[pixels]]
-            labels[part, pixels] = best_class(left + (right - left) * wx[pixels], dtype)
+            labels[part, pixels] = best_class(left + (right - left) * horizontal.weight[pixels], dtype)
     return labels

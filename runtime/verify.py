@@ -16,8 +16,8 @@ from .engine_file import EngineFile
 from .errors import DeployError, OverBudgetError
 from .manifest import Manifest
 from .model_card import ModelCard
-from .segmenter import Segmenter
-from .upsampling import result_from_scores
+from .network import Network
+from .upsampling import ScoreWindow, result_from_scores
 
 GOLDEN = "golden.npz"  # image uint8|uint16|float32 [H,W,C]; scores float32 [K,h,w]; tolerance, of the scores' range
 TIMED_SIZES = ((256, 256), (480, 640), (512, 1024), (1080, 1920))
@@ -43,13 +43,13 @@ def verify(path: Path, threads: int | None = None, sizes: Sequence[tuple[int, in
     with EngineFile(path) as engine:
         engine.verify()
         sample = engine.read(GOLDEN)
-    with Segmenter(path, threads=threads) as net:
+    with Network(path, threads=threads) as net:
         golden = golden_difference(net, sample)
         return {
             "file": str(path),
             "target": net.manifest.target,
             "precision": net.precision,
-            "backend": net.backend,
+            "backend": net.backend.name,
             "difference": golden.difference,
             "tolerance": golden.tolerance,
             "labels_equal": golden.labels_equal,
@@ -78,7 +78,7 @@ class GoldenDifference:
         return self.difference <= self.tolerance
 
 
-def golden_difference(net: Segmenter, sample: bytes) -> GoldenDifference:
+def golden_difference(net: Network, sample: bytes) -> GoldenDifference:
     """Run a golden sample, the content of its member, on an open engine. Raises DeployError where the shapes differ."""
     golden = np.load(io.BytesIO(sample), allow_pickle=False)
     image, expected, tolerance = golden["image"], golden["scores"], float(golden["tolerance"])
@@ -93,7 +93,7 @@ def golden_difference(net: Segmenter, sample: bytes) -> GoldenDifference:
     equal = None
     if net.kind != "values":
         found, reference = (
-            result_from_scores(net.kind, values, net.head, net.card, plan.padded, plan.size)
+            result_from_scores(net.kind, ScoreWindow.whole(values, plan.padded, plan.size), net.upsampling, net.card)
             for values in (scores, expected)
         )
         equal = float((found == reference).mean())
@@ -107,7 +107,7 @@ def timed_sizes(manifest: Manifest) -> Sequence[tuple[int, int]]:
     return sorted({profile.opt for profile in manifest.gpu.profiles})
 
 
-def latency(net: Segmenter, sizes: Sequence[tuple[int, int]] = TIMED_SIZES, runs: int = 5) -> dict[str, float | None]:
+def latency(net: Network, sizes: Sequence[tuple[int, int]] = TIMED_SIZES, runs: int = 5) -> dict[str, float | None]:
     """{"HxW": median milliseconds of one call on a random image}; None for a size that cannot be run."""
     random, result = np.random.default_rng(0), {}
     for height, width in sizes:

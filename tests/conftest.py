@@ -33,6 +33,7 @@ def pytest_collection_modifyitems(config, items):
 @pytest.fixture(scope="session")
 def exports(tmp_path_factory):
     """Folder of a run's exports: narrow.safetensors, narrow.onnx and narrow.engine (5 classes, FCN-8s)."""
+    from fcn_deploy.export.build.config import BuildConfig
     from fcn_deploy.export.build.engine import build_engine
     from fcn_deploy.export.from_torch import export
     from fcn_deploy.export.importer.standard_form import read_source
@@ -42,7 +43,7 @@ def exports(tmp_path_factory):
     checkpoint = checkpoint_of(random_network())
     save_checkpoint(folder / "narrow.safetensors", checkpoint)
     export(checkpoint.model, checkpoint.card, folder / "narrow.onnx")
-    build_engine(read_source(folder / "narrow.onnx"), folder / "narrow.engine", timed=[(64, 64)])
+    build_engine(read_source(folder / "narrow.onnx"), folder / "narrow.engine", BuildConfig(latency_sizes=[(64, 64)]))
     return folder
 
 
@@ -51,6 +52,7 @@ def trained(tmp_path_factory):
     """Folder with camvid.safetensors, .onnx and .engine, from the weights beside the project."""
     import torch
     from fcn_deploy.calibration.datasets import CAMVID_COLORS
+    from fcn_deploy.export.build.config import BuildConfig
     from fcn_deploy.export.build.engine import build_engine
     from fcn_deploy.export.from_torch import export
     from fcn_deploy.export.importer.standard_form import read_source
@@ -79,7 +81,7 @@ def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("trained")
     save_checkpoint(folder / "camvid.safetensors", Checkpoint(model.eval(), card))
     export(model, card, folder / "camvid.onnx")
-    build_engine(read_source(folder / "camvid.onnx"), folder / "camvid.engine", timed=[(64, 64)])
+    build_engine(read_source(folder / "camvid.onnx"), folder / "camvid.engine", BuildConfig(latency_sizes=[(64, 64)]))
     torch.set_num_threads(os.cpu_count() or 1)
     return folder
 

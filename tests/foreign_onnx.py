@@ -4,6 +4,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from fcn_deploy.export.build.config import BuildConfig
 from fcn_deploy.export.build.engine import build_engine
 from fcn_deploy.export.importer.card import SourceOptions
 from fcn_deploy.export.importer.standard_form import read_source
@@ -111,8 +112,8 @@ def check(tmp_path, model, labels=best, feed=planes, options=None, sizes=SIZES, 
     path = tmp_path / "m.onnx"
     onnx.save(model, path)
     source = read_source(path, options)
-    report = build_engine(source, tmp_path / "m.engine", timed=[(16, 16)])
-    assert report["agreement"]["wrong"] == 0
+    report = build_engine(source, tmp_path / "m.engine", BuildConfig(latency_sizes=[(16, 16)]))
+    assert report.agreement.wrong == 0
     name = model.graph.input[0].name
     with Segmenter(tmp_path / "m.engine") as net:
         seen = set()
@@ -124,7 +125,7 @@ def check(tmp_path, model, labels=best, feed=planes, options=None, sizes=SIZES, 
             assert (got == expected).mean() > 0.999, (height, width, (got == expected).mean())
             seen |= set(np.unique(got))
         assert len(seen) > 1  # otherwise nothing was compared
-        return source, report, net.card, net.head
+        return source, report, net.card, net.network.upsampling
 
 
 def reads(tmp_path, model, **options):

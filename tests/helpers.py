@@ -132,6 +132,13 @@ def photo(height: int, width: int, seed: int = 0) -> np.ndarray:
     return natural_noise(height, width, ModelCard(("a", "b")), seed)
 
 
+def window(scores, padded, size, rows=None, first=0, cells=None):
+    """Scores as a ScoreWindow: of all rows unless `rows` says otherwise, from the score map's row `first` on."""
+    from fcn_deploy.runtime.upsampling import ScoreWindow
+
+    return ScoreWindow(scores, padded, size, rows or (0, size[0]), first, cells or scores.shape[1])
+
+
 def save_photos(folder: Path, sizes: Iterable[tuple[int, int]], name: str = "{}.png") -> None:
     """Write a photo of each size, numbered from 0; the folder is made where there is none."""
     folder.mkdir(parents=True, exist_ok=True)

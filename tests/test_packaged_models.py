@@ -14,6 +14,7 @@ from types import SimpleNamespace
 import numpy as np
 import onnx
 import pytest
+from fcn_deploy.export.build.config import BuildConfig
 from fcn_deploy.export.build.engine import build_engine
 from fcn_deploy.export.importer.card import SourceOptions
 from fcn_deploy.export.importer.standard_form import read_source
@@ -85,7 +86,7 @@ def test_text_detectors_give_their_own_packages_map(tmp_path, name):
     options = SourceOptions(bgr=True, scale=1 / 255, mean=mean, std=std, classes=("paper", "text"), threshold=0.3)
     source = read_source(model, options)
     assert source.sizes.multiple == 32 and source.fit == "resize"
-    build_engine(source, tmp_path / "m.engine", timed=[(64, 64)])
+    build_engine(source, tmp_path / "m.engine", BuildConfig(latency_sizes=[(64, 64)]))
     own = session(model)
     with Segmenter(tmp_path / "m.engine") as net:
         assert net.card.whole and net.card.size_multiple == 1
@@ -131,7 +132,7 @@ def test_cloud_masks_are_their_own_packages(tmp_path):
     options = SourceOptions(mean=mean, std=std, classes=("ground", "cloud", "shadow"), card={"dtype": "float32"})
     source = read_source(path, options)
     assert source.sizes.multiple == 32
-    build_engine(source, tmp_path / "m.engine", timed=[(64, 64)])
+    build_engine(source, tmp_path / "m.engine", BuildConfig(latency_sizes=[(64, 64)]))
     # Its package runs tiles of 256×256, and blends them; elsewhere its model is given free sizes.
     free = onnx.load(path)
     for side in (2, 3):
@@ -165,7 +166,7 @@ def test_cosmic_rays_are_marked_as_their_own_package_does(tmp_path):
     card = ModelCard(("sky", "cosmic ray"), channels=1, dtype="float32", mean=(0,), std=(1,), activation="probability")
     card, _ = export(theirs.network, card, tmp_path / "m.onnx", name="Cosmic-CoNN")
     source = read_source(tmp_path / "m.onnx")
-    build_engine(source, tmp_path / "m.engine", timed=[(64, 64)])
+    build_engine(source, tmp_path / "m.engine", BuildConfig(latency_sizes=[(64, 64)]))
     random, marked = np.random.default_rng(0), 0
     with Segmenter(tmp_path / "m.engine") as net:
         assert "Normalization" in net.card.whole or "Reduce" in net.card.whole
@@ -200,7 +201,7 @@ def test_speckle_is_taken_away_as_its_own_package_does(tmp_path, monkeypatch):
         patch.setattr("deepdespeckling.model.torch", anysize)
         card, _ = export(model.eval(), card, tmp_path / "m.onnx", name="MERLIN")
     assert card.size_multiple == 32 and not card.whole
-    build_engine(read_source(tmp_path / "m.onnx"), tmp_path / "m.engine", timed=[(64, 64)])
+    build_engine(read_source(tmp_path / "m.onnx"), tmp_path / "m.engine", BuildConfig(latency_sizes=[(64, 64)]))
     with Segmenter(tmp_path / "m.engine") as net:
         for size in ((32, 32), (64, 160), (224, 96)):
             image = np.random.default_rng(0).random((*size, 1), np.float32)

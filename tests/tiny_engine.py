@@ -5,12 +5,12 @@ import json
 import zipfile
 
 from fcn_deploy.runtime.engine_file import EngineFile
-from fcn_deploy.runtime.manifest import Head, Manifest, Stage
+from fcn_deploy.runtime.manifest import Manifest, Stage, Upsampling
 
 from fcn_deploy import ModelCard
 
 CARD = ModelCard(("road", "sky"), stride=8, size_multiple=32)
-MANIFEST = Manifest(CARD, "cpu", "float32", Head("linear", "half_pixel", (8.0, 8.0)), (Stage("a.onnx"),), "test")
+MANIFEST = Manifest(CARD, "cpu", "float32", Upsampling("linear", "half_pixel", (8.0, 8.0)), (Stage("a.onnx"),), "test")
 MEMBERS = {"a.onnx": bytes(range(256)) * 20, "golden.npz": b"golden", "report.json": b"{}"}
 
 

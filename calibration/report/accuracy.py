@@ -43,19 +43,19 @@ def sections_on_accuracy(entries: Sequence[Entry]) -> list[Section]:
         return []
     last, several = entries[-1], len(entries) > 1
     of_last = f" of {last.name}" if several else ""
-    scales, metrics = list(last.evaluated.results), last.evaluated.metrics
-    text = ["Metrics are those of Long, Shelhamer and Darrell (2015), in 0 to 1, over all counted pixels together."]
+    scales, metrics = list(last.evaluation.results), last.evaluation.metrics
+    lead = ["Metrics are those of Long, Shelhamer and Darrell (2015), in 0 to 1, over all counted pixels together."]
     if metrics.absent:
-        text.append(
+        lead.append(
             f"Means are over the {len(metrics.class_iou) - len(metrics.absent)} of {len(metrics.class_iou)} classes "
             "that the labels hold."
         )
     if several:
-        text.append("“Labels as the first” is the share of all pixels that have the same label as by the first model.")
-    sections = [Section("stages", "Stages" if several else "Accuracy", [*text, stages_table(entries)])]
+        lead.append("“Labels as the first” is the share of all pixels that have the same label as by the first model.")
+    sections = [Section("stages", "Stages" if several else "Accuracy", [*lead, stages_table(entries)])]
     if len(scales) > 1:
         sections.append(_scales(entries))
-    if len({result.size for result in last.evaluated.results[OWN]}) > 1:
+    if len({result.size for result in last.evaluation.results[OWN]}) > 1:
         text = "Each image at its own size; mIoU is over the classes that the labels of its group hold."
         sections.append(Section("sizes", "By image size", [text, _sizes_table(entries)]))
     keys = [(key(Series(e.name, (), i)), e.name) for i, e in enumerate(entries)] if several else []
@@ -65,11 +65,11 @@ def sections_on_accuracy(entries: Sequence[Entry]) -> list[Section]:
         f"Rows are the reference labels, columns the predictions{of_last}; cells are percentages of the row's pixels. "
         "The diagonal is each class's accuracy; mistakes are coloured by the square root, so that few are seen too."
     )
-    blocks = [text, _confusion_table(last)]
+    blocks: list[Block] = [text, _confusion_table(last)]
     if (largest := _largest_confusions(last)).rows:
         blocks.append(largest)
     sections.append(Section("confusion", "Confusion matrix", blocks))
-    if last.evaluated.worst:
+    if last.evaluation.worst:
         text = (
             f"The images with the lowest mIoU{of_last}, over the classes that their own labels hold. In the fourth "
             "picture wrong pixels are red, and dark ones are not counted."
@@ -80,46 +80,46 @@ def sections_on_accuracy(entries: Sequence[Entry]) -> list[Section]:
 
 def stages_table(entries: Sequence[Entry]) -> Table:
     """The four metrics, size and time of evaluated models, and the difference from the first."""
-    first, several = entries[0].evaluated.metrics, len(entries) > 1
+    first, several = entries[0].evaluation.metrics, len(entries) > 1
     headers = ["model", "run as", "pixel accuracy", "mean accuracy", "mIoU", "freq.-weighted IoU"]
     headers += ["mIoU against the first, points", "labels as the first"] if several else []
     headers += ["file, MB", "ms/image"]
     rows = []
     for index, entry in enumerate(entries):
-        m = entry.evaluated.metrics
+        m = entry.evaluation.metrics
         row = [entry.name, entry.kind, ratio(m.pixel_accuracy), ratio(m.mean_accuracy), ratio(m.mean_iou)]
         row.append(ratio(m.frequency_weighted_iou))
         if several:
             row.append(Number(NONE) if not index else in_points(m.mean_iou - first.mean_iou))
-            row.append(percent(entry.evaluated.equal, 3))
-        rows.append([*row, Number(f"{entry.bytes / 1e6:.1f}"), in_ms(entry.evaluated.milliseconds())])
+            row.append(percent(entry.evaluation.equal, 3))
+        rows.append([*row, Number(f"{entry.bytes / 1e6:.1f}"), in_ms(entry.evaluation.milliseconds())])
     return Table("Each model on the same images, at their own sizes", headers, rows)
 
 
 def scales_table(entries: Sequence[Entry]) -> Table:
     """mIoU and time of evaluated models at each scale."""
-    several, last = len(entries) > 1, entries[-1].evaluated
+    several, last = len(entries) > 1, entries[-1].evaluation
     headers = ["images", "sizes", *(f"mIoU, {e.name}" if several else "mIoU" for e in entries)]
     headers.append("last against own size, points" if several else "against own size, points")
     headers += [f"ms/image, {e.name}" if several else "ms/image" for e in entries]
     rows = []
-    for scale, results in entries[0].evaluated.results.items():
-        values = [metrics_of(entry.evaluated.results[scale]).mean_iou for entry in entries]
+    for scale, results in entries[0].evaluation.results.items():
+        values = [metrics_of(entry.evaluation.results[scale]).mean_iou for entry in entries]
         row = [scale_name(scale), extent(results), *map(ratio, values)]
         row.append(Number(NONE) if scale == OWN else in_points(values[-1] - last.metrics.mean_iou))
-        rows.append([*row, *(in_ms(entry.evaluated.milliseconds(scale)) for entry in entries)])
+        rows.append([*row, *(in_ms(entry.evaluation.milliseconds(scale)) for entry in entries)])
     return Table("Accuracy and time where the same images come at other sizes", headers, rows)
 
 
 def classes_table(entries: Sequence[Entry]) -> Table:
     """IoU by class of evaluated models."""
-    last, card, several = entries[-1].evaluated.metrics, entries[0].card, len(entries) > 1
+    last, card, several = entries[-1].evaluation.metrics, entries[0].card, len(entries) > 1
     headers = ["class", "share of pixels", *(f"IoU, {e.name}" if several else "IoU" for e in entries)]
     headers += ["last against first, points"] if several else []
     headers += ["accuracy, last" if several else "accuracy", "IoU from 0 to 1"]
     rows = []
     for index, name in enumerate(card.classes):
-        values = [entry.evaluated.metrics.class_iou[index] for entry in entries]
+        values = [entry.evaluation.metrics.class_iou[index] for entry in entries]
         present = index not in last.absent
         row = [Swatch(name, card.colors[index]), percent(last.class_share[index], 2)]
         row += [ratio(value) if present else Number("absent") for value in values]
@@ -134,13 +134,13 @@ def _scales(entries: Sequence[Entry]) -> Section:
         "Images are resized (bilinear, antialiased) and labelled at that size; their reference labels are resized to "
         "it by nearest neighbour at pixel centres, and compared there: without mistakes mIoU is 1 at every scale.",
     ]
-    results = entries[0].evaluated.results
+    results = entries[0].evaluation.results
     if MIXED in results:
         blocks.append("Mixed: every image at an odd height and width of its own, 0.5 to 2 times as large.")
     numbers = sorted((float(scale), scale) for scale in results if scale != MIXED)
     lines = []
     for index, entry in enumerate(entries):
-        points = [(number, metrics_of(entry.evaluated.results[scale]).mean_iou) for number, scale in numbers]
+        points = [(number, metrics_of(entry.evaluation.results[scale]).mean_iou) for number, scale in numbers]
         lines.append(Series(entry.name, tuple((x, y) for x, y in points if not math.isnan(y)), index))
     if len(numbers) > 1 and any(line.points for line in lines):
         ticks = [number for number, _ in numbers]
@@ -158,14 +158,14 @@ def _sizes_table(entries: Sequence[Entry]) -> Table:
     headers += [f"mIoU, {e.name}" if several else "mIoU" for e in entries]
     headers += [f"ms/image, {e.name}" if several else "ms/image" for e in entries]
     rows = []
-    for groups in zip(*(grouped(entry.evaluated.results[OWN]) for entry in entries), strict=True):
+    for groups in zip(*(grouped(entry.evaluation.results[OWN]) for entry in entries), strict=True):
         row = [extent(groups[0]), Number(len(groups[0])), *(ratio(metrics_of(group).mean_iou) for group in groups)]
         rows.append([*row, *(in_ms(float(np.median([r.seconds for r in group])) * 1e3) for group in groups)])
     return Table("By size, the smallest first", headers, rows)
 
 
 def _confusion_table(entry: Entry) -> Table:
-    confusion, card = entry.evaluated.confusion, entry.card
+    confusion, card = entry.evaluation.confusion, entry.card
     few = len(card.classes) <= MATRIX_WORDS
     rows = []
     for index, counts in enumerate(confusion):
@@ -184,13 +184,13 @@ def _confusion_table(entry: Entry) -> Table:
 
 
 def _largest_confusions(entry: Entry) -> Table:
-    confusion, card = entry.evaluated.confusion, entry.card
+    confusion, card = entry.evaluation.confusion, entry.card
     wrong = confusion * (1 - np.eye(len(confusion), dtype=np.int64))
     order = [int(i) for i in np.argsort(-wrong, axis=None, kind="stable")[:CONFUSIONS]]
     rows = []
     for reference, predicted in (divmod(index, len(confusion)) for index in order):
         if count := int(wrong[reference, predicted]):
-            row = [Swatch(card.classes[reference], card.colors[reference])]
+            row: list[Any] = [Swatch(card.classes[reference], card.colors[reference])]
             row += [Swatch(card.classes[predicted], card.colors[predicted]), Number(f"{count:,}")]
             row.append(percent(count / int(confusion[reference].sum()), 1))
             rows.append([*row, percent(count / int(wrong.sum()), 1)])
@@ -200,11 +200,11 @@ def _largest_confusions(entry: Entry) -> Table:
 
 def _gallery(entry: Entry) -> Gallery:
     card, rows, present = entry.card, [], set()
-    for example in entry.evaluated.worst:
+    for example in entry.evaluation.worst:
         name, metrics = example.result.name, example.result.metrics
         valid = example.reference != IGNORE
         shown = np.where(valid, example.reference, 0)
-        grey = (example.photo @ np.float32([0.299, 0.587, 0.114]))[:, :, None].repeat(3, 2)
+        grey = (example.photo @ np.array([0.299, 0.587, 0.114], np.float32))[:, :, None].repeat(3, 2)
         labels = overlay(example.photo, shown, card)
         labels[~valid] = (grey * 0.25)[~valid].astype(np.uint8)
         errors = grey * 0.55 + 90

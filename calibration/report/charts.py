@@ -3,6 +3,10 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from markupsafe import Markup
 
 WIDTH, HEIGHT = 560, 320  # of the drawing's own units; the page scales it
 LEFT, RIGHT, TOP, BOTTOM = 64, 16, 12, 52
@@ -34,7 +38,7 @@ def line_chart(
     *,
     log: bool = False,
     x_ticks: Sequence[float] = (),
-):
+) -> "Markup":
     """A chart with axes, grid, markers and a title that screen readers read: Markup.
 
     Args:
@@ -88,7 +92,7 @@ def line_chart(
     )
 
 
-def key(one: Series):
+def key(one: Series) -> "Markup":
     """A line and a marker as in the chart, for the legend: Markup."""
     from markupsafe import Markup
 
@@ -98,7 +102,7 @@ def key(one: Series):
     ).format(f"s{one.colour % COLOURS}", " dashed" if one.dashed else "", _marker(one, 15, 6))
 
 
-def _marker(one: Series, x: float, y: float):
+def _marker(one: Series, x: float, y: float) -> "Markup":
     """Shapes tell the lines apart where colours do not."""
     from markupsafe import Markup
 

@@ -7,14 +7,13 @@ import typing
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from fcn_deploy.runtime.engine_file import EngineFile
+from fcn_deploy.runtime.sizes import Size
 
 REPORT = "report.json"  # the member of an engine file
 REPORT_VERSION = 1
-Size = tuple[int, int]
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -335,21 +334,15 @@ def _check_numbers(name: str, value: Any) -> None:
 def _read(kind: Any, value: Any) -> Any:
     """A value of JSON as what an annotation says. Raises ValueError, TypeError or KeyError where it is not that."""
     origin, of = typing.get_origin(kind), typing.get_args(kind)
-    if isinstance(kind, types.UnionType) or origin is typing.Union:
-        for each in of:
-            if each is types.NoneType and value is None:
-                return None
-        return _read_first([each for each in of if each is not types.NoneType], value)
+    if isinstance(kind, types.UnionType):
+        return None if value is None and types.NoneType in of else _read_first(of, value)
     if origin is tuple:
-        if not isinstance(value, list | tuple) or (of[-1] is not Ellipsis and len(value) != len(of)):
-            raise ValueError(f"{_short(value)} is no list as it should be")
-        kinds = [of[0]] * len(value) if of[-1] is Ellipsis else of
-        return tuple(_read(each, item) for each, item in zip(kinds, value, strict=True))
+        return _read_tuple(of, value)
     if origin is dict:
         if not isinstance(value, dict):
             raise ValueError(f"{_short(value)} is no table")
         return {_read(of[0], name): _read(of[1], item) for name, item in value.items()}
-    if is_dataclass(kind):
+    if isinstance(kind, type) and is_dataclass(kind):
         return _read_dataclass(kind, value)
     if kind is float and type(value) is int:
         return float(value)
@@ -358,14 +351,23 @@ def _read(kind: Any, value: Any) -> Any:
     return value
 
 
-def _read_first(kinds: list[Any], value: Any) -> Any:
+def _read_tuple(of: tuple[Any, ...], value: Any) -> tuple[Any, ...]:
+    """A list as a tuple of these kinds, or of the first of them again and again where `...` is the last."""
+    if not isinstance(value, list | tuple) or (of[-1] is not Ellipsis and len(value) != len(of)):
+        raise ValueError(f"{_short(value)} is no list as it should be")
+    kinds = [of[0]] * len(value) if of[-1] is Ellipsis else of
+    return tuple(_read(each, item) for each, item in zip(kinds, value, strict=True))
+
+
+def _read_first(kinds: tuple[Any, ...], value: Any) -> Any:
     """A value as the first of several kinds that it is."""
-    for kind in kinds[:-1]:
+    wanted = [kind for kind in kinds if kind is not types.NoneType]
+    for kind in wanted[:-1]:
         try:
             return _read(kind, value)
         except (ValueError, TypeError, KeyError):
             continue
-    return _read(kinds[-1], value)
+    return _read(wanted[-1], value)
 
 
 def _read_dataclass(kind: type, value: Any) -> Any:

@@ -13,7 +13,6 @@ from fcn_deploy.calibration.report.engine_report import (
     EngineReport,
     LayerPrecision,
     PlanReport,
-    Size,
     sizes_of,
 )
 from fcn_deploy.calibration.report.layout import (
@@ -32,6 +31,7 @@ from fcn_deploy.calibration.report.layout import (
     ratio,
 )
 from fcn_deploy.calibration.report.results import Entry
+from fcn_deploy.runtime.sizes import Size
 
 LINE_POINTS = 40  # on a line at most
 LAYER_ROWS = 20  # of the layers that cost most
@@ -134,7 +134,7 @@ def _latency_table(columns: Sequence[tuple[str, dict[Size, float | None]]]) -> T
 
 
 def _facts(report: EngineReport) -> Table:
-    rows = [
+    rows: list[list[str | None]] = [
         ["target", report.target],
         ["precision", report.precision],
         ["run by", report.backend or "as the target says"],
@@ -190,7 +190,7 @@ def _gate(report: EngineReport) -> list[Block]:
 
 
 def _candidates(candidates: Sequence[CandidateReport]) -> Table:
-    sizes = list(max((row.latency_ms for row in candidates), key=len))
+    sizes = list(max(candidates, key=lambda row: len(row.latency_ms)).latency_ms)
     rows = []
     for row in candidates:
         state = "chosen" if row.chosen else f"refused: {row.refused}" if row.refused else ""

@@ -40,10 +40,19 @@ from fcn_deploy.runtime.extras import need
 from fcn_deploy.runtime.files import check_writable, refuse_existing, replacing
 from fcn_deploy.runtime.model_card import ModelCard
 
-LIBRARIES = ("numpy", "onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt", "tensorrt-rtx-cu13", "torch", "onnx")
+REPORTED_LIBRARIES = (
+    "numpy",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "openvino",
+    "tensorrt",
+    "tensorrt-rtx-cu13",
+    "torch",
+    "onnx",
+)
 
 
-def write(path: str | os.PathLike, about: About, entries: Sequence[Entry]) -> None:
+def write(path: str | os.PathLike[str], about: About, entries: Sequence[Entry]) -> None:
     """Write the page in one step. Raises DeployError where it cannot be written."""
     content = page(about, entries)
     with replacing(path) as temporary:
@@ -96,7 +105,7 @@ def machine() -> dict[str, str]:
         "fcn-deploy": "",
         "Python": platform.python_version(),
     }
-    for name in ("fcn-deploy", *LIBRARIES):
+    for name in ("fcn-deploy", *REPORTED_LIBRARIES):
         try:
             values[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
@@ -178,7 +187,7 @@ def _figures(entries: Sequence[Entry]) -> list[tuple[str, str, str]]:
         evaluated = [entry for entry in entries if entry.evaluated is not None]
         first, metrics = evaluated[0], last.evaluated.metrics
         several = len(evaluated) > 1
-        lost = metrics.mean_iou - first.evaluated.metrics.mean_iou
+        lost = metrics.mean_iou - first.evaluation.metrics.mean_iou
         figures = [
             ("mIoU", str(ratio(metrics.mean_iou)), f"{in_points(lost)} points against {first.name}" if several else ""),
             ("pixel accuracy", str(ratio(metrics.pixel_accuracy)), ""),
@@ -186,7 +195,7 @@ def _figures(entries: Sequence[Entry]) -> list[tuple[str, str, str]]:
             ("file", *size),
         ]
         if several:
-            figures[2] = (*figures[2][:2], f"{in_ms(first.evaluated.milliseconds())} by {first.name}")
+            figures[2] = (*figures[2][:2], f"{in_ms(first.evaluation.milliseconds())} by {first.name}")
             figures[3] = ("file", size[0], f"{first.bytes / 1e6:.1f} MB of {first.name}")
             if last.evaluated.equal is not None:
                 figures.insert(1, ("labels as the first", str(percent(last.evaluated.equal, 2)), ""))

@@ -96,6 +96,13 @@ class Entry:
     report: EngineReport | None = None
     evaluated: Evaluated | None = None
 
+    @property
+    def evaluation(self) -> Evaluated:
+        """What it did, of an entry that was evaluated. Raises ValueError for others."""
+        if self.evaluated is None:
+            raise ValueError(f"{self.name} was not evaluated")
+        return self.evaluated
+
 
 @dataclass(frozen=True)
 class About:
@@ -120,7 +127,5 @@ class About:
 
 def metrics_of(results: Iterable[ImageResult]) -> Metrics:
     """The metrics of several images together."""
-    hits, total, predicted = (
-        sum(counts) for counts in zip(*((r.hits, r.total, r.predicted) for r in results), strict=True)
-    )
-    return Metrics.of_counts(hits, total, predicted)
+    counts = [(result.hits, result.total, result.predicted) for result in results]
+    return Metrics.of_counts(*np.sum(counts, axis=0))

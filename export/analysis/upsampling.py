@@ -7,7 +7,7 @@ import numpy as np
 from fcn_deploy.export.graph.edit import attributes, dims, extract
 from fcn_deploy.export.graph.index import GraphIndex, has_input
 from fcn_deploy.export.tolerances import BILINEAR_WEIGHT, CLIPPED_PROBABILITY
-from fcn_deploy.runtime.manifest import COORDINATES, ROUNDINGS, Head
+from fcn_deploy.runtime.manifest import COORDINATES, ROUNDINGS, Upsampling
 from onnx import ModelProto, NodeProto, TensorProto
 from onnx.reference import ReferenceEvaluator
 
@@ -59,7 +59,7 @@ class ModelEnd:
     """
 
     scores: str
-    upsampling: Head
+    upsampling: Upsampling
     padding: Padding | None = None
     sigmoid: bool = False
     why_not: str = ""
@@ -97,7 +97,7 @@ def find_end(model: ModelProto, labels: bool = True) -> ModelEnd:
     if not whole:
         crop = inner[0]
         sigmoid, dropped, result = crop.sigmoid, crop.dropped, crop.node.output[0]
-        upsampling, why_not = Head(), why_not or "it is cropped to a size that is not known"
+        upsampling, why_not = Upsampling(), why_not or "it is cropped to a size that is not known"
     elif node is not None and upsampling.mode != "none":
         result = node.input[0]
     # Of two activations the last is the card's, which the runtime takes.
@@ -129,30 +129,30 @@ def last_activation(index: GraphIndex, result: str) -> NodeProto | None:
     return node if node.op_type == "Sigmoid" or attributes(node).get("axis", -1) in OVER_CHANNELS else None
 
 
-def resize_of(index: GraphIndex, node: NodeProto | None) -> tuple[Head, str]:
+def resize_of(index: GraphIndex, node: NodeProto | None) -> tuple[Upsampling, str]:
     """The upsampling that a Resize is, and ""; or none, and why labels cannot be had exactly from its input."""
     if node is None or node.op_type != "Resize":
-        return Head(), "no Resize is last"
+        return Upsampling(), "no Resize is last"
     found = attributes(node)
     mode, coordinates = found.get("mode", "nearest"), found.get("coordinate_transformation_mode", "half_pixel")
     rounding = found.get("nearest_mode", "round_prefer_floor")
     if mode not in ("linear", "nearest") or coordinates not in COORDINATES or rounding not in ROUNDINGS:
-        return Head(), f"its last Resize is {mode}, {coordinates}, {rounding}"
+        return Upsampling(), f"its last Resize is {mode}, {coordinates}, {rounding}"
     if found.get("antialias", 0) or found.get("keep_aspect_ratio_policy", "stretch") != "stretch":
-        return Head(), "its last Resize is antialiased, or keeps the ratio of the sides"
+        return Upsampling(), "its last Resize is antialiased, or keeps the ratio of the sides"
     scales = index.input_constant(node, 2)
     if scales is not None and scales.size:
         sides = dict(zip(found.get("axes", range(scales.size)), scales, strict=True))
         if any(sides.get(axis, 1) != 1 for axis in (0, 1)):
-            return Head(), "its last Resize changes channels"
+            return Upsampling(), "its last Resize changes channels"
         factor = (float(sides.get(2, 1)), float(sides.get(3, 1)))
         fades = node.input[2] == f"{FADING}/scales"
-        return Head(mode, coordinates, factor, rounding, fades=fades), ""
+        return Upsampling(mode, coordinates, factor, rounding, fades=fades), ""
     if sorted(found.get("axes", (2, 3)))[-2:] != [2, 3]:
-        return Head(), "its last Resize is of one side"
+        return Upsampling(), "its last Resize is of one side"
     if index.input_constant(node, 3) is not None:
-        return Head(), "its last Resize goes to a size that is baked in"  # the checks that follow will tell
-    return Head(mode, coordinates, None, rounding), ""
+        return Upsampling(), "its last Resize goes to a size that is baked in"  # the checks that follow will tell
+    return Upsampling(mode, coordinates, None, rounding), ""
 
 
 def bilinear_factor(index: GraphIndex, node: NodeProto) -> int | None:

@@ -11,15 +11,14 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-from fcn_deploy.runtime.backends import CPU_BACKENDS
-from fcn_deploy.runtime.backends.openvino import installed
-from fcn_deploy.runtime.errors import DeployError, MisuseError, OverBudgetError
-from fcn_deploy.runtime.plan import plan_run
-from fcn_deploy.runtime.segmenter import Segmenter
+from fcn_deploy.export.build.config import TUNING_SECONDS, TuningOptions
+from fcn_deploy.export.quantization.options import Say
+from fcn_deploy.runtime.errors import DeployError, OverBudgetError
+from fcn_deploy.runtime.network import Network
+from fcn_deploy.runtime.plan import Plan, plan_run
 
 log = logging.getLogger(__name__)
 
-SECONDS = 20.0
 ROUNDS = 9  # at each size, at most
 ALONE_ROUNDS = 5  # of a candidate that has no rival
 LEAST_ROUNDS = 3
@@ -28,38 +27,8 @@ SHORT = 0.02  # seconds
 LEFT_BEHIND = 1.5  # times the fastest: after LEAST_ROUNDS, such a candidate is measured no further
 TILES = (384, 512, 768, 1024)  # sides in pixels
 MOST_OVERHEAD = 1.4  # of tiles that are tried
-WORTH = 0.95  # tiles are kept where they take so much of the time at most
-CLOSE = 0.03  # a lead smaller than this is noise: the earlier candidate is kept
-
-
-@dataclass(frozen=True)
-class Tuning:
-    """What build-engine may choose among for a CPU.
-
-    Attributes:
-        backends: of CPU_BACKENDS, the preferred first.
-        fastest: float32 wins over INT8 where it is faster; otherwise the precision is the user's.
-        threads: try fewer than one per core too, for the report.
-        seconds: of measuring, at most, but for first runs.
-        step: pixels by which sizes change from round to round, as for `measure`.
-    """
-
-    backends: tuple[str, ...] = ("onnxruntime",)
-    fastest: bool = False
-    threads: bool = False
-    seconds: float = SECONDS
-    step: int = 0
-
-
-def backends_of(name: str) -> tuple[str, ...]:
-    """The backends that `--backend` allows: `auto` is every one that is installed. Raises MisuseError, DeployError."""
-    if name == "auto":
-        return tuple(backend for backend in CPU_BACKENDS if backend != "openvino" or installed())
-    if name not in CPU_BACKENDS:
-        raise MisuseError(f"backend {name!r}; choose auto, {' or '.join(CPU_BACKENDS)}")
-    if name == "openvino" and not installed():
-        raise DeployError("openvino is not installed; run: pip install 'fcn-deploy[openvino]'")
-    return (name,)
+TILES_WORTH = 0.95  # tiles are kept where they take so much of the time at most
+NOISE = 0.03  # a lead smaller than this is noise: the earlier candidate is kept
 
 
 @dataclass(frozen=True)
@@ -98,13 +67,15 @@ def fewer_threads(cores: int | None = None) -> list[int]:
 
 
 def tune(
-    open_: Callable[[Candidate], AbstractContextManager[Segmenter]],
-    check: Callable[[Candidate, Segmenter], str],
+    open_: Callable[[Candidate], AbstractContextManager[Network]],
+    check: Callable[[Candidate, Network], str],
     candidates: Sequence[Candidate],
     images: Mapping[str, np.ndarray],
-    tuning: Tuning,
+    tuning: TuningOptions,
+    *,
+    step: int = 0,
     among: Callable[[Candidate], bool] = lambda _: True,
-    say: Callable[[str], None] = lambda line: None,
+    say: Say = lambda line: None,
 ) -> tuple[dict[Candidate, Timing], Candidate]:
     """Open, check and measure candidates: their timings, and the one to keep.
 
@@ -112,11 +83,12 @@ def tune(
     is what decides; fewer threads are then tried with the one that was kept, until they are slower, for the report.
 
     Args:
-        open_: gives a Segmenter. Where it raises DeployError the candidate is refused.
+        open_: gives it opened. Where it raises DeployError the candidate is refused.
         check: the reason why a candidate's labels may not be used, or "".
         candidates: the preferred first.
         images: "HxW" → image.
-        tuning: how.
+        tuning: for how long, and whether fewer threads are tried.
+        step: as for `measure`.
         among: which may be kept; the others are measured for comparison.
         say: called with a line when a phase begins.
 
@@ -140,25 +112,41 @@ def tune(
         if not any(map(among, calls)):
             raise DeployError("; ".join(timing.refused for timing in refused.values()))
         say(f"timing {len(calls)} candidates" if len(calls) > 1 else f"timing {next(iter(calls)).precision}")
-        timings = measure(calls, images, tuning.seconds * (0.75 if tuning.threads else 1), step=tuning.step)
+        seconds = tuning.seconds * (0.75 if tuning.fewer_threads else 1)
+        timings = measure(calls, images, seconds, step=step)
     chosen = choose(timings, among)
-    counts = fewer_threads() if tuning.threads and chosen.threads is None else []
+    if tuning.fewer_threads and chosen.threads is None:
+        timings |= _with_fewer_threads(open_, chosen, timings[chosen], images, tuning.seconds / 4, step, say)
+    return timings | refused, chosen
+
+
+def _with_fewer_threads(
+    open_: Callable[[Candidate], AbstractContextManager[Network]],
+    chosen: Candidate,
+    its_timing: Timing,
+    images: Mapping[str, np.ndarray],
+    seconds: float,
+    step: int,
+    say: Say,
+) -> dict[Candidate, Timing]:
+    """The chosen candidate with fewer and fewer threads, until that is slower."""
+    timings: dict[Candidate, Timing] = {}
+    counts = fewer_threads()
     for count in counts:
         fewer = replace(chosen, threads=count)
         say(f"timing {fewer.backend} with {count} threads")
         with open_(chosen) as all_cores, open_(fewer) as net:
             pair = {chosen: all_cores.result, fewer: net.result}
-            timing = measure(pair, images, tuning.seconds / 4 / len(counts), step=tuning.step)[fewer]
-        slower = not timing.against < 1 + CLOSE
-        timing.against *= timings[chosen].against
-        timings[fewer] = timing
+            timings[fewer] = timing = measure(pair, images, seconds / len(counts), step=step)[fewer]
+        slower = not timing.against < 1 + NOISE
+        timing.against *= its_timing.against
         if slower:
             break
-    return timings | refused, chosen
+    return timings
 
 
 def fastest_tile(
-    net: Segmenter, image: np.ndarray, seconds: float, clock: Callable[[], float] = time.perf_counter
+    net: Network, image: np.ndarray, seconds: float, clock: Callable[[], float] = time.perf_counter
 ) -> int | None:
     """The side of tiles in which a network's first stage runs faster than whole, as tiles fit the processor's caches.
 
@@ -170,35 +158,37 @@ def fastest_tile(
     Returns:
         One of TILES; None where none of them is worth it, or smaller than the image.
     """
-    first, *others = (replace(stage, tile=None) for stage in net.manifest.stages)
+    first, *others = (replace(stage, tile=None) for stage in net.stages)
     size, order, budget = image.shape[:2], random.Random(0), net.memory_budget()
     try:
         whole = plan_run(size, net.card, (first, *others), budget)
-        plans = {side: plan_run(size, net.card, (replace(first, tile=side), *others), budget) for side in TILES}
+        tiled: dict[int | None, Plan] = {
+            side: plan_run(size, net.card, (replace(first, tile=side), *others), budget) for side in TILES
+        }
     except OverBudgetError:
         return None
-    plans = {side: plan for side, plan in plans.items() if plan.grids and plan.overhead < MOST_OVERHEAD}
-    if not plans or whole.grids:
+    tiled = {side: plan for side, plan in tiled.items() if plan.grids and plan.overhead < MOST_OVERHEAD}
+    if not tiled or whole.grids:
         return None
-    plans[None] = whole
+    plans = {**tiled, None: whole}
     started = clock()
     net.scores_by(image, whole)
     if (clock() - started) * len(plans) * LEAST_ROUNDS > seconds:
         return None
-    best = dict.fromkeys(plans, math.inf)
+    best: dict[int | None, float] = dict.fromkeys(plans, math.inf)
     for _ in range(LEAST_ROUNDS):
         for side in order.sample(list(plans), len(plans)):
             before = clock()
             net.scores_by(image, plans[side])
             best[side] = min(best[side], clock() - before)
-    side = min(best, key=best.get)
-    return side if best[side] < WORTH * best[None] else None
+    side = min(best, key=best.__getitem__)
+    return side if best[side] < TILES_WORTH * best[None] else None
 
 
 def measure(
     calls: Mapping[Candidate, Callable[[np.ndarray], Any]],
     images: Mapping[str, np.ndarray],
-    seconds: float = SECONDS,
+    seconds: float = TUNING_SECONDS,
     clock: Callable[[], float] = time.perf_counter,
     step: int = 0,
 ) -> dict[Candidate, Timing]:
@@ -224,35 +214,13 @@ def measure(
     order = random.Random(0)
     for place, (size, image) in enumerate(images.items()):
         start = clock()
-        allowed = seconds / (len(images) - place)
         try:
-            for call in calls.values():
-                call(image)  # what a new size costs
-            started = clock()
-            next(iter(calls.values()))(image)
-            # Short calls are timed warm, as they are where one engine runs alone.
-            warm = not step and clock() - started < SHORT
+            times = _measure_size(calls, image, seconds / (len(images) - place), clock, step, order)
         except OverBudgetError:
             for timing in timings.values():
                 timing.milliseconds[size] = None
                 timing.rounds.append(0)
             continue
-        left = list(calls)
-        times: dict[Candidate, list[float]] = {candidate: [] for candidate in calls}
-        for done in range(1, (ROUNDS if len(calls) > 1 else ALONE_ROUNDS) + 1):
-            given = _smaller(image, step, done)
-            for candidate in order.sample(left, len(left)):
-                if warm:
-                    calls[candidate](image)
-                before = clock()
-                calls[candidate](given)
-                times[candidate].append((clock() - before) * image.size / given.size)
-            spent = clock() - start
-            if spent > allowed * (3 if done < LEAST_ROUNDS else 1):
-                break
-            if done == LEAST_ROUNDS:
-                best = min(float(np.median(taken)) for taken in times.values())
-                left = [c for c in left if c == first or np.median(times[c]) <= LEFT_BEHIND * best]
         seconds -= clock() - start
         for candidate, taken in times.items():
             timings[candidate].milliseconds[size] = round(float(np.median(taken)) * 1e3, 3)
@@ -264,8 +232,42 @@ def measure(
     return timings
 
 
+def _measure_size(
+    calls: Mapping[Candidate, Callable[[np.ndarray], Any]],
+    image: np.ndarray,
+    allowed: float,
+    clock: Callable[[], float],
+    step: int,
+    order: random.Random,
+) -> dict[Candidate, list[float]]:
+    """Seconds of each candidate's rounds at one size, for about `allowed` seconds. Raises OverBudgetError."""
+    first, start = next(iter(calls)), clock()
+    for call in calls.values():
+        call(image)  # what a new size costs
+    started = clock()
+    calls[first](image)
+    # Short calls are timed warm, as they are where one engine runs alone.
+    warm = not step and clock() - started < SHORT
+    left = list(calls)
+    times: dict[Candidate, list[float]] = {candidate: [] for candidate in calls}
+    for done in range(1, (ROUNDS if len(calls) > 1 else ALONE_ROUNDS) + 1):
+        given = _smaller(image, step, done)
+        for candidate in order.sample(left, len(left)):
+            if warm:
+                calls[candidate](image)
+            before = clock()
+            calls[candidate](given)
+            times[candidate].append((clock() - before) * image.size / given.size)
+        if clock() - start > allowed * (3 if done < LEAST_ROUNDS else 1):
+            break
+        if done == LEAST_ROUNDS:
+            best = min(float(np.median(taken)) for taken in times.values())
+            left = [c for c in left if c == first or np.median(times[c]) <= LEFT_BEHIND * best]
+    return times
+
+
 def _smaller(image: np.ndarray, step: int, turn: int) -> np.ndarray:
-    """The image without a few rows and columns, as many as no other of ROUNDS turns leaves away."""
+    """The image without a few rows and columns, as many as no other of ROUNDS turns omits."""
     cut = SMALLER[(turn - 1) % len(SMALLER)]
     height, width = (
         max(side - step * times, min(side, step)) for side, times in zip(image.shape[:2], cut, strict=True)
@@ -274,47 +276,10 @@ def _smaller(image: np.ndarray, step: int, turn: int) -> np.ndarray:
 
 
 def choose(timings: Mapping[Candidate, Timing], among: Callable[[Candidate], bool] = lambda _: True) -> Candidate:
-    """The fastest candidate that is not refused; of those within CLOSE of it, the first.
+    """The fastest candidate that is not refused; of those within NOISE of it, the first.
 
     Where no size could be measured it is the first as well.
     """
     allowed = [c for c, timing in timings.items() if not timing.refused and among(c)]
     best = min((timings[c].against for c in allowed if timings[c].against == timings[c].against), default=math.nan)
-    return next((c for c in allowed if timings[c].against <= best * (1 + CLOSE)), allowed[0])
-
-
-def rows(timings: Mapping[Candidate, Timing], chosen: Candidate) -> list[dict[str, Any]]:
-    """For report.json: a row for each candidate, `against` being its time over that of the chosen one."""
-    scale = timings[chosen].against
-    return [
-        {
-            "backend": candidate.backend,
-            "precision": candidate.precision,
-            "threads": candidate.threads or "one per core",
-            "latency_ms": timing.milliseconds,
-            "against_chosen": round(timing.against / scale, 3) if timing.against == timing.against else None,
-            "rounds": timing.rounds,
-            "refused": timing.refused or None,
-            "chosen": candidate == chosen,
-        }
-        for candidate, timing in timings.items()
-    ]
-
-
-def show(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Rows of `rows` as text."""
-    sizes = list(max((row["latency_ms"] for row in rows), key=len))
-    lines = [f"{'backend':>13} {'precision':>9} {'threads':>12}" + "".join(f" {size:>10}" for size in sizes)]
-    for row in rows:
-        line = f"{row['backend']:>13} {row['precision']:>9} {row['threads']:>12}"
-        if row["refused"]:
-            lines.append(f"{line}  refused: {row['refused']}")
-            continue
-        for size in sizes:
-            ms = row["latency_ms"].get(size)
-            line += f" {'-':>10}" if ms is None else f" {ms:7.1f} ms"
-        against = (
-            "chosen" if row["chosen"] else "" if row["against_chosen"] is None else f"× {row['against_chosen']:.2f}"
-        )
-        lines.append(f"{line}  {against}".rstrip())
-    return "\n".join(lines)
+    return next((c for c in allowed if timings[c].against <= best * (1 + NOISE)), allowed[0])

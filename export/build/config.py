@@ -114,13 +114,14 @@ class TensorRTOptions:
 
 
 _OPTIONS = {
+    "batch": "--max-batch",
     "workspace": "--workspace",
     "timing_cache": "--timing-cache",
     "hardware": "--hardware-compatible",
     "version_compatible": "--version-compatible",
     "level": "the optimisation level",
     "timeout": "--timeout",
-}  # fields of TensorRTOptions as the command line names them
+}  # fields as the command line names them
 
 
 @dataclass(frozen=True)
@@ -179,7 +180,7 @@ class BuildConfig:
         if self.on_tensorrt:
             if self.profiles is not None and self.sizes is None:
                 raise MisuseError("--profiles divides the sizes of --sizes; pass them")
-            check_profile_options(self.sizes, self.profiles, self.batch or DEFAULT_BATCH)
+            check_profile_options(self.sizes, self.profiles, self.largest_batch)
             _ = self.plan_options
             return
         given = [name for name in ("profiles", "batch") if getattr(self, name) is not None]
@@ -211,6 +212,11 @@ class BuildConfig:
         return not self.on_cpu and not self.on_ort
 
     @property
+    def largest_batch(self) -> int:
+        """Most images at once, of TensorRT's profiles."""
+        return DEFAULT_BATCH if self.batch is None else self.batch
+
+    @property
     def plan_options(self) -> TensorRTOptions:
         """TensorRT's options for this target."""
         return replace(self.tensorrt or TensorRTOptions(), targets=tuple(parse_targets(self.target)))
@@ -221,6 +227,6 @@ class BuildConfig:
         paths = {
             "--precision-report": self.precision_report,
             "--ranges": self.quantization.ranges,
-            "--timing-cache": self.tensorrt and self.tensorrt.timing_cache,
+            "--timing-cache": self.tensorrt.timing_cache if self.tensorrt is not None else None,
         }
         return {option: path for option, path in paths.items() if path is not None}

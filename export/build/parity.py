@@ -1,39 +1,33 @@
 """Whether what was built gives what the model gives, at sizes of all kinds."""
 
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
+from fcn_deploy.calibration.report.engine_report import Agreement
 from fcn_deploy.export.analysis.upsampling import ends_in_sigmoid
 from fcn_deploy.export.importer.standard_form import Source
 from fcn_deploy.export.tolerances import DECISION_MARGIN, REORDERED_SUMS
-from fcn_deploy.runtime.backends.onnxruntime import OnnxRuntimeBackend
+from fcn_deploy.runtime.backends.onnxruntime import OnnxRuntimeSession
 from fcn_deploy.runtime.errors import DeployError
-from fcn_deploy.runtime.manifest import Head
+from fcn_deploy.runtime.manifest import Upsampling
 from fcn_deploy.runtime.model_card import ModelCard
+from fcn_deploy.runtime.network import Network
 from fcn_deploy.runtime.prepare import prepare
-from fcn_deploy.runtime.segmenter import Segmenter
-from fcn_deploy.runtime.upsampling import result_from_scores
+from fcn_deploy.runtime.upsampling import ScoreWindow, result_from_scores
 from fcn_deploy.runtime.verify import natural_noise
 
 COMPARED_SIZES = ((1, 1), (7, 13), (37, 41), (61, 97), (136, 17), (200, 333), (257, 263), (480, 640))
 
 
-def compare(source: Source, net: Segmenter) -> dict[str, Any]:
+def compare(source: Source, net: Network) -> Agreement:
     """What the engine gives against the model's own output, at mixed sizes.
-
-    Returns:
-        {"kind": labels, masks or values, "sizes", "pixels": of all masks or maps together}, with, of labels and masks,
-        {"labels_equal": share, "undecided": share of pixels whose two best scores (or score and threshold) are within
-        DECISION_MARGIN of the range, "wrong": differing pixels that are not}; of values {"difference": largest, as a
-        share of the range}.
 
     Raises:
         DeployError: a label differs where the model decided, or a value by more than REORDERED_SUMS of the range.
     """
-    backend = OnnxRuntimeBackend(source.model.SerializeToString())
+    backend = OnnxRuntimeSession(source.model.SerializeToString())
     plain = replace(net.card, size_multiple=1, smallest=1)
-    head = Head(activated=ends_in_sigmoid(source.model))  # thresholds of masks are probabilities then
+    head = Upsampling(activated=ends_in_sigmoid(source.model))  # thresholds of masks are probabilities then
     equal = undecided = wrong = pixels = 0
     difference = 0.0
     for index, (height, width) in enumerate(COMPARED_SIZES):
@@ -50,7 +44,9 @@ def compare(source: Source, net: Segmenter) -> dict[str, Any]:
                 f"the model gives {logits.shape[1]}×{logits.shape[2]} scores for an image of {height}×{width}; "
                 "it must give one per pixel at every size"
             )
-        expected = result_from_scores(net.kind, logits, head, source.card, (height, width), (height, width))
+        expected = result_from_scores(
+            net.kind, ScoreWindow.whole(logits, (height, width), (height, width)), head, source.card
+        )
         found = net.result(image)
         pixels += found.size
         if net.kind == "values":
@@ -61,19 +57,19 @@ def compare(source: Source, net: Segmenter) -> dict[str, Any]:
         equal += int((~differs).sum())
         undecided += int((~clear).sum())
         wrong += int((differs & clear).sum())
-    report = {"kind": net.kind, "sizes": [f"{height}x{width}" for height, width in COMPARED_SIZES], "pixels": pixels}
+    sizes = tuple(f"{height}x{width}" for height, width in COMPARED_SIZES)
     if net.kind == "values":
         if not difference <= REORDERED_SUMS:
             raise DeployError(
                 f"the engine's values are not the model's: they differ by {difference:.1e} of their range; please "
                 "report the model"
             )
-        return report | {"difference": difference}
+        return Agreement(sizes, pixels, net.kind, difference=difference)
     if wrong:
         raise DeployError(
             f"the engine's {net.kind} are not the model's: {wrong} of {pixels} pixels differ; please report the model"
         )
-    return report | {"labels_equal": equal / pixels, "undecided": undecided / pixels, "wrong": wrong}
+    return Agreement(sizes, pixels, net.kind, labels_equal=equal / pixels, undecided=undecided / pixels, wrong=wrong)
 
 
 def decided(logits: np.ndarray, card: ModelCard, activated: bool = False) -> np.ndarray:

@@ -12,7 +12,7 @@ import numpy as np
 from fcn_deploy.export.analysis.fields import Field, WholeImageError
 from fcn_deploy.export.analysis.receptive_field import receptive_field
 from fcn_deploy.export.analysis.separators import separators
-from fcn_deploy.export.build.targets.cpu import measure_tensors, working_memory
+from fcn_deploy.export.build.working_memory import measure_tensors, working_memory
 from fcn_deploy.export.graph.edit import clone, prune
 from fcn_deploy.export.tolerances import REORDERED_SUMS
 from fcn_deploy.runtime.backends.onnxruntime import session
@@ -25,9 +25,9 @@ from fcn_deploy.runtime.verify import natural_noise
 from onnx import ModelProto, NodeProto, helper
 
 # The cut is the best on average for this image and these bytes.
-LARGE, BUDGETS = (4096, 4096), (1e8, 2e8, 5e8, 2e9)
-CANDIDATES = 10  # feature maps to cut at that are looked at, the smallest
-WORTH = 0.95  # a cut is made where it leaves so much of the work at most
+REFERENCE_SIZE, REFERENCE_BUDGETS = (4096, 4096), (1e8, 2e8, 5e8, 2e9)
+CUT_CANDIDATES = 10  # feature maps to cut at that are looked at, the smallest
+CUT_WORTH = 0.95  # a cut is made where it leaves so much of the work at most
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,11 @@ class Part:
 
     stage: Stage
     model: ModelProto
+
+
+def members_of(parts: Sequence[Part]) -> dict[str, bytes]:
+    """The parts as members of an engine file: name → content."""
+    return {part.stage.file: part.model.SerializeToString() for part in parts}
 
 
 def cut_core(core: ModelProto, card: ModelCard, cut: bool = True) -> tuple[Part, ...]:
@@ -50,27 +55,26 @@ def cut_core(core: ModelProto, card: ModelCard, cut: bool = True) -> tuple[Part,
         cut: False: one stage.
     """
     tensors = measure_tensors(core, padded_size(256, 256, card)[0])
-    whole = (_part(core, card, tensors, (Field(), Field())),)
-    costs = {(): _cost(whole, card)}
-    found: dict[str | tuple, tuple[Part, ...]] = {(): whole}
+    whole: tuple[Part, ...] = (_part(core, card, tensors, (Field(), Field())),)
+    costs, found = {"": _cost(whole, card)}, {"": whole}  # by the feature map that is cut at
     places = sorted(separators(core), key=lambda name: tensors[name].nbytes) if cut else []
-    for name in places[:CANDIDATES]:
+    for name in places[:CUT_CANDIDATES]:
         if (parts := _parts(core, card, tensors, name)) is not None:
             found[name], costs[name] = parts, _cost(parts, card)
-    best = min(costs, key=costs.get)
-    if best and costs[best] <= WORTH * costs[()]:
-        parts = _tried(found[best], card)
-        if all(ours.stage.halo == theirs.stage.halo for ours, theirs in zip(parts, found[best], strict=True)):
-            return parts
+    best = min(costs, key=costs.__getitem__)
+    if best and costs[best] <= CUT_WORTH * costs[""]:
+        tried = _tried(found[best], card)
+        if all(ours.stage.halo == theirs.stage.halo for ours, theirs in zip(tried, found[best], strict=True)):
+            return tried
     return _tried(whole, card)
 
 
 def _cost(parts: Sequence[Part], card: ModelCard) -> float:
     """Mean work of the reference images, over that without tiles; one that cannot be had counts as ten."""
     costs = []
-    for budget in BUDGETS:
+    for budget in REFERENCE_BUDGETS:
         try:
-            costs.append(plan_run(LARGE, card, [part.stage for part in parts], int(budget)).overhead)
+            costs.append(plan_run(REFERENCE_SIZE, card, [part.stage for part in parts], int(budget)).overhead)
         except OverBudgetError:
             costs.append(10.0)
     return float(np.mean(costs))
@@ -100,7 +104,8 @@ def _parts(core: ModelProto, card: ModelCard, tensors, name: str) -> tuple[Part,
     strides = [field.stride for field in fields]
     if any(stride.denominator != 1 for stride in strides):
         return None
-    start = tuple(Field(stride, Fraction(0), stride - 1, int(stride)) for stride in strides)
+    vertical, horizontal = (Field(stride, Fraction(0), stride - 1, int(stride)) for stride in strides)
+    start = vertical, horizontal
     return _part(first, card, tensors, (Field(), Field()), 0), _part(second, card, tensors, start, 1)
 
 
@@ -120,12 +125,12 @@ def _part(model: ModelProto, card: ModelCard, tensors, start: tuple[Field, Field
         field = receptive_field(model, start)
     except WholeImageError as error:
         return Part(replace(stage, whole=str(error)), model)
-    strides = tuple(each.stride for each in field.fields)
-    if any(stride.denominator != 1 for stride in strides):
-        return Part(replace(stage, whole=f"its result has cells of {strides[0]} of a pixel"), model)
+    down, right = (each.stride for each in field.fields)
+    if down.denominator != 1 or right.denominator != 1:
+        return Part(replace(stage, whole=f"its result has cells of {down} of a pixel"), model)
     unit = math.lcm(field.period, card.size_multiple)
-    halo = tuple(math.ceil(side / unit) * unit for side in field.halo)
-    return Part(replace(stage, halo=halo, period=unit, stride=tuple(map(int, strides))), model)
+    above, left = (math.ceil(side / unit) * unit for side in field.halo)
+    return Part(replace(stage, halo=(above, left), period=unit, stride=(int(down), int(right))), model)
 
 
 def _work(node: NodeProto, tensors: Mapping[str, np.ndarray]) -> int:
@@ -144,7 +149,7 @@ def _tried(parts: Sequence[Part], card: ModelCard) -> tuple[Part, ...]:
     Nor are those of a network that is said to see the whole image, where nothing tells which part does.
     """
     runs = [session(part.model.SerializeToString()) for part in parts]
-    tried = []
+    tried: list[Part] = []
     for index, part in enumerate(parts):
         stage, feed = part.stage, _strips(parts[:index], runs[:index], card)
         # Images end where they do, also within a period.
@@ -175,6 +180,7 @@ def _same(stage: Stage, run, feed, before: tuple[int, int], card: ModelCard, axi
 
     `before`: pixels of a cell of its input; `end`: those that the strip is shorter than whole units.
     """
+    assert stage.halo is not None
     unit, halo, stride, step = stage.period, stage.halo[axis], stage.stride[axis], before[axis]
     least = -(-card.smallest // unit) * unit
     length = max(2 * halo + 3 * unit, least + 2 * unit) - end

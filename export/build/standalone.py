@@ -8,13 +8,13 @@ from fcn_deploy.export.graph.edit import check, set_metadata
 from fcn_deploy.export.importer.standard_form import Source
 from fcn_deploy.export.passes.fold_head import fold_head
 from fcn_deploy.export.passes.fold_input import fold_input
-from fcn_deploy.runtime.backends.onnxruntime import OnnxRuntimeBackend, session
+from fcn_deploy.runtime.backends.onnxruntime import OnnxRuntimeSession, session
 from fcn_deploy.runtime.errors import DeployError, MisuseError
 from fcn_deploy.runtime.files import replacing
-from fcn_deploy.runtime.manifest import Head
+from fcn_deploy.runtime.manifest import Upsampling
 from fcn_deploy.runtime.model_card import CARD_KEY
 from fcn_deploy.runtime.prepare import prepare
-from fcn_deploy.runtime.upsampling import labels_from_scores
+from fcn_deploy.runtime.upsampling import ScoreWindow, labels_from_scores
 from fcn_deploy.runtime.verify import natural_noise
 
 
@@ -33,11 +33,11 @@ def build_standalone(source: Source, out: str | os.PathLike, threads: int | None
     set_metadata(model, CARD_KEY, card.to_json())
     check(model, "the standalone model")
     run = session(model.SerializeToString(), threads)
-    original = OnnxRuntimeBackend(source.model.SerializeToString(), threads=threads)
+    original = OnnxRuntimeSession(source.model.SerializeToString(), threads=threads)
     for index, (height, width) in enumerate(COMPARED_SIZES):
         image = natural_noise(height, width, card, seed=index + 1)
         logits = original.run(prepare(image, replace(card, size_multiple=1, smallest=1)))[0]
-        expected = labels_from_scores(logits, Head(), card, (height, width), (height, width))
+        expected = labels_from_scores(ScoreWindow.whole(logits, (height, width), (height, width)), Upsampling(), card)
         labels = run.run(None, {"image": image[None]})[0][0]
         if labels.shape != expected.shape or (labels != expected)[decided(logits, card)].any():
             raise DeployError(f"the standalone model's labels differ from the model's at {height}×{width}")

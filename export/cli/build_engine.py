@@ -177,7 +177,7 @@ def build_engine(
     refuse_existing(out, force)
     if standalone:
         _check_standalone(target, precision, reports)
-    config = _config(target, precision, reports, threads)
+    config = _config(target, precision, reports, threads, tuned=not standalone)
     _check_outputs(model, out, config, reports, force)
     need("onnx", "export")
     need("onnxruntime", "cpu")
@@ -211,9 +211,12 @@ def _check_standalone(target: TargetOptions, precision: PrecisionOptions, report
 
 
 def _config(
-    target: TargetOptions, precision: PrecisionOptions, reports: ReportOptions, threads: int | None
+    target: TargetOptions, precision: PrecisionOptions, reports: ReportOptions, threads: int | None, tuned: bool
 ) -> "BuildConfig":
-    """The options as the builder takes them. Raises MisuseError where they contradict each other."""
+    """The options as the builder takes them; `tuned`: it may choose among the CPU's libraries.
+
+    Raises MisuseError where they contradict each other.
+    """
     from fcn_deploy.export.build.config import BuildConfig, TensorRTOptions, TuningOptions, backends_of
     from fcn_deploy.export.quantization.options import QuantizationOptions
     from fcn_deploy.runtime.sizes import parse_sizes
@@ -240,7 +243,7 @@ def _config(
         **{name: value for name, value in given.items() if value is not None},
     )
     tuning = None
-    if on_cpu or target.backend is not None:
+    if (tuned and on_cpu) or target.backend is not None:
         name = (target.backend or Backend.auto).value
         tuning = TuningOptions(backends_of(name), fewer_threads=name == "auto")
     return BuildConfig(

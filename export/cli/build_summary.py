@@ -35,7 +35,7 @@ def _show_speed(report: EngineReport) -> None:
     if report.latency_ms is None:
         print(f"latency: not measured ({report.latency_reason})")
         return
-    if report.float32_latency_ms is not None:
+    if report.accuracy is not None and report.target == "cpu":
         print(_speedup(report))
     print("latency on this machine (median):")
     print(show_latency(latency_rows(report.latency_ms)))

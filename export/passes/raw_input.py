@@ -7,7 +7,7 @@ import onnx_ir as ir
 from fcn_deploy.export.graph.index import GraphIndex, has_input
 from fcn_deploy.export.graph.rewrite import Rewrite, declare
 from fcn_deploy.export.passes.result import PassResult
-from fcn_deploy.export.quantization.quantize import round_weights
+from fcn_deploy.export.quantization.round_weights import round_weights
 from fcn_deploy.runtime.model_card import ModelCard
 from fcn_deploy.runtime.prepare import Border
 from onnx import ModelProto, NodeProto, TensorProto

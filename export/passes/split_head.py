@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from fcn_deploy.export.analysis.upsampling import find_end
 from fcn_deploy.export.graph.rewrite import Rewrite, declare, dims, reroute
 from fcn_deploy.export.passes.result import PassResult
-from fcn_deploy.runtime.manifest import Head
+from fcn_deploy.runtime.manifest import Upsampling
 from onnx import ModelProto
 
 
@@ -24,7 +24,7 @@ class WithoutUpsampling(PassResult):
         sigmoid: whether a Sigmoid was dropped, so that scores are logits where they were probabilities.
     """
 
-    upsampling: Head = field(default_factory=Head)
+    upsampling: Upsampling = field(default_factory=Upsampling)
     size_multiple: int = 1
     smallest: int = 1
     sigmoid: bool = False

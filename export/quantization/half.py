@@ -4,11 +4,12 @@ from collections.abc import Collection
 
 import numpy as np
 import onnx
-from fcn_deploy.export.graph.edit import Names, add_constants, clone, dims, initializers, prune, set_shape
+from fcn_deploy.export.graph.edit import Names, add_constants, clone, initializers, prune
 from fcn_deploy.runtime.errors import DeployError
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-LARGEST = 65504.0  # of float16
+FLOAT16_MAX = 65504.0
+MAGNITUDE_OF = "largest of "  # before a tensor's name: an output of its largest magnitude
 # Inputs that are float32 whatever the data is.
 ALWAYS_FLOAT = {("Resize", 1), ("Resize", 2)}
 # Operators whose result has the type that they name, not that of what they read, or that know no float16.
@@ -70,7 +71,7 @@ def half(model: ModelProto, kept: Collection[str] = (), interface: bool = False)
     del model.graph.value_info[:]
     for value in (model.graph.input[0], *model.graph.output):
         if is_half[value.name]:
-            set_shape(value, dims(value), TensorProto.FLOAT16)
+            value.type.tensor_type.elem_type = TensorProto.FLOAT16
     prune(model)
     return model
 
@@ -80,71 +81,86 @@ def emulate_half(model: ModelProto, kept: Collection[str] = ()) -> ModelProto:
 
     ONNX Runtime's CPU removes casts and runs FP16 graphs in float32, so they cannot be judged there. After
     each half tensor x, c = 8193·x and c - (c - x) has float16's 11 bits in its normal range (Dekker, 1971).
-    Further outputs, `LARGEST_OF + tensor`, give the largest magnitude of each, to be held against LARGEST.
+    Further outputs, `MAGNITUDE_OF + tensor`, give the largest magnitude of each, to be held against FLOAT16_MAX.
     """
-    model = clone(model)
-    floats, constants, names = float_tensors(model), initializers(model), Names(model)
-    kept = {*kept, *never_half(model)}
-    for node in model.graph.node:
-        if node.output[0] in kept:
-            continue
-        for index, name in enumerate(node.input):
-            if name in constants and name in floats and (node.op_type, index) not in ALWAYS_FLOAT:
-                with np.errstate(over="ignore"):
-                    rounded = constants[name].astype(np.float16).astype(np.float32)
-                if (new := names(f"{name}/rounded")) not in constants:
-                    constants[new] = rounded
-                    add_constants(model, {new: rounded})
-                node.input[index] = new
-    factor = names("half/factor")
-    add_constants(model, {factor: np.float32(8193)})
-    results = {value.name for value in model.graph.output}
-    nodes: list[NodeProto] = []
-    rounded_names: dict[str, str] = {}
+    return _HalfEmulator(clone(model), kept).run()
 
-    def follow(name: str) -> None:
-        product, rest, emulated, magnitude = (names(f"{name}/{part}") for part in ("c", "rest", "emulated", "abs"))
+
+class _HalfEmulator:
+    """Writes float16's rounding into a model, which is changed."""
+
+    def __init__(self, model: ModelProto, kept: Collection[str]) -> None:
+        self.model, self.kept = model, {*kept, *never_half(model)}
+        self.floats, self.names = float_tensors(model), Names(model)
+        self.rounded: dict[str, str] = {}  # tensor → what it is as half
+        self.wide: set[str] = set()  # float32 tensors, rounded where a half node reads them
+        self.factor = self.names("half/factor")
+
+    def run(self) -> ModelProto:
+        model = self.model
+        self._round_constants()
+        add_constants(model, {self.factor: np.array(8193, np.float32)})
+        results, image = [value.name for value in model.graph.output], model.graph.input[0].name
+        self.wide.add(image)
+        nodes = self._rounding(image)
+        for node in list(model.graph.node):
+            is_kept = node.output[0] in self.kept
+            for index, name in enumerate(node.input):
+                # What is half is so for all its readers; what is not is cast for those that are.
+                if name in self.rounded and not (is_kept and name in self.wide):
+                    node.input[index] = self.rounded[name]
+            nodes.append(node)
+            for name in node.output:
+                # TensorRT fuses DequantizeLinear with what reads it, so its result is never rounded.
+                if name in self.floats and node.op_type != "DequantizeLinear":
+                    nodes += self._rounding(name)
+                    if is_kept:
+                        self.wide.add(name)
+        self._round_results(nodes, results)
+        del model.graph.node[:]
+        model.graph.node.extend(nodes)
+        del model.graph.value_info[:]
+        return model
+
+    def _round_constants(self) -> None:
+        constants = initializers(self.model)
+        for node in self.model.graph.node:
+            if node.output[0] in self.kept:
+                continue
+            for index, name in enumerate(node.input):
+                if name not in constants or name not in self.floats or (node.op_type, index) in ALWAYS_FLOAT:
+                    continue
+                if (new := self.names(f"{name}/rounded")) not in constants:
+                    with np.errstate(over="ignore"):
+                        constants[new] = constants[name].astype(np.float16).astype(np.float32)
+                    add_constants(self.model, {new: constants[new]})
+                node.input[index] = new
+
+    def _rounding(self, name: str) -> list[NodeProto]:
+        """The nodes that round a tensor, and give its largest magnitude."""
+        product, rest, emulated, magnitude = (self.names(f"{name}/{part}") for part in ("c", "rest", "emulated", "abs"))
         steps = [
-            ("Mul", [name, factor], product),
+            ("Mul", [name, self.factor], product),
             ("Sub", [product, name], rest),
             ("Sub", [product, rest], emulated),
             ("Abs", [name], magnitude),
         ]
-        nodes.extend(helper.make_node(kind, reads, [out], name=out) for kind, reads, out in steps)
-        largest = LARGEST_OF + name
+        nodes = [helper.make_node(kind, reads, [out], name=out) for kind, reads, out in steps]
+        largest = MAGNITUDE_OF + name
         nodes.append(helper.make_node("ReduceMax", [magnitude], [largest], name=f"{name}/max", keepdims=0))
-        model.graph.output.append(helper.make_tensor_value_info(largest, TensorProto.FLOAT, []))
-        rounded_names[name] = emulated
+        self.model.graph.output.append(helper.make_tensor_value_info(largest, TensorProto.FLOAT, []))
+        self.rounded[name] = emulated
+        return nodes
 
-    image = model.graph.input[0].name
-    wide = {image}  # float32 tensors, rounded where a half node reads them
-    follow(image)
-    for node in list(model.graph.node):
-        is_kept = node.output[0] in kept
-        for index, name in enumerate(node.input):
-            # What is half is so for all its readers; what is not is cast for those that are.
-            if name in rounded_names and not (is_kept and name in wide):
-                node.input[index] = rounded_names[name]
-        nodes.append(node)
-        for name in node.output:
-            # TensorRT fuses DequantizeLinear with what reads it, so its result is never rounded.
-            if name in floats and node.op_type != "DequantizeLinear":
-                follow(name)
-                if is_kept:
-                    wide.add(name)
-    for value in model.graph.output[:]:
-        if value.name in results and value.name in rounded_names and value.name not in wide:
-            old, new, plain = value.name, rounded_names[value.name], names(f"{value.name}/plain")
+    def _round_results(self, nodes: Collection[NodeProto], results: Collection[str]) -> None:
+        """Let the model's outputs, `results`, be what is rounded."""
+        for old in results:
+            if old not in self.rounded or old in self.wide:
+                continue
+            renamed = {old: self.names(f"{old}/plain"), self.rounded[old]: old}
             for node in nodes:
-                node.output[:] = [plain if n == old else (old if n == new else n) for n in node.output]
-                node.input[:] = [plain if n == old else (old if n == new else n) for n in node.input]
-    del model.graph.node[:]
-    model.graph.node.extend(nodes)
-    del model.graph.value_info[:]
-    return model
-
-
-LARGEST_OF = "largest of "
+                node.output[:] = [renamed.get(name, name) for name in node.output]
+                node.input[:] = [renamed.get(name, name) for name in node.input]
 
 
 def overflowing(largest: dict[str, float], model: ModelProto, margin: float = 0.5) -> set[str]:
@@ -154,11 +170,11 @@ def overflowing(largest: dict[str, float], model: ModelProto, margin: float = 0.
         largest: magnitude by tensor, measured on real images.
         model: the float32 core.
     """
-    large = {name for name, value in largest.items() if not value <= LARGEST * margin}
+    large = {name for name, value in largest.items() if not value <= FLOAT16_MAX * margin}
     heavy = {
         tensor.name
         for tensor in model.graph.initializer
-        if tensor.data_type == TensorProto.FLOAT and np.abs(numpy_helper.to_array(tensor)).max(initial=0) > LARGEST
+        if tensor.data_type == TensorProto.FLOAT and np.abs(numpy_helper.to_array(tensor)).max(initial=0) > FLOAT16_MAX
     }
     return {
         node.output[0] for node in model.graph.node if (large | heavy) & {*node.input, *node.output}

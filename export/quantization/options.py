@@ -1,10 +1,13 @@
 """Which precisions a build may use, and what it may cost."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from fcn_deploy.calibration.ranges import METHODS
 from fcn_deploy.runtime.errors import MisuseError
+
+Say = Callable[[str], None]  # called with a line when a phase begins
 
 
 @dataclass(frozen=True)

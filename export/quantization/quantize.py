@@ -1,6 +1,6 @@
-"""INT8 as explicit QuantizeLinear and DequantizeLinear, inserted as one target wants it."""
+"""INT8 as explicit QuantizeLinear and DequantizeLinear (Q/DQ), inserted as one target wants it."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,13 +14,13 @@ from fcn_deploy.export.graph.edit import (
     producers,
     prune,
 )
+from fcn_deploy.export.quantization.round_weights import NO_LIMIT, depthwise, round_weights
 from onnx import ModelProto, NodeProto, TensorProto, helper
 
-ACTIVATIONS = ("Relu", "Clip")
-SMALLEST_SCALE = 6.2e-5  # the smallest normal float16, so that scales survive FP16
-
-
-PAIR_LIMIT = 128  # 255 · 128 < 2¹⁵
+FUSED_ACTIVATIONS = ("Relu", "Clip")  # that targets compute together with the convolution before them
+SMALLEST_FLOAT16 = 6.2e-5  # the smallest normal one: scales that become float16 stay above it
+Range = tuple[float, float]
+RoundedWeights = tuple[np.ndarray, np.ndarray]  # int8 [K, C, h, w], and a scale per output channel, float32 [K]
 
 
 @dataclass(frozen=True)
@@ -47,9 +47,9 @@ class Scheme:
 
 
 SCHEMES = {
-    "cpu": Scheme("cpu", symmetric=False, pairs=True, outputs=True, int32_bias=True, least_scale=1e-12),
+    "cpu": Scheme("cpu", symmetric=False, pairs=True, outputs=True, int32_bias=True, least_scale=NO_LIMIT),
     "tensorrt": Scheme(
-        "tensorrt", symmetric=True, pairs=False, outputs=False, int32_bias=False, least_scale=SMALLEST_SCALE
+        "tensorrt", symmetric=True, pairs=False, outputs=False, int32_bias=False, least_scale=SMALLEST_FLOAT16
     ),
 }
 
@@ -64,7 +64,7 @@ def result_of(model: ModelProto, node: NodeProto) -> str:
     """The tensor a convolution gives once its activation is applied, which targets fuse with it."""
     outputs = {value.name for value in model.graph.output}
     readers = [other for other in model.graph.node if node.output[0] in other.input]
-    if len(readers) == 1 and readers[0].op_type in ACTIVATIONS and node.output[0] not in outputs:
+    if len(readers) == 1 and readers[0].op_type in FUSED_ACTIVATIONS and node.output[0] not in outputs:
         return readers[0].output[0]
     return node.output[0]
 
@@ -83,11 +83,11 @@ def measured_tensors(model: ModelProto) -> list[str]:
 
 def quantize(
     model: ModelProto,
-    ranges: Mapping[str, tuple[float, float]],
+    ranges: Mapping[str, Range],
     scheme: Scheme,
     kept: Collection[str] = (),
     means: Mapping[str, np.ndarray] | None = None,
-    rounded: dict[tuple[str, bool], tuple[np.ndarray, np.ndarray]] | None = None,
+    rounded: dict[tuple[str, bool], RoundedWeights] | None = None,
 ) -> ModelProto:
     """The model with Q/DQ around its convolutions.
 
@@ -102,63 +102,138 @@ def quantize(
 
     Weights are s8 per output channel.
     """
-    model = clone(model)
-    weights, names = initializers(model), Names(model)
-    rounded = {} if rounded is None else rounded
-    quantised = [node for node in convolutions(model) if node.output[0] not in kept]
-    wanted: dict[str, None] = {}
-    for node in quantised:
-        wanted[node.input[0]] = None
-        if scheme.outputs:
-            wanted[result_of(model, node)] = None
-    sums = [node for node in model.graph.node if node.op_type == "Add" and all(n in ranges for n in node.input)]
-    for node in sums:
-        # On CPUs a sum runs as integers where both its inputs come as integers already. TensorRT fuses a
-        # convolution with the sum after it where the other branch is quantised, as it is where it feeds a
-        # convolution too; the convolution's own result must not be.
-        if scheme.outputs and all(name in wanted for name in node.input):
-            wanted[node.output[0]] = None
-
-    before: dict[str, list[NodeProto]] = {}  # output of a producer → nodes that follow it
-    scales: dict[str, float] = {}
-    for name in wanted:
-        scales[name], zero = _activation(ranges[name], scheme)
-        constants = {names(f"{name}/scale"): np.float32(scales[name]), names(f"{name}/zero"): zero}
-        add_constants(model, constants)
-        integers, floats = names(f"{name}/q"), names(f"{name}/dq")
-        before[name] = [
-            helper.make_node("QuantizeLinear", [name, *constants], [integers], name=f"{name}/quantize"),
-            helper.make_node("DequantizeLinear", [integers, *constants], [floats], name=f"{name}/dequantize"),
-        ]
-    nodes = []
-    for name in (value.name for value in model.graph.input if value.name in before):
-        nodes += before[name]
-    made: set[str] = set()
-    readers = {id(node) for node in quantised} | {id(node) for node in sums}
-    for node in model.graph.node:
-        reads_quantised = id(node) in readers or scheme.outputs
-        if id(node) in readers and node.op_type == "Conv":
-            name = node.input[1]
-            pairs = scheme.pairs and not depthwise(node, weights[name])
-            if (name, pairs) not in rounded:
-                rounded[name, pairs] = round_weights(weights[name].astype(np.float32), pairs, scheme.least_scale)
-            scale = scales[node.input[0]]
-            nodes += _weights(model, node, weights, rounded[name, pairs], scale, scheme, pairs, names, made, means)
-        results = list(node.output)
-        if reads_quantised:
-            for index, name in enumerate(node.input):
-                if name in before:
-                    node.input[index] = names(f"{name}/dq")
-        nodes.append(node)
-        for name in results:
-            nodes += before.get(name, [])
-    del model.graph.node[:]
-    model.graph.node.extend(nodes)
-    del model.graph.value_info[:]
-    prune(model)
+    quantizer = _Quantizer(clone(model), ranges, scheme, means, {} if rounded is None else rounded)
+    model = quantizer.run(kept)
     if scheme.outputs:
         _sum_integers(model)
     return model
+
+
+class _Quantizer:
+    """Inserts Q/DQ into a model, which is changed."""
+
+    def __init__(
+        self,
+        model: ModelProto,
+        ranges: Mapping[str, Range],
+        scheme: Scheme,
+        means: Mapping[str, np.ndarray] | None,
+        rounded: dict[tuple[str, bool], RoundedWeights],
+    ) -> None:
+        self.model, self.ranges, self.scheme, self.means, self.rounded = model, ranges, scheme, means, rounded
+        self.weights, self.names = initializers(model), Names(model)
+        self.scales: dict[str, float] = {}  # of the activations that are quantised
+        self.dequantised: set[str] = set()  # weights that have their DequantizeLinear already
+
+    def run(self, kept: Collection[str]) -> ModelProto:
+        model = self.model
+        quantised = [node for node in convolutions(model) if node.output[0] not in kept]
+        sums = [node for node in model.graph.node if self._is_sum(node)]
+        pairs = {name: self._activation(name) for name in self._wanted(quantised, sums)}
+        readers = {id(node) for node in (*quantised, *sums)}
+        nodes = [node for value in model.graph.input for node in pairs.get(value.name, ())]
+        for node in model.graph.node:
+            reads_quantised = id(node) in readers
+            if reads_quantised and node.op_type == "Conv":
+                nodes += self._weights(node)
+            if reads_quantised or self.scheme.outputs:
+                for index, name in enumerate(node.input):
+                    if name in pairs:
+                        node.input[index] = self.names(f"{name}/dq")
+            nodes.append(node)
+            nodes += [follower for name in node.output for follower in pairs.get(name, ())]
+        del model.graph.node[:]
+        model.graph.node.extend(nodes)
+        del model.graph.value_info[:]
+        prune(model)
+        return model
+
+    def _is_sum(self, node: NodeProto) -> bool:
+        """Whether a node adds two tensors of known range."""
+        return node.op_type == "Add" and all(name in self.ranges for name in node.input)
+
+    def _wanted(self, quantised: Collection[NodeProto], sums: Collection[NodeProto]) -> dict[str, None]:
+        """The activations that get Q/DQ, in order."""
+        wanted: dict[str, None] = {}
+        for node in quantised:
+            wanted[node.input[0]] = None
+            if self.scheme.outputs:
+                wanted[result_of(self.model, node)] = None
+        for node in sums:
+            # On CPUs a sum runs as integers where both its inputs come as integers already. TensorRT fuses a
+            # convolution with the sum after it where the other branch is quantised, as it is where it feeds a
+            # convolution too; the convolution's own result must not be.
+            if self.scheme.outputs and all(name in wanted for name in node.input):
+                wanted[node.output[0]] = None
+        return wanted
+
+    def _activation(self, name: str) -> list[NodeProto]:
+        """The Q and DQ that follow an activation."""
+        self.scales[name], zero = _activation_scale(self.ranges[name], self.scheme)
+        constants = {
+            self.names(f"{name}/scale"): np.array(self.scales[name], np.float32),
+            self.names(f"{name}/zero"): zero,
+        }
+        add_constants(self.model, constants)
+        integers, floats = self.names(f"{name}/q"), self.names(f"{name}/dq")
+        return [
+            helper.make_node("QuantizeLinear", [name, *constants], [integers], name=f"{name}/quantize"),
+            helper.make_node("DequantizeLinear", [integers, *constants], [floats], name=f"{name}/dequantize"),
+        ]
+
+    def _weights(self, node: NodeProto) -> list[NodeProto]:
+        """Rewrite a convolution's weight and bias; the DequantizeLinear nodes they need."""
+        name = node.input[1]
+        weight = self.weights[name].astype(np.float32)
+        pairs = self.scheme.pairs and not depthwise(node, weight)
+        if (name, pairs) not in self.rounded:
+            self.rounded[name, pairs] = round_weights(weight, pairs, self.scheme.least_scale)
+        integers, scale = self.rounded[name, pairs]
+        base = f"{name}/pairs" if pairs else name  # two convolutions may share a weight and round it differently
+        floats, nodes = self.names(f"{base}/dq"), []
+        if floats not in self.dequantised:
+            self.dequantised.add(floats)
+            nodes.append(self._dequantize(base, "int8", integers, scale, floats))
+        bias, bias_name = self._bias(node, weight, integers, scale), self.names(f"{node.output[0]}/bias")
+        if self.scheme.int32_bias:
+            scale = (scale * np.float32(self.scales[node.input[0]])).astype(np.float32)
+            rounded = np.clip(np.round(bias.astype(np.float64) / scale), -(2.0**30), 2.0**30).astype(np.int32)
+            nodes.append(self._dequantize(bias_name, "int32", rounded, scale, bias_name))
+        else:
+            add_constants(self.model, {bias_name: bias.astype(np.float32)})
+        node.input[:] = [node.input[0], floats, bias_name]
+        return nodes
+
+    def _dequantize(self, base: str, kind: str, integers: np.ndarray, scale: np.ndarray, result: str) -> NodeProto:
+        """Integers with a scale per output channel, as a node that gives floats."""
+        constants = {
+            self.names(f"{base}/{kind}"): integers,
+            self.names(f"{base}/scale"): scale,
+            self.names(f"{base}/zero"): np.zeros(len(scale), integers.dtype),
+        }
+        add_constants(self.model, constants)
+        return helper.make_node("DequantizeLinear", [*constants], [result], name=f"{base}/dequantize", axis=0)
+
+    def _bias(self, node: NodeProto, weight: np.ndarray, integers: np.ndarray, scale: np.ndarray) -> np.ndarray:
+        """A convolution's bias, corrected for what rounding its weights does to the mean of its output."""
+        has_bias = len(node.input) > 2 and node.input[2]
+        bias = self.weights[node.input[2]] if has_bias else np.zeros(len(weight), np.float32)
+        if self.means is None:
+            return bias
+        lost = weight - integers * scale.reshape(-1, *[1] * (weight.ndim - 1))
+        lost = lost.reshape(len(weight), weight.shape[1], -1).sum(2)
+        groups = attributes(node).get("group", 1)
+        seen = self.means[node.input[0]].reshape(groups, -1)  # [groups, inputs of a group]
+        return bias + (lost * np.repeat(seen, len(weight) // groups, axis=0)).sum(1)
+
+
+def _activation_scale(low_high: Range, scheme: Scheme) -> tuple[float, np.ndarray]:
+    """Scale and zero point of an activation."""
+    low, high = min(low_high[0], 0.0), max(low_high[1], 0.0)
+    if scheme.symmetric:
+        return max(max(-low, high) / 127, scheme.least_scale), np.array(0, np.int8)
+    scale = max((high - low) / 255, 1e-9)
+    return scale, np.array(np.clip(round(-low / scale), 0, 255), np.uint8)
 
 
 def _sum_integers(model: ModelProto) -> None:
@@ -169,156 +244,54 @@ def _sum_integers(model: ModelProto) -> None:
     """
     made, known, names, nodes = producers(model), initializers(model), Names(model), []
     for node in model.graph.node:
-        nodes.append(node)
-        sources = [made.get(name) for name in node.input]
-        if node.op_type != "Conv" or any(each is None or each.op_type != "DequantizeLinear" for each in sources):
+        dequantised = _dequantised_inputs(node, made) if node.op_type == "Conv" else None
+        if dequantised is None or any(
+            reader.op_type == "QuantizeLinear" for reader in consumers(model, result_of(model, node))
+        ):
+            nodes.append(clone(node))
             continue
-        if any(reader.op_type == "QuantizeLinear" for reader in consumers(model, result_of(model, node))):
-            continue
-        (image, _, zero), (weight, _, zeros), (bias, scale, _) = (source.input for source in sources)
-        low, high = -int(known[zero]), 255 - int(known[zero])
-        flat = known[weight].reshape(len(known[weight]), -1).astype(np.int64)
-        highest = np.maximum(flat * low, flat * high).sum(1)  # of any part of a sum; the least, with the other sign
-        lowest = np.minimum(flat * low, flat * high).sum(1)
-        if max(highest.max(), -lowest.min()) + np.abs(known[bias].astype(np.int64)).max() >= 2**24:
-            continue
-        result = node.output[0]
-        one, ones, offset, unit, integers, taken, sums = (
-            names(f"{result}/{name}") for name in ("one", "ones", "offset", "unit", "integers", "weight", "sums")
-        )
-        constants = {one: np.float32(1), ones: np.ones(len(flat), np.float32), offset: known[bias].astype(np.float32)}
-        constants[unit] = known[scale].reshape(1, -1, *[1] * (known[weight].ndim - 2))
-        add_constants(model, constants)
-        node.input[:], node.output[:] = [integers, taken, offset], [sums]
-        nodes[-1:] = [
-            helper.make_node("DequantizeLinear", [image, one, zero], [integers], name=f"{result}/integers"),
-            helper.make_node("DequantizeLinear", [weight, ones, zeros], [taken], name=f"{result}/weight", axis=0),
-            node,
-            helper.make_node("Mul", [sums, unit], [result], name=f"{result}/scale"),
-        ]
-    nodes = [clone(node) for node in nodes]
+        nodes += _on_integers(model, node, dequantised, known, names) or [clone(node)]
     del model.graph.node[:]
     model.graph.node.extend(nodes)
     prune(model)
 
 
-def depthwise(node: NodeProto, weight: np.ndarray) -> bool:
-    """Whether each channel is filtered alone: those kernels multiply one by one in wider integers."""
-    groups = attributes(node).get("group", 1)
-    return groups > 1 and groups == len(weight) and weight.shape[1] == 1
+def _dequantised_inputs(node: NodeProto, made: Mapping[str, NodeProto]) -> list[NodeProto] | None:
+    """The nodes that give what a node reads; None unless all are DequantizeLinear."""
+    sources = [made[name] for name in node.input if name in made and made[name].op_type == "DequantizeLinear"]
+    return sources if len(sources) == len(node.input) else None
 
 
-def round_weights(weight: np.ndarray, pairs: bool, least_scale: float = 1e-12) -> tuple[np.ndarray, np.ndarray]:
-    """Weights [K, C, h, w] as int8 and a scale per output channel, float32 [K].
-
-    With `pairs`, any two weights that are neighbours in the order (C, h, w) or (h, w, C), in which kernels walk
-    them, have magnitudes that sum to at most PAIR_LIMIT: the range is reduced where it must be, not everywhere.
-    Each channel takes the number of steps, 64 to 127, of least squared error.
-    """
-    rows = weight.reshape(len(weight), -1)
-    peak = np.abs(rows).max(1, keepdims=True)
-    safe = np.where(peak > 0, peak, 1.0)
-    if not pairs:
-        scale = np.maximum(safe / 127, least_scale)
-        integers = np.clip(np.round(rows / scale), -127, 127)
-    else:
-        best = np.full(rows.shape[:1], np.inf)
-        integers, scale = np.zeros_like(rows), safe.copy()
-        for steps in range(PAIR_LIMIT // 2, 128, 3):
-            step = np.maximum(safe / steps, least_scale)
-            tried = _limit_pairs(np.round(rows / step), weight.shape)
-            error = ((tried * step - rows) ** 2).sum(1)
-            better = error < best
-            best[better], integers[better], scale[better] = error[better], tried[better], step[better]
-    # A channel of zeros: a scale fine enough for its bias.
-    scale = np.where(peak > 0, scale, 1e-3).astype(np.float32)[:, 0]
-    return integers.reshape(weight.shape).astype(np.int8), scale
-
-
-def _limit_pairs(integers: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Pull neighbours whose magnitudes sum to more than PAIR_LIMIT towards zero, half of the excess each."""
-    for order in ((0, 1, 2, 3), (0, 2, 3, 1)):
-        values = integers.reshape(shape).transpose(order)
-        line = values.reshape(len(integers), -1).copy()
-        size = np.abs(line)
-        rows, places = np.nonzero(size[:, :-1] + size[:, 1:] > PAIR_LIMIT)
-        # Few pairs are too large. Even ones first, then odd ones: within each, no weight is in two.
-        for parity in (0, 1):
-            chosen = places % 2 == parity
-            row, left = rows[chosen], places[chosen]
-            a, b = size[row, left], size[row, left + 1]
-            excess = np.maximum(a + b - PAIR_LIMIT, 0)
-            from_smaller = np.minimum(np.ceil(excess / 2), np.minimum(a, b))
-            from_larger = excess - from_smaller
-            size[row, left] = a - np.where(a <= b, from_smaller, from_larger)
-            size[row, left + 1] = b - np.where(a <= b, from_larger, from_smaller)
-        line = np.copysign(size, line)
-        integers = line.reshape(values.shape).transpose(np.argsort(order)).reshape(len(integers), -1)
-        if shape[2] == shape[3] == 1:
-            break  # both orders are the same
-    return integers
-
-
-def _activation(low_high: tuple[float, float], scheme: Scheme) -> tuple[float, np.generic]:
-    """Scale and zero point of an activation."""
-    low, high = min(low_high[0], 0.0), max(low_high[1], 0.0)
-    if scheme.symmetric:
-        return max(max(-low, high) / 127, scheme.least_scale), np.int8(0)
-    scale = max((high - low) / 255, 1e-9)
-    return scale, np.uint8(np.clip(round(-low / scale), 0, 255))
-
-
-def _weights(
-    model: ModelProto,
-    node: NodeProto,
-    weights: Mapping[str, np.ndarray],
-    rounded: tuple[np.ndarray, np.ndarray],
-    input_scale: float,
-    scheme: Scheme,
-    pairs: bool,
-    names: Names,
-    made: set[str],
-    means: Mapping[str, np.ndarray] | None,
+def _on_integers(
+    model: ModelProto, node: NodeProto, dequantised: Sequence[NodeProto], known: Mapping[str, np.ndarray], names: Names
 ) -> list[NodeProto]:
-    """Rewrite a convolution's weight and bias; the DequantizeLinear nodes they need."""
-    name = node.input[1]
-    weight = weights[name].astype(np.float32)
-    integers, scale = rounded
-    per_channel = scale.reshape(-1, *[1] * (weight.ndim - 1))
-    nodes = []
-    base = f"{name}/pairs" if pairs else name  # two convolutions may share a weight and round it differently
-    floats = names(f"{base}/dq")
-    if floats not in made:
-        made.add(floats)
-        zeros = np.zeros(len(scale), np.int8)
-        constants = {names(f"{base}/int8"): integers, names(f"{base}/scale"): scale, names(f"{base}/zero"): zeros}
-        add_constants(model, constants)
-        nodes.append(helper.make_node("DequantizeLinear", [*constants], [floats], name=f"{base}/dequantize", axis=0))
-    node.input[1] = floats
-    bias = weights[node.input[2]] if len(node.input) > 2 and node.input[2] else np.zeros(len(weight), np.float32)
-    if means is not None:
-        lost = (weight - integers * per_channel).reshape(len(weight), weight.shape[1], -1).sum(2)
-        groups = attributes(node).get("group", 1)
-        seen = means[node.input[0]].reshape(groups, -1)  # [groups, inputs of a group]
-        per_output = np.repeat(seen, len(weight) // groups, axis=0)
-        bias = bias + (lost * per_output).sum(1)
-    bias_name = names(f"{node.output[0]}/bias")
-    if scheme.int32_bias:
-        bias_scale = (scale * np.float32(input_scale)).astype(np.float32)
-        integers = np.clip(np.round(bias.astype(np.float64) / bias_scale), -(2.0**30), 2.0**30).astype(np.int32)
-        constants = {
-            names(f"{bias_name}/int32"): integers,
-            names(f"{bias_name}/scale"): bias_scale,
-            names(f"{bias_name}/zero"): np.zeros(len(bias), np.int32),
-        }
-        add_constants(model, constants)
-        nodes.append(
-            helper.make_node("DequantizeLinear", [*constants], [bias_name], name=f"{bias_name}/dequantize", axis=0)
-        )
-    else:
-        add_constants(model, {bias_name: bias.astype(np.float32)})
-    node.input[:] = [node.input[0], node.input[1], bias_name]
-    return nodes
+    """A convolution on the integers of its image, weight and bias, scaled after it; [] where sums are not exact."""
+    (image, _, zero), (weight, _, zeros), (bias, scale, _) = (source.input for source in dequantised)
+    low, high = -int(known[zero]), 255 - int(known[zero])
+    flat = known[weight].reshape(len(known[weight]), -1).astype(np.int64)
+    highest = np.maximum(flat * low, flat * high).sum(1)  # of any part of a sum; the least, with the other sign
+    lowest = np.minimum(flat * low, flat * high).sum(1)
+    if max(highest.max(), -lowest.min()) + np.abs(known[bias].astype(np.int64)).max() >= 2**24:
+        return []
+    result = node.output[0]
+    one, ones, offset, unit, integers, taken, sums = (
+        names(f"{result}/{name}") for name in ("one", "ones", "offset", "unit", "integers", "weight", "sums")
+    )
+    constants = {
+        one: np.array(1, np.float32),
+        ones: np.ones(len(flat), np.float32),
+        offset: known[bias].astype(np.float32),
+        unit: known[scale].reshape(1, -1, *[1] * (known[weight].ndim - 2)),
+    }
+    add_constants(model, constants)
+    summed = clone(node)
+    summed.input[:], summed.output[:] = [integers, taken, offset], [sums]
+    return [
+        helper.make_node("DequantizeLinear", [image, one, zero], [integers], name=f"{result}/integers"),
+        helper.make_node("DequantizeLinear", [weight, ones, zeros], [taken], name=f"{result}/weight", axis=0),
+        summed,
+        helper.make_node("Mul", [sums, unit], [result], name=f"{result}/scale"),
+    ]
 
 
 def quantised_convolutions(model: ModelProto) -> int:

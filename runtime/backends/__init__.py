@@ -1,6 +1,17 @@
-"""What runs a core network, one library a file."""
+"""What runs a core network, one library a file, behind one protocol.
 
+Backend    runs a core: images in, scores or labels out.
+    HostBackend        prepares and labels by NumPy around one session for each stage
+    TensorRTBackend    does all of it on the GPU
+Session    runs one network on arrays in host memory, for HostBackend.
+    OnnxRuntimeSession, OpenVinoSession
+"""
+
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
+
+from ..arrays import AnyArray, Floats, Image, Labels
 
 CPU_BACKENDS = ("onnxruntime", "openvino")  # what an engine for the CPU may name in its manifest
 
@@ -11,6 +22,46 @@ ORT_TARGETS = {
     "ort-rtx": "NvTensorRTRTXExecutionProvider",
 }
 KERNELS_PTX = "kernels.ptx"  # members of an engine file
+
+
+class Backend(Protocol):
+    """A core network, opened; safe to use from many threads at once.
+
+    Images are [H, W, C] as the card says, and checked; they are padded to what `padded_size` gives. Each verb raises
+    DeployError where the network fails, OverBudgetError where its memory does not suffice, and MisuseError once it is
+    closed.
+
+    Attributes:
+        name: of the library.
+        batches: whether several images at once may be faster than one after the other.
+    """
+
+    name: str
+    batches: bool
+
+    def scores(self, images: Sequence[Image]) -> Floats:
+        """Uncropped scores of images of one padded size: float32 [N, K, h, w]."""
+
+    def labels(self, image: Image) -> Labels:
+        """[H, W] uint8 or uint16 of an image that is run whole, by the card's rule."""
+
+    def run_stage(self, index: int, part: AnyArray) -> AnyArray:
+        """One stage of a tile: a part of an image, or [1, C, h, w] of the stage before → [K, h', w']."""
+
+    def close(self) -> None:
+        """Release the network, once the calls that run have ended."""
+
+
+class Session(Protocol):
+    """One network in one library, on arrays in host memory; safe to use from many threads at once."""
+
+    name: str
+
+    def run(self, image: AnyArray) -> AnyArray:
+        """[N, C, H, W] (or [N, H, W, C]) of the network's input type → [N, K, h, w]."""
+
+    def close(self) -> None:
+        """Release the network."""
 
 
 @dataclass(frozen=True)

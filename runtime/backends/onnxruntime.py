@@ -6,23 +6,28 @@ import tempfile
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..arrays import AnyArray
 from ..errors import DeployError, MisuseError
 from . import ORT_TARGETS, Layer
+
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
 
 ERRORS_ONLY = 3  # ONNX Runtime's severity: its warnings are for those who build graphs
 
 
 def session(
-    model: bytes | str | os.PathLike,
+    model: bytes | str | os.PathLike[str],
     threads: int | None = None,
     optimise: bool = True,
     arena: bool = True,
-    providers: Sequence[str | tuple[str, dict]] = ("CPUExecutionProvider",),
+    providers: Sequence[str | tuple[str, dict[str, Any]]] = ("CPUExecutionProvider",),
     profile_to: Path | None = None,
-):
+) -> "InferenceSession":
     """An ONNX Runtime session.
 
     Args:
@@ -66,7 +71,7 @@ def one_line(error: BaseException) -> str:
     return text.removeprefix("[ONNXRuntimeError] : ")
 
 
-def gpu_providers(target: str, device: int, source: str) -> list[str | tuple[str, dict]]:
+def gpu_providers(target: str, device: int, source: str) -> list[str | tuple[str, dict[str, Any]]]:
     """The providers for a key of ORT_TARGETS, on GPU number `device`.
 
     Raises:
@@ -84,13 +89,13 @@ def gpu_providers(target: str, device: int, source: str) -> list[str | tuple[str
             f"{remedy}, or build one with --target cpu"
         )
     place = {"device_id": device}
-    providers: list[str | tuple[str, dict]] = [(wanted, place)]
+    providers: list[str | tuple[str, dict[str, Any]]] = [(wanted, place)]
     if target == "ort-tensorrt":  # CUDA takes what TensorRT cannot
         providers.append(("CUDAExecutionProvider", place))
     return [*providers, "CPUExecutionProvider"]
 
 
-class OnnxRuntimeBackend:
+class OnnxRuntimeSession:
     """One network, ready to run. Safe to use from many threads at once.
 
     Args:
@@ -104,7 +109,7 @@ class OnnxRuntimeBackend:
 
     def __init__(
         self,
-        model: bytes | str | os.PathLike,
+        model: bytes | str | os.PathLike[str],
         input: str | None = None,
         output: str | None = None,
         threads: int | None = None,
@@ -112,44 +117,45 @@ class OnnxRuntimeBackend:
         device: int = 0,
         source: str = "the engine",
     ) -> None:
+        self.session: InferenceSession | None
         if target == "cpu":
-            self.session, self.name = session(model, threads), "onnxruntime"
+            self.name, opened = "onnxruntime", session(model, threads)
         else:
             providers = gpu_providers(target, device, source)
-            self.session, self.name = (
-                session(model, threads, providers=providers),
-                f"onnxruntime, {ORT_TARGETS[target]}",
-            )
+            self.name, opened = f"onnxruntime, {ORT_TARGETS[target]}", session(model, threads, providers=providers)
             # ONNX Runtime falls back to the CPU with a line in its log, where the GPU's libraries cannot be loaded.
-            if ORT_TARGETS[target] not in self.session.get_providers():
+            if ORT_TARGETS[target] not in opened.get_providers():
                 raise DeployError(
                     f"{source}: {ORT_TARGETS[target]} cannot be loaded here; install the driver, CUDA and cuDNN that "
                     "this onnxruntime wants, or build an engine with --target cpu"
                 )
-        self.input = input or self.session.get_inputs()[0].name
-        self.output = output or self.session.get_outputs()[0].name
+        self.session = opened
+        self.input = input or opened.get_inputs()[0].name
+        self.output = output or opened.get_outputs()[0].name
 
-    def run(self, image: np.ndarray) -> np.ndarray:
+    def run(self, image: AnyArray) -> AnyArray:
         """[N, C, H, W] of the network's input type → [N, K, h, w]. Raises DeployError where the network fails."""
         if (session := self.session) is None:
             raise MisuseError("the Segmenter was closed; open another one")
         try:
-            return session.run([self.output], {self.input: image})[0]
+            result: AnyArray = session.run([self.output], {self.input: image})[0]
         except Exception as error:
             raise DeployError(f"the network failed on an input of {list(image.shape)}: {one_line(error)}") from error
+        return result
 
     def close(self) -> None:
+        """Release the network. Running it afterwards raises MisuseError."""
         self.session = None
 
 
 def profile(
-    model: bytes | str | os.PathLike,
-    image: np.ndarray,
+    model: bytes | str | os.PathLike[str],
+    image: AnyArray,
     input: str | None = None,
     output: str | None = None,
     threads: int | None = None,
     runs: int = 5,
-) -> tuple[list[Layer], np.ndarray]:
+) -> tuple[list[Layer], AnyArray]:
     """Median time of each layer over some runs on one input, in the order they run, and the output."""
     with tempfile.TemporaryDirectory() as folder:
         run = session(model, threads, profile_to=Path(folder) / "profile")
@@ -160,7 +166,8 @@ def profile(
         except Exception as error:
             raise DeployError(f"the network failed on an input of {list(image.shape)}: {one_line(error)}") from error
         events = json.loads(Path(run.end_profiling()).read_text())
-    times, operators = defaultdict(list), {}
+    times: defaultdict[str, list[float]] = defaultdict(list)
+    operators: dict[str, str] = {}
     for event in events:
         name = event["name"].removesuffix("_kernel_time")
         if event.get("cat") == "Node" and name != event["name"]:

@@ -5,12 +5,17 @@ import math
 import os
 import threading
 from collections import defaultdict
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..arrays import AnyArray
 from ..errors import DeployError, MisuseError
 from . import Layer
-from .onnxruntime import OnnxRuntimeBackend
+from .onnxruntime import OnnxRuntimeSession
+
+if TYPE_CHECKING:
+    import openvino
 
 log = logging.getLogger(__name__)
 
@@ -29,8 +34,8 @@ def installed() -> bool:
     return True
 
 
-def openvino_or_fallback(source: str) -> "type[OpenVinoBackend] | type[OnnxRuntimeBackend]":
-    """OpenVinoBackend; OnnxRuntimeBackend, with a logged warning that names `source`, where openvino is not installed.
+def openvino_or_fallback(source: str) -> "type[OpenVinoSession] | type[OnnxRuntimeSession]":
+    """OpenVinoSession; OnnxRuntimeSession, with a logged warning that names `source`, where openvino is not installed.
 
     Both read the same ONNX, so the engine serves either way, slower in one. What it was verified for holds in both:
     build-engine compares float32 labels on ONNX Runtime before it looks at OpenVINO, and INT8 passes the accuracy
@@ -38,16 +43,16 @@ def openvino_or_fallback(source: str) -> "type[OpenVinoBackend] | type[OnnxRunti
     only almost. An openvino that is installed and fails is an error, never a reason to fall back.
     """
     if installed():
-        return OpenVinoBackend
+        return OpenVinoSession
     log.warning(
         "%s was measured fastest on OpenVINO, which is not installed: ONNX Runtime runs it; for its full speed: "
         "pip install 'fcn-deploy[openvino]'",
         source,
     )
-    return OnnxRuntimeBackend
+    return OnnxRuntimeSession
 
 
-class OpenVinoBackend:
+class OpenVinoSession:
     """One network, ready to run at any size. Safe to use from many threads at once.
 
     Heights and widths stay dynamic: fixing them to one size gains nothing (measured, float32 and INT8). Where the
@@ -69,7 +74,7 @@ class OpenVinoBackend:
 
     def __init__(
         self,
-        model: bytes | str | os.PathLike,
+        model: bytes | str | os.PathLike[str],
         input: str | None = None,
         output: str | None = None,
         threads: int | None = None,
@@ -112,20 +117,20 @@ class OpenVinoBackend:
         if narrow and not integers and narrow.possible:
             raise DeployError(f"this release of OpenVINO has no float arithmetic for {source}")
         self._narrow = narrow if narrow and narrow.possible else None
-        self._in_float: OpenVinoBackend | None = None
+        self._in_float: OpenVinoSession | None = None
         self._reopen = (model, self.input, self.output, threads, source, measured)
         self._tensor, self._shape = openvino.Tensor, openvino.Shape
         self._measured = measured
-        self._idle: list = []  # requests, each used by one call at a time
+        self._idle: list[Any] = []  # requests, each used by one call at a time
         self._lock = threading.Lock()
 
-    def run(self, image: np.ndarray) -> np.ndarray:
+    def run(self, image: AnyArray) -> AnyArray:
         """[N, C, H, W] of the network's input type → [N, K, h, w]. Raises DeployError where the network fails."""
         return self._measured_run(image)[0]
 
-    def _measured_run(self, image: np.ndarray) -> tuple[np.ndarray, list]:
+    def _measured_run(self, image: AnyArray) -> tuple[AnyArray, list[Any]]:
         if self._narrow is not None and self._narrow.met_by(image.shape):
-            return self._float_backend()._measured_run(image)
+            return self._float_session()._measured_run(image)
         with self._lock:
             if self._compiled is None:
                 raise MisuseError("the Segmenter was closed; open another one")
@@ -146,14 +151,14 @@ class OpenVinoBackend:
                 self._idle.append(request)
         return result.data, layers
 
-    def _float_backend(self) -> "OpenVinoBackend":
+    def _float_session(self) -> "OpenVinoSession":
         """The same network without INT8 kernels, opened when it is first wanted."""
         with self._lock:
             if self._compiled is None:
                 raise MisuseError("the Segmenter was closed; open another one")
             if self._in_float is None:
                 try:
-                    self._in_float = OpenVinoBackend(*self._reopen, integers=False)
+                    self._in_float = OpenVinoSession(*self._reopen, integers=False)
                 except DeployError as error:
                     raise DeployError(
                         f"OpenVINO's INT8 kernels for this CPU (AMX) err on images as narrow as this: {error}; build "
@@ -162,6 +167,7 @@ class OpenVinoBackend:
             return self._in_float
 
     def close(self) -> None:
+        """Release the network. Running it afterwards raises MisuseError."""
         with self._lock:
             self._idle, self._compiled, self._result = [], None, None
             if self._in_float is not None:
@@ -181,7 +187,7 @@ class NarrowMaps:
         network: an `openvino.Model` of a dynamic width. It is kept, and its input is given fixed sizes.
     """
 
-    def __init__(self, network) -> None:
+    def __init__(self, network: "openvino.Model") -> None:
         self._network = network
         self._strided = [node for node in network.get_ops() if _strided(node)]
         free = [axis for axis, length in enumerate(network.inputs[0].partial_shape) if length.is_dynamic]
@@ -214,7 +220,7 @@ class NarrowMaps:
             return narrow
 
 
-def _strided(node) -> bool:
+def _strided(node: Any) -> bool:
     """Whether this is a convolution with a horizontal stride, and not depthwise."""
     kind = node.get_type_name()
     if kind not in ("Convolution", "GroupConvolution") or node.get_attributes()["strides"][-1] < 2:
@@ -222,7 +228,7 @@ def _strided(node) -> bool:
     return kind == "Convolution" or not all(length == 1 for length in list(node.input(1).get_partial_shape())[1:3])
 
 
-def uses_amx(compiled) -> bool:
+def uses_amx(compiled: Any) -> bool:
     """Whether a compiled network has convolutions on AMX's tiles."""
     return any(
         "amx" in node.get_rt_info()["primitiveType"].astype(str) for node in compiled.get_runtime_model().get_ops()
@@ -237,23 +243,24 @@ def one_line(error: BaseException) -> str:
 
 
 def profile(
-    model: bytes | str | os.PathLike,
-    image: np.ndarray,
+    model: bytes | str | os.PathLike[str],
+    image: AnyArray,
     input: str | None = None,
     output: str | None = None,
     threads: int | None = None,
     runs: int = 5,
-) -> tuple[list[Layer], np.ndarray]:
+) -> tuple[list[Layer], AnyArray]:
     """Median time of each layer over some runs on one input, in the order they run, and the output."""
-    backend = OpenVinoBackend(model, input, output, threads, measured=True)
-    times, kinds = defaultdict(list), {}
-    result = backend.run(image)  # kernels are prepared
+    session = OpenVinoSession(model, input, output, threads, measured=True)
+    times: defaultdict[str, list[float]] = defaultdict(list)
+    kinds: dict[str, tuple[str, str]] = {}
+    result = session.run(image)  # kernels are prepared
     for _ in range(runs):
-        result, layers = backend._measured_run(image)
+        result, layers = session._measured_run(image)
         for layer in layers:
             times[layer.node_name].append(layer.real_time.total_seconds() * 1e3)
             kinds[layer.node_name] = (layer.node_type, layer.exec_type)
-    backend.close()
+    session.close()
     return [
         Layer(name, kinds[name][0], float(np.median(values)), kinds[name][1])
         for name, values in times.items()

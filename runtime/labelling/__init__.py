@@ -1,4 +1,4 @@
-"""Files labelled with a Segmenter: what label-images does, for programs too.
+"""Files labelled with a Network: what label-images does, for programs too.
 
 files.py: label_files, for any of them; jobs.py: what goes where; pictures.py, videos.py; regions.py: one too large to
 be held.

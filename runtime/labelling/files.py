@@ -9,8 +9,8 @@ from ..errors import MisuseError
 from ..files import check_writable
 from ..images.header import DEFAULT_MAX_PIXELS
 from ..images.video import is_video
-from ..pipeline import Stream
-from ..segmenter import Segmenter
+from ..network import Network
+from ..stream import Stream
 from .jobs import Job, Record, jobs_for
 from .pictures import label_pictures
 from .regions import label_by_regions
@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 
 def label_files(
-    net: Segmenter,
+    net: Network,
     sources: Sequence[Path],
     out: Path,
     *,
@@ -36,7 +36,7 @@ def label_files(
     their own names are complete, and no others are left.
 
     Args:
-        net: an open Segmenter.
+        net: an open one.
         sources: images and videos to read.
         out: folder for NAME.png (labels) and NAME.overlay.png; NAME.tif for masks, for values, and for the labels of
             large and georeferenced TIFFs, which are read and written region by region; for videos NAME.mkv and

@@ -13,7 +13,7 @@ from ..images.header import Header, read_header
 from ..images.overlay import picture_of
 from ..images.read import decode
 from ..images.write import write_labels, write_maps, write_png
-from ..pipeline import CALLERS, Stream, describe_plan, overlapped, said
+from ..stream import CALLERS, Stream, describe_plan, overlapped, said
 from .jobs import Job, Record
 
 Opened = tuple[Job, Header | DeployError]  # a job and what its file says of itself, or what is wrong with it
@@ -43,7 +43,7 @@ def label_pictures(stream: Stream, jobs: Iterable[Job], max_pixels: int) -> Iter
 
 def _label(stream: Stream, group: Sequence[Opened]) -> list[Record]:
     """Read, label and write a few images; a record of each."""
-    card = stream.net.card
+    card = stream.network.card
     records = [job.record for job, _ in group]
     images: dict[int, NDArray[Any]] = {}
     times: list[list[float]] = [[] for _ in group]  # read, label, write

@@ -20,9 +20,9 @@ from ..images.overlay import picture_of
 from ..images.regions import Tag, open_regions
 from ..images.write import write_maps, write_png
 from ..model_card import ModelCard
-from ..pipeline import Stream, describe_plan, said
+from ..network import Network
 from ..plan import Plan
-from ..segmenter import Segmenter
+from ..stream import Stream, describe_plan, said
 from ..upsampling import result_bytes
 from .jobs import Job, Record
 
@@ -58,7 +58,7 @@ def label_by_regions(stream: Stream, jobs: Iterable[Job], max_pixels: int) -> It
 
             try:
                 plan = label_regions(
-                    stream.net, job.source, job.targets[0], probabilities=job.results.get("probabilities"),
+                    stream.network, job.source, job.targets[0], probabilities=job.results.get("probabilities"),
                     overlay=job.overlay, max_pixels=max_pixels, progress=progress,
                 )  # fmt: skip
             except WriteError:
@@ -71,7 +71,7 @@ def label_by_regions(stream: Stream, jobs: Iterable[Job], max_pixels: int) -> It
 
 
 def label_regions(
-    net: Segmenter,
+    net: Network,
     path: str | os.PathLike[str],
     out: str | os.PathLike[str],
     *,
@@ -86,7 +86,7 @@ def label_regions(
     call goes on from there, for the same engine and file.
 
     Args:
-        net: an open Segmenter.
+        net: an open one.
         path: a TIFF or .npy.
         out: the TIFF to write, replaced in one step: labels in the card's colours, or masks or values, a page each
             (see images/write.py); with the image's georeference.
@@ -199,7 +199,7 @@ def _forget(*paths: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def _identity(net: Segmenter, path: Path) -> dict[str, str]:
+def _identity(net: Network, path: Path) -> dict[str, str]:
     """What the rows that are done belong to."""
     stat = path.stat()
     members = json.dumps(dict(net.manifest.members), sort_keys=True) if net.manifest else str(net.path.stat())

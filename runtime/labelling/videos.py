@@ -9,7 +9,7 @@ import numpy as np
 
 from ..images.overlay import overlay
 from ..images.video import VideoError, VideoReader, VideoWriter, yuv_frame
-from ..pipeline import CALLERS, Labelled, Stream, describe_plan, overlapped, said
+from ..stream import CALLERS, Labelled, Stream, describe_plan, overlapped, said
 from .jobs import Job, Record
 
 
@@ -22,7 +22,7 @@ def label_videos(stream: Stream, jobs: Iterable[Job], max_pixels: int) -> Iterat
     repeated where their number is odd. A rotation is applied, as players do; sound is not copied.
 
     Args:
-        stream: of the Segmenter.
+        stream: of an open Network.
         jobs: videos.
         max_pixels: refuse larger frames.
 
@@ -39,7 +39,7 @@ def label_videos(stream: Stream, jobs: Iterable[Job], max_pixels: int) -> Iterat
 def _label_video(stream: Stream, job: Job, max_pixels: int) -> Record:
     try:
         with ExitStack() as stack:
-            reader = stack.enter_context(VideoReader.open(job.source, stream.net.card, max_pixels))
+            reader = stack.enter_context(VideoReader.open(job.source, stream.network.card, max_pixels))
             record = job.record | _label_frames(stream, reader, job, stack)
             faults = reader.faults()  # while it is open: it asks the file
     except VideoError as error:
@@ -51,7 +51,7 @@ def _label_video(stream: Stream, job: Job, max_pixels: int) -> Record:
 
 def _label_frames(stream: Stream, reader: VideoReader, job: Job, stack: ExitStack) -> Record:
     """Label the frames of an open video and write them; what its record says of it."""
-    card = stream.net.card
+    card = stream.network.card
     times = {"read": 0.0, "label": 0.0, "write": 0.0}
 
     def work(frames: list[Any]) -> list[tuple[int, Labelled, Any, float, float]]:

@@ -5,8 +5,8 @@ import json
 import numpy as np
 import onnx
 import pytest
-from fcn_deploy.export.build.engine import ForGpu, build_engine
-from fcn_deploy.export.build.targets.tensorrt import BuildOptions
+from fcn_deploy.export.build.config import BuildConfig, TensorRTOptions
+from fcn_deploy.export.build.engine import build_engine
 from fcn_deploy.export.importer.standard_form import read_source
 from fcn_deploy.export.inspect import SIZES, inspect_model, show
 from fcn_deploy.runtime.sizes import parse_sizes
@@ -127,8 +127,9 @@ def test_what_tensorrt_refuses_is_told_by_node(tmp_path):
 
 def test_an_engine_for_gpus_tells_its_profiles_and_is_not_run_here(exports, tmp_path):
     needs("tensorrt_rtx")
-    gpu = ForGpu(BuildOptions(("sm89",), SMALL), parse_sizes("64x64:96x96:160x128"))
-    build_engine(read_source(exports / "narrow.onnx"), tmp_path / "m.engine", target="sm89", gpu=gpu)
+    sizes = parse_sizes("64x64:96x96:160x128")
+    config = BuildConfig(target="sm89", tensorrt=TensorRTOptions(workspace=SMALL), sizes=sizes)
+    build_engine(read_source(exports / "narrow.onnx"), tmp_path / "m.engine", config)
     about = inspect_model(tmp_path / "m.engine")
     assert about["gpu"]["targets"] == ("sm89",)
     assert about["gpu"]["profiles"][0] == {"min": (64, 64), "opt": (96, 96), "max": (160, 128), "batch": 4}

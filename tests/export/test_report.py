@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from fcn_deploy.calibration.report.engine_report import read_report
+from fcn_deploy.calibration.report.engine_report import EngineReport, read_report
 from helpers import ReadPage, command, one_error, save_photos
 
 
@@ -19,7 +19,7 @@ def test_the_page_tells_what_int8_cost_and_which_layers_it_hurt(exports, photos,
     words = ("--int8", "--calib", photos, "--max-drop", "100", "--sizes", "32x32,48x64", "--backend", "onnxruntime")
     done = command("build-engine", exports / "narrow.onnx", *words, "-o", engine, "--report", page, "--json")
     report = json.loads(done.stdout)
-    assert read_report(engine) == {key: value for key, value in report.items() if key != "engine"}
+    assert read_report(engine) == EngineReport.from_dict(report)
     html = page.read_text()
     assert report["layers"] and all(layer["sensitivity"] is not None for layer in report["layers"])
     tables = ReadPage(html).tables

@@ -9,10 +9,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from fcn_deploy.export import from_torch as to_onnx
-from fcn_deploy.export.build.engine import build_engine, core_of
+from fcn_deploy.export.build.config import BuildConfig, TensorRTOptions
+from fcn_deploy.export.build.core import core_of
+from fcn_deploy.export.build.engine import build_engine
 from fcn_deploy.export.build.parity import decided
 from fcn_deploy.export.build.profiles import default_profiles
-from fcn_deploy.export.build.targets import tensorrt
+from fcn_deploy.export.build.targets.tensorrt_plan import build_plan
 from fcn_deploy.export.graph.edit import metadata, opset
 from fcn_deploy.export.importer.card import SourceOptions
 from fcn_deploy.export.importer.standard_form import read_source
@@ -152,11 +154,11 @@ def unseen_sizes(count: int = 40) -> list[tuple[int, int]]:
 def test_an_engine_gives_pytorchs_labels_at_40_unseen_sizes(exported, tmp_path, name):
     kind, found = ZOO[name], exported(name, *spec(name))
     source = read_source(found.path)
-    build_engine(source, tmp_path / "e.engine", timed=[(32, 32)])
+    build_engine(source, tmp_path / "e.engine", BuildConfig(latency_sizes=[(32, 32)]))
     run, undecided, pixels, seen = reference(name, found.card), 0, 0, set()
     with Segmenter(tmp_path / "e.engine", threads=1) as net, torch.inference_mode():
-        assert net.card.activation == kind.activation[1] and net.manifest.head.mode == kind.head
-        assert all(stage.halo is not None for stage in net.manifest.stages) == kind.tiles
+        assert net.card.activation == kind.activation[1] and net.network.manifest.head.mode == kind.head
+        assert all(stage.halo is not None for stage in net.network.manifest.stages) == kind.tiles
         for index, (height, width) in enumerate(unseen_sizes()):
             image = natural_noise(height, width, net.card, seed=100 + index)
             scores = run(image)
@@ -181,14 +183,14 @@ def test_an_engine_gives_pytorchs_labels_at_40_unseen_sizes(exported, tmp_path, 
 @pytest.mark.parametrize("name", BUILT)
 def test_a_plan_is_built_or_refused_by_the_name_of_the_node(exported, name):
     needs("tensorrt_rtx")
-    core, card = core_of(read_source(exported(name, *spec(name)).path))
+    core = core_of(read_source(exported(name, *spec(name)).path))
     assert core.upsampling.mode == ZOO[name].head
-    options = tensorrt.BuildOptions(("sm89",))
+    options = TensorRTOptions(("sm89",))
     if reason := ZOO[name].refused.get("rtx"):
         with pytest.raises(DeployError, match=reason):
-            tensorrt.build(core.model, options, default_profiles(card))
+            build_plan(core.model, options, default_profiles(core.card))
     else:
-        assert tensorrt.build(core.model, options, default_profiles(card)).plan
+        assert build_plan(core.model, options, default_profiles(core.card)).plan
 
 
 def test_the_exporter_that_takes_a_network_is_found_and_the_other_ones_reason_said(tmp_path):

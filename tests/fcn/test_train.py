@@ -444,7 +444,7 @@ def test_eval_misuse_is_one_line(exports, small_data, tmp_path):
 
 
 def test_quantisation_aware_training_rounds_as_the_engines_do(tmp_path):
-    from fcn_deploy.export.quantization.quantize import PAIR_LIMIT
+    from fcn_deploy.export.quantization.round_weights import PAIR_LIMIT
     from fcn_deploy.fcn.quantization import WEIGHT_STEPS, fake_quantised, fake_weight
 
     assert PAIR_LIMIT // 2 == WEIGHT_STEPS

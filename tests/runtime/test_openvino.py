@@ -8,14 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fcn_deploy.export.build.autotune import Tuning
+from fcn_deploy.export.build.config import BuildConfig, TuningOptions
 from fcn_deploy.export.build.engine import build_engine
 from fcn_deploy.export.build.parity import decided
 from fcn_deploy.export.importer.standard_form import read_source
-from fcn_deploy.export.quantization.mixed_precision import Options
+from fcn_deploy.export.quantization.options import QuantizationOptions
 from fcn_deploy.export.tolerances import GOLDEN_SAMPLE, REORDERED_SUMS
 from fcn_deploy.runtime.backends import openvino as backend
-from fcn_deploy.runtime.backends.onnxruntime import OnnxRuntimeBackend, session
+from fcn_deploy.runtime.backends.onnxruntime import OnnxRuntimeSession, session
 from fcn_deploy.runtime.backends.onnxruntime import profile as profile_by_onnxruntime
 from fcn_deploy.runtime.engine_file import EngineFile
 from fcn_deploy.runtime.manifest import Manifest
@@ -35,9 +35,11 @@ def engine(exports, tmp_path_factory):
     """narrow.engine, made for OpenVINO."""
     path = tmp_path_factory.mktemp("openvino") / "m.engine"
     report = build_engine(
-        read_source(exports / "narrow.onnx"), path, timed=[(64, 64)], tuning=Tuning(("openvino",), seconds=1)
+        read_source(exports / "narrow.onnx"),
+        path,
+        BuildConfig(latency_sizes=[(64, 64)], tuning=TuningOptions(("openvino",), seconds=1)),
     )
-    assert report["backend"] == "openvino"
+    assert report.backend == "openvino"
     return path
 
 
@@ -65,7 +67,7 @@ def test_float32_is_not_run_in_bfloat16(engine, exports):
     """On CPUs that have bfloat16 it is OpenVINO's default, and errs by a hundredth of the scores' range."""
     with Segmenter(engine) as net, Segmenter(exports / "narrow.engine") as plain:
         image = photo(200, 300)
-        ours, theirs = net.scores(image), plain.scores(image)
+        ours, theirs = net.network.scores(image), plain.network.scores(image)
         assert np.abs(ours - theirs).max() < 0.1 * REORDERED_SUMS * np.ptp(theirs)
 
 
@@ -83,10 +85,10 @@ def test_many_threads_share_one_engine(engine):
 def test_results_stay_when_the_next_image_runs(engine):
     """Nothing is copied out, so each result must have memory of its own."""
     with Segmenter(engine) as net:
-        first = net.scores(photo(90, 70, 1))
+        first = net.network.scores(photo(90, 70, 1))
         kept = first.copy()
         for index in range(3):
-            net.scores(photo(90, 70, index + 2))
+            net.network.scores(photo(90, 70, index + 2))
         np.testing.assert_array_equal(first, kept)
 
 
@@ -123,7 +125,7 @@ def add_core(kind):
 
 
 @pytest.mark.parametrize("kind", [TensorProto.FLOAT, TensorProto.UINT8])
-@pytest.mark.parametrize("library", [backend.OpenVinoBackend, OnnxRuntimeBackend])
+@pytest.mark.parametrize("library", [backend.OpenVinoSession, OnnxRuntimeSession])
 def test_both_backends_take_names_and_element_types(kind, library):
     run = library(add_core(kind), "a", "b", threads=1)
     for size in ((1, 1), (5, 7), (3, 2)):
@@ -141,7 +143,7 @@ def test_layers_are_timed(exports, library):
         model = file.read("stage-0.onnx")  # the early part
     x = np.random.default_rng(0).normal(size=(1, 3, 96, 64)).astype(np.float32)
     layers, scores = library(model, x, runs=2)
-    np.testing.assert_allclose(scores, OnnxRuntimeBackend(model).run(x), atol=1e-4 * np.ptp(scores))
+    np.testing.assert_allclose(scores, OnnxRuntimeSession(model).run(x), atol=1e-4 * np.ptp(scores))
     assert sum("Conv" in layer.operator for layer in layers) > 10
     assert all(layer.milliseconds >= 0 for layer in layers) and sum(layer.milliseconds for layer in layers) > 0
 
@@ -149,11 +151,11 @@ def test_layers_are_timed(exports, library):
 def test_what_it_cannot_load_or_run_is_one_line(engine):
     for bad in (b"junk", b"", add_core(TensorProto.FLOAT)[:-20]):
         with pytest.raises(DeployError, match=r"OpenVINO cannot load the network of x\.engine") as caught:
-            backend.OpenVinoBackend(bad, source="x.engine")
+            backend.OpenVinoSession(bad, source="x.engine")
         assert "\n" not in str(caught.value)
     with pytest.raises(DeployError, match="nope"):
-        backend.OpenVinoBackend(add_core(TensorProto.FLOAT), "nope")
-    run = backend.OpenVinoBackend(add_core(TensorProto.FLOAT))
+        backend.OpenVinoSession(add_core(TensorProto.FLOAT), "nope")
+    run = backend.OpenVinoSession(add_core(TensorProto.FLOAT))
     for wrong in (np.zeros((1, 4, 8, 8), np.float32), np.zeros((1, 3, 8, 8), np.uint8)):
         with pytest.raises(DeployError, match=r"failed on an input of \[1, \d, 8, 8\]") as caught:
             run.run(wrong)
@@ -177,7 +179,7 @@ def test_without_openvino_onnxruntime_runs_the_engine_and_says_so(engine, export
 
 def test_without_openvino_the_backend_is_one_line(without_openvino):
     with pytest.raises(DeployError, match=r"pip install 'fcn-deploy\[openvino\]'"):
-        backend.OpenVinoBackend(b"")
+        backend.OpenVinoSession(b"")
 
 
 def test_build_engine_without_openvino_is_one_line(exports, tmp_path):
@@ -215,19 +217,21 @@ def test_int8_is_judged_and_verified_by_its_own_kernels(tmp_path):
     export(model, ModelCard(names, stride=4, size_multiple=4), tmp_path / "m.onnx")
     save_photos(tmp_path, [(60 + 9 * index, 130 - 7 * index) for index in range(8)])
     source = read_source(tmp_path / "m.onnx")
-    options = Options(int8=True, calib=str(tmp_path), max_drop=5)
+    options = QuantizationOptions(int8=True, calib=str(tmp_path), max_drop=5)
     for name in ("onnxruntime", "openvino"):
         report = build_engine(
-            source, tmp_path / f"{name}.engine", timed=[(64, 64)], options=options, tuning=Tuning((name,), seconds=1)
+            source,
+            tmp_path / f"{name}.engine",
+            BuildConfig(latency_sizes=[(64, 64)], quantization=options, tuning=TuningOptions((name,), seconds=1)),
         )
-    by = report["accuracy"]["by_backend"]
-    assert set(by) == {"onnxruntime", "openvino"} and report["accuracy"]["int8"] == by["openvino"]
+    by = report.accuracy.by_backend
+    assert set(by) == {"onnxruntime", "openvino"} and report.accuracy.int8 == by["openvino"]
     assert all(value > 0.95 for value in by.values())
     assert verify(tmp_path / "openvino.engine")["passed"]
     with Segmenter(tmp_path / "openvino.engine") as net, Segmenter(tmp_path / "onnxruntime.engine") as other:
         assert (net.backend, net.precision) == ("openvino", "int8")
         for size in SIZES:
-            scores, expected = net.scores(photo(*size)), other.scores(photo(*size))
+            scores, expected = net.network.scores(photo(*size)), other.network.scores(photo(*size))
             assert np.abs(scores - expected).max() < 0.03 * np.ptp(expected), size
 
 
@@ -259,7 +263,7 @@ def strided_core(kernel=3, stride=2, width="W", depthwise=False):
 def test_int8_is_right_on_maps_one_column_wide(kernel, stride):
     """OpenVINO's kernels for AMX are not; on CPUs without it this cannot fail."""
     model = strided_core(kernel, stride)
-    run, reference = backend.OpenVinoBackend(model), session(model, optimise=False)
+    run, reference = backend.OpenVinoSession(model), session(model, optimise=False)
     for height in (1, 4, 20, 64, 500):
         for width in (64, 1, 2, 9, 3, 4, 5, 2):
             x = np.random.default_rng(width).integers(0, 128, (1, 16, height, width)).astype(np.float32)
@@ -290,7 +294,7 @@ def test_maps_one_column_wide_are_told_from_the_network():
 def test_what_amx_errs_on_is_never_run_by_it(monkeypatch):
     """As on a CPU with AMX, whichever this is."""
     monkeypatch.setattr(backend, "uses_amx", lambda compiled: True)
-    run = backend.OpenVinoBackend(strided_core())
+    run = backend.OpenVinoSession(strided_core())
     with pytest.raises(DeployError, match=r"narrow as this.*--backend onnxruntime"):
         run.run(np.zeros((1, 16, 20, 2), np.float32))  # not even in float: so it says
     assert run.run(np.zeros((1, 16, 20, 20), np.float32)).shape == (1, 16, 10, 10)
@@ -300,13 +304,12 @@ def test_int8_that_misses_its_golden_sample_is_not_run_by_it(exports, tmp_path, 
     """As networks do that INT8 distorts: rounding then differs between libraries by more than verify-engine allows."""
     monkeypatch.setitem(GOLDEN_SAMPLE, "int8", 1e-6)
     save_photos(tmp_path, [(60 + 9 * index, 130 - 7 * index) for index in range(8)])
-    options = Options(int8=True, calib=str(tmp_path), max_drop=100)
-    report = build_engine(
-        read_source(exports / "narrow.onnx"), tmp_path / "m.engine", timed=[(64, 64)], options=options,
-        tuning=Tuning(("onnxruntime", "openvino"), seconds=1),
-    )  # fmt: skip
-    refused = {(row["backend"], row["precision"]): row["refused"] for row in report["candidates"]}
-    assert "golden sample" in refused["openvino", "int8"] and report["backend"] == "onnxruntime"
+    options = QuantizationOptions(int8=True, calib=str(tmp_path), max_drop=100)
+    tuning = TuningOptions(("onnxruntime", "openvino"), seconds=1)
+    config = BuildConfig(quantization=options, tuning=tuning, latency_sizes=[(64, 64)])
+    report = build_engine(read_source(exports / "narrow.onnx"), tmp_path / "m.engine", config)
+    refused = {(row.backend, row.precision): row.refused for row in report.candidates}
+    assert "golden sample" in refused["openvino", "int8"] and report.backend == "onnxruntime"
 
 
 def test_int8_that_errs_on_strips_is_not_chosen(tmp_path, monkeypatch):
@@ -314,35 +317,33 @@ def test_int8_that_errs_on_strips_is_not_chosen(tmp_path, monkeypatch):
     from fcn_deploy.export.from_torch import export
     from torch import nn
 
-    right = backend.OpenVinoBackend.run
+    right = backend.OpenVinoSession.run
 
     def wrong(self, x):
         strip = min(sorted(x.shape)[1:3]) < 5 and max(x.shape) >= 192  # of [1, H, W, 3] or [1, 3, H, W]
         return right(self, x) + 9 * strip
 
-    monkeypatch.setattr(backend.OpenVinoBackend, "run", wrong)
+    monkeypatch.setattr(backend.OpenVinoSession, "run", wrong)
     model = nn.Sequential(nn.Conv2d(3, 16, 3, 2, 1), nn.ReLU(), nn.Conv2d(16, 4, 1), nn.Upsample(scale_factor=2))
     export(model.eval(), ModelCard(("a", "b", "c", "d"), stride=2, size_multiple=2), tmp_path / "m.onnx")
     save_photos(tmp_path, [(60 + 9 * index, 130 - 7 * index) for index in range(8)])
-    report = build_engine(
-        read_source(tmp_path / "m.onnx"), tmp_path / "m.engine", timed=[(64, 64)],
-        options=Options(int8=True, calib=str(tmp_path), max_drop=100),
-        tuning=Tuning(("onnxruntime", "openvino"), seconds=1),
-    )  # fmt: skip
-    refused = {(row["backend"], row["precision"]): row["refused"] for row in report["candidates"]}
-    assert "of 192×1 pixels" in refused["openvino", "int8"] and report["backend"] == "onnxruntime"
+    options = QuantizationOptions(int8=True, calib=str(tmp_path), max_drop=100)
+    tuning = TuningOptions(("onnxruntime", "openvino"), seconds=1)
+    config = BuildConfig(quantization=options, tuning=tuning, latency_sizes=[(64, 64)])
+    report = build_engine(read_source(tmp_path / "m.onnx"), tmp_path / "m.engine", config)
+    refused = {(row.backend, row.precision): row.refused for row in report.candidates}
+    assert "of 192×1 pixels" in refused["openvino", "int8"] and report.backend == "onnxruntime"
 
 
 def test_int8_keeps_its_miou_on_photographs(trained, tmp_path):
     """The network that serves as the yardstick, u8·s8, on photographs that calibration did not see."""
     camvid = needs_shared("camvid")
-    options = Options(int8=True, calib=str(camvid / "train"), count=20, labels=camvid / "trainannot")
-    report = build_engine(
-        read_source(trained / "camvid.onnx"), tmp_path / "m.engine", timed=[(64, 64)],
-        options=options, tuning=Tuning(("openvino",), seconds=1),
-    )  # fmt: skip
+    options = QuantizationOptions(int8=True, calib=str(camvid / "train"), count=20, labels=camvid / "trainannot")
+    tuning = TuningOptions(("openvino",), seconds=1)
+    config = BuildConfig(quantization=options, tuning=tuning, latency_sizes=[(64, 64)])
+    report = build_engine(read_source(trained / "camvid.onnx"), tmp_path / "m.engine", config)
     assert verify(tmp_path / "m.engine")["passed"]
-    accuracy = report["accuracy"]
-    assert accuracy["metric"] == "mIoU" and accuracy["images_judged"] == 40
-    assert accuracy["float32"] - accuracy["by_backend"]["openvino"] < 0.005
-    assert abs(accuracy["by_backend"]["openvino"] - accuracy["by_backend"]["onnxruntime"]) < 0.005
+    accuracy = report.accuracy
+    assert accuracy.metric == "mIoU" and accuracy.images_judged == 40
+    assert accuracy.float32 - accuracy.by_backend["openvino"] < 0.005
+    assert abs(accuracy.by_backend["openvino"] - accuracy.by_backend["onnxruntime"]) < 0.005

@@ -5,22 +5,22 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from fcn_deploy.runtime import network
 from fcn_deploy.runtime import refine as refining
-from fcn_deploy.runtime import segmenter
 from fcn_deploy.runtime.errors import MisuseError
-from fcn_deploy.runtime.manifest import Head
+from fcn_deploy.runtime.manifest import Upsampling
 from fcn_deploy.runtime.plan import Grid
 from fcn_deploy.runtime.refine import CLOSE, EPSILON, NEAR, REACH, box_filter, refined_labels, refusal
-from fcn_deploy.runtime.tiles import ready_rows, score_bands
+from fcn_deploy.runtime.tiles import ready_windows, score_bands
 from fcn_deploy.runtime.upsampling import labels_from_scores
-from helpers import command, one_error, photo, save_photos
+from helpers import command, one_error, photo, save_photos, window
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
 from fcn_deploy import ModelCard, Segmenter
 
-LINEAR = Head("linear", "half_pixel", (8.0, 8.0))
+LINEAR = Upsampling("linear", "half_pixel", (8.0, 8.0))
 
 
 def card(classes=4, channels=3, **values):
@@ -95,8 +95,8 @@ def test_labels_are_those_of_the_definition(data):
     random = np.random.default_rng(data.draw(st.integers(0, 999)))
     scores = (2 * random.normal(size=(4, *cells))).astype(np.float32)
     image = random.integers(0, 256, (*size, channels), np.uint8)
-    head = Head("linear", "half_pixel", (float(stride),) * 2)
-    labels = refined_labels(scores, head, card(channels=channels), stride, size, image)
+    head = Upsampling("linear", "half_pixel", (float(stride),) * 2)
+    labels = refined_labels(window(scores, size, size), head, card(channels=channels), stride, image)
     expected, margin = reference(scores, image, stride)
     assert labels.dtype == np.uint8 and labels.shape == size
     assert (labels == expected)[margin > 1e-3].all()
@@ -110,16 +110,18 @@ def test_borders_are_found_in_the_image():
     scores = np.stack([1 - share, share]).astype(np.float32) * 6
     two = card(2)
     plain = (scores.argmax(0).repeat(8, 0).repeat(8, 1)[:121, :147] != truth).sum()
-    wrong = (refined_labels(scores, LINEAR, two, 8, truth.shape, image) != truth).sum()
+    wrong = (refined_labels(window(scores, truth.shape, truth.shape), LINEAR, two, 8, image) != truth).sum()
     assert wrong < 0.1 * plain
     # Of a network of one score, a logit or a probability, the same; and of one that takes its softmax itself.
     one = scores[1:] - scores[:1]
-    expected = refined_labels(scores, LINEAR, two, 8, truth.shape, image)
+    expected = refined_labels(window(scores, truth.shape, truth.shape), LINEAR, two, 8, image)
     for activation, given_scores in (("sigmoid", one), ("probability", 1 / (1 + np.exp(-one)))):
-        labels = refined_labels(given_scores, LINEAR, replace(two, activation=activation), 8, truth.shape, image)
+        labels = refined_labels(
+            window(given_scores, truth.shape, truth.shape), LINEAR, replace(two, activation=activation), 8, image
+        )
         assert (labels != expected).mean() < 1e-3
     likely = np.stack([1 - 1 / (1 + np.exp(-one[0])), 1 / (1 + np.exp(-one[0]))])
-    labels = refined_labels(likely, replace(LINEAR, activated=True), two, 8, truth.shape, image)
+    labels = refined_labels(window(likely, truth.shape, truth.shape), replace(LINEAR, activated=True), two, 8, image)
     assert (labels != expected).mean() < 1e-3
 
 
@@ -129,8 +131,10 @@ def test_things_that_no_colour_shows_are_kept():
         truth = (np.hypot(y - 60, x - 60) < radius).astype(np.uint8)
         share = truth.reshape(15, 8, 15, 8).mean((1, 3))
         scores = np.stack([1 - share, share]).astype(np.float32) * 6
-        plain = labels_from_scores(scores, LINEAR, card(2), (120, 120), (120, 120)).sum()
-        found = refined_labels(scores, LINEAR, card(2), 8, (120, 120), np.full((120, 120, 3), 90, np.uint8))
+        plain = labels_from_scores(window(scores, (120, 120), (120, 120)), LINEAR, card(2)).sum()
+        found = refined_labels(
+            window(scores, (120, 120), (120, 120)), LINEAR, card(2), 8, np.full((120, 120, 3), 90, np.uint8)
+        )
         assert 0.99 * plain <= found.sum() <= 1.01 * plain
 
 
@@ -140,9 +144,11 @@ def test_scores_at_the_threshold_are_below_it():
         one = card(2, activation="probability", threshold=threshold)
         for offset, label in ((0, 0), (1e-3, 1)):
             scores = np.full((1, 4, 4), score + offset, np.float32)
-            plain = labels_from_scores(scores, LINEAR, one, (32, 32), (32, 32))
+            plain = labels_from_scores(window(scores, (32, 32), (32, 32)), LINEAR, one)
             assert (plain == label).all()
-            np.testing.assert_array_equal(refined_labels(scores, LINEAR, one, 8, (32, 32), image), plain)
+            np.testing.assert_array_equal(
+                refined_labels(window(scores, (32, 32), (32, 32)), LINEAR, one, 8, image), plain
+            )
 
 
 def test_of_equal_scores_the_first_stands():
@@ -153,12 +159,12 @@ def test_of_equal_scores_the_first_stands():
     many = np.maximum(random.normal(size=(12, 12, 20)).astype(np.float32) - 1.5, 0)
     size = (96, 160)
     for scores, model in ((one, card(2, activation="sigmoid")), (many, card(12))):
-        plain = labels_from_scores(scores, LINEAR, model, size, size)
+        plain = labels_from_scores(window(scores, size, size), LINEAR, model)
         for grey in (17, 90, 200):
-            labels = refined_labels(scores, LINEAR, model, 8, size, np.full((*size, 3), grey, np.uint8))
+            labels = refined_labels(window(scores, size, size), LINEAR, model, 8, np.full((*size, 3), grey, np.uint8))
             assert (labels != plain).mean() < 0.01
     noise = random.integers(0, 256, (*size, 3), np.uint8)
-    labels = refined_labels(one, LINEAR, card(2, activation="sigmoid"), 8, size, noise)
+    labels = refined_labels(window(one, size, size), LINEAR, card(2, activation="sigmoid"), 8, noise)
     assert not labels[:24].any() and not labels[:, :56].any() and labels[40:56, 72:88].all()
 
 
@@ -167,18 +173,18 @@ def test_scores_that_are_no_numbers_change_labels_beside_them_alone(value):
     random = np.random.default_rng(0)
     scores = random.normal(size=(300, 30, 20)).astype(np.float32)
     image, many = random.integers(0, 256, (240, 160, 3), np.uint8), card(300)
-    clean = refined_labels(scores, LINEAR, many, 8, (240, 160), image)
+    clean = refined_labels(window(scores, (240, 160), (240, 160)), LINEAR, many, 8, image)
     broken = random.random(scores.shape) < 2e-5
     scores[broken] = value
-    whole = refined_labels(scores, LINEAR, many, 8, (240, 160), image)
+    whole = refined_labels(window(scores, (240, 160), (240, 160)), LINEAR, many, 8, image)
     around = box_filter(broken.any(0).astype(np.float32), REACH) > 0
     assert 0.1 < around.mean() < 0.9
     assert (whole == clean)[~around.repeat(8, 0).repeat(8, 1)].all()
     # Nor does it matter which rows are wanted, however many are no numbers.
     scores[random.random(scores.shape) < 1e-3] = value
-    whole = refined_labels(scores, LINEAR, many, 8, (240, 160), image)
+    whole = refined_labels(window(scores, (240, 160), (240, 160)), LINEAR, many, 8, image)
     for rows in ((0, 40), (64, 72), (120, 130)):
-        labels = refined_labels(scores, LINEAR, many, 8, (240, 160), image, rows)
+        labels = refined_labels(window(scores, (240, 160), (240, 160), rows), LINEAR, many, 8, image)
         np.testing.assert_array_equal(labels, whole[slice(*rows)])
 
 
@@ -187,38 +193,42 @@ def test_a_class_that_is_ruled_out_wins_as_little_as_without_refining(which):
     random = np.random.default_rng(0)
     scores = box_filter(random.normal(size=(2, 12, 20)).astype(np.float32)) * 6
     scores[which, 3:, 10:] = -np.inf
-    plain = labels_from_scores(scores, LINEAR, card(2), (96, 160), (96, 160))
-    labels = refined_labels(scores, LINEAR, card(2), 8, (96, 160), np.full((96, 160, 3), 90, np.uint8))
+    plain = labels_from_scores(window(scores, (96, 160), (96, 160)), LINEAR, card(2))
+    labels = refined_labels(
+        window(scores, (96, 160), (96, 160)), LINEAR, card(2), 8, np.full((96, 160, 3), 90, np.uint8)
+    )
     assert 0.2 < (plain == which).mean() < 0.8 and (labels != plain).mean() < 1e-3
     noise = random.integers(0, 256, (96, 160, 3), np.uint8)
-    labels = refined_labels(scores, LINEAR, card(2), 8, (96, 160), noise)
+    labels = refined_labels(window(scores, (96, 160), (96, 160)), LINEAR, card(2), 8, noise)
     assert not (labels == which)[28:, 84:].any()
 
 
 def test_images_of_other_kinds():
     scores = np.random.default_rng(0).normal(size=(4, 8, 12)).astype(np.float32)
     image = photo(60, 90)
-    expected = refined_labels(scores, LINEAR, card(), 8, (60, 90), image)
+    expected = refined_labels(window(scores, (60, 90), (60, 90)), LINEAR, card(), 8, image)
     spread = (255 / refining.SPREAD,) * 3
     for dtype, factor in (("float32", (1, 1, 1)), ("uint16", (257, 257, 257)), ("float32", (1, 1, 1000))):
         other = card(
             dtype=dtype, std=np.multiply(spread, factor).tolist(), mean=np.multiply((127.5,) * 3, factor).tolist()
         )
-        labels = refined_labels(scores, LINEAR, other, 8, (60, 90), image.astype(dtype) * np.array(factor, dtype))
+        labels = refined_labels(
+            window(scores, (60, 90), (60, 90)), LINEAR, other, 8, image.astype(dtype) * np.array(factor, dtype)
+        )
         assert (labels != expected).mean() < 1e-3
     # What marks missing values disturbs nothing beyond the cells that it is in.
     for missing in (np.nan, np.inf, -3.4e38, -9999):
         holes = image.astype(np.float32)
         holes[:, 64:] = missing
-        labels = refined_labels(scores, LINEAR, card(dtype="float32", std=spread), 8, (60, 90), holes)
+        labels = refined_labels(window(scores, (60, 90), (60, 90)), LINEAR, card(dtype="float32", std=spread), 8, holes)
         np.testing.assert_array_equal(labels[:, :32], expected[:, :32])
     # Channels that are no colours: by brightness.
-    grey = refined_labels(scores, LINEAR, card(channels=1), 8, (60, 90), image[:, :, :1])
+    grey = refined_labels(window(scores, (60, 90), (60, 90)), LINEAR, card(channels=1), 8, image[:, :, :1])
     four = np.repeat(image[:, :, :1], 4, 2)
-    assert (refined_labels(scores, LINEAR, card(channels=4), 8, (60, 90), four) != grey).mean() < 1e-3
+    assert (refined_labels(window(scores, (60, 90), (60, 90)), LINEAR, card(channels=4), 8, four) != grey).mean() < 1e-3
     many = np.zeros((300, 8, 12), np.float32)
     many[:4] = scores + 9
-    labels = refined_labels(many, LINEAR, card(300), 8, (60, 90), image)
+    labels = refined_labels(window(many, (60, 90), (60, 90)), LINEAR, card(300), 8, image)
     assert labels.dtype == np.uint16 and labels.max() < 4
 
 
@@ -230,7 +240,7 @@ def test_rows_and_blocks_change_no_label(data):
     random = np.random.default_rng(data.draw(st.integers(0, 99)))
     scores = random.normal(size=(4, *cells)).astype(np.float32)
     image = random.integers(0, 256, (*size, 3), np.uint8)
-    whole = refined_labels(scores, LINEAR, card(), 8, size, image)
+    whole = refined_labels(window(scores, size, size), LINEAR, card(), 8, image)
     padded = tuple(8 * side for side in cells)
     grid = Grid(padded, (32 * data.draw(st.integers(1, 4)), 8 * cells[1]), (0, 0))
     start = data.draw(st.integers(0, size[0] - 1))
@@ -243,11 +253,11 @@ def test_rows_and_blocks_change_no_label(data):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(refining, "BLOCK", 1)
         patch.setattr(refining, "LEAST_BLOCK", data.draw(st.integers(1, 20)))
-        for rows, part, top, _ in ready_rows(bands, 8, LINEAR, padded, size, start, REACH):
-            assert rows[0] == done
-            labels = refined_labels(part, LINEAR, card(), 8, size, image, rows, top)
-            np.testing.assert_array_equal(labels, whole[slice(*rows)])
-            done = rows[1]
+        for part in ready_windows(bands, 8, LINEAR, padded, size, start, REACH):
+            assert part.rows[0] == done
+            labels = refined_labels(part, LINEAR, card(), 8, image)
+            np.testing.assert_array_equal(labels, whole[slice(*part.rows)])
+            done = part.rows[1]
     assert done == size[0]
 
 
@@ -256,8 +266,13 @@ def test_tiles_bands_and_streams_give_the_labels_of_the_whole_image(exports, mon
     with Segmenter(exports / "narrow.engine", refine=True) as net, Segmenter(exports / "narrow.engine") as plain:
         expected = net(image)
         assert 0.001 < (expected != plain(image)).mean() < 0.5
-        scores = net.scores(image)
-        np.testing.assert_array_equal(expected, refined_labels(scores, net.head, net.card, 8, image.shape[:2], image))
+        scores = net.network.scores(image)
+        np.testing.assert_array_equal(
+            expected,
+            refined_labels(
+                window(scores, image.shape[:2], image.shape[:2]), net.network.upsampling, net.card, 8, image
+            ),
+        )
         soft = plain.probabilities(image)
         np.testing.assert_array_equal(net.probabilities(image), soft)
         sizes = [(1, 1), (1, 300), (33, 7), (500, 410), (64, 64)] * 3
@@ -269,8 +284,8 @@ def test_tiles_bands_and_streams_give_the_labels_of_the_whole_image(exports, mon
         for start in (0, 7, 250, 499):
             labels = np.concatenate([band for _, band in net.bands(image, start)])
             np.testing.assert_array_equal(labels, expected[start:])
-        monkeypatch.setattr(segmenter, "BAND", 410 * 21 * 5)  # a few rows at a time
-        tops, both = zip(*net.bands_of(image, 3, "labels", "probabilities"), strict=True)
+        monkeypatch.setattr(network, "BAND_BYTES", 410 * 21 * 5)  # a few rows at a time
+        tops, both = zip(*net.network.bands_of(image, 3, "labels", "probabilities"), strict=True)
         assert len(tops) > 50 and tops[0] == 3
         for index, whole in enumerate((expected[3:], soft[:, 3:])):
             found = np.concatenate([band[index] for band in both], axis=-2)
@@ -295,12 +310,12 @@ COARSE = {"mode": "linear", "factor": (8.0, 8.0)}
     ],
 )
 def test_networks_that_cannot_be_refined_are_told_why(how, values, reason):
-    assert reason in refusal(replace(card(), **values), Head(**how), (8, 8))
+    assert reason in refusal(replace(card(), **values), Upsampling(**how), (8, 8))
 
 
 def test_networks_that_can_be_refined():
     for how in (COARSE, COARSE | {"factor": None}, COARSE | {"coordinates": "pytorch_half_pixel", "activated": True}):
-        assert refusal(card(), Head(**how), (8, 8)) is None
+        assert refusal(card(), Upsampling(**how), (8, 8)) is None
 
 
 def test_commands_refine(exports, tmp_path):

@@ -135,13 +135,13 @@ def test_labels_are_the_whole_images_and_keep_its_georeference(exports, net, lar
 
 def test_npy_arrays_are_labelled_by_regions_too(net, tmp_path):
     np.save(tmp_path / "i.npy", photo(300, 200))
-    label_regions(net, tmp_path / "i.npy", tmp_path / "out.tif")
+    label_regions(net.network, tmp_path / "i.npy", tmp_path / "out.tif")
     np.testing.assert_array_equal(tifffile.imread(tmp_path / "out.tif"), net(photo(300, 200)))
 
 
 def stopping(net, monkeypatch, after, error):
     """Let the network fail after so many bands."""
-    bands = net.bands_of
+    bands = net.network.bands_of
 
     def stopped(image, start, *kinds):
         for count, band in enumerate(bands(image, start, *kinds)):
@@ -159,12 +159,12 @@ def test_an_interrupted_run_goes_on_where_it_stopped(exports, net, large, tmp_pa
         with pytest.raises(
             KeyboardInterrupt, match=r"interrupted at row \d+ of 2400 .* the same command with --resume goes"
         ):
-            label_regions(net, large, tmp_path / "out.tif")
+            label_regions(net.network, large, tmp_path / "out.tif")
     assert left(tmp_path) == [".out.tif.partial", ".out.tif.partial.json", "large.tif"]
     done = json.loads((tmp_path / ".out.tif.partial.json").read_text())["rows"]
     steps = []
     with Segmenter(exports / "narrow.engine", threads=2, memory=memory) as again:  # with other tiles, even
-        label_regions(again, large, tmp_path / "out.tif", progress=lambda *at: steps.append(at))
+        label_regions(again.network, large, tmp_path / "out.tif", progress=lambda *at: steps.append(at))
     assert steps[0] == (done, 2400) and 0 < done < 2400
     np.testing.assert_array_equal(tifffile.imread(tmp_path / "out.tif"), net(photo(2400, 100)))
     assert left(tmp_path) == ["large.tif", "out.tif"]
@@ -174,9 +174,9 @@ def test_rows_that_were_not_refined_are_not_gone_on_from(exports, net, large, tm
     with monkeypatch.context() as patch:
         stopping(net, patch, 2, KeyboardInterrupt())
         with pytest.raises(KeyboardInterrupt):
-            label_regions(net, large, tmp_path / "out.tif")
+            label_regions(net.network, large, tmp_path / "out.tif")
     with Segmenter(exports / "narrow.engine", threads=2, refine=True, memory=6_000_000) as refined:
-        label_regions(refined, large, tmp_path / "out.tif")
+        label_regions(refined.network, large, tmp_path / "out.tif")
         np.testing.assert_array_equal(tifffile.imread(tmp_path / "out.tif"), refined(photo(2400, 100)))
 
 
@@ -184,10 +184,10 @@ def test_rows_of_another_file_are_not_gone_on_from(net, large, tmp_path, monkeyp
     with monkeypatch.context() as patch:
         stopping(net, patch, 2, KeyboardInterrupt())
         with pytest.raises(KeyboardInterrupt):
-            label_regions(net, large, tmp_path / "out.tif")
+            label_regions(net.network, large, tmp_path / "out.tif")
     tifffile.imwrite(large, photo(2400, 100, 5), tile=(128, 128))
     steps = []
-    label_regions(net, large, tmp_path / "out.tif", progress=lambda *at: steps.append(at))
+    label_regions(net.network, large, tmp_path / "out.tif", progress=lambda *at: steps.append(at))
     assert steps[0] == (0, 2400)
     np.testing.assert_array_equal(tifffile.imread(tmp_path / "out.tif"), net(photo(2400, 100, 5)))
 
@@ -197,14 +197,14 @@ def test_a_full_disk_is_one_line_and_keeps_the_rows(net, large, tmp_path, monkey
     with monkeypatch.context() as patch:
         stopping(net, patch, 2, OSError(errno.ENOSPC, "No space left on device"))
         with pytest.raises(DeployError, match=r"cannot write .*out.tif: No space.* \d+ of 2400 rows are kept, and the"):
-            label_regions(net, large, tmp_path / "out.tif")
+            label_regions(net.network, large, tmp_path / "out.tif")
     assert (tmp_path / "out.tif").read_bytes() == b"what was there"
     monkeypatch.setattr("fcn_deploy.runtime.labelling.regions.write_maps", _full)
     with pytest.raises(DeployError, match=r"2400 of 2400 rows are kept"):
-        label_regions(net, large, tmp_path / "out.tif")
+        label_regions(net.network, large, tmp_path / "out.tif")
     monkeypatch.undo()
     steps = []
-    label_regions(net, large, tmp_path / "out.tif", progress=lambda *at: steps.append(at))
+    label_regions(net.network, large, tmp_path / "out.tif", progress=lambda *at: steps.append(at))
     assert steps == [(2400, 2400)]
     np.testing.assert_array_equal(tifffile.imread(tmp_path / "out.tif"), net(photo(2400, 100)))
 
@@ -217,18 +217,18 @@ def test_what_cannot_be_taken_is_said_before_the_work(net, tmp_path):
     five = photo(40, 40)[:, :, [0, 1, 2, 0, 1]]
     tifffile.imwrite(tmp_path / "five.tif", five, photometric="minisblack", planarconfig="contig")
     with pytest.raises(MisuseError, match="5 channels; this model takes 3"):
-        label_regions(net, tmp_path / "five.tif", tmp_path / "out.tif")
+        label_regions(net.network, tmp_path / "five.tif", tmp_path / "out.tif")
     tifffile.imwrite(tmp_path / "cmyk.tif", np.zeros((40, 40, 4), np.uint8), photometric="separated")
     with pytest.raises(MisuseError, match=r"SEPARATED colours.* convert it to RGB"):
-        label_regions(net, tmp_path / "cmyk.tif", tmp_path / "out.tif")
+        label_regions(net.network, tmp_path / "cmyk.tif", tmp_path / "out.tif")
     tifffile.imwrite(tmp_path / "i.tif", photo(40, 40))
     with pytest.raises(DeployError, match="over the limit of 100"):
-        label_regions(net, tmp_path / "i.tif", tmp_path / "out.tif", max_pixels=100)
+        label_regions(net.network, tmp_path / "i.tif", tmp_path / "out.tif", max_pixels=100)
     with pytest.raises(DeployError, match="does not exist"):
-        label_regions(net, tmp_path / "none.tif", tmp_path / "out.tif")
+        label_regions(net.network, tmp_path / "none.tif", tmp_path / "out.tif")
     (tmp_path / "text.tif").write_text("no image")
     with pytest.raises(DeployError, match=r"cannot read .*text.tif as an image"):
-        label_regions(net, tmp_path / "text.tif", tmp_path / "out.tif")
+        label_regions(net.network, tmp_path / "text.tif", tmp_path / "out.tif")
     assert not [name for name in left(tmp_path) if "out" in name]
 
 

@@ -9,15 +9,14 @@ import numpy as np
 import onnx
 import pytest
 import tifffile
-from fcn_deploy.export.build.autotune import Tuning
-from fcn_deploy.export.build.engine import ForGpu, build_engine, core_of
+from fcn_deploy.export.build.config import BuildConfig, TuningOptions
+from fcn_deploy.export.build.core import core_of, optimise_offline
+from fcn_deploy.export.build.engine import build_engine
 from fcn_deploy.export.build.standalone import build_standalone
-from fcn_deploy.export.build.targets import cpu
-from fcn_deploy.export.build.targets.tensorrt import BuildOptions
 from fcn_deploy.export.graph.edit import set_metadata
 from fcn_deploy.export.importer.standard_form import read_source
 from fcn_deploy.export.passes.pad_and_crop import pad_and_crop
-from fcn_deploy.export.quantization.mixed_precision import Options
+from fcn_deploy.export.quantization.options import QuantizationOptions
 from fcn_deploy.fcn.evaluate import open_model
 from fcn_deploy.runtime.backends.onnxruntime import session
 from fcn_deploy.runtime.engine_file import EngineFile, write_engine
@@ -110,7 +109,7 @@ CARDS = {
 }  # fmt: skip
 PROBABLE = [name for name, (card, _) in CARDS.items() if card.kind != "values"]
 SIZES = ((1, 1), (2, 9), (31, 7), (26, 28), (61, 97), (120, 33), (7, 150))
-FAST = {"timed": [(32, 32)]}
+FAST = BuildConfig(latency_sizes=[(32, 32)])
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +121,7 @@ def made(tmp_path_factory):
     def make(name):
         card, how = CARDS[name]
         onnx.save(network(card, **how), folder / f"{name}.onnx")
-        build_engine(read_source(folder / f"{name}.onnx"), folder / f"{name}.engine", **FAST)
+        build_engine(read_source(folder / f"{name}.onnx"), folder / f"{name}.engine", FAST)
         return folder / f"{name}.onnx", folder / f"{name}.engine"
 
     return make
@@ -157,7 +156,7 @@ def test_results_are_the_models_own_at_any_size(made, name):
     path, engine = made(name)
     card = CARDS[name][0]
     with Segmenter(path) as plain, Segmenter(engine) as net:
-        assert net.kind == plain.kind == card.kind
+        assert net.network.kind == plain.network.kind == card.kind
         assert (net.card.smallest, net.card.size_multiple) == (card.smallest, card.size_multiple)
         for index, size in enumerate(SIZES):
             image = photo(*size, index)
@@ -190,25 +189,25 @@ def test_tiles_and_bands_and_streams_give_what_a_call_gives(made, name):
     with Segmenter(engine) as net:
         for size in ((150, 61), (203, 90), (97, 300)):
             image = photo(*size)
-            whole = {kind: net.result(image, kind) for kind in kinds}
+            whole = {kind: net.network.result(image, kind) for kind in kinds}
             result = sum(array.nbytes for array in whole.values() if array.ndim == 3)
             budget = net.plan(*size).bytes // 2
             with Segmenter(engine, memory=budget + result) as tiled:
                 for kind in dict.fromkeys(kinds):
                     plan = tiled.plan(*size, kinds=(kind,))
                     if kind == kinds[-1]:
-                        tiled.memory = budget + (whole[kind].nbytes if whole[kind].ndim == 3 else 0)
+                        tiled.network.memory = budget + (whole[kind].nbytes if whole[kind].ndim == 3 else 0)
                         plan = tiled.plan(*size, kinds=(kind,))
-                        assert plan.grids and plan.bytes <= tiled.memory
-                    close(tiled.result(image, kind), whole[kind])
+                        assert plan.grids and plan.bytes <= tiled.network.memory
+                    close(tiled.network.result(image, kind), whole[kind])
                     start = 37
-                    tiled.memory = budget
+                    tiled.network.memory = budget
                     assert tiled.plan(*size, bands=True).grids
                     found = list(tiled.bands(image, start, kind))
                     assert [top for top, _ in found] == [start + sum(part.shape[-2] for _, part in found[:n])
                                                          for n in range(len(found))]  # fmt: skip
                     close(np.concatenate([part for _, part in found], axis=-2), whole[kind][..., start:, :])
-                    tiled.memory = budget + result
+                    tiled.network.memory = budget + result
             with Segmenter(made(name)[0]) as plain:
                 for kind in kinds:
                     bands = [part for _, part in plain.bands(image, 5, kind)]
@@ -259,7 +258,7 @@ def test_a_result_that_exceeds_the_budget_is_refused_in_one_line_and_comes_in_ba
 
 
 def test_bands_of_a_wide_image_are_short(made, monkeypatch):
-    monkeypatch.setattr("fcn_deploy.runtime.segmenter.BAND", 3 * 4 * 100 * 10)
+    monkeypatch.setattr("fcn_deploy.runtime.network.BAND_BYTES", 3 * 4 * 100 * 10)
     _, engine = made("softmax")
     image = photo(95, 100)
     with Segmenter(engine) as net:
@@ -283,7 +282,7 @@ def test_bands_of_a_wide_image_are_short(made, monkeypatch):
 def test_what_a_network_does_not_give_is_refused_by_the_name_of_what_it_does(made, name, wrong, said):
     for path in made(name):
         with Segmenter(path) as net:
-            calls = [lambda: net.result(photo(9, 9), wrong), lambda: net.map([], kind=wrong),
+            calls = [lambda: net.network.result(photo(9, 9), wrong), lambda: net.map([], kind=wrong),
                      lambda: net.bands(photo(9, 9), kind=wrong)]  # fmt: skip
             calls += {"labels": [lambda: net(photo(9, 9)), lambda: net.map([])]}.get(wrong, [])
             for call in calls:
@@ -295,12 +294,12 @@ def test_engines_on_openvino_give_the_same(made, tmp_path):
     needs("openvino")
     for name in ("none-to-size", "multilabel", "smallest"):
         path, engine = made(name)
-        build_engine(read_source(path), tmp_path / "o.engine", tuning=Tuning(("openvino",)), **FAST)
+        build_engine(read_source(path), tmp_path / "o.engine", replace(FAST, tuning=TuningOptions(("openvino",))))
         with Segmenter(engine) as net, Segmenter(tmp_path / "o.engine") as other:
             assert other.backend == "openvino"
             for size in ((3, 5), (61, 83), (140, 90)):
                 near(other.values(photo(*size)), net.values(photo(*size)), 1e-4)
-                near(other.result(photo(*size), "values"), net.values(photo(*size)), 1e-4)
+                near(other.network.result(photo(*size), "values"), net.values(photo(*size)), 1e-4)
 
 
 @pytest.mark.parametrize("name", ["softmax", "multilabel", "none-to-size", "smallest"])
@@ -310,8 +309,7 @@ def test_engines_on_a_gpu_give_the_same(made, gpu, tmp_path, monkeypatch, name):
 
     path, engine = made(name)
     source, gpus = read_source(path), tmp_path / "g.engine"
-    how = ForGpu(BuildOptions(("sm89",)), parse_sizes("1x1:64x64:160x192"))
-    build_engine(source, gpus, target="sm89", gpu=how)
+    build_engine(source, gpus, BuildConfig(target="sm89", sizes=parse_sizes("1x1:64x64:160x192")))
     gpu.load_kernels(ROOT / "runtime" / "backends" / "kernels.cu")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     with EngineFile(gpus) as file:
@@ -319,43 +317,44 @@ def test_engines_on_a_gpu_give_the_same(made, gpu, tmp_path, monkeypatch, name):
         least = max(source.card.smallest, 1)
         assert least <= min(profile.min) < least + source.card.size_multiple
         shapes = [{"image": tuple((1, 3, *getattr(profile, which)) for which in ("min", "opt", "max"))}]
-        tensorrt_sim.register(file.read("stage-0.plan"), cpu.build(core_of(source)[0].model), shapes)
+        core = optimise_offline(core_of(source).model)
+        tensorrt_sim.register(file.read("stage-0.plan"), core.SerializeToString(), shapes)
     with gpu.tensorrt(), Segmenter(gpus) as net, Segmenter(engine) as other:
-        kinds = ["values", net.kind, *(["probabilities"] if name in PROBABLE else [])]
+        kinds = ["values", net.network.kind, *(["probabilities"] if name in PROBABLE else [])]
         for size in ((1, 1), (9, 150), (61, 83), (160, 20), (300, 120)):
             image = photo(*size)
             assert bool(net.plan(*size).grids) == (size == (300, 120))
             for kind in kinds:
-                expected = other.result(image, kind)
-                close(net.result(image, kind), expected)
+                expected = other.network.result(image, kind)
+                close(net.network.result(image, kind), expected)
                 for found in net.map([image], kind=kind):
                     close(found, expected)
                 bands = [part for _, part in net.bands(image, size[0] // 2, kind)]
                 close(np.concatenate(bands, axis=-2), expected[..., size[0] // 2 :, :])
             near(net.heatmap(image), other.heatmap(image))
-        net.memory = 4 * 300 * 120
+        net.network.memory = 4 * 300 * 120
         with pytest.raises(OverBudgetError, match="result of an image of 300×120 pixels takes"):
-            net.result(photo(300, 120), "values")
+            net.network.result(photo(300, 120), "values")
 
 
 def test_a_network_that_sees_the_whole_image_is_tiled_before_that_alone(tmp_path):
     card = ModelCard(NAMES, whole="GlobalAveragePool pool", **FOUR)
     onnx.save(network(card, total=True), tmp_path / "m.onnx")
-    build_engine(read_source(tmp_path / "m.onnx"), tmp_path / "m.engine", **FAST)
+    build_engine(read_source(tmp_path / "m.onnx"), tmp_path / "m.engine", FAST)
     # On a card's word alone, nothing is tiled: any part may be what sees the whole image.
     onnx.save(network(card), tmp_path / "said.onnx")
-    report = build_engine(read_source(tmp_path / "said.onnx"), tmp_path / "said.engine", **FAST)
-    assert [stage["tiles"] for stage in report["stages"]] == ["none: GlobalAveragePool pool"]
+    report = build_engine(read_source(tmp_path / "said.onnx"), tmp_path / "said.engine", FAST)
+    assert [stage.tiles for stage in report.stages] == ["none: GlobalAveragePool pool"]
     image = photo(600, 500)
     with Segmenter(tmp_path / "m.engine") as net:
         expected, needed = net.values(image), net.plan(600, 500).bytes
-        assert net.manifest.stages[-1].halo is None
+        assert net.network.manifest.stages[-1].halo is None
     for name in ("m", "said"):
         said = pytest.raises(OverBudgetError, match=r"cannot be cut into tiles \(GlobalAveragePool pool")
         with Segmenter(tmp_path / f"{name}.engine", memory=needed // 100) as net, said:
             net(image)
     with Segmenter(tmp_path / "m.engine") as net:
-        net.memory = int(needed * 0.8) + expected.nbytes
+        net.network.memory = int(needed * 0.8) + expected.nbytes
         plan = net.plan(600, 500, kinds=("values",))
         assert plan.grids[0].count > 1 and plan.grids[1].count == 1
         near(net.values(image), expected)
@@ -386,7 +385,7 @@ def test_infer_writes_masks_and_values_and_probabilities(made, tmp_path):
         with Segmenter(engine) as net:
             for index, record in enumerate(records):
                 image = np.asarray(Image.open(images[index]))
-                expected = net.result(image)
+                expected = net.network.result(image)
                 with Image.open(record["overlay"]) as picture:
                     assert picture.mode == "RGB" and picture.width >= image.shape[1] and picture.height >= len(image)
                 if card.kind == "labels":
@@ -424,11 +423,11 @@ def test_infer_takes_large_files_of_them_too(made, tmp_path, monkeypatch):
     for name in ("multilabel", "none-to-size", "softmax"):
         engine, out, probable = made(name)[1], tmp_path / name, name in PROBABLE
         with Segmenter(engine, memory=700_000) as net:
-            (record,) = label_files(net, [tmp_path / "l.tif"], out, overlay=True, probabilities=probable)
+            (record,) = label_files(net.network, [tmp_path / "l.tif"], out, overlay=True, probabilities=probable)
             assert "error" not in record and record["plan"]["stages"]
-            net.memory = None
-            for kind in [net.kind, *(["probabilities"] if probable else [])]:
-                expected = net.result(image, kind)
+            net.network.memory = None
+            for kind in [net.network.kind, *(["probabilities"] if probable else [])]:
+                expected = net.network.result(image, kind)
                 with tifffile.TiffFile(record[kind]) as file:
                     assert all(page.is_tiled and page.tags[33550].value == (1.0, 1.0, 0.0) for page in file.pages)
                     close(file.asarray().reshape(expected.shape), expected)
@@ -441,9 +440,9 @@ def test_a_large_run_of_two_results_goes_on_where_it_stopped(made, tmp_path, mon
 
     image = photo(700, 90)
     tifffile.imwrite(tmp_path / "l.tif", image, photometric="rgb")
-    monkeypatch.setattr("fcn_deploy.runtime.segmenter.BAND", 100_000)
+    monkeypatch.setattr("fcn_deploy.runtime.network.BAND_BYTES", 100_000)
     with Segmenter(made("multilabel")[1]) as net:
-        whole = net.bands_of
+        whole = net.network.bands_of
 
         def stopped(image, start, *kinds):
             for count, band in enumerate(whole(image, start, *kinds)):
@@ -454,12 +453,12 @@ def test_a_large_run_of_two_results_goes_on_where_it_stopped(made, tmp_path, mon
         out = {"out": tmp_path / "o.tif", "probabilities": tmp_path / "p.tif"}
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt, match="interrupted at row"):
             patch.setattr(net, "bands_of", stopped)
-            label_regions(net, tmp_path / "l.tif", **out)
+            label_regions(net.network, tmp_path / "l.tif", **out)
         begun = []
         monkeypatch.setattr(
             net, "bands_of", lambda image, start, *kinds: begun.append(start) or whole(image, start, *kinds)
         )
-        label_regions(net, tmp_path / "l.tif", **out)
+        label_regions(net.network, tmp_path / "l.tif", **out)
         assert begun[0] > 0 and sorted(path.name for path in tmp_path.iterdir()) == ["l.tif", "o.tif", "p.tif"]
         np.testing.assert_array_equal(tifffile.imread(out["out"]), net.masks(image))
         np.testing.assert_array_equal(tifffile.imread(out["probabilities"]), net.probabilities(image))
@@ -500,7 +499,7 @@ def test_a_card_that_takes_probabilities_for_logits_is_refused(tmp_path):
     for how in ({"before": "Sigmoid"}, {"after": "Sigmoid"}):
         onnx.save(network(ModelCard(("no", "yes"), activation="sigmoid", **FOUR), **how), tmp_path / "m.onnx")
         with pytest.raises(DeployError, match="ends in a Sigmoid, and its card says that it gives logits; mend the"):
-            build_engine(read_source(tmp_path / "m.onnx"), tmp_path / "m.engine", **FAST)
+            build_engine(read_source(tmp_path / "m.onnx"), tmp_path / "m.engine", FAST)
 
 
 def test_a_model_whose_values_are_not_the_engines_is_refused(made, monkeypatch):
@@ -510,25 +509,25 @@ def test_a_model_whose_values_are_not_the_engines_is_refused(made, monkeypatch):
     real = build.core_of
 
     def wrong(source):
-        core, card = real(source)
-        for tensor in core.graph.initializer:
+        core = real(source)
+        for tensor in core.model.graph.initializer:
             if tensor.name == "b1":
                 tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) * np.float32(1.01), "b1"))
-        return core, card
+        return core
 
     monkeypatch.setattr(build, "core_of", wrong)
     with pytest.raises(DeployError, match=r"values are not the model's: they differ by \d.\de-0\d of their range"):
-        build_engine(source, made("none")[1].parent / "wrong.engine", **FAST)
+        build_engine(source, made("none")[1].parent / "wrong.engine", FAST)
 
 
 def test_int8_is_judged_by_values_and_masks(made, tmp_path):
     save_photos(tmp_path, [(60 + index, 70) for index in range(6)])
     for name in ("none", "multilabel"):
         source = read_source(made(name)[0])
-        options = Options(int8=True, calib=str(tmp_path), max_drop=5)
-        report = build_engine(source, tmp_path / "m.engine", options=options, **FAST)
-        accuracy = report["accuracy"]
-        assert accuracy["metric"] == "agreement" and accuracy["float32"] == 1 and 0.9 < accuracy["int8"] < 1
+        options = QuantizationOptions(int8=True, calib=str(tmp_path), max_drop=5)
+        report = build_engine(source, tmp_path / "m.engine", replace(FAST, quantization=options))
+        accuracy = report.accuracy
+        assert accuracy.metric == "agreement" and accuracy.float32 == 1 and 0.9 < accuracy.int8 < 1
         with Segmenter(made(name)[1]) as net, Segmenter(tmp_path / "m.engine") as low:
             image = photo(61, 83, 9)
             assert low.precision == "int8"
@@ -536,4 +535,4 @@ def test_int8_is_judged_by_values_and_masks(made, tmp_path):
             lost = np.abs(low.values(image) - expected).mean() / np.ptp(expected)
             assert 0 < lost < 0.05
         with pytest.raises(MisuseError, match="--labels has a label for each pixel, and this network gives"):
-            build_engine(source, tmp_path / "m.engine", options=replace(options, labels=tmp_path), **FAST)
+            build_engine(source, tmp_path / "m.engine", replace(FAST, quantization=replace(options, labels=tmp_path)))

@@ -12,13 +12,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from fcn_deploy.export.build.config import BuildConfig
+from fcn_deploy.export.build.core import core_of, optimise_offline
 from fcn_deploy.runtime.backends import KERNELS_PTX
 from fcn_deploy.runtime.engine_file import EngineFile, write_engine
-from fcn_deploy.runtime.manifest import COORDINATES, ROUNDINGS, GpuPlan, Head, Profile
+from fcn_deploy.runtime.manifest import COORDINATES, ROUNDINGS, GpuPlan, Profile, Upsampling
 from fcn_deploy.runtime.prepare import padded_size, prepare
 from fcn_deploy.runtime.upsampling import labels_from_scores
 from fcn_deploy.runtime.verify import verify
-from helpers import needs, one_error, photo, save_photos
+from helpers import needs, one_error, photo, save_photos, window
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -34,17 +36,14 @@ SIZES = "1x1:64x64:128x160,64x64:160x192:256x256,128x128:224x320:320x416"
 def built(exports, tmp_path_factory):
     """narrow.engine for sm89 with three profiles, and its core for the simulation."""
     needs("tensorrt_rtx")
-    from fcn_deploy.export.build.engine import ForGpu, build_engine, core_of
-    from fcn_deploy.export.build.targets import cpu
-    from fcn_deploy.export.build.targets.tensorrt import BuildOptions
+    from fcn_deploy.export.build.engine import build_engine
     from fcn_deploy.export.importer.standard_form import read_source
     from fcn_deploy.runtime.sizes import parse_sizes
 
     folder = tmp_path_factory.mktemp("gpu")
     source = read_source(exports / "narrow.onnx")
-    how = ForGpu(BuildOptions(("sm89",)), parse_sizes(SIZES))
-    build_engine(source, folder / "m.engine", target="sm89", gpu=how)
-    return folder / "m.engine", cpu.build(core_of(source)[0].model)
+    build_engine(source, folder / "m.engine", BuildConfig(target="sm89", sizes=parse_sizes(SIZES)))
+    return folder / "m.engine", optimise_offline(core_of(source).model).SerializeToString()
 
 
 def profiles_of(plan: GpuPlan):
@@ -95,7 +94,7 @@ def sizes(count, seed=0, largest=(320, 416)):
 
 
 def runnable(net, size):
-    return any(p.holds(padded_size(*size, net.card)) for p in net.manifest.gpu.profiles)
+    return any(p.holds(padded_size(*size, net.card)) for p in net.network.manifest.gpu.profiles)
 
 
 def test_labels_equal_the_cpu_engines_at_200_sizes_across_profiles(engine, exports, gpu):
@@ -107,12 +106,12 @@ def test_labels_equal_the_cpu_engines_at_200_sizes_across_profiles(engine, expor
             image = photo(height, width, index)
             plan = net.plan(height, width)
             used.add(plan.profile)
-            scores = cpu.scores(image)
-            np.testing.assert_allclose(net.scores(image), scores, atol=1e-4 * np.ptp(scores))
+            scores = cpu.network.scores(image)
+            np.testing.assert_allclose(net.network.scores(image), scores, atol=1e-4 * np.ptp(scores))
             found, expected = net(image), cpu(image)
             # The same core: only ties of the head may be broken otherwise.
             assert (found != expected).mean() < 1e-3, (height, width)
-        assert used == {0, 1, 2} and len(net._backends[0]._contexts) == 3
+        assert used == {0, 1, 2} and len(net.network.backend.network.contexts) == 3
     assert gpu.counts()["allocations"] == gpu.counts()["pinned"] == gpu.counts()["contexts"] == 0
 
 
@@ -131,33 +130,38 @@ def test_engines_in_float16_and_int8_take_float16_and_give_the_labels_of_their_r
     exports, gpu, tmp_path, precision, monkeypatch
 ):
     needs("tensorrt_rtx")
-    from fcn_deploy.export.build import engine as build
+    from fcn_deploy.export.build.config import BuildConfig
+    from fcn_deploy.export.build.engine import build_engine
+    from fcn_deploy.export.build.targets import tensorrt
     from fcn_deploy.export.importer.standard_form import read_source
-    from fcn_deploy.export.quantization.mixed_precision import Options
+    from fcn_deploy.export.quantization.options import QuantizationOptions
     from fcn_deploy.runtime.sizes import parse_sizes
     from gpu_sim import tensorrt_sim
 
     save_photos(tmp_path, [(90 + index, 100) for index in range(4)])
-    cores, real = [], build.tensorrt.build
-    monkeypatch.setattr(build.tensorrt, "build", lambda core, *rest: cores.append(core) or real(core, *rest))
-    options = Options(int8=precision == "int8", fp16=True, calib=str(tmp_path), max_drop=100)
-    how = build.ForGpu(build.tensorrt.BuildOptions(("sm89",)), parse_sizes(SIZES))
+    cores, real = [], tensorrt.build_plan
+    monkeypatch.setattr(tensorrt, "build_plan", lambda core, *rest: cores.append(core) or real(core, *rest))
+    options = QuantizationOptions(int8=precision == "int8", fp16=True, calib=str(tmp_path), max_drop=100)
+    config = BuildConfig(target="sm89", quantization=options, sizes=parse_sizes(SIZES))
     path = tmp_path / "m.engine"
-    build.build_engine(read_source(exports / "narrow.onnx"), path, None, "sm89", options, gpu=how)
+    build_engine(read_source(exports / "narrow.onnx"), path, config)
     gpu.load_kernels(KERNELS)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     with EngineFile(path) as file:
         plan = file.read("stage-0.plan")
         tensorrt_sim.register(plan, cores[0].SerializeToString(), profiles_of(file.manifest.gpu))
     with gpu.tensorrt(), Segmenter(path) as net:
-        assert (net._backends[0]._input_type, net._backends[0]._score_type) == ("float16", "float16")
+        assert (net.network.backend.network.input_type, net.network.backend.network.score_type) == (
+            "float16",
+            "float16",
+        )
         report = verify(path)
         # A deep random network amplifies what INT8 rounds; trained ones are judged in test_mixed_precision.py.
         assert report["passed"] or precision == "int8"
         for size in ((61, 97), (130, 200), (311, 401)):
             image = photo(*size)
-            scores, plan = net.scores(image), net.plan(*size)
-            expected = labels_from_scores(scores, net.head, net.card, plan.padded, size)
+            scores, plan = net.network.scores(image), net.plan(*size)
+            expected = labels_from_scores(window(scores, plan.padded, size), net.network.upsampling, net.card)
             assert (net(image) != expected).mean() < 1e-3
 
 
@@ -185,9 +189,9 @@ def test_thousands_of_calls_from_8_threads_leak_nothing(engine, exports, gpu):
         assert not errors and not gpu.misuse()
         for name in ("allocations", "bytes", "pinned", "pinned_bytes", "streams", "events", "modules"):
             assert after[name] == before[name], name
-        assert len(net._backends[0]._contexts) <= 3
-        assert after["graph_execs"] <= 16 and len(net._backends[0]._graphs) <= 16
-        if net.manifest.gpu.library == "tensorrt":
+        assert len(net.network.backend.network.contexts) <= 3
+        assert after["graph_execs"] <= 16 and len(net.network.backend.network.graphs) <= 16
+        if net.network.manifest.gpu.library == "tensorrt":
             assert after["graph_execs"] > 0
 
 
@@ -208,7 +212,7 @@ def test_a_shape_already_seen_takes_two_copies_two_kernels_and_one_launch(engine
         assert not any(call.detail == "pageable" for call in (*uploads, *downloads))
         assert len(kernels) == 2 and "prepare" in kernels[0].detail and "label" in kernels[1].detail
         assert sum(name in ("gpusim_launch_task", "cuGraphLaunch") for name in names) == 1
-        if net.manifest.gpu.library == "tensorrt":
+        if net.network.manifest.gpu.library == "tensorrt":
             assert "cuGraphLaunch" in names
         assert not [name for name in names if "Alloc" in name or "Free" in name or name.startswith("cuCtxSync")]
         assert len({uploads[0].stream, kernels[0].stream}) == 2  # copies overlap what is computed
@@ -223,13 +227,13 @@ def test_graphs_are_bounded_and_the_oldest_goes(engine, gpu):
     try:
         for width in (128, 96, 64, 32, 160):
             for _ in range(4):
-                backend.labels(photo(32, width), (32, width))
+                backend.labels(photo(32, width))
             if width == 32 and backend.gpu.library == "tensorrt":
-                assert [key[1] for key in backend._graphs] == [(32, 64), (32, 32)]
-            assert len(backend._graphs) <= 2 and gpu.counts()["graph_execs"] <= 2
+                assert [key[1] for key in backend.network.graphs] == [(32, 64), (32, 32)]
+            assert len(backend.network.graphs) <= 2 and gpu.counts()["graph_execs"] <= 2
         if backend.gpu.library == "tensorrt":
             # The last one is larger than all before: buffers grew, whose old addresses the graphs had.
-            assert [key[1] for key in backend._graphs] == [(32, 160)]
+            assert [key[1] for key in backend.network.graphs] == [(32, 160)]
     finally:
         backend.close()
 
@@ -268,27 +272,28 @@ def small_field(path):
 
 def test_images_outside_every_profile_are_run_in_tiles(gpu, tmp_path):
     needs("tensorrt_rtx")
-    from fcn_deploy.export.build.engine import ForGpu, build_engine, core_of
-    from fcn_deploy.export.build.targets import cpu
-    from fcn_deploy.export.build.targets.tensorrt import BuildOptions
+    from fcn_deploy.export.build.engine import build_engine
     from fcn_deploy.export.importer.standard_form import read_source
     from fcn_deploy.runtime.sizes import parse_sizes
 
     small_field(tmp_path / "small.onnx")
     source = read_source(tmp_path / "small.onnx")
-    build_engine(source, tmp_path / "cpu.engine", timed=[(32, 32)])
-    how = ForGpu(BuildOptions(("sm89",)), parse_sizes("1x1:32x32:48x64,48x64:64x64:96x96"))
-    build_engine(source, tmp_path / "gpu.engine", target="sm89", gpu=how)
+    build_engine(source, tmp_path / "cpu.engine", BuildConfig(latency_sizes=[(32, 32)]))
+    sizes = parse_sizes("1x1:32x32:48x64,48x64:64x64:96x96")
+    build_engine(source, tmp_path / "gpu.engine", BuildConfig(target="sm89", sizes=sizes))
     (tmp_path / "sim").mkdir()
     image = photo(301, 207)
     running = ready(
-        gpu, (tmp_path / "gpu.engine", cpu.build(core_of(source)[0].model)), tmp_path / "sim", "tensorrt_rtx"
+        gpu,
+        (tmp_path / "gpu.engine", optimise_offline(core_of(source).model).SerializeToString()),
+        tmp_path / "sim",
+        "tensorrt_rtx",
     )
     with Segmenter(next(running)) as net, Segmenter(tmp_path / "cpu.engine") as reference:
         plan = net.plan(301, 207)
         assert plan.grids[0].count > 10 and 1 < plan.overhead < 2
         assert (net(image) == reference(image)).mean() > 0.9999
-        assert np.abs(net.scores(image) - reference.scores(image)).max() < 1e-4
+        assert np.abs(net.network.scores(image) - reference.network.scores(image)).max() < 1e-4
         assert not net.plan(80, 80).grids
         rows = np.concatenate([labels for _, labels in net.bands(image, 100)])
         assert (rows == reference(image)[100:]).mean() > 0.9999
@@ -343,12 +348,12 @@ def test_memory_that_runs_out_is_one_line_and_leaves_the_engine_usable(rtx_engin
 
 def test_a_gpu_that_failed_says_so_at_every_later_call(rtx_engine, gpu, monkeypatch):
     net = Segmenter(rtx_engine)
-    cuda = net._backends[0]._cuda
+    cuda = net.network.backend._cuda
 
     def broken(*arguments):
         raise cuda.LaunchError("cuCtxSynchronize failed: an illegal memory access was encountered")
 
-    monkeypatch.setattr(net._backends[0], "_enqueue", broken)
+    monkeypatch.setattr(net.network.backend.network, "enqueue", broken)
     with monkeypatch.context() as patched:
         patched.setattr(cuda.Context, "synchronize", staticmethod(broken))
         with pytest.raises(DeployError, match="the GPU failed while it ran"):
@@ -524,7 +529,7 @@ def test_the_label_kernel_equals_the_exact_head(kernels, data):
     mode = data.draw(st.sampled_from(["linear", "nearest", "none"]))
     rows, columns = (data.draw(st.integers(1, 9)) for _ in range(2))
     factor = data.draw(st.sampled_from([(8.0, 8.0), (4.0, 16.0), (2.5, 3.3), (1.0, 1.0), None]))
-    head = Head(mode, data.draw(st.sampled_from(COORDINATES)), factor, data.draw(st.sampled_from(ROUNDINGS)))
+    head = Upsampling(mode, data.draw(st.sampled_from(COORDINATES)), factor, data.draw(st.sampled_from(ROUNDINGS)))
     if mode == "none":
         head, padded = replace(head, factor=None), (rows, columns)
     else:
@@ -538,7 +543,7 @@ def test_the_label_kernel_equals_the_exact_head(kernels, data):
     kind = data.draw(st.sampled_from(["float32", "float16"]))
     random = np.random.default_rng(data.draw(st.integers(0, 1000)))
     scores = random.normal(size=(classes, rows, columns)).astype(kind)
-    expected = labels_from_scores(scores, head, card, padded, size)
+    expected = labels_from_scores(window(scores, padded, size), head, card)
     from fcn_deploy.runtime.backends.tensorrt import _codes
 
     factor = head.factor or (padded[0] / rows, padded[1] / columns)

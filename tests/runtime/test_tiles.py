@@ -3,11 +3,12 @@
 import itertools
 
 import numpy as np
-from fcn_deploy.runtime.manifest import Head
+from fcn_deploy.runtime.manifest import Upsampling
 from fcn_deploy.runtime.model_card import ModelCard
 from fcn_deploy.runtime.plan import Grid
-from fcn_deploy.runtime.tiles import ready_rows, score_bands
+from fcn_deploy.runtime.tiles import ready_windows, score_bands
 from fcn_deploy.runtime.upsampling import KINDS, result_from_scores
+from helpers import window
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -62,16 +63,16 @@ def test_scores_of_stages_in_any_tiles_are_those_of_the_whole_image_from_any_row
 
 
 HEADS = [
-    Head("linear", "half_pixel", (8.0, 8.0)), Head("linear", "asymmetric", (8.0, 8.0)),
-    Head("linear", "align_corners", (8.0, 8.0)), Head("linear", "half_pixel", None),
-    Head("nearest", "half_pixel", (8.0, 8.0)), Head("linear", "half_pixel", (8.0, 4.0)),
+    Upsampling("linear", "half_pixel", (8.0, 8.0)), Upsampling("linear", "asymmetric", (8.0, 8.0)),
+    Upsampling("linear", "align_corners", (8.0, 8.0)), Upsampling("linear", "half_pixel", None),
+    Upsampling("nearest", "half_pixel", (8.0, 8.0)), Upsampling("linear", "half_pixel", (8.0, 4.0)),
 ]  # fmt: skip
 
 
 @settings(max_examples=150, deadline=None)
 @given(data=st.data())
 def test_results_of_bands_are_those_of_the_whole_score_map(data):
-    head = data.draw(st.sampled_from([*HEADS, Head()]))
+    head = data.draw(st.sampled_from([*HEADS, Upsampling()]))
     cells, width, classes = (data.draw(st.integers(1, high)) for high in (14, 6, 4))
     random = np.random.default_rng(data.draw(st.integers(0, 999)))
     scores = random.normal(size=(classes, cells, width)).astype(np.float32)
@@ -81,14 +82,14 @@ def test_results_of_bands_are_those_of_the_whole_score_map(data):
     kind = data.draw(st.sampled_from(KINDS))
     activation = "multilabel" if kind == "masks" else "softmax"
     card = ModelCard(tuple(map(str, range(classes))), stride=factors[0], activation=activation)
-    expected = result_from_scores(kind, scores, head, card, padded, size)
+    expected = result_from_scores(kind, window(scores, padded, size), head, card)
     start = data.draw(st.integers(0, size[0] - 1))
     edges = sorted(data.draw(st.sets(st.integers(1, cells), max_size=4)) | {0, cells})
     above = max(0, start - 2 * factors[0]) // factors[0]
     bands = [(a * factors[0], b * factors[0], scores[:, a:b]) for a, b in itertools.pairwise(edges) if b > above]
     found, row = [], start
-    for rows, part, first, total in ready_rows(iter(bands), factors[0], head, padded, size, start):
-        assert rows[0] == row and rows[1] > row
-        row = rows[1]
-        found.append(result_from_scores(kind, part, head, card, padded, size, rows, first, total))
+    for part in ready_windows(iter(bands), factors[0], head, padded, size, start):
+        assert part.rows[0] == row and part.rows[1] > row
+        row = part.rows[1]
+        found.append(result_from_scores(kind, part, head, card))
     np.testing.assert_array_equal(np.concatenate(found, axis=-2), expected[..., start:, :])

@@ -4,7 +4,7 @@ import numpy as np
 import onnxruntime
 import pytest
 from fcn_deploy.runtime import upsampling as heads
-from fcn_deploy.runtime.manifest import Head
+from fcn_deploy.runtime.manifest import Upsampling
 from fcn_deploy.runtime.model_card import ModelCard
 from fcn_deploy.runtime.upsampling import (
     best_class,
@@ -13,6 +13,7 @@ from fcn_deploy.runtime.upsampling import (
     new_result,
     values_from_scores,
 )
+from helpers import window
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
@@ -52,7 +53,7 @@ def card(classes):
 
 def check(scores, head, padded, size):
     full = resize(scores, head, padded)[:, : size[0], : size[1]]
-    labels = labels_from_scores(scores, head, card(len(scores)), padded, size)
+    labels = labels_from_scores(window(scores, padded, size), head, card(len(scores)))
     assert labels.shape == size and labels.dtype == np.uint8
     if len(scores) == 1:
         assert not labels.any()
@@ -89,12 +90,12 @@ def test_labels_equal_argmax_of_interpolated_scores(mode, coordinates, factor, d
         full = tuple(int(side * by) for side, by in zip((height, width), factor, strict=True))
         padded = full
     size = data.draw(st.integers(1, full[0])), data.draw(st.integers(1, full[1]))
-    check(scores, Head(mode, coordinates, factor), padded, size)
+    check(scores, Upsampling(mode, coordinates, factor), padded, size)
 
 
 @pytest.mark.parametrize("rounding", ["round_prefer_floor", "round_prefer_ceil", "floor", "ceil"])
 def test_every_rounding_of_nearest(rounding):
-    head = Head("nearest", "half_pixel", (4.0, 2.5), rounding)
+    head = Upsampling("nearest", "half_pixel", (4.0, 2.5), rounding)
     check(some_scores(5, 7, 9, 0, False), head, (28, 22), (27, 21))
 
 
@@ -102,20 +103,24 @@ def test_a_cropped_edge_still_reads_the_cell_beyond_it():
     # Row 36 of 37 interpolates cells 4 and 5; ⌈37/8⌉ = 5 cells would have lost cell 5.
     scores = np.zeros((2, 8, 8), np.float32)
     scores[0], scores[1, 5] = 1, 99
-    labels = labels_from_scores(scores, Head("linear", "half_pixel", (8.0, 8.0)), card(2), (64, 64), (37, 37))
+    labels = labels_from_scores(
+        window(scores, (64, 64), (37, 37)), Upsampling("linear", "half_pixel", (8.0, 8.0)), card(2)
+    )
     assert labels[36].all() and not labels[30].any()
 
 
 def test_scores_of_a_large_image_are_interpolated_in_bounded_pieces():
     scores = some_scores(21, 96, 96, 3, False)
-    check(scores, Head("linear", "half_pixel", (8.0, 8.0)), (768, 768), (761, 768))
-    check(scores, Head("linear", "align_corners", (8.0, 8.0)), (768, 768), (761, 768))
+    check(scores, Upsampling("linear", "half_pixel", (8.0, 8.0)), (768, 768), (761, 768))
+    check(scores, Upsampling("linear", "align_corners", (8.0, 8.0)), (768, 768), (761, 768))
 
 
 def test_the_first_of_equal_classes_wins():
     scores = np.ones((3, 4, 5), np.float32)
     assert not best_class(scores, np.dtype(np.uint8)).any()
-    labels = labels_from_scores(scores, Head("linear", "half_pixel", (8.0, 8.0)), card(3), (32, 40), (31, 33))
+    labels = labels_from_scores(
+        window(scores, (32, 40), (31, 33)), Upsampling("linear", "half_pixel", (8.0, 8.0)), card(3)
+    )
     assert not labels.any()
 
 
@@ -127,9 +132,9 @@ def test_best_class_is_argmax():
 @pytest.mark.parametrize("threshold", [0.5, 0.9])
 def test_a_sigmoid_card_compares_interpolated_logits_with_its_threshold(threshold):
     scores = some_scores(1, 6, 7, 1, True) * 8
-    head = Head("linear", "half_pixel", (8.0, 8.0))
+    head = Upsampling("linear", "half_pixel", (8.0, 8.0))
     binary = ModelCard(("no", "yes"), activation="sigmoid", threshold=threshold)
-    labels = labels_from_scores(scores, head, binary, (48, 56), (45, 50))
+    labels = labels_from_scores(window(scores, (48, 56), (45, 50)), head, binary)
     expected = 1 / (1 + np.exp(-resize(scores, head, (48, 56))[0, :45, :50])) > threshold
     assert 0 < labels.mean() < 1
     np.testing.assert_array_equal(labels, expected)
@@ -143,7 +148,7 @@ def test_values_and_probabilities_are_onnx_runtimes_own(mode, coordinates, facto
     height, width, classes = (data.draw(st.integers(1, high)) for high in (9, 11, 6))
     activation = data.draw(st.sampled_from(["softmax", "sigmoid", "probability", "multilabel", "none"]))
     classes = {"sigmoid": 1, "probability": 1}.get(activation, classes)
-    head = Head(mode, coordinates, factor, activated=activation != "none" and data.draw(st.booleans()))
+    head = Upsampling(mode, coordinates, factor, activated=activation != "none" and data.draw(st.booleans()))
     scores = some_scores(classes, height, width, data.draw(st.integers(0, 999)), data.draw(st.booleans())) * 3
     if factor is None:
         padded = data.draw(st.integers(height, 60)), data.draw(st.integers(width, 60))
@@ -159,36 +164,40 @@ def test_values_and_probabilities_are_onnx_runtimes_own(mode, coordinates, facto
     for probabilities in (False, True):
         activated = "Identity" if head.activated or not probabilities else taken
         expected = resize(scores, head, padded, activated)[:, start : size[0], : size[1]]
-        found = values_from_scores(scores, head, kind, padded, size, (start, size[0]), probabilities=probabilities)
+        found = values_from_scores(
+            window(scores, padded, size, (start, size[0])), head, kind, probabilities=probabilities
+        )
         assert found.dtype == np.float32 and found.shape == expected.shape
         assert np.abs(found - expected).max() <= 1e-5 * max(np.ptp(scores) if activated == "Identity" else 1, 1e-3)
 
 
 @pytest.mark.parametrize("coordinates", ["half_pixel", "align_corners"])
 def test_values_are_made_a_few_rows_at_a_time_into_memory_that_is_given(coordinates, monkeypatch):
-    head = Head("linear", coordinates, (8.0, 8.0))
+    head = Upsampling("linear", coordinates, (8.0, 8.0))
     scores = some_scores(3, 5, 7, 0, True)
-    expected = values_from_scores(scores, head, card(3), (40, 56), (37, 50), probabilities=True)
+    expected = values_from_scores(window(scores, (40, 56), (37, 50)), head, card(3), probabilities=True)
     monkeypatch.setattr(heads, "VALUES", 3 * 50 * 4 + 1)
     rows = []
     real = heads._interpolate
-    monkeypatch.setattr(heads, "_interpolate", lambda *given: rows.append(given[3]) or real(*given))
+    monkeypatch.setattr(heads, "_interpolate", lambda part, *rest: rows.append(part.rows) or real(part, *rest))
     out = np.full((3, 60, 50), 7, np.float32)
     found = values_from_scores(
-        scores, head, card(3), (40, 56), (37, 50), (6, 37), out=out[:, 10:41], probabilities=True
+        window(scores, (40, 56), (37, 50), (6, 37)), head, card(3), out=out[:, 10:41], probabilities=True
     )
     np.testing.assert_array_equal(out[:, 10:41], expected[:, 6:])
     assert np.shares_memory(found, out) and (out[:, :10] == 7).all() and (out[:, 41:] == 7).all()
     assert rows == [(top, min(top + 4, 37)) for top in range(6, 37, 4)]
 
 
-@pytest.mark.parametrize("head", [Head("linear", "half_pixel", (8.0, 8.0)), Head("nearest", "half_pixel", (8.0, 8.0))])
+@pytest.mark.parametrize(
+    "head", [Upsampling("linear", "half_pixel", (8.0, 8.0)), Upsampling("nearest", "half_pixel", (8.0, 8.0))]
+)
 def test_there_is_one_copy_of_full_size_values(head):
     import tracemalloc
 
     scores = some_scores(19, 90, 90, 0, True)
     tracemalloc.start()
-    values = values_from_scores(scores, head, card(19), (720, 720), (719, 715), probabilities=True)
+    values = values_from_scores(window(scores, (720, 720), (719, 715)), head, card(19), probabilities=True)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < values.nbytes + 8_000_000 < 1.3 * values.nbytes
@@ -196,8 +205,10 @@ def test_there_is_one_copy_of_full_size_values(head):
 
 def test_full_size_scores_may_become_probabilities_in_their_own_memory():
     scores = some_scores(4, 30, 20, 0, False)
-    expected = values_from_scores(scores, Head(), card(4), (30, 20), (30, 20), probabilities=True)
-    found = values_from_scores(scores, Head(), card(4), (30, 20), (30, 20), out=scores, probabilities=True)
+    expected = values_from_scores(window(scores, (30, 20), (30, 20)), Upsampling(), card(4), probabilities=True)
+    found = values_from_scores(
+        window(scores, (30, 20), (30, 20)), Upsampling(), card(4), out=scores, probabilities=True
+    )
     assert found is scores
     np.testing.assert_array_equal(found, expected)
     np.testing.assert_allclose(found.sum(0), 1, atol=1e-6)
@@ -207,7 +218,7 @@ def test_probabilities_of_extreme_scores_are_finite():
     scores = np.array([[[-1e30]], [[1e30]], [[500]]], np.float32)
     for activation, expected in (("softmax", [0, 1, 0]), ("multilabel", [0, 1, 1])):
         kind = ModelCard(("a", "b", "c"), activation=activation)
-        found = values_from_scores(scores, Head(), kind, (1, 1), (1, 1), probabilities=True)
+        found = values_from_scores(window(scores, (1, 1), (1, 1)), Upsampling(), kind, probabilities=True)
         np.testing.assert_array_equal(found[:, 0, 0], expected)
 
 
@@ -222,16 +233,18 @@ def test_masks_are_where_interpolated_scores_are_above_their_thresholds(mode, co
     size = data.draw(st.integers(1, padded[0])), data.draw(st.integers(1, padded[1]))
     thresholds = tuple(data.draw(st.floats(0.05, 0.95)) for _ in range(classes))
     kind = ModelCard(tuple(map(str, range(classes))), activation="multilabel", threshold=thresholds)
-    head = Head(mode, coordinates, factor, activated=data.draw(st.booleans()))
+    head = Upsampling(mode, coordinates, factor, activated=data.draw(st.booleans()))
     full = resize(scores, head, padded)[:, : size[0], : size[1]]
     limits = np.array(thresholds if head.activated else kind.score_thresholds)[:, None, None]
     start = data.draw(st.integers(0, size[0] - 1))
     out = new_result("masks", kind, *size)
-    masks_from_scores(scores, head, kind, padded, size, out=out)
+    masks_from_scores(window(scores, padded, size), head, kind, out=out)
     assert out.dtype == bool and out.shape == (classes, *size)
     clear = np.abs(full - limits) > MARGIN * max(np.ptp(scores), 1e-3)
     assert not ((out != (full > limits)) & clear).any()
-    np.testing.assert_array_equal(masks_from_scores(scores, head, kind, padded, size, (start, size[0])), out[:, start:])
+    np.testing.assert_array_equal(
+        masks_from_scores(window(scores, padded, size, (start, size[0])), head, kind), out[:, start:]
+    )
 
 
 @settings(max_examples=30, deadline=None)
@@ -247,8 +260,8 @@ def test_values_fade_as_a_bilinear_transposed_convolution_does(data):
     kernel = np.broadcast_to(np.outer(line, line).astype(np.float32), (3, 1, len(line), len(line))).copy()
     given, weight = torch.from_numpy(scores[None]), torch.from_numpy(kernel)
     expected = torch.conv_transpose2d(given, weight, None, factor, (factor - odd) // 2, groups=3)[0].numpy()
-    head, full = Head("linear", "half_pixel", (factor, factor), fades=True), (height * factor, width * factor)
-    found = values_from_scores(scores, head, ModelCard(("a", "b", "c"), activation="none"), full, full)
+    head, full = Upsampling("linear", "half_pixel", (factor, factor), fades=True), (height * factor, width * factor)
+    found = values_from_scores(window(scores, full, full), head, ModelCard(("a", "b", "c"), activation="none"))
     assert np.abs(found - expected).max() <= 1e-5 * np.ptp(scores)
 
 
@@ -258,19 +271,23 @@ def test_values_fade_as_a_bilinear_transposed_convolution_does(data):
 )  # fmt: skip
 def test_heads_that_make_no_sense_are_refused(words):
     with pytest.raises(ValueError, match=r"fades|activated"):
-        Head(**words)
+        Upsampling(**words)
 
 
 def test_more_than_256_classes_give_uint16_labels():
     scores = np.zeros((300, 2, 2), np.float32)
     scores[299] = 1
-    labels = labels_from_scores(scores, Head("linear", "half_pixel", (8.0, 8.0)), card(300), (16, 16), (9, 9))
+    labels = labels_from_scores(
+        window(scores, (16, 16), (9, 9)), Upsampling("linear", "half_pixel", (8.0, 8.0)), card(300)
+    )
     assert labels.dtype == np.uint16 and (labels == 299).all()
 
 
 def test_half_precision_scores_are_taken():
     scores = some_scores(4, 5, 5, 2, True)
-    head = Head("linear", "half_pixel", (8.0, 8.0))
-    labels = labels_from_scores(scores.astype(np.float16), head, card(4), (40, 40), (40, 40))
-    expected = labels_from_scores(scores.astype(np.float16).astype(np.float32), head, card(4), (40, 40), (40, 40))
+    head = Upsampling("linear", "half_pixel", (8.0, 8.0))
+    labels = labels_from_scores(window(scores.astype(np.float16), (40, 40), (40, 40)), head, card(4))
+    expected = labels_from_scores(
+        window(scores.astype(np.float16).astype(np.float32), (40, 40), (40, 40)), head, card(4)
+    )
     np.testing.assert_array_equal(labels, expected)

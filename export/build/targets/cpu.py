@@ -1,93 +1,210 @@
-"""Engines for CPUs, run by ONNX Runtime."""
+"""Engines for CPUs: stages, INT8 on pixels, and the library and tiles that are measured fastest here."""
 
-import tempfile
-from collections.abc import Mapping
-from pathlib import Path
+import math
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import replace
 
 import numpy as np
 import onnx
-from fcn_deploy.export.graph.edit import clone, initializers
-from fcn_deploy.runtime.backends.onnxruntime import ERRORS_ONLY, one_line, session
-from fcn_deploy.runtime.errors import DeployError
+from fcn_deploy.calibration.report.engine_report import EngineReport
+from fcn_deploy.export.build.autotune import TILES, Candidate, Timing, choose, fastest_tile, tune
+from fcn_deploy.export.build.config import TuningOptions
+from fcn_deploy.export.build.draft import Draft
+from fcn_deploy.export.build.golden import golden_sample
+from fcn_deploy.export.build.parity import compare
+from fcn_deploy.export.build.partition import Part, cut_core, members_of
+from fcn_deploy.export.build.report import candidate_reports, stage_reports
+from fcn_deploy.export.build.targets.job import BuildJob
+from fcn_deploy.export.passes.raw_input import raw_input
+from fcn_deploy.export.quantization.mixed_precision import MixedPrecision
+from fcn_deploy.runtime.model_card import ModelCard
+from fcn_deploy.runtime.network import Network
+from fcn_deploy.runtime.verify import GOLDEN, TIMED_SIZES, golden_difference, natural_noise
 from onnx import ModelProto
 
+FIXED_SIZES = 3  # so many at most in --sizes are those of cameras, say, and come again and again
+STRIP_CELLS = 6  # at the coarsest stride: as many as make kernels of INT8 convolutions take their path for strips
+TILED_SIZE = (1536, 1536)  # of the image that tiles are tried on
 
-def build(core: ModelProto) -> bytes:
-    """The core network, optimised offline as far as that holds on every machine.
 
-    BASIC folds constants and batch norms. The levels above lay tensors out for the machine that runs them:
-    ONNX Runtime does that when the engine is opened.
+def build(job: BuildJob, report: EngineReport) -> Draft:
+    """The fastest way to run this network here whose results hold. Raises DeployError where none does."""
+    drafts = {"float32": job.float_draft}
+    if job.mixed is not None:
+        drafts["int8"] = _int8_draft(job, job.mixed, report)
+    report.core_bytes = {job.precision: drafts[job.precision].core_bytes}
+    choice = _Choice(job, drafts)
+    timings, chosen = choice.made()
+    draft = choice.draft(chosen)
+    report.precision, report.backend = chosen.precision, chosen.backend
+    report.candidates = candidate_reports(timings, chosen)
+    report.latency_ms = timings[chosen].milliseconds
+    report.stages = stage_reports(draft.manifest.stages)
+    if job.mixed is not None:
+        _report_low_precision(report, job.mixed, choice, timings, chosen)
+    return draft
+
+
+def _int8_draft(job: BuildJob, mixed: MixedPrecision, report: EngineReport) -> Draft:
+    """The quantized core in stages, the first of which reads pixels where that costs no more than is allowed."""
+    card = job.float_draft.manifest.card
+    manifest = replace(job.float_draft.manifest, precision=job.precision)
+    parts = cut_core(mixed.core, card)
+    if (changed := on_pixels(parts, job.float_core, card, mixed.image_mean)) is not None:
+        tried = Draft(replace(manifest, stages=tuple(part.stage for part in changed)), members_of(changed))
+        with tried.opened(job.config.threads) as net:
+            value = mixed.gate.measure_run(net.scores)
+        if (drop := mixed.gate.drop(value)) <= job.config.quantization.max_drop:
+            parts = changed
+            mixed.accuracy = replace(mixed.accuracy, int8=value, drop_points=round(drop, 4))
+            report.accuracy = mixed.accuracy
+    golden = golden_sample([part.model for part in parts], card, "int8", border=parts[0].stage.border)
+    stages = tuple(part.stage for part in parts)
+    return Draft(replace(manifest, stages=stages), members_of(parts) | {GOLDEN: golden})
+
+
+def on_pixels(
+    parts: Sequence[Part], core: ModelProto, card: ModelCard, mean: np.ndarray | None
+) -> tuple[Part, ...] | None:
+    """The parts of an INT8 core, the first of which takes the image as it is; None where that cannot be."""
+    raw = raw_input(parts[0].model, core, card, mean)
+    if raw.border is None:
+        return None
+    return (Part(replace(parts[0].stage, border=raw.border), raw.model), *parts[1:])
+
+
+class _Choice:
+    """Candidates to run the network by, and which of them may be used.
+
+    Attributes:
+        accuracy: library → the gate's metric of INT8 by its own kernels.
     """
-    import onnxruntime
 
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = ERRORS_ONLY
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "core.onnx"
-        options.optimized_model_filepath = str(path)
-        try:
-            onnxruntime.InferenceSession(core.SerializeToString(), options, providers=["CPUExecutionProvider"])
-            return path.read_bytes()
-        except Exception as error:
-            raise DeployError(f"ONNX Runtime cannot optimise the network: {one_line(error)}") from error
+    def __init__(self, job: BuildJob, drafts: dict[str, Draft]) -> None:
+        self.job, self.drafts = job, drafts
+        self.tuning = job.config.tuning or TuningOptions()
+        self.card = job.float_draft.manifest.card
+        mixed = job.mixed
+        self.accuracy = {} if mixed is None else {"onnxruntime": mixed.accuracy.value}
+        self.tiles = self._tiles()
+
+    @property
+    def precisions(self) -> list[str]:
+        """The lowest first."""
+        return list(reversed(self.drafts))
+
+    def made(self) -> tuple[dict[Candidate, Timing], Candidate]:
+        """What was measured, and the candidate to keep."""
+        config, asked_for = self.job.config, self.precisions[0]
+        fastest = config.quantization.fastest
+        # float32 by the other libraries is compared with where it may be kept.
+        candidates = [
+            Candidate(backend, precision, config.threads)
+            for precision in self.precisions
+            for backend in (self.tuning.backends if precision == asked_for or fastest else self.tuning.backends[:1])
+        ]
+        sizes = config.latency_sizes or TIMED_SIZES
+        images = {f"{height}x{width}": natural_noise(height, width, self.card, 0) for height, width in sizes}
+        # Few sizes that were named stay; others change from image to image.
+        fixed = config.latency_sizes and len(config.latency_sizes) <= FIXED_SIZES
+        return tune(
+            self.open,
+            self.check,
+            candidates,
+            images,
+            self.tuning,
+            step=0 if fixed else self.card.size_multiple,
+            among=lambda candidate: fastest or candidate.precision == asked_for,
+            say=self.job.say,
+        )
+
+    def _tiles(self) -> dict[str, int | None]:
+        """Precision → side of the tiles that ONNX Runtime runs faster than a larger whole; None where none are."""
+        largest = max(self.job.config.latency_sizes or [TILED_SIZE], key=math.prod)
+        if "onnxruntime" not in self.tuning.backends or max(largest) <= min(TILES):
+            return {}
+        self.job.say("trying tiles that fit the caches")
+        tiles: dict[str, int | None] = {}
+        for precision, draft in self.drafts.items():
+            with draft.opened(self.job.config.threads) as net:
+                image = natural_noise(*largest, self.card, 0)
+                tiles[precision] = fastest_tile(net, image, self.tuning.seconds / 2)
+        return tiles
+
+    def draft(self, candidate: Candidate) -> Draft:
+        """The engine that says that a candidate runs it."""
+        before = self.drafts[candidate.precision]
+        first, *others = before.manifest.stages
+        # OpenVINO prepares kernels anew for each shape, and tiles have several.
+        tile = self.tiles.get(candidate.precision) if candidate.backend == "onnxruntime" else None
+        stages = (replace(first, tile=tile), *others)
+        return Draft(replace(before.manifest, backend=candidate.backend, stages=stages), before.members)
+
+    def open(self, candidate: Candidate) -> AbstractContextManager[Network]:
+        return self.draft(candidate).opened(candidate.threads)
+
+    def check(self, candidate: Candidate, net: Network) -> str:
+        """Why a candidate's results may not be used; "" where they may. Raises DeployError: neither."""
+        mixed = self.job.mixed
+        if candidate.backend == "onnxruntime":
+            return ""
+        self.job.say(f"checking the labels of {candidate.backend}, {candidate.precision}")
+        if candidate.precision == "float32" or mixed is None:
+            compare(self.job.model, net)
+            return ""
+        # As served, by its own kernels: others round otherwise.
+        gate, max_drop = mixed.gate, self.job.config.quantization.max_drop
+        value = self.accuracy[candidate.backend] = gate.measure_run(net.scores)
+        if not gate.drop(value) <= max_drop:
+            return f"{gate.drop(value):.2f} points of {gate.metric} lost by its kernels, {max_drop} allowed"
+        # Otherwise verify-engine would reject, on this very machine, what was built here.
+        golden = golden_difference(net, self.drafts["int8"].members[GOLDEN])
+        if not golden.passed:
+            return f"its scores of the golden sample differ by {golden.difference:.1%} of their range"
+        return _errs_on_strips(net, self.drafts["int8"])
 
 
-IN_PLACE = frozenset((
-    "Relu", "Clip", "LeakyRelu", "Sigmoid", "Tanh", "HardSwish", "HardSigmoid", "Identity", "Dropout",
-    "BatchNormalization", "Add", "Mul", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Cast", "QuantizeLinear",
-))  # fmt: skip
-OVERHEAD = 1.6  # measured over the live tensors (EfficientNet-Lite0 at 2048×2048): copies in other layouts, the arena
+def _errs_on_strips(net: Network, draft: Draft) -> str:
+    """Why an INT8 engine's scores of strips, whose maps are one cell wide or high, may not be used; "" where they may.
 
-
-QUANTIZED = frozenset((
-    "Conv", "MatMul", "Gemm", "Add", "Mul", "Concat", "Sigmoid", "LeakyRelu", "AveragePool", "GlobalAveragePool",
-    "Resize", "MaxPool", "Relu", "Clip", "Reshape", "Transpose", "Split", "Slice", "Pad",
-))  # fmt: skip  # between Q and DQ ONNX Runtime runs these on 8 bits
-
-
-def measure_tensors(core: ModelProto, size: int = 256) -> dict[str, np.ndarray]:
-    """Every tensor of a core: constants, and what it computes for an image of size×size zeros."""
-    image = core.graph.input[0]
-    model = clone(core)
-    del model.graph.output[:]
-    names = [name for node in core.graph.node for name in node.output if name]
-    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
-    zeros = np.zeros((1, image.type.tensor_type.shape.dim[1].dim_value, size, size), np.float32)
-    results = session(model.SerializeToString(), optimise=False).run(names, {image.name: zeros})
-    return {**initializers(core), image.name: zeros, **dict(zip(names, map(np.asarray, results), strict=True))}
-
-
-def working_memory(core: ModelProto, tensors: Mapping[str, np.ndarray]) -> float:
-    """Estimated bytes that a core, or a part of one, works with: the largest sum of tensors that are alive at once.
-
-    Args:
-        core: its graph.
-        tensors: by name, at the size to estimate for.
+    Kernels have paths of their own for such maps, and some are wrong: see `runtime.backends.openvino.NarrowMaps`.
     """
-    nodes, readers = core.graph.node, {}
-    for node in nodes:
-        for name in node.input:
-            readers.setdefault(name, []).append(node)
-    sizes = {name: tensors[name].nbytes for node in nodes for name in node.output if name}
-    for node in nodes:
-        # Between Q and DQ there are 8 bits, as kernels take and give them; the graph as written has floats there.
-        result, read = node.output[0], readers.get(node.output[0], [])
-        if node.op_type == "DequantizeLinear" and read and all(other.op_type in QUANTIZED for other in read):
-            sizes[result] = 0
-        elif node.op_type in QUANTIZED and [other.op_type for other in read] == ["QuantizeLinear"]:
-            sizes[result] = tensors[read[0].output[0]].nbytes
-    start = core.graph.input[0].name
-    last_use = {name: index for index, node in enumerate(nodes) for name in node.input}
-    alive = {start: tensors[start].nbytes}
-    peak = 0
-    for index, node in enumerate(nodes):
-        dying = [name for name in set(node.input) if last_use[name] == index and name in alive]
-        made = sum(sizes[name] for name in node.output if name)
-        if node.op_type in IN_PLACE and any(alive[name] >= made for name in dying):
-            made = 0
-        peak = max(peak, sum(alive.values()) + made)
-        for name in dying:
-            del alive[name]
-        alive |= {name: sizes[name] for name in node.output if name in last_use}
-    return peak * OVERHEAD
+    stages = draft.manifest.stages
+    networks = [onnx.load_from_string(draft.members[stage.file]) for stage in stages]
+    length = STRIP_CELLS * max(net.card.size_multiple, net.card.stride, 32)
+    for size in ((length, 1), (1, length)):
+        sample = golden_sample(networks, net.card, "int8", border=stages[0].border, size=size)
+        strip = golden_difference(net, sample)
+        if not strip.passed:
+            return f"its scores of {size[0]}×{size[1]} pixels differ by {strip.difference:.1%} of their range"
+    return ""
+
+
+def _report_low_precision(
+    report: EngineReport,
+    mixed: MixedPrecision,
+    choice: _Choice,
+    timings: dict[Candidate, Timing],
+    chosen: Candidate,
+) -> None:
+    """What INT8 brings and costs by the library that runs it."""
+    threads = choice.job.config.threads  # fewer are for information
+    held = {c.precision for c, timing in timings.items() if c.threads == threads and not timing.refused}
+
+    def best_of(precision: str) -> Candidate:
+        return choose(timings, lambda c: c.precision == precision and c.threads == threads)
+
+    best = {precision: best_of(precision) for precision in held}
+    accuracy = replace(mixed.accuracy, by_backend=choice.accuracy)
+    if "float32" in best:
+        report.float32_latency_ms = timings[best["float32"]].milliseconds
+    if len(best) == 2:
+        speedup = timings[best["float32"]].against / timings[best["int8"]].against
+        report.speedup = round(speedup, 3) if speedup == speedup else None
+    if "int8" in best:
+        value = choice.accuracy[best["int8"].backend]
+        accuracy = replace(accuracy, int8=value, drop_points=round(mixed.gate.drop(value), 4))
+    report.accuracy = accuracy
+    if accuracy.metric == "mIoU":
+        report.miou = accuracy.float32 if chosen.precision == "float32" else accuracy.int8

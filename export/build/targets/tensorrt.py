@@ -1,622 +1,77 @@
-"""Engines for NVIDIA GPUs, built by TensorRT (on the GPU they are for) or TensorRT for RTX (on any machine).
+"""Engines for NVIDIA GPUs: profiles planned, a plan built by TensorRT, kernels compiled."""
 
-The two have almost one Python API, `trt` below; where they differ, what is there is used. TensorRT runs in a process
-of its own: a build has no end that can be foreseen, a crash or a lack of memory in it would take ours along, and only
-a process can be stopped at any moment.
-"""
+from dataclasses import replace
 
-import ctypes
-import json
-import os
-import queue
-import re
-import subprocess
-import sys
-import tempfile
-import threading
-import time
-from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
-from importlib import import_module
-from pathlib import Path
-from types import ModuleType
-from typing import Any
+from fcn_deploy.calibration.report.engine_report import EngineReport, PlanReport
+from fcn_deploy.export.build.draft import Draft
+from fcn_deploy.export.build.golden import golden_sample
+from fcn_deploy.export.build.profiles import PlannedProfile, default_profiles, plan_profiles
+from fcn_deploy.export.build.report import profile_reports
+from fcn_deploy.export.build.targets.job import BuildJob, measure_on_gpu
+from fcn_deploy.export.build.targets.kernels import compile_kernels
+from fcn_deploy.export.build.targets.tensorrt_plan import activation_cost, build_plan
+from fcn_deploy.export.build.targets.tensorrt_process import BuiltPlan
+from fcn_deploy.runtime.manifest import GpuPlan, Profile
+from fcn_deploy.runtime.verify import GOLDEN
 
-from fcn_deploy.export.build.profiles import Cost, Profile
-from fcn_deploy.export.build.targets.timing_cache import TimingCache
-from fcn_deploy.runtime.errors import DeployError, MisuseError
-from fcn_deploy.runtime.extras import need
-from fcn_deploy.runtime.model_card import ModelCard
-from fcn_deploy.runtime.prepare import padded_size
-from onnx import ModelProto
-
-TARGETS = ("sm75", "sm80", "sm86", "sm89", "sm120", "sm121")
-HERE = "cuda"
-HARDWARE = {"none": "NONE", "ampere+": "AMPERE_PLUS", "same-compute-capability": "SAME_COMPUTE_CAPABILITY"}
-OLDEST = (10, 12)
-BATCH = 4  # where the user says nothing
-NAMES = {"tensorrt": "TensorRT", "tensorrt_rtx": "TensorRT for RTX"}
-GRACE = 3.0  # seconds after a timeout in which TensorRT may end by itself, so that its timings are kept
-Say = Callable[[str], None]
+PLAN_FILE = "stage-0.plan"
 
 
-@dataclass(frozen=True)
-class BuildOptions:
-    """How to build.
-
-    Attributes:
-        targets: as parse_targets gives them.
-        workspace: bytes of scratch memory that a layer may take; None: all there is. TensorRT for RTX compiles the
-            network into one layer, so there it bounds the activations of every profile.
-        timing_cache: file of kernels' timings, read where it fits and written again.
-        hardware: other GPUs that the plan runs on: a key of HARDWARE.
-        version_compatible: runs in later versions of TensorRT too.
-        level: of the builder's optimisation, 0 to 5; None: TensorRT's own.
-        timeout: seconds; None: no limit.
-    """
-
-    targets: tuple[str, ...] = (HERE,)
-    workspace: int | None = None
-    timing_cache: Path | None = None
-    hardware: str = "none"
-    version_compatible: bool = False
-    level: int | None = None
-    timeout: float | None = None
-
-    def __post_init__(self) -> None:
-        parse_targets(",".join(self.targets))
-        if self.workspace is not None and self.workspace < 1:
-            raise MisuseError(f"--workspace of {self.workspace} bytes; give more than 0, or leave it away for no limit")
-        if self.hardware not in HARDWARE:
-            raise MisuseError(f"--hardware-compatible {self.hardware!r}; choose one of {', '.join(HARDWARE)}")
-        if self.level is not None and not 0 <= self.level <= 5:
-            raise MisuseError(f"optimisation level {self.level}; choose 0 (fast build) to 5 (fast engine)")
-        if self.timeout is not None and not self.timeout > 0:
-            raise MisuseError(f"--timeout {self.timeout}; give seconds, more than 0")
-        for given, option in ((self.hardware != "none", "hardware"), (self.version_compatible, "version")):
-            if given and self.targets != (HERE,):
-                raise MisuseError(
-                    f"--{option}-compatible is for --target {HERE} with TensorRT; a plan of TensorRT for RTX runs on "
-                    "the targets it names, such as sm86,sm89,sm120"
-                )
-        if self.timing_cache is not None and self.timing_cache.is_dir():
-            raise MisuseError(f"{self.timing_cache} is a folder; --timing-cache names a file")
-
-
-@dataclass(frozen=True)
-class BuiltPlan:
-    """A plan and what is known of it.
-
-    Attributes:
-        plan: serialised; it is code, to be loaded from trusted sources only.
-        activation_bytes: per profile, of a context at its MAX, as the builder reports; None where it does not.
-        module: Python module that runs it: `tensorrt` or `tensorrt_rtx`.
-        version: of that module.
-        targets: compute capabilities it is for, such as sm89.
-        seconds: that the build took.
-        notes: what the user should know, a line each.
-    """
-
-    plan: bytes
-    activation_bytes: tuple[int | None, ...]
-    module: str
-    version: str
-    targets: tuple[str, ...]
-    seconds: float
-    notes: tuple[str, ...] = ()
-
-
-def parse_targets(text: str) -> list[str]:
-    """`sm86,sm89` or `cuda` as a list, without repetitions. Raises MisuseError."""
-    targets = list(dict.fromkeys(name.strip().lower() for name in text.split(",")))
-    for name in targets:
-        if name not in (*TARGETS, HERE):
-            raise MisuseError(
-                f"target {name!r}; choose cpu, {HERE} (the GPU of this machine), or one or more of {', '.join(TARGETS)}"
-            )
-    if HERE in targets and len(targets) > 1:
-        raise MisuseError(f"target {text!r}: {HERE} is the GPU of this machine, and stands alone")
-    return targets
-
-
-def build(
-    core: ModelProto, options: BuildOptions, profiles: Sequence[Profile], say: Say = lambda line: None
-) -> BuiltPlan:
-    """A strongly typed plan with free N, H and W, built in a process of its own.
-
-    Args:
-        core: one input [N, C, H, W]; precision is in its graph: casts and Q/DQ.
-        options: of the build.
-        profiles: one optimisation profile each, in this order.
-        say: called with a line of phase and seconds, about once a second.
-
-    Raises:
-        MisuseError: an option that this TensorRT does not have.
-        DeployError: TensorRT is missing, there is no GPU, the network is refused (naming the node), the build
-            fails, or it takes longer than the timeout. Nothing is left behind.
-    """
-    if not profiles:
-        raise MisuseError("no optimisation profile; plan at least one (fcn_deploy.export.build.profiles.plan_profiles)")
-    with tempfile.TemporaryDirectory(prefix="fcn-deploy-") as name:
-        folder = Path(name)
-        try:
-            (folder / "core.onnx").write_bytes(core.SerializeToString())
-        except (ValueError, OSError) as error:  # protobuf's limit of 2 GB; a full disk
-            raise DeployError(f"the network cannot be handed to TensorRT: {error}") from error
-        job = {
-            "options": asdict(options)
-            | {"timing_cache": options.timing_cache and str(options.timing_cache.absolute())},
-            "profiles": [asdict(profile) | {"sizes": ()} for profile in profiles],
-        }
-        (folder / "job.json").write_text(json.dumps(job))
-        result = _supervise(folder, options.timeout, say)
-        return BuiltPlan(
-            (folder / "plan").read_bytes(),
-            tuple(result["activation_bytes"]),
-            result["module"],
-            result["version"],
-            tuple(result["targets"]),
-            result["seconds"],
-            tuple(result["notes"]),
-        )
-
-
-def refusals(core: ModelProto, timeout: float = 120.0) -> tuple[str, list[tuple[str, str, str]]]:
-    """What the ONNX parser of TensorRT for RTX, or of TensorRT, says of a network, in a process of its own.
-
-    Returns:
-        (module and version, [(node, operator, reason), …] that it refuses; none where it takes all).
-
-    Raises:
-        DeployError: neither is installed, or it breaks off.
-    """
-    with tempfile.TemporaryDirectory(prefix="fcn-deploy-") as name:
-        folder = Path(name)
-        (folder / "core.onnx").write_bytes(core.SerializeToString())
-        code = f"import sys; sys.path[:] = {sys.path!r}; from {__name__} import _parse; _parse(sys.argv[1])"
-        command = [sys.executable, "-W", "ignore", "-c", code, str(folder)]
-        try:
-            done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=timeout)
-        except subprocess.TimeoutExpired as error:
-            raise DeployError(f"TensorRT's parser took longer than {timeout:g} s") from error
-        if not (folder / "said.json").is_file():
-            lines = done.stderr.decode(errors="replace").strip().splitlines() or ["no reason given"]
-            raise DeployError(f"TensorRT's parser broke off (exit code {done.returncode}): {lines[-1][:200]}")
-        said = json.loads((folder / "said.json").read_text())
-    if "error" in said:
-        raise DeployError(said["error"])
-    return said["module"], [tuple(each) for each in said["refused"]]
-
-
-PROBES = (512, 2048)  # sides of the squares at which activation memory is asked for
-
-
-def activation_cost(
-    core: ModelProto, options: BuildOptions, card: ModelCard, say: Say = lambda line: None
-) -> Cost | None:
-    """Bytes of activations for so many pixels (batch · H · W of a MAX), as TensorRT itself plans them.
-
-    For plan_profiles. A straight line through two sizes, from a build of its own: a second with TensorRT for RTX,
-    minutes with TensorRT, which times kernels. None where the builder does not tell. Raises as `build`.
-    """
-    sides = [padded_size(side, side, card) for side in PROBES]
-    probes = [Profile(side, side, side) for side in sides]
-    small, large = build(core, replace(options, workspace=None), probes, say).activation_bytes
-    if small is None or large is None:
-        return None
-    slope = max(0.0, (large - small) / (probes[1].pixels - probes[0].pixels))
-    base = max(0.0, small - slope * probes[0].pixels)
-    return lambda pixels: base + slope * pixels
-
-
-# The parent's side
-
-
-def _supervise(folder: Path, timeout: float | None, say: Say) -> dict[str, Any]:
-    """Run the builder on the job in `folder` and return its result; whatever happens, the process is gone after."""
-    code = f"import sys; sys.path[:] = {sys.path!r}; from {__name__} import _child; _child(sys.argv[1])"
-    start = time.monotonic()
-    with (folder / "stderr").open("wb") as errors:
-        child = subprocess.Popen(
-            [sys.executable, "-W", "ignore", "-c", code, str(folder)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=errors,
-        )
-    events: queue.Queue[dict[str, Any] | None] = queue.Queue()
-
-    def read() -> None:
-        try:
-            for line in child.stdout:
-                events.put(json.loads(line))
-        finally:
-            events.put(None)
-
-    # A pipe cannot be waited on with a timeout on every system; a queue can.
-    reader = threading.Thread(target=read, daemon=True)
-    reader.start()
-    phase, said = "starting", -1.0
-    try:
-        while True:
-            elapsed = time.monotonic() - start
-            if timeout is not None and elapsed > timeout + GRACE:
-                raise _too_long(timeout, phase)
-            try:
-                event = events.get(timeout=0.2)
-            except queue.Empty:
-                event = {}
-            if event is None:
-                raise _died(child, folder)
-            if "result" in event:
-                return event["result"]
-            if "error" in event:
-                raise (MisuseError if event["misuse"] else DeployError)(event["error"])
-            phase = event.get("phase", phase)
-            if elapsed - said >= 0.5:
-                said = elapsed
-                say(f"{phase} ({elapsed:.0f} s)")
-    finally:
-        child.kill()
-        child.wait()
-        reader.join()
-        child.stdin.close()
-        child.stdout.close()
-
-
-def _too_long(timeout: float, phase: str) -> DeployError:
-    return DeployError(
-        f"the build took longer than --timeout {timeout:g} s, and was stopped while {phase}; allow more, or give fewer "
-        "profiles or a --timing-cache"
+def build(job: BuildJob, report: EngineReport) -> Draft:
+    """A plan with our kernels, measured where its GPU is at hand. Raises as `build_plan` and `compile_kernels`."""
+    options = job.config.plan_options
+    profiles = _profiles(job)
+    job.say(f"building for {', '.join(options.targets)} with TensorRT")
+    built = build_plan(job.lowest_core, options, profiles, job.say)
+    job.say("compiling the kernels")
+    kernels = compile_kernels(built.targets)
+    report.builder = _plan_report(job, built, profiles)
+    before = job.float_draft.manifest
+    manifest = replace(
+        before,
+        target=job.config.target,
+        precision=job.precision,
+        stages=(replace(before.stages[0], file=PLAN_FILE),),
+        gpu=GpuPlan(
+            built.module,
+            built.version,
+            built.targets,
+            tuple(
+                Profile(profile.min, profile.opt, profile.max, profile.batch, size)
+                for profile, size in zip(profiles, built.activation_bytes, strict=True)
+            ),
+            portable=options.hardware != "none",
+            version_compatible=options.version_compatible,
+        ),
     )
+    golden = golden_sample([job.as_written], manifest.card, job.precision, manifest.gpu)
+    draft = Draft(manifest, {PLAN_FILE: built.plan, **kernels, GOLDEN: golden})
+    report.core_bytes = {job.precision: draft.core_bytes}
+    measure_on_gpu(job, draft, report)
+    return draft
 
 
-def _died(child: subprocess.Popen, folder: Path) -> DeployError:
-    code = child.wait()
-    lines = (folder / "stderr").read_text(errors="replace").strip().splitlines()
-    why = f"; it last said: {lines[-1][:200]}" if lines else ""
-    if code == -9:
-        return DeployError(
-            f"the system ended TensorRT, as it does when memory runs out; free some, or build smaller{why}"
-        )
-    how = f"signal {-code}" if code < 0 else f"exit code {code}"
-    return DeployError(f"TensorRT broke off while it built ({how}){why}; try another version of it")
+def _profiles(job: BuildJob) -> list[PlannedProfile]:
+    """The profiles for the sizes that will come, within the budget of memory where one was given."""
+    config, card = job.config, job.core.card
+    options, batch = config.plan_options, config.largest_batch
+    if config.sizes is None:
+        return default_profiles(card, batch)
+    if options.workspace is not None and not config.sizes.ranges:
+        job.say("asking TensorRT for activation memory")
+        cost = activation_cost(job.lowest_core, options, card, job.say)
+        if cost is not None:
+            return plan_profiles(config.sizes, card, config.profiles, options.workspace, cost, batch)
+    return plan_profiles(config.sizes, card, config.profiles, batch=batch)
 
 
-# The builder's side
-
-
-def _child(name: str) -> None:
-    """Build the job in a folder. Its messages go to the parent as JSON lines; what libraries print does not."""
-    # fd 1 is TensorRT's own, too.
-    out = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)
-
-    def send(**event: Any) -> None:
-        out.write(json.dumps(event) + "\n")
-
-    def follow() -> None:
-        sys.stdin.buffer.read()
-        os._exit(1)  # the parent is gone
-
-    threading.Thread(target=follow, daemon=True).start()
-    folder = Path(name)
-    job = json.loads((folder / "job.json").read_text())
-    options = job["options"]
-    if options["timing_cache"]:
-        options["timing_cache"] = Path(options["timing_cache"])
-    options["targets"] = tuple(options["targets"])
-    profiles = [
-        Profile(*(tuple(profile[corner]) for corner in ("min", "opt", "max")), batch=profile["batch"])
-        for profile in job["profiles"]
-    ]
-    try:
-        options = BuildOptions(**options)
-        trt, targets = choose_module(options.targets)
-        built = build_here(trt, folder / "core.onnx", options, profiles, targets, lambda phase: send(phase=phase))
-        (folder / "plan").write_bytes(built.plan)
-        send(result=asdict(built) | {"plan": None})
-    except DeployError as error:
-        send(error=str(error), misuse=isinstance(error, MisuseError))
-    except MemoryError:
-        send(error="out of memory while building; free some, or give smaller --sizes or --batch", misuse=False)
-    except OSError as error:
-        send(error=f"the plan cannot be stored: {error}", misuse=False)
-    out.flush()
-    os._exit(0)  # destructors of a cancelled build may hang
-
-
-def _parse(name: str) -> None:
-    """Write what the parser says of the network in a folder beside it."""
-    folder = Path(name)
-    try:
-        trt = _any_module()
-        log = _logger(trt)
-        flags = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
-        network = trt.Builder(log).create_network(0 if flags is None else 1 << int(flags))
-        parser = trt.OnnxParser(network, log)
-        refused = []
-        if not parser.supports_model_v2((folder / "core.onnx").read_bytes()):
-            errors = [parser.get_error(index) for index in range(parser.num_errors)]
-            refused = [(each.node_name(), each.node_operator(), _tidied(each.desc())) for each in errors]
-            refused = refused or [("", "", _reason(log.errors) or "no reason given")]
-        said = {"module": f"{trt.__name__} {trt.__version__}", "refused": list(dict.fromkeys(refused))}
-    except DeployError as error:
-        said = {"error": str(error)}
-    (folder / "said.json").write_text(json.dumps(said))
-    os._exit(0)  # destructors have no part in it
-
-
-def _any_module() -> ModuleType:
-    """tensorrt_rtx, or else tensorrt. Raises DeployError where neither can be imported."""
-    try:
-        return need("tensorrt_rtx", "rtx")
-    except DeployError:
-        try:
-            return import_module("tensorrt")
-        except Exception as error:  # not installed, or its libraries are not
-            raise DeployError("tensorrt_rtx is not installed; run: pip install 'fcn-deploy[rtx]'") from error
-
-
-def choose_module(targets: Sequence[str]) -> tuple[ModuleType, tuple[str, ...]]:
-    """The module that builds for `targets`, and the compute capabilities these are.
-
-    Raises:
-        DeployError: it is missing, or `cuda` is asked for without a GPU.
-    """
-    if tuple(targets) != (HERE,):
-        return need("tensorrt_rtx", "rtx"), tuple(targets)
-    device = local_device()
-    if device is None:
-        raise DeployError(
-            f"--target {HERE} is the GPU of this machine, and none can be used (no NVIDIA driver or device); name the "
-            "GPUs to build for, such as --target sm86,sm89,sm120"
-        )
-    found = f"sm{device[0]}{device[1]}"
-    try:
-        trt = import_module("tensorrt")
-        version = tuple(int(part) for part in trt.__version__.split(".")[:2])
-    except Exception:  # not installed, or its libraries are not
-        trt, version = None, (0, 0)
-    if version >= OLDEST:
-        return trt, (found,)
-    try:
-        return import_module("tensorrt_rtx"), (found,)
-    except Exception as error:
-        if trt is not None:
-            oldest = ".".join(map(str, OLDEST))
-            raise DeployError(f"tensorrt {trt.__version__} is too old; install {oldest} or later") from error
-        raise DeployError(
-            "neither tensorrt nor tensorrt_rtx can be imported; run: pip install 'fcn-deploy[gpu]' (or [rtx])"
-        ) from error
-
-
-def local_device() -> tuple[int, int] | None:
-    """Compute capability, (major, minor), of the first GPU that CUDA shows; None where there is none.
-
-    Asked of the driver itself: no Python package for CUDA is needed to build.
-    """
-    for name in ("libcuda.so.1", "nvcuda.dll"):
-        try:
-            cuda = ctypes.CDLL(name)
-            break
-        except OSError:
-            continue
-    else:
-        return None
-    device, values = ctypes.c_int(), [ctypes.c_int(), ctypes.c_int()]
-    if cuda.cuInit(0) or cuda.cuDeviceGet(ctypes.byref(device), 0):
-        return None
-    # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR
-    for value, attribute in zip(values, (75, 76), strict=True):
-        if cuda.cuDeviceGetAttribute(ctypes.byref(value), attribute, device):
-            return None
-    return values[0].value, values[1].value
-
-
-def build_here(
-    trt: ModuleType,
-    model: Path,
-    options: BuildOptions,
-    profiles: Sequence[Profile],
-    targets: tuple[str, ...],
-    progress: Callable[[str], None] = lambda phase: None,
-) -> BuiltPlan:
-    """Build in this process, with `trt`, which is tensorrt or tensorrt_rtx. As `build`; `model` is an ONNX file."""
-    start = time.monotonic()
-    deadline = start + options.timeout if options.timeout is not None else float("inf")
-    log, name = _logger(trt), trt.__name__
-    notes: list[str] = []
-    try:
-        builder = trt.Builder(log)
-    except Exception as error:
-        raise DeployError(
-            f"{NAMES[name]} cannot start: {_reason(log.errors) or error}; is there a usable GPU?"
-        ) from error
-    flags = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
-    network = builder.create_network(0 if flags is None else 1 << int(flags))
-    parser = trt.OnnxParser(network, log)
-    progress("reading the network")
-    if not parser.parse_from_file(str(model)):
-        raise _refused(parser, log)
-    config = builder.create_builder_config()
-    config.clear_flag(trt.BuilderFlag.TF32)  # float32 means float32
-    if hasattr(trt, "ComputeCapability"):
-        # Of a GPU at hand the driver knows more than the list of names, which is older than some GPUs.
-        wanted = ["CURRENT"] if options.targets == (HERE,) else [target.upper() for target in targets]
-        config.num_compute_capabilities = len(wanted)
-        for index, capability in enumerate(wanted):
-            if not hasattr(trt.ComputeCapability, capability):
-                raise DeployError(f"{name} {trt.__version__} does not know {capability.lower()}; install a newer one")
-            config.set_compute_capability(getattr(trt.ComputeCapability, capability), index)
-    if options.workspace is not None:
-        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace)
-    notes += _set_compatibility(trt, config, options)
-    if options.level is not None:
-        config.builder_optimization_level = options.level
-    _add_profiles(builder, network, config, profiles, log)
-    cache = None
-    if options.timing_cache is not None:
-        cache = TimingCache(options.timing_cache, f"{name} {trt.__version__} {','.join(targets)}")
-        notes += cache.attach(trt, config)
-    log.errors.clear()  # what was said so far was no failure
-    config.progress_monitor = monitor = _monitor(trt, deadline, progress)
-    progress("building")
-    plan = builder.build_serialized_network(network, config)
-    if cache is not None:
-        # Also after a timeout: the next attempt goes on from there.
-        notes += cache.save(config)
-    if monitor.cancelled:
-        raise _too_long(options.timeout, monitor.phase)
-    if plan is None or log.inconsistent:
-        raise _failed(name, log, options)
-    sizes: list[int | None] = list(log.activations)
-    if len(sizes) != len(profiles):
-        sizes = [None] * len(profiles)
-    return BuiltPlan(
-        bytes(plan), tuple(sizes), name, trt.__version__, targets, round(time.monotonic() - start, 3), tuple(notes)
+def _plan_report(job: BuildJob, built: BuiltPlan, profiles: list[PlannedProfile]) -> PlanReport:
+    skipped = job.config.sizes.skipped.values() if job.config.sizes is not None else ()
+    return PlanReport(
+        module=built.module,
+        version=built.version,
+        targets=built.targets,
+        seconds=built.seconds,
+        profiles=profile_reports(profiles, built.activation_bytes),
+        notes=(*built.notes, *(f"skipped: {reason}" for reason in skipped)),
     )
-
-
-def _logger(trt: ModuleType):
-    class Log(trt.ILogger):
-        """Keeps the last errors, and the activation memory of each profile, which only the log tells."""
-
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-            self.errors: deque[str] = deque(maxlen=20)
-            self.activations: list[int] = []
-            self.inconsistent = False
-
-        def log(self, severity, message: str) -> None:
-            if severity in (trt.ILogger.Severity.ERROR, trt.ILogger.Severity.INTERNAL_ERROR):
-                self.errors.append(" ".join(message.split()))
-            elif match := re.match(r"Total Activation Memory: (\d+)", message):
-                self.activations.append(int(match[1]))
-            elif "kMAX values are not self-consistent" in message:
-                # A warning only, and yet the profile cannot run.
-                self.errors.append(" ".join(message.split()))
-                self.inconsistent = True
-
-    return Log()
-
-
-def _monitor(trt: ModuleType, deadline: float, progress: Callable[[str], None]):
-    class Monitor(trt.IProgressMonitor):
-        """Tells phases and cancels after the deadline. It is called in bursts, with long silences between them."""
-
-        def __init__(self) -> None:
-            trt.IProgressMonitor.__init__(self)
-            self.phase, self.cancelled, self.told = "building", False, 0.0
-
-        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
-            self.phase = " ".join(phase_name.split())
-            self.phase = self.phase[:1].lower() + self.phase[1:]
-            if time.monotonic() - self.told > 0.1:
-                self.told = time.monotonic()
-                progress(self.phase)
-
-        def phase_finish(self, phase_name: str) -> None:
-            pass
-
-        def step_complete(self, phase_name: str, step: int) -> bool:
-            self.cancelled |= time.monotonic() > deadline
-            return not self.cancelled
-
-    return Monitor()
-
-
-def _set_compatibility(trt: ModuleType, config, options: BuildOptions) -> list[str]:
-    """Ask for plans that run elsewhere too; returns notes. Raises MisuseError where `trt` cannot."""
-    rtx = trt.__name__ == "tensorrt_rtx"
-    if options.hardware != "none":
-        level = getattr(getattr(trt, "HardwareCompatibilityLevel", None), HARDWARE[options.hardware], None)
-        if level is None or rtx:
-            raise MisuseError(
-                f"--hardware-compatible {options.hardware}: {trt.__name__} {trt.__version__} does not have it"
-                + ("; name several targets instead, such as sm86,sm89,sm120" if rtx else "; try another version")
-            )
-        config.hardware_compatibility_level = level
-    if options.version_compatible:
-        if rtx:
-            raise MisuseError(
-                "--version-compatible: TensorRT for RTX has no lean runtime to put into the plan; leave it"
-            )
-        config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
-        return ["a version-compatible plan brings host code along: who loads it must trust it"]
-    return []
-
-
-def _add_profiles(builder, network, config, profiles: Sequence[Profile], log) -> None:
-    image = network.get_input(0)
-    channels = image.shape[1]
-    if network.num_inputs != 1 or channels < 1:
-        raise DeployError(
-            f"the network has {network.num_inputs} inputs, the first of shape {list(image.shape)}; one is wanted, "
-            "[N, C, H, W] with a fixed number of channels"
-        )
-    for index, profile in enumerate(profiles):
-        made = builder.create_optimization_profile()
-        shapes = ((1, *profile.min), (1, *profile.opt), (profile.batch, *profile.max))
-        made.set_shape(image.name, *((number, channels, *size) for number, *size in shapes))
-        if config.add_optimization_profile(made) < 0:
-            text = ":".join(f"{size[0]}x{size[1]}" for size in (profile.min, profile.opt, profile.max))
-            raise DeployError(f"TensorRT refuses profile {index} ({text}): {_reason(log.errors)}")
-
-
-# Errors in one line
-
-
-def _tidied(message: str) -> str:
-    """A message without the places in TensorRT's source."""
-    message = re.sub(r"\s*(?:\.|,)?\s*In \w+ at \S+:\d+", "", " ".join(message.split()))
-    message = re.sub(r"^\[?[\w.]+::\w+::\d+\]?\s*|^[\w:]+: (?=Error Code)|^ModelImporter\.cpp:\d+: ", "", message)
-    return message[:300]
-
-
-def _reason(errors: Sequence[str]) -> str:
-    """The first error that is not about a driver, which a machine without a GPU complains of in passing."""
-    real = [error for error in errors if "cudaError 35" not in error]
-    return _tidied((real or list(errors) or [""])[0])
-
-
-def _refused(parser, log) -> DeployError:
-    """What the ONNX parser says, with the node, its operator and a remedy."""
-    if not parser.num_errors:
-        return DeployError(f"TensorRT cannot read the network: {_reason(log.errors) or 'no reason given'}")
-    error = parser.get_error(0)
-    operator, node = error.node_operator(), error.node_name()
-    reason = _tidied(error.desc().split("\n")[-1 if "Invalid Node" in error.desc().split("\n")[0] else 0])
-    everything = " ".join([error.desc(), *log.errors])
-    if "zero point" in everything:
-        reason = "a zero point that is not 0"
-        remedy = "it is quantised for CPUs; start from the float32 model and let build-engine --int8 quantise for GPUs"
-    elif "input has type Int32" in everything:
-        reason = "an int32 bias"
-        remedy = "it is quantised for CPUs; start from the float32 model, or leave biases in float (QuantizeBias=False)"
-    elif "UNSUPPORTED" in str(error.code()) or "Plugin not found" in everything:
-        reason = "TensorRT has no such operator" if "Plugin not found" in everything else "it is not supported so"
-        remedy = "replace it in the network before export, or build for --target cpu"
-    else:
-        remedy = "change it in the network before export, or build for --target cpu"
-    return DeployError(f"TensorRT refuses node {node or error.node()} ({operator}): {reason}; {remedy}")
-
-
-def _failed(name: str, log, options: BuildOptions) -> DeployError:
-    reason = _reason(log.errors) or "no reason given"
-    everything = " ".join(log.errors)
-    if log.inconsistent:
-        remedy = "its largest size is too large: give smaller --sizes or --batch (the runtime tiles larger images)"
-    elif re.search(r"OutOfMemory|out of memory|workspace|MemoryAllocation", everything):
-        if "no tactics" in everything:
-            reason = "no kernel works in so little scratch memory"
-        remedy = "give smaller --sizes or --batch, or free memory of the GPU"
-        if options.workspace is not None:
-            remedy = f"raise --workspace ({options.workspace / 2**20:,.0f} MiB), or give smaller --sizes or --batch"
-    elif "libnvinfer_lean" in everything:
-        remedy = "leave --version-compatible away, or install TensorRT's lean runtime"
-    elif all(re.search(r"cudaError 3[56]\b", error) for error in log.errors):  # no driver, or one too old
-        remedy = "it needs a GPU and its driver; name the GPUs to build for, such as --target sm86,sm89,sm120"
-    else:
-        remedy = "try another version of it, or --target cpu"
-    return DeployError(f"{NAMES[name]} cannot build the network: {reason}; {remedy}")

@@ -8,8 +8,7 @@ import pytest
 from fcn_deploy.export.analysis.accepted_sizes import run_quietly
 from fcn_deploy.export.analysis.fields import Field, WholeImageError
 from fcn_deploy.export.analysis.receptive_field import receptive_field
-from fcn_deploy.export.build.engine import core_of
-from fcn_deploy.export.build.targets import cpu
+from fcn_deploy.export.build.core import core_of, optimise_offline
 from fcn_deploy.export.importer.standard_form import read_source
 from fcn_deploy.runtime.backends.onnxruntime import session
 from helpers import onnx_model
@@ -356,5 +355,5 @@ def test_a_part_that_starts_at_features_has_its_field_in_pixels_of_the_image():
 
 
 def test_the_halo_at_full_width(trained):
-    core = onnx.load_from_string(cpu.build(core_of(read_source(trained / "camvid.onnx"))[0].model))
+    core = optimise_offline(core_of(read_source(trained / "camvid.onnx")).model)
     assert receptive_field(core).halo == (480, 480) and receptive_field(core).period == 32

@@ -3,12 +3,13 @@
 import json
 import math
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import count
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from fcn_deploy.export.build import autotune as candidates
+from fcn_deploy.export.build import autotune
 from fcn_deploy.export.build.autotune import (
     ALONE_ROUNDS,
     LEAST_ROUNDS,
@@ -16,18 +17,17 @@ from fcn_deploy.export.build.autotune import (
     TILES,
     Candidate,
     Timing,
-    Tuning,
     choose,
     fastest_tile,
     fewer_threads,
     measure,
-    rows,
-    show,
     tune,
 )
+from fcn_deploy.export.build.config import BuildConfig, TuningOptions, backends_of
 from fcn_deploy.export.build.engine import build_engine
+from fcn_deploy.export.build.report import candidate_reports, show_candidates
 from fcn_deploy.export.importer.standard_form import read_source
-from fcn_deploy.export.quantization.mixed_precision import Options
+from fcn_deploy.export.quantization.options import QuantizationOptions
 from fcn_deploy.runtime.backends import openvino
 from fcn_deploy.runtime.engine_file import EngineFile
 from fcn_deploy.runtime.errors import OverBudgetError
@@ -68,10 +68,11 @@ def test_the_fastest_is_chosen_and_its_time_is_the_median():
     assert choose(timings) == OV
     assert timings[OV].milliseconds == {"32x32": 100.0, "64x64": 400.0}
     assert timings[OV].against == pytest.approx(0.5) and timings[ORT].against == 1
-    table = rows(timings, OV)
-    assert [row["against_chosen"] for row in table] == [2.0, 1.0]
-    assert [row["chosen"] for row in table] == [False, True]
-    assert "× 2.00" in show(table) and "chosen" in show(table).splitlines()[2]
+    reports = candidate_reports(timings, OV)
+    assert [row.against_chosen for row in reports] == [2.0, 1.0]
+    assert [row.chosen for row in reports] == [False, True]
+    table = show_candidates(reports)
+    assert "× 2.00" in table and "chosen" in table.splitlines()[2]
 
 
 def test_a_lead_within_the_noise_changes_nothing():
@@ -130,8 +131,8 @@ def test_a_size_that_the_memory_cannot_hold_is_left_out():
     assert choose(timings) == OV
     timings = measure({ORT: too_large, OV: too_large}, {"64x64": IMAGES["64x64"]}, 10)
     assert timings[OV].milliseconds == {"64x64": None} and math.isnan(timings[OV].against)
-    assert choose(timings) == ORT and rows(timings, ORT)[0]["against_chosen"] is None
-    assert "-" in show(rows(timings, ORT))
+    assert choose(timings) == ORT and candidate_reports(timings, ORT)[0].against_chosen is None
+    assert "-" in show_candidates(candidate_reports(timings, ORT))
 
 
 def opener(seconds, clock, opened=None):
@@ -150,16 +151,19 @@ def opener(seconds, clock, opened=None):
 def fake_time(monkeypatch):
     clock = Clock()
     monkeypatch.setattr(
-        candidates, "measure", lambda calls, images, seconds, step: measure(calls, images, seconds, clock, step)
+        autotune, "measure", lambda calls, images, seconds, step: measure(calls, images, seconds, clock, step)
     )
     return clock
 
 
 def test_labels_that_do_not_hold_are_never_chosen(fake_time, caplog):
     open_ = opener({ORT: 0.5, OV: 0.1}, fake_time)
-    timings, chosen = tune(open_, lambda c, net: "wrong" if c == OV else "", [ORT, OV], IMAGES, Tuning())
+    timings, chosen = tune(open_, lambda c, net: "wrong" if c == OV else "", [ORT, OV], IMAGES, TuningOptions())
     assert chosen == ORT and timings[OV].refused == "wrong" and not timings[OV].milliseconds
-    assert "refused: wrong" in show(rows(timings, chosen)) and "openvino, float32: not used: wrong" in caplog.text
+    assert (
+        "refused: wrong" in show_candidates(candidate_reports(timings, chosen))
+        and "openvino, float32: not used: wrong" in caplog.text
+    )
 
 
 def test_what_cannot_be_opened_or_checked_is_refused(fake_time):
@@ -169,34 +173,34 @@ def test_what_cannot_be_opened_or_checked_is_refused(fake_time):
         return ""
 
     open_ = opener({ORT: 0.5, OV: DeployError("cannot load"), OV8: 0.1}, fake_time)
-    timings, chosen = tune(open_, check, [OV8, OV, ORT], IMAGES, Tuning())
+    timings, chosen = tune(open_, check, [OV8, OV, ORT], IMAGES, TuningOptions())
     assert chosen == ORT and (timings[OV].refused, timings[OV8].refused) == ("cannot load", "labels differ")
     with pytest.raises(DeployError, match="cannot load; labels differ"):
-        tune(open_, check, [OV, OV8], IMAGES, Tuning())
+        tune(open_, check, [OV, OV8], IMAGES, TuningOptions())
 
 
 def test_the_precision_is_the_users_unless_the_fastest_is_asked_for(fake_time):
     open_ = opener({ORT8: 0.3, OV8: 0.2, ORT: 0.1}, fake_time)
     ask = [ORT8, OV8, ORT]
-    assert tune(open_, lambda *_: "", ask, IMAGES, Tuning(), lambda c: c.precision == "int8")[1] == OV8
-    assert tune(open_, lambda *_: "", ask, IMAGES, Tuning(fastest=True))[1] == ORT
+    assert tune(open_, lambda *_: "", ask, IMAGES, TuningOptions(), among=lambda c: c.precision == "int8")[1] == OV8
+    assert tune(open_, lambda *_: "", ask, IMAGES, TuningOptions())[1] == ORT
 
 
 def test_fewer_threads_are_for_the_report(fake_time, monkeypatch):
     """An engine runs with one per core where it goes, so that is what decides, even where half are faster here."""
-    monkeypatch.setattr(candidates, "fewer_threads", lambda: [4, 2, 1])
+    monkeypatch.setattr(autotune, "fewer_threads", lambda: [4, 2, 1])
     seconds = {ORT: 0.2, OV: 0.1, Candidate("openvino", "float32", 4): 0.08}
     seconds |= {Candidate("openvino", "float32", 2): 0.12, Candidate("openvino", "float32", 1): 0.2}
     opened = []
     open_ = opener(seconds, fake_time, opened)
-    timings, chosen = tune(open_, lambda *_: "", [ORT, OV], IMAGES, Tuning(threads=True))
+    timings, chosen = tune(open_, lambda *_: "", [ORT, OV], IMAGES, TuningOptions(fewer_threads=True))
     assert chosen == OV
-    against = {row["threads"]: row["against_chosen"] for row in rows(timings, chosen) if row["backend"] == "openvino"}
+    against = {r.threads: r.against_chosen for r in candidate_reports(timings, chosen) if r.backend == "openvino"}
     assert against == pytest.approx({"one per core": 1, 4: 0.8, 2: 1.2})
     assert Candidate("openvino", "float32", 1) not in opened, "tried though fewer were slower already"
     assert not any(candidate.backend == "onnxruntime" and candidate.threads for candidate in opened)
     asked = Candidate("onnxruntime", "float32", 1)
-    timings, _ = tune(opener({asked: 1}, fake_time), lambda *_: "", [asked], IMAGES, Tuning(threads=True))
+    timings, _ = tune(opener({asked: 1}, fake_time), lambda *_: "", [asked], IMAGES, TuningOptions(fewer_threads=True))
     assert list(timings) == [asked]
 
 
@@ -243,26 +247,30 @@ def test_fastest_keeps_float32_where_int8_is_slower(exports, tmp_path, photos, m
     def slow_int8(calls, images, seconds, step):
         return {c: Timing(dict.fromkeys(images, 1.0), 3.0 if c.precision == "int8" else 1.0, [1], "") for c in calls}
 
-    monkeypatch.setattr(candidates, "measure", slow_int8)
+    monkeypatch.setattr(autotune, "measure", slow_int8)
     source, out = read_source(exports / "narrow.onnx"), tmp_path / "m.engine"
-    options = Options(int8=True, calib=str(photos), max_drop=100)
-    report = build_engine(source, out, options=options, tuning=Tuning(fastest=True), timed=[(32, 32)])
-    assert report["precision"] == "float32" and report["speedup"] == pytest.approx(1 / 3, abs=0.01)
+    options = QuantizationOptions(int8=True, calib=str(photos), max_drop=100)
+    report = build_engine(
+        source, out, BuildConfig(quantization=replace(options, fastest=True), latency_sizes=[(32, 32)])
+    )
+    assert report.precision == "float32" and report.speedup == pytest.approx(1 / 3, abs=0.01)
     with Segmenter(out) as net, Segmenter(exports / "narrow.engine") as plain:
         assert net.precision == net.manifest.precision == "float32"
         np.testing.assert_array_equal(net(photo(61, 97)), plain(photo(61, 97)))
     # Asked for by name, INT8 is kept.
-    report = build_engine(source, out, options=options, tuning=Tuning(), timed=[(32, 32)])
-    assert report["precision"] == "int8" and report["speedup"] < 1
+    report = build_engine(source, out, BuildConfig(quantization=options, latency_sizes=[(32, 32)]))
+    assert report.precision == "int8" and report.speedup < 1
 
 
 def test_fastest_keeps_float32_where_int8_loses_too_much(exports, tmp_path, photos):
-    options = Options(int8=True, calib=str(photos), max_drop=0.0)
+    options = QuantizationOptions(int8=True, calib=str(photos), max_drop=0.0)
     source, out = read_source(exports / "narrow.onnx"), tmp_path / "m.engine"
     with pytest.raises(DeployError, match="INT8 within --max-drop"):
-        build_engine(source, out, options=options, timed=[(32, 32)])
-    report = build_engine(source, out, options=options, tuning=Tuning(fastest=True), timed=[(32, 32)])
-    assert report["precision"] == "float32" and report["notes"][-1].startswith("float32 is kept: no layer")
+        build_engine(source, out, BuildConfig(quantization=options, latency_sizes=[(32, 32)]))
+    report = build_engine(
+        source, out, BuildConfig(quantization=replace(options, fastest=True), latency_sizes=[(32, 32)])
+    )
+    assert report.precision == "float32" and report.notes[-1].startswith("float32 is kept: no layer")
     with Segmenter(out) as net:
         assert net.precision == "float32"
 
@@ -270,17 +278,21 @@ def test_fastest_keeps_float32_where_int8_loses_too_much(exports, tmp_path, phot
 def test_int8_that_loses_too_much_by_a_librarys_own_kernels_is_not_run_by_it(exports, tmp_path, photos, monkeypatch):
     needs("openvino")
 
-    class Broken(openvino.OpenVinoBackend):
+    class Broken(openvino.OpenVinoSession):
         def run(self, image):
             return super().run(image)[::, ::-1].copy()
 
-    monkeypatch.setattr(openvino, "OpenVinoBackend", Broken)
-    options = Options(int8=True, calib=str(photos), max_drop=60)
-    tuning = Tuning(("onnxruntime", "openvino"), seconds=1)
+    monkeypatch.setattr(openvino, "OpenVinoSession", Broken)
+    options = QuantizationOptions(int8=True, calib=str(photos), max_drop=60)
+    tuning = TuningOptions(("onnxruntime", "openvino"), seconds=1)
     out = tmp_path / "m.engine"
-    report = build_engine(read_source(exports / "narrow.onnx"), out, options=options, tuning=tuning, timed=[(32, 32)])
-    row = next(row for row in report["candidates"] if (row["backend"], row["precision"]) == ("openvino", "int8"))
-    assert "lost by its kernels, 60 allowed" in row["refused"] and report["backend"] == "onnxruntime"
+    report = build_engine(
+        read_source(exports / "narrow.onnx"),
+        out,
+        BuildConfig(quantization=options, tuning=tuning, latency_sizes=[(32, 32)]),
+    )
+    row = next(row for row in report.candidates if (row.backend, row.precision) == ("openvino", "int8"))
+    assert "lost by its kernels, 60 allowed" in row.refused and report.backend == "onnxruntime"
     with EngineFile(out) as file:
         assert file.manifest.backend == "onnxruntime"
 
@@ -303,7 +315,7 @@ def test_misuse_is_one_line(exports, tmp_path, words, said):
 
 def test_a_backend_that_does_not_exist():
     with pytest.raises(MisuseError, match="choose auto, onnxruntime or openvino"):
-        candidates.backends_of("abacus")
+        backends_of("abacus")
 
 
 def test_sizes_that_change_are_measured_at_sizes_that_change():

@@ -9,9 +9,11 @@ import onnxruntime
 import pytest
 import torch
 import torch.nn.functional as F
-from fcn_deploy.export.build.engine import build_engine, core_of
+from fcn_deploy.calibration.report.engine_report import report_of
+from fcn_deploy.export.build.core import core_of
+from fcn_deploy.export.build.engine import build_engine
 from fcn_deploy.export.build.standalone import build_standalone
-from fcn_deploy.export.build.targets.cpu import measure_tensors, working_memory
+from fcn_deploy.export.build.working_memory import measure_tensors, working_memory
 from fcn_deploy.export.from_torch import export
 from fcn_deploy.export.importer.standard_form import read_source
 from fcn_deploy.runtime.backends import ORT_TARGETS
@@ -51,18 +53,18 @@ def built(tmp_path, model, card=None, **changes):
 def test_the_head_is_cut_off_every_network_of_ours(tmp_path, architecture):
     model = random_network(width=0.125, **architecture)
     report = built(tmp_path, model)
-    assert report["head"] == "linear" and report["agreement"]["wrong"] == 0
-    assert report["agreement"]["labels_equal"] > 0.999
+    assert report.head == "linear" and report.agreement.wrong == 0
+    assert report.agreement.labels_equal > 0.999
     with Segmenter(tmp_path / "m.engine") as net:
         assert net.card.stride == model.stride and net.card.size_multiple == model.size_multiple
-        assert net.head.factor == (model.stride, model.stride)
+        assert net.network.upsampling.factor == (model.stride, model.stride)
         image = np.random.default_rng(0).integers(0, 256, (45, 67, net.card.channels), np.uint8)
         with Segmenter(tmp_path / "m.onnx") as plain:
             values = plain.values(image)
         # Borders too, where a transposed convolution fades.
-        assert net.head.fades == (architecture.get("upsampling") == "learned")
+        assert net.network.upsampling.fades == (architecture.get("upsampling") == "learned")
         assert np.abs(net.values(image) - values).max() <= 1e-4 * np.ptp(values)
-        assert net.scores(image).shape == (model.architecture.classes, *(
+        assert net.network.scores(image).shape == (model.architecture.classes, *(
             -(-side // model.size_multiple) * model.size_multiple // model.stride for side in (45, 67)))  # fmt: skip
 
 
@@ -71,14 +73,14 @@ def test_the_engine_holds_what_it_promises(exports):
         manifest = file.manifest
         assert manifest.target == "cpu" and manifest.precision == "float32" and manifest.created_by > "fcn-deploy 0"
         assert set(manifest.members) == {"stage-0.onnx", "stage-1.onnx", "golden.npz", "report.json"}
-        report = json.loads(file.read("report.json"))
+        report = report_of(file)
         nodes = [
             node
             for name in ("stage-0.onnx", "stage-1.onnx")
             for node in onnx.load_from_string(file.read(name)).graph.node
         ]
-    assert report["miou"] is None and report["miou_reason"]
-    assert set(report["latency_ms"]) == {"64x64"}
+    assert report.miou is None and report.miou_reason
+    assert set(report.latency_ms) == {"64x64"}
     operators = {node.op_type for node in nodes}
     assert "Resize" in operators and not operators & {"Shape", "Slice", "BatchNormalization", "Constant"}
     # Offline optimisation must not tie the engine to this machine.
@@ -110,18 +112,18 @@ def test_networks_from_elsewhere_keep_their_labels(tmp_path, end, capsys):
     torch.manual_seed(1)
     change, head = ENDS[end]
     report = built(tmp_path, Foreign(change).eval())
-    assert report["head"] == head and report["size_multiple"] == 1 and report["agreement"]["wrong"] == 0
+    assert report.head == head and report.size_multiple == 1 and report.agreement.wrong == 0
     with Segmenter(tmp_path / "m.onnx") as plain, Segmenter(tmp_path / "m.engine") as net:
         for size in ((1, 1), (19, 53), (90, 41)):
             image = photo(*size)
             assert (plain(image) == net(image)).mean() > 0.999
         # Sizes that end within a cell, in tiles; a cubic Resize to the image's size stays in the core, and whole.
-        assert [stage.halo is not None for stage in net.manifest.stages] == [head != "none"]
+        assert [stage.halo is not None for stage in net.network.manifest.stages] == [head != "none"]
         for size in ((65, 301), (187, 66), (129, 131)) if head != "none" else ():
             image = photo(*size)
             with Segmenter(tmp_path / "m.engine", memory=net.plan(*size).bytes // 2) as tiled:
                 assert sum(grid.count for grid in tiled.plan(*size).grids) > 1
-                assert np.abs(tiled.scores(image) - net.scores(image)).max() < 1e-5
+                assert np.abs(tiled.network.scores(image) - net.network.scores(image)).max() < 1e-5
                 np.testing.assert_array_equal(tiled(image), net(image))
                 rows = list(tiled.bands(image, 37))
                 np.testing.assert_array_equal(np.concatenate([part for _, part in rows]), net(image)[37:])
@@ -144,7 +146,7 @@ def test_binary_networks_of_one_score(tmp_path, end):
     change, model_gives, engine_gives = BINARY[end]
     model = Foreign(lambda y, size: change((y[:, :1] - y[:, 1:2]) * 5, size)).eval()
     report = built(tmp_path, model)
-    assert report["head"] == "linear" and report["agreement"]["wrong"] == 0
+    assert report.head == "linear" and report.agreement.wrong == 0
     with Segmenter(tmp_path / "m.onnx") as plain, Segmenter(tmp_path / "m.engine") as net:
         assert (plain.card.activation, net.card.activation) == (model_gives, engine_gives)
         image = photo(60, 61)
@@ -170,7 +172,7 @@ def test_standalone_models_take_images_and_give_labels(exports, tmp_path):
 
 
 def test_the_memory_estimate_follows_the_activations(exports):
-    core, _ = core_of(read_source(exports / "narrow.onnx"))
+    core = core_of(read_source(exports / "narrow.onnx"))
     estimate = working_memory(core.model, measure_tensors(core.model, 128)) / 128**2
     # At least the first layer's output and input together; far below the sum of all layers.
     assert 12 < estimate < 500
@@ -215,7 +217,7 @@ def test_a_model_that_takes_multiples_only_is_padded_and_that_is_said(tmp_path):
     source = read_source(simple(tmp_path / "m.onnx", nodes=nodes, constants=constants))
     assert "takes multiples of 4 only" in source.notes[1] and "1/2 of the image's size" in source.notes[0]
     report = build_engine(source, tmp_path / "m.engine")
-    assert (report["size_multiple"], report["stride"]) == (4, 2) and report["agreement"]["wrong"] == 0
+    assert (report.size_multiple, report.stride) == (4, 2) and report.agreement.wrong == 0
 
 
 def test_weights_listed_as_inputs_and_names_that_we_use_ourselves(tmp_path):
@@ -229,7 +231,7 @@ def test_weights_listed_as_inputs_and_names_that_we_use_ourselves(tmp_path):
     model.graph.input.append(helper.make_tensor_value_info("w", TensorProto.FLOAT, [2, 3, 1, 1]))
     onnx.save(model, path)
     source = read_source(path)
-    assert build_engine(source, tmp_path / "m.engine")["agreement"]["wrong"] == 0
+    assert build_engine(source, tmp_path / "m.engine").agreement.wrong == 0
     build_standalone(source, tmp_path / "s.onnx")
 
 
@@ -284,7 +286,7 @@ def test_engines_for_gpus_have_profiles_for_the_users_sizes(exports, tmp_path):
     with EngineFile(tmp_path / "m.engine") as file:
         gpu, members = file.manifest.gpu, file.manifest.members
         golden = np.load(io.BytesIO(file.read("golden.npz")))
-        report = json.loads(file.read("report.json"))
+        report = report_of(file)
     assert gpu.library == "tensorrt_rtx" and gpu.targets == ("sm86", "sm89") and len(gpu.profiles) == 2
     for size in ((224, 320), (608, 480), (320, 224)):
         assert sum(profile.holds(size) for profile in gpu.profiles) >= 1
@@ -292,7 +294,7 @@ def test_engines_for_gpus_have_profiles_for_the_users_sizes(exports, tmp_path):
     assert {"stage-0.plan", "kernels.ptx", "kernels-sm86.cubin", "kernels-sm89.cubin"} <= set(members)
     # The golden sample can be run: some profile holds it.
     assert any(profile.holds(padded_size(*golden["image"].shape[:2], multiples_of(32))) for profile in gpu.profiles)
-    assert report["builder"]["seconds"] > 0 and report["latency_ms"] is None
+    assert report.builder.seconds > 0 and report.latency_ms is None
     typed = ("--target", "sm89", "--sizes", "64x64:96x96:256x256", "--json")
     done = command("build-engine", exports / "narrow.onnx", *typed, "-o", tmp_path / "t.engine")
     assert [row["max"] for row in json.loads(done.stdout)["builder"]["profiles"]] == ["256x256"]

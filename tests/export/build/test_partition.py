@@ -6,13 +6,13 @@ import math
 import numpy as np
 import onnx
 import pytest
-from fcn_deploy.export.build.autotune import Tuning
-from fcn_deploy.export.build.engine import build_engine, core_of
+from fcn_deploy.export.build.config import BuildConfig, TuningOptions
+from fcn_deploy.export.build.core import core_of, optimise_offline
+from fcn_deploy.export.build.engine import build_engine
 from fcn_deploy.export.build.partition import cut_core
-from fcn_deploy.export.build.targets import cpu
 from fcn_deploy.export.from_torch import export
 from fcn_deploy.export.importer.standard_form import read_source
-from fcn_deploy.export.quantization.mixed_precision import Options
+from fcn_deploy.export.quantization.options import QuantizationOptions
 from fcn_deploy.runtime.backends.onnxruntime import session
 from fcn_deploy.runtime.errors import OverBudgetError
 from fcn_deploy.runtime.prepare import prepare
@@ -35,8 +35,8 @@ def narrow(index, width=0.125):
     model = random_network(width=width, **CHOSEN[index])
     with tempfile.TemporaryDirectory() as folder:
         export(model, checkpoint_of(model).card, Path(folder) / "m.onnx")
-        core, card = core_of(read_source(Path(folder) / "m.onnx"))
-    return onnx.load_from_string(cpu.build(core.model)), card
+        core = core_of(read_source(Path(folder) / "m.onnx"))
+    return optimise_offline(core.model), core.card
 
 
 @pytest.mark.parametrize("index", range(len(CHOSEN)), ids=lambda i: "-".join(map(str, CHOSEN[i].values())))
@@ -59,9 +59,11 @@ def engine(index, int8, folder, backend="onnxruntime"):
     model = random_network(width=0.125, **CHOSEN[index])
     export(model, checkpoint_of(model).card, folder / f"{index}.onnx")
     save_photos(folder, [(90 + index, 100) for index in range(3)])
-    options = Options(int8=int8, calib=str(folder / "*.png") if int8 else None, max_drop=100)
-    how = {"tuning": Tuning((backend,)), "timed": [(32, 32)]}
-    build_engine(read_source(folder / f"{index}.onnx"), path, options=options, **how)
+    options = (
+        QuantizationOptions(int8=True, calib=str(folder / "*.png"), max_drop=100) if int8 else QuantizationOptions()
+    )
+    config = BuildConfig(quantization=options, tuning=TuningOptions((backend,)), latency_sizes=[(32, 32)])
+    build_engine(read_source(folder / f"{index}.onnx"), path, config)
     return path
 
 
@@ -80,17 +82,17 @@ def test_tiled_scores_are_the_whole_images(folder, int8, data):
     height, width = (long, data.draw(st.integers(1, 96)))[:: data.draw(st.sampled_from([1, -1]))]
     image = photo(height, width, data.draw(st.integers(0, 3)))
     with Segmenter(path, threads=2) as whole:
-        assert all(stage.halo is not None for stage in whole.manifest.stages)
+        assert all(stage.halo is not None for stage in whole.network.manifest.stages)
         assert not whole.plan(height, width).grids
         needed = whole.plan(height, width).bytes
-        expected, labels = whole.scores(image), whole(image)
+        expected, labels = whole.network.scores(image), whole(image)
     with Segmenter(path, threads=2, memory=max(1, int(needed * data.draw(st.floats(0.2, 0.95))))) as tiled:
         try:
             plan = tiled.plan(height, width)
         except OverBudgetError:
             return
-        assert sum(grid.count for grid in plan.grids) > len(plan.grids) and plan.bytes <= tiled.memory
-        scores = tiled.scores(image)
+        assert sum(grid.count for grid in plan.grids) > len(plan.grids) and plan.bytes <= tiled.network.memory
+        scores = tiled.network.scores(image)
         if int8:
             np.testing.assert_array_equal(scores, expected)
             np.testing.assert_array_equal(tiled(image), labels)
@@ -116,10 +118,10 @@ def test_tiles_by_openvino_give_the_whole_images_scores(folder, data):
     image = photo(height, width)
     with Segmenter(path, threads=2) as whole:
         assert whole.backend == "openvino"
-        expected = whole.scores(image)
+        expected = whole.network.scores(image)
         with Segmenter(path, threads=2, memory=int(whole.plan(height, width).bytes * 0.6)) as tiled:
             assert tiled.plan(height, width).grids
-            assert np.abs(tiled.scores(image) - expected).max() <= 1e-5 * np.ptp(expected)
+            assert np.abs(tiled.network.scores(image) - expected).max() <= 1e-5 * np.ptp(expected)
 
 
 def graph_of(nodes, constants, channels=3):
@@ -147,8 +149,10 @@ def with_global_pool(path):
 
 def test_a_network_with_a_global_layer_late_is_tiled_up_to_it(tmp_path):
     with_global_pool(tmp_path / "m.onnx")
-    report = build_engine(read_source(tmp_path / "m.onnx"), tmp_path / "m.engine", timed=[(32, 32)])
-    assert [stage["tiles"] for stage in report["stages"]] == ["exact", "none: GlobalAveragePool pool"]
+    report = build_engine(
+        read_source(tmp_path / "m.onnx"), tmp_path / "m.engine", BuildConfig(latency_sizes=[(32, 32)])
+    )
+    assert [stage.tiles for stage in report.stages] == ["exact", "none: GlobalAveragePool pool"]
     image = photo(301, 203)
     with Segmenter(tmp_path / "m.engine") as whole:
         needed, expected = whole.plan(301, 203).bytes, whole(image)
@@ -171,8 +175,10 @@ def test_a_network_that_looks_at_the_whole_image_first_says_why_it_is_not_tiled(
     ]
     weight = np.random.default_rng(0).normal(size=(2, 3, 1, 1)).astype(np.float32)
     onnx.save(graph_of(nodes, {"w": weight}), tmp_path / "m.onnx")
-    report = build_engine(read_source(tmp_path / "m.onnx"), tmp_path / "m.engine", timed=[(32, 32)])
-    assert [stage["tiles"] for stage in report["stages"]] == ["none: GlobalAveragePool pool"]
+    report = build_engine(
+        read_source(tmp_path / "m.onnx"), tmp_path / "m.engine", BuildConfig(latency_sizes=[(32, 32)])
+    )
+    assert [stage.tiles for stage in report.stages] == ["none: GlobalAveragePool pool"]
     with (
         Segmenter(tmp_path / "m.engine", memory=10_000) as net,
         pytest.raises(DeployError, match=r"cannot be cut into tiles \(GlobalAveragePool pool\)"),
@@ -191,13 +197,14 @@ def test_tiles_that_turn_out_to_differ_are_not_used(monkeypatch):
 
 
 def test_the_cut_leaves_little_to_do_twice(trained):
-    core, card = core_of(read_source(trained / "camvid.onnx"))
+    core = core_of(read_source(trained / "camvid.onnx"))
+    card = core.card
     from fcn_deploy.runtime.plan import plan_run
 
-    parts = cut_core(onnx.load_from_string(cpu.build(core.model)), card)
+    parts = cut_core(optimise_offline(core.model), card)
     early, late = (part.stage for part in parts)
     assert max(early.halo) <= 96 and max(late.halo) <= 480 and late.bytes_per_pixel < early.bytes_per_pixel / 3
-    whole = cut_core(onnx.load_from_string(cpu.build(core.model)), card, cut=False)[0].stage
+    whole = cut_core(optimise_offline(core.model), card, cut=False)[0].stage
     staged, single = (plan_run((20000, 20000), card, stages, 10**9) for stages in ((early, late), (whole,)))
     assert staged.overhead < 1.6 < 3 < single.overhead
     assert math.prod(staged.padded) == 20000 * 20000

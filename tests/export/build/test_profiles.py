@@ -6,15 +6,15 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+from fcn_deploy.calibration.report.engine_report import ProfileReport
+from fcn_deploy.export.build.profile_search import EXACT
 from fcn_deploy.export.build.profiles import (
-    EXACT,
     MOST_PROFILES,
-    Profile,
+    PlannedProfile,
     default_profiles,
     plan_profiles,
-    show,
-    table,
 )
+from fcn_deploy.export.build.report import profile_reports, show_profiles
 from fcn_deploy.runtime.images.header import read_header
 from fcn_deploy.runtime.images.read import read_image
 from fcn_deploy.runtime.prepare import padded_size
@@ -122,7 +122,7 @@ def test_few_sizes_are_planned_as_brute_force_would(counts, k, tightness, batch)
     assert memory(profiles) == pytest.approx(size)
     with pytest.raises(DeployError, match=f"need about {least:,} bytes") as caught:
         plan_profiles(counts, multiples_of(32), k, least - 1, cost, batch)
-    assert "\n" not in str(caught.value) and "lower --batch" in str(caught.value)
+    assert "\n" not in str(caught.value) and "lower --max-batch" in str(caught.value)
 
 
 @pytest.mark.parametrize("budgeted", [False, True])
@@ -142,7 +142,7 @@ def test_many_sizes_without_a_budget_are_planned_as_brute_force_would(monkeypatc
     random = np.random.default_rng(5)
     for k in (1, 2, 3):
         counts = padded({tuple(map(int, random.integers(1, 900, 2))): int(random.integers(1, 9)) for _ in range(8)}, 32)
-        monkeypatch.setattr("fcn_deploy.export.build.profiles.EXACT", 0)
+        monkeypatch.setattr("fcn_deploy.export.build.profile_search.EXACT", 0)
         assert total(plan_profiles(counts, multiples_of(32), k)) == pytest.approx(brute_force(counts, k, 10**15)[0])
 
 
@@ -159,7 +159,7 @@ def test_the_search_for_many_sizes_is_near_the_best_partition(monkeypatch):
         budget = int(one + random.random() * max(0, free - one)) + 1
         exact = total(plan_profiles(counts, multiples_of(32), k, budget, cost))
         with monkeypatch.context() as patch:
-            patch.setattr("fcn_deploy.export.build.profiles.EXACT", 0)
+            patch.setattr("fcn_deploy.export.build.profile_search.EXACT", 0)
             ratios.append(total(plan_profiles(counts, multiples_of(32), k, budget, cost)) / exact)
     assert min(ratios) > 0.999 and np.percentile(ratios, 90) < 1.1
 
@@ -180,7 +180,7 @@ def test_narrow_images_of_both_orientations_get_boxes_of_their_own():
     counts = {(32, 3200): 5, (3200, 32): 5}
     budget = int(2.5 * cost(32 * 3200))
     assert len(plan_profiles(counts, multiples_of(32), budget=budget, cost=cost)) == 2
-    with pytest.raises(DeployError, match="lower --batch"):
+    with pytest.raises(DeployError, match="lower --max-batch"):
         plan_profiles(counts, multiples_of(32), 1, budget, cost)
 
 
@@ -209,14 +209,14 @@ def test_the_figure_for_a_photo_collection():
 def test_typed_sizes_and_ranges():
     assert parse_sizes("480x640, 1080X1920,480×640").counts == {(480, 640): 2, (1080, 1920): 1}
     sizes = parse_sizes("256x256:512x1024:2170x3840")
-    assert plan_profiles(sizes, multiples_of(32), batch=4) == [Profile((256, 256), (512, 1024), (2176, 3840), 4)]
+    assert plan_profiles(sizes, multiples_of(32), batch=4) == [PlannedProfile((256, 256), (512, 1024), (2176, 3840), 4)]
     two = parse_sizes("32x32:64x64:128x128,128x128:512x512:1024x1024")
     assert len(plan_profiles(two, multiples_of(32))) == 2
     with pytest.raises(MisuseError, match="omit --profiles"):
         plan_profiles(two, multiples_of(32), k=3)
     with pytest.raises(DeployError, match="over the budget"):
         plan_profiles(two, multiples_of(32), budget=1000, cost=cost)
-    assert default_profiles(multiples_of(32), 4) == [Profile((32, 32), (512, 1024), (2176, 3840), 4)]
+    assert default_profiles(multiples_of(32), 4) == [PlannedProfile((32, 32), (512, 1024), (2176, 3840), 4)]
 
 
 @pytest.mark.parametrize(
@@ -310,11 +310,9 @@ def test_sizes_of_scientific_tiffs(tmp_path):
 
 def test_the_printed_table():
     profiles = plan_profiles({(64, 64): 50, (1080, 1920): 7}, multiples_of(32), 2, batch=2)
-    rows = table(profiles, (1 << 20, None))
-    assert rows[1] == {
-        "profile": 1, "min": "1088x1920", "opt": "1088x1920", "max": "1088x1920", "batch": 2, "images": 7,
-        "mean_log_ratio": 0.0, "activation_bytes": None,
-    }  # fmt: skip
-    text = show(profiles, (1 << 20, None))
+    reports = profile_reports(profiles, (1 << 20, None))
+    assert reports[1] == ProfileReport(1, "1088x1920", "1088x1920", "1088x1920", 2, 7, 0.0, None)
+    text = show_profiles(reports)
     assert len(text.splitlines()) == 3 and "1 MiB" in text and "1088x1920" in text
-    assert show(plan_profiles(Sizes(ranges=(((1, 1), (2, 2), (3, 3)),)), multiples_of(1))).count("-") >= 3
+    ranged = plan_profiles(Sizes(ranges=(((1, 1), (2, 2), (3, 3)),)), multiples_of(1))
+    assert show_profiles(profile_reports(ranged)).count("-") >= 3

@@ -8,17 +8,12 @@ from types import ModuleType, SimpleNamespace
 import numpy as np
 import onnx
 import pytest
-from fcn_deploy.export.build.engine import core_of
-from fcn_deploy.export.build.profiles import Profile, default_profiles, plan_profiles
-from fcn_deploy.export.build.targets import tensorrt
-from fcn_deploy.export.build.targets.tensorrt import (
-    BuildOptions,
-    activation_cost,
-    build,
-    build_here,
-    choose_module,
-    parse_targets,
-)
+from fcn_deploy.export.build.config import TensorRTOptions, parse_targets
+from fcn_deploy.export.build.core import core_of
+from fcn_deploy.export.build.profiles import PlannedProfile, default_profiles, plan_profiles
+from fcn_deploy.export.build.targets import tensorrt_plan, tensorrt_process
+from fcn_deploy.export.build.targets.tensorrt_plan import activation_cost, build_plan
+from fcn_deploy.export.build.targets.tensorrt_process import build_here, choose_module
 from fcn_deploy.export.build.targets.timing_cache import CACHE_MAGIC, TimingCache
 from fcn_deploy.export.importer.standard_form import read_source
 from helpers import multiples_of, needs, onnx_model
@@ -26,8 +21,8 @@ from onnx import helper
 
 from fcn_deploy import DeployError, MisuseError
 
-SMALL = [Profile((32, 32), (64, 64), (128, 128))]
-SM89 = BuildOptions(("sm89",))
+SMALL = [PlannedProfile((32, 32), (64, 64), (128, 128))]
+SM89 = TensorRTOptions(("sm89",))
 
 
 @pytest.fixture
@@ -37,7 +32,7 @@ def rtx():
 
 @pytest.fixture(scope="module")
 def core(exports):
-    return core_of(read_source(exports / "narrow.onnx"))[0].model
+    return core_of(read_source(exports / "narrow.onnx")).model
 
 
 def graph(*nodes, domain="", **constants):
@@ -76,7 +71,7 @@ def test_one_plan_for_several_gpus_with_several_profiles(rtx, core, clean):
     profiles = plan_profiles(sizes, multiples_of(32), 3, batch=2)
     assert len(profiles) == 3
     said = []
-    built = build(core, BuildOptions(("sm86", "sm89", "sm120")), profiles, said.append)
+    built = build_plan(core, TensorRTOptions(("sm86", "sm89", "sm120")), profiles, said.append)
     assert len(built.plan) > 10_000 and built.module == "tensorrt_rtx" and built.version == rtx.__version__
     assert built.targets == ("sm86", "sm89", "sm120") and built.seconds > 0 and not built.notes
     # Monotone in area, and in proportion to it but for a few MiB that every profile takes.
@@ -87,13 +82,15 @@ def test_one_plan_for_several_gpus_with_several_profiles(rtx, core, clean):
 
 
 def test_activation_memory_is_told_in_the_order_of_the_profiles(rtx, core):
-    large, small = Profile((512, 512), (512, 1024), (1088, 1920)), SMALL[0]
-    first, second = (build(core, SM89, order).activation_bytes for order in ([large, small], [small, large]))
+    large, small = PlannedProfile((512, 512), (512, 1024), (1088, 1920)), SMALL[0]
+    first, second = (build_plan(core, SM89, order).activation_bytes for order in ([large, small], [small, large]))
     assert first == second[::-1] and first[0] > 10 * first[1]
 
 
 def test_a_batch_takes_its_share_of_memory(rtx, core):
-    one, four = (build(core, SM89, default_profiles(multiples_of(32), batch)).activation_bytes[0] for batch in (1, 4))
+    one, four = (
+        build_plan(core, SM89, default_profiles(multiples_of(32), batch)).activation_bytes[0] for batch in (1, 4)
+    )
     assert 3 < four / one < 5
 
 
@@ -104,7 +101,7 @@ def test_a_budget_planned_for_is_kept_by_the_plan(rtx, core):
     budget = int(0.9 * sum(cost(profile.pixels) for profile in plan_profiles(sizes, multiples_of(32), 4)))
     profiles = plan_profiles(sizes, multiples_of(32), 4, budget, cost)
     planned = [cost(profile.pixels) for profile in profiles]
-    built = build(core, SM89, profiles)
+    built = build_plan(core, SM89, profiles)
     assert built.activation_bytes == pytest.approx(planned, rel=0.02, abs=1 << 20)
     assert sum(built.activation_bytes) <= budget
 
@@ -112,21 +109,21 @@ def test_a_budget_planned_for_is_kept_by_the_plan(rtx, core):
 def test_too_little_workspace_is_named_with_the_remedy(rtx, core, clean):
     for workspace in (1024, 64 << 20):
         with pytest.raises(DeployError, match="raise --workspace") as caught:
-            build(core, BuildOptions(("sm89",), workspace=workspace), default_profiles(multiples_of(32), 4))
+            build_plan(core, TensorRTOptions(("sm89",), workspace=workspace), default_profiles(multiples_of(32), 4))
         assert "\n" not in str(caught.value) and "/_src/" not in str(caught.value)
-    assert build(core, BuildOptions(("sm89",), workspace=64 << 20), SMALL).plan
+    assert build_plan(core, TensorRTOptions(("sm89",), workspace=64 << 20), SMALL).plan
 
 
 def test_sizes_beyond_tensorrt_are_refused_at_build_time(rtx, core):
     with pytest.raises(DeployError, match="largest size is too large: give smaller --sizes"):
-        build(core, SM89, [Profile((32, 32), (64, 64), (1 << 20, 1 << 20), 4)])
+        build_plan(core, SM89, [PlannedProfile((32, 32), (64, 64), (1 << 20, 1 << 20), 4)])
 
 
 def test_a_profile_out_of_order_is_refused(rtx, core):
     with pytest.raises(DeployError, match="refuses profile 1 \\(64x64:32x32:128x128\\)"):
-        build(core, SM89, [*SMALL, Profile((64, 64), (32, 32), (128, 128))])
+        build_plan(core, SM89, [*SMALL, PlannedProfile((64, 64), (32, 32), (128, 128))])
     with pytest.raises(MisuseError, match="no optimisation profile"):
-        build(core, SM89, [])
+        build_plan(core, SM89, [])
 
 
 @pytest.mark.parametrize(
@@ -148,7 +145,7 @@ def test_a_profile_out_of_order_is_refused(rtx, core):
 )  # fmt: skip
 def test_what_the_parser_refuses_is_named(rtx, model, said, clean):
     with pytest.raises(DeployError) as caught:
-        build(model, SM89, SMALL)
+        build_plan(model, SM89, SMALL)
     assert said in str(caught.value) and "\n" not in str(caught.value)
 
 
@@ -157,8 +154,8 @@ def test_the_cpus_int8_is_refused_by_name(rtx, core):
 
     ranges = dict.fromkeys({n for node in core.graph.node for n in (*node.input, *node.output)}, (-1.0, 6.0))
     with pytest.raises(DeployError, match="quantised for CPUs; start from the float32 model"):
-        build(quantize(core, ranges, SCHEMES["cpu"]), SM89, SMALL)
-    assert build(quantize(core, ranges, SCHEMES["tensorrt"]), SM89, SMALL).plan
+        build_plan(quantize(core, ranges, SCHEMES["cpu"]), SM89, SMALL)
+    assert build_plan(quantize(core, ranges, SCHEMES["tensorrt"]), SM89, SMALL).plan
 
 
 # Time
@@ -166,9 +163,9 @@ def test_the_cpus_int8_is_refused_by_name(rtx, core):
 
 def test_a_timeout_is_one_line_and_leaves_nothing(rtx, core, clean):
     with pytest.raises(DeployError, match=r"longer than --timeout 0.001 s, and was stopped while \w+") as caught:
-        build(core, BuildOptions(("sm89",), timeout=0.001), SMALL)
+        build_plan(core, TensorRTOptions(("sm89",), timeout=0.001), SMALL)
     assert "\n" not in str(caught.value) and caught.value.exit_code == 1
-    assert build(core, BuildOptions(("sm89",), timeout=3600), SMALL).plan
+    assert build_plan(core, TensorRTOptions(("sm89",), timeout=3600), SMALL).plan
 
 
 FAKE = """
@@ -197,9 +194,9 @@ def test_a_builder_that_hangs_or_dies_is_one_line(core, tmp_path, monkeypatch, c
     """By a stand-in for tensorrt_rtx, found first by the builder's process as by ours."""
     (tmp_path / "tensorrt_rtx.py").write_text(FAKE.format(ending=ending))
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(tensorrt, "GRACE", 0.2)
+    monkeypatch.setattr(tensorrt_plan, "GRACE", 0.2)
     with pytest.raises(DeployError) as caught:
-        build(core, BuildOptions(("sm89",), timeout=0.1 if "sleep" in ending else None), SMALL)
+        build_plan(core, TensorRTOptions(("sm89",), timeout=0.1 if "sleep" in ending else None), SMALL)
     assert said in str(caught.value) and "\n" not in str(caught.value)
 
 
@@ -207,12 +204,12 @@ def test_a_builder_that_hangs_or_dies_is_one_line(core, tmp_path, monkeypatch, c
 
 
 def test_the_timing_cache_makes_a_round_trip(rtx, core, tmp_path):
-    options = BuildOptions(("sm89",), timing_cache=tmp_path / "new" / "timings")
-    first = build(core, options, SMALL)
+    options = TensorRTOptions(("sm89",), timing_cache=tmp_path / "new" / "timings")
+    first = build_plan(core, options, SMALL)
     content = options.timing_cache.read_bytes()
     assert content.startswith(CACHE_MAGIC)
     assert len(first.notes) == 1 and "times nothing while it builds" in first.notes[0]
-    assert build(core, options, SMALL).notes == first.notes
+    assert build_plan(core, options, SMALL).notes == first.notes
     assert [path.name for path in options.timing_cache.parent.iterdir()] == ["timings"]
 
 
@@ -228,19 +225,19 @@ def test_the_timing_cache_makes_a_round_trip(rtx, core, tmp_path):
 )
 def test_a_timing_cache_that_does_not_fit_is_ignored_and_said(rtx, core, tmp_path, damage, said, kept):
     path = tmp_path / "timings"
-    options = BuildOptions(("sm89",), timing_cache=path)
-    build(core, options, SMALL)
+    options = TensorRTOptions(("sm89",), timing_cache=path)
+    build_plan(core, options, SMALL)
     good = path.read_bytes()
     path.write_bytes(damage(good))
-    notes = build(core, options, SMALL).notes
+    notes = build_plan(core, options, SMALL).notes
     assert said is None or said in notes[0]
     assert (path.read_bytes() == damage(good)) if kept else path.read_bytes().startswith(CACHE_MAGIC)
-    assert kept or not any("ignored" in note for note in build(core, options, SMALL).notes)
+    assert kept or not any("ignored" in note for note in build_plan(core, options, SMALL).notes)
 
 
 def test_a_timing_cache_that_cannot_be_written_does_not_lose_the_plan(rtx, core, tmp_path):
     (tmp_path / "file").write_text("")
-    built = build(core, BuildOptions(("sm89",), timing_cache=tmp_path / "file" / "timings"), SMALL)
+    built = build_plan(core, TensorRTOptions(("sm89",), timing_cache=tmp_path / "file" / "timings"), SMALL)
     assert built.plan and any("cannot write" in note for note in built.notes)
 
 
@@ -267,14 +264,14 @@ def test_options_that_make_no_sense():
         ({"timing_cache": Path("/")}, "is a folder"),
     ):
         with pytest.raises(MisuseError, match=said):
-            BuildOptions(**words)
+            TensorRTOptions(**words)
 
 
 def test_cuda_needs_a_gpu(core, clean):
-    if tensorrt.local_device() is not None:
+    if tensorrt_process.local_device() is not None:
         pytest.skip("this machine has a GPU; run the tests on one without to see the refusal")
     with pytest.raises(DeployError, match=r"none can be used .* --target sm86,sm89,sm120"):
-        build(core, BuildOptions(), SMALL)
+        build_plan(core, TensorRTOptions(), SMALL)
 
 
 def test_cuda_takes_what_is_there(monkeypatch):
@@ -285,8 +282,8 @@ def test_cuda_takes_what_is_there(monkeypatch):
             raise ImportError(name)
         return modules[name]
 
-    monkeypatch.setattr(tensorrt, "import_module", find)
-    monkeypatch.setattr(tensorrt, "local_device", lambda: (9, 0))
+    monkeypatch.setattr(tensorrt_process, "import_module", find)
+    monkeypatch.setattr(tensorrt_process, "local_device", lambda: (9, 0))
     with pytest.raises(DeployError, match="neither tensorrt nor tensorrt_rtx"):
         choose_module(["cuda"])
     modules["tensorrt"] = SimpleNamespace(__version__="10.3.0")
@@ -406,13 +403,13 @@ def model_file(core, tmp_path):
     return tmp_path / "core.onnx"
 
 
-TWO = [Profile((32, 32), (64, 64), (128, 128), 4), Profile((128, 128), (512, 512), (1088, 1920), 4)]
+TWO = [PlannedProfile((32, 32), (64, 64), (128, 128), 4), PlannedProfile((128, 128), (512, 512), (1088, 1920), 4)]
 
 
 def test_tensorrt_is_asked_for_the_same(model_file, tmp_path):
     calls = []
     trt = recording_tensorrt(calls)
-    options = BuildOptions(workspace=1 << 30, hardware="ampere+", version_compatible=True, level=5,
+    options = TensorRTOptions(workspace=1 << 30, hardware="ampere+", version_compatible=True, level=5,
                            timing_cache=tmp_path / "timings")  # fmt: skip
     phases = []
     built = build_here(trt, model_file, options, TWO, ("sm90",), phases.append)
@@ -446,12 +443,12 @@ def test_tensorrt_without_what_later_versions_have(model_file):
         activations="Total Activation Memory: {}",
         HardwareCompatibilityLevel=SimpleNamespace(NONE=0, AMPERE_PLUS=1),
     )
-    assert build_here(trt, model_file, BuildOptions(), TWO, ("sm80",)).activation_bytes == (1000, 2000)
+    assert build_here(trt, model_file, TensorRTOptions(), TWO, ("sm80",)).activation_bytes == (1000, 2000)
     with pytest.raises(MisuseError, match=r"same-compute-capability: tensorrt 10.12.0.36 does not have it"):
-        build_here(trt, model_file, BuildOptions(hardware="same-compute-capability"), TWO, ("sm80",))
+        build_here(trt, model_file, TensorRTOptions(hardware="same-compute-capability"), TWO, ("sm80",))
     trt = recording_tensorrt(calls, activations="silence", NetworkDefinitionCreationFlag=SimpleNamespace())
     calls.clear()
-    assert build_here(trt, model_file, BuildOptions(), TWO, ("sm80",)).activation_bytes == (None, None)
+    assert build_here(trt, model_file, TensorRTOptions(), TWO, ("sm80",)).activation_bytes == (None, None)
     assert calls[0] == ("create_network", 0)  # strong typing is all there is
 
 
@@ -461,12 +458,12 @@ def test_timings_that_tensorrt_finds_unfit_are_said(model_file, tmp_path):
     path = tmp_path / "timings"
     cache = TimingCache(path, "tensorrt 11.4.1.2 sm90")
     cache.save(SimpleNamespace(get_timing_cache=lambda: SimpleNamespace(serialize=lambda: b"of another GPU")))
-    built = build_here(trt, model_file, BuildOptions(timing_cache=path), TWO, ("sm90",))
+    built = build_here(trt, model_file, TensorRTOptions(timing_cache=path), TWO, ("sm90",))
     assert "does not fit this TensorRT or GPU" in built.notes[0] and built.plan == b"plan"
 
 
 def test_a_cancelled_build_keeps_its_timings(model_file, tmp_path):
-    options = BuildOptions(timeout=1e-9, timing_cache=tmp_path / "timings")
+    options = TensorRTOptions(timeout=1e-9, timing_cache=tmp_path / "timings")
     with pytest.raises(DeployError, match="was stopped while building engine"):
         build_here(recording_tensorrt([]), model_file, options, TWO, ("sm90",))
     assert options.timing_cache.read_bytes().endswith(b"+timings")
@@ -474,10 +471,10 @@ def test_a_cancelled_build_keeps_its_timings(model_file, tmp_path):
 
 def test_a_gpu_of_rtx_is_the_current_one(rtx, model_file, monkeypatch):
     with pytest.raises(DeployError, match="needs a GPU and its driver"):
-        build_here(rtx, model_file, BuildOptions(), SMALL, ("sm89",))
+        build_here(rtx, model_file, TensorRTOptions(), SMALL, ("sm89",))
     for options, said in (
-        (BuildOptions(hardware="ampere+"), "name several targets instead"),
-        (BuildOptions(version_compatible=True), "no lean runtime"),
+        (TensorRTOptions(hardware="ampere+"), "name several targets instead"),
+        (TensorRTOptions(version_compatible=True), "no lean runtime"),
     ):
         with pytest.raises(MisuseError, match=said):
             build_here(rtx, model_file, options, SMALL, ("sm89",))
@@ -489,4 +486,4 @@ def test_a_tensorrt_that_cannot_start(model_file):
         raise TypeError("pybind11::init(): factory function returned nullptr")
 
     with pytest.raises(DeployError, match=r"TensorRT cannot start: CUDA initialization failure .* usable GPU"):
-        build_here(recording_tensorrt([], Builder=no_builder), model_file, BuildOptions(), TWO, ("sm90",))
+        build_here(recording_tensorrt([], Builder=no_builder), model_file, TensorRTOptions(), TWO, ("sm90",))

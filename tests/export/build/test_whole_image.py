@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from fcn_deploy.export.build.config import BuildConfig
 from fcn_deploy.export.build.engine import build_engine
 from fcn_deploy.export.importer.card import SourceOptions
 from fcn_deploy.export.importer.standard_form import read_source
@@ -67,7 +68,7 @@ def folder(tmp_path_factory):
         ("mirrored", Mirrored, None),
     ):
         source = read_source(exported(model, folder / f"{name}.onnx"), options)
-        build_engine(source, folder / f"{name}.engine", timed=[(32, 32)])
+        build_engine(source, folder / f"{name}.engine", BuildConfig(latency_sizes=[(32, 32)]))
         (folder / f"{name}.notes").write_text("\n".join(source.notes))
     return folder
 
@@ -159,10 +160,10 @@ def test_small_images_are_padded_to_the_smallest_size_and_no_further(folder):
 def test_tiles_of_a_network_with_a_smallest_size_are_exact(folder):
     image = photo(301, 203)
     with Segmenter(folder / "mirrored.engine") as whole:
-        needed, labels, scores = whole.plan(301, 203).bytes, whole(image), whole.scores(image)
+        needed, labels, scores = whole.plan(301, 203).bytes, whole(image), whole.network.scores(image)
     with Segmenter(folder / "mirrored.engine", memory=needed // 2) as tiled:
         assert sum(grid.count for grid in tiled.plan(301, 203).grids) > 1
-        assert np.abs(tiled.scores(image) - scores).max() < 1e-5 * np.ptp(scores)
+        assert np.abs(tiled.network.scores(image) - scores).max() < 1e-5 * np.ptp(scores)
         assert (tiled(image) != labels).mean() < 1e-3
 
 

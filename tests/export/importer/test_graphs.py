@@ -35,7 +35,7 @@ def test_opsets_from_7_on_with_what_was_upsampling_then(tmp_path, opset, mode):
     sizes = tuple((4 * height, 4 * width) for height, width in SIZES[:3])
     source, report, _, head = check(tmp_path, model, sizes=sizes)
     assert f"is of opset {opset}; it is converted to 18" in source.notes[0]
-    assert (report["head"], head.coordinates, report["size_multiple"]) == (mode, "asymmetric", 4)
+    assert (report.head, head.coordinates, report.size_multiple) == (mode, "asymmetric", 4)
 
 
 def test_sizes_computed_as_old_exporters_did(tmp_path):
@@ -55,7 +55,7 @@ def test_sizes_computed_as_old_exporters_did(tmp_path):
     )
     model = old(text, 9, 4, {"ones": np.ones(2, np.float32)})
     source, report, _, head = check(tmp_path, model, sizes=SIZES[1:])
-    assert report["head"] == "linear" and head.factor is None
+    assert report.head == "linear" and head.factor is None
     assert any("Softmax at its end is over the whole image" in note for note in source.notes)
 
 

@@ -3,6 +3,7 @@
 import numpy as np
 import onnx
 import pytest
+from fcn_deploy.export.build.config import BuildConfig
 from fcn_deploy.export.build.engine import build_engine
 from fcn_deploy.export.dynamic_shapes.free import export_free
 from fcn_deploy.export.importer.card import SourceOptions
@@ -36,7 +37,7 @@ def test_channels_last_in_and_out(tmp_path, before):
     model = made(text, "float[n,h,w,3] x", "float[n,h,w,4] y", weights={"mean": MEAN, "scale": 1 / STD})
     feed = channels_last if before == "plain" else lambda image: image[None].astype(np.float32)
     source, report, card, _ = check(tmp_path, model, lambda r: r[0].argmax(-1), feed)
-    assert report["head"] == "linear" and report["size_multiple"] == 1
+    assert report.head == "linear" and report.size_multiple == 1
     assert "takes [N,H,W,3]" in source.notes[0]
     assert "Transpose" not in {node.op_type for node in source.model.graph.node}
     if before == "arithmetic":
@@ -73,7 +74,7 @@ def test_uint8_images_are_normalised_in_the_graph(tmp_path):
     model = made(start + SCORES + TO_SIZE + "y = ArgMax<axis=1, keepdims=0>(f)", "uint8[N,H,W,3] x", "int64[N,H,W] y",
                  weights=weights)  # fmt: skip
     source, report, card, _ = check(tmp_path, model, lambda r: r[0], lambda image: image[None])
-    assert card.mean == (0, 0, 0) and card.std == (1, 1, 1) and report["head"] == "linear"
+    assert card.mean == (0, 0, 0) and card.std == (1, 1, 1) and report.head == "linear"
     assert "takes uint8" in " ".join(source.notes) and "go in as they are" in " ".join(source.notes)
     assert "Cast" not in {node.op_type for node in source.model.graph.node}
 
@@ -88,8 +89,8 @@ def test_models_of_other_floats_are_run_in_float32(tmp_path, kind):
     onnx.save(model, tmp_path / "m.onnx")
     source = read_source(tmp_path / "m.onnx")
     assert f"is of {kind}; it is run in float32" in " ".join(source.notes)
-    report = build_engine(source, tmp_path / "m.engine", timed=[(16, 16)])
-    assert report["agreement"]["wrong"] == 0
+    report = build_engine(source, tmp_path / "m.engine", BuildConfig(latency_sizes=[(16, 16)]))
+    assert report.agreement.wrong == 0
     with Segmenter(tmp_path / "m.engine") as net:
         for height, width in SIZES[1:]:
             image = photo(height, width)

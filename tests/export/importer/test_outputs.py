@@ -3,6 +3,7 @@
 import numpy as np
 import onnx
 import pytest
+from fcn_deploy.export.build.config import BuildConfig
 from fcn_deploy.export.build.engine import build_engine
 from fcn_deploy.export.dynamic_shapes.free import export_free
 from fcn_deploy.export.importer.card import SourceOptions
@@ -54,7 +55,7 @@ def test_every_end_gives_the_labels_of_the_model(tmp_path, end):
         kind["argmax-times-255"] = TensorProto.FLOAT
         model.graph.output[0].type.tensor_type.elem_type = kind.get(end, TensorProto.INT64)
     source, report, *_ = check(tmp_path, model, labels)
-    assert report["head"] == head
+    assert report.head == head
     assert any("gives labels" in note for note in source.notes) == ("argmax" in end)
     assert any("(times 255, which is left out)" in note for note in source.notes) == ("255" in end)
 
@@ -72,7 +73,7 @@ def test_labels_that_are_enlarged_are_cut_back_to_scores_enlarged_alike(tmp_path
     text += "  sa = Shape(a)\n  n1 = Slice(sa, i0, i2)\n  z = Concat<axis=0>(n1, h)\n" + LATE[late]
     model = made(text, gives="int32[N,1,H,W] y")
     _, report, *_ = check(tmp_path, model, lambda r: r[0, 0])
-    assert report["head"] == "nearest"
+    assert report.head == "nearest"
 
 
 def test_labels_of_channels_last_are_enlarged_and_cropped(tmp_path):
@@ -92,7 +93,7 @@ def test_labels_of_channels_last_are_enlarged_and_cropped(tmp_path):
     )
     model = made(text, weights={"z2": np.array([0, 0])})
     source, report, *_ = check(tmp_path, model, lambda r: r[0])
-    assert report["head"] == "nearest" and any("ArgMax" in note for note in source.notes)
+    assert report.head == "nearest" and any("ArgMax" in note for note in source.notes)
 
 
 def test_interpolated_labels_are_refused(tmp_path):
@@ -135,7 +136,7 @@ def test_binary_models_of_every_end(tmp_path, end):
     text, labels, activation, threshold = BINARY[end]
     model = made(text, weights={"t6": np.float32(0.6), "i01": np.array([0, 1])})
     _, report, card, _ = check(tmp_path, model, labels)
-    assert card.activation == activation and card.threshold == pytest.approx(threshold) and report["head"] == "linear"
+    assert card.activation == activation and card.threshold == pytest.approx(threshold) and report.head == "linear"
 
 
 def test_the_second_of_two_channels_with_a_threshold_of_ones_own(tmp_path):
@@ -185,8 +186,8 @@ def test_coarse_scores_are_upsampled_and_that_is_said(tmp_path):
     onnx.save(model, tmp_path / "m.onnx")
     source = read_source(tmp_path / "m.onnx")
     assert any("1/4 of the image's size; they are upsampled bilinearly" in note for note in source.notes)
-    report = build_engine(source, tmp_path / "m.engine", timed=[(16, 16)])
-    assert (report["head"], report["stride"], report["size_multiple"]) == ("linear", 4, 4)
+    report = build_engine(source, tmp_path / "m.engine", BuildConfig(latency_sizes=[(16, 16)]))
+    assert (report.head, report.stride, report.size_multiple) == ("linear", 4, 4)
 
 
 def test_scores_that_are_no_numbers_are_refused(tmp_path):
@@ -223,8 +224,8 @@ def test_masks_of_many_sigmoids(tmp_path, sigmoid):
         assert noted.card.activation == "softmax" and any("--activation multilabel" in note for note in noted.notes)
     source = reads(tmp_path, model, **options)
     assert source.card.activation == "multilabel" and source.card.scores == 4
-    report = build_engine(source, tmp_path / "m.engine", timed=[(16, 16)])
-    assert report["head"] == "linear" and report["agreement"]["wrong"] == 0
+    report = build_engine(source, tmp_path / "m.engine", BuildConfig(latency_sizes=[(16, 16)]))
+    assert report.head == "linear" and report.agreement.wrong == 0
     limits = np.float32([0] * 4 if sigmoid == "compared" else options["threshold"])[:, None, None]
     with Segmenter(tmp_path / "m.engine") as net:
         for size in SIZES:
@@ -236,7 +237,7 @@ def test_masks_of_many_sigmoids(tmp_path, sigmoid):
 def test_maps_of_values(tmp_path):
     model = made(ONE + "q = Sigmoid(f)\n y = Squeeze(q, i1)")
     source = reads(tmp_path, model, activation="none", classes=("matte",))
-    build_engine(source, tmp_path / "m.engine", timed=[(16, 16)])
+    build_engine(source, tmp_path / "m.engine", BuildConfig(latency_sizes=[(16, 16)]))
     with Segmenter(tmp_path / "m.engine") as net:
         assert net.card.classes == ("matte",)
         for size in SIZES:
@@ -303,7 +304,9 @@ def test_what_is_no_threshold_is_refused(tmp_path, end):
 def test_one_score_between_0_and_1_is_a_probability(tmp_path, end):
     path = tmp_path / "m.onnx"
     onnx.save(model := made(SCORES + TO_SIZE + end, gives="float[N,1,H,W] y"), path)
-    build_engine(read_source(path, SourceOptions(threshold=0.4)), tmp_path / "m.engine", timed=[(16, 16)])
+    build_engine(
+        read_source(path, SourceOptions(threshold=0.4)), tmp_path / "m.engine", BuildConfig(latency_sizes=[(16, 16)])
+    )
     with Segmenter(tmp_path / "m.engine") as net:
         assert net.card.activation == "probability"
         for size in SIZES:
@@ -317,7 +320,7 @@ def test_masks_of_an_onnx_that_ends_in_sigmoids(tmp_path):
     path, out = tmp_path / "m.onnx", tmp_path / "free.onnx"
     onnx.save(model := made(SCORES + TO_SIZE + "y = Sigmoid(f)"), path)
     export_free(path, out, SourceOptions(activation="multilabel", threshold=(0.3, 0.5, 0.6, 0.7)))
-    build_engine(read_source(out), tmp_path / "m.engine", timed=[(16, 16)])
+    build_engine(read_source(out), tmp_path / "m.engine", BuildConfig(latency_sizes=[(16, 16)]))
     for file in (out, tmp_path / "m.engine"):
         with Segmenter(file) as net:
             image = photo(37, 61)
@@ -330,7 +333,7 @@ def test_of_two_activations_the_last_gives_the_probabilities(tmp_path):
     text = SCORES.replace("s = Conv", "s0 = Conv") + "s = Sigmoid(s0)\n" + TO_SIZE + "y = Softmax<axis=1>(f)"
     path = tmp_path / "m.onnx"
     onnx.save(model := made(text), path)
-    build_engine(read_source(path), tmp_path / "m.engine", timed=[(16, 16)])
+    build_engine(read_source(path), tmp_path / "m.engine", BuildConfig(latency_sizes=[(16, 16)]))
     with Segmenter(tmp_path / "m.engine") as net:
         image = photo(37, 61)
         assert np.abs(net.probabilities(image) - ran(model, {"p": planes(image)})[0][0]).max() < 1e-4
@@ -343,7 +346,7 @@ def test_of_two_activations_the_last_gives_the_probabilities(tmp_path):
 )  # fmt: skip
 def test_scores_that_add_up_to_one_are_the_probabilities(tmp_path, end):
     onnx.save(model := made(SCORES + TO_SIZE + end), tmp_path / "m.onnx")
-    build_engine(read_source(tmp_path / "m.onnx"), tmp_path / "m.engine", timed=[(16, 16)])
+    build_engine(read_source(tmp_path / "m.onnx"), tmp_path / "m.engine", BuildConfig(latency_sizes=[(16, 16)]))
     with Segmenter(tmp_path / "m.engine") as net:
         image = photo(37, 61)
         assert np.abs(net.probabilities(image) - ran(model, {"p": planes(image)})[0][0]).max() < 1e-4

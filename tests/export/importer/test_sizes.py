@@ -36,7 +36,7 @@ def test_models_of_one_size_take_every_size(tmp_path, kind):
         return batch.transpose(0, 2, 3, 1) if last else batch
 
     source, report, *_ = check(tmp_path, model, labels, feed, sizes=[(64, 96)])
-    assert report["head"] == "linear" and any("64×96" in note for note in source.notes)
+    assert report.head == "linear" and any("64×96" in note for note in source.notes)
     # Beyond its own size it is the same network with its sizes free.
     free = made(PLAIN)
     with Segmenter(tmp_path / "m.engine") as net:
@@ -86,7 +86,7 @@ def test_a_model_that_pads_and_crops_by_itself_is_tiled_exactly(tmp_path):
     weights = {"eight": np.array([8]), "six": np.zeros(6, np.int64), "two0": np.zeros(2, np.int64)}
     model = made(text, "float[N,3,H,W] x", weights=weights)
     _, report, card, head = check(tmp_path, model)
-    assert (report["head"], card.size_multiple, head.factor) == ("linear", 8, (4, 4))
+    assert (report.head, card.size_multiple, head.factor) == ("linear", 8, (4, 4))
     with Segmenter(tmp_path / "m.engine") as net:
         image = photo(301, 203)
         whole = net(image)
@@ -107,7 +107,7 @@ def test_a_crop_of_what_was_enlarged_is_the_heads(tmp_path):
     )
     text = text.replace("  hw = Slice(shp, i2, i4)\n", "  rows = Slice(shp, i2, i3)\n  columns = Slice(shp, i3, i4)\n")
     _, report, card, _ = check(tmp_path, made(text))
-    assert (report["head"], card.size_multiple) == ("linear", 1)
+    assert (report.head, card.size_multiple) == ("linear", 1)
     with Segmenter(tmp_path / "m.engine") as net:
         image = photo(301, 203)
         with Segmenter(tmp_path / "m.engine", memory=net.plan(301, 203).bytes // 2) as tiled:

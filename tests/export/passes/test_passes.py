@@ -12,7 +12,7 @@ from fcn_deploy.export.passes.pad_and_crop import pad_and_crop
 from fcn_deploy.export.passes.split_head import split_head
 from fcn_deploy.export.passes.upsample_scores import upsample_scores
 from fcn_deploy.fcn.model import bilinear_kernel
-from fcn_deploy.runtime.manifest import Head
+from fcn_deploy.runtime.manifest import Upsampling
 from fcn_deploy.runtime.prepare import prepare
 from helpers import onnx_model, run_onnx
 from onnx import helper, numpy_helper
@@ -107,7 +107,10 @@ def test_upsample_scores_gives_coarse_networks_full_size():
 def test_split_head_cuts_the_last_resize_off(coordinates):
     whole = resized(coordinate_transformation_mode=coordinates)
     core = split_head(whole)
-    assert core.upsampling == Head("linear", coordinates, (4.0, 4.0)) and (core.size_multiple, core.smallest) == (1, 1)
+    assert core.upsampling == Upsampling("linear", coordinates, (4.0, 4.0)) and (core.size_multiple, core.smallest) == (
+        1,
+        1,
+    )
     image = noise(16, 24)
     assert run_onnx(core.model, image).shape == (1, 2, 4, 6)
     assert [node.op_type for node in core.model.graph.node] == ["Conv"]
@@ -146,7 +149,7 @@ def test_a_softmax_over_another_axis_is_kept():
 def test_upsampling_that_cannot_be_done_by_cells_stays_in_the_core(attributes):
     whole = resized(**attributes)
     core = split_head(whole)
-    assert core.upsampling == Head() and [node.op_type for node in core.model.graph.node] == ["Conv", "Resize"]
+    assert core.upsampling == Upsampling() and [node.op_type for node in core.model.graph.node] == ["Conv", "Resize"]
     image = noise(8, 12)
     np.testing.assert_allclose(run_onnx(core.model, image), run_onnx(whole, image))
 
@@ -159,7 +162,7 @@ def test_a_resize_to_the_images_computed_size_is_a_head_without_a_factor():
     ]
     node = helper.make_node("Resize", ["coarse", "", "", "sizes"], ["logits"], mode="linear")
     core = split_head(model([CONV, *extra, node], {"weight": WEIGHT}))
-    assert core.upsampling == Head("linear", "half_pixel", None)
+    assert core.upsampling == Upsampling("linear", "half_pixel", None)
     assert [node.op_type for node in core.model.graph.node] == ["Conv"]
 
 
@@ -214,7 +217,7 @@ def padding_itself(target="image_size", value=0.0, extra=()):
 def test_padding_that_a_model_does_by_itself_is_the_runtimes():
     whole = padding_itself("padded_size")
     core = split_head(fold_constants(whole).model)
-    assert (core.size_multiple, core.smallest) == (8, 1) and core.upsampling == Head("linear", "half_pixel", None)
+    assert (core.size_multiple, core.smallest) == (8, 1) and core.upsampling == Upsampling("linear", "half_pixel", None)
     assert [node.op_type for node in core.model.graph.node] == ["Conv"]
     image = noise(13, 17)
     padded = np.pad(image, ((0, 0), (0, 0), (0, 3), (0, 7)))

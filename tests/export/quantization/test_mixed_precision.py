@@ -6,16 +6,20 @@ import json
 import numpy as np
 import onnx
 import pytest
-from fcn_deploy.export.build.engine import build_engine, core_of
-from fcn_deploy.export.build.targets import cpu
+from fcn_deploy.calibration.report.engine_report import report_of
+from fcn_deploy.export.build.config import BuildConfig
+from fcn_deploy.export.build.core import core_of, optimise_offline
+from fcn_deploy.export.build.engine import build_engine
 from fcn_deploy.export.graph.edit import opset
 from fcn_deploy.export.importer.standard_form import read_source
+from fcn_deploy.export.quantization.gate import AccuracyGate
 from fcn_deploy.export.quantization.half import emulate_half
-from fcn_deploy.export.quantization.mixed_precision import Judge, Options, lower
+from fcn_deploy.export.quantization.mixed_precision import mix_precision
+from fcn_deploy.export.quantization.options import QuantizationOptions
 from fcn_deploy.export.quantization.quantize import SCHEMES, quantised_convolutions
 from fcn_deploy.runtime.backends.onnxruntime import session
 from fcn_deploy.runtime.engine_file import EngineFile
-from fcn_deploy.runtime.manifest import Head
+from fcn_deploy.runtime.manifest import Upsampling
 from helpers import command, needs, needs_shared, one_error, onnx_model, photo, save_photos
 from onnx import helper
 from PIL import Image
@@ -66,19 +70,24 @@ def fragile():
 @pytest.mark.parametrize("target", ["cpu", "tensorrt"])
 def test_layers_that_int8_cannot_hold_are_reverted(photos, target):
     said = []
-    options = Options(int8=True, fp16=target == "tensorrt", calib=str(photos / "images"), max_drop=1.0)
-    result = lower(fragile(), Head(), CARD, target, options, say=said.append)
-    assert result.report["kept"], "nothing was reverted"
-    assert result.report["drop_points"] <= 1.0 and result.report["metric"] == "agreement"
-    assert quantised_convolutions(result.core) == 4 - len(result.report["kept"])
+    options = QuantizationOptions(int8=True, fp16=target == "tensorrt", calib=str(photos / "images"), max_drop=1.0)
+    result = mix_precision(fragile(), Upsampling(), CARD, target, options, say=said.append)
+    assert result.accuracy.kept, "nothing was reverted"
+    assert result.accuracy.drop_points <= 1.0 and result.accuracy.metric == "agreement"
+    assert quantised_convolutions(result.core) == 4 - len(result.accuracy.kept)
     sensitivities = {layer.name: layer.sensitivity for layer in result.layers}
-    assert {"decided", "wide"} & set(result.report["kept"])
-    assert max(sensitivities, key=sensitivities.get) in result.report["kept"]
+    assert {"decided", "wide"} & set(result.accuracy.kept)
+    assert max(sensitivities, key=sensitivities.get) in result.accuracy.kept
     # Without the gate it would have been much worse.
-    free = lower(
-        fragile(), Head(), CARD, target, Options(int8=True, calib=options.calib, max_drop=100), say=said.append
+    free = mix_precision(
+        fragile(),
+        Upsampling(),
+        CARD,
+        target,
+        QuantizationOptions(int8=True, calib=options.calib, max_drop=100),
+        say=said.append,
     )
-    assert free.report["drop_points"] > 1.0 and not free.report["kept"]
+    assert free.accuracy.drop_points > 1.0 and not free.accuracy.kept
 
 
 def overflowing():
@@ -92,23 +101,23 @@ def overflowing():
 
 
 def test_fp16_keeps_what_overflows_in_float32(photos):
-    options = Options(fp16=True, calib=str(photos / "images"), max_drop=0.1)
-    result = lower(overflowing(), Head(), CARD, "tensorrt", options)
-    assert set(result.report["kept"]) == {"large", "scores"}
-    assert "beyond float16" in result.report["kept"]["large"]
+    options = QuantizationOptions(fp16=True, calib=str(photos / "images"), max_drop=0.1)
+    result = mix_precision(overflowing(), Upsampling(), CARD, "tensorrt", options)
+    assert set(result.accuracy.kept) == {"large", "scores"}
+    assert "beyond float16" in result.accuracy.kept["large"]
     naive = emulate_half(overflowing())
     from fcn_deploy.calibration.stream import open_stream
 
-    judge = Judge(overflowing(), Head(), CARD, open_stream(str(photos / "images"), CARD), None, exact=False)
+    gate = AccuracyGate(overflowing(), Upsampling(), CARD, open_stream(str(photos / "images"), CARD), None, exact=False)
     largest = [v.name for v in naive.graph.output if v.name.endswith("large")]
     assert largest  # its magnitude is watched
-    assert judge.drop(judge.measure(result.reference)) <= 0.1
+    assert gate.drop(gate.measure(result.emulated)) <= 0.1
 
 
 def test_a_broken_candidate_counts_as_all_lost():
-    judge = Judge.__new__(Judge)
-    judge.baseline = 0.9
-    assert judge.drop(float("nan")) == 100
+    gate = AccuracyGate.__new__(AccuracyGate)
+    gate.baseline = 0.9
+    assert gate.drop(float("nan")) == 100
 
 
 def test_an_int8_engine_for_the_cpu(exports, photos, tmp_path):
@@ -118,13 +127,13 @@ def test_an_int8_engine_for_the_cpu(exports, photos, tmp_path):
     assert "int8: agreement" in done.stdout and "images calibration did not see" in done.stdout
     assert "faster than float32 here" in done.stdout or "SLOWER here" in done.stdout
     with EngineFile(tmp_path / "m.engine") as file:
-        report = json.loads(file.read("report.json"))
+        report = report_of(file)
         stages = [onnx.load_from_string(file.read(stage.file)) for stage in file.manifest.stages]
-    assert report["accuracy"]["calibration_images"] == 10 and report["accuracy"]["images_judged"] == 2
-    assert report["core_bytes"]["int8"] < 0.5 * report["core_bytes"]["float32"]
-    assert sum(map(quantised_convolutions, stages)) == report["accuracy"]["layers"] - len(report["accuracy"]["kept"])
+    assert report.accuracy.calibration_images == 10 and report.accuracy.images_judged == 2
+    assert report.core_bytes["int8"] < 0.5 * report.core_bytes["float32"]
+    assert sum(map(quantised_convolutions, stages)) == report.accuracy.layers - len(report.accuracy.kept)
     rows = list(csv.DictReader((tmp_path / "layers.csv").open()))
-    assert len(rows) == report["accuracy"]["layers"]
+    assert len(rows) == report.accuracy.layers
     ranked = [float(row["sensitivity"]) for row in rows]
     assert ranked == sorted(ranked, reverse=True) and ranked[0] > 0
     done = command("build-engine", exports / "narrow.onnx", "--int8", "--calib", calib, "-o", tmp_path / "n.engine",
@@ -143,10 +152,12 @@ def test_an_int8_engine_for_the_cpu(exports, photos, tmp_path):
 
 
 def test_labels_make_the_gate_measure_miou(exports, photos, tmp_path):
-    options = Options(int8=True, calib=str(photos / "images"), labels=photos / "labels", max_drop=100)
-    report = build_engine(read_source(exports / "narrow.onnx"), tmp_path / "m.engine", options=options)
-    assert report["accuracy"]["metric"] == "mIoU" and 0 < report["miou"] < 1 and report["miou_reason"] is None
-    assert report["miou"] == report["accuracy"]["int8"]
+    options = QuantizationOptions(int8=True, calib=str(photos / "images"), labels=photos / "labels", max_drop=100)
+    report = build_engine(
+        read_source(exports / "narrow.onnx"), tmp_path / "m.engine", BuildConfig(quantization=options)
+    )
+    assert report.accuracy.metric == "mIoU" and 0 < report.miou < 1 and report.miou_reason is None
+    assert report.miou == report.accuracy.int8
 
 
 def test_engines_for_gpus_are_built_here_and_say_what_was_not_measured(exports, photos, tmp_path):
@@ -165,16 +176,18 @@ def test_engines_for_gpus_are_built_here_and_say_what_was_not_measured(exports, 
 
 def test_ranges_are_reused_for_the_same_model_alone(exports, photos, tmp_path):
     source = read_source(exports / "narrow.onnx")
-    options = Options(int8=True, calib=str(photos / "images"), ranges=tmp_path / "ranges.json", max_drop=100)
-    first = build_engine(source, tmp_path / "a.engine", options=options)
+    options = QuantizationOptions(
+        int8=True, calib=str(photos / "images"), ranges=tmp_path / "ranges.json", max_drop=100
+    )
+    first = build_engine(source, tmp_path / "a.engine", BuildConfig(quantization=options))
     written = (tmp_path / "ranges.json").read_bytes()
-    second = build_engine(source, tmp_path / "b.engine", options=options)
+    second = build_engine(source, tmp_path / "b.engine", BuildConfig(quantization=options))
     assert (tmp_path / "ranges.json").read_bytes() == written
-    assert first["accuracy"]["int8"] == second["accuracy"]["int8"]
+    assert first.accuracy.int8 == second.accuracy.int8
     data = json.loads(written) | {"model": "0" * 64}
     (tmp_path / "ranges.json").write_text(json.dumps(data))
     with pytest.raises(MisuseError, match="another network"):
-        build_engine(source, tmp_path / "c.engine", options=options)
+        build_engine(source, tmp_path / "c.engine", BuildConfig(quantization=options))
     assert not (tmp_path / "c.engine").exists()
 
 
@@ -183,18 +196,22 @@ def test_odd_calibration_images(exports, tmp_path, caplog):
     folder = tmp_path / "flat"
     folder.mkdir()
     Image.new("RGB", (50, 40), (9, 9, 9)).save(folder / "flat.png")  # one image, of one colour
-    options = Options(int8=True, calib=str(folder), max_drop=100)
-    assert build_engine(source, tmp_path / "a.engine", options=options)["accuracy"]["calibration_images"] == 1
+    options = QuantizationOptions(int8=True, calib=str(folder), max_drop=100)
+    assert (
+        build_engine(source, tmp_path / "a.engine", BuildConfig(quantization=options)).accuracy.calibration_images == 1
+    )
     (folder / "bad.png").write_bytes(b"junk")
     save_photos(folder, [(30 + index, 44) for index in range(4)])
-    report = build_engine(source, tmp_path / "b.engine", options=options)["accuracy"]
-    assert len(report["skipped"]) == 1 and report["calibration_images"] + report["images_judged"] == 5
+    report = build_engine(source, tmp_path / "b.engine", BuildConfig(quantization=options)).accuracy
+    assert len(report.skipped) == 1 and report.calibration_images + report.images_judged == 5
     assert "bad.png" in caplog.text
     only_bad = tmp_path / "bad"
     only_bad.mkdir()
     (only_bad / "x.png").write_bytes(b"junk")
     with pytest.raises(DeployError, match="could be read"):
-        build_engine(source, tmp_path / "c.engine", options=Options(int8=True, calib=str(only_bad)))
+        build_engine(
+            source, tmp_path / "c.engine", BuildConfig(quantization=QuantizationOptions(int8=True, calib=str(only_bad)))
+        )
 
 
 def test_activations_that_are_not_finite_are_refused(photos):
@@ -203,7 +220,7 @@ def test_activations_that_are_not_finite_are_refused(photos):
         {"w": np.ones((2, 3, 1, 1))},
     )
     with pytest.raises(DeployError, match="tensor logs: it has NaN or infinite values"):
-        lower(model, Head(), CARD, "cpu", Options(int8=True, calib=str(photos / "images")))
+        mix_precision(model, Upsampling(), CARD, "cpu", QuantizationOptions(int8=True, calib=str(photos / "images")))
 
 
 def test_misuse_is_one_line(exports, photos, tmp_path):
@@ -240,23 +257,24 @@ def test_int8_and_fp16_keep_the_miou_of_a_trained_network(trained, tmp_path):
         scale = 0.6 + 0.03 * index
         picture = Image.open(path)
         picture.resize((round(480 * scale), round(360 * scale))).save(calib / f"{index}.png")
-    core, card = core_of(read_source(trained / "camvid.onnx"))
+    core = core_of(read_source(trained / "camvid.onnx"))
+    card = core.card
     from fcn_deploy.calibration.datasets import load_dataset
     from fcn_deploy.calibration.stream import ImageStream
 
-    head, core = core.upsampling, onnx.load_from_string(cpu.build(core.model))
+    head, core = core.upsampling, optimise_offline(core.model)
     validation = load_dataset(str(data), "val", count=16, card=card)
     stream = ImageStream([validation.pairs[i][0].name for i in range(16)], lambda i: validation[i][0])
-    judges = {name: Judge(core, head, card, stream, data / "valannot", name == "cpu") for name in SCHEMES}
-    judge = judges["cpu"]
-    assert judge.metric == "mIoU" and judge.baseline > 0.55
+    gates = {name: AccuracyGate(core, head, card, stream, data / "valannot", name == "cpu") for name in SCHEMES}
+    gate = gates["cpu"]
+    assert gate.metric == "mIoU" and gate.baseline > 0.55
     for target, wanted, limit in (
         ("cpu", {"int8": True}, 0.5),
         ("tensorrt", {"int8": True, "fp16": True}, 0.5),
         ("tensorrt", {"fp16": True}, 0.05),
     ):
-        result = lower(core, head, card, target, Options(calib=str(calib), max_drop=100, **wanted))
-        assert judge.drop(judges[target].measure(result.reference)) <= limit, (target, wanted)
+        result = mix_precision(core, head, card, target, QuantizationOptions(calib=str(calib), max_drop=100, **wanted))
+        assert gate.drop(gates[target].measure(result.emulated)) <= limit, (target, wanted)
 
 
 @pytest.mark.parametrize("target", ["cpu", "tensorrt"])
@@ -269,21 +287,27 @@ def test_the_gate_never_trusts_kernels_that_saturate(photos, target, monkeypatch
             levels.append(optimise)
         return session(model, threads, optimise, arena)
 
-    monkeypatch.setattr("fcn_deploy.export.quantization.mixed_precision.session", watched)
-    lower(fragile(), Head(), CARD, target, Options(int8=True, calib=str(photos / "images"), max_drop=100))
+    monkeypatch.setattr("fcn_deploy.export.quantization.gate.session", watched)
+    mix_precision(
+        fragile(),
+        Upsampling(),
+        CARD,
+        target,
+        QuantizationOptions(int8=True, calib=str(photos / "images"), max_drop=100),
+    )
     assert levels and set(levels) == {target == "cpu"}
 
 
 def test_ranges_of_another_sample_are_not_judged_on_what_they_saw(exports, photos, tmp_path):
     source, kept = read_source(exports / "narrow.onnx"), tmp_path / "ranges.json"
     for seed in range(3):
-        options = Options(int8=True, calib=str(photos / "images"), ranges=kept, max_drop=100, seed=seed)
-        report = build_engine(source, tmp_path / "a.engine", options=options)["accuracy"]
-        assert report["judged_unseen"] and report["calibration_images"] == 10
+        options = QuantizationOptions(int8=True, calib=str(photos / "images"), ranges=kept, max_drop=100, seed=seed)
+        report = build_engine(source, tmp_path / "a.engine", BuildConfig(quantization=options)).accuracy
+        assert report.judged_unseen and report.calibration_images == 10
     data = json.loads(kept.read_text())
     data["images"] = [str(path) for path in sorted((photos / "images").iterdir())]
     kept.write_text(json.dumps(data))
-    assert not build_engine(source, tmp_path / "a.engine", options=options)["accuracy"]["judged_unseen"]
+    assert not build_engine(source, tmp_path / "a.engine", BuildConfig(quantization=options)).accuracy["judged_unseen"]
 
 
 def test_the_ranking_is_kept_where_the_budget_cannot_be_held(exports, photos, tmp_path):
@@ -301,6 +325,6 @@ def test_older_models_are_converted_for_int8(photos, tmp_path):
     torch.onnx.export(torch.nn.Sequential(*layers), torch.zeros(1, 3, 32, 32), tmp_path / "old.onnx", dynamo=False,
                       opset_version=13, input_names=["image"], output_names=["logits"], dynamic_axes=axes)  # fmt: skip
     assert opset(onnx.load(tmp_path / "old.onnx")) == 13
-    options = Options(int8=True, calib=str(photos / "images"), max_drop=100)
-    report = build_engine(read_source(tmp_path / "old.onnx"), tmp_path / "m.engine", options=options)
-    assert report["agreement"]["wrong"] == 0
+    options = QuantizationOptions(int8=True, calib=str(photos / "images"), max_drop=100)
+    report = build_engine(read_source(tmp_path / "old.onnx"), tmp_path / "m.engine", BuildConfig(quantization=options))
+    assert report.agreement.wrong == 0

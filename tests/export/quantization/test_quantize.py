@@ -5,24 +5,24 @@ from dataclasses import replace
 import numpy as np
 import onnx
 import pytest
-from fcn_deploy.export.build.engine import core_of
+from fcn_deploy.export.build.config import TensorRTOptions, parse_targets
+from fcn_deploy.export.build.core import core_of, optimise_offline
 from fcn_deploy.export.build.profiles import default_profiles
-from fcn_deploy.export.build.targets import cpu, tensorrt
+from fcn_deploy.export.build.targets.tensorrt_plan import build_plan
 from fcn_deploy.export.from_torch import export
 from fcn_deploy.export.graph.edit import initializers, producers
 from fcn_deploy.export.importer.standard_form import read_source
 from fcn_deploy.export.passes.fuse_padding import fuse_padding
 from fcn_deploy.export.passes.raw_input import raw_input
-from fcn_deploy.export.quantization.half import LARGEST_OF, emulate_half, half, overflowing
+from fcn_deploy.export.quantization.half import MAGNITUDE_OF, emulate_half, half, overflowing
 from fcn_deploy.export.quantization.quantize import (
     SCHEMES,
     convolutions,
-    depthwise,
     measured_tensors,
     quantised_convolutions,
     quantize,
-    round_weights,
 )
+from fcn_deploy.export.quantization.round_weights import depthwise, round_weights
 from fcn_deploy.runtime.backends.onnxruntime import session
 from fcn_deploy.runtime.prepare import prepare
 from helpers import FAMILY, checkpoint_of, multiples_of, needs, onnx_model, photo, random_network
@@ -339,7 +339,7 @@ def test_a_network_that_overflows_is_caught():
     emulated = session(emulate_half(model).SerializeToString(), optimise=False)
     names = [output.name for output in emulated.get_outputs()]
     values = dict(zip(names, emulated.run(names, {"image": image}), strict=True))
-    largest = {n.removeprefix(LARGEST_OF): float(v) for n, v in values.items() if n.startswith(LARGEST_OF)}
+    largest = {n.removeprefix(MAGNITUDE_OF): float(v) for n, v in values.items() if n.startswith(MAGNITUDE_OF)}
     assert largest["large"] == pytest.approx(120000, rel=1e-3)
     kept = overflowing(largest, model)
     assert kept == {"large", "small"}  # the node that gives it, and the node that reads it
@@ -378,9 +378,7 @@ def test_half_models_may_take_and_give_float16():
 
 
 def plan_of(model, targets, multiple):
-    return tensorrt.build(
-        model, tensorrt.BuildOptions(tuple(targets)), default_profiles(multiples_of(multiple), 4)
-    ).plan
+    return build_plan(model, TensorRTOptions(tuple(targets)), default_profiles(multiples_of(multiple), 4)).plan
 
 
 @pytest.mark.parametrize("architecture", FAMILY, ids=lambda a: "-".join(map(str, a.values())))
@@ -388,8 +386,8 @@ def test_tensorrt_rtx_builds_int8_and_fp16_of_every_network(tmp_path, architectu
     needs("tensorrt_rtx")
     model = random_network(width=0.125, **architecture)
     export(model, checkpoint_of(model).card, tmp_path / "m.onnx")
-    core, card = core_of(read_source(tmp_path / "m.onnx"))
-    core = onnx.load_from_string(cpu.build(core.model))
+    core = core_of(read_source(tmp_path / "m.onnx"))
+    card, core = core.card, optimise_offline(core.model)
     images = [prepare(photo(*size), card) for size in ((61, 97), (130, 70))]
     ranges, means = ranges_of(core, images)
     lowered = quantize(core, ranges, SCHEMES["tensorrt"], means=means)
@@ -468,8 +466,8 @@ def test_unknown_gpus_are_refused():
     from fcn_deploy import MisuseError
 
     with pytest.raises(MisuseError, match="sm90"):
-        tensorrt.parse_targets("sm89,sm90")
-    assert tensorrt.parse_targets("SM86, sm120") == ["sm86", "sm120"]
+        parse_targets("sm89,sm90")
+    assert parse_targets("SM86, sm120") == ["sm86", "sm120"]
 
 
 def test_what_tensorrt_refuses_is_named():

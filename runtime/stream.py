@@ -9,19 +9,18 @@ import time
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, TypeVar
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 
+from .arrays import AnyArray, Image, size_of
 from .errors import DeployError, MisuseError
+from .network import BatchCost, Network
 from .plan import Plan
 from .prepare import check_image, padded_size
 from .upsampling import result_bytes
-
-if TYPE_CHECKING:
-    from .segmenter import Segmenter
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -30,19 +29,29 @@ CALLERS = 2  # images in the network at once: while one is prepared or labelled,
 AHEAD = 32  # items in flight at most
 TOGETHER = 8  # images of a batch
 BATCH_PIXELS = 1 << 16  # of one padded image, at most: no larger one was faster in a batch (docs/results.md)
-ROUNDS = 3  # timed runs of each kind, before a size is run in batches or not
 PIXELS_AHEAD = 1 << 26  # in flight at most, where memory allows them
 SHARE_AHEAD = 1 / 8  # of the memory budget, for what is in flight outside the network
 
 
 @dataclass
-class _Flying:
-    """An item in flight."""
+class _Flying(Generic[R]):
+    """An item in flight.
 
-    item: object
+    Attributes:
+        item: until it is in work.
+        pixels: that it counts for.
+        job: that works on it, once one does.
+        place: of the item in its job.
+    """
+
+    item: Any  # T, or None
     pixels: int
-    job: Future | None = None
-    place: int = 0  # of the item in its job
+    job: Future[Sequence[R]] | None = None
+    place: int = 0
+
+    def result(self) -> R:
+        assert self.job is not None, "every item in flight has been submitted when results are asked for"
+        return self.job.result()[self.place]
 
 
 def overlapped(
@@ -72,74 +81,58 @@ def overlapped(
         caller is interrupted, starts nothing more and ends when the jobs that run have ended.
     """
     source = iter(items)
-    held: list[_Flying] = []  # read, and too large to be in flight with the others
-    flying: deque[_Flying] = deque()
-    groups: dict[Hashable, list[_Flying]] = {}  # that may grow yet
+    held: list[_Flying[R]] = []  # read, and too large to be in flight with the others
+    flying: deque[_Flying[R]] = deque()
     ended: Exception | None = None
     pool = ThreadPoolExecutor(workers, thread_name_prefix="fcn-deploy")
 
-    def submit(group: list[_Flying]) -> None:
+    def submit(group: list[_Flying[R]]) -> None:
         job = pool.submit(work, [each.item for each in group])
         for place, each in enumerate(group):
             each.item, each.job, each.place = None, job, place
+
+    def read_ahead() -> Exception | None:
+        """Read and submit what may be in flight beside the rest; what ended the items, StopIteration too."""
+        groups: dict[Hashable, list[_Flying[R]]] = {}  # that may grow yet
+        weight, ended = sum(each.pixels for each in flying), None
+        while len(flying) < AHEAD:
+            if held:
+                each = held.pop()
+            else:
+                try:
+                    item = next(source)
+                except Exception as error:
+                    ended = error
+                    break
+                each = _Flying(item, pixels(item))
+            if flying and weight + each.pixels > most:
+                held.append(each)
+                break
+            weight += each.pixels
+            flying.append(each)
+            key = alike(each.item)
+            group = [] if key is None else groups.setdefault(key, [])
+            group.append(each)
+            if key is None or len(group) == TOGETHER:
+                submit(group)
+                groups.pop(key, None)
+        for group in groups.values():
+            submit(group)
+        return ended
 
     try:
         while True:
             # By halves, so that items which are alike wait at once.
             if ended is None and len(flying) <= AHEAD // 2:
-                weight = sum(each.pixels for each in flying)
-                while len(flying) < AHEAD:
-                    try:
-                        item = None if held else next(source)
-                    except Exception as error:  # StopIteration too
-                        ended = error
-                        break
-                    each = held.pop() if held else _Flying(item, pixels(item))
-                    if flying and weight + each.pixels > most:
-                        held.append(each)
-                        break
-                    weight += each.pixels
-                    flying.append(each)
-                    key = alike(each.item)
-                    group = [] if key is None else groups.setdefault(key, [])
-                    group.append(each)
-                    if key is None or len(group) == TOGETHER:
-                        submit(group)
-                        groups.pop(key, None)
-                for group in groups.values():
-                    submit(group)
-                groups.clear()
+                ended = read_ahead()
             if not flying:
                 break
-            yield flying[0].job.result()[flying[0].place]
+            yield flying[0].result()
             flying.popleft()
-        if not isinstance(ended, StopIteration):
+        if ended is not None and not isinstance(ended, StopIteration):
             raise ended
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
-
-
-@dataclass
-class Cost:
-    """What runs of one padded size took, in seconds an image.
-
-    Attributes:
-        alone, together: one after the other, and in batches of 8.
-        equal: whether the scores of a batch are those of single runs, bit for bit; None: not compared yet.
-    """
-
-    alone: list[float] = field(default_factory=list)
-    together: list[float] = field(default_factory=list)
-    equal: bool | None = None
-
-    @property
-    def pays(self) -> bool | None:
-        """Whether batches are the faster, by medians; None: not known yet."""
-        if self.equal is False:
-            return False
-        if min(len(self.alone), len(self.together)) < ROUNDS:
-            return None
-        return bool(np.median(self.together) < np.median(self.alone))
 
 
 @dataclass(frozen=True)
@@ -152,39 +145,59 @@ class Labelled:
         seconds: in the network's turn, preparation and head included; an equal share of a batch.
     """
 
-    outcome: tuple[np.ndarray, ...] | Exception
+    outcome: tuple[AnyArray, ...] | Exception
     plan: Plan | None
     seconds: float
 
 
 class Stream:
-    """A Segmenter's network as a stream uses it: by two images at once, or by one that takes most of the memory.
+    """A network as a stream uses it: by two images at once, or by one that takes most of the memory.
+
+    Args:
+        network: that may be in use elsewhere, too.
+        kinds: of results that it makes of each image.
 
     Attributes:
-        kinds: of results that it makes of each image.
         pixels: that may be in flight, by the memory budget.
     """
 
-    def __init__(self, net: "Segmenter", kinds: Sequence[str] = ("labels",)) -> None:
-        self.net, self.kinds = net, tuple(kinds)
+    def __init__(self, network: Network, kinds: Sequence[str] = ("labels",)) -> None:
+        self.network, self.kinds = network, tuple(kinds)
         self._slots = threading.Semaphore(CALLERS)
         self._turn = threading.Lock()
-        memory = net.memory_budget()
+        memory = network.memory_budget()
         # An image, what its decoder keeps beside it, and its results.
-        each = 2 * net.card.channels * np.dtype(net.card.dtype).itemsize
-        each += sum(result_bytes(kind, net.card) for kind in self.kinds)
+        each = 2 * network.card.channels * np.dtype(network.card.dtype).itemsize
+        each += sum(result_bytes(kind, network.card) for kind in self.kinds)
         self.pixels = min(PIXELS_AHEAD, int(memory * SHARE_AHEAD / each))
         self._shared = memory * (1 - SHARE_AHEAD) / CALLERS  # bytes of a run that has another beside it
 
+    def outcomes(self, images: Iterable[Image], return_exceptions: bool) -> Iterator[AnyArray | Exception]:
+        """The first of `kinds` of each image, in order; what went wrong is raised in its turn, or given."""
+        results = overlapped(
+            images,
+            lambda group: [each.outcome for each in self.label(group)],
+            workers=CALLERS,
+            # What is no image is refused in its turn.
+            pixels=lambda image: image.size if isinstance(image, np.ndarray) else 0,
+            most=self.pixels * self.network.card.channels,
+            alike=lambda i: self.alike(i.shape[:2]) if isinstance(i, np.ndarray) and i.ndim > 1 else None,
+        )
+        with closing(results):  # type: ignore[type-var]  # it is a generator
+            for outcome in results:
+                if isinstance(outcome, Exception) and not return_exceptions:
+                    raise outcome
+                yield outcome if isinstance(outcome, Exception) else outcome[0]
+
     def alike(self, size: tuple[int, int]) -> tuple[int, int] | None:
         """The padded size of an image of (height, width) that is run with its equals where that pays, else None."""
-        padded = padded_size(*size, self.net.card)
-        if padded[0] * padded[1] > BATCH_PIXELS or self._slots_for(padded, TOGETHER) > 1 or not self.net.can_batch:
+        padded = padded_size(*size, self.network.card)
+        if padded[0] * padded[1] > BATCH_PIXELS or self._slots_for(padded, TOGETHER) > 1 or not self._can_batch:
             return None
-        cost = self.net.costs.get(padded)
+        cost = self.network.batch_costs.get(padded)
         return None if cost and cost.pays is False else padded
 
-    def label(self, images: Sequence[np.ndarray]) -> list[Labelled]:
+    def label(self, images: Sequence[Image]) -> list[Labelled]:
         """Label images, in a batch where that pays. Called by many threads."""
         try:
             batch = self._batch(images)
@@ -192,60 +205,65 @@ class Stream:
             batch = None
         return batch or [self._one(image) for image in images]
 
-    def _one(self, image: np.ndarray) -> Labelled:
+    def _one(self, image: Image) -> Labelled:
         shape = np.shape(image)
         with self._taking(self._slots_for(shape[:2]) if len(shape) > 1 else 1):
             started = time.perf_counter()
-            plan = None
+            plan: Plan | None = None
+            outcome: tuple[AnyArray, ...] | Exception
             try:
-                image = check_image(image, self.net.card)
+                image = check_image(image, self.network.card)
                 # Planned here, where it has the memory that it would have alone.
-                plan = self.net.plan(*image.shape[:2], kinds=self.kinds)
-                outcome = self.net.run(image, plan, self.kinds)
+                plan = self.network.plan(*size_of(image), kinds=self.kinds)
+                outcome = self.network.run(image, plan, self.kinds)
             except Exception as error:
                 outcome = error
             return Labelled(outcome, plan, time.perf_counter() - started)
 
-    def _batch(self, images: Sequence[np.ndarray]) -> list[Labelled] | None:
+    def _batch(self, given: Sequence[Image]) -> list[Labelled] | None:
         """8 images of one padded size, where a batch pays or is to be measured; else None."""
-        net = self.net
-        if len(images) != TOGETHER:
+        network = self.network
+        if len(given) != TOGETHER:
             return None
         try:
-            images = [check_image(image, net.card) for image in images]
+            images = [check_image(image, network.card) for image in given]
         except MisuseError:
             return None  # each is run alone then, and says so
-        sizes = {padded_size(*image.shape[:2], net.card) for image in images}
+        sizes = {padded_size(*size_of(image), network.card) for image in images}
         padded = sizes.pop()
         if sizes or self.alike(padded) is None:
             return None
         with self._taking(1):
-            plans = [net.plan(*image.shape[:2], kinds=self.kinds) for image in images]
+            plans = [network.plan(*size_of(image), kinds=self.kinds) for image in images]
             if any(plan.grids for plan in plans):
                 return None
-            cost = net.costs.setdefault(padded, Cost())
+            cost = network.batch_costs.setdefault(padded, BatchCost())
             if cost.equal is None:
-                cost.equal = _same_scores(net, images)
+                cost.equal = _same_scores(network, images)
             if cost.equal is False:
                 return None
             # In turns until it is known, so that both meet the same company.
             together = cost.pays if cost.pays is not None else len(cost.together) < len(cost.alone)
             started = time.perf_counter()
             if together:
-                results = net.run_batch(images, plans, self.kinds)
+                results = network.run_batch(images, plans, self.kinds)
             else:
-                results = [net.run(image, plan, self.kinds) for image, plan in zip(images, plans, strict=True)]
+                results = [network.run(image, plan, self.kinds) for image, plan in zip(images, plans, strict=True)]
             seconds = (time.perf_counter() - started) / len(images)
             if cost.pays is None:
                 (cost.together if together else cost.alone).append(seconds)
         return [Labelled(each, plan, seconds) for each, plan in zip(results, plans, strict=True)]
 
+    @property
+    def _can_batch(self) -> bool:
+        return self.network.backend.batches
+
     def _slots_for(self, size: tuple[int, int], count: int = 1) -> int:
         """1, or all for what cannot share the memory budget. A GPU's memory is its backend's to share out."""
-        if not self.net.can_batch:
+        if not self._can_batch:
             return 1
-        height, width = padded_size(*size, self.net.card)
-        return CALLERS if count * height * width * self.net.bytes_per_pixel > self._shared else 1
+        height, width = padded_size(*size, self.network.card)
+        return CALLERS if count * height * width * self.network.bytes_per_pixel > self._shared else 1
 
     @contextmanager
     def _taking(self, slots: int) -> Iterator[None]:
@@ -259,11 +277,11 @@ class Stream:
             self._slots.release(slots)
 
 
-def _same_scores(net: "Segmenter", images: Sequence[np.ndarray]) -> bool:
+def _same_scores(network: Network, images: Sequence[Image]) -> bool:
     """Whether a batch gives what single runs give, bit for bit."""
+    scores = network.backend.scores
     try:
-        together = net.scores_of_batch(images)
-        return all(np.array_equal(net.scores_of_batch([i])[0], s) for i, s in zip(images, together, strict=True))
+        return all(np.array_equal(scores([i])[0], s) for i, s in zip(images, scores(images), strict=True))
     except Exception:  # a model of a fixed batch
         return False
 
@@ -274,7 +292,7 @@ def said(error: Exception, source: object) -> str:
     return " ".join(text.split())
 
 
-def describe_plan(plan: Plan) -> dict:
+def describe_plan(plan: Plan) -> dict[str, Any]:
     """A plan as records have it."""
     return {
         "padded": list(plan.padded),

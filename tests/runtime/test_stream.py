@@ -7,7 +7,8 @@ import time
 
 import numpy as np
 import pytest
-from fcn_deploy.runtime.pipeline import AHEAD, ROUNDS, TOGETHER, Cost, overlapped
+from fcn_deploy.runtime.network import ROUNDS, BatchCost
+from fcn_deploy.runtime.stream import AHEAD, TOGETHER, overlapped
 from helpers import photo, save_photos
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -195,21 +196,21 @@ def test_batched_or_not_the_labels_and_scores_are_equal(exports, int8_engine, pr
         images = [photo(60 + seed % 4, 33 + seed % 9, seed) for seed in range(8 * (2 * ROUNDS + 1) + 3)]
         if pays is not None:
             fast, slow = [1.0] * ROUNDS, [2.0] * ROUNDS
-            net.costs[64, 64] = Cost(slow, fast, True) if pays else Cost(fast, slow, True)
+            net.network.batch_costs[64, 64] = BatchCost(slow, fast, True) if pays else BatchCost(fast, slow, True)
         batches = []
-        run_batch = net.run_batch
-        net.run_batch = lambda images, *rest: batches.append(len(images)) or run_batch(images, *rest)
+        run_batch = net.network.run_batch
+        net.network.run_batch = lambda images, *rest: batches.append(len(images)) or run_batch(images, *rest)
         for labels, image in zip(net.map(images), images, strict=True):
             np.testing.assert_array_equal(labels, net(image))
         if pays is None:
-            cost = net.costs[64, 64]
+            cost = net.network.batch_costs[64, 64]
             assert cost.equal is True and cost.pays is not None and len(batches) >= ROUNDS
         else:
             assert bool(batches) is pays
         assert set(batches) <= {TOGETHER}
         for count in (2, 3, TOGETHER):
-            for scores, image in zip(net.scores_of_batch(images[:count]), images[:count], strict=True):
-                np.testing.assert_array_equal(scores, net.scores(image))
+            for scores, image in zip(net.network.backend.scores(images[:count]), images[:count], strict=True):
+                np.testing.assert_array_equal(scores, net.network.scores(image))
 
 
 @pytest.fixture(scope="module")
@@ -224,17 +225,18 @@ def int8_engine(exports, tmp_path_factory):
 
 
 def test_a_backend_whose_batches_differ_is_not_given_any(net):
-    whole = net.scores_of_batch
+    backend = net.network.backend
+    whole = backend.scores
 
     def inexact(images):
         scores = whole(images)
         return scores if len(images) == 1 else np.nextafter(scores, np.inf)
 
-    net.scores_of_batch = inexact
+    backend.scores = inexact
     images = [photo(40, 40, seed) for seed in range(40)]
     for labels, image in zip(net.map(images), images, strict=True):
         np.testing.assert_array_equal(labels, net(image))
-    assert net.costs[64, 64].equal is False and not net.costs[64, 64].together
+    assert net.network.batch_costs[64, 64].equal is False and not net.network.batch_costs[64, 64].together
 
 
 def test_a_model_of_a_fixed_batch_is_run_image_by_image(exports, tmp_path):
@@ -249,7 +251,7 @@ def test_a_model_of_a_fixed_batch_is_run_image_by_image(exports, tmp_path):
         images = [photo(40, 40, seed) for seed in range(20)]
         for labels, image in zip(net.map(images), images, strict=True):
             np.testing.assert_array_equal(labels, net(image))
-        assert net.costs[40, 40].equal is False
+        assert net.network.batch_costs[40, 40].equal is False
 
 
 def test_one_broken_image_does_not_stop_the_rest(net):
@@ -287,7 +289,7 @@ def test_images_that_share_the_budget_run_at_once_and_others_alone(exports):
     for memory, most in ((10 * need, 2), (int(1.5 * need), 1)):
         with Segmenter(exports / "narrow.engine", memory=memory) as net:
             running, seen, lock = set(), [], threading.Lock()
-            run = net.run
+            run = net.network.run
 
             def watched(image, plan, kinds, run=run, running=running, seen=seen, lock=lock, most=most):
                 me = object()
@@ -301,7 +303,7 @@ def test_images_that_share_the_budget_run_at_once_and_others_alone(exports):
                     running.remove(me)
                 return labels
 
-            net.run = watched
+            net.network.run = watched
             assert sum(1 for _ in net.map([photo(*size)] * 6)) == 6
             assert max(seen) == most
 
@@ -314,7 +316,7 @@ def test_what_is_in_flight_is_bounded_by_pixels(net):
             read.append(index)
             yield np.zeros((3000, 4000, 3), np.uint8)
 
-    net.run = lambda image, plan, kinds: (np.zeros(plan.size, np.uint8),)
+    net.network.run = lambda image, plan, kinds: (np.zeros(plan.size, np.uint8),)
     labels = net.map(images())
     next(labels)
     assert len(read) <= 7  # 5 of 12 megapixels in flight, and what was read and waits

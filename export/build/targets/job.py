@@ -1,0 +1,73 @@
+"""What every target's builder is given, and gives: `build(job, report) → Draft`."""
+
+import logging
+from dataclasses import dataclass
+from typing import Protocol
+
+from fcn_deploy.calibration.report.engine_report import EngineReport
+from fcn_deploy.export.build.config import BuildConfig
+from fcn_deploy.export.build.core import Core
+from fcn_deploy.export.build.draft import Draft
+from fcn_deploy.export.importer.standard_form import Source
+from fcn_deploy.export.quantization.mixed_precision import MixedPrecision
+from fcn_deploy.export.quantization.options import Say
+from fcn_deploy.runtime.errors import DeployError
+from fcn_deploy.runtime.verify import latency, timed_sizes
+from onnx import ModelProto
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class BuildJob:
+    """An engine to build, once its core is had in its precision.
+
+    Attributes:
+        model: that it is of.
+        core: of the model.
+        float_core: the core, optimised offline.
+        float_draft: an engine of it for CPUs, whose results were compared with the model's.
+        mixed: the core in low precision; None: float32.
+        config: what was asked for.
+        say: called with a line when a phase begins.
+    """
+
+    model: Source
+    core: Core
+    float_core: ModelProto
+    float_draft: Draft
+    mixed: MixedPrecision | None
+    config: BuildConfig
+    say: Say
+
+    @property
+    def precision(self) -> str:
+        """The lowest in the engine; float32 too where low precision was given up."""
+        return "float32" if self.mixed is None else self.config.quantization.precision
+
+    @property
+    def lowest_core(self) -> ModelProto:
+        """The core that the engine holds: quantized, or float."""
+        return self.float_core if self.mixed is None else self.mixed.core
+
+    @property
+    def as_written(self) -> ModelProto:
+        """A float32 graph of the engine's arithmetic, whose golden sample is the engine's."""
+        return self.core.model if self.mixed is None else self.mixed.emulated
+
+
+class TargetBuilder(Protocol):
+    """Builds an engine for one kind of target, and adds what it measured to the report."""
+
+    def __call__(self, job: BuildJob, report: EngineReport) -> Draft: ...
+
+
+def measure_on_gpu(job: BuildJob, draft: Draft, report: EngineReport) -> None:
+    """Latency on this machine's GPU, or why there is none."""
+    try:
+        with draft.opened() as net:
+            job.say(f"timing {job.precision}")
+            report.latency_ms = latency(net, job.config.latency_sizes or timed_sizes(draft.manifest))
+    except DeployError as error:
+        log.info("not measured: %s", error)
+        report.latency_reason = "no GPU here runs it: run verify-engine on the GPU's machine"

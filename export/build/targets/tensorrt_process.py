@@ -1,0 +1,389 @@
+"""What runs TensorRT, in a process of its own: parses a network, builds a plan, and says in one line what failed."""
+
+import ctypes
+import json
+import os
+import re
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from fcn_deploy.export.build.config import HARDWARE_LEVELS, THIS_GPU, TensorRTOptions
+from fcn_deploy.export.build.profiles import PlannedProfile
+from fcn_deploy.export.build.targets.timing_cache import TimingCache
+from fcn_deploy.runtime.errors import DeployError, MisuseError
+from fcn_deploy.runtime.extras import need
+
+OLDEST_TENSORRT = (10, 12)
+LIBRARY_NAMES = {"tensorrt": "TensorRT", "tensorrt_rtx": "TensorRT for RTX"}  # module → name in errors
+
+
+@dataclass(frozen=True)
+class BuiltPlan:
+    """A plan and what is known of it.
+
+    Attributes:
+        plan: serialised; it is code, to be loaded from trusted sources only.
+        activation_bytes: per profile, of a context at its MAX, as the builder reports; None where it does not.
+        module: Python module that runs it: `tensorrt` or `tensorrt_rtx`.
+        version: of that module.
+        targets: compute capabilities it is for, such as sm89.
+        seconds: that the build took.
+        notes: what the user should know, a line each.
+    """
+
+    plan: bytes
+    activation_bytes: tuple[int | None, ...]
+    module: str
+    version: str
+    targets: tuple[str, ...]
+    seconds: float
+    notes: tuple[str, ...] = ()
+
+
+def run_build(name: str) -> None:
+    """Build the job in a folder. Its messages go to the parent as JSON lines; what libraries print does not."""
+    # fd 1 is TensorRT's own, too.
+    out = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)
+
+    def send(**event: Any) -> None:
+        out.write(json.dumps(event) + "\n")
+
+    def follow() -> None:
+        sys.stdin.buffer.read()
+        os._exit(1)  # the parent is gone
+
+    threading.Thread(target=follow, daemon=True).start()
+    folder = Path(name)
+    job = json.loads((folder / "job.json").read_text())
+    options = job["options"]
+    if options["timing_cache"]:
+        options["timing_cache"] = Path(options["timing_cache"])
+    options["targets"] = tuple(options["targets"])
+    profiles = [
+        PlannedProfile(tuple(profile["min"]), tuple(profile["opt"]), tuple(profile["max"]), profile["batch"])
+        for profile in job["profiles"]
+    ]
+    try:
+        options = TensorRTOptions(**options)
+        trt, targets = choose_module(options.targets)
+        built = build_here(trt, folder / "core.onnx", options, profiles, targets, lambda phase: send(phase=phase))
+        (folder / "plan").write_bytes(built.plan)
+        send(result=asdict(built) | {"plan": None})
+    except DeployError as error:
+        send(error=str(error), misuse=isinstance(error, MisuseError))
+    except MemoryError:
+        send(error="out of memory while building; free some, or give smaller --sizes or --max-batch", misuse=False)
+    except OSError as error:
+        send(error=f"the plan cannot be stored: {error}", misuse=False)
+    out.flush()
+    os._exit(0)  # destructors of a cancelled build may hang
+
+
+def run_parser(name: str) -> None:
+    """Write what the parser says of the network in a folder beside it."""
+    folder = Path(name)
+    try:
+        trt = _any_module()
+        log = _logger(trt)
+        flags = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
+        network = trt.Builder(log).create_network(0 if flags is None else 1 << int(flags))
+        parser = trt.OnnxParser(network, log)
+        refused = []
+        if not parser.supports_model_v2((folder / "core.onnx").read_bytes()):
+            errors = [parser.get_error(index) for index in range(parser.num_errors)]
+            refused = [(each.node_name(), each.node_operator(), _tidied(each.desc())) for each in errors]
+            refused = refused or [("", "", _reason(log.errors) or "no reason given")]
+        said = {"module": f"{trt.__name__} {trt.__version__}", "refused": list(dict.fromkeys(refused))}
+    except DeployError as error:
+        said = {"error": str(error)}
+    (folder / "said.json").write_text(json.dumps(said))
+    os._exit(0)  # destructors have no part in it
+
+
+def _any_module() -> ModuleType:
+    """tensorrt_rtx, or else tensorrt. Raises DeployError where neither can be imported."""
+    try:
+        return need("tensorrt_rtx", "rtx")
+    except DeployError:
+        try:
+            return import_module("tensorrt")
+        except Exception as error:  # not installed, or its libraries are not
+            raise DeployError("tensorrt_rtx is not installed; run: pip install 'fcn-deploy[rtx]'") from error
+
+
+def choose_module(targets: Sequence[str]) -> tuple[ModuleType, tuple[str, ...]]:
+    """The module that builds for `targets`, and the compute capabilities these are.
+
+    Raises:
+        DeployError: it is missing, or `cuda` is asked for without a GPU.
+    """
+    if tuple(targets) != (THIS_GPU,):
+        return need("tensorrt_rtx", "rtx"), tuple(targets)
+    device = local_device()
+    if device is None:
+        raise DeployError(
+            f"--target {THIS_GPU} is the GPU of this machine, and none can be used (no NVIDIA driver or device); name "
+            "the GPUs to build for, such as --target sm86,sm89,sm120"
+        )
+    found = f"sm{device[0]}{device[1]}"
+    trt: ModuleType | None
+    try:
+        trt = import_module("tensorrt")
+        version = tuple(int(part) for part in trt.__version__.split(".")[:2])
+    except Exception:  # not installed, or its libraries are not
+        trt, version = None, (0, 0)
+    if trt is not None and version >= OLDEST_TENSORRT:
+        return trt, (found,)
+    try:
+        return import_module("tensorrt_rtx"), (found,)
+    except Exception as error:
+        if trt is not None:
+            oldest = ".".join(map(str, OLDEST_TENSORRT))
+            raise DeployError(f"tensorrt {trt.__version__} is too old; install {oldest} or later") from error
+        raise DeployError(
+            "neither tensorrt nor tensorrt_rtx can be imported; run: pip install 'fcn-deploy[gpu]' (or [rtx])"
+        ) from error
+
+
+def local_device() -> tuple[int, int] | None:
+    """Compute capability, (major, minor), of the first GPU that CUDA shows; None where there is none.
+
+    Asked of the driver itself: no Python package for CUDA is needed to build.
+    """
+    for name in ("libcuda.so.1", "nvcuda.dll"):
+        try:
+            cuda = ctypes.CDLL(name)
+            break
+        except OSError:
+            continue
+    else:
+        return None
+    device, values = ctypes.c_int(), [ctypes.c_int(), ctypes.c_int()]
+    if cuda.cuInit(0) or cuda.cuDeviceGet(ctypes.byref(device), 0):
+        return None
+    # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR
+    for value, attribute in zip(values, (75, 76), strict=True):
+        if cuda.cuDeviceGetAttribute(ctypes.byref(value), attribute, device):
+            return None
+    return values[0].value, values[1].value
+
+
+def build_here(
+    trt: ModuleType,
+    model: Path,
+    options: TensorRTOptions,
+    profiles: Sequence[PlannedProfile],
+    targets: tuple[str, ...],
+    progress: Callable[[str], None] = lambda phase: None,
+) -> BuiltPlan:
+    """Build in this process, with `trt`, which is tensorrt or tensorrt_rtx. As `build`; `model` is an ONNX file."""
+    start = time.monotonic()
+    deadline = start + options.timeout if options.timeout is not None else float("inf")
+    log, name = _logger(trt), trt.__name__
+    notes: list[str] = []
+    try:
+        builder = trt.Builder(log)
+    except Exception as error:
+        raise DeployError(
+            f"{LIBRARY_NAMES[name]} cannot start: {_reason(log.errors) or error}; is there a usable GPU?"
+        ) from error
+    flags = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
+    network = builder.create_network(0 if flags is None else 1 << int(flags))
+    parser = trt.OnnxParser(network, log)
+    progress("reading the network")
+    if not parser.parse_from_file(str(model)):
+        raise _refused(parser, log)
+    config = builder.create_builder_config()
+    config.clear_flag(trt.BuilderFlag.TF32)  # float32 means float32
+    if hasattr(trt, "ComputeCapability"):
+        # Of a GPU at hand the driver knows more than the list of names, which is older than some GPUs.
+        wanted = ["CURRENT"] if options.targets == (THIS_GPU,) else [target.upper() for target in targets]
+        config.num_compute_capabilities = len(wanted)
+        for index, capability in enumerate(wanted):
+            if not hasattr(trt.ComputeCapability, capability):
+                raise DeployError(f"{name} {trt.__version__} does not know {capability.lower()}; install a newer one")
+            config.set_compute_capability(getattr(trt.ComputeCapability, capability), index)
+    if options.workspace is not None:
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace)
+    notes += _set_compatibility(trt, config, options)
+    if options.level is not None:
+        config.builder_optimization_level = options.level
+    _add_profiles(builder, network, config, profiles, log)
+    cache = None
+    if options.timing_cache is not None:
+        cache = TimingCache(options.timing_cache, f"{name} {trt.__version__} {','.join(targets)}")
+        notes += cache.attach(trt, config)
+    log.errors.clear()  # what was said so far was no failure
+    config.progress_monitor = monitor = _monitor(trt, deadline, progress)
+    progress("building")
+    plan = builder.build_serialized_network(network, config)
+    if cache is not None:
+        # Also after a timeout: the next attempt goes on from there.
+        notes += cache.save(config)
+    if monitor.cancelled and options.timeout is not None:
+        raise too_long(options.timeout, monitor.phase)
+    if plan is None or log.inconsistent:
+        raise _failed(name, log, options)
+    sizes: list[int | None] = list(log.activations)
+    if len(sizes) != len(profiles):
+        sizes = [None] * len(profiles)
+    return BuiltPlan(
+        bytes(plan), tuple(sizes), name, trt.__version__, targets, round(time.monotonic() - start, 3), tuple(notes)
+    )
+
+
+def _logger(trt: Any):
+    class Log(trt.ILogger):
+        """Keeps the last errors, and the activation memory of each profile, which only the log tells."""
+
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+            self.errors: deque[str] = deque(maxlen=20)
+            self.activations: list[int] = []
+            self.inconsistent = False
+
+        def log(self, severity, message: str) -> None:
+            if severity in (trt.ILogger.Severity.ERROR, trt.ILogger.Severity.INTERNAL_ERROR):
+                self.errors.append(" ".join(message.split()))
+            elif match := re.match(r"Total Activation Memory: (\d+)", message):
+                self.activations.append(int(match[1]))
+            elif "kMAX values are not self-consistent" in message:
+                # A warning only, and yet the profile cannot run.
+                self.errors.append(" ".join(message.split()))
+                self.inconsistent = True
+
+    return Log()
+
+
+def _monitor(trt: Any, deadline: float, progress: Callable[[str], None]):
+    class Monitor(trt.IProgressMonitor):
+        """Tells phases and cancels after the deadline. It is called in bursts, with long silences between them."""
+
+        def __init__(self) -> None:
+            trt.IProgressMonitor.__init__(self)
+            self.phase, self.cancelled, self.told = "building", False, 0.0
+
+        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
+            self.phase = " ".join(phase_name.split())
+            self.phase = self.phase[:1].lower() + self.phase[1:]
+            if time.monotonic() - self.told > 0.1:
+                self.told = time.monotonic()
+                progress(self.phase)
+
+        def phase_finish(self, phase_name: str) -> None:
+            pass
+
+        def step_complete(self, phase_name: str, step: int) -> bool:
+            self.cancelled |= time.monotonic() > deadline
+            return not self.cancelled
+
+    return Monitor()
+
+
+def _set_compatibility(trt: ModuleType, config, options: TensorRTOptions) -> list[str]:
+    """Ask for plans that run elsewhere too; returns notes. Raises MisuseError where `trt` cannot."""
+    rtx = trt.__name__ == "tensorrt_rtx"
+    if options.hardware != "none":
+        level = getattr(getattr(trt, "HardwareCompatibilityLevel", None), HARDWARE_LEVELS[options.hardware], None)
+        if level is None or rtx:
+            raise MisuseError(
+                f"--hardware-compatible {options.hardware}: {trt.__name__} {trt.__version__} does not have it"
+                + ("; name several targets instead, such as sm86,sm89,sm120" if rtx else "; try another version")
+            )
+        config.hardware_compatibility_level = level
+    if options.version_compatible:
+        if rtx:
+            raise MisuseError(
+                "--version-compatible: TensorRT for RTX has no lean runtime to put into the plan; omit it"
+            )
+        config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
+        return ["a version-compatible plan brings host code along: who loads it must trust it"]
+    return []
+
+
+def _add_profiles(builder, network, config, profiles: Sequence[PlannedProfile], log) -> None:
+    image = network.get_input(0)
+    channels = image.shape[1]
+    if network.num_inputs != 1 or channels < 1:
+        raise DeployError(
+            f"the network has {network.num_inputs} inputs, the first of shape {list(image.shape)}; one is wanted, "
+            "[N, C, H, W] with a fixed number of channels"
+        )
+    for index, profile in enumerate(profiles):
+        made = builder.create_optimization_profile()
+        shapes = ((1, *profile.min), (1, *profile.opt), (profile.batch, *profile.max))
+        made.set_shape(image.name, *((number, channels, *size) for number, *size in shapes))
+        if config.add_optimization_profile(made) < 0:
+            text = ":".join(f"{size[0]}x{size[1]}" for size in (profile.min, profile.opt, profile.max))
+            raise DeployError(f"TensorRT refuses profile {index} ({text}): {_reason(log.errors)}")
+
+
+def too_long(timeout: float, phase: str) -> DeployError:
+    return DeployError(
+        f"the build took longer than --timeout {timeout:g} s, and was stopped while {phase}; allow more, or give fewer "
+        "profiles or a --timing-cache"
+    )
+
+
+def _tidied(message: str) -> str:
+    """A message without the places in TensorRT's source."""
+    message = re.sub(r"\s*(?:\.|,)?\s*In \w+ at \S+:\d+", "", " ".join(message.split()))
+    message = re.sub(r"^\[?[\w.]+::\w+::\d+\]?\s*|^[\w:]+: (?=Error Code)|^ModelImporter\.cpp:\d+: ", "", message)
+    return message[:300]
+
+
+def _reason(errors: Sequence[str]) -> str:
+    """The first error that is not about a driver, which a machine without a GPU complains of in passing."""
+    real = [error for error in errors if "cudaError 35" not in error]
+    return _tidied((real or list(errors) or [""])[0])
+
+
+def _refused(parser, log) -> DeployError:
+    """What the ONNX parser says, with the node, its operator and a remedy."""
+    if not parser.num_errors:
+        return DeployError(f"TensorRT cannot read the network: {_reason(log.errors) or 'no reason given'}")
+    error = parser.get_error(0)
+    operator, node = error.node_operator(), error.node_name()
+    reason = _tidied(error.desc().split("\n")[-1 if "Invalid Node" in error.desc().split("\n")[0] else 0])
+    everything = " ".join([error.desc(), *log.errors])
+    if "zero point" in everything:
+        reason = "a zero point that is not 0"
+        remedy = "it is quantised for CPUs; start from the float32 model and let build-engine --int8 quantise for GPUs"
+    elif "input has type Int32" in everything:
+        reason = "an int32 bias"
+        remedy = "it is quantised for CPUs; start from the float32 model, or leave biases in float (QuantizeBias=False)"
+    elif "UNSUPPORTED" in str(error.code()) or "Plugin not found" in everything:
+        reason = "TensorRT has no such operator" if "Plugin not found" in everything else "it is not supported so"
+        remedy = "replace it in the network before export, or build for --target cpu"
+    else:
+        remedy = "change it in the network before export, or build for --target cpu"
+    return DeployError(f"TensorRT refuses node {node or error.node()} ({operator}): {reason}; {remedy}")
+
+
+def _failed(name: str, log, options: TensorRTOptions) -> DeployError:
+    reason = _reason(log.errors) or "no reason given"
+    everything = " ".join(log.errors)
+    if log.inconsistent:
+        remedy = "its largest size is too large: give smaller --sizes or --max-batch (the runtime tiles larger images)"
+    elif re.search(r"OutOfMemory|out of memory|workspace|MemoryAllocation", everything):
+        if "no tactics" in everything:
+            reason = "no kernel works in so little scratch memory"
+        remedy = "give smaller --sizes or --max-batch, or free memory of the GPU"
+        if options.workspace is not None:
+            remedy = f"raise --workspace ({options.workspace / 2**20:,.0f} MiB), or give smaller --sizes or --max-batch"
+    elif "libnvinfer_lean" in everything:
+        remedy = "omit --version-compatible, or install TensorRT's lean runtime"
+    elif all(re.search(r"cudaError 3[56]\b", error) for error in log.errors):  # no driver, or one too old
+        remedy = "it needs a GPU and its driver; name the GPUs to build for, such as --target sm86,sm89,sm120"
+    else:
+        remedy = "try another version of it, or --target cpu"
+    return DeployError(f"{LIBRARY_NAMES[name]} cannot build the network: {reason}; {remedy}")

@@ -1,0 +1,132 @@
+"""The accuracy gate: what low precision costs, against float32, on images that calibration did not see."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from fcn_deploy.calibration.datasets import read_labels
+from fcn_deploy.calibration.metrics import IGNORE, Metrics, confusion_matrix
+from fcn_deploy.calibration.stream import ImageStream
+from fcn_deploy.runtime.backends.onnxruntime import session
+from fcn_deploy.runtime.errors import DeployError
+from fcn_deploy.runtime.manifest import Upsampling
+from fcn_deploy.runtime.model_card import ModelCard
+from fcn_deploy.runtime.prepare import padded_size, prepare
+from fcn_deploy.runtime.upsampling import ScoreWindow, result_from_scores
+from onnx import ModelProto
+
+GATE_IMAGES = 40  # at most
+SENSITIVITY_IMAGES = 3
+
+
+class AccuracyGate:
+    """Compares cores of low precision with the float core.
+
+    Args:
+        core: float32.
+        head, card: of the model.
+        images: to compare on.
+        labels: folder of their labels; None: float32's are the measure.
+        exact: whether ONNX Runtime's kernels run the cores exactly. They do the CPU's Q/DQ, whose weights never
+            saturate them. s8·s8 and emulated FP16 they do not: these run as written, Q/DQ as float arithmetic.
+
+    Attributes:
+        images: [H, W, C] as the card says.
+        metric: `mIoU` where labels are given, else `agreement`: the share of pixels labelled, or masked, as by float32;
+            of values 1 less their mean difference from float32's, as a share of their range.
+        baseline: of float32, in 0..1.
+        count: of images.
+
+    Raises:
+        DeployError: no image can be read, or labels do not fit them.
+    """
+
+    def __init__(
+        self, core: ModelProto, head: Upsampling, card: ModelCard, images: ImageStream, labels: Path | None, exact: bool
+    ) -> None:
+        self.head, self.card, self.exact = head, card, exact
+        self.images: list[np.ndarray] = []
+        self.expected: list[np.ndarray] = []
+        self.scores: list[np.ndarray] = []
+        run = session(core.SerializeToString())
+        own: list[np.ndarray] = []
+        for name, image in images:
+            size = image.shape[:2]
+            scores = run.run(["scores"], {"image": prepare(image, card)})[0][0]
+            self.images.append(image)
+            if len(self.scores) < SENSITIVITY_IMAGES:
+                self.scores.append(scores)
+            own.append(self._result(scores, size))
+            if labels is not None:
+                self.expected.append(_label_of(name, labels, size, len(card.classes)))
+        if not own:
+            raise DeployError("none of the images to judge by could be read; give more with --calib")
+        self.metric = "mIoU" if labels is not None else "agreement"
+        self.count = len(own)
+        if labels is None:
+            self.expected, self.baseline = own, 1.0
+        else:
+            self.baseline = self._compare(own)
+            if not self.baseline > 0:
+                raise DeployError(
+                    f"float32 has an mIoU of {self.baseline} against the labels, so nothing can be judged by them; are "
+                    "they of these images and classes?"
+                )
+
+    def _result(self, scores: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+        if self.card.kind == "values":
+            return scores  # interpolated they are convex combinations of these, and many times their memory
+        window = ScoreWindow.whole(scores, padded_size(*size, self.card), size)
+        return result_from_scores(self.card.kind, window, self.head, self.card)
+
+    def _compare(self, results: list[np.ndarray]) -> float:
+        if self.card.kind == "values":
+            lost = sum(float(np.abs(a - b).mean(dtype=np.float64)) for a, b in zip(results, self.expected, strict=True))
+            spread = max(float(b.max()) for b in self.expected) - min(float(b.min()) for b in self.expected)
+            return 1 - lost / len(results) / max(spread, 1e-12)
+        if self.metric == "agreement":
+            equal = sum(int((a == b).sum()) for a, b in zip(results, self.expected, strict=True))
+            return equal / sum(a.size for a in results)
+        classes = len(self.card.classes)
+        confusion = np.zeros((classes, classes), np.int64)
+        for expected, labels in zip(self.expected, results, strict=True):
+            confusion += confusion_matrix(expected, labels, classes)
+        return Metrics.of(confusion).mean_iou
+
+    def measure(self, core: ModelProto) -> float:
+        """The metric of a core in low precision, in 0..1."""
+        run = self._session(core)
+        return self.measure_run(lambda image: run.run(["scores"], {"image": prepare(image, self.card)})[0][0])
+
+    def measure_run(self, run: Callable[[np.ndarray], np.ndarray]) -> float:
+        """The metric of whatever gives an image's uncropped scores: [H, W, C] as the card says → [K, h, w]."""
+        return self._compare([self._result(run(image), image.shape[:2]) for image in self.images])
+
+    def error(self, core: ModelProto) -> float:
+        """Squared error of the scores over their power, on a few images."""
+        run = self._session(core)
+        error = power = 0.0
+        for image, expected in zip(self.images, self.scores, strict=False):
+            scores = run.run(["scores"], {"image": prepare(image, self.card)})[0][0]
+            error += float(((scores - expected) ** 2).sum())
+            power += float((expected**2).sum())
+        return error / max(power, 1e-30)
+
+    def drop(self, value: float) -> float:
+        """Points lost. NaN, which a broken core gives, counts as all."""
+        lost = (self.baseline - value) * 100
+        return lost if lost == lost else 100.0
+
+    def _session(self, core: ModelProto):
+        return session(core.SerializeToString(), optimise=self.exact)
+
+
+def _label_of(name: str, folder: Path, size: tuple[int, int], classes: int) -> np.ndarray:
+    path = folder / (Path(name).stem + ".png")
+    labels = read_labels(path).copy()
+    if labels.shape != size:
+        raise DeployError(f"{path} is {labels.shape[0]}×{labels.shape[1]}, and its image is {size[0]}×{size[1]}")
+    labels[labels == classes] = IGNORE  # the void class after the last
+    if (wrong := labels[(labels > classes) & (labels != IGNORE)]).size:
+        raise DeployError(f"{path} holds class {wrong.max()}, and there are {classes} classes")
+    return labels

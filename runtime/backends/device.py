@@ -1,0 +1,128 @@
+"""The GPU, its driver and TensorRT, checked before anything of an engine is loaded: each refusal is one line."""
+
+import hashlib
+import logging
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from ..errors import DeployError, MisuseError
+from ..extras import need
+from ..manifest import GpuPlan
+from . import KERNELS_PTX, kernels_for
+
+log = logging.getLogger(__name__)
+
+
+def name_of(device: Any) -> str:
+    """Of a GPU's compute capability: `sm89`."""
+    return "sm{}{}".format(*device.compute_capability())
+
+
+def open_driver(source: str, targets: tuple[str, ...]) -> ModuleType:
+    """pycuda's driver, ready. Raises DeployError where there is none, or no GPU."""
+    where = f"{source} is an engine for {','.join(targets)}"
+    try:
+        cuda = need("pycuda.driver", "gpu")
+    except DeployError as error:
+        if "libcuda" in str(error.__cause__):
+            raise DeployError(
+                f"{where}, and no NVIDIA driver is installed here; run it on the GPU's machine, or build one with "
+                "--target cpu"
+            ) from error
+        raise DeployError(
+            "pycuda is not installed; run: pip install pycuda (it compiles, and needs the CUDA toolkit)"
+        ) from error
+    try:
+        cuda.init()
+    except cuda.Error as error:
+        raise DeployError(
+            f"{where}, and no NVIDIA GPU can be used here ({said_by(error)}); run it on the GPU's machine, or build "
+            "one with --target cpu"
+        ) from error
+    driver: ModuleType = cuda
+    return driver
+
+
+def open_device(cuda: ModuleType, index: int, gpu: GpuPlan, source: str) -> Any:
+    """GPU number `index`, pycuda's. Raises MisuseError; DeployError where the plan is for others."""
+    count = cuda.Device.count()
+    if index >= count:
+        raise MisuseError(f"device cuda:{index}: there are {count} GPUs here, counted from 0")
+    device = cuda.Device(index)
+    found = name_of(device)
+    if found not in gpu.targets and not gpu.portable:
+        raise DeployError(
+            f"{source} is for {', '.join(gpu.targets)}, and this GPU ({device.name()}) is {found}; build it with "
+            f"--target {found}"
+        )
+    return device
+
+
+def open_library(gpu: GpuPlan, source: str) -> ModuleType:
+    """The library that a plan is for. Raises DeployError where it is absent, or of a version that cannot load it."""
+    name, version = gpu.library, gpu.version
+    trt = need(name, "rtx" if name == "tensorrt_rtx" else "gpu")
+    built, found = (tuple(text.split(".")[:3]) for text in (version, trt.__version__))
+    if built != found and not (gpu.version_compatible and built[0] == found[0]):
+        package = "tensorrt-rtx-cu13" if name == "tensorrt_rtx" else "tensorrt"
+        raise DeployError(
+            f"{source} was built by {name} {version}, and {trt.__version__} is installed; plans fit one version: run "
+            f"pip install '{package}=={version}', or build it again"
+        )
+    library: ModuleType = trt
+    return library
+
+
+def load_kernels(cuda: ModuleType, kernels: Mapping[str, bytes], device: Any, source: str) -> Any:
+    """Our kernels: machine code for this GPU where the engine has it, else PTX, which the driver compiles."""
+    exact = kernels_for(name_of(device))
+    problem = "it has none"
+    for name in (exact, KERNELS_PTX):
+        if name in kernels:
+            try:
+                return cuda.module_from_buffer(kernels[name])
+            except cuda.Error as error:
+                problem = said_by(error)
+    raise DeployError(
+        f"{source}: its GPU kernels cannot be loaded ({problem}); update the NVIDIA driver, or build the engine again"
+    )
+
+
+def cache_path(plan: bytes, device: Any) -> Path:
+    """Where TensorRT for RTX keeps what it compiled for a plan on a GPU: it is code, so in the user's own folder."""
+    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    digest = hashlib.sha256(plan).hexdigest()[:32]
+    return base / "fcn-deploy" / f"{digest}-{name_of(device)}.rtx-cache"
+
+
+def new_logger(trt: ModuleType) -> Any:
+    """A logger for `trt`; its `said()` is the last error."""
+
+    class Log(trt.ILogger):  # type: ignore[misc, name-defined]  # of a module that is chosen at run time
+        """Passes messages to logging, and keeps the last error for ours."""
+
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+            self.last = ""
+
+        def log(self, severity: Any, message: str) -> None:
+            kinds = trt.ILogger.Severity
+            text = " ".join(message.split())
+            if severity in (kinds.ERROR, kinds.INTERNAL_ERROR):
+                self.last = text[:300]
+                log.debug("%s", text)
+            elif severity == kinds.WARNING:
+                log.debug("%s", text)
+
+        def said(self) -> str:
+            return self.last or "no reason given"
+
+    return Log()
+
+
+def said_by(error: BaseException) -> str:
+    """The message of an error of CUDA in a line."""
+    return " ".join(str(error).split())[:200]

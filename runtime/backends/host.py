@@ -1,0 +1,80 @@
+"""A core whose images are prepared and labelled by NumPy, in host memory, whatever library runs its stages."""
+
+import math
+import threading
+from collections.abc import Sequence
+
+import numpy as np
+
+from ..arrays import AnyArray, Floats, Image, Labels, size_of
+from ..manifest import Upsampling
+from ..model_card import ModelCard
+from ..prepare import Border, input_shape, padded_size, prepare
+from ..upsampling import ScoreWindow, labels_from_scores
+from . import Session
+
+
+class HostBackend:
+    """The stages of a core, each a session that takes what the one before gives.
+
+    Args:
+        sessions: of each stage.
+        card: of the model.
+        upsampling: what makes full-size scores of the core's.
+        border: of a first stage that takes the image as it is (`Stage.border`).
+    """
+
+    batches = True
+
+    def __init__(
+        self, sessions: Sequence[Session], card: ModelCard, upsampling: Upsampling, border: Border | None = None
+    ) -> None:
+        self.name = sessions[0].name
+        self._sessions, self._card, self._upsampling, self._border = tuple(sessions), card, upsampling, border
+        self._buffers = threading.local()
+
+    def scores(self, images: Sequence[Image]) -> Floats:
+        """As `Backend` says."""
+        if len(images) == 1:
+            return self.core(self.prepared(images[0]))
+        shape = input_shape(size_of(images[0]), self._card, self._border)
+        batch = np.empty((len(images), *shape), self._input_dtype)
+        for image, place in zip(images, batch, strict=True):
+            prepare(image, self._card, place.reshape(-1), self._border)
+        return self.core(batch)
+
+    def labels(self, image: Image) -> Labels:
+        """As `Backend` says."""
+        size = size_of(image)
+        window = ScoreWindow.whole(self.scores([image])[0], padded_size(*size, self._card), size)
+        return labels_from_scores(window, self._upsampling, self._card)
+
+    def run_stage(self, index: int, part: AnyArray) -> AnyArray:
+        """As `Backend` says."""
+        result: AnyArray = self._sessions[index].run(self.prepared(part) if index == 0 else part)[0]
+        return result
+
+    def prepared(self, image: Image) -> AnyArray:
+        """An image, or a part of one, as the first stage takes it; the next call on this thread reuses its memory."""
+        count = math.prod(input_shape(size_of(image), self._card, self._border))
+        # One buffer per thread, kept: a fresh one costs page faults on every call.
+        buffer: AnyArray | None = getattr(self._buffers, "data", None)
+        if buffer is None or len(buffer) < count:
+            buffer = self._buffers.data = np.empty(count, self._input_dtype)
+        return prepare(image, self._card, buffer, self._border)
+
+    def core(self, prepared: AnyArray) -> Floats:
+        """All stages on what `prepared` gives, one image or several: float32 [N, K, h, w]."""
+        for session in self._sessions:
+            prepared = session.run(prepared)
+        return prepared
+
+    def close(self) -> None:
+        """As `Backend` says."""
+        for session in self._sessions:
+            session.close()
+        self._buffers = threading.local()
+
+    @property
+    def _input_dtype(self) -> type[np.float32 | np.uint8]:
+        return np.float32 if self._border is None else np.uint8

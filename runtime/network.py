@@ -1,0 +1,366 @@
+"""Network: an engine or an ONNX model opened; how an image is run by it, and what comes out."""
+
+import os
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .arrays import AnyArray, Floats, Image, ImageSource, size_of
+from .backends import ORT_TARGETS, Backend
+from .backends.host import HostBackend
+from .engine_file import EngineFile
+from .errors import DeployError, MisuseError
+from .manifest import Manifest, Stage, Upsampling
+from .onnx_model import WHOLE, OnnxModelBackend, with_activation
+from .plan import Plan, Span, available_memory, check_result, plan_on_gpu, plan_run, plan_unbounded
+from .prepare import check_image, check_source
+from .refine import REACH, refined_labels, refusal
+from .tiles import Band, ready_windows, score_bands
+from .upsampling import KINDS, ScoreWindow, new_result, result_bytes, result_from_scores
+
+DEFAULT_MEMORY_SHARE = 0.8  # of the memory that is free when an image arrives
+BANDS_MEMORY = 2_000_000_000  # bytes; more makes `bands` no faster, and an image that is read by regions whole
+BAND_BYTES = 64_000_000  # of a band's results, about
+LABELS = ("labels",)
+ROUNDS = 3  # timed runs of each kind, before a size is run in batches or not
+
+
+@dataclass
+class BatchCost:
+    """What runs of one padded size took, in seconds an image.
+
+    Attributes:
+        alone, together: one after the other, and in batches.
+        equal: whether the scores of a batch are those of single runs, bit for bit; None: not compared yet.
+    """
+
+    alone: list[float] = field(default_factory=list)
+    together: list[float] = field(default_factory=list)
+    equal: bool | None = None
+
+    @property
+    def pays(self) -> bool | None:
+        """Whether batches are the faster, by medians; None: not known yet."""
+        if self.equal is False:
+            return False
+        if min(len(self.alone), len(self.together)) < ROUNDS:
+            return None
+        return bool(np.median(self.together) < np.median(self.alone))
+
+
+class Network:
+    """What a Segmenter is made of, with all that our own commands use. Arguments and errors are those of `Segmenter`.
+
+    Many threads may use one.
+
+    Attributes:
+        path: of the file.
+        card: of the model.
+        manifest: of an engine; None of an ONNX model.
+        upsampling: what makes full-size scores of the core's.
+        precision: the lowest in the graph: `float32`, `float16` or `int8`.
+        stages: the core, in order.
+        memory: bytes one image may take on the CPU; None: 80 % of what is free.
+        refine: whether borders of labels follow those of the image.
+        batch_costs: padded size → what batches of it were measured to cost.
+    """
+
+    def __init__(
+        self,
+        model: str | os.PathLike[str],
+        device: str = "auto",
+        threads: int | None = None,
+        memory: int | None = None,
+        refine: bool = False,
+    ) -> None:
+        gpu_index = _gpu_index(device)
+        if threads is not None and threads < 1:
+            raise MisuseError(f"threads is {threads}; it must be at least 1, or None for one per core")
+        if memory is not None and memory < 1:
+            raise MisuseError(f"memory is {memory} bytes; it must be above 0, or None for what is free")
+        self.path = path = Path(model)
+        self.memory, self.refine = memory, refine
+        self.batch_costs: dict[tuple[int, int], BatchCost] = {}
+        self._kept = 0  # bytes
+        if not path.is_file():
+            raise MisuseError(f"{path} does not exist or is not a file; name an .engine or an .onnx")
+        self.manifest: Manifest | None = None
+        self._backend: Backend | None
+        self.stages: tuple[Stage, ...]
+        if path.suffix.lower() == ".onnx":
+            if device.startswith("cuda"):
+                raise MisuseError(f"{path} is a plain ONNX, which runs on the CPU; make an engine: build-engine")
+            self._backend = opened = OnnxModelBackend(path, threads)
+            self.card, self.upsampling = opened.card, opened.upsampling
+            self.precision, self.stages = "float32", (WHOLE,)
+        else:
+            self._backend, manifest = _open_engine(path, device, gpu_index, threads)
+            self.manifest, self.card, self.upsampling = manifest, manifest.card, manifest.upsampling
+            self.precision, self.stages = manifest.precision, manifest.stages
+        cell = self.stages[-1].stride
+        if refine and (reason := refusal(self.card, self.upsampling, cell)) is not None:
+            instead = "omit --refine" if self.manifest else "make an engine: build-engine"
+            raise MisuseError(f"{path} cannot be refined: {reason}; {instead}")
+        self._cell = int((self.upsampling.factor or cell)[0])  # pixels between coarse scores
+
+    @property
+    def backend(self) -> Backend:
+        """What runs it. Raises MisuseError once it is closed."""
+        if self._backend is None:
+            raise MisuseError(f"the Segmenter of {self.path} is closed; open another one")
+        return self._backend
+
+    @property
+    def kind(self) -> str:
+        """What this network gives, by its card: `labels`, `masks` or `values`."""
+        return self.card.kind
+
+    @property
+    def bytes_per_pixel(self) -> float:
+        """Estimated working memory of the core for one pixel of padded image; 0 where it is not known."""
+        return sum(stage.bytes_per_pixel for stage in self.stages)
+
+    def check_kinds(self, *kinds: str) -> tuple[str, ...]:
+        """Return them, or raise MisuseError where this network does not give one of them."""
+        instead = {"labels": "call the Segmenter", "masks": "call masks()", "values": "call values()"}[self.kind]
+        for kind in kinds:
+            if kind not in KINDS:
+                raise MisuseError(f"kind {kind!r}; choose {', '.join(KINDS)}")
+            wrong = self.kind == "values" if kind == "probabilities" else kind != "values"
+            if wrong and kind != self.kind:
+                raise MisuseError(
+                    f"{self.path} gives {self.kind} ({self.card.activation}), not {kind}; {instead}, or pass "
+                    f"kind={self.kind!r}"
+                )
+        return kinds
+
+    # Planning
+
+    def plan(self, height: int, width: int, bands: bool = False, kinds: Sequence[str] = LABELS) -> Plan:
+        """How an image of this size is run: whole, or in tiles; by `bands`, at most BANDS_MEMORY is taken.
+
+        `kinds` are the results wanted: labels are small beside what the network takes, others are in the budget.
+
+        Raises OverBudgetError where memory is too small.
+        """
+        size, result = (height, width), 0
+        if not bands:
+            result = height * width * sum(result_bytes(kind, self.card) for kind in kinds if kind != "labels")
+        if self.manifest is not None and self.manifest.gpu is not None:
+            if result:
+                check_result(size, result, self.memory_budget())
+            return plan_on_gpu(size, self.card, self.stages[0], self.manifest.gpu.profiles, str(self.path), result)
+        # What an earlier image took is kept by the backend. One that takes no more needs no look at what is free,
+        # which costs a quarter of a millisecond.
+        memory = self._kept
+        if result or self.memory is not None or plan_unbounded(size, self.card, self.stages).bytes > memory:
+            memory = self.memory_budget()
+        return plan_run(size, self.card, self.stages, min(memory, BANDS_MEMORY) if bands else memory, result)
+
+    def memory_budget(self) -> int:
+        """Bytes that one image may take now. What earlier ones took is kept by the backend, and there for the next."""
+        return self.memory or int((available_memory() + self._kept) * DEFAULT_MEMORY_SHARE)
+
+    # Results
+
+    def result(self, image: Image, kind: str | None = None) -> AnyArray:
+        """`labels`, `probabilities`, `masks` or `values` of one image; None: what the network gives, its `kind`."""
+        kinds = self.check_kinds(kind or self.kind)
+        image = self.checked(image)
+        return self.run(image, self.plan(*size_of(image), kinds=kinds), kinds)[0]
+
+    def checked(self, image: object) -> Image:
+        """An image as [H, W, C]. Raises MisuseError where the card does not allow it, or the network is closed."""
+        _ = self.backend
+        return check_image(image, self.card)
+
+    def run(self, image: Image, plan: Plan, kinds: Sequence[str] = LABELS) -> tuple[AnyArray, ...]:
+        """Results of each of `kinds` for an image that was checked and planned."""
+        self._kept = max(self._kept, plan.bytes - plan.result)
+        if plan.grids:
+            results = [new_result(kind, self.card, *plan.size) for kind in kinds]
+            for window in self._ready_windows(image, plan, 0):
+                for kind, result in zip(kinds, results, strict=True):
+                    self._result(kind, image, window, self.upsampling, out=result[..., slice(*window.rows), :])
+            return tuple(results)
+        if tuple(kinds) == LABELS and not self.refine:
+            return (self.backend.labels(image),)
+        return self._results_of_scores(image, self.scores_by(image, plan), plan, kinds)
+
+    def run_batch(
+        self, images: Sequence[Image], plans: Sequence[Plan], kinds: Sequence[str] = LABELS
+    ) -> list[tuple[AnyArray, ...]]:
+        """Results of checked images of one padded size, run whole as one batch."""
+        scores = self.backend.scores(images)
+        return [
+            self._results_of_scores(image, each, plan, kinds)
+            for image, each, plan in zip(images, scores, plans, strict=True)
+        ]
+
+    def bands_of(self, image: ImageSource, start: int, *kinds: str) -> Iterator[tuple[int, tuple[AnyArray, ...]]]:
+        """`Segmenter.bands` of several kinds at once: (first row, a result of each kind)."""
+        self.check_kinds(*kinds)
+        _ = self.backend
+        image = check_source(image, self.card)
+        if not 0 <= start < image.shape[0]:
+            raise MisuseError(f"start is row {start}, and the image has rows 0 to {image.shape[0] - 1}")
+        plan = self.plan(*size_of(image), bands=True)
+        self._kept = max(self._kept, plan.bytes)
+        return self._bands(image, start, kinds, plan)
+
+    def _bands(
+        self, image: ImageSource, start: int, kinds: Sequence[str], plan: Plan
+    ) -> Iterator[tuple[int, tuple[AnyArray, ...]]]:
+        upsampling = self.upsampling
+        ready: Iterator[ScoreWindow]
+        if plan.grids:
+            ready = self._ready_windows(image, plan, start)
+        else:
+            image = np.asarray(image[:, :])
+            if tuple(kinds) == LABELS and not self.refine:
+                yield start, (self.backend.labels(image)[start:],)
+                return
+            whole = ScoreWindow.whole(self.scores_by(image, plan), plan.padded, plan.size)
+            upsampling, ready = self._upsampling_of(whole.scores, kinds), iter([whole.of_rows(start, plan.size[0])])
+        rows_of_band = max(1, BAND_BYTES // (plan.size[1] * sum(result_bytes(kind, self.card) for kind in kinds)))
+        for window in ready:
+            made = {}
+            if self.refine and "labels" in kinds:  # at once: a few rows would take as long as some cells of them
+                made["labels"] = self._result("labels", image, window, upsampling)
+            first_row, stop = window.rows
+            for top in range(first_row, stop, rows_of_band):
+                bottom = min(top + rows_of_band, stop)
+                part = slice(top - first_row, bottom - first_row)
+                rows = window.of_rows(top, bottom)
+                yield (
+                    top,
+                    tuple(made[k][part] if k in made else self._result(k, image, rows, upsampling) for k in kinds),
+                )
+
+    # Scores
+
+    def scores(self, image: Image) -> Floats:
+        """The core's own output for one image: float32 [K, h, w], uncropped (padding included)."""
+        image = self.checked(image)
+        return self.scores_by(image, self.plan(*size_of(image)))
+
+    def scores_by(self, image: ImageSource, plan: Plan) -> Floats:
+        """The core's uncropped scores of a checked image, float32 [K, h, w]; those of tiles, put together."""
+        if plan.grids:
+            return np.concatenate([band for *_, band in self._score_bands(image, plan, 0)], axis=1)
+        whole: Floats = self.backend.scores([np.asarray(image)])[0]
+        return whole
+
+    def heatmap(self, image: Image) -> Floats:
+        """As `Segmenter.heatmap`."""
+        if self.manifest is None:
+            raise MisuseError(f"{self.path} is a plain ONNX without coarse scores; make an engine: build-engine")
+        image = self.checked(image)
+        plan = self.plan(*size_of(image))
+        scores = self.scores_by(image, plan)
+        # Cells per padded pixel, from what came out: right for networks whose scores are full-size too.
+        height, width = (-(-plan.size[axis] * scores.shape[1 + axis] // plan.padded[axis]) for axis in (0, 1))
+        return scores[:, :height, :width].copy()
+
+    def close(self) -> None:
+        """Release it. Using it afterwards raises MisuseError."""
+        backend, self._backend = self._backend, None
+        if backend is not None:
+            backend.close()
+
+    def __enter__(self) -> "Network":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _results_of_scores(
+        self, image: Image, scores: Floats, plan: Plan, kinds: Sequence[str]
+    ) -> tuple[AnyArray, ...]:
+        upsampling, window = self._upsampling_of(scores, kinds), ScoreWindow.whole(scores, plan.padded, plan.size)
+        full = upsampling.mode == "none" and scores.shape[1:] == plan.size and scores.dtype == np.float32
+        if full and scores.flags.writeable and tuple(kinds) in (("values",), ("probabilities",)):
+            return (self._result(kinds[0], image, window, upsampling, out=scores),)  # in place: no second copy
+        return tuple(self._result(kind, image, window, upsampling) for kind in kinds)
+
+    def _result(
+        self, kind: str, image: ImageSource, window: ScoreWindow, upsampling: Upsampling, out: AnyArray | None = None
+    ) -> AnyArray:
+        """A result of the window's rows, refined where it is of labels and that is wanted."""
+        if kind == "labels" and self.refine:
+            return refined_labels(window, upsampling, self.card, self._cell, image, out)
+        return result_from_scores(kind, window, upsampling, self.card, out)
+
+    def _upsampling_of(self, scores: Floats, kinds: Sequence[str]) -> Upsampling:
+        """What is to be done to a whole image's scores; of an ONNX model after a look at what it gives."""
+        if self.manifest is not None or "probabilities" not in kinds:
+            return self.upsampling
+        return with_activation(self.upsampling, self.card, scores)
+
+    def _ready_windows(self, image: ImageSource, plan: Plan, start: int) -> Iterator[ScoreWindow]:
+        # Interpolation reads the score above a row, too.
+        stride = self.stages[-1].stride[0]
+        more = REACH if self.refine else 0
+        bands = self._score_bands(image, plan, max(0, start - (2 + more) * stride))
+        return ready_windows(bands, stride, self.upsampling, plan.padded, plan.size, start, more)
+
+    def _score_bands(self, image: ImageSource, plan: Plan, start: int) -> Iterator[Band]:
+        backend = self.backend
+
+        def first(rows: Span, columns: Span) -> AnyArray:
+            # Beyond the image lies its padding, to which a tile at the edge comes by itself.
+            part = image[rows.outer_start : rows.outer_stop, columns.outer_start : columns.outer_stop]
+            return backend.run_stage(0, np.asarray(part))
+
+        def later(index: int) -> Any:
+            return lambda part: backend.run_stage(index, part)
+
+        others = [later(index) for index in range(1, len(self.stages))]
+        return score_bands(plan.grids, [stage.stride for stage in self.stages], first, others, start)
+
+
+def _gpu_index(device: str) -> int:
+    """Of the GPU that `device` names, 0 unless it does. Raises MisuseError."""
+    match = re.fullmatch(r"auto|cpu|cuda(?::(\d+))?", device)
+    if match is None:
+        raise MisuseError(f"device {device!r}; choose auto, cpu, cuda, or cuda:1 for the second GPU")
+    return int(match[1] or 0)
+
+
+def _open_engine(path: Path, device: str, gpu_index: int, threads: int | None) -> tuple[Backend, Manifest]:
+    """An engine's core in the library that it is for. Raises DeployError; MisuseError where that is not `device`'s."""
+    with EngineFile(path) as engine:
+        engine.verify()
+        manifest = engine.manifest
+        target, gpu = manifest.target, manifest.gpu
+        on_host = target in ("cpu", *ORT_TARGETS)
+        if on_host != (gpu is None) or (not on_host and len(manifest.stages) != 1):
+            raise DeployError(f"{path} is an engine of another release; build it again with build-engine")
+        if device != "auto" and (target == "cpu") != (device == "cpu"):
+            raise MisuseError(
+                f"device {device!r}, and {path} is an engine for {target}; omit the device, or build another engine"
+            )
+        if not on_host:
+            from .backends.tensorrt import TensorRTBackend
+
+            kernels = {name: engine.read(name) for name in manifest.members if name.startswith("kernels")}
+            plan = engine.read(manifest.stages[0].file)
+            return TensorRTBackend(manifest, plan, kernels, gpu_index, str(path)), manifest
+        from .backends.onnxruntime import OnnxRuntimeSession
+        from .backends.openvino import OpenVinoSession, openvino_or_fallback
+
+        kind = openvino_or_fallback(str(path)) if (target, manifest.backend) == ("cpu", "openvino") else None
+        sessions: list[OnnxRuntimeSession | OpenVinoSession] = []
+        for stage in manifest.stages:
+            network = engine.read(stage.file)
+            if kind is not None:
+                sessions.append(kind(network, stage.input, stage.output, threads, source=str(path)))
+            else:
+                sessions.append(
+                    OnnxRuntimeSession(network, stage.input, stage.output, threads, target, gpu_index, str(path))
+                )
+        return HostBackend(sessions, manifest.card, manifest.upsampling, manifest.stages[0].border), manifest
