@@ -18,16 +18,23 @@ def commands(page):
     return [line[2:] for line in page.splitlines() if line.startswith("$ ")]
 
 
+def outputs(page):
+    """What a page shows of each command's output."""
+    return re.findall(r"^\$ [^\n]+\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
+
+
 def test_the_commands_run_one_after_the_other(tmp_path):
     lines = [shlex.split(line) for line in commands(README)]
     assert [words[0] for words in lines] == ["train-fcn", "export-onnx", "build-engine", "label-images"]
     assert "`python -m runtime.infer`" in README
     folder = tmp_path / "some" / "folder"
     save_photos(folder, [(28, 28), (97, 61)])
-    for words in lines:
+    for words, shown in zip(lines, outputs(QUICKSTART), strict=True):
         if words[0] == "train-fcn":
             words += QUICK
-        command(*words, cwd=tmp_path)
+        printed = command(*words, cwd=tmp_path).stdout
+        for start in re.findall(r"^[a-z]{4,}", shown, re.MULTILINE):
+            assert start in printed or start == "some", f"{words[0]} prints no line that begins with {start}"
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
         "0.png", "1.png", "0.overlay.png", "1.overlay.png",
     }  # fmt: skip

@@ -10,8 +10,9 @@ from fcn_deploy.runtime.errors import DeployError
 
 # Sides that a network of some multiple takes: a multiple divides one of them, and is found among its divisors.
 BASES = (192, 320, 448, 768, 576, 800, 960)
-# What is run, in multiples beyond a side, to see whether it is taken; and once both are found. Odd, even, not square.
+# What is run, in multiples beyond a side, to see whether it is taken: odd, even, not square.
 NEIGHBOURS = ((0, 0), (0, 1), (2, 1))
+# And once the multiple and the smallest side are found, of those whose sides are beyond it by so many pixels at most.
 LARGER = ((4, 3), (10, 6))
 LARGEST_SIDE = 1024
 FATAL = 4  # ONNX Runtime's severity
@@ -92,7 +93,10 @@ def _reason(error: Exception) -> str:
     return f"{type(error).__name__}: {text}"
 
 
-def find_accepted_sizes(run: Callable[[int, int], np.ndarray | Sequence[int]], name: str) -> AcceptedSizes:
+Run = Callable[[int, int], np.ndarray | Sequence[int]]
+
+
+def find_accepted_sizes(run: Run, name: str) -> AcceptedSizes:
     """The sizes that a segmentation network takes, and how much smaller its output is; in 60 runs at most.
 
     A size is taken where the scores have the image's size, or that divided by one whole factor for both axes, and are
@@ -106,47 +110,69 @@ def find_accepted_sizes(run: Callable[[int, int], np.ndarray | Sequence[int]], n
     Raises:
         DeployError: it gives no scores [N, K, h, w], or takes no changing sizes; says what it did instead.
     """
-    seen: dict[tuple[int, int], SizeTrial] = {}
-
-    def at(height: int, width: int) -> SizeTrial:
-        if (height, width) not in seen:
-            found = seen[height, width] = try_size(run, height, width)
-            if found.shape and len(found.shape) != 4:
-                raise DeployError(
-                    f"{name} gives {list(found.shape)}; a segmentation network gives scores [N,K,H,W] (a classifier's "
-                    "dense layer after Flatten becomes a convolution by fcn_deploy.fcn.convolutionalize)"
-                )
-        return seen[height, width]
-
-    tried: list[int] = []
+    trials, tried = _Trials(run, name), set()
     for base in BASES:
-        start = at(base, base)
-        if start.nan or not start.shape or not (factor := _factor(start.shape, base, base)):
-            continue
-
-        def takes(height: int, width: int, start=start, factor=factor) -> bool:
-            found = at(height, width)
-            return (
-                not found.nan and found.shape[1:2] == start.shape[1:2] and _factor(found.shape, height, width) == factor
-            )
-
-        if not takes(base, 2 * base):  # a size baked in
+        like = trials.like(base)
+        if like is None or not like.takes(base, 2 * base):  # a size baked in
             continue
         # Beside a size that is taken, the next is one multiple away.
         for multiple in _divisors(base):
-            if multiple in tried or not takes(base + multiple, base + multiple):
+            if multiple in tried or not like.takes(base + multiple, base + multiple):
                 continue
-
-            def fits(side: int, beyond=NEIGHBOURS, multiple=multiple, takes=takes) -> bool:
-                return all(takes(side + multiple * rows, side + multiple * columns) for rows, columns in beyond)
-
-            smallest = _smallest(fits, multiple, base)
-            if fits(smallest) and fits(smallest, [pair for pair in LARGER if multiple * max(pair) <= LARGEST_SIDE]):
-                notes = _notes(seen, takes, multiple, smallest, name)
+            smallest = _smallest(like, multiple, base)
+            larger = [pair for pair in LARGER if multiple * max(pair) <= LARGEST_SIDE]
+            if like.takes_from(smallest, multiple) and like.takes_from(smallest, multiple, larger):
                 least = smallest if smallest > multiple else 1
-                return AcceptedSizes(multiple, least, factor, start.shape[1], notes)
-            tried.append(multiple)
-    raise DeployError(_refusal(seen, name))
+                return AcceptedSizes(multiple, least, like.factor, like.scores, _notes(like, multiple, smallest))
+            tried.add(multiple)
+    raise DeployError(_refusal(trials))
+
+
+class _Trials:
+    """What a network does at the sizes that were tried; each is run once.
+
+    Attributes:
+        name: of the network.
+        seen: (height, width) → what came of it.
+    """
+
+    def __init__(self, run: Run, name: str) -> None:
+        self._run, self.name = run, name
+        self.seen: dict[tuple[int, int], SizeTrial] = {}
+
+    def at(self, height: int, width: int) -> SizeTrial:
+        if (height, width) not in self.seen:
+            found = self.seen[height, width] = try_size(self._run, height, width)
+            if found.shape and len(found.shape) != 4:
+                raise DeployError(
+                    f"{self.name} gives {list(found.shape)}; a segmentation network gives scores [N,K,H,W] (a "
+                    "classifier's dense layer after Flatten becomes a convolution by fcn_deploy.fcn.convolutionalize)"
+                )
+        return self.seen[height, width]
+
+    def like(self, side: int) -> "_Like | None":
+        """What an image of this side gives, as what others are to give; None where it gives no scores."""
+        trial = self.at(side, side)
+        factor = _factor(trial.shape, side, side)
+        return _Like(self, factor, trial.shape[1]) if factor and not trial.nan else None
+
+
+@dataclass(frozen=True)
+class _Like:
+    """Sizes are taken where a network gives so many scores, so many times smaller than the image."""
+
+    trials: _Trials
+    factor: int
+    scores: int
+
+    def takes(self, height: int, width: int) -> bool:
+        found = self.trials.at(height, width)
+        same = found.shape[1:2] == (self.scores,) and _factor(found.shape, height, width) == self.factor
+        return same and not found.nan
+
+    def takes_from(self, side: int, multiple: int, beyond: Sequence[tuple[int, int]] = NEIGHBOURS) -> bool:
+        """Whether sizes so many multiples beyond a side are taken."""
+        return all(self.takes(side + multiple * rows, side + multiple * columns) for rows, columns in beyond)
 
 
 def _divisors(number: int) -> list[int]:
@@ -161,20 +187,20 @@ def _factor(shape: Sequence[int], height: int, width: int) -> int:
     return down if (shape[2] * down, shape[3] * down) == (height, width) else 0
 
 
-def _smallest(fits: Callable[[int], bool], multiple: int, base: int) -> int:
+def _smallest(like: _Like, multiple: int, base: int) -> int:
     """The least side that is taken, where all larger multiples are; `base` is."""
-    if fits(multiple):
+    if like.takes_from(multiple, multiple):
         return multiple
     low, high = 1, base // multiple  # in multiples; not taken, taken
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (low, middle) if fits(middle * multiple) else (middle, high)
+        low, high = (low, middle) if like.takes_from(middle * multiple, multiple) else (middle, high)
     return high * multiple
 
 
-def _notes(seen: dict[tuple[int, int], SizeTrial], takes, multiple: int, smallest: int, name: str) -> tuple[str, ...]:
-    notes = []
-    nan = [size for size, found in seen.items() if found.nan]
+def _notes(like: _Like, multiple: int, smallest: int) -> tuple[str, ...]:
+    notes, name = [], like.trials.name
+    nan = [size for size, found in like.trials.seen.items() if found.nan]
     if nan:
         height, width = min(nan)
         notes.append(f"{name} gives NaN at {height}×{width}; images are padded to {smallest}×{smallest} at least")
@@ -183,39 +209,51 @@ def _notes(seen: dict[tuple[int, int], SizeTrial], takes, multiple: int, smalles
     primes = [number for number in _divisors(multiple) if len(_divisors(number)) == 2]
     for axis, what in ((0, "height"), (1, "width")):
         sizes = [(side + multiple // p, side)[:: 1 - 2 * axis] for p in primes]
-        if any(takes(*size) for size in sizes):
+        if any(like.takes(*size) for size in sizes):
             notes.append(f"{name} takes less than multiples of {multiple} in {what}; both axes are padded to them")
     return tuple(notes)
 
 
-def _refusal(seen: dict[tuple[int, int], SizeTrial], name: str) -> str:
+CAUSES = "Usual causes: a dense layer after Flatten (see fcn_deploy.fcn.convolutionalize), or interpolate(size=<int>)"
+
+
+def _refusal(trials: _Trials) -> str:
     """Why a network is not taken, from what it did at the sizes that were run."""
-    causes = (
-        "Usual causes: a dense layer after Flatten (see fcn_deploy.fcn.convolutionalize), or interpolate(size=<int>)"
-    )
-    text = f"{name} labels no images of changing size (multiples of 1 to {max(BASES)} were tried): "
-    ran = {size: found for size, found in seen.items() if found.shape}
-    failed = next((f"at {h}×{w} it fails: {found.failure}" for (h, w), found in seen.items() if found.failure), "")
+    text = f"{trials.name} labels no images of changing size (multiples of 1 to {max(BASES)} were tried): "
+    ran = {size: found for size, found in trials.seen.items() if found.shape}
+    failures = (f"at {h}×{w} it fails: {trial.failure}" for (h, w), trial in trials.seen.items() if trial.failure)
+    failed = next(failures, "")
     if not ran:
-        return f"{text}{failed}. {causes}"
+        return f"{text}{failed}. {CAUSES}"
     if all(found.nan for found in ran.values()):
         return f"{text}it gives NaN wherever it runs, as at {'×'.join(map(str, next(iter(ran))))}: mend its weights"
+    if kept := _what_does_not_follow([found.shape for found in ran.values()]):
+        return text + kept
     (height, width), shape = next((size, found.shape) for size, found in ran.items())
-    if len(ran) > 1 and len({found.shape[1] for found in ran.values()}) > 1:
-        return f"{text}the number of its scores changes with the image's size, as in [N,H,W,K]; mind its layout"
-    if len(ran) > 1:
-        kept = [len({found.shape[2 + axis] for found in ran.values()}) == 1 for axis in (0, 1)]
-        if any(kept):
-            what = "×".join(str(side) if same else "…" for side, same in zip(shape[2:], kept, strict=True))
-            return f"{text}it gives {what} scores whatever the image's size. {causes}"
     if _factor(shape, height, width):
-        return f"{text}it runs at {height}×{width}, and {failed or 'not at twice that'}. {causes}"
+        return f"{text}it runs at {height}×{width}, and {failed or 'not at twice that'}. {CAUSES}"
+    return text + _no_factor(shape, height, width)
+
+
+def _what_does_not_follow(shapes: Sequence[tuple[int, ...]]) -> str:
+    """What is wrong with the shapes at several sizes, in words; "": nothing that is seen by them alone."""
+    if len(shapes) < 2:
+        return ""
+    if len({shape[1] for shape in shapes}) > 1:
+        return "the number of its scores changes with the image's size, as in [N,H,W,K]; mind its layout"
+    kept = [len({shape[axis] for shape in shapes}) == 1 for axis in (2, 3)]
+    if not any(kept):
+        return ""
+    what = "×".join(str(side) if same else "…" for side, same in zip(shapes[0][2:], kept, strict=True))
+    return f"it gives {what} scores whatever the image's size. {CAUSES}"
+
+
+def _no_factor(shape: tuple[int, ...], height: int, width: int) -> str:
+    """Why scores are not the image's, divided by one whole factor, in words."""
     where = f"{shape[2]}×{shape[3]} scores for {height}×{width} pixels"
     if shape[2] > height or shape[3] > width:
-        return f"{text}it gives {where}, and one for each at most is read"
+        return f"it gives {where}, and one for each at most is read"
     downs = [height / shape[2], width / shape[3]]
     if all(down == int(down) for down in downs):
-        return (
-            f"{text}it gives scores at 1/{downs[0]:g} of the height and 1/{downs[1]:g} of the width, not at one of both"
-        )
-    return f"{text}its output does not follow the size of the image: {where}. {causes}"
+        return f"it gives scores at 1/{downs[0]:g} of the height and 1/{downs[1]:g} of the width, not at one of both"
+    return f"its output does not follow the size of the image: {where}. {CAUSES}"

@@ -83,27 +83,27 @@ def label_maker(model: ModelProto) -> NodeProto | None:
     For what cut_decision cannot undo: a table of other labels, a sum, an ArgMin.
     """
     index = GraphIndex(model)
-    decided: dict[str, bool] = {"": True}  # tensor → whether it is a constant, or computed of labels alone
     found: list[NodeProto] = []
+    seen: set[str] = set()
     open_ = [index.result]
     while open_:
-        name = open_[-1]
-        node = index.producer(name)
-        values = _chosen(node) if node is not None else []
-        constant = index.constant(name) is not None
-        decides = node is not None and node.op_type in DECIDES and (node.op_type != "TopK" or name == node.output[1])
-        pointwise = node is not None and node.op_type in POINTWISE and not constant and not decides
-        # What it is computed of first, and no further than what answers.
-        unknown = next((value for value in values if value not in decided), None) if pointwise else None
-        if unknown is not None and all(decided[value] for value in values if value in decided):
-            open_.append(unknown)
+        name = open_.pop()
+        if name in seen or index.constant(name) is not None:
             continue
-        open_.pop()
-        decided[name] = constant or decides or (pointwise and all(decided.get(value, False) for value in values))
-        known = pointwise and all(index.constant(value) is not None for value in values)
-        if node is not None and decided[name] and (decides or known) and not constant:
+        seen.add(name)
+        node = index.producer(name)
+        if node is None:
+            return None
+        values = _chosen(node)
+        if node.op_type in DECIDES and (node.op_type != "TopK" or name == node.output[1]):
             found.append(node)
-    return found[0] if decided[index.result] and found else None
+        elif node.op_type not in POINTWISE:
+            return None
+        elif all(index.constant(value) is not None for value in values):
+            found.append(node)
+        else:
+            open_.extend(reversed(values))
+    return found[0] if found else None
 
 
 def _chosen(node: NodeProto) -> list[str]:

@@ -50,6 +50,7 @@ class Rewrite:
         self._values: dict[str, dict[ir.Value, None]] = {}
         for value in _values_of(self.graph):
             self._know(value)
+        self._node_names = {node.name for each in (self.graph, *self.graph.subgraphs()) for node in each}
         for tensor in model.graph.sparse_initializer:
             self._values.setdefault(tensor.values.name, {})
 
@@ -115,20 +116,29 @@ class Rewrite:
         before: ir.Node | None = None,
         **attributes: Attribute,
     ) -> ir.Value:
-        """The result of a new node, of this name where it is free; the node's own is the same, unless one is given.
+        """The result of a new node, of this name where it is free.
 
         Args:
             operator: of the standard ones.
             inputs: None where one is left out.
+            name: of the node, which no other has; None: as its result.
             before: the node that it is put before; None: it is the last one.
         """
         value = self._new(result)
-        node = _node(operator, inputs, attributes, value, name)
+        node = _node(operator, inputs, attributes, value, self._node_name(value) if name is None else name)
         if before is None:
             self.graph.append(node)
         else:
             self.graph.insert_before(before, node)
         return value
+
+    def _node_name(self, result: ir.Value) -> str:
+        """A name of a node that gives this, which no other node has: values that were renamed left theirs behind."""
+        name = name_of(result)
+        while name in self._node_names:
+            name += "'"
+        self._node_names.add(name)
+        return name
 
     def _new(self, wanted: str) -> ir.Value:
         """A value of this name where it is free."""
@@ -141,7 +151,7 @@ class Rewrite:
     ) -> ir.Value:
         """As node, put last, with attributes that another node has."""
         value = self._new(result)
-        self.graph.append(_node(operator, inputs, attributes, value))
+        self.graph.append(_node(operator, inputs, attributes, value, self._node_name(value)))
         return value
 
     def first(self) -> ir.Node | None:
@@ -316,12 +326,12 @@ def _node(
     inputs: Sequence[ir.Value | None],
     attributes: Mapping[str, Attribute],
     result: ir.Value,
-    name: str | None = None,
+    name: str,
 ) -> ir.Node:
-    """A node of one result, which it is called after unless it has a name."""
+    """A node of one result."""
     # onnx_ir would tell the types by itself, and take most of the time of an edit for it.
     given = {key: value if isinstance(value, ir.Attr) else _attribute(key, value) for key, value in attributes.items()}
-    return ir.node(operator, inputs, given or None, outputs=[result], name=result.name if name is None else name)
+    return ir.node(operator, inputs, given or None, outputs=[result], name=name)
 
 
 def _attribute(name: str, value: int | float | str | Sequence[int] | Sequence[float]) -> ir.Attr:

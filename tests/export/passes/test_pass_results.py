@@ -1,0 +1,270 @@
+"""What all passes have in common: they leave their model alone, give the same bytes again, and say why not."""
+
+import numpy as np
+import onnx
+import pytest
+from fcn_deploy.export.passes.as_float32 import as_float32
+from fcn_deploy.export.passes.bilinear_deconv import bilinear_deconv
+from fcn_deploy.export.passes.cancel_transposes import cancel_transposes
+from fcn_deploy.export.passes.cut_decision import cut_decision
+from fcn_deploy.export.passes.fold_constants import fold_constants
+from fcn_deploy.export.passes.fold_head import fold_head
+from fcn_deploy.export.passes.fold_input import fold_input
+from fcn_deploy.export.passes.fuse_padding import fuse_padding
+from fcn_deploy.export.passes.image_input import image_input
+from fcn_deploy.export.passes.pad_and_crop import pad_and_crop
+from fcn_deploy.export.passes.raise_opset import raise_opset
+from fcn_deploy.export.passes.resize_to_multiple import resize_to_multiple
+from fcn_deploy.export.passes.resolve_branches import resolve_branches
+from fcn_deploy.export.passes.result import PassResult
+from fcn_deploy.export.passes.reverse_channels import reverse_channels
+from fcn_deploy.export.passes.split_head import split_head
+from fcn_deploy.export.passes.upsample_scores import upsample_scores
+from fcn_deploy.runtime.backends.onnxruntime import session
+from onnx import TensorProto, helper, numpy_helper
+
+from fcn_deploy import DeployError, ModelCard
+
+CARD = ModelCard(("a", "b"))
+RANDOM = np.random.default_rng(0)
+WEIGHTS = {"w": RANDOM.normal(size=(2, 3, 1, 1)).astype(np.float32), "pads": np.int64([0, 0, 1, 1, 0, 0, 1, 1])}
+PASSES = {
+    "as_float32": as_float32,
+    "bilinear_deconv": bilinear_deconv,
+    "cancel_transposes": cancel_transposes,
+    "cut_decision": cut_decision,
+    "fold_constants": fold_constants,
+    "fold_head": lambda model: fold_head(model, CARD),
+    "fold_input": lambda model: fold_input(model, CARD),
+    "fuse_padding": fuse_padding,
+    "image_input": image_input,
+    "pad_and_crop": lambda model: pad_and_crop(model, 4, 8),
+    "raise_opset": lambda model: raise_opset(model, 21),
+    "resize_to_multiple": lambda model: resize_to_multiple(model, 4),
+    "resolve_branches": resolve_branches,
+    "reverse_channels": reverse_channels,
+    "split_head": split_head,
+    "upsample_scores": lambda model: upsample_scores(model, 4),
+}
+
+
+def node(operator, inputs, out, **attributes):
+    return helper.make_node(operator, inputs, [out], **attributes)
+
+
+def model(nodes, constants=None, opset=18, kind=TensorProto.FLOAT, shape=("N", 3, "H", "W")):
+    """`image` → `logits`."""
+    graph = helper.make_graph(
+        nodes,
+        "test",
+        [helper.make_tensor_value_info("image", kind, shape)],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["N", 2, "H", "W"])],
+        [numpy_helper.from_array(np.asarray(value), name) for name, value in (WEIGHTS | (constants or {})).items()],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=9)
+
+
+def everything():
+    """Something to do for most passes."""
+    nodes = [
+        node("Constant", [], "four", value_floats=[1.0, 1.0, 4.0, 4.0]),
+        node("Identity", ["four"], "scales"),
+        node("Transpose", ["image"], "last", perm=[0, 2, 3, 1]),
+        node("Relu", ["last"], "positive"),
+        node("Transpose", ["positive"], "first", perm=[0, 3, 1, 2]),
+        node("Pad", ["first", "pads"], "padded"),
+        node("Conv", ["padded", "w"], "coarse"),
+        node("Resize", ["coarse", "", "scales"], "full", mode="linear"),
+        node("Softmax", ["full"], "logits", axis=1),
+    ]
+    return model(nodes)
+
+
+def plain():
+    """Nothing to do for most."""
+    return model([node("Conv", ["image", "w"], "logits")])
+
+
+def run(made, image):
+    return session(made.SerializeToString(), optimise=False).run(None, {made.graph.input[0].name: image})[0]
+
+
+def noise(*shape):
+    return RANDOM.standard_normal(shape, np.float32)
+
+
+@pytest.mark.parametrize("made", [everything(), plain()], ids=["everything", "plain"])
+@pytest.mark.parametrize("name", PASSES)
+def test_passes_change_a_copy_and_give_the_same_bytes_again(name, made):
+    before = made.SerializeToString()
+    results = [PASSES[name](made) for _ in range(2)]
+    assert all(isinstance(result, PassResult) for result in results)
+    assert made.SerializeToString() == before
+    first, second = (result.model.SerializeToString() for result in results)
+    assert first == second
+    onnx.checker.check_model(results[0].model)
+    assert all("\n" not in note for note in results[0].notes)
+
+
+@pytest.mark.parametrize(
+    ("name", "why_not"),
+    [
+        ("as_float32", "it is of float32"),
+        ("bilinear_deconv", "its last layer is no transposed convolution"),
+        ("cancel_transposes", "no two Transposes undo each other"),
+        ("cut_decision", "no ArgMax or threshold is last"),
+        ("fold_constants", "nothing is computed of constants alone"),
+        ("fuse_padding", "no convolution reads what a Pad of zeros gives to it alone"),
+        ("resolve_branches", "it has no If"),
+    ],
+)
+def test_a_pass_that_does_not_apply_says_why_and_gives_an_equal_model(name, why_not):
+    made = plain()
+    made.graph.initializer.pop()  # what nothing reads
+    result = PASSES[name](made)
+    assert result.why_not == why_not and result.model == made and not result.notes
+
+
+def test_a_head_that_stays_is_explained():
+    assert split_head(plain()).why_not == "no Resize is last"
+    cubic = model([node("Conv", ["image", "w"], "c"), node("Resize", ["c", "", "s"], "logits", mode="cubic")],
+                  {"s": np.float32([1, 1, 4, 4])})  # fmt: skip
+    assert split_head(cubic).why_not == "its last Resize is cubic, half_pixel, round_prefer_floor"
+    assert not split_head(everything()).why_not
+
+
+def test_notes_are_said_of_a_model():
+    halved = plain()
+    weight = numpy_helper.from_array(np.float16(RANDOM.normal(size=(20, 3, 1, 1))), "w")
+    halved.graph.initializer[0].CopyFrom(weight)
+    assert as_float32(halved).said_of("m.onnx") == [
+        "m.onnx is of float16; it is run in float32 (--fp16 makes an engine of float16)"
+    ]
+    raised = raise_opset(model([node("Conv", ["image", "w"], "logits")], opset=11))
+    assert raised.said_of("m.onnx") == ["m.onnx is of opset 11; it is converted to 18"]
+    with_labels = model([node("Conv", ["image", "w"], "c"), node("ArgMax", ["c"], "logits", name="best", axis=1)])
+    result = cut_decision(with_labels)
+    assert result.decision.kind == "argmax" and result.notes == (
+        "gives labels; they are taken off with node best (ArgMax), and its scores are used",
+    )
+
+
+@pytest.mark.parametrize(
+    ("steps", "left"),
+    [
+        ([("Relu", ["x"], {}), ("Clip", ["x", "low", "high"], {})], 0),
+        ([("Mul", ["x", "channels"], {}), ("Softmax", ["x"], {"axis": -1})], 0),
+        ([("Pad", ["x", "around"], {}), ("Slice", ["x", "one", "many", "rows"], {})], 0),
+        ([("Resize", ["x", "", "twice"], {"mode": "nearest"}), ("Concat", ["x", "x"], {"axis": 3})], 0),
+        ([("ReduceMax", ["x", "rows"], {})], 2),
+    ],
+)
+def test_transposes_cancel_around_what_can_work_on_other_axes(steps, left):
+    constants = {
+        "low": np.float32(-1),
+        "high": np.float32(1),
+        "channels": np.float32([1, 2, 3]),
+        "twice": np.float32([1, 2, 2, 1]),
+        "around": np.int64([0, 1, 2, 0, 0, 2, 1, 0]),
+        "one": np.int64([1]),
+        "many": np.int64([9]),
+        "rows": np.int64([1]),
+    }
+    nodes, name = [node("Transpose", ["image"], "t", perm=[0, 2, 3, 1])], "t"
+    for place, (operator, inputs, attributes) in enumerate(steps):
+        nodes.append(node(operator, [name if each == "x" else each for each in inputs], f"s{place}", **attributes))
+        name = f"s{place}"
+    nodes.append(node("Transpose", [name], "logits", perm=[0, 3, 1, 2]))
+    made, image = model(nodes, constants), noise(2, 3, 5, 7)
+    result = cancel_transposes(made)
+    assert sum(each.op_type == "Transpose" for each in result.model.graph.node) == left
+    assert bool(result.why_not) == bool(left)
+    np.testing.assert_array_equal(run(result.model, image), run(made, image))
+
+
+def test_a_transpose_that_is_also_read_elsewhere_stays_for_that():
+    nodes = [
+        node("Transpose", ["image"], "t", perm=[0, 2, 3, 1]),
+        node("Relu", ["t"], "r"),
+        node("Shape", ["t"], "shape"),
+        node("Reshape", ["r", "shape"], "again"),
+        node("Add", ["r", "again"], "sum"),
+        node("Transpose", ["r"], "u", perm=[0, 3, 1, 2]),
+        node("Transpose", ["sum"], "v", perm=[0, 3, 1, 2]),
+        node("Add", ["u", "v"], "logits"),
+    ]
+    made, image = model(nodes), noise(1, 3, 4, 6)
+    result = cancel_transposes(made)
+    onnx.checker.check_model(result.model)
+    np.testing.assert_array_equal(run(result.model, image), run(made, image))
+
+
+def test_operators_of_others_are_never_looked_into():
+    nodes = [
+        node("Transpose", ["image"], "t", perm=[0, 2, 3, 1]),
+        node("Relu", ["t"], "r", domain="my.ops"),
+        node("Transpose", ["r"], "logits", perm=[0, 3, 1, 2]),
+    ]
+    assert cancel_transposes(model(nodes)).why_not
+
+
+@pytest.mark.parametrize("twice", [False, True])
+def test_padding_that_something_else_reads_is_not_fused(twice):
+    nodes = [
+        node("Pad", ["image", "pads"], "p"),
+        node("Conv", ["p", "w"], "c") if twice else node("Conv", ["p", "w"], "logits", pads=[1, 0, 0, 2]),
+        *([node("ReduceMean", ["p", "axes"], "m"), node("Add", ["c", "m"], "logits")] if twice else []),
+    ]
+    made, image = model(nodes, {"axes": np.int64([1])}), noise(1, 3, 6, 5)
+    result = fuse_padding(made)
+    assert ("Pad" in {each.op_type for each in result.model.graph.node}) == twice
+    np.testing.assert_allclose(run(result.model, image), run(made, image), atol=1e-6)
+
+
+def test_a_model_made_for_every_size_twice_still_runs_at_every_size():
+    made = model([node("Conv", ["image", "w"], "logits", strides=[2, 2], kernel_shape=[1, 1])])
+    whole = pad_and_crop(pad_and_crop(upsample_scores(made, 2).model, 2).model, 4).model
+    onnx.checker.check_model(whole)
+    assert run(whole, noise(1, 3, 5, 3)).shape == (1, 2, 5, 3)
+
+
+def test_branches_are_resolved_with_what_they_read_around_them():
+    then = helper.make_graph([node("Neg", ["c"], "x")], "then", [],
+                             [helper.make_tensor_value_info("x", TensorProto.FLOAT, None)])  # fmt: skip
+    inner = numpy_helper.from_array(np.float32([2]), "inner")
+    other = helper.make_graph([node("Mul", ["c", "inner"], "x")], "else", [],
+                              [helper.make_tensor_value_info("x", TensorProto.FLOAT, None)], [inner])  # fmt: skip
+    nodes = [
+        node("Conv", ["image", "w"], "c"),
+        node("Shape", ["c"], "s"),
+        node("Gather", ["s", "axis"], "g"),
+        node("Equal", ["g", "axis"], "e"),
+        node("If", ["e"], "logits", then_branch=then, else_branch=other),
+    ]
+    made, image = model(nodes, {"axis": np.int64([1])}), noise(1, 3, 4, 5)
+    result = resolve_branches(made)
+    onnx.checker.check_model(result.model)
+    assert [each.op_type for each in result.model.graph.node] == ["Conv", "Mul", "Identity"]
+    np.testing.assert_array_equal(run(result.model, image), run(made, image))
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+def test_reversed_channels_are_those_of_the_image_reversed(grouped):
+    conv = node("Conv", ["p", "w3" if grouped else "w"], "c", group=3 if grouped else 1)
+    nodes = [node("Pad", ["image", "pads"], "p"), conv, node("Relu", ["c"], "logits")]
+    made = model(nodes, {"w3": RANDOM.normal(size=(3, 1, 1, 1)).astype(np.float32)})
+    image = noise(1, 3, 4, 5)
+    reversed_ = reverse_channels(made).model
+    assert ("Gather" in {each.op_type for each in reversed_.graph.node}) == grouped
+    np.testing.assert_allclose(run(reversed_, image), run(made, image[:, ::-1]), atol=1e-6)
+
+
+def test_labels_that_are_interpolated_are_refused_by_node():
+    nodes = [
+        node("Conv", ["image", "w"], "c"),
+        node("ArgMax", ["c"], "a", axis=1),
+        node("Cast", ["a"], "f", to=TensorProto.FLOAT),
+        node("Resize", ["f", "", "s"], "logits", name="up", mode="linear"),
+    ]
+    with pytest.raises(DeployError, match=r"node up \(Resize\) interpolates labels"):
+        cut_decision(model(nodes, {"s": np.float32([1, 1, 2, 2])}))
