@@ -3,7 +3,6 @@
 import json
 import logging
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +19,7 @@ from fcn_deploy.runtime.backends.onnxruntime import profile as profile_by_onnxru
 from fcn_deploy.runtime.engine_file import EngineFile
 from fcn_deploy.runtime.manifest import Manifest
 from fcn_deploy.runtime.verify import verify
-from helpers import command, needs, needs_shared, one_error, photo, save_photos
+from helpers import check_threads, command, needs, needs_shared, one_error, photo, save_photos
 from onnx import TensorProto, helper, numpy_helper
 
 from fcn_deploy import DeployError, MisuseError, ModelCard, Segmenter
@@ -75,11 +74,7 @@ def test_many_threads_share_one_engine(engine):
     images = [photo(20 + 13 * i, 150 - 11 * i, i) for i in range(10)]
     for threads in (None, 1):
         with Segmenter(engine, threads=threads) as net:
-            alone = [net(image) for image in images]
-            with ThreadPoolExecutor(8) as pool:
-                for _ in range(3):
-                    for labels, expected in zip(pool.map(net, images), alone, strict=True):
-                        np.testing.assert_array_equal(labels, expected)
+            check_threads(net, images)
 
 
 def test_results_stay_when_the_next_image_runs(engine):
