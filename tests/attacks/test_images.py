@@ -95,7 +95,7 @@ def test_a_truncated_file_is_one_line_and_leaves_nothing(net, tmp_path, share, l
     (tmp_path / "whole.tif").unlink()
     (tmp_path / "cut.tif").write_bytes(content[: int(len(content) * share)])
     with pytest.raises(DeployError, match=r"cut.tif.*(truncated|damaged)") as caught:
-        label_regions(net, tmp_path / "cut.tif", tmp_path / "out.tif")
+        label_regions(net.network, tmp_path / "cut.tif", tmp_path / "out.tif")
     assert "\n" not in str(caught.value) and sorted(path.name for path in tmp_path.iterdir()) == ["cut.tif"]
 
 
@@ -105,5 +105,5 @@ def test_bytes_that_decode_to_nothing_are_one_line(net, tmp_path):
     content[len(content) // 2 : len(content) // 2 + 2000] = b"\x55" * 2000
     (tmp_path / "i.tif").write_bytes(content)
     with pytest.raises(DeployError, match=r"cannot read rows \d+ to \d+ of .*i.tif: .*damaged"):
-        label_regions(net, tmp_path / "i.tif", tmp_path / "out.tif")
+        label_regions(net.network, tmp_path / "i.tif", tmp_path / "out.tif")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["i.tif"]
