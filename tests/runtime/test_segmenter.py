@@ -5,12 +5,12 @@ import pickle
 import shutil
 import subprocess
 import sys
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
 
 import numpy as np
 import pytest
 from fcn_deploy.runtime.plan import available_memory
-from helpers import photo
+from helpers import check_threads, photo
 
 from fcn_deploy import DeployError, MisuseError, ModelCard, Segmenter
 
@@ -41,11 +41,7 @@ def test_labels_do_not_depend_on_what_came_before(net):
 
 def test_many_threads_share_one_segmenter(net):
     images = [photo(20 + 13 * i, 150 - 11 * i, i) for i in range(10)]
-    alone = [net(image) for image in images]
-    with ThreadPoolExecutor(8) as pool:
-        for _ in range(3):
-            for labels, expected in zip(pool.map(net, images), alone, strict=True):
-                np.testing.assert_array_equal(labels, expected)
+    check_threads(net, images)
 
 
 def test_map_keeps_the_order_of_mixed_sizes(net):
