@@ -436,6 +436,7 @@ def test_labels_are_checked_before_training_starts(small_data, tmp_path):
     assert log_of(tmp_path / "m.safetensors")[1]["val_class_iou"]["digit 0"] is None
 
 
+@pytest.mark.slow
 def test_eval_misuse_is_one_line(exports, small_data, tmp_path):
     assert "does not exist" in one_error(command("eval-fcn", tmp_path / "x.engine", ok=2))
     done = command("eval-fcn", exports / "narrow.engine", "--data", small_data, ok=2)

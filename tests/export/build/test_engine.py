@@ -44,6 +44,7 @@ def built(tmp_path, model, card=None, **changes):
     return build_engine(read_source(path), tmp_path / "m.engine")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "architecture",
     [{"stride": 32}, {"stride": 16, "upsampling": "learned"}, {"upsampling": "learned", "backbone": "resnet50"},
@@ -274,6 +275,7 @@ def test_build_engine_from_the_command_line(exports, tmp_path):
         assert said in one_error(command("build-engine", *words, ok=code))
 
 
+@pytest.mark.slow
 def test_engines_for_gpus_have_profiles_for_the_users_sizes(exports, tmp_path):
     needs("tensorrt_rtx")
     photos = tmp_path / "photos"
@@ -300,6 +302,7 @@ def test_engines_for_gpus_have_profiles_for_the_users_sizes(exports, tmp_path):
     assert [row["max"] for row in json.loads(done.stdout)["builder"]["profiles"]] == ["256x256"]
 
 
+@pytest.mark.slow
 def test_options_for_gpus_that_make_no_sense_are_one_line(exports, tmp_path):
     out = tmp_path / "x.engine"
     (tmp_path / "none").mkdir()
