@@ -14,6 +14,7 @@ def photos(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_the_page_tells_what_int8_cost_and_which_layers_it_hurt(exports, photos, tmp_path):
     engine, page = tmp_path / "n8.engine", tmp_path / "n8.html"
     words = ("--int8", "--calib", photos, "--max-drop", "100", "--sizes", "32x32,48x64", "--backend", "onnxruntime")

@@ -220,6 +220,7 @@ def photos(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_build_engine_measures_what_is_installed(exports, tmp_path):
     needs("openvino")
     words = ["build-engine", exports / "narrow.onnx", "-o", tmp_path / "m.engine", "--sizes", "33x65,64x32"]
@@ -256,13 +257,14 @@ def test_fastest_keeps_float32_where_int8_is_slower(exports, tmp_path, photos, m
     )
     assert report.precision == "float32" and report.speedup == pytest.approx(1 / 3, abs=0.01)
     with Segmenter(out) as net, Segmenter(exports / "narrow.engine") as plain:
-        assert net.precision == net.manifest.precision == "float32"
+        assert net.precision == net.network.manifest.precision == "float32"
         np.testing.assert_array_equal(net(photo(61, 97)), plain(photo(61, 97)))
     # Asked for by name, INT8 is kept.
     report = build_engine(source, out, BuildConfig(quantization=options, latency_sizes=[(32, 32)]))
     assert report.precision == "int8" and report.speedup < 1
 
 
+@pytest.mark.slow
 def test_fastest_keeps_float32_where_int8_loses_too_much(exports, tmp_path, photos):
     options = QuantizationOptions(int8=True, calib=str(photos), max_drop=0.0)
     source, out = read_source(exports / "narrow.onnx"), tmp_path / "m.engine"
@@ -276,6 +278,7 @@ def test_fastest_keeps_float32_where_int8_loses_too_much(exports, tmp_path, phot
         assert net.precision == "float32"
 
 
+@pytest.mark.slow
 def test_int8_that_loses_too_much_by_a_librarys_own_kernels_is_not_run_by_it(exports, tmp_path, photos, monkeypatch):
     needs("openvino")
 

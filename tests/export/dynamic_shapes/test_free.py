@@ -59,6 +59,7 @@ def test_a_freed_network_is_the_module_at_every_size_on_the_grid(index, traced):
 DYNAMO = [baked.attention, baked.windows, baked.crop, baked.coordinates]
 
 
+@pytest.mark.slow
 def test_pytorchs_other_exporter():
     for index, block in enumerate(DYNAMO):
         module, version = Baked(block), (18, 20, 23)[index % 3]
