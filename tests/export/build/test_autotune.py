@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from fcn_deploy.calibration.report.engine_report import report_of
 from fcn_deploy.export.build import autotune
 from fcn_deploy.export.build.autotune import (
     ALONE_ROUNDS,
@@ -223,17 +224,17 @@ def photos(tmp_path_factory):
 def test_build_engine_measures_what_is_installed(exports, tmp_path):
     needs("openvino")
     words = ["build-engine", exports / "narrow.onnx", "-o", tmp_path / "m.engine", "--sizes", "33x65,64x32"]
-    report = json.loads(command(*words, "--json").stdout)
-    every = [(row["backend"], row["threads"]) for row in report["candidates"]]
-    assert every[:2] == [("onnxruntime", "one per core"), ("openvino", "one per core")]
-    assert all(set(row["latency_ms"]) == {"33x65", "64x32"} for row in report["candidates"])
-    (chosen,) = (row for row in report["candidates"] if row["chosen"])
-    assert report["backend"] == chosen["backend"] and report["latency_ms"] == chosen["latency_ms"]
+    record = json.loads(command(*words, "--json").stdout)
     with EngineFile(tmp_path / "m.engine") as file:
-        assert file.manifest.backend == chosen["backend"]
-        assert json.loads(file.read("report.json"))["candidates"] == report["candidates"]
+        manifest, report = file.manifest, report_of(file)
+    every = [(row.backend, row.threads) for row in report.candidates]
+    assert every[:2] == [("onnxruntime", "one per core"), ("openvino", "one per core")]
+    assert all(set(row.latency_ms) == {"33x65", "64x32"} for row in report.candidates)
+    (chosen,) = (row for row in report.candidates if row.chosen)
+    assert report.backend == manifest.backend == chosen.backend and report.latency_ms == chosen.latency_ms
+    assert [row["chosen"] for row in record["candidates"]] == [row.chosen for row in report.candidates]
     with Segmenter(tmp_path / "m.engine") as net:
-        assert net.backend == chosen["backend"]
+        assert net.backend == chosen.backend
     for name in ("onnxruntime", "openvino"):
         done = command(*words, "--force", "--backend", name, "--threads", "1", "--json")
         (row,) = json.loads(done.stdout)["candidates"]
@@ -307,7 +308,7 @@ def test_int8_that_loses_too_much_by_a_librarys_own_kernels_is_not_run_by_it(exp
         (["--fastest", "--calib", "x", "--target", "sm89"], "--fastest is for --target cpu"),
         (["--backend", "openvino", "--target", "ort-cuda"], "--backend is for --target cpu"),
         (["--backend", "abacus"], "abacus"),
-        (["--standalone", "--backend", "auto"], "leave --backend away"),
+        (["--standalone", "--backend", "auto"], "omit --backend"),
     ],
 )
 def test_misuse_is_one_line(exports, tmp_path, words, said):
