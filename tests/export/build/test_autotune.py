@@ -344,7 +344,7 @@ class Tiled:
     def __init__(self, whole, tiles, halo=(32, 32), memory=10**12):
         self.card = ModelCard(("a", "b"), size_multiple=32)
         stages = Stage("a", halo=halo, period=32, bytes_per_pixel=100), Stage("b", bytes_per_pixel=9, cost=1.0)
-        self.manifest = SimpleNamespace(stages=stages)
+        self.stages = stages
         self.whole, self.tiles, self.memory, self.clock, self.runs = whole, tiles, memory, Clock(), 0
 
     def memory_budget(self):
