@@ -44,7 +44,7 @@ def test_misuse_of_report_is_one_line(exports, tmp_path):
     for words, code, said in (
         (("-o", out, "--report", tmp_path / "m.htm"), 2, "not named .html"),
         (("-o", out, "--report", "/proc/nowhere/m.html"), 1, "cannot write"),
-        (("-o", tmp_path / "m.onnx", "--standalone", "--report", tmp_path / "m.html"), 2, "leave --report away"),
+        (("-o", tmp_path / "m.onnx", "--standalone", "--report", tmp_path / "m.html"), 2, "omit --report"),
     ):
         assert said in one_error(command("build-engine", model, *words, ok=code))
     assert not list(tmp_path.iterdir())

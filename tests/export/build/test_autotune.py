@@ -307,7 +307,7 @@ def test_int8_that_loses_too_much_by_a_librarys_own_kernels_is_not_run_by_it(exp
         (["--fastest", "--calib", "x", "--target", "sm89"], "--fastest is for --target cpu"),
         (["--backend", "openvino", "--target", "ort-cuda"], "--backend is for --target cpu"),
         (["--backend", "abacus"], "abacus"),
-        (["--standalone", "--backend", "auto"], "leave --backend away"),
+        (["--standalone", "--backend", "auto"], "omit --backend"),
     ],
 )
 def test_misuse_is_one_line(exports, tmp_path, words, said):
