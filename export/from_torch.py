@@ -91,7 +91,7 @@ def export(
         raise MisuseError(f"{name} has a model card; --{said[0]} is for modules without one")
     if isinstance(model, AnySize):
         if options.output is not None:
-            raise MisuseError(f"{name} gives scores alone; leave --output {options.output} away")
+            raise MisuseError(f"{name} gives scores alone; omit --output {options.output}")
         full, channels = _Multiples(model.eval()), model.architecture.channels
         sizes = AcceptedSizes(model.size_multiple, scores=model.architecture.classes)
     else:

@@ -470,7 +470,7 @@ def test_misuse_of_infer_is_one_line(made, tmp_path):
     (tmp_path / "clip.mp4").write_bytes(b"")
     none, softmax = made("none")[1], made("softmax")[1]
     for words, said in (
-        ((none, tmp_path / "i.png", "--probabilities"), "gives values, which are written as they are; leave it away"),
+        ((none, tmp_path / "i.png", "--probabilities"), "gives values, which are written as they are; omit it"),
         ((none, tmp_path), r"clip.mp4 is a video, of which labels are written and no values"),
         ((softmax, tmp_path, "--probabilities"), r"of which labels are written and no probabilities; extract"),
     ):
