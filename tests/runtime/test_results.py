@@ -453,11 +453,11 @@ def test_a_large_run_of_two_results_goes_on_where_it_stopped(made, tmp_path, mon
 
         out = {"out": tmp_path / "o.tif", "probabilities": tmp_path / "p.tif"}
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt, match="interrupted at row"):
-            patch.setattr(net, "bands_of", stopped)
+            patch.setattr(net.network, "bands_of", stopped)
             label_regions(net.network, tmp_path / "l.tif", **out)
         begun = []
         monkeypatch.setattr(
-            net, "bands_of", lambda image, start, *kinds: begun.append(start) or whole(image, start, *kinds)
+            net.network, "bands_of", lambda image, start, *kinds: begun.append(start) or whole(image, start, *kinds)
         )
         label_regions(net.network, tmp_path / "l.tif", **out)
         assert begun[0] > 0 and sorted(path.name for path in tmp_path.iterdir()) == ["l.tif", "o.tif", "p.tif"]
