@@ -25,7 +25,8 @@ class ModelCard:
         colors: one RGB triple (0..255) per class, for palettes and overlays.
         channels: bands of the image; 3 is RGB.
         dtype: of the image: uint8, uint16 or float32.
-        mean, std: per channel, in the image's own units; the network sees (image - mean) / std.
+        mean: per channel, in the image's own units; the network sees (image - mean) / std.
+        std: likewise.
         stride: pixels per cell of the coarse scores (8 for FCN-8s).
         size_multiple: H and W of the core network's input are multiples of it (32 for FCN-8s).
         activation: what the scores mean: `softmax` (labels by argmax), `sigmoid` (one score, a logit; label 1

@@ -70,7 +70,8 @@ class Segmenter:
         """How an image of this size, in pixels, is run: whole, or in tiles.
 
         Args:
-            height, width: of the image.
+            height: of the image.
+            width: of the image.
             bands: plan it as `bands` does, which takes little memory.
             kinds: of results that are wanted; others than labels count in the memory.
 
@@ -167,7 +168,7 @@ class Segmenter:
             return_exceptions: give the exception in place of an image's labels, and go on with the next.
 
         Raises:
-            What a call raises, after the labels of the images before; and what `images` raises.
+            Exception: what a call raises, after the labels of the images before; and what `images` raises.
         """
         stream = Stream(self.network, self.network.check_kinds(kind))
         return stream.outcomes(images, return_exceptions)

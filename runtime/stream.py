@@ -7,7 +7,7 @@ the items and hands out the results. What computes for long releases Python's lo
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -62,7 +62,7 @@ def overlapped(
     pixels: Callable[[T], int],
     most: int,
     alike: Callable[[T], Hashable | None] = lambda item: None,
-) -> Iterator[R]:
+) -> Generator[R, None, None]:
     """What `work` makes of each item, in the items' order, while `workers` threads work on those that follow.
 
     An item is given to a thread when it is read; one that is alike to others, with them, when 32 are in flight.
@@ -183,7 +183,7 @@ class Stream:
             most=self.pixels * self.network.card.channels,
             alike=lambda i: self.alike(i.shape[:2]) if isinstance(i, np.ndarray) and i.ndim > 1 else None,
         )
-        with closing(results):  # type: ignore[type-var]  # it is a generator
+        with closing(results):
             for outcome in results:
                 if isinstance(outcome, Exception) and not return_exceptions:
                     raise outcome

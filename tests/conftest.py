@@ -105,3 +105,13 @@ def gpu():
     wrong = gpu_sim.misuse()
     gpu_sim.reset()
     assert not wrong, wrong
+
+
+@pytest.fixture
+def cuda(gpu):
+    """pycuda.driver with a context of its own current."""
+    import pycuda.driver
+
+    context = pycuda.driver.Device(0).make_context()
+    yield pycuda.driver
+    context.pop()

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -144,6 +145,15 @@ def save_photos(folder: Path, sizes: Iterable[tuple[int, int]], name: str = "{}.
     folder.mkdir(parents=True, exist_ok=True)
     for index, size in enumerate(sizes):
         Image.fromarray(photo(*size, index)).save(folder / name.format(index))
+
+
+def check_threads(net, images) -> None:
+    """Labels by a Segmenter that eight threads share are those that it gives alone."""
+    alone = [net(image) for image in images]
+    with ThreadPoolExecutor(8) as pool:
+        for _ in range(3):
+            for labels, expected in zip(pool.map(net, images), alone, strict=True):
+                np.testing.assert_array_equal(labels, expected)
 
 
 def onnx_model(

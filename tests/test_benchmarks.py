@@ -35,6 +35,7 @@ def data(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_peers_gives_a_row_per_candidate_a_table_and_a_plot(exports, data, tmp_path):
     only = ["torch", "ort", "ort-argmax", "ours", "ours-int8", "ort-u8"]
     out, plot = tmp_path / "peers.json", tmp_path / "peers.png"
@@ -62,6 +63,7 @@ def test_peers_gives_a_row_per_candidate_a_table_and_a_plot(exports, data, tmp_p
         assert words in told
 
 
+@pytest.mark.slow
 def test_openvino_and_nncf_are_peers_too(exports, data, tmp_path):
     for module in ("openvino", "nncf"):
         if importlib.util.find_spec(module) is None:
@@ -79,6 +81,7 @@ def test_openvino_and_nncf_are_peers_too(exports, data, tmp_path):
         assert row["error"] is None and 0.3 < row["equal"] < 1
 
 
+@pytest.mark.slow
 def test_a_candidate_that_fails_is_said_and_the_others_are_measured(exports, data, tmp_path):
     (tmp_path / "float32.engine").write_bytes(b"no engine")
     words = ["peers", exports / "narrow.safetensors", exports / "narrow.onnx", "--only", "ort,ours", "--work", tmp_path]
@@ -89,6 +92,7 @@ def test_a_candidate_that_fails_is_said_and_the_others_are_measured(exports, dat
     benchmark(*words, "digits", ok=2)  # what was prepared for other data is not taken
 
 
+@pytest.mark.slow
 def test_cost_fits_a_line_through_sizes_of_several_aspects(exports, tmp_path):
     out, plot = tmp_path / "cost.json", tmp_path / "cost.png"
     words = ("--steps", 2, "--most", 0.3, "--rounds", 1, "--json", out, "--plot", plot)
@@ -146,6 +150,7 @@ def test_folder_takes_the_start_up_off_within_a_round():
     assert few["ratio"] is None and "more --images" in folder.line(few | {"engine": "m.engine"})
 
 
+@pytest.mark.slow
 def test_huge_compares_labels_memory_and_throughput(exports, tmp_path):
     out = tmp_path / "huge.json"
     # So little memory that the image is tiled.
@@ -196,6 +201,7 @@ def test_photographs_of_a_data_set_are_those_of_its_train_split():
     assert len(stream) == 367 and stream.read(0).shape == (360, 480, 3)
 
 
+@pytest.mark.slow
 def test_strides_trains_what_is_not_there_and_compares(data, tmp_path):
     out, plot, work = tmp_path / "strides.json", tmp_path / "strides.png", tmp_path / "work"
     options = "--backbone mobilenet-v2 --width 0.125 --epochs 1 --crop 32x32 --batch 4 --count 4"
@@ -248,6 +254,7 @@ def test_thickness_is_that_of_bars():
     assert result["thickness"][1:] == [4, 40] and result["runs"][0]["miou"] == 1
 
 
+@pytest.mark.slow
 def test_stages_shows_what_each_costs(exports, data, tmp_path):
     needs("tensorrt_rtx")
     out = tmp_path / "stages.json"
@@ -266,6 +273,7 @@ def test_stages_shows_what_each_costs(exports, data, tmp_path):
     assert same[0] is None and min(same[1:3]) > 0.999 and same[4] > max(same[3], same[5])
 
 
+@pytest.mark.slow
 def test_refine_gives_gains_and_costs(exports, data, tmp_path):
     out, plot = tmp_path / "refine.json", tmp_path / "refine.png"
     words = ("--data", data, "--count", 2, "--rounds", 1, "--json", out, "--plot", plot)
@@ -319,6 +327,7 @@ def test_refining_finds_the_border_in_the_photograph():
     np.testing.assert_allclose(exact, known.numpy(), atol=1e-4)
 
 
+@pytest.mark.slow
 def test_patchwise_compares_one_pass_with_patches(tmp_path):
     out = tmp_path / "patchwise.json"
     words = ("--networks", "alexnet", "--runtimes", "onnxruntime", "--width", 0.05, "--rounds", 1, "--single", 2)
@@ -340,6 +349,7 @@ def test_patches_are_windows_of_the_image():
     assert (patches[8][:, 36:] == 0).all() and (patches[8][:, :36, :36] == image[:, 64:, 64:]).all()
 
 
+@pytest.mark.slow
 def test_the_heat_map_is_the_classifier_slid(tmp_path):
     import torch
 

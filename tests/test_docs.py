@@ -1,6 +1,7 @@
 """The documentation: its links, the options, files and errors that it names, and that its code runs."""
 
 import ast
+import importlib
 import importlib.util
 import json
 import os
@@ -78,6 +79,7 @@ def test_the_reference_of_the_commands_is_what_they_say():
     assert (DOCS / "reference" / "commands.md").read_text() == generator().page(), "run `make docs`"
 
 
+@pytest.mark.slow
 def test_every_option_that_is_named_exists():
     option = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]+")
     known = {"--help", "--index-url", *option.findall(generator().page())}  # the second is pip's
@@ -100,6 +102,17 @@ def test_files_that_are_named_exist(name):
     assert len(files) > 5
     for file in files:
         assert "NAME" in file or (ROOT / file).exists(), f"{name} names {file}"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_dotted_names_exist(name):
+    for dotted in re.findall(r"`(fcn_deploy(?:\.\w+)+)", prose(ROOT / name)):
+        module, _, attribute = dotted.rpartition(".")
+        if dotted in ("fcn_deploy.card", "fcn_deploy.activated"):  # keys of metadata
+            continue
+        owner = importlib.import_module(module)
+        if not hasattr(owner, attribute):
+            assert hasattr(owner, "__path__") and importlib.util.find_spec(dotted), f"{name} names {dotted}"
 
 
 def test_every_public_name_is_in_the_reference():
@@ -163,6 +176,7 @@ def run(folder: Path, *words: object) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("code", python_blocks())
 def test_python_runs(code, desk):
     compile(code, "page", "exec")
@@ -177,6 +191,7 @@ def test_python_runs(code, desk):
     (desk / name[1]).write_text(code)
 
 
+@pytest.mark.slow
 def test_the_module_of_the_page_on_pytorch_is_exported(desk):
     (code,) = blocks(DOCS / "howto" / "pytorch.md", "python")
     (desk / "package").mkdir(exist_ok=True)
@@ -216,6 +231,7 @@ print(good.tensors["labels"].shape, good.tensors["labels"].dtype, good.error, "|
 """
 
 
+@pytest.mark.slow
 def test_the_triton_model_answers_and_refuses(desk):
     """With a stand-in for Triton's module: no server runs here."""
     model = next(code for code in blocks(DOCS / "howto" / "embed.md", "python") if code.startswith("# model.py"))
@@ -228,6 +244,7 @@ def test_the_triton_model_answers_and_refuses(desk):
     assert "image of shape [37, 53]" in bad and bad.strip().startswith("{}")
 
 
+@pytest.mark.slow
 def test_the_triton_configuration_is_that_of_the_standalone_model(desk):
     command("build-engine", "d.onnx", "--standalone", "-o", "labels.onnx", "--force", cwd=desk)
     session = onnxruntime.InferenceSession(desk / "labels.onnx")
@@ -243,6 +260,7 @@ def test_the_triton_configuration_is_that_of_the_standalone_model(desk):
     ]
 
 
+@pytest.mark.slow
 def test_the_cpp_program_gives_the_labels_of_the_engine(desk):
     """Where g++ and ONNX Runtime's headers are at hand: ONNXRUNTIME_INCLUDE names their folder."""
     include = os.environ.get("ONNXRUNTIME_INCLUDE", "/usr/include/onnxruntime")
@@ -276,6 +294,7 @@ def test_the_cpp_program_gives_the_labels_of_the_engine(desk):
         assert np.array_equal(np.asarray(Image.open(desk / "labels.pgm")), net(photo(130, 90)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["README.md", "docs/quickstart.md", "docs/howto/many-photographs.md"])
 def test_python_passes_pyright(name, tmp_path):
     if not (BIN / "pyright").exists():

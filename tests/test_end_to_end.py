@@ -3,6 +3,7 @@
 import json
 
 import numpy as np
+import pytest
 import torch
 from fcn_deploy.export.build.parity import decided
 from fcn_deploy.export.tolerances import DECISION_MARGIN
@@ -14,6 +15,8 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 
 from fcn_deploy import Segmenter
+
+pytestmark = pytest.mark.slow
 
 
 def pytorch_logits(model, card, image):

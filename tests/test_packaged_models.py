@@ -23,6 +23,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from fcn_deploy import ModelCard, Segmenter
 
+pytestmark = pytest.mark.slow
+
 
 def package(name: str, install: str = "") -> Path:
     """Folder of an installed package; skips where it, or what it needs, is not."""

@@ -81,6 +81,7 @@ def pip(*words):
     return finished([sys.executable, "-m", "pip", "--quiet", *words], env=environment)
 
 
+@pytest.mark.slow
 def test_a_wheel_holds_one_package_and_the_shim(wheel):
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
@@ -95,6 +96,7 @@ def test_a_wheel_holds_one_package_and_the_shim(wheel):
         assert any(name.endswith(suffix) for name in names)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", COMMANDS)
 def test_commands_work_beside_a_users_own_files_of_our_names(installed, own_files, name):
     version = PROJECT["project"]["version"]
@@ -103,18 +105,21 @@ def test_commands_work_beside_a_users_own_files_of_our_names(installed, own_file
     assert shown.startswith(f"Usage: {name} ") and "--debug" in shown
 
 
+@pytest.mark.slow
 def test_export_onnx_finds_the_users_own_fcn(installed, own_files):
     pytest.importorskip("torch")
     done = finished([installed / "export-onnx", "fcn:make", "-o", "m.onnx"], cwd=own_files)
     assert "fcn:make → m.onnx" in done.stdout and (own_files / "m.onnx").exists()
 
 
+@pytest.mark.slow
 def test_the_public_names_come_from_the_wheel_and_from_the_shim(installed, tmp_path):
     code = "import fcn_deploy, runtime; print(fcn_deploy.__file__); print(runtime.Segmenter is fcn_deploy.Segmenter)"
     file, same = finished([installed / "python", "-c", code], cwd=tmp_path).stdout.split()
     assert Path(file).is_relative_to(installed.parent) and same == "True"
 
 
+@pytest.mark.slow
 def test_python_m_runtime_infer_works_by_the_shim_and_in_a_clone(installed, tmp_path):
     for place in (tmp_path, ROOT):
         done = finished([installed / "python", "-m", "runtime.infer", "--help"], cwd=place)

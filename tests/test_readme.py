@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import numpy as np
+import pytest
 from helpers import ROOT, command, photo, save_photos
 from PIL import Image
 
@@ -23,6 +24,7 @@ def outputs(page):
     return re.findall(r"^\$ [^\n]+\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
 
 
+@pytest.mark.slow
 def test_the_commands_run_one_after_the_other(tmp_path):
     lines = [shlex.split(line) for line in commands(README)]
     assert [words[0] for words in lines] == ["train-fcn", "export-onnx", "build-engine", "label-images"]

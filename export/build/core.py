@@ -37,9 +37,9 @@ class Core:
     upsampling: Upsampling
 
 
-def core_of(source: ImportedModel) -> Core:
+def core_of(imported: ImportedModel) -> Core:
     """The core of a model, and the card that fits it. Raises DeployError where its card is of another model."""
-    model, card = source.model, source.card
+    model, card = imported.model, imported.card
     if card.activation == "softmax" or (card.activation, card.threshold) == ("sigmoid", 0.5):
         model = bilinear_deconv(model).model
     split = split_head(fold_constants(model).model, labels=card.kind != "values")

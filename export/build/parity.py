@@ -19,21 +19,21 @@ from fcn_deploy.runtime.verify import natural_noise
 COMPARED_SIZES = ((1, 1), (7, 13), (37, 41), (61, 97), (136, 17), (200, 333), (257, 263), (480, 640))
 
 
-def compare(source: ImportedModel, net: Network) -> Agreement:
+def compare(imported: ImportedModel, net: Network) -> Agreement:
     """What the engine gives against the model's own output, at mixed sizes.
 
     Raises:
         DeployError: a label differs where the model decided, or a value by more than REORDERED_SUMS of the range.
     """
-    backend = OnnxRuntimeSession(source.model.SerializeToString())
-    plain = replace(net.card, size_multiple=1, smallest=1)
-    head = Upsampling(activated=ends_in_sigmoid(source.model))  # thresholds of masks are probabilities then
+    backend = OnnxRuntimeSession(imported.model.SerializeToString())
+    unpadded = replace(net.card, size_multiple=1, smallest=1)
+    full_size = Upsampling(activated=ends_in_sigmoid(imported.model))  # thresholds of masks are probabilities then
     equal = undecided = wrong = pixels = 0
     difference = 0.0
     for index, (height, width) in enumerate(COMPARED_SIZES):
         image = natural_noise(height, width, net.card, seed=index + 1)
         try:
-            logits = backend.run(prepare(image, plain))[0]
+            logits = backend.run(prepare(image, unpadded))[0]
         except DeployError as error:
             raise DeployError(
                 f"the model itself fails at {height}×{width}, so it has a size baked in; export-onnx names the "
@@ -45,14 +45,14 @@ def compare(source: ImportedModel, net: Network) -> Agreement:
                 "it must give one per pixel at every size"
             )
         expected = result_from_scores(
-            net.kind, ScoreWindow.whole(logits, (height, width), (height, width)), head, source.card
+            net.kind, ScoreWindow.whole(logits, (height, width), (height, width)), full_size, imported.card
         )
         found = net.result(image)
         pixels += found.size
         if net.kind == "values":
             difference = float(np.maximum(difference, np.abs(found - expected).max() / (np.ptp(logits) or 1.0)))
             continue
-        clear = decided(logits, source.card, head.activated)
+        clear = decided(logits, imported.card, full_size.activated)
         differs = found != expected
         equal += int((~differs).sum())
         undecided += int((~clear).sum())

@@ -18,25 +18,25 @@ from fcn_deploy.runtime.upsampling import ScoreWindow, labels_from_scores
 from fcn_deploy.runtime.verify import natural_noise
 
 
-def build_standalone(source: ImportedModel, out: str | os.PathLike, threads: int | None = None) -> None:
+def build_standalone(imported: ImportedModel, out: str | os.PathLike, threads: int | None = None) -> None:
     """Write an ONNX for other runtimes: `image`, uint8 [N,H,W,C], in; `labels`, [N,H,W], out; any size.
 
     Verified against the model at mixed sizes. Raises DeployError.
     """
-    card = source.card
+    card = imported.card
     if card.kind != "labels":
         raise MisuseError(
             f"--standalone gives labels, and this model gives {card.kind} ({card.activation}): build an engine, or use "
             "the ONNX as it is"
         )
-    model = fold_head(fold_input(source.model, card).model, card).model
+    model = fold_head(fold_input(imported.model, card).model, card).model
     set_metadata(model, CARD_KEY, card.to_json())
     check(model, "the standalone model")
     run = session(model.SerializeToString(), threads)
-    original = OnnxRuntimeSession(source.model.SerializeToString(), threads=threads)
+    backend = OnnxRuntimeSession(imported.model.SerializeToString(), threads=threads)
     for index, (height, width) in enumerate(COMPARED_SIZES):
         image = natural_noise(height, width, card, seed=index + 1)
-        logits = original.run(prepare(image, replace(card, size_multiple=1, smallest=1)))[0]
+        logits = backend.run(prepare(image, replace(card, size_multiple=1, smallest=1)))[0]
         expected = labels_from_scores(ScoreWindow.whole(logits, (height, width), (height, width)), Upsampling(), card)
         labels = run.run(None, {"image": image[None]})[0][0]
         if labels.shape != expected.shape or (labels != expected)[decided(logits, card)].any():

@@ -1,9 +1,7 @@
 """build-engine: from a segmentation ONNX to one fast file for one kind of target."""
 
 import logging
-import re
 import sys
-from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -193,7 +191,9 @@ def build_engine(
     if reports.report is not None:
         _write_page(reports.report, out, report, noted.lines)
     if json_:
-        print_record("build", {"file": str(out)} | _with_sizes(report.as_dict()))
+        from fcn_deploy.export.cli.records import with_sizes
+
+        print_record("build", {"file": str(out), **with_sizes(report.as_dict())})
     else:
         from fcn_deploy.export.cli.build_summary import show_build
 
@@ -310,17 +310,6 @@ def _write_page(path: Path, out: Path, report: "EngineReport", notes: list[str])
     kind = f"engine for {manifest.target}, {manifest.precision}"
     entry = Entry(out.name, kind, out.stat().st_size, manifest.card, report)
     page.write(path, page.about("build-engine", f"{out.name}, {kind}", notes=notes), [entry])
-
-
-def _with_sizes(value: Any) -> Any:
-    """A report with its sizes as records have them: "HxW" as [H, W], and "HxW" → ms as [{"size", "ms"}]."""
-    if isinstance(value, str):
-        return [*map(int, value.split("x"))] if re.fullmatch(r"\d+x\d+", value) else value
-    if isinstance(value, Mapping):
-        if value and all(re.fullmatch(r"\d+x\d+", key) for key in value):
-            return [{"size": _with_sizes(key), "ms": each} for key, each in value.items()]
-        return {key: _with_sizes(each) for key, each in value.items()}
-    return [_with_sizes(each) for each in value] if isinstance(value, list | tuple) else value
 
 
 def main() -> None:

@@ -30,7 +30,9 @@ def inspect_model(
 
     about = inspect_file(model, target, memory)
     if json_:
-        print_record("inspection", about)
+        from fcn_deploy.export.cli.records import with_sizes
+
+        print_record("inspection", about | {"agreement": with_sizes(about.get("agreement"))})
     else:
         print(record_as_text(about))
     return 0 if about["ok"] else FAILURE

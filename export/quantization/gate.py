@@ -24,7 +24,7 @@ class AccuracyGate:
 
     Args:
         core: float32.
-        head, card: of the model.
+        upsampling, card: of the model.
         images: to compare on.
         labels: folder of their labels; None: float32's are the measure.
         exact: whether ONNX Runtime's kernels run the cores exactly. They do the CPU's Q/DQ, whose weights never
@@ -42,9 +42,15 @@ class AccuracyGate:
     """
 
     def __init__(
-        self, core: ModelProto, head: Upsampling, card: ModelCard, images: ImageStream, labels: Path | None, exact: bool
+        self,
+        core: ModelProto,
+        upsampling: Upsampling,
+        card: ModelCard,
+        images: ImageStream,
+        labels: Path | None,
+        exact: bool,
     ) -> None:
-        self.head, self.card, self.exact = head, card, exact
+        self.upsampling, self.card, self.exact = upsampling, card, exact
         self.images: list[np.ndarray] = []
         self.expected: list[np.ndarray] = []
         self.scores: list[np.ndarray] = []
@@ -77,7 +83,7 @@ class AccuracyGate:
         if self.card.kind == "values":
             return scores  # interpolated they are convex combinations of these, and many times their memory
         window = ScoreWindow.whole(scores, padded_size(*size, self.card), size)
-        return result_from_scores(self.card.kind, window, self.head, self.card)
+        return result_from_scores(self.card.kind, window, self.upsampling, self.card)
 
     def _compare(self, results: list[np.ndarray]) -> float:
         if self.card.kind == "values":

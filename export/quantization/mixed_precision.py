@@ -68,7 +68,7 @@ class MixedPrecision:
 
 def mix_precision(
     core: ModelProto,
-    head: Upsampling,
+    upsampling: Upsampling,
     card: ModelCard,
     scheme: str,
     options: QuantizationOptions,
@@ -81,7 +81,7 @@ def mix_precision(
 
     Args:
         core: float32, without batch norms (optimised offline).
-        head, card: of the model.
+        upsampling, card: of the model.
         scheme: a key of SCHEMES.
         options: what is asked for.
         half_interface: with FP16, the core takes and gives float16 (where its last node is).
@@ -101,7 +101,7 @@ def mix_precision(
     calibration, held_out = divide(
         images, options.count, GATE_IMAGES, options.seed, set(ranges.images) if ranges else set()
     )
-    gate = AccuracyGate(core, head, card, held_out, options.labels, exact=scheme == "cpu")
+    gate = AccuracyGate(core, upsampling, card, held_out, options.labels, exact=scheme == "cpu")
     graphs = _Graphs(core, scheme, options, half_interface)
     if options.int8:
         if ranges is None:

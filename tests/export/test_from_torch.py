@@ -35,6 +35,7 @@ def export_network(model, path, **options):
     return export_module(model, checkpoint.card, path, **options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", NETWORKS, ids=lambda a: "-".join(map(str, a.values())))
 def test_every_network_exports_and_takes_every_size(tmp_path, architecture):
     model = random_network(width=0.125, **architecture)
@@ -63,6 +64,7 @@ def test_the_sizes_that_are_verified():
     assert any(min(size) > 96 for size in VERIFIED_SIZES)
 
 
+@pytest.mark.slow
 def test_pytorchs_other_exporter_and_newer_opsets(tmp_path):
     model = random_network(backbone="vgg16", width=0.05, classes=3, stride=16)
     export_network(model, tmp_path / "d.onnx", exporter="dynamo")
@@ -267,6 +269,7 @@ def test_a_factory_from_the_command_line(factories):
     assert "carries no model card; assuming" in done.stderr
 
 
+@pytest.mark.slow
 def test_weights_outputs_and_opsets_from_the_command_line(factories):
     """--weights in a training script's file, --output, an old opset, and what is said of them."""
     sys.path.insert(0, str(factories))
@@ -312,6 +315,7 @@ def test_a_checkpoint_from_the_command_line(exports, tmp_path):
     assert "exists already" in one_error(done)
 
 
+@pytest.mark.slow
 def test_misuse_and_failures_are_one_line(factories, exports):
     checkpoint = exports / "narrow.safetensors"
     for words, code, said in (

@@ -185,6 +185,7 @@ def test_models_that_are_no_segmentation_say_why(tmp_path):
     assert not text["ok"] and "string" in text["problem"]
 
 
+@pytest.mark.slow
 def test_the_command_line(exports, tmp_path):
     done = command("inspect-model", exports / "narrow.onnx", "--target", "cpu", "--memory", 0.05)
     assert done.stdout.startswith(str(exports / "narrow.onnx")) and "operators" in done.stdout and not done.stderr

@@ -64,11 +64,13 @@ def rtx_build(path, low, best, high):
     return plan.nbytes
 
 
+@pytest.mark.slow
 def test_tensorrt_rtx_builds_the_portable_model_from_one_pixel_up(exported):
     folder, _ = exported
     assert rtx_build(folder / "m.onnx", (1, 3, 1, 1), (1, 3, 480, 640), (4, 3, 1080, 1920)) > 10_000
 
 
+@pytest.mark.slow
 def test_tensorrt_rtx_builds_the_standalone_model(exported):
     folder, _ = exported
     assert rtx_build(folder / "s.onnx", (1, 1, 1, 3), (1, 480, 640, 3), (2, 1080, 1920, 3)) > 10_000

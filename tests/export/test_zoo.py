@@ -150,6 +150,7 @@ def unseen_sizes(count: int = 40) -> list[tuple[int, int]]:
     return [tuple(int(side) for side in random.choice(SIDES, 2, replace=False)) for _ in range(count)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BUILT)
 def test_an_engine_gives_pytorchs_labels_at_40_unseen_sizes(exported, tmp_path, name):
     kind, found = ZOO[name], exported(name, *spec(name))
@@ -180,6 +181,7 @@ def test_an_engine_gives_pytorchs_labels_at_40_unseen_sizes(exported, tmp_path, 
     assert len(seen) >= 2 or kind.activation[1] == "none"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BUILT)
 def test_a_plan_is_built_or_refused_by_the_name_of_the_node(exported, name):
     needs("tensorrt_rtx")

@@ -130,6 +130,7 @@ def test_models_of_other_classes_are_not_compared():
         same_classes(paths, [ab, ModelCard(("a", "b", "c"))])
 
 
+@pytest.mark.slow
 def test_misuse_is_one_line_and_leaves_nothing(exports, data, tmp_path):
     engine, page = exports / "narrow.engine", tmp_path / "r.html"
     for words, code, said in (

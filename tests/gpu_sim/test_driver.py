@@ -48,16 +48,6 @@ class Affine(ctypes.Structure):
 
 
 @pytest.fixture
-def cuda(gpu):
-    """pycuda.driver with a context of its own current."""
-    import pycuda.driver
-
-    context = pycuda.driver.Device(0).make_context()
-    yield pycuda.driver
-    context.pop()
-
-
-@pytest.fixture
 def module(gpu, cuda, tmp_path):
     (tmp_path / "kernels.cu").write_text(SOURCE)
     gpu.load_kernels(tmp_path / "kernels.cu")

@@ -54,15 +54,6 @@ def reference(core: bytes, image: np.ndarray) -> np.ndarray:
 
 
 @pytest.fixture
-def cuda(gpu):
-    import pycuda.driver
-
-    context = pycuda.driver.Device(0).make_context()
-    yield pycuda.driver
-    context.pop()
-
-
-@pytest.fixture
 def trt(gpu, cuda):
     with gpu.tensorrt() as module:
         yield module

@@ -167,6 +167,7 @@ def begun(program):
     return subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heed)
 
 
+@pytest.mark.slow
 def test_ctrl_c_is_one_line_and_the_run_can_go_on(exports, tmp_path):
     folder, out = tmp_path / "in", tmp_path / "o"
     folder.mkdir()
@@ -194,6 +195,7 @@ def test_ctrl_c_is_one_line_and_the_run_can_go_on(exports, tmp_path):
     assert first.st_mtime_ns < started and len(list(out.glob("0[01]*.png"))) == 40
 
 
+@pytest.mark.slow
 def test_a_large_file_is_labelled_by_regions_and_ctrl_c_tells_how_far_it_came(exports, tmp_path):
     image, out = photo(1700, 100), tmp_path / "o"
     georeference = [(33550, "d", 3, (0.5, 0.5, 0.0), True), (34735, "H", 4, (1, 1, 0, 0), True)]
@@ -230,6 +232,7 @@ def test_verify_engine_compares_and_times(exports):
     assert "golden sample: ok" in command("verify-engine", exports / "narrow.engine").stdout
 
 
+@pytest.mark.slow
 def test_verify_engine_fails_where_scores_differ(exports, tmp_path):
     import io
 

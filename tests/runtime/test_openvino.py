@@ -3,7 +3,6 @@
 import json
 import logging
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +19,7 @@ from fcn_deploy.runtime.backends.onnxruntime import profile as profile_by_onnxru
 from fcn_deploy.runtime.engine_file import EngineFile
 from fcn_deploy.runtime.manifest import Manifest
 from fcn_deploy.runtime.verify import verify
-from helpers import command, needs, needs_shared, one_error, photo, save_photos
+from helpers import check_threads, command, needs, needs_shared, one_error, photo, save_photos
 from onnx import TensorProto, helper, numpy_helper
 
 from fcn_deploy import DeployError, MisuseError, ModelCard, Segmenter
@@ -75,11 +74,7 @@ def test_many_threads_share_one_engine(engine):
     images = [photo(20 + 13 * i, 150 - 11 * i, i) for i in range(10)]
     for threads in (None, 1):
         with Segmenter(engine, threads=threads) as net:
-            alone = [net(image) for image in images]
-            with ThreadPoolExecutor(8) as pool:
-                for _ in range(3):
-                    for labels, expected in zip(pool.map(net, images), alone, strict=True):
-                        np.testing.assert_array_equal(labels, expected)
+            check_threads(net, images)
 
 
 def test_results_stay_when_the_next_image_runs(engine):
@@ -92,6 +87,7 @@ def test_results_stay_when_the_next_image_runs(engine):
         np.testing.assert_array_equal(first, kept)
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_number_of_sizes(engine):
     """With OpenVINO's own default each new size keeps its kernels: 150 MB here."""
 
@@ -182,6 +178,7 @@ def test_without_openvino_the_backend_is_one_line(without_openvino):
         backend.OpenVinoSession(b"")
 
 
+@pytest.mark.slow
 def test_build_engine_without_openvino_is_one_line(exports, tmp_path):
     (tmp_path / "openvino.py").write_text("raise ImportError('none')")
     words = ["build-engine", exports / "narrow.onnx", "-o", tmp_path / "m.engine", "--sizes", "33x33", "--json"]
@@ -203,6 +200,7 @@ def test_a_manifest_names_a_backend_this_release_knows(engine):
         Manifest.from_json(text.replace('"backend": "openvino"', '"backend": "abacus"'), "x")
 
 
+@pytest.mark.slow
 def test_int8_is_judged_and_verified_by_its_own_kernels(tmp_path):
     import torch
     from fcn_deploy.export.from_torch import export_module
@@ -300,6 +298,7 @@ def test_what_amx_errs_on_is_never_run_by_it(monkeypatch):
     assert run.run(np.zeros((1, 16, 20, 20), np.float32)).shape == (1, 16, 10, 10)
 
 
+@pytest.mark.slow
 def test_int8_that_misses_its_golden_sample_is_not_run_by_it(exports, tmp_path, monkeypatch):
     """As networks do that INT8 distorts: rounding then differs between libraries by more than verify-engine allows."""
     monkeypatch.setitem(GOLDEN_SAMPLE, "int8", 1e-6)
@@ -312,6 +311,7 @@ def test_int8_that_misses_its_golden_sample_is_not_run_by_it(exports, tmp_path, 
     assert "golden sample" in refused["openvino", "int8"] and report.backend == "onnxruntime"
 
 
+@pytest.mark.slow
 def test_int8_that_errs_on_strips_is_not_chosen(tmp_path, monkeypatch):
     """As OpenVINO's kernels for AMX do, were they not kept from them."""
     from fcn_deploy.export.from_torch import export_module
@@ -335,6 +335,7 @@ def test_int8_that_errs_on_strips_is_not_chosen(tmp_path, monkeypatch):
     assert "of 192×1 pixels" in refused["openvino", "int8"] and report.backend == "onnxruntime"
 
 
+@pytest.mark.slow
 def test_int8_keeps_its_miou_on_photographs(trained, tmp_path):
     """The network that serves as the yardstick, u8·s8, on photographs that calibration did not see."""
     camvid = needs_shared("camvid")

@@ -232,6 +232,7 @@ def test_images_of_other_kinds():
     assert labels.dtype == np.uint16 and labels.max() < 4
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
 def test_rows_and_blocks_change_no_label(data):
@@ -334,6 +335,7 @@ def test_commands_refine(exports, tmp_path):
         Segmenter(exports / "narrow.onnx", refine=True)
 
 
+@pytest.mark.slow
 def test_refined_labels_are_evaluated_beside_the_others(exports, tmp_path):
     for folder in ("val", "valannot"):
         (tmp_path / folder).mkdir()

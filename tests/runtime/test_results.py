@@ -372,6 +372,7 @@ def test_an_engine_whose_stages_have_halos_is_not_tiled_where_its_card_names_an_
         net(photo(300, 300))
 
 
+@pytest.mark.slow
 def test_infer_writes_masks_and_values_and_probabilities(made, tmp_path):
     save_photos(tmp_path, [(40, 61), (33, 20)])
     images = [tmp_path / "0.png", tmp_path / "1.png"]
@@ -452,11 +453,11 @@ def test_a_large_run_of_two_results_goes_on_where_it_stopped(made, tmp_path, mon
 
         out = {"out": tmp_path / "o.tif", "probabilities": tmp_path / "p.tif"}
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt, match="interrupted at row"):
-            patch.setattr(net, "bands_of", stopped)
+            patch.setattr(net.network, "bands_of", stopped)
             label_regions(net.network, tmp_path / "l.tif", **out)
         begun = []
         monkeypatch.setattr(
-            net, "bands_of", lambda image, start, *kinds: begun.append(start) or whole(image, start, *kinds)
+            net.network, "bands_of", lambda image, start, *kinds: begun.append(start) or whole(image, start, *kinds)
         )
         label_regions(net.network, tmp_path / "l.tif", **out)
         assert begun[0] > 0 and sorted(path.name for path in tmp_path.iterdir()) == ["l.tif", "o.tif", "p.tif"]
@@ -469,7 +470,7 @@ def test_misuse_of_infer_is_one_line(made, tmp_path):
     (tmp_path / "clip.mp4").write_bytes(b"")
     none, softmax = made("none")[1], made("softmax")[1]
     for words, said in (
-        ((none, tmp_path / "i.png", "--probabilities"), "gives values, which are written as they are; leave it away"),
+        ((none, tmp_path / "i.png", "--probabilities"), "gives values, which are written as they are; omit it"),
         ((none, tmp_path), r"clip.mp4 is a video, of which labels are written and no values"),
         ((softmax, tmp_path, "--probabilities"), r"of which labels are written and no probabilities; extract"),
     ):
@@ -477,6 +478,7 @@ def test_misuse_of_infer_is_one_line(made, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_commands_take_networks_of_masks_and_values_or_say_why_not(made, tmp_path):
     for name in ("multilabel", "none"):
         path, engine = made(name)
@@ -520,6 +522,7 @@ def test_a_model_whose_values_are_not_the_engines_is_refused(made, monkeypatch):
         build_engine(source, made("none")[1].parent / "wrong.engine", FAST)
 
 
+@pytest.mark.slow
 def test_int8_is_judged_by_values_and_masks(made, tmp_path):
     save_photos(tmp_path, [(60 + index, 70) for index in range(6)])
     for name in ("none", "multilabel"):

@@ -1,13 +1,16 @@
 """Segmenter: any size, any thread, one clear line for what cannot be."""
 
+import multiprocessing
+import pickle
+import shutil
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
 
 import numpy as np
 import pytest
 from fcn_deploy.runtime.plan import available_memory
-from helpers import photo
+from helpers import check_threads, photo
 
 from fcn_deploy import DeployError, MisuseError, ModelCard, Segmenter
 
@@ -38,11 +41,7 @@ def test_labels_do_not_depend_on_what_came_before(net):
 
 def test_many_threads_share_one_segmenter(net):
     images = [photo(20 + 13 * i, 150 - 11 * i, i) for i in range(10)]
-    alone = [net(image) for image in images]
-    with ThreadPoolExecutor(8) as pool:
-        for _ in range(3):
-            for labels, expected in zip(pool.map(net, images), alone, strict=True):
-                np.testing.assert_array_equal(labels, expected)
+    check_threads(net, images)
 
 
 def test_map_keeps_the_order_of_mixed_sizes(net):
@@ -195,3 +194,51 @@ except DeployError as error:
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "onnxruntime is not installed; run: pip install 'fcn-deploy[cpu]'" in done.stdout
+
+
+def labelled(net, image):
+    """In a worker process: its labels, and how the Segmenter was opened there."""
+    return net(image), net.precision, net.network.memory, net.refine
+
+
+@pytest.mark.slow
+def test_worker_processes_are_given_a_segmenter(exports):
+    images = [photo(61, 97), photo(20, 30, 1)]
+    with (
+        Segmenter(exports / "narrow.engine", threads=1, memory=10**9, refine=True) as net,
+        ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as workers,
+    ):
+        for image, found in zip(images, workers.map(labelled, [net, net], images), strict=True):
+            labels, *opened = found
+            np.testing.assert_array_equal(labels, net(image))
+            assert opened == ["float32", 10**9, True]
+
+
+def test_a_pickled_segmenter_opens_the_file_again_from_any_folder(exports, tmp_path, monkeypatch):
+    shutil.copy(exports / "narrow.engine", tmp_path / "m.engine")
+    monkeypatch.chdir(tmp_path)
+    with Segmenter("m.engine", memory=10**9) as net:
+        net.network.memory = None  # what it is now counts
+        data, expected = pickle.dumps(net), net(photo(40, 50))
+    monkeypatch.chdir("/")
+    with pickle.loads(data) as again:
+        np.testing.assert_array_equal(again(photo(40, 50)), expected)
+        assert again.network.memory is None
+    (tmp_path / "m.engine").unlink()
+    with pytest.raises(MisuseError, match=r"m\.engine does not exist"):
+        pickle.loads(data)
+
+
+def test_a_closed_segmenter_does_not_pickle(exports):
+    net = Segmenter(exports / "narrow.engine")
+    net.close()
+    with pytest.raises(MisuseError, match="closed"):
+        pickle.dumps(net)
+
+
+def test_the_public_members_are_few():
+    """What else our own commands use is Network's, and no part of the API."""
+    assert {name for name in vars(Segmenter) if not name.startswith("_")} == {
+        "card", "backend", "precision", "refine", "plan", "probabilities", "masks", "values", "heatmap", "map", "bands",
+        "warmup", "close",
+    }  # fmt: skip

@@ -97,6 +97,7 @@ def runnable(net, size):
     return any(p.holds(padded_size(*size, net.card)) for p in net.network.manifest.gpu.profiles)
 
 
+@pytest.mark.slow
 def test_labels_equal_the_cpu_engines_at_200_sizes_across_profiles(engine, exports, gpu):
     used = set()
     with Segmenter(engine) as net, Segmenter(exports / "narrow.engine") as cpu:
@@ -125,6 +126,7 @@ def test_labels_are_refined_as_the_cpu_engines_are(engine, exports):
         np.testing.assert_array_equal(np.concatenate([labels for _, labels in net.bands(image)]), net(image))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["float16", "int8"])
 def test_engines_in_float16_and_int8_take_float16_and_give_the_labels_of_their_reference(
     exports, gpu, tmp_path, precision, monkeypatch
@@ -165,6 +167,7 @@ def test_engines_in_float16_and_int8_take_float16_and_give_the_labels_of_their_r
             assert (net(image) != expected).mean() < 1e-3
 
 
+@pytest.mark.slow
 def test_thousands_of_calls_from_8_threads_leak_nothing(engine, exports, gpu):
     with Segmenter(engine) as net, Segmenter(exports / "narrow.engine", threads=1) as cpu:
         wanted = [size for size in sizes(300, 1, (128, 160)) if runnable(net, size)]

@@ -185,7 +185,7 @@ def build_here(
     targets: tuple[str, ...],
     progress: Callable[[str], None] = lambda phase: None,
 ) -> BuiltPlan:
-    """Build in this process, with `trt`, which is tensorrt or tensorrt_rtx. As `build`; `model` is an ONNX file."""
+    """As `build_plan`, in this process, by `trt`, which is tensorrt or tensorrt_rtx; `model` is an ONNX file."""
     start = time.monotonic()
     deadline = start + options.timeout if options.timeout is not None else float("inf")
     log, name = _logger(trt), trt.__name__
@@ -204,14 +204,7 @@ def build_here(
         raise _refused(parser, log)
     config = builder.create_builder_config()
     config.clear_flag(trt.BuilderFlag.TF32)  # float32 means float32
-    if hasattr(trt, "ComputeCapability"):
-        # Of a GPU at hand the driver knows more than the list of names, which is older than some GPUs.
-        wanted = ["CURRENT"] if options.targets == (THIS_GPU,) else [target.upper() for target in targets]
-        config.num_compute_capabilities = len(wanted)
-        for index, capability in enumerate(wanted):
-            if not hasattr(trt.ComputeCapability, capability):
-                raise DeployError(f"{name} {trt.__version__} does not know {capability.lower()}; install a newer one")
-            config.set_compute_capability(getattr(trt.ComputeCapability, capability), index)
+    _set_targets(trt, config, options, targets)
     if options.workspace is not None:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace)
     notes += _set_compatibility(trt, config, options)
@@ -287,6 +280,21 @@ def _monitor(trt: Any, deadline: float, progress: Callable[[str], None]):
             return not self.cancelled
 
     return Monitor()
+
+
+def _set_targets(trt: ModuleType, config, options: TensorRTOptions, targets: tuple[str, ...]) -> None:
+    """Name the GPUs to build for, where `trt` wants them named. Raises DeployError for one it does not know."""
+    if not hasattr(trt, "ComputeCapability"):
+        return
+    # Of a GPU at hand the driver knows more than the list of names, which is older than some GPUs.
+    wanted = ["CURRENT"] if options.targets == (THIS_GPU,) else [target.upper() for target in targets]
+    config.num_compute_capabilities = len(wanted)
+    for index, capability in enumerate(wanted):
+        if not hasattr(trt.ComputeCapability, capability):
+            raise DeployError(
+                f"{trt.__name__} {trt.__version__} does not know {capability.lower()}; install a newer one"
+            )
+        config.set_compute_capability(getattr(trt.ComputeCapability, capability), index)
 
 
 def _set_compatibility(trt: ModuleType, config, options: TensorRTOptions) -> list[str]:
@@ -379,7 +387,7 @@ def _failed(name: str, log, options: TensorRTOptions) -> DeployError:
             reason = "no kernel works in so little scratch memory"
         remedy = "give smaller --sizes or --max-batch, or free memory of the GPU"
         if options.workspace is not None:
-            remedy = f"raise --workspace ({options.workspace / 2**20:,.0f} MiB), or give smaller --sizes or --max-batch"
+            remedy = f"raise --workspace ({options.workspace / 1e6:,.0f} MB), or give smaller --sizes or --max-batch"
     elif "libnvinfer_lean" in everything:
         remedy = "omit --version-compatible, or install TensorRT's lean runtime"
     elif all(re.search(r"cudaError 3[56]\b", error) for error in log.errors):  # no driver, or one too old

@@ -354,6 +354,7 @@ def test_a_part_that_starts_at_features_has_its_field_in_pixels_of_the_image():
     assert found.halo == (16, 16)
 
 
+@pytest.mark.slow
 def test_the_halo_at_full_width(trained):
     core = optimise_offline(core_of(import_model(trained / "camvid.onnx")).model)
     assert receptive_field(core).halo == (480, 480) and receptive_field(core).period == 32

@@ -44,6 +44,7 @@ def built(tmp_path, model, card=None, **changes):
     return build_engine(import_model(path), tmp_path / "m.engine")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "architecture",
     [{"stride": 32}, {"stride": 16, "upsampling": "learned"}, {"upsampling": "learned", "backbone": "resnet50"},
@@ -201,6 +202,7 @@ def test_an_onnx_without_a_card_is_built_with_a_stated_default(tmp_path):
         assert net.card.classes == ("class 0", "class 1") and net(photo(9, 5)).shape == (9, 5)
 
 
+@pytest.mark.slow
 def test_a_model_that_takes_multiples_only_is_padded_and_that_is_said(tmp_path):
     weight = np.random.default_rng(0).normal(size=(2, 3, 4, 4)).astype(np.float32)
     nodes = [
@@ -220,6 +222,7 @@ def test_a_model_that_takes_multiples_only_is_padded_and_that_is_said(tmp_path):
     assert (report.size_multiple, report.stride) == (4, 2) and report.agreement.wrong == 0
 
 
+@pytest.mark.slow
 def test_weights_listed_as_inputs_and_names_that_we_use_ourselves(tmp_path):
     nodes = [
         helper.make_node("Conv", ["x", "w"], ["scores"], name="a"),
@@ -253,6 +256,7 @@ def test_a_card_that_does_not_fit_the_model_is_refused(exports, tmp_path):
         import_model(tmp_path / "m.onnx")
 
 
+@pytest.mark.slow
 def test_build_engine_from_the_command_line(exports, tmp_path):
     engine = tmp_path / "m.engine"
     done = command("build-engine", exports / "narrow.onnx", "--target", "cpu", "-o", engine)
@@ -274,6 +278,7 @@ def test_build_engine_from_the_command_line(exports, tmp_path):
         assert said in one_error(command("build-engine", *words, ok=code))
 
 
+@pytest.mark.slow
 def test_engines_for_gpus_have_profiles_for_the_users_sizes(exports, tmp_path):
     needs("tensorrt_rtx")
     photos = tmp_path / "photos"
@@ -300,6 +305,7 @@ def test_engines_for_gpus_have_profiles_for_the_users_sizes(exports, tmp_path):
     assert [row["max"] for row in json.loads(done.stdout)["builder"]["profiles"]] == ["256x256"]
 
 
+@pytest.mark.slow
 def test_options_for_gpus_that_make_no_sense_are_one_line(exports, tmp_path):
     out = tmp_path / "x.engine"
     (tmp_path / "none").mkdir()
@@ -324,6 +330,7 @@ def test_options_for_gpus_that_make_no_sense_are_one_line(exports, tmp_path):
         assert not out.exists() and not list(tmp_path.glob(".x*"))
 
 
+@pytest.mark.slow
 def test_sizes_are_what_is_timed_on_the_cpu(exports, tmp_path):
     words = ("--sizes", "40x50,100x60,300x200", "--json")
     done = command("build-engine", exports / "narrow.onnx", *words, "-o", tmp_path / "m.engine")

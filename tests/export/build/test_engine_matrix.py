@@ -2,11 +2,13 @@
 
 import json
 
+import pytest
 from helpers import FAMILY, ROOT, benchmark, needs
 
 TWO = ("mobilenet-v2-16-learned", "alexnet-32-fixed")  # one with skips, learned upsampling and depthwise layers
 
 
+@pytest.mark.slow
 def test_two_networks_build_for_gpus_in_every_precision():
     needs("tensorrt_rtx")
     rows = json.loads(benchmark("engine_matrix", "--json", "--width", 0.125, "--only", ",".join(TWO)))
@@ -22,6 +24,7 @@ def test_two_networks_build_for_gpus_in_every_precision():
         assert half["activation_bytes"][0] < 0.8 * whole["activation_bytes"][0]
 
 
+@pytest.mark.slow
 def test_a_combination_that_fails_fails_the_matrix():
     said = benchmark("engine_matrix", "--width", 0.125, "--only", "alexnet-32-fixed", "--target", "sm90", ok=1)
     assert said.count("FAILED: MisuseError: target 'sm90'") == 3 and "0 of 3 built" in said

@@ -72,6 +72,7 @@ def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("tiled")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("int8", [False, True], ids=["float32", "int8"])
 @settings(max_examples=100, deadline=None)
 @given(data=st.data())
@@ -107,6 +108,7 @@ def test_tiled_scores_are_the_whole_images(folder, int8, data):
         assert (np.concatenate([rows[top] for top in sorted(rows)]) != labels[start:]).mean() < (1e-9 if sure else 1e-3)
 
 
+@pytest.mark.slow
 @settings(max_examples=15, deadline=None)
 @given(data=st.data())
 def test_tiles_by_openvino_give_the_whole_images_scores(folder, data):
@@ -196,6 +198,7 @@ def test_tiles_that_turn_out_to_differ_are_not_used(monkeypatch):
     assert part.stage.halo is None and "differ from the whole image" in part.stage.whole
 
 
+@pytest.mark.slow
 def test_the_cut_leaves_little_to_do_twice(trained):
     core = core_of(import_model(trained / "camvid.onnx"))
     card = core.card

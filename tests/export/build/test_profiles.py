@@ -192,6 +192,7 @@ def test_the_number_of_profiles_is_what_brings_something():
     assert len(plan_profiles({(64 * i, 64): 1 for i in range(1, 40)}, multiples_of(32))) <= 6
 
 
+@pytest.mark.slow
 def test_the_figure_for_a_photo_collection():
     """200 sizes, seeded: every size in a profile, the budget kept, and K = 4 at most 0.45 of K = 1."""
     for seed in ("0", "1"):

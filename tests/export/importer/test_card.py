@@ -113,6 +113,7 @@ def test_options_for_a_model_with_a_card_of_its_own_are_misuse(exports):
     assert import_model(exports / "narrow.onnx", ImportOptions(output="logits")).notes == ()
 
 
+@pytest.mark.slow
 def test_the_command_line_says_it_all(tmp_path):
     model = made(SCORES + TO_SIZE + "y = Identity(f)\n other = Neg(f)", gives="float[N,4,H,W] y, float[N,4,H,W] other")
     onnx.save(model, tmp_path / "m.onnx")

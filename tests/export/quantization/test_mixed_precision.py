@@ -142,15 +142,17 @@ def test_an_int8_engine_for_the_cpu(exports, photos, tmp_path):
     with Segmenter(tmp_path / "m.engine") as net, Segmenter(tmp_path / "m.engine", memory=3_000_000) as small:
         assert net.precision == "int8" and net(photo(50, 70)).shape == (50, 70)
         # Its first layer reads 8-bit pixels, in tiles and in batches too.
-        assert net.prepared(photo(50, 70)).dtype == np.uint8 and net.manifest.stages[0].border == (0, 0, 1, 1)
+        assert net.network.backend.prepared(photo(50, 70)).dtype == np.uint8
+        assert net.network.stages[0].border == (0, 0, 1, 1)
         image, several = photo(301, 517), [photo(90 + i, 70, i) for i in range(3)]
         assert small.plan(301, 517).grids
-        np.testing.assert_array_equal(small.scores(image), net.scores(image))
-        for scores, each in zip(net.scores_of_batch(several), several, strict=True):
-            np.testing.assert_array_equal(scores, net.scores(each))
+        np.testing.assert_array_equal(small.network.scores(image), net.network.scores(image))
+        for scores, each in zip(net.network.backend.scores(several), several, strict=True):
+            np.testing.assert_array_equal(scores, net.network.scores(each))
     assert "golden sample: ok" in command("verify-engine", tmp_path / "m.engine").stdout
 
 
+@pytest.mark.slow
 def test_labels_make_the_gate_measure_miou(exports, photos, tmp_path):
     options = QuantizationOptions(int8=True, calib=str(photos / "images"), labels=photos / "labels", max_drop=100)
     report = build_engine(
@@ -160,6 +162,7 @@ def test_labels_make_the_gate_measure_miou(exports, photos, tmp_path):
     assert report.miou == report.accuracy.int8
 
 
+@pytest.mark.slow
 def test_engines_for_gpus_are_built_here_and_say_what_was_not_measured(exports, photos, tmp_path):
     needs("tensorrt_rtx")
     for index, words in enumerate((["--int8"], ["--fp16"], ["--int8", "--no-fp16"])):
@@ -174,6 +177,7 @@ def test_engines_for_gpus_are_built_here_and_say_what_was_not_measured(exports, 
     command("build-engine", exports / "narrow.onnx", "--target", "sm86,sm89", "-o", tmp_path / "f.engine")
 
 
+@pytest.mark.slow
 def test_ranges_are_reused_for_the_same_model_alone(exports, photos, tmp_path):
     source = import_model(exports / "narrow.onnx")
     options = QuantizationOptions(
@@ -191,6 +195,7 @@ def test_ranges_are_reused_for_the_same_model_alone(exports, photos, tmp_path):
     assert not (tmp_path / "c.engine").exists()
 
 
+@pytest.mark.slow
 def test_odd_calibration_images(exports, tmp_path, caplog):
     source = import_model(exports / "narrow.onnx")
     folder = tmp_path / "flat"
@@ -223,6 +228,7 @@ def test_activations_that_are_not_finite_are_refused(photos):
         mix_precision(model, Upsampling(), CARD, "cpu", QuantizationOptions(int8=True, calib=str(photos / "images")))
 
 
+@pytest.mark.slow
 def test_misuse_is_one_line(exports, photos, tmp_path):
     model, calib, out = exports / "narrow.onnx", photos / "images", tmp_path / "x.engine"
     (tmp_path / "empty").mkdir()
@@ -247,6 +253,7 @@ def test_misuse_is_one_line(exports, photos, tmp_path):
     assert not out.exists()
 
 
+@pytest.mark.slow
 def test_int8_and_fp16_keep_the_miou_of_a_trained_network(trained, tmp_path):
     """From images of differing sizes: within 0.5 points for INT8 and 0.05 for FP16 on CamVid photographs."""
     data = needs_shared("camvid")
@@ -298,6 +305,7 @@ def test_the_gate_never_trusts_kernels_that_saturate(photos, target, monkeypatch
     assert levels and set(levels) == {target == "cpu"}
 
 
+@pytest.mark.slow
 def test_ranges_of_another_sample_are_not_judged_on_what_they_saw(exports, photos, tmp_path):
     source, kept = import_model(exports / "narrow.onnx"), tmp_path / "ranges.json"
     for seed in range(3):
@@ -317,6 +325,7 @@ def test_the_ranking_is_kept_where_the_budget_cannot_be_held(exports, photos, tm
     assert len(list(csv.DictReader((tmp_path / "l.csv").open()))) > 10
 
 
+@pytest.mark.slow
 def test_older_models_are_converted_for_int8(photos, tmp_path):
     import torch
 

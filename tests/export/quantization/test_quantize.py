@@ -77,6 +77,7 @@ def ranges_of(model, images):
     return ranges, {name: np.mean([v.mean((0, 2, 3)) for v in vs], 0) for name, vs in seen.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", SCHEMES)
 def test_quantised_scores_are_near_the_float_ones(target):
     model = residual()
@@ -381,6 +382,7 @@ def plan_of(model, targets, multiple):
     return build_plan(model, TensorRTOptions(tuple(targets)), default_profiles(multiples_of(multiple), 4)).plan
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", FAMILY, ids=lambda a: "-".join(map(str, a.values())))
 def test_tensorrt_rtx_builds_int8_and_fp16_of_every_network(tmp_path, architecture):
     needs("tensorrt_rtx")
