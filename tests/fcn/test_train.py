@@ -468,6 +468,7 @@ def test_quantisation_aware_training_rounds_as_the_engines_do(tmp_path):
         assert torch.equal(model(x), plain)  # and nothing of it stays
 
 
+@pytest.mark.slow
 def test_a_checkpoint_is_fine_tuned_for_int8(small_data, tmp_path):
     network = ("--backbone", "mobilenet-v2", "--width", "0.125", "--crop", "64x64", "--batch", "2", "--epochs", "1")
     command("train-fcn", "--data", small_data, *network, "-o", tmp_path / "a.safetensors")

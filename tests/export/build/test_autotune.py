@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from fcn_deploy.calibration.report.engine_report import report_of
 from fcn_deploy.export.build import autotune
 from fcn_deploy.export.build.autotune import (
     ALONE_ROUNDS,
@@ -223,17 +224,17 @@ def photos(tmp_path_factory):
 def test_build_engine_measures_what_is_installed(exports, tmp_path):
     needs("openvino")
     words = ["build-engine", exports / "narrow.onnx", "-o", tmp_path / "m.engine", "--sizes", "33x65,64x32"]
-    report = json.loads(command(*words, "--json").stdout)
-    every = [(row["backend"], row["threads"]) for row in report["candidates"]]
-    assert every[:2] == [("onnxruntime", "one per core"), ("openvino", "one per core")]
-    assert all(set(row["latency_ms"]) == {"33x65", "64x32"} for row in report["candidates"])
-    (chosen,) = (row for row in report["candidates"] if row["chosen"])
-    assert report["backend"] == chosen["backend"] and report["latency_ms"] == chosen["latency_ms"]
+    record = json.loads(command(*words, "--json").stdout)
     with EngineFile(tmp_path / "m.engine") as file:
-        assert file.manifest.backend == chosen["backend"]
-        assert json.loads(file.read("report.json"))["candidates"] == report["candidates"]
+        manifest, report = file.manifest, report_of(file)
+    every = [(row.backend, row.threads) for row in report.candidates]
+    assert every[:2] == [("onnxruntime", "one per core"), ("openvino", "one per core")]
+    assert all(set(row.latency_ms) == {"33x65", "64x32"} for row in report.candidates)
+    (chosen,) = (row for row in report.candidates if row.chosen)
+    assert report.backend == manifest.backend == chosen.backend and report.latency_ms == chosen.latency_ms
+    assert [row["chosen"] for row in record["candidates"]] == [row.chosen for row in report.candidates]
     with Segmenter(tmp_path / "m.engine") as net:
-        assert net.backend == chosen["backend"]
+        assert net.backend == chosen.backend
     for name in ("onnxruntime", "openvino"):
         done = command(*words, "--force", "--backend", name, "--threads", "1", "--json")
         (row,) = json.loads(done.stdout)["candidates"]
@@ -343,7 +344,7 @@ class Tiled:
     def __init__(self, whole, tiles, halo=(32, 32), memory=10**12):
         self.card = ModelCard(("a", "b"), size_multiple=32)
         stages = Stage("a", halo=halo, period=32, bytes_per_pixel=100), Stage("b", bytes_per_pixel=9, cost=1.0)
-        self.manifest = SimpleNamespace(stages=stages)
+        self.stages = stages
         self.whole, self.tiles, self.memory, self.clock, self.runs = whole, tiles, memory, Clock(), 0
 
     def memory_budget(self):

@@ -107,6 +107,7 @@ def test_names_that_promise_more_than_the_graph_holds(shape):
         check_equals(free_sizes(model)[0], module, UNSEEN[:3], batches=(2,))
 
 
+@pytest.mark.slow
 def test_channels_last():
     class Last(Baked):
         def forward(self, x):
@@ -371,6 +372,7 @@ def test_a_written_model_takes_every_size(tmp_path, block):
         np.testing.assert_allclose(run_onnx(written, image.numpy()), expected, atol=5e-5)
 
 
+@pytest.mark.slow
 def test_from_the_command_line(tmp_path):
     onnx.save(static(Baked(baked.channel_shuffle), (64, 64)), tmp_path / "fixed.onnx")
     onnx.save(static(Baked(baked.embedding), (64, 64)), tmp_path / "tied.onnx")
