@@ -19,7 +19,7 @@ from fcn_deploy.export.analysis.channel_layout import channels_of_input
 from fcn_deploy.export.analysis.decision import label_maker
 from fcn_deploy.export.analysis.receptive_field import receptive_field
 from fcn_deploy.export.build.partition import separators
-from fcn_deploy.export.dynamic_shapes.solve import find_sizes
+from fcn_deploy.export.dynamic_shapes.free_sizes import free_sizes
 from fcn_deploy.export.passes.bilinear_deconv import bilinear_deconv
 from fcn_deploy.export.passes.cancel_transposes import cancel_transposes
 from fcn_deploy.export.passes.cut_decision import cut_decision
@@ -221,8 +221,8 @@ SUBJECTS = {
     "separators of cut_core": Subject(separators, lambda n: chain(convolved, n)),
     "receptive_field": Subject(receptive_field, lambda n: renamed(chain(convolved, n))),
     "receptive_field, reshapes": Subject(receptive_field, lambda n: renamed(chain(shuffled, n))),
-    "find_sizes": Subject(find_sizes, lambda n: fixed_size(chain(convolved, n))),
-    "find_sizes, reshapes": Subject(find_sizes, lambda n: fixed_size(chain(baked, n))),
+    "free_sizes": Subject(free_sizes, lambda n: fixed_size(chain(convolved, n))),
+    "free_sizes, reshapes": Subject(free_sizes, lambda n: fixed_size(chain(baked, n))),
 }  # fmt: skip
 
 

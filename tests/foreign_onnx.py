@@ -6,8 +6,8 @@ import onnxruntime
 import pytest
 from fcn_deploy.export.build.config import BuildConfig
 from fcn_deploy.export.build.engine import build_engine
-from fcn_deploy.export.importer.card import SourceOptions
-from fcn_deploy.export.importer.standard_form import read_source
+from fcn_deploy.export.importer.import_model import import_model
+from fcn_deploy.export.importer.options import ImportOptions
 from helpers import photo
 from onnx import numpy_helper, parser
 
@@ -111,7 +111,7 @@ def check(tmp_path, model, labels=best, feed=planes, options=None, sizes=SIZES, 
     """
     path = tmp_path / "m.onnx"
     onnx.save(model, path)
-    source = read_source(path, options)
+    source = import_model(path, options)
     report = build_engine(source, tmp_path / "m.engine", BuildConfig(latency_sizes=[(16, 16)]))
     assert report.agreement.wrong == 0
     name = model.graph.input[0].name
@@ -130,7 +130,7 @@ def check(tmp_path, model, labels=best, feed=planes, options=None, sizes=SIZES, 
 
 def reads(tmp_path, model, **options):
     onnx.save(model, tmp_path / "m.onnx")
-    return read_source(tmp_path / "m.onnx", SourceOptions(**options))
+    return import_model(tmp_path / "m.onnx", ImportOptions(**options))
 
 
 def refused(tmp_path, model, name="m.onnx", **options):
@@ -140,6 +140,6 @@ def refused(tmp_path, model, name="m.onnx", **options):
     else:
         onnx.save(model, path)
     with pytest.raises(DeployError) as caught:
-        read_source(path, SourceOptions(**options))
+        import_model(path, ImportOptions(**options))
     assert "\n" not in str(caught.value) and str(path) in str(caught.value)
     return str(caught.value)

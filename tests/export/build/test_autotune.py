@@ -27,7 +27,7 @@ from fcn_deploy.export.build.autotune import (
 from fcn_deploy.export.build.config import BuildConfig, TuningOptions, backends_of
 from fcn_deploy.export.build.engine import build_engine
 from fcn_deploy.export.build.report import candidate_reports, show_candidates
-from fcn_deploy.export.importer.standard_form import read_source
+from fcn_deploy.export.importer.import_model import import_model
 from fcn_deploy.export.quantization.options import QuantizationOptions
 from fcn_deploy.runtime.backends import openvino
 from fcn_deploy.runtime.engine_file import EngineFile
@@ -250,7 +250,7 @@ def test_fastest_keeps_float32_where_int8_is_slower(exports, tmp_path, photos, m
         return {c: Timing(dict.fromkeys(images, 1.0), 3.0 if c.precision == "int8" else 1.0, [1], "") for c in calls}
 
     monkeypatch.setattr(autotune, "measure", slow_int8)
-    source, out = read_source(exports / "narrow.onnx"), tmp_path / "m.engine"
+    source, out = import_model(exports / "narrow.onnx"), tmp_path / "m.engine"
     options = QuantizationOptions(int8=True, calib=str(photos), max_drop=100)
     report = build_engine(
         source, out, BuildConfig(quantization=replace(options, fastest=True), latency_sizes=[(32, 32)])
@@ -267,7 +267,7 @@ def test_fastest_keeps_float32_where_int8_is_slower(exports, tmp_path, photos, m
 @pytest.mark.slow
 def test_fastest_keeps_float32_where_int8_loses_too_much(exports, tmp_path, photos):
     options = QuantizationOptions(int8=True, calib=str(photos), max_drop=0.0)
-    source, out = read_source(exports / "narrow.onnx"), tmp_path / "m.engine"
+    source, out = import_model(exports / "narrow.onnx"), tmp_path / "m.engine"
     with pytest.raises(DeployError, match="INT8 within --max-drop"):
         build_engine(source, out, BuildConfig(quantization=options, latency_sizes=[(32, 32)]))
     report = build_engine(
@@ -291,7 +291,7 @@ def test_int8_that_loses_too_much_by_a_librarys_own_kernels_is_not_run_by_it(exp
     tuning = TuningOptions(("onnxruntime", "openvino"), seconds=1)
     out = tmp_path / "m.engine"
     report = build_engine(
-        read_source(exports / "narrow.onnx"),
+        import_model(exports / "narrow.onnx"),
         out,
         BuildConfig(quantization=options, tuning=tuning, latency_sizes=[(32, 32)]),
     )
