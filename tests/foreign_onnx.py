@@ -4,7 +4,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from fcn_deploy.export.build.config import BuildConfig
+from fcn_deploy.export.build.config import BuildConfig, TuningOptions
 from fcn_deploy.export.build.engine import build_engine
 from fcn_deploy.export.importer.card import SourceOptions
 from fcn_deploy.export.importer.standard_form import read_source
@@ -104,7 +104,9 @@ def fixed(model, *shape):
     return model
 
 
-def check(tmp_path, model, labels=best, feed=planes, options=None, sizes=SIZES, output=0, index=None):
+def check(
+    tmp_path, model, labels=best, feed=planes, options=None, sizes=SIZES, output=0, index=None, backend="onnxruntime"
+):
     """Build an engine, and compare its labels with those of the model at its own conventions.
 
     Returns (source, report, Segmenter's card and head).
@@ -112,7 +114,9 @@ def check(tmp_path, model, labels=best, feed=planes, options=None, sizes=SIZES, 
     path = tmp_path / "m.onnx"
     onnx.save(model, path)
     source = read_source(path, options)
-    report = build_engine(source, tmp_path / "m.engine", BuildConfig(latency_sizes=[(16, 16)]))
+    report = build_engine(
+        source, tmp_path / "m.engine", BuildConfig(latency_sizes=[(16, 16)], tuning=TuningOptions((backend,)))
+    )
     assert report.agreement.wrong == 0
     name = model.graph.input[0].name
     with Segmenter(tmp_path / "m.engine") as net:

@@ -34,6 +34,8 @@ from fcn_deploy.export.importer.load import load_model
 from fcn_deploy.export.passes.as_float32 import as_float32
 from fcn_deploy.export.passes.cancel_transposes import cancel_transposes
 from fcn_deploy.export.passes.cut_decision import cut_decision
+from fcn_deploy.export.passes.explicit_padding import explicit_padding
+from fcn_deploy.export.passes.floor_pooling import floor_pooling
 from fcn_deploy.export.passes.fold_constants import fold_constants
 from fcn_deploy.export.passes.image_input import image_input
 from fcn_deploy.export.passes.raise_opset import raise_opset
@@ -114,7 +116,9 @@ def _standard(original: Original, options: SourceOptions, notes: list[str]) -> t
     try:
         floats = as_float32(model)
         raised = raise_opset(floats.model)
-        model = image_input(fold_constants(raised.model).model, original.axis).model
+        # Every runtime takes padding written as numbers, and sizes rounded down, alike.
+        model = floor_pooling(explicit_padding(fold_constants(raised.model).model).model).model
+        model = image_input(model, original.axis).model
         cut = cut_decision(model)
     except DeployError as error:
         raise DeployError(f"{name}: {error}") from error
