@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from fcn_deploy.calibration.ranges import collect
 from fcn_deploy.export.build.core import core_of, optimise_offline
-from fcn_deploy.export.importer.standard_form import read_source
+from fcn_deploy.export.importer.import_model import import_model
 from fcn_deploy.export.quantization.calibrate import activation_reader
 from fcn_deploy.runtime.backends.onnxruntime import session
 from fcn_deploy.runtime.images.find import find_images
@@ -43,7 +43,7 @@ def images(count: int, card, photos: str | None):
 
 def measure(model: Path, mode: str, count: int, photos: str | None) -> None:
     """Print seconds of the passes, without making the images, and peak memory in MB."""
-    found = core_of(read_source(model))
+    found = core_of(import_model(model))
     card, core = found.card, optimise_offline(found.model)
     spent = 0.0
 

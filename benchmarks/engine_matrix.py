@@ -18,8 +18,8 @@ import torch
 from fcn_deploy.calibration.digits import canvas
 from fcn_deploy.export.build.config import BuildConfig
 from fcn_deploy.export.build.engine import build_engine
-from fcn_deploy.export.from_torch import export
-from fcn_deploy.export.importer.standard_form import read_source
+from fcn_deploy.export.from_torch import export_module
+from fcn_deploy.export.importer.import_model import import_model
 from fcn_deploy.export.quantization.options import QuantizationOptions
 from fcn_deploy.fcn import backbones
 from fcn_deploy.fcn.architecture import Architecture
@@ -67,8 +67,8 @@ def build_all(name: str, width: float, target: str, calib: str, folder: Path) ->
         try:
             if source is None:
                 model, card = network(0, width, **NETWORKS[name])
-                export(model, card, model_file)
-                source = read_source(model_file)
+                export_module(model, card, model_file)
+                source = import_model(model_file)
             # Weights are random: what is asked is whether the graph builds, not what INT8 costs in accuracy.
             low = {**words, "calib": calib, "count": len(SIZES), "max_drop": 100} if words else {}
             config = BuildConfig(target=target, quantization=QuantizationOptions(**low))

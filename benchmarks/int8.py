@@ -18,7 +18,7 @@ from fcn_deploy.calibration.datasets import load_dataset
 from fcn_deploy.calibration.metrics import Metrics, confusion_matrix
 from fcn_deploy.calibration.stream import divide, open_stream
 from fcn_deploy.export.build.core import core_of, optimise_offline
-from fcn_deploy.export.importer.standard_form import read_source
+from fcn_deploy.export.importer.import_model import import_model
 from fcn_deploy.export.quantization.mixed_precision import mix_precision
 from fcn_deploy.export.quantization.options import QuantizationOptions
 from fcn_deploy.runtime.prepare import prepare
@@ -52,7 +52,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=60, help="calibration images")
     parser.add_argument("--judge", type=int, default=None, help="validation images; default: all")
     options = parser.parse_args()
-    found = core_of(read_source(options.model))
+    found = core_of(import_model(options.model))
     head, card, core = found.upsampling, found.card, optimise_offline(found.model)
     validation = load_dataset(options.data, "val", count=options.judge, card=card)
     pairs = [validation[index] for index in range(len(validation))]

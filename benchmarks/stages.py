@@ -21,7 +21,7 @@ import numpy as np
 from fcn_deploy.calibration.datasets import load_dataset
 from fcn_deploy.calibration.report.results import MIXED, OWN, Evaluated, metrics_of
 from fcn_deploy.export.build.core import core_of, optimise_offline
-from fcn_deploy.export.importer.standard_form import read_source
+from fcn_deploy.export.importer.import_model import import_model
 from fcn_deploy.export.quantization.mixed_precision import mix_precision
 from fcn_deploy.export.quantization.options import QuantizationOptions
 from fcn_deploy.fcn.evaluate import evaluate_in_detail, open_model, parse_scales
@@ -78,7 +78,7 @@ def stages(options: argparse.Namespace):
         run("build_engine", engine, model, "--threads", options.threads, *how)
         opened = open_model(engine, options.threads)
         yield f"CPU, {title}", engine, opened.predict, opened.card
-    found = core_of(read_source(model))
+    found = core_of(import_model(model))
     head, card, core = found.upsampling, found.card, optimise_offline(found.model)
     for title, flag in (("FP16", "fp16"), ("INT8", "int8")):
         plan = name.with_name(f"{name.name}-{flag}-{options.target}.engine")

@@ -247,7 +247,7 @@ def open_model(path: Path, threads: int | None = None, refine: bool = False) -> 
     if not path.is_file():
         raise MisuseError(f"{path} does not exist or is not a file; name a checkpoint, an ONNX or an engine")
     if refine and path.suffix != ".engine":
-        raise MisuseError(f"{path} is no engine, and --refine is of engines; name one last, or leave --refine away")
+        raise MisuseError(f"{path} is no engine, and --refine is of engines; name one last, or omit --refine")
     if path.suffix in (".safetensors", ".pth", ".pt"):
         import torch
         from fcn_deploy.fcn.checkpoint import load_checkpoint

@@ -217,7 +217,7 @@ def _find(made: Scores, result: Any, size: tuple[int, int], name: str, output: s
             note(f"{name} gives several outputs ({given}); {key} is used, and --output takes another")
         made.path, result, output = (*made.path, key), entries[key], None
     if output is not None:
-        raise MisuseError(f"{name} gives one tensor; leave --output {output} away")
+        raise MisuseError(f"{name} gives one tensor; omit --output {output}")
     if not result.is_floating_point():
         raise DeployError(
             f"{name} gives {str(result.dtype).removeprefix('torch.')} {list(result.shape)}; it must give scores, "

@@ -6,11 +6,13 @@ import random
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 import typer
+from numpy.typing import NDArray
 
 from .backends import Layer
 from .backends.host import HostBackend
@@ -103,7 +105,7 @@ def bench(
     return report
 
 
-def _image(size: Size, sizes: Sizes, net: Network) -> np.ndarray:
+def _image(size: Size, sizes: Sizes, net: Network) -> NDArray[Any]:
     if size in sizes.files:
         return read_image(sizes.files[size], net.card)
     return natural_noise(*size, net.card, seed=0)
@@ -113,10 +115,13 @@ def _nearest(sizes: Sizes, chosen: Sequence[Size]) -> Mapping[Size, list[tuple[S
     """For each measured size, those (with their number of images) that are nearer to it by area than to others."""
     groups: dict[Size, list[tuple[Size, int]]] = {size: [] for size in chosen}
     for size, count in sizes.counts.items():
-        # A measured size stands for itself, whatever others have its area.
-        nearest = min(chosen, key=lambda c, s=size: (c != s, abs(math.log(c[0] * c[1] / (s[0] * s[1])))))
-        groups[nearest].append((size, count))
+        groups[min(chosen, key=partial(_distance, size))].append((size, count))
     return groups
+
+
+def _distance(size: Size, measured: Size) -> tuple[bool, float]:
+    """By area; but a measured size stands for itself, whatever others have its area."""
+    return measured != size, abs(math.log(measured[0] * measured[1] / (size[0] * size[1])))
 
 
 def _weights(sizes: Sizes, chosen: Sequence[Size], runnable: Sequence[Size]) -> dict[Size, int]:
@@ -125,7 +130,7 @@ def _weights(sizes: Sizes, chosen: Sequence[Size], runnable: Sequence[Size]) -> 
     return {size: sum(count for _, count in groups[size]) or 1 for size in runnable}
 
 
-def _by_itself(net: Network, image: np.ndarray, seconds: float, clock: Callable[[], float]) -> dict[str, Any]:
+def _by_itself(net: Network, image: NDArray[Any], seconds: float, clock: Callable[[], float]) -> dict[str, Any]:
     """One size: {"size", "runs", "median_ms", "p90_ms", "images_per_s", "megapixels_per_s", "tiles", "share"}.
 
     `share` is that of the input (normalise, pad), of the core network with what surrounds it, and of the exact head;
@@ -141,7 +146,9 @@ def _by_itself(net: Network, image: np.ndarray, seconds: float, clock: Callable[
         return row | {"reason": str(error)}
     host = net.backend if isinstance(net.backend, HostBackend) and not plan.grids else None
     window = None if host is None else ScoreWindow.whole(net.scores(image), plan.padded, plan.size)
-    whole, inputs, heads = [], [], []
+    whole: list[float] = []
+    inputs: list[float] = []
+    heads: list[float] = []
     start = clock()
     while len(whole) < MOST_RUNS and (len(whole) < LEAST_RUNS or clock() - start < seconds):
         before = clock()
@@ -169,8 +176,8 @@ def _by_itself(net: Network, image: np.ndarray, seconds: float, clock: Callable[
 
 
 def _mixed(
-    call: Callable[[np.ndarray], Any],
-    images: Mapping[Size, np.ndarray],
+    call: Callable[[NDArray[Any]], Any],
+    images: Mapping[Size, NDArray[Any]],
     weights: Mapping[Size, int],
     seconds: float,
     clock: Callable[[], float],
@@ -178,9 +185,10 @@ def _mixed(
     """Sizes in random order, drawn by their weights; each at least once."""
     draw = random.Random(0)
     order = draw.sample(list(weights), len(weights))
-    times, pixels, start = [], 0, clock()
+    times: list[float] = []
+    pixels, start = 0, clock()
     while len(times) < len(order) or clock() - start < seconds:
-        size = order[len(times)] if len(times) < len(order) else draw.choices(list(weights), weights.values())[0]
+        size = order[len(times)] if len(times) < len(order) else draw.choices(list(weights), list(weights.values()))[0]
         before = clock()
         call(images[size])
         times.append(clock() - before)
@@ -195,7 +203,7 @@ def _mixed(
     }
 
 
-def _layers(net: Network, images: Mapping[Size, np.ndarray], threads: int | None) -> dict[str, Any]:
+def _layers(net: Network, images: Mapping[Size, NDArray[Any]], threads: int | None) -> dict[str, Any]:
     """Time of each layer at the middle of the sizes that are run whole, or why it cannot be had."""
     backend, target = net.backend, "cpu" if net.manifest is None else net.manifest.target
     if target != "cpu" or not isinstance(backend, HostBackend):

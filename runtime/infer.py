@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -51,8 +51,10 @@ def label_images(
     counts = dict.fromkeys(("labelled", "skipped", "failed"), 0)
     started = time.perf_counter()
     with Network(model, threads=threads, memory=memory, refine=refine) as net:
-        how = {"overlay": overlay, "probabilities": probabilities, "max_pixels": max_pixels}
-        records = label_files(net, files, out, force=force, resume=resume, **how)
+        records = label_files(
+            net, files, out, overlay=overlay, probabilities=probabilities, force=force, resume=resume,
+            max_pixels=max_pixels,
+        )  # fmt: skip
         # Closed here, so that whatever ends the loop ends its threads before the network.
         with closing(_with_reasons(records)) as records:
             for record in records:
@@ -72,9 +74,9 @@ def label_images(
     return FAILURE if counts["failed"] else 0
 
 
-def _with_reasons(records: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+def _with_reasons(records: Generator[dict[str, Any], None, None]) -> Generator[dict[str, Any], None, None]:
     """The records; where they are interrupted with something to say, Typer must not swallow it."""
-    with closing(records):  # type: ignore[type-var]  # a generator
+    with closing(records):
         try:
             yield from records
         except KeyboardInterrupt as error:

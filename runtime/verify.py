@@ -44,6 +44,7 @@ def verify(path: Path, threads: int | None = None, sizes: Sequence[tuple[int, in
         engine.verify()
         sample = engine.read(GOLDEN)
     with Network(path, threads=threads) as net:
+        assert net.manifest is not None, "it is an engine: it has been opened as one"
         golden = golden_difference(net, sample)
         return {
             "file": str(path),
@@ -109,7 +110,8 @@ def timed_sizes(manifest: Manifest) -> Sequence[tuple[int, int]]:
 
 def latency(net: Network, sizes: Sequence[tuple[int, int]] = TIMED_SIZES, runs: int = 5) -> dict[str, float | None]:
     """{"HxW": median milliseconds of one call on a random image}; None for a size that cannot be run."""
-    random, result = np.random.default_rng(0), {}
+    random = np.random.default_rng(0)
+    result: dict[str, float | None] = {}
     for height, width in sizes:
         image = random.integers(0, 256, (height, width, net.card.channels)).astype(net.card.dtype)
         times = []
@@ -127,15 +129,16 @@ def latency(net: Network, sizes: Sequence[tuple[int, int]] = TIMED_SIZES, runs: 
 def natural_noise(height: int, width: int, card: ModelCard, seed: int) -> NDArray[Any]:
     """An image with detail at many scales, [H, W, C] in the card's dtype, spread around the card's mean."""
     random = np.random.default_rng(seed)
-    image = np.zeros((height, width, card.channels), np.float32)
+    image: NDArray[Any] = np.zeros((height, width, card.channels), np.float32)
     for cell in (64, 16, 4, 1):
         rows, columns = -(-height // cell), -(-width // cell)
         values = random.standard_normal((rows, columns, card.channels), dtype=np.float32)
         image += np.repeat(np.repeat(values, cell, 0), cell, 1)[:height, :width] * 0.6
-    image = image * np.float32(card.std) + np.float32(card.mean)
+    image = image * np.asarray(card.std, np.float32) + np.asarray(card.mean, np.float32)
     if card.dtype == "float32":
         return image
-    return np.clip(image, 0, np.iinfo(card.dtype).max).astype(card.dtype)
+    image = np.clip(image, 0, np.iinfo(card.dtype).max)
+    return image.astype(card.dtype)
 
 
 def latency_rows(milliseconds: Mapping[str, float | None]) -> list[dict[str, Any]]:

@@ -35,15 +35,15 @@ def exports(tmp_path_factory):
     """Folder of a run's exports: narrow.safetensors, narrow.onnx and narrow.engine (5 classes, FCN-8s)."""
     from fcn_deploy.export.build.config import BuildConfig
     from fcn_deploy.export.build.engine import build_engine
-    from fcn_deploy.export.from_torch import export
-    from fcn_deploy.export.importer.standard_form import read_source
+    from fcn_deploy.export.from_torch import export_module
+    from fcn_deploy.export.importer.import_model import import_model
     from fcn_deploy.fcn.checkpoint import save_checkpoint
 
     folder = tmp_path_factory.mktemp("exports")
     checkpoint = checkpoint_of(random_network())
     save_checkpoint(folder / "narrow.safetensors", checkpoint)
-    export(checkpoint.model, checkpoint.card, folder / "narrow.onnx")
-    build_engine(read_source(folder / "narrow.onnx"), folder / "narrow.engine", BuildConfig(latency_sizes=[(64, 64)]))
+    export_module(checkpoint.model, checkpoint.card, folder / "narrow.onnx")
+    build_engine(import_model(folder / "narrow.onnx"), folder / "narrow.engine", BuildConfig(latency_sizes=[(64, 64)]))
     return folder
 
 
@@ -54,8 +54,8 @@ def trained(tmp_path_factory):
     from fcn_deploy.calibration.datasets import CAMVID_COLORS
     from fcn_deploy.export.build.config import BuildConfig
     from fcn_deploy.export.build.engine import build_engine
-    from fcn_deploy.export.from_torch import export
-    from fcn_deploy.export.importer.standard_form import read_source
+    from fcn_deploy.export.from_torch import export_module
+    from fcn_deploy.export.importer.import_model import import_model
     from fcn_deploy.fcn.architecture import Architecture
     from fcn_deploy.fcn.checkpoint import Checkpoint, save_checkpoint
     from fcn_deploy.fcn.model import build_network
@@ -80,8 +80,8 @@ def trained(tmp_path_factory):
     )  # fmt: skip
     folder = tmp_path_factory.mktemp("trained")
     save_checkpoint(folder / "camvid.safetensors", Checkpoint(model.eval(), card))
-    export(model, card, folder / "camvid.onnx")
-    build_engine(read_source(folder / "camvid.onnx"), folder / "camvid.engine", BuildConfig(latency_sizes=[(64, 64)]))
+    export_module(model, card, folder / "camvid.onnx")
+    build_engine(import_model(folder / "camvid.onnx"), folder / "camvid.engine", BuildConfig(latency_sizes=[(64, 64)]))
     torch.set_num_threads(os.cpu_count() or 1)
     return folder
 

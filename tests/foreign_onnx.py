@@ -6,8 +6,8 @@ import onnxruntime
 import pytest
 from fcn_deploy.export.build.config import BuildConfig, TuningOptions
 from fcn_deploy.export.build.engine import build_engine
-from fcn_deploy.export.importer.card import SourceOptions
-from fcn_deploy.export.importer.standard_form import read_source
+from fcn_deploy.export.importer.import_model import import_model
+from fcn_deploy.export.importer.options import ImportOptions
 from helpers import photo
 from onnx import numpy_helper, parser
 
@@ -105,7 +105,15 @@ def fixed(model, *shape):
 
 
 def check(
-    tmp_path, model, labels=best, feed=planes, options=None, sizes=SIZES, output=0, index=None, backend="onnxruntime"
+    tmp_path,
+    model,
+    labels=best,
+    feed=planes,
+    options=None,
+    sizes=SIZES,
+    output=0,
+    index=None,
+    backend="onnxruntime",
 ):
     """Build an engine, and compare its labels with those of the model at its own conventions.
 
@@ -113,10 +121,9 @@ def check(
     """
     path = tmp_path / "m.onnx"
     onnx.save(model, path)
-    source = read_source(path, options)
-    report = build_engine(
-        source, tmp_path / "m.engine", BuildConfig(latency_sizes=[(16, 16)], tuning=TuningOptions((backend,)))
-    )
+    source = import_model(path, options)
+    config = BuildConfig(latency_sizes=[(16, 16)], tuning=TuningOptions((backend,)))
+    report = build_engine(source, tmp_path / "m.engine", config)
     assert report.agreement.wrong == 0
     name = model.graph.input[0].name
     with Segmenter(tmp_path / "m.engine") as net:
@@ -134,7 +141,7 @@ def check(
 
 def reads(tmp_path, model, **options):
     onnx.save(model, tmp_path / "m.onnx")
-    return read_source(tmp_path / "m.onnx", SourceOptions(**options))
+    return import_model(tmp_path / "m.onnx", ImportOptions(**options))
 
 
 def refused(tmp_path, model, name="m.onnx", **options):
@@ -144,6 +151,6 @@ def refused(tmp_path, model, name="m.onnx", **options):
     else:
         onnx.save(model, path)
     with pytest.raises(DeployError) as caught:
-        read_source(path, SourceOptions(**options))
+        import_model(path, ImportOptions(**options))
     assert "\n" not in str(caught.value) and str(path) in str(caught.value)
     return str(caught.value)

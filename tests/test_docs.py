@@ -1,6 +1,7 @@
 """The documentation: its links, the options, files and errors that it names, and that its code runs."""
 
 import ast
+import importlib
 import importlib.util
 import json
 import os
@@ -101,6 +102,17 @@ def test_files_that_are_named_exist(name):
     assert len(files) > 5
     for file in files:
         assert "NAME" in file or (ROOT / file).exists(), f"{name} names {file}"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_dotted_names_exist(name):
+    for dotted in re.findall(r"`(fcn_deploy(?:\.\w+)+)", prose(ROOT / name)):
+        module, _, attribute = dotted.rpartition(".")
+        if dotted in ("fcn_deploy.card", "fcn_deploy.activated"):  # keys of metadata
+            continue
+        owner = importlib.import_module(module)
+        if not hasattr(owner, attribute):
+            assert hasattr(owner, "__path__") and importlib.util.find_spec(dotted), f"{name} names {dotted}"
 
 
 def test_every_public_name_is_in_the_reference():

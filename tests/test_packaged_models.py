@@ -16,8 +16,8 @@ import onnx
 import pytest
 from fcn_deploy.export.build.config import BuildConfig
 from fcn_deploy.export.build.engine import build_engine
-from fcn_deploy.export.importer.card import SourceOptions
-from fcn_deploy.export.importer.standard_form import read_source
+from fcn_deploy.export.importer.import_model import import_model
+from fcn_deploy.export.importer.options import ImportOptions
 from fcn_deploy.runtime.backends.onnxruntime import session
 from PIL import Image, ImageDraw, ImageFont
 
@@ -85,8 +85,8 @@ DETECTORS = {
 def test_text_detectors_give_their_own_packages_map(tmp_path, name):
     """DBNets: BGR, multiples of 32, a probability per pixel, squeeze-and-excitation over the whole image."""
     model, prepare, mean, std = DETECTORS[name]()
-    options = SourceOptions(bgr=True, scale=1 / 255, mean=mean, std=std, classes=("paper", "text"), threshold=0.3)
-    source = read_source(model, options)
+    options = ImportOptions(bgr=True, scale=1 / 255, mean=mean, std=std, classes=("paper", "text"), threshold=0.3)
+    source = import_model(model, options)
     assert source.sizes.multiple == 32 and source.fit == "resize"
     build_engine(source, tmp_path / "m.engine", BuildConfig(latency_sizes=[(64, 64)]))
     own = session(model)
@@ -131,8 +131,8 @@ def test_cloud_masks_are_their_own_packages(tmp_path):
     path = folder / "model_4b_l1c.onnx"
     statistics = json.loads(path.with_suffix(".json").read_text())["data"]["dataset_statistics"]
     mean, std = (tuple(values) for values in statistics["img"])
-    options = SourceOptions(mean=mean, std=std, classes=("ground", "cloud", "shadow"), card={"dtype": "float32"})
-    source = read_source(path, options)
+    options = ImportOptions(mean=mean, std=std, classes=("ground", "cloud", "shadow"), card={"dtype": "float32"})
+    source = import_model(path, options)
     assert source.sizes.multiple == 32
     build_engine(source, tmp_path / "m.engine", BuildConfig(latency_sizes=[(64, 64)]))
     # Its package runs tiles of 256×256, and blends them; elsewhere its model is given free sizes.
@@ -159,15 +159,15 @@ def test_cosmic_rays_are_marked_as_their_own_package_does(tmp_path):
     """U-Net in PyTorch with group normalisation, which looks at the whole image; float32 of one band; GPL."""
     package("cosmic_conn", install="cosmic-conn")
     from cosmic_conn import init_model
-    from fcn_deploy.export.from_torch import export
+    from fcn_deploy.export.from_torch import export_module
 
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         theirs = init_model("ground_imaging")
     theirs.opt.crop = 0
     card = ModelCard(("sky", "cosmic ray"), channels=1, dtype="float32", mean=(0,), std=(1,), activation="probability")
-    card, _ = export(theirs.network, card, tmp_path / "m.onnx", name="Cosmic-CoNN")
-    source = read_source(tmp_path / "m.onnx")
+    card, _ = export_module(theirs.network, card, tmp_path / "m.onnx", name="Cosmic-CoNN")
+    source = import_model(tmp_path / "m.onnx")
     build_engine(source, tmp_path / "m.engine", BuildConfig(latency_sizes=[(64, 64)]))
     random, marked = np.random.default_rng(0), 0
     with Segmenter(tmp_path / "m.engine") as net:
@@ -190,7 +190,7 @@ def test_speckle_is_taken_away_as_its_own_package_does(tmp_path, monkeypatch):
     folder = package("deepdespeckling.model", install="deepdespeckling")
     import torch
     from deepdespeckling.model import Model
-    from fcn_deploy.export.from_torch import export
+    from fcn_deploy.export.from_torch import export_module
 
     weights = torch.load(folder / "merlin" / "saved_models" / "spotlight.pth", map_location="cpu", weights_only=True)
 
@@ -201,9 +201,9 @@ def test_speckle_is_taken_away_as_its_own_package_does(tmp_path, monkeypatch):
     card = ModelCard(("reflectivity",), channels=1, dtype="float32", mean=(0,), std=(1,), activation="none")
     with monkeypatch.context() as patch:
         patch.setattr("deepdespeckling.model.torch", anysize)
-        card, _ = export(model.eval(), card, tmp_path / "m.onnx", name="MERLIN")
+        card, _ = export_module(model.eval(), card, tmp_path / "m.onnx", name="MERLIN")
     assert card.size_multiple == 32 and not card.whole
-    build_engine(read_source(tmp_path / "m.onnx"), tmp_path / "m.engine", BuildConfig(latency_sizes=[(64, 64)]))
+    build_engine(import_model(tmp_path / "m.onnx"), tmp_path / "m.engine", BuildConfig(latency_sizes=[(64, 64)]))
     with Segmenter(tmp_path / "m.engine") as net:
         for size in ((32, 32), (64, 160), (224, 96)):
             image = np.random.default_rng(0).random((*size, 1), np.float32)

@@ -355,7 +355,7 @@ class Network:
         tiles: whether images can be run in exact tiles.
         head: mode of the head that split_head finds.
         activation: of its card, and of its engine's where that differs.
-        options: what a user says of it, as fields of SourceOptions.
+        options: what a user says of it, as fields of ImportOptions.
         notes: parts of what is said of it when it is exported.
         refused: {"torchscript", "dynamo" or "rtx": why, as a regular expression}.
         last: whether it takes and gives [N,H,W,C].

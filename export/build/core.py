@@ -7,7 +7,7 @@ from pathlib import Path
 import onnx
 from fcn_deploy.export.build.golden import GOLDEN_SIZE
 from fcn_deploy.export.graph.edit import check
-from fcn_deploy.export.importer.standard_form import Source
+from fcn_deploy.export.importer.import_model import ImportedModel
 from fcn_deploy.export.passes.bilinear_deconv import bilinear_deconv
 from fcn_deploy.export.passes.fold_constants import fold_constants
 from fcn_deploy.export.passes.fuse_padding import fuse_padding
@@ -37,7 +37,7 @@ class Core:
     upsampling: Upsampling
 
 
-def core_of(imported: Source) -> Core:
+def core_of(imported: ImportedModel) -> Core:
     """The core of a model, and the card that fits it. Raises DeployError where its card is of another model."""
     model, card = imported.model, imported.card
     if card.activation == "softmax" or (card.activation, card.threshold) == ("sigmoid", 0.5):

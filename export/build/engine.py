@@ -16,7 +16,7 @@ from fcn_deploy.export.build.report import ONE_PER_CORE, stage_reports
 from fcn_deploy.export.build.targets import cpu, onnxruntime_gpu, tensorrt
 from fcn_deploy.export.build.targets.job import BuildJob, TargetBuilder
 from fcn_deploy.export.graph.edit import check
-from fcn_deploy.export.importer.standard_form import Source
+from fcn_deploy.export.importer.import_model import ImportedModel
 from fcn_deploy.export.quantization.mixed_precision import (
     BudgetError,
     MixedPrecision,
@@ -32,7 +32,7 @@ from onnx import ModelProto
 
 
 def build_engine(
-    model: Source,
+    model: ImportedModel,
     out: str | os.PathLike,
     config: BuildConfig | None = None,
     say: Say = lambda line: None,
@@ -95,7 +95,7 @@ def _float_draft(core: Core, float_core: ModelProto, config: BuildConfig) -> Dra
     return Draft(manifest, members_of(parts) | {GOLDEN: golden_sample([core.model], card, "float32")})
 
 
-def _first_report(model: Source, core: Core, manifest: Manifest, config: BuildConfig) -> EngineReport:
+def _first_report(model: ImportedModel, core: Core, manifest: Manifest, config: BuildConfig) -> EngineReport:
     """What is known before anything is measured."""
     return EngineReport(
         target=config.target,

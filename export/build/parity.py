@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 from fcn_deploy.calibration.report.engine_report import Agreement
 from fcn_deploy.export.analysis.upsampling import ends_in_sigmoid
-from fcn_deploy.export.importer.standard_form import Source
+from fcn_deploy.export.importer.import_model import ImportedModel
 from fcn_deploy.export.tolerances import DECISION_MARGIN, REORDERED_SUMS
 from fcn_deploy.runtime.backends.onnxruntime import OnnxRuntimeSession
 from fcn_deploy.runtime.errors import DeployError
@@ -19,7 +19,7 @@ from fcn_deploy.runtime.verify import natural_noise
 COMPARED_SIZES = ((1, 1), (7, 13), (37, 41), (61, 97), (136, 17), (200, 333), (257, 263), (480, 640))
 
 
-def compare(imported: Source, net: Network) -> Agreement:
+def compare(imported: ImportedModel, net: Network) -> Agreement:
     """What the engine gives against the model's own output, at mixed sizes.
 
     Raises:

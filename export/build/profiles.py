@@ -163,7 +163,7 @@ def check_profile_options(sizes: Sizes | None, k: int | None, batch: int) -> Non
 def _check_budget(needed: float, budget: int | None) -> None:
     if budget is not None and needed > budget:
         raise DeployError(
-            f"the profiles need about {needed:,.0f} bytes ({needed / 2**20:,.0f} MiB) of activation memory at least, "
-            f"over the budget of {budget:,} ({budget / 2**20:,.0f} MiB); raise --workspace, lower --max-batch, or omit "
+            f"the profiles need about {needed:,.0f} bytes ({needed / 1e6:,.0f} MB) of activation memory at least, "
+            f"over the budget of {budget:,} ({budget / 1e6:,.0f} MB); raise --workspace, lower --max-batch, or omit "
             "the largest sizes (the runtime tiles them)"
         )

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from fcn_deploy.export.build.parity import COMPARED_SIZES, decided
 from fcn_deploy.export.graph.edit import check, set_metadata
-from fcn_deploy.export.importer.standard_form import Source
+from fcn_deploy.export.importer.import_model import ImportedModel
 from fcn_deploy.export.passes.fold_head import fold_head
 from fcn_deploy.export.passes.fold_input import fold_input
 from fcn_deploy.runtime.backends.onnxruntime import OnnxRuntimeSession, session
@@ -18,7 +18,7 @@ from fcn_deploy.runtime.upsampling import ScoreWindow, labels_from_scores
 from fcn_deploy.runtime.verify import natural_noise
 
 
-def build_standalone(imported: Source, out: str | os.PathLike, threads: int | None = None) -> None:
+def build_standalone(imported: ImportedModel, out: str | os.PathLike, threads: int | None = None) -> None:
     """Write an ONNX for other runtimes: `image`, uint8 [N,H,W,C], in; `labels`, [N,H,W], out; any size.
 
     Verified against the model at mixed sizes. Raises DeployError.

@@ -17,7 +17,7 @@ from fcn_deploy.runtime.files import check_writable, refuse_existing
 if TYPE_CHECKING:
     from fcn_deploy.calibration.report.engine_report import EngineReport
     from fcn_deploy.export.build.config import BuildConfig
-    from fcn_deploy.export.importer.standard_form import Source
+    from fcn_deploy.export.importer.import_model import ImportedModel
 
 CPU = "cpu"
 
@@ -179,9 +179,9 @@ def build_engine(
     _check_outputs(model, out, config, reports, force)
     need("onnx", "export")
     need("onnxruntime", "cpu")
-    from fcn_deploy.export.importer.standard_form import read_source
+    from fcn_deploy.export.importer.import_model import import_model
 
-    imported = read_source(model, source.said())
+    imported = import_model(model, source.said())
     for note in imported.notes:
         print(f"note: {note}", file=sys.stderr)
     if standalone:
@@ -281,7 +281,7 @@ def _check_outputs(model: Path, out: Path, config: "BuildConfig", reports: Repor
             check_writable(path)
 
 
-def _write_standalone(imported: "Source", model: Path, out: Path, threads: int | None, json_: bool) -> None:
+def _write_standalone(imported: "ImportedModel", model: Path, out: Path, threads: int | None, json_: bool) -> None:
     from fcn_deploy.export.build.standalone import build_standalone
 
     build_standalone(imported, out, threads)
@@ -291,7 +291,7 @@ def _write_standalone(imported: "Source", model: Path, out: Path, threads: int |
         print(f"{model} → {out}: uint8 [N,H,W,{imported.card.channels}] in, labels [N,H,W] out")
 
 
-def _build(imported: "Source", out: Path, config: "BuildConfig") -> "EngineReport":
+def _build(imported: "ImportedModel", out: Path, config: "BuildConfig") -> "EngineReport":
     """Build, with a line that says what is being done."""
     from fcn_deploy.export.build import engine
     from rich.console import Console

@@ -16,7 +16,7 @@ from fcn_deploy.runtime.extras import need
 from fcn_deploy.runtime.files import check_writable, refuse_existing
 
 if TYPE_CHECKING:
-    from fcn_deploy.export.from_torch import Difference
+    from fcn_deploy.export.from_torch import SizeDifference
     from fcn_deploy.runtime.model_card import ModelCard
 
 DEFAULT_OPSET = 18
@@ -76,13 +76,13 @@ def _export_module(source: str, out: Path, how: TorchOptions, model: ModelOption
     need("onnx", "export")
     need("onnxruntime", "cpu")
     check_writable(out)
-    from fcn_deploy.export.from_torch import export
+    from fcn_deploy.export.from_torch import export_module
     from fcn_deploy.fcn.foreign import load_module
 
     said, opset = model.said(), how.opset or DEFAULT_OPSET
     notes: list[str] = []
     module, own = load_module(source, how.weights, notes.append)
-    card, differences = export(
+    card, differences = export_module(
         module,
         own,
         out,
@@ -102,7 +102,7 @@ def _export_module(source: str, out: Path, how: TorchOptions, model: ModelOption
     _show_differences(differences)
 
 
-def _show_differences(differences: "Sequence[Difference]") -> None:
+def _show_differences(differences: "Sequence[SizeDifference]") -> None:
     worst = max(differences, key=lambda difference: difference.logits)
     print("largest difference from PyTorch, as a share of the logits' range, at sizes never traced:")
     for difference in differences:
@@ -120,9 +120,9 @@ def _free_sizes(source: str, out: Path, how: TorchOptions, model: ModelOptions, 
     need("onnx", "export")
     need("onnxruntime", "cpu")
     check_writable(out)
-    from fcn_deploy.export.dynamic_shapes.free import export_free
+    from fcn_deploy.export.from_onnx import export_onnx_model
 
-    card, notes = export_free(source, out, model.said())
+    card, notes = export_onnx_model(source, out, model.said())
     if json_:
         _print_export(out, card, notes, None)
         return

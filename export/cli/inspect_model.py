@@ -7,7 +7,6 @@ from typing import Annotated
 import typer
 from fcn_deploy.export.cli.options import check_model
 from fcn_deploy.runtime.command import FAILURE, Json, Memory, log_to_stderr, print_record, run
-from fcn_deploy.runtime.extras import need
 
 
 def inspect_model(
@@ -26,28 +25,17 @@ def inspect_model(
     """Tell what a model is, what of it runs where, and whether any size really works, by running it."""
     log_to_stderr(logging.ERROR)
     check_model(model, "an .onnx model or an .engine")
-    need("onnx", "export")
-    need("onnxruntime", "cpu")
-    from fcn_deploy.export import inspect
+    from fcn_deploy.export.inspect import inspect_file
+    from fcn_deploy.export.inspect.text import record_as_text
 
-    about = inspect.inspect_model(model, _targets(target), memory)
+    about = inspect_file(model, target, memory)
     if json_:
         from fcn_deploy.export.cli.records import with_sizes
 
         print_record("inspection", about | {"agreement": with_sizes(about.get("agreement"))})
     else:
-        print(inspect.show(about))
+        print(record_as_text(about))
     return 0 if about["ok"] else FAILURE
-
-
-def _targets(target: str | None) -> tuple[str, ...]:
-    """What an ONNX is tried for; (): the usual. Raises MisuseError."""
-    from fcn_deploy.export.build.config import parse_targets
-    from fcn_deploy.runtime.backends import ORT_TARGETS
-
-    if target is None:
-        return ()
-    return (target,) if target in ("cpu", *ORT_TARGETS) else (",".join(parse_targets(target)),)
 
 
 def main() -> None:

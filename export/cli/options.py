@@ -10,7 +10,7 @@ import typer
 from fcn_deploy.runtime.errors import MisuseError
 
 if TYPE_CHECKING:
-    from fcn_deploy.export.importer.card import SourceOptions
+    from fcn_deploy.export.importer.options import ImportOptions
 
 # Options of earlier releases, and what they are called now.
 RENAMED = {"--mean": "--input-mean", "--std": "--input-std", "--scale": "--input-scale"}
@@ -87,12 +87,12 @@ class ModelOptions:
         ),
     ] = None
 
-    def said(self) -> "SourceOptions":
+    def said(self) -> "ImportOptions":
         """The same as the importer takes it. Raises MisuseError."""
-        from fcn_deploy.export.importer.card import SourceOptions, read_card_file
+        from fcn_deploy.export.importer.options import ImportOptions, read_card_file
 
         limits = _numbers("--threshold", self.threshold, "one, or one per class")
-        return SourceOptions(
+        return ImportOptions(
             mean=_numbers("--input-mean", self.input_mean, "one per channel"),
             std=_numbers("--input-std", self.input_std, "one per channel"),
             scale=self.input_scale,

@@ -1,174 +1,133 @@
-"""Any segmentation ONNX in the form that engines are built from: float32 [N,C,H,W] in, scores [N,K,H,W] out, a card.
+"""A foreign model as float32 [N,C,H,W] → scores [N,K,h,w]: types, layout, opset and output made the same for all."""
 
-What is guessed or changed on the way is a note. What comes out is compared with the model as it was given, run by
-ONNX Runtime at its own conventions, before anything is built.
-"""
-
-import math
-import os
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 import onnx
-from fcn_deploy.export.analysis.accepted_sizes import AcceptedSizes, find_accepted_sizes, run_quietly
 from fcn_deploy.export.analysis.decision import Decision, label_maker
-from fcn_deploy.export.dynamic_shapes.free import freed
 from fcn_deploy.export.graph.edit import (
     Names,
     add_constants,
     attributes,
     clone,
     constant,
-    dims,
     label,
-    metadata,
     producers,
     prune,
     set_shape,
 )
-from fcn_deploy.export.importer.card import SourceOptions, card_of
-from fcn_deploy.export.importer.fit import choose_fit, fit_sizes
-from fcn_deploy.export.importer.foreign_model import Cut, Original, follows
-from fcn_deploy.export.importer.load import load_model
+from fcn_deploy.export.importer.foreign_model import ForeignModel
+from fcn_deploy.export.importer.options import ImportOptions
+from fcn_deploy.export.importer.score_map import OutputChange, find_map_axes
 from fcn_deploy.export.passes.as_float32 import as_float32
 from fcn_deploy.export.passes.cancel_transposes import cancel_transposes
-from fcn_deploy.export.passes.cut_decision import cut_decision
+from fcn_deploy.export.passes.cut_decision import WithoutDecision, cut_decision
 from fcn_deploy.export.passes.explicit_padding import explicit_padding
 from fcn_deploy.export.passes.floor_pooling import floor_pooling
 from fcn_deploy.export.passes.fold_constants import fold_constants
 from fcn_deploy.export.passes.image_input import image_input
 from fcn_deploy.export.passes.raise_opset import raise_opset
-from fcn_deploy.export.passes.reverse_channels import reverse_channels
-from fcn_deploy.export.tolerances import STANDARD_FORM
 from fcn_deploy.runtime.backends.onnxruntime import session
-from fcn_deploy.runtime.errors import DeployError, MisuseError
-from fcn_deploy.runtime.model_card import CARD_KEY, ModelCard, check_card
+from fcn_deploy.runtime.errors import DeployError
 from onnx import ModelProto, NodeProto, TensorProto, helper
 
-NO_SIZES = AcceptedSizes()
+ORDER_KEEPING = ("Identity", "Squeeze", "Unsqueeze", "Reshape", "Flatten", "Cast")
 
 
-@dataclass(frozen=True)
-class Source:
-    """A model to build from.
-
-    Attributes:
-        model: float32 [N,C,H,W] → scores [N,K,H,W] at every H, W ≥ 1.
-        card: its own, or what was said and assumed of it.
-        notes: what was assumed of it or changed in it, a line each.
-        sizes: that the model takes by itself.
-        fit: how it was made to take the others: one of export.fit.FITS; "": it takes them all.
-    """
-
-    model: ModelProto
-    card: ModelCard
-    notes: tuple[str, ...]
-    sizes: AcceptedSizes = NO_SIZES
-    fit: str = ""
-
-
-def read_source(path: str | os.PathLike, options: SourceOptions | None = None) -> Source:
-    """Read an ONNX model, bring it into the standard form, and find or make its card.
+def standard_form(foreign: ForeignModel, options: ImportOptions) -> tuple[ModelProto, OutputChange, list[str]]:
+    """(the model as float32 [N,C,H,W] → scores [N,K,h,w], what these are to the foreign output, notes, a line each).
 
     Args:
-        path: of a segmentation model: any opset from 7 on, [N,C,H,W] or [N,H,W,C] in and out, of any type of number,
-            with scores, probabilities or labels as outputs, of the image's size or smaller.
-        options: what the user says of it; None: nothing.
+        foreign: any segmentation model that runs.
+        options: whose activation and threshold tell whether one channel of two is wanted alone.
 
     Raises:
-        MisuseError: no such file or output, or options that contradict the model or its own card.
-        DeployError: a model that cannot be taken: its node and the reason.
+        DeployError: labels from which no scores can be told, or an operator that cannot be converted.
     """
-    options, name = options or SourceOptions(), str(path)
-    given = load_model(path, options.output)
-    text = metadata(given, CARD_KEY)
-    if text is not None and (said := [*options.given(), *(["card"] if options.card else [])]):
-        raise MisuseError(f"{name} has a model card; --{said[0]} is for models without one")
-    notes: list[str] = []
-    original = Original(given, name, notes)
-    model, cut = _standard(original, options, notes)
-    if options.bgr:
-        if original.channels != 3:
-            raise MisuseError(f"--bgr is for images of 3 channels, and {name} takes {original.channels}")
-        model = reverse_channels(model).model
-        notes.append(f"{name} wants BGR, as --bgr says: its channels are reversed, and the engine takes RGB")
-    model, sizes, fit = _any_size(model, original, cut, options, notes)
-    scores = sizes.scores
-    if text is not None:
-        card = ModelCard.from_json(text, name)
-        check_card(card, original.channels, scores, name)
-    else:
-        threshold = cut.decision.threshold if cut.decision is not None else None
-        span = float(original.result.min()), float(original.result.max())
-        card = card_of(model, original.channels, scores, options, name, notes, original.kind, threshold, span)
-    return Source(model, card, tuple(notes), sizes, fit)
-
-
-def _standard(original: Original, options: SourceOptions, notes: list[str]) -> tuple[ModelProto, Cut]:
-    """The model as float32 [N,C,H,W] → scores [N,K,h,w], and what its output was before."""
-    name = original.name
-    model = clone(original.model)
-    kept = next(value for value in model.graph.output if value.name == original.output)
-    model.graph.output.insert(0, kept)
-    del model.graph.output[1:]
-    prune(model)
-    try:
-        floats = as_float32(model)
-        raised = raise_opset(floats.model)
-        # Every runtime takes padding written as numbers, and sizes rounded down, alike.
-        model = floor_pooling(explicit_padding(fold_constants(raised.model).model).model).model
-        model = image_input(model, original.axis).model
-        cut = cut_decision(model)
-    except DeployError as error:
-        raise DeployError(f"{name}: {error}") from error
+    name = foreign.name
+    model, notes = _at_usual_types(foreign)
+    cut = _scores_of_labels(model, foreign)
     model, decision = cut.model, cut.decision
-    notes += [*floats.said_of(name), *raised.said_of(name)]
-    node = label_maker(model) if decision is None else None
-    if decision is None and node is None and original.result.dtype.kind in "iub" and _single(original):
-        node = producers(model)[model.graph.output[0].name]
-    if node is not None:
-        raise DeployError(
-            f"{name} gives labels of {original.result.dtype} by node {label(node)}, from which no scores can be told; "
-            "export it without what makes labels of scores"
-        )
     notes += cut.said_of(name)
-    image = original.images()
-    model, coarse = _channelwise_softmax(model, image)
-    if coarse:
+    image = foreign.images()
+    channelwise = _channelwise_softmax(model, image)
+    if channelwise is not None:
+        model = channelwise
         notes.append(
             f"{name}: the Softmax at its end is over the whole image, as its opset says; it is taken over the "
             "channels, which changes no label"
         )
-    background = False
+    both = None
     if options.activation in (None, "softmax") and options.threshold is None:
         threshold = 0.5 if decision is None else decision.threshold
-        if threshold == 0.5:
-            model, background = _with_background(model, image)
-    if background:
+        both = _both_channels(model, image) if threshold == 0.5 else None
+    if both is not None:
+        model = both
         notes.append(f"{name} gives the second of two channels after its Softmax; both are used, as two classes")
-        decision = None if decision is None else replace(decision, threshold=0.5)
-    model = cancel_transposes(_four_axes(model, original, image)).model
-    _declare(model, original)
-    if background and decision is not None:
-        return model, Cut(Decision("argmax", decision.node))
-    return model, Cut(decision, background, coarse)
+    model = cancel_transposes(_four_axes(model, foreign, image)).model
+    _declare(model, foreign)
+    if both is not None and decision is not None:
+        return model, OutputChange(Decision("argmax", decision.node)), notes
+    return model, OutputChange(decision, both is not None, channelwise is not None), notes
 
 
-def _single(original: Original) -> bool:
-    """Whether there is one number per pixel."""
-    rows, columns, _ = follows(original.result.shape, original.size)
-    return original.result.size == original.result.shape[rows] * original.result.shape[columns]
+def _at_usual_types(foreign: ForeignModel) -> tuple[ModelProto, list[str]]:
+    """The part of a model that gives its output, in float32, [N,C,H,W] in, of a recent opset; and what was changed."""
+    model = clone(foreign.model)
+    kept = clone(next(value for value in model.graph.output if value.name == foreign.output))
+    del model.graph.output[:]
+    model.graph.output.append(kept)
+    prune(model)
+    try:
+        floats = as_float32(model)
+        raised = raise_opset(floats.model)
+        # Every runtime takes padding that is written as numbers, and sizes that are rounded down, alike.
+        explicit = explicit_padding(fold_constants(raised.model).model)
+        changed = image_input(floor_pooling(explicit.model).model, foreign.channels_axis)
+    except DeployError as error:
+        raise DeployError(f"{foreign.name}: {error}") from error
+    return changed.model, [*floats.said_of(foreign.name), *raised.said_of(foreign.name)]
 
 
-def _shapes(model: ModelProto, names: Sequence[str], image: np.ndarray) -> dict[str, np.ndarray]:
+def _scores_of_labels(model: ModelProto, foreign: ForeignModel) -> WithoutDecision:
+    """The model without what makes labels of scores, and that; None: it gives scores.
+
+    Raises:
+        DeployError: it gives labels, and no scores can be told.
+    """
+    try:
+        cut = cut_decision(model)
+    except DeployError as error:
+        raise DeployError(f"{foreign.name}: {error}") from error
+    if cut.decision is not None:
+        return cut
+    node = label_maker(model)
+    if node is None and foreign.result.dtype.kind in "iub" and _one_per_pixel(foreign):
+        node = producers(model)[model.graph.output[0].name]
+    if node is not None:
+        raise DeployError(
+            f"{foreign.name} gives labels of {foreign.result.dtype} by node {label(node)}, from which no scores can "
+            "be told; export it without what makes labels of scores"
+        )
+    return cut
+
+
+def _one_per_pixel(foreign: ForeignModel) -> bool:
+    """Whether the output has one number per pixel."""
+    axes, shape = find_map_axes(foreign.result.shape, foreign.size), foreign.result.shape
+    return axes is not None and foreign.result.size == shape[axes.rows] * shape[axes.columns]
+
+
+def _values(model: ModelProto, names: Iterable[str], image: np.ndarray) -> dict[str, np.ndarray]:
     """What some tensors of a model are for an image."""
+    wanted = list(dict.fromkeys(names))
     probed = clone(model)
     del probed.graph.output[:]
-    probed.graph.output.extend(onnx.ValueInfoProto(name=name) for name in dict.fromkeys(names))
     # ONNX Runtime finds the types of outputs by itself.
+    probed.graph.output.extend(onnx.ValueInfoProto(name=name) for name in wanted)
     run = session(probed.SerializeToString(), optimise=False)
-    return dict(zip(dict.fromkeys(names), run.run(None, {model.graph.input[0].name: image}), strict=True))
+    return dict(zip(wanted, run.run(None, {model.graph.input[0].name: image}), strict=True))
 
 
 def _set_output(model: ModelProto, name: str) -> None:
@@ -178,170 +137,122 @@ def _set_output(model: ModelProto, name: str) -> None:
     prune(model)
 
 
-ORDER_KEEPING = ("Identity", "Squeeze", "Unsqueeze", "Reshape", "Flatten", "Cast")
-
-
-def _channelwise_softmax(model: ModelProto, image: np.ndarray) -> tuple[ModelProto, bool]:
-    """A Softmax at the end over C·H·W, as opset 12 and older have it by default, over C instead."""
+def _channelwise_softmax(model: ModelProto, image: np.ndarray) -> ModelProto | None:
+    """A Softmax at the end over C·H·W, as opset 12 and older have it by default, over C instead; None: it has none."""
     made, name = producers(model), model.graph.output[0].name
-    while (node := made.get(name)) is not None and node.op_type in ("Identity", "Transpose", "Cast"):
-        name = node.input[0]
-    softmax = made.get(node.input[0]) if node is not None and node.op_type == "Reshape" else None
-    flatten = made.get(softmax.input[0]) if softmax is not None and softmax.op_type == "Softmax" else None
+    while (reshape := made.get(name)) is not None and reshape.op_type in ("Identity", "Transpose", "Cast"):
+        name = reshape.input[0]
+    if reshape is None or reshape.op_type != "Reshape":
+        return None
+    softmax = made.get(reshape.input[0])
+    if softmax is None or softmax.op_type != "Softmax":
+        return None
+    flatten = made.get(softmax.input[0])
     if flatten is None or flatten.op_type != "Flatten" or attributes(flatten).get("axis", 1) != 1:
-        return model, False
-    values = _shapes(model, [flatten.input[0], node.output[0]], image)
-    before, after = values[flatten.input[0]], values[node.output[0]]
+        return None
+    values = _values(model, [flatten.input[0], reshape.output[0]], image)
+    before, after = values[flatten.input[0]], values[reshape.output[0]]
     if before.ndim != 4 or before.shape != after.shape or before.shape[1] < 2:
-        return model, False
+        return None
     model = clone(model)
-    node = producers(model)[node.output[0]]
+    node = producers(model)[reshape.output[0]]
     node.CopyFrom(helper.make_node("Softmax", [flatten.input[0]], [node.output[0]], name=softmax.name, axis=1))
     prune(model)
-    return model, True
+    return model
 
 
-def _with_background(model: ModelProto, image: np.ndarray) -> tuple[ModelProto, bool]:
-    """The Softmax of two channels as output, where a model gives its second channel alone."""
+def _both_channels(model: ModelProto, image: np.ndarray) -> ModelProto | None:
+    """The Softmax of two channels as output, where a model gives its second channel alone; None: it does not."""
     made, name = producers(model), model.graph.output[0].name
     while (node := made.get(name)) is not None and node.op_type in (*ORDER_KEEPING, "Transpose"):
         name = node.input[0]
     if node is None or (axis := _takes_second(model, node, name)) is None:
-        return model, False
+        return None
     softmax = made.get(node.input[0])
     if softmax is None or softmax.op_type != "Softmax":
-        return model, False
-    value = _shapes(model, [softmax.output[0]], image)[softmax.output[0]]
+        return None
+    value = _values(model, [softmax.output[0]], image)[softmax.output[0]]
     if value.ndim != 4 or value.shape[axis] != 2 or attributes(softmax).get("axis", -1) % 4 != axis % 4:
-        return model, False
+        return None
     model = clone(model)
     _set_output(model, softmax.output[0])
-    return model, True
+    return model
 
 
 def _takes_second(model: ModelProto, node: NodeProto, result: str) -> int | None:
     """The axis along which a node takes index 1 alone; None where it does something else."""
-    found = attributes(node)
+    settings = attributes(node)
     if node.op_type == "Gather":
         index = constant(model, node.input[1])
-        return found.get("axis", 0) if index is not None and index.size == 1 and int(index.item()) in (1, -1) else None
+        taken = index is not None and index.size == 1 and int(index.item()) in (1, -1)
+        return settings.get("axis", 0) if taken else None
     if node.op_type == "Slice" and len(node.input) > 3:
         values = [constant(model, name) for name in node.input[1:] if name]
-        if all(value is not None and value.size == 1 for value in values):
-            start, end, axis, *step = (int(value.item()) for value in values)
-            return axis if start in (1, -1) and (end >= 2) and step in ([], [1]) else None
+        numbers = [int(value.item()) for value in values if value is not None and value.size == 1]
+        if len(numbers) == len(values):
+            start, end, axis, *step = numbers
+            return axis if start in (1, -1) and end >= 2 and step in ([], [1]) else None
     if node.op_type == "Split" and list(node.output).index(result) == 1:
-        return found.get("axis", 0)
+        return settings.get("axis", 0)
     return None
 
 
-def _four_axes(model: ModelProto, original: Original, image: np.ndarray) -> ModelProto:
+def _four_axes(model: ModelProto, foreign: ForeignModel, image: np.ndarray) -> ModelProto:
     """The model with scores [N,K,h,w], where they lack an axis or have the channels last."""
     made, names = producers(model), [model.graph.output[0].name]
     while (node := made.get(names[-1])) is not None and node.op_type in ORDER_KEEPING:
         names.append(node.input[0])
-    values = _shapes(model, names, image)
+    values = _values(model, names, image)
     result = values[names[0]]
-    places = follows(result.shape, original.size)
-    if places is None:
-        raise DeployError(f"{original.name}: scores are {list(result.shape)}, which does not follow the image's size")
+    axes = find_map_axes(result.shape, foreign.size)
+    if axes is None:
+        raise DeployError(f"{foreign.name}: scores are {list(result.shape)}, which does not follow the image's size")
     model = clone(model)
-    if result.ndim == 4 and places[:2] == (2, 3):
+    if result.ndim == 4 and axes.rows == 2:
         return model
     # Before axes were taken away, or one channel was put elsewhere, there was a tensor of four.
     for name in names[1:]:
         before = values[name]
-        if (
-            before.ndim == 4
-            and (found := follows(before.shape, original.size)) is not None
-            and found[:2] == (2, 3)
-            and before.dtype.kind == "f"
-            and np.array_equal(before.ravel(), result.ravel())
-        ):
+        found = find_map_axes(before.shape, foreign.size)
+        four = before.ndim == 4 and found is not None and found.rows == 2 and before.dtype.kind == "f"
+        if four and np.array_equal(before.ravel(), result.ravel()):
             _set_output(model, name)
             return model
-    steps: list[tuple[str, dict]] = []
+    steps: list[tuple[str, dict[str, Any]]] = []
     if result.ndim == 2:
         steps = [("Unsqueeze", {"axes": [0, 1]})]
-    elif result.ndim == 3 and places[:2] == (1, 2):
+    elif result.ndim == 3 and axes.rows == 1:
         steps = [("Unsqueeze", {"axes": [1 if len(result) == len(image) else 0]})]
     elif result.ndim == 3:
         steps = [("Unsqueeze", {"axes": [0]}), ("Transpose", {"perm": [0, 3, 1, 2]})]
     else:
         steps = [("Transpose", {"perm": [0, 3, 1, 2]})]
-    new, name = Names(model), names[0]
-    for operator, extra in steps:
-        out, reads = new(f"{name}/{operator.lower()}"), [name]
-        if "axes" in extra:
-            reads.append(new(f"{out}/axes"))
-            add_constants(model, {reads[1]: np.array(extra.pop("axes"), np.int64)})
-        model.graph.node.append(helper.make_node(operator, reads, [out], name=out, **extra))
-        name = out
-    _set_output(model, name)
+    _append(model, names[0], steps)
     return model
 
 
-def _declare(model: ModelProto, original: Original) -> None:
+def _append(model: ModelProto, name: str, steps: Iterable[tuple[str, dict[str, Any]]]) -> None:
+    """Make the result of operators, one after the other on the tensor `name`, a model's output."""
+    new = Names(model)
+    for operator, settings in steps:
+        out, reads = new(f"{name}/{operator.lower()}"), [name]
+        if "axes" in settings:
+            reads.append(new(f"{out}/axes"))
+            add_constants(model, {reads[1]: np.array(settings.pop("axes"), np.int64)})
+        model.graph.node.append(helper.make_node(operator, reads, [out], name=out, **settings))
+        name = out
+    _set_output(model, name)
+
+
+def _declare(model: ModelProto, foreign: ForeignModel) -> None:
     """Name the dimensions of a model's input and output, and make its scores float32."""
     image, output = model.graph.input[0], model.graph.output[0]
-    scores = _shapes(model, [output.name], original.images())[output.name]
+    scores = _values(model, [output.name], foreign.images())[output.name]
     if scores.dtype != np.float32:
         name = Names(model)(f"{output.name}/float32")
         model.graph.node.append(helper.make_node("Cast", [output.name], [name], name=name, to=TensorProto.FLOAT))
         output.name = name
-    set_shape(image, ["N", original.channels, "H", "W"])
-    cells = ["H", "W"] if scores.shape[2:] == original.size else ["h", "w"]
+    set_shape(image, ["N", foreign.channels, "H", "W"])
+    cells = ["H", "W"] if scores.shape[2:] == foreign.size else ["h", "w"]
     set_shape(output, ["N", scores.shape[1], *cells])
     del model.graph.value_info[:]
-
-
-def _any_size(
-    model: ModelProto, original: Original, cut: Cut, options: SourceOptions, notes: list[str]
-) -> tuple[ModelProto, AcceptedSizes, str]:
-    """The model made to take every size, the sizes that it takes by itself, and how it was made to."""
-    name = original.name
-    model, least = _freed(model, original, notes)
-    original.compare(model, cut, options.bgr)
-    sizes = _probed(model, original)
-    sizes = replace(sizes, multiple=math.lcm(sizes.multiple, least))
-    if not _takes_batches(model, original):
-        notes.append(f"{name} takes one image at a time: in a batch it gives other scores, or none")
-    fit = choose_fit(model, sizes, options.fit)
-    model, said = fit_sizes(model, sizes, name, options.fit)
-    notes += said
-    return model, sizes, fit
-
-
-def _takes_batches(model: ModelProto, original: Original) -> bool:
-    """Whether two images at once have the scores that they have alone."""
-    run, images = session(model.SerializeToString()), original.images(count=2)
-    alone = np.concatenate([run_quietly(run, images[index : index + 1])[0] for index in range(2)])
-    try:
-        together = run_quietly(run, images)[0]
-    except Exception:  # a batch of one that is baked in
-        return False
-    spread = max(float(np.ptp(alone)), 1e-6)
-    return together.shape == alone.shape and np.abs(together - alone).max() <= STANDARD_FORM * spread
-
-
-def _freed(model: ModelProto, original: Original, notes: list[str]) -> tuple[ModelProto, int]:
-    """The model with its batch, height and width free, and a multiple that its sizes must be of."""
-    if not original.static and metadata(original.model, CARD_KEY) is not None:
-        return model, 1
-    model = clone(model)
-    names = dims(model.graph.output[0])
-    sides = [side or letter for side, letter in zip(original.declared, "HW", strict=True)]
-    set_shape(model.graph.input[0], [original.batch or "N", original.channels, *sides])
-    model, changes, multiple = freed(model, original.name, original.size)
-    notes += changes
-    set_shape(model.graph.input[0], ["N", original.channels, "H", "W"])
-    set_shape(model.graph.output[0], ["N", *names[1:]])
-    return model, multiple
-
-
-def _probed(model: ModelProto, original: Original) -> AcceptedSizes:
-    """What sizes a model takes, by running it."""
-    run = session(model.SerializeToString())
-    return find_accepted_sizes(
-        lambda height, width: run_quietly(run, original.images((height, width)))[0], original.name
-    )

@@ -1,7 +1,6 @@
 """label_files: image and video files labelled in order, reading, labelling and writing overlapped."""
 
-import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
 
@@ -16,8 +15,6 @@ from .pictures import label_pictures
 from .regions import label_by_regions
 from .videos import label_videos
 
-log = logging.getLogger(__name__)
-
 
 def label_files(
     net: Network,
@@ -29,7 +26,7 @@ def label_files(
     force: bool = False,
     resume: bool = False,
     max_pixels: int = DEFAULT_MAX_PIXELS,
-) -> Iterator[Record]:
+) -> Generator[Record, None, None]:
     """Label image and video files, in order; reading, labelling and writing overlap.
 
     A broken file is reported and does not stop the rest. What is written is whole: whenever the run ends, files under

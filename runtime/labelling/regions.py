@@ -133,10 +133,10 @@ def label_regions(
                 part.write(height, width, net.card, image.tags)
             if overlay is not None:
                 step = -(-max(height, width) // PREVIEW)
-                rows = [image[row : row + 1, 0:width][:, ::step] for row in range(0, height, step)]
+                shown_rows = [image[row : row + 1, 0:width][:, ::step] for row in range(0, height, step)]
                 maps = np.array(parts[0].maps(height, width)[:, ::step, ::step])
                 shown = maps[0] if net.kind == "labels" else maps
-                write_png(overlay, picture_of(net.kind, np.concatenate(rows), shown, net.card))
+                write_png(overlay, picture_of(net.kind, np.concatenate(shown_rows), shown, net.card))
         except KeyboardInterrupt as error:
             raise KeyboardInterrupt(f"interrupted at row {done} of {height} of {path}; {_AGAIN}") from error
         except (OSError, WriteError) as error:

@@ -5,6 +5,7 @@ import io
 import numpy as np
 import pytest
 import tifffile
+from fcn_deploy.runtime.images.header import read_header
 from fcn_deploy.runtime.images.read import read_image
 from fcn_deploy.runtime.labelling.regions import label_regions
 from helpers import photo
@@ -12,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from fcn_deploy import DeployError, ModelCard, Segmenter
+from fcn_deploy import DeployError, MisuseError, ModelCard, Segmenter
 
 RGB = ModelCard(("background", "thing", "other"))
 
@@ -43,6 +44,18 @@ def test_broken_files_are_one_line_each(tmp_path):
         with pytest.raises(DeployError) as caught:
             read_image(path, RGB)
         assert path.name in str(caught.value) and "\n" not in str(caught.value), path
+
+
+def test_headers_of_broken_files_are_one_line_each_or_the_size(tmp_path):
+    for path in hostile(tmp_path):
+        try:
+            size = read_header(path).size
+        except DeployError as error:
+            assert path.name in str(error) and "\n" not in str(error), path
+        else:
+            assert path.name.startswith("cut.") and size == (64, 64), path
+    with pytest.raises(MisuseError, match="does not exist"):
+        read_header(tmp_path / "none.png")
 
 
 def test_postscript_in_disguise_is_not_run(tmp_path):

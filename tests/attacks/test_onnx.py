@@ -3,7 +3,7 @@
 import numpy as np
 import onnx
 import pytest
-from fcn_deploy.export.importer.standard_form import read_source
+from fcn_deploy.export.importer.import_model import import_model
 from foreign_onnx import PLAIN, SCORES, TO_SIZE, made, refused
 
 from fcn_deploy import DeployError, MisuseError
@@ -11,9 +11,9 @@ from fcn_deploy import DeployError, MisuseError
 
 def test_files_that_are_no_onnx(tmp_path):
     with pytest.raises(MisuseError, match="does not exist"):
-        read_source(tmp_path / "none.onnx")
+        import_model(tmp_path / "none.onnx")
     with pytest.raises(MisuseError, match="is not a file"):
-        read_source(tmp_path)
+        import_model(tmp_path)
     good = made(PLAIN).SerializeToString()
     for data in (b"", b"junk", b"\x89PNG\r\n\x1a\n" + bytes(99), good[: len(good) // 2], bytes(1000)):
         assert "is not a valid ONNX model" in refused(tmp_path, data)
@@ -38,7 +38,7 @@ def test_damaged_files_are_refused_in_one_line_or_read(tmp_path):
             data[place] = random.integers(256)
         (tmp_path / "m.onnx").write_bytes(data)
         try:
-            read_source(tmp_path / "m.onnx")
+            import_model(tmp_path / "m.onnx")
             outcomes.add("read")
         except DeployError as error:
             assert "\n" not in str(error)
@@ -49,14 +49,14 @@ def test_damaged_files_are_refused_in_one_line_or_read(tmp_path):
 def test_weights_in_files_that_are_missing_or_truncated(tmp_path):
     model = made(SCORES + TO_SIZE + "y = Identity(f)")
     onnx.save(model, tmp_path / "m.onnx", save_as_external_data=True, location="m.data", size_threshold=0)
-    read_source(tmp_path / "m.onnx")
+    import_model(tmp_path / "m.onnx")
     data = (tmp_path / "m.data").read_bytes()
     (tmp_path / "m.data").write_bytes(data[:100])
     with pytest.raises(DeployError, match=r"of m\.data for .*, and the file has 100; it is truncated"):
-        read_source(tmp_path / "m.onnx")
+        import_model(tmp_path / "m.onnx")
     (tmp_path / "m.data").unlink()
     with pytest.raises(DeployError, match=r"keeps weights \(.*\) in m\.data, which is not beside it"):
-        read_source(tmp_path / "m.onnx")
+        import_model(tmp_path / "m.onnx")
     outside = onnx.load(tmp_path / "m.onnx", load_external_data=False)
     (tmp_path / "sub").mkdir()
     (tmp_path / "m.data").write_bytes(data)

@@ -350,6 +350,7 @@ CONTRAST = """
 """
 
 
+@pytest.mark.slow
 def test_a_browser_opens_it_at_every_width_in_light_and_dark(tmp_path):
     page.write(tmp_path / "r.html", ABOUT, entries(scales=("0.5", "2")))
     page.write(tmp_path / "many.html", ABOUT, entries(150, sizes=((90, 120), (50, 50))))

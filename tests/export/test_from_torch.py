@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from fcn_deploy.export.analysis.accepted_sizes import find_accepted_sizes
-from fcn_deploy.export.from_torch import VERIFIED_SIZES, export
+from fcn_deploy.export.from_torch import VERIFIED_SIZES, export_module
 from fcn_deploy.export.graph.edit import metadata, opset
 from fcn_deploy.fcn import backbones
 from helpers import checkpoint_of, command, one_error, random_network
@@ -32,7 +32,7 @@ NETWORKS = [
 
 def export_network(model, path, **options):
     checkpoint = checkpoint_of(model)
-    return export(model, checkpoint.card, path, **options)
+    return export_module(model, checkpoint.card, path, **options)
 
 
 @pytest.mark.slow
@@ -114,7 +114,7 @@ def test_foreign_modules_are_probed_for_the_sizes_they_take(tmp_path, end, sizes
     with torch.inference_mode():
         found = find_accepted_sizes(run, "it")
         assert (found.multiple, found.factor) == sizes and found.smallest == 1
-    card, _ = export(model, None, tmp_path / "m.onnx", name="it")
+    card, _ = export_module(model, None, tmp_path / "m.onnx", name="it")
     assert (card.size_multiple, card.stride) == card_says
     session = onnxruntime.InferenceSession(tmp_path / "m.onnx")
     for size in ((1, 1), (37, 53)):
@@ -137,13 +137,13 @@ class Deep(nn.Module):
 
 @pytest.mark.parametrize("exact", [True, False])
 def test_networks_of_large_strides_are_padded(tmp_path, exact):
-    card, _ = export(Deep(exact).eval(), None, tmp_path / "m.onnx", name="it")
+    card, _ = export_module(Deep(exact).eval(), None, tmp_path / "m.onnx", name="it")
     assert (card.size_multiple, card.smallest) == ((64, 1) if exact else (1, 64))
 
 
 def test_a_modules_own_card_must_fit_it(tmp_path):
     with pytest.raises(DeployError, match="has 4 scores, and its model card says 3"):
-        export(Segments(to_size).eval(), ModelCard(("a", "b", "c")), tmp_path / "m.onnx", name="it")
+        export_module(Segments(to_size).eval(), ModelCard(("a", "b", "c")), tmp_path / "m.onnx", name="it")
 
 
 class BakedResize(nn.Module):
@@ -190,7 +190,7 @@ class Shifted(BakedResize):
 def test_a_size_baked_in_fails_and_names_the_node_and_the_cause(tmp_path, module, said):
     torch.manual_seed(0)
     with pytest.raises(DeployError, match=said) as caught:
-        export(module(), None, tmp_path / "m.onnx", exporter="torchscript", name="it")
+        export_module(module(), None, tmp_path / "m.onnx", exporter="torchscript", name="it")
     assert "\n" not in str(caught.value) and not list(tmp_path.iterdir())
 
 
@@ -198,7 +198,7 @@ def test_a_size_baked_in_fails_and_names_the_node_and_the_cause(tmp_path, module
 def test_sizes_that_an_exporter_bakes_in_are_freed_where_pytorch_agrees(tmp_path, module, said):
     torch.manual_seed(0)
     model, notes = module().eval(), []
-    export(model, None, tmp_path / "m.onnx", exporter="torchscript", name="it", note=notes.append)
+    export_module(model, None, tmp_path / "m.onnx", exporter="torchscript", name="it", note=notes.append)
     assert any(said in note for note in notes), notes
     x = torch.randn(1, 3, 29, 143)
     with torch.inference_mode():
@@ -223,9 +223,9 @@ class Pooled(nn.Module):
 
 def test_networks_that_are_no_segmentation_networks_are_refused(tmp_path):
     with pytest.raises(DeployError, match="dense layer after Flatten"):
-        export(Classifier(), None, tmp_path / "m.onnx", name="it")
+        export_module(Classifier(), None, tmp_path / "m.onnx", name="it")
     with pytest.raises(DeployError, match=r"gives \[1, 3\]; a segmentation network gives scores"):
-        export(Pooled(), None, tmp_path / "m.onnx", name="it")
+        export_module(Pooled(), None, tmp_path / "m.onnx", name="it")
 
 
 FACTORIES = """

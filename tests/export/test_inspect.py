@@ -1,14 +1,19 @@
 """inspect-model: what it tells of models and engines, good, bad and broken."""
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import onnx
 import pytest
 from fcn_deploy.export.build.config import BuildConfig, TensorRTOptions
 from fcn_deploy.export.build.engine import build_engine
-from fcn_deploy.export.importer.standard_form import read_source
-from fcn_deploy.export.inspect import SIZES, inspect_model, show
+from fcn_deploy.export.importer.import_model import import_model
+from fcn_deploy.export.inspect import inspect_file
+from fcn_deploy.export.inspect import onnx_model as inspected
+from fcn_deploy.export.inspect.record import TRIED_SIZES
+from fcn_deploy.export.inspect.text import record_as_text
 from fcn_deploy.runtime.sizes import parse_sizes
 from helpers import command, needs, one_error, onnx_model
 from onnx import TensorProto, helper
@@ -32,39 +37,57 @@ CONV = helper.make_node("Conv", ["x", "w"], ["y"], pads=[1] * 4)
 
 
 def test_what_is_told_of_a_model_of_ours(exports):
-    about = inspect_model(exports / "narrow.onnx", ("cpu",))
+    about = inspect_file(exports / "narrow.onnx", "cpu")
     assert about["ok"] and about["kind"] == "onnx" and about["opset"] == 18 and about["precision"] == "float32"
     assert about["card_is_its_own"] and len(about["card"]["classes"]) == 5
     assert about["head"] == {"mode": "linear", "coordinates": "half_pixel", "factor": (8.0, 8.0)}
     assert about["sizes"] == {"multiple": 1, "smallest": 1, "fit": ""}  # it pads by itself
     assert about["reach"]["halo"] == (480, 480) and about["reach"]["period"] == 32
     assert about["operators"]["Conv"] > 40 and about["parameters"] > 10_000
-    assert [run["size"] for run in about["runs"]][: len(SIZES)] == list(SIZES)
+    assert [run["size"] for run in about["runs"]][: len(TRIED_SIZES)] == list(TRIED_SIZES)
     assert max(run["size"] for run in about["runs"]) >= (480, 640) and not any(run["problem"] for run in about["runs"])
-    text = show(about)
+    text = record_as_text(about)
     for words in ("5: class 0, class 1", "linear, half_pixel, ×8 by ×8", "with a halo of 480×480", "runs at"):
         assert words in " ".join(text.split())
     assert max(map(len, text.splitlines())) <= 120
 
 
 def test_what_is_told_of_an_engine_of_ours(exports):
-    about = inspect_model(exports / "narrow.engine", memory=SMALL)
+    about = inspect_file(exports / "narrow.engine", memory=SMALL)
     assert about["ok"] and about["kind"] == "engine" and about["target"] == "cpu"
     assert [stage["file"] for stage in about["stages"]] == ["stage-0.onnx", "stage-1.onnx"]
     assert about["stages"][0]["halo"] and about["agreement"]["wrong"] == 0
     assert about["sizes"] == {"multiple": 32, "smallest": 1, "fit": "pad"}
     assert about["members"]["golden.npz"] > 0 and about["operators"]["Conv"] > 40
-    text = show(about)
+    text = record_as_text(about)
     assert "engine for cpu" in text and "multiples of 32, others are padded with zeros" in text
     assert "stage-1.onnx" in text and "labels equal to the model's: 100" in text
 
 
+def test_an_engine_is_inspected_without_the_onnx_package(exports):
+    code = f"""
+import sys
+from pathlib import Path
+sys.modules["onnx"] = None  # as where it is not installed
+import importlib.util
+find = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *more: None if name == "onnx" else find(name, *more)
+from fcn_deploy.export.inspect import inspect_file
+from fcn_deploy.export.inspect.text import record_as_text
+record = inspect_file(Path({str(exports / "narrow.engine")!r}), memory={SMALL})
+assert record["ok"] and record["precision"] == "float32" and "operators" not in record, record
+assert "stage-1.onnx" in record_as_text(record)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 def test_a_foreign_model_has_what_is_assumed_of_it_said(tmp_path):
-    about = inspect_model(saved(tmp_path / "m.onnx", [CONV]), ("cpu",), SMALL)
+    about = inspect_file(saved(tmp_path / "m.onnx", [CONV]), "cpu", SMALL)
     assert about["ok"] and not about["card_is_its_own"] and about["producer"] == "test"
     assert about["inputs"] == [{"name": "x", "type": "float32", "shape": ["N", 3, "H", "W"]}]
     assert about["reach"]["field"] == [3, 3] and about["head"]["mode"] == "none"
-    assert "assumed" in show(about) and "3×3 pixels around each score" in show(about)
+    assert "assumed" in record_as_text(about) and "3×3 pixels around each score" in record_as_text(about)
 
 
 def test_what_makes_a_network_global_and_how_it_fits_are_told(tmp_path):
@@ -77,11 +100,11 @@ def test_what_makes_a_network_global_and_how_it_fits_are_told(tmp_path):
         helper.make_node("Add", ["e", "f"], ["y"]),
     ]
     constants = {"s": np.float32([1, 1, 3, 3]), "zero": np.int64([0]), "one": np.int64([1]), "two": np.int64([2])}
-    about = inspect_model(saved(tmp_path / "m.onnx", nodes, constants), ("cpu",), SMALL)
+    about = inspect_file(saved(tmp_path / "m.onnx", nodes, constants), "cpu", SMALL)
     assert about["ok"] and about["reach"]["whole"] == "GlobalAveragePool pool"
     assert about["sizes"] == {"multiple": 3, "smallest": 1, "fit": "resize"}
-    assert "multiples of 3, others are resized to the nearest" in show(about)
-    assert "the whole image (GlobalAveragePool pool)" in show(about)
+    assert "multiples of 3, others are resized to the nearest" in record_as_text(about)
+    assert "the whole image (GlobalAveragePool pool)" in record_as_text(about)
 
 
 def test_a_baked_size_fails_and_what_it_does_is_shown(tmp_path):
@@ -90,21 +113,19 @@ def test_a_baked_size_fails_and_what_it_does_is_shown(tmp_path):
              helper.make_node("Add", ["r", "m"], ["y"])]  # fmt: skip
     mask = np.random.default_rng(1).normal(size=(1, 2, 200, 200)).astype(np.float32)
     path = saved(tmp_path / "m.onnx", nodes, {"s": np.int64([1, 2, 200, 200]), "m": mask})
-    about = inspect_model(path, memory=SMALL)
+    about = inspect_file(path, memory=SMALL)
     assert not about["ok"] and about["problem"] and about["as_given"][0]["shape"] == (1, 2, 200, 200)
-    assert "REFUSED" in show(about) and "gives [1, 2, 200, 200]" in show(about)
+    assert "REFUSED" in record_as_text(about) and "gives [1, 2, 200, 200]" in record_as_text(about)
     command("inspect-model", path, ok=1)
 
 
 def test_a_size_that_fails_is_named(tmp_path, monkeypatch):
-    from fcn_deploy.export import inspect
-
-    try_size = inspect.try_size
-    failing = inspect.try_size(lambda h, w: 1 / 0, 1, 1)
-    monkeypatch.setattr(inspect, "try_size", lambda run, h, w: failing if (h, w) == (31, 33) else try_size(run, h, w))
-    about = inspect_model(saved(tmp_path / "m.onnx", [CONV]), ("cpu",), SMALL)
+    try_size = inspected.try_size
+    failing = inspected.try_size(lambda h, w: 1 / 0, 1, 1)
+    monkeypatch.setattr(inspected, "try_size", lambda run, h, w: failing if (h, w) == (31, 33) else try_size(run, h, w))
+    about = inspect_file(saved(tmp_path / "m.onnx", [CONV]), "cpu", SMALL)
     assert not about["ok"] and [run["size"] for run in about["runs"] if run["problem"]] == [(31, 33)]
-    assert "FAILS at" in show(about) and "31×33: ZeroDivisionError" in show(about)
+    assert "FAILS at" in record_as_text(about) and "31×33: ZeroDivisionError" in record_as_text(about)
 
 
 def test_what_tensorrt_refuses_is_told_by_node(tmp_path):
@@ -115,25 +136,25 @@ def test_what_tensorrt_refuses_is_told_by_node(tmp_path):
         helper.make_node("Conv", ["u", "w"], ["y"], pads=[1] * 4),
     ]
     path = saved(tmp_path / "m.onnx", nodes)
-    about = inspect_model(path, memory=SMALL)
+    about = inspect_file(path, memory=SMALL)
     verdict = about["targets"]["tensorrt"]
     assert about["ok"] and verdict["problem"] and verdict["by"].startswith("tensorrt_rtx")
     assert any(each["node"] == "unpool" and each["operator"] == "MaxUnpool" for each in verdict["refused"])
-    assert "unpool (MaxUnpool)" in show(about) and about["targets"]["cpu (onnxruntime)"]["problem"] == ""
+    assert "unpool (MaxUnpool)" in record_as_text(about) and about["targets"]["cpu (onnxruntime)"]["problem"] == ""
     # Asked for by name, it must be buildable.
-    assert not inspect_model(path, ("sm89",), SMALL)["ok"]
-    assert inspect_model(saved(tmp_path / "good.onnx", [CONV]), ("sm89",), SMALL)["ok"]
+    assert not inspect_file(path, "sm89", SMALL)["ok"]
+    assert inspect_file(saved(tmp_path / "good.onnx", [CONV]), "sm89", SMALL)["ok"]
 
 
 def test_an_engine_for_gpus_tells_its_profiles_and_is_not_run_here(exports, tmp_path):
     needs("tensorrt_rtx")
     sizes = parse_sizes("64x64:96x96:160x128")
     config = BuildConfig(target="sm89", tensorrt=TensorRTOptions(workspace=SMALL), sizes=sizes)
-    build_engine(read_source(exports / "narrow.onnx"), tmp_path / "m.engine", config)
-    about = inspect_model(tmp_path / "m.engine")
+    build_engine(import_model(exports / "narrow.onnx"), tmp_path / "m.engine", config)
+    about = inspect_file(tmp_path / "m.engine")
     assert about["gpu"]["targets"] == ("sm89",)
     assert about["gpu"]["profiles"][0] == {"min": (64, 64), "opt": (96, 96), "max": (160, 128), "batch": 4}
-    text = show(about)
+    text = record_as_text(about)
     assert "for sm89" in text and "64x64:96x96:160x128" in text
     if not about["runs"]:
         assert about["ok"] and "not run" in text and about["not_run"]
@@ -144,7 +165,7 @@ def test_an_engine_for_gpus_tells_its_profiles_and_is_not_run_here(exports, tmp_
 def test_broken_files_give_one_line(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(DeployError) as caught:
-        inspect_model(tmp_path / name)
+        inspect_file(tmp_path / name)
     assert "\n" not in str(caught.value) and name in str(caught.value)
 
 
@@ -153,17 +174,18 @@ def test_an_edited_engine_is_refused(exports, tmp_path):
     data[len(data) // 2] ^= 1
     (tmp_path / "m.engine").write_bytes(data)
     with pytest.raises(DeployError, match="is damaged"):
-        inspect_model(tmp_path / "m.engine")
+        inspect_file(tmp_path / "m.engine")
 
 
 def test_models_that_are_no_segmentation_say_why(tmp_path):
     flat = [helper.make_node("GlobalAveragePool", ["x"], ["g"]), helper.make_node("Flatten", ["g"], ["y"])]
-    about = inspect_model(saved(tmp_path / "m.onnx", flat), ("cpu",), SMALL)
+    about = inspect_file(saved(tmp_path / "m.onnx", flat), "cpu", SMALL)
     assert not about["ok"] and about["problem"] and about["operators"] == {"GlobalAveragePool": 1, "Flatten": 1}
-    text = inspect_model(saved(tmp_path / "t.onnx", [CONV], kind=TensorProto.STRING), ("cpu",), SMALL)
+    text = inspect_file(saved(tmp_path / "t.onnx", [CONV], kind=TensorProto.STRING), "cpu", SMALL)
     assert not text["ok"] and "string" in text["problem"]
 
 
+@pytest.mark.slow
 def test_the_command_line(exports, tmp_path):
     done = command("inspect-model", exports / "narrow.onnx", "--target", "cpu", "--memory", 0.05)
     assert done.stdout.startswith(str(exports / "narrow.onnx")) and "operators" in done.stdout and not done.stderr
@@ -174,4 +196,4 @@ def test_the_command_line(exports, tmp_path):
     (tmp_path / "junk.onnx").write_bytes(b"junk")
     assert "not a valid ONNX" in one_error(command("inspect-model", tmp_path / "junk.onnx", ok=1))
     with pytest.raises(MisuseError):
-        inspect_model(tmp_path)
+        inspect_file(tmp_path)

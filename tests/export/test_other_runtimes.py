@@ -5,9 +5,9 @@ import onnx
 import pytest
 from fcn_deploy.export.analysis.accepted_sizes import AcceptedSizes
 from fcn_deploy.export.build.standalone import build_standalone
-from fcn_deploy.export.from_torch import export
-from fcn_deploy.export.importer.fit import fit_sizes
-from fcn_deploy.export.importer.standard_form import read_source
+from fcn_deploy.export.from_torch import export_module
+from fcn_deploy.export.importer.fit_images import fit_images
+from fcn_deploy.export.importer.import_model import import_model
 from helpers import checkpoint_of, needs, random_network
 from onnx import TensorProto, helper, numpy_helper
 
@@ -25,8 +25,8 @@ NETWORKS = [
 def exported(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("other")
     model = random_network(width=0.125, **request.param)
-    export(model, checkpoint_of(model).card, folder / "m.onnx")
-    build_standalone(read_source(folder / "m.onnx"), folder / "s.onnx")
+    export_module(model, checkpoint_of(model).card, folder / "m.onnx")
+    build_standalone(import_model(folder / "m.onnx"), folder / "s.onnx")
     return folder, model
 
 
@@ -88,5 +88,5 @@ def test_tensorrt_builds_what_fits_sizes_from_one_pixel_on(tmp_path, fit, opset)
         [numpy_helper.from_array(weight, "w")],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
-    onnx.save(fit_sizes(model, AcceptedSizes(4, 16, 4, 2), "it", fit)[0], tmp_path / "m.onnx")
+    onnx.save(fit_images(model, AcceptedSizes(4, 16, 4, 2), "it", fit)[0], tmp_path / "m.onnx")
     assert rtx_build(tmp_path / "m.onnx", (1, 3, 1, 1), (1, 3, 100, 100), (2, 3, 300, 300)) > 0

@@ -8,7 +8,7 @@ import onnx
 import pytest
 import torch
 import torch.nn.functional as F
-from fcn_deploy.export import from_torch as to_onnx
+from fcn_deploy.export import from_torch
 from fcn_deploy.export.build.config import BuildConfig, TensorRTOptions
 from fcn_deploy.export.build.core import core_of
 from fcn_deploy.export.build.engine import build_engine
@@ -16,8 +16,8 @@ from fcn_deploy.export.build.parity import decided
 from fcn_deploy.export.build.profiles import default_profiles
 from fcn_deploy.export.build.targets.tensorrt_plan import build_plan
 from fcn_deploy.export.graph.edit import metadata, opset
-from fcn_deploy.export.importer.card import SourceOptions
-from fcn_deploy.export.importer.standard_form import read_source
+from fcn_deploy.export.importer.import_model import import_model
+from fcn_deploy.export.importer.options import ImportOptions
 from fcn_deploy.fcn.foreign import scores_of
 from fcn_deploy.runtime.verify import natural_noise
 from helpers import needs
@@ -75,13 +75,13 @@ def exported(tmp_path_factory):
         key = name, exporter, version
         if key not in made:
             path, notes = folder / f"{name}-{exporter}-{version}.onnx", []
-            options = SourceOptions(**ZOO[name].options)
+            options = ImportOptions(**ZOO[name].options)
             model = kept.get(name) or kept.setdefault(name, network(name))
             try:
                 with pytest.MonkeyPatch.context() as patch:
-                    for function in (to_onnx.find_accepted_sizes, to_onnx.references):
-                        patch.setattr(to_onnx, function.__name__, once(name, function))
-                    card, _ = to_onnx.export(
+                    for function in (from_torch.find_accepted_sizes, from_torch.expected_scores):
+                        patch.setattr(from_torch, function.__name__, once(name, function))
+                    card, _ = from_torch.export_module(
                         model, None, path, exporter=exporter, opset_version=version, name=name, options=options,
                         note=notes.append,
                     )  # fmt: skip
@@ -154,7 +154,7 @@ def unseen_sizes(count: int = 40) -> list[tuple[int, int]]:
 @pytest.mark.parametrize("name", BUILT)
 def test_an_engine_gives_pytorchs_labels_at_40_unseen_sizes(exported, tmp_path, name):
     kind, found = ZOO[name], exported(name, *spec(name))
-    source = read_source(found.path)
+    source = import_model(found.path)
     build_engine(source, tmp_path / "e.engine", BuildConfig(latency_sizes=[(32, 32)]))
     run, undecided, pixels, seen = reference(name, found.card), 0, 0, set()
     with Segmenter(tmp_path / "e.engine", threads=1) as net, torch.inference_mode():
@@ -185,7 +185,7 @@ def test_an_engine_gives_pytorchs_labels_at_40_unseen_sizes(exported, tmp_path, 
 @pytest.mark.parametrize("name", BUILT)
 def test_a_plan_is_built_or_refused_by_the_name_of_the_node(exported, name):
     needs("tensorrt_rtx")
-    core = core_of(read_source(exported(name, *spec(name)).path))
+    core = core_of(import_model(exported(name, *spec(name)).path))
     assert core.upsampling.mode == ZOO[name].head
     options = TensorRTOptions(("sm89",))
     if reason := ZOO[name].refused.get("rtx"):
@@ -197,10 +197,10 @@ def test_a_plan_is_built_or_refused_by_the_name_of_the_node(exported, name):
 
 def test_the_exporter_that_takes_a_network_is_found_and_the_other_ones_reason_said(tmp_path):
     notes = []
-    to_onnx.export(network("rms-norm"), None, tmp_path / "m.onnx", name="rms-norm", note=notes.append)
+    from_torch.export_module(network("rms-norm"), None, tmp_path / "m.onnx", name="rms-norm", note=notes.append)
     assert any("exported by dynamo; by torchscript: " in note and "rms_norm" in note for note in notes)
     with pytest.raises(DeployError, match=r"by torchscript: .*rms_norm.*; by dynamo: it writes opset 18 and newer"):
-        to_onnx.export(network("rms-norm"), None, tmp_path / "n.onnx", name="rms-norm", opset_version=13)
+        from_torch.export_module(network("rms-norm"), None, tmp_path / "n.onnx", name="rms-norm", opset_version=13)
     with pytest.raises(DeployError, match=r"by torchscript: .*_aa.*; by dynamo: .*other scores"):
-        to_onnx.export(network("antialiased"), None, tmp_path / "n.onnx", name="antialiased")
+        from_torch.export_module(network("antialiased"), None, tmp_path / "n.onnx", name="antialiased")
     assert [path.name for path in tmp_path.iterdir()] == ["m.onnx"]

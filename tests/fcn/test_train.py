@@ -366,6 +366,7 @@ def small_data(tmp_path_factory):
     return root
 
 
+@pytest.mark.slow
 def test_train_and_eval_from_the_command_line(small_data, tmp_path):
     out = tmp_path / "m.safetensors"
     network = ("--backbone", "mobilenet-v2", "--width", "0.125")
@@ -380,6 +381,7 @@ def test_train_and_eval_from_the_command_line(small_data, tmp_path):
     assert report["images"] == 5 and 0 <= report["mean_iou"] <= 1 and len(report["class_iou"]) == 11
 
 
+@pytest.mark.slow
 def test_train_misuse_is_one_line(small_data, tmp_path):
     out = tmp_path / "m.safetensors"
     for words, code, said in (
@@ -395,6 +397,7 @@ def test_train_misuse_is_one_line(small_data, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_recipes_are_listed_and_given_options_win(small_data, tmp_path):
     told = " ".join(command("train-fcn", "--help").stdout.split())
     assert all(f"{name}: " in told for name in RECIPES if name != "default") and "jaccard 0.5" in told
@@ -415,6 +418,7 @@ def test_recipes_are_listed_and_given_options_win(small_data, tmp_path):
     assert "m.log.jsonl exists already" in one_error(command("train-fcn", *options, ok=2))
 
 
+@pytest.mark.slow
 def test_labels_are_checked_before_training_starts(small_data, tmp_path):
     root = shutil.copytree(small_data, tmp_path / "data")
     options = ("--data", root, "--backbone", "mobilenet-v2", "--width", "0.125", "--crop", "32x32", "--batch", "2",
@@ -464,6 +468,7 @@ def test_quantisation_aware_training_rounds_as_the_engines_do(tmp_path):
         assert torch.equal(model(x), plain)  # and nothing of it stays
 
 
+@pytest.mark.slow
 def test_a_checkpoint_is_fine_tuned_for_int8(small_data, tmp_path):
     network = ("--backbone", "mobilenet-v2", "--width", "0.125", "--crop", "64x64", "--batch", "2", "--epochs", "1")
     command("train-fcn", "--data", small_data, *network, "-o", tmp_path / "a.safetensors")

@@ -7,6 +7,7 @@ from itertools import count
 import numpy as np
 import pytest
 from fcn_deploy.runtime.bench import _mixed, _weights, bench, bench_engine, show
+from fcn_deploy.runtime.network import Network
 from fcn_deploy.runtime.sizes import Sizes, parse_sizes
 from helpers import command, one_error, save_photos
 
@@ -97,25 +98,21 @@ def test_layers_add_up(exports):
 def test_layers_of_gpu_engines_are_not_invented(exports, monkeypatch):
     from dataclasses import replace
 
-    from fcn_deploy import Segmenter
-
-    opened = Segmenter.__init__
+    opened = Network.__init__
 
     def for_gpu(self, *args, **words):
         opened(self, *args, **words)
         self.manifest = replace(self.manifest, target="sm89")
 
-    monkeypatch.setattr(Segmenter, "__init__", for_gpu)
+    monkeypatch.setattr(Network, "__init__", for_gpu)
     report = bench(exports / "narrow.engine", parse_sizes("32x32"), seconds=0.1, layers=True)
     assert "sm89" in report["layers"]["reason"] and "rows" not in report["layers"]
     assert "layers: not timed" in show(report)
 
 
 def test_a_size_beyond_the_memory_is_said_to_be_so(exports, monkeypatch):
-    from fcn_deploy import Segmenter
-
-    opened = Segmenter.__init__
-    monkeypatch.setattr(Segmenter, "__init__", lambda self, *a, **k: opened(self, *a, **{**k, "memory": 2_000_000}))
+    opened = Network.__init__
+    monkeypatch.setattr(Network, "__init__", lambda self, *a, **k: opened(self, *a, **{**k, "memory": 2_000_000}))
     report = bench(exports / "narrow.engine", parse_sizes("32x32,900x900"), seconds=0.1)
     small, large = report["sizes"]
     assert small["median_ms"] and large["median_ms"] is None and "900" in large["reason"]

@@ -1,13 +1,17 @@
 """Image files of every kind come in as a user would expect; labels and overlays go out."""
 
+import ast
+
 import numpy as np
 import pytest
 import tifffile
 from fcn_deploy.runtime.images.find import find_images
+from fcn_deploy.runtime.images.header import read_header
 from fcn_deploy.runtime.images.overlay import overlay, overlay_sheet
 from fcn_deploy.runtime.images.read import read_image
 from fcn_deploy.runtime.images.write import write_labels
 from fcn_deploy.runtime.model_card import voc_palette
+from helpers import ROOT
 from PIL import Image
 
 from fcn_deploy import DeployError, MisuseError, ModelCard
@@ -167,6 +171,51 @@ def test_what_the_card_does_not_allow_is_refused(tmp_path, picture):
     np.save(tmp_path / "z.npy", np.zeros((0, 4, 3), np.uint8))
     with pytest.raises(DeployError):
         read_image(tmp_path / "z.npy", RGB)
+
+
+def test_a_header_says_what_the_file_holds(tmp_path, picture):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    frames = [Image.fromarray(picture), Image.fromarray(255 - picture)]
+    georeference = [(33550, "d", 3, (1.0, 1.0, 0.0), True), (34735, "H", 4, (1, 1, 0, 0), True)]
+    save(tmp_path / "turned.jpg", picture, exif=exif.tobytes())
+    save(tmp_path / "grey.png", np.zeros((13, 17), np.uint8))
+    save(tmp_path / "deep.png", np.zeros((13, 17), np.uint16))
+    save(tmp_path / "bits.png", np.zeros((13, 17), bool))
+    frames[0].save(tmp_path / "film.gif", save_all=True, append_images=frames[1:])
+    frames[0].save(tmp_path / "stack.tif", save_all=True, append_images=frames[1:])
+    tifffile.imwrite(tmp_path / "map.tif", picture, photometric="rgb", extratags=georeference)
+    tifffile.imwrite(tmp_path / "bands.tif", np.zeros((13, 17, 5), np.uint16), photometric="minisblack",
+                     planarconfig="contig")  # fmt: skip
+    np.save(tmp_path / "a.npy", np.zeros((13, 17, 4), np.float32))
+    np.save(tmp_path / "flat.npy", np.zeros((13, 17), ">u2"))
+    found = {
+        path.name: (header.format, header.size, header.bands, header.dtype.name, header.pages, header.georeferenced)
+        for path in tmp_path.iterdir()
+        for header in [read_header(path)]
+    }
+    assert found == {
+        "turned.jpg": ("JPEG", (17, 13), 3, "uint8", 1, False),
+        "grey.png": ("PNG", (13, 17), 1, "uint8", 1, False),
+        "deep.png": ("PNG", (13, 17), 1, "uint16", 1, False),
+        "bits.png": ("PNG", (13, 17), 1, "bool", 1, False),
+        "film.gif": ("GIF", (13, 17), 1, "uint8", 2, False),
+        "stack.tif": ("TIFF", (13, 17), 3, "uint8", 2, False),
+        "map.tif": ("TIFF", (13, 17), 3, "uint8", 1, True),
+        "bands.tif": ("TIFF", (13, 17), 5, "uint16", 1, False),
+        "a.npy": ("NPY", (13, 17), 4, "float32", 1, False),
+        "flat.npy": ("NPY", (13, 17), 1, "uint16", 1, False),
+    }
+
+
+def test_what_reads_images_needs_no_network():
+    imported = {
+        node.module
+        for path in (ROOT / "runtime" / "images").glob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ImportFrom) and node.level == 2
+    }
+    assert "errors" in imported and imported <= {"arrays", "errors", "extras", "files", "model_card"}
 
 
 def test_the_limit_of_pixels_is_ours_and_not_pillows(tmp_path, monkeypatch):

@@ -232,6 +232,7 @@ def test_verify_engine_compares_and_times(exports):
     assert "golden sample: ok" in command("verify-engine", exports / "narrow.engine").stdout
 
 
+@pytest.mark.slow
 def test_verify_engine_fails_where_scores_differ(exports, tmp_path):
     import io
 

@@ -10,7 +10,7 @@ import pytest
 from fcn_deploy.export.build.config import BuildConfig, TuningOptions
 from fcn_deploy.export.build.engine import build_engine
 from fcn_deploy.export.build.parity import decided
-from fcn_deploy.export.importer.standard_form import read_source
+from fcn_deploy.export.importer.import_model import import_model
 from fcn_deploy.export.quantization.options import QuantizationOptions
 from fcn_deploy.export.tolerances import GOLDEN_SAMPLE, REORDERED_SUMS
 from fcn_deploy.runtime.backends import openvino as backend
@@ -34,7 +34,7 @@ def engine(exports, tmp_path_factory):
     """narrow.engine, made for OpenVINO."""
     path = tmp_path_factory.mktemp("openvino") / "m.engine"
     report = build_engine(
-        read_source(exports / "narrow.onnx"),
+        import_model(exports / "narrow.onnx"),
         path,
         BuildConfig(latency_sizes=[(64, 64)], tuning=TuningOptions(("openvino",), seconds=1)),
     )
@@ -203,7 +203,7 @@ def test_a_manifest_names_a_backend_this_release_knows(engine):
 @pytest.mark.slow
 def test_int8_is_judged_and_verified_by_its_own_kernels(tmp_path):
     import torch
-    from fcn_deploy.export.from_torch import export
+    from fcn_deploy.export.from_torch import export_module
     from torch import nn
 
     torch.manual_seed(2)
@@ -212,9 +212,9 @@ def test_int8_is_judged_and_verified_by_its_own_kernels(tmp_path):
         nn.Upsample(scale_factor=4, mode="bilinear"),
     ).eval()  # fmt: skip
     names = ("a", "b", "c", "d")
-    export(model, ModelCard(names, stride=4, size_multiple=4), tmp_path / "m.onnx")
+    export_module(model, ModelCard(names, stride=4, size_multiple=4), tmp_path / "m.onnx")
     save_photos(tmp_path, [(60 + 9 * index, 130 - 7 * index) for index in range(8)])
-    source = read_source(tmp_path / "m.onnx")
+    source = import_model(tmp_path / "m.onnx")
     options = QuantizationOptions(int8=True, calib=str(tmp_path), max_drop=5)
     for name in ("onnxruntime", "openvino"):
         report = build_engine(
@@ -306,7 +306,7 @@ def test_int8_that_misses_its_golden_sample_is_not_run_by_it(exports, tmp_path, 
     options = QuantizationOptions(int8=True, calib=str(tmp_path), max_drop=100)
     tuning = TuningOptions(("onnxruntime", "openvino"), seconds=1)
     config = BuildConfig(quantization=options, tuning=tuning, latency_sizes=[(64, 64)])
-    report = build_engine(read_source(exports / "narrow.onnx"), tmp_path / "m.engine", config)
+    report = build_engine(import_model(exports / "narrow.onnx"), tmp_path / "m.engine", config)
     refused = {(row.backend, row.precision): row.refused for row in report.candidates}
     assert "golden sample" in refused["openvino", "int8"] and report.backend == "onnxruntime"
 
@@ -314,7 +314,7 @@ def test_int8_that_misses_its_golden_sample_is_not_run_by_it(exports, tmp_path, 
 @pytest.mark.slow
 def test_int8_that_errs_on_strips_is_not_chosen(tmp_path, monkeypatch):
     """As OpenVINO's kernels for AMX do, were they not kept from them."""
-    from fcn_deploy.export.from_torch import export
+    from fcn_deploy.export.from_torch import export_module
     from torch import nn
 
     right = backend.OpenVinoSession.run
@@ -325,12 +325,12 @@ def test_int8_that_errs_on_strips_is_not_chosen(tmp_path, monkeypatch):
 
     monkeypatch.setattr(backend.OpenVinoSession, "run", wrong)
     model = nn.Sequential(nn.Conv2d(3, 16, 3, 2, 1), nn.ReLU(), nn.Conv2d(16, 4, 1), nn.Upsample(scale_factor=2))
-    export(model.eval(), ModelCard(("a", "b", "c", "d"), stride=2, size_multiple=2), tmp_path / "m.onnx")
+    export_module(model.eval(), ModelCard(("a", "b", "c", "d"), stride=2, size_multiple=2), tmp_path / "m.onnx")
     save_photos(tmp_path, [(60 + 9 * index, 130 - 7 * index) for index in range(8)])
     options = QuantizationOptions(int8=True, calib=str(tmp_path), max_drop=100)
     tuning = TuningOptions(("onnxruntime", "openvino"), seconds=1)
     config = BuildConfig(quantization=options, tuning=tuning, latency_sizes=[(64, 64)])
-    report = build_engine(read_source(tmp_path / "m.onnx"), tmp_path / "m.engine", config)
+    report = build_engine(import_model(tmp_path / "m.onnx"), tmp_path / "m.engine", config)
     refused = {(row.backend, row.precision): row.refused for row in report.candidates}
     assert "of 192×1 pixels" in refused["openvino", "int8"] and report.backend == "onnxruntime"
 
@@ -342,7 +342,7 @@ def test_int8_keeps_its_miou_on_photographs(trained, tmp_path):
     options = QuantizationOptions(int8=True, calib=str(camvid / "train"), count=20, labels=camvid / "trainannot")
     tuning = TuningOptions(("openvino",), seconds=1)
     config = BuildConfig(quantization=options, tuning=tuning, latency_sizes=[(64, 64)])
-    report = build_engine(read_source(trained / "camvid.onnx"), tmp_path / "m.engine", config)
+    report = build_engine(import_model(trained / "camvid.onnx"), tmp_path / "m.engine", config)
     assert verify(tmp_path / "m.engine")["passed"]
     accuracy = report.accuracy
     assert accuracy.metric == "mIoU" and accuracy.images_judged == 40

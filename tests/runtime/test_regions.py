@@ -118,7 +118,7 @@ def left(folder):
 def test_labels_are_the_whole_images_and_keep_its_georeference(exports, net, large, tmp_path):
     steps = []
     plan = label_regions(
-        net, large, tmp_path / "out.tif", overlay=tmp_path / "out.png", progress=lambda *at: steps.append(at)
+        net.network, large, tmp_path / "out.tif", overlay=tmp_path / "out.png", progress=lambda *at: steps.append(at)
     )
     assert plan.size == (2400, 100) and steps[0] == (0, 2400) and steps[-1] == (2400, 2400) and len(steps) > 3
     with Segmenter(exports / "narrow.engine", threads=2) as whole:
@@ -149,7 +149,7 @@ def stopping(net, monkeypatch, after, error):
                 raise error
             yield band
 
-    monkeypatch.setattr(net, "bands_of", stopped)
+    monkeypatch.setattr(net.network, "bands_of", stopped)
 
 
 @pytest.mark.parametrize("memory", [3_000_000, 2_500_000])

@@ -14,7 +14,7 @@ from fcn_deploy.export.build.core import core_of, optimise_offline
 from fcn_deploy.export.build.engine import build_engine
 from fcn_deploy.export.build.standalone import build_standalone
 from fcn_deploy.export.graph.edit import set_metadata
-from fcn_deploy.export.importer.standard_form import read_source
+from fcn_deploy.export.importer.import_model import import_model
 from fcn_deploy.export.passes.pad_and_crop import pad_and_crop
 from fcn_deploy.export.quantization.options import QuantizationOptions
 from fcn_deploy.fcn.evaluate import open_model
@@ -121,7 +121,7 @@ def made(tmp_path_factory):
     def make(name):
         card, how = CARDS[name]
         onnx.save(network(card, **how), folder / f"{name}.onnx")
-        build_engine(read_source(folder / f"{name}.onnx"), folder / f"{name}.engine", FAST)
+        build_engine(import_model(folder / f"{name}.onnx"), folder / f"{name}.engine", FAST)
         return folder / f"{name}.onnx", folder / f"{name}.engine"
 
     return make
@@ -294,7 +294,7 @@ def test_engines_on_openvino_give_the_same(made, tmp_path):
     needs("openvino")
     for name in ("none-to-size", "multilabel", "smallest"):
         path, engine = made(name)
-        build_engine(read_source(path), tmp_path / "o.engine", replace(FAST, tuning=TuningOptions(("openvino",))))
+        build_engine(import_model(path), tmp_path / "o.engine", replace(FAST, tuning=TuningOptions(("openvino",))))
         with Segmenter(engine) as net, Segmenter(tmp_path / "o.engine") as other:
             assert other.backend == "openvino"
             for size in ((3, 5), (61, 83), (140, 90)):
@@ -308,7 +308,7 @@ def test_engines_on_a_gpu_give_the_same(made, gpu, tmp_path, monkeypatch, name):
     from gpu_sim import tensorrt_sim
 
     path, engine = made(name)
-    source, gpus = read_source(path), tmp_path / "g.engine"
+    source, gpus = import_model(path), tmp_path / "g.engine"
     build_engine(source, gpus, BuildConfig(target="sm89", sizes=parse_sizes("1x1:64x64:160x192")))
     gpu.load_kernels(ROOT / "runtime" / "backends" / "kernels.cu")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
@@ -340,10 +340,10 @@ def test_engines_on_a_gpu_give_the_same(made, gpu, tmp_path, monkeypatch, name):
 def test_a_network_that_sees_the_whole_image_is_tiled_before_that_alone(tmp_path):
     card = ModelCard(NAMES, whole="GlobalAveragePool pool", **FOUR)
     onnx.save(network(card, total=True), tmp_path / "m.onnx")
-    build_engine(read_source(tmp_path / "m.onnx"), tmp_path / "m.engine", FAST)
+    build_engine(import_model(tmp_path / "m.onnx"), tmp_path / "m.engine", FAST)
     # On a card's word alone, nothing is tiled: any part may be what sees the whole image.
     onnx.save(network(card), tmp_path / "said.onnx")
-    report = build_engine(read_source(tmp_path / "said.onnx"), tmp_path / "said.engine", FAST)
+    report = build_engine(import_model(tmp_path / "said.onnx"), tmp_path / "said.engine", FAST)
     assert [stage.tiles for stage in report.stages] == ["none: GlobalAveragePool pool"]
     image = photo(600, 500)
     with Segmenter(tmp_path / "m.engine") as net:
@@ -453,11 +453,11 @@ def test_a_large_run_of_two_results_goes_on_where_it_stopped(made, tmp_path, mon
 
         out = {"out": tmp_path / "o.tif", "probabilities": tmp_path / "p.tif"}
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt, match="interrupted at row"):
-            patch.setattr(net, "bands_of", stopped)
+            patch.setattr(net.network, "bands_of", stopped)
             label_regions(net.network, tmp_path / "l.tif", **out)
         begun = []
         monkeypatch.setattr(
-            net, "bands_of", lambda image, start, *kinds: begun.append(start) or whole(image, start, *kinds)
+            net.network, "bands_of", lambda image, start, *kinds: begun.append(start) or whole(image, start, *kinds)
         )
         label_regions(net.network, tmp_path / "l.tif", **out)
         assert begun[0] > 0 and sorted(path.name for path in tmp_path.iterdir()) == ["l.tif", "o.tif", "p.tif"]
@@ -470,7 +470,7 @@ def test_misuse_of_infer_is_one_line(made, tmp_path):
     (tmp_path / "clip.mp4").write_bytes(b"")
     none, softmax = made("none")[1], made("softmax")[1]
     for words, said in (
-        ((none, tmp_path / "i.png", "--probabilities"), "gives values, which are written as they are; leave it away"),
+        ((none, tmp_path / "i.png", "--probabilities"), "gives values, which are written as they are; omit it"),
         ((none, tmp_path), r"clip.mp4 is a video, of which labels are written and no values"),
         ((softmax, tmp_path, "--probabilities"), r"of which labels are written and no probabilities; extract"),
     ):
@@ -490,7 +490,7 @@ def test_commands_take_networks_of_masks_and_values_or_say_why_not(made, tmp_pat
         with pytest.raises(MisuseError, match=r"these metrics are of labels; compare what Segmenter\.(masks|values)"):
             open_model(engine)
         with pytest.raises(MisuseError, match="--standalone gives labels, and this model gives"):
-            build_standalone(read_source(path), tmp_path / "s.onnx")
+            build_standalone(import_model(path), tmp_path / "s.onnx")
     done = command("build-engine", made("none")[0], "-o", tmp_path / "m.engine", "--sizes", "32x32", "--backend",
                    "onnxruntime")  # fmt: skip
     assert re.search(r"values differ from the model's at 8 sizes by \d.\de-\d\d of their range at most", done.stdout)
@@ -501,13 +501,13 @@ def test_a_card_that_takes_probabilities_for_logits_is_refused(tmp_path):
     for how in ({"before": "Sigmoid"}, {"after": "Sigmoid"}):
         onnx.save(network(ModelCard(("no", "yes"), activation="sigmoid", **FOUR), **how), tmp_path / "m.onnx")
         with pytest.raises(DeployError, match="ends in a Sigmoid, and its card says that it gives logits; mend the"):
-            build_engine(read_source(tmp_path / "m.onnx"), tmp_path / "m.engine", FAST)
+            build_engine(import_model(tmp_path / "m.onnx"), tmp_path / "m.engine", FAST)
 
 
 def test_a_model_whose_values_are_not_the_engines_is_refused(made, monkeypatch):
     from fcn_deploy.export.build import engine as build
 
-    source = read_source(made("none")[0])
+    source = import_model(made("none")[0])
     real = build.core_of
 
     def wrong(source):
@@ -526,7 +526,7 @@ def test_a_model_whose_values_are_not_the_engines_is_refused(made, monkeypatch):
 def test_int8_is_judged_by_values_and_masks(made, tmp_path):
     save_photos(tmp_path, [(60 + index, 70) for index in range(6)])
     for name in ("none", "multilabel"):
-        source = read_source(made(name)[0])
+        source = import_model(made(name)[0])
         options = QuantizationOptions(int8=True, calib=str(tmp_path), max_drop=5)
         report = build_engine(source, tmp_path / "m.engine", replace(FAST, quantization=options))
         accuracy = report.accuracy

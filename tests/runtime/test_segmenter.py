@@ -201,6 +201,7 @@ def labelled(net, image):
     return net(image), net.precision, net.network.memory, net.refine
 
 
+@pytest.mark.slow
 def test_worker_processes_are_given_a_segmenter(exports):
     images = [photo(61, 97), photo(20, 30, 1)]
     with (

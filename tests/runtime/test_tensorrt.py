@@ -37,11 +37,11 @@ def built(exports, tmp_path_factory):
     """narrow.engine for sm89 with three profiles, and its core for the simulation."""
     needs("tensorrt_rtx")
     from fcn_deploy.export.build.engine import build_engine
-    from fcn_deploy.export.importer.standard_form import read_source
+    from fcn_deploy.export.importer.import_model import import_model
     from fcn_deploy.runtime.sizes import parse_sizes
 
     folder = tmp_path_factory.mktemp("gpu")
-    source = read_source(exports / "narrow.onnx")
+    source = import_model(exports / "narrow.onnx")
     build_engine(source, folder / "m.engine", BuildConfig(target="sm89", sizes=parse_sizes(SIZES)))
     return folder / "m.engine", optimise_offline(core_of(source).model).SerializeToString()
 
@@ -135,7 +135,7 @@ def test_engines_in_float16_and_int8_take_float16_and_give_the_labels_of_their_r
     from fcn_deploy.export.build.config import BuildConfig
     from fcn_deploy.export.build.engine import build_engine
     from fcn_deploy.export.build.targets import tensorrt
-    from fcn_deploy.export.importer.standard_form import read_source
+    from fcn_deploy.export.importer.import_model import import_model
     from fcn_deploy.export.quantization.options import QuantizationOptions
     from fcn_deploy.runtime.sizes import parse_sizes
     from gpu_sim import tensorrt_sim
@@ -146,7 +146,7 @@ def test_engines_in_float16_and_int8_take_float16_and_give_the_labels_of_their_r
     options = QuantizationOptions(int8=precision == "int8", fp16=True, calib=str(tmp_path), max_drop=100)
     config = BuildConfig(target="sm89", quantization=options, sizes=parse_sizes(SIZES))
     path = tmp_path / "m.engine"
-    build_engine(read_source(exports / "narrow.onnx"), path, config)
+    build_engine(import_model(exports / "narrow.onnx"), path, config)
     gpu.load_kernels(KERNELS)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     with EngineFile(path) as file:
@@ -276,11 +276,11 @@ def small_field(path):
 def test_images_outside_every_profile_are_run_in_tiles(gpu, tmp_path):
     needs("tensorrt_rtx")
     from fcn_deploy.export.build.engine import build_engine
-    from fcn_deploy.export.importer.standard_form import read_source
+    from fcn_deploy.export.importer.import_model import import_model
     from fcn_deploy.runtime.sizes import parse_sizes
 
     small_field(tmp_path / "small.onnx")
-    source = read_source(tmp_path / "small.onnx")
+    source = import_model(tmp_path / "small.onnx")
     build_engine(source, tmp_path / "cpu.engine", BuildConfig(latency_sizes=[(32, 32)]))
     sizes = parse_sizes("1x1:32x32:48x64,48x64:64x64:96x96")
     build_engine(source, tmp_path / "gpu.engine", BuildConfig(target="sm89", sizes=sizes))

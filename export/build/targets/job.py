@@ -8,7 +8,7 @@ from fcn_deploy.calibration.report.engine_report import EngineReport
 from fcn_deploy.export.build.config import BuildConfig
 from fcn_deploy.export.build.core import Core
 from fcn_deploy.export.build.draft import Draft
-from fcn_deploy.export.importer.standard_form import Source
+from fcn_deploy.export.importer.import_model import ImportedModel
 from fcn_deploy.export.quantization.mixed_precision import MixedPrecision
 from fcn_deploy.export.quantization.options import Say
 from fcn_deploy.runtime.errors import DeployError
@@ -32,7 +32,7 @@ class BuildJob:
         say: called with a line when a phase begins.
     """
 
-    model: Source
+    model: ImportedModel
     core: Core
     float_core: ModelProto
     float_draft: Draft

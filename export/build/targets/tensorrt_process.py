@@ -387,7 +387,7 @@ def _failed(name: str, log, options: TensorRTOptions) -> DeployError:
             reason = "no kernel works in so little scratch memory"
         remedy = "give smaller --sizes or --max-batch, or free memory of the GPU"
         if options.workspace is not None:
-            remedy = f"raise --workspace ({options.workspace / 2**20:,.0f} MiB), or give smaller --sizes or --max-batch"
+            remedy = f"raise --workspace ({options.workspace / 1e6:,.0f} MB), or give smaller --sizes or --max-batch"
     elif "libnvinfer_lean" in everything:
         remedy = "omit --version-compatible, or install TensorRT's lean runtime"
     elif all(re.search(r"cudaError 3[56]\b", error) for error in log.errors):  # no driver, or one too old

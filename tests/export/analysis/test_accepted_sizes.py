@@ -7,7 +7,7 @@ import onnx
 import pytest
 from fcn_deploy.export.analysis.accepted_sizes import AcceptedSizes, find_accepted_sizes, run_quietly, try_size
 from fcn_deploy.export.analysis.receptive_field import global_operator
-from fcn_deploy.export.importer.fit import choose_fit, fit_sizes
+from fcn_deploy.export.importer.fit_images import choose_fit, fit_images
 from fcn_deploy.runtime.backends.onnxruntime import session
 from helpers import onnx_model
 from onnx import helper
@@ -147,7 +147,7 @@ def test_what_was_done_is_said_and_every_size_runs(opset):
             "GlobalAveragePool pool looks at the whole image, where zeros would count; images",
         ),
     ):
-        made, notes = fit_sizes(model, sizes, "it", fit)
+        made, notes = fit_images(model, sizes, "it", fit)
         onnx.checker.check_model(made)
         assert said in " ".join(notes)
         run = session(made.SerializeToString())
@@ -162,7 +162,7 @@ def test_resizing_is_bilinear_there_and_back():
     from torch.nn.functional import interpolate
 
     original = session(squeezing().SerializeToString())
-    resized = session(fit_sizes(squeezing(), AcceptedSizes(4, 1, 4, 2), "it")[0].SerializeToString())
+    resized = session(fit_images(squeezing(), AcceptedSizes(4, 1, 4, 2), "it")[0].SerializeToString())
     for size, nearest in (
         ((1, 1), (4, 4)),
         ((5, 6), (4, 8)),

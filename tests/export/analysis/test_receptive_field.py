@@ -9,7 +9,7 @@ from fcn_deploy.export.analysis.accepted_sizes import run_quietly
 from fcn_deploy.export.analysis.fields import Field, WholeImageError
 from fcn_deploy.export.analysis.receptive_field import receptive_field
 from fcn_deploy.export.build.core import core_of, optimise_offline
-from fcn_deploy.export.importer.standard_form import read_source
+from fcn_deploy.export.importer.import_model import import_model
 from fcn_deploy.runtime.backends.onnxruntime import session
 from helpers import onnx_model
 from hypothesis import given, settings
@@ -354,6 +354,7 @@ def test_a_part_that_starts_at_features_has_its_field_in_pixels_of_the_image():
     assert found.halo == (16, 16)
 
 
+@pytest.mark.slow
 def test_the_halo_at_full_width(trained):
-    core = optimise_offline(core_of(read_source(trained / "camvid.onnx")).model)
+    core = optimise_offline(core_of(import_model(trained / "camvid.onnx")).model)
     assert receptive_field(core).halo == (480, 480) and receptive_field(core).period == 32

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from fcn_deploy.calibration.report.engine_report import report_of
 from fcn_deploy.export.build import autotune
 from fcn_deploy.export.build.autotune import (
     ALONE_ROUNDS,
@@ -26,7 +27,7 @@ from fcn_deploy.export.build.autotune import (
 from fcn_deploy.export.build.config import BuildConfig, TuningOptions, backends_of
 from fcn_deploy.export.build.engine import build_engine
 from fcn_deploy.export.build.report import candidate_reports, show_candidates
-from fcn_deploy.export.importer.standard_form import read_source
+from fcn_deploy.export.importer.import_model import import_model
 from fcn_deploy.export.quantization.options import QuantizationOptions
 from fcn_deploy.runtime.backends import openvino
 from fcn_deploy.runtime.engine_file import EngineFile
@@ -223,17 +224,17 @@ def photos(tmp_path_factory):
 def test_build_engine_measures_what_is_installed(exports, tmp_path):
     needs("openvino")
     words = ["build-engine", exports / "narrow.onnx", "-o", tmp_path / "m.engine", "--sizes", "33x65,64x32"]
-    report = json.loads(command(*words, "--json").stdout)
-    every = [(row["backend"], row["threads"]) for row in report["candidates"]]
-    assert every[:2] == [("onnxruntime", "one per core"), ("openvino", "one per core")]
-    assert all(set(row["latency_ms"]) == {"33x65", "64x32"} for row in report["candidates"])
-    (chosen,) = (row for row in report["candidates"] if row["chosen"])
-    assert report["backend"] == chosen["backend"] and report["latency_ms"] == chosen["latency_ms"]
+    record = json.loads(command(*words, "--json").stdout)
     with EngineFile(tmp_path / "m.engine") as file:
-        assert file.manifest.backend == chosen["backend"]
-        assert json.loads(file.read("report.json"))["candidates"] == report["candidates"]
+        manifest, report = file.manifest, report_of(file)
+    every = [(row.backend, row.threads) for row in report.candidates]
+    assert every[:2] == [("onnxruntime", "one per core"), ("openvino", "one per core")]
+    assert all(set(row.latency_ms) == {"33x65", "64x32"} for row in report.candidates)
+    (chosen,) = (row for row in report.candidates if row.chosen)
+    assert report.backend == manifest.backend == chosen.backend and report.latency_ms == chosen.latency_ms
+    assert [row["chosen"] for row in record["candidates"]] == [row.chosen for row in report.candidates]
     with Segmenter(tmp_path / "m.engine") as net:
-        assert net.backend == chosen["backend"]
+        assert net.backend == chosen.backend
     for name in ("onnxruntime", "openvino"):
         done = command(*words, "--force", "--backend", name, "--threads", "1", "--json")
         (row,) = json.loads(done.stdout)["candidates"]
@@ -249,7 +250,7 @@ def test_fastest_keeps_float32_where_int8_is_slower(exports, tmp_path, photos, m
         return {c: Timing(dict.fromkeys(images, 1.0), 3.0 if c.precision == "int8" else 1.0, [1], "") for c in calls}
 
     monkeypatch.setattr(autotune, "measure", slow_int8)
-    source, out = read_source(exports / "narrow.onnx"), tmp_path / "m.engine"
+    source, out = import_model(exports / "narrow.onnx"), tmp_path / "m.engine"
     options = QuantizationOptions(int8=True, calib=str(photos), max_drop=100)
     report = build_engine(
         source, out, BuildConfig(quantization=replace(options, fastest=True), latency_sizes=[(32, 32)])
@@ -266,7 +267,7 @@ def test_fastest_keeps_float32_where_int8_is_slower(exports, tmp_path, photos, m
 @pytest.mark.slow
 def test_fastest_keeps_float32_where_int8_loses_too_much(exports, tmp_path, photos):
     options = QuantizationOptions(int8=True, calib=str(photos), max_drop=0.0)
-    source, out = read_source(exports / "narrow.onnx"), tmp_path / "m.engine"
+    source, out = import_model(exports / "narrow.onnx"), tmp_path / "m.engine"
     with pytest.raises(DeployError, match="INT8 within --max-drop"):
         build_engine(source, out, BuildConfig(quantization=options, latency_sizes=[(32, 32)]))
     report = build_engine(
@@ -290,7 +291,7 @@ def test_int8_that_loses_too_much_by_a_librarys_own_kernels_is_not_run_by_it(exp
     tuning = TuningOptions(("onnxruntime", "openvino"), seconds=1)
     out = tmp_path / "m.engine"
     report = build_engine(
-        read_source(exports / "narrow.onnx"),
+        import_model(exports / "narrow.onnx"),
         out,
         BuildConfig(quantization=options, tuning=tuning, latency_sizes=[(32, 32)]),
     )
@@ -307,7 +308,7 @@ def test_int8_that_loses_too_much_by_a_librarys_own_kernels_is_not_run_by_it(exp
         (["--fastest", "--calib", "x", "--target", "sm89"], "--fastest is for --target cpu"),
         (["--backend", "openvino", "--target", "ort-cuda"], "--backend is for --target cpu"),
         (["--backend", "abacus"], "abacus"),
-        (["--standalone", "--backend", "auto"], "leave --backend away"),
+        (["--standalone", "--backend", "auto"], "omit --backend"),
     ],
 )
 def test_misuse_is_one_line(exports, tmp_path, words, said):
@@ -343,7 +344,7 @@ class Tiled:
     def __init__(self, whole, tiles, halo=(32, 32), memory=10**12):
         self.card = ModelCard(("a", "b"), size_multiple=32)
         stages = Stage("a", halo=halo, period=32, bytes_per_pixel=100), Stage("b", bytes_per_pixel=9, cost=1.0)
-        self.manifest = SimpleNamespace(stages=stages)
+        self.stages = stages
         self.whole, self.tiles, self.memory, self.clock, self.runs = whole, tiles, memory, Clock(), 0
 
     def memory_budget(self):

@@ -14,8 +14,8 @@ from fcn_deploy.export.build.core import core_of
 from fcn_deploy.export.build.engine import build_engine
 from fcn_deploy.export.build.standalone import build_standalone
 from fcn_deploy.export.build.working_memory import measure_tensors, working_memory
-from fcn_deploy.export.from_torch import export
-from fcn_deploy.export.importer.standard_form import read_source
+from fcn_deploy.export.from_torch import export_module
+from fcn_deploy.export.importer.import_model import import_model
 from fcn_deploy.runtime.backends import ORT_TARGETS
 from fcn_deploy.runtime.engine_file import EngineFile
 from fcn_deploy.runtime.prepare import padded_size
@@ -40,8 +40,8 @@ def built(tmp_path, model, card=None, **changes):
     path = tmp_path / "m.onnx"
     if card is None and hasattr(model, "architecture"):
         card = checkpoint_of(model, **changes).card
-    export(model, card, path)
-    return build_engine(read_source(path), tmp_path / "m.engine")
+    export_module(model, card, path)
+    return build_engine(import_model(path), tmp_path / "m.engine")
 
 
 @pytest.mark.slow
@@ -155,14 +155,14 @@ def test_binary_networks_of_one_score(tmp_path, end):
         assert 0 < labels.mean() < 1
         np.testing.assert_array_equal(labels, plain(image))
     standalone = tmp_path / "s.onnx"
-    build_standalone(read_source(tmp_path / "m.onnx"), standalone)
+    build_standalone(import_model(tmp_path / "m.onnx"), standalone)
     np.testing.assert_array_equal(
         onnxruntime.InferenceSession(standalone).run(None, {"image": image[None]})[0][0], labels
     )
 
 
 def test_standalone_models_take_images_and_give_labels(exports, tmp_path):
-    build_standalone(read_source(exports / "narrow.onnx"), tmp_path / "s.onnx")
+    build_standalone(import_model(exports / "narrow.onnx"), tmp_path / "s.onnx")
     session = onnxruntime.InferenceSession(tmp_path / "s.onnx", providers=["CPUExecutionProvider"])
     assert session.get_inputs()[0].type == "tensor(uint8)" and session.get_outputs()[0].type == "tensor(uint8)"
     with Segmenter(exports / "narrow.engine") as net:
@@ -173,7 +173,7 @@ def test_standalone_models_take_images_and_give_labels(exports, tmp_path):
 
 
 def test_the_memory_estimate_follows_the_activations(exports):
-    core = core_of(read_source(exports / "narrow.onnx"))
+    core = core_of(import_model(exports / "narrow.onnx"))
     estimate = working_memory(core.model, measure_tensors(core.model, 128)) / 128**2
     # At least the first layer's output and input together; far below the sum of all layers.
     assert 12 < estimate < 500
@@ -202,6 +202,7 @@ def test_an_onnx_without_a_card_is_built_with_a_stated_default(tmp_path):
         assert net.card.classes == ("class 0", "class 1") and net(photo(9, 5)).shape == (9, 5)
 
 
+@pytest.mark.slow
 def test_a_model_that_takes_multiples_only_is_padded_and_that_is_said(tmp_path):
     weight = np.random.default_rng(0).normal(size=(2, 3, 4, 4)).astype(np.float32)
     nodes = [
@@ -215,12 +216,13 @@ def test_a_model_that_takes_multiples_only_is_padded_and_that_is_said(tmp_path):
         "four": np.array([1, 1, 4, 4], np.float32),
         "k2": weight[:, :1].repeat(5, 1)[:, :, :2, :2],
     }
-    source = read_source(simple(tmp_path / "m.onnx", nodes=nodes, constants=constants))
+    source = import_model(simple(tmp_path / "m.onnx", nodes=nodes, constants=constants))
     assert "takes multiples of 4 only" in source.notes[1] and "1/2 of the image's size" in source.notes[0]
     report = build_engine(source, tmp_path / "m.engine")
     assert (report.size_multiple, report.stride) == (4, 2) and report.agreement.wrong == 0
 
 
+@pytest.mark.slow
 def test_weights_listed_as_inputs_and_names_that_we_use_ourselves(tmp_path):
     nodes = [
         helper.make_node("Conv", ["x", "w"], ["scores"], name="a"),
@@ -231,7 +233,7 @@ def test_weights_listed_as_inputs_and_names_that_we_use_ourselves(tmp_path):
     model = onnx.load(path)
     model.graph.input.append(helper.make_tensor_value_info("w", TensorProto.FLOAT, [2, 3, 1, 1]))
     onnx.save(model, path)
-    source = read_source(path)
+    source = import_model(path)
     assert build_engine(source, tmp_path / "m.engine").agreement.wrong == 0
     build_standalone(source, tmp_path / "s.onnx")
 
@@ -242,7 +244,7 @@ def test_extra_outputs_are_left_out_and_that_is_said(tmp_path):
     model = onnx.load(path)
     model.graph.output.append(helper.make_tensor_value_info("aux", TensorProto.FLOAT, ["N", 2, "H", "W"]))
     onnx.save(model, path)
-    assert "several outputs; y is used, and aux left out" in read_source(path).notes[0]
+    assert "several outputs; y is used, and aux left out" in import_model(path).notes[0]
 
 
 def test_a_card_that_does_not_fit_the_model_is_refused(exports, tmp_path):
@@ -251,9 +253,10 @@ def test_a_card_that_does_not_fit_the_model_is_refused(exports, tmp_path):
     model.metadata_props[0].value = json.dumps(card | {"classes": ["a", "b"], "colors": [[0, 0, 0]] * 2})
     onnx.save(model, tmp_path / "m.onnx")
     with pytest.raises(DeployError, match="has 5 scores, and its model card says 2"):
-        read_source(tmp_path / "m.onnx")
+        import_model(tmp_path / "m.onnx")
 
 
+@pytest.mark.slow
 def test_build_engine_from_the_command_line(exports, tmp_path):
     engine = tmp_path / "m.engine"
     done = command("build-engine", exports / "narrow.onnx", "--target", "cpu", "-o", engine)
@@ -327,6 +330,7 @@ def test_options_for_gpus_that_make_no_sense_are_one_line(exports, tmp_path):
         assert not out.exists() and not list(tmp_path.glob(".x*"))
 
 
+@pytest.mark.slow
 def test_sizes_are_what_is_timed_on_the_cpu(exports, tmp_path):
     words = ("--sizes", "40x50,100x60,300x200", "--json")
     done = command("build-engine", exports / "narrow.onnx", *words, "-o", tmp_path / "m.engine")

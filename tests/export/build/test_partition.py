@@ -10,8 +10,8 @@ from fcn_deploy.export.build.config import BuildConfig, TuningOptions
 from fcn_deploy.export.build.core import core_of, optimise_offline
 from fcn_deploy.export.build.engine import build_engine
 from fcn_deploy.export.build.partition import cut_core
-from fcn_deploy.export.from_torch import export
-from fcn_deploy.export.importer.standard_form import read_source
+from fcn_deploy.export.from_torch import export_module
+from fcn_deploy.export.importer.import_model import import_model
 from fcn_deploy.export.quantization.options import QuantizationOptions
 from fcn_deploy.runtime.backends.onnxruntime import session
 from fcn_deploy.runtime.errors import OverBudgetError
@@ -34,8 +34,8 @@ def narrow(index, width=0.125):
 
     model = random_network(width=width, **CHOSEN[index])
     with tempfile.TemporaryDirectory() as folder:
-        export(model, checkpoint_of(model).card, Path(folder) / "m.onnx")
-        core = core_of(read_source(Path(folder) / "m.onnx"))
+        export_module(model, checkpoint_of(model).card, Path(folder) / "m.onnx")
+        core = core_of(import_model(Path(folder) / "m.onnx"))
     return optimise_offline(core.model), core.card
 
 
@@ -57,13 +57,13 @@ def engine(index, int8, folder, backend="onnxruntime"):
     """An engine of the family, in a folder of this run."""
     path = folder / f"{index}-{int8}-{backend}.engine"
     model = random_network(width=0.125, **CHOSEN[index])
-    export(model, checkpoint_of(model).card, folder / f"{index}.onnx")
+    export_module(model, checkpoint_of(model).card, folder / f"{index}.onnx")
     save_photos(folder, [(90 + index, 100) for index in range(3)])
     options = (
         QuantizationOptions(int8=True, calib=str(folder / "*.png"), max_drop=100) if int8 else QuantizationOptions()
     )
     config = BuildConfig(quantization=options, tuning=TuningOptions((backend,)), latency_sizes=[(32, 32)])
-    build_engine(read_source(folder / f"{index}.onnx"), path, config)
+    build_engine(import_model(folder / f"{index}.onnx"), path, config)
     return path
 
 
@@ -152,7 +152,7 @@ def with_global_pool(path):
 def test_a_network_with_a_global_layer_late_is_tiled_up_to_it(tmp_path):
     with_global_pool(tmp_path / "m.onnx")
     report = build_engine(
-        read_source(tmp_path / "m.onnx"), tmp_path / "m.engine", BuildConfig(latency_sizes=[(32, 32)])
+        import_model(tmp_path / "m.onnx"), tmp_path / "m.engine", BuildConfig(latency_sizes=[(32, 32)])
     )
     assert [stage.tiles for stage in report.stages] == ["exact", "none: GlobalAveragePool pool"]
     image = photo(301, 203)
@@ -178,7 +178,7 @@ def test_a_network_that_looks_at_the_whole_image_first_says_why_it_is_not_tiled(
     weight = np.random.default_rng(0).normal(size=(2, 3, 1, 1)).astype(np.float32)
     onnx.save(graph_of(nodes, {"w": weight}), tmp_path / "m.onnx")
     report = build_engine(
-        read_source(tmp_path / "m.onnx"), tmp_path / "m.engine", BuildConfig(latency_sizes=[(32, 32)])
+        import_model(tmp_path / "m.onnx"), tmp_path / "m.engine", BuildConfig(latency_sizes=[(32, 32)])
     )
     assert [stage.tiles for stage in report.stages] == ["none: GlobalAveragePool pool"]
     with (
@@ -200,7 +200,7 @@ def test_tiles_that_turn_out_to_differ_are_not_used(monkeypatch):
 
 @pytest.mark.slow
 def test_the_cut_leaves_little_to_do_twice(trained):
-    core = core_of(read_source(trained / "camvid.onnx"))
+    core = core_of(import_model(trained / "camvid.onnx"))
     card = core.card
     from fcn_deploy.runtime.plan import plan_run
 

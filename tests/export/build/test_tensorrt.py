@@ -15,7 +15,7 @@ from fcn_deploy.export.build.targets import tensorrt_plan, tensorrt_process
 from fcn_deploy.export.build.targets.tensorrt_plan import activation_cost, build_plan
 from fcn_deploy.export.build.targets.tensorrt_process import build_here, choose_module
 from fcn_deploy.export.build.targets.timing_cache import CACHE_MAGIC, TimingCache
-from fcn_deploy.export.importer.standard_form import read_source
+from fcn_deploy.export.importer.import_model import import_model
 from helpers import multiples_of, needs, onnx_model
 from onnx import helper
 
@@ -32,7 +32,7 @@ def rtx():
 
 @pytest.fixture(scope="module")
 def core(exports):
-    return core_of(read_source(exports / "narrow.onnx")).model
+    return core_of(import_model(exports / "narrow.onnx")).model
 
 
 def graph(*nodes, domain="", **constants):

@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from fcn_deploy.export.build.config import BuildConfig
 from fcn_deploy.export.build.engine import build_engine
-from fcn_deploy.export.importer.card import SourceOptions
-from fcn_deploy.export.importer.standard_form import read_source
+from fcn_deploy.export.importer.import_model import import_model
+from fcn_deploy.export.importer.options import ImportOptions
 from fcn_deploy.runtime.backends.onnxruntime import session
 from fcn_deploy.runtime.prepare import prepare
 from helpers import command, photo
@@ -64,10 +64,10 @@ def folder(tmp_path_factory):
     for name, model, options in (
         ("free", lambda: Excited(0), None),
         ("resized", lambda: Excited(3), None),
-        ("padded", lambda: Excited(3), SourceOptions(fit="pad")),
+        ("padded", lambda: Excited(3), ImportOptions(fit="pad")),
         ("mirrored", Mirrored, None),
     ):
-        source = read_source(exported(model, folder / f"{name}.onnx"), options)
+        source = import_model(exported(model, folder / f"{name}.onnx"), options)
         build_engine(source, folder / f"{name}.engine", BuildConfig(latency_sizes=[(32, 32)]))
         (folder / f"{name}.notes").write_text("\n".join(source.notes))
     return folder
@@ -173,6 +173,6 @@ def test_the_choice_from_the_command_line(folder, tmp_path):
     assert "which GlobalAveragePool" in done.stderr and "multiples of 8" in done.stdout
     command("build-engine", folder / "resized.onnx", "-o", out, "--fit", "crop", ok=2)
     with pytest.raises(MisuseError, match="--fit crop"):
-        read_source(folder / "free.onnx", SourceOptions(fit="crop"))
-    notes = read_source(folder / "free.onnx", SourceOptions(fit="resize")).notes
+        import_model(folder / "free.onnx", ImportOptions(fit="crop"))
+    notes = import_model(folder / "free.onnx", ImportOptions(fit="resize")).notes
     assert any("takes every size by itself; --fit resize changes nothing" in note for note in notes)

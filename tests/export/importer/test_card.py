@@ -5,8 +5,8 @@ import json
 import numpy as np
 import onnx
 import pytest
-from fcn_deploy.export.importer.card import SourceOptions, read_card_file
-from fcn_deploy.export.importer.standard_form import read_source
+from fcn_deploy.export.importer.import_model import import_model
+from fcn_deploy.export.importer.options import ImportOptions, read_card_file
 from foreign_onnx import (
     MEAN,
     ONE,
@@ -32,11 +32,11 @@ def test_mean_std_and_scale_are_those_of_the_card_in_the_images_units(tmp_path):
     assert not any("mean [" in note for note in source.notes)
     assert reads(tmp_path, model, mean=(127.5,)).card.std == (1, 1, 1)
     feed = lambda image: ((image / np.float32(255) - np.float32(0.5)) / np.float32(0.25)).transpose(2, 0, 1)[None]  # noqa: E731
-    check(tmp_path, model, feed=feed, options=SourceOptions(mean=(0.5,), std=(0.25,), scale=1 / 255))
+    check(tmp_path, model, feed=feed, options=ImportOptions(mean=(0.5,), std=(0.25,), scale=1 / 255))
     with pytest.raises(MisuseError, match="--input-mean has 2 numbers, and the model takes 3 channels"):
         reads(tmp_path, model, mean=(1, 2))
     with pytest.raises(MisuseError, match="--input-scale 0"):
-        SourceOptions(scale=0.0)
+        ImportOptions(scale=0.0)
 
 
 def test_classes_activation_and_threshold(tmp_path):
@@ -95,7 +95,7 @@ def test_a_card_file(tmp_path):
     with pytest.raises(MisuseError, match=r"none\.toml"):
         read_card_file(tmp_path / "none.toml")
     with pytest.raises(MisuseError, match="--classes is in the card file too"):
-        SourceOptions(classes=("a",), card={"classes": ["b"]})
+        ImportOptions(classes=("a",), card={"classes": ["b"]})
 
 
 def test_the_card_file_of_the_docs(tmp_path):
@@ -109,10 +109,11 @@ def test_the_card_file_of_the_docs(tmp_path):
 def test_options_for_a_model_with_a_card_of_its_own_are_misuse(exports):
     for options, name in (({"mean": (1.0,)}, "input-mean"), ({"bgr": True}, "bgr"), ({"card": {"mean": [1]}}, "card")):
         with pytest.raises(MisuseError, match=f"has a model card; --{name} is for models without one"):
-            read_source(exports / "narrow.onnx", SourceOptions(**options))
-    assert read_source(exports / "narrow.onnx", SourceOptions(output="logits")).notes == ()
+            import_model(exports / "narrow.onnx", ImportOptions(**options))
+    assert import_model(exports / "narrow.onnx", ImportOptions(output="logits")).notes == ()
 
 
+@pytest.mark.slow
 def test_the_command_line_says_it_all(tmp_path):
     model = made(SCORES + TO_SIZE + "y = Identity(f)\n other = Neg(f)", gives="float[N,4,H,W] y, float[N,4,H,W] other")
     onnx.save(model, tmp_path / "m.onnx")

@@ -3,7 +3,7 @@
 import numpy as np
 import onnx
 import pytest
-from fcn_deploy.export.importer.standard_form import read_source
+from fcn_deploy.export.importer.import_model import import_model
 from foreign_onnx import PLAIN, RANDOM, SCORES, SIZES, TO_SIZE, check, made, planes, ran, refused, weight
 from helpers import needs, photo
 from onnx import helper, parser
@@ -106,7 +106,7 @@ def test_nodes_out_of_order_and_local_functions(tmp_path):
     del unsorted.graph.node[:]
     unsorted.graph.node.extend(nodes)
     onnx.save(unsorted, tmp_path / "u.onnx")
-    source = read_source(tmp_path / "u.onnx")
+    source = import_model(tmp_path / "u.onnx")
     image = planes(photo(37, 61))
     np.testing.assert_allclose(ran(source.model, {"p": image})[0], ran(model, {"p": image})[0], atol=1e-4)
 

@@ -5,9 +5,9 @@ import onnx
 import pytest
 from fcn_deploy.export.build.config import BuildConfig
 from fcn_deploy.export.build.engine import build_engine
-from fcn_deploy.export.dynamic_shapes.free import export_free
-from fcn_deploy.export.importer.card import SourceOptions
-from fcn_deploy.export.importer.standard_form import read_source
+from fcn_deploy.export.from_onnx import export_onnx_model
+from fcn_deploy.export.importer.import_model import import_model
+from fcn_deploy.export.importer.options import ImportOptions
 from foreign_onnx import (
     MEAN,
     PLAIN,
@@ -56,7 +56,7 @@ def test_the_layout_is_read_off_the_first_convolution(tmp_path, shape):
         else:
             dim.dim_param = given
     onnx.save(model, tmp_path / "m.onnx")
-    source = read_source(tmp_path / "m.onnx")
+    source = import_model(tmp_path / "m.onnx")
     assert source.card.channels == 3 and len(source.card.classes) == 4
     for height, width in ((64, 96), *(() if shape.startswith("1") else ((37, 61),))):
         image = planes(photo(height, width))
@@ -87,7 +87,7 @@ def test_models_of_other_floats_are_run_in_float32(tmp_path, kind):
         if tensor.data_type == TensorProto.FLOAT:
             tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(to), tensor.name))
     onnx.save(model, tmp_path / "m.onnx")
-    source = read_source(tmp_path / "m.onnx")
+    source = import_model(tmp_path / "m.onnx")
     assert f"is of {kind}; it is run in float32" in " ".join(source.notes)
     report = build_engine(source, tmp_path / "m.engine", BuildConfig(latency_sizes=[(16, 16)]))
     assert report.agreement.wrong == 0
@@ -114,7 +114,7 @@ def test_models_of_bgr_take_rgb(tmp_path, first):
     def feed(image):
         return ((image[:, :, ::-1] - mean) / std).transpose(2, 0, 1)[None]
 
-    options = SourceOptions(bgr=True, mean=tuple(mean.tolist()), std=tuple(std.tolist()))
+    options = ImportOptions(bgr=True, mean=tuple(mean.tolist()), std=tuple(std.tolist()))
     source, _, card, _ = check(tmp_path, model, feed=feed, options=options)
     assert card.mean == pytest.approx((123.68, 116.78, 103.94)) and card.std == (40, 50, 60)
     assert any("wants BGR" in note for note in source.notes)
@@ -138,7 +138,7 @@ def test_inputs_and_outputs_of_each_others_names(tmp_path):
     text = PLAIN.replace("(p,", "(logits,").replace("Shape(p)", "Shape(logits)").replace("y =", "image =")
     path, out = tmp_path / "m.onnx", tmp_path / "free.onnx"
     onnx.save(model := made(text, "float[N,3,H,W] logits", "float[N,4,H,W] image"), path)
-    export_free(path, out)
+    export_onnx_model(path, out)
     image = planes(photo(37, 61))
     assert np.array_equal(ran(onnx.load(out), {"image": image})[0], ran(model, {"logits": image})[0])
 

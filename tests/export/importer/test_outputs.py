@@ -5,9 +5,9 @@ import onnx
 import pytest
 from fcn_deploy.export.build.config import BuildConfig
 from fcn_deploy.export.build.engine import build_engine
-from fcn_deploy.export.dynamic_shapes.free import export_free
-from fcn_deploy.export.importer.card import SourceOptions
-from fcn_deploy.export.importer.standard_form import read_source
+from fcn_deploy.export.from_onnx import export_onnx_model
+from fcn_deploy.export.importer.import_model import import_model
+from fcn_deploy.export.importer.options import ImportOptions
 from foreign_onnx import FEATURES, ONE, SCORES, SIZES, TO_SIZE, best, check, made, planes, ran, reads, refused
 from helpers import photo
 from onnx import TensorProto, helper, parser
@@ -100,7 +100,7 @@ def test_interpolated_labels_are_refused(tmp_path):
     text = SCORES + '  a = ArgMax<axis=1>(s)\n  b = Cast<to=1>(a)\n  y = Resize<mode="linear">(b, , x4)\n'
     onnx.save(made(text), tmp_path / "m.onnx")
     with pytest.raises(DeployError, match=r"node y \(Resize\) interpolates labels"):
-        read_source(tmp_path / "m.onnx")
+        import_model(tmp_path / "m.onnx")
 
 
 BINARY = {
@@ -141,7 +141,7 @@ def test_binary_models_of_every_end(tmp_path, end):
 
 def test_the_second_of_two_channels_with_a_threshold_of_ones_own(tmp_path):
     text = FEATURES + "s = Conv(r2, w2c)\n" + TO_SIZE + "q = Softmax<axis=1>(f)\n y = Slice(q, i1, i2, i1)"
-    options = SourceOptions(activation="probability", threshold=0.8)
+    options = ImportOptions(activation="probability", threshold=0.8)
     check(tmp_path, made(text), lambda r: r[0, 0] > 0.8, options=options)
 
 
@@ -163,7 +163,7 @@ def test_the_largest_output_is_used_scores_before_labels_and_the_first_of_equals
 
     def read(gives, **options):
         onnx.save(made(text, gives=", ".join(f"{kind} {name}" for name, kind in gives.items())), tmp_path / "m.onnx")
-        return read_source(tmp_path / "m.onnx", SourceOptions(**options))
+        return import_model(tmp_path / "m.onnx", ImportOptions(**options))
 
     image = planes(photo(37, 61))
     main = ran(made(text, gives="float[N,4,H,W] main"), {"p": image})[0]
@@ -184,7 +184,7 @@ def test_the_largest_output_is_used_scores_before_labels_and_the_first_of_equals
 def test_coarse_scores_are_upsampled_and_that_is_said(tmp_path):
     model = made(SCORES + "  y = Softmax<axis=1>(s)\n")
     onnx.save(model, tmp_path / "m.onnx")
-    source = read_source(tmp_path / "m.onnx")
+    source = import_model(tmp_path / "m.onnx")
     assert any("1/4 of the image's size; they are upsampled bilinearly" in note for note in source.notes)
     report = build_engine(source, tmp_path / "m.engine", BuildConfig(latency_sizes=[(16, 16)]))
     assert (report.head, report.stride, report.size_multiple) == ("linear", 4, 4)
@@ -305,7 +305,7 @@ def test_one_score_between_0_and_1_is_a_probability(tmp_path, end):
     path = tmp_path / "m.onnx"
     onnx.save(model := made(SCORES + TO_SIZE + end, gives="float[N,1,H,W] y"), path)
     build_engine(
-        read_source(path, SourceOptions(threshold=0.4)), tmp_path / "m.engine", BuildConfig(latency_sizes=[(16, 16)])
+        import_model(path, ImportOptions(threshold=0.4)), tmp_path / "m.engine", BuildConfig(latency_sizes=[(16, 16)])
     )
     with Segmenter(tmp_path / "m.engine") as net:
         assert net.card.activation == "probability"
@@ -319,8 +319,8 @@ def test_one_score_between_0_and_1_is_a_probability(tmp_path, end):
 def test_masks_of_an_onnx_that_ends_in_sigmoids(tmp_path):
     path, out = tmp_path / "m.onnx", tmp_path / "free.onnx"
     onnx.save(model := made(SCORES + TO_SIZE + "y = Sigmoid(f)"), path)
-    export_free(path, out, SourceOptions(activation="multilabel", threshold=(0.3, 0.5, 0.6, 0.7)))
-    build_engine(read_source(out), tmp_path / "m.engine", BuildConfig(latency_sizes=[(16, 16)]))
+    export_onnx_model(path, out, ImportOptions(activation="multilabel", threshold=(0.3, 0.5, 0.6, 0.7)))
+    build_engine(import_model(out), tmp_path / "m.engine", BuildConfig(latency_sizes=[(16, 16)]))
     for file in (out, tmp_path / "m.engine"):
         with Segmenter(file) as net:
             image = photo(37, 61)
@@ -333,7 +333,7 @@ def test_of_two_activations_the_last_gives_the_probabilities(tmp_path):
     text = SCORES.replace("s = Conv", "s0 = Conv") + "s = Sigmoid(s0)\n" + TO_SIZE + "y = Softmax<axis=1>(f)"
     path = tmp_path / "m.onnx"
     onnx.save(model := made(text), path)
-    build_engine(read_source(path), tmp_path / "m.engine", BuildConfig(latency_sizes=[(16, 16)]))
+    build_engine(import_model(path), tmp_path / "m.engine", BuildConfig(latency_sizes=[(16, 16)]))
     with Segmenter(tmp_path / "m.engine") as net:
         image = photo(37, 61)
         assert np.abs(net.probabilities(image) - ran(model, {"p": planes(image)})[0][0]).max() < 1e-4
@@ -346,7 +346,7 @@ def test_of_two_activations_the_last_gives_the_probabilities(tmp_path):
 )  # fmt: skip
 def test_scores_that_add_up_to_one_are_the_probabilities(tmp_path, end):
     onnx.save(model := made(SCORES + TO_SIZE + end), tmp_path / "m.onnx")
-    build_engine(read_source(tmp_path / "m.onnx"), tmp_path / "m.engine", BuildConfig(latency_sizes=[(16, 16)]))
+    build_engine(import_model(tmp_path / "m.onnx"), tmp_path / "m.engine", BuildConfig(latency_sizes=[(16, 16)]))
     with Segmenter(tmp_path / "m.engine") as net:
         image = photo(37, 61)
         assert np.abs(net.probabilities(image) - ran(model, {"p": planes(image)})[0][0]).max() < 1e-4

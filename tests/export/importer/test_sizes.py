@@ -3,7 +3,7 @@
 import numpy as np
 import onnx
 import pytest
-from fcn_deploy.export.importer.standard_form import read_source
+from fcn_deploy.export.importer.import_model import import_model
 from foreign_onnx import PLAIN, RANDOM, SCORES, SIZES, TO_SIZE, best, check, fixed, made, planes, ran, refused, weight
 from helpers import photo
 from onnx import TensorProto
@@ -121,4 +121,4 @@ def test_multiples_that_no_usual_size_is_of(tmp_path, multiple):
     text += f"y = ConvTranspose<strides=[{multiple}, {multiple}]>(r, wt)"
     weights = {"wk": weight(2, 3, multiple, multiple), "wt": weight(2, 4, multiple, multiple)}
     onnx.save(made(text, weights=weights), tmp_path / "m.onnx")
-    assert read_source(tmp_path / "m.onnx").sizes.multiple == multiple
+    assert import_model(tmp_path / "m.onnx").sizes.multiple == multiple

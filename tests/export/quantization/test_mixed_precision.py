@@ -11,7 +11,7 @@ from fcn_deploy.export.build.config import BuildConfig
 from fcn_deploy.export.build.core import core_of, optimise_offline
 from fcn_deploy.export.build.engine import build_engine
 from fcn_deploy.export.graph.edit import opset
-from fcn_deploy.export.importer.standard_form import read_source
+from fcn_deploy.export.importer.import_model import import_model
 from fcn_deploy.export.quantization.gate import AccuracyGate
 from fcn_deploy.export.quantization.half import emulate_half
 from fcn_deploy.export.quantization.mixed_precision import mix_precision
@@ -156,7 +156,7 @@ def test_an_int8_engine_for_the_cpu(exports, photos, tmp_path):
 def test_labels_make_the_gate_measure_miou(exports, photos, tmp_path):
     options = QuantizationOptions(int8=True, calib=str(photos / "images"), labels=photos / "labels", max_drop=100)
     report = build_engine(
-        read_source(exports / "narrow.onnx"), tmp_path / "m.engine", BuildConfig(quantization=options)
+        import_model(exports / "narrow.onnx"), tmp_path / "m.engine", BuildConfig(quantization=options)
     )
     assert report.accuracy.metric == "mIoU" and 0 < report.miou < 1 and report.miou_reason is None
     assert report.miou == report.accuracy.int8
@@ -179,7 +179,7 @@ def test_engines_for_gpus_are_built_here_and_say_what_was_not_measured(exports, 
 
 @pytest.mark.slow
 def test_ranges_are_reused_for_the_same_model_alone(exports, photos, tmp_path):
-    source = read_source(exports / "narrow.onnx")
+    source = import_model(exports / "narrow.onnx")
     options = QuantizationOptions(
         int8=True, calib=str(photos / "images"), ranges=tmp_path / "ranges.json", max_drop=100
     )
@@ -197,7 +197,7 @@ def test_ranges_are_reused_for_the_same_model_alone(exports, photos, tmp_path):
 
 @pytest.mark.slow
 def test_odd_calibration_images(exports, tmp_path, caplog):
-    source = read_source(exports / "narrow.onnx")
+    source = import_model(exports / "narrow.onnx")
     folder = tmp_path / "flat"
     folder.mkdir()
     Image.new("RGB", (50, 40), (9, 9, 9)).save(folder / "flat.png")  # one image, of one colour
@@ -264,7 +264,7 @@ def test_int8_and_fp16_keep_the_miou_of_a_trained_network(trained, tmp_path):
         scale = 0.6 + 0.03 * index
         picture = Image.open(path)
         picture.resize((round(480 * scale), round(360 * scale))).save(calib / f"{index}.png")
-    core = core_of(read_source(trained / "camvid.onnx"))
+    core = core_of(import_model(trained / "camvid.onnx"))
     card = core.card
     from fcn_deploy.calibration.datasets import load_dataset
     from fcn_deploy.calibration.stream import ImageStream
@@ -307,7 +307,7 @@ def test_the_gate_never_trusts_kernels_that_saturate(photos, target, monkeypatch
 
 @pytest.mark.slow
 def test_ranges_of_another_sample_are_not_judged_on_what_they_saw(exports, photos, tmp_path):
-    source, kept = read_source(exports / "narrow.onnx"), tmp_path / "ranges.json"
+    source, kept = import_model(exports / "narrow.onnx"), tmp_path / "ranges.json"
     for seed in range(3):
         options = QuantizationOptions(int8=True, calib=str(photos / "images"), ranges=kept, max_drop=100, seed=seed)
         report = build_engine(source, tmp_path / "a.engine", BuildConfig(quantization=options)).accuracy
@@ -335,5 +335,5 @@ def test_older_models_are_converted_for_int8(photos, tmp_path):
                       opset_version=13, input_names=["image"], output_names=["logits"], dynamic_axes=axes)  # fmt: skip
     assert opset(onnx.load(tmp_path / "old.onnx")) == 13
     options = QuantizationOptions(int8=True, calib=str(photos / "images"), max_drop=100)
-    report = build_engine(read_source(tmp_path / "old.onnx"), tmp_path / "m.engine", BuildConfig(quantization=options))
+    report = build_engine(import_model(tmp_path / "old.onnx"), tmp_path / "m.engine", BuildConfig(quantization=options))
     assert report.agreement.wrong == 0

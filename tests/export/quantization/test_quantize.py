@@ -9,9 +9,9 @@ from fcn_deploy.export.build.config import TensorRTOptions, parse_targets
 from fcn_deploy.export.build.core import core_of, optimise_offline
 from fcn_deploy.export.build.profiles import default_profiles
 from fcn_deploy.export.build.targets.tensorrt_plan import build_plan
-from fcn_deploy.export.from_torch import export
+from fcn_deploy.export.from_torch import export_module
 from fcn_deploy.export.graph.edit import initializers, producers
-from fcn_deploy.export.importer.standard_form import read_source
+from fcn_deploy.export.importer.import_model import import_model
 from fcn_deploy.export.passes.fuse_padding import fuse_padding
 from fcn_deploy.export.passes.raw_input import raw_input
 from fcn_deploy.export.quantization.half import MAGNITUDE_OF, emulate_half, half, overflowing
@@ -387,8 +387,8 @@ def plan_of(model, targets, multiple):
 def test_tensorrt_rtx_builds_int8_and_fp16_of_every_network(tmp_path, architecture):
     needs("tensorrt_rtx")
     model = random_network(width=0.125, **architecture)
-    export(model, checkpoint_of(model).card, tmp_path / "m.onnx")
-    core = core_of(read_source(tmp_path / "m.onnx"))
+    export_module(model, checkpoint_of(model).card, tmp_path / "m.onnx")
+    core = core_of(import_model(tmp_path / "m.onnx"))
     card, core = core.card, optimise_offline(core.model)
     images = [prepare(photo(*size), card) for size in ((61, 97), (130, 70))]
     ranges, means = ranges_of(core, images)

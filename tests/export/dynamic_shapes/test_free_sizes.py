@@ -10,8 +10,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from baked import BLOCKS, LOCAL, Baked, Cascade, Coarse, Corners, PaddedAndCropped, ToMultiple, static
-from fcn_deploy.export.dynamic_shapes.free import export_free, freed, verify
-from fcn_deploy.export.dynamic_shapes.solve import find_sizes, free_sizes
+from fcn_deploy.export.dynamic_shapes.free_sizes import free_sizes
+from fcn_deploy.export.dynamic_shapes.verify import free_and_verify, verify_freed
+from fcn_deploy.export.from_onnx import export_onnx_model
 from fcn_deploy.export.graph.edit import attributes, dims, metadata, opset, set_shape
 from fcn_deploy.runtime.prepare import padded_size
 from helpers import command, needs, one_error, onnx_model, run_onnx
@@ -48,7 +49,8 @@ def test_a_freed_network_is_the_module_at_every_size_on_the_grid(index, traced):
     module = Baked(BLOCKS[index])
     model = static(module, traced, OPSETS[(index + (traced == (64, 64))) % len(OPSETS)])
     before = model.SerializeToString()
-    made, notes = free_sizes(model)
+    freed = free_sizes(model)
+    made, notes = freed.model, freed.notes
     assert model.SerializeToString() == before and opset(made) == opset(model)
     assert dims(made.graph.input[0]) == ["N", 3, "H", "W"] and dims(made.graph.output[0]) == ["N", 4, "H", "W"]
     assert notes and all("\n" not in note for note in notes)
@@ -59,12 +61,13 @@ def test_a_freed_network_is_the_module_at_every_size_on_the_grid(index, traced):
 DYNAMO = [baked.attention, baked.windows, baked.crop, baked.coordinates]
 
 
+@pytest.mark.slow
 def test_pytorchs_other_exporter():
     for index, block in enumerate(DYNAMO):
         module, version = Baked(block), (18, 20, 23)[index % 3]
         model = static(module, (64, 64), version, dynamo=True)
         assert opset(model) == version
-        check_equals(free_sizes(model)[0], module, UNSEEN[1:4], batches=(2,))
+        check_equals(free_sizes(model).model, module, UNSEEN[1:4], batches=(2,))
 
 
 @pytest.mark.parametrize(
@@ -80,7 +83,7 @@ def test_pytorchs_other_exporter():
     ids=["corners", "corners-square", "cascade", "padded-and-cropped", "coarse", "to-multiple"],
 )
 def test_other_ends(module, traced, sizes):
-    check_equals(free_sizes(static(module, traced, 18))[0], module, sizes)
+    check_equals(free_sizes(static(module, traced, 18)).model, module, sizes)
 
 
 @settings(max_examples=12, deadline=None, derandomize=True)
@@ -88,7 +91,7 @@ def test_other_ends(module, traced, sizes):
 def test_blocks_one_after_the_other(blocks, traced):
     module = Baked(*blocks)
     try:
-        made, _ = free_sizes(static(module, traced))
+        made = free_sizes(static(module, traced)).model
     except DeployError as error:
         # Windows as small as the map may be all of it.
         assert "both fit" in str(error) and min(traced) < 64
@@ -103,9 +106,10 @@ def test_names_that_promise_more_than_the_graph_holds(shape):
         model = static(module, (64, 96))
         set_shape(model.graph.input[0], shape)
         set_shape(model.graph.output[0], ["N", 4, "h", "w"])
-        check_equals(free_sizes(model)[0], module, UNSEEN[:3], batches=(2,))
+        check_equals(free_sizes(model).model, module, UNSEEN[:3], batches=(2,))
 
 
+@pytest.mark.slow
 def test_channels_last():
     class Last(Baked):
         def forward(self, x):
@@ -114,7 +118,7 @@ def test_channels_last():
     module = Last(baked.flattened)
     image = torch.zeros(1, 64, 64, 3)
     program = torch.onnx.export(module.eval(), (image,), dynamo=True, opset_version=18, verbose=False)
-    made, _ = free_sizes(program.model_proto)
+    made = free_sizes(program.model_proto).model
     assert dims(made.graph.input[0]) == ["N", "H", "W", 3] and dims(made.graph.output[0]) == ["N", "H", "W", 4]
     session = onnxruntime.InferenceSession(made.SerializeToString())
     x = torch.randn(2, 48, 112, 3)
@@ -125,7 +129,8 @@ def test_channels_last():
 
 def test_models_that_take_every_size_already_stay_as_they_are(exports):
     model = onnx.load(exports / "narrow.onnx")
-    made, notes = free_sizes(model)
+    freed = free_sizes(model)
+    made, notes = freed.model, freed.notes
     assert not notes and made.SerializeToString() == model.SerializeToString()
 
 
@@ -166,7 +171,7 @@ def test_padding_for_even_sizes_asks_for_them():
             y = F.conv2d(F.pad(x, (0, 1, 0, 1)), self.first.weight, self.first.bias, 2)
             return F.interpolate(self.score(y), size=(h, w), mode="bilinear")
 
-    _, notes, multiple = freed(static(Same(), (64, 96)), "it")
+    _, notes, multiple = free_and_verify(static(Same(), (64, 96)), "it")
     assert multiple == 2 and notes
     with pytest.raises(DeployError, match="it pads 65 by 0 and 1"):
         free_sizes(static(Same(), (65, 97)))
@@ -190,7 +195,8 @@ def test_the_size_of_a_deconvolutions_output_becomes_padding():
             ],
             {"weight": weight},
         )  # fmt: skip
-        made, notes = free_sizes(model)
+        freed = free_sizes(model)
+        made, notes = freed.model, freed.notes
         assert (
             "ConvTranspose up: padding [1, 1, 1, 1] instead of a size of [32, 48]" in notes
             and "output_shape" not in attributes(made.graph.node[1])
@@ -209,8 +215,9 @@ def test_scales_that_were_computed_from_sizes():
         ],
         {"weight": np.ones((1, 2, 3, 3), np.float32), "scales": np.float32([1, 1, 32 / 11, 3])},
     )
-    made, notes = free_sizes(model)
-    assert notes == ["Resize up: to H by W instead of 32 by 48"]
+    freed = free_sizes(model)
+    made, notes = freed.model, freed.notes
+    assert list(notes) == ["Resize up: to H by W instead of 32 by 48"]
     for size in ((10, 12), (31, 50)):
         assert run_onnx(made, np.zeros((1, 2, *size), np.float32)).shape == (1, 1, *size)
 
@@ -223,7 +230,8 @@ def test_unpooling_to_a_size():
         ),
     ]
     model = small(nodes, {"size": np.array([1, 2, 32, 48])})
-    made, notes = free_sizes(model)
+    freed = free_sizes(model)
+    made, notes = freed.model, freed.notes
     assert "MaxUnpool un: to H by W instead of 32 by 48" in notes
     image = np.random.default_rng(0).normal(size=(1, 2, 10, 18)).astype(np.float32)
     kept = run_onnx(made, image)
@@ -238,7 +246,7 @@ def test_split_into_halves():
         ],
         {"halves": np.array([24, 24])},
     )
-    made, _ = free_sizes(model)
+    made = free_sizes(model).model
     image = np.random.default_rng(0).normal(size=(2, 2, 6, 10)).astype(np.float32)
     np.testing.assert_array_equal(run_onnx(made, image), np.roll(image, 5, 3))
 
@@ -264,7 +272,7 @@ def test_tensorrt_builds_what_was_freed():
         baked.strips,
         baked.summed,
     ]
-    model, _ = free_sizes(static(Baked(*blocks), (64, 64), 18))
+    model = free_sizes(static(Baked(*blocks), (64, 64), 18)).model
     log = tensorrt.Logger(tensorrt.Logger.ERROR)
     builder = tensorrt.Builder(log)
     network = builder.create_network(0)
@@ -298,25 +306,25 @@ def swapped(model):
 def test_height_and_width_in_each_others_place_are_caught():
     for module in (Baked(baked.flattened), Corners(), Coarse(baked.axial_attention)):
         model = static(module, (65, 65) if isinstance(module, Corners) else (64, 64))
-        found = find_sizes(model)
-        verify(model, found, "it")
-        wrong = type(found)(swapped(found.model), found.notes, found.traced, found.stretched)
+        found = free_sizes(model)
+        verify_freed(model, found, "it")
+        wrong = type(found)(swapped(found.model), found.notes, found.traced, found.size_dependent)
         assert wrong.model != found.model
         with pytest.raises(DeployError):
-            verify(model, wrong, "it")
+            verify_freed(model, wrong, "it")
 
 
 def test_scores_of_another_law_are_caught():
     """The same at its own size, and other where an image goes on."""
     model = static(Baked(baked.channel_shuffle), (64, 64))
-    found = find_sizes(model)
-    assert "within a larger image it gives the same" in verify(model, found, "it")
+    found = free_sizes(model)
+    assert "within a larger image it gives the same" in verify_freed(model, found, "it")
     wrong = onnx.ModelProto.FromString(found.model.SerializeToString())
     up = next(node for node in wrong.graph.node if node.op_type == "Resize")
     corner = next(item for item in up.attribute if item.name == "coordinate_transformation_mode")
     corner.s = b"align_corners"
     with pytest.raises(DeployError, match="at its own size of 64×64"):
-        verify(model, type(found)(wrong, found.notes, found.traced), "it")
+        verify_freed(model, type(found)(wrong, found.notes, found.traced), "it")
     # A mean over rows whose weight is right for 16 of them alone.
     wrong = onnx.ModelProto.FromString(found.model.SerializeToString())
     result = wrong.graph.output[0].name
@@ -334,17 +342,17 @@ def test_scores_of_another_law_are_caught():
         ]
     )
     with pytest.raises(DeployError, match="other scores where an image goes on beyond 64×64"):
-        verify(model, type(found)(wrong, found.notes, found.traced), "it")
+        verify_freed(model, type(found)(wrong, found.notes, found.traced), "it")
 
 
 def test_local_networks_are_compared_with_larger_images():
     for block in LOCAL:
         model = static(Baked(block), (64, 96))
-        assert "within a larger image it gives the same" in verify(model, find_sizes(model), "it")
+        assert "within a larger image it gives the same" in verify_freed(model, free_sizes(model), "it")
     model = static(Baked(baked.attention), (64, 96))
-    assert "see further than half of its own size" in verify(model, find_sizes(model), "it")
+    assert "see further than half of its own size" in verify_freed(model, free_sizes(model), "it")
     model = static(Baked(baked.coordinates), (64, 96))
-    assert "depend on the image's size by Concat" in verify(model, find_sizes(model), "it")
+    assert "depend on the image's size by Concat" in verify_freed(model, free_sizes(model), "it")
 
 
 # The file
@@ -354,7 +362,7 @@ def test_local_networks_are_compared_with_larger_images():
 def test_a_written_model_takes_every_size(tmp_path, block):
     module = Baked(block)
     onnx.save(static(module, (64, 64)), tmp_path / "fixed.onnx")
-    card, notes = export_free(tmp_path / "fixed.onnx", tmp_path / "free.onnx")
+    card, notes = export_onnx_model(tmp_path / "fixed.onnx", tmp_path / "free.onnx")
     written = onnx.load(tmp_path / "free.onnx")
     assert ModelCard.from_json(metadata(written, "fcn_deploy.card"), "x") == card
     assert [dims(value) for value in (written.graph.input[0], written.graph.output[0])] == [
@@ -370,6 +378,7 @@ def test_a_written_model_takes_every_size(tmp_path, block):
         np.testing.assert_allclose(run_onnx(written, image.numpy()), expected, atol=5e-5)
 
 
+@pytest.mark.slow
 def test_from_the_command_line(tmp_path):
     onnx.save(static(Baked(baked.channel_shuffle), (64, 64)), tmp_path / "fixed.onnx")
     onnx.save(static(Baked(baked.embedding), (64, 64)), tmp_path / "tied.onnx")
@@ -398,13 +407,13 @@ def test_from_the_command_line(tmp_path):
 
 def test_build_engine_frees_what_it_is_given(tmp_path):
     from fcn_deploy.export.build.engine import build_engine
-    from fcn_deploy.export.importer.standard_form import read_source
+    from fcn_deploy.export.importer.import_model import import_model
 
     from fcn_deploy import Segmenter
 
     module = Baked(baked.aspp_pooling)
     onnx.save(static(module, (64, 96)), tmp_path / "fixed.onnx")
-    source = read_source(tmp_path / "fixed.onnx")
+    source = import_model(tmp_path / "fixed.onnx")
     assert any("AveragePool" in note for note in source.notes)
     build_engine(source, tmp_path / "m.engine")
     with Segmenter(tmp_path / "m.engine") as net:

@@ -1,4 +1,4 @@
-"""Make a network take every size: by padding the image, or by resizing it."""
+"""Make a network take images of every size, by padding or by resizing them to sizes that it does take."""
 
 from fcn_deploy.export.analysis.accepted_sizes import AcceptedSizes
 from fcn_deploy.export.analysis.receptive_field import global_operator
@@ -6,8 +6,6 @@ from fcn_deploy.export.passes.pad_and_crop import pad_and_crop
 from fcn_deploy.export.passes.resize_to_multiple import resize_to_multiple
 from fcn_deploy.export.passes.upsample_scores import upsample_scores
 from onnx import ModelProto
-
-FITS = ("pad", "resize")
 
 
 def choose_fit(model: ModelProto, sizes: AcceptedSizes, fit: str | None) -> str:
@@ -22,7 +20,7 @@ def choose_fit(model: ModelProto, sizes: AcceptedSizes, fit: str | None) -> str:
     return fit or ("resize" if sizes.multiple > 1 and global_operator(model) else "pad")
 
 
-def fit_sizes(
+def fit_images(
     model: ModelProto, sizes: AcceptedSizes, name: str, fit: str | None = None
 ) -> tuple[ModelProto, list[str]]:
     """A model for every H, W ≥ 1 with full-size scores, and what was done, a line each.
@@ -34,31 +32,31 @@ def fit_sizes(
         fit: one of FITS; None: as choose_fit says.
     """
     notes = list(sizes.notes)
-    chosen = choose_fit(model, sizes, fit)
+    chosen, looks = choose_fit(model, sizes, fit), global_operator(model)
     if fit and not chosen:
         notes.append(f"{name} takes every size by itself; --fit {fit} changes nothing")
-    looks = global_operator(model)
-    takes = f"{name} takes multiples of {sizes.multiple} only"
-    if sizes.smallest > 1:
-        takes = (
-            f"{takes}, from {sizes.smallest} on"
-            if sizes.multiple > 1
-            else f"{name} takes no sides below {sizes.smallest}"
-        )
     if sizes.factor > 1:
         how = "resized" if chosen == "resize" else "upsampled"
         notes.append(f"{name} gives scores at 1/{sizes.factor} of the image's size; they are {how} bilinearly")
     if chosen == "resize":
         why = f", and {looks} looks at the whole image, where zeros would count" if looks else ""
         notes.append(
-            f"{takes}{why}; images are resized bilinearly to the nearest multiple, and their scores back "
-            "(--fit pad pads with zeros instead)"
+            f"{_accepted(sizes, name)}{why}; images are resized bilinearly to the nearest multiple, and their scores "
+            "back (--fit pad pads with zeros instead)"
         )
         return resize_to_multiple(model, sizes.multiple, sizes.smallest).model, notes
     if sizes.factor > 1:
         model = upsample_scores(model, sizes.factor).model
     if chosen == "pad":
         why = f", which {looks} sees (--fit resize resizes instead)" if looks else ""
-        notes.append(f"{takes}; images are padded to them with zeros{why}")
+        notes.append(f"{_accepted(sizes, name)}; images are padded to them with zeros{why}")
         model = pad_and_crop(model, sizes.multiple, sizes.smallest).model
     return model, notes
+
+
+def _accepted(sizes: AcceptedSizes, name: str) -> str:
+    """The sizes that a network takes, which are not all, in words."""
+    if sizes.multiple == 1:
+        return f"{name} takes no sides below {sizes.smallest}"
+    least = f", from {sizes.smallest} on" if sizes.smallest > 1 else ""
+    return f"{name} takes multiples of {sizes.multiple} only{least}"

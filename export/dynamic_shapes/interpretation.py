@@ -1,0 +1,62 @@
+"""What the numbers in a node can stand for at other sizes of the image: interpretations, and sizes that they may be."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from fractions import Fraction
+
+from fcn_deploy.export.dynamic_shapes.network import State, Values
+from fcn_deploy.export.dynamic_shapes.shape_writer import ShapeWriter
+from fcn_deploy.export.dynamic_shapes.sizes import Shape, Size, changes_with, multiplied, scaled
+from onnx import NodeProto
+
+Rewrite = Callable[[ShapeWriter], list[NodeProto]]
+
+
+@dataclass(frozen=True)
+class Interpretation:
+    """What a node's numbers can stand for.
+
+    Attributes:
+        shapes: of its outputs.
+        cost: 0 where it is as good as others of cost 0; higher: taken only where no better one holds.
+        rewrite: the nodes that replace the node; None: the node stays.
+        description: of what the numbers were taken for, for the note; "": it stays.
+        values: of its outputs, where they are arithmetic on shapes.
+        size_dependent: whether its values depend on the image's size, as a grid's from edge to edge do.
+        assumption: what was taken for granted where the node stays, for the note; "": nothing.
+        multiple: what H and W must be multiples of for the node to be what it was.
+    """
+
+    shapes: dict[str, Shape]
+    cost: int = 0
+    rewrite: Rewrite | None = None
+    description: str = ""
+    values: dict[str, Values] = field(default_factory=dict)
+    size_dependent: bool = False
+    assumption: str = ""
+    multiple: int = 1
+
+
+def map_sizes(state: State, number: int, letters: str) -> list[Size]:
+    """Sizes of maps so far that were `number` when traced and change with one of `letters`, the latest first.
+
+    `letters`: such as "N H W", or "H HW" for sizes of H alone, or of both.
+    """
+    found = [
+        multiplied(factors)
+        for name in reversed(state.shapes)
+        if len(state.shapes[name]) >= 3 and state.is_data(name)
+        for factors in state.shapes[name]
+    ]
+    return list(dict.fromkeys(s for s in found if s[0] == number and changes_with(s) in letters.split()))
+
+
+def candidates(state: State, size: Size, number: int) -> list[Size]:
+    """What `number` can be where a map has `size`: a simple share of it, or the size of another map."""
+    letters = changes_with(size)
+    found: list[Size | None] = []
+    if letters:
+        ratio = Fraction(number, size[0])
+        if 1 in (ratio.numerator, ratio.denominator) or ratio.denominator <= 4:
+            found = [scaled(size, ratio.numerator, ratio.denominator)]
+    return list(dict.fromkeys(s for s in (*found, *map_sizes(state, number, letters or "H W")) if s is not None))

@@ -1,0 +1,104 @@
+"""AveragePool, MaxPool, LpPool: windows of the whole traced map are of the whole map; even shares of it are refused."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from fcn_deploy.export.dynamic_shapes.inference import infer_shapes
+from fcn_deploy.export.dynamic_shapes.interpretation import Interpretation
+from fcn_deploy.export.dynamic_shapes.network import ConflictError, State
+from fcn_deploy.export.dynamic_shapes.shape_writer import ShapeWriter
+from fcn_deploy.export.dynamic_shapes.sizes import Shape, axis_sizes, is_fixed
+from fcn_deploy.export.graph.edit import attributes, consumers
+from onnx import NodeProto, helper
+
+FIXED = 4  # windows up to this, side by side, are of a network that halves its maps
+WIDE = 7  # a window at least so wide and as large as the map is the whole map's
+
+
+def check(node: NodeProto, state: State) -> None:
+    settings = attributes(node)
+    kernel = settings["kernel_shape"]
+    pads, dilations = settings.get("pads", [0] * 2 * len(kernel)), settings.get("dilations", [1] * len(kernel))
+    for place, side in enumerate(axis_sizes(state.shape(node.input[0]))[2:]):
+        reach = (kernel[place] - 1) * dilations[place] + 1
+        if reach > min(side) + pads[place] + pads[place + len(kernel)] and "auto_pad" not in settings:
+            raise ConflictError(node, f"its windows of {reach} are larger than the map of {min(side)}")
+
+
+def interpret(node: NodeProto, state: State) -> list[Interpretation] | None:
+    shape, settings = state.shape(node.input[0]), attributes(node)
+    kernel = settings["kernel_shape"]
+    first = len(shape) - len(kernel)
+    if not _is_unpadded(node) or settings.get("ceil_mode") or len([name for name in node.output if name]) > 1:
+        return None
+    windows = f"windows of {'×'.join(map(str, kernel))}"
+    stays = Interpretation(infer_shapes(node, state), description=f"{windows} as they are")
+    along = [
+        first + place
+        for place, (width, side) in enumerate(zip(kernel, axis_sizes(shape)[first:], strict=True))
+        if width == side[0] > 1 and not is_fixed(side)
+    ]
+    if along:
+        usual = node.op_type == "AveragePool" and max(kernel) >= WIDE
+        return [_over_whole_map(node, shape, along, windows), replace(stays, cost=1 if usual else 0)]
+    if not state.network.traced:
+        return [stays]
+    if not _shares_evenly(node, state):
+        return [stays]
+    return [replace(stays, assumption=f"{windows} are taken for fixed ones, not for shares of the map")]
+
+
+def _over_whole_map(node: NodeProto, shape: Shape, along: Sequence[int], windows: str) -> Interpretation:
+    """The mean or the maximum along axes, which the windows span."""
+    settings, mean = attributes(node), node.op_type == "AveragePool"
+    kernel = settings["kernel_shape"]
+    strides = settings.get("strides", [1] * len(kernel))
+    first = len(shape) - len(kernel)
+    others = [place for place in range(len(kernel)) if first + place not in along]
+    if any(kernel[place] != 1 or strides[place] != 1 for place in others):
+        raise ConflictError(node, f"its {windows} span the traced map one way and share it the other")
+
+    def rewrite(writer: ShapeWriter) -> list[NodeProto]:
+        if others:
+            return [writer.reduce("ReduceMean" if mean else "ReduceMax", node, along)]
+        kind = "GlobalAveragePool" if mean else "GlobalMaxPool"
+        return [helper.make_node(kind, node.input[:1], node.output, name=node.name)]
+
+    after = tuple(() if place in along else factors for place, factors in enumerate(shape))
+    return Interpretation({node.output[0]: after}, 0, rewrite, f"over the whole map instead of {windows}")
+
+
+def _shares_evenly(node: NodeProto, state: State) -> bool:
+    """Whether windows side by side cover the traced map evenly, and are taken for fixed ones all the same.
+
+    Raises:
+        ConflictError: they are of adaptive pooling, most likely.
+    """
+    settings = attributes(node)
+    kernel = settings["kernel_shape"]
+    strides = settings.get("strides", [1] * len(kernel))
+    sides = axis_sizes(state.shape(node.input[0]))[-len(kernel) :]
+    shared = any(
+        width == step > 1 and side[0] % width == 0 and not is_fixed(side)
+        for width, step, side in zip(kernel, strides, sides, strict=True)
+    )
+    beside = [
+        other
+        for other in consumers(state.network.model, node.input[0])
+        if other.op_type.endswith(node.op_type)
+        and _is_unpadded(other)
+        and attributes(other).get("kernel_shape") != kernel
+        and ("kernel_shape" in {item.name for item in other.attribute} or max(kernel) > 2)
+    ]
+    if (node.op_type == "AveragePool" and beside) or (shared and (beside or max(kernel) > FIXED)):
+        raise ConflictError(
+            node,
+            f"its windows of {'×'.join(map(str, kernel))} share the traced map evenly: adaptive pooling, most likely, "
+            "whose windows change with the size",
+        )
+    return shared
+
+
+def _is_unpadded(node: NodeProto) -> bool:
+    settings = attributes(node)
+    return not any(settings.get("pads", ())) and settings.get("auto_pad", "NOTSET") in ("NOTSET", "VALID")

@@ -1,0 +1,122 @@
+"""Slice: from and to places that are shares of the map, sizes of other maps, or so far from its end."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import product
+
+import numpy as np
+from fcn_deploy.export.dynamic_shapes.interpretation import Interpretation, Rewrite, candidates
+from fcn_deploy.export.dynamic_shapes.network import ConflictError, State, axes_of, integers, needed_integers
+from fcn_deploy.export.dynamic_shapes.shape_writer import ShapeWriter
+from fcn_deploy.export.dynamic_shapes.sizes import (
+    Shape,
+    Size,
+    added,
+    axis_of,
+    axis_sizes,
+    describe,
+    fixed,
+    is_fixed,
+)
+from onnx import NodeProto
+
+TO_THE_END = np.iinfo(np.int64).max
+BEYOND = 1 << 30  # numbers as large mean the end
+
+
+@dataclass(frozen=True)
+class _Span:
+    """From where to where a Slice goes along an axis, and the cost of taking its numbers so."""
+
+    start: Size
+    end: Size
+    cost: int
+
+
+def interpret(node: NodeProto, state: State) -> list[Interpretation] | None:
+    shape = state.shape(node.input[0])
+    starts, ends = needed_integers(node, state, "starts", 1), needed_integers(node, state, "ends", 2)
+    axes = axes_of(node, state, 3, len(shape)) or list(range(len(starts)))
+    steps = integers(node, state, "steps", 4) or [fixed(1)] * len(starts)
+    before = axis_sizes(shape)
+    options = [
+        [_Span(start, end, 0)]
+        if is_fixed(before[place]) or not (is_fixed(start) and is_fixed(end)) or step[0] < 0
+        else list(_spans(state, before[place], start[0], end[0]))
+        for place, start, end, step in zip(axes, starts, ends, steps, strict=True)
+    ]
+    found = []
+    for picked in product(*options):
+        after = _sliced(node, shape, axes, picked, steps)
+        if after is None:
+            continue
+        shapes = {node.output[0]: after}
+        cost = max((span.cost for span in picked), default=0)
+        if all(span.start == start and span.end == end for span, start, end in zip(picked, starts, ends, strict=True)):
+            found.append(Interpretation(shapes, cost, description="from and to the places it names"))
+            continue
+        text = " and ".join(
+            f"{describe(span.start, state.image)} to "
+            f"{'the end' if span.end[0] >= BEYOND else describe(span.end, state.image)}"
+            for span in picked
+        )
+        found.append(Interpretation(shapes, cost, _rewrite(node, picked, axes, steps), f"from {text}"))
+    return found
+
+
+def _sliced(
+    node: NodeProto, shape: Shape, axes: Sequence[int], spans: Sequence[_Span], steps: Sequence[Size]
+) -> Shape | None:
+    """The shape of what is left; None where nothing is. Raises ConflictError where it is read backwards."""
+    after = list(shape)
+    for place, span, step in zip(axes, spans, steps, strict=True):
+        size = axis_sizes(shape)[place]
+        if step[0] < 0:
+            if span.end[0] > -BEYOND or span.start[0] != -1:
+                raise ConflictError(node, "it reads the map backwards from a place of its own")
+            continue
+        first = tuple(_clipped(number, side) for number, side in zip(span.start, size, strict=True))
+        behind = tuple(_clipped(number, side) for number, side in zip(span.end, size, strict=True))
+        length = tuple(-(-(b - a) // by) for a, b, by in zip(first, behind, step, strict=True))
+        if min(length) < 1:
+            return None
+        after[place] = after[place] if length == size else axis_of(length)
+    return tuple(after)
+
+
+def _clipped(number: int, side: int) -> int:
+    return min(max(number + side if number < 0 else number, 0), side)
+
+
+def _spans(state: State, size: Size, start: int, end: int) -> Iterator[_Span]:
+    """What a Slice's numbers can stand for along an axis that changes with the image."""
+    starts: list[Size] = [fixed(start)]
+    if start > 0:
+        starts += [other for other in candidates(state, size, start) if other != fixed(start)]
+    for first in starts:
+        if end >= size[0]:
+            ends = [fixed(end) if end >= BEYOND else fixed(TO_THE_END)]
+        elif end <= 1:
+            ends = [fixed(end)]  # counted from the end, or the first of all
+        else:
+            ends = candidates(state, size, end)
+            ends.append(tuple(side - (size[0] - end) for side in size))
+            if start > 0 and end > start:
+                ends += [added([length, first]) for length in candidates(state, size, end - start)]
+            ends.append(fixed(end))
+        for behind in dict.fromkeys(ends):
+            # Of most of a map, a number of its own is rarely meant.
+            yield _Span(first, behind, 1 if behind == fixed(end) and size[0] / 2 < end < size[0] else 0)
+
+
+def _rewrite(node: NodeProto, spans: Sequence[_Span], axes: Sequence[int], steps: Sequence[Size]) -> Rewrite:
+    def rewrite(writer: ShapeWriter) -> list[NodeProto]:
+        starts, ends = (
+            writer.concat([size[0] if is_fixed(size) else writer.size(size, node) for size in sizes])
+            for sizes in ([span.start for span in spans], [span.end for span in spans])
+        )
+        inputs = {1: starts, 2: ends, 3: writer.constant("axes", np.array(axes, np.int64))}
+        inputs[4] = writer.constant("steps", np.array([step[0] for step in steps], np.int64))
+        return [writer.replaced(node, inputs)]
+
+    return rewrite

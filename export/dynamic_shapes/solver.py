@@ -1,0 +1,214 @@
+"""Searches for what each node's numbers stand for, such that the whole network fits and its scores follow the image.
+
+Depth first through the nodes, the likeliest interpretation first, and back to the last choice that a conflict depends
+on. Where another interpretation, as likely as the one that was chosen, holds as well, the network is refused.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import NamedTuple
+
+from fcn_deploy.export.dynamic_shapes.interpret import interpretations
+from fcn_deploy.export.dynamic_shapes.interpretation import Interpretation
+from fcn_deploy.export.dynamic_shapes.network import ConflictError, Network, State
+from fcn_deploy.export.dynamic_shapes.sizes import (
+    LETTERS,
+    Size,
+    axis_of,
+    axis_sizes,
+    changes_with,
+    describe,
+    fixed,
+    sample_sizes,
+)
+from fcn_deploy.export.graph.edit import dims
+from fcn_deploy.runtime.errors import DeployError
+from onnx import NodeProto
+
+REMEDY = "export it again with dynamic axes for N, H and W, or from PyTorch with export-onnx"
+TRIES = 20  # times a graph may be followed in search of a solution, and as often again for each that is doubted
+
+Taken = dict[int, Interpretation]  # place of a node → what it was taken for, where that is worth a word
+
+
+@dataclass(frozen=True)
+class Solution:
+    """A network at every size: the shapes of its tensors, what its nodes were taken for, and the image's N, H, W."""
+
+    state: State
+    taken: Taken
+    image: dict[str, Size]
+
+
+@dataclass
+class _Choice:
+    """A node that has several interpretations, the state before it, and which of them is tried."""
+
+    index: int
+    before: State
+    options: list[Interpretation]
+    tried: int = 0
+
+    @property
+    def chosen(self) -> Interpretation:
+        return self.options[self.tried]
+
+
+class _Found(NamedTuple):
+    """The state at the end, what the nodes were taken for, and the choices that were made on the way."""
+
+    state: State
+    taken: Taken
+    choices: list[_Choice]
+
+
+class Solver:
+    """The search in one network, for a size that it was traced with.
+
+    Args (at creation):
+        network: to solve.
+        places: the axes of H and W in its image.
+        traced: (N, H, W) that it was traced with.
+        free: the letters of N, H, W that are to be free; None: all of them, or the batch alone where no number of the
+            network is for a size.
+    """
+
+    def __init__(
+        self, network: Network, places: tuple[int, int], traced: tuple[int, int, int], free: str | None = None
+    ) -> None:
+        self.network = network
+        if free is None:
+            free = LETTERS if network.traced else "N"
+        self.freeing = bool(free)
+        self.image = {
+            letter: size if letter in free else fixed(size[0])
+            for letter, size in zip(LETTERS, sample_sizes(*traced), strict=True)
+        }
+        image = network.model.graph.input[0]
+        channels = dims(image)[6 - sum(places)]
+        shape = [self.image["N"], *[fixed(channels if isinstance(channels, int) else 3)] * 3]
+        shape[places[0]], shape[places[1]] = self.image["H"], self.image["W"]
+        self.start = State(network, self.image, {image.name: tuple(map(axis_of, shape))})
+        self.steps = 0
+        self.farthest: tuple[int, ConflictError] | None = None
+
+    def solve(self) -> Solution:
+        """Raises DeployError: nothing fits, or more than one does; names the node."""
+        found = self._search(self.start.copy(), 0, {})
+        if found is None:
+            assert self.farthest is not None
+            _, conflict = self.farthest
+            raise refusal(conflict.node, conflict.reason)
+        self._refuse_ambiguity(found)
+        return Solution(found.state, found.taken, self.image)
+
+    def _search(self, state: State, index: int, taken: Taken) -> _Found | None:
+        """The first way to the end that fits, from the node at `index` on; None: there is none."""
+        choices: list[_Choice] = []
+        nodes = self.network.nodes
+        limit = self.steps + TRIES * len(nodes)
+        while True:
+            try:
+                if index == len(nodes):
+                    self._check_end(state)
+                    return _Found(state, taken, choices)
+                self.steps += 1
+                if self.steps > limit:
+                    raise refusal(nodes[index], "what the numbers before it stand for is not found in reasonable time")
+                options = self._options(nodes[index], state)
+                if len(options) > 1:
+                    choices.append(_Choice(index, state.copy(), options))
+                _take(state, taken, index, options[0])
+                index += 1
+            except ConflictError as conflict:
+                if self.farthest is None or index >= self.farthest[0]:
+                    self.farthest = index, conflict
+                choice = self._last_that_may_help(choices, index)
+                if choice is None:
+                    return None
+                choice.tried += 1
+                state, index = choice.before.copy(), choice.index
+                taken = {place: each for place, each in taken.items() if place < index}
+                _take(state, taken, index, choice.chosen)
+                index += 1
+
+    def _last_that_may_help(self, choices: list[_Choice], index: int) -> _Choice | None:
+        """Drop choices that are exhausted, or that the node at `index` does not depend on; the last that is left."""
+        while choices:
+            choice = choices[-1]
+            exhausted = choice.tried + 1 >= len(choice.options)
+            at_end = index == len(self.network.nodes)
+            if not exhausted and (at_end or choice.index in self.network.ancestors[index] | {index}):
+                return choice
+            choices.pop()
+        return None
+
+    def _options(self, node: NodeProto, state: State) -> list[Interpretation]:
+        try:
+            return interpretations(node, state, self.freeing)
+        except (ArithmeticError, LookupError, ValueError) as error:
+            raise ConflictError(node, f"it is not as its operator is defined ({error})") from error
+
+    def _refuse_ambiguity(self, found: _Found) -> None:
+        """Raise DeployError where another interpretation, as likely as the one that was chosen, holds as well."""
+        for choice in found.choices:
+            for other in choice.options[choice.tried + 1 :]:
+                if other.cost > choice.chosen.cost:
+                    continue
+                state = choice.before.copy()
+                before = {place: each for place, each in found.taken.items() if place < choice.index}
+                _take(state, before, choice.index, other)
+                if self._search(state, choice.index + 1, before) is not None:
+                    raise refusal(
+                        self.network.nodes[choice.index],
+                        f"what its numbers stand for cannot be told: {choice.chosen.description or 'as they are'}, or "
+                        f"{other.description or 'as they are'}; both fit",
+                    )
+
+    def _check_end(self, state: State) -> None:
+        """Raise ConflictError where the scores do not follow the image."""
+        output = self.network.model.graph.output[0]
+        node = self.network.nodes[self.network.place[output.name]]
+        scores = axis_sizes(state.shape(output.name))
+        batch, *image = self.image.values()
+        if not any(
+            all(changes_with(side) == changes_with(whole) for side, whole in zip(pair, image, strict=True))
+            and _is_whole_fraction(image, pair)
+            for pair in pairwise(scores)
+        ):
+            text = ", ".join(describe(size, self.image) for size in scores)
+            raise ConflictError(node, f"the scores have the size [{text}], which does not follow the image")
+        if changes_with(batch) and batch not in scores:
+            raise ConflictError(node, "the batch is lost on the way to the scores")
+
+
+def _take(state: State, taken: Taken, index: int, chosen: Interpretation) -> None:
+    state.shapes |= chosen.shapes
+    state.values |= chosen.values
+    if chosen.rewrite is not None or chosen.assumption or chosen.multiple > 1:
+        taken[index] = chosen
+
+
+def _is_whole_fraction(image: Sequence[Size], scores: Sequence[Size]) -> bool:
+    """Whether a map (H, W) is the image's size divided by one whole number, up to rounding."""
+    pairs = [
+        (whole, part)
+        for whole_side, side in zip(image, scores, strict=True)
+        for whole, part in zip(whole_side, side, strict=True)
+    ]
+    factors = {round(whole / part) for whole, part in pairs if part > 2 or whole == part}
+    if len(factors) != 1 or 0 in factors:
+        return False
+    factor = factors.pop()
+    return all(abs(whole - part * factor) < factor for whole, part in pairs)
+
+
+def refusal(node: NodeProto, reason: str) -> DeployError:
+    name = node.name or node.output[0]
+    return DeployError(f"the size cannot be freed: node {name} ({node.op_type}): {reason}; {REMEDY}")
+
+
+def name_of(size: Size, image: Mapping[str, Size], place: int) -> str:
+    """The name of a dimension: N, H or W where it is the image's, else one by its place."""
+    return next((letter for letter, whole in image.items() if whole == size), f"d{place}")

@@ -1,0 +1,218 @@
+"""Proves that a model whose sizes were freed is still the model: at its own size, and at sizes that it never had."""
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from fcn_deploy.export.analysis.accepted_sizes import find_accepted_sizes, run_quietly
+from fcn_deploy.export.dynamic_shapes.free_sizes import FreedModel, free_sizes
+from fcn_deploy.export.graph.edit import dims
+from fcn_deploy.export.tolerances import FREED_SIZES, REORDERED_SUMS
+from fcn_deploy.runtime.backends.onnxruntime import one_line, session
+from fcn_deploy.runtime.errors import DeployError
+from onnx import ModelProto
+
+# Where a freed model is run, in multiples of 16 pixels or of what it takes: not square, odd, small and larger.
+UNSEEN = ((1, 2), (3, 1), (2, 5), (7, 3))
+SHARE_UNTOUCHED = 0.01  # of the scores must be out of reach of the edges for a larger image to tell anything
+
+Run = Callable[[np.ndarray], np.ndarray]  # images [N,C,H,W] → scores [N,K,h,w]
+
+
+def free_and_verify(
+    model: ModelProto, name: str, size: tuple[int, int] | None = None
+) -> tuple[ModelProto, list[str], int]:
+    """A model with free batch, height and width, verified; what was changed, a line each; a multiple.
+
+    H and W must be multiples of that, whatever else runs: its padding was for such sizes.
+
+    Args:
+        model: float32 [N,C,H,W] → [N,K,h,w]; its sizes numbers, or names whether they hold or not.
+        name: of the model, for notes and errors.
+        size: (height, width) that it is known to run at, if any is.
+
+    Raises:
+        DeployError: a size cannot be freed; names the node.
+    """
+    try:
+        freed = free_sizes(model, size)
+    except DeployError as error:
+        # What has operators of its own, and names for all of its sizes, may well keep what the names promise.
+        if all(isinstance(dim, int) for dim in (dims(model.graph.input[0])[place] for place in (0, 2, 3))):
+            raise DeployError(f"{name}: {error}") from error
+        try:
+            find_accepted_sizes(_shape_at(model, name), name)
+        except DeployError:
+            raise DeployError(f"{name}: {error}") from error
+        return model, [], 1
+    if freed.traced is None:
+        return model, [], 1
+    notes = [f"{name}: size freed: {note}" for note in freed.notes]
+    if not notes:
+        notes = [f"{name}: its size of {_text(freed.traced[1:])} is so by name alone, and freed"]
+    return freed.model, [*notes, f"{name}: {verify_freed(model, freed, name)}"], freed.multiple
+
+
+def verify_freed(model: ModelProto, freed: FreedModel, name: str) -> str:
+    """Compare a freed model with what it was made from; one line of what was seen, and what could not be.
+
+    - At the traced size both give the same scores.
+    - At sizes that neither ever saw it runs, its scores follow the image, and a batch gives what its images give.
+    - Of an image that goes on beyond the traced one, what lies out of reach of the traced one's edges has its scores.
+
+    Args:
+        model: that has the sizes baked in.
+        freed: what free_sizes made of it; its `traced` is known.
+        name: of the model, for errors.
+
+    Raises:
+        DeployError: one of these does not hold.
+    """
+    check = _Verification(model, freed, name)
+    apart = check.at_traced_size()
+    sizes, multiple = check.at_unseen_sizes()
+    line = "exactly" if apart == 0 else f"up to {apart:.0e} of its scores' range"
+    return (
+        f"equal to the model at its own size of {_text(check.traced)}, {line}; it runs at {len(sizes)} unseen sizes "
+        f"up to {_text(max(sizes))}; {check.within_a_larger_image(multiple)}"
+    )
+
+
+class _Verification:
+    """A model with a size baked in, and the same freed, side by side on images of noise."""
+
+    def __init__(self, model: ModelProto, freed: FreedModel, name: str) -> None:
+        assert freed.traced is not None
+        self.freed, self.name = freed, name
+        batch, *_ = freed.traced
+        self.traced = freed.traced[1:]  # (height, width)
+        self.before, self.after = runner(model), runner(freed.model)
+        self._random = np.random.default_rng(0)
+        channels = dims(model.graph.input[0])[1]
+        self._channels = channels if isinstance(channels, int) else 3
+        self.image = self._noise(batch, *self.traced)
+        self.expected = self.before(self.image)
+        self.spread = max(float(np.ptp(self.expected)), 1e-12)
+
+    def _noise(self, count: int, height: int, width: int) -> np.ndarray:
+        return self._random.standard_normal((count, self._channels, height, width), dtype=np.float32)
+
+    def at_traced_size(self) -> float:
+        """How far apart both are at the traced size, as a share of the scores' range. Raises DeployError."""
+        scores, name, traced = self.after(self.image), self.name, _text(self.traced)
+        if scores.shape != self.expected.shape:
+            raise DeployError(
+                f"{name}: the freed model gives scores of another shape at its own size of {traced}; please report "
+                "the model"
+            )
+        apart = float(np.abs(scores - self.expected).max()) / self.spread
+        if not apart <= FREED_SIZES:
+            raise DeployError(
+                f"{name}: the freed model gives scores {apart:.1e} of their range away at its own size of {traced}; "
+                "please report the model"
+            )
+        return apart
+
+    def at_unseen_sizes(self) -> tuple[list[tuple[int, int]], int]:
+        """(the sizes at which the freed model was run, the multiple that it takes). Raises DeployError."""
+        freed, name = self.freed, self.name
+        try:
+            accepted = find_accepted_sizes(_shape_at(freed.model, name), name)
+        except DeployError as error:
+            raise DeployError(
+                f"{error}. Its sizes were freed ({'; '.join(freed.notes)}), and something still holds"
+            ) from error
+        multiple, factor = math.lcm(accepted.multiple, freed.multiple), accepted.factor
+        sizes = _unseen(multiple, accepted.smallest, self.traced)
+        for height, width in sizes:
+            images = self._noise(2, height, width)
+            scores = self.after(images)
+            if scores.shape[2:] != (height // factor, width // factor) or len(scores) != 2:
+                raise DeployError(
+                    f"{name}: the freed model gives {list(scores.shape)} for 2 images of {height}×{width}; please "
+                    "report it"
+                )
+            alone = self.after(images[1:])
+            if not np.abs(scores[1:] - alone).max() <= REORDERED_SUMS * max(self.spread, float(np.ptp(alone))):
+                raise DeployError(f"{name}: the freed model mixes the images of a batch, as seen at {height}×{width}")
+        return sizes, multiple
+
+    def within_a_larger_image(self, multiple: int) -> str:
+        """Compare the scores of an image with those that it has as a part of a larger one; what was seen, in words.
+
+        Raises DeployError where they differ out of reach of the edges.
+        """
+        if self.freed.size_dependent:
+            return (
+                f"its scores depend on the image's size by {self.freed.size_dependent}: larger images cannot be "
+                "compared with it"
+            )
+        untouched = self._out_of_reach()
+        height, width = self.traced
+        rows, columns = (multiple * max(1, side // (multiple * part)) for side, part in ((height, 2), (width, 3)))
+        larger = self._noise(len(self.image), height + rows, width + columns)
+        larger[:, :, :height, :width] = self.image
+        scores = self.after(larger)[:, :, : self.expected.shape[2], : self.expected.shape[3]]
+        share = float(untouched.mean())
+        if share < SHARE_UNTOUCHED:
+            return "its scores see further than half of its own size: larger images cannot be compared with it"
+        apart = float(np.abs(scores - self.expected).max((0, 1))[untouched].max()) / self.spread
+        if not apart <= REORDERED_SUMS:
+            raise DeployError(
+                f"{self.name}: the freed model gives other scores where an image goes on beyond {_text(self.traced)} "
+                f"({apart:.1e} of their range); {'; '.join(self.freed.notes)}; please report the model"
+            )
+        return f"within a larger image it gives the same ({share:.0%} of the scores, out of reach of the edges)"
+
+    def _out_of_reach(self) -> np.ndarray:
+        """Which cells of the scores, bool [h,w], do not depend on the half of the image at right and below.
+
+        They do not see what lies beyond these either.
+        """
+        count, (height, width) = len(self.image), self.traced
+        untouched = np.ones(self.expected.shape[2:], bool)
+        for other in (self._noise(count, height, width), 3 * self._noise(count, height, width)):
+            for part in ((slice(height // 2, None), slice(None)), (slice(None), slice(width // 2, None))):
+                changed = self.image.copy()
+                changed[:, :, *part] = other[:, :, *part]
+                untouched &= (self.before(changed) == self.expected).all((0, 1))
+        return untouched
+
+
+def _unseen(multiple: int, smallest: int, traced: tuple[int, int]) -> list[tuple[int, int]]:
+    unit = multiple * -(-16 // multiple)
+    odd = multiple if unit > multiple else 0
+    least = multiple * ((smallest - 1) // multiple)
+    sizes = [(least + unit * rows + odd * (rows % 2), least + unit * cols + odd * (cols % 2)) for rows, cols in UNSEEN]
+    return [size for size in sizes if size != traced]
+
+
+def runner(model: ModelProto) -> Run:
+    """A model as a function of images, which raises DeployError with what ONNX Runtime says."""
+    run, name = session(model.SerializeToString()), model.graph.input[0].name
+
+    def scores(images: np.ndarray) -> np.ndarray:
+        try:
+            return run.run([model.graph.output[0].name], {name: images})[0]
+        except Exception as error:
+            text = f"{images.shape[2]}×{images.shape[3]}"
+            raise DeployError(f"ONNX Runtime fails at {text}: {one_line(error)[:300]}") from error
+
+    return scores
+
+
+def _shape_at(model: ModelProto, name: str) -> Callable[[int, int], tuple[int, ...]]:
+    """The shape of a model's scores for an image of (height, width), for find_accepted_sizes."""
+    run, channels = session(model.SerializeToString()), dims(model.graph.input[0])[1]
+    if not isinstance(channels, int):
+        raise DeployError(f"{name} takes images of {channels} channels, which is no fixed number; export it again")
+
+    def shape(height: int, width: int) -> tuple[int, ...]:
+        zeros = np.zeros((1, channels, height, width), np.float32)
+        return run_quietly(run, zeros, [model.graph.output[0].name])[0].shape
+
+    return shape
+
+
+def _text(size: Sequence[int]) -> str:
+    return "×".join(map(str, size))

@@ -1,0 +1,132 @@
+"""import_model: any segmentation ONNX as engines are built from it: float32 [N,C,H,W] in, scores [N,K,H,W] out, a card.
+
+What is guessed or changed on the way is a note. What comes out is compared with the foreign model, run by ONNX Runtime
+at its own conventions, before anything is built.
+"""
+
+import math
+import os
+from dataclasses import dataclass, replace
+
+import numpy as np
+from fcn_deploy.export.analysis.accepted_sizes import AcceptedSizes, find_accepted_sizes, run_quietly
+from fcn_deploy.export.dynamic_shapes.verify import free_and_verify
+from fcn_deploy.export.graph.edit import clone, dims, metadata, set_shape
+from fcn_deploy.export.importer.card import CardEvidence, card_of
+from fcn_deploy.export.importer.fit_images import choose_fit, fit_images
+from fcn_deploy.export.importer.foreign_model import ForeignModel
+from fcn_deploy.export.importer.load import load_model
+from fcn_deploy.export.importer.options import ImportOptions
+from fcn_deploy.export.importer.score_map import OutputChange
+from fcn_deploy.export.importer.standard_form import standard_form
+from fcn_deploy.export.passes.reverse_channels import reverse_channels
+from fcn_deploy.export.tolerances import STANDARD_FORM
+from fcn_deploy.runtime.backends.onnxruntime import session
+from fcn_deploy.runtime.errors import MisuseError
+from fcn_deploy.runtime.model_card import CARD_KEY, ModelCard, check_card
+from onnx import ModelProto
+
+
+@dataclass(frozen=True)
+class ImportedModel:
+    """A model to build from.
+
+    Attributes:
+        model: float32 [N,C,H,W] → scores [N,K,H,W] at every H, W ≥ 1.
+        card: its own, or what was said and assumed of it.
+        notes: what was assumed of it or changed in it, a line each.
+        sizes: that the network in it takes by itself.
+        fit: how images of other sizes are fitted to it: one of FITS; "": it takes them all.
+    """
+
+    model: ModelProto
+    card: ModelCard
+    notes: tuple[str, ...]
+    sizes: AcceptedSizes = AcceptedSizes()  # noqa: RUF009  # it is frozen
+    fit: str = ""
+
+
+def import_model(path: str | os.PathLike, options: ImportOptions | None = None) -> ImportedModel:
+    """Read an ONNX model, bring it into the standard form, and find or make its card.
+
+    Args:
+        path: of a segmentation model: any opset from 7 on, [N,C,H,W] or [N,H,W,C] in and out, of any type of number,
+            with scores, probabilities or labels as outputs, of the image's size or smaller.
+        options: what the user says of it; None: nothing.
+
+    Raises:
+        MisuseError: no such file or output, or options that contradict the model or its own card.
+        DeployError: a model that cannot be taken: its node and the reason.
+    """
+    options, name = options or ImportOptions(), str(path)
+    model = load_model(path, options.output)
+    card_text = metadata(model, CARD_KEY)
+    if card_text is not None:
+        options.refuse_beside_card(name)
+    foreign = ForeignModel(model, name)
+    model, change, notes = standard_form(foreign, options)
+    notes = [*foreign.notes, *notes]
+    if options.bgr:
+        if foreign.channels != 3:
+            raise MisuseError(f"--bgr is for images of 3 channels, and {name} takes {foreign.channels}")
+        model = reverse_channels(model).model
+        notes.append(f"{name} wants BGR, as --bgr says: its channels are reversed, and the engine takes RGB")
+    model, freed, multiple = _free(model, foreign)
+    notes += freed
+    foreign.compare(model, change, options.bgr)
+    sizes = _accepted_sizes(model, foreign)
+    sizes = replace(sizes, multiple=math.lcm(sizes.multiple, multiple))
+    if not _takes_batches(model, foreign):
+        notes.append(f"{name} takes one image at a time: in a batch it gives other scores, or none")
+    fit = choose_fit(model, sizes, options.fit)
+    model, fitted = fit_images(model, sizes, name, options.fit)
+    notes += fitted
+    if card_text is not None:
+        card = ModelCard.from_json(card_text, name)
+        check_card(card, foreign.channels, sizes.scores, name)
+    else:
+        card, assumed = card_of(model, _evidence(foreign, change, sizes), options, name)
+        notes += assumed
+    return ImportedModel(model, card, tuple(notes), sizes, fit)
+
+
+def _evidence(foreign: ForeignModel, change: OutputChange, sizes: AcceptedSizes) -> CardEvidence:
+    return CardEvidence(
+        foreign.channels,
+        sizes.scores,
+        foreign.input_type,
+        None if change.decision is None else change.decision.threshold,
+        (float(foreign.result.min()), float(foreign.result.max())),
+    )
+
+
+def _free(model: ModelProto, foreign: ForeignModel) -> tuple[ModelProto, list[str], int]:
+    """The model with its batch, height and width free, what was changed, and a multiple that its sizes must be of."""
+    if not foreign.static and metadata(foreign.model, CARD_KEY) is not None:
+        return model, [], 1
+    model = clone(model)
+    scores = [side for side in dims(model.graph.output[0])[1:] if side is not None]  # the standard form names them all
+    height, width = foreign.declared
+    set_shape(model.graph.input[0], [foreign.batch or "N", foreign.channels, height or "H", width or "W"])
+    model, changes, multiple = free_and_verify(model, foreign.name, foreign.size)
+    set_shape(model.graph.input[0], ["N", foreign.channels, "H", "W"])
+    set_shape(model.graph.output[0], ["N", *scores])
+    return model, changes, multiple
+
+
+def _accepted_sizes(model: ModelProto, foreign: ForeignModel) -> AcceptedSizes:
+    """What sizes a model takes, by running it."""
+    run = session(model.SerializeToString())
+    return find_accepted_sizes(lambda height, width: run_quietly(run, foreign.images((height, width)))[0], foreign.name)
+
+
+def _takes_batches(model: ModelProto, foreign: ForeignModel) -> bool:
+    """Whether two images at once have the scores that they have alone."""
+    run, images = session(model.SerializeToString()), foreign.images(count=2)
+    alone = np.concatenate([run_quietly(run, images[index : index + 1])[0] for index in range(2)])
+    try:
+        together = run_quietly(run, images)[0]
+    except Exception:  # a batch of one that is baked in
+        return False
+    spread = max(float(np.ptp(alone)), 1e-6)
+    return together.shape == alone.shape and bool(np.abs(together - alone).max() <= STANDARD_FORM * spread)

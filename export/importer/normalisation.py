@@ -1,0 +1,107 @@
+"""What images a foreign model takes, where its input's type or its first operators leave no doubt of it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from fcn_deploy.export.graph.edit import attributes, constant, consumers, label
+from onnx import ModelProto, NodeProto
+
+NORMALISED = 12  # the largest magnitude of a normalised pixel: of a mean and a std per channel, it is below 3
+SMALLEST_SPAN = 0.5  # a normalised black and white are further apart
+
+
+@dataclass(frozen=True)
+class Normalisation:
+    """The mean and std of a card, per channel, of images as they are, and why."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    reason: str
+
+
+@dataclass
+class _Affine:
+    """What was done to each channel of the image so far: times slope, plus shift; by `last`, or by nothing."""
+
+    slope: np.ndarray
+    shift: np.ndarray
+    last: NodeProto | None = None
+
+    def follow(self, node: NodeProto, value: np.ndarray, from_image: bool) -> bool:
+        """Take Mul, Div, Add or Sub with a constant in; False where it is not such; `from_image`: minus the value."""
+        if node.op_type == "Div" and not from_image:
+            return False
+        if node.op_type in ("Mul", "Div"):
+            factor = value if node.op_type == "Mul" else 1 / value
+            self.slope, self.shift = self.slope * factor, self.shift * factor
+        elif node.op_type == "Add":
+            self.shift = self.shift + value
+        elif from_image:
+            self.shift = self.shift - value
+        else:
+            self.slope, self.shift = -self.slope, value - self.shift
+        self.last = node
+        return True
+
+
+def find_normalisation(model: ModelProto, channels: int, whole_numbers: bool) -> Normalisation | None:
+    """The normalisation of the images that a model takes; None where nothing tells.
+
+    Args:
+        model: float32 [N,C,H,W] in.
+        channels: C.
+        whole_numbers: the input was of an integer type.
+    """
+    zero, one = (0.0,) * channels, (1.0,) * channels
+    if whole_numbers:
+        return Normalisation(zero, one, "takes whole numbers: images go in as they are, mean 0 and std 1")
+    first = _first_arithmetic(model, channels)
+    if first.last is None:
+        return None
+    black, bright_byte, bright_one = first.shift, 255 * first.slope + first.shift, first.slope + first.shift
+    to_unit = max(np.abs(black).max(), np.abs(bright_byte).max()) <= NORMALISED
+    spread = np.abs(bright_byte - black).min() >= SMALLEST_SPAN
+    if (to_unit and spread) or (np.all(first.slope == 1) and np.abs(first.shift).min() > NORMALISED):
+        why = f"normalises 8-bit images by itself (node {label(first.last)}): they go in as they are, mean 0 and std 1"
+        return Normalisation(zero, one, why)
+    if np.abs(first.slope).min() > 1 and max(np.abs(black).max(), np.abs(bright_one).max()) <= NORMALISED:
+        why = (
+            f"normalises images in 0..1 by itself (node {label(first.last)}): they are divided by 255, mean 0 and "
+            "std 255"
+        )
+        return Normalisation(zero, (255.0,) * channels, why)
+    return None
+
+
+def _first_arithmetic(model: ModelProto, channels: int) -> _Affine:
+    """What a model's first operators do to each channel of the image."""
+    done = _Affine(np.ones(channels), np.zeros(channels))
+    name = model.graph.input[0].name
+    while (node := _only_reader(model, name)) is not None:
+        if node.op_type in ("Mul", "Div", "Add", "Sub"):
+            from_image = node.input[0] == name
+            value = constant(model, node.input[1 if from_image else 0])
+            if value is None or not _per_channel(value.shape, channels):
+                break
+            if not done.follow(node, value.reshape(-1).astype(np.float64), from_image):
+                break
+        elif node.op_type == "Gather":
+            # Of channels that are reversed before anything else.
+            if done.last is not None or attributes(node).get("axis", 0) != 1:
+                break
+        elif node.op_type not in ("Identity", "Cast"):
+            break
+        name = node.output[0]
+    return done
+
+
+def _only_reader(model: ModelProto, name: str) -> NodeProto | None:
+    readers = [node for node in consumers(model, name) if node.op_type != "Shape"]
+    return readers[0] if len(readers) == 1 else None
+
+
+def _per_channel(shape: Sequence[int], channels: int) -> bool:
+    """Whether a constant of this shape is one number, or one for each channel of [N,C,H,W]."""
+    size = int(np.prod(shape, dtype=np.int64))
+    return size == 1 or (size == channels and tuple(shape[-3:]) == (channels, 1, 1))

@@ -1,0 +1,83 @@
+"""What a user says of a model that carries no card: options of the command line, and card files."""
+
+import math
+import os
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fcn_deploy.runtime.errors import MisuseError
+from fcn_deploy.runtime.model_card import ACTIVATIONS
+
+# What a card file may say; the rest of a card is found by running the model.
+CARD_FIELDS = ("classes", "colors", "channels", "dtype", "mean", "std", "activation", "threshold")
+# How images are fitted to a network that does not take every size.
+FITS = ("pad", "resize")
+
+
+@dataclass(frozen=True)
+class ImportOptions:
+    """What a user says of a model that carries no card.
+
+    Attributes:
+        mean, std: per channel in the order of the model's channels, or one for all, of the image times `scale`.
+        scale: by which the image is multiplied first: 1/255, say.
+        bgr: the model was trained on BGR; the engine takes RGB as all do.
+        classes: names, in label order.
+        output: name of the output to use.
+        activation: as the card's.
+        threshold: as the card's.
+        card: fields of a card file: see CARD_FIELDS.
+        fit: how images are fitted to the sizes that the network takes: one of FITS; None: as choose_fit says.
+    """
+
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    scale: float | None = None
+    bgr: bool = False
+    classes: tuple[str, ...] | None = None
+    output: str | None = None
+    activation: str | None = None
+    threshold: float | tuple[float, ...] | None = None
+    card: Mapping[str, Any] | None = None
+    fit: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.scale is not None and not (math.isfinite(self.scale) and self.scale > 0):
+            raise MisuseError(f"--input-scale {self.scale}; it must be a number above 0, such as 0.00392157 for 1/255")
+        if self.fit is not None and self.fit not in FITS:
+            raise MisuseError(f"--fit {self.fit}; choose one of {', '.join(FITS)}")
+        if self.activation is not None and self.activation not in ACTIVATIONS:
+            raise MisuseError(f"--activation {self.activation}; choose one of {', '.join(ACTIVATIONS)}")
+        if twice := [name for name in self.said() if name.removeprefix("input-") in (self.card or {})]:
+            raise MisuseError(f"--{twice[0]} is in the card file too; say it once")
+        if self.scale is not None and {"mean", "std"} & set(self.card or {}):
+            raise MisuseError(
+                "--input-scale goes with --input-mean and --input-std; a card file's are of the image as it is"
+            )
+
+    def said(self) -> list[str]:
+        """The options in use that say what a card says, as they are written on the command line."""
+        names = {"mean": "input-mean", "std": "input-std", "scale": "input-scale"}
+        kept = ("mean", "std", "scale", "bgr", "classes", "activation", "threshold")
+        return [names.get(name, name) for name in kept if getattr(self, name) not in (None, False)]
+
+    def refuse_beside_card(self, name: str, what: str = "models") -> None:
+        """Raise MisuseError where something is said of a model that has a card; `what` kind of thing it is."""
+        if said := [*self.said(), *(["card"] if self.card else [])]:
+            raise MisuseError(f"{name} has a model card; --{said[0]} is for {what} without one")
+
+
+def read_card_file(path: str | os.PathLike) -> dict[str, Any]:
+    """The fields of a TOML card file. Raises MisuseError."""
+    try:
+        with Path(path).open("rb") as file:
+            data = tomllib.load(file)
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise MisuseError(f"--card {path}: {reason}; write TOML: docs/reference/formats.md") from error
+    if unknown := [key for key in data if key not in CARD_FIELDS]:
+        raise MisuseError(f"--card {path} has {unknown[0]!r}; a card file may have {', '.join(CARD_FIELDS)}")
+    return data
