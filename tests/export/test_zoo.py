@@ -158,7 +158,7 @@ def test_an_engine_gives_pytorchs_labels_at_40_unseen_sizes(exported, tmp_path, 
     build_engine(source, tmp_path / "e.engine", BuildConfig(latency_sizes=[(32, 32)]))
     run, undecided, pixels, seen = reference(name, found.card), 0, 0, set()
     with Segmenter(tmp_path / "e.engine", threads=1) as net, torch.inference_mode():
-        assert net.card.activation == kind.activation[1] and net.network.manifest.head.mode == kind.head
+        assert net.card.activation == kind.activation[1] and net.network.manifest.upsampling.mode == kind.head
         assert all(stage.halo is not None for stage in net.network.manifest.stages) == kind.tiles
         for index, (height, width) in enumerate(unseen_sizes()):
             image = natural_noise(height, width, net.card, seed=100 + index)
