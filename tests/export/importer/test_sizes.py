@@ -66,6 +66,59 @@ def test_a_batch_of_one_that_is_baked_in_is_said(tmp_path):
     assert "takes one image at a time" in source.notes[0]
 
 
+POOLED = """
+  a = Conv<pads=[1,1,1,1]>(p, w1)
+  b = MaxPool<kernel_shape=[K,K], strides=[S,S], pads=[1,1,1,1], ceil_mode=C>(a)
+  s = Conv<pads=[1,1,1,1]>(b, k3)
+  shp = Shape(p)
+  hw = Slice(shp, i2, i4)
+  sizes = Concat<axis=0>(nk, hw)
+"""
+TO_IMAGE = 'f = Resize<mode="linear">(s, , , sizes)\n'
+ENDS = {
+    "a Resize": TO_IMAGE + "y = Identity(f)",
+    "a Reshape": TO_IMAGE + "y = Reshape(f, sizes)",
+    "an Expand": TO_IMAGE + "e = Expand(half, sizes)\n y = Mul(f, e)",
+}
+
+
+@pytest.mark.parametrize("end", ENDS)
+@pytest.mark.parametrize("window", [(3, 3, 0), (3, 2, 0), (2, 2, 1)], ids=str)
+def test_a_batch_of_one_beside_free_sizes_is_freed_alone(tmp_path, window, end):
+    kernel, stride, ceil = window
+    text = (POOLED + ENDS[end]).replace("K,K", f"{kernel},{kernel}").replace("S,S", f"{stride},{stride}")
+    weights = {"nk": np.array([1, 4]), "k3": weight(4, 6, 3, 3)}
+    model = made(text.replace("=C", f"={ceil}"), "float[1,3,H,W] p", weights=weights)
+    source, report, *_ = check(tmp_path, model)
+    assert report.size_multiple == 1 and "equal to the model with 1 image at once" in source.notes[-2]
+    assert not any("704" in note for note in source.notes)
+    images = RANDOM.normal(size=(3, 3, 1009, 37)).astype(np.float32)
+    alone = np.concatenate([ran(model, {"p": image[None]})[0] for image in images])
+    together = ran(source.model, {"p": images})[0]
+    assert together.shape == alone.shape
+    np.testing.assert_allclose(together, alone, atol=1e-5)
+
+
+def test_a_number_beside_free_sizes_stays_what_it_is(tmp_path):
+    """A crop to 1000 is one, though at the size that is tried it takes all; the batch stays as it is then."""
+    text = (POOLED + TO_IMAGE + "y = Slice(f, at0, at1000, a23)").replace("K,K", "3,3").replace("S,S", "3,3")
+    weights = {"nk": np.array([1, 4]), "k3": weight(4, 6, 3, 3), "at0": np.zeros(2, int), "at1000": np.full(2, 1000)}
+    model = made(text.replace("=C", "=0"), "float[1,3,H,W] p", weights=weights)
+    source, *_ = check(tmp_path, model)
+    image = RANDOM.normal(size=(1, 3, 1009, 37)).astype(np.float32)
+    assert np.array_equal(ran(source.model, {"p": image})[0], ran(model, {"p": image})[0])
+
+
+def test_a_batch_of_two_beside_free_sizes_is_freed(tmp_path):
+    text = (POOLED + TO_IMAGE + "y = Identity(f)").replace("K,K", "3,3").replace("S,S", "3,3").replace("=C", "=0")
+    model = made(text, "float[2,3,H,W] p", weights={"nk": np.array([2, 4]), "k3": weight(4, 6, 3, 3)})
+    onnx.save(model, tmp_path / "m.onnx")
+    source = import_model(tmp_path / "m.onnx")
+    images = RANDOM.normal(size=(2, 3, 40, 37)).astype(np.float32)
+    expected = ran(model, {"p": images})[0]
+    np.testing.assert_allclose(ran(source.model, {"p": images[1:]})[0], expected[1:], atol=1e-5)
+
+
 def test_a_model_that_pads_and_crops_by_itself_is_tiled_exactly(tmp_path):
     text = (
         """
