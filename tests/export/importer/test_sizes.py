@@ -3,12 +3,14 @@
 import numpy as np
 import onnx
 import pytest
+from fcn_deploy.export.build.config import BuildConfig
+from fcn_deploy.export.build.engine import build_engine
 from fcn_deploy.export.importer.import_model import import_model
 from foreign_onnx import PLAIN, RANDOM, SCORES, SIZES, TO_SIZE, best, check, fixed, made, planes, ran, refused, weight
 from helpers import photo
 from onnx import TensorProto
 
-from fcn_deploy import Segmenter
+from fcn_deploy import DeployError, Segmenter
 
 FIXED = {
     "by name alone": (PLAIN, best, (1, 3, 64, 96), {}),
@@ -175,3 +177,43 @@ def test_multiples_that_no_usual_size_is_of(tmp_path, multiple):
     weights = {"wk": weight(2, 3, multiple, multiple), "wt": weight(2, 4, multiple, multiple)}
     onnx.save(made(text, weights=weights), tmp_path / "m.onnx")
     assert import_model(tmp_path / "m.onnx").sizes.multiple == multiple
+
+
+def stale(text, weights):
+    """A model whose ends say free sizes, and whose tensors inside are noted with those of 64×64 images."""
+    model = made(text, "float[1,3,64,64] p", weights=weights)
+    model = onnx.shape_inference.infer_shapes(model)
+    assert any(dim.dim_value == 32 for value in model.graph.value_info for dim in value.type.tensor_type.shape.dim)
+    for axis, letter in ((2, "H"), (3, "W")):
+        model.graph.input[0].type.tensor_type.shape.dim[axis].dim_param = letter
+    return model
+
+
+STALE = """
+  fine = Conv<strides=[2,2], pads=[1,1,1,1]>(p, w1)
+  coarse = MaxPool<kernel_shape=[2,2], strides=[2,2]>(fine)
+  size = Shape(fine)
+  up = Resize<mode="linear">(coarse, , , size)
+  b = JOINED
+  s = Conv(b, w3, b3)
+  y = Resize<mode="linear">(s, , x2)
+"""
+
+
+@pytest.mark.parametrize("joined", ["Identity(up)", "Add(up, fine)"])
+def test_sizes_noted_inside_a_model_of_free_sizes_are_dropped(tmp_path, joined):
+    model = stale(STALE.replace("JOINED", joined), {})
+    fresh = onnx.ModelProto()
+    fresh.CopyFrom(model)
+    del fresh.graph.value_info[:]
+    onnx.save(model, tmp_path / "plain.onnx")
+    image = photo(64, 96)
+    with Segmenter(tmp_path / "plain.onnx") as net, pytest.raises(DeployError, match="build-engine") as refused:
+        net(image)
+    assert "\n" not in str(refused.value)
+    source, *_ = check(tmp_path, fresh, sizes=[(64, 96), (32, 48)])
+    assert not source.model.graph.value_info
+    onnx.save(model, tmp_path / "m.onnx")
+    build_engine(import_model(tmp_path / "m.onnx"), tmp_path / "m.engine", BuildConfig(latency_sizes=[(16, 16)]))
+    with Segmenter(tmp_path / "m.engine") as net:
+        assert (net(image) == best(ran(fresh, {"p": planes(image)})[0])).mean() > 0.999
