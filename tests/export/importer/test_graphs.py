@@ -4,8 +4,8 @@ import numpy as np
 import onnx
 import pytest
 from fcn_deploy.export.importer.import_model import import_model
-from foreign_onnx import PLAIN, RANDOM, SCORES, SIZES, TO_SIZE, check, made, planes, ran, refused
-from helpers import photo
+from foreign_onnx import PLAIN, RANDOM, SCORES, SIZES, TO_SIZE, check, made, planes, ran, refused, weight
+from helpers import needs, photo
 from onnx import helper, parser
 
 
@@ -139,3 +139,31 @@ def test_graphs_that_are_no_networks(tmp_path):
     training = made(SCORES.replace("Relu(c1)", "BatchNormalization<training_mode=1>(c1, g, g, g, g)").replace(
         "r1 =", "r1, m1, v1 =") + TO_SIZE + "y = Identity(f)", weights={"g": np.ones(6, np.float32)})  # fmt: skip
     assert "node r1 (BatchNormalization) is in training mode" in refused(tmp_path, training)
+
+
+WINDOWS = {
+    "a maximum that rounds up": """
+  a = Conv<pads=[1,1,1,1]>(p, w1)
+  b = MaxPool<kernel_shape=[3,3], strides=[3,3], pads=[1,1,1,1], ceil_mode=1>(a)
+""",
+    "a mean that rounds up and counts its padding": """
+  a = Conv<pads=[1,1,1,1]>(p, w1)
+  b = AveragePool<kernel_shape=[3,3], strides=[2,2], pads=[1,1,1,1], ceil_mode=1, count_include_pad=1>(a)
+""",
+    "a transposed convolution that keeps sizes": """
+  a = Conv<strides=[2,2], pads=[1,1,1,1]>(p, w1)
+  t = ConvTranspose<strides=[2,2], auto_pad="SAME_UPPER">(a, up)
+  b = Relu(t)
+""",
+}
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+@pytest.mark.parametrize("windows", WINDOWS)
+def test_windows_that_runtimes_place_differently_give_the_labels_of_onnx(tmp_path, windows, backend):
+    if backend == "openvino":
+        needs("openvino")
+    text = WINDOWS[windows] + "  s = Conv<pads=[1,1,1,1]>(b, k3)\n" + TO_SIZE + "  y = Identity(f)"
+    model = made(text, weights={"k3": weight(4, 6, 3, 3), "up": weight(6, 6, 4, 4)})
+    sizes = [(47, 65), (48, 66), (49, 64), (16, 23)]
+    check(tmp_path, model, sizes=sizes, backend=backend)
