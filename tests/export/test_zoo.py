@@ -195,6 +195,7 @@ def test_a_plan_is_built_or_refused_by_the_name_of_the_node(exported, name):
         assert build_plan(core.model, options, default_profiles(core.card)).plan
 
 
+@pytest.mark.slow
 def test_the_exporter_that_takes_a_network_is_found_and_the_other_ones_reason_said(tmp_path):
     notes = []
     from_torch.export_module(network("rms-norm"), None, tmp_path / "m.onnx", name="rms-norm", note=notes.append)
