@@ -13,7 +13,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from fcn_deploy.export.dynamic_shapes.interpretation import Interpretation
-from fcn_deploy.export.dynamic_shapes.network import State
 from fcn_deploy.export.dynamic_shapes.ops import (
     along_axes,
     broadcasting,
@@ -40,6 +39,7 @@ from fcn_deploy.export.dynamic_shapes.ops import (
     unsqueeze,
 )
 from fcn_deploy.export.dynamic_shapes.sizes import Shape
+from fcn_deploy.export.dynamic_shapes.traced_graph import State
 from onnx import NodeProto
 
 
