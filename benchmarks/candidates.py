@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from fcn_deploy.calibration.datasets import load_dataset
 from fcn_deploy.calibration.metrics import Metrics, confusion_matrix
+from fcn_deploy.runtime.errors import one_line
 from fcn_deploy.runtime.model_card import CARD_KEY
 from PIL import Image
 
@@ -227,7 +228,7 @@ def make_ort_int8(job: Job, out: Path, symmetric: bool) -> None:
             classes = len(job.card().classes)
             found = accuracy(load_ort(job, tried.name), calibration_pairs(job)[:HISTOGRAM_IMAGES], classes)
         except Exception as error:  # its calibrators fail on images of different sizes
-            print(f"quantize_static, {method.name}: {' '.join(str(error).split())[:120]}", file=sys.stderr)
+            print(f"quantize_static, {method.name}: {one_line(error, 120)}", file=sys.stderr)
             continue
         if found > best:
             best = found

@@ -34,6 +34,7 @@ from typing import Any
 
 import numpy as np
 from fcn_deploy.calibration.datasets import load_dataset
+from fcn_deploy.runtime.errors import one_line
 
 from benchmarks.candidates import CANDIDATES, FIXED, MADE, Call, Job, accuracy, has_vnni
 from benchmarks.common import mixed_sizes, pyplot, spread
@@ -72,7 +73,7 @@ def serve(key: str, job: Job, pipe) -> None:
     except EOFError:
         pass  # whoever asked has gone
     except Exception as error:
-        pipe.send({"error": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"})
+        pipe.send({"error": f"{type(error).__name__}: {one_line(error, 300)}"})
 
 
 def timed(call: Call, images: list[np.ndarray], order: list[int]) -> list[float]:
@@ -130,7 +131,7 @@ def made(name: str, job: Job, pipe) -> None:
         function(job, job.file(name), **arguments)
         pipe.send({"seconds": time.perf_counter() - started})
     except Exception as error:
-        pipe.send({"error": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"})
+        pipe.send({"error": f"{type(error).__name__}: {one_line(error, 300)}"})
 
 
 def fingerprint(path: Path) -> str:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 from fcn_deploy.calibration.datasets import load_dataset
-from fcn_deploy.runtime.errors import DeployError, MisuseError
-from fcn_deploy.runtime.images.find import find_images
+from fcn_deploy.runtime.errors import DeployError
+from fcn_deploy.runtime.images.find import find_or_read_list
 from fcn_deploy.runtime.images.read import read_image
 from fcn_deploy.runtime.model_card import ModelCard
 from fcn_deploy.runtime.prepare import check_image
@@ -68,13 +68,7 @@ def open_stream(source: str, card: ModelCard) -> ImageStream:
         data = load_dataset(source, "train", card=card)
         names = [data.name(index) for index in range(len(data))]
         return ImageStream(names, lambda index: check_image(data[index][0], card))
-    if path.is_file() and path.suffix.lower() in (".txt", ".lst"):
-        lines = [line.strip() for line in path.read_text().splitlines()]
-        files = [path.parent / line for line in lines if line and not line.startswith("#")]
-        if not files:
-            raise MisuseError(f"{source} lists no images; write one path a line")
-    else:
-        files = find_images([source])
+    files = find_or_read_list(source)
     return ImageStream([str(file) for file in files], lambda index: read_image(files[index], card))
 
 

@@ -28,8 +28,8 @@ from fcn_deploy.export.tolerances import EXPORTED_MODEL, SIGMOID_ROUNDING
 from fcn_deploy.fcn.architecture import AnySize, upsample
 from fcn_deploy.fcn.exportable import Exportable
 from fcn_deploy.fcn.foreign import ScoresModule, scores_of
-from fcn_deploy.runtime.backends.onnxruntime import one_line, session
-from fcn_deploy.runtime.errors import DeployError, MisuseError
+from fcn_deploy.runtime.backends.onnxruntime import session
+from fcn_deploy.runtime.errors import DeployError, MisuseError, one_line
 from fcn_deploy.runtime.files import replacing
 from fcn_deploy.runtime.model_card import ModelCard, check_card
 from torch import nn
@@ -291,7 +291,7 @@ def _to_graph(network: _Network, exporter: str, opset_version: int) -> tuple[onn
         cause: BaseException = error
         while cause.__cause__ is not None:  # the exporters wrap what happened in advice
             cause = cause.__cause__
-        raise DeployError(f"{type(cause).__name__}: {one_line(cause)[:300]}") from error
+        raise DeployError(f"{type(cause).__name__}: {one_line(cause, 300)}") from error
     finally:
         if isinstance(module, ScoresModule):
             module.mode = nullcontext()

@@ -12,7 +12,7 @@ from fcn_deploy.calibration.datasets import VOC_CLASSES
 from fcn_deploy.fcn.architecture import TORCHVISION, AnySize, Architecture
 from fcn_deploy.fcn.backbones import load_matching
 from fcn_deploy.fcn.model import build_network
-from fcn_deploy.runtime.errors import DeployError, MisuseError
+from fcn_deploy.runtime.errors import DeployError, MisuseError, one_line
 from fcn_deploy.runtime.files import replacing
 from fcn_deploy.runtime.model_card import CARD_KEY, ModelCard
 
@@ -94,9 +94,7 @@ def load_checkpoint(path: str | os.PathLike[str], note: Callable[[str], None] = 
             metadata = file.metadata() or {}
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
     except (SafetensorError, OSError, ValueError) as error:
-        raise DeployError(
-            f"{path} is not a safetensors file, or it is damaged: {' '.join(str(error).split())}"
-        ) from error
+        raise DeployError(f"{path} is not a safetensors file, or it is damaged: {one_line(error)}") from error
     if CARD_KEY not in metadata or ARCHITECTURE_KEY not in metadata:
         return from_torchvision(state, str(path), note)
     card = ModelCard.from_json(metadata[CARD_KEY], str(path))
@@ -148,7 +146,7 @@ def load_state(
         try:
             return load_file(path)
         except (SafetensorError, OSError, ValueError) as error:
-            raise DeployError(f"cannot read weights from {path}: {' '.join(str(error).split())}") from error
+            raise DeployError(f"cannot read weights from {path}: {one_line(error)}") from error
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # pickle, zip and torch errors alike

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from fcn_deploy.fcn.checkpoint import load_checkpoint, load_state
-from fcn_deploy.runtime.errors import DeployError, MisuseError
+from fcn_deploy.runtime.errors import DeployError, MisuseError, one_line
 from fcn_deploy.runtime.model_card import ModelCard
 from torch import nn
 
@@ -46,13 +46,13 @@ def load_module(source: str, weights: Path | None, note: Note) -> tuple[nn.Modul
     except AttributeError as error:
         raise MisuseError(f"{source}: {module_name} has no {factory_name}") from error
     except Exception as error:
-        raise DeployError(f"{source}: importing {module_name} failed: {_line(error)}") from error
+        raise DeployError(f"{source}: importing {module_name} failed: {one_line(error, 300)}") from error
     finally:
         sys.path.pop(0)
     try:
         module = factory if isinstance(factory, nn.Module) else factory()
     except Exception as error:
-        raise DeployError(f"{source}: the factory failed: {type(error).__name__}: {_line(error)}") from error
+        raise DeployError(f"{source}: the factory failed: {type(error).__name__}: {one_line(error, 300)}") from error
     if not isinstance(module, nn.Module):
         raise DeployError(f"{source} gives {type(module).__name__}; a factory returns a torch.nn.Module")
     if weights is not None:
@@ -116,7 +116,7 @@ def load_strictly(
     try:
         module.load_state_dict({key: state.get(key, value) for key, value in own.items()})
     except Exception as error:
-        raise DeployError(f"{file} cannot be loaded into {name}: {_line(error)}") from error
+        raise DeployError(f"{file} cannot be loaded into {name}: {one_line(error, 300)}") from error
 
 
 def _prefixes(own: Mapping[str, Any], state: Mapping[str, Any]) -> tuple[str, str]:
@@ -291,7 +291,3 @@ def _channels(model: nn.Module) -> list[int]:
     """Of the image, the likeliest first: those of the first convolution, which may be another one's."""
     layers = [layer for layer in nn.Module.modules(model) if isinstance(layer, nn.Conv2d)]
     return list(dict.fromkeys([*(layer.in_channels for layer in layers[:1]), 3, 1, 4]))
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300]

@@ -28,7 +28,7 @@ SCHEMA = 1  # of the records of --json; a field that is renamed or changes its m
 
 Force = Annotated[bool, typer.Option("--force", help="Replace outputs that exist already.")]
 Json = Annotated[bool, typer.Option("--json", help="Print records of JSON instead of text.")]
-Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads of one run [default: one per core].")]
+Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads of one run [default: one per physical core].")]
 
 
 def parse_memory(text: str | int) -> int:

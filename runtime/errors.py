@@ -24,3 +24,18 @@ class InterruptError(DeployError):
 
 class OverBudgetError(DeployError):
     """An image needs more memory than it may take, or is of a size that the engine was not built for."""
+
+
+def one_line(error: BaseException, most: int | None = None) -> str:
+    """What an error of a library says, in one line; its kind where it says nothing.
+
+    Line breaks are left out, and so is what is for the library's own developers: ONNX Runtime's mark, and the lines in
+    which OpenVINO names places in its code.
+
+    Args:
+        most: characters; None: all.
+    """
+    lines = str(error).splitlines()
+    said = [line for line in lines if not line.lstrip().startswith(("Exception from ", "Check '"))]
+    text = " ".join(" ".join(said).split()) or " ".join(" ".join(lines).split()) or type(error).__name__
+    return text.removeprefix("[ONNXRuntimeError] : ")[:most]

@@ -79,7 +79,7 @@ class Network:
     ) -> None:
         gpu_index = _gpu_index(device)
         if threads is not None and threads < 1:
-            raise MisuseError(f"threads is {threads}; it must be at least 1, or None for one per core")
+            raise MisuseError(f"threads is {threads}; it must be at least 1, or None for one per physical core")
         if memory is not None and memory < 1:
             raise MisuseError(f"memory is {memory} bytes; it must be above 0, or None for what is free")
         self.path = path = Path(model)

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from .errors import DeployError, MisuseError
-from .images.find import find_images
+from .images.find import find_or_read_list
 from .images.header import DEFAULT_MAX_PIXELS, read_header
 
 log = logging.getLogger(__name__)
@@ -94,17 +94,10 @@ def _size(text: str) -> Size:
 
 
 def _of_images(text: str) -> Sizes:
-    path = Path(text)
-    if path.is_file() and path.suffix.lower() in (".txt", ".lst"):
-        lines = [line.strip() for line in path.read_text(errors="replace").splitlines()]
-        files = [path.parent / line for line in lines if line and not line.startswith("#")]
-        if not files:
-            raise MisuseError(f"--sizes {text} lists no images; write one path a line")
-    else:
-        try:
-            files = find_images([text])
-        except MisuseError as error:
-            raise MisuseError(f"--sizes: {error}; or give sizes, as {EXAMPLE}") from error
+    try:
+        files = find_or_read_list(text)
+    except MisuseError as error:
+        raise MisuseError(f"--sizes: {error}; or give sizes, as {EXAMPLE}") from error
     counts: Counter[Size] = Counter()
     skipped: dict[str, str] = {}
     first: dict[Size, Path] = {}

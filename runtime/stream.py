@@ -16,7 +16,7 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 
 from .arrays import AnyArray, Image, size_of
-from .errors import DeployError, MisuseError
+from .errors import DeployError, MisuseError, one_line
 from .network import BatchCost, Network
 from .plan import Plan
 from .prepare import check_image, padded_size
@@ -288,8 +288,8 @@ def _same_scores(network: Network, images: Sequence[Image]) -> bool:
 
 def said(error: Exception, source: object) -> str:
     """What a record says of an error, in one line."""
-    text = str(error) if isinstance(error, DeployError) else f"{source}: {type(error).__name__}: {error}"
-    return " ".join(text.split())
+    text = one_line(error)
+    return text if isinstance(error, DeployError) else f"{source}: {type(error).__name__}: {text}"
 
 
 def describe_plan(plan: Plan) -> dict[str, Any]:

@@ -138,7 +138,7 @@ class CandidateReport:
 
     Attributes:
         backend, precision: what ran.
-        threads: a number, or `one per core`.
+        threads: a number, or `one per core`, of which hyperthreads are none.
         latency_ms: "HxW" → median of one call; None where it was too large for the memory.
         against_chosen: its best time over the chosen candidate's, geometric mean over the sizes.
         rounds: measured at each size.
@@ -213,7 +213,7 @@ class EngineReport:
         stride: pixels of a cell of the scores.
         size_multiple, smallest: of the sides of its input, in pixels.
         fit: how the model was made to take every size; `none`: it takes them.
-        threads: of the measurements: a number, or `one per core`.
+        threads: of the measurements: a number, or `one per core`, of which hyperthreads are none.
         machine: it was built on.
         notes: what was assumed of the model or changed in it, a line each.
         stages: of the core.

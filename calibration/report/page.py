@@ -35,6 +35,7 @@ from fcn_deploy.calibration.report.layout import (
     ratio,
 )
 from fcn_deploy.calibration.report.results import About, Entry
+from fcn_deploy.runtime.backends.onnxruntime import physical_cores
 from fcn_deploy.runtime.errors import MisuseError
 from fcn_deploy.runtime.extras import need
 from fcn_deploy.runtime.files import check_writable, refuse_existing, replacing
@@ -100,7 +101,7 @@ def machine() -> dict[str, str]:
     found = re.search(r"^model name\s*:\s*(.+)$", info.read_text(), re.MULTILINE) if info.exists() else None
     values = {
         "processor": found[1].strip() if found else platform.processor() or platform.machine(),
-        "cores": str(os.cpu_count()),
+        "cores": str(physical_cores()),
         "system": f"{platform.system()} {platform.machine()}",
         "fcn-deploy": "",
         "Python": platform.python_version(),

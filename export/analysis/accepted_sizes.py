@@ -5,8 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from fcn_deploy.runtime.backends.onnxruntime import one_line
-from fcn_deploy.runtime.errors import DeployError
+from fcn_deploy.runtime.errors import DeployError, one_line
 
 # Sides that a network of some multiple takes: a multiple divides one of them, and is found among its divisors.
 BASES = (192, 320, 448, 768, 576, 800, 960)

@@ -6,7 +6,8 @@ import numpy as np
 import onnx
 from fcn_deploy.export.analysis.accepted_sizes import run_quietly
 from fcn_deploy.export.graph.edit import extract
-from fcn_deploy.runtime.backends.onnxruntime import one_line, session
+from fcn_deploy.runtime.backends.onnxruntime import session
+from fcn_deploy.runtime.errors import one_line
 from onnx import ModelProto, NodeProto
 
 Shape = tuple[int, ...]

@@ -2,7 +2,6 @@
 
 import logging
 import math
-import os
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 from fcn_deploy.export.build.config import TUNING_SECONDS, TuningOptions
 from fcn_deploy.export.quantization.options import Say
+from fcn_deploy.runtime.backends.onnxruntime import physical_cores
 from fcn_deploy.runtime.errors import DeployError, OverBudgetError
 from fcn_deploy.runtime.network import Network
 from fcn_deploy.runtime.plan import Plan, plan_run
@@ -58,8 +58,8 @@ class Timing:
 
 
 def fewer_threads(cores: int | None = None) -> list[int]:
-    """Half of the cores, half of that, and so on down to 1."""
-    cores, counts = cores or os.cpu_count() or 1, []
+    """Half of the physical cores, half of that, and so on down to 1; `cores` None: those of this machine."""
+    cores, counts = cores or physical_cores(), []
     while cores > 1:
         cores //= 2
         counts.append(cores)
@@ -79,7 +79,7 @@ def tune(
 ) -> tuple[dict[Candidate, Timing], Candidate]:
     """Open, check and measure candidates: their timings, and the one to keep.
 
-    An engine runs with one thread per core unless its user says otherwise, as another machine has other cores. So that
+    An engine runs with one thread per physical core unless its user says otherwise, as another machine has other cores. So that
     is what decides; fewer threads are then tried with the one that was kept, until they are slower, for the report.
 
     Args:

@@ -53,7 +53,7 @@ class TuningOptions:
 
     Attributes:
         backends: of CPU_BACKENDS, the preferred first.
-        fewer_threads: try fewer than one per core too, for the report.
+        fewer_threads: try fewer than one per physical core too, for the report.
         seconds: of measuring, at most, but for first runs.
     """
 
@@ -140,7 +140,7 @@ class BuildConfig:
         tensorrt: how TensorRT builds; its `workspace` also bounds the profiles' activation memory.
         profiles: TensorRT's, at most; None: as many as `sizes` make worth it.
         batch: most images at once, of TensorRT's profiles; None: DEFAULT_BATCH.
-        threads: of the measurements; None: one per core.
+        threads: of the measurements; None: one per physical core.
         precision_report: CSV file to write, which ranks every layer by what it costs in low precision.
         rank_layers: measure what each layer costs, for the engine's report; `precision_report` does so anyway.
 

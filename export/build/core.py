@@ -12,8 +12,8 @@ from fcn_deploy.export.passes.bilinear_deconv import bilinear_deconv
 from fcn_deploy.export.passes.fold_constants import fold_constants
 from fcn_deploy.export.passes.fuse_padding import fuse_padding
 from fcn_deploy.export.passes.split_head import split_head
-from fcn_deploy.runtime.backends.onnxruntime import ERRORS_ONLY, one_line, session
-from fcn_deploy.runtime.errors import DeployError
+from fcn_deploy.runtime.backends.onnxruntime import ERRORS_ONLY, session
+from fcn_deploy.runtime.errors import DeployError, one_line
 from fcn_deploy.runtime.manifest import Upsampling
 from fcn_deploy.runtime.model_card import ModelCard
 from fcn_deploy.runtime.onnx_model import adds_up_to_one

@@ -13,7 +13,12 @@ from fcn_deploy.runtime.network import Network
 
 @dataclass(frozen=True)
 class Draft:
-    """A manifest and the members that it is of: name → content."""
+    """An engine that is not written yet.
+
+    Attributes:
+        manifest: what it says of itself.
+        members: the other members of the engine file, name → content.
+    """
 
     manifest: Manifest
     members: Mapping[str, bytes]

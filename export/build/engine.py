@@ -24,6 +24,7 @@ from fcn_deploy.export.quantization.mixed_precision import (
     write_precision_report,
 )
 from fcn_deploy.export.quantization.options import Say
+from fcn_deploy.runtime.backends.onnxruntime import physical_cores
 from fcn_deploy.runtime.engine_file import write_engine
 from fcn_deploy.runtime.errors import DeployError
 from fcn_deploy.runtime.manifest import Manifest
@@ -134,7 +135,7 @@ def _first_report(model: ImportedModel, core: Core, manifest: Manifest, config: 
         stages=stage_reports(manifest.stages),
         miou_reason="no labels were given",
         threads=config.threads or ONE_PER_CORE,
-        machine=f"{platform.machine()}, {os.cpu_count()} cores",
+        machine=f"{platform.machine()}, {physical_cores()} cores",
         notes=tuple(model.notes),
     )
 

@@ -8,7 +8,7 @@ from fcn_deploy.export.build.profiles import PlannedProfile
 from fcn_deploy.runtime.manifest import Stage
 from fcn_deploy.runtime.sizes import Size
 
-ONE_PER_CORE = "one per core"  # threads
+ONE_PER_CORE = "one per core"  # threads, where their number was left open: of physical cores
 
 
 def stage_reports(stages: Sequence[Stage]) -> tuple[StageReport, ...]:

@@ -8,8 +8,8 @@ from fcn_deploy.export.analysis.accepted_sizes import find_accepted_sizes, run_q
 from fcn_deploy.export.dynamic_shapes.free_sizes import FreedModel, free_sizes
 from fcn_deploy.export.graph.edit import dims
 from fcn_deploy.export.tolerances import FREED_SIZES, REORDERED_SUMS
-from fcn_deploy.runtime.backends.onnxruntime import one_line, session
-from fcn_deploy.runtime.errors import DeployError
+from fcn_deploy.runtime.backends.onnxruntime import session
+from fcn_deploy.runtime.errors import DeployError, one_line
 from onnx import ModelProto
 
 # Where a freed model is run, in multiples of 16 pixels or of what it takes: not square, odd, small and larger.
@@ -247,7 +247,7 @@ def runner(model: ModelProto) -> Run:
             return run.run([model.graph.output[0].name], {name: images})[0]
         except Exception as error:
             text = f"{images.shape[2]}×{images.shape[3]}"
-            raise DeployError(f"ONNX Runtime fails at {text}: {one_line(error)[:300]}") from error
+            raise DeployError(f"ONNX Runtime fails at {text}: {one_line(error, 300)}") from error
 
     return scores
 

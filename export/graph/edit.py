@@ -5,7 +5,7 @@ from typing import TypeVar
 
 import numpy as np
 import onnx
-from fcn_deploy.runtime.errors import DeployError
+from fcn_deploy.runtime.errors import DeployError, one_line
 from onnx import ModelProto, NodeProto, helper, numpy_helper
 
 Message = TypeVar("Message", ModelProto, NodeProto, onnx.ValueInfoProto)
@@ -146,7 +146,7 @@ def check(model: ModelProto, what: str) -> None:
     try:
         onnx.checker.check_model(model)
     except Exception as error:  # onnx's errors share no base class
-        reason = " ".join(str(error).split())[:300]
+        reason = one_line(error, 300)
         raise DeployError(f"{what} is not valid ONNX, which is a fault of ours; please report it: {reason}") from error
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 from fcn_deploy.export.graph.edit import opset
-from fcn_deploy.runtime.errors import DeployError
+from fcn_deploy.runtime.errors import DeployError, one_line
 from onnx import AttributeProto, GraphProto, ModelProto, TensorProto, numpy_helper
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
@@ -42,7 +42,7 @@ class Rewrite:
             cause: BaseException = error
             while cause.__cause__ is not None:  # it says first what it was doing
                 cause = cause.__cause__
-            reason = " ".join(str(cause).split())[:200]
+            reason = one_line(cause, 200)
             raise DeployError(f"the model cannot be edited: {reason}") from error
         self.graph = self._model.graph
         self.opset = opset(model)

@@ -11,8 +11,8 @@ from fcn_deploy.export.graph.edit import dims, label
 from fcn_deploy.export.importer.score_map import OutputChange, find_map_axes
 from fcn_deploy.export.passes.as_float32 import as_float32
 from fcn_deploy.export.tolerances import STANDARD_FORM, STANDARD_FORM_OF_HALF
-from fcn_deploy.runtime.backends.onnxruntime import one_line, session
-from fcn_deploy.runtime.errors import DeployError
+from fcn_deploy.runtime.backends.onnxruntime import session
+from fcn_deploy.runtime.errors import DeployError, one_line
 from onnx import ModelProto, TensorProto, ValueInfoProto
 
 # Type of the input → dtype of the images that are assumed.
@@ -189,7 +189,7 @@ class ForeignModel:
             except DeployError:
                 raise
             except Exception as error:  # of ONNX Runtime, which has no base class of errors
-                reason = reason or one_line(error)[:300]
+                reason = reason or one_line(error, 300)
                 continue
             if any(find_map_axes(result.shape, size) for result in results.values()):
                 return size, results
@@ -242,7 +242,7 @@ class ForeignModel:
         try:
             scores = run_quietly(run, fed)[0]
         except Exception as error:
-            raise DeployError(f"{self.name}, brought into [N,C,H,W], does not run: {one_line(error)[:300]}") from error
+            raise DeployError(f"{self.name}, brought into [N,C,H,W], does not run: {one_line(error, 300)}") from error
         tolerance = STANDARD_FORM_OF_HALF if self.half else STANDARD_FORM
         if not change.agrees(expected, scores[:1], tolerance, self.size):
             raise DeployError(

@@ -10,7 +10,7 @@ import onnx
 from fcn_deploy.export.graph.edit import clone, label, names_read, opset, producers, prune
 from fcn_deploy.export.importer.limits import refuse_huge_tensors, refuse_operators
 from fcn_deploy.export.passes.resolve_branches import resolve_branches
-from fcn_deploy.runtime.errors import DeployError, MisuseError
+from fcn_deploy.runtime.errors import DeployError, MisuseError, one_line
 from onnx import ModelProto, NodeProto, TensorProto, external_data_helper, helper, inliner
 
 OLDEST_OPSET = 7  # onnx's version converter knows what changed since then
@@ -126,7 +126,7 @@ def _load_weights(model: ModelProto, path: Path) -> None:
     try:
         external_data_helper.load_external_data_for_model(model, str(path.parent))
     except Exception as error:
-        raise DeployError(f"{path}: its weights cannot be read: {' '.join(str(error).split())[:300]}") from error
+        raise DeployError(f"{path}: its weights cannot be read: {one_line(error, 300)}") from error
 
 
 def _check_external(tensor: TensorProto, path: Path) -> None:

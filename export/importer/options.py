@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fcn_deploy.runtime.errors import MisuseError
+from fcn_deploy.runtime.errors import MisuseError, one_line
 from fcn_deploy.runtime.model_card import ACTIVATIONS
 
 # What a card file may say; the rest of a card is found by running the model.
@@ -76,7 +76,7 @@ def read_card_file(path: str | os.PathLike) -> dict[str, Any]:
         with Path(path).open("rb") as file:
             data = tomllib.load(file)
     except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         raise MisuseError(f"--card {path}: {reason}; write TOML: docs/reference/formats.md") from error
     if unknown := [key for key in data if key not in CARD_FIELDS]:
         raise MisuseError(f"--card {path} has {unknown[0]!r}; a card file may have {', '.join(CARD_FIELDS)}")

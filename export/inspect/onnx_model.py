@@ -24,7 +24,7 @@ from fcn_deploy.export.inspect.operators import operator_entries, type_name
 from fcn_deploy.export.inspect.record import card_entries, tried_sizes
 from fcn_deploy.runtime.backends import ORT_TARGETS, openvino
 from fcn_deploy.runtime.backends.onnxruntime import session
-from fcn_deploy.runtime.errors import DeployError, MisuseError
+from fcn_deploy.runtime.errors import DeployError, MisuseError, one_line
 from fcn_deploy.runtime.manifest import Stage
 from fcn_deploy.runtime.model_card import CARD_KEY, ModelCard
 from onnx import ModelProto, TensorProto
@@ -131,7 +131,7 @@ def _tried(by: str, take: Callable[[], object]) -> dict[str, Any]:
     except DeployError as error:
         return {"by": by, "problem": str(error), "refused": []}
     except Exception as error:  # of other libraries
-        return {"by": by, "problem": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}", "refused": []}
+        return {"by": by, "problem": f"{type(error).__name__}: {one_line(error, 300)}", "refused": []}
 
 
 def _verdict_of_tensorrt(model: ModelProto, target: str, card: ModelCard | None) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from fcn_deploy.export.graph.edit import attributes, clone, label, opset
 from fcn_deploy.export.passes.result import PassResult
-from fcn_deploy.runtime.errors import DeployError
+from fcn_deploy.runtime.errors import DeployError, one_line
 from onnx import ModelProto, helper, version_converter
 
 WANTED = 18  # what our own nodes, Q/DQ and casts are written in
@@ -31,7 +31,7 @@ def raise_opset(model: ModelProto, version: int = WANTED) -> PassResult:
         raised = version_converter.convert_version(model, version)
     except Exception as error:  # onnx's errors share no base class
         raise DeployError(
-            f"it is of opset {old}, and onnx cannot convert it to {version} ({' '.join(str(error).split())[:200]}): "
+            f"it is of opset {old}, and onnx cannot convert it to {version} ({one_line(error, 200)}): "
             f"export it again at opset {version} or newer"
         ) from error
     for node in raised.graph.node:

@@ -12,8 +12,8 @@ from fcn_deploy.export.graph.edit import clone
 from fcn_deploy.export.quantization.half import MAGNITUDE_OF, emulate_half
 from fcn_deploy.export.quantization.options import QuantizationOptions
 from fcn_deploy.export.quantization.quantize import Range, measured_tensors
-from fcn_deploy.runtime.backends.onnxruntime import one_line, session
-from fcn_deploy.runtime.errors import DeployError
+from fcn_deploy.runtime.backends.onnxruntime import session
+from fcn_deploy.runtime.errors import DeployError, one_line
 from fcn_deploy.runtime.model_card import ModelCard
 from fcn_deploy.runtime.prepare import prepare
 from onnx import ModelProto

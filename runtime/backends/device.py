@@ -8,7 +8,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from ..errors import DeployError, MisuseError
+from ..errors import DeployError, MisuseError, one_line
 from ..extras import need
 from ..manifest import GpuPlan
 from . import KERNELS_PTX, kernels_for
@@ -39,8 +39,8 @@ def open_driver(source: str, targets: tuple[str, ...]) -> ModuleType:
         cuda.init()
     except cuda.Error as error:
         raise DeployError(
-            f"{where}, and no NVIDIA GPU can be used here ({said_by(error)}); run it on the GPU's machine, or build "
-            "one with --target cpu"
+            f"{where}, and no NVIDIA GPU can be used here ({one_line(error, 200)}); run it on the GPU's machine, or "
+            "build one with --target cpu"
         ) from error
     driver: ModuleType = cuda
     return driver
@@ -85,7 +85,7 @@ def load_kernels(cuda: ModuleType, kernels: Mapping[str, bytes], device: Any, so
             try:
                 return cuda.module_from_buffer(kernels[name])
             except cuda.Error as error:
-                problem = said_by(error)
+                problem = one_line(error, 200)
     raise DeployError(
         f"{source}: its GPU kernels cannot be loaded ({problem}); update the NVIDIA driver, or build the engine again"
     )
@@ -121,8 +121,3 @@ def new_logger(trt: ModuleType) -> Any:
             return self.last or "no reason given"
 
     return Log()
-
-
-def said_by(error: BaseException) -> str:
-    """The message of an error of CUDA in a line."""
-    return " ".join(str(error).split())[:200]

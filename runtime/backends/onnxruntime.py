@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..arrays import AnyArray
-from ..errors import DeployError, MisuseError
+from ..errors import DeployError, MisuseError, one_line
 from . import ORT_TARGETS, Layer
 
 if TYPE_CHECKING:
@@ -65,10 +65,17 @@ def session(
         raise DeployError(f"ONNX Runtime cannot load the model: {one_line(error)}") from error
 
 
-def one_line(error: BaseException) -> str:
-    """ONNX Runtime's message without its line breaks and code locations."""
-    text = " ".join(str(error).split())
-    return text.removeprefix("[ONNXRuntimeError] : ")
+def physical_cores() -> int:
+    """Cores of this machine, however many threads each runs at once: as many as ONNX Runtime takes threads by default.
+
+    Where the system does not tell, its logical processors.
+    """
+    topologies = Path("/sys/devices/system/cpu").glob("cpu[0-9]*/topology/thread_siblings_list")
+    try:
+        siblings = {topology.read_text() for topology in topologies}
+    except OSError:  # a processor was taken off
+        siblings = set()
+    return len(siblings) or os.cpu_count() or 1
 
 
 def gpu_providers(target: str, device: int, source: str) -> list[str | tuple[str, dict[str, Any]]]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..arrays import AnyArray
-from ..errors import DeployError, MisuseError
+from ..errors import DeployError, MisuseError, one_line
 from . import Layer
 from .onnxruntime import OnnxRuntimeSession
 
@@ -233,13 +233,6 @@ def uses_amx(compiled: Any) -> bool:
     return any(
         "amx" in node.get_rt_info()["primitiveType"].astype(str) for node in compiled.get_runtime_model().get_ops()
     )
-
-
-def one_line(error: BaseException) -> str:
-    """OpenVINO's message without its line breaks and code locations."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    said = [line for line in lines if not line.startswith(("Exception from ", "Check '"))]
-    return " ".join(said or lines)
 
 
 def profile(

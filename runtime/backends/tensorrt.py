@@ -13,12 +13,12 @@ from contextlib import contextmanager, suppress
 import numpy as np
 
 from ..arrays import AnyArray, Floats, Image, Labels, size_of
-from ..errors import DeployError, MisuseError, OverBudgetError
+from ..errors import DeployError, MisuseError, OverBudgetError, one_line
 from ..manifest import COORDINATES, MODES, ROUNDINGS, Manifest, Upsampling
 from ..plan import outside_profiles, profiles_for
 from ..prepare import padded_size
 from .buffers import Buffer, Slot
-from .device import cache_path, load_kernels, open_device, open_driver, open_library, said_by
+from .device import cache_path, load_kernels, open_device, open_driver, open_library
 from .device_network import GRAPHS, DeviceNetwork
 
 SLOTS = 2
@@ -258,13 +258,13 @@ class TensorRTBackend:
                 self._cuda.Context.synchronize()
             except self._cuda.Error as failure:
                 self._broken = (
-                    f"the GPU failed while it ran {self.source} ({said_by(failure)}); it cannot be used in this "
+                    f"the GPU failed while it ran {self.source} ({one_line(failure, 200)}); it cannot be used in this "
                     "process any more: start a new one, and run verify-engine there"
                 )
                 raise DeployError(self._broken) from error
             if isinstance(error, self._cuda.Error):
                 raise DeployError(
-                    f"{self.source}: CUDA refused a call: {said_by(error)}; please report this"
+                    f"{self.source}: CUDA refused a call: {one_line(error, 200)}; please report this"
                 ) from error
             raise
 

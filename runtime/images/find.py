@@ -11,6 +11,7 @@ IMAGE_SUFFIXES = frozenset((
     ".jpg", ".jpeg", ".jpe", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm",
     ".jp2", ".avif", ".tga", ".npy",
 ))  # fmt: skip
+LIST_SUFFIXES = (".txt", ".lst")
 _COMMON = (".jpg", ".png", ".tif", ".npy")
 
 
@@ -42,3 +43,19 @@ def find_images(inputs: Sequence[str | os.PathLike[str]], suffixes: Container[st
             raise MisuseError(f"{item} does not exist; name an image, a folder or a glob")
         found += files
     return list(dict.fromkeys(found))
+
+
+def find_or_read_list(source: str) -> list[Path]:
+    """Files for an image, a folder, a glob, or a list: a text file with one path a line, relative to it (# comments).
+
+    Raises:
+        MisuseError: it does not exist, or names no images.
+    """
+    path = Path(source)
+    if not path.is_file() or path.suffix.lower() not in LIST_SUFFIXES:
+        return find_images([source])
+    lines = [line.strip() for line in path.read_text(errors="replace").splitlines()]
+    files = [path.parent / line for line in lines if line and not line.startswith("#")]
+    if not files:
+        raise MisuseError(f"{source} lists no images; write one path a line")
+    return files

@@ -33,7 +33,7 @@ def label_files(
     their own names are complete, and no others are left.
 
     Args:
-        net: an open one.
+        net: the network that labels them, opened.
         sources: images and videos to read.
         out: folder for NAME.png (labels) and NAME.overlay.png; NAME.tif for masks, for values, and for the labels of
             large and georeferenced TIFFs, which are read and written region by region; for videos NAME.mkv and

@@ -20,13 +20,13 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class BuildJob:
-    """An engine to build, once its core is had in its precision.
+    """An engine to build for a target: everything up to the core in the precision that was asked for.
 
     Attributes:
-        model: that it is of.
+        model: the imported model that the engine is built from.
         core: of the model.
         float_core: the core, optimised offline.
-        float_draft: an engine of it for CPUs, whose results were compared with the model's.
+        float_draft: an engine of the float core for CPUs, whose results were compared with the model's.
         mixed: the core in low precision; None: float32.
         config: what was asked for.
         say: called with a line when a phase begins.

@@ -205,7 +205,9 @@ def test_fewer_threads_are_for_the_report(fake_time, monkeypatch):
     assert list(timings) == [asked]
 
 
-def test_halves_of_the_cores():
+def test_halves_of_the_physical_cores(monkeypatch):
+    monkeypatch.setattr(autotune, "physical_cores", lambda: 4)  # of 8 logical processors, say
+    assert fewer_threads() == [2, 1]
     assert fewer_threads(1) == [] and fewer_threads(2) == [1]
     assert fewer_threads(12) == [6, 3, 1] and fewer_threads(16) == [8, 4, 2, 1]
 
