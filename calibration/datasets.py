@@ -12,7 +12,8 @@ from fcn_deploy.calibration.digits import Digits
 from fcn_deploy.calibration.metrics import IGNORE
 from fcn_deploy.runtime.errors import DeployError, MisuseError
 from fcn_deploy.runtime.images.find import IMAGE_SUFFIXES
-from fcn_deploy.runtime.images.header import DEFAULT_MAX_PIXELS, open_pillow, read_header
+from fcn_deploy.runtime.images.header import DEFAULT_MAX_PIXELS, read_header
+from fcn_deploy.runtime.images.pillow import open_pillow
 from fcn_deploy.runtime.images.read import read_image
 from fcn_deploy.runtime.model_card import ModelCard, voc_palette
 

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from ..files import replacing
 from ..model_card import ModelCard
-from .regions import Tag
+from .read import Tag
 
 if TYPE_CHECKING:
     from PIL import Image as Pictures

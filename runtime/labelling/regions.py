@@ -17,7 +17,8 @@ from ..errors import DeployError
 from ..files import WriteError, replacing, write_error
 from ..images.header import DEFAULT_MAX_PIXELS
 from ..images.overlay import picture_of
-from ..images.regions import Tag, open_regions
+from ..images.read import Tag
+from ..images.regions import open_regions
 from ..images.write import write_maps, write_png
 from ..model_card import ModelCard
 from ..network import Network
