@@ -89,9 +89,9 @@ def label_regions(
     Args:
         net: an open one.
         path: a TIFF or .npy.
-        out: the TIFF to write, replaced in one step: labels in the card's colours, or masks or values, a page each
+        out: the TIFF to write, replaced in one step: labels in the card's colours, or masks or values, a band each
             (see images/write.py); with the image's georeference.
-        probabilities: another, with a page for each class.
+        probabilities: another, with a band for each class.
         overlay: PNG for a picture of the whole, at most PREVIEW pixels a side.
         max_pixels: refuse an image with more.
         progress: called with the rows that are done, and all.

@@ -7,6 +7,7 @@ import pytest
 from fcn_deploy.runtime.images.header import read_header
 from fcn_deploy.runtime.images.read import open_stored, read_image
 from fcn_deploy.runtime.images.regions import open_regions
+from fcn_deploy.runtime.images.write import write_maps
 from helpers import needs, photo
 from PIL import Image
 
@@ -178,3 +179,18 @@ def test_inks_are_gdals_colours(tmp_path):
     np.testing.assert_array_equal(found, np.asarray(Image.open(tmp_path / "i.tif").convert("RGB")))
     with open_regions(tmp_path / "i.tif", card(3, "uint8")) as regions:
         np.testing.assert_array_equal(regions[5:20, 7:50], found[5:20, 7:50])
+
+
+@pytest.mark.parametrize("dtype", ["bool", "float32"])
+@pytest.mark.parametrize("tiled", [False, True])
+@pytest.mark.parametrize("names", [("tree",), ("road & rail", "<roof>", "Bäume")])
+def test_masks_and_values_are_named_bands_for_gdal(tmp_path, dtype, tiled, names):
+    maps = np.random.default_rng(0).normal(size=(len(names), 600, 530))
+    maps = maps > 0 if dtype == "bool" else maps.astype(dtype)
+    tags = [(33550, 12, 3, (10.0, 10.0, 0.0)), (33922, 12, 6, (0.0, 0.0, 0.0, 5e5, 5e6, 0.0)),
+            (34735, 3, 16, (1, 1, 0, 3, 1024, 0, 1, 1, 1025, 0, 1, 1, 3072, 0, 1, 32633))]  # fmt: skip
+    write_maps(tmp_path / "m.tif", maps, names, tiled=tiled, tags=tags)
+    with rasterio.open(tmp_path / "m.tif") as file:
+        assert file.count == len(names) and file.descriptions == names and not file.subdatasets
+        assert file.crs.to_epsg() == 32633 and file.transform.c == 5e5
+        np.testing.assert_array_equal(file.read(), maps)
