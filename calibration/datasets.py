@@ -9,11 +9,11 @@ from typing import Protocol
 
 import numpy as np
 from fcn_deploy.calibration.digits import Digits
+from fcn_deploy.calibration.label_files import read_labels
 from fcn_deploy.calibration.metrics import IGNORE
 from fcn_deploy.runtime.errors import DeployError, MisuseError
 from fcn_deploy.runtime.images.find import IMAGE_SUFFIXES
-from fcn_deploy.runtime.images.header import DEFAULT_MAX_PIXELS, read_header
-from fcn_deploy.runtime.images.pillow import open_pillow
+from fcn_deploy.runtime.images.header import read_header
 from fcn_deploy.runtime.images.read import read_image
 from fcn_deploy.runtime.model_card import ModelCard, voc_palette
 
@@ -85,7 +85,7 @@ class FilePairs:
 
     def _labels(self, index: int, size: tuple[int, int]) -> np.ndarray:
         image_path, label_path = self.pairs[index]
-        labels = read_labels(label_path)
+        labels = read_labels(label_path, self.colors)
         if labels.shape != size:
             raise DeployError(
                 f"{label_path} is {labels.shape[0]}×{labels.shape[1]} and {image_path} is {size[0]}×"
@@ -116,28 +116,6 @@ def class_pixels(data: LabelledImages, classes: int) -> np.ndarray:
         labels = data.labels(index) if isinstance(data, FilePairs) else data[index][1]
         counts += np.bincount(labels[labels != IGNORE].ravel(), minlength=classes)[:classes]
     return counts
-
-
-def read_labels(path: Path) -> np.ndarray:
-    """Class indices, [H, W] uint8 or uint16, from a one-channel or palette image. Raises DeployError."""
-    try:
-        with open_pillow(path, DEFAULT_MAX_PIXELS) as picture:
-            if picture.mode not in ("L", "P", "1", "I", "I;16"):
-                raise DeployError(
-                    f"{path} has colours ({picture.mode}); labels are class indices in one channel or a palette"
-                )
-            labels = np.asarray(picture)
-    except DeployError:
-        raise
-    except FileNotFoundError as error:
-        raise DeployError(f"{path} does not exist; every image needs a label of the same name") from error
-    except Exception as error:
-        raise DeployError(f"cannot read {path} as labels: {error}; is it damaged or truncated?") from error
-    if labels.dtype == np.int32:
-        if labels.size and labels.min() < 0:
-            raise DeployError(f"{path} holds class {labels.min()}; classes count from 0, and {IGNORE} is ignored")
-        labels = np.clip(labels, 0, 65535).astype(np.uint16)
-    return labels.astype(np.uint8) if labels.dtype == bool else labels
 
 
 def load_dataset(

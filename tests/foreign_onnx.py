@@ -4,7 +4,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from fcn_deploy.export.build.config import BuildConfig
+from fcn_deploy.export.build.config import BuildConfig, TuningOptions
 from fcn_deploy.export.build.engine import build_engine
 from fcn_deploy.export.importer.import_model import import_model
 from fcn_deploy.export.importer.options import ImportOptions
@@ -104,7 +104,17 @@ def fixed(model, *shape):
     return model
 
 
-def check(tmp_path, model, labels=best, feed=planes, options=None, sizes=SIZES, output=0, index=None):
+def check(
+    tmp_path,
+    model,
+    labels=best,
+    feed=planes,
+    options=None,
+    sizes=SIZES,
+    output=0,
+    index=None,
+    backend="onnxruntime",
+):
     """Build an engine, and compare its labels with those of the model at its own conventions.
 
     Returns (source, report, Segmenter's card and head).
@@ -112,7 +122,8 @@ def check(tmp_path, model, labels=best, feed=planes, options=None, sizes=SIZES, 
     path = tmp_path / "m.onnx"
     onnx.save(model, path)
     source = import_model(path, options)
-    report = build_engine(source, tmp_path / "m.engine", BuildConfig(latency_sizes=[(16, 16)]))
+    config = BuildConfig(latency_sizes=[(16, 16)], tuning=TuningOptions((backend,)))
+    report = build_engine(source, tmp_path / "m.engine", config)
     assert report.agreement.wrong == 0
     name = model.graph.input[0].name
     with Segmenter(tmp_path / "m.engine") as net:

@@ -23,6 +23,8 @@ from fcn_deploy.export.importer.score_map import OutputChange, find_map_axes
 from fcn_deploy.export.passes.as_float32 import as_float32
 from fcn_deploy.export.passes.cancel_transposes import cancel_transposes
 from fcn_deploy.export.passes.cut_decision import WithoutDecision, cut_decision
+from fcn_deploy.export.passes.explicit_padding import explicit_padding
+from fcn_deploy.export.passes.floor_pooling import floor_pooling
 from fcn_deploy.export.passes.fold_constants import fold_constants
 from fcn_deploy.export.passes.image_input import image_input
 from fcn_deploy.export.passes.raise_opset import raise_opset
@@ -80,7 +82,9 @@ def _at_usual_types(foreign: ForeignModel) -> tuple[ModelProto, list[str]]:
     try:
         floats = as_float32(model)
         raised = raise_opset(floats.model)
-        changed = image_input(fold_constants(raised.model).model, foreign.channels_axis)
+        # Every runtime takes padding that is written as numbers, and sizes that are rounded down, alike.
+        explicit = explicit_padding(fold_constants(raised.model).model)
+        changed = image_input(floor_pooling(explicit.model).model, foreign.channels_axis)
     except DeployError as error:
         raise DeployError(f"{foreign.name}: {error}") from error
     return changed.model, [*floats.said_of(foreign.name), *raised.said_of(foreign.name)]

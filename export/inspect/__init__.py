@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from fcn_deploy.export.inspect.record import IMAGE_MEMORY
 from fcn_deploy.runtime.errors import MisuseError
+from fcn_deploy.runtime.extras import need
 from fcn_deploy.runtime.plan import available_memory
 
 if TYPE_CHECKING:
@@ -49,6 +50,8 @@ def inspect_file(
         from fcn_deploy.export.inspect.engine import inspect_engine
 
         return record | inspect_engine(path, memory)
-    from fcn_deploy.export.inspect.onnx_model import inspect_onnx_model  # which needs onnx
+    need("onnx", "export")
+    need("onnxruntime", "cpu")
+    from fcn_deploy.export.inspect.onnx_model import inspect_onnx_model
 
     return record | inspect_onnx_model(path, target, memory, options)

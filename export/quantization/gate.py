@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from fcn_deploy.calibration.datasets import read_labels
+from fcn_deploy.calibration.label_files import read_labels
 from fcn_deploy.calibration.metrics import IGNORE, Metrics, confusion_matrix
 from fcn_deploy.calibration.stream import ImageStream
 from fcn_deploy.runtime.backends.onnxruntime import session
@@ -64,7 +64,7 @@ class AccuracyGate:
                 self.scores.append(scores)
             own.append(self._result(scores, size))
             if labels is not None:
-                self.expected.append(_label_of(name, labels, size, len(card.classes)))
+                self.expected.append(_label_of(name, labels, size, card))
         if not own:
             raise DeployError("none of the images to judge by could be read; give more with --calib")
         self.metric = "mIoU" if labels is not None else "agreement"
@@ -127,9 +127,9 @@ class AccuracyGate:
         return session(core.SerializeToString(), optimise=self.exact)
 
 
-def _label_of(name: str, folder: Path, size: tuple[int, int], classes: int) -> np.ndarray:
-    path = folder / (Path(name).stem + ".png")
-    labels = read_labels(path).copy()
+def _label_of(name: str, folder: Path, size: tuple[int, int], card: ModelCard) -> np.ndarray:
+    path, classes = folder / (Path(name).stem + ".png"), len(card.classes)
+    labels = read_labels(path, card.colors).copy()
     if labels.shape != size:
         raise DeployError(f"{path} is {labels.shape[0]}×{labels.shape[1]}, and its image is {size[0]}×{size[1]}")
     labels[labels == classes] = IGNORE  # the void class after the last

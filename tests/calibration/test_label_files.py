@@ -1,0 +1,163 @@
+"""Label files of every kind hold the classes that were stored, whatever was done to the file since."""
+
+import numpy as np
+import pytest
+import tifffile
+from fcn_deploy.calibration.datasets import load_dataset
+from fcn_deploy.calibration.label_files import read_labels
+from fcn_deploy.runtime.model_card import voc_palette
+from PIL import Image
+
+from fcn_deploy import DeployError
+
+LABELS = np.uint8([[0, 1, 2, 3], [3, 2, 1, 0], [1, 1, 2, 2]])
+COLORS = ((10, 20, 30), (200, 0, 0), (0, 200, 0), (0, 0, 200))
+
+
+def png(path, indices, palette=None, bits=None):
+    image = Image.fromarray(np.asarray(indices, np.uint8))
+    if palette is not None:
+        image.putpalette([value for color in palette for value in color])
+    image.save(path, **({} if bits is None else {"bits": bits}))
+    return path
+
+
+def renumbered(labels, order, colors):
+    """Indices and palette as an optimiser leaves them, whose entries are classes in this order."""
+    return np.argsort(order)[labels], [colors[index] for index in order]
+
+
+def grey(count):
+    return [(index,) * 3 for index in range(count)]
+
+
+def grey_png(path, values, bits):
+    """A PNG of one grey channel of few bits, which Pillow does not write by itself."""
+    import struct
+    import zlib
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    height, width = values.shape
+    rows = b""
+    for row in values:
+        flat = "".join(f"{value:0{bits}b}" for value in row)
+        flat += "0" * (-len(flat) % 8)
+        rows += b"\0" + bytes(int(flat[place : place + 8], 2) for place in range(0, len(flat), 8))
+    head = struct.pack(">IIBBBBB", width, height, bits, 0, 0, 0, 0)
+    parts = chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + parts)
+    return path
+
+
+def grey_tiff(path, values, bits, white=False):
+    """A TIFF of one grey channel of few bits, as GDAL's NBITS makes it."""
+    import struct
+
+    height, width = values.shape
+    strip = b""
+    for row in values:
+        flat = "".join(f"{value:0{bits}b}" for value in row)
+        flat += "0" * (-len(flat) % 8)
+        strip += bytes(int(flat[place : place + 8], 2) for place in range(0, len(flat), 8))
+    tags = [
+        (256, width), (257, height), (258, bits), (259, 1), (262, 0 if white else 1), (273, 8), (277, 1), (278, height),
+        (279, len(strip)),
+    ]  # fmt: skip
+    strip += b"\0" * (len(strip) % 2)
+    directory = struct.pack("<H", len(tags)) + b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
+    path.write_bytes(b"II*\0" + struct.pack("<I", 8 + len(strip)) + strip + directory + b"\0\0\0\0")
+    return path
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+def test_labels_of_few_bits_are_what_is_stored(tmp_path, bits):
+    stored = LABELS % min(1 << bits, 4)
+    assert np.array_equal(read_labels(grey_png(tmp_path / "l.png", stored, bits)), stored)
+    assert np.array_equal(read_labels(grey_tiff(tmp_path / "l.tif", stored, bits)), stored)
+    inverted = grey_tiff(tmp_path / "w.tif", (1 << bits) - 1 - stored, bits, white=True)
+    assert np.array_equal(read_labels(inverted), stored)
+
+
+def test_labels_of_16_bits_are_inverted_where_0_is_white(tmp_path):
+    stored = LABELS.astype(np.uint16) * 1000
+    for photometric, values in (("minisblack", stored), ("miniswhite", 65535 - stored)):
+        for compression in (None, "deflate"):
+            tifffile.imwrite(tmp_path / "l.tif", values, photometric=photometric, compression=compression)
+            assert np.array_equal(read_labels(tmp_path / "l.tif"), stored)
+    Image.fromarray(stored).save(tmp_path / "l.png")
+    assert np.array_equal(read_labels(tmp_path / "l.png"), stored)
+
+
+@pytest.mark.parametrize("most", [15, 255, 1000])
+def test_labels_of_a_pgm_are_what_is_stored(tmp_path, most):
+    data = LABELS.astype(">u2" if most > 255 else np.uint8).tobytes()
+    (tmp_path / "l.pgm").write_bytes(b"P5 4 3 %d\n" % most + data)
+    assert np.array_equal(read_labels(tmp_path / "l.pgm"), LABELS)
+
+
+@pytest.mark.parametrize("order", [(3, 0, 2, 1), (1, 0, 2, 3), (0, 2, 1, 3)])
+@pytest.mark.parametrize("colors", [None, COLORS, voc_palette(4)])
+def test_a_palette_of_greys_in_another_order_is_read_by_its_greys(tmp_path, order, colors):
+    path = png(tmp_path / "l.png", *renumbered(LABELS, order, grey(4)))
+    assert np.array_equal(read_labels(path, colors), LABELS)
+
+
+def test_greys_that_say_nothing_else_leave_the_indices(tmp_path):
+    mask = LABELS % 2
+    assert np.array_equal(read_labels(png(tmp_path / "m.png", mask, [(0,) * 3, (255,) * 3]), COLORS), mask)
+    shown = [(index * 80,) * 3 for index in range(4)]
+    assert np.array_equal(read_labels(png(tmp_path / "s.png", LABELS, shown), COLORS), LABELS)  # no class 80
+    few = [(0,) * 3, (3,) * 3, (1,) * 3, (2,) * 3]  # the classes' own colours
+    assert np.array_equal(read_labels(png(tmp_path / "f.png", LABELS, few), few), LABELS)
+
+
+def test_ignored_pixels_stay_ignored_in_a_palette_of_greys(tmp_path):
+    greys = [(255,) * 3, (1,) * 3, (0,) * 3, (2,) * 3]
+    expected = np.uint8([255, 1, 0, 2])[LABELS]
+    assert np.array_equal(read_labels(png(tmp_path / "l.png", LABELS, greys), COLORS), expected)
+
+
+def test_the_classes_colours_in_another_order_tell_the_classes(tmp_path, caplog):
+    for index, order in enumerate([(3, 0, 2, 1), (1, 0, 2, 3)]):
+        path = png(tmp_path / f"{index}.png", *renumbered(LABELS, order, COLORS))
+        assert np.array_equal(read_labels(path, COLORS), LABELS)
+        assert not np.array_equal(read_labels(path), LABELS)  # without colours nothing tells
+    assert caplog.text.count("palette in another order") == 1  # a line for a folder
+    only = np.full((2, 2), 3, np.uint8)
+    assert np.array_equal(read_labels(png(tmp_path / "one.png", only * 0, [COLORS[3]]), COLORS), only)
+
+
+def test_a_palette_in_class_order_or_of_other_colours_leaves_the_indices(tmp_path):
+    others = [(9, 9, 8), (8, 7, 6), (5, 5, 1), (1, 2, 3)]
+    rest = [COLORS[3], COLORS[1], COLORS[2], COLORS[0]] + [(7, 7, 7)] * 252  # more entries than an optimiser leaves
+    for palette in (COLORS, (*COLORS, (255, 255, 255)), others, rest):
+        assert np.array_equal(read_labels(png(tmp_path / "l.png", LABELS, palette), COLORS), LABELS)
+    chance = [(0, 0, 0), (0, 128, 0), (0, 0, 128), (1, 2, 3)]  # one of them is another class's in colours nobody chose
+    assert np.array_equal(read_labels(png(tmp_path / "l.png", LABELS, chance), voc_palette(4)), LABELS)
+
+
+@pytest.mark.parametrize(
+    "palette, colors, why",
+    [
+        ([COLORS[3], COLORS[0], COLORS[2], (9, 9, 8)], COLORS, r"one, \(9, 9, 8\), is of no class"),
+        ([COLORS[3], COLORS[0], COLORS[2], COLORS[1]], (*COLORS, COLORS[3]), r"classes 3 and 4 are both \(0, 0, 200\)"),
+        (voc_palette(4)[::-1], voc_palette(4), "nobody said what colours"),
+    ],
+)
+def test_colours_that_may_mean_either_are_refused(tmp_path, palette, colors, why):
+    with pytest.raises(DeployError, match=f"in another order.*{why}.*one channel of grey"):
+        read_labels(png(tmp_path / "l.png", LABELS, palette), colors)
+
+
+def test_a_folder_of_labelled_images_is_read_so(tmp_path):
+    for name in ("train", "trainannot"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "classes.txt").write_text("sky\nbuilding\npole\nroad\n")
+    Image.fromarray(np.zeros((3, 4, 3), np.uint8)).save(tmp_path / "train" / "a.png")
+    png(tmp_path / "trainannot" / "a.png", LABELS)
+    data = load_dataset(str(tmp_path), "train")
+    colors = data.colors
+    png(tmp_path / "trainannot" / "a.png", *renumbered(LABELS, (2, 3, 1, 0), colors))
+    assert np.array_equal(data[0][1], LABELS)

@@ -1,0 +1,74 @@
+"""The operators: each file of ops/ is named in the table of operators, under the names that its functions bear."""
+
+import importlib
+import pkgutil
+
+import numpy as np
+import pytest
+from fcn_deploy.export.dynamic_shapes import ops
+from fcn_deploy.export.dynamic_shapes.interpret import interpretations
+from fcn_deploy.export.dynamic_shapes.network import ConflictError, Network, State
+from fcn_deploy.export.dynamic_shapes.sizes import axis_of, axis_sizes, fixed, sample_sizes
+from helpers import onnx_model
+from onnx import helper
+
+N, H, W = sample_sizes(1, 64, 96)
+VERBS = ("propagate", "check", "interpret", "assume")
+FILES = [module.name for module in pkgutil.iter_modules(ops.__path__)]
+
+
+def before(node, constants, shape):
+    """The state before a node that reads `image` of this shape, and constants."""
+    model = onnx_model([node], constants, takes=("N", 8, "H", "W"), gives=("N", 8, "h", "w"), names=("image", "out"))
+    network = Network(model)
+    return State(network, {"N": N, "H": H, "W": W}, {"image": tuple(map(axis_of, shape))})
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_of_an_operator_is_in_the_table(name):
+    module = importlib.import_module(f"{ops.__name__}.{name}")
+    for verb in VERBS:
+        if (function := getattr(module, verb, None)) is not None:
+            used = {getattr(operator, verb) for operator in ops.OPERATORS.values()}
+            assert function in used or name == "broadcasting", f"{name}.{verb} is used by no operator"
+    assert any(hasattr(module, verb) for verb in VERBS)
+
+
+def test_a_resizes_size_is_a_share_of_its_inputs_a_map_before_it_or_meant_as_it_stands():
+    half = [tuple(side // 2 for side in whole) for whole in (H, W)]
+    node = helper.make_node("Resize", ["image", "", "", "size"], ["out"], mode="linear")
+    found = interpretations(node, before(node, {"size": np.int64([1, 8, 64, 96])}, [N, fixed(8), *half]), True)
+    assert axis_sizes(found[0].shapes["out"])[2:] == [H, W] and found[0].rewrite is not None
+    assert found[0].description == "to 2 by 2 times its input's size instead of 64 by 96"
+    stays = [each for each in found if axis_sizes(each.shapes["out"])[2:] == [fixed(64), fixed(96)]]
+    assert stays and all(each.cost > 0 for each in stays)  # rarely meant where a map grows by a whole factor
+
+
+def test_numbers_stand_as_they_are_where_nothing_is_freed():
+    node = helper.make_node("Resize", ["image", "", "", "size"], ["out"], mode="linear")
+    state = before(node, {"size": np.int64([1, 8, 64, 96])}, [fixed(1), fixed(8), fixed(32), fixed(48)])
+    (only,) = interpretations(node, state, False)
+    assert axis_sizes(only.shapes["out"]) == [fixed(1), fixed(8), fixed(64), fixed(96)] and only.rewrite is None
+
+
+@pytest.mark.parametrize(
+    ("operator", "settings", "reason"),
+    [
+        ("Softmax", {"axis": 0}, "mix the images of a batch"),
+        ("ReduceMean", {"keepdims": 1}, "mix the images of a batch"),
+        ("Einsum", {"equation": "n...->n"}, "is not followed here"),
+        ("NonZero", {}, "decided while it runs"),
+        ("Unheard", {}, "no operator of this name"),
+    ],
+)
+def test_what_holds_at_no_other_size_is_refused_by_its_node(operator, settings, reason):
+    node = helper.make_node(operator, ["image"], ["out"], **settings)
+    with pytest.raises(ConflictError, match=reason) as caught:
+        interpretations(node, before(node, {}, [N, fixed(8), H, W]), True)
+    assert caught.value.node == node
+
+
+def test_an_operator_without_what_it_needs_is_refused():
+    node = helper.make_node("Expand", ["image"], ["out"])
+    with pytest.raises(ConflictError, match="has no shape"):
+        interpretations(node, before(node, {}, [N, fixed(8), H, W]), True)
