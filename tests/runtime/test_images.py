@@ -5,7 +5,7 @@ import ast
 import numpy as np
 import pytest
 import tifffile
-from fcn_deploy.runtime.images.find import find_images
+from fcn_deploy.runtime.images.find import IMAGE_SUFFIXES, find_images
 from fcn_deploy.runtime.images.header import read_header
 from fcn_deploy.runtime.images.overlay import overlay, overlay_sheet
 from fcn_deploy.runtime.images.read import read_image
@@ -239,6 +239,28 @@ def test_files_folders_and_globs_are_found_in_order(tmp_path, picture):
     for wrong, said in ((tmp_path / "empty", "no images"), (tmp_path / "x", "does not exist"), ("*.zzz", "no images")):
         with pytest.raises(MisuseError, match=said):
             find_images([wrong])
+
+
+def test_what_a_folder_holds_and_nothing_reads_is_counted_and_named(tmp_path, picture, caplog):
+    save(tmp_path / "a.png", picture)
+    for name in ("b.heic", "c.HEIC", "scan.nii.gz", "scan.dcm", "notes.txt", "clip.mp4"):
+        (tmp_path / name).write_bytes(b"")
+    (tmp_path / "folder.dcm").mkdir()
+    said = (
+        "holds 5 files that are not read here: 1 .dcm (pydicom reads it), 2 .heic (pillow-heif reads it), "
+        "1 .mp4 (fcn-deploy[video] reads it), 1 .nii.gz (nibabel reads it); convert them to .png or .tif"
+    )
+    for item in (tmp_path, f"{tmp_path}/*"):
+        assert [path.name for path in find_images([item])] == ["a.png"]
+        assert [record.getMessage() for record in caplog.records] == [f"{item} {said}"]
+        caplog.clear()
+    find_images([tmp_path], IMAGE_SUFFIXES | {".mp4"})
+    assert "holds 4 files" in caplog.text and ".mp4" not in caplog.text
+    (tmp_path / "a.png").unlink()
+    with pytest.raises(MisuseError, match=r"holds 5 files that are not read here: .*2 \.heic"):
+        find_images([tmp_path])
+    with pytest.raises(DeployError, match=r"b\.heic is not an image of a known format; convert it \(pillow-heif"):
+        read_image(tmp_path / "b.heic", RGB)
 
 
 def test_labels_are_palette_pngs_in_the_cards_colours(tmp_path):
