@@ -1,6 +1,7 @@
 """Image files of every kind come in as a user would expect; labels and overlays go out."""
 
 import ast
+import sys
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from fcn_deploy.runtime.images.overlay import overlay, overlay_sheet
 from fcn_deploy.runtime.images.read import read_image
 from fcn_deploy.runtime.images.write import write_labels
 from fcn_deploy.runtime.model_card import voc_palette
-from helpers import ROOT
+from helpers import ROOT, needs
 from PIL import Image
 
 from fcn_deploy import DeployError, MisuseError, ModelCard
@@ -66,6 +67,49 @@ def test_cmyk_jpegs_become_rgb(tmp_path):
     red[:, :, 0] = 255
     image = read_image(save(tmp_path / "c.jpg", red, "CMYK", quality=95), RGB)
     assert image.shape == (16, 16, 3) and (abs(image.astype(int) - red) < 40).all()
+
+
+def deep_files(folder):
+    """Colours of more than 8 bits in every kind of file: name → the values stored."""
+    imagecodecs = needs("imagecodecs")
+    colours = np.random.default_rng(0).integers(0, 65536, (13, 17, 3), np.uint16)
+    (folder / "c.png").write_bytes(imagecodecs.png_encode(colours))
+    (folder / "c.jp2").write_bytes(imagecodecs.jpeg2k_encode(colours, codecformat="jp2", reversible=True, level=0))
+    (folder / "c.ppm").write_bytes(b"P6\n# a comment\n17 13\n65535\n" + colours.astype(">u2").tobytes())
+    (folder / "g.pgm").write_bytes(b"P5 17 13 4095\n" + (colours[:, :, :1] >> 4).astype(">u2").tobytes())
+    return {"c.png": colours, "c.jp2": colours, "c.ppm": colours, "g.pgm": colours[:, :, :1] >> 4}
+
+
+@pytest.mark.parametrize("dtype", ["uint16", "float32"])
+def test_colours_of_sixteen_bits_stay_whole_for_a_card_that_wants_them(tmp_path, dtype):
+    for name, values in deep_files(tmp_path).items():
+        channels = values.shape[2]
+        card = ModelCard(("a", "b"), channels=channels, dtype=dtype, mean=(0,) * channels, std=(1,) * channels)
+        np.testing.assert_array_equal(read_image(tmp_path / name, card), values)
+        header = read_header(tmp_path / name)
+        assert (header.size, header.bands, header.dtype) == ((13, 17), channels, np.uint16)
+
+
+def test_colours_of_sixteen_bits_lose_their_low_bits_for_a_card_of_eight(tmp_path):
+    for name, values in deep_files(tmp_path).items():
+        found = read_image(tmp_path / name, RGB).astype(int)
+        assert abs(found - (values >> (4 if name == "g.pgm" else 8))).max() <= 1, name
+
+
+def test_deep_files_that_are_cut_off_or_want_a_package_are_one_line(tmp_path, monkeypatch):
+    card = ModelCard(("a", "b"), dtype="uint16")
+    deep_files(tmp_path)
+    (tmp_path / "text.ppm").write_text("P3 1 1 65535\n1 2 3\n")
+    for name in ("c.png", "c.ppm"):
+        content = (tmp_path / name).read_bytes()
+        (tmp_path / f"cut.{name}").write_bytes(content[: len(content) // 2])
+    for name in ("cut.c.png", "cut.c.ppm", "text.ppm"):
+        with pytest.raises(DeployError) as caught:
+            read_image(tmp_path / name, card)
+        assert name in str(caught.value) and "\n" not in str(caught.value)
+    monkeypatch.setitem(sys.modules, "imagecodecs", None)
+    with pytest.raises(DeployError, match=r"imagecodecs is not installed; run: pip install 'fcn-deploy\[tiff\]'"):
+        read_image(tmp_path / "c.png", card)
 
 
 def test_sixteen_bits_are_scaled_not_clipped(tmp_path):
