@@ -79,7 +79,8 @@ def decode(header: Header, card: ModelCard) -> NDArray[Any]:
     """`read_image` of a file whose header is known already."""
     with reading(header.path), open_stored(header, card) as stored:
         height, width = stored.size
-        return fit(stored.read(0, height, 0, width), stored, card)
+        found = fit(stored.read(0, height, 0, width), stored, card)
+        return np.array(found) if isinstance(found, np.memmap) else found  # read now, and the caller's own
 
 
 @contextmanager
