@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from ..errors import MisuseError
 from ..model_card import ModelCard
 from .deep import read_deep
+from .gdal import geotiff_tags, open_gdal
 from .header import DEFAULT_MAX_PIXELS, Header, open_npy, read_header, reading
 from .pillow import open_pillow
 from .tiff import ORIENTATION, Read, lay_out, reader, turned
@@ -104,6 +105,12 @@ def open_stored(header: Header, card: ModelCard) -> Iterator[StoredImage]:
                 import tifffile
 
                 stored = _tiff(stack.enter_context(tifffile.TiffFile(header.path)), header.path, card)
+            elif header.format == "GDAL":
+                raster = stack.enter_context(open_gdal(header.path))
+                stored = StoredImage(
+                    header.path, raster.size, raster.read, raster.bits, raster.colours, raster.alpha,
+                    geotiff_tags(raster, GEOREFERENCE),
+                )  # fmt: skip
             else:
                 stored = _picture(header, card)
         yield stored
