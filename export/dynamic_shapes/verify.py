@@ -90,6 +90,7 @@ def verify_batch(model: ModelProto, freed: FreedModel, name: str) -> str:
     accepted = find_accepted_sizes(_shape_at(model, name, count), name)
     if find_accepted_sizes(_shape_at(freed.model, name), name) != accepted:
         raise DeployError(f"{name}: with its batch freed it takes other sizes; please report the model")
+    assert isinstance(channels, int), "as _shape_at found"
     sizes = _unseen(accepted.multiple, accepted.smallest, (0, 0))
     for height, width in sizes:
         images = random.standard_normal((count + 1, channels, height, width), dtype=np.float32)
