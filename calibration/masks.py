@@ -329,42 +329,39 @@ def parse_values(text: str, classes: Sequence[str] | None) -> tuple[dict[int, in
     Raises:
         MisuseError: not such a text, an unknown class, or a value or class twice.
     """
-    parts = [part.strip() for part in text.split(",")]
-    pairs = [part.partition("=") for part in parts]
+    said = f"--mask-values {text!r}"
+    values, words = _split(text)
+    if again := twice(values):
+        raise MisuseError(f"{said} has the value {again[0]} twice; name each once")
+    if words is None and classes is not None and len(classes) != len(values):
+        raise MisuseError(
+            f"{said} lists {len(values)} values, and there are {len(classes)} classes "
+            f"({', '.join(classes[:4])}{', …' if len(classes) > 4 else ''}); write VALUE=CLASS for those there are"
+        )
+    listed = [str(index) for index in range(len(values))]
+    names = tuple(classes) if classes is not None else _names_of(words or listed)
+    if len(names) < 2:
+        raise MisuseError(f"{said} names fewer than two classes; a network tells two or more apart")
+    if words is None:
+        return {value: index for index, value in enumerate(values)}, names
+    meant = {value: _class_of(word, names, said) for value, word in zip(values, words, strict=True)}
+    if again := twice([label for label in meant.values() if label != IGNORE]):
+        both = [str(value) for value, label in meant.items() if label == again[0]]
+        raise MisuseError(f"{said} names {names[again[0]]!r} twice, for {' and '.join(both)}; a class has one value")
+    return meant, names
+
+
+def _split(text: str) -> tuple[list[int], list[str] | None]:
+    """The values of a map and the words after them; None: it is a list of values. Raises MisuseError."""
+    pairs = [part.strip().partition("=") for part in text.split(",")]
+    numbers, words = [value.strip() for value, _, _ in pairs], [word.strip() for _, _, word in pairs]
     listed = not any(separator for _, separator, _ in pairs)
-    numbers = [value.strip() for value, _, _ in pairs]
-    if not all(re.fullmatch(r"-?\d{1,10}", number) for number in numbers) or not (
-        listed or all(word.strip() for _, _, word in pairs)
-    ):
+    if not (listed or all(words)) or not all(re.fullmatch(r"-?\d{1,10}", number) for number in numbers):
         raise MisuseError(
             f"--mask-values {text!r}; write the values of classes 0, 1, … such as 0,255, or VALUE=CLASS with commas, "
             "such as 1=road,2=water,0=void"
         )
-    values = [int(number) for number in numbers]
-    if again := twice(values):
-        raise MisuseError(f"--mask-values {text!r} has the value {again[0]} twice; name each once")
-    words = [word.strip() for _, _, word in pairs]
-    if listed:
-        if classes is not None and len(classes) != len(values):
-            raise MisuseError(
-                f"--mask-values {text!r} lists {len(values)} values, and there are {len(classes)} classes "
-                f"({', '.join(classes[:4])}{', …' if len(classes) > 4 else ''}); write VALUE=CLASS for those there are"
-            )
-        words = [str(index) for index in range(len(values))]
-    names = tuple(classes) if classes is not None else _names_of(words)
-    if len(names) < 2:
-        raise MisuseError(f"--mask-values {text!r} names fewer than two classes; a network tells two or more apart")
-    if listed:
-        return {value: index for index, value in enumerate(values)}, names
-    meant = {
-        value: _class_of(word, names, f"--mask-values {text!r}") for value, word in zip(values, words, strict=True)
-    }
-    if again := twice([label for label in meant.values() if label != IGNORE]):
-        both = [str(value) for value, label in meant.items() if label == again[0]]
-        raise MisuseError(
-            f"--mask-values {text!r} names {names[again[0]]!r} twice, for {' and '.join(both)}; a class has one value"
-        )
-    return meant, names
+    return [int(number) for number in numbers], None if listed else words
 
 
 def _names_of(words: Sequence[str]) -> tuple[str, ...]:

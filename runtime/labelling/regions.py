@@ -186,10 +186,22 @@ class _Partial:
             colormap = np.zeros((3, 256), np.uint16)
             colormap[:, : len(card.colors)] = np.asarray(card.colors, np.uint16).T * 257
             options = {"photometric": "palette", "colormap": colormap}
+        if self.kind == "labels" and tags:
+            tags = [*tags, *_nodata(self.dtype, len(card.classes))]
         names = ("labels",) if self.kind == "labels" else card.score_names
         write_maps(self.out, self.maps(height, width), names, tiled=True, tags=tags, **options)
 
 
+def _nodata(dtype: np.dtype[Any], classes: int) -> list[Tag]:
+    """The tag that says which label is none: the largest, where that is no class.
+
+    Without it what merges tiles (rasterio, gdal_merge) takes class 0 for a hole that a neighbour fills.
+    """
+    largest = int(np.iinfo(dtype).max)
+    return [(GDAL_NODATA, 2, 0, str(largest))] if classes <= largest else []
+
+
+GDAL_NODATA = 42113
 _AGAIN = "the same command with --resume goes on from there"
 
 
