@@ -211,7 +211,7 @@ class Census:
     def count(self, labels: NDArray[Any]) -> None:
         """Count labels."""
         classes = len(self.pixels)
-        self.pixels += np.bincount(labels[labels != IGNORE].ravel(), minlength=classes)[:classes]
+        self.pixels += np.bincount(labels.ravel(), minlength=classes)[:classes]  # IGNORE lies beyond
 
     @property
     def present(self) -> list[int]:
@@ -384,7 +384,9 @@ def _class_of(word: str, classes: Sequence[str], where: str = "") -> int:
     if word.isdigit() and int(word) < len(classes):
         return int(word)
     known = ", ".join(classes[:8]) + (", …" if len(classes) > 8 else "")
-    raise MisuseError(f"{where} names {word!r}, which is no class; the classes are {known}, and void")
+    raise MisuseError(
+        f"{where} names {word!r}, which is no class; the classes are {known} (or their numbers), and void"
+    )
 
 
 def read_colors(path: Path) -> list[tuple[str, Color]]:
@@ -464,6 +466,8 @@ def present_values(values: NDArray[Any], missing: NDArray[np.bool_] | None = Non
 
 def _looked_up(values: NDArray[Any], meant: Mapping[int, int]) -> NDArray[np.uint8]:
     """Each value's label, uint8; IGNORE where there is none."""
+    if values.dtype == np.uint8 and all(value == label for value, label in meant.items()):
+        return values.copy()
     if values.dtype in (np.uint8, np.uint16):
         table = np.full(np.iinfo(values.dtype).max + 1, IGNORE, np.uint8)
         table[list(meant)] = list(meant.values())

@@ -186,7 +186,7 @@ def test_black_and_white_are_0_and_255_however_an_optimiser_stores_them(tmp_path
         ("0=,1=road", "write the values"), ("1.5=road", "write the values"),
         ("0,0,1", "has the value 0 twice"), ("1=road,1=void", "has the value 1 twice"),
         ("1=road,2=water,3=road", "names 'road' twice, for 1 and 3"), ("1=road,2=1", "names 'road' twice"),
-        ("1=forest", "names 'forest', which is no class; the classes are land, road, water, and void"),
+        ("1=forest", r"names 'forest', which is no class; the classes are land, road, water \(or their numbers\)"),
         ("1=3", "names '3', which is no class"), ("0,255", "lists 2 values, and there are 3 classes"),
     ],
 )  # fmt: skip
