@@ -15,6 +15,7 @@ from .backends.host import HostBackend
 from .engine_file import EngineFile
 from .errors import DeployError, MisuseError
 from .manifest import Manifest, Stage, Upsampling
+from .no_data import HoleRecorder, filled, marked
 from .onnx_model import WHOLE, OnnxModelBackend, with_activation
 from .plan import Plan, Span, available_memory, check_result, plan_on_gpu, plan_run, plan_unbounded
 from .prepare import check_image, check_source
@@ -181,6 +182,11 @@ class Network:
     def run(self, image: Image, plan: Plan, kinds: Sequence[str] = LABELS) -> tuple[AnyArray, ...]:
         """Results of each of `kinds` for an image that was checked and planned."""
         self._kept = max(self._kept, plan.bytes - plan.result)
+        image, invalid = filled(image, self.card)
+        return marked(self._run(image, plan, kinds), kinds, invalid, self.card)
+
+    def _run(self, image: Image, plan: Plan, kinds: Sequence[str]) -> tuple[AnyArray, ...]:
+        """`run` of an image without holes."""
         if plan.grids:
             results = [new_result(kind, self.card, *plan.size) for kind in kinds]
             for window in self._ready_windows(image, plan, 0):
@@ -195,10 +201,11 @@ class Network:
         self, images: Sequence[Image], plans: Sequence[Plan], kinds: Sequence[str] = LABELS
     ) -> list[tuple[AnyArray, ...]]:
         """Results of checked images of one padded size, run whole as one batch."""
-        scores = self.backend.scores(images)
+        whole = [filled(image, self.card) for image in images]
+        scores = self.backend.scores([image for image, _ in whole])
         return [
-            self._results_of_scores(image, each, plan, kinds)
-            for image, each, plan in zip(images, scores, plans, strict=True)
+            marked(self._results_of_scores(image, each, plan, kinds), kinds, invalid, self.card)
+            for (image, invalid), each, plan in zip(whole, scores, plans, strict=True)
         ]
 
     def bands_of(self, image: ImageSource, start: int, *kinds: str) -> Iterator[tuple[int, tuple[AnyArray, ...]]]:
@@ -210,7 +217,11 @@ class Network:
             raise MisuseError(f"start is row {start}, and the image has rows 0 to {image.shape[0] - 1}")
         plan = self.plan(*size_of(image), bands=True)
         self._kept = max(self._kept, plan.bytes)
-        return self._bands(image, start, kinds, plan)
+        recorder = HoleRecorder(image, self.card)
+        return (
+            (top, marked(results, kinds, recorder.invalid(top, top + results[0].shape[-2]), self.card))
+            for top, results in self._bands(recorder, start, kinds, plan)
+        )
 
     def _bands(
         self, image: ImageSource, start: int, kinds: Sequence[str], plan: Plan
@@ -245,7 +256,7 @@ class Network:
 
     def scores(self, image: Image) -> Floats:
         """The core's own output for one image: float32 [K, h, w], uncropped (padding included)."""
-        image = self.checked(image)
+        image, _ = filled(self.checked(image), self.card)
         return self.scores_by(image, self.plan(*size_of(image)))
 
     def scores_by(self, image: ImageSource, plan: Plan) -> Floats:
@@ -259,7 +270,7 @@ class Network:
         """As `Segmenter.heatmap`."""
         if self.manifest is None:
             raise MisuseError(f"{self.path} is a plain ONNX without coarse scores; make an engine: build-engine")
-        image = self.checked(image)
+        image, _ = filled(self.checked(image), self.card)
         plan = self.plan(*size_of(image))
         scores = self.scores_by(image, plan)
         # Cells per padded pixel, from what came out: right for networks whose scores are full-size too.

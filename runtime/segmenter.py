@@ -9,6 +9,7 @@ import numpy as np
 from .arrays import AnyArray, Floats, Image, ImageSource, Labels, Masks
 from .model_card import ModelCard
 from .network import Network
+from .no_data import masked
 from .plan import Plan
 from .stream import Stream
 
@@ -80,59 +81,67 @@ class Segmenter:
         """
         return self.network.plan(height, width, bands, kinds)
 
-    def __call__(self, image: Image) -> Labels:
+    def __call__(self, image: Image, valid: Masks | None = None) -> Labels:
         """Labels of one image.
 
         Args:
             image: [H, W, 3] uint8 RGB, or the channels and dtype of the card; any H, W ≥ 1.
+            valid: bool [H, W], False where a pixel is no image: the network is shown its mean there, and the label is
+                `card.no_data`. So it is where the image is a numpy.ma.MaskedArray and one of a pixel's bands is masked,
+                and where a float image is NaN or infinite.
 
         Returns:
             [H, W] uint8, or uint16 for more than 256 classes.
 
         Raises:
-            MisuseError: an array that the card does not allow, or a network of `masks` or `values`.
-            DeployError: the image exceeds the memory budget, or the network fails.
+            MisuseError: an array that the card does not allow, a network of `masks` or `values`, or pixels without data
+                where every label is a class.
+            DeployError: the image exceeds the memory budget, or the network fails or gives scores that are not finite.
         """
-        return self.network.result(image, "labels")
+        return self.network.result(masked(image, valid), "labels")
 
-    def probabilities(self, image: Image) -> Floats:
+    def probabilities(self, image: Image, valid: Masks | None = None) -> Floats:
         """Of each class at each pixel: float32 [K, H, W]; [1, H, W] of a network of one score, that of class 1.
 
-        The network's scores interpolated, and then the softmax or sigmoid of them: in the network's own order.
+        The network's scores interpolated, and then the softmax or sigmoid of them: in the network's own order. NaN
+        where there is no data.
 
         Raises:
             MisuseError: as a call, or a network of `values`.
             DeployError: as a call.
         """
-        return self.network.result(image, "probabilities")
+        return self.network.result(masked(image, valid), "probabilities")
 
-    def masks(self, image: Image) -> Masks:
+    def masks(self, image: Image, valid: Masks | None = None) -> Masks:
         """Where each class of a `multilabel` network is above its threshold: bool [K, H, W].
+
+        False where there is no data.
 
         Raises:
             MisuseError: as a call, or a network of any other activation.
             DeployError: as a call.
         """
-        return self.network.result(image, "masks")
+        return self.network.result(masked(image, valid), "masks")
 
-    def values(self, image: Image) -> Floats:
+    def values(self, image: Image, valid: Masks | None = None) -> Floats:
         """The network's own output at full size: float32 [K, H, W]. A regression map (activation `none`), or logits.
 
         Where the network ends in a Softmax or Sigmoid that does not change labels, an engine gives what goes into it.
+        NaN where there is no data.
 
         Raises:
             MisuseError, DeployError: as for a call.
         """
-        return self.network.result(image, "values")
+        return self.network.result(masked(image, valid), "values")
 
-    def heatmap(self, image: Image) -> Floats:
+    def heatmap(self, image: Image, valid: Masks | None = None) -> Floats:
         """The coarse score map, cropped to the image: float32 [K, ⌈H/stride⌉, ⌈W/stride⌉].
 
         Raises:
             MisuseError: as a call, or an ONNX model, whose coarse scores are not marked; build-engine finds them.
             DeployError: as a call.
         """
-        return self.network.heatmap(image)
+        return self.network.heatmap(masked(image, valid))
 
     @overload
     def map(
@@ -162,8 +171,9 @@ class Segmenter:
         the stream measures that to be faster on this machine, and only if the backend's scores are equal then.
 
         Args:
-            images: as for a call. Read in the caller's thread, up to 32 images or 64 megapixels ahead (less where
-                memory is short). For a live source whose labels are wanted at once, call the Segmenter instead.
+            images: as for a call; a MaskedArray for pixels without data. Read in the caller's thread, up to 32 images
+                or 64 megapixels ahead (less where memory is short). For a live source whose labels are wanted at once,
+                call the Segmenter instead.
             kind: `labels`, `probabilities`, `masks` or `values`.
             return_exceptions: give the exception in place of an image's labels, and go on with the next.
 
@@ -178,8 +188,9 @@ class Segmenter:
 
         Args:
             image: an array as for a call, or anything with its `shape`, `dtype`, `ndim` and `image[top:bottom,
-                left:right]`, of which only the tile at hand is read: a numpy.memmap, a reader of files. To refine
-                labels, their pixels are read once more, in blocks of some hundred a side.
+                left:right]`, of which only the tile at hand is read: a numpy.memmap, a reader of files. Its parts may
+                be MaskedArrays, for pixels without data. To refine labels, their pixels are read once more, in blocks
+                of some hundred a side.
             start: the first row wanted, to go on where a run ended.
             kind: `labels`, `probabilities`, `masks` or `values`.
 

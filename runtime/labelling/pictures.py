@@ -1,5 +1,6 @@
 """Images that are held whole: several read, labelled and written at once, those of equal size in batches."""
 
+import math
 import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -12,7 +13,7 @@ from ..errors import DeployError
 from ..images.header import Header, read_header
 from ..images.overlay import picture_of
 from ..images.read import decode
-from ..images.write import write_labels, write_maps, write_png
+from ..images.write import no_data_tag, write_labels, write_maps, write_png
 from ..stream import CALLERS, Stream, describe_plan, overlapped, said
 from .jobs import Job, Record
 
@@ -72,7 +73,7 @@ def _label(stream: Stream, group: Sequence[Opened]) -> list[Record]:
             if kind == "labels":
                 write_labels(path, result, card)
             else:
-                write_maps(path, result, card.score_names)
+                write_maps(path, result, card.score_names, tags=[] if kind == "masks" else [no_data_tag(math.nan)])
         if job.overlay and picture:
             write_png(job.overlay, picture)
         times[index].append(time.perf_counter() - started)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -18,7 +19,7 @@ from ..files import WriteError, replacing, write_error
 from ..images.header import DEFAULT_MAX_PIXELS
 from ..images.overlay import picture_of
 from ..images.regions import Tag, open_regions
-from ..images.write import write_maps, write_png
+from ..images.write import no_data_tag, palette, write_maps, write_png
 from ..model_card import ModelCard
 from ..network import Network
 from ..plan import Plan
@@ -183,9 +184,10 @@ class _Partial:
     def write(self, height: int, width: int, card: ModelCard, tags: Sequence[Tag]) -> None:
         options: dict[str, Any] = {}
         if self.kind == "labels" and self.dtype == np.uint8:
-            colormap = np.zeros((3, 256), np.uint16)
-            colormap[:, : len(card.colors)] = np.asarray(card.colors, np.uint16).T * 257
-            options = {"photometric": "palette", "colormap": colormap}
+            options = {"photometric": "palette", "colormap": palette(card).astype(np.uint16).T * 257}
+        no_data = {"labels": card.no_data, "masks": None}.get(self.kind, math.nan)
+        if no_data is not None:
+            tags = [*tags, no_data_tag(no_data)]
         names = ("labels",) if self.kind == "labels" else card.score_names
         write_maps(self.out, self.maps(height, width), names, tiled=True, tags=tags, **options)
 
