@@ -39,7 +39,7 @@ def label_files(
             large and georeferenced TIFFs, which are read and written region by region; for videos NAME.mkv and
             NAME.overlay.mp4.
         overlay: write those pictures too.
-        probabilities: write NAME.probabilities.tif too, float32, a page for each class.
+        probabilities: write NAME.probabilities.tif too, float32, a band for each class.
         force: replace outputs that exist.
         resume: skip files whose outputs exist.
         max_pixels: refuse images with more.

@@ -18,7 +18,8 @@ from ..errors import DeployError
 from ..files import WriteError, replacing, write_error
 from ..images.header import DEFAULT_MAX_PIXELS
 from ..images.overlay import picture_of
-from ..images.regions import Tag, open_regions
+from ..images.read import Tag
+from ..images.regions import open_regions
 from ..images.write import no_data_tag, palette, write_maps, write_png
 from ..model_card import ModelCard
 from ..network import Network
@@ -89,9 +90,9 @@ def label_regions(
     Args:
         net: an open one.
         path: a TIFF or .npy.
-        out: the TIFF to write, replaced in one step: labels in the card's colours, or masks or values, a page each
+        out: the TIFF to write, replaced in one step: labels in the card's colours, or masks or values, a band each
             (see images/write.py); with the image's georeference.
-        probabilities: another, with a page for each class.
+        probabilities: another, with a band for each class.
         overlay: PNG for a picture of the whole, at most PREVIEW pixels a side.
         max_pixels: refuse an image with more.
         progress: called with the rows that are done, and all.
