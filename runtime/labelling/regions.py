@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 
 from ..errors import DeployError
 from ..files import WriteError, replacing, write_error
-from ..images.header import DEFAULT_MAX_PIXELS
+from ..images.numbers import ReadOptions
 from ..images.overlay import picture_of
-from ..images.read import Tag
+from ..images.read import COMMON, Tag
 from ..images.regions import open_regions
 from ..images.write import no_data_tag, palette, write_maps, write_png
 from ..model_card import ModelCard
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 PREVIEW = 4096  # longest side of an overlay, in pixels
 
 
-def label_by_regions(stream: Stream, jobs: Iterable[Job], max_pixels: int) -> Iterator[Record]:
+def label_by_regions(stream: Stream, jobs: Iterable[Job], options: ReadOptions) -> Iterator[Record]:
     """Label files region by region, one at a time: each takes the memory there is. A record of each, and a bar.
 
     Raises:
@@ -61,7 +61,7 @@ def label_by_regions(stream: Stream, jobs: Iterable[Job], max_pixels: int) -> It
             try:
                 plan = label_regions(
                     stream.network, job.source, job.targets[0], probabilities=job.results.get("probabilities"),
-                    overlay=job.overlay, max_pixels=max_pixels, progress=progress,
+                    overlay=job.overlay, options=options, progress=progress,
                 )  # fmt: skip
             except WriteError:
                 raise  # the next would fail too
@@ -79,7 +79,7 @@ def label_regions(
     *,
     probabilities: str | os.PathLike[str] | None = None,
     overlay: str | os.PathLike[str] | None = None,
-    max_pixels: int = DEFAULT_MAX_PIXELS,
+    options: ReadOptions = COMMON,
     progress: Callable[[int, int], None] = lambda done, rows: None,
 ) -> Plan:
     """Label an image file that need not fit into memory; write a tiled TIFF, as BigTIFF where it is large.
@@ -94,7 +94,7 @@ def label_regions(
             (see images/write.py); with the image's georeference.
         probabilities: another, with a band for each class.
         overlay: PNG for a picture of the whole, at most PREVIEW pixels a side.
-        max_pixels: refuse an image with more.
+        options: how it is read.
         progress: called with the rows that are done, and all.
 
     Returns:
@@ -106,7 +106,7 @@ def label_regions(
         KeyboardInterrupt: its text says how far the run came.
     """
     path, out = Path(path), Path(out)
-    with open_regions(path, net.card, max_pixels) as image:
+    with open_regions(path, net.card, options) as image:
         height, width = image.shape[:2]
         plan = net.plan(height, width, bands=True)
         parts = [_Partial.of(net.kind, out, net.card, width)]
@@ -114,7 +114,7 @@ def label_regions(
             parts.append(_Partial.of("probabilities", Path(probabilities), net.card, width))
         kinds = tuple(part.kind for part in parts)
         state = out.parent / f".{out.name}.partial.json"
-        identity = _identity(net, path) | {"kinds": ",".join(kinds)}
+        identity = _identity(net, path) | {"kinds": ",".join(kinds), "read": options.identity()}
         done = _rows_done(state, parts, identity)
         progress(done, height)
         try:

@@ -8,6 +8,7 @@ import pytest
 import tifffile
 from fcn_deploy.runtime.files import WriteError
 from fcn_deploy.runtime.images.header import read_header
+from fcn_deploy.runtime.images.numbers import ReadOptions
 from fcn_deploy.runtime.images.read import read_image
 from fcn_deploy.runtime.images.regions import by_regions, open_regions
 from fcn_deploy.runtime.labelling.regions import label_regions
@@ -242,7 +243,7 @@ def test_what_cannot_be_taken_is_said_before_the_work(net, tmp_path):
         label_regions(net.network, tmp_path / "lab.tif", tmp_path / "out.tif")
     tifffile.imwrite(tmp_path / "i.tif", photo(40, 40))
     with pytest.raises(DeployError, match="over the limit of 100"):
-        label_regions(net.network, tmp_path / "i.tif", tmp_path / "out.tif", max_pixels=100)
+        label_regions(net.network, tmp_path / "i.tif", tmp_path / "out.tif", options=ReadOptions(max_pixels=100))
     with pytest.raises(DeployError, match="does not exist"):
         label_regions(net.network, tmp_path / "none.tif", tmp_path / "out.tif")
     (tmp_path / "text.tif").write_text("no image")
