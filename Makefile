@@ -25,13 +25,14 @@ $(VENV)/.gpu-sim: $(VENV)/.dev tests/gpu_sim/build.py tests/gpu_sim/driver.cpp t
 demo: $(VENV)/.all
 	$(BIN)/python -m benchmarks.demo --out $(DEMO)
 
-# Two files of tests at a time; each worker takes up to 1.5 GB.
+# Two files of tests at a time; each worker takes up to 1.5 GB. PyTorch's threads of one would wait for the other's.
 JOBS ?= 2
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 test: lint $(VENV)/.gpu-sim
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+	$(PYTEST)
 
 test-fast: $(VENV)/.gpu-sim
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --fast
+	$(PYTEST) --fast
 
 lint: $(VENV)/.dev types
 	$(BIN)/ruff check .

@@ -10,7 +10,7 @@ import numpy as np
 from .arrays import Floats, Image
 from .backends.host import HostBackend
 from .backends.onnxruntime import OnnxRuntimeSession
-from .errors import DeployError
+from .errors import DeployError, MisuseError
 from .manifest import Stage, Upsampling
 from .model_card import ACTIVATED_KEY, CARD_KEY, ModelCard, assumed_card, check_card
 
@@ -52,7 +52,15 @@ class OnnxModelBackend(HostBackend):
 
     def scores(self, images: Sequence[Image]) -> Floats:
         """As `Backend` says. Raises DeployError where they are not one per pixel."""
-        scores = super().scores(images)
+        try:
+            scores = super().scores(images)
+        except MisuseError:
+            raise
+        except DeployError as error:  # sizes noted inside a file are believed, though its ends may say others
+            raise DeployError(
+                f"{error}; {self.path} may hold sizes of one image: make an engine of it with build-engine, which "
+                "frees them or names what holds them"
+            ) from error
         found, wanted = scores.shape[2:], images[0].shape[:2]
         if found != wanted:
             raise DeployError(

@@ -1,18 +1,15 @@
 """What the tests share: networks exported once a run, trained weights, the simulated GPU, and a part to run alone."""
 
 import os
-from collections import Counter
 
 import pytest
 from helpers import checkpoint_of, needs_shared, random_network
-
-CASES = 2  # of a test with many, run by --fast
 
 
 def pytest_addoption(parser):
     parser.addoption(
         "--fast", action="store_true",
-        help=f"leave out tests marked slow, and all but {CASES} cases of each other: a part of every room, in minutes",
+        help="leave out tests marked slow, and all but the first case of each other: a part of every room, in minutes",
     )  # fmt: skip
 
 
@@ -21,11 +18,11 @@ def pytest_collection_modifyitems(config, items):
         if "gpu" in item.fixturenames:
             item.add_marker("gpu_sim")
     if config.getoption("--fast"):
-        cases, kept, left = Counter(), [], []
+        seen, kept, left = set(), [], []
         for item in items:
-            cases[item.parent.nodeid, item.originalname] += 1
-            few = cases[item.parent.nodeid, item.originalname] <= CASES
-            (kept if few and not item.get_closest_marker("slow") else left).append(item)
+            test = item.parent.nodeid, item.originalname
+            (left if test in seen or item.get_closest_marker("slow") else kept).append(item)
+            seen.add(test)
         items[:] = kept
         config.hook.pytest_deselected(items=left)
 

@@ -15,7 +15,7 @@ from fcn_deploy.export.build.partition import cut_core, members_of
 from fcn_deploy.export.build.report import ONE_PER_CORE, stage_reports
 from fcn_deploy.export.build.targets import cpu, onnxruntime_gpu, tensorrt
 from fcn_deploy.export.build.targets.job import BuildJob, TargetBuilder
-from fcn_deploy.export.graph.edit import check
+from fcn_deploy.export.graph.edit import attributes, check, label
 from fcn_deploy.export.importer.import_model import ImportedModel
 from fcn_deploy.export.quantization.mixed_precision import (
     BudgetError,
@@ -52,6 +52,7 @@ def build_engine(
     """
     config = config or BuildConfig()
     core = core_of(model)
+    config = _without_what_stretches(core.model, config, say)
     float_core = optimise_offline(core.model)
     float_draft = _float_draft(core, float_core, config)
     core = replace(core, card=float_draft.manifest.card)
@@ -69,6 +70,31 @@ def build_engine(
     if config.precision_report is not None and mixed is not None:
         write_precision_report(config.precision_report, mixed.layers)
     return report
+
+
+def _without_what_stretches(core: ModelProto, config: BuildConfig, say: Say) -> BuildConfig:
+    """The config without OpenVINO where a Resize keeps the aspect ratio, which OpenVINO stretches all the same.
+
+    Raises:
+        DeployError: there is one, and ONNX Runtime is not among what may run it.
+    """
+    policies = ((node, attributes(node).get("keep_aspect_ratio_policy", "stretch")) for node in core.graph.node)
+    kept = next((node for node, policy in policies if policy != "stretch"), None)
+    if kept is None or config.on_ort:
+        return config
+    what = f"node {label(kept)} keeps the aspect ratio (keep_aspect_ratio_policy)"
+    if config.on_tensorrt:
+        raise DeployError(f"{what}, which TensorRT refuses; take it out and resize images before, or use --target cpu")
+    backends = config.tuning.backends if config.tuning is not None else ()
+    if backends == ("openvino",):
+        raise DeployError(
+            f"{what}, and OpenVINO stretches; take it out and resize images before, or use --backend onnxruntime"
+        )
+    if config.tuning is None or "openvino" not in backends:
+        return config
+    say(f"{what}: OpenVINO, which stretches, is left out")
+    kept_backends = tuple(backend for backend in backends if backend != "openvino")
+    return replace(config, tuning=replace(config.tuning, backends=kept_backends))
 
 
 def _builder(config: BuildConfig) -> TargetBuilder:

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 from fcn_deploy.export.cli.options import check_model
 from fcn_deploy.runtime.command import FAILURE, Json, Memory, log_to_stderr, print_record, run
+from fcn_deploy.runtime.extras import need
 
 
 def inspect_model(
@@ -25,9 +26,12 @@ def inspect_model(
     """Tell what a model is, what of it runs where, and whether any size really works, by running it."""
     log_to_stderr(logging.ERROR)
     check_model(model, "an .onnx model or an .engine")
-    from fcn_deploy.export.inspect import inspect_file
+    from fcn_deploy.export.inspect import inspect_file, is_engine
     from fcn_deploy.export.inspect.text import record_as_text
 
+    need("onnxruntime", "cpu")
+    if not is_engine(model):  # which a runtime alone reads
+        need("onnx", "export")
     about = inspect_file(model, target, memory)
     if json_:
         from fcn_deploy.export.cli.records import with_sizes

@@ -25,6 +25,7 @@ class FreedModel:
         model: its batch, height and width have names.
         notes: what was changed, a line each kind; none where nothing but the names of dimensions was.
         traced: (N, H, W) that its numbers were for; None where none of them was for a size.
+        batch_alone: whether none of them was for H or W, and it is the batch alone that was freed.
         size_dependent: the first node that makes scores depend on the image's size otherwise than by what is near
             them, such as a Resize with aligned corners; "": none was seen.
         multiple: what H and W must be multiples of for its padding to be what it was.
@@ -35,6 +36,7 @@ class FreedModel:
     traced: tuple[int, int, int] | None = None
     size_dependent: str = ""
     multiple: int = 1
+    batch_alone: bool = False
 
 
 def free_sizes(model: ModelProto, size: tuple[int, int] | None = None) -> FreedModel:
@@ -44,6 +46,8 @@ def free_sizes(model: ModelProto, size: tuple[int, int] | None = None) -> FreedM
         model: one image in, [N,C,H,W] or [N,H,W,C]; its first output follows the image, at its size or smaller.
             Its dimensions may be numbers, or names that promise more than the graph holds.
         size: (height, width) that the model is known to run at, if any is.
+
+    A batch of 1 that cannot be freed, in a model whose H and W are free already, stays.
 
     Raises:
         DeployError: a number cannot be told from a size, or what it stands for cannot be computed: names the node.
@@ -60,10 +64,16 @@ def free_sizes(model: ModelProto, size: tuple[int, int] | None = None) -> FreedM
     traced = find_traced_size(network, places, batch or 1, size)
     if not network.traced and batch is None:
         return FreedModel(model)
-    solution = Solver(network, places, traced).solve()
-    made, notes = _write(network, solution, places)
+    try:
+        solution = Solver(network, places, traced).solve()
+        made, notes = _write(network, solution, places)
+    except DeployError:
+        if network.traced or batch != 1:
+            raise
+        return FreedModel(model)
     multiple = math.lcm(*(taken.multiple for taken in solution.taken.values()))
-    return FreedModel(made, tuple(notes), traced, _size_dependent(network, solution), multiple)
+    dependent = _size_dependent(network, solution)
+    return FreedModel(made, tuple(notes), traced, dependent, multiple, batch_alone=not network.traced)
 
 
 def _image_axes(shape: Sequence[int | str | None]) -> tuple[int, int]:

@@ -40,8 +40,11 @@ class Interpretation:
 def map_sizes(state: State, number: int, letters: str) -> list[Size]:
     """Sizes of maps so far that were `number` when traced and change with one of `letters`, the latest first.
 
-    `letters`: such as "N H W", or "H HW" for sizes of H alone, or of both.
+    `letters`: such as "N H W", or "H HW" for sizes of H alone, or of both. Where no number is for a size, they are of
+    the batch alone.
     """
+    if not state.network.traced:
+        letters = "N" if "N" in letters.split() else ""
     found = [
         multiplied(factors)
         for name in reversed(state.shapes)
@@ -55,7 +58,7 @@ def candidates(state: State, size: Size, number: int) -> list[Size]:
     """What `number` can be where a map has `size`: a simple share of it, or the size of another map."""
     letters = changes_with(size)
     found: list[Size | None] = []
-    if letters:
+    if letters and (state.network.traced or letters == "N"):
         ratio = Fraction(number, size[0])
         if 1 in (ratio.numerator, ratio.denominator) or ratio.denominator <= 4:
             found = [scaled(size, ratio.numerator, ratio.denominator)]

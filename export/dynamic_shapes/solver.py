@@ -70,16 +70,14 @@ class Solver:
         network: to solve.
         places: the axes of H and W in its image.
         traced: (N, H, W) that it was traced with.
-        free: the letters of N, H, W that are to be free; None: all of them, or the batch alone where no number of the
-            network is for a size.
+        free: the letters of N, H, W that are to be free. Where no number of the network is for a size (its `traced`),
+            H and W change all the same, but numbers are taken for the batch alone.
     """
 
     def __init__(
-        self, network: Network, places: tuple[int, int], traced: tuple[int, int, int], free: str | None = None
+        self, network: Network, places: tuple[int, int], traced: tuple[int, int, int], free: str = LETTERS
     ) -> None:
         self.network = network
-        if free is None:
-            free = LETTERS if network.traced else "N"
         self.freeing = bool(free)
         self.image = {
             letter: size if letter in free else fixed(size[0])

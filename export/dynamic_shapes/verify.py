@@ -47,10 +47,61 @@ def free_and_verify(
         return model, [], 1
     if freed.traced is None:
         return model, [], 1
+    if freed.batch_alone:
+        return _with_free_batch(model, freed, name)
     notes = [f"{name}: size freed: {note}" for note in freed.notes]
     if not notes:
         notes = [f"{name}: its size of {_text(freed.traced[1:])} is so by name alone, and freed"]
     return freed.model, [*notes, f"{name}: {verify_freed(model, freed, name)}"], freed.multiple
+
+
+def _with_free_batch(model: ModelProto, freed: FreedModel, name: str) -> tuple[ModelProto, list[str], int]:
+    """As free_and_verify, of a model whose H and W were free; one that takes an image at a time may stay so."""
+    assert freed.traced is not None
+    batch = freed.traced[0]
+    try:
+        seen = verify_batch(model, freed, name)
+    except DeployError:
+        if batch > 1:
+            raise
+        return model, [], 1
+    notes = [f"{name}: batch freed: {note}" for note in freed.notes]
+    if not notes:
+        notes = [f"{name}: its batch of {batch} is so by name alone, and freed"]
+    return freed.model, [*notes, f"{name}: {seen}"], freed.multiple
+
+
+def verify_batch(model: ModelProto, freed: FreedModel, name: str) -> str:
+    """Compare a model of free H and W, whose batch was freed, with what it was made from; one line of what was seen.
+
+    Both take the same sizes. At several, a batch has the scores that the model gives, and that its images have alone.
+
+    Args:
+        model: that has the batch baked in.
+        freed: what free_sizes made of it, where it is `batch_alone`.
+        name: of the model, for errors.
+
+    Raises:
+        DeployError: one of these does not hold.
+    """
+    assert freed.traced is not None
+    count, channels = freed.traced[0], dims(model.graph.input[0])[1]
+    before, after, random = runner(model), runner(freed.model), np.random.default_rng(0)
+    accepted = find_accepted_sizes(_shape_at(model, name, count), name)
+    if find_accepted_sizes(_shape_at(freed.model, name), name) != accepted:
+        raise DeployError(f"{name}: with its batch freed it takes other sizes; please report the model")
+    assert isinstance(channels, int), "as _shape_at found"
+    sizes = _unseen(accepted.multiple, accepted.smallest, (0, 0))
+    for height, width in sizes:
+        images = random.standard_normal((count + 1, channels, height, width), dtype=np.float32)
+        expected, scores, alone = before(images[:count]), after(images), after(images[count:])
+        if scores[:count].shape != expected.shape or scores[count:].shape != alone.shape:
+            raise DeployError(f"{name}: with its batch freed it gives scores of another shape at {height}×{width}")
+        spread = max(float(np.ptp(expected)), 1e-12)
+        apart = max(np.abs(scores[:count] - expected).max(), np.abs(scores[count:] - alone).max())
+        if not apart <= REORDERED_SUMS * spread:
+            raise DeployError(f"{name}: with its batch freed it gives other scores, as seen at {height}×{width}")
+    return f"equal to the model with {count} image{'s' * (count > 1)} at once, at {len(sizes)} sizes"
 
 
 def verify_freed(model: ModelProto, freed: FreedModel, name: str) -> str:
@@ -201,14 +252,14 @@ def runner(model: ModelProto) -> Run:
     return scores
 
 
-def _shape_at(model: ModelProto, name: str) -> Callable[[int, int], tuple[int, ...]]:
-    """The shape of a model's scores for an image of (height, width), for find_accepted_sizes."""
+def _shape_at(model: ModelProto, name: str, count: int = 1) -> Callable[[int, int], tuple[int, ...]]:
+    """The shape of a model's scores for `count` images of (height, width), for find_accepted_sizes."""
     run, channels = session(model.SerializeToString()), dims(model.graph.input[0])[1]
     if not isinstance(channels, int):
         raise DeployError(f"{name} takes images of {channels} channels, which is no fixed number; export it again")
 
     def shape(height: int, width: int) -> tuple[int, ...]:
-        zeros = np.zeros((1, channels, height, width), np.float32)
+        zeros = np.zeros((count, channels, height, width), np.float32)
         return run_quietly(run, zeros, [model.graph.output[0].name])[0].shape
 
     return shape

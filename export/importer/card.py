@@ -14,6 +14,8 @@ from fcn_deploy.runtime.errors import MisuseError
 from fcn_deploy.runtime.model_card import ACTIVATED_KEY, ACTIVATIONS, CARD_KEY, ModelCard, assumed_card
 from onnx import ModelProto, TensorProto
 
+DROPPING = ("onnx.utils.extract_model",)  # producers that write no metadata; onnx-graphsurgeon keeps the old name
+
 
 @dataclass(frozen=True)
 class CardEvidence:
@@ -24,6 +26,7 @@ class CardEvidence:
         input_type: of its input, as the foreign model has it: a number of TensorProto.
         threshold: that it compared its scores with; None: with none.
         score_range: the least and the largest of its scores for an image of noise; None: not known.
+        producer: what wrote its file, as that says.
     """
 
     channels: int
@@ -31,6 +34,7 @@ class CardEvidence:
     input_type: int = TensorProto.FLOAT
     threshold: float | None = None
     score_range: tuple[float, float] | None = None
+    producer: str = ""
 
 
 def card_of(
@@ -72,7 +76,10 @@ def card_of(
     except (ValueError, TypeError) as error:
         raise MisuseError(f"the model card would have {error}") from error
     if guesses := _assumptions(card, said, found):
-        notes.append(f"{name} carries no model card; assuming {', '.join(guesses)}")
+        dropped = ""
+        if evidence.producer in DROPPING:
+            dropped = f"; {evidence.producer}, which wrote it, drops metadata: look at the model before it"
+        notes.append(f"{name} carries no model card; assuming {', '.join(guesses)}{dropped}")
     return card, notes
 
 

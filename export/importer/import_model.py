@@ -97,6 +97,7 @@ def _evidence(foreign: ForeignModel, change: OutputChange, sizes: AcceptedSizes)
         foreign.input_type,
         None if change.decision is None else change.decision.threshold,
         (float(foreign.result.min()), float(foreign.result.max())),
+        foreign.model.producer_name,
     )
 
 

@@ -47,7 +47,8 @@ def _round_down(edit: Rewrite, node: ir.Node) -> bool:
         min(pad + stride - 1, side - 1) for pad, stride, side in zip(end, strides, reach, strict=True)
     ]  # never less than the end's own padding, as that is less than a kernel
     own = [min(pad, side - 1) for pad, side in zip(wanted, kernel, strict=True)]
-    counted = node.op_type == "AveragePool" and node.attributes.get_int("count_include_pad", 0) and wanted != end
+    counts = bool(node.attributes.get_int("count_include_pad", 0))
+    counted = node.op_type == "AveragePool" and counts and wanted != end
     if node.op_type == "AveragePool" and own != wanted:
         return False
     if counted:

@@ -4,16 +4,8 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from fcn_deploy.export.graph.edit import (
-    Names,
-    add_constants,
-    attributes,
-    clone,
-    consumers,
-    initializers,
-    producers,
-    prune,
-)
+from fcn_deploy.export.graph.edit import Names, add_constants, attributes, clone, initializers, prune
+from fcn_deploy.export.graph.index import GraphIndex
 from fcn_deploy.export.quantization.round_weights import NO_LIMIT, depthwise, round_weights
 from onnx import ModelProto, NodeProto, TensorProto, helper
 
@@ -60,23 +52,24 @@ def convolutions(model: ModelProto) -> list[NodeProto]:
     return [node for node in model.graph.node if node.op_type == "Conv" and node.input[1] in known]
 
 
-def result_of(model: ModelProto, node: NodeProto) -> str:
+def result_of(graph: GraphIndex, node: NodeProto) -> str:
     """The tensor a convolution gives once its activation is applied, which targets fuse with it."""
-    outputs = {value.name for value in model.graph.output}
-    readers = [other for other in model.graph.node if node.output[0] in other.input]
-    if len(readers) == 1 and readers[0].op_type in FUSED_ACTIVATIONS and node.output[0] not in outputs:
+    readers = graph.consumers(node.output[0])
+    is_output = any(value.name == node.output[0] for value in graph.model.graph.output)
+    if len(readers) == 1 and readers[0].op_type in FUSED_ACTIVATIONS and not is_output:
         return readers[0].output[0]
     return node.output[0]
 
 
 def measured_tensors(model: ModelProto) -> list[str]:
     """The tensors whose ranges any scheme may need: what convolutions read and give, and sums."""
+    graph, constants = GraphIndex(model), {tensor.name for tensor in model.graph.initializer}
     names: dict[str, None] = {}
     for node in convolutions(model):
         names[node.input[0]] = None
-        names[result_of(model, node)] = None
+        names[result_of(graph, node)] = None
     for node in model.graph.node:
-        if node.op_type == "Add" and not any(name in initializers(model) for name in node.input):
+        if node.op_type == "Add" and not constants & set(node.input):
             names.update(dict.fromkeys([*node.input, node.output[0]]))
     return list(names)
 
@@ -154,11 +147,11 @@ class _Quantizer:
 
     def _wanted(self, quantised: Collection[NodeProto], sums: Collection[NodeProto]) -> dict[str, None]:
         """The activations that get Q/DQ, in order."""
-        wanted: dict[str, None] = {}
+        graph, wanted = GraphIndex(self.model), dict[str, None]()
         for node in quantised:
             wanted[node.input[0]] = None
             if self.scheme.outputs:
-                wanted[result_of(self.model, node)] = None
+                wanted[result_of(graph, node)] = None
         for node in sums:
             # On CPUs a sum runs as integers where both its inputs come as integers already. TensorRT fuses a
             # convolution with the sum after it where the other branch is quantised, as it is where it feeds a
@@ -242,11 +235,11 @@ def _sum_integers(model: ModelProto) -> None:
     It runs in floats, whose sums depend on how many pixels there are: tiles would differ from the whole image in the
     last bits. Sums of integers below 2²⁴ are exact in any order; the scale is multiplied in afterwards.
     """
-    made, known, names, nodes = producers(model), initializers(model), Names(model), []
+    graph, known, names, nodes = GraphIndex(model), initializers(model), Names(model), []
     for node in model.graph.node:
-        dequantised = _dequantised_inputs(node, made) if node.op_type == "Conv" else None
+        dequantised = _dequantised_inputs(node, graph) if node.op_type == "Conv" else None
         if dequantised is None or any(
-            reader.op_type == "QuantizeLinear" for reader in consumers(model, result_of(model, node))
+            reader.op_type == "QuantizeLinear" for reader in graph.consumers(result_of(graph, node))
         ):
             nodes.append(clone(node))
             continue
@@ -256,10 +249,11 @@ def _sum_integers(model: ModelProto) -> None:
     prune(model)
 
 
-def _dequantised_inputs(node: NodeProto, made: Mapping[str, NodeProto]) -> list[NodeProto] | None:
+def _dequantised_inputs(node: NodeProto, graph: GraphIndex) -> list[NodeProto] | None:
     """The nodes that give what a node reads; None unless all are DequantizeLinear."""
-    sources = [made[name] for name in node.input if name in made and made[name].op_type == "DequantizeLinear"]
-    return sources if len(sources) == len(node.input) else None
+    sources = [graph.producer(name) for name in node.input]
+    dequantised = [source for source in sources if source is not None and source.op_type == "DequantizeLinear"]
+    return dequantised if len(dequantised) == len(node.input) else None
 
 
 def _on_integers(

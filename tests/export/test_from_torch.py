@@ -258,6 +258,7 @@ def factories(tmp_path):
     return tmp_path
 
 
+@pytest.mark.slow
 def test_a_factory_from_the_command_line(factories):
     options = ("--classes", "no,yes", "--input-mean", "1,2,3", "--input-std", "4,5,6")
     done = command("export-onnx", "my_networks:net", "-o", "m.onnx", *options, cwd=factories)
@@ -332,6 +333,7 @@ def test_misuse_and_failures_are_one_line(factories, exports):
     assert not list(factories.glob("*.onnx"))
 
 
+@pytest.mark.slow
 def test_misused_class_names_leave_nothing_behind(factories):
     done = command("export-onnx", "my_networks:net", "-o", "m.onnx", "--classes", "a,b,c", ok=2, cwd=factories)
     assert "3 classes are named" in one_error(done)

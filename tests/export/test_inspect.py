@@ -15,7 +15,7 @@ from fcn_deploy.export.inspect import onnx_model as inspected
 from fcn_deploy.export.inspect.record import TRIED_SIZES
 from fcn_deploy.export.inspect.text import record_as_text
 from fcn_deploy.runtime.sizes import parse_sizes
-from helpers import command, needs, one_error, onnx_model
+from helpers import command, finished, needs, one_error, onnx_model
 from onnx import TensorProto, helper
 
 from fcn_deploy import DeployError, MisuseError
@@ -80,6 +80,12 @@ assert "stage-1.onnx" in record_as_text(record)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_an_onnx_without_the_onnx_package_is_one_line(exports):
+    code = "import sys; sys.modules['onnx'] = None; from fcn_deploy.export.cli.inspect_model import main; main()"
+    done = finished([sys.executable, "-c", code, exports / "narrow.onnx"], ok=1)
+    assert "onnx is not installed; run: pip install 'fcn-deploy[export]'" in one_error(done)
 
 
 def test_a_foreign_model_has_what_is_assumed_of_it_said(tmp_path):

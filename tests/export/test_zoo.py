@@ -158,7 +158,7 @@ def test_an_engine_gives_pytorchs_labels_at_40_unseen_sizes(exported, tmp_path, 
     build_engine(source, tmp_path / "e.engine", BuildConfig(latency_sizes=[(32, 32)]))
     run, undecided, pixels, seen = reference(name, found.card), 0, 0, set()
     with Segmenter(tmp_path / "e.engine", threads=1) as net, torch.inference_mode():
-        assert net.card.activation == kind.activation[1] and net.network.manifest.head.mode == kind.head
+        assert net.card.activation == kind.activation[1] and net.network.manifest.upsampling.mode == kind.head
         assert all(stage.halo is not None for stage in net.network.manifest.stages) == kind.tiles
         for index, (height, width) in enumerate(unseen_sizes()):
             image = natural_noise(height, width, net.card, seed=100 + index)
@@ -195,6 +195,7 @@ def test_a_plan_is_built_or_refused_by_the_name_of_the_node(exported, name):
         assert build_plan(core.model, options, default_profiles(core.card)).plan
 
 
+@pytest.mark.slow
 def test_the_exporter_that_takes_a_network_is_found_and_the_other_ones_reason_said(tmp_path):
     notes = []
     from_torch.export_module(network("rms-norm"), None, tmp_path / "m.onnx", name="rms-norm", note=notes.append)

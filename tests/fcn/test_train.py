@@ -146,6 +146,7 @@ def test_a_run_killed_midway_resumes_to_the_same_result(tmp_path, recipe):
         assert load_checkpoint(tmp_path / "cut.safetensors").training["recipe"]["hardest"] == 0.5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("writer", ["save_checkpoint", "save_state", "write_log"])
 def test_a_run_killed_while_it_writes_loses_nothing(tmp_path, monkeypatch, writer):
     recipe = Recipe(epochs=3, batch=4, crop=(32, 32), ema=0.5, rate=1e-3)

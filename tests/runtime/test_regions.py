@@ -11,7 +11,7 @@ from fcn_deploy.runtime.images.header import read_header
 from fcn_deploy.runtime.images.numbers import ReadOptions
 from fcn_deploy.runtime.images.read import read_image
 from fcn_deploy.runtime.images.regions import by_regions, open_regions
-from fcn_deploy.runtime.labelling.regions import label_regions
+from fcn_deploy.runtime.labelling.regions import _Partial, label_regions
 from helpers import photo
 from PIL import Image
 
@@ -150,7 +150,22 @@ def test_labels_are_the_whole_images_and_keep_its_georeference(exports, net, lar
         for code in (33550, 33922, 34735, 34737):
             assert page.tags[code].value == given.pages.first.tags[code].value
         assert tuple(page.colormap[:, 1] // 257) == net.card.colors[1]
+        assert page.tags[42113].value == "255" and page.nodata == 255  # else merging takes class 0 for a hole
     assert left(tmp_path) == ["large.tif", "out.png", "out.tif"]
+
+
+@pytest.mark.parametrize("classes, nodata", [(255, "255"), (256, None), (257, "65535")])
+def test_no_class_is_said_to_be_no_data(tmp_path, classes, nodata):
+    card = ModelCard(tuple(map(str, range(classes))))
+    part = _Partial.of("labels", tmp_path / "out.tif", card, 4)
+    part.path.write_bytes(np.zeros((3, 4), card.label_dtype).tobytes())
+    part.write(3, 4, card, [(34735, "H", 4, (1, 1, 0, 0))])
+    with tifffile.TiffFile(part.out) as file:
+        tag = file.pages.first.tags.get(42113)
+        assert (tag and tag.value) == nodata
+    part.write(3, 4, card, [])  # not of the earth: nothing merges it
+    with tifffile.TiffFile(part.out) as file:
+        assert 42113 not in file.pages.first.tags
 
 
 def test_npy_arrays_are_labelled_by_regions_too(net, tmp_path):

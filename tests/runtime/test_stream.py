@@ -188,6 +188,7 @@ class _shared:  # noqa: N801
         pass
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pays", [True, False, None])
 @pytest.mark.parametrize("precision", ["float32", "int8"])
 def test_batched_or_not_the_labels_and_scores_are_equal(exports, int8_engine, precision, pays):

@@ -49,7 +49,7 @@ def interpret(node: NodeProto, state: State) -> list[Interpretation] | None:
             found.append(Interpretation(shapes, cost))
             continue
         text = ", ".join(describe(size, state.image) for size in axis_sizes(after))
-        description = f"to [{text}] instead of {as_it_stands}"
+        description = f"to [{text}]" + f" instead of {as_it_stands}" * state.network.traced
         found.append(Interpretation(shapes, cost, _rewrite(node, shape, after), description))
     if not found:
         raise ConflictError(node, f"it makes {as_it_stands} of {traced}, which is no regrouping of its axes")

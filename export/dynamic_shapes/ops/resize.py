@@ -70,9 +70,12 @@ def interpret(node: NodeProto, state: State) -> list[Interpretation] | None:
             said = "to the size it names, at any size of the image"
             found.append(Interpretation(shapes, cost, description=said))
             continue
-        said = f"{_in_words(node, state, before, after, target)} instead of "
-        said += " by ".join(str(size[0]) for size in target.sizes[-2:])
-        found.append(Interpretation(shapes, cost, _rewrite(node, before, after, target), said))
+        traced = state.network.traced
+        said = "to any batch"
+        if traced:
+            said = f"{_in_words(node, state, before, after, target)} instead of "
+            said += " by ".join(str(size[0]) for size in target.sizes[-2:])
+        found.append(Interpretation(shapes, cost, _rewrite(node, before, after, target, traced), said))
     return found
 
 
@@ -133,11 +136,12 @@ def _in_words(node: NodeProto, state: State, before: Sequence[Size], after: Sequ
     return "to " + " by ".join(str(factors[place]) for place in target.axes[-2:]) + " times its input's size"
 
 
-def _rewrite(node: NodeProto, before: Sequence[Size], after: Sequence[Size], target: _Target) -> Rewrite:
+def _rewrite(node: NodeProto, before: Sequence[Size], after: Sequence[Size], target: _Target, traced: bool) -> Rewrite:
     unpool = node.op_type == "MaxUnpool"
 
     def rewrite(writer: ShapeWriter) -> list[NodeProto]:
-        factors = None if unpool else _whole_factors(before, after)
+        # Sizes that the network computes are right at odd sizes too.
+        factors = None if unpool or not traced else _whole_factors(before, after)
         if factors is not None:
             scales = writer.constant("scales", np.array(factors, np.float32))
             return [writer.replaced(node, {1: writer.nothing(), 2: scales}, drop=("axes",), count=3)]

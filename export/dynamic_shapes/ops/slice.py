@@ -14,6 +14,7 @@ from fcn_deploy.export.dynamic_shapes.sizes import (
     added,
     axis_of,
     axis_sizes,
+    changes_with,
     describe,
     fixed,
     is_fixed,
@@ -90,6 +91,9 @@ def _clipped(number: int, side: int) -> int:
 
 def _spans(state: State, size: Size, start: int, end: int) -> Iterator[_Span]:
     """What a Slice's numbers can stand for along an axis that changes with the image."""
+    if not state.network.traced and changes_with(size) != "N":
+        yield _Span(fixed(start), fixed(end), 0)
+        return
     starts: list[Size] = [fixed(start)]
     if start > 0:
         starts += [other for other in candidates(state, size, start) if other != fixed(start)]

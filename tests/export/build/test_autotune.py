@@ -243,6 +243,7 @@ def test_build_engine_measures_what_is_installed(exports, tmp_path):
     assert "measured side by side" in text and "chosen" in text and "openvino" in text
 
 
+@pytest.mark.slow
 def test_fastest_keeps_float32_where_int8_is_slower(exports, tmp_path, photos, monkeypatch):
     """INT8 is made slow through the clock's seam; everything else is real."""
 

@@ -195,6 +195,7 @@ def simple(
     return path
 
 
+@pytest.mark.slow
 def test_an_onnx_without_a_card_is_built_with_a_stated_default(tmp_path):
     done = command("build-engine", simple(tmp_path / "m.onnx"), "-o", tmp_path / "m.engine")
     assert "no model card; assuming 3-channel uint8 images (RGB), mean [123.67" in done.stderr

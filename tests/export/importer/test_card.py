@@ -4,12 +4,14 @@ import json
 
 import numpy as np
 import onnx
+import onnx.utils
 import pytest
 from fcn_deploy.export.importer.import_model import import_model
 from fcn_deploy.export.importer.options import ImportOptions, read_card_file
 from foreign_onnx import (
     MEAN,
     ONE,
+    PLAIN,
     SCORES,
     TO_SIZE,
     check,
@@ -148,3 +150,12 @@ def test_the_command_line_says_it_all(tmp_path):
     ):
         done = command("build-engine", tmp_path / "m.onnx", *words, "-o", tmp_path / "x.engine", ok=2)
         assert said in one_error(done) and not (tmp_path / "x.engine").exists()
+
+
+def test_a_tool_that_drops_metadata_is_named_where_mean_and_std_are_assumed(tmp_path):
+    before, after = tmp_path / "before.onnx", tmp_path / "after.onnx"
+    onnx.save(made(PLAIN, unshaped=False), before)
+    onnx.utils.extract_model(before, after, ["p"], ["y"])
+    said = "onnx.utils.extract_model, which wrote it, drops metadata"
+    assert any(said in note and "assuming" in note for note in import_model(after).notes)
+    assert not any("drops metadata" in note for note in import_model(before).notes)

@@ -3,10 +3,14 @@
 import numpy as np
 import onnx
 import pytest
+from fcn_deploy.export.build.config import BuildConfig, TuningOptions
+from fcn_deploy.export.build.engine import build_engine
 from fcn_deploy.export.importer.import_model import import_model
-from foreign_onnx import PLAIN, RANDOM, SCORES, SIZES, TO_SIZE, check, made, planes, ran, refused, weight
+from foreign_onnx import PLAIN, RANDOM, SCORES, SIZES, TO_SIZE, best, check, made, planes, ran, refused, weight
 from helpers import needs, photo
 from onnx import helper, parser
+
+from fcn_deploy import DeployError, Segmenter
 
 
 def old(text, opset, ir, weights=None, **kinds):
@@ -167,3 +171,35 @@ def test_windows_that_runtimes_place_differently_give_the_labels_of_onnx(tmp_pat
     model = made(text, weights={"k3": weight(4, 6, 3, 3), "up": weight(6, 6, 4, 4)})
     sizes = [(47, 65), (48, 66), (49, 64), (16, 23)]
     check(tmp_path, model, sizes=sizes, backend=backend)
+
+
+LETTERBOX = (
+    """  q = Resize<mode="linear", axes=[2,3], keep_aspect_ratio_policy="not_larger">(p, , , box)
+  a = Conv<pads=[1,1,1,1]>(q, w1)
+  s = Conv(a, w3, b3)
+"""
+    + TO_SIZE
+    + "y = Identity(f)"
+)
+
+
+def test_a_resize_that_keeps_the_aspect_ratio_is_left_to_onnx_runtime(tmp_path):
+    """OpenVINO stretches it without a word."""
+    model = made(LETTERBOX, weights={"box": np.array([64, 64])})
+    onnx.save(model, tmp_path / "m.onnx")
+    said = []
+    tuning = TuningOptions(("openvino", "onnxruntime"), seconds=0.5)
+    source = import_model(tmp_path / "m.onnx")
+    build_engine(source, tmp_path / "m.engine", BuildConfig(tuning=tuning, latency_sizes=[(16, 16)]), said.append)
+    assert any("node q (Resize) keeps the aspect ratio" in line and "left out" in line for line in said)
+    image = photo(48, 96)
+    with Segmenter(tmp_path / "m.engine") as net:
+        assert net.network.manifest.backend == "onnxruntime"
+        assert (net(image) == best(ran(model, {"p": planes(image)})[0])).mean() > 0.999
+    for config, why in (
+        (BuildConfig(tuning=TuningOptions(("openvino",))), "OpenVINO stretches.*--backend onnxruntime"),
+        (BuildConfig(target="sm89"), "TensorRT refuses.*--target cpu"),
+    ):
+        with pytest.raises(DeployError, match=rf"node q \(Resize\) keeps the aspect ratio.*{why}"):
+            build_engine(source, tmp_path / "n.engine", config)
+        assert not (tmp_path / "n.engine").exists()

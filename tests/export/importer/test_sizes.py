@@ -3,12 +3,14 @@
 import numpy as np
 import onnx
 import pytest
+from fcn_deploy.export.build.config import BuildConfig
+from fcn_deploy.export.build.engine import build_engine
 from fcn_deploy.export.importer.import_model import import_model
 from foreign_onnx import PLAIN, RANDOM, SCORES, SIZES, TO_SIZE, best, check, fixed, made, planes, ran, refused, weight
 from helpers import photo
 from onnx import TensorProto
 
-from fcn_deploy import Segmenter
+from fcn_deploy import DeployError, Segmenter
 
 FIXED = {
     "by name alone": (PLAIN, best, (1, 3, 64, 96), {}),
@@ -64,6 +66,59 @@ def test_a_batch_of_one_that_is_baked_in_is_said(tmp_path):
     model = made(text, weights={"one4": np.array([1, 4])})
     source, *_ = check(tmp_path, model)
     assert "takes one image at a time" in source.notes[0]
+
+
+POOLED = """
+  a = Conv<pads=[1,1,1,1]>(p, w1)
+  b = MaxPool<kernel_shape=[K,K], strides=[S,S], pads=[1,1,1,1], ceil_mode=C>(a)
+  s = Conv<pads=[1,1,1,1]>(b, k3)
+  shp = Shape(p)
+  hw = Slice(shp, i2, i4)
+  sizes = Concat<axis=0>(nk, hw)
+"""
+TO_IMAGE = 'f = Resize<mode="linear">(s, , , sizes)\n'
+ENDS = {
+    "a Resize": TO_IMAGE + "y = Identity(f)",
+    "a Reshape": TO_IMAGE + "y = Reshape(f, sizes)",
+    "an Expand": TO_IMAGE + "e = Expand(half, sizes)\n y = Mul(f, e)",
+}
+
+
+@pytest.mark.parametrize("end", ENDS)
+@pytest.mark.parametrize("window", [(3, 3, 0), (3, 2, 0), (2, 2, 1)], ids=str)
+def test_a_batch_of_one_beside_free_sizes_is_freed_alone(tmp_path, window, end):
+    kernel, stride, ceil = window
+    text = (POOLED + ENDS[end]).replace("K,K", f"{kernel},{kernel}").replace("S,S", f"{stride},{stride}")
+    weights = {"nk": np.array([1, 4]), "k3": weight(4, 6, 3, 3)}
+    model = made(text.replace("=C", f"={ceil}"), "float[1,3,H,W] p", weights=weights)
+    source, report, *_ = check(tmp_path, model)
+    assert report.size_multiple == 1 and "equal to the model with 1 image at once" in source.notes[-2]
+    assert not any("704" in note for note in source.notes)
+    images = RANDOM.normal(size=(3, 3, 1009, 37)).astype(np.float32)
+    alone = np.concatenate([ran(model, {"p": image[None]})[0] for image in images])
+    together = ran(source.model, {"p": images})[0]
+    assert together.shape == alone.shape
+    np.testing.assert_allclose(together, alone, atol=1e-5)
+
+
+def test_a_number_beside_free_sizes_stays_what_it_is(tmp_path):
+    """A crop to 1000 is one, though at the size that is tried it takes all; the batch stays as it is then."""
+    text = (POOLED + TO_IMAGE + "y = Slice(f, at0, at1000, a23)").replace("K,K", "3,3").replace("S,S", "3,3")
+    weights = {"nk": np.array([1, 4]), "k3": weight(4, 6, 3, 3), "at0": np.zeros(2, int), "at1000": np.full(2, 1000)}
+    model = made(text.replace("=C", "=0"), "float[1,3,H,W] p", weights=weights)
+    source, *_ = check(tmp_path, model)
+    image = RANDOM.normal(size=(1, 3, 1009, 37)).astype(np.float32)
+    assert np.array_equal(ran(source.model, {"p": image})[0], ran(model, {"p": image})[0])
+
+
+def test_a_batch_of_two_beside_free_sizes_is_freed(tmp_path):
+    text = (POOLED + TO_IMAGE + "y = Identity(f)").replace("K,K", "3,3").replace("S,S", "3,3").replace("=C", "=0")
+    model = made(text, "float[2,3,H,W] p", weights={"nk": np.array([2, 4]), "k3": weight(4, 6, 3, 3)})
+    onnx.save(model, tmp_path / "m.onnx")
+    source = import_model(tmp_path / "m.onnx")
+    images = RANDOM.normal(size=(2, 3, 40, 37)).astype(np.float32)
+    expected = ran(model, {"p": images})[0]
+    np.testing.assert_allclose(ran(source.model, {"p": images[1:]})[0], expected[1:], atol=1e-5)
 
 
 def test_a_model_that_pads_and_crops_by_itself_is_tiled_exactly(tmp_path):
@@ -122,3 +177,43 @@ def test_multiples_that_no_usual_size_is_of(tmp_path, multiple):
     weights = {"wk": weight(2, 3, multiple, multiple), "wt": weight(2, 4, multiple, multiple)}
     onnx.save(made(text, weights=weights), tmp_path / "m.onnx")
     assert import_model(tmp_path / "m.onnx").sizes.multiple == multiple
+
+
+def stale(text, weights):
+    """A model whose ends say free sizes, and whose tensors inside are noted with those of 64×64 images."""
+    model = made(text, "float[1,3,64,64] p", weights=weights)
+    model = onnx.shape_inference.infer_shapes(model)
+    assert any(dim.dim_value == 32 for value in model.graph.value_info for dim in value.type.tensor_type.shape.dim)
+    for axis, letter in ((2, "H"), (3, "W")):
+        model.graph.input[0].type.tensor_type.shape.dim[axis].dim_param = letter
+    return model
+
+
+STALE = """
+  fine = Conv<strides=[2,2], pads=[1,1,1,1]>(p, w1)
+  coarse = MaxPool<kernel_shape=[2,2], strides=[2,2]>(fine)
+  size = Shape(fine)
+  up = Resize<mode="linear">(coarse, , , size)
+  b = JOINED
+  s = Conv(b, w3, b3)
+  y = Resize<mode="linear">(s, , x2)
+"""
+
+
+@pytest.mark.parametrize("joined", ["Identity(up)", "Add(up, fine)"])
+def test_sizes_noted_inside_a_model_of_free_sizes_are_dropped(tmp_path, joined):
+    model = stale(STALE.replace("JOINED", joined), {})
+    fresh = onnx.ModelProto()
+    fresh.CopyFrom(model)
+    del fresh.graph.value_info[:]
+    onnx.save(model, tmp_path / "plain.onnx")
+    image = photo(64, 96)
+    with Segmenter(tmp_path / "plain.onnx") as net, pytest.raises(DeployError, match="build-engine") as refused:
+        net(image)
+    assert "\n" not in str(refused.value)
+    source, *_ = check(tmp_path, fresh, sizes=[(64, 96), (32, 48)])
+    assert not source.model.graph.value_info
+    onnx.save(model, tmp_path / "m.onnx")
+    build_engine(import_model(tmp_path / "m.onnx"), tmp_path / "m.engine", BuildConfig(latency_sizes=[(16, 16)]))
+    with Segmenter(tmp_path / "m.engine") as net:
+        assert (net(image) == best(ran(fresh, {"p": planes(image)})[0])).mean() > 0.999

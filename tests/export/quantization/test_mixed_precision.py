@@ -120,6 +120,7 @@ def test_a_broken_candidate_counts_as_all_lost():
     assert gate.drop(float("nan")) == 100
 
 
+@pytest.mark.slow
 def test_an_int8_engine_for_the_cpu(exports, photos, tmp_path):
     calib = photos / "images"
     done = command("build-engine", exports / "narrow.onnx", "--int8", "--calib", calib, "--max-drop", "60", "-o",
@@ -318,6 +319,7 @@ def test_ranges_of_another_sample_are_not_judged_on_what_they_saw(exports, photo
     assert not build_engine(source, tmp_path / "a.engine", BuildConfig(quantization=options)).accuracy["judged_unseen"]
 
 
+@pytest.mark.slow
 def test_the_ranking_is_kept_where_the_budget_cannot_be_held(exports, photos, tmp_path):
     words = ["--int8", "--calib", photos / "images", "--max-drop", "0", "--precision-report", tmp_path / "l.csv"]
     done = command("build-engine", exports / "narrow.onnx", *words, "-o", tmp_path / "m.engine", ok=1)
