@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import DeployError, MisuseError
+from .deep import bits_of
 from .pillow import check_pixels, open_pillow
 from .tiff import is_tiff, lay_out
 
@@ -37,6 +38,7 @@ class Header:
         pages: images in the file, without overviews, thumbnails and masks; the first is read.
         mode: Pillow's, where Pillow decodes the file; None for .npy and TIFF.
         georeferenced: whether it is a GeoTIFF.
+        bits: of a sample, where Pillow decodes 8 of more; 0: as Pillow or tifffile decode them.
     """
 
     path: Path
@@ -47,6 +49,7 @@ class Header:
     pages: int = 1
     mode: str | None = None
     georeferenced: bool = False
+    bits: int = 0
 
     @property
     def pixels(self) -> int:
@@ -119,14 +122,16 @@ def _npy(path: Path) -> Header:
 def _picture(picture: "Pictures.Image", path: Path) -> Header:
     from PIL import ImageMode
 
+    bits = bits_of(path, picture)
     return Header(
         path,
         picture.format or "",
         _upright_size(picture, path),
         len(picture.getbands()),
-        np.dtype(ImageMode.getmode(picture.mode).typestr),
+        np.dtype(np.uint16 if bits else ImageMode.getmode(picture.mode).typestr),
         getattr(picture, "n_frames", 1),
         picture.mode,
+        bits=bits,
     )
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import DeployError, MisuseError
+from .find import package_for
 
 if TYPE_CHECKING:
     from PIL import Image as Pictures
@@ -40,7 +41,9 @@ def open_pillow(path: Path, max_pixels: int) -> Iterator["Pictures.Image"]:
         try:
             picture = Image.open(path, formats=FORMATS)
         except UnidentifiedImageError as error:
-            raise DeployError(f"{path} is not an image of a known format; remove or convert it") from error
+            package = package_for(path)
+            remedy = f"convert it ({package} reads it)" if package else "remove or convert it"
+            raise DeployError(f"{path} is not an image of a known format; {remedy}") from error
         finally:
             Image.MAX_IMAGE_PIXELS = limit
     with picture:

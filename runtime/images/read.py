@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from ..errors import MisuseError
 from ..model_card import ModelCard
 from ..no_data import filled, masked
+from .deep import read_deep
 from .header import DEFAULT_MAX_PIXELS, Header, open_npy, read_header, reading
 from .numbers import (
     GRIDS,
@@ -34,7 +35,7 @@ from .numbers import (
     windows,
 )
 from .pillow import open_pillow
-from .tiff import Read, lay_out, mask_reader, reader, tagged_no_data
+from .tiff import ORIENTATION, Read, lay_out, mask_reader, reader, tagged_no_data, turned
 
 if TYPE_CHECKING:
     from PIL import Image as Pictures
@@ -252,13 +253,18 @@ def _picture(header: Header, card: ModelCard) -> StoredImage:
     """By Pillow: grey, RGB, or what it cannot turn into them soundly."""
     from PIL import ImageOps
 
+    bits = header.bits if card.dtype != "uint8" else 0  # for it, Pillow drops the low bits
     with open_pillow(header.path, header.pixels) as picture:
-        picture.load()
-        array = _samples(ImageOps.exif_transpose(picture), card)
+        if bits:
+            array = turned(read_deep(header.path, header.format), picture.getexif().get(ORIENTATION, 1))
+        else:
+            picture.load()
+            array = _samples(ImageOps.exif_transpose(picture), card)
     array = array[:, :, None] if array.ndim == 2 else array
     colours = {1: "grey", 3: "RGB", 4: "RGB"}.get(array.shape[2], "grey")
     alpha = array.shape[2] - 1 if array.shape[2] in (2, 4) else None
-    return StoredImage(header.path, header.size, _parts(array), 1 if array.dtype == bool else 0, colours, alpha)
+    bits = 1 if array.dtype == bool else bits
+    return StoredImage(header.path, header.size, _parts(array), bits, colours, alpha)
 
 
 def _samples(picture: "Pictures.Image", card: ModelCard) -> NDArray[Any]:

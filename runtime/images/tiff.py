@@ -18,6 +18,7 @@ log = logging.getLogger(__name__)
 Read = Callable[[int, int, int, int], NDArray[Any]]  # top, bottom, left, right → [h, w, bands]
 SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 JPEG = (6, 7)  # compressions whose YCbCr is decoded to RGB
+ORIENTATION = 274  # the tag, of TIFF and EXIF
 COLOURS = {  # of a photometric interpretation, once it is read
     "MINISBLACK": "grey", "MINISWHITE": "grey", "RGB": "RGB", "PALETTE": "RGB", "YCBCR": "RGB", "SEPARATED": "CMYK",
 }  # fmt: skip
@@ -97,9 +98,9 @@ def lay_out(file: Any, path: Path, channels: int | None = None) -> TiffLayout:
         images = max(images, _images(file, series))
     count = sides[across] if across else key.samplesperpixel if run is None or inner else 1
     high, wide = shape[axes.index("Y")], shape[axes.index("X")]
-    turned = key.tags.valueof(274, 1)
+    orientation = key.tags.valueof(ORIENTATION, 1)
     return TiffLayout(
-        (high, wide), *_samples(key, count, bool(across), path), turned if turned in TURNS else 1, images,
+        (high, wide), *_samples(key, count, bool(across), path), orientation if orientation in TURNS else 1, images,
         tuple(pages), key, run,
     )  # fmt: skip
 
@@ -170,6 +171,13 @@ def _images(file: Any, series: Any) -> int:
     return 1 + sum(len(s.pages) for s in others) if others else 1
 
 
+def turned(pixels: NDArray[Any], orientation: int) -> NDArray[Any]:
+    """[H, W, …] turned upright."""
+    rows, columns, exchanged = TURNS.get(orientation, (False, False, False))
+    pixels = pixels[:: -1 if rows else 1, :: -1 if columns else 1]
+    return pixels.swapaxes(0, 1) if exchanged else pixels
+
+
 def reader(layout: TiffLayout, path: Path) -> Read:
     """What reads parts of the image, upright: [h, w, bands] of the layout's dtype, inverted grey turned round."""
     stored = _stored(layout, path)
@@ -185,8 +193,7 @@ def reader(layout: TiffLayout, path: Path) -> Read:
             top, bottom = height - bottom, height - top
         if columns:
             left, right = width - right, width - left
-        pixels = stored(top, bottom, left, right)[:: -1 if rows else 1, :: -1 if columns else 1]
-        return pixels.swapaxes(0, 1) if exchanged else pixels
+        return turned(stored(top, bottom, left, right), layout.turned)
 
     return read
 

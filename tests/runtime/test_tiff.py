@@ -137,6 +137,7 @@ def test_overviews_thumbnails_and_masks_are_no_pages(tmp_path, caplog):
 
 EXACT = {
     "uint16": ("uint8", "bool", ">u2"),
+    "int16": ("uint8", "int8", ">i2"),
     "float32": ("uint8", "uint16", "int8", "int16", "float16", "bool", ">u2", ">i2", ">f2", ">f4"),
 }  # fmt: skip
 
