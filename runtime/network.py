@@ -22,6 +22,7 @@ from .prepare import check_image, check_source
 from .refine import REACH, refined_labels, refusal
 from .tiles import Band, ready_windows, score_bands
 from .upsampling import KINDS, ScoreWindow, new_result, result_bytes, result_from_scores
+from .value_range import InRange, Range, parse_range
 
 DEFAULT_MEMORY_SHARE = 0.8  # of the memory that is free when an image arrives
 BANDS_MEMORY = 2_000_000_000  # bytes; more makes `bands` no faster, and an image that is read by regions whole
@@ -67,6 +68,7 @@ class Network:
         stages: the core, in order.
         memory: bytes one image may take on the CPU; None: 80 % of what is free.
         refine: whether borders of labels follow those of the image.
+        input_range: which numbers of images are the network's 0 and 1; None: they are the network's own.
         batch_costs: padded size → what batches of it were measured to cost.
     """
 
@@ -77,6 +79,7 @@ class Network:
         threads: int | None = None,
         memory: int | None = None,
         refine: bool = False,
+        input_range: Range | str | None = None,
     ) -> None:
         gpu_index = _gpu_index(device)
         if threads is not None and threads < 1:
@@ -85,6 +88,7 @@ class Network:
             raise MisuseError(f"memory is {memory} bytes; it must be above 0, or None for what is free")
         self.path = path = Path(model)
         self.memory, self.refine = memory, refine
+        self.input_range = None if input_range is None else parse_range(input_range)
         self.batch_costs: dict[tuple[int, int], BatchCost] = {}
         self._kept = 0  # bytes
         if not path.is_file():
@@ -175,8 +179,13 @@ class Network:
         return self.run(image, self.plan(*size_of(image), kinds=kinds), kinds)[0]
 
     def checked(self, image: object) -> Image:
-        """An image as [H, W, C]. Raises MisuseError where the card does not allow it, or the network is closed."""
+        """An image as [H, W, C], in the card's numbers.
+
+        Raises MisuseError where the card does not allow it, or the network is closed.
+        """
         _ = self.backend
+        if self.input_range is not None and isinstance(image, np.ndarray) and image.ndim > 1:
+            image = InRange(image, self.input_range, self.card)[:, :]
         return check_image(image, self.card)
 
     def run(self, image: Image, plan: Plan, kinds: Sequence[str] = LABELS) -> tuple[AnyArray, ...]:
@@ -212,6 +221,8 @@ class Network:
         """`Segmenter.bands` of several kinds at once: (first row, a result of each kind)."""
         self.check_kinds(*kinds)
         _ = self.backend
+        if self.input_range is not None and getattr(image, "ndim", 0) > 1:
+            image = InRange(image, self.input_range, self.card)
         image = check_source(image, self.card)
         if not 0 <= start < image.shape[0]:
             raise MisuseError(f"start is row {start}, and the image has rows 0 to {image.shape[0] - 1}")

@@ -24,6 +24,9 @@ class Segmenter:
         memory: bytes one image may take on the CPU; None: 80 % of what is free.
         refine: let borders of labels follow those of the image (`runtime.refine`). Probabilities and values stay what
             the network gives.
+        input_range: (LO, HI), numbers of images that become the network's 0 and the largest of its dtype (1 of
+            float32), or `percentile`, the 1st and 99th of each image: images may be of any type of numbers then. None:
+            images are in the card's dtype, and their numbers are the network's.
 
     Attributes:
         network: what our own commands use. No part of the API: it may change with any release.
@@ -43,9 +46,10 @@ class Segmenter:
         threads: int | None = None,
         memory: int | None = None,
         refine: bool = False,
+        input_range: tuple[float, float] | str | None = None,
     ) -> None:
         self._device, self._threads = device, threads
-        self.network = Network(model, device, threads, memory, refine)
+        self.network = Network(model, device, threads, memory, refine, input_range)
 
     @property
     def card(self) -> ModelCard:
@@ -205,7 +209,8 @@ class Segmenter:
     def warmup(self, sizes: Iterable[tuple[int, int]]) -> None:
         """Run once at each (height, width), so that later calls of these sizes meet no first-time cost."""
         for height, width in sizes:
-            self.network.result(np.zeros((height, width, self.card.channels), self.card.dtype))
+            dtype = self.card.dtype if self.network.input_range is None else "float32"
+            self.network.result(np.zeros((height, width, self.card.channels), dtype))
 
     def close(self) -> None:
         """Release the network. Calling the Segmenter afterwards raises MisuseError."""
@@ -221,4 +226,11 @@ class Segmenter:
         """What opens it again. Raises MisuseError once it is closed."""
         network = self.network
         _ = network.backend
-        return Segmenter, (network.path.absolute(), self._device, self._threads, network.memory, network.refine)
+        return Segmenter, (
+            network.path.absolute(),
+            self._device,
+            self._threads,
+            network.memory,
+            network.refine,
+            network.input_range,
+        )

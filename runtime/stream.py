@@ -20,7 +20,7 @@ from .errors import DeployError, MisuseError
 from .network import BatchCost, Network
 from .no_data import filled
 from .plan import Plan
-from .prepare import check_image, padded_size
+from .prepare import padded_size
 from .upsampling import result_bytes
 
 T = TypeVar("T")
@@ -213,7 +213,7 @@ class Stream:
             plan: Plan | None = None
             outcome: tuple[AnyArray, ...] | Exception
             try:
-                image = check_image(image, self.network.card)
+                image = self.network.checked(image)
                 # Planned here, where it has the memory that it would have alone.
                 plan = self.network.plan(*size_of(image), kinds=self.kinds)
                 outcome = self.network.run(image, plan, self.kinds)
@@ -227,7 +227,7 @@ class Stream:
         if len(given) != TOGETHER:
             return None
         try:
-            images = [check_image(image, network.card) for image in given]
+            images = [network.checked(image) for image in given]
         except MisuseError:
             return None  # each is run alone then, and says so
         sizes = {padded_size(*size_of(image), network.card) for image in images}

@@ -12,18 +12,13 @@ from numpy.typing import NDArray
 
 from ..errors import MisuseError
 from ..model_card import ModelCard
+from ..value_range import PERCENTILE, Range, limits_of, parse_range
 from .header import DEFAULT_MAX_PIXELS
 
 log = logging.getLogger(__name__)
 
-PERCENTILE = "percentile"
-PERCENTILES = (1, 99)  # of a file's values, that become the network's 0 and 1
-Range = tuple[float, float]  # LO, HI
 SMALL_PART = 16  # a file that uses less than such a part of what the card expects is named: four bits are missing
 FAR = 16  # times what the card expects: values beyond are named
-ROWS = 256  # converted at a time
-SIDE = 64  # pixels: of the windows in which values are looked at
-GRIDS = (4, 16, 64)  # windows a side: more of them where there is no data in fewer
 
 
 @dataclass
@@ -67,29 +62,6 @@ class ReadOptions:
             log.warning("%s; other such files of this run are not named", remark)
 
 
-def parse_range(given: object) -> Range | str:
-    """`LO,HI` or two numbers as (LO, HI), or `percentile`. Raises MisuseError."""
-    if given == PERCENTILE:
-        return PERCENTILE
-    parts: Sequence[Any] = given.split(",") if isinstance(given, str) else given if isinstance(given, tuple) else ()
-    try:
-        low, high = (float(part) for part in parts)
-    except (TypeError, ValueError):
-        low = high = math.nan
-    if not (math.isfinite(low) and math.isfinite(high)):
-        raise MisuseError(f"input range {given!r}; write two numbers such as 0,4000, or percentile")
-    if low >= high:
-        raise MisuseError(f"input range {low:g},{high:g}; the first number must be below the second")
-    return low, high
-
-
-def limits_of(dtype: np.dtype[Any]) -> Range:
-    """The least and largest of a type of numbers; infinite of floats."""
-    if dtype.kind == "b":
-        return 0, 1
-    return (float(np.iinfo(dtype).min), float(np.iinfo(dtype).max)) if dtype.kind in "ui" else (-math.inf, math.inf)
-
-
 def value_of(no_data: float, dtype: np.dtype[Any], told_by: str | None) -> float | None:
     """A no-data value as one of a type; None: no pixel can have it.
 
@@ -103,33 +75,6 @@ def value_of(no_data: float, dtype: np.dtype[Any], told_by: str | None) -> float
     if told_by is not None and not math.isnan(no_data):
         raise MisuseError(f"no-data value {no_data:g}, and {told_by} holds {dtype} values, {low:.0f} to {high:.0f}")
     return None
-
-
-def windows(size: tuple[int, int], grid: int) -> list[tuple[int, int, int, int]]:
-    """(top, bottom, left, right) of where values are looked at: all of a small image, or a grid of windows."""
-    if size[0] * size[1] <= (grid * SIDE) ** 2:
-        return [(0, size[0], 0, size[1])]
-    ends = []
-    for length in size:
-        side = min(SIDE, length)
-        starts = np.unique(np.linspace(0, length - side, grid).astype(int))
-        ends.append([(int(start), int(start) + side) for start in starts])
-    return [(*rows, *columns) for rows in ends[0] for columns in ends[1]]
-
-
-def scaled(pixels: NDArray[Any], limits: Range, wanted: np.dtype[Any]) -> NDArray[Any]:
-    """Values of which LO and HI become 0 and the largest of `wanted` (clipped and rounded), or 0 and 1 of float32."""
-    low, high = limits
-    if pixels.dtype in (np.dtype(np.uint8), np.dtype(np.uint16)) and pixels.size > 65536:
-        table = scaled(np.arange(np.iinfo(pixels.dtype).max + 1, dtype=pixels.dtype), limits, wanted)
-        return np.take(table, pixels)
-    out = np.empty(pixels.shape, wanted)
-    for top in range(0, len(pixels), ROWS):
-        part = (pixels[top : top + ROWS].astype(np.float64) - low) / (high - low)
-        if wanted.kind != "f":
-            part = np.rint(np.clip(np.nan_to_num(part), 0, 1) * np.iinfo(wanted).max)
-        out[top : top + ROWS] = part
-    return out
 
 
 def wide_type(path: object, values: NDArray[Any], bits: int, card: ModelCard) -> str:
@@ -151,7 +96,7 @@ def doubtful(path: object, values: NDArray[Any], card: ModelCard) -> tuple[str, 
     says = f"what this network's mean ({_list(card.mean)}) and std ({_list(card.std)}) say"
     remedy = "say which values are its 0 and 1 with --input-range LO,HI, or percentile"
     if card.dtype != "float32":
-        if low < high <= expected / SMALL_PART:
+        if card.dtype != "int16" and low < high <= expected / SMALL_PART:
             return "small", f"{seen}, a small part of {says}: {remedy}"
         return None
     size = max(abs(mean) + std for mean, std in zip(card.mean, card.std, strict=True))

@@ -20,20 +20,10 @@ from numpy.typing import NDArray
 from ..errors import MisuseError
 from ..model_card import ModelCard
 from ..no_data import filled, masked
+from ..value_range import GRIDS, Range, limits_within, percentiles, scaled, windows
 from .deep import read_deep
 from .header import DEFAULT_MAX_PIXELS, Header, open_npy, read_header, reading
-from .numbers import (
-    GRIDS,
-    PERCENTILES,
-    Range,
-    ReadOptions,
-    doubtful,
-    limits_of,
-    scaled,
-    value_of,
-    wide_type,
-    windows,
-)
+from .numbers import ReadOptions, doubtful, value_of, wide_type
 from .pillow import open_pillow
 from .tiff import ORIENTATION, Read, lay_out, mask_reader, reader, tagged_no_data, turned
 
@@ -143,16 +133,9 @@ def fit_of(stored: StoredImage, card: ModelCard, options: ReadOptions) -> Fit:
         if values is not None:
             _look(values, fit, options)
         return fit
-    least, most = limits_of(dtype)
     if isinstance(options.input_range, str):
-        low, high = (0, 1) if values is None else (float(v) for v in np.percentile(values, PERCENTILES))
-        return replace(fit, limits=(low, high if low < high else low + 1))
-    low, high = options.input_range
-    if low < least or high > most:
-        raise MisuseError(
-            f"input range {low:g},{high:g}, and {stored.path} holds {dtype} values, {least:.0f} to {most:.0f}"
-        )
-    return replace(fit, limits=(low, high))
+        return replace(fit, limits=percentiles(values))
+    return replace(fit, limits=limits_within(options.input_range, dtype, stored.path))
 
 
 def _look(values: NDArray[Any], fit: Fit, options: ReadOptions) -> None:
@@ -253,7 +236,8 @@ def _picture(header: Header, card: ModelCard) -> StoredImage:
     """By Pillow: grey, RGB, or what it cannot turn into them soundly."""
     from PIL import ImageOps
 
-    bits = header.bits if card.dtype != "uint8" else 0  # for it, Pillow drops the low bits
+    # For grey of 8 bits Pillow drops the low bits.
+    bits = header.bits if card.dtype != "uint8" or card.channels == 3 else 0
     with open_pillow(header.path, header.pixels) as picture:
         if bits:
             array = turned(read_deep(header.path, header.format), picture.getexif().get(ORIENTATION, 1))

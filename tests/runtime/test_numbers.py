@@ -1,6 +1,7 @@
 """What the numbers of files mean: value ranges, what looks wrong, and what is no data by tag, alpha, mask or option."""
 
 import logging
+import pickle
 import re
 from dataclasses import replace
 
@@ -8,9 +9,10 @@ import numpy as np
 import pytest
 import tifffile
 from fcn_deploy.runtime.images.header import read_header
-from fcn_deploy.runtime.images.numbers import ReadOptions, parse_range, scaled, value_of, windows
+from fcn_deploy.runtime.images.numbers import ReadOptions, value_of
 from fcn_deploy.runtime.images.read import decode, read_image
 from fcn_deploy.runtime.images.regions import open_regions
+from fcn_deploy.runtime.value_range import parse_range, scaled, windows
 from helpers import command, label_records, one_error, photo, save_photos
 from PIL import Image
 
@@ -287,3 +289,60 @@ def test_bad_ranges_and_values_are_one_line_each(exports, tmp_path):
         done = command("infer", *words, *options, ok=1)
         (line,) = done.stderr.splitlines()
         assert said in line and not (tmp_path / "o/0.png").exists()
+
+
+def test_a_segmenter_takes_numbers_of_any_type(exports):
+    image = photo(61, 97)
+    with Segmenter(exports / "narrow.engine") as net:
+        labels, probabilities = net(image), net.probabilities(image)
+        with pytest.raises(MisuseError, match="image of dtype uint16; this model takes uint8"):
+            net(image.astype(np.uint16))
+    for given, limits in (
+        (image.astype(np.uint16) * 16, (0, 4080)),
+        (image.astype(np.int16) - 300, (-300, -45)),
+        (image / 255, (0, 1)),
+    ):
+        with Segmenter(exports / "narrow.engine", input_range=limits) as net, pickle.loads(pickle.dumps(net)) as again:
+            net.warmup([(32, 32)])
+            np.testing.assert_array_equal(net(given), labels)
+            np.testing.assert_array_equal(again(given), labels)
+            np.testing.assert_array_equal(net.probabilities(given), probabilities)
+            for each in net.map([given] * 9):
+                np.testing.assert_array_equal(each, labels)
+            np.testing.assert_array_equal(np.concatenate([part for _, part in net.bands(given)]), labels)
+    given[:9, :, 1] = np.nan
+    with Segmenter(exports / "narrow.engine", input_range=(0, 1)) as net:
+        assert (net(given)[:9] == 255).all() and (net(given)[9:] != 255).all()
+        np.testing.assert_array_equal(np.concatenate([part for _, part in net.bands(given)]), net(given))
+        with pytest.raises(MisuseError, match=r"image of shape \[61, 97\]; this model takes"):
+            net(given[:, :, 0])
+        with pytest.raises(MisuseError, match="image of dtype bool; an input range is of numbers"):
+            net(given > 0.5)
+
+
+def test_percentiles_of_arrays_are_those_of_files(exports, tmp_path):
+    wide = photo(300, 280).astype(np.uint16) * 13 + 50
+    tifffile.imwrite(tmp_path / "a.tif", wide, photometric="rgb")
+    with Segmenter(exports / "narrow.engine") as net:
+        expected = net(read(tmp_path / "a.tif", net.card, input_range="percentile")[0])
+    with Segmenter(exports / "narrow.engine", input_range="percentile") as net:
+        np.testing.assert_array_equal(net(wide), expected)
+        np.testing.assert_array_equal(np.concatenate([part for _, part in net.bands(wide)]), expected)
+
+
+def test_an_array_outside_a_range_of_its_type_is_refused(exports):
+    said = "input range 0,4000, and the image holds uint8 values, 0 to 255"
+    with Segmenter(exports / "narrow.engine", input_range=(0, 4000)) as net, pytest.raises(MisuseError, match=said):
+        net(photo(20, 20))
+    with pytest.raises(MisuseError, match="the first number must be below the second"):
+        Segmenter(exports / "narrow.engine", input_range=(4, 4))
+
+
+def test_deep_colours_are_named_and_take_a_range(tmp_path, caplog):
+    cv2 = pytest.importorskip("cv2")
+    wide = photo(30, 40).astype(np.uint16) * 10
+    cv2.imwrite(str(tmp_path / "a.png"), wide[:, :, ::-1])
+    (message,) = named(caplog, tmp_path / "a.png", RGB)
+    assert "holds 16-bit values, here 0 to 2550" in message
+    np.testing.assert_array_equal(read(tmp_path / "a.png", RGB)[0], wide >> 8)
+    np.testing.assert_array_equal(read(tmp_path / "a.png", RGB, input_range=(0, 2550))[0], photo(30, 40))
