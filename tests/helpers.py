@@ -44,7 +44,7 @@ EXTRAS = {
     "openvino": "openvino",
     "av": "video",
     "radon": "dev",
-    "rasterio": "dev",
+    "rasterio": "gdal",
     "imagecodecs": "tiff",
 }
 

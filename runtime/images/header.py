@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from ..errors import DeployError, MisuseError
 from .deep import bits_of
+from .gdal import is_gdals, open_gdal
 from .pillow import check_pixels, open_pillow
 from .tiff import is_tiff, lay_out
 
@@ -31,12 +32,12 @@ class Header:
 
     Attributes:
         path: of the file.
-        format: `NPY`, `TIFF`, or what Pillow calls it: `PNG`, `JPEG`, …
+        format: `NPY`, `TIFF`, `GDAL`, or what Pillow calls it: `PNG`, `JPEG`, …
         size: (height, width) in pixels, as the image is read: turned upright by its EXIF orientation.
         bands: samples of a pixel, as stored; 3 of a palette in a TIFF; 1 where they are pages without a name.
         dtype: of a sample, as stored.
         pages: images in the file, without overviews, thumbnails and masks; the first is read.
-        mode: Pillow's, where Pillow decodes the file; None for .npy and TIFF.
+        mode: Pillow's, where Pillow decodes the file; None for other files.
         georeferenced: whether it is a GeoTIFF.
         bits: of a sample, where Pillow decodes 8 of more; 0: as Pillow or tifffile decode them.
     """
@@ -70,6 +71,9 @@ def read_header(path: str | os.PathLike[str], max_pixels: int = DEFAULT_MAX_PIXE
             header = _npy(path)
         elif kind == "TIFF":
             header = _tiff(path)
+        elif kind == "GDAL":
+            with open_gdal(path) as raster:
+                header = Header(path, kind, raster.size, raster.bands, raster.dtype, georeferenced=raster.georeferenced)
         else:
             with open_pillow(path, max_pixels) as picture:
                 header = _picture(picture, path)
@@ -78,11 +82,13 @@ def read_header(path: str | os.PathLike[str], max_pixels: int = DEFAULT_MAX_PIXE
 
 
 def file_kind(path: Path) -> str:
-    """`NPY` or `TIFF`, by a file's first bytes, or "" for what is left to Pillow. Raises OSError."""
+    """`NPY`, `TIFF` or `GDAL`, by first bytes and suffix; "" for what is left to Pillow. Raises OSError."""
     with path.open("rb") as file:
         start = file.read(6)
     if start == b"\x93NUMPY" or path.suffix.lower() == ".npy":
         return "NPY"
+    if is_gdals(path):
+        return "GDAL"
     return "TIFF" if is_tiff(start) or path.suffix.lower() in (".tif", ".tiff") else ""
 
 

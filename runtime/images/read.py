@@ -22,6 +22,7 @@ from ..model_card import ModelCard
 from ..no_data import filled, masked
 from ..value_range import GRIDS, Range, limits_within, percentiles, scaled, windows
 from .deep import read_deep
+from .gdal import geotiff_tags, open_gdal
 from .header import DEFAULT_MAX_PIXELS, Header, open_npy, read_header, reading
 from .numbers import ReadOptions, doubtful, value_of, wide_type
 from .pillow import open_pillow
@@ -179,9 +180,9 @@ def decode(header: Header, card: ModelCard, options: ReadOptions = COMMON) -> ND
     """`read_image` of a file whose header is known already; a MaskedArray where there is no data."""
     with reading(header.path), open_stored(header, card) as stored:
         height, width = stored.size
-        whole = stored.read(0, height, 0, width)
-        held = replace(stored, read=_parts(whole))
-        return fit_of(held, card, options).read(0, height, 0, width)
+        held = replace(stored, read=_parts(stored.read(0, height, 0, width)))
+        found = fit_of(held, card, options).read(0, height, 0, width)
+        return np.array(found) if isinstance(found, np.memmap) else found  # read now, and the caller's own
 
 
 @contextmanager
@@ -205,6 +206,13 @@ def open_stored(header: Header, card: ModelCard) -> Iterator[StoredImage]:
                 import tifffile
 
                 stored = _tiff(stack.enter_context(tifffile.TiffFile(header.path)), header.path, card)
+            elif header.format == "GDAL":
+                raster = stack.enter_context(open_gdal(header.path))
+                palette = raster.dataset.colorinterp[0].name == "palette"  # its colours are not the numbers of no data
+                stored = StoredImage(
+                    header.path, raster.size, raster.read, raster.bits, raster.colours, raster.alpha,
+                    geotiff_tags(raster, GEOREFERENCE), None if palette else raster.dataset.nodata,
+                )  # fmt: skip
             else:
                 stored = _picture(header, card)
         yield stored

@@ -311,7 +311,8 @@ class _Chunks:
             self.high, self.wide = key.tilelength, key.tilewidth
         else:
             self.high, self.wide = min(key.rowsperstrip, key.imagelength), key.imagewidth
-        if self.high < 1 or self.wide < 1:
+        most = max(4 * self.size[0] * self.size[1], WHOLE_PIXELS)
+        if self.high < 1 or self.wide < 1 or self.high * self.wide > most:
             raise DeployError(f"{path} has tiles of {self.high}×{self.wide} pixels; write it again")
         self.rows, self.columns = -(-self.size[0] // self.high), -(-self.size[1] // self.wide)
         self.decoded: dict[int, NDArray[Any]] = {}

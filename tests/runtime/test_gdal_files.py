@@ -1,6 +1,7 @@
 """GeoTIFFs over a grid of GDAL's own creation options: the values that rasterio reads, whole and by regions."""
 
 import itertools
+import sys
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from fcn_deploy.runtime.images.write import write_maps
 from helpers import needs, photo
 from PIL import Image
 
-from fcn_deploy import ModelCard
+from fcn_deploy import DeployError, ModelCard
 
 rasterio = needs("rasterio")
 pytestmark = pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
@@ -203,3 +204,68 @@ def test_masks_and_values_are_named_bands_for_gdal(tmp_path, dtype, tiled, names
         assert file.count == len(names) and file.descriptions == names and not file.subdatasets
         assert file.crs.to_epsg() == 32633 and file.transform.c == 5e5
         np.testing.assert_array_equal(file.read(), maps)
+
+
+GEO = {"crs": "EPSG:32633", "transform": rasterio.Affine(10, 0, 5e5, 0, -10, 5e6)}
+
+
+def mosaic(folder, parts, size):
+    """A VRT of GeoTIFFs that lie beside each other."""
+    bands = []
+    for band in (1, 2, 3):
+        sources = "".join(
+            f"<SimpleSource><SourceFilename relativeToVRT='1'>{name}</SourceFilename><SourceBand>{band}</SourceBand>"
+            f"<SrcRect xOff='0' yOff='0' xSize='{w}' ySize='{h}'/><DstRect xOff='{left}' yOff='0' xSize='{w}' "
+            f"ySize='{h}'/></SimpleSource>"
+            for name, left, (h, w) in parts
+        )
+        bands.append(f"<VRTRasterBand dataType='UInt16' band='{band}'>{sources}</VRTRasterBand>")
+    (folder / "m.vrt").write_text(
+        f"<VRTDataset rasterXSize='{size[1]}' rasterYSize='{size[0]}'><SRS>EPSG:32633</SRS>"
+        f"<GeoTransform>500000, 10, 0, 5000000, 0, -10</GeoTransform>{''.join(bands)}</VRTDataset>"
+    )
+    return folder / "m.vrt"
+
+
+def test_mosaics_are_read_whole_and_by_regions_with_their_georeference(tmp_path):
+    image = pixels("uint16", 3)
+    for name, part in (("a.tif", image[:, :, :30]), ("b.tif", image[:, :, 30:])):
+        options = {"height": 37, "width": part.shape[2], "count": 3, "dtype": "uint16"}
+        with rasterio.open(tmp_path / name, "w", driver="GTiff", **options, **GEO) as file:
+            file.write(part)
+    path = mosaic(tmp_path, [("a.tif", 0, (37, 30)), ("b.tif", 30, (37, 23))], SIZE)
+    check_gdals(path, image.transpose(1, 2, 0), tmp_path)
+    assert read_image(path, card(3, "uint8")).max() == 255  # the high byte, as of every file
+    (tmp_path / "b.tif").unlink()
+    with pytest.raises(DeployError, match=r"cannot read .*m\.vrt as an image: .*b\.tif") as caught:
+        read_image(path, card(3, "uint16"))
+    assert "\n" not in str(caught.value)
+    path.write_text("<VRTDataset")
+    with pytest.raises(DeployError, match=r"m\.vrt"):
+        read_header(path)
+
+
+def test_jpeg_2000_is_read_by_regions_with_its_georeference(tmp_path):
+    image = pixels("uint16", 3)
+    options = {"height": 37, "width": 53, "count": 3, "dtype": "uint16", "QUALITY": 100, "REVERSIBLE": "YES"}
+    with rasterio.open(tmp_path / "i.jp2", "w", driver="JP2OpenJPEG", **options, **GEO) as file:
+        file.write(image)
+    check_gdals(tmp_path / "i.jp2", image.transpose(1, 2, 0), tmp_path)
+
+
+def check_gdals(path, expected, folder):
+    header = read_header(path)
+    assert (header.size, header.bands, header.dtype, header.georeferenced) == (SIZE, 3, np.uint16, True)
+    np.testing.assert_array_equal(read_image(path, card(3, "uint16")), expected)
+    with open_regions(path, card(3, "uint16")) as regions:
+        np.testing.assert_array_equal(regions[5:20, 7:50], expected[5:20, 7:50])
+        write_maps(folder / "labels.tif", np.zeros((1, *SIZE), np.uint8), ("labels",), tags=regions.tags)
+    with rasterio.open(folder / "labels.tif") as labels, rasterio.open(path) as given:
+        assert labels.crs == given.crs == GEO["crs"] and labels.transform == given.transform == GEO["transform"]
+
+
+def test_mosaics_without_rasterio_are_one_line(tmp_path, monkeypatch):
+    path = mosaic(tmp_path, [], SIZE)
+    monkeypatch.setitem(sys.modules, "rasterio", None)
+    with pytest.raises(DeployError, match=r"rasterio is not installed; run: pip install 'fcn-deploy\[gdal\]'"):
+        read_header(path)

@@ -198,3 +198,15 @@ def test_pages_that_are_missing_are_one_line(tmp_path):
     with pytest.raises(DeployError, match=r"i\.tif holds less than its ImageJ .* truncated") as caught:
         read_image(tmp_path / "i.tif", RGB)
     assert "\n" not in str(caught.value)
+
+
+def test_tiles_far_larger_than_their_image_are_refused(tmp_path):
+    tifffile.imwrite(tmp_path / "i.tif", photo(40, 50), photometric="rgb", tile=(16, 16), compression="zlib")
+    content = bytearray((tmp_path / "i.tif").read_bytes())
+    with tifffile.TiffFile(tmp_path / "i.tif") as file:
+        places = [file.pages.first.tags[code] for code in (322, 323)]
+    for tag in places:
+        content[tag.valueoffset : tag.valueoffset + 2] = (65520).to_bytes(2, "little")
+    (tmp_path / "i.tif").write_bytes(content)
+    with pytest.raises(DeployError, match="tiles of 65520×65520 pixels"):
+        read_image(tmp_path / "i.tif", RGB)
