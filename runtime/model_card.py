@@ -122,6 +122,12 @@ class ModelCard:
         return "uint8" if len(self.classes) <= 256 else "uint16"
 
     @property
+    def no_data(self) -> int | None:
+        """The label of pixels that are no image: 255, or 65535 for more than 255 classes; None where it is a class."""
+        last = 255 if self.label_dtype == "uint8" else 65535
+        return last if len(self.classes) <= last else None
+
+    @property
     def scores(self) -> int:
         """Channels of the network's output."""
         return 1 if self.activation in ("sigmoid", "probability") else len(self.classes)

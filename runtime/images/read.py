@@ -6,10 +6,11 @@ file is right in one and damaged in another.
 """
 
 import logging
+import math
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,11 +19,14 @@ from numpy.typing import NDArray
 
 from ..errors import MisuseError
 from ..model_card import ModelCard
+from ..no_data import filled, masked
+from ..value_range import GRIDS, Range, limits_within, percentiles, scaled, windows
 from .deep import read_deep
 from .gdal import geotiff_tags, open_gdal
 from .header import DEFAULT_MAX_PIXELS, Header, open_npy, read_header, reading
+from .numbers import ReadOptions, doubtful, value_of, wide_type
 from .pillow import open_pillow
-from .tiff import ORIENTATION, Read, lay_out, reader, turned
+from .tiff import ORIENTATION, Read, lay_out, mask_reader, reader, tagged_no_data, turned
 
 if TYPE_CHECKING:
     from PIL import Image as Pictures
@@ -46,6 +50,8 @@ class StoredImage:
         colours: what the first bands are: `grey`, `RGB`, `CMYK`; "" where the file does not say.
         alpha: the band that is alpha, or None.
         tags: of a TIFF, to be copied to its labels: (code, type, count, value).
+        no_data: a value that is none, by GDAL's tag.
+        mask: reads likewise where the file's own mask has data: [h, w, 1], 0 where there is none.
     """
 
     path: Path
@@ -55,32 +61,127 @@ class StoredImage:
     colours: str = ""
     alpha: int | None = None
     tags: tuple[Tag, ...] = ()
+    no_data: float | None = None
+    mask: Read | None = None
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How a file's samples become what a card wants.
+
+    Attributes:
+        stored: the file.
+        card: of the network.
+        limits: (LO, HI) that become the network's 0 and 1; None: numbers are taken as they are.
+        no_data: a value of the file's type that is none.
+    """
+
+    stored: StoredImage
+    card: ModelCard
+    limits: Range | None = None
+    no_data: float | None = None
+
+    def read(self, top: int, bottom: int, left: int, right: int) -> NDArray[Any]:
+        """A part, [h, w, channels] of the card's dtype; a MaskedArray where there is no data. Raises MisuseError."""
+        pixels = _native(self.stored.read(top, bottom, left, right))
+        invalid = self._invalid(pixels, (top, bottom, left, right))
+        image = np.ascontiguousarray(
+            _converted(_banded(pixels, self.stored, self.card), self.stored, self.card, self.limits)
+        )
+        return image if invalid is None or not invalid.any() else masked(image, ~invalid)
+
+    def _invalid(self, pixels: NDArray[Any], where: tuple[int, int, int, int]) -> NDArray[np.bool_] | None:
+        """Where a part has no data, bool [h, w]; None: nowhere."""
+        stored, found = self.stored, []
+        alpha = stored.alpha if pixels.shape[2] != self.card.channels else None
+        bands = pixels if alpha is None else pixels[:, :, :alpha]  # what follows alpha is of no network
+        if self.no_data is not None and not math.isnan(self.no_data):
+            equal = bands == pixels.dtype.type(self.no_data)
+            # A band alone may be 0 or 255 by chance, but not -9999.
+            found.append(equal.any(axis=2) if self.no_data < 0 or self.no_data > 1e30 else equal.all(axis=2))
+        if alpha is not None:
+            found.append(pixels[:, :, alpha] == 0)
+        if stored.mask is not None:
+            found.append(stored.mask(*where)[:, :, 0] == 0)
+        if pixels.dtype.kind == "f":
+            found.append(~np.isfinite(bands).all(axis=2))
+        return np.logical_or.reduce(found) if found else None
+
+    def values(self, grid: int) -> NDArray[Any]:
+        """Samples as stored, of the card's bands, [n], where the file has data, in so many windows a side."""
+        parts = []
+        for window in windows(self.stored.size, grid):
+            pixels = _native(self.stored.read(*window))
+            invalid = self._invalid(pixels, window)
+            bands = _banded(pixels, self.stored, self.card)
+            parts.append((bands if invalid is None else bands[~invalid]).reshape(-1))
+        return np.concatenate(parts)
+
+
+def fit_of(stored: StoredImage, card: ModelCard, options: ReadOptions) -> Fit:
+    """How an open file is read for a card, after a look at its values: what looks wrong is named.
+
+    Raises MisuseError: a no-data value or a range outside the file's type, or with `options.strict` what looks wrong.
+    """
+    dtype = _native(stored.read(0, 1, 0, 1)).dtype
+    told = options.no_data is not None
+    tag = options.no_data if told else stored.no_data
+    no_data = None if tag is None else value_of(tag, dtype, str(stored.path) if told else None)
+    fit = Fit(stored, card, None, no_data)
+    _banded(stored.read(0, 1, 0, 1), stored, card)  # channels are told first
+    values = next((found for grid in GRIDS if (found := fit.values(grid)).size), None)
+    if options.input_range is None:
+        if values is not None:
+            _look(values, fit, options)
+        return fit
+    if isinstance(options.input_range, str):
+        return replace(fit, limits=percentiles(values))
+    return replace(fit, limits=limits_within(options.input_range, dtype, stored.path))
+
+
+def _look(values: NDArray[Any], fit: Fit, options: ReadOptions) -> None:
+    """Name a file whose values are not the network's."""
+    stored, card = fit.stored, fit.card
+    if values.dtype == np.int32 and 0 <= values.min() <= values.max() < 65536:
+        values = values.astype(np.uint16)
+    bits = _bits(stored, values.dtype)
+    if card.dtype == "uint8" and values.dtype == np.uint16 and bits > 8:
+        options.name("wide", wide_type(stored.path, values, bits, card))
+        return
+    shown = _converted(values[:, None, None], stored, card, None)
+    if (found := doubtful(stored.path, shown, card)) is not None:
+        options.name(*found)
+
+
+COMMON = ReadOptions()  # of those who say nothing: what looks wrong is named once a process
 
 
 def read_image(path: str | os.PathLike[str], card: ModelCard, max_pixels: int = DEFAULT_MAX_PIXELS) -> NDArray[Any]:
     """Read an image file as the card wants it.
 
     Grey, palette, CMYK and other colour spaces become RGB (or grey, for a card of one channel); alpha is
-    dropped; for a card of uint8, 16 bits become 8 by dropping the low byte, and fewer than 8 are spread over 0 to 255;
+    dropped; for a card of uint8, 16 bits become 8 by dropping the low byte, which is said aloud, and fewer than 8 are
+    spread over 0 to 255;
     for others values are as stored, widened where that is exact (uint8 to uint16, int16 to float32, …); JPEGs and TIFFs
     are turned upright by their orientation; of animations and stacks the first image is taken, and a warning says so.
     `.npy` arrays and TIFFs of any bands are taken as they are.
 
     Returns:
-        [H, W, channels] of the card's dtype.
+        [H, W, channels] of the card's dtype; pixels that are no data are the card's mean.
 
     Raises:
         DeployError: not an image, truncated, or larger than `max_pixels`.
         MisuseError: no such file; channels or dtype that the card does not allow.
     """
-    return decode(read_header(path, max_pixels), card)
+    return filled(decode(read_header(path, max_pixels), card), card)[0]
 
 
-def decode(header: Header, card: ModelCard) -> NDArray[Any]:
-    """`read_image` of a file whose header is known already."""
+def decode(header: Header, card: ModelCard, options: ReadOptions = COMMON) -> NDArray[Any]:
+    """`read_image` of a file whose header is known already; a MaskedArray where there is no data."""
     with reading(header.path), open_stored(header, card) as stored:
         height, width = stored.size
-        found = fit(stored.read(0, height, 0, width), stored, card)
+        held = replace(stored, read=_parts(stored.read(0, height, 0, width)))
+        found = fit_of(held, card, options).read(0, height, 0, width)
         return np.array(found) if isinstance(found, np.memmap) else found  # read now, and the caller's own
 
 
@@ -107,9 +208,10 @@ def open_stored(header: Header, card: ModelCard) -> Iterator[StoredImage]:
                 stored = _tiff(stack.enter_context(tifffile.TiffFile(header.path)), header.path, card)
             elif header.format == "GDAL":
                 raster = stack.enter_context(open_gdal(header.path))
+                palette = raster.dataset.colorinterp[0].name == "palette"  # its colours are not the numbers of no data
                 stored = StoredImage(
                     header.path, raster.size, raster.read, raster.bits, raster.colours, raster.alpha,
-                    geotiff_tags(raster, GEOREFERENCE),
+                    geotiff_tags(raster, GEOREFERENCE), None if palette else raster.dataset.nodata,
                 )  # fmt: skip
             else:
                 stored = _picture(header, card)
@@ -126,7 +228,12 @@ def _tiff(file: Any, path: Path, card: ModelCard) -> StoredImage:
             f"{path} is stored turned (orientation {layout.turned}) and georeferenced, which contradict each other; "
             "turn it upright"
         )
-    return StoredImage(path, layout.upright, reader(layout, path), layout.bits, layout.colours, layout.alpha, tags)
+    # A palette's colours are not the numbers that the tag speaks of.
+    palette = getattr(layout.keyframe.photometric, "name", "") == "PALETTE"
+    return StoredImage(
+        path, layout.upright, reader(layout, path), layout.bits, layout.colours, layout.alpha, tags,
+        None if palette else tagged_no_data(layout), mask_reader(file, layout, path),
+    )  # fmt: skip
 
 
 def _parts(array: NDArray[Any]) -> Read:
@@ -137,7 +244,8 @@ def _picture(header: Header, card: ModelCard) -> StoredImage:
     """By Pillow: grey, RGB, or what it cannot turn into them soundly."""
     from PIL import ImageOps
 
-    bits = header.bits if card.dtype != "uint8" else 0  # for it, Pillow drops the low bits
+    # For grey of 8 bits Pillow drops the low bits.
+    bits = header.bits if card.dtype != "uint8" or card.channels == 3 else 0
     with open_pillow(header.path, header.pixels) as picture:
         if bits:
             array = turned(read_deep(header.path, header.format), picture.getexif().get(ORIENTATION, 1))
@@ -159,13 +267,18 @@ def _samples(picture: "Pictures.Image", card: ModelCard) -> NDArray[Any]:
         return np.asarray(picture).astype(np.uint16)
     if (picture.mode, card.channels) in (("RGBA", 4), ("LA", 2)):
         return np.asarray(picture)
+    if picture.has_transparency_data:
+        return np.asarray(picture.convert("LA" if card.channels == 1 else "RGBA"))
     return np.asarray(picture.convert("L" if card.channels == 1 else "RGB"))
 
 
-def fit(pixels: NDArray[Any], stored: StoredImage, card: ModelCard) -> NDArray[Any]:
-    """Samples of a part, [h, w, bands], as [h, w, channels] of the card's dtype, where sound. Raises MisuseError."""
-    pixels = pixels.astype(pixels.dtype.newbyteorder("="), copy=False)
-    return np.ascontiguousarray(_converted(_banded(pixels, stored, card), stored, card))
+def _native(pixels: NDArray[Any]) -> NDArray[Any]:
+    return pixels.astype(pixels.dtype.newbyteorder("="), copy=False)
+
+
+def _bits(stored: StoredImage, dtype: np.dtype[Any]) -> int:
+    """Of a sample of this type that the file uses."""
+    return stored.bits if 0 < stored.bits < 8 * dtype.itemsize else 8 * dtype.itemsize
 
 
 def _banded(pixels: NDArray[Any], stored: StoredImage, card: ModelCard) -> NDArray[Any]:
@@ -200,12 +313,14 @@ def _rgb_of_cmyk(pixels: NDArray[Any]) -> NDArray[Any]:
     return np.clip(light - (((ink >> 8) + ink) >> 8), 0, 255).astype(np.uint8)
 
 
-def _converted(pixels: NDArray[Any], stored: StoredImage, card: ModelCard) -> NDArray[Any]:
-    """Of the card's dtype: exactly, or brought to 8 bits by the number of bits that the file has."""
+def _converted(pixels: NDArray[Any], stored: StoredImage, card: ModelCard, limits: Range | None) -> NDArray[Any]:
+    """Of the card's dtype: by `limits`, or exactly, or brought to 8 bits by the number of bits that the file has."""
     wanted = np.dtype(card.dtype)
+    if limits is not None:
+        return scaled(pixels, limits, wanted)
     if pixels.dtype == np.int32 and wanted in (np.uint8, np.uint16) and 0 <= pixels.min() <= pixels.max() < 65536:
         pixels = pixels.astype(np.uint16)  # what Pillow makes of some 16-bit files
-    bits = stored.bits if 0 < stored.bits < 8 * pixels.dtype.itemsize else 8 * pixels.dtype.itemsize
+    bits = _bits(stored, pixels.dtype)
     if wanted == np.uint8 and pixels.dtype == np.bool_:
         pixels = pixels * np.uint8(255)
     elif wanted == np.uint8 and pixels.dtype == np.uint16:

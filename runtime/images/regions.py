@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 
 from ..errors import DeployError
 from ..model_card import ModelCard
-from .header import DEFAULT_MAX_PIXELS, file_kind, read_header, reading
-from .read import Tag, fit, open_stored
+from .header import file_kind, read_header, reading
+from .numbers import ReadOptions
+from .read import COMMON, Tag, fit_of, open_stored
 
 REGION_PIXELS = 64_000_000  # files of more are not read whole
 
@@ -57,21 +58,23 @@ def by_regions(path: str | os.PathLike[str]) -> bool:
 
 
 @contextmanager
-def open_regions(
-    path: str | os.PathLike[str], card: ModelCard, max_pixels: int = DEFAULT_MAX_PIXELS
-) -> Iterator[Regions]:
+def open_regions(path: str | os.PathLike[str], card: ModelCard, options: ReadOptions = COMMON) -> Iterator[Regions]:
     """Open an image file (its first image) for reading by regions; all but TIFF and .npy are decoded whole.
 
+    A region is a MaskedArray where there is no data.
+
     Raises:
-        DeployError: not such a file, damaged, or of more than `max_pixels`; when reading: truncated.
+        DeployError: not such a file, damaged, or of more pixels than `options` allow; when reading: truncated.
         MisuseError: no such file; channels or dtype that the card does not allow.
     """
-    header = read_header(path, max_pixels)
+    header = read_header(path, options.max_pixels)
     with open_stored(header, card) as stored:
+        with reading(header.path):
+            fit = fit_of(stored, card, options)
 
         def read(top: int, bottom: int, left: int, right: int) -> NDArray[Any]:
             with reading(header.path):
-                return fit(stored.read(top, bottom, left, right), stored, card)
+                return fit.read(top, bottom, left, right)
 
         read(0, 1, 0, 1)  # channels and dtype are told before the work begins
         yield Regions((*stored.size, card.channels), np.dtype(card.dtype), read, stored.tags)

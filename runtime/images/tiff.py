@@ -22,6 +22,7 @@ ORIENTATION = 274  # the tag, of TIFF and EXIF
 COLOURS = {  # of a photometric interpretation, once it is read
     "MINISBLACK": "grey", "MINISWHITE": "grey", "RGB": "RGB", "PALETTE": "RGB", "YCBCR": "RGB", "SEPARATED": "CMYK",
 }  # fmt: skip
+MASK_PAGES = 32  # among which an image's mask is looked for
 WHOLE_PIXELS = 64_000_000  # of an image that can be decoded at once only
 # Orientation (TIFF 6.0, page 36): are rows reversed, columns reversed, both then exchanged, to turn it upright?
 TURNS = {
@@ -195,6 +196,25 @@ def reader(layout: TiffLayout, path: Path) -> Read:
         return turned(stored(top, bottom, left, right), layout.turned)
 
     return read
+
+
+def tagged_no_data(layout: TiffLayout) -> float | None:
+    """The value that GDAL's tag calls no data; None where there is no tag, or no number in it."""
+    try:
+        return float(str(layout.keyframe.tags.valueof(42113, "")).strip("\0 "))
+    except ValueError:
+        return None
+
+
+def mask_reader(file: Any, layout: TiffLayout, path: Path) -> Read | None:
+    """What reads the image's own mask, [h, w, 1], 0 where there is no data; None where the file has none."""
+    if layout.turned != 1:
+        return None
+    for index in range(1, min(len(file.pages), MASK_PAGES)):
+        page = file.pages[index].aspage()
+        if page.is_mask and not page.is_reduced and (page.imagelength, page.imagewidth) == layout.size:
+            return _Chunks(path, page, page).read
+    return None
 
 
 def _stored(layout: TiffLayout, path: Path) -> Read:

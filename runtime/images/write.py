@@ -16,18 +16,39 @@ if TYPE_CHECKING:
     from PIL import Image as Pictures
 
 TILE = 512  # pixels: the sides of a tiled TIFF's tiles
+NO_DATA_COLOR = (224, 224, 192)  # Pascal VOC's for its void
 GDAL_METADATA = 42112  # the tag
 RUNS = 3  # zlib's Z_RLE: labels are runs of equal bytes; two thirds of level 1's size, and of its time
 
 
 def write_labels(path: str | os.PathLike[str], labels: NDArray[Any], card: ModelCard) -> None:
-    """Write labels, [H, W], as a palette PNG in the card's colours (16-bit grey beyond 256 classes)."""
+    """Write labels, [H, W], as a palette PNG in the card's colours (16-bit grey beyond 256 classes).
+
+    Where there is no data, the palette has a colour for that too.
+    """
     from PIL import Image
 
     picture = Image.fromarray(labels)
     if labels.dtype == np.uint8:
-        picture.putpalette(np.asarray(card.colors, np.uint8).tobytes())
+        marked = card.no_data is not None and labels.max(initial=0) == card.no_data
+        colors = palette(card) if marked else np.asarray(card.colors, np.uint8)
+        picture.putpalette(colors.tobytes())
     write_png(path, picture, RUNS)
+
+
+def palette(card: ModelCard) -> NDArray[np.uint8]:
+    """The card's colours, then black, and NO_DATA_COLOR for the label of no data: [256, 3] uint8."""
+    colors = np.zeros((256, 3), np.uint8)
+    colors[: len(card.colors)] = card.colors
+    if card.no_data is not None:
+        colors[card.no_data] = NO_DATA_COLOR
+    return colors
+
+
+def no_data_tag(value: float) -> Tag:
+    """GDAL's tag of a TIFF that says which value is no data."""
+    text = f"{value:g}".encode()
+    return 42113, 2, len(text), text  # 2: ASCII
 
 
 def write_maps(

@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 from fcn_deploy.runtime.images.header import read_header
-from fcn_deploy.runtime.images.read import open_stored, read_image
+from fcn_deploy.runtime.images.read import decode, open_stored, read_image
 from fcn_deploy.runtime.images.regions import open_regions
 from fcn_deploy.runtime.images.write import write_maps
 from helpers import needs, photo
@@ -151,10 +151,19 @@ def test_a_file_of_gdal_has_rasterios_values_whole_and_by_regions(tmp_path, capl
             part = stored.read(top, bottom, left, right)
             np.testing.assert_array_equal(part, expected[top:bottom, left:right])
     assert not caplog.text
-    if dtype in ("uint16", "float32") and not bits:  # none but uint8 is scaled
-        np.testing.assert_array_equal(read_image(path, card(bands, dtype)), expected)
-        with open_regions(path, card(bands, dtype)) as regions:
-            np.testing.assert_array_equal(regions[5:20, 7:50], expected[5:20, 7:50])
+    if (dtype in ("uint16", "float32") and not bits) or options.get("mask"):  # none but uint8 is scaled
+        with rasterio.open(path) as file:
+            valid = np.ones(SIZE, bool) if "alpha" in str(file.colorinterp) else file.dataset_mask() > 0
+        wanted = card(bands, dtype)
+        found = decode(header, wanted)
+        if not bits:
+            np.testing.assert_array_equal(np.asarray(found), expected)
+        np.testing.assert_array_equal(~np.ma.getmaskarray(found).any(2), valid)
+        np.testing.assert_array_equal(read_image(path, wanted), np.where(valid[:, :, None], np.asarray(found), 0))
+        with open_regions(path, wanted) as regions:
+            part = regions[5:20, 7:50]
+        np.testing.assert_array_equal(np.asarray(part), np.asarray(found)[5:20, 7:50])
+        np.testing.assert_array_equal(~np.ma.getmaskarray(part).any(2), valid[5:20, 7:50])
 
 
 @pytest.mark.parametrize("blocks", [STRIPS | {"blockysize": 16}, TILES], ids=["strips", "tiles"])
