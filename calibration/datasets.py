@@ -1,29 +1,45 @@
 """Labelled images: folders of pairs, the Pascal VOC layout, and the generated `digits`."""
 
 import logging
-import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 from fcn_deploy.calibration.digits import Digits
-from fcn_deploy.calibration.label_files import read_labels
+from fcn_deploy.calibration.label_files import Color, read_labels
+from fcn_deploy.calibration.masks import (
+    VOID_NAMES,
+    Census,
+    LabelMap,
+    MaskOptions,
+    ReadLabels,
+    class_lines,
+    label_files,
+    label_map_of,
+    parse_class,
+    parse_values,
+    present_values,
+    read_colors,
+    twice,
+)
 from fcn_deploy.calibration.metrics import IGNORE
 from fcn_deploy.runtime.errors import DeployError, MisuseError
 from fcn_deploy.runtime.images.find import IMAGE_SUFFIXES
 from fcn_deploy.runtime.images.header import read_header
-from fcn_deploy.runtime.images.read import read_image
+from fcn_deploy.runtime.images.read import decode
 from fcn_deploy.runtime.model_card import ModelCard, voc_palette
+from fcn_deploy.runtime.no_data import filled
 
 log = logging.getLogger(__name__)
+
+MOST_GAPS = 2  # how many times more classes than values without names there may be
 
 VOC_CLASSES = (
     "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
     "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
 )  # fmt: skip
-VOID_NAMES = ("void", "ignore", "ignored", "unlabeled", "unlabelled")
 CAMVID_COLORS = {
     "sky": (128, 128, 128), "building": (128, 0, 0), "pole": (192, 192, 128), "road": (128, 64, 128),
     "pavement": (60, 40, 222), "tree": (128, 128, 0), "sign": (192, 128, 128), "fence": (64, 64, 128),
@@ -58,14 +74,14 @@ class FilePairs:
     Attributes:
         pairs: (image, label) paths.
         classes, colors: of labels 0, 1, …
-        void: a label in the files that is not counted, beside 255.
+        label_map: how the label files write the classes.
         card: how images are read; None: 8-bit RGB.
     """
 
     pairs: tuple[tuple[Path, Path], ...]
     classes: tuple[str, ...]
     colors: tuple[tuple[int, int, int], ...]
-    void: int | None = None
+    label_map: LabelMap
     card: ModelCard | None = None
 
     def __len__(self) -> int:
@@ -75,51 +91,76 @@ class FilePairs:
         return self.pairs[index][0].name
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        image_path, _ = self.pairs[index]
-        image = read_image(image_path, self.card or ModelCard(self.classes))
-        return image, self._labels(index, image.shape[:2])
+        image, invalid = self._image(index)
+        labels = self._labels(index, image.shape[:2]).labels
+        if invalid is not None:
+            labels = np.where(invalid, labels.dtype.type(IGNORE), labels)  # what is no image is not counted
+        return image, labels
 
-    def labels(self, index: int) -> np.ndarray:
+    def image(self, index: int) -> np.ndarray:
+        """The image of `self[index]`, without its labels."""
+        return self._image(index)[0]
+
+    def _image(self, index: int) -> tuple[np.ndarray, np.ndarray | None]:
+        """The image, its card's mean where there is no data, and where that is."""
+        card = self.card or ModelCard(self.classes)
+        return filled(decode(read_header(self.pairs[index][0]), card), card)
+
+    def labels(self, index: int) -> ReadLabels:
         """The labels of `self[index]`, checked likewise; of the image only its size is read."""
         return self._labels(index, read_header(self.pairs[index][0]).size)
 
-    def _labels(self, index: int, size: tuple[int, int]) -> np.ndarray:
+    def _labels(self, index: int, size: tuple[int, int]) -> ReadLabels:
         image_path, label_path = self.pairs[index]
-        labels = read_labels(label_path, self.colors)
-        if labels.shape != size:
+        read = self.label_map.read(label_path)
+        if read.labels.shape != size:
             raise DeployError(
-                f"{label_path} is {labels.shape[0]}×{labels.shape[1]} and {image_path} is {size[0]}×"
+                f"{label_path} is {read.labels.shape[0]}×{read.labels.shape[1]} and {image_path} is {size[0]}×"
                 f"{size[1]}; labels must have their image's size (an EXIF rotation counts)"
             )
-        labels = labels.copy()
-        if self.void is not None:
-            labels[labels == self.void] = IGNORE
-        beyond = labels[(labels >= len(self.classes)) & (labels != IGNORE)]
-        if beyond.size:
-            raise DeployError(
-                f"{label_path} holds class {beyond.max()}, and there are {len(self.classes)} classes (0 to "
-                f"{len(self.classes) - 1}; {IGNORE} is ignored); mend the label, or name more classes in classes.txt"
-            )
-        return labels
+        return read
 
 
-def class_pixels(data: LabelledImages, classes: int) -> np.ndarray:
-    """Counted pixels of each class in a collection, int64 [classes].
+def take_census(data: LabelledImages, where: str, enough: int | None = None) -> Census:
+    """What the labels of a collection hold.
 
     Reading all labels is also the check, before hours of training, that they fit their images and the classes.
 
+    Args:
+        data: the collection.
+        where: its name in errors.
+        enough: stop when so many classes have been met.
+
     Raises:
         DeployError: a label that is missing or damaged, of another size than its image, or holds an unknown class.
+        MisuseError: it cannot be told what the values mean.
     """
-    counts = np.zeros(classes, np.int64)
+    census = Census(np.zeros(len(data.classes), np.int64))
     for index in range(len(data)):
-        labels = data.labels(index) if isinstance(data, FilePairs) else data[index][1]
-        counts += np.bincount(labels[labels != IGNORE].ravel(), minlength=classes)[:classes]
-    return counts
+        if isinstance(data, FilePairs):
+            census.add(data.labels(index), data.pairs[index][1])
+        else:
+            census.count(data[index][1])
+        if enough is not None and len(census.present) >= enough:
+            break
+    if isinstance(data, FilePairs):
+        census.check(data.label_map, where)
+    return census
+
+
+def class_pixels(data: LabelledImages) -> np.ndarray:
+    """Counted pixels of each class in a collection, int64 [classes]. Raises what `take_census` does."""
+    return take_census(data, "the data").pixels
 
 
 def load_dataset(
-    data: str, split: str, *, seed: int = 0, count: int | None = None, card: ModelCard | None = None
+    data: str,
+    split: str,
+    *,
+    seed: int = 0,
+    count: int | None = None,
+    card: ModelCard | None = None,
+    masks: MaskOptions = MaskOptions(),  # noqa: B008 (frozen)
 ) -> LabelledImages:
     """The labelled images that `--data` and `--split` name.
 
@@ -131,8 +172,10 @@ def load_dataset(
         seed: of `digits`.
         count: take so many at most, spread evenly; for `digits`, make so many.
         card: how images are read and how many classes there are; None while no model exists.
+        masks: what the values or colours of label files mean.
 
-    Names of classes come from classes.txt, one a line; a last one called void is not counted.
+    Names of classes come from classes.txt, one a line and with a colour where there is one; a last one called void is
+    not counted. Without it they are those of VOC's layout, of the card, or of what `masks` says.
 
     Raises:
         MisuseError: no such data or split.
@@ -141,6 +184,8 @@ def load_dataset(
     if data == "digits":
         if split not in ("train", "val"):
             raise MisuseError(f"digits has no split {split!r}; choose train or val")
+        if masks:
+            raise MisuseError("--mask-values and --mask-colors are of label files, and digits are drawn: omit them")
         return Digits(split, seed, count)
     root = Path(data)
     if not root.is_dir():
@@ -149,7 +194,7 @@ def load_dataset(
     pairs = _voc_pairs(root, split) if voc else _folder_pairs(root, split)
     if count is not None and count < len(pairs):
         pairs = [pairs[i] for i in np.linspace(0, len(pairs) - 1, count).round().astype(int)]
-    names = _class_names(root, pairs, VOC_CLASSES if voc else None, card)
+    names, chosen = _classes(root, pairs, VOC_CLASSES if voc else None, card, masks)
     void = None
     if names[-1].lower() in VOID_NAMES:
         void, names = len(names) - 1, names[:-1]
@@ -161,35 +206,70 @@ def load_dataset(
             )
         if file_names := [name for name in names if name not in card.classes]:
             log.warning("%s names its classes otherwise than the model: %s", data, ", ".join(file_names[:3]))
-        names = list(card.classes)
     if len(names) > IGNORE:
         raise MisuseError(f"{data} has {len(names)} classes; labelled data has at most {IGNORE}")
-    palette = voc_palette(len(names))
-    colors = card.colors if card else [CAMVID_COLORS.get(n.lower(), palette[i]) for i, n in enumerate(names)]
-    return FilePairs(tuple(pairs), tuple(names), tuple(colors), void, card)
+    colors = card.colors if card else _colors(names, chosen)
+    label_map = label_map_of(names, colors, masks, chosen=chosen, void=void)
+    return FilePairs(tuple(pairs), card.classes if card else tuple(names), tuple(colors), label_map, card)
 
 
-def _class_names(
-    root: Path, pairs: Sequence[tuple[Path, Path]], default: Sequence[str] | None, card: ModelCard | None
-) -> list[str]:
+def _classes(
+    root: Path,
+    pairs: Sequence[tuple[Path, Path]],
+    default: Sequence[str] | None,
+    card: ModelCard | None,
+    masks: MaskOptions,
+) -> tuple[list[str], dict[str, Color]]:
+    """The names of the classes, a void one perhaps the last, and the colours that a file gives them."""
     file = root / "classes.txt"
+    said = {} if masks.colors is None else dict(read_colors(masks.colors))
     if file.is_file():
-        # `0 sky`, `0: sky` and `sky` are all in use.
-        lines = [re.sub(r"^\d+\s*[:,\s]\s*", "", line.strip()) for line in file.read_text().splitlines()]
-        names = [line for line in lines if line]
-        if not names:
+        lines = [parse_class(line, file) for line in class_lines(file)]
+        if not lines:
             raise DeployError(f"{file} is empty; give one class name a line, in label order")
-        return names
+        colors = {name: color for name, color in lines if color is not None}
+        if again := twice(list(colors.values())):
+            raise DeployError(f"{file} has the colour {again[0]} twice; give each class its own")
+        return [name for name, _ in lines], colors | said
     if default:
-        return list(default)
+        return list(default), said
     if card is not None:
-        return list(card.classes)
-    # Without names: as many classes as the labels hold.
-    highest = max(
-        (int(values.max()) for _, path in pairs if (values := (x := read_labels(path))[x != IGNORE]).size),
-        default=0,
-    )
-    return [f"class {index}" for index in range(max(highest + 1, 2))]
+        return list(card.classes), said
+    if said:
+        return [name for name in said if name.lower() not in VOID_NAMES], said
+    if masks.values is not None:
+        return list(parse_values(masks.values, None)[1]), {}
+    return _counted_classes(root, pairs), {}
+
+
+def _counted_classes(root: Path, pairs: Sequence[tuple[Path, Path]]) -> list[str]:
+    """Without names: as many classes as the labels hold."""
+    values: set[int] = set()
+    for _, path in pairs:
+        stored = read_labels(path)
+        single = stored.single
+        if single is None:
+            raise DeployError(
+                f"{path} has colours, and nobody said of which class each is; pass --mask-colors FILE with a line "
+                "`NAME R G B` for each class, or write class indices in one channel"
+            )
+        values |= set(present_values(single, stored.missing)) - {IGNORE, stored.nodata}
+    count = max(max(values, default=0) + 1, 2)
+    if count > MOST_GAPS * max(len(values), 1) or min(values, default=0) < 0:
+        listed = sorted(values)
+        few = ",".join(f"{value}=CLASS" for value in listed[:6]) + (",…" if len(listed) > 6 else "")
+        raise MisuseError(
+            f"the labels of {root} hold {len(values)} values from {listed[0]} to {listed[-1]}, and nobody said what "
+            f"they mean; pass --mask-values {few}, or name all classes in {root / 'classes.txt'}"
+        )
+    return [f"class {index}" for index in range(count)]
+
+
+def _colors(names: Sequence[str], chosen: Mapping[str, Color]) -> list[Color]:
+    """A colour for each class: one that a file gives it, CamVid's, or the palette's."""
+    known = CAMVID_COLORS | {name.lower(): color for name, color in chosen.items()}
+    palette = voc_palette(len(names))
+    return [known.get(name.lower(), palette[index]) for index, name in enumerate(names)]
 
 
 def _folder_pairs(root: Path, split: str) -> list[tuple[Path, Path]]:
@@ -217,10 +297,7 @@ def _folder_pairs(root: Path, split: str) -> list[tuple[Path, Path]]:
 
 
 def _pair(images: Path, labels: Path) -> list[tuple[Path, Path]]:
-    by_stem: dict[str, Path] = {}
-    for file in sorted(file for file in labels.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES):
-        if by_stem.setdefault(file.stem, file) != file:
-            raise DeployError(f"{by_stem[file.stem]} and {file} are labels of one image; remove one")
+    by_stem = label_files(labels)
     pairs = []
     for image in sorted(file for file in images.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES):
         if image.stem not in by_stem:

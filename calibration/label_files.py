@@ -1,14 +1,16 @@
-"""Class indices from label files: what was stored, whatever a viewer or an optimiser makes of it."""
+"""Label files of every kind: what was stored, whatever a viewer or an optimiser makes of it."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from fcn_deploy.calibration.metrics import IGNORE
 from fcn_deploy.runtime.errors import DeployError
-from fcn_deploy.runtime.images.header import DEFAULT_MAX_PIXELS, open_pillow
+from fcn_deploy.runtime.images.header import DEFAULT_MAX_PIXELS, open_npy
+from fcn_deploy.runtime.images.pillow import check_pixels, open_pillow
 from fcn_deploy.runtime.model_card import voc_palette
 from numpy.typing import NDArray
 
@@ -19,61 +21,207 @@ log = logging.getLogger(__name__)
 
 Color = tuple[int, int, int]
 MINISWHITE = 0  # of a TIFF's PhotometricInterpretation
-BITS_PER_SAMPLE, PHOTOMETRIC = 258, 262  # tags of a TIFF
+PLAIN = (1, 2, 3)  # grey, RGB and palettes
+UNSIGNED, SIGNED = 1, 2  # of its SampleFormat
+TRANSPARENCY = 4  # the bit of its NewSubfileType that says that a page is the mask of another
+BITS_PER_SAMPLE, PHOTOMETRIC, SAMPLE_FORMAT, GDAL_NODATA = 258, 262, 339, 42113  # tags of a TIFF
+SINGLE = ("L", "LA", "P", "1", "I", "F", "I;16", "I;16B")  # Pillow's names of what has one channel
+COLORED = ("RGB", "RGBA", "RGBX", "PA")
+LARGEST = 2**31  # of a value; float32 has whole numbers beyond it that mean nothing
 BLACK_AND_WHITE = {0, 255}
 VOC_COUNT = 21  # classes of Pascal VOC, whose colours voc_palette has
 _said: set[Path] = set()  # folders of which a renumbered palette was told
 FULL = 255  # what the largest value of fewer than 8 bits is read as
 
 
-def read_labels(path: Path, colors: Sequence[Color] | None = None) -> NDArray[Any]:
-    """Class indices, [H, W] uint8 or uint16, from a one-channel or palette image.
+@dataclass(frozen=True)
+class StoredLabels:
+    """What a label file holds, before anything is made of it.
+
+    Attributes:
+        values: [H, W] of integers, or [H, W, 3] uint8 of colours.
+        missing: [H, W] bool, where there is no label whatever the value: NaN, transparent, outside an internal mask.
+        nodata: the value that GDAL's tag names; None: it names none.
+        shown: the grey that a viewer shows for a value, where it is another than the value.
+    """
+
+    values: NDArray[Any]
+    missing: NDArray[np.bool_] | None = None
+    nodata: int | None = None
+    shown: Mapping[int, int] = field(default_factory=dict)
+
+    @property
+    def single(self) -> NDArray[Any] | None:
+        """The values where they are of one channel, be it written three times; None where they are colours."""
+        if self.values.ndim == 2:
+            return self.values
+        return self.values[:, :, 0] if (self.values == self.values[:, :, :1]).all() else None
+
+
+def read_labels(path: Path, colors: Sequence[Color] | None = None, shown: bool = False) -> StoredLabels:
+    """The labels of an image file of one channel, a palette or colours, of a TIFF, or of a .npy.
 
     Of fewer than 8 bits a value they are what is stored, which Pillow would stretch to 0..255. Of a TIFF whose 0 is
     white they are inverted, as images are. A palette may have been renumbered by a PNG optimiser, which keeps what is
-    shown: one of greys is then the labels, and one of the classes' colours in another order tells the classes.
+    shown: one of greys is then the labels, and one of the classes' colours in another order tells the classes. Floats
+    are whole numbers, and NaN where there is no label.
 
     Args:
         path: of the file.
         colors: of classes 0, 1, …; None: not known, and palettes of colours are believed as they are.
+        shown: take the colours of a palette instead of its indices.
 
     Raises:
-        DeployError: not a label image, damaged, or with colours from which the classes cannot be told.
+        DeployError: not a label image, damaged, or with a palette from which the classes cannot be told.
     """
     try:
-        with open_pillow(path, DEFAULT_MAX_PIXELS) as picture:
-            if picture.mode not in ("L", "P", "1", "I", "I;16"):
-                raise DeployError(
-                    f"{path} has colours ({picture.mode}); labels are class indices in one channel or a palette"
-                )
-            labels = _stored(picture, path)
-            palette = picture.getpalette() if picture.mode == "P" else None
+        if path.suffix.lower() == ".npy":
+            return _from_array(np.array(open_npy(path)), path)
+        stored = _by_pillow(path, colors, shown)
+        return _from_tiff(path) if stored is None else stored
     except DeployError:
         raise
     except FileNotFoundError as error:
         raise DeployError(f"{path} does not exist; every image needs a label of the same name") from error
     except Exception as error:
-        raise DeployError(f"cannot read {path} as labels: {error}; is it damaged or truncated?") from error
-    if palette is not None:
-        return _by_palette(labels, np.array(palette, np.uint8).reshape(-1, 3), colors, path)
-    return labels
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise DeployError(f"cannot read {path} as labels: {reason}; is it damaged or truncated?") from error
 
 
-def _stored(picture: "Pictures.Image", path: Path) -> NDArray[Any]:
-    """The values of a grey or palette image as its file stores them, uint8 or uint16."""
+def _by_pillow(path: Path, colors: Sequence[Color] | None, shown: bool) -> StoredLabels | None:
+    """None for a TIFF that only tifffile reads."""
+    tiff = path.suffix.lower() in (".tif", ".tiff")
+    try:
+        with open_pillow(path, DEFAULT_MAX_PIXELS) as picture:
+            if tiff and _tag(picture, SAMPLE_FORMAT, (UNSIGNED,))[0] == SIGNED and picture.mode == "L":
+                return None  # Pillow takes 8 bits with a sign for those without
+            if picture.mode not in COLORED + SINGLE:
+                raise DeployError(
+                    f"{path} has colours of the kind {picture.mode}; labels are class indices in one channel or a "
+                    "palette, or RGB"
+                )
+            if picture.mode in COLORED or (shown and picture.mode == "P"):
+                array = np.asarray(picture.convert("RGBA" if _transparent(picture) else "RGB"))
+                stored = _from_array(array, path)
+            else:
+                stored = _single(picture, path, colors)
+            nodata = _nodata(_tag(picture, GDAL_NODATA, None)) if picture.format == "TIFF" else None
+            pages = getattr(picture, "n_frames", 1)
+    except FileNotFoundError:
+        raise
+    except Exception:
+        if tiff and path.is_file() and path.stat().st_size:
+            return None
+        raise
+    missing = _masked(path, stored.missing) if tiff and pages > 1 else stored.missing
+    return replace(stored, nodata=nodata, missing=missing)
+
+
+def _transparent(picture: "Pictures.Image") -> bool:
+    return picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info
+
+
+def _single(picture: "Pictures.Image", path: Path, colors: Sequence[Color] | None) -> StoredLabels:
+    """Of one channel, or the indices of a palette."""
+    if picture.mode == "LA":
+        array = np.asarray(picture)
+        return StoredLabels(array[:, :, 0], _some(array[:, :, 1] == 0))
     largest = _largest(picture, path)  # while the file is not decoded yet
+    stored = _from_array(_stored(picture, largest), path)
+    if picture.mode == "P":
+        palette = np.array(picture.getpalette(), np.uint8).reshape(-1, 3)
+        greys = {index: int(entry[0]) for index, entry in enumerate(palette) if len(set(entry.tolist())) == 1}
+        values = _by_palette(stored.values, palette, colors, path)
+        return replace(stored, values=values, shown=greys if values is stored.values else {})
+    if largest < FULL:
+        return replace(stored, shown={value: round(value * FULL / largest) for value in range(largest + 1)})
+    return stored
+
+
+def _from_tiff(path: Path) -> StoredLabels:
+    """By tifffile: sparse files, bands in planes, signed bytes and whatever else Pillow does not decode."""
+    import tifffile
+
+    with tifffile.TiffFile(path) as file:
+        page = file.pages.first
+        check_pixels((page.imagelength, page.imagewidth), DEFAULT_MAX_PIXELS, path)
+        if page.photometric not in (MINISWHITE, *PLAIN):
+            kind = getattr(page.photometric, "name", page.photometric)
+            raise DeployError(f"{path} has colours of the kind {kind}; labels have one channel, or three of RGB")
+        nodata, array = _nodata(page.tags.valueof(GDAL_NODATA)), page.asarray()
+        white = page.photometric == MINISWHITE and array.dtype.kind == "u"
+        planar = page.samplesperpixel > 1 and page.planarconfig == 2
+    if white:
+        array = np.array((1 << page.bitspersample) - 1, array.dtype) - array
+    stored = _from_array(np.moveaxis(array, 0, -1) if planar else array, path)
+    return replace(stored, nodata=nodata, missing=_masked(path, stored.missing))
+
+
+def _masked(path: Path, missing: NDArray[np.bool_] | None) -> NDArray[np.bool_] | None:
+    """With what a TIFF's internal mask leaves out."""
+    import tifffile
+
+    with tifffile.TiffFile(path) as file:
+        first = file.pages.first
+        for page in list(file.pages)[1:]:
+            page = page.aspage()
+            if page.subfiletype & TRANSPARENCY and page.shape[:2] == first.shape[:2]:
+                outside = page.asarray() == 0
+                return _some(outside if missing is None else outside | missing)
+    return missing
+
+
+def _nodata(text: object) -> int | None:
+    """The value of GDAL's tag, where labels can have it."""
+    try:
+        value = float(str(text).strip().strip("\0"))
+    except ValueError:
+        return None
+    return int(value) if value.is_integer() else None
+
+
+def _from_array(array: NDArray[Any], path: Path) -> StoredLabels:
+    """An array of any type as integers in one channel, or as colours."""
+    array = array.astype(array.dtype.newbyteorder("="), copy=False)
+    colored = array.ndim == 3 and array.shape[2] in (3, 4) and array.dtype == np.uint8
+    if array.ndim == 3 and not colored and 1 in (array.shape[0], array.shape[2]):
+        array = array[:, :, 0] if array.shape[2] == 1 else array[0]
+    if array.ndim == 3:
+        if not colored:
+            raise DeployError(
+                f"{path} has {array.shape[2]} channels of {array.dtype}; labels have one channel, or three of colours "
+                "in uint8"
+            )
+        missing = _some(array[:, :, 3] == 0) if array.shape[2] == 4 else None
+        return StoredLabels(array[:, :, :3], missing)
+    if array.dtype.kind == "b":
+        return StoredLabels(array.astype(np.uint8))
+    if array.dtype.kind in "iu":
+        return StoredLabels(array)
+    if array.dtype.kind != "f":
+        raise DeployError(f"{path} holds {array.dtype}; labels are whole numbers")
+    nan = np.isnan(array)
+    whole = np.where(nan, 0, array)
+    broken = ~np.isfinite(whole) | (np.rint(whole) != whole) | (np.abs(whole) > LARGEST)
+    if broken.any():
+        raise DeployError(f"{path} holds {whole[broken][0]:g}; labels are whole numbers, one for each class")
+    return StoredLabels(whole.astype(np.int64), _some(nan))
+
+
+def _some(missing: NDArray[np.bool_]) -> NDArray[np.bool_] | None:
+    return missing if missing.any() else None
+
+
+def _stored(picture: "Pictures.Image", largest: int) -> NDArray[Any]:
+    """The values of a grey or palette image as its file stores them."""
     values: NDArray[Any] = np.asarray(picture)
-    if picture.mode == "I":
-        if values.size and values.min() < 0:
-            raise DeployError(f"{path} holds class {values.min()}; classes count from 0, and {IGNORE} is ignored")
-        values = np.clip(values, 0, 65535).astype(np.uint16)
     if picture.mode == "1":
         return values.astype(np.uint8)
     if picture.mode == "L" and largest < FULL:
         return np.rint(values * (largest / FULL)).astype(np.uint8)
     if picture.mode == "I" and picture.format == "PPM" and largest < 65535:
         return np.rint(values * (largest / 65535)).astype(np.uint16)
-    if picture.mode == "I;16" and _photometric(picture) == MINISWHITE:  # others are inverted by Pillow
+    if picture.mode.startswith("I;16") and _photometric(picture) == MINISWHITE:  # others are inverted by Pillow
         return np.uint16(largest) - values.astype(np.uint16)
     return values
 

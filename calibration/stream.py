@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from fcn_deploy.calibration.datasets import load_dataset
+from fcn_deploy.calibration.datasets import FilePairs, load_dataset
 from fcn_deploy.runtime.errors import DeployError
 from fcn_deploy.runtime.images.find import find_or_read_list
 from fcn_deploy.runtime.images.read import read_image
@@ -67,6 +67,8 @@ def open_stream(source: str, card: ModelCard) -> ImageStream:
     if source == "digits" or (path.is_dir() and _is_dataset(path)):
         data = load_dataset(source, "train", card=card)
         names = [data.name(index) for index in range(len(data))]
+        if isinstance(data, FilePairs):  # whose labels are not of interest here, and may be of any kind
+            return ImageStream(names, data.image)
         return ImageStream(names, lambda index: check_image(data[index][0], card))
     files = find_or_read_list(source)
     return ImageStream([str(file) for file in files], lambda index: read_image(files[index], card))

@@ -305,6 +305,13 @@ def _check_kind(card: ModelCard, path: Path) -> None:
         )
 
 
+def means_over(present: int) -> str:
+    """Which classes the means are of, where some are absent."""
+    if present == 1:
+        return "(one class is present: the means say nothing of how others are found)"
+    return f"(means are over the {present} classes present)"
+
+
 def metrics_table(metrics: Metrics, classes: Sequence[str]) -> str:
     """The four metrics and a line per class, as text."""
     width = max(len(name) for name in (*classes, "class"))
@@ -324,5 +331,5 @@ def metrics_table(metrics: Metrics, classes: Sequence[str]) -> str:
         f"frequency-weighted IoU  {metrics.frequency_weighted_iou:.4f}",
     ]
     if metrics.absent:
-        lines.append(f"(means are over the {len(classes) - len(metrics.absent)} classes present)")
+        lines.append(means_over(len(classes) - len(metrics.absent)))
     return "\n".join(lines)

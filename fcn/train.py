@@ -385,7 +385,7 @@ def _batches(
 def _class_weights(data: LabelledImages, classes: int, kind: str) -> torch.Tensor | None:
     if kind == "none":
         return None
-    counts = class_pixels(data, classes)
+    counts = class_pixels(data)
     share = counts / max(counts.sum(), 1)
     present = share > 0
     weights = np.ones(classes)

@@ -79,8 +79,9 @@ def tune(
 ) -> tuple[dict[Candidate, Timing], Candidate]:
     """Open, check and measure candidates: their timings, and the one to keep.
 
-    An engine runs with one thread per physical core unless its user says otherwise, as another machine has other cores. So that
-    is what decides; fewer threads are then tried with the one that was kept, until they are slower, for the report.
+    An engine runs with one thread per physical core unless its user says otherwise, as another machine has other
+    cores. So that is what decides; fewer threads are then tried with the one that was kept, until they are slower,
+    for the report.
 
     Args:
         open_: gives it opened. Where it raises DeployError the candidate is refused.

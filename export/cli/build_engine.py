@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from fcn_deploy.export.cli.model_options import RENAMED, ModelOptions, check_files_differ, check_model
+from fcn_deploy.fcn.cli.options import MaskColors, MaskValues
 from fcn_deploy.runtime.command import Force, Json, Threads, log_to_stderr, parse_memory, print_record, run
 from fcn_deploy.runtime.errors import MisuseError
 from fcn_deploy.runtime.extras import need
@@ -124,6 +125,8 @@ class PrecisionOptions:
         Path | None,
         typer.Option(metavar="FOLDER", help="Labels named as the images of --calib, by which the gate measures mIoU."),
     ] = None
+    mask_values: MaskValues = None
+    mask_colors: MaskColors = None
     max_drop: Annotated[
         float | None,
         typer.Option(min=0, metavar="POINTS", help="Points of mIoU (or agreement) that may be lost [default: 0.5]."),
@@ -217,6 +220,7 @@ def _config(
 
     Raises MisuseError where they contradict each other.
     """
+    from fcn_deploy.calibration.masks import MaskOptions
     from fcn_deploy.export.build.config import BuildConfig, TensorRTOptions, TuningOptions, backends_of
     from fcn_deploy.export.quantization.options import QuantizationOptions
     from fcn_deploy.runtime.sizes import parse_sizes
@@ -238,6 +242,7 @@ def _config(
         fastest=precision.fastest,
         calib=precision.calib,
         labels=precision.labels,
+        masks=MaskOptions(precision.mask_values, precision.mask_colors),
         ranges=precision.ranges,
         seed=precision.seed,
         **{name: value for name, value in given.items() if value is not None},

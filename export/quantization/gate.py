@@ -1,11 +1,12 @@
 """The accuracy gate: what low precision costs, against float32, on images that calibration did not see."""
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from fcn_deploy.calibration.label_files import read_labels
-from fcn_deploy.calibration.metrics import IGNORE, Metrics, confusion_matrix
+from fcn_deploy.calibration.masks import Census, LabelMap, MaskOptions, label_files, label_map_for, one_class
+from fcn_deploy.calibration.metrics import Metrics, confusion_matrix
 from fcn_deploy.calibration.stream import ImageStream
 from fcn_deploy.runtime.backends.onnxruntime import session
 from fcn_deploy.runtime.errors import DeployError
@@ -14,6 +15,8 @@ from fcn_deploy.runtime.model_card import ModelCard
 from fcn_deploy.runtime.prepare import padded_size, prepare
 from fcn_deploy.runtime.upsampling import ScoreWindow, result_from_scores
 from onnx import ModelProto
+
+log = logging.getLogger(__name__)
 
 GATE_IMAGES = 40  # at most
 SENSITIVITY_IMAGES = 3
@@ -26,7 +29,7 @@ class AccuracyGate:
         core: float32.
         upsampling, card: of the model.
         images: to compare on.
-        labels: folder of their labels; None: float32's are the measure.
+        labels: their label files; None: float32's are the measure.
         max_drop: points that may be lost.
         kernels_exact: whether ONNX Runtime's kernels run the cores exactly. They do the CPU's Q/DQ, whose weights never
             saturate them. s8·s8 and emulated FP16 they do not: these run as written, Q/DQ as float arithmetic.
@@ -48,7 +51,7 @@ class AccuracyGate:
         upsampling: Upsampling,
         card: ModelCard,
         images: ImageStream,
-        labels: Path | None,
+        labels: "LabelFolder | None",
         *,
         max_drop: float,
         kernels_exact: bool,
@@ -68,7 +71,7 @@ class AccuracyGate:
                 self.scores.append(scores)
             own.append(self._result(scores, size))
             if labels is not None:
-                self.expected.append(_label_of(name, labels, size, card))
+                self.expected.append(labels.of(name, size))
         if not own:
             raise DeployError("none of the images to judge by could be read; give more with --calib")
         self.metric = "mIoU" if labels is not None else "agreement"
@@ -76,6 +79,7 @@ class AccuracyGate:
         if labels is None:
             self.expected, self.baseline = own, 1.0
         else:
+            labels.check()
             self.baseline = self._compare(own)
             if not self.baseline > 0:
                 raise DeployError(
@@ -135,12 +139,36 @@ class AccuracyGate:
         return session(core.SerializeToString(), optimise=self.kernels_exact)
 
 
-def _label_of(name: str, folder: Path, size: tuple[int, int], card: ModelCard) -> np.ndarray:
-    path, classes = folder / (Path(name).stem + ".png"), len(card.classes)
-    labels = read_labels(path, card.colors).copy()
-    if labels.shape != size:
-        raise DeployError(f"{path} is {labels.shape[0]}×{labels.shape[1]}, and its image is {size[0]}×{size[1]}")
-    labels[labels == classes] = IGNORE  # the void class after the last
-    if (wrong := labels[(labels > classes) & (labels != IGNORE)]).size:
-        raise DeployError(f"{path} holds class {wrong.max()}, and there are {classes} classes")
-    return labels
+class LabelFolder:
+    """Label files of any kind, found by the names of their images.
+
+    Args:
+        folder: of the files.
+        card: of the model.
+        masks: what the user says of them.
+
+    Raises:
+        DeployError: two labels of one image.
+        MisuseError: `masks` that do not fit the classes.
+    """
+
+    def __init__(self, folder: Path, card: ModelCard, masks: MaskOptions) -> None:
+        self.folder, self.files = folder, label_files(folder)
+        self.label_map: LabelMap = label_map_for(card, masks)
+        self.census = Census(np.zeros(len(card.classes), np.int64))
+
+    def of(self, name: str, size: tuple[int, int]) -> np.ndarray:
+        """The labels of an image, [H, W] uint8. Raises DeployError: none, of another size, or of unknown classes."""
+        stem = Path(name).stem
+        path = self.files.get(stem, self.folder / f"{stem}.png")
+        read = self.label_map.read(path)
+        if (found := read.labels.shape) != size:
+            raise DeployError(f"{path} is {found[0]}×{found[1]}, and its image is {size[0]}×{size[1]}")
+        self.census.add(read, path)
+        return read.labels
+
+    def check(self) -> None:
+        """Ask, or say, where the labels read so far are of one class. Raises MisuseError."""
+        self.census.check(self.label_map, str(self.folder))
+        if alone := one_class(self.census.pixels, self.label_map.classes, str(self.folder)):
+            log.warning(alone)

@@ -16,7 +16,7 @@ from fcn_deploy.export.quantization.calibrate import (
     key_of,
     largest_magnitudes,
 )
-from fcn_deploy.export.quantization.gate import GATE_IMAGES, AccuracyGate
+from fcn_deploy.export.quantization.gate import GATE_IMAGES, AccuracyGate, LabelFolder
 from fcn_deploy.export.quantization.half import emulate_half, half, overflowing
 from fcn_deploy.export.quantization.options import QuantizationOptions, Say
 from fcn_deploy.export.quantization.quantize import (
@@ -101,8 +101,9 @@ def mix_precision(
     calibration, held_out = divide(
         images, options.count, GATE_IMAGES, options.seed, set(ranges.images) if ranges else set()
     )
+    labels = None if options.labels is None else LabelFolder(options.labels, card, options.masks)
     gate = AccuracyGate(
-        core, upsampling, card, held_out, options.labels, max_drop=options.max_drop, kernels_exact=scheme == "cpu"
+        core, upsampling, card, held_out, labels, max_drop=options.max_drop, kernels_exact=scheme == "cpu"
     )
     graphs = _Graphs(core, scheme, options, half_interface)
     if options.int8:

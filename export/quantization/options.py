@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from fcn_deploy.calibration.masks import MaskOptions
 from fcn_deploy.calibration.ranges import METHODS
 from fcn_deploy.runtime.errors import MisuseError
 
@@ -21,6 +22,7 @@ class QuantizationOptions:
         count: of images to calibrate on, at most.
         method: how ranges are chosen: minmax, percentile, entropy or mse.
         labels: folder of labels named as the images; None: the gate compares with float32's labels.
+        masks: what the values or colours of labels mean.
         max_drop: points of mIoU (or of agreement) that may be lost.
         ranges: file to read, or to write where it does not exist.
         seed: of the sample of images.
@@ -36,6 +38,7 @@ class QuantizationOptions:
     count: int = 100
     method: str = "mse"
     labels: Path | None = None
+    masks: MaskOptions = MaskOptions()  # noqa: RUF009 (frozen)
     max_drop: float = 0.5
     ranges: Path | None = None
     seed: int = 0
@@ -58,6 +61,9 @@ class QuantizationOptions:
             raise MisuseError(f"--max-drop {self.max_drop}; give points of 0 or more")
         if self.labels is not None and not self.labels.is_dir():
             raise MisuseError(f"{self.labels} is not a folder; --labels names one with a label of each image's name")
+
+        if self.masks and self.labels is None:
+            raise MisuseError("--mask-values and --mask-colors say what --labels mean; pass --labels FOLDER")
 
     def _check_use(self) -> None:
         """Refuse what says how to do something that is not done."""

@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from fcn_deploy.fcn.cli.options import Data
+from fcn_deploy.fcn.cli.options import Data, MaskColors, MaskValues
 from fcn_deploy.runtime.command import Force, Json, Threads, log_to_stderr, print_record, run
 from fcn_deploy.runtime.errors import MisuseError
 from fcn_deploy.runtime.extras import need
+
+log = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     from fcn_deploy.calibration.datasets import LabelledImages
@@ -24,6 +26,8 @@ class ImageOptions:
     """Which labelled images, and at which sizes."""
 
     data: Data = "digits"
+    mask_values: MaskValues = None
+    mask_colors: MaskColors = None
     split: Annotated[str, typer.Option(metavar="NAME", help="Split to evaluate on.")] = "val"
     seed: Annotated[int, typer.Option(help="Seed of the digits that are drawn.")] = 0
     count: Annotated[int | None, typer.Option(min=1, help="Number of images to evaluate on, at most.")] = None
@@ -101,7 +105,8 @@ def eval_fcn(
 
 def _opened(models: Sequence[Path], images: ImageOptions, refine: bool, threads: int | None) -> list[Contestant]:
     """Open the models, and the images for each. Raises MisuseError where they do not go together."""
-    from fcn_deploy.calibration.datasets import load_dataset
+    from fcn_deploy.calibration.datasets import load_dataset, take_census
+    from fcn_deploy.calibration.masks import MaskOptions, one_class
     from fcn_deploy.fcn.evaluate import open_model, parse_scales, same_classes
 
     parse_scales(images.image_scales)
@@ -118,11 +123,19 @@ def _opened(models: Sequence[Path], images: ImageOptions, refine: bool, threads:
         named.append((last, f"{last.name} --refine", open_model(last, threads, refine=True)))
     cards = same_classes([path for path, _, _ in named], [model.card for _, _, model in named])
     contestants = []
+    masks = MaskOptions(images.mask_values, images.mask_colors)
     for (path, name, model), card in zip(named, cards, strict=True):
-        own = load_dataset(images.data, images.split, seed=images.seed, count=images.count, card=model.card)
+        own = load_dataset(
+            images.data, images.split, seed=images.seed, count=images.count, card=model.card, masks=masks
+        )
         if len(own.classes) != len(card.classes):
             raise MisuseError(f"{images.data} has {len(own.classes)} classes and {path} has {len(card.classes)}")
         contestants.append(Contestant(path, name, model, card, own))
+    if images.data != "digits":
+        first = contestants[0]
+        census = take_census(first.images, images.split, enough=2)  # most often of one file
+        if alone := one_class(census.pixels, first.card.classes, images.split):
+            log.warning(alone)
     return contestants
 
 
@@ -164,7 +177,7 @@ def _bar(total: int) -> Callable[[], None]:
 def _show(contestants: Sequence[Contestant], entries: Sequence["Entry"], described: str) -> None:
     """Print the tables."""
     from fcn_deploy.calibration.report.accuracy_sections import classes_table, scales_table, stages_table
-    from fcn_deploy.fcn.evaluate import metrics_table
+    from fcn_deploy.fcn.evaluate import means_over, metrics_table
 
     first = entries[0].evaluated
     assert first is not None
@@ -174,7 +187,7 @@ def _show(contestants: Sequence[Contestant], entries: Sequence["Entry"], describ
     else:
         print(f"{described}\n\n{stages_table(entries).text()}\n\n{classes_table(entries).text()}")
         if absent := first.metrics.absent:
-            print(f"(means are over the {len(classes) - len(absent)} classes present)")
+            print(means_over(len(classes) - len(absent)))
     if len(first.results) > 1:
         print(f"\n{scales_table(entries).text()}")
 

@@ -1,7 +1,7 @@
 """train-fcn: a network trained on labelled images of mixed sizes."""
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from fcn_deploy.fcn.cli.options import Data
+from fcn_deploy.fcn.cli.options import Data, MaskColors, MaskValues
 from fcn_deploy.fcn.recipes import CLASS_WEIGHTS, RECIPES, SCHEDULES, Recipe, described, named
 from fcn_deploy.runtime.command import Force, Threads, run
 from fcn_deploy.runtime.errors import DeployError, MisuseError
@@ -17,7 +17,6 @@ from fcn_deploy.runtime.extras import need
 from fcn_deploy.runtime.files import check_writable, refuse_existing
 
 if TYPE_CHECKING:
-    import numpy as np
     from fcn_deploy.calibration.datasets import LabelledImages
     from fcn_deploy.fcn.architecture import AnySize
     from fcn_deploy.fcn.checkpoint import Checkpoint
@@ -49,6 +48,8 @@ class DataOptions:
 
     data: Data = "digits"
     split: Annotated[str, typer.Option(metavar="NAME", help="Split to train on.")] = "train"
+    mask_values: MaskValues = None
+    mask_colors: MaskColors = None
     val_split: Annotated[str, typer.Option(metavar="NAME", help="Split that chooses the best epoch.")] = "val"
     count: Annotated[int | None, typer.Option(min=2, help="Number of images to train on, at most.")] = None
     seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0
@@ -162,19 +163,21 @@ def train_fcn(
     if data.data == "digits":
         need("sklearn", "train")
     from fcn_deploy.calibration.datasets import load_dataset
+    from fcn_deploy.calibration.masks import MaskOptions
     from fcn_deploy.fcn.train import log_path, train
 
     if threads:
         torch.set_num_threads(threads)
     how = recipe.chosen(data, qat=network.qat is not None)
-    images = load_dataset(data.data, data.split, seed=data.seed, count=data.count)
-    validation = load_dataset(data.data, data.val_split, seed=data.seed)
+    masks = MaskOptions(data.mask_values, data.mask_colors)
+    images = load_dataset(data.data, data.split, seed=data.seed, count=data.count, masks=masks)
+    validation = load_dataset(data.data, data.val_split, seed=data.seed, masks=masks)
     if tuple(images.classes) != tuple(validation.classes):
         raise MisuseError(f"{data.split} and {data.val_split} of {data.data} have different classes; add a classes.txt")
     torch.manual_seed(data.seed)
     checkpoint, start = _begun(network, images, data)
-    if data.data != "digits":  # drawn, and right by construction
-        _say_what_is_absent(images, validation, data)
+    # Digits are drawn, and right by construction.
+    judged = _say_what_is_absent(images, validation, data) if data.data != "digits" else len(images.classes)
     check_writable(out)
     print(f"{_described(checkpoint.model, start)}; {len(images)} images to train on, {len(validation)} to validate")
     if words := described(how):
@@ -182,7 +185,8 @@ def train_fcn(
     sys.stdout.flush()
     with _progress(how.epochs) as (on_step, on_epoch):
         progress = train(checkpoint, images, validation, how, out, resume=resume, on_step=on_step, on_epoch=on_epoch)
-    print(f"best epoch {progress.best_epoch}: val mIoU {progress.best_miou:.4f} → {out}; log: {log_path(out)}")
+    alone = " over a single class, which says nothing of the others" if judged == 1 else ""
+    print(f"best epoch {progress.best_epoch}: val mIoU {progress.best_miou:.4f}{alone} → {out}; log: {log_path(out)}")
 
 
 train_fcn.__doc__ = "\n\n".join((
@@ -247,21 +251,38 @@ def _described(model: "AnySize", start: str) -> str:
     return f"{name} {architecture.backbone}, {parameters / 1e6:.1f} M parameters, from {start}"
 
 
-def _say_what_is_absent(images: "LabelledImages", validation: "LabelledImages", data: DataOptions) -> None:
-    """Say which classes have no pixels. Raises DeployError where a split has none of any."""
-    from fcn_deploy.calibration.datasets import class_pixels
+def _say_what_is_absent(images: "LabelledImages", validation: "LabelledImages", data: DataOptions) -> int:
+    """Say which classes have no pixels, and give how many the validation has.
 
-    seen, judged = (class_pixels(split, len(images.classes)) for split in (images, validation))
-    _say_absent(seen, images.classes, data.split, "they cannot be learned")
-    _say_absent(judged, images.classes, data.val_split, f"mIoU is over the {(judged > 0).sum()} classes present")
+    Raises:
+        DeployError: a split has no pixel of any class.
+        MisuseError: it cannot be told what the values of its labels mean.
+    """
+    from fcn_deploy.calibration.datasets import FilePairs, take_census
+    from fcn_deploy.calibration.masks import one_class
 
+    def say(line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
 
-def _say_absent(pixels: "np.ndarray", classes: Sequence[str], split: str, so: str) -> None:
-    if not pixels.any():
-        raise DeployError(f"the labels of {split} hold no counted pixel; mend them, or choose another split")
-    absent = [name for name, count in zip(classes, pixels, strict=True) if not count]
-    if absent:
-        print(f"{split} holds no pixel of {', '.join(absent)}: {so}", file=sys.stderr, flush=True)
+    classes = images.classes
+    taken = [
+        (split, where, take_census(split, where))
+        for split, where in ((images, data.split), (validation, data.val_split))
+    ]
+    for split, where, census in taken:
+        if not census.present:
+            raise DeployError(f"the labels of {where} hold no counted pixel; mend them, or choose another split")
+        if isinstance(split, FilePairs):
+            for hint in census.hints(split.label_map, where):
+                say(hint)
+    (_, _, learned), (_, where, judged) = taken
+    if absent := learned.absent(classes):
+        say(f"{data.split} holds no pixel of {', '.join(absent)}: they cannot be learned{learned.uncounted()}")
+    if alone := one_class(judged.pixels, classes, where):
+        say(alone)
+    elif absent := judged.absent(classes):
+        say(f"{where} holds no pixel of {', '.join(absent)}: mIoU is over the {len(judged.present)} classes present")
+    return len(judged.present)
 
 
 @contextmanager

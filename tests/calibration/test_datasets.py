@@ -121,17 +121,17 @@ def test_two_labels_of_one_image_are_refused(tmp_path):
 def test_pixels_of_each_class_are_counted_and_every_label_is_checked(tmp_path):
     put(folder_pairs(tmp_path) / "trainannot" / "a.png", [[0, 1, 1, 2, 255, 0, 0, 0]] * 6)
     data = load_dataset(str(tmp_path), "train")
-    assert class_pixels(data, 2).tolist() == [24, 12 + 45]  # b is of class 1
-    assert class_pixels(Digits("train", count=2, sizes=((40, 40),)), 11).sum() == 3200
+    assert class_pixels(data).tolist() == [24, 12 + 45]  # b is of class 1
+    assert class_pixels(Digits("train", count=2, sizes=((40, 40),))).sum() == 3200
     put(tmp_path / "trainannot" / "b.png", np.zeros((5, 9)))
     with pytest.raises(DeployError, match=r"5×9 and .*b\.png is 9×5"):
-        class_pixels(data, 2)
+        class_pixels(data)
     put(tmp_path / "trainannot" / "b.png", np.full((9, 5), 7))
     with pytest.raises(DeployError, match=r"b\.png holds class 7"):
-        class_pixels(data, 2)
+        class_pixels(data)
     (tmp_path / "trainannot" / "b.png").unlink()
     with pytest.raises(DeployError, match="does not exist"):
-        class_pixels(data, 2)
+        class_pixels(data)
 
 
 def test_a_negative_class_is_refused(tmp_path):
@@ -143,8 +143,10 @@ def test_a_negative_class_is_refused(tmp_path):
 
 
 def test_coloured_or_broken_labels_are_refused(tmp_path):
-    put(folder_pairs(tmp_path) / "trainannot" / "a.png", np.zeros((6, 8, 3)))
-    with pytest.raises(DeployError, match="colours"):
+    put(folder_pairs(tmp_path) / "trainannot" / "a.png", np.full((6, 8, 3), (1, 0, 0)))
+    with pytest.raises(
+        DeployError, match=r"has the colour \(1, 0, 0\) in 48 pixels, of no class; say what it is by --mask"
+    ):
         load_dataset(str(tmp_path), "train")[0]
     (tmp_path / "trainannot" / "a.png").write_bytes(b"\x89PNG nothing")
     with pytest.raises(DeployError, match="not an image"):
@@ -204,3 +206,13 @@ def test_the_photographs_beside_the_project():
     nuclei = load_dataset(str(needs_shared("nuclei")), "val")
     assert len(nuclei.classes) == 2
     assert len({nuclei[i][0].shape for i in range(len(nuclei))}) >= 4
+
+
+def test_what_is_no_image_is_not_counted(tmp_path):
+    root = folder_pairs(tmp_path)
+    rgba = np.full((6, 8, 4), 100, np.uint8)
+    rgba[:, :3, 3] = 0
+    put(root / "train" / "a.png", rgba)
+    image, labels = load_dataset(str(root), "train")[0]
+    assert (labels[:, :3] == 255).all() and (labels[:, 3:] == 1).all()
+    assert image[0, 0].tolist() == [124, 116, 104] and (image[:, 3:] == 100).all()

@@ -74,10 +74,10 @@ def grey_tiff(path, values, bits, white=False):
 @pytest.mark.parametrize("bits", [1, 2, 4, 8])
 def test_labels_of_few_bits_are_what_is_stored(tmp_path, bits):
     stored = LABELS % min(1 << bits, 4)
-    assert np.array_equal(read_labels(grey_png(tmp_path / "l.png", stored, bits)), stored)
-    assert np.array_equal(read_labels(grey_tiff(tmp_path / "l.tif", stored, bits)), stored)
+    assert np.array_equal(read_labels(grey_png(tmp_path / "l.png", stored, bits)).values, stored)
+    assert np.array_equal(read_labels(grey_tiff(tmp_path / "l.tif", stored, bits)).values, stored)
     inverted = grey_tiff(tmp_path / "w.tif", (1 << bits) - 1 - stored, bits, white=True)
-    assert np.array_equal(read_labels(inverted), stored)
+    assert np.array_equal(read_labels(inverted).values, stored)
 
 
 def test_labels_of_16_bits_are_inverted_where_0_is_white(tmp_path):
@@ -85,57 +85,57 @@ def test_labels_of_16_bits_are_inverted_where_0_is_white(tmp_path):
     for photometric, values in (("minisblack", stored), ("miniswhite", 65535 - stored)):
         for compression in (None, "deflate"):
             tifffile.imwrite(tmp_path / "l.tif", values, photometric=photometric, compression=compression)
-            assert np.array_equal(read_labels(tmp_path / "l.tif"), stored)
+            assert np.array_equal(read_labels(tmp_path / "l.tif").values, stored)
     Image.fromarray(stored).save(tmp_path / "l.png")
-    assert np.array_equal(read_labels(tmp_path / "l.png"), stored)
+    assert np.array_equal(read_labels(tmp_path / "l.png").values, stored)
 
 
 @pytest.mark.parametrize("most", [15, 255, 1000])
 def test_labels_of_a_pgm_are_what_is_stored(tmp_path, most):
     data = LABELS.astype(">u2" if most > 255 else np.uint8).tobytes()
     (tmp_path / "l.pgm").write_bytes(b"P5 4 3 %d\n" % most + data)
-    assert np.array_equal(read_labels(tmp_path / "l.pgm"), LABELS)
+    assert np.array_equal(read_labels(tmp_path / "l.pgm").values, LABELS)
 
 
 @pytest.mark.parametrize("order", [(3, 0, 2, 1), (1, 0, 2, 3), (0, 2, 1, 3)])
 @pytest.mark.parametrize("colors", [None, COLORS, voc_palette(4)])
 def test_a_palette_of_greys_in_another_order_is_read_by_its_greys(tmp_path, order, colors):
     path = png(tmp_path / "l.png", *renumbered(LABELS, order, grey(4)))
-    assert np.array_equal(read_labels(path, colors), LABELS)
+    assert np.array_equal(read_labels(path, colors).values, LABELS)
 
 
 def test_greys_that_say_nothing_else_leave_the_indices(tmp_path):
     mask = LABELS % 2
-    assert np.array_equal(read_labels(png(tmp_path / "m.png", mask, [(0,) * 3, (255,) * 3]), COLORS), mask)
+    assert np.array_equal(read_labels(png(tmp_path / "m.png", mask, [(0,) * 3, (255,) * 3]), COLORS).values, mask)
     shown = [(index * 80,) * 3 for index in range(4)]
-    assert np.array_equal(read_labels(png(tmp_path / "s.png", LABELS, shown), COLORS), LABELS)  # no class 80
+    assert np.array_equal(read_labels(png(tmp_path / "s.png", LABELS, shown), COLORS).values, LABELS)  # no class 80
     few = [(0,) * 3, (3,) * 3, (1,) * 3, (2,) * 3]  # the classes' own colours
-    assert np.array_equal(read_labels(png(tmp_path / "f.png", LABELS, few), few), LABELS)
+    assert np.array_equal(read_labels(png(tmp_path / "f.png", LABELS, few), few).values, LABELS)
 
 
 def test_ignored_pixels_stay_ignored_in_a_palette_of_greys(tmp_path):
     greys = [(255,) * 3, (1,) * 3, (0,) * 3, (2,) * 3]
     expected = np.uint8([255, 1, 0, 2])[LABELS]
-    assert np.array_equal(read_labels(png(tmp_path / "l.png", LABELS, greys), COLORS), expected)
+    assert np.array_equal(read_labels(png(tmp_path / "l.png", LABELS, greys), COLORS).values, expected)
 
 
 def test_the_classes_colours_in_another_order_tell_the_classes(tmp_path, caplog):
     for index, order in enumerate([(3, 0, 2, 1), (1, 0, 2, 3)]):
         path = png(tmp_path / f"{index}.png", *renumbered(LABELS, order, COLORS))
-        assert np.array_equal(read_labels(path, COLORS), LABELS)
-        assert not np.array_equal(read_labels(path), LABELS)  # without colours nothing tells
+        assert np.array_equal(read_labels(path, COLORS).values, LABELS)
+        assert not np.array_equal(read_labels(path).values, LABELS)  # without colours nothing tells
     assert caplog.text.count("palette in another order") == 1  # a line for a folder
     only = np.full((2, 2), 3, np.uint8)
-    assert np.array_equal(read_labels(png(tmp_path / "one.png", only * 0, [COLORS[3]]), COLORS), only)
+    assert np.array_equal(read_labels(png(tmp_path / "one.png", only * 0, [COLORS[3]]), COLORS).values, only)
 
 
 def test_a_palette_in_class_order_or_of_other_colours_leaves_the_indices(tmp_path):
     others = [(9, 9, 8), (8, 7, 6), (5, 5, 1), (1, 2, 3)]
     rest = [COLORS[3], COLORS[1], COLORS[2], COLORS[0]] + [(7, 7, 7)] * 252  # more entries than an optimiser leaves
     for palette in (COLORS, (*COLORS, (255, 255, 255)), others, rest):
-        assert np.array_equal(read_labels(png(tmp_path / "l.png", LABELS, palette), COLORS), LABELS)
+        assert np.array_equal(read_labels(png(tmp_path / "l.png", LABELS, palette), COLORS).values, LABELS)
     chance = [(0, 0, 0), (0, 128, 0), (0, 0, 128), (1, 2, 3)]  # one of them is another class's in colours nobody chose
-    assert np.array_equal(read_labels(png(tmp_path / "l.png", LABELS, chance), voc_palette(4)), LABELS)
+    assert np.array_equal(read_labels(png(tmp_path / "l.png", LABELS, chance), voc_palette(4)).values, LABELS)
 
 
 @pytest.mark.parametrize(

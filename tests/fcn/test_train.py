@@ -436,9 +436,39 @@ def test_labels_are_checked_before_training_starts(small_data, tmp_path):
             root / "valannot" / f"{name}.png"
         )
     done = command("train-fcn", *options)
-    assert "val holds no pixel of digit 0, digit 1, " in done.stderr
-    assert "mIoU is over the 1 classes present" in done.stderr
+    assert "val has labels of 'background' alone, and a network that never finds another class has" in done.stderr
+    assert "over a single class, which says nothing of the others → " in done.stdout
     assert log_of(tmp_path / "m.safetensors")[1]["val_class_iou"]["digit 0"] is None
+
+
+@pytest.mark.slow
+def test_masks_of_0_and_255_are_asked_about_and_never_the_best(tmp_path):
+    for name in ("train", "val"):
+        for folder in (name, f"{name}annot"):
+            (tmp_path / "data" / folder).mkdir(parents=True)
+        for index in range(3):
+            image, mask = np.full((40, 48, 3), 30, np.uint8), np.zeros((40, 48), np.uint8)
+            image[8 + index : 30, 10:40], mask[8 + index : 30, 10:40] = 220, 255
+            Image.fromarray(image).save(tmp_path / "data" / name / f"{index}.png")
+            Image.fromarray(mask).save(tmp_path / "data" / f"{name}annot" / f"{index}.png")
+    out = tmp_path / "m.safetensors"
+    options = ("--data", tmp_path / "data", "--backbone", "mobilenet-v2", "--width", "0.125", "--crop", "32x32",
+               "--batch", "2", "--epochs", "1", "-o", out)  # fmt: skip
+    asked = one_error(command("train-fcn", *options, ok=2))
+    assert "255 is not counted, so only 'class 0' is left; pass --mask-values 0,255 where 255 is 'class 1'" in asked
+    done = command("train-fcn", *options, "--mask-values", "0=sky,1=forest", ok=2)
+    assert "add 255=CLASS to --mask-values" in one_error(done) and not out.exists()
+    told = ("--mask-values", "0=background,255=cell")
+    done = command("train-fcn", *options, *told)
+    assert "single class" not in done.stdout and load_checkpoint(out).card.classes == ("background", "cell")
+    assert log_of(out)[1]["val_class_iou"].keys() == {"background", "cell"}
+    assert "hold the values 0 and 255 alone" in one_error(command("eval-fcn", out, "--data", tmp_path / "data", ok=2))
+    judged = json.loads(command("eval-fcn", out, "--data", tmp_path / "data", *told, "--json").stdout)
+    assert judged["class_iou"][1] is not None
+    void = ("--mask-values", "0=background,255=void")
+    done = command("eval-fcn", out, "--data", tmp_path / "data", *void)
+    assert "WARNING: val has labels of 'background' alone" in done.stderr
+    assert "(one class is present: the means say nothing of how others are found)" in done.stdout
 
 
 @pytest.mark.slow

@@ -6,13 +6,15 @@ import json
 import numpy as np
 import onnx
 import pytest
+import tifffile
+from fcn_deploy.calibration.masks import MaskOptions
 from fcn_deploy.calibration.report.engine_report import report_of
 from fcn_deploy.export.build.config import BuildConfig
 from fcn_deploy.export.build.core import core_of, optimise_offline
 from fcn_deploy.export.build.engine import build_engine
 from fcn_deploy.export.graph.edit import opset
 from fcn_deploy.export.importer.import_model import import_model
-from fcn_deploy.export.quantization.gate import AccuracyGate
+from fcn_deploy.export.quantization.gate import AccuracyGate, LabelFolder
 from fcn_deploy.export.quantization.half import emulate_half
 from fcn_deploy.export.quantization.mixed_precision import mix_precision
 from fcn_deploy.export.quantization.options import QuantizationOptions
@@ -38,6 +40,31 @@ def photos(tmp_path_factory):
         labels = (np.indices(size).sum(0) // 16 % 5).astype(np.uint8)
         Image.fromarray(labels).save(folder / "labels" / f"{index:02}.png")
     return folder
+
+
+def test_labels_of_the_gate_are_of_any_kind_and_asked_about(tmp_path, caplog):
+    card = ModelCard(("a", "b"), mean=(127.5,) * 3, std=(60,) * 3)
+    values = np.zeros((8, 9), np.uint8)
+    values[2:5] = 255
+    tifffile.imwrite(tmp_path / "x.tif", values)
+    labels = LabelFolder(tmp_path, card, MaskOptions("0,255"))
+    assert np.array_equal(labels.of("photos/x.jpg", (8, 9)), values // 255)
+    labels.check()
+    with pytest.raises(DeployError, match=r"x\.tif is 8×9, and its image is 9×8"):
+        labels.of("x.jpg", (9, 8))
+    with pytest.raises(DeployError, match=r"y\.png does not exist; every image needs a label"):
+        labels.of("y.jpg", (9, 8))
+    silent = LabelFolder(tmp_path, card, MaskOptions())
+    silent.of("x.jpg", (8, 9))
+    with pytest.raises(MisuseError, match=r"0 and 255 alone.*pass --mask-values 0,255 where 255 is 'b'"):
+        silent.check()
+    void = LabelFolder(tmp_path, card, MaskOptions("0=a,255=void"))
+    void.of("x.jpg", (8, 9))
+    assert not caplog.text
+    void.check()
+    assert "has labels of 'a' alone" in caplog.text
+    with pytest.raises(MisuseError, match="say what --labels mean; pass --labels FOLDER"):
+        QuantizationOptions(int8=True, calib="photos", masks=MaskOptions("0,255"))
 
 
 def core_file(nodes, constants, scores=2):
@@ -281,8 +308,9 @@ def test_int8_and_fp16_keep_the_miou_of_a_trained_network(trained, tmp_path):
     head, core = core.upsampling, optimise_offline(core.model)
     validation = load_dataset(str(data), "val", count=16, card=card)
     stream = ImageStream([validation.pairs[i][0].name for i in range(16)], lambda i: validation[i][0])
+    labels = LabelFolder(data / "valannot", card, MaskOptions())
     gates = {
-        name: AccuracyGate(core, head, card, stream, data / "valannot", max_drop=100, kernels_exact=name == "cpu")
+        name: AccuracyGate(core, head, card, stream, labels, max_drop=100, kernels_exact=name == "cpu")
         for name in SCHEMES
     }
     gate = gates["cpu"]
