@@ -65,12 +65,13 @@ def session(
         raise DeployError(f"ONNX Runtime cannot load the model: {one_line(error)}") from error
 
 
-def physical_cores() -> int:
+def physical_cores(processors: Path = Path("/sys/devices/system/cpu")) -> int:
     """Cores of this machine, however many threads each runs at once: as many as ONNX Runtime takes threads by default.
 
-    Where the system does not tell, its logical processors.
+    Args:
+        processors: where Linux tells of them; elsewhere logical processors are counted.
     """
-    topologies = Path("/sys/devices/system/cpu").glob("cpu[0-9]*/topology/thread_siblings_list")
+    topologies = processors.glob("cpu[0-9]*/topology/thread_siblings_list")
     try:
         siblings = {topology.read_text() for topology in topologies}
     except OSError:  # a processor was taken off

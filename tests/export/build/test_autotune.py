@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import count
@@ -30,6 +31,7 @@ from fcn_deploy.export.build.report_parts import candidate_reports, show_candida
 from fcn_deploy.export.importer.import_model import import_model
 from fcn_deploy.export.quantization.options import QuantizationOptions
 from fcn_deploy.runtime.backends import openvino
+from fcn_deploy.runtime.backends.onnxruntime import physical_cores
 from fcn_deploy.runtime.engine_file import EngineFile
 from fcn_deploy.runtime.errors import OverBudgetError
 from fcn_deploy.runtime.manifest import Stage
@@ -203,6 +205,16 @@ def test_fewer_threads_are_for_the_report(fake_time, monkeypatch):
     asked = Candidate("onnxruntime", "float32", 1)
     timings, _ = tune(opener({asked: 1}, fake_time), lambda *_: "", [asked], IMAGES, TuningOptions(fewer_threads=True))
     assert list(timings) == [asked]
+
+
+def test_a_core_counts_once_however_many_threads_it_runs(tmp_path):
+    for index, siblings in enumerate(("0,2", "1,3", "0,2", "1,3")):
+        topology = tmp_path / f"cpu{index}" / "topology"
+        topology.mkdir(parents=True)
+        (topology / "thread_siblings_list").write_text(f"{siblings}\n")
+    (tmp_path / "cpufreq").mkdir()
+    assert physical_cores(tmp_path) == 2
+    assert physical_cores(tmp_path / "none") == os.cpu_count()
 
 
 def test_halves_of_the_physical_cores(monkeypatch):
