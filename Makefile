@@ -1,6 +1,6 @@
 # Two commands do everything from a fresh clone with python3 and make alone:
 #   make demo    train, export, build and label images of many sizes, on the CPU
-#   make test    lint and the whole test suite (make test-fast: a part of every room, in two minutes)
+#   make test    lint and the whole test suite (make test-fast: a part of every package, in two minutes)
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -42,7 +42,7 @@ lint: $(VENV)/.dev types
 types: $(VENV)/.dev links
 	$(BIN)/mypy
 
-# mypy and the site's reader of docstrings do not follow setuptools' package-dir, so they are shown the rooms by links.
+# mypy and the site's reader of docstrings do not follow setuptools' package-dir, so they are shown the floors by links.
 links:
 	mkdir -p build/types/fcn_deploy
 	for name in fcn_deploy/__init__.py fcn_deploy/py.typed runtime calibration fcn export; do \

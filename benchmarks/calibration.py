@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 import numpy as np
-from fcn_deploy.calibration.ranges import collect
+from fcn_deploy.calibration.ranges import collect_histograms
 from fcn_deploy.export.build.core import core_of, optimise_offline
 from fcn_deploy.export.importer.import_model import import_model
 from fcn_deploy.export.quantization.calibrate import activation_reader
@@ -56,7 +56,7 @@ def measure(model: Path, mode: str, count: int, photos: str | None) -> None:
 
     stream = timed(images(count, card, photos))
     if mode == "calibrate":
-        collect(activation_reader(core), stream, "", lambda image: prepare(image, card))
+        collect_histograms(activation_reader(core), stream, "", lambda image: prepare(image, card))
     else:
         run = activation_reader(core)
         if mode == "plain":

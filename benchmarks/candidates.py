@@ -28,7 +28,7 @@ class Job:
     Attributes:
         checkpoint, model: the network, for PyTorch and as ONNX.
         data: labelled images, as of eval-fcn.
-        work: folder of what is prepared: calibration images, quantised models, engines.
+        work: folder of what is prepared: calibration images, quantized models, engines.
         sizes: (height, width) of the mixed stream.
         threads: of one call.
         count: images of val to measure mIoU on; None: all.
@@ -193,9 +193,9 @@ def make_calibration(job: Job, out: Path) -> None:
 def make_argmax(job: Job, out: Path, name: str | None = None) -> None:
     """The model with argmax in its graph."""
     import onnx
-    from fcn_deploy.export.passes.fold_head import fold_head
+    from fcn_deploy.export.passes.fold_decision import fold_decision
 
-    onnx.save(fold_head(onnx.load(job.file(name) if name else job.model), job.card()).model, out)
+    onnx.save(fold_decision(onnx.load(job.file(name) if name else job.model), job.card()).model, out)
 
 
 def make_ort_int8(job: Job, out: Path, symmetric: bool) -> None:
@@ -237,14 +237,14 @@ def make_ort_int8(job: Job, out: Path, symmetric: bool) -> None:
 
 
 def make_nncf(job: Job, out: Path) -> None:
-    """NNCF's post-training quantisation in its stock settings."""
+    """NNCF's post-training quantization in its stock settings."""
     import nncf
     import openvino as ov
 
     before, images = normalised(job.card()), job.calibration_images()
     model = ov.Core().read_model(job.model)
-    quantised = nncf.quantize(model, nncf.Dataset(images, before), subset_size=len(images))
-    ov.save_model(quantised, out, compress_to_fp16=False)
+    quantized = nncf.quantize(model, nncf.Dataset(images, before), subset_size=len(images))
+    ov.save_model(quantized, out, compress_to_fp16=False)
 
 
 def make_engine(job: Job, out: Path, int8: bool) -> None:

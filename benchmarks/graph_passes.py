@@ -18,7 +18,7 @@ import numpy as np
 from fcn_deploy.export.analysis.channel_layout import channels_of_input
 from fcn_deploy.export.analysis.decision import label_maker
 from fcn_deploy.export.analysis.receptive_field import receptive_field
-from fcn_deploy.export.build.partition import separators
+from fcn_deploy.export.analysis.separators import separators
 from fcn_deploy.export.dynamic_shapes.free_sizes import free_sizes
 from fcn_deploy.export.passes.bilinear_deconv import bilinear_deconv
 from fcn_deploy.export.passes.cancel_transposes import cancel_transposes
@@ -170,7 +170,7 @@ def full_size() -> list[NodeProto]:
     return [helper.make_node("Resize", ["end", "", "scales"], ["logits"], mode="linear")]
 
 
-def quantised(model: ModelProto) -> ModelProto:
+def quantized(model: ModelProto) -> ModelProto:
     """With Q/DQ for the CPU, from ranges that nobody measured."""
     return quantize(model, dict.fromkeys(measured_tensors(model), (-1.0, 1.0)), SCHEMES["cpu"])
 
@@ -213,9 +213,9 @@ SUBJECTS = {
     "resolve_branches": Subject(resolve_branches, lambda n: chain(branched, n)),
     "pad_and_crop": Subject(lambda model: pad_and_crop(model, 4), lambda n: chain(convolved, n)),
     "raw_input": Subject(
-        lambda pair: raw_input(*pair, CARD), lambda n: (quantised(core := chain(convolved, n)), core)
+        lambda pair: raw_input(*pair, CARD), lambda n: (quantized(core := chain(convolved, n)), core)
     ),
-    "quantize": Subject(quantised, lambda n: chain(convolved, n)),
+    "quantize": Subject(quantized, lambda n: chain(convolved, n)),
     "half": Subject(half, lambda n: chain(convolved, n)),
     "emulate_half": Subject(emulate_half, lambda n: chain(convolved, n)),
     "separators of cut_core": Subject(separators, lambda n: chain(convolved, n)),

@@ -4,7 +4,7 @@
 
 quantize_static is tried in several settings (u8·s8 with reduced range, per channel, QDQ; ranges by min-max, entropy
 and percentile), on the core network as ours is, with images resized to one size, since its calibrators fail on
-others. Scores become labels by the same exact head. The TensorRT flavour is s8·s8 symmetric, run as written.
+others. Scores become labels by the same exact upsampling. The TensorRT flavour is s8·s8 symmetric, run as written.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""What the runtime adds to the backend's own run of the same core network: input, head, planning, Python.
+"""What the runtime adds to the backend's own run of the same core network: input, upsampling, planning, Python.
 
     python -m benchmarks.overhead demo/digits.engine [IMAGE]
 
@@ -54,7 +54,7 @@ def main() -> None:
         window = ScoreWindow.whole(core(core_input)[0], plan.padded, plan.size)
         parts = {
             "input (normalise, pad)": lambda: backend.prepared(image),
-            "exact head": lambda: labels_from_scores(window, net.network.upsampling, net.card),
+            "exact upsampling": lambda: labels_from_scores(window, net.network.upsampling, net.card),
         }
         medians = {name: np.median([timed(call) for _ in range(options.pairs)]) for name, call in parts.items()}
     core, whole = np.array(pairs[3:]).T

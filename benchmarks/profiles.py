@@ -13,7 +13,7 @@ from collections import Counter
 
 import numpy as np
 from fcn_deploy.export.build.profiles import plan_profiles
-from fcn_deploy.export.build.report import profile_reports, show_profiles
+from fcn_deploy.export.build.report_parts import profile_reports, show_profiles
 from fcn_deploy.runtime.model_card import ModelCard
 from fcn_deploy.runtime.sizes import Sizes, parse_sizes
 

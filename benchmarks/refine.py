@@ -4,7 +4,7 @@
 
 Each candidate makes labels of full size from the engine's coarse scores and the photograph, in NumPy alone:
 
-- `bilinear`: the engine's own head, to compare with;
+- `bilinear`: the engine's own upsampling, to compare with;
 - `slopes added` is what `--refine` does: a guided filter's slopes add to the interpolated scores what the photograph
   shows beyond its coarse image (`runtime/refine.py`);
 - `guided filter` (He, Sun, Tang, 2013): of the probabilities at full size;

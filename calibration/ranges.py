@@ -76,24 +76,13 @@ class Histogram:
             self.counts[BINS // 4 : BINS // 4 * 3] = pairs
             self.limit *= 2
 
-    def merge(self, other: "Histogram") -> None:
-        """Add the counts of another histogram of the same tensor."""
-        if other.high < other.low:
-            return
-        copy = Histogram()
-        copy.counts, copy.limit = other.counts.copy(), other.limit
-        for one, two in ((self, copy), (copy, self)):
-            one._reach(two.limit / 2)
-        self.counts += copy.counts
-        self.low, self.high = min(self.low, other.low), max(self.high, other.high)
-
     @property
     def centers(self) -> np.ndarray:
         """Middle of each bin."""
         return ((np.arange(BINS) + 0.5) / (BINS / 2) - 1) * self.limit
 
     def range(self, method: str, symmetric: bool = False) -> tuple[float, float]:
-        """(low, high) to quantise by, always around zero.
+        """(low, high) to quantize by, always around zero.
 
         Args:
             method: `minmax`: what was seen. `percentile`: all but 0.01 % of the values. `mse`: the clipping of
@@ -203,15 +192,6 @@ class Ranges:
         """Mean per channel over the images."""
         return self.means[name] / max(len(self.images), 1)
 
-    def merge(self, other: "Ranges") -> None:
-        """Add what was measured on other images of the same network."""
-        if other.model != self.model:
-            raise MisuseError("ranges of two different networks cannot be merged; calibrate again")
-        for name, histogram in other.histograms.items():
-            self.histograms.setdefault(name, Histogram()).merge(histogram)
-            self.means[name] = self.means.get(name, 0) + other.means[name]
-        self.images += other.images
-
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write ranges.json: the histograms whole, so that any method can be chosen later."""
         data = {
@@ -259,12 +239,11 @@ class Ranges:
         return ranges
 
 
-def collect(
+def collect_histograms(
     run: Callable[[np.ndarray], Mapping[str, np.ndarray]],
     images: Iterable[tuple[str, np.ndarray]],
     model: str,
     prepare: Callable[[np.ndarray], np.ndarray],
-    done: Callable[[], None] = lambda: None,
 ) -> Ranges:
     """Ranges of every tensor, in one pass over the images. Memory does not grow with their number.
 
@@ -273,7 +252,6 @@ def collect(
         images: as an ImageStream gives them.
         model: SHA-256 of the network and its preparation.
         prepare: image → core input: the runtime's own.
-        done: called after each image.
 
     Raises:
         DeployError: there was no image that could be read, or a tensor is not finite.
@@ -284,7 +262,6 @@ def collect(
             for _ in pool.map(lambda item: ranges.add(*item), run(prepare(image)).items()):
                 pass
             ranges.images.append(name)
-            done()
     if not ranges.images:
         raise DeployError("no calibration image could be read; INT8 is never calibrated on invented data")
     return ranges

@@ -4,8 +4,8 @@ import os
 from dataclasses import replace
 
 import numpy as np
-from fcn_deploy.export.analysis.upsampling import find_end
-from fcn_deploy.export.dynamic_shapes.verify import runner
+from fcn_deploy.export.analysis.model_end import find_end
+from fcn_deploy.export.dynamic_shapes.compare_with_source import runner
 from fcn_deploy.export.graph.edit import (
     Names,
     check,

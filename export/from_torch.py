@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from fcn_deploy.export.analysis.accepted_sizes import AcceptedSizes, find_accepted_sizes, run_quietly
 from fcn_deploy.export.analysis.decision import label_maker
+from fcn_deploy.export.analysis.model_end import ends_in_sigmoid, find_end
 from fcn_deploy.export.analysis.receptive_field import global_operator
-from fcn_deploy.export.analysis.upsampling import ends_in_sigmoid, find_end
 from fcn_deploy.export.dynamic_shapes.baked_node import describe_cause
 from fcn_deploy.export.dynamic_shapes.free_sizes import free_sizes
 from fcn_deploy.export.graph.edit import label, opset, set_shape
@@ -27,7 +27,7 @@ from fcn_deploy.export.passes.reverse_channels import reverse_channels
 from fcn_deploy.export.tolerances import EXPORTED_MODEL, SIGMOID_ROUNDING
 from fcn_deploy.fcn.architecture import AnySize, upsample
 from fcn_deploy.fcn.exportable import Exportable
-from fcn_deploy.fcn.foreign import Scores, scores_of
+from fcn_deploy.fcn.foreign import ScoresModule, scores_of
 from fcn_deploy.runtime.backends.onnxruntime import one_line, session
 from fcn_deploy.runtime.errors import DeployError, MisuseError
 from fcn_deploy.runtime.files import replacing
@@ -282,7 +282,7 @@ def _to_graph(network: _Network, exporter: str, opset_version: int) -> tuple[onn
         raise DeployError(f"it writes opset {DYNAMO_OLDEST} and newer, not {opset_version}")
     export_with = _torchscript if exporter == "torchscript" else _dynamo
     module, mode = network.module, Exportable()
-    if isinstance(module, Scores):
+    if isinstance(module, ScoresModule):
         module.mode = mode
     try:
         with _quiet():
@@ -293,7 +293,7 @@ def _to_graph(network: _Network, exporter: str, opset_version: int) -> tuple[onn
             cause = cause.__cause__
         raise DeployError(f"{type(cause).__name__}: {one_line(cause)[:300]}") from error
     finally:
-        if isinstance(module, Scores):
+        if isinstance(module, ScoresModule):
             module.mode = nullcontext()
     if opset(graph) != opset_version:
         raise DeployError(f"it wrote opset {opset(graph)} instead of {opset_version}")

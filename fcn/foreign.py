@@ -136,7 +136,7 @@ def _few(names: list[str]) -> str:
     return ", ".join(names[:SHOWN]) + (", …" if len(names) > SHOWN else "")
 
 
-class Scores(nn.Module):
+class ScoresModule(nn.Module):
     """A module from elsewhere as float32 [N,C,H,W] → scores [N,K,h,w].
 
     Attributes:
@@ -172,7 +172,7 @@ class Scores(nn.Module):
 
 def scores_of(
     model: nn.Module, name: str, channels: int | None = None, output: str | None = None, note: Note = lambda line: None
-) -> Scores:
+) -> ScoresModule:
     """A module from elsewhere as [N,C,H,W] → [N,K,h,w], its layout and output found by running it.
 
     Args:
@@ -189,7 +189,7 @@ def scores_of(
     for size in TRIED:
         for count in tried:
             for in_last in (False, True):
-                made = Scores(model, count).eval()
+                made = ScoresModule(model, count).eval()
                 made.in_last = in_last
                 torch.manual_seed(0)
                 image = torch.rand(1, count, *size)
@@ -202,10 +202,10 @@ def scores_of(
                 made.mutates = not torch.equal(image, before)
                 _find(made, result, size, name, output, note)
                 return made
-    return Scores(model, tried[0]).eval()
+    return ScoresModule(model, tried[0]).eval()
 
 
-def _find(made: Scores, result: Any, size: tuple[int, int], name: str, output: str | None, note: Note) -> None:
+def _find(made: ScoresModule, result: Any, size: tuple[int, int], name: str, output: str | None, note: Note) -> None:
     """Set the path and the layout of a module from what it gave for an image of this size; say what was chosen."""
     while not isinstance(result, torch.Tensor):
         entries = _entries(result)

@@ -1,4 +1,4 @@
-"""Quantisation-aware training: the forward pass rounds as an INT8 engine will, gradients pass straight through."""
+"""Quantization-aware training: the forward pass rounds as an INT8 engine will, gradients pass straight through."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -54,7 +54,7 @@ class ActivationRange:
 
 
 @contextmanager
-def fake_quantised(model: nn.Module) -> Iterator[nn.Module]:
+def fake_quantized(model: nn.Module) -> Iterator[nn.Module]:
     """Within the block, every convolution of `model` rounds its input and its weight.
 
     Parameters and their names stay as they are, so checkpoints, exports and calibration know nothing of it.

@@ -21,7 +21,7 @@ from fcn_deploy.fcn.architecture import AnySize
 from fcn_deploy.fcn.augment import augment
 from fcn_deploy.fcn.checkpoint import Checkpoint, save_checkpoint
 from fcn_deploy.fcn.evaluate import evaluate, torch_predictor
-from fcn_deploy.fcn.quantization import fake_quantised
+from fcn_deploy.fcn.quantization import fake_quantized
 from fcn_deploy.fcn.recipes import Recipe
 from fcn_deploy.runtime.errors import DeployError, MisuseError
 from fcn_deploy.runtime.files import replacing
@@ -121,7 +121,7 @@ class _Run:
         # All that is random follows from the seed and the epoch: a resumed run repeats it.
         torch.manual_seed(self.recipe.seed * 100_003 + epoch)
         # Anew in each epoch: a resumed run starts from the same ranges.
-        with fake_quantised(self.model) if self.recipe.qat else nullcontext():
+        with fake_quantized(self.model) if self.recipe.qat else nullcontext():
             losses, rate = self._steps(epoch, on_step)
             validating = time.perf_counter()
             metrics = self._validate(epoch) if self.recipe.validates(epoch + 1) else None

@@ -1,4 +1,7 @@
-"""The thin runtime: a label for every pixel of an image of any size. NumPy and one backend, nothing else."""
+"""The thin runtime: a label for every pixel of an image of any size.
+
+It needs NumPy, Pillow, tifffile, Typer and Rich, and one backend; never torch, onnx or the other floors.
+"""
 
 from .errors import DeployError, InterruptError, MisuseError, OverBudgetError
 from .model_card import ModelCard

@@ -29,6 +29,7 @@ LEAST_RUNS, MOST_RUNS = 3, 200  # of a size
 MOST_SIZES = 6  # of a folder's
 SECONDS = 20.0
 SHOWN_LAYERS = 15
+PART_WIDTHS = {"input": 6, "core": 6, "head": 10}  # columns of the shares, whose names are keys of the record
 
 
 def bench(
@@ -133,8 +134,9 @@ def _weights(sizes: Sizes, chosen: Sequence[Size], runnable: Sequence[Size]) -> 
 def _by_itself(net: Network, image: NDArray[Any], seconds: float, clock: Callable[[], float]) -> dict[str, Any]:
     """One size: {"size", "runs", "median_ms", "p90_ms", "images_per_s", "megapixels_per_s", "tiles", "share"}.
 
-    `share` is that of the input (normalise, pad), of the core network with what surrounds it, and of the exact head;
-    null where they are one: on a GPU, or in tiles. The times are null where the memory is too small for the size.
+    `share` is that of the input (normalise, pad), of the core network with what surrounds it, and of the exact
+    upsampling (`head`); null where they are one: on a GPU, or in tiles. The times are null where the memory is too
+    small for the size.
     """
     height, width = image.shape[:2]
     row: dict[str, Any] = {"size": [height, width], "runs": 0, "median_ms": None, "p90_ms": None}
@@ -279,7 +281,7 @@ def show(report: dict[str, Any]) -> str:
         f"{report['file']}: {report['precision']} for {report['target']}, run by {report['backend']}, "
         f"threads: {report['threads']}",
         f"{'size':>11} {'images':>7} {'median':>11} {'p90':>11} {'images/s':>9} {'MP/s':>7} "
-        f"{'input':>6} {'core':>6} {'head':>6} {'memory':>9}",
+        f"{'input':>6} {'core':>6} {'upsampling':>10} {'memory':>9}",
     ]
     for row in report["sizes"]:
         images = "" if row["images"] is None else row["images"]
@@ -289,7 +291,7 @@ def show(report: dict[str, Any]) -> str:
             continue
         shares = row["share"] or {}
         parts = " ".join(
-            f"{shares[part]:6.1%}" if part in shares else f"{'-':>6}" for part in ("input", "core", "head")
+            f"{shares[part]:{width}.1%}" if part in shares else f"{'-':>{width}}" for part, width in PART_WIDTHS.items()
         )
         memory = "-" if row["peak_mb"] is None else f"{row['peak_mb']:,.0f} MB"
         lines.append(
@@ -348,7 +350,7 @@ def bench_engine(
     json_: Json = False,
     threads: Threads = None,
 ) -> None:
-    """Measure latency by size, throughput, memory, the shares of input, core and head, and the layers."""
+    """Measure latency by size, throughput, memory, the shares of input, core and upsampling, and the layers."""
     log_to_stderr()
     found = None if sizes is None else parse_sizes(sizes)
     if found is not None and found.ranges:

@@ -17,7 +17,7 @@ from .prepare import padded_size
 
 Numbers = npt.NDArray[np.float64]
 
-RUN = 3000  # pixels that the fixed cost of one run of a network comes to, roughly
+PIXELS_PER_RUN = 3000  # pixels that the fixed cost of one run of a network comes to, roughly
 
 
 @dataclass(frozen=True)
@@ -264,7 +264,7 @@ def _options(
     lengths, work_y, _, tallest = rows.T[:, :, None]
     _, work_x, _, widest = columns.T[:, None, :]
     count = np.ceil(padded[0] / lengths) * np.ceil(padded[1] / columns[:, 0])
-    cost = stage.cost * (work_y * work_x + RUN * count)
+    cost = stage.cost * (work_y * work_x + PIXELS_PER_RUN * count)
     # Whole rows are kept between stages: those of a row of tiles, and what its halo reads of the stage before.
     between = padded[1] * (tallest * pixel + lengths * stage.output_bytes)
     taken = tallest * widest * stage.bytes_per_pixel + between

@@ -142,7 +142,7 @@ class Labelled:
     Attributes:
         outcome: its results, one of each kind that the stream makes; or the exception that says why there are none.
         plan: how it was run; None where it was refused before.
-        seconds: in the network's turn, preparation and head included; an equal share of a batch.
+        seconds: in the network's turn, preparation and upsampling included; an equal share of a batch.
     """
 
     outcome: tuple[AnyArray, ...] | Exception

@@ -19,9 +19,11 @@ from .model_card import ModelCard
 
 LabelDtype = np.dtype[np.uint8 | np.uint16]
 
-MANY = 4  # classes that may win in a cell; where more may (few cells), all are interpolated
+MOST_POSSIBLE_CLASSES = 4  # classes that may win in a cell; where more may (few cells), all are interpolated
 CHUNK = 2 << 20  # score values interpolated at a time: bounds the working memory on noisy scores
-VALUES = 1 << 18  # of the result made at a time, where all are interpolated: a few of these fit a core's cache
+VALUES_AT_A_TIME = (
+    1 << 18
+)  # of the result made at a time, where all are interpolated: a few of these fit a core's cache
 KINDS = ("labels", "probabilities", "masks", "values")  # of results
 
 
@@ -145,7 +147,7 @@ def values_from_scores(
     window = window.holding(np.asarray(window.scores, np.float32))
     start, stop = window.rows
     out = new_result("values", card, window.height, window.width) if out is None else out
-    step = max(1, VALUES // (len(window.scores) * window.width))
+    step = max(1, VALUES_AT_A_TIME // (len(window.scores) * window.width))
     for top in range(start, stop, step):
         bottom = min(top + step, stop)
         part = out[:, top - start : bottom - start]
@@ -387,7 +389,7 @@ def _cell_labels(corners: Floats, winners: Labels, down: Floats, across: Floats)
     for winner in winners:
         other = corners[winner, :, np.arange(corners.shape[2])].T  # [4, M]
         possible &= ~(corners < other).all(1)
-    possible[:, possible.sum(0) > MANY] = True
+    possible[:, possible.sum(0) > MOST_POSSIBLE_CLASSES] = True
     counts = possible.sum(0)
     labels: Labels = np.empty((down.shape[1] * across.shape[1], len(counts)), winners.dtype)
     for count in np.unique(counts):

@@ -9,7 +9,7 @@ from helpers import checkpoint_of, needs_shared, random_network
 def pytest_addoption(parser):
     parser.addoption(
         "--fast", action="store_true",
-        help="leave out tests marked slow, and all but the first case of each other: a part of every room, in minutes",
+        help="leave out tests marked slow, and all but the first case of each other: a part of each package, minutes",
     )  # fmt: skip
 
 

@@ -13,27 +13,27 @@ from helpers import ROOT, finished
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 COMMANDS = sorted(PROJECT["project"]["scripts"])
-ROOMS = ("fcn_deploy", "runtime", "calibration", "fcn", "export", "shim")
+FOLDERS = ("fcn_deploy", "runtime", "calibration", "fcn", "export", "shim")
 
 
 def test_the_list_of_packages_is_the_tree():
     found = {
-        ".".join(package.relative_to(ROOT / "shim" if room == "shim" else ROOT).parts)
-        for room in ROOMS
-        for package in (init.parent for init in (ROOT / room).rglob("__init__.py"))
+        ".".join(package.relative_to(ROOT / "shim" if folder == "shim" else ROOT).parts)
+        for folder in FOLDERS
+        for package in (init.parent for init in (ROOT / folder).rglob("__init__.py"))
     }
-    inside = {room for room in ROOMS if room not in ("fcn_deploy", "shim")}
+    inside = {folder for folder in FOLDERS if folder not in ("fcn_deploy", "shim")}
     mapped = {name for name in PROJECT["tool"]["setuptools"]["package-dir"] if name.startswith("fcn_deploy.")}
-    assert mapped == {f"fcn_deploy.{room}" for room in inside}
+    assert mapped == {f"fcn_deploy.{folder}" for folder in inside}
     found = {f"fcn_deploy.{name}" if name.split(".")[0] in inside else name for name in found} | {"runtime"}
     listed = PROJECT["tool"]["setuptools"]["packages"]
     assert set(listed) == found and len(listed) == len(found)
 
 
 def test_every_folder_of_modules_is_a_package():
-    for room in ROOMS:
-        for module in (ROOT / room).rglob("*.py"):
-            assert room == "shim" or (module.parent / "__init__.py").exists(), module
+    for folder in FOLDERS:
+        for module in (ROOT / folder).rglob("*.py"):
+            assert folder == "shim" or (module.parent / "__init__.py").exists(), module
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def wheel(tmp_path_factory):
     """The project's wheel, built from a copy of what it is made of."""
     pytest.importorskip("setuptools", "70", reason="setuptools 70 or newer is needed to build a wheel")
     source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
-    for name in (*ROOMS, "pyproject.toml", "README.md", "LICENSE"):
+    for name in (*FOLDERS, "pyproject.toml", "README.md", "LICENSE"):
         if (ROOT / name).is_dir():
             shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
         else:
@@ -68,7 +68,7 @@ def installed(wheel, tmp_path_factory):
 
 @pytest.fixture
 def own_files(tmp_path):
-    """A folder with modules of a user's that are named as our rooms; most must never be imported."""
+    """A folder with modules of a user's that are named as our packages; most must never be imported."""
     for name in ("runtime", "export", "calibration"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "__init__.py").write_text(f"raise SystemExit('{name} of the user was imported')")
@@ -88,7 +88,9 @@ def test_a_wheel_holds_one_package_and_the_shim(wheel):
     assert {name.split("/")[0] for name in names if ".dist-info/" not in name} == {"fcn_deploy", "runtime"}
     assert {name for name in names if name.startswith("runtime/")} == {"runtime/__init__.py", "runtime/infer.py"}
     assert {"fcn_deploy/py.typed", "fcn_deploy/runtime/infer.py"} <= set(names)
-    in_tree = {f"fcn_deploy/{path.relative_to(ROOT)}" for room in ROOMS[1:-1] for path in (ROOT / room).rglob("*.py")}
+    in_tree = {
+        f"fcn_deploy/{path.relative_to(ROOT)}" for folder in FOLDERS[1:-1] for path in (ROOT / folder).rglob("*.py")
+    }
     assert {name for name in names if name.startswith("fcn_deploy/") and name.endswith(".py")} == in_tree | {
         "fcn_deploy/__init__.py"
     }

@@ -16,9 +16,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from fcn_deploy.calibration.report.accuracy import sections_on_accuracy
+from fcn_deploy.calibration.report.accuracy_sections import sections_on_accuracy
 from fcn_deploy.calibration.report.charts import COLOURS
-from fcn_deploy.calibration.report.engines import built_figures, sections_on_engines
+from fcn_deploy.calibration.report.engine_sections import built_figures, sections_on_engines
 from fcn_deploy.calibration.report.layout import (
     Bars,
     Chart,

@@ -77,7 +77,7 @@ def _told_by(index: GraphIndex, node: NodeProto, read: str) -> tuple[int, int | 
 
 
 def _shape(index: GraphIndex, name: str) -> tuple[int, ...] | None:
-    """Shape of a weight, also of one that is cast or dequantised first."""
+    """Shape of a weight, also of one that is cast or dequantized first."""
     while (value := index.constant(name)) is None:
         node = index.producer(name)
         if node is None or node.op_type not in ("Cast", "DequantizeLinear", "QuantizeLinear", "Identity"):

@@ -10,18 +10,12 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 import numpy as np
-from fcn_deploy.export.analysis.field_rules import REDUCTIONS, RULES, FollowedNode, named
-from fcn_deploy.export.analysis.fields import NCHW, OF_IMAGE, FeatureMap, Fields, WholeImageError
+from fcn_deploy.export.analysis.receptive_field_rules import GLOBAL, REDUCTIONS, RULES, FollowedNode, named
+from fcn_deploy.export.analysis.receptive_fields import NCHW, OF_IMAGE, FeatureMap, Fields, WholeImageError
 from fcn_deploy.export.analysis.reshape_shapes import ReshapeShapes
 from fcn_deploy.export.graph.edit import attributes, initializers, opset
 from fcn_deploy.export.graph.index import GraphIndex, constant_of
 from onnx import ModelProto, NodeProto
-
-# What is sure to look at all of its input, or to carry something from one end of it to the other.
-GLOBAL = frozenset((
-    "GlobalAveragePool", "GlobalLpPool", "GlobalMaxPool", "GroupNormalization", "InstanceNormalization",
-    "MeanVarianceNormalization", "CumSum", "LSTM", "GRU", "RNN", "Attention",
-))  # fmt: skip
 
 
 @dataclass(frozen=True)

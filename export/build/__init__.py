@@ -1,1 +1,1 @@
-"""From an imported model to an engine file: cut off, partitioned, quantized, tuned, compared, measured."""
+"""From an imported model to an engine file: cut off, quantized, cut into stages, tuned, compared, measured."""

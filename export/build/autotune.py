@@ -22,8 +22,8 @@ log = logging.getLogger(__name__)
 ROUNDS = 9  # at each size, at most
 ALONE_ROUNDS = 5  # of a candidate that has no rival
 LEAST_ROUNDS = 3
-SMALLER = ((0, 1), (1, 0), (1, 1), (0, 2), (2, 0), (1, 2), (2, 1), (2, 2), (0, 3))  # steps, vertical and horizontal
-SHORT = 0.02  # seconds
+SIZE_STEPS = ((0, 1), (1, 0), (1, 1), (0, 2), (2, 0), (1, 2), (2, 1), (2, 2), (0, 3))  # steps, vertical and horizontal
+SHORT_CALL = 0.02  # seconds
 LEFT_BEHIND = 1.5  # times the fastest: after LEAST_ROUNDS, such a candidate is measured no further
 TILES = (384, 512, 768, 1024)  # sides in pixels
 MOST_OVERHEAD = 1.4  # of tiles that are tried
@@ -46,13 +46,13 @@ class Timing:
 
     Attributes:
         milliseconds: "HxW" → median of one call; None where the memory is too small for it.
-        against: its best time over the first candidate's; geometric mean over the sizes.
+        relative_time: its best time over the first candidate's; geometric mean over the sizes.
         rounds: measured at each size.
         refused: why it may not be chosen; "" where it may.
     """
 
     milliseconds: dict[str, float | None] = field(default_factory=dict)
-    against: float = math.nan
+    relative_time: float = math.nan
     rounds: list[int] = field(default_factory=list)
     refused: str = ""
 
@@ -138,8 +138,8 @@ def _with_fewer_threads(
         with open_(chosen) as all_cores, open_(fewer) as net:
             pair = {chosen: all_cores.result, fewer: net.result}
             timings[fewer] = timing = measure(pair, images, seconds / len(counts), step=step)[fewer]
-        slower = not timing.against < 1 + NOISE
-        timing.against *= its_timing.against
+        slower = not timing.relative_time < 1 + NOISE
+        timing.relative_time *= its_timing.relative_time
         if slower:
             break
     return timings
@@ -228,7 +228,7 @@ def measure(
             ratios[candidate].append(math.log(min(taken) / min(times[first])))
     for candidate, values in ratios.items():
         if values:
-            timings[candidate].against = math.exp(float(np.mean(values)))
+            timings[candidate].relative_time = math.exp(float(np.mean(values)))
     return timings
 
 
@@ -247,7 +247,7 @@ def _measure_size(
     started = clock()
     calls[first](image)
     # Short calls are timed warm, as they are where one engine runs alone.
-    warm = not step and clock() - started < SHORT
+    warm = not step and clock() - started < SHORT_CALL
     left = list(calls)
     times: dict[Candidate, list[float]] = {candidate: [] for candidate in calls}
     for done in range(1, (ROUNDS if len(calls) > 1 else ALONE_ROUNDS) + 1):
@@ -268,7 +268,7 @@ def _measure_size(
 
 def _smaller(image: np.ndarray, step: int, turn: int) -> np.ndarray:
     """The image without a few rows and columns, as many as no other of ROUNDS turns omits."""
-    cut = SMALLER[(turn - 1) % len(SMALLER)]
+    cut = SIZE_STEPS[(turn - 1) % len(SIZE_STEPS)]
     height, width = (
         max(side - step * times, min(side, step)) for side, times in zip(image.shape[:2], cut, strict=True)
     )
@@ -281,5 +281,8 @@ def choose(timings: Mapping[Candidate, Timing], among: Callable[[Candidate], boo
     Where no size could be measured it is the first as well.
     """
     allowed = [c for c, timing in timings.items() if not timing.refused and among(c)]
-    best = min((timings[c].against for c in allowed if timings[c].against == timings[c].against), default=math.nan)
-    return next((c for c in allowed if timings[c].against <= best * (1 + NOISE)), allowed[0])
+    best = min(
+        (timings[c].relative_time for c in allowed if timings[c].relative_time == timings[c].relative_time),
+        default=math.nan,
+    )
+    return next((c for c in allowed if timings[c].relative_time <= best * (1 + NOISE)), allowed[0])

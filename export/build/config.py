@@ -165,7 +165,7 @@ class BuildConfig:
             object.__setattr__(self, "latency_sizes", self.sizes.examples())
         if self.latency_sizes is not None:
             object.__setattr__(self, "latency_sizes", tuple((height, width) for height, width in self.latency_sizes))
-        if not self.on_cpu and not self.on_ort:
+        if not self.on_cpu and not self.on_ort_gpu:
             parse_targets(self.target)
         self._check_target()
         self._check_precision()
@@ -181,7 +181,7 @@ class BuildConfig:
             if self.profiles is not None and self.sizes is None:
                 raise MisuseError("--profiles divides the sizes of --sizes; pass them")
             check_profile_options(self.sizes, self.profiles, self.largest_batch)
-            _ = self.plan_options
+            _ = self.tensorrt_options
             return
         given = [name for name in ("profiles", "batch") if getattr(self, name) is not None]
         if self.tensorrt is not None:
@@ -203,13 +203,13 @@ class BuildConfig:
         return self.target == CPU
 
     @property
-    def on_ort(self) -> bool:
+    def on_ort_gpu(self) -> bool:
         """Whether ONNX Runtime runs the engine on a GPU."""
         return self.target in ORT_TARGETS
 
     @property
     def on_tensorrt(self) -> bool:
-        return not self.on_cpu and not self.on_ort
+        return not self.on_cpu and not self.on_ort_gpu
 
     @property
     def largest_batch(self) -> int:
@@ -217,7 +217,7 @@ class BuildConfig:
         return DEFAULT_BATCH if self.batch is None else self.batch
 
     @property
-    def plan_options(self) -> TensorRTOptions:
+    def tensorrt_options(self) -> TensorRTOptions:
         """TensorRT's options for this target."""
         return replace(self.tensorrt or TensorRTOptions(), targets=tuple(parse_targets(self.target)))
 

@@ -8,11 +8,11 @@ from importlib.metadata import version
 from fcn_deploy.calibration.report.engine_report import REPORT, EngineReport
 from fcn_deploy.export.build.config import BuildConfig
 from fcn_deploy.export.build.core import Core, core_of, optimise_offline
+from fcn_deploy.export.build.cut_stages import cut_core, members_of
 from fcn_deploy.export.build.draft import Draft
 from fcn_deploy.export.build.golden import golden_sample
 from fcn_deploy.export.build.parity import compare
-from fcn_deploy.export.build.partition import cut_core, members_of
-from fcn_deploy.export.build.report import ONE_PER_CORE, stage_reports
+from fcn_deploy.export.build.report_parts import ONE_PER_CORE, stage_reports
 from fcn_deploy.export.build.targets import cpu, onnxruntime_gpu, tensorrt
 from fcn_deploy.export.build.targets.job import BuildJob, TargetBuilder
 from fcn_deploy.export.graph.edit import attributes, check, label
@@ -80,7 +80,7 @@ def _without_what_stretches(core: ModelProto, config: BuildConfig, say: Say) -> 
     """
     policies = ((node, attributes(node).get("keep_aspect_ratio_policy", "stretch")) for node in core.graph.node)
     kept = next((node for node, policy in policies if policy != "stretch"), None)
-    if kept is None or config.on_ort:
+    if kept is None or config.on_ort_gpu:
         return config
     what = f"node {label(kept)} keeps the aspect ratio (keep_aspect_ratio_policy)"
     if config.on_tensorrt:
@@ -100,7 +100,7 @@ def _without_what_stretches(core: ModelProto, config: BuildConfig, say: Say) -> 
 def _builder(config: BuildConfig) -> TargetBuilder:
     if config.on_cpu:
         return cpu.build
-    return onnxruntime_gpu.build if config.on_ort else tensorrt.build
+    return onnxruntime_gpu.build if config.on_ort_gpu else tensorrt.build
 
 
 def _float_draft(core: Core, float_core: ModelProto, config: BuildConfig) -> Draft:

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 from fcn_deploy.calibration.report.engine_report import Agreement
-from fcn_deploy.export.analysis.upsampling import ends_in_sigmoid
+from fcn_deploy.export.analysis.model_end import ends_in_sigmoid
 from fcn_deploy.export.importer.import_model import ImportedModel
 from fcn_deploy.export.tolerances import DECISION_MARGIN, REORDERED_SUMS
 from fcn_deploy.runtime.backends.onnxruntime import OnnxRuntimeSession

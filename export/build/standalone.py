@@ -6,7 +6,7 @@ from dataclasses import replace
 from fcn_deploy.export.build.parity import COMPARED_SIZES, decided
 from fcn_deploy.export.graph.edit import check, set_metadata
 from fcn_deploy.export.importer.import_model import ImportedModel
-from fcn_deploy.export.passes.fold_head import fold_head
+from fcn_deploy.export.passes.fold_decision import fold_decision
 from fcn_deploy.export.passes.fold_input import fold_input
 from fcn_deploy.runtime.backends.onnxruntime import OnnxRuntimeSession, session
 from fcn_deploy.runtime.errors import DeployError, MisuseError
@@ -29,7 +29,7 @@ def build_standalone(imported: ImportedModel, out: str | os.PathLike, threads: i
             f"--standalone gives labels, and this model gives {card.kind} ({card.activation}): build an engine, or use "
             "the ONNX as it is"
         )
-    model = fold_head(fold_input(imported.model, card).model, card).model
+    model = fold_decision(fold_input(imported.model, card).model, card).model
     set_metadata(model, CARD_KEY, card.to_json())
     check(model, "the standalone model")
     run = session(model.SerializeToString(), threads)

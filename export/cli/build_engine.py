@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from fcn_deploy.export.cli.options import RENAMED, ModelOptions, check_files_differ, check_model
+from fcn_deploy.export.cli.model_options import RENAMED, ModelOptions, check_files_differ, check_model
 from fcn_deploy.fcn.cli.options import MaskColors, MaskValues
 from fcn_deploy.runtime.command import Force, Json, Threads, log_to_stderr, parse_memory, print_record, run
 from fcn_deploy.runtime.errors import MisuseError

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fcn_deploy.calibration.report.engine_report import Accuracy, Agreement, EngineReport, StageReport
-from fcn_deploy.export.build.report import show_candidates, show_profiles
+from fcn_deploy.export.build.report_parts import show_candidates, show_profiles
 from fcn_deploy.runtime.verify import latency_rows, show_latency
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from fcn_deploy.export.cli.options import RENAMED, ModelOptions, check_files_differ, check_model
+from fcn_deploy.export.cli.model_options import RENAMED, ModelOptions, check_files_differ, check_model
 from fcn_deploy.runtime.command import Force, Json, print_record, run
 from fcn_deploy.runtime.errors import MisuseError
 from fcn_deploy.runtime.extras import need

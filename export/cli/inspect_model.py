@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from fcn_deploy.export.cli.options import check_model
+from fcn_deploy.export.cli.model_options import check_model
 from fcn_deploy.runtime.command import FAILURE, Json, Memory, log_to_stderr, print_record, run
 from fcn_deploy.runtime.extras import need
 

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from fcn_deploy.export.dynamic_shapes.interpret import OF_CONSTANTS
-from fcn_deploy.export.dynamic_shapes.network import ConflictError, Network, State
 from fcn_deploy.export.dynamic_shapes.shape_writer import ShapeWriter
 from fcn_deploy.export.dynamic_shapes.sizes import axis_sizes, is_fixed
 from fcn_deploy.export.dynamic_shapes.solver import Solution, Solver, name_of, refusal
+from fcn_deploy.export.dynamic_shapes.traced_graph import ConflictError, State, TracedGraph
 from fcn_deploy.export.dynamic_shapes.traced_size import find_traced_size
 from fcn_deploy.export.graph.edit import add_constants, attributes, clone, dims, prune, set_shape
 from fcn_deploy.export.passes.fold_constants import fold_constants
@@ -59,21 +59,21 @@ def free_sizes(model: ModelProto, size: tuple[int, int] | None = None) -> FreedM
             f"the model takes {len(folded.graph.input)} inputs, the first {shape}; sizes are freed in models of one "
             "image, [N,C,H,W]"
         )
-    network, places = Network(folded), _image_axes(shape)
+    graph, places = TracedGraph(folded), _image_axes(shape)
     batch = shape[0] if isinstance(shape[0], int) and shape[0] > 0 else None
-    traced = find_traced_size(network, places, batch or 1, size)
-    if not network.traced and batch is None:
+    traced = find_traced_size(graph, places, batch or 1, size)
+    if not graph.traced and batch is None:
         return FreedModel(model)
     try:
-        solution = Solver(network, places, traced).solve()
-        made, notes = _write(network, solution, places)
+        solution = Solver(graph, places, traced).solve()
+        made, notes = _write(graph, solution, places)
     except DeployError:
-        if network.traced or batch != 1:
+        if graph.traced or batch != 1:
             raise
         return FreedModel(model)
     multiple = math.lcm(*(taken.multiple for taken in solution.taken.values()))
-    dependent = _size_dependent(network, solution)
-    return FreedModel(made, tuple(notes), traced, dependent, multiple, batch_alone=not network.traced)
+    dependent = _size_dependent(graph, solution)
+    return FreedModel(made, tuple(notes), traced, dependent, multiple, batch_alone=not graph.traced)
 
 
 def _image_axes(shape: Sequence[int | str | None]) -> tuple[int, int]:
@@ -82,13 +82,13 @@ def _image_axes(shape: Sequence[int | str | None]) -> tuple[int, int]:
     return (1, 2) if last_is_channels else (2, 3)
 
 
-def _write(network: Network, solution: Solution, places: tuple[int, int]) -> tuple[ModelProto, list[str]]:
+def _write(graph: TracedGraph, solution: Solution, places: tuple[int, int]) -> tuple[ModelProto, list[str]]:
     """(the network with what its nodes were taken for, what was changed and assumed, a line each kind)."""
-    model = clone(network.model)
-    writer = ShapeWriter(network, solution.state)
+    model = clone(graph.model)
+    writer = ShapeWriter(graph, solution.state)
     nodes: list[NodeProto] = []
     said: dict[tuple[str, str], list[str]] = {}
-    for index, node in enumerate(network.nodes):
+    for index, node in enumerate(graph.nodes):
         taken = solution.taken.get(index)
         if taken is None:
             nodes.append(node)
@@ -128,9 +128,9 @@ def _name_dimensions(model: ModelProto, solution: Solution, places: tuple[int, i
         set_shape(output, named, output.type.tensor_type.elem_type)
 
 
-def _size_dependent(network: Network, solution: Solution) -> str:
+def _size_dependent(graph: TracedGraph, solution: Solution) -> str:
     """The first node that makes scores depend on the image's size otherwise than by what is near them."""
-    for index, node in enumerate(network.nodes):
+    for index, node in enumerate(graph.nodes):
         taken = solution.taken.get(index)
         if _depends_on_size(node, solution.state) or (taken is not None and taken.size_dependent):
             return f"{node.op_type} {node.name or node.output[0]}"

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 
-from fcn_deploy.export.dynamic_shapes.network import ConflictError, State
 from fcn_deploy.export.dynamic_shapes.sizes import (
     SAMPLES,
     Axis,
@@ -12,6 +11,7 @@ from fcn_deploy.export.dynamic_shapes.sizes import (
     is_fixed,
     multiplied,
 )
+from fcn_deploy.export.dynamic_shapes.traced_graph import ConflictError, State
 from onnx import NodeProto
 
 MIXED = "it would mix the images of a batch, of which the traced one had one"
@@ -19,7 +19,7 @@ MIXED = "it would mix the images of a batch, of which the traced one had one"
 
 def infer_shapes(node: NodeProto, state: State) -> dict[str, Shape]:
     """Shapes by the operator's definition. An axis that keeps its place and size keeps its factors."""
-    inferred = state.network.infer(node, state.shape, state.values_of)
+    inferred = state.graph.infer(node, state.shape, state.values_of)
     first = state.shape(node.input[0]) if node.input and node.input[0] else ()
     made = {}
     for index, name in enumerate(node.output):

@@ -1,9 +1,9 @@
 """All that a node can be at other sizes of the image: its operator's interpretations, or the node as it stands."""
 
 from fcn_deploy.export.dynamic_shapes.interpretation import Interpretation
-from fcn_deploy.export.dynamic_shapes.network import ConflictError, State
 from fcn_deploy.export.dynamic_shapes.ops import operator_of
 from fcn_deploy.export.dynamic_shapes.propagate import propagate
+from fcn_deploy.export.dynamic_shapes.traced_graph import ConflictError, State
 from onnx import NodeProto
 
 OF_CONSTANTS = ("Resize",)  # what is brought to the map's size although it is a constant: positions, say
@@ -26,6 +26,6 @@ def interpretations(node: NodeProto, state: State, freeing: bool) -> list[Interp
         return list(unique.values())
     shapes, values = propagate(node, state)
     assumption, multiple = "", 1
-    if freeing and state.network.traced and operator.assume is not None:
+    if freeing and state.graph.traced and operator.assume is not None:
         assumption, multiple = operator.assume(node, state)
     return [Interpretation(shapes, values=values, assumption=assumption, multiple=multiple)]

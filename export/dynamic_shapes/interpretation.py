@@ -4,9 +4,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from fractions import Fraction
 
-from fcn_deploy.export.dynamic_shapes.network import State, Values
 from fcn_deploy.export.dynamic_shapes.shape_writer import ShapeWriter
-from fcn_deploy.export.dynamic_shapes.sizes import Shape, Size, changes_with, multiplied, scaled
+from fcn_deploy.export.dynamic_shapes.sizes import SampledSize, Shape, changes_with, multiplied, scaled
+from fcn_deploy.export.dynamic_shapes.traced_graph import State, Values
 from onnx import NodeProto
 
 Rewrite = Callable[[ShapeWriter], list[NodeProto]]
@@ -37,13 +37,13 @@ class Interpretation:
     multiple: int = 1
 
 
-def map_sizes(state: State, number: int, letters: str) -> list[Size]:
+def map_sizes(state: State, number: int, letters: str) -> list[SampledSize]:
     """Sizes of maps so far that were `number` when traced and change with one of `letters`, the latest first.
 
     `letters`: such as "N H W", or "H HW" for sizes of H alone, or of both. Where no number is for a size, they are of
     the batch alone.
     """
-    if not state.network.traced:
+    if not state.graph.traced:
         letters = "N" if "N" in letters.split() else ""
     found = [
         multiplied(factors)
@@ -54,11 +54,11 @@ def map_sizes(state: State, number: int, letters: str) -> list[Size]:
     return list(dict.fromkeys(s for s in found if s[0] == number and changes_with(s) in letters.split()))
 
 
-def candidates(state: State, size: Size, number: int) -> list[Size]:
+def candidates(state: State, size: SampledSize, number: int) -> list[SampledSize]:
     """What `number` can be where a map has `size`: a simple share of it, or the size of another map."""
     letters = changes_with(size)
-    found: list[Size | None] = []
-    if letters and (state.network.traced or letters == "N"):
+    found: list[SampledSize | None] = []
+    if letters and (state.graph.traced or letters == "N"):
         ratio = Fraction(number, size[0])
         if 1 in (ratio.numerator, ratio.denominator) or ratio.denominator <= 4:
             found = [scaled(size, ratio.numerator, ratio.denominator)]

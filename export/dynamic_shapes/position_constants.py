@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from fcn_deploy.export.dynamic_shapes.network import ConflictError
 from fcn_deploy.export.dynamic_shapes.shape_writer import ShapeWriter
-from fcn_deploy.export.dynamic_shapes.sizes import Size
+from fcn_deploy.export.dynamic_shapes.sizes import SampledSize
+from fcn_deploy.export.dynamic_shapes.traced_graph import ConflictError
 from fcn_deploy.export.tolerances import POSITION_CONSTANT
 from onnx import NodeProto, helper
 
@@ -28,7 +28,7 @@ class PositionLaw:
     ramps: dict[int, Ramp]
     description: str
 
-    def write(self, writer: ShapeWriter, node: NodeProto, sides: Mapping[int, Size]) -> str:
+    def write(self, writer: ShapeWriter, node: NodeProto, sides: Mapping[int, SampledSize]) -> str:
         """The constant at every size, as nodes before `node`; `sides`: the axes that grow, and with what."""
         total = writer.constant("base", self.base)
         for place, ramp in self.ramps.items():
@@ -57,7 +57,7 @@ class PositionLaw:
         return part
 
 
-def find_law(node: NodeProto, array: np.ndarray, sides: Mapping[int, Size]) -> PositionLaw:
+def find_law(node: NodeProto, array: np.ndarray, sides: Mapping[int, SampledSize]) -> PositionLaw:
     """The law of a constant along the axes that grow, `sides`: axis → with what.
 
     Raises:

@@ -1,10 +1,10 @@
 """What a node gives, its numbers taken as they stand: shapes, and values where it computes with shapes alone."""
 
 from fcn_deploy.export.dynamic_shapes.inference import MIXED, infer_shapes
-from fcn_deploy.export.dynamic_shapes.network import ConflictError, State, Values
 from fcn_deploy.export.dynamic_shapes.ops import operator_of
 from fcn_deploy.export.dynamic_shapes.shape_arithmetic import evaluate_for_samples
 from fcn_deploy.export.dynamic_shapes.sizes import Shape, axis_sizes, changes_with
+from fcn_deploy.export.dynamic_shapes.traced_graph import ConflictError, State, Values
 from onnx import NodeProto
 
 BY_DATA = frozenset(("NonZero", "Unique", "Compress", "NonMaxSuppression", "Loop", "Scan", "If", "SequenceAt"))

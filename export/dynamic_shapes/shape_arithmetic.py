@@ -3,7 +3,6 @@
 import math
 
 import numpy as np
-from fcn_deploy.export.dynamic_shapes.network import SMALL, State, Values
 from fcn_deploy.export.dynamic_shapes.sizes import (
     SAMPLES,
     Shape,
@@ -13,6 +12,7 @@ from fcn_deploy.export.dynamic_shapes.sizes import (
     is_fixed,
     multiplied,
 )
+from fcn_deploy.export.dynamic_shapes.traced_graph import SMALL, State, Values
 from fcn_deploy.export.graph.edit import attributes
 from fcn_deploy.export.graph.evaluate import RANDOM, evaluate
 from onnx import NodeProto
@@ -54,7 +54,7 @@ def _evaluated(node: NodeProto, state: State, reads: dict[str, Values]) -> Resul
         values = {name: value[sample] for name, value in reads.items()}
         same = results and all(np.array_equal(value, reads[name][0]) for name, value in values.items())
         try:
-            results.append(results[0] if same else evaluate(state.network.model, node, values))
+            results.append(results[0] if same else evaluate(state.graph.model, node, values))
         except Exception:  # an operator that the reference evaluator lacks, or values it refuses
             return None
     if any(not isinstance(array, np.ndarray) or array.size > SMALL for result in results for array in result):

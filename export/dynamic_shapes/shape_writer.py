@@ -6,10 +6,9 @@ from itertools import product
 from typing import Any
 
 import numpy as np
-from fcn_deploy.export.dynamic_shapes.network import ConflictError, Network, State
 from fcn_deploy.export.dynamic_shapes.sizes import (
     Axis,
-    Size,
+    SampledSize,
     axis_sizes,
     changes_with,
     describe,
@@ -17,13 +16,14 @@ from fcn_deploy.export.dynamic_shapes.sizes import (
     multiplied,
     scaled,
 )
+from fcn_deploy.export.dynamic_shapes.traced_graph import ConflictError, State, TracedGraph
 from fcn_deploy.export.graph.edit import Names
 from onnx import NodeProto, helper
 
 OPTIONAL_INPUTS = 13  # the opset from which on an input is left out by an empty name, before by an empty list
 REDUCTION_AXES = 18  # the opset from which on a reduction's axes are an input
 
-Source = tuple[str, int, Size]  # a tensor, an axis, its size
+Source = tuple[str, int, SampledSize]  # a tensor, an axis, its size
 
 
 class ShapeWriter:
@@ -34,9 +34,9 @@ class ShapeWriter:
         constants: what all of them need.
     """
 
-    def __init__(self, network: Network, state: State) -> None:
-        self.network, self.state = network, state
-        self.names = Names(network.model)
+    def __init__(self, graph: TracedGraph, state: State) -> None:
+        self.graph, self.state = graph, state
+        self.names = Names(graph.model)
         self.before: list[NodeProto] = []
         self.constants: dict[str, np.ndarray] = {}
         self._made: dict[tuple, str] = {}
@@ -75,7 +75,7 @@ class ShapeWriter:
 
     def nothing(self) -> str:
         """An input that is left out."""
-        return "" if self.network.opset >= OPTIONAL_INPUTS else self.constant("nothing", np.zeros(0, np.float32))
+        return "" if self.graph.opset >= OPTIONAL_INPUTS else self.constant("nothing", np.zeros(0, np.float32))
 
     def axis(self, factors: Axis, node: NodeProto) -> str:
         """The product of factors; raises ConflictError."""
@@ -90,7 +90,7 @@ class ShapeWriter:
             total = self.node("Mul", [total, part])
         return total
 
-    def size(self, size: Size, node: NodeProto) -> str:
+    def size(self, size: SampledSize, node: NodeProto) -> str:
         """A size as a list of one number, read from a tensor that the node is made from; raises ConflictError."""
         sources = []
         # Most sizes stand near, and what is farther is not looked at then.
@@ -104,7 +104,7 @@ class ShapeWriter:
                 return written
         raise ConflictError(node, f"no tensor before it has the size {describe(size, self.state.image)}")
 
-    def _as_share(self, size: Size, sources: Sequence[Source], node: NodeProto) -> str | None:
+    def _as_share(self, size: SampledSize, sources: Sequence[Source], node: NodeProto) -> str | None:
         """A side of a tensor times one whole number, or divided by one, or both."""
         for name, place, found in sources:
             if changes_with(found) != changes_with(size):
@@ -119,7 +119,7 @@ class ShapeWriter:
                 return side
         return None
 
-    def _as_sum(self, size: Size, sources: Sequence[Source], node: NodeProto) -> str | None:
+    def _as_sum(self, size: SampledSize, sources: Sequence[Source], node: NodeProto) -> str | None:
         """A side of a tensor and a number, the smallest that does."""
         apart = []
         for name, place, found in sources:
@@ -131,7 +131,7 @@ class ShapeWriter:
         gap, name, place = min(apart, key=lambda each: abs(each[0]))
         return self.node("Add", [self._side(name, place), self._number(gap)])
 
-    def _as_product(self, size: Size, sources: Sequence[Source], node: NodeProto) -> str | None:
+    def _as_product(self, size: SampledSize, sources: Sequence[Source], node: NodeProto) -> str | None:
         """Two sides of tensors, each of which changes with one letter."""
         if len(changes_with(size)) < 2:
             return None
@@ -158,14 +158,14 @@ class ShapeWriter:
         queue = list(seen)
         for name in queue:
             yield name
-            made = self.network.producers.get(name)
+            made = self.graph.producers.get(name)
             for other in made.input if made is not None else ():
                 if other and other not in seen:
                     seen[other] = None
                     queue.append(other)
-        here = self.network.place[node.output[0]]
-        yield from reversed([name for name, index in self.network.place.items() if index < here and name not in seen])
-        yield from (value.name for value in self.network.model.graph.input)
+        here = self.graph.place[node.output[0]]
+        yield from reversed([name for name, index in self.graph.place.items() if index < here and name not in seen])
+        yield from (value.name for value in self.graph.model.graph.input)
 
     def replaced(
         self, node: NodeProto, inputs: dict[int, str], drop: Iterable[str] = (), count: int | None = None
@@ -185,7 +185,7 @@ class ShapeWriter:
 
     def reduce(self, kind: str, node: NodeProto, axes: Sequence[int]) -> NodeProto:
         """A reduction that keeps its axes, as the opset writes it."""
-        if self.network.opset >= REDUCTION_AXES:
+        if self.graph.opset >= REDUCTION_AXES:
             inputs = [node.input[0], self.constant("axes", np.array(axes, np.int64))]
             return helper.make_node(kind, inputs, node.output, name=node.name, keepdims=1)
         return helper.make_node(kind, node.input[:1], node.output, name=node.name, keepdims=1, axes=list(axes))

@@ -8,8 +8,8 @@ first: (h, w) where a map was flattened row by row, () where it is 1.
 import math
 from collections.abc import Iterable, Mapping
 
-Size = tuple[int, ...]
-Axis = tuple[Size, ...]
+SampledSize = tuple[int, ...]
+Axis = tuple[SampledSize, ...]
 Shape = tuple[Axis, ...]
 
 SAMPLES = 5
@@ -17,36 +17,36 @@ LETTERS = "NHW"  # the sample in which each of them alone has changed is its pla
 PERIOD = 64  # images grow by multiples of this, and of what was traced: what divided evenly then does so again
 
 
-def fixed(number: int) -> Size:
+def fixed(number: int) -> SampledSize:
     """A size that does not change with the image."""
     return (int(number),) * SAMPLES
 
 
-def is_fixed(size: Size) -> bool:
+def is_fixed(size: SampledSize) -> bool:
     return len(set(size)) == 1
 
 
-def changes_with(size: Size) -> str:
+def changes_with(size: SampledSize) -> str:
     """The letters of N, H and W that a size changes with."""
     return "".join(letter for index, letter in enumerate(LETTERS) if size[index + 1] != size[0])
 
 
-def multiplied(sizes: Iterable[Size]) -> Size:
+def multiplied(sizes: Iterable[SampledSize]) -> SampledSize:
     return tuple(math.prod(numbers) for numbers in zip(fixed(1), *sizes, strict=True))
 
 
-def added(sizes: Iterable[Size]) -> Size:
+def added(sizes: Iterable[SampledSize]) -> SampledSize:
     return tuple(sum(numbers) for numbers in zip(fixed(0), *sizes, strict=True))
 
 
-def scaled(size: Size, above: int, below: int) -> Size | None:
+def scaled(size: SampledSize, above: int, below: int) -> SampledSize | None:
     """size · above / below; None where that is not a whole number for every sample."""
     if below <= 0 or any(number * above % below for number in size):
         return None
     return tuple(number * above // below for number in size)
 
 
-def axis_of(size: Size) -> Axis:
+def axis_of(size: SampledSize) -> Axis:
     return () if set(size) == {1} else (size,)
 
 
@@ -55,11 +55,11 @@ def fixed_shape(shape: Iterable[int]) -> Shape:
     return tuple(axis_of(fixed(number)) for number in shape)
 
 
-def axis_sizes(shape: Shape) -> list[Size]:
+def axis_sizes(shape: Shape) -> list[SampledSize]:
     return [multiplied(factors) for factors in shape]
 
 
-def sample_sizes(batch: int, height: int, width: int) -> tuple[Size, Size, Size]:
+def sample_sizes(batch: int, height: int, width: int) -> tuple[SampledSize, SampledSize, SampledSize]:
     """N, H and W of the five samples, of which the first is the traced image."""
     down, right = math.lcm(PERIOD, height), math.lcm(PERIOD, width)
     return (
@@ -69,7 +69,7 @@ def sample_sizes(batch: int, height: int, width: int) -> tuple[Size, Size, Size]
     )
 
 
-def describe(size: Size, image: Mapping[str, Size]) -> str:
+def describe(size: SampledSize, image: Mapping[str, SampledSize]) -> str:
     """A size in words, such as H/8, H·W/64, 2·N or 24; `image`: the sizes N, H and W."""
     if is_fixed(size):
         return str(size[0])

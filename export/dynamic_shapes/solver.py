@@ -11,10 +11,9 @@ from typing import NamedTuple
 
 from fcn_deploy.export.dynamic_shapes.interpret import interpretations
 from fcn_deploy.export.dynamic_shapes.interpretation import Interpretation
-from fcn_deploy.export.dynamic_shapes.network import ConflictError, Network, State
 from fcn_deploy.export.dynamic_shapes.sizes import (
     LETTERS,
-    Size,
+    SampledSize,
     axis_of,
     axis_sizes,
     changes_with,
@@ -22,6 +21,7 @@ from fcn_deploy.export.dynamic_shapes.sizes import (
     fixed,
     sample_sizes,
 )
+from fcn_deploy.export.dynamic_shapes.traced_graph import ConflictError, State, TracedGraph
 from fcn_deploy.export.graph.edit import dims
 from fcn_deploy.runtime.errors import DeployError
 from onnx import NodeProto
@@ -38,7 +38,7 @@ class Solution:
 
     state: State
     taken: Taken
-    image: dict[str, Size]
+    image: dict[str, SampledSize]
 
 
 @dataclass
@@ -67,7 +67,7 @@ class Solver:
     """The search in one network, for a size that it was traced with.
 
     Args (at creation):
-        network: to solve.
+        graph: to solve.
         places: the axes of H and W in its image.
         traced: (N, H, W) that it was traced with.
         free: the letters of N, H, W that are to be free. Where no number of the network is for a size (its `traced`),
@@ -75,19 +75,19 @@ class Solver:
     """
 
     def __init__(
-        self, network: Network, places: tuple[int, int], traced: tuple[int, int, int], free: str = LETTERS
+        self, graph: TracedGraph, places: tuple[int, int], traced: tuple[int, int, int], free: str = LETTERS
     ) -> None:
-        self.network = network
+        self.graph = graph
         self.freeing = bool(free)
         self.image = {
             letter: size if letter in free else fixed(size[0])
             for letter, size in zip(LETTERS, sample_sizes(*traced), strict=True)
         }
-        image = network.model.graph.input[0]
+        image = graph.model.graph.input[0]
         channels = dims(image)[6 - sum(places)]
         shape = [self.image["N"], *[fixed(channels if isinstance(channels, int) else 3)] * 3]
         shape[places[0]], shape[places[1]] = self.image["H"], self.image["W"]
-        self.start = State(network, self.image, {image.name: tuple(map(axis_of, shape))})
+        self.start = State(graph, self.image, {image.name: tuple(map(axis_of, shape))})
         self.steps = 0
         self.farthest: tuple[int, ConflictError] | None = None
 
@@ -104,7 +104,7 @@ class Solver:
     def _search(self, state: State, index: int, taken: Taken) -> _Found | None:
         """The first way to the end that fits, from the node at `index` on; None: there is none."""
         choices: list[_Choice] = []
-        nodes = self.network.nodes
+        nodes = self.graph.nodes
         limit = self.steps + TRIES * len(nodes)
         while True:
             try:
@@ -136,8 +136,8 @@ class Solver:
         while choices:
             choice = choices[-1]
             exhausted = choice.tried + 1 >= len(choice.options)
-            at_end = index == len(self.network.nodes)
-            if not exhausted and (at_end or choice.index in self.network.ancestors[index] | {index}):
+            at_end = index == len(self.graph.nodes)
+            if not exhausted and (at_end or choice.index in self.graph.ancestors[index] | {index}):
                 return choice
             choices.pop()
         return None
@@ -159,15 +159,15 @@ class Solver:
                 _take(state, before, choice.index, other)
                 if self._search(state, choice.index + 1, before) is not None:
                     raise refusal(
-                        self.network.nodes[choice.index],
+                        self.graph.nodes[choice.index],
                         f"what its numbers stand for cannot be told: {choice.chosen.description or 'as they are'}, or "
                         f"{other.description or 'as they are'}; both fit",
                     )
 
     def _check_end(self, state: State) -> None:
         """Raise ConflictError where the scores do not follow the image."""
-        output = self.network.model.graph.output[0]
-        node = self.network.nodes[self.network.place[output.name]]
+        output = self.graph.model.graph.output[0]
+        node = self.graph.nodes[self.graph.place[output.name]]
         scores = axis_sizes(state.shape(output.name))
         batch, *image = self.image.values()
         if not any(
@@ -188,7 +188,7 @@ def _take(state: State, taken: Taken, index: int, chosen: Interpretation) -> Non
         taken[index] = chosen
 
 
-def _is_whole_fraction(image: Sequence[Size], scores: Sequence[Size]) -> bool:
+def _is_whole_fraction(image: Sequence[SampledSize], scores: Sequence[SampledSize]) -> bool:
     """Whether a map (H, W) is the image's size divided by one whole number, up to rounding."""
     pairs = [
         (whole, part)
@@ -207,6 +207,6 @@ def refusal(node: NodeProto, reason: str) -> DeployError:
     return DeployError(f"the size cannot be freed: node {name} ({node.op_type}): {reason}; {REMEDY}")
 
 
-def name_of(size: Size, image: Mapping[str, Size], place: int) -> str:
+def name_of(size: SampledSize, image: Mapping[str, SampledSize], place: int) -> str:
     """The name of a dimension: N, H or W where it is the image's, else one by its place."""
     return next((letter for letter, whole in image.items() if whole == size), f"d{place}")

@@ -3,9 +3,9 @@
 from collections.abc import Iterator
 
 import numpy as np
-from fcn_deploy.export.dynamic_shapes.network import Network
 from fcn_deploy.export.dynamic_shapes.ops.broadcasting import OPERATORS as BROADCASTING
 from fcn_deploy.export.dynamic_shapes.solver import REMEDY, Solver
+from fcn_deploy.export.dynamic_shapes.traced_graph import TracedGraph
 from fcn_deploy.export.graph.edit import attributes, dims
 from fcn_deploy.runtime.errors import DeployError
 from onnx import NodeProto
@@ -16,12 +16,12 @@ LARGEST = 1 << 16  # of a side of an image
 
 
 def find_traced_size(
-    network: Network, places: tuple[int, int], batch: int, size: tuple[int, int] | None
+    graph: TracedGraph, places: tuple[int, int], batch: int, size: tuple[int, int] | None
 ) -> tuple[int, int, int]:
-    """(N, H, W) that a network was traced with; where none of its numbers is for a size, sets network.traced so.
+    """(N, H, W) that a network was traced with; where none of its numbers is for a size, sets graph.traced so.
 
     Args:
-        network: whose input may tell, or not.
+        graph: whose input may tell, or not.
         places: the axes of H and W in its input.
         batch: N.
         size: (height, width) that it is known to run at, if any is.
@@ -29,22 +29,22 @@ def find_traced_size(
     Raises:
         DeployError: its numbers fit none of the sizes that are likely.
     """
-    shape = dims(network.model.graph.input[0])
+    shape = dims(graph.model.graph.input[0])
     height, width = (side if isinstance(side, int) and side > 0 else None for side in (shape[at] for at in places))
     if height is not None and width is not None:
         return batch, height, width
     tried: dict[tuple[int, int], None] = {}
-    for rows, columns in (UNLIKELY, *([size] if size else []), *_likely_sizes(network)):
+    for rows, columns in (UNLIKELY, *([size] if size else []), *_likely_sizes(graph)):
         pair = height or rows, width or columns
         if pair in tried:
             continue
         tried[pair] = None
         try:
-            Solver(network, places, (batch, *pair), free="").solve()
+            Solver(graph, places, (batch, *pair), free="").solve()
         except DeployError:
             continue
         # What fits a size that no network is made for has no number that is for one.
-        network.traced = (height, width) != (None, None) or pair != UNLIKELY
+        graph.traced = (height, width) != (None, None) or pair != UNLIKELY
         return batch, *pair
     raise DeployError(
         f"the model's input is {shape}, but at none of {len(tried)} likely sizes do its numbers fit it; "
@@ -52,11 +52,11 @@ def find_traced_size(
     )
 
 
-def _likely_sizes(network: Network) -> Iterator[tuple[int, int]]:
+def _likely_sizes(graph: TracedGraph) -> Iterator[tuple[int, int]]:
     """Those that the graph's numbers hint at."""
-    found: list[tuple] = [tuple(dims(value)[-2:]) for value in network.model.graph.output]
-    for node in network.nodes:
-        found += _hints(network, node)
+    found: list[tuple] = [tuple(dims(value)[-2:]) for value in graph.model.graph.output]
+    for node in graph.nodes:
+        found += _hints(graph, node)
     for pair in dict.fromkeys(found):
         sides = [int(side) for side in pair if isinstance(side, int | np.integer) and 1 < side < LARGEST]
         if len(pair) == len(sides) == 2:
@@ -64,9 +64,9 @@ def _likely_sizes(network: Network) -> Iterator[tuple[int, int]]:
                 yield sides[0] * factor, sides[1] * factor
 
 
-def _hints(network: Network, node: NodeProto) -> list[tuple]:
+def _hints(graph: TracedGraph, node: NodeProto) -> list[tuple]:
     """Pairs of numbers in a node that may be a map's height and width."""
-    numbers = [network.constants[name] for name in node.input if name in network.constants]
+    numbers = [graph.constants[name] for name in node.input if name in graph.constants]
     if node.op_type in ("AveragePool", "MaxPool"):
         return [tuple(attributes(node).get("kernel_shape", ())[-2:])]
     if node.op_type in ("Resize", "Reshape", "Expand", "Concat", "Slice", "MaxUnpool"):

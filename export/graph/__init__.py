@@ -1,5 +1,5 @@
 """What analyses and passes stand on.
 
-Between the rooms a model is an `onnx.ModelProto`. Analyses read it through `index`, which looks everything up once;
+Between packages a model is an `onnx.ModelProto`. Analyses read it through `index`, which looks everything up once;
 passes edit it through `rewrite`, as onnx_ir holds it; `edit` has what is done to a ModelProto at once.
 """

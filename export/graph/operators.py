@@ -1,4 +1,4 @@
-"""Families of ONNX operators that several rooms treat alike."""
+"""Families of ONNX operators that several packages treat alike."""
 
 # Each element of the result is computed of the elements at its place (broadcast) alone.
 ELEMENTWISE = frozenset((

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from fcn_deploy.export.analysis.upsampling import ends_in_probability, ends_in_sigmoid
+from fcn_deploy.export.analysis.model_end import ends_in_probability, ends_in_sigmoid
 from fcn_deploy.export.graph.edit import set_metadata
 from fcn_deploy.export.importer.foreign_model import IMAGE_TYPES, WHOLE_NUMBERS
 from fcn_deploy.export.importer.normalisation import find_normalisation

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from fcn_deploy.export.analysis.accepted_sizes import AcceptedSizes, find_accepted_sizes, run_quietly
-from fcn_deploy.export.dynamic_shapes.verify import free_and_verify
+from fcn_deploy.export.dynamic_shapes.compare_with_source import free_and_verify
 from fcn_deploy.export.graph.edit import clone, dims, metadata, set_shape
 from fcn_deploy.export.importer.card import CardEvidence, card_of
 from fcn_deploy.export.importer.fit_images import choose_fit, fit_images

@@ -70,7 +70,7 @@ def _scores_rows(upsampling: dict[str, Any], stride: int) -> Iterator[Row]:
     factor = upsampling["factor"]
     by = "to the image's size" if factor is None else f"×{factor[0]:g} by ×{factor[1]:g}"
     how = f"{upsampling['mode']}, {upsampling['coordinates']}, {by}, outside the network"
-    yield "head", ["none is split off; scores are full-size" if upsampling["mode"] == "none" else how]
+    yield "upsampling", ["none is cut off; scores are full-size" if upsampling["mode"] == "none" else how]
     yield "stride", [f"scores at 1/{stride} of the image's size" if stride > 1 else "scores at full size"]
 
 

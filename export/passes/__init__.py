@@ -1,3 +1,3 @@
-"""Transformations of a model, a verb a file: each takes a ModelProto and gives a PassResult. What only looks is in
+"""Transformations of a model, one a file: each takes a ModelProto and gives a PassResult. What only looks is in
 `analysis`.
 """

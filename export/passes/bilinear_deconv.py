@@ -1,6 +1,6 @@
 """The last layer, where it is a fixed bilinear transposed convolution, as a Resize."""
 
-from fcn_deploy.export.analysis.upsampling import FADING, bilinear_factor
+from fcn_deploy.export.analysis.model_end import FADING, bilinear_factor
 from fcn_deploy.export.graph.index import GraphIndex
 from fcn_deploy.export.graph.rewrite import Rewrite, needed_input
 from fcn_deploy.export.passes.result import PassResult

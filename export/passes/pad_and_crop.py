@@ -2,7 +2,7 @@
 
 import numpy as np
 import onnx_ir as ir
-from fcn_deploy.export.analysis.upsampling import PAD_MULTIPLE, PAD_SMALLEST, PADDED
+from fcn_deploy.export.analysis.model_end import PAD_MULTIPLE, PAD_SMALLEST, PADDED
 from fcn_deploy.export.graph.rewrite import Rewrite, declare, dims, reroute
 from fcn_deploy.export.passes.result import PassResult
 from onnx import ModelProto

@@ -52,7 +52,7 @@ def raw_input(model: ModelProto, core: ModelProto, card: ModelCard, mean: np.nda
     planes = edit.node("Transpose", [image], "raw/planes", before=before, perm=[0, 3, 1, 2])
     pixels = edit.node("DequantizeLinear", [planes, pixel_scale, pixel_zero], "raw/dq", before=before)
 
-    def dequantised(name: str, kind: str, values: np.ndarray) -> ir.Value:
+    def dequantized(name: str, kind: str, values: np.ndarray) -> ir.Value:
         """Whole numbers, with the scale of the weights."""
         inputs = [
             edit.constant(f"raw/{name}/{kind}", values),
@@ -61,7 +61,7 @@ def raw_input(model: ModelProto, core: ModelProto, card: ModelCard, mean: np.nda
         ]
         return edit.node("DequantizeLinear", inputs, f"raw/{name}", before=before, axis=0)
 
-    weight, bias = dequantised("weight", "int8", integers), dequantised("bias", "int32", steps)
+    weight, bias = dequantized("weight", "int8", integers), dequantized("bias", "int32", steps)
     node.resize_inputs(3)
     for place, value in enumerate((pixels, weight, bias)):
         node.replace_input_with(place, value)

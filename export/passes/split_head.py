@@ -6,7 +6,7 @@ interpolation only where classes meet.
 
 from dataclasses import dataclass, field
 
-from fcn_deploy.export.analysis.upsampling import find_end
+from fcn_deploy.export.analysis.model_end import find_end
 from fcn_deploy.export.graph.rewrite import Rewrite, declare, dims, reroute
 from fcn_deploy.export.passes.result import PassResult
 from fcn_deploy.runtime.manifest import Upsampling

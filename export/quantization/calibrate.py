@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnx
-from fcn_deploy.calibration.ranges import Ranges, collect
+from fcn_deploy.calibration.ranges import Ranges, collect_histograms
 from fcn_deploy.calibration.stream import ImageStream
 from fcn_deploy.export.graph.edit import clone
 from fcn_deploy.export.quantization.half import MAGNITUDE_OF, emulate_half
@@ -24,7 +24,7 @@ class Activations:
     """What a core's activations were on the calibration images.
 
     Attributes:
-        ranges: tensor → (low, high) to quantise.
+        ranges: tensor → (low, high) to quantize.
         means: tensor → mean per channel, float.
     """
 
@@ -58,7 +58,7 @@ def collect_ranges(
     Raises:
         DeployError: no image can be read, or tensors are not finite.
     """
-    ranges = collect(activation_reader(core), images, key, lambda image: prepare(image, card))
+    ranges = collect_histograms(activation_reader(core), images, key, lambda image: prepare(image, card))
     if options.ranges is not None:
         ranges.save(options.ranges)
     return ranges

@@ -30,7 +30,8 @@ class AccuracyGate:
         upsampling, card: of the model.
         images: to compare on.
         labels: their label files; None: float32's are the measure.
-        exact: whether ONNX Runtime's kernels run the cores exactly. They do the CPU's Q/DQ, whose weights never
+        max_drop: points that may be lost.
+        kernels_exact: whether ONNX Runtime's kernels run the cores exactly. They do the CPU's Q/DQ, whose weights never
             saturate them. s8·s8 and emulated FP16 they do not: these run as written, Q/DQ as float arithmetic.
 
     Attributes:
@@ -51,9 +52,12 @@ class AccuracyGate:
         card: ModelCard,
         images: ImageStream,
         labels: "LabelFolder | None",
-        exact: bool,
+        *,
+        max_drop: float,
+        kernels_exact: bool,
     ) -> None:
-        self.upsampling, self.card, self.exact = upsampling, card, exact
+        self.upsampling, self.card = upsampling, card
+        self.max_drop, self.kernels_exact = max_drop, kernels_exact
         self.images: list[np.ndarray] = []
         self.expected: list[np.ndarray] = []
         self.scores: list[np.ndarray] = []
@@ -112,7 +116,7 @@ class AccuracyGate:
         """The metric of whatever gives an image's uncropped scores: [H, W, C] as the card says → [K, h, w]."""
         return self._compare([self._result(run(image), image.shape[:2]) for image in self.images])
 
-    def error(self, core: ModelProto) -> float:
+    def sensitivity(self, core: ModelProto) -> float:
         """Squared error of the scores over their power, on a few images."""
         run = self._session(core)
         error = power = 0.0
@@ -127,8 +131,12 @@ class AccuracyGate:
         lost = (self.baseline - value) * 100
         return lost if lost == lost else 100.0
 
+    def holds(self, value: float) -> bool:
+        """Whether a core of this metric loses no more than is allowed."""
+        return self.drop(value) <= self.max_drop
+
     def _session(self, core: ModelProto):
-        return session(core.SerializeToString(), optimise=self.exact)
+        return session(core.SerializeToString(), optimise=self.kernels_exact)
 
 
 class LabelFolder:

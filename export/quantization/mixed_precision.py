@@ -23,8 +23,8 @@ from fcn_deploy.export.quantization.quantize import (
     SCHEMES,
     RoundedWeights,
     convolutions,
-    quantised_convolutions,
     quantize,
+    quantized_convolutions,
 )
 from fcn_deploy.export.quantization.round_weights import NO_LIMIT
 from fcn_deploy.runtime.errors import DeployError, MisuseError
@@ -102,7 +102,9 @@ def mix_precision(
         images, options.count, GATE_IMAGES, options.seed, set(ranges.images) if ranges else set()
     )
     labels = None if options.labels is None else LabelFolder(options.labels, card, options.masks)
-    gate = AccuracyGate(core, upsampling, card, held_out, labels, exact=scheme == "cpu")
+    gate = AccuracyGate(
+        core, upsampling, card, held_out, labels, max_drop=options.max_drop, kernels_exact=scheme == "cpu"
+    )
     graphs = _Graphs(core, scheme, options, half_interface)
     if options.int8:
         if ranges is None:
@@ -155,9 +157,9 @@ class _Search:
         """The gate's metric of what is left. Raises BudgetError."""
         self.say(f"comparing with float32 on {self.gate.count} images")
         value = self.gate.measure(self.graphs.emulated(self.reverted))
-        ranked = self._ranked() if rank or self._exceeded(value) else []
+        ranked = self._ranked() if rank or not self.gate.holds(value) else []
         step = 1
-        while self._exceeded(value) and len(self.reverted) < len(ranked):
+        while not self.gate.holds(value) and len(self.reverted) < len(ranked):
             for name in ranked[len(self.reverted) : len(self.reverted) + step]:
                 self.reverted.add(name)
                 self.layers[name].kept = REVERTED
@@ -167,28 +169,25 @@ class _Search:
         self._check(value)
         return value
 
-    def _exceeded(self, value: float) -> bool:
-        return self.gate.drop(value) > self.options.max_drop
-
     def _ranked(self) -> list[str]:
         """The layers that may go back, the most sensitive first."""
         self.say(f"measuring the sensitivity of {len(self.layers)} layers")
         sensitivities = {}
         for name, layer in self.layers.items():
             if not layer.kept:
-                layer.sensitivity = self.gate.error(self.graphs.emulated({*self.layers} - {name}))
+                layer.sensitivity = self.gate.sensitivity(self.graphs.emulated({*self.layers} - {name}))
                 sensitivities[name] = layer.sensitivity
         return sorted(sensitivities, key=lambda name: -sensitivities[name])
 
     def _check(self, value: float) -> None:
         options, layers = self.options, list(self.layers.values())
-        if self._exceeded(value):
+        if not self.gate.holds(value):
             raise BudgetError(
                 f"{options.precision} loses {self.gate.drop(value):.2f} points of {self.gate.metric} with every layer "
                 f"reverted, over --max-drop {options.max_drop}; raise it, or give more images to judge by",
                 layers,
             )
-        if options.int8 and not quantised_convolutions(self.graphs.core(self.reverted)):
+        if options.int8 and not quantized_convolutions(self.graphs.core(self.reverted)):
             raise BudgetError(
                 f"no layer can be INT8 within --max-drop {options.max_drop}: build without --int8, fine-tune with "
                 "train-fcn --qat, or allow more",
@@ -216,7 +215,7 @@ class _Graphs:
     def calibrate(self, ranges: Ranges) -> None:
         self.activations = Activations.of(ranges, self.options.method, self.scheme.symmetric)
 
-    def _quantised(self, reverted: Collection[str]) -> ModelProto:
+    def _quantized(self, reverted: Collection[str]) -> ModelProto:
         if not self.options.int8:
             return self.float_core
         kept, found = {*reverted, *self.overflow}, self.activations
@@ -228,12 +227,12 @@ class _Graphs:
 
     def core(self, reverted: Collection[str]) -> ModelProto:
         """The quantized core."""
-        graph = self._quantised(reverted)
+        graph = self._quantized(reverted)
         return half(graph, self._never_half(reverted), self.half_interface) if self.options.fp16 else graph
 
     def emulated(self, reverted: Collection[str]) -> ModelProto:
         """A float32 graph of the same arithmetic. For CPUs it is the engine's own graph, as it will run."""
-        graph = self._quantised(reverted)
+        graph = self._quantized(reverted)
         if self.scheme.name == "cpu" or not self.options.fp16:
             return graph
         return emulate_half(graph, self._never_half(reverted))

@@ -47,7 +47,7 @@ SCHEMES = {
 
 
 def convolutions(model: ModelProto) -> list[NodeProto]:
-    """The nodes that can be quantised: convolutions with constant weights. Transposed ones never are."""
+    """The nodes that can be quantized: convolutions with constant weights. Transposed ones never are."""
     known = initializers(model)
     return [node for node in model.graph.node if node.op_type == "Conv" and node.input[1] in known]
 
@@ -115,21 +115,21 @@ class _Quantizer:
     ) -> None:
         self.model, self.ranges, self.scheme, self.means, self.rounded = model, ranges, scheme, means, rounded
         self.weights, self.names = initializers(model), Names(model)
-        self.scales: dict[str, float] = {}  # of the activations that are quantised
-        self.dequantised: set[str] = set()  # weights that have their DequantizeLinear already
+        self.scales: dict[str, float] = {}  # of the activations that are quantized
+        self.dequantized: set[str] = set()  # weights that have their DequantizeLinear already
 
     def run(self, kept: Collection[str]) -> ModelProto:
         model = self.model
-        quantised = [node for node in convolutions(model) if node.output[0] not in kept]
+        quantized = [node for node in convolutions(model) if node.output[0] not in kept]
         sums = [node for node in model.graph.node if self._is_sum(node)]
-        pairs = {name: self._activation(name) for name in self._wanted(quantised, sums)}
-        readers = {id(node) for node in (*quantised, *sums)}
+        pairs = {name: self._activation(name) for name in self._wanted(quantized, sums)}
+        readers = {id(node) for node in (*quantized, *sums)}
         nodes = [node for value in model.graph.input for node in pairs.get(value.name, ())]
         for node in model.graph.node:
-            reads_quantised = id(node) in readers
-            if reads_quantised and node.op_type == "Conv":
+            reads_quantized = id(node) in readers
+            if reads_quantized and node.op_type == "Conv":
                 nodes += self._weights(node)
-            if reads_quantised or self.scheme.outputs:
+            if reads_quantized or self.scheme.outputs:
                 for index, name in enumerate(node.input):
                     if name in pairs:
                         node.input[index] = self.names(f"{name}/dq")
@@ -145,16 +145,16 @@ class _Quantizer:
         """Whether a node adds two tensors of known range."""
         return node.op_type == "Add" and all(name in self.ranges for name in node.input)
 
-    def _wanted(self, quantised: Collection[NodeProto], sums: Collection[NodeProto]) -> dict[str, None]:
+    def _wanted(self, quantized: Collection[NodeProto], sums: Collection[NodeProto]) -> dict[str, None]:
         """The activations that get Q/DQ, in order."""
         graph, wanted = GraphIndex(self.model), dict[str, None]()
-        for node in quantised:
+        for node in quantized:
             wanted[node.input[0]] = None
             if self.scheme.outputs:
                 wanted[result_of(graph, node)] = None
         for node in sums:
             # On CPUs a sum runs as integers where both its inputs come as integers already. TensorRT fuses a
-            # convolution with the sum after it where the other branch is quantised, as it is where it feeds a
+            # convolution with the sum after it where the other branch is quantized, as it is where it feeds a
             # convolution too; the convolution's own result must not be.
             if self.scheme.outputs and all(name in wanted for name in node.input):
                 wanted[node.output[0]] = None
@@ -184,8 +184,8 @@ class _Quantizer:
         integers, scale = self.rounded[name, pairs]
         base = f"{name}/pairs" if pairs else name  # two convolutions may share a weight and round it differently
         floats, nodes = self.names(f"{base}/dq"), []
-        if floats not in self.dequantised:
-            self.dequantised.add(floats)
+        if floats not in self.dequantized:
+            self.dequantized.add(floats)
             nodes.append(self._dequantize(base, "int8", integers, scale, floats))
         bias, bias_name = self._bias(node, weight, integers, scale), self.names(f"{node.output[0]}/bias")
         if self.scheme.int32_bias:
@@ -237,30 +237,30 @@ def _sum_integers(model: ModelProto) -> None:
     """
     graph, known, names, nodes = GraphIndex(model), initializers(model), Names(model), []
     for node in model.graph.node:
-        dequantised = _dequantised_inputs(node, graph) if node.op_type == "Conv" else None
-        if dequantised is None or any(
+        dequantized = _dequantized_inputs(node, graph) if node.op_type == "Conv" else None
+        if dequantized is None or any(
             reader.op_type == "QuantizeLinear" for reader in graph.consumers(result_of(graph, node))
         ):
             nodes.append(clone(node))
             continue
-        nodes += _on_integers(model, node, dequantised, known, names) or [clone(node)]
+        nodes += _on_integers(model, node, dequantized, known, names) or [clone(node)]
     del model.graph.node[:]
     model.graph.node.extend(nodes)
     prune(model)
 
 
-def _dequantised_inputs(node: NodeProto, graph: GraphIndex) -> list[NodeProto] | None:
+def _dequantized_inputs(node: NodeProto, graph: GraphIndex) -> list[NodeProto] | None:
     """The nodes that give what a node reads; None unless all are DequantizeLinear."""
     sources = [graph.producer(name) for name in node.input]
-    dequantised = [source for source in sources if source is not None and source.op_type == "DequantizeLinear"]
-    return dequantised if len(dequantised) == len(node.input) else None
+    dequantized = [source for source in sources if source is not None and source.op_type == "DequantizeLinear"]
+    return dequantized if len(dequantized) == len(node.input) else None
 
 
 def _on_integers(
-    model: ModelProto, node: NodeProto, dequantised: Sequence[NodeProto], known: Mapping[str, np.ndarray], names: Names
+    model: ModelProto, node: NodeProto, dequantized: Sequence[NodeProto], known: Mapping[str, np.ndarray], names: Names
 ) -> list[NodeProto]:
     """A convolution on the integers of its image, weight and bias, scaled after it; [] where sums are not exact."""
-    (image, _, zero), (weight, _, zeros), (bias, scale, _) = (source.input for source in dequantised)
+    (image, _, zero), (weight, _, zeros), (bias, scale, _) = (source.input for source in dequantized)
     low, high = -int(known[zero]), 255 - int(known[zero])
     flat = known[weight].reshape(len(known[weight]), -1).astype(np.int64)
     highest = np.maximum(flat * low, flat * high).sum(1)  # of any part of a sum; the least, with the other sign
@@ -288,7 +288,7 @@ def _on_integers(
     ]
 
 
-def quantised_convolutions(model: ModelProto) -> int:
+def quantized_convolutions(model: ModelProto) -> int:
     """How many convolutions read INT8 weights."""
     int8 = {tensor.name for tensor in model.graph.initializer if tensor.data_type == TensorProto.INT8}
     made = {out for node in model.graph.node if node.op_type == "DequantizeLinear" and node.input[0] in int8

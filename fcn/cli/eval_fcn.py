@@ -176,7 +176,7 @@ def _bar(total: int) -> Callable[[], None]:
 
 def _show(contestants: Sequence[Contestant], entries: Sequence["Entry"], described: str) -> None:
     """Print the tables."""
-    from fcn_deploy.calibration.report.accuracy import classes_table, scales_table, stages_table
+    from fcn_deploy.calibration.report.accuracy_sections import classes_table, scales_table, stages_table
     from fcn_deploy.fcn.evaluate import means_over, metrics_table
 
     first = entries[0].evaluated

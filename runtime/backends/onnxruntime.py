@@ -52,7 +52,7 @@ def session(
     # Memory patterns are planned per input shape and kept: with sizes that change they only grow.
     options.enable_mem_pattern = False
     options.enable_cpu_mem_arena = arena
-    # Waiting threads that spin slow whatever else uses the cores: decoding, the head, another engine.
+    # Waiting threads that spin slow whatever else uses the cores: decoding, upsampling, another engine.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if profile_to is not None:
         options.enable_profiling, options.profile_file_prefix = True, str(profile_to)

@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from fcn_deploy.calibration.ranges import BINS, METHODS, Histogram, Ranges, collect
+from fcn_deploy.calibration.ranges import BINS, METHODS, Histogram, Ranges, collect_histograms
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -28,10 +28,6 @@ def test_counts_do_not_depend_on_how_values_arrive(seed, pieces):
     np.testing.assert_array_equal(one.counts, many.counts)
     assert (one.limit, one.low, one.high) == (many.limit, many.low, many.high)
     assert one.counts.sum() == 3000
-    halves = np.array_split(values, 2)
-    merged = histogram_of(halves[0])
-    merged.merge(histogram_of(halves[1]))
-    np.testing.assert_array_equal(merged.counts, one.counts)
 
 
 def test_counts_are_numpys():
@@ -97,19 +93,15 @@ def ranges(model="abc"):
     return made
 
 
-def test_ranges_are_saved_merged_and_reused(tmp_path):
+def test_ranges_are_saved_and_reused(tmp_path):
     made = ranges()
     made.save(tmp_path / "ranges.json")
     loaded = Ranges.load(tmp_path / "ranges.json", "abc")
     for method in METHODS:
         assert loaded.histograms["one"].range(method) == made.histograms["one"].range(method)
     np.testing.assert_allclose(loaded.channel_mean("two"), made.channel_mean("two"))
-    loaded.merge(made)
-    assert len(loaded.images) == 4
-    np.testing.assert_array_equal(loaded.histograms["one"].counts, 2 * made.histograms["one"].counts)
-    np.testing.assert_allclose(loaded.channel_mean("two"), made.channel_mean("two"))
-    with pytest.raises(MisuseError, match="two different networks"):
-        loaded.merge(ranges("xyz"))
+    np.testing.assert_array_equal(loaded.histograms["one"].counts, made.histograms["one"].counts)
+    assert loaded.images == made.images
 
 
 def test_ranges_of_another_model_or_damaged_ones_are_refused(tmp_path):
@@ -135,7 +127,7 @@ def test_memory_does_not_grow_with_the_number_of_images():
 
     def peak(count):
         tracemalloc.start()
-        collect(lambda x: {"t": x * 2}, (("n", image) for _ in range(count)), "m", lambda image: image)
+        collect_histograms(lambda x: {"t": x * 2}, (("n", image) for _ in range(count)), "m", lambda image: image)
         result = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         return result
@@ -145,4 +137,4 @@ def test_memory_does_not_grow_with_the_number_of_images():
 
 def test_no_image_at_all_is_an_error_and_never_random_data():
     with pytest.raises(DeployError, match="never calibrated on invented data"):
-        collect(lambda x: {}, [], "m", lambda image: image)
+        collect_histograms(lambda x: {}, [], "m", lambda image: image)

@@ -10,7 +10,7 @@ import pytest
 from browser import Browser
 from fcn_deploy.calibration.metrics import IGNORE, Metrics, confusion_matrix
 from fcn_deploy.calibration.report import page
-from fcn_deploy.calibration.report.accuracy import classes_table, grouped, scales_table, stages_table
+from fcn_deploy.calibration.report.accuracy_sections import classes_table, grouped, scales_table, stages_table
 from fcn_deploy.calibration.report.charts import Series, line_chart, linear_ticks, log_ticks
 from fcn_deploy.calibration.report.engine_report import REPORT_VERSION, EngineReport
 from fcn_deploy.calibration.report.layout import in_points, percent

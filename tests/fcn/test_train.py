@@ -479,9 +479,9 @@ def test_eval_misuse_is_one_line(exports, small_data, tmp_path):
     assert "has 11 classes and" in one_error(command("eval-fcn", exports / "narrow.onnx", ok=2))
 
 
-def test_quantisation_aware_training_rounds_as_the_engines_do(tmp_path):
+def test_quantization_aware_training_rounds_as_the_engines_do(tmp_path):
     from fcn_deploy.export.quantization.round_weights import PAIR_LIMIT
-    from fcn_deploy.fcn.quantization import WEIGHT_STEPS, fake_quantised, fake_weight
+    from fcn_deploy.fcn.quantization import WEIGHT_STEPS, fake_quantized, fake_weight
 
     assert PAIR_LIMIT // 2 == WEIGHT_STEPS
     weight = torch.randn(6, 3, 3, 3, requires_grad=True)
@@ -494,7 +494,7 @@ def test_quantisation_aware_training_rounds_as_the_engines_do(tmp_path):
     x = torch.randn(1, 3, 64, 64)
     with torch.inference_mode():
         plain = model(x)
-        with fake_quantised(model):
+        with fake_quantized(model):
             assert not torch.equal(model(x), plain)
         assert torch.equal(model(x), plain)  # and nothing of it stays
 

@@ -19,16 +19,16 @@ from onnx import helper, numpy_helper
 TESTS = Path(__file__).resolve().parents[1]
 
 
-def network(dtype=np.float32, quantised=False) -> bytes:
+def network(dtype=np.float32, quantized=False) -> bytes:
     """[N, 3, H, W] → [N, 4, H/2, W/2]: a convolution and a ReLU, in float32, float16, or with a Q/DQ pair."""
     weights = np.random.default_rng(0).normal(size=(4, 3, 3, 3)).astype(dtype)
     kind = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
     nodes, initializers, image = [], [numpy_helper.from_array(weights, "weights")], "image"
-    if quantised:
+    if quantized:
         initializers += [numpy_helper.from_array(np.array(0.02, dtype), "scale")]
         initializers += [numpy_helper.from_array(np.array(0, np.int8), "zero")]
-        nodes += [helper.make_node("QuantizeLinear", ["image", "scale", "zero"], ["quantised"])]
-        nodes += [helper.make_node("DequantizeLinear", ["quantised", "scale", "zero"], ["rounded"])]
+        nodes += [helper.make_node("QuantizeLinear", ["image", "scale", "zero"], ["quantized"])]
+        nodes += [helper.make_node("DequantizeLinear", ["quantized", "scale", "zero"], ["rounded"])]
         image = "rounded"
     nodes += [
         helper.make_node("Conv", [image, "weights"], ["sums"], strides=[2, 2], pads=[1, 1, 0, 0]),
@@ -118,7 +118,7 @@ def refused(gpu, *words):
 # ----------------------------------------------------------------------------------------------------------- results
 
 
-@pytest.mark.parametrize("core", [network(), network(np.float16), network(quantised=True)], ids=["f32", "f16", "qdq"])
+@pytest.mark.parametrize("core", [network(), network(np.float16), network(quantized=True)], ids=["f32", "f16", "qdq"])
 def test_results_are_those_of_onnxruntime_at_every_size_and_profile(cuda, trt, core):
     engine = engine_of(trt, core, plan=core[:100])
     sizes = {0: [(1, 3, 2, 2), (1, 3, 31, 64), (1, 3, 64, 64)], 1: [(1, 3, 66, 128), (4, 3, 97, 99)]}

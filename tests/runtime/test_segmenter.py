@@ -175,7 +175,7 @@ def test_the_runtime_imports_nothing_heavy():
 import sys
 import fcn_deploy
 heavy = {"torch", "onnx", "onnxruntime", "PIL", "typer", "rich", "tifffile"}
-heavy |= {f"fcn_deploy.{room}" for room in ("fcn", "export", "calibration")}
+heavy |= {f"fcn_deploy.{floor}" for floor in ("fcn", "export", "calibration")}
 print(sorted(heavy & set(sys.modules)))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

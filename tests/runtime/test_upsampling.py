@@ -1,4 +1,4 @@
-"""The head gives what ONNX Runtime's own Resize gives, for every kind of interpolation: labels, masks and values."""
+"""Upsampling gives what ONNX Runtime's own Resize gives, for every kind of interpolation: labels, masks and values."""
 
 import numpy as np
 import onnxruntime
@@ -176,7 +176,7 @@ def test_values_are_made_a_few_rows_at_a_time_into_memory_that_is_given(coordina
     head = Upsampling("linear", coordinates, (8.0, 8.0))
     scores = some_scores(3, 5, 7, 0, True)
     expected = values_from_scores(window(scores, (40, 56), (37, 50)), head, card(3), probabilities=True)
-    monkeypatch.setattr(heads, "VALUES", 3 * 50 * 4 + 1)
+    monkeypatch.setattr(heads, "VALUES_AT_A_TIME", 3 * 50 * 4 + 1)
     rows = []
     real = heads._interpolate
     monkeypatch.setattr(heads, "_interpolate", lambda part, *rest: rows.append(part.rows) or real(part, *rest))

@@ -10,11 +10,11 @@ import onnx
 from fcn_deploy.calibration.report.engine_report import EngineReport
 from fcn_deploy.export.build.autotune import TILES, Candidate, Timing, choose, fastest_tile, tune
 from fcn_deploy.export.build.config import TuningOptions
+from fcn_deploy.export.build.cut_stages import Part, cut_core, members_of
 from fcn_deploy.export.build.draft import Draft
 from fcn_deploy.export.build.golden import golden_sample
 from fcn_deploy.export.build.parity import compare
-from fcn_deploy.export.build.partition import Part, cut_core, members_of
-from fcn_deploy.export.build.report import candidate_reports, stage_reports
+from fcn_deploy.export.build.report_parts import candidate_reports, stage_reports
 from fcn_deploy.export.build.targets.job import BuildJob
 from fcn_deploy.export.passes.raw_input import raw_input
 from fcn_deploy.export.quantization.mixed_precision import MixedPrecision
@@ -23,7 +23,7 @@ from fcn_deploy.runtime.network import Network
 from fcn_deploy.runtime.verify import GOLDEN, TIMED_SIZES, golden_difference, natural_noise
 from onnx import ModelProto
 
-FIXED_SIZES = 3  # so many at most in --sizes are those of cameras, say, and come again and again
+FIXED_SIZES = 3  # so many at most in --sizes are taken to be those of fixed cameras, which come again and again
 STRIP_CELLS = 6  # at the coarsest stride: as many as make kernels of INT8 convolutions take their path for strips
 TILED_SIZE = (1536, 1536)  # of the image that tiles are tried on
 
@@ -55,9 +55,9 @@ def _int8_draft(job: BuildJob, mixed: MixedPrecision, report: EngineReport) -> D
         tried = Draft(replace(manifest, stages=tuple(part.stage for part in changed)), members_of(changed))
         with tried.opened(job.config.threads) as net:
             value = mixed.gate.measure_run(net.scores)
-        if (drop := mixed.gate.drop(value)) <= job.config.quantization.max_drop:
+        if mixed.gate.holds(value):
             parts = changed
-            mixed.accuracy = replace(mixed.accuracy, int8=value, drop_points=round(drop, 4))
+            mixed.accuracy = replace(mixed.accuracy, int8=value, drop_points=round(mixed.gate.drop(value), 4))
             report.accuracy = mixed.accuracy
     golden = golden_sample([part.model for part in parts], card, "int8", border=parts[0].stage.border)
     stages = tuple(part.stage for part in parts)
@@ -154,10 +154,10 @@ class _Choice:
             compare(self.job.model, net)
             return ""
         # As served, by its own kernels: others round otherwise.
-        gate, max_drop = mixed.gate, self.job.config.quantization.max_drop
+        gate = mixed.gate
         value = self.accuracy[candidate.backend] = gate.measure_run(net.scores)
-        if not gate.drop(value) <= max_drop:
-            return f"{gate.drop(value):.2f} points of {gate.metric} lost by its kernels, {max_drop} allowed"
+        if not gate.holds(value):
+            return f"{gate.drop(value):.2f} points of {gate.metric} lost by its kernels, {gate.max_drop} allowed"
         # Otherwise verify-engine would reject, on this very machine, what was built here.
         golden = golden_difference(net, self.drafts["int8"].members[GOLDEN])
         if not golden.passed:
@@ -200,7 +200,7 @@ def _report_low_precision(
     if "float32" in best:
         report.float32_latency_ms = timings[best["float32"]].milliseconds
     if len(best) == 2:
-        speedup = timings[best["float32"]].against / timings[best["int8"]].against
+        speedup = timings[best["float32"]].relative_time / timings[best["int8"]].relative_time
         report.speedup = round(speedup, 3) if speedup == speedup else None
     if "int8" in best:
         value = choice.accuracy[best["int8"].backend]

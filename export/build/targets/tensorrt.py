@@ -6,7 +6,7 @@ from fcn_deploy.calibration.report.engine_report import EngineReport, PlanReport
 from fcn_deploy.export.build.draft import Draft
 from fcn_deploy.export.build.golden import golden_sample
 from fcn_deploy.export.build.profiles import PlannedProfile, default_profiles, plan_profiles
-from fcn_deploy.export.build.report import profile_reports
+from fcn_deploy.export.build.report_parts import profile_reports
 from fcn_deploy.export.build.targets.job import BuildJob, measure_on_gpu
 from fcn_deploy.export.build.targets.kernels import compile_kernels
 from fcn_deploy.export.build.targets.tensorrt_plan import activation_cost, build_plan
@@ -19,7 +19,7 @@ PLAN_FILE = "stage-0.plan"
 
 def build(job: BuildJob, report: EngineReport) -> Draft:
     """A plan with our kernels, measured where its GPU is at hand. Raises as `build_plan` and `compile_kernels`."""
-    options = job.config.plan_options
+    options = job.config.tensorrt_options
     profiles = _profiles(job)
     job.say(f"building for {', '.join(options.targets)} with TensorRT")
     built = build_plan(job.lowest_core, options, profiles, job.say)
@@ -54,7 +54,7 @@ def build(job: BuildJob, report: EngineReport) -> Draft:
 def _profiles(job: BuildJob) -> list[PlannedProfile]:
     """The profiles for the sizes that will come, within the budget of memory where one was given."""
     config, card = job.config, job.core.card
-    options, batch = config.plan_options, config.largest_batch
+    options, batch = config.tensorrt_options, config.largest_batch
     if config.sizes is None:
         return default_profiles(card, batch)
     if options.workspace is not None and not config.sizes.ranges:

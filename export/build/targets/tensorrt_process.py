@@ -365,10 +365,10 @@ def _refused(parser, log) -> DeployError:
     everything = " ".join([error.desc(), *log.errors])
     if "zero point" in everything:
         reason = "a zero point that is not 0"
-        remedy = "it is quantised for CPUs; start from the float32 model and let build-engine --int8 quantise for GPUs"
+        remedy = "it is quantized for CPUs; start from the float32 model and let build-engine --int8 quantize for GPUs"
     elif "input has type Int32" in everything:
         reason = "an int32 bias"
-        remedy = "it is quantised for CPUs; start from the float32 model, or leave biases in float (QuantizeBias=False)"
+        remedy = "it is quantized for CPUs; start from the float32 model, or leave biases in float (QuantizeBias=False)"
     elif "UNSUPPORTED" in str(error.code()) or "Plugin not found" in everything:
         reason = "TensorRT has no such operator" if "Plugin not found" in everything else "it is not supported so"
         remedy = "replace it in the network before export, or build for --target cpu"

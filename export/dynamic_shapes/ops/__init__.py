@@ -1,4 +1,4 @@
-"""What is known of each operator, a file for each, under the same names in all of them:
+"""What is known of each operator, a file for each family, under the same names in all of them:
 
 - `propagate(node, state)`: the shapes of its outputs, its numbers taken as they stand; where ONNX's own inference loses
   an axis's factors.
@@ -6,14 +6,13 @@
 - `interpret(node, state)`: what its numbers can stand for at other sizes, the likeliest first; None: what they are.
 - `assume(node, state)`: what is taken for granted where it stays as it is, and a multiple that H and W must be of.
 
-To free an operator's numbers, write its file, and name it here.
+To free an operator's numbers, write its family's file, and name the operator here.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from fcn_deploy.export.dynamic_shapes.interpretation import Interpretation
-from fcn_deploy.export.dynamic_shapes.network import State
 from fcn_deploy.export.dynamic_shapes.ops import (
     along_axes,
     broadcasting,
@@ -40,6 +39,7 @@ from fcn_deploy.export.dynamic_shapes.ops import (
     unsqueeze,
 )
 from fcn_deploy.export.dynamic_shapes.sizes import Shape
+from fcn_deploy.export.dynamic_shapes.traced_graph import State
 from onnx import NodeProto
 
 

@@ -5,10 +5,10 @@ from collections.abc import Mapping
 import numpy as np
 from fcn_deploy.export.dynamic_shapes.inference import broadcast
 from fcn_deploy.export.dynamic_shapes.interpretation import Interpretation
-from fcn_deploy.export.dynamic_shapes.network import State
 from fcn_deploy.export.dynamic_shapes.position_constants import PositionLaw, find_law
 from fcn_deploy.export.dynamic_shapes.shape_writer import ShapeWriter
-from fcn_deploy.export.dynamic_shapes.sizes import Shape, Size, axis_of, fixed, is_fixed, multiplied
+from fcn_deploy.export.dynamic_shapes.sizes import SampledSize, Shape, axis_of, fixed, is_fixed, multiplied
+from fcn_deploy.export.dynamic_shapes.traced_graph import State
 from onnx import NodeProto
 
 OPERATORS = frozenset((
@@ -44,7 +44,9 @@ def interpret(node: NodeProto, state: State) -> list[Interpretation] | None:
     ]  # fmt: skip
 
 
-Growing = dict[int, tuple[np.ndarray, dict[int, Size]]]  # input → (a constant, axis of it → the size that it follows)
+Growing = dict[
+    int, tuple[np.ndarray, dict[int, SampledSize]]
+]  # input → (a constant, axis of it → the size that it follows)
 
 
 def growing_constants(node: NodeProto, state: State, along: int | None = None) -> Growing:
@@ -55,7 +57,7 @@ def growing_constants(node: NodeProto, state: State, along: int | None = None) -
         state: before it.
         along: the axis of its result along which it puts them together, where sizes may differ; None: it joins.
     """
-    constants = state.network.constants
+    constants = state.graph.constants
     held = [place for place, name in enumerate(node.input) if name in constants]
     others = [state.shape(name) for name in node.input if name not in constants]
     rank = max(len(state.shape(name)) for name in node.input)
@@ -64,7 +66,7 @@ def growing_constants(node: NodeProto, state: State, along: int | None = None) -
         array = constants[node.input[index]]
         if along is not None and array.ndim != rank:
             return {}
-        sides: dict[int, Size] = {}
+        sides: dict[int, SampledSize] = {}
         for place in range(array.ndim):
             whole = place + rank - array.ndim
             if whole == along:

@@ -2,11 +2,11 @@
 
 from fcn_deploy.export.dynamic_shapes.inference import joined
 from fcn_deploy.export.dynamic_shapes.interpretation import Interpretation
-from fcn_deploy.export.dynamic_shapes.network import State
 from fcn_deploy.export.dynamic_shapes.ops.broadcasting import describe_laws, growing_constants
 from fcn_deploy.export.dynamic_shapes.position_constants import find_law
 from fcn_deploy.export.dynamic_shapes.shape_writer import ShapeWriter
 from fcn_deploy.export.dynamic_shapes.sizes import Shape, added, axis_of, multiplied
+from fcn_deploy.export.dynamic_shapes.traced_graph import State
 from fcn_deploy.export.graph.edit import attributes
 from onnx import NodeProto
 
@@ -42,7 +42,7 @@ def interpret(node: NodeProto, state: State) -> list[Interpretation] | None:
         return [writer.replaced(node, inputs)]
 
     shapes = [state.shape(name) for name in node.input]
-    after = list(next(state.shape(name) for name in node.input if name not in state.network.constants))
+    after = list(next(state.shape(name) for name in node.input if name not in state.graph.constants))
     after[along] = axis_of(added(multiplied(shape[along]) for shape in shapes))
     return [
         Interpretation(

@@ -1,9 +1,9 @@
 """ConvTranspose that names its output's size: how much it pads is what that stands for."""
 
 from fcn_deploy.export.dynamic_shapes.interpretation import Interpretation
-from fcn_deploy.export.dynamic_shapes.network import State
 from fcn_deploy.export.dynamic_shapes.shape_writer import ShapeWriter
 from fcn_deploy.export.dynamic_shapes.sizes import Axis, axis_of, axis_sizes, fixed, multiplied
+from fcn_deploy.export.dynamic_shapes.traced_graph import State
 from fcn_deploy.export.graph.edit import attributes
 from onnx import NodeProto, helper
 

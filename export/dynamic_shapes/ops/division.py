@@ -4,10 +4,10 @@ from collections.abc import Iterable
 
 from fcn_deploy.export.dynamic_shapes.inference import broadcast
 from fcn_deploy.export.dynamic_shapes.interpretation import Interpretation
-from fcn_deploy.export.dynamic_shapes.network import ConflictError, State, axes_of
 from fcn_deploy.export.dynamic_shapes.ops.broadcasting import interpret as interpret_constants
 from fcn_deploy.export.dynamic_shapes.shape_writer import ShapeWriter
-from fcn_deploy.export.dynamic_shapes.sizes import Size, is_fixed, multiplied
+from fcn_deploy.export.dynamic_shapes.sizes import SampledSize, is_fixed, multiplied
+from fcn_deploy.export.dynamic_shapes.traced_graph import ConflictError, State, axes_of
 from onnx import NodeProto, helper
 
 
@@ -18,8 +18,8 @@ def interpret(node: NodeProto, state: State) -> list[Interpretation] | None:
 
 def _by_places(node: NodeProto, state: State) -> Interpretation | None:
     """The node as a division by the number of places that were summed; None: it is something else."""
-    network, count = state.network, _divisor(node, state)
-    made = network.producers.get(node.input[0])
+    graph, count = state.graph, _divisor(node, state)
+    made = graph.producers.get(node.input[0])
     if made is None or count is None:
         return None
     summed, last = _summed(made, state)
@@ -34,7 +34,7 @@ def _by_places(node: NodeProto, state: State) -> Interpretation | None:
         )
 
     def rewrite(writer: ShapeWriter) -> list[NodeProto]:
-        total = writer.node("Cast", [writer.size(size, node)], to=network.type_of(node.input[0]))
+        total = writer.node("Cast", [writer.size(size, node)], to=graph.type_of(node.input[0]))
         return [helper.make_node("Div", [node.input[0], total], node.output, name=node.name)]
 
     shapes = {node.output[0]: broadcast(node, [state.shape(name) for name in node.input])}
@@ -43,7 +43,7 @@ def _by_places(node: NodeProto, state: State) -> Interpretation | None:
 
 def _divisor(node: NodeProto, state: State) -> int | None:
     """The whole number that a node divides data by, 2 or larger; None: it does not."""
-    constants = state.network.constants
+    constants = state.graph.constants
     number = next((constants[name] for name in node.input if name in constants), None)
     if number is None or number.size != 1 or number.dtype.kind != "f" or node.input[0] in constants:
         return None
@@ -52,7 +52,7 @@ def _divisor(node: NodeProto, state: State) -> int | None:
     return round(count) if count >= 2 and abs(count - round(count)) <= 1e-3 else None
 
 
-def _summed(made: NodeProto, state: State) -> tuple[Size | None, Size | None]:
+def _summed(made: NodeProto, state: State) -> tuple[SampledSize | None, SampledSize | None]:
     """(the places that a node sums over; of a product that sums over none, its last axis)."""
     if made.op_type == "ReduceSum":
         shape = state.shape(made.input[0])

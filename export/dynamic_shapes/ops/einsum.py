@@ -1,8 +1,8 @@
 """Einsum: the axes that its letters name."""
 
 from fcn_deploy.export.dynamic_shapes.inference import joined, refuse_mixed_batch
-from fcn_deploy.export.dynamic_shapes.network import ConflictError, State
 from fcn_deploy.export.dynamic_shapes.sizes import Axis, Shape
+from fcn_deploy.export.dynamic_shapes.traced_graph import ConflictError, State
 from fcn_deploy.export.graph.edit import attributes
 from onnx import NodeProto
 

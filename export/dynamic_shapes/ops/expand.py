@@ -3,10 +3,9 @@
 from itertools import product
 
 from fcn_deploy.export.dynamic_shapes.interpretation import Interpretation, map_sizes
-from fcn_deploy.export.dynamic_shapes.network import State, needed_integers
 from fcn_deploy.export.dynamic_shapes.shape_writer import ShapeWriter
 from fcn_deploy.export.dynamic_shapes.sizes import (
-    Size,
+    SampledSize,
     axis_of,
     axis_sizes,
     changes_with,
@@ -15,6 +14,7 @@ from fcn_deploy.export.dynamic_shapes.sizes import (
     is_fixed,
     multiplied,
 )
+from fcn_deploy.export.dynamic_shapes.traced_graph import State, needed_integers
 from onnx import NodeProto
 
 
@@ -44,7 +44,7 @@ def interpret(node: NodeProto, state: State) -> list[Interpretation] | None:
             continue
         text = ", ".join(describe(size, state.image) for size in after)
 
-        def rewrite(writer: ShapeWriter, after: list[Size] = after) -> list[NodeProto]:
+        def rewrite(writer: ShapeWriter, after: list[SampledSize] = after) -> list[NodeProto]:
             parts = [
                 1 if old == new else new[0] if is_fixed(new) else writer.size(new, node)
                 for old, new in zip(before, after, strict=True)
@@ -55,7 +55,7 @@ def interpret(node: NodeProto, state: State) -> list[Interpretation] | None:
     return found
 
 
-def repeated(state: State, size: Size, count: Size, result: Size) -> list[tuple[Size, int]]:
+def repeated(state: State, size: SampledSize, count: SampledSize, result: SampledSize) -> list[tuple[SampledSize, int]]:
     """What an axis of `size` can become where it is repeated to `count`, which gives `result` as it stands; costs."""
     if not is_fixed(count):
         return [(result, 0)]

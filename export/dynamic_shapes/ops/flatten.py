@@ -1,7 +1,7 @@
 """Flatten: two axes of all factors before a place, and of all from it on."""
 
-from fcn_deploy.export.dynamic_shapes.network import State
 from fcn_deploy.export.dynamic_shapes.sizes import Shape
+from fcn_deploy.export.dynamic_shapes.traced_graph import State
 from fcn_deploy.export.graph.edit import attributes
 from onnx import NodeProto
 

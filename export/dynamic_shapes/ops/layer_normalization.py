@@ -1,7 +1,7 @@
 """LayerNormalization: that its weights are not of the traced map's size."""
 
 from fcn_deploy.export.dynamic_shapes.inference import broadcast
-from fcn_deploy.export.dynamic_shapes.network import ConflictError, State
+from fcn_deploy.export.dynamic_shapes.traced_graph import ConflictError, State
 from fcn_deploy.export.graph.edit import attributes
 from onnx import NodeProto
 

@@ -1,8 +1,8 @@
 """MatMul and Gemm: a dense layer over the flattened map has weights for one size alone, and is refused."""
 
 from fcn_deploy.export.dynamic_shapes.inference import broadcast, joined, refuse_mixed_batch
-from fcn_deploy.export.dynamic_shapes.network import ConflictError, State
 from fcn_deploy.export.dynamic_shapes.sizes import Axis, Shape, multiplied
+from fcn_deploy.export.dynamic_shapes.traced_graph import ConflictError, State
 from fcn_deploy.export.graph.edit import attributes
 from onnx import NodeProto
 
@@ -25,6 +25,6 @@ def _check_summed(node: NodeProto, left: Axis, right: Axis, state: State) -> Non
     """Raise ConflictError where the axes that are summed over are the batch's, or differ."""
     refuse_mixed_batch(node, left)
     if multiplied(left) != multiplied(right):
-        if any(name in state.network.constants for name in node.input[:2]):
+        if any(name in state.graph.constants for name in node.input[:2]):
             raise ConflictError(node, "a dense layer over the flattened map has weights for one size alone")
         joined(node, [left, right])

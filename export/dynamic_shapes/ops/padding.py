@@ -3,8 +3,8 @@
 import math
 from collections.abc import Sequence
 
-from fcn_deploy.export.dynamic_shapes.network import ConflictError, State, axes_of, needed_integers
-from fcn_deploy.export.dynamic_shapes.sizes import Size, axis_sizes, changes_with, fixed, is_fixed
+from fcn_deploy.export.dynamic_shapes.sizes import SampledSize, axis_sizes, changes_with, fixed, is_fixed
+from fcn_deploy.export.dynamic_shapes.traced_graph import ConflictError, State, axes_of, needed_integers
 from fcn_deploy.export.graph.edit import attributes, consumers
 from onnx import NodeProto
 
@@ -33,7 +33,7 @@ def assume(node: NodeProto, state: State) -> tuple[str, int]:
                 "number at other sizes; trace it at a size that needs none",
             )
         if gap == 1:
-            readers = consumers(state.network.model, node.output[0]) if node.op_type == "Pad" else [node]
+            readers = consumers(state.graph.model, node.output[0]) if node.op_type == "Pad" else [node]
             steps = [max(attributes(reader).get("strides", [1])) for reader in readers]
             multiple = math.lcm(multiple, whole[0] // side[0] * max(2, *steps))
         else:
@@ -41,7 +41,7 @@ def assume(node: NodeProto, state: State) -> tuple[str, int]:
     return f"{' and '.join(wider)} are added at every size" if wider else "", multiple
 
 
-def _pads(node: NodeProto, state: State) -> tuple[Sequence[int], Sequence[Size], Sequence[Size]]:
+def _pads(node: NodeProto, state: State) -> tuple[Sequence[int], Sequence[SampledSize], Sequence[SampledSize]]:
     """(the axes that a node pads, by how much before them, by how much behind)."""
     rank = len(state.shape(node.input[0]))
     if node.op_type == "Pad":

@@ -1,7 +1,7 @@
 """Convolutions and normalisations per channel: that their weights are for as many channels as they are given."""
 
-from fcn_deploy.export.dynamic_shapes.network import ConflictError, State
 from fcn_deploy.export.dynamic_shapes.sizes import fixed, multiplied
+from fcn_deploy.export.dynamic_shapes.traced_graph import ConflictError, State
 from fcn_deploy.export.graph.edit import attributes
 from onnx import NodeProto
 
@@ -11,7 +11,7 @@ PER_GROUP = 21  # before this opset, GroupNormalization has weights per group
 def check(node: NodeProto, state: State) -> None:
     weight = state.shape(node.input[1])
     channels = multiplied(state.shape(node.input[0])[1])
-    if node.op_type == "GroupNormalization" and state.network.opset < PER_GROUP:
+    if node.op_type == "GroupNormalization" and state.graph.opset < PER_GROUP:
         return
     taken = multiplied(weight[0])
     if node.op_type in ("Conv", "ConvInteger", "DeformConv"):

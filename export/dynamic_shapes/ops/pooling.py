@@ -5,9 +5,9 @@ from dataclasses import replace
 
 from fcn_deploy.export.dynamic_shapes.inference import infer_shapes
 from fcn_deploy.export.dynamic_shapes.interpretation import Interpretation
-from fcn_deploy.export.dynamic_shapes.network import ConflictError, State
 from fcn_deploy.export.dynamic_shapes.shape_writer import ShapeWriter
 from fcn_deploy.export.dynamic_shapes.sizes import Shape, axis_sizes, is_fixed
+from fcn_deploy.export.dynamic_shapes.traced_graph import ConflictError, State
 from fcn_deploy.export.graph.edit import attributes, consumers
 from onnx import NodeProto, helper
 
@@ -41,7 +41,7 @@ def interpret(node: NodeProto, state: State) -> list[Interpretation] | None:
     if along:
         usual = node.op_type == "AveragePool" and max(kernel) >= WIDE
         return [_over_whole_map(node, shape, along, windows), replace(stays, cost=1 if usual else 0)]
-    if not state.network.traced:
+    if not state.graph.traced:
         return [stays]
     if not _shares_evenly(node, state):
         return [stays]
@@ -84,7 +84,7 @@ def _shares_evenly(node: NodeProto, state: State) -> bool:
     )
     beside = [
         other
-        for other in consumers(state.network.model, node.input[0])
+        for other in consumers(state.graph.model, node.input[0])
         if other.op_type.endswith(node.op_type)
         and _is_unpadded(other)
         and attributes(other).get("kernel_shape") != kernel

@@ -4,13 +4,12 @@ import math
 from collections.abc import Iterator, Sequence
 
 from fcn_deploy.export.dynamic_shapes.interpretation import Interpretation, Rewrite, map_sizes
-from fcn_deploy.export.dynamic_shapes.network import ConflictError, State, Values
 from fcn_deploy.export.dynamic_shapes.shape_writer import ShapeWriter
 from fcn_deploy.export.dynamic_shapes.sizes import (
     SAMPLES,
     Axis,
+    SampledSize,
     Shape,
-    Size,
     axis_sizes,
     changes_with,
     describe,
@@ -19,6 +18,7 @@ from fcn_deploy.export.dynamic_shapes.sizes import (
     multiplied,
     scaled,
 )
+from fcn_deploy.export.dynamic_shapes.traced_graph import ConflictError, State, Values
 from fcn_deploy.export.graph.edit import attributes
 from onnx import NodeProto
 
@@ -49,7 +49,7 @@ def interpret(node: NodeProto, state: State) -> list[Interpretation] | None:
             found.append(Interpretation(shapes, cost))
             continue
         text = ", ".join(describe(size, state.image) for size in axis_sizes(after))
-        description = f"to [{text}]" + f" instead of {as_it_stands}" * state.network.traced
+        description = f"to [{text}]" + f" instead of {as_it_stands}" * state.graph.traced
         found.append(Interpretation(shapes, cost, _rewrite(node, shape, after), description))
     if not found:
         raise ConflictError(node, f"it makes {as_it_stands} of {traced}, which is no regrouping of its axes")
@@ -92,7 +92,7 @@ def _first_group(flat: Axis, number: int, state: State, last: bool) -> Iterator[
         else:
             yield (), flat, 0
         return
-    taken: list[Size] = []
+    taken: list[SampledSize] = []
     rest, missing = flat, number
     while missing > 1:
         if not rest:
@@ -117,9 +117,9 @@ def _first_group(flat: Axis, number: int, state: State, last: bool) -> Iterator[
     yield _merged(taken), rest, 0
 
 
-def _merged(factors: Sequence[Size]) -> Axis:
+def _merged(factors: Sequence[SampledSize]) -> Axis:
     """Factors, constants that are neighbours as one."""
-    merged: list[Size] = []
+    merged: list[SampledSize] = []
     for size in factors:
         if merged and is_fixed(size) and is_fixed(merged[-1]):
             merged[-1] = multiplied([merged[-1], size])
@@ -128,7 +128,7 @@ def _merged(factors: Sequence[Size]) -> Axis:
     return tuple(merged)
 
 
-def _split(size: Size, number: int, state: State) -> Iterator[tuple[Size, Size, int]]:
+def _split(size: SampledSize, number: int, state: State) -> Iterator[tuple[SampledSize, SampledSize, int]]:
     """One factor as two, the outer of `number` when traced: one of them a constant, or both sizes of maps."""
     cost = 0
     if len(changes_with(size)) > 1:

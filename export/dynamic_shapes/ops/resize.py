@@ -8,11 +8,10 @@ from itertools import product
 
 import numpy as np
 from fcn_deploy.export.dynamic_shapes.interpretation import Interpretation, Rewrite, candidates
-from fcn_deploy.export.dynamic_shapes.network import ConflictError, State, input_of, integers
 from fcn_deploy.export.dynamic_shapes.shape_writer import ShapeWriter
 from fcn_deploy.export.dynamic_shapes.sizes import (
+    SampledSize,
     Shape,
-    Size,
     axis_of,
     axis_sizes,
     changes_with,
@@ -21,6 +20,7 @@ from fcn_deploy.export.dynamic_shapes.sizes import (
     multiplied,
     scaled,
 )
+from fcn_deploy.export.dynamic_shapes.traced_graph import ConflictError, State, input_of, integers
 from fcn_deploy.export.graph.edit import attributes
 from onnx import NodeProto
 
@@ -36,7 +36,7 @@ class _Target:
     """
 
     axes: list[int]
-    sizes: list[Size]
+    sizes: list[SampledSize]
     factors: list[list[float]] | None = None
 
 
@@ -70,7 +70,7 @@ def interpret(node: NodeProto, state: State) -> list[Interpretation] | None:
             said = "to the size it names, at any size of the image"
             found.append(Interpretation(shapes, cost, description=said))
             continue
-        traced = state.network.traced
+        traced = state.graph.traced
         said = "to any batch"
         if traced:
             said = f"{_in_words(node, state, before, after, target)} instead of "
@@ -102,7 +102,9 @@ def _target(node: NodeProto, state: State, shape: Shape) -> _Target | None:
     return _Target(axes, scaled_sizes, factors)
 
 
-def _options(state: State, before: Sequence[Size], target: _Target, index: int, rank: int) -> list[tuple[Size, int]]:
+def _options(
+    state: State, before: Sequence[SampledSize], target: _Target, index: int, rank: int
+) -> list[tuple[SampledSize, int]]:
     """What one of the resized axes can come to, each with its cost."""
     place, wanted = target.axes[index], target.sizes[index]
     size, number = before[place], wanted[0]
@@ -122,21 +124,25 @@ def _is_simple(factor: float) -> bool:
     return abs(float(ratio) - factor) < 1e-6 and (ratio.denominator <= 4 or ratio.numerator == 1)
 
 
-def _whole_factors(before: Sequence[Size], after: Sequence[Size]) -> list[int] | None:
+def _whole_factors(before: Sequence[SampledSize], after: Sequence[SampledSize]) -> list[int] | None:
     """By which whole numbers sizes grow, at all sizes of the image; None: by others."""
     factors = [new[0] // old[0] for old, new in zip(before, after, strict=True)]
     grown = [scaled(old, factor, 1) for old, factor in zip(before, factors, strict=True)]
     return factors if grown == list(after) else None
 
 
-def _in_words(node: NodeProto, state: State, before: Sequence[Size], after: Sequence[Size], target: _Target) -> str:
+def _in_words(
+    node: NodeProto, state: State, before: Sequence[SampledSize], after: Sequence[SampledSize], target: _Target
+) -> str:
     factors = None if node.op_type == "MaxUnpool" else _whole_factors(before, after)
     if factors is None:
         return "to " + " by ".join(describe(after[place], state.image) for place in target.axes[-2:])
     return "to " + " by ".join(str(factors[place]) for place in target.axes[-2:]) + " times its input's size"
 
 
-def _rewrite(node: NodeProto, before: Sequence[Size], after: Sequence[Size], target: _Target, traced: bool) -> Rewrite:
+def _rewrite(
+    node: NodeProto, before: Sequence[SampledSize], after: Sequence[SampledSize], target: _Target, traced: bool
+) -> Rewrite:
     unpool = node.op_type == "MaxUnpool"
 
     def rewrite(writer: ShapeWriter) -> list[NodeProto]:

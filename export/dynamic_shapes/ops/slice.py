@@ -6,11 +6,10 @@ from itertools import product
 
 import numpy as np
 from fcn_deploy.export.dynamic_shapes.interpretation import Interpretation, Rewrite, candidates
-from fcn_deploy.export.dynamic_shapes.network import ConflictError, State, axes_of, integers, needed_integers
 from fcn_deploy.export.dynamic_shapes.shape_writer import ShapeWriter
 from fcn_deploy.export.dynamic_shapes.sizes import (
+    SampledSize,
     Shape,
-    Size,
     added,
     axis_of,
     axis_sizes,
@@ -19,6 +18,7 @@ from fcn_deploy.export.dynamic_shapes.sizes import (
     fixed,
     is_fixed,
 )
+from fcn_deploy.export.dynamic_shapes.traced_graph import ConflictError, State, axes_of, integers, needed_integers
 from onnx import NodeProto
 
 TO_THE_END = np.iinfo(np.int64).max
@@ -29,8 +29,8 @@ BEYOND = 1 << 30  # numbers as large mean the end
 class _Span:
     """From where to where a Slice goes along an axis, and the cost of taking its numbers so."""
 
-    start: Size
-    end: Size
+    start: SampledSize
+    end: SampledSize
     cost: int
 
 
@@ -66,7 +66,7 @@ def interpret(node: NodeProto, state: State) -> list[Interpretation] | None:
 
 
 def _sliced(
-    node: NodeProto, shape: Shape, axes: Sequence[int], spans: Sequence[_Span], steps: Sequence[Size]
+    node: NodeProto, shape: Shape, axes: Sequence[int], spans: Sequence[_Span], steps: Sequence[SampledSize]
 ) -> Shape | None:
     """The shape of what is left; None where nothing is. Raises ConflictError where it is read backwards."""
     after = list(shape)
@@ -89,12 +89,12 @@ def _clipped(number: int, side: int) -> int:
     return min(max(number + side if number < 0 else number, 0), side)
 
 
-def _spans(state: State, size: Size, start: int, end: int) -> Iterator[_Span]:
+def _spans(state: State, size: SampledSize, start: int, end: int) -> Iterator[_Span]:
     """What a Slice's numbers can stand for along an axis that changes with the image."""
-    if not state.network.traced and changes_with(size) != "N":
+    if not state.graph.traced and changes_with(size) != "N":
         yield _Span(fixed(start), fixed(end), 0)
         return
-    starts: list[Size] = [fixed(start)]
+    starts: list[SampledSize] = [fixed(start)]
     if start > 0:
         starts += [other for other in candidates(state, size, start) if other != fixed(start)]
     for first in starts:
@@ -113,7 +113,7 @@ def _spans(state: State, size: Size, start: int, end: int) -> Iterator[_Span]:
             yield _Span(first, behind, 1 if behind == fixed(end) and size[0] / 2 < end < size[0] else 0)
 
 
-def _rewrite(node: NodeProto, spans: Sequence[_Span], axes: Sequence[int], steps: Sequence[Size]) -> Rewrite:
+def _rewrite(node: NodeProto, spans: Sequence[_Span], axes: Sequence[int], steps: Sequence[SampledSize]) -> Rewrite:
     def rewrite(writer: ShapeWriter) -> list[NodeProto]:
         starts, ends = (
             writer.concat([size[0] if is_fixed(size) else writer.size(size, node) for size in sizes])

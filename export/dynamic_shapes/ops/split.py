@@ -3,9 +3,9 @@
 from itertools import product
 
 from fcn_deploy.export.dynamic_shapes.interpretation import Interpretation, candidates
-from fcn_deploy.export.dynamic_shapes.network import ConflictError, State, integers
 from fcn_deploy.export.dynamic_shapes.shape_writer import ShapeWriter
-from fcn_deploy.export.dynamic_shapes.sizes import Size, added, axis_of, describe, is_fixed, multiplied
+from fcn_deploy.export.dynamic_shapes.sizes import SampledSize, added, axis_of, describe, is_fixed, multiplied
+from fcn_deploy.export.dynamic_shapes.traced_graph import ConflictError, State, integers
 from fcn_deploy.export.graph.edit import attributes
 from onnx import NodeProto
 
@@ -13,7 +13,7 @@ COMPUTED_PARTS = 13  # the opset from which on the parts are an input
 
 
 def interpret(node: NodeProto, state: State) -> list[Interpretation] | None:
-    shape, opset = state.shape(node.input[0]), state.network.opset
+    shape, opset = state.shape(node.input[0]), state.graph.opset
     place = attributes(node).get("axis", 0) % len(shape)
     size = multiplied(shape[place])
     parts = integers(node, state, "split", 1)
@@ -28,7 +28,7 @@ def interpret(node: NodeProto, state: State) -> list[Interpretation] | None:
             for name, part in zip(node.output, picked, strict=True)
         }
 
-        def rewrite(writer: ShapeWriter, picked: tuple[Size, ...] = picked) -> list[NodeProto]:
+        def rewrite(writer: ShapeWriter, picked: tuple[SampledSize, ...] = picked) -> list[NodeProto]:
             if len(set(picked)) == 1 and opset < COMPUTED_PARTS:
                 return [writer.replaced(node, {}, drop=("split",))]
             if opset < COMPUTED_PARTS:

@@ -1,7 +1,7 @@
 """Squeeze: of axes that are 1 at every size."""
 
-from fcn_deploy.export.dynamic_shapes.network import ConflictError, State, axes_of
 from fcn_deploy.export.dynamic_shapes.sizes import Shape, axis_sizes, changes_with, multiplied
+from fcn_deploy.export.dynamic_shapes.traced_graph import ConflictError, State, axes_of
 from onnx import NodeProto
 
 

@@ -3,10 +3,10 @@
 from itertools import product
 
 from fcn_deploy.export.dynamic_shapes.interpretation import Interpretation
-from fcn_deploy.export.dynamic_shapes.network import State, needed_integers
 from fcn_deploy.export.dynamic_shapes.ops.expand import repeated
 from fcn_deploy.export.dynamic_shapes.shape_writer import ShapeWriter
-from fcn_deploy.export.dynamic_shapes.sizes import Size, axis_of, axis_sizes, describe, fixed, multiplied
+from fcn_deploy.export.dynamic_shapes.sizes import SampledSize, axis_of, axis_sizes, describe, fixed, multiplied
+from fcn_deploy.export.dynamic_shapes.traced_graph import State, needed_integers
 from onnx import NodeProto
 
 
@@ -28,7 +28,7 @@ def interpret(node: NodeProto, state: State) -> list[Interpretation] | None:
             continue
         text = ", ".join(describe(size, state.image) for size in after)
 
-        def rewrite(writer: ShapeWriter, after: list[Size] = after) -> list[NodeProto]:
+        def rewrite(writer: ShapeWriter, after: list[SampledSize] = after) -> list[NodeProto]:
             parts = [
                 count[0] if new == named else writer.size(new, node)
                 for named, new, count in zip(as_named, after, counts, strict=True)

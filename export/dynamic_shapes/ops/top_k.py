@@ -2,9 +2,9 @@
 
 from fcn_deploy.export.dynamic_shapes.inference import infer_shapes
 from fcn_deploy.export.dynamic_shapes.interpretation import Interpretation
-from fcn_deploy.export.dynamic_shapes.network import State, integers
 from fcn_deploy.export.dynamic_shapes.ops.along_axes import check as check_axes
 from fcn_deploy.export.dynamic_shapes.sizes import changes_with, describe, is_fixed, multiplied
+from fcn_deploy.export.dynamic_shapes.traced_graph import State, integers
 from fcn_deploy.export.graph.edit import attributes
 from onnx import NodeProto
 

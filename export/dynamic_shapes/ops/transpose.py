@@ -1,7 +1,7 @@
 """Transpose: axes keep their factors in their new places."""
 
-from fcn_deploy.export.dynamic_shapes.network import State
 from fcn_deploy.export.dynamic_shapes.sizes import Shape
+from fcn_deploy.export.dynamic_shapes.traced_graph import State
 from fcn_deploy.export.graph.edit import attributes
 from onnx import NodeProto
 

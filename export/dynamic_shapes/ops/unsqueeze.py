@@ -1,7 +1,7 @@
 """Unsqueeze: axes keep their factors beside new ones of 1."""
 
-from fcn_deploy.export.dynamic_shapes.network import State, needed_integers
 from fcn_deploy.export.dynamic_shapes.sizes import Shape
+from fcn_deploy.export.dynamic_shapes.traced_graph import State, needed_integers
 from onnx import NodeProto
 
 

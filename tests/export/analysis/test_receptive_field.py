@@ -6,8 +6,8 @@ import numpy as np
 import onnx
 import pytest
 from fcn_deploy.export.analysis.accepted_sizes import run_quietly
-from fcn_deploy.export.analysis.fields import Field, WholeImageError
 from fcn_deploy.export.analysis.receptive_field import receptive_field
+from fcn_deploy.export.analysis.receptive_fields import Field, WholeImageError
 from fcn_deploy.export.build.core import core_of, optimise_offline
 from fcn_deploy.export.importer.import_model import import_model
 from fcn_deploy.runtime.backends.onnxruntime import session

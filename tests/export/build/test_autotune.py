@@ -26,7 +26,7 @@ from fcn_deploy.export.build.autotune import (
 )
 from fcn_deploy.export.build.config import BuildConfig, TuningOptions, backends_of
 from fcn_deploy.export.build.engine import build_engine
-from fcn_deploy.export.build.report import candidate_reports, show_candidates
+from fcn_deploy.export.build.report_parts import candidate_reports, show_candidates
 from fcn_deploy.export.importer.import_model import import_model
 from fcn_deploy.export.quantization.options import QuantizationOptions
 from fcn_deploy.runtime.backends import openvino
@@ -68,7 +68,7 @@ def test_the_fastest_is_chosen_and_its_time_is_the_median():
     timings = measure({ORT: clock.taking(0.2), OV: clock.taking(0.1)}, IMAGES, 100, clock)
     assert choose(timings) == OV
     assert timings[OV].milliseconds == {"32x32": 100.0, "64x64": 400.0}
-    assert timings[OV].against == pytest.approx(0.5) and timings[ORT].against == 1
+    assert timings[OV].relative_time == pytest.approx(0.5) and timings[ORT].relative_time == 1
     reports = candidate_reports(timings, OV)
     assert [row.against_chosen for row in reports] == [2.0, 1.0]
     assert [row.chosen for row in reports] == [False, True]
@@ -105,7 +105,7 @@ def test_what_is_left_behind_is_measured_no_further_and_never_chosen():
     calls = {ORT: clock.taking(0.1), OV: clock.taking(0.09), ORT8: clock.taking(0.5)}
     timings = measure(calls, IMAGES, 1000, clock)
     assert timings[ORT8].rounds == [LEAST_ROUNDS] * 2 and timings[OV].rounds == [ROUNDS] * 2
-    assert timings[ORT8].against == pytest.approx(5)
+    assert timings[ORT8].relative_time == pytest.approx(5)
 
 
 def test_measuring_takes_its_time_and_no_more():
@@ -131,7 +131,7 @@ def test_a_size_that_the_memory_cannot_hold_is_left_out():
     timings = measure({ORT: clock.taking(0.2), OV: clock.taking(0.1)}, {"32x32": IMAGES["32x32"]}, 10, clock)
     assert choose(timings) == OV
     timings = measure({ORT: too_large, OV: too_large}, {"64x64": IMAGES["64x64"]}, 10)
-    assert timings[OV].milliseconds == {"64x64": None} and math.isnan(timings[OV].against)
+    assert timings[OV].milliseconds == {"64x64": None} and math.isnan(timings[OV].relative_time)
     assert choose(timings) == ORT and candidate_reports(timings, ORT)[0].against_chosen is None
     assert "-" in show_candidates(candidate_reports(timings, ORT))
 

@@ -25,8 +25,8 @@ def test_a_target_is_a_cpu_a_gpu_or_onnx_runtimes():
         ("cuda", (False, False, True)), ("SM86, sm89", (False, False, True)),
     ):  # fmt: skip
         config = BuildConfig(target=target)
-        assert (config.on_cpu, config.on_ort, config.on_tensorrt) == kinds, target
-    assert BuildConfig(target="SM86, sm89").plan_options.targets == ("sm86", "sm89")
+        assert (config.on_cpu, config.on_ort_gpu, config.on_tensorrt) == kinds, target
+    assert BuildConfig(target="SM86, sm89").tensorrt_options.targets == ("sm86", "sm89")
 
 
 def test_latencies_are_measured_at_some_of_the_sizes_that_will_come():

@@ -14,7 +14,7 @@ from fcn_deploy.export.build.profiles import (
     default_profiles,
     plan_profiles,
 )
-from fcn_deploy.export.build.report import profile_reports, show_profiles
+from fcn_deploy.export.build.report_parts import profile_reports, show_profiles
 from fcn_deploy.runtime.images.header import read_header
 from fcn_deploy.runtime.images.read import read_image
 from fcn_deploy.runtime.prepare import padded_size

@@ -133,13 +133,13 @@ def test_a_profile_out_of_order_is_refused(rtx, core):
          "node odd (Det): it is not supported so; replace it in the network before export"),
         (graph(helper.make_node("Frobnicate", ["image"], ["scores"], name="own", domain="my.ops"), domain="my.ops"),
          "node own (Frobnicate): TensorRT has no such operator; replace it"),
-        (graph(helper.make_node("QuantizeLinear", ["image", "s", "z"], ["q"], name="quantised"),
+        (graph(helper.make_node("QuantizeLinear", ["image", "s", "z"], ["q"], name="quantized"),
                helper.make_node("DequantizeLinear", ["q", "s", "z"], ["scores"]), s=np.float32(0.1), z=np.uint8(128)),
-         "node quantised (QuantizeLinear): a zero point that is not 0; it is quantised for CPUs"),
+         "node quantized (QuantizeLinear): a zero point that is not 0; it is quantized for CPUs"),
         (graph(helper.make_node("DequantizeLinear", ["b", "s"], ["bias"], name="bias"),
                helper.make_node("Add", ["image", "bias"], ["scores"]), s=np.float32(0.1),
                b=np.zeros((1, 3, 1, 1), np.int32)),
-         "node bias (DequantizeLinear): an int32 bias; it is quantised for CPUs"),
+         "node bias (DequantizeLinear): an int32 bias; it is quantized for CPUs"),
     ],
     ids=["unsupported", "custom", "zero-point", "int32-bias"],
 )  # fmt: skip
@@ -153,7 +153,7 @@ def test_the_cpus_int8_is_refused_by_name(rtx, core):
     from fcn_deploy.export.quantization.quantize import SCHEMES, quantize
 
     ranges = dict.fromkeys({n for node in core.graph.node for n in (*node.input, *node.output)}, (-1.0, 6.0))
-    with pytest.raises(DeployError, match="quantised for CPUs; start from the float32 model"):
+    with pytest.raises(DeployError, match="quantized for CPUs; start from the float32 model"):
         build_plan(quantize(core, ranges, SCHEMES["cpu"]), SM89, SMALL)
     assert build_plan(quantize(core, ranges, SCHEMES["tensorrt"]), SM89, SMALL).plan
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from baked import BLOCKS, LOCAL, Baked, Cascade, Coarse, Corners, PaddedAndCropped, ToMultiple, static
+from fcn_deploy.export.dynamic_shapes.compare_with_source import free_and_verify, verify_freed
 from fcn_deploy.export.dynamic_shapes.free_sizes import free_sizes
-from fcn_deploy.export.dynamic_shapes.verify import free_and_verify, verify_freed
 from fcn_deploy.export.from_onnx import export_onnx_model
 from fcn_deploy.export.graph.edit import attributes, dims, metadata, opset, set_shape
 from fcn_deploy.runtime.prepare import padded_size

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from fcn_deploy.export.dynamic_shapes import ops
 from fcn_deploy.export.dynamic_shapes.interpret import interpretations
-from fcn_deploy.export.dynamic_shapes.network import ConflictError, Network, State
 from fcn_deploy.export.dynamic_shapes.sizes import axis_of, axis_sizes, fixed, sample_sizes
+from fcn_deploy.export.dynamic_shapes.traced_graph import ConflictError, State, TracedGraph
 from helpers import onnx_model
 from onnx import helper
 
@@ -20,8 +20,8 @@ FILES = [module.name for module in pkgutil.iter_modules(ops.__path__)]
 def before(node, constants, shape):
     """The state before a node that reads `image` of this shape, and constants."""
     model = onnx_model([node], constants, takes=("N", 8, "H", "W"), gives=("N", 8, "h", "w"), names=("image", "out"))
-    network = Network(model)
-    return State(network, {"N": N, "H": H, "W": W}, {"image": tuple(map(axis_of, shape))})
+    graph = TracedGraph(model)
+    return State(graph, {"N": N, "H": H, "W": W}, {"image": tuple(map(axis_of, shape))})
 
 
 @pytest.mark.parametrize("name", FILES)

@@ -8,7 +8,7 @@ from fcn_deploy.export.passes.bilinear_deconv import bilinear_deconv
 from fcn_deploy.export.passes.cancel_transposes import cancel_transposes
 from fcn_deploy.export.passes.cut_decision import cut_decision
 from fcn_deploy.export.passes.fold_constants import fold_constants
-from fcn_deploy.export.passes.fold_head import fold_head
+from fcn_deploy.export.passes.fold_decision import fold_decision
 from fcn_deploy.export.passes.fold_input import fold_input
 from fcn_deploy.export.passes.fuse_padding import fuse_padding
 from fcn_deploy.export.passes.image_input import image_input
@@ -34,7 +34,7 @@ PASSES = {
     "cancel_transposes": cancel_transposes,
     "cut_decision": cut_decision,
     "fold_constants": fold_constants,
-    "fold_head": lambda model: fold_head(model, CARD),
+    "fold_decision": lambda model: fold_decision(model, CARD),
     "fold_input": lambda model: fold_input(model, CARD),
     "fuse_padding": fuse_padding,
     "image_input": image_input,

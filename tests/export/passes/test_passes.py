@@ -6,7 +6,7 @@ import pytest
 from fcn_deploy.export.graph.edit import prune
 from fcn_deploy.export.passes.bilinear_deconv import bilinear_deconv
 from fcn_deploy.export.passes.fold_constants import fold_constants
-from fcn_deploy.export.passes.fold_head import fold_head
+from fcn_deploy.export.passes.fold_decision import fold_decision
 from fcn_deploy.export.passes.fold_input import fold_input
 from fcn_deploy.export.passes.pad_and_crop import pad_and_crop
 from fcn_deploy.export.passes.split_head import split_head
@@ -52,7 +52,7 @@ def test_passes_leave_their_input_alone():
     for change in (split_head, bilinear_deconv, fold_constants, lambda m: pad_and_crop(m, 4).model):
         change(made)
     fold_input(made, ModelCard(("a", "b")))
-    fold_head(made, ModelCard(("a", "b")))
+    fold_decision(made, ModelCard(("a", "b")))
     assert made.SerializeToString() == before
 
 
@@ -84,7 +84,7 @@ def test_every_size_runs_at_every_opset(opset, smallest):
     core = split_head(whole)
     assert (core.size_multiple, core.smallest) == (4, smallest) and core.upsampling.factor == (4.0, 4.0)
     assert [node.op_type for node in core.model.graph.node] == ["Conv"]
-    labels = run_onnx(fold_head(whole, ModelCard(("a", "b"), activation="softmax")).model, image)
+    labels = run_onnx(fold_decision(whole, ModelCard(("a", "b"), activation="softmax")).model, image)
     assert labels.shape == (1, 13, 17) and labels.dtype == np.uint8
 
 
@@ -93,7 +93,7 @@ def test_one_score_is_decided_at_every_opset(opset):
     conv = helper.make_node("Conv", ["image", "weight"], ["logits"], strides=[4, 4])
     coarse = model([conv], {"weight": WEIGHT[:1]}, classes=1, opset=opset)
     image = noise(8, 12)
-    labels = run_onnx(fold_head(coarse, ModelCard(("a", "b"), activation="sigmoid")).model, image)
+    labels = run_onnx(fold_decision(coarse, ModelCard(("a", "b"), activation="sigmoid")).model, image)
     np.testing.assert_array_equal(labels, run_onnx(coarse, image)[:, 0] > 0)
 
 
@@ -319,7 +319,7 @@ def test_prune_keeps_what_outputs_need():
 def test_folded_models_take_images_and_give_labels(dtype):
     card = ModelCard(("a", "b"), dtype=dtype, mean=(10, 20, 30), std=(5, 6, 7))
     whole = pad_and_crop(resized(), 4).model
-    folded = fold_head(fold_input(whole, card).model, card).model
+    folded = fold_decision(fold_input(whole, card).model, card).model
     image = RANDOM.uniform(0, 200, (13, 9, 3)).astype(dtype)
     labels = run_onnx(folded, image[None])
     assert labels.dtype == np.uint8 and labels.shape == (1, 13, 9)
@@ -336,4 +336,4 @@ def test_a_folded_sigmoid_head_compares_with_its_threshold():
     made.graph.node[-1].output[0] = made.graph.output[0].name = "labels"
     made.graph.node[1].output[0] = made.graph.node[2].input[0] = "up"
     logits = run_onnx(made, image)[0, 0]
-    np.testing.assert_array_equal(run_onnx(fold_head(made, card).model, image)[0], 1 / (1 + np.exp(-logits)) > 0.8)
+    np.testing.assert_array_equal(run_onnx(fold_decision(made, card).model, image)[0], 1 / (1 + np.exp(-logits)) > 0.8)

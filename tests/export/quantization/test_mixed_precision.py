@@ -18,7 +18,7 @@ from fcn_deploy.export.quantization.gate import AccuracyGate, LabelFolder
 from fcn_deploy.export.quantization.half import emulate_half
 from fcn_deploy.export.quantization.mixed_precision import mix_precision
 from fcn_deploy.export.quantization.options import QuantizationOptions
-from fcn_deploy.export.quantization.quantize import SCHEMES, quantised_convolutions
+from fcn_deploy.export.quantization.quantize import SCHEMES, quantized_convolutions
 from fcn_deploy.runtime.backends.onnxruntime import session
 from fcn_deploy.runtime.engine_file import EngineFile
 from fcn_deploy.runtime.manifest import Upsampling
@@ -101,7 +101,7 @@ def test_layers_that_int8_cannot_hold_are_reverted(photos, target):
     result = mix_precision(fragile(), Upsampling(), CARD, target, options, say=said.append)
     assert result.accuracy.kept, "nothing was reverted"
     assert result.accuracy.drop_points <= 1.0 and result.accuracy.metric == "agreement"
-    assert quantised_convolutions(result.core) == 4 - len(result.accuracy.kept)
+    assert quantized_convolutions(result.core) == 4 - len(result.accuracy.kept)
     sensitivities = {layer.name: layer.sensitivity for layer in result.layers}
     assert {"decided", "wide"} & set(result.accuracy.kept)
     assert max(sensitivities, key=sensitivities.get) in result.accuracy.kept
@@ -135,10 +135,18 @@ def test_fp16_keeps_what_overflows_in_float32(photos):
     naive = emulate_half(overflowing())
     from fcn_deploy.calibration.stream import open_stream
 
-    gate = AccuracyGate(overflowing(), Upsampling(), CARD, open_stream(str(photos / "images"), CARD), None, exact=False)
+    gate = AccuracyGate(
+        overflowing(),
+        Upsampling(),
+        CARD,
+        open_stream(str(photos / "images"), CARD),
+        None,
+        max_drop=0.1,
+        kernels_exact=False,
+    )
     largest = [v.name for v in naive.graph.output if v.name.endswith("large")]
     assert largest  # its magnitude is watched
-    assert gate.drop(gate.measure(result.emulated)) <= 0.1
+    assert gate.holds(gate.measure(result.emulated))
 
 
 def test_a_broken_candidate_counts_as_all_lost():
@@ -159,7 +167,7 @@ def test_an_int8_engine_for_the_cpu(exports, photos, tmp_path):
         stages = [onnx.load_from_string(file.read(stage.file)) for stage in file.manifest.stages]
     assert report.accuracy.calibration_images == 10 and report.accuracy.images_judged == 2
     assert report.core_bytes["int8"] < 0.5 * report.core_bytes["float32"]
-    assert sum(map(quantised_convolutions, stages)) == report.accuracy.layers - len(report.accuracy.kept)
+    assert sum(map(quantized_convolutions, stages)) == report.accuracy.layers - len(report.accuracy.kept)
     rows = list(csv.DictReader((tmp_path / "layers.csv").open()))
     assert len(rows) == report.accuracy.layers
     ranked = [float(row["sensitivity"]) for row in rows]
@@ -301,7 +309,10 @@ def test_int8_and_fp16_keep_the_miou_of_a_trained_network(trained, tmp_path):
     validation = load_dataset(str(data), "val", count=16, card=card)
     stream = ImageStream([validation.pairs[i][0].name for i in range(16)], lambda i: validation[i][0])
     labels = LabelFolder(data / "valannot", card, MaskOptions())
-    gates = {name: AccuracyGate(core, head, card, stream, labels, name == "cpu") for name in SCHEMES}
+    gates = {
+        name: AccuracyGate(core, head, card, stream, labels, max_drop=100, kernels_exact=name == "cpu")
+        for name in SCHEMES
+    }
     gate = gates["cpu"]
     assert gate.metric == "mIoU" and gate.baseline > 0.55
     for target, wanted, limit in (

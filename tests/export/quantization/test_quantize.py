@@ -19,8 +19,8 @@ from fcn_deploy.export.quantization.quantize import (
     SCHEMES,
     convolutions,
     measured_tensors,
-    quantised_convolutions,
     quantize,
+    quantized_convolutions,
 )
 from fcn_deploy.export.quantization.round_weights import depthwise, round_weights
 from fcn_deploy.runtime.backends.onnxruntime import session
@@ -79,12 +79,12 @@ def ranges_of(model, images):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("target", SCHEMES)
-def test_quantised_scores_are_near_the_float_ones(target):
+def test_quantized_scores_are_near_the_float_ones(target):
     model = residual()
     images = [RANDOM.normal(size=(1, 3, 20 + i, 30)).astype(np.float32) for i in range(3)]
     ranges, means = ranges_of(model, images)
     lowered = quantize(model, ranges, SCHEMES[target], means=means)
-    assert quantised_convolutions(lowered) == 3
+    assert quantized_convolutions(lowered) == 3
     for image in images:
         expected = run(model, image)
         assert np.abs(run(lowered, image) - expected).max() < 0.04 * np.ptp(expected)
@@ -100,7 +100,7 @@ def test_scores_of_cpus_are_sums_of_integers_whatever_the_size(side, groups):
     image = RANDOM.normal(size=(1, 640, 6, 48)).astype(np.float32)
     ranges, means = ranges_of(model, [image])
     lowered = quantize(model, ranges, SCHEMES["cpu"], means=means)
-    assert quantised_convolutions(lowered) == 1
+    assert quantized_convolutions(lowered) == 1
     whole = run(lowered, image, optimise=True)
     for width in (1, 8, 20, 40):
         np.testing.assert_array_equal(
@@ -147,7 +147,7 @@ def test_int8_on_pixels_is_as_near_to_float_as_on_normalised_images(model, borde
     lowered = quantize(model, ranges, SCHEMES["cpu"], means=means)
     raw = raw_input(lowered, model, PIXELS, means["image"])
     assert raw.border == border and not raw.why_not
-    assert quantised_convolutions(raw.model) == quantised_convolutions(lowered)
+    assert quantized_convolutions(raw.model) == quantized_convolutions(lowered)
     lost = {"normalised": 0.0, "pixels": 0.0}
     for seed, size in enumerate([(1, 1), (2, 7), (37, 41), (64, 96), (5, 131)]):
         x, image = pixels_of(size, seed + 3)
@@ -199,7 +199,7 @@ def test_tensorrt_gets_symmetric_activations_and_float_biases():
             assert made[node.input[0]].op_type == made[node.input[1]].op_type == "DequantizeLinear"
             assert values[made[node.input[1]].input[1]].shape == (4,)  # per channel
         if node.op_type == "Add":
-            # The skip is quantised, the convolution's own result is not: that is what fuses.
+            # The skip is quantized, the convolution's own result is not: that is what fuses.
             assert [name.endswith("/dq") for name in node.input] == [False, True]
         if node.op_type == "Clip":
             assert not node.input[0].endswith("/dq")
@@ -262,7 +262,7 @@ def test_kept_layers_stay_float():
     ranges, means = ranges_of(model, [RANDOM.normal(size=(1, 3, 16, 16)).astype(np.float32)])
     for target in SCHEMES:
         lowered = quantize(model, ranges, SCHEMES[target], kept={"c1", "scores"}, means=means)
-        assert quantised_convolutions(lowered) == 1
+        assert quantized_convolutions(lowered) == 1
         everything = quantize(model, ranges, SCHEMES[target], kept={"c0", "c1", "scores"}, means=means)
         assert "QuantizeLinear" not in {node.op_type for node in everything.graph.node}
         image = RANDOM.normal(size=(1, 3, 9, 9)).astype(np.float32)
@@ -393,7 +393,7 @@ def test_tensorrt_rtx_builds_int8_and_fp16_of_every_network(tmp_path, architectu
     images = [prepare(photo(*size), card) for size in ((61, 97), (130, 70))]
     ranges, means = ranges_of(core, images)
     lowered = quantize(core, ranges, SCHEMES["tensorrt"], means=means)
-    assert quantised_convolutions(lowered) == len(convolutions(core))
+    assert quantized_convolutions(lowered) == len(convolutions(core))
     expected = run(core, images[0])
     # Deep random networks amplify any rounding, so accuracy is tested on small and on trained networks.
     assert np.isfinite(run(half(lowered), images[0])).all()

@@ -1,4 +1,4 @@
-"""How each operator passes receptive fields on: one rule per family of operators, in the table RULES."""
+"""How each operator passes receptive fields on: a rule for each family, in RULES; what sees the whole image: GLOBAL."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -7,7 +7,7 @@ from fractions import Fraction
 from typing import Any
 
 import numpy as np
-from fcn_deploy.export.analysis.fields import NCHW, PLACES, FeatureMap, WholeImageError
+from fcn_deploy.export.analysis.receptive_fields import NCHW, PLACES, FeatureMap, WholeImageError
 from fcn_deploy.export.analysis.reshape_shapes import ReshapeShapes, Shape
 from fcn_deploy.export.graph.operators import ELEMENTWISE
 from onnx import NodeProto
@@ -19,6 +19,11 @@ POINTWISE = ELEMENTWISE | {
 REDUCTIONS = frozenset((
     "ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceLogSumExp", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceProd",
     "ReduceSum", "ReduceSumSquare",
+))  # fmt: skip
+# What is sure to look at all of its input, or to carry something from one end of it to the other.
+GLOBAL = frozenset((
+    "GlobalAveragePool", "GlobalLpPool", "GlobalMaxPool", "GroupNormalization", "InstanceNormalization",
+    "MeanVarianceNormalization", "CumSum", "LSTM", "GRU", "RNN", "Attention",
 ))  # fmt: skip
 WEIGHT = {"Conv": 1, "ConvInteger": 1, "QLinearConv": 3}  # index of its weight among the inputs
 UNCHANGING_COORDINATES = ("half_pixel", "pytorch_half_pixel", "asymmetric")  # whatever the image's size

@@ -1,11 +1,11 @@
-"""A graph (Network), and what is known of its tensors while their shapes are followed for the sample images (State)."""
+"""A graph (TracedGraph), and what is known of its tensors while shapes are followed for the sample images (State)."""
 
 from collections.abc import Callable, Mapping
 from functools import cached_property
 
 import numpy as np
 import onnx
-from fcn_deploy.export.dynamic_shapes.sizes import SAMPLES, Shape, Size, axis_sizes, fixed, fixed_shape
+from fcn_deploy.export.dynamic_shapes.sizes import SAMPLES, SampledSize, Shape, axis_sizes, fixed, fixed_shape
 from fcn_deploy.export.graph.edit import attributes, dims, initializers, names_read, opset, producers
 from onnx import ModelProto, NodeProto, TensorProto, defs, helper, numpy_helper, shape_inference
 
@@ -22,11 +22,12 @@ class ConflictError(Exception):
         self.node, self.reason = node, reason
 
 
-class Network:
+class TracedGraph:
     """What is known of a graph before any size is: its nodes, constants, types, and who is made from whom.
 
     Attributes:
-        traced: whether its numbers may come from a traced size; not where it fits one that nothing is made for.
+        traced: whether numbers in it may be those of the size that an exporter ran it at. False where it fits a size that
+            no network is made for, as then no number in it is for a size.
     """
 
     def __init__(self, model: ModelProto) -> None:
@@ -110,26 +111,26 @@ class State:
         image: the sizes N, H and W of the image.
     """
 
-    def __init__(self, network: Network, image: Mapping[str, Size], shapes: Mapping[str, Shape]) -> None:
-        self.network, self.image = network, image
+    def __init__(self, graph: TracedGraph, image: Mapping[str, SampledSize], shapes: Mapping[str, Shape]) -> None:
+        self.graph, self.image = graph, image
         self.shapes: dict[str, Shape] = dict(shapes)
         self.values: dict[str, Values] = {}
 
     def copy(self) -> "State":
-        other = State(self.network, self.image, self.shapes)
+        other = State(self.graph, self.image, self.shapes)
         other.values = dict(self.values)
         return other
 
     def shape(self, name: str) -> Shape:
         if name in self.shapes:
             return self.shapes[name]
-        return fixed_shape(self.network.constants[name].shape)
+        return fixed_shape(self.graph.constants[name].shape)
 
     def values_of(self, name: str) -> Values | None:
         """Of a constant or of arithmetic on shapes; None for data."""
         if name in self.values:
             return self.values[name]
-        array = self.network.constants.get(name)
+        array = self.graph.constants.get(name)
         return None if array is None or array.size > SMALL else (array,) * SAMPLES
 
     def is_data(self, name: str) -> bool:
@@ -142,7 +143,7 @@ def input_of(node: NodeProto, index: int) -> str:
     return node.input[index] if len(node.input) > index else ""
 
 
-def integers(node: NodeProto, state: State, attribute: str, index: int) -> list[Size] | None:
+def integers(node: NodeProto, state: State, attribute: str, index: int) -> list[SampledSize] | None:
     """Whole numbers that an operator takes as an attribute in older opsets and as an input in newer ones.
 
     Returns:
@@ -165,7 +166,7 @@ def integers(node: NodeProto, state: State, attribute: str, index: int) -> list[
     return [tuple(int(array.flat[place]) for array in values) for place in range(values[0].size)]
 
 
-def needed_integers(node: NodeProto, state: State, attribute: str, index: int) -> list[Size]:
+def needed_integers(node: NodeProto, state: State, attribute: str, index: int) -> list[SampledSize]:
     """As integers, of what no node of its kind may leave out."""
     found = integers(node, state, attribute, index)
     if found is None:

@@ -7,7 +7,7 @@ from fcn_deploy.runtime.model_card import ModelCard
 from onnx import ModelProto, TensorProto
 
 
-def fold_head(model: ModelProto, card: ModelCard) -> PassResult:
+def fold_decision(model: ModelProto, card: ModelCard) -> PassResult:
     """A model that gives `labels`, [N,H,W] in the card's label dtype, from one that gives logits [N,K,H,W]."""
     edit = Rewrite(model)
     logits = edit.result

@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 
 import numpy as np
-from fcn_deploy.export.analysis.fields import Field, WholeImageError
 from fcn_deploy.export.analysis.receptive_field import receptive_field
+from fcn_deploy.export.analysis.receptive_fields import Field, WholeImageError
 from fcn_deploy.export.analysis.separators import separators
 from fcn_deploy.export.build.working_memory import measure_tensors, working_memory
 from fcn_deploy.export.graph.edit import clone, prune
@@ -63,10 +63,10 @@ def cut_core(core: ModelProto, card: ModelCard, cut: bool = True) -> tuple[Part,
             found[name], costs[name] = parts, _cost(parts, card)
     best = min(costs, key=costs.__getitem__)
     if best and costs[best] <= CUT_WORTH * costs[""]:
-        tried = _tried(found[best], card)
+        tried = _checked_on_strips(found[best], card)
         if all(ours.stage.halo == theirs.stage.halo for ours, theirs in zip(tried, found[best], strict=True)):
             return tried
-    return _tried(whole, card)
+    return _checked_on_strips(whole, card)
 
 
 def _cost(parts: Sequence[Part], card: ModelCard) -> float:
@@ -143,7 +143,7 @@ def _work(node: NodeProto, tensors: Mapping[str, np.ndarray]) -> int:
     return 4 * values
 
 
-def _tried(parts: Sequence[Part], card: ModelCard) -> tuple[Part, ...]:
+def _checked_on_strips(parts: Sequence[Part], card: ModelCard) -> tuple[Part, ...]:
     """The parts, whose tiles were run on strips of an image: those that differ from the whole are not tiled.
 
     Nor are those of a network that is said to see the whole image, where nothing tells which part does.
@@ -151,19 +151,21 @@ def _tried(parts: Sequence[Part], card: ModelCard) -> tuple[Part, ...]:
     runs = [session(part.model.SerializeToString()) for part in parts]
     tried: list[Part] = []
     for index, part in enumerate(parts):
-        stage, feed = part.stage, _strips(parts[:index], runs[:index], card)
+        stage, feed = part.stage, _features_before(parts[:index], runs[:index], card)
         # Images end where they do, also within a period.
         ends = {0, (stage.period - card.size_multiple) // 2, stage.period - card.size_multiple}
         tries = [(axis, end) for axis in (0, 1) for end in ends if end % card.size_multiple == 0]
         before = tried[-1].stage.stride if tried else (1, 1)
-        if stage.halo is not None and not all(_same(stage, runs[index], feed, before, card, *each) for each in tries):
+        if stage.halo is not None and not all(
+            _tiles_equal_strip(stage, runs[index], feed, before, card, *each) for each in tries
+        ):
             stage = replace(stage, halo=None, whole="its tiles were tried, and differ from the whole image")
         tried.append(replace(part, stage=stage))
     stages = stages_in_tiles(card, [part.stage for part in tried])
     return tuple(replace(part, stage=stage) for part, stage in zip(tried, stages, strict=True))
 
 
-def _strips(before, runs, card: ModelCard):
+def _features_before(before, runs, card: ModelCard):
     """(height, width) → the input of the stage after `before`, for an image of that size."""
 
     def feed(size: tuple[int, int]) -> np.ndarray:
@@ -175,7 +177,7 @@ def _strips(before, runs, card: ModelCard):
     return feed
 
 
-def _same(stage: Stage, run, feed, before: tuple[int, int], card: ModelCard, axis: int, end: int) -> bool:
+def _tiles_equal_strip(stage: Stage, run, feed, before: tuple[int, int], card: ModelCard, axis: int, end: int) -> bool:
     """Whether tiles of one unit give the scores of a strip: one in its middle, whose halo ends inside, and the last.
 
     `before`: pixels of a cell of its input; `end`: those that the strip is shorter than whole units.

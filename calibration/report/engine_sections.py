@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from fcn_deploy.calibration.report.accuracy import grouped, legend
+from fcn_deploy.calibration.report.accuracy_sections import grouped, legend
 from fcn_deploy.calibration.report.charts import Series, line_chart
 from fcn_deploy.calibration.report.engine_report import (
     Agreement,
@@ -140,8 +140,8 @@ def _facts(report: EngineReport) -> Table:
         ["run by", report.backend or "as the target says"],
     ]
     if report.head is not None:
-        head = "in the network" if report.head == "none" else f"exact, outside the network ({report.head})"
-        rows.append(["head", head])
+        how = "in the network" if report.head == "none" else f"exact, outside the network ({report.head})"
+        rows.append(["upsampling", how])
     if report.stride is not None:
         rows.append(["stride, size multiple", f"{report.stride}, {report.size_multiple}"])
     if report.agreement is not None:

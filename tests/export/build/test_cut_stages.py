@@ -8,8 +8,8 @@ import onnx
 import pytest
 from fcn_deploy.export.build.config import BuildConfig, TuningOptions
 from fcn_deploy.export.build.core import core_of, optimise_offline
+from fcn_deploy.export.build.cut_stages import cut_core
 from fcn_deploy.export.build.engine import build_engine
-from fcn_deploy.export.build.partition import cut_core
 from fcn_deploy.export.from_torch import export_module
 from fcn_deploy.export.importer.import_model import import_model
 from fcn_deploy.export.quantization.options import QuantizationOptions

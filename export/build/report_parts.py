@@ -29,14 +29,16 @@ def stage_reports(stages: Sequence[Stage]) -> tuple[StageReport, ...]:
 
 def candidate_reports(timings: Mapping[Candidate, Timing], chosen: Candidate) -> tuple[CandidateReport, ...]:
     """What was measured of each candidate, beside the chosen one."""
-    scale = timings[chosen].against
+    scale = timings[chosen].relative_time
     return tuple(
         CandidateReport(
             backend=candidate.backend,
             precision=candidate.precision,
             threads=candidate.threads or ONE_PER_CORE,
             latency_ms=timing.milliseconds,
-            against_chosen=round(timing.against / scale, 3) if timing.against == timing.against else None,
+            against_chosen=round(timing.relative_time / scale, 3)
+            if timing.relative_time == timing.relative_time
+            else None,
             rounds=tuple(timing.rounds),
             refused=timing.refused or None,
             chosen=candidate == chosen,
