@@ -28,8 +28,9 @@ from fcn_deploy.calibration.metrics import IGNORE
 from fcn_deploy.runtime.errors import DeployError, MisuseError
 from fcn_deploy.runtime.images.find import IMAGE_SUFFIXES
 from fcn_deploy.runtime.images.header import read_header
-from fcn_deploy.runtime.images.read import read_image
+from fcn_deploy.runtime.images.read import decode
 from fcn_deploy.runtime.model_card import ModelCard, voc_palette
+from fcn_deploy.runtime.no_data import filled
 
 log = logging.getLogger(__name__)
 
@@ -90,12 +91,20 @@ class FilePairs:
         return self.pairs[index][0].name
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        image = self.image(index)
-        return image, self._labels(index, image.shape[:2]).labels
+        image, invalid = self._image(index)
+        labels = self._labels(index, image.shape[:2]).labels
+        if invalid is not None:
+            labels = np.where(invalid, labels.dtype.type(IGNORE), labels)  # what is no image is not counted
+        return image, labels
 
     def image(self, index: int) -> np.ndarray:
         """The image of `self[index]`, without its labels."""
-        return read_image(self.pairs[index][0], self.card or ModelCard(self.classes))
+        return self._image(index)[0]
+
+    def _image(self, index: int) -> tuple[np.ndarray, np.ndarray | None]:
+        """The image, its card's mean where there is no data, and where that is."""
+        card = self.card or ModelCard(self.classes)
+        return filled(decode(read_header(self.pairs[index][0]), card), card)
 
     def labels(self, index: int) -> ReadLabels:
         """The labels of `self[index]`, checked likewise; of the image only its size is read."""

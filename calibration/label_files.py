@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from fcn_deploy.calibration.metrics import IGNORE
 from fcn_deploy.runtime.errors import DeployError
-from fcn_deploy.runtime.images.header import DEFAULT_MAX_PIXELS, check_pixels, open_npy, open_pillow
+from fcn_deploy.runtime.images.header import DEFAULT_MAX_PIXELS, open_npy
+from fcn_deploy.runtime.images.pillow import check_pixels, open_pillow
 from fcn_deploy.runtime.model_card import voc_palette
 from numpy.typing import NDArray
 

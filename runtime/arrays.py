@@ -5,7 +5,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-Image = npt.NDArray[np.uint8 | np.uint16 | np.float32]  # [H, W, C], of the card's channels and dtype
+Image = npt.NDArray[np.uint8 | np.uint16 | np.int16 | np.float32]  # [H, W, C], of the card's channels and dtype
 Labels = npt.NDArray[np.uint8 | np.uint16]  # [H, W]; uint16 for more than 256 classes
 Masks = npt.NDArray[np.bool_]  # [K, H, W]
 Floats = npt.NDArray[np.float32]  # scores [K, h, w]; probabilities and values [K, H, W]

@@ -46,6 +46,16 @@ Memory = Annotated[
 ]
 
 
+InputRange = Annotated[
+    str | None,
+    typer.Option(
+        metavar="LO,HI",
+        help="Values in the files that are the network's 0 and 255 (65535 of uint16, 32767 of int16, 1 of float32), or "
+        "percentile: the 1st and 99th of each file [default: numbers as they are].",
+    ),
+]
+
+
 def run(command: Callable[..., int | None], name: str, renamed: Mapping[str, str] | None = None) -> NoReturn:
     """Run `command` as the program `name` and exit with 0, or what it returns; see above for errors.
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .command import FAILURE, Force, Json, Memory, Threads, log_to_stderr, print_record, run
+from .command import FAILURE, Force, InputRange, Json, Memory, Threads, log_to_stderr, print_record, run
 from .errors import InterruptError
 from .images.header import DEFAULT_MAX_PIXELS
 
@@ -34,6 +34,14 @@ def label_images(
     ] = False,
     explain: Annotated[bool, typer.Option("--explain", help="Say how each image is run: whole, or in tiles.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Skip files whose outputs exist already.")] = False,
+    input_range: InputRange = None,
+    nodata: Annotated[
+        float | None,
+        typer.Option(metavar="V", help="Value in the files that is no data (nan too), instead of their own tag."),
+    ] = None,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Refuse a file whose values do not look like the network's.")
+    ] = False,
     json_: Json = False,
     force: Force = False,
     threads: Threads = None,
@@ -43,17 +51,19 @@ def label_images(
     """Write a label for every pixel of images of any size, as palette PNGs, and of videos; masks or values as TIFFs."""
     log_to_stderr()
     from .images.find import IMAGE_SUFFIXES, find_images
+    from .images.numbers import ReadOptions
     from .images.video import VIDEO_SUFFIXES
     from .labelling.files import label_files
     from .network import Network
 
+    options = ReadOptions(max_pixels, input_range, nodata, strict)
     files = find_images(images, IMAGE_SUFFIXES | VIDEO_SUFFIXES)
     counts = dict.fromkeys(("labelled", "skipped", "failed"), 0)
     started = time.perf_counter()
     with Network(model, threads=threads, memory=memory, refine=refine) as net:
         records = label_files(
             net, files, out, overlay=overlay, probabilities=probabilities, force=force, resume=resume,
-            max_pixels=max_pixels,
+            options=options,
         )  # fmt: skip
         # Closed here, so that whatever ends the loop ends its threads before the network.
         with closing(_with_reasons(records)) as records:

@@ -9,7 +9,7 @@ from .errors import DeployError
 CARD_VERSION = 2  # 2: smallest, whole, and networks that give masks or values instead of labels
 CARD_KEY = "fcn_deploy.card"  # the key of the card in ONNX and safetensors metadata
 ACTIVATED_KEY = "fcn_deploy.activated"  # in ONNX metadata, "1": the scores of `multilabel` are probabilities already
-DTYPES = ("uint8", "uint16", "float32")
+DTYPES = ("uint8", "uint16", "int16", "float32")
 ACTIVATIONS = ("softmax", "sigmoid", "probability", "multilabel", "none")
 
 IMAGENET_MEAN = (123.675, 116.28, 103.53)  # of RGB in 0..255
@@ -24,7 +24,7 @@ class ModelCard:
         classes: names, in label order.
         colors: one RGB triple (0..255) per class, for palettes and overlays.
         channels: bands of the image; 3 is RGB.
-        dtype: of the image: uint8, uint16 or float32.
+        dtype: of the image: uint8, uint16, int16 or float32.
         mean: per channel, in the image's own units; the network sees (image - mean) / std.
         std: likewise.
         stride: pixels per cell of the coarse scores (8 for FCN-8s).
@@ -120,6 +120,12 @@ class ModelCard:
     def label_dtype(self) -> str:
         """`uint8`, or `uint16` for more than 256 classes."""
         return "uint8" if len(self.classes) <= 256 else "uint16"
+
+    @property
+    def no_data(self) -> int | None:
+        """The label of pixels that are no image: 255, or 65535 for more than 255 classes; None where it is a class."""
+        last = 255 if self.label_dtype == "uint8" else 65535
+        return last if len(self.classes) <= last else None
 
     @property
     def scores(self) -> int:

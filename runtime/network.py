@@ -15,12 +15,14 @@ from .backends.host import HostBackend
 from .engine_file import EngineFile
 from .errors import DeployError, MisuseError
 from .manifest import Manifest, Stage, Upsampling
+from .no_data import HoleRecorder, filled, marked
 from .onnx_model import WHOLE, OnnxModelBackend, with_activation
 from .plan import Plan, Span, available_memory, check_result, plan_on_gpu, plan_run, plan_unbounded
 from .prepare import check_image, check_source
 from .refine import REACH, refined_labels, refusal
 from .tiles import Band, ready_windows, score_bands
 from .upsampling import KINDS, ScoreWindow, new_result, result_bytes, result_from_scores
+from .value_range import InRange, Range, parse_range
 
 DEFAULT_MEMORY_SHARE = 0.8  # of the memory that is free when an image arrives
 BANDS_MEMORY = 2_000_000_000  # bytes; more makes `bands` no faster, and an image that is read by regions whole
@@ -66,6 +68,7 @@ class Network:
         stages: the core, in order.
         memory: bytes one image may take on the CPU; None: 80 % of what is free.
         refine: whether borders of labels follow those of the image.
+        input_range: which numbers of images are the network's 0 and 1; None: they are the network's own.
         batch_costs: padded size → what batches of it were measured to cost.
     """
 
@@ -76,6 +79,7 @@ class Network:
         threads: int | None = None,
         memory: int | None = None,
         refine: bool = False,
+        input_range: Range | str | None = None,
     ) -> None:
         gpu_index = _gpu_index(device)
         if threads is not None and threads < 1:
@@ -84,6 +88,7 @@ class Network:
             raise MisuseError(f"memory is {memory} bytes; it must be above 0, or None for what is free")
         self.path = path = Path(model)
         self.memory, self.refine = memory, refine
+        self.input_range = None if input_range is None else parse_range(input_range)
         self.batch_costs: dict[tuple[int, int], BatchCost] = {}
         self._kept = 0  # bytes
         if not path.is_file():
@@ -174,13 +179,23 @@ class Network:
         return self.run(image, self.plan(*size_of(image), kinds=kinds), kinds)[0]
 
     def checked(self, image: object) -> Image:
-        """An image as [H, W, C]. Raises MisuseError where the card does not allow it, or the network is closed."""
+        """An image as [H, W, C], in the card's numbers.
+
+        Raises MisuseError where the card does not allow it, or the network is closed.
+        """
         _ = self.backend
+        if self.input_range is not None and isinstance(image, np.ndarray) and image.ndim > 1:
+            image = InRange(image, self.input_range, self.card)[:, :]
         return check_image(image, self.card)
 
     def run(self, image: Image, plan: Plan, kinds: Sequence[str] = LABELS) -> tuple[AnyArray, ...]:
         """Results of each of `kinds` for an image that was checked and planned."""
         self._kept = max(self._kept, plan.bytes - plan.result)
+        image, invalid = filled(image, self.card)
+        return marked(self._run(image, plan, kinds), kinds, invalid, self.card)
+
+    def _run(self, image: Image, plan: Plan, kinds: Sequence[str]) -> tuple[AnyArray, ...]:
+        """`run` of an image without holes."""
         if plan.grids:
             results = [new_result(kind, self.card, *plan.size) for kind in kinds]
             for window in self._ready_windows(image, plan, 0):
@@ -195,22 +210,29 @@ class Network:
         self, images: Sequence[Image], plans: Sequence[Plan], kinds: Sequence[str] = LABELS
     ) -> list[tuple[AnyArray, ...]]:
         """Results of checked images of one padded size, run whole as one batch."""
-        scores = self.backend.scores(images)
+        whole = [filled(image, self.card) for image in images]
+        scores = self.backend.scores([image for image, _ in whole])
         return [
-            self._results_of_scores(image, each, plan, kinds)
-            for image, each, plan in zip(images, scores, plans, strict=True)
+            marked(self._results_of_scores(image, each, plan, kinds), kinds, invalid, self.card)
+            for (image, invalid), each, plan in zip(whole, scores, plans, strict=True)
         ]
 
     def bands_of(self, image: ImageSource, start: int, *kinds: str) -> Iterator[tuple[int, tuple[AnyArray, ...]]]:
         """`Segmenter.bands` of several kinds at once: (first row, a result of each kind)."""
         self.check_kinds(*kinds)
         _ = self.backend
+        if self.input_range is not None and getattr(image, "ndim", 0) > 1:
+            image = InRange(image, self.input_range, self.card)
         image = check_source(image, self.card)
         if not 0 <= start < image.shape[0]:
             raise MisuseError(f"start is row {start}, and the image has rows 0 to {image.shape[0] - 1}")
         plan = self.plan(*size_of(image), bands=True)
         self._kept = max(self._kept, plan.bytes)
-        return self._bands(image, start, kinds, plan)
+        recorder = HoleRecorder(image, self.card)
+        return (
+            (top, marked(results, kinds, recorder.invalid(top, top + results[0].shape[-2]), self.card))
+            for top, results in self._bands(recorder, start, kinds, plan)
+        )
 
     def _bands(
         self, image: ImageSource, start: int, kinds: Sequence[str], plan: Plan
@@ -245,7 +267,7 @@ class Network:
 
     def scores(self, image: Image) -> Floats:
         """The core's own output for one image: float32 [K, h, w], uncropped (padding included)."""
-        image = self.checked(image)
+        image, _ = filled(self.checked(image), self.card)
         return self.scores_by(image, self.plan(*size_of(image)))
 
     def scores_by(self, image: ImageSource, plan: Plan) -> Floats:
@@ -259,7 +281,7 @@ class Network:
         """As `Segmenter.heatmap`."""
         if self.manifest is None:
             raise MisuseError(f"{self.path} is a plain ONNX without coarse scores; make an engine: build-engine")
-        image = self.checked(image)
+        image, _ = filled(self.checked(image), self.card)
         plan = self.plan(*size_of(image))
         scores = self.scores_by(image, plan)
         # Cells per padded pixel, from what came out: right for networks whose scores are full-size too.

@@ -275,8 +275,8 @@ def guided_labels(
     """Labels of pixels from the classes of cells, linear models of their scores, and the image's colours.
 
     As the exact upsampling does it: where one class is possible at four neighbours, it is that of the pixels between
-    them; elsewhere slopes and offsets are interpolated, of the classes that are possible at one of the four, and applied to
-    the image.
+    them; elsewhere slopes and offsets are interpolated, of the classes that are possible at one of the four, and
+    applied to the image.
 
     Args:
         best: the best class of each cell, [h, w] uint8 or uint16.

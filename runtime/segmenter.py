@@ -9,6 +9,7 @@ import numpy as np
 from .arrays import AnyArray, Floats, Image, ImageSource, Labels, Masks
 from .model_card import ModelCard
 from .network import Network
+from .no_data import masked
 from .plan import Plan
 from .stream import Stream
 
@@ -23,6 +24,9 @@ class Segmenter:
         memory: bytes one image may take on the CPU; None: 80 % of what is free.
         refine: let borders of labels follow those of the image (`runtime.refine`). Probabilities and values stay what
             the network gives.
+        input_range: (LO, HI), numbers of images that become the network's 0 and the largest of its dtype (1 of
+            float32), or `percentile`, the 1st and 99th of each image: images may be of any type of numbers then. None:
+            images are in the card's dtype, and their numbers are the network's.
 
     Attributes:
         network: what our own commands use. No part of the API: it may change with any release.
@@ -42,9 +46,10 @@ class Segmenter:
         threads: int | None = None,
         memory: int | None = None,
         refine: bool = False,
+        input_range: tuple[float, float] | str | None = None,
     ) -> None:
         self._device, self._threads = device, threads
-        self.network = Network(model, device, threads, memory, refine)
+        self.network = Network(model, device, threads, memory, refine, input_range)
 
     @property
     def card(self) -> ModelCard:
@@ -80,59 +85,67 @@ class Segmenter:
         """
         return self.network.plan(height, width, bands, kinds)
 
-    def __call__(self, image: Image) -> Labels:
+    def __call__(self, image: Image, valid: Masks | None = None) -> Labels:
         """Labels of one image.
 
         Args:
             image: [H, W, 3] uint8 RGB, or the channels and dtype of the card; any H, W ≥ 1.
+            valid: bool [H, W], False where a pixel is no image: the network is shown its mean there, and the label is
+                `card.no_data`. So it is where the image is a numpy.ma.MaskedArray and one of a pixel's bands is masked,
+                and where a float image is NaN or infinite.
 
         Returns:
             [H, W] uint8, or uint16 for more than 256 classes.
 
         Raises:
-            MisuseError: an array that the card does not allow, or a network of `masks` or `values`.
-            DeployError: the image exceeds the memory budget, or the network fails.
+            MisuseError: an array that the card does not allow, a network of `masks` or `values`, or pixels without data
+                where every label is a class.
+            DeployError: the image exceeds the memory budget, or the network fails or gives scores that are not finite.
         """
-        return self.network.result(image, "labels")
+        return self.network.result(masked(image, valid), "labels")
 
-    def probabilities(self, image: Image) -> Floats:
+    def probabilities(self, image: Image, valid: Masks | None = None) -> Floats:
         """Of each class at each pixel: float32 [K, H, W]; [1, H, W] of a network of one score, that of class 1.
 
-        The network's scores interpolated, and then the softmax or sigmoid of them: in the network's own order.
+        The network's scores interpolated, and then the softmax or sigmoid of them: in the network's own order. NaN
+        where there is no data.
 
         Raises:
             MisuseError: as a call, or a network of `values`.
             DeployError: as a call.
         """
-        return self.network.result(image, "probabilities")
+        return self.network.result(masked(image, valid), "probabilities")
 
-    def masks(self, image: Image) -> Masks:
+    def masks(self, image: Image, valid: Masks | None = None) -> Masks:
         """Where each class of a `multilabel` network is above its threshold: bool [K, H, W].
+
+        False where there is no data.
 
         Raises:
             MisuseError: as a call, or a network of any other activation.
             DeployError: as a call.
         """
-        return self.network.result(image, "masks")
+        return self.network.result(masked(image, valid), "masks")
 
-    def values(self, image: Image) -> Floats:
+    def values(self, image: Image, valid: Masks | None = None) -> Floats:
         """The network's own output at full size: float32 [K, H, W]. A regression map (activation `none`), or logits.
 
         Where the network ends in a Softmax or Sigmoid that does not change labels, an engine gives what goes into it.
+        NaN where there is no data.
 
         Raises:
             MisuseError, DeployError: as for a call.
         """
-        return self.network.result(image, "values")
+        return self.network.result(masked(image, valid), "values")
 
-    def heatmap(self, image: Image) -> Floats:
+    def heatmap(self, image: Image, valid: Masks | None = None) -> Floats:
         """The coarse score map, cropped to the image: float32 [K, ⌈H/stride⌉, ⌈W/stride⌉].
 
         Raises:
             MisuseError: as a call, or an ONNX model, whose coarse scores are not marked; build-engine finds them.
             DeployError: as a call.
         """
-        return self.network.heatmap(image)
+        return self.network.heatmap(masked(image, valid))
 
     @overload
     def map(
@@ -162,8 +175,9 @@ class Segmenter:
         the stream measures that to be faster on this machine, and only if the backend's scores are equal then.
 
         Args:
-            images: as for a call. Read in the caller's thread, up to 32 images or 64 megapixels ahead (less where
-                memory is short). For a live source whose labels are wanted at once, call the Segmenter instead.
+            images: as for a call; a MaskedArray for pixels without data. Read in the caller's thread, up to 32 images
+                or 64 megapixels ahead (less where memory is short). For a live source whose labels are wanted at once,
+                call the Segmenter instead.
             kind: `labels`, `probabilities`, `masks` or `values`.
             return_exceptions: give the exception in place of an image's labels, and go on with the next.
 
@@ -178,8 +192,9 @@ class Segmenter:
 
         Args:
             image: an array as for a call, or anything with its `shape`, `dtype`, `ndim` and `image[top:bottom,
-                left:right]`, of which only the tile at hand is read: a numpy.memmap, a reader of files. To refine
-                labels, their pixels are read once more, in blocks of some hundred a side.
+                left:right]`, of which only the tile at hand is read: a numpy.memmap, a reader of files. Its parts may
+                be MaskedArrays, for pixels without data. To refine labels, their pixels are read once more, in blocks
+                of some hundred a side.
             start: the first row wanted, to go on where a run ended.
             kind: `labels`, `probabilities`, `masks` or `values`.
 
@@ -194,7 +209,8 @@ class Segmenter:
     def warmup(self, sizes: Iterable[tuple[int, int]]) -> None:
         """Run once at each (height, width), so that later calls of these sizes meet no first-time cost."""
         for height, width in sizes:
-            self.network.result(np.zeros((height, width, self.card.channels), self.card.dtype))
+            dtype = self.card.dtype if self.network.input_range is None else "float32"
+            self.network.result(np.zeros((height, width, self.card.channels), dtype))
 
     def close(self) -> None:
         """Release the network. Calling the Segmenter afterwards raises MisuseError."""
@@ -210,4 +226,11 @@ class Segmenter:
         """What opens it again. Raises MisuseError once it is closed."""
         network = self.network
         _ = network.backend
-        return Segmenter, (network.path.absolute(), self._device, self._threads, network.memory, network.refine)
+        return Segmenter, (
+            network.path.absolute(),
+            self._device,
+            self._threads,
+            network.memory,
+            network.refine,
+            network.input_range,
+        )

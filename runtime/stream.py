@@ -18,8 +18,9 @@ import numpy as np
 from .arrays import AnyArray, Image, size_of
 from .errors import DeployError, MisuseError
 from .network import BatchCost, Network
+from .no_data import filled
 from .plan import Plan
-from .prepare import check_image, padded_size
+from .prepare import padded_size
 from .upsampling import result_bytes
 
 T = TypeVar("T")
@@ -212,7 +213,7 @@ class Stream:
             plan: Plan | None = None
             outcome: tuple[AnyArray, ...] | Exception
             try:
-                image = check_image(image, self.network.card)
+                image = self.network.checked(image)
                 # Planned here, where it has the memory that it would have alone.
                 plan = self.network.plan(*size_of(image), kinds=self.kinds)
                 outcome = self.network.run(image, plan, self.kinds)
@@ -226,7 +227,7 @@ class Stream:
         if len(given) != TOGETHER:
             return None
         try:
-            images = [check_image(image, network.card) for image in given]
+            images = [network.checked(image) for image in given]
         except MisuseError:
             return None  # each is run alone then, and says so
         sizes = {padded_size(*size_of(image), network.card) for image in images}
@@ -280,6 +281,7 @@ class Stream:
 def _same_scores(network: Network, images: Sequence[Image]) -> bool:
     """Whether a batch gives what single runs give, bit for bit."""
     scores = network.backend.scores
+    images = [filled(image, network.card)[0] for image in images]
     try:
         return all(np.array_equal(scores([i])[0], s) for i, s in zip(images, scores(images), strict=True))
     except Exception:  # a model of a fixed batch

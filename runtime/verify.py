@@ -19,7 +19,9 @@ from .model_card import ModelCard
 from .network import Network
 from .upsampling import ScoreWindow, result_from_scores
 
-GOLDEN = "golden.npz"  # image uint8|uint16|float32 [H,W,C]; scores float32 [K,h,w]; tolerance, of the scores' range
+GOLDEN = (
+    "golden.npz"  # image uint8|uint16|int16|float32 [H,W,C]; scores float32 [K,h,w]; tolerance, of the scores' range
+)
 TIMED_SIZES = ((256, 256), (480, 640), (512, 1024), (1080, 1920))
 
 
@@ -137,7 +139,7 @@ def natural_noise(height: int, width: int, card: ModelCard, seed: int) -> NDArra
     image = image * np.asarray(card.std, np.float32) + np.asarray(card.mean, np.float32)
     if card.dtype == "float32":
         return image
-    image = np.clip(image, 0, np.iinfo(card.dtype).max)
+    image = np.clip(image, np.iinfo(card.dtype).min, np.iinfo(card.dtype).max)
     return image.astype(card.dtype)
 
 

@@ -39,7 +39,14 @@ def needs_shared(name: str) -> Path:
 
 
 # The extra that brings a part which tests can do without.
-EXTRAS = {"tensorrt_rtx": "rtx", "openvino": "openvino", "av": "video", "radon": "dev"}
+EXTRAS = {
+    "tensorrt_rtx": "rtx",
+    "openvino": "openvino",
+    "av": "video",
+    "radon": "dev",
+    "rasterio": "gdal",
+    "imagecodecs": "tiff",
+}
 
 
 def needs(module: str):

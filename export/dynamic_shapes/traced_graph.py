@@ -26,8 +26,8 @@ class TracedGraph:
     """What is known of a graph before any size is: its nodes, constants, types, and who is made from whom.
 
     Attributes:
-        traced: whether numbers in it may be those of the size that an exporter ran it at. False where it fits a size that
-            no network is made for, as then no number in it is for a size.
+        traced: whether numbers in it may be those of the size that an exporter ran it at. False where it fits a size
+            that no network is made for, as then no number in it is for a size.
     """
 
     def __init__(self, model: ModelProto) -> None:

@@ -20,15 +20,17 @@ IMAGE_TYPES: dict[int, str] = {
     TensorProto.FLOAT: "uint8",
     TensorProto.UINT8: "uint8",
     TensorProto.UINT16: "uint16",
+    TensorProto.INT16: "int16",
     TensorProto.INT32: "uint8",
     TensorProto.INT64: "uint8",
 }
-WHOLE_NUMBERS = (TensorProto.UINT8, TensorProto.UINT16, TensorProto.INT32, TensorProto.INT64)
+WHOLE_NUMBERS = (TensorProto.UINT8, TensorProto.UINT16, TensorProto.INT16, TensorProto.INT32, TensorProto.INT64)
 OTHER_FLOATS = (TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.BFLOAT16)
 # ONNX Runtime's names of types.
 NUMPY_TYPES: dict[str, type[np.generic]] = {
     "tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(double)": np.float64,
-    "tensor(uint8)": np.uint8, "tensor(uint16)": np.uint16, "tensor(int32)": np.int32, "tensor(int64)": np.int64,
+    "tensor(uint8)": np.uint8, "tensor(uint16)": np.uint16, "tensor(int16)": np.int16,
+    "tensor(int32)": np.int32, "tensor(int64)": np.int64,
 }  # fmt: skip
 # Tried where a model declares no size: those that networks are made for, the small ones first.
 TRIED_SIZES = (
@@ -91,7 +93,9 @@ class ForeignModel:
                 "takes [N,C,H,W] or [N,H,W,C]"
             )
         if self.input_type not in IMAGE_TYPES and self.input_type not in OTHER_FLOATS:
-            raise DeployError(f"{name}: input {image.name} is {type_name}; images are float, uint8, uint16 or int32")
+            raise DeployError(
+                f"{name}: input {image.name} is {type_name}; images are float, uint8, uint16, int16 or int32"
+            )
         self.channels_axis, self.channels = self._channels(shape, channels_of_input(self.model), image.name)
         height, width = shape[2:] if self.channels_axis == 1 else shape[1:3]
         self.batch = shape[0] if isinstance(shape[0], int) else None

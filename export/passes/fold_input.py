@@ -6,7 +6,9 @@ from fcn_deploy.export.passes.result import PassResult
 from fcn_deploy.runtime.model_card import ModelCard
 from onnx import ModelProto, TensorProto
 
-KINDS = {"uint8": TensorProto.UINT8, "uint16": TensorProto.UINT16, "float32": TensorProto.FLOAT}
+KINDS = {
+    "uint8": TensorProto.UINT8, "uint16": TensorProto.UINT16, "int16": TensorProto.INT16, "float32": TensorProto.FLOAT,
+}  # fmt: skip
 
 
 def fold_input(model: ModelProto, card: ModelCard) -> PassResult:

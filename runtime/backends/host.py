@@ -9,6 +9,7 @@ import numpy as np
 from ..arrays import AnyArray, Floats, Image, Labels, size_of
 from ..manifest import Upsampling
 from ..model_card import ModelCard
+from ..no_data import usable
 from ..prepare import Border, input_shape, padded_size, prepare
 from ..upsampling import ScoreWindow, labels_from_scores
 from . import Session
@@ -52,7 +53,7 @@ class HostBackend:
     def run_stage(self, index: int, part: AnyArray) -> AnyArray:
         """As `Backend` says."""
         result: AnyArray = self._sessions[index].run(self.prepared(part) if index == 0 else part)[0]
-        return result
+        return self._usable(result) if index == len(self._sessions) - 1 else result
 
     def prepared(self, image: Image) -> AnyArray:
         """An image, or a part of one, as the first stage takes it; the next call on this thread reuses its memory."""
@@ -67,13 +68,16 @@ class HostBackend:
         """All stages on what `prepared` gives, one image or several: float32 [N, K, h, w]."""
         for session in self._sessions:
             prepared = session.run(prepared)
-        return prepared
+        return self._usable(prepared)
 
     def close(self) -> None:
         """As `Backend` says."""
         for session in self._sessions:
             session.close()
         self._buffers = threading.local()
+
+    def _usable(self, scores: Floats) -> Floats:
+        return usable(scores, self._card, interpolated=self._upsampling.mode == "linear")
 
     @property
     def _input_dtype(self) -> type[np.float32 | np.uint8]:

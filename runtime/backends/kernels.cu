@@ -156,9 +156,11 @@ __device__ inline void label(const Score* scores, Label* labels, int classes, in
 
 extern "C" __global__ void prepare_uint8_float32(PREPARE_ARGUMENTS(uint8, float)) { PREPARE; }
 extern "C" __global__ void prepare_uint16_float32(PREPARE_ARGUMENTS(uint16, float)) { PREPARE; }
+extern "C" __global__ void prepare_int16_float32(PREPARE_ARGUMENTS(short, float)) { PREPARE; }
 extern "C" __global__ void prepare_float32_float32(PREPARE_ARGUMENTS(float, float)) { PREPARE; }
 extern "C" __global__ void prepare_uint8_float16(PREPARE_ARGUMENTS(uint8, float16)) { PREPARE; }
 extern "C" __global__ void prepare_uint16_float16(PREPARE_ARGUMENTS(uint16, float16)) { PREPARE; }
+extern "C" __global__ void prepare_int16_float16(PREPARE_ARGUMENTS(short, float16)) { PREPARE; }
 extern "C" __global__ void prepare_float32_float16(PREPARE_ARGUMENTS(float, float16)) { PREPARE; }
 
 #define LABEL_ARGUMENTS(Score, Label)                                                                               \

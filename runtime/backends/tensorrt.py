@@ -15,6 +15,7 @@ import numpy as np
 from ..arrays import AnyArray, Floats, Image, Labels, size_of
 from ..errors import DeployError, MisuseError, OverBudgetError
 from ..manifest import COORDINATES, MODES, ROUNDINGS, Manifest, Upsampling
+from ..no_data import usable
 from ..plan import outside_profiles, profiles_for
 from ..prepare import padded_size
 from .buffers import Buffer, Slot
@@ -177,7 +178,7 @@ class TensorRTBackend:
                 found = np.empty(self._run(slot, image, padded), self.network.score_type)
                 self.network.stream.synchronize()
                 self._cuda.memcpy_dtoh(found, self.network.scores.pointer)
-            return found.astype(np.float32, copy=False)
+            return usable(found.astype(np.float32, copy=False), self.card, self.upsampling.mode == "linear")
 
     def _run(self, slot: Slot, image: Image, padded: tuple[int, int]) -> tuple[int, int, int]:
         """Queue the upload, the preparation and the network; returns (K, h, w) of the scores."""

@@ -1,21 +1,40 @@
 """The files that a user's words name: images, folders of them, globs."""
 
 import glob
+import logging
 import os
-from collections.abc import Container, Sequence
+from collections import Counter
+from collections.abc import Container, Iterable, Sequence
 from pathlib import Path
 
 from ..errors import MisuseError
 
+log = logging.getLogger(__name__)
+
 IMAGE_SUFFIXES = frozenset((
     ".jpg", ".jpeg", ".jpe", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm",
-    ".jp2", ".avif", ".tga", ".npy",
+    ".jp2", ".j2k", ".avif", ".tga", ".npy",
 ))  # fmt: skip
+# Pictures that nothing here reads, and the package that does.
+UNREAD = {
+    suffix: package
+    for package, suffixes in {
+        "pillow-heif": ".heic .heif .hif", "pydicom": ".dcm .dicom", "nibabel": ".nii .nii.gz", "pynrrd": ".nrrd",
+        "SimpleITK": ".mha .mhd", "pillow-jxl-plugin": ".jxl", "psd-tools": ".psd .psb", "OpenEXR": ".exr",
+        "rawpy": ".dng .cr2 .cr3 .nef .arw .orf .rw2 .raf", "openslide-python": ".svs .ndpi .mrxs .scn",
+        "h5py": ".h5 .hdf5 .nc", "fcn-deploy[gdal]": ".vrt", "rasterio": ".img .ecw",
+        "czifile": ".czi", "nd2": ".nd2", "readlif": ".lif",
+        "numpy": ".npz", "fcn-deploy[video]": ".mp4 .mov .mkv .avi .webm .ts",
+    }.items()
+    for suffix in suffixes.split()
+}  # fmt: skip
 _COMMON = (".jpg", ".png", ".tif", ".npy")
 
 
 def find_images(inputs: Sequence[str | os.PathLike[str]], suffixes: Container[str] = IMAGE_SUFFIXES) -> list[Path]:
     """Files for a list of images, folders (not descended into) and globs (`**` descends), in name order.
+
+    Pictures among them that are not read are counted and named in one warning.
 
     Args:
         inputs: paths and patterns.
@@ -26,19 +45,45 @@ def find_images(inputs: Sequence[str | os.PathLike[str]], suffixes: Container[st
     """
     found: list[Path] = []
     for given in inputs:
-        item, path = os.fspath(given), Path(given)
+        item, path, unread = os.fspath(given), Path(given), ""
         if path.is_dir():
-            files = sorted(file for file in path.iterdir() if file.suffix.lower() in suffixes and file.is_file())
+            held = sorted(path.iterdir())
+            files = [file for file in held if file.suffix.lower() in suffixes and file.is_file()]
+            unread = _unread(item, held, suffixes)
             if not files:
-                raise MisuseError(f"{item} holds no images; name a folder with some ({', '.join(_COMMON)}, …)")
+                raise MisuseError(
+                    unread or f"{item} holds no images; name a folder with some ({', '.join(_COMMON)}, …)"
+                )
         elif path.exists():
             files = [path]
         elif glob.has_magic(item):
             matches = sorted(map(Path, glob.glob(item, recursive=True)))  # noqa: PTH207 (absolute patterns too)
             files = [file for file in matches if file.suffix.lower() in suffixes and file.is_file()]
+            unread = _unread(item, matches, suffixes)
             if not files:
-                raise MisuseError(f"{item} matches no images; check the pattern, and quote it")
+                raise MisuseError(unread or f"{item} matches no images; check the pattern, and quote it")
         else:
             raise MisuseError(f"{item} does not exist; name an image, a folder or a glob")
         found += files
+        if unread:
+            log.warning(unread)
     return list(dict.fromkeys(found))
+
+
+def package_for(path: Path) -> str | None:
+    """The package that reads a file of this name, where nothing here does."""
+    name = path.name.lower()
+    return UNREAD.get(".nii.gz" if name.endswith(".nii.gz") else path.suffix.lower())
+
+
+def _unread(item: str, files: Iterable[Path], suffixes: Container[str]) -> str:
+    """What a folder or a glob holds and nothing reads, in one line; "" where there is nothing of it."""
+    kinds = Counter(
+        (".nii.gz" if file.name.lower().endswith(".nii.gz") else file.suffix.lower(), package)
+        for file in files
+        if file.suffix.lower() not in suffixes and (package := package_for(file)) and file.is_file()
+    )
+    if not kinds:
+        return ""
+    named = ", ".join(f"{count} {suffix} ({package} reads it)" for (suffix, package), count in sorted(kinds.items()))
+    return f"{item} holds {kinds.total()} files that are not read here: {named}; convert them to .png or .tif"

@@ -2,11 +2,9 @@
 
 import logging
 import os
-import threading
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,17 +12,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import DeployError, MisuseError
+from .deep import bits_of
+from .gdal import is_gdals, open_gdal
+from .pillow import check_pixels, open_pillow
+from .tiff import is_tiff, lay_out
 
 if TYPE_CHECKING:
     from PIL import Image as Pictures
 
 log = logging.getLogger(__name__)
 
-# Pillow's names. Not all it knows: some start other programs (EPS), or are no images (PDF).
-FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM", "JPEG2000", "AVIF", "TGA")
 DEFAULT_MAX_PIXELS = 500_000_000  # above a 20000×20000 image
 TURNED = (5, 6, 7, 8)  # EXIF orientations that exchange height and width
-_pillow_limit = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -33,13 +32,14 @@ class Header:
 
     Attributes:
         path: of the file.
-        format: `NPY`, `TIFF`, or what Pillow calls it: `PNG`, `JPEG`, …
+        format: `NPY`, `TIFF`, `GDAL`, or what Pillow calls it: `PNG`, `JPEG`, …
         size: (height, width) in pixels, as the image is read: turned upright by its EXIF orientation.
-        bands: samples of a pixel, as stored; 1 where they are stored as pages of a TIFF, or with a palette.
+        bands: samples of a pixel, as stored; 3 of a palette in a TIFF; 1 where they are pages without a name.
         dtype: of a sample, as stored.
-        pages: images in the file; the first is read.
-        mode: Pillow's, where Pillow decodes the file; None for .npy, and for TIFFs which it does not take for 8 bits.
+        pages: images in the file, without overviews, thumbnails and masks; the first is read.
+        mode: Pillow's, where Pillow decodes the file; None for other files.
         georeferenced: whether it is a GeoTIFF.
+        bits: of a sample, where Pillow decodes 8 of more; 0: as Pillow or tifffile decode them.
     """
 
     path: Path
@@ -50,6 +50,7 @@ class Header:
     pages: int = 1
     mode: str | None = None
     georeferenced: bool = False
+    bits: int = 0
 
     @property
     def pixels(self) -> int:
@@ -65,15 +66,30 @@ def read_header(path: str | os.PathLike[str], max_pixels: int = DEFAULT_MAX_PIXE
     """
     path = Path(path)
     with reading(path):
-        if path.suffix.lower() == ".npy":
+        kind = file_kind(path)
+        if kind == "NPY":
             header = _npy(path)
-        elif path.suffix.lower() in (".tif", ".tiff"):
+        elif kind == "TIFF":
             header = _tiff(path)
+        elif kind == "GDAL":
+            with open_gdal(path) as raster:
+                header = Header(path, kind, raster.size, raster.bands, raster.dtype, georeferenced=raster.georeferenced)
         else:
             with open_pillow(path, max_pixels) as picture:
                 header = _picture(picture, path)
         check_pixels(header.size, max_pixels, path)
     return header
+
+
+def file_kind(path: Path) -> str:
+    """`NPY`, `TIFF` or `GDAL`, by first bytes and suffix; "" for what is left to Pillow. Raises OSError."""
+    with path.open("rb") as file:
+        start = file.read(6)
+    if start == b"\x93NUMPY" or path.suffix.lower() == ".npy":
+        return "NPY"
+    if is_gdals(path):
+        return "GDAL"
+    return "TIFF" if is_tiff(start) or path.suffix.lower() in (".tif", ".tiff") else ""
 
 
 @contextmanager
@@ -92,18 +108,6 @@ def reading(path: Path) -> Iterator[None]:
         raise DeployError(f"cannot read {path} as an image: {reason}; is it damaged or truncated?") from error
 
 
-def check_pixels(size: tuple[int, int], max_pixels: int, path: Path) -> None:
-    """Raise DeployError where (height, width) are more than `max_pixels`, and MisuseError where a side is 0."""
-    height, width = size
-    if not height or not width:
-        raise MisuseError(f"{path} has no pixels ({height}×{width}); remove it")
-    if width * height > max_pixels:
-        raise DeployError(
-            f"{path} has {width}×{height} = {width * height:,} pixels, over the limit of {max_pixels:,}; "
-            "raise it with max_pixels= (--max-pixels) if you trust the file"
-        )
-
-
 def open_npy(path: Path) -> NDArray[Any]:
     """The array of a .npy, [H, W] or [H, W, C], mapped: a header that promises terabytes costs nothing.
 
@@ -115,25 +119,6 @@ def open_npy(path: Path) -> NDArray[Any]:
     return array
 
 
-@contextmanager
-def open_pillow(path: Path, max_pixels: int) -> Iterator["Pictures.Image"]:
-    """Image.open, with `max_pixels` instead of Pillow's own limit, which is one for the whole process."""
-    from PIL import Image, UnidentifiedImageError
-
-    with _pillow_limit, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
-        try:
-            picture = Image.open(path, formats=FORMATS)
-        except UnidentifiedImageError as error:
-            raise DeployError(f"{path} is not an image of a known format; remove or convert it") from error
-        finally:
-            Image.MAX_IMAGE_PIXELS = limit
-    with picture:
-        check_pixels((picture.height, picture.width), max_pixels, path)
-        yield picture
-
-
 def _npy(path: Path) -> Header:
     array = open_npy(path)
     height, width, *bands = array.shape
@@ -143,46 +128,26 @@ def _npy(path: Path) -> Header:
 def _picture(picture: "Pictures.Image", path: Path) -> Header:
     from PIL import ImageMode
 
+    bits = bits_of(path, picture)
     return Header(
         path,
         picture.format or "",
         _upright_size(picture, path),
         len(picture.getbands()),
-        np.dtype(ImageMode.getmode(picture.mode).typestr),
+        np.dtype(np.uint16 if bits else ImageMode.getmode(picture.mode).typestr),
         getattr(picture, "n_frames", 1),
         picture.mode,
+        bits=bits,
     )
 
 
 def _tiff(path: Path) -> Header:
-    """Pillow's word for 8-bit grey and colour, as it turns them upright; tifffile's for all others."""
-    plain = None
-    try:
-        # Its pixels are counted by the caller, as of every file.
-        with open_pillow(path, DEFAULT_MAX_PIXELS) as picture:
-            if not picture.mode.startswith(("I", "F")):
-                plain = _picture(picture, path)
-    except Exception as error:  # tifffile reads more kinds, or says what is wrong
-        log.debug("Pillow does not read %s: %s", path, error)
     import tifffile
 
-    georeferenced = False
-    try:
-        with tifffile.TiffFile(path) as file:
-            page = file.pages.first
-            georeferenced = bool(page.is_geotiff)
-            if plain is not None:
-                return replace(plain, pages=len(file.pages), georeferenced=georeferenced)
-            series = file.series[0]
-            sides = dict(zip(series.axes, series.shape, strict=True))
-            if not {"Y", "X"} <= set(sides):
-                raise MisuseError(f"{path} has axes {series.axes}, which are not an image's")
-            size, dtype = (sides["Y"], sides["X"]), np.dtype(page.dtype)
-            return Header(path, "TIFF", size, page.samplesperpixel, dtype, len(file.pages), None, georeferenced)
-    except Exception:
-        if plain is not None and not georeferenced:  # Pillow is content with less
-            return plain
-        raise
+    with tifffile.TiffFile(path) as file:
+        found = lay_out(file, path)
+        georeferenced = bool(found.keyframe.is_geotiff)
+        return Header(path, "TIFF", found.upright, found.bands, found.dtype, found.images, None, georeferenced)
 
 
 def _upright_size(picture: "Pictures.Image", path: Path) -> tuple[int, int]:
@@ -190,8 +155,6 @@ def _upright_size(picture: "Pictures.Image", path: Path) -> tuple[int, int]:
     from PIL import ExifTags, Image
 
     width, height = picture.size
-    if picture.format == "TIFF":
-        return height, width  # Pillow has it turned already
     if picture.format == "PNG":
         # PngImageFile.getexif decodes the whole image, for the sake of a tag that may come after the pixels.
         if _tags_follow_pixels(path):

@@ -16,7 +16,9 @@ ROWS = 256  # drawn at a time: floats of the whole picture would take many times
 
 
 def overlay(image: NDArray[Any], labels: NDArray[Any], card: ModelCard, opacity: float = 0.55) -> NDArray[Any]:
-    """The image under the colours of its labels: [H, W, 3] uint8. A class named background stays clear.
+    """The image under the colours of its labels: [H, W, 3] uint8.
+
+    A class named background stays clear, and what is no data.
 
     Args:
         image: [H, W, C] as the card says; what is not 8-bit RGB is shown stretched to it.
@@ -30,41 +32,49 @@ def overlay(image: NDArray[Any], labels: NDArray[Any], card: ModelCard, opacity:
         if name.lower() == "background":
             alpha[index] = 0
     result = np.empty(picture.shape, np.uint8)
+    # One more, which is clear, for the label of no data.
+    colors, alpha = np.vstack([colors, np.zeros((1, 3), np.float32)]), np.vstack([alpha, np.zeros((1, 1), np.float32)])
     for top in range(0, len(picture), ROWS):
         rows = slice(top, top + ROWS)
         if labels.ndim == 2:
-            strength, color = alpha[labels[rows]], colors[labels[rows]]
+            shown = np.minimum(labels[rows].astype(np.intp), len(card.classes))
+            strength, color = alpha[shown], colors[shown]
         else:
-            weights = labels[:, rows] * alpha[:, :, None]
+            weights = labels[:, rows] * alpha[:-1, :, None]
             strength = weights.max(0)[:, :, None]
-            color = np.tensordot(weights, colors, (0, 0)) / np.maximum(weights.sum(0), 1e-6)[:, :, None]
+            color = np.tensordot(weights, colors[:-1], (0, 0)) / np.maximum(weights.sum(0), 1e-6)[:, :, None]
         result[rows] = picture[rows] * (1 - strength) + color * strength + 0.5
     return result
 
 
 def displayable(image: NDArray[Any]) -> NDArray[Any]:
     """[H, W, C] of any dtype as [H, W, 3] uint8: the first three bands (or the first), stretched to 0..255."""
+    image = np.asarray(image)  # what a mask hides is shown
     image = image[:, :, :3] if image.shape[2] >= 3 else np.repeat(image[:, :, :1], 3, axis=2)
     if image.dtype == np.uint8:
         return image
-    values = np.nan_to_num(image.astype(np.float32))
-    low, high = np.percentile(values, (1, 99))
-    shares: NDArray[Any] = np.clip((values - low) / max(high - low, 1e-12), 0, 1)
+    values = image.astype(np.float32)
+    finite = values[np.isfinite(values)]
+    low, high = np.percentile(finite, (1, 99)) if finite.size else (0, 1)
+    shares: NDArray[Any] = np.clip((np.nan_to_num(values, nan=low) - low) / max(high - low, 1e-12), 0, 1)
     return (shares * 255 + 0.5).astype(np.uint8)
 
 
 def overlay_sheet(image: NDArray[Any], labels: NDArray[Any], card: ModelCard) -> "Pictures.Image":
-    """The overlay with a legend below it, a Pillow image: the classes present, largest first, and their share."""
+    """The overlay with a legend below it, a Pillow image: the classes present, largest first, and their share.
+
+    Of labels, the share of the pixels that are data.
+    """
     from PIL import Image
 
     picture = Image.fromarray(overlay(image, labels, card))
     if labels.ndim == 2:
         counts = np.zeros(len(card.classes), np.int64)
         for top in range(0, len(labels), ROWS):
-            counts += np.bincount(labels[top : top + ROWS].ravel(), minlength=len(card.classes))
+            counts += np.bincount(labels[top : top + ROWS].ravel(), minlength=len(counts))[: len(counts)]
+        pixels = int(counts.sum()) or 1  # of data
     else:
-        counts = np.array([np.count_nonzero(mask) for mask in labels])
-    pixels = math.prod(labels.shape[-2:])
+        counts, pixels = np.array([np.count_nonzero(mask) for mask in labels]), math.prod(labels.shape[-2:])
     present = [int(index) for index in np.argsort(-counts, kind="stable") if counts[index]]
     key = _legend(picture.width, [(card.classes[i], card.colors[i], counts[i] / pixels) for i in present])
     sheet = Image.new("RGB", (max(picture.width, key.width), picture.height + key.height), "white")

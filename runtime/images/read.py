@@ -1,85 +1,334 @@
-"""An image file's pixels, whole, as the card of a network wants them."""
+"""An image file's pixels, whole or in parts, as the card of a network wants them: the one reader for every use.
+
+`open_stored` gives the samples as the file stores them, with what the file says of their meaning; `fit` makes of them
+what a card wants. Whoever reads images (label-images, calibration, training, evaluation) comes through here, so that no
+file is right in one and damaged in another.
+"""
 
 import logging
+import math
 import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import MisuseError
 from ..model_card import ModelCard
-from .header import DEFAULT_MAX_PIXELS, Header, open_npy, open_pillow, read_header, reading
-from .tiff import read_tiff
+from ..no_data import filled, masked
+from ..value_range import GRIDS, Range, limits_within, percentiles, scaled, windows
+from .deep import read_deep
+from .gdal import geotiff_tags, open_gdal
+from .header import DEFAULT_MAX_PIXELS, Header, open_npy, read_header, reading
+from .numbers import ReadOptions, doubtful, value_of, wide_type
+from .pillow import open_pillow
+from .tiff import ORIENTATION, Read, lay_out, mask_reader, reader, tagged_no_data, turned
+
+if TYPE_CHECKING:
+    from PIL import Image as Pictures
 
 log = logging.getLogger(__name__)
+
+Tag = tuple[int, int, int, Any]  # of a TIFF: code, type, count, value
+GEOREFERENCE = (33550, 33922, 34264, 34735, 34736, 34737)  # the tags of the GeoTIFF standard (OGC 19-008r4)
+
+
+@dataclass(frozen=True)
+class StoredImage:
+    """An open image file: its samples as stored, and what the file says they mean.
+
+    Attributes:
+        path: of the file.
+        size: (height, width), upright.
+        read: (top, bottom, left, right) → [h, w, bands], as stored: palettes and inverted grey are resolved, nothing is
+            dropped, scaled or widened.
+        bits: of a sample that the file uses: 1 of a bool, 4 of a uint8, 12 of a uint16; 0: all of the type's.
+        colours: what the first bands are: `grey`, `RGB`, `CMYK`; "" where the file does not say.
+        alpha: the band that is alpha, or None.
+        tags: of a TIFF, to be copied to its labels: (code, type, count, value).
+        no_data: a value that is none, by GDAL's tag.
+        mask: reads likewise where the file's own mask has data: [h, w, 1], 0 where there is none.
+    """
+
+    path: Path
+    size: tuple[int, int]
+    read: Read
+    bits: int = 0
+    colours: str = ""
+    alpha: int | None = None
+    tags: tuple[Tag, ...] = ()
+    no_data: float | None = None
+    mask: Read | None = None
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How a file's samples become what a card wants.
+
+    Attributes:
+        stored: the file.
+        card: of the network.
+        limits: (LO, HI) that become the network's 0 and 1; None: numbers are taken as they are.
+        no_data: a value of the file's type that is none.
+    """
+
+    stored: StoredImage
+    card: ModelCard
+    limits: Range | None = None
+    no_data: float | None = None
+
+    def read(self, top: int, bottom: int, left: int, right: int) -> NDArray[Any]:
+        """A part, [h, w, channels] of the card's dtype; a MaskedArray where there is no data. Raises MisuseError."""
+        pixels = _native(self.stored.read(top, bottom, left, right))
+        invalid = self._invalid(pixels, (top, bottom, left, right))
+        image = np.ascontiguousarray(
+            _converted(_banded(pixels, self.stored, self.card), self.stored, self.card, self.limits)
+        )
+        return image if invalid is None or not invalid.any() else masked(image, ~invalid)
+
+    def _invalid(self, pixels: NDArray[Any], where: tuple[int, int, int, int]) -> NDArray[np.bool_] | None:
+        """Where a part has no data, bool [h, w]; None: nowhere."""
+        stored, found = self.stored, []
+        alpha = stored.alpha if pixels.shape[2] != self.card.channels else None
+        bands = pixels if alpha is None else pixels[:, :, :alpha]  # what follows alpha is of no network
+        if self.no_data is not None and not math.isnan(self.no_data):
+            equal = bands == pixels.dtype.type(self.no_data)
+            # A band alone may be 0 or 255 by chance, but not -9999.
+            found.append(equal.any(axis=2) if self.no_data < 0 or self.no_data > 1e30 else equal.all(axis=2))
+        if alpha is not None:
+            found.append(pixels[:, :, alpha] == 0)
+        if stored.mask is not None:
+            found.append(stored.mask(*where)[:, :, 0] == 0)
+        if pixels.dtype.kind == "f":
+            found.append(~np.isfinite(bands).all(axis=2))
+        return np.logical_or.reduce(found) if found else None
+
+    def values(self, grid: int) -> NDArray[Any]:
+        """Samples as stored, of the card's bands, [n], where the file has data, in so many windows a side."""
+        parts = []
+        for window in windows(self.stored.size, grid):
+            pixels = _native(self.stored.read(*window))
+            invalid = self._invalid(pixels, window)
+            bands = _banded(pixels, self.stored, self.card)
+            parts.append((bands if invalid is None else bands[~invalid]).reshape(-1))
+        return np.concatenate(parts)
+
+
+def fit_of(stored: StoredImage, card: ModelCard, options: ReadOptions) -> Fit:
+    """How an open file is read for a card, after a look at its values: what looks wrong is named.
+
+    Raises MisuseError: a no-data value or a range outside the file's type, or with `options.strict` what looks wrong.
+    """
+    dtype = _native(stored.read(0, 1, 0, 1)).dtype
+    told = options.no_data is not None
+    tag = options.no_data if told else stored.no_data
+    no_data = None if tag is None else value_of(tag, dtype, str(stored.path) if told else None)
+    fit = Fit(stored, card, None, no_data)
+    _banded(stored.read(0, 1, 0, 1), stored, card)  # channels are told first
+    values = next((found for grid in GRIDS if (found := fit.values(grid)).size), None)
+    if options.input_range is None:
+        if values is not None:
+            _look(values, fit, options)
+        return fit
+    if isinstance(options.input_range, str):
+        return replace(fit, limits=percentiles(values))
+    return replace(fit, limits=limits_within(options.input_range, dtype, stored.path))
+
+
+def _look(values: NDArray[Any], fit: Fit, options: ReadOptions) -> None:
+    """Name a file whose values are not the network's."""
+    stored, card = fit.stored, fit.card
+    if values.dtype == np.int32 and 0 <= values.min() <= values.max() < 65536:
+        values = values.astype(np.uint16)
+    bits = _bits(stored, values.dtype)
+    if card.dtype == "uint8" and values.dtype == np.uint16 and bits > 8:
+        options.name("wide", wide_type(stored.path, values, bits, card))
+        return
+    shown = _converted(values[:, None, None], stored, card, None)
+    if (found := doubtful(stored.path, shown, card)) is not None:
+        options.name(*found)
+
+
+COMMON = ReadOptions()  # of those who say nothing: what looks wrong is named once a process
 
 
 def read_image(path: str | os.PathLike[str], card: ModelCard, max_pixels: int = DEFAULT_MAX_PIXELS) -> NDArray[Any]:
     """Read an image file as the card wants it.
 
     Grey, palette, CMYK and other colour spaces become RGB (or grey, for a card of one channel); alpha is
-    dropped; 16 bits become 8 by dropping the low byte; JPEGs are turned upright by their EXIF orientation;
-    of animations and stacks the first image is taken, and a warning says so. `.npy` arrays and TIFFs of
-    any bands are taken as they are.
+    dropped; for a card of uint8, 16 bits become 8 by dropping the low byte, which is said aloud, and fewer than 8 are
+    spread over 0 to 255;
+    for others values are as stored, widened where that is exact (uint8 to uint16, int16 to float32, …); JPEGs and TIFFs
+    are turned upright by their orientation; of animations and stacks the first image is taken, and a warning says so.
+    `.npy` arrays and TIFFs of any bands are taken as they are.
 
     Returns:
-        [H, W, channels] of the card's dtype.
+        [H, W, channels] of the card's dtype; pixels that are no data are the card's mean.
 
     Raises:
         DeployError: not an image, truncated, or larger than `max_pixels`.
         MisuseError: no such file; channels or dtype that the card does not allow.
     """
-    return decode(read_header(path, max_pixels), card)
+    return filled(decode(read_header(path, max_pixels), card), card)[0]
 
 
-def decode(header: Header, card: ModelCard) -> NDArray[Any]:
-    """`read_image` of a file whose header is known already."""
-    path = header.path
-    with reading(path):
-        common = card.dtype == "uint8" and card.channels in (1, 3)
-        if header.format == "NPY":
-            array = np.array(open_npy(path))
-        elif header.format == "TIFF" and not (common and header.mode):
-            array = read_tiff(path, card)
-        else:
-            array = _picture(header, card)
-        return fit(array, card, path)
+def decode(header: Header, card: ModelCard, options: ReadOptions = COMMON) -> NDArray[Any]:
+    """`read_image` of a file whose header is known already; a MaskedArray where there is no data."""
+    with reading(header.path), open_stored(header, card) as stored:
+        height, width = stored.size
+        held = replace(stored, read=_parts(stored.read(0, height, 0, width)))
+        found = fit_of(held, card, options).read(0, height, 0, width)
+        return np.array(found) if isinstance(found, np.memmap) else found  # read now, and the caller's own
 
 
-def _picture(header: Header, card: ModelCard) -> NDArray[Any]:
-    """By Pillow: grey or RGB, or what it cannot turn into them soundly."""
-    from PIL import ImageOps
+@contextmanager
+def open_stored(header: Header, card: ModelCard) -> Iterator[StoredImage]:
+    """Open an image file of which `read_header` has told.
 
+    Raises:
+        DeployError: damaged.
+        MisuseError: an image of a kind that is not read.
+    """
     if header.pages > 1:
         log.warning("%s holds %d images; only the first is used", header.path, header.pages)
+    with ExitStack() as stack:
+        with reading(header.path):  # what goes wrong while it is open is the caller's
+            if header.format == "NPY":
+                array = open_npy(header.path)
+                array = array[:, :, None] if array.ndim == 2 else array
+                colours = "grey" if array.shape[2] == 1 else ""
+                stored = StoredImage(header.path, header.size, _parts(array), colours=colours)
+            elif header.format == "TIFF":
+                import tifffile
+
+                stored = _tiff(stack.enter_context(tifffile.TiffFile(header.path)), header.path, card)
+            elif header.format == "GDAL":
+                raster = stack.enter_context(open_gdal(header.path))
+                palette = raster.dataset.colorinterp[0].name == "palette"  # its colours are not the numbers of no data
+                stored = StoredImage(
+                    header.path, raster.size, raster.read, raster.bits, raster.colours, raster.alpha,
+                    geotiff_tags(raster, GEOREFERENCE), None if palette else raster.dataset.nodata,
+                )  # fmt: skip
+            else:
+                stored = _picture(header, card)
+        yield stored
+
+
+def _tiff(file: Any, path: Path, card: ModelCard) -> StoredImage:
+    layout = lay_out(file, path, card.channels)
+    tags = tuple(
+        (tag.code, tag.dtype, tag.count, tag.value) for tag in layout.keyframe.tags.values() if tag.code in GEOREFERENCE
+    )
+    if layout.turned != 1 and tags:
+        raise MisuseError(
+            f"{path} is stored turned (orientation {layout.turned}) and georeferenced, which contradict each other; "
+            "turn it upright"
+        )
+    # A palette's colours are not the numbers that the tag speaks of.
+    palette = getattr(layout.keyframe.photometric, "name", "") == "PALETTE"
+    return StoredImage(
+        path, layout.upright, reader(layout, path), layout.bits, layout.colours, layout.alpha, tags,
+        None if palette else tagged_no_data(layout), mask_reader(file, layout, path),
+    )  # fmt: skip
+
+
+def _parts(array: NDArray[Any]) -> Read:
+    return lambda top, bottom, left, right: array[top:bottom, left:right]
+
+
+def _picture(header: Header, card: ModelCard) -> StoredImage:
+    """By Pillow: grey, RGB, or what it cannot turn into them soundly."""
+    from PIL import ImageOps
+
+    # For grey of 8 bits Pillow drops the low bits.
+    bits = header.bits if card.dtype != "uint8" or card.channels == 3 else 0
     with open_pillow(header.path, header.pixels) as picture:
-        picture.load()
-        upright = ImageOps.exif_transpose(picture)
-        if upright.mode in ("I", "F"):
-            return np.asarray(upright)
-        if upright.mode.startswith("I;16"):
-            # Pillow would clip to 255 on conversion instead of scaling.
-            return np.asarray(upright).astype(np.uint16)
-        return np.asarray(upright.convert("L" if card.channels == 1 else "RGB"))
+        if bits:
+            array = turned(read_deep(header.path, header.format), picture.getexif().get(ORIENTATION, 1))
+        else:
+            picture.load()
+            array = _samples(ImageOps.exif_transpose(picture), card)
+    array = array[:, :, None] if array.ndim == 2 else array
+    colours = {1: "grey", 3: "RGB", 4: "RGB"}.get(array.shape[2], "grey")
+    alpha = array.shape[2] - 1 if array.shape[2] in (2, 4) else None
+    bits = 1 if array.dtype == bool else bits
+    return StoredImage(header.path, header.size, _parts(array), bits, colours, alpha)
 
 
-def fit(array: NDArray[Any], card: ModelCard, path: Path) -> NDArray[Any]:
-    """[H, W] or [H, W, C] of some dtype as [H, W, channels] of the card's, where that is sound."""
-    array = array.astype(array.dtype.newbyteorder("="), copy=False)
-    if array.ndim == 2:
-        array = array[:, :, None]
-        if card.channels == 3:
-            array = np.repeat(array, 3, axis=2)
-    if array.shape[2] != card.channels:
-        raise MisuseError(f"{path} has {array.shape[2]} channels; this model takes {card.channels}")
-    if array.dtype == np.int32 and card.dtype in ("uint8", "uint16") and 0 <= array.min() <= array.max() < 65536:
-        array = array.astype(np.uint16)  # what Pillow makes of some 16-bit files
-    if array.dtype == np.bool_ and card.dtype == "uint8":
-        array = array.astype(np.uint8) * np.uint8(255)
-    if array.dtype == np.uint16 and card.dtype == "uint8":
-        array = (array >> 8).astype(np.uint8)
-    if array.dtype != card.dtype:
-        raise MisuseError(f"{path} holds {array.dtype} values; this model takes {card.dtype}: convert it first")
-    return np.ascontiguousarray(array)
+def _samples(picture: "Pictures.Image", card: ModelCard) -> NDArray[Any]:
+    if picture.mode in ("1", "I", "F"):
+        return np.asarray(picture)
+    if picture.mode.startswith("I;16"):
+        # Pillow would clip to 255 on conversion instead of scaling.
+        return np.asarray(picture).astype(np.uint16)
+    if (picture.mode, card.channels) in (("RGBA", 4), ("LA", 2)):
+        return np.asarray(picture)
+    if picture.has_transparency_data:
+        return np.asarray(picture.convert("LA" if card.channels == 1 else "RGBA"))
+    return np.asarray(picture.convert("L" if card.channels == 1 else "RGB"))
+
+
+def _native(pixels: NDArray[Any]) -> NDArray[Any]:
+    return pixels.astype(pixels.dtype.newbyteorder("="), copy=False)
+
+
+def _bits(stored: StoredImage, dtype: np.dtype[Any]) -> int:
+    """Of a sample of this type that the file uses."""
+    return stored.bits if 0 < stored.bits < 8 * dtype.itemsize else 8 * dtype.itemsize
+
+
+def _banded(pixels: NDArray[Any], stored: StoredImage, card: ModelCard) -> NDArray[Any]:
+    """The card's channels of a file's bands."""
+    found, channels, colours = pixels.shape[2], card.channels, stored.colours
+    if colours == "CMYK" and channels in (1, 3) and pixels.dtype == np.uint8:
+        pixels, colours = _rgb_of_cmyk(pixels), "RGB"
+    elif stored.alpha == found - 1 and found == channels + 1:
+        pixels = pixels[:, :, :-1]
+    if colours == "RGB" and pixels.shape[2] >= 3:
+        if channels == 3:
+            pixels = pixels[:, :, :3]
+        elif channels == 1 and pixels.dtype == np.uint8 and stored.bits in (0, 8):
+            pixels = _grey_of_rgb(pixels)
+    if colours == "grey" and channels in (1, 3) and (pixels.shape[2] == 1 or stored.alpha == 1):
+        pixels = np.repeat(pixels[:, :, :1], channels, axis=2)
+    if pixels.shape[2] != channels:
+        raise MisuseError(f"{stored.path} has {found} channels; this model takes {channels}")
+    return pixels
+
+
+def _grey_of_rgb(pixels: NDArray[Any]) -> NDArray[Any]:
+    """Luma by ITU-R 601-2, as Pillow computes it: [h, w, 1] of uint8 [h, w, ≥ 3]."""
+    total = pixels[:, :, :3].astype(np.uint32) @ np.array([19595, 38470, 7471], np.uint32)
+    return ((total + 0x8000) >> 16).astype(np.uint8)[:, :, None]
+
+
+def _rgb_of_cmyk(pixels: NDArray[Any]) -> NDArray[Any]:
+    """White less each ink and black, as Pillow computes it: [h, w, 3] of uint8 [h, w, ≥ 4]."""
+    light = 255 - pixels[:, :, 3:4].astype(np.int32)
+    ink = pixels[:, :, :3].astype(np.int32) * light + 128
+    return np.clip(light - (((ink >> 8) + ink) >> 8), 0, 255).astype(np.uint8)
+
+
+def _converted(pixels: NDArray[Any], stored: StoredImage, card: ModelCard, limits: Range | None) -> NDArray[Any]:
+    """Of the card's dtype: by `limits`, or exactly, or brought to 8 bits by the number of bits that the file has."""
+    wanted = np.dtype(card.dtype)
+    if limits is not None:
+        return scaled(pixels, limits, wanted)
+    if pixels.dtype == np.int32 and wanted in (np.uint8, np.uint16) and 0 <= pixels.min() <= pixels.max() < 65536:
+        pixels = pixels.astype(np.uint16)  # what Pillow makes of some 16-bit files
+    bits = _bits(stored, pixels.dtype)
+    if wanted == np.uint8 and pixels.dtype == np.bool_:
+        pixels = pixels * np.uint8(255)
+    elif wanted == np.uint8 and pixels.dtype == np.uint16:
+        pixels = (pixels >> (bits - 8)).astype(np.uint8)
+    elif wanted == np.uint8 == pixels.dtype and bits < 8:
+        pixels = ((pixels.astype(np.uint16) * 255 + (2**bits - 1) // 2) // (2**bits - 1)).astype(np.uint8)
+    elif np.can_cast(pixels.dtype, wanted, "safe"):
+        pixels = pixels.astype(wanted, copy=False)
+    if pixels.dtype != wanted:
+        raise MisuseError(f"{stored.path} holds {pixels.dtype} values; this model takes {wanted}: convert it first")
+    return pixels

@@ -1,6 +1,9 @@
-"""TIFFs that Pillow does not read, or not in parts: any bands and types, tiles and strips (by tifffile)."""
+"""TIFFs, by tifffile: where the bands of the first image lie, and their samples, in any part, as they are stored."""
 
 import logging
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -8,113 +11,357 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import DeployError, MisuseError
-from ..model_card import ModelCard
+from .pillow import open_pillow
 
 log = logging.getLogger(__name__)
 
+Read = Callable[[int, int, int, int], NDArray[Any]]  # top, bottom, left, right → [h, w, bands]
+SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 JPEG = (6, 7)  # compressions whose YCbCr is decoded to RGB
+ORIENTATION = 274  # the tag, of TIFF and EXIF
+COLOURS = {  # of a photometric interpretation, once it is read
+    "MINISBLACK": "grey", "MINISWHITE": "grey", "RGB": "RGB", "PALETTE": "RGB", "YCBCR": "RGB", "SEPARATED": "CMYK",
+}  # fmt: skip
+MASK_PAGES = 32  # among which an image's mask is looked for
+WHOLE_PIXELS = 64_000_000  # of an image that can be decoded at once only
+# Orientation (TIFF 6.0, page 36): are rows reversed, columns reversed, both then exchanged, to turn it upright?
+TURNS = {
+    2: (False, True, False), 3: (True, True, False), 4: (True, False, False), 5: (False, False, True),
+    6: (True, False, True), 7: (True, True, True), 8: (False, True, True),
+}  # fmt: skip
 
 
-def read_tiff(path: Path, card: ModelCard) -> NDArray[Any]:
-    """The first image of a TIFF: [H, W] or [H, W, bands] as stored, inverted grey turned and alpha dropped."""
-    import tifffile
+@dataclass(frozen=True)
+class TiffLayout:
+    """Where the first image of a TIFF lies, and what its samples are.
 
-    with tifffile.TiffFile(path) as file:
-        series = file.series[0]
-        axes, shape = series.axes, series.shape
-        if "Y" not in axes or "X" not in axes:
-            raise MisuseError(f"{path} has axes {axes}, which are not an image's")
-        array, photometric = series.asarray(), getattr(series.keyframe.photometric, "name", "")
-    # Bands are the samples of a pixel (S), or channels stored one after the other (C); what remains is a stack.
-    bands = next((axis for axis in "SC" if axis in axes), None)
-    if bands is None and len(axes) == 3 and shape[0] == card.channels and card.channels not in (1, 3):
-        bands = axes[0]  # some writers store bands as pages; three grey pages are pages all the same
-    for axis in axes:
-        if axis not in ("Y", "X", bands):
-            count = array.shape[axes.index(axis)]
-            if count > 1:
-                log.warning("%s holds a stack of %d images; only the first is used", path, count)
-            array = array.take(0, axes.index(axis))
-            axes = axes.replace(axis, "", 1)
-    array = array.transpose([axes.index(axis) for axis in ("Y", "X", bands) if axis])
-    if photometric == "MINISWHITE" and array.dtype.kind == "u":
-        array = np.iinfo(array.dtype).max - array
-    if photometric == "RGB" and card.channels == 3 and array.ndim == 3:
-        array = array[:, :, :3]  # alpha is dropped
-    return array
+    Attributes:
+        size: (height, width) as stored.
+        bands: samples of a pixel as read: those of the pages one after the other; 3 of a palette.
+        dtype: of a sample as read.
+        bits: of a sample, as the file says: 12 in uint16, 4 in uint8.
+        colours: `grey`, `RGB`, `CMYK`; "" where bands are no colours.
+        alpha: the band that is alpha, or None.
+        turned: orientation; 1: upright.
+        images: in the file, without overviews, thumbnails and masks.
+        pages: whose samples are the bands.
+        keyframe: the page whose tags hold for all.
+        run: (offset, shape, axes) of pixels that are stored in one run under a single page; None: in pages.
+    """
+
+    size: tuple[int, int]
+    bands: int
+    dtype: np.dtype[Any]
+    bits: int
+    colours: str
+    alpha: int | None
+    turned: int
+    images: int
+    pages: tuple[Any, ...]
+    keyframe: Any
+    run: tuple[int, tuple[int, ...], str] | None
+
+    @property
+    def upright(self) -> tuple[int, int]:
+        """(height, width) as read."""
+        return self.size[::-1] if self.turned in TURNS and TURNS[self.turned][2] else self.size
 
 
-class TiffRegions:
-    """Decodes the tiles or strips that a region needs, and keeps those which the regions beside it need too."""
+def is_tiff(start: bytes) -> bool:
+    """By the first bytes of a file."""
+    return start[:4] in SIGNATURES
 
-    def __init__(self, path: Path, page: Any, card: ModelCard) -> None:
-        self.path, self.page, self.card = path, page, card
-        kind = getattr(page.photometric, "name", str(page.photometric))
-        if kind not in ("MINISBLACK", "MINISWHITE", "RGB", "YCBCR", "PALETTE"):
-            raise MisuseError(f"{path} has {kind} colours, which are not read region by region; convert it to RGB")
-        if kind == "YCBCR" and int(page.compression) not in JPEG:
-            raise MisuseError(
-                f"{path} has YCBCR colours without JPEG, which are not read by regions; convert it to RGB"
-            )
-        if kind != "PALETTE" and page.bitspersample not in (1, 8, 16, 32, 64):
-            raise MisuseError(
-                f"{path} has {page.bitspersample} bits a sample, which are not read region by region; convert it to 8"
-            )
-        if (turned := page.tags.valueof(274, 1)) != 1:
-            raise MisuseError(
-                f"{path} is stored turned (orientation {turned}), which is not read region by region; turn it upright"
-            )
-        self.kind = kind
-        self.separate = page.planarconfig == 2
-        self.planes = page.samplesperpixel if self.separate else 1
-        if page.is_tiled:
-            self.high, self.wide = page.tilelength, page.tilewidth
+
+def lay_out(file: Any, path: Path, channels: int | None = None) -> TiffLayout:
+    """The layout of an open tifffile.TiffFile.
+
+    Bands are the samples of a pixel (axis S), or channels (C) as the file's own kind says (ImageJ, OME). Pages without
+    a name are a stack of images; they are bands only where `channels`, of a card, is their number and not 1 or 3.
+
+    Raises:
+        MisuseError: no image, or of a kind that is not read.
+        DeployError: damaged.
+    """
+    series = _first_series(file, path)
+    key, axes, shape = series.keyframe, series.axes, series.shape
+    pages, sides = _pages(series)
+    inner = "S" in axes and shape[axes.index("S")] > 1
+    across = None if inner else _axis_of_bands(sides, channels)
+    images = math.prod(side for axis, side in sides.items() if axis != across)
+    run = None
+    if len(pages) == 1 and sides:
+        if series.dataoffset is None:
+            raise MisuseError(f"{path} stores {axes} {list(shape)} under one page; write a page for each image")
+        run = (series.dataoffset, shape, axes)
+    else:
+        pages = _first_pages(pages, sides, across, path)
+        images = max(images, _images(file, series))
+    count = sides[across] if across else key.samplesperpixel if run is None or inner else 1
+    high, wide = shape[axes.index("Y")], shape[axes.index("X")]
+    orientation = key.tags.valueof(ORIENTATION, 1)
+    return TiffLayout(
+        (high, wide), *_samples(key, count, bool(across), path), orientation if orientation in TURNS else 1, images,
+        tuple(pages), key, run,
+    )  # fmt: skip
+
+
+def _first_series(file: Any, path: Path) -> Any:
+    """The first series that is no overview, thumbnail or mask."""
+    series = next((s for s in file.series if not (s.keyframe.is_reduced or s.keyframe.is_mask)), None)
+    if series is None:
+        raise MisuseError(f"{path} holds no image")
+    if file.is_imagej and series.kind == "generic":
+        raise DeployError(f"{path} holds less than its ImageJ description says; is it truncated?")
+    if "Y" not in series.axes or "X" not in series.axes or series.keyframe.imagedepth != 1:
+        raise MisuseError(f"{path} has axes {series.axes}, which are not an image's")
+    return series
+
+
+def _pages(series: Any) -> tuple[list[Any], dict[str, int]]:
+    """The pages of a series, and along which axes they lie, outermost first: axis → how many."""
+    pages = list(series.pages)
+    if len(pages) > 1 and series.keyframe.bitspersample == 1:  # a mask in 1 bit looks like an image in 1 bit
+        pages = [page for page in pages if not page.aspage().is_mask]
+        return pages, {"I": len(pages)} if len(pages) > 1 else {}
+    return pages, {axis: side for axis, side in zip(series.axes, series.shape, strict=True) if axis not in "YXS"}
+
+
+def _axis_of_bands(sides: dict[str, int], channels: int | None) -> str | None:
+    """The axis along which pages are bands."""
+    if "C" in sides:
+        return "C"
+    unnamed = next(iter(sides), "") if len(sides) == 1 else ""
+    return unnamed if unnamed in ("I", "Q") and sides[unnamed] == channels and channels not in (1, 3) else None
+
+
+def _samples(key: Any, count: int, across: bool, path: Path) -> tuple[int, np.dtype[Any], int, str, int | None]:
+    """`bands`, `dtype`, `bits`, `colours`, `alpha` of a layout, of so many samples, `across` pages or in one."""
+    if key.dtype is None:
+        formats = getattr(key.sampleformat, "name", key.sampleformat)
+        raise MisuseError(f"{path} has samples of {key.bitspersample} bits ({formats}), which are not read; convert it")
+    kind = getattr(key.photometric, "name", str(key.photometric))
+    if kind not in COLOURS:
+        raise MisuseError(f"{path} has {kind} colours, which are not read; convert it to RGB")
+    if kind == "PALETTE":
+        if key.colormap is None:
+            raise DeployError(f"{path} has a palette without colours; is it damaged?")
+        return 3, np.dtype(np.uint8), 8, "RGB", None
+    extras = len(key.extrasamples)
+    alpha = next((count - extras + place for place, extra in enumerate(key.extrasamples) if extra in (1, 2)), None)
+    colours = "" if across or (COLOURS[kind] == "grey" and count - extras > 1) else COLOURS[kind]
+    return count, np.dtype(key.dtype), key.bitspersample, colours, None if across else alpha
+
+
+def _first_pages(pages: list[Any], sides: dict[str, int], across: str | None, path: Path) -> list[Any]:
+    """The page of the first image, or those of its bands along the axis `across`."""
+    said = math.prod(sides.values())
+    if said != len(pages):
+        raise DeployError(f"{path} holds {len(pages)} pages, and should hold {said}; is it truncated?")
+    if across is None:
+        return pages[:1]
+    step = math.prod(list(sides.values())[list(sides).index(across) + 1 :])
+    return [pages[i * step] for i in range(sides[across])]
+
+
+def _images(file: Any, series: Any) -> int:
+    """How many images the file says it holds, beside the series it names."""
+    if series.kind not in ("generic", "uniform", "shaped"):
+        return 1
+    others = [s for s in file.series if s is not series and not (s.keyframe.is_reduced or s.keyframe.is_mask)]
+    return 1 + sum(len(s.pages) for s in others) if others else 1
+
+
+def turned(pixels: NDArray[Any], orientation: int) -> NDArray[Any]:
+    """[H, W, …] turned upright."""
+    rows, columns, exchanged = TURNS.get(orientation, (False, False, False))
+    pixels = pixels[:: -1 if rows else 1, :: -1 if columns else 1]
+    return pixels.swapaxes(0, 1) if exchanged else pixels
+
+
+def reader(layout: TiffLayout, path: Path) -> Read:
+    """What reads parts of the image, upright: [h, w, bands] of the layout's dtype, inverted grey turned round."""
+    stored = _stored(layout, path)
+    if layout.turned == 1:
+        return stored
+    rows, columns, exchanged = TURNS[layout.turned]
+    height, width = layout.size
+
+    def read(top: int, bottom: int, left: int, right: int) -> NDArray[Any]:
+        if exchanged:
+            top, bottom, left, right = left, right, top, bottom
+        if rows:
+            top, bottom = height - bottom, height - top
+        if columns:
+            left, right = width - right, width - left
+        return turned(stored(top, bottom, left, right), layout.turned)
+
+    return read
+
+
+def tagged_no_data(layout: TiffLayout) -> float | None:
+    """The value that GDAL's tag calls no data; None where there is no tag, or no number in it."""
+    try:
+        return float(str(layout.keyframe.tags.valueof(42113, "")).strip("\0 "))
+    except ValueError:
+        return None
+
+
+def mask_reader(file: Any, layout: TiffLayout, path: Path) -> Read | None:
+    """What reads the image's own mask, [h, w, 1], 0 where there is no data; None where the file has none."""
+    if layout.turned != 1:
+        return None
+    for index in range(1, min(len(file.pages), MASK_PAGES)):
+        page = file.pages[index].aspage()
+        if page.is_mask and not page.is_reduced and (page.imagelength, page.imagewidth) == layout.size:
+            return _Chunks(path, page, page).read
+    return None
+
+
+def _stored(layout: TiffLayout, path: Path) -> Read:
+    key = layout.keyframe
+    if layout.run is not None:
+        mapped = _run(layout, path)
+        return lambda top, bottom, left, right: _meant(mapped[top:bottom, left:right], key, layout.bits)
+    if problem := _undecodable(key):
+        return _by_pillow(layout, path, problem)
+    pages = [_Chunks(path, page, key) for page in layout.pages]
+
+    def read(top: int, bottom: int, left: int, right: int) -> NDArray[Any]:
+        parts = [page.read(top, bottom, left, right) for page in pages]
+        return _meant(parts[0] if len(parts) == 1 else np.concatenate(parts, axis=2), key, layout.bits)
+
+    return read
+
+
+def _run(layout: TiffLayout, path: Path) -> NDArray[Any]:
+    """[H, W, bands] of images stored one after the other under a single page, mapped."""
+    assert layout.run is not None
+    offset, shape, axes = layout.run
+    key = layout.keyframe
+    # tifffile's dtype is the machine's; the file's byte order is its own.
+    dtype = np.dtype(key.parent.byteorder + key.dtype.char)
+    array: NDArray[Any] = np.memmap(path, dtype, "r", offset=offset, shape=shape)
+    bands = "S" if "S" in axes and shape[axes.index("S")] == layout.bands > 1 else "C"
+    for axis in [axis for axis in axes if axis not in "YX" + (bands if layout.bands > 1 else "")]:
+        array = array[(slice(None),) * axes.index(axis) + (0,)]
+        axes = axes.replace(axis, "", 1)
+    if layout.bands == 1:
+        return array.transpose([axes.index("Y"), axes.index("X")])[:, :, None]
+    named = next(axis for axis in axes if axis not in "YX")
+    return array.transpose([axes.index("Y"), axes.index("X"), axes.index(named)])
+
+
+def _meant(pixels: NDArray[Any], key: Any, bits: int) -> NDArray[Any]:
+    """Palettes and inverted grey resolved."""
+    kind = getattr(key.photometric, "name", "")
+    if kind == "PALETTE":
+        try:
+            colours: NDArray[Any] = key.colormap[:, pixels[:, :, 0]] >> 8
+        except IndexError as error:
+            raise DeployError("a pixel is of no colour of the palette; is it damaged?") from error
+        return colours.astype(np.uint8).transpose(1, 2, 0)
+    if kind == "MINISWHITE" and pixels.dtype.kind in "ub" and pixels.shape[2] == 1:
+        return ~pixels if pixels.dtype == bool else (2**bits - 1) - pixels
+    return pixels
+
+
+def _undecodable(key: Any) -> str:
+    """What keeps tifffile from decoding a page, in words; "" where nothing does."""
+    if getattr(key.photometric, "name", "") == "YCBCR" and int(key.compression) not in JPEG:
+        return "YCBCR colours without JPEG"
+    name = getattr(key.decode, "__name__", "")
+    if not name.startswith("decode_raise"):
+        return ""
+    try:
+        key.decode(None, 0)
+    except Exception as error:
+        return " ".join(str(error).split())[:200] or type(error).__name__
+    return ""
+
+
+def _by_pillow(layout: TiffLayout, path: Path, problem: str) -> Read:
+    """By libtiff, which has some decoders more: all at once, and of 8 bits only."""
+    remedy = "pip install 'fcn-deploy[tiff]'" if "imagecodecs" in problem else "convert it to RGB or deflate"
+    height, width = layout.size
+    modes = {1: ("L", "P"), 2: ("LA",), 3: ("RGB", "YCbCr", "P"), 4: ("RGBA", "CMYK")}
+    with open_pillow(path, height * width) as picture:
+        plain = picture.mode in modes.get(layout.bands, ()) and layout.bits == 8 and len(layout.pages) == 1
+        if not plain or height * width > WHOLE_PIXELS:
+            raise MisuseError(f"cannot read {path}: {problem}; {remedy}")
+        picture.load()  # turned upright by this
+        if picture.mode == "YCbCr" or (picture.mode == "P" and layout.bands == 3):
+            picture = picture.convert("RGB")
+        pixels = np.asarray(picture)
+    pixels = pixels[:, :, None] if pixels.ndim == 2 else pixels
+    if layout.turned in TURNS:  # back, as `reader` turns it
+        rows, columns, exchanged = TURNS[layout.turned]
+        pixels = (pixels.swapaxes(0, 1) if exchanged else pixels)[:: -1 if rows else 1, :: -1 if columns else 1]
+    return lambda top, bottom, left, right: pixels[top:bottom, left:right]
+
+
+class _Chunks:
+    """Decodes the tiles or strips of a page that a region needs, and keeps those which regions beside it need too."""
+
+    def __init__(self, path: Path, page: Any, key: Any) -> None:
+        self.path, self.page, self.key = path, page, key
+        self.size: tuple[int, int] = (key.imagelength, key.imagewidth)
+        self.separate = key.planarconfig == 2 and key.samplesperpixel > 1
+        self.planes = key.samplesperpixel if self.separate else 1
+        if key.is_tiled:
+            self.high, self.wide = key.tilelength, key.tilewidth
         else:
-            self.high, self.wide = min(page.rowsperstrip, page.imagelength), page.imagewidth
-        if self.high < 1 or self.wide < 1 or page.imagedepth != 1:
-            raise DeployError(f"{path} has tiles of {self.high}×{self.wide} pixels, or depth; write it again")
-        self.rows, self.columns = -(-page.imagelength // self.high), -(-page.imagewidth // self.wide)
-        if len(page.dataoffsets) < self.rows * self.columns * self.planes:
+            self.high, self.wide = min(key.rowsperstrip, key.imagelength), key.imagewidth
+        most = max(4 * self.size[0] * self.size[1], WHOLE_PIXELS)
+        if self.high < 1 or self.wide < 1 or self.high * self.wide > most:
+            raise DeployError(f"{path} has tiles of {self.high}×{self.wide} pixels; write it again")
+        self.rows, self.columns = -(-self.size[0] // self.high), -(-self.size[1] // self.wide)
+        self.decoded: dict[int, NDArray[Any]] = {}
+        self.mapped: NDArray[Any] | None = None
+        if page is None:  # an OME file may leave out planes
+            return
+        if page.is_memmappable:
+            dtype = np.dtype(key.parent.byteorder + key.dtype.char)
+            bands = key.samplesperpixel
+            shape = (bands, *self.size) if self.separate else (*self.size, bands)
+            found: NDArray[Any] = np.memmap(
+                page.parent.filehandle.path, dtype, "r", offset=page.dataoffsets[0], shape=shape
+            )
+            self.mapped = found.transpose(1, 2, 0) if self.separate else found
+        elif len(page.dataoffsets) < self.rows * self.columns * self.planes:
             # One run of pixels that is said to be a single strip, or a table that was cut off.
             raise DeployError(
                 f"{path} lists {len(page.dataoffsets)} of its {self.rows * self.columns * self.planes} tiles; "
                 "is it truncated?"
             )
-        self.decoded: dict[int, NDArray[Any]] = {}
-        self.mapped: NDArray[Any] | None = None
-        if page.is_memmappable:
-            import tifffile
-
-            mapped: NDArray[Any] = tifffile.memmap(path, page=0, mode="r")
-            mapped = mapped[..., None] if mapped.ndim == 2 else mapped
-            self.mapped = mapped.transpose(1, 2, 0) if self.separate else mapped
 
     def read(self, top: int, bottom: int, left: int, right: int) -> NDArray[Any]:
         if self.mapped is not None:
-            return self._colours(self.mapped[top:bottom, left:right])
-        page, samples = self.page, self.page.samplesperpixel
-        out = np.empty((bottom - top, right - left, samples), page.dtype)
-        first_row = top // self.high
-        # Regions come from top to bottom.
-        for index in [i for i in self.decoded if i // self.columns % self.rows < first_row]:
+            return self.mapped[top:bottom, left:right]
+        if self.page is None:
+            return np.zeros((bottom - top, right - left, self.key.samplesperpixel), self.key.dtype)
+        out = np.empty((bottom - top, right - left, self.key.samplesperpixel), self.key.dtype)
+        first, end = top // self.high, -(-bottom // self.high)
+        keep = (bottom - top, right - left) != self.size
+        # Regions come row after row.
+        for index in [i for i in self.decoded if not first <= i // self.columns % self.rows < end]:
             del self.decoded[index]
         for plane in range(self.planes):
-            for row in range(first_row, -(-bottom // self.high)):
+            for row in range(first, end):
                 for column in range(left // self.wide, -(-right // self.wide)):
-                    chunk = self._chunk((plane * self.rows + row) * self.columns + column)
+                    chunk = self._chunk((plane * self.rows + row) * self.columns + column, keep)
                     y, x = row * self.high, column * self.wide
                     a, b = max(top, y), min(bottom, y + self.high)
                     c, d = max(left, x), min(right, x + self.wide)
                     into = out[a - top : b - top, c - left : d - left]
                     (into[:, :, plane : plane + 1] if self.separate else into)[:] = chunk[a - y : b - y, c - x : d - x]
-        return self._colours(out)
+        return out
 
-    def _chunk(self, index: int) -> NDArray[Any]:
+    def _chunk(self, index: int, keep: bool) -> NDArray[Any]:
         """[h, w, samples] of one tile or strip."""
         if (found := self.decoded.get(index)) is not None:
             return found
         page, row = self.page, index // self.columns % self.rows
-        rows = f"rows {row * self.high} to {min((row + 1) * self.high, page.imagelength) - 1}"
+        rows = f"rows {row * self.high} to {min((row + 1) * self.high, self.size[0]) - 1}"
         try:
             file = page.parent.filehandle
             offset, count = page.dataoffsets[index], page.databytecounts[index]
@@ -124,7 +371,9 @@ class TiffRegions:
                 data = file.read(count)
                 if len(data) < count:
                     raise DeployError(f"{self.path} is truncated: {rows} are not there; copy it again")
-            chunk, _, shape = page.decode(data, index, jpegtables=page.jpegtables)
+            if data is not None and self.separate and int(self.key.compression) == 7:
+                return self._kept(index, self._jpeg(data, index), keep)
+            chunk, _, shape = self.key.decode(data, index, jpegtables=page.jpegtables)
         except DeployError:
             raise
         except Exception as error:  # decoders raise whatever they meet in a hostile file
@@ -132,19 +381,28 @@ class TiffRegions:
             remedy = "pip install 'fcn-deploy[tiff]'" if "imagecodecs" in reason else "is it damaged?"
             raise DeployError(f"cannot read {rows} of {self.path}: {reason}; {remedy}") from error
         # Sparse files omit tiles that hold nothing.
-        found = np.full(shape[1:], page.nodata, page.dtype) if chunk is None else chunk[0]
-        self.decoded[index] = found
-        return found
+        found = np.full(shape[1:], self._nothing(), self.key.dtype) if chunk is None else chunk[0]
+        return self._kept(index, found, keep)
 
-    def _colours(self, pixels: NDArray[Any]) -> NDArray[Any]:
-        """As `read_image` would have them: palettes and inverted grey resolved, alpha dropped."""
-        if self.kind == "PALETTE":
-            colours: NDArray[Any] = self.page.colormap[:, pixels[:, :, 0]] >> 8
-            return colours.astype(np.uint8).transpose(1, 2, 0)
-        if self.kind == "MINISWHITE" and pixels.dtype.kind in "ub":
-            pixels = ~pixels  # of unsigned and boolean values: the largest less the value
-        if self.kind.startswith("MIN") and pixels.shape[2] == 2 and self.card.channels in (1, 3):
-            pixels = pixels[:, :, :1]  # alpha is dropped
-        if self.kind in ("RGB", "YCBCR") and self.card.channels == 3:
-            return pixels[:, :, :3]
-        return pixels[:, :, 0] if pixels.shape[2] == 1 else pixels
+    def _kept(self, index: int, chunk: NDArray[Any], keep: bool) -> NDArray[Any]:
+        if keep:
+            self.decoded[index] = chunk
+        return chunk
+
+    def _jpeg(self, data: bytes, index: int) -> NDArray[Any]:
+        """[h, w, 1] of one plane's JPEG, which is grey whatever the colours of the planes are together."""
+        from imagecodecs import jpeg_decode
+
+        row = index // self.columns % self.rows
+        high = self.high if self.key.is_tiled else min(self.high, self.size[0] - row * self.high)
+        chunk: NDArray[Any] = jpeg_decode(
+            data, tables=self.page.jpegtables, bitspersample=self.key.bitspersample, shape=(high, self.wide)
+        )
+        return chunk.reshape(*chunk.shape[:2], 1)
+
+    def _nothing(self) -> Any:
+        """What tiles that are left out hold: the no-data value, where it is one of the type, or 0."""
+        value, kind = self.key.nodata, self.key.dtype.kind
+        if kind in "ui" and not np.iinfo(self.key.dtype).min <= value <= np.iinfo(self.key.dtype).max:
+            return 0
+        return value

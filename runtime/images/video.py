@@ -17,7 +17,8 @@ from ..files import replacing, write_error
 from ..model_card import ModelCard
 
 VIDEO_SUFFIXES = frozenset((
-    ".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".m2ts", ".mts", ".wmv", ".flv", ".ogv", ".3gp",
+    ".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".m2ts", ".mts", ".wmv", ".flv",
+    ".ogv", ".3gp",
 ))  # fmt: skip
 # Demuxers of single files. Playlists and the like, which open other files and addresses, are not among them.
 CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegts,mpegvideo,asf,flv,ogg"

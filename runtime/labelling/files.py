@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ..errors import MisuseError
 from ..files import check_writable
-from ..images.header import DEFAULT_MAX_PIXELS
+from ..images.numbers import ReadOptions
 from ..images.video import is_video
 from ..network import Network
 from ..stream import Stream
@@ -25,7 +25,7 @@ def label_files(
     probabilities: bool = False,
     force: bool = False,
     resume: bool = False,
-    max_pixels: int = DEFAULT_MAX_PIXELS,
+    options: ReadOptions | None = None,
 ) -> Generator[Record, None, None]:
     """Label image and video files, in order; reading, labelling and writing overlap.
 
@@ -39,10 +39,10 @@ def label_files(
             large and georeferenced TIFFs, which are read and written region by region; for videos NAME.mkv and
             NAME.overlay.mp4.
         overlay: write those pictures too.
-        probabilities: write NAME.probabilities.tif too, float32, a page for each class.
+        probabilities: write NAME.probabilities.tif too, float32, a band for each class.
         force: replace outputs that exist.
         resume: skip files whose outputs exist.
-        max_pixels: refuse images with more.
+        options: how images are read; None: as they are.
 
     Yields:
         Per file {"record": "image" or "video", "file", "size": [H, W], "plan": {"padded": [H, W], "bytes", "profile",
@@ -70,12 +70,12 @@ def label_files(
         )
     jobs = jobs_for(sources, out, kinds, overlay, keep=not (force or resume))
     check_writable(jobs[0].targets[0])
-    stream = Stream(net, kinds)
+    stream, options = Stream(net, kinds), options or ReadOptions()
     for label, several in groupby(jobs, lambda job: _labeller(job, resume)):
-        yield from label(stream, several, max_pixels)
+        yield from label(stream, several, options)
 
 
-def _labeller(job: Job, resume: bool) -> Callable[[Stream, Iterable[Job], int], Iterator[Record]]:
+def _labeller(job: Job, resume: bool) -> Callable[[Stream, Iterable[Job], ReadOptions], Iterator[Record]]:
     """What labels a job, and those like it that follow: a record of each."""
     if resume and job.done:
         return _skip
@@ -84,6 +84,6 @@ def _labeller(job: Job, resume: bool) -> Callable[[Stream, Iterable[Job], int], 
     return label_by_regions if job.by_regions else label_pictures
 
 
-def _skip(stream: Stream, jobs: Iterable[Job], max_pixels: int) -> Iterator[Record]:
+def _skip(stream: Stream, jobs: Iterable[Job], options: ReadOptions) -> Iterator[Record]:
     for job in jobs:
         yield job.record | job.written | {"skipped": True}

@@ -1,5 +1,6 @@
 """Images that are held whole: several read, labelled and written at once, those of equal size in batches."""
 
+import math
 import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -10,28 +11,29 @@ from numpy.typing import NDArray
 
 from ..errors import DeployError
 from ..images.header import Header, read_header
+from ..images.numbers import ReadOptions
 from ..images.overlay import picture_of
 from ..images.read import decode
-from ..images.write import write_labels, write_maps, write_png
+from ..images.write import no_data_tag, write_labels, write_maps, write_png
 from ..stream import CALLERS, Stream, describe_plan, overlapped, said
 from .jobs import Job, Record
 
 Opened = tuple[Job, Header | DeployError]  # a job and what its file says of itself, or what is wrong with it
 
 
-def label_pictures(stream: Stream, jobs: Iterable[Job], max_pixels: int) -> Iterator[Record]:
+def label_pictures(stream: Stream, jobs: Iterable[Job], options: ReadOptions) -> Iterator[Record]:
     """Label images; a record of each, in order. Raises WriteError where a result cannot be written."""
 
     def opened() -> Iterator[Opened]:
         for job in jobs:
             try:
-                yield job, read_header(job.source, max_pixels)
+                yield job, read_header(job.source, options.max_pixels)
             except DeployError as error:
                 yield job, error
 
     records = overlapped(
         opened(),
-        lambda group: _label(stream, group),
+        lambda group: _label(stream, group, options),
         workers=CALLERS + max(1, (os.cpu_count() or 1) // 2),
         pixels=lambda item: item[1].pixels if isinstance(item[1], Header) else 0,
         most=stream.pixels,
@@ -41,7 +43,7 @@ def label_pictures(stream: Stream, jobs: Iterable[Job], max_pixels: int) -> Iter
         yield from records
 
 
-def _label(stream: Stream, group: Sequence[Opened]) -> list[Record]:
+def _label(stream: Stream, group: Sequence[Opened], options: ReadOptions) -> list[Record]:
     """Read, label and write a few images; a record of each."""
     card = stream.network.card
     records = [job.record for job, _ in group]
@@ -52,7 +54,7 @@ def _label(stream: Stream, group: Sequence[Opened]) -> list[Record]:
         try:
             if isinstance(header, DeployError):
                 raise header
-            images[index] = decode(header, card)
+            images[index] = decode(header, card, options)
         except Exception as error:
             records[index]["error"] = said(error, job.source)
         times[index].append(time.perf_counter() - started)
@@ -72,7 +74,7 @@ def _label(stream: Stream, group: Sequence[Opened]) -> list[Record]:
             if kind == "labels":
                 write_labels(path, result, card)
             else:
-                write_maps(path, result, card.score_names)
+                write_maps(path, result, card.score_names, tags=[] if kind == "masks" else [no_data_tag(math.nan)])
         if job.overlay and picture:
             write_png(job.overlay, picture)
         times[index].append(time.perf_counter() - started)

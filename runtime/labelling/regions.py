@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -15,10 +16,11 @@ from numpy.typing import NDArray
 
 from ..errors import DeployError
 from ..files import WriteError, replacing, write_error
-from ..images.header import DEFAULT_MAX_PIXELS
+from ..images.numbers import ReadOptions
 from ..images.overlay import picture_of
-from ..images.regions import Tag, open_regions
-from ..images.write import write_maps, write_png
+from ..images.read import COMMON, Tag
+from ..images.regions import open_regions
+from ..images.write import no_data_tag, palette, write_maps, write_png
 from ..model_card import ModelCard
 from ..network import Network
 from ..plan import Plan
@@ -32,7 +34,7 @@ if TYPE_CHECKING:
 PREVIEW = 4096  # longest side of an overlay, in pixels
 
 
-def label_by_regions(stream: Stream, jobs: Iterable[Job], max_pixels: int) -> Iterator[Record]:
+def label_by_regions(stream: Stream, jobs: Iterable[Job], options: ReadOptions) -> Iterator[Record]:
     """Label files region by region, one at a time: each takes the memory there is. A record of each, and a bar.
 
     Raises:
@@ -59,7 +61,7 @@ def label_by_regions(stream: Stream, jobs: Iterable[Job], max_pixels: int) -> It
             try:
                 plan = label_regions(
                     stream.network, job.source, job.targets[0], probabilities=job.results.get("probabilities"),
-                    overlay=job.overlay, max_pixels=max_pixels, progress=progress,
+                    overlay=job.overlay, options=options, progress=progress,
                 )  # fmt: skip
             except WriteError:
                 raise  # the next would fail too
@@ -77,7 +79,7 @@ def label_regions(
     *,
     probabilities: str | os.PathLike[str] | None = None,
     overlay: str | os.PathLike[str] | None = None,
-    max_pixels: int = DEFAULT_MAX_PIXELS,
+    options: ReadOptions = COMMON,
     progress: Callable[[int, int], None] = lambda done, rows: None,
 ) -> Plan:
     """Label an image file that need not fit into memory; write a tiled TIFF, as BigTIFF where it is large.
@@ -88,11 +90,11 @@ def label_regions(
     Args:
         net: an open one.
         path: a TIFF or .npy.
-        out: the TIFF to write, replaced in one step: labels in the card's colours, or masks or values, a page each
+        out: the TIFF to write, replaced in one step: labels in the card's colours, or masks or values, a band each
             (see images/write.py); with the image's georeference.
-        probabilities: another, with a page for each class.
+        probabilities: another, with a band for each class.
         overlay: PNG for a picture of the whole, at most PREVIEW pixels a side.
-        max_pixels: refuse an image with more.
+        options: how it is read.
         progress: called with the rows that are done, and all.
 
     Returns:
@@ -104,7 +106,7 @@ def label_regions(
         KeyboardInterrupt: its text says how far the run came.
     """
     path, out = Path(path), Path(out)
-    with open_regions(path, net.card, max_pixels) as image:
+    with open_regions(path, net.card, options) as image:
         height, width = image.shape[:2]
         plan = net.plan(height, width, bands=True)
         parts = [_Partial.of(net.kind, out, net.card, width)]
@@ -112,7 +114,7 @@ def label_regions(
             parts.append(_Partial.of("probabilities", Path(probabilities), net.card, width))
         kinds = tuple(part.kind for part in parts)
         state = out.parent / f".{out.name}.partial.json"
-        identity = _identity(net, path) | {"kinds": ",".join(kinds)}
+        identity = _identity(net, path) | {"kinds": ",".join(kinds), "read": options.identity()}
         done = _rows_done(state, parts, identity)
         progress(done, height)
         try:
@@ -183,25 +185,14 @@ class _Partial:
     def write(self, height: int, width: int, card: ModelCard, tags: Sequence[Tag]) -> None:
         options: dict[str, Any] = {}
         if self.kind == "labels" and self.dtype == np.uint8:
-            colormap = np.zeros((3, 256), np.uint16)
-            colormap[:, : len(card.colors)] = np.asarray(card.colors, np.uint16).T * 257
-            options = {"photometric": "palette", "colormap": colormap}
-        if self.kind == "labels" and tags:
-            tags = [*tags, *_nodata(self.dtype, len(card.classes))]
+            options = {"photometric": "palette", "colormap": palette(card).astype(np.uint16).T * 257}
+        no_data = {"labels": card.no_data, "masks": None}.get(self.kind, math.nan)
+        if no_data is not None:
+            tags = [*tags, no_data_tag(no_data)]
         names = ("labels",) if self.kind == "labels" else card.score_names
         write_maps(self.out, self.maps(height, width), names, tiled=True, tags=tags, **options)
 
 
-def _nodata(dtype: np.dtype[Any], classes: int) -> list[Tag]:
-    """The tag that says which label is none: the largest, where that is no class.
-
-    Without it what merges tiles (rasterio, gdal_merge) takes class 0 for a hole that a neighbour fills.
-    """
-    largest = int(np.iinfo(dtype).max)
-    return [(GDAL_NODATA, 2, 0, str(largest))] if classes <= largest else []
-
-
-GDAL_NODATA = 42113
 _AGAIN = "the same command with --resume goes on from there"
 
 

@@ -7,13 +7,14 @@ from typing import Any
 
 import numpy as np
 
+from ..images.numbers import ReadOptions
 from ..images.overlay import overlay
 from ..images.video import VideoError, VideoReader, VideoWriter, yuv_frame
 from ..stream import CALLERS, Labelled, Stream, describe_plan, overlapped, said
 from .jobs import Job, Record
 
 
-def label_videos(stream: Stream, jobs: Iterable[Job], max_pixels: int) -> Iterator[Record]:
+def label_videos(stream: Stream, jobs: Iterable[Job], options: ReadOptions) -> Iterator[Record]:
     """Label each frame of videos, one after the other; frames that cannot be read are left out, and the rest keep
     their times.
 
@@ -24,7 +25,7 @@ def label_videos(stream: Stream, jobs: Iterable[Job], max_pixels: int) -> Iterat
     Args:
         stream: of an open Network.
         jobs: videos.
-        max_pixels: refuse larger frames.
+        options: frames of more than their `max_pixels` are refused; the rest is of images.
 
     Yields:
         Records of `label_files`.
@@ -33,7 +34,7 @@ def label_videos(stream: Stream, jobs: Iterable[Job], max_pixels: int) -> Iterat
         DeployError: an output cannot be written.
     """
     for job in jobs:
-        yield _label_video(stream, job, max_pixels)
+        yield _label_video(stream, job, options.max_pixels)
 
 
 def _label_video(stream: Stream, job: Job, max_pixels: int) -> Record:

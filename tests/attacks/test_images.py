@@ -71,19 +71,25 @@ def encoded(kind):
         np.save(file, image)
     elif kind == "tiles":
         tifffile.imwrite(file, image, tile=(16, 16), compression="zlib")
+    elif kind == "planes":
+        tifffile.imwrite(file, image.transpose(2, 0, 1), photometric="rgb", planarconfig="separate", rowsperstrip=7,
+                         compression="jpeg")  # fmt: skip
+    elif kind in ("imagej", "ome"):
+        tifffile.imwrite(file, image.transpose(2, 0, 1), photometric="minisblack", metadata={"axes": "CYX"},
+                         **{kind: True})  # fmt: skip
     else:
         Image.fromarray(image).save(file, kind)
     return file.getvalue()
 
 
-@pytest.mark.parametrize("kind", ["png", "jpeg", "gif", "webp", "tiff", "tiles", "npy"])
+@pytest.mark.parametrize("kind", ["png", "jpeg", "gif", "webp", "tiff", "tiles", "planes", "imagej", "ome", "npy"])
 @settings(max_examples=40, deadline=None)
 @given(data=st.data())
 def test_an_edited_file_is_one_line_or_an_image(tmp_path_factory, kind, data):
     content = bytearray(encoded(kind))
     for _ in range(data.draw(st.integers(1, 3))):
         content[data.draw(st.integers(0, len(content) - 1))] ^= data.draw(st.integers(1, 255))
-    path = tmp_path_factory.mktemp("edit") / f"x.{'tif' if kind == 'tiles' else kind}"
+    path = tmp_path_factory.mktemp("edit") / f"x.{'tif' if kind in ('tiles', 'planes', 'imagej', 'ome') else kind}"
     path.write_bytes(content)
     try:
         image = read_image(path, RGB)

@@ -206,3 +206,13 @@ def test_the_photographs_beside_the_project():
     nuclei = load_dataset(str(needs_shared("nuclei")), "val")
     assert len(nuclei.classes) == 2
     assert len({nuclei[i][0].shape for i in range(len(nuclei))}) >= 4
+
+
+def test_what_is_no_image_is_not_counted(tmp_path):
+    root = folder_pairs(tmp_path)
+    rgba = np.full((6, 8, 4), 100, np.uint8)
+    rgba[:, :3, 3] = 0
+    put(root / "train" / "a.png", rgba)
+    image, labels = load_dataset(str(root), "train")[0]
+    assert (labels[:, :3] == 255).all() and (labels[:, 3:] == 1).all()
+    assert image[0, 0].tolist() == [124, 116, 104] and (image[:, 3:] == 100).all()

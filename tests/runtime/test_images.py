@@ -1,17 +1,18 @@
 """Image files of every kind come in as a user would expect; labels and overlays go out."""
 
 import ast
+import sys
 
 import numpy as np
 import pytest
 import tifffile
-from fcn_deploy.runtime.images.find import find_images
+from fcn_deploy.runtime.images.find import IMAGE_SUFFIXES, find_images
 from fcn_deploy.runtime.images.header import read_header
 from fcn_deploy.runtime.images.overlay import overlay, overlay_sheet
 from fcn_deploy.runtime.images.read import read_image
 from fcn_deploy.runtime.images.write import write_labels
 from fcn_deploy.runtime.model_card import voc_palette
-from helpers import ROOT
+from helpers import ROOT, needs
 from PIL import Image
 
 from fcn_deploy import DeployError, MisuseError, ModelCard
@@ -66,6 +67,49 @@ def test_cmyk_jpegs_become_rgb(tmp_path):
     red[:, :, 0] = 255
     image = read_image(save(tmp_path / "c.jpg", red, "CMYK", quality=95), RGB)
     assert image.shape == (16, 16, 3) and (abs(image.astype(int) - red) < 40).all()
+
+
+def deep_files(folder):
+    """Colours of more than 8 bits in every kind of file: name → the values stored."""
+    imagecodecs = needs("imagecodecs")
+    colours = np.random.default_rng(0).integers(0, 65536, (13, 17, 3), np.uint16)
+    (folder / "c.png").write_bytes(imagecodecs.png_encode(colours))
+    (folder / "c.jp2").write_bytes(imagecodecs.jpeg2k_encode(colours, codecformat="jp2", reversible=True, level=0))
+    (folder / "c.ppm").write_bytes(b"P6\n# a comment\n17 13\n65535\n" + colours.astype(">u2").tobytes())
+    (folder / "g.pgm").write_bytes(b"P5 17 13 4095\n" + (colours[:, :, :1] >> 4).astype(">u2").tobytes())
+    return {"c.png": colours, "c.jp2": colours, "c.ppm": colours, "g.pgm": colours[:, :, :1] >> 4}
+
+
+@pytest.mark.parametrize("dtype", ["uint16", "float32"])
+def test_colours_of_sixteen_bits_stay_whole_for_a_card_that_wants_them(tmp_path, dtype):
+    for name, values in deep_files(tmp_path).items():
+        channels = values.shape[2]
+        card = ModelCard(("a", "b"), channels=channels, dtype=dtype, mean=(0,) * channels, std=(1,) * channels)
+        np.testing.assert_array_equal(read_image(tmp_path / name, card), values)
+        header = read_header(tmp_path / name)
+        assert (header.size, header.bands, header.dtype) == ((13, 17), channels, np.uint16)
+
+
+def test_colours_of_sixteen_bits_lose_their_low_bits_for_a_card_of_eight(tmp_path):
+    for name, values in deep_files(tmp_path).items():
+        found = read_image(tmp_path / name, RGB).astype(int)
+        assert abs(found - (values >> (4 if name == "g.pgm" else 8))).max() <= 1, name
+
+
+def test_deep_files_that_are_cut_off_or_want_a_package_are_one_line(tmp_path, monkeypatch):
+    card = ModelCard(("a", "b"), dtype="uint16")
+    deep_files(tmp_path)
+    (tmp_path / "text.ppm").write_text("P3 1 1 65535\n1 2 3\n")
+    for name in ("c.png", "c.ppm"):
+        content = (tmp_path / name).read_bytes()
+        (tmp_path / f"cut.{name}").write_bytes(content[: len(content) // 2])
+    for name in ("cut.c.png", "cut.c.ppm", "text.ppm"):
+        with pytest.raises(DeployError) as caught:
+            read_image(tmp_path / name, card)
+        assert name in str(caught.value) and "\n" not in str(caught.value)
+    monkeypatch.setitem(sys.modules, "imagecodecs", None)
+    with pytest.raises(DeployError, match=r"imagecodecs is not installed; run: pip install 'fcn-deploy\[tiff\]'"):
+        read_image(tmp_path / "c.png", card)
 
 
 def test_sixteen_bits_are_scaled_not_clipped(tmp_path):
@@ -215,7 +259,15 @@ def test_what_reads_images_needs_no_network():
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.ImportFrom) and node.level == 2
     }
-    assert "errors" in imported and imported <= {"arrays", "errors", "extras", "files", "model_card"}
+    assert "errors" in imported and imported <= {
+        "arrays",
+        "errors",
+        "extras",
+        "files",
+        "model_card",
+        "no_data",
+        "value_range",
+    }
 
 
 def test_the_limit_of_pixels_is_ours_and_not_pillows(tmp_path, monkeypatch):
@@ -239,6 +291,28 @@ def test_files_folders_and_globs_are_found_in_order(tmp_path, picture):
     for wrong, said in ((tmp_path / "empty", "no images"), (tmp_path / "x", "does not exist"), ("*.zzz", "no images")):
         with pytest.raises(MisuseError, match=said):
             find_images([wrong])
+
+
+def test_what_a_folder_holds_and_nothing_reads_is_counted_and_named(tmp_path, picture, caplog):
+    save(tmp_path / "a.png", picture)
+    for name in ("b.heic", "c.HEIC", "scan.nii.gz", "scan.dcm", "notes.txt", "clip.mp4"):
+        (tmp_path / name).write_bytes(b"")
+    (tmp_path / "folder.dcm").mkdir()
+    said = (
+        "holds 5 files that are not read here: 1 .dcm (pydicom reads it), 2 .heic (pillow-heif reads it), "
+        "1 .mp4 (fcn-deploy[video] reads it), 1 .nii.gz (nibabel reads it); convert them to .png or .tif"
+    )
+    for item in (tmp_path, f"{tmp_path}/*"):
+        assert [path.name for path in find_images([item])] == ["a.png"]
+        assert [record.getMessage() for record in caplog.records] == [f"{item} {said}"]
+        caplog.clear()
+    find_images([tmp_path], IMAGE_SUFFIXES | {".mp4"})
+    assert "holds 4 files" in caplog.text and ".mp4" not in caplog.text
+    (tmp_path / "a.png").unlink()
+    with pytest.raises(MisuseError, match=r"holds 5 files that are not read here: .*2 \.heic"):
+        find_images([tmp_path])
+    with pytest.raises(DeployError, match=r"b\.heic is not an image of a known format; convert it \(pillow-heif"):
+        read_image(tmp_path / "b.heic", RGB)
 
 
 def test_labels_are_palette_pngs_in_the_cards_colours(tmp_path):

@@ -44,11 +44,12 @@ def test_what_is_below_the_smallest_size_is_padded_with_zeros():
     assert (x[:, :, :5, :30] > 0).all() and not x[:, :, 5:].any() and not x[:, :, :, 30:].any()
 
 
-@pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32"])
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "int16", "float32"])
 @pytest.mark.parametrize("channels", [1, 4, 13])
 def test_any_bands_and_dtypes_of_the_card(dtype, channels):
     card = ModelCard(("a", "b"), channels=channels, dtype=dtype, mean=range(channels), std=[3.0] * channels)
-    image = np.random.default_rng(0).uniform(0, 200, (5, 7, channels)).astype(dtype)
+    low = -200 if dtype in ("int16", "float32") else 0
+    image = np.random.default_rng(0).uniform(low, 200, (5, 7, channels)).astype(dtype)
     expected = (image.astype(np.float64) - np.arange(channels)) / 3
     np.testing.assert_allclose(prepare(image, card)[0], expected.transpose(2, 0, 1), rtol=1e-5, atol=1e-4)
 

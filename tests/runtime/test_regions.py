@@ -7,10 +7,13 @@ import numpy as np
 import pytest
 import tifffile
 from fcn_deploy.runtime.files import WriteError
+from fcn_deploy.runtime.images.header import read_header
+from fcn_deploy.runtime.images.numbers import ReadOptions
 from fcn_deploy.runtime.images.read import read_image
 from fcn_deploy.runtime.images.regions import by_regions, open_regions
 from fcn_deploy.runtime.labelling.regions import _Partial, label_regions
 from helpers import photo
+from PIL import Image
 
 from fcn_deploy import DeployError, MisuseError, ModelCard, Segmenter
 
@@ -71,16 +74,33 @@ def test_scanned_documents_of_one_bit_are_not_inverted(tmp_path):
             np.testing.assert_array_equal(found[0:40, 0:50], read_image(tmp_path / "i.tif", CARD))
 
 
-def test_kinds_that_would_come_out_wrong_are_refused(tmp_path):
-    tifffile.imwrite(tmp_path / "turned.tif", photo(40, 50), extratags=[(274, "H", 1, 6, True)])
-    with (
-        pytest.raises(MisuseError, match=r"stored turned \(orientation 6\)"),
-        open_regions(tmp_path / "turned.tif", CARD),
-    ):
-        pass
+@pytest.mark.parametrize("turned", range(1, 9))
+def test_images_that_are_stored_turned_come_upright(tmp_path, turned):
+    image = photo(40, 50)
+    for layout in ({}, {"tile": (16, 16), "compression": "zlib"}):
+        tifffile.imwrite(tmp_path / "i.tif", image, extratags=[(274, "H", 1, turned, True)], **layout)
+        with Image.open(tmp_path / "i.tif") as picture:
+            upright = np.asarray(picture)  # Pillow turns TIFFs as it loads them
+        assert upright.shape[:2] == ((50, 40) if turned > 4 else (40, 50)) == read_header(tmp_path / "i.tif").size
+        np.testing.assert_array_equal(read_image(tmp_path / "i.tif", CARD), upright)
+        with open_regions(tmp_path / "i.tif", CARD) as found:
+            np.testing.assert_array_equal(found[3:17, 20:39], upright[3:17, 20:39])
+
+
+def test_a_turned_image_with_a_georeference_is_refused(tmp_path):
+    tags = [(274, "H", 1, 6, True), (34735, "H", 4, (1, 1, 0, 0), True)]
+    tifffile.imwrite(tmp_path / "turned.tif", photo(40, 50), extratags=tags)
+    with pytest.raises(MisuseError, match=r"stored turned \(orientation 6\) and georeferenced"):
+        read_image(tmp_path / "turned.tif", CARD)
+
+
+def test_colours_that_tifffile_does_not_decode_are_read_by_libtiff(tmp_path):
     tifffile.imwrite(tmp_path / "ycc.tif", photo(40, 50), photometric="ycbcr", tile=(16, 16), compression="zlib")
-    with pytest.raises(MisuseError, match="YCBCR colours without JPEG"), open_regions(tmp_path / "ycc.tif", CARD):
-        pass
+    with Image.open(tmp_path / "ycc.tif") as picture:
+        expected = np.asarray(picture.convert("RGB"))
+    np.testing.assert_array_equal(read_image(tmp_path / "ycc.tif", CARD), expected)
+    with open_regions(tmp_path / "ycc.tif", CARD) as found:
+        np.testing.assert_array_equal(found[3:17, 20:39], expected[3:17, 20:39])
 
 
 def test_large_and_georeferenced_files_are_labelled_by_regions(tmp_path, monkeypatch):
@@ -143,9 +163,9 @@ def test_no_class_is_said_to_be_no_data(tmp_path, classes, nodata):
     with tifffile.TiffFile(part.out) as file:
         tag = file.pages.first.tags.get(42113)
         assert (tag and tag.value) == nodata
-    part.write(3, 4, card, [])  # not of the earth: nothing merges it
+    part.write(3, 4, card, [])  # what is not of the earth has holes too
     with tifffile.TiffFile(part.out) as file:
-        assert 42113 not in file.pages.first.tags
+        assert (42113 in file.pages.first.tags) == (nodata is not None)
 
 
 def test_npy_arrays_are_labelled_by_regions_too(net, tmp_path):
@@ -233,12 +253,12 @@ def test_what_cannot_be_taken_is_said_before_the_work(net, tmp_path):
     tifffile.imwrite(tmp_path / "five.tif", five, photometric="minisblack", planarconfig="contig")
     with pytest.raises(MisuseError, match="5 channels; this model takes 3"):
         label_regions(net.network, tmp_path / "five.tif", tmp_path / "out.tif")
-    tifffile.imwrite(tmp_path / "cmyk.tif", np.zeros((40, 40, 4), np.uint8), photometric="separated")
-    with pytest.raises(MisuseError, match=r"SEPARATED colours.* convert it to RGB"):
-        label_regions(net.network, tmp_path / "cmyk.tif", tmp_path / "out.tif")
+    tifffile.imwrite(tmp_path / "lab.tif", np.zeros((40, 40, 3), np.uint8), photometric="cielab")
+    with pytest.raises(MisuseError, match=r"CIELAB colours.* convert it to RGB"):
+        label_regions(net.network, tmp_path / "lab.tif", tmp_path / "out.tif")
     tifffile.imwrite(tmp_path / "i.tif", photo(40, 40))
     with pytest.raises(DeployError, match="over the limit of 100"):
-        label_regions(net.network, tmp_path / "i.tif", tmp_path / "out.tif", max_pixels=100)
+        label_regions(net.network, tmp_path / "i.tif", tmp_path / "out.tif", options=ReadOptions(max_pixels=100))
     with pytest.raises(DeployError, match="does not exist"):
         label_regions(net.network, tmp_path / "none.tif", tmp_path / "out.tif")
     (tmp_path / "text.tif").write_text("no image")

@@ -67,6 +67,7 @@ def label(engine, source, out, *options, ok=0):
         ("a.mkv", "ffv1", "bgr0", (33, 47)),
         ("a.avi", "mjpeg", "yuvj420p", (120, 90)),
         ("a.mpg", "mpeg2video", "yuv420p", (48, 64)),
+        ("a.ts", "mpeg2video", "yuv420p", (48, 64)),
     ],
 )
 @pytest.mark.parametrize("count", [1, 40])

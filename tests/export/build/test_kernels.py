@@ -19,7 +19,13 @@ def test_machine_code_for_the_gpus_named_and_ptx_for_the_others():
     members = kernels.compile_kernels(["sm86", "sm120"])
     assert list(members) == [KERNELS_PTX, kernels_for("sm86"), kernels_for("sm120")]
     assert b".target sm_75" in members[KERNELS_PTX]
-    for name in ("prepare_uint8_float32", "prepare_float32_float16", "label_float16_uint8", "label_float32_uint16"):
+    for name in (
+        "prepare_uint8_float32",
+        "prepare_int16_float32",
+        "prepare_float32_float16",
+        "label_float16_uint8",
+        "label_float32_uint16",
+    ):
         assert f".entry {name}(".encode() in members[KERNELS_PTX]
         assert name.encode() in members[kernels_for("sm86")]
     # Products are rounded before they are added: no fused multiply-add of float32.

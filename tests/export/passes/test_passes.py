@@ -315,12 +315,12 @@ def test_prune_keeps_what_outputs_need():
     assert len(made.graph.node) == 2 and {t.name for t in made.graph.initializer} == {"weight", "scales"}
 
 
-@pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32"])
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "int16", "float32"])
 def test_folded_models_take_images_and_give_labels(dtype):
     card = ModelCard(("a", "b"), dtype=dtype, mean=(10, 20, 30), std=(5, 6, 7))
     whole = pad_and_crop(resized(), 4).model
     folded = fold_decision(fold_input(whole, card).model, card).model
-    image = RANDOM.uniform(0, 200, (13, 9, 3)).astype(dtype)
+    image = RANDOM.uniform(-99 if dtype == "int16" else 0, 200, (13, 9, 3)).astype(dtype)
     labels = run_onnx(folded, image[None])
     assert labels.dtype == np.uint8 and labels.shape == (1, 13, 9)
     np.testing.assert_array_equal(labels[0], run_onnx(whole, prepare(image, card))[0].argmax(0))

@@ -1,0 +1,104 @@
+"""Files that GDAL reads and nothing else here: VRT mosaics and JPEG 2000 by regions (rasterio, the extra [gdal])."""
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import MisuseError
+from ..extras import need
+from .tiff import Read
+
+ALWAYS = (".vrt",)
+WHERE_INSTALLED = (".jp2", ".j2k")  # Pillow reads them too: whole, without their georeference
+
+
+@dataclass(frozen=True)
+class GdalImage:
+    """An open raster of GDAL.
+
+    Attributes:
+        size: (height, width).
+        bands: samples of a pixel, 3 of a palette.
+        dtype: of a sample.
+        bits: of a sample that are used.
+        colours, alpha: as of a StoredImage.
+        georeferenced: whether it has a coordinate system or a transform.
+        read: as of a StoredImage.
+        dataset: rasterio's.
+    """
+
+    size: tuple[int, int]
+    bands: int
+    dtype: np.dtype[Any]
+    bits: int
+    colours: str
+    alpha: int | None
+    georeferenced: bool
+    read: Read
+    dataset: Any
+
+
+def is_gdals(path: Path) -> bool:
+    """Whether a file is left to GDAL, by its suffix."""
+    suffix = path.suffix.lower()
+    return suffix in ALWAYS or (suffix in WHERE_INSTALLED and find_spec("rasterio") is not None)
+
+
+@contextmanager
+def open_gdal(path: Path) -> Iterator[GdalImage]:
+    """Open a raster.
+
+    Raises:
+        DeployError: rasterio is not installed.
+        MisuseError: bands of several types.
+        Exception: whatever GDAL raises for a file that is damaged or absent.
+    """
+    rasterio = need("rasterio", "gdal")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
+        opened = rasterio.open(path)
+    with opened as dataset:
+        if len(set(dataset.dtypes)) > 1:
+            raise MisuseError(f"{path} has bands of several types ({', '.join(dataset.dtypes)}); make them one")
+        kinds = [kind.name for kind in dataset.colorinterp]
+        palette = np.array([dataset.colormap(1)[i] for i in range(256)], np.uint8) if kinds == ["palette"] else None
+        bits = dataset.tags(1, ns="IMAGE_STRUCTURE").get("NBITS", "0")
+
+        def read(top: int, bottom: int, left: int, right: int) -> NDArray[Any]:
+            try:
+                found: NDArray[Any] = dataset.read(window=((top, bottom), (left, right)))
+            except rasterio.errors.RasterioIOError as error:  # its own text says only that there was an error before
+                raise OSError(str(error.__cause__ or error)) from error
+            return found.transpose(1, 2, 0) if palette is None else palette[found[0]][:, :, :3]
+
+        colours = "RGB" if kinds[:3] == ["red", "green", "blue"] or palette is not None else ""
+        yield GdalImage(
+            (dataset.height, dataset.width), dataset.count if palette is None else 3,
+            np.dtype(dataset.dtypes[0] if palette is None else np.uint8), int(bits) if bits.isdigit() else 0,
+            colours or ("grey" if dataset.count == 1 or kinds == ["gray", "alpha"] else ""),
+            kinds.index("alpha") if "alpha" in kinds else None,
+            dataset.crs is not None or not dataset.transform.is_identity, read, dataset,
+        )  # fmt: skip
+
+
+def geotiff_tags(image: GdalImage, wanted: tuple[int, ...]) -> tuple[tuple[int, int, int, Any], ...]:
+    """The tags that say in a GeoTIFF what the raster's georeference is: those of a small one that GDAL writes."""
+    if not image.georeferenced:
+        return ()
+    import tifffile
+
+    rasterio = need("rasterio", "gdal")
+    options = {"driver": "GTiff", "height": 1, "width": 1, "count": 1, "dtype": "uint8"}
+    with rasterio.MemoryFile() as memory:
+        with memory.open(**options, crs=image.dataset.crs, transform=image.dataset.transform):
+            pass
+        with tifffile.TiffFile(memory) as file:
+            tags = file.pages.first.tags.values()
+            return tuple((tag.code, tag.dtype, tag.count, tag.value) for tag in tags if tag.code in wanted)

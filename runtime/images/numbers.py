@@ -1,0 +1,111 @@
+"""What the numbers of image files mean: which are the network's 0 and 1, which are no data, and which look wrong."""
+
+import logging
+import math
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import MisuseError
+from ..model_card import ModelCard
+from ..value_range import PERCENTILE, Range, limits_of, parse_range
+from .header import DEFAULT_MAX_PIXELS
+
+log = logging.getLogger(__name__)
+
+SMALL_PART = 16  # a file that uses less than such a part of what the card expects is named: four bits are missing
+FAR = 16  # times what the card expects: values beyond are named
+
+
+@dataclass
+class ReadOptions:
+    """How image files are read in one run.
+
+    Attributes:
+        max_pixels: files of more are refused.
+        input_range: (LO, HI): what becomes the network's 0 and the largest of its dtype (1 of float32); `percentile`:
+            the 1st and 99th of each file's values; None: numbers are taken as they are.
+        no_data: a value that is no data, instead of the file's own tag.
+        strict: refuse a file whose values look wrong, instead of naming the first.
+
+    Raises:
+        MisuseError: a range with LO ≥ HI, or not of finite numbers.
+    """
+
+    max_pixels: int = DEFAULT_MAX_PIXELS
+    input_range: Range | str | None = None
+    no_data: float | None = None
+    strict: bool = False
+    _named: set[str] = field(default_factory=set, repr=False, compare=False)
+    _lock: Any = field(default_factory=threading.Lock, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if self.input_range is not None and self.input_range != PERCENTILE:
+            self.input_range = parse_range(self.input_range)
+
+    def identity(self) -> str:
+        """What decides how pixels are read."""
+        return f"{self.input_range} {self.no_data}"
+
+    def name(self, kind: str, remark: str) -> None:
+        """Say what looks wrong with a file, once a run for each `kind`. Raises MisuseError where strict."""
+        if self.strict:
+            raise MisuseError(f"{remark} (refused by --strict)")
+        with self._lock:
+            first = kind not in self._named
+            self._named.add(kind)
+        if first:
+            log.warning("%s; other such files of this run are not named", remark)
+
+
+def value_of(no_data: float, dtype: np.dtype[Any], told_by: str | None) -> float | None:
+    """A no-data value as one of a type; None: no pixel can have it.
+
+    Raises MisuseError for a value outside the type that somebody has told: `told_by` names the file then.
+    """
+    low, high = limits_of(dtype)
+    if dtype.kind not in "uib":
+        return no_data
+    if low <= no_data <= high and no_data == round(no_data):
+        return no_data
+    if told_by is not None and not math.isnan(no_data):
+        raise MisuseError(f"no-data value {no_data:g}, and {told_by} holds {dtype} values, {low:.0f} to {high:.0f}")
+    return None
+
+
+def wide_type(path: object, values: NDArray[Any], bits: int, card: ModelCard) -> str:
+    """What is said of a file of more bits than the card's."""
+    return (
+        f"{path} holds {bits}-bit values, here {values.min()} to {values.max()}, for a network of {card.dtype} images, "
+        f"which is shown their upper 8 bits, {values.min() >> (bits - 8)} to {values.max() >> (bits - 8)}: say which "
+        f"values are its 0 and 255 with --input-range LO,HI, such as 0,{2**bits - 1} where that is right, or percentile"
+    )
+
+
+def doubtful(path: object, values: NDArray[Any], card: ModelCard) -> tuple[str, str] | None:
+    """(kind, remark) of values in the card's units that cannot be what its mean and std were taken of, or None."""
+    if set(card.mean) == {0.0} and set(card.std) == {1.0}:
+        return None  # a network that normalises by itself, or not at all: nothing is known
+    low, high = float(values.min()), float(values.max())
+    expected = max(mean + std for mean, std in zip(card.mean, card.std, strict=True))
+    seen = f"{path} holds values of {low:g} to {high:g}"
+    says = f"what this network's mean ({_list(card.mean)}) and std ({_list(card.std)}) say"
+    remedy = "say which values are its 0 and 1 with --input-range LO,HI, or percentile"
+    if card.dtype != "float32":
+        if card.dtype != "int16" and low < high <= expected / SMALL_PART:
+            return "small", f"{seen}, a small part of {says}: {remedy}"
+        return None
+    size = max(abs(mean) + std for mean, std in zip(card.mean, card.std, strict=True))
+    if float(np.percentile(np.abs(values), 99)) > FAR * size:
+        return "far", f"{seen}, far outside {says}: {remedy}"
+    if low < high and low >= 0 and high < min(expected, min(card.mean)) / SMALL_PART:
+        return "small", f"{seen}, a small part of {says}: {remedy}"
+    return None
+
+
+def _list(values: Sequence[float]) -> str:
+    return ", ".join(f"{value:g}" for value in dict.fromkeys(values))

@@ -1,0 +1,51 @@
+"""Image files as Pillow opens them, under a limit of pixels that is ours."""
+
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..errors import DeployError, MisuseError
+from .find import package_for
+
+if TYPE_CHECKING:
+    from PIL import Image as Pictures
+
+# Pillow's names. Not all it knows: some start other programs (EPS), or are no images (PDF).
+FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM", "JPEG2000", "AVIF", "TGA")
+_limit = threading.Lock()
+
+
+def check_pixels(size: tuple[int, int], max_pixels: int, path: Path) -> None:
+    """Raise DeployError where (height, width) are more than `max_pixels`, and MisuseError where a side is 0."""
+    height, width = size
+    if not height or not width:
+        raise MisuseError(f"{path} has no pixels ({height}×{width}); remove it")
+    if width * height > max_pixels:
+        raise DeployError(
+            f"{path} has {width}×{height} = {width * height:,} pixels, over the limit of {max_pixels:,}; "
+            "raise it with max_pixels= (--max-pixels) if you trust the file"
+        )
+
+
+@contextmanager
+def open_pillow(path: Path, max_pixels: int) -> Iterator["Pictures.Image"]:
+    """Image.open, with `max_pixels` instead of Pillow's own limit, which is one for the whole process."""
+    from PIL import Image, UnidentifiedImageError
+
+    with _limit, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            picture = Image.open(path, formats=FORMATS)
+        except UnidentifiedImageError as error:
+            package = package_for(path)
+            remedy = f"convert it ({package} reads it)" if package else "remove or convert it"
+            raise DeployError(f"{path} is not an image of a known format; {remedy}") from error
+        finally:
+            Image.MAX_IMAGE_PIXELS = limit
+    with picture:
+        check_pixels((picture.height, picture.width), max_pixels, path)
+        yield picture

@@ -1,0 +1,162 @@
+"""Pixels that are no image: what the network is shown in their place, and what stands there in its results.
+
+Such a pixel is masked in a numpy.ma.MaskedArray (in any of its bands), or not finite in a float image. The network is
+given the card's mean there, rounded in images of whole numbers: zeros after normalisation, as its padding is.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .arrays import AnyArray, Floats, ImageSource
+from .errors import DeployError, MisuseError
+from .model_card import ModelCard
+
+Invalid = NDArray[np.bool_]  # [H, W], True where there is no data
+ROWS = 64  # of a block in which HoleRecorder keeps what it has met
+LOWEST = np.float32(-1e37)  # in place of a score of -inf, which times a weight of 0 would be NaN
+
+
+def masked(image: Any, valid: object) -> Any:
+    """An image as a MaskedArray whose pixels are masked where `valid`, bool [H, W], is False; None: the image as it is.
+
+    Raises MisuseError for a mask of another shape or type.
+    """
+    if valid is None or not isinstance(image, np.ndarray):
+        return image
+    if not isinstance(valid, np.ndarray) or valid.dtype != np.bool_ or valid.shape != image.shape[:2]:
+        found = f"{valid.dtype} {list(valid.shape)}" if isinstance(valid, np.ndarray) else type(valid).__name__
+        raise MisuseError(f"valid is {found}; it is a bool array [H, W] of the image's {list(image.shape[:2])}")
+    mask = ~valid if image.ndim == 2 else np.broadcast_to(~valid[:, :, None], image.shape)
+    return np.ma.MaskedArray(image, mask)
+
+
+def mean_values(card: ModelCard) -> AnyArray:
+    """The card's mean in the image's dtype, one a channel: what is zero after normalisation, or nearest to it."""
+    dtype = np.dtype(card.dtype)
+    if dtype.kind == "f":
+        return np.asarray(card.mean, dtype)
+    limits = np.iinfo(dtype)
+    return np.clip(np.rint(card.mean), limits.min, limits.max).astype(dtype)
+
+
+def filled(image: AnyArray, card: ModelCard) -> tuple[AnyArray, Invalid | None]:
+    """A checked image, [H, W, C], as a plain array without holes, and where they were; None: it had none."""
+    invalid: Invalid | None = None
+    if isinstance(image, np.ma.MaskedArray):
+        mask: AnyArray = np.ma.getmaskarray(image)
+        invalid = np.asarray(mask.any(axis=2))
+        image = np.asarray(image)
+    if image.dtype.kind == "f":
+        with np.errstate(all="ignore"):
+            finite = bool(np.isfinite(image.sum()))  # one pass without a temporary; sums of finite values may overflow
+        if not finite:
+            unknown = np.asarray(~np.isfinite(image).all(axis=2))
+            invalid = unknown if invalid is None else invalid | unknown
+    if invalid is None or not invalid.any():
+        return image, None
+    image = image.copy()
+    image[invalid] = mean_values(card)
+    return image, invalid
+
+
+def marked(
+    results: Sequence[AnyArray], kinds: Sequence[str], invalid: Invalid | None, card: ModelCard
+) -> tuple[AnyArray, ...]:
+    """Results, each of one of `kinds`, with no data where the image has none.
+
+    Labels are the card's `no_data` there, probabilities and values NaN, masks False.
+
+    Raises:
+        MisuseError: every label is a class.
+    """
+    if invalid is None:
+        return tuple(results)
+    made = []
+    for result, kind in zip(results, kinds, strict=True):
+        result = result if result.flags.writeable else result.copy()
+        if kind == "labels":
+            result[invalid] = no_data_label(card)
+        else:
+            result[:, invalid] = False if kind == "masks" else np.nan
+        made.append(result)
+    return tuple(made)
+
+
+def no_data_label(card: ModelCard) -> int:
+    """The card's `no_data`. Raises MisuseError where every label is a class."""
+    if card.no_data is None:
+        raise MisuseError(
+            f"the image has pixels without data, and this model's {len(card.classes)} classes leave no label for them; "
+            "fill them first"
+        )
+    return card.no_data
+
+
+class HoleRecorder:
+    """An image that is read in parts, filled as it is read, and where its holes are: rows at a time, until forgotten.
+
+    It is an ImageSource.
+    """
+
+    ndim = 3
+
+    def __init__(self, image: ImageSource, card: ModelCard) -> None:
+        self.shape, self.dtype = image.shape, image.dtype
+        self._image, self._card = image, card
+        self._blocks: dict[int, Invalid] = {}  # number of the block → [ROWS, W]
+        self._forgotten = 0  # blocks
+
+    def __getitem__(self, part: tuple[slice, slice], /) -> AnyArray:
+        (top, bottom, _), (left, right, _) = (
+            each.indices(side) for each, side in zip(part, self.shape[:2], strict=True)
+        )
+        pixels, invalid = filled(self._image[top:bottom, left:right], self._card)
+        if invalid is not None:
+            for number in range(max(top // ROWS, self._forgotten), -(-bottom // ROWS)):
+                block = self._blocks.setdefault(number, np.zeros((ROWS, self.shape[1]), bool))
+                first, last = max(top, number * ROWS), min(bottom, (number + 1) * ROWS)
+                block[first - number * ROWS : last - number * ROWS, left:right] = invalid[first - top : last - top]
+        return pixels
+
+    def invalid(self, top: int, bottom: int) -> Invalid | None:
+        """Where these rows, all of them read, have no data: [rows, W]; None: nowhere. Rows above are forgotten."""
+        self._forgotten = max(self._forgotten, top // ROWS)
+        for number in [each for each in self._blocks if each < self._forgotten]:
+            del self._blocks[number]
+        numbers = range(top // ROWS, -(-bottom // ROWS))
+        if not any(number in self._blocks for number in numbers):
+            return None
+        none = np.zeros((ROWS, self.shape[1]), bool)
+        rows = np.concatenate([self._blocks.get(number, none) for number in numbers])
+        return rows[top - numbers[0] * ROWS : bottom - numbers[0] * ROWS]
+
+
+def usable(scores: Floats, card: ModelCard, interpolated: bool) -> Floats:
+    """Scores, [..., K, h, w], of which a class can be made; those of a network of values are as they are.
+
+    A score of minus infinity rules its class out, and becomes LOWEST where scores are interpolated.
+
+    Args:
+        scores: of the core.
+        card: of the model.
+        interpolated: whether that happens to them.
+
+    Raises:
+        DeployError: NaN, plus infinity, or a place where every class is ruled out.
+    """
+    if card.kind == "values":
+        return scores
+    with np.errstate(all="ignore"):
+        if np.isfinite(scores.sum()):
+            return scores
+    best = scores.max(axis=-3)  # NaN where a score is
+    if not np.isfinite(best).all():
+        share = np.mean(~np.isfinite(best))
+        raise DeployError(
+            f"the network's scores are NaN or infinite at {share:.2%} of its places, so no class is best there; look "
+            "at the image's values, or build the engine without --fp16"
+        )
+    return np.maximum(scores, LOWEST) if interpolated else scores

@@ -1,0 +1,124 @@
+"""Value ranges: which numbers of an image or a file are the network's 0 and 1."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .arrays import AnyArray, ImageSource, size_of
+from .errors import MisuseError
+from .model_card import ModelCard
+
+PERCENTILE = "percentile"
+PERCENTILES = (1, 99)  # of an image's values, that become the network's 0 and 1
+Range = tuple[float, float]  # LO, HI
+ROWS = 256  # converted at a time
+SIDE = 64  # pixels: of the windows in which values are looked at
+GRIDS = (4, 16, 64)  # windows a side: more of them where there is no data in fewer
+
+
+def parse_range(given: object) -> Range | str:
+    """`LO,HI` or two numbers as (LO, HI), or `percentile`. Raises MisuseError."""
+    if given == PERCENTILE:
+        return PERCENTILE
+    parts: Sequence[Any] = given.split(",") if isinstance(given, str) else given if isinstance(given, tuple) else ()
+    try:
+        low, high = (float(part) for part in parts)
+    except (TypeError, ValueError):
+        low = high = math.nan
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise MisuseError(f"input range {given!r}; write two numbers such as 0,4000, or percentile")
+    if low >= high:
+        raise MisuseError(f"input range {low:g},{high:g}; the first number must be below the second")
+    return low, high
+
+
+def limits_of(dtype: np.dtype[Any]) -> Range:
+    """The least and largest of a type of numbers; infinite of floats."""
+    if dtype.kind == "b":
+        return 0, 1
+    return (float(np.iinfo(dtype).min), float(np.iinfo(dtype).max)) if dtype.kind in "ui" else (-math.inf, math.inf)
+
+
+def windows(size: tuple[int, int], grid: int) -> list[tuple[int, int, int, int]]:
+    """(top, bottom, left, right) of where values are looked at: all of a small image, or a grid of windows."""
+    if size[0] * size[1] <= (grid * SIDE) ** 2:
+        return [(0, size[0], 0, size[1])]
+    ends = []
+    for length in size:
+        side = min(SIDE, length)
+        starts = np.unique(np.linspace(0, length - side, grid).astype(int))
+        ends.append([(int(start), int(start) + side) for start in starts])
+    return [(*rows, *columns) for rows in ends[0] for columns in ends[1]]
+
+
+def scaled(pixels: NDArray[Any], limits: Range, wanted: np.dtype[Any]) -> NDArray[Any]:
+    """Values of which LO and HI become 0 and the largest of `wanted` (clipped and rounded), or 0 and 1 of float32."""
+    low, high = limits
+    if pixels.dtype in (np.dtype(np.uint8), np.dtype(np.uint16)) and pixels.size > 65536:
+        table = scaled(np.arange(np.iinfo(pixels.dtype).max + 1, dtype=pixels.dtype), limits, wanted)
+        return np.take(table, pixels)
+    out = np.empty(pixels.shape, wanted)
+    for top in range(0, len(pixels), ROWS):
+        part = (pixels[top : top + ROWS].astype(np.float64) - low) / (high - low)
+        if wanted.kind != "f":
+            part = np.rint(np.clip(np.nan_to_num(part), 0, 1) * np.iinfo(wanted).max)
+        out[top : top + ROWS] = part
+    return out
+
+
+def limits_within(input_range: Range, dtype: np.dtype[Any], name: object) -> Range:
+    """The range itself. Raises MisuseError where an image of this dtype, called `name`, cannot hold it."""
+    (low, high), (least, most) = input_range, limits_of(dtype)
+    if low < least or high > most:
+        raise MisuseError(f"input range {low:g},{high:g}, and {name} holds {dtype} values, {least:.0f} to {most:.0f}")
+    return low, high
+
+
+def percentiles(values: NDArray[Any] | None) -> Range:
+    """The limits of an image with these values that are data; None: it has none."""
+    low, high = (0.0, 1.0) if values is None else (float(value) for value in np.percentile(values, PERCENTILES))
+    return low, high if low < high else low + 1
+
+
+class InRange:
+    """An image whose numbers are brought into the card's, where it is read. It is an ImageSource.
+
+    Args:
+        image: [H, W] or [H, W, C] of any type of numbers; masked or not finite where there is no data.
+        input_range: (LO, HI), or `percentile`.
+        card: of the network.
+
+    Raises:
+        MisuseError: no numbers, or a range that its type cannot hold.
+    """
+
+    def __init__(self, image: ImageSource, input_range: Range | str, card: ModelCard) -> None:
+        dtype = np.dtype(image.dtype)
+        if dtype.kind not in "uif":
+            raise MisuseError(f"image of dtype {dtype}; an input range is of numbers")
+        self.shape, self.ndim, self.dtype = image.shape, image.ndim, np.dtype(card.dtype)
+        self._image = image
+        if isinstance(input_range, str):
+            self._limits = percentiles(next((v for grid in GRIDS if (v := self._values(grid)).size), None))
+        else:
+            self._limits = limits_within(input_range, dtype, "the image")
+
+    def __getitem__(self, part: tuple[slice, slice], /) -> AnyArray:
+        given = self._image[part]
+        values, unknown = np.asarray(given), np.ma.getmaskarray(given)
+        if values.dtype.kind == "f":
+            unknown = unknown | ~np.isfinite(values)
+        found = scaled(values, self._limits, self.dtype)
+        return np.ma.MaskedArray(found, unknown) if unknown.any() else found
+
+    def _values(self, grid: int) -> AnyArray:
+        """Values that are data, [n], in so many windows a side."""
+        parts = [
+            self._image[top:bottom, left:right] for top, bottom, left, right in windows(size_of(self._image), grid)
+        ]
+        known = [np.ma.MaskedArray(part).compressed() for part in parts]
+        found: AnyArray = np.concatenate(known)
+        return found[np.isfinite(found)]
