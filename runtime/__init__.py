@@ -3,8 +3,22 @@
 It needs NumPy, Pillow, tifffile, Typer and Rich, and one backend; never torch, onnx or the other floors.
 """
 
+from typing import TYPE_CHECKING
+
 from .errors import DeployError, InterruptError, MisuseError, OverBudgetError
 from .model_card import ModelCard
-from .segmenter import Segmenter
+
+if TYPE_CHECKING:
+    from .segmenter import Segmenter
+else:
+
+    def __getattr__(name: str) -> object:
+        """Segmenter, loaded when it is asked for: it brings NumPy, which `--help` does without."""
+        if name != "Segmenter":
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from .segmenter import Segmenter
+
+        return Segmenter
+
 
 __all__ = ["DeployError", "InterruptError", "MisuseError", "ModelCard", "OverBudgetError", "Segmenter"]

@@ -174,6 +174,8 @@ def test_the_runtime_imports_nothing_heavy():
     code = """
 import sys
 import fcn_deploy
+assert "numpy" not in sys.modules
+fcn_deploy.Segmenter
 heavy = {"torch", "onnx", "onnxruntime", "PIL", "typer", "rich", "tifffile"}
 heavy |= {f"fcn_deploy.{floor}" for floor in ("fcn", "export", "calibration")}
 print(sorted(heavy & set(sys.modules)))
