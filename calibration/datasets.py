@@ -7,20 +7,16 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
+from fcn_deploy.calibration.census import Census
 from fcn_deploy.calibration.digits import Digits
-from fcn_deploy.calibration.label_files import Color, read_labels
-from fcn_deploy.calibration.masks import (
+from fcn_deploy.calibration.label_files import Color, find_label_files, read_labels
+from fcn_deploy.calibration.label_map import LabelMap, ReadLabels, label_map_of, present_values
+from fcn_deploy.calibration.mask_options import (
     VOID_NAMES,
-    Census,
-    LabelMap,
     MaskOptions,
-    ReadLabels,
     class_lines,
-    label_files,
-    label_map_of,
     parse_class,
     parse_values,
-    present_values,
     read_colors,
     twice,
 )
@@ -297,7 +293,7 @@ def _folder_pairs(root: Path, split: str) -> list[tuple[Path, Path]]:
 
 
 def _pair(images: Path, labels: Path) -> list[tuple[Path, Path]]:
-    by_stem = label_files(labels)
+    by_stem = find_label_files(labels)
     pairs = []
     for image in sorted(file for file in images.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES):
         if image.stem not in by_stem:

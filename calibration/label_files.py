@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from fcn_deploy.calibration.metrics import IGNORE
 from fcn_deploy.runtime.errors import DeployError
+from fcn_deploy.runtime.images.find import IMAGE_SUFFIXES
 from fcn_deploy.runtime.images.header import DEFAULT_MAX_PIXELS, open_npy
 from fcn_deploy.runtime.images.pillow import check_pixels, open_pillow
 from fcn_deploy.runtime.model_card import voc_palette
@@ -316,3 +317,12 @@ def _say_once(path: Path) -> None:
     if path.parent not in _said:
         _said.add(path.parent)
         log.warning("%s has its palette in another order; labels are told by their colours, not by their index", path)
+
+
+def find_label_files(folder: Path) -> dict[str, Path]:
+    """The label files of a folder, by stem. Raises DeployError where an image would have two."""
+    by_stem: dict[str, Path] = {}
+    for file in sorted(file for file in folder.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES):
+        if by_stem.setdefault(file.stem, file) != file:
+            raise DeployError(f"{by_stem[file.stem]} and {file} are labels of one image; remove one")
+    return by_stem

@@ -220,7 +220,7 @@ def _config(
 
     Raises MisuseError where they contradict each other.
     """
-    from fcn_deploy.calibration.masks import MaskOptions
+    from fcn_deploy.calibration.mask_options import MaskOptions
     from fcn_deploy.export.build.config import BuildConfig, TensorRTOptions, TuningOptions, backends_of
     from fcn_deploy.export.quantization.options import QuantizationOptions
     from fcn_deploy.runtime.sizes import parse_sizes

@@ -5,7 +5,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from fcn_deploy.calibration.masks import Census, LabelMap, MaskOptions, label_files, label_map_for, one_class
+from fcn_deploy.calibration.census import Census, one_class
+from fcn_deploy.calibration.label_files import find_label_files
+from fcn_deploy.calibration.label_map import LabelMap, label_map_for
+from fcn_deploy.calibration.mask_options import MaskOptions
 from fcn_deploy.calibration.metrics import Metrics, confusion_matrix
 from fcn_deploy.calibration.stream import ImageStream
 from fcn_deploy.runtime.backends.onnxruntime import session
@@ -153,7 +156,7 @@ class LabelFolder:
     """
 
     def __init__(self, folder: Path, card: ModelCard, masks: MaskOptions) -> None:
-        self.folder, self.files = folder, label_files(folder)
+        self.folder, self.files = folder, find_label_files(folder)
         self.label_map: LabelMap = label_map_for(card, masks)
         self.census = Census(np.zeros(len(card.classes), np.int64))
 

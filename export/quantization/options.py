@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from fcn_deploy.calibration.masks import MaskOptions
+from fcn_deploy.calibration.mask_options import MaskOptions
 from fcn_deploy.calibration.ranges import METHODS
 from fcn_deploy.runtime.errors import MisuseError
 

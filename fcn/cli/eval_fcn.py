@@ -105,8 +105,9 @@ def eval_fcn(
 
 def _opened(models: Sequence[Path], images: ImageOptions, refine: bool, threads: int | None) -> list[Contestant]:
     """Open the models, and the images for each. Raises MisuseError where they do not go together."""
+    from fcn_deploy.calibration.census import one_class
     from fcn_deploy.calibration.datasets import load_dataset, take_census
-    from fcn_deploy.calibration.masks import MaskOptions, one_class
+    from fcn_deploy.calibration.mask_options import MaskOptions
     from fcn_deploy.fcn.evaluate import open_model, parse_scales, same_classes
 
     parse_scales(images.image_scales)

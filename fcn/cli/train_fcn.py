@@ -163,7 +163,7 @@ def train_fcn(
     if data.data == "digits":
         need("sklearn", "train")
     from fcn_deploy.calibration.datasets import load_dataset
-    from fcn_deploy.calibration.masks import MaskOptions
+    from fcn_deploy.calibration.mask_options import MaskOptions
     from fcn_deploy.fcn.train import log_path, train
 
     if threads:
@@ -258,8 +258,8 @@ def _say_what_is_absent(images: "LabelledImages", validation: "LabelledImages", 
         DeployError: a split has no pixel of any class.
         MisuseError: it cannot be told what the values of its labels mean.
     """
+    from fcn_deploy.calibration.census import one_class
     from fcn_deploy.calibration.datasets import FilePairs, take_census
-    from fcn_deploy.calibration.masks import one_class
 
     def say(line: str) -> None:
         print(line, file=sys.stderr, flush=True)

@@ -7,7 +7,7 @@ import numpy as np
 import onnx
 import pytest
 import tifffile
-from fcn_deploy.calibration.masks import MaskOptions
+from fcn_deploy.calibration.mask_options import MaskOptions
 from fcn_deploy.calibration.report.engine_report import report_of
 from fcn_deploy.export.build.config import BuildConfig
 from fcn_deploy.export.build.core import core_of, optimise_offline

@@ -3,16 +3,10 @@
 import numpy as np
 import pytest
 import tifffile
+from fcn_deploy.calibration.census import one_class
 from fcn_deploy.calibration.datasets import load_dataset, take_census
-from fcn_deploy.calibration.masks import (
-    LabelMap,
-    MaskOptions,
-    label_map_for,
-    label_map_of,
-    one_class,
-    parse_values,
-    read_colors,
-)
+from fcn_deploy.calibration.label_map import LabelMap, label_map_for, label_map_of
+from fcn_deploy.calibration.mask_options import MaskOptions, parse_values, read_colors
 from fcn_deploy.calibration.stream import open_stream
 from PIL import Image
 
