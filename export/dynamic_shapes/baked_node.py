@@ -1,7 +1,8 @@
 """Names the node of a graph that most likely has a size baked in, and the usual cause in PyTorch."""
 
 import numpy as np
-from fcn_deploy.export.graph.edit import attributes, constant, producers
+from fcn_deploy.export.graph.edit import attributes
+from fcn_deploy.export.graph.index import GraphIndex
 from onnx import ModelProto, NodeProto
 
 CAUSES = {
@@ -40,30 +41,31 @@ def find_baked_node(graph: ModelProto) -> NodeProto | None:
     """The first node whose output size is a constant though the image's is not; None: none is seen."""
     tests = {"Resize": _resizes_to_constant, "Reshape": _reshapes_to_constant, "Expand": _reshapes_to_constant}
     tests |= dict.fromkeys(("Add", "Sub", "Mul", "Div"), _joins_a_map) | {"AveragePool": _pools_widely}
-    return next((node for node in graph.graph.node if node.op_type in tests and tests[node.op_type](graph, node)), None)
+    index = GraphIndex(graph)
+    return next((node for node in graph.graph.node if node.op_type in tests and tests[node.op_type](index, node)), None)
 
 
-def _resizes_to_constant(graph: ModelProto, node: NodeProto) -> bool:
+def _resizes_to_constant(graph: GraphIndex, node: NodeProto) -> bool:
     if len(node.input) < 4 or not node.input[3]:
         return False
     # N and K may be computed while H and W are numbers: Concat(Shape(x)[:2], [64, 96]).
-    source = producers(graph).get(node.input[3])
+    source = graph.producer(node.input[3])
     last = source.input[-1] if source is not None and source.op_type == "Concat" else node.input[3]
-    sizes = constant(graph, last)
+    sizes = graph.constant(last)
     return sizes is not None and sizes.size > 0 and sizes.flat[-1] > 1
 
 
-def _reshapes_to_constant(graph: ModelProto, node: NodeProto) -> bool:
-    shape = constant(graph, node.input[1])
+def _reshapes_to_constant(graph: GraphIndex, node: NodeProto) -> bool:
+    shape = graph.constant(node.input[1])
     # Weights are reshaped as well; they come from constants.
-    return shape is not None and (np.asarray(shape) > 1).sum() >= 2 and constant(graph, node.input[0]) is None
+    return shape is not None and (np.asarray(shape) > 1).sum() >= 2 and graph.constant(node.input[0]) is None
 
 
-def _joins_a_map(graph: ModelProto, node: NodeProto) -> bool:
+def _joins_a_map(graph: GraphIndex, node: NodeProto) -> bool:
     # Per-channel constants are [C, 1, 1]; one that differs along W or H belongs to one size.
-    values = [value for name in node.input if (value := constant(graph, name)) is not None]
+    values = [value for name in node.input if (value := graph.constant(name)) is not None]
     return any(value.ndim and max(value.shape[-2:]) > 1 for value in values)
 
 
-def _pools_widely(graph: ModelProto, node: NodeProto) -> bool:
+def _pools_widely(graph: GraphIndex, node: NodeProto) -> bool:
     return min(attributes(node).get("kernel_shape", [0])) > LARGE_WINDOW

@@ -7,6 +7,7 @@ import numpy as np
 import onnx
 from fcn_deploy.export.dynamic_shapes.sizes import SAMPLES, SampledSize, Shape, axis_sizes, fixed, fixed_shape
 from fcn_deploy.export.graph.edit import attributes, dims, initializers, names_read, opset, producers
+from fcn_deploy.export.graph.index import GraphIndex
 from onnx import ModelProto, NodeProto, TensorProto, defs, helper, numpy_helper, shape_inference
 
 SMALL = 4096  # elements of arithmetic on shapes; what is larger is data
@@ -26,12 +27,14 @@ class TracedGraph:
     """What is known of a graph before any size is: its nodes, constants, types, and who is made from whom.
 
     Attributes:
+        index: of its tensors: who reads them.
         traced: whether numbers in it may be those of the size that an exporter ran it at. False where it fits a size
             that no network is made for, as then no number in it is for a size.
     """
 
     def __init__(self, model: ModelProto) -> None:
         self.model, self.nodes, self.opset = model, list(model.graph.node), opset(model)
+        self.index = GraphIndex(model)
         self.constants = initializers(model)
         self.producers = producers(model)
         self.place = {name: index for index, node in enumerate(self.nodes) for name in node.output if name}

@@ -46,11 +46,6 @@ def producers(model: ModelProto) -> dict[str, NodeProto]:
     return {name: node for node in model.graph.node for name in node.output if name}
 
 
-def consumers(model: ModelProto, name: str) -> list[NodeProto]:
-    """The nodes that read a tensor."""
-    return [node for node in model.graph.node if name in names_read(node)]
-
-
 def names_read(node: NodeProto) -> set[str]:
     """What a node reads, by its subgraphs too."""
     read = set(node.input)
@@ -60,23 +55,6 @@ def names_read(node: NodeProto) -> set[str]:
                 read |= names_read(inner)
             read |= {value.name for value in graph.output}
     return read
-
-
-def constant(model: ModelProto, name: str) -> np.ndarray | None:
-    """The value of an initialiser or a Constant node; None for what is computed."""
-    for tensor in model.graph.initializer:
-        if tensor.name == name:
-            return numpy_helper.to_array(tensor)
-    node = producers(model).get(name)
-    if node is not None and node.op_type == "Constant":
-        for attribute in node.attribute:
-            if attribute.name == "value":
-                return numpy_helper.to_array(attribute.t)
-            if attribute.name in ("value_ints", "value_floats", "value_int", "value_float"):
-                return np.asarray(helper.get_attribute_value(attribute))
-    if node is not None and node.op_type == "Identity":
-        return constant(model, node.input[0])
-    return None
 
 
 def initializers(model: ModelProto) -> dict[str, np.ndarray]:

@@ -18,14 +18,21 @@ class GraphIndex:
 
     Attributes:
         model: that is read.
-        image: name of its first input.
-        result: name of its first output.
     """
 
     def __init__(self, model: ModelProto) -> None:
         self.model = model
-        self.image, self.result = model.graph.input[0].name, model.graph.output[0].name
         self._constants: dict[str, np.ndarray | None] = {}
+
+    @property
+    def image(self) -> str:
+        """Name of the model's first input."""
+        return self.model.graph.input[0].name
+
+    @property
+    def result(self) -> str:
+        """Name of the model's first output."""
+        return self.model.graph.output[0].name
 
     @cached_property
     def _producers(self) -> dict[str, NodeProto]:

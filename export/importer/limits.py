@@ -5,8 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-from fcn_deploy.export.graph.edit import add_constants, attributes, clone, constant, dims, label, producers
+from fcn_deploy.export.graph.edit import add_constants, attributes, clone, dims, label, producers
 from fcn_deploy.export.graph.evaluate import evaluate
+from fcn_deploy.export.graph.index import GraphIndex
 from fcn_deploy.runtime.errors import DeployError
 from onnx import ModelProto, NodeProto, helper, numpy_helper, shape_inference
 
@@ -56,7 +57,7 @@ def refuse_operators(model: ModelProto, path: Path) -> None:
 
 def _trains(model: ModelProto, node: NodeProto) -> bool:
     if node.op_type == "Dropout":
-        mode = constant(model, node.input[2]) if len(node.input) > 2 and node.input[2] else None
+        mode = GraphIndex(model).input_constant(node, 2)
         return mode is not None and bool(np.any(mode))
     return attributes(node).get("training_mode", 0) == 1
 

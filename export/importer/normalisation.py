@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from fcn_deploy.export.graph.edit import attributes, constant, consumers, label
+from fcn_deploy.export.graph.edit import attributes, label
+from fcn_deploy.export.graph.index import GraphIndex
 from onnx import ModelProto, NodeProto
 
 NORMALISED = 12  # the largest magnitude of a normalised pixel: of a mean and a std per channel, it is below 3
@@ -77,11 +78,12 @@ def find_normalisation(model: ModelProto, channels: int, whole_numbers: bool) ->
 def _first_arithmetic(model: ModelProto, channels: int) -> _Affine:
     """What a model's first operators do to each channel of the image."""
     done = _Affine(np.ones(channels), np.zeros(channels))
-    name = model.graph.input[0].name
-    while (node := _only_reader(model, name)) is not None:
+    graph = GraphIndex(model)
+    name = graph.image
+    while (node := _only_reader(graph, name)) is not None:
         if node.op_type in ("Mul", "Div", "Add", "Sub"):
             from_image = node.input[0] == name
-            value = constant(model, node.input[1 if from_image else 0])
+            value = graph.constant(node.input[1 if from_image else 0])
             if value is None or not _per_channel(value.shape, channels):
                 break
             if not done.follow(node, value.reshape(-1).astype(np.float64), from_image):
@@ -96,8 +98,8 @@ def _first_arithmetic(model: ModelProto, channels: int) -> _Affine:
     return done
 
 
-def _only_reader(model: ModelProto, name: str) -> NodeProto | None:
-    readers = [node for node in consumers(model, name) if node.op_type != "Shape"]
+def _only_reader(graph: GraphIndex, name: str) -> NodeProto | None:
+    readers = [node for node in graph.consumers(name) if node.op_type != "Shape"]
     return readers[0] if len(readers) == 1 else None
 
 

@@ -11,12 +11,12 @@ from fcn_deploy.export.graph.edit import (
     add_constants,
     attributes,
     clone,
-    constant,
     label,
     producers,
     prune,
     set_shape,
 )
+from fcn_deploy.export.graph.index import GraphIndex
 from fcn_deploy.export.importer.foreign_model import ForeignModel
 from fcn_deploy.export.importer.options import ImportOptions
 from fcn_deploy.export.importer.score_map import OutputChange, find_map_axes
@@ -183,11 +183,12 @@ def _takes_second(model: ModelProto, node: NodeProto, result: str) -> int | None
     """The axis along which a node takes index 1 alone; None where it does something else."""
     settings = attributes(node)
     if node.op_type == "Gather":
-        index = constant(model, node.input[1])
+        index = GraphIndex(model).constant(node.input[1])
         taken = index is not None and index.size == 1 and int(index.item()) in (1, -1)
         return settings.get("axis", 0) if taken else None
     if node.op_type == "Slice" and len(node.input) > 3:
-        values = [constant(model, name) for name in node.input[1:] if name]
+        graph = GraphIndex(model)
+        values = [graph.constant(name) for name in node.input[1:] if name]
         numbers = [int(value.item()) for value in values if value is not None and value.size == 1]
         if len(numbers) == len(values):
             start, end, axis, *step = numbers

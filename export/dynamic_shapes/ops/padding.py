@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from fcn_deploy.export.dynamic_shapes.sizes import SampledSize, axis_sizes, changes_with, fixed, is_fixed
 from fcn_deploy.export.dynamic_shapes.traced_graph import ConflictError, State, axes_of, needed_integers
-from fcn_deploy.export.graph.edit import attributes, consumers
+from fcn_deploy.export.graph.edit import attributes
 from onnx import NodeProto
 
 
@@ -33,7 +33,7 @@ def assume(node: NodeProto, state: State) -> tuple[str, int]:
                 "number at other sizes; trace it at a size that needs none",
             )
         if gap == 1:
-            readers = consumers(state.graph.model, node.output[0]) if node.op_type == "Pad" else [node]
+            readers = state.graph.index.consumers(node.output[0]) if node.op_type == "Pad" else [node]
             steps = [max(attributes(reader).get("strides", [1])) for reader in readers]
             multiple = math.lcm(multiple, whole[0] // side[0] * max(2, *steps))
         else:

@@ -8,7 +8,7 @@ from fcn_deploy.export.dynamic_shapes.interpretation import Interpretation
 from fcn_deploy.export.dynamic_shapes.shape_writer import ShapeWriter
 from fcn_deploy.export.dynamic_shapes.sizes import Shape, axis_sizes, is_fixed
 from fcn_deploy.export.dynamic_shapes.traced_graph import ConflictError, State
-from fcn_deploy.export.graph.edit import attributes, consumers
+from fcn_deploy.export.graph.edit import attributes
 from onnx import NodeProto, helper
 
 FIXED = 4  # windows up to this, side by side, are of a network that halves its maps
@@ -84,7 +84,7 @@ def _shares_evenly(node: NodeProto, state: State) -> bool:
     )
     beside = [
         other
-        for other in consumers(state.graph.model, node.input[0])
+        for other in state.graph.index.consumers(node.input[0])
         if other.op_type.endswith(node.op_type)
         and _is_unpadded(other)
         and attributes(other).get("kernel_shape") != kernel
