@@ -330,5 +330,8 @@ def _converted(pixels: NDArray[Any], stored: StoredImage, card: ModelCard, limit
     elif np.can_cast(pixels.dtype, wanted, "safe"):
         pixels = pixels.astype(wanted, copy=False)
     if pixels.dtype != wanted:
-        raise MisuseError(f"{stored.path} holds {pixels.dtype} values; this model takes {wanted}: convert it first")
+        raise MisuseError(
+            f"{stored.path} holds {pixels.dtype} values; this model takes {wanted}: convert it first, or let "
+            "label-images do it by --input-range LO,HI"
+        )
     return pixels
