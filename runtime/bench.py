@@ -20,10 +20,11 @@ from .command import Json, Threads, log_to_stderr, print_record, run
 from .engine_file import EngineFile
 from .errors import MisuseError, OverBudgetError
 from .images.read import read_image
+from .latency import TIMED_SIZES, timed_sizes
 from .network import Network
+from .noise_image import natural_noise
 from .sizes import Size, Sizes, parse_sizes
 from .upsampling import ScoreWindow, result_from_scores
-from .verify import TIMED_SIZES, natural_noise, timed_sizes
 
 LEAST_RUNS, MOST_RUNS = 3, 200  # of a size
 MOST_SIZES = 6  # of a folder's

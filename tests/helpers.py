@@ -133,7 +133,7 @@ def one_error(done) -> str:
 
 def photo(height: int, width: int, seed: int = 0) -> np.ndarray:
     """An image with detail at many scales, [H, W, 3] uint8."""
-    from fcn_deploy.runtime.verify import natural_noise
+    from fcn_deploy.runtime.noise_image import natural_noise
 
     from fcn_deploy import ModelCard
 

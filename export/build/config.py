@@ -135,7 +135,7 @@ class BuildConfig:
         sizes: of the images that will come: TensorRT's profiles are planned from them, and latencies are measured at
             some of them. None: one profile for everything up to 2176×3840.
         latency_sizes: (height, width) of the latencies in the report; None: some of `sizes`, or, where those are not
-            given either, see runtime.verify.timed_sizes.
+            given either, see runtime.latency.timed_sizes.
         tuning: what to choose among for a CPU; None: ONNX Runtime.
         tensorrt: how TensorRT builds; its `workspace` also bounds the profiles' activation memory.
         profiles: TensorRT's, at most; None: as many as `sizes` make worth it.

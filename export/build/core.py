@@ -16,9 +16,9 @@ from fcn_deploy.runtime.backends.onnxruntime import ERRORS_ONLY, session
 from fcn_deploy.runtime.errors import DeployError, one_line
 from fcn_deploy.runtime.manifest import Upsampling
 from fcn_deploy.runtime.model_card import ModelCard
+from fcn_deploy.runtime.noise_image import natural_noise
 from fcn_deploy.runtime.onnx_model import adds_up_to_one
 from fcn_deploy.runtime.prepare import prepare
-from fcn_deploy.runtime.verify import natural_noise
 from onnx import ModelProto
 
 

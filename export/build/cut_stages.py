@@ -19,9 +19,9 @@ from fcn_deploy.runtime.backends.onnxruntime import session
 from fcn_deploy.runtime.errors import OverBudgetError
 from fcn_deploy.runtime.manifest import Stage
 from fcn_deploy.runtime.model_card import ModelCard
+from fcn_deploy.runtime.noise_image import natural_noise
 from fcn_deploy.runtime.plan import Grid, plan_run, stages_in_tiles
 from fcn_deploy.runtime.prepare import padded_size, prepare
-from fcn_deploy.runtime.verify import natural_noise
 from onnx import ModelProto, NodeProto, helper
 
 # The cut is the best on average for this image and these bytes.

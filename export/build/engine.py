@@ -27,8 +27,8 @@ from fcn_deploy.export.quantization.options import Say
 from fcn_deploy.runtime.backends.onnxruntime import physical_cores
 from fcn_deploy.runtime.engine_file import write_engine
 from fcn_deploy.runtime.errors import DeployError
+from fcn_deploy.runtime.golden_sample import GOLDEN
 from fcn_deploy.runtime.manifest import Manifest
-from fcn_deploy.runtime.verify import GOLDEN
 from onnx import ModelProto
 
 

@@ -9,9 +9,9 @@ from fcn_deploy.runtime.backends.onnxruntime import session
 from fcn_deploy.runtime.errors import DeployError
 from fcn_deploy.runtime.manifest import GpuPlan
 from fcn_deploy.runtime.model_card import ModelCard
+from fcn_deploy.runtime.noise_image import natural_noise
 from fcn_deploy.runtime.prepare import Border, padded_size, prepare
 from fcn_deploy.runtime.sizes import Size
-from fcn_deploy.runtime.verify import natural_noise
 from onnx import ModelProto
 
 GOLDEN_SIZE = (61, 83)

@@ -12,9 +12,9 @@ from fcn_deploy.runtime.errors import DeployError
 from fcn_deploy.runtime.manifest import Upsampling
 from fcn_deploy.runtime.model_card import ModelCard
 from fcn_deploy.runtime.network import Network
+from fcn_deploy.runtime.noise_image import natural_noise
 from fcn_deploy.runtime.prepare import prepare
 from fcn_deploy.runtime.upsampling import ScoreWindow, result_from_scores
-from fcn_deploy.runtime.verify import natural_noise
 
 COMPARED_SIZES = ((1, 1), (7, 13), (37, 41), (61, 97), (136, 17), (200, 333), (257, 263), (480, 640))
 

@@ -13,9 +13,9 @@ from fcn_deploy.runtime.errors import DeployError, MisuseError
 from fcn_deploy.runtime.files import replacing
 from fcn_deploy.runtime.manifest import Upsampling
 from fcn_deploy.runtime.model_card import CARD_KEY
+from fcn_deploy.runtime.noise_image import natural_noise
 from fcn_deploy.runtime.prepare import prepare
 from fcn_deploy.runtime.upsampling import ScoreWindow, labels_from_scores
-from fcn_deploy.runtime.verify import natural_noise
 
 
 def build_standalone(imported: ImportedModel, out: str | os.PathLike, threads: int | None = None) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from fcn_deploy.calibration.report.engine_report import Accuracy, Agreement, EngineReport, StageReport
 from fcn_deploy.export.build.report_parts import show_candidates, show_profiles
-from fcn_deploy.runtime.verify import latency_rows, show_latency
+from fcn_deploy.runtime.latency import latency_rows, show_latency
 
 
 def show_build(model: Path, out: Path, report: EngineReport) -> None:

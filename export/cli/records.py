@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from fcn_deploy.runtime.verify import latency_rows
+from fcn_deploy.runtime.latency import latency_rows
 
 _SIZES = ("sizes", "min", "opt", "max")  # fields of a report that hold sizes
 

@@ -7,7 +7,7 @@ tensor is followed for five sample images at once (sizes.py, traced_graph.py, pr
 offers *interpretations* of it (ops/, a file for each family: W/4, 2·W/8, or 24 as it stands), and the solver
 (solver.py) searches for the choice with which the whole network fits and the scores follow the image. If two choices
 fit and neither is the usual one, the network is refused. What was chosen is written as arithmetic on shapes
-(shape_writer.py), and the result is compared with the model it was made from (verify.py).
+(shape_writer.py), and the result is compared with the model it was made from (compare_with_source.py).
 
     from fcn_deploy.export.dynamic_shapes.free_sizes import free_sizes
     freed = free_sizes(onnx.load("static.onnx"))

@@ -14,8 +14,8 @@ from fcn_deploy.export.inspect.record import card_entries, tried_sizes
 from fcn_deploy.runtime.engine_file import EngineFile
 from fcn_deploy.runtime.errors import DeployError, MisuseError
 from fcn_deploy.runtime.manifest import Manifest
+from fcn_deploy.runtime.noise_image import natural_noise
 from fcn_deploy.runtime.segmenter import Segmenter
-from fcn_deploy.runtime.verify import natural_noise
 
 
 def inspect_engine(path: Path, memory: int) -> dict[str, Any]:

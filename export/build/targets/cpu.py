@@ -18,9 +18,11 @@ from fcn_deploy.export.build.report_parts import candidate_reports, stage_report
 from fcn_deploy.export.build.targets.job import BuildJob
 from fcn_deploy.export.passes.raw_input import raw_input
 from fcn_deploy.export.quantization.mixed_precision import MixedPrecision
+from fcn_deploy.runtime.golden_sample import GOLDEN, golden_difference
+from fcn_deploy.runtime.latency import TIMED_SIZES
 from fcn_deploy.runtime.model_card import ModelCard
 from fcn_deploy.runtime.network import Network
-from fcn_deploy.runtime.verify import GOLDEN, TIMED_SIZES, golden_difference, natural_noise
+from fcn_deploy.runtime.noise_image import natural_noise
 from onnx import ModelProto
 
 FIXED_SIZES = 3  # so many at most in --sizes are taken to be those of fixed cameras, which come again and again

@@ -12,7 +12,7 @@ from fcn_deploy.export.importer.import_model import ImportedModel
 from fcn_deploy.export.quantization.mixed_precision import MixedPrecision
 from fcn_deploy.export.quantization.options import Say
 from fcn_deploy.runtime.errors import DeployError
-from fcn_deploy.runtime.verify import latency, timed_sizes
+from fcn_deploy.runtime.latency import latency, timed_sizes
 from onnx import ModelProto
 
 log = logging.getLogger(__name__)

@@ -6,7 +6,7 @@ from fcn_deploy.calibration.report.engine_report import EngineReport
 from fcn_deploy.export.build.draft import Draft
 from fcn_deploy.export.build.golden import golden_sample
 from fcn_deploy.export.build.targets.job import BuildJob, measure_on_gpu
-from fcn_deploy.runtime.verify import GOLDEN
+from fcn_deploy.runtime.golden_sample import GOLDEN
 
 
 def build(job: BuildJob, report: EngineReport) -> Draft:

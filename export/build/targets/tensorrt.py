@@ -11,8 +11,8 @@ from fcn_deploy.export.build.targets.job import BuildJob, measure_on_gpu
 from fcn_deploy.export.build.targets.kernels import compile_kernels
 from fcn_deploy.export.build.targets.tensorrt_plan import activation_cost, build_plan
 from fcn_deploy.export.build.targets.tensorrt_process import BuiltPlan
+from fcn_deploy.runtime.golden_sample import GOLDEN
 from fcn_deploy.runtime.manifest import GpuPlan, Profile
-from fcn_deploy.runtime.verify import GOLDEN
 
 PLAN_FILE = "stage-0.plan"
 
