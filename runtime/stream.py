@@ -264,7 +264,7 @@ class Stream:
         if not self._can_batch:
             return 1
         height, width = padded_size(*size, self.network.card)
-        return CALLERS if count * height * width * self.network.bytes_per_pixel > self._shared else 1
+        return CALLERS if count * self.network.working_memory(height * width) > self._shared else 1
 
     @contextmanager
     def _taking(self, slots: int) -> Iterator[None]:
