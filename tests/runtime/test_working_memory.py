@@ -1,5 +1,6 @@
 """Which runs go on together, and when a backend gives memory back."""
 
+import json
 import threading
 import time
 
@@ -109,3 +110,16 @@ def test_an_engine_gives_back_what_a_large_image_took(exports):
         given_back = resident() - before
         assert held > 100 * MB and given_back < held / 3, (held, given_back)
         np.testing.assert_array_equal(net(image), net(image))
+
+
+def test_engines_of_version_3_are_read():
+    from fcn_deploy.runtime.manifest import Manifest
+    from tiny_engine import MANIFEST
+
+    record = json.loads(MANIFEST.to_json())
+    record["version"] = 3
+    for stage in record["stages"]:
+        del stage["bytes_fixed"], stage["bytes_per_pixel_squared"]
+        stage["bytes_per_pixel"] = 100.0
+    (stage,) = Manifest.from_json(json.dumps(record), "old.engine").stages
+    assert stage.working_memory(1000) == 100_000
