@@ -11,12 +11,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 from fcn_deploy.export.analysis.accepted_sizes import AcceptedSizes, find_accepted_sizes, run_quietly
 from fcn_deploy.export.analysis.batch_mixing import batch_mixer
+from fcn_deploy.export.analysis.quantised import quantised_by
 from fcn_deploy.export.dynamic_shapes.compare_with_source import free_and_verify
 from fcn_deploy.export.graph.edit import clone, dims, metadata, set_shape
 from fcn_deploy.export.importer.card import CardEvidence, card_of
 from fcn_deploy.export.importer.fit_images import choose_fit, fit_images
 from fcn_deploy.export.importer.foreign_model import ForeignModel
-from fcn_deploy.export.importer.load import load_model
+from fcn_deploy.export.importer.load import declared_outputs, load_model
 from fcn_deploy.export.importer.options import ImportOptions
 from fcn_deploy.export.importer.score_map import OutputChange
 from fcn_deploy.export.importer.standard_form import standard_form
@@ -38,6 +39,7 @@ class ImportedModel:
         notes: what was assumed of it or changed in it, a line each.
         sizes: that the network in it takes by itself.
         fit: how images of other sizes are fitted to it: one of FITS; "": it takes them all.
+        quantised: the first node that quantises in it; "": it is of floats.
     """
 
     model: ModelProto
@@ -45,6 +47,7 @@ class ImportedModel:
     notes: tuple[str, ...]
     sizes: AcceptedSizes = AcceptedSizes()  # noqa: RUF009  # it is frozen
     fit: str = ""
+    quantised: str = ""
 
 
 def import_model(path: str | os.PathLike, options: ImportOptions | None = None) -> ImportedModel:
@@ -64,7 +67,9 @@ def import_model(path: str | os.PathLike, options: ImportOptions | None = None) 
     card_text = metadata(model, CARD_KEY)
     if card_text is not None:
         options.refuse_beside_card(name)
-    foreign = ForeignModel(model, name)
+    said = card_text is not None or options.activation or "activation" in (options.card or {})
+    dropped = declared_outputs(path) if options.output is not None else {}
+    foreign = ForeignModel(model, name, kinds=not said, dropped=dropped)
     model, change, notes = standard_form(foreign, options)
     notes = [*foreign.notes, *notes]
     if options.bgr:
@@ -88,7 +93,9 @@ def import_model(path: str | os.PathLike, options: ImportOptions | None = None) 
     else:
         card, assumed = card_of(model, _evidence(foreign, change, sizes), options, name)
         notes += assumed
-    return ImportedModel(model, replace(card, alone=alone), tuple(notes), sizes, fit)
+    if quantised := quantised_by(model):
+        notes.append(f"{name} is quantised already, by node {quantised}; it is built as it is, INT8")
+    return ImportedModel(model, replace(card, alone=alone), tuple(notes), sizes, fit, quantised)
 
 
 def _evidence(foreign: ForeignModel, change: OutputChange, sizes: AcceptedSizes) -> CardEvidence:
