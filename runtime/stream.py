@@ -193,7 +193,9 @@ class Stream:
     def alike(self, size: tuple[int, int]) -> tuple[int, int] | None:
         """The padded size of an image of (height, width) that is run with its equals where that pays, else None."""
         padded = padded_size(*size, self.network.card)
-        if padded[0] * padded[1] > BATCH_PIXELS or self._slots_for(padded, TOGETHER) > 1 or not self._can_batch:
+        if self.network.card.alone or not self._can_batch:
+            return None
+        if padded[0] * padded[1] > BATCH_PIXELS or self._slots_for(padded, TOGETHER) > 1:
             return None
         cost = self.network.batch_costs.get(padded)
         return None if cost and cost.pays is False else padded

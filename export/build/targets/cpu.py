@@ -33,7 +33,7 @@ TILED_SIZE = (1536, 1536)  # of the image that tiles are tried on
 
 def build(job: BuildJob, report: EngineReport) -> Draft:
     """The fastest way to run this network here whose results hold. Raises DeployError where none does."""
-    drafts = {"float32": job.float_draft}
+    drafts = {job.float_draft.manifest.precision: job.float_draft}
     if job.mixed is not None:
         drafts["int8"] = _int8_draft(job, job.mixed, report)
     report.core_bytes = {job.precision: drafts[job.precision].core_bytes}
