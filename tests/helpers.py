@@ -46,6 +46,7 @@ EXTRAS = {
     "radon": "dev",
     "rasterio": "gdal",
     "imagecodecs": "tiff",
+    "pycocotools": "dev",
 }
 
 
