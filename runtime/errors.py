@@ -23,7 +23,9 @@ class InterruptError(DeployError):
 
 
 class OverBudgetError(DeployError):
-    """An image needs more memory than it may take, or is of a size that the engine was not built for."""
+    """An image needs more memory than it may take, has more pixels than are allowed, or is of a size that the engine was
+    not built for.
+    """
 
 
 def one_line(error: BaseException, most: int | None = None) -> str:

@@ -7,30 +7,41 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ..errors import DeployError
+from ..files import write_error
+from .tiff import is_tiff
 
 Buffer = bytes | bytearray | memoryview
 
 
 @contextmanager
 def file_of(content: Buffer) -> Iterator[Path]:
-    """A path, for the time of the block, under which the bytes are found; on Linux they go to no disk.
+    """A path, for the time of the block, under which the bytes are found.
 
-    It has no suffix: what the file is, its first bytes say. Errors that name it are raised with "the image" instead.
+    On Linux they go to no disk, but for TIFFs: tifffile resolves a path to the file it stands for, and what lies in
+    memory alone has none. The path has no suffix: what the file is, its first bytes say. Errors that name it are raised
+    with "the image" instead.
     """
-    if hasattr(os, "memfd_create"):
-        descriptor = os.memfd_create("image")
-        path = Path(f"/proc/self/fd/{descriptor}")
-    else:
+    named = not hasattr(os, "memfd_create") or is_tiff(bytes(content[:4]))
+    if named:
         descriptor, name = tempfile.mkstemp()
-        path = Path(name)
+    else:
+        descriptor = os.memfd_create("image")
+        name = f"/proc/self/fd/{descriptor}"
     try:
         with open(descriptor, "wb", closefd=False) as file:  # noqa: PTH123
             file.write(content)
-        yield path
+    except OSError as error:
+        _remove(descriptor, name, named)
+        raise write_error(Path(name).parent, error) from error
+    try:
+        yield Path(name)
     except DeployError as error:
-        text = str(error)
-        raise type(error)(text.replace(str(path), "the image")) if str(path) in text else error from error
+        raise type(error)(str(error).replace(name, "the image")) from error
     finally:
-        os.close(descriptor)
-        if not hasattr(os, "memfd_create"):
-            path.unlink(missing_ok=True)
+        _remove(descriptor, name, named)
+
+
+def _remove(descriptor: int, name: str, named: bool) -> None:
+    os.close(descriptor)
+    if named:
+        Path(name).unlink(missing_ok=True)
