@@ -28,7 +28,7 @@ def file_of(content: Buffer) -> Iterator[Path]:
         descriptor = os.memfd_create("image")
         name = f"/proc/self/fd/{descriptor}"
     try:
-        with open(descriptor, "wb", closefd=False) as file:  # noqa: PTH123
+        with open(descriptor, "wb", closefd=False) as file:
             file.write(content)
     except OSError as error:
         _remove(descriptor, name, named)

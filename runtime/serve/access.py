@@ -28,9 +28,7 @@ class Exchange:
         seconds: by part.
     """
 
-    def __init__(
-        self, metrics: Metrics, protocol: str, scope: Mapping[str, Any], headers: Mapping[str, str]
-    ) -> None:
+    def __init__(self, metrics: Metrics, protocol: str, scope: Mapping[str, Any], headers: Mapping[str, str]) -> None:
         self.scope, self.headers = scope, headers
         self.model = self.reason = self.error = ""
         self.code = "500"

@@ -2,11 +2,10 @@
 
 import asyncio
 import logging
-import os
 import signal
 import socket
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +18,6 @@ from ..errors import DeployError, MisuseError
 from ..extras import need
 
 if TYPE_CHECKING:
-    import ssl
-
     from .models import Models
     from .service import Service
 
@@ -31,8 +28,6 @@ DEFAULT_BODY = 256_000_000  # bytes
 DEFAULT_PIXELS = 100_000_000
 MOST_BODY = 2_000_000_000  # bytes: gRPC counts them in 31 bits
 OPEN_HOSTS = ("127.0.0.1", "::1", "localhost")
-
-Bytes = Annotated[int | None, typer.Option(parser=parse_memory, metavar="GB")]
 
 
 @dataclass
@@ -57,7 +52,8 @@ class Listening:
     ] = None
     tls_key: Annotated[Path | None, typer.Option(metavar="PEM", help="Private key of --tls-cert.")] = None
     token_file: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="File with a token that requests must bear (Authorization: Bearer).")
+        Path | None,
+        typer.Option(metavar="FILE", help="File with a token that requests must bear (Authorization: Bearer)."),
     ] = None
 
     def tls(self) -> tuple[bytes, bytes] | None:
@@ -73,7 +69,9 @@ class Listening:
             return self.tls_key.read_bytes(), self.tls_cert.read_bytes()
         except OSError as error:  # ssl's own errors too
             reason = error.strerror or str(error)
-            raise MisuseError(f"{self.tls_cert} with {self.tls_key}: {reason}; give a PEM certificate and its key") from error
+            raise MisuseError(
+                f"{self.tls_cert} with {self.tls_key}: {reason}; give a PEM certificate and its key"
+            ) from error
 
     def token(self) -> str:
         """The token, or "". Raises MisuseError."""
@@ -82,22 +80,35 @@ class Listening:
         try:
             text = self.token_file.read_text().strip()
         except (OSError, UnicodeDecodeError) as error:
-            raise MisuseError(f"cannot read {self.token_file}: {getattr(error, 'strerror', error)}; name a text file") from error
+            raise MisuseError(
+                f"cannot read {self.token_file}: {getattr(error, 'strerror', error)}; name a text file"
+            ) from error
         if not text or not text.isascii() or not text.isprintable() or " " in text:
             raise MisuseError(f"{self.token_file} is not one token of printable ASCII characters; write one into it")
         return text
 
 
 def serve_engine(
-    models: Annotated[list[Path], typer.Argument(help="Engines (or plain .onnx) to serve; a file's stem is its name.", metavar="ENGINE")],
+    models: Annotated[
+        list[Path],
+        typer.Argument(help="Engines (or plain .onnx) to serve; a file's stem is its name.", metavar="ENGINE"),
+    ],
     listening: Listening,
     memory: Annotated[
         int | None,
-        typer.Option(parser=parse_memory, metavar="GB", help="Memory that the server may take, such as 2GB [default: 80 % of what is free]."),
+        typer.Option(
+            parser=parse_memory,
+            metavar="GB",
+            help="Memory that the server may take, such as 2GB [default: 80 % of what is free].",
+        ),
     ] = None,
     queue_memory: Annotated[
         int | None,
-        typer.Option(parser=parse_memory, metavar="GB", help="Part of it that bodies, images and results may take [default: a quarter]."),
+        typer.Option(
+            parser=parse_memory,
+            metavar="GB",
+            help="Part of it that bodies, images and results may take [default: a quarter].",
+        ),
     ] = None,
     queue: Annotated[int, typer.Option(min=1, help="Requests that may wait; more are refused at once.")] = 64,
     max_body: Annotated[int, typer.Option(min=1, max=MOST_BODY, help="Refuse requests of more bytes.")] = DEFAULT_BODY,
@@ -106,14 +117,13 @@ def serve_engine(
         str | None, typer.Option(metavar="HxW,…", help="Sizes to run once before the server is ready.")
     ] = None,
     drain: Annotated[
-        float, typer.Option(min=0, max=3600, help="Seconds to go on taking requests after SIGTERM, while it is not ready.")
+        float,
+        typer.Option(min=0, max=3600, help="Seconds to go on taking requests after SIGTERM, while it is not ready."),
     ] = 0.0,
     device: Annotated[str, typer.Option(help="auto: what the engine is for; cpu; cuda, or cuda:1.")] = "auto",
-    json_logs: Annotated[
-        bool, typer.Option("--json-logs", help="Log as JSON: a line for each request.")
-    ] = False,
+    json_logs: Annotated[bool, typer.Option("--json-logs", help="Log as JSON: a line for each request.")] = False,
     threads: Threads = None,
-) -> int:  # fmt: skip
+) -> int:
     """Serve engines over the Open Inference Protocol (REST and gRPC), with /label, metrics and a page for people."""
     for module in MODULES:
         need(module, "serve")
@@ -229,21 +239,19 @@ async def _serve(
     serving = asyncio.ensure_future(http.serve(sockets=[listener]))
     await rpcs.start()
     scheme = "http" if tls is None else "https"
-    _say(f"serving {', '.join(models.served)} at {scheme}://{at}:{listener.getsockname()[1]} and, by gRPC, {at}:{grpc_port}")
+    port = listener.getsockname()[1]
+    _say(f"serving {', '.join(models.served)} at {scheme}://{at}:{port} and, by gRPC, {at}:{grpc_port}")
     try:
-        try:
-            await loop.run_in_executor(None, models.warm_up)
-            _say("ready")
-            await stop.wait()
-            await asyncio.sleep(drain)
-        finally:
-            service.stopping = True
-            http.should_exit = True
-            await rpcs.stop(None if signals.count(signal.SIGINT) > 1 else 3600)
-            await serving
-            await loop.run_in_executor(None, service.close)
-    except DeployError:
-        raise
+        await loop.run_in_executor(None, models.warm_up)
+        _say("ready")
+        await stop.wait()
+        await asyncio.sleep(drain)
+    finally:
+        service.stopping = True
+        http.should_exit = True
+        await rpcs.stop(3600)  # seconds in which what was begun may end
+        await serving
+        await loop.run_in_executor(None, service.close)
     return INTERRUPTED if signal.SIGINT in signals else 0
 
 

@@ -1,8 +1,8 @@
 """The protocol's gRPC messages, built from their description: nothing is generated, and no other package's are touched.
 
 They are those of https://github.com/kserve/open-inference-protocol (open_inference_grpc.proto), and of
-https://github.com/grpc/grpc/blob/master/doc/health-checking.md. They live in a pool of their own, so that a program that
-has another copy of them, a client's, can import this too.
+https://github.com/grpc/grpc/blob/master/doc/health-checking.md. They live in a pool of their own, so that a program
+that has another copy of them, a client's, can import this too.
 """
 
 from typing import Any
@@ -94,10 +94,8 @@ def _classes(package: str, messages: dict[str, Fields]) -> dict[str, Any]:
         for field in fields:
             _add(made[full], f".{package}.{full}", package, *field)
     pool = descriptor_pool.DescriptorPool()
-    pool.Add(file) if hasattr(pool, "Add") else pool.AddSerializedFile(file.SerializeToString())
-    return {
-        full: message_factory.GetMessageClass(pool.FindMessageTypeByName(f"{package}.{full}")) for full in messages
-    }
+    pool.AddSerializedFile(file.SerializeToString())
+    return {full: message_factory.GetMessageClass(pool.FindMessageTypeByName(f"{package}.{full}")) for full in messages}
 
 
 def _add(message: Any, path: str, package: str, name: str, number: int, kind: str) -> None:

@@ -92,9 +92,15 @@ class Served:
         if unused:
             self.network.close()
 
+    @property
+    def _own_check(self) -> tuple[int, int]:
+        """(height, width) that it is tried at where nobody says; one of a profile, of an engine that has them."""
+        manifest = self.network.manifest
+        return OWN_CHECK if manifest is None or manifest.gpu is None else manifest.gpu.profiles[0].opt
+
     def warm_up(self, sizes: Sequence[tuple[int, int]]) -> None:
         """Run it once at each (height, width). Raises what that raises; it is ready afterwards."""
-        for size in sizes or [OWN_CHECK]:
+        for size in sizes or [self._own_check]:
             image = np.zeros((*size, self.card.channels), self.card.dtype)
             (done,) = self.stream.label([image])
             if isinstance(done.outcome, Exception):
@@ -172,7 +178,9 @@ class Models:
         self._paths: dict[str, Path] = {}
         for path in paths:
             if self._paths.setdefault(path.stem, path) is not path:
-                raise MisuseError(f"{self._paths[path.stem]} and {path} are both called {path.stem}; rename one of them")
+                raise MisuseError(
+                    f"{self._paths[path.stem]} and {path} are both called {path.stem}; rename one of them"
+                )
         self._open, self._warmup, self._memory = opened, tuple(warmup), memory
         networks = {name: _opened(path, opened) for name, path in self._paths.items()}
         self._share = memory.share(len(networks))
@@ -215,8 +223,7 @@ class Models:
             raise UnknownModelError(f"no model {shown(name)} is served; choose {names}")
         if version and version != found.version:
             raise UnknownModelError(
-                f"{found.name} is served in version {found.version}, not {shown(version)}; omit the version, or ask for "
-                "that"
+                f"{found.name} is served in version {found.version}, not {shown(version)}; ask for that, or omit it"
             )
         return found
 

@@ -111,8 +111,8 @@ def _label(names: list[str]) -> dict[str, Any]:
         "parameters": [
             query("model", "Which model, where several are served.", names),
             query("version", "Its version, where it must be that one."),
-            query("output", "What is wanted; what the network gives, unless it is told.", ["labels", "refined", "masks"]),
-            query("format", "`png`, `json`: pixels of each class, or `rle`: their run lengths too.", ["png", "json", "rle"]),
+            query("output", "What is wanted, if not what the network gives.", ["labels", "refined", "masks"]),
+            query("format", "`png`; `json`: pixels of each class; `rle`: run lengths too.", ["png", "json", "rle"]),
         ],
         "requestBody": {
             "required": True,
@@ -136,14 +136,18 @@ def _request() -> dict[str, Any]:
         "parameters": PARAMETERS,
         "data": {"type": "array", "description": "Numbers, nested or flat; of BYTES an image file in base64."},
     }
-    wanted = {"name": {"type": "string"}, "parameters": PARAMETERS | {"properties": {"format": {"enum": list(FORMATS)}}}}
+    wanted = {
+        "name": {"type": "string"},
+        "parameters": PARAMETERS | {"properties": {"format": {"enum": list(FORMATS)}}},
+    }
+    inputs = _object(given, "name", "datatype", "shape")
     return {
         "type": "object",
         "required": ["inputs"],
         "properties": {
             "id": {"type": "string", "maxLength": 1000},
             "parameters": PARAMETERS,
-            "inputs": {"type": "array", "minItems": 1, "maxItems": 1, "items": _object(given, "name", "datatype", "shape")},
+            "inputs": {"type": "array", "minItems": 1, "maxItems": 1, "items": inputs},
             "outputs": {"type": "array", "maxItems": MOST_OUTPUTS, "items": _object(wanted, "name")},
         },
     }  # fmt: skip

@@ -50,7 +50,8 @@ class Output:
         """Its bytes, as the binary extension has them."""
         if self.array is None:
             return memoryview(len(self.element).to_bytes(4, "little") + self.element)
-        return memoryview(self.array.reshape(-1).view(np.uint8))
+        raw: memoryview = self.array.reshape(-1).view(np.uint8).data
+        return raw
 
     def json_data(self) -> Iterator[bytes]:
         """The text of its data, in parts: a flat list; a file in base64."""
@@ -146,7 +147,11 @@ def metadata(served: Served) -> dict[str, Any]:
             }
         ],
         "outputs": [
-            {"name": kind, "datatype": _datatype(kind, card), "shape": [-1, -1] if kind in LABEL_KINDS else [card.scores, -1, -1]}
+            {
+                "name": kind,
+                "datatype": _datatype(kind, card),
+                "shape": [-1, -1] if kind in LABEL_KINDS else [card.scores, -1, -1],
+            }
             for kind in served.kinds
         ],
         "parameters": {
@@ -161,7 +166,7 @@ def metadata(served: Served) -> dict[str, Any]:
             "precision": network.precision,
             "backend": network.backend.name,
         },
-    }  # fmt: skip
+    }
 
 
 def _datatype(kind: str, card: ModelCard) -> str:

@@ -3,7 +3,6 @@
 import asyncio
 import json
 import re
-import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -11,6 +10,7 @@ from importlib import resources
 from typing import Any
 
 from starlette.applications import Starlette
+from starlette.datastructures import QueryParams
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
@@ -120,9 +120,7 @@ async def _server(service: Service, request: Request) -> Response:
     from ..command import version
 
     models = [{"name": each.name, "version": each.version} for each in service.models.served.values()]
-    return JSONResponse(
-        {"name": "fcn-deploy", "version": version(), "extensions": list(EXTENSIONS), "models": models}
-    )
+    return JSONResponse({"name": "fcn-deploy", "version": version(), "extensions": list(EXTENSIONS), "models": models})
 
 
 async def _live(service: Service, request: Request) -> Response:
@@ -203,7 +201,9 @@ def _check_origin(headers: dict[str, str]) -> None:
     """A page of another site may not use the browser of somebody who reaches this server."""
     origin = headers.get("origin")
     if origin is not None and origin.partition("://")[2] != headers.get("host"):
-        raise RefusedError("origin", f"a page of {origin[:80]} may not send requests here; let its own server send them")
+        raise RefusedError(
+            "origin", f"a page of {origin[:80]} may not send requests here; let its own server send them"
+        )
 
 
 async def _send(send: Send, status: int, answer: Answer, exchange: Exchange) -> None:
@@ -228,7 +228,8 @@ async def _body(service: Service, exchange: Exchange, receive: Receive, held: He
     length = int(headers.get("content-length", "0"))
     if length > limit:
         raise RefusedError(
-            "too_large", f"the request is {length} bytes long, over the limit of {limit}; send less, or raise --max-body"
+            "too_large",
+            f"the request is {length} bytes long, over the limit of {limit}; send less, or raise --max-body",
         )
     service.room.check_open()
     held.more(length)
@@ -322,7 +323,7 @@ def _written(
     served: Served, request: InferRequest, outputs: tuple[Wanted, ...], results: tuple[AnyArray, ...]
 ) -> Answer:
     """The answer to a request of inference."""
-    fields = {"model_name": served.name, "model_version": served.version}
+    fields: dict[str, Any] = {"model_name": served.name, "model_version": served.version}
     fields |= {"id": request.id} if request.id else {}
     text = [json.dumps(fields)[:-1].encode(), b', "outputs": [']
     rest: list[Part] = []
@@ -334,7 +335,7 @@ def _written(
             parameters["binary_data_size"] = len(rest[-1])
         elif output.array is None and not output.text:
             parameters["encoding"] = "base64"
-        entry = {"name": output.name, "datatype": output.datatype, "shape": output.shape}
+        entry: dict[str, Any] = {"name": output.name, "datatype": output.datatype, "shape": output.shape}
         entry |= {"parameters": parameters} if parameters else {}
         text.append((b", " if index else b"") + json.dumps(entry)[:-1].encode())
         if not output.binary:
@@ -352,7 +353,7 @@ def _timing(done: Done) -> str:
 
 
 async def _label(service: Service, exchange: Exchange, receive: Receive, held: Held) -> Answer:
-    query = Request(exchange.scope).query_params
+    query = QueryParams(exchange.scope["query_string"])
     if exchange.headers.get("content-type", "").startswith("multipart/"):
         raise RefusedError("type", "the body is a form; send the image file itself: curl --data-binary @photo.jpg")
     accept = exchange.headers.get("accept", "")
@@ -374,7 +375,8 @@ async def _label(service: Service, exchange: Exchange, receive: Receive, held: H
         def write(outputs: tuple[Wanted, ...], results: tuple[AnyArray, ...]) -> Any:
             if format == "png":
                 return output_of(outputs[0], results[0], served.card, binary=True).element
-            found = {"model": served.name, "version": served.version, "output": kind, "size": results[0].shape[-2:]}
+            found: dict[str, Any] = {"model": served.name, "version": served.version, "output": kind}
+            found["size"] = results[0].shape[-2:]
             found["classes"] = shares(results[0], served.card)
             return found | ({"rle": run_lengths(results[0])} if format == "rle" else {})
 

@@ -84,7 +84,9 @@ class Job:
         if self.future.cancelled():
             raise RefusedError("gone", "the client has gone")
         if self.deadline is not None and time.monotonic() > self.deadline:
-            raise RefusedError("late", "the request's time was over before it was run; allow more, or send fewer at once")
+            raise RefusedError(
+                "late", "the request's time was over before it was run; allow more, or send fewer at once"
+            )
 
     def begin(self) -> None:
         """From now on it cannot be dropped. Raises RefusedError where nobody waits for it any more."""
@@ -137,7 +139,9 @@ class Room:
         self._working = 0
         self._closed = False
         self._changed = threading.Condition()
-        self._lanes = [threading.Thread(target=self._work, name=f"lane-{index}", daemon=True) for index in range(CALLERS)]
+        self._lanes = [
+            threading.Thread(target=self._work, name=f"lane-{index}", daemon=True) for index in range(CALLERS)
+        ]
         for lane in self._lanes:
             lane.start()
 

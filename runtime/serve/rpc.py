@@ -12,7 +12,7 @@ from .access import Exchange
 from .messages import HEALTH_MESSAGES, MESSAGES, METHODS, NOT_SERVING, SERVICE, SERVING
 from .models import Served
 from .outputs import EXTENSIONS, metadata, output_of
-from .room import Held, RefusedError
+from .room import Held
 from .service import Service, problem_of
 from .tensors import DATATYPES, MOST_OUTPUTS, Given, InferRequest, Wanted, request_of, wanted
 
@@ -33,12 +33,14 @@ def server(service: Service) -> "grpc.aio.Server":
         ],
     )
     verbs = _Verbs(service)
+    methods = {name: _handler(name, verbs, MESSAGES) for name in METHODS}
+    health = {"Check": _handler("HealthCheck", verbs, HEALTH_MESSAGES)}
     made.add_generic_rpc_handlers(
         (
-            grpc.method_handlers_generic_handler(SERVICE, {name: _handler(name, verbs, MESSAGES) for name in METHODS}),
-            grpc.method_handlers_generic_handler("grpc.health.v1.Health", {"Check": _handler("HealthCheck", verbs, HEALTH_MESSAGES)}),
+            grpc.method_handlers_generic_handler(SERVICE, methods),
+            grpc.method_handlers_generic_handler("grpc.health.v1.Health", health),
         )
-    )  # fmt: skip
+    )
     return made
 
 
@@ -171,9 +173,7 @@ def _parameters(given: Mapping[str, Any]) -> dict[str, Any]:
     return {key: getattr(each, each.WhichOneof("parameter_choice") or "int64_param") for key, each in given.items()}
 
 
-def _written(
-    served: Served, asked: InferRequest, outputs: tuple[Wanted, ...], results: tuple[AnyArray, ...]
-) -> Any:
+def _written(served: Served, asked: InferRequest, outputs: tuple[Wanted, ...], results: tuple[AnyArray, ...]) -> Any:
     """The answer to a request of inference."""
     answer = MESSAGES["ModelInferResponse"](model_name=served.name, model_version=served.version, id=asked.id)
     for each, result in zip(outputs, results, strict=True):

@@ -138,7 +138,9 @@ class Service:
         if self._token and not hmac.compare_digest(
             (authorization or "").encode("utf-8", "replace"), b"Bearer " + self._token
         ):
-            raise RefusedError("token", "the request bears no token, or another; send the header Authorization: Bearer …")
+            raise RefusedError(
+                "token", "the request bears no token, or another; send the header Authorization: Bearer …"
+            )
 
     def deadline_of(self, timeout: float | None) -> float | None:
         """By time.monotonic, of a request that has so many seconds."""

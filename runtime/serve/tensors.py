@@ -124,7 +124,9 @@ def wanted(name: str, parameters: Parameters, binary: bool) -> Wanted:
     """An output from its name and parameters. Raises MisuseError."""
     format = parameters.get("format", "")
     if format not in ("", *FORMATS):
-        raise MisuseError(f"format {_short(format)} of the output {shown(name)}; choose {' or '.join(FORMATS)}, or omit it")
+        raise MisuseError(
+            f"format {_short(format)} of the output {shown(name)}; choose {' or '.join(FORMATS)}, or omit it"
+        )
     if "classification" in parameters or "shared_memory_region" in parameters:
         raise MisuseError(f"the output {shown(name)} asks for an extension that is not served; omit its parameters")
     return Wanted(name, format, binary)
@@ -150,9 +152,7 @@ def _input(entry: dict[str, Any]) -> Given:
         raise MisuseError("the input has no name or no datatype; see /openapi.json")
     if not isinstance(shape, list) or not all(type(side) is int for side in shape):
         raise MisuseError(f"shape {_short(shape)} of the input; it is a list of whole numbers")
-    return Given(
-        name, datatype, tuple(shape), None, entry.get("data"), _parameters(entry, f"the input {shown(name)}")
-    )
+    return Given(name, datatype, tuple(shape), None, entry.get("data"), _parameters(entry, f"the input {shown(name)}"))
 
 
 def _binary(inputs: Sequence[Given], rest: memoryview) -> list[Given]:
@@ -165,8 +165,8 @@ def _binary(inputs: Sequence[Given], rest: memoryview) -> list[Given]:
             continue
         if type(size) is not int or not 0 <= size <= len(rest) - place:
             raise MisuseError(
-                f"binary_data_size {_short(size)} of the input {shown(each.name)}, and {len(rest) - place} bytes follow "
-                "the JSON; mend either"
+                f"binary_data_size {_short(size)} of the input {shown(each.name)}, and {len(rest) - place} bytes "
+                "follow the JSON; mend either"
             )
         if each.data is not None:
             raise MisuseError(f"the input {shown(each.name)} has data in the JSON and after it; omit one of them")
@@ -194,8 +194,8 @@ def _content(given: Given) -> tuple[AnyArray | None, memoryview | None]:
     if given.raw is not None:
         if len(given.raw) != count * dtype.itemsize:
             raise MisuseError(
-                f"shape {_sides(given.shape)} of {given.datatype} is {count * dtype.itemsize} bytes, and {len(given.raw)} "
-                "were sent; mend either"
+                f"shape {_sides(given.shape)} of {given.datatype} is {count * dtype.itemsize} bytes, and "
+                f"{len(given.raw)} were sent; mend either"
             )
         return np.frombuffer(given.raw, dtype.newbyteorder("<")).reshape(given.shape), None
     return _numbers(given.data, count, dtype).reshape(given.shape), None
