@@ -2,14 +2,12 @@
 
 import asyncio
 import logging
+import os
 import signal
-import socket
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -19,6 +17,7 @@ from ..extras import need
 
 if TYPE_CHECKING:
     from .models import Models
+    from .server import Server, Tls
     from .service import Service
 
 log = logging.getLogger(__name__)
@@ -56,17 +55,19 @@ class Listening:
         typer.Option(metavar="FILE", help="File with a token that requests must bear (Authorization: Bearer)."),
     ] = None
 
-    def tls(self) -> tuple[bytes, bytes] | None:
-        """Key and certificates, or None. Raises MisuseError."""
+    def tls(self) -> "Tls | None":
+        """Certificate and key, or None. Raises MisuseError."""
         if (self.tls_cert is None) != (self.tls_key is None):
             raise MisuseError("--tls-cert and --tls-key belong together; give both, or none")
         if self.tls_cert is None or self.tls_key is None:
             return None
         import ssl
 
+        from .server import Tls
+
         try:
             ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(self.tls_cert, self.tls_key, lambda: "")
-            return self.tls_key.read_bytes(), self.tls_cert.read_bytes()
+            return Tls(self.tls_cert, self.tls_key)
         except OSError as error:  # ssl's own errors too
             reason = error.strerror or str(error)
             raise MisuseError(
@@ -125,19 +126,21 @@ def serve_engine(
     threads: Threads = None,
 ) -> int:
     """Serve engines over the Open Inference Protocol (REST and gRPC), with /label, metrics and a page for people."""
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # or its library speaks on standard error of what we tell ourselves
     for module in MODULES:
         need(module, "serve")
     _log(json_logs)
     from ..network import Network
     from .models import Memory, Models
     from .room import Room
+    from .server import Server, listen
     from .service import Limits, Service
 
     sizes = _sizes(warmup)
     tls, token = listening.tls(), listening.token()
     if listening.host not in OPEN_HOSTS and not token:
         log.warning("anyone who reaches %s may use this server; --token-file asks for a token", listening.host)
-    listener = _listen(listening.host, listening.port)
+    listener = listen(listening.host, listening.port)
     budget = Memory.of(memory, queue_memory)
 
     def opened(path: Path) -> Network:
@@ -147,7 +150,7 @@ def serve_engine(
         served = Models(models, opened, sizes, budget)
         room = Room(queue, budget.queue)
         service = Service(served, room, Limits(min(max_body, budget.queue), max_pixels), token)
-        return asyncio.run(_serve(service, served, listener, listening, tls, drain))
+        return asyncio.run(_serve(service, Server(service, listener, listening.host, listening.grpc_port, tls), drain))
 
 
 def _log(as_json: bool) -> None:
@@ -175,54 +178,9 @@ def _sizes(text: str | None) -> list[tuple[int, int]]:
         raise type(error)(str(error).replace("--sizes", "--warmup")) from error
 
 
-def _listen(host: str, port: int) -> socket.socket:
-    """A socket of HTTP. Raises DeployError."""
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        made = socket.socket(family, kind, protocol)
-    except OSError as error:
-        raise MisuseError(f"--host {host}: {error.strerror or error}; name an address of this machine") from error
-    try:
-        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        made.bind(address)
-        made.listen(1024)
-    except OSError as error:
-        made.close()
-        raise _cannot_listen(host, port, error.strerror or str(error), "--port") from error
-    return made
-
-
-def _cannot_listen(host: str, port: int, reason: str, option: str) -> DeployError:
-    return DeployError(f"cannot listen at port {port} of {host}: {reason}; choose another with {option}")
-
-
-async def _serve(
-    service: "Service",
-    models: "Models",
-    listener: socket.socket,
-    listening: Listening,
-    tls: tuple[bytes, bytes] | None,
-    drain: float,
-) -> int:
+async def _serve(service: "Service", server: "Server", drain: float) -> int:
     """Serve until a signal ends it; the exit code."""
-    import grpc
-
-    from . import rpc
-
     loop = asyncio.get_running_loop()
-    rpcs = rpc.server(service)
-    at = f"[{listening.host}]" if ":" in listening.host else listening.host
-    address = f"{at}:{listening.grpc_port}"
-    try:
-        if tls is None:
-            grpc_port = rpcs.add_insecure_port(address)
-        else:
-            grpc_port = rpcs.add_secure_port(address, grpc.ssl_server_credentials([tls]))
-    except RuntimeError:
-        grpc_port = 0
-    if not grpc_port:
-        service.close()
-        raise _cannot_listen(listening.host, listening.grpc_port, "it is in use, or not ours", "--grpc-port")
     stop = asyncio.Event()
     signals: list[int] = []
 
@@ -234,24 +192,16 @@ async def _serve(
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, asked, number)
     if hasattr(signal, "SIGHUP"):
-        loop.add_signal_handler(signal.SIGHUP, lambda: loop.run_in_executor(None, _reload, models))
-    http = _http(service, listening)
-    serving = asyncio.ensure_future(http.serve(sockets=[listener]))
-    await rpcs.start()
-    scheme = "http" if tls is None else "https"
-    port = listener.getsockname()[1]
-    _say(f"serving {', '.join(models.served)} at {scheme}://{at}:{port} and, by gRPC, {at}:{grpc_port}")
+        loop.add_signal_handler(signal.SIGHUP, lambda: loop.run_in_executor(None, _reload, service.models))
     try:
-        await loop.run_in_executor(None, models.warm_up)
+        await server.start()
+        _say(f"serving {', '.join(service.models.served)} at {server.address} and, by gRPC, {server.grpc_address}")
+        await loop.run_in_executor(None, service.models.warm_up)
         _say("ready")
         await stop.wait()
         await asyncio.sleep(drain)
     finally:
-        service.stopping = True
-        http.should_exit = True
-        await rpcs.stop(3600)  # seconds in which what was begun may end
-        await serving
-        await loop.run_in_executor(None, service.close)
+        await server.stop()
     return INTERRUPTED if signal.SIGINT in signals else 0
 
 
@@ -266,26 +216,6 @@ def _say(text: str) -> None:
 def _reload(models: "Models") -> None:
     for line in models.reload():
         _say(line)
-
-
-def _http(service: "Service", listening: Listening) -> Any:
-    """uvicorn's server, which leaves signals to us."""
-    import uvicorn
-
-    from .connection import Connection
-    from .rest import application
-
-    class Server(uvicorn.Server):
-        @contextmanager
-        def capture_signals(self) -> Iterator[None]:
-            yield
-
-    config = uvicorn.Config(
-        application(service), http=Connection, ws="none", lifespan="off", log_config=None, access_log=False,
-        server_header=False, date_header=False, timeout_keep_alive=30, limit_concurrency=None,
-        ssl_certfile=listening.tls_cert, ssl_keyfile=listening.tls_key,
-    )  # fmt: skip
-    return Server(config)
 
 
 def main() -> None:
