@@ -22,7 +22,7 @@ from .plan import Plan, Span, available_memory, check_result, plan_on_gpu, plan_
 from .prepare import check_image, check_source
 from .refine import REACH, refined_labels, refusal
 from .tiles import Band, ready_windows, score_bands
-from .upsampling import KINDS, ScoreWindow, new_result, result_bytes, result_from_scores
+from .upsampling import KINDS, LABEL_KINDS, ScoreWindow, new_result, result_bytes, result_from_scores
 from .value_range import InRange, Range, parse_range
 from .working_memory import WorkingMemory
 
@@ -144,6 +144,23 @@ class Network:
                 )
         return kinds
 
+    def check_outputs(self, *kinds: str) -> tuple[str, ...]:
+        """`check_kinds` of what `run` gives: `refined` and `scores` too.
+
+        `refined` is labels whose borders follow the image's, whatever `refine` says; `scores` the coarse score map, as
+        of `Segmenter.heatmap`.
+        """
+        for kind in kinds:
+            if kind == "scores":
+                self._check_coarse()
+            elif kind == "refined":
+                reason = refusal(self.card, self.upsampling, self.stages[-1].stride)
+                if reason is not None:
+                    raise MisuseError(f"{self.path} cannot be refined: {reason}; ask for {self.kind}")
+            else:
+                self.check_kinds(kind)
+        return kinds
+
     # Planning
 
     def plan(self, height: int, width: int, bands: bool = False, kinds: Sequence[str] = LABELS) -> Plan:
@@ -155,7 +172,8 @@ class Network:
         """
         size, result = (height, width), 0
         if not bands:
-            result = height * width * sum(result_bytes(kind, self.card) for kind in kinds if kind != "labels")
+            large = [kind for kind in kinds if kind not in LABEL_KINDS]
+            result = height * width * sum(result_bytes(kind, self.card) for kind in large)
         if self.manifest is not None and self.manifest.gpu is not None:
             if result:
                 check_result(size, result, self.memory_budget())
@@ -192,7 +210,7 @@ class Network:
         return check_image(image, self.card)
 
     def run(self, image: Image, plan: Plan, kinds: Sequence[str] = LABELS) -> tuple[AnyArray, ...]:
-        """Results of each of `kinds` for an image that was checked and planned."""
+        """Results of each of `kinds`, which `check_outputs` has seen, for an image that was checked and planned."""
         image, invalid = filled(image, self.card)
         with self._taking(plan):
             results = self._run(image, plan, kinds)
@@ -200,9 +218,9 @@ class Network:
 
     def _run(self, image: Image, plan: Plan, kinds: Sequence[str]) -> tuple[AnyArray, ...]:
         """`run` of an image without holes."""
-        if plan.grids:
+        if plan.grids and "scores" not in kinds:
             results = [new_result(kind, self.card, *plan.size) for kind in kinds]
-            for window in self._ready_windows(image, plan, 0):
+            for window in self._ready_windows(image, plan, 0, self.refine or "refined" in kinds):
                 for kind, result in zip(kinds, results, strict=True):
                     self._result(kind, image, window, self.upsampling, out=result[..., slice(*window.rows), :])
                 del window  # or its scores would be in memory beside the next ones
@@ -246,7 +264,7 @@ class Network:
         upsampling = self.upsampling
         ready: Iterator[ScoreWindow]
         if plan.grids:
-            ready = self._ready_windows(image, plan, start)
+            ready = self._ready_windows(image, plan, start, self.refine)
         else:
             image = np.asarray(image[:, :])
             if tuple(kinds) == LABELS and not self.refine:
@@ -297,15 +315,16 @@ class Network:
 
     def heatmap(self, image: Image) -> Floats:
         """As `Segmenter.heatmap`."""
-        if self.manifest is None:
-            raise MisuseError(f"{self.path} is a plain ONNX without coarse scores; make an engine: build-engine")
+        self._check_coarse()
         image, _ = filled(self.checked(image), self.card)
         plan = self.plan(*size_of(image))
         with self._taking(plan):
             scores = self.scores_by(image, plan)
-        # Cells per padded pixel, from what came out: right for networks whose scores are full-size too.
-        height, width = (-(-plan.size[axis] * scores.shape[1 + axis] // plan.padded[axis]) for axis in (0, 1))
-        return scores[:, :height, :width].copy()
+        return _cropped(scores, plan)
+
+    def _check_coarse(self) -> None:
+        if self.manifest is None:
+            raise MisuseError(f"{self.path} is a plain ONNX without coarse scores; make an engine: build-engine")
 
     def close(self) -> None:
         """Release it. Using it afterwards raises MisuseError."""
@@ -326,13 +345,16 @@ class Network:
         full = upsampling.mode == "none" and scores.shape[1:] == plan.size and scores.dtype == np.float32
         if full and scores.flags.writeable and tuple(kinds) in (("values",), ("probabilities",)):
             return (self._result(kinds[0], image, window, upsampling, out=scores),)  # in place: no second copy
-        return tuple(self._result(kind, image, window, upsampling) for kind in kinds)
+        return tuple(
+            _cropped(scores, plan) if kind == "scores" else self._result(kind, image, window, upsampling)
+            for kind in kinds
+        )
 
     def _result(
         self, kind: str, image: ImageSource, window: ScoreWindow, upsampling: Upsampling, out: AnyArray | None = None
     ) -> AnyArray:
         """A result of the window's rows, refined where it is of labels and that is wanted."""
-        if kind == "labels" and self.refine:
+        if kind == "refined" or (kind == "labels" and self.refine):
             return refined_labels(window, upsampling, self.card, self._cell, image, out)
         return result_from_scores(kind, window, upsampling, self.card, out)
 
@@ -342,10 +364,10 @@ class Network:
             return self.upsampling
         return with_activation(self.upsampling, self.card, scores)
 
-    def _ready_windows(self, image: ImageSource, plan: Plan, start: int) -> Iterator[ScoreWindow]:
+    def _ready_windows(self, image: ImageSource, plan: Plan, start: int, refine: bool) -> Iterator[ScoreWindow]:
         # Interpolation reads the score above a row, too.
         stride = self.stages[-1].stride[0]
-        more = REACH if self.refine else 0
+        more = REACH if refine else 0
         bands = self._score_bands(image, plan, max(0, start - (2 + more) * stride))
         return ready_windows(bands, stride, self.upsampling, plan.padded, plan.size, start, more)
 
@@ -362,6 +384,13 @@ class Network:
 
         others = [later(index) for index in range(1, len(self.stages))]
         return score_bands(plan.grids, [stage.stride for stage in self.stages], first, others, start)
+
+
+def _cropped(scores: Floats, plan: Plan) -> Floats:
+    """Uncropped scores, [K, h, w], without the cells that lie in the padding alone; a copy."""
+    # Cells per padded pixel, from what came out: right for networks whose scores are full-size too.
+    height, width = (-(-plan.size[axis] * scores.shape[1 + axis] // plan.padded[axis]) for axis in (0, 1))
+    return scores[:, :height, :width].copy()
 
 
 def _gpu_index(device: str) -> int:

@@ -152,6 +152,7 @@ def test_every_command_of_the_project_exists():
         "verify-engine",
         "bench-engine",
         "label-images",
+        "serve-engine",
     }
     for target in project["scripts"].values():
         module, function = target.split(":")
