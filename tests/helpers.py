@@ -47,6 +47,7 @@ EXTRAS = {
     "rasterio": "gdal",
     "imagecodecs": "tiff",
     "pycocotools": "dev",
+    "tritonclient": "dev",
 }
 
 
