@@ -147,6 +147,7 @@ def test_every_command_of_the_project_exists():
         "train-fcn",
         "eval-fcn",
         "export-onnx",
+        "export-triton",
         "build-engine",
         "inspect-model",
         "verify-engine",
