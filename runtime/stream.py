@@ -63,14 +63,15 @@ def overlapped(
     pixels: Callable[[T], int],
     most: int,
     alike: Callable[[T], Hashable | None] = lambda item: None,
+    ahead: int = AHEAD,
 ) -> Generator[R, None, None]:
     """What `work` makes of each item, in the items' order, while `workers` threads work on those that follow.
 
-    An item is given to a thread when it is read; one that is alike to others, with them, when 32 are in flight.
+    An item is given to a thread when it is read; one that is alike to others, with them, when `ahead` are in flight.
     As `Executor.map` with a `buffersize` (Python 3.14), with a bound on pixels too, and groups.
 
     Args:
-        items: read in the caller's thread when it asks for a result, up to 32 ahead.
+        items: read in the caller's thread when it asks for a result, with up to `ahead` of them in flight.
         work: takes a list of items and gives a result for each. Called in a thread.
         workers: threads.
         pixels: of an item: what it takes from being read until its result is handed out.
@@ -96,7 +97,7 @@ def overlapped(
         """Read and submit what may be in flight beside the rest; what ended the items, StopIteration too."""
         groups: dict[Hashable, list[_Flying[R]]] = {}  # that may grow yet
         weight, ended = sum(each.pixels for each in flying), None
-        while len(flying) < AHEAD:
+        while len(flying) < ahead:
             if held:
                 each = held.pop()
             else:
@@ -124,7 +125,7 @@ def overlapped(
     try:
         while True:
             # By halves, so that items which are alike wait at once.
-            if ended is None and len(flying) <= AHEAD // 2:
+            if ended is None and len(flying) <= ahead // 2:
                 ended = read_ahead()
             if not flying:
                 break
