@@ -44,7 +44,7 @@ def fit_images(
     """A model for every H, W ≥ 1 with full-size scores, and what was done, a line each.
 
     Args:
-        model: float32 [N,C,H,W] → [N,K,H/factor,W/factor], of the sizes that `sizes` tells.
+        model: float32 [N,C,H,W] → [N,K,⌈H/factor⌉,⌈W/factor⌉], of the sizes that `sizes` tells.
         sizes: found by find_accepted_sizes.
         name: of the model, for the notes.
         fit: one of FITS; None: as choose_fit says.
@@ -64,7 +64,7 @@ def fit_images(
         )
         return resize_to_multiple(model, sizes.multiple, sizes.smallest).model, notes
     if sizes.factor > 1:
-        model = upsample_scores(model, sizes.factor).model
+        model = upsample_scores(model, sizes.factor, crop=sizes.multiple % sizes.factor != 0).model
     if chosen == "pad":
         why = f", which {looks} sees (--fit resize resizes instead)" if looks else ""
         notes.append(f"{_accepted(sizes, name)}; images are padded to them with zeros{why}")
