@@ -12,9 +12,13 @@ import typer
 from .command import FAILURE, Force, InputRange, Json, Memory, Threads, log_to_stderr, print_record, run
 from .errors import InterruptError
 from .images.header import DEFAULT_MAX_PIXELS
+from .labelling.products import SCREEN, Products
 
 if TYPE_CHECKING:
     from .model_card import ModelCard
+
+
+NOTHING_MORE = Products()
 
 
 def label_images(
@@ -32,6 +36,14 @@ def label_images(
     overlay: Annotated[
         bool, typer.Option("--overlay", help="Write pictures of the labels over the images too, with a legend.")
     ] = False,
+    overlay_side: Annotated[
+        int,
+        typer.Option(min=1, metavar="PIXELS", help="Longest side of these pictures; larger ones are reduced."),
+    ] = SCREEN,
+    cog: Annotated[
+        bool, typer.Option("--cog", help="Write Cloud-Optimized GeoTIFFs, with overviews, of images of any kind.")
+    ] = False,
+    products: Products = NOTHING_MORE,
     explain: Annotated[bool, typer.Option("--explain", help="Say how each image is run: whole, or in tiles.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Skip files whose outputs exist already.")] = False,
     input_range: InputRange = None,
@@ -62,8 +74,8 @@ def label_images(
     started = time.perf_counter()
     with Network(model, threads=threads, memory=memory, refine=refine) as net:
         records = label_files(
-            net, files, out, overlay=overlay, probabilities=probabilities, force=force, resume=resume,
-            options=options,
+            net, files, out, overlay=overlay, overlay_side=overlay_side, probabilities=probabilities, cog=cog,
+            products=products, force=force, resume=resume, options=options,
         )  # fmt: skip
         # Closed here, so that whatever ends the loop ends its threads before the network.
         with closing(_with_reasons(records)) as records:
@@ -97,6 +109,9 @@ def _with_reasons(records: Generator[dict[str, Any], None, None]) -> Generator[d
 
 def _show(record: dict[str, Any], explained: "ModelCard | None") -> None:
     """A record as text, with how the image was run where a card is given; errors on standard error."""
+    if "instance_counts" in record:
+        counted = ", ".join(f"{count} {name}" for name, count in record["instance_counts"].items())
+        print(f"{record['file']}  {counted}  → {record['instances']}")
     if "size" in record:
         height, width = record["size"]
         frames = f"{record['frames']} frames, " if "frames" in record else ""

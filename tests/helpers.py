@@ -46,6 +46,10 @@ EXTRAS = {
     "radon": "dev",
     "rasterio": "gdal",
     "imagecodecs": "tiff",
+    "pyogrio": "gdal",
+    "rio_cogeo": "dev",
+    "pyproj": "dev",
+    "scipy": "instances",
 }
 
 

@@ -78,7 +78,7 @@ def open_regions(path: str | os.PathLike[str], card: ModelCard, options: ReadOpt
     with open_stored(header, card) as stored:
         with reading(header.path):
             fit = fit_of(stored, card, options)
-            tags = all_tags(header.path, header.format, stored.size, stored.tags, options)
+            tags = all_tags(header.path, header.format, stored.size, stored.tags, options.name)
         if tags and stored.turned:
             raise turned_on_the_ground(header.path)
 

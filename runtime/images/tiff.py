@@ -213,8 +213,13 @@ def mask_reader(file: Any, layout: TiffLayout, path: Path) -> Read | None:
     for index in range(1, min(len(file.pages), MASK_PAGES)):
         page = file.pages[index].aspage()
         if page.is_mask and not page.is_reduced and (page.imagelength, page.imagewidth) == layout.size:
-            return _Chunks(path, page, page).read
+            return page_reader(path, page)
     return None
+
+
+def page_reader(path: Path, page: Any) -> Read:
+    """What reads parts of one page as it is stored, palettes too: [h, w, samples]."""
+    return _Chunks(path, page, page).read
 
 
 def _stored(layout: TiffLayout, path: Path) -> Read:

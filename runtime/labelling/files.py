@@ -5,13 +5,17 @@ from itertools import groupby
 from pathlib import Path
 
 from ..errors import MisuseError
+from ..extras import need
 from ..files import check_writable
 from ..images.numbers import ReadOptions
 from ..images.video import is_video
+from ..images.write import attribute_table
 from ..network import Network
 from ..stream import Stream
-from .jobs import Job, Record, jobs_for
+from .derive import check_products, with_products
+from .jobs import Job, Record, Wanted, jobs_for
 from .pictures import label_pictures
+from .products import SCREEN, Products
 from .regions import label_by_regions
 from .videos import label_videos
 
@@ -22,7 +26,10 @@ def label_files(
     out: Path,
     *,
     overlay: bool = False,
+    overlay_side: int = SCREEN,
     probabilities: bool = False,
+    cog: bool = False,
+    products: Products | None = None,
     force: bool = False,
     resume: bool = False,
     options: ReadOptions | None = None,
@@ -39,7 +46,10 @@ def label_files(
             large and georeferenced TIFFs, which are read and written region by region; for videos NAME.mkv and
             NAME.overlay.mp4.
         overlay: write those pictures too.
+        overlay_side: of these, in pixels, at most: rows and columns are left out of larger ones.
         probabilities: write NAME.probabilities.tif too, float32, a band for each class.
+        cog: write TIFFs that are Cloud-Optimized GeoTIFFs, labels too, region by region.
+        products: what is made of the labels besides: polygons, statistics, instances.
         force: replace outputs that exist.
         resume: skip files whose outputs exist.
         options: how images are read; None: as they are.
@@ -55,6 +65,7 @@ def label_files(
     Raises:
         MisuseError: before any work, where an output exists already or would replace an input, or where there is no
             such output: videos of anything but labels, probabilities of a network of values.
+        WriteError: where a result cannot be written.
         DeployError: where nothing can be written to `out`.
     """
     if not sources:
@@ -68,9 +79,22 @@ def label_files(
         raise MisuseError(
             f"{videos[0]} is a video, of which labels are written and no {kinds[-1]}; extract its frames as images"
         )
-    jobs = jobs_for(sources, out, kinds, overlay, keep=not (force or resume))
+    products = products or Products()
+    if cog:
+        need("rasterio", "gdal")
+    wanted = Wanted(kinds, overlay, overlay_side, cog, attribute_table(net.card) is not None, bool(products.instances))
+    jobs = jobs_for(sources, out, wanted, keep=not (force or resume))
+    check_products(products, net.card, jobs, force or resume)
     check_writable(jobs[0].targets[0])
-    stream, options = Stream(net, kinds), options or ReadOptions()
+    records = _records(net, kinds, jobs, resume, options or ReadOptions())
+    yield from with_products(records, jobs, net.card, products) if products.any else records
+
+
+def _records(
+    net: Network, kinds: Sequence[str], jobs: Sequence[Job], resume: bool, options: ReadOptions
+) -> Generator[Record, None, None]:
+    """Label the files; a record of each."""
+    stream = Stream(net, kinds)
     for label, several in groupby(jobs, lambda job: _labeller(job, resume)):
         yield from label(stream, several, options)
 
