@@ -50,6 +50,11 @@ EXTRAS = {
     "rio_cogeo": "dev",
     "pyproj": "dev",
     "scipy": "instances",
+    "starlette": "serve",
+    "grpc": "serve",
+    "schemathesis": "dev",
+    "pycocotools": "dev",
+    "tritonclient": "dev",
 }
 
 

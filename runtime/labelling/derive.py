@@ -10,7 +10,6 @@ from ..errors import DeployError, MisuseError
 from ..extras import need
 from ..files import WriteError, check_writable, refuse_existing
 from ..images.results import open_result
-from ..images.video import is_video
 from ..images.write import no_data_tag, write_maps
 from ..model_card import ModelCard
 from ..stream import said
@@ -35,12 +34,14 @@ def check_products(products: Products, card: ModelCard, jobs: Sequence[Job], rep
         MisuseError: it was asked for wrongly.
         DeployError: a package is missing, or a folder cannot be written.
     """
-    if not products.any:
+    if products.cog:
+        need("rasterio", "gdal")
+    if not products.derived:
         return
     asked = next(name for name in ("polygons", "stats", "instances") if getattr(products, name) is not None)
     if card.kind == "values":
         raise MisuseError(f"--{asked}: this model gives values, no classes; omit it")
-    if (video := next((job.source for job in jobs if is_video(job.source)), None)) is not None:
+    if (video := next((job.source for job in jobs if job.is_video), None)) is not None:
         raise MisuseError(f"--{asked}: {video} is a video, of which labels alone are written; omit it")
     products.classes(card)
     if products.connectivity not in (4, 8):

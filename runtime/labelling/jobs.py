@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import MisuseError
+from ..images.addresses import Address
 from ..images.regions import by_regions
 from ..images.video import is_video
-from .products import SCREEN
+from .products import SCREEN, Products
 
 Record = dict[str, Any]  # of a file, see docs/reference/json.md
+NOTHING = Products()
 
 
 @dataclass(frozen=True)
@@ -21,18 +23,14 @@ class Wanted:
     Attributes:
         kinds: of results: what the network gives, and `probabilities` where they are wanted too.
         overlay: a picture.
-        side: of it, in pixels, at most.
-        cog: TIFFs, Cloud-Optimized, whatever the file is.
+        products: how, and what besides.
         names: the class names, beside label TIFFs.
-        instances: numbered objects, and their table.
     """
 
     kinds: Sequence[str]
     overlay: bool = False
-    side: int = SCREEN
-    cog: bool = False
+    products: Products = NOTHING
     names: bool = False
-    instances: bool = False
 
 
 @dataclass(frozen=True)
@@ -40,22 +38,32 @@ class Job:
     """A file to label, and where its results and their picture go.
 
     Attributes:
-        source: the file.
+        source: the file; of an address, its name.
         results: kind → path: what the network gives, first; `probabilities` where they are wanted too.
         overlay: the picture.
         by_regions: read and written region by region.
         cog: TIFFs are Cloud-Optimized GeoTIFFs.
         side: of the picture, in pixels, at most.
         beside: what is written beside them: class names, instances and their table.
+        address: of a video that is no file.
+        inputs: of the whole run, which no output may replace.
+        replace: further outputs, which show while it is read, may replace what exists.
     """
 
     source: Path
     results: Mapping[str, Path]
     overlay: Path | None
     by_regions: bool
+    address: Address | None = None
+    inputs: frozenset[Path] = frozenset()
+    replace: bool = False
     cog: bool = False
     side: int = SCREEN
     beside: Mapping[str, Path] = field(default_factory=dict)
+
+    @property
+    def is_video(self) -> bool:
+        return self.address is not None or is_video(self.source)
 
     @property
     def targets(self) -> list[Path]:
@@ -70,7 +78,7 @@ class Job:
     @property
     def record(self) -> Record:
         """How its record begins."""
-        return {"record": "video" if is_video(self.source) else "image", "file": str(self.source)}
+        return {"record": "video" if self.is_video else "image", "file": str(self.address or self.source)}
 
     @property
     def written(self) -> Record:
@@ -79,11 +87,11 @@ class Job:
         return paths | {"overlay": str(self.overlay) if self.overlay else None}
 
 
-def jobs_for(sources: Sequence[Path], out: Path, wanted: Wanted, keep: bool) -> list[Job]:
+def jobs_for(sources: Sequence[Path | Address], out: Path, wanted: Wanted, keep: bool) -> list[Job]:
     """A job for each file, checked against each other and against what exists.
 
     Args:
-        sources: images and videos.
+        sources: images and videos, and addresses of videos.
         out: folder of the results.
         wanted: what is written of each.
         keep: refuse outputs that exist.
@@ -92,8 +100,8 @@ def jobs_for(sources: Sequence[Path], out: Path, wanted: Wanted, keep: bool) -> 
         MisuseError: outputs that would overwrite an input, each other or, with `keep`, what is there.
     """
     names = _output_names(sources)
-    jobs = [_job(source, out / name, wanted) for source, name in zip(sources, names, strict=True)]
-    inputs = {source.resolve() for source in sources}
+    inputs = frozenset(source.resolve() for source in sources if isinstance(source, Path))
+    jobs = [_job(source, out / name, wanted, inputs, not keep) for source, name in zip(sources, names, strict=True)]
     for target, count in Counter(path for job in jobs for path in job.targets).items():
         if count > 1:
             raise MisuseError(f"{target} would be written for {count} of the images; give each its own -o")
@@ -107,10 +115,11 @@ def jobs_for(sources: Sequence[Path], out: Path, wanted: Wanted, keep: bool) -> 
     return jobs
 
 
-def _output_names(sources: Sequence[Path]) -> list[str]:
+def _output_names(sources: Sequence[Path | Address]) -> list[str]:
     """A name for each file's labels, without suffix: its stem, or its whole name where stems repeat."""
-    stems = Counter(source.stem for source in sources)
-    names = [source.stem if stems[source.stem] == 1 else source.name for source in sources]
+    named = [(source.stem if isinstance(source, Path) else source.name, source.name) for source in sources]
+    stems = Counter(stem for stem, _ in named)
+    names = [stem if stems[stem] == 1 else name for stem, name in named]
     repeated = [name for name, count in Counter(names).items() if count > 1]
     if repeated:
         raise MisuseError(
@@ -120,10 +129,12 @@ def _output_names(sources: Sequence[Path]) -> list[str]:
     return names
 
 
-def _job(source: Path, name: Path, wanted: Wanted) -> Job:
-    video, kinds = is_video(source), wanted.kinds
+def _job(source: Path | Address, name: Path, wanted: Wanted, inputs: frozenset[Path], replace: bool) -> Job:
+    address, kinds = source if isinstance(source, Address) else None, wanted.kinds
+    path = source if isinstance(source, Path) else Path(source.name)
+    video = address is not None or is_video(path)
     first, picture = (".mkv", ".overlay.mp4") if video else (".png", ".overlay.png")
-    regions = not video and (wanted.cog or by_regions(source))
+    regions = not video and (wanted.products.cog or by_regions(path))
     if regions or kinds[0] != "labels":
         first = ".tif"
     suffixes = (first, ".probabilities.tif")
@@ -131,7 +142,18 @@ def _job(source: Path, name: Path, wanted: Wanted) -> Job:
     beside = {}
     if regions and wanted.names and kinds[0] == "labels":
         beside["names"] = Path(f"{name}.tif.aux.xml")
-    if wanted.instances:
+    if wanted.products.instances:
         beside |= {"instances": Path(f"{name}.instances.tif"), "instances_table": Path(f"{name}.instances.csv")}
     overlay = Path(f"{name}{picture}") if wanted.overlay else None
-    return Job(source, results, overlay, regions, wanted.cog, wanted.side, beside)
+    return Job(
+        path,
+        results,
+        overlay,
+        regions,
+        address,
+        inputs,
+        replace,
+        cog=wanted.products.cog,
+        side=wanted.products.overlay_side,
+        beside=beside,
+    )

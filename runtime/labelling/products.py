@@ -1,4 +1,4 @@
-"""What a user wants of labels beside the labels: polygons, statistics, instances."""
+"""What a user wants beside plain label files: Cloud-Optimized TIFFs, polygons, statistics, instances."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,15 +16,23 @@ SHOWN = 8  # names of classes in an error
 
 @dataclass(frozen=True)
 class Products:
-    """What is made of the labels, or masks, of all images of a run.
+    """What is made of the labels, or masks, of all images of a run, and how.
 
     Attributes:
+        overlay_side: of overlays, in pixels, at most: rows and columns are left out of larger ones.
+        cog: TIFFs are Cloud-Optimized GeoTIFFs, labels too, region by region.
         polygons: a GeoPackage or GeoJSON.
         stats: a CSV.
         instances: names or indices of classes, with commas between.
         connectivity: of instances: 4, by sides, or 8, by corners too.
     """
 
+    overlay_side: Annotated[
+        int, typer.Option(min=1, metavar="PIXELS", help="Longest side of overlays; larger ones are reduced.")
+    ] = SCREEN
+    cog: Annotated[
+        bool, typer.Option("--cog", help="Write Cloud-Optimized GeoTIFFs, with overviews, of images of any kind.")
+    ] = False
     polygons: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Write polygons of the classes of all images into a .gpkg or .geojson."),
@@ -44,7 +52,8 @@ class Products:
     ] = 4
 
     @property
-    def any(self) -> bool:
+    def derived(self) -> bool:
+        """Whether anything is made of label files once they are written."""
         return bool(self.polygons or self.stats or self.instances is not None)
 
     def classes(self, card: ModelCard) -> list[int]:

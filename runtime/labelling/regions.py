@@ -141,10 +141,10 @@ def label_regions(
             if overlay is not None:
                 write_png(overlay, _picture(net, image, parts[0].maps(height, width), side))
         except KeyboardInterrupt as error:
-            raise KeyboardInterrupt(f"interrupted at row {done} of {height} of {path}; {_AGAIN}") from error
+            raise KeyboardInterrupt(f"interrupted at row {done} of {height} of {path}; {AGAIN}") from error
         except (OSError, WriteError) as error:
             reason = error if isinstance(error, WriteError) else write_error(out, error)
-            raise WriteError(f"{reason}; {done} of {height} rows are kept, and {_AGAIN}") from error
+            raise WriteError(f"{reason}; {done} of {height} rows are kept, and {AGAIN}") from error
         except DeployError as error:
             if not isinstance(error.__cause__, OSError):  # which may pass, as of a network drive
                 _forget(state, *(part.path for part in parts))  # the image's own fault: what is kept would not help
@@ -207,7 +207,7 @@ class _Partial:
         write_maps(self.out, self.maps(height, width), names, tiled=True, tags=tags, cog=resampling, **options)
 
 
-_AGAIN = "the same command with --resume goes on from there"
+AGAIN = "the same command with --resume goes on from there"
 
 
 def _forget(*paths: Path) -> None:
@@ -216,15 +216,17 @@ def _forget(*paths: Path) -> None:
             path.unlink(missing_ok=True)
 
 
+def engine_identity(net: Network) -> dict[str, str]:
+    """By what is done of a file was done."""
+    members = json.dumps(dict(net.manifest.members), sort_keys=True) if net.manifest else str(net.path.stat())
+    members += net.card.to_json() + (" refined" if net.refine else "")  # thresholds and colours
+    return {"engine": hashlib.sha256(members.encode()).hexdigest()}
+
+
 def _identity(net: Network, path: Path) -> dict[str, str]:
     """What the rows that are done belong to."""
     stat = path.stat()
-    members = json.dumps(dict(net.manifest.members), sort_keys=True) if net.manifest else str(net.path.stat())
-    members += net.card.to_json() + (" refined" if net.refine else "")  # thresholds and colours
-    return {
-        "image": f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns}",
-        "engine": hashlib.sha256(members.encode()).hexdigest(),
-    }
+    return {"image": f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns}"} | engine_identity(net)
 
 
 def _rows_done(state: Path, parts: Sequence[_Partial], identity: dict[str, str]) -> int:

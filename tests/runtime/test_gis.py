@@ -107,7 +107,7 @@ def test_cloud_optimized_tiffs_are_valid_and_hold_what_others_do(tmp_path, card)
     scene = save_scene(tmp_path / "s.tif", classes(760, 640, margin=100), **UTM)
     (tmp_path / "plain").mkdir()
     label(tmp_path / "plain", scene, card=card, probabilities=True)
-    label(tmp_path, scene, card=card, probabilities=True, cog=True)
+    label(tmp_path, scene, card=card, probabilities=True, products=Products(cog=True))
     assert {path.name for path in (tmp_path / "o").iterdir()} == {
         path.name for path in (tmp_path / "plain/o").iterdir()
     }
@@ -155,7 +155,7 @@ def test_cloud_optimized_tiffs_keep_every_georeference(tmp_path, kind):
         coefficients = {f"{a}_{b}_coeff": [0.5] * 20 for a in ("line", "samp") for b in ("num", "den")}
         with rasterio.open(scene, "r+") as file:
             file.rpcs = RPC(**numbers, **coefficients, err_bias=None, err_rand=None)
-    label(tmp_path, scene, cog=True)
+    label(tmp_path, scene, products=Products(cog=True))
     with rasterio.open(scene) as given, rasterio.open(tmp_path / "o/s.tif") as found:
         assert found.transform == given.transform and found.crs == given.crs
         assert [(p.row, p.col, p.x, p.y) for p in found.gcps[0]] == [(p.row, p.col, p.x, p.y) for p in given.gcps[0]]
@@ -375,7 +375,7 @@ def test_values_and_videos_have_no_products(tmp_path):
 @pytest.mark.parametrize(
     ("missing", "options", "extra"),
     [
-        ("rasterio", {"cog": True}, "gdal"),
+        ("rasterio", {"products": Products(cog=True)}, "gdal"),
         ("rasterio", {"products": Products(polygons=Path("p.gpkg"))}, "gdal"),
         ("pyogrio", {"products": Products(polygons=Path("p.gpkg"))}, "gdal"),
         ("scipy.ndimage", {"products": Products(instances="roof")}, "instances"),
@@ -393,7 +393,7 @@ def test_a_missing_package_is_one_line_before_the_work(tmp_path, monkeypatch, mi
 def test_overlays_of_large_images_are_reduced_unless_asked(tmp_path):
     for name, where in (("s.png", {}), ("t.tif", UTM)):
         scene = save_scene(tmp_path / name, classes(220, 300), **where)
-        label(tmp_path, scene, overlay=True, overlay_side=100)
+        label(tmp_path, scene, overlay=True, products=Products(overlay_side=100))
         with Image.open(tmp_path / f"o/{scene.stem}.overlay.png") as small:
             assert small.width == 160 and small.height < 140  # a legend has 160 pixels at least
         label(tmp_path, scene, overlay=True, force=True)
