@@ -99,7 +99,7 @@ def _made(
 ) -> Record:  # fmt: skip
     """Make all of it of one image's labels; what its record says."""
     told: Record = {}
-    path, classes, image = job.results[card.kind], products.classes(card), str(job.source)
+    path, classes, image = job.results[card.kind], products.classes(card), job.image
     with open_result(path) as result:
         ground = ground_of(result)
         counts: dict[int, int] = {}

@@ -31,6 +31,7 @@ def label_files(
     force: bool = False,
     resume: bool = False,
     options: ReadOptions | None = None,
+    all_pages: bool = False,
 ) -> Generator[Record, None, None]:
     """Label image and video files, in order; reading, labelling and writing overlap.
 
@@ -51,6 +52,7 @@ def label_files(
         force: replace outputs that exist.
         resume: skip files whose outputs exist. Live sources and standard input are refused.
         options: how images are read; None: as they are.
+        all_pages: label each image of files that hold several, as NAME.page0.png and so on.
 
     Yields:
         Per file {"record": "image" or "video", "file", "size": [H, W], "plan": {"padded": [H, W], "bytes", "profile",
@@ -81,11 +83,15 @@ def label_files(
             f"{videos[0]} is a video, of which labels are written and no {kinds[-1]}; extract its frames as images"
         )
     products = products or Products()
-    wanted = Wanted(kinds, overlay, products, attribute_table(net.card) is not None)
+    options = options or ReadOptions()
+    if videos and (all_pages or options.page is not None):
+        raise MisuseError(f"--page: {videos[0]} is a video, which has none; omit it")
+    named = attribute_table(net.card) is not None
+    wanted = Wanted(kinds, overlay, products, named, "all" if all_pages else options.page)
     jobs = jobs_for(sources, out, wanted, keep=not (force or resume))
     check_products(products, net.card, jobs, force or resume)
     check_writable(jobs[0].targets[0])
-    records = _records(net, kinds, jobs, resume, options or ReadOptions())
+    records = _records(net, kinds, jobs, resume, options)
     yield from with_products(records, jobs, net.card, products) if products.derived else records
 
 

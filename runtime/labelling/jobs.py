@@ -1,13 +1,15 @@
 """What is to be labelled and where its results go, settled before any work."""
 
+import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..errors import MisuseError
+from ..errors import DeployError, MisuseError
 from ..images.addresses import Address
+from ..images.header import read_header
 from ..images.regions import by_regions
 from ..images.video import is_video
 from .products import SCREEN, Products
@@ -25,12 +27,14 @@ class Wanted:
         overlay: a picture.
         products: how, and what besides.
         names: the class names, beside label TIFFs.
+        page: of files of several images, or `all` of them; None: the first.
     """
 
     kinds: Sequence[str]
     overlay: bool = False
     products: Products = NOTHING
     names: bool = False
+    page: int | str | None = None
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,7 @@ class Job:
         cog: TIFFs are Cloud-Optimized GeoTIFFs.
         side: of the picture, in pixels, at most.
         beside: what is written beside them: class names, instances and their table.
+        page: of a file of several images; None: the first.
         address: of a video that is no file.
         inputs: of the whole run, which no output may replace.
         replace: further outputs, which show while it is read, may replace what exists.
@@ -60,10 +65,16 @@ class Job:
     cog: bool = False
     side: int = SCREEN
     beside: Mapping[str, Path] = field(default_factory=dict)
+    page: int | None = None
 
     @property
     def is_video(self) -> bool:
         return self.address is not None or is_video(self.source)
+
+    @property
+    def image(self) -> str:
+        """What tables and polygons call it."""
+        return str(self.source) if self.page is None else f"{self.source} page {self.page}"
 
     @property
     def targets(self) -> list[Path]:
@@ -78,7 +89,8 @@ class Job:
     @property
     def record(self) -> Record:
         """How its record begins."""
-        return {"record": "video" if self.is_video else "image", "file": str(self.address or self.source)}
+        page: Record = {} if self.page is None else {"page": self.page}
+        return {"record": "video" if self.is_video else "image", "file": str(self.address or self.source)} | page
 
     @property
     def written(self) -> Record:
@@ -101,7 +113,11 @@ def jobs_for(sources: Sequence[Path | Address], out: Path, wanted: Wanted, keep:
     """
     names = _output_names(sources)
     inputs = frozenset(source.resolve() for source in sources if isinstance(source, Path))
-    jobs = [_job(source, out / name, wanted, inputs, not keep) for source, name in zip(sources, names, strict=True)]
+    jobs = [
+        _job(source, out / f"{name}{suffix}", wanted, inputs, not keep, page)
+        for source, name in zip(sources, names, strict=True)
+        for page, suffix in _pages(source, wanted.page)
+    ]
     for target, count in Counter(path for job in jobs for path in job.targets).items():
         if count > 1:
             raise MisuseError(f"{target} would be written for {count} of the images; give each its own -o")
@@ -129,7 +145,22 @@ def _output_names(sources: Sequence[Path | Address]) -> list[str]:
     return names
 
 
-def _job(source: Path | Address, name: Path, wanted: Wanted, inputs: frozenset[Path], replace: bool) -> Job:
+def _pages(source: Path | Address, page: int | str | None) -> list[tuple[int | None, str]]:
+    """The pages of a source that are labelled, and what their results' names have for them."""
+    if isinstance(page, int) or page is None:
+        return [(page, "")]
+    try:
+        pages = 1 if isinstance(source, Address) else read_header(source, sys.maxsize).pages
+    except DeployError:
+        pages = 1  # whoever reads the file says what is wrong
+    if pages == 1:
+        return [(None, "")]
+    return [(number, f".page{number:0{len(str(pages - 1))}d}") for number in range(pages)]
+
+
+def _job(
+    source: Path | Address, name: Path, wanted: Wanted, inputs: frozenset[Path], replace: bool, page: int | None
+) -> Job:
     address, kinds = source if isinstance(source, Address) else None, wanted.kinds
     path = source if isinstance(source, Path) else Path(source.name)
     video = address is not None or is_video(path)
@@ -156,4 +187,5 @@ def _job(source: Path | Address, name: Path, wanted: Wanted, inputs: frozenset[P
         cog=wanted.products.cog,
         side=wanted.products.overlay_side,
         beside=beside,
+        page=page,
     )

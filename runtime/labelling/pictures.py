@@ -27,7 +27,7 @@ def label_pictures(stream: Stream, jobs: Iterable[Job], options: ReadOptions) ->
     def opened() -> Iterator[Opened]:
         for job in jobs:
             try:
-                yield job, read_header(job.source, options.max_pixels)
+                yield job, read_header(job.source, options.max_pixels, job.page)
             except DeployError as error:
                 yield job, error
 

@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -62,7 +62,8 @@ def label_by_regions(stream: Stream, jobs: Iterable[Job], options: ReadOptions) 
             try:
                 plan = label_regions(
                     stream.network, job.source, job.targets[0], probabilities=job.results.get("probabilities"),
-                    overlay=job.overlay, side=job.side, cog=job.cog, options=options, progress=progress,
+                    overlay=job.overlay, side=job.side, cog=job.cog, progress=progress,
+                    options=replace(options, page=job.page),
                 )  # fmt: skip
             except WriteError:
                 raise  # the next would fail too
