@@ -54,7 +54,6 @@ EXTRAS = {
     "grpc": "serve",
     "schemathesis": "dev",
     "pycocotools": "dev",
-    "tritonclient": "dev",
 }
 
 

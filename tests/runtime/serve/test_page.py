@@ -1,4 +1,4 @@
-"""The page at /, in a real browser: a photograph labelled, read by pointer and keys, saved; and what goes wrong shown."""
+"""The page at /, in a real browser: a photograph labelled, read by pointer and keys, saved; errors shown."""
 
 import io
 import json
