@@ -87,6 +87,7 @@ def import_model(path: str | os.PathLike, options: ImportOptions | None = None) 
     else:
         card, assumed = card_of(model, _evidence(foreign, change, sizes), options, name)
         notes += assumed
+    card = options.with_range(card, notes.append)
     return ImportedModel(model, card, tuple(notes), sizes, fit)
 
 
