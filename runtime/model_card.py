@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 
 from .errors import DeployError
 
-CARD_VERSION = 3  # 3: range; 2: smallest, whole, and networks that give masks or values instead of labels
+CARD_VERSION = 3  # 3: range and alone; 2: smallest, whole, and networks that give masks or values instead of labels
 CARD_KEY = "fcn_deploy.card"  # the key of the card in ONNX and safetensors metadata
 ACTIVATED_KEY = "fcn_deploy.activated"  # in ONNX metadata, "1": the scores of `multilabel` are probabilities already
 DTYPES = ("uint8", "uint16", "int16", "float32")
@@ -40,6 +40,8 @@ class ModelCard:
             scores depend on what is around them.
         range: (LO, HI): the numbers of files, and of arrays of any type, that are the network's 0 and the largest of
             `dtype` (1 of float32); `percentile`: the 1st and 99th of each image's values; None: numbers as they are.
+        alone: the operator that makes an image's scores depend on what else is in its batch, so that images are run one
+            at a time; "" where there is none.
     """
 
     classes: tuple[str, ...]
@@ -55,6 +57,7 @@ class ModelCard:
     smallest: int = 1
     whole: str = ""
     range: tuple[float, float] | str | None = None
+    alone: str = ""
 
     def __post_init__(self) -> None:
         if not isinstance(self.classes, list | tuple):
@@ -112,8 +115,10 @@ class ModelCard:
             return f"stride {self.stride} and size_multiple {self.size_multiple} must be at least 1"
         if self.smallest < 1:
             return f"smallest {self.smallest}; it must be at least 1 pixel"
-        if type(self.whole) is not str or not self.whole.isprintable():
-            return f"whole {self.whole!r}; it must be the name of an operator, or empty"
+        for name in ("whole", "alone"):
+            said = getattr(self, name)
+            if type(said) is not str or not said.isprintable():
+                return f"{name} {said!r}; it must be the name of an operator, or empty"
         return None
 
     def _problem_of_range(self) -> str | None:
