@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .command import FAILURE, Force, InputRange, Json, Memory, Threads, log_to_stderr, print_record, run
+from .command import FAILURE, Force, InputRange, Json, Memory, NoData, Threads, log_to_stderr, print_record, run
 from .errors import InterruptError
 from .images.header import DEFAULT_MAX_PIXELS
 from .labelling.planes import ALL, Planes
@@ -56,10 +56,7 @@ def label_images(
         ),
     ] = None,
     input_range: InputRange = None,
-    nodata: Annotated[
-        float | None,
-        typer.Option(metavar="V", help="Value in the files that is no data (nan too), instead of their own tag."),
-    ] = None,
+    nodata: NoData = None,
     strict: Annotated[
         bool, typer.Option("--strict", help="Refuse a file whose values do not look like the network's.")
     ] = False,

@@ -94,6 +94,7 @@ def import_model(path: str | os.PathLike, options: ImportOptions | None = None) 
     else:
         card, assumed = card_of(model, _evidence(foreign, change, sizes), options, name)
         notes += assumed
+    card = options.with_range(card, notes.append)
     if quantised := quantised_by(model):
         notes.append(f"{name} is quantised already, by node {quantised}; it is built as it is, INT8")
     return ImportedModel(model, replace(card, alone=alone), tuple(notes), sizes, fit, quantised)

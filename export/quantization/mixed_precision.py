@@ -96,7 +96,7 @@ def mix_precision(
     if options.labels is not None and card.kind != "labels":
         raise MisuseError(f"--labels has a label for each pixel, and this network gives {card.kind}: omit it")
     assert options.calib is not None  # as QuantizationOptions checks
-    images, key = open_stream(options.calib, card), key_of(core, card)
+    images, key = open_stream(options.calib, card, options.reading), key_of(core, card)
     ranges = kept_ranges(options, key)
     calibration, held_out = divide(
         images, options.count, GATE_IMAGES, options.seed, set(ranges.images) if ranges else set()

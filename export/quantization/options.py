@@ -1,12 +1,14 @@
 """Which precisions a build may use, and what it may cost."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from fcn_deploy.calibration.mask_options import MaskOptions
 from fcn_deploy.calibration.ranges import METHODS
 from fcn_deploy.runtime.errors import MisuseError
+from fcn_deploy.runtime.images.numbers import ReadOptions
+from fcn_deploy.runtime.images.read import COMMON
 
 Say = Callable[[str], None]  # called with a line when a phase begins
 
@@ -19,6 +21,7 @@ class QuantizationOptions:
         int8, fp16: which precisions the graph may use; float32 where neither. Both: INT8 layers, the others FP16.
         fastest: INT8 is tried, and kept only where it is faster than float32; for the CPU. Sets `int8`.
         calib: source of images (see calibration.stream.open_stream): a folder, glob, list or data set.
+        reading: what the numbers of these images mean, where their files and the card do not say.
         count: of images to calibrate on, at most.
         method: how ranges are chosen: minmax, percentile, entropy or mse.
         labels: folder of labels named as the images; None: the gate compares with float32's labels.
@@ -35,6 +38,7 @@ class QuantizationOptions:
     fp16: bool = False
     fastest: bool = False
     calib: str | None = None
+    reading: ReadOptions = field(default_factory=lambda: COMMON)
     count: int = 100
     method: str = "mse"
     labels: Path | None = None
