@@ -15,6 +15,8 @@ from fcn_deploy.runtime.model_card import ACTIVATIONS
 CARD_FIELDS = ("classes", "colors", "channels", "dtype", "mean", "std", "activation", "threshold")
 # How images are fitted to a network that does not take every size.
 FITS = ("pad", "resize")
+# What the numbers in a node are: the same at every size, or of the image's size.
+ASSUMPTIONS = ("fixed", "global")
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,7 @@ class ImportOptions:
         threshold: as the card's.
         card: fields of a card file: see CARD_FIELDS.
         fit: how images are fitted to the sizes that the network takes: one of FITS; None: as choose_fit says.
+        assume: node → what its numbers are in a model of one size: one of ASSUMPTIONS.
     """
 
     mean: tuple[float, ...] | None = None
@@ -43,12 +46,16 @@ class ImportOptions:
     threshold: float | tuple[float, ...] | None = None
     card: Mapping[str, Any] | None = None
     fit: str | None = None
+    assume: Mapping[str, str] | None = None
 
     def __post_init__(self) -> None:
         if self.scale is not None and not (math.isfinite(self.scale) and self.scale > 0):
             raise MisuseError(f"--input-scale {self.scale}; it must be a number above 0, such as 0.00392157 for 1/255")
         if self.fit is not None and self.fit not in FITS:
             raise MisuseError(f"--fit {self.fit}; choose one of {', '.join(FITS)}")
+        for node, said in (self.assume or {}).items():
+            if said not in ASSUMPTIONS:
+                raise MisuseError(f"--assume {node}={said}; say {' or '.join(ASSUMPTIONS)}: NODE=fixed")
         if self.activation is not None and self.activation not in ACTIVATIONS:
             raise MisuseError(f"--activation {self.activation}; choose one of {', '.join(ACTIVATIONS)}")
         if twice := [name for name in self.said() if name.removeprefix("input-") in (self.card or {})]:
