@@ -8,6 +8,7 @@ from fcn_deploy.export.analysis.accepted_sizes import find_accepted_sizes, run_q
 from fcn_deploy.export.analysis.batch_mixing import batch_mixer
 from fcn_deploy.export.analysis.whole_extent import padded_to_one_size, padding_refusal, refuse_unseen_edges
 from fcn_deploy.export.dynamic_shapes.free_sizes import FreedModel, free_sizes
+from fcn_deploy.export.dynamic_shapes.solver import RemainsError
 from fcn_deploy.export.dynamic_shapes.traced_graph import name_of_node
 from fcn_deploy.export.graph.edit import clone, dims, set_shape
 from fcn_deploy.export.tolerances import FREED_SIZES, REORDERED_SUMS
@@ -48,6 +49,8 @@ def free_and_verify(
         raise MisuseError(f"--assume {unknown[0]}: {name} has no node of this name; take it from the note or the error")
     try:
         freed = free_sizes(model, size, assumed)
+    except RemainsError as error:
+        raise DeployError(f"{name}: {error}") from error
     except DeployError as error:
         # What has operators of its own, and names for all of its sizes, may well keep what the names promise.
         if all(isinstance(dim, int) for dim in (dims(model.graph.input[0])[place] for place in (0, 2, 3))):

@@ -32,6 +32,11 @@ REMEDY = "export it again with dynamic axes for N, H and W, or from PyTorch with
 REMAINS = 2  # cells that a map may have beyond a whole share of what it is enlarged to
 TRIES = 20  # times a graph may be followed in search of a solution, and as often again for each that is doubted
 
+
+class RemainsError(DeployError):
+    """A network takes all sizes as it is, and a map in it holds a part of one."""
+
+
 Taken = dict[int, Interpretation]  # place of a node → what it was taken for, where that is worth a word
 
 
@@ -166,7 +171,7 @@ class Solver:
                         node,
                         f"what its numbers stand for cannot be told: {choice.chosen.description or 'as they are'}, or "
                         f"{other.description or 'as they are'}",
-                        f"say --assume {name_of_node(node)}=fixed or =global, or export it again with dynamic axes",
+                        f"both fit: say --assume {name_of_node(node)}=fixed or =global, or export it with dynamic axes",
                     )
 
     def _check_end(self, state: State) -> None:
@@ -208,7 +213,8 @@ class Solver:
                 whole = 1 in (factor.numerator, factor.denominator)
                 if (too_many if whole else abs(too_many)) > REMAINS * factor:  # too few are lost by unpadded windows
                     text = f"{describe(old, self.image)} cells to {describe(new, self.image)}"
-                    raise refusal(node, f"it brings {text}, no share of it: a number before it is of a traced size")
+                    error = refusal(node, f"it brings {text}, no share of it: a number before it is of a traced size")
+                    raise RemainsError(str(error))
 
     def _check_drift(self, state: State) -> None:
         """Raise ConflictError where a map is enlarged by another factor at other sizes, and by a whole one when traced.
