@@ -132,6 +132,14 @@ class PrecisionOptions:
         float | None,
         typer.Option(min=0, metavar="POINTS", help="Points of mIoU (or agreement) that may be lost [default: 0.5]."),
     ] = None
+    max_class_drop: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            metavar="POINTS",
+            help="Points of IoU that each class may lose [default: 2, or --max-drop where that is more].",
+        ),
+    ] = None
     seed: Annotated[int, typer.Option(min=0, help="Seed of the sample of images that is calibrated on.")] = 0
 
 
@@ -239,6 +247,7 @@ def _config(
         "count": precision.calib_count,
         "method": precision.calib_method,
         "max_drop": precision.max_drop,
+        "max_class_drop": precision.max_class_drop,
     }
     quantization = QuantizationOptions(
         int8=int8,

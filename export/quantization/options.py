@@ -27,6 +27,7 @@ class QuantizationOptions:
         labels: folder of labels named as the images; None: the gate compares with float32's labels.
         masks: what the values or colours of labels mean.
         max_drop: points of mIoU (or of agreement) that may be lost.
+        max_class_drop: points of IoU that each class may lose; None: 2, or `max_drop` where that is more.
         ranges: file to read, or to write where it does not exist.
         seed: of the sample of images.
 
@@ -44,6 +45,7 @@ class QuantizationOptions:
     labels: Path | None = None
     masks: MaskOptions = MaskOptions()  # noqa: RUF009 (frozen)
     max_drop: float = 0.5
+    max_class_drop: float | None = None
     ranges: Path | None = None
     seed: int = 0
 
@@ -63,6 +65,8 @@ class QuantizationOptions:
             raise MisuseError(f"--calib-count {self.count}; calibrate on 1 image or more")
         if not self.max_drop >= 0:
             raise MisuseError(f"--max-drop {self.max_drop}; give points of 0 or more")
+        if self.max_class_drop is not None and not self.max_class_drop >= 0:
+            raise MisuseError(f"--max-class-drop {self.max_class_drop}; give points of 0 or more")
         if self.labels is not None and not self.labels.is_dir():
             raise MisuseError(f"{self.labels} is not a folder; --labels names one with a label of each image's name")
 
@@ -82,11 +86,23 @@ class QuantizationOptions:
                     raise MisuseError(f"{option} is for --int8; pass it")
 
     @property
+    def class_drop(self) -> float:
+        """Points of IoU that each class may lose."""
+        return max(CLASS_DROP, self.max_drop) if self.max_class_drop is None else self.max_class_drop
+
+    @property
     def precision(self) -> str:
         """The lowest that is asked for: `int8`, `float16` or `float32`."""
         return "int8" if self.int8 else "float16" if self.fp16 else "float32"
 
 
-_OF_LOW_PRECISION = {"calib": "--calib", "count": "--calib-count", "labels": "--labels", "max_drop": "--max-drop"}
+CLASS_DROP = 2.0  # points
+_OF_LOW_PRECISION = {
+    "calib": "--calib",
+    "count": "--calib-count",
+    "labels": "--labels",
+    "max_drop": "--max-drop",
+    "max_class_drop": "--max-class-drop",
+}
 _OF_INT8 = {"ranges": "--ranges", "method": "--calib-method"}
 _DEFAULTS = {item.name: item.default for item in QuantizationOptions.__dataclass_fields__.values()}
