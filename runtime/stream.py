@@ -63,14 +63,15 @@ def overlapped(
     pixels: Callable[[T], int],
     most: int,
     alike: Callable[[T], Hashable | None] = lambda item: None,
+    ahead: int = AHEAD,
 ) -> Generator[R, None, None]:
     """What `work` makes of each item, in the items' order, while `workers` threads work on those that follow.
 
-    An item is given to a thread when it is read; one that is alike to others, with them, when 32 are in flight.
+    An item is given to a thread when it is read; one that is alike to others, with them, when `ahead` are in flight.
     As `Executor.map` with a `buffersize` (Python 3.14), with a bound on pixels too, and groups.
 
     Args:
-        items: read in the caller's thread when it asks for a result, up to 32 ahead.
+        items: read in the caller's thread when it asks for a result, with up to `ahead` of them in flight.
         work: takes a list of items and gives a result for each. Called in a thread.
         workers: threads.
         pixels: of an item: what it takes from being read until its result is handed out.
@@ -96,7 +97,7 @@ def overlapped(
         """Read and submit what may be in flight beside the rest; what ended the items, StopIteration too."""
         groups: dict[Hashable, list[_Flying[R]]] = {}  # that may grow yet
         weight, ended = sum(each.pixels for each in flying), None
-        while len(flying) < AHEAD:
+        while len(flying) < ahead:
             if held:
                 each = held.pop()
             else:
@@ -124,7 +125,7 @@ def overlapped(
     try:
         while True:
             # By halves, so that items which are alike wait at once.
-            if ended is None and len(flying) <= AHEAD // 2:
+            if ended is None and len(flying) <= ahead // 2:
                 ended = read_ahead()
             if not flying:
                 break
@@ -193,7 +194,9 @@ class Stream:
     def alike(self, size: tuple[int, int]) -> tuple[int, int] | None:
         """The padded size of an image of (height, width) that is run with its equals where that pays, else None."""
         padded = padded_size(*size, self.network.card)
-        if padded[0] * padded[1] > BATCH_PIXELS or self._slots_for(padded, TOGETHER) > 1 or not self._can_batch:
+        if self.network.card.alone or not self._can_batch:
+            return None
+        if padded[0] * padded[1] > BATCH_PIXELS or self._slots_for(padded, TOGETHER) > 1:
             return None
         cost = self.network.batch_costs.get(padded)
         return None if cost and cost.pays is False else padded
@@ -278,7 +281,7 @@ class Stream:
         if not self._can_batch:
             return 1
         height, width = padded_size(*size, self.network.card)
-        return CALLERS if count * height * width * self.network.bytes_per_pixel > self._shared else 1
+        return CALLERS if count * self.network.working_memory(height * width) > self._shared else 1
 
     @contextmanager
     def _taking(self, slots: int) -> Iterator[None]:

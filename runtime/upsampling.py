@@ -169,7 +169,14 @@ def _best(window: ScoreWindow, upsampling: Upsampling, dtype: LabelDtype) -> Lab
     """The best class of each pixel of the window, [rows, width]."""
     scores, first, (start, stop) = window.scores, window.first, window.rows
     if upsampling.mode == "none":
-        return best_class(scores[:, start - first : stop - first, : window.width], dtype)
+        labels = np.empty((stop - start, window.width), dtype)
+        step = max(1, VALUES_AT_A_TIME // (len(scores) * window.width))
+        for top in range(start, stop, step):
+            bottom = min(top + step, stop)
+            labels[top - start : bottom - start] = best_class(
+                scores[:, top - first : bottom - first, : window.width], dtype
+            )
+        return labels
     vertical = _axis(upsampling, 0, window.cells, window.padded[0], start, stop)
     horizontal = _axis(upsampling, 1, scores.shape[2], window.padded[1], 0, window.width)
     if upsampling.mode == "nearest":

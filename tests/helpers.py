@@ -51,6 +51,7 @@ EXTRAS = {
     "tritonclient": "dev",
     "schemathesis": "dev",
     "pycocotools": "dev",
+    "tritonclient": "dev",
 }
 
 

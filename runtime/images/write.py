@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ..files import replacing
 from ..model_card import ModelCard
-from .read import Tag
+from .georeference import Tag
 
 if TYPE_CHECKING:
     from PIL import Image as Pictures
