@@ -51,7 +51,6 @@ EXTRAS = {
     "tritonclient": "dev",
     "schemathesis": "dev",
     "pycocotools": "dev",
-    "tritonclient": "dev",
 }
 
 
