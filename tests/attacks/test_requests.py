@@ -3,6 +3,7 @@
 `python -m tests.attacks.test_requests 10000` sends so many to a server in a process of its own; CI sends some hundreds.
 """
 
+import copy
 import io
 import json
 import random
@@ -50,9 +51,9 @@ def mutated_json(random_):
             if kind == 0 and isinstance(place, dict):
                 del place[key]
             elif kind == 1 and isinstance(place, list) and len(place) < 50:
-                place.append(inner)
+                place.append(copy.deepcopy(inner))
             else:
-                place[key] = random_.choice(ODD)
+                place[key] = copy.deepcopy(random_.choice(ODD))
             break
     return json.dumps(request).encode(), {}
 
