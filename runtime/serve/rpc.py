@@ -116,7 +116,7 @@ class _Verbs:
         service = self._service
         with service.models.using(request.model_name, request.model_version) as served, Held(service.room) as held:
             exchange.model = served.name
-            service.room.check_open()
+            held.enter()
             held.more(request.ByteSize())
             asked = _asked(request)
             times = [each for each in (asked.timeout, context.time_remaining()) if each is not None]
@@ -128,6 +128,7 @@ class _Verbs:
             job = await service.job(served, asked, held, write, deadline)
             exchange.size = job.size
             done = await service.outcome(served, job)
+            held.leave()
             exchange.seconds = done.seconds
             return done.answer
 
