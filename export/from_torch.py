@@ -120,7 +120,7 @@ def export_module(
         graph, card = _assumed_card(network, graph, options, note)
     padded = exported.fit == "pad"
     card = replace(
-        card,
+        options.with_range(card, note),
         size_multiple=exported.sizes.multiple if padded else 1,
         smallest=exported.sizes.smallest if padded else 1,
         whole=exported.whole,
