@@ -122,15 +122,12 @@ class _Run:
 
     def _watched(self, latest: Latest) -> Iterator[Any]:
         """Its frames; the first drop is said."""
-        started, told = time.perf_counter(), False
+        told = False
         for frame in latest.frames():
             if latest.dropped and not told:
                 told = True
-                rate = self._count / max(time.perf_counter() - started, 1e-6)
-                log.warning(
-                    "%s sends frames faster than they are labelled (%.1f a second); the oldest are dropped",
-                    self._reader.source, rate,
-                )  # fmt: skip
+                source = self._reader.source
+                log.warning("%s sends frames faster than they are labelled; the oldest are dropped", source)
             yield frame
 
     def _label(self, frames: Iterator[Any], ahead: int) -> None:
