@@ -69,6 +69,7 @@ class Network:
         memory: bytes one image may take on the CPU; None: 80 % of what is free.
         refine: whether borders of labels follow those of the image.
         input_range: which numbers of images are the network's 0 and 1; None: they are the network's own.
+        cell: pixels between coarse scores.
         batch_costs: padded size → what batches of it were measured to cost.
     """
 
@@ -110,7 +111,7 @@ class Network:
         if refine and (reason := refusal(self.card, self.upsampling, cell)) is not None:
             instead = "omit --refine" if self.manifest else "make an engine: build-engine"
             raise MisuseError(f"{path} cannot be refined: {reason}; {instead}")
-        self._cell = int((self.upsampling.factor or cell)[0])  # pixels between coarse scores
+        self.cell = int((self.upsampling.factor or cell)[0])
 
     @property
     def backend(self) -> Backend:
@@ -314,7 +315,7 @@ class Network:
     ) -> AnyArray:
         """A result of the window's rows, refined where it is of labels and that is wanted."""
         if kind == "labels" and self.refine:
-            return refined_labels(window, upsampling, self.card, self._cell, image, out)
+            return refined_labels(window, upsampling, self.card, self.cell, image, out)
         return result_from_scores(kind, window, upsampling, self.card, out)
 
     def _upsampling_of(self, scores: Floats, kinds: Sequence[str]) -> Upsampling:
