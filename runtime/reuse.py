@@ -106,19 +106,21 @@ class Reuse:
         self.wait(frame)
         before, frame.before = frame.before, None
         try:
-            if before is None or before.maps is None or before.labels is None or frame.changed is None:
-                self._run_whole(frame)
-            else:
-                frame.maps, before.maps = before.maps, None
-                frame.labels, before.labels = before.labels, None
-                self._run_parts(frame, frame.changed)
+            with self._network.taking(frame.plan):
+                if before is None or before.maps is None or before.labels is None or frame.changed is None:
+                    self._run_whole(frame)
+                else:
+                    frame.maps, before.maps = before.maps, None
+                    frame.labels, before.labels = before.labels, None
+                    self._run_parts(frame, frame.changed)
+            assert frame.labels is not None, "both runs set it"
+            labels = frame.labels.copy()
         except BaseException:
             frame.maps = frame.labels = None
             raise
         finally:
             frame.done.set()
-        assert frame.labels is not None, "both runs set it"
-        (labels,) = marked((frame.labels.copy(),), LABELS, frame.invalid, self._network.card)
+        (labels,) = marked((labels,), LABELS, frame.invalid, self._network.card)
         return (labels,)
 
     def _run_whole(self, frame: Frame) -> None:

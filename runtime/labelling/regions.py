@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 
 from ..errors import DeployError
 from ..files import WriteError, replacing, write_error
+from ..images.georeference import Tag
 from ..images.numbers import ReadOptions
 from ..images.overlay import picture_of
-from ..images.read import COMMON, Tag
+from ..images.read import COMMON
 from ..images.regions import open_regions
 from ..images.write import no_data_tag, palette, write_maps, write_png
 from ..model_card import ModelCard
