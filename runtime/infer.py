@@ -49,6 +49,12 @@ def label_images(
             "cameras and streaming addresses].",
         ),
     ] = None,
+    reuse: Annotated[
+        bool,
+        typer.Option(
+            "--reuse", help="Do not compute again what equals the frame before, as in videos of a fixed camera."
+        ),
+    ] = False,
     input_range: InputRange = None,
     nodata: Annotated[
         float | None,
@@ -76,7 +82,7 @@ def label_images(
     started = time.perf_counter()
     with Network(model, threads=threads, memory=memory, refine=refine) as net:
         records = label_files(
-            net, files, out, overlay=overlay, probabilities=probabilities, force=force, resume=resume,
+            net, files, out, overlay=overlay, probabilities=probabilities, force=force, resume=resume, reuse=reuse,
             options=options,
         )  # fmt: skip
         # Closed here, so that whatever ends the loop ends its threads before the network.

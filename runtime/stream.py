@@ -160,13 +160,16 @@ class Stream:
     Args:
         network: that may be in use elsewhere, too.
         kinds: of results that it makes of each image.
+        reuse: frames of videos keep what equals the frame before. MisuseError where the network is not for that.
 
     Attributes:
         pixels: that may be in flight, by the memory budget.
     """
 
-    def __init__(self, network: Network, kinds: Sequence[str] = ("labels",)) -> None:
-        self.network, self.kinds = network, tuple(kinds)
+    def __init__(self, network: Network, kinds: Sequence[str] = ("labels",), reuse: bool = False) -> None:
+        self.network, self.kinds, self.reuse = network, tuple(kinds), reuse
+        if reuse:
+            Reuse(network)
         self._slots = threading.Semaphore(CALLERS)
         self._turn = threading.Lock()
         memory = network.memory_budget()

@@ -26,6 +26,7 @@ def label_files(
     probabilities: bool = False,
     force: bool = False,
     resume: bool = False,
+    reuse: bool = False,
     options: ReadOptions | None = None,
 ) -> Generator[Record, None, None]:
     """Label image and video files, in order; reading, labelling and writing overlap.
@@ -45,6 +46,7 @@ def label_files(
         probabilities: write NAME.probabilities.tif too, float32, a band for each class.
         force: replace outputs that exist.
         resume: skip files whose outputs exist. Live sources and standard input are refused.
+        reuse: of videos, do not compute again what equals the frame before; labels are the same.
         options: how images are read; None: as they are.
 
     Yields:
@@ -76,7 +78,7 @@ def label_files(
         )
     jobs = jobs_for(sources, out, kinds, overlay, keep=not (force or resume))
     check_writable(jobs[0].targets[0])
-    stream, options = Stream(net, kinds), options or ReadOptions()
+    stream, options = Stream(net, kinds, reuse), options or ReadOptions()
     for label, several in groupby(jobs, lambda job: _labeller(job, resume)):
         yield from label(stream, several, options)
 
