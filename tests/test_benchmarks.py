@@ -364,3 +364,12 @@ def test_the_heat_map_is_the_classifier_slid(tmp_path):
     assert "most probable 985" in told and "427×640: 7×14 cells, class 985 at most" in told
     assert is_picture(tmp_path / "heat.png")
     benchmark("heatmap", tmp_path / "heat.png", "--label", 1000, ok=2)
+
+
+@pytest.mark.slow
+def test_reuse_compares_the_labels_of_each_stream_and_gives_a_row(exports, data):
+    told = benchmark(
+        "reuse", exports / "narrow.engine", "--data", data, "--size", "128x192", "--frames", 3, "--rounds", 1
+    )
+    rows = re.findall(r"^ *(still|5 % of blocks|in one place|noise) +[\d.]+/s +[\d.]+× +[\d.]+%$", told, re.MULTILINE)
+    assert rows == ["still", "5 % of blocks", "in one place", "noise"]
