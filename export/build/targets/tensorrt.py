@@ -11,6 +11,7 @@ from fcn_deploy.export.build.targets.job import BuildJob, measure_on_gpu
 from fcn_deploy.export.build.targets.kernels import compile_kernels
 from fcn_deploy.export.build.targets.tensorrt_plan import activation_cost, build_plan
 from fcn_deploy.export.build.targets.tensorrt_process import BuiltPlan
+from fcn_deploy.runtime.backends.device import platform_name
 from fcn_deploy.runtime.golden_sample import GOLDEN
 from fcn_deploy.runtime.manifest import GpuPlan, Profile
 
@@ -42,6 +43,7 @@ def build(job: BuildJob, report: EngineReport) -> Draft:
             ),
             portable=options.hardware != "none",
             version_compatible=options.version_compatible,
+            platform=platform_name(),
         ),
     )
     golden = golden_sample([job.as_written], manifest.card, job.precision, manifest.gpu)

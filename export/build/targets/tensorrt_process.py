@@ -15,7 +15,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from fcn_deploy.export.build.config import HARDWARE_LEVELS, THIS_GPU, TensorRTOptions
+from fcn_deploy.export.build.config import HARDWARE_LEVELS, TensorRTOptions
+from fcn_deploy.export.build.gpus import THIS_GPU
 from fcn_deploy.export.build.profiles import PlannedProfile
 from fcn_deploy.export.build.targets.timing_cache import TimingCache
 from fcn_deploy.runtime.errors import DeployError, MisuseError
@@ -86,6 +87,17 @@ def run_build(name: str) -> None:
         send(error=f"the plan cannot be stored: {error}", misuse=False)
     out.flush()
     os._exit(0)  # destructors of a cancelled build may hang
+
+
+def run_check(name: str) -> None:
+    """Write into a folder why the GPU of this machine cannot be built for; "" where it can."""
+    try:
+        choose_module((THIS_GPU,))
+        problem = ""
+    except DeployError as error:
+        problem = str(error)
+    (Path(name) / "said.json").write_text(json.dumps(problem))
+    os._exit(0)  # destructors have no part in it
 
 
 def run_parser(name: str) -> None:
