@@ -46,6 +46,11 @@ EXTRAS = {
     "radon": "dev",
     "rasterio": "gdal",
     "imagecodecs": "tiff",
+    "starlette": "serve",
+    "grpc": "serve",
+    "tritonclient": "dev",
+    "schemathesis": "dev",
+    "pycocotools": "dev",
 }
 
 

@@ -147,11 +147,13 @@ def test_every_command_of_the_project_exists():
         "train-fcn",
         "eval-fcn",
         "export-onnx",
+        "export-triton",
         "build-engine",
         "inspect-model",
         "verify-engine",
         "bench-engine",
         "label-images",
+        "serve-engine",
     }
     for target in project["scripts"].values():
         module, function = target.split(":")

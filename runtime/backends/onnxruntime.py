@@ -16,7 +16,7 @@ from . import ORT_TARGETS, Layer
 from .onnxruntime_gpu import gpu_providers, not_loaded, plugin_devices, quietly
 
 if TYPE_CHECKING:
-    from onnxruntime import InferenceSession
+    from onnxruntime import InferenceSession, RunOptions
 
 ERRORS_ONLY = 3  # ONNX Runtime's severity: its warnings are for those who build graphs
 
@@ -108,6 +108,7 @@ class OnnxRuntimeSession:
         source: str = "the engine",
     ) -> None:
         self.session: InferenceSession | None
+        self._on_cpu = target == "cpu"
         if target == "cpu":
             self.name, opened = "onnxruntime", session(model, threads)
         elif target == "ort-rtx":
@@ -127,10 +128,22 @@ class OnnxRuntimeSession:
 
     def run(self, image: AnyArray) -> AnyArray:
         """[N, C, H, W] of the network's input type → [N, K, h, w]. Raises DeployError where the network fails."""
+        return self._run(image, None)
+
+    def release(self, image: AnyArray) -> AnyArray:
+        """As `Session` says. An arena never shrinks by itself."""
+        from onnxruntime import RunOptions
+
+        options = RunOptions()
+        if self._on_cpu:
+            options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+        return self._run(image, options)
+
+    def _run(self, image: AnyArray, options: "RunOptions | None") -> AnyArray:
         if (session := self.session) is None:
             raise MisuseError("the Segmenter was closed; open another one")
         try:
-            result: AnyArray = session.run([self.output], {self.input: image})[0]
+            result: AnyArray = session.run([self.output], {self.input: image}, options)[0]
         except Exception as error:
             raise DeployError(f"the network failed on an input of {list(image.shape)}: {one_line(error)}") from error
         return result

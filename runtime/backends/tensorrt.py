@@ -123,6 +123,9 @@ class TensorRTBackend:
             raise MisuseError(f"{self.source} is closed; open it again")
         return self._network
 
+    def release(self) -> None:
+        """As `Backend` says: on a GPU nothing, as its memory is sized by the profiles."""
+
     def close(self) -> None:
         """Wait for the calls that run, then release all of the GPU's memory. Calls afterwards raise MisuseError."""
         with self._slot_freed:
