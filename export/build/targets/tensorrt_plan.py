@@ -17,6 +17,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from fcn_deploy.calibration.report.engine_report import PlanLayer
 from fcn_deploy.export.build.config import TensorRTOptions
 from fcn_deploy.export.build.gpus import THIS_GPU
 from fcn_deploy.export.build.profile_search import Cost
@@ -73,6 +74,7 @@ def build_plan(
             tuple(result["targets"]),
             result["seconds"],
             tuple(result["notes"]),
+            tuple(PlanLayer(**each | {k: tuple(each[k]) for k in ("takes", "gives")}) for each in result["layers"]),
         )
 
 
