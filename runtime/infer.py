@@ -55,6 +55,12 @@ def label_images(
             "cameras and streaming addresses].",
         ),
     ] = None,
+    reuse: Annotated[
+        bool,
+        typer.Option(
+            "--reuse", help="Do not compute again what equals the frame before, as in videos of a fixed camera."
+        ),
+    ] = False,
     input_range: InputRange = None,
     nodata: NoData = None,
     strict: Annotated[
@@ -80,7 +86,7 @@ def label_images(
     with Network(model, threads=threads, memory=memory, refine=refine) as net:
         records = label_files(
             net, files, out, overlay=overlay, probabilities=probabilities, products=products, force=force,
-            resume=resume, options=options, all_pages=planes.page == ALL,
+            resume=resume, reuse=reuse, options=options, all_pages=planes.page == ALL,
         )  # fmt: skip
         # Closed here, so that whatever ends the loop ends its threads before the network.
         with closing(_with_reasons(records)) as records:

@@ -187,6 +187,22 @@ class ProfileReport:
 
 
 @dataclass(frozen=True)
+class PlanLayer:
+    """A layer of a plan, after TensorRT fused what it could.
+
+    Attributes:
+        name: of the first node in it, with TensorRT's own additions.
+        kind: as TensorRT calls it: `correlation`, `kgen`.
+        takes, gives: data types of its inputs (without weights) and outputs: `Half`.
+    """
+
+    name: str
+    kind: str
+    takes: tuple[str, ...] = ()
+    gives: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class PlanReport:
     """How TensorRT built a plan.
 
@@ -196,6 +212,7 @@ class PlanReport:
         seconds: that it took.
         profiles: in the plan's order.
         notes: what the user should know, a line each.
+        layers: in the order they run; none where the builder does not list them.
     """
 
     module: str
@@ -204,6 +221,7 @@ class PlanReport:
     seconds: float
     profiles: tuple[ProfileReport, ...]
     notes: tuple[str, ...] = ()
+    layers: tuple[PlanLayer, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.profiles:

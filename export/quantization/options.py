@@ -10,6 +10,7 @@ from fcn_deploy.runtime.errors import MisuseError
 from fcn_deploy.runtime.images.numbers import ReadOptions
 from fcn_deploy.runtime.images.read import COMMON
 
+GOLDEN_ALONE = "the golden sample"  # as `calib`: no photographs, noise as that of the golden sample; for FP16 alone
 Say = Callable[[str], None]  # called with a line when a phase begins
 
 
@@ -20,7 +21,8 @@ class QuantizationOptions:
     Attributes:
         int8, fp16: which precisions the graph may use; float32 where neither. Both: INT8 layers, the others FP16.
         fastest: INT8 is tried, and kept only where it is faster than float32; for the CPU. Sets `int8`.
-        calib: source of images (see calibration.stream.open_stream): a folder, glob, list or data set.
+        calib: source of images (see calibration.stream.open_stream): a folder, glob, list or data set; or
+            GOLDEN_ALONE.
         reading: what the numbers of these images mean, where their files and the card do not say.
         count: of images to calibrate on, at most.
         method: how ranges are chosen: minmax, percentile, entropy or mse.
@@ -56,10 +58,10 @@ class QuantizationOptions:
             object.__setattr__(self, "int8", True)
         if self.method not in METHODS:
             raise MisuseError(f"method {self.method!r}; choose one of {', '.join(METHODS)}")
-        if self.int8 and self.calib is None:
+        if self.int8 and self.calib in (None, GOLDEN_ALONE):
             raise MisuseError("--int8 needs real images to calibrate on: pass --calib FOLDER")
         if self.fp16 and self.calib is None:
-            raise MisuseError("--fp16 needs real images to find what overflows: pass --calib FOLDER")
+            raise MisuseError("--fp16 needs real images to find what overflows: pass --calib FOLDER (or --sizes)")
         self._check_use()
         if self.count < 1:
             raise MisuseError(f"--calib-count {self.count}; calibrate on 1 image or more")
