@@ -9,7 +9,7 @@ DEMO := demo
 CONSTRAINTS ?= constraints.txt
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS)
 
-.PHONY: demo test test-fast lint types links docs findings wheels bench engine-matrix clean
+.PHONY: demo test test-fast lint types links docs findings wheels bench engine-matrix zoo-matrix clean
 
 # Three stamps: the demo does not wait for what only the tests need.
 $(VENV)/.all: pyproject.toml constraints.txt
@@ -93,6 +93,10 @@ bench: $(VENV)/.bench
 # Every network in every precision, built for GPUs; no GPU is needed. MATRIX="--only vgg16 --full" and the like.
 engine-matrix: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.engine_matrix $(MATRIX)
+
+# Networks of the libraries that people use, in an environment of their own in build/zoo. ZOO="--only smp-unet" and the like.
+zoo-matrix: $(VENV)/.all
+	$(BIN)/python -m benchmarks.zoo_matrix $(ZOO)
 
 clean:
 	rm -rf $(VENV) $(DEMO) build .cache *.egg-info

@@ -37,7 +37,6 @@ _KEPT: list[torch.library.Library] = []  # an operator is gone with its library
 
 def _smp(architecture: str, encoder: str = "resnet18", **more) -> Callable:
     def make():
-        _torchvision()
         import segmentation_models_pytorch as smp
 
         return getattr(smp, architecture)(encoder, encoder_weights=None, classes=CLASSES, **more)
@@ -47,7 +46,6 @@ def _smp(architecture: str, encoder: str = "resnet18", **more) -> Callable:
 
 def _vision(name: str) -> Callable:
     def make():
-        _torchvision()
         from torchvision.models import segmentation
 
         return getattr(segmentation, name)(weights=None, weights_backbone=None, num_classes=CLASSES)
@@ -57,7 +55,6 @@ def _vision(name: str) -> Callable:
 
 def _hf(model: str, config: str, **fields) -> Callable:
     def make():
-        _torchvision()
         import transformers
 
         made = {key: value() if callable(value) else value for key, value in fields.items()}
@@ -77,7 +74,6 @@ def _hf_config(name: str, **fields) -> Callable:
 
 def _monai(name: str, **fields) -> Callable:
     def make():
-        _torchvision()
         from monai.networks import nets
 
         return getattr(nets, name)(spatial_dims=2, in_channels=3, out_channels=CLASSES, **fields)
@@ -166,6 +162,7 @@ NETWORKS: dict[str, Callable] = {
 
 def network(name: str) -> torch.nn.Module:
     """A network of this name with random weights, and statistics of its batch norms that fit them."""
+    _torchvision()  # an exporter of PyTorch imports it wherever it is
     torch.manual_seed(0)
     model = NETWORKS[name]()
     for layer in model.modules():

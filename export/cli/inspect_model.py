@@ -21,6 +21,9 @@ def inspect_model(
         ),
     ] = None,
     memory: Memory = None,
+    thorough: Annotated[
+        bool, typer.Option("--thorough", help="Run the largest image that memory allows, however long it takes.")
+    ] = False,
     json_: Json = False,
 ) -> int:
     """Tell what a model is, what of it runs where, and whether any size really works, by running it."""
@@ -32,7 +35,7 @@ def inspect_model(
     need("onnxruntime", "cpu")
     if not is_engine(model):  # which a runtime alone reads
         need("onnx", "export")
-    about = inspect_file(model, target, memory)
+    about = inspect_file(model, target, memory, thorough=thorough)
     if json_:
         from fcn_deploy.export.cli.records import with_sizes
 

@@ -22,7 +22,11 @@ def is_engine(path: Path) -> bool:
 
 
 def inspect_file(
-    path: Path, target: str | None = None, memory: int | None = None, options: "ImportOptions | None" = None
+    path: Path,
+    target: str | None = None,
+    memory: int | None = None,
+    options: "ImportOptions | None" = None,
+    thorough: bool = False,
 ) -> dict[str, Any]:
     """What is known of an engine or an ONNX model, and found by running it.
 
@@ -32,6 +36,7 @@ def inspect_file(
             TensorRT where one is installed.
         memory: bytes that the largest image may take; None: IMAGE_MEMORY, or half of what is free.
         options: what the user says of an ONNX that carries no card.
+        thorough: run the largest image that memory allows, however long it takes.
 
     Returns:
         A record, as `inspect-model --json` prints it; `ok`: every size that was tried works, and the target
@@ -49,9 +54,9 @@ def inspect_file(
     if engine:
         from fcn_deploy.export.inspect.engine import inspect_engine
 
-        return record | inspect_engine(path, memory)
+        return record | inspect_engine(path, memory, thorough)
     need("onnx", "export")
     need("onnxruntime", "cpu")
     from fcn_deploy.export.inspect.onnx_model import inspect_onnx_model
 
-    return record | inspect_onnx_model(path, target, memory, options)
+    return record | inspect_onnx_model(path, target, memory, options, thorough)

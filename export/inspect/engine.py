@@ -18,7 +18,7 @@ from fcn_deploy.runtime.noise_image import natural_noise
 from fcn_deploy.runtime.segmenter import Segmenter
 
 
-def inspect_engine(path: Path, memory: int) -> dict[str, Any]:
+def inspect_engine(path: Path, memory: int, thorough: bool = False) -> dict[str, Any]:
     """What is known of an engine, and found by running it where this machine can; see inspect_file."""
     with EngineFile(path) as file:
         file.verify()
@@ -38,7 +38,7 @@ def inspect_engine(path: Path, memory: int) -> dict[str, Any]:
         record |= operator_entries(*map(onnx.load_from_string, networks)) | {"precision": manifest.precision}
     card = manifest.card
     record |= card_entries(card, manifest.upsampling, card.size_multiple, card.smallest, "pad")
-    record["runs"], record["not_run"] = _runs(path, memory, manifest.target == "cpu")
+    record["runs"], record["not_run"] = _runs(path, memory, manifest.target == "cpu", thorough)
     return record | {"ok": not any(run["problem"] for run in record["runs"])}
 
 
@@ -78,7 +78,7 @@ def _manifest_entries(manifest: Manifest) -> dict[str, Any]:
     return record
 
 
-def _runs(path: Path, memory: int, for_cpu: bool) -> tuple[list[dict[str, Any]], str]:
+def _runs(path: Path, memory: int, for_cpu: bool, thorough: bool) -> tuple[list[dict[str, Any]], str]:
     """What the engine gives for images of several sizes, and why it is not run here where it is not."""
     runs: list[dict[str, Any]] = []
     try:
@@ -90,7 +90,7 @@ def _runs(path: Path, memory: int, for_cpu: bool) -> tuple[list[dict[str, Any]],
     with net:
         runs += [
             {"size": size, "problem": _problem_at(net, size)}
-            for size in tried_sizes(memory, net.network.working_memory)
+            for size in tried_sizes(memory, net.network.working_memory, thorough)
         ]
     return runs, ""
 

@@ -1,6 +1,6 @@
 """What an ONNX model is, what takes it, and whether every size really works, for `inspect-model`."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -43,7 +43,7 @@ NUMPY_TYPES: dict[int, type[np.generic]] = {
 
 
 def inspect_onnx_model(
-    path: Path, target: str | None, memory: int, options: ImportOptions | None = None
+    path: Path, target: str | None, memory: int, options: ImportOptions | None = None, thorough: bool = False
 ) -> dict[str, Any]:
     """What is known of an ONNX model, and found by importing and running it; see inspect_file."""
     targets, options = _targets(target), options or ImportOptions()
@@ -68,7 +68,10 @@ def inspect_onnx_model(
     sizes = imported.sizes
     record |= card_entries(imported.card, core.upsampling, sizes.multiple, sizes.smallest, imported.fit)
     record |= {"reach": _reach(stage, float_core), "targets": _verdicts(core.model, targets, core.card)}
-    record |= {"notes": list(imported.notes), "runs": _runs(imported, memory, stage.working_memory)}
+    record |= {
+        "notes": list(imported.notes),
+        "runs": _runs(imported, tried_sizes(memory, stage.working_memory, thorough)),
+    }
     refused = targets and any(verdict["problem"] for verdict in record["targets"].values())
     return record | {"ok": not refused and not any(run["problem"] for run in record["runs"])}
 
@@ -153,7 +156,7 @@ def _verdict_of_tensorrt(model: ModelProto, target: str, card: ModelCard | None)
     return found
 
 
-def _runs(imported: ImportedModel, memory: int, working_memory: Callable[[int], float]) -> list[dict[str, Any]]:
+def _runs(imported: ImportedModel, sizes: Iterable[tuple[int, int]]) -> list[dict[str, Any]]:
     """What the imported model gives for images of several sizes, one of them large."""
     run = session(imported.model.SerializeToString())
     channels = imported.card.channels
@@ -163,7 +166,7 @@ def _runs(imported: ImportedModel, memory: int, working_memory: Callable[[int], 
         return run_quietly(run, image)[0]
 
     runs = []
-    for size in tried_sizes(memory, working_memory):
+    for size in sizes:
         found, problem = try_size(scores_at, *size), ""
         if found.failure:
             problem = found.failure

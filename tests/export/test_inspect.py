@@ -10,7 +10,7 @@ import pytest
 from fcn_deploy.export.build.config import BuildConfig, TensorRTOptions
 from fcn_deploy.export.build.engine import build_engine
 from fcn_deploy.export.importer.import_model import import_model
-from fcn_deploy.export.inspect import inspect_file
+from fcn_deploy.export.inspect import inspect_file, record
 from fcn_deploy.export.inspect import onnx_model as inspected
 from fcn_deploy.export.inspect.record import TRIED_SIZES
 from fcn_deploy.export.inspect.text import record_as_text
@@ -37,7 +37,7 @@ CONV = helper.make_node("Conv", ["x", "w"], ["y"], pads=[1] * 4)
 
 
 def test_what_is_told_of_a_model_of_ours(exports):
-    about = inspect_file(exports / "narrow.onnx", "cpu")
+    about = inspect_file(exports / "narrow.onnx", "cpu", thorough=True)
     assert about["ok"] and about["kind"] == "onnx" and about["opset"] == 18 and about["precision"] == "float32"
     assert about["card_is_its_own"] and len(about["card"]["classes"]) == 5
     assert about["head"] == {"mode": "linear", "coordinates": "half_pixel", "factor": (8.0, 8.0)}
@@ -203,3 +203,12 @@ def test_the_command_line(exports, tmp_path):
     assert "not a valid ONNX" in one_error(command("inspect-model", tmp_path / "junk.onnx", ok=1))
     with pytest.raises(MisuseError):
         inspect_file(tmp_path)
+
+
+def test_a_large_image_is_run_where_it_is_quick_or_the_user_wants_it(monkeypatch):
+    def largest(**options):
+        return max(record.tried_sizes(1 << 30, lambda pixels: 100.0 * pixels, **options))
+
+    assert largest() == (2160, 3840)  # nothing takes no time here
+    monkeypatch.setattr(record, "SECONDS", 0.0)
+    assert largest() == max(record.TRIED_SIZES) and largest(thorough=True) == (2160, 3840)
