@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .command import FAILURE, Force, InputRange, Json, Memory, Threads, log_to_stderr, print_record, run
+from .command import FAILURE, Force, InputRange, Json, Memory, NoData, Threads, log_to_stderr, print_record, run
 from .errors import InterruptError
 from .images.header import DEFAULT_MAX_PIXELS
 from .labelling.planes import ALL, Planes
@@ -55,11 +55,14 @@ def label_images(
             "cameras and streaming addresses].",
         ),
     ] = None,
+    reuse: Annotated[
+        bool,
+        typer.Option(
+            "--reuse", help="Do not compute again what equals the frame before, as in videos of a fixed camera."
+        ),
+    ] = False,
     input_range: InputRange = None,
-    nodata: Annotated[
-        float | None,
-        typer.Option(metavar="V", help="Value in the files that is no data (nan too), instead of their own tag."),
-    ] = None,
+    nodata: NoData = None,
     strict: Annotated[
         bool, typer.Option("--strict", help="Refuse a file whose values do not look like the network's.")
     ] = False,
@@ -83,7 +86,7 @@ def label_images(
     with Network(model, threads=threads, memory=memory, refine=refine) as net:
         records = label_files(
             net, files, out, overlay=overlay, probabilities=probabilities, products=products, force=force,
-            resume=resume, options=options, all_pages=planes.page == ALL,
+            resume=resume, reuse=reuse, options=options, all_pages=planes.page == ALL,
         )  # fmt: skip
         # Closed here, so that whatever ends the loop ends its threads before the network.
         with closing(_with_reasons(records)) as records:

@@ -25,7 +25,7 @@ from .deep import read_deep
 from .gdal import open_gdal
 from .georeference import Tag, dataset_tags, own_tags
 from .header import DEFAULT_MAX_PIXELS, Header, open_npy, read_header, reading
-from .numbers import ReadOptions, doubtful, value_of, wide_type
+from .numbers import ReadOptions, beyond, doubtful, value_of, wide_type
 from .pillow import open_pillow
 from .tiff import ORIENTATION, TURNS, Read, lay_out, mask_reader, reader, tagged_no_data, turned
 
@@ -132,26 +132,31 @@ def fit_of(stored: StoredImage, card: ModelCard, options: ReadOptions) -> Fit:
     fit = Fit(stored, card, None, no_data)
     _banded(stored.read(0, 1, 0, 1), stored, card)  # channels are told first
     values = next((found for grid in GRIDS if (found := fit.values(grid)).size), None)
-    if options.input_range is None:
-        if values is not None:
-            _look(values, fit, options)
-        return fit
-    if isinstance(options.input_range, str):
+    said = options.input_range
+    wanted = card.range if said is None else said
+    if isinstance(wanted, str):
         return replace(fit, limits=percentiles(values))
-    return replace(fit, limits=limits_within(options.input_range, dtype, stored.path))
+    if wanted is not None:
+        fit = replace(fit, limits=limits_within(wanted, dtype, stored.path, said is None))
+    if said is None and values is not None:
+        _look(values, fit, options)
+    return fit
 
 
 def _look(values: NDArray[Any], fit: Fit, options: ReadOptions) -> None:
     """Name a file whose values are not the network's."""
-    stored, card = fit.stored, fit.card
+    stored, card, limits = fit.stored, fit.card, fit.limits
     if values.dtype == np.int32 and 0 <= values.min() <= values.max() < 65536:
         values = values.astype(np.uint16)
     bits = _bits(stored, values.dtype)
-    if card.dtype == "uint8" and values.dtype == np.uint16 and bits > 8:
+    if limits is not None and (outside := beyond(stored.path, values, limits, card)) is not None:
+        options.name(*outside)
+        return
+    if limits is None and card.dtype == "uint8" and values.dtype == np.uint16 and bits > 8:
         options.name("wide", wide_type(stored.path, values, bits, card))
         return
-    shown = _converted(values[:, None, None], stored, card, None)
-    if (found := doubtful(stored.path, shown, card)) is not None:
+    shown = _converted(values[:, None, None], stored, card, limits)
+    if (found := doubtful(stored.path, shown, card, values)) is not None:
         options.name(*found)
 
 
@@ -182,6 +187,19 @@ def decode(header: Header, card: ModelCard, options: ReadOptions = COMMON) -> ND
         held = replace(stored, read=_parts(stored.read(0, height, 0, width)))
         found = fit_of(held, card, options).read(0, height, 0, width)
         return np.array(found) if isinstance(found, np.memmap) else found  # read now, and the caller's own
+
+
+def may_have_no_data(header: Header, card: ModelCard, options: ReadOptions = COMMON) -> bool:
+    """Whether some pixels of a file may be no data, as far as it can be told before they are decoded."""
+    if options.no_data is not None or header.dtype.kind == "f":
+        return True
+    if header.format in ("TIFF", "GDAL"):
+        with reading(header.path), open_stored(header, card) as stored:
+            return stored.no_data is not None or stored.mask is not None or stored.alpha is not None
+    if header.format == "NPY" or header.mode is None:
+        return False
+    with reading(header.path), open_pillow(header.path, header.pixels) as picture:
+        return bool(picture.has_transparency_data)
 
 
 @contextmanager
