@@ -364,3 +364,16 @@ def test_the_heat_map_is_the_classifier_slid(tmp_path):
     assert "most probable 985" in told and "427×640: 7×14 cells, class 985 at most" in told
     assert is_picture(tmp_path / "heat.png")
     benchmark("heatmap", tmp_path / "heat.png", "--label", 1000, ok=2)
+
+
+@pytest.mark.slow
+def test_scenes_compares_margins_and_reads_files_of_every_layout(tmp_path):
+    out = tmp_path / "scenes.json"
+    told = benchmark("scenes", "--pixels", 400_000, "--rounds", 1, "--json", out)
+    result = json.loads(out.read_text())
+    labels = result["labels"]
+    assert labels["no_data"] == pytest.approx(0.4, abs=0.01) and labels["data_without_class"] == 0
+    assert labels["different"] == 0 == labels["classes_in_no_data"] and "labels differ beyond" in told
+    assert result["reading"]["npy"]["ratio"] == [1, 1, 1]
+    assert {"tiles", "tiles, deflate", "tiles of planes, deflate", "strips"} <= result["reading"].keys()
+    assert all(row["seconds"][0] > row["bare_s"][0] > 0 for row in result["reading"].values())
