@@ -73,6 +73,7 @@ class Network:
         refine: whether borders of labels follow those of the image.
         input_range: which numbers of images are the network's 0 and 1; None: they are the network's own, whatever the
             card's `range` says of files.
+        cell: pixels between coarse scores.
         batch_costs: padded size → what batches of it were measured to cost.
     """
 
@@ -130,7 +131,7 @@ class Network:
         self.precision, self.manifest = precision, manifest
         self.batch_costs: dict[tuple[int, int], BatchCost] = {}
         self._working = WorkingMemory(self._release)
-        self._cell = int((upsampling.factor or stages[-1].stride)[0])  # pixels between coarse scores
+        self.cell = int((upsampling.factor or stages[-1].stride)[0])
 
     @property
     def backend(self) -> Backend:
@@ -230,7 +231,7 @@ class Network:
     def run(self, image: Image, plan: Plan, kinds: Sequence[str] = LABELS) -> tuple[AnyArray, ...]:
         """Results of each of `kinds`, which `check_outputs` has seen, for an image that was checked and planned."""
         image, invalid = filled(image, self.card)
-        with self._taking(plan):
+        with self.taking(plan):
             results = self._run(image, plan, kinds)
         return marked(results, kinds, invalid, self.card)
 
@@ -252,7 +253,7 @@ class Network:
     ) -> list[tuple[AnyArray, ...]]:
         """Results of checked images of one padded size, run whole as one batch."""
         whole = [filled(image, self.card) for image in images]
-        with self._taking(*plans):
+        with self.taking(*plans):
             scores = self.backend.scores([image for image, _ in whole])
         return [
             marked(self._results_of_scores(image, each, plan, kinds), kinds, invalid, self.card)
@@ -305,7 +306,7 @@ class Network:
                     tuple(made[k][part] if k in made else self._result(k, image, rows, upsampling) for k in kinds),
                 )
 
-    def _taking(self, *plans: Plan) -> AbstractContextManager[None]:
+    def taking(self, *plans: Plan) -> AbstractContextManager[None]:
         """While it is open, runs by these plans are within the memory budget beside those of other threads."""
         needed = sum(plan.bytes - plan.result for plan in plans)
         shape = len(plans), plans[0].padded, plans[0].grids
@@ -321,7 +322,7 @@ class Network:
         """The core's own output for one image: float32 [K, h, w], uncropped (padding included)."""
         image, _ = filled(self.checked(image), self.card)
         plan = self.plan(*size_of(image))
-        with self._taking(plan):
+        with self.taking(plan):
             return self.scores_by(image, plan)
 
     def scores_by(self, image: ImageSource, plan: Plan) -> Floats:
@@ -336,7 +337,7 @@ class Network:
         self._check_coarse()
         image, _ = filled(self.checked(image), self.card)
         plan = self.plan(*size_of(image))
-        with self._taking(plan):
+        with self.taking(plan):
             scores = self.scores_by(image, plan)
         return _cropped(scores, plan)
 
@@ -373,7 +374,7 @@ class Network:
     ) -> AnyArray:
         """A result of the window's rows, refined where it is of labels and that is wanted."""
         if kind == "refined" or (kind == "labels" and self.refine):
-            return refined_labels(window, upsampling, self.card, self._cell, image, out)
+            return refined_labels(window, upsampling, self.card, self.cell, image, out)
         return result_from_scores(kind, window, upsampling, self.card, out)
 
     def _upsampling_of(self, scores: Floats, kinds: Sequence[str]) -> Upsampling:

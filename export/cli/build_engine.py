@@ -44,7 +44,7 @@ class TargetOptions:
         str,
         typer.Option(
             metavar="TARGET",
-            help="`cpu`; GPUs such as sm89 or sm86,sm120; `cuda`: the GPU of this machine; "
+            help="`cpu`; GPUs such as rtx4090 or sm86,sm120; `cuda`: the GPU of this machine; "
             "`ort-cuda`, `ort-tensorrt` or `ort-rtx`: ONNX Runtime on a GPU, without a plan.",
         ),
     ] = CPU
@@ -109,7 +109,9 @@ class PrecisionOptions:
     calib: Annotated[
         str | None,
         typer.Option(
-            metavar="FOLDER", help="Images to calibrate on, at their own sizes: a folder, glob, list or data set."
+            metavar="FOLDER",
+            help="Images to calibrate on, at their own sizes: a folder, glob, list or data set "
+            "[default: with --fp16 the images of --sizes].",
         ),
     ] = None
     nodata: NoData = None
@@ -131,6 +133,14 @@ class PrecisionOptions:
     max_drop: Annotated[
         float | None,
         typer.Option(min=0, metavar="POINTS", help="Points of mIoU (or agreement) that may be lost [default: 0.5]."),
+    ] = None
+    max_class_drop: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            metavar="POINTS",
+            help="Points of IoU that each class may lose [default: 2, or --max-drop where that is more].",
+        ),
     ] = None
     seed: Annotated[int, typer.Option(min=0, help="Seed of the sample of images that is calibrated on.")] = 0
 
@@ -223,7 +233,7 @@ def _config(
     """
     from fcn_deploy.calibration.mask_options import MaskOptions
     from fcn_deploy.export.build.config import BuildConfig, TensorRTOptions, TuningOptions, backends_of
-    from fcn_deploy.export.quantization.options import QuantizationOptions
+    from fcn_deploy.export.quantization.options import GOLDEN_ALONE, QuantizationOptions
     from fcn_deploy.runtime.images.numbers import ReadOptions
     from fcn_deploy.runtime.sizes import parse_sizes
 
@@ -235,16 +245,21 @@ def _config(
         raise MisuseError("--nodata is of the files of --calib; pass it")
     if precision.fp16 and precision.no_fp16:
         raise MisuseError("--fp16 and --no-fp16 contradict each other; pass one of them")
+    sizes = None if target.sizes is None else parse_sizes(target.sizes)
+    calib = precision.calib
+    if precision.fp16 and not int8 and calib is None and sizes is not None:
+        calib = target.sizes if sizes.files else GOLDEN_ALONE  # its photographs, where it names some
     given: dict[str, Any] = {
         "count": precision.calib_count,
         "method": precision.calib_method,
         "max_drop": precision.max_drop,
+        "max_class_drop": precision.max_class_drop,
     }
     quantization = QuantizationOptions(
         int8=int8,
         fp16=precision.fp16 or (int8 and not on_cpu and not precision.no_fp16),
         fastest=precision.fastest,
-        calib=precision.calib,
+        calib=calib,
         reading=ReadOptions(no_data=precision.nodata),
         labels=precision.labels,
         masks=MaskOptions(precision.mask_values, precision.mask_colors),
@@ -259,7 +274,7 @@ def _config(
     return BuildConfig(
         target=target.target,
         quantization=quantization,
-        sizes=None if target.sizes is None else parse_sizes(target.sizes),
+        sizes=sizes,
         tuning=tuning,
         tensorrt=TensorRTOptions(
             workspace=target.workspace,

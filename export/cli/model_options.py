@@ -89,6 +89,15 @@ class ModelOptions:
         ),
     ] = None
 
+    assume: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NODE=KIND",
+            help="Of an ONNX of one size: the numbers in a node are fixed at every size, or global, of the image's "
+            "size. May be repeated.",
+        ),
+    ] = None
+
     def said(self) -> "ImportOptions":
         """The same as the importer takes it. Raises MisuseError."""
         from fcn_deploy.export.importer.options import ImportOptions, read_card_file
@@ -107,7 +116,16 @@ class ModelOptions:
             range=None if self.input_range is None else parse_range(self.input_range),
             card=None if self.card is None else read_card_file(self.card),
             fit=None if self.fit is None else self.fit.value,
+            assume=None if not self.assume else dict(_assumption(each) for each in self.assume),
         )
+
+
+def _assumption(text: str) -> tuple[str, str]:
+    """(node, kind) of --assume. Raises MisuseError."""
+    node, equals, kind = text.rpartition("=")
+    if not equals or not node:
+        raise MisuseError(f"--assume {text!r}; write NODE=fixed or NODE=global")
+    return node, kind
 
 
 def check_model(path: Path, what: str = "an .onnx model") -> None:

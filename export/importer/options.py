@@ -16,6 +16,8 @@ from fcn_deploy.runtime.value_range import Range, parse_range
 CARD_FIELDS = ("classes", "colors", "channels", "dtype", "mean", "std", "activation", "threshold", "range")
 # How images are fitted to a network that does not take every size.
 FITS = ("pad", "resize")
+# What the numbers in a node are: the same at every size, or of the image's size.
+ASSUMPTIONS = ("fixed", "global")
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,7 @@ class ImportOptions:
         card: fields of a card file: see CARD_FIELDS.
         range: which numbers of files are the network's 0 and 1, as the card's; also of a model that carries a card.
         fit: how images are fitted to the sizes that the network takes: one of FITS; None: as choose_fit says.
+        assume: node → what its numbers are in a model of one size: one of ASSUMPTIONS.
     """
 
     mean: tuple[float, ...] | None = None
@@ -46,6 +49,7 @@ class ImportOptions:
     card: Mapping[str, Any] | None = None
     range: Range | str | None = None
     fit: str | None = None
+    assume: Mapping[str, str] | None = None
 
     def __post_init__(self) -> None:
         if self.range is not None:
@@ -56,6 +60,9 @@ class ImportOptions:
             raise MisuseError(f"--input-scale {self.scale}; it must be a number above 0, such as 0.00392157 for 1/255")
         if self.fit is not None and self.fit not in FITS:
             raise MisuseError(f"--fit {self.fit}; choose one of {', '.join(FITS)}")
+        for node, said in (self.assume or {}).items():
+            if said not in ASSUMPTIONS:
+                raise MisuseError(f"--assume {node}={said}; say {' or '.join(ASSUMPTIONS)}: NODE=fixed")
         if self.activation is not None and self.activation not in ACTIVATIONS:
             raise MisuseError(f"--activation {self.activation}; choose one of {', '.join(ACTIVATIONS)}")
         if twice := [name for name in self.said() if name.removeprefix("input-") in (self.card or {})]:

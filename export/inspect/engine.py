@@ -29,6 +29,7 @@ def inspect_engine(path: Path, memory: int) -> dict[str, Any]:
     record = _manifest_entries(manifest) | {
         "agreement": None if agreement is None else asdict(agreement),
         "notes": [] if report is None else list(report.notes),
+        "plan_layers": [] if report is None or report.builder is None else [asdict(x) for x in report.builder.layers],
     }
     if networks and find_spec("onnx") is not None:
         import onnx

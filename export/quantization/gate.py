@@ -13,6 +13,7 @@ from fcn_deploy.calibration.mask_options import MaskOptions
 from fcn_deploy.calibration.metrics import Metrics, confusion_matrix
 from fcn_deploy.calibration.ranges import cells_with_data
 from fcn_deploy.calibration.stream import ImageStream
+from fcn_deploy.export.quantization.class_drops import Judgement, against_labels, against_results
 from fcn_deploy.runtime.backends.onnxruntime import session
 from fcn_deploy.runtime.errors import DeployError
 from fcn_deploy.runtime.manifest import Upsampling
@@ -26,6 +27,7 @@ log = logging.getLogger(__name__)
 
 GATE_IMAGES = 40  # at most
 SENSITIVITY_IMAGES = 3
+BORDER = 4  # of a cell of the scores: so much may the border of a class move, as rounding moves it
 
 
 class AccuracyGate:
@@ -36,7 +38,7 @@ class AccuracyGate:
         upsampling, card: of the model.
         images: to compare on.
         labels: their label files; None: float32's are the measure.
-        max_drop: points that may be lost.
+        max_drop: points that may be lost, and that each class may lose.
         kernels_exact: whether ONNX Runtime's kernels run the cores exactly. They do the CPU's Q/DQ, whose weights never
             saturate them. s8·s8 and emulated FP16 they do not: these run as written, Q/DQ as float arithmetic.
 
@@ -47,6 +49,7 @@ class AccuracyGate:
             of values 1 less their mean difference from float32's, as a share of their range.
         baseline: of float32, in 0..1.
         count: of images.
+        max_class_drop: points of IoU that each class may lose.
 
     Raises:
         DeployError: no image can be read, or labels do not fit them.
@@ -61,10 +64,11 @@ class AccuracyGate:
         labels: "LabelFolder | None",
         *,
         max_drop: float,
+        max_class_drop: float = 100.0,
         kernels_exact: bool,
     ) -> None:
         self.upsampling, self.card = upsampling, card
-        self.max_drop, self.kernels_exact = max_drop, kernels_exact
+        self.max_drop, self.max_class_drop, self.kernels_exact = max_drop, max_class_drop, kernels_exact
         self.images: list[np.ndarray] = []
         self.data: list[np.ndarray] = []
         self.expected: list[np.ndarray] = []
@@ -90,7 +94,8 @@ class AccuracyGate:
             self.expected, self.baseline = own, 1.0
         else:
             labels.check()
-            self.baseline = self._compare(own)
+            self.confusion = self._confusion(own)
+            self.baseline = Metrics.of(self.confusion).mean_iou
             if not self.baseline > 0:
                 raise DeployError(
                     f"float32 has an mIoU of {self.baseline} against the labels, so nothing can be judged by them; are "
@@ -98,42 +103,49 @@ class AccuracyGate:
                 )
 
     def _result(self, scores: np.ndarray, data: np.ndarray) -> np.ndarray:
-        """What is compared of an image: all of it, or [n] or [K, n] of where there is data."""
+        """What is compared of an image: its labels, masks or values; of values [K, n] of the cells that have data."""
         height, width = size = (data.shape[0], data.shape[1])
         padded = padded_size(height, width, self.card)
-        if (
-            self.card.kind == "values"
-        ):  # interpolated they are convex combinations of these, and many times their memory
-            result, kept = scores, None
-            if not data.all():
-                whole = np.pad(data, [(0, more - side) for more, side in zip(padded, size, strict=True)])
-                kept = cells_with_data(whole, scores.shape[1:])
-        else:
+        if self.card.kind != "values":
             window = ScoreWindow.whole(scores, padded, size)
-            result, kept = result_from_scores(self.card.kind, window, self.upsampling, self.card), data
-        return result if kept is None or kept.all() else result[..., kept]
+            return result_from_scores(self.card.kind, window, self.upsampling, self.card)
+        # Interpolated they are convex combinations of these, and many times their memory.
+        if data.all():
+            return scores
+        whole = np.pad(data, [(0, more - side) for more, side in zip(padded, size, strict=True)])
+        return scores[..., cells_with_data(whole, scores.shape[1:])]
 
-    def _compare(self, results: list[np.ndarray]) -> float:
+    def _compare(self, results: list[np.ndarray]) -> Judgement:
         if self.card.kind == "values":
             lost = sum(float(np.abs(a - b).mean(dtype=np.float64)) for a, b in zip(results, self.expected, strict=True))
             spread = max(float(b.max()) for b in self.expected) - min(float(b.min()) for b in self.expected)
-            return 1 - lost / len(results) / max(spread, 1e-12)
+            return Judgement(1 - lost / len(results) / max(spread, 1e-12), {}, {})
         if self.metric == "agreement":
-            equal = sum(int((a == b).sum()) for a, b in zip(results, self.expected, strict=True))
-            return equal / sum(a.size for a in results)
+            same = [a == b for a, b in zip(results, self.expected, strict=True)]
+            counted = [each[..., data] for each, data in zip(same, self.data, strict=True)]
+            reach = max(1, self.card.stride // BORDER)
+            drops, beyond = against_results(self.expected, results, self.data, len(self.card.classes), reach)
+            equal = sum(int(each.sum()) for each in counted) / sum(each.size for each in counted)
+            return Judgement(equal, drops, beyond)
+        confusion = self._confusion(results)
+        drops = against_labels(self.confusion, confusion)
+        return Judgement(Metrics.of(confusion).mean_iou, drops, drops)
+
+    def _confusion(self, results: list[np.ndarray]) -> np.ndarray:
+        """Pixels by (label, result), int64 [classes, classes]."""
         classes = len(self.card.classes)
         confusion = np.zeros((classes, classes), np.int64)
-        for expected, labels in zip(self.expected, results, strict=True):
-            confusion += confusion_matrix(expected, labels, classes)
-        return Metrics.of(confusion).mean_iou
+        for expected, labels, data in zip(self.expected, results, self.data, strict=True):
+            confusion += confusion_matrix(expected, labels if data.all() else labels[data], classes)
+        return confusion
 
-    def measure(self, core: ModelProto) -> float:
-        """The metric of a core in low precision, in 0..1."""
+    def measure(self, core: ModelProto) -> Judgement:
+        """What a core in low precision gives."""
         run = self._session(core)
         return self.measure_run(lambda image: run.run(["scores"], {"image": prepare(image, self.card)})[0][0])
 
-    def measure_run(self, run: Callable[[np.ndarray], np.ndarray]) -> float:
-        """The metric of whatever gives an image's uncropped scores: [H, W, C] as the card says → [K, h, w]."""
+    def measure_run(self, run: Callable[[np.ndarray], np.ndarray]) -> Judgement:
+        """What comes of whatever gives an image's uncropped scores: [H, W, C] as the card says → [K, h, w]."""
         return self._compare(
             [self._result(run(image), data) for image, data in zip(self.images, self.data, strict=True)]
         )
@@ -149,13 +161,29 @@ class AccuracyGate:
         return error / max(power, 1e-30)
 
     def drop(self, value: float) -> float:
-        """Points lost. NaN, which a broken core gives, counts as all."""
+        """Points of the metric that are lost. NaN, which a broken core gives, counts as all."""
         lost = (self.baseline - value) * 100
         return lost if lost == lost else 100.0
 
-    def holds(self, value: float) -> bool:
-        """Whether a core of this metric loses no more than is allowed."""
-        return self.drop(value) <= self.max_drop
+    def holds(self, found: Judgement) -> bool:
+        """Whether a core that gives this loses no more than is allowed, and none of its classes does."""
+        return self.drop(found.value) <= self.max_drop and found.worst <= self.max_class_drop
+
+    def lost(self, found: Judgement) -> str:
+        """What is lost, in words, and what is allowed."""
+        text = f"{self.drop(found.value):.2f} points of {self.metric} lost, {self.max_drop:g} allowed"
+        if found.worst <= self.max_class_drop:
+            return text
+        worst = max(found.beyond, key=found.beyond.__getitem__)
+        return (
+            f"class {self.card.classes[worst]} loses {found.worst:.1f} points of IoU, {self.max_class_drop:g} allowed "
+            f"({text})"
+        )
+
+    def class_drops(self, found: Judgement) -> dict[str, float]:
+        """Class → points of IoU that it lost, of those that lost more than one may, the largest first."""
+        drops = sorted(found.lost.items(), key=lambda item: -item[1])
+        return {self.card.classes[index]: round(lost, 2) for index, lost in drops if lost > self.max_class_drop}
 
     def _session(self, core: ModelProto):
         return session(core.SerializeToString(), optimise=self.kernels_exact)

@@ -32,6 +32,8 @@ class ReadOptions:
             the 1st and 99th of each file's values; None: as the card's `range` says.
         no_data: a value that is no data, instead of the file's own tag.
         strict: refuse a file whose values look wrong, instead of naming the first.
+        page: of files of several images, counted from 0; None: the first.
+        channels: of the files that the network is shown, counted from 0; None: all of them.
 
     Raises:
         MisuseError: a range with LO ≥ HI, or not of finite numbers.
@@ -41,6 +43,8 @@ class ReadOptions:
     input_range: Range | str | None = None
     no_data: float | None = None
     strict: bool = False
+    page: int | None = None
+    channels: tuple[int, ...] | None = None
     _named: set[str] = field(default_factory=set, repr=False, compare=False)
     _lock: Any = field(default_factory=threading.Lock, repr=False, compare=False)
 
@@ -50,7 +54,7 @@ class ReadOptions:
 
     def identity(self) -> str:
         """What decides how pixels are read."""
-        return f"{self.input_range} {self.no_data}"
+        return f"{self.input_range} {self.no_data} {self.page} {self.channels}"
 
     def name(self, kind: str, remark: str) -> None:
         """Say what looks wrong with a file, once a run for each `kind`. Raises MisuseError where strict."""

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+COMMON = ReadOptions()  # of those who say nothing: what looks wrong is named once a process
+
 
 @dataclass(frozen=True)
 class StoredImage:
@@ -158,9 +160,6 @@ def _look(values: NDArray[Any], fit: Fit, options: ReadOptions) -> None:
         options.name(*found)
 
 
-COMMON = ReadOptions()  # of those who say nothing: what looks wrong is named once a process
-
-
 def read_image(path: str | os.PathLike[str], card: ModelCard, max_pixels: int = DEFAULT_MAX_PIXELS) -> NDArray[Any]:
     """Read an image file as the card wants it.
 
@@ -183,7 +182,7 @@ def read_image(path: str | os.PathLike[str], card: ModelCard, max_pixels: int = 
 
 def decode(header: Header, card: ModelCard, options: ReadOptions = COMMON) -> NDArray[Any]:
     """`read_image` of a file whose header is known already; a MaskedArray where there is no data."""
-    with reading(header.path), open_stored(header, card) as stored:
+    with reading(header.path), open_stored(header, card, options) as stored:
         height, width = stored.size
         held = replace(stored, read=_parts(stored.read(0, height, 0, width)))
         found = fit_of(held, card, options).read(0, height, 0, width)
@@ -204,15 +203,15 @@ def may_have_no_data(header: Header, card: ModelCard, options: ReadOptions = COM
 
 
 @contextmanager
-def open_stored(header: Header, card: ModelCard) -> Iterator[StoredImage]:
+def open_stored(header: Header, card: ModelCard, options: ReadOptions = COMMON) -> Iterator[StoredImage]:
     """Open an image file of which `read_header` has told.
 
     Raises:
         DeployError: damaged.
-        MisuseError: an image of a kind that is not read.
+        MisuseError: an image of a kind that is not read; channels that it does not have.
     """
-    if header.pages > 1:
-        log.warning("%s holds %d images; only the first is used", header.path, header.pages)
+    if header.pages > 1 and header.page is None:
+        log.warning("%s holds %d images; only the first is used (see --page)", header.path, header.pages)
     with ExitStack() as stack:
         with reading(header.path):  # what goes wrong while it is open is the caller's
             if header.format == "NPY":
@@ -223,7 +222,7 @@ def open_stored(header: Header, card: ModelCard) -> Iterator[StoredImage]:
             elif header.format == "TIFF":
                 import tifffile
 
-                stored = _tiff(stack.enter_context(tifffile.TiffFile(header.path)), header.path, card)
+                stored = _tiff(stack.enter_context(tifffile.TiffFile(header.path)), header, card)
             elif header.format == "GDAL":
                 raster = stack.enter_context(open_gdal(header.path))
                 palette = raster.dataset.colorinterp[0].name == "palette"  # its colours are not the numbers of no data
@@ -233,12 +232,29 @@ def open_stored(header: Header, card: ModelCard) -> Iterator[StoredImage]:
                     None if palette else raster.dataset.nodata,
                 )  # fmt: skip
             else:
-                stored = _picture(header, card)
+                stored = _picture(header, card, options.channels is not None)
+            if options.channels is not None:
+                stored = _chosen(stored, options.channels)
         yield stored
 
 
-def _tiff(file: Any, path: Path, card: ModelCard) -> StoredImage:
-    layout = lay_out(file, path, card.channels)
+def _chosen(stored: StoredImage, channels: tuple[int, ...]) -> StoredImage:
+    """The same image with some of its channels alone; alpha that is not among them says where there is no data."""
+    bands = stored.read(0, 1, 0, 1).shape[2]
+    if (most := max(channels)) >= bands:
+        raise MisuseError(f"channel {most}, and {stored.path} has {bands}, counted from 0; choose others by --channel")
+    read, alpha, mask = stored.read, stored.alpha, stored.mask
+    if alpha is not None and alpha not in channels and mask is None:
+        mask = lambda *where: read(*where)[:, :, alpha : alpha + 1]  # noqa: E731
+    colours = stored.colours if channels == (0, 1, 2) else "grey" if len(channels) == 1 else ""
+    return replace(
+        stored, read=lambda *where: read(*where)[:, :, list(channels)], colours=colours, alpha=None, mask=mask
+    )
+
+
+def _tiff(file: Any, header: Header, card: ModelCard) -> StoredImage:
+    path = header.path
+    layout = lay_out(file, path, card.channels, header.page)
     tags = own_tags(layout.keyframe)
     if layout.turned != 1 and tags:
         raise turned_on_the_ground(path)
@@ -261,19 +277,21 @@ def _parts(array: NDArray[Any]) -> Read:
     return lambda top, bottom, left, right: array[top:bottom, left:right]
 
 
-def _picture(header: Header, card: ModelCard) -> StoredImage:
-    """By Pillow: grey, RGB, or what it cannot turn into them soundly."""
+def _picture(header: Header, card: ModelCard, as_stored: bool) -> StoredImage:
+    """By Pillow: grey, RGB, or what it cannot turn into them soundly; with `as_stored` the file's own channels."""
     from PIL import ImageOps
 
     # For grey of 8 bits Pillow drops the low bits.
-    bits = header.bits if card.dtype != "uint8" or card.channels == 3 else 0
+    bits = header.bits if as_stored or card.dtype != "uint8" or card.channels == 3 else 0
     with open_pillow(header.path, header.pixels) as picture:
+        if header.page is not None:
+            picture.seek(header.page)
         orientation = picture.getexif().get(ORIENTATION, 1)
         if bits:
             array = turned(read_deep(header.path, header.format), orientation)
         else:
             picture.load()
-            array = _samples(ImageOps.exif_transpose(picture), card)
+            array = _samples(ImageOps.exif_transpose(picture), card, as_stored)
     array = array[:, :, None] if array.ndim == 2 else array
     colours = {1: "grey", 3: "RGB", 4: "RGB"}.get(array.shape[2], "grey")
     alpha = array.shape[2] - 1 if array.shape[2] in (2, 4) else None
@@ -281,7 +299,9 @@ def _picture(header: Header, card: ModelCard) -> StoredImage:
     return StoredImage(header.path, header.size, _parts(array), bits, colours, alpha, turned=orientation in TURNS)
 
 
-def _samples(picture: "Pictures.Image", card: ModelCard) -> NDArray[Any]:
+def _samples(picture: "Pictures.Image", card: ModelCard, as_stored: bool) -> NDArray[Any]:
+    if as_stored and picture.mode in ("L", "LA", "RGB", "RGBA"):
+        return np.asarray(picture)
     if picture.mode in ("1", "I", "F"):
         return np.asarray(picture)
     if picture.mode.startswith("I;16"):
