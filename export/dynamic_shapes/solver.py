@@ -171,7 +171,7 @@ class Solver:
                         node,
                         f"what its numbers stand for cannot be told: {choice.chosen.description or 'as they are'}, or "
                         f"{other.description or 'as they are'}",
-                        f"both fit: say --assume {name_of_node(node)}=fixed or =global, or export it again with free axes",
+                        f"both fit: say --assume {name_of_node(node)}=fixed or =global, or export it again, axes free",
                     )
 
     def _check_end(self, state: State) -> None:

@@ -36,7 +36,7 @@ KINDS = {
     "masks of queries": (
         lambda: with_outputs(
             made(MAPS + "  g = GlobalAveragePool(y)\n  q = Reshape(g, s41)\n  logits = MatMul(q, w16)\n",
-                 weights={"s41": np.array([0, 4, 1]), "w16": weight(1, 6)}), ["logits"],
+                 weights={"s41": np.array([0, 4, 1]), "w16": weight(1, 7)}), ["logits"],
         ), "beside logits",
     ),
     "distances or classes": (
