@@ -14,20 +14,23 @@ import torch
 import torch.nn.functional as F
 from fcn_deploy.export.analysis.accepted_sizes import AcceptedSizes, find_accepted_sizes, run_quietly
 from fcn_deploy.export.analysis.decision import label_maker
+from fcn_deploy.export.analysis.map_shapes import score_stride
 from fcn_deploy.export.analysis.model_end import ends_in_sigmoid, find_end
 from fcn_deploy.export.analysis.receptive_field import global_operator
 from fcn_deploy.export.dynamic_shapes.baked_node import describe_cause
 from fcn_deploy.export.dynamic_shapes.free_sizes import free_sizes
-from fcn_deploy.export.graph.edit import label, opset, set_shape
+from fcn_deploy.export.graph.edit import clone, label, opset, set_shape
 from fcn_deploy.export.importer.card import CardEvidence, card_of, store_card
-from fcn_deploy.export.importer.fit_images import choose_fit, fit_images
+from fcn_deploy.export.importer.fit_images import PADDED_TO, choose_fit, fit_images, padded_by_choice
 from fcn_deploy.export.importer.options import ImportOptions
 from fcn_deploy.export.passes.fold_constants import fold_constants
 from fcn_deploy.export.passes.reverse_channels import reverse_channels
+from fcn_deploy.export.passes.split_head import split_head
 from fcn_deploy.export.tolerances import EXPORTED_MODEL, SIGMOID_ROUNDING
 from fcn_deploy.fcn.architecture import AnySize, upsample
 from fcn_deploy.fcn.exportable import Exportable
 from fcn_deploy.fcn.foreign import ScoresModule, scores_of
+from fcn_deploy.fcn.programs import is_program, is_script
 from fcn_deploy.runtime.backends.onnxruntime import session
 from fcn_deploy.runtime.errors import DeployError, MisuseError, one_line
 from fcn_deploy.runtime.files import replacing
@@ -40,7 +43,9 @@ VERIFIED_SIZES = (
     (1, 1), (2, 3), (7, 13), (31, 33), (37, 41), (17, 136), (136, 17), (61, 97), (127, 131), (101, 211),
     (128, 160), (200, 333), (257, 263), (320, 64),
 )  # fmt: skip
+MULTIPLES_TRIED = ((3, 5), (2, 1), (7, 4))
 EXPORTERS = ("torchscript", "dynamo")
+STRENGTHS = (1.0, 30.0, 1000.0)  # of noise, whose scores tell probabilities from logits
 DYNAMO_OLDEST = 18  # opset; asked for an older one, it writes this without a word
 
 Note = Callable[[str], None]
@@ -102,7 +107,10 @@ def export_module(
     network = _network_of(model, card, options, name, note)
     if card is not None:
         check_card(card, network.channels, network.sizes.scores, name)
-    exported = _first_that_holds(network, EXPORTERS if exporter == "auto" else (exporter,), opset_version, options.fit)
+    exporters: Sequence[str] = (exporter,)
+    if exporter == "auto":  # an exported program has no sizes of its own that a trace would see
+        exporters = EXPORTERS[::-1] if is_program(network.module) else EXPORTERS
+    exported = _first_that_holds(network, exporters, opset_version, options.fit)
     for line in exported.notes:
         note(line)
     graph = exported.graph
@@ -112,9 +120,9 @@ def export_module(
         graph, card = _assumed_card(network, graph, options, note)
     padded = exported.fit == "pad"
     card = replace(
-        card,
-        size_multiple=network.sizes.multiple if padded else 1,
-        smallest=network.sizes.smallest if padded else 1,
+        options.with_range(card, note),
+        size_multiple=exported.sizes.multiple if padded else 1,
+        smallest=exported.sizes.smallest if padded else 1,
         whole=exported.whole,
     )
     store_card(graph, card)
@@ -141,9 +149,9 @@ class _Network:
     name: str
     ours: bool
 
-    def scores(self, height: int, width: int) -> np.ndarray | tuple[int, ...]:
+    def scores(self, height: int, width: int, strength: float = 1.0) -> np.ndarray | tuple[int, ...]:
         """What the module gives for an image of noise; () where that is no tensor."""
-        noise = torch.randn(1, self.channels, height, width, generator=torch.Generator().manual_seed(0))
+        noise = strength * torch.randn(1, self.channels, height, width, generator=torch.Generator().manual_seed(0))
         with torch.inference_mode():
             result = self.module(noise)
         return result.numpy() if isinstance(result, torch.Tensor) else ()
@@ -182,13 +190,27 @@ def _assumed_card(
             raise MisuseError(f"--bgr is for images of 3 channels, and {name} takes {channels}")
         graph = reverse_channels(graph).model
         note(f"{name} wants BGR, as --bgr says: its channels are reversed, and the ONNX takes RGB")
-    scores = np.asarray(network.scores(*traced_size(sizes)))
-    evidence = CardEvidence(channels, sizes.scores, score_range=(float(scores.min()), float(scores.max())))
+    # A logit is a probability's number for weak noise by chance, and not for any.
+    noise = [
+        np.asarray(network.scores(*traced_size(sizes), strength))
+        for strength in STRENGTHS[: 3 if sizes.scores == 1 else 1]
+    ]
+    score_range = float(min(scores.min() for scores in noise)), float(max(scores.max() for scores in noise))
+    evidence = CardEvidence(channels, sizes.scores, score_range=score_range)
     card, assumed = card_of(graph, evidence, options, name)
     for line in assumed:
         note(line)
-    scale = find_end(graph).upsampling.factor
-    return graph, replace(card, stride=max(round(scale[0]) if scale else sizes.factor, 1))
+    return graph, replace(card, stride=_stride(graph, sizes))
+
+
+def _stride(graph: onnx.ModelProto, sizes: AcceptedSizes) -> int:
+    """Pixels from one coarse score to the next."""
+    upsampling = find_end(graph).upsampling
+    if upsampling.factor is not None:
+        return max(round(upsampling.factor[0]), 1)
+    if upsampling.mode == "none":
+        return sizes.factor
+    return score_stride(split_head(graph).model, sizes.multiple, sizes.smallest)
 
 
 @dataclass(frozen=True)
@@ -197,6 +219,7 @@ class _Exported:
 
     Attributes:
         graph: with padding, resizing, upsampling and cropping.
+        sizes: that the network is run at.
         fit: how images are fitted to the sizes that the network takes: one of FITS, or "".
         whole: as the card's.
         differences: from PyTorch, by size.
@@ -204,6 +227,7 @@ class _Exported:
     """
 
     graph: onnx.ModelProto
+    sizes: AcceptedSizes
     fit: str
     whole: str
     differences: list[SizeDifference]
@@ -213,18 +237,57 @@ class _Exported:
 def _first_that_holds(network: _Network, exporters: Sequence[str], opset_version: int, fit: str | None) -> _Exported:
     """What the first of PyTorch's exporters gives that holds at every size. Raises DeployError."""
     reasons: dict[str, str] = {}
+    graphs = []
     for exporter in exporters:
         try:
             graph, written = _to_graph(network, exporter, opset_version)
+            graphs.append(clone(graph))
             exported = _at_every_size(network, graph, fit)
         except DeployError as error:
             reasons[exporter] = str(error)
             continue
         tried = [f"{network.name} is exported by {exporter}; {_joined(reasons)}"] if reasons else []
         return replace(exported, notes=(*tried, *written, *(() if network.ours else exported.notes)))
+    if (sizes := _multiples_that_hold(network, graphs)) is not None:
+        note = (
+            f"{network.name} has code that looks at the sizes of its maps, as padding of odd ones does; the ONNX does "
+            f"what that does for multiples of {sizes.multiple}"
+        )
+        exported = _first_that_holds(replace(network, sizes=sizes), exporters, opset_version, fit)
+        return replace(exported, notes=(note, *exported.notes))
     if len(reasons) == 1:
         raise DeployError(*reasons.values())
     raise DeployError(f"{network.name} cannot be exported: {_joined(reasons)}")
+
+
+def _multiples_that_hold(network: _Network, graphs: Sequence[onnx.ModelProto]) -> AcceptedSizes | None:
+    """The least multiples at which one of its graphs is a network that takes every size; None: there are none."""
+    if network.ours or network.sizes.multiple > 1:
+        return None
+    for graph in graphs:
+        run = session(graph.SerializeToString())
+        found = (multiple for multiple in PADDED_TO[1:] if _holds_at_multiples(network, run, multiple))
+        if (multiple := next(found, None)) is not None:
+            return replace(network.sizes, multiple=multiple, by_choice=True)
+    return None
+
+
+def _holds_at_multiples(network: _Network, run, multiple: int) -> bool:
+    """Whether ONNX Runtime gives PyTorch's scores at some sizes of a multiple."""
+    for rows, columns in MULTIPLES_TRIED:
+        size = [max(side * multiple, network.sizes.smallest) for side in (rows, columns)]
+        if any(side % multiple for side in size):
+            return False
+        image = np.random.default_rng(0).standard_normal((1, network.channels, *size), dtype=np.float32)
+        with torch.inference_mode():
+            scores = network.module(torch.from_numpy(image)).numpy()
+        try:
+            ours = run_quietly(run, image)[0]
+        except Exception:  # a size that is baked in
+            return False
+        if ours.shape != scores.shape or not np.abs(ours - scores).max() <= EXPORTED_MODEL * np.ptp(scores):
+            return False
+    return True
 
 
 def _joined(reasons: Mapping[str, str]) -> str:
@@ -252,7 +315,7 @@ def _at_every_size(network: _Network, graph: onnx.ModelProto, fit: str | None) -
 
 def _fitted_and_verified(network: _Network, graph: onnx.ModelProto, fit: str | None) -> _Exported:
     """The graph with what fits images of every size to it, compared with PyTorch. Raises DeployError."""
-    sizes, name = network.sizes, network.name
+    sizes, name = padded_by_choice(graph, network.sizes, fit), network.name
     # The exporters name dimensions as they please, and leave known ones out.
     set_shape(graph.graph.input[0], ["N", network.channels, "H", "W"])
     set_shape(graph.graph.output[0], ["N", sizes.scores, "H", "W"])
@@ -261,7 +324,7 @@ def _fitted_and_verified(network: _Network, graph: onnx.ModelProto, fit: str | N
     made.producer_name = "fcn-deploy"
     onnx.checker.check_model(made)
     expected = expected_scores(network.module, sizes, chosen, network.channels, name)
-    return _Exported(made, chosen, whole, verify(expected, made, name), tuple(notes))
+    return _Exported(made, sizes, chosen, whole, verify(expected, made, name), tuple(notes))
 
 
 def traced_size(sizes: AcceptedSizes) -> tuple[int, int]:
@@ -302,10 +365,12 @@ def _to_graph(network: _Network, exporter: str, opset_version: int) -> tuple[onn
 
 
 def _torchscript(model: nn.Module, channels: int, sizes: AcceptedSizes, opset_version: int) -> onnx.ModelProto:
-    buffer = io.BytesIO()
+    buffer, image = io.BytesIO(), torch.zeros(1, channels, *traced_size(sizes))
+    if is_script(model):  # freezing writes its calls and lists out, as the exporter wants them
+        model = torch.jit.freeze(torch.jit.trace(model, image, check_trace=False).eval())
     torch.onnx.export(
         model,
-        (torch.zeros(1, channels, *traced_size(sizes)),),
+        (image,),
         buffer,  # type: ignore[arg-type]  # its annotation forgets what its docstring allows
         dynamo=False,
         opset_version=opset_version,

@@ -46,6 +46,14 @@ EXTRAS = {
     "radon": "dev",
     "rasterio": "gdal",
     "imagecodecs": "tiff",
+    "pyogrio": "gdal",
+    "rio_cogeo": "dev",
+    "pyproj": "dev",
+    "scipy": "instances",
+    "starlette": "serve",
+    "grpc": "serve",
+    "schemathesis": "dev",
+    "pycocotools": "dev",
 }
 
 

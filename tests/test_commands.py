@@ -80,6 +80,7 @@ except SystemExit as end:
         ("build-engine", "{onnx}", "-o", "m.engine", "--card", "none.toml"),
         ("inspect-model", "none.onnx"),
         ("inspect-model", "none.engine"),
+        ("export-triton", "none.engine", "-o", "models"),
         ("verify-engine", "none.engine"),
         ("bench-engine", "none.engine"),
         ("bench-engine", "none.onnx"),

@@ -122,7 +122,8 @@ class StageReport:
     Attributes:
         halo: (vertical, horizontal) in pixels; None: whole images only.
         tiles: `exact`, or `none: ` and why.
-        bytes_per_pixel: working memory.
+        bytes_per_pixel: working memory of a pixel; beside it `bytes_fixed`, and `bytes_per_pixel_squared` times the
+            square of the pixels.
         output_bytes: handed on, per pixel.
         work: share of the core's.
         tile: side in pixels of tiles that run faster than larger wholes; None: none does.
@@ -134,6 +135,8 @@ class StageReport:
     output_bytes: float
     work: float
     tile: int | None = None
+    bytes_fixed: float = 0.0
+    bytes_per_pixel_squared: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -184,6 +187,22 @@ class ProfileReport:
 
 
 @dataclass(frozen=True)
+class PlanLayer:
+    """A layer of a plan, after TensorRT fused what it could.
+
+    Attributes:
+        name: of the first node in it, with TensorRT's own additions.
+        kind: as TensorRT calls it: `correlation`, `kgen`.
+        takes, gives: data types of its inputs (without weights) and outputs: `Half`.
+    """
+
+    name: str
+    kind: str
+    takes: tuple[str, ...] = ()
+    gives: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class PlanReport:
     """How TensorRT built a plan.
 
@@ -193,6 +212,7 @@ class PlanReport:
         seconds: that it took.
         profiles: in the plan's order.
         notes: what the user should know, a line each.
+        layers: in the order they run; none where the builder does not list them.
     """
 
     module: str
@@ -201,6 +221,7 @@ class PlanReport:
     seconds: float
     profiles: tuple[ProfileReport, ...]
     notes: tuple[str, ...] = ()
+    layers: tuple[PlanLayer, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.profiles:

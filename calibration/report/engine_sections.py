@@ -218,7 +218,13 @@ def _plan(plan: PlanReport) -> list[Block]:
     text = f"Plan for {', '.join(plan.targets)} by {plan.module} {plan.version}, built in {plan.seconds:.1f} s."
     columns = ["profile", "min", "opt", "max", "batch", "images", "mean_log_ratio", "activation_bytes"]
     rows = [[_cell(getattr(profile, name)) for name in columns] for profile in plan.profiles]
-    return [text, Table("TensorRT profiles", columns, rows)]
+    blocks: list[Block] = [text, Table("TensorRT profiles", columns, rows)]
+    if plan.layers:
+        shown = [[layer.name, layer.kind, ", ".join(layer.takes), ", ".join(layer.gives)] for layer in plan.layers]
+        title = "Layers of the plan, after fusing"
+        headers = ["layer", "kind", "takes", "gives"]
+        blocks.append(Table(title, headers, shown[:LAYER_ROWS], "layers", shown[LAYER_ROWS:]))
+    return blocks
 
 
 def _cell(value: str | float | None) -> str:

@@ -46,6 +46,7 @@ class AcceptedSizes:
         factor: the scores are [N, K, ⌈H/factor⌉, ⌈W/factor⌉].
         scores: K; 0 where nothing was run.
         notes: what a user should know of it, a line each.
+        by_choice: whether other sizes are taken too, and the user wants these multiples.
     """
 
     multiple: int = 1
@@ -53,6 +54,7 @@ class AcceptedSizes:
     factor: int = 1
     scores: int = 0
     notes: tuple[str, ...] = ()
+    by_choice: bool = False
 
 
 @dataclass(frozen=True)

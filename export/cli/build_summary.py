@@ -6,6 +6,7 @@ from pathlib import Path
 
 from fcn_deploy.calibration.report.engine_report import Accuracy, Agreement, EngineReport, StageReport
 from fcn_deploy.export.build.report_parts import show_candidates, show_profiles
+from fcn_deploy.export.build.targets.tensorrt_layers import summary
 from fcn_deploy.runtime.latency import latency_rows, show_latency
 
 SHOWN = 6  # classes
@@ -28,6 +29,8 @@ def show_build(model: Path, out: Path, report: EngineReport) -> None:
     if plan := report.builder:
         print(f"plan for {', '.join(plan.targets)} by {plan.module} {plan.version} in {plan.seconds:.1f} s; profiles:")
         print(show_profiles(plan.profiles))
+        if plan.layers:
+            print(summary(plan.layers))
         for note in plan.notes:
             print(f"note: {note}", file=sys.stderr)
     _show_speed(report)

@@ -86,7 +86,7 @@ def free_and_verify(
     if freed.batch_alone:
         return _with_free_batch(model, freed, name)
     notes = [f"{name}: size freed: {note}" for note in freed.notes]
-    if not notes:
+    if not notes and freed.traced is not None:
         notes = [f"{name}: its size of {_text(freed.traced[1:])} is so by name alone, and freed"]
     return Verified(freed.model, [*notes, f"{name}: {verify_freed(model, freed, name)}"], freed.multiple, hidden)
 

@@ -15,7 +15,7 @@ from fcn_deploy.export.analysis.quantised import quantised_by
 from fcn_deploy.export.dynamic_shapes.compare_with_source import free_and_verify
 from fcn_deploy.export.graph.edit import clone, dims, metadata, set_shape
 from fcn_deploy.export.importer.card import CardEvidence, card_of
-from fcn_deploy.export.importer.fit_images import choose_fit, fit_images
+from fcn_deploy.export.importer.fit_images import choose_fit, fit_images, padded_by_choice
 from fcn_deploy.export.importer.foreign_model import ForeignModel
 from fcn_deploy.export.importer.load import declared_outputs, load_model
 from fcn_deploy.export.importer.options import ImportOptions
@@ -84,6 +84,7 @@ def import_model(path: str | os.PathLike, options: ImportOptions | None = None) 
     sizes = replace(sizes, multiple=math.lcm(sizes.multiple, multiple))
     if alone := _alone(model, foreign):
         notes.append(f"{name} takes one image at a time: in a batch it would give other scores, or none ({alone})")
+    sizes = padded_by_choice(model, sizes, options.fit)
     fit = choose_fit(model, sizes, options.fit)
     model, fitted = fit_images(model, sizes, name, options.fit)
     notes += fitted
@@ -93,6 +94,7 @@ def import_model(path: str | os.PathLike, options: ImportOptions | None = None) 
     else:
         card, assumed = card_of(model, _evidence(foreign, change, sizes), options, name)
         notes += assumed
+    card = options.with_range(card, notes.append)
     if quantised := quantised_by(model):
         notes.append(f"{name} is quantised already, by node {quantised}; it is built as it is, INT8")
     return ImportedModel(model, replace(card, alone=alone), tuple(notes), sizes, fit, quantised)

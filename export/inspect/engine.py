@@ -29,6 +29,7 @@ def inspect_engine(path: Path, memory: int) -> dict[str, Any]:
     record = _manifest_entries(manifest) | {
         "agreement": None if agreement is None else asdict(agreement),
         "notes": [] if report is None else list(report.notes),
+        "plan_layers": [] if report is None or report.builder is None else [asdict(x) for x in report.builder.layers],
     }
     if networks and find_spec("onnx") is not None:
         import onnx
@@ -57,7 +58,9 @@ def _manifest_entries(manifest: Manifest) -> dict[str, Any]:
                 "halo": stage.halo,
                 "period": stage.period,
                 "whole": stage.whole if stage.halo is None else "",
+                "bytes_fixed": stage.bytes_fixed,
                 "bytes_per_pixel": round(stage.bytes_per_pixel, 1),
+                "bytes_per_pixel_squared": stage.bytes_per_pixel_squared,
             }
             for stage in manifest.stages
         ],
@@ -87,7 +90,7 @@ def _runs(path: Path, memory: int, for_cpu: bool) -> tuple[list[dict[str, Any]],
     with net:
         runs += [
             {"size": size, "problem": _problem_at(net, size)}
-            for size in tried_sizes(memory, net.network.bytes_per_pixel)
+            for size in tried_sizes(memory, net.network.working_memory)
         ]
     return runs, ""
 
@@ -96,7 +99,7 @@ def _problem_at(net: Segmenter, size: tuple[int, int]) -> str:
     """What is wrong with an engine's result for an image of (height, width); "": nothing."""
     image = natural_noise(*size, net.card, 0)
     try:
-        result = net.values(image) if net.card.activation in ("multilabel", "none") else net(image)
+        result = net.network.result(image, "values" if net.card.activation in ("multilabel", "none") else "labels")
     except DeployError as error:
         return str(error)
     if result.dtype.kind == "f" and not np.isfinite(result).all():

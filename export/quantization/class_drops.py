@@ -42,21 +42,26 @@ def against_labels(before: np.ndarray, after: np.ndarray) -> dict[int, float]:
 
 
 def against_results(
-    expected: Sequence[np.ndarray], found: Sequence[np.ndarray], classes: int, reach: int
+    expected: Sequence[np.ndarray],
+    found: Sequence[np.ndarray],
+    data: Sequence[np.ndarray],
+    classes: int,
+    reach: int,
 ) -> tuple[dict[int, float], dict[int, float]]:
     """(points of IoU that each class lost, the same but for pixels that lie within `reach` of where the class is).
 
     Args:
         expected, found: of each image, labels [H, W], or masks bool [classes, H, W], by float32 and in low precision.
+        data: bool [H, W] of each, where there is data: other pixels are not looked at.
         classes: how many there are.
         reach: in pixels: so far a border may move.
     """
     area, union, missed, moved = (np.zeros(classes, np.int64) for _ in range(4))
     pixels = 0
-    for before, after in zip(expected, found, strict=True):
-        pixels += before[0].size if before.ndim == 3 else before.size
-        for index in range(classes) if before.ndim == 3 else np.union1d(before, after):
-            ours, theirs = (each[index] if each.ndim == 3 else each == index for each in (after, before))
+    for before, after, valid in zip(expected, found, data, strict=True):
+        pixels += int(valid.sum())
+        for index in range(classes) if before.ndim == 3 else np.union1d(before[valid], after[valid]):
+            ours, theirs = ((each[index] if each.ndim == 3 else each == index) & valid for each in (after, before))
             area[index] += int(theirs.sum())
             union[index] += int((ours | theirs).sum())
             differs = ours != theirs

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,12 +11,14 @@ from fcn_deploy.calibration.label_files import find_label_files
 from fcn_deploy.calibration.label_map import LabelMap, label_map_for
 from fcn_deploy.calibration.mask_options import MaskOptions
 from fcn_deploy.calibration.metrics import Metrics, confusion_matrix
+from fcn_deploy.calibration.ranges import cells_with_data
 from fcn_deploy.calibration.stream import ImageStream
 from fcn_deploy.export.quantization.class_drops import Judgement, against_labels, against_results
 from fcn_deploy.runtime.backends.onnxruntime import session
 from fcn_deploy.runtime.errors import DeployError
 from fcn_deploy.runtime.manifest import Upsampling
 from fcn_deploy.runtime.model_card import ModelCard
+from fcn_deploy.runtime.no_data import filled
 from fcn_deploy.runtime.prepare import padded_size, prepare
 from fcn_deploy.runtime.upsampling import ScoreWindow, result_from_scores
 from onnx import ModelProto
@@ -40,7 +43,8 @@ class AccuracyGate:
             saturate them. s8·s8 and emulated FP16 they do not: these run as written, Q/DQ as float arithmetic.
 
     Attributes:
-        images: [H, W, C] as the card says.
+        images: [H, W, C] as the card says, with its mean where there is no data.
+        data: bool [H, W] of each, where there is data: what is compared.
         metric: `mIoU` where labels are given, else `agreement`: the share of pixels labelled, or masked, as by float32;
             of values 1 less their mean difference from float32's, as a share of their range.
         baseline: of float32, in 0..1.
@@ -66,19 +70,22 @@ class AccuracyGate:
         self.upsampling, self.card = upsampling, card
         self.max_drop, self.max_class_drop, self.kernels_exact = max_drop, max_class_drop, kernels_exact
         self.images: list[np.ndarray] = []
+        self.data: list[np.ndarray] = []
         self.expected: list[np.ndarray] = []
         self.scores: list[np.ndarray] = []
         run = session(core.SerializeToString())
         own: list[np.ndarray] = []
-        for name, image in images:
+        for name, given in images:
+            image, invalid = filled(given, card)
             size = image.shape[:2]
             scores = run.run(["scores"], {"image": prepare(image, card)})[0][0]
             self.images.append(image)
+            self.data.append(np.ones(size, bool) if invalid is None else ~invalid)
             if len(self.scores) < SENSITIVITY_IMAGES:
                 self.scores.append(scores)
-            own.append(self._result(scores, size))
+            own.append(self._result(scores, self.data[-1]))
             if labels is not None:
-                self.expected.append(labels.of(name, size))
+                self.expected.append(labels.of(name, size, self.data[-1]))
         if not own:
             raise DeployError("none of the images to judge by could be read; give more with --calib")
         self.metric = "mIoU" if labels is not None else "agreement"
@@ -95,11 +102,18 @@ class AccuracyGate:
                     "they of these images and classes?"
                 )
 
-    def _result(self, scores: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-        if self.card.kind == "values":
-            return scores  # interpolated they are convex combinations of these, and many times their memory
-        window = ScoreWindow.whole(scores, padded_size(*size, self.card), size)
-        return result_from_scores(self.card.kind, window, self.upsampling, self.card)
+    def _result(self, scores: np.ndarray, data: np.ndarray) -> np.ndarray:
+        """What is compared of an image: its labels, masks or values; of values [K, n] of the cells that have data."""
+        height, width = size = (data.shape[0], data.shape[1])
+        padded = padded_size(height, width, self.card)
+        if self.card.kind != "values":
+            window = ScoreWindow.whole(scores, padded, size)
+            return result_from_scores(self.card.kind, window, self.upsampling, self.card)
+        # Interpolated they are convex combinations of these, and many times their memory.
+        if data.all():
+            return scores
+        whole = np.pad(data, [(0, more - side) for more, side in zip(padded, size, strict=True)])
+        return scores[..., cells_with_data(whole, scores.shape[1:])]
 
     def _compare(self, results: list[np.ndarray]) -> Judgement:
         if self.card.kind == "values":
@@ -107,10 +121,12 @@ class AccuracyGate:
             spread = max(float(b.max()) for b in self.expected) - min(float(b.min()) for b in self.expected)
             return Judgement(1 - lost / len(results) / max(spread, 1e-12), {}, {})
         if self.metric == "agreement":
-            equal = sum(int((a == b).sum()) for a, b in zip(results, self.expected, strict=True))
+            same = [a == b for a, b in zip(results, self.expected, strict=True)]
+            counted = [each[..., data] for each, data in zip(same, self.data, strict=True)]
             reach = max(1, self.card.stride // BORDER)
-            drops = against_results(self.expected, results, len(self.card.classes), reach)
-            return Judgement(equal / sum(a.size for a in results), *drops)
+            drops, beyond = against_results(self.expected, results, self.data, len(self.card.classes), reach)
+            equal = sum(int(each.sum()) for each in counted) / sum(each.size for each in counted)
+            return Judgement(equal, drops, beyond)
         confusion = self._confusion(results)
         drops = against_labels(self.confusion, confusion)
         return Judgement(Metrics.of(confusion).mean_iou, drops, drops)
@@ -119,8 +135,8 @@ class AccuracyGate:
         """Pixels by (label, result), int64 [classes, classes]."""
         classes = len(self.card.classes)
         confusion = np.zeros((classes, classes), np.int64)
-        for expected, labels in zip(self.expected, results, strict=True):
-            confusion += confusion_matrix(expected, labels, classes)
+        for expected, labels, data in zip(self.expected, results, self.data, strict=True):
+            confusion += confusion_matrix(expected, labels if data.all() else labels[data], classes)
         return confusion
 
     def measure(self, core: ModelProto) -> Judgement:
@@ -130,7 +146,9 @@ class AccuracyGate:
 
     def measure_run(self, run: Callable[[np.ndarray], np.ndarray]) -> Judgement:
         """What comes of whatever gives an image's uncropped scores: [H, W, C] as the card says → [K, h, w]."""
-        return self._compare([self._result(run(image), image.shape[:2]) for image in self.images])
+        return self._compare(
+            [self._result(run(image), data) for image, data in zip(self.images, self.data, strict=True)]
+        )
 
     def sensitivity(self, core: ModelProto) -> float:
         """Squared error of the scores over their power, on a few images."""
@@ -189,15 +207,19 @@ class LabelFolder:
         self.label_map: LabelMap = label_map_for(card, masks)
         self.census = Census(np.zeros(len(card.classes), np.int64))
 
-    def of(self, name: str, size: tuple[int, int]) -> np.ndarray:
-        """The labels of an image, [H, W] uint8. Raises DeployError: none, of another size, or of unknown classes."""
+    def of(self, name: str, size: tuple[int, int], data: np.ndarray | None = None) -> np.ndarray:
+        """The labels of an image, uint8 [H, W]; where only some of it is `data`, bool [H, W], theirs alone: [n].
+
+        Raises DeployError: none, of another size, or of unknown classes.
+        """
         stem = Path(name).stem
         path = self.files.get(stem, self.folder / f"{stem}.png")
         read = self.label_map.read(path)
         if (found := read.labels.shape) != size:
             raise DeployError(f"{path} is {found[0]}×{found[1]}, and its image is {size[0]}×{size[1]}")
-        self.census.add(read, path)
-        return read.labels
+        labels = read.labels if data is None or data.all() else read.labels[data]
+        self.census.add(replace(read, labels=labels), path)
+        return labels
 
     def check(self) -> None:
         """Ask, or say, where the labels read so far are of one class. Raises MisuseError."""

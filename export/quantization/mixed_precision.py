@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from fcn_deploy.calibration.ranges import Ranges
 from fcn_deploy.calibration.report.engine_report import Accuracy, LayerPrecision
-from fcn_deploy.calibration.stream import divide, open_stream
+from fcn_deploy.calibration.stream import ImageStream, divide, open_stream
 from fcn_deploy.export.quantization.calibrate import (
     Activations,
     collect_ranges,
@@ -19,7 +19,7 @@ from fcn_deploy.export.quantization.calibrate import (
 from fcn_deploy.export.quantization.class_drops import Judgement
 from fcn_deploy.export.quantization.gate import GATE_IMAGES, AccuracyGate, LabelFolder
 from fcn_deploy.export.quantization.half import emulate_half, half, overflowing
-from fcn_deploy.export.quantization.options import QuantizationOptions, Say
+from fcn_deploy.export.quantization.options import GOLDEN_ALONE, QuantizationOptions, Say
 from fcn_deploy.export.quantization.quantize import (
     SCHEMES,
     RoundedWeights,
@@ -32,8 +32,10 @@ from fcn_deploy.runtime.errors import DeployError, MisuseError
 from fcn_deploy.runtime.files import replacing
 from fcn_deploy.runtime.manifest import Upsampling
 from fcn_deploy.runtime.model_card import ModelCard
+from fcn_deploy.runtime.noise_image import natural_noise
 from onnx import ModelProto
 
+NOISE_SIZE, NOISE_IMAGES = (61, 83), 8  # in pixels; where there are no photographs
 BEYOND_FLOAT16 = "beyond float16's range"
 REVERTED = "reverted: the accuracy budget was exceeded"
 
@@ -97,7 +99,8 @@ def mix_precision(
     if options.labels is not None and card.kind != "labels":
         raise MisuseError(f"--labels has a label for each pixel, and this network gives {card.kind}: omit it")
     assert options.calib is not None  # as QuantizationOptions checks
-    images, key = open_stream(options.calib, card), key_of(core, card)
+    images = _noise(card) if options.calib == GOLDEN_ALONE else open_stream(options.calib, card, options.reading)
+    key = key_of(core, card)
     ranges = kept_ranges(options, key)
     calibration, held_out = divide(
         images, options.count, GATE_IMAGES, options.seed, set(ranges.images) if ranges else set()
@@ -146,6 +149,13 @@ def mix_precision(
     layers = list(search.layers.values())
     quantized, emulated = graphs.core(search.reverted), graphs.emulated(search.reverted)
     return MixedPrecision(quantized, emulated, layers, accuracy, gate, graphs.activations.means.get("image"))
+
+
+def _noise(card: ModelCard) -> ImageStream:
+    """What the golden sample is an image of, and some more of the kind."""
+    return ImageStream(
+        [f"noise {seed}" for seed in range(NOISE_IMAGES)], lambda index: natural_noise(*NOISE_SIZE, card, seed=index)
+    )
 
 
 class _Search:

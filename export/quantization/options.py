@@ -1,13 +1,16 @@
 """Which precisions a build may use, and what it may cost."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from fcn_deploy.calibration.mask_options import MaskOptions
 from fcn_deploy.calibration.ranges import METHODS
 from fcn_deploy.runtime.errors import MisuseError
+from fcn_deploy.runtime.images.numbers import ReadOptions
+from fcn_deploy.runtime.images.read import COMMON
 
+GOLDEN_ALONE = "the golden sample"  # as `calib`: no photographs, noise as that of the golden sample; for FP16 alone
 Say = Callable[[str], None]  # called with a line when a phase begins
 
 
@@ -18,7 +21,9 @@ class QuantizationOptions:
     Attributes:
         int8, fp16: which precisions the graph may use; float32 where neither. Both: INT8 layers, the others FP16.
         fastest: INT8 is tried, and kept only where it is faster than float32; for the CPU. Sets `int8`.
-        calib: source of images (see calibration.stream.open_stream): a folder, glob, list or data set.
+        calib: source of images (see calibration.stream.open_stream): a folder, glob, list or data set; or
+            GOLDEN_ALONE.
+        reading: what the numbers of these images mean, where their files and the card do not say.
         count: of images to calibrate on, at most.
         method: how ranges are chosen: minmax, percentile, entropy or mse.
         labels: folder of labels named as the images; None: the gate compares with float32's labels.
@@ -36,6 +41,7 @@ class QuantizationOptions:
     fp16: bool = False
     fastest: bool = False
     calib: str | None = None
+    reading: ReadOptions = field(default_factory=lambda: COMMON)
     count: int = 100
     method: str = "mse"
     labels: Path | None = None
@@ -52,10 +58,10 @@ class QuantizationOptions:
             object.__setattr__(self, "int8", True)
         if self.method not in METHODS:
             raise MisuseError(f"method {self.method!r}; choose one of {', '.join(METHODS)}")
-        if self.int8 and self.calib is None:
+        if self.int8 and self.calib in (None, GOLDEN_ALONE):
             raise MisuseError("--int8 needs real images to calibrate on: pass --calib FOLDER")
         if self.fp16 and self.calib is None:
-            raise MisuseError("--fp16 needs real images to find what overflows: pass --calib FOLDER")
+            raise MisuseError("--fp16 needs real images to find what overflows: pass --calib FOLDER (or --sizes)")
         self._check_use()
         if self.count < 1:
             raise MisuseError(f"--calib-count {self.count}; calibrate on 1 image or more")

@@ -13,6 +13,7 @@ from fcn_deploy.export.build.config import TuningOptions
 from fcn_deploy.export.build.cut_stages import Part, cut_core, members_of
 from fcn_deploy.export.build.draft import Draft
 from fcn_deploy.export.build.golden import golden_sample
+from fcn_deploy.export.build.measured_memory import with_measured_memory
 from fcn_deploy.export.build.parity import compare
 from fcn_deploy.export.build.report_parts import candidate_reports, stage_reports
 from fcn_deploy.export.build.targets.job import BuildJob
@@ -39,7 +40,8 @@ def build(job: BuildJob, report: EngineReport) -> Draft:
     report.core_bytes = {job.precision: drafts[job.precision].core_bytes}
     choice = _Choice(job, drafts)
     timings, chosen = choice.made()
-    draft = choice.draft(chosen)
+    job.say("measuring its working memory")
+    draft = with_measured_memory(choice.draft(chosen), chosen.threads)
     report.precision, report.backend = chosen.precision, chosen.backend
     report.candidates = candidate_reports(timings, chosen)
     report.latency_ms = timings[chosen].milliseconds
