@@ -380,3 +380,12 @@ def test_serving_is_measured_beside_a_bare_call(exports, tmp_path):
     assert found["large"]["peak"] < 1e9
     assert found["refusals"]["labelled"] + found["refusals"]["refused"] == 30
     assert found["refusals"]["labelled"] >= 10 and found["refusals"]["run_of_20_dropped"] == 0
+
+
+@pytest.mark.slow
+def test_reuse_compares_the_labels_of_each_stream_and_gives_a_row(exports, data):
+    told = benchmark(
+        "reuse", exports / "narrow.engine", "--data", data, "--size", "128x192", "--frames", 3, "--rounds", 1
+    )
+    rows = re.findall(r"^ *(still|5 % of blocks|in one place|noise) +[\d.]+/s +[\d.]+× +[\d.]+%$", told, re.MULTILINE)
+    assert rows == ["still", "5 % of blocks", "in one place", "noise"]
