@@ -53,6 +53,7 @@ EXTRAS = {
     "starlette": "serve",
     "grpc": "serve",
     "schemathesis": "dev",
+    "tritonclient": "dev",
     "pycocotools": "dev",
 }
 
