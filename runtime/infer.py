@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,6 +12,7 @@ import typer
 from .command import FAILURE, Force, InputRange, Json, Memory, Threads, log_to_stderr, print_record, run
 from .errors import InterruptError
 from .images.header import DEFAULT_MAX_PIXELS
+from .labelling.bulk_options import Bulk
 
 if TYPE_CHECKING:
     from .model_card import ModelCard
@@ -19,9 +20,18 @@ if TYPE_CHECKING:
 
 def label_images(
     model: Annotated[Path, typer.Argument(help="An .engine (or a plain .onnx).", metavar="MODEL")],
-    images: Annotated[list[str], typer.Argument(help="Images, videos, folders or globs.", metavar="IMAGES")],
+    images: Annotated[
+        list[str],
+        typer.Argument(
+            help="Images, videos, folders or globs, of this machine or at addresses (s3://, gs://, https://).",
+            metavar="IMAGES",
+        ),
+    ],
     out: Annotated[
-        Path, typer.Option("-o", "--out", metavar="FOLDER", help="Folder to write the labels, masks or values into.")
+        str,
+        typer.Option(
+            "-o", "--out", metavar="FOLDER", help="Folder or address to write the labels, masks or values into."
+        ),
     ],
     probabilities: Annotated[
         bool, typer.Option("--probabilities", help="Write each class's probability too, as float32 TIFFs.")
@@ -34,6 +44,7 @@ def label_images(
     ] = False,
     explain: Annotated[bool, typer.Option("--explain", help="Say how each image is run: whole, or in tiles.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Skip files whose outputs exist already.")] = False,
+    bulk: Bulk = Bulk(),  # noqa: B008 (frozen)
     input_range: InputRange = None,
     nodata: Annotated[
         float | None,
@@ -57,14 +68,22 @@ def label_images(
     from .network import Network
 
     options = ReadOptions(max_pixels, input_range, nodata, strict)
-    files = find_images(images, IMAGE_SUFFIXES | VIDEO_SUFFIXES)
+    elsewhere = bulk.elsewhere(images, out)
+    files = [] if elsewhere else bulk.of_shard(find_images(images, IMAGE_SUFFIXES | VIDEO_SUFFIXES))
     counts = dict.fromkeys(("labelled", "skipped", "failed"), 0)
     started = time.perf_counter()
     with Network(model, threads=threads, memory=memory, refine=refine) as net:
-        records = label_files(
-            net, files, out, overlay=overlay, probabilities=probabilities, force=force, resume=resume,
-            options=options,
-        )  # fmt: skip
+
+        def label(files: Sequence[Path], out: Path) -> Generator[dict[str, Any], None, None]:
+            return label_files(
+                net, files, out, overlay=overlay, probabilities=probabilities, force=force, resume=resume,
+                options=options,
+            )  # fmt: skip
+
+        if elsewhere:
+            count, records = bulk.there(net, images, out, label, force=force, resume=resume)
+        else:
+            count, records = len(files), bulk.here(net, files, out, label, resume=resume)
         # Closed here, so that whatever ends the loop ends its threads before the network.
         with closing(_with_reasons(records)) as records:
             for record in records:
@@ -77,10 +96,10 @@ def label_images(
                     _show(record, net.card if explain else None)
     seconds = round(time.perf_counter() - started, 3)
     if json_:
-        print_record("summary", {"files": len(files), **counts, "seconds": seconds})
+        print_record("summary", {"files": count, **counts, "seconds": seconds})
     else:
         already = f", {counts['skipped']} were there already" if counts["skipped"] else ""
-        print(f"{counts['labelled']} of {len(files)} images labelled{already} in {seconds:.1f} s → {out}")
+        print(f"{counts['labelled']} of {count} images labelled{already} in {seconds:.1f} s → {out}")
     return FAILURE if counts["failed"] else 0
 
 

@@ -48,6 +48,11 @@ EXTRAS = {
     "imagecodecs": "tiff",
     "pycocotools": "dev",
     "tritonclient": "dev",
+    "moto": "dev",
+    "fsspec": "cloud",
+    "s3fs": "cloud",
+    "aiohttp": "cloud",
+    "pyarrow": "cloud",
 }
 
 

@@ -26,6 +26,7 @@ from .gdal import geotiff_tags, open_gdal
 from .header import DEFAULT_MAX_PIXELS, Header, open_npy, read_header, reading
 from .numbers import ReadOptions, doubtful, value_of, wide_type
 from .pillow import open_pillow
+from .ranged import opened
 from .tiff import ORIENTATION, Read, lay_out, mask_reader, reader, tagged_no_data, turned
 
 if TYPE_CHECKING:
@@ -205,7 +206,11 @@ def open_stored(header: Header, card: ModelCard) -> Iterator[StoredImage]:
             elif header.format == "TIFF":
                 import tifffile
 
-                stored = _tiff(stack.enter_context(tifffile.TiffFile(header.path)), header.path, card)
+                stored = _tiff(
+                    stack.enter_context(tifffile.TiffFile(opened(header.path), name=header.path.name)),
+                    header.path,
+                    card,
+                )
             elif header.format == "GDAL":
                 raster = stack.enter_context(open_gdal(header.path))
                 palette = raster.dataset.colorinterp[0].name == "palette"  # its colours are not the numbers of no data
