@@ -2,8 +2,9 @@
 
 import sys
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Generator
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -68,39 +69,38 @@ def label_images(
     from .network import Network
 
     options = ReadOptions(max_pixels, input_range, nodata, strict)
-    elsewhere = bulk.elsewhere(images, out)
-    files = [] if elsewhere else bulk.of_shard(find_images(images, IMAGE_SUFFIXES | VIDEO_SUFFIXES))
-    counts = dict.fromkeys(("labelled", "skipped", "failed"), 0)
+    files = bulk.sources(images, out, lambda: find_images(images, IMAGE_SUFFIXES | VIDEO_SUFFIXES))
+    label = partial(
+        label_files, overlay=overlay, probabilities=probabilities, force=force, resume=resume, options=options
+    )
     started = time.perf_counter()
     with Network(model, threads=threads, memory=memory, refine=refine) as net:
-
-        def label(files: Sequence[Path], out: Path) -> Generator[dict[str, Any], None, None]:
-            return label_files(
-                net, files, out, overlay=overlay, probabilities=probabilities, force=force, resume=resume,
-                options=options,
-            )  # fmt: skip
-
-        if elsewhere:
-            count, records = bulk.there(net, images, out, label, force=force, resume=resume)
-        else:
-            count, records = len(files), bulk.here(net, files, out, label, resume=resume)
-        # Closed here, so that whatever ends the loop ends its threads before the network.
-        with closing(_with_reasons(records)) as records:
-            for record in records:
-                counts["failed"] += "error" in record
-                counts["skipped"] += "skipped" in record
-                counts["labelled"] += "size" in record
-                if json_:
-                    print_record(record["record"], record)
-                else:
-                    _show(record, net.card if explain else None)
+        counts = _report(bulk.records(net, files, out, label, threads), json_, net.card if explain else None)
     seconds = round(time.perf_counter() - started, 3)
     if json_:
-        print_record("summary", {"files": count, **counts, "seconds": seconds})
+        print_record("summary", {"files": len(files), **counts, "seconds": seconds})
     else:
         already = f", {counts['skipped']} were there already" if counts["skipped"] else ""
-        print(f"{counts['labelled']} of {count} images labelled{already} in {seconds:.1f} s → {out}")
+        print(f"{counts['labelled']} of {len(files)} images labelled{already} in {seconds:.1f} s → {out}")
     return FAILURE if counts["failed"] else 0
+
+
+def _report(
+    records: Generator[dict[str, Any], None, None], json_: bool, explained: "ModelCard | None"
+) -> dict[str, int]:
+    """Print the records as they come; how many were labelled, skipped and failed."""
+    counts = dict.fromkeys(("labelled", "skipped", "failed"), 0)
+    # Closed here, so that whatever ends the loop ends its threads before the network.
+    with closing(_with_reasons(records)) as records:
+        for record in records:
+            counts["failed"] += "error" in record
+            counts["skipped"] += "skipped" in record
+            counts["labelled"] += "size" in record
+            if json_:
+                print_record(record["record"], record)
+            else:
+                _show(record, explained)
+    return counts
 
 
 def _with_reasons(records: Generator[dict[str, Any], None, None]) -> Generator[dict[str, Any], None, None]:

@@ -49,6 +49,7 @@ EXTRAS = {
     "pycocotools": "dev",
     "tritonclient": "dev",
     "moto": "dev",
+    "ray": "ray",
     "fsspec": "cloud",
     "s3fs": "cloud",
     "aiohttp": "cloud",

@@ -6,7 +6,7 @@ What label_files does for a folder is done for some of them at a time, in a fold
 import shutil
 import tempfile
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Container, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
@@ -20,8 +20,8 @@ from ..images.ranged import standing_for
 from ..images.tiff import in_parts
 from ..images.video import VIDEO_SUFFIXES
 from .jobs import Record
-from .manifest import RESULTS, Manifest, written
-from .objects import BLOCK, Object, Store, reaching
+from .manifest import RESULTS, Rows, written
+from .objects import BLOCK, RESULT_SUFFIXES, Object, Store, reaching
 
 Label = Callable[[Sequence[Path], Path], Generator[Record, None, None]]  # files, folder → records: label_files
 
@@ -29,7 +29,6 @@ FETCHERS = 8  # objects on their way at once
 TOGETHER = 64  # objects labelled in one go
 BYTES_TOGETHER = 512 << 20
 RANGED_BYTES = 64 << 20  # TIFFs of more are read by ranges
-FIRST = (".png", ".tif", ".mkv")  # suffixes of what the network gives: put last, so that it tells that all is there
 
 
 @dataclass
@@ -49,7 +48,8 @@ def label_objects(
     *,
     force: bool = False,
     resume: bool = False,
-    manifest: Manifest | None = None,
+    manifest: Rows | None = None,
+    there: Container[str] | None = None,
 ) -> Generator[Record, None, None]:
     """Label files that lie anywhere and put the results into a folder that lies anywhere.
 
@@ -60,6 +60,7 @@ def label_objects(
         force: replace results that exist.
         resume: skip files whose labels (or masks, or values) are there: they are put after the rest.
         manifest: what was done, put when the run ends, however it ends.
+        there: names of results that exist, where the caller knows them.
 
     Yields:
         Records as of label_files, with the addresses of files and results.
@@ -68,18 +69,12 @@ def label_objects(
         MisuseError: results that exist, and neither `force` nor `resume`.
         DeployError: an address that cannot be reached or written; what is there then is whole.
     """
-    there = out.names()
-    done = {item.name: name for item in items for suffix in FIRST if (name := item.name + suffix) in there}
-    if done and not (force or resume):
-        raise MisuseError(
-            f"{out.address(out.join(next(iter(done.values()))))} exists already; choose another -o, or pass --force to "
-            "replace it, or --resume to go on with the others"
-        )
+    done = done_before(items, out, out.names() if there is None else there, force=force, resume=resume)
     with written(manifest), tempfile.TemporaryDirectory(prefix="fcn-deploy-") as folder:
         run = _Run(Path(folder), out, manifest)
         for item in items if resume else ():
             if item.name in done:
-                yield run.skipped(item, done[item.name])
+                yield skipped(item, out, done[item.name], manifest)
         left = [item for item in items if not (resume and item.name in done)]
         with closing(run.records(left, label)) as records:
             yield from records
@@ -88,7 +83,7 @@ def label_objects(
 class _Run:
     """One run: its folder on this machine, and what is on its way."""
 
-    def __init__(self, folder: Path, out: Store, manifest: Manifest | None) -> None:
+    def __init__(self, folder: Path, out: Store, manifest: Rows | None) -> None:
         self.folder, self.out, self.manifest = folder, out, manifest
 
     def records(self, items: Sequence[Object], label: Label) -> Generator[Record, None, None]:
@@ -115,7 +110,7 @@ class _Run:
             good = [each for each in staged if each.error is None]
             for each in good:
                 if each.ranged:
-                    stack.enter_context(standing_for(each.path, stack.enter_context(_ranges(each.item))))
+                    stack.enter_context(standing_for(each.path, stack.enter_context(ranges(each.item))))
             if good:
                 results = good[0].path.parent / "out"
                 for record in stack.enter_context(closing(label([each.path for each in good], results))):
@@ -152,18 +147,33 @@ class _Run:
             file.unlink()
         return done
 
-    def skipped(self, item: Object, name: str) -> Record:
-        """The record of a file whose results are there; what an earlier run did not note is looked up in them."""
-        kind = "labels" if self.manifest is None else self.manifest.card.kind
-        record = _record(item) | {kind: self.out.address(self.out.join(name)), "skipped": True}
-        if self.manifest is not None:
-            result = None
-            if str(item) not in self.manifest.earlier:
-                result = self.folder / f"there{Path(name).suffix}"
-                with reaching(record[kind]):
-                    self.out.fs.get_file(self.out.join(name), str(result))
-            self.manifest.add(record, result)
+
+def done_before(
+    items: Sequence[Object], out: Store, there: Container[str], *, force: bool, resume: bool
+) -> dict[str, str]:
+    """The results that are there: name of an item → name of its file. Raises MisuseError unless `force` or `resume`."""
+    done = {item.name: name for item in items for suffix in RESULT_SUFFIXES if (name := item.name + suffix) in there}
+    if done and not (force or resume):
+        raise MisuseError(
+            f"{out.address(out.join(next(iter(done.values()))))} exists already; choose another -o, or pass --force to "
+            "replace it, or --resume to go on with the others"
+        )
+    return done
+
+
+def skipped(item: Object, out: Store, name: str, manifest: Rows | None) -> Record:
+    """The record of a file whose results are there; what an earlier run did not note is looked up in them."""
+    kind = "labels" if manifest is None else manifest.card.kind
+    record = _record(item) | {kind: out.address(out.join(name)), "skipped": True}
+    if manifest is None or str(item) in manifest.earlier:
+        if manifest is not None:
+            manifest.add(record, None)
         return record
+    with tempfile.TemporaryDirectory(prefix="fcn-deploy-") as folder, reaching(record[kind]):
+        result = Path(folder, "result").with_suffix(Path(name).suffix)
+        out.fs.get_file(out.join(name), str(result))
+        manifest.add(record, result)
+    return record
 
 
 def _until(left: deque[_Staged], file: str) -> Iterator[_Staged]:
@@ -186,7 +196,7 @@ def _groups(items: Sequence[Object]) -> Iterator[list[Object]]:
     group: list[Object] = []
     weight = 0
     for item in items:
-        size = 0 if _by_ranges(item) else item.size or 0
+        size = 0 if by_ranges(item) else item.size or 0
         if group and (len(group) == TOGETHER or weight + size > BYTES_TOGETHER):
             yield group
             group, weight = [], 0
@@ -196,11 +206,16 @@ def _groups(items: Sequence[Object]) -> Iterator[list[Object]]:
         yield group
 
 
-def _by_ranges(item: Object) -> bool:
-    return item.suffix.lower() in (".tif", ".tiff") and (item.size or 0) > RANGED_BYTES and not item.store.local
+def large_tiff(item: Object) -> bool:
+    """Whether a file may be one that is read in parts."""
+    return item.suffix.lower() in (".tif", ".tiff") and (item.size or 0) > RANGED_BYTES
 
 
-def _ranges(item: Object) -> Any:
+def by_ranges(item: Object) -> bool:
+    return large_tiff(item) and not item.store.local
+
+
+def ranges(item: Object) -> Any:
     """The object as a file that is read by ranges."""
     with reaching(str(item)):
         return item.store.fs.open(item.path, "rb", block_size=BLOCK, cache_type="blockcache")
@@ -212,7 +227,7 @@ def _fetch(item: Object, path: Path) -> _Staged:
     try:
         if item.store.local:
             path.symlink_to(item.path)
-        elif _by_ranges(item) and _in_parts(item):
+        elif by_ranges(item) and _in_parts(item):
             path.touch()
             return _Staged(item, path, ranged=True)
         else:
@@ -228,7 +243,7 @@ def _in_parts(item: Object) -> bool:
     """Whether a TIFF can be read by ranges; what is wrong with it is said when it has come whole."""
     tifffile = need("tifffile", "cloud")
     try:
-        with _ranges(item) as file, tifffile.TiffFile(file) as found:
+        with ranges(item) as file, tifffile.TiffFile(file) as found:
             return in_parts(found, Path(item.path))
     except Exception:
         return False

@@ -78,31 +78,18 @@ def _parts(path: Path) -> Generator[tuple[int, NDArray[Any]], None, None]:
                 yield band, segment.reshape(shape)[:, : high - top, : wide - left].astype(np.uint16)
 
 
-class Manifest:
-    """The rows of a run, put as one Parquet file when it ends, however it ends.
+class Rows:
+    """Rows of a manifest, one for each file.
 
     Args:
-        address: of the file; of one shard it gets the shard's name.
-        net: that labels.
-        shard: (i, n).
-        keep: rows of an earlier run stay where this one skips the file.
-
-    Raises:
-        MisuseError: a name that is none of a Parquet file's.
-        DeployError: pyarrow is missing, or an earlier manifest cannot be read.
+        card: of the network.
+        engine: digest of the engine.
     """
 
-    def __init__(self, address: str, net: Network, shard: tuple[int, int] | None, keep: bool) -> None:
-        if not address.endswith(SUFFIX):
-            raise MisuseError(f"--manifest {address}; name a file that ends in {SUFFIX}")
-        need("pyarrow", "cloud")
-        if shard is not None:
-            address = f"{address.removesuffix(SUFFIX)}-{shard[0]:05d}-of-{shard[1]:05d}{SUFFIX}"
-        folder, _, self.name = address.rpartition("/") if is_address(address) else ("", "", Path(address).name)
-        self.address, self.store = address, Store(folder or str(Path(address).parent))
-        self.card, self.engine = net.card, engine_digest(net.path)
+    def __init__(self, card: ModelCard, engine: str) -> None:
+        self.card, self.engine = card, engine
         self.rows: dict[str, dict[str, Any]] = {}
-        self.earlier = self._read() if keep else {}
+        self.earlier: dict[str, dict[str, Any]] = {}
 
     def add(self, record: Record, result: Path | None) -> None:
         """Note a record; `result`: the file of labels or masks on this machine, where there is one."""
@@ -126,6 +113,35 @@ class Manifest:
             "engine": None if record.get("skipped") else self.engine,
             "label_ms": times.get("label"),
         }
+
+    def write(self) -> None:
+        """Put them where they belong; these stay with the caller."""
+
+
+class Manifest(Rows):
+    """The rows of a run, put as one Parquet file when it ends, however it ends.
+
+    Args:
+        address: of the file; of one shard it gets the shard's name.
+        net: that labels.
+        shard: (i, n).
+        keep: rows of an earlier run stay where this one skips the file.
+
+    Raises:
+        MisuseError: a name that is none of a Parquet file's.
+        DeployError: pyarrow is missing, or an earlier manifest cannot be read.
+    """
+
+    def __init__(self, address: str, net: Network, shard: tuple[int, int] | None, keep: bool) -> None:
+        if not address.endswith(SUFFIX):
+            raise MisuseError(f"--manifest {address}; name a file that ends in {SUFFIX}")
+        need("pyarrow", "cloud")
+        if shard is not None:
+            address = f"{address.removesuffix(SUFFIX)}-{shard[0]:05d}-of-{shard[1]:05d}{SUFFIX}"
+        folder, _, self.name = address.rpartition("/") if is_address(address) else ("", "", Path(address).name)
+        self.address, self.store = address, Store(folder or str(Path(address).parent))
+        super().__init__(net.card, engine_digest(net.path))
+        self.earlier = self._read() if keep else {}
 
     def write(self) -> None:
         """Put the file: whole, or not at all. Raises WriteError."""
@@ -163,7 +179,7 @@ def _schema(card: ModelCard, engine: str) -> Any:
 
 
 @contextmanager
-def written(manifest: Manifest | None) -> Iterator[None]:
+def written(manifest: Rows | None) -> Iterator[None]:
     """The manifest is written when the block ends, however it does; what ended it is what is raised."""
     try:
         yield
@@ -176,7 +192,7 @@ def written(manifest: Manifest | None) -> Iterator[None]:
         manifest.write()
 
 
-def noted(records: Generator[Record, None, None], manifest: Manifest | None) -> Generator[Record, None, None]:
+def noted(records: Generator[Record, None, None], manifest: Rows | None) -> Generator[Record, None, None]:
     """The records of files of this machine, noted in the manifest as they come."""
     with closing(records), written(manifest):
         for record in records:

@@ -6,6 +6,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -20,8 +21,10 @@ from ..images.video import VIDEO_SUFFIXES
 
 SUFFIXES = IMAGE_SUFFIXES | VIDEO_SUFFIXES
 STREAMS = frozenset(("rtsp", "rtsps", "rtmp", "rtmps", "rtp", "udp", "srt", "tcp"))  # of videos, which are no objects
+CALLS = 16  # that ask what is there, at once
 TRIES = 3  # to fetch or put an object
 BLOCK = 4 << 20  # bytes of a range
+RESULT_SUFFIXES = (".png", ".tif", ".mkv")  # of what a network gives; put last, so that it tells that all is there
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,14 @@ class Store:
                 return set()
         start = len(self.root) + 1
         return {path[start:] for path in found}
+
+    def present(self, names: Sequence[str]) -> set[str]:
+        """Which results, of names without suffix, are there. Raises DeployError."""
+        found = [name + suffix for name in names for suffix in RESULT_SUFFIXES]
+        with reaching(self.address(self.root)), ThreadPoolExecutor(CALLS) as pool:
+            self.fs.invalidate_cache()
+            there = pool.map(self.fs.exists, map(self.join, found))
+            return {name for name, exists in zip(found, there, strict=True) if exists}
 
     def fetch(self, item: Object, target: Path) -> None:
         """Copy an object to a file of this machine. Raises DeployError where it does not come whole."""
