@@ -6,6 +6,8 @@ Nothing of a scheduler is here: Ray starts the actors, hands them batches, and r
 import io
 import json
 import os
+import re
+import socket
 import tempfile
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -247,6 +249,7 @@ def _session(cluster: Cluster) -> Iterator[Any]:
         yield ray
         return
     try:
+        _knock(cluster.address)
         ray.init(
             address=cluster.address, logging_level="ERROR", log_to_driver=False, include_dashboard=False
             if cluster.address == "local" else None,
@@ -259,6 +262,13 @@ def _session(cluster: Cluster) -> Iterator[Any]:
         yield ray
     finally:
         ray.shutdown()
+
+
+def _knock(address: str) -> None:
+    """Raise OSError where nothing listens: Ray itself would try for minutes, and then end the process."""
+    found = re.fullmatch(r"(?:ray://)?([^/:]+):(\d+)", address)
+    if found:
+        socket.create_connection((found[1], int(found[2])), timeout=5).close()
 
 
 class _ClusterRun:

@@ -74,3 +74,11 @@ def test_a_cluster_labels_files_and_scenes_as_one_machine_does(ray, exports, tmp
 def test_actors_are_of_a_cluster(exports, tmp_path):
     words = "infer", exports / "narrow.engine", tmp_path, "-o", tmp_path / "out", "--actors", "2"
     assert "name it by --ray" in one_error(command(*words, ok=2))
+
+
+@pytest.mark.slow
+def test_a_cluster_that_does_not_answer_is_one_line(exports, tmp_path):
+    needs("ray.data")
+    save_photos(tmp_path / "in", [(20, 30)])
+    words = "infer", exports / "narrow.engine", tmp_path / "in", "-o", tmp_path / "out", "--ray", "ray://127.0.0.1:1"
+    assert "--ray ray://127.0.0.1:1: [Errno 111] Connection refused; start a cluster" in one_error(command(*words, ok=1))
