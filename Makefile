@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO := demo
 
-.PHONY: demo test test-fast lint types links docs findings bench engine-matrix clean
+.PHONY: demo test test-fast lint types links docs findings wheels bench engine-matrix clean
 
 # Three stamps: the demo does not wait for what only the tests need.
 $(VENV)/.all: pyproject.toml
@@ -66,6 +66,10 @@ findings:
 	failed=; for script in findings/*.sh; do \
 		echo "== $$script"; bash $$script || failed="$$failed $$script"; done; \
 		test -z "$$failed" || { echo "failed:$$failed"; exit 1; }
+
+# Who provides each shared library that the wheels of the GPU extras need. Fetches some gigabytes, kept in build/wheels.
+wheels: $(VENV)/.dev
+	$(BIN)/python -m benchmarks.wheels --folder build/wheels
 
 $(VENV)/.bench: $(VENV)/.all
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[bench]'

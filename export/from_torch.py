@@ -14,16 +14,18 @@ import torch
 import torch.nn.functional as F
 from fcn_deploy.export.analysis.accepted_sizes import AcceptedSizes, find_accepted_sizes, run_quietly
 from fcn_deploy.export.analysis.decision import label_maker
+from fcn_deploy.export.analysis.map_shapes import score_stride
 from fcn_deploy.export.analysis.model_end import ends_in_sigmoid, find_end
 from fcn_deploy.export.analysis.receptive_field import global_operator
 from fcn_deploy.export.dynamic_shapes.baked_node import describe_cause
 from fcn_deploy.export.dynamic_shapes.free_sizes import free_sizes
 from fcn_deploy.export.graph.edit import label, opset, set_shape
 from fcn_deploy.export.importer.card import CardEvidence, card_of, store_card
-from fcn_deploy.export.importer.fit_images import choose_fit, fit_images
+from fcn_deploy.export.importer.fit_images import choose_fit, fit_images, padded_by_choice
 from fcn_deploy.export.importer.options import ImportOptions
 from fcn_deploy.export.passes.fold_constants import fold_constants
 from fcn_deploy.export.passes.reverse_channels import reverse_channels
+from fcn_deploy.export.passes.split_head import split_head
 from fcn_deploy.export.tolerances import EXPORTED_MODEL, SIGMOID_ROUNDING
 from fcn_deploy.fcn.architecture import AnySize, upsample
 from fcn_deploy.fcn.exportable import Exportable
@@ -113,8 +115,8 @@ def export_module(
     padded = exported.fit == "pad"
     card = replace(
         card,
-        size_multiple=network.sizes.multiple if padded else 1,
-        smallest=network.sizes.smallest if padded else 1,
+        size_multiple=exported.sizes.multiple if padded else 1,
+        smallest=exported.sizes.smallest if padded else 1,
         whole=exported.whole,
     )
     store_card(graph, card)
@@ -187,8 +189,17 @@ def _assumed_card(
     card, assumed = card_of(graph, evidence, options, name)
     for line in assumed:
         note(line)
-    scale = find_end(graph).upsampling.factor
-    return graph, replace(card, stride=max(round(scale[0]) if scale else sizes.factor, 1))
+    return graph, replace(card, stride=_stride(graph, sizes))
+
+
+def _stride(graph: onnx.ModelProto, sizes: AcceptedSizes) -> int:
+    """Pixels from one coarse score to the next."""
+    upsampling = find_end(graph).upsampling
+    if upsampling.factor is not None:
+        return max(round(upsampling.factor[0]), 1)
+    if upsampling.mode == "none":
+        return sizes.factor
+    return score_stride(split_head(graph).model, sizes.multiple, sizes.smallest)
 
 
 @dataclass(frozen=True)
@@ -197,6 +208,7 @@ class _Exported:
 
     Attributes:
         graph: with padding, resizing, upsampling and cropping.
+        sizes: that the network is run at.
         fit: how images are fitted to the sizes that the network takes: one of FITS, or "".
         whole: as the card's.
         differences: from PyTorch, by size.
@@ -204,6 +216,7 @@ class _Exported:
     """
 
     graph: onnx.ModelProto
+    sizes: AcceptedSizes
     fit: str
     whole: str
     differences: list[SizeDifference]
@@ -252,7 +265,7 @@ def _at_every_size(network: _Network, graph: onnx.ModelProto, fit: str | None) -
 
 def _fitted_and_verified(network: _Network, graph: onnx.ModelProto, fit: str | None) -> _Exported:
     """The graph with what fits images of every size to it, compared with PyTorch. Raises DeployError."""
-    sizes, name = network.sizes, network.name
+    sizes, name = padded_by_choice(graph, network.sizes, fit), network.name
     # The exporters name dimensions as they please, and leave known ones out.
     set_shape(graph.graph.input[0], ["N", network.channels, "H", "W"])
     set_shape(graph.graph.output[0], ["N", sizes.scores, "H", "W"])
@@ -261,7 +274,7 @@ def _fitted_and_verified(network: _Network, graph: onnx.ModelProto, fit: str | N
     made.producer_name = "fcn-deploy"
     onnx.checker.check_model(made)
     expected = expected_scores(network.module, sizes, chosen, network.channels, name)
-    return _Exported(made, chosen, whole, verify(expected, made, name), tuple(notes))
+    return _Exported(made, sizes, chosen, whole, verify(expected, made, name), tuple(notes))
 
 
 def traced_size(sizes: AcceptedSizes) -> tuple[int, int]:

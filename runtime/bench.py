@@ -1,6 +1,5 @@
 """bench-engine: latency, throughput, memory and layers of an engine, at the sizes of its user's images."""
 
-import logging
 import math
 import random
 import time
@@ -23,6 +22,7 @@ from .images.read import read_image
 from .latency import TIMED_SIZES, timed_sizes
 from .network import Network
 from .noise_image import natural_noise
+from .process_memory import forget_highest, highest, resident
 from .sizes import Size, Sizes, parse_sizes
 from .upsampling import ScoreWindow, result_from_scores
 
@@ -65,10 +65,10 @@ def bench(
     Raises:
         DeployError: a model that cannot be opened or run, or an image that cannot be read.
     """
-    before = _resident()
-    _forget_peak()
+    before = resident()
+    forget_highest()
     with Network(path, threads=threads) as net:
-        opened = _resident()
+        opened = resident()
         if sizes is None:
             usual = TIMED_SIZES if net.manifest is None else timed_sizes(net.manifest)
             sizes = Sizes(Counter(usual))
@@ -81,7 +81,7 @@ def bench(
             rows.append(_by_itself(net, image, seconds / 2 / len(images), clock))
             rows[-1]["images"] = sum(count for _, count in _nearest(sizes, chosen)[size]) if sizes.counts else None
             rows[-1]["source"] = str(sizes.files[size]) if size in sizes.files else "noise"
-            peak = _highest(peak)
+            peak = highest(peak)
             rows[-1]["peak_mb"] = _megabytes(peak, base)
         runnable = [size for size, row in zip(images, rows, strict=True) if row["median_ms"] is not None]
         weights = _weights(sizes, chosen, runnable)
@@ -96,10 +96,10 @@ def bench(
             "memory_mb": None,
         }
         if before is not None:
-            after = _resident()
+            after = resident()
             report["memory_mb"] = {
                 "opened": _megabytes(opened, before),
-                "peak": _megabytes(_highest(peak, after), base),
+                "peak": _megabytes(highest(peak, after), base),
                 "after": _megabytes(after, base),
             }
         if layers:
@@ -241,35 +241,6 @@ def _layers(net: Network, images: Mapping[Size, NDArray[Any]], threads: int | No
             for layer in layers
         ],
     }
-
-
-def _status(field: str) -> int | None:
-    """A figure of Linux's /proc/self/status, in bytes; None where there is none."""
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field + ":"))
-    except (OSError, StopIteration):
-        return None
-
-
-def _resident() -> int | None:
-    return _status("VmRSS")
-
-
-def _highest(*seen: int | None) -> int | None:
-    """The most resident memory since `_forget_peak`, in bytes, and no less than what was `seen` before.
-
-    The system counts pages per core and adds them up now and then, so that its own mark of the highest may lie below
-    what it has said before.
-    """
-    return max((amount for amount in (_status("VmHWM"), *seen) if amount is not None), default=None)
-
-
-def _forget_peak() -> None:
-    try:
-        Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        logging.getLogger(__name__).info("the peak of memory is that of the process since its start")
 
 
 def _megabytes(amount: int | None, base: int | None) -> float | None:

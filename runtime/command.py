@@ -135,14 +135,14 @@ def _flattened(command: Callable[..., int | None], name: str) -> Callable[..., i
 
     def show_version(wanted: bool) -> None:
         if wanted:
-            print(f"{name} ({_version()})")
+            print(f"{name} (fcn-deploy {version()})")
             raise typer.Exit
 
     debug = Annotated[bool, typer.Option("--debug", help="Show a traceback where something fails.")]
-    version = Annotated[
+    shown = Annotated[
         bool, typer.Option("--version", help="Show the version and exit.", is_eager=True, callback=show_version)
     ]
-    parameters += [_keyword("debug", debug, False), _keyword("version", version, False)]
+    parameters += [_keyword("debug", debug, False), _keyword("version", shown, False)]
 
     @wraps(command)
     def flat(**values: Any) -> int | None:
@@ -160,11 +160,12 @@ def _keyword(name: str, annotation: Any, default: Any) -> inspect.Parameter:
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
 
-def _version() -> str:
+def version() -> str:
     """Of this package."""
-    from importlib.metadata import PackageNotFoundError, version
+    from importlib.metadata import PackageNotFoundError
+    from importlib.metadata import version as version_of
 
     try:
-        return f"fcn-deploy {version('fcn-deploy')}"
+        return version_of("fcn-deploy")
     except PackageNotFoundError:  # a clone that is run without being installed
-        return "fcn-deploy, not installed"
+        return "not installed"

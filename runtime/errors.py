@@ -23,7 +23,7 @@ class InterruptError(DeployError):
 
 
 class OverBudgetError(DeployError):
-    """An image needs more memory than it may take, or is of a size that the engine was not built for."""
+    """An image needs more memory than it may take, has too many pixels, or is of a size that its engine is not for."""
 
 
 def one_line(error: BaseException, most: int | None = None) -> str:

@@ -24,7 +24,8 @@ def label_images(
     images: Annotated[
         list[str],
         typer.Argument(
-            help="Images, videos, folders or globs, of this machine or at addresses (s3://, gs://, https://).",
+            help="Images, videos, folders or globs, of this machine or at addresses (s3://, gs://, https://), videos "
+            "that come as they are read (rtsp://, http://), cameras (/dev/video0), or - for one on standard input.",
             metavar="IMAGES",
         ),
     ],
@@ -44,7 +45,15 @@ def label_images(
         bool, typer.Option("--overlay", help="Write pictures of the labels over the images too, with a legend.")
     ] = False,
     explain: Annotated[bool, typer.Option("--explain", help="Say how each image is run: whole, or in tiles.")] = False,
-    resume: Annotated[bool, typer.Option("--resume", help="Skip files whose outputs exist already.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Skip what an earlier run has finished.")] = False,
+    live: Annotated[
+        bool | None,
+        typer.Option(
+            "--live/--no-live",
+            help="Drop the oldest frames of an address that come faster than they are labelled, or none [default: of "
+            "cameras and streaming addresses].",
+        ),
+    ] = None,
     bulk: Bulk = Bulk(),  # noqa: B008 (frozen)
     input_range: InputRange = None,
     nodata: Annotated[
@@ -62,14 +71,13 @@ def label_images(
 ) -> int:
     """Write a label for every pixel of images of any size, as palette PNGs, and of videos; masks or values as TIFFs."""
     log_to_stderr()
-    from .images.find import IMAGE_SUFFIXES, find_images
+    from .images.addresses import find_sources
     from .images.numbers import ReadOptions
-    from .images.video import VIDEO_SUFFIXES
     from .labelling.files import label_files
     from .network import Network
 
     options = ReadOptions(max_pixels, input_range, nodata, strict)
-    files = bulk.sources(images, out, lambda: find_images(images, IMAGE_SUFFIXES | VIDEO_SUFFIXES))
+    files = bulk.sources(images, out, lambda: find_sources(images, live))
     label = partial(
         label_files, overlay=overlay, probabilities=probabilities, force=force, resume=resume, options=options
     )
@@ -118,7 +126,8 @@ def _show(record: dict[str, Any], explained: "ModelCard | None") -> None:
     """A record as text, with how the image was run where a card is given; errors on standard error."""
     if "size" in record:
         height, width = record["size"]
-        frames = f"{record['frames']} frames, " if "frames" in record else ""
+        frames = f"{record['frames']} frames, {record['fps']} a second, " if "frames" in record else ""
+        frames += f"{record['dropped']} dropped, " if "dropped" in record else ""
         first = next(record[kind] for kind in ("labels", "masks", "values") if kind in record)
         print(f"{record['file']}  {height}×{width}  {frames}{record['ms']['label']:.1f} ms  → {first}")
         if explained is not None:

@@ -4,14 +4,20 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+from typing import Any, overload
+
+import numpy as np
+import numpy.typing as npt
 
 from .backends import CPU_BACKENDS
 from .errors import DeployError
 from .model_card import ModelCard
 
-ENGINE_VERSION = 3  # 3: stages that take the image as it is
+ENGINE_VERSION = 4  # 4: memory of stages by a law of their pixels
+READ_VERSIONS = (3, ENGINE_VERSION)  # of 3, memory is by pixels alone
 REMEDY = "build it again with build-engine"
+
+Numbers = npt.NDArray[np.float64]
 
 MODES = ("none", "linear", "nearest")
 COORDINATES = ("half_pixel", "pytorch_half_pixel", "asymmetric", "align_corners")
@@ -75,7 +81,9 @@ class Stage:
         period: in pixels: tiles that begin at its multiples give the scores of the whole image.
         whole: why it cannot be tiled: the operator that makes it depend on the whole image.
         stride: (vertical, horizontal) in pixels of the image: of a cell of its result.
-        bytes_per_pixel: working memory for one pixel of padded image, estimated from its graph.
+        bytes_fixed, bytes_per_pixel, bytes_per_pixel_squared: working memory of a run by its pixels p of padded image,
+            fixed + per_pixel · p + per_pixel_squared · p²: measured by build-engine in the library that runs it, or
+            estimated from its graph. What attends from each pixel to each takes memory by the square.
         output_bytes: of its result, per pixel of padded image.
         cost: its share of the core's work.
         tile: side in pixels, without halo, of the tiles that it runs fastest in, which fit the processor's caches; an
@@ -92,7 +100,9 @@ class Stage:
     period: int = 1
     whole: str = "its engine does not tell its receptive field; build it again"
     stride: tuple[int, int] = (1, 1)
+    bytes_fixed: float = 0.0
     bytes_per_pixel: float = 0.0
+    bytes_per_pixel_squared: float = 0.0
     output_bytes: float = 0.0
     cost: float = 1.0
     tile: int | None = None
@@ -107,10 +117,20 @@ class Stage:
         for name, value in (("period", self.period), ("tile", 1 if self.tile is None else self.tile)):
             if type(value) is not int or value < 1:
                 raise ValueError(f"{name} {value!r}; it must be a whole number above 0")
-        for name in ("bytes_per_pixel", "output_bytes", "cost"):
+        for name in ("bytes_fixed", "bytes_per_pixel", "bytes_per_pixel_squared", "output_bytes", "cost"):
             value = getattr(self, name)
             if type(value) not in (int, float) or not 0 <= value < math.inf:
                 raise ValueError(f"{name} {value!r}; it must be a number of at least 0")
+
+    @overload
+    def working_memory(self, pixels: int) -> float: ...
+
+    @overload
+    def working_memory(self, pixels: Numbers) -> Numbers: ...
+
+    def working_memory(self, pixels: int | Numbers) -> float | Numbers:
+        """Bytes that a run of so many pixels of padded image works with, its input and result included."""
+        return self.bytes_fixed + pixels * (self.bytes_per_pixel + pixels * self.bytes_per_pixel_squared)
 
 
 @dataclass(frozen=True)
@@ -229,10 +249,10 @@ class Manifest:
             version = data.pop("version")
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise DeployError(f"{source} has no manifest of an engine: {error!r}; {REMEDY}") from error
-        if version != ENGINE_VERSION:
+        if version not in READ_VERSIONS:
             raise DeployError(
-                f"{source} is an engine of version {version}, and this release reads version "
-                f"{ENGINE_VERSION}; upgrade fcn-deploy, or {REMEDY}"
+                f"{source} is an engine of version {version}, and this release reads versions "
+                f"{READ_VERSIONS[0]} to {ENGINE_VERSION}; upgrade fcn-deploy, or {REMEDY}"
             )
         try:
             data["card"] = ModelCard.from_json(json.dumps(data["card"]), source)

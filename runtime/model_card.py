@@ -37,6 +37,8 @@ class ModelCard:
         smallest: least H and W of the core network's input, in pixels.
         whole: the operator that makes every score depend on the whole image, so that it is never run in tiles; "" where
             scores depend on what is around them.
+        alone: the operator that makes an image's scores depend on what else is in its batch, so that images are run one
+            at a time; "" where there is none.
     """
 
     classes: tuple[str, ...]
@@ -51,6 +53,7 @@ class ModelCard:
     threshold: float | tuple[float, ...] = 0.5
     smallest: int = 1
     whole: str = ""
+    alone: str = ""
 
     def __post_init__(self) -> None:
         if not isinstance(self.classes, list | tuple):
@@ -101,8 +104,10 @@ class ModelCard:
             return f"stride {self.stride} and size_multiple {self.size_multiple} must be at least 1"
         if self.smallest < 1:
             return f"smallest {self.smallest}; it must be at least 1 pixel"
-        if type(self.whole) is not str or not self.whole.isprintable():
-            return f"whole {self.whole!r}; it must be the name of an operator, or empty"
+        for name in ("whole", "alone"):
+            said = getattr(self, name)
+            if type(said) is not str or not said.isprintable():
+                return f"{name} {said!r}; it must be the name of an operator, or empty"
         return None
 
     def _problem_of_threshold(self) -> str | None:
@@ -161,7 +166,10 @@ class ModelCard:
 
     def to_json(self) -> str:
         """The card's text, as `from_json` reads it."""
-        return json.dumps({"version": CARD_VERSION} | asdict(self))
+        data = {"version": CARD_VERSION} | asdict(self)
+        if not self.alone:  # releases before it do not know the field
+            del data["alone"]
+        return json.dumps(data)
 
     @classmethod
     def from_json(cls, text: str, source: str) -> "ModelCard":

@@ -3,6 +3,7 @@
 import os
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,9 @@ from .plan import Plan, Span, available_memory, check_result, plan_on_gpu, plan_
 from .prepare import check_image, check_source
 from .refine import REACH, refined_labels, refusal
 from .tiles import Band, ready_windows, score_bands
-from .upsampling import KINDS, ScoreWindow, new_result, result_bytes, result_from_scores
+from .upsampling import KINDS, LABEL_KINDS, ScoreWindow, new_result, result_bytes, result_from_scores
 from .value_range import InRange, Range, parse_range
+from .working_memory import WorkingMemory
 
 DEFAULT_MEMORY_SHARE = 0.8  # of the memory that is free when an image arrives
 BANDS_MEMORY = 2_000_000_000  # bytes; more makes `bands` no faster, and an image that is read by regions whole
@@ -90,7 +92,6 @@ class Network:
         self.memory, self.refine = memory, refine
         self.input_range = None if input_range is None else parse_range(input_range)
         self.batch_costs: dict[tuple[int, int], BatchCost] = {}
-        self._kept = 0  # bytes
         if not path.is_file():
             raise MisuseError(f"{path} does not exist or is not a file; name an .engine or an .onnx")
         self.manifest: Manifest | None = None
@@ -110,6 +111,7 @@ class Network:
         if refine and (reason := refusal(self.card, self.upsampling, cell)) is not None:
             instead = "omit --refine" if self.manifest else "make an engine: build-engine"
             raise MisuseError(f"{path} cannot be refined: {reason}; {instead}")
+        self._working = WorkingMemory(self._release)
         self._cell = int((self.upsampling.factor or cell)[0])  # pixels between coarse scores
 
     @property
@@ -124,10 +126,9 @@ class Network:
         """What this network gives, by its card: `labels`, `masks` or `values`."""
         return self.card.kind
 
-    @property
-    def bytes_per_pixel(self) -> float:
-        """Estimated working memory of the core for one pixel of padded image; 0 where it is not known."""
-        return sum(stage.bytes_per_pixel for stage in self.stages)
+    def working_memory(self, pixels: int) -> float:
+        """Bytes that the core works with for a padded image of so many pixels; 0 where it is not known."""
+        return sum(stage.working_memory(pixels) for stage in self.stages)
 
     def check_kinds(self, *kinds: str) -> tuple[str, ...]:
         """Return them, or raise MisuseError where this network does not give one of them."""
@@ -143,6 +144,23 @@ class Network:
                 )
         return kinds
 
+    def check_outputs(self, *kinds: str) -> tuple[str, ...]:
+        """`check_kinds` of what `run` gives: `refined` and `scores` too.
+
+        `refined` is labels whose borders follow the image's, whatever `refine` says; `scores` the coarse score map, as
+        of `Segmenter.heatmap`.
+        """
+        for kind in kinds:
+            if kind == "scores":
+                self._check_coarse()
+            elif kind == "refined":
+                reason = refusal(self.card, self.upsampling, self.stages[-1].stride)
+                if reason is not None:
+                    raise MisuseError(f"{self.path} cannot be refined: {reason}; ask for {self.kind}")
+            else:
+                self.check_kinds(kind)
+        return kinds
+
     # Planning
 
     def plan(self, height: int, width: int, bands: bool = False, kinds: Sequence[str] = LABELS) -> Plan:
@@ -154,21 +172,24 @@ class Network:
         """
         size, result = (height, width), 0
         if not bands:
-            result = height * width * sum(result_bytes(kind, self.card) for kind in kinds if kind != "labels")
+            large = [kind for kind in kinds if kind not in LABEL_KINDS]
+            result = height * width * sum(result_bytes(kind, self.card) for kind in large)
         if self.manifest is not None and self.manifest.gpu is not None:
             if result:
                 check_result(size, result, self.memory_budget())
             return plan_on_gpu(size, self.card, self.stages[0], self.manifest.gpu.profiles, str(self.path), result)
         # What an earlier image took is kept by the backend. One that takes no more needs no look at what is free,
         # which costs a quarter of a millisecond.
-        memory = self._kept
+        memory = self._working.held
         if result or self.memory is not None or plan_unbounded(size, self.card, self.stages).bytes > memory:
             memory = self.memory_budget()
+            if not bands:  # labels are beside what the network takes
+                memory = max(memory - height * width * result_bytes("labels", self.card), memory // 2)
         return plan_run(size, self.card, self.stages, min(memory, BANDS_MEMORY) if bands else memory, result)
 
     def memory_budget(self) -> int:
         """Bytes that one image may take now. What earlier ones took is kept by the backend, and there for the next."""
-        return self.memory or int((available_memory() + self._kept) * DEFAULT_MEMORY_SHARE)
+        return self.memory or int((available_memory() + self._working.held) * DEFAULT_MEMORY_SHARE)
 
     # Results
 
@@ -189,18 +210,20 @@ class Network:
         return check_image(image, self.card)
 
     def run(self, image: Image, plan: Plan, kinds: Sequence[str] = LABELS) -> tuple[AnyArray, ...]:
-        """Results of each of `kinds` for an image that was checked and planned."""
-        self._kept = max(self._kept, plan.bytes - plan.result)
+        """Results of each of `kinds`, which `check_outputs` has seen, for an image that was checked and planned."""
         image, invalid = filled(image, self.card)
-        return marked(self._run(image, plan, kinds), kinds, invalid, self.card)
+        with self._taking(plan):
+            results = self._run(image, plan, kinds)
+        return marked(results, kinds, invalid, self.card)
 
     def _run(self, image: Image, plan: Plan, kinds: Sequence[str]) -> tuple[AnyArray, ...]:
         """`run` of an image without holes."""
-        if plan.grids:
+        if plan.grids and "scores" not in kinds:
             results = [new_result(kind, self.card, *plan.size) for kind in kinds]
-            for window in self._ready_windows(image, plan, 0):
+            for window in self._ready_windows(image, plan, 0, self.refine or "refined" in kinds):
                 for kind, result in zip(kinds, results, strict=True):
                     self._result(kind, image, window, self.upsampling, out=result[..., slice(*window.rows), :])
+                del window  # or its scores would be in memory beside the next ones
             return tuple(results)
         if tuple(kinds) == LABELS and not self.refine:
             return (self.backend.labels(image),)
@@ -211,7 +234,8 @@ class Network:
     ) -> list[tuple[AnyArray, ...]]:
         """Results of checked images of one padded size, run whole as one batch."""
         whole = [filled(image, self.card) for image in images]
-        scores = self.backend.scores([image for image, _ in whole])
+        with self._taking(*plans):
+            scores = self.backend.scores([image for image, _ in whole])
         return [
             marked(self._results_of_scores(image, each, plan, kinds), kinds, invalid, self.card)
             for (image, invalid), each, plan in zip(whole, scores, plans, strict=True)
@@ -227,7 +251,7 @@ class Network:
         if not 0 <= start < image.shape[0]:
             raise MisuseError(f"start is row {start}, and the image has rows 0 to {image.shape[0] - 1}")
         plan = self.plan(*size_of(image), bands=True)
-        self._kept = max(self._kept, plan.bytes)
+        self._working.took(plan.bytes)
         recorder = HoleRecorder(image, self.card)
         return (
             (top, marked(results, kinds, recorder.invalid(top, top + results[0].shape[-2]), self.card))
@@ -240,7 +264,7 @@ class Network:
         upsampling = self.upsampling
         ready: Iterator[ScoreWindow]
         if plan.grids:
-            ready = self._ready_windows(image, plan, start)
+            ready = self._ready_windows(image, plan, start, self.refine)
         else:
             image = np.asarray(image[:, :])
             if tuple(kinds) == LABELS and not self.refine:
@@ -263,12 +287,24 @@ class Network:
                     tuple(made[k][part] if k in made else self._result(k, image, rows, upsampling) for k in kinds),
                 )
 
+    def _taking(self, *plans: Plan) -> AbstractContextManager[None]:
+        """While it is open, runs by these plans are within the memory budget beside those of other threads."""
+        needed = sum(plan.bytes - plan.result for plan in plans)
+        shape = len(plans), plans[0].padded, plans[0].grids
+        return self._working.taking(needed, shape, self.memory_budget)
+
+    def _release(self) -> None:
+        if self._backend is not None:
+            self._backend.release()
+
     # Scores
 
     def scores(self, image: Image) -> Floats:
         """The core's own output for one image: float32 [K, h, w], uncropped (padding included)."""
         image, _ = filled(self.checked(image), self.card)
-        return self.scores_by(image, self.plan(*size_of(image)))
+        plan = self.plan(*size_of(image))
+        with self._taking(plan):
+            return self.scores_by(image, plan)
 
     def scores_by(self, image: ImageSource, plan: Plan) -> Floats:
         """The core's uncropped scores of a checked image, float32 [K, h, w]; those of tiles, put together."""
@@ -279,14 +315,16 @@ class Network:
 
     def heatmap(self, image: Image) -> Floats:
         """As `Segmenter.heatmap`."""
-        if self.manifest is None:
-            raise MisuseError(f"{self.path} is a plain ONNX without coarse scores; make an engine: build-engine")
+        self._check_coarse()
         image, _ = filled(self.checked(image), self.card)
         plan = self.plan(*size_of(image))
-        scores = self.scores_by(image, plan)
-        # Cells per padded pixel, from what came out: right for networks whose scores are full-size too.
-        height, width = (-(-plan.size[axis] * scores.shape[1 + axis] // plan.padded[axis]) for axis in (0, 1))
-        return scores[:, :height, :width].copy()
+        with self._taking(plan):
+            scores = self.scores_by(image, plan)
+        return _cropped(scores, plan)
+
+    def _check_coarse(self) -> None:
+        if self.manifest is None:
+            raise MisuseError(f"{self.path} is a plain ONNX without coarse scores; make an engine: build-engine")
 
     def close(self) -> None:
         """Release it. Using it afterwards raises MisuseError."""
@@ -307,13 +345,16 @@ class Network:
         full = upsampling.mode == "none" and scores.shape[1:] == plan.size and scores.dtype == np.float32
         if full and scores.flags.writeable and tuple(kinds) in (("values",), ("probabilities",)):
             return (self._result(kinds[0], image, window, upsampling, out=scores),)  # in place: no second copy
-        return tuple(self._result(kind, image, window, upsampling) for kind in kinds)
+        return tuple(
+            _cropped(scores, plan) if kind == "scores" else self._result(kind, image, window, upsampling)
+            for kind in kinds
+        )
 
     def _result(
         self, kind: str, image: ImageSource, window: ScoreWindow, upsampling: Upsampling, out: AnyArray | None = None
     ) -> AnyArray:
         """A result of the window's rows, refined where it is of labels and that is wanted."""
-        if kind == "labels" and self.refine:
+        if kind == "refined" or (kind == "labels" and self.refine):
             return refined_labels(window, upsampling, self.card, self._cell, image, out)
         return result_from_scores(kind, window, upsampling, self.card, out)
 
@@ -323,10 +364,10 @@ class Network:
             return self.upsampling
         return with_activation(self.upsampling, self.card, scores)
 
-    def _ready_windows(self, image: ImageSource, plan: Plan, start: int) -> Iterator[ScoreWindow]:
+    def _ready_windows(self, image: ImageSource, plan: Plan, start: int, refine: bool) -> Iterator[ScoreWindow]:
         # Interpolation reads the score above a row, too.
         stride = self.stages[-1].stride[0]
-        more = REACH if self.refine else 0
+        more = REACH if refine else 0
         bands = self._score_bands(image, plan, max(0, start - (2 + more) * stride))
         return ready_windows(bands, stride, self.upsampling, plan.padded, plan.size, start, more)
 
@@ -343,6 +384,13 @@ class Network:
 
         others = [later(index) for index in range(1, len(self.stages))]
         return score_bands(plan.grids, [stage.stride for stage in self.stages], first, others, start)
+
+
+def _cropped(scores: Floats, plan: Plan) -> Floats:
+    """Uncropped scores, [K, h, w], without the cells that lie in the padding alone; a copy."""
+    # Cells per padded pixel, from what came out: right for networks whose scores are full-size too.
+    height, width = (-(-plan.size[axis] * scores.shape[1 + axis] // plan.padded[axis]) for axis in (0, 1))
+    return scores[:, :height, :width].copy()
 
 
 def _gpu_index(device: str) -> int:

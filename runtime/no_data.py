@@ -67,7 +67,7 @@ def marked(
 ) -> tuple[AnyArray, ...]:
     """Results, each of one of `kinds`, with no data where the image has none.
 
-    Labels are the card's `no_data` there, probabilities and values NaN, masks False.
+    Labels are the card's `no_data` there, probabilities and values NaN, masks False; coarse scores stay.
 
     Raises:
         MisuseError: every label is a class.
@@ -76,8 +76,11 @@ def marked(
         return tuple(results)
     made = []
     for result, kind in zip(results, kinds, strict=True):
+        if kind == "scores":
+            made.append(result)
+            continue
         result = result if result.flags.writeable else result.copy()
-        if kind == "labels":
+        if result.ndim == 2:
             result[invalid] = no_data_label(card)
         else:
             result[:, invalid] = False if kind == "masks" else np.nan

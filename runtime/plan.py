@@ -131,7 +131,7 @@ def plan_unbounded(size: tuple[int, int], card: ModelCard, stages: tuple[Stage, 
     """The plan of an image where memory does not matter."""
     padded, stages = padded_size(*size, card), stages_in_tiles(card, stages)
     if all(stage.tile is None or stage.halo is None or stage.tile**2 >= math.prod(padded) for stage in stages):
-        return Plan(size, padded, int(math.prod(padded) * sum(stage.bytes_per_pixel for stage in stages)))
+        return Plan(size, padded, _whole(padded, stages))
     return _cheapest_within(size, card, stages, math.inf)
 
 
@@ -140,7 +140,7 @@ def _cheapest_within(
 ) -> Plan:
     """The plan of the least work in tiles that take at most `memory` bytes. Raises OverBudgetError."""
     padded, stages = padded_size(*size, card), stages_in_tiles(card, stages)
-    needed = int(math.prod(padded) * sum(stage.bytes_per_pixel for stage in stages)) + result
+    needed = _whole(padded, stages) + result
     cost, taken = np.zeros(1), np.full(1, float(result))
     grids: list[tuple[Grid, ...]] = [()]
     pixel: float = card.channels * np.dtype(card.dtype).itemsize
@@ -247,6 +247,11 @@ def plan_profile(size: tuple[int, int], card: ModelCard, stage: Stage, profiles:
     return Plan(size, padded, 0, best[1], (grid,), grid.overhead)
 
 
+def _whole(padded: tuple[int, int], stages: Sequence[Stage]) -> int:
+    """Bytes that all stages take for a whole image: backends keep what each once took."""
+    return int(sum(stage.working_memory(math.prod(padded)) for stage in stages))
+
+
 def _gb(count: float) -> str:
     return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.2f} MB"
 
@@ -265,9 +270,10 @@ def _options(
     _, work_x, _, widest = columns.T[:, None, :]
     count = np.ceil(padded[0] / lengths) * np.ceil(padded[1] / columns[:, 0])
     cost = stage.cost * (work_y * work_x + PIXELS_PER_RUN * count)
-    # Whole rows are kept between stages: those of a row of tiles, and what its halo reads of the stage before.
-    between = padded[1] * (tallest * pixel + lengths * stage.output_bytes)
-    taken = tallest * widest * stage.bytes_per_pixel + between
+    # Whole rows are kept between stages: those of a row of tiles, and what its halo reads of the stage before. What is
+    # new is joined to what is kept, twice in memory for that while.
+    between = padded[1] * (tallest * pixel + 2 * lengths * stage.output_bytes)
+    taken = stage.working_memory(tallest * widest) + between
     kept = _cheapest(cost.ravel(), taken.ravel())
     tiles = [(int(rows[index // len(columns), 0]), int(columns[index % len(columns), 0])) for index in kept]
     return cost.ravel()[kept], taken.ravel()[kept], [_grid(padded, tile, stage, card) for tile in tiles]

@@ -63,14 +63,15 @@ def overlapped(
     pixels: Callable[[T], int],
     most: int,
     alike: Callable[[T], Hashable | None] = lambda item: None,
+    ahead: int = AHEAD,
 ) -> Generator[R, None, None]:
     """What `work` makes of each item, in the items' order, while `workers` threads work on those that follow.
 
-    An item is given to a thread when it is read; one that is alike to others, with them, when 32 are in flight.
+    An item is given to a thread when it is read; one that is alike to others, with them, when `ahead` are in flight.
     As `Executor.map` with a `buffersize` (Python 3.14), with a bound on pixels too, and groups.
 
     Args:
-        items: read in the caller's thread when it asks for a result, up to 32 ahead.
+        items: read in the caller's thread when it asks for a result, with up to `ahead` of them in flight.
         work: takes a list of items and gives a result for each. Called in a thread.
         workers: threads.
         pixels: of an item: what it takes from being read until its result is handed out.
@@ -96,7 +97,7 @@ def overlapped(
         """Read and submit what may be in flight beside the rest; what ended the items, StopIteration too."""
         groups: dict[Hashable, list[_Flying[R]]] = {}  # that may grow yet
         weight, ended = sum(each.pixels for each in flying), None
-        while len(flying) < AHEAD:
+        while len(flying) < ahead:
             if held:
                 each = held.pop()
             else:
@@ -124,7 +125,7 @@ def overlapped(
     try:
         while True:
             # By halves, so that items which are alike wait at once.
-            if ended is None and len(flying) <= AHEAD // 2:
+            if ended is None and len(flying) <= ahead // 2:
                 ended = read_ahead()
             if not flying:
                 break
@@ -193,35 +194,51 @@ class Stream:
     def alike(self, size: tuple[int, int]) -> tuple[int, int] | None:
         """The padded size of an image of (height, width) that is run with its equals where that pays, else None."""
         padded = padded_size(*size, self.network.card)
-        if padded[0] * padded[1] > BATCH_PIXELS or self._slots_for(padded, TOGETHER) > 1 or not self._can_batch:
+        if self.network.card.alone or not self._can_batch:
+            return None
+        if padded[0] * padded[1] > BATCH_PIXELS or self._slots_for(padded, TOGETHER) > 1:
             return None
         cost = self.network.batch_costs.get(padded)
         return None if cost and cost.pays is False else padded
 
-    def label(self, images: Sequence[Image]) -> list[Labelled]:
-        """Label images, in a batch where that pays. Called by many threads."""
+    def label(
+        self,
+        images: Sequence[Image],
+        kinds: Sequence[str] | None = None,
+        begins: Callable[[], None] = lambda: None,
+    ) -> list[Labelled]:
+        """Label images, in a batch where that pays. Called by many threads.
+
+        Args:
+            images: as for a Segmenter's call.
+            kinds: of results, as `Network.check_outputs` has seen them; None: those of the stream.
+            begins: called when the network is free for an image that is run alone; what it raises is the outcome then,
+                and the image is not run.
+        """
+        kinds = self.kinds if kinds is None else tuple(kinds)
         try:
-            batch = self._batch(images)
+            batch = self._batch(images, kinds)
         except Exception:  # each is run alone then, and says what is wrong
             batch = None
-        return batch or [self._one(image) for image in images]
+        return batch or [self._one(image, kinds, begins) for image in images]
 
-    def _one(self, image: Image) -> Labelled:
+    def _one(self, image: Image, kinds: Sequence[str], begins: Callable[[], None]) -> Labelled:
         shape = np.shape(image)
         with self._taking(self._slots_for(shape[:2]) if len(shape) > 1 else 1):
             started = time.perf_counter()
             plan: Plan | None = None
             outcome: tuple[AnyArray, ...] | Exception
             try:
+                begins()
                 image = self.network.checked(image)
                 # Planned here, where it has the memory that it would have alone.
-                plan = self.network.plan(*size_of(image), kinds=self.kinds)
-                outcome = self.network.run(image, plan, self.kinds)
+                plan = self.network.plan(*size_of(image), kinds=kinds)
+                outcome = self.network.run(image, plan, kinds)
             except Exception as error:
                 outcome = error
             return Labelled(outcome, plan, time.perf_counter() - started)
 
-    def _batch(self, given: Sequence[Image]) -> list[Labelled] | None:
+    def _batch(self, given: Sequence[Image], kinds: Sequence[str]) -> list[Labelled] | None:
         """8 images of one padded size, where a batch pays or is to be measured; else None."""
         network = self.network
         if len(given) != TOGETHER:
@@ -235,7 +252,7 @@ class Stream:
         if sizes or self.alike(padded) is None:
             return None
         with self._taking(1):
-            plans = [network.plan(*size_of(image), kinds=self.kinds) for image in images]
+            plans = [network.plan(*size_of(image), kinds=kinds) for image in images]
             if any(plan.grids for plan in plans):
                 return None
             cost = network.batch_costs.setdefault(padded, BatchCost())
@@ -247,9 +264,9 @@ class Stream:
             together = cost.pays if cost.pays is not None else len(cost.together) < len(cost.alone)
             started = time.perf_counter()
             if together:
-                results = network.run_batch(images, plans, self.kinds)
+                results = network.run_batch(images, plans, kinds)
             else:
-                results = [network.run(image, plan, self.kinds) for image, plan in zip(images, plans, strict=True)]
+                results = [network.run(image, plan, kinds) for image, plan in zip(images, plans, strict=True)]
             seconds = (time.perf_counter() - started) / len(images)
             if cost.pays is None:
                 (cost.together if together else cost.alone).append(seconds)
@@ -264,7 +281,7 @@ class Stream:
         if not self._can_batch:
             return 1
         height, width = padded_size(*size, self.network.card)
-        return CALLERS if count * height * width * self.network.bytes_per_pixel > self._shared else 1
+        return CALLERS if count * self.network.working_memory(height * width) > self._shared else 1
 
     @contextmanager
     def _taking(self, slots: int) -> Iterator[None]:

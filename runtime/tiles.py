@@ -128,6 +128,7 @@ def ready_windows(
             kept, first = band, top // stride
         else:
             kept = np.concatenate([kept, band], axis=1)
+        del band  # or it would be in memory beside the next one
         # Rows whose last cell is here; the others wait for the next band.
         lasts = np.minimum(last_cells(upsampling, cells, padded[0], size[0]) + reach, cells - 1)
         stop = int(np.searchsorted(lasts, first + kept.shape[1], "left"))
@@ -138,4 +139,5 @@ def ready_windows(
         if done < size[0]:
             # One more than the next row's last cell needs: interpolation reads the cell before it.
             unneeded = max(int(lasts[done]) - 1 - 2 * reach - first, 0)
-            kept, first = kept[:, unneeded:], first + unneeded
+            # A copy, as a view of few rows would keep all of them in memory.
+            kept, first = kept[:, unneeded:].copy(), first + unneeded

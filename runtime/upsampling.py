@@ -25,6 +25,7 @@ VALUES_AT_A_TIME = (
     1 << 18
 )  # of the result made at a time, where all are interpolated: a few of these fit a core's cache
 KINDS = ("labels", "probabilities", "masks", "values")  # of results
+LABEL_KINDS = ("labels", "refined")  # the second: labels whose borders follow the image's, of a network that may refine
 
 
 @dataclass(frozen=True)
@@ -73,15 +74,17 @@ class ScoreWindow:
 
 def new_result(kind: str, card: ModelCard, rows: int, columns: int) -> AnyArray:
     """Memory for a result of one of KINDS: labels [rows, columns], or [K, rows, columns] bool masks or float32."""
-    if kind == "labels":
+    if kind in LABEL_KINDS:
         return np.empty((rows, columns), card.label_dtype)
     return np.empty((card.scores, rows, columns), bool if kind == "masks" else np.float32)
 
 
 def result_bytes(kind: str, card: ModelCard) -> int:
     """Bytes of a result of one of KINDS, per pixel."""
-    if kind == "labels":
+    if kind in LABEL_KINDS:
         return np.dtype(card.label_dtype).itemsize
+    if kind == "scores":  # rounded up to whole cells
+        return -(-4 * card.scores // card.stride**2)
     return card.scores * (1 if kind == "masks" else 4)
 
 
@@ -166,7 +169,14 @@ def _best(window: ScoreWindow, upsampling: Upsampling, dtype: LabelDtype) -> Lab
     """The best class of each pixel of the window, [rows, width]."""
     scores, first, (start, stop) = window.scores, window.first, window.rows
     if upsampling.mode == "none":
-        return best_class(scores[:, start - first : stop - first, : window.width], dtype)
+        labels = np.empty((stop - start, window.width), dtype)
+        step = max(1, VALUES_AT_A_TIME // (len(scores) * window.width))
+        for top in range(start, stop, step):
+            bottom = min(top + step, stop)
+            labels[top - start : bottom - start] = best_class(
+                scores[:, top - first : bottom - first, : window.width], dtype
+            )
+        return labels
     vertical = _axis(upsampling, 0, window.cells, window.padded[0], start, stop)
     horizontal = _axis(upsampling, 1, scores.shape[2], window.padded[1], 0, window.width)
     if upsampling.mode == "nearest":

@@ -72,15 +72,17 @@ class Browser:
         text, _, self.received = self.received.partition(b"\0")
         return json.loads(text)
 
-    def open(self, page: Path, width: int = 1280, height: int = 900, scheme: str = "light", media: str = "") -> None:
-        """Load a file, and wait until all of it is there."""
+    def open(
+        self, page: Path | str, width: int = 1280, height: int = 900, scheme: str = "light", media: str = ""
+    ) -> None:
+        """Load a file or an address, and wait until all of it is there."""
         self.ask(
             "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600
         )
         features = [{"name": "prefers-color-scheme", "value": scheme}]
         self.ask("Emulation.setEmulatedMedia", media=media, features=features)
         self.events.clear()
-        self.ask("Page.navigate", url=page.resolve().as_uri())
+        self.ask("Page.navigate", url=page if isinstance(page, str) else page.resolve().as_uri())
         while not any(event["method"] == "Page.loadEventFired" for event in self.events):
             self.events.append(self._next())
         self.value("new Promise(done => requestAnimationFrame(() => setTimeout(done, 0)))")
@@ -90,6 +92,17 @@ class Browser:
         answer = self.ask("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)
         assert "exceptionDetails" not in answer, answer
         return answer["result"].get("value")
+
+    def choose(self, selector: str, *files: Path) -> None:
+        """Choose files in an input of the page, as a person does in the browser's dialogue."""
+        root = self.ask("DOM.getDocument")["root"]["nodeId"]
+        node = self.ask("DOM.querySelector", nodeId=root, selector=selector)["nodeId"]
+        self.ask("DOM.setFileInputFiles", nodeId=node, files=[str(file.resolve()) for file in files])
+
+    def press(self, key: str) -> None:
+        """A key, down and up."""
+        for kind in ("keyDown", "keyUp"):
+            self.ask("Input.dispatchKeyEvent", type=kind, key=key, code=key)
 
     def screenshot(self, whole: bool = True) -> bytes:
         """PNG of the page."""

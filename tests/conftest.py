@@ -3,6 +3,7 @@
 import os
 
 import pytest
+from gpu_engines import gpu_built, gpu_engine, rtx_engine, tensorrt_engine  # noqa: F401
 from helpers import checkpoint_of, needs_shared, random_network
 
 

@@ -46,7 +46,8 @@ EXTRAS = {
     "radon": "dev",
     "rasterio": "gdal",
     "imagecodecs": "tiff",
-    "pycocotools": "dev",
+    "starlette": "serve",
+    "grpc": "serve",
     "tritonclient": "dev",
     "moto": "dev",
     "ray": "ray",
@@ -54,6 +55,8 @@ EXTRAS = {
     "s3fs": "cloud",
     "aiohttp": "cloud",
     "pyarrow": "cloud",
+    "schemathesis": "dev",
+    "pycocotools": "dev",
 }
 
 

@@ -135,7 +135,7 @@ def test_extras_never_bring_both_onnxruntimes():
 
     for extra in extras:
         assert not {"onnxruntime", "onnxruntime-gpu"} <= set(packages(extra)), extra
-    assert {"onnxruntime-gpu", "tensorrt", "pycuda"} <= set(packages("gpu"))
+    assert not [extra for extra in extras if "pycuda" in set(packages(extra))]  # it compiles, and many cannot
     assert not {"torch", "onnx", "onnxruntime"} & {re.split("[<>=]", item)[0] for item in project["dependencies"]}
 
 
@@ -153,6 +153,7 @@ def test_every_command_of_the_project_exists():
         "verify-engine",
         "bench-engine",
         "label-images",
+        "serve-engine",
     }
     for target in project["scripts"].values():
         module, function = target.split(":")

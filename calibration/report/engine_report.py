@@ -118,7 +118,8 @@ class StageReport:
     Attributes:
         halo: (vertical, horizontal) in pixels; None: whole images only.
         tiles: `exact`, or `none: ` and why.
-        bytes_per_pixel: working memory.
+        bytes_per_pixel: working memory of a pixel; beside it `bytes_fixed`, and `bytes_per_pixel_squared` times the
+            square of the pixels.
         output_bytes: handed on, per pixel.
         work: share of the core's.
         tile: side in pixels of tiles that run faster than larger wholes; None: none does.
@@ -130,6 +131,8 @@ class StageReport:
     output_bytes: float
     work: float
     tile: int | None = None
+    bytes_fixed: float = 0.0
+    bytes_per_pixel_squared: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -43,9 +43,10 @@ class AcceptedSizes:
     Attributes:
         multiple: H and W must be multiples of it.
         smallest: least H and W, in pixels; 1 where all multiples are taken.
-        factor: the scores are [N, K, H/factor, W/factor].
+        factor: the scores are [N, K, ⌈H/factor⌉, ⌈W/factor⌉].
         scores: K; 0 where nothing was run.
         notes: what a user should know of it, a line each.
+        by_choice: whether other sizes are taken too, and the user wants these multiples.
     """
 
     multiple: int = 1
@@ -53,6 +54,7 @@ class AcceptedSizes:
     factor: int = 1
     scores: int = 0
     notes: tuple[str, ...] = ()
+    by_choice: bool = False
 
 
 @dataclass(frozen=True)
@@ -98,8 +100,9 @@ Run = Callable[[int, int], np.ndarray | Sequence[int]]
 def find_accepted_sizes(run: Run, name: str) -> AcceptedSizes:
     """The sizes that a segmentation network takes, and how much smaller its output is; in 60 runs at most.
 
-    A size is taken where the scores have the image's size, or that divided by one whole factor for both axes, and are
-    numbers. Sizes that are taken are multiples of one number from some number on; both are looked for apart, and tried.
+    A size is taken where the scores have the image's size, or that divided by one whole factor for both axes and
+    rounded up, and are numbers. Sizes that are taken are multiples of one number from some number on; both are looked
+    for apart, and tried.
 
     Args:
         run: (height, width) of an image of noise → the scores [N, K, h, w], or their shape alone; raises where the
@@ -166,8 +169,8 @@ class _Like:
 
     def takes(self, height: int, width: int) -> bool:
         found = self.trials.at(height, width)
-        same = found.shape[1:2] == (self.scores,) and _factor(found.shape, height, width) == self.factor
-        return same and not found.nan
+        wanted = (self.scores, -(-height // self.factor), -(-width // self.factor))
+        return found.shape[1:] == wanted and not found.nan
 
     def takes_from(self, side: int, multiple: int, beyond: Sequence[tuple[int, int]] = NEIGHBOURS) -> bool:
         """Whether sizes so many multiples beyond a side are taken."""

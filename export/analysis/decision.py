@@ -9,7 +9,7 @@ from onnx import ModelProto, NodeProto
 
 # After the decision, these do not change which class a pixel has.
 FOLLOW = frozenset(
-    ("Identity", "Cast", "Squeeze", "Unsqueeze", "Reshape", "Transpose", "Resize", "Slice", "Mul", "Where")
+    ("Identity", "Cast", "Squeeze", "Unsqueeze", "Reshape", "Transpose", "Resize", "Slice", "Mul", "Where", "OneHot")
 )
 COMPARE = {"Greater": 0, "GreaterOrEqual": 0, "Less": 1, "LessOrEqual": 1}  # → which input is the score
 DECIDES = frozenset(
@@ -31,12 +31,14 @@ class Decision:
         node: that did it, as notes name it.
         threshold: what each score was compared with.
         factor: what the number of the best class was multiplied by.
+        one_hot: whether it gives a plane for each class, of which the best has the largest number.
     """
 
     kind: str
     node: str
     threshold: float | None = None
     factor: float = 1.0
+    one_hot: bool = False
 
 
 @dataclass(frozen=True)
@@ -66,11 +68,17 @@ def find_decision(model: ModelProto) -> DecisionAt | None:
             if any(step.op_type == "Where" for step in after):  # one of two numbers for many classes
                 return None
             factor = math.prod([float(index.array(step.input[1]).item()) for step in after if step.op_type == "Mul"])
-            return DecisionAt(Decision("argmax", label(node), factor=factor), node, node.input[0], tuple(after[::-1]))
+            one_hot = any(step.op_type == "OneHot" for step in after)
+            decision = Decision("argmax", label(node), factor=factor, one_hot=one_hot)
+            return DecisionAt(decision, node, node.input[0], tuple(after[::-1]))
         if (found := _threshold(index, node)) is not None:
             scores, threshold = found
             return DecisionAt(Decision("threshold", label(node), threshold), node, scores, tuple(after[::-1]))
+        if node.op_type == "Hardmax":
+            return DecisionAt(Decision("argmax", label(node), one_hot=True), node, node.input[0], tuple(after[::-1]))
         if node.op_type not in FOLLOW or (node.op_type in ("Mul", "Where") and not _scales(index, node)):
+            return None
+        if node.op_type == "OneHot" and not _sets_one(index, node):
             return None
         after.append(node)
         name = node.input[0]
@@ -129,6 +137,12 @@ def _threshold(index: GraphIndex, node: NodeProto) -> tuple[str, float] | None:
     if limit is None or index.constant(node.input[side]) is not None:
         return None
     return node.input[side], limit
+
+
+def _sets_one(index: GraphIndex, node: NodeProto) -> bool:
+    """Whether a OneHot gives the plane of a class the larger number."""
+    values = index.constant(node.input[2])
+    return values is not None and values.size == 2 and bool(values.reshape(-1)[1] > values.reshape(-1)[0])
 
 
 def _scales(index: GraphIndex, node: NodeProto) -> bool:

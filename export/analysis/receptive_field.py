@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 import numpy as np
+from fcn_deploy.export.analysis.map_sides import MapSides
 from fcn_deploy.export.analysis.receptive_field_rules import GLOBAL, REDUCTIONS, RULES, FollowedNode, named
 from fcn_deploy.export.analysis.receptive_fields import NCHW, OF_IMAGE, FeatureMap, Fields, WholeImageError
 from fcn_deploy.export.analysis.reshape_shapes import ReshapeShapes
@@ -87,21 +88,26 @@ def _reduces_places(index: GraphIndex, node: NodeProto) -> bool:
 def _followed(core: ModelProto, start: Fields) -> ReceptiveField:
     """As receptive_field, with the first reason that is met."""
     constants, shapes, version = initializers(core), ReshapeShapes(core), opset(core)
-    maps = {core.graph.input[0].name: FeatureMap(start)}
+    maps, sides = {core.graph.input[0].name: FeatureMap(start)}, MapSides(core, constants)
     for node in core.graph.node:
         if _is_constant(node, constants):
             continue
         read = [maps[name] for name in node.input if name in maps]
         if not read or node.op_type in ("Shape", "Size"):
+            sides.follow(node, maps)
             continue  # arithmetic on shapes, say: it matters where a feature map meets it
         rule = RULES.get(node.op_type)
         if rule is None or node.domain not in ("", "ai.onnx"):
             raise WholeImageError(named(node))
         unknown = [name for name in node.input if name and name not in maps and name not in constants]
-        if unknown and node.op_type not in ("Reshape", "Flatten"):
+        if unknown and node.op_type not in ("Reshape", "Flatten", "Slice"):
+            if node.op_type == "Resize":
+                raise WholeImageError(
+                    f"{named(node)} stretches odd sizes to another map's; export-onnx --fit pad avoids that"
+                )
             raise WholeImageError(f"{named(node)} takes {unknown[0]}, which is computed from the image's size")
         rows, columns = (max(1, int(read[0].period / field.stride)) for field in start)
-        result = rule(FollowedNode(node, attributes(node), read, constants, version, shapes, (rows, columns)))
+        result = rule(FollowedNode(node, attributes(node), read, constants, version, shapes, sides, (rows, columns)))
         # Second results are indices of places, or the same map.
         outputs = node.output[:1] if node.op_type in ("MaxPool", "TopK") else node.output
         maps |= dict.fromkeys((name for name in outputs if name), result)

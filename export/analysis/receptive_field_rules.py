@@ -7,6 +7,7 @@ from fractions import Fraction
 from typing import Any
 
 import numpy as np
+from fcn_deploy.export.analysis.map_sides import MapSides
 from fcn_deploy.export.analysis.receptive_fields import NCHW, PLACES, FeatureMap, WholeImageError
 from fcn_deploy.export.analysis.reshape_shapes import ReshapeShapes, Shape
 from fcn_deploy.export.graph.operators import ELEMENTWISE
@@ -41,6 +42,7 @@ class FollowedNode:
         constants: of the network, by name.
         opset: of the network.
         shapes: of its Reshapes.
+        sides: of its feature maps, where they are read as numbers.
         unit: (height, width) in pixels, or in cells of what a part of a network starts from, for which `maps` have
             whole numbers of cells.
     """
@@ -51,6 +53,7 @@ class FollowedNode:
     constants: Mapping[str, np.ndarray]
     opset: int
     shapes: ReshapeShapes
+    sides: MapSides
     unit: tuple[int, int]
 
     @property
@@ -223,6 +226,8 @@ def _sliced(node: FollowedNode) -> FeatureMap:
     if len(node.proto.input) < 3:
         raise WholeImageError(f"{node.name} is of an opset before 10")
     starts, ends, axes, steps = (node.constant(place) for place in (1, 2, 3, 4))
+    if starts is not None and ends is None and not starts.any() and not node.has_input(4):
+        return _cropped(node, found, axes)
     if starts is None or ends is None:
         raise WholeImageError(f"{node.name} cuts at places that are computed")
     axes = np.arange(len(starts)) if axes is None else axes
@@ -235,6 +240,24 @@ def _sliced(node: FollowedNode) -> FeatureMap:
         if label == "N" or start < 0 or step < 1 or 0 <= end < 2**31 - 1:
             raise WholeImageError(f"{node.name} cuts at places that belong to one size")
         found = found.read_by(label, int(step), int(start), int(start))
+    return found
+
+
+def _cropped(node: FollowedNode, found: FeatureMap, axes: np.ndarray | None) -> FeatureMap:
+    """To the sides of another map of its stride: a cell is left where that has one too."""
+    ends = node.sides.of(node.proto.input[2])
+    if ends is None or axes is None:
+        raise WholeImageError(f"{node.name} cuts at places that are computed")
+    for axis, (other, other_axis) in zip(axes, ends, strict=True):
+        place = found.layout[int(axis) % found.rank]
+        if place not in PLACES or other.layout[other_axis] != place:
+            raise WholeImageError(f"{node.name} cuts at places that are computed")
+        ours, theirs = (list(each.fields) for each in (found, other))
+        at = PLACES.index(place)
+        if ours[at].stride != theirs[at].stride:
+            raise WholeImageError(f"{node.name} cuts to the side of a map of another stride")
+        ours[at] = ours[at].joined(theirs[at])
+        found = FeatureMap((ours[0], ours[1]), found.layout)
     return found
 
 

@@ -5,12 +5,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import onnx
+from fcn_deploy.export.analysis.map_shapes import score_stride
 from fcn_deploy.export.build.golden import GOLDEN_SIZE
 from fcn_deploy.export.graph.edit import check
 from fcn_deploy.export.importer.import_model import ImportedModel
 from fcn_deploy.export.passes.bilinear_deconv import bilinear_deconv
 from fcn_deploy.export.passes.fold_constants import fold_constants
 from fcn_deploy.export.passes.fuse_padding import fuse_padding
+from fcn_deploy.export.passes.resize_by_factor import resize_by_factor
 from fcn_deploy.export.passes.split_head import split_head
 from fcn_deploy.runtime.backends.onnxruntime import ERRORS_ONLY, session
 from fcn_deploy.runtime.errors import DeployError, one_line
@@ -44,6 +46,7 @@ def core_of(imported: ImportedModel) -> Core:
         model = bilinear_deconv(model).model
     split = split_head(fold_constants(model).model, labels=card.kind != "values")
     core, upsampling = fuse_padding(split.model).model, split.upsampling
+    core = resize_by_factor(core, split.size_multiple, split.smallest).model
     if split.sigmoid or upsampling.activated:
         if card.activation == "sigmoid":
             raise DeployError("the model ends in a Sigmoid, and its card says that it gives logits; mend the card")
@@ -55,6 +58,8 @@ def core_of(imported: ImportedModel) -> Core:
         card = replace(card, stride=max(1, round(upsampling.factor[0])))
     elif upsampling.mode == "none":
         card = replace(card, stride=1)
+    elif card.stride == 1:  # its own, where it says more
+        card = replace(card, stride=score_stride(core, split.size_multiple, split.smallest))
     check(core, "the core network")
     if card.activation == "softmax" and not upsampling.activated:
         upsampling = replace(upsampling, activated=_gives_probabilities(core, card))

@@ -26,7 +26,7 @@ from fcn_deploy.export.quantization.mixed_precision import (
 from fcn_deploy.export.quantization.options import Say
 from fcn_deploy.runtime.backends.onnxruntime import physical_cores
 from fcn_deploy.runtime.engine_file import write_engine
-from fcn_deploy.runtime.errors import DeployError
+from fcn_deploy.runtime.errors import DeployError, MisuseError
 from fcn_deploy.runtime.golden_sample import GOLDEN
 from fcn_deploy.runtime.manifest import Manifest
 from onnx import ModelProto
@@ -52,10 +52,16 @@ def build_engine(
             cannot be held, or TensorRT cannot build.
     """
     config = config or BuildConfig()
+    if model.quantised and config.quantization.int8:
+        raise MisuseError(
+            f"the model is quantised already, by node {model.quantised}, and is built as it is, INT8; omit "
+            f"{'--fastest' if config.quantization.fastest else '--int8'}, or start from the float32 model"
+        )
     core = core_of(model)
     config = _without_what_stretches(core.model, config, say)
     float_core = optimise_offline(core.model)
-    float_draft = _float_draft(core, float_core, config)
+    own = "int8" if model.quantised else "float32"  # what the model is of, before anything is made of it
+    float_draft = _float_draft(core, float_core, config, own)
     core = replace(core, card=float_draft.manifest.card)
     report = _first_report(model, core, float_draft.manifest, config)
     say("comparing the float32 core with the model")
@@ -66,7 +72,7 @@ def build_engine(
     job = BuildJob(model, core, float_core, float_draft, mixed, config, say)
     check(job.lowest_core, "the quantized core")
     engine = _builder(config)(job, report)
-    report.core_bytes = {"float32": len(float_core.SerializeToString())} | (report.core_bytes or {})
+    report.core_bytes = {own: len(float_core.SerializeToString())} | (report.core_bytes or {})
     write_engine(out, engine.manifest, {**engine.members, REPORT: report.to_json().encode()})
     if config.precision_report is not None and mixed is not None:
         write_precision_report(config.precision_report, mixed.layers)
@@ -104,8 +110,8 @@ def _builder(config: BuildConfig) -> TargetBuilder:
     return onnxruntime_gpu.build if config.on_ort_gpu else tensorrt.build
 
 
-def _float_draft(core: Core, float_core: ModelProto, config: BuildConfig) -> Draft:
-    """The float core as an engine for CPUs."""
+def _float_draft(core: Core, float_core: ModelProto, config: BuildConfig, precision: str) -> Draft:
+    """The core in the precision that the model has as an engine for CPUs."""
     # GPUs have memory of their own, and a plan is one network.
     parts = cut_core(float_core, core.card, cut=config.on_cpu)
     card = replace(
@@ -114,19 +120,19 @@ def _float_draft(core: Core, float_core: ModelProto, config: BuildConfig) -> Dra
     manifest = Manifest(
         card=card,
         target="cpu",
-        precision="float32",
+        precision=precision,
         upsampling=core.upsampling,
         stages=tuple(part.stage for part in parts),
         created_by=f"fcn-deploy {version('fcn-deploy')}",
     )
-    return Draft(manifest, members_of(parts) | {GOLDEN: golden_sample([core.model], card, "float32")})
+    return Draft(manifest, members_of(parts) | {GOLDEN: golden_sample([core.model], card, precision)})
 
 
 def _first_report(model: ImportedModel, core: Core, manifest: Manifest, config: BuildConfig) -> EngineReport:
     """What is known before anything is measured."""
     return EngineReport(
         target=config.target,
-        precision=config.quantization.precision,
+        precision=manifest.precision if model.quantised else config.quantization.precision,
         head=core.upsampling.mode,
         stride=core.card.stride,
         size_multiple=core.card.size_multiple,

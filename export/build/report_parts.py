@@ -22,6 +22,8 @@ def stage_reports(stages: Sequence[Stage]) -> tuple[StageReport, ...]:
             output_bytes=round(stage.output_bytes, 2),
             work=round(stage.cost / work, 3),
             tile=stage.tile,
+            bytes_fixed=stage.bytes_fixed,
+            bytes_per_pixel_squared=stage.bytes_per_pixel_squared,
         )
         for stage in stages
     )

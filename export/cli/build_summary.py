@@ -20,7 +20,7 @@ def show_build(model: Path, out: Path, report: EngineReport) -> None:
     )
     print(_tiles(report.stages))
     if report.agreement is not None:
-        print(_agreement(report.agreement, report.precision))
+        print(_agreement(report.agreement, report.accuracy is not None or report.precision == "float16", report.fit))
     if report.accuracy is not None:
         print(_accuracy(report.accuracy, report.core_bytes or {}))
     if plan := report.builder:
@@ -56,10 +56,12 @@ def _tiles(stages: Sequence[StageReport]) -> str:
     return f"images beyond the memory budget are run in tiles, exactly: {count} {halos}"
 
 
-def _agreement(agreement: Agreement, precision: str | None) -> str:
-    """How far the float core's labels, masks or values are the model's own."""
-    whose = agreement.kind if precision == "float32" else f"float32 {agreement.kind}"
-    where = f"the model's at {len(agreement.sizes)} sizes"
+def _agreement(agreement: Agreement, lowered: bool, fit: str | None) -> str:
+    """How far the labels, masks or values of the core, before it was `lowered`, are the model's own."""
+    whose = f"float32 {agreement.kind}" if lowered else agreement.kind
+    # What is compared with is the model as it is delivered, which export-onnx writes.
+    fitted = {"pad": ", images padded,", "resize": ", images resized,"}.get(fit or "", "")
+    where = f"the model's{fitted} at {len(agreement.sizes)} sizes"
     if agreement.labels_equal is None:
         return f"{whose} differ from {where} by {agreement.difference:.1e} of their range at most"
     rest = "" if agreement.labels_equal == 1 else "; the others are within rounding of a tie"

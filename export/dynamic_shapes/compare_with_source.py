@@ -5,15 +5,18 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 from fcn_deploy.export.analysis.accepted_sizes import find_accepted_sizes, run_quietly
+from fcn_deploy.export.analysis.batch_mixing import batch_mixer
+from fcn_deploy.export.analysis.whole_extent import padded_to_one_size, padding_refusal, refuse_unseen_edges
 from fcn_deploy.export.dynamic_shapes.free_sizes import FreedModel, free_sizes
-from fcn_deploy.export.graph.edit import dims
+from fcn_deploy.export.graph.edit import clone, dims, set_shape
 from fcn_deploy.export.tolerances import FREED_SIZES, REORDERED_SUMS
 from fcn_deploy.runtime.backends.onnxruntime import session
 from fcn_deploy.runtime.errors import DeployError, one_line
-from onnx import ModelProto
+from onnx import ModelProto, NodeProto
 
 # Where a freed model is run, in multiples of 16 pixels or of what it takes: not square, odd, small and larger.
 UNSEEN = ((1, 2), (3, 1), (2, 5), (7, 3))
+FACTORS, PADDED_BY = (1, 2, 4, 8, 16, 32), 17  # of a size that all are padded to, beyond the traced one
 SHARE_UNTOUCHED = 0.01  # of the scores must be out of reach of the edges for a larger image to tell anything
 
 Run = Callable[[np.ndarray], np.ndarray]  # images [N,C,H,W] → scores [N,K,h,w]
@@ -46,13 +49,44 @@ def free_and_verify(
             raise DeployError(f"{name}: {error}") from error
         return model, [], 1
     if freed.traced is None:
-        return model, [], 1
+        held = padded_to_one_size(model, _channels(model, name))
+        if held is None:
+            return model, [], 1
+        model, freed = _free_from_padding(model, name, *held)
     if freed.batch_alone:
         return _with_free_batch(model, freed, name)
     notes = [f"{name}: size freed: {note}" for note in freed.notes]
     if not notes:
         notes = [f"{name}: its size of {_text(freed.traced[1:])} is so by name alone, and freed"]
     return freed.model, [*notes, f"{name}: {verify_freed(model, freed, name)}"], freed.multiple
+
+
+def _free_from_padding(
+    model: ModelProto, name: str, pad: NodeProto, padded: tuple[int, int]
+) -> tuple[ModelProto, FreedModel]:
+    """A model whose sizes have names, and that brings every image to one size all the same, as of that size; and freed.
+
+    Args:
+        pad: the node that pads or crops to one size.
+        padded: (height, width) that it comes to: the traced one, or a share of it, and "same" padding.
+
+    Raises:
+        DeployError: no size is found that it was traced at.
+    """
+    for factor in FACTORS:
+        for more in range(PADDED_BY):
+            size = tuple((side - more) * factor for side in padded)
+            if min(size) < 1:
+                break
+            fixed = clone(model)
+            set_shape(fixed.graph.input[0], ["N", _channels(model, name), *size])
+            try:
+                freed = free_sizes(fixed, (size[0], size[1]))
+            except DeployError:
+                continue
+            if freed.notes:
+                return fixed, freed
+    raise padding_refusal(pad, padded, name)
 
 
 def _with_free_batch(model: ModelProto, freed: FreedModel, name: str) -> tuple[ModelProto, list[str], int]:
@@ -175,14 +209,17 @@ class _Verification:
             ) from error
         multiple, factor = math.lcm(accepted.multiple, freed.multiple), accepted.factor
         sizes = _unseen(multiple, accepted.smallest, self.traced)
+        count = 1 if batch_mixer(freed.model) else 2
         for height, width in sizes:
-            images = self._noise(2, height, width)
+            images = self._noise(count, height, width)
             scores = self.after(images)
-            if scores.shape[2:] != (height // factor, width // factor) or len(scores) != 2:
+            if scores.shape[2:] != (-(-height // factor), -(-width // factor)) or len(scores) != count:
                 raise DeployError(
-                    f"{name}: the freed model gives {list(scores.shape)} for 2 images of {height}×{width}; please "
-                    "report it"
+                    f"{name}: the freed model gives {list(scores.shape)} for {count} images of {height}×{width}; "
+                    "please report it"
                 )
+            if count == 1:
+                continue
             alone = self.after(images[1:])
             if not np.abs(scores[1:] - alone).max() <= REORDERED_SUMS * max(self.spread, float(np.ptp(alone))):
                 raise DeployError(f"{name}: the freed model mixes the images of a batch, as seen at {height}×{width}")
@@ -194,6 +231,7 @@ class _Verification:
         Raises DeployError where they differ out of reach of the edges.
         """
         if self.freed.size_dependent:
+            self._look_at_edges(multiple)
             return (
                 f"its scores depend on the image's size by {self.freed.size_dependent}: larger images cannot be "
                 "compared with it"
@@ -206,6 +244,7 @@ class _Verification:
         scores = self.after(larger)[:, :, : self.expected.shape[2], : self.expected.shape[3]]
         share = float(untouched.mean())
         if share < SHARE_UNTOUCHED:
+            self._look_at_edges(multiple)
             return "its scores see further than half of its own size: larger images cannot be compared with it"
         apart = float(np.abs(scores - self.expected).max((0, 1))[untouched].max()) / self.spread
         if not apart <= REORDERED_SUMS:
@@ -214,6 +253,11 @@ class _Verification:
                 f"({apart:.1e} of their range); {'; '.join(self.freed.notes)}; please report the model"
             )
         return f"within a larger image it gives the same ({share:.0%} of the scores, out of reach of the edges)"
+
+    def _look_at_edges(self, multiple: int) -> None:
+        """Raise DeployError where the edges of an image of twice the traced size do not count."""
+        height, width = (multiple * max(1, 2 * side // multiple) for side in self.traced)
+        refuse_unseen_edges(self.after, self._noise(1, height, width), self.name)
 
     def _out_of_reach(self) -> np.ndarray:
         """Which cells of the scores, bool [h,w], do not depend on the half of the image at right and below.
@@ -254,15 +298,20 @@ def runner(model: ModelProto) -> Run:
 
 def _shape_at(model: ModelProto, name: str, count: int = 1) -> Callable[[int, int], tuple[int, ...]]:
     """The shape of a model's scores for `count` images of (height, width), for find_accepted_sizes."""
-    run, channels = session(model.SerializeToString()), dims(model.graph.input[0])[1]
-    if not isinstance(channels, int):
-        raise DeployError(f"{name} takes images of {channels} channels, which is no fixed number; export it again")
+    run, channels = session(model.SerializeToString()), _channels(model, name)
 
     def shape(height: int, width: int) -> tuple[int, ...]:
         zeros = np.zeros((count, channels, height, width), np.float32)
         return run_quietly(run, zeros, [model.graph.output[0].name])[0].shape
 
     return shape
+
+
+def _channels(model: ModelProto, name: str) -> int:
+    channels = dims(model.graph.input[0])[1]
+    if not isinstance(channels, int):
+        raise DeployError(f"{name} takes images of {channels} channels, which is no fixed number; export it again")
+    return channels
 
 
 def _text(size: Sequence[int]) -> str:

@@ -1,11 +1,16 @@
 """Make a network take images of every size, by padding or by resizing them to sizes that it does take."""
 
+from dataclasses import replace
+
 from fcn_deploy.export.analysis.accepted_sizes import AcceptedSizes
 from fcn_deploy.export.analysis.receptive_field import global_operator
 from fcn_deploy.export.passes.pad_and_crop import pad_and_crop
+from fcn_deploy.export.passes.resize_by_factor import computed_resizes, resize_by_factor
 from fcn_deploy.export.passes.resize_to_multiple import resize_to_multiple
 from fcn_deploy.export.passes.upsample_scores import upsample_scores
 from onnx import ModelProto
+
+PADDED_TO = (1, 2, 4, 8, 16, 32, 64)
 
 
 def choose_fit(model: ModelProto, sizes: AcceptedSizes, fit: str | None) -> str:
@@ -20,13 +25,26 @@ def choose_fit(model: ModelProto, sizes: AcceptedSizes, fit: str | None) -> str:
     return fit or ("resize" if sizes.multiple > 1 and global_operator(model) else "pad")
 
 
+def padded_by_choice(model: ModelProto, sizes: AcceptedSizes, fit: str | None) -> AcceptedSizes:
+    """The sizes, or where the user wants padding for a network that takes them all, multiples that it tiles at.
+
+    Decoders that go to the size of a skip by linear interpolation stretch odd sizes, and depend on the whole image
+    there. At multiples of their strides they go by factors. A user may want those, for images that are run in tiles.
+    """
+    if fit != "pad" or (sizes.multiple, sizes.smallest) != (1, 1):
+        return sizes
+    left = {multiple: len(computed_resizes(resize_by_factor(model, multiple).model)) for multiple in PADDED_TO}
+    best = min(left, key=left.__getitem__)  # the least of equally good ones
+    return replace(sizes, multiple=best, by_choice=True) if left[best] < left[1] else sizes
+
+
 def fit_images(
     model: ModelProto, sizes: AcceptedSizes, name: str, fit: str | None = None
 ) -> tuple[ModelProto, list[str]]:
     """A model for every H, W ≥ 1 with full-size scores, and what was done, a line each.
 
     Args:
-        model: float32 [N,C,H,W] → [N,K,H/factor,W/factor], of the sizes that `sizes` tells.
+        model: float32 [N,C,H,W] → [N,K,⌈H/factor⌉,⌈W/factor⌉], of the sizes that `sizes` tells.
         sizes: found by find_accepted_sizes.
         name: of the model, for the notes.
         fit: one of FITS; None: as choose_fit says.
@@ -46,7 +64,7 @@ def fit_images(
         )
         return resize_to_multiple(model, sizes.multiple, sizes.smallest).model, notes
     if sizes.factor > 1:
-        model = upsample_scores(model, sizes.factor).model
+        model = upsample_scores(model, sizes.factor, crop=sizes.multiple % sizes.factor != 0).model
     if chosen == "pad":
         why = f", which {looks} sees (--fit resize resizes instead)" if looks else ""
         notes.append(f"{_accepted(sizes, name)}; images are padded to them with zeros{why}")
@@ -56,6 +74,8 @@ def fit_images(
 
 def _accepted(sizes: AcceptedSizes, name: str) -> str:
     """The sizes that a network takes, which are not all, in words."""
+    if sizes.by_choice:
+        return f"{name} takes every size, and goes from map to map by whole factors at multiples of {sizes.multiple}"
     if sizes.multiple == 1:
         return f"{name} takes no sides below {sizes.smallest}"
     least = f", from {sizes.smallest} on" if sizes.smallest > 1 else ""

@@ -8,6 +8,8 @@ from fcn_deploy.export.analysis.accepted_sizes import run_quietly
 from fcn_deploy.export.analysis.channel_layout import Channels, channels_of_input
 from fcn_deploy.export.analysis.float_types import other_floats
 from fcn_deploy.export.graph.edit import dims, label
+from fcn_deploy.export.importer.flattened import flattened_by, unflattened
+from fcn_deploy.export.importer.output_kind import Shapes, kind_of_output
 from fcn_deploy.export.importer.score_map import OutputChange, find_map_axes
 from fcn_deploy.export.passes.as_float32 import as_float32
 from fcn_deploy.export.tolerances import STANDARD_FORM, STANDARD_FORM_OF_HALF
@@ -57,14 +59,20 @@ class ForeignModel:
         input_type: a number of TensorProto.
         size: (height, width) of an image that it takes.
         half: whether weights or values in it are of fewer bits than float32's.
+        flat: outputs whose pixels are flattened → factor of the image's size to their map's; they are read as maps.
         notes: what was found and chosen, a line each.
 
     Raises (at creation):
         DeployError: it takes no image, runs at no size, or gives nothing that follows the image.
     """
 
-    def __init__(self, model: ModelProto, name: str) -> None:
+    def __init__(self, model: ModelProto, name: str, kinds: bool = False, dropped: Shapes | None = None) -> None:
+        """Of a model as read; `kinds`: outputs that are no scores of classes are refused, also by the shapes of those
+        that were `dropped` from the model.
+        """
         self.model, self.name = model, name
+        self._kinds, self._dropped = kinds, dict(dropped or {})
+        self.flat: dict[str, int] = {}
         self.notes: list[str] = []
         self._read_input()
         try:
@@ -176,6 +184,11 @@ class ForeignModel:
             value = self.model.graph.output[0]
             raise DeployError(f"{self.name}: output {value.name} is a {value.type.WhichOneof('value')}, not a tensor")
         results = run_quietly(self._session, images, names)
+        size = (images.shape[2], images.shape[3]) if self.channels_axis == 1 else (images.shape[1], images.shape[2])
+        results = [
+            unflattened(result, size, self.flat[name]) if name in self.flat else result
+            for name, result in zip(names, results, strict=True)
+        ]
         return {
             name: result[:1] if len(images) > 1 and result.ndim and len(result) == len(images) else result
             for name, result in zip(names, results, strict=True)
@@ -186,7 +199,7 @@ class ForeignModel:
         height, width = self.declared
         tried = list(dict.fromkeys((height or rows, width or columns) for rows, columns in TRIED_SIZES))
         reason: str | None = None
-        last: dict[str, np.ndarray] = {}
+        ran: dict[Size, dict[str, np.ndarray]] = {}
         for size in tried:
             try:
                 results = self.run(self.images(size))
@@ -197,9 +210,13 @@ class ForeignModel:
                 continue
             if any(find_map_axes(result.shape, size) for result in results.values()):
                 return size, results
-            last = last or results
-        if last:
-            raise DeployError(f"{self.name} {_why_no_scores(self.model, last)}")
+            flat = {name: flattened_by(self.model, name, result.shape, size) for name, result in results.items()}
+            if any(flat.values()):
+                self.flat = {name: factor for name, factor in flat.items() if factor}
+                return size, self.run(self.images(size))
+            ran[size] = results
+        if ran:
+            raise DeployError(f"{self.name} {_why_no_scores(self.model, ran)}")
         raise DeployError(
             f"{self.name} runs at none of the sizes that were tried ({len(tried)}, from "
             f"{'×'.join(map(str, tried[0]))} on): {reason}"
@@ -218,7 +235,8 @@ class ForeignModel:
             return axes.factor, "aux" in name.lower(), kind, index
 
         maps = [name for name, result in results.items() if find_map_axes(result.shape, self.size)]
-        chosen = min(enumerate(maps), key=order)[1]
+        ranked = [name for _, name in sorted(enumerate(maps), key=order)]
+        chosen = self._first_of_scores(ranked, results) if self._kinds else ranked[0]
         others = [value.name for value in self.model.graph.output if value.name != chosen]
         if others:
             self.notes.append(
@@ -226,6 +244,27 @@ class ForeignModel:
                 "scores before labels, the first; --output names another)"
             )
         return chosen
+
+    def _first_of_scores(self, ranked: Sequence[str], results: Mapping[str, np.ndarray]) -> str:
+        """The first of some outputs that may be scores of classes. Raises DeployError where none is."""
+        kinds = {}
+        for name in ranked:
+            others = {other: result.shape for other, result in results.items() if other != name} | self._dropped
+            others.pop(name, None)
+            kinds[name] = kind = kind_of_output(self.model, name, results[name], self.size, others)
+            if kind is None:
+                return name
+            if kind.asked:
+                raise DeployError(
+                    f"{self.name}: whether the maps of {name} {list(results[name].shape)} are {kind.what} cannot be "
+                    f"told ({kind.why}); say --activation softmax or none (values), or name another --output"
+                )
+        name, kind = next(iter(kinds.items()))
+        assert kind is not None
+        raise DeployError(
+            f"{self.name}: {name} {list(results[name].shape)} holds {kind.what}, no scores of classes ({kind.why}); "
+            "--activation none gives them as values, --activation softmax takes them for classes all the same"
+        )
 
     def compare(self, imported: ModelProto, change: OutputChange, bgr: bool) -> None:
         """Raise DeployError where the imported model does not give what this one gives, at the size that it takes.
@@ -259,8 +298,9 @@ def _varying_channels(name: str, declared: object) -> DeployError:
     return DeployError(f"{name} takes images of {declared} channels, which is no fixed number; export it again")
 
 
-def _why_no_scores(model: ModelProto, results: Mapping[str, np.ndarray]) -> str:
-    """Why none of these outputs can be scores of an image's pixels."""
+def _why_no_scores(model: ModelProto, ran: Mapping[Size, Mapping[str, np.ndarray]]) -> str:
+    """Why none of the outputs, at the sizes at which they were had, can be scores of an image's pixels."""
+    (size, results), *more = ran.items()
     shapes = ", ".join(f"{name} {list(result.shape)}" for name, result in results.items())
     detector = next((node for node in model.graph.node if node.op_type == "NonMaxSuppression"), None)
     if detector is not None:
@@ -270,7 +310,22 @@ def _why_no_scores(model: ModelProto, results: Mapping[str, np.ndarray]) -> str:
             f"gives {shapes}: a classifier's scores, not one per pixel; a segmentation network gives scores [N,K,H,W] "
             "(a classifier's dense layer after Flatten becomes a convolution by fcn_deploy.fcn.convolutionalize)"
         )
-    return (
-        f"labels no images of changing size: it gives {shapes} whatever the size. A segmentation network gives scores "
-        "[N,K,H,W]; usual causes are boxes instead of scores, or interpolate(size=<int>)"
-    )
+    where = f"gives {shapes} for an image of {size[0]}×{size[1]}"
+    other = more[0][1] if more else {}
+    if other and all(other[name].shape == result.shape for name, result in results.items()):
+        return (
+            f"labels no images of changing size: it gives {shapes} whatever the size; usual causes are boxes instead "
+            "of scores, or interpolate(size=<int>)"
+        )
+    maps = [result.shape for result in results.values() if result.ndim == 4]
+    if any(min(shape[2] / size[0], shape[3] / size[1]) > 1 for shape in maps):
+        return (
+            f"{where}, more than one value per pixel, as super-resolution does; one for each pixel at most is read: "
+            "leave out what enlarges beyond the image"
+        )
+    if maps:
+        return (
+            f"{where}, which is no whole share of it: convolutions without padding lose its edges, or a size is baked "
+            "in; pad them (padding=k//2), and export it again"
+        )
+    return f"{where}; a segmentation network gives scores [N,K,H,W], and these may be boxes instead of scores"

@@ -10,12 +10,14 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from fcn_deploy.export.analysis.accepted_sizes import AcceptedSizes, find_accepted_sizes, run_quietly
+from fcn_deploy.export.analysis.batch_mixing import batch_mixer
+from fcn_deploy.export.analysis.quantised import quantised_by
 from fcn_deploy.export.dynamic_shapes.compare_with_source import free_and_verify
 from fcn_deploy.export.graph.edit import clone, dims, metadata, set_shape
 from fcn_deploy.export.importer.card import CardEvidence, card_of
-from fcn_deploy.export.importer.fit_images import choose_fit, fit_images
+from fcn_deploy.export.importer.fit_images import choose_fit, fit_images, padded_by_choice
 from fcn_deploy.export.importer.foreign_model import ForeignModel
-from fcn_deploy.export.importer.load import load_model
+from fcn_deploy.export.importer.load import declared_outputs, load_model
 from fcn_deploy.export.importer.options import ImportOptions
 from fcn_deploy.export.importer.score_map import OutputChange
 from fcn_deploy.export.importer.standard_form import standard_form
@@ -37,6 +39,7 @@ class ImportedModel:
         notes: what was assumed of it or changed in it, a line each.
         sizes: that the network in it takes by itself.
         fit: how images of other sizes are fitted to it: one of FITS; "": it takes them all.
+        quantised: the first node that quantises in it; "": it is of floats.
     """
 
     model: ModelProto
@@ -44,6 +47,7 @@ class ImportedModel:
     notes: tuple[str, ...]
     sizes: AcceptedSizes = AcceptedSizes()  # noqa: RUF009  # it is frozen
     fit: str = ""
+    quantised: str = ""
 
 
 def import_model(path: str | os.PathLike, options: ImportOptions | None = None) -> ImportedModel:
@@ -63,7 +67,9 @@ def import_model(path: str | os.PathLike, options: ImportOptions | None = None) 
     card_text = metadata(model, CARD_KEY)
     if card_text is not None:
         options.refuse_beside_card(name)
-    foreign = ForeignModel(model, name)
+    said = card_text is not None or options.activation or "activation" in (options.card or {})
+    dropped = declared_outputs(path) if options.output is not None else {}
+    foreign = ForeignModel(model, name, kinds=not said, dropped=dropped)
     model, change, notes = standard_form(foreign, options)
     notes = [*foreign.notes, *notes]
     if options.bgr:
@@ -76,8 +82,9 @@ def import_model(path: str | os.PathLike, options: ImportOptions | None = None) 
     foreign.compare(model, change, options.bgr)
     sizes = _accepted_sizes(model, foreign)
     sizes = replace(sizes, multiple=math.lcm(sizes.multiple, multiple))
-    if not _takes_batches(model, foreign):
-        notes.append(f"{name} takes one image at a time: in a batch it gives other scores, or none")
+    if alone := _alone(model, foreign):
+        notes.append(f"{name} takes one image at a time: in a batch it would give other scores, or none ({alone})")
+    sizes = padded_by_choice(model, sizes, options.fit)
     fit = choose_fit(model, sizes, options.fit)
     model, fitted = fit_images(model, sizes, name, options.fit)
     notes += fitted
@@ -87,7 +94,9 @@ def import_model(path: str | os.PathLike, options: ImportOptions | None = None) 
     else:
         card, assumed = card_of(model, _evidence(foreign, change, sizes), options, name)
         notes += assumed
-    return ImportedModel(model, card, tuple(notes), sizes, fit)
+    if quantised := quantised_by(model):
+        notes.append(f"{name} is quantised already, by node {quantised}; it is built as it is, INT8")
+    return ImportedModel(model, replace(card, alone=alone), tuple(notes), sizes, fit, quantised)
 
 
 def _evidence(foreign: ForeignModel, change: OutputChange, sizes: AcceptedSizes) -> CardEvidence:
@@ -121,13 +130,20 @@ def _accepted_sizes(model: ModelProto, foreign: ForeignModel) -> AcceptedSizes:
     return find_accepted_sizes(lambda height, width: run_quietly(run, foreign.images((height, width)))[0], foreign.name)
 
 
-def _takes_batches(model: ModelProto, foreign: ForeignModel) -> bool:
-    """Whether two images at once have the scores that they have alone."""
+LOUDER = 8  # by which one image of a batch is multiplied, so that what is taken from both shows
+
+
+def _alone(model: ModelProto, foreign: ForeignModel) -> str:
+    """What makes scores depend on what else is in a batch, a node if one is known; "": two images at once are apart."""
+    if named := batch_mixer(model):
+        return named
     run, images = session(model.SerializeToString()), foreign.images(count=2)
+    images[0] = np.floor(images[0] / LOUDER) if foreign.takes_whole_numbers else images[0] * LOUDER
     alone = np.concatenate([run_quietly(run, images[index : index + 1])[0] for index in range(2)])
     try:
         together = run_quietly(run, images)[0]
     except Exception:  # a batch of one that is baked in
-        return False
-    spread = max(float(np.ptp(alone)), 1e-6)
-    return together.shape == alone.shape and bool(np.abs(together - alone).max() <= STANDARD_FORM * spread)
+        return "its batch is of one image"
+    spread = max(float(np.ptp(alone[1])), 1e-6)
+    apart = together.shape == alone.shape and bool(np.abs(together - alone)[1].max() <= STANDARD_FORM * spread)
+    return "" if apart else "as two images at once show"

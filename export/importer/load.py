@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import onnx
-from fcn_deploy.export.graph.edit import clone, label, names_read, opset, producers, prune
+from fcn_deploy.export.graph.edit import clone, dims, label, names_read, opset, producers, prune
 from fcn_deploy.export.importer.limits import refuse_huge_tensors, refuse_operators
 from fcn_deploy.export.passes.resolve_branches import resolve_branches
 from fcn_deploy.runtime.errors import DeployError, MisuseError, one_line
@@ -52,6 +52,11 @@ def load_model(path: str | os.PathLike, output: str | None = None) -> ModelProto
     _check(model, path)
     refuse_huge_tensors(model, path)
     return model
+
+
+def declared_outputs(path: str | os.PathLike) -> dict[str, list[int | str | None]]:
+    """Names and declared shapes of all outputs of an ONNX file that load_model takes; () where it declares none."""
+    return {value.name: dims(value) for value in _parse(Path(path)).graph.output}
 
 
 def _invalid(path: Path, reason: object) -> DeployError:

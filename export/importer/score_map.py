@@ -65,7 +65,8 @@ class OutputChange:
         if self.decision is not None and self.decision.kind == "threshold":
             return _same_masks(planes, scores[0], self.decision.threshold or 0.0, margin)
         if self.decision is not None or self.labels_only:
-            labels = planes[0] / self.decision.factor if self.decision is not None else planes.argmax(0)
+            one = self.decision is not None and not self.decision.one_hot
+            labels = planes[0] / self.decision.factor if one and self.decision is not None else planes.argmax(0)
             return _same_labels(labels, scores[0], margin)
         wanted = scores[0][1:2] if self.second_channel else scores[0]
         if planes.shape != wanted.shape or not np.isfinite(planes).all():

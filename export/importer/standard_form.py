@@ -17,6 +17,7 @@ from fcn_deploy.export.graph.edit import (
     set_shape,
 )
 from fcn_deploy.export.graph.index import GraphIndex
+from fcn_deploy.export.importer.flattened import chain_to_map, is_the_map
 from fcn_deploy.export.importer.foreign_model import ForeignModel
 from fcn_deploy.export.importer.options import ImportOptions
 from fcn_deploy.export.importer.score_map import OutputChange, find_map_axes
@@ -85,9 +86,36 @@ def _at_usual_types(foreign: ForeignModel) -> tuple[ModelProto, list[str]]:
         # Every runtime takes padding that is written as numbers, and sizes that are rounded down, alike.
         explicit = explicit_padding(fold_constants(raised.model).model)
         changed = image_input(floor_pooling(explicit.model).model, foreign.channels_axis)
+        if foreign.output in foreign.flat:
+            return _with_map(changed.model, foreign), [
+                f"{foreign.name} gives scores whose pixels are flattened; the map that they were is used",
+                *floats.said_of(foreign.name),
+                *raised.said_of(foreign.name),
+            ]
     except DeployError as error:
         raise DeployError(f"{foreign.name}: {error}") from error
     return changed.model, [*floats.said_of(foreign.name), *raised.said_of(foreign.name)]
+
+
+def _with_map(model: ModelProto, foreign: ForeignModel) -> ModelProto:
+    """A model whose flattened scores are the map that they were. Raises DeployError where that is not found."""
+    image, factor = foreign.images()[:1], foreign.flat[foreign.output]
+    names, softmax = chain_to_map(model)
+    values = _values(model, names, image)
+    model = clone(model)
+    for name in names[1:]:
+        classes = is_the_map(values[name], values[names[0]][:1], foreign.size, factor, softmax)
+        if classes is None:
+            continue
+        if softmax:
+            _append(model, name, [(softmax, {"axis": classes})])
+        else:
+            _set_output(model, name)
+        return model
+    raise DeployError(
+        f"its scores {foreign.output} {list(values[names[0]].shape)} are flattened, and the map that they were is not "
+        "found before them; export it with scores [N,K,H,W]"
+    )
 
 
 def _scores_of_labels(model: ModelProto, foreign: ForeignModel) -> WithoutDecision:

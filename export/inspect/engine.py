@@ -57,7 +57,9 @@ def _manifest_entries(manifest: Manifest) -> dict[str, Any]:
                 "halo": stage.halo,
                 "period": stage.period,
                 "whole": stage.whole if stage.halo is None else "",
+                "bytes_fixed": stage.bytes_fixed,
                 "bytes_per_pixel": round(stage.bytes_per_pixel, 1),
+                "bytes_per_pixel_squared": stage.bytes_per_pixel_squared,
             }
             for stage in manifest.stages
         ],
@@ -87,7 +89,7 @@ def _runs(path: Path, memory: int, for_cpu: bool) -> tuple[list[dict[str, Any]],
     with net:
         runs += [
             {"size": size, "problem": _problem_at(net, size)}
-            for size in tried_sizes(memory, net.network.bytes_per_pixel)
+            for size in tried_sizes(memory, net.network.working_memory)
         ]
     return runs, ""
 

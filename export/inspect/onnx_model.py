@@ -67,7 +67,7 @@ def inspect_onnx_model(
     sizes = imported.sizes
     record |= card_entries(imported.card, core.upsampling, sizes.multiple, sizes.smallest, imported.fit)
     record |= {"reach": _reach(stage, float_core), "targets": _verdicts(core.model, targets, core.card)}
-    record |= {"notes": list(imported.notes), "runs": _runs(imported, memory, stage.bytes_per_pixel)}
+    record |= {"notes": list(imported.notes), "runs": _runs(imported, memory, stage.working_memory)}
     refused = targets and any(verdict["problem"] for verdict in record["targets"].values())
     return record | {"ok": not refused and not any(run["problem"] for run in record["runs"])}
 
@@ -152,7 +152,7 @@ def _verdict_of_tensorrt(model: ModelProto, target: str, card: ModelCard | None)
     return found
 
 
-def _runs(imported: ImportedModel, memory: int, bytes_per_pixel: float) -> list[dict[str, Any]]:
+def _runs(imported: ImportedModel, memory: int, working_memory: Callable[[int], float]) -> list[dict[str, Any]]:
     """What the imported model gives for images of several sizes, one of them large."""
     run = session(imported.model.SerializeToString())
     channels = imported.card.channels
@@ -162,7 +162,7 @@ def _runs(imported: ImportedModel, memory: int, bytes_per_pixel: float) -> list[
         return run_quietly(run, image)[0]
 
     runs = []
-    for size in tried_sizes(memory, bytes_per_pixel):
+    for size in tried_sizes(memory, working_memory):
         found, problem = try_size(scores_at, *size), ""
         if found.failure:
             problem = found.failure

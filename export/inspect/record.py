@@ -1,6 +1,7 @@
 """What the records of engines and of ONNX models have in common: the sizes that are tried, the card, the upsampling."""
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 from fcn_deploy.runtime.manifest import Upsampling
@@ -12,9 +13,9 @@ LARGE_SIZES = ((2160, 3840), (1080, 1920), (720, 1280), (480, 640))  # the first
 IMAGE_MEMORY = 1 << 30  # bytes that the largest image may take, unless the user says otherwise
 
 
-def tried_sizes(memory: int, bytes_per_pixel: float) -> list[tuple[int, int]]:
+def tried_sizes(memory: int, working_memory: Callable[[int], float]) -> list[tuple[int, int]]:
     """(height, width) of the images that a network is run with, the largest within `memory` bytes."""
-    large = next((size for size in LARGE_SIZES if size[0] * size[1] * bytes_per_pixel <= memory), None)
+    large = next((size for size in LARGE_SIZES if working_memory(size[0] * size[1]) <= memory), None)
     return [*TRIED_SIZES, *([large] if large else [])]
 
 

@@ -66,12 +66,12 @@ class _Follower:
 
     @property
     def _by_argmax(self) -> bool:
-        return self._node.op_type == "ArgMax"
+        return self._node.op_type in ("ArgMax", "Hardmax")
 
     def _axes_of_labels(self) -> str | None:
         """The axes of an ArgMax's result; None where the rank is not known from its axis."""
         axes = AXES.get(self._node.attributes.get_int("axis", 0))
-        if axes is None or self._node.attributes.get_int("keepdims", 1) != 0:
+        if axes is None or self._node.op_type == "Hardmax" or self._node.attributes.get_int("keepdims", 1) != 0:
             return axes
         return axes.replace("C", "")
 
@@ -81,6 +81,10 @@ class _Follower:
             return
         if step.op_type == "Reshape":
             self.axes = None
+        elif step.op_type == "OneHot":
+            if self.axes is not None:
+                place = step.attributes.get_int("axis", -1) % (len(self.axes) + 1)
+                self.axes = f"{self.axes[:place]}C{self.axes[place:]}"
         elif step.op_type in ("Squeeze", "Unsqueeze", "Transpose"):
             self.axes = _moved(step, self.axes) if self.axes is not None else None
         elif step.op_type == "Resize" and step.attributes.get_string("mode", "nearest") != "nearest":

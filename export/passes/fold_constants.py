@@ -22,8 +22,11 @@ def fold_constants(model: ModelProto, keep: Container[str] = ()) -> PassResult:
     known = initializers(model)
     folded: dict[str, np.ndarray] = {}
     kept = []
+    # Weights of a quantised network stay integers: of floats, runtimes make others by themselves.
+    quantised = any(node.op_type == "QuantizeLinear" for node in model.graph.node)
     for node in model.graph.node:
-        values = _values(model, node, known) if node.op_type not in keep else None
+        stays = node.op_type in keep or (quantised and node.op_type == "DequantizeLinear")
+        values = None if stays else _values(model, node, known)
         if values is None:
             kept.append(node)
         else:

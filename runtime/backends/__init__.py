@@ -48,6 +48,9 @@ class Backend(Protocol):
     def run_stage(self, index: int, part: AnyArray) -> AnyArray:
         """One stage of a tile: a part of an image, or [1, C, h, w] of the stage before → [K, h', w']."""
 
+    def release(self) -> None:
+        """Give back the working memory that earlier calls took and that is kept for later ones."""
+
     def close(self) -> None:
         """Release the network, once the calls that run have ended."""
 
@@ -59,6 +62,9 @@ class Session(Protocol):
 
     def run(self, image: AnyArray) -> AnyArray:
         """[N, C, H, W] (or [N, H, W, C]) of the network's input type → [N, K, h, w]."""
+
+    def release(self, image: AnyArray) -> AnyArray:
+        """As `run`, of a small input; what earlier runs took is given back."""
 
     def close(self) -> None:
         """Release the network."""

@@ -9,16 +9,18 @@ import numpy.typing as npt
 from ..arrays import AnyArray
 
 ALIGNMENT = 256  # bytes, of what is allocated
+# CU_STREAM_NON_BLOCKING: neither waits for the null stream, which others in the process may use, nor spoils it.
+NON_BLOCKING = 1
 
 
 class Buffer:
     """Device memory that only grows.
 
     Args:
-        cuda: pycuda's driver.
+        cuda: the driver, by cuda.bindings or pycuda.
 
     Attributes:
-        pointer: pycuda's, None before the first `reserve`.
+        pointer: the driver's, None before the first `reserve`.
         size: in bytes.
     """
 
@@ -28,7 +30,7 @@ class Buffer:
         self.size = 0
 
     def reserve(self, size: int) -> None:
-        """At least `size` bytes. Nothing queued may use it. Raises pycuda's MemoryError."""
+        """At least `size` bytes. Nothing queued may use it. Raises the driver's MemoryError."""
         if size > self.size or self.pointer is None:
             self.release()
             size = -(-max(size, 1) // ALIGNMENT) * ALIGNMENT
@@ -37,30 +39,39 @@ class Buffer:
 
     def release(self) -> None:
         """Give it back. Nothing queued may use it."""
-        if self.pointer is not None:
+        pointer, self.pointer, self.size = self.pointer, None, 0
+        if pointer is not None:
             with suppress(self._cuda.Error):
-                self.pointer.free()
-        self.pointer, self.size = None, 0
+                pointer.free()
 
 
 class Slot:
-    """What one image in flight has to itself: pinned memory, its image and labels on the GPU, a stream, events."""
+    """What one image in flight has to itself: pinned memory, its image and labels on the GPU, a stream, events.
+
+    Attributes:
+        places: where each row and column of the labels lies in the scores.
+        placed: what `places` was computed for; None: nothing.
+    """
 
     def __init__(self, cuda: Any) -> None:
         self._cuda = cuda
-        self.image, self.labels = Buffer(cuda), Buffer(cuda)
+        self.image, self.labels, self.places = Buffer(cuda), Buffer(cuda), Buffer(cuda)
+        self.placed: Any = None
         self.host_in: Any = None
         self.host_out: Any = None
-        self.stream = cuda.Stream()
+        self.stream = cuda.Stream(NON_BLOCKING)
         quiet = cuda.event_flags.DISABLE_TIMING
         self.uploaded, self.computed = cuda.Event(quiet), cuda.Event(quiet)
         # A waiting thread sleeps: the CPU has images to decode.
         self.done = cuda.Event(quiet | cuda.event_flags.BLOCKING_SYNC)
 
-    def reserve(self, image: int, labels: int) -> None:
-        """Bytes for an image and its labels. The slot is not in use, so nothing queued has the old memory."""
+    def reserve(self, image: int, labels: int, places: int = 0) -> None:
+        """Bytes for an image, its labels and their places. The slot is not in use: nothing queued has the old ones."""
         self.image.reserve(image)
         self.labels.reserve(labels)
+        if places > self.places.size:
+            self.placed = None
+            self.places.reserve(places)
         for name, size in (("host_in", image), ("host_out", labels)):
             array = getattr(self, name)
             if array is None or array.size < size:
@@ -95,7 +106,7 @@ class Slot:
 
     def release(self) -> None:
         """Give all of it back. Nothing queued may use it."""
-        for buffer in (self.image, self.labels):
+        for buffer in (self.image, self.labels, self.places):
             buffer.release()
         for array in (self.host_in, self.host_out):
             if array is not None:

@@ -3,7 +3,9 @@
 import hashlib
 import logging
 import os
+import re
 from collections.abc import Mapping
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -21,29 +23,39 @@ def name_of(device: Any) -> str:
     return "sm{}{}".format(*device.compute_capability())
 
 
+def driver_module() -> ModuleType:
+    """cuda.bindings, or pycuda's driver: both have the same names. Raises DeployError where neither is installed."""
+    try:
+        return import_module(".cuda_bindings", __package__)
+    except ImportError:
+        try:
+            return need("pycuda.driver", "rtx")
+        except DeployError as error:
+            if "libcuda" in str(error.__cause__):
+                raise
+            raise DeployError("cuda.bindings is not installed; run: pip install cuda-bindings") from error
+
+
 def open_driver(source: str, targets: tuple[str, ...]) -> ModuleType:
-    """pycuda's driver, ready. Raises DeployError where there is none, or no GPU."""
+    """The driver, ready: see `driver_module`. Raises DeployError where there is none, or no GPU."""
     where = f"{source} is an engine for {','.join(targets)}"
     try:
-        cuda = need("pycuda.driver", "gpu")
+        cuda = driver_module()
     except DeployError as error:
-        if "libcuda" in str(error.__cause__):
-            raise DeployError(
-                f"{where}, and no NVIDIA driver is installed here; run it on the GPU's machine, or build one with "
-                "--target cpu"
-            ) from error
+        if "libcuda" not in str(error.__cause__):
+            raise
         raise DeployError(
-            "pycuda is not installed; run: pip install pycuda (it compiles, and needs the CUDA toolkit)"
+            f"{where}, and no NVIDIA driver is installed here; run it on the GPU's machine, or build one with --target "
+            "cpu"
         ) from error
     try:
         cuda.init()
     except cuda.Error as error:
         raise DeployError(
-            f"{where}, and no NVIDIA GPU can be used here ({one_line(error, 200)}); run it on the GPU's machine, or "
+            f"{where}, and no NVIDIA GPU can be used here ({one_line(error, 120)}); run it on the GPU's machine, or "
             "build one with --target cpu"
         ) from error
-    driver: ModuleType = cuda
-    return driver
+    return cuda
 
 
 def open_device(cuda: ModuleType, index: int, gpu: GpuPlan, source: str) -> Any:
@@ -64,16 +76,25 @@ def open_device(cuda: ModuleType, index: int, gpu: GpuPlan, source: str) -> Any:
 def open_library(gpu: GpuPlan, source: str) -> ModuleType:
     """The library that a plan is for. Raises DeployError where it is absent, or of a version that cannot load it."""
     name, version = gpu.library, gpu.version
-    trt = need(name, "rtx" if name == "tensorrt_rtx" else "gpu")
-    built, found = (tuple(text.split(".")[:3]) for text in (version, trt.__version__))
-    if built != found and not (gpu.version_compatible and built[0] == found[0]):
+    library = need(name, "rtx" if name == "tensorrt_rtx" else "tensorrt")
+    if not _loads(gpu, library.__version__):
         package = "tensorrt-rtx-cu13" if name == "tensorrt_rtx" else "tensorrt"
         raise DeployError(
-            f"{source} was built by {name} {version}, and {trt.__version__} is installed; plans fit one version: run "
-            f"pip install '{package}=={version}', or build it again"
+            f"{source} was built by {name} {version}, and {library.__version__} is installed; plans fit one version: "
+            f"run pip install '{package}=={version}', or build it again"
         )
-    library: ModuleType = trt
     return library
+
+
+def _loads(gpu: GpuPlan, installed: str) -> bool:
+    """Whether a version of the library loads a plan: its own, or a later one where the plan was built for that.
+
+    Of TensorRT 10 also by 11, and by none older than the builder (TensorRT's support matrix, "Engine Portability").
+    """
+    built, found = ([int(part) for part in re.findall(r"\d+", text)[:3]] for text in (gpu.version, installed))
+    if built == found:
+        return True
+    return gpu.version_compatible and built < found and (found[0] == built[0] or (built[0], found[0]) == (10, 11))
 
 
 def load_kernels(cuda: ModuleType, kernels: Mapping[str, bytes], device: Any, source: str) -> Any:
@@ -85,15 +106,31 @@ def load_kernels(cuda: ModuleType, kernels: Mapping[str, bytes], device: Any, so
             try:
                 return cuda.module_from_buffer(kernels[name])
             except cuda.Error as error:
-                problem = one_line(error, 200)
+                problem = one_line(error, 90)
     raise DeployError(
-        f"{source}: its GPU kernels cannot be loaded ({problem}); update the NVIDIA driver, or build the engine again"
+        f"{source}: its GPU kernels cannot be loaded ({problem}){_versions(cuda, kernels)}; update the driver, or "
+        f"build the engine again with --target {name_of(device)}"
     )
 
 
-def cache_path(plan: bytes, device: Any) -> Path:
-    """Where TensorRT for RTX keeps what it compiled for a plan on a GPU: it is code, so in the user's own folder."""
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+def _versions(cuda: ModuleType, kernels: Mapping[str, bytes]) -> str:
+    """The CUDA version of the driver, and that of the PTX, where both are known."""
+    wanted = re.search(rb"^\.version (\d+\.\d+)", kernels.get(KERNELS_PTX, b""), re.MULTILINE)
+    version = cuda.get_driver_version()
+    if wanted is None:
+        return ""
+    return f", PTX {wanted[1].decode()} by a driver of CUDA {version // 1000}.{version % 1000 // 10}"
+
+
+def cache_path(plan: bytes, device: Any) -> Path | None:
+    """Where TensorRT for RTX keeps what it compiled for a plan on a GPU: it is code, so in the user's own folder.
+
+    None for a user who has none: a user id that the system does not know, as in containers.
+    """
+    try:
+        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError:
+        return None
     digest = hashlib.sha256(plan).hexdigest()[:32]
     return base / "fcn-deploy" / f"{digest}-{name_of(device)}.rtx-cache"
 

@@ -14,13 +14,14 @@ import numpy as np
 from ..errors import DeployError
 from ..files import replacing
 from ..manifest import GpuPlan
-from .buffers import Buffer
+from .buffers import NON_BLOCKING, Buffer
 from .device import new_logger
-from .graphs import Graph
+from .graphs import Graph, end_capture
 
 log = logging.getLogger(__name__)
 
 GRAPHS = 16  # CUDA graphs kept, of (profile, padded size); each has a context of its own
+CAPTURES = 3  # failures in a row, after which no more graphs are captured
 SHAPES = 1024  # (profile, padded size) whose memory and scores' shape are remembered
 
 Key = tuple[int, tuple[int, int]]  # profile, and the padded size in pixels
@@ -38,12 +39,12 @@ class DeviceNetwork:
     """A core network on a GPU. One thread at a time may call it; all that it queues is on one stream.
 
     Args:
-        cuda: pycuda's driver, with the GPU's context current.
+        cuda: the driver, by cuda.bindings or pycuda, with the GPU's context current.
         trt: tensorrt or tensorrt_rtx.
         gpu: the manifest's word on the plan.
         channels: of the core's input.
         plan: serialised.
-        cache: where TensorRT for RTX keeps what it compiles.
+        cache: where TensorRT for RTX keeps what it compiles; None: nowhere.
         source: names the engine in errors.
         graphs: CUDA graphs kept at most; 0: none. TensorRT for RTX makes its own.
 
@@ -51,6 +52,7 @@ class DeviceNetwork:
         stream: that all is queued on.
         input, scores: buffers that the core reads and writes.
         input_type, score_type: `float32` or `float16`.
+        unsaved: TensorRT for RTX may have compiled what is not in its cache's file yet.
 
     Raises:
         DeployError: a plan that cannot be loaded, or is not what its manifest says.
@@ -63,12 +65,13 @@ class DeviceNetwork:
         gpu: GpuPlan,
         channels: int,
         plan: bytes,
-        cache: Path,
+        cache: Path | None,
         source: str,
         graphs: int = GRAPHS,
     ) -> None:
         self._cuda, self._trt, self._gpu, self._channels, self._source = cuda, trt, gpu, channels, source
         self._graph_limit = 0 if gpu.library == "tensorrt_rtx" else graphs
+        self._failures = 0  # of captures, in a row
         # None: seen once; a context: ready to be captured; a graph.
         self.graphs: OrderedDict[Key, Any] = OrderedDict()
         self.contexts: dict[int, Any] = {}  # by profile
@@ -79,6 +82,7 @@ class DeviceNetwork:
         self._config: Any = None
         self._cache: Any = None
         self._cache_path = cache
+        self.unsaved = False
         self.stream: Any = None
         self._memory, self.input, self.scores = Buffer(cuda), Buffer(cuda), Buffer(cuda)
         try:
@@ -113,7 +117,7 @@ class DeviceNetwork:
             raise DeployError(f"{source}: its plan takes or gives neither float32 nor float16; build it again")
         self.input_type, self.score_type = found[0], found[1]
         self._config = self._runtime_config()
-        self.stream = self._cuda.Stream()
+        self.stream = self._cuda.Stream(NON_BLOCKING)
 
     def _runtime_config(self) -> Any:
         """TensorRT for RTX keeps what it compiles at run time, and captures CUDA graphs by itself."""
@@ -123,16 +127,22 @@ class DeviceNetwork:
         config = self._engine.create_runtime_config()
         config.set_execution_context_allocation_strategy(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
         config.cuda_graph_strategy = trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+        # Kernels for every new shape would be compiled in the background for ever, and sums change between two calls.
+        strategies = trt.DynamicShapesKernelSpecializationStrategy
+        many = any(profile.min != profile.max for profile in self._gpu.profiles)
+        config.dynamic_shapes_kernel_specialization_strategy = strategies.NONE if many else strategies.EAGER
         self._cache = config.create_runtime_cache()
-        with suppress(OSError):
-            if not self._cache.deserialize(self._cache_path.read_bytes()):
-                log.info("%s is of another driver or version, and is made anew", self._cache_path)
+        if self._cache_path is not None:
+            with suppress(OSError):
+                if not self._cache.deserialize(self._cache_path.read_bytes()):
+                    log.info("%s is of another driver or version, and is made anew", self._cache_path)
         config.set_runtime_cache(self._cache)
         return config
 
     def save_cache(self) -> None:
         """Keep what TensorRT for RTX compiled, for the next time."""
-        if self._cache is None:
+        self.unsaved = False
+        if self._cache is None or self._cache_path is None:
             return
         try:
             with replacing(self._cache_path) as temporary:
@@ -150,6 +160,11 @@ class DeviceNetwork:
         self._cache = self._config = None
         self._engine = self._runtime = self.stream = None
 
+    def settle(self) -> None:
+        """Wait for all that is queued, after an error or an interruption; a capture that was cut off is ended first."""
+        end_capture(self.stream)
+        self.stream.synchronize()
+
     def trim(self, idle: Sequence[Buffer]) -> None:
         """Give back all that grows: the network's memory and buffers, the graphs on them, and buffers not in use."""
         self.stream.synchronize()
@@ -163,7 +178,7 @@ class DeviceNetwork:
         return 0 if shape is None else shape.memory
 
     def reserve(self, profile: int, padded: tuple[int, int]) -> NetworkShape:
-        """Make sure that the core's buffers are large enough for a size. Raises pycuda's MemoryError."""
+        """Make sure that the core's buffers are large enough for a size. Raises the driver's MemoryError."""
         key = (profile, padded)
         shape = self._shapes.get(key)
         if shape is None:
@@ -199,8 +214,10 @@ class DeviceNetwork:
             self.graphs.move_to_end(key)
             known.launch(self.stream)
             return
-        if known is not None and self._captured(key, known):
-            return
+        if known is not None:
+            if self._captured(key, known):
+                return
+            known = None
         if known is None and self._graph_limit:
             if key in self.graphs:
                 known = self.graphs[key] = self._new_context(profile)
@@ -218,13 +235,21 @@ class DeviceNetwork:
     def _captured(self, key: Key, context: Any) -> bool:
         """Capture a context that has run once, and launch its graph; False where this network cannot be captured."""
         self.graphs.move_to_end(key)
-        self.graphs[key] = graph = Graph.capture(self.stream, context, lambda: self._execute(context))
+        graph = Graph.capture(self.stream, context, lambda: self._execute(context))
         if graph is not None:
+            self.graphs[key], self._failures = graph, 0
             graph.launch(self.stream)
             return True
-        self._graph_limit = 0
         self.stream.synchronize()
-        self._drop_graphs()
+        self._failures += 1
+        self.graphs[key] = None  # as if it came for the first time: its context may be in any state
+        if self._failures >= CAPTURES:
+            self._graph_limit = 0
+            self._drop_graphs()
+        log.info(
+            "%s: no CUDA graph could be captured at %d×%d (%d of %d times): something else in this process used the "
+            "GPU meanwhile, or the network cannot be captured", self._source, *key[1], self._failures, CAPTURES,
+        )  # fmt: skip
         return False
 
     def _ready(self, profile: int, padded: tuple[int, int]) -> tuple[Any, int]:
@@ -237,6 +262,7 @@ class DeviceNetwork:
         return self.contexts[profile], self._set[profile][1]
 
     def _new_context(self, profile: int) -> Any:
+        self.unsaved = self._cache_path is not None and self._cache is not None
         strategy = self._trt.ExecutionContextAllocationStrategy.USER_MANAGED
         context = self._engine.create_execution_context(strategy if self._config is None else self._config)
         if context is None or not context.set_optimization_profile_async(profile, self.stream.handle):
@@ -265,7 +291,7 @@ class DeviceNetwork:
 
     def _drop_graphs(self) -> None:
         """Forget all graphs and their contexts. Nothing queued may use them."""
-        for graph in self.graphs.values():
+        while self.graphs:  # one by one, lest an interruption leave one that is destroyed
+            _, graph = self.graphs.popitem()
             if isinstance(graph, Graph):
                 graph.destroy()
-        self.graphs.clear()

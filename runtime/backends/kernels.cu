@@ -104,39 +104,51 @@ __device__ inline int nearest(double x, int cells, int rounding) {
     return (int)clamped(rounded, cells);
 }
 
+// Where the labels' rows, and after them its columns, lie in the scores: cells `low` and `high`, and the share of `high`.
+// Once per size, in float64; a pixel needs its row's and its column's entry alone.
+extern "C" __global__ void positions(int* low, int* high, float* share, int rows, int columns, int full_height,
+                                     int full_width, double scale_y, double scale_x, int height, int width, int mode,
+                                     int coordinates, int rounding) {
+    int index = blockIdx.x * blockDim.x + threadIdx.x;
+    if (index >= height + width) return;
+    bool is_row = index < height;
+    Axis axis = {is_row ? rows : columns, is_row ? full_height : full_width, is_row ? scale_y : scale_x};
+    int pixel = is_row ? index : index - height, first = pixel, second = pixel;
+    float weight = 0.0f;
+    if (mode == NEAREST) {
+        first = second = nearest(position(pixel, axis, coordinates), axis.cells, rounding);
+    } else if (mode == LINEAR) {
+        double cell = clamped(position(pixel, axis, coordinates), axis.cells);
+        first = (int)cell;
+        second = first + 1 < axis.cells ? first + 1 : axis.cells - 1;
+        weight = (float)(cell - first);
+    }
+    low[index] = first;
+    high[index] = second;
+    share[index] = weight;
+}
+
 // Uncropped scores, [classes, rows, columns], to the labels of an image, [height, width]. With `single`, one score is
 // held against `threshold`. The full-size scores exist a pixel at a time only.
 template <typename Score, typename Label>
-__device__ inline void label(const Score* scores, Label* labels, int classes, int rows, int columns, int full_height,
-                             int full_width, double scale_y, double scale_x, int height, int width, int mode,
-                             int coordinates, int rounding, int single, float threshold) {
+__device__ inline void label(const Score* scores, Label* labels, const int* low, const int* high, const float* share,
+                             int classes, int rows, int columns, int height, int width, int linear, int single,
+                             float threshold) {
     int x = blockIdx.x * blockDim.x + threadIdx.x, y = blockIdx.y * blockDim.y + threadIdx.y;
     if (x >= width || y >= height) return;
-    Axis vertical = {rows, full_height, scale_y}, horizontal = {columns, full_width, scale_x};
-    int y0 = y, y1 = y, x0 = x, x1 = x;
-    float wy = 0.0f, wx = 0.0f;
-    if (mode == NEAREST) {
-        y0 = y1 = nearest(position(y, vertical, coordinates), rows, rounding);
-        x0 = x1 = nearest(position(x, horizontal, coordinates), columns, rounding);
-    } else if (mode == LINEAR) {
-        double cell_y = clamped(position(y, vertical, coordinates), rows);
-        double cell_x = clamped(position(x, horizontal, coordinates), columns);
-        y0 = (int)cell_y;
-        x0 = (int)cell_x;
-        y1 = y0 + 1 < rows ? y0 + 1 : rows - 1;
-        x1 = x0 + 1 < columns ? x0 + 1 : columns - 1;
-        wy = (float)(cell_y - y0);
-        wx = (float)(cell_x - x0);
-    }
+    size_t top = (size_t)low[y] * columns, bottom = (size_t)high[y] * columns, plane = (size_t)rows * columns;
+    int x0 = low[height + x], x1 = high[height + x];
+    float wy = share[y], wx = share[height + x];
+    const Score *top_left = scores + top + x0, *top_right = scores + top + x1;
+    const Score *bottom_left = scores + bottom + x0, *bottom_right = scores + bottom + x1;
     float best = 0.0f;
     int winner = 0;
     for (int entry = 0; entry < classes; ++entry) {
-        const Score* plane = scores + (size_t)entry * rows * columns;
-        const Score *top = plane + (size_t)y0 * columns, *bottom = plane + (size_t)y1 * columns;
-        float value = to_float(top[x0]);
-        if (mode == LINEAR) {
-            float left = value * (1.0f - wy) + to_float(bottom[x0]) * wy;
-            float right = to_float(top[x1]) * (1.0f - wy) + to_float(bottom[x1]) * wy;
+        size_t place = entry * plane;
+        float value = to_float(top_left[place]);
+        if (linear) {
+            float left = value * (1.0f - wy) + to_float(bottom_left[place]) * wy;
+            float right = to_float(top_right[place]) * (1.0f - wy) + to_float(bottom_right[place]) * wy;
             value = left + (right - left) * wx;
         }
         if (single) {
@@ -163,13 +175,11 @@ extern "C" __global__ void prepare_uint16_float16(PREPARE_ARGUMENTS(uint16, floa
 extern "C" __global__ void prepare_int16_float16(PREPARE_ARGUMENTS(short, float16)) { PREPARE; }
 extern "C" __global__ void prepare_float32_float16(PREPARE_ARGUMENTS(float, float16)) { PREPARE; }
 
-#define LABEL_ARGUMENTS(Score, Label)                                                                               \
-    const Score *scores, Label *labels, int classes, int rows, int columns, int full_height, int full_width,        \
-        double scale_y, double scale_x, int height, int width, int mode, int coordinates, int rounding, int single, \
-        float threshold
-#define LABEL                                                                                                     \
-    label(scores, labels, classes, rows, columns, full_height, full_width, scale_y, scale_x, height, width, mode, \
-          coordinates, rounding, single, threshold)
+#define LABEL_ARGUMENTS(Score, Label)                                                                         \
+    const Score *scores, Label *labels, const int *low, const int *high, const float *share, int classes,     \
+        int rows, int columns, int height, int width, int linear, int single, float threshold
+#define LABEL \
+    label(scores, labels, low, high, share, classes, rows, columns, height, width, linear, single, threshold)
 
 extern "C" __global__ void label_float32_uint8(LABEL_ARGUMENTS(float, uint8)) { LABEL; }
 extern "C" __global__ void label_float32_uint16(LABEL_ARGUMENTS(float, uint16)) { LABEL; }

@@ -1,4 +1,4 @@
-"""Networks on ONNX Runtime's CPU provider."""
+"""Networks on ONNX Runtime: its CPU provider, and those for GPUs, which onnxruntime_gpu opens."""
 
 import json
 import os
@@ -13,9 +13,10 @@ import numpy as np
 from ..arrays import AnyArray
 from ..errors import DeployError, MisuseError, one_line
 from . import ORT_TARGETS, Layer
+from .onnxruntime_gpu import gpu_providers, not_loaded, plugin_devices, quietly
 
 if TYPE_CHECKING:
-    from onnxruntime import InferenceSession
+    from onnxruntime import InferenceSession, RunOptions
 
 ERRORS_ONLY = 3  # ONNX Runtime's severity: its warnings are for those who build graphs
 
@@ -27,6 +28,7 @@ def session(
     arena: bool = True,
     providers: Sequence[str | tuple[str, dict[str, Any]]] = ("CPUExecutionProvider",),
     profile_to: Path | None = None,
+    devices: Sequence[Any] = (),
 ) -> "InferenceSession":
     """An ONNX Runtime session.
 
@@ -36,6 +38,7 @@ def session(
         optimise: False runs the graph as written, as the reference in comparisons.
         arena: False gives memory back after each run, so that it does not grow over changing sizes.
         providers: of ONNX Runtime, the first that can run a node does.
+        devices: of a provider that is a plugin, instead of `providers`.
         profile_to: begin of the name of a file, to which end_profiling() writes what each node took.
 
     Raises:
@@ -44,7 +47,7 @@ def session(
     try:
         import onnxruntime
     except ImportError as error:
-        raise DeployError("onnxruntime is not installed; run: pip install 'fcn-deploy[cpu]' (or [gpu])") from error
+        raise DeployError("onnxruntime is not installed; run: pip install 'fcn-deploy[cpu]' (or [ort-cuda])") from error
     options = onnxruntime.SessionOptions()
     options.log_severity_level = ERRORS_ONLY
     if threads is not None:
@@ -60,6 +63,9 @@ def session(
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
         source = model if isinstance(model, bytes) else os.fspath(model)
+        if devices:
+            options.add_provider_for_devices(list(devices), {})
+            return onnxruntime.InferenceSession(source, options)
         return onnxruntime.InferenceSession(source, options, providers=list(providers))
     except Exception as error:  # ONNX Runtime's errors share no base class but Exception
         raise DeployError(f"ONNX Runtime cannot load the model: {one_line(error)}") from error
@@ -77,30 +83,6 @@ def physical_cores(processors: Path = Path("/sys/devices/system/cpu")) -> int:
     except OSError:  # a processor was taken off
         siblings = set()
     return len(siblings) or os.cpu_count() or 1
-
-
-def gpu_providers(target: str, device: int, source: str) -> list[str | tuple[str, dict[str, Any]]]:
-    """The providers for a key of ORT_TARGETS, on GPU number `device`.
-
-    Raises:
-        DeployError: this onnxruntime has no such provider, or it cannot be loaded here.
-    """
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise DeployError("onnxruntime is not installed; run: pip install 'fcn-deploy[gpu]'") from error
-    wanted = ORT_TARGETS[target]
-    if wanted not in onnxruntime.get_available_providers():
-        remedy = "install its plugin package" if target == "ort-rtx" else "replace it by that of 'fcn-deploy[gpu]'"
-        raise DeployError(
-            f"{source} is an engine for {target}, and onnxruntime {onnxruntime.__version__} here has no {wanted}; "
-            f"{remedy}, or build one with --target cpu"
-        )
-    place = {"device_id": device}
-    providers: list[str | tuple[str, dict[str, Any]]] = [(wanted, place)]
-    if target == "ort-tensorrt":  # CUDA takes what TensorRT cannot
-        providers.append(("CUDAExecutionProvider", place))
-    return [*providers, "CPUExecutionProvider"]
 
 
 class OnnxRuntimeSession:
@@ -126,27 +108,42 @@ class OnnxRuntimeSession:
         source: str = "the engine",
     ) -> None:
         self.session: InferenceSession | None
+        self._on_cpu = target == "cpu"
         if target == "cpu":
             self.name, opened = "onnxruntime", session(model, threads)
+        elif target == "ort-rtx":
+            self.name = f"onnxruntime, {ORT_TARGETS[target]}"
+            with quietly():
+                opened = session(model, threads, devices=plugin_devices(device, source))
         else:
-            providers = gpu_providers(target, device, source)
-            self.name, opened = f"onnxruntime, {ORT_TARGETS[target]}", session(model, threads, providers=providers)
+            self.name = f"onnxruntime, {ORT_TARGETS[target]}"
+            with quietly():
+                opened = session(model, threads, providers=gpu_providers(target, device, source))
             # ONNX Runtime falls back to the CPU with a line in its log, where the GPU's libraries cannot be loaded.
             if ORT_TARGETS[target] not in opened.get_providers():
-                raise DeployError(
-                    f"{source}: {ORT_TARGETS[target]} cannot be loaded here; install the driver, CUDA and cuDNN that "
-                    "this onnxruntime wants, or build an engine with --target cpu"
-                )
+                raise not_loaded(target, source)
         self.session = opened
         self.input = input or opened.get_inputs()[0].name
         self.output = output or opened.get_outputs()[0].name
 
     def run(self, image: AnyArray) -> AnyArray:
         """[N, C, H, W] of the network's input type → [N, K, h, w]. Raises DeployError where the network fails."""
+        return self._run(image, None)
+
+    def release(self, image: AnyArray) -> AnyArray:
+        """As `Session` says. An arena never shrinks by itself."""
+        from onnxruntime import RunOptions
+
+        options = RunOptions()
+        if self._on_cpu:
+            options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+        return self._run(image, options)
+
+    def _run(self, image: AnyArray, options: "RunOptions | None") -> AnyArray:
         if (session := self.session) is None:
             raise MisuseError("the Segmenter was closed; open another one")
         try:
-            result: AnyArray = session.run([self.output], {self.input: image})[0]
+            result: AnyArray = session.run([self.output], {self.input: image}, options)[0]
         except Exception as error:
             raise DeployError(f"the network failed on an input of {list(image.shape)}: {one_line(error)}") from error
         return result

@@ -5,6 +5,7 @@ import math
 import os
 import threading
 from collections import defaultdict
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -150,6 +151,15 @@ class OpenVinoSession:
             if self._compiled is not None:
                 self._idle.append(request)
         return result.data, layers
+
+    def release(self, image: AnyArray) -> AnyArray:
+        """As `Session` says. Each request keeps the memory of the largest image that it has seen."""
+        with self._lock:
+            self._idle = []
+            if self._compiled is not None and hasattr(self._compiled, "release_memory"):  # since 2024.5
+                with suppress(RuntimeError):  # another call runs
+                    self._compiled.release_memory()
+        return self.run(image)
 
     def _float_session(self) -> "OpenVinoSession":
         """The same network without INT8 kernels, opened when it is first wanted."""

@@ -1,14 +1,18 @@
-"""Networks on NVIDIA GPUs: TensorRT or TensorRT for RTX through pycuda, with our kernels before and after the core.
+"""Networks on NVIDIA GPUs: TensorRT or TensorRT for RTX, with our kernels before and after the core.
 
 An image goes up as it is (one copy), a kernel prepares it, the network runs, a kernel makes labels of its scores, and
 these come down (one copy). Copies have a stream of their own per slot, and there are two slots, so that one image is
 copied while another is computed. All that computes is on one stream: contexts never run at once, and share one block
 of memory, one input and one buffer of scores.
+
+Streams are non-blocking, and only these are waited for, never the whole context: another Segmenter, or PyTorch, may use
+the GPU in the same process, and capture graphs there.
 """
 
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from typing import Any
 
 import numpy as np
 
@@ -21,9 +25,12 @@ from ..prepare import padded_size
 from .buffers import Buffer, Slot
 from .device import cache_path, load_kernels, open_device, open_driver, open_library
 from .device_network import GRAPHS, DeviceNetwork
+from .graphs import beside_other_captures
 
 SLOTS = 2
-BLOCK = (32, 8, 1)  # threads of our kernels
+BLOCK = (32, 8, 1)  # threads of our kernels, one a pixel
+THREADS = 256  # of the one that is not by pixels
+PLACE_BYTES = 12  # of a row or column of the labels: two cells and a share
 
 
 class TensorRTBackend:
@@ -88,13 +95,26 @@ class TensorRTBackend:
         # As prepare.py has it: image · (1 / std) - mean / std.
         factors = np.concatenate([1.0 / std, mean / std]).astype(np.float32)
         self._factors.reserve(factors.nbytes)
-        self._cuda.memcpy_htod(self._factors.pointer, factors)
+        stream = self.network.stream  # a copy that blocks is ordered with the null stream alone
+        self._cuda.memcpy_htod_async(self._factors.pointer, factors, stream)
+        stream.synchronize()
         self._kernels = load_kernels(self._cuda, kernels, self._device, self.source)
         network = self.network
-        self._prepare_kernel = self._kernels.get_function(f"prepare_{self.card.dtype}_{network.input_type}")
+        self._prepare_kernel = self._function(f"prepare_{self.card.dtype}_{network.input_type}")
         self._prepare_kernel.prepare("PPPPiiiii")
-        self._label_kernel = self._kernels.get_function(f"label_{network.score_type}_{self.card.label_dtype}")
-        self._label_kernel.prepare("PPiiiiiddiiiiiif")
+        self._label_kernel = self._function(f"label_{network.score_type}_{self.card.label_dtype}")
+        self._label_kernel.prepare("PPPPPiiiiiiif")
+        self._positions_kernel = self._function("positions")
+        self._positions_kernel.prepare("PPPiiiiddiiiii")
+
+    def _function(self, name: str) -> Any:
+        try:
+            return self._kernels.get_function(name)
+        except self._cuda.Error as error:
+            raise DeployError(
+                f"{self.source} has GPU kernels of another release (there is no {name}); build it again with "
+                "build-engine"
+            ) from error
 
     @property
     def network(self) -> DeviceNetwork:
@@ -102,6 +122,9 @@ class TensorRTBackend:
         if self._network is None:
             raise MisuseError(f"{self.source} is closed; open it again")
         return self._network
+
+    def release(self) -> None:
+        """As `Backend` says: on a GPU nothing, as its memory is sized by the profiles."""
 
     def close(self) -> None:
         """Wait for the calls that run, then release all of the GPU's memory. Calls afterwards raise MisuseError."""
@@ -119,24 +142,34 @@ class TensorRTBackend:
                 self._release()
             self._context.detach()
 
+    def _keep_cache(self) -> None:
+        """Store what was compiled for the first run of a profile: a process that is killed never closes."""
+        if self.network.unsaved:
+            with self._submit:
+                self.network.save_cache()
+
     def _release(self) -> None:
         """Give everything back. Where the GPU has failed, its driver refuses; it is freed with the process then."""
-        with suppress(Exception):
-            self._cuda.Context.synchronize()
+        if self._network is not None and self._network.stream is not None:
+            with suppress(Exception):
+                self._network.settle()
         for slot in self._slots:
+            with suppress(Exception):
+                slot.stream.synchronize()
             slot.release()
         self._factors.release()
         if self._network is not None:
             self._network.release()
         self._network, self._slots, self._free = None, [], []
-        self._prepare_kernel = self._label_kernel = self._kernels = None
+        self._prepare_kernel = self._label_kernel = self._positions_kernel = self._kernels = None
 
     @contextmanager
     def _current(self) -> Iterator[None]:
         """The GPU's context, current in this thread; what was current before is so again afterwards."""
         self._context.push()
         try:
-            yield
+            with beside_other_captures():
+                yield
         finally:
             self._cuda.Context.pop()
 
@@ -148,14 +181,16 @@ class TensorRTBackend:
         padded, dtype = padded_size(height, width, self.card), np.dtype(self.card.label_dtype)
         with self._slot() as slot, self._current():
             count = height * width * dtype.itemsize
-            self._reserving(lambda: slot.reserve(image.nbytes, count), f"{height}×{width}")
+            places = (height + width) * PLACE_BYTES
+            self._reserving(lambda: slot.reserve(image.nbytes, count, places), f"{height}×{width}")
             slot.put(image)
-            with self._submit, self._recovering():
+            with self._submit, self._recovering(slot):
                 scores = self._run(slot, image, padded)
                 self._label(slot, scores, padded, (height, width))
                 slot.download(count, self.network.stream)
-            with self._recovering():
+            with self._recovering(slot, submitted=True):
                 slot.done.synchronize()
+            self._keep_cache()
             labels: Labels = slot.taken(count, dtype).reshape(height, width)
             return labels
 
@@ -174,10 +209,11 @@ class TensorRTBackend:
         with self._slot() as slot, self._current():
             self._reserving(lambda: slot.reserve(image.nbytes, 0), f"{image.shape[0]}×{image.shape[1]}")
             slot.put(image)
-            with self._submit, self._recovering():
+            with self._submit, self._recovering(slot):
                 found = np.empty(self._run(slot, image, padded), self.network.score_type)
+                self._cuda.memcpy_dtoh_async(found, self.network.scores.pointer, self.network.stream)
                 self.network.stream.synchronize()
-                self._cuda.memcpy_dtoh(found, self.network.scores.pointer)
+            self._keep_cache()
             return usable(found.astype(np.float32, copy=False), self.card, self.upsampling.mode == "linear")
 
     def _run(self, slot: Slot, image: Image, padded: tuple[int, int]) -> tuple[int, int, int]:
@@ -218,11 +254,20 @@ class TensorRTBackend:
         classes, rows, columns = scores
         factor = upsampling.factor or (padded[0] / rows, padded[1] / columns)
         full = padded if upsampling.factor is None else (int(rows * factor[0]), int(columns * factor[1]))
+        start, entries, stream = int(slot.places.pointer), sum(size), self.network.stream
+        places = [start + 4 * index * entries for index in range(3)]
+        if slot.placed != (scores, padded, size):
+            slot.placed = None
+            self._positions_kernel.prepared_async_call(
+                (-(-entries // THREADS), 1), (THREADS, 1, 1), stream,
+                *places, rows, columns, *full, *factor, *size, *_codes(upsampling),
+            )  # fmt: skip
+            slot.placed = (scores, padded, size)
+        single = card.activation != "softmax"
         self._label_kernel.prepared_async_call(
-            _grid(*size), BLOCK, self.network.stream,
-            int(self.network.scores.pointer), int(slot.labels.pointer), classes, rows, columns, *full, *factor, *size,
-            *_codes(upsampling), int(card.activation != "softmax"),
-            card.score_threshold if card.activation != "softmax" else 0.0,
+            _grid(*size), BLOCK, stream,
+            int(self.network.scores.pointer), int(slot.labels.pointer), *places, classes, rows, columns, *size,
+            int(upsampling.mode == "linear"), int(single), card.score_threshold if single else 0.0,
         )  # fmt: skip
 
     # Slots, errors and memory
@@ -250,13 +295,18 @@ class TensorRTBackend:
                 self._slot_freed.notify_all()
 
     @contextmanager
-    def _recovering(self) -> Iterator[None]:
-        """After an error nothing is left in flight; where the GPU itself has failed, all later calls say so."""
+    def _recovering(self, slot: Slot, submitted: bool = False) -> Iterator[None]:
+        """After an error nothing of the call is in flight; where the GPU itself has failed, all later ones say so.
+
+        `submitted`: all of it is queued, so that the slot's stream ends after what the network's does for it.
+        """
         try:
             yield
         except BaseException as error:
             try:
-                self._cuda.Context.synchronize()
+                if not submitted:
+                    self.network.settle()
+                slot.stream.synchronize()
             except self._cuda.Error as failure:
                 self._broken = (
                     f"the GPU failed while it ran {self.source} ({one_line(failure, 200)}); it cannot be used in this "

@@ -84,21 +84,6 @@ def open_gdal(path: Path) -> Iterator[GdalImage]:
             np.dtype(dataset.dtypes[0] if palette is None else np.uint8), int(bits) if bits.isdigit() else 0,
             colours or ("grey" if dataset.count == 1 or kinds == ["gray", "alpha"] else ""),
             kinds.index("alpha") if "alpha" in kinds else None,
-            dataset.crs is not None or not dataset.transform.is_identity, read, dataset,
+            dataset.crs is not None or not dataset.transform.is_identity or bool(dataset.gcps[0]) or bool(dataset.rpcs),
+            read, dataset,
         )  # fmt: skip
-
-
-def geotiff_tags(image: GdalImage, wanted: tuple[int, ...]) -> tuple[tuple[int, int, int, Any], ...]:
-    """The tags that say in a GeoTIFF what the raster's georeference is: those of a small one that GDAL writes."""
-    if not image.georeferenced:
-        return ()
-    import tifffile
-
-    rasterio = need("rasterio", "gdal")
-    options = {"driver": "GTiff", "height": 1, "width": 1, "count": 1, "dtype": "uint8"}
-    with rasterio.MemoryFile() as memory:
-        with memory.open(**options, crs=image.dataset.crs, transform=image.dataset.transform):
-            pass
-        with tifffile.TiffFile(memory) as file:
-            tags = file.pages.first.tags.values()
-            return tuple((tag.code, tag.dtype, tag.count, tag.value) for tag in tags if tag.code in wanted)

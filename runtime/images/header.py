@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from ..errors import DeployError, MisuseError
 from .deep import bits_of
 from .gdal import is_gdals, open_gdal
+from .georeference import GEOREFERENCE
 from .pillow import check_pixels, open_pillow
 from .ranged import opened
 from .tiff import is_tiff, lay_out
@@ -39,7 +40,7 @@ class Header:
         dtype: of a sample, as stored.
         pages: images in the file, without overviews, thumbnails and masks; the first is read.
         mode: Pillow's, where Pillow decodes the file; None for other files.
-        georeferenced: whether it is a GeoTIFF.
+        georeferenced: whether it says itself where it lies: a GeoTIFF, or one with RPCs.
         bits: of a sample, where Pillow decodes 8 of more; 0: as Pillow or tifffile decode them.
     """
 
@@ -149,7 +150,7 @@ def _tiff(path: Path) -> Header:
 
     with tifffile.TiffFile(opened(path), name=path.name) as file:
         found = lay_out(file, path)
-        georeferenced = bool(found.keyframe.is_geotiff)
+        georeferenced = any(code in found.keyframe.tags for code in GEOREFERENCE)
         return Header(path, "TIFF", found.upright, found.bands, found.dtype, found.images, None, georeferenced)
 
 

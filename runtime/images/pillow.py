@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import DeployError, MisuseError
+from ..errors import DeployError, MisuseError, OverBudgetError
 from .find import package_for
 
 if TYPE_CHECKING:
@@ -19,12 +19,12 @@ _limit = threading.Lock()
 
 
 def check_pixels(size: tuple[int, int], max_pixels: int, path: Path) -> None:
-    """Raise DeployError where (height, width) are more than `max_pixels`, and MisuseError where a side is 0."""
+    """Raise OverBudgetError where (height, width) are more than `max_pixels`, and MisuseError where a side is 0."""
     height, width = size
     if not height or not width:
         raise MisuseError(f"{path} has no pixels ({height}×{width}); remove it")
     if width * height > max_pixels:
-        raise DeployError(
+        raise OverBudgetError(
             f"{path} has {width}×{height} = {width * height:,} pixels, over the limit of {max_pixels:,}; "
             "raise it with max_pixels= (--max-pixels) if you trust the file"
         )

@@ -22,20 +22,18 @@ from ..model_card import ModelCard
 from ..no_data import filled, masked
 from ..value_range import GRIDS, Range, limits_within, percentiles, scaled, windows
 from .deep import read_deep
-from .gdal import geotiff_tags, open_gdal
+from .gdal import open_gdal
+from .georeference import Tag, dataset_tags, own_tags
 from .header import DEFAULT_MAX_PIXELS, Header, open_npy, read_header, reading
 from .numbers import ReadOptions, doubtful, value_of, wide_type
 from .pillow import open_pillow
 from .ranged import opened
-from .tiff import ORIENTATION, Read, lay_out, mask_reader, reader, tagged_no_data, turned
+from .tiff import ORIENTATION, TURNS, Read, lay_out, mask_reader, reader, tagged_no_data, turned
 
 if TYPE_CHECKING:
     from PIL import Image as Pictures
 
 log = logging.getLogger(__name__)
-
-Tag = tuple[int, int, int, Any]  # of a TIFF: code, type, count, value
-GEOREFERENCE = (33550, 33922, 34264, 34735, 34736, 34737)  # the tags of the GeoTIFF standard (OGC 19-008r4)
 
 
 @dataclass(frozen=True)
@@ -53,6 +51,7 @@ class StoredImage:
         tags: of a TIFF, to be copied to its labels: (code, type, count, value).
         no_data: a value that is none, by GDAL's tag.
         mask: reads likewise where the file's own mask has data: [h, w, 1], 0 where there is none.
+        turned: whether it is stored turned, by its orientation.
     """
 
     path: Path
@@ -64,6 +63,7 @@ class StoredImage:
     tags: tuple[Tag, ...] = ()
     no_data: float | None = None
     mask: Read | None = None
+    turned: bool = False
 
 
 @dataclass(frozen=True)
@@ -216,7 +216,8 @@ def open_stored(header: Header, card: ModelCard) -> Iterator[StoredImage]:
                 palette = raster.dataset.colorinterp[0].name == "palette"  # its colours are not the numbers of no data
                 stored = StoredImage(
                     header.path, raster.size, raster.read, raster.bits, raster.colours, raster.alpha,
-                    geotiff_tags(raster, GEOREFERENCE), None if palette else raster.dataset.nodata,
+                    dataset_tags(raster.dataset) if raster.georeferenced else (),
+                    None if palette else raster.dataset.nodata,
                 )  # fmt: skip
             else:
                 stored = _picture(header, card)
@@ -225,20 +226,22 @@ def open_stored(header: Header, card: ModelCard) -> Iterator[StoredImage]:
 
 def _tiff(file: Any, path: Path, card: ModelCard) -> StoredImage:
     layout = lay_out(file, path, card.channels)
-    tags = tuple(
-        (tag.code, tag.dtype, tag.count, tag.value) for tag in layout.keyframe.tags.values() if tag.code in GEOREFERENCE
-    )
+    tags = own_tags(layout.keyframe)
     if layout.turned != 1 and tags:
-        raise MisuseError(
-            f"{path} is stored turned (orientation {layout.turned}) and georeferenced, which contradict each other; "
-            "turn it upright"
-        )
+        raise turned_on_the_ground(path)
     # A palette's colours are not the numbers that the tag speaks of.
     palette = getattr(layout.keyframe.photometric, "name", "") == "PALETTE"
     return StoredImage(
         path, layout.upright, reader(layout, path), layout.bits, layout.colours, layout.alpha, tags,
-        None if palette else tagged_no_data(layout), mask_reader(file, layout, path),
+        None if palette else tagged_no_data(layout), mask_reader(file, layout, path), layout.turned != 1,
     )  # fmt: skip
+
+
+def turned_on_the_ground(path: Path) -> MisuseError:
+    """What is said of an image that is stored turned, and georeferenced."""
+    return MisuseError(
+        f"{path} is stored turned (by its orientation) and georeferenced, which contradict each other; turn it upright"
+    )
 
 
 def _parts(array: NDArray[Any]) -> Read:
@@ -252,8 +255,9 @@ def _picture(header: Header, card: ModelCard) -> StoredImage:
     # For grey of 8 bits Pillow drops the low bits.
     bits = header.bits if card.dtype != "uint8" or card.channels == 3 else 0
     with open_pillow(header.path, header.pixels) as picture:
+        orientation = picture.getexif().get(ORIENTATION, 1)
         if bits:
-            array = turned(read_deep(header.path, header.format), picture.getexif().get(ORIENTATION, 1))
+            array = turned(read_deep(header.path, header.format), orientation)
         else:
             picture.load()
             array = _samples(ImageOps.exif_transpose(picture), card)
@@ -261,7 +265,7 @@ def _picture(header: Header, card: ModelCard) -> StoredImage:
     colours = {1: "grey", 3: "RGB", 4: "RGB"}.get(array.shape[2], "grey")
     alpha = array.shape[2] - 1 if array.shape[2] in (2, 4) else None
     bits = 1 if array.dtype == bool else bits
-    return StoredImage(header.path, header.size, _parts(array), bits, colours, alpha)
+    return StoredImage(header.path, header.size, _parts(array), bits, colours, alpha, turned=orientation in TURNS)
 
 
 def _samples(picture: "Pictures.Image", card: ModelCard) -> NDArray[Any]:

@@ -13,11 +13,15 @@ from numpy.typing import NDArray
 
 from ..errors import DeployError
 from ..model_card import ModelCard
+from .georeference import Tag, all_tags, beside
 from .header import file_kind, read_header, reading
 from .numbers import ReadOptions
-from .read import COMMON, Tag, fit_of, open_stored
+from .read import COMMON, fit_of, open_stored, turned_on_the_ground
 
 REGION_PIXELS = 64_000_000  # files of more are not read whole
+BY_SUFFIX = {  # what a file is that may have others beside it, as far as its name says
+    ".jpg": "JPEG", ".jpeg": "JPEG", ".jpe": "JPEG", ".png": "PNG", ".gif": "GIF", ".bmp": "BMP", ".webp": "WEBP",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -43,13 +47,16 @@ class Regions:
 
 
 def by_regions(path: str | os.PathLike[str]) -> bool:
-    """Whether an image file is read region by region: a large or georeferenced TIFF, or a large .npy.
+    """Whether an image file is read region by region: a large TIFF or .npy, or a georeferenced image.
 
     False too where its header cannot be read: whoever reads the file says what is wrong.
     """
     path = Path(path)
     try:
-        if not file_kind(path):
+        kind = file_kind(path)
+        if beside(path, kind or BY_SUFFIX.get(path.suffix.lower(), "")):
+            return True
+        if not kind:
             return False
         header = read_header(path, sys.maxsize)
     except (DeployError, OSError):
@@ -71,10 +78,13 @@ def open_regions(path: str | os.PathLike[str], card: ModelCard, options: ReadOpt
     with open_stored(header, card) as stored:
         with reading(header.path):
             fit = fit_of(stored, card, options)
+            tags = all_tags(header.path, header.format, stored.size, stored.tags, options)
+        if tags and stored.turned:
+            raise turned_on_the_ground(header.path)
 
         def read(top: int, bottom: int, left: int, right: int) -> NDArray[Any]:
             with reading(header.path):
                 return fit.read(top, bottom, left, right)
 
         read(0, 1, 0, 1)  # channels and dtype are told before the work begins
-        yield Regions((*stored.size, card.channels), np.dtype(card.dtype), read, stored.tags)
+        yield Regions((*stored.size, card.channels), np.dtype(card.dtype), read, tags)

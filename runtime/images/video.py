@@ -1,28 +1,34 @@
 """Video files, frame by frame (PyAV, the extra [video])."""
 
-import math
+import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import DeployError
+from ..errors import DeployError, MisuseError
 from ..extras import need
-from ..files import replacing, write_error
 from ..model_card import ModelCard
+from ..value_range import PERCENTILE
+from .addresses import SECONDS, STDIN, VIDEO_SUFFIXES, Address, StandardInput
+from .frames import display_matrix, pixels_of, remarks
+from .numbers import ReadOptions
+from .read import Fit, StoredImage, fit_of
 
-VIDEO_SUFFIXES = frozenset((
-    ".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".m2ts", ".mts", ".wmv", ".flv",
-    ".ogv", ".3gp",
-))  # fmt: skip
+log = logging.getLogger(__name__)
+
 # Demuxers of single files. Playlists and the like, which open other files and addresses, are not among them.
 CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegts,mpegvideo,asf,flv,ogg"
-MOST_TICKS = 65535  # of a second, for MPEG-4
+STREAMED = f"{CONTAINERS},nut,yuv4mpegpipe,h264,hevc,ivf,mjpeg,mpjpeg"  # that a pipe carries
+# An address is the user's own; what is behind it may name further addresses, but no files.
+REMOTE = f"{STREAMED},rtsp,sdp,rtp,hls"
+PROTOCOLS = "http,https,httpproxy,tls,tcp,udp,rtp,rtsp,rtmp,rtmps,rtmpt,srt,crypto"
+JUMP = 1  # seconds that times go back, from which on they start anew
 
 
 class VideoError(DeployError):
@@ -35,53 +41,80 @@ def is_video(path: Path) -> bool:
 
 
 class VideoReader:
-    """The frames of a video file, and what was wrong with them."""
+    """The frames of a video file, a camera or an address, and what was wrong with them.
 
-    def __init__(self, av: Any, container: Any, path: Path, card: ModelCard) -> None:
-        self.av, self.path, self.card = av, path, card
+    Attributes:
+        av: the library.
+        source: file or address.
+        stream: the first of pictures.
+        time_base: of the frames' times, in seconds.
+        rate: frames a second, about.
+        stopped: why no more could be read, where that was not the end.
+        abandoned: a thread reads it still, so that it cannot be closed.
+    """
+
+    def __init__(self, av: Any, container: Any, source: Path | Address, card: ModelCard, options: ReadOptions) -> None:
+        self.av, self.source, self.card, self.options = av, source, card, options
         self._container = container
         self.stream = container.streams.video[0]
         self.time_base: Fraction = self.stream.time_base
-        self.rate: Fraction = self.stream.average_rate or self.stream.guessed_rate or Fraction(25)
-        self._size = (self.stream.codec_context.width, self.stream.codec_context.height)
+        rate = self.stream.average_rate or self.stream.guessed_rate
+        self.rate: Fraction = rate if rate and 0 < rate <= 1000 else Fraction(25)
         self._broken: list[str] = []  # when, and why
-        self._stopped: str | None = None
+        self.stopped: str | None = None
         self._end: Fraction | None = None  # of the last frame, in seconds
+        self._said: set[str] = set()
+        self._fit: Fit | None = None
+        self.abandoned = False
 
     @classmethod
     @contextmanager
-    def open(cls, path: Path, card: ModelCard, max_pixels: int) -> Iterator["VideoReader"]:
-        """Raises VideoError."""
-        if card.dtype != "uint8" or card.channels not in (1, 3):
-            raise VideoError(
-                f"{path} has frames of 8-bit colour; this model takes {card.channels} channels of {card.dtype}"
+    def open(
+        cls, source: Path | Address, card: ModelCard, options: ReadOptions, stdin: StandardInput | None = None
+    ) -> Iterator["VideoReader"]:
+        """Raises VideoError, and MisuseError where the options are not of videos."""
+        if card.channels not in (1, 3):
+            raise VideoError(f"{source} has frames of colours; this model takes {card.channels} channels")
+        if options.input_range == PERCENTILE:
+            raise MisuseError(
+                f"--input-range percentile would give each frame of {source} another range; name two numbers: LO,HI"
             )
         try:
             av = need("av", "video")
         except DeployError as error:
-            raise VideoError(f"{path}: {error}") from error
-        options = {"protocol_whitelist": "file", "format_whitelist": CONTAINERS}
+            raise VideoError(f"{source}: {error}") from error
         try:
-            container = av.open(str(path), options=options)
+            container = _opened(av, source, stdin)
         except (av.error.FFmpegError, OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or error
-            raise VideoError(f"cannot read {path} as a video: {reason}; is it damaged or truncated?") from error
-        with container:
+            if isinstance(source, Address):
+                raise VideoError(f"cannot read {source} as a video: {reason}; is it there, and a video?") from error
+            raise VideoError(f"cannot read {source} as a video: {reason}; is it damaged or truncated?") from error
+        readers: list[VideoReader] = []
+        try:
             if not container.streams.video:
-                raise VideoError(f"{path} has no pictures, only {len(container.streams)} other streams; remove it")
-            reader = cls(av, container, path, card)
-            width, height = reader._size
-            if width * height > max_pixels:
-                raise VideoError(
-                    f"{path} has frames of {width}×{height} = {width * height:,} pixels, over the limit of "
-                    f"{max_pixels:,}; raise it with max_pixels= (--max-pixels) if you trust the file"
-                )
+                raise VideoError(f"{source} has no pictures, only {len(container.streams)} other streams; remove it")
+            reader = cls(av, container, source, card, options)
+            readers.append(reader)
+            reader._check_size(reader.stream.codec_context.width, reader.stream.codec_context.height)
             yield reader
+        finally:
+            if not any(reader.abandoned for reader in readers):
+                container.close()
 
-    def frames(self, times: dict[str, float]) -> Iterator[Any]:
-        """Frames with a time each, rising. Adds the seconds of decoding to `times["read"]`."""
+    def frames(self, times: dict[str, float], skip: int = 0) -> Iterator[Any]:
+        """Frames with a time each, rising. Adds the seconds of decoding to `times["read"]`.
+
+        Args:
+            skip: so many are left out, as an earlier run has labelled them.
+
+        Raises:
+            VideoError: a frame of more pixels than allowed, or of colours that are not read.
+        """
         last = None
+        ahead = 0  # ticks, by which times that start anew are set off
         step = max(1, round(1 / (self.rate * self.time_base)))
+        live = isinstance(self.source, Address) and self.source.live
         decoded = self._decoded()
         while True:
             started = time.perf_counter()
@@ -89,20 +122,42 @@ class VideoReader:
             times["read"] += time.perf_counter() - started
             if frame is None:
                 return
-            size = (frame.width, frame.height)
-            self._size = self._size if all(self._size) else size
-            if size != self._size:
-                raise VideoError(
-                    f"{self.path}: its frames change from {self._size[0]}×{self._size[1]} to {size[0]}×{size[1]}, and "
-                    "a label video has one size; split it there"
-                )
+            self._check_size(frame.width, frame.height)
             if frame.pts is None:
-                frame.pts = 0 if last is None else last + step
-            if last is not None and frame.pts <= last:
-                frame.pts = last + 1
-            last = frame.pts
+                frame.pts = 0 if last is None else last + step - ahead
+            if last is None and live:
+                ahead = -frame.pts  # a camera's clock is of the day, or of its start
+            pts = frame.pts + ahead
+            if last is not None and pts <= last:
+                if (last - pts) * self.time_base > JUMP:
+                    self._say("times", f"has times that start anew at {float(last * self.time_base):.2f} s; what "
+                              "follows is set after what was before")  # fmt: skip
+                    ahead += last + step - pts
+                    pts = last + step
+                else:
+                    pts = last + 1
+            frame.pts = last = pts
             self._end = (last + (frame.duration or step)) * self.time_base
+            for kind, remark in remarks(frame):
+                self._say(kind, remark)
+            if skip:
+                skip -= 1
+                continue
             yield frame
+
+    def _check_size(self, width: int, height: int) -> None:
+        limit = self.options.max_pixels
+        if width * height > limit:
+            raise VideoError(
+                f"{self.source} has frames of {width}×{height} = {width * height:,} pixels, over the limit of "
+                f"{limit:,}; raise it with max_pixels= (--max-pixels) if you trust the file"
+            )
+
+    def _say(self, kind: str, remark: str) -> None:
+        """Once of a video."""
+        if kind not in self._said:
+            self._said.add(kind)
+            log.warning("%s %s", self.source, remark)
 
     def _decoded(self) -> Iterator[Any]:
         packets = self._container.demux(self.stream)
@@ -112,7 +167,7 @@ class VideoReader:
             except StopIteration:
                 return
             except (self.av.error.FFmpegError, OSError) as error:
-                self._stopped = error.strerror or str(error)
+                self.stopped = error.strerror or str(error)
                 packet = None  # what the decoder still holds
             try:
                 frames = self.stream.codec_context.decode(packet)
@@ -142,12 +197,12 @@ class VideoReader:
             said.append(f"{what} cannot be read")
         whole = self._duration()
         if self._end is not None and (
-            self._stopped or (whole is not None and self._end + Fraction(5, 2) / self.rate < whole)
+            self.stopped or (whole is not None and self._end + Fraction(5, 2) / self.rate < whole)
         ):
             of = "" if whole is None else f" of {float(whole):.2f} s"
-            said.append(f"it ends at {float(self._end):.2f} s{of}{f' ({self._stopped})' if self._stopped else ''}")
-        elif self._stopped:
-            said.append(self._stopped)
+            said.append(f"it ends at {float(self._end):.2f} s{of}{f' ({self.stopped})' if self.stopped else ''}")
+        elif self.stopped:
+            said.append(self.stopped)
         return " and ".join(said)
 
     def _duration(self) -> Fraction | None:
@@ -161,92 +216,37 @@ class VideoReader:
             return None
 
     def image(self, frame: Any) -> NDArray[Any]:
-        """A frame upright, [H, W, C] uint8."""
-        pixels = frame.to_ndarray(format="rgb24" if self.card.channels == 3 else "gray")
-        image: NDArray[Any] = pixels.reshape(frame.height, frame.width, -1)
-        turns = round(frame.rotation / 90) % 4
-        return np.ascontiguousarray(np.rot90(image, turns)) if turns else image
+        """A frame upright, [H, W, C] of the card's dtype; a MaskedArray where there is no data.
+
+        Raises VideoError, MisuseError.
+        """
+        try:
+            pixels = pixels_of(frame, self.card.channels)
+        except DeployError as error:
+            raise VideoError(f"{self.source}: {error}") from error
+        path: Any = self.source
+        colours = "RGB" if self.card.channels == 3 else "grey"
+        size = (pixels.shape[0], pixels.shape[1])
+        stored = StoredImage(path, size, lambda top, bottom, *sides: pixels[top:bottom, slice(*sides)], colours=colours)
+        if self._fit is None:
+            self._fit = fit_of(stored, self.card, self.options)
+        return replace(self._fit, stored=stored).read(0, size[0], 0, size[1])
+
+    def aspect(self, frame: Any) -> Fraction | None:
+        """Of a pixel of the upright frame: its width over its height; None: not told."""
+        ratio: Fraction | None = self.stream.sample_aspect_ratio
+        if not ratio:
+            return None
+        return 1 / ratio if display_matrix(frame)[0] == 0 else ratio
 
 
-class VideoWriter:
-    """A video file that is written frame by frame."""
-
-    def __init__(self, av: Any, container: Any, stream: Any, path: Path, time_base: Fraction) -> None:
-        self._av, self._container, self._stream, self._path = av, container, stream, path
-        self._time_base = time_base  # of the frames that come
-        self._last: int | None = None
-
-    @classmethod
-    @contextmanager
-    def open(
-        cls, path: Path, reader: VideoReader, size: tuple[int, int], card: ModelCard | None
-    ) -> Iterator["VideoWriter"]:
-        """A label video in the card's classes; an overlay, for None. It appears where the block ends well."""
-        av = reader.av
-        with replacing(path) as temporary:
-            with _writing(av, path):
-                container = av.open(str(temporary), "w", format="matroska" if card else "mp4")
-            try:
-                with _writing(av, path):
-                    stream = _output(container, reader, size, card)
-                writer = cls(av, container, stream, path, reader.time_base)
-                yield writer
-            finally:
-                with _writing(av, path):
-                    container.close()
-
-    def write(self, frame: Any, pts: int) -> None:
-        base = self._stream.codec_context.time_base
-        frame.pts, frame.time_base = round(pts * self._time_base / base), base
-        if self._last is not None and frame.pts <= self._last:  # nearer than the format can tell
-            frame.pts = self._last + 1
-        self._last = frame.pts
-        with _writing(self._av, self._path):
-            self._container.mux(self._stream.encode(frame))
-
-    def finish(self) -> None:
-        with _writing(self._av, self._path):
-            self._container.mux(self._stream.encode(None))
-
-
-def _output(container: Any, reader: VideoReader, size: tuple[int, int], card: ModelCard | None) -> Any:
-    av = reader.av
-    height, width = size
-    base = reader.time_base
-    if card is not None:
-        stream = container.add_stream("ffv1", rate=reader.rate, options={"slicecrc": "1"})
-        stream.pix_fmt = "gray" if card.label_dtype == "uint8" else "gray16le"
-        container.metadata["fcn_deploy.card"] = card.to_json()
-    else:
-        height, width = height + height % 2, width + width % 2
-        if "libx264" in av.codecs_available:
-            stream = container.add_stream("libx264", rate=reader.rate, options={"crf": "20", "preset": "veryfast"})
-        else:
-            stream = container.add_stream("mpeg4", rate=reader.rate, options={"qscale": "3"})
-            if base.denominator > MOST_TICKS:
-                base = Fraction(1, MOST_TICKS)
-        stream.pix_fmt = "yuv420p"
-        stream.codec_context.colorspace = 1  # BT.709, as its frames are made
-    stream.width, stream.height = width, height
-    stream.codec_context.time_base = base
-    if math.prod(size) and (ratio := reader.stream.sample_aspect_ratio):
-        turned = size != (reader.stream.codec_context.height, reader.stream.codec_context.width)
-        stream.codec_context.sample_aspect_ratio = 1 / ratio if turned else ratio
-    return stream
-
-
-@contextmanager
-def _writing(av: Any, path: Path) -> Iterator[None]:
-    try:
-        yield
-    except av.error.FFmpegError as error:
-        raise write_error(path, OSError(error.errno, error.strerror)) from error
-
-
-def yuv_frame(av: Any, picture: NDArray[Any]) -> Any:
-    """[H, W, 3] uint8 as a frame of H.264's colours; the last row and column are repeated where their number is odd."""
-    odd = [(0, side % 2) for side in picture.shape[:2]]
-    if any(side for _, side in odd):
-        picture = np.pad(picture, (*odd, (0, 0)), mode="edge")
-    frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
-    return frame.reformat(format="yuv420p", dst_colorspace="ITU709")
+def _opened(av: Any, source: Path | Address, stdin: StandardInput | None) -> Any:
+    """PyAV's container. Raises its errors, OSError and ValueError."""
+    if isinstance(source, Path):
+        return av.open(str(source), options={"protocol_whitelist": "file", "format_whitelist": CONTAINERS})
+    if source.given == STDIN:
+        return av.open(stdin or StandardInput(), mode="r", options={"format_whitelist": STREAMED})
+    if source.is_device:
+        return av.open(source.given, format="v4l2", timeout=SECONDS)
+    options = {"protocol_whitelist": PROTOCOLS, "format_whitelist": REMOTE, "rtsp_flags": "prefer_tcp"}
+    return av.open(source.given, options=options, timeout=SECONDS)

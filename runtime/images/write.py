@@ -1,5 +1,6 @@
 """Labels, masks, values and pictures, written to files in one step."""
 
+import io
 import os
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 
 from ..files import replacing
 from ..model_card import ModelCard
-from .read import Tag
+from .georeference import Tag
 
 if TYPE_CHECKING:
     from PIL import Image as Pictures
@@ -26,6 +27,18 @@ def write_labels(path: str | os.PathLike[str], labels: NDArray[Any], card: Model
 
     Where there is no data, the palette has a colour for that too.
     """
+    write_png(path, label_picture(labels, card), RUNS)
+
+
+def label_png(labels: NDArray[Any], card: ModelCard) -> bytes:
+    """The bytes of the file that `write_labels` writes."""
+    file = io.BytesIO()
+    _save_png(file, label_picture(labels, card), RUNS)
+    return file.getvalue()
+
+
+def label_picture(labels: NDArray[Any], card: ModelCard) -> "Pictures.Image":
+    """Labels, [H, W], as a Pillow image, with the card's palette where they are 8-bit."""
     from PIL import Image
 
     picture = Image.fromarray(labels)
@@ -33,7 +46,7 @@ def write_labels(path: str | os.PathLike[str], labels: NDArray[Any], card: Model
         marked = card.no_data is not None and labels.max(initial=0) == card.no_data
         colors = palette(card) if marked else np.asarray(card.colors, np.uint8)
         picture.putpalette(colors.tobytes())
-    write_png(path, picture, RUNS)
+    return picture
 
 
 def palette(card: ModelCard) -> NDArray[np.uint8]:
@@ -113,4 +126,8 @@ def _band_names(names: Sequence[str]) -> str:
 def write_png(path: str | os.PathLike[str], picture: "Pictures.Image", strategy: int = -1) -> None:
     """Write a Pillow image as PNG, atomically. `strategy` is zlib's; -1: its default."""
     with replacing(path) as temporary:
-        picture.save(temporary, format="PNG", compress_level=1, compress_type=strategy)  # a third of level 6's time
+        _save_png(temporary, picture, strategy)
+
+
+def _save_png(file: Any, picture: "Pictures.Image", strategy: int) -> None:
+    picture.save(file, format="PNG", compress_level=1, compress_type=strategy)  # a third of level 6's time

@@ -16,9 +16,9 @@ from typing import Any
 from ..errors import DeployError, MisuseError
 from ..extras import need
 from ..files import WriteError
+from ..images.addresses import VIDEO_SUFFIXES
 from ..images.ranged import standing_for
 from ..images.tiff import in_parts
-from ..images.video import VIDEO_SUFFIXES
 from .jobs import Record
 from .manifest import RESULTS, Rows, written
 from .objects import BLOCK, RESULT_SUFFIXES, Object, Store, reaching

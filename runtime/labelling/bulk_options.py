@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:  # loaded when used: --help is instant
+    from ..images.addresses import Address
     from ..network import Network
     from .jobs import Record
     from .manifest import Manifest
@@ -42,8 +43,8 @@ class Bulk:
     ] = None
 
     def sources(
-        self, images: Sequence[str], out: str, find: Callable[[], Sequence[Path]]
-    ) -> "Sequence[Path] | Sequence[Object]":
+        self, images: Sequence[str], out: str, find: "Callable[[], Sequence[Path | Address]]"
+    ) -> "Sequence[Path | Address] | Sequence[Object]":
         """What is labelled: files of this machine, by `find`, or objects where an address is named or a cluster labels.
 
         Raises MisuseError, DeployError.
@@ -60,7 +61,7 @@ class Bulk:
         files = find()
         if shard is None:
             return files
-        if len({file.stem for file in files}) < len(files):
+        if len({Path(file.name).stem for file in files}) < len(files):
             raise MisuseError(
                 "--shard of files whose names differ in folder or suffix only; give each folder its own run"
             )
@@ -69,7 +70,7 @@ class Bulk:
     def records(
         self,
         net: "Network",
-        sources: "Sequence[Path] | Sequence[Object]",
+        sources: "Sequence[Path | Address] | Sequence[Object]",
         out: str,
         label: "partial[Generator[Record, None, None]]",
         threads: int | None,
@@ -91,7 +92,7 @@ class Bulk:
 
         options = dict(label.keywords)
         force, resume = bool(options.pop("force", False)), bool(options.pop("resume", False))
-        files = [source for source in sources if isinstance(source, Path)]
+        files = [source for source in sources if not isinstance(source, Object)]
         items = [source for source in sources if isinstance(source, Object)]
         manifest = self._manifest(net, resume)
         if files or not (items or self.shard):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ..errors import MisuseError
 from ..files import check_writable
+from ..images.addresses import Address
 from ..images.numbers import ReadOptions
 from ..images.video import is_video
 from ..network import Network
@@ -18,7 +19,7 @@ from .videos import label_videos
 
 def label_files(
     net: Network,
-    sources: Sequence[Path],
+    sources: Sequence[Path | Address],
     out: Path,
     *,
     overlay: bool = False,
@@ -29,19 +30,21 @@ def label_files(
 ) -> Generator[Record, None, None]:
     """Label image and video files, in order; reading, labelling and writing overlap.
 
-    A broken file is reported and does not stop the rest. What is written is whole: whenever the run ends, files under
-    their own names are complete, and no others are left.
+    A broken file is reported and does not stop the rest. Whenever the run ends, files under their own names are
+    complete. Of a video or a large file that was interrupted, what is done is kept under hidden names: the same call
+    goes on from there.
 
     Args:
         net: the network that labels them, opened.
-        sources: images and videos to read.
+        sources: images and videos to read, and addresses of videos. While a live one is read in the main thread,
+            SIGINT and SIGTERM end it, and its labels are written.
         out: folder for NAME.png (labels) and NAME.overlay.png; NAME.tif for masks, for values, and for the labels of
             large and georeferenced TIFFs, which are read and written region by region; for videos NAME.mkv and
             NAME.overlay.mp4.
         overlay: write those pictures too.
         probabilities: write NAME.probabilities.tif too, float32, a band for each class.
         force: replace outputs that exist.
-        resume: skip files whose outputs exist.
+        resume: skip files whose outputs exist. Live sources and standard input are refused.
         options: how images are read; None: as they are.
 
     Yields:
@@ -64,7 +67,10 @@ def label_files(
     kinds = (net.kind, "probabilities") if probabilities else (net.kind,)
     if kinds == ("values", "probabilities"):
         raise MisuseError(f"--probabilities: {net.path} gives values, which are written as they are; omit it")
-    if kinds != ("labels",) and (videos := [source for source in sources if is_video(source)]):
+    if resume and (streams := [each for each in sources if isinstance(each, Address) and not each.repeats]):
+        raise MisuseError(f"{streams[0]} cannot be read again from its start, as --resume would need; omit it")
+    videos = [source for source in sources if isinstance(source, Address) or is_video(source)]
+    if kinds != ("labels",) and videos:
         raise MisuseError(
             f"{videos[0]} is a video, of which labels are written and no {kinds[-1]}; extract its frames as images"
         )
@@ -79,7 +85,7 @@ def _labeller(job: Job, resume: bool) -> Callable[[Stream, Iterable[Job], ReadOp
     """What labels a job, and those like it that follow: a record of each."""
     if resume and job.done:
         return _skip
-    if is_video(job.source):
+    if job.is_video:
         return label_videos
     return label_by_regions if job.by_regions else label_pictures
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import MisuseError
+from ..images.addresses import Address
 from ..images.regions import by_regions
 from ..images.video import is_video
 
@@ -18,16 +19,26 @@ class Job:
     """A file to label, and where its results and their picture go.
 
     Attributes:
-        source: the file.
+        source: the file; of an address, its name.
         results: kind → path: what the network gives, first; `probabilities` where they are wanted too.
         overlay: the picture.
         by_regions: read and written region by region.
+        address: of a video that is no file.
+        inputs: of the whole run, which no output may replace.
+        replace: further outputs, which show while it is read, may replace what exists.
     """
 
     source: Path
     results: Mapping[str, Path]
     overlay: Path | None
     by_regions: bool
+    address: Address | None = None
+    inputs: frozenset[Path] = frozenset()
+    replace: bool = False
+
+    @property
+    def is_video(self) -> bool:
+        return self.address is not None or is_video(self.source)
 
     @property
     def targets(self) -> list[Path]:
@@ -41,7 +52,7 @@ class Job:
     @property
     def record(self) -> Record:
         """How its record begins."""
-        return {"record": "video" if is_video(self.source) else "image", "file": str(self.source)}
+        return {"record": "video" if self.is_video else "image", "file": str(self.address or self.source)}
 
     @property
     def written(self) -> Record:
@@ -50,11 +61,13 @@ class Job:
         return paths | {"overlay": str(self.overlay) if self.overlay else None}
 
 
-def jobs_for(sources: Sequence[Path], out: Path, kinds: Sequence[str], overlay: bool, keep: bool) -> list[Job]:
+def jobs_for(
+    sources: Sequence[Path | Address], out: Path, kinds: Sequence[str], overlay: bool, keep: bool
+) -> list[Job]:
     """A job for each file, checked against each other and against what exists.
 
     Args:
-        sources: images and videos.
+        sources: images and videos, and addresses of videos.
         out: folder of the results.
         kinds: of results: what the network gives, and `probabilities` where they are wanted too.
         overlay: whether pictures are wanted.
@@ -64,8 +77,10 @@ def jobs_for(sources: Sequence[Path], out: Path, kinds: Sequence[str], overlay: 
         MisuseError: outputs that would overwrite an input, each other or, with `keep`, what is there.
     """
     names = _output_names(sources)
-    jobs = [_job(source, out / name, kinds, overlay) for source, name in zip(sources, names, strict=True)]
-    inputs = {source.resolve() for source in sources}
+    inputs = frozenset(source.resolve() for source in sources if isinstance(source, Path))
+    jobs = [
+        _job(source, out / name, kinds, overlay, inputs, not keep) for source, name in zip(sources, names, strict=True)
+    ]
     for target, count in Counter(path for job in jobs for path in job.targets).items():
         if count > 1:
             raise MisuseError(f"{target} would be written for {count} of the images; give each its own -o")
@@ -79,10 +94,11 @@ def jobs_for(sources: Sequence[Path], out: Path, kinds: Sequence[str], overlay: 
     return jobs
 
 
-def _output_names(sources: Sequence[Path]) -> list[str]:
+def _output_names(sources: Sequence[Path | Address]) -> list[str]:
     """A name for each file's labels, without suffix: its stem, or its whole name where stems repeat."""
-    stems = Counter(source.stem for source in sources)
-    names = [source.stem if stems[source.stem] == 1 else source.name for source in sources]
+    named = [(source.stem if isinstance(source, Path) else source.name, source.name) for source in sources]
+    stems = Counter(stem for stem, _ in named)
+    names = [stem if stems[stem] == 1 else name for stem, name in named]
     repeated = [name for name, count in Counter(names).items() if count > 1]
     if repeated:
         raise MisuseError(
@@ -92,11 +108,15 @@ def _output_names(sources: Sequence[Path]) -> list[str]:
     return names
 
 
-def _job(source: Path, name: Path, kinds: Sequence[str], overlay: bool) -> Job:
-    first, picture = (".mkv", ".overlay.mp4") if is_video(source) else (".png", ".overlay.png")
-    regions = by_regions(source)
+def _job(
+    source: Path | Address, name: Path, kinds: Sequence[str], overlay: bool, inputs: frozenset[Path], replace: bool
+) -> Job:
+    address = source if isinstance(source, Address) else None
+    path = source if isinstance(source, Path) else Path(source.name)
+    first, picture = (".mkv", ".overlay.mp4") if address or is_video(path) else (".png", ".overlay.png")
+    regions = address is None and by_regions(path)
     if regions or kinds[0] != "labels":
         first = ".tif"
     suffixes = (first, ".probabilities.tif")
     results = {kind: Path(f"{name}{suffix}") for kind, suffix in zip(kinds, suffixes, strict=False)}
-    return Job(source, results, Path(f"{name}{picture}") if overlay else None, regions)
+    return Job(path, results, Path(f"{name}{picture}") if overlay else None, regions, address, inputs, replace)

@@ -174,7 +174,7 @@ def _schema(card: ModelCard, engine: str) -> Any:
         ("frames", pa.int64()), ("shares", pa.map_(pa.string(), pa.float64())), ("error", pa.string()),
         ("engine", pa.string()), ("label_ms", pa.float64()),
     ]  # fmt: skip
-    about = {"fcn_deploy.card": json.loads(card.to_json()), "fcn_deploy.engine": engine}
+    about = {"fcn_deploy.card": json.loads(card.to_json()), "engine_sha256": engine}
     return pa.schema(fields, metadata={key: json.dumps(value) for key, value in about.items()})
 
 

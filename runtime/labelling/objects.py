@@ -16,11 +16,9 @@ from urllib.parse import unquote
 from ..errors import DeployError, MisuseError, one_line
 from ..extras import need
 from ..files import WriteError, replacing
+from ..images.addresses import LIVE_SCHEMES, SUFFIXES
 from ..images.find import IMAGE_SUFFIXES, find_images
-from ..images.video import VIDEO_SUFFIXES
 
-SUFFIXES = IMAGE_SUFFIXES | VIDEO_SUFFIXES
-STREAMS = frozenset(("rtsp", "rtsps", "rtmp", "rtmps", "rtp", "udp", "srt", "tcp"))  # of videos, which are no objects
 CALLS = 16  # that ask what is there, at once
 TRIES = 3  # to fetch or put an object
 BLOCK = 4 << 20  # bytes of a range
@@ -164,7 +162,7 @@ class Store:
 def is_address(given: str) -> bool:
     """Whether a word names files elsewhere: `s3://…`, `memory://…`, and what looks like an image at `https://…`."""
     scheme, found, rest = given.partition("://")
-    if not found or not re.fullmatch(r"[a-zA-Z][a-zA-Z0-9+.:*-]*", scheme) or scheme.lower() in STREAMS:
+    if not found or not re.fullmatch(r"[a-zA-Z][a-zA-Z0-9+.:*-]*", scheme) or scheme.lower() in LIVE_SCHEMES:
         return False
     # What else is at http:// is a video that is read as it comes.
     suffix = PurePosixPath(rest.partition("?")[0]).suffix.lower()

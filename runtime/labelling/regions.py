@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 
 from ..errors import DeployError
 from ..files import WriteError, replacing, write_error
+from ..images.georeference import Tag
 from ..images.numbers import ReadOptions
 from ..images.overlay import picture_of
-from ..images.read import COMMON, Tag
+from ..images.read import COMMON
 from ..images.regions import open_regions
 from ..images.write import no_data_tag, palette, write_maps, write_png
 from ..model_card import ModelCard
@@ -140,10 +141,10 @@ def label_regions(
                 shown = maps[0] if net.kind == "labels" else maps
                 write_png(overlay, picture_of(net.kind, np.concatenate(shown_rows), shown, net.card))
         except KeyboardInterrupt as error:
-            raise KeyboardInterrupt(f"interrupted at row {done} of {height} of {path}; {_AGAIN}") from error
+            raise KeyboardInterrupt(f"interrupted at row {done} of {height} of {path}; {AGAIN}") from error
         except (OSError, WriteError) as error:
             reason = error if isinstance(error, WriteError) else write_error(out, error)
-            raise WriteError(f"{reason}; {done} of {height} rows are kept, and {_AGAIN}") from error
+            raise WriteError(f"{reason}; {done} of {height} rows are kept, and {AGAIN}") from error
         except DeployError as error:
             if not isinstance(error.__cause__, OSError):  # which may pass, as of a network drive
                 _forget(state, *(part.path for part in parts))  # the image's own fault: what is kept would not help
@@ -193,7 +194,7 @@ class _Partial:
         write_maps(self.out, self.maps(height, width), names, tiled=True, tags=tags, **options)
 
 
-_AGAIN = "the same command with --resume goes on from there"
+AGAIN = "the same command with --resume goes on from there"
 
 
 def _forget(*paths: Path) -> None:
@@ -202,15 +203,17 @@ def _forget(*paths: Path) -> None:
             path.unlink(missing_ok=True)
 
 
+def engine_identity(net: Network) -> dict[str, str]:
+    """By what is done of a file was done."""
+    members = json.dumps(dict(net.manifest.members), sort_keys=True) if net.manifest else str(net.path.stat())
+    members += net.card.to_json() + (" refined" if net.refine else "")  # thresholds and colours
+    return {"engine": hashlib.sha256(members.encode()).hexdigest()}
+
+
 def _identity(net: Network, path: Path) -> dict[str, str]:
     """What the rows that are done belong to."""
     stat = path.stat()
-    members = json.dumps(dict(net.manifest.members), sort_keys=True) if net.manifest else str(net.path.stat())
-    members += net.card.to_json() + (" refined" if net.refine else "")  # thresholds and colours
-    return {
-        "image": f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns}",
-        "engine": hashlib.sha256(members.encode()).hexdigest(),
-    }
+    return {"image": f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns}"} | engine_identity(net)
 
 
 def _rows_done(state: Path, parts: Sequence[_Partial], identity: dict[str, str]) -> int:

@@ -1,17 +1,27 @@
 """Videos labelled frame by frame: a label video of each, and a video of overlays."""
 
+import hashlib
+import logging
+import signal
+import threading
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, closing
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from ..errors import DeployError
+from ..files import WriteError
+from ..images.addresses import STDIN, Latest, StandardInput
 from ..images.numbers import ReadOptions
 from ..images.overlay import overlay
-from ..images.video import VideoError, VideoReader, VideoWriter, yuv_frame
-from ..stream import CALLERS, Labelled, Stream, describe_plan, overlapped, said
+from ..images.video import VideoError, VideoReader
+from ..images.video_parts import Size, VideoParts, yuv_frame
+from ..stream import AHEAD, CALLERS, Labelled, Stream, describe_plan, overlapped, said
 from .jobs import Job, Record
+from .regions import AGAIN, engine_identity
+
+log = logging.getLogger(__name__)
 
 
 def label_videos(stream: Stream, jobs: Iterable[Job], options: ReadOptions) -> Iterator[Record]:
@@ -20,83 +30,234 @@ def label_videos(stream: Stream, jobs: Iterable[Job], options: ReadOptions) -> I
 
     The labels are a Matroska file: FFV1, lossless, grey (`gray`, or `gray16le` beyond 256 classes), whose values are
     class indices. The overlay is an MP4, H.264 (MPEG-4 where PyAV lacks it), in which the last row and column are
-    repeated where their number is odd. A rotation is applied, as players do; sound is not copied.
+    repeated where their number is odd. Where frames change their size, the labels of each size are a file of their own.
+    A rotation is applied, as players do; sound is not copied. Of a live source the oldest frames are dropped where they
+    come faster than they are labelled; SIGINT and SIGTERM end it, and what was labelled is written.
 
     Args:
         stream: of an open Network.
         jobs: videos.
-        options: frames of more than their `max_pixels` are refused; the rest is of images.
+        options: how frames are read.
 
     Yields:
         Records of `label_files`.
 
     Raises:
         DeployError: an output cannot be written.
+        KeyboardInterrupt: its text says how far the run came.
     """
     for job in jobs:
-        yield _label_video(stream, job, options.max_pixels)
+        try:
+            yield _label_video(stream, job, options)
+        except WriteError:
+            raise  # the next would fail too
+        except DeployError as error:
+            yield job.record | {"error": said(error, job.source)}
 
 
-def _label_video(stream: Stream, job: Job, max_pixels: int) -> Record:
-    try:
-        with ExitStack() as stack:
-            reader = stack.enter_context(VideoReader.open(job.source, stream.network.card, max_pixels))
-            record = job.record | _label_frames(stream, reader, job, stack)
-            faults = reader.faults()  # while it is open: it asks the file
-    except VideoError as error:
-        return job.record | {"error": said(error, job.source)}
-    if faults:
-        record["error"] = f"{job.source}: {faults}; the other {record['frames']} frames are labelled"
-    return record
+def _label_video(stream: Stream, job: Job, options: ReadOptions) -> Record:
+    """The record of a video. Raises DeployError, KeyboardInterrupt."""
+    source = job.address or job.source
+    stdin = StandardInput() if job.address and job.address.given == STDIN else None
+    kinds = ("labels", "overlay") if job.overlay else ("labels",)
+    with VideoReader.open(source, stream.network.card, options, stdin) as reader:
+        folder = job.results["labels"].parent / f".{job.results['labels'].name}.partial"
+        identity = engine_identity(stream.network) | _source_identity(reader) | {"read": options.identity()}
+        parts = VideoParts(reader.av, folder, identity, stream.network.card, kinds, reader.time_base, reader.rate)
+        try:
+            run = _Run(stream, job, reader, parts)
+            run.label(stdin)
+            parts.complete()
+            record = job.record | run.record()
+        except KeyboardInterrupt as error:
+            parts.leave()
+            raise KeyboardInterrupt(f"interrupted at frame {parts.frames} of {source}; {AGAIN}") from error
+        except BaseException:
+            parts.drop()
+            raise
+        parts.drop()
+        return record
 
 
-def _label_frames(stream: Stream, reader: VideoReader, job: Job, stack: ExitStack) -> Record:
-    """Label the frames of an open video and write them; what its record says of it."""
-    card = stream.network.card
-    times = {"read": 0.0, "label": 0.0, "write": 0.0}
+def _source_identity(reader: VideoReader) -> dict[str, str]:
+    """What frames that are done belong to."""
+    if isinstance(reader.source, Path):
+        stat = reader.source.stat()
+        return {"video": f"{reader.source.resolve()} {stat.st_size} {stat.st_mtime_ns}"}
+    if not reader.source.repeats:
+        return {"video": str(time.time_ns())}  # never the same
+    shown = (reader.stream.duration, reader.stream.codec_context.name, reader.stream.codec_context.width)
+    return {"video": hashlib.sha256(f"{reader.source.given} {shown}".encode()).hexdigest()}
 
-    def work(frames: list[Any]) -> list[tuple[int, Labelled, Any, float, float]]:
+
+class _Run:
+    """A video being labelled."""
+
+    def __init__(self, stream: Stream, job: Job, reader: VideoReader, parts: VideoParts) -> None:
+        self._stream, self._job, self._reader, self._parts = stream, job, reader, parts
+        self._times = {"read": 0.0, "label": 0.0, "write": 0.0}
+        self._kept = parts.frames
+        self._sizes = list(parts.sizes())
+        self._count = 0
+        self._seconds = 0.0
+        self._dropped: int | None = None  # of a live source
+
+    def label(self, stdin: StandardInput | None) -> None:
+        """Label the frames and write them into parts. Raises DeployError."""
+        address = self._job.address
+        started = time.perf_counter()
+        if address is None or not address.live:
+            self._label(self._reader.frames(self._times, self._kept), AHEAD)
+        else:
+            reading = {"read": 0.0}  # by the other thread
+            latest = Latest(self._reader.frames(reading), stdin.leave if stdin else lambda: None)
+            try:
+                with _stopped_by_signals(latest.stop):
+                    self._label(self._watched(latest), CALLERS)
+            finally:
+                self._reader.abandoned = not latest.ended()
+            self._times["read"] += reading["read"]
+            self._dropped = latest.dropped
+        self._seconds = time.perf_counter() - started
+
+    def _watched(self, latest: Latest) -> Iterator[Any]:
+        """Its frames; the first drop is said."""
+        started, told = time.perf_counter(), False
+        for frame in latest.frames():
+            if latest.dropped and not told:
+                told = True
+                rate = self._count / max(time.perf_counter() - started, 1e-6)
+                log.warning(
+                    "%s sends frames faster than they are labelled (%.1f a second); the oldest are dropped",
+                    self._reader.source, rate,
+                )  # fmt: skip
+            yield frame
+
+    def _label(self, frames: Iterator[Any], ahead: int) -> None:
+        results = overlapped(
+            frames, self._work, workers=CALLERS + 1, pixels=lambda frame: frame.width * frame.height,
+            most=self._stream.pixels, ahead=ahead,
+        )  # fmt: skip
+        with closing(results):
+            for frame, done, picture, read, drawn in results:
+                if isinstance(done.outcome, Exception):
+                    number, reader = self._kept + self._count, self._reader
+                    raise VideoError(f"{reader.source}, frame {number}: {said(done.outcome, reader.source)}") from (
+                        done.outcome
+                    )
+                started, (labels,) = time.perf_counter(), done.outcome
+                self._check_output((labels.shape[0], labels.shape[1]), frame.pts)
+                self._parts.write(labels, picture, frame.pts, self._reader.aspect(frame))
+                self._count += 1
+                self._times["read"] += read
+                self._times["label"] += done.seconds
+                self._times["write"] += drawn + time.perf_counter() - started
+
+    def _work(self, frames: list[Any]) -> list[tuple[Any, Labelled, Any, float, float]]:
         (frame,) = frames
         started = time.perf_counter()
-        image = reader.image(frame)
+        image = self._reader.image(frame)
         read = time.perf_counter() - started
-        (done,) = stream.label([image])
+        (done,) = self._stream.label([image])
         started = time.perf_counter()
         picture = None
-        if job.overlay and not isinstance(done.outcome, Exception):
-            picture = yuv_frame(reader.av, overlay(image, done.outcome[0], card))
-        return [(frame.pts, done, picture, read, time.perf_counter() - started)]
+        if self._job.overlay and not isinstance(done.outcome, Exception):
+            picture = yuv_frame(self._reader.av, overlay(image, done.outcome[0], self._stream.network.card))
+        return [(frame, done, picture, read, time.perf_counter() - started)]
 
-    results = overlapped(
-        reader.frames(times), work, workers=CALLERS + 1, pixels=lambda frame: frame.width * frame.height,
-        most=stream.pixels,
-    )  # fmt: skip
-    stack.enter_context(closing(results))
-    writers: list[VideoWriter] = []
-    plan, count = None, 0
-    for pts, done, picture, read, drawn in results:
-        if isinstance(done.outcome, Exception):
-            raise VideoError(f"{reader.path}, frame {count}: {said(done.outcome, reader.path)}") from done.outcome
-        started, (found,), plan = time.perf_counter(), done.outcome, done.plan
-        if not count:
-            writers.append(stack.enter_context(VideoWriter.open(job.results["labels"], reader, found.shape, card)))
-            if job.overlay:
-                writers.append(stack.enter_context(VideoWriter.open(job.overlay, reader, found.shape, None)))
-        kind = "gray" if found.dtype == np.uint8 else "gray16le"
-        shown = (reader.av.VideoFrame.from_ndarray(found, format=kind), picture)
-        for writer, frame in zip(writers, shown, strict=False):
-            writer.write(frame, pts)
-        count += 1
-        times["read"] += read
-        times["label"] += done.seconds
-        times["write"] += drawn + time.perf_counter() - started
-    if plan is None:
-        raise VideoError(f"{reader.path} has no frame that can be read ({reader.faults() or 'it is empty'})")
-    for writer in writers:
-        writer.finish()
-    return {
-        "size": list(plan.size),
-        "frames": count,
-        "plan": describe_plan(plan),
-        "ms": {name: round(seconds * 1e3, 2) for name, seconds in times.items()},
-    } | job.written
+    def _check_output(self, size: Size, pts: int) -> None:
+        """Say where frames have a new size, and refuse it where its outputs are there already."""
+        if size in self._sizes:
+            return
+        self._sizes.append(size)
+        if len(self._sizes) == 1:
+            return
+        for path in (outputs := self._outputs(size)).values():
+            if path.resolve() in self._job.inputs or (path.exists() and not self._job.replace):
+                raise VideoError(
+                    f"{self._reader.source}: its frames change to {_sides(size)}, whose labels would replace {path}; "
+                    "choose another -o, or move it"
+                )
+        log.warning(
+            "%s: its frames change from %s to %s at %.2f s, and a label video has one size: theirs are %s",
+            self._reader.source, _sides(self._sizes[0]), _sides(size), float(pts * self._reader.time_base),
+            outputs["labels"],
+        )  # fmt: skip
+
+    def _outputs(self, size: Size) -> dict[str, Path]:
+        """Of the frames of a size, by kind."""
+        found = {"labels": self._job.results["labels"]}
+        if self._job.overlay:
+            found["overlay"] = self._job.overlay
+        if size != self._sizes[0]:
+            stem = found["labels"].stem
+            found = {
+                kind: path.with_name(f"{stem}.{_sides(size)}{path.name.removeprefix(stem)}")
+                for kind, path in found.items()
+            }
+        return found
+
+    def record(self) -> Record:
+        """Join the parts, and say what was done. Raises DeployError."""
+        counts, reader, network = self._parts.sizes(), self._reader, self._stream.network
+        if not counts:
+            raise VideoError(f"{reader.source} has no frame that can be read ({reader.faults() or 'it is empty'})")
+        started = time.perf_counter()
+        # The first size's labels last: where they are, all is.
+        for size in reversed(self._sizes):
+            self._parts.join(size, dict(reversed(self._outputs(size).items())))
+        self._times["write"] += time.perf_counter() - started
+        plan = network.plan(*self._sizes[0], kinds=self._stream.kinds)
+        record: Record = {
+            "size": list(self._sizes[0]),
+            "frames": sum(counts.values()),
+            "plan": describe_plan(plan),
+            "ms": {name: round(seconds * 1e3, 2) for name, seconds in self._times.items()},
+            "fps": round(self._count / self._seconds, 2),
+        } | self._job.written
+        if self._kept:
+            record["resumed"] = self._kept
+        if self._dropped is not None:
+            record["dropped"] = self._dropped
+        if len(counts) > 1:
+            record["sizes"] = [
+                {"size": list(size), "frames": counts[size]}
+                | {kind: str(path) for kind, path in self._outputs(size).items()}
+                for size in self._sizes
+            ]
+        if faults := reader.faults():
+            rest = f"{reader.source}: {faults}; the other {record['frames']} frames are labelled"
+            if self._dropped is None or reader.stopped:
+                record["error"] = rest
+            else:  # usual where one joins a stream
+                log.warning(rest)
+        return record
+
+
+def _sides(size: Size) -> str:
+    """As outputs are called."""
+    return f"{size[1]}x{size[0]}"
+
+
+@contextmanager
+def _stopped_by_signals(stop: Callable[[], None]) -> Iterator[None]:
+    """Within it the first SIGINT or SIGTERM calls `stop` instead; not in other threads than the main one."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    def handle(number: int, frame: object) -> None:
+        restore()
+        stop()
+
+    for number in before:
+        signal.signal(number, handle)
+    try:
+        yield
+    finally:
+        restore()

@@ -22,7 +22,7 @@ from gpu_sim import build
 
 TOTAL = 8 << 30
 CAPABILITY = (8, 9)
-DRIVER = 13090  # CUDA 13.9: the newest of its kind, so that PTX of any 13 loads unless a test says otherwise
+DRIVER = 13000  # CUDA 13.0: the oldest that TensorRT for RTX runs with, so that nothing newer is needed unnoticed
 
 _library: ctypes.CDLL | None = None
 _settings = {"devices": 1, "total": TOTAL, "capability": CAPABILITY, "version": DRIVER}

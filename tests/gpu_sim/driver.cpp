@@ -923,6 +923,8 @@ const ErrorName ERRORS[] = {
 
 // -------------------------------------------------------------------------------------------- the driver's functions
 
+static void gpusim_here() {}
+
 EXPORT CUresult cuGetErrorString(CUresult error, const char** text) {
     for (const ErrorName& one : ERRORS)
         if (one.code == error) return *text = one.text, CUDA_SUCCESS;
@@ -942,6 +944,20 @@ EXPORT CUresult cuInit(unsigned flags) {
     if (!state.devices) return call.end(CUDA_ERROR_NO_DEVICE);
     state.started = true;
     return call.end(CUDA_SUCCESS);
+}
+// How cuda.bindings finds every function: the newest that this driver has under the name.
+EXPORT CUresult cuGetProcAddress_v2(const char* symbol, void** found, int version, cuuint64_t flags,
+                                    CUdriverProcAddressQueryResult* status) {
+    static void* const own = [] {
+        Dl_info info;
+        dladdr(reinterpret_cast<void*>(&gpusim_here), &info);
+        return dlopen(info.dli_fname, RTLD_NOW | RTLD_NOLOAD);
+    }();
+    *found = nullptr;
+    for (const char* suffix : {"_v4", "_v3", "_v2", ""})
+        if ((*found = dlsym(own, (std::string(symbol) + suffix).c_str()))) break;
+    if (status) *status = *found ? CU_GET_PROC_ADDRESS_SUCCESS : CU_GET_PROC_ADDRESS_SYMBOL_NOT_FOUND;
+    return *found ? CUDA_SUCCESS : CUDA_ERROR_NOT_FOUND;
 }
 EXPORT CUresult cuDriverGetVersion(int* version) {
     Lock lock(state.mutex);

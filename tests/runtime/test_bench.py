@@ -51,7 +51,7 @@ def test_the_peak_is_never_below_what_was_seen(exports, monkeypatch):
     highest = iter([300e6, 299e6, 298e6])
     resident = iter([200e6, 250e6, 310e6])
     figures = {"VmHWM": highest, "VmRSS": resident}
-    monkeypatch.setattr("fcn_deploy.runtime.bench._status", lambda field: int(next(figures[field])))
+    monkeypatch.setattr("fcn_deploy.runtime.process_memory._status", lambda field: int(next(figures[field])))
     report = bench(exports / "narrow.engine", parse_sizes("32x32,40x40"), seconds=0.01)
     assert [row["peak_mb"] for row in report["sizes"]] == [100, 100]
     assert report["memory_mb"] == {"opened": 50, "peak": 110, "after": 110}

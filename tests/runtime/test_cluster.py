@@ -81,4 +81,6 @@ def test_a_cluster_that_does_not_answer_is_one_line(exports, tmp_path):
     needs("ray.data")
     save_photos(tmp_path / "in", [(20, 30)])
     words = "infer", exports / "narrow.engine", tmp_path / "in", "-o", tmp_path / "out", "--ray", "ray://127.0.0.1:1"
-    assert "--ray ray://127.0.0.1:1: [Errno 111] Connection refused; start a cluster" in one_error(command(*words, ok=1))
+    assert "--ray ray://127.0.0.1:1: [Errno 111] Connection refused; start a cluster" in one_error(
+        command(*words, ok=1)
+    )

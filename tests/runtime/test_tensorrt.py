@@ -8,84 +8,24 @@ import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 from fcn_deploy.export.build.config import BuildConfig
 from fcn_deploy.export.build.core import core_of, optimise_offline
 from fcn_deploy.runtime.backends import KERNELS_PTX
-from fcn_deploy.runtime.engine_file import EngineFile, write_engine
-from fcn_deploy.runtime.manifest import COORDINATES, ROUNDINGS, GpuPlan, Profile, Upsampling
+from fcn_deploy.runtime.engine_file import EngineFile
+from fcn_deploy.runtime.manifest import COORDINATES, ROUNDINGS, Profile, Upsampling
 from fcn_deploy.runtime.prepare import padded_size, prepare
 from fcn_deploy.runtime.upsampling import labels_from_scores
 from fcn_deploy.runtime.verify import verify
+from gpu_engines import KERNELS, ROOT, SIZES, changed, profiles_of, ready
 from helpers import needs, one_error, photo, save_photos, window
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
 from fcn_deploy import DeployError, MisuseError, ModelCard, Segmenter
-
-ROOT = Path(__file__).resolve().parents[2]
-KERNELS = ROOT / "runtime" / "backends" / "kernels.cu"
-SIZES = "1x1:64x64:128x160,64x64:160x192:256x256,128x128:224x320:320x416"
-
-
-@pytest.fixture(scope="module")
-def built(exports, tmp_path_factory):
-    """narrow.engine for sm89 with three profiles, and its core for the simulation."""
-    needs("tensorrt_rtx")
-    from fcn_deploy.export.build.engine import build_engine
-    from fcn_deploy.export.importer.import_model import import_model
-    from fcn_deploy.runtime.sizes import parse_sizes
-
-    folder = tmp_path_factory.mktemp("gpu")
-    source = import_model(exports / "narrow.onnx")
-    build_engine(source, folder / "m.engine", BuildConfig(target="sm89", sizes=parse_sizes(SIZES)))
-    return folder / "m.engine", optimise_offline(core_of(source).model).SerializeToString()
-
-
-def profiles_of(plan: GpuPlan):
-    return [{"image": ((1, 3, *p.min), (1, 3, *p.opt), (p.batch, 3, *p.max))} for p in plan.profiles]
-
-
-@pytest.fixture(params=["tensorrt_rtx", "tensorrt"])
-def engine(request, gpu, built, tmp_path):
-    """An engine of either library, ready to be opened: its path."""
-    yield from ready(gpu, built, tmp_path, request.param)
-
-
-@pytest.fixture
-def rtx_engine(gpu, built, tmp_path):
-    yield from ready(gpu, built, tmp_path, "tensorrt_rtx")
-
-
-def ready(gpu, built, folder, library):
-    from gpu_sim import tensorrt_sim
-
-    path, core = built
-    gpu.load_kernels(KERNELS)
-    os.environ["XDG_CACHE_HOME"] = str(folder / "cache")
-    with gpu.tensorrt(library) as module:
-        with EngineFile(path) as file:
-            members = {name: file.read(name) for name in file.manifest.members}
-            plan = replace(file.manifest.gpu, library=library, version=module.__version__)
-            write_engine(folder / "m.engine", replace(file.manifest, gpu=plan), members)
-        tensorrt_sim.register(members["stage-0.plan"], core, profiles_of(plan))
-        yield folder / "m.engine"
-    del os.environ["XDG_CACHE_HOME"]
-    gc.collect()
-
-
-def changed(path, out, **changes):
-    """The engine with other entries in its GPU plan."""
-    with EngineFile(path) as file:
-        members = {name: file.read(name) for name in file.manifest.members}
-        manifest = file.manifest
-    members = changes.pop("members", lambda m: m)(members)
-    write_engine(out, replace(manifest, gpu=replace(manifest.gpu, **changes)), members)
-    return out
 
 
 def sizes(count, seed=0, largest=(320, 416)):
@@ -98,9 +38,9 @@ def runnable(net, size):
 
 
 @pytest.mark.slow
-def test_labels_equal_the_cpu_engines_at_200_sizes_across_profiles(engine, exports, gpu):
+def test_labels_equal_the_cpu_engines_at_200_sizes_across_profiles(gpu_engine, exports, gpu):
     used = set()
-    with Segmenter(engine) as net, Segmenter(exports / "narrow.engine") as cpu:
+    with Segmenter(gpu_engine) as net, Segmenter(exports / "narrow.engine") as cpu:
         wanted = [size for size in sizes(400) if runnable(net, size)][:200]
         assert len(wanted) == 200
         for index, (height, width) in enumerate(wanted):
@@ -116,9 +56,9 @@ def test_labels_equal_the_cpu_engines_at_200_sizes_across_profiles(engine, expor
     assert gpu.counts()["allocations"] == gpu.counts()["pinned"] == gpu.counts()["contexts"] == 0
 
 
-def test_labels_are_refined_as_the_cpu_engines_are(engine, exports):
-    built, narrow = Segmenter(engine, refine=True), exports / "narrow.engine"
-    with built as net, Segmenter(narrow, refine=True) as cpu, Segmenter(narrow) as plain:
+def test_labels_are_refined_as_the_cpu_engines_are(gpu_engine, exports):
+    refined, narrow = Segmenter(gpu_engine, refine=True), exports / "narrow.engine"
+    with refined as net, Segmenter(narrow, refine=True) as cpu, Segmenter(narrow) as plain:
         for size in [size for size in sizes(40) if runnable(net, size)][:10]:
             image = photo(*size)
             assert (net(image) != cpu(image)).mean() < 1e-3, size
@@ -168,8 +108,8 @@ def test_engines_in_float16_and_int8_take_float16_and_give_the_labels_of_their_r
 
 
 @pytest.mark.slow
-def test_thousands_of_calls_from_8_threads_leak_nothing(engine, exports, gpu):
-    with Segmenter(engine) as net, Segmenter(exports / "narrow.engine", threads=1) as cpu:
+def test_thousands_of_calls_from_8_threads_leak_nothing(gpu_engine, exports, gpu):
+    with Segmenter(gpu_engine) as net, Segmenter(exports / "narrow.engine", threads=1) as cpu:
         wanted = [size for size in sizes(300, 1, (128, 160)) if runnable(net, size)]
         images = [photo(*size, index) for index, size in enumerate(wanted[:40])]
         expected = [cpu(image) for image in images]
@@ -198,8 +138,8 @@ def test_thousands_of_calls_from_8_threads_leak_nothing(engine, exports, gpu):
             assert after["graph_execs"] > 0
 
 
-def test_a_shape_already_seen_takes_two_copies_two_kernels_and_one_launch(engine, gpu):
-    with Segmenter(engine) as net:
+def test_a_shape_already_seen_takes_two_copies_two_kernels_and_one_launch(gpu_engine, gpu):
+    with Segmenter(gpu_engine) as net:
         image = photo(150, 170)
         for _ in range(4):
             net(image)
@@ -221,10 +161,10 @@ def test_a_shape_already_seen_takes_two_copies_two_kernels_and_one_launch(engine
         assert len({uploads[0].stream, kernels[0].stream}) == 2  # copies overlap what is computed
 
 
-def test_graphs_are_bounded_and_the_oldest_goes(engine, gpu):
+def test_graphs_are_bounded_and_the_oldest_goes(gpu_engine, gpu):
     from fcn_deploy.runtime.backends.tensorrt import TensorRTBackend
 
-    with EngineFile(engine) as file:
+    with EngineFile(gpu_engine) as file:
         kernels = {name: file.read(name) for name in file.manifest.members if name.startswith("kernels")}
         backend = TensorRTBackend(file.manifest, file.read("stage-0.plan"), kernels, graphs=2)
     try:
@@ -354,11 +294,11 @@ def test_a_gpu_that_failed_says_so_at_every_later_call(rtx_engine, gpu, monkeypa
     cuda = net.network.backend._cuda
 
     def broken(*arguments):
-        raise cuda.LaunchError("cuCtxSynchronize failed: an illegal memory access was encountered")
+        raise cuda.Error("cuStreamSynchronize failed: an illegal memory access was encountered")
 
     monkeypatch.setattr(net.network.backend.network, "enqueue", broken)
     with monkeypatch.context() as patched:
-        patched.setattr(cuda.Context, "synchronize", staticmethod(broken))
+        patched.setattr(net.network.backend.network, "settle", broken)
         with pytest.raises(DeployError, match="the GPU failed while it ran"):
             net(photo(40, 50))
     monkeypatch.undo()
@@ -372,7 +312,7 @@ def test_a_gpu_that_failed_says_so_at_every_later_call(rtx_engine, gpu, monkeypa
     [
         ({"targets": ("sm86", "sm120")}, r"is for sm86, sm120, and this GPU \(Simulated GPU\) is sm89; build it with"),
         ({"version": "1.2.0.5"}, r"built by tensorrt_rtx 1.2.0.5, and 1.7.* pip install 'tensorrt-rtx-cu13==1.2.0.5'"),
-        ({"library": "tensorrt"}, r"tensorrt is not installed; run: pip install 'fcn-deploy\[gpu\]'"),
+        ({"library": "tensorrt"}, r"tensorrt is not installed; run: pip install 'fcn-deploy\[tensorrt\]'"),
         ({"profiles": (Profile((32, 32), (32, 32), (64, 64)),)}, "disagree on the profiles"),
         ({"members": lambda m: m | {"stage-0.plan": m["stage-0.plan"][:-9] + bytes(9)}}, "cannot load the plan"),
         ({"members": lambda m: {n: b for n, b in m.items() if "kernels" not in n}}, "kernels cannot be loaded"),
@@ -416,10 +356,10 @@ def test_the_gpus_own_code_is_preferred_and_ptx_serves_the_others(rtx_engine, gp
 
 
 @pytest.mark.parametrize("words", [["fcn_deploy.runtime.infer"], ["fcn_deploy.runtime.verify"]])
-def test_command_lines_on_a_simulated_gpu(built, gpu, tmp_path, words):
+def test_command_lines_on_a_simulated_gpu(gpu_built, gpu, tmp_path, words):
     from gpu_sim import tensorrt_sim
 
-    path, core = built
+    path, core = gpu_built
     (tmp_path / "plans").mkdir()
     with EngineFile(path) as file:
         tensorrt_sim.save(tmp_path / "plans", file.read("stage-0.plan"), core, profiles_of(file.manifest.gpu))
@@ -442,9 +382,9 @@ def test_command_lines_on_a_simulated_gpu(built, gpu, tmp_path, words):
         assert len(re.findall(r"\d+x\d+ +[\d.]+ ms", done.stdout)) == 3  # the OPT of each profile
 
 
-def test_without_a_driver_one_line_says_what_to_do(built, tmp_path):
+def test_without_a_driver_one_line_says_what_to_do(gpu_built, tmp_path):
     pytest.importorskip("pycuda", reason="pycuda is not installed; run: python tests/gpu_sim/build.py")
-    command = [sys.executable, "-m", "fcn_deploy.runtime.verify", str(built[0])]
+    command = [sys.executable, "-m", "fcn_deploy.runtime.verify", str(gpu_built[0])]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     if done.returncode == 0:
         pytest.skip("this machine has a GPU that runs the engine")
@@ -453,12 +393,12 @@ def test_without_a_driver_one_line_says_what_to_do(built, tmp_path):
 
 @pytest.mark.parametrize(
     ("missing", "said"),
-    [("pycuda", "pycuda is not installed; run: pip install pycuda"), ("tensorrt_rtx", r"fcn-deploy[rtx]")],
+    [("cuda", "cuda.bindings is not installed; run: pip install cuda-bindings"), ("tensorrt_rtx", "fcn-deploy[rtx]")],
 )
 def test_a_package_that_is_missing_is_named_with_how_to_install_it(rtx_engine, gpu, monkeypatch, missing, said):
-    for name in [name for name in sys.modules if name.split(".")[0] == missing]:
+    absent = {"cuda", "pycuda", "fcn_deploy.runtime.backends.cuda_bindings"} if missing == "cuda" else {missing}
+    for name in [name for name in sys.modules if name in absent or name.split(".")[0] in absent] + list(absent):
         monkeypatch.setitem(sys.modules, name, None)
-    monkeypatch.setitem(sys.modules, missing, None)
     with pytest.raises(DeployError, match=re.escape(said)):
         Segmenter(rtx_engine)
 
@@ -552,8 +492,12 @@ def test_the_label_kernel_equals_the_exact_head(kernels, data):
     factor = head.factor or (padded[0] / rows, padded[1] / columns)
     full = padded if head.factor is None else (int(rows * factor[0]), int(columns * factor[1]))
     out = np.full(size, 77, card.label_dtype)
-    found = kernels(f"label_{kind}_{card.label_dtype}", "PPiiiiiddiiiiiif", (-(-size[1] // 32), -(-size[0] // 8)), out,
-                    scores, out, classes, rows, columns, *full, *factor, *size, *_codes(head), int(single),
+    low, high, share = (np.zeros(sum(size), kind) for kind in (np.int32, np.int32, np.float32))
+    for filled in (low, high, share):  # each launch gives back one of the three
+        filled[:] = kernels("positions", "PPPiiiiddiiiii", (-(-sum(size) // 32), 1), filled, low, high, share,
+                            rows, columns, *full, *factor, *size, *_codes(head))  # fmt: skip
+    found = kernels(f"label_{kind}_{card.label_dtype}", "PPPPPiiiiiiif", (-(-size[1] // 32), -(-size[0] // 8)), out,
+                    scores, out, low, high, share, classes, rows, columns, *size, int(mode == "linear"), int(single),
                     card.score_threshold if single else 0.0)  # fmt: skip
     differs = found != expected
     assert differs.mean() <= 0.02 and differs.sum() <= 2  # ties, which sums in another order break otherwise

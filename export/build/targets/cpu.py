@@ -13,6 +13,7 @@ from fcn_deploy.export.build.config import TuningOptions
 from fcn_deploy.export.build.cut_stages import Part, cut_core, members_of
 from fcn_deploy.export.build.draft import Draft
 from fcn_deploy.export.build.golden import golden_sample
+from fcn_deploy.export.build.measured_memory import with_measured_memory
 from fcn_deploy.export.build.parity import compare
 from fcn_deploy.export.build.report_parts import candidate_reports, stage_reports
 from fcn_deploy.export.build.targets.job import BuildJob
@@ -32,13 +33,14 @@ TILED_SIZE = (1536, 1536)  # of the image that tiles are tried on
 
 def build(job: BuildJob, report: EngineReport) -> Draft:
     """The fastest way to run this network here whose results hold. Raises DeployError where none does."""
-    drafts = {"float32": job.float_draft}
+    drafts = {job.float_draft.manifest.precision: job.float_draft}
     if job.mixed is not None:
         drafts["int8"] = _int8_draft(job, job.mixed, report)
     report.core_bytes = {job.precision: drafts[job.precision].core_bytes}
     choice = _Choice(job, drafts)
     timings, chosen = choice.made()
-    draft = choice.draft(chosen)
+    job.say("measuring its working memory")
+    draft = with_measured_memory(choice.draft(chosen), chosen.threads)
     report.precision, report.backend = chosen.precision, chosen.backend
     report.candidates = candidate_reports(timings, chosen)
     report.latency_ms = timings[chosen].milliseconds

@@ -43,7 +43,8 @@ class BuildJob:
     @property
     def precision(self) -> str:
         """The lowest in the engine; float32 too where low precision was given up."""
-        return "float32" if self.mixed is None else self.config.quantization.precision
+        own = self.float_draft.manifest.precision
+        return own if self.mixed is None else self.config.quantization.precision
 
     @property
     def lowest_core(self) -> ModelProto:

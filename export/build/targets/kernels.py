@@ -1,6 +1,7 @@
 """The runtime's CUDA kernels, compiled ahead: machine code for the GPUs that are named, and PTX for all others."""
 
 import ctypes
+import re
 import shutil
 import subprocess
 import sys
@@ -15,6 +16,9 @@ from fcn_deploy.runtime.errors import DeployError
 
 SOURCE = Path(backends.__file__).parent / "kernels.cu"
 PTX = "compute_75"  # the oldest that CUDA 13 knows; a driver compiles it for any newer GPU
+# A compiler declares the newest version of PTX that it knows, which older drivers refuse whatever is in it. Our kernels
+# are plain arithmetic, which PTX has had all along: CUDA 12.0's is declared, which ptxas accepts (tests).
+PTX_VERSION = "8.0"
 REFUSED = 3  # exit code of the process that compiles
 # Products are rounded before they are added, as NumPy does it on the CPU.
 OPTIONS = ("--fmad=false", "--std=c++17")
@@ -41,7 +45,18 @@ def compile_kernels(targets: Sequence[str]) -> dict[str, bytes]:
         if done.returncode:
             last = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
             raise DeployError(f"the compiler of the GPU kernels broke off (exit code {done.returncode}): {last[:200]}")
-        return {name: (Path(folder) / architecture).read_bytes() for name, architecture in wanted.items()}
+        found = {name: (Path(folder) / architecture).read_bytes() for name, architecture in wanted.items()}
+        return found | {KERNELS_PTX: _for_older_drivers(found[KERNELS_PTX])}
+
+
+def _for_older_drivers(ptx: bytes) -> bytes:
+    """PTX that declares PTX_VERSION, where its compiler declared a newer one."""
+
+    def lowered(found: re.Match[bytes]) -> bytes:
+        versions = [tuple(map(int, text.split("."))) for text in (found[1].decode(), PTX_VERSION)]
+        return b".version " + (found[1] if versions[0] <= versions[1] else PTX_VERSION.encode())
+
+    return re.sub(rb"^\.version (\d+\.\d+)", lowered, ptx, count=1, flags=re.MULTILINE)
 
 
 def _child(words: Sequence[str]) -> None:

@@ -150,7 +150,7 @@ def choose_module(targets: Sequence[str]) -> tuple[ModuleType, tuple[str, ...]]:
             oldest = ".".join(map(str, OLDEST_TENSORRT))
             raise DeployError(f"tensorrt {trt.__version__} is too old; install {oldest} or later") from error
         raise DeployError(
-            "neither tensorrt nor tensorrt_rtx can be imported; run: pip install 'fcn-deploy[gpu]' (or [rtx])"
+            "neither tensorrt nor tensorrt_rtx can be imported; run: pip install 'fcn-deploy[tensorrt]' (or [rtx])"
         ) from error
 
 

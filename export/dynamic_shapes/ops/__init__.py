@@ -79,7 +79,7 @@ OPERATORS: dict[str, Operator] = {
     "MaxPool": Operator(check=pooling.check, interpret=pooling.interpret, assume=padding.assume),
     "MaxUnpool": Operator(interpret=resize.interpret),
     "Mul": Operator(broadcasting.propagate, interpret=division.interpret),
-    "Pad": Operator(assume=padding.assume),
+    "Pad": Operator(interpret=padding.interpret, assume=padding.assume),
     "QLinearConv": Operator(assume=padding.assume),
     "Reshape": Operator(check=reshape.check, interpret=reshape.interpret),
     "Resize": Operator(interpret=resize.interpret),

@@ -1,12 +1,107 @@
-"""Padding, of Pad and of operators that pad by themselves: wider behind than before, it may fill up to a multiple."""
+"""Padding, of Pad and of operators that pad by themselves: wider behind than before, it may fill up to a multiple.
+
+A Pad whose amounts are a number less the image's size pads or crops every image to the traced one: "same" padding that
+was traced in half, most likely, whose amounts at the traced size are those of all sizes that its stride divides alike.
+"""
 
 import math
 from collections.abc import Sequence
 
-from fcn_deploy.export.dynamic_shapes.sizes import SampledSize, axis_sizes, changes_with, fixed, is_fixed
+import numpy as np
+from fcn_deploy.export.dynamic_shapes.interpretation import Interpretation
+from fcn_deploy.export.dynamic_shapes.shape_writer import ShapeWriter
+from fcn_deploy.export.dynamic_shapes.sizes import (
+    SampledSize,
+    added,
+    axis_of,
+    axis_sizes,
+    changes_with,
+    fixed,
+    is_fixed,
+)
 from fcn_deploy.export.dynamic_shapes.traced_graph import ConflictError, State, axes_of, needed_integers
 from fcn_deploy.export.graph.edit import attributes
 from onnx import NodeProto
+
+
+def interpret(node: NodeProto, state: State) -> list[Interpretation] | None:
+    """Of a Pad; None: its amounts are no remainder of the traced size."""
+    if not state.graph.traced:
+        return None
+    rank = len(state.shape(node.input[0]))
+    sizes, after, multiple, numbers = (
+        axis_sizes(state.shape(node.input[0])),
+        list(state.shape(node.input[0])),
+        1,
+        [0] * (2 * rank),
+    )
+    baked = False
+    for place, before, behind in zip(*_pads(node, state), strict=True):
+        total = added([before, behind])
+        if _shrinks(sizes[place], total):
+            found = _same_padding(node, state, place, total)
+            if found is None:
+                return None
+            baked, multiple = True, math.lcm(multiple, found)
+        elif not (is_fixed(before) and is_fixed(behind)):
+            return None
+        numbers[place], numbers[place + rank] = before[0], behind[0]
+        if total[0]:
+            after[place] = axis_of(added([sizes[place], fixed(total[0])]))
+    if not baked:
+        return None
+
+    def rewrite(writer: ShapeWriter) -> list[NodeProto]:
+        return [writer.replaced(node, {1: writer.constant("pads", np.array(numbers, np.int64))}, count=3)]
+
+    text = f"by {numbers} at every size, where it was up to the size it was traced at"
+    return [Interpretation({node.output[0]: tuple(after)}, 0, rewrite, text, multiple=multiple)]
+
+
+def _shrinks(side: SampledSize, total: SampledSize) -> bool:
+    """Whether an axis is padded by less, or cropped by more, wherever it is longer, as by a number less its length."""
+    return len(changes_with(side)) == 1 and all(
+        more < total[0] if length > side[0] else more == total[0] for length, more in zip(side, total, strict=True)
+    )
+
+
+def _same_padding(node: NodeProto, state: State, place: int, total: SampledSize) -> int | None:
+    """What H or W must be a multiple of for "same" padding to be what it was when traced, along an axis.
+
+    None: it pads what is smaller than some size, and nothing else.
+
+    Raises:
+        ConflictError: every image comes to the traced size, by no "same" padding; or that tells no multiple.
+    """
+    side = axis_sizes(state.shape(node.input[0]))[place]
+    windows = [_window(reader, state, place) for reader in state.graph.index.consumers(node.output[0])]
+    told = f"it pads or crops every image to {side[0] + total[0]}, by that number less the image's size"
+    # TensorFlow's rule.
+    same = bool(windows) and all(
+        window is not None and total[0] == max((-(-side[0] // window[1]) - 1) * window[1] + window[0] - side[0], 0)
+        for window in windows
+    )
+    if not same:
+        if is_fixed(added([side, total])):
+            raise ConflictError(node, told)
+        return None
+    step = math.lcm(*(window[1] for window in windows if window is not None))
+    whole = state.image[changes_with(side)]
+    if step > 1 and (side[0] % step or whole[0] % side[0]):
+        raise ConflictError(node, f"{told}; what it pads at others shows at a multiple of {step} alone")
+    return whole[0] // side[0] * step if step > 1 else 1
+
+
+def _window(node: NodeProto, state: State, place: int) -> tuple[int, int] | None:
+    """(cells that a window of a node spans along an axis, by how many it moves on); None: it has no windows."""
+    settings = attributes(node)
+    if node.op_type not in ("Conv", "AveragePool", "MaxPool", "LpPool", "ConvInteger") or any(settings.get("pads", ())):
+        return None
+    kernel = settings.get("kernel_shape") or [size[0] for size in axis_sizes(state.shape(node.input[1]))[2:]]
+    if not 0 <= place - 2 < len(kernel):
+        return None
+    dilation, step = (settings.get(name, [1] * len(kernel))[place - 2] for name in ("dilations", "strides"))
+    return (kernel[place - 2] - 1) * dilation + 1, step
 
 
 def assume(node: NodeProto, state: State) -> tuple[str, int]:

@@ -46,7 +46,7 @@ def interpret(node: NodeProto, state: State) -> list[Interpretation] | None:
     if target is None:
         return None
     before = axis_sizes(shape)
-    options = [_options(state, before, target, index, len(shape)) for index in range(len(target.axes))]
+    options = [_options(node, state, before, target, index, len(shape)) for index in range(len(target.axes))]
     found = []
     for picked in product(*options):
         sizes = [size for size, _ in picked]
@@ -103,7 +103,7 @@ def _target(node: NodeProto, state: State, shape: Shape) -> _Target | None:
 
 
 def _options(
-    state: State, before: Sequence[SampledSize], target: _Target, index: int, rank: int
+    node: NodeProto, state: State, before: Sequence[SampledSize], target: _Target, index: int, rank: int
 ) -> list[tuple[SampledSize, int]]:
     """What one of the resized axes can come to, each with its cost."""
     place, wanted = target.axes[index], target.sizes[index]
@@ -111,11 +111,33 @@ def _options(
     factors = None if target.factors is None else target.factors[index]
     if not is_fixed(wanted) and (factors is None or len(set(factors)) > 1 or _is_simple(factors[0])):
         return [(wanted, 0)]
+    if (
+        factors is not None
+        and state.graph.traced
+        and is_fixed(size)
+        and number > size[0] > 1
+        and len(set(factors)) == 1
+    ):
+        # By scales, its input was a share of the image; a grid that pooling fixed is of one cell, or was refused.
+        raise ConflictError(node, _what_holds(node, state, size[0], place))
     if number == size[0] and (is_fixed(size) or (place < rank - 2 and changes_with(size) == "N")):
         return [(size, 0)]
     # Numbers as they are: rarely meant where a map grows by a whole factor, as well as anything elsewhere.
     stays = 1 if changes_with(size) and number % size[0] == 0 else 0
     return [*((other, 0) for other in candidates(state, size, number)), (wanted, stays)]
+
+
+def _what_holds(node: NodeProto, state: State, side: int, place: int) -> str:
+    """That the map a Resize by scales reads does not follow the image, and what stopped it, in words."""
+    text = f"it enlarges, by a number, a map that has {side} cells at every size of the image"
+    for index in sorted(state.graph.ancestors[state.graph.place[node.output[0]]]):
+        other = state.graph.nodes[index]
+        name = other.output[0]
+        if state.is_data(name) and other.input and state.is_data(other.input[0]):
+            before, after = (axis_sizes(state.shape(each)) for each in (other.input[0], name))
+            if len(before) == len(after) > place and not is_fixed(before[place]) and is_fixed(after[place]):
+                return f"{text}, from {other.op_type} {other.name or name} on"
+    return text
 
 
 def _is_simple(factor: float) -> bool:

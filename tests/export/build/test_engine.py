@@ -343,7 +343,10 @@ def test_an_engine_for_onnx_runtimes_gpu_providers(exports, tmp_path, monkeypatc
     command("build-engine", exports / "narrow.onnx", "--target", "ort-cuda", "-o", tmp_path / "m.engine")
     if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
         done = command("verify-engine", tmp_path / "m.engine", ok=1)
-        assert "here has no CUDAExecutionProvider; replace it by that of 'fcn-deploy[gpu]'" in one_error(done)
+        assert (
+            "here has no CUDAExecutionProvider; run: pip uninstall onnxruntime; pip install 'fcn-deploy[ort-cuda]'"
+            in one_error(done)
+        )
     # The same path, with a provider that is here in the place of CUDA's.
     monkeypatch.setitem(ORT_TARGETS, "ort-cuda", "CPUExecutionProvider")
     image = photo(77, 123)
@@ -351,5 +354,5 @@ def test_an_engine_for_onnx_runtimes_gpu_providers(exports, tmp_path, monkeypatc
         assert net.backend == "onnxruntime, CPUExecutionProvider"
         np.testing.assert_array_equal(net(image), cpu(image))
     monkeypatch.setattr(onnxruntime.InferenceSession, "get_providers", lambda self: [])
-    with pytest.raises(DeployError, match="cannot be loaded here; install the driver, CUDA and cuDNN"):
+    with pytest.raises(DeployError, match=r"cannot be loaded \(.*; run: pip install 'fcn-deploy\[ort-cuda\]'"):
         Segmenter(tmp_path / "m.engine")

@@ -1,5 +1,7 @@
 """The runtime's CUDA kernels, compiled ahead."""
 
+import re
+import shutil
 import subprocess
 
 import pytest
@@ -31,6 +33,27 @@ def test_machine_code_for_the_gpus_named_and_ptx_for_the_others():
     # Products are rounded before they are added: no fused multiply-add of float32.
     assert b"fma.rn.f32" not in members[KERNELS_PTX] and b"mul.rn.f32" in members[KERNELS_PTX]
     assert members[kernels_for("sm86")][:4] == b"\x7fELF"
+
+
+@needs_compiler
+def test_no_pixel_is_computed_in_float64():
+    ptx = kernels.compile_kernels([])[KERNELS_PTX].decode()
+    bodies = dict(re.findall(r"\.entry (\w+)\((.*?)\n}", ptx, re.DOTALL))
+    assert len(bodies) == 13
+    assert [name for name, body in bodies.items() if ".f64" in body] == ["positions"]  # of rows and columns
+
+
+@needs_compiler
+@pytest.mark.skipif(shutil.which("ptxas") is None, reason="ptxas is missing; install the CUDA toolkit")
+def test_the_ptx_is_what_the_version_it_declares_has(tmp_path):
+    ptx = kernels.compile_kernels([])[KERNELS_PTX]
+    assert b".version 8.0\n" in ptx  # drivers of CUDA 12.0 and newer
+    (tmp_path / "kernels.ptx").write_bytes(ptx)
+    for target in ("sm_75", "sm_90", "sm_120"):
+        words = ["ptxas", f"-arch={target}", "-v", tmp_path / "kernels.ptx", "-o", tmp_path / "kernels.cubin"]
+        done = subprocess.run(words, capture_output=True, text=True)
+        assert done.returncode == 0 and " 0 bytes spill stores" in done.stderr, done.stderr
+        assert not re.search(r"[1-9]\d* bytes spill", done.stderr)
 
 
 @needs_compiler

@@ -187,7 +187,7 @@ def test_coarse_scores_are_upsampled_and_that_is_said(tmp_path):
     source = import_model(tmp_path / "m.onnx")
     assert any("1/4 of the image's size; they are upsampled bilinearly" in note for note in source.notes)
     report = build_engine(source, tmp_path / "m.engine", BuildConfig(latency_sizes=[(16, 16)]))
-    assert (report.head, report.stride, report.size_multiple) == ("linear", 4, 4)
+    assert (report.head, report.stride, report.size_multiple) == ("linear", 4, 1)
 
 
 def test_scores_that_are_no_numbers_are_refused(tmp_path):

@@ -14,6 +14,7 @@ from fcn_deploy.export.passes.fuse_padding import fuse_padding
 from fcn_deploy.export.passes.image_input import image_input
 from fcn_deploy.export.passes.pad_and_crop import pad_and_crop
 from fcn_deploy.export.passes.raise_opset import raise_opset
+from fcn_deploy.export.passes.resize_by_factor import resize_by_factor
 from fcn_deploy.export.passes.resize_to_multiple import resize_to_multiple
 from fcn_deploy.export.passes.resolve_branches import resolve_branches
 from fcn_deploy.export.passes.result import PassResult
@@ -40,6 +41,7 @@ PASSES = {
     "image_input": image_input,
     "pad_and_crop": lambda model: pad_and_crop(model, 4, 8),
     "raise_opset": lambda model: raise_opset(model, 21),
+    "resize_by_factor": resize_by_factor,
     "resize_to_multiple": lambda model: resize_to_multiple(model, 4),
     "resolve_branches": resolve_branches,
     "reverse_channels": reverse_channels,

@@ -1,0 +1,122 @@
+"""What an output is beside scores of classes, by evidence: prototypes, query masks, distances, flows, embeddings.
+
+Such maps have one value per pixel and channel, as scores have, and an argmax over them labels nothing.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from fcn_deploy.export.analysis.model_end import last_activation
+from fcn_deploy.export.graph.edit import attributes, metadata
+from fcn_deploy.export.graph.index import GraphIndex
+from fcn_deploy.export.importer.score_map import find_map_axes
+from onnx import ModelProto, NodeProto
+
+# Words in an output's name, and what they name.
+NAMED = {
+    "proto": "mask prototypes", "prototype": "mask prototypes", "prototypes": "mask prototypes",
+    "protos": "mask prototypes", "dist": "distances", "distance": "distances", "distances": "distances",
+    "flow": "flows", "flows": "flows", "hv": "gradients of distances", "vector": "vectors", "vectors": "vectors",
+    "offset": "offsets", "offsets": "offsets", "embed": "embeddings", "embedding": "embeddings",
+    "embeddings": "embeddings", "depth": "depths", "disparity": "disparities", "normal": "normals",
+    "normals": "normals", "box": "boxes", "boxes": "boxes", "bbox": "boxes", "keypoints": "key points",
+}  # fmt: skip
+INSTANCES = ("segment", "detect", "pose", "obb")  # tasks that exporters write into metadata
+COEFFICIENTS = 5  # of a detection beside those of its mask: a box and a class at least
+MANY = 4  # maps beside one that ends in a Sigmoid
+
+Shapes = Mapping[str, Sequence[int | str | None]]
+
+
+@dataclass(frozen=True)
+class OutputKind:
+    """What an output was taken for.
+
+    Attributes:
+        what: it is, in words: `mask prototypes`.
+        why: the evidence.
+        asked: whether that is a question to the user, as it may be scores all the same.
+    """
+
+    what: str
+    why: str
+    asked: bool = False
+
+
+def kind_of_output(
+    model: ModelProto, name: str, result: np.ndarray, size: tuple[int, int], others: Shapes
+) -> OutputKind | None:
+    """What an output that follows the image is, where it is no scores of classes; None: nothing speaks against it.
+
+    Args:
+        model: of the output, as its file has it.
+        name: of the output.
+        result: it, for one image.
+        size: (height, width) of that image.
+        others: names and shapes of the model's other outputs, as far as they are known.
+    """
+    axes = find_map_axes(result.shape, size)
+    if axes is None or result.dtype.kind != "f":
+        return None
+    count = result.size // (len(result) * result.shape[axes.rows] * result.shape[axes.columns])
+    task, names = metadata(model, "task"), metadata(model, "names")
+    if task in INSTANCES and names is not None and _named(names) not in (0, count) and others:
+        return OutputKind("mask prototypes", f"the file says task={task}, with {_named(names)} classes")
+    for other, shape in others.items():
+        if found := _beside(count, axes.factor, shape, size):
+            return OutputKind(found, f"beside {other} {list(shape)}")
+    words = [word for word in re.split(r"[^a-z]+", name.lower()) if word in NAMED]
+    if words:
+        return OutputKind(NAMED[words[0]], "by its name")
+    index = GraphIndex(model)
+    if count > 1 and (node := _unit_length(index, name)) is not None:
+        return OutputKind("embeddings", f"node {node.name or node.output[0]} brings them to length 1")
+    if count >= MANY and last_activation(index, name) is None:
+        for other, shape in others.items():
+            alike = find_map_axes([side if isinstance(side, int) else 0 for side in shape], size)
+            one = alike is not None and alike.factor == axes.factor and _channels(shape, alike) == 1
+            end = last_activation(index, other) if one else None
+            if end is not None and end.op_type == "Sigmoid":
+                return OutputKind("distances or classes", f"beside {other}, which ends in a Sigmoid", asked=True)
+    return None
+
+
+def _channels(shape: Sequence[int | str | None], axes) -> int:
+    sides = [side for place, side in enumerate(shape[1:], 1) if place not in (axes.rows, axes.columns)]
+    return sides[0] if len(sides) == 1 and isinstance(sides[0], int) else 1
+
+
+def _named(names: str) -> int:
+    """How many classes a dictionary or list of names in an exporter's metadata has; 0: it cannot be told."""
+    return len(re.findall(r"""['"][^'"]*['"]""", names)) if names.strip()[:1] in "{[" else 0
+
+
+def _beside(count: int, factor: int, shape: Sequence[int | str | None], size: tuple[int, int]) -> str:
+    """What `count` maps at 1/factor of the image are beside an output of this shape: of instances; "": nothing."""
+    if len(shape) != 3:
+        return ""
+    sides = [side for side in shape[1:] if isinstance(side, int)]
+    area = [-(-size[0] // by) * -(-size[1] // by) for by in (1, 2, 4, 8, 16, 32)]
+    if find_map_axes([side if isinstance(side, int) else 0 for side in shape], size) or (set(sides) & set(area[:3])):
+        return ""  # a map, or scores that were flattened
+    if shape[1] == count and len(sides) == 2 and count > 1 and shape[2] not in area:
+        return "masks of queries"
+    if factor > 1 and count >= MANY and any(count + COEFFICIENTS <= side <= count + 4096 for side in sides):
+        return "mask prototypes"
+    return ""
+
+
+def _unit_length(index: GraphIndex, name: str) -> NodeProto | None:
+    """The node that brings an output's vectors to length 1 over the channels; None where none does."""
+    node = index.before(name, ("Identity", "Transpose", "Resize", "Cast"))
+    if node is None:
+        return None
+    if node.op_type == "LpNormalization":
+        return node if attributes(node).get("axis", -1) in (1, -3, -1, 3) else None
+    if node.op_type != "Div":
+        return None
+    length = index.before(node.input[1], ("Identity", "Expand", "Clip", "Max", "Add", "Sqrt"))
+    of = length is not None and length.op_type in ("ReduceL2", "ReduceSumSquare") and length.input[0] == node.input[0]
+    return node if of else None

@@ -1,0 +1,45 @@
+"""What this process holds of the machine's memory, as Linux tells; elsewhere nothing is known."""
+
+import ctypes
+import logging
+from contextlib import suppress
+from pathlib import Path
+
+STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+
+def resident() -> int | None:
+    """Bytes of resident memory; None where that cannot be known."""
+    return _status("VmRSS")
+
+
+def highest(*seen: int | None) -> int | None:
+    """The most resident memory since `forget_highest`, in bytes, and no less than what was `seen` before.
+
+    The system counts pages per core and adds them up now and then, so that its own mark of the highest may lie below
+    what it has said before.
+    """
+    return max((amount for amount in (_status("VmHWM"), *seen) if amount is not None), default=None)
+
+
+def forget_highest() -> None:
+    """Let `highest` begin anew."""
+    try:
+        CLEAR.write_text("5")
+    except OSError:
+        logging.getLogger(__name__).info("the peak of memory is that of the process since its start")
+
+
+def give_back_freed() -> None:
+    """Return what the process has freed to the system, where its allocator (glibc's) keeps it for later."""
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def _status(field: str) -> int | None:
+    """A figure of Linux's /proc/self/status, in bytes; None where there is none."""
+    try:
+        lines = STATUS.read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field + ":"))
+    except (OSError, StopIteration):
+        return None

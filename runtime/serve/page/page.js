@@ -1,0 +1,252 @@
+// One photograph at a time: sent as it is to /label, and shown under the colours of its labels.
+import { readLabels } from "./png.js";
+
+const $ = (id) => document.getElementById(id);
+const models = new Map(); // name → what it says of itself
+let shown = null; // {picture, width, height, labels, counts, colours, names, noData}
+let urls = []; // of the downloads of what is shown
+let turn = 0; // counts the photographs: an answer that was overtaken is not shown
+let cursor = null; // {x, y} of the arrow keys
+
+// The server's models
+
+function headers() {
+  const token = $("token").value.trim();
+  return token ? { Authorization: `Bearer ${token}` } : {};
+}
+
+async function ask(address, options = {}) {
+  const answer = await fetch(address, { ...options, headers: { ...headers(), ...options.headers } });
+  if (answer.ok) return answer;
+  if (answer.status === 401) $("token-choice").hidden = false;
+  let text = `the server answered ${answer.status}`;
+  try {
+    text = (await answer.json()).error || text;
+  } catch {
+    // it was not JSON: the status says enough
+  }
+  throw new Error(text);
+}
+
+async function learn() {
+  const server = await (await ask("v2")).json();
+  models.clear();
+  $("model").replaceChildren();
+  for (const { name } of server.models) {
+    models.set(name, await (await ask(`v2/models/${encodeURIComponent(name)}`)).json());
+    $("model").append(new Option(name, name));
+  }
+  $("model-choice").hidden = models.size < 2;
+  chosen();
+}
+
+function chosen() {
+  const model = models.get($("model").value);
+  $("refine-choice").hidden = !model || !model.outputs.some((output) => output.name === "refined");
+}
+
+// From a file to its labels
+
+async function label(file) {
+  const mine = ++turn;
+  const started = performance.now();
+  $("error").hidden = true;
+  $("status").textContent = `Sending ${file.name || "the picture"} …`;
+  $("drop").setAttribute("aria-busy", "true");
+  try {
+    if (!models.size) await learn();
+    const model = models.get($("model").value);
+    if (model.parameters.kind !== "labels") {
+      throw new Error(`${model.name} gives ${model.parameters.kind}, which this page does not show; ask for them by /v2`);
+    }
+    const query = new URLSearchParams({ model: model.name, format: "png" });
+    if (!$("refine-choice").hidden && $("refine").checked) query.set("output", "refined");
+    const answer = await ask(`label?${query}`, { method: "POST", body: file, headers: { "Content-Type": "application/octet-stream" } });
+    const png = await answer.arrayBuffer();
+    const total = performance.now() - started;
+    const found = await readLabels(png);
+    const picture = await pictureOf(file, found);
+    if (mine !== turn) return;
+    show(model, file, found, picture, png, answer, total);
+    $("status").textContent = `${file.name || "The picture"}: ${found.width} × ${found.height} pixels, labelled by ${model.name}.`;
+  } catch (error) {
+    if (mine !== turn) return;
+    $("status").textContent = "";
+    $("error").textContent = error instanceof TypeError ? "The server does not answer; is it running?" : error.message;
+    $("error").hidden = false;
+  } finally {
+    if (mine === turn) $("drop").removeAttribute("aria-busy");
+  }
+}
+
+// What the browser cannot decode (most TIFFs) is shown as its labels alone.
+async function pictureOf(file, { width, height }) {
+  try {
+    const picture = await createImageBitmap(file);
+    return picture.width === width && picture.height === height ? picture : null;
+  } catch {
+    return null;
+  }
+}
+
+function show(model, file, found, picture, png, answer, total) {
+  const { classes, colors, no_data: noData } = model.parameters;
+  const counts = new Map();
+  for (const value of found.labels) counts.set(value, (counts.get(value) || 0) + 1);
+  const pixels = found.labels.length - (counts.get(noData) || 0) || 1;
+  const rows = [...counts].sort((a, b) => b[1] - a[1]).map(([index, count]) => ({
+    class: index,
+    name: index < classes.length ? classes[index] : "no data",
+    color: index < classes.length ? colors[index] : null,
+    pixels: count,
+    share: index < classes.length ? count / pixels : null,
+  }));
+  shown = { ...found, picture, rows: new Map(rows.map((row) => [row.class, row])), clear: classes.findIndex((name) => name.toLowerCase() === "background") };
+  cursor = null;
+  list(rows);
+  times(answer.headers.get("Server-Timing") || "", total);
+  const name = (file.name || "picture").replace(/\.[^.]*$/, "");
+  urls.forEach((url) => URL.revokeObjectURL(url));
+  const told = { model: model.name, version: answer.headers.get("X-Model-Version"), size: [found.height, found.width], classes: rows };
+  urls = [new Blob([png], { type: "image/png" }), new Blob([JSON.stringify(told, null, 1)], { type: "application/json" })].map((blob) => URL.createObjectURL(blob));
+  Object.assign($("save-png"), { href: urls[0], download: `${name}.labels.png` });
+  Object.assign($("save-json"), { href: urls[1], download: `${name}.labels.json` });
+  $("result").hidden = false;
+  draw();
+}
+
+function list(rows) {
+  const body = $("classes");
+  body.replaceChildren();
+  for (const row of rows) {
+    const line = body.insertRow();
+    line.dataset.class = row.class;
+    const name = line.insertCell();
+    const swatch = document.createElement("span");
+    swatch.className = "swatch";
+    swatch.style.background = row.color ? `rgb(${row.color})` : "transparent";
+    name.append(swatch, row.name);
+    line.insertCell().textContent = row.pixels.toLocaleString("en");
+    line.insertCell().textContent = row.share === null ? "–" : `${(100 * row.share).toFixed(1)} %`;
+  }
+}
+
+function times(header, total) {
+  const parts = new Map([...header.matchAll(/(\w+);dur=([\d.]+)/g)].map(([, name, time]) => [name, Number(time)]));
+  const inside = [...parts.values()].reduce((sum, time) => sum + time, 0);
+  const rows = [
+    ["In the queue", parts.get("queue") || 0],
+    ["Reading the file", parts.get("read") || 0],
+    ["In the network", parts.get("infer") || 0],
+    ["Writing the PNG", parts.get("write") || 0],
+    ["Transfer, both ways", Math.max(0, total - inside)],
+    ["Altogether", total],
+  ];
+  const body = $("times");
+  body.replaceChildren();
+  for (const [name, time] of rows) {
+    const line = body.insertRow();
+    line.insertCell().textContent = name;
+    line.insertCell().textContent = time.toFixed(1);
+  }
+}
+
+// The picture
+
+function draw() {
+  if (!shown) return;
+  const { width, height, labels, picture, rows, clear } = shown;
+  const canvas = $("view");
+  // No larger than a screen has pixels: a canvas of a huge picture would not be drawn at all.
+  const scale = Math.min(1, 2048 / Math.max(width, height));
+  canvas.width = Math.max(1, Math.round(width * scale));
+  canvas.height = Math.max(1, Math.round(height * scale));
+  const context = canvas.getContext("2d");
+  context.clearRect(0, 0, canvas.width, canvas.height);
+  if (picture) context.drawImage(picture, 0, 0, canvas.width, canvas.height);
+  const opacity = picture ? Number($("opacity").value) / 100 : 1;
+  const image = context.getImageData(0, 0, canvas.width, canvas.height);
+  for (let y = 0, to = 0; y < canvas.height; y++) {
+    const line = Math.min(height - 1, Math.floor((y + 0.5) * height / canvas.height)) * width;
+    for (let x = 0; x < canvas.width; x++, to += 4) {
+      const value = labels[line + Math.min(width - 1, Math.floor((x + 0.5) * width / canvas.width))];
+      const color = rows.get(value).color;
+      if (!color || (picture && value === clear)) continue;
+      for (let c = 0; c < 3; c++) image.data[to + c] += (color[c] - image.data[to + c]) * opacity;
+      image.data[to + 3] = 255;
+    }
+  }
+  context.putImageData(image, 0, 0);
+  if (cursor) {
+    const x = (cursor.x + 0.5) * canvas.width / width;
+    const y = (cursor.y + 0.5) * canvas.height / height;
+    for (const [style, wide] of [["black", 5], ["white", 2]]) {
+      context.strokeStyle = style;
+      context.lineWidth = wide;
+      context.beginPath();
+      context.arc(x, y, Math.max(6, canvas.width / 60), 0, 7);
+      context.stroke();
+    }
+  }
+}
+
+function tell(x, y) {
+  const row = shown.rows.get(shown.labels[y * shown.width + x]);
+  $("here").textContent = `${row.name}, at ${x}, ${y} (${row.share === null ? "–" : `${(100 * row.share).toFixed(1)} % of the picture`})`;
+  for (const line of $("classes").rows) line.classList.toggle("here", Number(line.dataset.class) === row.class);
+}
+
+// `object-fit: contain` leaves bars around a tall picture.
+function place(event) {
+  const box = $("view").getBoundingClientRect();
+  const scale = Math.min(box.width / shown.width, box.height / shown.height);
+  const x = Math.floor((event.clientX - box.left - (box.width - shown.width * scale) / 2) / scale);
+  const y = Math.floor((event.clientY - box.top - (box.height - shown.height * scale) / 2) / scale);
+  return x >= 0 && y >= 0 && x < shown.width && y < shown.height ? { x, y } : null;
+}
+
+function point(event) {
+  if (!shown) return;
+  const found = place(event);
+  if (found) tell(found.x, found.y);
+}
+
+function move(event) {
+  const steps = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
+  if (!shown || !(event.key in steps)) return;
+  event.preventDefault();
+  const far = Math.max(1, Math.round(Math.max(shown.width, shown.height) / (event.shiftKey ? 10 : 50)));
+  cursor ||= { x: Math.floor(shown.width / 2), y: Math.floor(shown.height / 2) };
+  cursor.x = Math.min(shown.width - 1, Math.max(0, cursor.x + steps[event.key][0] * far));
+  cursor.y = Math.min(shown.height - 1, Math.max(0, cursor.y + steps[event.key][1] * far));
+  draw();
+  tell(cursor.x, cursor.y);
+}
+
+// What people do
+
+$("file").addEventListener("change", () => $("file").files.length && label($("file").files[0]));
+$("model").addEventListener("change", chosen);
+$("token").addEventListener("change", () => learn().then(() => ($("error").hidden = true), failed));
+$("opacity").addEventListener("input", draw);
+$("view").addEventListener("pointermove", point);
+$("view").addEventListener("pointerdown", point);
+$("view").addEventListener("keydown", move);
+document.addEventListener("paste", (event) => {
+  const file = [...event.clipboardData.files][0];
+  if (file) label(file);
+});
+for (const kind of ["dragover", "dragleave", "drop"]) {
+  document.addEventListener(kind, (event) => {
+    event.preventDefault();
+    $("drop").classList.toggle("over", kind === "dragover");
+    if (kind === "drop" && event.dataTransfer.files.length) label(event.dataTransfer.files[0]);
+  });
+}
+
+function failed(error) {
+  $("error").textContent = error instanceof TypeError ? "The server does not answer; is it running?" : error.message;
+  $("error").hidden = false;
+}
+
+learn().catch(failed);

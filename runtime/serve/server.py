@@ -1,0 +1,109 @@
+"""The two ports of a server, opened and closed together, in one event loop."""
+
+import asyncio
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+import uvicorn
+
+from ..errors import DeployError, MisuseError
+from . import rpc
+from .connection import Connection
+from .rest import application
+from .service import Service
+
+END_SECONDS = 3600.0  # in which requests that were begun may end
+KEEP_SECONDS = 30  # that a connection is kept without a request
+
+
+@dataclass(frozen=True)
+class Tls:
+    """PEM files of a certificate chain and of its key."""
+
+    cert: Path
+    key: Path
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket of HTTP. Raises MisuseError for an address of another machine, DeployError for a port in use."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    except OSError as error:
+        raise MisuseError(f"--host {host}: {error.strerror or error}; name an address of this machine") from error
+    made = socket.socket(family, kind, protocol)
+    try:
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        made.bind(address)
+        made.listen(1024)
+    except OSError as error:
+        made.close()
+        raise _cannot_listen(host, port, error.strerror or str(error), "--port") from error
+    return made
+
+
+def _cannot_listen(host: str, port: int, reason: str, option: str) -> DeployError:
+    return DeployError(f"cannot listen at port {port} of {host}: {reason}; choose another with {option}")
+
+
+class _Http(uvicorn.Server):
+    """uvicorn's server, which leaves signals to us."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+class Server:
+    """HTTP at a socket, and gRPC at a port of the same host.
+
+    Attributes:
+        address: of HTTP, as a URL.
+        grpc_address: host and port of gRPC, once it is started.
+    """
+
+    def __init__(
+        self, service: Service, listener: socket.socket, host: str, grpc_port: int, tls: Tls | None = None
+    ) -> None:
+        self._service, self._listener, self._grpc_port, self._tls = service, listener, grpc_port, tls
+        self._host = f"[{host}]" if ":" in host else host
+        self.address = f"http{'' if tls is None else 's'}://{self._host}:{listener.getsockname()[1]}"
+        self.grpc_address = ""
+
+    async def start(self) -> None:
+        """Take requests. Raises DeployError where the port of gRPC cannot be had."""
+        self._rpcs = rpc.server(self._service)
+        config = uvicorn.Config(
+            application(self._service), http=Connection, ws="none", lifespan="off", log_config=None, access_log=False,
+            server_header=False, date_header=False, timeout_keep_alive=KEEP_SECONDS,
+            ssl_certfile=None if self._tls is None else self._tls.cert,
+            ssl_keyfile=None if self._tls is None else self._tls.key,
+        )  # fmt: skip
+        self._http = _Http(config)
+        self._serving: asyncio.Future[None] | None = None
+        address = f"{self._host}:{self._grpc_port}"
+        try:
+            if self._tls is None:
+                port = self._rpcs.add_insecure_port(address)
+            else:
+                pair = self._tls.key.read_bytes(), self._tls.cert.read_bytes()
+                port = self._rpcs.add_secure_port(address, grpc.ssl_server_credentials([pair]))
+        except RuntimeError:
+            port = 0
+        if not port:
+            raise _cannot_listen(self._host, self._grpc_port, "it is in use, or not ours", "--grpc-port")
+        self.grpc_address = f"{self._host}:{port}"
+        self._serving = asyncio.ensure_future(self._http.serve(sockets=[self._listener]))
+        await self._rpcs.start()
+
+    async def stop(self) -> None:
+        """Take no more requests, end those that were taken, and close the networks."""
+        self._service.stopping = True
+        self._http.should_exit = True
+        await self._rpcs.stop(END_SECONDS)
+        if self._serving is not None:
+            await self._serving
+        await asyncio.get_running_loop().run_in_executor(None, self._service.close)

@@ -1,0 +1,104 @@
+"""The working memory of one network: which runs may go on together, and what its backend keeps between them."""
+
+import threading
+from collections import deque
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
+
+KEPT = 64_000_000  # bytes that are kept whatever the usual run takes
+USUAL_RUNS = 16  # that tell what is usual
+MOST_SHAPES = 64  # times the largest run's memory, all shapes together: they come to far less in truth
+ABOVE_USUAL = 1.1  # times the most that usual runs take is kept, no more
+
+
+class WorkingMemory:
+    """Admits the runs of a network by the bytes that they take, and has its backend give back what they do not need.
+
+    Backends keep what a run took for the next: fresh pages would cost a large image up to half of its time. What runs
+    of many shapes took would add up, though, as one finds no room in what another left. So it is given back before a
+    run that takes more than any before it, or of a new shape with which all that were run might come to more than the
+    budget; and once a while has gone by without a run that needed so much.
+
+    Args:
+        release: has the backend give back what no run uses.
+
+    Attributes:
+        held: bytes that the backend keeps, by the plans of the runs that took them.
+    """
+
+    def __init__(self, release: Callable[[], None]) -> None:
+        self._release = release
+        self.held = 0
+        self._taken = 0  # bytes, by the runs that go on
+        self._shapes: dict[Hashable, int] = {}  # that were run since the last release, and the bytes they took
+        self._all_shapes = 0  # bytes, their sum
+        self._limit = 0  # bytes, the budget when it was last asked for
+        self._usual: deque[int] = deque(maxlen=USUAL_RUNS)
+        self._waiting: deque[object] = deque()
+        self._changed = threading.Condition()
+
+    @contextmanager
+    def taking(self, needed: int, shape: Hashable, budget: Callable[[], int]) -> Iterator[None]:
+        """Run something that takes `needed` bytes: alone, or beside others while all of them are within the budget.
+
+        Those that wait come in their order.
+
+        Args:
+            needed: by its plan.
+            shape: of all that the network is run on; runs of equal shapes find room in what the first of them took.
+            budget: tells the bytes that all runs together may take; asked where others run and it matters.
+        """
+        turn = object()
+        with self._changed:
+            self._waiting.append(turn)
+            try:
+                self._changed.wait_for(lambda: self._waiting[0] is turn and self._fits(needed, budget))
+            finally:
+                self._waiting.remove(turn)
+                self._changed.notify_all()
+            self._taken += needed
+            together = self._taken
+            grows = together > self.held >= KEPT or self._fragments(needed, shape, budget)
+            if grows:
+                self._forget()
+            if shape not in self._shapes:
+                self._shapes[shape] = needed
+                self._all_shapes += needed
+        try:
+            if grows:
+                self._release()
+            yield
+        finally:
+            with self._changed:
+                self._taken -= needed
+                self._changed.notify_all()
+            self.took(together)
+
+    def took(self, needed: int) -> None:
+        """A run has taken so many bytes; what is beyond the usual is given back."""
+        with self._changed:
+            self.held = max(self.held, needed)
+            self._usual.append(needed)
+            unusual = len(self._usual) == USUAL_RUNS and self.held > max(KEPT, ABOVE_USUAL * max(self._usual))
+            unusual = unusual and not self._taken
+            if unusual:
+                self._forget()
+        if unusual:
+            self._release()
+
+    def _fragments(self, needed: int, shape: Hashable, budget: Callable[[], int]) -> bool:
+        """Whether what runs of other shapes left may be too much beside this one."""
+        together = self._all_shapes + needed
+        if shape in self._shapes or together <= KEPT:
+            return False
+        if together > self._limit:
+            self._limit = budget()
+        return together > min(self._limit, MOST_SHAPES * max(self.held, needed, KEPT))
+
+    def _forget(self) -> None:
+        self.held, self._all_shapes = 0, 0
+        self._shapes.clear()
+
+    def _fits(self, needed: int, budget: Callable[[], int]) -> bool:
+        together = self._taken + needed
+        return not self._taken or together <= self.held or together <= budget()

@@ -1,0 +1,153 @@
+"""serve-engine as users start it: ready, stopped, reloaded, over TLS; and what it cannot be started with."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+from fcn_deploy.runtime.engine_file import EngineFile, write_engine
+from helpers import needs, one_error, photo
+from serving import binary, command
+
+from fcn_deploy import Segmenter
+
+
+def failed(*words, ok):
+    needs("starlette"), needs("grpc")
+    program = [sys.executable, "-m", "fcn_deploy.runtime.serve.command", "--port", "0", "--grpc-port", "0"]
+    done = subprocess.run([*program, *map(str, words)], capture_output=True, text=True)
+    assert done.returncode == ok, done
+    return one_error(done)
+
+
+def test_it_serves_ends_what_it_began_and_exits_with_0(exports):
+    image = photo(900, 1100)
+    with Segmenter(exports / "narrow.engine") as net:
+        expected = net(image)
+    with command(exports / "narrow.engine", "--warmup", "64x64,480x640", "--memory", "2GB") as (client, process):
+        assert client.json("/v2/health/ready") == {"ready": True}
+        found = []
+        threads = [threading.Thread(target=lambda: found.append(client.infer("narrow", image))) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        while client.metrics()["fcn_deploy_pending_requests"] < 4:
+            assert len(found) < 4
+        process.send_signal(signal.SIGTERM)
+        for thread in threads:
+            thread.join(120)
+        assert process.wait(60) == 0
+        assert len(found) == 4
+        for outputs in found:
+            np.testing.assert_array_equal(outputs["labels"], expected)
+        with pytest.raises(ConnectionRefusedError):
+            client.json("/v2")
+        assert process.stderr.read() == ""
+
+
+def test_after_sigterm_it_is_not_ready_and_takes_requests_for_a_while(exports):
+    with command(exports / "narrow.engine", "--drain", "2") as (client, process):
+        process.send_signal(signal.SIGTERM)
+        while client.ask("GET", "/v2/health/ready")[0] == 200:
+            time.sleep(0.01)
+        assert client.ask("GET", "/v2/health/live")[0] == 200
+        assert client.infer("narrow", photo(16, 16))["labels"].shape == (16, 16)
+        assert process.wait(60) == 0
+
+
+def test_logs_are_json_on_request_with_a_line_for_each_request(exports):
+    trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+    with command(exports / "narrow.engine", "--json-logs") as (client, process):
+        body, headers = binary(photo(16, 24))
+        assert client.ask("POST", "/v2/models/narrow/infer", body, headers | {"traceparent": trace})[0] == 200
+        client.error(422, "POST", "/label", b"no image")
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
+        good, bad = [json.loads(line) for line in process.stderr.read().splitlines() if '"request"' in line]
+    assert (good["code"], good["model"], good["size"], good["level"]) == ("200", "narrow", [16, 24], "info")
+    assert (good["trace_id"], good["span_id"]) == tuple(trace.split("-")[1:3]) and good["infer_ms"] > 0
+    assert (bad["code"], bad["reason"]) == ("422", "image") and "not an image" in bad["error"]
+
+
+def test_sighup_takes_up_a_file_that_was_replaced(exports, tmp_path):
+    from dataclasses import replace
+
+    engine = tmp_path / "m.engine"
+    shutil.copy(exports / "narrow.engine", engine)
+    with command(engine) as (client, process):
+        before = client.json("/v2/models/m")["versions"]
+        with EngineFile(engine) as file:
+            members = {name: file.read(name) for name in file.manifest.members}
+            write_engine(engine, replace(file.manifest, created_by="another build"), members)
+        process.send_signal(signal.SIGHUP)
+        assert process.stdout.readline().startswith("m is version ")
+        assert client.json("/v2/models/m")["versions"] != before
+
+
+def test_it_is_served_over_tls_to_those_who_bear_the_token(exports, tmp_path):
+    import http.client
+    import ssl
+
+    shown = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"]
+    if shutil.which("openssl") is None:
+        pytest.skip("openssl is not installed; on Debian: apt-get install openssl")
+    cert, key, token = tmp_path / "cert.pem", tmp_path / "key.pem", tmp_path / "token"
+    names = ["-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"]
+    subprocess.run([*shown, *names, "-keyout", key, "-out", cert], check=True, capture_output=True)
+    token.write_text("open-sesame\n")
+    options = ["--tls-cert", cert, "--tls-key", key, "--token-file", token]
+    with command(exports / "narrow.engine", *options) as (client, _):
+        trusting = ssl.create_default_context(cafile=cert)
+
+        def ask(headers):
+            connection = http.client.HTTPSConnection(client.host, int(client.port), context=trusting)
+            body, more = binary(photo(16, 16))
+            connection.request("POST", "/v2/models/narrow/infer", body, more | headers)
+            answer = connection.getresponse()
+            return answer.status, answer.read()
+
+        assert ask({})[0] == 401 and ask({"Authorization": "Bearer open-sesame"})[0] == 200
+        module = needs("tritonclient.grpc")
+        rpc = module.InferenceServerClient(client.grpc, ssl=True, root_certificates=str(cert))
+        assert rpc.get_model_metadata("narrow", headers={"authorization": "Bearer open-sesame"}).name == "narrow"
+        rpc.close()
+
+
+def test_what_it_cannot_be_started_with_is_one_line(exports, tmp_path):
+    engine = exports / "narrow.engine"
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        assert "choose another with --port" in failed(engine, "--port", port, ok=1)
+        assert "choose another with --grpc-port" in failed(engine, "--grpc-port", port, ok=1)
+    assert "does not exist" in failed(tmp_path / "none.engine", ok=2)
+    (tmp_path / "text.engine").write_text("no engine")
+    assert "is not an engine" in failed(tmp_path / "text.engine", ok=1)
+    assert "belong together" in failed(engine, "--tls-cert", engine, ok=2)
+    assert "PEM" in failed(engine, "--tls-cert", engine, "--tls-key", engine, ok=2)
+    (tmp_path / "empty").touch()
+    assert "not one token" in failed(engine, "--token-file", tmp_path / "empty", ok=2)
+    assert "name an address of this machine" in failed(engine, "--host", "256.1.1.1", ok=2)
+    assert "--warmup" in failed(engine, "--warmup", "0x0", ok=2)
+    assert "leaves nothing" in failed(engine, "--memory", "20MB", ok=2)
+
+
+def test_anyone_who_can_reach_it_is_said_aloud(exports):
+    with command(exports / "narrow.engine", "--host", "0.0.0.0") as (_, process):
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
+        assert "--token-file asks for a token" in process.stderr.read()
+
+
+def test_a_missing_package_is_named_with_what_installs_it(exports, tmp_path):
+    (tmp_path / "grpc.py").write_text("raise ImportError('none')")
+    program = [sys.executable, "-m", "fcn_deploy.runtime.serve.command", exports / "narrow.engine"]
+    done = subprocess.run(program, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(tmp_path)})
+    assert done.returncode == 1 and "pip install 'fcn-deploy[serve]'" in one_error(done)

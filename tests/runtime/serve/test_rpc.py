@@ -1,0 +1,214 @@
+"""gRPC: the protocol's messages, by a client that is not ours, and what is refused."""
+
+import json
+import threading
+
+import numpy as np
+import pytest
+from fcn_deploy.runtime.labelling.rle import decode
+from fcn_deploy.runtime.stream import CALLERS
+from helpers import needs, photo
+from serving import serving
+
+from fcn_deploy import Segmenter
+
+
+@pytest.fixture(scope="module")
+def server(exports):
+    with serving(exports / "narrow.engine") as (client, _):
+        yield client
+
+
+@pytest.fixture(scope="module")
+def net(exports):
+    with Segmenter(exports / "narrow.engine", threads=2) as net:
+        yield net
+
+
+@pytest.fixture(scope="module")
+def client(server):
+    with needs("tritonclient.grpc").InferenceServerClient(server.grpc) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def call(server):
+    """A method of the service, by our own messages: (name, request) → answer."""
+    grpc = needs("grpc")
+    from fcn_deploy.runtime.serve.messages import HEALTH_MESSAGES, MESSAGES, SERVICE
+
+    with grpc.insecure_channel(server.grpc) as channel:
+
+        def call(method, service=SERVICE, messages=MESSAGES, key=None, **fields):
+            key = key or method
+            verb = channel.unary_unary(
+                f"/{service}/{method}",
+                request_serializer=messages[f"{key}Request"].SerializeToString,
+                response_deserializer=messages[f"{key}Response"].FromString,
+            )
+            return verb(messages[f"{key}Request"](**fields), timeout=60)
+
+        call.health = lambda: call("Check", "grpc.health.v1.Health", HEALTH_MESSAGES, "HealthCheck")
+        yield call
+
+
+def refused(call, method="ModelInfer", code="INVALID_ARGUMENT", **fields):
+    grpc = needs("grpc")
+    with pytest.raises(grpc.RpcError) as error:
+        call(method, **fields)
+    assert error.value.code().name == code, error.value
+    text = error.value.details()
+    assert "\n" not in text and len(text) <= 300
+    return text
+
+
+def test_the_messages_are_the_protocols():
+    """Field by field, with those that another project generated from the protocol's own file."""
+    others = needs("tritonclient.grpc").service_pb2
+    from fcn_deploy.runtime.serve.messages import INFERENCE, MESSAGES
+
+    def told(field):
+        of = field.message_type
+        entry = of is not None and of.GetOptions().map_entry
+        kind = [told(each) for each in of.fields] if entry else of.full_name if of else field.type
+        return field.name, field.number, field.is_repeated, kind, field.containing_oneof is not None
+
+    for name in INFERENCE:
+        theirs = others
+        for part in name.split("."):
+            theirs = getattr(theirs, part)
+        fields = {field.number: told(field) for field in theirs.DESCRIPTOR.fields}
+        ours = MESSAGES[name].DESCRIPTOR
+        assert ours.full_name == theirs.DESCRIPTOR.full_name
+        for field in ours.fields:
+            assert told(field) == fields[field.number]
+        assert len(ours.fields) == len(fields), name
+
+
+@pytest.mark.parametrize("size", [(1, 1), (61, 97), (480, 640), (1300, 1301)])
+def test_labels_are_those_of_a_call_at_any_size(client, net, size):
+    module, image = needs("tritonclient.grpc"), photo(*size)
+    given = module.InferInput("image", image.shape, "UINT8")
+    given.set_data_from_numpy(image)
+    answer = client.infer("narrow", [given], request_id="9")
+    assert answer.get_response().id == "9" and answer.get_response().model_name == "narrow"
+    np.testing.assert_array_equal(answer.as_numpy("labels"), net(image))
+
+
+def test_several_outputs_and_run_lengths_come_together(client, net):
+    module, image = needs("tritonclient.grpc"), photo(50, 60)
+    given = module.InferInput("image", image.shape, "UINT8")
+    given.set_data_from_numpy(image)
+    wanted = [module.InferRequestedOutput(name) for name in ("probabilities", "scores", "labels")]
+    answer = client.infer("narrow", [given], outputs=wanted)
+    np.testing.assert_array_equal(answer.as_numpy("probabilities"), net.probabilities(image))
+    np.testing.assert_array_equal(answer.as_numpy("scores"), net.heatmap(image))
+    np.testing.assert_array_equal(answer.as_numpy("labels"), net(image))
+
+
+def test_typed_contents_and_files_are_taken(call, net):
+    from io import BytesIO
+
+    from PIL import Image
+
+    image, file = photo(12, 13), BytesIO()
+    Image.fromarray(image).save(file, "PNG")
+    inputs = [
+        {"name": "image", "datatype": "UINT8", "shape": image.shape, "contents": {"uint_contents": image.ravel()}},
+        {"name": "image", "datatype": "BYTES", "shape": [1], "contents": {"bytes_contents": [file.getvalue()]}},
+    ]
+    for given in inputs:
+        answer = call("ModelInfer", model_name="narrow", inputs=[given])
+        labels = np.frombuffer(answer.raw_output_contents[0], np.uint8).reshape(answer.outputs[0].shape)
+        np.testing.assert_array_equal(labels, net(image))
+    outputs = [{"name": "labels", "parameters": {"format": {"string_param": "rle"}}}]
+    answer = call("ModelInfer", inputs=[inputs[1]], outputs=outputs)  # the only model needs no name
+    assert answer.outputs[0].datatype == "BYTES"
+    for each in json.loads(answer.raw_output_contents[0][4:]):
+        np.testing.assert_array_equal(decode(each), net(image) == each["class"])
+
+
+def test_health_and_what_is_served_are_told(client, call):
+    assert client.is_server_live() and client.is_server_ready() and client.is_model_ready("narrow")
+    assert call.health().status == 1
+    assert client.get_server_metadata().extensions[:] == ["binary_tensor_data"]
+    told = client.get_model_metadata("narrow")
+    assert [each.name for each in told.outputs] == ["labels", "probabilities", "values", "refined", "scores"]
+    assert told.inputs[0].shape[:] == [-1, -1, 3] and len(told.versions) == 1
+
+
+def test_wrong_requests_are_told_what_is_wrong(call):
+    image = {"name": "image", "datatype": "UINT8", "shape": [2, 2, 3]}
+    assert "no model" in refused(call, "ModelMetadata", "NOT_FOUND", name="other")
+    assert "in version" in refused(call, code="NOT_FOUND", model_name="narrow", model_version="1", inputs=[image])
+    assert "0 inputs" in refused(call)
+    assert "and 3 were sent" in refused(call, inputs=[image], raw_input_contents=[b"abc"])
+    assert "12 numbers, and its data 0" in refused(call, inputs=[image])
+    assert "2 of them raw" in refused(call, inputs=[image], raw_input_contents=[b"", b""])
+    both = image | {"contents": {"uint_contents": [1]}}
+    assert "omit one" in refused(call, inputs=[both], raw_input_contents=[bytes(12)])
+    assert "takes [height" in refused(call, inputs=[image | {"shape": [2, 6]}], raw_input_contents=[bytes(12)])
+    assert "above 0" in refused(call, inputs=[image | {"shape": [-1, 2, 3]}], raw_input_contents=[bytes(12)])
+    outputs = [{"name": "depth"}]
+    assert "gives labels" in refused(call, inputs=[image], outputs=outputs, raw_input_contents=[bytes(12)])
+    large = image | {"shape": [5000, 5000, 3]}
+    assert "larger" in refused(call, code="RESOURCE_EXHAUSTED", inputs=[large], raw_input_contents=[bytes(75_000_000)])
+
+
+def test_a_call_whose_time_is_over_or_that_is_cancelled_is_not_run(exports, monkeypatch):
+    from fcn_deploy.runtime.network import Network
+
+    go, inside, runs, true = threading.Event(), threading.Semaphore(0), [], Network.run
+
+    def run(network, *rest):
+        runs.append(1)
+        inside.release()
+        assert go.wait(100)
+        return true(network, *rest)
+
+    module = needs("tritonclient.grpc")
+    from tritonclient.utils import InferenceServerException
+
+    with serving(exports / "narrow.engine", requests=2) as (server, service):
+        monkeypatch.setattr(Network, "run", run)
+        client = module.InferenceServerClient(server.grpc)
+        given = module.InferInput("image", (8, 8, 3), "UINT8")
+        given.set_data_from_numpy(photo(8, 8))
+        done = threading.Semaphore(0)
+        for _ in range(CALLERS):
+            client.async_infer("narrow", [given], lambda result, error: done.release())
+            assert inside.acquire(timeout=60)
+        with pytest.raises(InferenceServerException, match="DEADLINE_EXCEEDED"):
+            client.infer("narrow", [given], client_timeout=0.2)
+        ended = threading.Event()
+        call = client.async_infer("narrow", [given], lambda result, error: ended.set())
+        while not service.room.waiting:
+            pass
+        call.cancel()
+        assert ended.wait(60)
+        while service.room.waiting:
+            pass
+        for _ in range(2):
+            client.async_infer("narrow", [given], lambda result, error: done.release())
+        while service.room.waiting < 2:
+            pass
+        with pytest.raises(InferenceServerException, match=r"RESOURCE_EXHAUSTED.*2 requests wait"):
+            client.infer("narrow", [given])
+        go.set()
+        for _ in range(CALLERS + 2):
+            assert done.acquire(timeout=60)
+        client.close()
+        assert len(runs) == CALLERS + 2
+
+
+def test_a_token_is_asked_for_where_there_is_one(exports):
+    module = needs("tritonclient.grpc")
+    from tritonclient.utils import InferenceServerException
+
+    with serving(exports / "narrow.engine", token="open-sesame") as (server, _):
+        client = module.InferenceServerClient(server.grpc)
+        assert client.is_server_ready()
+        with pytest.raises(InferenceServerException, match="UNAUTHENTICATED"):
+            client.get_model_metadata("narrow")
+        assert client.get_model_metadata("narrow", headers={"authorization": "Bearer open-sesame"}).name == "narrow"
+        client.close()

@@ -1,0 +1,282 @@
+"""Videos that are no files, live ones, and runs that were ended and went on."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from contextlib import suppress
+from fractions import Fraction
+from functools import partial
+from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
+
+import numpy as np
+import pytest
+from fcn_deploy.runtime.images.addresses import Address, Latest, is_address
+from helpers import command, one_error, photo
+from videos import av, film, frames, label
+
+RUN = [sys.executable, "-m", "runtime.infer"]
+
+
+@pytest.fixture
+def serve():
+    """Starts an HTTP server with a handler; its address."""
+    servers = []
+
+    def start(handler):
+        server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        servers.append(server)
+        return f"http://127.0.0.1:{server.server_port}"
+
+    yield start
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *args):
+        pass
+
+
+def equal_videos(one, other):
+    (times, pictures), (others, found) = frames(one), frames(other)
+    assert times == others
+    np.testing.assert_array_equal(np.stack(pictures), np.stack(found))
+
+
+@pytest.mark.parametrize("name", ["a.ts", "a.mkv"])
+def test_a_piped_video_has_the_labels_of_the_file(exports, tmp_path, name):
+    source = film(tmp_path / name, 12)
+    label(exports / "narrow.engine", source, tmp_path / "file")
+    with source.open("rb") as file:
+        pipe = subprocess.Popen(["cat"], stdin=file, stdout=subprocess.PIPE)
+        words = [*RUN, exports / "narrow.engine", "-", "-o", tmp_path / "o", "--json"]
+        done = subprocess.run(words, stdin=pipe.stdout, capture_output=True, text=True)
+        pipe.stdout.close()
+        pipe.wait()
+    record, _ = map(json.loads, done.stdout.splitlines())
+    assert done.returncode == 0 and record["file"] == "standard input" and record["frames"] == 12
+    assert "dropped" not in record and record["fps"] > 0
+    equal_videos(tmp_path / "o" / "stdin.mkv", tmp_path / "file" / "a.mkv")
+
+
+def test_a_file_as_standard_input_may_have_its_index_at_the_end(exports, tmp_path):
+    with film(tmp_path / "a.mp4", 4).open("rb") as file:
+        words = [*RUN, exports / "narrow.engine", "-", "-o", tmp_path / "o"]
+        done = subprocess.run(words, stdin=file, capture_output=True, text=True)
+    assert done.returncode == 0 and "4 frames, " in done.stdout and " a second" in done.stdout
+    assert len(frames(tmp_path / "o" / "stdin.mkv")[0]) == 4
+
+
+def test_standard_input_that_is_no_video_is_one_line(exports, tmp_path):
+    words = [*RUN, exports / "narrow.engine", "-", "-o", tmp_path / "o"]
+    done = subprocess.run(words, input="no video", capture_output=True, text=True)
+    assert done.returncode == 1 and "cannot read standard input as a video" in one_error(done)
+    done = subprocess.run([*words, "--resume"], input="", capture_output=True, text=True)
+    assert done.returncode == 2 and "standard input cannot be read again" in one_error(done)
+
+
+def test_an_address_has_the_labels_of_the_file(exports, tmp_path, serve):
+    film(tmp_path / "a b.mp4", 6)
+    label(exports / "narrow.engine", tmp_path / "a b.mp4", tmp_path / "file")
+    address = serve(partial(Quiet, directory=tmp_path)).replace("127", "me:secret@127") + "/a%20b.mp4?x=1"
+    done, (record,) = label(exports / "narrow.engine", address, tmp_path / "o")
+    assert record["frames"] == 6 and "dropped" not in record and "secret" not in done.stdout + done.stderr
+    equal_videos(tmp_path / "o" / "a_b.mkv", tmp_path / "file" / "a b.mkv")
+
+
+def test_an_address_that_answers_half_gives_what_there_is_and_says_so(exports, tmp_path, serve):
+    content = film(tmp_path / "a.ts", 60, (96, 128)).read_bytes()
+
+    class Half(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content[: len(content) // 2])
+
+        def log_message(self, *args):
+            pass
+
+    _, (record,) = label(exports / "narrow.engine", serve(Half) + "/cam", tmp_path / "o", ok=1)
+    assert 10 < record["frames"] < 60 and "it ends at " in record["error"]
+    assert len(frames(tmp_path / "o" / "cam.mkv")[0]) == record["frames"]
+
+
+def test_nothing_at_an_address_is_one_line_without_the_password(exports, tmp_path, serve):
+    words = (
+        exports / "narrow.engine",
+        serve(partial(Quiet, directory=tmp_path)) + "/none.mp4",
+        "rtsp://a:pw@[::1]:9/x",
+    )
+    done, records = label(*words[:1], words[1], tmp_path / "o", words[2], ok=1)
+    assert all("is it there, and a video?" in record["error"] for record in records) and len(records) == 2
+    assert "pw" not in done.stdout + done.stderr and list((tmp_path / "o").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("given", "name", "live"),
+    [
+        ("rtsp://u:p@10.0.0.7:554/Streaming/Channels/101", "101", True),
+        ("rtsp://10.0.0.7", "10.0.0.7", True),
+        ("http://host/clip.mp4?token=1", "clip", False),
+        ("https://host/live/", "live", False),
+        ("udp://@239.0.0.1:1234", "239.0.0.1", True),
+        ("/dev/video0", "video0", True),
+        ("-", "stdin", False),
+    ],
+)
+def test_addresses_have_names_and_are_live_or_not(given, name, live):
+    assert is_address(given)
+    address = Address.of(given, None)
+    assert (address.name, address.live) == (name, live) and ":p@" not in str(address)
+    assert Address.of(given, not live).live is not live
+
+
+@pytest.mark.parametrize(
+    "given", ["clip.mp4", "a/b.png", "https://host/a.jpg", "s3://bucket/clip.mp4", "/dev/null.mp4", "c:x"]
+)
+def test_files_and_addresses_of_images_are_none_of_videos(given):
+    assert not is_address(given)
+
+
+def test_live_without_an_address_is_refused(exports, tmp_path):
+    source = film(tmp_path / "v.mp4", 1)
+    done = command("infer", exports / "narrow.engine", source, "-o", tmp_path / "o", "--live", ok=2)
+    assert "--live is of addresses" in one_error(done)
+
+
+def test_the_newest_frames_of_a_live_source_are_kept_and_no_more():
+    given = threading.Semaphore(0)
+
+    def source():
+        for index in range(100):
+            given.acquire()
+            yield index
+
+    latest = Latest(source(), lambda: None)
+    frames = latest.frames()
+    for _ in range(50):
+        given.release()
+    while latest.dropped < 48:
+        time.sleep(0.001)
+    assert [next(frames), next(frames), latest.dropped] == [48, 49, 48]
+    given.release()
+    assert next(frames) == 50
+    latest.stop()
+    given.release(9)
+    assert list(frames) == [] and latest.ended()
+
+
+def test_what_a_live_source_raises_is_raised_after_its_frames():
+    def source():
+        yield 1
+        raise ValueError("gone")
+
+    frames = Latest(source(), lambda: None).frames()
+    assert next(frames) == 1
+    with pytest.raises(ValueError, match="gone"):
+        next(frames)
+
+
+def camera(pipe, stop, size=(48, 64), rate=200):
+    """Writes Motion JPEG in Matroska into a pipe, in its own time, until told to stop."""
+    options = {"flush_packets": "1", "cluster_time_limit": "40"}
+    with suppress(OSError, av.error.FFmpegError), pipe, av.open(pipe, "w", format="matroska", options=options) as out:
+        stream = out.add_stream("mjpeg", rate=rate)
+        stream.width, stream.height, stream.pix_fmt = size[1], size[0], "yuvj420p"
+        scene, index = photo(*size), 0
+        while not stop.wait(1 / rate):
+            frame = av.VideoFrame.from_ndarray(np.roll(scene, index, axis=1), format="rgb24")
+            frame.pts, frame.time_base = 10_000 * rate + index, Fraction(1, rate)
+            out.mux(stream.encode(frame))
+            index += 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_live_source_is_labelled_until_a_signal_and_its_labels_are_whole(exports, tmp_path, number):
+    words = [*RUN, exports / "narrow.engine", "-", "--live", "-o", tmp_path / "o", "--json"]
+    process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=False)
+    stop = threading.Event()
+    source = threading.Thread(target=camera, args=(process.stdin, stop))
+    source.start()
+    parts = tmp_path / "o" / ".stdin.mkv.partial" / "000000.labels.nut"
+    while not parts.exists() and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(number)
+    out, err = process.stdout.read(), process.stderr.read()
+    stop.set()
+    source.join()
+    assert process.wait() == 0, err
+    record, _ = map(json.loads, out.splitlines())
+    assert record["frames"] >= 50 and record["dropped"] >= 0 and "error" not in record
+    times, found = frames(tmp_path / "o" / "stdin.mkv")
+    assert len(found) == record["frames"] and times[0] < 9  # not the camera's clock
+    assert [path.name for path in (tmp_path / "o").iterdir()] == ["stdin.mkv"]
+
+
+def test_frames_that_come_too_fast_are_dropped_and_counted(exports, tmp_path):
+    words = [*RUN, exports / "narrow.engine", "-", "--live", "-o", tmp_path / "o", "--json"]
+    source = film(tmp_path / "v.ts", 200, (240, 320), options={"preset": "ultrafast"})
+    with source.open("rb") as file:
+        done = subprocess.run(words, stdin=file, capture_output=True, text=True)
+    record, _ = map(json.loads, done.stdout.splitlines())
+    assert record["dropped"] > 0 and record["frames"] + record["dropped"] == 200
+    assert "faster than they are labelled" in done.stderr and len(done.stderr.splitlines()) == 1
+    times, _ = frames(tmp_path / "o" / "stdin.mkv")
+    steps = np.rint(np.diff(times) * 30000 / 1001)
+    assert steps.max() > 1 and steps.min() == 1  # each at its own time
+
+
+def ended(words, folder, part, number):
+    """Run until a part is there, then end it by a signal."""
+    process = subprocess.Popen([*map(str, words)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while not (folder / part).exists() and process.poll() is None:
+        time.sleep(0.005)
+    process.send_signal(number)
+    out, err = process.communicate()
+    return process.returncode, out, err
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_a_video_whose_run_was_ended_is_gone_on_with(exports, tmp_path, number):
+    source = film(tmp_path / "v.mp4", 220, step=3, options={"preset": "ultrafast"})
+    engine = exports / "narrow.engine"
+    label(engine, source, tmp_path / "whole", "--overlay")
+    words = [*RUN, engine, source, "-o", tmp_path / "o", "--overlay"]
+    code, _, err = ended(words, tmp_path / "o" / ".v.mkv.partial", "000001.labels.nut", number)
+    assert code == (-9 if number == signal.SIGKILL else 130), err
+    if number == signal.SIGINT:
+        assert "interrupted at frame" in err and "--resume goes on from there" in err and len(err.splitlines()) == 1
+    assert [path.name for path in (tmp_path / "o").iterdir()] == [".v.mkv.partial"]
+    _, (record,) = label(engine, source, tmp_path / "o", "--overlay", "--resume")
+    assert record["resumed"] >= 100 and record["frames"] == 220
+    assert sorted(path.name for path in (tmp_path / "o").iterdir()) == ["v.mkv", "v.overlay.mp4"]
+    equal_videos(tmp_path / "o" / "v.mkv", tmp_path / "whole" / "v.mkv")
+    equal_videos(tmp_path / "o" / "v.overlay.mp4", tmp_path / "whole" / "v.overlay.mp4")
+    _, (record,) = label(engine, source, tmp_path / "o", "--overlay", "--resume")
+    assert record["skipped"]
+
+
+def test_what_is_kept_of_another_file_or_half_written_is_not_taken(exports, tmp_path):
+    engine = exports / "narrow.engine"
+    source = film(tmp_path / "v.mp4", 120, options={"preset": "ultrafast"})
+    words = [*RUN, engine, source, "-o", tmp_path / "o"]
+    ended(words, tmp_path / "o" / ".v.mkv.partial", "000001.labels.nut", signal.SIGKILL)
+    lines = tmp_path / "o" / ".v.mkv.partial" / "parts.jsonl"
+    text = lines.read_text().splitlines()
+    lines.write_text("\n".join(text[:2]) + "\n[48, 64, 1")  # as a machine that lost its power
+    label(engine, source, tmp_path / "whole")
+    _, (record,) = label(engine, source, tmp_path / "o", "--resume")
+    assert record["resumed"] == 50 and record["frames"] == 120
+    equal_videos(tmp_path / "o" / "v.mkv", tmp_path / "whole" / "v.mkv")
+
+    ended([*words, "--force"], tmp_path / "o" / ".v.mkv.partial", "000000.labels.nut", signal.SIGKILL)
+    os.utime(source, ns=(1, 1))  # another file of this name
+    _, (record,) = label(engine, source, tmp_path / "o", "--force")
+    assert "resumed" not in record and record["frames"] == 120

@@ -1,0 +1,125 @@
+"""Which runs go on together, and when a backend gives memory back."""
+
+import json
+import threading
+import time
+
+import numpy as np
+import pytest
+from fcn_deploy.runtime.process_memory import give_back_freed, resident
+from fcn_deploy.runtime.working_memory import KEPT, USUAL_RUNS, WorkingMemory
+
+MB = 1_000_000
+
+
+class Releases(list):
+    def __call__(self):
+        self.append(1)
+
+
+def run(memory, needed, shape=None, budget=10_000 * MB):
+    with memory.taking(needed, shape or needed, lambda: budget):
+        pass
+
+
+def test_runs_that_are_within_the_budget_go_on_together_and_others_wait_in_their_order():
+    memory, started, may_end = WorkingMemory(Releases()), [], threading.Event()
+
+    def call(name, needed):
+        with memory.taking(needed, name, lambda: 100 * MB):
+            started.append(name)
+            may_end.wait(10)
+
+    threads = []
+    for name, needed in (("a", 60 * MB), ("b", 40 * MB), ("too much", 50 * MB), ("small, after it", 1)):
+        threads.append(threading.Thread(target=call, args=(name, needed)))
+        threads[-1].start()
+        deadline = time.monotonic() + 5
+        while len(memory._waiting) + len(started) < len(threads) and time.monotonic() < deadline:
+            time.sleep(0.001)
+    assert started == ["a", "b"]
+    may_end.set()
+    for thread in threads:
+        thread.join()
+    assert started == ["a", "b", "too much", "small, after it"]
+
+
+def test_what_is_over_the_budget_runs_alone():
+    memory = WorkingMemory(Releases())
+    run(memory, 500 * MB, budget=100 * MB)
+    assert memory.held == 500 * MB
+
+
+def test_a_run_that_fails_leaves_its_place():
+    memory = WorkingMemory(Releases())
+    with pytest.raises(ValueError, match="fails"), memory.taking(90 * MB, "a", lambda: 100 * MB):
+        raise ValueError("it fails")
+    run(memory, 90 * MB, budget=100 * MB)  # would wait for ever
+
+
+def test_memory_is_given_back_before_a_run_larger_than_all_before_it():
+    memory = WorkingMemory(released := Releases())
+    run(memory, 100 * MB)
+    assert not released
+    run(memory, 300 * MB)
+    assert len(released) == 1 and memory.held == 300 * MB
+    run(memory, 100 * MB)
+    assert len(released) == 1
+
+
+def test_shapes_that_might_come_to_more_than_the_budget_have_memory_given_back():
+    memory = WorkingMemory(released := Releases())
+    for _ in range(3):
+        for shape in range(4):  # that fit together
+            run(memory, 100 * MB, shape, budget=450 * MB)
+    assert not released
+    run(memory, 100 * MB, "a fifth", budget=450 * MB)
+    assert len(released) == 1
+
+
+def test_an_unusually_large_run_holds_its_memory_for_a_while_only():
+    memory = WorkingMemory(released := Releases())
+    run(memory, 1000 * MB)
+    for _ in range(USUAL_RUNS):
+        run(memory, 80 * MB)
+    assert len(released) == 1
+    run(memory, 80 * MB)
+    assert memory.held == 80 * MB and len(released) == 1
+
+
+def test_small_runs_of_any_number_of_shapes_are_left_alone():
+    memory = WorkingMemory(released := Releases())
+    for shape in range(1000):
+        run(memory, KEPT // 2000, shape)
+    assert not released
+
+
+def test_an_engine_gives_back_what_a_large_image_took(exports):
+    from fcn_deploy import Segmenter
+
+    with Segmenter(exports / "narrow.engine") as net:
+        net(np.zeros((64, 64, 3), np.uint8))
+        give_back_freed()
+        before = resident()
+        if before is None:
+            pytest.skip("resident memory is read from Linux's /proc")
+        image = np.zeros((1024, 1024, 3), np.uint8)
+        net(image)
+        held = resident() - before
+        net.network.backend.release()
+        given_back = resident() - before
+        assert held > 100 * MB and given_back < held / 3, (held, given_back)
+        np.testing.assert_array_equal(net(image), net(image))
+
+
+def test_engines_of_version_3_are_read():
+    from fcn_deploy.runtime.manifest import Manifest
+    from tiny_engine import MANIFEST
+
+    record = json.loads(MANIFEST.to_json())
+    record["version"] = 3
+    for stage in record["stages"]:
+        del stage["bytes_fixed"], stage["bytes_per_pixel_squared"]
+        stage["bytes_per_pixel"] = 100.0
+    (stage,) = Manifest.from_json(json.dumps(record), "old.engine").stages
+    assert stage.working_memory(1000) == 100_000
