@@ -16,6 +16,7 @@ from .backends.host import HostBackend
 from .engine_file import EngineFile
 from .errors import DeployError, MisuseError
 from .manifest import Manifest, Stage, Upsampling
+from .model_card import ModelCard
 from .no_data import HoleRecorder, filled, marked
 from .onnx_model import WHOLE, OnnxModelBackend, with_activation
 from .plan import Plan, Span, available_memory, check_result, plan_on_gpu, plan_run, plan_unbounded
@@ -70,7 +71,9 @@ class Network:
         stages: the core, in order.
         memory: bytes one image may take on the CPU; None: 80 % of what is free.
         refine: whether borders of labels follow those of the image.
-        input_range: which numbers of images are the network's 0 and 1; None: they are the network's own.
+        input_range: which numbers of images are the network's 0 and 1; None: they are the network's own, whatever the
+            card's `range` says of files.
+        cell: pixels between coarse scores.
         batch_costs: padded size → what batches of it were measured to cost.
     """
 
@@ -112,7 +115,17 @@ class Network:
             instead = "omit --refine" if self.manifest else "make an engine: build-engine"
             raise MisuseError(f"{path} cannot be refined: {reason}; {instead}")
         self._working = WorkingMemory(self._release)
-        self._cell = int((self.upsampling.factor or cell)[0])  # pixels between coarse scores
+        self.cell = int((self.upsampling.factor or cell)[0])
+
+    @classmethod
+    def of(cls, backend: Backend, card: ModelCard, upsampling: Upsampling, stages: Sequence[Stage]) -> "Network":
+        """One that no file holds: a core in float32, that `backend` runs in these stages."""
+        net = cls.__new__(cls)
+        net.path, net.manifest, net._backend = Path(backend.name), None, backend
+        net.card, net.upsampling, net.stages, net.precision = card, upsampling, tuple(stages), "float32"
+        net.memory, net.refine, net.input_range, net.batch_costs = None, False, None, {}
+        net._working, net.cell = WorkingMemory(net._release), net.stages[-1].stride[0]
+        return net
 
     @property
     def backend(self) -> Backend:
@@ -212,7 +225,7 @@ class Network:
     def run(self, image: Image, plan: Plan, kinds: Sequence[str] = LABELS) -> tuple[AnyArray, ...]:
         """Results of each of `kinds`, which `check_outputs` has seen, for an image that was checked and planned."""
         image, invalid = filled(image, self.card)
-        with self._taking(plan):
+        with self.taking(plan):
             results = self._run(image, plan, kinds)
         return marked(results, kinds, invalid, self.card)
 
@@ -234,7 +247,7 @@ class Network:
     ) -> list[tuple[AnyArray, ...]]:
         """Results of checked images of one padded size, run whole as one batch."""
         whole = [filled(image, self.card) for image in images]
-        with self._taking(*plans):
+        with self.taking(*plans):
             scores = self.backend.scores([image for image, _ in whole])
         return [
             marked(self._results_of_scores(image, each, plan, kinds), kinds, invalid, self.card)
@@ -287,7 +300,7 @@ class Network:
                     tuple(made[k][part] if k in made else self._result(k, image, rows, upsampling) for k in kinds),
                 )
 
-    def _taking(self, *plans: Plan) -> AbstractContextManager[None]:
+    def taking(self, *plans: Plan) -> AbstractContextManager[None]:
         """While it is open, runs by these plans are within the memory budget beside those of other threads."""
         needed = sum(plan.bytes - plan.result for plan in plans)
         shape = len(plans), plans[0].padded, plans[0].grids
@@ -303,7 +316,7 @@ class Network:
         """The core's own output for one image: float32 [K, h, w], uncropped (padding included)."""
         image, _ = filled(self.checked(image), self.card)
         plan = self.plan(*size_of(image))
-        with self._taking(plan):
+        with self.taking(plan):
             return self.scores_by(image, plan)
 
     def scores_by(self, image: ImageSource, plan: Plan) -> Floats:
@@ -318,7 +331,7 @@ class Network:
         self._check_coarse()
         image, _ = filled(self.checked(image), self.card)
         plan = self.plan(*size_of(image))
-        with self._taking(plan):
+        with self.taking(plan):
             scores = self.scores_by(image, plan)
         return _cropped(scores, plan)
 
@@ -355,7 +368,7 @@ class Network:
     ) -> AnyArray:
         """A result of the window's rows, refined where it is of labels and that is wanted."""
         if kind == "refined" or (kind == "labels" and self.refine):
-            return refined_labels(window, upsampling, self.card, self._cell, image, out)
+            return refined_labels(window, upsampling, self.card, self.cell, image, out)
         return result_from_scores(kind, window, upsampling, self.card, out)
 
     def _upsampling_of(self, scores: Floats, kinds: Sequence[str]) -> Upsampling:

@@ -97,6 +97,14 @@ class Bulk:
         manifest = self._manifest(net, resume)
         if files or not (items or self.shard):
             return noted(label(net, files, Path(out)), manifest)
+        products = options.get("products")
+        if products is not None and (products.polygons or products.stats):
+            asked = "--polygons" if products.polygons else "--stats"
+            raise MisuseError(
+                f"{asked} is of images and results of this machine; take --manifest, which has shares too"
+            )
+        if options.get("all_pages"):
+            raise MisuseError("--page all is of images and results of this machine; name a page")
         if force and resume:
             raise MisuseError("--force replaces what exists and --resume keeps it; choose one of them")
         store = Store(out)

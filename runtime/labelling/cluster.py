@@ -32,6 +32,7 @@ from .files import label_files
 from .jobs import Record
 from .manifest import Manifest, Rows, written
 from .objects import Object, Store
+from .products import Products
 from .regions import _Partial as Partial
 
 BATCH = 16  # files that an actor is handed at once
@@ -281,6 +282,7 @@ class _ClusterRun:
         cpus = max(1, int(min(nodes)) // -(-self.actors // len(nodes)))
         self.cluster = replace(cluster, threads=cluster.threads or cpus)
         self.options: ReadOptions = cluster.options.get("options") or ReadOptions()
+        self.products: Products = cluster.options.get("products") or Products()
         self.engine = ray.put(network.path.read_bytes())
         gpu = network.manifest is not None and network.manifest.gpu is not None
         strategy = ray.data.ActorPoolStrategy(size=self.actors)
@@ -289,7 +291,7 @@ class _ClusterRun:
 
     def is_scene(self, item: Object) -> bool:
         """Whether a file is labelled in bands: where it is a large TIFF, and labels alone are wanted."""
-        extra = any(self.cluster.options.get(name) for name in ("overlay", "probabilities"))
+        extra = any(self.cluster.options.get(name) for name in ("overlay", "probabilities")) or self.products.instances
         if extra or not large_tiff(item):
             return False
         try:
@@ -328,7 +330,8 @@ class _ClusterRun:
                 record["error"], result = str(error), None
             else:
                 name = f"{item.name}.tif"
-                self.out.put(Path(folder, "scene.tif"), name)
+                for file in sorted(Path(folder).glob("scene.tif*"), reverse=True):  # class names beside it first
+                    self.out.put(file, item.name + file.name.removeprefix("scene"))
                 plan = describe_plan(self.network.plan(*size, bands=True))
                 record |= {"size": list(size), "plan": plan, "ms": {"label": _ms(started)}}
                 record |= {self.network.kind: self.out.address(self.out.join(name)), "overlay": None}
@@ -354,7 +357,7 @@ class _ClusterRun:
                     raise DeployError(row["error"])
                 file.seek(row["top"] * part.row)
                 file.write(row["rows"])
-        part.write(height, width, self.network.card, tags)
+        part.write(height, width, self.network.card, tags, self.products.cog)
         return height, width
 
 

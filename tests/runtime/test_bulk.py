@@ -377,3 +377,15 @@ def test_an_address_of_a_missing_package_says_what_to_install(monkeypatch):
     monkeypatch.setattr(needs("fsspec").core, "url_to_fs", missing)
     with pytest.raises(DeployError, match=r"gs://b: Please install gcsfs.*pip install 'fcn-deploy\[cloud\]'"):
         Store("gs://b")
+
+
+@pytest.mark.parametrize("words", [["--stats", "s.csv"], ["--polygons", "p.geojson"], ["--page", "all"]], ids=" ".join)
+def test_what_is_of_all_images_of_a_folder_is_refused_at_addresses(exports, tmp_path, words):
+    save_photos(tmp_path / "in", [(20, 30)])
+    done = command(
+        "infer", exports / "narrow.engine", tmp_path / "in", "-o", "memory://out", *words, ok=2, cwd=tmp_path
+    )
+    assert (
+        f"{' '.join(words).removesuffix(' s.csv').removesuffix(' p.geojson')} is of images and results of this machine"
+        in one_error(done)
+    )
