@@ -1,15 +1,20 @@
 """The golden sample of an engine: a small image and the scores that it shall give, compared on any machine."""
 
 import io
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 
-from .errors import DeployError
+from .arrays import AnyArray, Floats, Image, size_of
+from .errors import DeployError, OverBudgetError
 from .network import Network
+from .sizes import Size
 from .upsampling import ScoreWindow, result_from_scores
 
 # The member's name: image uint8|uint16|int16|float32 [H,W,C]; scores float32 [K,h,w]; tolerance, of the scores' range.
+# Of a plan also sizes int [n,2], those of its profiles' ends, at which the image is repeated, and for each of them
+# steps int [n] and scores_0… float32, of which every step-th row and column is kept.
 GOLDEN = "golden.npz"
 
 
@@ -21,11 +26,13 @@ class GoldenDifference:
         difference: largest of the scores, as a share of their range.
         tolerance: of it.
         labels_equal: share of pixels, of masks too; None where the network gives values.
+        by_size: (height, width) in pixels → difference at it; None where the memory here does not hold it.
     """
 
     difference: float
     tolerance: float
     labels_equal: float | None
+    by_size: dict[Size, float | None] = field(default_factory=dict)
 
     @property
     def passed(self) -> bool:
@@ -44,7 +51,10 @@ def golden_difference(net: Network, sample: bytes) -> GoldenDifference:
             "build it again with build-engine"
         )
     plan = net.plan(*image.shape[:2])
-    difference = float(np.abs(scores - expected).max() / max(np.ptp(expected), 1e-12))
+    by_size: dict[Size, float | None] = {size_of(image): _apart(scores, expected)}
+    by_size |= _at_other_sizes(net, golden, image)
+    # A NaN is the largest of all.
+    difference = float(np.max([value for value in by_size.values() if value is not None]))
     equal = None
     if net.kind != "values":
         found, reference = (
@@ -52,4 +62,35 @@ def golden_difference(net: Network, sample: bytes) -> GoldenDifference:
             for values in (scores, expected)
         )
         equal = float((found == reference).mean())
-    return GoldenDifference(difference, tolerance, equal)
+    return GoldenDifference(difference, tolerance, equal, by_size)
+
+
+def repeated(image: Image, size: Size) -> Image:
+    """An image, again and again to the right and below, until it is of (height, width)."""
+    height, width = size
+    rows, columns = (np.arange(side) % least for side, least in zip(size, image.shape[:2], strict=True))
+    found: Image = np.ascontiguousarray(image[rows][:, columns])
+    assert found.shape[:2] == (height, width)
+    return found
+
+
+def _at_other_sizes(net: Network, golden: Mapping[str, AnyArray], image: Image) -> dict[Size, float | None]:
+    """(height, width) → difference at it, of the sizes that the sample names."""
+    found: dict[Size, float | None] = {}
+    if "sizes" not in golden:
+        return found
+    for index, (size, step) in enumerate(zip(golden["sizes"], golden["steps"], strict=True)):
+        height, width = int(size[0]), int(size[1])
+        try:
+            scores = net.scores(repeated(image, (height, width)))[:, ::step, ::step]
+            found[height, width] = _apart(scores, golden[f"scores_{index}"])
+        except OverBudgetError:
+            found[height, width] = None
+    return found
+
+
+def _apart(scores: Floats, expected: Floats) -> float:
+    """The largest difference, as a share of the range of what is expected; infinite of scores of another shape."""
+    if scores.shape != expected.shape:
+        return float("inf")
+    return float(np.abs(scores - expected).max() / max(np.ptp(expected), 1e-12))

@@ -170,6 +170,7 @@ class GpuPlan:
         profiles: in the plan's order.
         portable: built to run on other GPUs too (hardware compatibility).
         version_compatible: built to run in later versions of the library.
+        platform: system and processor it runs on: `linux-x86_64`; empty in engines of older releases.
     """
 
     library: str
@@ -178,12 +179,13 @@ class GpuPlan:
     profiles: tuple[Profile, ...]
     portable: bool = False
     version_compatible: bool = False
+    platform: str = ""
 
     def __post_init__(self) -> None:
         if self.library not in ("tensorrt", "tensorrt_rtx"):
             raise ValueError(f"library {self.library!r}; it must be tensorrt or tensorrt_rtx")
-        if type(self.version) is not str or not all(type(target) is str for target in self.targets):
-            raise ValueError("its version and targets must be texts")
+        if not all(type(text) is str for text in (self.version, self.platform, *self.targets)):
+            raise ValueError("its version, platform and targets must be texts")
         profiles = tuple(p if isinstance(p, Profile) else Profile(**p) for p in self.profiles)
         if not profiles:
             raise ValueError("it has no profile")

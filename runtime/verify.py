@@ -24,6 +24,7 @@ def verify(path: Path, threads: int | None = None, sizes: Sequence[tuple[int, in
     Returns:
         {"file", "target", "precision", "backend", "difference" (largest, as a share of the scores'
         range), "tolerance", "labels_equal" (share of pixels, of masks too; null where the network gives values),
+        "sizes": [{"size": [H, W], "difference": or null where the memory here does not hold it}],
         "passed", "latency": [{"size": [H, W], "ms": median or null}]}.
 
     Raises:
@@ -44,6 +45,7 @@ def verify(path: Path, threads: int | None = None, sizes: Sequence[tuple[int, in
             "difference": golden.difference,
             "tolerance": golden.tolerance,
             "labels_equal": golden.labels_equal,
+            "sizes": [{"size": [*size], "difference": apart} for size, apart in golden.by_size.items()],
             "passed": golden.passed,
             "latency": latency_rows(latency(net, sizes or timed_sizes(net.manifest))),
         }
@@ -67,11 +69,26 @@ def verify_engine(
             f"golden sample: {verdict}; scores differ by {report['difference']:.1e} of their range "
             f"(limit {report['tolerance']:.0e}){equal}"
         )
+        if len(report["sizes"]) > 1:
+            print(_by_size(report["sizes"], report["tolerance"]))
         print(show_latency(report["latency"]))
         if not report["passed"]:
             device = "CPU" if report["target"] == "cpu" else "GPU and driver"
             print(f"its results cannot be trusted here; report this with --json, report.json and the {device}")
     return 0 if report["passed"] else FAILURE
+
+
+def _by_size(rows: Sequence[dict[str, Any]], tolerance: float) -> str:
+    """A line of the sizes at which the sample was run, and of those at which it is wrong."""
+    run = [row for row in rows if row["difference"] is not None]
+    wrong = ["×".join(map(str, row["size"])) for row in run if not row["difference"] <= tolerance]
+    sizes = ", ".join("×".join(map(str, row["size"])) for row in run)
+    parts = [f"at MIN, OPT and MAX of the profiles: {sizes}"]
+    if len(run) < len(rows):
+        parts.append(f"not run for lack of memory: {len(rows) - len(run)}")
+    if wrong:
+        parts.append(f"WRONG at {', '.join(wrong)}")
+    return "; ".join(parts)
 
 
 def main() -> None:

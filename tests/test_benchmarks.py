@@ -367,6 +367,22 @@ def test_the_heat_map_is_the_classifier_slid(tmp_path):
 
 
 @pytest.mark.slow
+def test_serving_is_measured_beside_a_bare_call(exports, tmp_path):
+    needs("starlette"), needs("grpc")
+    out = tmp_path / "serving.json"
+    words = ("--seconds", 1, "--runs", 3, "--clients", 3, "--images", 3, "--large", "300x400", "--json", out)
+    told = benchmark("serving", exports / "narrow.engine", *words)
+    found = json.loads(out.read_text())
+    assert set(found["latency"]) == {"bare", "REST", "gRPC"} and "of a bare call" in told
+    for kind in ("REST", "gRPC"):
+        rates = found["throughput"]["rates"][kind]
+        assert (rates["lost"], rates["wrong"]) == (0, 0) and rates["images"] > 0
+    assert found["large"]["peak"] < 1e9
+    assert found["refusals"]["labelled"] + found["refusals"]["refused"] == 30
+    assert found["refusals"]["labelled"] >= 10 and found["refusals"]["run_of_20_dropped"] == 0
+
+
+@pytest.mark.slow
 def test_reuse_compares_the_labels_of_each_stream_and_gives_a_row(exports, data):
     told = benchmark(
         "reuse", exports / "narrow.engine", "--data", data, "--size", "128x192", "--frames", 3, "--rounds", 1

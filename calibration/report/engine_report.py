@@ -60,6 +60,8 @@ class Accuracy:
         method: of calibration's ranges; None: no INT8.
         int8, float16: its value, of the precision that was built.
         by_backend: library → value by its own kernels.
+        max_class_drop: points of IoU that each class could lose, beyond its borders where nothing was labelled.
+        class_drops: class → points of IoU that it lost, against the labels or else float32; of those that lost more.
     """
 
     metric: str
@@ -76,6 +78,8 @@ class Accuracy:
     int8: float | None = None
     float16: float | None = None
     by_backend: dict[str, float] = field(default_factory=dict)
+    max_class_drop: float | None = None
+    class_drops: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.int8 is None and self.float16 is None:
@@ -183,6 +187,22 @@ class ProfileReport:
 
 
 @dataclass(frozen=True)
+class PlanLayer:
+    """A layer of a plan, after TensorRT fused what it could.
+
+    Attributes:
+        name: of the first node in it, with TensorRT's own additions.
+        kind: as TensorRT calls it: `correlation`, `kgen`.
+        takes, gives: data types of its inputs (without weights) and outputs: `Half`.
+    """
+
+    name: str
+    kind: str
+    takes: tuple[str, ...] = ()
+    gives: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class PlanReport:
     """How TensorRT built a plan.
 
@@ -192,6 +212,7 @@ class PlanReport:
         seconds: that it took.
         profiles: in the plan's order.
         notes: what the user should know, a line each.
+        layers: in the order they run; none where the builder does not list them.
     """
 
     module: str
@@ -200,6 +221,7 @@ class PlanReport:
     seconds: float
     profiles: tuple[ProfileReport, ...]
     notes: tuple[str, ...] = ()
+    layers: tuple[PlanLayer, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.profiles:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
+from fcn_deploy.export.build.gpus import CPU, THIS_GPU, parse_targets
 from fcn_deploy.export.build.profiles import check_profile_options
 from fcn_deploy.export.quantization.options import QuantizationOptions
 from fcn_deploy.runtime.backends import CPU_BACKENDS, ORT_TARGETS
@@ -10,9 +11,6 @@ from fcn_deploy.runtime.backends.openvino import installed
 from fcn_deploy.runtime.errors import DeployError, MisuseError
 from fcn_deploy.runtime.sizes import Size, Sizes
 
-CPU = "cpu"
-THIS_GPU = "cuda"  # as a target: the GPU of this machine
-GPUS = ("sm75", "sm80", "sm86", "sm89", "sm120", "sm121")  # compute capabilities that plans are built for
 HARDWARE_LEVELS = {
     "none": "NONE",
     "ampere+": "AMPERE_PLUS",
@@ -20,20 +18,6 @@ HARDWARE_LEVELS = {
 }  # as the user says it → TensorRT's name
 DEFAULT_BATCH = 4  # images at once, of TensorRT's profiles
 TUNING_SECONDS = 20.0
-
-
-def parse_targets(text: str) -> list[str]:
-    """`sm86,sm89` or `cuda` as a list, without repetitions. Raises MisuseError."""
-    targets = list(dict.fromkeys(name.strip().lower() for name in text.split(",")))
-    for name in targets:
-        if name not in (*GPUS, THIS_GPU):
-            raise MisuseError(
-                f"target {name!r}; choose cpu, {THIS_GPU} (the GPU of this machine), or one or more of "
-                f"{', '.join(GPUS)}"
-            )
-    if THIS_GPU in targets and len(targets) > 1:
-        raise MisuseError(f"target {text!r}: {THIS_GPU} is the GPU of this machine, and stands alone")
-    return targets
 
 
 def backends_of(name: str) -> tuple[str, ...]:
@@ -129,8 +113,8 @@ class BuildConfig:
     """What `build_engine` is told.
 
     Attributes:
-        target: `cpu`; GPUs as `sm86,sm89`; `cuda`, the GPU of this machine; or a provider of ONNX Runtime on a GPU: a
-            key of ORT_TARGETS.
+        target: `cpu`; GPUs as `sm86,sm89` or `rtx4090`, kept as compute capabilities; `cuda`, the GPU of this machine;
+            or a provider of ONNX Runtime on a GPU: a key of ORT_TARGETS.
         quantization: which precisions, by which images, at what cost.
         sizes: of the images that will come: TensorRT's profiles are planned from them, and latencies are measured at
             some of them. None: one profile for everything up to 2176×3840.
@@ -166,7 +150,7 @@ class BuildConfig:
         if self.latency_sizes is not None:
             object.__setattr__(self, "latency_sizes", tuple((height, width) for height, width in self.latency_sizes))
         if not self.on_cpu and not self.on_ort_gpu:
-            parse_targets(self.target)
+            object.__setattr__(self, "target", ",".join(parse_targets(self.target)))
         self._check_target()
         self._check_precision()
         if self.threads is not None and self.threads < 1:
@@ -194,6 +178,11 @@ class BuildConfig:
             raise MisuseError(
                 "--fp16 is refused for the CPU: ONNX Runtime runs FP16 there in float32 with casts around it, slower "
                 "and no smaller in memory; use --int8, or name a GPU with --target"
+            )
+        if self.quantization.int8 and self.on_tensorrt and "sm75" in self.tensorrt_options.targets:
+            raise MisuseError(
+                "--int8 is refused for sm75: TensorRT for RTX has no INT8 convolution there, nor in a plan for sm75 "
+                "and others, and runs them in FP16 with more work around; use --fp16, or build sm75 apart"
             )
         if self.precision_report is not None and self.quantization.precision == "float32":
             raise MisuseError("--precision-report is for --int8 and --fp16; pass one of them")

@@ -1,5 +1,6 @@
 """build-engine: from an imported model to an engine file, measured on the machine that builds it."""
 
+import logging
 import os
 import platform
 from dataclasses import replace
@@ -15,6 +16,7 @@ from fcn_deploy.export.build.parity import compare
 from fcn_deploy.export.build.report_parts import ONE_PER_CORE, stage_reports
 from fcn_deploy.export.build.targets import cpu, onnxruntime_gpu, tensorrt
 from fcn_deploy.export.build.targets.job import BuildJob, TargetBuilder
+from fcn_deploy.export.build.targets.tensorrt_plan import check_builder
 from fcn_deploy.export.graph.edit import attributes, check, label
 from fcn_deploy.export.importer.import_model import ImportedModel
 from fcn_deploy.export.quantization.mixed_precision import (
@@ -23,13 +25,17 @@ from fcn_deploy.export.quantization.mixed_precision import (
     mix_precision,
     write_precision_report,
 )
-from fcn_deploy.export.quantization.options import Say
+from fcn_deploy.export.quantization.options import GOLDEN_ALONE, Say
 from fcn_deploy.runtime.backends.onnxruntime import physical_cores
 from fcn_deploy.runtime.engine_file import write_engine
 from fcn_deploy.runtime.errors import DeployError, MisuseError
 from fcn_deploy.runtime.golden_sample import GOLDEN
 from fcn_deploy.runtime.manifest import Manifest
 from onnx import ModelProto
+
+log = logging.getLogger(__name__)
+
+NOT_SEEN = "FP16: what overflows was looked for in the golden sample alone, and no photograph was judged; pass --calib"
 
 
 def build_engine(
@@ -57,6 +63,9 @@ def build_engine(
             f"the model is quantised already, by node {model.quantised}, and is built as it is, INT8; omit "
             f"{'--fastest' if config.quantization.fastest else '--int8'}, or start from the float32 model"
         )
+    if config.on_tensorrt:
+        say("looking for TensorRT")
+        check_builder(config.tensorrt_options)
     core = core_of(model)
     config = _without_what_stretches(core.model, config, say)
     float_core = optimise_offline(core.model)
@@ -174,6 +183,9 @@ def _mixed(
         ranked = f"; {config.precision_report} ranks the layers" if config.precision_report is not None else ""
         raise DeployError(f"{error}{ranked}") from error
     report.accuracy = mixed.accuracy
+    if options.calib == GOLDEN_ALONE:
+        log.warning(NOT_SEEN)
+        report.notes = (*report.notes, NOT_SEEN)
     if any(layer.sensitivity is not None for layer in mixed.layers):
         report.layers = tuple(mixed.layers)
     if mixed.accuracy.metric == "mIoU":

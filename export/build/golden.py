@@ -1,12 +1,14 @@
 """The golden sample: a small image and its scores, by which verify-engine judges hardware the builder never saw."""
 
 import io
+import math
 from collections.abc import Sequence
 
 import numpy as np
 from fcn_deploy.export.tolerances import GOLDEN_SAMPLE
 from fcn_deploy.runtime.backends.onnxruntime import session
 from fcn_deploy.runtime.errors import DeployError
+from fcn_deploy.runtime.golden_sample import repeated
 from fcn_deploy.runtime.manifest import GpuPlan
 from fcn_deploy.runtime.model_card import ModelCard
 from fcn_deploy.runtime.noise_image import natural_noise
@@ -15,6 +17,8 @@ from fcn_deploy.runtime.sizes import Size
 from onnx import ModelProto
 
 GOLDEN_SIZE = (61, 83)
+LARGEST_CHECKED = 1 << 20  # pixels of the sizes that a plan's profiles are checked at
+KEPT_SCORES = 20_000  # of each of these sizes, about
 
 
 def golden_sample(
@@ -27,7 +31,8 @@ def golden_sample(
 ) -> bytes:
     """A small image and its scores, float32, by the core run as written: the content of the member.
 
-    Where no profile of `gpu` holds its size, it is of the smallest size that one does.
+    Where no profile of `gpu` holds its size, it is of the smallest size that one does. Of a plan also the scores at
+    MIN, OPT and MAX of each profile: libraries have been wrong at some shapes and right at others.
 
     Args:
         networks: the core, or its stages.
@@ -45,13 +50,37 @@ def golden_sample(
         least = min((profile.min for profile in gpu.profiles), key=lambda size: size[0] * size[1])
         height, width = (side - min(3, card.size_multiple - 1) for side in least)  # so that something is padded
     image = natural_noise(height, width, card, seed=0)
-    scores = prepare(image, card, border=border)
-    try:
-        for network in networks:
-            run = session(network.SerializeToString(), optimise=False)
-            scores = run.run(None, {run.get_inputs()[0].name: scores})[0]
-    except Exception as error:
-        raise DeployError(f"the network does not run on an image of {height}×{width} pixels: {error}") from error
+    sessions = [session(network.SerializeToString(), optimise=False) for network in networks]
+
+    def scores_of(image: np.ndarray) -> np.ndarray:
+        scores = prepare(image, card, border=border)
+        try:
+            for run in sessions:
+                scores = run.run(None, {run.get_inputs()[0].name: scores})[0]
+        except Exception as error:
+            side = "×".join(map(str, image.shape[:2]))
+            raise DeployError(f"the network does not run on an image of {side} pixels: {error}") from error
+        return scores[0].astype(np.float32)
+
+    entries = {"image": image, "scores": scores_of(image), "tolerance": GOLDEN_SAMPLE[precision]}
+    if gpu is not None and (sizes := _ends(gpu, (height, width))):
+        found = [scores_of(repeated(image, size)) for size in sizes]
+        steps = [max(1, math.ceil(math.sqrt(scores.size / KEPT_SCORES))) for scores in found]
+        entries |= {"sizes": np.array(sizes), "steps": np.array(steps)}
+        parts = zip(found, steps, strict=True)
+        entries |= {f"scores_{index}": scores[:, ::step, ::step] for index, (scores, step) in enumerate(parts)}
     buffer = io.BytesIO()
-    np.savez(buffer, image=image, scores=scores[0].astype(np.float32), tolerance=GOLDEN_SAMPLE[precision])
+    np.savez(buffer, **entries)
     return buffer.getvalue()
+
+
+def _ends(gpu: GpuPlan, but: Size) -> list[Size]:
+    """MIN, OPT and MAX of each profile, in order; of those beyond LARGEST_CHECKED pixels, the largest within it."""
+    found: dict[Size, None] = {}
+    for profile in gpu.profiles:
+        for height, width in (profile.min, profile.opt, profile.max):
+            share = min(1.0, math.sqrt(LARGEST_CHECKED / (height * width)))
+            height, width = max(profile.min[0], int(height * share)), max(profile.min[1], int(width * share))
+            if height * width <= LARGEST_CHECKED:
+                found[height, width] = None
+    return [size for size in found if size != but]

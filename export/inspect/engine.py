@@ -29,6 +29,7 @@ def inspect_engine(path: Path, memory: int) -> dict[str, Any]:
     record = _manifest_entries(manifest) | {
         "agreement": None if agreement is None else asdict(agreement),
         "notes": [] if report is None else list(report.notes),
+        "plan_layers": [] if report is None or report.builder is None else [asdict(x) for x in report.builder.layers],
     }
     if networks and find_spec("onnx") is not None:
         import onnx
@@ -98,7 +99,7 @@ def _problem_at(net: Segmenter, size: tuple[int, int]) -> str:
     """What is wrong with an engine's result for an image of (height, width); "": nothing."""
     image = natural_noise(*size, net.card, 0)
     try:
-        result = net.values(image) if net.card.activation in ("multilabel", "none") else net(image)
+        result = net.network.result(image, "values" if net.card.activation in ("multilabel", "none") else "labels")
     except DeployError as error:
         return str(error)
     if result.dtype.kind == "f" and not np.isfinite(result).all():

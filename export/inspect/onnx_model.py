@@ -11,9 +11,10 @@ import onnx
 from fcn_deploy.export.analysis.accepted_sizes import run_quietly, try_size
 from fcn_deploy.export.analysis.receptive_field import receptive_field
 from fcn_deploy.export.analysis.receptive_fields import WholeImageError
-from fcn_deploy.export.build.config import CPU, TensorRTOptions, parse_targets
+from fcn_deploy.export.build.config import TensorRTOptions
 from fcn_deploy.export.build.core import core_of, optimise_offline
 from fcn_deploy.export.build.cut_stages import cut_core
+from fcn_deploy.export.build.gpus import CPU, parse_targets
 from fcn_deploy.export.build.profiles import default_profiles
 from fcn_deploy.export.build.targets.tensorrt_plan import build_plan, parser_refusals
 from fcn_deploy.export.graph.edit import dims, metadata

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
+from fcn_deploy.calibration.report.engine_report import PlanLayer
+from fcn_deploy.export.build.targets.tensorrt_layers import summary
 
 WIDTH = 120  # columns of text, at most
 
@@ -108,6 +110,10 @@ def _engine_rows(record: dict[str, Any]) -> Iterator[Row]:
         for profile in gpu["profiles"]:
             ends = ":".join(f"{profile[corner][0]}x{profile[corner][1]}" for corner in ("min", "opt", "max"))
             yield "profile", [ends, f"batches of up to {profile['batch']}"]
+    if layers := [PlanLayer(**layer) for layer in record.get("plan_layers", ())]:
+        yield "layers", [summary(layers)]
+        for layer in layers:
+            yield "", [f"{layer.name} ({layer.kind}): {', '.join(layer.takes)} → {', '.join(layer.gives)}"]
 
 
 def _target_rows(record: dict[str, Any]) -> Iterator[Row]:

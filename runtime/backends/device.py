@@ -3,6 +3,7 @@
 import hashlib
 import logging
 import os
+import platform
 import re
 from collections.abc import Mapping
 from importlib import import_module
@@ -58,8 +59,19 @@ def open_driver(source: str, targets: tuple[str, ...]) -> ModuleType:
     return cuda
 
 
+def platform_name() -> str:
+    """System and processor of this machine, which a plan is built for: `linux-x86_64`."""
+    machine = platform.machine().lower()
+    return f"{platform.system().lower()}-{ {'amd64': 'x86_64', 'arm64': 'aarch64'}.get(machine, machine) }"
+
+
 def open_device(cuda: ModuleType, index: int, gpu: GpuPlan, source: str) -> Any:
-    """GPU number `index`, pycuda's. Raises MisuseError; DeployError where the plan is for others."""
+    """GPU number `index`, the driver's. Raises MisuseError; DeployError where the plan is for others."""
+    if gpu.platform not in ("", platform_name()):
+        raise DeployError(
+            f"{source} was built on {gpu.platform}, and this is {platform_name()}: plans run where they were built; "
+            "build it here"
+        )
     count = cuda.Device.count()
     if index >= count:
         raise MisuseError(f"device cuda:{index}: there are {count} GPUs here, counted from 0")

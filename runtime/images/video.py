@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 
 from ..errors import DeployError, MisuseError
 from ..extras import need
-from ..model_card import ModelCard
-from ..value_range import PERCENTILE
+from ..model_card import PERCENTILE, ModelCard
 from .addresses import SECONDS, STDIN, VIDEO_SUFFIXES, Address, StandardInput
 from .frames import display_matrix, pixels_of, remarks
 from .numbers import ReadOptions

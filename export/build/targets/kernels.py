@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from ctypes.util import find_library
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -59,15 +60,27 @@ def _for_older_drivers(ptx: bytes) -> bytes:
     return re.sub(rb"^\.version (\d+\.\d+)", lowered, ptx, count=1, flags=re.MULTILINE)
 
 
+def check_compiler() -> None:
+    """Raises DeployError where there is neither NVRTC nor nvcc, as far as can be told without loading one."""
+    folders = find_spec("nvidia").submodule_search_locations if find_spec("nvidia") else ()
+    wheel = any(next(Path(folder).glob("*/lib/libnvrtc.so.[0-9]*"), None) for folder in folders or ())
+    if not wheel and shutil.which("nvcc") is None and find_library("nvrtc") is None:
+        raise _no_compiler()
+
+
+def _no_compiler() -> DeployError:
+    return DeployError(
+        "the GPU kernels cannot be compiled, as NVRTC and nvcc are missing; run: pip install nvidia-cuda-nvrtc"
+    )
+
+
 def _child(words: Sequence[str]) -> None:
     """Compile for architectures into a folder, a file each."""
     folder, *architectures = words
     try:
         compiler = _nvrtc() or _nvcc()
         if compiler is None:
-            raise DeployError(
-                "the GPU kernels cannot be compiled, as NVRTC and nvcc are missing; run: pip install nvidia-cuda-nvrtc"
-            )
+            raise _no_compiler()
         for architecture in architectures:
             (Path(folder) / architecture).write_bytes(compiler(architecture))
     except DeployError as error:

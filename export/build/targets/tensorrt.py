@@ -9,8 +9,10 @@ from fcn_deploy.export.build.profiles import PlannedProfile, default_profiles, p
 from fcn_deploy.export.build.report_parts import profile_reports
 from fcn_deploy.export.build.targets.job import BuildJob, measure_on_gpu
 from fcn_deploy.export.build.targets.kernels import compile_kernels
+from fcn_deploy.export.build.targets.tensorrt_layers import advice
 from fcn_deploy.export.build.targets.tensorrt_plan import activation_cost, build_plan
 from fcn_deploy.export.build.targets.tensorrt_process import BuiltPlan
+from fcn_deploy.runtime.backends.device import platform_name
 from fcn_deploy.runtime.golden_sample import GOLDEN
 from fcn_deploy.runtime.manifest import GpuPlan, Profile
 
@@ -42,6 +44,7 @@ def build(job: BuildJob, report: EngineReport) -> Draft:
             ),
             portable=options.hardware != "none",
             version_compatible=options.version_compatible,
+            platform=platform_name(),
         ),
     )
     golden = golden_sample([job.as_written], manifest.card, job.precision, manifest.gpu)
@@ -67,11 +70,13 @@ def _profiles(job: BuildJob) -> list[PlannedProfile]:
 
 def _plan_report(job: BuildJob, built: BuiltPlan, profiles: list[PlannedProfile]) -> PlanReport:
     skipped = job.config.sizes.skipped.values() if job.config.sizes is not None else ()
+    said = advice(built.layers, job.precision)
     return PlanReport(
         module=built.module,
         version=built.version,
         targets=built.targets,
         seconds=built.seconds,
         profiles=profile_reports(profiles, built.activation_bytes),
-        notes=(*built.notes, *(f"skipped: {reason}" for reason in skipped)),
+        notes=(*built.notes, *((said,) if said else ()), *(f"skipped: {reason}" for reason in skipped)),
+        layers=built.layers,
     )

@@ -13,16 +13,21 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from fcn_deploy.calibration.report.engine_report import PlanLayer
 from fcn_deploy.export.build.config import TensorRTOptions
+from fcn_deploy.export.build.gpus import THIS_GPU
 from fcn_deploy.export.build.profile_search import Cost
 from fcn_deploy.export.build.profiles import PlannedProfile
 from fcn_deploy.export.build.targets import tensorrt_process
+from fcn_deploy.export.build.targets.kernels import check_compiler
 from fcn_deploy.export.build.targets.tensorrt_process import BuiltPlan, too_long
 from fcn_deploy.export.quantization.options import Say
 from fcn_deploy.runtime.errors import DeployError, MisuseError
+from fcn_deploy.runtime.extras import need
 from fcn_deploy.runtime.model_card import ModelCard
 from fcn_deploy.runtime.prepare import padded_size
 from onnx import ModelProto
@@ -69,7 +74,29 @@ def build_plan(
             tuple(result["targets"]),
             result["seconds"],
             tuple(result["notes"]),
+            tuple(PlanLayer(**each | {k: tuple(each[k]) for k in ("takes", "gives")}) for each in result["layers"]),
         )
+
+
+def check_builder(options: TensorRTOptions) -> None:
+    """Refuse what cannot be built here, before minutes are spent on calibration.
+
+    Raises DeployError: TensorRT or a compiler of the kernels is missing, or there is no GPU for `cuda`.
+    """
+    check_compiler()
+    if tuple(options.targets) != (THIS_GPU,):
+        if find_spec("tensorrt_rtx") is None:
+            need("tensorrt_rtx", "rtx")  # the line that installs it
+        return
+    # In a process of its own, as the build is: it asks the driver.
+    with tempfile.TemporaryDirectory(prefix="fcn-deploy-") as folder:
+        done = subprocess.run(_command("run_check", Path(folder)), stdin=subprocess.DEVNULL, capture_output=True)
+        said = Path(folder) / "said.json"
+        problem = (
+            json.loads(said.read_text()) if said.is_file() else f"TensorRT broke off (exit code {done.returncode})"
+        )
+    if problem:
+        raise DeployError(problem)
 
 
 def parser_refusals(core: ModelProto, timeout: float = 120.0) -> tuple[str, list[tuple[str, str, str]]]:

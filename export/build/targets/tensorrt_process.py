@@ -15,8 +15,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from fcn_deploy.export.build.config import HARDWARE_LEVELS, THIS_GPU, TensorRTOptions
+from fcn_deploy.calibration.report.engine_report import PlanLayer
+from fcn_deploy.export.build.config import HARDWARE_LEVELS, TensorRTOptions
+from fcn_deploy.export.build.gpus import THIS_GPU
 from fcn_deploy.export.build.profiles import PlannedProfile
+from fcn_deploy.export.build.targets.tensorrt_layers import layers_of
 from fcn_deploy.export.build.targets.timing_cache import TimingCache
 from fcn_deploy.runtime.errors import DeployError, MisuseError
 from fcn_deploy.runtime.extras import need
@@ -37,6 +40,7 @@ class BuiltPlan:
         targets: compute capabilities it is for, such as sm89.
         seconds: that the build took.
         notes: what the user should know, a line each.
+        layers: as the builder lists them.
     """
 
     plan: bytes
@@ -46,6 +50,7 @@ class BuiltPlan:
     targets: tuple[str, ...]
     seconds: float
     notes: tuple[str, ...] = ()
+    layers: tuple[PlanLayer, ...] = ()
 
 
 def run_build(name: str) -> None:
@@ -86,6 +91,17 @@ def run_build(name: str) -> None:
         send(error=f"the plan cannot be stored: {error}", misuse=False)
     out.flush()
     os._exit(0)  # destructors of a cancelled build may hang
+
+
+def run_check(name: str) -> None:
+    """Write into a folder why the GPU of this machine cannot be built for; "" where it can."""
+    try:
+        choose_module((THIS_GPU,))
+        problem = ""
+    except DeployError as error:
+        problem = str(error)
+    (Path(name) / "said.json").write_text(json.dumps(problem))
+    os._exit(0)  # destructors have no part in it
 
 
 def run_parser(name: str) -> None:
@@ -210,6 +226,7 @@ def build_here(
     notes += _set_compatibility(trt, config, options)
     if options.level is not None:
         config.builder_optimization_level = options.level
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # the log then lists the layers
     _add_profiles(builder, network, config, profiles, log)
     cache = None
     if options.timing_cache is not None:
@@ -229,9 +246,9 @@ def build_here(
     sizes: list[int | None] = list(log.activations)
     if len(sizes) != len(profiles):
         sizes = [None] * len(profiles)
-    return BuiltPlan(
-        bytes(plan), tuple(sizes), name, trt.__version__, targets, round(time.monotonic() - start, 3), tuple(notes)
-    )
+    seconds = round(time.monotonic() - start, 3)
+    layers = layers_of(log.layers)
+    return BuiltPlan(bytes(plan), tuple(sizes), name, trt.__version__, targets, seconds, tuple(notes), layers)
 
 
 def _logger(trt: Any):
@@ -242,6 +259,7 @@ def _logger(trt: Any):
             trt.ILogger.__init__(self)
             self.errors: deque[str] = deque(maxlen=20)
             self.activations: list[int] = []
+            self.layers: list[str] = []
             self.inconsistent = False
 
         def log(self, severity, message: str) -> None:
@@ -249,6 +267,8 @@ def _logger(trt: Any):
                 self.errors.append(" ".join(message.split()))
             elif match := re.match(r"Total Activation Memory: (\d+)", message):
                 self.activations.append(int(match[1]))
+            elif message.startswith("Layers:"):
+                self.layers = message.splitlines()
             elif "kMAX values are not self-consistent" in message:
                 # A warning only, and yet the profile cannot run.
                 self.errors.append(" ".join(message.split()))

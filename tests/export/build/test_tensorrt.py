@@ -9,8 +9,9 @@ from types import ModuleType, SimpleNamespace
 import numpy as np
 import onnx
 import pytest
-from fcn_deploy.export.build.config import TensorRTOptions, parse_targets
+from fcn_deploy.export.build.config import TensorRTOptions
 from fcn_deploy.export.build.core import core_of
+from fcn_deploy.export.build.gpus import parse_targets
 from fcn_deploy.export.build.profiles import PlannedProfile, default_profiles, plan_profiles
 from fcn_deploy.export.build.targets import tensorrt_plan, tensorrt_process
 from fcn_deploy.export.build.targets.tensorrt_plan import activation_cost, build_plan

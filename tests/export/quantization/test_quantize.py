@@ -5,8 +5,9 @@ from dataclasses import replace
 import numpy as np
 import onnx
 import pytest
-from fcn_deploy.export.build.config import TensorRTOptions, parse_targets
+from fcn_deploy.export.build.config import TensorRTOptions
 from fcn_deploy.export.build.core import core_of, optimise_offline
+from fcn_deploy.export.build.gpus import parse_targets
 from fcn_deploy.export.build.profiles import default_profiles
 from fcn_deploy.export.build.targets.tensorrt_plan import build_plan
 from fcn_deploy.export.from_torch import export_module

@@ -1,0 +1,78 @@
+"""NVIDIA's GPUs as users name them, and which library builds plans for each."""
+
+import platform
+import re
+
+from fcn_deploy.runtime.errors import MisuseError
+
+CPU = "cpu"
+THIS_GPU = "cuda"  # as a target: the GPU of this machine
+# Compute capabilities that TensorRT for RTX builds plans for, on any machine (its support matrix, and what its builder
+# takes). sm121 is in machines with Arm processors alone, where plans for it are built.
+GPUS = ("sm75", "sm80", "sm86", "sm89", "sm120", "sm121")
+ARM_ONLY = ("sm121",)
+# The others of TensorRT, which times kernels on the GPU itself: what they are, for the refusal.
+ON_THE_MACHINE = {
+    "sm87": "Jetson Orin, by the TensorRT 10 of its JetPack",
+    "sm90": "H100, H200 and GH200",
+    "sm100": "B200 and GB200",
+    "sm103": "B300 and GB300",
+    "sm110": "Jetson Thor, by the TensorRT of its JetPack",
+}
+
+# Names, without spaces, hyphens and makers, → compute capability.
+_NAMES = (
+    (r"(rtx)?20[678]0(ti|super|maxq)?|gtx16\d0(ti|super)?|t4|titanrtx|quadrortx\d000", "sm75"),
+    (r"a100(x|\d*gb)?|a30", "sm80"),
+    (r"rtx30[5-9]0(ti|super|laptop)?|a2|a10g?|a16|a40|rtxa[2-6]\d\d0", "sm86"),
+    (r"(jetson)?(agx)?orin(nano|nx|agx)?", "sm87"),
+    (r"rtx40[5-9]0(ti|super|tisuper|laptop|d)?|l4|l20|l40s?|rtx\d000ada", "sm89"),
+    (r"h100|h200|h800|h20|gh200", "sm90"),
+    (r"b100|b200|gb200", "sm100"),
+    (r"b300|gb300", "sm103"),
+    (r"(jetson)?(agx)?thor", "sm110"),
+    (r"rtx50[5-9]0(ti|super|laptop|d)?|rtxpro\d\d00(blackwell)?", "sm120"),
+    (r"gb10|dgxspark", "sm121"),
+)
+
+
+def capability(name: str) -> str:
+    """A target as the user says it, as a compute capability where it is a GPU's name: `RTX 4090` → `sm89`."""
+    said = re.sub(r"nvidia|geforce|[\s_-]", "", name.lower())
+    return next((found for pattern, found in _NAMES if re.fullmatch(pattern, said)), said)
+
+
+def parse_targets(text: str) -> list[str]:
+    """`sm86,rtx4090` or `cuda` as a list of compute capabilities, without repetitions.
+
+    Raises:
+        MisuseError: no such GPU, or one that plans are not built for here, with the way that serves it.
+    """
+    targets = {capability(name): name.strip() for name in reversed(text.split(","))}
+    found = list(dict.fromkeys(capability(name) for name in text.split(",")))
+    for target in found:
+        if target not in (*GPUS, THIS_GPU):
+            raise MisuseError(_refusal(target, targets[target]))
+        if target in ARM_ONLY and platform.machine().lower() not in ("aarch64", "arm64"):
+            raise MisuseError(
+                f"target {targets[target]!r}: {target} (GB10, DGX Spark) is in Arm machines, and a plan runs on the "
+                f"kind of machine that built it: build there with --target {THIS_GPU}, or use --target ort-cuda"
+            )
+    if THIS_GPU in found and len(found) > 1:
+        raise MisuseError(f"target {text!r}: {THIS_GPU} is the GPU of this machine, and stands alone")
+    return found
+
+
+def _refusal(target: str, said: str) -> str:
+    if target in ON_THE_MACHINE:
+        return (
+            f"target {said!r}: {target} ({ON_THE_MACHINE[target]}) is served by TensorRT, which builds on the GPU "
+            f"itself: run build-engine there with --target {THIS_GPU}, or use --target ort-cuda"
+        )
+    older = re.fullmatch(r"sm(\d\d)", target)
+    if older and int(older[1]) < 75:
+        return f"target {said!r}: no library here has plans for GPUs before sm75 (RTX 20, T4); use --target {CPU}"
+    return (
+        f"target {said!r}; choose {CPU}, {THIS_GPU} (the GPU of this machine), or one or more of {', '.join(GPUS)}, or "
+        "GPUs by name, such as rtx4090"
+    )

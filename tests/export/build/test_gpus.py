@@ -1,0 +1,109 @@
+"""What a target may be called, and what is said of GPUs that other ways serve."""
+
+import platform
+
+import pytest
+from fcn_deploy.export.build import gpus
+from fcn_deploy.export.build.config import BuildConfig
+from fcn_deploy.export.build.gpus import capability, parse_targets
+from fcn_deploy.export.build.targets import kernels, tensorrt_plan, tensorrt_process
+from fcn_deploy.export.quantization.options import QuantizationOptions
+from helpers import command, one_error, save_photos
+
+from fcn_deploy import DeployError, MisuseError
+
+
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [
+        ("rtx4090", "sm89"), ("RTX 4090", "sm89"), ("NVIDIA GeForce RTX 3060 Ti", "sm86"), ("rtx2080ti", "sm75"),
+        ("T4", "sm75"), ("a100", "sm80"), ("A10G", "sm86"), ("rtx-a6000", "sm86"), ("l4", "sm89"), ("L40S", "sm89"),
+        ("RTX 6000 Ada", "sm89"), ("h100", "sm90"), ("orin", "sm87"), ("Jetson AGX Orin", "sm87"), ("b200", "sm100"),
+        ("gb300", "sm103"), ("Jetson Thor", "sm110"), ("rtx5090", "sm120"), ("RTX PRO 6000", "sm120"),
+        ("DGX Spark", "sm121"), ("sm89", "sm89"), ("SM120", "sm120"), ("rtx9999", "rtx9999"),
+    ],
+)  # fmt: skip
+def test_names_that_people_know_are_compute_capabilities(name, found):
+    assert capability(name) == found
+
+
+def test_names_and_capabilities_are_one_target_each():
+    assert parse_targets("rtx4090,sm89,l4, RTX 3090") == ["sm89", "sm86"]
+    assert BuildConfig(target="rtx4090,rtx5090").target == "sm89,sm120"
+
+
+@pytest.mark.parametrize(
+    ("target", "said"),
+    [
+        ("h100", r"'h100': sm90 \(H100, H200 and GH200\) is served by TensorRT, .* --target cuda, or use --target ort"),
+        ("orin", r"sm87 \(Jetson Orin, by the TensorRT 10 of its JetPack\)"),
+        ("sm89,b200", r"'b200': sm100"),
+        ("sm61", "no library here has plans for GPUs before sm75"),
+        ("rtx9000x", "choose cpu, cuda .* GPUs by name, such as rtx4090"),
+    ],
+)
+def test_a_target_that_is_refused_says_which_way_serves_it(target, said):
+    with pytest.raises(MisuseError, match=said) as caught:
+        parse_targets(target)
+    assert len(str(caught.value)) <= 300
+
+
+def test_plans_for_arm_machines_are_built_on_arm_machines(monkeypatch):
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
+    with pytest.raises(MisuseError, match=r"'gb10': sm121 \(GB10, DGX Spark\) is in Arm machines"):
+        parse_targets("gb10")
+    monkeypatch.setattr(gpus.platform, "machine", lambda: "aarch64")
+    assert parse_targets("gb10") == ["sm121"]
+
+
+@pytest.mark.parametrize("target", ["sm75", "sm75,sm89", "t4"])
+def test_int8_is_refused_where_no_convolution_would_be_int8(target):
+    with pytest.raises(MisuseError, match=r"--int8 is refused for sm75: .*use --fp16, or build sm75 apart"):
+        BuildConfig(target=target, quantization=QuantizationOptions(int8=True, calib="photos"))
+    BuildConfig(target=target, quantization=QuantizationOptions(fp16=True, calib="photos"))
+
+
+def test_what_is_missing_is_said_before_calibration(exports, tmp_path, monkeypatch):
+    from fcn_deploy.export.build import engine
+    from fcn_deploy.export.importer.import_model import import_model
+
+    def never(*words, **options):
+        raise AssertionError("the core was quantized first")
+
+    monkeypatch.setattr(engine, "_mixed", never)
+    model, out = import_model(exports / "narrow.onnx"), tmp_path / "m.engine"
+    monkeypatch.setattr(tensorrt_plan, "find_spec", lambda name: None)
+    monkeypatch.setattr(tensorrt_plan, "need", _absent)
+    with pytest.raises(DeployError, match="tensorrt_rtx is absent"):
+        engine.build_engine(model, out, BuildConfig(target="sm89"))
+    monkeypatch.setattr(kernels, "find_spec", lambda name: None)
+    monkeypatch.setattr(kernels.shutil, "which", lambda name: None)
+    monkeypatch.setattr(kernels, "find_library", lambda name: None)
+    with pytest.raises(DeployError, match="NVRTC and nvcc are missing; run: pip install nvidia-cuda-nvrtc"):
+        engine.build_engine(model, out, BuildConfig(target="sm89"))
+
+
+def _absent(module, extra):
+    raise DeployError(f"{module} is absent")
+
+
+def test_the_gpu_of_this_machine_is_asked_for_first(monkeypatch):
+    if tensorrt_process.local_device() is not None:
+        pytest.skip("this machine has a GPU, or a simulated one")
+    with pytest.raises(DeployError, match="--target cuda is the GPU of this machine, and none can be used"):
+        tensorrt_plan.check_builder(BuildConfig(target="cuda").tensorrt_options)
+
+
+@pytest.mark.slow
+def test_the_photographs_of_sizes_serve_fp16_and_sizes_alone_say_what_was_not_seen(exports, tmp_path):
+    pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX is missing; pip install 'fcn-deploy[rtx]'")
+    save_photos(tmp_path / "photos", [(70, 90), (64, 96), (80, 80)])
+    words = ("build-engine", exports / "narrow.onnx", "--fp16", "--target", "rtx4090", "--max-drop", "100")
+    done = command(*words, "--sizes", tmp_path / "photos", "-o", tmp_path / "a.engine")
+    assert "for sm89, float16" in done.stdout and "calibrated on 2 images" in done.stdout
+    done = command(*words, "--sizes", "64x96", "-o", tmp_path / "b.engine")
+    assert "what overflows was looked for in the golden sample alone" in done.stdout + done.stderr
+    done = command(
+        "build-engine", exports / "narrow.onnx", "--fp16", "--target", "sm89", "-o", tmp_path / "c.engine", ok=2
+    )
+    assert "--fp16 needs real images to find what overflows: pass --calib FOLDER (or --sizes)" in one_error(done)

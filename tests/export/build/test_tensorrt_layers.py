@@ -1,0 +1,94 @@
+"""What TensorRT made of a network is read from its own list, and shown."""
+
+import json
+
+import pytest
+from fcn_deploy.calibration.report.engine_report import PlanLayer
+from fcn_deploy.export.build.config import TensorRTOptions
+from fcn_deploy.export.build.core import core_of, optimise_offline
+from fcn_deploy.export.build.profiles import PlannedProfile
+from fcn_deploy.export.build.targets.tensorrt_layers import (
+    advice,
+    convolutions_by_type,
+    is_reformat,
+    layers_of,
+    summary,
+)
+from fcn_deploy.export.build.targets.tensorrt_plan import build_plan
+from fcn_deploy.export.importer.import_model import import_model
+from fcn_deploy.export.quantization.half import half
+from helpers import command, needs
+
+TENSOR = "{ Name: %s, Dimensions: [1,3,-1,-1], Datatype: %s, Format: (NHWC) Channel major format }"
+
+
+def line(name, kind, takes, gives, weights="Int8"):
+    inputs, outputs, constants = (TENSOR % pair for pair in (("x", takes), ("y", gives), ("w", weights)))
+    return (
+        f"Name: {name}, LayerType: {kind}, Inputs: [ {inputs}], Constants: [ {constants}], Outputs: [ {outputs}], "
+        "TacticName: , StreamId: 0, Metadata: "
+    )
+
+
+LIST = [
+    "Layers:",
+    "Name: __mye1_myl0_0, LayerType: shape_call, Inputs: [], Constants: [], Outputs: [], TacticName: , StreamId: 0",
+    line("__myl_Move_myl0_1", "kgen", "Half", "Half"),
+    line("/a/Conv_myl0_2", "correlation", "Int8", "Float"),
+    line("__myl_QuanClip_myl0_3", "kgen", "Float", "Int8"),
+    line("/b/Conv_myl0_4", "correlation", "Int8", "Float"),
+    line("/a/Conv [profile 1]_myl1_2", "correlation", "Int8", "Float"),
+    line("__myl_QuanClip_myl1_3", "kgen", "Float", "Int8"),
+    "I/O Tensors:",
+    " Name: image, IOMode: Input, DataType: Float",
+]
+
+
+def test_layers_are_told_once_with_what_they_take_and_give():
+    layers = layers_of(LIST)
+    assert layers[1] == PlanLayer("/a/Conv_myl0_2", "correlation", ("Int8",), ("Float",))
+    assert [is_reformat(layer) for layer in layers] == [True, False, False, False]
+    assert summary(layers) == "4 layers: 2 convolutions Int8 → Float, 1 reformats, 1 others"
+
+
+def test_tensorrts_own_list_has_the_same_form():
+    convolution = (
+        "Name: a + b, LayerType: CaskConvolution, Inputs: [ " + TENSOR % ("x", "Int8") + "], Outputs: [ "
+        + TENSOR % ("y", "Int8") + "], ParameterType: Convolution, Kernel: [3,3], TacticName: sm90_xmma"
+    )  # fmt: skip
+    layers = layers_of(
+        [convolution, convolution.replace("CaskConvolution", "Reformat").replace("a + b", "Reformatting")]
+    )
+    assert convolutions_by_type(layers) == {"Int8 → Int8": 1} and is_reformat(layers[1])
+    assert advice(layers, "int8") == ""  # it fuses: nothing to say
+
+
+def test_int8_that_a_plan_does_not_keep_is_said_with_what_to_do():
+    assert advice(layers_of(LIST), "float16") == ""
+    assert "2 of 2 convolutions of this plan take INT8 and give float" in advice(layers_of(LIST), "int8")
+    none = layers_of([line("/a/Conv_myl0_2", "correlation", "Half", "Half")])
+    assert "none of the plan's convolutions takes INT8; --fp16" in advice(none, "int8")
+    assert advice((), "int8") == ""  # a builder that lists none
+
+
+def test_fp16_plans_have_hardly_more_layers_than_convolutions(exports):
+    needs("tensorrt_rtx")
+    core = half(optimise_offline(core_of(import_model(exports / "narrow.onnx")).model), set(), True)
+    convolutions = sum(node.op_type == "Conv" for node in core.graph.node)
+    profiles = [PlannedProfile((64, 96), (64, 96), (128, 128)), PlannedProfile((96, 96), (480, 640), (480, 640))]
+    built = build_plan(core, TensorRTOptions(("sm89",)), profiles)
+    types = convolutions_by_type(built.layers)
+    assert set(types) == {"Half → Half"} and types["Half → Half"] >= convolutions - 1
+    assert len(built.layers) <= 1.15 * convolutions
+
+
+def test_the_layers_of_an_engine_are_shown_by_inspect_model(gpu_built):
+    done = command("inspect-model", gpu_built[0])
+    assert " convolutions Float → Float" in done.stdout and "(correlation): Float → Float" in done.stdout
+    record = json.loads(command("inspect-model", gpu_built[0], "--json").stdout)
+    assert {"name", "kind", "takes", "gives"} == set(record["plan_layers"][0])
+
+
+@pytest.mark.parametrize("text", ["", "Layers:", "Name: x, LayerType: "])
+def test_a_list_of_another_form_tells_of_no_layers(text):
+    assert layers_of([text]) == ()
