@@ -1,21 +1,24 @@
 # Two commands do everything from a fresh clone with python3 and make alone:
 #   make demo    train, export, build and label images of many sizes, on the CPU
 #   make test    lint and the whole test suite (make test-fast: a part of every package, in two minutes)
+#   make test CONSTRAINTS=/dev/null    with the newest of everything, in a fresh clone
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO := demo
+CONSTRAINTS ?= constraints.txt
+INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS)
 
 .PHONY: demo test test-fast lint types links docs findings wheels bench engine-matrix clean
 
 # Three stamps: the demo does not wait for what only the tests need.
-$(VENV)/.all: pyproject.toml
+$(VENV)/.all: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[all]'
+	$(INSTALL) -e '.[all]'
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.all
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	$(INSTALL) -e '.[dev]'
 	touch $@
 
 # pycuda compiles for a minute or two, the first time. Where it cannot, its tests skip, and say why.
@@ -57,7 +60,7 @@ docs: $(VENV)/.docs links
 	@echo "build/site/index.html"
 
 $(VENV)/.docs: $(VENV)/.dev
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[docs]'
+	$(INSTALL) -e '.[docs]'
 	touch $@
 
 # What other projects do wrong, each shown by a script of its own that fetches the versions it was seen with; one that
@@ -72,7 +75,7 @@ wheels: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.wheels --folder build/wheels
 
 $(VENV)/.bench: $(VENV)/.all
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[bench]'
+	$(INSTALL) -e '.[bench]'
 	touch $@
 
 # Not part of the tests: timings are for people to read, on a machine that does nothing else. The demo's network, or

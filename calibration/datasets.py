@@ -1,8 +1,9 @@
 """Labelled images: folders of pairs, the Pascal VOC layout, and the generated `digits`."""
 
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -21,12 +22,15 @@ from fcn_deploy.calibration.mask_options import (
     twice,
 )
 from fcn_deploy.calibration.metrics import IGNORE
+from fcn_deploy.runtime.arrays import ImageSource
 from fcn_deploy.runtime.errors import DeployError, MisuseError
 from fcn_deploy.runtime.images.find import IMAGE_SUFFIXES
 from fcn_deploy.runtime.images.header import read_header
-from fcn_deploy.runtime.images.read import decode
+from fcn_deploy.runtime.images.numbers import ReadOptions
+from fcn_deploy.runtime.images.read import COMMON, decode, may_have_no_data
+from fcn_deploy.runtime.images.regions import REGION_PIXELS, open_regions
 from fcn_deploy.runtime.model_card import ModelCard, voc_palette
-from fcn_deploy.runtime.no_data import filled
+from fcn_deploy.runtime.no_data import Invalid, filled
 
 log = logging.getLogger(__name__)
 
@@ -72,6 +76,7 @@ class FilePairs:
         classes, colors: of labels 0, 1, …
         label_map: how the label files write the classes.
         card: how images are read; None: 8-bit RGB.
+        reading: what their numbers mean.
     """
 
     pairs: tuple[tuple[Path, Path], ...]
@@ -79,6 +84,7 @@ class FilePairs:
     colors: tuple[tuple[int, int, int], ...]
     label_map: LabelMap
     card: ModelCard | None = None
+    reading: ReadOptions = field(default_factory=lambda: COMMON)
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -87,26 +93,37 @@ class FilePairs:
         return self.pairs[index][0].name
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        image, invalid = self._image(index)
-        labels = self._labels(index, image.shape[:2]).labels
-        if invalid is not None:
-            labels = np.where(invalid, labels.dtype.type(IGNORE), labels)  # what is no image is not counted
-        return image, labels
+        image, invalid = filled(self.image(index), self._card)
+        return image, self._labels(index, image.shape[:2], invalid).labels
+
+    @contextmanager
+    def source(self, index: int) -> Iterator[tuple[ImageSource, np.ndarray]]:
+        """`self[index]`, of which a large image is read where it is asked for; MaskedArrays where there is no data."""
+        header = read_header(self.pairs[index][0])
+        labels = self._labels(index, header.size, None).labels
+        if header.pixels <= REGION_PIXELS:
+            yield decode(header, self._card, self.reading), labels
+            return
+        with open_regions(header.path, self._card, self.reading) as image:
+            yield image, labels
 
     def image(self, index: int) -> np.ndarray:
-        """The image of `self[index]`, without its labels."""
-        return self._image(index)[0]
-
-    def _image(self, index: int) -> tuple[np.ndarray, np.ndarray | None]:
-        """The image, its card's mean where there is no data, and where that is."""
-        card = self.card or ModelCard(self.classes)
-        return filled(decode(read_header(self.pairs[index][0]), card), card)
+        """The image of `self[index]` without its labels; a MaskedArray where there is no data."""
+        return decode(read_header(self.pairs[index][0]), self._card, self.reading)
 
     def labels(self, index: int) -> ReadLabels:
-        """The labels of `self[index]`, checked likewise; of the image only its size is read."""
-        return self._labels(index, read_header(self.pairs[index][0]).size)
+        """The labels of `self[index]`, checked likewise; the image is read only where some of it may be no data."""
+        header = read_header(self.pairs[index][0])
+        invalid = None
+        if may_have_no_data(header, self._card, self.reading):
+            invalid = filled(decode(header, self._card, self.reading), self._card)[1]
+        return self._labels(index, header.size, invalid)
 
-    def _labels(self, index: int, size: tuple[int, int]) -> ReadLabels:
+    @property
+    def _card(self) -> ModelCard:
+        return self.card or ModelCard(self.classes)
+
+    def _labels(self, index: int, size: tuple[int, int], invalid: Invalid | None) -> ReadLabels:
         image_path, label_path = self.pairs[index]
         read = self.label_map.read(label_path)
         if read.labels.shape != size:
@@ -114,7 +131,10 @@ class FilePairs:
                 f"{label_path} is {read.labels.shape[0]}×{read.labels.shape[1]} and {image_path} is {size[0]}×"
                 f"{size[1]}; labels must have their image's size (an EXIF rotation counts)"
             )
-        return read
+        if invalid is None:
+            return read
+        labels = np.where(invalid, np.uint8(IGNORE), read.labels)  # what is no image is not counted
+        return replace(read, labels=labels)
 
 
 def take_census(data: LabelledImages, where: str, enough: int | None = None) -> Census:
@@ -157,6 +177,8 @@ def load_dataset(
     count: int | None = None,
     card: ModelCard | None = None,
     masks: MaskOptions = MaskOptions(),  # noqa: B008 (frozen)
+    reading: ReadOptions = COMMON,
+    class_file: Path | None = None,
 ) -> LabelledImages:
     """The labelled images that `--data` and `--split` name.
 
@@ -169,6 +191,8 @@ def load_dataset(
         count: take so many at most, spread evenly; for `digits`, make so many.
         card: how images are read and how many classes there are; None while no model exists.
         masks: what the values or colours of label files mean.
+        reading: what the numbers of images mean.
+        class_file: in the place of classes.txt.
 
     Names of classes come from classes.txt, one a line and with a colour where there is one; a last one called void is
     not counted. Without it they are those of VOC's layout, of the card, or of what `masks` says.
@@ -182,6 +206,8 @@ def load_dataset(
             raise MisuseError(f"digits has no split {split!r}; choose train or val")
         if masks:
             raise MisuseError("--mask-values and --mask-colors are of label files, and digits are drawn: omit them")
+        if class_file is not None or reading.input_range is not None or reading.no_data is not None:
+            raise MisuseError("--classes, --input-range and --nodata are of files, and digits are drawn: omit them")
         return Digits(split, seed, count)
     root = Path(data)
     if not root.is_dir():
@@ -190,7 +216,8 @@ def load_dataset(
     pairs = _voc_pairs(root, split) if voc else _folder_pairs(root, split)
     if count is not None and count < len(pairs):
         pairs = [pairs[i] for i in np.linspace(0, len(pairs) - 1, count).round().astype(int)]
-    names, chosen = _classes(root, pairs, VOC_CLASSES if voc else None, card, masks)
+    listed = class_file or root / "classes.txt"
+    names, chosen = _classes(listed, pairs, VOC_CLASSES if voc else None, card, masks)
     void = None
     if names[-1].lower() in VOID_NAMES:
         void, names = len(names) - 1, names[:-1]
@@ -206,20 +233,22 @@ def load_dataset(
         raise MisuseError(f"{data} has {len(names)} classes; labelled data has at most {IGNORE}")
     colors = card.colors if card else _colors(names, chosen)
     label_map = label_map_of(names, colors, masks, chosen=chosen, void=void)
-    return FilePairs(tuple(pairs), card.classes if card else tuple(names), tuple(colors), label_map, card)
+    return FilePairs(tuple(pairs), card.classes if card else tuple(names), tuple(colors), label_map, card, reading)
 
 
 def _classes(
-    root: Path,
+    file: Path,
     pairs: Sequence[tuple[Path, Path]],
     default: Sequence[str] | None,
     card: ModelCard | None,
     masks: MaskOptions,
 ) -> tuple[list[str], dict[str, Color]]:
-    """The names of the classes, a void one perhaps the last, and the colours that a file gives them."""
-    file = root / "classes.txt"
+    """The names of the classes, a void one perhaps the last, and the colours that a file gives them.
+
+    `file` is one of classes, which need not be there if it is called classes.txt.
+    """
     said = {} if masks.colors is None else dict(read_colors(masks.colors))
-    if file.is_file():
+    if file.is_file() or file.name != "classes.txt":
         lines = [parse_class(line, file) for line in class_lines(file)]
         if not lines:
             raise DeployError(f"{file} is empty; give one class name a line, in label order")
@@ -235,10 +264,10 @@ def _classes(
         return [name for name in said if name.lower() not in VOID_NAMES], said
     if masks.values is not None:
         return list(parse_values(masks.values, None)[1]), {}
-    return _counted_classes(root, pairs), {}
+    return _counted_classes(file, pairs), {}
 
 
-def _counted_classes(root: Path, pairs: Sequence[tuple[Path, Path]]) -> list[str]:
+def _counted_classes(file: Path, pairs: Sequence[tuple[Path, Path]]) -> list[str]:
     """Without names: as many classes as the labels hold."""
     values: set[int] = set()
     for _, path in pairs:
@@ -255,8 +284,8 @@ def _counted_classes(root: Path, pairs: Sequence[tuple[Path, Path]]) -> list[str
         listed = sorted(values)
         few = ",".join(f"{value}=CLASS" for value in listed[:6]) + (",…" if len(listed) > 6 else "")
         raise MisuseError(
-            f"the labels of {root} hold {len(values)} values from {listed[0]} to {listed[-1]}, and nobody said what "
-            f"they mean; pass --mask-values {few}, or name all classes in {root / 'classes.txt'}"
+            f"the labels of {file.parent} hold {len(values)} values from {listed[0]} to {listed[-1]}, and nobody said "
+            f"what they mean; pass --mask-values {few}, or name all classes in {file}"
         )
     return [f"class {index}" for index in range(count)]
 

@@ -170,11 +170,16 @@ class Ranges:
     means: dict[str, np.ndarray] = field(default_factory=dict)
     images: list[str] = field(default_factory=list)
 
-    def add(self, name: str, values: np.ndarray) -> None:
-        """Count one image's tensor, [1, C, H, W]. Raises DeployError where it is not finite."""
+    def add(self, name: str, values: np.ndarray, counted: np.ndarray | None = None) -> None:
+        """Count one image's tensor, [1, C, H, W], or its cells that are `counted`, bool [H, W].
+
+        Raises DeployError where it is not finite.
+        """
         histogram = self.histograms.setdefault(name, Histogram())
         # Rows of one channel: numpy sums those pairwise, fast and well rounded in float32.
         rows = values.reshape(values.shape[1], -1)
+        if counted is not None:
+            rows = np.compress(counted.ravel(), rows, axis=1)
         mean = np.empty(len(rows))
         step = max(1, CHUNK // max(rows.shape[1], 1))
         for start in range(0, len(rows), step):
@@ -249,7 +254,8 @@ def collect_histograms(
 
     Args:
         run: a core input → its tensors by name.
-        images: as an ImageStream gives them.
+        images: as an ImageStream gives them. Of a MaskedArray what is made of pixels without data alone is not
+            counted.
         model: SHA-256 of the network and its preparation.
         prepare: image → core input: the runtime's own.
 
@@ -259,9 +265,37 @@ def collect_histograms(
     ranges = Ranges(model)
     with ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="histograms") as pool:
         for name, image in images:
-            for _ in pool.map(lambda item: ranges.add(*item), run(prepare(image)).items()):
+            given = prepare(image)
+            data = _padded_data(image, given.shape[2:])
+
+            def add(item: tuple[str, np.ndarray], data: np.ndarray | None = data) -> None:
+                tensor, values = item
+                ranges.add(tensor, values, None if data is None else cells_with_data(data, values.shape[2:]))
+
+            for _ in pool.map(add, run(given).items()):
                 pass
             ranges.images.append(name)
     if not ranges.images:
         raise DeployError("no calibration image could be read; INT8 is never calibrated on invented data")
     return ranges
+
+
+def _padded_data(image: np.ndarray, size: tuple[int, ...]) -> np.ndarray | None:
+    """Where an image that is padded right and bottom to this size has data, or its padding: bool; None: everywhere."""
+    if not isinstance(image, np.ma.MaskedArray):
+        return None
+    data = np.ones(size, bool)
+    data[: image.shape[0], : image.shape[1]] = ~np.ma.getmaskarray(image).any(axis=2)
+    return None if data.all() else data
+
+
+def cells_with_data(data: np.ndarray, size: tuple[int, ...]) -> np.ndarray | None:
+    """Which cells of a map of this size have a pixel with data in them: bool [h, w]; None: it is no map of the image.
+
+    `data` is bool [H, W], of the image as the map was made of it.
+    """
+    (high, wide), (rows, columns) = data.shape, size
+    if rows * wide != columns * high or rows > high:
+        return None
+    starts = (np.arange(rows) * high // rows, np.arange(columns) * wide // columns)
+    return np.logical_or.reduceat(np.logical_or.reduceat(data, starts[0], axis=0), starts[1], axis=1)

@@ -9,7 +9,9 @@ import numpy as np
 from fcn_deploy.calibration.datasets import FilePairs, load_dataset
 from fcn_deploy.runtime.errors import DeployError
 from fcn_deploy.runtime.images.find import find_or_read_list
-from fcn_deploy.runtime.images.read import read_image
+from fcn_deploy.runtime.images.header import read_header
+from fcn_deploy.runtime.images.numbers import ReadOptions
+from fcn_deploy.runtime.images.read import COMMON, decode
 from fcn_deploy.runtime.model_card import ModelCard
 from fcn_deploy.runtime.prepare import check_image
 
@@ -22,8 +24,9 @@ class ImageStream:
 
     Attributes:
         names: of the images, in the order they come.
-        read: index → [H, W, C] as the card says; raises DeployError where an image is broken.
-        skipped: the broken ones met so far, with the reason.
+        read: index → [H, W, C] as the card says, a MaskedArray where some of it is no data; raises DeployError where
+            an image is broken.
+        skipped: the broken ones met so far, and those without any data, with the reason.
     """
 
     names: list[str]
@@ -40,6 +43,8 @@ class ImageStream:
                 continue
             try:
                 image = self.read(index)
+                if isinstance(image, np.ma.MaskedArray) and np.ma.getmaskarray(image).any(axis=2).all():
+                    raise DeployError(f"{name} has no data in any pixel")
             except DeployError as error:
                 self.skipped[name] = str(error)
                 log.warning("skipped: %s", error)
@@ -52,26 +57,27 @@ class ImageStream:
         return ImageStream([self.names[index] for index in chosen], lambda index: self.read(chosen[index]))
 
 
-def open_stream(source: str, card: ModelCard) -> ImageStream:
+def open_stream(source: str, card: ModelCard, reading: ReadOptions = COMMON) -> ImageStream:
     """The images that `--calib` names, all of them.
 
     Args:
         source: a folder, a glob, a text file with one path a line (relative to the file), `digits`, or the root
             of a data set, whose train split is taken.
         card: how they are read.
+        reading: what their numbers mean.
 
     Raises:
         MisuseError: no such source, or no images in it.
     """
     path = Path(source)
     if source == "digits" or (path.is_dir() and _is_dataset(path)):
-        data = load_dataset(source, "train", card=card)
+        data = load_dataset(source, "train", card=card, reading=reading)
         names = [data.name(index) for index in range(len(data))]
         if isinstance(data, FilePairs):  # whose labels are not of interest here, and may be of any kind
             return ImageStream(names, data.image)
         return ImageStream(names, lambda index: check_image(data[index][0], card))
     files = find_or_read_list(source)
-    return ImageStream([str(file) for file in files], lambda index: read_image(files[index], card))
+    return ImageStream([str(file) for file in files], lambda index: decode(read_header(files[index]), card, reading))
 
 
 def _is_dataset(root: Path) -> bool:

@@ -19,9 +19,9 @@ from fcn_deploy.export.analysis.model_end import ends_in_sigmoid, find_end
 from fcn_deploy.export.analysis.receptive_field import global_operator
 from fcn_deploy.export.dynamic_shapes.baked_node import describe_cause
 from fcn_deploy.export.dynamic_shapes.free_sizes import free_sizes
-from fcn_deploy.export.graph.edit import label, opset, set_shape
+from fcn_deploy.export.graph.edit import clone, label, opset, set_shape
 from fcn_deploy.export.importer.card import CardEvidence, card_of, store_card
-from fcn_deploy.export.importer.fit_images import choose_fit, fit_images, padded_by_choice
+from fcn_deploy.export.importer.fit_images import PADDED_TO, choose_fit, fit_images, padded_by_choice
 from fcn_deploy.export.importer.options import ImportOptions
 from fcn_deploy.export.passes.fold_constants import fold_constants
 from fcn_deploy.export.passes.reverse_channels import reverse_channels
@@ -30,6 +30,7 @@ from fcn_deploy.export.tolerances import EXPORTED_MODEL, SIGMOID_ROUNDING
 from fcn_deploy.fcn.architecture import AnySize, upsample
 from fcn_deploy.fcn.exportable import Exportable
 from fcn_deploy.fcn.foreign import ScoresModule, scores_of
+from fcn_deploy.fcn.programs import is_program, is_script
 from fcn_deploy.runtime.backends.onnxruntime import session
 from fcn_deploy.runtime.errors import DeployError, MisuseError, one_line
 from fcn_deploy.runtime.files import replacing
@@ -42,7 +43,9 @@ VERIFIED_SIZES = (
     (1, 1), (2, 3), (7, 13), (31, 33), (37, 41), (17, 136), (136, 17), (61, 97), (127, 131), (101, 211),
     (128, 160), (200, 333), (257, 263), (320, 64),
 )  # fmt: skip
+MULTIPLES_TRIED = ((3, 5), (2, 1), (7, 4))
 EXPORTERS = ("torchscript", "dynamo")
+STRENGTHS = (1.0, 30.0, 1000.0)  # of noise, whose scores tell probabilities from logits
 DYNAMO_OLDEST = 18  # opset; asked for an older one, it writes this without a word
 
 Note = Callable[[str], None]
@@ -104,7 +107,10 @@ def export_module(
     network = _network_of(model, card, options, name, note)
     if card is not None:
         check_card(card, network.channels, network.sizes.scores, name)
-    exported = _first_that_holds(network, EXPORTERS if exporter == "auto" else (exporter,), opset_version, options.fit)
+    exporters: Sequence[str] = (exporter,)
+    if exporter == "auto":  # an exported program has no sizes of its own that a trace would see
+        exporters = EXPORTERS[::-1] if is_program(network.module) else EXPORTERS
+    exported = _first_that_holds(network, exporters, opset_version, options.fit)
     for line in exported.notes:
         note(line)
     graph = exported.graph
@@ -114,7 +120,7 @@ def export_module(
         graph, card = _assumed_card(network, graph, options, note)
     padded = exported.fit == "pad"
     card = replace(
-        card,
+        options.with_range(card, note),
         size_multiple=exported.sizes.multiple if padded else 1,
         smallest=exported.sizes.smallest if padded else 1,
         whole=exported.whole,
@@ -143,9 +149,9 @@ class _Network:
     name: str
     ours: bool
 
-    def scores(self, height: int, width: int) -> np.ndarray | tuple[int, ...]:
+    def scores(self, height: int, width: int, strength: float = 1.0) -> np.ndarray | tuple[int, ...]:
         """What the module gives for an image of noise; () where that is no tensor."""
-        noise = torch.randn(1, self.channels, height, width, generator=torch.Generator().manual_seed(0))
+        noise = strength * torch.randn(1, self.channels, height, width, generator=torch.Generator().manual_seed(0))
         with torch.inference_mode():
             result = self.module(noise)
         return result.numpy() if isinstance(result, torch.Tensor) else ()
@@ -184,8 +190,13 @@ def _assumed_card(
             raise MisuseError(f"--bgr is for images of 3 channels, and {name} takes {channels}")
         graph = reverse_channels(graph).model
         note(f"{name} wants BGR, as --bgr says: its channels are reversed, and the ONNX takes RGB")
-    scores = np.asarray(network.scores(*traced_size(sizes)))
-    evidence = CardEvidence(channels, sizes.scores, score_range=(float(scores.min()), float(scores.max())))
+    # A logit is a probability's number for weak noise by chance, and not for any.
+    noise = [
+        np.asarray(network.scores(*traced_size(sizes), strength))
+        for strength in STRENGTHS[: 3 if sizes.scores == 1 else 1]
+    ]
+    score_range = float(min(scores.min() for scores in noise)), float(max(scores.max() for scores in noise))
+    evidence = CardEvidence(channels, sizes.scores, score_range=score_range)
     card, assumed = card_of(graph, evidence, options, name)
     for line in assumed:
         note(line)
@@ -226,18 +237,57 @@ class _Exported:
 def _first_that_holds(network: _Network, exporters: Sequence[str], opset_version: int, fit: str | None) -> _Exported:
     """What the first of PyTorch's exporters gives that holds at every size. Raises DeployError."""
     reasons: dict[str, str] = {}
+    graphs = []
     for exporter in exporters:
         try:
             graph, written = _to_graph(network, exporter, opset_version)
+            graphs.append(clone(graph))
             exported = _at_every_size(network, graph, fit)
         except DeployError as error:
             reasons[exporter] = str(error)
             continue
         tried = [f"{network.name} is exported by {exporter}; {_joined(reasons)}"] if reasons else []
         return replace(exported, notes=(*tried, *written, *(() if network.ours else exported.notes)))
+    if (sizes := _multiples_that_hold(network, graphs)) is not None:
+        note = (
+            f"{network.name} has code that looks at the sizes of its maps, as padding of odd ones does; the ONNX does "
+            f"what that does for multiples of {sizes.multiple}"
+        )
+        exported = _first_that_holds(replace(network, sizes=sizes), exporters, opset_version, fit)
+        return replace(exported, notes=(note, *exported.notes))
     if len(reasons) == 1:
         raise DeployError(*reasons.values())
     raise DeployError(f"{network.name} cannot be exported: {_joined(reasons)}")
+
+
+def _multiples_that_hold(network: _Network, graphs: Sequence[onnx.ModelProto]) -> AcceptedSizes | None:
+    """The least multiples at which one of its graphs is a network that takes every size; None: there are none."""
+    if network.ours or network.sizes.multiple > 1:
+        return None
+    for graph in graphs:
+        run = session(graph.SerializeToString())
+        found = (multiple for multiple in PADDED_TO[1:] if _holds_at_multiples(network, run, multiple))
+        if (multiple := next(found, None)) is not None:
+            return replace(network.sizes, multiple=multiple, by_choice=True)
+    return None
+
+
+def _holds_at_multiples(network: _Network, run, multiple: int) -> bool:
+    """Whether ONNX Runtime gives PyTorch's scores at some sizes of a multiple."""
+    for rows, columns in MULTIPLES_TRIED:
+        size = [max(side * multiple, network.sizes.smallest) for side in (rows, columns)]
+        if any(side % multiple for side in size):
+            return False
+        image = np.random.default_rng(0).standard_normal((1, network.channels, *size), dtype=np.float32)
+        with torch.inference_mode():
+            scores = network.module(torch.from_numpy(image)).numpy()
+        try:
+            ours = run_quietly(run, image)[0]
+        except Exception:  # a size that is baked in
+            return False
+        if ours.shape != scores.shape or not np.abs(ours - scores).max() <= EXPORTED_MODEL * np.ptp(scores):
+            return False
+    return True
 
 
 def _joined(reasons: Mapping[str, str]) -> str:
@@ -315,10 +365,12 @@ def _to_graph(network: _Network, exporter: str, opset_version: int) -> tuple[onn
 
 
 def _torchscript(model: nn.Module, channels: int, sizes: AcceptedSizes, opset_version: int) -> onnx.ModelProto:
-    buffer = io.BytesIO()
+    buffer, image = io.BytesIO(), torch.zeros(1, channels, *traced_size(sizes))
+    if is_script(model):  # freezing writes its calls and lists out, as the exporter wants them
+        model = torch.jit.freeze(torch.jit.trace(model, image, check_trace=False).eval())
     torch.onnx.export(
         model,
-        (torch.zeros(1, channels, *traced_size(sizes)),),
+        (image,),
         buffer,  # type: ignore[arg-type]  # its annotation forgets what its docstring allows
         dynamo=False,
         opset_version=opset_version,

@@ -1,5 +1,6 @@
 """What every network here is: an architecture, that is a network apart from its weights, and a module for any size."""
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -92,6 +93,13 @@ class AnySize(nn.Module):
     def core(self, x: torch.Tensor) -> torch.Tensor:
         """Normalised images [N, C, H, W] → scores [N, K, H/stride, W/stride]."""
         raise TypeError(f"{type(self).__name__} has no core")
+
+    def parts(self) -> list[tuple[Callable[[torch.Tensor], torch.Tensor], int]]:
+        """`core` in parts that follow each other, each with the stride of what it gives: all but the last are local.
+
+        What a cell of a local part depends on is near: `fcn.staged` runs it in tiles.
+        """
+        return [(self.core, self.stride)]
 
     def final_upsampling(self, scores: torch.Tensor) -> torch.Tensor:
         """Scores [N, K, h, w] → [N, K, stride·h, stride·w]."""

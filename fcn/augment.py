@@ -4,12 +4,14 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from fcn_deploy.calibration.metrics import IGNORE
+from fcn_deploy.runtime.arrays import ImageSource
 from fcn_deploy.runtime.model_card import ModelCard
+from fcn_deploy.runtime.no_data import filled
 from fcn_deploy.runtime.prepare import normalise
 
 
 def augment(
-    image: np.ndarray,
+    image: ImageSource,
     labels: np.ndarray,
     card: ModelCard,
     crop: tuple[int, int],
@@ -25,8 +27,8 @@ def augment(
     """One sample of an image and its labels.
 
     Args:
-        image: [H, W, C] as the card says.
-        labels: [H, W]; 255 is not counted.
+        image: [H, W, C] as the card says; masked or not finite where it has no data.
+        labels: [H, W]; 255 is not counted, and neither is what is no data.
         crop: (height, width) of the sample in pixels.
         rng: decides everything that is random here.
         scale: smallest and largest enlargement, drawn log-uniformly.
@@ -37,7 +39,8 @@ def augment(
         blur: share of the samples that are blurred, by a binomial filter of 5 pixels.
 
     Returns:
-        (normalised float32 [C, *crop], int64 labels [*crop]); what lies outside the image is zero and 255.
+        (normalised float32 [C, *crop], int64 labels [*crop]); what lies outside the image, or is no data, is zero and
+        255.
     """
     quarter = turn and rng.random() < 0.5
     if quarter:
@@ -56,12 +59,17 @@ def augment(
     target = np.full((height, width), IGNORE, np.int64)
     inside = slice(y.start - top, y.stop - top), slice(x.start - left, x.stop - left)
     part = np.empty((card.channels, y.stop - y.start, x.stop - x.start), np.float32)
-    normalise(image[y, x], card, part)
+    given, invalid = filled(image[y, x], card)
+    normalise(given, card, part)
     gain, offset = 1 + rng.uniform(-brightness, brightness), rng.uniform(-brightness, brightness)
     if color:
         part = _recolored(part, color, rng)
-    pixels[:, *inside] = part * np.float32(gain) + np.float32(offset)
+    part = part * np.float32(gain) + np.float32(offset)
     target[inside] = labels[y, x]
+    if invalid is not None:  # the mean, as the runtime gives it, whatever becomes of the rest
+        part[:, invalid] = 0
+        target[inside][invalid] = IGNORE
+    pixels[:, *inside] = part
     if flip and rng.random() < 0.5:
         pixels, target = pixels[:, :, ::-1].copy(), target[:, ::-1].copy()
     if turn and rng.random() < 0.5:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -148,7 +149,7 @@ def load_state(
         except (SafetensorError, OSError, ValueError) as error:
             raise DeployError(f"cannot read weights from {path}: {one_line(error)}") from error
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = _loaded(path, note)
     except Exception as error:  # pickle, zip and torch errors alike
         reason = str(error).split(".")[0].splitlines()[0] if str(error) else type(error).__name__
         raise DeployError(f"cannot read weights from {path}: {reason}; save a state dict with torch.save") from error
@@ -162,6 +163,41 @@ def load_state(
     if not state:
         raise DeployError(f"{path} holds no weights; save model.state_dict()")
     return dict(state)
+
+
+def _loaded(path: Path, note: Callable[[str], None]) -> Any:
+    """What torch.save wrote. Objects of classes that are no part of a state dict, such as a training script's options
+    or paths, are read as empty ones: their code is neither imported nor run.
+    """
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+        if not names:
+            raise
+    with torch.serialization.safe_globals([(type(name, (_Unread,), {}), name) for name in names]):
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    note(f"{path}: objects of {', '.join(sorted(names)[:3])}{', …' if len(names) > 3 else ''} in it are not read")
+    return state
+
+
+class _Unread(dict):
+    """An object in a checkpoint that is not read: it takes whatever its own class would, and keeps nothing."""
+
+    def __init__(self, *values: Any, **fields: Any) -> None:
+        super().__init__()
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        pass
+
+    def append(self, value: Any) -> None:
+        """As a list's."""
+
+    def extend(self, values: Any) -> None:
+        """As a list's."""
 
 
 def _contained(state: Any, keys: Sequence[str] = CONTAINERS) -> str | None:

@@ -7,7 +7,6 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from fcn_deploy.calibration.datasets import LabelledImages
@@ -17,11 +16,7 @@ from fcn_deploy.calibration.report.results import MIXED, OWN, Evaluated, Example
 from fcn_deploy.runtime.errors import DeployError, MisuseError
 from fcn_deploy.runtime.images.overlay import displayable
 from fcn_deploy.runtime.model_card import ModelCard
-from fcn_deploy.runtime.prepare import check_image, normalise
 from PIL import Image
-
-if TYPE_CHECKING:  # torch, which models of ONNX do not need
-    from fcn_deploy.fcn.architecture import AnySize
 
 Predict = Callable[[np.ndarray], np.ndarray]
 
@@ -201,25 +196,6 @@ def resized_labels(labels: np.ndarray, height: int, width: int) -> np.ndarray:
     return labels[rows[:, None], columns]
 
 
-def torch_predictor(model: "AnySize", card: ModelCard) -> Predict:
-    """The labels of a PyTorch network, on the device of its parameters, one image at a time."""
-    import torch
-
-    device = next(model.parameters()).device
-
-    def predict(image: np.ndarray) -> np.ndarray:
-        image = check_image(image, card)
-        x = np.empty((1, card.channels, *image.shape[:2]), np.float32)
-        normalise(image, card, x[0])
-        with torch.inference_mode():
-            logits = model(torch.from_numpy(x).to(device))[0]
-        if card.activation != "softmax":
-            return (logits[0] > card.score_threshold).cpu().numpy().astype(card.label_dtype)
-        return logits.argmax(0).cpu().numpy().astype(card.label_dtype)
-
-    return predict
-
-
 @dataclass(frozen=True)
 class OpenedModel:
     """A model opened for evaluation.
@@ -251,6 +227,7 @@ def open_model(path: Path, threads: int | None = None, refine: bool = False) -> 
     if path.suffix in (".safetensors", ".pth", ".pt"):
         import torch
         from fcn_deploy.fcn.checkpoint import load_checkpoint
+        from fcn_deploy.fcn.staged import torch_predictor
 
         if threads:
             torch.set_num_threads(threads)
@@ -260,14 +237,14 @@ def open_model(path: Path, threads: int | None = None, refine: bool = False) -> 
         return OpenedModel(
             torch_predictor(checkpoint.model, checkpoint.card), checkpoint.card, "PyTorch checkpoint, float32"
         )
-    from fcn_deploy.runtime.segmenter import Segmenter
+    from fcn_deploy.runtime.network import Network  # whose images are in the card's numbers, as they are read here
 
-    net = Segmenter(path, threads=threads, refine=refine)
+    net = Network(path, threads=threads, refine=refine)
     _check_kind(net.card, path)
-    if (manifest := net.network.manifest) is None:
-        return OpenedModel(net, net.card, f"ONNX, {net.precision}, {net.backend}")
-    kind = f"engine for {manifest.target}, {net.precision}, {net.backend}{', refined' if refine else ''}"
-    return OpenedModel(net, net.card, kind, None if refine else read_report(path))
+    if (manifest := net.manifest) is None:
+        return OpenedModel(net.result, net.card, f"ONNX, {net.precision}, {net.backend.name}")
+    kind = f"engine for {manifest.target}, {net.precision}, {net.backend.name}{', refined' if refine else ''}"
+    return OpenedModel(net.result, net.card, kind, None if refine else read_report(path))
 
 
 def same_classes(paths: Sequence[Path], cards: Sequence[ModelCard]) -> list[ModelCard]:

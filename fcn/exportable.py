@@ -1,6 +1,7 @@
 """Functions of PyTorch that its exporters refuse at changing sizes, in terms of those that they take."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +25,21 @@ class Exportable(TorchFunctionMode):
             return func(*args, **(kwargs or {}))
         self.respelled.add(func.__name__)
         return result
+
+
+@contextmanager
+def without_autocast() -> Iterator[list[torch.autocast]]:
+    """While it is entered, autocast does nothing: what a network would compute in half, it computes in float32.
+
+    Gives the autocasts that did nothing.
+    """
+    enter, leave, skipped = torch.autocast.__enter__, torch.autocast.__exit__, []
+    torch.autocast.__enter__ = lambda self: skipped.append(self) or self  # type: ignore[method-assign,assignment]
+    torch.autocast.__exit__ = lambda self, *raised: None  # type: ignore[method-assign]
+    try:
+        yield skipped
+    finally:
+        torch.autocast.__enter__, torch.autocast.__exit__ = enter, leave  # type: ignore[method-assign]
 
 
 Cells = int | Sequence[int | None] | None
@@ -94,10 +110,27 @@ def max_unpool2d(
     return empty.scatter(2, indices.flatten(2), input.flatten(2)).reshape(batch, channels, height, width)
 
 
+def interpolate(
+    input: torch.Tensor,
+    size: int | Sequence[int] | None = None,
+    scale_factor: float | Sequence[float] | None = None,
+    mode: str = "nearest",
+    *more,
+    **others,
+) -> torch.Tensor | None:
+    """Means over a grid, which `area` is another name for."""
+    if mode != "area" or size is None or input.ndim != 4:
+        return None
+    if tuple(_pair(size)) == (1, 1):
+        return input.mean((-2, -1), keepdim=True)
+    return adaptive_avg_pool2d(input, size)
+
+
 _RESPELLED: dict[Callable, Callable] = {
     F.adaptive_avg_pool2d: adaptive_avg_pool2d,
     F.adaptive_max_pool2d: adaptive_max_pool2d,
     F.avg_pool2d: avg_pool2d,
+    F.interpolate: interpolate,
     F.max_unpool2d: max_unpool2d,
 }
 

@@ -3,14 +3,18 @@
 import copy
 import dataclasses
 import importlib
+import inspect
+import math
 import sys
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 from fcn_deploy.fcn.checkpoint import load_checkpoint, load_state
+from fcn_deploy.fcn.exportable import without_autocast
+from fcn_deploy.fcn.programs import as_module, load_program, refuse_quantised, saved_form, set_evaluation, uncompiled
 from fcn_deploy.runtime.errors import DeployError, MisuseError, one_line
 from fcn_deploy.runtime.model_card import ModelCard
 from torch import nn
@@ -22,7 +26,9 @@ SHOWN = 4  # names in an error
 
 
 def load_module(source: str, weights: Path | None, note: Note) -> tuple[nn.Module, ModelCard | None]:
-    """A checkpoint's path, or `package.module:factory`, as (module, card if it has one).
+    """A path or `package.module:factory` as (module, card if it has one).
+
+    A path is that of a checkpoint, or of what torch.export.save (.pt2) or torch.jit.save wrote.
 
     Args:
         weights: a state dict for the factory's module, .safetensors or of torch.save; loaded strictly.
@@ -36,6 +42,8 @@ def load_module(source: str, weights: Path | None, note: Note) -> tuple[nn.Modul
     if not colon or Path(source).exists():
         if weights is not None:
             raise MisuseError(f"{source} has its weights; --weights is for package.module:factory")
+        if form := saved_form(Path(source)):
+            return load_program(Path(source), form), None
         checkpoint = load_checkpoint(source, note)
         return checkpoint.model, checkpoint.card
     sys.path.insert(0, str(Path.cwd()))
@@ -50,7 +58,8 @@ def load_module(source: str, weights: Path | None, note: Note) -> tuple[nn.Modul
     finally:
         sys.path.pop(0)
     try:
-        module = factory if isinstance(factory, nn.Module) else factory()
+        module = as_module(factory)
+        module = module if isinstance(module, nn.Module) else as_module(factory())
     except Exception as error:
         raise DeployError(f"{source}: the factory failed: {type(error).__name__}: {one_line(error, 300)}") from error
     if not isinstance(module, nn.Module):
@@ -120,16 +129,22 @@ def load_strictly(
 
 
 def _prefixes(own: Mapping[str, Any], state: Mapping[str, Any]) -> tuple[str, str]:
-    """What the state dict's names have before the module's own, and the other way round; "" where they agree."""
+    """What the state dict's names have before the module's own, and the other way round; "" where they agree.
+
+    Of several, such as those of a network and of its running mean, that of the most names, the first of equal ones.
+    """
     if not own or not state or any(key in state for key in own):
         return "", ""
-    for key in state:
-        for first in own:
-            if key.endswith(f".{first}"):
-                return key.removesuffix(first), ""
-            if first.endswith(f".{key}"):
-                return "", first.removesuffix(key)
-    return "", ""
+    if (prefix := _most_common_prefix(state, own)) is not None:
+        return prefix, ""
+    return "", _most_common_prefix(own, state) or ""
+
+
+def _most_common_prefix(longer: Mapping[str, Any], names: Mapping[str, Any]) -> str | None:
+    for name in names:
+        if found := dict.fromkeys(key.removesuffix(name) for key in longer if key.endswith(f".{name}")):
+            return max(found, key=lambda prefix: sum(prefix + each in longer for each in names))
+    return None
 
 
 def _few(names: list[str]) -> str:
@@ -146,6 +161,9 @@ class ScoresModule(nn.Module):
         in_last, out_last: whether it takes [N,H,W,C] and gives [N,h,w,K].
         flat: whether it gives [N,h,w], one score without an axis.
         mutates: whether it writes into its input.
+        keyword: of the argument that takes the image; "": the first one.
+        entry: of the dictionary that it takes, under which the image is; "": it takes the image itself.
+        casts: whether it wanted autocast when it ran last; it runs in float32 all the same.
         mode: entered while it runs.
     """
 
@@ -153,16 +171,25 @@ class ScoresModule(nn.Module):
         super().__init__()
         self.model, self.channels = model, channels
         self.path: tuple[str | int, ...] = ()
-        self.in_last = self.out_last = self.flat = self.mutates = False
+        self.in_last = self.out_last = self.flat = self.mutates = self.casts = False
+        self.keyword = self.entry = ""
         self.mode: AbstractContextManager = nullcontext()
+
+    def train(self, mode: bool = True) -> "ScoresModule":
+        self.training = mode
+        with suppress(NotImplementedError):  # of an exported program
+            self.model.train(mode)
+        return self
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.mutates:
             x = x.clone()
         if self.in_last:
             x = x.permute(0, 2, 3, 1)
-        with self.mode:
-            result = self.model(x)
+        with self.mode, without_autocast() as skipped:
+            given = {self.entry: x} if self.entry else x
+            result = self.model(**{self.keyword: given}) if self.keyword else self.model(given)
+        self.casts = bool(skipped)
         for key in self.path:
             result = _at(result, key)
         if isinstance(result, torch.Tensor) and self.flat:
@@ -184,25 +211,81 @@ def scores_of(
         MisuseError: no such output, or a choice that is the user's.
         DeployError: parameters without values, or an output that is no map of scores.
     """
-    model = _settled(unwrapped(model), name, note)
+    refuse_quantised(model, name)
+    model = _settled(uncompiled(unwrapped(model), note, name), name, note)
     tried = [channels] if channels else _channels(model)
+    keyword, failures = _keyword(model), []
     for size in TRIED:
         for count in tried:
             for in_last in (False, True):
                 made = ScoresModule(model, count).eval()
-                made.in_last = in_last
+                made.in_last, made.keyword = in_last, keyword
                 torch.manual_seed(0)
                 image = torch.rand(1, count, *size)
                 before = image.clone()
                 try:
-                    with torch.inference_mode():
-                        result = made(image)
-                except Exception:  # tried: another layout, or the probe says why not
+                    result = _run(made, image)
+                except Exception as error:  # tried: another layout, or the probe says why not
+                    failures.append(error)
                     continue
                 made.mutates = not torch.equal(image, before)
+                if made.casts:
+                    note(f"{name} computes in part in half precision, by autocast; it is exported in float32")
                 _find(made, result, size, name, output, note)
                 return made
-    return ScoresModule(model, tried[0]).eval()
+    _refuse_other_dimensions(model, name, failures)
+    made = ScoresModule(model, tried[0]).eval()
+    made.keyword = keyword
+    return made
+
+
+def _run(made: ScoresModule, image: torch.Tensor) -> Any:
+    """What a module gives for an image; where it takes a dictionary, the entry that it reads is set."""
+    with torch.inference_mode():
+        try:
+            return made(image)
+        except Exception:
+            asked = _Asked(image.permute(0, 2, 3, 1) if made.in_last else image)
+            with suppress(Exception):
+                result = made.model(**{made.keyword: asked}) if made.keyword else made.model(asked)
+                if len(set(asked.keys_read)) == 1:
+                    made.entry = asked.keys_read[0]
+                    return result
+            raise
+
+
+class _Asked(dict):
+    """A dictionary that has an image under whatever name it is asked for, and knows which that was."""
+
+    def __init__(self, image: torch.Tensor) -> None:
+        super().__init__()
+        self.image, self.keys_read = image, list[str]()
+
+    def __getitem__(self, key: str) -> torch.Tensor:
+        self.keys_read.append(key)
+        return self.image
+
+
+def _keyword(model: nn.Module) -> str:
+    """The name of the argument that takes the image, where it is given by name alone; else ""."""
+    try:
+        parameters = inspect.signature(model.forward).parameters.values()
+    except (TypeError, ValueError):
+        return ""
+    if any(each.kind in (each.POSITIONAL_ONLY, each.POSITIONAL_OR_KEYWORD, each.VAR_POSITIONAL) for each in parameters):
+        return ""
+    named = [each for each in parameters if each.kind == each.KEYWORD_ONLY]
+    needed = [each.name for each in named if each.default is each.empty]
+    return next(iter([*needed, *(each.name for each in named)]), "")
+
+
+def _refuse_other_dimensions(model: nn.Module, name: str, failures: list[Exception]) -> None:
+    """Raise DeployError where a module that ran for no image is one of volumes or signals."""
+    layers = [layer for layer in nn.Module.modules(model) if isinstance(layer, nn.modules.conv._ConvNd)]
+    sides = {len(layer.kernel_size) for layer in layers}
+    if failures and sides in ({3}, {1}):
+        what = "volumes [N,C,D,H,W] (Conv3d)" if sides == {3} else "signals [N,C,L] (Conv1d)"
+        raise DeployError(f"{name} works on {what}; only networks of images [N,C,H,W] are taken")
 
 
 def _find(made: ScoresModule, result: Any, size: tuple[int, int], name: str, output: str | None, note: Note) -> None:
@@ -264,10 +347,16 @@ def _chosen(entries: dict[str | int, Any], result: Any, name: str, output: str |
             return key
     maps = [key for key, value in entries.items() if isinstance(value, torch.Tensor) and value.ndim >= 3]
     if len(maps) == 1 or (maps and isinstance(result, tuple | list)):
-        return maps[0]
+        return max(maps, key=lambda key: _rank(entries[key]))  # the first of equal ones
     if len(entries) == 1 or isinstance(result, tuple | list):
         return next(iter(entries))
     raise MisuseError(f"{name} gives {', '.join(map(str, entries))}; name the scores with --output")
+
+
+def _rank(value: torch.Tensor) -> tuple[bool, int]:
+    """How likely one of several maps is the scores: of several classes, and as fine as any."""
+    several = value.ndim == 4 and min(value.shape[1], value.shape[3]) > 1
+    return several, math.prod(value.shape[-2:])
 
 
 def _settled(model: nn.Module, name: str, note: Note) -> nn.Module:
@@ -284,7 +373,7 @@ def _settled(model: nn.Module, name: str, note: Note) -> nn.Module:
     changing = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
     if any(layer.training and isinstance(layer, changing) for layer in nn.Module.modules(model)):
         note(f"{name} was in training mode; it is exported in evaluation mode")
-    return model.eval()
+    return set_evaluation(model)
 
 
 def _channels(model: nn.Module) -> list[int]:

@@ -1,5 +1,7 @@
 """FCN-32s, FCN-16s and FCN-8s (Long, Shelhamer, Darrell, 2015), and any network by its architecture."""
 
+from collections.abc import Callable
+
 import torch
 from fcn_deploy.fcn import backbones
 from fcn_deploy.fcn.architecture import AnySize, Architecture, upsample
@@ -47,7 +49,12 @@ class FCN(AnySize):
             self.last.requires_grad_(False)
 
     def core(self, x: torch.Tensor) -> torch.Tensor:
-        features = self.backbone(x)
+        return self._scores(self.backbone(x))
+
+    def parts(self) -> list[tuple[Callable[[torch.Tensor], torch.Tensor], int]]:
+        return [(self.backbone.early, backbones.EARLY), (lambda x: self._scores(self.backbone.late(x)), self.stride)]
+
+    def _scores(self, features: dict[int, torch.Tensor]) -> torch.Tensor:
         scores = self.score["32"](features[32])
         for coarse, stride in zip(self.strides, self.strides[1:], strict=False):
             scores = self.up[str(coarse)](scores) if self.learned else upsample(scores, 2)

@@ -15,6 +15,7 @@ class Recipe:
 
     Attributes:
         epochs: passes over the training images.
+        crops_per_megapixel: that a pass takes of an image, one at least.
         batch: crops per step.
         crop: (height, width) in pixels.
         rate: highest learning rate, of AdamW.
@@ -40,6 +41,7 @@ class Recipe:
     """
 
     epochs: int = 25
+    crops_per_megapixel: float = 4.0
     batch: int = 8
     crop: tuple[int, int] = (224, 224)
     rate: float = 3e-3
@@ -69,7 +71,7 @@ class Recipe:
         for name, low, high in (("brightness", 0, 1), ("color", 0, 1), ("blur", 0, 1)):
             if not low <= getattr(self, name) <= high:
                 raise MisuseError(f"{name} is {getattr(self, name)}; it must be from {low} to {high}")
-        for name in ("rate", "backbone_rate"):
+        for name in ("rate", "backbone_rate", "crops_per_megapixel"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise MisuseError(f"{_said(name)} is {getattr(self, name)}; it must be above 0")
         for name in ("weight_decay", "jaccard"):
@@ -115,7 +117,8 @@ _VALUES = {
     ),
     # Whole validation images of up to a megapixel cost more than the training.
     "nuclei": Recipe(
-        epochs=60, crop=(256, 256), ema=0.99, crop_scale=(0.5, 2.0), turn=True, color=0.3, blur=0.1, validate_every=5
+        epochs=60, crop=(256, 256), ema=0.99, crop_scale=(0.5, 2.0), turn=True, color=0.3, blur=0.1, validate_every=5,
+        crops_per_megapixel=1,
     ),
 }  # fmt: skip
 RECIPES = {name: replace(recipe, name=name) for name, recipe in _VALUES.items()}

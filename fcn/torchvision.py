@@ -4,10 +4,12 @@ Parameters have torchvision's names. DeepLabv3 and LR-ASPP pool the whole image,
 are torchvision's at every size.
 """
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from fcn_deploy.fcn.architecture import AnySize, Architecture
-from fcn_deploy.fcn.backbones import scaled
+from fcn_deploy.fcn.backbones import EARLY, scaled
 from fcn_deploy.fcn.backbones.mobilenet_v3_large import MobileNetV3Large
 from fcn_deploy.fcn.backbones.resnet50 import ResNet
 from torch import nn
@@ -37,6 +39,9 @@ class Dilated8(AnySize):
 
     def core(self, x: torch.Tensor) -> torch.Tensor:
         return self.classifier(self.backbone(x)[8])
+
+    def parts(self) -> list[tuple[Callable[[torch.Tensor], torch.Tensor], int]]:
+        return [(self.backbone.early, EARLY), (lambda x: self.classifier(self.backbone.late(x)[8]), self.stride)]
 
 
 def to_size(x: torch.Tensor, like: torch.Tensor) -> torch.Tensor:

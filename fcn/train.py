@@ -5,7 +5,6 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -18,17 +17,18 @@ import torch.nn.functional as F
 from fcn_deploy.calibration.datasets import LabelledImages, class_pixels
 from fcn_deploy.calibration.metrics import IGNORE, Metrics
 from fcn_deploy.fcn.architecture import AnySize
-from fcn_deploy.fcn.augment import augment
 from fcn_deploy.fcn.checkpoint import Checkpoint, save_checkpoint
-from fcn_deploy.fcn.evaluate import evaluate, torch_predictor
+from fcn_deploy.fcn.crops import Crops, image_pixels
+from fcn_deploy.fcn.evaluate import evaluate
 from fcn_deploy.fcn.quantization import fake_quantized
 from fcn_deploy.fcn.recipes import Recipe
+from fcn_deploy.fcn.staged import torch_predictor
 from fcn_deploy.runtime.errors import DeployError, MisuseError
 from fcn_deploy.runtime.files import replacing
-from fcn_deploy.runtime.model_card import ModelCard
 from torch import nn
 
 POWER = 0.9  # of the schedule `poly`
+LARGE = 8_000_000  # pixels of validation images
 WARM_UP = 0.05  # of all steps, before `cosine` and `poly`
 
 
@@ -60,7 +60,7 @@ def train(
 
     Args:
         checkpoint: the network to start from, and its card.
-        data, validation: labelled images of any sizes. Validation sees them whole.
+        data, validation: labelled images of any sizes. Validation is of whole images.
         recipe: how to train.
         out: checkpoint to write.
         resume: continue from `out`.state.
@@ -96,7 +96,10 @@ class _Run:
     ) -> None:
         self.checkpoint, self.model, self.card = checkpoint, checkpoint.model, checkpoint.card
         self.data, self.validation, self.recipe, self.out = data, validation, recipe, out
-        self.steps = math.ceil(len(data) / recipe.batch)  # of an epoch
+        self.crops = Crops(data, self.card, recipe)
+        self.steps = math.ceil(len(self.crops) / recipe.batch)  # of an epoch
+        # What exporting the network for it takes is worth a few megapixels.
+        self.large = sum(image_pixels(validation)) > LARGE
         self.optimizer, self.schedule = _optimizer(self.model, recipe, self.steps)
         self.average = _copied(self.model) if recipe.ema else None
         self.progress = Progress()
@@ -116,7 +119,7 @@ class _Run:
         return judged and 0 < self.recipe.patience <= progress.epoch - progress.best_epoch
 
     def epoch(self, on_step: Callable[[int, int, float], None]) -> dict[str, Any]:
-        """Train on every image once, validate where the recipe says so, save all; the epoch's record."""
+        """Train on crops of every image, validate where the recipe says so, save all; the epoch's record."""
         epoch, started = self.progress.epoch, time.perf_counter()
         # All that is random follows from the seed and the epoch: a resumed run repeats it.
         torch.manual_seed(self.recipe.seed * 100_003 + epoch)
@@ -147,7 +150,7 @@ class _Run:
         trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         losses: list[float] = []
         self.model.train()
-        for step, (images, labels) in enumerate(_batches(self.data, self.card, self.recipe, epoch)):
+        for step, (images, labels) in enumerate(self.crops.batches(epoch)):
             logits = self.model(images.to(memory_format=torch.channels_last))
             loss = segmentation_loss(logits, labels, self.recipe, self.class_weights)
             if not torch.isfinite(loss):
@@ -172,7 +175,8 @@ class _Run:
         progress = self.progress
         self.model.eval()
         with _holding(self.model, self.average):
-            confusion = evaluate(torch_predictor(self.model, self.card), self.validation, len(self.card.classes))
+            predict = torch_predictor(self.model, self.card, exported=self.large)
+            confusion = evaluate(predict, self.validation, len(self.card.classes))
             metrics = Metrics.of(confusion)
             if math.isnan(metrics.mean_iou):
                 raise DeployError("the validation labels hold no counted pixel, so no epoch can be chosen; mend them")
@@ -349,37 +353,6 @@ def write_log(out: Path, identity: dict[str, Any], progress: Progress) -> None:
 def _by_class(classes: Sequence[str], values: Sequence[float]) -> dict[str, float | None]:
     """IoU by the name of the class; None where the labels hold none of it."""
     return {name: None if math.isnan(iou) else round(iou, 5) for name, iou in zip(classes, values, strict=True)}
-
-
-def _batches(
-    data: LabelledImages, card: ModelCard, recipe: Recipe, epoch: int
-) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """The batches of one epoch, each read while the one before is trained on."""
-    order = np.random.default_rng((recipe.seed, epoch)).permutation(len(data))
-    # A last batch of one crop has no statistics to normalise by; fill it from the start.
-    order = np.concatenate([order, np.resize(order, -len(order) % recipe.batch)])
-
-    def load(indices: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-        samples = []
-        for place, index in enumerate(indices):
-            rng = np.random.default_rng((recipe.seed, epoch, int(index), place))
-            image, labels = data[int(index)]
-            samples.append(
-                augment(
-                    image, labels, card, recipe.crop, rng,
-                    scale=recipe.crop_scale, flip=recipe.flip, turn=recipe.turn, brightness=recipe.brightness,
-                    color=recipe.color, blur=recipe.blur,
-                )
-            )  # fmt: skip
-        return torch.stack([sample for sample, _ in samples]), torch.stack([target for _, target in samples])
-
-    groups = order.reshape(-1, recipe.batch)
-    with ThreadPoolExecutor(1, thread_name_prefix="batches") as reader:
-        ahead = reader.submit(load, groups[0])
-        for group in groups[1:]:
-            batch, ahead = ahead.result(), reader.submit(load, group)
-            yield batch
-        yield ahead.result()
 
 
 def _class_weights(data: LabelledImages, classes: int, kind: str) -> torch.Tensor | None:

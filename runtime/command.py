@@ -51,8 +51,14 @@ InputRange = Annotated[
     typer.Option(
         metavar="LO,HI",
         help="Values in the files that are the network's 0 and 255 (65535 of uint16, 32767 of int16, 1 of float32), or "
-        "percentile: the 1st and 99th of each file [default: numbers as they are].",
+        "percentile: the 1st and 99th of each file [default: as the model's card says, or numbers as they are].",
     ),
+]
+
+
+NoData = Annotated[
+    float | None,
+    typer.Option(metavar="V", help="Value in the files that is no data (nan too), instead of their own tag."),
 ]
 
 

@@ -1,5 +1,10 @@
 """The errors that users meet: one line that names the value, the rule and the remedy."""
 
+import re
+
+# Such as "/onnxruntime_src/onnxruntime/core/providers/cpu/tensor/concat.cc:159 PrepareForCompute(…) x was false. "
+PLACES_IN_CODE = re.compile(r"(?:\S*/)+[\w.-]+\.(?:cc|cpp|h|hpp|cu):\d+(?: .*? was false\.)? ?")
+
 
 class DeployError(Exception):
     """Something that was asked for in the right way failed: a broken file, a full disk, a wrong model.
@@ -29,8 +34,8 @@ class OverBudgetError(DeployError):
 def one_line(error: BaseException, most: int | None = None) -> str:
     """What an error of a library says, in one line; its kind where it says nothing.
 
-    Line breaks are left out, and so is what is for the library's own developers: ONNX Runtime's mark, and the lines in
-    which OpenVINO names places in its code.
+    Line breaks are left out, and so is what is for the library's own developers: ONNX Runtime's mark, and the places in
+    their code that ONNX Runtime and OpenVINO name.
 
     Args:
         most: characters; None: all.
@@ -38,4 +43,4 @@ def one_line(error: BaseException, most: int | None = None) -> str:
     lines = str(error).splitlines()
     said = [line for line in lines if not line.lstrip().startswith(("Exception from ", "Check '"))]
     text = " ".join(" ".join(said).split()) or " ".join(" ".join(lines).split()) or type(error).__name__
-    return text.removeprefix("[ONNXRuntimeError] : ")[:most]
+    return PLACES_IN_CODE.sub("", text.removeprefix("[ONNXRuntimeError] : "))[:most]

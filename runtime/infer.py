@@ -9,12 +9,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .command import FAILURE, Force, InputRange, Json, Memory, Threads, log_to_stderr, print_record, run
+from .command import FAILURE, Force, InputRange, Json, Memory, NoData, Threads, log_to_stderr, print_record, run
 from .errors import InterruptError
 from .images.header import DEFAULT_MAX_PIXELS
+from .labelling.planes import ALL, Planes
+from .labelling.products import Products
 
 if TYPE_CHECKING:
     from .model_card import ModelCard
+
+NOTHING_MORE, FIRST = Products(), Planes()
 
 
 def label_images(
@@ -39,6 +43,8 @@ def label_images(
     overlay: Annotated[
         bool, typer.Option("--overlay", help="Write pictures of the labels over the images too, with a legend.")
     ] = False,
+    products: Products = NOTHING_MORE,
+    planes: Planes = FIRST,
     explain: Annotated[bool, typer.Option("--explain", help="Say how each image is run: whole, or in tiles.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Skip what an earlier run has finished.")] = False,
     live: Annotated[
@@ -50,10 +56,7 @@ def label_images(
         ),
     ] = None,
     input_range: InputRange = None,
-    nodata: Annotated[
-        float | None,
-        typer.Option(metavar="V", help="Value in the files that is no data (nan too), instead of their own tag."),
-    ] = None,
+    nodata: NoData = None,
     strict: Annotated[
         bool, typer.Option("--strict", help="Refuse a file whose values do not look like the network's.")
     ] = False,
@@ -70,18 +73,19 @@ def label_images(
     from .labelling.files import label_files
     from .network import Network
 
-    options = ReadOptions(max_pixels, input_range, nodata, strict)
+    options = ReadOptions(max_pixels, input_range, nodata, strict, planes.number, planes.channels)
     files = find_sources(images, live)
-    counts = dict.fromkeys(("labelled", "skipped", "failed"), 0)
+    counts = dict.fromkeys(("files", "labelled", "skipped", "failed"), 0)
     started = time.perf_counter()
     with Network(model, threads=threads, memory=memory, refine=refine) as net:
         records = label_files(
-            net, files, out, overlay=overlay, probabilities=probabilities, force=force, resume=resume,
-            options=options,
+            net, files, out, overlay=overlay, probabilities=probabilities, products=products, force=force,
+            resume=resume, options=options, all_pages=planes.page == ALL,
         )  # fmt: skip
         # Closed here, so that whatever ends the loop ends its threads before the network.
         with closing(_with_reasons(records)) as records:
             for record in records:
+                counts["files"] += 1
                 counts["failed"] += "error" in record
                 counts["skipped"] += "skipped" in record
                 counts["labelled"] += "size" in record
@@ -89,13 +93,16 @@ def label_images(
                     print_record(record["record"], record)
                 else:
                     _show(record, net.card if explain else None)
-    seconds = round(time.perf_counter() - started, 3)
-    if json_:
-        print_record("summary", {"files": len(files), **counts, "seconds": seconds})
-    else:
-        already = f", {counts['skipped']} were there already" if counts["skipped"] else ""
-        print(f"{counts['labelled']} of {len(files)} images labelled{already} in {seconds:.1f} s → {out}")
+    _sum_up(counts, round(time.perf_counter() - started, 3), out, json_)
     return FAILURE if counts["failed"] else 0
+
+
+def _sum_up(counts: dict[str, int], seconds: float, out: Path, json_: bool) -> None:
+    if json_:
+        print_record("summary", {**counts, "seconds": seconds})
+        return
+    already = f", {counts['skipped']} were there already" if counts["skipped"] else ""
+    print(f"{counts['labelled']} of {counts['files']} images labelled{already} in {seconds:.1f} s → {out}")
 
 
 def _with_reasons(records: Generator[dict[str, Any], None, None]) -> Generator[dict[str, Any], None, None]:
@@ -111,6 +118,9 @@ def _with_reasons(records: Generator[dict[str, Any], None, None]) -> Generator[d
 
 def _show(record: dict[str, Any], explained: "ModelCard | None") -> None:
     """A record as text, with how the image was run where a card is given; errors on standard error."""
+    if "instance_counts" in record:
+        counted = ", ".join(f"{count} {name}" for name, count in record["instance_counts"].items())
+        print(f"{record['file']}  {counted}  → {record['instances']}")
     if "size" in record:
         height, width = record["size"]
         frames = f"{record['frames']} frames, {record['fps']} a second, " if "frames" in record else ""

@@ -6,10 +6,11 @@ from dataclasses import asdict, dataclass
 
 from .errors import DeployError
 
-CARD_VERSION = 2  # 2: smallest, whole, and networks that give masks or values instead of labels
+CARD_VERSION = 3  # 3: range and alone; 2: smallest, whole, and networks that give masks or values instead of labels
 CARD_KEY = "fcn_deploy.card"  # the key of the card in ONNX and safetensors metadata
 ACTIVATED_KEY = "fcn_deploy.activated"  # in ONNX metadata, "1": the scores of `multilabel` are probabilities already
 DTYPES = ("uint8", "uint16", "int16", "float32")
+PERCENTILE = "percentile"  # as a range: the 1st and 99th of each image's values
 ACTIVATIONS = ("softmax", "sigmoid", "probability", "multilabel", "none")
 
 IMAGENET_MEAN = (123.675, 116.28, 103.53)  # of RGB in 0..255
@@ -37,6 +38,8 @@ class ModelCard:
         smallest: least H and W of the core network's input, in pixels.
         whole: the operator that makes every score depend on the whole image, so that it is never run in tiles; "" where
             scores depend on what is around them.
+        range: (LO, HI): the numbers of files, and of arrays of any type, that are the network's 0 and the largest of
+            `dtype` (1 of float32); `percentile`: the 1st and 99th of each image's values; None: numbers as they are.
         alone: the operator that makes an image's scores depend on what else is in its batch, so that images are run one
             at a time; "" where there is none.
     """
@@ -53,6 +56,7 @@ class ModelCard:
     threshold: float | tuple[float, ...] = 0.5
     smallest: int = 1
     whole: str = ""
+    range: tuple[float, float] | str | None = None
     alone: str = ""
 
     def __post_init__(self) -> None:
@@ -69,13 +73,20 @@ class ModelCard:
             set_(self, name, tuple(float(value) for value in values))
         if isinstance(self.threshold, list | tuple):
             set_(self, "threshold", tuple(self.threshold))
+        if isinstance(self.range, list | tuple):
+            set_(self, "range", tuple(self.range))
         problem = self._problem()
         if problem:
             raise ValueError(problem)
 
     def _problem(self) -> str | None:
         """What is wrong with it, or None."""
-        return self._problem_of_classes() or self._problem_of_numbers() or self._problem_of_threshold()
+        return (
+            self._problem_of_classes()
+            or self._problem_of_numbers()
+            or self._problem_of_range()
+            or self._problem_of_threshold()
+        )
 
     def _problem_of_classes(self) -> str | None:
         if not 1 <= len(self.classes) <= 65536:
@@ -108,6 +119,16 @@ class ModelCard:
             said = getattr(self, name)
             if type(said) is not str or not said.isprintable():
                 return f"{name} {said!r}; it must be the name of an operator, or empty"
+        return None
+
+    def _problem_of_range(self) -> str | None:
+        said = self.range
+        if said is None or said == PERCENTILE:
+            return None
+        if not isinstance(said, tuple) or len(said) != 2 or any(type(value) not in (int, float) for value in said):
+            return f"range {said!r}; it must be two numbers, {PERCENTILE!r} or null"
+        if not -math.inf < said[0] < said[1] < math.inf:
+            return f"range {said[0]:g} to {said[1]:g}; the first number must be below the second, and both finite"
         return None
 
     def _problem_of_threshold(self) -> str | None:
@@ -166,10 +187,7 @@ class ModelCard:
 
     def to_json(self) -> str:
         """The card's text, as `from_json` reads it."""
-        data = {"version": CARD_VERSION} | asdict(self)
-        if not self.alone:  # releases before it do not know the field
-            del data["alone"]
-        return json.dumps(data)
+        return json.dumps({"version": CARD_VERSION} | asdict(self))
 
     @classmethod
     def from_json(cls, text: str, source: str) -> "ModelCard":

@@ -16,6 +16,7 @@ from .backends.host import HostBackend
 from .engine_file import EngineFile
 from .errors import DeployError, MisuseError
 from .manifest import Manifest, Stage, Upsampling
+from .model_card import ModelCard
 from .no_data import HoleRecorder, filled, marked
 from .onnx_model import WHOLE, OnnxModelBackend, with_activation
 from .plan import Plan, Span, available_memory, check_result, plan_on_gpu, plan_run, plan_unbounded
@@ -70,7 +71,8 @@ class Network:
         stages: the core, in order.
         memory: bytes one image may take on the CPU; None: 80 % of what is free.
         refine: whether borders of labels follow those of the image.
-        input_range: which numbers of images are the network's 0 and 1; None: they are the network's own.
+        input_range: which numbers of images are the network's 0 and 1; None: they are the network's own, whatever the
+            card's `range` says of files.
         batch_costs: padded size → what batches of it were measured to cost.
     """
 
@@ -113,6 +115,16 @@ class Network:
             raise MisuseError(f"{path} cannot be refined: {reason}; {instead}")
         self._working = WorkingMemory(self._release)
         self._cell = int((self.upsampling.factor or cell)[0])  # pixels between coarse scores
+
+    @classmethod
+    def of(cls, backend: Backend, card: ModelCard, upsampling: Upsampling, stages: Sequence[Stage]) -> "Network":
+        """One that no file holds: a core in float32, that `backend` runs in these stages."""
+        net = cls.__new__(cls)
+        net.path, net.manifest, net._backend = Path(backend.name), None, backend
+        net.card, net.upsampling, net.stages, net.precision = card, upsampling, tuple(stages), "float32"
+        net.memory, net.refine, net.input_range, net.batch_costs, net._kept = None, False, None, {}, 0
+        net._cell = net.stages[-1].stride[0]
+        return net
 
     @property
     def backend(self) -> Backend:

@@ -26,7 +26,8 @@ class Segmenter:
             the network gives.
         input_range: (LO, HI), numbers of images that become the network's 0 and the largest of its dtype (1 of
             float32), or `percentile`, the 1st and 99th of each image: images may be of any type of numbers then. None:
-            images are in the card's dtype, and their numbers are the network's.
+            as the card's `range` says; where it says nothing, images are in the card's dtype, and their numbers are the
+            network's.
 
     Attributes:
         network: what our own commands use. No part of the API: it may change with any release.
@@ -50,6 +51,10 @@ class Segmenter:
     ) -> None:
         self._device, self._threads = device, threads
         self.network = Network(model, device, threads, memory, refine, input_range)
+        if (
+            input_range is None
+        ):  # arrays come as their users have them; what is read from files is brought there already
+            self.network.input_range = self.network.card.range
 
     @property
     def card(self) -> ModelCard:

@@ -9,9 +9,8 @@ from numpy.typing import NDArray
 
 from .arrays import AnyArray, ImageSource, size_of
 from .errors import MisuseError
-from .model_card import ModelCard
+from .model_card import PERCENTILE, ModelCard
 
-PERCENTILE = "percentile"
 PERCENTILES = (1, 99)  # of an image's values, that become the network's 0 and 1
 Range = tuple[float, float]  # LO, HI
 ROWS = 256  # converted at a time
@@ -69,11 +68,16 @@ def scaled(pixels: NDArray[Any], limits: Range, wanted: np.dtype[Any]) -> NDArra
     return out
 
 
-def limits_within(input_range: Range, dtype: np.dtype[Any], name: object) -> Range:
-    """The range itself. Raises MisuseError where an image of this dtype, called `name`, cannot hold it."""
+def limits_within(input_range: Range, dtype: np.dtype[Any], name: object, of_card: bool = False) -> Range:
+    """The range itself, which the model's card says or its user.
+
+    Raises MisuseError where an image of this dtype, called `name`, cannot hold it.
+    """
     (low, high), (least, most) = input_range, limits_of(dtype)
     if low < least or high > most:
-        raise MisuseError(f"input range {low:g},{high:g}, and {name} holds {dtype} values, {least:.0f} to {most:.0f}")
+        said = f"this model's range is {low:g} to {high:g}" if of_card else f"input range {low:g},{high:g}"
+        remedy = "; say which of them are its 0 and 1 by an input range" if of_card else ""
+        raise MisuseError(f"{said}, and {name} holds {dtype} values, {least:.0f} to {most:.0f}{remedy}")
     return low, high
 
 
@@ -104,7 +108,7 @@ class InRange:
         if isinstance(input_range, str):
             self._limits = percentiles(next((v for grid in GRIDS if (v := self._values(grid)).size), None))
         else:
-            self._limits = limits_within(input_range, dtype, "the image")
+            self._limits = limits_within(input_range, dtype, "the image", input_range == card.range)
 
     def __getitem__(self, part: tuple[slice, slice], /) -> AnyArray:
         given = self._image[part]

@@ -46,9 +46,12 @@ EXTRAS = {
     "radon": "dev",
     "rasterio": "gdal",
     "imagecodecs": "tiff",
+    "pyogrio": "gdal",
+    "rio_cogeo": "dev",
+    "pyproj": "dev",
+    "scipy": "instances",
     "starlette": "serve",
     "grpc": "serve",
-    "tritonclient": "dev",
     "schemathesis": "dev",
     "pycocotools": "dev",
 }

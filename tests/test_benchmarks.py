@@ -364,3 +364,19 @@ def test_the_heat_map_is_the_classifier_slid(tmp_path):
     assert "most probable 985" in told and "427×640: 7×14 cells, class 985 at most" in told
     assert is_picture(tmp_path / "heat.png")
     benchmark("heatmap", tmp_path / "heat.png", "--label", 1000, ok=2)
+
+
+@pytest.mark.slow
+def test_serving_is_measured_beside_a_bare_call(exports, tmp_path):
+    needs("starlette"), needs("grpc")
+    out = tmp_path / "serving.json"
+    words = ("--seconds", 1, "--runs", 3, "--clients", 3, "--images", 3, "--large", "300x400", "--json", out)
+    told = benchmark("serving", exports / "narrow.engine", *words)
+    found = json.loads(out.read_text())
+    assert set(found["latency"]) == {"bare", "REST", "gRPC"} and "of a bare call" in told
+    for kind in ("REST", "gRPC"):
+        rates = found["throughput"]["rates"][kind]
+        assert (rates["lost"], rates["wrong"]) == (0, 0) and rates["images"] > 0
+    assert found["large"]["peak"] < 1e9
+    assert found["refusals"]["labelled"] + found["refusals"]["refused"] == 30
+    assert found["refusals"]["labelled"] >= 10 and found["refusals"]["run_of_20_dropped"] == 0

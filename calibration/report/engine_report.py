@@ -60,6 +60,8 @@ class Accuracy:
         method: of calibration's ranges; None: no INT8.
         int8, float16: its value, of the precision that was built.
         by_backend: library → value by its own kernels.
+        max_class_drop: points of IoU that each class could lose, beyond its borders where nothing was labelled.
+        class_drops: class → points of IoU that it lost, against the labels or else float32; of those that lost more.
     """
 
     metric: str
@@ -76,6 +78,8 @@ class Accuracy:
     int8: float | None = None
     float16: float | None = None
     by_backend: dict[str, float] = field(default_factory=dict)
+    max_class_drop: float | None = None
+    class_drops: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.int8 is None and self.float16 is None:

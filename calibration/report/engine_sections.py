@@ -8,6 +8,7 @@ import numpy as np
 from fcn_deploy.calibration.report.accuracy_sections import grouped, legend
 from fcn_deploy.calibration.report.charts import Series, line_chart
 from fcn_deploy.calibration.report.engine_report import (
+    Accuracy,
     Agreement,
     CandidateReport,
     EngineReport,
@@ -181,12 +182,23 @@ def _gate(report: EngineReport) -> list[Block]:
         rows.append([f"{gate.precision}, by {backend}", ratio(value), in_points(value - gate.float32)])
     text = (
         f"The gate compared the {gate.metric} of both on {counted(gate.images_judged, 'image')} that {seen}; "
-        f"{gate.max_drop:g} points could be lost. Calibrated on {counted(gate.calibration_images, 'image')}"
+        f"{gate.max_drop:g} points could be lost{_of_classes(gate)}. Calibrated on "
+        f"{counted(gate.calibration_images, 'image')}"
         + (f" by {gate.method}" if gate.method else "")
         + (f"; {counted(len(gate.skipped), 'image')} could not be read" if gate.skipped else "")
         + "."
     )
     return [Table("What low precision cost", ["precision", gate.metric, "difference, points"], rows), text]
+
+
+def _of_classes(gate: Accuracy) -> str:
+    """What each class could lose, and which lost more, in words."""
+    if gate.max_class_drop is None:
+        return ""
+    named = ", ".join(f"{name} {lost:.1f}" for name, lost in gate.class_drops.items())
+    whom = "the labels" if gate.metric == "mIoU" else "float32, at their borders too"
+    lost = f"; points of IoU lost against {whom}: {named}" if named else ""
+    return f", and {gate.max_class_drop:g} of each class{lost}"
 
 
 def _candidates(candidates: Sequence[CandidateReport]) -> Table:

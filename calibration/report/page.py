@@ -121,6 +121,7 @@ def _cards(entries: Sequence[Entry]) -> Section:
     each = [card for card, _ in cards.values()]
     rows: list[list[Any]] = [
         ["image", *(_image(card) for card in each)],
+        *([["range of values", *(_range(card) for card in each)]] if any(card.range for card in each) else []),
         ["mean", *(", ".join(f"{value:g}" for value in card.mean) for card in each)],
         ["standard deviation", *(", ".join(f"{value:g}" for value in card.std) for card in each)],
         ["stride of the scores", *(counted(card.stride, "pixel") for card in each)],
@@ -136,6 +137,10 @@ def _cards(entries: Sequence[Entry]) -> Section:
     tables.append(Table("Classes, in label order", [], [["labels", swatches]], "facts"))
     text = ["Stages differ in what they do themselves: a plain ONNX pads and upsamples in its graph."]
     return Section("card", "Model card", [*(text if len(each) > 1 else ()), *tables])
+
+
+def _range(card: ModelCard) -> str:
+    return f"{card.range[0]:g} to {card.range[1]:g}" if isinstance(card.range, tuple) else card.range or "as stored"
 
 
 def _image(card: ModelCard) -> str:

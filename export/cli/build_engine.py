@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from fcn_deploy.export.cli.model_options import RENAMED, ModelOptions, check_files_differ, check_model
 from fcn_deploy.fcn.cli.options import MaskColors, MaskValues
-from fcn_deploy.runtime.command import Force, Json, Threads, log_to_stderr, parse_memory, print_record, run
+from fcn_deploy.runtime.command import Force, Json, NoData, Threads, log_to_stderr, parse_memory, print_record, run
 from fcn_deploy.runtime.errors import MisuseError
 from fcn_deploy.runtime.extras import need
 from fcn_deploy.runtime.files import check_writable, refuse_existing
@@ -114,6 +114,7 @@ class PrecisionOptions:
             "[default: with --fp16 the images of --sizes].",
         ),
     ] = None
+    nodata: NoData = None
     calib_count: Annotated[
         int | None, typer.Option(min=1, help="Number of images to calibrate on, at most [default: 100].")
     ] = None
@@ -132,6 +133,14 @@ class PrecisionOptions:
     max_drop: Annotated[
         float | None,
         typer.Option(min=0, metavar="POINTS", help="Points of mIoU (or agreement) that may be lost [default: 0.5]."),
+    ] = None
+    max_class_drop: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            metavar="POINTS",
+            help="Points of IoU that each class may lose [default: 2, or --max-drop where that is more].",
+        ),
     ] = None
     seed: Annotated[int, typer.Option(min=0, help="Seed of the sample of images that is calibrated on.")] = 0
 
@@ -225,12 +234,15 @@ def _config(
     from fcn_deploy.calibration.mask_options import MaskOptions
     from fcn_deploy.export.build.config import BuildConfig, TensorRTOptions, TuningOptions, backends_of
     from fcn_deploy.export.quantization.options import GOLDEN_ALONE, QuantizationOptions
+    from fcn_deploy.runtime.images.numbers import ReadOptions
     from fcn_deploy.runtime.sizes import parse_sizes
 
     on_cpu = target.target == CPU
     int8 = precision.int8 or precision.fastest
     if precision.no_fp16 and not (int8 and not on_cpu):
         raise MisuseError("--no-fp16 goes with --int8 for GPUs, where the other layers become FP16")
+    if precision.nodata is not None and precision.calib is None:
+        raise MisuseError("--nodata is of the files of --calib; pass it")
     if precision.fp16 and precision.no_fp16:
         raise MisuseError("--fp16 and --no-fp16 contradict each other; pass one of them")
     sizes = None if target.sizes is None else parse_sizes(target.sizes)
@@ -241,12 +253,14 @@ def _config(
         "count": precision.calib_count,
         "method": precision.calib_method,
         "max_drop": precision.max_drop,
+        "max_class_drop": precision.max_class_drop,
     }
     quantization = QuantizationOptions(
         int8=int8,
         fp16=precision.fp16 or (int8 and not on_cpu and not precision.no_fp16),
         fastest=precision.fastest,
         calib=calib,
+        reading=ReadOptions(no_data=precision.nodata),
         labels=precision.labels,
         masks=MaskOptions(precision.mask_values, precision.mask_colors),
         ranges=precision.ranges,

@@ -9,6 +9,8 @@ from fcn_deploy.export.build.report_parts import show_candidates, show_profiles
 from fcn_deploy.export.build.targets.tensorrt_layers import summary
 from fcn_deploy.runtime.latency import latency_rows, show_latency
 
+SHOWN = 6  # classes
+
 
 def show_build(model: Path, out: Path, report: EngineReport) -> None:
     """Print what was built and measured."""
@@ -83,6 +85,12 @@ def _accuracy(accuracy: Accuracy, core_bytes: dict[str, int]) -> str:
         f"calibrated on {_count(accuracy.calibration_images, 'image')}; {before / 1e6:.1f} → {after / 1e6:.1f} MB; "
         f"{len(accuracy.kept)} of {accuracy.layers} layers kept higher",
     ]
+    if accuracy.class_drops:
+        worst = list(accuracy.class_drops.items())[:SHOWN]
+        named = ", ".join(f"{name} {lost:.1f}" for name, lost in worst)
+        more = len(accuracy.class_drops) - len(worst)
+        whom = "the labels" if accuracy.metric == "mIoU" else "float32"
+        lines.append(f"classes that lose points of IoU against {whom}: {named}{f' and {more} more' if more else ''}")
     lines += [f"  kept: {name} ({reason})" for name, reason in accuracy.kept.items()]
     if accuracy.skipped:
         lines.append(f"{_count(len(accuracy.skipped), 'image')} could not be read, skipped")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from fcn_deploy.runtime.command import InputRange
 from fcn_deploy.runtime.errors import MisuseError
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ class ModelOptions:
         float | None,
         typer.Option(metavar="NUMBER", help="Factor by which the image is multiplied first, such as 0.00392157."),
     ] = None
+    input_range: InputRange = None
     bgr: Annotated[
         bool, typer.Option("--bgr", help="The model was trained on BGR images. The engine takes RGB all the same.")
     ] = False
@@ -87,9 +89,19 @@ class ModelOptions:
         ),
     ] = None
 
+    assume: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NODE=KIND",
+            help="Of an ONNX of one size: the numbers in a node are fixed at every size, or global, of the image's "
+            "size. May be repeated.",
+        ),
+    ] = None
+
     def said(self) -> "ImportOptions":
         """The same as the importer takes it. Raises MisuseError."""
         from fcn_deploy.export.importer.options import ImportOptions, read_card_file
+        from fcn_deploy.runtime.value_range import parse_range
 
         limits = _numbers("--threshold", self.threshold, "one, or one per class")
         return ImportOptions(
@@ -101,9 +113,19 @@ class ModelOptions:
             output=self.output,
             activation=None if self.activation is None else self.activation.value,
             threshold=limits[0] if limits is not None and len(limits) == 1 else limits,
+            range=None if self.input_range is None else parse_range(self.input_range),
             card=None if self.card is None else read_card_file(self.card),
             fit=None if self.fit is None else self.fit.value,
+            assume=None if not self.assume else dict(_assumption(each) for each in self.assume),
         )
+
+
+def _assumption(text: str) -> tuple[str, str]:
+    """(node, kind) of --assume. Raises MisuseError."""
+    node, equals, kind = text.rpartition("=")
+    if not equals or not node:
+        raise MisuseError(f"--assume {text!r}; write NODE=fixed or NODE=global")
+    return node, kind
 
 
 def check_model(path: Path, what: str = "an .onnx model") -> None:

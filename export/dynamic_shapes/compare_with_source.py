@@ -1,17 +1,19 @@
 """Proves that a model whose sizes were freed is still the model: at its own size, and at sizes that it never had."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from fcn_deploy.export.analysis.accepted_sizes import find_accepted_sizes, run_quietly
 from fcn_deploy.export.analysis.batch_mixing import batch_mixer
 from fcn_deploy.export.analysis.whole_extent import padded_to_one_size, padding_refusal, refuse_unseen_edges
 from fcn_deploy.export.dynamic_shapes.free_sizes import FreedModel, free_sizes
+from fcn_deploy.export.dynamic_shapes.solver import RemainsError
+from fcn_deploy.export.dynamic_shapes.traced_graph import name_of_node
 from fcn_deploy.export.graph.edit import clone, dims, set_shape
 from fcn_deploy.export.tolerances import FREED_SIZES, REORDERED_SUMS
 from fcn_deploy.runtime.backends.onnxruntime import session
-from fcn_deploy.runtime.errors import DeployError, one_line
+from fcn_deploy.runtime.errors import DeployError, MisuseError, one_line
 from onnx import ModelProto, NodeProto
 
 # Where a freed model is run, in multiples of 16 pixels or of what it takes: not square, odd, small and larger.
@@ -23,7 +25,10 @@ Run = Callable[[np.ndarray], np.ndarray]  # images [N,C,H,W] → scores [N,K,h,w
 
 
 def free_and_verify(
-    model: ModelProto, name: str, size: tuple[int, int] | None = None
+    model: ModelProto,
+    name: str,
+    size: tuple[int, int] | None = None,
+    assumed: Mapping[str, str] | None = None,
 ) -> tuple[ModelProto, list[str], int]:
     """A model with free batch, height and width, verified; what was changed, a line each; a multiple.
 
@@ -33,12 +38,19 @@ def free_and_verify(
         model: float32 [N,C,H,W] → [N,K,h,w]; its sizes numbers, or names whether they hold or not.
         name: of the model, for notes and errors.
         size: (height, width) that it is known to run at, if any is.
+        assumed: node → `fixed` or `global`: what the user says its numbers are.
 
     Raises:
+        MisuseError: something is assumed of a node that there is not.
         DeployError: a size cannot be freed; names the node.
     """
+    nodes = {name_of_node(node) for node in model.graph.node}
+    if unknown := [node for node in assumed or () if node not in nodes]:
+        raise MisuseError(f"--assume {unknown[0]}: {name} has no node of this name; take it from the note or the error")
     try:
-        freed = free_sizes(model, size)
+        freed = free_sizes(model, size, assumed)
+    except RemainsError as error:
+        raise DeployError(f"{name}: {error}") from error
     except DeployError as error:
         # What has operators of its own, and names for all of its sizes, may well keep what the names promise.
         if all(isinstance(dim, int) for dim in (dims(model.graph.input[0])[place] for place in (0, 2, 3))):

@@ -1,7 +1,7 @@
 """free_sizes: a network of one size as one that takes every size, by arithmetic on shapes in place of numbers."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -39,13 +39,16 @@ class FreedModel:
     batch_alone: bool = False
 
 
-def free_sizes(model: ModelProto, size: tuple[int, int] | None = None) -> FreedModel:
+def free_sizes(
+    model: ModelProto, size: tuple[int, int] | None = None, assumed: Mapping[str, str] | None = None
+) -> FreedModel:
     """A model whose batch, height and width are free, from one in which some or all of them are numbers.
 
     Args:
         model: one image in, [N,C,H,W] or [N,H,W,C]; its first output follows the image, at its size or smaller.
             Its dimensions may be numbers, or names that promise more than the graph holds.
         size: (height, width) that the model is known to run at, if any is.
+        assumed: node → `fixed` or `global`: what the user says its numbers are.
 
     A batch of 1 that cannot be freed, in a model whose H and W are free already, stays.
 
@@ -59,9 +62,11 @@ def free_sizes(model: ModelProto, size: tuple[int, int] | None = None) -> FreedM
             f"the model takes {len(folded.graph.input)} inputs, the first {shape}; sizes are freed in models of one "
             "image, [N,C,H,W]"
         )
-    graph, places = TracedGraph(folded), _image_axes(shape)
+    graph, places = TracedGraph(folded, assumed), _image_axes(shape)
     batch = shape[0] if isinstance(shape[0], int) and shape[0] > 0 else None
     traced = find_traced_size(graph, places, batch or 1, size)
+    if not graph.traced:
+        Solver(graph, places, traced, free="HW").refuse_remains()
     if not graph.traced and batch is None:
         return FreedModel(model)
     try:

@@ -3,7 +3,7 @@
 from fcn_deploy.export.dynamic_shapes.interpretation import Interpretation
 from fcn_deploy.export.dynamic_shapes.ops import operator_of
 from fcn_deploy.export.dynamic_shapes.propagate import propagate
-from fcn_deploy.export.dynamic_shapes.traced_graph import ConflictError, State
+from fcn_deploy.export.dynamic_shapes.traced_graph import ConflictError, State, name_of_node
 from onnx import NodeProto
 
 OF_CONSTANTS = ("Resize",)  # what is brought to the map's size although it is a constant: positions, say
@@ -21,6 +21,7 @@ def interpretations(node: NodeProto, state: State, freeing: bool) -> list[Interp
         unique: dict[tuple, Interpretation] = {}
         for each in sorted(found, key=lambda each: each.cost):
             unique.setdefault((*each.shapes.values(), each.description), each)
+        unique = _as_said(node, state, unique)
         if not unique:
             raise ConflictError(node, "what its numbers stand for at other sizes cannot be told")
         return list(unique.values())
@@ -29,3 +30,14 @@ def interpretations(node: NodeProto, state: State, freeing: bool) -> list[Interp
     if freeing and state.graph.traced and operator.assume is not None:
         assumption, multiple = operator.assume(node, state)
     return [Interpretation(shapes, values=values, assumption=assumption, multiple=multiple)]
+
+
+def _as_said(node: NodeProto, state: State, found: dict[tuple, Interpretation]) -> dict[tuple, Interpretation]:
+    """Of a node's interpretations those that are what the user says of it. Raises ConflictError where none is."""
+    said = state.graph.assumed.get(name_of_node(node))
+    if said is None:
+        return found
+    kept = {key: each for key, each in found.items() if (each.rewrite is None) == (said == "fixed")}
+    if not kept:
+        raise ConflictError(node, f"it is said to be {said} (--assume), and its numbers cannot be")
+    return kept

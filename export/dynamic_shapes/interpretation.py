@@ -1,5 +1,6 @@
 """What the numbers in a node can stand for at other sizes of the image: interpretations, and sizes that they may be."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -63,3 +64,17 @@ def candidates(state: State, size: SampledSize, number: int) -> list[SampledSize
         if 1 in (ratio.numerator, ratio.denominator) or ratio.denominator <= 4:
             found = [scaled(size, ratio.numerator, ratio.denominator)]
     return list(dict.fromkeys(s for s in (*found, *map_sizes(state, number, letters or "H W")) if s is not None))
+
+
+def coarsest(state: State, letter: str) -> int:
+    """What H or W must be a multiple of for all maps so far to be whole shares of it, as they are when traced."""
+    whole = state.image[letter][0]
+    strides = {
+        whole // size[0]
+        for name, shape in state.shapes.items()
+        if len(shape) >= 3 and state.is_data(name)
+        for factors in shape
+        for size in factors
+        if changes_with(size) == letter and size[0] > 1 and whole % size[0] == 0
+    }
+    return math.lcm(1, *strides)

@@ -6,6 +6,7 @@ on. Where another interpretation, as likely as the one that was chosen, holds as
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -19,15 +20,22 @@ from fcn_deploy.export.dynamic_shapes.sizes import (
     changes_with,
     describe,
     fixed,
+    is_fixed,
     sample_sizes,
 )
-from fcn_deploy.export.dynamic_shapes.traced_graph import ConflictError, State, TracedGraph
+from fcn_deploy.export.dynamic_shapes.traced_graph import ConflictError, State, TracedGraph, name_of_node
 from fcn_deploy.export.graph.edit import dims
 from fcn_deploy.runtime.errors import DeployError
 from onnx import NodeProto
 
 REMEDY = "export it again with dynamic axes for N, H and W, or from PyTorch with export-onnx"
+REMAINS = 2  # cells that a map may have beyond a whole share of what it is enlarged to
 TRIES = 20  # times a graph may be followed in search of a solution, and as often again for each that is doubted
+
+
+class RemainsError(DeployError):
+    """A network takes all sizes as it is, and a map in it holds a part of one."""
+
 
 Taken = dict[int, Interpretation]  # place of a node → what it was taken for, where that is worth a word
 
@@ -158,10 +166,12 @@ class Solver:
                 before = {place: each for place, each in found.taken.items() if place < choice.index}
                 _take(state, before, choice.index, other)
                 if self._search(state, choice.index + 1, before) is not None:
+                    node = self.graph.nodes[choice.index]
                     raise refusal(
-                        self.graph.nodes[choice.index],
+                        node,
                         f"what its numbers stand for cannot be told: {choice.chosen.description or 'as they are'}, or "
-                        f"{other.description or 'as they are'}; both fit",
+                        f"{other.description or 'as they are'}",
+                        f"both fit: say --assume {name_of_node(node)}=fixed or =global, or export it with dynamic axes",
                     )
 
     def _check_end(self, state: State) -> None:
@@ -177,8 +187,52 @@ class Solver:
         ):
             text = ", ".join(describe(size, self.image) for size in scores)
             raise ConflictError(node, f"the scores have the size [{text}], which does not follow the image")
+        self._check_drift(state)
         if changes_with(batch) and batch not in scores:
             raise ConflictError(node, "the batch is lost on the way to the scores")
+
+    def refuse_remains(self) -> None:
+        """Raise DeployError where a network whose numbers all stand enlarges a map that holds a part of some size.
+
+        Such a map grows with the image, and has some cells more at every size. What cannot be followed is no proof.
+        """
+        try:
+            found = self._search(self.start.copy(), 0, {})
+        except DeployError:
+            return
+        for node in self.graph.nodes if found is not None else ():
+            assert found is not None
+            if node.op_type != "Resize" or not found.state.is_data(node.output[0]):
+                continue
+            before, after = (axis_sizes(found.state.shape(name)) for name in (node.input[0], node.output[0]))
+            for old, new in zip(before, after, strict=True):
+                if is_fixed(old) or is_fixed(new) or max(new) - min(new) < 1:
+                    continue
+                factor = Fraction(max(new) - min(new), max(old) - min(old))
+                too_many = factor * old[0] - new[0]
+                whole = 1 in (factor.numerator, factor.denominator)
+                if (too_many if whole else abs(too_many)) > REMAINS * factor:  # too few are lost by unpadded windows
+                    text = f"{describe(old, self.image)} cells to {describe(new, self.image)}"
+                    error = refusal(node, f"it brings {text}, no share of it: a number before it is of a traced size")
+                    raise RemainsError(str(error))
+
+    def _check_drift(self, state: State) -> None:
+        """Raise ConflictError where a map is enlarged by another factor at other sizes, and by a whole one when traced.
+
+        Something before it holds a part of the traced size.
+        """
+        for node in self.graph.nodes:
+            if node.op_type != "Resize" or not state.is_data(node.output[0]):
+                continue
+            before, after = (axis_sizes(state.shape(name)) for name in (node.input[0], node.output[0]))
+            for old, new in zip(before, after, strict=True):
+                drifts = len({Fraction(b, a) for a, b in zip(old, new, strict=True)}) > 1
+                if drifts and not is_fixed(old) and not is_fixed(new) and new[0] % old[0] == 0 and new[0] > old[0] > 1:
+                    raise ConflictError(
+                        node,
+                        f"it enlarges a map of {describe(old, self.image)} to {describe(new, self.image)}, by a factor "
+                        "that is whole when traced alone: a number before it is of the traced size",
+                    )
 
 
 def _take(state: State, taken: Taken, index: int, chosen: Interpretation) -> None:
@@ -202,9 +256,15 @@ def _is_whole_fraction(image: Sequence[SampledSize], scores: Sequence[SampledSiz
     return all(abs(whole - part * factor) < factor for whole, part in pairs)
 
 
-def refusal(node: NodeProto, reason: str) -> DeployError:
-    name = node.name or node.output[0]
-    return DeployError(f"the size cannot be freed: node {name} ({node.op_type}): {reason}; {REMEDY}")
+def refusal(node: NodeProto, reason: str, remedy: str = REMEDY) -> DeployError:
+    return DeployError(
+        f"the size cannot be freed: node {name_of_node(node)} ({node.op_type}): {shortened(reason)}; {remedy}"
+    )
+
+
+def shortened(reason: str, length: int = 160) -> str:
+    """A reason of so many characters at most, cut at its end."""
+    return reason if len(reason) <= length else f"{reason[: length - 1]}…"
 
 
 def name_of(size: SampledSize, image: Mapping[str, SampledSize], place: int) -> str:

@@ -30,9 +30,11 @@ class TracedGraph:
         index: of its tensors: who reads them.
         traced: whether numbers in it may be those of the size that an exporter ran it at. False where it fits a size
             that no network is made for, as then no number in it is for a size.
+        assumed: node → what the user says its numbers are: `fixed` at every size, or `global`, of the image's size.
     """
 
-    def __init__(self, model: ModelProto) -> None:
+    def __init__(self, model: ModelProto, assumed: Mapping[str, str] | None = None) -> None:
+        self.assumed = dict(assumed or {})
         self.model, self.nodes, self.opset = model, list(model.graph.node), opset(model)
         self.index = GraphIndex(model)
         self.constants = initializers(model)
@@ -139,6 +141,11 @@ class State:
     def is_data(self, name: str) -> bool:
         """Whether a tensor depends on the image's pixels."""
         return name in self.shapes and name not in self.values
+
+
+def name_of_node(node: NodeProto) -> str:
+    """What errors and notes call a node, and users say."""
+    return node.name or node.output[0]
 
 
 def input_of(node: NodeProto, index: int) -> str:

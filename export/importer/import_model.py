@@ -77,7 +77,7 @@ def import_model(path: str | os.PathLike, options: ImportOptions | None = None) 
             raise MisuseError(f"--bgr is for images of 3 channels, and {name} takes {foreign.channels}")
         model = reverse_channels(model).model
         notes.append(f"{name} wants BGR, as --bgr says: its channels are reversed, and the engine takes RGB")
-    model, freed, multiple = _free(model, foreign)
+    model, freed, multiple = _free(model, foreign, options)
     notes += freed
     foreign.compare(model, change, options.bgr)
     sizes = _accepted_sizes(model, foreign)
@@ -94,6 +94,7 @@ def import_model(path: str | os.PathLike, options: ImportOptions | None = None) 
     else:
         card, assumed = card_of(model, _evidence(foreign, change, sizes), options, name)
         notes += assumed
+    card = options.with_range(card, notes.append)
     if quantised := quantised_by(model):
         notes.append(f"{name} is quantised already, by node {quantised}; it is built as it is, INT8")
     return ImportedModel(model, replace(card, alone=alone), tuple(notes), sizes, fit, quantised)
@@ -110,7 +111,7 @@ def _evidence(foreign: ForeignModel, change: OutputChange, sizes: AcceptedSizes)
     )
 
 
-def _free(model: ModelProto, foreign: ForeignModel) -> tuple[ModelProto, list[str], int]:
+def _free(model: ModelProto, foreign: ForeignModel, options: ImportOptions) -> tuple[ModelProto, list[str], int]:
     """The model with its batch, height and width free, what was changed, and a multiple that its sizes must be of."""
     if not foreign.static and metadata(foreign.model, CARD_KEY) is not None:
         return model, [], 1
@@ -118,7 +119,7 @@ def _free(model: ModelProto, foreign: ForeignModel) -> tuple[ModelProto, list[st
     scores = [side for side in dims(model.graph.output[0])[1:] if side is not None]  # the standard form names them all
     height, width = foreign.declared
     set_shape(model.graph.input[0], [foreign.batch or "N", foreign.channels, height or "H", width or "W"])
-    model, changes, multiple = free_and_verify(model, foreign.name, foreign.size)
+    model, changes, multiple = free_and_verify(model, foreign.name, foreign.size, options.assume)
     set_shape(model.graph.input[0], ["N", foreign.channels, "H", "W"])
     set_shape(model.graph.output[0], ["N", *scores])
     return model, changes, multiple

@@ -3,18 +3,21 @@
 import math
 import os
 import tomllib
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from fcn_deploy.runtime.errors import MisuseError, one_line
-from fcn_deploy.runtime.model_card import ACTIVATIONS
+from fcn_deploy.runtime.model_card import ACTIVATIONS, ModelCard
+from fcn_deploy.runtime.value_range import Range, parse_range
 
 # What a card file may say; the rest of a card is found by running the model.
-CARD_FIELDS = ("classes", "colors", "channels", "dtype", "mean", "std", "activation", "threshold")
+CARD_FIELDS = ("classes", "colors", "channels", "dtype", "mean", "std", "activation", "threshold", "range")
 # How images are fitted to a network that does not take every size.
 FITS = ("pad", "resize")
+# What the numbers in a node are: the same at every size, or of the image's size.
+ASSUMPTIONS = ("fixed", "global")
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,9 @@ class ImportOptions:
         activation: as the card's.
         threshold: as the card's.
         card: fields of a card file: see CARD_FIELDS.
+        range: which numbers of files are the network's 0 and 1, as the card's; also of a model that carries a card.
         fit: how images are fitted to the sizes that the network takes: one of FITS; None: as choose_fit says.
+        assume: node → what its numbers are in a model of one size: one of ASSUMPTIONS.
     """
 
     mean: tuple[float, ...] | None = None
@@ -42,13 +47,22 @@ class ImportOptions:
     activation: str | None = None
     threshold: float | tuple[float, ...] | None = None
     card: Mapping[str, Any] | None = None
+    range: Range | str | None = None
     fit: str | None = None
+    assume: Mapping[str, str] | None = None
 
     def __post_init__(self) -> None:
+        if self.range is not None:
+            object.__setattr__(self, "range", parse_range(self.range))
+            if "range" in (self.card or {}):
+                raise MisuseError("--input-range is in the card file too; say it once")
         if self.scale is not None and not (math.isfinite(self.scale) and self.scale > 0):
             raise MisuseError(f"--input-scale {self.scale}; it must be a number above 0, such as 0.00392157 for 1/255")
         if self.fit is not None and self.fit not in FITS:
             raise MisuseError(f"--fit {self.fit}; choose one of {', '.join(FITS)}")
+        for node, said in (self.assume or {}).items():
+            if said not in ASSUMPTIONS:
+                raise MisuseError(f"--assume {node}={said}; say {' or '.join(ASSUMPTIONS)}: NODE=fixed")
         if self.activation is not None and self.activation not in ACTIVATIONS:
             raise MisuseError(f"--activation {self.activation}; choose one of {', '.join(ACTIVATIONS)}")
         if twice := [name for name in self.said() if name.removeprefix("input-") in (self.card or {})]:
@@ -63,6 +77,14 @@ class ImportOptions:
         names = {"mean": "input-mean", "std": "input-std", "scale": "input-scale"}
         kept = ("mean", "std", "scale", "bgr", "classes", "activation", "threshold")
         return [names.get(name, name) for name in kept if getattr(self, name) not in (None, False)]
+
+    def with_range(self, card: ModelCard, note: Callable[[str], None]) -> ModelCard:
+        """The card with the range that was said; `note` is told where that replaces another."""
+        if self.range is None:
+            return card
+        if card.range not in (None, self.range):
+            note(f"--input-range takes the place of the card's range, {card.range}")
+        return replace(card, range=self.range)
 
     def refuse_beside_card(self, name: str, what: str = "models") -> None:
         """Raise MisuseError where something is said of a model that has a card; `what` kind of thing it is."""

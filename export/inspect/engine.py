@@ -99,7 +99,7 @@ def _problem_at(net: Segmenter, size: tuple[int, int]) -> str:
     """What is wrong with an engine's result for an image of (height, width); "": nothing."""
     image = natural_noise(*size, net.card, 0)
     try:
-        result = net.values(image) if net.card.activation in ("multilabel", "none") else net(image)
+        result = net.network.result(image, "values" if net.card.activation in ("multilabel", "none") else "labels")
     except DeployError as error:
         return str(error)
     if result.dtype.kind == "f" and not np.isfinite(result).all():

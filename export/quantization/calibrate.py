@@ -15,6 +15,7 @@ from fcn_deploy.export.quantization.quantize import Range, measured_tensors
 from fcn_deploy.runtime.backends.onnxruntime import session
 from fcn_deploy.runtime.errors import DeployError, one_line
 from fcn_deploy.runtime.model_card import ModelCard
+from fcn_deploy.runtime.no_data import filled
 from fcn_deploy.runtime.prepare import prepare
 from onnx import ModelProto
 
@@ -58,7 +59,9 @@ def collect_ranges(
     Raises:
         DeployError: no image can be read, or tensors are not finite.
     """
-    ranges = collect_histograms(activation_reader(core), images, key, lambda image: prepare(image, card))
+    ranges = collect_histograms(
+        activation_reader(core), images, key, lambda image: prepare(filled(image, card)[0], card)
+    )
     if options.ranges is not None:
         ranges.save(options.ranges)
     return ranges
@@ -98,7 +101,7 @@ def largest_magnitudes(core: ModelProto, card: ModelCard, images: ImageStream) -
     seen = 0
     for _, image in images:
         seen += 1
-        for name, value in zip(names, run.run(names, {"image": prepare(image, card)}), strict=True):
+        for name, value in zip(names, run.run(names, {"image": prepare(filled(image, card)[0], card)}), strict=True):
             name = name.removeprefix(MAGNITUDE_OF)
             # max() would drop a NaN.
             largest[name] = float(np.maximum(largest.get(name, 0.0), value))

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +11,14 @@ from fcn_deploy.calibration.label_files import find_label_files
 from fcn_deploy.calibration.label_map import LabelMap, label_map_for
 from fcn_deploy.calibration.mask_options import MaskOptions
 from fcn_deploy.calibration.metrics import Metrics, confusion_matrix
+from fcn_deploy.calibration.ranges import cells_with_data
 from fcn_deploy.calibration.stream import ImageStream
+from fcn_deploy.export.quantization.class_drops import Judgement, against_labels, against_results
 from fcn_deploy.runtime.backends.onnxruntime import session
 from fcn_deploy.runtime.errors import DeployError
 from fcn_deploy.runtime.manifest import Upsampling
 from fcn_deploy.runtime.model_card import ModelCard
+from fcn_deploy.runtime.no_data import filled
 from fcn_deploy.runtime.prepare import padded_size, prepare
 from fcn_deploy.runtime.upsampling import ScoreWindow, result_from_scores
 from onnx import ModelProto
@@ -23,6 +27,7 @@ log = logging.getLogger(__name__)
 
 GATE_IMAGES = 40  # at most
 SENSITIVITY_IMAGES = 3
+BORDER = 4  # of a cell of the scores: so much may the border of a class move, as rounding moves it
 
 
 class AccuracyGate:
@@ -33,16 +38,18 @@ class AccuracyGate:
         upsampling, card: of the model.
         images: to compare on.
         labels: their label files; None: float32's are the measure.
-        max_drop: points that may be lost.
+        max_drop: points that may be lost, and that each class may lose.
         kernels_exact: whether ONNX Runtime's kernels run the cores exactly. They do the CPU's Q/DQ, whose weights never
             saturate them. s8·s8 and emulated FP16 they do not: these run as written, Q/DQ as float arithmetic.
 
     Attributes:
-        images: [H, W, C] as the card says.
+        images: [H, W, C] as the card says, with its mean where there is no data.
+        data: bool [H, W] of each, where there is data: what is compared.
         metric: `mIoU` where labels are given, else `agreement`: the share of pixels labelled, or masked, as by float32;
             of values 1 less their mean difference from float32's, as a share of their range.
         baseline: of float32, in 0..1.
         count: of images.
+        max_class_drop: points of IoU that each class may lose.
 
     Raises:
         DeployError: no image can be read, or labels do not fit them.
@@ -57,24 +64,28 @@ class AccuracyGate:
         labels: "LabelFolder | None",
         *,
         max_drop: float,
+        max_class_drop: float = 100.0,
         kernels_exact: bool,
     ) -> None:
         self.upsampling, self.card = upsampling, card
-        self.max_drop, self.kernels_exact = max_drop, kernels_exact
+        self.max_drop, self.max_class_drop, self.kernels_exact = max_drop, max_class_drop, kernels_exact
         self.images: list[np.ndarray] = []
+        self.data: list[np.ndarray] = []
         self.expected: list[np.ndarray] = []
         self.scores: list[np.ndarray] = []
         run = session(core.SerializeToString())
         own: list[np.ndarray] = []
-        for name, image in images:
+        for name, given in images:
+            image, invalid = filled(given, card)
             size = image.shape[:2]
             scores = run.run(["scores"], {"image": prepare(image, card)})[0][0]
             self.images.append(image)
+            self.data.append(np.ones(size, bool) if invalid is None else ~invalid)
             if len(self.scores) < SENSITIVITY_IMAGES:
                 self.scores.append(scores)
-            own.append(self._result(scores, size))
+            own.append(self._result(scores, self.data[-1]))
             if labels is not None:
-                self.expected.append(labels.of(name, size))
+                self.expected.append(labels.of(name, size, self.data[-1]))
         if not own:
             raise DeployError("none of the images to judge by could be read; give more with --calib")
         self.metric = "mIoU" if labels is not None else "agreement"
@@ -83,41 +94,60 @@ class AccuracyGate:
             self.expected, self.baseline = own, 1.0
         else:
             labels.check()
-            self.baseline = self._compare(own)
+            self.confusion = self._confusion(own)
+            self.baseline = Metrics.of(self.confusion).mean_iou
             if not self.baseline > 0:
                 raise DeployError(
                     f"float32 has an mIoU of {self.baseline} against the labels, so nothing can be judged by them; are "
                     "they of these images and classes?"
                 )
 
-    def _result(self, scores: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-        if self.card.kind == "values":
-            return scores  # interpolated they are convex combinations of these, and many times their memory
-        window = ScoreWindow.whole(scores, padded_size(*size, self.card), size)
-        return result_from_scores(self.card.kind, window, self.upsampling, self.card)
+    def _result(self, scores: np.ndarray, data: np.ndarray) -> np.ndarray:
+        """What is compared of an image: its labels, masks or values; of values [K, n] of the cells that have data."""
+        height, width = size = (data.shape[0], data.shape[1])
+        padded = padded_size(height, width, self.card)
+        if self.card.kind != "values":
+            window = ScoreWindow.whole(scores, padded, size)
+            return result_from_scores(self.card.kind, window, self.upsampling, self.card)
+        # Interpolated they are convex combinations of these, and many times their memory.
+        if data.all():
+            return scores
+        whole = np.pad(data, [(0, more - side) for more, side in zip(padded, size, strict=True)])
+        return scores[..., cells_with_data(whole, scores.shape[1:])]
 
-    def _compare(self, results: list[np.ndarray]) -> float:
+    def _compare(self, results: list[np.ndarray]) -> Judgement:
         if self.card.kind == "values":
             lost = sum(float(np.abs(a - b).mean(dtype=np.float64)) for a, b in zip(results, self.expected, strict=True))
             spread = max(float(b.max()) for b in self.expected) - min(float(b.min()) for b in self.expected)
-            return 1 - lost / len(results) / max(spread, 1e-12)
+            return Judgement(1 - lost / len(results) / max(spread, 1e-12), {}, {})
         if self.metric == "agreement":
-            equal = sum(int((a == b).sum()) for a, b in zip(results, self.expected, strict=True))
-            return equal / sum(a.size for a in results)
+            same = [a == b for a, b in zip(results, self.expected, strict=True)]
+            counted = [each[..., data] for each, data in zip(same, self.data, strict=True)]
+            reach = max(1, self.card.stride // BORDER)
+            drops = against_results(self.expected, results, self.data, len(self.card.classes), reach)
+            return Judgement(sum(int(each.sum()) for each in counted) / sum(each.size for each in counted), *drops)
+        confusion = self._confusion(results)
+        drops = against_labels(self.confusion, confusion)
+        return Judgement(Metrics.of(confusion).mean_iou, drops, drops)
+
+    def _confusion(self, results: list[np.ndarray]) -> np.ndarray:
+        """Pixels by (label, result), int64 [classes, classes]."""
         classes = len(self.card.classes)
         confusion = np.zeros((classes, classes), np.int64)
-        for expected, labels in zip(self.expected, results, strict=True):
-            confusion += confusion_matrix(expected, labels, classes)
-        return Metrics.of(confusion).mean_iou
+        for expected, labels, data in zip(self.expected, results, self.data, strict=True):
+            confusion += confusion_matrix(expected, labels if data.all() else labels[data], classes)
+        return confusion
 
-    def measure(self, core: ModelProto) -> float:
-        """The metric of a core in low precision, in 0..1."""
+    def measure(self, core: ModelProto) -> Judgement:
+        """What a core in low precision gives."""
         run = self._session(core)
         return self.measure_run(lambda image: run.run(["scores"], {"image": prepare(image, self.card)})[0][0])
 
-    def measure_run(self, run: Callable[[np.ndarray], np.ndarray]) -> float:
-        """The metric of whatever gives an image's uncropped scores: [H, W, C] as the card says → [K, h, w]."""
-        return self._compare([self._result(run(image), image.shape[:2]) for image in self.images])
+    def measure_run(self, run: Callable[[np.ndarray], np.ndarray]) -> Judgement:
+        """What comes of whatever gives an image's uncropped scores: [H, W, C] as the card says → [K, h, w]."""
+        return self._compare(
+            [self._result(run(image), data) for image, data in zip(self.images, self.data, strict=True)]
+        )
 
     def sensitivity(self, core: ModelProto) -> float:
         """Squared error of the scores over their power, on a few images."""
@@ -130,13 +160,29 @@ class AccuracyGate:
         return error / max(power, 1e-30)
 
     def drop(self, value: float) -> float:
-        """Points lost. NaN, which a broken core gives, counts as all."""
+        """Points of the metric that are lost. NaN, which a broken core gives, counts as all."""
         lost = (self.baseline - value) * 100
         return lost if lost == lost else 100.0
 
-    def holds(self, value: float) -> bool:
-        """Whether a core of this metric loses no more than is allowed."""
-        return self.drop(value) <= self.max_drop
+    def holds(self, found: Judgement) -> bool:
+        """Whether a core that gives this loses no more than is allowed, and none of its classes does."""
+        return self.drop(found.value) <= self.max_drop and found.worst <= self.max_class_drop
+
+    def lost(self, found: Judgement) -> str:
+        """What is lost, in words, and what is allowed."""
+        text = f"{self.drop(found.value):.2f} points of {self.metric} lost, {self.max_drop:g} allowed"
+        if found.worst <= self.max_class_drop:
+            return text
+        worst = max(found.beyond, key=found.beyond.__getitem__)
+        return (
+            f"class {self.card.classes[worst]} loses {found.worst:.1f} points of IoU, {self.max_class_drop:g} allowed "
+            f"({text})"
+        )
+
+    def class_drops(self, found: Judgement) -> dict[str, float]:
+        """Class → points of IoU that it lost, of those that lost more than one may, the largest first."""
+        drops = sorted(found.lost.items(), key=lambda item: -item[1])
+        return {self.card.classes[index]: round(lost, 2) for index, lost in drops if lost > self.max_class_drop}
 
     def _session(self, core: ModelProto):
         return session(core.SerializeToString(), optimise=self.kernels_exact)
@@ -160,15 +206,19 @@ class LabelFolder:
         self.label_map: LabelMap = label_map_for(card, masks)
         self.census = Census(np.zeros(len(card.classes), np.int64))
 
-    def of(self, name: str, size: tuple[int, int]) -> np.ndarray:
-        """The labels of an image, [H, W] uint8. Raises DeployError: none, of another size, or of unknown classes."""
+    def of(self, name: str, size: tuple[int, int], data: np.ndarray | None = None) -> np.ndarray:
+        """The labels of an image, uint8 [H, W]; where only some of it is `data`, bool [H, W], theirs alone: [n].
+
+        Raises DeployError: none, of another size, or of unknown classes.
+        """
         stem = Path(name).stem
         path = self.files.get(stem, self.folder / f"{stem}.png")
         read = self.label_map.read(path)
         if (found := read.labels.shape) != size:
             raise DeployError(f"{path} is {found[0]}×{found[1]}, and its image is {size[0]}×{size[1]}")
-        self.census.add(read, path)
-        return read.labels
+        labels = read.labels if data is None or data.all() else read.labels[data]
+        self.census.add(replace(read, labels=labels), path)
+        return labels
 
     def check(self) -> None:
         """Ask, or say, where the labels read so far are of one class. Raises MisuseError."""

@@ -1,7 +1,7 @@
 """Which layers are INT8 or FP16: all that can be; then the most sensitive go back, until the accuracy budget holds."""
 
 import csv
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from fcn_deploy.export.quantization.calibrate import (
     key_of,
     largest_magnitudes,
 )
+from fcn_deploy.export.quantization.class_drops import Judgement
 from fcn_deploy.export.quantization.gate import GATE_IMAGES, AccuracyGate, LabelFolder
 from fcn_deploy.export.quantization.half import emulate_half, half, overflowing
 from fcn_deploy.export.quantization.options import GOLDEN_ALONE, QuantizationOptions, Say
@@ -97,16 +98,21 @@ def mix_precision(
     """
     if options.labels is not None and card.kind != "labels":
         raise MisuseError(f"--labels has a label for each pixel, and this network gives {card.kind}: omit it")
-    assert options.calib is not None  # as QuantizationOptions checks
-    images = _noise(card) if options.calib == GOLDEN_ALONE else open_stream(options.calib, card)
-    key = key_of(core, card)
+    images, key = _images(options, card), key_of(core, card)
     ranges = kept_ranges(options, key)
     calibration, held_out = divide(
         images, options.count, GATE_IMAGES, options.seed, set(ranges.images) if ranges else set()
     )
     labels = None if options.labels is None else LabelFolder(options.labels, card, options.masks)
     gate = AccuracyGate(
-        core, upsampling, card, held_out, labels, max_drop=options.max_drop, kernels_exact=scheme == "cpu"
+        core,
+        upsampling,
+        card,
+        held_out,
+        labels,
+        max_drop=options.max_drop,
+        max_class_drop=options.class_drop,
+        kernels_exact=scheme == "cpu",
     )
     graphs = _Graphs(core, scheme, options, half_interface)
     if options.int8:
@@ -118,7 +124,8 @@ def mix_precision(
         say("looking for what overflows in FP16")
         graphs.overflow = overflowing(largest_magnitudes(core, card, calibration), core)
     search = _Search(graphs, gate, options, say)
-    value = search.run(rank)
+    found = search.run(rank)
+    value = found.value
     used = ranges.images if ranges else [name for name in calibration.names if name not in calibration.skipped]
     accuracy = Accuracy(
         metric=gate.metric,
@@ -132,6 +139,8 @@ def mix_precision(
         kept={layer.name: layer.kept for layer in search.layers.values() if layer.kept},
         skipped={**calibration.skipped, **held_out.skipped},
         method=options.method if options.int8 else None,
+        max_class_drop=options.class_drop,
+        class_drops=gate.class_drops(found),
         int8=value if options.int8 else None,
         float16=None if options.int8 else value,
     )
@@ -140,11 +149,13 @@ def mix_precision(
     return MixedPrecision(quantized, emulated, layers, accuracy, gate, graphs.activations.means.get("image"))
 
 
-def _noise(card: ModelCard) -> ImageStream:
-    """What the golden sample is an image of, and some more of the kind."""
-    return ImageStream(
-        [f"noise {seed}" for seed in range(NOISE_IMAGES)], lambda index: natural_noise(*NOISE_SIZE, card, seed=index)
-    )
+def _images(options: QuantizationOptions, card: ModelCard) -> ImageStream:
+    """What `calib` names; of the golden sample alone: noise as that is of."""
+    assert options.calib is not None  # as QuantizationOptions checks
+    if options.calib != GOLDEN_ALONE:
+        return open_stream(options.calib, card, options.reading)
+    names = [f"noise {seed}" for seed in range(NOISE_IMAGES)]
+    return ImageStream(names, lambda index: natural_noise(*NOISE_SIZE, card, seed=index))
 
 
 class _Search:
@@ -153,6 +164,7 @@ class _Search:
     Attributes:
         layers: by name; what was found of each.
         reverted: names of those that went back.
+        lost: what was lost by the last trial that did not hold, in words.
     """
 
     def __init__(self, graphs: "_Graphs", gate: AccuracyGate, options: QuantizationOptions, say: Say) -> None:
@@ -162,22 +174,41 @@ class _Search:
         for name in graphs.overflow:
             self.layers.setdefault(name, LayerPrecision(name, "")).kept = BEYOND_FLOAT16
         self.reverted: set[str] = set()
+        self.lost = ""
 
-    def run(self, rank: bool) -> float:
-        """The gate's metric of what is left. Raises BudgetError."""
+    def run(self, rank: bool) -> Judgement:
+        """What is left, as the gate judges it. Raises BudgetError."""
         self.say(f"comparing with float32 on {self.gate.count} images")
-        value = self.gate.measure(self.graphs.emulated(self.reverted))
-        ranked = self._ranked() if rank or not self.gate.holds(value) else []
-        step = 1
-        while not self.gate.holds(value) and len(self.reverted) < len(ranked):
-            for name in ranked[len(self.reverted) : len(self.reverted) + step]:
-                self.reverted.add(name)
-                self.layers[name].kept = REVERTED
-            step *= 2
-            self.say(f"{self.gate.drop(value):.2f} points lost; reverted {len(self.reverted)} of {len(ranked)} layers")
-            value = self.gate.measure(self.graphs.emulated(self.reverted))
-        self._check(value)
-        return value
+        found = self.gate.measure(self.graphs.emulated(self.reverted))
+        if (holds := self.gate.holds(found)) and not rank:
+            self._check(found)
+            return found
+        ranked = self._ranked()
+        low, high, step = 0, 0 if holds else len(ranked), 1  # layers: too few go back; so many may do
+        while not holds and low < len(ranked):
+            self.lost = self.gate.lost(found)
+            high = min(low + step, len(ranked))
+            found = self._with_reverted(ranked[:high], self.lost, len(ranked))
+            if holds := self.gate.holds(found):
+                break
+            low, step = high, 2 * step
+        while holds and high - low > 1:  # fewer may do
+            middle = (low + high) // 2
+            tried = self._with_reverted(ranked[:middle], self.gate.lost(found), len(ranked))
+            if self.gate.holds(tried):
+                high, found = middle, tried
+            else:
+                low = middle
+        self.reverted = set(ranked[:high])
+        for name in self.reverted:
+            self.layers[name].kept = REVERTED
+        self._check(found)
+        return found
+
+    def _with_reverted(self, names: Sequence[str], lost: str, of: int) -> Judgement:
+        """What is left where these layers go back, as the gate judges it."""
+        self.say(f"{lost}; reverting {len(names)} of {of} layers")
+        return self.gate.measure(self.graphs.emulated(set(names)))
 
     def _ranked(self) -> list[str]:
         """The layers that may go back, the most sensitive first."""
@@ -189,17 +220,19 @@ class _Search:
                 sensitivities[name] = layer.sensitivity
         return sorted(sensitivities, key=lambda name: -sensitivities[name])
 
-    def _check(self, value: float) -> None:
+    def _check(self, found: Judgement) -> None:
         options, layers = self.options, list(self.layers.values())
-        if not self.gate.holds(value):
+        if not self.gate.holds(found):
+            over = "--max-class-drop" if self.gate.drop(found.value) <= options.max_drop else "--max-drop"
             raise BudgetError(
-                f"{options.precision} loses {self.gate.drop(value):.2f} points of {self.gate.metric} with every layer "
-                f"reverted, over --max-drop {options.max_drop}; raise it, or give more images to judge by",
+                f"{options.precision}, with every layer reverted: {self.gate.lost(found)}; raise {over}, or give more "
+                "images to judge by",
                 layers,
             )
         if options.int8 and not quantized_convolutions(self.graphs.core(self.reverted)):
             raise BudgetError(
-                f"no layer can be INT8 within --max-drop {options.max_drop}: build without --int8, fine-tune with "
+                f"no layer can be INT8 within --max-drop {options.max_drop:g} and --max-class-drop "
+                f"{options.class_drop:g} ({self.lost or 'none is quantized'}): build without --int8, fine-tune with "
                 "train-fcn --qat, or allow more",
                 layers,
             )

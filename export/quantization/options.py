@@ -1,12 +1,14 @@
 """Which precisions a build may use, and what it may cost."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from fcn_deploy.calibration.mask_options import MaskOptions
 from fcn_deploy.calibration.ranges import METHODS
 from fcn_deploy.runtime.errors import MisuseError
+from fcn_deploy.runtime.images.numbers import ReadOptions
+from fcn_deploy.runtime.images.read import COMMON
 
 GOLDEN_ALONE = "the golden sample"  # as `calib`: no photographs, noise as that of the golden sample; for FP16 alone
 Say = Callable[[str], None]  # called with a line when a phase begins
@@ -21,11 +23,13 @@ class QuantizationOptions:
         fastest: INT8 is tried, and kept only where it is faster than float32; for the CPU. Sets `int8`.
         calib: source of images (see calibration.stream.open_stream): a folder, glob, list or data set; or
             GOLDEN_ALONE.
+        reading: what the numbers of these images mean, where their files and the card do not say.
         count: of images to calibrate on, at most.
         method: how ranges are chosen: minmax, percentile, entropy or mse.
         labels: folder of labels named as the images; None: the gate compares with float32's labels.
         masks: what the values or colours of labels mean.
         max_drop: points of mIoU (or of agreement) that may be lost.
+        max_class_drop: points of IoU that each class may lose; None: 2, or `max_drop` where that is more.
         ranges: file to read, or to write where it does not exist.
         seed: of the sample of images.
 
@@ -37,11 +41,13 @@ class QuantizationOptions:
     fp16: bool = False
     fastest: bool = False
     calib: str | None = None
+    reading: ReadOptions = field(default_factory=lambda: COMMON)
     count: int = 100
     method: str = "mse"
     labels: Path | None = None
     masks: MaskOptions = MaskOptions()  # noqa: RUF009 (frozen)
     max_drop: float = 0.5
+    max_class_drop: float | None = None
     ranges: Path | None = None
     seed: int = 0
 
@@ -61,6 +67,8 @@ class QuantizationOptions:
             raise MisuseError(f"--calib-count {self.count}; calibrate on 1 image or more")
         if not self.max_drop >= 0:
             raise MisuseError(f"--max-drop {self.max_drop}; give points of 0 or more")
+        if self.max_class_drop is not None and not self.max_class_drop >= 0:
+            raise MisuseError(f"--max-class-drop {self.max_class_drop}; give points of 0 or more")
         if self.labels is not None and not self.labels.is_dir():
             raise MisuseError(f"{self.labels} is not a folder; --labels names one with a label of each image's name")
 
@@ -80,11 +88,23 @@ class QuantizationOptions:
                     raise MisuseError(f"{option} is for --int8; pass it")
 
     @property
+    def class_drop(self) -> float:
+        """Points of IoU that each class may lose."""
+        return max(CLASS_DROP, self.max_drop) if self.max_class_drop is None else self.max_class_drop
+
+    @property
     def precision(self) -> str:
         """The lowest that is asked for: `int8`, `float16` or `float32`."""
         return "int8" if self.int8 else "float16" if self.fp16 else "float32"
 
 
-_OF_LOW_PRECISION = {"calib": "--calib", "count": "--calib-count", "labels": "--labels", "max_drop": "--max-drop"}
+CLASS_DROP = 2.0  # points
+_OF_LOW_PRECISION = {
+    "calib": "--calib",
+    "count": "--calib-count",
+    "labels": "--labels",
+    "max_drop": "--max-drop",
+    "max_class_drop": "--max-class-drop",
+}
 _OF_INT8 = {"ranges": "--ranges", "method": "--calib-method"}
 _DEFAULTS = {item.name: item.default for item in QuantizationOptions.__dataclass_fields__.values()}

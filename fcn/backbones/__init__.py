@@ -16,6 +16,7 @@ CLASSES = {
     "alexnet": "AlexNet",
 }
 NAMES = tuple(CLASSES)
+EARLY = 8  # stride up to which layers are `early`: large maps, and a small receptive field
 
 
 class Backbone(nn.Module):
@@ -32,6 +33,14 @@ class Backbone(nn.Module):
 
     def forward(self, x: torch.Tensor) -> dict[int, torch.Tensor]:
         """[N, C, H, W] with H and W multiples of 32 → {stride: [N, features[stride], H/stride, W/stride]}."""
+        return self.late(self.early(x))
+
+    def early(self, x: torch.Tensor) -> torch.Tensor:
+        """The layers up to stride EARLY: [N, C, H, W] → [N, c, H/EARLY, W/EARLY]."""
+        raise NotImplementedError
+
+    def late(self, x: torch.Tensor) -> dict[int, torch.Tensor]:
+        """What `forward` gives, of what `early` gives."""
         raise NotImplementedError
 
     def load_classification(self, state: Mapping[str, torch.Tensor]) -> None:
@@ -72,6 +81,23 @@ def initialise(module: nn.Module) -> None:
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
+
+
+def load_published(backbone: Backbone, state: Mapping[str, torch.Tensor], ignored: tuple[str, ...]) -> None:
+    """`load_matching` of weights for RGB, whose first convolution is brought to the bands that the backbone takes.
+
+    Its weights are repeated band by band and scaled by 3/bands, so that what it adds up keeps its size; of one band
+    they are added. That is the habit of timm and segmentation_models.pytorch.
+    """
+    adapted, own = dict(state), backbone.state_dict()
+    for name, weight in state.items():
+        if name not in own or weight.ndim != 4 or own[name].ndim != 4:
+            continue
+        count, bands, *kernel = own[name].shape
+        if [count, 3, *kernel] == list(weight.shape) and bands != 3:
+            repeated = weight[:, torch.arange(bands) % 3] * (3 / bands)
+            adapted[name] = weight.sum(1, keepdim=True) if bands == 1 else repeated
+    load_matching(backbone, adapted, ignored)
 
 
 def load_matching(module: nn.Module, state: Mapping[str, torch.Tensor], ignored: tuple[str, ...]) -> None:

@@ -8,12 +8,13 @@ from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
-from fcn_deploy.fcn.backbones import Backbone, initialise, load_matching, scaled
+from fcn_deploy.fcn.backbones import Backbone, initialise, load_published, scaled
 from fcn_deploy.fcn.convolutionalize import convolutionalize_state
 from fcn_deploy.runtime.model_card import IMAGENET_MEAN, IMAGENET_STD
 from torch import nn
 
 DENSE = 4096
+FIRST_LATE = 3  # layer: behind the first pooling
 
 
 class Pool(nn.Module):
@@ -59,8 +60,15 @@ class AlexNet(Backbone):
         initialise(self)
         self.features = {32: dense}
 
-    def forward(self, x: torch.Tensor) -> dict[int, torch.Tensor]:
-        return {32: self.classifier(self.layers(x))}
+    def early(self, x: torch.Tensor) -> torch.Tensor:
+        for index in range(FIRST_LATE):
+            x = self.layers[index](x)
+        return x
+
+    def late(self, x: torch.Tensor) -> dict[int, torch.Tensor]:
+        for index in range(FIRST_LATE, len(self.layers)):
+            x = self.layers[index](x)
+        return {32: self.classifier(x)}
 
     def load_classification(self, state: Mapping[str, torch.Tensor]) -> None:
         renamed = {
@@ -68,4 +76,4 @@ class AlexNet(Backbone):
             for name, tensor in state.items()
         }
         dense = {"classifier.1": ("classifier.1", 6), "classifier.4": ("classifier.4", 1)}
-        load_matching(self, convolutionalize_state(renamed, dense), ignored=("classifier.6.",))
+        load_published(self, convolutionalize_state(renamed, dense), ignored=("classifier.6.",))

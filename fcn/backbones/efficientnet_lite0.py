@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from fcn_deploy.fcn.backbones import Backbone, load_matching, scaled
+from fcn_deploy.fcn.backbones import Backbone, load_published, scaled
 from fcn_deploy.runtime.errors import DeployError
 from torch import nn
 
@@ -24,6 +24,7 @@ STAGES = (
     (1, 3, 1, 6, 320),
 )
 TAPS = {4: 8, 10: 16}  # block → stride of the features it gives
+FIRST_LATE = 5  # block
 
 
 class SameConv(nn.Conv2d):
@@ -91,18 +92,23 @@ class EfficientNetLite0(Backbone):
         self._bn1 = _norm(scaled(1280, width))
         self.features[32] = scaled(1280, width)
 
-    def forward(self, x: torch.Tensor) -> dict[int, torch.Tensor]:
-        taps = {}
+    def early(self, x: torch.Tensor) -> torch.Tensor:
         x = F.relu6(self._bn0(self._conv_stem(x)))
-        for index, block in enumerate(self._blocks):
-            x = block(x)
+        for index in range(FIRST_LATE):
+            x = self._blocks[index](x)
+        return x
+
+    def late(self, x: torch.Tensor) -> dict[int, torch.Tensor]:
+        taps = {8: x}
+        for index in range(FIRST_LATE, len(self._blocks)):
+            x = self._blocks[index](x)
             if index in TAPS:
                 taps[TAPS[index]] = x
         taps[32] = F.relu6(self._bn1(self._conv_head(x)))
         return taps
 
     def load_classification(self, state: Mapping[str, torch.Tensor]) -> None:
-        load_matching(self, state, ignored=("_fc.",))
+        load_published(self, state, ignored=("_fc.",))
 
 
 def published_weights() -> dict[str, torch.Tensor]:

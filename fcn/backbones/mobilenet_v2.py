@@ -3,13 +3,14 @@
 from collections.abc import Mapping
 
 import torch
-from fcn_deploy.fcn.backbones import Backbone, load_matching, scaled
+from fcn_deploy.fcn.backbones import Backbone, load_published, scaled
 from fcn_deploy.runtime.model_card import IMAGENET_MEAN, IMAGENET_STD
 from torch import nn
 
 # Per stage: expansion, output channels, repeats, stride (table 2 of the paper).
 STAGES = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
 TAPS = {6: 8, 13: 16, 18: 32}  # index in `layers` → stride
+FIRST_LATE = 7  # index in `layers`
 
 
 def _conv(inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1) -> nn.Sequential:
@@ -51,10 +52,15 @@ class MobileNetV2(Backbone):
         self.layers = nn.Sequential(*layers)
         self.features = {8: scaled(32, width), 16: scaled(96, width), 32: scaled(1280, width)}
 
-    def forward(self, x: torch.Tensor) -> dict[int, torch.Tensor]:
-        taps = {}
-        for index, layer in enumerate(self.layers):
-            x = layer(x)
+    def early(self, x: torch.Tensor) -> torch.Tensor:
+        for index in range(FIRST_LATE):
+            x = self.layers[index](x)
+        return x
+
+    def late(self, x: torch.Tensor) -> dict[int, torch.Tensor]:
+        taps = {8: x}
+        for index in range(FIRST_LATE, len(self.layers)):
+            x = self.layers[index](x)
             if index in TAPS:
                 taps[TAPS[index]] = x
         return taps
@@ -62,4 +68,4 @@ class MobileNetV2(Backbone):
     def load_classification(self, state: Mapping[str, torch.Tensor]) -> None:
         # torchvision calls the layers `features`, which here is the table of what they give.
         renamed = {name.replace("features.", "layers.", 1): tensor for name, tensor in state.items()}
-        load_matching(self, renamed, ignored=("classifier.",))
+        load_published(self, renamed, ignored=("classifier.",))

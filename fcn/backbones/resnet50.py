@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
-from fcn_deploy.fcn.backbones import Backbone, load_matching, scaled
+from fcn_deploy.fcn.backbones import Backbone, load_published, scaled
 from fcn_deploy.runtime.model_card import IMAGENET_MEAN, IMAGENET_STD
 from torch import nn
 
@@ -65,14 +65,20 @@ class ResNet(Backbone):
             setattr(self, f"layer{index + 1}", layer)
             stride *= step
             self.strides.append(stride)
-            self.features[stride] = inputs
+            if stride > 4:  # that of layer1 serves nobody
+                self.features[stride] = inputs
 
-    def forward(self, x: torch.Tensor) -> dict[int, torch.Tensor]:
-        taps = {}
+    def early(self, x: torch.Tensor) -> torch.Tensor:
         x = F.max_pool2d(F.relu(self.bn1(self.conv1(x))), 3, 2, 1)
-        for index, stride in enumerate(self.strides):
-            x = taps[stride] = getattr(self, f"layer{index + 1}")(x)
+        for name in ("layer1", "layer2"):
+            x = getattr(self, name)(x)
+        return x
+
+    def late(self, x: torch.Tensor) -> dict[int, torch.Tensor]:
+        taps = {8: x}
+        for name, stride in zip(("layer3", "layer4"), self.strides[2:], strict=True):
+            x = taps[stride] = getattr(self, name)(x)
         return taps
 
     def load_classification(self, state: Mapping[str, torch.Tensor]) -> None:
-        load_matching(self, state, ignored=("fc.",))
+        load_published(self, state, ignored=("fc.",))

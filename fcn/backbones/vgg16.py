@@ -3,13 +3,14 @@
 from collections.abc import Mapping
 
 import torch
-from fcn_deploy.fcn.backbones import Backbone, initialise, load_matching, scaled
+from fcn_deploy.fcn.backbones import Backbone, initialise, load_published, scaled
 from fcn_deploy.fcn.convolutionalize import convolutionalize_state
 from fcn_deploy.runtime.model_card import IMAGENET_MEAN, IMAGENET_STD
 from torch import nn
 
 STAGES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))  # a pooling after each
 DENSE = 4096
+FIRST_LATE = 2 * (2 + 2 + 3) + 3  # layer: behind three stages of convolutions with their ReLUs, and their poolings
 
 
 class VGG16(Backbone):
@@ -42,12 +43,16 @@ class VGG16(Backbone):
         initialise(self)
         self.features = {8: scaled(256, width), 16: scaled(512, width), 32: dense}
 
-    def forward(self, x: torch.Tensor) -> dict[int, torch.Tensor]:
-        taps = {}
-        stride = 1
-        for layer in self.layers:
-            x = layer(x)
-            if isinstance(layer, nn.MaxPool2d):
+    def early(self, x: torch.Tensor) -> torch.Tensor:
+        for index in range(FIRST_LATE):
+            x = self.layers[index](x)
+        return x
+
+    def late(self, x: torch.Tensor) -> dict[int, torch.Tensor]:
+        taps, stride = {8: x}, 8
+        for index in range(FIRST_LATE, len(self.layers)):
+            x = self.layers[index](x)
+            if isinstance(self.layers[index], nn.MaxPool2d):
                 stride *= 2
                 taps[stride] = x
         taps[32] = self.classifier(x)
@@ -57,4 +62,4 @@ class VGG16(Backbone):
         # torchvision calls the layers `features`, which here is the table of what they give.
         renamed = {name.replace("features.", "layers.", 1): tensor for name, tensor in state.items()}
         dense = {"classifier.0": ("classifier.1", 7), "classifier.3": ("classifier.4", 1)}
-        load_matching(self, convolutionalize_state(renamed, dense), ignored=("classifier.6.",))
+        load_published(self, convolutionalize_state(renamed, dense), ignored=("classifier.6.",))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from fcn_deploy.fcn.cli.options import Data, MaskColors, MaskValues
-from fcn_deploy.runtime.command import Force, Json, Threads, log_to_stderr, print_record, run
+from fcn_deploy.runtime.command import Force, InputRange, Json, NoData, Threads, log_to_stderr, print_record, run
 from fcn_deploy.runtime.errors import MisuseError
 from fcn_deploy.runtime.extras import need
 
@@ -28,6 +28,8 @@ class ImageOptions:
     data: Data = "digits"
     mask_values: MaskValues = None
     mask_colors: MaskColors = None
+    input_range: InputRange = None
+    nodata: NoData = None
     split: Annotated[str, typer.Option(metavar="NAME", help="Split to evaluate on.")] = "val"
     seed: Annotated[int, typer.Option(help="Seed of the digits that are drawn.")] = 0
     count: Annotated[int | None, typer.Option(min=1, help="Number of images to evaluate on, at most.")] = None
@@ -109,8 +111,10 @@ def _opened(models: Sequence[Path], images: ImageOptions, refine: bool, threads:
     from fcn_deploy.calibration.datasets import load_dataset, take_census
     from fcn_deploy.calibration.mask_options import MaskOptions
     from fcn_deploy.fcn.evaluate import open_model, parse_scales, same_classes
+    from fcn_deploy.runtime.images.numbers import ReadOptions
 
     parse_scales(images.image_scales)
+    reading = ReadOptions(input_range=images.input_range, no_data=images.nodata)
     for path in models:
         if not path.is_file():
             raise MisuseError(f"{path} does not exist or is not a file; name a checkpoint, an ONNX or an engine")
@@ -127,8 +131,9 @@ def _opened(models: Sequence[Path], images: ImageOptions, refine: bool, threads:
     masks = MaskOptions(images.mask_values, images.mask_colors)
     for (path, name, model), card in zip(named, cards, strict=True):
         own = load_dataset(
-            images.data, images.split, seed=images.seed, count=images.count, card=model.card, masks=masks
-        )
+            images.data, images.split, seed=images.seed, count=images.count, card=model.card, masks=masks,
+            reading=reading,
+        )  # fmt: skip
         if len(own.classes) != len(card.classes):
             raise MisuseError(f"{images.data} has {len(own.classes)} classes and {path} has {len(card.classes)}")
         contestants.append(Contestant(path, name, model, card, own))

@@ -3,23 +3,25 @@
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 from fcn_deploy.fcn.cli.options import Data, MaskColors, MaskValues
 from fcn_deploy.fcn.recipes import CLASS_WEIGHTS, RECIPES, SCHEDULES, Recipe, described, named
-from fcn_deploy.runtime.command import Force, Threads, run
+from fcn_deploy.runtime.command import Force, InputRange, NoData, Threads, run
 from fcn_deploy.runtime.errors import DeployError, MisuseError
 from fcn_deploy.runtime.extras import need
 from fcn_deploy.runtime.files import check_writable, refuse_existing
+from fcn_deploy.runtime.model_card import DTYPES
 
 if TYPE_CHECKING:
     from fcn_deploy.calibration.datasets import LabelledImages
-    from fcn_deploy.fcn.architecture import AnySize
+    from fcn_deploy.fcn.architecture import AnySize, Architecture
     from fcn_deploy.fcn.checkpoint import Checkpoint
+    from fcn_deploy.runtime.model_card import ModelCard
 
 LITE0 = "efficientnet-lite0"
 
@@ -38,6 +40,10 @@ class Weighting(StrEnum):
     none, sqrt, median = CLASS_WEIGHTS
 
 
+class Dtype(StrEnum):
+    uint8, uint16, int16, float32 = DTYPES
+
+
 class Schedule(StrEnum):
     one_cycle, cosine, poly = SCHEDULES
 
@@ -48,6 +54,14 @@ class DataOptions:
 
     data: Data = "digits"
     split: Annotated[str, typer.Option(metavar="NAME", help="Split to train on.")] = "train"
+    channels: Annotated[int | None, typer.Option(min=1, help="Bands of the images [default: 3].")] = None
+    dtype: Annotated[Dtype | None, typer.Option(help="Type of the images' numbers [default: uint8].")] = None
+    input_range: InputRange = None
+    nodata: NoData = None
+    classes: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Names of the classes, one a line and with a colour if you like."),
+    ] = None
     mask_values: MaskValues = None
     mask_colors: MaskColors = None
     val_split: Annotated[str, typer.Option(metavar="NAME", help="Split that chooses the best epoch.")] = "val"
@@ -94,6 +108,9 @@ class RecipeOptions:
         ),
     ] = None
     epochs: Annotated[int | None, typer.Option(help="Passes over the images.")] = None
+    crops_per_megapixel: Annotated[
+        float | None, typer.Option(help="Crops that a pass takes of each megapixel; one of an image at least.")
+    ] = None
     batch: Annotated[int | None, typer.Option(help="Crops in a step.")] = None
     crop: Annotated[str | None, typer.Option(metavar="HxW", help="Size of a crop in pixels.")] = None
     rate: Annotated[float | None, typer.Option(help="Highest learning rate.")] = None
@@ -162,29 +179,30 @@ def train_fcn(
     torch = need("torch", "train")
     if data.data == "digits":
         need("sklearn", "train")
-    from fcn_deploy.calibration.datasets import load_dataset
-    from fcn_deploy.calibration.mask_options import MaskOptions
     from fcn_deploy.fcn.train import log_path, train
 
     if threads:
         torch.set_num_threads(threads)
     how = recipe.chosen(data, qat=network.qat is not None)
-    masks = MaskOptions(data.mask_values, data.mask_colors)
-    images = load_dataset(data.data, data.split, seed=data.seed, count=data.count, masks=masks)
-    validation = load_dataset(data.data, data.val_split, seed=data.seed, masks=masks)
-    if tuple(images.classes) != tuple(validation.classes):
-        raise MisuseError(f"{data.split} and {data.val_split} of {data.data} have different classes; add a classes.txt")
+    images, validation = _loaded(data)
     torch.manual_seed(data.seed)
     checkpoint, start = _begun(network, images, data)
+    images, validation = (_read_as(checkpoint.card, split) for split in (images, validation))
     # Digits are drawn, and right by construction.
     judged = _say_what_is_absent(images, validation, data) if data.data != "digits" else len(images.classes)
     check_writable(out)
     print(f"{_described(checkpoint.model, start)}; {len(images)} images to train on, {len(validation)} to validate")
     if words := described(how):
         print(f"recipe {how.name}: {words}")
-    sys.stdout.flush()
+    card = checkpoint.card
+    if (card.channels, card.dtype) != (3, "uint8"):
+        shown = (", ".join(f"{value:g}" for value in values) for values in (card.mean, card.std))
+        print("images of {} bands of {}, mean {}, std {}".format(card.channels, card.dtype, *shown), flush=True)
     with _progress(how.epochs) as (on_step, on_epoch):
         progress = train(checkpoint, images, validation, how, out, resume=resume, on_step=on_step, on_epoch=on_epoch)
+    if progress.history:  # what was counted: labels of pixels without data are not
+        found = [each["val_class_iou"] for each in progress.history if each["val_class_iou"] is not None]
+        judged = min([judged, *(sum(iou is not None for iou in each.values()) for each in found)])
     alone = " over a single class, which says nothing of the others" if judged == 1 else ""
     print(f"best epoch {progress.best_epoch}: val mIoU {progress.best_miou:.4f}{alone} → {out}; log: {log_path(out)}")
 
@@ -214,6 +232,64 @@ def _check_files(out: Path, network: NetworkOptions, resume: bool, force: bool) 
             raise MisuseError(f"{weights} does not exist or is not a file; name a file of weights")
 
 
+def _loaded(data: DataOptions) -> tuple["LabelledImages", "LabelledImages"]:
+    """What to train on and what to validate on. Raises MisuseError where they do not go together."""
+    from fcn_deploy.calibration.datasets import load_dataset
+    from fcn_deploy.calibration.mask_options import MaskOptions
+    from fcn_deploy.runtime.images.numbers import ReadOptions
+    from fcn_deploy.runtime.value_range import parse_range
+
+    if data.data == "digits" and not (data.channels in (None, 3) and data.dtype in (None, Dtype.uint8)):
+        raise MisuseError("digits are RGB of 8 bits; --channels and --dtype are of files: omit them")
+    if data.data == "digits" and data.input_range is not None:
+        raise MisuseError("digits are of the range 0 to 255; --input-range is of files: omit it")
+    if data.input_range is not None:
+        parse_range(data.input_range)
+    masks, reading = MaskOptions(data.mask_values, data.mask_colors), ReadOptions(no_data=data.nodata)
+    images, validation = (
+        load_dataset(
+            data.data, split, seed=data.seed, count=count, masks=masks, reading=reading, class_file=data.classes
+        )
+        for split, count in ((data.split, data.count), (data.val_split, None))
+    )
+    if tuple(images.classes) != tuple(validation.classes):
+        raise MisuseError(f"{data.split} and {data.val_split} of {data.data} have different classes; add a classes.txt")
+    return images, validation
+
+
+def _read_as(card: "ModelCard", data: "LabelledImages") -> "LabelledImages":
+    """The same images, read as a card wants them. Raises MisuseError where the first is of other bands or type."""
+    from fcn_deploy.calibration.datasets import FilePairs
+
+    if not isinstance(data, FilePairs):
+        return data
+    data = replace(data, card=card)
+    try:
+        data.image(0)
+    except MisuseError as error:
+        raise MisuseError(f"{error}; or say by --channels and --dtype what the network shall take") from error
+    return data
+
+
+def _card_of(architecture: "Architecture", images: "LabelledImages", data: DataOptions) -> "ModelCard":
+    """The card of a network to be trained; of others than 8-bit RGB, normalised by what the images hold."""
+    from fcn_deploy.calibration.datasets import FilePairs
+    from fcn_deploy.calibration.normalisation import measure_normalisation
+    from fcn_deploy.fcn.checkpoint import card_for
+    from fcn_deploy.runtime.value_range import parse_range
+
+    card = card_for(architecture, tuple(images.classes), tuple(images.colors))
+    dtype = "uint8" if data.dtype is None else data.dtype.value
+    limits = None if data.input_range is None else parse_range(data.input_range)
+    bands = architecture.channels
+    card = replace(card, dtype=dtype, range=limits)
+    if not isinstance(images, FilePairs) or (bands, dtype) == (3, "uint8"):
+        return card
+    raw = replace(card, mean=(0.0,) * bands, std=(1.0,) * bands)  # of which no value looks wrong
+    mean, std = measure_normalisation(cast(FilePairs, _read_as(raw, images)), raw)
+    return replace(card, mean=mean, std=std)
+
+
 def _begun(network: NetworkOptions, images: "LabelledImages", data: DataOptions) -> tuple["Checkpoint", str]:
     """The network that training begins from, and what its weights are."""
     from fcn_deploy.fcn import checkpoint as checkpoints
@@ -228,18 +304,27 @@ def _begun(network: NetworkOptions, images: "LabelledImages", data: DataOptions)
             raise MisuseError(
                 f"{network.qat} has other classes than {data.data}; fine-tune on the data it was trained on"
             )
+        for name, said in (("channels", data.channels), ("dtype", data.dtype), ("range", data.input_range)):
+            if said is not None and str(said) != str(getattr(begun.card, name)):
+                raise MisuseError(
+                    f"--qat goes on with {network.qat}, whose {name} is {getattr(begun.card, name)}; omit "
+                    f"--{'input-range' if name == 'range' else name}"
+                )
         return checkpoints.Checkpoint(begun.model, begun.card, training), f"{network.qat}, rounded as in INT8"
     architecture = Architecture(
-        len(classes), network.arch.value, network.backbone, network.stride, network.upsampling.value, network.width
-    )
+        len(classes), network.arch.value, network.backbone, network.stride, network.upsampling.value, network.width,
+        data.channels or 3,
+    )  # fmt: skip
+    card = _card_of(architecture, images, data)
     model, start = build_network(architecture), "random weights"
-    card = checkpoints.card_for(architecture, classes, tuple(images.colors))
     if network.backbone_weights is not None:
         model.backbone.load_classification(checkpoints.load_state(network.backbone_weights))
         start = str(network.backbone_weights)
     elif network.pretrained and network.backbone == LITE0 and network.width == 1:
         model.backbone.load_classification(published_weights())
         start = "ImageNet weights"
+    if start != "random weights" and architecture.channels != 3:
+        start += f", the first layer brought to {architecture.channels} bands"
     return checkpoints.Checkpoint(model, card, training), start
 
 

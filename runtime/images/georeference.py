@@ -6,17 +6,14 @@ Tags and world files need nothing installed; the other files are read by GDAL (r
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..errors import DeployError
 from ..extras import need
-
-if TYPE_CHECKING:
-    from .numbers import ReadOptions
 
 Tag = tuple[int, int, int, Any]  # of a TIFF: code, type, count, value
 Transform = tuple[float, float, float, float, float, float]  # a, b, c, d, e, f: x = a·column + b·row + c, y likewise
@@ -53,7 +50,7 @@ def beside(path: Path, kind: str) -> list[Path]:
 
 
 def all_tags(
-    path: Path, kind: str, size: tuple[int, int], own: tuple[Tag, ...], options: "ReadOptions"
+    path: Path, kind: str, size: tuple[int, int], own: tuple[Tag, ...], name: Callable[[str, str], None]
 ) -> tuple[Tag, ...]:
     """The tags that give a TIFF of this size the georeference that GDAL gives the image.
 
@@ -62,7 +59,7 @@ def all_tags(
         kind: its format, as of a Header.
         size: (height, width) in pixels.
         own: the tags it has itself.
-        options: by which contradictions are named, or refused.
+        name: takes a kind of what looks wrong, and a line that says so.
     """
     files = beside(path, kind)
     others = [file for file in files if file.suffix.lower() in (".xml", ".txt", ".rpb", ".tab")]
@@ -71,14 +68,14 @@ def all_tags(
     else:
         tags = _with_world_file(own, files)
         if others:
-            options.name(
+            name(
                 "georeference beside", f"{path} has its georeference in {others[0].name}, which is not read; "
                 "run: pip install 'fcn-deploy[gdal]'",
             )  # fmt: skip
     world, told = next((file for file in files if file not in others), None), transform_of(tags)
     if world and told and (said := read_world_file(world)) and _distance(said, told, size) > FAR:
         source = others[0].name if others and told != transform_of(own) else "its tags"
-        options.name(
+        name(
             "world file", f"{world} contradicts {source}, which say where {path.name} lies, by "
             f"{_distance(said, told, size):.4g} pixels; they are followed, as GDAL does: remove the one that is wrong",
         )  # fmt: skip

@@ -4,7 +4,7 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,7 +37,8 @@ class Header:
         size: (height, width) in pixels, as the image is read: turned upright by its EXIF orientation.
         bands: samples of a pixel, as stored; 3 of a palette in a TIFF; 1 where they are pages without a name.
         dtype: of a sample, as stored.
-        pages: images in the file, without overviews, thumbnails and masks; the first is read.
+        pages: images in the file, without overviews, thumbnails and masks.
+        page: the one that is read, counted from 0; None: the first, as nobody asked for one.
         mode: Pillow's, where Pillow decodes the file; None for other files.
         georeferenced: whether it says itself where it lies: a GeoTIFF, or one with RPCs.
         bits: of a sample, where Pillow decodes 8 of more; 0: as Pillow or tifffile decode them.
@@ -52,18 +53,24 @@ class Header:
     mode: str | None = None
     georeferenced: bool = False
     bits: int = 0
+    page: int | None = None
 
     @property
     def pixels(self) -> int:
         return self.size[0] * self.size[1]
 
 
-def read_header(path: str | os.PathLike[str], max_pixels: int = DEFAULT_MAX_PIXELS) -> Header:
+def read_header(path: str | os.PathLike[str], max_pixels: int = DEFAULT_MAX_PIXELS, page: int | None = None) -> Header:
     """The header of an image file; nothing is decoded.
+
+    Args:
+        path: of it.
+        max_pixels: an image of more is refused.
+        page: of a file of several images, counted from 0.
 
     Raises:
         DeployError: not an image, damaged, or larger than `max_pixels`.
-        MisuseError: an array or axes that are not an image's, or no pixels.
+        MisuseError: an array or axes that are not an image's, no pixels, or no such page.
     """
     path = Path(path)
     with reading(path):
@@ -71,15 +78,17 @@ def read_header(path: str | os.PathLike[str], max_pixels: int = DEFAULT_MAX_PIXE
         if kind == "NPY":
             header = _npy(path)
         elif kind == "TIFF":
-            header = _tiff(path)
+            header = _tiff(path, page)
         elif kind == "GDAL":
             with open_gdal(path) as raster:
                 header = Header(path, kind, raster.size, raster.bands, raster.dtype, georeferenced=raster.georeferenced)
         else:
             with open_pillow(path, max_pixels) as picture:
-                header = _picture(picture, path)
+                header = _picture(picture, path, page)
+        if page is not None and not 0 <= page < header.pages:
+            raise MisuseError(f"page {page}, and {path} holds {header.pages}, counted from 0; choose another --page")
         check_pixels(header.size, max_pixels, path)
-    return header
+    return replace(header, page=page)
 
 
 def file_kind(path: Path) -> str:
@@ -126,8 +135,12 @@ def _npy(path: Path) -> Header:
     return Header(path, "NPY", (height, width), bands[0] if bands else 1, array.dtype)
 
 
-def _picture(picture: "Pictures.Image", path: Path) -> Header:
+def _picture(picture: "Pictures.Image", path: Path, page: int | None) -> Header:
     from PIL import ImageMode
+
+    pages = getattr(picture, "n_frames", 1)
+    if page is not None and 0 <= page < pages:
+        picture.seek(page)
 
     bits = bits_of(path, picture)
     return Header(
@@ -136,17 +149,17 @@ def _picture(picture: "Pictures.Image", path: Path) -> Header:
         _upright_size(picture, path),
         len(picture.getbands()),
         np.dtype(np.uint16 if bits else ImageMode.getmode(picture.mode).typestr),
-        getattr(picture, "n_frames", 1),
+        pages,
         picture.mode,
         bits=bits,
     )
 
 
-def _tiff(path: Path) -> Header:
+def _tiff(path: Path, page: int | None) -> Header:
     import tifffile
 
     with tifffile.TiffFile(path) as file:
-        found = lay_out(file, path)
+        found = lay_out(file, path, page=page)
         georeferenced = any(code in found.keyframe.tags for code in GEOREFERENCE)
         return Header(path, "TIFF", found.upright, found.bands, found.dtype, found.images, None, georeferenced)
 

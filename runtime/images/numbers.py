@@ -11,13 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import MisuseError
-from ..model_card import ModelCard
-from ..value_range import PERCENTILE, Range, limits_of, parse_range
+from ..model_card import PERCENTILE, ModelCard
+from ..value_range import Range, limits_of, parse_range
 from .header import DEFAULT_MAX_PIXELS
 
 log = logging.getLogger(__name__)
 
 SMALL_PART = 16  # a file that uses less than such a part of what the card expects is named: four bits are missing
+REMEDY = "say which values are its 0 and 1 with --input-range LO,HI, or percentile"
 FAR = 16  # times what the card expects: values beyond are named
 
 
@@ -28,9 +29,11 @@ class ReadOptions:
     Attributes:
         max_pixels: files of more are refused.
         input_range: (LO, HI): what becomes the network's 0 and the largest of its dtype (1 of float32); `percentile`:
-            the 1st and 99th of each file's values; None: numbers are taken as they are.
+            the 1st and 99th of each file's values; None: as the card's `range` says.
         no_data: a value that is no data, instead of the file's own tag.
         strict: refuse a file whose values look wrong, instead of naming the first.
+        page: of files of several images, counted from 0; None: the first.
+        channels: of the files that the network is shown, counted from 0; None: all of them.
 
     Raises:
         MisuseError: a range with LO ≥ HI, or not of finite numbers.
@@ -40,6 +43,8 @@ class ReadOptions:
     input_range: Range | str | None = None
     no_data: float | None = None
     strict: bool = False
+    page: int | None = None
+    channels: tuple[int, ...] | None = None
     _named: set[str] = field(default_factory=set, repr=False, compare=False)
     _lock: Any = field(default_factory=threading.Lock, repr=False, compare=False)
 
@@ -49,7 +54,7 @@ class ReadOptions:
 
     def identity(self) -> str:
         """What decides how pixels are read."""
-        return f"{self.input_range} {self.no_data}"
+        return f"{self.input_range} {self.no_data} {self.page} {self.channels}"
 
     def name(self, kind: str, remark: str) -> None:
         """Say what looks wrong with a file, once a run for each `kind`. Raises MisuseError where strict."""
@@ -77,6 +82,18 @@ def value_of(no_data: float, dtype: np.dtype[Any], told_by: str | None) -> float
     return None
 
 
+def beyond(path: object, values: NDArray[Any], limits: Range, card: ModelCard) -> tuple[str, str] | None:
+    """(kind, remark) of a file most of whose values lie outside the range that the card says, or None."""
+    low, high = limits
+    if low <= float(np.median(values)) <= high:
+        return None
+    clipped = "" if card.dtype == "float32" else ", and clipped there"
+    return "beyond", (
+        f"{path} holds values of {values.min():g} to {values.max():g}, most of them outside this model's range, "
+        f"{low:g} to {high:g}{clipped}: {REMEDY}"
+    )
+
+
 def wide_type(path: object, values: NDArray[Any], bits: int, card: ModelCard) -> str:
     """What is said of a file of more bits than the card's."""
     return (
@@ -86,24 +103,31 @@ def wide_type(path: object, values: NDArray[Any], bits: int, card: ModelCard) ->
     )
 
 
-def doubtful(path: object, values: NDArray[Any], card: ModelCard) -> tuple[str, str] | None:
-    """(kind, remark) of values in the card's units that cannot be what its mean and std were taken of, or None."""
-    if set(card.mean) == {0.0} and set(card.std) == {1.0}:
-        return None  # a network that normalises by itself, or not at all: nothing is known
-    low, high = float(values.min()), float(values.max())
-    expected = max(mean + std for mean, std in zip(card.mean, card.std, strict=True))
-    seen = f"{path} holds values of {low:g} to {high:g}"
-    says = f"what this network's mean ({_list(card.mean)}) and std ({_list(card.std)}) say"
-    remedy = "say which values are its 0 and 1 with --input-range LO,HI, or percentile"
+def doubtful(path: object, shown: NDArray[Any], card: ModelCard, stored: NDArray[Any]) -> tuple[str, str] | None:
+    """(kind, remark) of values that cannot be what the card's mean and std were taken of, or None.
+
+    `shown` are in the card's units, and `stored` the same as the file has them: others where the card has a range.
+    """
+    mean, std = card.mean, card.std
+    says = f"what this network's mean ({_list(mean)}) and std ({_list(std)}) say"
+    if isinstance(card.range, tuple):
+        says = f"this model's range, {card.range[0]:g} to {card.range[1]:g}"
+    if set(mean) == {0.0} and set(std) == {1.0}:  # a network that normalises by itself, or not at all
+        if card.range is None:
+            return None  # nothing is known
+        mean = std = (limits_of(np.dtype(card.dtype))[1] / 2 if card.dtype != "float32" else 0.5,)
+    low, high = float(shown.min()), float(shown.max())
+    expected = max(middle + spread for middle, spread in zip(mean, std, strict=True))
+    seen = f"{path} holds values of {stored.min():g} to {stored.max():g}"
     if card.dtype != "float32":
         if card.dtype != "int16" and low < high <= expected / SMALL_PART:
-            return "small", f"{seen}, a small part of {says}: {remedy}"
+            return "small", f"{seen}, a small part of {says}: {REMEDY}"
         return None
-    size = max(abs(mean) + std for mean, std in zip(card.mean, card.std, strict=True))
-    if float(np.percentile(np.abs(values), 99)) > FAR * size:
-        return "far", f"{seen}, far outside {says}: {remedy}"
-    if low < high and low >= 0 and high < min(expected, min(card.mean)) / SMALL_PART:
-        return "small", f"{seen}, a small part of {says}: {remedy}"
+    size = max(abs(middle) + spread for middle, spread in zip(mean, std, strict=True))
+    if float(np.percentile(np.abs(shown), 99)) > FAR * size:
+        return "far", f"{seen}, far outside {says}: {REMEDY}"
+    if low < high and low >= 0 and high < min(expected, min(mean)) / SMALL_PART:
+        return "small", f"{seen}, a small part of {says}: {REMEDY}"
     return None
 
 

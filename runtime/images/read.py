@@ -25,7 +25,7 @@ from .deep import read_deep
 from .gdal import open_gdal
 from .georeference import Tag, dataset_tags, own_tags
 from .header import DEFAULT_MAX_PIXELS, Header, open_npy, read_header, reading
-from .numbers import ReadOptions, doubtful, value_of, wide_type
+from .numbers import ReadOptions, beyond, doubtful, value_of, wide_type
 from .pillow import open_pillow
 from .tiff import ORIENTATION, TURNS, Read, lay_out, mask_reader, reader, tagged_no_data, turned
 
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from PIL import Image as Pictures
 
 log = logging.getLogger(__name__)
+
+COMMON = ReadOptions()  # of those who say nothing: what looks wrong is named once a process
 
 
 @dataclass(frozen=True)
@@ -130,30 +132,32 @@ def fit_of(stored: StoredImage, card: ModelCard, options: ReadOptions) -> Fit:
     fit = Fit(stored, card, None, no_data)
     _banded(stored.read(0, 1, 0, 1), stored, card)  # channels are told first
     values = next((found for grid in GRIDS if (found := fit.values(grid)).size), None)
-    if options.input_range is None:
-        if values is not None:
-            _look(values, fit, options)
-        return fit
-    if isinstance(options.input_range, str):
+    said = options.input_range
+    wanted = card.range if said is None else said
+    if isinstance(wanted, str):
         return replace(fit, limits=percentiles(values))
-    return replace(fit, limits=limits_within(options.input_range, dtype, stored.path))
+    if wanted is not None:
+        fit = replace(fit, limits=limits_within(wanted, dtype, stored.path, said is None))
+    if said is None and values is not None:
+        _look(values, fit, options)
+    return fit
 
 
 def _look(values: NDArray[Any], fit: Fit, options: ReadOptions) -> None:
     """Name a file whose values are not the network's."""
-    stored, card = fit.stored, fit.card
+    stored, card, limits = fit.stored, fit.card, fit.limits
     if values.dtype == np.int32 and 0 <= values.min() <= values.max() < 65536:
         values = values.astype(np.uint16)
     bits = _bits(stored, values.dtype)
-    if card.dtype == "uint8" and values.dtype == np.uint16 and bits > 8:
+    if limits is not None and (outside := beyond(stored.path, values, limits, card)) is not None:
+        options.name(*outside)
+        return
+    if limits is None and card.dtype == "uint8" and values.dtype == np.uint16 and bits > 8:
         options.name("wide", wide_type(stored.path, values, bits, card))
         return
-    shown = _converted(values[:, None, None], stored, card, None)
-    if (found := doubtful(stored.path, shown, card)) is not None:
+    shown = _converted(values[:, None, None], stored, card, limits)
+    if (found := doubtful(stored.path, shown, card, values)) is not None:
         options.name(*found)
-
-
-COMMON = ReadOptions()  # of those who say nothing: what looks wrong is named once a process
 
 
 def read_image(path: str | os.PathLike[str], card: ModelCard, max_pixels: int = DEFAULT_MAX_PIXELS) -> NDArray[Any]:
@@ -178,23 +182,36 @@ def read_image(path: str | os.PathLike[str], card: ModelCard, max_pixels: int = 
 
 def decode(header: Header, card: ModelCard, options: ReadOptions = COMMON) -> NDArray[Any]:
     """`read_image` of a file whose header is known already; a MaskedArray where there is no data."""
-    with reading(header.path), open_stored(header, card) as stored:
+    with reading(header.path), open_stored(header, card, options) as stored:
         height, width = stored.size
         held = replace(stored, read=_parts(stored.read(0, height, 0, width)))
         found = fit_of(held, card, options).read(0, height, 0, width)
         return np.array(found) if isinstance(found, np.memmap) else found  # read now, and the caller's own
 
 
+def may_have_no_data(header: Header, card: ModelCard, options: ReadOptions = COMMON) -> bool:
+    """Whether some pixels of a file may be no data, as far as it can be told before they are decoded."""
+    if options.no_data is not None or header.dtype.kind == "f":
+        return True
+    if header.format in ("TIFF", "GDAL"):
+        with reading(header.path), open_stored(header, card) as stored:
+            return stored.no_data is not None or stored.mask is not None or stored.alpha is not None
+    if header.format == "NPY" or header.mode is None:
+        return False
+    with reading(header.path), open_pillow(header.path, header.pixels) as picture:
+        return bool(picture.has_transparency_data)
+
+
 @contextmanager
-def open_stored(header: Header, card: ModelCard) -> Iterator[StoredImage]:
+def open_stored(header: Header, card: ModelCard, options: ReadOptions = COMMON) -> Iterator[StoredImage]:
     """Open an image file of which `read_header` has told.
 
     Raises:
         DeployError: damaged.
-        MisuseError: an image of a kind that is not read.
+        MisuseError: an image of a kind that is not read; channels that it does not have.
     """
-    if header.pages > 1:
-        log.warning("%s holds %d images; only the first is used", header.path, header.pages)
+    if header.pages > 1 and header.page is None:
+        log.warning("%s holds %d images; only the first is used (see --page)", header.path, header.pages)
     with ExitStack() as stack:
         with reading(header.path):  # what goes wrong while it is open is the caller's
             if header.format == "NPY":
@@ -205,7 +222,7 @@ def open_stored(header: Header, card: ModelCard) -> Iterator[StoredImage]:
             elif header.format == "TIFF":
                 import tifffile
 
-                stored = _tiff(stack.enter_context(tifffile.TiffFile(header.path)), header.path, card)
+                stored = _tiff(stack.enter_context(tifffile.TiffFile(header.path)), header, card)
             elif header.format == "GDAL":
                 raster = stack.enter_context(open_gdal(header.path))
                 palette = raster.dataset.colorinterp[0].name == "palette"  # its colours are not the numbers of no data
@@ -215,12 +232,29 @@ def open_stored(header: Header, card: ModelCard) -> Iterator[StoredImage]:
                     None if palette else raster.dataset.nodata,
                 )  # fmt: skip
             else:
-                stored = _picture(header, card)
+                stored = _picture(header, card, options.channels is not None)
+            if options.channels is not None:
+                stored = _chosen(stored, options.channels)
         yield stored
 
 
-def _tiff(file: Any, path: Path, card: ModelCard) -> StoredImage:
-    layout = lay_out(file, path, card.channels)
+def _chosen(stored: StoredImage, channels: tuple[int, ...]) -> StoredImage:
+    """The same image with some of its channels alone; alpha that is not among them says where there is no data."""
+    bands = stored.read(0, 1, 0, 1).shape[2]
+    if (most := max(channels)) >= bands:
+        raise MisuseError(f"channel {most}, and {stored.path} has {bands}, counted from 0; choose others by --channel")
+    read, alpha, mask = stored.read, stored.alpha, stored.mask
+    if alpha is not None and alpha not in channels and mask is None:
+        mask = lambda *where: read(*where)[:, :, alpha : alpha + 1]  # noqa: E731
+    colours = stored.colours if channels == (0, 1, 2) else "grey" if len(channels) == 1 else ""
+    return replace(
+        stored, read=lambda *where: read(*where)[:, :, list(channels)], colours=colours, alpha=None, mask=mask
+    )
+
+
+def _tiff(file: Any, header: Header, card: ModelCard) -> StoredImage:
+    path = header.path
+    layout = lay_out(file, path, card.channels, header.page)
     tags = own_tags(layout.keyframe)
     if layout.turned != 1 and tags:
         raise turned_on_the_ground(path)
@@ -243,19 +277,21 @@ def _parts(array: NDArray[Any]) -> Read:
     return lambda top, bottom, left, right: array[top:bottom, left:right]
 
 
-def _picture(header: Header, card: ModelCard) -> StoredImage:
-    """By Pillow: grey, RGB, or what it cannot turn into them soundly."""
+def _picture(header: Header, card: ModelCard, as_stored: bool) -> StoredImage:
+    """By Pillow: grey, RGB, or what it cannot turn into them soundly; with `as_stored` the file's own channels."""
     from PIL import ImageOps
 
     # For grey of 8 bits Pillow drops the low bits.
-    bits = header.bits if card.dtype != "uint8" or card.channels == 3 else 0
+    bits = header.bits if as_stored or card.dtype != "uint8" or card.channels == 3 else 0
     with open_pillow(header.path, header.pixels) as picture:
+        if header.page is not None:
+            picture.seek(header.page)
         orientation = picture.getexif().get(ORIENTATION, 1)
         if bits:
             array = turned(read_deep(header.path, header.format), orientation)
         else:
             picture.load()
-            array = _samples(ImageOps.exif_transpose(picture), card)
+            array = _samples(ImageOps.exif_transpose(picture), card, as_stored)
     array = array[:, :, None] if array.ndim == 2 else array
     colours = {1: "grey", 3: "RGB", 4: "RGB"}.get(array.shape[2], "grey")
     alpha = array.shape[2] - 1 if array.shape[2] in (2, 4) else None
@@ -263,7 +299,9 @@ def _picture(header: Header, card: ModelCard) -> StoredImage:
     return StoredImage(header.path, header.size, _parts(array), bits, colours, alpha, turned=orientation in TURNS)
 
 
-def _samples(picture: "Pictures.Image", card: ModelCard) -> NDArray[Any]:
+def _samples(picture: "Pictures.Image", card: ModelCard, as_stored: bool) -> NDArray[Any]:
+    if as_stored and picture.mode in ("L", "LA", "RGB", "RGBA"):
+        return np.asarray(picture)
     if picture.mode in ("1", "I", "F"):
         return np.asarray(picture)
     if picture.mode.startswith("I;16"):

@@ -74,11 +74,11 @@ def open_regions(path: str | os.PathLike[str], card: ModelCard, options: ReadOpt
         DeployError: not such a file, damaged, or of more pixels than `options` allow; when reading: truncated.
         MisuseError: no such file; channels or dtype that the card does not allow.
     """
-    header = read_header(path, options.max_pixels)
-    with open_stored(header, card) as stored:
+    header = read_header(path, options.max_pixels, options.page)
+    with open_stored(header, card, options) as stored:
         with reading(header.path):
             fit = fit_of(stored, card, options)
-            tags = all_tags(header.path, header.format, stored.size, stored.tags, options)
+            tags = all_tags(header.path, header.format, stored.size, stored.tags, options.name)
         if tags and stored.turned:
             raise turned_on_the_ground(header.path)
 

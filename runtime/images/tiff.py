@@ -1,8 +1,7 @@
-"""TIFFs, by tifffile: where the bands of the first image lie, and their samples, in any part, as they are stored."""
+"""TIFFs, by tifffile: where the bands of an image lie, and their samples, in any part, as they are stored."""
 
 import logging
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 
 from ..errors import DeployError, MisuseError
 from .pillow import open_pillow
+from .stacks import find_plane
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ TURNS = {
 
 @dataclass(frozen=True)
 class TiffLayout:
-    """Where the first image of a TIFF lies, and what its samples are.
+    """Where an image of a TIFF lies, and what its samples are.
 
     Attributes:
         size: (height, width) as stored.
@@ -47,6 +47,7 @@ class TiffLayout:
         pages: whose samples are the bands.
         keyframe: the page whose tags hold for all.
         run: (offset, shape, axes) of pixels that are stored in one run under a single page; None: in pages.
+        place: where along the other axes of such a run the image is.
     """
 
     size: tuple[int, int]
@@ -60,6 +61,7 @@ class TiffLayout:
     pages: tuple[Any, ...]
     keyframe: Any
     run: tuple[int, tuple[int, ...], str] | None
+    place: Mapping[str, int]
 
     @property
     def upright(self) -> tuple[int, int]:
@@ -72,66 +74,28 @@ def is_tiff(start: bytes) -> bool:
     return start[:4] in SIGNATURES
 
 
-def lay_out(file: Any, path: Path, channels: int | None = None) -> TiffLayout:
-    """The layout of an open tifffile.TiffFile.
-
-    Bands are the samples of a pixel (axis S), or channels (C) as the file's own kind says (ImageJ, OME). Pages without
-    a name are a stack of images; they are bands only where `channels`, of a card, is their number and not 1 or 3.
+def lay_out(file: Any, path: Path, channels: int | None = None, page: int | None = None) -> TiffLayout:
+    """The layout of an image in an open tifffile.TiffFile: see find_plane.
 
     Raises:
-        MisuseError: no image, or of a kind that is not read.
+        MisuseError: no image, or of a kind that is not read; no such page.
         DeployError: damaged.
     """
-    series = _first_series(file, path)
-    key, axes, shape = series.keyframe, series.axes, series.shape
-    pages, sides = _pages(series)
+    plane = find_plane(file, path, channels, page)
+    key, axes, shape, across = plane.series.keyframe, plane.series.axes, plane.series.shape, plane.across
     inner = "S" in axes and shape[axes.index("S")] > 1
-    across = None if inner else _axis_of_bands(sides, channels)
-    images = math.prod(side for axis, side in sides.items() if axis != across)
     run = None
-    if len(pages) == 1 and sides:
-        if series.dataoffset is None:
+    if len(plane.series.pages) == 1 and plane.sides:
+        if plane.series.dataoffset is None:
             raise MisuseError(f"{path} stores {axes} {list(shape)} under one page; write a page for each image")
-        run = (series.dataoffset, shape, axes)
-    else:
-        pages = _first_pages(pages, sides, across, path)
-        images = max(images, _images(file, series))
-    count = sides[across] if across else key.samplesperpixel if run is None or inner else 1
+        run = (plane.series.dataoffset, shape, axes)
+    count = plane.sides[across] if across else key.samplesperpixel if run is None or inner else 1
     high, wide = shape[axes.index("Y")], shape[axes.index("X")]
     orientation = key.tags.valueof(ORIENTATION, 1)
     return TiffLayout(
-        (high, wide), *_samples(key, count, bool(across), path), orientation if orientation in TURNS else 1, images,
-        tuple(pages), key, run,
+        (high, wide), *_samples(key, count, bool(across), path), orientation if orientation in TURNS else 1,
+        plane.images, tuple(plane.pages), key, run, plane.place,
     )  # fmt: skip
-
-
-def _first_series(file: Any, path: Path) -> Any:
-    """The first series that is no overview, thumbnail or mask."""
-    series = next((s for s in file.series if not (s.keyframe.is_reduced or s.keyframe.is_mask)), None)
-    if series is None:
-        raise MisuseError(f"{path} holds no image")
-    if file.is_imagej and series.kind == "generic":
-        raise DeployError(f"{path} holds less than its ImageJ description says; is it truncated?")
-    if "Y" not in series.axes or "X" not in series.axes or series.keyframe.imagedepth != 1:
-        raise MisuseError(f"{path} has axes {series.axes}, which are not an image's")
-    return series
-
-
-def _pages(series: Any) -> tuple[list[Any], dict[str, int]]:
-    """The pages of a series, and along which axes they lie, outermost first: axis → how many."""
-    pages = list(series.pages)
-    if len(pages) > 1 and series.keyframe.bitspersample == 1:  # a mask in 1 bit looks like an image in 1 bit
-        pages = [page for page in pages if not page.aspage().is_mask]
-        return pages, {"I": len(pages)} if len(pages) > 1 else {}
-    return pages, {axis: side for axis, side in zip(series.axes, series.shape, strict=True) if axis not in "YXS"}
-
-
-def _axis_of_bands(sides: dict[str, int], channels: int | None) -> str | None:
-    """The axis along which pages are bands."""
-    if "C" in sides:
-        return "C"
-    unnamed = next(iter(sides), "") if len(sides) == 1 else ""
-    return unnamed if unnamed in ("I", "Q") and sides[unnamed] == channels and channels not in (1, 3) else None
 
 
 def _samples(key: Any, count: int, across: bool, path: Path) -> tuple[int, np.dtype[Any], int, str, int | None]:
@@ -150,25 +114,6 @@ def _samples(key: Any, count: int, across: bool, path: Path) -> tuple[int, np.dt
     alpha = next((count - extras + place for place, extra in enumerate(key.extrasamples) if extra in (1, 2)), None)
     colours = "" if across or (COLOURS[kind] == "grey" and count - extras > 1) else COLOURS[kind]
     return count, np.dtype(key.dtype), key.bitspersample, colours, None if across else alpha
-
-
-def _first_pages(pages: list[Any], sides: dict[str, int], across: str | None, path: Path) -> list[Any]:
-    """The page of the first image, or those of its bands along the axis `across`."""
-    said = math.prod(sides.values())
-    if said != len(pages):
-        raise DeployError(f"{path} holds {len(pages)} pages, and should hold {said}; is it truncated?")
-    if across is None:
-        return pages[:1]
-    step = math.prod(list(sides.values())[list(sides).index(across) + 1 :])
-    return [pages[i * step] for i in range(sides[across])]
-
-
-def _images(file: Any, series: Any) -> int:
-    """How many images the file says it holds, beside the series it names."""
-    if series.kind not in ("generic", "uniform", "shaped"):
-        return 1
-    others = [s for s in file.series if s is not series and not (s.keyframe.is_reduced or s.keyframe.is_mask)]
-    return 1 + sum(len(s.pages) for s in others) if others else 1
 
 
 def turned(pixels: NDArray[Any], orientation: int) -> NDArray[Any]:
@@ -213,8 +158,13 @@ def mask_reader(file: Any, layout: TiffLayout, path: Path) -> Read | None:
     for index in range(1, min(len(file.pages), MASK_PAGES)):
         page = file.pages[index].aspage()
         if page.is_mask and not page.is_reduced and (page.imagelength, page.imagewidth) == layout.size:
-            return _Chunks(path, page, page).read
+            return page_reader(path, page)
     return None
+
+
+def page_reader(path: Path, page: Any) -> Read:
+    """What reads parts of one page as it is stored, palettes too: [h, w, samples]."""
+    return _Chunks(path, page, page).read
 
 
 def _stored(layout: TiffLayout, path: Path) -> Read:
@@ -243,7 +193,7 @@ def _run(layout: TiffLayout, path: Path) -> NDArray[Any]:
     array: NDArray[Any] = np.memmap(path, dtype, "r", offset=offset, shape=shape)
     bands = "S" if "S" in axes and shape[axes.index("S")] == layout.bands > 1 else "C"
     for axis in [axis for axis in axes if axis not in "YX" + (bands if layout.bands > 1 else "")]:
-        array = array[(slice(None),) * axes.index(axis) + (0,)]
+        array = array[(slice(None),) * axes.index(axis) + (layout.place.get(axis, 0),)]
         axes = axes.replace(axis, "", 1)
     if layout.bands == 1:
         return array.transpose([axes.index("Y"), axes.index("X")])[:, :, None]

@@ -2,14 +2,20 @@
 
 import io
 import os
+import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 from xml.sax.saxutils import escape
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..files import replacing
+from ..errors import one_line
+from ..extras import need
+from ..files import WriteError, replacing
 from ..model_card import ModelCard
 from .georeference import Tag
 
@@ -66,10 +72,11 @@ def no_data_tag(value: float) -> Tag:
 
 def write_maps(
     path: str | os.PathLike[str],
-    maps: NDArray[Any],
+    maps: Any,
     names: Sequence[str],
     tiled: bool = False,
     tags: Sequence[Tag] = (),
+    cog: str | None = None,
     **options: Any,
 ) -> None:
     """Write maps, [K, H, W], as a TIFF of a band each, in planes: `tifffile.imread` gives the same array.
@@ -79,11 +86,16 @@ def write_maps(
 
     Args:
         path: replaced in one step.
-        maps: bool, uint8, uint16 or float32; may be a numpy.memmap.
+        maps: bool, uint8, uint16, uint32 or float32; may be a numpy.memmap, or what has bands that are read likewise.
         names: of the bands (GDAL's band descriptions).
         tiled: in tiles of TILE, which are read and written one at a time.
         tags: (code, type, count, value).
+        cog: how overviews of a Cloud-Optimized GeoTIFF are made (GDAL's name of it: MODE, AVERAGE, NEAREST); None: a
+            plain TIFF.
         options: of tifffile's `write`.
+
+    Raises:
+        DeployError: a Cloud-Optimized GeoTIFF, and rasterio is not installed.
     """
     import tifffile
 
@@ -104,14 +116,64 @@ def write_maps(
     if tiled:
         options |= {"tile": (TILE, TILE), "shape": maps.shape if count > 1 else maps.shape[1:], "dtype": maps.dtype}
     written: list[Any] = [*tags, (GDAL_METADATA, "s", 0, _band_names(names))]
-    # Beyond 4 GB a plain TIFF cannot point; compression helps, but how much is known afterwards only.
-    with replacing(path) as temporary, tifffile.TiffWriter(temporary, bigtiff=maps.nbytes > 2**31) as writer:
+    with (
+        replacing(path) as temporary,
+        _plain(temporary, cog) as plain,
+        # Beyond 4 GB a plain TIFF cannot point; compression helps, but how much is known afterwards only.
+        tifffile.TiffWriter(plain, bigtiff=maps.nbytes > 2**31) as writer,
+    ):
         writer.write(
             tiles() if tiled else maps if count > 1 else maps[0], metadata=None, software="fcn-deploy",
             # As bytes: texts that are not ASCII would be refused.
-            extratags=[(*tag, value.encode() if isinstance(value, str) else value, True) for *tag, value in written],
+            extratags=[(*tag, each.encode() if isinstance(each, str) else each, True) for *tag, each in written],
             **options,
         )  # fmt: skip
+
+
+@contextmanager
+def _plain(path: Path, cog: str | None) -> Iterator[Path]:
+    """Where to write a plain TIFF that is to be at `path`, as a Cloud-Optimized GeoTIFF where `cog` says how."""
+    if cog is None:
+        yield path
+        return
+    rasterio, shutil = need("rasterio", "gdal"), need("rasterio.shutil", "gdal")
+    with TemporaryDirectory(prefix=f"{path.stem}-", dir=path.parent) as folder:  # GDAL leaves files of its own there
+        yield Path(folder, "plain.tif")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
+            try:
+                shutil.copy(
+                    Path(folder, "plain.tif"), Path(folder, "cog.tif"), driver="COG", compress="DEFLATE", level=6,
+                    overview_resampling=cog, overviews="IGNORE_EXISTING", blocksize=TILE, bigtiff="IF_SAFER",
+                )  # fmt: skip
+            except (rasterio.errors.RasterioError, rasterio.errors.CPLE_BaseError) as error:
+                raise WriteError(f"cannot write {path.name} as a Cloud-Optimized GeoTIFF: {one_line(error)}") from error
+        Path(folder, "cog.tif").replace(path)
+
+
+def attribute_table(card: ModelCard) -> str | None:
+    """What an .aux.xml beside labels says of the classes, for GDAL and QGIS (GDAL's persistent auxiliary metadata).
+
+    Category names, and a raster attribute table of value, name and colour; None where classes are only numbered.
+    """
+    if card.classes == tuple(f"class {index}" for index in range(len(card.classes))):
+        return None
+    names = [escape(name) for name in card.classes]
+    columns = [("Value", 0, 5), ("Class", 2, 2), ("Red", 0, 6), ("Green", 0, 7), ("Blue", 0, 8)]  # name, type, usage
+    fields = "".join(
+        f'<FieldDefn index="{i}"><Name>{name}</Name><Type>{kind}</Type><Usage>{usage}</Usage></FieldDefn>'
+        for i, (name, kind, usage) in enumerate(columns)
+    )
+    rows = "\n".join(
+        f'<Row index="{i}">{"".join(f"<F>{value}</F>" for value in (i, name, *color))}</Row>'
+        for i, (name, color) in enumerate(zip(names, card.colors, strict=True))
+    )
+    categories = "".join(f"<Category>{name}</Category>" for name in names)
+    return (
+        f'<PAMDataset><PAMRasterBand band="1">\n<CategoryNames>{categories}</CategoryNames>\n'
+        f'<GDALRasterAttributeTable tableType="thematic">{fields}\n{rows}\n</GDALRasterAttributeTable>\n'
+        "</PAMRasterBand></PAMDataset>\n"
+    )
 
 
 def _band_names(names: Sequence[str]) -> str:

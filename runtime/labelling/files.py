@@ -9,10 +9,13 @@ from ..files import check_writable
 from ..images.addresses import Address
 from ..images.numbers import ReadOptions
 from ..images.video import is_video
+from ..images.write import attribute_table
 from ..network import Network
 from ..stream import Stream
-from .jobs import Job, Record, jobs_for
+from .derive import check_products, with_products
+from .jobs import Job, Record, Wanted, jobs_for
 from .pictures import label_pictures
+from .products import Products
 from .regions import label_by_regions
 from .videos import label_videos
 
@@ -24,9 +27,11 @@ def label_files(
     *,
     overlay: bool = False,
     probabilities: bool = False,
+    products: Products | None = None,
     force: bool = False,
     resume: bool = False,
     options: ReadOptions | None = None,
+    all_pages: bool = False,
 ) -> Generator[Record, None, None]:
     """Label image and video files, in order; reading, labelling and writing overlap.
 
@@ -43,9 +48,11 @@ def label_files(
             NAME.overlay.mp4.
         overlay: write those pictures too.
         probabilities: write NAME.probabilities.tif too, float32, a band for each class.
+        products: what is made besides, and how: Cloud-Optimized GeoTIFFs, polygons, statistics, instances.
         force: replace outputs that exist.
         resume: skip files whose outputs exist. Live sources and standard input are refused.
         options: how images are read; None: as they are.
+        all_pages: label each image of files that hold several, as NAME.page0.png and so on.
 
     Yields:
         Per file {"record": "image" or "video", "file", "size": [H, W], "plan": {"padded": [H, W], "bytes", "profile",
@@ -58,6 +65,7 @@ def label_files(
     Raises:
         MisuseError: before any work, where an output exists already or would replace an input, or where there is no
             such output: videos of anything but labels, probabilities of a network of values.
+        WriteError: where a result cannot be written.
         DeployError: where nothing can be written to `out`.
     """
     if not sources:
@@ -74,9 +82,24 @@ def label_files(
         raise MisuseError(
             f"{videos[0]} is a video, of which labels are written and no {kinds[-1]}; extract its frames as images"
         )
-    jobs = jobs_for(sources, out, kinds, overlay, keep=not (force or resume))
+    products = products or Products()
+    options = options or ReadOptions()
+    if videos and (all_pages or options.page is not None):
+        raise MisuseError(f"--page: {videos[0]} is a video, which has none; omit it")
+    named = attribute_table(net.card) is not None
+    wanted = Wanted(kinds, overlay, products, named, "all" if all_pages else options.page)
+    jobs = jobs_for(sources, out, wanted, keep=not (force or resume))
+    check_products(products, net.card, jobs, force or resume)
     check_writable(jobs[0].targets[0])
-    stream, options = Stream(net, kinds), options or ReadOptions()
+    records = _records(net, kinds, jobs, resume, options)
+    yield from with_products(records, jobs, net.card, products) if products.derived else records
+
+
+def _records(
+    net: Network, kinds: Sequence[str], jobs: Sequence[Job], resume: bool, options: ReadOptions
+) -> Generator[Record, None, None]:
+    """Label the files; a record of each."""
+    stream = Stream(net, kinds)
     for label, several in groupby(jobs, lambda job: _labeller(job, resume)):
         yield from label(stream, several, options)
 

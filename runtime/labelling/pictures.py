@@ -27,7 +27,7 @@ def label_pictures(stream: Stream, jobs: Iterable[Job], options: ReadOptions) ->
     def opened() -> Iterator[Opened]:
         for job in jobs:
             try:
-                yield job, read_header(job.source, options.max_pixels)
+                yield job, read_header(job.source, options.max_pixels, job.page)
             except DeployError as error:
                 yield job, error
 
@@ -65,7 +65,9 @@ def _label(stream: Stream, group: Sequence[Opened], options: ReadOptions) -> lis
         try:
             if isinstance(results, Exception):
                 raise results
-            picture = picture_of(stream.kinds[0], image, results[0], card) if job.overlay else None
+            step = -(-max(image.shape[:2]) // job.side)
+            shown = results[0][..., ::step, ::step]
+            picture = picture_of(stream.kinds[0], image[::step, ::step], shown, card) if job.overlay else None
         except Exception as error:
             record["error"] = said(error, job.source)
             continue

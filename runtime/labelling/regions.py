@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,19 +20,19 @@ from ..images.georeference import Tag
 from ..images.numbers import ReadOptions
 from ..images.overlay import picture_of
 from ..images.read import COMMON
-from ..images.regions import open_regions
-from ..images.write import no_data_tag, palette, write_maps, write_png
+from ..images.regions import Regions, open_regions
+from ..images.write import attribute_table, no_data_tag, palette, write_maps, write_png
 from ..model_card import ModelCard
 from ..network import Network
 from ..plan import Plan
 from ..stream import Stream, describe_plan, said
 from ..upsampling import result_bytes
 from .jobs import Job, Record
+from .products import SCREEN
 
 if TYPE_CHECKING:
+    from PIL import Image as Pictures
     from rich.progress import TaskID
-
-PREVIEW = 4096  # longest side of an overlay, in pixels
 
 
 def label_by_regions(stream: Stream, jobs: Iterable[Job], options: ReadOptions) -> Iterator[Record]:
@@ -62,7 +62,8 @@ def label_by_regions(stream: Stream, jobs: Iterable[Job], options: ReadOptions) 
             try:
                 plan = label_regions(
                     stream.network, job.source, job.targets[0], probabilities=job.results.get("probabilities"),
-                    overlay=job.overlay, options=options, progress=progress,
+                    overlay=job.overlay, side=job.side, cog=job.cog, progress=progress,
+                    options=replace(options, page=job.page),
                 )  # fmt: skip
             except WriteError:
                 raise  # the next would fail too
@@ -80,6 +81,8 @@ def label_regions(
     *,
     probabilities: str | os.PathLike[str] | None = None,
     overlay: str | os.PathLike[str] | None = None,
+    side: int = SCREEN,
+    cog: bool = False,
     options: ReadOptions = COMMON,
     progress: Callable[[int, int], None] = lambda done, rows: None,
 ) -> Plan:
@@ -92,9 +95,11 @@ def label_regions(
         net: an open one.
         path: a TIFF or .npy.
         out: the TIFF to write, replaced in one step: labels in the card's colours, or masks or values, a band each
-            (see images/write.py); with the image's georeference.
+            (see images/write.py); with the image's georeference. Class names go into OUT.aux.xml.
         probabilities: another, with a band for each class.
-        overlay: PNG for a picture of the whole, at most PREVIEW pixels a side.
+        overlay: PNG for a picture of the whole.
+        side: of it, in pixels, at most.
+        cog: write Cloud-Optimized GeoTIFFs.
         options: how it is read.
         progress: called with the rows that are done, and all.
 
@@ -133,13 +138,9 @@ def label_regions(
                             temporary.write_text(json.dumps(identity | {"rows": done}))
                         progress(done, height)
             for part in parts:
-                part.write(height, width, net.card, image.tags)
+                part.write(height, width, net.card, image.tags, cog)
             if overlay is not None:
-                step = -(-max(height, width) // PREVIEW)
-                shown_rows = [image[row : row + 1, 0:width][:, ::step] for row in range(0, height, step)]
-                maps = np.array(parts[0].maps(height, width)[:, ::step, ::step])
-                shown = maps[0] if net.kind == "labels" else maps
-                write_png(overlay, picture_of(net.kind, np.concatenate(shown_rows), shown, net.card))
+                write_png(overlay, _picture(net, image, parts[0].maps(height, width), side))
         except KeyboardInterrupt as error:
             raise KeyboardInterrupt(f"interrupted at row {done} of {height} of {path}; {AGAIN}") from error
         except (OSError, WriteError) as error:
@@ -151,6 +152,15 @@ def label_regions(
             raise
         _forget(state, *(part.path for part in parts))
         return plan
+
+
+def _picture(net: Network, image: Regions, maps: NDArray[Any], side: int) -> "Pictures.Image":
+    """A picture of the result over the image, of so many pixels a side at most."""
+    height, width = image.shape[:2]
+    step = -(-max(height, width) // side)
+    rows = [image[row : row + 1, 0:width][:, ::step] for row in range(0, height, step)]
+    shown = np.array(maps[:, ::step, ::step])
+    return picture_of(net.kind, np.concatenate(rows), shown[0] if net.kind == "labels" else shown, net.card)
 
 
 @dataclass(frozen=True)
@@ -183,7 +193,7 @@ class _Partial:
         count = self.row // (width * self.dtype.itemsize)
         return np.memmap(self.path, self.dtype, "r", shape=(height, count, width)).swapaxes(0, 1)
 
-    def write(self, height: int, width: int, card: ModelCard, tags: Sequence[Tag]) -> None:
+    def write(self, height: int, width: int, card: ModelCard, tags: Sequence[Tag], cog: bool = False) -> None:
         options: dict[str, Any] = {}
         if self.kind == "labels" and self.dtype == np.uint8:
             options = {"photometric": "palette", "colormap": palette(card).astype(np.uint16).T * 257}
@@ -191,7 +201,11 @@ class _Partial:
         if no_data is not None:
             tags = [*tags, no_data_tag(no_data)]
         names = ("labels",) if self.kind == "labels" else card.score_names
-        write_maps(self.out, self.maps(height, width), names, tiled=True, tags=tags, **options)
+        if self.kind == "labels" and (names_of_classes := attribute_table(card)) is not None:
+            with replacing(f"{self.out}.aux.xml") as temporary:
+                temporary.write_text(names_of_classes, encoding="utf-8")
+        resampling = ("MODE" if self.kind in ("labels", "masks") else "AVERAGE") if cog else None
+        write_maps(self.out, self.maps(height, width), names, tiled=True, tags=tags, cog=resampling, **options)
 
 
 AGAIN = "the same command with --resume goes on from there"

@@ -138,9 +138,9 @@ def serve_engine(
 
     sizes = _sizes(warmup)
     tls, token = listening.tls(), listening.token()
+    listener = listen(listening.host, listening.port)
     if listening.host not in OPEN_HOSTS and not token:
         log.warning("anyone who reaches %s may use this server; --token-file asks for a token", listening.host)
-    listener = listen(listening.host, listening.port)
     budget = Memory.of(memory, queue_memory)
 
     def opened(path: Path) -> Network:

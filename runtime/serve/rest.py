@@ -231,7 +231,7 @@ async def _body(service: Service, exchange: Exchange, receive: Receive, held: He
             "too_large",
             f"the request is {length} bytes long, over the limit of {limit}; send less, or raise --max-body",
         )
-    service.room.check_open()
+    held.enter()
     held.more(length)
     body, place = bytearray(length), 0
     loop = asyncio.get_running_loop()
@@ -289,6 +289,7 @@ async def _outcome(
     finally:
         leaving.cancel()
         working.cancel()
+        held.leave()
 
 
 async def _infer(service: Service, exchange: Exchange, receive: Receive, held: Held) -> Answer:

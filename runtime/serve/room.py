@@ -102,17 +102,30 @@ class Job:
 
 
 class Held:
-    """Bytes that a request takes from when it is read until its answer is sent. A context manager."""
+    """What a request takes: a place in the queue, and bytes until its answer is sent. A context manager."""
 
     def __init__(self, room: "Room") -> None:
         self._room, self.bytes = room, 0
+        self._inside = False
+
+    def enter(self) -> None:
+        """Take a place, before anything of the request is read. Raises RefusedError, `queue` or `stopping`."""
+        self._room._enter()
+        self._inside = True
+
+    def leave(self) -> None:
+        """Give the place back, once it is labelled or dropped."""
+        if self._inside:
+            self._inside = False
+            self._room._leave()
 
     def more(self, count: int) -> None:
         """Take so many more bytes. Raises RefusedError, `memory` or `too_large`."""
         self._room._hold(self, count)
 
     def close(self) -> None:
-        """Give them back."""
+        """Give everything back."""
+        self.leave()
         self._room._hold(self, -self.bytes)
 
     def __enter__(self) -> "Held":
@@ -136,7 +149,9 @@ class Room:
     def __init__(self, requests: int, bytes: int) -> None:
         self.requests, self.bytes, self.held = requests, bytes, 0
         self._waiting: deque[Job] = deque()
-        self._working = 0
+        self._entered = 0  # requests that have a place, from their first byte on
+        self._working = 0  # jobs
+        self._busy = 0  # lanes
         self._closed = False
         self._changed = threading.Condition()
         self._lanes = [
@@ -155,14 +170,23 @@ class Room:
         """Jobs that wait or are in work."""
         return len(self._waiting) + self._working
 
-    def check_open(self) -> None:
-        """Raise RefusedError where no request can be taken now: known before anything of one is read."""
+    def _check_open(self, waiting: int) -> None:
+        """Raise RefusedError where so many wait that one more would be too many. A free lane is a place too."""
         if self._closed:
             raise RefusedError("stopping", "the server is stopping; send the request to another one")
-        if len(self._waiting) >= self.requests:
+        if waiting >= self.requests + CALLERS - self._busy:
             raise RefusedError(
                 "queue", f"{self.requests} requests wait already, as many as --queue allows; send it again later"
             )
+
+    def _enter(self) -> None:
+        with self._changed:
+            self._check_open(self._entered - self._working)
+            self._entered += 1
+
+    def _leave(self) -> None:
+        with self._changed:
+            self._entered -= 1
 
     def hold(self, count: int = 0) -> Held:
         """Bytes for a request. Raises RefusedError, `memory` or `too_large`."""
@@ -190,7 +214,7 @@ class Room:
     def submit(self, job: Job) -> None:
         """Queue a job. Raises RefusedError, `queue` or `stopping`."""
         with self._changed:
-            self.check_open()
+            self._check_open(len(self._waiting))
             self._waiting.append(job)
             self._changed.notify()
         job.future.add_done_callback(lambda future: self._forget(job) if future.cancelled() else None)
@@ -215,6 +239,7 @@ class Room:
             finally:
                 with self._changed:
                     self._working -= len(group)
+                    self._busy -= 1
 
     def _next(self) -> list[Job]:
         """The oldest job, and seven like it where there are so many; nothing once the room is closed and empty."""
@@ -231,6 +256,7 @@ class Room:
                         self._waiting.remove(job)
                     group += alike
             self._working += len(group)
+            self._busy += 1
             return group
 
     def _run(self, group: Sequence[Job]) -> None:

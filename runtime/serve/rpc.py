@@ -5,6 +5,7 @@ from typing import Any
 
 import grpc
 import grpc.aio
+from google.protobuf.message import DecodeError
 
 from ..arrays import AnyArray
 from ..errors import DeployError, MisuseError
@@ -46,8 +47,7 @@ def server(service: Service) -> "grpc.aio.Server":
 
 def _handler(name: str, verbs: "_Verbs", messages: Mapping[str, Any]) -> Any:
     return grpc.unary_unary_rpc_method_handler(
-        verbs.of(name),
-        request_deserializer=messages[f"{name}Request"].FromString,
+        verbs.of(name, messages[f"{name}Request"]),
         response_serializer=messages[f"{name}Response"].SerializeToString,
     )
 
@@ -58,17 +58,18 @@ class _Verbs:
     def __init__(self, service: Service) -> None:
         self._service = service
 
-    def of(self, name: str) -> Callable[[Any, Any], Awaitable[Any]]:
-        """A method, whose errors become gRPC's statuses."""
+    def of(self, name: str, message: Any) -> Callable[[bytes, Any], Awaitable[Any]]:
+        """A method, whose errors become gRPC's statuses; it takes the bytes of a `message`."""
         verb = getattr(self, f"_{name}")
         open = name in ("ServerLive", "ServerReady", "HealthCheck")
 
-        async def answer(request: Any, context: Any) -> Any:
+        async def answer(sent: bytes, context: Any) -> Any:
             given = {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
             exchange = Exchange(self._service.metrics, "grpc", {}, given)
             try:
                 if not open:
                     self._service.check_token(given.get("authorization"))
+                request = _parsed(message, sent)
                 if name != "ModelInfer":
                     return await verb(request)
                 with exchange:
@@ -115,7 +116,7 @@ class _Verbs:
         service = self._service
         with service.models.using(request.model_name, request.model_version) as served, Held(service.room) as held:
             exchange.model = served.name
-            service.room.check_open()
+            held.enter()
             held.more(request.ByteSize())
             asked = _asked(request)
             times = [each for each in (asked.timeout, context.time_remaining()) if each is not None]
@@ -127,8 +128,17 @@ class _Verbs:
             job = await service.job(served, asked, held, write, deadline)
             exchange.size = job.size
             done = await service.outcome(served, job)
+            held.leave()
             exchange.seconds = done.seconds
             return done.answer
+
+
+def _parsed(message: Any, sent: bytes) -> Any:
+    """A message from its bytes; gRPC's own way would log a traceback where they are none. Raises MisuseError."""
+    try:
+        return message.FromString(sent)
+    except DecodeError as error:
+        raise MisuseError(f"the request is no {message.DESCRIPTOR.full_name}; send that message") from error
 
 
 async def _counted(exchange: Exchange, answer: Awaitable[Any]) -> Any:

@@ -95,9 +95,9 @@ def to_size(x, y):
 @pytest.mark.parametrize(
     ("end", "sizes", "card_says"),
     [
-        (to_size, (1, 1), (1, 1)),
-        (lambda x, y: {"out": to_size(x, y)}, (1, 1), (1, 1)),
-        (lambda x, y: (to_size(x, y), y), (1, 1), (1, 1)),
+        (to_size, (1, 1), (1, 2)),
+        (lambda x, y: {"out": to_size(x, y)}, (1, 1), (1, 2)),
+        (lambda x, y: (to_size(x, y), y), (1, 1), (1, 2)),
         (lambda x, y: y, (2, 2), (2, 2)),
         (lambda x, y: F.interpolate(y, scale_factor=2.0, mode="bilinear") + x.mean(1, True), (2, 1), (2, 1)),
     ],

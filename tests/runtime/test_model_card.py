@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from dataclasses import replace
 
 import pytest
 from fcn_deploy.runtime.model_card import voc_palette
@@ -65,15 +66,27 @@ def test_cards_of_masks_and_of_values():
     assert one.score_thresholds == (0.7,) and one.scores == 1 and one.kind == "labels"
 
 
-def test_cards_of_the_first_version_are_read_and_those_to_come_are_not():
+def test_cards_of_earlier_versions_are_read_and_those_to_come_are_not():
     old = json.loads(CARD.to_json())
-    assert old.pop("version") == 2
+    assert old.pop("version") == 3
+    for name in ("range", "alone"):
+        del old[name]
+    assert ModelCard.from_json(json.dumps({"version": 2} | old), "here") == CARD
     for name in ("smallest", "whole"):
         del old[name]
     assert ModelCard.from_json(json.dumps({"version": 1} | old), "here") == CARD
-    for version in (3, 0, "2", True, None):
-        with pytest.raises(DeployError, match=f"version {version}, and this release reads versions 1 to 2"):
+    for version in (4, 0, "2", True, None):
+        with pytest.raises(DeployError, match=f"version {version}, and this release reads versions 1 to 3"):
             ModelCard.from_json(json.dumps({"version": version} | old), "here")
+
+
+def test_the_range_of_a_card():
+    for given, kept in (([0, 4095], (0, 4095)), ((-1.5, 2), (-1.5, 2)), ("percentile", "percentile"), (None, None)):
+        card = replace(CARD, range=given)
+        assert card.range == kept and ModelCard.from_json(card.to_json(), "here") == card
+    for given in ((4095, 0), (3, 3), (0, math.inf), (math.nan, 1), (0, 1, 2), ("0", "1"), "0,1", 5, (True, 2)):
+        with pytest.raises(ValueError, match="range"):
+            replace(CARD, range=given)
 
 
 def test_the_palette_is_pascal_vocs():

@@ -346,3 +346,70 @@ def test_deep_colours_are_named_and_take_a_range(tmp_path, caplog):
     assert "holds 16-bit values, here 0 to 2550" in message
     np.testing.assert_array_equal(read(tmp_path / "a.png", RGB)[0], wide >> 8)
     np.testing.assert_array_equal(read(tmp_path / "a.png", RGB, input_range=(0, 2550))[0], photo(30, 40))
+
+
+RANGED = replace(GREY, range=(0, 4000))  # a card that says what its 0 and 255 are
+
+
+def test_the_cards_range_is_what_files_are_read_by_unless_their_user_says_another(tmp_path, caplog):
+    array = twelve_bits()
+    path = save(tmp_path / "a.tif", array)
+    assert not named(caplog, path, RANGED)
+    image, _ = read(path, RANGED)
+    np.testing.assert_array_equal(image[:, :, 0], np.rint(array / 4000 * 255))
+    np.testing.assert_array_equal(image, read(path, GREY, input_range=(0, 4000))[0])
+    np.testing.assert_array_equal(read(path, RANGED, input_range=(0, 8000))[0][:, :, 0], np.rint(array / 8000 * 255))
+    each = replace(GREY, range="percentile")
+    np.testing.assert_array_equal(read(path, each)[0], read(path, GREY, input_range="percentile")[0])
+    eight = save(tmp_path / "b.tif", photo(30, 30)[:, :, 0])
+    with pytest.raises(MisuseError, match=r"range is 0 to 4000, and .*b\.tif holds uint8 values, 0 to 255; say which"):
+        read(eight, RANGED)
+
+
+@pytest.mark.parametrize(
+    ("array", "card", "said"),
+    [
+        (twelve_bits() // 40, RANGED, "a small part of this model's range, 0 to 4000"),
+        (twelve_bits() * 16, RANGED, "most of them outside this model's range, 0 to 4000, and clipped there"),
+        (twelve_bits() // 40, replace(GREY16, range=(0, 4095), mean=(0,), std=(1,)), "part of this model's range"),
+        ((twelve_bits() + 9).astype(np.float32), replace(FLOAT, range=(-2, 2)), "outside this model's range, -2"),
+        (twelve_bits().astype(np.float32), replace(FLOAT, range=(0, 4000)), None),
+        (twelve_bits() // 2, RANGED, None),
+    ],
+)  # fmt: skip
+def test_a_file_that_does_not_fill_the_cards_range_is_named(tmp_path, caplog, array, card, said):
+    test_values_that_cannot_be_the_networks_are_named(tmp_path, caplog, array, card, said)
+
+
+def test_models_carry_their_range_from_build_to_labels(tmp_path):
+    """Engines read files, and arrays of any type of numbers, by the range that build-engine was told."""
+    from test_no_data import save_network
+
+    card = replace(RGB, size_multiple=4, stride=4)
+    save_network(tmp_path / "m.onnx", card)
+    scene = np.random.default_rng(1).integers(0, 4001, (61, 70, 3)).astype(np.uint16)
+    tifffile.imwrite(tmp_path / "s.tif", scene, photometric="rgb")
+    build = ("build-engine", tmp_path / "m.onnx", "--backend", "onnxruntime", "--sizes", "32x32")
+    command(*build, "-o", tmp_path / "plain.engine")
+    done = command(*build, "-o", tmp_path / "ranged.engine", "--input-range", "0,4000")
+    assert "note" not in done.stderr
+    command("export-onnx", tmp_path / "m.onnx", "-o", tmp_path / "free.onnx", "--input-range", "0,4000")
+    with Segmenter(tmp_path / "plain.engine") as plain, Segmenter(tmp_path / "ranged.engine") as ranged:
+        assert plain.card.range is None and ranged.card == replace(plain.card, range=(0, 4000))
+        expected = plain(np.rint(scene / 4000 * 255).astype(np.uint8))
+        assert len(np.unique(expected)) > 1
+        np.testing.assert_array_equal(ranged(scene), expected)
+        np.testing.assert_array_equal(pickle.loads(pickle.dumps(ranged))(scene), expected)
+        with pytest.raises(MisuseError, match="this model's range is 0 to 4000, and the image holds uint8"):
+            ranged(scene.astype(np.uint8))
+        with Segmenter(tmp_path / "free.onnx") as free:
+            np.testing.assert_array_equal(free(scene), expected)
+    done = command("infer", tmp_path / "ranged.engine", tmp_path / "s.tif", "-o", tmp_path / "o", "--strict")
+    assert not done.stderr
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "o" / "s.png")), expected)
+    assert "matches its golden sample" in command("verify-engine", tmp_path / "ranged.engine").stdout
+    done = command(*build[:1], tmp_path / "free.onnx", *build[2:], "-o", tmp_path / "x.engine", "--input-range", "1,9")
+    assert "--input-range takes the place of the card's range, (0.0, 4000.0)" in done.stderr
+    refused = command(*build, "-o", tmp_path / "y.engine", "--input-range", "4000,0", ok=2)
+    assert "the first number must be below the second" in one_error(refused)
+    assert not (tmp_path / "y.engine").exists()

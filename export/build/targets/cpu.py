@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import onnx
-from fcn_deploy.calibration.report.engine_report import EngineReport
+from fcn_deploy.calibration.report.engine_report import Accuracy, EngineReport
 from fcn_deploy.export.build.autotune import TILES, Candidate, Timing, choose, fastest_tile, tune
 from fcn_deploy.export.build.config import TuningOptions
 from fcn_deploy.export.build.cut_stages import Part, cut_core, members_of
@@ -18,6 +18,7 @@ from fcn_deploy.export.build.parity import compare
 from fcn_deploy.export.build.report_parts import candidate_reports, stage_reports
 from fcn_deploy.export.build.targets.job import BuildJob
 from fcn_deploy.export.passes.raw_input import raw_input
+from fcn_deploy.export.quantization.class_drops import Judgement
 from fcn_deploy.export.quantization.mixed_precision import MixedPrecision
 from fcn_deploy.runtime.golden_sample import GOLDEN, golden_difference
 from fcn_deploy.runtime.latency import TIMED_SIZES
@@ -58,14 +59,20 @@ def _int8_draft(job: BuildJob, mixed: MixedPrecision, report: EngineReport) -> D
     if (changed := on_pixels(parts, job.float_core, card, mixed.image_mean)) is not None:
         tried = Draft(replace(manifest, stages=tuple(part.stage for part in changed)), members_of(changed))
         with tried.opened(job.config.threads) as net:
-            value = mixed.gate.measure_run(net.scores)
-        if mixed.gate.holds(value):
+            found = mixed.gate.measure_run(net.scores)
+        if mixed.gate.holds(found):
             parts = changed
-            mixed.accuracy = replace(mixed.accuracy, int8=value, drop_points=round(mixed.gate.drop(value), 4))
+            mixed.accuracy = _judged(mixed, found)
             report.accuracy = mixed.accuracy
     golden = golden_sample([part.model for part in parts], card, "int8", border=parts[0].stage.border)
     stages = tuple(part.stage for part in parts)
     return Draft(replace(manifest, stages=stages), members_of(parts) | {GOLDEN: golden})
+
+
+def _judged(mixed: MixedPrecision, found: Judgement) -> Accuracy:
+    """The accuracy of a core as it was judged last."""
+    gate, drop = mixed.gate, round(mixed.gate.drop(found.value), 4)
+    return replace(mixed.accuracy, int8=found.value, drop_points=drop, class_drops=gate.class_drops(found))
 
 
 def on_pixels(
@@ -82,7 +89,7 @@ class _Choice:
     """Candidates to run the network by, and which of them may be used.
 
     Attributes:
-        accuracy: library → the gate's metric of INT8 by its own kernels.
+        accuracy: library → what INT8 costs by its own kernels.
     """
 
     def __init__(self, job: BuildJob, drafts: dict[str, Draft]) -> None:
@@ -90,7 +97,7 @@ class _Choice:
         self.tuning = job.config.tuning or TuningOptions()
         self.card = job.float_draft.manifest.card
         mixed = job.mixed
-        self.accuracy = {} if mixed is None else {"onnxruntime": mixed.accuracy.value}
+        self.accuracy = {} if mixed is None else {"onnxruntime": mixed.accuracy}
         self.tiles = self._tiles()
 
     @property
@@ -159,9 +166,10 @@ class _Choice:
             return ""
         # As served, by its own kernels: others round otherwise.
         gate = mixed.gate
-        value = self.accuracy[candidate.backend] = gate.measure_run(net.scores)
-        if not gate.holds(value):
-            return f"{gate.drop(value):.2f} points of {gate.metric} lost by its kernels, {gate.max_drop} allowed"
+        found = gate.measure_run(net.scores)
+        self.accuracy[candidate.backend] = _judged(mixed, found)
+        if not gate.holds(found):
+            return f"by its kernels: {gate.lost(found)}"
         # Otherwise verify-engine would reject, on this very machine, what was built here.
         golden = golden_difference(net, self.drafts["int8"].members[GOLDEN])
         if not golden.passed:
@@ -200,15 +208,15 @@ def _report_low_precision(
         return choose(timings, lambda c: c.precision == precision and c.threads == threads)
 
     best = {precision: best_of(precision) for precision in held}
-    accuracy = replace(mixed.accuracy, by_backend=choice.accuracy)
+    accuracy = mixed.accuracy
     if "float32" in best:
         report.float32_latency_ms = timings[best["float32"]].milliseconds
     if len(best) == 2:
         speedup = timings[best["float32"]].relative_time / timings[best["int8"]].relative_time
         report.speedup = round(speedup, 3) if speedup == speedup else None
     if "int8" in best:
-        value = choice.accuracy[best["int8"].backend]
-        accuracy = replace(accuracy, int8=value, drop_points=round(mixed.gate.drop(value), 4))
+        accuracy = choice.accuracy[best["int8"].backend]
+    accuracy = replace(accuracy, by_backend={name: each.value for name, each in choice.accuracy.items()})
     report.accuracy = accuracy
     if accuracy.metric == "mIoU":
         report.miou = accuracy.float32 if chosen.precision == "float32" else accuracy.int8

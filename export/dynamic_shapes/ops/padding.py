@@ -8,7 +8,7 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from fcn_deploy.export.dynamic_shapes.interpretation import Interpretation
+from fcn_deploy.export.dynamic_shapes.interpretation import Interpretation, coarsest
 from fcn_deploy.export.dynamic_shapes.shape_writer import ShapeWriter
 from fcn_deploy.export.dynamic_shapes.sizes import (
     SampledSize,
@@ -116,6 +116,8 @@ def assume(node: NodeProto, state: State) -> tuple[str, int]:
     sides, wider, multiple = axis_sizes(state.shape(node.input[0])), [], 1
     for place, before, behind in zip(*_pads(node, state), strict=True):
         side, gap = sides[place], abs(before[0] - behind[0])
+        if _pads_nothing(node, side, before, behind):
+            multiple = math.lcm(multiple, coarsest(state, changes_with(side)))
         if len(changes_with(side)) != 1 or not (is_fixed(before) and is_fixed(behind)) or gap == 0:
             continue
         whole = state.image[changes_with(side)]
@@ -134,6 +136,12 @@ def assume(node: NodeProto, state: State) -> tuple[str, int]:
         else:
             wider.append(f"{before[0]} before and {behind[0]} behind")
     return f"{' and '.join(wider)} are added at every size" if wider else "", multiple
+
+
+def _pads_nothing(node: NodeProto, side: SampledSize, before: SampledSize, behind: SampledSize) -> bool:
+    """Whether a Pad adds nothing to the traced map: at other sizes it may fill up to a multiple."""
+    zero = node.op_type == "Pad" and is_fixed(before) and is_fixed(behind) and before[0] == behind[0] == 0
+    return zero and changes_with(side) in ("H", "W")
 
 
 def _pads(node: NodeProto, state: State) -> tuple[Sequence[int], Sequence[SampledSize], Sequence[SampledSize]]:

@@ -7,11 +7,12 @@ from fcn_deploy.export.dynamic_shapes.inference import infer_shapes
 from fcn_deploy.export.dynamic_shapes.interpretation import Interpretation
 from fcn_deploy.export.dynamic_shapes.shape_writer import ShapeWriter
 from fcn_deploy.export.dynamic_shapes.sizes import Shape, axis_sizes, is_fixed
-from fcn_deploy.export.dynamic_shapes.traced_graph import ConflictError, State
+from fcn_deploy.export.dynamic_shapes.traced_graph import ConflictError, State, name_of_node
 from fcn_deploy.export.graph.edit import attributes
 from onnx import NodeProto, helper
 
 FIXED = 4  # windows up to this, side by side, are of a network that halves its maps
+CELLS = 12  # a side of the largest grid that adaptive pooling is asked for
 WIDE = 7  # a window at least so wide and as large as the map is the whole map's
 
 
@@ -43,7 +44,7 @@ def interpret(node: NodeProto, state: State) -> list[Interpretation] | None:
         return [_over_whole_map(node, shape, along, windows), replace(stays, cost=1 if usual else 0)]
     if not state.graph.traced:
         return [stays]
-    if not _shares_evenly(node, state):
+    if state.graph.assumed.get(name_of_node(node)) == "fixed" or not _shares_evenly(node, state):
         return [stays]
     return [replace(stays, assumption=f"{windows} are taken for fixed ones, not for shares of the map")]
 
@@ -72,31 +73,48 @@ def _shares_evenly(node: NodeProto, state: State) -> bool:
     """Whether windows side by side cover the traced map evenly, and are taken for fixed ones all the same.
 
     Raises:
-        ConflictError: they are of adaptive pooling, most likely.
+        ConflictError: they are of adaptive pooling, most likely: windows as wide as a share of the map, alone or of a
+            pyramid whose grids are all of few cells.
     """
-    settings = attributes(node)
-    kernel = settings["kernel_shape"]
-    strides = settings.get("strides", [1] * len(kernel))
-    sides = axis_sizes(state.shape(node.input[0]))[-len(kernel) :]
-    shared = any(
-        width == step > 1 and side[0] % width == 0 and not is_fixed(side)
-        for width, step, side in zip(kernel, strides, sides, strict=True)
-    )
-    beside = [
+    grid = _grid(node, state)
+    if grid is None or grid == 1:
+        return False
+    others = [
         other
         for other in state.graph.index.consumers(node.input[0])
-        if other.op_type.endswith(node.op_type)
-        and _is_unpadded(other)
-        and attributes(other).get("kernel_shape") != kernel
-        and ("kernel_shape" in {item.name for item in other.attribute} or max(kernel) > 2)
+        if other.op_type.endswith(node.op_type) and attributes(other).get("kernel_shape") != _kernel(node)
     ]
-    if (node.op_type == "AveragePool" and beside) or (shared and (beside or max(kernel) > FIXED)):
+    pyramid = [_grid(other, state) for other in others]
+    windows = max(_kernel(node)) > FIXED
+    few = grid <= CELLS and all(cells is not None and cells <= CELLS for cells in pyramid)
+    if few and (pyramid or windows):
         raise ConflictError(
             node,
-            f"its windows of {'×'.join(map(str, kernel))} share the traced map evenly: adaptive pooling, most likely, "
-            "whose windows change with the size",
+            f"its windows of {'×'.join(map(str, _kernel(node)))} share the traced map evenly: adaptive pooling, most "
+            f"likely, whose windows change with the size (--assume {name_of_node(node)}=fixed: they do not)",
         )
-    return shared
+    return True
+
+
+def _kernel(node: NodeProto) -> list[int]:
+    return list(attributes(node).get("kernel_shape", ()))
+
+
+def _grid(node: NodeProto, state: State) -> int | None:
+    """The most cells a side that windows, as adaptive pooling writes them, make of the traced map; None: others."""
+    kernel, settings = _kernel(node), attributes(node)
+    if not kernel:
+        return 1  # of the whole map
+    if not _is_unpadded(node) or settings.get("ceil_mode"):
+        return None
+    sides = axis_sizes(state.shape(node.input[0]))[-len(kernel) :]
+    cells = []
+    for width, step, side in zip(kernel, settings.get("strides", [1] * len(kernel)), sides, strict=True):
+        count = (side[0] - width) // step + 1
+        if count < 1 or step != side[0] // count or width != side[0] - (count - 1) * step:
+            return None
+        cells.append(1 if is_fixed(side) else count)
+    return max(cells)
 
 
 def _is_unpadded(node: NodeProto) -> bool:

@@ -1,11 +1,12 @@
 """Slice: from and to places that are shares of the map, sizes of other maps, or so far from its end."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 
 import numpy as np
-from fcn_deploy.export.dynamic_shapes.interpretation import Interpretation, Rewrite, candidates
+from fcn_deploy.export.dynamic_shapes.interpretation import Interpretation, Rewrite, candidates, coarsest
 from fcn_deploy.export.dynamic_shapes.shape_writer import ShapeWriter
 from fcn_deploy.export.dynamic_shapes.sizes import (
     SampledSize,
@@ -46,6 +47,7 @@ def interpret(node: NodeProto, state: State) -> list[Interpretation] | None:
         else list(_spans(state, before[place], start[0], end[0]))
         for place, start, end, step in zip(axes, starts, ends, steps, strict=True)
     ]
+    multiple = math.lcm(1, *(_of_no_crop(state, before[place], end) for place, end in zip(axes, ends, strict=True)))
     found = []
     for picked in product(*options):
         after = _sliced(node, shape, axes, picked, steps)
@@ -54,15 +56,28 @@ def interpret(node: NodeProto, state: State) -> list[Interpretation] | None:
         shapes = {node.output[0]: after}
         cost = max((span.cost for span in picked), default=0)
         if all(span.start == start and span.end == end for span, start, end in zip(picked, starts, ends, strict=True)):
-            found.append(Interpretation(shapes, cost, description="from and to the places it names"))
+            said = "from and to the places it names"
+            found.append(Interpretation(shapes, cost, description=said, multiple=multiple))
             continue
         text = " and ".join(
             f"{describe(span.start, state.image)} to "
             f"{'the end' if span.end[0] >= BEYOND else describe(span.end, state.image)}"
             for span in picked
         )
-        found.append(Interpretation(shapes, cost, _rewrite(node, picked, axes, steps), f"from {text}"))
+        found.append(
+            Interpretation(shapes, cost, _rewrite(node, picked, axes, steps), f"from {text}", multiple=multiple)
+        )
     return found
+
+
+def _of_no_crop(state: State, size: SampledSize, end: SampledSize) -> int:
+    """What H or W must be a multiple of where a Slice ends, by a number, where the traced map does.
+
+    At other sizes it crops what sums of rounded sizes have beyond, most likely.
+    """
+    letter = changes_with(size)
+    noted = state.graph.traced and is_fixed(end) and end[0] == size[0] and len(letter) == 1 and letter != "N"
+    return coarsest(state, letter) if noted else 1
 
 
 def _sliced(

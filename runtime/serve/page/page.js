@@ -5,6 +5,7 @@ const $ = (id) => document.getElementById(id);
 const models = new Map(); // name → what it says of itself
 let shown = null; // {picture, width, height, labels, counts, colours, names, noData}
 let urls = []; // of the downloads of what is shown
+let current = null; // the file of the last photograph
 let turn = 0; // counts the photographs: an answer that was overtaken is not shown
 let cursor = null; // {x, y} of the arrow keys
 
@@ -49,6 +50,7 @@ function chosen() {
 
 async function label(file) {
   const mine = ++turn;
+  current = file;
   const started = performance.now();
   $("error").hidden = true;
   $("status").textContent = `Sending ${file.name || "the picture"} …`;
@@ -77,6 +79,10 @@ async function label(file) {
   } finally {
     if (mine === turn) $("drop").removeAttribute("aria-busy");
   }
+}
+
+function again() {
+  if (current) label(current);
 }
 
 // What the browser cannot decode (most TIFFs) is shown as its labels alone.
@@ -226,8 +232,10 @@ function move(event) {
 // What people do
 
 $("file").addEventListener("change", () => $("file").files.length && label($("file").files[0]));
-$("model").addEventListener("change", chosen);
+$("model").addEventListener("change", () => (chosen(), again()));
+$("refine").addEventListener("change", again);
 $("token").addEventListener("change", () => learn().then(() => ($("error").hidden = true), failed));
+$("token-choice").addEventListener("submit", (event) => event.preventDefault());
 $("opacity").addEventListener("input", draw);
 $("view").addEventListener("pointermove", point);
 $("view").addEventListener("pointerdown", point);

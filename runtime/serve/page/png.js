@@ -1,12 +1,12 @@
 // A label map from the PNG that the server sends: the palette's indices themselves, which a canvas does not give.
-// Non-interlaced PNGs of 8 or 16 bits, one sample a pixel (https://www.w3.org/TR/png-3/).
+// PNGs of one sample a pixel, of 1 to 16 bits, not interlaced (https://www.w3.org/TR/png-3/).
 
 export async function readLabels(buffer) {
   const view = new DataView(buffer);
   let place = 8;
   let width = 0;
   let height = 0;
-  let bytes = 1;
+  let depth = 8;
   const packed = [];
   while (place < view.byteLength) {
     const length = view.getUint32(place);
@@ -14,12 +14,11 @@ export async function readLabels(buffer) {
     if (kind === "IHDR") {
       width = view.getUint32(place + 8);
       height = view.getUint32(place + 12);
-      const depth = view.getUint8(place + 16);
+      depth = view.getUint8(place + 16);
       const colour = view.getUint8(place + 17);
-      if (![8, 16].includes(depth) || ![0, 3].includes(colour) || view.getUint8(place + 20) !== 0) {
+      if (![0, 3].includes(colour) || view.getUint8(place + 20) !== 0) {
         throw new Error(`the labels came as a PNG of another kind (${depth} bits, colour type ${colour})`);
       }
-      bytes = depth / 8;
     } else if (kind === "IDAT") {
       packed.push(new Uint8Array(buffer, place + 8, length));
     }
@@ -27,11 +26,23 @@ export async function readLabels(buffer) {
   }
   const unpacked = new Blob(packed).stream().pipeThrough(new DecompressionStream("deflate"));
   const data = new Uint8Array(await new Response(unpacked).arrayBuffer());
-  const rows = unfiltered(data, width * bytes, height, bytes);
-  if (bytes === 1) return { width, height, labels: rows };
-  const labels = new Uint16Array(width * height);
-  for (let i = 0; i < labels.length; i++) labels[i] = (rows[2 * i] << 8) | rows[2 * i + 1];
-  return { width, height, labels };
+  const line = Math.ceil((width * depth) / 8);
+  const rows = unfiltered(data, line, height, depth === 16 ? 2 : 1);
+  return { width, height, labels: depth === 8 ? rows : samples(rows, line, width, height, depth) };
+}
+
+function samples(rows, line, width, height, depth) {
+  const labels = depth === 16 ? new Uint16Array(width * height) : new Uint8Array(width * height);
+  const mask = (1 << depth) - 1;
+  for (let y = 0, to = 0; y < height; y++) {
+    for (let x = 0; x < width; x++, to++) {
+      const bit = x * depth;
+      const from = y * line + (bit >> 3);
+      if (depth === 16) labels[to] = (rows[from] << 8) | rows[from + 1];
+      else labels[to] = (rows[from] >> (8 - depth - (bit & 7))) & mask;
+    }
+  }
+  return labels;
 }
 
 function unfiltered(data, line, height, bytes) {

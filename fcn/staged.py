@@ -1,0 +1,170 @@
+"""A network of ours run by PyTorch as engines are: in stages, the first in tiles, with exact upsampling behind them.
+
+Whole scenes are validated so: full-size scores and large maps would take gigabytes, and most of the time.
+"""
+
+import copy
+import io
+import logging
+import math
+import warnings
+from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
+from importlib.util import find_spec
+from typing import Any
+
+import numpy as np
+import torch
+from fcn_deploy.fcn.architecture import AnySize
+from fcn_deploy.runtime.arrays import AnyArray
+from fcn_deploy.runtime.backends import Session
+from fcn_deploy.runtime.backends.host import HostBackend
+from fcn_deploy.runtime.manifest import Stage, Upsampling
+from fcn_deploy.runtime.model_card import ModelCard
+from fcn_deploy.runtime.network import Network
+from torch import nn
+
+TILE = 512  # pixels of a side, without halo: maps at stride 2 stay near the caches, and memory is reused
+BYTES_PER_PIXEL = 600  # of the local part: its largest maps and what PyTorch keeps beside them
+LATE_BYTES_PER_PIXEL = 120
+LEAST = 64  # pixels: of half of what is traced
+Part = Callable[[torch.Tensor], torch.Tensor]
+
+
+class TorchSession:
+    """One part of a network, on arrays; on the device of its parameters."""
+
+    name = "PyTorch"
+
+    def __init__(self, part: Part, device: torch.device) -> None:
+        self._part, self._device = part, device
+
+    def run(self, image: AnyArray) -> AnyArray:
+        """As `Session` says."""
+        with torch.inference_mode():
+            x = torch.from_numpy(image).to(self._device).contiguous(memory_format=torch.channels_last)
+            found: AnyArray = self._part(x).cpu().contiguous().numpy()
+        return found
+
+    def close(self) -> None:
+        """As `Session` says."""
+
+
+def staged_network(model: AnySize, card: ModelCard, exported: bool = False) -> Network:
+    """A network in eval mode as a Network of the runtime.
+
+    Args:
+        model: whose weights PyTorch's network goes on sharing.
+        card: of it.
+        exported: run it by ONNX Runtime, where that is installed and the network is on the CPU and no other than its
+            weights say (as while it is rounded for INT8): its weights as they are now, several times as fast.
+    """
+    device = next(model.parameters()).device
+    parts = model.parts()
+    exported = exported and device.type == "cpu" and _exportable(model)
+    stages = []
+    for index, (_, stride) in enumerate(parts):
+        local = index < len(parts) - 1
+        # Tiles begin, with their halo, at multiples of what the network takes.
+        halo = -(-_reach(model, card.channels) // card.size_multiple) * card.size_multiple if local else None
+        stages.append(
+            Stage(
+                file=f"part {index}",
+                halo=None if halo is None else (halo, halo),
+                period=stride,
+                whole="" if local else "its last part is run whole",
+                stride=(stride, stride),
+                bytes_per_pixel=BYTES_PER_PIXEL if local else LATE_BYTES_PER_PIXEL,
+                output_bytes=4 * 64 / stride**2,
+                tile=TILE if local else None,
+            )
+        )
+    sessions: list[Session] = (
+        _exported(model, card.channels) if exported else [TorchSession(part, device) for part, _ in parts]
+    )
+    # Networks that take every size upsample to it; the others by their stride.
+    factor = None if model.size_multiple == 1 else (float(model.stride), float(model.stride))
+    upsampling = Upsampling("linear", "half_pixel", factor, fades=model.architecture.upsampling == "learned")
+    return Network.of(HostBackend(sessions, card, upsampling), card, upsampling, stages)
+
+
+def torch_predictor(model: AnySize, card: ModelCard, exported: bool = False) -> Callable[[np.ndarray], np.ndarray]:
+    """The labels of a network in eval mode, one image at a time; those of its own logits, but for rounding.
+
+    Arguments are those of `staged_network`.
+    """
+    net = staged_network(model, card, exported)
+    return lambda image: net.result(image, "labels")
+
+
+def _exportable(model: AnySize) -> bool:
+    rounded = any("_conv_forward" in vars(module) for module in model.modules())
+    return not rounded and find_spec("onnxruntime") is not None and find_spec("onnx") is not None
+
+
+class _Part(nn.Module):
+    """One of a network's parts, for the exporter."""
+
+    def __init__(self, model: AnySize, index: int) -> None:
+        super().__init__()
+        self.model, self.index = model, index
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.model.parts()[self.index][0](x)
+
+
+def _exported(model: AnySize, channels: int) -> list[Session]:
+    """The parts in ONNX Runtime, with the weights of now. By PyTorch's older exporter, which takes a second."""
+    from fcn_deploy.runtime.backends.onnxruntime import OnnxRuntimeSession
+
+    sessions: list[Session] = []
+    level = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        x = torch.zeros(1, channels, 2 * LEAST, 3 * LEAST)
+        for index in range(len(model.parts())):
+            part, data = _Part(model, index).eval(), io.BytesIO()
+            into: Any = data  # its types know of paths alone
+            with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+                warnings.simplefilter("ignore")  # of its age
+                sides = {0: "N", 2: "H", 3: "W"}
+                torch.onnx.export(
+                    part, (x,), into, dynamo=False, opset_version=18, input_names=["image"], output_names=["scores"],
+                    dynamic_axes={"image": sides, "scores": {0: "N", 2: "h", 3: "w"}},
+                )  # fmt: skip
+            sessions.append(OnnxRuntimeSession(data.getvalue(), threads=torch.get_num_threads()))
+            with torch.no_grad():
+                x = part(x)
+    finally:
+        logging.disable(level)
+    return sessions
+
+
+def _reach(model: AnySize, channels: int) -> int:
+    """How far the first part sees beyond a cell, in pixels: a multiple of its stride.
+
+    A copy whose weights are all positive, without biases, shows a cell of ones among zeros in every cell that depends
+    on it, whatever lies between.
+    """
+    stride = model.parts()[0][1]
+    positive = copy.deepcopy(model).cpu().eval()
+    for module in positive.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.constant_(module.weight, 1 / math.prod(module.weight.shape[1:]))
+        elif isinstance(module, nn.BatchNorm2d):
+            module.reset_running_stats()
+            nn.init.ones_(module.weight)
+        for name, parameter in module.named_parameters(recurse=False):
+            if name == "bias":
+                nn.init.zeros_(parameter)
+    part, cells = positive.parts()[0][0], 32
+    while True:
+        image = torch.zeros(1, channels, cells * stride, cells * stride)
+        middle = slice(cells // 2 * stride, (cells // 2 + 1) * stride)
+        image[:, :, middle, middle] = 1
+        with torch.inference_mode():
+            touched = (part(image)[0] != 0).any(0).numpy()
+        seen = np.flatnonzero(touched.any(0) | touched.any(1))
+        if seen[0] > 0 and seen[-1] < cells - 1:
+            return int(max(cells // 2 - seen[0], seen[-1] - cells // 2)) * stride
+        cells *= 2

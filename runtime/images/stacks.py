@@ -1,0 +1,120 @@
+"""Which pages of a TIFF are the image that is wanted, by the axes that the file itself names (ImageJ, OME)."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import DeployError, MisuseError
+
+UNNAMED = ("generic", "uniform", "shaped")  # kinds of series whose pages nothing names
+
+
+@dataclass(frozen=True)
+class Plane:
+    """One image of a TIFF.
+
+    Attributes:
+        series: of tifffile, in which it is.
+        pages: whose samples are its bands; of pixels that are stored in one run under a single page, that one.
+        sides: axes along which the series' pages lie, outermost first: axis → how many.
+        across: the axis along which pages are bands, or None.
+        place: axis → where along it the plane is; of all axes but `across`.
+        images: in the file, without overviews, thumbnails and masks.
+    """
+
+    series: Any
+    pages: list[Any]
+    sides: dict[str, int]
+    across: str | None
+    place: dict[str, int]
+    images: int
+
+
+def find_plane(file: Any, path: Path, channels: int | None, page: int | None) -> Plane:
+    """The first image of an open tifffile.TiffFile, or that of a number.
+
+    Bands are the samples of a pixel (axis S), or channels (C) as the file's own kind says (ImageJ, OME). Pages without
+    a name are a stack of images; they are bands only where no page is asked for, and `channels`, of a card, is their
+    number and not 1 or 3.
+
+    Args:
+        file: of tifffile.
+        path: of it.
+        channels: of the card.
+        page: counted from 0; in a stack of several axes the last one named runs fastest (of TZYX: Z).
+
+    Raises:
+        MisuseError: no image, or of a kind that is not read; no such page.
+        DeployError: damaged.
+    """
+    all_series = [s for s in file.series if not (s.keyframe.is_reduced or s.keyframe.is_mask)]
+    if not all_series:
+        raise MisuseError(f"{path} holds no image")
+    series = all_series[0]
+    if file.is_imagej and series.kind == "generic":
+        raise DeployError(f"{path} holds less than its ImageJ description says; is it truncated?")
+    pages, sides = _pages(series)
+    across = _axis_of_bands(series, sides, channels if page is None else None)
+    images = math.prod(side for axis, side in sides.items() if axis != across)
+    number = page or 0
+    if series.kind in UNNAMED and len(all_series) > 1:  # pages of several sizes, each size a series
+        listed = sorted((page.index, i, k) for i, s in enumerate(all_series) for k, page in enumerate(_pages(s)[0]))
+        images = len(listed)
+        if page is not None and page < images:
+            _, which, number = listed[page]
+            series = all_series[which]
+            pages, sides = _pages(series)
+            across = _axis_of_bands(series, sides, None)
+    if page is not None and not 0 <= page < images:
+        raise MisuseError(f"page {page}, and {path} holds {images}, counted from 0; choose another --page")
+    if "Y" not in series.axes or "X" not in series.axes or series.keyframe.imagedepth != 1:
+        raise MisuseError(f"{path} has axes {series.axes}, which are not an image's")
+    place = _place({axis: side for axis, side in sides.items() if axis != across}, number)
+    if len(pages) > 1 or not sides:
+        pages = _pages_at(pages, sides, across, place, path)
+    return Plane(series, pages, sides, across, place, images)
+
+
+def _pages(series: Any) -> tuple[list[Any], dict[str, int]]:
+    """The pages of a series, and along which axes they lie, outermost first: axis → how many."""
+    pages = list(series.pages)
+    if len(pages) > 1 and series.keyframe.bitspersample == 1:  # a mask in 1 bit looks like an image in 1 bit
+        pages = [page for page in pages if not page.aspage().is_mask]
+        return pages, {"I": len(pages)} if len(pages) > 1 else {}
+    return pages, {axis: side for axis, side in zip(series.axes, series.shape, strict=True) if axis not in "YXS"}
+
+
+def _axis_of_bands(series: Any, sides: dict[str, int], channels: int | None) -> str | None:
+    """The axis along which pages are bands."""
+    if "S" in series.axes and series.shape[series.axes.index("S")] > 1:
+        return None
+    if "C" in sides:
+        return "C"
+    unnamed = next(iter(sides), "") if len(sides) == 1 else ""
+    return unnamed if unnamed in ("I", "Q") and sides[unnamed] == channels and channels not in (1, 3) else None
+
+
+def _place(sides: dict[str, int], number: int) -> dict[str, int]:
+    """Where a plane is along each axis, of which the last runs fastest."""
+    place = {}
+    for axis, side in reversed(sides.items()):
+        number, place[axis] = divmod(number, side)
+    return place
+
+
+def _pages_at(
+    pages: list[Any], sides: dict[str, int], across: str | None, place: dict[str, int], path: Path
+) -> list[Any]:
+    """The page of an image, or those of its bands along the axis `across`."""
+    said = math.prod(sides.values())
+    if said != len(pages):
+        raise DeployError(f"{path} holds {len(pages)} pages, and should hold {said}; is it truncated?")
+
+    def index(band: int) -> int:
+        found = 0
+        for axis, side in sides.items():
+            found = found * side + (band if axis == across else place[axis])
+        return found
+
+    return [pages[index(band)] for band in range(sides[across] if across else 1)]

@@ -1,0 +1,100 @@
+"""What a pixel of a result is on the ground: its area, and where its corners lie."""
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..extras import need
+from ..images.georeference import Transform, transform_of
+from ..images.results import ResultFile
+
+# WGS 84's equatorial radius in metres, and its first eccentricity squared (NIMA TR8350.2, table 3.1).
+RADIUS, ECCENTRICITY2 = 6378137.0, 6.69437999014e-3
+
+
+@dataclass(frozen=True)
+class Ground:
+    """Where a result lies.
+
+    Attributes:
+        transform: from (column, row) to the coordinates of its system; None where it has none, but pixels.
+        crs: rasterio's coordinate system; None where it is not known.
+        areas: [H + 1], square metres of a column one pixel wide, from the top to each row; None where unknown.
+    """
+
+    transform: Transform | None = None
+    crs: Any | None = None
+    areas: NDArray[np.float64] | None = None
+
+    def coordinates(self, points: NDArray[Any]) -> NDArray[np.float64]:
+        """[n, 2] (column, row) → [n, 2] (x, y)."""
+        if self.transform is None:
+            return np.asarray(points, np.float64)
+        a, b, c, d, e, f = self.transform
+        columns, rows = np.asarray(points, np.float64).T
+        return np.stack([a * columns + b * rows + c, d * columns + e * rows + f], 1)
+
+
+def ground_of(result: ResultFile) -> Ground:
+    """Where a result lies, as its tags say. Raises DeployError where it is georeferenced and rasterio is absent."""
+    transform = transform_of(result.tags)
+    if transform is None:  # control points and RPCs say where some points lie, and not how large a pixel is
+        return Ground()
+    with raster(result.path) as dataset:
+        crs = dataset.crs
+    return Ground(transform, crs, None if crs is None else _areas(transform, crs, result.size[0]))
+
+
+def significant(area: float) -> float:
+    """An area without the noise of its sum: 12 digits."""
+    return float(f"{area:.12g}")
+
+
+@contextmanager
+def raster(path: Path, **options: str) -> Iterator[Any]:
+    """A file as rasterio opens it, with options of GDAL's driver."""
+    rasterio = need("rasterio", "gdal")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
+        opened = rasterio.open(path, **options)
+    with opened as dataset:
+        yield dataset
+
+
+def _areas(transform: Transform, crs: Any, height: int) -> NDArray[np.float64] | None:
+    """`areas` of a Ground.
+
+    In degrees and in Mercator's projection a row's area depends on its latitude: there it is that on WGS 84. In others
+    it is that of the plane, as planar area is measured in a GIS.
+    """
+    a, b, c, d, e, f = transform
+    if not crs.is_geographic and crs.to_dict().get("proj") not in ("merc", "webmerc"):
+        try:
+            metres = crs.linear_units_factor[1]
+        except Exception:  # rasterio's own error of a system without units
+            return None
+        pixel = abs(a * e - b * d) * float(metres) ** 2
+        return np.arange(height + 1, dtype=np.float64) * pixel
+    if b or d:
+        return None
+    transformed = need("rasterio.warp", "gdal").transform
+    rows = f + e * np.arange(height + 1)
+    (first, second), _ = transformed(crs, "EPSG:4326", [c, c + a], [f, f])
+    _, latitudes = transformed(crs, "EPSG:4326", np.full(height + 1, c), rows)
+    zone = _zone(np.radians(np.clip(latitudes, -90, 90)))
+    found: NDArray[np.float64] = np.abs(zone - zone[0]) * abs(np.radians(second - first))
+    return found if np.isfinite(found).all() else None
+
+
+def _zone(latitudes: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Area between the equator and a latitude, of a zone one radian wide: a²·q/2 (Snyder 1987, equation 3-12)."""
+    eccentricity, sine = np.sqrt(ECCENTRICITY2), np.sin(latitudes)
+    part = np.arctanh(eccentricity * sine) / eccentricity
+    found: NDArray[np.float64] = RADIUS**2 * (1 - ECCENTRICITY2) / 2 * (sine / (1 - ECCENTRICITY2 * sine**2) + part)
+    return found

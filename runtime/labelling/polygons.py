@@ -1,0 +1,218 @@
+"""Polygons of the classes in label files, as GDAL finds them (rasterio), in one GeoPackage or GeoJSON of all images."""
+
+import json
+import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from struct import pack
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import DeployError, one_line
+from ..extras import need
+from ..files import WriteError, replacing
+from ..images.results import ResultFile
+from ..model_card import ModelCard
+from .ground import Ground, raster
+
+TOGETHER = 20_000  # polygons that are in hand at once
+EDGE = 200  # pixels: a longer edge gets points between, as a straight line of one map is not straight on another
+Ring = NDArray[Any]  # [n, 2], closed: (column, row) or (x, y)
+
+
+@dataclass(frozen=True)
+class Polygon:
+    """Pixels of a class that touch by their sides.
+
+    Attributes:
+        value: class index.
+        rings: the outline, then its holes, as (column, row).
+        pixels: of it.
+        area: in square metres; None where that is not known.
+    """
+
+    value: int
+    rings: tuple[Ring, ...]
+    pixels: int
+    area: float | None
+
+
+def polygons_of(result: ResultFile, ground: Ground, card: ModelCard) -> Iterator[Polygon]:
+    """Polygons of the classes in an open file of labels or masks; none of where there is no data.
+
+    GDAL reads a TIFF row by row; what is held is the outlines.
+    """
+    features, rasterio = need("rasterio.features", "gdal"), need("rasterio", "gdal")
+    with ExitStack() as stack:
+        if result.path.suffix.lower() == ".png":
+            sources: list[Any] = [*result.rows(0, result.size[0])]
+        else:
+            # Without its georeference: polygons would be in its coordinates, whatever transform `shapes` is given.
+            dataset = stack.enter_context(raster(result.path, GEOREF_SOURCES="NONE"))
+            sources = [rasterio.band(dataset, band + 1) for band in range(result.maps)]
+        for band, source in enumerate(sources):
+            for shape, value in features.shapes(source, connectivity=4):
+                index = int(value) if card.kind == "labels" else band if value else -1
+                if 0 <= index < len(card.classes):
+                    rings = tuple(np.array(ring).round().astype(np.int64) for ring in shape["coordinates"])
+                    area = None if ground.areas is None else _area(rings, ground.areas)
+                    yield Polygon(index, rings, round(_area(rings, None)), area)
+
+
+def _area(rings: tuple[Ring, ...], areas: NDArray[np.float64] | None) -> float:
+    """By what lies above each horizontal edge: `areas` of a Ground, or None: pixels."""
+    found = []
+    for ring in rings:
+        above = ring[:-1, 1] if areas is None else areas[ring[:-1, 1]]
+        found.append(abs(float((np.diff(ring[:, 0]) * above).sum())))
+    return found[0] - sum(found[1:])
+
+
+@dataclass
+class GeoPackage:
+    """A GeoPackage that grows by an image at a time: a layer for each coordinate system, the first called `labels`.
+
+    Args:
+        path: of it; nothing is there yet.
+        card: of the network.
+    """
+
+    path: Path
+    card: ModelCard
+    _layers: dict[str | None, str] = field(default_factory=dict)
+
+    def add(self, image: str, result: ResultFile, ground: Ground) -> None:
+        """Write the polygons of an image's result."""
+        found = polygons_of(result, ground, self.card)
+        while some := list(islice(found, TOGETHER)):
+            self._write(image, some, ground)
+
+    def finish(self) -> None:
+        if not self._layers:
+            self._write("", [], Ground())
+
+    def _write(self, image: str, some: list[Polygon], ground: Ground) -> None:
+        crs = None if ground.crs is None else ground.crs.to_wkt()
+        known = crs in self._layers
+        layer = self._layers.setdefault(crs, self._name(ground.crs))
+        fields = {
+            "image": np.array([image for _ in some], object),
+            "class": np.array([each.value for each in some], np.int32),
+            "name": np.array([self.card.classes[each.value] for each in some], object),
+            "pixels": np.array([each.pixels for each in some], np.int64),
+            "area_m2": np.array([each.area for each in some], np.float64),  # None is NaN, and becomes NULL
+        }
+        shapes = np.empty(len(some), object)
+        shapes[:] = [_well_known_binary([ground.coordinates(ring) for ring in each.rings]) for each in some]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # that there is no coordinate system
+            try:
+                need("pyogrio.raw", "gdal").write(
+                    self.path, shapes, [*fields.values()], [*fields], layer=layer, driver="GPKG", crs=crs,
+                    geometry_type="Polygon", append=known,
+                )  # fmt: skip
+            except RuntimeError as error:  # of which all of pyogrio's are
+                raise WriteError(f"cannot write polygons: {one_line(error)}; free space beside the file") from error
+
+    def _name(self, crs: Any) -> str:
+        if not self._layers:
+            return "labels"
+        code = None if crs is None else crs.to_epsg()
+        return "labels_pixels" if crs is None else f"labels_{f'EPSG_{code}' if code else len(self._layers) + 1}"
+
+
+@dataclass
+class GeoJson:
+    """A FeatureCollection (RFC 7946) that grows by an image at a time, in longitudes and latitudes; of images whose
+    coordinate system is not known, in their own coordinates.
+
+    Args:
+        path: as the user knows it.
+        card: of the network.
+        text: what it is written to.
+    """
+
+    path: Path
+    card: ModelCard
+    text: IO[str]
+    _known: bool | None = None  # whether the coordinate system of those before is
+
+    def add(self, image: str, result: ResultFile, ground: Ground) -> None:
+        """Write the polygons of an image's result.
+
+        Raises:
+            DeployError: the coordinates of others before it are of another kind.
+        """
+        known = ground.crs is not None
+        if self._known not in (None, known):
+            raise DeployError(
+                f"{image} has coordinates that are {'' if known else 'not '}longitudes and latitudes, unlike images "
+                f"before it, and {self.path} holds one kind; name a .gpkg with --polygons"
+            )
+        found = polygons_of(result, ground, self.card)
+        while some := list(islice(found, TOGETHER)):
+            self._write(image, some, ground)
+
+    def finish(self) -> None:
+        self.text.write("\n]}\n" if self._known is not None else '{"type": "FeatureCollection", "features": []}\n')
+
+    def _write(self, image: str, some: list[Polygon], ground: Ground) -> None:
+        rings = [ring if ground.crs is None else _with_points(ring) for each in some for ring in each.rings]
+        points = ground.coordinates(np.concatenate(rings))
+        if ground.crs is not None:
+            points = np.stack(need("rasterio.warp", "gdal").transform(ground.crs, "EPSG:4326", *points.T), 1)
+        parts = iter(np.split(points, np.cumsum([len(ring) for ring in rings])[:-1]))
+        for each in some:
+            outline = [_wound(next(parts), bool(place)) for place in range(len(each.rings))]
+            said = {
+                "image": image, "class": each.value, "name": self.card.classes[each.value], "pixels": each.pixels,
+                "area_m2": each.area,
+            }  # fmt: skip
+            shape = {"type": "Polygon", "coordinates": [ring.round(9).tolist() for ring in outline]}
+            self.text.write('{"type": "FeatureCollection", "features": [\n' if self._known is None else ",\n")
+            self.text.write(json.dumps({"type": "Feature", "properties": said, "geometry": shape}))
+            self._known = ground.crs is not None
+
+
+@contextmanager
+def open_polygons(path: Path, card: ModelCard) -> Iterator[GeoPackage | GeoJson]:
+    """A file to write polygons into, .gpkg or .geojson; it gets its name when the block ends well."""
+    with ExitStack() as stack:
+        temporary = stack.enter_context(replacing(path))
+        file: GeoPackage | GeoJson
+        if path.suffix.lower() == ".gpkg":
+            temporary.unlink()
+            file = GeoPackage(temporary, card)
+        else:
+            file = GeoJson(path, card, stack.enter_context(temporary.open("w", encoding="utf-8")))
+        yield file
+        file.finish()
+
+
+def _well_known_binary(rings: list[Ring]) -> bytes:
+    """A polygon in OGC's well-known binary (OGC 06-103r4, 8.2)."""
+    parts = [pack("<BII", 1, 3, len(rings))]
+    for ring in rings:
+        parts += [pack("<I", len(ring)), ring.astype("<f8").tobytes()]
+    return b"".join(parts)
+
+
+def _with_points(ring: Ring) -> Ring:
+    """A ring with points between those that are further than EDGE apart."""
+    steps = -(-np.abs(np.diff(ring, axis=0)).max(1) // EDGE)
+    if steps.max() == 1:
+        return ring
+    places = np.concatenate([np.arange(count) / count + place for place, count in enumerate(steps)] + [[len(steps)]])
+    return np.stack([np.interp(places, np.arange(len(ring)), side) for side in ring.T], 1)
+
+
+def _wound(ring: Ring, hole: bool) -> Ring:
+    """A ring whose points go round as RFC 7946 wants: counterclockwise, and clockwise round holes."""
+    x, y = (ring - ring[0]).T
+    counterclockwise = float((x[:-1] * y[1:] - x[1:] * y[:-1]).sum()) > 0
+    return ring if counterclockwise != hole else ring[::-1]

@@ -1,0 +1,61 @@
+"""Validation in the stages and tiles of engines: the labels of whole logits."""
+
+import numpy as np
+import pytest
+import torch
+from fcn_deploy.fcn import staged
+from fcn_deploy.fcn.checkpoint import card_for
+from fcn_deploy.fcn.quantization import fake_quantized
+from fcn_deploy.fcn.staged import staged_network, torch_predictor
+from fcn_deploy.runtime.prepare import normalise
+from helpers import FAMILY, photo, random_network
+
+LOGITS = 1e-4  # of their range: sums in another order
+
+
+def whole_logits(model, card, image):
+    x = np.empty((1, card.channels, *image.shape[:2]), np.float32)
+    normalise(image, card, x[0])
+    with torch.inference_mode():
+        return model(torch.from_numpy(x))[0].numpy()
+
+
+def check(labels, logits):
+    """Labels are by argmax of the logits, but where the two best are equal in all but rounding."""
+    best = np.sort(logits, axis=0)[-2:]
+    clear = best[1] - best[0] > LOGITS * np.ptp(logits)
+    assert clear.mean() > 0.9
+    np.testing.assert_array_equal(labels[clear], logits.argmax(0)[clear])
+
+
+@pytest.mark.parametrize("architecture", FAMILY, ids=lambda a: "-".join(map(str, a.values())))
+def test_labels_in_stages_and_tiles_are_those_of_whole_logits(architecture, monkeypatch):
+    monkeypatch.setattr(staged, "TILE", 64)
+    model = random_network(**architecture)
+    card = card_for(model.architecture, tuple("abcde"))
+    image = photo(141, 203)
+    net = staged_network(model, card)
+    assert net.plan(141, 203).grids[0].count > 4
+    check(net.result(image, "labels"), whole_logits(model, card, image))
+
+
+@pytest.mark.parametrize("architecture", [FAMILY[1], FAMILY[-1]], ids=["lite0", "dilated8"])
+def test_exported_for_validation_it_gives_the_same(architecture, monkeypatch):
+    monkeypatch.setattr(staged, "TILE", 64)
+    model = random_network(**architecture)
+    card = card_for(model.architecture, tuple("abcde"))
+    predict = torch_predictor(model, card, exported=True)
+    for size in ((141, 203), (1, 1), (64, 65)):
+        check(predict(photo(*size)), whole_logits(model, card, photo(*size)))
+
+
+def test_what_cannot_be_exported_stays_in_pytorch(monkeypatch):
+    model = random_network()
+    card = card_for(model.architecture, tuple("abcde"))
+    with fake_quantized(model):
+        net = staged_network(model, card, exported=True)
+        assert net.backend.name == "PyTorch"
+        check(net.result(photo(64, 96), "labels"), whole_logits(model, card, photo(64, 96)))
+    assert staged_network(model, card, exported=True).backend.name == "onnxruntime"
+    monkeypatch.setattr(staged, "find_spec", lambda name: None)
+    assert staged_network(model, card, exported=True).backend.name == "PyTorch"
