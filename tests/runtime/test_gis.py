@@ -243,7 +243,10 @@ def test_geojson_of_pictures_is_in_pixels_and_mixes_with_nothing(tmp_path):
     picture = save_scene(tmp_path / "a.png", classes(20, 30), **{})
     scene = save_scene(tmp_path / "b.tif", classes(20, 30), **UTM)
     records = label(tmp_path, picture, scene, products=Products(polygons=tmp_path / "p.geojson"))
-    assert "error" not in records[0] and "longitudes and latitudes, unlike images before it" in records[1]["error"]
+    assert (
+        "error" not in records[0]
+        and "lies in a coordinate system, and images before it in pixels" in records[1]["error"]
+    )
     found = json.loads((tmp_path / "p.geojson").read_text())["features"]
     assert {each["properties"]["image"] for each in found} == {str(picture)}
     points = np.concatenate([ring for each in found for ring in each["geometry"]["coordinates"]])
