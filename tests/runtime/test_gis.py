@@ -12,7 +12,6 @@ from xml.etree import ElementTree
 import numpy as np
 import onnx
 import pytest
-import tifffile
 from fcn_deploy.export.graph.edit import set_metadata
 from fcn_deploy.runtime.labelling.files import label_files
 from fcn_deploy.runtime.labelling.products import Products
@@ -290,12 +289,14 @@ def on_the_ellipsoid(chosen, where):
     return total
 
 
-def test_masks_that_overlap_have_polygons_and_statistics_too(tmp_path):
+@pytest.mark.parametrize("cog", [False, True])
+def test_masks_that_overlap_have_polygons_and_statistics_too(tmp_path, cog):
     image = np.random.default_rng(0).integers(0, 256, (40, 50, 3), np.uint8)
     Image.fromarray(image).save(tmp_path / "s.png")
-    products = Products(polygons=tmp_path / "p.gpkg", stats=tmp_path / "t.csv", instances="road,roof")
+    products = Products(polygons=tmp_path / "p.gpkg", stats=tmp_path / "t.csv", instances="road,roof", cog=cog)
     (record,) = label(tmp_path, tmp_path / "s.png", card=MASKS, products=products)
-    masks = tifffile.imread(tmp_path / "o/s.tif")
+    with rasterio.open(tmp_path / "o/s.tif") as file:
+        masks = file.read()
     rows = table(tmp_path / "t.csv")
     assert [int(row["pixels"]) for row in rows] == masks.sum((1, 2)).tolist()
     assert record["instance_counts"] == {name: ndimage.label(masks[i])[1] for i, name in ((1, "road"), (2, "roof"))}
