@@ -2,7 +2,9 @@
 
 import csv
 import json
+import os
 import re
+import subprocess
 import sys
 from contextlib import closing
 from dataclasses import replace
@@ -17,7 +19,7 @@ from fcn_deploy.runtime.labelling.files import label_files
 from fcn_deploy.runtime.labelling.products import Products
 from fcn_deploy.runtime.model_card import CARD_KEY
 from fcn_deploy.runtime.network import Network
-from helpers import command, label_records, needs
+from helpers import command, finished, label_records, needs
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
@@ -424,3 +426,39 @@ def test_the_command_makes_all_of_it(tmp_path):
     assert [row["instances"] for row in table(out / "t.csv")] == ["", str(counts["road"]), str(counts["roof"])]
     done = command("infer", *words, "--resume")
     assert f"s.tif  {counts['roof']} roof, {counts['road']} road" in done.stdout
+
+
+QGIS = """
+import json, sys
+from qgis.core import QgsApplication, QgsRasterLayer, QgsVectorLayer
+app = QgsApplication([], False)
+app.initQgis()
+labels, polygons = QgsRasterLayer(sys.argv[1], "labels"), QgsVectorLayer(sys.argv[2] + "|layername=labels", "polygons")
+print("found:" + json.dumps({
+    "valid": [labels.isValid(), polygons.isValid()], "systems": [labels.crs().authid(), polygons.crs().authid()],
+    "renderer": type(labels.renderer()).__name__, "nodata": labels.dataProvider().sourceNoDataValue(1),
+    "names": [each.label for each in labels.renderer().classes()][:3], "extent": labels.extent().toString(0),
+    "areas": sum(each["area_m2"] for each in polygons.getFeatures()),
+}))
+"""
+
+
+def test_qgis_shows_labels_by_name_and_polygons(tmp_path):
+    python = os.environ.get("QGIS_PYTHON", "/usr/bin/python3")
+    environment = {**os.environ, "QT_QPA_PLATFORM": "offscreen"}
+    try:
+        there = subprocess.run([python, "-c", "import qgis.core"], capture_output=True, env=environment)
+    except OSError:
+        there = None
+    if there is None or there.returncode:
+        pytest.skip("no Python with QGIS is at hand; apt-get install python3-qgis, or set QGIS_PYTHON")
+    labels = classes(70, 90, margin=9)
+    scene = save_scene(tmp_path / "s.tif", labels, **UTM)
+    label(tmp_path, scene, products=Products(cog=True, polygons=tmp_path / "p.gpkg"))
+    done = finished([python, "-c", QGIS, tmp_path / "o/s.tif", tmp_path / "p.gpkg"], env=environment)
+    found = json.loads(next(line for line in done.stdout.splitlines() if line.startswith("found:"))[6:])
+    assert found == {
+        "valid": [True, True], "systems": ["EPSG:32633"] * 2, "renderer": "QgsPalettedRasterRenderer", "nodata": 255,
+        "names": [*CARD.classes], "extent": "500000,4999300 : 500900,5000000",
+        "areas": (labels != 255).sum() * 100,
+    }  # fmt: skip
