@@ -27,6 +27,7 @@ from .georeference import Tag, dataset_tags, own_tags
 from .header import DEFAULT_MAX_PIXELS, Header, open_npy, read_header, reading
 from .numbers import ReadOptions, beyond, doubtful, value_of, wide_type
 from .pillow import open_pillow
+from .ranged import opened
 from .tiff import ORIENTATION, TURNS, Read, lay_out, mask_reader, reader, tagged_no_data, turned
 
 if TYPE_CHECKING:
@@ -222,7 +223,8 @@ def open_stored(header: Header, card: ModelCard, options: ReadOptions = COMMON) 
             elif header.format == "TIFF":
                 import tifffile
 
-                stored = _tiff(stack.enter_context(tifffile.TiffFile(header.path)), header, card)
+                file = tifffile.TiffFile(opened(header.path), name=header.path.name)
+                stored = _tiff(stack.enter_context(file), header, card)
             elif header.format == "GDAL":
                 raster = stack.enter_context(open_gdal(header.path))
                 palette = raster.dataset.colorinterp[0].name == "palette"  # its colours are not the numbers of no data

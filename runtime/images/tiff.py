@@ -116,6 +116,18 @@ def _samples(key: Any, count: int, across: bool, path: Path) -> tuple[int, np.dt
     return count, np.dtype(key.dtype), key.bitspersample, colours, None if across else alpha
 
 
+def in_parts(file: Any, path: Path) -> bool:
+    """Whether an open tifffile.TiffFile can be read in parts of at most WHOLE_PIXELS / 4 by its tiles or strips alone.
+
+    Raises MisuseError, DeployError: as `lay_out`.
+    """
+    layout = lay_out(file, path)
+    key = layout.keyframe
+    high, wide = (key.tilelength, key.tilewidth) if key.is_tiled else (key.rowsperstrip, key.imagewidth)
+    small = min(high, key.imagelength) * wide <= WHOLE_PIXELS // 4
+    return layout.run is None and small and not _undecodable(key)
+
+
 def turned(pixels: NDArray[Any], orientation: int) -> NDArray[Any]:
     """[H, W, …] turned upright."""
     rows, columns, exchanged = TURNS.get(orientation, (False, False, False))
