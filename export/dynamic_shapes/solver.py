@@ -35,7 +35,7 @@ TRIES = 20  # times a graph may be followed in search of a solution, and as ofte
 
 
 class RemainsError(DeployError):
-    """A network takes all sizes as it is, and a map in it holds a part of one."""
+    """A network may run at all sizes as it is, and a map in it holds a part of one."""
 
 
 Taken = dict[int, Interpretation]  # place of a node → what it was taken for, where that is worth a word
@@ -276,9 +276,9 @@ def _is_whole_fraction(image: Sequence[SampledSize], scores: Sequence[SampledSiz
 
 
 def refusal(node: NodeProto, reason: str, remedy: str = REMEDY) -> DeployError:
-    return DeployError(
-        f"the size cannot be freed: node {name_of_node(node)} ({node.op_type}): {shortened(reason)}; {remedy}"
-    )
+    # A crop by a number runs at every size, whatever the names of the sizes promise.
+    kind = RemainsError if node.op_type in ("Slice", "Pad") else DeployError
+    return kind(f"the size cannot be freed: node {name_of_node(node)} ({node.op_type}): {shortened(reason)}; {remedy}")
 
 
 def shortened(reason: str, length: int = 160) -> str:
