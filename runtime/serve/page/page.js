@@ -70,7 +70,7 @@ async function label(file) {
     const picture = await pictureOf(file, found);
     if (mine !== turn) return;
     show(model, file, found, picture, png, answer, total);
-    $("status").textContent = `${file.name || "The picture"}: ${found.width} × ${found.height} pixels, labelled by ${model.name}.`;
+    $("status").textContent = `${file.name || "The picture"}: ${found.width} × ${found.height} pixels, labelled by ${model.name}.${several(answer)}`;
   } catch (error) {
     if (mine !== turn) return;
     $("status").textContent = "";
@@ -79,6 +79,11 @@ async function label(file) {
   } finally {
     if (mine === turn) $("drop").removeAttribute("aria-busy");
   }
+}
+
+function several(answer) {
+  const pages = answer.headers.get("X-Pages");
+  return pages ? ` The file holds ${pages} pictures; this is the first.` : "";
 }
 
 function again() {
