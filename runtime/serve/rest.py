@@ -37,6 +37,7 @@ PAGE = {
     "/page.css": ("page.css", "text/css"),
     "/page.js": ("page.js", "text/javascript"),
     "/png.js": ("png.js", "text/javascript"),
+    "/rle.js": ("rle.js", "text/javascript"),
 }
 PAGE_HEADERS = {
     "Content-Security-Policy": "default-src 'self'; img-src 'self' blob: data:; frame-ancestors 'none'",
