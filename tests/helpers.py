@@ -52,8 +52,14 @@ EXTRAS = {
     "scipy": "instances",
     "starlette": "serve",
     "grpc": "serve",
-    "schemathesis": "dev",
     "tritonclient": "dev",
+    "moto": "dev",
+    "ray": "ray",
+    "fsspec": "cloud",
+    "s3fs": "cloud",
+    "aiohttp": "cloud",
+    "pyarrow": "cloud",
+    "schemathesis": "dev",
     "pycocotools": "dev",
 }
 
