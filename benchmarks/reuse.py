@@ -3,7 +3,8 @@
     python -m benchmarks.reuse demo/digits.engine [--data DIR] [--size 1080x1920] [--frames 12] [--rounds 5]
 
 Each row is a stream: frames a second of `Segmenter.map`, how many times that with `reuse=True` (medians of rounds in
-random order), and the share of pixels whose labels change from frame to frame. `still`: equal frames. `5 % of blocks`:
+random order), the same of processor time, which other work on the machine disturbs less, and the share of pixels whose
+labels change from frame to frame. `still`: equal frames. `5 % of blocks`:
 so many of the 64×64 blocks become other parts of photographs in each frame, anywhere; `in one place`: those of one
 rectangle. `noise`: each value of each pixel by one more or less, as a camera's. Labels of both are compared.
 """
@@ -62,21 +63,22 @@ def main() -> None:
         print(f"{options.engine} ({net.precision}, {net.backend}), {height}×{width}, {options.threads} threads")
         halos = ", ".join("{}×{}".format(*stage.halo) for stage in net.network.stages if stage.halo)
         print(f"stages' halos: {halos}")
-        print(f"{'stream':>14} {'map':>10} {'reuse':>8} {'labels changed':>15}")
+        print(f"{'stream':>14} {'map':>10} {'reuse':>8} {'CPU':>7} {'labels changed':>15}")
         for kind in ("still", "5 % of blocks", "in one place", "noise"):
-            taken: dict[bool, list[float]] = {False: [], True: []}
+            taken: dict[bool, list[tuple[float, float]]] = {False: [], True: []}
             labels: dict[bool, list[np.ndarray]] = {}
             for _ in range(options.rounds + 1):  # the first warms up
                 for reuse in random.permutation([False, True]).tolist():
-                    started = time.perf_counter()
+                    started, cpu = time.perf_counter(), time.process_time()
                     labels[reuse] = list(net.map(frames(kind, pictures, options.frames), reuse=reuse))
-                    taken[reuse].append(time.perf_counter() - started)
+                    taken[reuse].append((time.perf_counter() - started, time.process_time() - cpu))
             differing = sum(int((a != b).sum()) for a, b in zip(labels[False], labels[True], strict=True))
-            plain, reused = (float(np.median(taken[reuse][1:])) for reuse in (False, True))
+            plain, reused = (np.median(taken[reuse][1:], axis=0) for reuse in (False, True))
+            faster, cheaper = plain / reused
             pairs = zip(labels[True], labels[True][1:], strict=False)
             moved = float(np.mean([(a != b).mean() for a, b in pairs]))
             print(
-                f"{kind:>14} {options.frames / plain:>8.2f}/s {plain / reused:>7.2f}× {moved:>14.1%}"
+                f"{kind:>14} {options.frames / plain[0]:>8.2f}/s {faster:>7.2f}× {cheaper:>6.2f}× {moved:>14.1%}"
                 + (f"  {differing} labels differ" if differing else ""),
                 flush=True,
             )

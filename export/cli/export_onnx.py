@@ -65,7 +65,7 @@ def export_onnx(
     source: Annotated[
         str,
         typer.Argument(
-            help="A checkpoint, package.module:factory giving a torch.nn.Module, or an ONNX of fixed size.",
+            help="A checkpoint, package.module:factory giving a module, a saved program, or an ONNX.",
             metavar="SOURCE",
         ),
     ],

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from ..errors import MisuseError
 from ..model_card import ModelCard
-from ..no_data import filled, masked
+from ..no_data import filled, masked, over_bands
 from ..value_range import GRIDS, Range, limits_within, percentiles, scaled, windows
 from .deep import read_deep
 from .gdal import open_gdal
@@ -99,15 +99,15 @@ class Fit:
         alpha = stored.alpha if pixels.shape[2] != self.card.channels else None
         bands = pixels if alpha is None else pixels[:, :, :alpha]  # what follows alpha is of no network
         if self.no_data is not None and not math.isnan(self.no_data):
-            equal = bands == pixels.dtype.type(self.no_data)
             # A band alone may be 0 or 255 by chance, but not -9999.
-            found.append(equal.any(axis=2) if self.no_data < 0 or self.no_data > 1e30 else equal.all(axis=2))
+            every = 0 <= self.no_data <= 1e30
+            found.append(over_bands(bands == pixels.dtype.type(self.no_data), every))
         if alpha is not None:
             found.append(pixels[:, :, alpha] == 0)
         if stored.mask is not None:
             found.append(stored.mask(*where)[:, :, 0] == 0)
         if pixels.dtype.kind == "f":
-            found.append(~np.isfinite(bands).all(axis=2))
+            found.append(over_bands(~np.isfinite(bands)))
         return np.logical_or.reduce(found) if found else None
 
     def values(self, grid: int) -> NDArray[Any]:
