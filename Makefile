@@ -9,7 +9,7 @@ DEMO := demo
 CONSTRAINTS ?= constraints.txt
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS)
 
-.PHONY: demo test test-fast lint types links docs findings wheels bench engine-matrix clean
+.PHONY: demo test test-fast lint types links docs findings wheels silicon bench engine-matrix clean
 
 # Three stamps: the demo does not wait for what only the tests need.
 $(VENV)/.all: pyproject.toml constraints.txt
@@ -73,6 +73,10 @@ findings:
 # Who provides each shared library that the wheels of the GPU extras need. Fetches some gigabytes, kept in build/wheels.
 wheels: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.wheels --folder build/wheels
+
+# All that only a GPU can tell, in silicon.json: for any machine with one, some ten minutes, without a network.
+silicon: $(VENV)/.dev
+	$(BIN)/python -m benchmarks.silicon
 
 $(VENV)/.bench: $(VENV)/.all
 	$(INSTALL) -e '.[bench]'

@@ -94,38 +94,44 @@ class Network:
         self.path = path = Path(model)
         self.memory, self.refine = memory, refine
         self.input_range = None if input_range is None else parse_range(input_range)
-        self.batch_costs: dict[tuple[int, int], BatchCost] = {}
         if not path.is_file():
             raise MisuseError(f"{path} does not exist or is not a file; name an .engine or an .onnx")
-        self.manifest: Manifest | None = None
-        self._backend: Backend | None
-        self.stages: tuple[Stage, ...]
         if path.suffix.lower() == ".onnx":
             if device.startswith("cuda"):
                 raise MisuseError(f"{path} is a plain ONNX, which runs on the CPU; make an engine: build-engine")
-            self._backend = opened = OnnxModelBackend(path, threads)
-            self.card, self.upsampling = opened.card, opened.upsampling
-            self.precision, self.stages = "float32", (WHOLE,)
+            onnx = OnnxModelBackend(path, threads)
+            self._take(onnx, onnx.card, onnx.upsampling, (WHOLE,), "float32")
         else:
-            self._backend, manifest = _open_engine(path, device, gpu_index, threads)
-            self.manifest, self.card, self.upsampling = manifest, manifest.card, manifest.upsampling
-            self.precision, self.stages = manifest.precision, manifest.stages
-        cell = self.stages[-1].stride
-        if refine and (reason := refusal(self.card, self.upsampling, cell)) is not None:
+            backend, manifest = _open_engine(path, device, gpu_index, threads)
+            self._take(backend, manifest.card, manifest.upsampling, manifest.stages, manifest.precision, manifest)
+        if refine and (reason := refusal(self.card, self.upsampling, self.stages[-1].stride)) is not None:
             instead = "omit --refine" if self.manifest else "make an engine: build-engine"
             raise MisuseError(f"{path} cannot be refined: {reason}; {instead}")
-        self._working = WorkingMemory(self._release)
-        self.cell = int((self.upsampling.factor or cell)[0])
 
     @classmethod
     def of(cls, backend: Backend, card: ModelCard, upsampling: Upsampling, stages: Sequence[Stage]) -> "Network":
         """One that no file holds: a core in float32, that `backend` runs in these stages."""
         net = cls.__new__(cls)
-        net.path, net.manifest, net._backend = Path(backend.name), None, backend
-        net.card, net.upsampling, net.stages, net.precision = card, upsampling, tuple(stages), "float32"
-        net.memory, net.refine, net.input_range, net.batch_costs = None, False, None, {}
-        net._working, net.cell = WorkingMemory(net._release), net.stages[-1].stride[0]
+        net.path, net.memory, net.refine, net.input_range = Path(backend.name), None, False, None
+        net._take(backend, card, upsampling, tuple(stages), "float32")
         return net
+
+    def _take(
+        self,
+        backend: Backend,
+        card: ModelCard,
+        upsampling: Upsampling,
+        stages: tuple[Stage, ...],
+        precision: str,
+        manifest: Manifest | None = None,
+    ) -> None:
+        """Be the network that `backend` has opened."""
+        self._backend: Backend | None = backend
+        self.card, self.upsampling, self.stages = card, upsampling, stages
+        self.precision, self.manifest = precision, manifest
+        self.batch_costs: dict[tuple[int, int], BatchCost] = {}
+        self._working = WorkingMemory(self._release)
+        self.cell = int((upsampling.factor or stages[-1].stride)[0])
 
     @property
     def backend(self) -> Backend:

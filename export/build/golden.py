@@ -3,6 +3,7 @@
 import io
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from fcn_deploy.export.tolerances import GOLDEN_SAMPLE
@@ -62,7 +63,7 @@ def golden_sample(
             raise DeployError(f"the network does not run on an image of {side} pixels: {error}") from error
         return scores[0].astype(np.float32)
 
-    entries = {"image": image, "scores": scores_of(image), "tolerance": GOLDEN_SAMPLE[precision]}
+    entries: dict[str, Any] = {"image": image, "scores": scores_of(image), "tolerance": GOLDEN_SAMPLE[precision]}
     if gpu is not None and (sizes := _ends(gpu, (height, width))):
         found = [scores_of(repeated(image, size)) for size in sizes]
         steps = [max(1, math.ceil(math.sqrt(scores.size / KEPT_SCORES))) for scores in found]

@@ -98,9 +98,7 @@ def mix_precision(
     """
     if options.labels is not None and card.kind != "labels":
         raise MisuseError(f"--labels has a label for each pixel, and this network gives {card.kind}: omit it")
-    assert options.calib is not None  # as QuantizationOptions checks
-    images = _noise(card) if options.calib == GOLDEN_ALONE else open_stream(options.calib, card, options.reading)
-    key = key_of(core, card)
+    images, key = _images(options, card), key_of(core, card)
     ranges = kept_ranges(options, key)
     calibration, held_out = divide(
         images, options.count, GATE_IMAGES, options.seed, set(ranges.images) if ranges else set()
@@ -151,11 +149,13 @@ def mix_precision(
     return MixedPrecision(quantized, emulated, layers, accuracy, gate, graphs.activations.means.get("image"))
 
 
-def _noise(card: ModelCard) -> ImageStream:
-    """What the golden sample is an image of, and some more of the kind."""
-    return ImageStream(
-        [f"noise {seed}" for seed in range(NOISE_IMAGES)], lambda index: natural_noise(*NOISE_SIZE, card, seed=index)
-    )
+def _images(options: QuantizationOptions, card: ModelCard) -> ImageStream:
+    """What `calib` names; of the golden sample alone: noise as that is of."""
+    assert options.calib is not None  # as QuantizationOptions checks
+    if options.calib != GOLDEN_ALONE:
+        return open_stream(options.calib, card, options.reading)
+    names = [f"noise {seed}" for seed in range(NOISE_IMAGES)]
+    return ImageStream(names, lambda index: natural_noise(*NOISE_SIZE, card, seed=index))
 
 
 class _Search:

@@ -74,7 +74,7 @@ class VideoReader:
         """Raises VideoError, and MisuseError where the options are not of videos."""
         if card.channels not in (1, 3):
             raise VideoError(f"{source} has frames of colours; this model takes {card.channels} channels")
-        if options.input_range == PERCENTILE:
+        if (options.input_range or card.range) == PERCENTILE:
             raise MisuseError(
                 f"--input-range percentile would give each frame of {source} another range; name two numbers: LO,HI"
             )

@@ -62,8 +62,9 @@ def _for_older_drivers(ptx: bytes) -> bytes:
 
 def check_compiler() -> None:
     """Raises DeployError where there is neither NVRTC nor nvcc, as far as can be told without loading one."""
-    folders = find_spec("nvidia").submodule_search_locations if find_spec("nvidia") else ()
-    wheel = any(next(Path(folder).glob("*/lib/libnvrtc.so.[0-9]*"), None) for folder in folders or ())
+    spec = find_spec("nvidia")
+    folders = (spec.submodule_search_locations if spec else None) or ()
+    wheel = any(next(Path(folder).glob("*/lib/libnvrtc.so.[0-9]*"), None) for folder in folders)
     if not wheel and shutil.which("nvcc") is None and find_library("nvrtc") is None:
         raise _no_compiler()
 
