@@ -165,6 +165,17 @@ def test_a_call_that_is_interrupted_leaves_the_engine_usable(tensorrt_engine, gp
     assert gpu.counts()["allocations"] == gpu.counts()["pinned"] == 0
 
 
+def test_after_warming_up_nothing_is_captured_any_more(tensorrt_engine, gpu):
+    with Segmenter(tensorrt_engine) as net:
+        net.warmup([(60, 90), (40, 50)])
+        assert len(captured(net)) == 2
+        gpu.log()
+        net(photo(60, 90))
+        net(photo(40, 50))
+        assert not gpu.calls("cuStreamBeginCapture") and len(gpu.calls("cuGraphLaunch")) == 2
+        gpu.log(False)
+
+
 # TensorRT for RTX
 
 
