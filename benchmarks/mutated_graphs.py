@@ -313,7 +313,7 @@ def _half_traced(
         make("Identity" if not all_behind else "Mul",
              [f"{name}/half"] if not all_behind else [f"{name}/half", f"{name}/zeros"], [f"{name}/before"]),
         make("Sub", [f"{name}/lacking", f"{name}/before"], [f"{name}/behind"]),
-        make("Concat", [f"{name}/zeros", f"{name}/before", f"{name}/zeros", f"{name}/behind"], [f"{name}/pads"], axis=0),
+        make("Concat", [f"{name}/{part}" for part in ("zeros", "before", "zeros", "behind")], [f"{name}/pads"], axis=0),
     ]  # fmt: skip
     node.input[1] = f"{name}/pads"
     return nodes

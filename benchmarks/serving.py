@@ -9,8 +9,8 @@
     refusals    30 requests at once on a queue of 8: how long a refusal takes, and health meanwhile; 20 that go away
     start       until it is ready, and what it holds then
 
-`--litserve` runs the same Segmenter in LitServe (pip install litserve), sent as .npy files. `--triton` names the HTTP
-address of a tritonserver that runs what `export-triton cam.engine` wrote; each image is sent as a batch of one.
+`--litserve` runs the same Segmenter in LitServe (pip install litserve python-multipart), sent as .npy files. `--triton`
+names the HTTP address of a tritonserver that runs what `export-triton cam.engine` wrote; an image is a batch of one.
 """
 
 import argparse
@@ -90,7 +90,7 @@ def rpc(address: str, model: str) -> Ask:
 
 
 def lit(address: str, model: str) -> Ask:
-    """A client of `lit_server`."""
+    """A client of benchmarks/litserve_segmenter.py."""
     connection = http.client.HTTPConnection(address, timeout=600)
 
     def ask(image: np.ndarray) -> bytes:
@@ -111,29 +111,6 @@ def lit(address: str, model: str) -> Ask:
 CLIENTS: dict[str, Callable[..., Ask]] = {
     "REST": rest, "gRPC": rpc, "LitServe": lit, "Triton": lambda address, model: rest(address, model, batch=True),
 }  # fmt: skip
-
-
-def lit_server(engine: str, port: int) -> None:
-    """LitServe with a Segmenter: an .npy in, the labels' bytes out."""
-    import litserve
-    from fastapi import Response
-
-    class Api(litserve.LitAPI):
-        def setup(self, device):
-            self.net = Segmenter(engine)
-
-        def decode_request(self, request):
-            return np.load(io.BytesIO(request["request"].file.read()))
-
-        def predict(self, image):
-            return self.net(image)
-
-        def encode_response(self, labels):
-            return Response(labels.tobytes())
-
-    litserve.LitServer(Api(), accelerator="cpu", workers_per_device=1).run(
-        port=port, host="127.0.0.1", generate_client_file=False, log_level="error"
-    )
 
 
 @contextmanager
@@ -159,7 +136,7 @@ def litserve(engine: Path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    words = [sys.executable, "-m", "benchmarks.serving", engine, "--lit-port", port]
+    words = [sys.executable, "-m", "benchmarks.litserve_segmenter", engine, port]
     process = subprocess.Popen([*map(str, words)], stdout=subprocess.DEVNULL, start_new_session=True)
     try:
         for _ in range(600):
@@ -301,8 +278,8 @@ def large_images(engine: Path, side: tuple[int, int], gigabytes: float) -> dict:
 
 def refusals(engine: Path) -> dict:
     """30 requests at once on a queue of 8, with health asked for meanwhile; and 20 requests that go away."""
-    image = natural_noise(1080, 1920, RGB, 0)
-    with serve_engine(engine, "--queue", 8, "--warmup", "1080x1920") as (address, _, _, _):
+    image = natural_noise(*IDLE, RGB, 0)
+    with serve_engine(engine, "--queue", 8, "--warmup", "480x640") as (address, _, _, _):
         health, over = queue.SimpleQueue(), threading.Event()
 
         def ask_health() -> None:
@@ -389,11 +366,7 @@ def main() -> None:
     parser.add_argument("--litserve", action="store_true")
     parser.add_argument("--triton", metavar="HOST:PORT")
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--lit-port", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.lit_port:
-        lit_server(str(options.engine), options.lit_port)
-        return
     told: dict = {}
     with ExitStack() as stack:
         words = "--queue", max(64, options.clients), "--warmup", "480x640"

@@ -341,12 +341,13 @@ def _voc_pairs(root: Path, split: str) -> list[tuple[Path, Path]]:
     if not listing.is_file():
         raise MisuseError(f"{listing} does not exist; choose a split that {listing.parent} lists")
     pairs = []
+    folders = root / "JPEGImages", root / "SegmentationClass"
+    files = [find_label_files(folder) if folder.is_dir() else {} for folder in folders]  # of any kind that is read
     for name in listing.read_text().split():
-        image, label = root / "JPEGImages" / f"{name}.jpg", root / "SegmentationClass" / f"{name}.png"
-        for path in (image, label):
-            if not path.is_file():
-                raise DeployError(f"{listing} names {name}, but {path} does not exist")
-        pairs.append((image, label))
+        for folder, known, usual in zip(folders, files, (".jpg", ".png"), strict=True):
+            if name not in known:
+                raise DeployError(f"{listing} names {name}, but {folder / (name + usual)} does not exist")
+        pairs.append((files[0][name], files[1][name]))
     if not pairs:
         raise MisuseError(f"{listing} is empty; choose another split")
     return pairs

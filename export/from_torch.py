@@ -3,6 +3,8 @@
 import io
 import logging
 import os
+import signal
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout
@@ -46,6 +48,7 @@ VERIFIED_SIZES = (
 MULTIPLES_TRIED = ((3, 5), (2, 1), (7, 4))
 EXPORTERS = ("torchscript", "dynamo")
 STRENGTHS = (1.0, 30.0, 1000.0)  # of noise, whose scores tell probabilities from logits
+SECONDS = 180  # that an exporter may take; the symbolic arithmetic of one can go on for hours (windows of Swin)
 DYNAMO_OLDEST = 18  # opset; asked for an older one, it writes this without a word
 
 Note = Callable[[str], None]
@@ -275,9 +278,8 @@ def _multiples_that_hold(network: _Network, graphs: Sequence[onnx.ModelProto]) -
 def _holds_at_multiples(network: _Network, run, multiple: int) -> bool:
     """Whether ONNX Runtime gives PyTorch's scores at some sizes of a multiple."""
     for rows, columns in MULTIPLES_TRIED:
-        size = [max(side * multiple, network.sizes.smallest) for side in (rows, columns)]
-        if any(side % multiple for side in size):
-            return False
+        least = -(-network.sizes.smallest // multiple) - 1
+        size = (multiple * (least + rows), multiple * (least + columns))
         image = np.random.default_rng(0).standard_normal((1, network.channels, *size), dtype=np.float32)
         with torch.inference_mode():
             scores = network.module(torch.from_numpy(image)).numpy()
@@ -348,7 +350,7 @@ def _to_graph(network: _Network, exporter: str, opset_version: int) -> tuple[onn
     if isinstance(module, ScoresModule):
         module.mode = mode
     try:
-        with _quiet():
+        with _quiet(), _within(SECONDS, exporter):
             graph = export_with(module, network.channels, network.sizes, opset_version)
     except Exception as error:
         cause: BaseException = error
@@ -395,6 +397,25 @@ def _dynamo(model: nn.Module, channels: int, sizes: AcceptedSizes, opset_version
     )
     assert program is not None
     return program.model_proto
+
+
+@contextmanager
+def _within(seconds: int, exporter: str) -> Iterator[None]:
+    """Raise TimeoutError where it takes longer; in the main thread alone, where Python lets that be done."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(*signal_and_frame) -> None:
+        raise TimeoutError(f"{exporter} had not finished after {seconds} s")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds, 5)  # again, where PyTorch takes the first for a failure of its own
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 @contextmanager

@@ -34,7 +34,12 @@ def without_autocast() -> Iterator[list[torch.autocast]]:
     Gives the autocasts that did nothing.
     """
     enter, leave, skipped = torch.autocast.__enter__, torch.autocast.__exit__, []
-    torch.autocast.__enter__ = lambda self: skipped.append(self) or self  # type: ignore[method-assign,assignment]
+
+    def skip(self: torch.autocast) -> torch.autocast:
+        skipped.append(self)
+        return self
+
+    torch.autocast.__enter__ = skip  # type: ignore[method-assign]
     torch.autocast.__exit__ = lambda self, *raised: None  # type: ignore[method-assign]
     try:
         yield skipped

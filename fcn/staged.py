@@ -46,6 +46,10 @@ class TorchSession:
             found: AnyArray = self._part(x).cpu().contiguous().numpy()
         return found
 
+    def release(self, image: AnyArray) -> AnyArray:
+        """As `Session` says: PyTorch keeps nothing on the CPU."""
+        return self.run(image)
+
     def close(self) -> None:
         """As `Session` says."""
 

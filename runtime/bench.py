@@ -15,16 +15,20 @@ from numpy.typing import NDArray
 
 from .backends import Layer
 from .backends.host import HostBackend
-from .command import Json, Threads, log_to_stderr, print_record, run
+from .command import InputRange, Json, Threads, log_to_stderr, print_record, run
 from .engine_file import EngineFile
 from .errors import MisuseError, OverBudgetError
-from .images.read import read_image
+from .images.header import read_header
+from .images.numbers import ReadOptions
+from .images.read import decode
 from .latency import TIMED_SIZES, timed_sizes
 from .network import Network
+from .no_data import filled
 from .noise_image import natural_noise
 from .process_memory import forget_highest, highest, resident
 from .sizes import Size, Sizes, parse_sizes
 from .upsampling import ScoreWindow, result_from_scores
+from .value_range import Range
 
 LEAST_RUNS, MOST_RUNS = 3, 200  # of a size
 MOST_SIZES = 6  # of a folder's
@@ -40,6 +44,7 @@ def bench(
     seconds: float = SECONDS,
     layers: bool = False,
     clock: Callable[[], float] = time.perf_counter,
+    input_range: Range | str | None = None,
 ) -> dict[str, Any]:
     """Measure an engine, or a plain ONNX, one call after the other.
 
@@ -54,6 +59,7 @@ def bench(
         seconds: half for the sizes by themselves, half mixed; a size takes LEAST_RUNS at least.
         layers: time each layer, at the middle one of the sizes.
         clock: in seconds.
+        input_range: as for Segmenter, of images in files.
 
     Returns:
         {"file", "target", "precision", "backend", "threads", "sizes": a row each (see `_by_itself`), "mixed":
@@ -73,7 +79,8 @@ def bench(
             usual = TIMED_SIZES if net.manifest is None else timed_sizes(net.manifest)
             sizes = Sizes(Counter(usual))
         chosen = sizes.examples(MOST_SIZES)
-        images = {size: _image(size, sizes, net) for size in chosen}
+        reading = ReadOptions(input_range=input_range)
+        images = {size: _image(size, sizes, net, reading) for size in chosen}
         base = before and before + sum(image.nbytes for image in images.values())
         rows = []
         peak = None
@@ -107,9 +114,9 @@ def bench(
     return report
 
 
-def _image(size: Size, sizes: Sizes, net: Network) -> NDArray[Any]:
+def _image(size: Size, sizes: Sizes, net: Network, reading: ReadOptions) -> NDArray[Any]:
     if size in sizes.files:
-        return read_image(sizes.files[size], net.card)
+        return filled(decode(read_header(sizes.files[size]), net.card, reading), net.card)[0]
     return natural_noise(*size, net.card, seed=0)
 
 
@@ -319,6 +326,7 @@ def bench_engine(
     ] = None,
     seconds: Annotated[float, typer.Option(min=0.1, help="Measure for about so long.")] = SECONDS,
     layers: Annotated[bool, typer.Option("--layers", help="Time each layer too.")] = False,
+    input_range: InputRange = None,
     json_: Json = False,
     threads: Threads = None,
 ) -> None:
@@ -327,7 +335,7 @@ def bench_engine(
     found = None if sizes is None else parse_sizes(sizes)
     if found is not None and found.ranges:
         raise MisuseError(f"--sizes {sizes} is a range of profiles; bench-engine takes sizes: 480x640,1080x1920")
-    report = bench(engine, found, threads, seconds, layers)
+    report = bench(engine, found, threads, seconds, layers, input_range=input_range)
     if json_:
         print_record("benchmark", report)
     else:

@@ -4,6 +4,7 @@ import sys
 import time
 from collections.abc import Generator
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,6 +13,7 @@ import typer
 from .command import FAILURE, Force, InputRange, Json, Memory, NoData, Threads, log_to_stderr, print_record, run
 from .errors import InterruptError
 from .images.header import DEFAULT_MAX_PIXELS
+from .labelling.bulk_options import Bulk
 from .labelling.planes import ALL, Planes
 from .labelling.products import Products
 
@@ -26,13 +28,16 @@ def label_images(
     images: Annotated[
         list[str],
         typer.Argument(
-            help="Images, videos, folders or globs; addresses of videos (rtsp://, http://), cameras (/dev/video0), "
-            "or - for a video on standard input.",
+            help="Images, videos, folders or globs, of this machine or at addresses (s3://, gs://, https://), videos "
+            "that come as they are read (rtsp://, http://), cameras (/dev/video0), or - for one on standard input.",
             metavar="IMAGES",
         ),
     ],
     out: Annotated[
-        Path, typer.Option("-o", "--out", metavar="FOLDER", help="Folder to write the labels, masks or values into.")
+        str,
+        typer.Option(
+            "-o", "--out", metavar="FOLDER", help="Folder or address to write the labels, masks or values into."
+        ),
     ],
     probabilities: Annotated[
         bool, typer.Option("--probabilities", help="Write each class's probability too, as float32 TIFFs.")
@@ -55,6 +60,13 @@ def label_images(
             "cameras and streaming addresses].",
         ),
     ] = None,
+    bulk: Bulk = Bulk(),  # noqa: B008 (frozen)
+    reuse: Annotated[
+        bool,
+        typer.Option(
+            "--reuse", help="Do not compute again what equals the frame before, as in videos of a fixed camera."
+        ),
+    ] = False,
     input_range: InputRange = None,
     nodata: NoData = None,
     strict: Annotated[
@@ -74,30 +86,38 @@ def label_images(
     from .network import Network
 
     options = ReadOptions(max_pixels, input_range, nodata, strict, planes.number, planes.channels)
-    files = find_sources(images, live)
-    counts = dict.fromkeys(("files", "labelled", "skipped", "failed"), 0)
+    files = bulk.sources(images, out, lambda: find_sources(images, live))
+    label = partial(
+        label_files, overlay=overlay, probabilities=probabilities, products=products, force=force, resume=resume,
+        reuse=reuse, options=options, all_pages=planes.page == ALL,
+    )  # fmt: skip
     started = time.perf_counter()
     with Network(model, threads=threads, memory=memory, refine=refine) as net:
-        records = label_files(
-            net, files, out, overlay=overlay, probabilities=probabilities, products=products, force=force,
-            resume=resume, options=options, all_pages=planes.page == ALL,
-        )  # fmt: skip
-        # Closed here, so that whatever ends the loop ends its threads before the network.
-        with closing(_with_reasons(records)) as records:
-            for record in records:
-                counts["files"] += 1
-                counts["failed"] += "error" in record
-                counts["skipped"] += "skipped" in record
-                counts["labelled"] += "size" in record
-                if json_:
-                    print_record(record["record"], record)
-                else:
-                    _show(record, net.card if explain else None)
+        counts = _report(bulk.records(net, files, out, label, threads), json_, net.card if explain else None)
     _sum_up(counts, round(time.perf_counter() - started, 3), out, json_)
     return FAILURE if counts["failed"] else 0
 
 
-def _sum_up(counts: dict[str, int], seconds: float, out: Path, json_: bool) -> None:
+def _report(
+    records: Generator[dict[str, Any], None, None], json_: bool, explained: "ModelCard | None"
+) -> dict[str, int]:
+    """Print the records as they come; how many there are, were labelled, skipped and failed."""
+    counts = dict.fromkeys(("files", "labelled", "skipped", "failed"), 0)
+    # Closed here, so that whatever ends the loop ends its threads before the network.
+    with closing(_with_reasons(records)) as records:
+        for record in records:
+            counts["files"] += 1
+            counts["failed"] += "error" in record
+            counts["skipped"] += "skipped" in record
+            counts["labelled"] += "size" in record
+            if json_:
+                print_record(record["record"], record)
+            else:
+                _show(record, explained)
+    return counts
+
+
+def _sum_up(counts: dict[str, int], seconds: float, out: str, json_: bool) -> None:
     if json_:
         print_record("summary", {**counts, "seconds": seconds})
         return

@@ -73,6 +73,7 @@ class Network:
         refine: whether borders of labels follow those of the image.
         input_range: which numbers of images are the network's 0 and 1; None: they are the network's own, whatever the
             card's `range` says of files.
+        cell: pixels between coarse scores.
         batch_costs: padded size → what batches of it were measured to cost.
     """
 
@@ -93,38 +94,44 @@ class Network:
         self.path = path = Path(model)
         self.memory, self.refine = memory, refine
         self.input_range = None if input_range is None else parse_range(input_range)
-        self.batch_costs: dict[tuple[int, int], BatchCost] = {}
         if not path.is_file():
             raise MisuseError(f"{path} does not exist or is not a file; name an .engine or an .onnx")
-        self.manifest: Manifest | None = None
-        self._backend: Backend | None
-        self.stages: tuple[Stage, ...]
         if path.suffix.lower() == ".onnx":
             if device.startswith("cuda"):
                 raise MisuseError(f"{path} is a plain ONNX, which runs on the CPU; make an engine: build-engine")
-            self._backend = opened = OnnxModelBackend(path, threads)
-            self.card, self.upsampling = opened.card, opened.upsampling
-            self.precision, self.stages = "float32", (WHOLE,)
+            onnx = OnnxModelBackend(path, threads)
+            self._take(onnx, onnx.card, onnx.upsampling, (WHOLE,), "float32")
         else:
-            self._backend, manifest = _open_engine(path, device, gpu_index, threads)
-            self.manifest, self.card, self.upsampling = manifest, manifest.card, manifest.upsampling
-            self.precision, self.stages = manifest.precision, manifest.stages
-        cell = self.stages[-1].stride
-        if refine and (reason := refusal(self.card, self.upsampling, cell)) is not None:
+            backend, manifest = _open_engine(path, device, gpu_index, threads)
+            self._take(backend, manifest.card, manifest.upsampling, manifest.stages, manifest.precision, manifest)
+        if refine and (reason := refusal(self.card, self.upsampling, self.stages[-1].stride)) is not None:
             instead = "omit --refine" if self.manifest else "make an engine: build-engine"
             raise MisuseError(f"{path} cannot be refined: {reason}; {instead}")
-        self._working = WorkingMemory(self._release)
-        self._cell = int((self.upsampling.factor or cell)[0])  # pixels between coarse scores
 
     @classmethod
     def of(cls, backend: Backend, card: ModelCard, upsampling: Upsampling, stages: Sequence[Stage]) -> "Network":
         """One that no file holds: a core in float32, that `backend` runs in these stages."""
         net = cls.__new__(cls)
-        net.path, net.manifest, net._backend = Path(backend.name), None, backend
-        net.card, net.upsampling, net.stages, net.precision = card, upsampling, tuple(stages), "float32"
-        net.memory, net.refine, net.input_range, net.batch_costs, net._kept = None, False, None, {}, 0
-        net._cell = net.stages[-1].stride[0]
+        net.path, net.memory, net.refine, net.input_range = Path(backend.name), None, False, None
+        net._take(backend, card, upsampling, tuple(stages), "float32")
         return net
+
+    def _take(
+        self,
+        backend: Backend,
+        card: ModelCard,
+        upsampling: Upsampling,
+        stages: tuple[Stage, ...],
+        precision: str,
+        manifest: Manifest | None = None,
+    ) -> None:
+        """Be the network that `backend` has opened."""
+        self._backend: Backend | None = backend
+        self.card, self.upsampling, self.stages = card, upsampling, stages
+        self.precision, self.manifest = precision, manifest
+        self.batch_costs: dict[tuple[int, int], BatchCost] = {}
+        self._working = WorkingMemory(self._release)
+        self.cell = int((upsampling.factor or stages[-1].stride)[0])
 
     @property
     def backend(self) -> Backend:
@@ -224,7 +231,7 @@ class Network:
     def run(self, image: Image, plan: Plan, kinds: Sequence[str] = LABELS) -> tuple[AnyArray, ...]:
         """Results of each of `kinds`, which `check_outputs` has seen, for an image that was checked and planned."""
         image, invalid = filled(image, self.card)
-        with self._taking(plan):
+        with self.taking(plan):
             results = self._run(image, plan, kinds)
         return marked(results, kinds, invalid, self.card)
 
@@ -246,7 +253,7 @@ class Network:
     ) -> list[tuple[AnyArray, ...]]:
         """Results of checked images of one padded size, run whole as one batch."""
         whole = [filled(image, self.card) for image in images]
-        with self._taking(*plans):
+        with self.taking(*plans):
             scores = self.backend.scores([image for image, _ in whole])
         return [
             marked(self._results_of_scores(image, each, plan, kinds), kinds, invalid, self.card)
@@ -299,7 +306,7 @@ class Network:
                     tuple(made[k][part] if k in made else self._result(k, image, rows, upsampling) for k in kinds),
                 )
 
-    def _taking(self, *plans: Plan) -> AbstractContextManager[None]:
+    def taking(self, *plans: Plan) -> AbstractContextManager[None]:
         """While it is open, runs by these plans are within the memory budget beside those of other threads."""
         needed = sum(plan.bytes - plan.result for plan in plans)
         shape = len(plans), plans[0].padded, plans[0].grids
@@ -315,7 +322,7 @@ class Network:
         """The core's own output for one image: float32 [K, h, w], uncropped (padding included)."""
         image, _ = filled(self.checked(image), self.card)
         plan = self.plan(*size_of(image))
-        with self._taking(plan):
+        with self.taking(plan):
             return self.scores_by(image, plan)
 
     def scores_by(self, image: ImageSource, plan: Plan) -> Floats:
@@ -330,7 +337,7 @@ class Network:
         self._check_coarse()
         image, _ = filled(self.checked(image), self.card)
         plan = self.plan(*size_of(image))
-        with self._taking(plan):
+        with self.taking(plan):
             scores = self.scores_by(image, plan)
         return _cropped(scores, plan)
 
@@ -367,7 +374,7 @@ class Network:
     ) -> AnyArray:
         """A result of the window's rows, refined where it is of labels and that is wanted."""
         if kind == "refined" or (kind == "labels" and self.refine):
-            return refined_labels(window, upsampling, self.card, self._cell, image, out)
+            return refined_labels(window, upsampling, self.card, self.cell, image, out)
         return result_from_scores(kind, window, upsampling, self.card, out)
 
     def _upsampling_of(self, scores: Floats, kinds: Sequence[str]) -> Upsampling:

@@ -51,15 +51,17 @@ class Grid:
 
     def spans(self, axis: int) -> list[Span]:
         """The tiles along an axis, in order; none begins or ends its halo before one that precedes it."""
-        side, length, halo = self.padded[axis], self.tile[axis], self.halo[axis]
-        spans = []
-        for start in range(0, side, length):
-            first, last = max(start - halo, 0), min(start + length + halo, side)
-            if last - first < self.least:  # a wider halo changes no scores
-                last = min(first + -(-self.least // self.unit) * self.unit, side)
-                first = min(first, max(last - self.least, 0) // self.unit * self.unit)
-            spans.append(Span(start, min(start + length, side), first, last))
-        return spans
+        side, length = self.padded[axis], self.tile[axis]
+        return [self.span(axis, start, min(start + length, side)) for start in range(0, side, length)]
+
+    def span(self, axis: int, start: int, stop: int) -> Span:
+        """A tile of any length, that begins at a multiple of the unit."""
+        side, halo = self.padded[axis], self.halo[axis]
+        first, last = max(start - halo, 0), min(stop + halo, side)
+        if last - first < self.least:  # a wider halo changes no scores
+            last = min(first + -(-self.least // self.unit) * self.unit, side)
+            first = min(first, max(last - self.least, 0) // self.unit * self.unit)
+        return Span(start, stop, first, last)
 
     @property
     def count(self) -> int:
@@ -243,7 +245,7 @@ def plan_profile(size: tuple[int, int], card: ModelCard, stage: Stage, profiles:
             best = tile[0][0] * tile[1][0], index, (tile[0][1], tile[1][1])
     if best is None:
         return None
-    grid = _grid(padded, best[2], stage, card)
+    grid = grid_of(padded, best[2], stage, card)
     return Plan(size, padded, 0, best[1], (grid,), grid.overhead)
 
 
@@ -276,7 +278,7 @@ def _options(
     taken = stage.working_memory(tallest * widest) + between
     kept = _cheapest(cost.ravel(), taken.ravel())
     tiles = [(int(rows[index // len(columns), 0]), int(columns[index % len(columns), 0])) for index in kept]
-    return cost.ravel()[kept], taken.ravel()[kept], [_grid(padded, tile, stage, card) for tile in tiles]
+    return cost.ravel()[kept], taken.ravel()[kept], [grid_of(padded, tile, stage, card) for tile in tiles]
 
 
 def _cheapest(cost: Numbers, taken: Numbers) -> npt.NDArray[np.intp]:
@@ -286,27 +288,27 @@ def _cheapest(cost: Numbers, taken: Numbers) -> npt.NDArray[np.intp]:
     return order[np.flatnonzero(np.diff(least, prepend=np.inf))]
 
 
-def _unit(stage: Stage, card: ModelCard) -> int:
+def unit_of(stage: Stage, card: ModelCard) -> int:
     """Pixels at whose multiples tiles begin."""
     return math.lcm(stage.period, card.size_multiple)
 
 
-def _grid(padded: tuple[int, int], tile: tuple[int, int], stage: Stage, card: ModelCard) -> Grid:
-    return Grid(padded, tile, stage.halo or (0, 0), card.smallest, _unit(stage, card))
+def grid_of(padded: tuple[int, int], tile: tuple[int, int], stage: Stage, card: ModelCard) -> Grid:
+    return Grid(padded, tile, stage.halo or (0, 0), card.smallest, unit_of(stage, card))
 
 
 def _lengths(side: int, stage: Stage, axis: int, card: ModelCard) -> list[tuple[int, int, int, int]]:
     """(length, pixels of all runs, shortest run, longest run) of the even divisions of a side, the longest first."""
     if stage.halo is None:
         return [(side, side, side, side)]
-    unit = _unit(stage, card)
+    unit = unit_of(stage, card)
     units = -(-side // unit)
     found = []
     # The lengths that 1, 2, 3… even parts come to.
     lengths = dict.fromkeys(-(-units // parts) * unit for parts in range(1, units + 1))
     allowed = [length for length in lengths if stage.tile is None or length <= stage.tile] or [unit]
     for length in allowed:
-        spans = _grid((side, side), (length, length), stage, card).spans(axis)
+        spans = grid_of((side, side), (length, length), stage, card).spans(axis)
         runs = [span.outer_stop - span.outer_start for span in spans]
         found.append((length, sum(runs), min(runs), max(runs)))
     return found

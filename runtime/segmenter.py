@@ -7,6 +7,7 @@ from typing import Any, Literal, overload
 import numpy as np
 
 from .arrays import AnyArray, Floats, Image, ImageSource, Labels, Masks
+from .errors import MisuseError
 from .model_card import ModelCard
 from .network import Network
 from .no_data import masked
@@ -159,20 +160,21 @@ class Segmenter:
         *,
         kind: Literal["labels"] = "labels",
         return_exceptions: Literal[False] = False,
+        reuse: bool = False,
     ) -> Iterator[Labels]: ...
 
     @overload
     def map(
-        self, images: Iterable[Image], *, kind: str, return_exceptions: Literal[False] = False
+        self, images: Iterable[Image], *, kind: str, return_exceptions: Literal[False] = False, reuse: bool = False
     ) -> Iterator[AnyArray]: ...
 
     @overload
     def map(
-        self, images: Iterable[Image], *, kind: str = "labels", return_exceptions: bool
+        self, images: Iterable[Image], *, kind: str = "labels", return_exceptions: bool, reuse: bool = False
     ) -> Iterator[AnyArray | Exception]: ...
 
     def map(
-        self, images: Iterable[Image], *, kind: str = "labels", return_exceptions: bool = False
+        self, images: Iterable[Image], *, kind: str = "labels", return_exceptions: bool = False, reuse: bool = False
     ) -> Iterator[AnyArray | Exception] | Iterator[AnyArray]:
         """Labels of a stream of images of mixed sizes, in order; a few images are in work at once.
 
@@ -185,11 +187,19 @@ class Segmenter:
                 call the Segmenter instead.
             kind: `labels`, `probabilities`, `masks` or `values`.
             return_exceptions: give the exception in place of an image's labels, and go on with the next.
+            reuse: the images are frames of a fixed camera: what equals the frame before, within the halo, is not
+                computed again. For labels of networks whose labels depend on a part of the image each, on the CPU.
 
         Raises:
+            MisuseError: `reuse` of a network that it is not for, or of another kind.
             Exception: what a call raises, after the labels of the images before; and what `images` raises.
         """
-        stream = Stream(self.network, self.network.check_kinds(kind))
+        kinds = self.network.check_kinds(kind)
+        stream = Stream(self.network, kinds)
+        if reuse and kinds != ("labels",):
+            raise MisuseError(f"reuse is of labels, and the kind is {kind}; omit one of them")
+        if reuse:
+            return stream.reused(images, return_exceptions)
         return stream.outcomes(images, return_exceptions)
 
     def bands(self, image: ImageSource, start: int = 0, kind: str = "labels") -> Iterator[tuple[int, AnyArray]]:

@@ -21,6 +21,7 @@ from .network import BatchCost, Network
 from .no_data import filled
 from .plan import Plan
 from .prepare import padded_size
+from .reuse import Frame, Reuse
 from .upsampling import result_bytes
 
 T = TypeVar("T")
@@ -28,6 +29,7 @@ R = TypeVar("R")
 
 CALLERS = 2  # images in the network at once: while one is prepared or labelled, the other has the cores
 AHEAD = 32  # items in flight at most
+FRAMES_AHEAD = 8  # of a camera, of which each has a copy in flight
 TOGETHER = 8  # images of a batch
 BATCH_PIXELS = 1 << 16  # of one padded image, at most: no larger one was faster in a batch (docs/results.md)
 PIXELS_AHEAD = 1 << 26  # in flight at most, where memory allows them
@@ -158,13 +160,16 @@ class Stream:
     Args:
         network: that may be in use elsewhere, too.
         kinds: of results that it makes of each image.
+        reuse: frames of videos keep what equals the frame before. MisuseError where the network is not for that.
 
     Attributes:
         pixels: that may be in flight, by the memory budget.
     """
 
-    def __init__(self, network: Network, kinds: Sequence[str] = ("labels",)) -> None:
-        self.network, self.kinds = network, tuple(kinds)
+    def __init__(self, network: Network, kinds: Sequence[str] = ("labels",), reuse: bool = False) -> None:
+        self.network, self.kinds, self.reuse = network, tuple(kinds), reuse
+        if reuse:
+            Reuse(network)
         self._slots = threading.Semaphore(CALLERS)
         self._turn = threading.Lock()
         memory = network.memory_budget()
@@ -185,11 +190,43 @@ class Stream:
             most=self.pixels * self.network.card.channels,
             alike=lambda i: self.alike(i.shape[:2]) if isinstance(i, np.ndarray) and i.ndim > 1 else None,
         )
-        with closing(results):
-            for outcome in results:
-                if isinstance(outcome, Exception) and not return_exceptions:
-                    raise outcome
-                yield outcome if isinstance(outcome, Exception) else outcome[0]
+        return _raised(results, return_exceptions)
+
+    def reused(self, images: Iterable[Image], return_exceptions: bool) -> Iterator[AnyArray | Exception]:
+        """`outcomes` of the labels of a fixed camera's frames. Raises MisuseError where the network is not local."""
+        reuse = Reuse(self.network)
+
+        def followed() -> Iterator[Frame | Exception]:
+            for image in images:
+                try:
+                    yield reuse.follow(image)
+                except Exception as error:  # in its turn
+                    yield error
+
+        def work(group: list[Frame | Exception]) -> list[tuple[AnyArray, ...] | Exception]:
+            return [each if isinstance(each, Exception) else self.of_frame(reuse, each).outcome for each in group]
+
+        results = overlapped(
+            followed(), work, workers=CALLERS,
+            pixels=lambda frame: frame.image.size if isinstance(frame, Frame) else 0,
+            most=self.pixels * self.network.card.channels, ahead=FRAMES_AHEAD,
+        )  # fmt: skip
+        return _raised(results, return_exceptions)
+
+    def of_frame(self, reuse: Reuse, frame: Frame) -> Labelled:
+        """Labels of a frame, after those of the frame that it follows."""
+        reuse.wait(frame)
+        try:
+            with self._taking(self._slots_for(size_of(frame.image))):
+                started = time.perf_counter()
+                outcome: tuple[AnyArray, ...] | Exception
+                try:
+                    outcome = reuse.label(frame)
+                except Exception as error:
+                    outcome = error
+                return Labelled(outcome, frame.plan, time.perf_counter() - started)
+        finally:
+            frame.done.set()  # whatever happened: the next one waits for it
 
     def alike(self, size: tuple[int, int]) -> tuple[int, int] | None:
         """The padded size of an image of (height, width) that is run with its equals where that pays, else None."""
@@ -293,6 +330,17 @@ class Stream:
             yield
         finally:
             self._slots.release(slots)
+
+
+def _raised(
+    results: Generator[tuple[AnyArray, ...] | Exception, None, None], return_exceptions: bool
+) -> Iterator[AnyArray | Exception]:
+    """The first result of each image; what went wrong is raised in its turn, or given."""
+    with closing(results):
+        for outcome in results:
+            if isinstance(outcome, Exception) and not return_exceptions:
+                raise outcome
+            yield outcome if isinstance(outcome, Exception) else outcome[0]
 
 
 def _same_scores(network: Network, images: Sequence[Image]) -> bool:

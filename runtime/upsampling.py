@@ -39,6 +39,9 @@ class ScoreWindow:
         rows: (first, after the last) of the pixels wanted.
         first: `scores` begin with this row of the score map.
         cells: rows of the whole score map.
+        columns: (first, after the last) of the pixels wanted; None: all of the image. Of labels and masks alone.
+        left: `scores` begin with this column of the score map.
+        across: columns of the whole score map; None: those of `scores`.
     """
 
     scores: AnyArray
@@ -47,6 +50,9 @@ class ScoreWindow:
     rows: tuple[int, int]
     first: int
     cells: int
+    columns: tuple[int, int] | None = None
+    left: int = 0
+    across: int | None = None
 
     @classmethod
     def whole(cls, scores: AnyArray, padded: tuple[int, int], size: tuple[int, int]) -> "ScoreWindow":
@@ -68,8 +74,20 @@ class ScoreWindow:
 
     @property
     def width(self) -> int:
-        """Of the image, in pixels."""
-        return self.size[1]
+        """Columns of pixels wanted."""
+        return self.size[1] if self.columns is None else self.columns[1] - self.columns[0]
+
+    def part(self, upsampling: Upsampling, rows: tuple[int, int], columns: tuple[int, int]) -> "ScoreWindow":
+        """Of a whole image: a rectangle of its pixels, with the scores that these are made of."""
+        read = [
+            _cells_read(upsampling, axis, self.scores.shape[1 + axis], self.padded[axis], *span)
+            for axis, span in enumerate((rows, columns))
+        ]
+        scores = self.scores[:, slice(*read[0]), slice(*read[1])]
+        return replace(
+            self, scores=scores, rows=rows, first=read[0][0], columns=columns, left=read[1][0],
+            across=self.scores.shape[2],
+        )  # fmt: skip
 
 
 def new_result(kind: str, card: ModelCard, rows: int, columns: int) -> AnyArray:
@@ -168,22 +186,23 @@ def against(scores: Floats, threshold: float) -> Floats:
 def _best(window: ScoreWindow, upsampling: Upsampling, dtype: LabelDtype) -> Labels:
     """The best class of each pixel of the window, [rows, width]."""
     scores, first, (start, stop) = window.scores, window.first, window.rows
+    left, (begin, end) = window.left, window.columns or (0, window.size[1])
     if upsampling.mode == "none":
         labels = np.empty((stop - start, window.width), dtype)
         step = max(1, VALUES_AT_A_TIME // (len(scores) * window.width))
         for top in range(start, stop, step):
             bottom = min(top + step, stop)
             labels[top - start : bottom - start] = best_class(
-                scores[:, top - first : bottom - first, : window.width], dtype
+                scores[:, top - first : bottom - first, begin - left : end - left], dtype
             )
         return labels
     vertical = _axis(upsampling, 0, window.cells, window.padded[0], start, stop)
-    horizontal = _axis(upsampling, 1, scores.shape[2], window.padded[1], 0, window.width)
+    horizontal = _axis(upsampling, 1, window.across or scores.shape[2], window.padded[1], begin, end)
     if upsampling.mode == "nearest":
-        return best_class(scores, dtype)[vertical.first[:, None] - first, horizontal.first]
+        return best_class(scores, dtype)[vertical.first[:, None] - first, horizontal.first - left]
     if vertical.uniform and horizontal.uniform:
         return _labels_of_equal_cells(window, vertical.uniform, horizontal.uniform, dtype)
-    return _labels_of_bands(scores, vertical.moved(-first), horizontal, dtype)
+    return _labels_of_bands(scores, vertical.moved(-first), horizontal.moved(-left), dtype)
 
 
 def _interpolate(window: ScoreWindow, upsampling: Upsampling, out: Floats) -> None:
@@ -236,6 +255,15 @@ def last_cells(upsampling: Upsampling, cells: int, padded: int, pixels: int) -> 
         return np.arange(pixels)
     found = _axis(upsampling, 0, cells, padded, 0, pixels)
     return found.first if upsampling.mode == "nearest" else found.second
+
+
+def _cells_read(upsampling: Upsampling, axis: int, cells: int, padded: int, start: int, stop: int) -> tuple[int, int]:
+    """(first, after the last) of the scores that pixels along an axis are made of."""
+    if upsampling.mode == "none":
+        return start, stop
+    found = _axis(upsampling, axis, cells, padded, start, stop)
+    # One more on either side: where cells hold equal numbers of pixels, whole cells are looked at.
+    return max(int(found.first.min()) - 1, 0), min(int(found.second.max()) + 2, cells)
 
 
 def best_class(scores: AnyArray, dtype: LabelDtype, classes: Labels | None = None) -> Labels:
@@ -352,7 +380,8 @@ _ROUNDED: Mapping[str, Callable[[npt.NDArray[np.float64]], npt.NDArray[np.float6
 def _labels_of_equal_cells(window: ScoreWindow, down: _Uniform, across: _Uniform, dtype: LabelDtype) -> Labels:
     """Linear interpolation by integer factors: all disagreeing cells at once."""
     scores = window.scores
-    rows, columns = down.corners(window.cells) - window.first, across.corners(scores.shape[2])
+    rows = down.corners(window.cells) - window.first
+    columns = across.corners(window.across or scores.shape[2]) - window.left
     best = best_class(scores, dtype)[rows[:, None], columns]
     labels = spread_labels(best, down.factor, across.factor)
     corner = best[:-1, :-1]

@@ -52,6 +52,13 @@ EXTRAS = {
     "scipy": "instances",
     "starlette": "serve",
     "grpc": "serve",
+    "tritonclient": "dev",
+    "moto": "dev",
+    "ray": "ray",
+    "fsspec": "cloud",
+    "s3fs": "cloud",
+    "aiohttp": "cloud",
+    "pyarrow": "cloud",
     "schemathesis": "dev",
     "pycocotools": "dev",
 }

@@ -367,6 +367,19 @@ def test_the_heat_map_is_the_classifier_slid(tmp_path):
 
 
 @pytest.mark.slow
+def test_scenes_compares_margins_and_reads_files_of_every_layout(tmp_path):
+    out = tmp_path / "scenes.json"
+    told = benchmark("scenes", "--pixels", 400_000, "--rounds", 1, "--json", out)
+    result = json.loads(out.read_text())
+    labels = result["labels"]
+    assert labels["no_data"] == pytest.approx(0.4, abs=0.01) and labels["data_without_class"] == 0
+    assert labels["different"] == 0 == labels["classes_in_no_data"] and "labels differ beyond" in told
+    assert result["reading"]["npy"]["ratio"] == [1, 1, 1]
+    assert {"tiles", "tiles, deflate", "tiles of planes, deflate", "strips"} <= result["reading"].keys()
+    assert all(row["seconds"][0] > row["bare_s"][0] > 0 for row in result["reading"].values())
+
+
+@pytest.mark.slow
 def test_serving_is_measured_beside_a_bare_call(exports, tmp_path):
     needs("starlette"), needs("grpc")
     out = tmp_path / "serving.json"
@@ -380,3 +393,13 @@ def test_serving_is_measured_beside_a_bare_call(exports, tmp_path):
     assert found["large"]["peak"] < 1e9
     assert found["refusals"]["labelled"] + found["refusals"]["refused"] == 30
     assert found["refusals"]["labelled"] >= 10 and found["refusals"]["run_of_20_dropped"] == 0
+
+
+@pytest.mark.slow
+def test_reuse_compares_the_labels_of_each_stream_and_gives_a_row(exports, data):
+    told = benchmark(
+        "reuse", exports / "narrow.engine", "--data", data, "--size", "128x192", "--frames", 3, "--rounds", 1
+    )
+    kinds = "still|5 % of blocks|in one place|noise"
+    rows = re.findall(rf"^ *({kinds}) +[\d.]+/s +[\d.]+× +[\d.]+× +[\d.]+%$", told, re.MULTILINE)
+    assert rows == kinds.split("|")

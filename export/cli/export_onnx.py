@@ -44,17 +44,35 @@ class TorchOptions:
     ] = None
 
 
+@dataclass(frozen=True)
+class DeepnessOptions:
+    """What Deepness, a plugin of QGIS, is told."""
+
+    deepness: Annotated[
+        float | None,
+        typer.Option(
+            min=0.01, metavar="CM",
+            help="Write it for Deepness, a plugin of QGIS: probabilities, metadata and a tile size, for pixels of so "
+            "many centimetres.",
+        ),
+    ] = None  # fmt: skip
+    tile_size: Annotated[
+        int | None, typer.Option("--tile-size", min=1, help="Side of Deepness's tiles in pixels [default: 512].")
+    ] = None
+
+
 def export_onnx(
     source: Annotated[
         str,
         typer.Argument(
-            help="A checkpoint, package.module:factory giving a torch.nn.Module, or an ONNX of fixed size.",
+            help="A checkpoint, package.module:factory giving a module, a saved program, or an ONNX.",
             metavar="SOURCE",
         ),
     ],
     out: Annotated[Path, typer.Option("-o", "--out", metavar="FILE", help="ONNX file to write.")],
     torch: TorchOptions,
     model: ModelOptions,
+    deepness: DeepnessOptions,
     json_: Json = False,
     force: Force = False,
 ) -> None:
@@ -62,13 +80,22 @@ def export_onnx(
     if out.suffix.lower() != ".onnx":
         raise MisuseError(f"{out} is not named .onnx; the runtime tells models by that suffix")
     refuse_existing(out, force)
+    if deepness.tile_size is not None and deepness.deepness is None:
+        raise MisuseError("--tile-size is of --deepness; give both, or omit it")
     if source.lower().endswith(".onnx"):
-        _free_sizes(source, out, torch, model, json_)
+        card = _free_sizes(source, out, torch, model, json_)
     else:
-        _export_module(source, out, torch, model, json_)
+        card = _export_module(source, out, torch, model, json_)
+    if deepness.deepness is not None:
+        from fcn_deploy.export.deepness import write_for_deepness
+
+        tile = deepness.tile_size or 512
+        write_for_deepness(out, card, deepness.deepness, tile)
+        if not json_:
+            print(f"for Deepness: tiles of {tile}×{tile}, {deepness.deepness:g} cm a pixel")
 
 
-def _export_module(source: str, out: Path, how: TorchOptions, model: ModelOptions, json_: bool) -> None:
+def _export_module(source: str, out: Path, how: TorchOptions, model: ModelOptions, json_: bool) -> "ModelCard":
     """A checkpoint or a module of PyTorch."""
     if how.weights is not None:
         check_model(how.weights, "a file of weights")
@@ -95,11 +122,12 @@ def _export_module(source: str, out: Path, how: TorchOptions, model: ModelOption
     if json_:
         found = [{"size": list(each.size), "batch": each.batch, "logits": each.logits} for each in differences]
         _print_export(out, card, notes, found)
-        return
+        return card
     _show_notes(notes)
     print(f"{source} → {out} ({out.stat().st_size / 1e6:.1f} MB, opset {opset})")
     print(f"takes every H, W ≥ 1; {len(card.classes)} classes, stride {card.stride}, {card.channels} channels")
     _show_differences(differences)
+    return card
 
 
 def _show_differences(differences: "Sequence[SizeDifference]") -> None:
@@ -110,7 +138,7 @@ def _show_differences(differences: "Sequence[SizeDifference]") -> None:
         print(f"  {size:>11}  {difference.logits:.1e}{'  worst' if difference is worst else ''}")
 
 
-def _free_sizes(source: str, out: Path, how: TorchOptions, model: ModelOptions, json_: bool) -> None:
+def _free_sizes(source: str, out: Path, how: TorchOptions, model: ModelOptions, json_: bool) -> "ModelCard":
     """A model that is ONNX already: its sizes are freed."""
     for_torch = {"--exporter": how.exporter, "--opset": how.opset, "--weights": how.weights}
     if wrong := [name for name, value in for_torch.items() if value is not None]:
@@ -125,10 +153,11 @@ def _free_sizes(source: str, out: Path, how: TorchOptions, model: ModelOptions, 
     card, notes = export_onnx_model(source, out, model.said())
     if json_:
         _print_export(out, card, notes, None)
-        return
+        return card
     _show_notes(notes)
     print(f"{source} → {out} ({out.stat().st_size / 1e6:.1f} MB)")
     print(f"takes every H, W ≥ 1; {len(card.classes)} classes, {card.channels} channels")
+    return card
 
 
 def _print_export(out: Path, card: "ModelCard", notes: Sequence[str], differences: list[dict] | None) -> None:

@@ -27,7 +27,7 @@ def export_triton(
     refine: Annotated[
         bool, typer.Option("--refine", help="Let borders of labels follow the borders in the image.")
     ] = False,
-    instances: Annotated[int, typer.Option(min=1, help="Processes that each open the engine.")] = 1,
+    processes: Annotated[int, typer.Option(min=1, help="Processes that each open the engine.")] = 1,
     max_batch: Annotated[int, typer.Option(min=1, help="Images that the server hands over together, at most.")] = 8,
     queue: Annotated[
         int, typer.Option(min=0, help="Requests that wait at most; more are refused (0: without end).")
@@ -57,7 +57,7 @@ def export_triton(
     from fcn_deploy.runtime.sizes import parse_sizes
 
     config = TritonConfig(
-        name, model_version, tuple(parse_outputs(outputs)), instances, max_batch, queue, timeout,
+        name, model_version, tuple(parse_outputs(outputs)), processes, max_batch, queue, timeout,
         tuple(parse_sizes(warmup).examples()) if warmup else (), threads, memory, refine, site_packages,
     )  # fmt: skip
     model = write_repository(engine, out, config, force)

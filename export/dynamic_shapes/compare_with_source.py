@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from fcn_deploy.export.analysis.accepted_sizes import find_accepted_sizes, run_quietly
@@ -24,15 +25,29 @@ SHARE_UNTOUCHED = 0.01  # of the scores must be out of reach of the edges for a 
 Run = Callable[[np.ndarray], np.ndarray]  # images [N,C,H,W] → scores [N,K,h,w]
 
 
+class Verified(NamedTuple):
+    """A model whose sizes are free, as far as they were not.
+
+    Attributes:
+        model: float32 [N,C,H,W] → [N,K,h,w].
+        notes: what was changed, a line each.
+        multiple: that H and W must be of, whatever else runs: its padding was for such sizes.
+        hidden: (height, width) that it was traced at, where its sizes had names all the same; None: as declared.
+    """
+
+    model: ModelProto
+    notes: Sequence[str] = ()
+    multiple: int = 1
+    hidden: tuple[int, int] | None = None
+
+
 def free_and_verify(
     model: ModelProto,
     name: str,
     size: tuple[int, int] | None = None,
     assumed: Mapping[str, str] | None = None,
-) -> tuple[ModelProto, list[str], int]:
-    """A model with free batch, height and width, verified; what was changed, a line each; a multiple.
-
-    H and W must be multiples of that, whatever else runs: its padding was for such sizes.
+) -> Verified:
+    """A model with free batch, height and width, verified.
 
     Args:
         model: float32 [N,C,H,W] → [N,K,h,w]; its sizes numbers, or names whether they hold or not.
@@ -59,18 +74,21 @@ def free_and_verify(
             find_accepted_sizes(_shape_at(model, name), name)
         except DeployError:
             raise DeployError(f"{name}: {error}") from error
-        return model, [], 1
+        return Verified(model)
+    hidden: tuple[int, int] | None = None
     if freed.traced is None:
         held = padded_to_one_size(model, _channels(model, name))
         if held is None:
-            return model, [], 1
+            return Verified(model)
         model, freed = _free_from_padding(model, name, *held)
+        assert freed.traced is not None
+        hidden = freed.traced[1], freed.traced[2]
     if freed.batch_alone:
         return _with_free_batch(model, freed, name)
     notes = [f"{name}: size freed: {note}" for note in freed.notes]
-    if not notes:
+    if not notes and freed.traced is not None:
         notes = [f"{name}: its size of {_text(freed.traced[1:])} is so by name alone, and freed"]
-    return freed.model, [*notes, f"{name}: {verify_freed(model, freed, name)}"], freed.multiple
+    return Verified(freed.model, [*notes, f"{name}: {verify_freed(model, freed, name)}"], freed.multiple, hidden)
 
 
 def _free_from_padding(
@@ -101,7 +119,7 @@ def _free_from_padding(
     raise padding_refusal(pad, padded, name)
 
 
-def _with_free_batch(model: ModelProto, freed: FreedModel, name: str) -> tuple[ModelProto, list[str], int]:
+def _with_free_batch(model: ModelProto, freed: FreedModel, name: str) -> Verified:
     """As free_and_verify, of a model whose H and W were free; one that takes an image at a time may stay so."""
     assert freed.traced is not None
     batch = freed.traced[0]
@@ -110,11 +128,11 @@ def _with_free_batch(model: ModelProto, freed: FreedModel, name: str) -> tuple[M
     except DeployError:
         if batch > 1:
             raise
-        return model, [], 1
+        return Verified(model)
     notes = [f"{name}: batch freed: {note}" for note in freed.notes]
     if not notes:
         notes = [f"{name}: its batch of {batch} is so by name alone, and freed"]
-    return freed.model, [*notes, f"{name}: {seen}"], freed.multiple
+    return Verified(freed.model, [*notes, f"{name}: {seen}"], freed.multiple)
 
 
 def verify_batch(model: ModelProto, freed: FreedModel, name: str) -> str:

@@ -29,6 +29,7 @@ from fcn_deploy.runtime.errors import DeployError
 from onnx import NodeProto
 
 REMEDY = "export it again with dynamic axes for N, H and W, or from PyTorch with export-onnx"
+CROPS = "it crops a map of every size to {} cells, which are enlarged to the image: a number of a traced size"
 REMAINS = 2  # cells that a map may have beyond a whole share of what it is enlarged to
 TRIES = 20  # times a graph may be followed in search of a solution, and as often again for each that is doubted
 
@@ -171,7 +172,7 @@ class Solver:
                         node,
                         f"what its numbers stand for cannot be told: {choice.chosen.description or 'as they are'}, or "
                         f"{other.description or 'as they are'}",
-                        f"both fit: say --assume {name_of_node(node)}=fixed or =global, or export it with dynamic axes",
+                        f"both fit: say --assume {name_of_node(node)}=fixed or =global, or export it again, axes free",
                     )
 
     def _check_end(self, state: State) -> None:
@@ -187,7 +188,8 @@ class Solver:
         ):
             text = ", ".join(describe(size, self.image) for size in scores)
             raise ConflictError(node, f"the scores have the size [{text}], which does not follow the image")
-        self._check_drift(state)
+        if self.graph.traced:
+            self._check_drift(state)
         if changes_with(batch) and batch not in scores:
             raise ConflictError(node, "the batch is lost on the way to the scores")
 
@@ -206,7 +208,9 @@ class Solver:
                 continue
             before, after = (axis_sizes(found.state.shape(name)) for name in (node.input[0], node.output[0]))
             for old, new in zip(before, after, strict=True):
-                if is_fixed(old) or is_fixed(new) or max(new) - min(new) < 1:
+                if (crop := self._crop_to_number(found.state, node, old, new)) is not None:
+                    raise RemainsError(str(refusal(crop, CROPS.format(old[0]))))
+                if is_fixed(old) or is_fixed(new):
                     continue
                 factor = Fraction(max(new) - min(new), max(old) - min(old))
                 too_many = factor * old[0] - new[0]
@@ -215,6 +219,19 @@ class Solver:
                     text = f"{describe(old, self.image)} cells to {describe(new, self.image)}"
                     error = refusal(node, f"it brings {text}, no share of it: a number before it is of a traced size")
                     raise RemainsError(str(error))
+
+    def _crop_to_number(self, state: State, node: NodeProto, old: SampledSize, new: SampledSize) -> NodeProto | None:
+        """Of a Resize of `old` cells to `new`: the Slice or Pad before it that brings maps of all sizes to one."""
+        if not is_fixed(old) or old[0] == 1 or is_fixed(new):
+            return None
+        for index in sorted(self.graph.ancestors[self.graph.place[node.output[0]]]):
+            other = self.graph.nodes[index]
+            if other.op_type not in ("Slice", "Pad") or not state.is_data(other.output[0]):
+                continue
+            sides = zip(*(axis_sizes(state.shape(name)) for name in (other.input[0], other.output[0])), strict=True)
+            if any(not is_fixed(before) and is_fixed(after) and after[0] > 1 for before, after in sides):
+                return other
+        return None
 
     def _check_drift(self, state: State) -> None:
         """Raise ConflictError where a map is enlarged by another factor at other sizes, and by a whole one when traced.
@@ -226,6 +243,8 @@ class Solver:
                 continue
             before, after = (axis_sizes(state.shape(name)) for name in (node.input[0], node.output[0]))
             for old, new in zip(before, after, strict=True):
+                if (crop := self._crop_to_number(state, node, old, new)) is not None:
+                    raise ConflictError(crop, CROPS.format(old[0]))
                 drifts = len({Fraction(b, a) for a, b in zip(old, new, strict=True)}) > 1
                 if drifts and not is_fixed(old) and not is_fixed(new) and new[0] % old[0] == 0 and new[0] > old[0] > 1:
                     raise ConflictError(

@@ -119,10 +119,12 @@ def _free(model: ModelProto, foreign: ForeignModel, options: ImportOptions) -> t
     scores = [side for side in dims(model.graph.output[0])[1:] if side is not None]  # the standard form names them all
     height, width = foreign.declared
     set_shape(model.graph.input[0], [foreign.batch or "N", foreign.channels, height or "H", width or "W"])
-    model, changes, multiple = free_and_verify(model, foreign.name, foreign.size, options.assume)
+    model, changes, multiple, hidden = free_and_verify(model, foreign.name, foreign.size, options.assume)
+    if hidden is not None:  # at others it is not what was freed
+        foreign.size = hidden
     set_shape(model.graph.input[0], ["N", foreign.channels, "H", "W"])
     set_shape(model.graph.output[0], ["N", *scores])
-    return model, changes, multiple
+    return model, list(changes), multiple
 
 
 def _accepted_sizes(model: ModelProto, foreign: ForeignModel) -> AcceptedSizes:

@@ -98,7 +98,7 @@ def _beside(count: int, factor: int, shape: Sequence[int | str | None], size: tu
     if len(shape) != 3:
         return ""
     sides = [side for side in shape[1:] if isinstance(side, int)]
-    area = [-(-size[0] // by) * -(-size[1] // by) for by in (1, 2, 4, 8, 16, 32)]
+    area = [-(-size[0] // by) * -(-size[1] // by) for by in (1, 2, 4, 8)]
     if find_map_axes([side if isinstance(side, int) else 0 for side in shape], size) or (set(sides) & set(area[:3])):
         return ""  # a map, or scores that were flattened
     if shape[1] == count and len(sides) == 2 and count > 1 and shape[2] not in area:

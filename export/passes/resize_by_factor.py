@@ -89,18 +89,18 @@ def _by_factor(edit: Rewrite, node: ir.Node, factors: tuple[Fraction, Fraction],
     result, sizes = node.outputs[0], needed_input(node, 3)
     name = name_of(result)
     node.attributes.pop("axes", None)
-    node.replace_input_with(2, edit.constant(f"{name}/factors", np.float32([1, 1, *factors])))
+    node.replace_input_with(2, edit.constant(f"{name}/factors", np.array([1, 1, *map(float, factors)], np.float32)))
     node.replace_input_with(3, None)
     if shapes is None:
         return
     # The size of a map nearby, rather than the image's: a network that is cut in two has it in the same part.
     like = shapes.equal_to(name, name)
-    two, four = edit.constant(f"{name}/first_side", np.int64([2])), edit.constant(f"{name}/after_sides", np.int64([4]))
+    two, four = edit.constant(f"{name}/first_side", np.array([2])), edit.constant(f"{name}/after_sides", np.array([4]))
     if like is not None:
         sizes = edit.node("Shape", [edit.value(like)], f"{name}/like", before=node)
         sides = edit.node("Slice", [sizes, two, four], f"{name}/sides", before=node)
     else:
-        last = edit.constant(f"{name}/last_sides", np.int64([-2])), edit.constant(f"{name}/end", np.int64([2**31]))
+        last = edit.constant(f"{name}/last_sides", np.array([-2])), edit.constant(f"{name}/end", np.array([2**31]))
         sides = edit.node("Slice", [sizes, *last], f"{name}/sides", before=node)
-    starts, axes = edit.constant(f"{name}/starts", np.int64([0, 0])), edit.constant(f"{name}/axes", np.int64([2, 3]))
+    starts, axes = edit.constant(f"{name}/starts", np.array([0, 0])), edit.constant(f"{name}/axes", np.array([2, 3]))
     edit.follow_with(result, "Slice", f"{name}/cropped", starts, sides, axes)

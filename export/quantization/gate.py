@@ -124,8 +124,9 @@ class AccuracyGate:
             same = [a == b for a, b in zip(results, self.expected, strict=True)]
             counted = [each[..., data] for each, data in zip(same, self.data, strict=True)]
             reach = max(1, self.card.stride // BORDER)
-            drops = against_results(self.expected, results, self.data, len(self.card.classes), reach)
-            return Judgement(sum(int(each.sum()) for each in counted) / sum(each.size for each in counted), *drops)
+            drops, beyond = against_results(self.expected, results, self.data, len(self.card.classes), reach)
+            equal = sum(int(each.sum()) for each in counted) / sum(each.size for each in counted)
+            return Judgement(equal, drops, beyond)
         confusion = self._confusion(results)
         drops = against_labels(self.confusion, confusion)
         return Judgement(Metrics.of(confusion).mean_iou, drops, drops)

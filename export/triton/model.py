@@ -41,6 +41,7 @@ class TritonPythonModel:
             memory=int(given["memory"]) if "memory" in given else None,
             refine=given.get("refine") == "true",
         )
+        self.net.network.input_range = None  # tensors are in the network's own numbers, whatever its files' range is
 
     def execute(self, requests):
         """Answers of the requests that the server hands over together, of whatever sizes.

@@ -16,6 +16,7 @@ from .deep import bits_of
 from .gdal import is_gdals, open_gdal
 from .georeference import GEOREFERENCE
 from .pillow import check_pixels, open_pillow
+from .ranged import opened
 from .tiff import is_tiff, lay_out
 
 if TYPE_CHECKING:
@@ -93,6 +94,8 @@ def read_header(path: str | os.PathLike[str], max_pixels: int = DEFAULT_MAX_PIXE
 
 def file_kind(path: Path) -> str:
     """`NPY`, `TIFF` or `GDAL`, by first bytes and suffix; "" for what is left to Pillow. Raises OSError."""
+    if opened(path) is not path:
+        return "TIFF"
     with path.open("rb") as file:
         start = file.read(6)
     if start == b"\x93NUMPY" or path.suffix.lower() == ".npy":
@@ -158,7 +161,7 @@ def _picture(picture: "Pictures.Image", path: Path, page: int | None) -> Header:
 def _tiff(path: Path, page: int | None) -> Header:
     import tifffile
 
-    with tifffile.TiffFile(path) as file:
+    with tifffile.TiffFile(opened(path), name=path.name) as file:
         found = lay_out(file, path, page=page)
         georeferenced = any(code in found.keyframe.tags for code in GEOREFERENCE)
         return Header(path, "TIFF", found.upright, found.bands, found.dtype, found.images, None, georeferenced)

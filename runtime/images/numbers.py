@@ -52,6 +52,11 @@ class ReadOptions:
         if self.input_range is not None and self.input_range != PERCENTILE:
             self.input_range = parse_range(self.input_range)
 
+    def __reduce__(self) -> tuple[type["ReadOptions"], tuple[Any, ...]]:
+        return ReadOptions, (
+            self.max_pixels, self.input_range, self.no_data, self.strict, self.page, self.channels,
+        )  # fmt: skip
+
     def identity(self) -> str:
         """What decides how pixels are read."""
         return f"{self.input_range} {self.no_data} {self.page} {self.channels}"

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from ..errors import MisuseError
 from ..model_card import ModelCard
-from ..no_data import filled, masked
+from ..no_data import filled, masked, over_bands
 from ..value_range import GRIDS, Range, limits_within, percentiles, scaled, windows
 from .deep import read_deep
 from .gdal import open_gdal
@@ -27,6 +27,7 @@ from .georeference import Tag, dataset_tags, own_tags
 from .header import DEFAULT_MAX_PIXELS, Header, open_npy, read_header, reading
 from .numbers import ReadOptions, beyond, doubtful, value_of, wide_type
 from .pillow import open_pillow
+from .ranged import opened
 from .tiff import ORIENTATION, TURNS, Read, lay_out, mask_reader, reader, tagged_no_data, turned
 
 if TYPE_CHECKING:
@@ -98,15 +99,15 @@ class Fit:
         alpha = stored.alpha if pixels.shape[2] != self.card.channels else None
         bands = pixels if alpha is None else pixels[:, :, :alpha]  # what follows alpha is of no network
         if self.no_data is not None and not math.isnan(self.no_data):
-            equal = bands == pixels.dtype.type(self.no_data)
             # A band alone may be 0 or 255 by chance, but not -9999.
-            found.append(equal.any(axis=2) if self.no_data < 0 or self.no_data > 1e30 else equal.all(axis=2))
+            every = 0 <= self.no_data <= 1e30
+            found.append(over_bands(bands == pixels.dtype.type(self.no_data), every))
         if alpha is not None:
             found.append(pixels[:, :, alpha] == 0)
         if stored.mask is not None:
             found.append(stored.mask(*where)[:, :, 0] == 0)
         if pixels.dtype.kind == "f":
-            found.append(~np.isfinite(bands).all(axis=2))
+            found.append(over_bands(~np.isfinite(bands)))
         return np.logical_or.reduce(found) if found else None
 
     def values(self, grid: int) -> NDArray[Any]:
@@ -222,7 +223,8 @@ def open_stored(header: Header, card: ModelCard, options: ReadOptions = COMMON) 
             elif header.format == "TIFF":
                 import tifffile
 
-                stored = _tiff(stack.enter_context(tifffile.TiffFile(header.path)), header, card)
+                file = tifffile.TiffFile(opened(header.path), name=header.path.name)
+                stored = _tiff(stack.enter_context(file), header, card)
             elif header.format == "GDAL":
                 raster = stack.enter_context(open_gdal(header.path))
                 palette = raster.dataset.colorinterp[0].name == "palette"  # its colours are not the numbers of no data

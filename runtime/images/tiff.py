@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from ..errors import DeployError, MisuseError
 from .pillow import open_pillow
 from .stacks import find_plane
+from .tiff_chunks import WHOLE_PIXELS, Chunks
 
 log = logging.getLogger(__name__)
 
@@ -23,7 +24,6 @@ COLOURS = {  # of a photometric interpretation, once it is read
     "MINISBLACK": "grey", "MINISWHITE": "grey", "RGB": "RGB", "PALETTE": "RGB", "YCBCR": "RGB", "SEPARATED": "CMYK",
 }  # fmt: skip
 MASK_PAGES = 32  # among which an image's mask is looked for
-WHOLE_PIXELS = 64_000_000  # of an image that can be decoded at once only
 # Orientation (TIFF 6.0, page 36): are rows reversed, columns reversed, both then exchanged, to turn it upright?
 TURNS = {
     2: (False, True, False), 3: (True, True, False), 4: (True, False, False), 5: (False, False, True),
@@ -116,6 +116,18 @@ def _samples(key: Any, count: int, across: bool, path: Path) -> tuple[int, np.dt
     return count, np.dtype(key.dtype), key.bitspersample, colours, None if across else alpha
 
 
+def in_parts(file: Any, path: Path) -> bool:
+    """Whether an open tifffile.TiffFile can be read in parts of at most WHOLE_PIXELS / 4 by its tiles or strips alone.
+
+    Raises MisuseError, DeployError: as `lay_out`.
+    """
+    layout = lay_out(file, path)
+    key = layout.keyframe
+    high, wide = (key.tilelength, key.tilewidth) if key.is_tiled else (key.rowsperstrip, key.imagewidth)
+    small = min(high, key.imagelength) * wide <= WHOLE_PIXELS // 4
+    return layout.run is None and small and not _undecodable(key)
+
+
 def turned(pixels: NDArray[Any], orientation: int) -> NDArray[Any]:
     """[H, W, …] turned upright."""
     rows, columns, exchanged = TURNS.get(orientation, (False, False, False))
@@ -164,7 +176,7 @@ def mask_reader(file: Any, layout: TiffLayout, path: Path) -> Read | None:
 
 def page_reader(path: Path, page: Any) -> Read:
     """What reads parts of one page as it is stored, palettes too: [h, w, samples]."""
-    return _Chunks(path, page, page).read
+    return Chunks(path, page, page).read
 
 
 def _stored(layout: TiffLayout, path: Path) -> Read:
@@ -174,7 +186,7 @@ def _stored(layout: TiffLayout, path: Path) -> Read:
         return lambda top, bottom, left, right: _meant(mapped[top:bottom, left:right], key, layout.bits)
     if problem := _undecodable(key):
         return _by_pillow(layout, path, problem)
-    pages = [_Chunks(path, page, key) for page in layout.pages]
+    pages = [Chunks(path, page, key) for page in layout.pages]
 
     def read(top: int, bottom: int, left: int, right: int) -> NDArray[Any]:
         parts = [page.read(top, bottom, left, right) for page in pages]
@@ -247,112 +259,3 @@ def _by_pillow(layout: TiffLayout, path: Path, problem: str) -> Read:
         rows, columns, exchanged = TURNS[layout.turned]
         pixels = (pixels.swapaxes(0, 1) if exchanged else pixels)[:: -1 if rows else 1, :: -1 if columns else 1]
     return lambda top, bottom, left, right: pixels[top:bottom, left:right]
-
-
-class _Chunks:
-    """Decodes the tiles or strips of a page that a region needs, and keeps those which regions beside it need too."""
-
-    def __init__(self, path: Path, page: Any, key: Any) -> None:
-        self.path, self.page, self.key = path, page, key
-        self.size: tuple[int, int] = (key.imagelength, key.imagewidth)
-        self.separate = key.planarconfig == 2 and key.samplesperpixel > 1
-        self.planes = key.samplesperpixel if self.separate else 1
-        if key.is_tiled:
-            self.high, self.wide = key.tilelength, key.tilewidth
-        else:
-            self.high, self.wide = min(key.rowsperstrip, key.imagelength), key.imagewidth
-        most = max(4 * self.size[0] * self.size[1], WHOLE_PIXELS)
-        if self.high < 1 or self.wide < 1 or self.high * self.wide > most:
-            raise DeployError(f"{path} has tiles of {self.high}×{self.wide} pixels; write it again")
-        self.rows, self.columns = -(-self.size[0] // self.high), -(-self.size[1] // self.wide)
-        self.decoded: dict[int, NDArray[Any]] = {}
-        self.mapped: NDArray[Any] | None = None
-        if page is None:  # an OME file may leave out planes
-            return
-        if page.is_memmappable:
-            dtype = np.dtype(key.parent.byteorder + key.dtype.char)
-            bands = key.samplesperpixel
-            shape = (bands, *self.size) if self.separate else (*self.size, bands)
-            found: NDArray[Any] = np.memmap(
-                page.parent.filehandle.path, dtype, "r", offset=page.dataoffsets[0], shape=shape
-            )
-            self.mapped = found.transpose(1, 2, 0) if self.separate else found
-        elif len(page.dataoffsets) < self.rows * self.columns * self.planes:
-            # One run of pixels that is said to be a single strip, or a table that was cut off.
-            raise DeployError(
-                f"{path} lists {len(page.dataoffsets)} of its {self.rows * self.columns * self.planes} tiles; "
-                "is it truncated?"
-            )
-
-    def read(self, top: int, bottom: int, left: int, right: int) -> NDArray[Any]:
-        if self.mapped is not None:
-            return self.mapped[top:bottom, left:right]
-        if self.page is None:
-            return np.zeros((bottom - top, right - left, self.key.samplesperpixel), self.key.dtype)
-        out = np.empty((bottom - top, right - left, self.key.samplesperpixel), self.key.dtype)
-        first, end = top // self.high, -(-bottom // self.high)
-        keep = (bottom - top, right - left) != self.size
-        # Regions come row after row.
-        for index in [i for i in self.decoded if not first <= i // self.columns % self.rows < end]:
-            del self.decoded[index]
-        for plane in range(self.planes):
-            for row in range(first, end):
-                for column in range(left // self.wide, -(-right // self.wide)):
-                    chunk = self._chunk((plane * self.rows + row) * self.columns + column, keep)
-                    y, x = row * self.high, column * self.wide
-                    a, b = max(top, y), min(bottom, y + self.high)
-                    c, d = max(left, x), min(right, x + self.wide)
-                    into = out[a - top : b - top, c - left : d - left]
-                    (into[:, :, plane : plane + 1] if self.separate else into)[:] = chunk[a - y : b - y, c - x : d - x]
-        return out
-
-    def _chunk(self, index: int, keep: bool) -> NDArray[Any]:
-        """[h, w, samples] of one tile or strip."""
-        if (found := self.decoded.get(index)) is not None:
-            return found
-        page, row = self.page, index // self.columns % self.rows
-        rows = f"rows {row * self.high} to {min((row + 1) * self.high, self.size[0]) - 1}"
-        try:
-            file = page.parent.filehandle
-            offset, count = page.dataoffsets[index], page.databytecounts[index]
-            data = None
-            if count:
-                file.seek(offset)
-                data = file.read(count)
-                if len(data) < count:
-                    raise DeployError(f"{self.path} is truncated: {rows} are not there; copy it again")
-            if data is not None and self.separate and int(self.key.compression) == 7:
-                return self._kept(index, self._jpeg(data, index), keep)
-            chunk, _, shape = self.key.decode(data, index, jpegtables=page.jpegtables)
-        except DeployError:
-            raise
-        except Exception as error:  # decoders raise whatever they meet in a hostile file
-            reason = " ".join(str(error).split())[:200] or type(error).__name__
-            remedy = "pip install 'fcn-deploy[tiff]'" if "imagecodecs" in reason else "is it damaged?"
-            raise DeployError(f"cannot read {rows} of {self.path}: {reason}; {remedy}") from error
-        # Sparse files omit tiles that hold nothing.
-        found = np.full(shape[1:], self._nothing(), self.key.dtype) if chunk is None else chunk[0]
-        return self._kept(index, found, keep)
-
-    def _kept(self, index: int, chunk: NDArray[Any], keep: bool) -> NDArray[Any]:
-        if keep:
-            self.decoded[index] = chunk
-        return chunk
-
-    def _jpeg(self, data: bytes, index: int) -> NDArray[Any]:
-        """[h, w, 1] of one plane's JPEG, which is grey whatever the colours of the planes are together."""
-        from imagecodecs import jpeg_decode
-
-        row = index // self.columns % self.rows
-        high = self.high if self.key.is_tiled else min(self.high, self.size[0] - row * self.high)
-        chunk: NDArray[Any] = jpeg_decode(
-            data, tables=self.page.jpegtables, bitspersample=self.key.bitspersample, shape=(high, self.wide)
-        )
-        return chunk.reshape(*chunk.shape[:2], 1)
-
-    def _nothing(self) -> Any:
-        """What tiles that are left out hold: the no-data value, where it is one of the type, or 0."""
-        value, kind = self.key.nodata, self.key.dtype.kind
-        if kind in "ui" and not np.iinfo(self.key.dtype).min <= value <= np.iinfo(self.key.dtype).max:
-            return 0
-        return value

@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 
 from ..errors import DeployError, MisuseError
 from ..extras import need
-from ..model_card import ModelCard
-from ..value_range import PERCENTILE
+from ..model_card import PERCENTILE, ModelCard
 from .addresses import SECONDS, STDIN, VIDEO_SUFFIXES, Address, StandardInput
 from .frames import display_matrix, pixels_of, remarks
 from .numbers import ReadOptions
@@ -75,7 +74,7 @@ class VideoReader:
         """Raises VideoError, and MisuseError where the options are not of videos."""
         if card.channels not in (1, 3):
             raise VideoError(f"{source} has frames of colours; this model takes {card.channels} channels")
-        if options.input_range == PERCENTILE:
+        if (options.input_range or card.range) == PERCENTILE:
             raise MisuseError(
                 f"--input-range percentile would give each frame of {source} another range; name two numbers: LO,HI"
             )

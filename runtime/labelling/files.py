@@ -30,6 +30,7 @@ def label_files(
     products: Products | None = None,
     force: bool = False,
     resume: bool = False,
+    reuse: bool = False,
     options: ReadOptions | None = None,
     all_pages: bool = False,
 ) -> Generator[Record, None, None]:
@@ -51,6 +52,7 @@ def label_files(
         products: what is made besides, and how: Cloud-Optimized GeoTIFFs, polygons, statistics, instances.
         force: replace outputs that exist.
         resume: skip files whose outputs exist. Live sources and standard input are refused.
+        reuse: of videos, do not compute again what equals the frame before; labels are the same.
         options: how images are read; None: as they are.
         all_pages: label each image of files that hold several, as NAME.page0.png and so on.
 
@@ -91,15 +93,12 @@ def label_files(
     jobs = jobs_for(sources, out, wanted, keep=not (force or resume))
     check_products(products, net.card, jobs, force or resume)
     check_writable(jobs[0].targets[0])
-    records = _records(net, kinds, jobs, resume, options)
+    records = _records(Stream(net, kinds, reuse), jobs, resume, options)
     yield from with_products(records, jobs, net.card, products) if products.derived else records
 
 
-def _records(
-    net: Network, kinds: Sequence[str], jobs: Sequence[Job], resume: bool, options: ReadOptions
-) -> Generator[Record, None, None]:
+def _records(stream: Stream, jobs: Sequence[Job], resume: bool, options: ReadOptions) -> Generator[Record, None, None]:
     """Label the files; a record of each."""
-    stream = Stream(net, kinds)
     for label, several in groupby(jobs, lambda job: _labeller(job, resume)):
         yield from label(stream, several, options)
 

@@ -10,6 +10,8 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
+from numpy.typing import NDArray
+
 from ..errors import DeployError
 from ..files import WriteError
 from ..images.addresses import STDIN, Latest, StandardInput
@@ -17,11 +19,14 @@ from ..images.numbers import ReadOptions
 from ..images.overlay import overlay
 from ..images.video import VideoError, VideoReader
 from ..images.video_parts import Size, VideoParts, yuv_frame
-from ..stream import AHEAD, CALLERS, Labelled, Stream, describe_plan, overlapped, said
+from ..reuse import Frame, Reuse
+from ..stream import AHEAD, CALLERS, FRAMES_AHEAD, Labelled, Stream, describe_plan, overlapped, said
 from .jobs import Job, Record
 from .regions import AGAIN, engine_identity
 
 log = logging.getLogger(__name__)
+
+_Item = tuple[Any, NDArray[Any] | None, Frame | None]  # a frame; where what repeats is reused, its image and place
 
 
 def label_videos(stream: Stream, jobs: Iterable[Job], options: ReadOptions) -> Iterator[Record]:
@@ -101,6 +106,7 @@ class _Run:
         self._count = 0
         self._seconds = 0.0
         self._dropped: int | None = None  # of a live source
+        self._reuse = Reuse(stream.network) if stream.reuse else None
 
     def label(self, stdin: StandardInput | None) -> None:
         """Label the frames and write them into parts. Raises DeployError."""
@@ -122,20 +128,18 @@ class _Run:
 
     def _watched(self, latest: Latest) -> Iterator[Any]:
         """Its frames; the first drop is said."""
-        started, told = time.perf_counter(), False
+        told = False
         for frame in latest.frames():
             if latest.dropped and not told:
                 told = True
-                rate = self._count / max(time.perf_counter() - started, 1e-6)
-                log.warning(
-                    "%s sends frames faster than they are labelled (%.1f a second); the oldest are dropped",
-                    self._reader.source, rate,
-                )  # fmt: skip
+                source = self._reader.source
+                log.warning("%s sends frames faster than they are labelled; the oldest are dropped", source)
             yield frame
 
     def _label(self, frames: Iterator[Any], ahead: int) -> None:
+        ahead = ahead if self._reuse is None else min(ahead, FRAMES_AHEAD)
         results = overlapped(
-            frames, self._work, workers=CALLERS + 1, pixels=lambda frame: frame.width * frame.height,
+            self._followed(frames), self._work, workers=CALLERS + 1, pixels=lambda item: item[0].width * item[0].height,
             most=self._stream.pixels, ahead=ahead,
         )  # fmt: skip
         with closing(results):
@@ -153,12 +157,24 @@ class _Run:
                 self._times["label"] += done.seconds
                 self._times["write"] += drawn + time.perf_counter() - started
 
-    def _work(self, frames: list[Any]) -> list[tuple[Any, Labelled, Any, float, float]]:
-        (frame,) = frames
+    def _followed(self, frames: Iterator[Any]) -> Iterator[_Item]:
+        """Frames, and where what repeats is reused, each as an image that follows the one before."""
+        for frame in frames:
+            if self._reuse is None:
+                yield frame, None, None
+            else:
+                image = self._reader.image(frame)
+                yield frame, image, self._reuse.follow(image)
+
+    def _work(self, items: list[_Item]) -> list[tuple[Any, Labelled, Any, float, float]]:
+        ((frame, image, following),) = items
         started = time.perf_counter()
-        image = self._reader.image(frame)
+        image = self._reader.image(frame) if image is None else image
         read = time.perf_counter() - started
-        (done,) = self._stream.label([image])
+        if self._reuse is None or following is None:
+            (done,) = self._stream.label([image])
+        else:
+            done = self._stream.of_frame(self._reuse, following)
         started = time.perf_counter()
         picture = None
         if self._job.overlay and not isinstance(done.outcome, Exception):

@@ -1,6 +1,7 @@
 """The two ports of a server, opened and closed together, in one event loop."""
 
 import asyncio
+import logging
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -76,6 +77,8 @@ class Server:
     async def start(self) -> None:
         """Take requests. Raises DeployError where the port of gRPC cannot be had."""
         self._rpcs = rpc.server(self._service)
+        # It warns of each request that is none, and whoever likes could fill the log by them.
+        logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
         config = uvicorn.Config(
             application(self._service), http=Connection, ws="none", lifespan="off", log_config=None, access_log=False,
             server_header=False, date_header=False, timeout_keep_alive=KEEP_SECONDS,

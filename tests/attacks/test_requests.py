@@ -144,10 +144,14 @@ def attack_raw(client, count: int, seed: int = 0) -> None:
         for _ in range(random_.choice([0, 0, 1, 4, 20])):
             request[random_.randrange(len(request))] = random_.randrange(256)
         with socket.create_connection((client.host, int(client.port)), timeout=60) as raw:
-            raw.sendall(bytes(request[: random_.randrange(1, len(request) + 1)]))
+            sent = bytes(request[: random_.randrange(1, len(request) + 1)])
+            raw.sendall(sent)
             if random_.random() < 0.5:
                 raw.shutdown(socket.SHUT_WR)
-                answer = raw.recv(100)
+                try:
+                    answer = raw.recv(100)
+                except TimeoutError as error:
+                    raise AssertionError(f"no answer, and no end, to {sent!r}") from error
                 assert not answer or int(answer.split()[1]) in STATUSES, answer
 
 

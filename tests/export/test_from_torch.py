@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from fcn_deploy.export.analysis.accepted_sizes import find_accepted_sizes
 from fcn_deploy.export.from_torch import VERIFIED_SIZES, export_module
 from fcn_deploy.export.graph.edit import metadata, opset
+from fcn_deploy.export.importer.options import ImportOptions
 from fcn_deploy.fcn import backbones
 from helpers import checkpoint_of, command, one_error, random_network
 from torch import nn
@@ -98,7 +99,7 @@ def to_size(x, y):
         (to_size, (1, 1), (1, 2)),
         (lambda x, y: {"out": to_size(x, y)}, (1, 1), (1, 2)),
         (lambda x, y: (to_size(x, y), y), (1, 1), (1, 2)),
-        (lambda x, y: y, (2, 2), (2, 2)),
+        (lambda x, y: y, (1, 2), (1, 2)),  # ⌈H/2⌉ scores of any H: nothing is padded
         (lambda x, y: F.interpolate(y, scale_factor=2.0, mode="bilinear") + x.mean(1, True), (2, 1), (2, 1)),
     ],
     ids=["to-size", "dict", "tuple", "coarse", "multiples-only"],
@@ -120,6 +121,55 @@ def test_foreign_modules_are_probed_for_the_sizes_they_take(tmp_path, end, sizes
     for size in ((1, 1), (37, 53)):
         logits = session.run(None, {"image": np.zeros((1, 3, *size), np.float32)})[0]
         assert logits.shape == (1, 4, *size)
+
+
+class PadsIfOdd(nn.Module):
+    """Its skip is padded by one where the image was odd, as MONAI's BasicUNet does."""
+
+    def __init__(self):
+        super().__init__()
+        self.down, self.up = nn.Conv2d(3, 4, 3, 1, 1), nn.ConvTranspose2d(4, 2, 2, 2)
+
+    def forward(self, x):
+        y = self.up(F.max_pool2d(self.down(x), 2))
+        odd = [int(y.shape[axis] != x.shape[axis]) for axis in (3, 2)]
+        return F.pad(y, (0, odd[0], 0, odd[1]), "replicate") + x.mean(1, True)
+
+
+def test_a_network_that_pads_odd_maps_by_code_is_padded_to_even_sizes(tmp_path):
+    notes = []
+    torch.manual_seed(0)
+    card, _ = export_module(PadsIfOdd().eval(), None, tmp_path / "m.onnx", name="it", note=notes.append)
+    assert card.size_multiple == 2
+    assert any("code that looks at the sizes of its maps" in note and "multiples of 2" in note for note in notes)
+
+
+class Stretches(Segments):
+    """A U-Net whose decoder goes to its skip's size by linear interpolation: odd sizes are stretched."""
+
+    def forward(self, x):
+        y = self.body(x)
+        return to_size(y, F.max_pool2d(y, 2, ceil_mode=True)) + y
+
+
+def test_fit_pad_pads_a_network_of_any_size_to_multiples_where_it_can_be_tiled(tmp_path):
+    torch.manual_seed(0)
+    model = Stretches(to_size).eval()
+    free, _ = export_module(model, None, tmp_path / "a.onnx", name="it")
+    padded, _ = export_module(model, None, tmp_path / "b.onnx", name="it", options=ImportOptions(fit="pad"))
+    assert (free.size_multiple, padded.size_multiple) == (1, 4)
+
+
+def test_one_logit_that_is_within_0_and_1_for_noise_is_no_probability(tmp_path):
+    torch.manual_seed(0)
+    model = nn.Conv2d(3, 1, 1)
+    nn.init.constant_(model.bias, 0.5)
+    model.weight.data.mul_(0.05)
+    card, _ = export_module(model.eval(), None, tmp_path / "m.onnx", name="it")
+    assert card.activation == "sigmoid"
+    bounded = nn.Sequential(model, nn.Hardsigmoid()).eval()
+    card, _ = export_module(bounded, None, tmp_path / "m.onnx", name="it")
+    assert card.activation == "probability"
 
 
 class Deep(nn.Module):

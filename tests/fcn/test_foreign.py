@@ -198,6 +198,16 @@ def test_pooling_to_a_grid_is_equal_at_every_size(pool, size):
     assert bool(mode.respelled) == (size != 1 or pool is F.adaptive_max_pool2d)
 
 
+@pytest.mark.parametrize("size", [1, 2, (3, 2)])
+def test_area_interpolation_to_a_grid_is_equal_at_every_size(size):
+    for sides in ((1, 1), (5, 4), (7, 11), (20, 13)):
+        x = torch.randn(2, 3, *sides)
+        with Exportable() as mode:
+            result = F.interpolate(x, size=size, mode="area")
+        torch.testing.assert_close(result, F.interpolate(x, size=size, mode="area"), atol=1e-6, rtol=1e-5)
+    assert mode.respelled == {"interpolate"}
+
+
 @pytest.mark.parametrize("output_size", [None, (9, 13), (2, 3, 9, 13)])
 def test_unpooling_is_equal(output_size):
     x = torch.randn(2, 3, 9, 13) if output_size else torch.randn(2, 3, 8, 12)
@@ -214,4 +224,5 @@ def test_what_exporters_take_is_left_alone():
         F.avg_pool2d(x, (6, 8))  # of numbers: a kernel, not the image's size
         F.adaptive_max_pool2d(x, 2, return_indices=True)
         F.adaptive_avg_pool2d(x, 1)
+        F.interpolate(x, size=(12, 16), mode="bilinear")
     assert not mode.respelled and np.isfinite(x).all()

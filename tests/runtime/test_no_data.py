@@ -14,6 +14,7 @@ from fcn_deploy.export.importer.import_model import import_model
 from fcn_deploy.export.quantization.options import QuantizationOptions
 from fcn_deploy.runtime.images.overlay import _legend, overlay, overlay_sheet
 from fcn_deploy.runtime.labelling.files import label_files
+from fcn_deploy.runtime.labelling.regions import label_regions
 from fcn_deploy.runtime.model_card import CARD_KEY
 from fcn_deploy.runtime.network import Network
 from fcn_deploy.runtime.no_data import HoleRecorder, filled, mean_values
@@ -265,3 +266,30 @@ def test_a_recorder_keeps_the_holes_of_what_was_read():
     recorder[0:200, 0:70]
     assert recorder.invalid(0, 64) is None  # forgotten
     assert HoleRecorder(photo(20, 20), CARD).invalid(0, 20) is None
+
+
+@pytest.mark.parametrize("layout", [{}, {"tile": (64, 64), "compression": "deflate"}], ids=["strips", "tiles"])
+def test_a_scene_with_margins_has_the_labels_of_the_scene_without(tmp_path, layout):
+    """4 bands of uint16, 40 % without data, region by region: beyond what the network sees nothing differs."""
+    card = replace(CARD, channels=4, dtype="uint16", mean=(1500,) * 4, std=(500,) * 4)
+    path = engine_of(tmp_path, card)
+    scene = np.clip(np.random.default_rng(0).normal(1500, 500, (600, 800, 4)), 1, 9000).astype(np.uint16)
+    cut = scene.copy()
+    cut[:120] = cut[:, :200] = 0
+    margin = (cut == 0).all(axis=2)
+    for name, image in (("scene", scene), ("cut", cut)):
+        tifffile.imwrite(
+            tmp_path / f"{name}.tif", image, photometric="minisblack", planarconfig="contig",
+            extratags=[(42113, "s", 0, "0", True), (33550, "d", 3, (1.0, 1.0, 0.0), True)], **layout,
+        )  # fmt: skip
+    with Network(path, memory=8_000_000) as net:
+        assert net.plan(600, 800, bands=True).grids
+        for name in ("scene", "cut"):
+            label_regions(net, tmp_path / f"{name}.tif", tmp_path / f"{name}-labels.tif")
+        whole, found = (tifffile.imread(tmp_path / f"{name}-labels.tif") for name in ("scene", "cut"))
+        with Segmenter(path) as held:
+            np.testing.assert_array_equal(held(cut, ~margin), found)
+    reach = 3 + 2 * 4  # 7×7 pixels, and the cells between which is interpolated
+    np.testing.assert_array_equal(found[120 + reach :, 200 + reach :], whole[120 + reach :, 200 + reach :])
+    assert len(np.unique(whole)) == 3 and margin.mean() == 0.4
+    assert (found[margin] == 255).all() and (found[~margin] != 255).all()

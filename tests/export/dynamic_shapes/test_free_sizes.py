@@ -171,7 +171,7 @@ def test_padding_for_even_sizes_asks_for_them():
             y = F.conv2d(F.pad(x, (0, 1, 0, 1)), self.first.weight, self.first.bias, 2)
             return F.interpolate(self.score(y), size=(h, w), mode="bilinear")
 
-    _, notes, multiple = free_and_verify(static(Same(), (64, 96)), "it")
+    _, notes, multiple, _ = free_and_verify(static(Same(), (64, 96)), "it")
     assert multiple == 2 and notes
     with pytest.raises(DeployError, match="it pads 65 by 0 and 1"):
         free_sizes(static(Same(), (65, 97)))

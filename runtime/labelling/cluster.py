@@ -1,0 +1,365 @@
+"""Many machines: classes for Ray Data's map_batches, each of whose actors holds one network, and label-images on them.
+
+Nothing of a scheduler is here: Ray starts the actors, hands them batches, and runs a batch again whose actor was lost.
+"""
+
+import io
+import json
+import os
+import re
+import socket
+import tempfile
+import time
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+
+from ..errors import DeployError, one_line
+from ..extras import need
+from ..files import WriteError
+from ..images.numbers import ReadOptions
+from ..images.ranged import standing_for
+from ..images.regions import REGION_PIXELS, Regions, open_regions
+from ..network import Network
+from ..stream import describe_plan
+from .bulk import done_before, label_objects, large_tiff, ranges, skipped
+from .files import label_files
+from .jobs import Record
+from .manifest import Manifest, Rows, written
+from .objects import Object, Store
+from .products import Products
+from .regions import _Partial as Partial
+
+BATCH = 16  # files that an actor is handed at once
+BAND_PIXELS = 64_000_000  # of a scene that one task labels
+BAND_ROWS = 256  # a task's rows are a multiple of these
+
+
+class Labeler:
+    """A class for `Dataset.map_batches`: rows of encoded images in, rows of encoded labels out.
+
+    Args:
+        engine: path of the engine on the worker, or its content.
+        threads, memory, refine: as of Segmenter.
+        column: of the images: the content of files (bytes), or arrays [H, W, C].
+        name: column of their names, whose suffixes tell formats that have no signature; may be absent.
+        label: labels files of this machine; `label_files`, or a partial of it with options of its own.
+
+    A row keeps its other columns, and gets `labels` (or `masks`, `values`: what the network gives) with the content of
+    the file that label-images would write, `height`, `width`, and `error`: None, or what is wrong with the image, whose
+    other new columns are None then. A broken image ends nothing.
+    """
+
+    def __init__(
+        self,
+        engine: str | os.PathLike[str] | bytes,
+        *,
+        threads: int | None = None,
+        memory: int | None = None,
+        refine: bool = False,
+        column: str = "bytes",
+        name: str = "path",
+        label: Callable[..., Generator[Record, None, None]] = label_files,
+    ) -> None:
+        self._network = _opened(engine, threads, memory, refine)
+        self._column, self._name, self._label = column, name, label
+
+    def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        images, kind = batch[self._column], self._network.kind
+        names = batch[self._name] if self._name in batch else [""] * len(images)
+        found: dict[str, list[Any]] = {column: [None] * len(images) for column in (kind, "height", "width", "error")}
+        with tempfile.TemporaryDirectory(prefix="fcn-deploy-") as folder:
+            places: dict[str, int] = {}
+            for place, (image, name) in enumerate(zip(images, names, strict=True)):
+                places[str(_staged(Path(folder, f"{place:06d}"), image, str(name)))] = place
+            for record in self._label(self._network, [Path(path) for path in places], Path(folder, "out")):
+                place = places[record["file"]]
+                if "error" in record:
+                    found["error"][place] = record["error"].replace(record["file"], str(names[place]) or "the image")
+                    continue
+                found[kind][place] = Path(record[kind]).read_bytes()
+                found["height"][place], found["width"][place] = record["size"]
+        return {key: values for key, values in batch.items() if key != self._column} | found
+
+
+def _staged(path: Path, image: Any, name: str) -> Path:
+    """An image as a file of this machine: content of a file, or an array."""
+    if isinstance(image, bytes | bytearray | memoryview):
+        path = path.with_suffix(PurePosixPath(name).suffix)
+        path.write_bytes(image)
+    else:
+        path = path.with_suffix(".npy")
+        np.save(path, np.asarray(image), allow_pickle=False)
+    return path
+
+
+def _opened(engine: str | os.PathLike[str] | bytes, threads: int | None, memory: int | None, refine: bool) -> Network:
+    """A network, of an engine's file or its content."""
+    if not isinstance(engine, bytes):
+        return Network(engine, threads=threads, memory=memory, refine=refine)
+    with tempfile.TemporaryDirectory(prefix="fcn-deploy-") as folder:
+        path = Path(folder, "model.engine" if engine[:2] == b"PK" else "model.onnx")
+        path.write_bytes(engine)
+        return Network(path, threads=threads, memory=memory, refine=refine)
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """How a cluster labels.
+
+    Attributes:
+        address: of Ray's: `auto`, `ray://HOST:10001`, or `local` for this machine alone.
+        actors: that each hold a network; None: one on each node.
+        threads, memory, refine: of each, as of Segmenter.
+        options: keyword arguments of `label_files` (`overlay`, `probabilities`, `options`, …).
+    """
+
+    address: str
+    actors: int | None = None
+    threads: int | None = None
+    memory: int | None = None
+    refine: bool = False
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+class _ObjectLabeler:
+    """Labels objects and puts their results: rows of addresses in, rows of records out."""
+
+    def __init__(self, engine: Any, digest: str, out: str, force: bool, cluster: Cluster) -> None:
+        content = need("ray", "ray").get(engine)
+        self.network = _opened(content, cluster.threads, cluster.memory, cluster.refine)
+        self.digest, self.out, self.force = digest, Store(out), force
+        self.label = partial(label_files, self.network, **cluster.options)
+
+    def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        items = [_object(json.loads(text)) for text in batch["object"]]
+        # What an actor had put before it was lost is not done again.
+        there = set() if self.force else self.out.present([item.name for item in items])
+        rows = Rows(self.network.card, self.digest)
+        records = list(label_objects(items, self.out, self.label, resume=True, manifest=rows, there=there))
+        return {
+            "record": [json.dumps(record) for record in records],
+            "row": [json.dumps(rows.rows[record["file"]]) for record in records],
+        }
+
+
+class _BandLabeler:
+    """Labels rows of scenes: rows of (scene, first row, end) in, rows of labels out."""
+
+    def __init__(self, engine: Any, cluster: Cluster) -> None:
+        content = need("ray", "ray").get(engine)
+        self.network = _opened(content, cluster.threads, cluster.memory, cluster.refine)
+        self.read: ReadOptions = cluster.options.get("options") or ReadOptions()
+
+    def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        results = [self._label(*each) for each in zip(batch["object"], batch["top"], batch["bottom"], strict=True)]
+        return {
+            "top": list(batch["top"]),
+            "rows": [rows for rows, _ in results],
+            "error": [said for _, said in results],
+        }
+
+    def _label(self, text: str, top: int, bottom: int) -> tuple[bytes | None, str | None]:
+        item, buffer = _object(json.loads(text)), io.BytesIO()
+        try:
+            with opened_scene(item, self.network, self.read) as image:
+                for first, (result, *_) in self.network.bands_of(image, int(top), self.network.kind):
+                    rows = result if result.ndim == 2 else result.swapaxes(0, 1)  # [rows, (K,) W]
+                    buffer.write(np.ascontiguousarray(rows[: int(bottom) - first]).data)
+                    if first + len(rows) >= bottom:
+                        break
+        except Exception as error:
+            return None, one_line(error, 250).replace(item.path, str(item))
+        return buffer.getvalue(), None
+
+
+@contextmanager
+def opened_scene(item: Object, network: Network, options: ReadOptions) -> Iterator[Regions]:
+    """A large image, read where it is asked for; by ranges where it lies elsewhere. Raises DeployError."""
+    if item.store.local:
+        with open_regions(item.path, network.card, options) as image:
+            yield image
+        return
+    with tempfile.TemporaryDirectory(prefix="fcn-deploy-") as folder, ranges(item) as file:
+        path = Path(folder, PurePosixPath(item.path).name)
+        path.touch()
+        with standing_for(path, file), open_regions(path, network.card, options) as image:
+            yield image
+
+
+def _object(fields: Mapping[str, Any]) -> Object:
+    return Object(Store(fields["store"]), fields["path"], fields["name"], fields["size"])
+
+
+def _text(item: Object) -> str:
+    """An object as a row has it."""
+    store = "." if item.store.local else item.store.address(item.store.root)
+    return json.dumps({"store": store, "path": item.path, "name": item.name, "size": item.size})
+
+
+def label_on_cluster(
+    cluster: Cluster,
+    network: Network,
+    items: Sequence[Object],
+    out: Store,
+    *,
+    force: bool = False,
+    resume: bool = False,
+    manifest: Manifest | None = None,
+) -> Generator[Record, None, None]:
+    """Label files that lie anywhere, by the actors of a Ray cluster, which must see the addresses as this machine does.
+
+    Files are handed out in batches. A scene of many pixels is handed out in bands of rows, whose labels are those of
+    the whole, and is put together on this machine.
+
+    Args:
+        cluster: where, and how.
+        network: of this machine: the engine is taken from its file.
+        items, out, force, resume, manifest: as of `label_objects`.
+
+    Yields:
+        Records as of `label_objects`, as they are done.
+
+    Raises:
+        MisuseError, DeployError: as of `label_objects`; Ray is missing, or its cluster cannot be reached.
+    """
+    done = done_before(items, out, out.names(), force=force, resume=resume)
+    with written(manifest), _session(cluster) as ray:
+        for item in items if resume else ():
+            if item.name in done:
+                yield skipped(item, out, done[item.name], manifest)
+        left = [item for item in items if not (resume and item.name in done)]
+        run = _ClusterRun(ray, cluster, network, out, manifest)
+        scenes = [item for item in left if run.is_scene(item)]
+        yield from run.files([item for item in left if item not in scenes], force)
+        for item in scenes:
+            yield run.scene(item)
+
+
+@contextmanager
+def _session(cluster: Cluster) -> Iterator[Any]:
+    """Ray, connected; left as it was."""
+    ray = need("ray", "ray")
+    need("ray.data", "ray")
+    if ray.is_initialized():
+        yield ray
+        return
+    try:
+        _knock(cluster.address)
+        ray.init(
+            address=cluster.address, logging_level="ERROR", log_to_driver=False, include_dashboard=False
+            if cluster.address == "local" else None,
+        )  # fmt: skip
+    except Exception as error:
+        said = one_line(error, 150)
+        raise DeployError(f"--ray {cluster.address}: {said}; start a cluster, or take --ray local") from error
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    try:
+        yield ray
+    finally:
+        ray.shutdown()
+
+
+def _knock(address: str) -> None:
+    """Raise OSError where nothing listens: Ray itself would try for minutes, and then end the process."""
+    found = re.fullmatch(r"(?:ray://)?([^/:]+):(\d+)", address)
+    if found:
+        socket.create_connection((found[1], int(found[2])), timeout=5).close()
+
+
+class _ClusterRun:
+    """Datasets of one run."""
+
+    def __init__(self, ray: Any, cluster: Cluster, network: Network, out: Store, manifest: Manifest | None) -> None:
+        self.ray, self.network, self.out, self.manifest = ray, network, out, manifest
+        nodes = [node["Resources"].get("CPU", 1) for node in ray.nodes() if node["Alive"]]
+        self.actors = cluster.actors or len(nodes)
+        cpus = max(1, int(min(nodes)) // -(-self.actors // len(nodes)))
+        self.cluster = replace(cluster, threads=cluster.threads or cpus)
+        self.options: ReadOptions = cluster.options.get("options") or ReadOptions()
+        self.products: Products = cluster.options.get("products") or Products()
+        self.engine = ray.put(network.path.read_bytes())
+        gpu = network.manifest is not None and network.manifest.gpu is not None
+        strategy = ray.data.ActorPoolStrategy(size=self.actors)
+        self.placed = {"compute": strategy, "num_cpus": min(cpus, self.cluster.threads or cpus)}
+        self.placed |= {"num_gpus": 1} if gpu else {}
+
+    def is_scene(self, item: Object) -> bool:
+        """Whether a file is labelled in bands: where it is a large TIFF, and labels alone are wanted."""
+        extra = any(self.cluster.options.get(name) for name in ("overlay", "probabilities")) or self.products.instances
+        if extra or not large_tiff(item):
+            return False
+        try:
+            with opened_scene(item, self.network, self.options) as image:
+                return image.shape[0] * image.shape[1] > REGION_PIXELS
+        except (DeployError, OSError):
+            return False  # whoever labels it says what is wrong
+
+    def files(self, items: Sequence[Object], force: bool) -> Iterator[Record]:
+        """Records of files that are labelled whole, as they are done."""
+        if not items:
+            return
+        digest = self.manifest.engine if self.manifest else ""
+        out = self.out.root if self.out.local else self.out.address(self.out.root)
+        blocks = min(len(items), max(self.actors, -(-len(items) // BATCH)))
+        rows = self.ray.data.from_items([{"object": _text(item)} for item in items], override_num_blocks=blocks)
+        given = (self.engine, digest, out, force, self.cluster)
+        done = rows.map_batches(_ObjectLabeler, batch_size=BATCH, fn_constructor_args=given, **self.placed)
+        for row in done.iter_rows():
+            record: Record = json.loads(row["record"])
+            if self.manifest is not None:
+                self.manifest.rows[record["file"]] = json.loads(row["row"])
+            yield record
+
+    def scene(self, item: Object) -> Record:
+        """Label a scene by bands, put it together and put it; its record."""
+        started = time.perf_counter()
+        record: Record = {"record": "image", "file": str(item)}
+        with tempfile.TemporaryDirectory(prefix="fcn-deploy-") as folder:
+            result: Path | None = Path(folder, "scene.tif")
+            try:
+                size = self._scene(item, Path(folder, "scene.tif"))
+            except WriteError:
+                raise
+            except DeployError as error:
+                record["error"], result = str(error), None
+            else:
+                name = f"{item.name}.tif"
+                for file in sorted(Path(folder).glob("scene.tif*"), reverse=True):  # class names beside it first
+                    self.out.put(file, item.name + file.name.removeprefix("scene"))
+                plan = describe_plan(self.network.plan(*size, bands=True))
+                record |= {"size": list(size), "plan": plan, "ms": {"label": _ms(started)}}
+                record |= {self.network.kind: self.out.address(self.out.join(name)), "overlay": None}
+            if self.manifest is not None:
+                self.manifest.add(record, result)
+        return record
+
+    def _scene(self, item: Object, result: Path) -> tuple[int, int]:
+        """Write the labels of a scene to a file of this machine; its size. Raises DeployError."""
+        with opened_scene(item, self.network, self.options) as image:
+            (height, width), tags = image.shape[:2], image.tags
+        step = max(BAND_ROWS, BAND_PIXELS // width // BAND_ROWS * BAND_ROWS)
+        bands = [
+            {"object": _text(item), "top": top, "bottom": min(height, top + step)} for top in range(0, height, step)
+        ]
+        part = Partial.of(self.network.kind, result, self.network.card, width)
+        rows = self.ray.data.from_items(bands, override_num_blocks=len(bands))
+        given = (self.engine, self.cluster)
+        done = rows.map_batches(_BandLabeler, batch_size=1, fn_constructor_args=given, **self.placed)
+        with part.path.open("wb") as file:
+            for row in done.iter_rows():
+                if row["error"] is not None:
+                    raise DeployError(row["error"])
+                file.seek(row["top"] * part.row)
+                file.write(row["rows"])
+        part.write(height, width, self.network.card, tags, self.products.cog)
+        return height, width
+
+
+def _ms(started: float) -> float:
+    return round((time.perf_counter() - started) * 1e3, 2)

@@ -1,0 +1,299 @@
+"""Files that lie elsewhere, behind any address that fsspec knows: found, fetched whole and put whole."""
+
+import hashlib
+import re
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+from urllib.parse import unquote
+
+from ..errors import DeployError, MisuseError, one_line
+from ..extras import need
+from ..files import WriteError, replacing
+from ..images.addresses import LIVE_SCHEMES, SUFFIXES
+from ..images.find import IMAGE_SUFFIXES, find_images
+
+CALLS = 16  # that ask what is there, at once
+TRIES = 3  # to fetch or put an object
+BLOCK = 4 << 20  # bytes of a range
+RESULT_SUFFIXES = (".png", ".tif", ".mkv")  # of what a network gives; put last, so that it tells that all is there
+
+
+@dataclass(frozen=True)
+class Object:
+    """A file somewhere.
+
+    Attributes:
+        store: that it is in.
+        path: in the store.
+        name: of its results, without suffix: where it lies below the folder, prefix or pattern that named it.
+        size: bytes, where the store tells.
+    """
+
+    store: "Store"
+    path: str
+    name: str
+    size: int | None
+
+    @property
+    def suffix(self) -> str:
+        return PurePosixPath(_plain(self.path)).suffix
+
+    def __str__(self) -> str:
+        return self.store.address(self.path)
+
+
+class Store:
+    """A folder, bucket or prefix at an address, by fsspec.
+
+    Args:
+        address: `s3://bucket/prefix`, `memory://x`, … or a path of this machine.
+
+    Raises:
+        MisuseError: an address that fsspec does not know.
+        DeployError: a package of the extra `cloud` is missing, or the address cannot be reached.
+    """
+
+    def __init__(self, address: str) -> None:
+        self.local = not is_address(address)
+        fsspec = need("fsspec", "cloud")
+        with reaching(address):
+            self.fs, path = fsspec.core.url_to_fs(str(Path(address).absolute()) if self.local else address)
+        self.root = path.rstrip("/")
+
+    def address(self, path: str) -> str:
+        """As a user writes it."""
+        return path if self.local else str(self.fs.unstrip_protocol(path))
+
+    def join(self, name: str) -> str:
+        return f"{self.root}/{name}"
+
+    def names(self) -> set[str]:
+        """Of all files below the folder, relative to it. Raises DeployError."""
+        with reaching(self.address(self.root)):
+            self.fs.invalidate_cache()
+            try:
+                found = self.fs.find(self.root)
+            except FileNotFoundError:
+                return set()
+        start = len(self.root) + 1
+        return {path[start:] for path in found}
+
+    def present(self, names: Sequence[str]) -> set[str]:
+        """Which results, of names without suffix, are there. Raises DeployError."""
+        found = [name + suffix for name in names for suffix in RESULT_SUFFIXES]
+        with reaching(self.address(self.root)), ThreadPoolExecutor(CALLS) as pool:
+            self.fs.invalidate_cache()
+            there = pool.map(self.fs.exists, map(self.join, found))
+            return {name for name, exists in zip(found, there, strict=True) if exists}
+
+    def fetch(self, item: Object, target: Path) -> None:
+        """Copy an object to a file of this machine. Raises DeployError where it does not come whole."""
+        with reaching(str(item)):
+            for attempt in range(TRIES):
+                try:
+                    self.fs.get_file(item.path, str(target))
+                    break
+                except Exception as error:
+                    if attempt == TRIES - 1 or _is_final(error):
+                        raise
+                    time.sleep(0.2 * 4**attempt)
+        came = target.stat().st_size
+        if item.size is not None and came != item.size:
+            raise DeployError(f"{item} came as {came} of its {item.size} bytes; run again with --resume")
+
+    def put(self, file: Path, name: str) -> None:
+        """Put a file of this machine under a name below the folder: whole, or not at all. Raises WriteError."""
+        path = self.join(name)
+        if self.local:
+            with replacing(path) as temporary:
+                temporary.write_bytes(file.read_bytes())
+            return
+        try:
+            with reaching(self.address(path), "written"):
+                self._put(file, path)
+        except DeployError as error:
+            raise WriteError(f"{error}; what is written is whole, and --resume goes on") from error
+
+    def put_bytes(self, content: bytes, name: str) -> None:
+        """Put bytes under a name below the folder: whole, or not at all. Raises WriteError."""
+        with tempfile.TemporaryDirectory(prefix="fcn-deploy-") as folder:
+            file = Path(folder, "content")
+            file.write_bytes(content)
+            self.put(file, name)
+
+    def listed(self) -> set[str]:
+        """Names of what lies in the folder itself. Raises DeployError."""
+        with reaching(self.address(self.root)):
+            self.fs.invalidate_cache()
+            try:
+                found = self.fs.ls(self.root, detail=False)
+            except FileNotFoundError:
+                return set()
+        return {PurePosixPath(path).name for path in found}
+
+    def _put(self, file: Path, path: str) -> None:
+        from fsspec.asyn import AsyncFileSystem
+
+        # Object stores publish what is put when all of it is there. Others have folders and show what is half-written.
+        at_once = isinstance(self.fs, AsyncFileSystem) or "memory" in self.fs.protocol
+        for attempt in range(TRIES):
+            try:
+                if at_once:
+                    self.fs.put_file(str(file), path)
+                else:
+                    parent, _, last = path.rpartition("/")
+                    self.fs.makedirs(parent, exist_ok=True)
+                    self.fs.put_file(str(file), f"{parent}/.{last}.partial")
+                    self.fs.mv(f"{parent}/.{last}.partial", path)
+                return
+            except Exception as error:
+                if attempt == TRIES - 1 or _is_final(error):
+                    raise
+                time.sleep(0.2 * 4**attempt)
+
+
+def is_address(given: str) -> bool:
+    """Whether a word names files elsewhere: `s3://…`, `memory://…`, and what looks like an image at `https://…`."""
+    scheme, found, rest = given.partition("://")
+    if not found or not re.fullmatch(r"[a-zA-Z][a-zA-Z0-9+.:*-]*", scheme) or scheme.lower() in LIVE_SCHEMES:
+        return False
+    # What else is at http:// is a video that is read as it comes.
+    suffix = PurePosixPath(rest.partition("?")[0]).suffix.lower()
+    return scheme.lower() not in ("http", "https") or suffix in IMAGE_SUFFIXES
+
+
+@contextmanager
+def reaching(address: str, done: str = "read") -> Iterator[None]:
+    """What goes wrong with an address in the block is raised as one line."""
+    try:
+        yield
+    except DeployError:
+        raise
+    except FileNotFoundError as error:
+        if done == "written":
+            raise DeployError(f"{address} cannot be written: there is no such bucket or folder; make it") from error
+        raise MisuseError(f"{address} does not exist; name an object, a prefix or a pattern") from error
+    except ImportError as error:
+        said = one_line(error, 120)
+        raise DeployError(f"{address}: {said}; run: pip install 'fcn-deploy[cloud]'") from error
+    except Exception as error:
+        said = one_line(error, 160)
+        if isinstance(error, ValueError) and "Protocol not known" in said:
+            raise MisuseError(
+                f"{address} is of a kind that fsspec does not know; take s3://, gs://, https://"
+            ) from error
+        lacking = type(error).__name__ in _UNTRUSTED or isinstance(error, PermissionError)
+        remedy = "give credentials, as its own tools take them, that allow it" if lacking else "check it and run again"
+        raise DeployError(f"{address} cannot be {done}: {said}; {remedy}") from error
+
+
+_UNTRUSTED = ("NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError", "DefaultCredentialsError")
+
+
+def _is_final(error: Exception) -> bool:
+    """Whether trying again is of no use."""
+    return isinstance(error, FileNotFoundError | PermissionError | ImportError) or type(error).__name__ in _UNTRUSTED
+
+
+def find_objects(words: Sequence[str]) -> list[Object]:
+    """Images and videos for a user's words, in order of names.
+
+    Args:
+        words: addresses of files, of folders or prefixes (not descended into), and patterns (`**` descends); images,
+            folders and patterns of this machine.
+
+    Raises:
+        MisuseError: a word that names nothing; files whose results would have one name.
+        DeployError: an address that cannot be reached.
+    """
+    found: dict[str, Object] = {}
+    for word in words:
+        for item in _behind(word) if is_address(word) else _here(word):
+            found.setdefault(str(item), item)
+    items = list(found.values())
+    stems = Counter(item.name for item in items)
+    repeated = {name for name, count in stems.items() if count > 1}
+    named = [_whole(item) if item.name in repeated else item for item in items]
+    again = [name for name, count in Counter(item.name for item in named).items() if count > 1]
+    if again:
+        raise MisuseError(f"{again[0]} is the name of several images, whose results would overwrite each other")
+    return named
+
+
+def _whole(item: Object) -> Object:
+    return Object(item.store, item.path, item.name + item.suffix, item.size)
+
+
+def _here(word: str) -> list[Object]:
+    paths = [path.absolute() for path in find_images([word], SUFFIXES)]
+    store = Store(".")
+    return [Object(store, str(path), path.stem, path.stat().st_size) for path in paths]
+
+
+def _behind(word: str) -> list[Object]:
+    store = Store(word)
+    fs, path = store.fs, store.root
+    with reaching(word):
+        fs.invalidate_cache()
+        magic = None if _is_http(path) else re.search(r"[*?\[]", path)
+        if magic:
+            root = path[: magic.start()].rpartition("/")[0]
+            details: dict[str, Any] = fs.glob(path, detail=True)
+        else:
+            about = fs.info(path)
+            single = about["type"] == "file"
+            root = path.rpartition("/")[0] if single else path
+            listed = [about] if single else fs.ls(path, detail=True)
+            details = {each["name"]: each for each in listed}
+    files = [name for name, about in details.items() if about["type"] == "file"]
+    if magic or len(files) != 1 or files[0] != path:
+        files = [name for name in files if PurePosixPath(_plain(name)).suffix.lower() in SUFFIXES]
+    if not files:
+        raise MisuseError(f"{word} holds no images; name an object, a prefix or a pattern with some")
+    return [
+        Object(store, name, _result_name(_plain(name)[len(root) + 1 :], word), details[name].get("size"))
+        for name in sorted(files)
+    ]
+
+
+def _is_http(path: str) -> bool:
+    return path.startswith(("http://", "https://"))
+
+
+def _plain(path: str) -> str:
+    """A path without what a web address has beside it."""
+    return unquote(re.split(r"[?#]", path)[0]) if _is_http(path) else path
+
+
+def _result_name(name: str, word: str) -> str:
+    """Of an object's results, without suffix. Raises MisuseError where it would lead out of the folder."""
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts:
+        raise MisuseError(f"{word} has an object called {name!r}, whose results would lie outside -o; rename it")
+    return str(path.with_suffix(""))
+
+
+def share_of(names: Sequence[str], shard: tuple[int, int] | None) -> list[int]:
+    """Which of the files are of a shard (i of n, from 1): by their names, so that other files do not matter."""
+    if shard is None:
+        return list(range(len(names)))
+    return [place for place, name in enumerate(names) if _number(name) % shard[1] == shard[0] - 1]
+
+
+def _number(name: str) -> int:
+    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "big")
+
+
+def parse_shard(text: str) -> tuple[int, int]:
+    """(i, n) of `i/n`. Raises MisuseError."""
+    match = re.fullmatch(r"\s*(\d+)\s*/\s*(\d+)\s*", text)
+    if not match or not 1 <= int(match[1]) <= int(match[2]):
+        raise MisuseError(f"--shard {text!r}; write i/n, from 1/n to n/n, such as 3/16")
+    return int(match[1]), int(match[2])

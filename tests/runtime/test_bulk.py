@@ -1,0 +1,391 @@
+"""label-images from and to addresses: S3 by moto's server, memory, the web; shards, resuming, the manifest."""
+
+import http.server
+import io
+import json
+import os
+import signal
+import subprocess
+import threading
+
+import numpy as np
+import pytest
+import tifffile
+from fcn_deploy.runtime.files import WriteError
+from fcn_deploy.runtime.images import regions
+from fcn_deploy.runtime.labelling import bulk, objects
+from fcn_deploy.runtime.labelling.bulk import label_objects
+from fcn_deploy.runtime.labelling.files import label_files
+from fcn_deploy.runtime.labelling.manifest import Manifest, class_shares
+from fcn_deploy.runtime.labelling.objects import Store, find_objects, is_address, parse_shard, share_of
+from fcn_deploy.runtime.network import Network
+from helpers import BIN, command, label_records, needs, one_error, photo, save_photos
+from PIL import Image
+
+from fcn_deploy import DeployError, MisuseError, ModelCard
+
+
+def png(image) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@pytest.fixture(scope="module")
+def net(exports):
+    with Network(exports / "narrow.engine", threads=1) as net:
+        yield net
+
+
+@pytest.fixture
+def memory():
+    """fsspec's file system in memory, empty."""
+    fs = needs("fsspec").filesystem("memory")
+    fs.store.clear()
+    fs.pseudo_dirs[:] = [""]
+    return fs
+
+
+@pytest.fixture(scope="module")
+def s3():
+    """moto's server, and an s3fs that speaks to it; so do commands that are run."""
+    needs("s3fs")
+    server = needs("moto.server").ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    named = {
+        "AWS_ENDPOINT_URL": "http://{}:{}".format(*server.get_host_and_port()), "AWS_ACCESS_KEY_ID": "key",
+        "AWS_SECRET_ACCESS_KEY": "secret", "AWS_DEFAULT_REGION": "us-east-1",
+    }  # fmt: skip
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in named.items():
+            patch.setenv(name, value)
+        yield needs("fsspec").filesystem("s3", skip_instance_cache=True)
+    server.stop()
+
+
+def label(net, words, out, **options):
+    """The records of labelling addresses."""
+
+    def files(sources, folder):
+        return label_files(net, sources, folder)
+
+    return list(label_objects(find_objects(words), Store(out), options.pop("label", files), **options))
+
+
+def labels_at(fs, path):
+    return np.asarray(Image.open(io.BytesIO(fs.cat_file(path))))
+
+
+@pytest.mark.slow
+def test_a_tree_of_objects_is_labelled_and_keeps_its_shape(net, memory):
+    images = {"/in/a/1.png": photo(37, 53), "/in/b/1.png": photo(20, 31), "/in/b/c/2.png": photo(1, 1)}
+    for path, image in images.items():
+        memory.pipe(path, png(image))
+    memory.pipe("/in/b/broken.png", b"no picture")
+    memory.pipe("/in/b/readme.txt", b"no picture either")
+    records = label(net, ["memory://in/**/*.png"], "memory://out")
+    assert sorted(memory.find("/out")) == ["/out/a/1.png", "/out/b/1.png", "/out/b/c/2.png"]
+    for path, image in images.items():
+        assert np.array_equal(labels_at(memory, path.replace("/in", "/out")), net.result(image))
+    wrong = [record for record in records if "error" in record]
+    assert [record["file"] for record in wrong] == ["memory:///in/b/broken.png"]
+    assert "memory:///in/b/broken.png is not an image" in wrong[0]["error"]
+    assert {record["labels"] for record in records if "size" in record} >= {"memory:///out/a/1.png"}
+
+
+@pytest.mark.slow
+def test_what_is_put_last_tells_that_all_of_it_is_there(net, memory, monkeypatch):
+    memory.pipe("/in/1.png", png(photo(30, 40)))
+    put = []
+    monkeypatch.setattr(Store, "put", lambda self, file, name: put.append(name))
+    label(net, ["memory://in"], "memory://out", label=lambda s, o: label_files(net, s, o, overlay=True))
+    assert put == ["1.overlay.png", "1.png"]
+
+
+@pytest.mark.slow
+def test_results_that_exist_are_kept_unless_force_or_resume_say_otherwise(net, memory):
+    memory.pipe({"/in/1.png": png(photo(30, 40)), "/in/2.png": png(photo(31, 40)), "/out/1.png": b"mine"})
+    with pytest.raises(MisuseError, match=r"memory:///out/1\.png exists already"):
+        label(net, ["memory://in"], "memory://out")
+    first, second = label(net, ["memory://in"], "memory://out", resume=True)
+    assert first["skipped"] and "size" in second and memory.cat_file("/out/1.png") == b"mine"
+    label(net, ["memory://in"], "memory://out", force=True)
+    assert labels_at(memory, "/out/1.png").shape == (30, 40)
+
+
+@pytest.mark.slow
+def test_from_an_address_to_a_folder_and_back(net, memory, tmp_path):
+    save_photos(tmp_path / "in", [(20, 30), (40, 21)])
+    label(net, [str(tmp_path / "in")], "memory://out")
+    assert labels_at(memory, "/out/1.png").shape == (40, 21)
+    memory.pipe("/in/x.png", png(photo(22, 33)))
+    label(net, ["memory://in/x.png"], str(tmp_path / "out"))
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["x.png"]
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "out" / "x.png")), net.result(photo(22, 33)))
+
+
+@pytest.mark.slow
+def test_a_full_disk_on_the_other_side_ends_the_run_and_loses_nothing(net, memory, monkeypatch):
+    memory.pipe({f"/in/{i}.png": png(photo(20, 20 + i)) for i in range(9)})
+    put_file, room = type(memory).put_file, [4]
+
+    def full(self, *words, **options):
+        room[0] -= 1
+        if room[0] < 0:
+            raise OSError(28, "No space left on device")
+        return put_file(self, *words, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(memory), "put_file", full)
+        patch.setattr(objects.time, "sleep", lambda seconds: None)
+        with pytest.raises(WriteError, match=r"No space left on device.*--resume goes on") as error:
+            label(net, ["memory://in"], "memory://out")
+    assert len(str(error.value)) < 300 and "\n" not in str(error.value)
+    whole = memory.find("/out")
+    assert len(whole) == 4
+    records = label(net, ["memory://in"], "memory://out", resume=True)
+    assert sum("skipped" in record for record in records) == 4
+    for i in range(9):
+        assert np.array_equal(labels_at(memory, f"/out/{i}.png"), net.result(photo(20, 20 + i)))
+
+
+class Half(http.server.BaseHTTPRequestHandler):
+    """Sends the half of what it promises, of anything but whole.png."""
+
+    def do_HEAD(self):
+        self.answer(0)
+
+    def do_GET(self):
+        self.answer(len(CONTENT) if "whole" in self.path else len(CONTENT) // 2)
+
+    def answer(self, count):
+        self.send_response(404 if "none" in self.path else 200)
+        self.send_header("Content-Length", str(len(CONTENT)))
+        self.end_headers()
+        self.wfile.write(CONTENT[:count])
+
+    def log_message(self, *words): ...
+
+
+CONTENT = png(photo(60, 70))
+
+
+@pytest.mark.slow
+def test_an_address_that_answers_half_is_one_files_error(net, memory, monkeypatch):
+    needs("aiohttp")
+    monkeypatch.setattr(objects.time, "sleep", lambda seconds: None)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Half) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        base = f"http://127.0.0.1:{server.server_port}"
+        half, whole = label(net, [f"{base}/half.png?key=1", f"{base}/whole.png"], "memory://out")
+        with pytest.raises(MisuseError, match=r"none\.png does not exist"):
+            find_objects([f"{base}/none.png"])
+        server.shutdown()
+    assert f"{base}/half.png?key=1 cannot be read: " in half["error"] and "\n" not in half["error"]
+    assert len(half["error"]) < 300
+    assert whole["size"] == [60, 70] and memory.find("/out") == ["/out/whole.png"]
+
+
+@pytest.mark.parametrize(
+    ("address", "said"),
+    [
+        ("abc://x/y", "of a kind that fsspec does not know"),
+        ("memory://nothing/here", "does not exist"),
+        ("memory://empty", "holds no images"),
+        ("memory://in/*.tif", "holds no images"),
+    ],
+)
+def test_an_address_that_names_nothing_is_refused_in_one_line(memory, address, said):
+    memory.pipe({"/in/1.png": b"", "/empty/note.txt": b""})
+    with pytest.raises(MisuseError, match=said) as error:
+        find_objects([address])
+    assert "\n" not in str(error.value) and address in str(error.value)
+
+
+def test_objects_of_one_name_are_told_apart_and_none_leads_out_of_the_folder(memory, monkeypatch):
+    memory.pipe({"/in/1.png": b"", "/in/1.jpg": b"", "/in/2.jpg": b"", "/other/2.jpg": b""})
+    assert [item.name for item in find_objects(["memory://in"])] == ["1.jpg", "1.png", "2"]
+    with pytest.raises(MisuseError, match=r"2\.jpg is the name of several images"):
+        find_objects(["memory://in", "memory://other"])
+    with pytest.raises(MisuseError, match="outside -o"):
+        objects._result_name("../../etc/x.png", "memory://in")
+
+
+def test_what_is_an_address_of_files():
+    assert all(map(is_address, ("s3://b/c", "gs://b", "memory://x", "https://h/a.png?k=1", "file:///a", "S3://x")))
+    assert not any(map(is_address, ("a.png", "/a/b", "rtsp://camera", "https://h/live", "C:\\a.png", "http://h/a.mp4")))
+
+
+def test_shards_are_disjoint_and_whole_and_do_not_move_when_files_are_added():
+    names = [f"a/{i}" for i in range(500)]
+    shards = [set(share_of(names, (i, 7))) for i in range(1, 8)]
+    assert sorted(place for shard in shards for place in shard) == list(range(500))
+    assert min(map(len, shards)) > 40
+    more = [*names, *(f"b/{i}" for i in range(100))]
+    assert all({p for p in share_of(more, (i, 7)) if p < 500} == shards[i - 1] for i in range(1, 8))
+    for wrong in ("0/3", "4/3", "3", "1/x", "-1/2"):
+        with pytest.raises(MisuseError, match="write i/n"):
+            parse_shard(wrong)
+
+
+@pytest.mark.slow
+def test_the_manifest_tells_of_every_file_however_the_run_ends(net, memory):
+    pq = needs("pyarrow.parquet")
+    images = [photo(20 + i, 33) for i in range(4)]
+    memory.pipe({f"/in/{i}.png": png(image) for i, image in enumerate(images)} | {"/in/broken.png": b"?"})
+
+    def rows():
+        table = pq.read_table(io.BytesIO(memory.cat_file("/out/m.parquet")))
+        return {row["file"]: row for row in table.to_pylist()}, table.schema.metadata
+
+    def manifest(keep=False):
+        return Manifest("memory://out/m.parquet", net, None, keep)
+
+    label(net, ["memory://in/0.png", "memory://in/broken.png"], "memory://out", manifest=manifest())
+    found, about = rows()
+    assert set(found) == {"memory:///in/0.png", "memory:///in/broken.png"}
+    assert json.loads(about[b"fcn_deploy.card"]) == json.loads(net.card.to_json())
+    run = label_objects(find_objects(["memory://in"]), Store("memory://out"), lambda s, o: label_files(net, s, o),
+                        resume=True, manifest=manifest(keep=True))  # fmt: skip
+    assert next(run)["skipped"]
+    next(run)
+    run.close()  # as an interrupt does
+    assert 2 <= len(rows()[0]) <= 5
+    memory.rm_file("/out/m.parquet")  # as of a run that was killed: what is there is looked up
+    label(net, ["memory://in"], "memory://out", resume=True, manifest=manifest(keep=True))
+    found, _ = rows()
+    assert len(found) == 5
+    broken = found.pop("memory:///in/broken.png")
+    assert broken["error"] and broken["shares"] is None
+    for i, image in enumerate(images):
+        row, counts = found[f"memory:///in/{i}.png"], np.bincount(net.result(image).reshape(-1), minlength=5)
+        shares = dict(row["shares"])
+        expected = {f"class {k}": count / image[:, :, 0].size for k, count in enumerate(counts) if count}
+        assert shares == pytest.approx(expected) and row["result"] == f"memory:///out/{i}.png"
+        assert (row["height"], row["width"]) == image.shape[:2]
+
+
+def test_shares_are_of_the_pixels_that_are_data(tmp_path):
+    card = ModelCard(("road", "sky"))
+    labels = np.zeros((30, 700), np.uint8)
+    labels[:, 100:200], labels[:, 200:] = 1, card.no_data
+    for name, write in (
+        ("a.png", lambda path: Image.fromarray(labels).save(path)),
+        ("a.tif", lambda path: tifffile.imwrite(path, labels, tile=(512, 512))),
+    ):
+        write(tmp_path / name)
+        assert class_shares(tmp_path / name, "labels", card) == {"road": 0.5, "sky": 0.5}
+    masks = np.zeros((2, 30, 40), bool)
+    masks[0, :15], masks[1] = True, True
+    tifffile.imwrite(tmp_path / "m.tif", masks, planarconfig="separate", photometric="minisblack")
+    assert class_shares(tmp_path / "m.tif", "masks", card) == {"road": 0.5, "sky": 1.0}
+    assert class_shares(tmp_path / "m.tif", "values", card) is None
+
+
+@pytest.mark.slow
+def test_files_of_this_machine_have_shards_and_a_manifest_too(exports, tmp_path):
+    pq = needs("pyarrow.parquet")
+    save_photos(tmp_path / "in", [(20, 30)] * 3)
+    words = ["infer", exports / "narrow.engine", tmp_path / "in", "-o", tmp_path / "out"]
+    files = []
+    for shard in ("1/3", "2/3", "3/3"):
+        done = command(*words, "--shard", shard, "--manifest", tmp_path / "m.parquet", "--json")
+        files += [record["file"] for record in label_records(done)]
+    assert len(files) == len(set(files)) == 3 == len(list((tmp_path / "out").iterdir()))
+    tables = [pq.read_table(path).to_pylist() for path in sorted(tmp_path.glob("m-0000*-of-00003.parquet"))]
+    assert sorted(row["file"] for table in tables for row in table) == sorted(files)
+    assert "ends in .parquet" in one_error(command(*words, "--manifest", "m.csv", ok=2))
+
+
+@pytest.mark.slow
+def test_large_tiffs_are_read_by_ranges_and_come_out_as_when_they_are_here(net, s3, tmp_path, monkeypatch):
+    from s3fs.core import S3File
+
+    monkeypatch.setattr(bulk, "RANGED_BYTES", 1 << 20)
+    monkeypatch.setattr(bulk, "BLOCK", 64 << 10)
+    monkeypatch.setattr(regions, "REGION_PIXELS", 1 << 18)
+    image, fetched, ranges = photo(900, 700), [], []
+    tifffile.imwrite(tmp_path / "scene.tif", image, tile=(128, 128), photometric="rgb")
+    s3.mkdir("scenes")
+    s3.put_file(str(tmp_path / "scene.tif"), "scenes/scene.tif")
+    fetch_range = S3File._fetch_range
+    monkeypatch.setattr(Store, "fetch", lambda self, item, target: fetched.append(item))
+    monkeypatch.setattr(S3File, "_fetch_range", lambda self, a, b: (ranges.append(b - a), fetch_range(self, a, b))[1])
+    (record,) = label(net, ["s3://scenes/scene.tif"], "s3://scenes/labels")
+    assert record["labels"] == "s3://scenes/labels/scene.tif" and record["size"] == [900, 700]
+    assert not fetched and len(ranges) > 10 and max(ranges) <= 1 << 20
+    found = tifffile.imread(io.BytesIO(s3.cat_file("scenes/labels/scene.tif")))
+    assert np.array_equal(found, net.result(image))
+
+
+@pytest.mark.slow
+def test_tiffs_that_cannot_be_read_in_parts_come_whole(net, memory, tmp_path, monkeypatch):
+    monkeypatch.setattr(bulk, "RANGED_BYTES", 1000)
+    monkeypatch.setattr("fcn_deploy.runtime.images.tiff.WHOLE_PIXELS", 1 << 12)
+    tifffile.imwrite(tmp_path / "a.tif", photo(60, 90), photometric="rgb", rowsperstrip=60)
+    memory.put_file(str(tmp_path / "a.tif"), "/in/a.tif")
+    (record,) = label(net, ["memory://in"], "memory://out")
+    assert np.array_equal(labels_at(memory, "/out/a.png"), net.result(photo(60, 90))), record
+
+
+@pytest.mark.slow
+def test_credentials_that_are_missing_are_one_line(exports, tmp_path):
+    needs("s3fs")
+    env = {
+        "AWS_CONFIG_FILE": str(tmp_path),
+        "AWS_SHARED_CREDENTIALS_FILE": str(tmp_path),
+        "AWS_EC2_METADATA_DISABLED": "1",
+    }
+    env |= {"AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": "", "AWS_ENDPOINT_URL": "http://127.0.0.1:1"}
+    done = command("infer", exports / "narrow.engine", "s3://b/a.png", "-o", tmp_path / "out", ok=1, env=env)
+    assert "s3://b/a.png cannot be read: " in one_error(done) and "give credentials" in one_error(done)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_and_resumed_has_nothing_partial_and_nothing_twice(exports, s3):
+    """Every put of an object makes a version of it here."""
+    count = 60
+    for bucket in ("photos", "labels"):
+        s3.mkdir(bucket)
+    s3.call_s3("put_bucket_versioning", Bucket="labels", VersioningConfiguration={"Status": "Enabled"})
+    s3.pipe({f"photos/{i % 5}/{i}.png": png(photo(40 + i % 30, 60, i % 9)) for i in range(count)})
+    words = [BIN / "label-images", exports / "narrow.engine", "s3://photos/**/*.png", "-o", "s3://labels/x"]
+    run = subprocess.Popen([*map(str, words)], stdout=subprocess.PIPE, text=True, env=os.environ)
+    for _ in range(count // 4):
+        assert "→" in run.stdout.readline()
+    run.send_signal(signal.SIGKILL)
+    run.wait()
+    s3.invalidate_cache()
+    before = s3.find("labels")
+    assert count // 4 <= len(before) < count
+    for name in before:
+        assert labels_at(s3, name).shape[1] == 60
+    done = command("label-images", *words[1:], "--resume", "--json", "--manifest", "s3://labels/m.parquet")
+    summary = json.loads(done.stdout.splitlines()[-1])
+    assert (summary["labelled"], summary["skipped"]) == (count - len(before), len(before))
+    versions = s3.call_s3("list_object_versions", Bucket="labels", Prefix="x/")["Versions"]
+    assert len(versions) == len({version["Key"] for version in versions}) == count
+    rows = needs("pyarrow.parquet").read_table(io.BytesIO(s3.cat_file("labels/m.parquet"))).to_pylist()
+    assert len(rows) == count and all(sum(dict(row["shares"]).values()) == pytest.approx(1) for row in rows)
+
+
+def test_an_address_of_a_missing_package_says_what_to_install(monkeypatch):
+    def missing(address, **options):
+        raise ImportError("Please install gcsfs to access Google Storage")
+
+    monkeypatch.setattr(needs("fsspec").core, "url_to_fs", missing)
+    with pytest.raises(DeployError, match=r"gs://b: Please install gcsfs.*pip install 'fcn-deploy\[cloud\]'"):
+        Store("gs://b")
+
+
+@pytest.mark.parametrize("words", [["--stats", "s.csv"], ["--polygons", "p.geojson"], ["--page", "all"]], ids=" ".join)
+def test_what_is_of_all_images_of_a_folder_is_refused_at_addresses(exports, tmp_path, words):
+    save_photos(tmp_path / "in", [(20, 30)])
+    done = command(
+        "infer", exports / "narrow.engine", tmp_path / "in", "-o", "memory://out", *words, ok=2, cwd=tmp_path
+    )
+    assert (
+        f"{' '.join(words).removesuffix(' s.csv').removesuffix(' p.geojson')} is of images and results of this machine"
+        in one_error(done)
+    )
