@@ -238,3 +238,26 @@ def test_plans_for_later_versions_are_taken_by_those_alone(monkeypatch, built_by
     else:
         with pytest.raises(DeployError, match=f"was built by tensorrt {built_by}, and {installed} is installed"):
             open_library(plan, "m.engine")
+
+
+@pytest.mark.parametrize(
+    ("library", "platform", "runs"),
+    [
+        ("tensorrt_rtx", "linux-x86_64", True), ("tensorrt_rtx", "windows-x86_64", True),
+        ("tensorrt_rtx", "linux-aarch64", False), ("tensorrt", "linux-x86_64", True),
+        ("tensorrt", "windows-x86_64", False), ("tensorrt", "", True),
+    ],
+)  # fmt: skip
+def test_a_plan_is_refused_on_a_platform_that_it_is_not_for(gpu, monkeypatch, library, platform, runs):
+    import pycuda.driver as cuda
+    from fcn_deploy.runtime.backends import device
+
+    monkeypatch.setattr(device, "platform_name", lambda: "linux-x86_64")
+    plan = replace(PLAN, library=library, platform=platform)
+    if runs:
+        assert device.open_device(cuda, 0, plan, "m.engine").name() == "Simulated GPU"
+    else:
+        with pytest.raises(
+            DeployError, match=f"built on {platform}, and this is linux-x86_64: its plan does not run here"
+        ):
+            device.open_device(cuda, 0, plan, "m.engine")
