@@ -207,7 +207,7 @@ def load_dataset(
         if masks:
             raise MisuseError("--mask-values and --mask-colors are of label files, and digits are drawn: omit them")
         if class_file is not None or reading.input_range is not None or reading.no_data is not None:
-            raise MisuseError("--classes, --input-range and --nodata are of files, and digits are drawn: omit them")
+            raise MisuseError("--class-file, --input-range and --nodata are of files, and digits are drawn: omit them")
         return Digits(split, seed, count)
     root = Path(data)
     if not root.is_dir():
