@@ -24,7 +24,7 @@ from fcn_deploy.calibration.mask_options import (
 from fcn_deploy.calibration.metrics import IGNORE
 from fcn_deploy.runtime.arrays import ImageSource
 from fcn_deploy.runtime.errors import DeployError, MisuseError
-from fcn_deploy.runtime.images.find import IMAGE_SUFFIXES
+from fcn_deploy.runtime.images.find import IMAGE_SUFFIXES, unread_files
 from fcn_deploy.runtime.images.header import read_header
 from fcn_deploy.runtime.images.numbers import ReadOptions
 from fcn_deploy.runtime.images.read import COMMON, decode, may_have_no_data
@@ -207,7 +207,7 @@ def load_dataset(
         if masks:
             raise MisuseError("--mask-values and --mask-colors are of label files, and digits are drawn: omit them")
         if class_file is not None or reading.input_range is not None or reading.no_data is not None:
-            raise MisuseError("--classes, --input-range and --nodata are of files, and digits are drawn: omit them")
+            raise MisuseError("--class-file, --input-range and --nodata are of files, and digits are drawn: omit them")
         return Digits(split, seed, count)
     root = Path(data)
     if not root.is_dir():
@@ -328,8 +328,11 @@ def _pair(images: Path, labels: Path) -> list[tuple[Path, Path]]:
         if image.stem not in by_stem:
             raise DeployError(f"{image} has no label {labels / (image.stem + '.png')}; add it or move the image")
         pairs.append((image, by_stem[image.stem]))
+    unread = unread_files(str(images), sorted(images.iterdir()), IMAGE_SUFFIXES)
     if not pairs:
-        raise MisuseError(f"{images} holds no images; fill it or choose another split")
+        raise MisuseError(unread or f"{images} holds no images; fill it or choose another split")
+    if unread:
+        log.warning(unread)
     if alone := sorted(by_stem.keys() - {image.stem for image, _ in pairs}):
         shown = ", ".join(by_stem[stem].name for stem in alone[:3]) + (", …" if len(alone) > 3 else "")
         log.warning("labels without an image are left out, %d in %s: %s", len(alone), labels, shown)

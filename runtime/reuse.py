@@ -133,9 +133,11 @@ class Reuse:
     def _run_parts(self, frame: Frame, changed: Changed) -> None:
         """Bring the maps and labels of the frame before up to date."""
         assert frame.maps is not None and frame.labels is not None
+        # Refined labels follow the image itself, also where the scores stay.
+        refined = self._network.refine and bool(changed.any())
         for index in range(len(self._network.stages)):
             if not changed.any():
-                return
+                break
             parts = self._parts(index, frame.plan, changed)
             if parts is None:
                 fresh = self._whole(index, frame, frame.maps)
@@ -144,7 +146,7 @@ class Reuse:
             changed = self._compare(
                 index, frame, ((part, self._run(index, frame, frame.maps, *part)) for part in parts)
             )
-        if changed.any():
+        if refined or changed.any():
             self._relabel(frame, frame.maps[-1], frame.labels, changed)
 
     def _compare(self, index: int, frame: Frame, results: Iterable[tuple[Part, AnyArray]]) -> Changed:

@@ -222,10 +222,14 @@ class Segmenter:
         return ((top, results[0]) for top, results in self.network.bands_of(image, start, kind))
 
     def warmup(self, sizes: Iterable[tuple[int, int]]) -> None:
-        """Run once at each (height, width), so that later calls of these sizes meet no first-time cost."""
+        """Run at each (height, width), so that later calls of these sizes meet no first-time cost.
+
+        Once, or on a GPU three times: a CUDA graph is captured of a size that comes again.
+        """
         for height, width in sizes:
             dtype = self.card.dtype if self.network.input_range is None else "float32"
-            self.network.result(np.zeros((height, width, self.card.channels), dtype))
+            for _ in range(self.network.backend.first_runs):
+                self.network.result(np.zeros((height, width, self.card.channels), dtype))
 
     def close(self) -> None:
         """Release the network. Calling the Segmenter afterwards raises MisuseError."""

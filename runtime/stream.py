@@ -216,17 +216,17 @@ class Stream:
     def of_frame(self, reuse: Reuse, frame: Frame) -> Labelled:
         """Labels of a frame, after those of the frame that it follows."""
         reuse.wait(frame)
+        started = time.perf_counter()
+        outcome: tuple[AnyArray, ...] | Exception
         try:
             with self._taking(self._slots_for(size_of(frame.image))):
                 started = time.perf_counter()
-                outcome: tuple[AnyArray, ...] | Exception
-                try:
-                    outcome = reuse.label(frame)
-                except Exception as error:
-                    outcome = error
-                return Labelled(outcome, frame.plan, time.perf_counter() - started)
+                outcome = reuse.label(frame)
+        except Exception as error:
+            outcome = error
         finally:
             frame.done.set()  # whatever happened: the next one waits for it
+        return Labelled(outcome, frame.plan, time.perf_counter() - started)
 
     def alike(self, size: tuple[int, int]) -> tuple[int, int] | None:
         """The padded size of an image of (height, width) that is run with its equals where that pays, else None."""

@@ -26,7 +26,8 @@ class Browser:
 
     def __init__(self) -> None:
         program = find()
-        self.folder = tempfile.TemporaryDirectory()
+        # Its children may write for a moment after it has ended.
+        self.folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
         self.events: list[dict] = []
         self.count, self.received = 0, b""
         ours_in, theirs_out = os.pipe()

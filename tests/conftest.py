@@ -1,6 +1,7 @@
 """What the tests share: networks exported once a run, trained weights, the simulated GPU, and a part to run alone."""
 
 import os
+from unittest import mock
 
 import pytest
 from gpu_engines import gpu_built, gpu_engine, rtx_engine, tensorrt_engine  # noqa: F401
@@ -26,6 +27,18 @@ def pytest_collection_modifyitems(config, items):
             seen.add(test)
         items[:] = kept
         config.hook.pytest_deselected(items=left)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def estimated_memory():
+    """Engines that tests build in this process keep the estimate of their memory, which is the same in every run.
+
+    What is measured of networks as small as these is mostly chance, and tests have budgets of a few megabytes.
+    """
+    from fcn_deploy.export.build.targets import cpu
+
+    with mock.patch.object(cpu, "with_measured_memory", lambda draft, threads=None: draft):
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -88,6 +88,22 @@ def arrays(headers, body) -> dict[str, np.ndarray]:
     return found
 
 
+def one_convolution(folder: Path, card) -> Path:
+    """one.engine: a network of one convolution with random weights, for a card."""
+    import onnx
+    from fcn_deploy.export.build.config import BuildConfig
+    from fcn_deploy.export.build.engine import build_engine
+    from fcn_deploy.export.importer.import_model import import_model
+    from helpers import onnx_model
+
+    weights = np.random.default_rng(0).normal(size=(card.scores, card.channels, 3, 3)).astype(np.float32)
+    model = onnx_model([onnx.helper.make_node("Conv", ["image", "w"], ["scores"], pads=[1] * 4)], {"w": weights})
+    model.metadata_props.add(key="fcn_deploy.card", value=card.to_json())
+    onnx.save(model, folder / "one.onnx")
+    build_engine(import_model(folder / "one.onnx"), folder / "one.engine", BuildConfig(latency_sizes=[(8, 8)]))
+    return folder / "one.engine"
+
+
 @contextmanager
 def serving(*engines: Path, requests: int = 8, memory: int = 2_000_000_000, queue: int | None = None, **options):
     """A server in this process: its client, and the service."""

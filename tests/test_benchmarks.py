@@ -403,3 +403,12 @@ def test_reuse_compares_the_labels_of_each_stream_and_gives_a_row(exports, data)
     kinds = "still|5 % of blocks|in one place|noise"
     rows = re.findall(rf"^ *({kinds}) +[\d.]+/s +[\d.]+× +[\d.]+× +[\d.]+%$", told, re.MULTILINE)
     assert rows == kinds.split("|")
+
+
+@pytest.mark.slow
+def test_validation_compares_whole_logits_with_stages(tmp_path):
+    out = tmp_path / "validation.json"
+    told = benchmark("validation", "--size", "300x333", "--rounds", 1, "--json", out)
+    rows = json.loads(out.read_text())["rows"]
+    assert list(rows) == ["whole", "stages", "exported"] and "of whole" in told
+    assert all(row["seconds"][0] > 0 and row["equal"] > 0.999 for row in rows.values())

@@ -88,7 +88,14 @@ def test_the_reference_of_the_commands_is_what_they_say():
 def test_every_option_that_is_named_exists():
     option = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]+")
     known = {"--help", *option.findall(generator().page())}
-    known |= {"--index-url", "--target", "--no-deps", "--model-repository"}  # of pip and tritonserver
+    known |= {
+        "--index-url",
+        "--target",
+        "--no-deps",
+        "--model-repository",
+        "--query-gpu",
+        "--format",
+    }  # of pip, tritonserver, nvidia-smi
     for file in (ROOT / "benchmarks").glob("*.py"):
         known |= set(option.findall(file.read_text()))
     for page in PAGES:

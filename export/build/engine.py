@@ -19,6 +19,8 @@ from fcn_deploy.export.build.targets.job import BuildJob, TargetBuilder
 from fcn_deploy.export.build.targets.tensorrt_plan import check_builder
 from fcn_deploy.export.graph.edit import attributes, check, label
 from fcn_deploy.export.importer.import_model import ImportedModel
+from fcn_deploy.export.passes.fuse_padding import fuse_padding
+from fcn_deploy.export.passes.pooling_as_convolution import pooling_as_convolution
 from fcn_deploy.export.quantization.mixed_precision import (
     BudgetError,
     MixedPrecision,
@@ -162,6 +164,8 @@ def _mixed(
     options = config.quantization
     if options.precision == "float32":
         return None
+    if options.int8 and config.on_cpu:
+        float_core = fuse_padding(pooling_as_convolution(float_core).model).model
     try:
         mixed = mix_precision(
             float_core,

@@ -55,8 +55,8 @@ def parse_targets(text: str) -> list[str]:
             raise MisuseError(_refusal(target, targets[target]))
         if target in ARM_ONLY and platform.machine().lower() not in ("aarch64", "arm64"):
             raise MisuseError(
-                f"target {targets[target]!r}: {target} (GB10, DGX Spark) is in Arm machines, and a plan runs on the "
-                f"kind of machine that built it: build there with --target {THIS_GPU}, or use --target ort-cuda"
+                f"target {targets[target]!r}: {target} (GB10, DGX Spark) is in Arm machines, and a plan is of the "
+                f"kind of processor that built it: build there with --target {THIS_GPU}, or use --target ort-cuda"
             )
     if THIS_GPU in found and len(found) > 1:
         raise MisuseError(f"target {text!r}: {THIS_GPU} is the GPU of this machine, and stands alone")

@@ -37,7 +37,7 @@ def export_triton(
     ] = None,
     warmup: Annotated[
         str | None,
-        typer.Option(metavar="SIZES", help="Sizes run before the model is ready, as 480x640,1080x1920, or a folder."),
+        typer.Option(metavar="HxW,…", help="Sizes run before the model is ready, as 480x640,1080x1920, or a folder."),
     ] = None,
     site_packages: Annotated[
         Path | None,

@@ -35,7 +35,7 @@ TRIES = 20  # times a graph may be followed in search of a solution, and as ofte
 
 
 class RemainsError(DeployError):
-    """A network takes all sizes as it is, and a map in it holds a part of one."""
+    """A network may run at all sizes as it is, and a map in it holds a part of one."""
 
 
 Taken = dict[int, Interpretation]  # place of a node → what it was taken for, where that is worth a word
@@ -210,7 +210,7 @@ class Solver:
             for old, new in zip(before, after, strict=True):
                 if (crop := self._crop_to_number(found.state, node, old, new)) is not None:
                     raise RemainsError(str(refusal(crop, CROPS.format(old[0]))))
-                if is_fixed(old) or is_fixed(new):
+                if len(changes_with(new)) != 1 or changes_with(old) != changes_with(new):
                     continue
                 factor = Fraction(max(new) - min(new), max(old) - min(old))
                 too_many = factor * old[0] - new[0]
@@ -246,7 +246,8 @@ class Solver:
                 if (crop := self._crop_to_number(state, node, old, new)) is not None:
                     raise ConflictError(crop, CROPS.format(old[0]))
                 drifts = len({Fraction(b, a) for a, b in zip(old, new, strict=True)}) > 1
-                if drifts and not is_fixed(old) and not is_fixed(new) and new[0] % old[0] == 0 and new[0] > old[0] > 1:
+                follows = len(changes_with(new)) == 1 and changes_with(old) == changes_with(new)
+                if drifts and follows and new[0] % old[0] == 0 and new[0] > old[0] > 1:
                     raise ConflictError(
                         node,
                         f"it enlarges a map of {describe(old, self.image)} to {describe(new, self.image)}, by a factor "
@@ -276,9 +277,9 @@ def _is_whole_fraction(image: Sequence[SampledSize], scores: Sequence[SampledSiz
 
 
 def refusal(node: NodeProto, reason: str, remedy: str = REMEDY) -> DeployError:
-    return DeployError(
-        f"the size cannot be freed: node {name_of_node(node)} ({node.op_type}): {shortened(reason)}; {remedy}"
-    )
+    # A crop by a number runs at every size, whatever the names of the sizes promise.
+    kind = RemainsError if node.op_type in ("Slice", "Pad") else DeployError
+    return kind(f"the size cannot be freed: node {name_of_node(node)} ({node.op_type}): {shortened(reason)}; {remedy}")
 
 
 def shortened(reason: str, length: int = 160) -> str:

@@ -58,7 +58,7 @@ class DataOptions:
     dtype: Annotated[Dtype | None, typer.Option(help="Type of the images' numbers [default: uint8].")] = None
     input_range: InputRange = None
     nodata: NoData = None
-    classes: Annotated[
+    class_file: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Names of the classes, one a line and with a colour if you like."),
     ] = None
@@ -248,7 +248,7 @@ def _loaded(data: DataOptions) -> tuple["LabelledImages", "LabelledImages"]:
     masks, reading = MaskOptions(data.mask_values, data.mask_colors), ReadOptions(no_data=data.nodata)
     images, validation = (
         load_dataset(
-            data.data, split, seed=data.seed, count=count, masks=masks, reading=reading, class_file=data.classes
+            data.data, split, seed=data.seed, count=count, masks=masks, reading=reading, class_file=data.class_file
         )
         for split, count in ((data.split, data.count), (data.val_split, None))
     )

@@ -34,10 +34,12 @@ class Backend(Protocol):
     Attributes:
         name: of the library.
         batches: whether several images at once may be faster than one after the other.
+        first_runs: calls at one size after which nothing more is done for the first time.
     """
 
     name: str
     batches: bool
+    first_runs: int
 
     def scores(self, images: Sequence[Image]) -> Floats:
         """Uncropped scores of images of one padded size: float32 [N, K, h, w]."""

@@ -65,12 +65,20 @@ def platform_name() -> str:
     return f"{platform.system().lower()}-{ {'amd64': 'x86_64', 'arm64': 'aarch64'}.get(machine, machine) }"
 
 
+def _is_for_this_platform(gpu: GpuPlan) -> bool:
+    """Plans of TensorRT are of one system; those of TensorRT for RTX run on Linux and Windows alike (its guide, "Build
+    the Engine"), and of neither is it said that they run on another kind of processor."""
+    if gpu.library == "tensorrt_rtx":
+        return gpu.platform.rpartition("-")[2] in ("", platform_name().rpartition("-")[2])
+    return gpu.platform in ("", platform_name())
+
+
 def open_device(cuda: ModuleType, index: int, gpu: GpuPlan, source: str) -> Any:
     """GPU number `index`, the driver's. Raises MisuseError; DeployError where the plan is for others."""
-    if gpu.platform not in ("", platform_name()):
+    if not _is_for_this_platform(gpu):
         raise DeployError(
-            f"{source} was built on {gpu.platform}, and this is {platform_name()}: plans run where they were built; "
-            "build it here"
+            f"{source} was built on {gpu.platform}, and this is {platform_name()}: its plan does not run here; build "
+            "it on such a machine"
         )
     count = cuda.Device.count()
     if index >= count:

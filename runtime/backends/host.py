@@ -29,6 +29,7 @@ class HostBackend:
     """
 
     batches = True
+    first_runs = 1
 
     def __init__(
         self, sessions: Sequence[Session], card: ModelCard, upsampling: Upsampling, border: Border | None = None

@@ -51,6 +51,7 @@ class TensorRTBackend:
     """
 
     batches = False
+    first_runs = 3  # as it is, in a context of its own, and captured
 
     def __init__(
         self,

@@ -50,7 +50,7 @@ def find_images(inputs: Sequence[str | os.PathLike[str]], suffixes: Container[st
         if path.is_dir():
             held = sorted(path.iterdir())
             files = [file for file in held if file.suffix.lower() in suffixes and file.is_file()]
-            unread = _unread(item, held, suffixes)
+            unread = unread_files(item, held, suffixes)
             if not files:
                 raise MisuseError(
                     unread or f"{item} holds no images; name a folder with some ({', '.join(_COMMON)}, …)"
@@ -60,7 +60,7 @@ def find_images(inputs: Sequence[str | os.PathLike[str]], suffixes: Container[st
         elif glob.has_magic(item):
             matches = sorted(map(Path, glob.glob(item, recursive=True)))  # noqa: PTH207 (absolute patterns too)
             files = [file for file in matches if file.suffix.lower() in suffixes and file.is_file()]
-            unread = _unread(item, matches, suffixes)
+            unread = unread_files(item, matches, suffixes)
             if not files:
                 raise MisuseError(unread or f"{item} matches no images; check the pattern, and quote it")
         else:
@@ -93,7 +93,7 @@ def package_for(path: Path) -> str | None:
     return UNREAD.get(".nii.gz" if name.endswith(".nii.gz") else path.suffix.lower())
 
 
-def _unread(item: str, files: Iterable[Path], suffixes: Container[str]) -> str:
+def unread_files(item: str, files: Iterable[Path], suffixes: Container[str]) -> str:
     """What a folder or a glob holds and nothing reads, in one line; "" where there is nothing of it."""
     kinds = Counter(
         (".nii.gz" if file.name.lower().endswith(".nii.gz") else file.suffix.lower(), package)

@@ -50,6 +50,7 @@ def label_objects(
     resume: bool = False,
     manifest: Rows | None = None,
     there: Container[str] | None = None,
+    together: int = TOGETHER,
 ) -> Generator[Record, None, None]:
     """Label files that lie anywhere and put the results into a folder that lies anywhere.
 
@@ -61,6 +62,7 @@ def label_objects(
         resume: skip files whose labels (or masks, or values) are there: they are put after the rest.
         manifest: what was done, put when the run ends, however it ends.
         there: names of results that exist, where the caller knows them.
+        together: files that are labelled in one go, while the next so many are fetched.
 
     Yields:
         Records as of label_files, with the addresses of files and results.
@@ -71,7 +73,7 @@ def label_objects(
     """
     done = done_before(items, out, out.names() if there is None else there, force=force, resume=resume)
     with written(manifest), tempfile.TemporaryDirectory(prefix="fcn-deploy-") as folder:
-        run = _Run(Path(folder), out, manifest)
+        run = _Run(Path(folder), out, manifest, together)
         for item in items if resume else ():
             if item.name in done:
                 yield skipped(item, out, done[item.name], manifest)
@@ -83,14 +85,14 @@ def label_objects(
 class _Run:
     """One run: its folder on this machine, and what is on its way."""
 
-    def __init__(self, folder: Path, out: Store, manifest: Rows | None) -> None:
-        self.folder, self.out, self.manifest = folder, out, manifest
+    def __init__(self, folder: Path, out: Store, manifest: Rows | None, together: int) -> None:
+        self.folder, self.out, self.manifest, self.together = folder, out, manifest, together
 
     def records(self, items: Sequence[Object], label: Label) -> Generator[Record, None, None]:
         pool = ThreadPoolExecutor(FETCHERS, thread_name_prefix="fcn-deploy-fetch")
         try:
             fetched: list[Future[_Staged]] = []
-            for number, several in enumerate([*_groups(items), []]):
+            for number, several in enumerate([*_groups(items, self.together), []]):
                 staged, place = [each.result() for each in fetched], self.folder / f"{number}"
                 place.mkdir()
                 fetched = [pool.submit(_fetch, item, place / f"{i:06d}") for i, item in enumerate(several)]
@@ -191,13 +193,13 @@ def _said(value: object, staged: str, item: Object) -> object:
     return value.replace(staged, str(item)) if isinstance(value, str) else value
 
 
-def _groups(items: Sequence[Object]) -> Iterator[list[Object]]:
+def _groups(items: Sequence[Object], together: int) -> Iterator[list[Object]]:
     """Objects in order, as many together as are labelled in one go."""
     group: list[Object] = []
     weight = 0
     for item in items:
         size = 0 if by_ranges(item) else item.size or 0
-        if group and (len(group) == TOGETHER or weight + size > BYTES_TOGETHER):
+        if group and (len(group) == together or weight + size > BYTES_TOGETHER):
             yield group
             group, weight = [], 0
         group.append(item)

@@ -5,6 +5,7 @@ Nothing of a scheduler is here: Ray starts the actors, hands them batches, and r
 
 import io
 import json
+import logging
 import os
 import re
 import socket
@@ -35,7 +36,8 @@ from .objects import Object, Store
 from .products import Products
 from .regions import _Partial as Partial
 
-BATCH = 16  # files that an actor is handed at once
+BATCH = 64  # files that an actor is handed at once
+TOGETHER = 16  # of them that it labels in one go, while it fetches the next
 BAND_PIXELS = 64_000_000  # of a scene that one task labels
 BAND_ROWS = 256  # a task's rows are a multiple of these
 
@@ -130,7 +132,7 @@ class Cluster:
 class _ObjectLabeler:
     """Labels objects and puts their results: rows of addresses in, rows of records out."""
 
-    def __init__(self, engine: Any, digest: str, out: str, force: bool, cluster: Cluster) -> None:
+    def __init__(self, engine: Any, digest: str | None, out: str, force: bool, cluster: Cluster) -> None:
         content = need("ray", "ray").get(engine)
         self.network = _opened(content, cluster.threads, cluster.memory, cluster.refine)
         self.digest, self.out, self.force = digest, Store(out), force
@@ -140,12 +142,14 @@ class _ObjectLabeler:
         items = [_object(json.loads(text)) for text in batch["object"]]
         # What an actor had put before it was lost is not done again.
         there = set() if self.force else self.out.present([item.name for item in items])
-        rows = Rows(self.network.card, self.digest)
-        records = list(label_objects(items, self.out, self.label, resume=True, manifest=rows, there=there))
-        return {
-            "record": [json.dumps(record) for record in records],
-            "row": [json.dumps(rows.rows[record["file"]]) for record in records],
-        }
+        rows = None if self.digest is None else Rows(self.network.card, self.digest)
+        records = list(
+            label_objects(
+                items, self.out, self.label, resume=True, manifest=rows, there=there, together=TOGETHER
+            )
+        )  # fmt: skip
+        noted = [{} if rows is None else rows.rows[record["file"]] for record in records]
+        return {"record": [json.dumps(record) for record in records], "row": [json.dumps(row) for row in noted]}
 
 
 class _BandLabeler:
@@ -259,6 +263,7 @@ def _session(cluster: Cluster) -> Iterator[Any]:
         said = one_line(error, 150)
         raise DeployError(f"--ray {cluster.address}: {said}; start a cluster, or take --ray local") from error
     ray.data.DataContext.get_current().enable_progress_bars = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)  # it tells of every plan and its end
     try:
         yield ray
     finally:
@@ -304,7 +309,7 @@ class _ClusterRun:
         """Records of files that are labelled whole, as they are done."""
         if not items:
             return
-        digest = self.manifest.engine if self.manifest else ""
+        digest = self.manifest.engine if self.manifest else None
         out = self.out.root if self.out.local else self.out.address(self.out.root)
         blocks = min(len(items), max(self.actors, -(-len(items) // BATCH)))
         rows = self.ray.data.from_items([{"object": _text(item)} for item in items], override_num_blocks=blocks)

@@ -32,6 +32,13 @@ class Ground:
     crs: Any | None = None
     areas: NDArray[np.float64] | None = None
 
+    @property
+    def kind(self) -> str:
+        """Of its coordinates, in words."""
+        if self.crs is not None:
+            return "a coordinate system"
+        return "pixels" if self.transform is None else "units of a map that is not named"
+
     def coordinates(self, points: NDArray[Any]) -> NDArray[np.float64]:
         """[n, 2] (column, row) → [n, 2] (x, y)."""
         if self.transform is None:

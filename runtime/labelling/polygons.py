@@ -75,7 +75,8 @@ def _area(rings: tuple[Ring, ...], areas: NDArray[np.float64] | None) -> float:
 
 @dataclass
 class GeoPackage:
-    """A GeoPackage that grows by an image at a time: a layer for each coordinate system, the first called `labels`.
+    """A GeoPackage that grows by an image at a time: a layer for each coordinate system, the first called `labels`, and
+    for each of the kinds of coordinates that have none.
 
     Args:
         path: of it; nothing is there yet.
@@ -84,7 +85,7 @@ class GeoPackage:
 
     path: Path
     card: ModelCard
-    _layers: dict[str | None, str] = field(default_factory=dict)
+    _layers: dict[str, str] = field(default_factory=dict)
 
     def add(self, image: str, result: ResultFile, ground: Ground) -> None:
         """Write the polygons of an image's result."""
@@ -98,8 +99,8 @@ class GeoPackage:
 
     def _write(self, image: str, some: list[Polygon], ground: Ground) -> None:
         crs = None if ground.crs is None else ground.crs.to_wkt()
-        known = crs in self._layers
-        layer = self._layers.setdefault(crs, self._name(ground.crs))
+        known = (crs or ground.kind) in self._layers
+        layer = self._layers.setdefault(crs or ground.kind, self._name(ground))
         fields = {
             "image": np.array([image for _ in some], object),
             "class": np.array([each.value for each in some], np.int32),
@@ -119,11 +120,13 @@ class GeoPackage:
             except RuntimeError as error:  # of which all of pyogrio's are
                 raise WriteError(f"cannot write polygons: {one_line(error)}; free space beside the file") from error
 
-    def _name(self, crs: Any) -> str:
+    def _name(self, ground: Ground) -> str:
         if not self._layers:
             return "labels"
-        code = None if crs is None else crs.to_epsg()
-        return "labels_pixels" if crs is None else f"labels_{f'EPSG_{code}' if code else len(self._layers) + 1}"
+        if ground.crs is None:
+            return "labels_pixels" if ground.transform is None else "labels_map"
+        code = ground.crs.to_epsg()
+        return f"labels_{f'EPSG_{code}' if code else len(self._layers) + 1}"
 
 
 @dataclass
@@ -140,7 +143,7 @@ class GeoJson:
     path: Path
     card: ModelCard
     text: IO[str]
-    _known: bool | None = None  # whether the coordinate system of those before is
+    _kind: str = ""  # of the coordinates before
 
     def add(self, image: str, result: ResultFile, ground: Ground) -> None:
         """Write the polygons of an image's result.
@@ -148,18 +151,17 @@ class GeoJson:
         Raises:
             DeployError: the coordinates of others before it are of another kind.
         """
-        known = ground.crs is not None
-        if self._known not in (None, known):
+        if self._kind not in ("", ground.kind):
             raise DeployError(
-                f"{image} has coordinates that are {'' if known else 'not '}longitudes and latitudes, unlike images "
-                f"before it, and {self.path} holds one kind; name a .gpkg with --polygons"
+                f"{image} lies in {ground.kind}, and images before it in {self._kind}, of which {self.path} holds one; "
+                "name a .gpkg with --polygons"
             )
         found = polygons_of(result, ground, self.card)
         while some := list(islice(found, TOGETHER)):
             self._write(image, some, ground)
 
     def finish(self) -> None:
-        self.text.write("\n]}\n" if self._known is not None else '{"type": "FeatureCollection", "features": []}\n')
+        self.text.write("\n]}\n" if self._kind else '{"type": "FeatureCollection", "features": []}\n')
 
     def _write(self, image: str, some: list[Polygon], ground: Ground) -> None:
         rings = [ring if ground.crs is None else _with_points(ring) for each in some for ring in each.rings]
@@ -174,9 +176,9 @@ class GeoJson:
                 "area_m2": each.area,
             }  # fmt: skip
             shape = {"type": "Polygon", "coordinates": [ring.round(9).tolist() for ring in outline]}
-            self.text.write('{"type": "FeatureCollection", "features": [\n' if self._known is None else ",\n")
+            self.text.write('{"type": "FeatureCollection", "features": [\n' if not self._kind else ",\n")
             self.text.write(json.dumps({"type": "Feature", "properties": said, "geometry": shape}))
-            self._known = ground.crs is not None
+            self._kind = ground.kind
 
 
 @contextmanager

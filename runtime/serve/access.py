@@ -25,6 +25,7 @@ class Exchange:
         reason: why it was not run; "" where it was.
         error: what the client was told.
         size: (height, width) of the image.
+        pages: images in the file that was sent, of which the first is labelled.
         seconds: by part.
     """
 
@@ -33,6 +34,7 @@ class Exchange:
         self.model = self.reason = self.error = ""
         self.code = "500"
         self.size: tuple[int, int] | None = None
+        self.pages = 1
         self.seconds: dict[str, float] = {}
         self._metrics, self._protocol, self._started = metrics, protocol, time.perf_counter()
 
@@ -43,10 +45,11 @@ class Exchange:
         return found
 
     @property
-    def trace(self) -> dict[str, str]:
-        """The trace context that came with it, as headers of the answer."""
+    def told(self) -> dict[str, str]:
+        """Headers of the answer: the trace context that came with it, and how many images a file of several has."""
         given = self.headers.get("traceparent", "")
-        return {"traceparent": given} if TRACEPARENT.fullmatch(given) else {}
+        trace = {"traceparent": given} if TRACEPARENT.fullmatch(given) else {}
+        return trace | ({"X-Pages": str(self.pages)} if self.pages > 1 else {})
 
     def __enter__(self) -> "Exchange":
         return self

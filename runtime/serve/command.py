@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..command import INTERRUPTED, Threads, log_to_stderr, parse_memory, run
+from ..command import INTERRUPTED, InputRange, NoData, Threads, log_to_stderr, parse_memory, run
 from ..errors import DeployError, MisuseError
 from ..extras import need
 
@@ -122,6 +122,8 @@ def serve_engine(
         typer.Option(min=0, max=3600, help="Seconds to go on taking requests after SIGTERM, while it is not ready."),
     ] = 0.0,
     device: Annotated[str, typer.Option(help="auto: what the engine is for; cpu; cuda, or cuda:1.")] = "auto",
+    input_range: InputRange = None,
+    nodata: NoData = None,
     json_logs: Annotated[bool, typer.Option("--json-logs", help="Log as JSON: a line for each request.")] = False,
     threads: Threads = None,
 ) -> int:
@@ -130,13 +132,14 @@ def serve_engine(
     for module in MODULES:
         need(module, "serve")
     _log(json_logs)
+    from ..images.numbers import ReadOptions
     from ..network import Network
     from .models import Memory, Models
     from .room import Room
     from .server import Server, listen
     from .service import Limits, Service
 
-    sizes = _sizes(warmup)
+    sizes, options = _sizes(warmup), ReadOptions(input_range=input_range, no_data=nodata)
     tls, token = listening.tls(), listening.token()
     listener = listen(listening.host, listening.port)
     if listening.host not in OPEN_HOSTS and not token:
@@ -149,7 +152,8 @@ def serve_engine(
     with listener:
         served = Models(models, opened, sizes, budget)
         room = Room(queue, budget.queue)
-        service = Service(served, room, Limits(min(max_body, budget.queue), max_pixels), token)
+        limits = Limits(min(max_body, budget.queue), max_pixels)
+        service = Service(served, room, limits, token, options)
         return asyncio.run(_serve(service, Server(service, listener, listening.host, listening.grpc_port, tls), drain))
 
 

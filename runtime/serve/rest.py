@@ -37,6 +37,7 @@ PAGE = {
     "/page.css": ("page.css", "text/css"),
     "/page.js": ("page.js", "text/javascript"),
     "/png.js": ("png.js", "text/javascript"),
+    "/rle.js": ("rle.js", "text/javascript"),
 }
 PAGE_HEADERS = {
     "Content-Security-Policy": "default-src 'self'; img-src 'self' blob: data:; frame-ancestors 'none'",
@@ -208,7 +209,7 @@ def _check_origin(headers: dict[str, str]) -> None:
 
 async def _send(send: Send, status: int, answer: Answer, exchange: Exchange) -> None:
     length = sum(len(part) for part in answer.parts)
-    fields = {"Content-Type": answer.media, "Content-Length": str(length), **answer.headers, **exchange.trace}
+    fields = {"Content-Type": answer.media, "Content-Length": str(length), **answer.headers, **exchange.told}
     headers = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in fields.items()]
     try:
         async with asyncio.timeout(GRACE_SECONDS + length / SLOWEST):
@@ -275,7 +276,7 @@ async def _outcome(
 
     async def labelled() -> Done:
         job = await service.job(served, request, held, write, service.deadline_of(request.timeout))
-        exchange.size = job.size
+        exchange.size, exchange.pages = job.size, job.pages
         return await service.outcome(served, job)
 
     leaving, working = asyncio.ensure_future(gone()), asyncio.ensure_future(labelled())

@@ -56,6 +56,7 @@ class Job:
         kinds: of the results, which `Network.check_outputs` has seen.
         write: makes the answer of the results; called in a lane.
         deadline: by `time.monotonic`, after which it is not begun; None: there is none.
+        pages: images in the file that it is of; the first is read.
         future: of its outcome. Cancelling it drops a job that is not in the network yet.
     """
 
@@ -65,6 +66,7 @@ class Job:
     kinds: tuple[str, ...]
     write: Callable[[tuple[AnyArray, ...]], Any]
     deadline: float | None = None
+    pages: int = 1
     future: "Future[Done]" = field(default_factory=Future)
     arrived: float = field(default_factory=time.perf_counter)
     seconds: dict[str, float] = field(default_factory=dict)

@@ -78,7 +78,9 @@ class Server:
         """Take requests. Raises DeployError where the port of gRPC cannot be had."""
         self._rpcs = rpc.server(self._service)
         # It warns of each request that is none, and whoever likes could fill the log by them.
-        logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
+        # Likewise of files of several images, which is told to the client.
+        for name in ("uvicorn.error", "fcn_deploy.runtime.images.read"):
+            logging.getLogger(name).setLevel(logging.ERROR)
         config = uvicorn.Config(
             application(self._service), http=Connection, ws="none", lifespan="off", log_config=None, access_log=False,
             server_header=False, date_header=False, timeout_keep_alive=KEEP_SECONDS,

@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from ..arrays import AnyArray, Image, size_of
@@ -16,6 +16,7 @@ from ..images.header import Header, read_header
 from ..images.memory import file_of
 from ..images.numbers import ReadOptions
 from ..images.read import decode
+from ..model_card import ModelCard
 from ..prepare import check_image
 from ..upsampling import result_bytes
 from .metrics import Metrics
@@ -106,14 +107,16 @@ class Service:
         stopping: whether the end has been asked for: it is not ready then, and does what is asked of it yet.
     """
 
-    def __init__(self, models: Models, room: Room, limits: Limits, token: str = "") -> None:
+    def __init__(
+        self, models: Models, room: Room, limits: Limits, token: str = "", options: ReadOptions | None = None
+    ) -> None:
         self.models, self.room, self.limits = models, room, limits
         self.metrics = Metrics(models, room)
         self.stopping = False
         self._token = token.encode()
         # Headers are read outside the event loop, one at a time: some decoders decode an image to find its size.
         self._headers = ThreadPoolExecutor(1, thread_name_prefix="header")
-        self._options = ReadOptions(limits.pixels)
+        self._options = replace(options or ReadOptions(), max_pixels=limits.pixels, strict=True)
         self._checking = threading.Lock()
 
     @property
@@ -178,7 +181,7 @@ class Service:
                     f"the image has {size[0]}×{size[1]} = {size[0] * size[1]:,} pixels, over the limit of "
                     f"{self.limits.pixels:,}; send a smaller one, or raise --max-pixels"
                 )
-            decoded = 0
+            decoded, pages = 0, 1
 
             def read() -> Image:
                 return image
@@ -187,14 +190,13 @@ class Service:
             file = request.file
             assert file is not None, "a request has an image or a file"
             header = await self.off_the_loop(lambda: self._header(file))
-            size = header.size
+            size, pages = header.size, header.pages
             # Of what the file stores and of what the card takes, the wider.
             bands = max(header.bands * header.dtype.itemsize, card.channels * 4 if card.dtype == "float32" else 0)
             decoded = DECODED * header.pixels * bands + len(file)
 
             def read() -> Image:
-                with file_of(file) as path:
-                    return decode(read_header(path, self.limits.pixels), card, self._options)
+                return self._decoded(file, card)
 
         held.more(decoded + size[0] * size[1] * sum(result_bytes(kind, card) for kind in kinds))
 
@@ -202,11 +204,19 @@ class Service:
             by_kind = dict(zip(kinds, results, strict=True))
             return write(outputs, tuple(by_kind[each.name] for each in outputs))
 
-        return Job(served.stream, size, read, kinds, answer, deadline)
+        return Job(served.stream, size, read, kinds, answer, deadline, pages)
 
     def _header(self, file: memoryview) -> Header:
         with file_of(file) as path:
             return read_header(path, self.limits.pixels)
+
+    def _decoded(self, file: memoryview, card: ModelCard) -> Image:
+        """A file's pixels. What label-images would warn of is refused: a client sees no warnings."""
+        try:
+            with file_of(file) as path:
+                return decode(read_header(path, self.limits.pixels), card, self._options)
+        except MisuseError as error:
+            raise MisuseError(str(error).removesuffix(" (refused by --strict)")) from error
 
     async def off_the_loop(self, work: Callable[[], T]) -> T:
         """What `work` gives, done in a thread: parsing and reading that would hold up everybody else."""

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from helpers import needs, photo
 from PIL import Image
-from serving import arrays, binary, serving
+from serving import arrays, binary, one_convolution, serving
 
 COUNT = 400
 INFER = "/v2/models/narrow/infer"
@@ -210,31 +210,16 @@ def test_hostile_messages_of_grpc_are_refused(server):
     served_as_before(client, service)
 
 
-def test_values_that_are_no_numbers_are_answered_or_refused(exports):
+def test_values_that_are_no_numbers_are_answered_or_refused(tmp_path):
     """Every pixel NaN: labels of no data, and the network stays in service."""
-    from fcn_deploy.export.build.config import BuildConfig
-    from fcn_deploy.export.build.engine import build_engine
-    from fcn_deploy.export.importer.import_model import import_model
-    from helpers import onnx_model
-    from onnx import helper
-
-    folder = exports / "floats"
-    folder.mkdir(exist_ok=True)
-    weights = np.random.default_rng(0).normal(size=(2, 3, 3, 3)).astype(np.float32)
-    model = onnx_model([helper.make_node("Conv", ["image", "w"], ["scores"], pads=[1] * 4)], {"w": weights})
-    import onnx
-
     from fcn_deploy import ModelCard
 
-    card = ModelCard(("a", "b"), dtype="float32", mean=(0.0,) * 3, std=(1.0,) * 3)
-    model.metadata_props.add(key="fcn_deploy.card", value=card.to_json())
-    onnx.save(model, folder / "floats.onnx")
-    build_engine(import_model(folder / "floats.onnx"), folder / "floats.engine", BuildConfig(latency_sizes=[(8, 8)]))
-    with serving(folder / "floats.engine") as (client, _):
+    engine = one_convolution(tmp_path, ModelCard(("a", "b"), dtype="float32", mean=(0.0,) * 3, std=(1.0,) * 3))
+    with serving(engine) as (client, _):
         image = np.full((5, 6, 3), np.nan, np.float32)
-        assert (client.infer("floats", image)["labels"] == 255).all()
+        assert (client.infer("one", image)["labels"] == 255).all()
         image = np.full((5, 6, 3), 3e38, np.float32)
-        status, headers, body = client.ask("POST", "/v2/models/floats/infer", *binary(image))
+        status, headers, body = client.ask("POST", "/v2/models/one/infer", *binary(image))
         assert status in (200, 422), body
         assert status == 422 or arrays(headers, body)["labels"].shape == (5, 6)
         assert client.ask("GET", "/v2/health/ready")[0] == 200

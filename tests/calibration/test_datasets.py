@@ -216,3 +216,16 @@ def test_what_is_no_image_is_not_counted(tmp_path):
     image, labels = load_dataset(str(root), "train")[0]
     assert (labels[:, :3] == 255).all() and (labels[:, 3:] == 1).all()
     assert image[0, 0].tolist() == [124, 116, 104] and (image[:, 3:] == 100).all()
+
+
+def test_pictures_of_a_data_set_that_nothing_reads_are_counted_and_named(tmp_path, caplog):
+    for name in ("train", "trainannot"):
+        (tmp_path / name).mkdir()
+    for name in ("a.dcm", "b.dcm", "c.nii.gz"):
+        (tmp_path / "train" / name).write_bytes(b"x")
+    with pytest.raises(MisuseError, match=r"holds 3 files that are not read here: 2 \.dcm \(pydicom reads it\)"):
+        load_dataset(str(tmp_path), "train")
+    put(tmp_path / "train" / "x.png", np.zeros((4, 4, 3)))
+    put(tmp_path / "trainannot" / "x.png", np.tile([[0, 1, 0, 1]], (4, 1)))
+    assert len(load_dataset(str(tmp_path), "train")) == 1
+    assert "2 .dcm (pydicom reads it), 1 .nii.gz (nibabel reads it)" in caplog.text

@@ -53,7 +53,7 @@ def save_scenes(folder, dtype=np.uint16, nodata="0"):
 
 def trained(folder, out, *words, dtype="uint16", ok=0):
     return command(
-        "train-fcn", "--data", folder, "--out", out, "--classes", folder / "names.txt", "--channels", "4", "--dtype",
+        "train-fcn", "--data", folder, "--out", out, "--class-file", folder / "names.txt", "--channels", "4", "--dtype",
         dtype, "--epochs", "4", "--batch", "4", "--crop", "96x96", "--crops-per-megapixel", "150", *words, ok=ok,
     )  # fmt: skip
 
@@ -115,7 +115,7 @@ def test_ranges_and_types_of_numbers_go_into_the_card(tmp_path):
         (("--dtype", "int16"), "holds uint16 values; this model takes int16"),
         (("--input-range", "9,3"), "the first number must be below the second"),
         (("--nodata", "-1"), "no-data value -1, and"),
-        (("--classes", "none.txt"), "none.txt does not exist"),
+        (("--class-file", "none.txt"), "none.txt does not exist"),
         (("--data", "digits"), "digits are RGB of 8 bits"),
     ],
 )

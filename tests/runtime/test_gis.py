@@ -2,7 +2,9 @@
 
 import csv
 import json
+import os
 import re
+import subprocess
 import sys
 from contextlib import closing
 from dataclasses import replace
@@ -12,13 +14,12 @@ from xml.etree import ElementTree
 import numpy as np
 import onnx
 import pytest
-import tifffile
 from fcn_deploy.export.graph.edit import set_metadata
 from fcn_deploy.runtime.labelling.files import label_files
 from fcn_deploy.runtime.labelling.products import Products
 from fcn_deploy.runtime.model_card import CARD_KEY
 from fcn_deploy.runtime.network import Network
-from helpers import command, label_records, needs
+from helpers import command, finished, label_records, needs
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
@@ -243,7 +244,10 @@ def test_geojson_of_pictures_is_in_pixels_and_mixes_with_nothing(tmp_path):
     picture = save_scene(tmp_path / "a.png", classes(20, 30), **{})
     scene = save_scene(tmp_path / "b.tif", classes(20, 30), **UTM)
     records = label(tmp_path, picture, scene, products=Products(polygons=tmp_path / "p.geojson"))
-    assert "error" not in records[0] and "longitudes and latitudes, unlike images before it" in records[1]["error"]
+    assert (
+        "error" not in records[0]
+        and "lies in a coordinate system, and images before it in pixels" in records[1]["error"]
+    )
     found = json.loads((tmp_path / "p.geojson").read_text())["features"]
     assert {each["properties"]["image"] for each in found} == {str(picture)}
     points = np.concatenate([ring for each in found for ring in each["geometry"]["coordinates"]])
@@ -287,12 +291,14 @@ def on_the_ellipsoid(chosen, where):
     return total
 
 
-def test_masks_that_overlap_have_polygons_and_statistics_too(tmp_path):
+@pytest.mark.parametrize("cog", [False, True])
+def test_masks_that_overlap_have_polygons_and_statistics_too(tmp_path, cog):
     image = np.random.default_rng(0).integers(0, 256, (40, 50, 3), np.uint8)
     Image.fromarray(image).save(tmp_path / "s.png")
-    products = Products(polygons=tmp_path / "p.gpkg", stats=tmp_path / "t.csv", instances="road,roof")
+    products = Products(polygons=tmp_path / "p.gpkg", stats=tmp_path / "t.csv", instances="road,roof", cog=cog)
     (record,) = label(tmp_path, tmp_path / "s.png", card=MASKS, products=products)
-    masks = tifffile.imread(tmp_path / "o/s.tif")
+    with rasterio.open(tmp_path / "o/s.tif") as file:
+        masks = file.read()
     rows = table(tmp_path / "t.csv")
     assert [int(row["pixels"]) for row in rows] == masks.sum((1, 2)).tolist()
     assert record["instance_counts"] == {name: ndimage.label(masks[i])[1] for i, name in ((1, "road"), (2, "roof"))}
@@ -420,3 +426,39 @@ def test_the_command_makes_all_of_it(tmp_path):
     assert [row["instances"] for row in table(out / "t.csv")] == ["", str(counts["road"]), str(counts["roof"])]
     done = command("infer", *words, "--resume")
     assert f"s.tif  {counts['roof']} roof, {counts['road']} road" in done.stdout
+
+
+QGIS = """
+import json, sys
+from qgis.core import QgsApplication, QgsRasterLayer, QgsVectorLayer
+app = QgsApplication([], False)
+app.initQgis()
+labels, polygons = QgsRasterLayer(sys.argv[1], "labels"), QgsVectorLayer(sys.argv[2] + "|layername=labels", "polygons")
+print("found:" + json.dumps({
+    "valid": [labels.isValid(), polygons.isValid()], "systems": [labels.crs().authid(), polygons.crs().authid()],
+    "renderer": type(labels.renderer()).__name__, "nodata": labels.dataProvider().sourceNoDataValue(1),
+    "names": [each.label for each in labels.renderer().classes()][:3], "extent": labels.extent().toString(0),
+    "areas": sum(each["area_m2"] for each in polygons.getFeatures()),
+}))
+"""
+
+
+def test_qgis_shows_labels_by_name_and_polygons(tmp_path):
+    python = os.environ.get("QGIS_PYTHON", "/usr/bin/python3")
+    environment = {**os.environ, "QT_QPA_PLATFORM": "offscreen"}
+    try:
+        there = subprocess.run([python, "-c", "import qgis.core"], capture_output=True, env=environment)
+    except OSError:
+        there = None
+    if there is None or there.returncode:
+        pytest.skip("no Python with QGIS is at hand; apt-get install python3-qgis, or set QGIS_PYTHON")
+    labels = classes(70, 90, margin=9)
+    scene = save_scene(tmp_path / "s.tif", labels, **UTM)
+    label(tmp_path, scene, products=Products(cog=True, polygons=tmp_path / "p.gpkg"))
+    done = finished([python, "-c", QGIS, tmp_path / "o/s.tif", tmp_path / "p.gpkg"], env=environment)
+    found = json.loads(next(line for line in done.stdout.splitlines() if line.startswith("found:"))[6:])
+    assert found == {
+        "valid": [True, True], "systems": ["EPSG:32633"] * 2, "renderer": "QgsPalettedRasterRenderer", "nodata": 255,
+        "names": [*CARD.classes], "extent": "500000,4999300 : 500900,5000000",
+        "areas": (labels != 255).sum() * 100,
+    }  # fmt: skip

@@ -181,9 +181,10 @@ def test_a_frame_that_is_refused_is_raised_in_its_turn_and_the_stream_goes_on(ne
 
 def test_a_network_that_is_closed_midway_ends_the_stream(tmp_path):
     frame = np.zeros((40, 40, 3), np.uint8)
-    with Segmenter(engine(tmp_path / "m.engine")) as net:
-        stream = net.map((frame for _ in range(40)), reuse=True, return_exceptions=True)
-        assert next(stream).shape == (40, 40)
+    net = Segmenter(engine(tmp_path / "m.engine"))
+    stream = net.map((frame for _ in range(40)), reuse=True, return_exceptions=True)
+    assert next(stream).shape == (40, 40)
+    net.close()
     assert any(isinstance(each, MisuseError) for each in stream)
 
 

@@ -165,6 +165,17 @@ def test_a_call_that_is_interrupted_leaves_the_engine_usable(tensorrt_engine, gp
     assert gpu.counts()["allocations"] == gpu.counts()["pinned"] == 0
 
 
+def test_after_warming_up_nothing_is_captured_any_more(tensorrt_engine, gpu):
+    with Segmenter(tensorrt_engine) as net:
+        net.warmup([(60, 90), (40, 50)])
+        assert len(captured(net)) == 2
+        gpu.log()
+        net(photo(60, 90))
+        net(photo(40, 50))
+        assert not gpu.calls("cuStreamBeginCapture") and len(gpu.calls("cuGraphLaunch")) == 2
+        gpu.log(False)
+
+
 # TensorRT for RTX
 
 
@@ -227,3 +238,26 @@ def test_plans_for_later_versions_are_taken_by_those_alone(monkeypatch, built_by
     else:
         with pytest.raises(DeployError, match=f"was built by tensorrt {built_by}, and {installed} is installed"):
             open_library(plan, "m.engine")
+
+
+@pytest.mark.parametrize(
+    ("library", "platform", "runs"),
+    [
+        ("tensorrt_rtx", "linux-x86_64", True), ("tensorrt_rtx", "windows-x86_64", True),
+        ("tensorrt_rtx", "linux-aarch64", False), ("tensorrt", "linux-x86_64", True),
+        ("tensorrt", "windows-x86_64", False), ("tensorrt", "", True),
+    ],
+)  # fmt: skip
+def test_a_plan_is_refused_on_a_platform_that_it_is_not_for(gpu, monkeypatch, library, platform, runs):
+    import pycuda.driver as cuda
+    from fcn_deploy.runtime.backends import device
+
+    monkeypatch.setattr(device, "platform_name", lambda: "linux-x86_64")
+    plan = replace(PLAN, library=library, platform=platform)
+    if runs:
+        assert device.open_device(cuda, 0, plan, "m.engine").name() == "Simulated GPU"
+    else:
+        with pytest.raises(
+            DeployError, match=f"built on {platform}, and this is linux-x86_64: its plan does not run here"
+        ):
+            device.open_device(cuda, 0, plan, "m.engine")

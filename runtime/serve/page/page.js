@@ -1,9 +1,10 @@
 // One photograph at a time: sent as it is to /label, and shown under the colours of its labels.
 import { readLabels } from "./png.js";
+import { readMasks } from "./rle.js";
 
 const $ = (id) => document.getElementById(id);
 const models = new Map(); // name → what it says of itself
-let shown = null; // {picture, width, height, labels, counts, colours, names, noData}
+let shown = null; // {picture, width, height, labels, told}
 let urls = []; // of the downloads of what is shown
 let current = null; // the file of the last photograph
 let turn = 0; // counts the photographs: an answer that was overtaken is not shown
@@ -58,19 +59,20 @@ async function label(file) {
   try {
     if (!models.size) await learn();
     const model = models.get($("model").value);
-    if (model.parameters.kind !== "labels") {
-      throw new Error(`${model.name} gives ${model.parameters.kind}, which this page does not show; ask for them by /v2`);
+    const kind = model.parameters.kind;
+    if (kind === "values") {
+      throw new Error(`${model.name} gives values, which this page does not show; ask for them by /v2`);
     }
-    const query = new URLSearchParams({ model: model.name, format: "png" });
+    const query = new URLSearchParams({ model: model.name, format: kind === "masks" ? "rle" : "png" });
     if (!$("refine-choice").hidden && $("refine").checked) query.set("output", "refined");
     const answer = await ask(`label?${query}`, { method: "POST", body: file, headers: { "Content-Type": "application/octet-stream" } });
-    const png = await answer.arrayBuffer();
+    const sent = await answer.arrayBuffer();
     const total = performance.now() - started;
-    const found = await readLabels(png);
+    const found = kind === "masks" ? readMasks(sent) : await readLabels(sent);
     const picture = await pictureOf(file, found);
     if (mine !== turn) return;
-    show(model, file, found, picture, png, answer, total);
-    $("status").textContent = `${file.name || "The picture"}: ${found.width} × ${found.height} pixels, labelled by ${model.name}.`;
+    show(model, file, found, picture, sent, answer, total);
+    $("status").textContent = `${file.name || "The picture"}: ${found.width} × ${found.height} pixels, labelled by ${model.name}.${several(answer)}`;
   } catch (error) {
     if (mine !== turn) return;
     $("status").textContent = "";
@@ -79,6 +81,11 @@ async function label(file) {
   } finally {
     if (mine === turn) $("drop").removeAttribute("aria-busy");
   }
+}
+
+function several(answer) {
+  const pages = answer.headers.get("X-Pages");
+  return pages ? ` The file holds ${pages} pictures; this is the first.` : "";
 }
 
 function again() {
@@ -95,11 +102,15 @@ async function pictureOf(file, { width, height }) {
   }
 }
 
-function show(model, file, found, picture, png, answer, total) {
+// Of labels each value is a class; of masks each value stands for the set of masks that a pixel is in.
+function show(model, file, found, picture, sent, answer, total) {
   const { classes, colors, no_data: noData } = model.parameters;
+  const masks = found.sets !== undefined;
   const counts = new Map();
-  for (const value of found.labels) counts.set(value, (counts.get(value) || 0) + 1);
-  const pixels = found.labels.length - (counts.get(noData) || 0) || 1;
+  for (const value of found.labels) {
+    for (const index of masks ? found.sets[value] : [value]) counts.set(index, (counts.get(index) || 0) + 1);
+  }
+  const pixels = found.labels.length - (masks ? 0 : counts.get(noData) || 0) || 1;
   const rows = [...counts].sort((a, b) => b[1] - a[1]).map(([index, count]) => ({
     class: index,
     name: index < classes.length ? classes[index] : "no data",
@@ -107,14 +118,32 @@ function show(model, file, found, picture, png, answer, total) {
     pixels: count,
     share: index < classes.length ? count / pixels : null,
   }));
-  shown = { ...found, picture, rows: new Map(rows.map((row) => [row.class, row])), clear: classes.findIndex((name) => name.toLowerCase() === "background") };
+  const clear = classes.findIndex((name) => name.toLowerCase() === "background");
+  const byClass = new Map(rows.map((row) => [row.class, row]));
+  const told = new Map(); // of each value: its name and share, its colour, its classes
+  const sets = masks ? found.sets.map((set, value) => [value, set]) : rows.map((row) => [row.class, [row.class]]);
+  for (const [value, set] of sets) {
+    const those = set.map((index) => byClass.get(index));
+    const drawn = those.filter((row) => row.color && !(picture && row.class === clear));
+    const mixed = [0, 1, 2].map((c) => drawn.reduce((sum, row) => sum + row.color[c], 0) / drawn.length);
+    told.set(value, {
+      text: those.map((row) => row.name).join(" and ") || "no class",
+      share: those.length === 1 ? those[0].share : null,
+      color: drawn.length ? mixed : null,
+      classes: new Set(set),
+    });
+  }
+  shown = { ...found, picture, told };
   cursor = null;
   list(rows);
   times(answer.headers.get("Server-Timing") || "", total);
   const name = (file.name || "picture").replace(/\.[^.]*$/, "");
   urls.forEach((url) => URL.revokeObjectURL(url));
-  const told = { model: model.name, version: answer.headers.get("X-Model-Version"), size: [found.height, found.width], classes: rows };
-  urls = [new Blob([png], { type: "image/png" }), new Blob([JSON.stringify(told, null, 1)], { type: "application/json" })].map((blob) => URL.createObjectURL(blob));
+  const version = answer.headers.get("X-Model-Version");
+  const record = { model: model.name, version, size: [found.height, found.width], classes: rows };
+  const json = masks ? sent : JSON.stringify(record, null, 1); // run lengths come as JSON already
+  urls = [[sent, "image/png"], [json, "application/json"]].map(([part, type]) => URL.createObjectURL(new Blob([part], { type })));
+  $("save-png").hidden = masks;
   Object.assign($("save-png"), { href: urls[0], download: `${name}.labels.png` });
   Object.assign($("save-json"), { href: urls[1], download: `${name}.labels.json` });
   $("result").hidden = false;
@@ -161,13 +190,13 @@ function times(header, total) {
 
 function draw() {
   if (!shown) return;
-  const { width, height, labels, picture, rows, clear } = shown;
+  const { width, height, labels, picture, told } = shown;
   const canvas = $("view");
   // No larger than a screen has pixels: a canvas of a huge picture would not be drawn at all.
   const scale = Math.min(1, 2048 / Math.max(width, height));
   canvas.width = Math.max(1, Math.round(width * scale));
   canvas.height = Math.max(1, Math.round(height * scale));
-  const context = canvas.getContext("2d");
+  const context = canvas.getContext("2d", { willReadFrequently: true });
   context.clearRect(0, 0, canvas.width, canvas.height);
   if (picture) context.drawImage(picture, 0, 0, canvas.width, canvas.height);
   const opacity = picture ? Number($("opacity").value) / 100 : 1;
@@ -176,8 +205,8 @@ function draw() {
     const line = Math.min(height - 1, Math.floor((y + 0.5) * height / canvas.height)) * width;
     for (let x = 0; x < canvas.width; x++, to += 4) {
       const value = labels[line + Math.min(width - 1, Math.floor((x + 0.5) * width / canvas.width))];
-      const color = rows.get(value).color;
-      if (!color || (picture && value === clear)) continue;
+      const color = told.get(value).color;
+      if (!color) continue;
       for (let c = 0; c < 3; c++) image.data[to + c] += (color[c] - image.data[to + c]) * opacity;
       image.data[to + 3] = 255;
     }
@@ -197,9 +226,9 @@ function draw() {
 }
 
 function tell(x, y) {
-  const row = shown.rows.get(shown.labels[y * shown.width + x]);
-  $("here").textContent = `${row.name}, at ${x}, ${y} (${row.share === null ? "–" : `${(100 * row.share).toFixed(1)} % of the picture`})`;
-  for (const line of $("classes").rows) line.classList.toggle("here", Number(line.dataset.class) === row.class);
+  const { text, share, classes } = shown.told.get(shown.labels[y * shown.width + x]);
+  $("here").textContent = `${text}, at ${x}, ${y}${share === null ? "" : ` (${(100 * share).toFixed(1)} % of the picture)`}`;
+  for (const line of $("classes").rows) line.classList.toggle("here", classes.has(Number(line.dataset.class)));
 }
 
 // `object-fit: contain` leaves bars around a tall picture.

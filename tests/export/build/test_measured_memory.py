@@ -3,17 +3,27 @@
 import json
 import subprocess
 import sys
+from unittest import mock
 
 import numpy as np
 import onnx
 import pytest
 from fcn_deploy.export.build.config import BuildConfig, TuningOptions
 from fcn_deploy.export.build.engine import build_engine
-from fcn_deploy.export.build.measured_memory import law_of
+from fcn_deploy.export.build.measured_memory import law_of, with_measured_memory
+from fcn_deploy.export.build.targets import cpu
 from fcn_deploy.export.importer.import_model import import_model
 from fcn_deploy.runtime.engine_file import EngineFile
 from fcn_deploy.runtime.process_memory import resident
 from onnx import TensorProto, helper, numpy_helper
+
+
+@pytest.fixture(autouse=True)
+def measured_memory(estimated_memory):
+    """As users have it."""
+    with mock.patch.object(cpu, "with_measured_memory", with_measured_memory):
+        yield
+
 
 SIDES = np.array([128, 256, 362, 512, 724, 1024])
 PIXELS = SIDES**2

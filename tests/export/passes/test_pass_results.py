@@ -13,6 +13,7 @@ from fcn_deploy.export.passes.fold_input import fold_input
 from fcn_deploy.export.passes.fuse_padding import fuse_padding
 from fcn_deploy.export.passes.image_input import image_input
 from fcn_deploy.export.passes.pad_and_crop import pad_and_crop
+from fcn_deploy.export.passes.pooling_as_convolution import pooling_as_convolution
 from fcn_deploy.export.passes.raise_opset import raise_opset
 from fcn_deploy.export.passes.resize_by_factor import resize_by_factor
 from fcn_deploy.export.passes.resize_to_multiple import resize_to_multiple
@@ -40,6 +41,7 @@ PASSES = {
     "fuse_padding": fuse_padding,
     "image_input": image_input,
     "pad_and_crop": lambda model: pad_and_crop(model, 4, 8),
+    "pooling_as_convolution": pooling_as_convolution,
     "raise_opset": lambda model: raise_opset(model, 21),
     "resize_by_factor": resize_by_factor,
     "resize_to_multiple": lambda model: resize_to_multiple(model, 4),
@@ -117,6 +119,7 @@ def test_passes_change_a_copy_and_give_the_same_bytes_again(name, made):
         ("cut_decision", "no ArgMax or threshold is last"),
         ("fold_constants", "nothing is computed of constants alone"),
         ("fuse_padding", "no convolution reads what a Pad of zeros gives to it alone"),
+        ("pooling_as_convolution", "no AveragePool counts zeros around a map"),
         ("resolve_branches", "it has no If"),
     ],
 )

@@ -337,3 +337,23 @@ def test_a_folded_sigmoid_head_compares_with_its_threshold():
     made.graph.node[1].output[0] = made.graph.node[2].input[0] = "up"
     logits = run_onnx(made, image)[0, 0]
     np.testing.assert_array_equal(run_onnx(fold_decision(made, card).model, image)[0], 1 / (1 + np.exp(-logits)) > 0.8)
+
+
+@pytest.mark.parametrize("padded", ["by itself", "by a Pad"])
+def test_averages_that_count_padding_are_the_same_as_convolutions(padded):
+    from fcn_deploy.export.passes.pooling_as_convolution import pooling_as_convolution
+    from helpers import onnx_model, run_onnx
+
+    pads = np.array([0, 0, 1, 1, 0, 0, 1, 1])
+    pool = {"kernel_shape": [3, 3], "strides": [2, 1]}
+    nodes = [helper.make_node("Relu", ["image"], ["a"])]
+    if padded == "by itself":
+        nodes += [helper.make_node("AveragePool", ["a"], ["b"], pads=[1] * 4, count_include_pad=1, **pool)]
+    else:
+        nodes += [helper.make_node("Pad", ["a", "pads"], ["p"]), helper.make_node("AveragePool", ["p"], ["b"], **pool)]
+    nodes.append(helper.make_node("Relu", ["b"], ["scores"]))
+    model = onnx_model(nodes, {"pads": pads} if padded == "by a Pad" else {})
+    made = pooling_as_convolution(model).model
+    assert not any(node.op_type == "AveragePool" for node in made.graph.node)
+    image = np.random.default_rng(0).standard_normal((2, 3, 17, 23)).astype(np.float32)
+    np.testing.assert_allclose(run_onnx(made, image), run_onnx(model, image), atol=1e-6)

@@ -13,6 +13,7 @@ from onnx import helper
 from fcn_deploy import MisuseError, ModelCard
 
 CARD = ModelCard(classes=("ground", "road", "mark"), mean=(0,) * 3, std=(1,) * 3)
+DATA = np.ones((128, 128), bool)
 
 
 def scene():
@@ -26,9 +27,9 @@ def test_a_class_that_vanishes_is_lost_and_a_border_that_moves_is_not():
     before, moved, gone = scene(), scene(), scene()
     moved[:, 64] = 0
     gone[gone == 2] = 0
-    lost, beyond = against_results([before], [moved], 3, 1)
+    lost, beyond = against_results([before], [moved], [DATA], 3, 1)
     assert 1 < lost[1] < 2 and beyond == {0: 0, 1: 0, 2: 0}
-    lost, beyond = against_results([before], [gone], 3, 1)
+    lost, beyond = against_results([before], [gone], [DATA], 3, 1)
     assert lost[2] == beyond[2] == 100 and beyond[1] == 0
 
 
@@ -37,7 +38,7 @@ def test_classes_of_too_few_pixels_are_not_judged():
     before[before == 2] = 0
     before[0, :10] = 2
     after = np.where(before == 2, 0, before)
-    assert set(against_results([before], [after], 3, 1)[0]) == {0, 1}
+    assert set(against_results([before], [after], [DATA], 3, 1)[0]) == {0, 1}
     confusion = np.diag([1000, 1000, 10])
     assert set(against_labels(confusion, confusion)) == {0, 1}
 
@@ -46,7 +47,7 @@ def test_masks_are_judged_each_by_itself():
     before = np.stack([scene() == index for index in range(3)])
     after = before.copy()
     after[2] = False
-    lost, _ = against_results([before], [after], 3, 1)
+    lost, _ = against_results([before], [after], [DATA], 3, 1)
     assert lost == {0: 0, 1: 0, 2: 100}
 
 

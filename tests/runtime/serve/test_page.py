@@ -12,7 +12,7 @@ from browser import Browser, find
 from fcn_deploy.runtime.images.write import write_labels
 from helpers import ROOT, photo
 from PIL import Image
-from serving import serving
+from serving import one_convolution, serving
 
 from fcn_deploy import ModelCard, Segmenter
 
@@ -128,6 +128,26 @@ def test_it_is_worked_by_keys_alone(server, browser, picture):
     ):
         browser.press(key)
         assert f"at {place} " in text(browser, "#here")
+
+
+def test_masks_that_overlap_are_shown_and_named_together(browser, picture, tmp_path):
+    engine = one_convolution(tmp_path, ModelCard(("road", "car", "tree"), activation="multilabel"))
+    with serving(engine) as (client, _), Segmenter(engine, threads=2) as net:
+        browser.open(client.address + "/")
+        browser.choose("#file", picture)
+        browser.value(WAIT)
+        masks = net.masks(np.asarray(Image.open(picture)))
+        assert 0 < masks.sum() < masks.size and masks.sum(0).max() > 1
+        rows = browser.value("[...document.querySelectorAll('#classes tr')].map((row) => row.innerText)")
+        shown = {name: int(count.replace(",", "")) for name, count, _ in (row.split("\t") for row in rows)}
+        assert shown == {
+            name: int(mask.sum()) for name, mask in zip(net.card.classes, masks, strict=True) if mask.any()
+        }
+        browser.value("document.querySelector('#view').focus()")
+        browser.press("ArrowRight"), browser.press("ArrowLeft")
+        names = [name for name, mask in zip(net.card.classes, masks, strict=True) if mask[45, 65]]
+        assert text(browser, "#here").startswith(f"{' and '.join(names) or 'no class'}, at 65, 45")
+        assert browser.value("document.querySelector('#save-png').hidden") and not browser.complaints()
 
 
 def test_borders_are_refined_on_request(server, browser, picture, tmp_path):

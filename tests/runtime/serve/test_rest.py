@@ -10,6 +10,7 @@ import time
 
 import numpy as np
 import pytest
+import tifffile
 from fcn_deploy.runtime.labelling.rle import decode
 from fcn_deploy.runtime.stream import CALLERS
 from helpers import needs, photo
@@ -215,6 +216,31 @@ def test_images_that_are_none_or_over_the_limits_are_refused(server):
     assert "choose png" in server.error(400, "POST", "/label?format=gif", b"x")
     assert "/infer" in server.error(400, "POST", "/label?output=values", b"x")
     assert "may not send" in server.error(403, "POST", "/label", b"x", {"Origin": "http://elsewhere.example"})
+
+
+def test_of_several_images_in_a_file_the_first_is_labelled_and_their_number_told(server, net):
+    images, file = [photo(30, 40, seed) for seed in range(3)], io.BytesIO()
+    first, *others = map(Image.fromarray, images)
+    first.save(file, "TIFF", save_all=True, append_images=others)
+    status, headers, body = server.ask("POST", "/label", file.getvalue())
+    assert (status, headers["x-pages"]) == (200, "3")
+    np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(body))), net(images[0]))
+    assert "x-pages" not in server.ask("POST", "/label", file_of(images[0]))[1]
+
+
+def test_a_file_of_other_values_than_the_networks_is_refused_unless_they_are_told(server, exports):
+    from fcn_deploy.runtime.images.numbers import ReadOptions
+
+    file = io.BytesIO()
+    wide = np.random.default_rng(0).integers(0, 1000, (30, 40, 3)).astype(np.uint16)
+    tifffile.imwrite(file, wide, photometric="rgb")
+    said = server.error(400, "POST", "/label", file.getvalue())
+    assert "--input-range" in said and "--strict" not in said
+    with serving(exports / "narrow.engine", options=ReadOptions(input_range="0,1000")) as (client, _):
+        status, _, body = client.ask("POST", "/label", file.getvalue())
+        with Segmenter(exports / "narrow.engine", threads=2, input_range=(0, 1000)) as net:
+            np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(body))), net(wide))
+        assert status == 200
 
 
 def test_a_body_whose_length_is_not_told_is_taken_up_to_the_limit(server, net):
