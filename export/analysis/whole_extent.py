@@ -16,7 +16,7 @@ from fcn_deploy.runtime.errors import DeployError
 from onnx import ModelProto, NodeProto, helper
 
 # Pairs of sizes, of which the first that a network takes are run.
-PROBED = (((192, 320), (320, 192)), ((64, 96), (96, 64)), ((448, 768), (768, 448)), ((512, 1024), (1024, 512)))
+PROBED = (((64, 96), (96, 64)), ((192, 320), (320, 192)), ((256, 512), (512, 256)))
 EDGE = 8  # of the sides: so much is overwritten, at least a few pixels
 LARGEST_PROBE = 1 << 21  # pixels of an image that is run for this alone
 
