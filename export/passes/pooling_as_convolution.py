@@ -26,7 +26,6 @@ def pooling_as_convolution(model: ModelProto) -> PassResult:
         weight = np.full((shape[1], 1, *kernel), 1 / math.prod(kernel), np.float32)
         result = node.outputs[0]
         name = str(result.name)
-        kept = {key: list(node.attributes.get_ints(key, [])) for key in ("strides", "pads", "dilations")}
         made = edit.node(
             "Conv",
             [needed_input(node), edit.constant(f"{name}/mean", weight)],
@@ -34,7 +33,9 @@ def pooling_as_convolution(model: ModelProto) -> PassResult:
             before=node,
             group=shape[1],
             kernel_shape=kernel,
-            **{key: numbers for key, numbers in kept.items() if numbers},
+            strides=list(node.attributes.get_ints("strides", [1, 1])),
+            pads=list(node.attributes.get_ints("pads", [0] * 4)),
+            dilations=list(node.attributes.get_ints("dilations", [1, 1])),
         )
         reroute(result.uses(), made)
         found += 1
@@ -47,11 +48,13 @@ def pooling_as_convolution(model: ModelProto) -> PassResult:
 def _counts_zeros(node: ir.Node) -> bool:
     """Whether a node averages over windows that reach into zeros, its own or those of a Pad before it."""
     attributes = node.attributes
-    if node.op_type != "AveragePool" or attributes.get_int("ceil_mode", 0) or node.outputs[0].is_graph_output():
+    if node.op_type != "AveragePool" or node.outputs[0].is_graph_output():
+        return False
+    if attributes.get_int("ceil_mode", 0) == 1:
         return False
     if attributes.get_string("auto_pad", "NOTSET") not in ("NOTSET", "VALID"):
         return False
     if any(attributes.get_ints("pads", [])):
-        return bool(attributes.get_int("count_include_pad", 0))
+        return attributes.get_int("count_include_pad", 0) == 1
     pad = needed_input(node).producer()
     return pad is not None and pad.op_type == "Pad" and pad.attributes.get_string("mode", "constant") == "constant"
