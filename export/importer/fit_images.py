@@ -75,7 +75,7 @@ def fit_images(
 def _accepted(sizes: AcceptedSizes, name: str) -> str:
     """The sizes that a network takes, which are not all, in words."""
     if sizes.by_choice:
-        return f"{name} takes every size, and goes from map to map by whole factors at multiples of {sizes.multiple}"
+        return f"{name} goes from map to map by whole factors at multiples of {sizes.multiple}"
     if sizes.multiple == 1:
         return f"{name} takes no sides below {sizes.smallest}"
     least = f", from {sizes.smallest} on" if sizes.smallest > 1 else ""
