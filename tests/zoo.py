@@ -408,14 +408,18 @@ ZOO = {
         tiles=False,  # RMSNormalization is not known to be local
         refused={"torchscript": "Exporting the operator 'aten::rms_norm'"},
     ),
-    # ONNX Runtime's antialiasing is another than PyTorch's where sizes are odd.
+    # ONNX Runtime's antialiasing is another than PyTorch's where sizes are odd: it holds for multiples only.
     "antialiased": Network(
         lambda: Plain(middle=Antialiased()),
-        refused={"torchscript": "_upsample_bilinear2d_aa", "dynamo": "other scores in ONNX than in PyTorch: at 31×33"},
+        multiple=16,
+        smallest=5,
+        tiles=False,
+        refused={"torchscript": "_upsample_bilinear2d_aa", "rtx": "_upsample_bilinear2d_aa"},
+        notes=("for multiples of 16",),
     ),
     "resize-int": Network(lambda: Plain(baked), refused={"torchscript": BAKED, "dynamo": BAKED}),
     "bgr-in-place": Network(BGR, options={"bgr": True}, notes=("wants BGR", "normalises 8-bit images by itself")),
-    "coarse": Network(lambda: Plain(lambda y, x: y), multiple=4, notes=("scores at 1/4",)),
+    "coarse": Network(lambda: Plain(lambda y, x: y), notes=("scores at 1/4",)),
     "one-score": Network(lambda: Plain(classes=1), activation=("sigmoid", "sigmoid")),
     "values": Network(lambda: Plain(classes=1), activation=("none", "none"), options={"activation": "none"}),
     "softmax-first": Network(lambda: Plain(lambda y, x: resized(y.softmax(1), x))),

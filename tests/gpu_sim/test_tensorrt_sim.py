@@ -463,7 +463,11 @@ def test_capturing_before_the_first_run_fails_and_spoils_the_capture(gpu, cuda, 
 
 def test_without_the_engines_context_nothing_runs(gpu, cuda, trt):
     bound, library, current = Bound(cuda, engine_of(trt)), gpu.library(), ctypes.c_void_p()
-    library.cuCtxPopCurrent_v2(ctypes.byref(current))
+    popped = []
+    while current.value or not popped:  # what was current below it too
+        library.cuCtxPopCurrent_v2(ctypes.byref(current))
+        popped.append(ctypes.c_void_p(current.value))
+        library.cuCtxGetCurrent(ctypes.byref(current))
     try:
         assert not bound.context.execute_async_v3(bound.stream.handle)
         refused(gpu, "not current")
@@ -472,7 +476,8 @@ def test_without_the_engines_context_nothing_runs(gpu, cuda, trt):
         assert bound.context.engine.create_execution_context() is None
         refused(gpu, "not current")
     finally:
-        library.cuCtxPushCurrent_v2(current)
+        for each in reversed(popped):
+            library.cuCtxPushCurrent_v2(each)
     assert not bound.context.execute_async_v3(bound.stream.handle + 1)
     refused(gpu, "no stream of this context")
 

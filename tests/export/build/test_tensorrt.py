@@ -394,6 +394,7 @@ def recording_tensorrt(calls, version="11.4.1.2", activations="Total Activation 
     trt.ILogger, trt.IProgressMonitor, trt.Builder, trt.OnnxParser = ILogger, Base, Builder, OnnxParser
     trt.BuilderFlag = SimpleNamespace(TF32="TF32", VERSION_COMPATIBLE="VERSION_COMPATIBLE")
     trt.MemoryPoolType = SimpleNamespace(WORKSPACE="WORKSPACE")
+    trt.ProfilingVerbosity = SimpleNamespace(DETAILED="DETAILED")
     trt.NetworkDefinitionCreationFlag = SimpleNamespace(STRONGLY_TYPED=1)
     trt.HardwareCompatibilityLevel = SimpleNamespace(NONE=0, AMPERE_PLUS=1, SAME_COMPUTE_CAPABILITY=2)
     for name, value in without.items():
