@@ -1,5 +1,6 @@
 """A foreign model as its file holds it, run by ONNX Runtime at its own conventions: what an import is compared with."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,6 +16,8 @@ from fcn_deploy.export.passes.as_float32 import as_float32
 from fcn_deploy.export.tolerances import STANDARD_FORM, STANDARD_FORM_OF_HALF
 from fcn_deploy.runtime.backends.onnxruntime import session
 from fcn_deploy.runtime.errors import DeployError, one_line
+from fcn_deploy.runtime.plan import available_memory
+from fcn_deploy.runtime.process_memory import forget_highest, highest, resident
 from onnx import ModelProto, TensorProto, ValueInfoProto
 
 # Type of the input → dtype of the images that are assumed.
@@ -40,6 +43,9 @@ TRIED_SIZES = (
     (512, 512), (513, 513), (473, 473), (640, 640), (512, 1024), (1024, 1024), (448, 768), (576, 576), (800, 800),
     (960, 960),
 )  # fmt: skip
+
+MEMORY_SHARE, MOST_MEMORY = 1 / 4, 2e9  # of what is free, and bytes, that a run at a size that is only tried may take
+LEAST_TOLD = 128 * 128  # pixels, from which on a run tells how memory grows
 
 Size = tuple[int, int]
 
@@ -200,7 +206,12 @@ class ForeignModel:
         tried = list(dict.fromkeys((height or rows, width or columns) for rows, columns in TRIED_SIZES))
         reason: str | None = None
         ran: dict[Size, dict[str, np.ndarray]] = {}
+        most, by_square, before = min(available_memory() * MEMORY_SHARE, MOST_MEMORY), 0.0, resident() or 0
         for size in tried:
+            pixels = math.prod(size)
+            if by_square * pixels**2 > most:  # attention: it would tell no more, and end the process
+                continue
+            forget_highest()
             try:
                 results = self.run(self.images(size))
             except DeployError:
@@ -208,6 +219,9 @@ class ForeignModel:
             except Exception as error:  # of ONNX Runtime, which has no base class of errors
                 reason = reason or one_line(error, 300)
                 continue
+            finally:
+                if pixels > LEAST_TOLD:
+                    by_square = max(by_square, ((highest(before) or before) - before) / pixels**2)
             if any(find_map_axes(result.shape, size) for result in results.values()):
                 return size, results
             flat = {name: flattened_by(self.model, name, result.shape, size) for name, result in results.items()}

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import count
@@ -311,7 +312,7 @@ def test_int8_that_loses_too_much_by_a_librarys_own_kernels_is_not_run_by_it(exp
         BuildConfig(quantization=options, tuning=tuning, latency_sizes=[(32, 32)]),
     )
     row = next(row for row in report.candidates if (row.backend, row.precision) == ("openvino", "int8"))
-    assert "lost by its kernels, 60 allowed" in row.refused and report.backend == "onnxruntime"
+    assert re.search("by its kernels: .*60 allowed", row.refused) and report.backend == "onnxruntime"
     with EngineFile(out) as file:
         assert file.manifest.backend == "onnxruntime"
 
