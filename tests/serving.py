@@ -105,16 +105,20 @@ def one_convolution(folder: Path, card) -> Path:
 
 
 @contextmanager
-def serving(*engines: Path, requests: int = 8, memory: int = 2_000_000_000, queue: int | None = None, **options):
-    """A server in this process: its client, and the service."""
+def serving(*engines: Path, requests: int = 8, memory: int | None = None, queue: int | None = None, **options):
+    """A server in this process: its client, and the service.
+
+    Args:
+        memory: of the process; None: 2 GB beyond what other tests have left.
+    """
     needs("starlette"), needs("grpc")
     from fcn_deploy.runtime.network import Network
-    from fcn_deploy.runtime.serve.models import Memory, Models
+    from fcn_deploy.runtime.serve.models import Memory, Models, resident_bytes
     from fcn_deploy.runtime.serve.room import Room
     from fcn_deploy.runtime.serve.server import Server, listen
     from fcn_deploy.runtime.serve.service import Limits, Service
 
-    budget = Memory.of(memory, queue)
+    budget = Memory.of(memory or resident_bytes() + 2_000_000_000, queue)
     models = Models(engines, lambda path: Network(path, threads=2), [], budget)
     limits = Limits(options.pop("body", 50_000_000), options.pop("pixels", 20_000_000))
     service = Service(models, Room(requests, budget.queue), limits, **options)
