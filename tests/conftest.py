@@ -1,5 +1,6 @@
 """What the tests share: networks exported once a run, trained weights, the simulated GPU, and a part to run alone."""
 
+import gc
 import os
 from unittest import mock
 
@@ -108,6 +109,7 @@ def gpu():
     if reason := gpu_sim.missing():
         pytest.skip(reason)
     gpu_sim.install()
+    gc.collect()  # what earlier tests left in cycles holds contexts
     gpu_sim.reset()
     import pycuda.driver
 

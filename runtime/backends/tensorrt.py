@@ -77,17 +77,21 @@ class TensorRTBackend:
         self._slots: list[Slot] = []
         self._factors = Buffer(cuda)
         self._network: DeviceNetwork | None = None
-        with self._current():
-            try:
-                cache = cache_path(plan, self._device)
-                self._network = DeviceNetwork(cuda, trt, gpu, self.card.channels, plan, cache, source, graphs)
-                self._load_kernels(kernels)
-                self._slots = [Slot(cuda) for _ in range(SLOTS)]
-            except BaseException as error:
-                self._release()
-                if isinstance(error, cuda.MemoryError):
-                    raise self._out_of_memory("any size") from error
-                raise
+        try:
+            with self._current():
+                try:
+                    cache = cache_path(plan, self._device)
+                    self._network = DeviceNetwork(cuda, trt, gpu, self.card.channels, plan, cache, source, graphs)
+                    self._load_kernels(kernels)
+                    self._slots = [Slot(cuda) for _ in range(SLOTS)]
+                except BaseException as error:
+                    self._release()
+                    if isinstance(error, cuda.MemoryError):
+                        raise self._out_of_memory("any size") from error
+                    raise
+        except BaseException:
+            self._context.detach()
+            raise
         self._free = list(self._slots)
         self._slot_freed = threading.Condition()
 

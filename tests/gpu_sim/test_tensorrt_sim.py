@@ -476,8 +476,7 @@ def test_without_the_engines_context_nothing_runs(gpu, cuda, trt):
         assert bound.context.engine.create_execution_context() is None
         refused(gpu, "not current")
     finally:
-        for each in reversed(popped):
-            library.cuCtxPushCurrent_v2(each)
+        library.cuCtxPushCurrent_v2(popped[0])
     assert not bound.context.execute_async_v3(bound.stream.handle + 1)
     refused(gpu, "no stream of this context")
 

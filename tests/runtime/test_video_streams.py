@@ -255,10 +255,13 @@ def test_a_video_whose_run_was_ended_is_gone_on_with(exports, tmp_path, number):
         assert "interrupted at frame" in err and "--resume goes on from there" in err and len(err.splitlines()) == 1
     assert [path.name for path in (tmp_path / "o").iterdir()] == [".v.mkv.partial"]
     _, (record,) = label(engine, source, tmp_path / "o", "--overlay", "--resume")
-    assert record["resumed"] >= 100 and record["frames"] == 220
+    assert record["resumed"] >= 50 and record["frames"] == 220
     assert sorted(path.name for path in (tmp_path / "o").iterdir()) == ["v.mkv", "v.overlay.mp4"]
     equal_videos(tmp_path / "o" / "v.mkv", tmp_path / "whole" / "v.mkv")
-    equal_videos(tmp_path / "o" / "v.overlay.mp4", tmp_path / "whole" / "v.overlay.mp4")
+    # Encoded with loss, and anew from where the run was ended.
+    (times, pictures), (others, found) = (frames(tmp_path / folder / "v.overlay.mp4") for folder in ("o", "whole"))
+    assert times == others
+    assert np.abs(np.stack(pictures).astype(int) - np.stack(found).astype(int)).mean() < 3
     _, (record,) = label(engine, source, tmp_path / "o", "--overlay", "--resume")
     assert record["skipped"]
 
