@@ -1,6 +1,7 @@
 """What the tests share: networks exported once a run, trained weights, the simulated GPU, and a part to run alone."""
 
 import gc
+import logging
 import os
 from unittest import mock
 
@@ -40,6 +41,17 @@ def estimated_memory():
 
     with mock.patch.object(cpu, "with_measured_memory", lambda draft, threads=None: draft):
         yield
+
+
+@pytest.fixture(autouse=True)
+def logs_are_heard():
+    """Whatever a library that an earlier test used has done to logging (Ray, servers, exporters)."""
+    logging.disable(logging.NOTSET)
+    logging.root.setLevel(logging.WARNING)
+    for name, logger in logging.root.manager.loggerDict.items():
+        if name.split(".")[0] == "fcn_deploy" and isinstance(logger, logging.Logger):
+            logger.disabled, logger.propagate = False, True
+            logger.setLevel(logging.NOTSET)
 
 
 @pytest.fixture(scope="session")
