@@ -113,12 +113,13 @@ def serving(*engines: Path, requests: int = 8, memory: int | None = None, queue:
     """
     needs("starlette"), needs("grpc")
     from fcn_deploy.runtime.network import Network
-    from fcn_deploy.runtime.serve.models import Memory, Models, resident_bytes
+    from fcn_deploy.runtime.process_memory import resident
+    from fcn_deploy.runtime.serve.models import Memory, Models
     from fcn_deploy.runtime.serve.room import Room
     from fcn_deploy.runtime.serve.server import Server, listen
     from fcn_deploy.runtime.serve.service import Limits, Service
 
-    budget = Memory.of(memory or resident_bytes() + 2_000_000_000, queue)
+    budget = Memory.of(memory or (resident() or 0) + 2_000_000_000, queue)
     models = Models(engines, lambda path: Network(path, threads=2), [], budget)
     limits = Limits(options.pop("body", 50_000_000), options.pop("pixels", 20_000_000))
     service = Service(models, Room(requests, budget.queue), limits, **options)

@@ -15,6 +15,7 @@ from ..errors import DeployError, MisuseError, one_line
 from ..model_card import ModelCard
 from ..network import Network
 from ..plan import available_memory
+from ..process_memory import resident
 from ..stream import Stream
 
 log = logging.getLogger(__name__)
@@ -144,11 +145,11 @@ class Memory:
 
         Raises MisuseError where nothing is left for them.
         """
-        resident = resident_bytes()
-        share = (self.total - self.queue - resident) // models
+        taken = resident() or 0  # not told: counts as nothing
+        share = (self.total - self.queue - taken) // models
         if share < 1_000_000:
             raise MisuseError(
-                f"--memory {self.total / 1e9:.2f} GB: the server itself takes {resident / 1e9:.2f} GB and requests may "
+                f"--memory {self.total / 1e9:.2f} GB: the server itself takes {taken / 1e9:.2f} GB and requests may "
                 f"hold {self.queue / 1e9:.2f} GB, which leaves nothing for networks; raise it"
             )
         return share
@@ -290,14 +291,3 @@ def _digest(path: Path) -> str:
 def shown(name: str) -> str:
     """A name that a client gave, for an error: short, on one line."""
     return repr(name if len(name) <= 40 else f"{name[:40]}…")
-
-
-def resident_bytes() -> int:
-    """Of this process; 0 where that is not told."""
-    try:
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmRSS:"):
-                return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    return 0

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from fcn_deploy.runtime.engine_file import EngineFile, write_engine
 from fcn_deploy.runtime.network import Network
-from fcn_deploy.runtime.serve.models import Memory, Models, UnknownModelError, resident_bytes
+from fcn_deploy.runtime.process_memory import resident
+from fcn_deploy.runtime.serve.models import Memory, Models, UnknownModelError
 from helpers import photo
 from serving import serving
 
@@ -111,7 +112,7 @@ def test_a_servers_memory_is_shared_out_among_its_networks(exports, tmp_path):
 def test_images_together_stay_within_the_memory(exports):
     """Plans of what runs at once, of images that take most of it each."""
     images = [photo(700, 900, seed) for seed in range(4)]
-    memory = resident_bytes() + 500_000_000
+    memory = (resident() or 0) + 500_000_000
     with serving(exports / "narrow.engine", memory=memory, queue=100_000_000) as (client, service):
         served, working, most = service.models.get("narrow"), [], []
         budget, true = served.network.memory, served.network.run
