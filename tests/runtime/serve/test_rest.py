@@ -20,18 +20,6 @@ from serving import arrays, binary, serving
 from fcn_deploy import Segmenter
 
 
-@pytest.fixture(scope="module")
-def server(exports):
-    with serving(exports / "narrow.engine") as (client, _):
-        yield client
-
-
-@pytest.fixture(scope="module")
-def net(exports):
-    with Segmenter(exports / "narrow.engine", threads=2) as net:
-        yield net
-
-
 def file_of(image, format="PNG"):
     file = io.BytesIO()
     Image.fromarray(image).save(file, format)

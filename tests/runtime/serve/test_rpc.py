@@ -10,20 +10,6 @@ from fcn_deploy.runtime.stream import CALLERS
 from helpers import needs, photo
 from serving import serving
 
-from fcn_deploy import Segmenter
-
-
-@pytest.fixture(scope="module")
-def server(exports):
-    with serving(exports / "narrow.engine") as (client, _):
-        yield client
-
-
-@pytest.fixture(scope="module")
-def net(exports):
-    with Segmenter(exports / "narrow.engine", threads=2) as net:
-        yield net
-
 
 @pytest.fixture(scope="module")
 def client(server):
