@@ -83,7 +83,10 @@ def value_of(no_data: float, dtype: np.dtype[Any], told_by: str | None) -> float
     if low <= no_data <= high and no_data == round(no_data):
         return no_data
     if told_by is not None and not math.isnan(no_data):
-        raise MisuseError(f"no-data value {no_data:g}, and {told_by} holds {dtype} values, {low:.0f} to {high:.0f}")
+        raise MisuseError(
+            f"no-data value {no_data:g}, and {told_by} holds {dtype} values, {low:.0f} to {high:.0f}; "
+            "name one of these by --nodata"
+        )
     return None
 
 
