@@ -137,7 +137,11 @@ def turned(pixels: NDArray[Any], orientation: int) -> NDArray[Any]:
 
 def reader(layout: TiffLayout, path: Path) -> Read:
     """What reads parts of the image, upright: [h, w, bands] of the layout's dtype, inverted grey turned round."""
-    stored = _stored(layout, path)
+    return _upright(_stored(layout, path), layout)
+
+
+def _upright(stored: Read, layout: TiffLayout) -> Read:
+    """What reads parts of the image upright, from what reads them as stored."""
     if layout.turned == 1:
         return stored
     rows, columns, exchanged = TURNS[layout.turned]
@@ -156,21 +160,26 @@ def reader(layout: TiffLayout, path: Path) -> Read:
 
 
 def tagged_no_data(layout: TiffLayout) -> float | None:
-    """The value that GDAL's tag calls no data; None where there is no tag, or no number in it."""
+    """The value that GDAL's tag calls no data, as `reader` gives it; None where there is no tag, or no number in it."""
     try:
-        return float(str(layout.keyframe.tags.valueof(42113, "")).strip("\0 "))
+        value = float(str(layout.keyframe.tags.valueof(42113, "")).strip("\0 "))
     except ValueError:
         return None
+    return as_read(value, layout)
+
+
+def as_read(value: float, layout: TiffLayout) -> float:
+    """What `reader` makes of a stored value: inverted grey is turned round."""
+    inverted = _inverted(layout.keyframe, layout.dtype) and layout.dtype.kind == "u"
+    return 2**layout.bits - 1 - value if inverted else value
 
 
 def mask_reader(file: Any, layout: TiffLayout, path: Path) -> Read | None:
     """What reads the image's own mask, [h, w, 1], 0 where there is no data; None where the file has none."""
-    if layout.turned != 1:
-        return None
     for index in range(1, min(len(file.pages), MASK_PAGES)):
         page = file.pages[index].aspage()
         if page.is_mask and not page.is_reduced and (page.imagelength, page.imagewidth) == layout.size:
-            return page_reader(path, page)
+            return _upright(page_reader(path, page), layout)
     return None
 
 
@@ -222,9 +231,17 @@ def _meant(pixels: NDArray[Any], key: Any, bits: int) -> NDArray[Any]:
         except IndexError as error:
             raise DeployError("a pixel is of no colour of the palette; is it damaged?") from error
         return colours.astype(np.uint8).transpose(1, 2, 0)
-    if kind == "MINISWHITE" and pixels.dtype.kind in "ub" and pixels.shape[2] == 1:
-        return ~pixels if pixels.dtype == bool else (2**bits - 1) - pixels
+    if _inverted(key, pixels.dtype):
+        grey = pixels[:, :, :1]
+        grey = ~grey if pixels.dtype == bool else (2**bits - 1) - grey
+        # What follows is alpha, or of no colour.
+        return grey if pixels.shape[2] == 1 else np.concatenate([grey, pixels[:, :, 1:]], axis=2)
     return pixels
+
+
+def _inverted(key: Any, dtype: np.dtype[Any]) -> bool:
+    """Whether a page's 0 is white, of a type that has a white."""
+    return getattr(key.photometric, "name", "") == "MINISWHITE" and dtype.kind in "ub"
 
 
 def _undecodable(key: Any) -> str:
