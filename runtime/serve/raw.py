@@ -18,7 +18,9 @@ def without_raw(sent: bytes) -> tuple[bytes, list[memoryview]]:
 
     A message that is broken, or has very many fields, is given back as it is: protobuf then says what is wrong.
     """
-    view, place, kept, raw = memoryview(sent), 0, [], []
+    view, place = memoryview(sent), 0
+    kept: list[memoryview] = []
+    raw: list[memoryview] = []
     for _ in range(MOST_FIELDS):
         if place == len(view):
             return b"".join(kept), raw
