@@ -6,7 +6,7 @@ What label_files does for a folder is done for some of them at a time, in a fold
 import shutil
 import tempfile
 from collections import deque
-from collections.abc import Callable, Container, Generator, Iterator, Sequence
+from collections.abc import Callable, Container, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, closing
 from dataclasses import dataclass
@@ -96,6 +96,7 @@ class _Run:
     ) -> None:
         self.folder, self.out, self.manifest, self.together = folder, out, manifest, together
         self.gathered = gathered
+        self._putting: deque[tuple[int, Future[Record]]] = deque()  # by group: on their way while others are labelled
 
     def records(self, items: Sequence[Object], label: Label) -> Generator[Record, None, None]:
         pool = ThreadPoolExecutor(FETCHERS, thread_name_prefix="fcn-deploy-fetch")
@@ -105,18 +106,26 @@ class _Run:
                 staged, place = [each.result() for each in fetched], self.folder / f"{number}"
                 place.mkdir()
                 fetched = [pool.submit(_fetch, item, place / f"{i:06d}") for i, item in enumerate(several)]
-                with closing(self._label(staged, label, pool)) as records:
+                with closing(self._label(number - 1, staged, label, pool)) as records:
                     yield from records
-                shutil.rmtree(self.folder / f"{number - 1}", ignore_errors=True)
+                # The results of the group before have had the time of this one to be put.
+                while self._putting and self._putting[0][0] < number - 1:
+                    yield self._putting.popleft()[1].result()
+                shutil.rmtree(self.folder / f"{number - 2}", ignore_errors=True)
+            while self._putting:
+                yield self._putting.popleft()[1].result()
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
     def _label(
-        self, staged: Sequence[_Staged], label: Label, pool: ThreadPoolExecutor
+        self, group: int, staged: Sequence[_Staged], label: Label, pool: ThreadPoolExecutor
     ) -> Generator[Record, None, None]:
-        """Label what has come; a record of each, in order, when its results are put."""
-        left = deque(staged)
-        putting: deque[Future[Record]] = deque()
+        """Label what has come; records in order, as far as their results are put."""
+        left, putting = deque(staged), self._putting
+
+        def fail(several: Iterable[_Staged]) -> None:
+            putting.extend((group, pool.submit(self._fail, each)) for each in several)
+
         with ExitStack() as stack:
             good = [each for each in staged if each.error is None]
             for each in good:
@@ -125,14 +134,14 @@ class _Run:
             if good:
                 results = good[0].path.parent / "out"
                 for record in stack.enter_context(closing(label([each.path for each in good], results))):
-                    putting.extend(pool.submit(self._fail, each) for each in _until(left, record["file"]))
+                    fail(_until(left, record["file"]))
                     item = left.popleft().item
-                    putting.append(pool.submit(self._put, self._gather(record, item), item, results))
-                    while putting and (putting[0].done() or len(putting) > 2 * FETCHERS):
-                        yield putting.popleft().result()
-            putting.extend(pool.submit(self._fail, each) for each in left)
-            while putting:
-                yield putting.popleft().result()
+                    putting.append((group, pool.submit(self._put, self._gather(record, item), item, results)))
+                    while putting and (putting[0][1].done() or len(putting) > 2 * FETCHERS):
+                        yield putting.popleft()[1].result()
+            fail(left)
+        for each in staged:
+            each.path.unlink(missing_ok=True)
 
     def _gather(self, record: Record, item: Object) -> Record:
         """The record of a file that was labelled, once it is added to what is made of all images. Raises WriteError."""

@@ -124,6 +124,30 @@ def test_from_an_address_to_a_folder_and_back(net, memory, tmp_path):
     assert np.array_equal(np.asarray(Image.open(tmp_path / "out" / "x.png")), net.result(photo(22, 33)))
 
 
+def test_results_are_put_while_the_next_images_are_labelled(net, memory, monkeypatch):
+    """Nothing waits for a slow store but what is put there; all is there at the end, and records keep their order."""
+    for index in range(6):
+        memory.pipe(f"/in/{index}.png", png(photo(20 + index, 30)))
+    go, labelled, put = threading.Event(), [], memory.put_file
+
+    def files(sources, folder):
+        labelled.append(len(sources))
+        if len(labelled) == 2:
+            go.set()  # only now do the results of the first group go
+        yield from label_files(net, sources, folder)
+
+    def slow(source, target, **rest):
+        assert go.wait(60)
+        return put(source, target, **rest)
+
+    monkeypatch.setattr(memory, "put_file", slow)
+    records = label(net, ["memory://in"], "memory://out", label=files, together=2)
+    assert labelled == [2, 2, 2] and [each["size"][0] for each in records] == [20, 21, 22, 23, 24, 25]
+    for index in range(6):
+        expected = net.result(photo(20 + index, 30))
+        np.testing.assert_array_equal(labels_at(memory, f"/out/{index}.png"), expected)
+
+
 @pytest.mark.slow
 def test_a_full_disk_on_the_other_side_ends_the_run_and_loses_nothing(net, memory, monkeypatch):
     memory.pipe({f"/in/{i}.png": png(photo(20, 20 + i)) for i in range(9)})
