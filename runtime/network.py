@@ -452,4 +452,5 @@ def _open_engine(path: Path, device: str, gpu_index: int, threads: int | None) -
                 sessions.append(
                     OnnxRuntimeSession(network, stage.input, stage.output, threads, target, gpu_index, str(path))
                 )
-        return HostBackend(sessions, manifest.card, manifest.upsampling, manifest.stages[0].border), manifest
+        first = manifest.stages[0]
+        return HostBackend(sessions, manifest.card, manifest.upsampling, first.border, first.block), manifest

@@ -1,5 +1,6 @@
 """Engines for CPUs: stages, INT8 on pixels, and the library and tiles that are measured fastest here."""
 
+import logging
 import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
@@ -8,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import onnx
 from fcn_deploy.calibration.report.engine_report import Accuracy, EngineReport
-from fcn_deploy.export.build.autotune import TILES, Candidate, Timing, choose, fastest_tile, tune
+from fcn_deploy.export.build.autotune import TILES, Candidate, Timing, choose, fastest_tile, measure, tune
 from fcn_deploy.export.build.config import TuningOptions
 from fcn_deploy.export.build.cut_stages import Part, cut_core, members_of
 from fcn_deploy.export.build.draft import Draft
@@ -18,14 +19,18 @@ from fcn_deploy.export.build.parity import compare
 from fcn_deploy.export.build.report_parts import candidate_reports, stage_reports
 from fcn_deploy.export.build.targets.job import BuildJob
 from fcn_deploy.export.passes.raw_input import raw_input
+from fcn_deploy.export.passes.space_to_depth import space_to_depth
 from fcn_deploy.export.quantization.class_drops import Judgement
 from fcn_deploy.export.quantization.mixed_precision import MixedPrecision
+from fcn_deploy.runtime.errors import DeployError
 from fcn_deploy.runtime.golden_sample import GOLDEN, golden_difference
 from fcn_deploy.runtime.latency import TIMED_SIZES
 from fcn_deploy.runtime.model_card import ModelCard
 from fcn_deploy.runtime.network import Network
 from fcn_deploy.runtime.noise_image import natural_noise
 from onnx import ModelProto
+
+log = logging.getLogger(__name__)
 
 FIXED_SIZES = 3  # so many at most in --sizes are taken to be those of fixed cameras, which come again and again
 STRIP_CELLS = 6  # at the coarsest stride: as many as make kernels of INT8 convolutions take their path for strips
@@ -85,11 +90,25 @@ def on_pixels(
     return (Part(replace(parts[0].stage, border=raw.border), raw.model), *parts[1:])
 
 
+def on_blocks(draft: Draft) -> Draft | None:
+    """An INT8 engine whose first stage takes squares of pixels as channels; None where that cannot be."""
+    first, *others = draft.manifest.stages
+    if first.border is None:
+        return None
+    found = space_to_depth(onnx.load_from_string(draft.members[first.file]), first.border)
+    if found.why_not:
+        return None
+    stages = (replace(first, border=found.border, block=found.block), *others)
+    members = {**draft.members, first.file: found.model.SerializeToString()}
+    return Draft(replace(draft.manifest, stages=stages), members)
+
+
 class _Choice:
     """Candidates to run the network by, and which of them may be used.
 
     Attributes:
         accuracy: library → what INT8 costs by its own kernels.
+        on_blocks: libraries that run INT8 faster where its first stage takes squares of pixels as channels.
     """
 
     def __init__(self, job: BuildJob, drafts: dict[str, Draft]) -> None:
@@ -98,6 +117,13 @@ class _Choice:
         self.card = job.float_draft.manifest.card
         mixed = job.mixed
         self.accuracy = {} if mixed is None else {"onnxruntime": mixed.accuracy}
+        # Few sizes that were named stay; others change from image to image.
+        fixed = job.config.latency_sizes and len(job.config.latency_sizes) <= FIXED_SIZES
+        self.step = 0 if fixed else self.card.size_multiple
+        self.sizes = job.config.latency_sizes or TIMED_SIZES
+        self.blocks = on_blocks(drafts["int8"]) if mixed is not None else None
+        self.tiles: dict[str, int | None] = {}
+        self.on_blocks = {backend for backend in self.tuning.backends if self._faster_on_blocks(backend)}
         self.tiles = self._tiles()
 
     @property
@@ -111,24 +137,49 @@ class _Choice:
         fastest = config.quantization.fastest
         # float32 by the other libraries is compared with where it may be kept.
         candidates = [
-            Candidate(backend, precision, config.threads)
+            Candidate(backend, precision, config.threads, precision == "int8" and backend in self.on_blocks)
             for precision in self.precisions
             for backend in (self.tuning.backends if precision == asked_for or fastest else self.tuning.backends[:1])
         ]
-        sizes = config.latency_sizes or TIMED_SIZES
-        images = {f"{height}x{width}": natural_noise(height, width, self.card, 0) for height, width in sizes}
-        # Few sizes that were named stay; others change from image to image.
-        fixed = config.latency_sizes and len(config.latency_sizes) <= FIXED_SIZES
+        images = {f"{height}x{width}": natural_noise(height, width, self.card, 0) for height, width in self.sizes}
         return tune(
             self.open,
             self.check,
             candidates,
             images,
             self.tuning,
-            step=0 if fixed else self.card.size_multiple,
+            step=self.step,
             among=lambda candidate: fastest or candidate.precision == asked_for,
             say=self.job.say,
         )
+
+    def _faster_on_blocks(self, backend: str) -> bool:
+        """Whether a library runs the INT8 engine faster on squares of pixels.
+
+        Sums are the same integers. Of a library that the gate has judged scores must be equal; of one that it has yet
+        to judge they may round otherwise, as those of the golden sample do.
+        """
+        if self.blocks is None:
+            return False
+        self.job.say(f"trying squares of pixels as channels on {backend}")
+        threads = self.job.config.threads
+        pair = (Candidate(backend, "int8", threads), Candidate(backend, "int8", threads, on_blocks=True))
+        height, width = sorted(self.sizes, key=math.prod)[len(self.sizes) // 2]
+        image = natural_noise(height, width, self.card, 0)
+        try:
+            with self.open(pair[0]) as plain, self.open(pair[1]) as squares:
+                if backend in self.accuracy:
+                    same = np.array_equal(plain.scores(image), squares.scores(image))
+                else:
+                    same = golden_difference(squares, self.blocks.members[GOLDEN]).passed
+                if not same:
+                    log.warning("%s: squares of pixels as channels give other scores, and are not used", backend)
+                    return False
+                calls = {pair[0]: plain.result, pair[1]: squares.result}
+                timings = measure(calls, {f"{height}x{width}": image}, self.tuning.seconds / 4, step=self.step)
+        except DeployError:  # a size that memory does not hold, or a library that refuses it: others say so
+            return False
+        return choose(timings).on_blocks
 
     def _tiles(self) -> dict[str, int | None]:
         """Precision → side of the tiles that ONNX Runtime runs faster than a larger whole; None where none are."""
@@ -146,6 +197,8 @@ class _Choice:
     def draft(self, candidate: Candidate) -> Draft:
         """The engine that says that a candidate runs it."""
         before = self.drafts[candidate.precision]
+        if candidate.on_blocks and self.blocks is not None:
+            before = self.blocks
         first, *others = before.manifest.stages
         # OpenVINO prepares kernels anew for each shape, and tiles have several.
         tile = self.tiles.get(candidate.precision) if candidate.backend == "onnxruntime" else None
