@@ -22,7 +22,7 @@ Numbers = npt.NDArray[np.float64]
 MODES = ("none", "linear", "nearest")
 COORDINATES = ("half_pixel", "pytorch_half_pixel", "asymmetric", "align_corners")
 ROUNDINGS = ("round_prefer_floor", "round_prefer_ceil", "floor", "ceil")
-PRECISIONS = ("float32", "float16", "int8")
+PRECISIONS = ("float32", "bf16", "float16", "fp8", "int8")
 
 
 def _pixels(name: str, given: Sequence[Any], count: int, least: int = 0) -> tuple[int, ...]:
@@ -206,7 +206,7 @@ class Manifest:
     Attributes:
         card: of the model.
         target: `cpu`, or the GPUs the plan is for: `sm86,sm89`.
-        precision: the lowest in the graph: `float32`, `float16` or `int8`.
+        precision: the lowest in the graph, of PRECISIONS.
         upsampling: what turns the core's scores into full-size ones.
         stages: the core network, in order.
         created_by: name and version of the builder.

@@ -67,7 +67,7 @@ class Network:
         card: of the model.
         manifest: of an engine; None of an ONNX model.
         upsampling: what makes full-size scores of the core's.
-        precision: the lowest in the graph: `float32`, `float16` or `int8`.
+        precision: the lowest in the graph: one of runtime.manifest.PRECISIONS.
         stages: the core, in order.
         memory: bytes one image may take on the CPU; None: 80 % of what is free.
         refine: whether borders of labels follow those of the image.

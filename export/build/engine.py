@@ -67,7 +67,7 @@ def build_engine(
         )
     if config.on_tensorrt:
         say("looking for TensorRT")
-        check_builder(config.tensorrt_options)
+        check_builder(config.tensorrt_options, config.gpu_types)
     core = core_of(model)
     config = _without_what_stretches(core.model, config, say)
     float_core = optimise_offline(core.model)
@@ -190,6 +190,9 @@ def _mixed(
     if options.calib == GOLDEN_ALONE:
         log.warning(NOT_SEEN)
         report.notes = (*report.notes, NOT_SEEN)
+    for note in mixed.notes:
+        log.warning(note)
+    report.notes = (*report.notes, *mixed.notes)
     if any(layer.sensitivity is not None for layer in mixed.layers):
         report.layers = tuple(mixed.layers)
     if mixed.accuracy.metric == "mIoU":
