@@ -313,19 +313,8 @@ def collect_histograms(
             given = prepare(image)
             data = _padded_data(image, given.shape[2:])
             ranges.next_image()
-            tensors = run(given)
-            for tensor in tensors:  # in their order, whichever is done first
-                ranges.histograms.setdefault(tensor, Histogram())
-
-            def add(tensor: str, tensors: Mapping[str, np.ndarray] = tensors, data: np.ndarray | None = data) -> None:
-                values = tensors[tensor]
-                ranges.add(tensor, values, None if data is None else cells_with_data(data, values.shape[2:]))
-
-            # The largest first, so that no thread is left with one.
-            for _ in pool.map(add, sorted(tensors, key=lambda tensor: -tensors[tensor].size)):
-                pass
+            _add_all(ranges, run(given), data, pool)
             ranges.images.append(name)
-            del tensors, add  # or they would be in memory beside the next ones
     if not ranges.images:
         raise DeployError("no calibration image could be read; INT8 is never calibrated on invented data")
     return ranges
@@ -340,6 +329,22 @@ def _parts(rows: np.ndarray) -> Iterator[tuple[np.ndarray, slice]]:
         channels = slice(start, start + high)
         for left in range(0, rows.shape[1], CHUNK):
             yield rows[channels, left : left + CHUNK], channels
+
+
+def _add_all(
+    ranges: Ranges, tensors: Mapping[str, np.ndarray], data: np.ndarray | None, pool: ThreadPoolExecutor
+) -> None:
+    """Take in one image's tensors, side by side: what of them is made of `data`."""
+    for tensor in tensors:  # in their order, whichever is done first
+        ranges.histograms.setdefault(tensor, Histogram())
+
+    def add(tensor: str) -> None:
+        values = tensors[tensor]
+        ranges.add(tensor, values, None if data is None else cells_with_data(data, values.shape[2:]))
+
+    # The largest first, so that no thread is left with one.
+    for _ in pool.map(add, sorted(tensors, key=lambda tensor: -tensors[tensor].size)):
+        pass
 
 
 def _padded_data(image: np.ndarray, size: tuple[int, ...]) -> np.ndarray | None:

@@ -440,13 +440,18 @@ def _open_engine(path: Path, device: str, gpu_index: int, threads: int | None) -
             plan = engine.read(manifest.stages[0].file)
             return TensorRTBackend(manifest, plan, kernels, gpu_index, str(path)), manifest
         from .backends.onnxruntime import OnnxRuntimeSession
-        from .backends.openvino import OpenVinoSession, openvino_or_fallback
+        from .backends.openvino import OpenVinoSession, bfloat16_or_fallback, openvino_or_fallback
 
         kind = openvino_or_fallback(str(path)) if (target, manifest.backend) == ("cpu", "openvino") else None
+        bfloat16 = kind is not None and manifest.precision == "bf16" and bfloat16_or_fallback(str(path))
         sessions: list[OnnxRuntimeSession | OpenVinoSession] = []
         for stage in manifest.stages:
             network = engine.read(stage.file)
-            if kind is not None:
+            if kind is not None and bfloat16:
+                sessions.append(
+                    OpenVinoSession(network, stage.input, stage.output, threads, str(path), bfloat16=bfloat16)
+                )
+            elif kind is not None:
                 sessions.append(kind(network, stage.input, stage.output, threads, source=str(path)))
             else:
                 sessions.append(

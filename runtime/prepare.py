@@ -133,7 +133,9 @@ def _write_blocks(image: AnyArray, data: AnyArray, block: int) -> None:
         else:
             into[:, :whole] = pixels
         if rest:
-            into[:, whole, : rest * image.shape[2]] = lines[:, whole * block :].reshape(len(lines), rest * image.shape[2])
+            into[:, whole, : rest * image.shape[2]] = lines[:, whole * block :].reshape(
+                len(lines), rest * image.shape[2]
+            )
 
 
 def _copy_by_two(values: AnyArray, out: AnyArray) -> None:

@@ -191,6 +191,9 @@ class BuildConfig:
     def _check_types_of_gpus(self) -> None:
         """Refuse FP8 and BF16 where the target has no such arithmetic."""
         for name in self.gpu_types:
+            if name == "bf16" and self.on_cpu:
+                self._check_bf16_on_cpu()
+                continue
             if not self.on_tensorrt:
                 raise MisuseError(
                     f"--{name} is for TensorRT's plans, not for --target {self.target}: name GPUs with --target, such "
@@ -198,6 +201,15 @@ class BuildConfig:
                 )
             for target in self.tensorrt_options.targets:
                 check_type(name, target)
+
+    def _check_bf16_on_cpu(self) -> None:
+        """Refuse what OpenVINO, which runs a whole network in BF16, does not do."""
+        if self.quantization.quantized:
+            raise MisuseError("--int8 and --bf16 together are for GPUs; on the CPU pass one of them")
+        if self.precision_report is not None:
+            raise MisuseError("--precision-report ranks layers, and OpenVINO runs all of them in BF16; omit it")
+        if self.tuning is not None and "openvino" not in self.tuning.backends:
+            raise MisuseError("--bf16 on the CPU is run by OpenVINO: omit --backend, and pip install openvino")
 
     @property
     def gpu_types(self) -> tuple[str, ...]:

@@ -105,7 +105,11 @@ class PrecisionOptions:
     ] = False
     fp16: Annotated[bool, typer.Option("--fp16", help="Use FP16, on GPUs.")] = False
     bf16: Annotated[
-        bool, typer.Option("--bf16", help="Use BF16, on GPUs from sm80 on: for networks that overflow in FP16.")
+        bool,
+        typer.Option(
+            "--bf16",
+            help="Use BF16: on GPUs from sm80 on, for networks that overflow in FP16; on CPUs that have it.",
+        ),
     ] = False
     no_fp16: Annotated[
         bool,

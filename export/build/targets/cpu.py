@@ -5,6 +5,7 @@ import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import onnx
@@ -22,6 +23,7 @@ from fcn_deploy.export.passes.raw_input import raw_input
 from fcn_deploy.export.passes.space_to_depth import space_to_depth
 from fcn_deploy.export.quantization.class_drops import Judgement
 from fcn_deploy.export.quantization.mixed_precision import MixedPrecision
+from fcn_deploy.runtime.backends.openvino import has_bfloat16, installed
 from fcn_deploy.runtime.errors import DeployError
 from fcn_deploy.runtime.golden_sample import GOLDEN, golden_difference
 from fcn_deploy.runtime.latency import TIMED_SIZES
@@ -41,7 +43,8 @@ def build(job: BuildJob, report: EngineReport) -> Draft:
     """The fastest way to run this network here whose results hold. Raises DeployError where none does."""
     drafts = {job.float_draft.manifest.precision: job.float_draft}
     if job.mixed is not None:
-        drafts["int8"] = _int8_draft(job, job.mixed, report)
+        low = _bfloat16_draft if job.precision == "bf16" else _int8_draft
+        drafts[job.precision] = low(job, job.mixed, report)
     report.core_bytes = {job.precision: drafts[job.precision].core_bytes}
     choice = _Choice(job, drafts)
     timings, chosen = choice.made()
@@ -54,6 +57,24 @@ def build(job: BuildJob, report: EngineReport) -> Draft:
     if job.mixed is not None:
         _report_low_precision(report, job.mixed, choice, timings, chosen)
     return draft
+
+
+def check_bfloat16() -> None:
+    """Raise DeployError where this machine cannot judge, or time, a network in bfloat16."""
+    if not installed():
+        raise DeployError("--bf16 on the CPU is run by OpenVINO; run: pip install 'fcn-deploy[openvino]'")
+    if not has_bfloat16():
+        raise DeployError(
+            "--bf16: this CPU has no bfloat16 (AVX-512 BF16 or AMX), so its labels and speed cannot be measured here; "
+            "build on a CPU that has it, or use --int8"
+        )
+
+
+def _bfloat16_draft(job: BuildJob, mixed: MixedPrecision, report: EngineReport) -> Draft:
+    """The float32 core, which OpenVINO runs in bfloat16: it rounds weights and features as it opens the engine."""
+    before = job.float_draft
+    golden = golden_sample([job.core.model], before.manifest.card, "bf16")
+    return Draft(replace(before.manifest, precision="bf16", backend="openvino"), {**before.members, GOLDEN: golden})
 
 
 def _int8_draft(job: BuildJob, mixed: MixedPrecision, report: EngineReport) -> Draft:
@@ -77,7 +98,8 @@ def _int8_draft(job: BuildJob, mixed: MixedPrecision, report: EngineReport) -> D
 def _judged(mixed: MixedPrecision, found: Judgement) -> Accuracy:
     """The accuracy of a core as it was judged last."""
     gate, drop = mixed.gate, round(mixed.gate.drop(found.value), 4)
-    return replace(mixed.accuracy, int8=found.value, drop_points=drop, class_drops=gate.class_drops(found))
+    value: dict[str, Any] = {mixed.accuracy.precision: found.value}
+    return replace(mixed.accuracy, drop_points=drop, class_drops=gate.class_drops(found), **value)
 
 
 def on_pixels(
@@ -116,12 +138,12 @@ class _Choice:
         self.tuning = job.config.tuning or TuningOptions()
         self.card = job.float_draft.manifest.card
         mixed = job.mixed
-        self.accuracy = {} if mixed is None else {"onnxruntime": mixed.accuracy}
+        self.accuracy = {} if mixed is None or "bf16" in drafts else {"onnxruntime": mixed.accuracy}
         # Few sizes that were named stay; others change from image to image.
         fixed = job.config.latency_sizes and len(job.config.latency_sizes) <= FIXED_SIZES
         self.step = 0 if fixed else self.card.size_multiple
         self.sizes = job.config.latency_sizes or TIMED_SIZES
-        self.blocks = on_blocks(drafts["int8"]) if mixed is not None else None
+        self.blocks = on_blocks(drafts["int8"]) if mixed is not None and "int8" in drafts else None
         self.tiles: dict[str, int | None] = {}
         self.on_blocks = {backend for backend in self.tuning.backends if self._faster_on_blocks(backend)}
         self.tiles = self._tiles()
@@ -139,7 +161,7 @@ class _Choice:
         candidates = [
             Candidate(backend, precision, config.threads, precision == "int8" and backend in self.on_blocks)
             for precision in self.precisions
-            for backend in (self.tuning.backends if precision == asked_for or fastest else self.tuning.backends[:1])
+            for backend in self._backends(precision, precision == asked_for or fastest)
         ]
         images = {f"{height}x{width}": natural_noise(height, width, self.card, 0) for height, width in self.sizes}
         return tune(
@@ -152,6 +174,12 @@ class _Choice:
             among=lambda candidate: fastest or candidate.precision == asked_for,
             say=self.job.say,
         )
+
+    def _backends(self, precision: str, kept: bool) -> tuple[str, ...]:
+        """Libraries to run a precision by: the preferred one, where it is only compared with what may be `kept`."""
+        if precision == "bf16":
+            return ("openvino",)
+        return self.tuning.backends if kept or "bf16" in self.drafts else self.tuning.backends[:1]
 
     def _faster_on_blocks(self, backend: str) -> bool:
         """Whether a library runs the INT8 engine faster on squares of pixels.
@@ -222,16 +250,17 @@ class _Choice:
         found = gate.measure_run(net.scores)
         self.accuracy[candidate.backend] = _judged(mixed, found)
         if not gate.holds(found):
-            return f"by its kernels: {gate.lost(found)}"
+            return f"{candidate.precision} by its kernels: {gate.lost(found)}"
         # Otherwise verify-engine would reject, on this very machine, what was built here.
-        golden = golden_difference(net, self.drafts["int8"].members[GOLDEN])
+        draft = self.drafts[candidate.precision]
+        golden = golden_difference(net, draft.members[GOLDEN])
         if not golden.passed:
             return f"its scores of the golden sample differ by {golden.difference:.1%} of their range"
-        return _errs_on_strips(net, self.drafts["int8"])
+        return _errs_on_strips(net, draft)
 
 
 def _errs_on_strips(net: Network, draft: Draft) -> str:
-    """Why an INT8 engine's scores of strips, whose maps are one cell wide or high, may not be used; "" where they may.
+    """Why an engine's low precision may not be used on strips, whose maps are one cell wide or high; "" where it may.
 
     Kernels have paths of their own for such maps, and some are wrong: see `runtime.backends.openvino.NarrowMaps`.
     """
@@ -239,7 +268,7 @@ def _errs_on_strips(net: Network, draft: Draft) -> str:
     networks = [onnx.load_from_string(draft.members[stage.file]) for stage in stages]
     length = STRIP_CELLS * max(net.card.size_multiple, net.card.stride, 32)
     for size in ((length, 1), (1, length)):
-        sample = golden_sample(networks, net.card, "int8", border=stages[0].border, size=size)
+        sample = golden_sample(networks, net.card, draft.manifest.precision, border=stages[0].border, size=size)
         strip = golden_difference(net, sample)
         if not strip.passed:
             return f"its scores of {size[0]}×{size[1]} pixels differ by {strip.difference:.1%} of their range"
@@ -261,15 +290,15 @@ def _report_low_precision(
         return choose(timings, lambda c: c.precision == precision and c.threads == threads)
 
     best = {precision: best_of(precision) for precision in held}
-    accuracy = mixed.accuracy
+    accuracy, low = mixed.accuracy, choice.precisions[0]
     if "float32" in best:
         report.float32_latency_ms = timings[best["float32"]].milliseconds
     if len(best) == 2:
-        speedup = timings[best["float32"]].relative_time / timings[best["int8"]].relative_time
+        speedup = timings[best["float32"]].relative_time / timings[best[low]].relative_time
         report.speedup = round(speedup, 3) if speedup == speedup else None
-    if "int8" in best:
-        accuracy = choice.accuracy[best["int8"].backend]
+    if low in best:
+        accuracy = choice.accuracy[best[low].backend]
     accuracy = replace(accuracy, by_backend={name: each.value for name, each in choice.accuracy.items()})
     report.accuracy = accuracy
     if accuracy.metric == "mIoU":
-        report.miou = accuracy.float32 if chosen.precision == "float32" else accuracy.int8
+        report.miou = accuracy.float32 if chosen.precision == "float32" else accuracy.value

@@ -79,7 +79,9 @@ def test_scores_on_squares_are_those_on_pixels_bit_for_bit(stem):
         squares = prepare(image, card, border=result.border, block=stride)
         on_ort = [run.run(None, {"image": x})[0] for run, x in zip(pairs[0], (pixels, squares), strict=True)]
         np.testing.assert_array_equal(*on_ort)
-        if max(kernel) <= stride:  # OpenVINO's INT8 1×1 convolution of an interleaved image is wrong: the trial refuses it
+        if (
+            max(kernel) <= stride
+        ):  # OpenVINO's INT8 1×1 convolution of an interleaved image is wrong: the trial refuses it
             continue
         # OpenVINO takes another kernel, which may round a tie of its float scale the other way.
         before, after = (run.run(x) for run, x in zip(pairs[1], (pixels, squares), strict=True))
@@ -88,7 +90,9 @@ def test_scores_on_squares_are_those_on_pixels_bit_for_bit(stem):
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "crop", "mirrored", "columns first"])
-@pytest.mark.parametrize(("border", "block"), [((2, 2, 1, 0), 2), ((0, 0, 1, 1), 2), ((4, 0, 3, 5), 4), ((3, 0, 2, 2), 3)])
+@pytest.mark.parametrize(
+    ("border", "block"), [((2, 2, 1, 0), 2), ((0, 0, 1, 1), 2), ((4, 0, 3, 5), 4), ((3, 0, 2, 2), 3)]
+)
 def test_squares_hold_the_pixels_and_the_mean_around_them(border, block, layout):
     card = card_of(1, 3)
     buffer = np.empty(3 * 200 * 200, np.uint8)
