@@ -4,6 +4,7 @@ import csv
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from fcn_deploy.calibration.ranges import Ranges
@@ -169,6 +170,7 @@ def to_be_judged(
     Arguments and errors are those of `mix_precision`. Its accuracy is that of float32 until then.
     """
     gate, held_out = _gate_of(core, upsampling, card, options)
+    value: dict[str, Any] = {options.precision: gate.baseline}
     accuracy = Accuracy(
         metric=gate.metric,
         float32=gate.baseline,
@@ -180,7 +182,7 @@ def to_be_judged(
         layers=len(core.graph.node),
         skipped=dict(held_out.skipped),
         max_class_drop=options.class_drop,
-        **{options.precision: gate.baseline},
+        **value,
     )
     return MixedPrecision(core, core, [], accuracy, gate)
 
@@ -194,8 +196,17 @@ def _gate_of(
     images = _images(options, card)
     held_out = images.subset(np.random.default_rng(options.seed).permutation(len(images))[:GATE_IMAGES])
     labels = None if options.labels is None else LabelFolder(options.labels, card, options.masks)
-    drops = {"max_drop": options.max_drop, "max_class_drop": options.class_drop}
-    return AccuracyGate(core, upsampling, card, held_out, labels, **drops, kernels_exact=True), held_out
+    gate = AccuracyGate(
+        core,
+        upsampling,
+        card,
+        held_out,
+        labels,
+        max_drop=options.max_drop,
+        max_class_drop=options.class_drop,
+        kernels_exact=True,
+    )
+    return gate, held_out
 
 
 def _notes(options: QuantizationOptions, overflowing: int) -> tuple[str, ...]:

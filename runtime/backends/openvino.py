@@ -109,7 +109,7 @@ class OpenVinoSession:
             import openvino
         except ImportError as error:
             raise DeployError("openvino is not installed; run: pip install 'fcn-deploy[openvino]'") from error
-        options = {
+        options: dict[str, Any] = {
             # On CPUs that have bfloat16 the plugin's default is to run float32 networks in it.
             "INFERENCE_PRECISION_HINT": "bf16" if bfloat16 else "f32",
             "PERFORMANCE_HINT": "LATENCY",
