@@ -67,7 +67,7 @@ class Network:
         card: of the model.
         manifest: of an engine; None of an ONNX model.
         upsampling: what makes full-size scores of the core's.
-        precision: the lowest in the graph: `float32`, `float16` or `int8`.
+        precision: the lowest in the graph: one of runtime.manifest.PRECISIONS.
         stages: the core, in order.
         memory: bytes one image may take on the CPU; None: 80 % of what is free.
         refine: whether borders of labels follow those of the image.
@@ -440,16 +440,22 @@ def _open_engine(path: Path, device: str, gpu_index: int, threads: int | None) -
             plan = engine.read(manifest.stages[0].file)
             return TensorRTBackend(manifest, plan, kernels, gpu_index, str(path)), manifest
         from .backends.onnxruntime import OnnxRuntimeSession
-        from .backends.openvino import OpenVinoSession, openvino_or_fallback
+        from .backends.openvino import OpenVinoSession, bfloat16_or_fallback, openvino_or_fallback
 
         kind = openvino_or_fallback(str(path)) if (target, manifest.backend) == ("cpu", "openvino") else None
+        bfloat16 = kind is not None and manifest.precision == "bf16" and bfloat16_or_fallback(str(path))
         sessions: list[OnnxRuntimeSession | OpenVinoSession] = []
         for stage in manifest.stages:
             network = engine.read(stage.file)
-            if kind is not None:
+            if kind is not None and bfloat16:
+                sessions.append(
+                    OpenVinoSession(network, stage.input, stage.output, threads, str(path), bfloat16=bfloat16)
+                )
+            elif kind is not None:
                 sessions.append(kind(network, stage.input, stage.output, threads, source=str(path)))
             else:
                 sessions.append(
                     OnnxRuntimeSession(network, stage.input, stage.output, threads, target, gpu_index, str(path))
                 )
-        return HostBackend(sessions, manifest.card, manifest.upsampling, manifest.stages[0].border), manifest
+        first = manifest.stages[0]
+        return HostBackend(sessions, manifest.card, manifest.upsampling, first.border, first.block), manifest

@@ -19,6 +19,7 @@ ON_THE_MACHINE = {
     "sm103": "B300 and GB300",
     "sm110": "Jetson Thor, by the TensorRT of its JetPack",
 }
+LEAST_GPU = {"bf16": "sm80", "fp8": "sm89"}  # that has arithmetic of a type: Ampere, and Ada
 
 # Names, without spaces, hyphens and makers, → compute capability.
 _NAMES = (
@@ -61,6 +62,21 @@ def parse_targets(text: str) -> list[str]:
     if THIS_GPU in found and len(found) > 1:
         raise MisuseError(f"target {text!r}: {THIS_GPU} is the GPU of this machine, and stands alone")
     return found
+
+
+def check_type(name: str, target: str) -> None:
+    """Refuse a type of LEAST_GPU that the target's GPU has no arithmetic of. Raises MisuseError.
+
+    Args:
+        name: a key of LEAST_GPU.
+        target: a compute capability, or THIS_GPU, which is asked where it is.
+    """
+    least = LEAST_GPU[name]
+    if target != THIS_GPU and int(target[2:]) < int(least[2:]):
+        raise MisuseError(
+            f"--{name} is refused for {target}: GPUs before {least} have no {name.upper()} arithmetic; use --fp16, or "
+            f"name {least} or newer alone"
+        )
 
 
 def _refusal(target: str, said: str) -> str:

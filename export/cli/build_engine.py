@@ -96,12 +96,24 @@ class TargetOptions:
 
 @dataclass(frozen=True)
 class PrecisionOptions:
-    """INT8 and FP16, and what they may cost."""
+    """INT8, FP8, FP16 and BF16, and what they may cost."""
 
     int8: Annotated[bool, typer.Option("--int8", help="Use INT8, calibrated on --calib.")] = False
+    fp8: Annotated[
+        bool,
+        typer.Option("--fp8", help="Use FP8 (E4M3) for convolutions, on GPUs from sm89 on; calibrated on --calib."),
+    ] = False
     fp16: Annotated[bool, typer.Option("--fp16", help="Use FP16, on GPUs.")] = False
+    bf16: Annotated[
+        bool,
+        typer.Option(
+            "--bf16",
+            help="Use BF16: on GPUs from sm80 on, for networks that overflow in FP16; on CPUs that have it.",
+        ),
+    ] = False
     no_fp16: Annotated[
-        bool, typer.Option("--no-fp16", help="With --int8 on GPUs: keep the other layers float32 instead of FP16.")
+        bool,
+        typer.Option("--no-fp16", help="With --int8 or --fp8 on GPUs: keep the other layers float32 instead of FP16."),
     ] = False
     fastest: Annotated[
         bool, typer.Option("--fastest", help="On the CPU: try INT8 on --calib, and keep it only where it is faster.")
@@ -111,7 +123,7 @@ class PrecisionOptions:
         typer.Option(
             metavar="FOLDER",
             help="Images to calibrate on, at their own sizes: a folder, glob, list or data set "
-            "[default: with --fp16 the images of --sizes].",
+            "[default: with --fp16 or --bf16 the images of --sizes].",
         ),
     ] = None
     nodata: NoData = None
@@ -216,8 +228,8 @@ def build_engine(
 
 def _check_standalone(target: TargetOptions, precision: PrecisionOptions, reports: ReportOptions) -> None:
     """Refuse what --standalone does not do."""
-    if precision.int8 or precision.fp16 or target.target != CPU:
-        raise MisuseError("--standalone writes a float32 ONNX; omit --int8, --fp16 and --target")
+    if precision.int8 or precision.fp8 or precision.fp16 or precision.bf16 or target.target != CPU:
+        raise MisuseError("--standalone writes a float32 ONNX; omit --int8, --fp8, --fp16, --bf16 and --target")
     if precision.fastest or target.backend is not None:
         raise MisuseError(f"--standalone chooses nothing; omit {'--fastest' if precision.fastest else '--backend'}")
     if reports.report is not None:
@@ -239,15 +251,17 @@ def _config(
 
     on_cpu = target.target == CPU
     int8 = precision.int8 or precision.fastest
-    if precision.no_fp16 and not (int8 and not on_cpu):
-        raise MisuseError("--no-fp16 goes with --int8 for GPUs, where the other layers become FP16")
+    quantized = int8 or precision.fp8
+    if precision.no_fp16 and not (quantized and not on_cpu):
+        raise MisuseError("--no-fp16 goes with --int8 or --fp8 for GPUs, where the other layers become FP16")
     if precision.nodata is not None and precision.calib is None:
         raise MisuseError("--nodata is of the files of --calib; pass it")
-    if precision.fp16 and precision.no_fp16:
-        raise MisuseError("--fp16 and --no-fp16 contradict each other; pass one of them")
+    if precision.no_fp16 and (precision.fp16 or precision.bf16):
+        other = "fp16" if precision.fp16 else "bf16"
+        raise MisuseError(f"--{other} and --no-fp16 contradict each other; pass one of them")
     sizes = None if target.sizes is None else parse_sizes(target.sizes)
     calib = precision.calib
-    if precision.fp16 and not int8 and calib is None and sizes is not None:
+    if (precision.fp16 or precision.bf16) and not quantized and calib is None and sizes is not None:
         calib = target.sizes if sizes.files else GOLDEN_ALONE  # its photographs, where it names some
     given: dict[str, Any] = {
         "count": precision.calib_count,
@@ -257,7 +271,9 @@ def _config(
     }
     quantization = QuantizationOptions(
         int8=int8,
-        fp16=precision.fp16 or (int8 and not on_cpu and not precision.no_fp16),
+        fp8=precision.fp8,
+        fp16=precision.fp16 or (quantized and not on_cpu and not precision.no_fp16 and not precision.bf16),
+        bf16=precision.bf16,
         fastest=precision.fastest,
         calib=calib,
         reading=ReadOptions(no_data=precision.nodata),
