@@ -10,7 +10,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .command import FAILURE, Force, InputRange, Json, Memory, NoData, Threads, log_to_stderr, print_record, run
+from .command import (
+    FAILURE,
+    Force,
+    InputRange,
+    Json,
+    Memory,
+    NoData,
+    Strict,
+    Threads,
+    log_to_stderr,
+    print_record,
+    run,
+)  # fmt: skip
 from .errors import InterruptError
 from .images.header import DEFAULT_MAX_PIXELS
 from .labelling.bulk_options import Bulk
@@ -69,9 +81,7 @@ def label_images(
     ] = False,
     input_range: InputRange = None,
     nodata: NoData = None,
-    strict: Annotated[
-        bool, typer.Option("--strict", help="Refuse a file whose values do not look like the network's.")
-    ] = False,
+    strict: Strict = False,
     json_: Json = False,
     force: Force = False,
     threads: Threads = None,

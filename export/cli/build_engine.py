@@ -10,7 +10,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from fcn_deploy.export.cli.model_options import RENAMED, ModelOptions, check_files_differ, check_model
 from fcn_deploy.fcn.cli.options import MaskColors, MaskValues
-from fcn_deploy.runtime.command import Force, Json, NoData, Threads, log_to_stderr, parse_memory, print_record, run
+from fcn_deploy.runtime.command import (
+    Force,
+    Json,
+    NoData,
+    Strict,
+    Threads,
+    log_to_stderr,
+    parse_memory,
+    print_record,
+    run,
+)
 from fcn_deploy.runtime.errors import MisuseError
 from fcn_deploy.runtime.extras import need
 from fcn_deploy.runtime.files import check_writable, refuse_existing
@@ -127,6 +137,7 @@ class PrecisionOptions:
         ),
     ] = None
     nodata: NoData = None
+    strict: Strict = False
     calib_count: Annotated[
         int | None, typer.Option(min=1, help="Number of images to calibrate on, at most [default: 100].")
     ] = None
@@ -254,8 +265,9 @@ def _config(
     quantized = int8 or precision.fp8
     if precision.no_fp16 and not (quantized and not on_cpu):
         raise MisuseError("--no-fp16 goes with --int8 or --fp8 for GPUs, where the other layers become FP16")
-    if precision.nodata is not None and precision.calib is None:
-        raise MisuseError("--nodata is of the files of --calib; pass it")
+    for option, passed in (("--nodata", precision.nodata is not None), ("--strict", precision.strict)):
+        if passed and precision.calib is None:
+            raise MisuseError(f"{option} is of the files of --calib; pass it")
     if precision.no_fp16 and (precision.fp16 or precision.bf16):
         other = "fp16" if precision.fp16 else "bf16"
         raise MisuseError(f"--{other} and --no-fp16 contradict each other; pass one of them")
@@ -276,7 +288,7 @@ def _config(
         bf16=precision.bf16,
         fastest=precision.fastest,
         calib=calib,
-        reading=ReadOptions(no_data=precision.nodata),
+        reading=ReadOptions(no_data=precision.nodata, strict=precision.strict),
         labels=precision.labels,
         masks=MaskOptions(precision.mask_values, precision.mask_colors),
         ranges=precision.ranges,
