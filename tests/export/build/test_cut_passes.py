@@ -232,10 +232,12 @@ def reason_of(kind):
 
 
 def test_the_plan_is_explained(folder, tmp_path):
-    save_photos(tmp_path, [(301, 257)])
-    with in_passes(folder / "psp.engine", (301, 257)) as net:
-        memory = net.network.memory
-    done = command("label-images", folder / "psp.engine", tmp_path / "0.png", "-o", tmp_path / "out", "--explain", "--memory", memory)
+    save_photos(tmp_path, [(1001, 900)])
+    with in_passes(folder / "psp.engine", (1001, 900)) as net:
+        memory = f"{net.network.memory // 10**6}MB"
+    done = command(
+        "label-images", folder / "psp.engine", tmp_path / "0.png", "-o", tmp_path / "out", "--explain", "--memory", memory
+    )
     assert "1 pass for what the network pools over the whole image" in done.stdout and "not bit for bit" in done.stdout
 
 
