@@ -119,7 +119,7 @@ def _part(model: ModelProto, card: ModelCard, tensors, start: tuple[Field, Field
         result,
         bytes_per_pixel=working_memory(model, tensors) / area,
         output_bytes=tensors[result].nbytes / area,
-        cost=sum(_work(node, tensors) for node in model.graph.node) / area,
+        cost=sum(work_of(node, tensors) for node in model.graph.node) / area,
     )
     try:
         field = receptive_field(model, start)
@@ -133,7 +133,7 @@ def _part(model: ModelProto, card: ModelCard, tensors, start: tuple[Field, Field
     return Part(replace(stage, halo=(above, left), period=unit, stride=(int(down), int(right))), model)
 
 
-def _work(node: NodeProto, tensors: Mapping[str, np.ndarray]) -> int:
+def work_of(node: NodeProto, tensors: Mapping[str, np.ndarray]) -> int:
     """Multiplications and additions of a node, roughly; what only moves values counts a few for each."""
     values = sum(tensors[name].size for name in node.output if name in tensors)
     if node.op_type == "Conv" and node.input[1] in tensors:
