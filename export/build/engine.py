@@ -124,7 +124,7 @@ def _builder(config: BuildConfig) -> TargetBuilder:
 def _float_draft(core: Core, float_core: ModelProto, config: BuildConfig, precision: str) -> Draft:
     """The core in the precision that the model has as an engine for CPUs."""
     # GPUs have memory of their own, and a plan is one network.
-    parts = cut_core(float_core, core.card, cut=config.on_cpu)
+    parts = cut_core(float_core, core.card, config.stages)
     card = replace(
         core.card, whole=next((part.stage.whole for part in parts if part.stage.halo is None), core.card.whole)
     )

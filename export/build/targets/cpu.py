@@ -55,7 +55,7 @@ def _int8_draft(job: BuildJob, mixed: MixedPrecision, report: EngineReport) -> D
     """The quantized core in stages, the first of which reads pixels where that costs no more than is allowed."""
     card = job.float_draft.manifest.card
     manifest = replace(job.float_draft.manifest, precision=job.precision)
-    parts = cut_core(mixed.core, card)
+    parts = cut_core(mixed.core, card, job.config.stages)
     if (changed := on_pixels(parts, job.float_core, card, mixed.image_mean)) is not None:
         tried = Draft(replace(manifest, stages=tuple(part.stage for part in changed)), members_of(changed))
         with tried.opened(job.config.threads) as net:
