@@ -133,7 +133,7 @@ def _float_draft(
 ) -> tuple[Draft, CutPasses]:
     """The core in the precision that the model has as an engine for CPUs, and how it is tiled where it pools."""
     # GPUs have memory of their own, and a plan is one network.
-    parts = cut_core(float_core, core.card, cut=config.on_cpu)
+    parts = cut_core(float_core, core.card, config.stages)
     whole = next((part.stage.whole for part in parts if part.stage.halo is None), core.card.whole)
     card, passes = replace(core.card, whole=whole), NO_PASSES
     if whole and config.on_cpu:

@@ -83,7 +83,7 @@ def _bfloat16_draft(job: BuildJob, mixed: MixedPrecision, report: EngineReport) 
 def _int8_draft(job: BuildJob, mixed: MixedPrecision, report: EngineReport) -> Draft:
     """The quantized core in stages, the first of which reads pixels where that costs no more than is allowed."""
     card = job.float_draft.manifest.card
-    parts = cut_core(mixed.core, card)
+    parts = cut_core(mixed.core, card, job.config.stages)
     passes = cut_passes(mixed.core, replace(card, whole="")) if card.whole else NO_PASSES
     manifest = replace(job.float_draft.manifest, precision=job.precision, pooled=passes.pooled)
     report.passes = passes.reason or None
