@@ -16,6 +16,7 @@ from fcn_deploy.runtime.images.pillow import check_pixels, open_pillow
 from fcn_deploy.runtime.images.sidecars import mask_beside, no_data_beside
 from fcn_deploy.runtime.images.tiff import ORIENTATION, TURNS, turned
 from fcn_deploy.runtime.model_card import voc_palette
+from fcn_deploy.runtime.no_data import number_in
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
@@ -202,11 +203,8 @@ def _with_sidecars(path: Path, stored: StoredLabels) -> StoredLabels:
 
 def _nodata(text: object) -> int | None:
     """The value of GDAL's tag, where labels can have it."""
-    try:
-        value = float(str(text).strip().strip("\0"))
-    except ValueError:
-        return None
-    return int(value) if value.is_integer() else None
+    value = number_in(text)
+    return int(value) if value is not None and value.is_integer() else None
 
 
 def _from_array(array: NDArray[Any], path: Path) -> StoredLabels:

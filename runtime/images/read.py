@@ -29,7 +29,7 @@ from .numbers import ReadOptions, apart, beyond, doubtful, value_of, wide_type
 from .pillow import open_pillow
 from .ranged import opened
 from .sidecars import mask_beside, no_data_beside, one_no_data, told_beside
-from .tiff import ORIENTATION, TURNS, Read, as_read, lay_out, mask_reader, reader, tagged_no_data, turned
+from .tiff import ORIENTATION, TURNS, Read, as_read, lay_out, mask_reader, no_data_text, reader, tagged_no_data, turned
 
 if TYPE_CHECKING:
     from PIL import Image as Pictures
@@ -275,6 +275,9 @@ def _tiff(file: Any, header: Header, card: ModelCard, options: ReadOptions) -> S
     palette = getattr(layout.keyframe.photometric, "name", "") == "PALETTE"
     beside = one_no_data(path, no_data_beside(path), options)
     no_data = tagged_no_data(layout) if beside is None else as_read(beside, layout)
+    if no_data is None and options.no_data is None and (text := no_data_text(layout)):
+        said = f"{path} has a no-data tag that begins with no number ({text[:40]!r}), and is ignored"
+        options.name("no-data tag", f"{said}: name the value with --nodata")
     return StoredImage(
         path, layout.upright, reader(layout, path), layout.bits, layout.colours, layout.alpha, tags,
         None if palette else no_data, mask_reader(file, layout, path), layout.turned != 1,

@@ -6,6 +6,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from ..errors import DeployError, MisuseError
+from ..no_data import number_in
 from .numbers import ReadOptions
 from .tiff import Read
 from .tiff_chunks import Chunks
@@ -28,7 +29,7 @@ def no_data_beside(path: Path) -> list[float]:
     except OSError:
         return []
     found = [value for band in BAND.findall(text) for value in NO_DATA.findall(band)[:1]]
-    return [number for number in map(_number, found) if number is not None]
+    return [number for number in map(number_in, found) if number is not None]
 
 
 def one_no_data(path: Path, values: Sequence[float | None], options: ReadOptions) -> float | None:
@@ -85,10 +86,3 @@ def mask_beside(stack: ExitStack, path: Path, size: tuple[int, int], turned: boo
 def _mask_file(path: Path) -> Path | None:
     beside = path.with_name(f"{path.name}.msk")
     return beside if beside.is_file() else None
-
-
-def _number(text: str) -> float | None:
-    try:
-        return float(text)
-    except ValueError:
-        return None

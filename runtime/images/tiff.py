@@ -10,11 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import DeployError, MisuseError
+from ..no_data import number_in
 from .pillow import open_pillow
 from .stacks import find_plane
 from .tiff_chunks import WHOLE_PIXELS, Chunks
 
 log = logging.getLogger(__name__)
+# tifffile warns of tags of no data that are not of the image's type, such as 255.0. They are read here.
+logging.getLogger("tifffile").addFilter(lambda record: "parsing GDAL_NODATA tag" not in record.getMessage())
 
 Read = Callable[[int, int, int, int], NDArray[Any]]  # top, bottom, left, right → [h, w, bands]
 SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
@@ -161,11 +164,13 @@ def _upright(stored: Read, layout: TiffLayout) -> Read:
 
 def tagged_no_data(layout: TiffLayout) -> float | None:
     """The value that GDAL's tag calls no data, as `reader` gives it; None where there is no tag, or no number in it."""
-    try:
-        value = float(str(layout.keyframe.tags.valueof(42113, "")).strip("\0 "))
-    except ValueError:
-        return None
-    return as_read(value, layout)
+    value = number_in(no_data_text(layout))
+    return None if value is None else as_read(value, layout)
+
+
+def no_data_text(layout: TiffLayout) -> str:
+    """What GDAL's tag of no data holds; "" where there is none."""
+    return str(layout.keyframe.tags.valueof(42113, "")).strip("\0 ")
 
 
 def as_read(value: float, layout: TiffLayout) -> float:

@@ -237,3 +237,32 @@ def test_complex_numbers_are_refused_and_not_cut_in_half(tmp_path):
     for name in ("a.tif", "a.npy"):
         with pytest.raises(MisuseError, match=rf"{name} holds complex numbers; save what the network shall see"):
             decode(read_header(tmp_path / name), card, ReadOptions(input_range=(0, 10)))
+
+
+TAGS = {
+    "0 0 0": 0, "7 8 9": 7, "0,0": 0, "255,5": 255.5, "1e3": 1000, "255.0": 255,
+    "-3.4028234663852886e+038": -3.4028235e38, " -9999 ": -9999, ".5": 0.5, "inf": np.inf,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("text", TAGS)
+def test_a_no_data_tag_is_the_number_that_gdal_reads(tmp_path, text, caplog):
+    path, card = tmp_path / "a.tif", replace(GREY, dtype="float32", mean=(0.5,), std=(0.25,))
+    array = np.random.default_rng(0).random((50, 60)).astype(np.float32)
+    array[:10] = TAGS[text]
+    tifffile.imwrite(path, array, extratags=[(42113, "s", 0, text, True)])
+    np.testing.assert_array_equal(valid(path, card), array != np.float32(TAGS[text]))
+    assert not caplog.text  # of tifffile's, which reads such tags otherwise
+    rasterio = pytest.importorskip("rasterio", reason="pip install 'fcn-deploy[gdal]'")
+    with rasterio.open(path) as file:
+        assert np.float32(file.nodata) == np.float32(TAGS[text])
+
+
+@pytest.mark.parametrize("text", ["none", "n/a", "0x10", "1.#INF"])
+def test_a_no_data_tag_without_a_number_is_named(tmp_path, text, caplog):
+    path = save(tmp_path / "a.tif", photo(50, 60), extratags=[(42113, "s", 0, text, True)])
+    assert valid(path).all()
+    assert f"begins with no number ({text!r}), and is ignored: name the value with --nodata" in caplog.text
+    with pytest.raises(MisuseError, match="refused by --strict"):
+        valid(path, strict=True)
+    valid(path, strict=True, no_data=0)  # what is said settles it
