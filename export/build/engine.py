@@ -9,6 +9,7 @@ from importlib.metadata import version
 from fcn_deploy.calibration.report.engine_report import REPORT, EngineReport
 from fcn_deploy.export.build.config import BuildConfig
 from fcn_deploy.export.build.core import Core, core_of, optimise_offline
+from fcn_deploy.export.build.cut_passes import NO_PASSES, CutPasses, cut_passes
 from fcn_deploy.export.build.cut_stages import cut_core, members_of
 from fcn_deploy.export.build.draft import Draft
 from fcn_deploy.export.build.golden import golden_sample
@@ -77,9 +78,10 @@ def build_engine(
     config = _without_what_stretches(core.model, config, say)
     float_core = optimise_offline(core.model)
     own = "int8" if model.quantised else "float32"  # what the model is of, before anything is made of it
-    float_draft = _float_draft(core, float_core, config, own)
+    float_draft, passes = _float_draft(core, float_core, config, own, say)
     core = replace(core, card=float_draft.manifest.card)
     report = _first_report(model, core, float_draft.manifest, config)
+    report.passes = passes.reason or None
     say("comparing the float32 core with the model")
     # What is measured is a file, opened as a user opens it.
     with float_draft.opened(config.threads) as net:
@@ -126,13 +128,17 @@ def _builder(config: BuildConfig) -> TargetBuilder:
     return onnxruntime_gpu.build if config.on_ort_gpu else tensorrt.build
 
 
-def _float_draft(core: Core, float_core: ModelProto, config: BuildConfig, precision: str) -> Draft:
-    """The core in the precision that the model has as an engine for CPUs."""
+def _float_draft(
+    core: Core, float_core: ModelProto, config: BuildConfig, precision: str, say: Say
+) -> tuple[Draft, CutPasses]:
+    """The core in the precision that the model has as an engine for CPUs, and how it is tiled where it pools."""
     # GPUs have memory of their own, and a plan is one network.
-    parts = cut_core(float_core, core.card, cut=config.on_cpu)
-    card = replace(
-        core.card, whole=next((part.stage.whole for part in parts if part.stage.halo is None), core.card.whole)
-    )
+    parts = cut_core(float_core, core.card, config.stages)
+    whole = next((part.stage.whole for part in parts if part.stage.halo is None), core.card.whole)
+    card, passes = replace(core.card, whole=whole), NO_PASSES
+    if whole and config.on_cpu:
+        say("looking for tiles of a network that pools over the whole image")
+        passes = cut_passes(float_core, core.card)
     manifest = Manifest(
         card=card,
         target="cpu",
@@ -140,8 +146,10 @@ def _float_draft(core: Core, float_core: ModelProto, config: BuildConfig, precis
         upsampling=core.upsampling,
         stages=tuple(part.stage for part in parts),
         created_by=f"fcn-deploy {version('fcn-deploy')}",
+        pooled=passes.pooled,
     )
-    return Draft(manifest, members_of(parts) | {GOLDEN: golden_sample([core.model], card, precision)})
+    golden = {GOLDEN: golden_sample([core.model], card, precision)}
+    return Draft(manifest, members_of(parts) | passes.members | golden), passes
 
 
 def _first_report(model: ImportedModel, core: Core, manifest: Manifest, config: BuildConfig) -> EngineReport:

@@ -22,6 +22,8 @@ def show_build(model: Path, out: Path, report: EngineReport) -> None:
         f"{report.size_multiple}{least}"
     )
     print(_tiles(report.stages))
+    if report.passes:
+        print(f"where that does not suffice: {report.passes}")
     if report.agreement is not None:
         print(_agreement(report.agreement, report.accuracy is not None or report.precision == "float16", report.fit))
     if report.accuracy is not None:

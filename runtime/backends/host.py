@@ -2,8 +2,9 @@
 
 import math
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from itertools import repeat
 
 import numpy as np
 
@@ -54,11 +55,16 @@ class HostBackend:
             prepare(image, self._card, place.reshape(-1), self._border, self._block)
         return self.core(batch)
 
-    def labels(self, image: Image) -> Labels:
+    def labels(self, images: Sequence[Image]) -> list[Labels]:
         """As `Backend` says."""
-        size = size_of(image)
-        window = ScoreWindow.whole(self.scores([image])[0], padded_size(*size, self._card), size)
-        return labels_from_scores(window, self._upsampling, self._card)
+        sizes = [size_of(image) for image in images]
+        padded = padded_size(*sizes[0], self._card)
+        windows = [ScoreWindow.whole(*each) for each in zip(self.scores(images), repeat(padded), sizes, strict=False)]
+        return [labels_from_scores(window, self._upsampling, self._card) for window in windows]
+
+    def warming(self) -> Iterator[None]:
+        """As `Backend` says."""
+        yield
 
     def run_stage(self, index: int, part: AnyArray) -> AnyArray:
         """As `Backend` says."""

@@ -12,6 +12,7 @@ import onnx
 from fcn_deploy.calibration.report.engine_report import Accuracy, EngineReport
 from fcn_deploy.export.build.autotune import TILES, Candidate, Timing, choose, fastest_tile, measure, tune
 from fcn_deploy.export.build.config import TuningOptions
+from fcn_deploy.export.build.cut_passes import NO_PASSES, cut_passes
 from fcn_deploy.export.build.cut_stages import Part, cut_core, members_of
 from fcn_deploy.export.build.draft import Draft
 from fcn_deploy.export.build.golden import golden_sample
@@ -41,7 +42,7 @@ TILED_SIZE = (1536, 1536)  # of the image that tiles are tried on
 
 def build(job: BuildJob, report: EngineReport) -> Draft:
     """The fastest way to run this network here whose results hold. Raises DeployError where none does."""
-    drafts = {job.float_draft.manifest.precision: job.float_draft}
+    drafts, passes = {job.float_draft.manifest.precision: job.float_draft}, report.passes
     if job.mixed is not None:
         low = _bfloat16_draft if job.precision == "bf16" else _int8_draft
         drafts[job.precision] = low(job, job.mixed, report)
@@ -51,6 +52,8 @@ def build(job: BuildJob, report: EngineReport) -> Draft:
     job.say("measuring its working memory")
     draft = with_measured_memory(choice.draft(chosen), chosen.threads)
     report.precision, report.backend = chosen.precision, chosen.backend
+    if chosen.precision in drafts and drafts[chosen.precision] is job.float_draft:
+        report.passes = passes
     report.candidates = candidate_reports(timings, chosen)
     report.latency_ms = timings[chosen].milliseconds
     report.stages = stage_reports(draft.manifest.stages)
@@ -80,8 +83,10 @@ def _bfloat16_draft(job: BuildJob, mixed: MixedPrecision, report: EngineReport) 
 def _int8_draft(job: BuildJob, mixed: MixedPrecision, report: EngineReport) -> Draft:
     """The quantized core in stages, the first of which reads pixels where that costs no more than is allowed."""
     card = job.float_draft.manifest.card
-    manifest = replace(job.float_draft.manifest, precision=job.precision)
-    parts = cut_core(mixed.core, card)
+    parts = cut_core(mixed.core, card, job.config.stages)
+    passes = cut_passes(mixed.core, replace(card, whole="")) if card.whole else NO_PASSES
+    manifest = replace(job.float_draft.manifest, precision=job.precision, pooled=passes.pooled)
+    report.passes = passes.reason or None
     if (changed := on_pixels(parts, job.float_core, card, mixed.image_mean)) is not None:
         tried = Draft(replace(manifest, stages=tuple(part.stage for part in changed)), members_of(changed))
         with tried.opened(job.config.threads) as net:
@@ -92,7 +97,7 @@ def _int8_draft(job: BuildJob, mixed: MixedPrecision, report: EngineReport) -> D
             report.accuracy = mixed.accuracy
     golden = golden_sample([part.model for part in parts], card, "int8", border=parts[0].stage.border)
     stages = tuple(part.stage for part in parts)
-    return Draft(replace(manifest, stages=stages), members_of(parts) | {GOLDEN: golden})
+    return Draft(replace(manifest, stages=stages), members_of(parts) | passes.members | {GOLDEN: golden})
 
 
 def _judged(mixed: MixedPrecision, found: Judgement) -> Accuracy:
