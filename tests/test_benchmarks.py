@@ -391,6 +391,9 @@ def test_serving_is_measured_beside_a_bare_call(exports, tmp_path):
     for kind in ("REST", "gRPC"):
         rates = found["throughput"]["rates"][kind]
         assert (rates["lost"], rates["wrong"]) == (0, 0) and rates["images"] > 0
+        assert 0 < rates["clients"] < 1 and rates["over_map"] < rates["over_map_beside"]
+        assert rates["processor_over_map"] > 0.5 and found["latency"][kind]["processor_over_bare"] > 0.5
+        assert re.search(rf"^{kind} over map +{rates['over_map']:.3f}  ≥ 0.92", told, re.MULTILINE)
     assert found["large"]["peak"] < 1e9
     assert found["refusals"]["labelled"] + found["refusals"]["refused"] == 30
     assert found["refusals"]["labelled"] >= 10 and found["refusals"]["run_of_20_dropped"] == 0

@@ -247,6 +247,7 @@ class EngineReport:
         machine: it was built on.
         notes: what was assumed of the model or changed in it, a line each.
         stages: of the core.
+        passes: how tiles of a network are run that pools over the whole image, or why there are none.
         agreement: of the float32 core with the model.
         accuracy: what low precision cost; None in float32.
         layers: what each costs in low precision, where it was measured.
@@ -274,6 +275,7 @@ class EngineReport:
     machine: str | None = None
     notes: tuple[str, ...] = ()
     stages: tuple[StageReport, ...] = ()
+    passes: str | None = None
     agreement: Agreement | None = None
     accuracy: Accuracy | None = None
     layers: tuple[LayerPrecision, ...] | None = None

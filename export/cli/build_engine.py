@@ -10,7 +10,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from fcn_deploy.export.cli.model_options import RENAMED, ModelOptions, check_files_differ, check_model
 from fcn_deploy.fcn.cli.options import MaskColors, MaskValues
-from fcn_deploy.runtime.command import Force, Json, NoData, Threads, log_to_stderr, parse_memory, print_record, run
+from fcn_deploy.runtime.command import (
+    Force,
+    Json,
+    NoData,
+    Strict,
+    Threads,
+    log_to_stderr,
+    parse_memory,
+    print_record,
+    run,
+)
 from fcn_deploy.runtime.errors import MisuseError
 from fcn_deploy.runtime.extras import need
 from fcn_deploy.runtime.files import check_writable, refuse_existing
@@ -92,6 +102,14 @@ class TargetOptions:
             "[default: auto]."
         ),
     ] = None
+    stages: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Parts that the network is cut into on CPUs, at most: five make images that are run in tiles faster, "
+            "and small ones slower [default: 2].",
+        ),
+    ] = None
 
 
 @dataclass(frozen=True)
@@ -105,7 +123,11 @@ class PrecisionOptions:
     ] = False
     fp16: Annotated[bool, typer.Option("--fp16", help="Use FP16, on GPUs.")] = False
     bf16: Annotated[
-        bool, typer.Option("--bf16", help="Use BF16, on GPUs from sm80 on: for networks that overflow in FP16.")
+        bool,
+        typer.Option(
+            "--bf16",
+            help="Use BF16: on GPUs from sm80 on, for networks that overflow in FP16; on CPUs that have it.",
+        ),
     ] = False
     no_fp16: Annotated[
         bool,
@@ -123,6 +145,7 @@ class PrecisionOptions:
         ),
     ] = None
     nodata: NoData = None
+    strict: Strict = False
     calib_count: Annotated[
         int | None, typer.Option(min=1, help="Number of images to calibrate on, at most [default: 100].")
     ] = None
@@ -226,8 +249,9 @@ def _check_standalone(target: TargetOptions, precision: PrecisionOptions, report
     """Refuse what --standalone does not do."""
     if precision.int8 or precision.fp8 or precision.fp16 or precision.bf16 or target.target != CPU:
         raise MisuseError("--standalone writes a float32 ONNX; omit --int8, --fp8, --fp16, --bf16 and --target")
-    if precision.fastest or target.backend is not None:
-        raise MisuseError(f"--standalone chooses nothing; omit {'--fastest' if precision.fastest else '--backend'}")
+    chosen = {"--fastest": precision.fastest, "--backend": target.backend, "--stages": target.stages}
+    if given := [option for option, value in chosen.items() if value]:
+        raise MisuseError(f"--standalone chooses nothing; omit {given[0]}")
     if reports.report is not None:
         raise MisuseError("--standalone measures nothing; omit --report")
 
@@ -240,7 +264,7 @@ def _config(
     Raises MisuseError where they contradict each other.
     """
     from fcn_deploy.calibration.mask_options import MaskOptions
-    from fcn_deploy.export.build.config import BuildConfig, TensorRTOptions, TuningOptions, backends_of
+    from fcn_deploy.export.build.config import DEFAULT_STAGES, BuildConfig, TensorRTOptions, TuningOptions, backends_of
     from fcn_deploy.export.quantization.options import GOLDEN_ALONE, QuantizationOptions
     from fcn_deploy.runtime.images.numbers import ReadOptions
     from fcn_deploy.runtime.sizes import parse_sizes
@@ -250,8 +274,9 @@ def _config(
     quantized = int8 or precision.fp8
     if precision.no_fp16 and not (quantized and not on_cpu):
         raise MisuseError("--no-fp16 goes with --int8 or --fp8 for GPUs, where the other layers become FP16")
-    if precision.nodata is not None and precision.calib is None:
-        raise MisuseError("--nodata is of the files of --calib; pass it")
+    for option, passed in (("--nodata", precision.nodata is not None), ("--strict", precision.strict)):
+        if passed and precision.calib is None:
+            raise MisuseError(f"{option} is of the files of --calib; pass it")
     if precision.no_fp16 and (precision.fp16 or precision.bf16):
         other = "fp16" if precision.fp16 else "bf16"
         raise MisuseError(f"--{other} and --no-fp16 contradict each other; pass one of them")
@@ -272,7 +297,7 @@ def _config(
         bf16=precision.bf16,
         fastest=precision.fastest,
         calib=calib,
-        reading=ReadOptions(no_data=precision.nodata),
+        reading=ReadOptions(no_data=precision.nodata, strict=precision.strict),
         labels=precision.labels,
         masks=MaskOptions(precision.mask_values, precision.mask_colors),
         ranges=precision.ranges,
@@ -280,9 +305,9 @@ def _config(
         **{name: value for name, value in given.items() if value is not None},
     )
     tuning = None
-    if (tuned and on_cpu) or target.backend is not None:
+    if (tuned and on_cpu) or target.backend is not None or target.stages is not None:
         name = (target.backend or Backend.auto).value
-        tuning = TuningOptions(backends_of(name), fewer_threads=name == "auto")
+        tuning = TuningOptions(backends_of(name), name == "auto", stages=target.stages or DEFAULT_STAGES)
     return BuildConfig(
         target=target.target,
         quantization=quantization,

@@ -4,6 +4,7 @@ import csv
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from fcn_deploy.calibration.ranges import Ranges
@@ -37,6 +38,7 @@ from fcn_deploy.runtime.noise_image import natural_noise
 from onnx import ModelProto, TensorProto
 
 NOISE_SIZE, NOISE_IMAGES = (61, 83), 8  # in pixels; where there are no photographs
+NO_LABELS = "--labels has a label for each pixel, and this network gives {}: omit it"
 BEYOND_FLOAT16 = "beyond float16's range"
 REVERTED = "reverted: the accuracy budget was exceeded"
 
@@ -100,7 +102,7 @@ def mix_precision(
         DeployError: no image can be read, or tensors are not finite.
     """
     if options.labels is not None and card.kind != "labels":
-        raise MisuseError(f"--labels has a label for each pixel, and this network gives {card.kind}: omit it")
+        raise MisuseError(NO_LABELS.format(card.kind))
     if options.fp8 and not SCHEMES["tensorrt-fp8"].quantized(core):
         raise MisuseError(
             f"the network has no convolution for FP8 (dense, of {LEAST_FP8_CHANNELS} channels in and out or more, and "
@@ -158,6 +160,53 @@ def mix_precision(
     quantized, emulated = graphs.core(search.reverted), graphs.emulated(search.reverted)
     notes = _notes(options, len(graphs.overflow))
     return MixedPrecision(quantized, emulated, layers, accuracy, gate, graphs.activations.means.get("image"), notes)
+
+
+def to_be_judged(
+    core: ModelProto, upsampling: Upsampling, card: ModelCard, options: QuantizationOptions
+) -> MixedPrecision:
+    """A float32 core that a library will run in low precision by itself, and the gate that is to judge what comes.
+
+    Arguments and errors are those of `mix_precision`. Its accuracy is that of float32 until then.
+    """
+    gate, held_out = _gate_of(core, upsampling, card, options)
+    value: dict[str, Any] = {options.precision: gate.baseline}
+    accuracy = Accuracy(
+        metric=gate.metric,
+        float32=gate.baseline,
+        drop_points=0.0,
+        max_drop=options.max_drop,
+        calibration_images=0,
+        images_judged=gate.count,
+        judged_unseen=True,
+        layers=len(core.graph.node),
+        skipped=dict(held_out.skipped),
+        max_class_drop=options.class_drop,
+        **value,
+    )
+    return MixedPrecision(core, core, [], accuracy, gate)
+
+
+def _gate_of(
+    core: ModelProto, upsampling: Upsampling, card: ModelCard, options: QuantizationOptions
+) -> tuple[AccuracyGate, ImageStream]:
+    """A gate of images that nothing is calibrated on, and they."""
+    if options.labels is not None and card.kind != "labels":
+        raise MisuseError(NO_LABELS.format(card.kind))
+    images = _images(options, card)
+    held_out = images.subset(np.random.default_rng(options.seed).permutation(len(images))[:GATE_IMAGES])
+    labels = None if options.labels is None else LabelFolder(options.labels, card, options.masks)
+    gate = AccuracyGate(
+        core,
+        upsampling,
+        card,
+        held_out,
+        labels,
+        max_drop=options.max_drop,
+        max_class_drop=options.class_drop,
+        kernels_exact=True,
+    )
+    return gate, held_out
 
 
 def _notes(options: QuantizationOptions, overflowing: int) -> tuple[str, ...]:

@@ -48,6 +48,7 @@ def test_latencies_are_measured_at_some_of_the_sizes_that_will_come():
         ({"target": "sm89", "profiles": 2, "sizes": parse_sizes("8x8:9x9:10x10")}, "omit --profiles"),
         ({"target": "sm89", "batch": 0}, "a batch has at least 1 image"),
         ({"target": "sm89", "tuning": TuningOptions()}, "--backend is for --target cpu; omit it"),
+        ({"target": "sm89", "tuning": TuningOptions(stages=5)}, "--stages is for --target cpu; omit it"),
         ({"target": "sm89", "tensorrt": TensorRTOptions(version_compatible=True)}, "is for --target cuda"),
         ({"precision_report": Path("layers.csv")}, "--precision-report is for low precision"),
         ({"threads": 0}, "--threads 0; give 1 or more"),
@@ -99,6 +100,7 @@ def test_tuning_that_chooses_among_nothing_is_refused():
         ({"backends": ("abacus",)}, "backend 'abacus'; choose onnxruntime or openvino"),
         ({"backends": ()}, "no backend to choose from"),
         ({"seconds": 0.0}, "give more than 0"),
+        ({"stages": 0}, "--stages 0; give 1"),
     ):
         with pytest.raises(MisuseError, match=said):
             TuningOptions(**words)
