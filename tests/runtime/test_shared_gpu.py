@@ -1,6 +1,8 @@
 """A GPU that others in the same process use too: another Segmenter, a framework on the default stream."""
 
+import sys
 import threading
+import types
 from dataclasses import replace
 from pathlib import Path
 
@@ -168,7 +170,7 @@ def test_a_call_that_is_interrupted_leaves_the_engine_usable(tensorrt_engine, gp
 
 def test_after_warming_up_nothing_is_captured_any_more(tensorrt_engine, gpu):
     with Segmenter(tensorrt_engine) as net:
-        net.warmup([(60, 90), (40, 50)])
+        net.warmup([(40, 50), (60, 90)])
         assert len(captured(net)) == 4  # in each of two lanes
         gpu.log()
         net(photo(60, 90))
@@ -214,6 +216,7 @@ class _Sm89:
         return 8, 9
 
 
+DRIVER = types.SimpleNamespace(get_driver_version=lambda: 12040)
 PLAN = GpuPlan("tensorrt", "10.16.1.11", ("sm89",), (Profile((1, 1), (64, 64), (96, 96)),))
 
 
@@ -227,18 +230,15 @@ PLAN = GpuPlan("tensorrt", "10.16.1.11", ("sm89",), (Profile((1, 1), (64, 64), (
     ],
 )  # fmt: skip
 def test_plans_for_later_versions_are_taken_by_those_alone(monkeypatch, built_by, compatible, installed, loads):
-    import sys
-    import types
-
     module = types.ModuleType("tensorrt")
     module.__version__ = installed
     monkeypatch.setitem(sys.modules, "tensorrt", module)
     plan = replace(PLAN, version=built_by, version_compatible=compatible)
     if loads:
-        assert open_library(plan, "m.engine") is module
+        assert open_library(DRIVER, plan, "m.engine") is module
     else:
         with pytest.raises(DeployError, match=f"was built by tensorrt {built_by}, and {installed} is installed"):
-            open_library(plan, "m.engine")
+            open_library(DRIVER, plan, "m.engine")
 
 
 @pytest.mark.parametrize(
@@ -259,6 +259,52 @@ def test_a_plan_is_refused_on_a_platform_that_it_is_not_for(gpu, monkeypatch, li
         assert device.open_device(cuda, 0, plan, "m.engine").name() == "Simulated GPU"
     else:
         with pytest.raises(
-            DeployError, match=f"built on {platform}, and this is linux-x86_64: its plan does not run here"
+            DeployError,
+            match=f"built on {platform}, and this is linux-x86_64: its plan does not run here; run on this machine: "
+            "build-engine MODEL.onnx --target cuda",
         ):
             device.open_device(cuda, 0, plan, "m.engine")
+
+
+@pytest.mark.parametrize(
+    ("library", "wheels", "driver", "said"),
+    [
+        ("tensorrt", ["tensorrt-cu13"], 12040, r"is of CUDA 13 \(tensorrt-cu13\), and the driver here of CUDA 12.4; "
+         r"update the driver \(580 or newer\), or run: pip uninstall tensorrt-cu13; pip install "
+         r"'fcn-deploy\[tensorrt-cu12\]'$"),
+        ("tensorrt_rtx", ["tensorrt-rtx-cu13"], 12080, r"the driver here of CUDA 12.8; update the driver \(580 or "),
+        ("tensorrt", ["tensorrt-cu13"], 13000, ""), ("tensorrt", ["tensorrt-cu12"], 12040, ""),
+        ("tensorrt", ["tensorrt-cu12", "tensorrt-cu13"], 12040, ""), ("tensorrt", [], 12040, ""),
+    ],
+)  # fmt: skip
+def test_a_wheel_of_a_newer_cuda_than_the_drivers_is_said_with_both_versions(
+    monkeypatch, library, wheels, driver, said
+):
+    from fcn_deploy.runtime.backends import device
+
+    module = types.ModuleType(library)
+    module.__version__ = "10.16.1.11"
+    monkeypatch.setitem(sys.modules, library, module)
+    monkeypatch.setattr(device, "_installed", lambda package: package in wheels)
+    cuda, plan = types.SimpleNamespace(get_driver_version=lambda: driver), replace(PLAN, library=library)
+    if not said:
+        assert open_library(cuda, plan, "m.engine") is module
+    else:
+        with pytest.raises(DeployError, match=said) as raised:
+            open_library(cuda, plan, "m.engine")
+        assert len(str(raised.value)) <= 300
+
+
+def test_a_driver_too_old_for_the_kernels_is_said_with_both_versions(rtx_engine, gpu, tmp_path, monkeypatch):
+    """PTX of a newer toolkit, and no machine code for this GPU."""
+    from fcn_deploy.runtime.backends import KERNELS_PTX, device
+    from gpu_engines import changed
+
+    def newer(members):
+        kept = {name: data for name, data in members.items() if "cubin" not in name}
+        return kept | {KERNELS_PTX: kept[KERNELS_PTX].replace(b".version 8.0", b".version 9.5")}
+
+    monkeypatch.setattr(device, "_installed", lambda package: False)
+    with pytest.raises(DeployError, match=r"PTX 9.5 by a driver of CUDA 13.0; update the driver, or build the engine"):
+        Segmenter(changed(rtx_engine, tmp_path / "x.engine", members=newer))
+    gpu.clear()
