@@ -14,12 +14,13 @@ from .arrays import AnyArray, Floats, Image, ImageSource, size_of
 from .backends import ORT_TARGETS, Backend
 from .backends.host import HostBackend
 from .engine_file import EngineFile
-from .errors import DeployError, MisuseError
+from .errors import DeployError, MisuseError, OverBudgetError
 from .manifest import Manifest, Stage, Upsampling
 from .model_card import ModelCard
-from .no_data import HoleRecorder, filled, marked
+from .no_data import HoleRecorder, filled, marked, usable
 from .onnx_model import WHOLE, OnnxModelBackend, with_activation
-from .plan import Plan, Span, available_memory, check_result, plan_on_gpu, plan_run, plan_unbounded
+from .plan import Plan, Span, available_memory, check_result, plan_on_gpu, plan_passes, plan_run, plan_unbounded
+from .pooled import PooledTiles
 from .prepare import check_image, check_source
 from .refine import REACH, refined_labels, refusal
 from .tiles import Band, ready_windows, score_bands
@@ -69,7 +70,7 @@ class Network:
         card: of the model.
         manifest: of an engine; None of an ONNX model.
         upsampling: what makes full-size scores of the core's.
-        precision: the lowest in the graph: `float32`, `float16` or `int8`.
+        precision: the lowest in the graph: one of runtime.manifest.PRECISIONS.
         stages: the core, in order.
         memory: bytes one image may take on the CPU; None: 80 % of what is free.
         refine: whether borders of labels follow those of the image.
@@ -89,6 +90,7 @@ class Network:
         input_range: Range | str | None = None,
     ) -> None:
         gpu_index = _gpu_index(device)
+        self._threads = threads
         if threads is not None and threads < 1:
             raise MisuseError(f"threads is {threads}; it must be at least 1, or None for one per physical core")
         if memory is not None and memory < 1:
@@ -114,6 +116,7 @@ class Network:
     def of(cls, backend: Backend, card: ModelCard, upsampling: Upsampling, stages: Sequence[Stage]) -> "Network":
         """One that no file holds: a core in float32, that `backend` runs in these stages."""
         net = cls.__new__(cls)
+        net._threads = None
         net.path, net.memory, net.refine, net.input_range = Path(backend.name), None, False, None
         net._take(backend, card, upsampling, tuple(stages), "float32")
         return net
@@ -133,6 +136,9 @@ class Network:
         self.precision, self.manifest = precision, manifest
         self.batch_costs: dict[tuple[int, int], BatchCost] = {}
         self._working = WorkingMemory(self._release)
+        self._pooled: PooledTiles | None = None
+        if manifest is not None and manifest.pooled is not None:
+            self._pooled = PooledTiles(manifest.pooled, self.card, self._member, self._threads)
         self.cell = int((upsampling.factor or stages[-1].stride)[0])
 
     @property
@@ -217,7 +223,13 @@ class Network:
             memory = self.memory_budget()
             if not bands:  # labels are beside what the network takes
                 memory = max(memory - height * width * result_bytes("labels", self.card), memory // 2)
-        return plan_run(size, self.card, self.stages, min(memory, BANDS_MEMORY) if bands else memory, result)
+        memory = min(memory, BANDS_MEMORY) if bands else memory
+        try:
+            return plan_run(size, self.card, self.stages, memory, result)
+        except OverBudgetError:
+            if self.manifest is None or self.manifest.pooled is None:
+                raise
+        return plan_passes(size, self.card, self.manifest.pooled, memory, result)
 
     def memory_budget(self) -> int:
         """Bytes that one image may take now. What earlier ones took is kept by the backend, and there for the next."""
@@ -288,7 +300,8 @@ class Network:
         if not 0 <= start < image.shape[0]:
             raise MisuseError(f"start is row {start}, and the image has rows 0 to {image.shape[0] - 1}")
         plan = self.plan(*size_of(image), bands=True)
-        self._working.took(plan.bytes)
+        if not plan.passes:
+            self._working.took(plan.bytes)
         recorder = HoleRecorder(image, self.card)
         return (
             (top, marked(results, kinds, recorder.invalid(top, top + results[0].shape[-2]), self.card))
@@ -327,8 +340,9 @@ class Network:
     def taking(self, *plans: Plan) -> AbstractContextManager[None]:
         """While it is open, runs by these plans are within the memory budget beside those of other threads."""
         needed = sum(plan.bytes - plan.result for plan in plans)
-        shape = len(plans), plans[0].padded, plans[0].grids
-        return self._working.taking(needed, shape, self.memory_budget)
+        shape = len(plans), plans[0].padded, plans[0].grids, plans[0].passes
+        # Tiles in passes give back what they took.
+        return self._working.taking(needed, shape, self.memory_budget, keeps=not any(plan.passes for plan in plans))
 
     def _release(self) -> None:
         if self._backend is not None:
@@ -366,6 +380,8 @@ class Network:
     def close(self) -> None:
         """Release it. Using it afterwards raises MisuseError."""
         backend, self._backend = self._backend, None
+        if self._pooled is not None:
+            self._pooled.close()
         if backend is not None:
             backend.close()
 
@@ -403,13 +419,19 @@ class Network:
 
     def _ready_windows(self, image: ImageSource, plan: Plan, start: int, refine: bool) -> Iterator[ScoreWindow]:
         # Interpolation reads the score above a row, too.
-        stride = self.stages[-1].stride[0]
+        stages = self.manifest.pooled.stages if plan.passes and self.manifest and self.manifest.pooled else self.stages
+        stride = stages[-1].stride[0]
         more = REACH if refine else 0
         bands = self._score_bands(image, plan, max(0, start - (2 + more) * stride))
         return ready_windows(bands, stride, self.upsampling, plan.padded, plan.size, start, more)
 
     def _score_bands(self, image: ImageSource, plan: Plan, start: int) -> Iterator[Band]:
         backend = self.backend
+        if plan.passes:
+            assert self._pooled is not None, "as its plan says"
+            for top, bottom, band in self._pooled.bands(image, plan, start):
+                yield top, bottom, usable(band, self.card, interpolated=self.upsampling.mode == "linear")
+            return
 
         def first(rows: Span, columns: Span) -> AnyArray:
             # Beyond the image lies its padding, to which a tile at the edge comes by itself.
@@ -417,10 +439,18 @@ class Network:
             return backend.run_stage(0, np.asarray(part))
 
         def later(index: int) -> Any:
-            return lambda part: backend.run_stage(index, part)
+            return lambda part, *_: backend.run_stage(index, part)
 
         others = [later(index) for index in range(1, len(self.stages))]
-        return score_bands(plan.grids, [stage.stride for stage in self.stages], first, others, start)
+        yield from score_bands(plan.grids, [stage.stride for stage in self.stages], first, others, start)
+
+    def _member(self, name: str) -> bytes:
+        """A member of the engine's file, which is the one that was opened. Raises DeployError."""
+        assert self.manifest is not None
+        with EngineFile(self.path) as engine:
+            if engine.manifest.members.get(name) != self.manifest.members[name]:
+                raise DeployError(f"{self.path} was replaced since it was opened; open it again")
+            return engine.read(name)
 
 
 def _cropped(scores: Floats, plan: Plan) -> Floats:
@@ -458,16 +488,22 @@ def _open_engine(path: Path, device: str, gpu_index: int, threads: int | None) -
             plan = engine.read(manifest.stages[0].file)
             return TensorRTBackend(manifest, plan, kernels, gpu_index, str(path)), manifest
         from .backends.onnxruntime import OnnxRuntimeSession
-        from .backends.openvino import OpenVinoSession, openvino_or_fallback
+        from .backends.openvino import OpenVinoSession, bfloat16_or_fallback, openvino_or_fallback
 
         kind = openvino_or_fallback(str(path)) if (target, manifest.backend) == ("cpu", "openvino") else None
+        bfloat16 = kind is not None and manifest.precision == "bf16" and bfloat16_or_fallback(str(path))
         sessions: list[OnnxRuntimeSession | OpenVinoSession] = []
         for stage in manifest.stages:
             network = engine.read(stage.file)
-            if kind is not None:
+            if kind is not None and bfloat16:
+                sessions.append(
+                    OpenVinoSession(network, stage.input, stage.output, threads, str(path), bfloat16=bfloat16)
+                )
+            elif kind is not None:
                 sessions.append(kind(network, stage.input, stage.output, threads, source=str(path)))
             else:
                 sessions.append(
                     OnnxRuntimeSession(network, stage.input, stage.output, threads, target, gpu_index, str(path))
                 )
-        return HostBackend(sessions, manifest.card, manifest.upsampling, manifest.stages[0].border), manifest
+        first = manifest.stages[0]
+        return HostBackend(sessions, manifest.card, manifest.upsampling, first.border, first.block), manifest

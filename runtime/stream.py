@@ -363,4 +363,5 @@ def describe_plan(plan: Plan) -> dict[str, Any]:
         "profile": plan.profile,
         "stages": [{"tile": list(grid.tile), "halo": list(grid.halo), "tiles": grid.count} for grid in plan.grids],
         "overhead": round(plan.overhead, 3),
+        "passes": len(plan.passes),
     }
