@@ -141,6 +141,52 @@ def test_our_calls_do_not_spoil_what_another_thread_captures(tensorrt_engine, gp
         context.detach()
 
 
+@pytest.mark.parametrize("refused", ["copy", "kernel"])
+def test_an_error_within_a_capture_costs_that_capture_alone(tensorrt_engine, gpu, monkeypatch, caplog, refused):
+    image, done = photo(60, 90), []
+    caplog.set_level("INFO")
+    with Segmenter(tensorrt_engine) as net:
+        expected, lane = net(image), net.network.backend.lanes[0]
+        cuda, kernels = lane._cuda, lane._kernels
+
+        def failing(real):
+            def call(*arguments):
+                if gpu.library().gpusim_stream(lane.stream.handle) == 1 and not done:
+                    done.append(None)
+                    raise cuda.Error("refused")
+                return real(*arguments)
+
+            return call
+
+        if refused == "kernel":
+            monkeypatch.setattr(kernels, "label", failing(kernels.label))
+        else:
+            monkeypatch.setattr(cuda, "memcpy_htod_async", failing(cuda.memcpy_htod_async))
+        for _ in range(6):
+            np.testing.assert_array_equal(net(image), expected)
+        assert done and captured(net) and not gpu.misuse()
+        assert "no CUDA graph could be captured at 64×96 (1 of 3 times)" in caplog.text
+
+
+def test_a_network_that_cannot_be_captured_runs_without_graphs(gpu_engine, gpu, monkeypatch, caplog):
+    image = photo(60, 90)
+    caplog.set_level("INFO")
+    with Segmenter(gpu_engine) as net:
+        network, expected = net.network.backend.network, net(image)
+        monkeypatch.setattr(network, "can_capture", lambda context, stream: False)
+        net.warmup([(60, 90)])
+        for _ in range(9):
+            np.testing.assert_array_equal(net(image), expected)
+        assert not captured(net) and not network.captures and "(3 of 3 times)" in caplog.text
+        gpu.log()
+        np.testing.assert_array_equal(net(image), expected)
+        assert len(gpu.calls("gpusim_launch_task")) == 1 and not gpu.calls("cuStreamBeginCapture")
+        gpu.log(False)
+        if network._config is not None:  # TensorRT for RTX captures the network by itself then
+            assert network._config.cuda_graph_strategy.name == "WHOLE_GRAPH_CAPTURE"
+    assert not gpu.misuse() and gpu.counts()["allocations"] == 0
+
+
 @pytest.mark.parametrize("moment", [1, 2, 3, 4])
 def test_a_call_that_is_interrupted_leaves_the_engine_usable(tensorrt_engine, gpu, monkeypatch, moment):
     image = photo(60, 90)
