@@ -13,9 +13,9 @@ from .backends import CPU_BACKENDS
 from .errors import DeployError
 from .model_card import ModelCard
 
-ENGINE_VERSION = 5  # 5: networks that pool, tiled in passes; 4: memory of stages by a law of their pixels
+# 5: blocks of pixels as channels, networks that pool in passes; 4: memory of stages by a law of their pixels
+ENGINE_VERSION = 5
 READ_VERSIONS = (3, 4, ENGINE_VERSION)  # of 3, memory is by pixels alone
-WITHOUT_PASSES = 4  # what an engine that has none is written as, so that older releases read it
 REMEDY = "build it again with build-engine"
 
 Numbers = npt.NDArray[np.float64]
@@ -23,7 +23,7 @@ Numbers = npt.NDArray[np.float64]
 MODES = ("none", "linear", "nearest")
 COORDINATES = ("half_pixel", "pytorch_half_pixel", "asymmetric", "align_corners")
 ROUNDINGS = ("round_prefer_floor", "round_prefer_ceil", "floor", "ceil")
-PRECISIONS = ("float32", "float16", "int8")
+PRECISIONS = ("float32", "bf16", "float16", "fp8", "int8")
 
 
 def _pixels(name: str, given: Sequence[Any], count: int, least: int = 0) -> tuple[int, ...]:
@@ -92,6 +92,8 @@ class Stage:
         border: of a first stage that takes the image as it is, uint8 [N, H, W, C]: pixels of padding around the padded
             image, (top, left, bottom, right), of the card's mean like all padding. None: it takes a normalised image,
             float32 [N, C, H, W].
+        block: with a border: side in pixels of the squares whose pixels it takes as channels, row by row. The padded
+            image with its border is cut to whole ones: uint8 [N, H / block, W / block, block² · C].
     """
 
     file: str
@@ -108,6 +110,7 @@ class Stage:
     cost: float = 1.0
     tile: int | None = None
     border: tuple[int, int, int, int] | None = None
+    block: int = 1
 
     def __post_init__(self) -> None:
         if self.border is not None:
@@ -115,9 +118,12 @@ class Stage:
         if self.halo is not None:
             object.__setattr__(self, "halo", _pixels("halo", self.halo, 2))
         object.__setattr__(self, "stride", _pixels("stride", self.stride, 2, least=1))
-        for name, value in (("period", self.period), ("tile", 1 if self.tile is None else self.tile)):
+        tile = 1 if self.tile is None else self.tile
+        for name, value in (("period", self.period), ("tile", tile), ("block", self.block)):
             if type(value) is not int or value < 1:
                 raise ValueError(f"{name} {value!r}; it must be a whole number above 0")
+        if self.block > 1 and (self.border is None or any(side % self.block for side in self.border[:2])):
+            raise ValueError(f"block {self.block} with border {self.border}; it must divide that at the top and left")
         for name in ("bytes_fixed", "bytes_per_pixel", "bytes_per_pixel_squared", "output_bytes", "cost"):
             value = getattr(self, name)
             if type(value) not in (int, float) or not 0 <= value < math.inf:
@@ -310,7 +316,7 @@ class Manifest:
     Attributes:
         card: of the model.
         target: `cpu`, or the GPUs the plan is for: `sm86,sm89`.
-        precision: the lowest in the graph: `float32`, `float16` or `int8`.
+        precision: the lowest in the graph, of PRECISIONS.
         upsampling: what turns the core's scores into full-size ones.
         stages: the core network, in order.
         created_by: name and version of the builder.
@@ -357,13 +363,8 @@ class Manifest:
         data["stages"] = [asdict(stage) for stage in self.stages]
         data["gpu"] = self.gpu and asdict(self.gpu)
         data["members"] = dict(self.members)
-        version = ENGINE_VERSION
-        if self.pooled is None:
-            del data["pooled"]
-            version = WITHOUT_PASSES
-        else:
-            data["pooled"] = asdict(self.pooled)
-        return json.dumps({"format": "fcn-deploy engine", "version": version} | data, indent=1)
+        data["pooled"] = self.pooled and asdict(self.pooled)
+        return json.dumps({"format": "fcn-deploy engine", "version": ENGINE_VERSION} | data, indent=1)
 
     @classmethod
     def from_json(cls, text: str | bytes, source: str) -> "Manifest":

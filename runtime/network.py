@@ -42,20 +42,22 @@ class BatchCost:
     Attributes:
         alone, together: one after the other, and in batches.
         equal: whether the scores of a batch are those of single runs, bit for bit; None: not compared yet.
+        first: runs of each kind that do something for the first time, and do not count.
     """
 
     alone: list[float] = field(default_factory=list)
     together: list[float] = field(default_factory=list)
     equal: bool | None = None
+    first: int = 0
 
     @property
     def pays(self) -> bool | None:
         """Whether batches are the faster, by medians; None: not known yet."""
         if self.equal is False:
             return False
-        if min(len(self.alone), len(self.together)) < ROUNDS:
+        if min(len(self.alone), len(self.together)) < self.first + ROUNDS:
             return None
-        return bool(np.median(self.together) < np.median(self.alone))
+        return bool(np.median(self.together[self.first :]) < np.median(self.alone[self.first :]))
 
 
 class Network:
@@ -68,7 +70,7 @@ class Network:
         card: of the model.
         manifest: of an engine; None of an ONNX model.
         upsampling: what makes full-size scores of the core's.
-        precision: the lowest in the graph: `float32`, `float16` or `int8`.
+        precision: the lowest in the graph: one of runtime.manifest.PRECISIONS.
         stages: the core, in order.
         memory: bytes one image may take on the CPU; None: 80 % of what is free.
         refine: whether borders of labels follow those of the image.
@@ -150,6 +152,11 @@ class Network:
     def kind(self) -> str:
         """What this network gives, by its card: `labels`, `masks` or `values`."""
         return self.card.kind
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether a plan runs it, on a GPU, whose memory is the backend's to share out."""
+        return self.manifest is not None and self.manifest.gpu is not None
 
     def working_memory(self, pixels: int) -> float:
         """Bytes that the core works with for a padded image of so many pixels; 0 where it is not known."""
@@ -257,7 +264,7 @@ class Network:
                 del window  # or its scores would be in memory beside the next ones
             return tuple(results)
         if tuple(kinds) == LABELS and not self.refine:
-            return (self.backend.labels(image),)
+            return (self.backend.labels([image])[0],)
         return self._results_of_scores(image, self.scores_by(image, plan), plan, kinds)
 
     def run_batch(
@@ -266,6 +273,11 @@ class Network:
         """Results of checked images of one padded size, run whole as one batch."""
         whole = [filled(image, self.card) for image in images]
         with self.taking(*plans):
+            if tuple(kinds) == LABELS and not self.refine:
+                labels = self.backend.labels([image for image, _ in whole])
+                return [
+                    marked((each,), kinds, invalid, self.card) for (_, invalid), each in zip(whole, labels, strict=True)
+                ]
             scores = self.backend.scores([image for image, _ in whole])
         return [
             marked(self._results_of_scores(image, each, plan, kinds), kinds, invalid, self.card)
@@ -300,7 +312,7 @@ class Network:
         else:
             image = np.asarray(image[:, :])
             if tuple(kinds) == LABELS and not self.refine:
-                yield start, (self.backend.labels(image)[start:],)
+                yield start, (self.backend.labels([image])[0][start:],)
                 return
             whole = ScoreWindow.whole(self.scores_by(image, plan), plan.padded, plan.size)
             upsampling, ready = self._upsampling_of(whole.scores, kinds), iter([whole.of_rows(start, plan.size[0])])
@@ -470,16 +482,22 @@ def _open_engine(path: Path, device: str, gpu_index: int, threads: int | None) -
             plan = engine.read(manifest.stages[0].file)
             return TensorRTBackend(manifest, plan, kernels, gpu_index, str(path)), manifest
         from .backends.onnxruntime import OnnxRuntimeSession
-        from .backends.openvino import OpenVinoSession, openvino_or_fallback
+        from .backends.openvino import OpenVinoSession, bfloat16_or_fallback, openvino_or_fallback
 
         kind = openvino_or_fallback(str(path)) if (target, manifest.backend) == ("cpu", "openvino") else None
+        bfloat16 = kind is not None and manifest.precision == "bf16" and bfloat16_or_fallback(str(path))
         sessions: list[OnnxRuntimeSession | OpenVinoSession] = []
         for stage in manifest.stages:
             network = engine.read(stage.file)
-            if kind is not None:
+            if kind is not None and bfloat16:
+                sessions.append(
+                    OpenVinoSession(network, stage.input, stage.output, threads, str(path), bfloat16=bfloat16)
+                )
+            elif kind is not None:
                 sessions.append(kind(network, stage.input, stage.output, threads, source=str(path)))
             else:
                 sessions.append(
                     OnnxRuntimeSession(network, stage.input, stage.output, threads, target, gpu_index, str(path))
                 )
-        return HostBackend(sessions, manifest.card, manifest.upsampling, manifest.stages[0].border), manifest
+        first = manifest.stages[0]
+        return HostBackend(sessions, manifest.card, manifest.upsampling, first.border, first.block), manifest

@@ -104,7 +104,10 @@ class PooledTiles:
             result: AnyArray = run.run([stage.output], feeds, options)[0][0]
         except Exception as error:
             raise DeployError(f"the network failed on a tile of {list(part.shape)}: {one_line(error)}") from error
-        if stage.working_memory((rows.outer_stop - rows.outer_start) * (columns.outer_stop - columns.outer_start)) > KEPT:
+        if (
+            stage.working_memory((rows.outer_stop - rows.outer_start) * (columns.outer_stop - columns.outer_start))
+            > KEPT
+        ):
             give_back_freed()  # tiles of several shapes would each leave holes that the next finds no room in
         return result
 

@@ -38,9 +38,7 @@ class WorkingMemory:
         self._changed = threading.Condition()
 
     @contextmanager
-    def taking(
-        self, needed: int, shape: Hashable, budget: Callable[[], int], keeps: bool = True
-    ) -> Iterator[None]:
+    def taking(self, needed: int, shape: Hashable, budget: Callable[[], int], keeps: bool = True) -> Iterator[None]:
         """Run something that takes `needed` bytes: alone, or beside others while all of them are within the budget.
 
         Those that wait come in their order.

@@ -4,16 +4,17 @@ See runtime.pooled for how it is run, and export.passes.open_pooling for how the
 """
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
 import numpy as np
 import onnx
+from fcn_deploy.export.analysis.crossings import crossings
 from fcn_deploy.export.analysis.receptive_field import receptive_field
 from fcn_deploy.export.analysis.receptive_fields import Field, Fields, WholeImageError
-from fcn_deploy.export.analysis.separators import separators
-from fcn_deploy.export.build.cut_stages import CUT_CANDIDATES, CUT_WORTH, REFERENCE_BUDGETS, REFERENCE_SIZE, work_of
+from fcn_deploy.export.build.cut_stages import CUT_WORTH, REFERENCE_BUDGETS, REFERENCE_SIZE, work_of
 from fcn_deploy.export.build.working_memory import working_memory
 from fcn_deploy.export.graph.edit import clone, extract, initializers
 from fcn_deploy.export.passes.open_pooling import NotPooledError, OpenedModel, lowered, open_pooling
@@ -29,6 +30,7 @@ from fcn_deploy.runtime.prepare import padded_size, prepare
 from onnx import ModelProto, helper
 
 FILES = ("pass-0.onnx", "pass-1.onnx")  # members of an engine: the networks of its one or two stages
+CUT_CANDIDATES = 10  # feature maps to cut at that are looked at, the smallest
 MOST_WORK = 6.0  # times the core's: passes that come to more are not made
 LONGEST_STRIP = 8192  # pixels, on which tiles are tried
 
@@ -95,7 +97,8 @@ class _Cutting:
                 f"passes in tiles would take {times:.1f} times the work, and {MOST_WORK:g} times is the most that is made"
             )
         ways = [whole]
-        places = [name for name in separators(self.opened.model) if self._is_map(name)]
+        alone = [crossing.maps[0] for crossing in crossings(self.opened.model, Counter()) if len(crossing.maps) == 1]
+        places = [name for name in alone if name != self.scores and self._is_map(name)]
         for name in sorted(places, key=lambda name: self.tensors[name].nbytes)[:CUT_CANDIDATES]:
             try:
                 ways.append(self._way(name))
@@ -104,9 +107,7 @@ class _Cutting:
         best = min(ways, key=lambda way: way.cost)
         if best.cost > CUT_WORTH * whole.cost:
             best = whole
-        members = {
-            name: network.SerializeToString() for name, network in zip(FILES, best.networks, strict=False)
-        }
+        members = {name: network.SerializeToString() for name, network in zip(FILES, best.networks, strict=False)}
         apart = self._tried(best.pooled, members)
         seen = (
             f"tiles in {count} {'pass' if count == 1 else 'passes'} for what it pools over the whole image, then for the "
@@ -157,7 +158,9 @@ class _Cutting:
         made = {name for node in first.graph.node for name in node.output}
         first = _with_outputs(extract(model, [cut, *(name for name in maps if name in made)]), [cut])
         values = [clone(value) for value in model.graph.input[1:]]
-        second = extract(model, [self.scores, *(name for name in maps if name not in made)], [self._value(cut), *values])
+        second = extract(
+            model, [self.scores, *(name for name in maps if name not in made)], [self._value(cut), *values]
+        )
         made = {name for node in first.graph.node for name in node.output} - {cut}
         if made & {name for node in second.graph.node for name in (*node.output, *node.input)}:
             raise WholeImageError("a size of an earlier map is needed after the cut")
@@ -267,9 +270,7 @@ def _with_outputs(model: ModelProto, first: Sequence[str]) -> ModelProto:
     return model
 
 
-def _tensors(
-    network: ModelProto, interpolations: tuple[Interpolation, ...], side: int
-) -> dict[str, np.ndarray]:
+def _tensors(network: ModelProto, interpolations: tuple[Interpolation, ...], side: int) -> dict[str, np.ndarray]:
     """Every tensor of a lowered network, for an image of side×side zeros."""
     model = clone(network)
     del model.graph.output[:]
@@ -284,5 +285,3 @@ def _tensors(
     feeds[image.name] = np.zeros((1, image.shape[1], side, side), np.float32)
     results = run.run(names, feeds)
     return {**initializers(network), **feeds, **dict(zip(names, map(np.asarray, results), strict=True))}
-
-

@@ -26,6 +26,7 @@ from fcn_deploy.export.quantization.mixed_precision import (
     BudgetError,
     MixedPrecision,
     mix_precision,
+    to_be_judged,
     write_precision_report,
 )
 from fcn_deploy.export.quantization.options import GOLDEN_ALONE, Say
@@ -61,14 +62,18 @@ def build_engine(
             cannot be held, or TensorRT cannot build.
     """
     config = config or BuildConfig()
-    if model.quantised and config.quantization.int8:
+    options = config.quantization
+    if model.quantised and (options.int8 or (options.bf16 and config.on_cpu)):
+        given = "--bf16" if options.bf16 else "--fastest" if options.fastest else "--int8"
         raise MisuseError(
-            f"the model is quantised already, by node {model.quantised}, and is built as it is, INT8; omit "
-            f"{'--fastest' if config.quantization.fastest else '--int8'}, or start from the float32 model"
+            f"the model is quantised already, by node {model.quantised}, and is built as it is, INT8; omit {given}, or "
+            "start from the float32 model"
         )
+    if config.on_cpu and options.bf16:
+        cpu.check_bfloat16()
     if config.on_tensorrt:
         say("looking for TensorRT")
-        check_builder(config.tensorrt_options)
+        check_builder(config.tensorrt_options, config.gpu_types)
     core = core_of(model)
     config = _without_what_stretches(core.model, config, say)
     float_core = optimise_offline(core.model)
@@ -128,7 +133,7 @@ def _float_draft(
 ) -> tuple[Draft, CutPasses]:
     """The core in the precision that the model has as an engine for CPUs, and how it is tiled where it pools."""
     # GPUs have memory of their own, and a plan is one network.
-    parts = cut_core(float_core, core.card, cut=config.on_cpu)
+    parts = cut_core(float_core, core.card, config.stages)
     whole = next((part.stage.whole for part in parts if part.stage.halo is None), core.card.whole)
     card, passes = replace(core.card, whole=whole), NO_PASSES
     if whole and config.on_cpu:
@@ -165,6 +170,22 @@ def _first_report(model: ImportedModel, core: Core, manifest: Manifest, config: 
     )
 
 
+def _lowered(core: Core, float_core: ModelProto, config: BuildConfig, say: Say) -> MixedPrecision:
+    """The core in the low precision that is asked for. Raises BudgetError where that cannot be held."""
+    if config.on_cpu and config.quantization.bf16:
+        return to_be_judged(float_core, core.upsampling, core.card, config.quantization)
+    return mix_precision(
+        float_core,
+        core.upsampling,
+        core.card,
+        "cpu" if config.on_cpu else "tensorrt",
+        config.quantization,
+        half_interface=config.on_tensorrt,
+        rank=config.rank_layers or config.precision_report is not None,
+        say=say,
+    )
+
+
 def _mixed(
     core: Core, float_core: ModelProto, config: BuildConfig, report: EngineReport, say: Say
 ) -> MixedPrecision | None:
@@ -175,16 +196,7 @@ def _mixed(
     if options.int8 and config.on_cpu:
         float_core = fuse_padding(pooling_as_convolution(float_core).model).model
     try:
-        mixed = mix_precision(
-            float_core,
-            core.upsampling,
-            core.card,
-            "cpu" if config.on_cpu else "tensorrt",
-            options,
-            half_interface=config.on_tensorrt,
-            rank=config.rank_layers or config.precision_report is not None,
-            say=say,
-        )
+        mixed = _lowered(core, float_core, config, say)
     except BudgetError as error:
         if config.precision_report is not None:
             write_precision_report(config.precision_report, error.layers)
@@ -198,6 +210,9 @@ def _mixed(
     if options.calib == GOLDEN_ALONE:
         log.warning(NOT_SEEN)
         report.notes = (*report.notes, NOT_SEEN)
+    for note in mixed.notes:
+        log.warning(note)
+    report.notes = (*report.notes, *mixed.notes)
     if any(layer.sensitivity is not None for layer in mixed.layers):
         report.layers = tuple(mixed.layers)
     if mixed.accuracy.metric == "mIoU":

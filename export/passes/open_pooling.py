@@ -199,7 +199,9 @@ class _Opening:
         if source is None:
             shapes = {shape[2:] for shape in self.shapes.of(x)}
             if x in self.local or len(shapes) != 1 or len(shape := shapes.pop()) != 2:
-                raise NotPooledError(self._what_makes_a_grid(x) or f"{named(node)} resizes what is no map of one stride")
+                raise NotPooledError(
+                    self._what_makes_a_grid(x) or f"{named(node)} resizes what is no map of one stride"
+                )
             cells = (shape[0], shape[1])
         if to is None or self.shapes.of(x)[0][1] != self.shapes.of(y)[0][1]:
             raise NotPooledError(f"{named(node)} goes to what is no map of one stride")
@@ -267,9 +269,7 @@ def lowered(opened: ModelProto) -> tuple[ModelProto, tuple[Interpolation, ...]]:
         how = Upsampling(given["mode"], given["coordinates"], rounding=given["rounding"])
         axes = [axis for axis in (0, 1) if given["cells"][axis] or given["source"][axis] != given["stride"][axis]]
         for axis in axes:
-            place = Interpolation(
-                "", axis, how, given["stride"][axis], given["source"][axis], given["cells"][axis]
-            )
+            place = Interpolation("", axis, how, given["stride"][axis], given["source"][axis], given["cells"][axis])
             name = "/".join(map(str, ("places", axis, how.mode, how.coordinates, how.rounding, place.stride)))
             name += f"/{'cells' if place.cells else 'from'}/{place.cells or place.source}"
             found[name] = replace(place, name=name)

@@ -77,7 +77,9 @@ class Excited(nn.Module):
 
     def __init__(self, channels):
         super().__init__()
-        self.gate = nn.Sequential(nn.Conv2d(channels, channels // 2, 1), nn.ReLU(), nn.Conv2d(channels // 2, channels, 1))
+        self.gate = nn.Sequential(
+            nn.Conv2d(channels, channels // 2, 1), nn.ReLU(), nn.Conv2d(channels // 2, channels, 1)
+        )
 
     def forward(self, x):
         return x * self.gate(x.mean((2, 3), keepdim=True)).sigmoid()
@@ -236,7 +238,14 @@ def test_the_plan_is_explained(folder, tmp_path):
     with in_passes(folder / "psp.engine", (1001, 900)) as net:
         memory = f"{net.network.memory // 10**6}MB"
     done = command(
-        "label-images", folder / "psp.engine", tmp_path / "0.png", "-o", tmp_path / "out", "--explain", "--memory", memory
+        "label-images",
+        folder / "psp.engine",
+        tmp_path / "0.png",
+        "-o",
+        tmp_path / "out",
+        "--explain",
+        "--memory",
+        memory,
     )
     assert "1 pass for what the network pools over the whole image" in done.stdout and "not bit for bit" in done.stdout
 
