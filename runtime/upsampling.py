@@ -266,9 +266,9 @@ def places(upsampling: Upsampling, cells: tuple[int, int], padded: tuple[int, in
     """
     if upsampling.mode == "none":
         ends = [np.minimum(np.arange(side), total - 1) for side, total in zip(padded, cells, strict=True)]
-        axes = [_Axis(end, end, np.zeros(len(end), np.float32)) for end in ends]
+        axes = [Axis(end, end, np.zeros(len(end), np.float32)) for end in ends]
     else:
-        axes = [_axis(upsampling, axis, cells[axis], padded[axis], 0, padded[axis]) for axis in (0, 1)]
+        axes = [axis_of(upsampling, axis, cells[axis], padded[axis], 0, padded[axis]) for axis in (0, 1)]
     uniform = [axis.uniform for axis in axes]
     even = all(uniform)
     found = np.empty(sum(padded), PLACE)
