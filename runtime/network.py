@@ -158,6 +158,12 @@ class Network:
         """Whether a plan runs it, on a GPU, whose memory is the backend's to share out."""
         return self.manifest is not None and self.manifest.gpu is not None
 
+    def largest_batch(self, plan: Plan) -> int:
+        """Images that the profile of a plan takes at once; 1 on the CPU, where any number goes."""
+        if self.manifest is None or self.manifest.gpu is None or plan.profile is None:
+            return 1
+        return self.manifest.gpu.profiles[plan.profile].batch
+
     def working_memory(self, pixels: int) -> float:
         """Bytes that the core works with for a padded image of so many pixels; 0 where it is not known."""
         return sum(stage.working_memory(pixels) for stage in self.stages)
