@@ -2,11 +2,11 @@
 
     python -m benchmarks.silicon [--out silicon.json] [--seconds 60] [--sizes 200] [--largest 20000]
 
-It checks driver and wheels, the kernels against NumPy, engines that it builds for this GPU (every precision and library) by
-their golden samples, their labels against those of the CPU at many sizes, eight threads for a minute with the memory
-before and after, and times calls against the bare network and against PyTorch. What is not here is skipped, with the
-reason. All of it is in one JSON, and for people on one page beside it. Exit code 1: something is wrong; please send
-both.
+It checks driver and wheels, the kernels against NumPy, engines that it builds for this GPU (every precision, by both
+libraries where both are here) by their golden samples, their labels against those of the CPU at many sizes, eight
+threads for a minute with the memory before and after, and times calls against the bare network and against PyTorch.
+What is not here is skipped, with the reason. All of it is in one JSON, and for people on one page beside it. Exit code
+1: something is wrong; please send both.
 """
 
 import json
