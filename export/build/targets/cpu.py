@@ -88,7 +88,8 @@ def _int8_draft(job: BuildJob, mixed: MixedPrecision, report: EngineReport) -> D
     manifest = replace(job.float_draft.manifest, precision=job.precision, pooled=passes.pooled)
     report.passes = passes.reason or None
     if (changed := on_pixels(parts, job.float_core, card, mixed.image_mean)) is not None:
-        tried = Draft(replace(manifest, stages=tuple(part.stage for part in changed)), members_of(changed))
+        stages = tuple(part.stage for part in changed)
+        tried = Draft(replace(manifest, stages=stages, pooled=None), members_of(changed))
         with tried.opened(job.config.threads) as net:
             found = mixed.gate.measure_run(net.scores)
         if mixed.gate.holds(found):
