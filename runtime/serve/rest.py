@@ -291,6 +291,7 @@ async def _outcome(
         leaving.cancel()
         working.cancel()
         held.leave()
+        del leaving, working  # or what was raised, this frame and the body would live in a cycle
 
 
 async def _infer(service: Service, exchange: Exchange, receive: Receive, held: Held) -> Answer:

@@ -148,7 +148,11 @@ BAD = [
     (given(data=[1, 2, 256]), "outside uint8"),
     (given(data=[1, 2, 0.5]), "whole numbers"),
     (given(data=[1, [2], 3]), "equal lengths"),
-    (given(data=["1", "2", "3"]), "whole numbers"),
+    (given(data=["1", "2", "3"]), "not all numbers"),
+    (given(data=[True, True, False]), "not all numbers"),
+    (given(data=[1, 2.5, 3]), "whole numbers"),
+    (given(data=[1, 2, 10**400]), "whole numbers"),
+    (given(data=["x" * 100_000] + [""] * 10_000), "not all numbers"),  # 4 GB, where NumPy makes an array of it
     (given([1, 1, 4], data=[1, 2, 3, 4]), "takes [height"),
     (given(datatype="FP32", data=[1, 2, 3]), "takes uint8"),
     (given(datatype="INT64", data=[1, 2, 3]), "choose UINT8"),
