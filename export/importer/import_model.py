@@ -12,6 +12,7 @@ import numpy as np
 from fcn_deploy.export.analysis.accepted_sizes import AcceptedSizes, find_accepted_sizes, run_quietly
 from fcn_deploy.export.analysis.batch_mixing import batch_mixer
 from fcn_deploy.export.analysis.quantised import quantised_by
+from fcn_deploy.export.analysis.twice_the_size import note_on_twice_the_size
 from fcn_deploy.export.dynamic_shapes.compare_with_source import free_and_verify
 from fcn_deploy.export.graph.edit import clone, dims, metadata, set_shape
 from fcn_deploy.export.importer.card import CardEvidence, card_of
@@ -50,13 +51,17 @@ class ImportedModel:
     quantised: str = ""
 
 
-def import_model(path: str | os.PathLike, options: ImportOptions | None = None) -> ImportedModel:
+def import_model(
+    path: str | os.PathLike, options: ImportOptions | None = None, seconds: float = math.inf
+) -> ImportedModel:
     """Read an ONNX model, bring it into the standard form, and find or make its card.
 
     Args:
         path: of a segmentation model: any opset from 7 on, [N,C,H,W] or [N,H,W,C] in and out, of any type of number,
             with scores, probabilities or labels as outputs, of the image's size or smaller.
         options: what the user says of it; None: nothing.
+        seconds: that the comparison of a freed model with larger images may take; it is left out, with a note, where it
+            takes longer.
 
     Raises:
         MisuseError: no such file or output, or options that contradict the model or its own card.
@@ -77,12 +82,14 @@ def import_model(path: str | os.PathLike, options: ImportOptions | None = None) 
             raise MisuseError(f"--bgr is for images of 3 channels, and {name} takes {foreign.channels}")
         model = reverse_channels(model).model
         notes.append(f"{name} wants BGR, as --bgr says: its channels are reversed, and the engine takes RGB")
-    model, freed, multiple = _free(model, foreign, options)
+    model, freed, multiple = _free(model, foreign, options, seconds)
     notes += freed
     foreign.compare(model, change, options.bgr)
     sizes = _accepted_sizes(model, foreign)
     sizes = replace(sizes, multiple=math.lcm(sizes.multiple, multiple))
-    if alone := _alone(model, foreign):
+    if card_text is None and (note := _note_on_twice_the_size(model, foreign, sizes)):
+        notes.append(note)
+    if alone := _alone(model, foreign, sizes):
         notes.append(f"{name} takes one image at a time: in a batch it would give other scores, or none ({alone})")
     sizes = padded_by_choice(model, sizes, options.fit)
     fit = choose_fit(model, sizes, options.fit)
@@ -111,7 +118,9 @@ def _evidence(foreign: ForeignModel, change: OutputChange, sizes: AcceptedSizes)
     )
 
 
-def _free(model: ModelProto, foreign: ForeignModel, options: ImportOptions) -> tuple[ModelProto, list[str], int]:
+def _free(
+    model: ModelProto, foreign: ForeignModel, options: ImportOptions, seconds: float
+) -> tuple[ModelProto, list[str], int]:
     """The model with its batch, height and width free, what was changed, and a multiple that its sizes must be of."""
     if not foreign.static and metadata(foreign.model, CARD_KEY) is not None:
         return model, [], 1
@@ -119,7 +128,7 @@ def _free(model: ModelProto, foreign: ForeignModel, options: ImportOptions) -> t
     scores = [side for side in dims(model.graph.output[0])[1:] if side is not None]  # the standard form names them all
     height, width = foreign.declared
     set_shape(model.graph.input[0], [foreign.batch or "N", foreign.channels, height or "H", width or "W"])
-    model, changes, multiple, hidden = free_and_verify(model, foreign.name, foreign.size, options.assume)
+    model, changes, multiple, hidden = free_and_verify(model, foreign.name, foreign.size, options.assume, seconds)
     if hidden is not None:  # at others it is not what was freed
         foreign.size = hidden
     set_shape(model.graph.input[0], ["N", foreign.channels, "H", "W"])
@@ -129,18 +138,29 @@ def _free(model: ModelProto, foreign: ForeignModel, options: ImportOptions) -> t
 
 def _accepted_sizes(model: ModelProto, foreign: ForeignModel) -> AcceptedSizes:
     """What sizes a model takes, by running it."""
-    run = session(model.SerializeToString())
+    run = session(model.SerializeToString(), arena=False)
     return find_accepted_sizes(lambda height, width: run_quietly(run, foreign.images((height, width)))[0], foreign.name)
 
 
+def _note_on_twice_the_size(model: ModelProto, foreign: ForeignModel, sizes: AcceptedSizes) -> str:
+    run = session(model.SerializeToString())
+    return note_on_twice_the_size(
+        lambda images: run_quietly(run, images)[0], sizes, foreign.channels, foreign.takes_whole_numbers, foreign.name
+    )
+
+
 LOUDER = 8  # by which one image of a batch is multiplied, so that what is taken from both shows
+BATCHED = 64  # pixels, at least, of the sides of these images
 
 
-def _alone(model: ModelProto, foreign: ForeignModel) -> str:
+def _alone(model: ModelProto, foreign: ForeignModel, sizes: AcceptedSizes) -> str:
     """What makes scores depend on what else is in a batch, a node if one is known; "": two images at once are apart."""
     if named := batch_mixer(model):
         return named
-    run, images = session(model.SerializeToString()), foreign.images(count=2)
+    run = session(model.SerializeToString(), arena=False)
+    side = -(-max(BATCHED, sizes.smallest) // sizes.multiple) * sizes.multiple
+    size = (side, side + sizes.multiple)
+    images = foreign.images(size if math.prod(size) < math.prod(foreign.size) else foreign.size, count=2)
     images[0] = np.floor(images[0] / LOUDER) if foreign.takes_whole_numbers else images[0] * LOUDER
     alone = np.concatenate([run_quietly(run, images[index : index + 1])[0] for index in range(2)])
     try:
