@@ -17,7 +17,7 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from ..arrays import AnyArray
-from ..errors import MisuseError
+from ..errors import DeployError, MisuseError
 from .access import Exchange
 from .models import Served
 from .openapi import description
@@ -31,6 +31,7 @@ GRACE_SECONDS = 30.0  # in which a body must begin to come, or an answer to be t
 SLOWEST = 50_000  # … bytes a second: a client that is slower is cut off
 DRAINED = 1 << 30  # bytes of a refused body that are read and thrown away, so that the client gets to read the answer
 PARSED_AT_ONCE = 1 << 16  # bytes of JSON: more is parsed in a thread
+CURLS_OWN = "application/x-www-form-urlencoded"  # what curl says of any body that it is not told of
 LABEL_KINDS = ("labels", "refined", "masks")
 PAGE = {
     "/": ("index.html", "text/html"),
@@ -291,6 +292,7 @@ async def _outcome(
         leaving.cancel()
         working.cancel()
         held.leave()
+        del leaving, working  # or what was raised, this frame and the body would live in a cycle
 
 
 async def _infer(service: Service, exchange: Exchange, receive: Receive, held: Held) -> Answer:
@@ -383,7 +385,12 @@ async def _label(service: Service, exchange: Exchange, receive: Receive, held: H
             return found | ({"rle": run_lengths(results[0])} if format == "rle" else {})
 
         request = InferRequest(None, body, (wanted,))
-        done = await _outcome(service, exchange, receive, held, served, request, write)
+        try:
+            done = await _outcome(service, exchange, receive, held, served, request, write)
+        except DeployError as error:
+            if type(error) is DeployError and exchange.headers.get("content-type") == CURLS_OWN:
+                raise DeployError(f"{error}; curl sends files whole by --data-binary alone, not by -d") from None
+            raise
     headers = {"Server-Timing": _timing(done), "X-Model": served.name, "X-Model-Version": served.version}
     if format == "png":
         return Answer([done.answer], "image/png", headers)
