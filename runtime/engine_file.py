@@ -68,7 +68,7 @@ class EngineFile:
             self.manifest = Manifest.from_json(text, str(path))
             if self._archive.comment != hashlib.sha256(text).hexdigest().encode():
                 raise DeployError(f"{path} is damaged or was edited: its manifest fails its checksum; {REMEDY}")
-            for stage in self.manifest.stages:
+            for stage in self.manifest.all_stages:
                 if stage.file not in self.manifest.members:
                     raise DeployError(f"{path}: the manifest does not list its stage {stage.file}; {REMEDY}")
         except BaseException:
@@ -102,10 +102,17 @@ class EngineFile:
             )
         return content
 
-    def verify(self) -> None:
-        """Check every member; raises DeployError at the first that differs from the manifest."""
+    def verify(self, *wanted: str) -> dict[str, bytes]:
+        """Check every member, and give the content of those that are wanted.
+
+        Raises DeployError at the first that differs from the manifest.
+        """
+        found: dict[str, bytes] = {}
         for name in self.manifest.members:
-            self.read(name)
+            content = self.read(name)
+            if name in wanted:
+                found[name] = content
+        return found
 
     def close(self) -> None:
         self._archive.close()

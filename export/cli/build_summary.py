@@ -22,6 +22,8 @@ def show_build(model: Path, out: Path, report: EngineReport) -> None:
         f"{report.size_multiple}{least}"
     )
     print(_tiles(report.stages))
+    if report.passes:
+        print(f"where that does not suffice: {report.passes}")
     if report.agreement is not None:
         print(_agreement(report.agreement, report.accuracy is not None or report.precision == "float16", report.fit))
     if report.accuracy is not None:
@@ -76,15 +78,19 @@ def _agreement(agreement: Agreement, lowered: bool, fit: str | None) -> str:
 def _accuracy(accuracy: Accuracy, core_bytes: dict[str, int]) -> str:
     """What precision cost, in a few lines."""
     precision = accuracy.precision
-    saw = "did not see" if accuracy.judged_unseen else "SAW TOO, as there were no others"
+    saw = " calibration did not see" if accuracy.judged_unseen else " calibration SAW TOO, as there were no others"
+    saw = saw if accuracy.calibration_images else ""
     before, after = core_bytes["float32"], core_bytes[precision]
     lines = [
         f"{precision}: {accuracy.metric} {accuracy.value:.4f} against {accuracy.float32:.4f} of float32 on "
-        f"{_count(accuracy.images_judged, 'image')} calibration {saw} ({accuracy.drop_points:.2f} points lost, "
+        f"{_count(accuracy.images_judged, 'image')}{saw} ({accuracy.drop_points:.2f} points lost, "
         f"{accuracy.max_drop} allowed)",
-        f"calibrated on {_count(accuracy.calibration_images, 'image')}; {before / 1e6:.1f} → {after / 1e6:.1f} MB; "
-        f"{len(accuracy.kept)} of {accuracy.layers} layers kept higher",
     ]
+    if accuracy.calibration_images:
+        lines.append(
+            f"calibrated on {_count(accuracy.calibration_images, 'image')}; {before / 1e6:.1f} → {after / 1e6:.1f} MB; "
+            f"{len(accuracy.kept)} of {accuracy.layers} layers kept higher"
+        )
     if accuracy.class_drops:
         worst = list(accuracy.class_drops.items())[:SHOWN]
         named = ", ".join(f"{name} {lost:.1f}" for name, lost in worst)
@@ -98,13 +104,14 @@ def _accuracy(accuracy: Accuracy, core_bytes: dict[str, int]) -> str:
 
 
 def _speedup(report: EngineReport) -> str:
-    speedup = report.speedup
+    speedup, low = report.speedup, "int8" if report.accuracy is None else report.accuracy.precision
     if speedup is None:
         return "speed against float32: not measured"
     if speedup < 1:
         kept = "float32 is kept" if report.precision == "float32" else "--fastest would keep float32"
-        return f"int8 is SLOWER here: {1 / speedup:.2f} times the time of float32 (mean over the sizes); {kept}"
-    return f"int8 is {speedup:.2f} times faster than float32 here (mean over the sizes)"
+        rest = f"; {kept}" if low == "int8" else "; omit --bf16"
+        return f"{low} is SLOWER here: {1 / speedup:.2f} times the time of float32 (mean over the sizes){rest}"
+    return f"{low} is {speedup:.2f} times faster than float32 here (mean over the sizes)"
 
 
 def _count(number: int, noun: str) -> str:

@@ -12,6 +12,7 @@ import numpy as np
 from fcn_deploy.export.analysis.accepted_sizes import AcceptedSizes, find_accepted_sizes, run_quietly
 from fcn_deploy.export.analysis.batch_mixing import batch_mixer
 from fcn_deploy.export.analysis.quantised import quantised_by
+from fcn_deploy.export.analysis.twice_the_size import note_on_twice_the_size
 from fcn_deploy.export.dynamic_shapes.compare_with_source import free_and_verify
 from fcn_deploy.export.graph.edit import clone, dims, metadata, set_shape
 from fcn_deploy.export.importer.card import CardEvidence, card_of
@@ -86,6 +87,8 @@ def import_model(
     foreign.compare(model, change, options.bgr)
     sizes = _accepted_sizes(model, foreign)
     sizes = replace(sizes, multiple=math.lcm(sizes.multiple, multiple))
+    if card_text is None and (note := _note_on_twice_the_size(model, foreign, sizes)):
+        notes.append(note)
     if alone := _alone(model, foreign, sizes):
         notes.append(f"{name} takes one image at a time: in a batch it would give other scores, or none ({alone})")
     sizes = padded_by_choice(model, sizes, options.fit)
@@ -137,6 +140,13 @@ def _accepted_sizes(model: ModelProto, foreign: ForeignModel) -> AcceptedSizes:
     """What sizes a model takes, by running it."""
     run = session(model.SerializeToString(), arena=False)
     return find_accepted_sizes(lambda height, width: run_quietly(run, foreign.images((height, width)))[0], foreign.name)
+
+
+def _note_on_twice_the_size(model: ModelProto, foreign: ForeignModel, sizes: AcceptedSizes) -> str:
+    run = session(model.SerializeToString())
+    return note_on_twice_the_size(
+        lambda images: run_quietly(run, images)[0], sizes, foreign.channels, foreign.takes_whole_numbers, foreign.name
+    )
 
 
 LOUDER = 8  # by which one image of a batch is multiplied, so that what is taken from both shows

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 from fcn_deploy.fcn.cli.options import Data, MaskColors, MaskValues
 from fcn_deploy.fcn.recipes import CLASS_WEIGHTS, RECIPES, SCHEDULES, Recipe, described, named
-from fcn_deploy.runtime.command import Force, InputRange, NoData, Threads, run
+from fcn_deploy.runtime.command import Force, InputRange, NoData, Strict, Threads, run
 from fcn_deploy.runtime.errors import DeployError, MisuseError
 from fcn_deploy.runtime.extras import need
 from fcn_deploy.runtime.files import check_writable, refuse_existing
@@ -58,6 +58,7 @@ class DataOptions:
     dtype: Annotated[Dtype | None, typer.Option(help="Type of the images' numbers [default: uint8].")] = None
     input_range: InputRange = None
     nodata: NoData = None
+    strict: Strict = False
     class_file: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Names of the classes, one a line and with a colour if you like."),
@@ -179,6 +180,7 @@ def train_fcn(
     torch = need("torch", "train")
     if data.data == "digits":
         need("sklearn", "train")
+    from fcn_deploy.calibration.datasets import look_at_values
     from fcn_deploy.fcn.train import log_path, train
 
     if threads:
@@ -188,6 +190,9 @@ def train_fcn(
     torch.manual_seed(data.seed)
     checkpoint, start = _begun(network, images, data)
     images, validation = (_read_as(checkpoint.card, split) for split in (images, validation))
+    if data.strict:
+        look_at_values(images)
+        look_at_values(validation)
     # Digits are drawn, and right by construction.
     judged = _say_what_is_absent(images, validation, data) if data.data != "digits" else len(images.classes)
     check_writable(out)
@@ -245,7 +250,8 @@ def _loaded(data: DataOptions) -> tuple["LabelledImages", "LabelledImages"]:
         raise MisuseError("digits are of the range 0 to 255; --input-range is of files: omit it")
     if data.input_range is not None:
         parse_range(data.input_range)
-    masks, reading = MaskOptions(data.mask_values, data.mask_colors), ReadOptions(no_data=data.nodata)
+    masks = MaskOptions(data.mask_values, data.mask_colors)
+    reading = ReadOptions(no_data=data.nodata, strict=data.strict)
     images, validation = (
         load_dataset(
             data.data, split, seed=data.seed, count=count, masks=masks, reading=reading, class_file=data.class_file

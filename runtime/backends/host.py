@@ -2,8 +2,9 @@
 
 import math
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from itertools import repeat
 
 import numpy as np
 
@@ -25,34 +26,45 @@ class HostBackend:
         sessions: of each stage.
         card: of the model.
         upsampling: what makes full-size scores of the core's.
-        border: of a first stage that takes the image as it is (`Stage.border`).
+        border, block: of a first stage that takes the image as it is (`Stage`).
     """
 
     batches = True
     first_runs = 1
 
     def __init__(
-        self, sessions: Sequence[Session], card: ModelCard, upsampling: Upsampling, border: Border | None = None
+        self,
+        sessions: Sequence[Session],
+        card: ModelCard,
+        upsampling: Upsampling,
+        border: Border | None = None,
+        block: int = 1,
     ) -> None:
         self.name = sessions[0].name
-        self._sessions, self._card, self._upsampling, self._border = tuple(sessions), card, upsampling, border
+        self._sessions, self._card, self._upsampling = tuple(sessions), card, upsampling
+        self._border, self._block = border, block
         self._buffers = threading.local()
 
     def scores(self, images: Sequence[Image]) -> Floats:
         """As `Backend` says."""
         if len(images) == 1:
             return self.core(self.prepared(images[0]))
-        shape = input_shape(size_of(images[0]), self._card, self._border)
+        shape = input_shape(size_of(images[0]), self._card, self._border, self._block)
         batch = np.empty((len(images), *shape), self._input_dtype)
         for image, place in zip(images, batch, strict=True):
-            prepare(image, self._card, place.reshape(-1), self._border)
+            prepare(image, self._card, place.reshape(-1), self._border, self._block)
         return self.core(batch)
 
-    def labels(self, image: Image) -> Labels:
+    def labels(self, images: Sequence[Image]) -> list[Labels]:
         """As `Backend` says."""
-        size = size_of(image)
-        window = ScoreWindow.whole(self.scores([image])[0], padded_size(*size, self._card), size)
-        return labels_from_scores(window, self._upsampling, self._card)
+        sizes = [size_of(image) for image in images]
+        padded = padded_size(*sizes[0], self._card)
+        windows = [ScoreWindow.whole(*each) for each in zip(self.scores(images), repeat(padded), sizes, strict=False)]
+        return [labels_from_scores(window, self._upsampling, self._card) for window in windows]
+
+    def warming(self) -> Iterator[None]:
+        """As `Backend` says."""
+        yield
 
     def run_stage(self, index: int, part: AnyArray) -> AnyArray:
         """As `Backend` says."""
@@ -61,12 +73,12 @@ class HostBackend:
 
     def prepared(self, image: Image) -> AnyArray:
         """An image, or a part of one, as the first stage takes it; the next call on this thread reuses its memory."""
-        count = math.prod(input_shape(size_of(image), self._card, self._border))
+        count = math.prod(input_shape(size_of(image), self._card, self._border, self._block))
         # One buffer per thread, kept: a fresh one costs page faults on every call.
         buffer: AnyArray | None = getattr(self._buffers, "data", None)
         if buffer is None or len(buffer) < count:
             buffer = self._buffers.data = np.empty(count, self._input_dtype)
-        return prepare(image, self._card, buffer, self._border)
+        return prepare(image, self._card, buffer, self._border, self._block)
 
     def core(self, prepared: AnyArray) -> Floats:
         """All stages on what `prepared` gives, one image or several: float32 [N, K, h, w]."""
