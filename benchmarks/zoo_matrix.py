@@ -83,7 +83,7 @@ def row(name: str) -> dict[str, Any]:
         times: dict[str, list[float]] = {"ours": [], "plain": []}
         with Segmenter(engine, threads=1) as net:
             whole = next((stage.whole for stage in net.network.manifest.stages if stage.halo is None), "")
-            wrong = wrong_labels(net, scores_of(model, name), card)
+            wrong, compared = wrong_labels(net, scores_of(model, name), card)
             for _ in range(ROUNDS):  # one after the other, so that what else the machine does counts for both
                 for size in SIZES:
                     image = np.random.default_rng(0).integers(0, 256, (*size, card.channels), np.uint8)
@@ -104,16 +104,17 @@ def row(name: str) -> dict[str, Any]:
         "worst": max(difference.logits for difference in differences),
         "whole": whole,
         "wrong_labels": wrong,
+        "sizes_compared": compared,
         "export_seconds": exported - start,
         "build_seconds": built - exported,
         "time": min(times["ours"][:: len(SIZES)]) / min(times["plain"][:: len(SIZES)]),
     }
 
 
-def wrong_labels(net: Any, module: Any, card: Any) -> int | None:
-    """Of images of UNSEEN sizes that the module takes, how many pixels with clear scores have another label than its.
+def wrong_labels(net: Any, module: Any, card: Any) -> tuple[int, int]:
+    """(pixels with clear scores that have another label than the module's, at how many of UNSEEN sizes it was asked).
 
-    None: it takes none of these sizes by itself, and what the export does with them has no counterpart in PyTorch.
+    What the export does with sizes that the module does not take by itself has no counterpart in PyTorch.
     """
     import numpy as np
     import torch
@@ -136,7 +137,7 @@ def wrong_labels(net: Any, module: Any, card: Any) -> int | None:
         compared += 1
         scores = scores[0].numpy()
         wrong += int((net(image) != scores.argmax(0))[decided(scores, card)].sum())
-    return wrong if compared else None
+    return wrong, compared
 
 
 def tried(python: Path, name: str, seconds: int) -> dict[str, Any]:
@@ -169,12 +170,10 @@ def as_text(found: dict[str, Any]) -> str:
         return f"{found['network']:26} {'refused' if found['refused'] else 'FAILED'}: {found['error'][:200]}"
     fit = f"{found['fit']} {found['multiple']}" if found["fit"] else "every size"
     tiles = "tiles" if not found["whole"] else f"whole: {found['whole'].split()[0]}"
-    wrong = {None: "not compared", 0: "labels equal"}.get(
-        found["wrong_labels"], f"{found['wrong_labels']} WRONG LABELS"
-    )
+    wrong = f"{found['wrong_labels']} wrong labels at {found['sizes_compared']} sizes"
     return (
         f"{found['network']:26} {found['exporter']:12} {fit:12} stride {found['stride']:2}  {found['worst']:.0e}  "
-        f"{wrong:12} {tiles:32} {found['export_seconds']:5.0f} s {found['build_seconds']:5.0f} s  × {found['time']:.2f}"
+        f"{wrong:26} {tiles:32} {found['export_seconds']:5.0f} s {found['build_seconds']:5.0f} s  × {found['time']:.2f}"
     )
 
 
