@@ -9,7 +9,7 @@ from fcn_deploy.export.analysis.trial_memory import TrialMemory
 from fcn_deploy.runtime.errors import DeployError, one_line
 
 # Sides that a network of some multiple takes: a multiple divides one of them, and is found among its divisors.
-BASES = (192, 320, 448, 768, 576, 800, 960)
+BASES = (96, 192, 320, 448, 768, 576, 800, 960)
 # What is run, in multiples beyond a side, to see whether it is taken: odd, even, not square.
 NEIGHBOURS = ((0, 0), (0, 1), (2, 1))
 # And once the multiple and the smallest side are found, of those whose sides are beyond it by so many pixels at most.
