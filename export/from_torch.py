@@ -105,6 +105,7 @@ def export_module(
         DeployError: it cannot be exported, or a size is baked in.
     """
     options = options or ImportOptions()
+    options.refuse_several("what export-onnx writes has one")
     if card is not None:
         options.refuse_beside_card(name, "modules")
     network = _network_of(model, card, options, name, note)

@@ -22,7 +22,6 @@ from .no_data import filled
 from .plan import Plan
 from .prepare import padded_size
 from .reuse import Frame, Reuse
-from .upsampling import result_bytes
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -175,7 +174,7 @@ class Stream:
         memory = network.memory_budget()
         # An image, what its decoder keeps beside it, and its results.
         each = 2 * network.card.channels * np.dtype(network.card.dtype).itemsize
-        each += sum(result_bytes(kind, network.card) for kind in self.kinds)
+        each += sum(network.result_bytes(kind) for kind in self.kinds)
         self.pixels = min(PIXELS_AHEAD, int(memory * SHARE_AHEAD / each))
         self._shared = memory * (1 - SHARE_AHEAD) / CALLERS  # bytes of a run that has another beside it
 

@@ -242,7 +242,8 @@ class EngineReport:
         machine: it was built on.
         notes: what was assumed of the model or changed in it, a line each.
         stages: of the core.
-        agreement: of the float32 core with the model.
+        agreement: of the float32 core with the model, of the first output where there are several.
+        further_agreements: name → that of each further output.
         accuracy: what low precision cost; None in float32.
         layers: what each costs in low precision, where it was measured.
         core_bytes: precision → bytes of the core network.
@@ -270,6 +271,7 @@ class EngineReport:
     notes: tuple[str, ...] = ()
     stages: tuple[StageReport, ...] = ()
     agreement: Agreement | None = None
+    further_agreements: dict[str, Agreement] = field(default_factory=dict)
     accuracy: Accuracy | None = None
     layers: tuple[LayerPrecision, ...] | None = None
     core_bytes: dict[str, int] | None = None

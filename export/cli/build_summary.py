@@ -24,6 +24,8 @@ def show_build(model: Path, out: Path, report: EngineReport) -> None:
     print(_tiles(report.stages))
     if report.agreement is not None:
         print(_agreement(report.agreement, report.accuracy is not None or report.precision == "float16", report.fit))
+    for name, agreement in report.further_agreements.items():
+        print(f"output {name}: {_agreement(agreement, False, report.fit)}")
     if report.accuracy is not None:
         print(_accuracy(report.accuracy, report.core_bytes or {}))
     if plan := report.builder:

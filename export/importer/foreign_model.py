@@ -255,7 +255,7 @@ class ForeignModel:
         if others:
             self.notes.append(
                 f"{self.name} has several outputs; {chosen} is used, and {', '.join(others)} left out (the largest, "
-                "scores before labels, the first; --output names another)"
+                "scores before labels, the first; --output names another, or several: a,b)"
             )
         return chosen
 

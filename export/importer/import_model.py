@@ -24,7 +24,7 @@ from fcn_deploy.export.importer.standard_form import standard_form
 from fcn_deploy.export.passes.reverse_channels import reverse_channels
 from fcn_deploy.export.tolerances import STANDARD_FORM
 from fcn_deploy.runtime.backends.onnxruntime import session
-from fcn_deploy.runtime.errors import MisuseError
+from fcn_deploy.runtime.errors import DeployError, MisuseError
 from fcn_deploy.runtime.model_card import CARD_KEY, ModelCard, check_card
 from onnx import ModelProto
 
@@ -40,6 +40,8 @@ class ImportedModel:
         sizes: that the network in it takes by itself.
         fit: how images of other sizes are fitted to it: one of FITS; "": it takes them all.
         quantised: the first node that quantises in it; "": it is of floats.
+        output: name of the output that this is, as the file has it.
+        further: of several outputs, the others, of the same sizes.
     """
 
     model: ModelProto
@@ -48,6 +50,8 @@ class ImportedModel:
     sizes: AcceptedSizes = AcceptedSizes()  # noqa: RUF009  # it is frozen
     fit: str = ""
     quantised: str = ""
+    output: str = ""
+    further: tuple["ImportedModel", ...] = ()
 
 
 def import_model(path: str | os.PathLike, options: ImportOptions | None = None) -> ImportedModel:
@@ -56,13 +60,37 @@ def import_model(path: str | os.PathLike, options: ImportOptions | None = None) 
     Args:
         path: of a segmentation model: any opset from 7 on, [N,C,H,W] or [N,H,W,C] in and out, of any type of number,
             with scores, probabilities or labels as outputs, of the image's size or smaller.
-        options: what the user says of it; None: nothing.
+        options: what the user says of it; None: nothing. Of several outputs, each is a model, in `further`.
 
     Raises:
         MisuseError: no such file or output, or options that contradict the model or its own card.
-        DeployError: a model that cannot be taken: its node and the reason.
+        DeployError: a model that cannot be taken: its node and the reason; outputs that are of different sizes.
     """
-    options, name = options or ImportOptions(), str(path)
+    options = options or ImportOptions()
+    if not options.further:
+        return _import(path, options)
+    said = (replace(options, further=()), *options.further)
+    models = [_import(path, each) for each in said]
+    multiple = math.lcm(*(each.sizes.multiple for each in models))
+    smallest = max(each.sizes.smallest for each in models)
+    models = [
+        each
+        if (each.sizes.multiple, each.sizes.smallest) == (multiple, smallest)
+        else _import(path, options, (multiple, smallest))  # what the whole network takes, whatever one output does
+        for each, options in zip(models, said, strict=True)
+    ]
+    if len({each.fit for each in models}) > 1:
+        raise DeployError(
+            f"{path} takes multiples of {multiple} only, and its outputs would have images padded or resized to them; "
+            "say --fit pad or --fit resize for all"
+        )
+    notes = dict.fromkeys(note for each in models for note in each.notes)
+    return replace(models[0], notes=tuple(notes), further=tuple(models[1:]))
+
+
+def _import(path: str | os.PathLike, options: ImportOptions, at_least: tuple[int, int] = (1, 1)) -> ImportedModel:
+    """One output of a model; `at_least`: the (multiple, smallest size) that the others want."""
+    name = str(path)
     model = load_model(path, options.output)
     card_text = metadata(model, CARD_KEY)
     if card_text is not None:
@@ -81,7 +109,11 @@ def import_model(path: str | os.PathLike, options: ImportOptions | None = None) 
     notes += freed
     foreign.compare(model, change, options.bgr)
     sizes = _accepted_sizes(model, foreign)
-    sizes = replace(sizes, multiple=math.lcm(sizes.multiple, multiple))
+    sizes = replace(
+        sizes,
+        multiple=math.lcm(sizes.multiple, multiple, at_least[0]),
+        smallest=max(sizes.smallest, at_least[1]),
+    )
     if alone := _alone(model, foreign):
         notes.append(f"{name} takes one image at a time: in a batch it would give other scores, or none ({alone})")
     sizes = padded_by_choice(model, sizes, options.fit)
@@ -97,7 +129,7 @@ def import_model(path: str | os.PathLike, options: ImportOptions | None = None) 
     card = options.with_range(card, notes.append)
     if quantised := quantised_by(model):
         notes.append(f"{name} is quantised already, by node {quantised}; it is built as it is, INT8")
-    return ImportedModel(model, replace(card, alone=alone), tuple(notes), sizes, fit, quantised)
+    return ImportedModel(model, replace(card, alone=alone), tuple(notes), sizes, fit, quantised, foreign.output)
 
 
 def _evidence(foreign: ForeignModel, change: OutputChange, sizes: AcceptedSizes) -> CardEvidence:

@@ -36,6 +36,7 @@ class ImportOptions:
         range: which numbers of files are the network's 0 and 1, as the card's; also of a model that carries a card.
         fit: how images are fitted to the sizes that the network takes: one of FITS; None: as choose_fit says.
         assume: node → what its numbers are in a model of one size: one of ASSUMPTIONS.
+        further: the same of further outputs, each of which is a head of the engine.
     """
 
     mean: tuple[float, ...] | None = None
@@ -50,6 +51,7 @@ class ImportOptions:
     range: Range | str | None = None
     fit: str | None = None
     assume: Mapping[str, str] | None = None
+    further: tuple["ImportOptions", ...] = ()
 
     def __post_init__(self) -> None:
         if self.range is not None:
@@ -85,6 +87,14 @@ class ImportOptions:
         if card.range not in (None, self.range):
             note(f"--input-range takes the place of the card's range, {card.range}")
         return replace(card, range=self.range)
+
+    def refuse_several(self, why: str) -> None:
+        """Raise MisuseError where several outputs are named; `why` that cannot be."""
+        if self.further:
+            names = ",".join(str(each.output) for each in (self, *self.further))
+            raise MisuseError(
+                f"--output {names}: {why}; name one, or give build-engine an ONNX that has them all (torch.onnx.export)"
+            )
 
     def refuse_beside_card(self, name: str, what: str = "models") -> None:
         """Raise MisuseError where something is said of a model that has a card; `what` kind of thing it is."""

@@ -9,6 +9,7 @@ import numpy as np
 
 from ..arrays import AnyArray, Floats, Image, Labels, size_of
 from ..errors import DeployError
+from ..heads import Heads
 from ..manifest import Upsampling
 from ..model_card import ModelCard
 from ..no_data import usable
@@ -26,16 +27,23 @@ class HostBackend:
         card: of the model.
         upsampling: what makes full-size scores of the core's.
         border: of a first stage that takes the image as it is (`Stage.border`).
+        heads: whose scores these are, where they are of several; the card and upsampling are of the chosen one.
     """
 
     batches = True
     first_runs = 1
 
     def __init__(
-        self, sessions: Sequence[Session], card: ModelCard, upsampling: Upsampling, border: Border | None = None
+        self,
+        sessions: Sequence[Session],
+        card: ModelCard,
+        upsampling: Upsampling,
+        border: Border | None = None,
+        heads: Heads | None = None,
     ) -> None:
         self.name = sessions[0].name
         self._sessions, self._card, self._upsampling, self._border = tuple(sessions), card, upsampling, border
+        self._heads = heads or Heads(card, upsampling, (), None, self.name)
         self._buffers = threading.local()
 
     def scores(self, images: Sequence[Image]) -> Floats:
@@ -52,7 +60,7 @@ class HostBackend:
         """As `Backend` says."""
         size = size_of(image)
         window = ScoreWindow.whole(self.scores([image])[0], padded_size(*size, self._card), size)
-        return labels_from_scores(window, self._upsampling, self._card)
+        return labels_from_scores(self._heads.view("labels").own(window), self._upsampling, self._card)
 
     def run_stage(self, index: int, part: AnyArray) -> AnyArray:
         """As `Backend` says."""
@@ -91,7 +99,18 @@ class HostBackend:
         self._buffers = threading.local()
 
     def _usable(self, scores: Floats) -> Floats:
-        return usable(scores, self._card, interpolated=self._upsampling.mode == "linear")
+        interpolated = self._upsampling.mode == "linear"
+        if not self._heads.names:
+            return usable(scores, self._card, interpolated)
+        parts = [
+            usable(scores[..., view.channels, :, :], view.card, interpolated)
+            for view in self._heads.each()
+            if view.channels is not None
+        ]
+        if all(np.may_share_memory(part, scores) for part in parts):
+            return scores
+        whole: Floats = np.concatenate(parts, axis=-3)
+        return whole
 
     @property
     def _input_dtype(self) -> type[np.float32 | np.uint8]:
