@@ -14,7 +14,13 @@ import numpy as np
 import onnx
 import torch
 import torch.nn.functional as F
-from fcn_deploy.export.analysis.accepted_sizes import AcceptedSizes, find_accepted_sizes, run_quietly
+from fcn_deploy.export.analysis.accepted_sizes import (
+    AcceptedSizes,
+    find_accepted_sizes,
+    only_at,
+    run_quietly,
+    size_that_runs,
+)
 from fcn_deploy.export.analysis.decision import label_maker
 from fcn_deploy.export.analysis.map_shapes import score_stride
 from fcn_deploy.export.analysis.model_end import ends_in_sigmoid, find_end
@@ -31,7 +37,7 @@ from fcn_deploy.export.passes.split_head import split_head
 from fcn_deploy.export.tolerances import EXPORTED_MODEL, SIGMOID_ROUNDING
 from fcn_deploy.fcn.architecture import AnySize, upsample
 from fcn_deploy.fcn.exportable import Exportable
-from fcn_deploy.fcn.foreign import ScoresModule, scores_of
+from fcn_deploy.fcn.foreign import ScoresModule, likely_sizes, scores_of
 from fcn_deploy.fcn.programs import is_program, is_script
 from fcn_deploy.runtime.backends.onnxruntime import session
 from fcn_deploy.runtime.errors import DeployError, MisuseError, one_line
@@ -114,7 +120,7 @@ def export_module(
     exporters: Sequence[str] = (exporter,)
     if exporter == "auto":  # an exported program has no sizes of its own that a trace would see
         exporters = EXPORTERS[::-1] if is_program(network.module) else EXPORTERS
-    exported = _first_that_holds(network, exporters, opset_version, options.fit)
+    exported = _first_that_holds(network, exporters, opset_version, options.fit_kind)
     for line in exported.notes:
         note(line)
     graph = exported.graph
@@ -166,11 +172,34 @@ def _network_of(model: nn.Module, card: ModelCard | None, options: ImportOptions
     if isinstance(model, AnySize):
         if options.output is not None:
             raise MisuseError(f"{name} gives scores alone; omit --output {options.output}")
+        if options.fit_size is not None:
+            raise MisuseError(f"{name} takes every size by itself; omit --fit {options.fit}")
         sizes = AcceptedSizes(model.size_multiple, scores=model.architecture.classes)
         return _Network(_Multiples(model.eval()).eval(), model.architecture.channels, sizes, name, True)
-    scores = scores_of(model, name, card.channels if card else None, options.output, note)
+    only, own = options.fit_size, likely_sizes(model)
+    scores = scores_of(model, name, card.channels if card else None, options.output, note, [only] if only else own)
     network = _Network(scores.eval(), scores.channels, AcceptedSizes(), name, False)
-    return replace(network, sizes=find_accepted_sizes(network.scores, name))
+    if only is not None:
+        return replace(network, sizes=only_at(network.scores, name, only))
+    try:
+        return replace(network, sizes=find_accepted_sizes(network.scores, name))
+    except DeployError as error:
+        raise _of_one_size(network, own) or error from error
+
+
+def _of_one_size(network: _Network, own: Sequence[tuple[int, int]]) -> DeployError | None:
+    """What is said of a network that takes one size, or squares alone; `own`: sizes that it may take."""
+    size = size_that_runs(network.scores, own)
+    if size is None:
+        return None
+    height, width = size
+    what = f"{height}×{width} only"
+    if size_that_runs(network.scores, [(height, 2 * width), (2 * height, 2 * width)]) == (2 * height, 2 * width):
+        what = f"squares only, such as {height}×{width}"
+    return DeployError(
+        f"{network.name} takes {what}; --fit {height}x{width} resizes every image to that bilinearly, and its scores "
+        "back, which is not what the network would give at the image's own size"
+    )
 
 
 class _Multiples(nn.Module):
@@ -266,7 +295,7 @@ def _first_that_holds(network: _Network, exporters: Sequence[str], opset_version
 
 def _multiples_that_hold(network: _Network, graphs: Sequence[onnx.ModelProto]) -> AcceptedSizes | None:
     """The least multiples at which one of its graphs is a network that takes every size; None: there are none."""
-    if network.ours or network.sizes.multiple > 1:
+    if network.ours or network.sizes.multiple > 1 or network.sizes.only is not None:
         return None
     for graph in graphs:
         run = session(graph.SerializeToString())
@@ -306,6 +335,8 @@ def _at_every_size(network: _Network, graph: onnx.ModelProto, fit: str | None) -
     try:
         return _fitted_and_verified(network, graph, fit)
     except DeployError as baked:
+        if network.sizes.only is not None:
+            raise
         try:
             set_shape(graph.graph.input[0], [1, network.channels, *traced_size(network.sizes)])
             freed = free_sizes(graph)
@@ -320,7 +351,7 @@ def _fitted_and_verified(network: _Network, graph: onnx.ModelProto, fit: str | N
     """The graph with what fits images of every size to it, compared with PyTorch. Raises DeployError."""
     sizes, name = padded_by_choice(graph, network.sizes, fit), network.name
     # The exporters name dimensions as they please, and leave known ones out.
-    set_shape(graph.graph.input[0], ["N", network.channels, "H", "W"])
+    set_shape(graph.graph.input[0], ["N", network.channels, *(sizes.only or ("H", "W"))])
     set_shape(graph.graph.output[0], ["N", sizes.scores, "H", "W"])
     chosen, whole = choose_fit(graph, sizes, fit), global_operator(graph)
     made, notes = fit_images(graph, sizes, name, fit)
@@ -331,7 +362,9 @@ def _fitted_and_verified(network: _Network, graph: onnx.ModelProto, fit: str | N
 
 
 def traced_size(sizes: AcceptedSizes) -> tuple[int, int]:
-    """(height, width) of the image that the exporters run: of a size that the network takes, and not square."""
+    """(height, width) of the image that the exporters run: of a size that the network takes, not square if it may."""
+    if sizes.only is not None:
+        return sizes.only
 
     def side(usual: int, count: int) -> int:
         return max(-(-usual // sizes.multiple), count) * sizes.multiple
@@ -371,6 +404,7 @@ def _torchscript(model: nn.Module, channels: int, sizes: AcceptedSizes, opset_ve
     buffer, image = io.BytesIO(), torch.zeros(1, channels, *traced_size(sizes))
     if is_script(model):  # freezing writes its calls and lists out, as the exporter wants them
         model = torch.jit.freeze(torch.jit.trace(model, image, check_trace=False).eval())
+    free = {0: "N"} if sizes.only is not None else {0: "N", 2: "H", 3: "W"}
     torch.onnx.export(
         model,
         (image,),
@@ -379,7 +413,7 @@ def _torchscript(model: nn.Module, channels: int, sizes: AcceptedSizes, opset_ve
         opset_version=opset_version,
         input_names=["image"],
         output_names=["logits"],
-        dynamic_axes={"image": {0: "N", 2: "H", 3: "W"}, "logits": {0: "N", 2: "H", 3: "W"}},
+        dynamic_axes={"image": free, "logits": free},
     )
     return onnx.load_from_string(buffer.getvalue())
 
@@ -394,7 +428,9 @@ def _dynamo(model: nn.Module, channels: int, sizes: AcceptedSizes, opset_version
         opset_version=opset_version,
         input_names=["image"],
         output_names=["logits"],
-        dynamic_shapes=({0: batch, 2: sizes.multiple * rows, 3: sizes.multiple * columns},),
+        dynamic_shapes=(
+            {0: batch} if sizes.only else {0: batch, 2: sizes.multiple * rows, 3: sizes.multiple * columns},
+        ),
     )
     assert program is not None
     return program.model_proto
@@ -472,6 +508,7 @@ def _any_size(model: nn.Module, sizes: AcceptedSizes, fit: str) -> Callable[[tor
     def resized(x: torch.Tensor) -> torch.Tensor:
         size = list(x.shape[2:])
         nearest = [max((side + multiple // 2) // multiple * multiple, multiple, smallest) for side in size]
+        nearest = nearest if sizes.only is None else list(sizes.only)
         return F.interpolate(model(F.interpolate(x, nearest, mode="bilinear")), size, mode="bilinear")
 
     return resized if fit == "resize" else padded

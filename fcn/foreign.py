@@ -6,7 +6,7 @@ import importlib
 import inspect
 import math
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,10 @@ from torch import nn
 Note = Callable[[str], None]
 TRIED = ((128, 192), (512, 768))  # sizes at which a module's layout is found, multiples of all that are usual
 USUAL_KEYS = ("out", "logits")  # torchvision's, and that of Hugging Face
+# What libraries call the size of images that a network is made for, and what can be one.
+SIZE_NAMES = ("img_size", "image_size", "input_size", "default_input_size", "crop_size", "img_dim")
+LEAST_SIDE, LARGEST_SIDE = 16, 2048
+SQUARES = (224, 256, 384, 512, 518, 192, 128, 64, 640, 448, 336, 1024)  # usual sides of networks that take one size
 SHOWN = 4  # names in an error
 
 
@@ -198,7 +202,12 @@ class ScoresModule(nn.Module):
 
 
 def scores_of(
-    model: nn.Module, name: str, channels: int | None = None, output: str | None = None, note: Note = lambda line: None
+    model: nn.Module,
+    name: str,
+    channels: int | None = None,
+    output: str | None = None,
+    note: Note = lambda line: None,
+    sizes: Sequence[tuple[int, int]] = (),
 ) -> ScoresModule:
     """A module from elsewhere as [N,C,H,W] → [N,K,h,w], its layout and output found by running it.
 
@@ -206,6 +215,7 @@ def scores_of(
         channels: of the image; None: as its convolutions tell.
         output: a key, field or index of what it gives; None: `out`, `logits`, or the first map.
         note: called with what was found, a line each, where there was a choice.
+        sizes: (height, width) of images that it may take, where it does not take those that are tried first.
 
     Raises:
         MisuseError: no such output, or a choice that is the user's.
@@ -215,7 +225,7 @@ def scores_of(
     model = _settled(uncompiled(unwrapped(model), note, name), name, note)
     tried = [channels] if channels else _channels(model)
     keyword, failures = _keyword(model), []
-    for size in TRIED:
+    for size in (*TRIED, *sizes):
         for count in tried:
             for in_last in (False, True):
                 made = ScoresModule(model, count).eval()
@@ -237,6 +247,21 @@ def scores_of(
     made = ScoresModule(model, tried[0]).eval()
     made.keyword = keyword
     return made
+
+
+def likely_sizes(model: nn.Module) -> list[tuple[int, int]]:
+    """(height, width) of images that a network of one size may take: of its attributes or config, or usual."""
+    found: dict[tuple[int, int], None] = {}
+    for module in nn.Module.modules(model):
+        for owner in (module, getattr(module, "config", None)):
+            for name in SIZE_NAMES:
+                value = owner.get(name) if isinstance(owner, Mapping) else getattr(owner, name, None)
+                sides = [value, value] if isinstance(value, int) else value
+                if isinstance(sides, tuple | list) and len(sides) in (2, 3) and all(isinstance(s, int) for s in sides):
+                    sides = sides[-2:]
+                    if all(LEAST_SIDE <= side <= LARGEST_SIDE for side in sides):
+                        found[sides[0], sides[1]] = None
+    return list(dict.fromkeys([*found, *((side, side) for side in SQUARES)]))
 
 
 def _run(made: ScoresModule, image: torch.Tensor) -> Any:

@@ -16,7 +16,7 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 
 from .arrays import AnyArray, Image, size_of
-from .errors import DeployError, MisuseError, one_line
+from .errors import DeployError, MisuseError, brief, one_line
 from .network import BatchCost, Network
 from .no_data import filled
 from .plan import Plan
@@ -355,7 +355,7 @@ def _same_scores(network: Network, images: Sequence[Image]) -> bool:
 def said(error: Exception, source: object) -> str:
     """What a record says of an error, in one line."""
     text = one_line(error)
-    return text if isinstance(error, DeployError) else f"{source}: {type(error).__name__}: {text}"
+    return text if isinstance(error, DeployError) else brief(f"{source}: {type(error).__name__}: {text}")
 
 
 def describe_plan(plan: Plan) -> dict[str, Any]:

@@ -18,11 +18,6 @@ Said = TypeVar("Said")
 RENAMED = {"--mean": "--input-mean", "--std": "--input-std", "--scale": "--input-scale"}
 
 
-class Fit(StrEnum):
-    pad = "pad"
-    resize = "resize"
-
-
 class Activation(StrEnum):
     softmax = "softmax"
     sigmoid = "sigmoid"
@@ -94,10 +89,12 @@ class ModelOptions:
         Path | None, typer.Option(metavar="FILE", help="TOML file with fields of the model card (docs: formats).")
     ] = None
     fit: Annotated[
-        Fit | None,
+        str | None,
         typer.Option(
+            metavar="FIT",
             help="What is done with images for a model that takes only multiples of some size: pad them, or resize "
-            "them to the nearest [default: pad, but resize where the network looks at the whole image]."
+            "them to the nearest [default: pad, but resize where the network looks at the whole image]. HxW: resize "
+            "all to that one size, for a model that takes no other.",
         ),
     ] = None
 
@@ -137,7 +134,7 @@ class ModelOptions:
                 threshold=limit[0] if limit is not None and len(limit) == 1 else limit,
                 range=None if self.input_range is None else parse_range(self.input_range),
                 card=None if self.card is None else read_card_file(self.card),
-                fit=None if self.fit is None else self.fit.value,
+                fit=self.fit,
                 assume=None if not self.assume else dict(_assumption(each) for each in self.assume),
             )
             for output, said, activation, limit in zip(outputs, classes, activations, limits, strict=True)

@@ -15,7 +15,7 @@ from fcn_deploy.export.importer.score_map import OutputChange, find_map_axes
 from fcn_deploy.export.passes.as_float32 import as_float32
 from fcn_deploy.export.tolerances import STANDARD_FORM, STANDARD_FORM_OF_HALF
 from fcn_deploy.runtime.backends.onnxruntime import session
-from fcn_deploy.runtime.errors import DeployError, one_line
+from fcn_deploy.runtime.errors import DeployError, MisuseError, one_line
 from fcn_deploy.runtime.plan import available_memory
 from fcn_deploy.runtime.process_memory import forget_highest, highest, resident
 from onnx import ModelProto, TensorProto, ValueInfoProto
@@ -72,15 +72,26 @@ class ForeignModel:
         DeployError: it takes no image, runs at no size, or gives nothing that follows the image.
     """
 
-    def __init__(self, model: ModelProto, name: str, kinds: bool = False, dropped: Shapes | None = None) -> None:
+    def __init__(
+        self,
+        model: ModelProto,
+        name: str,
+        kinds: bool = False,
+        dropped: Shapes | None = None,
+        only: Size | None = None,
+    ) -> None:
         """Of a model as read; `kinds`: outputs that are no scores of classes are refused, also by the shapes of those
-        that were `dropped` from the model.
+        that were `dropped` from the model. `only`: the one size that it is run at.
         """
         self.model, self.name = model, name
         self._kinds, self._dropped = kinds, dict(dropped or {})
         self.flat: dict[str, int] = {}
         self.notes: list[str] = []
         self._read_input()
+        self._only = only
+        if only is not None and any(side not in (None, given) for side, given in zip(self.declared, only, strict=True)):
+            own = "x".join(str(side or given) for side, given in zip(self.declared, only, strict=True))
+            raise MisuseError(f"--fit {only[0]}x{only[1]}, and {name} takes {own} alone; say --fit {own}, or omit it")
         try:
             self._session = session(model.SerializeToString(), optimise=False)
             native = self._session.get_inputs()[0].type in NUMPY_TYPES
@@ -204,6 +215,7 @@ class ForeignModel:
         """A size at which some output follows the image, and what the model gives there."""
         height, width = self.declared
         tried = list(dict.fromkeys((height or rows, width or columns) for rows, columns in TRIED_SIZES))
+        tried = tried if self._only is None else [self._only]
         reason: str | None = None
         ran: dict[Size, dict[str, np.ndarray]] = {}
         most, by_square, before = min(available_memory() * MEMORY_SHARE, MOST_MEMORY), 0.0, resident() or 0

@@ -6,10 +6,12 @@ at its own conventions, before anything is built.
 
 import math
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import numpy as np
-from fcn_deploy.export.analysis.accepted_sizes import AcceptedSizes, find_accepted_sizes, run_quietly
+from fcn_deploy.export.analysis.accepted_sizes import AcceptedSizes, find_accepted_sizes, only_at, run_quietly
 from fcn_deploy.export.analysis.batch_mixing import batch_mixer
 from fcn_deploy.export.analysis.quantised import quantised_by
 from fcn_deploy.export.dynamic_shapes.compare_with_source import free_and_verify
@@ -97,7 +99,7 @@ def _import(path: str | os.PathLike, options: ImportOptions, at_least: tuple[int
         options.refuse_beside_card(name)
     said = card_text is not None or options.activation or "activation" in (options.card or {})
     dropped = declared_outputs(path) if options.output is not None else {}
-    foreign = ForeignModel(model, name, kinds=not said, dropped=dropped)
+    foreign = ForeignModel(model, name, kinds=not said, dropped=dropped, only=options.fit_size)
     model, change, notes = standard_form(foreign, options)
     notes = [*foreign.notes, *notes]
     if options.bgr:
@@ -105,10 +107,12 @@ def _import(path: str | os.PathLike, options: ImportOptions, at_least: tuple[int
             raise MisuseError(f"--bgr is for images of 3 channels, and {name} takes {foreign.channels}")
         model = reverse_channels(model).model
         notes.append(f"{name} wants BGR, as --bgr says: its channels are reversed, and the engine takes RGB")
-    model, freed, multiple = _free(model, foreign, options)
+    with _fit_named(foreign, options):
+        model, freed, multiple = _at_one_size(model, foreign) if options.fit_size else _free(model, foreign, options)
     notes += freed
     foreign.compare(model, change, options.bgr)
-    sizes = _accepted_sizes(model, foreign)
+    with _fit_named(foreign, options):
+        sizes = _accepted_sizes(model, foreign, options.fit_size)
     sizes = replace(
         sizes,
         multiple=math.lcm(sizes.multiple, multiple, at_least[0]),
@@ -116,9 +120,9 @@ def _import(path: str | os.PathLike, options: ImportOptions, at_least: tuple[int
     )
     if alone := _alone(model, foreign):
         notes.append(f"{name} takes one image at a time: in a batch it would give other scores, or none ({alone})")
-    sizes = padded_by_choice(model, sizes, options.fit)
-    fit = choose_fit(model, sizes, options.fit)
-    model, fitted = fit_images(model, sizes, name, options.fit)
+    sizes = padded_by_choice(model, sizes, options.fit_kind)
+    fit = choose_fit(model, sizes, options.fit_kind)
+    model, fitted = fit_images(model, sizes, name, options.fit_kind)
     notes += fitted
     if card_text is not None:
         card = ModelCard.from_json(card_text, name)
@@ -159,9 +163,34 @@ def _free(model: ModelProto, foreign: ForeignModel, options: ImportOptions) -> t
     return model, list(changes), multiple
 
 
-def _accepted_sizes(model: ModelProto, foreign: ForeignModel) -> AcceptedSizes:
-    """What sizes a model takes, by running it."""
+@contextmanager
+def _fit_named(foreign: ForeignModel, options: ImportOptions) -> Iterator[None]:
+    """What is raised of a model that takes one size names the option that gives it images of that."""
+    try:
+        yield
+    except MisuseError:
+        raise
+    except DeployError as error:
+        if options.fit_size is not None or not np.isfinite(foreign.result).all():
+            raise
+        (height, width), text = foreign.size, str(error)
+        join = "," if "; " in text else ";"
+        remedy = f"let every image be resized (inexact): --fit {height}x{width}"
+        raise DeployError(f"{text}{join} or {remedy}") from error
+
+
+def _at_one_size(model: ModelProto, foreign: ForeignModel) -> tuple[ModelProto, list[str], int]:
+    """The model as it is, of the one size that it is run at; as `_free`."""
+    model = clone(model)
+    set_shape(model.graph.input[0], [foreign.batch or "N", foreign.channels, *foreign.size])
+    return model, [], 1
+
+
+def _accepted_sizes(model: ModelProto, foreign: ForeignModel, only: tuple[int, int] | None) -> AcceptedSizes:
+    """What sizes a model takes, by running it; `only`: that it is run at no other than this."""
     run = session(model.SerializeToString())
+    if only is not None:
+        return only_at(lambda *size: run_quietly(run, foreign.images(size, foreign.batch))[0], foreign.name, only)
     return find_accepted_sizes(lambda height, width: run_quietly(run, foreign.images((height, width)))[0], foreign.name)
 
 
