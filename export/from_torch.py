@@ -7,7 +7,7 @@ import signal
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout
+from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -55,6 +55,7 @@ MULTIPLES_TRIED = ((3, 5), (2, 1), (7, 4))
 EXPORTERS = ("torchscript", "dynamo")
 STRENGTHS = (1.0, 30.0, 1000.0)  # of noise, whose scores tell probabilities from logits
 SECONDS = 180  # that an exporter may take; the symbolic arithmetic of one can go on for hours (windows of Swin)
+USUAL_STRIDE = 32  # of the coarsest map
 DYNAMO_OLDEST = 18  # opset; asked for an older one, it writes this without a word
 
 Note = Callable[[str], None]
@@ -281,7 +282,7 @@ def _first_that_holds(network: _Network, exporters: Sequence[str], opset_version
             continue
         tried = [f"{network.name} is exported by {exporter}; {_joined(reasons)}"] if reasons else []
         return replace(exported, notes=(*tried, *written, *(() if network.ours else exported.notes)))
-    if (sizes := _multiples_that_hold(network, graphs)) is not None:
+    if (sizes := _multiples_that_hold(network, graphs, opset_version)) is not None:
         note = (
             f"{network.name} has code that looks at the sizes of its maps, as padding of odd ones does; the ONNX does "
             f"what that does for multiples of {sizes.multiple}"
@@ -293,16 +294,27 @@ def _first_that_holds(network: _Network, exporters: Sequence[str], opset_version
     raise DeployError(f"{network.name} cannot be exported: {_joined(reasons)}")
 
 
-def _multiples_that_hold(network: _Network, graphs: Sequence[onnx.ModelProto]) -> AcceptedSizes | None:
-    """The least multiples at which one of its graphs is a network that takes every size; None: there are none."""
-    if network.ours or network.sizes.multiple > 1 or network.sizes.only is not None:
+def _multiples_that_hold(
+    network: _Network, graphs: Sequence[onnx.ModelProto], opset_version: int
+) -> AcceptedSizes | None:
+    """The least multiples, of those that a network takes, at which one of its graphs is it; None: there are none."""
+    taken = network.sizes.multiple
+    if network.ours or network.sizes.only is not None:
         return None
-    for graph in graphs:
+    for graph in (*graphs, *_traced_at_multiples(network, opset_version)):
         run = session(graph.SerializeToString())
-        found = (multiple for multiple in PADDED_TO[1:] if _holds_at_multiples(network, run, multiple))
-        if (multiple := next(found, None)) is not None:
+        tried = (taken * times for times in PADDED_TO[1:])
+        if (multiple := next((each for each in tried if _holds_at_multiples(network, run, each)), None)) is not None:
             return replace(network.sizes, multiple=multiple, by_choice=True)
     return None
+
+
+def _traced_at_multiples(network: _Network, opset_version: int) -> Iterator[onnx.ModelProto]:
+    """The graph as it is traced where no map is odd, unless that is how it was traced."""
+    large = replace(network.sizes, multiple=network.sizes.multiple * USUAL_STRIDE)
+    if any(side % large.multiple for side in traced_size(network.sizes)):
+        with suppress(DeployError):
+            yield _to_graph(replace(network, sizes=large), EXPORTERS[0], opset_version)[0]
 
 
 def _holds_at_multiples(network: _Network, run, multiple: int) -> bool:
