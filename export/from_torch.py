@@ -40,7 +40,7 @@ from fcn_deploy.fcn.exportable import Exportable
 from fcn_deploy.fcn.foreign import ScoresModule, likely_sizes, scores_of
 from fcn_deploy.fcn.programs import is_program, is_script
 from fcn_deploy.runtime.backends.onnxruntime import session
-from fcn_deploy.runtime.errors import DeployError, MisuseError, one_line
+from fcn_deploy.runtime.errors import MOST, DeployError, MisuseError, brief, one_line
 from fcn_deploy.runtime.files import replacing
 from fcn_deploy.runtime.model_card import ModelCard, check_card
 from torch import nn
@@ -55,6 +55,7 @@ MULTIPLES_TRIED = ((3, 5), (2, 1), (7, 4))
 EXPORTERS = ("torchscript", "dynamo")
 STRENGTHS = (1.0, 30.0, 1000.0)  # of noise, whose scores tell probabilities from logits
 SECONDS = 180  # that an exporter may take; the symbolic arithmetic of one can go on for hours (windows of Swin)
+ROOM_OF_NAME = 80  # characters of an error, beside the reasons
 USUAL_STRIDE = 32  # of the coarsest map
 DYNAMO_OLDEST = 18  # opset; asked for an older one, it writes this without a word
 
@@ -335,7 +336,9 @@ def _holds_at_multiples(network: _Network, run, multiple: int) -> bool:
 
 
 def _joined(reasons: Mapping[str, str]) -> str:
-    return "; ".join(f"by {exporter}: {reason}" for exporter, reason in reasons.items())
+    """Why exporters failed, in what room an error has."""
+    room = (MOST - ROOM_OF_NAME) // len(reasons)
+    return "; ".join(f"by {exporter}: {brief(reason, room)}" for exporter, reason in reasons.items())
 
 
 def _at_every_size(network: _Network, graph: onnx.ModelProto, fit: str | None) -> _Exported:

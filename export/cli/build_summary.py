@@ -36,6 +36,8 @@ def show_build(model: Path, out: Path, report: EngineReport) -> None:
         for note in plan.notes:
             print(f"note: {note}", file=sys.stderr)
     _show_speed(report)
+    if advice := low_precision_advice(report):
+        print(advice)
 
 
 def _show_speed(report: EngineReport) -> None:
@@ -100,13 +102,33 @@ def _accuracy(accuracy: Accuracy, core_bytes: dict[str, int]) -> str:
 
 
 def _speedup(report: EngineReport) -> str:
-    speedup = report.speedup
-    if speedup is None:
+    """How fast INT8 is; where it is slower, the last line tells."""
+    if report.speedup is None:
         return "speed against float32: not measured"
-    if speedup < 1:
-        kept = "float32 is kept" if report.precision == "float32" else "--fastest would keep float32"
-        return f"int8 is SLOWER here: {1 / speedup:.2f} times the time of float32 (mean over the sizes); {kept}"
-    return f"int8 is {speedup:.2f} times faster than float32 here (mean over the sizes)"
+    if report.speedup < 1:
+        return f"int8 takes {1 / report.speedup:.2f} times the time of float32 here (mean over the sizes)"
+    return f"int8 is {report.speedup:.2f} times faster than float32 here (mean over the sizes)"
+
+
+def low_precision_advice(report: EngineReport) -> str:
+    """What to do instead where INT8 wins nothing, or which of the two was kept, and why; "": it is worth it."""
+    slower = report.speedup is not None and report.speedup < 1
+    if report.precision == "float32":
+        given_up = next((note for note in report.notes if note.startswith("float32 is kept")), "")
+        return "float32 is kept, as it is the faster of the two here" if slower else given_up
+    if report.precision != "int8" or report.accuracy is None:
+        return ""
+    kept, layers = len(report.accuracy.kept), report.accuracy.layers
+    most = 2 * kept > layers
+    stay = f"{kept} of {layers} layers stay float, as they would lose too much"
+    if slower:
+        why = f" ({stay})" if most else ""
+        return (
+            f"int8 is SLOWER than float32 here{why}; omit --int8, or take --fastest, which keeps the faster of the two"
+        )
+    if most:
+        return f"{stay}, so int8 wins little; calibrate on more images, allow more by --max-drop, or omit --int8"
+    return ""
 
 
 def _count(number: int, noun: str) -> str:
