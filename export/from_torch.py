@@ -31,6 +31,7 @@ from fcn_deploy.export.graph.edit import clone, label, opset, set_shape
 from fcn_deploy.export.importer.card import CardEvidence, card_of, store_card
 from fcn_deploy.export.importer.fit_images import PADDED_TO, choose_fit, fit_images, padded_by_choice
 from fcn_deploy.export.importer.options import ImportOptions
+from fcn_deploy.export.importer.output_kind import kind_of_output, refusal_of
 from fcn_deploy.export.passes.fold_constants import fold_constants
 from fcn_deploy.export.passes.reverse_channels import reverse_channels
 from fcn_deploy.export.passes.split_head import split_head
@@ -128,6 +129,8 @@ def export_module(
     graph = exported.graph
     if (node := label_maker(graph)) is not None:
         raise DeployError(f"{name} gives labels by {label(node)}; it must give scores, before an argmax or a threshold")
+    if card is None and options.activation is None and "activation" not in (options.card or {}):
+        _refuse_other_kinds(network, graph)
     if card is None:
         graph, card = _assumed_card(network, graph, options, note)
     padded = exported.fit == "pad"
@@ -141,6 +144,24 @@ def export_module(
     with replacing(out) as temporary:
         temporary.write_bytes(graph.SerializeToString())
     return card, exported.differences
+
+
+def _refuse_other_kinds(network: "_Network", graph: onnx.ModelProto) -> None:
+    """Raise DeployError where what a module gives is no scores of classes, by its name and what is beside it."""
+    if not isinstance(module := network.module, ScoresModule):
+        return
+    size = traced_size(network.sizes)
+    given = [network.image(*size, strength) for strength in STRENGTHS]
+    with torch.inference_mode():
+        beside = [module.beside(image) for image in given]
+        result = module(given[0]).numpy()
+    (called, others), *_ = beside
+    shares = [name for name in others if all(bool(((t[name] >= 0) & (t[name] <= 1)).all()) for _, t in beside)]
+    shapes = {name: tuple(value.shape) for name, value in others.items()}
+    output = graph.graph.output[0].name
+    kind = kind_of_output(graph, output, result, size, shapes, called, shares)
+    if kind is not None:
+        raise refusal_of(kind, network.name, called or "its output", result.shape)
 
 
 @dataclass(frozen=True)
@@ -161,11 +182,14 @@ class _Network:
     name: str
     ours: bool
 
+    def image(self, height: int, width: int, strength: float = 1.0) -> torch.Tensor:
+        """An image of noise."""
+        return strength * torch.randn(1, self.channels, height, width, generator=torch.Generator().manual_seed(0))
+
     def scores(self, height: int, width: int, strength: float = 1.0) -> np.ndarray | tuple[int, ...]:
         """What the module gives for an image of noise; () where that is no tensor."""
-        noise = strength * torch.randn(1, self.channels, height, width, generator=torch.Generator().manual_seed(0))
         with torch.inference_mode():
-            result = self.module(noise)
+            result = self.module(self.image(height, width, strength))
         return result.numpy() if isinstance(result, torch.Tensor) else ()
 
 
@@ -198,10 +222,10 @@ def _of_one_size(network: _Network, own: Sequence[tuple[int, int]]) -> DeployErr
     what = f"{height}×{width} only"
     if size_that_runs(network.scores, [(height, 2 * width), (2 * height, 2 * width)]) == (2 * height, 2 * width):
         what = f"squares only, such as {height}×{width}"
-    return DeployError(
-        f"{network.name} takes {what}; --fit {height}x{width} resizes every image to that bilinearly, and its scores "
-        "back, which is not what the network would give at the image's own size"
-    )
+    remedy = f"--fit {height}x{width} resizes every image to that and its scores back, bilinearly, which is inexact"
+    if isinstance(network.module, ScoresModule) and is_program(network.module.model):
+        remedy = f"export the program with dynamic_shapes for N, H and W; or {remedy}"
+    return DeployError(f"{network.name} takes {what}; {remedy}")
 
 
 class _Multiples(nn.Module):
@@ -499,8 +523,9 @@ def expected_scores(
     run = _any_size(model, behaviour, fit)
     random = np.random.default_rng(0)
     expected = []
+    most = 2 if behaviour.only is None or _takes_two(model, channels, behaviour.only) else 1
     for index, (height, width) in enumerate((traced_size(behaviour), *sizes)):
-        batch = 2 if index % 5 == 0 and index else 1
+        batch = most if index % 5 == 0 and index else 1
         images = random.standard_normal((batch, channels, height, width), dtype=np.float32)
         with torch.inference_mode():
             try:
@@ -508,6 +533,15 @@ def expected_scores(
             except Exception as error:
                 raise DeployError(f"{name} fails in PyTorch at {height}×{width}: {one_line(error)}") from error
     return expected
+
+
+def _takes_two(model: nn.Module, channels: int, size: tuple[int, int]) -> bool:
+    """Whether a network takes two images at once; programs that were exported for one do not."""
+    try:
+        with torch.inference_mode():
+            return len(model(torch.zeros(2, channels, *size))) == 2
+    except Exception:  # of whatever it is made of
+        return False
 
 
 def _any_size(model: nn.Module, sizes: AcceptedSizes, fit: str) -> Callable[[torch.Tensor], torch.Tensor]:

@@ -21,6 +21,7 @@ from torch import nn
 
 Note = Callable[[str], None]
 TRIED = ((128, 192), (512, 768))  # sizes at which a module's layout is found, multiples of all that are usual
+GRIDS = (1, 2, 4, 8, 16, 32)  # factors of the image's size to that of maps that are flattened
 USUAL_KEYS = ("out", "logits")  # torchvision's, and that of Hugging Face
 # What libraries call the size of images that a network is made for, and what can be one.
 SIZE_NAMES = ("img_size", "image_size", "input_size", "default_input_size", "crop_size", "img_dim")
@@ -164,6 +165,8 @@ class ScoresModule(nn.Module):
         path: keys, indices and attributes that lead from what it gives to the scores.
         in_last, out_last: whether it takes [N,H,W,C] and gives [N,h,w,K].
         flat: whether it gives [N,h,w], one score without an axis.
+        grid: (axis, factor) of what it gives flattened, [N,K,h·w] or [N,h·w,K]: the axis of the h·w cells, which are at
+            1/factor of the image; None: it gives maps.
         mutates: whether it writes into its input.
         keyword: of the argument that takes the image; "": the first one.
         entry: of the dictionary that it takes, under which the image is; "": it takes the image itself.
@@ -177,6 +180,7 @@ class ScoresModule(nn.Module):
         self.path: tuple[str | int, ...] = ()
         self.in_last = self.out_last = self.flat = self.mutates = self.casts = False
         self.keyword = self.entry = ""
+        self.grid: tuple[int, int] | None = None
         self.mode: AbstractContextManager = nullcontext()
 
     def train(self, mode: bool = True) -> "ScoresModule":
@@ -186,6 +190,20 @@ class ScoresModule(nn.Module):
         return self
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        result = self._given(x)
+        for key in self.path:
+            result = _at(result, key)
+        if isinstance(result, torch.Tensor) and self.flat:
+            result = result.unsqueeze(1)
+        if isinstance(result, torch.Tensor) and self.grid is not None:
+            axis, factor = self.grid
+            rows, columns = ((side + factor - 1) // factor for side in x.shape[2:])
+            result = result if axis == 2 else result.transpose(1, 2)
+            return result.reshape(result.shape[0], result.shape[1], rows, columns)
+        return result.permute(0, 3, 1, 2) if isinstance(result, torch.Tensor) and self.out_last else result
+
+    def _given(self, x: torch.Tensor) -> Any:
+        """What the module gives, in whatever form."""
         if self.mutates:
             x = x.clone()
         if self.in_last:
@@ -194,11 +212,17 @@ class ScoresModule(nn.Module):
             given = {self.entry: x} if self.entry else x
             result = self.model(**{self.keyword: given}) if self.keyword else self.model(given)
         self.casts = bool(skipped)
-        for key in self.path:
-            result = _at(result, key)
-        if isinstance(result, torch.Tensor) and self.flat:
-            result = result.unsqueeze(1)
-        return result.permute(0, 3, 1, 2) if isinstance(result, torch.Tensor) and self.out_last else result
+        return result
+
+    def beside(self, x: torch.Tensor) -> tuple[str, dict[str, torch.Tensor]]:
+        """(key of the scores, the other tensors by theirs) of what the module gives; nothing where it gives one."""
+        result, key = self._given(x), ""
+        others: dict[str, torch.Tensor] = {}
+        for key in map(str, self.path):
+            entries = {str(name): value for name, value in _entries(result).items()}
+            found = {name: value for name, value in entries.items() if isinstance(value, torch.Tensor) and name != key}
+            others, result = others | found, entries[key]
+        return key, others
 
 
 def scores_of(
@@ -335,11 +359,24 @@ def _find(made: ScoresModule, result: Any, size: tuple[int, int], name: str, out
     if result.ndim == 3 and result.shape[1] * width == result.shape[2] * height:
         made.flat = True
         note(f"{name} gives [N,H,W], which is taken for one score [N,1,H,W]")
+    elif result.ndim == 3 and (grid := _grid(result.shape, size)) is not None:
+        made.grid = grid
+        note(f"{name} gives {list(result.shape)}, whose pixels are flattened; they are put into rows and columns again")
     elif result.ndim == 4 and result.shape[2] * width != result.shape[3] * height:
         made.out_last = result.shape[1] * width == result.shape[2] * height
     if made.in_last or made.out_last:
         first, last = ("[N,H,W,C]" if side else "[N,C,H,W]" for side in (made.in_last, made.out_last))
         note(f"{name} takes {first} and gives {last.replace('C', 'K')}; it is exported as [N,C,H,W] → [N,K,H,W]")
+
+
+def _grid(shape: Sequence[int], size: tuple[int, int]) -> tuple[int, int] | None:
+    """(axis, factor) of flattened maps for an image of this size; None: they are none."""
+    for factor in GRIDS:
+        cells = math.prod((side + factor - 1) // factor for side in size)
+        for axis in (1, 2):
+            if shape[axis] == cells and shape[3 - axis] != cells:
+                return axis, factor
+    return None
 
 
 def _entries(result: Any) -> dict[str | int, Any]:

@@ -250,6 +250,10 @@ def _notes(like: _Like, multiple: int, smallest: int) -> tuple[str, ...]:
 
 CAUSES = (  # what is said where a network fails → why
     (r"mat1 and mat2|MatMul|Gemm", "a dense layer after Flatten (fcn_deploy.fcn.convolutionalize makes a convolution)"),
+    (
+        r"size\(\)\[0\] ==|shape\[0\] to be",
+        "an exported program of one batch size; export it with dynamic_shapes, N too",
+    ),
     (r"[Gg]uard|Expected input .* to be", "an exported program of one size; export it with dynamic_shapes"),
     (r"size of tensor a|broadcast", "a tensor of one size, such as positions, is joined with the image's"),
     (r"missing .* required|positional argument", "it takes more than an image"),

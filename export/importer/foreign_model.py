@@ -10,7 +10,7 @@ from fcn_deploy.export.analysis.channel_layout import Channels, channels_of_inpu
 from fcn_deploy.export.analysis.float_types import other_floats
 from fcn_deploy.export.graph.edit import dims, label
 from fcn_deploy.export.importer.flattened import flattened_by, unflattened
-from fcn_deploy.export.importer.output_kind import Shapes, kind_of_output
+from fcn_deploy.export.importer.output_kind import Shapes, kind_of_output, refusal_of
 from fcn_deploy.export.importer.score_map import OutputChange, find_map_axes
 from fcn_deploy.export.passes.as_float32 import as_float32
 from fcn_deploy.export.tolerances import STANDARD_FORM, STANDARD_FORM_OF_HALF
@@ -281,16 +281,10 @@ class ForeignModel:
             if kind is None:
                 return name
             if kind.asked:
-                raise DeployError(
-                    f"{self.name}: whether the maps of {name} {list(results[name].shape)} are {kind.what} cannot be "
-                    f"told ({kind.why}); say --activation softmax or none (values), or name another --output"
-                )
+                raise refusal_of(kind, self.name, name, results[name].shape)
         name, kind = next(iter(kinds.items()))
         assert kind is not None
-        raise DeployError(
-            f"{self.name}: {name} {list(results[name].shape)} holds {kind.what}, no scores of classes ({kind.why}); "
-            "--activation none gives them as values, --activation softmax takes them for classes all the same"
-        )
+        raise refusal_of(kind, self.name, name, results[name].shape)
 
     def compare(self, imported: ModelProto, change: OutputChange, bgr: bool) -> None:
         """Raise DeployError where the imported model does not give what this one gives, at the size that it takes.

@@ -181,3 +181,28 @@ def test_what_is_no_size_is_refused(fit):
 def test_a_size_at_which_a_module_fails_is_named(tmp_path):
     with pytest.raises(DeployError, match=r"fails at 64×96: .*; name the size that it takes with --fit"):
         export_module(random(Squares), None, tmp_path / "m.onnx", options=ImportOptions(fit="64x96"))
+
+
+def test_a_program_that_was_exported_at_one_size_runs_at_that(tmp_path):
+    net = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1)).eval()
+    program = torch.export.export(net, (torch.zeros(1, 3, 64, 64),)).module()
+    with pytest.raises(
+        DeployError, match=r"takes 64×64 only; export the program with dynamic_shapes .*; or --fit 64x64"
+    ):
+        export_module(program, None, tmp_path / "m.onnx")
+    export_module(program, None, tmp_path / "m.onnx", options=ImportOptions(fit="64x64"))
+    report = build_engine(import_model(tmp_path / "m.onnx"), tmp_path / "m.engine", FAST)
+    assert report.agreement.wrong == 0
+    images = [photo(40, 50, seed) for seed in range(9)]
+    with Segmenter(tmp_path / "m.engine") as engine:
+        for image, labels in zip(images, engine.map(images), strict=True):  # in batches, where it takes them
+            expected = resized(lambda x: net(x).detach(), 64, image).argmax(0)
+            assert (labels == expected).mean() > 0.999
+
+
+def test_a_program_of_one_batch_is_told_so(tmp_path):
+    net = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1)).eval()
+    free = {2: torch.export.Dim("h"), 3: torch.export.Dim("w")}
+    program = torch.export.export(net, (torch.zeros(2, 3, 64, 96),), dynamic_shapes=(free,)).module()
+    with pytest.raises(DeployError, match="one batch size; export it with dynamic_shapes, N too"):
+        export_module(program, None, tmp_path / "m.onnx")
