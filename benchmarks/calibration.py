@@ -4,7 +4,8 @@
 
 Each figure is of a process of its own: `plain` runs the core, `tapped` runs it with every measured tensor as an
 output, `calibrate` does that and counts. The images are photographs where --data names some, else noise, of 200×200
-to 720×960 pixels, the largest one last. Peak memory is held against one tapped pass on the largest image.
+to 720×960 pixels, the largest one last. Peak memory is held against one tapped pass on the largest image. Ratios are of
+time, and in brackets of processor time, which other work on the machine changes less.
 """
 
 import argparse
@@ -42,17 +43,18 @@ def images(count: int, card, photos: str | None):
 
 
 def measure(model: Path, mode: str, count: int, photos: str | None) -> None:
-    """Print seconds of the passes, without making the images, and peak memory in MB."""
+    """Print seconds of the passes, without making the images, those of processors, and peak memory in MB."""
     found = core_of(import_model(model))
     card, core = found.card, optimise_offline(found.model)
-    spent = 0.0
+    spent, worked = 0.0, 0.0
 
     def timed(stream):
-        nonlocal spent
+        nonlocal spent, worked
         for pair in stream:
-            started = time.perf_counter()
+            started, work = time.perf_counter(), time.process_time()
             yield pair
             spent += time.perf_counter() - started
+            worked += time.process_time() - work
 
     stream = timed(images(count, card, photos))
     if mode == "calibrate":
@@ -64,7 +66,7 @@ def measure(model: Path, mode: str, count: int, photos: str | None) -> None:
             run = lambda x: plain.run(None, {"image": x})  # noqa: E731
         for _, image in stream:
             run(prepare(image, card))
-    print(spent, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3)
+    print(spent, worked, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3)
 
 
 def main() -> None:
@@ -77,24 +79,23 @@ def main() -> None:
     if options.mode:
         return measure(options.model, options.mode, int(options.images), options.data)
 
-    def child(mode: str, count: int) -> tuple[float, float]:
+    def child(mode: str, count: int) -> tuple[float, float, float]:
         command = [sys.executable, "-m", "benchmarks.calibration", str(options.model), "--images", str(count)]
         extra = ["--data", options.data] if options.data else []
         done = subprocess.run([*command, "--mode", mode, *extra], check=True, capture_output=True, text=True)
-        seconds, memory = done.stdout.split()[-2:]
-        return float(seconds), float(memory)
+        seconds, worked, memory = map(float, done.stdout.split()[-3:])
+        return seconds, worked, memory
 
-    _, one = child("tapped", 1)
+    *_, one = child("tapped", 1)
     print(f"one tapped pass on {LARGEST[0]}×{LARGEST[1]}: {one:.0f} MB at its peak")
-    print(f"{'images':>6} {'peak MB':>8} {'of one pass':>11} {'plain s':>8} {'tapped':>7} {'calibrate':>9}")
+    print(f"{'images':>6} {'peak MB':>8} {'of one pass':>11} {'plain s':>8} {'tapped':>15} {'calibrate':>15}")
     for count in (int(part) for part in options.images.split(",")):
-        plain, _ = child("plain", count)
-        taps, _ = child("tapped", count)
-        seconds, memory = child("calibrate", count)
-        print(
-            f"{count:6} {memory:8.0f} {memory / one:11.2f} {plain:8.2f} {taps / plain:6.2f}× {seconds / plain:8.2f}×",
-            flush=True,
-        )
+        plain, plain_work, _ = child("plain", count)
+        taps, taps_work, _ = child("tapped", count)
+        seconds, work, memory = child("calibrate", count)
+        tapped = f"{taps / plain:.2f}× ({taps_work / plain_work:.2f}×)"
+        calibrated = f"{seconds / plain:.2f}× ({work / plain_work:.2f}×)"
+        print(f"{count:6} {memory:8.0f} {memory / one:11.2f} {plain:8.2f} {tapped:>15} {calibrated:>15}", flush=True)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
     python -m benchmarks.engine_matrix [--only vgg16-8-learned,alexnet] [--full] [--json]
 
 Networks have random weights (seeded), calibration sees real handwritten digits at several sizes. N, H and W are free.
+FP8 and BF16 are built for those of the GPUs that have them.
 Exits with 1 where a combination fails, or TensorRT itself takes longer than --limit seconds for one.
 """
 
@@ -18,6 +19,7 @@ import torch
 from fcn_deploy.calibration.digits import canvas
 from fcn_deploy.export.build.config import BuildConfig
 from fcn_deploy.export.build.engine import build_engine
+from fcn_deploy.export.build.gpus import LEAST_GPU
 from fcn_deploy.export.from_torch import export_module
 from fcn_deploy.export.importer.import_model import import_model
 from fcn_deploy.export.quantization.options import QuantizationOptions
@@ -33,7 +35,10 @@ NETWORKS = {
     for stride in ((32,) if backbone == "alexnet" else (32, 16, 8))
     for upsampling in ("fixed", "learned")
 } | {"resnet50-dilated8": {"arch": "dilated8", "backbone": "resnet50"}}
-PRECISIONS = {"float32": {}, "float16": {"fp16": True}, "int8": {"int8": True, "fp16": True}}
+PRECISIONS = {
+    "float32": {}, "float16": {"fp16": True}, "bf16": {"bf16": True}, "int8": {"int8": True, "fp16": True},
+    "fp8": {"fp8": True, "fp16": True},
+}  # fmt: skip
 SIZES = ((96, 128), (160, 96), (224, 224), (120, 200), (64, 90), (192, 320))  # of the images calibration sees
 
 
@@ -71,7 +76,7 @@ def build_all(name: str, width: float, target: str, calib: str, folder: Path) ->
                 source = import_model(model_file)
             # Weights are random: what is asked is whether the graph builds, not what INT8 costs in accuracy.
             low = {**words, "calib": calib, "count": len(SIZES), "max_drop": 100} if words else {}
-            config = BuildConfig(target=target, quantization=QuantizationOptions(**low))
+            config = BuildConfig(target=with_type(target, precision), quantization=QuantizationOptions(**low))
             report = build_engine(source, folder / f"{name}.engine", config)
             row |= {
                 "tensorrt_seconds": report.builder.seconds,
@@ -82,6 +87,13 @@ def build_all(name: str, width: float, target: str, calib: str, folder: Path) ->
             row["error"] = " ".join(f"{type(error).__name__}: {error}".split())
         rows.append(row | {"seconds": round(time.perf_counter() - start, 2)})
     return rows
+
+
+def with_type(targets: str, precision: str) -> str:
+    """Those of the GPUs that have a precision; all, where none has it or it is of all."""
+    least = int(LEAST_GPU.get(precision, "sm0")[2:])
+    having = [each for each in targets.split(",") if each[:2] == "sm" and int(each[2:]) >= least]
+    return ",".join(having) or targets
 
 
 def main() -> None:

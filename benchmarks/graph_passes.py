@@ -10,15 +10,16 @@ linear, 2 quadratic.
 import argparse
 import json
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 from fcn_deploy.export.analysis.channel_layout import channels_of_input
+from fcn_deploy.export.analysis.crossings import crossings
 from fcn_deploy.export.analysis.decision import label_maker
 from fcn_deploy.export.analysis.receptive_field import receptive_field
-from fcn_deploy.export.analysis.separators import separators
 from fcn_deploy.export.dynamic_shapes.free_sizes import free_sizes
 from fcn_deploy.export.passes.bilinear_deconv import bilinear_deconv
 from fcn_deploy.export.passes.cancel_transposes import cancel_transposes
@@ -218,7 +219,7 @@ SUBJECTS = {
     "quantize": Subject(quantized, lambda n: chain(convolved, n)),
     "half": Subject(half, lambda n: chain(convolved, n)),
     "emulate_half": Subject(emulate_half, lambda n: chain(convolved, n)),
-    "separators of cut_core": Subject(separators, lambda n: chain(convolved, n)),
+    "crossings of cut_core": Subject(lambda model: crossings(model, Counter()), lambda n: chain(convolved, n)),
     "receptive_field": Subject(receptive_field, lambda n: renamed(chain(convolved, n))),
     "receptive_field, reshapes": Subject(receptive_field, lambda n: renamed(chain(shuffled, n))),
     "free_sizes": Subject(free_sizes, lambda n: fixed_size(chain(convolved, n))),

@@ -1,10 +1,11 @@
-"""INT8 against onnxruntime's own quantize_static, on the same calibration images and the same network.
+"""INT8 against onnxruntime's own quantize_static, on the same calibration images and the same network; and FP8.
 
-    python -m benchmarks.int8 model.onnx --data ../shared/camvid [--count 60]
+    python -m benchmarks.int8 model.onnx --data ../shared/camvid [--count 60] [--ours]
 
 quantize_static is tried in several settings (u8·s8 with reduced range, per channel, QDQ; ranges by min-max, entropy
 and percentile), on the core network as ours is, with images resized to one size, since its calibrators fail on
-others. Scores become labels by the same exact upsampling. The TensorRT flavour is s8·s8 symmetric, run as written.
+others. Scores become labels by the same exact upsampling. The TensorRT flavour is s8·s8 symmetric, run as written; so
+are FP8, and what is FP16 or BF16, rounded after each operator. No layer goes back to higher precision.
 """
 
 import argparse
@@ -33,6 +34,13 @@ from PIL import Image
 
 from benchmarks.common import graph_labels
 
+# Title → target's scheme, and what is asked for.
+OURS = {
+    "cpu": ("cpu", {"int8": True}), "tensorrt": ("tensorrt", {"int8": True}),
+    "tensorrt FP8 and FP16": ("tensorrt", {"fp8": True, "fp16": True}), "tensorrt FP8": ("tensorrt", {"fp8": True}),
+    "tensorrt FP16": ("tensorrt", {"fp16": True}), "tensorrt BF16": ("tensorrt", {"bf16": True}),
+}  # fmt: skip
+
 
 class Reader(CalibrationDataReader):
     """Core inputs, one at a time."""
@@ -50,6 +58,7 @@ def main() -> None:
     parser.add_argument("model", type=Path)
     parser.add_argument("--data", required=True)
     parser.add_argument("--count", type=int, default=60, help="calibration images")
+    parser.add_argument("--ours", action="store_true", help="without quantize_static")
     parser.add_argument("--judge", type=int, default=None, help="validation images; default: all")
     options = parser.parse_args()
     found = core_of(import_model(options.model))
@@ -70,18 +79,24 @@ def main() -> None:
 
     baseline = miou(core, True)
     print(f"{options.model}: float32 mIoU {baseline:.4f} on {len(pairs)} images; {len(calibration)} to calibrate on\n")
-    print(f"{'INT8 by':<52} {'mIoU':>7} {'lost':>6}  {'seconds':>7}")
+    print(f"{'low precision by':<52} {'mIoU':>7} {'lost':>6}  {'seconds':>7}")
 
     def row(name: str, value: float, seconds: float) -> None:
         print(f"{name:<52} {value:7.4f} {(baseline - value) * 100:6.2f}  {seconds:7.1f}", flush=True)
 
-    for target in ("cpu", "tensorrt"):
-        started = time.perf_counter()
-        how = QuantizationOptions(int8=True, calib=options.data, count=options.count, max_drop=100)
-        result = mix_precision(core, head, card, target, how)
-        spent = time.perf_counter() - started
-        row(f"fcn-deploy, {target}", miou(result.emulated, optimise=target == "cpu"), spent)
     with tempfile.TemporaryDirectory() as folder:
+        for title, (target, words) in OURS.items():
+            started = time.perf_counter()
+            if words.get("int8") or words.get("fp8"):
+                words = {**words, "ranges": Path(folder) / "ranges.json"}
+            how = QuantizationOptions(
+                calib=options.data, count=options.count, max_drop=100, max_class_drop=100, **words
+            )
+            result = mix_precision(core, head, card, target, how)
+            spent = time.perf_counter() - started
+            row(f"fcn-deploy, {title}", miou(result.emulated, optimise=target == "cpu"), spent)
+        if options.ours:
+            return
         source, out = Path(folder) / "core.onnx", Path(folder) / "int8.onnx"
         onnx.save(core, source)
         for target in ("cpu", "tensorrt"):

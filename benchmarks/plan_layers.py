@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import typer
 from fcn_deploy.export.build.config import TensorRTOptions
 from fcn_deploy.export.build.core import core_of, optimise_offline
+from fcn_deploy.export.build.gpus import LEAST_GPU, check_type
 from fcn_deploy.export.build.profiles import PlannedProfile
 from fcn_deploy.export.build.targets.tensorrt_layers import convolutions_by_type, is_convolution, is_reformat
 from fcn_deploy.export.build.targets.tensorrt_plan import build_plan
@@ -22,8 +23,8 @@ from fcn_deploy.export.importer.import_model import import_model
 from fcn_deploy.export.quantization.half import half
 from fcn_deploy.export.quantization.quantize import SCHEMES, measured_tensors, quantize
 from fcn_deploy.runtime.command import run
-from fcn_deploy.runtime.errors import DeployError
-from onnx import ModelProto
+from fcn_deploy.runtime.errors import DeployError, MisuseError
+from onnx import ModelProto, TensorProto
 
 from benchmarks.engine_matrix import network
 
@@ -45,7 +46,9 @@ def cores(backbone: str) -> dict[str, ModelProto]:
     ranges = dict.fromkeys(measured_tensors(core), RANGE)
     return {
         "float16": half(core, set(), True),
+        "bf16": half(core, kind=TensorProto.BFLOAT16),
         "int8": half(quantize(core, ranges, SCHEMES["tensorrt"]), set(), True),
+        "fp8": half(quantize(core, ranges, SCHEMES["tensorrt-fp8"]), set(), True),
     }
 
 
@@ -53,7 +56,11 @@ def row_of(backbone: str, precision: str, target: str, core: ModelProto) -> Row:
     """The figures of one plan."""
     row: Row = {"network": backbone, "precision": precision, "target": target}
     try:
+        if precision in LEAST_GPU:
+            check_type(precision, target)
         built = build_plan(core, TensorRTOptions((target,)), [PlannedProfile(SIZE, SIZE, SIZE, 1)])
+    except MisuseError:
+        return row | {"error": f"none: {precision.upper()} is from {LEAST_GPU[precision]} on"}
     except DeployError as error:
         return row | {"error": str(error)}
     convolutions = convolutions_by_type(built.layers)

@@ -1,399 +1,297 @@
-"""serve-engine beside a bare Segmenter, and beside other servers: latency, throughput, memory, refusals, start.
+"""serve-engine beside a bare Segmenter, and beside other servers: all that docs/results.md tells of it, in one run.
 
-    python -m benchmarks.serving cam.engine [--seconds 600] [--clients 32] [--litserve] [--triton HOST:PORT]
+    python -m benchmarks.serving cam.engine [--seconds 600] [--clients 32] [--litserve] [--triton]
 
     latency     one client, one image of 480×640 at a time: medians over those of a bare call, in random order
     throughput  --clients clients of mixed sizes for --seconds, in turns with Segmenter.map on the same images; every
-                answer is compared with a direct call's labels, by SHA-256
+                answer is compared with a direct call's labels, byte by byte
     memory      four images of --large pixels at once, under --memory
     refusals    30 requests at once on a queue of 8: how long a refusal takes, and health meanwhile; 20 that go away
     start       until it is ready, and what it holds then
 
-`--litserve` runs the same Segmenter in LitServe (pip install litserve python-multipart), sent as .npy files. `--triton`
-names the HTTP address of a tritonserver that runs what `export-triton cam.engine` wrote; an image is a batch of one.
+Clients run on the same cores as what they ask. They are as small as clients can be (benchmarks/serving_clients.py), and
+what their process takes is told beside each rate. Processor time over that of a bare call or of `map` is told too: it
+says what a server costs where other programs keep the cores busy, and times say little.
+
+`--litserve` runs the same Segmenter in LitServe (pip install litserve python-multipart), sent as .npy files; `--triton`
+what `export-triton cam.engine` writes, in the tritonserver that the tests fetch, where an image is a batch of one.
+`--hostile` and `--bulk` run `tests/attacks/test_requests.py` and benchmarks/bulk.py on the engine afterwards.
 """
 
 import argparse
-import http.client
-import io
 import json
 import multiprocessing
 import os
-import queue
-import re
-import signal
-import socket
 import subprocess
 import sys
-import threading
+import tempfile
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable
-from contextlib import ExitStack, contextmanager
-from hashlib import sha256
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import grpc
 import numpy as np
 from fcn_deploy.runtime.noise_image import natural_noise
-from fcn_deploy.runtime.serve.messages import MESSAGES, SERVICE
 
-from benchmarks.common import memory, mixed_sizes, spread
-from fcn_deploy import ModelCard, Segmenter
+from benchmarks.common import RGB, memory, mixed_sizes, spread
+from benchmarks.serving_clients import KINDS, processor_seconds
+from benchmarks.serving_limits import IDLE, at_once, large_images, refusals
+from benchmarks.serving_servers import litserve, serve_engine, triton
+from fcn_deploy import Segmenter
 
-IDLE = (480, 640)
 LEAST, MOST = (120, 160), (720, 1280)  # of mixed sizes
-ROUND = 10.0  # seconds of one turn
-RGB = ModelCard(("a", "b"))
-Ask = Callable[[np.ndarray], bytes]  # an image → its labels' bytes
+ROUND, ROUNDS = 10.0, 3  # seconds of one turn at most, and turns at least
+CORES = len(os.sched_getaffinity(0))
 
 
-def rest(address: str, model: str, batch: bool = False) -> Ask:
-    """A client by the binary extension; of a server whose images come in batches where `batch`."""
-    connection = http.client.HTTPConnection(address, timeout=600)
+def latency(engine: Path, servers: dict[str, str], pids: dict[str, int], runs: int) -> dict[str, dict[str, float]]:
+    """Of each: milliseconds, and what they and the processor's time are to those of a bare call, by medians of pairs.
 
-    def ask(image: np.ndarray) -> bytes:
-        shape = (1, *image.shape) if batch else image.shape
-        size = {"binary_data_size": image.nbytes}
-        given = {"name": "image", "datatype": "UINT8", "shape": shape, "parameters": size}
-        wanted = [{"name": "labels", "parameters": {"binary_data": True}}]
-        head = json.dumps({"inputs": [given], "outputs": wanted}).encode()
-        headers = {"Inference-Header-Content-Length": str(len(head)), "Content-Length": str(len(head) + image.nbytes)}
-        connection.request("POST", f"/v2/models/{model}/infer", iter((head, image.data)), headers)
-        answer = connection.getresponse()
-        body = answer.read()
-        if answer.status != 200:
-            raise OSError(f"{answer.status} {body[:200]!r}")
-        return body[int(answer.headers["Inference-Header-Content-Length"]) :]
-
-    return ask
-
-
-def rpc(address: str, model: str) -> Ask:
-    """A client by gRPC."""
-    channel = grpc.insecure_channel(address, [("grpc.max_receive_message_length", -1)])
-    call = channel.unary_unary(
-        f"/{SERVICE}/ModelInfer",
-        MESSAGES["ModelInferRequest"].SerializeToString,
-        MESSAGES["ModelInferResponse"].FromString,
-    )
-
-    def ask(image: np.ndarray) -> bytes:
-        given = {"name": "image", "datatype": "UINT8", "shape": image.shape}
-        request = MESSAGES["ModelInferRequest"](
-            model_name=model, inputs=[given], outputs=[{"name": "labels"}], raw_input_contents=[image.tobytes()]
-        )
-        return call(request, timeout=600).raw_output_contents[0]
-
-    return ask
-
-
-def lit(address: str, model: str) -> Ask:
-    """A client of benchmarks/litserve_segmenter.py."""
-    connection = http.client.HTTPConnection(address, timeout=600)
-
-    def ask(image: np.ndarray) -> bytes:
-        file = io.BytesIO()
-        np.save(file, image)
-        start = b'--x\r\nContent-Disposition: form-data; name="request"; filename="image.npy"\r\n\r\n'
-        body = start + file.getvalue() + b"\r\n--x--\r\n"
-        connection.request("POST", "/predict", body, {"Content-Type": "multipart/form-data; boundary=x"})
-        answer = connection.getresponse()
-        found = answer.read()
-        if answer.status != 200:
-            raise OSError(f"{answer.status} {found[:200]!r}")
-        return found
-
-    return ask
-
-
-CLIENTS: dict[str, Callable[..., Ask]] = {
-    "REST": rest, "gRPC": rpc, "LitServe": lit, "Triton": lambda address, model: rest(address, model, batch=True),
-}  # fmt: skip
-
-
-@contextmanager
-def serve_engine(engine: Path, *words: object):
-    """The server: (HTTP address, gRPC address, process, seconds until it was ready)."""
-    started = time.perf_counter()
-    program = [sys.executable, "-m", "fcn_deploy.runtime.serve.command", engine, "--port", "0", "--grpc-port", "0"]
-    process = subprocess.Popen([*map(str, program), *map(str, words)], stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    try:
-        found = re.search(r"http://(\S+) and, by gRPC, (\S+)", process.stdout.readline())
-        assert found, "the server did not start"
-        assert process.stdout.readline() == "ready\n"
-        yield found[1], found[2], process, time.perf_counter() - started
-    finally:
-        process.send_signal(signal.SIGTERM)
-        process.wait(600)
-
-
-@contextmanager
-def litserve(engine: Path):
-    """LitServe's address."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    words = [sys.executable, "-m", "benchmarks.litserve_segmenter", engine, port]
-    process = subprocess.Popen([*map(str, words)], stdout=subprocess.DEVNULL, start_new_session=True)
-    try:
-        for _ in range(600):
-            try:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1).close()
-                break
-            except OSError:
-                time.sleep(0.1)
-        yield f"127.0.0.1:{port}"
-    finally:
-        os.killpg(process.pid, signal.SIGKILL)  # it leaves its workers behind otherwise
-        process.wait()
-
-
-def latency(engine: Path, servers: dict[str, str], runs: int) -> dict[str, dict[str, float]]:
-    """Medians of each, and over that of a bare call."""
+    Processor time is the server's and the client's together; of the servers in `pids` alone.
+    """
     image = natural_noise(*IDLE, RGB, 0)
     with Segmenter(engine) as net:
         expected = net(image).tobytes()
-        asks: dict[str, Ask] = {"bare": lambda image: net(image).tobytes()}
-        asks |= {kind: CLIENTS[kind](address, engine.stem) for kind, address in servers.items()}
+        asks: dict[str, Callable[[], bytes]] = {"bare": lambda: net(image).tobytes()}
+        for kind, address in servers.items():
+            asks[kind] = partial(KINDS[kind].client(address), KINDS[kind].request(image, engine.stem))
         taken: dict[str, list[float]] = {kind: [] for kind in asks}
+        processor: dict[str, list[float]] = {kind: [] for kind in asks}
         random = np.random.default_rng(0)
         for run in range(runs + 3):
             for kind in random.permutation(list(asks)):
+                own, other = processor_seconds(), processor_seconds(pids[kind]) if kind in pids else 0.0
                 started = time.perf_counter()
-                labels = asks[kind](image)
-                if run > 2:
-                    taken[kind].append(time.perf_counter() - started)
+                labels = asks[kind]()
+                seconds = time.perf_counter() - started
                 assert labels == expected, f"{kind} gave other labels"
-    bare = spread(taken["bare"])[0]
-    # Pair by pair, so that what else runs on the machine counts for both.
-    ratios = {kind: float(np.median(np.divide(each, taken["bare"]))) for kind, each in taken.items()}
-    return {kind: {"ms": 1e3 * spread(each)[0], "over_bare": ratios[kind]} for kind, each in taken.items() if bare}
+                if run > 2:
+                    taken[kind].append(seconds)
+                    own = processor_seconds() - own
+                    processor[kind].append(own + (processor_seconds(pids[kind]) - other if kind in pids else 0.0))
+    told = {}
+    for kind, each in taken.items():
+        # Pair by pair, so that what else runs on the machine counts for both.
+        told[kind] = {"ms": 1e3 * spread(each)[0], "over_bare": float(np.median(np.divide(each, taken["bare"])))}
+        if kind in pids or kind == "bare":
+            told[kind]["processor_over_bare"] = float(np.sum(processor[kind]) / np.sum(processor["bare"]))
+    return told
 
 
-def hammer(kind, address, model, sizes, digests, seconds, clients, results) -> None:
-    """In a process of its own: so many clients that ask for so long; (pixels, images, lost, wrong) and the seconds."""
+@dataclass
+class Turn:
+    """What clients got in one turn.
+
+    Attributes:
+        pixels, images: labelled.
+        lost: requests without an answer, or refused.
+        wrong: answers whose labels are not those of a direct call.
+        seconds: of the turn.
+        client: processor seconds of the clients' process.
+        server: of the server's; 0: not known.
+    """
+
+    pixels: int = 0
+    images: int = 0
+    lost: int = 0
+    wrong: int = 0
+    seconds: float = 0.0
+    client: float = 0.0
+    server: float = 0.0
+
+
+def hammer(kind, address, model, sizes, labels: Path, seconds, clients) -> Turn:
+    """In a process of its own: so many clients that ask for so long, each for one image after the other."""
     images = [natural_noise(*size, RGB, seed) for seed, size in enumerate(sizes)]
+    requests = [KINDS[kind].request(image, model) for image in images]
+    del images
+    expected = [labels.joinpath(str(index)).read_bytes() for index in range(len(sizes))]
     counts = np.zeros((clients, 4), np.int64)
-    asks = [CLIENTS[kind](address, model) for _ in range(clients)]
-    started = time.perf_counter()
+    asks = [KINDS[kind].client(address) for _ in range(clients)]
+    started, processor = time.perf_counter(), processor_seconds()
 
     def work(client: int) -> None:
         random = np.random.default_rng(client)
         while time.perf_counter() - started < seconds:
-            index = int(random.integers(len(images)))
+            index = int(random.integers(len(requests)))
             try:
-                labels = asks[client](images[index])
-            except (OSError, http.client.HTTPException, grpc.RpcError):
+                found = asks[client](requests[index])
+            except (OSError, grpc.RpcError):
                 counts[client, 2] += 1
-                asks[client] = CLIENTS[kind](address, model)
+                asks[client] = KINDS[kind].client(address)
                 continue
-            counts[client] += (images[index].size // 3, 1, 0, sha256(labels).hexdigest() != digests[index])
+            counts[client] += (len(expected[index]), 1, 0, found != expected[index])
 
-    threads = [threading.Thread(target=work, args=(client,)) for client in range(clients)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    results.put((counts.sum(0).tolist(), time.perf_counter() - started))
+    at_once([partial(work, client) for client in range(clients)])
+    ended = time.perf_counter() - started, processor_seconds() - processor
+    return Turn(*counts.sum(0).tolist(), *ended)
 
 
-def mapped(net: Segmenter, images: list[np.ndarray], seconds: float) -> tuple[int, float]:
-    """Pixels that `map` labels of the images, drawn likewise, and the seconds."""
-    random, pixels, started = np.random.default_rng(0), 0, time.perf_counter()
+def mapped(net: Segmenter, images: list[np.ndarray], seconds: float) -> Turn:
+    """`map` on the images, drawn likewise."""
+    random, turn, started, processor = np.random.default_rng(0), Turn(), time.perf_counter(), processor_seconds()
 
     def drawn():
         while time.perf_counter() - started < seconds:
             yield images[int(random.integers(len(images)))]
 
     for labels in net.map(drawn()):
-        pixels += labels.size
-    return pixels, time.perf_counter() - started
+        turn.pixels, turn.images = turn.pixels + labels.size, turn.images + 1
+    turn.seconds, turn.server = time.perf_counter() - started, processor_seconds() - processor
+    return turn
 
 
-def throughput(engine: Path, servers: dict[str, str], process, options) -> dict:
-    """Megapixels a second of each, in turns, over those of `map`; what was lost or wrong; the server's memory."""
+def throughput(engine: Path, servers: dict[str, str], pids: dict[str, int], options) -> dict:
+    """Megapixels a second of each and of `map`, in turns of random order; what was lost or wrong; the server's memory.
+
+    Of each server, as medians of the rounds:
+
+        over_map            its rate over that of `map` in the same round
+        clients             the share of all cores' time that its clients took
+        over_map_beside     over_map where the time that the clients took is not counted: what is left of the cores is
+        processor_over_map  processor time for a pixel over that of `map`; no clients in it
+    """
     sizes = mixed_sizes(options.images, LEAST, MOST)
     images = [natural_noise(*size, RGB, seed) for seed, size in enumerate(sizes)]
-    context = multiprocessing.get_context("spawn")
-    rates: dict[str, list[float]] = {kind: [] for kind in ("map", *servers)}
-    told = {kind: {"images": 0, "lost": 0, "wrong": 0} for kind in servers}
+    context, random = multiprocessing.get_context("spawn"), np.random.default_rng(0)
+    turns: dict[str, list[Turn]] = {kind: [] for kind in ("map", *servers)}
     resident = []
-    turn = min(ROUND, options.seconds)
-    with Segmenter(engine) as net:
-        digests = [sha256(net(image).tobytes()).hexdigest() for image in images]
-        for _ in range(max(1, round(options.seconds / turn))):
-            pixels, seconds = mapped(net, images, turn)
-            rates["map"].append(pixels / seconds / 1e6)
-            for kind, address in servers.items():
-                results = context.Queue()
-                words = kind, address, engine.stem, sizes, digests, turn, options.clients, results
-                worker = context.Process(target=hammer, args=words)
-                worker.start()
-                (pixels, count, lost, wrong), seconds = results.get()
-                worker.join()
-                rates[kind].append(pixels / seconds / 1e6)
-                for name, value in (("images", count), ("lost", lost), ("wrong", wrong)):
-                    told[kind][name] += value
-            resident.append(memory(process.pid)["anonymous"])
-    found = {kind: {"mpixels_per_s": spread(each)[0]} for kind, each in rates.items()}
-    for kind in servers:
-        ratio = np.median(np.divide(rates[kind], rates["map"]))
-        found[kind] |= {"over_map": float(ratio), **told[kind]}
-    return {"rates": found, "resident": resident}
+    rounds = max(ROUNDS, round(options.seconds / ROUND))
+    length = options.seconds / rounds
+    with Segmenter(engine) as net, tempfile.TemporaryDirectory() as folder:
+        for index, image in enumerate(images):
+            Path(folder, str(index)).write_bytes(net(image).tobytes())
+        # Each size once, so that memory is that of all sizes from the first turn on.
+        for kind, address in servers.items():
+            ask = KINDS[kind].client(address)
+            for index, image in enumerate(images):
+                labels = ask(KINDS[kind].request(image, engine.stem))
+                assert labels == Path(folder, str(index)).read_bytes(), f"{kind} gave other labels"
+        for _ in range(rounds):
+            for kind in random.permutation(list(turns)):
+                if kind == "map":
+                    turns[kind].append(mapped(net, images, length))
+                    continue
+                words = kind, servers[kind], engine.stem, sizes, Path(folder), length, options.clients
+                with ProcessPoolExecutor(1, context) as worker:
+                    before = processor_seconds(pids[kind]) if kind in pids else 0.0
+                    turn = worker.submit(hammer, *words).result()
+                    turn.server = processor_seconds(pids[kind]) - before if kind in pids else 0.0
+                turns[kind].append(turn)
+            resident.append(memory(pids["REST"])["anonymous"])
+    return {"rates": {kind: rates(turns[kind], turns["map"]) for kind in turns}, "resident": resident}
 
 
-def at_once(works: list[Callable[[], object]]) -> list:
-    """What each gives, all begun together."""
-    found: list = [None] * len(works)
-
-    def run(index: int) -> None:
-        found[index] = works[index]()
-
-    threads = [threading.Thread(target=run, args=(index,)) for index in range(len(works))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+def rates(turns: list[Turn], mapped: list[Turn]) -> dict[str, float]:
+    """What `throughput` tells of a server, or of `map`."""
+    found: dict[str, float] = {"mpixels_per_s": spread([each.pixels / each.seconds / 1e6 for each in turns])[0]}
+    if turns is mapped:
+        return found
+    pairs = list(zip(turns, mapped, strict=True))
+    over = [one.pixels / one.seconds / (other.pixels / other.seconds) for one, other in pairs]
+    share = [each.client / each.seconds / CORES for each in turns]
+    found["over_map"] = float(np.median(over))
+    found["clients"] = float(np.median(share))
+    found["over_map_beside"] = float(np.median(np.divide(over, np.subtract(1, share))))
+    if all(each.server for each in turns):
+        costs = [one.server / one.pixels / (other.server / other.pixels) for one, other in pairs]
+        found["processor_over_map"] = float(np.median(costs))
+    for name in ("images", "lost", "wrong"):
+        found[name] = sum(getattr(each, name) for each in turns)
     return found
 
 
-def large_images(engine: Path, side: tuple[int, int], gigabytes: float) -> dict:
-    """Peak memory of the server with four large images at once."""
-    image = natural_noise(*side, RGB, 0)
-    with serve_engine(engine, "--memory", gigabytes) as (address, _, process, _):
-        before = memory(process.pid)
-        results = at_once([lambda: len(rest(address, engine.stem)(image))] * 4)
-        peak = memory(process.pid)["peak"]
-    return {
-        "size": side,
-        "memory": gigabytes,
-        "idle": before["anonymous"] + before["files"],
-        "peak": peak,
-        "results": sum(results),
-    }
+def figures(told: dict) -> list[tuple[str, float, str, bool]]:
+    """What was measured beside what is promised: (what, value, promise, whether it is kept)."""
+    found: list[tuple[str, float, str, bool]] = []
+
+    def at_most(what: str, value: float, most: float) -> None:
+        found.append((what, value, f"≤ {most:g}", value <= most))
+
+    def at_least(what: str, value: float, least: float) -> None:
+        found.append((what, value, f"≥ {least:g}", value >= least))
+
+    rates_ = told["throughput"]["rates"]
+    for kind, most in (("REST", 1.12), ("gRPC", 1.08)):
+        at_most(f"{kind} over a bare call", told["latency"][kind]["over_bare"], most)
+    for kind in ("REST", "gRPC"):
+        at_least(f"{kind} over map", rates_[kind]["over_map"], 0.92)
+        at_most(f"{kind} requests lost or wrong", rates_[kind]["lost"] + rates_[kind]["wrong"], 0)
+        for other in {"Triton", "LitServe"} & set(rates_):
+            at_least(f"{kind} over {other}", rates_[kind]["mpixels_per_s"] / rates_[other]["mpixels_per_s"], 1.0)
+    first, last = told["throughput"]["resident"][0], told["throughput"]["resident"][-1]
+    at_most("memory after the last turn over the first's", last / first, 1.05)
+    large = told["large"]
+    at_most("peak of four large images, GB", (large["peak"] - large["results"]) / 1e9, large["memory"])
+    at_most("slowest refusal, s", told["refusals"]["slowest_refusal_s"], 0.2)
+    at_most("slowest health meanwhile, s", told["refusals"]["slowest_health_s"], 0.1)
+    at_most("run of 20 dropped requests", told["refusals"]["run_of_20_dropped"], 0)
+    at_most("ready after, s", told["start"]["ready_s"], 2.0)
+    at_most("resident when idle, MB", told["start"]["resident"] / 1e6, 250)
+    return found
 
 
-def refusals(engine: Path) -> dict:
-    """30 requests at once on a queue of 8, with health asked for meanwhile; and 20 requests that go away."""
-    image = natural_noise(*IDLE, RGB, 0)
-    with serve_engine(engine, "--queue", 8, "--warmup", "480x640") as (address, _, _, _):
-        health, over = queue.SimpleQueue(), threading.Event()
-
-        def ask_health() -> None:
-            while not over.is_set():
-                started = time.perf_counter()
-                urllib.request.urlopen(f"http://{address}/v2/health/ready", timeout=60).close()
-                health.put(time.perf_counter() - started)
-                time.sleep(0.01)
-
-        def ask() -> tuple[bool, float]:
-            started = time.perf_counter()
-            try:
-                rest(address, engine.stem)(image)
-            except OSError as error:
-                assert str(error).startswith("503"), error
-                return False, time.perf_counter() - started
-            return True, time.perf_counter() - started
-
-        watcher = threading.Thread(target=ask_health)
-        watcher.start()
-        answers = at_once([ask] * 30)
-        over.set()
-        watcher.join()
-        run_before = _counted(address)
-        busy = [threading.Thread(target=ask) for _ in range(2)]  # so that what follows has to wait
-        for each in busy:
-            each.start()
-        time.sleep(0.05)
-        for _ in range(4):  # fewer at once than the queue takes
-            gone = [_begun(address, engine.stem, image) for _ in range(5)]
-            time.sleep(0.02)
-            for connection in gone:
-                connection.close()
-        for each in busy:
-            each.join()
-        time.sleep(0.2)
-        run_after = _counted(address)
-        waits = [health.get() for _ in range(health.qsize())]
-    refused = [seconds for labelled, seconds in answers if not labelled]
-    return {
-        "labelled": len(answers) - len(refused),
-        "refused": len(refused),
-        "slowest_refusal_s": max(refused, default=0.0),
-        "slowest_health_s": max(waits, default=0.0),
-        "run_of_20_dropped": run_after - run_before - 2,
-    }
-
-
-def _begun(address: str, model: str, image: np.ndarray) -> socket.socket:
-    """A connection that has sent a request, and waits."""
-    given = {
-        "name": "image",
-        "datatype": "UINT8",
-        "shape": image.shape,
-        "parameters": {"binary_data_size": image.nbytes},
-    }
-    head = json.dumps({"inputs": [given]}).encode()
-    host, port = address.split(":")
-    connection = socket.create_connection((host, int(port)))
-    connection.sendall(
-        f"POST /v2/models/{model}/infer HTTP/1.1\r\nHost: x\r\nInference-Header-Content-Length: {len(head)}\r\n"
-        f"Content-Length: {len(head) + image.nbytes}\r\n\r\n".encode()
-    )
-    connection.sendall(head)
-    connection.sendall(image.data)
-    return connection
-
-
-def _counted(address: str) -> int:
-    """Images that the server has run."""
-    text = urllib.request.urlopen(f"http://{address}/metrics", timeout=60).read().decode()
-    return round(sum(float(count) for count in re.findall(r"^fcn_deploy_inference_seconds_count.* (\S+)$", text, re.M)))
-
-
-def main() -> None:
+def parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("engine", type=Path)
-    parser.add_argument("--seconds", type=float, default=600, help="of throughput, for each server")
+    parser.add_argument("--seconds", type=float, default=600, help="of throughput, for each server, in several turns")
     parser.add_argument("--clients", type=int, default=32)
     parser.add_argument("--images", type=int, default=48, help="of mixed sizes")
     parser.add_argument("--runs", type=int, default=100, help="of latency")
     parser.add_argument("--large", default="2400x3200", help="height x width of the large images")
     parser.add_argument("--memory", type=float, default=1.0, help="GB, for them")
     parser.add_argument("--litserve", action="store_true")
-    parser.add_argument("--triton", metavar="HOST:PORT")
+    parser.add_argument("--triton", action="store_true")
+    parser.add_argument("--hostile", type=int, default=0, metavar="N", help="so many hostile requests, at the end")
+    parser.add_argument("--bulk", action="store_true", help="an object store and a Ray cluster, at the end")
     parser.add_argument("--json", type=Path)
-    options = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    options = parsed()
     told: dict = {}
     with ExitStack() as stack:
         words = "--queue", max(64, options.clients), "--warmup", "480x640"
-        http_, grpc_, process, seconds = stack.enter_context(serve_engine(options.engine, *words))
+        http, rpc, process, seconds = stack.enter_context(serve_engine(options.engine, *words))
         idle = memory(process.pid)
         told["start"] = {"ready_s": seconds, "resident": idle["anonymous"] + idle["files"]}
         print(f"ready after {seconds:.2f} s, with {told['start']['resident'] / 1e6:.0f} MB")
-        servers = {"REST": http_, "gRPC": grpc_}
+        servers, pids = {"REST": http, "gRPC": rpc}, {"REST": process.pid, "gRPC": process.pid}
         if options.litserve:
             servers["LitServe"] = stack.enter_context(litserve(options.engine))
         if options.triton:
-            servers["Triton"] = options.triton
-        told["latency"] = latency(options.engine, servers, options.runs)
+            servers["Triton"] = stack.enter_context(triton(options.engine))
+        told["latency"] = latency(options.engine, servers, pids, options.runs)
         for kind, row in told["latency"].items():
-            print(f"{kind:>9} {row['ms']:8.2f} ms  {row['over_bare']:.3f} of a bare call", flush=True)
-        told["throughput"] = throughput(options.engine, servers, process, options)
+            processor = f", {row['processor_over_bare']:.3f} of its processor time" if kind in pids else ""
+            print(f"{kind:>9} {row['ms']:8.2f} ms  {row['over_bare']:.3f} of a bare call{processor}", flush=True)
+        told["throughput"] = throughput(options.engine, servers, pids, options)
         for kind, row in told["throughput"]["rates"].items():
-            rest_ = "".join(f"  {name} {value:.3g}" for name, value in row.items() if name != "mpixels_per_s")
-            print(f"{kind:>9} {row['mpixels_per_s']:8.2f} Mpixel/s{rest_}", flush=True)
+            rest = "".join(f"  {name} {value:.3g}" for name, value in row.items() if name != "mpixels_per_s")
+            print(f"{kind:>9} {row['mpixels_per_s']:8.2f} Mpixel/s{rest}", flush=True)
         curve = told["throughput"]["resident"]
         print(f"anonymous memory {curve[0] / 1e6:.0f} MB after the first turn, {curve[-1] / 1e6:.0f} MB after the last")
     told["large"] = large_images(options.engine, tuple(map(int, options.large.split("x"))), options.memory)
     print("four large images: " + json.dumps(told["large"]))
     told["refusals"] = refusals(options.engine)
     print("a full queue: " + json.dumps(told["refusals"]))
+    print(f"\n{'':46} {'measured':>9}  promised")
+    for what, value, promise, kept in figures(told):
+        print(f"{what:46} {value:9.3f}  {promise}{'' if kept else '   MISSED'}")
     if options.json:
         options.json.write_text(json.dumps(told, indent=1))
+    python, root = [sys.executable, "-m"], Path(__file__).parents[1]
+    if options.hostile:
+        words = "tests.attacks.test_requests", options.engine.absolute(), options.hostile
+        paths = os.pathsep.join(filter(None, (str(root / "tests"), os.environ.get("PYTHONPATH"))))
+        subprocess.run([*python, *map(str, words)], check=True, cwd=root, env=os.environ | {"PYTHONPATH": paths})
+    if options.bulk:
+        subprocess.run([*python, "benchmarks.bulk", str(options.engine)], check=True)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,12 @@
 """What only a GPU can tell, in one command and about ten minutes, without a network: `make silicon`.
 
-    python -m benchmarks.silicon [--out silicon.json] [--seconds 60] [--sizes 200] [--largest 4000]
+    python -m benchmarks.silicon [--out silicon.json] [--seconds 60] [--sizes 200] [--largest 20000]
 
 It checks driver and wheels, the kernels against NumPy, engines that it builds for this GPU (float32, FP16, INT8) by
 their golden samples, their labels against those of the CPU at many sizes, eight threads for a minute with the memory
-before and after, and times calls against the bare network. What is not here is skipped, with the reason. Exit code 1:
-something is wrong; please send the JSON.
+before and after, and times calls against the bare network and against PyTorch. What is not here is skipped, with the
+reason. All of it is in one JSON, and for people on one page beside it. Exit code 1: something is wrong; please send
+both.
 """
 
 import json
@@ -15,7 +16,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
@@ -23,14 +24,17 @@ from typing import Annotated, Any
 
 import numpy as np
 import typer
-from fcn_deploy.export.build.targets.kernels import compile_kernels
-from fcn_deploy.runtime.backends.device import driver_module, load_kernels, name_of
+from fcn_deploy.runtime.backends.device import driver_module, name_of
+from fcn_deploy.runtime.backends.lane import Batch, Lane
 from fcn_deploy.runtime.command import run
 from fcn_deploy.runtime.errors import DeployError
 from fcn_deploy.runtime.noise_image import natural_noise
-from fcn_deploy.runtime.prepare import padded_size, prepare
+from fcn_deploy.runtime.prepare import padded_size
 from fcn_deploy.runtime.verify import verify
 
+from benchmarks.silicon_kernels import kernel_rows
+from benchmarks.silicon_page import page
+from benchmarks.silicon_torch import rows as torch_rows
 from fcn_deploy import ModelCard, Segmenter
 
 PACKAGES = (
@@ -38,7 +42,9 @@ PACKAGES = (
     "torch",
 )  # fmt: skip
 THREADS = 8
-ALLOWED = {"float32": 1e-3, "float16": 0.02, "int8": 0.2}  # share of labels that may differ from the CPU's float32
+LARGEST = 20000  # pixels a side
+# Share of labels that may differ from the CPU's float32.
+ALLOWED = {"float32": 1e-3, "bf16": 0.1, "float16": 0.02, "fp8": 0.2, "int8": 0.2}
 
 Record = dict[str, Any]
 
@@ -89,57 +95,10 @@ def gpu() -> Iterator[tuple[Any, Any]]:
 
 
 def kernels(largest: int) -> Record:
-    """The kernel that prepares images against NumPy, for each type, at sizes up to `largest`: equal bit for bit."""
+    """The kernels against NumPy, for each type, at sizes up to `largest`: equal bit for bit."""
     with gpu() as (cuda, device):
-        rows = list(_kernel_rows(cuda, device, largest))  # what it holds is given back while the context is current
-    return {"rows": rows, "ok": all(row["equal"] for row in rows)}
-
-
-def _kernel_rows(cuda: Any, device: Any, largest: int) -> Iterator[Record]:
-    module = load_kernels(cuda, compile_kernels([name_of(device)]), device, "the kernels")
-    stream = cuda.Stream(1)
-    for dtype in ("uint8", "uint16", "int16", "float32"):
-        for kind in ("float32", "float16"):
-            for side in (1, 37, 500, largest):
-                card = ModelCard(("a", "b"), dtype=dtype, size_multiple=32)
-                image = natural_noise(side, max(1, side * 3 // 4), card, 0)
-                expected = prepare(image, card)[0].astype(kind)
-                found = _prepared(cuda, module, stream, image, card, kind)
-                equal = bool(np.array_equal(found, expected))
-                yield {"kernel": f"prepare_{dtype}_{kind}", "size": list(image.shape[:2]), "equal": equal}
-
-
-def _prepared(cuda: Any, module: Any, stream: Any, image: np.ndarray, card: ModelCard, kind: str) -> np.ndarray:
-    height, width, channels = image.shape
-    padded = padded_size(height, width, card)
-    std, mean = np.asarray(card.std, np.float64), np.asarray(card.mean, np.float64)
-    factors = np.concatenate([1 / std, mean / std]).astype(np.float32)
-    found = np.empty((channels, *padded), kind)
-    held = [cuda.mem_alloc(array.nbytes) for array in (image, factors, found)]
-    for memory, array in zip(held, (image, factors), strict=False):
-        cuda.memcpy_htod_async(memory, array, stream)
-    function = module.get_function(f"prepare_{card.dtype}_{kind}")
-    function.prepare("PPPPiiiii")
-    grid = (-(-padded[1] // 32), -(-padded[0] // 8))
-    place = int(held[1])
-    function.prepared_async_call(
-        grid,
-        (32, 8, 1),
-        stream,
-        int(held[0]),
-        int(held[2]),
-        place,
-        place + 4 * channels,
-        channels,
-        height,
-        width,
-        *padded,
-    )
-    cuda.memcpy_dtoh_async(found, held[2], stream)
-    stream.synchronize()
-    for memory in held:
-        memory.free()
-    return found
+        rows = list(kernel_rows(cuda, device, largest))  # what it holds is given back while the context is current
+    return {"rows": rows, "ok": all(row["equal"] is not False for row in rows)}
 
 
 def golden(engine: Path) -> Record:
@@ -154,11 +113,11 @@ def labels(engine: Path, cpu: Path, count: int) -> Record:
     with Segmenter(engine) as net, Segmenter(cpu) as reference:
         gpu_plan = net.network.manifest.gpu
         most = np.max([profile.max for profile in gpu_plan.profiles], axis=0)
-        for index in range(count):
+        while len(rows) < count:
             size = tuple(int(random.integers(1, side + 1)) for side in np.minimum(most, 1500))
             if not any(profile.holds(padded_size(*size, net.card)) for profile in gpu_plan.profiles):
                 continue
-            image = natural_noise(*size, net.card, index)
+            image = natural_noise(*size, net.card, len(rows))
             rows.append({"size": list(size), "differing": float((net(image) != reference(image)).mean())})
         allowed = ALLOWED[net.network.precision]
     worst = max(row["differing"] for row in rows)
@@ -174,6 +133,7 @@ def stress(engine: Path, seconds: float) -> Record:
         sizes = (profile.min, profile.opt, profile.max)
         images = [natural_noise(*np.minimum(size, 1500), net.card, index) for index, size in enumerate(sizes)]
         expected = [net(image) for image in images]
+        net.warmup([image.shape[:2] for image in images])  # both lanes have what they will hold
         end = time.monotonic() + seconds
 
         def work(index: int) -> None:
@@ -194,7 +154,8 @@ def stress(engine: Path, seconds: float) -> Record:
         for thread in threads:
             thread.join()
         lost = before - cuda.mem_get_info()[0]
-    return {"calls": sum(calls), "errors": sorted(set(errors))[:10], "lost_mb": round(lost / 1e6, 1),
+    return {"seconds": seconds, "calls": sum(calls), "errors": sorted(set(errors))[:10],
+            "free_before_mb": round(before / 1e6, 1), "lost_mb": round(lost / 1e6, 1),
             "ok": not errors and lost < 64e6}  # fmt: skip
 
 
@@ -202,21 +163,31 @@ def latency(engine: Path, runs: int = 50) -> Record:
     """A call beside the bare network, at the OPT of each profile: medians in milliseconds."""
     rows = []
     with Segmenter(engine) as net:
-        backend = net.network.backend
-        for profile in net.network.manifest.gpu.profiles:
+        backend, profiles = net.network.backend, net.network.manifest.gpu.profiles
+        for index, profile in enumerate(profiles):
             image = natural_noise(*profile.opt, net.card, 0)
             whole = _median(lambda image=image: net(image), runs)
-            padded = padded_size(*profile.opt, net.card)
-            index = net.network.manifest.gpu.profiles.index(profile)
+            batch, lane = Batch(index, 1, padded_size(*profile.opt, net.card)), backend.lanes[0]
 
-            def bare(index: int = index, padded: tuple[int, int] = padded) -> None:
-                backend.network.enqueue(index, padded)
-                backend.network.stream.synchronize()
+            def bare(lane: Lane = lane, batch: Batch = batch) -> None:
+                lane.execute(batch)
+                lane.stream.synchronize()
 
             with backend._current():
-                backend.network.reserve(index, padded)
+                lane.reserve(batch)
                 rows.append({"size": list(profile.opt), "call_ms": whole, "network_ms": _median(bare, runs)})
     return {"rows": rows, "ok": True}
+
+
+def pytorch(model: Any, card: ModelCard, sizes: Sequence[tuple[int, int]], runs: int = 50) -> Record:
+    """The same network by PyTorch on the same GPU."""
+    try:
+        import torch
+    except ImportError as error:
+        raise SkippedError("PyTorch is not installed; run: pip install torch") from error
+    if not torch.cuda.is_available():
+        raise SkippedError(f"PyTorch {torch.__version__} finds no GPU")
+    return {"rows": torch_rows(model, card, sizes, lambda work: _median(work, runs)), "ok": True}
 
 
 def _median(work: Callable[[], Any], runs: int) -> float:
@@ -239,9 +210,19 @@ def sanitizer(engine: Path) -> Record:
 
 
 def measure(
-    engines: dict[str, tuple[Path, Path]], seconds: float = 60, sizes: int = 200, largest: int = 4000, runs: int = 50
+    engines: dict[str, tuple[Path, Path]],
+    seconds: float = 60,
+    sizes: int = 200,
+    largest: int = LARGEST,
+    runs: int = 50,
+    model: tuple[Any, ModelCard, Sequence[tuple[int, int]]] | None = None,
 ) -> Record:
-    """Everything, as a record. `engines`: name → (engine for this GPU, engine for the CPU of the same model)."""
+    """Everything, as a record.
+
+    Args:
+        engines: name → (engine for this GPU, engine for the CPU of the same model).
+        model: the network in PyTorch, its card, and the sizes to time it at; None: it is not timed.
+    """
     parts: dict[str, Callable[[], Record]] = {"machine": machine, "kernels": lambda: kernels(largest)}
     for name, (engine, cpu) in engines.items():
         parts |= {
@@ -251,6 +232,8 @@ def measure(
             f"latency, {name}": lambda engine=engine: latency(engine, runs),
             f"sanitizer, {name}": lambda engine=engine: sanitizer(engine),
         }
+    if model is not None:
+        parts["PyTorch"] = lambda: pytorch(*model, runs)
     record: Record = {}
     for name, part in parts.items():
         try:
@@ -264,8 +247,11 @@ def measure(
     return record
 
 
-def build(folder: Path) -> dict[str, tuple[Path, Path]]:
-    """Engines of a small network for this GPU and for the CPU, in each precision that can be built."""
+TIMED = ((480, 640), (1080, 1920))
+
+
+def build(folder: Path) -> tuple[dict[str, tuple[Path, Path]], tuple[Any, ModelCard, Sequence[tuple[int, int]]]]:
+    """Engines of a small network for this GPU and for the CPU, in each precision that can be built; and the network."""
     from fcn_deploy.export.build.config import BuildConfig
     from fcn_deploy.export.build.engine import build_engine
     from fcn_deploy.export.from_torch import export_module
@@ -282,7 +268,7 @@ def build(folder: Path) -> dict[str, tuple[Path, Path]]:
     found = {}
     for precision, words in PRECISIONS.items():
         low = QuantizationOptions(**({**words, "calib": calib, "max_drop": 100.0} if words else {}))
-        sizes = parse_sizes("1x1:480x640:1088x1920")
+        sizes = parse_sizes("1x1:480x640:1088x1920,480x640:1080x1920:1088x1920")
         try:
             config = BuildConfig(target="cuda", quantization=low, sizes=sizes)
             build_engine(source, folder / f"{precision}.engine", config)
@@ -290,25 +276,33 @@ def build(folder: Path) -> dict[str, tuple[Path, Path]]:
             print(f"{precision}: not built: {error}", flush=True)
             continue
         found[precision] = (folder / f"{precision}.engine", folder / "cpu.engine")
-    return found
+    return found, (model, card, TIMED)
 
 
 def main(
     out: Annotated[Path, typer.Option(help="JSON to write.")] = Path("silicon.json"),
     seconds: Annotated[float, typer.Option(min=0, help="Seconds of eight threads, of each engine.")] = 60,
     sizes: Annotated[int, typer.Option(min=1, help="Sizes at which labels are compared.")] = 200,
-    largest: Annotated[int, typer.Option(min=1, help="Largest side that the kernels are tried at.")] = 4000,
+    largest: Annotated[int, typer.Option(min=1, help="Largest side that the kernels are tried at.")] = LARGEST,
 ) -> int:
-    """Run everything that wants a GPU, and write one JSON."""
+    """Run everything that wants a GPU, and write one JSON, and one page beside it."""
     try:
         machine()
     except SkippedError as error:
         raise DeployError(f"{error}; run this on a machine with an NVIDIA GPU") from error
     with tempfile.TemporaryDirectory() as folder:
-        record = measure(build(Path(folder)), seconds, sizes, largest)
-    out.write_text(json.dumps(record, indent=1))
-    print(out)
+        engines, model = build(Path(folder))
+        record = measure(engines, seconds, sizes, largest, model=model)
+    written(record, out)
     return int(not all(part["ok"] for part in record.values()))
+
+
+def written(record: Record, out: Path) -> None:
+    """Write a record as JSON, and as a page beside it."""
+    out.write_text(json.dumps(record, indent=1))
+    beside = out.with_suffix(".html")
+    beside.write_text(page(record))
+    print(f"{out}, {beside}")
 
 
 if __name__ == "__main__":

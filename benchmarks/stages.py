@@ -2,12 +2,13 @@
 
     python -m benchmarks.stages cam.safetensors --data ../shared/camvid --calib ../shared/camvid/train \\
         --labels ../shared/camvid/trainannot [--scales 0.5,0.75,1.5,2,mixed] \\
-        [--work build/stages] [--json stages.json] [--plot stages.png]
+        [--only FP8,BF16] [--work build/stages] [--json stages.json] [--plot stages.png]
 
-Exports the checkpoint and builds its engines in WORK, in float32 and INT8 for this CPU, in FP16 and INT8 by TensorRT
-for RTX for --target; what is there already is taken as it is. All are evaluated on the same images at the same scales
-(see eval-fcn). Of TensorRT the graph itself runs, on the CPU: INT8's QDQ operators as they are written, FP16's results
-rounded to it after each operator; so their rows have no times, and their sizes are those of the plans' engines.
+Exports the checkpoint and builds its engines in WORK, in float32 and INT8 for this CPU, in FP16, BF16, INT8 and FP8 by
+TensorRT for RTX for --target; what is there already is taken as it is. All are evaluated on the same images at the same
+scales (see eval-fcn). Of TensorRT the graph itself runs, on the CPU: QDQ operators of INT8 and FP8 as they are written,
+results in FP16 and BF16 rounded after each operator; so their rows have no times, and their sizes are those of the
+plans' engines.
 """
 
 import argparse
@@ -29,6 +30,8 @@ from fcn_deploy.fcn.evaluate import evaluate_in_detail, open_model, parse_scales
 from benchmarks.common import graph_labels, pyplot
 
 EMULATED = "TensorRT"
+LOW = {"FP16": {"fp16": True}, "BF16": {"bf16": True}, "INT8": {"int8": True, "fp16": True},
+       "FP8": {"fp8": True, "fp16": True}}  # fmt: skip
 
 
 def main() -> None:
@@ -41,7 +44,8 @@ def main() -> None:
     parser.add_argument("--labels", type=Path, help="their labels, for the accuracy gate")
     parser.add_argument("--max-drop", type=float, default=0.5, help="of the gate")
     parser.add_argument("--scales", default=OWN)
-    parser.add_argument("--target", default="sm86")
+    parser.add_argument("--target", default="sm89")
+    parser.add_argument("--only", default=",".join(LOW), help="what is built by TensorRT; default: all of it")
     parser.add_argument("--work", type=Path, default=Path("build/stages"))
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--json", type=Path)
@@ -80,10 +84,13 @@ def stages(options: argparse.Namespace):
         yield f"CPU, {title}", engine, opened.predict, opened.card
     found = core_of(import_model(model))
     head, card, core = found.upsampling, found.card, optimise_offline(found.model)
-    for title, flag in (("FP16", "fp16"), ("INT8", "int8")):
+    for title in options.only.split(","):
+        flag = title.lower()
         plan = name.with_name(f"{name.name}-{flag}-{options.target}.engine")
         run("build_engine", plan, model, "--target", options.target, f"--{flag}", *low)
-        how = QuantizationOptions(calib=options.calib, labels=options.labels, max_drop=options.max_drop, **{flag: True})
+        how = QuantizationOptions(
+            calib=options.calib, labels=options.labels, max_drop=options.max_drop, **LOW[title.upper()]
+        )
         graph = mix_precision(core, head, card, "tensorrt", how).emulated
         yield f"{EMULATED}, {title}", plan, graph_labels(graph, head, card, optimise=False), card
 
@@ -145,7 +152,7 @@ def draw(result: dict, out: Path) -> None:
     plt, rows = pyplot(), result["rows"]
     numbers = sorted((float(scale), scale) for scale in rows[0]["scales"] if scale != MIXED)
     figure, axis = plt.subplots(figsize=(7, 4), layout="constrained")
-    for style, each in zip(("-o", "--s", "-.^", "-D", ":v", "--x"), rows, strict=True):
+    for style, each in zip(("-o", "--s", "-.^", "-D", ":v", ":^", "--x", "--+"), rows, strict=False):
         values = [each["scales"][scale]["miou"] for _, scale in numbers]
         axis.plot([number for number, _ in numbers], values, style, label=each["name"], alpha=0.8)
     axis.set_xscale("log", base=2)

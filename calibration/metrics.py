@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+CHUNK = 1 << 17  # pixels counted at once, whose indices stay in the caches
 IGNORE = 255  # the label that no metric and no loss counts (Pascal VOC's border)
 
 
@@ -19,11 +20,16 @@ def confusion_matrix(reference: np.ndarray, predicted: np.ndarray, classes: int,
     """
     if reference.shape != predicted.shape:
         raise ValueError(f"labels of shape {reference.shape} against predictions of {predicted.shape}")
-    counted = reference != ignore
-    reference, predicted = reference[counted].astype(np.int64), predicted[counted].astype(np.int64)
-    if reference.size and max(reference.max(), predicted.max()) >= classes:
-        raise ValueError(f"label {max(reference.max(), predicted.max())} with {classes} classes")
-    return np.bincount(reference * classes + predicted, minlength=classes**2).reshape(classes, classes)
+    counts = np.zeros(classes**2, np.int64)
+    rows = max(1, CHUNK // max(1, reference[:1].size))
+    for start in range(0, len(reference), rows):  # indices of a whole scene would take eight bytes a pixel, twice
+        part, found = reference[start : start + rows], predicted[start : start + rows]
+        counted = part != ignore
+        part, found = part[counted].astype(np.intp), found[counted].astype(np.intp)
+        if part.size and max(part.max(), found.max()) >= classes:
+            raise ValueError(f"label {max(part.max(), found.max())} with {classes} classes")
+        counts += np.bincount(part * classes + found, minlength=classes**2)
+    return counts.reshape(classes, classes)
 
 
 @dataclass(frozen=True)

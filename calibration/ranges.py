@@ -4,7 +4,7 @@ import base64
 import json
 import os
 import zlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +16,8 @@ from fcn_deploy.runtime.files import replacing
 
 BINS = 4096
 CHUNK = 1 << 18  # values at a time: they are read several times, and stay in the cache
+MOST_STEP = 16  # one of so many neighbouring values is counted, where there are many
+LEAST_COUNTED = 1 << 12  # values of a tensor and image
 METHODS = ("minmax", "percentile", "entropy", "mse")
 PERCENTILE = 99.99
 VERSION = 2
@@ -35,24 +37,23 @@ class Histogram:
 
     def add(self, values: np.ndarray) -> None:
         """Count float32 values of any shape. Raises ValueError where one is NaN or infinite."""
-        values = values.reshape(-1)
-        if not values.size:
-            return
-        counts = self._count(values)
-        if counts.sum() < values.size:  # the counter leaves out what lies beyond the limit, and NaN
-            low, high = float(values.min()), float(values.max())
-            if not (np.isfinite(low) and np.isfinite(high)):
-                raise ValueError("it has NaN or infinite values")
-            self._reach(max(-low, high))
-            counts = self._count(values)
-        self.counts += counts
-        # Only a value in the outermost bin so far, or beyond it, can be a new extreme.
-        seen = np.flatnonzero(counts)
-        bottom, top = ((bin / (BINS / 2) - 1) * self.limit for bin in (seen[0], seen[-1] + 1))
-        if bottom < self.low:
-            self.low = min(self.low, float(values.min()))
-        if top > self.high:
-            self.high = max(self.high, float(values.max()))
+        if values.size:
+            self.see(float(values.min()), float(values.max()))
+            self.count(values)
+
+    def see(self, low: float, high: float) -> None:
+        """Take in the least and the largest of some values, before they are counted.
+
+        Raises ValueError where one is NaN or infinite.
+        """
+        if not (np.isfinite(low) and np.isfinite(high)):
+            raise ValueError("it has NaN or infinite values")
+        self.low, self.high = min(self.low, low), max(self.high, high)
+        self._reach(max(-low, high))
+
+    def count(self, values: np.ndarray, times: int = 1) -> None:
+        """Count float32 values within what was seen, each for so many that are like it."""
+        self.counts += times * self._count(values.reshape(-1))
 
     def _count(self, values: np.ndarray) -> np.ndarray:
         if self.limit == 0.0:  # nothing but zeros so far
@@ -154,6 +155,39 @@ class Histogram:
         return max(low, -top), min(high, top)
 
 
+class Sample:
+    """Which values of one image's tensors are counted: one of each `step` that follow each other, drawn at random.
+
+    Draws of CHUNK / 2 values and more are independent; they are the same in the next CHUNK. So the share of counted
+    values that lie below any number is that of all values, whatever they are, but for √(ln(2 / δ) / 2n) with
+    probability 1 - δ (Hoeffding, 1963), where n is 4096 for each image: 2.1 % at δ = 5 %, and over 100 images 0.21 %.
+
+    Args:
+        seed: of the draws, one for each image.
+    """
+
+    def __init__(self, seed: int) -> None:
+        draws = np.random.default_rng(seed).integers(0, MOST_STEP, CHUNK // 2, np.uint8)
+        self._places: dict[int, np.ndarray] = {}
+        step = 2
+        while step <= MOST_STEP:
+            count = CHUNK // step
+            self._places[step] = np.arange(count) * step + draws[:count] // (MOST_STEP // step)
+            step *= 2
+
+    @staticmethod
+    def step(size: int) -> int:
+        """Of a tensor of so many values: a power of two."""
+        step = 1
+        while step < MOST_STEP and size >= 2 * step * LEAST_COUNTED:
+            step *= 2
+        return step
+
+    def of(self, values: np.ndarray, step: int) -> np.ndarray:
+        """The values of CHUNK or fewer, [n], that are counted."""
+        return values if step == 1 else values.take(self._places[step][: values.size // step])
+
+
 @dataclass
 class Ranges:
     """What was measured of a network's tensors.
@@ -170,28 +204,39 @@ class Ranges:
     means: dict[str, np.ndarray] = field(default_factory=dict)
     images: list[str] = field(default_factory=list)
 
-    def add(self, name: str, values: np.ndarray, counted: np.ndarray | None = None) -> None:
-        """Count one image's tensor, [1, C, H, W], or its cells that are `counted`, bool [H, W].
+    def __post_init__(self) -> None:
+        self.next_image()
 
-        Raises DeployError where it is not finite.
+    def add(self, name: str, values: np.ndarray, counted: np.ndarray | None = None) -> None:
+        """Take in one image's tensor, [1, C, H, W], or its cells that are `counted`, bool [H, W].
+
+        Extremes and means are of all values; of a large tensor a Sample is counted. Raises DeployError where it is not
+        finite.
         """
         histogram = self.histograms.setdefault(name, Histogram())
-        # Rows of one channel: numpy sums those pairwise, fast and well rounded in float32.
         rows = values.reshape(values.shape[1], -1)
         if counted is not None:
             rows = np.compress(counted.ravel(), rows, axis=1)
-        mean = np.empty(len(rows))
-        step = max(1, CHUNK // max(rows.shape[1], 1))
-        for start in range(0, len(rows), step):
-            part = rows[start : start + step]
+        sums, step, kept = np.zeros(len(rows)), Sample.step(rows.size), []
+        low, high = np.inf, -np.inf
+        for part, channels in _parts(rows):
+            low, high = np.minimum(low, part.min()), np.maximum(high, part.max())  # a NaN stays one
+            # In float32, right to 2e-6 of the values; sum() takes three times as long.
+            sums[channels] += np.einsum("ij->i", part)
+            kept.append(self._sample.of(part.reshape(-1), step))
+        if kept:
             try:
-                histogram.add(part)
+                histogram.see(float(low), float(high))
             except ValueError as error:
                 raise DeployError(
                     f"tensor {name}: {error} on a calibration image; the network or its input is broken"
                 ) from error
-            mean[start : start + step] = part.mean(1)
-        self.means[name] = self.means.get(name, 0) + mean
+            histogram.count(np.concatenate(kept), step)
+        self.means[name] = self.means.get(name, 0) + sums / max(rows.shape[1], 1)
+
+    def next_image(self) -> None:
+        """Draw another Sample: the tensors that come now are of another image."""
+        self._sample = Sample(len(self.images))
 
     def channel_mean(self, name: str) -> np.ndarray:
         """Mean per channel over the images."""
@@ -267,17 +312,39 @@ def collect_histograms(
         for name, image in images:
             given = prepare(image)
             data = _padded_data(image, given.shape[2:])
-
-            def add(item: tuple[str, np.ndarray], data: np.ndarray | None = data) -> None:
-                tensor, values = item
-                ranges.add(tensor, values, None if data is None else cells_with_data(data, values.shape[2:]))
-
-            for _ in pool.map(add, run(given).items()):
-                pass
+            ranges.next_image()
+            _add_all(ranges, run(given), data, pool)
             ranges.images.append(name)
     if not ranges.images:
         raise DeployError("no calibration image could be read; INT8 is never calibrated on invented data")
     return ranges
+
+
+def _parts(rows: np.ndarray) -> Iterator[tuple[np.ndarray, slice]]:
+    """[C, n] in parts of CHUNK values or fewer, which are whole rows where these are shorter; and which rows."""
+    if not rows.size:
+        return
+    high = max(1, CHUNK // rows.shape[1])
+    for start in range(0, len(rows), high):
+        channels = slice(start, start + high)
+        for left in range(0, rows.shape[1], CHUNK):
+            yield rows[channels, left : left + CHUNK], channels
+
+
+def _add_all(
+    ranges: Ranges, tensors: Mapping[str, np.ndarray], data: np.ndarray | None, pool: ThreadPoolExecutor
+) -> None:
+    """Take in one image's tensors, side by side: what of them is made of `data`."""
+    for tensor in tensors:  # in their order, whichever is done first
+        ranges.histograms.setdefault(tensor, Histogram())
+
+    def add(tensor: str) -> None:
+        values = tensors[tensor]
+        ranges.add(tensor, values, None if data is None else cells_with_data(data, values.shape[2:]))
+
+    # The largest first, so that no thread is left with one.
+    for _ in pool.map(add, sorted(tensors, key=lambda tensor: -tensors[tensor].size)):
+        pass
 
 
 def _padded_data(image: np.ndarray, size: tuple[int, ...]) -> np.ndarray | None:

@@ -10,7 +10,7 @@ from fcn_deploy.calibration.datasets import FilePairs, load_dataset
 from fcn_deploy.runtime.errors import DeployError
 from fcn_deploy.runtime.images.find import find_or_read_list
 from fcn_deploy.runtime.images.header import read_header
-from fcn_deploy.runtime.images.numbers import ReadOptions
+from fcn_deploy.runtime.images.numbers import DoubtfulError, ReadOptions
 from fcn_deploy.runtime.images.read import COMMON, decode
 from fcn_deploy.runtime.model_card import ModelCard
 from fcn_deploy.runtime.prepare import check_image
@@ -45,6 +45,8 @@ class ImageStream:
                 image = self.read(index)
                 if isinstance(image, np.ma.MaskedArray) and np.ma.getmaskarray(image).any(axis=2).all():
                     raise DeployError(f"{name} has no data in any pixel")
+            except DoubtfulError:
+                raise
             except DeployError as error:
                 self.skipped[name] = str(error)
                 log.warning("skipped: %s", error)

@@ -216,7 +216,8 @@ class ScoresModule(nn.Module):
 
     def beside(self, x: torch.Tensor) -> tuple[str, dict[str, torch.Tensor]]:
         """(key of the scores, the other tensors by theirs) of what the module gives; nothing where it gives one."""
-        result, key = self._given(x), ""
+        with torch.inference_mode():
+            result, key = self._given(x), ""
         others: dict[str, torch.Tensor] = {}
         for key in map(str, self.path):
             entries = {str(name): value for name, value in _entries(result).items()}

@@ -56,6 +56,8 @@ InputRange = Annotated[
 ]
 
 
+Strict = Annotated[bool, typer.Option("--strict", help="Refuse a file whose values do not look like the network's.")]
+
 NoData = Annotated[
     float | None,
     typer.Option(metavar="V", help="Value in the files that is no data (nan too), instead of their own tag."),

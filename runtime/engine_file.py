@@ -68,7 +68,7 @@ class EngineFile:
             self.manifest = Manifest.from_json(text, str(path))
             if self._archive.comment != hashlib.sha256(text).hexdigest().encode():
                 raise DeployError(f"{path} is damaged or was edited: its manifest fails its checksum; {REMEDY}")
-            for stage in self.manifest.stages:
+            for stage in self.manifest.all_stages:
                 if stage.file not in self.manifest.members:
                     raise DeployError(f"{path}: the manifest does not list its stage {stage.file}; {REMEDY}")
         except BaseException:

@@ -7,7 +7,8 @@ LEAST_REASON = 60  # of them, that stay of what comes before a remedy
 # Such as "/onnxruntime_src/onnxruntime/core/providers/cpu/tensor/concat.cc:159 PrepareForCompute(…) x was false. ", and
 # `File "/…/site-packages/torch/nn/modules/module.py", line 1501`.
 PLACES_IN_CODE = re.compile(
-    r"\S*[\w-]\.(?:cc|cpp|h|hpp|cu):\d+(?: .*? was false\.)? ?"
+    r"\S*/[\w.-]+\.(?:cc|cpp|h|hpp|cu):\d+(?: .*? was false\.)? ?"
+    r"|\b[\w.-]+\.(?:cc|cpp|h|hpp|cu):\d+(?: .*? was false\.)? "
     r"|(?:File )?\"?[^\s\"]*site-packages/[^\s\":]+\.py\"?(?:, line |:)\d+(?:,? in \w+)?:? ?"
 )
 NAMES_CODE = re.compile(r"\.(?:cc|cpp|h|hpp|cu):\d|site-packages")  # quickly

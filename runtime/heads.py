@@ -3,9 +3,13 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
+
+from .arrays import Floats
 from .errors import MisuseError
 from .manifest import Head, Upsampling
 from .model_card import ModelCard
+from .no_data import usable
 from .upsampling import ScoreWindow
 
 
@@ -87,9 +91,19 @@ class Heads:
             raise MisuseError(f"output {name[:40]!r} of {self._source}: {has}")
         return replace(self._views[name], kind=plain)
 
-    def each(self) -> Iterable[View]:
-        """The heads in the order of their channels."""
-        return self._views.values()
+    def usable(self, scores: Floats, interpolated: bool) -> Floats:
+        """Scores of all heads, [..., K, h, w], of which results can be made: see `no_data.usable`."""
+        if not self.names:
+            return usable(scores, self._own.card, interpolated)
+        parts = [
+            usable(scores[..., view.channels, :, :], view.card, interpolated)
+            for view in self._views.values()
+            if view.channels is not None
+        ]
+        if all(np.may_share_memory(part, scores) for part in parts):
+            return scores
+        whole: Floats = np.concatenate(parts, axis=-3)
+        return whole
 
 
 def _views(card: ModelCard, upsampling: Upsampling, heads: Sequence[Head]) -> Iterable[tuple[str, View]]:

@@ -10,7 +10,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .command import FAILURE, Force, InputRange, Json, Memory, NoData, Threads, log_to_stderr, print_record, run
+from .command import (
+    FAILURE,
+    Force,
+    InputRange,
+    Json,
+    Memory,
+    NoData,
+    Strict,
+    Threads,
+    log_to_stderr,
+    print_record,
+    run,
+)  # fmt: skip
 from .errors import InterruptError
 from .images.header import DEFAULT_MAX_PIXELS
 from .labelling.bulk_options import Bulk
@@ -75,9 +87,7 @@ def label_images(
     ] = False,
     input_range: InputRange = None,
     nodata: NoData = None,
-    strict: Annotated[
-        bool, typer.Option("--strict", help="Refuse a file whose values do not look like the network's.")
-    ] = False,
+    strict: Strict = False,
     json_: Json = False,
     force: Force = False,
     threads: Threads = None,
@@ -166,6 +176,11 @@ def _plan(plan: dict[str, Any], card: "ModelCard") -> str:
     text = f"  plan: padded to {_sides(plan['padded'])} (multiples of {card.size_multiple}{least}), {runs}"
     text += f", about {plan['bytes'] / 1e6:.0f} MB" if plan["bytes"] else ""
     text += "" if plan["profile"] is None else f", profile {plan['profile']}"
+    if plan["passes"]:
+        text += (
+            f"\n  {plan['passes']} {'pass' if plan['passes'] == 1 else 'passes'} for what the network pools over the "
+        )
+        text += "whole image, then the scores: equal to the whole image's to float32's rounding, not bit for bit"
     for index, stage in enumerate(plan["stages"]):
         tile, halo = _sides(stage["tile"]), _sides(stage["halo"])
         text += f"\n  stage {index}: {stage['tiles']} tiles of {tile} with a halo of {halo}"

@@ -13,9 +13,9 @@ from .backends import CPU_BACKENDS
 from .errors import DeployError
 from .model_card import ModelCard
 
-ENGINE_VERSION = 5  # 5: several heads; 4: memory of stages by a law of their pixels
-OF_ONE_HEAD = 4  # what engines of one output say, which earlier releases read
-READ_VERSIONS = (3, OF_ONE_HEAD, ENGINE_VERSION)  # of 3, memory is by pixels alone
+# 5: blocks of pixels as channels, networks that pool in passes, several heads; 4: memory of stages by a law of pixels
+ENGINE_VERSION = 5
+READ_VERSIONS = (3, 4, ENGINE_VERSION)  # of 3, memory is by pixels alone
 REMEDY = "build it again with build-engine"
 
 Numbers = npt.NDArray[np.float64]
@@ -23,7 +23,7 @@ Numbers = npt.NDArray[np.float64]
 MODES = ("none", "linear", "nearest")
 COORDINATES = ("half_pixel", "pytorch_half_pixel", "asymmetric", "align_corners")
 ROUNDINGS = ("round_prefer_floor", "round_prefer_ceil", "floor", "ceil")
-PRECISIONS = ("float32", "float16", "int8")
+PRECISIONS = ("float32", "bf16", "float16", "fp8", "int8")
 
 
 def _pixels(name: str, given: Sequence[Any], count: int, least: int = 0) -> tuple[int, ...]:
@@ -92,6 +92,8 @@ class Stage:
         border: of a first stage that takes the image as it is, uint8 [N, H, W, C]: pixels of padding around the padded
             image, (top, left, bottom, right), of the card's mean like all padding. None: it takes a normalised image,
             float32 [N, C, H, W].
+        block: with a border: side in pixels of the squares whose pixels it takes as channels, row by row. The padded
+            image with its border is cut to whole ones: uint8 [N, H / block, W / block, block² · C].
     """
 
     file: str
@@ -108,6 +110,7 @@ class Stage:
     cost: float = 1.0
     tile: int | None = None
     border: tuple[int, int, int, int] | None = None
+    block: int = 1
 
     def __post_init__(self) -> None:
         if self.border is not None:
@@ -115,9 +118,12 @@ class Stage:
         if self.halo is not None:
             object.__setattr__(self, "halo", _pixels("halo", self.halo, 2))
         object.__setattr__(self, "stride", _pixels("stride", self.stride, 2, least=1))
-        for name, value in (("period", self.period), ("tile", 1 if self.tile is None else self.tile)):
+        tile = 1 if self.tile is None else self.tile
+        for name, value in (("period", self.period), ("tile", tile), ("block", self.block)):
             if type(value) is not int or value < 1:
                 raise ValueError(f"{name} {value!r}; it must be a whole number above 0")
+        if self.block > 1 and (self.border is None or any(side % self.block for side in self.border[:2])):
+            raise ValueError(f"block {self.block} with border {self.border}; it must divide that at the top and left")
         for name in ("bytes_fixed", "bytes_per_pixel", "bytes_per_pixel_squared", "output_bytes", "cost"):
             value = getattr(self, name)
             if type(value) not in (int, float) or not 0 <= value < math.inf:
@@ -132,6 +138,115 @@ class Stage:
     def working_memory(self, pixels: int | Numbers) -> float | Numbers:
         """Bytes that a run of so many pixels of padded image works with, its input and result included."""
         return self.bytes_fixed + pixels * (self.bytes_per_pixel + pixels * self.bytes_per_pixel_squared)
+
+
+@dataclass(frozen=True)
+class Interpolation:
+    """Where the cells of a Resize read that goes to the size of another map: it differs with the size of the image.
+
+    A network in tiles is told by inputs of its own, for the rows or columns of the tile: `first` and `second`, int64
+    [n], are the cells that each lies between, and `weight`, float32, is the second's; `nearest` has the first alone.
+
+    Attributes:
+        name: of the inputs: `{name}/first`, `{name}/second`, `{name}/weight`.
+        axis: 0: rows, 1: columns.
+        how: the Resize; its `factor` is None.
+        stride: pixels of a cell of its result.
+        source: pixels of a cell of what it resizes, or 0 where that is a grid of pooled values.
+        cells: of that grid.
+    """
+
+    name: str
+    axis: int
+    how: Upsampling
+    stride: int
+    source: int = 0
+    cells: int = 0
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.how, Upsampling):
+            object.__setattr__(self, "how", Upsampling(**self.how))
+        numbers = (self.axis, self.stride, self.source, self.cells)
+        if not all(type(number) is int and number >= 0 for number in numbers) or self.axis > 1 or self.stride < 1:
+            raise ValueError(f"axis, stride, source and cells {numbers} of {self.name!r}")
+        if (self.source > 0) == (self.cells > 0) or self.how.factor is not None:
+            raise ValueError(f"{self.name!r} resizes neither a map nor a grid")
+
+
+@dataclass(frozen=True)
+class Statistic:
+    """What a network takes of a whole map, [1, C, h, w]: means over its cells.
+
+    Attributes:
+        name: of the input that it is given to the network by.
+        kind: `mean`, or `variance` (of all cells, by their number).
+        cells: (rows, columns) of the grid of means, as of adaptive pooling: of row i the cells from ⌊i·h/rows⌋ to
+            before ⌈(i + 1)·h/rows⌉.
+    """
+
+    name: str
+    kind: str = "mean"
+    cells: tuple[int, int] = (1, 1)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "cells", _pixels("cells", self.cells, 2, least=1))
+        if type(self.name) is not str or self.kind not in ("mean", "variance"):
+            raise ValueError(f"statistic {self.name!r} of kind {self.kind!r}")
+        if self.kind == "variance" and self.cells != (1, 1):
+            raise ValueError(f"the variance {self.name!r} of a grid")
+
+
+@dataclass(frozen=True)
+class Pass:
+    """A run over all tiles of an image for statistics of one map, before the scores are computed.
+
+    Attributes:
+        stages: up to the map; each has a halo.
+        statistics: of it.
+    """
+
+    stages: tuple[Stage, ...]
+    statistics: tuple[Statistic, ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "stages", _stages(self.stages))
+        given = (s if isinstance(s, Statistic) else Statistic(**s) for s in self.statistics)
+        object.__setattr__(self, "statistics", tuple(given))
+
+
+@dataclass(frozen=True)
+class Pooled:
+    """How a network that pools over the whole image is run in tiles all the same.
+
+    Pooled values are inputs of its networks. A pass over the image gives those of each map, in order, as later ones may
+    depend on earlier; then the scores are computed in tiles.
+
+    Attributes:
+        passes: in order.
+        stages: that give the scores; each has a halo. They share their files with the passes.
+        interpolations: inputs of any of the networks.
+    """
+
+    passes: tuple[Pass, ...]
+    stages: tuple[Stage, ...]
+    interpolations: tuple[Interpolation, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "passes", tuple(p if isinstance(p, Pass) else Pass(**p) for p in self.passes))
+        object.__setattr__(self, "stages", _stages(self.stages))
+        given = (i if isinstance(i, Interpolation) else Interpolation(**i) for i in self.interpolations)
+        object.__setattr__(self, "interpolations", tuple(given))
+        if any(not chain or any(stage.halo is None for stage in chain) for chain in self.chains):
+            raise ValueError("its passes have a stage without a halo, or none")
+
+    @property
+    def chains(self) -> tuple[tuple[Stage, ...], ...]:
+        """The stages of each pass, and those of the scores last."""
+        return (*(each.stages for each in self.passes), self.stages)
+
+
+def _stages(given: Sequence[Any]) -> tuple[Stage, ...]:
+    return tuple(stage if isinstance(stage, Stage) else Stage(**stage) for stage in given)
 
 
 @dataclass(frozen=True)
@@ -236,13 +351,14 @@ class Manifest:
     Attributes:
         card: of the model.
         target: `cpu`, or the GPUs the plan is for: `sm86,sm89`.
-        precision: the lowest in the graph: `float32`, `float16` or `int8`.
+        precision: the lowest in the graph, of PRECISIONS.
         upsampling: what turns the core's scores into full-size ones.
         stages: the core network, in order.
         created_by: name and version of the builder.
         gpu: what the plan needs, in engines for GPUs.
         backend: of engines for the CPU, the library that was measured fastest: `onnxruntime` or `openvino`.
         heads: of a network of several outputs, whose scores are theirs one after the other; the card is the first's.
+        pooled: how tiles of a network are run that pools over the whole image; None: it does not, or has none.
         members: name → {"bytes", "sha256"} of every other member of the file.
     """
 
@@ -255,6 +371,7 @@ class Manifest:
     gpu: GpuPlan | None = None
     backend: str = "onnxruntime"
     heads: tuple[Head, ...] = ()
+    pooled: Pooled | None = None
     members: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -265,9 +382,15 @@ class Manifest:
         if self.backend not in CPU_BACKENDS:
             raise ValueError(f"backend {self.backend!r}; this release knows {', '.join(CPU_BACKENDS)}")
         self._check_heads()
-        for value in (self.target, *(n for stage in self.stages for n in (stage.file, stage.input, stage.output))):
+        for value in (self.target, *(n for stage in self.all_stages for n in (stage.file, stage.input, stage.output))):
             if type(value) is not str:
                 raise ValueError(f"{value!r} where a name belongs")
+
+    @property
+    def all_stages(self) -> tuple[Stage, ...]:
+        """Those of whole images, and those of passes."""
+        chains = self.pooled.chains if self.pooled is not None else ()
+        return (*self.stages, *(stage for chain in chains for stage in chain))
 
     def _check_heads(self) -> None:
         """Raise ValueError where they contradict each other, or the card."""
@@ -289,12 +412,9 @@ class Manifest:
         data["stages"] = [asdict(stage) for stage in self.stages]
         data["gpu"] = self.gpu and asdict(self.gpu)
         data["members"] = dict(self.members)
-        version = ENGINE_VERSION if self.heads else OF_ONE_HEAD
-        if self.heads:
-            data["heads"] = [asdict(head) for head in self.heads]
-        else:
-            del data["heads"]
-        return json.dumps({"format": "fcn-deploy engine", "version": version} | data, indent=1)
+        data["heads"] = [asdict(head) for head in self.heads]
+        data["pooled"] = self.pooled and asdict(self.pooled)
+        return json.dumps({"format": "fcn-deploy engine", "version": ENGINE_VERSION} | data, indent=1)
 
     @classmethod
     def from_json(cls, text: str | bytes, source: str) -> "Manifest":
@@ -317,6 +437,7 @@ class Manifest:
             data["stages"] = tuple(Stage(**stage) for stage in data["stages"])
             data["gpu"] = GpuPlan(**data["gpu"]) if data.get("gpu") else None
             data["heads"] = tuple(_head(**head) for head in data.get("heads", ()))
+            data["pooled"] = Pooled(**data["pooled"]) if data.get("pooled") else None
             data["members"] = {
                 str(name): {"bytes": int(entry["bytes"]), "sha256": str(entry["sha256"])}
                 for name, entry in data["members"].items()

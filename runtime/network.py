@@ -14,13 +14,14 @@ from .arrays import AnyArray, Floats, Image, ImageSource, size_of
 from .backends import ORT_TARGETS, Backend
 from .backends.host import HostBackend
 from .engine_file import EngineFile
-from .errors import DeployError, MisuseError
+from .errors import DeployError, MisuseError, OverBudgetError
 from .heads import Heads, View
 from .manifest import Manifest, Stage, Upsampling
 from .model_card import ModelCard
 from .no_data import HoleRecorder, Invalid, filled, marked
 from .onnx_model import WHOLE, OnnxModelBackend, with_activation
-from .plan import Plan, Span, available_memory, check_result, plan_on_gpu, plan_run, plan_unbounded
+from .plan import Plan, Span, available_memory, check_result, plan_on_gpu, plan_passes, plan_run, plan_unbounded
+from .pooled import PooledTiles
 from .prepare import check_image, check_source
 from .refine import REACH, refined_labels, refusal
 from .tiles import Band, ready_windows, score_bands
@@ -42,20 +43,22 @@ class BatchCost:
     Attributes:
         alone, together: one after the other, and in batches.
         equal: whether the scores of a batch are those of single runs, bit for bit; None: not compared yet.
+        first: runs of each kind that do something for the first time, and do not count.
     """
 
     alone: list[float] = field(default_factory=list)
     together: list[float] = field(default_factory=list)
     equal: bool | None = None
+    first: int = 0
 
     @property
     def pays(self) -> bool | None:
         """Whether batches are the faster, by medians; None: not known yet."""
         if self.equal is False:
             return False
-        if min(len(self.alone), len(self.together)) < ROUNDS:
+        if min(len(self.alone), len(self.together)) < self.first + ROUNDS:
             return None
-        return bool(np.median(self.together) < np.median(self.alone))
+        return bool(np.median(self.together[self.first :]) < np.median(self.alone[self.first :]))
 
 
 class Network:
@@ -69,7 +72,7 @@ class Network:
         card: of the model, and of the chosen head.
         manifest: of an engine; None of an ONNX model.
         upsampling: what makes full-size scores of the core's.
-        precision: the lowest in the graph: `float32`, `float16` or `int8`.
+        precision: the lowest in the graph: one of runtime.manifest.PRECISIONS.
         stages: the core, in order.
         memory: bytes one image may take on the CPU; None: 80 % of what is free.
         refine: whether borders of labels follow those of the image.
@@ -90,6 +93,7 @@ class Network:
         output: str | None = None,
     ) -> None:
         gpu_index = _gpu_index(device)
+        self._threads = threads
         if threads is not None and threads < 1:
             raise MisuseError(f"threads is {threads}; it must be at least 1, or None for one per physical core")
         if memory is not None and memory < 1:
@@ -115,6 +119,7 @@ class Network:
     def of(cls, backend: Backend, card: ModelCard, upsampling: Upsampling, stages: Sequence[Stage]) -> "Network":
         """One that no file holds: a core in float32, that `backend` runs in these stages."""
         net = cls.__new__(cls)
+        net._threads = None
         net.path, net.memory, net.refine, net.input_range = Path(backend.name), None, False, None
         net._take(backend, Heads(card, upsampling, (), None, backend.name), tuple(stages), "float32")
         return net
@@ -133,6 +138,9 @@ class Network:
         self.precision, self.manifest = precision, manifest
         self.batch_costs: dict[tuple[int, int], BatchCost] = {}
         self._working = WorkingMemory(self._release)
+        self._pooled: PooledTiles | None = None
+        if manifest is not None and manifest.pooled is not None:
+            self._pooled = PooledTiles(manifest.pooled, self.card, self._member, self._threads)
         self.cell = int((heads.upsampling.factor or stages[-1].stride)[0])
 
     @property
@@ -146,6 +154,11 @@ class Network:
     def kind(self) -> str:
         """What this network gives, by its card: `labels`, `masks` or `values`."""
         return self.card.kind
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether a plan runs it, on a GPU, whose memory is the backend's to share out."""
+        return self.manifest is not None and self.manifest.gpu is not None
 
     def working_memory(self, pixels: int) -> float:
         """Bytes that the core works with for a padded image of so many pixels; 0 where it is not known."""
@@ -209,7 +222,13 @@ class Network:
             memory = self.memory_budget()
             if not bands:  # labels are beside what the network takes
                 memory = max(memory - height * width * result_bytes("labels", self.card), memory // 2)
-        return plan_run(size, self.card, self.stages, min(memory, BANDS_MEMORY) if bands else memory, result)
+        memory = min(memory, BANDS_MEMORY) if bands else memory
+        try:
+            return plan_run(size, self.card, self.stages, memory, result)
+        except OverBudgetError:
+            if self.manifest is None or self.manifest.pooled is None:
+                raise
+        return plan_passes(size, self.card, self.manifest.pooled, memory, result)
 
     def memory_budget(self) -> int:
         """Bytes that one image may take now. What earlier ones took is kept by the backend, and there for the next."""
@@ -266,7 +285,7 @@ class Network:
                 del window  # or its scores would be in memory beside the next ones
             return tuple(results)
         if tuple(kinds) == LABELS and not self.refine:
-            return (self.backend.labels(image),)
+            return (self.backend.labels([image])[0],)
         return self._results_of_scores(image, self.scores_by(image, plan), plan, views)
 
     def run_batch(
@@ -275,6 +294,11 @@ class Network:
         """Results of checked images of one padded size, run whole as one batch."""
         whole = [filled(image, self.card) for image in images]
         with self.taking(*plans):
+            if tuple(kinds) == LABELS and not self.refine:
+                labels = self.backend.labels([image for image, _ in whole])
+                return [
+                    marked((each,), kinds, invalid, self.card) for (_, invalid), each in zip(whole, labels, strict=True)
+                ]
             scores = self.backend.scores([image for image, _ in whole])
         views = [self.heads.view(kind) for kind in kinds]
         return [
@@ -292,7 +316,8 @@ class Network:
         if not 0 <= start < image.shape[0]:
             raise MisuseError(f"start is row {start}, and the image has rows 0 to {image.shape[0] - 1}")
         plan = self.plan(*size_of(image), bands=True)
-        self._working.took(plan.bytes)
+        if not plan.passes:
+            self._working.took(plan.bytes)
         recorder = HoleRecorder(image, self.card)
         return (
             (top, self._marked(results, kinds, recorder.invalid(top, top + results[0].shape[-2])))
@@ -309,7 +334,7 @@ class Network:
         else:
             image = np.asarray(image[:, :])
             if tuple(kinds) == LABELS and not self.refine:
-                yield start, (self.backend.labels(image)[start:],)
+                yield start, (self.backend.labels([image])[0][start:],)
                 return
             whole = ScoreWindow.whole(self.scores_by(image, plan), plan.padded, plan.size)
             views, ready = self._as_found(whole.scores, views), iter([whole.of_rows(start, plan.size[0])])
@@ -335,8 +360,9 @@ class Network:
     def taking(self, *plans: Plan) -> AbstractContextManager[None]:
         """While it is open, runs by these plans are within the memory budget beside those of other threads."""
         needed = sum(plan.bytes - plan.result for plan in plans)
-        shape = len(plans), plans[0].padded, plans[0].grids
-        return self._working.taking(needed, shape, self.memory_budget)
+        shape = len(plans), plans[0].padded, plans[0].grids, plans[0].passes
+        # Tiles in passes give back what they took.
+        return self._working.taking(needed, shape, self.memory_budget, keeps=not any(plan.passes for plan in plans))
 
     def _release(self) -> None:
         if self._backend is not None:
@@ -378,6 +404,8 @@ class Network:
     def close(self) -> None:
         """Release it. Using it afterwards raises MisuseError."""
         backend, self._backend = self._backend, None
+        if self._pooled is not None:
+            self._pooled.close()
         if backend is not None:
             backend.close()
 
@@ -416,13 +444,19 @@ class Network:
 
     def _ready_windows(self, image: ImageSource, plan: Plan, start: int, refine: bool) -> Iterator[ScoreWindow]:
         # Interpolation reads the score above a row, too.
-        stride = self.stages[-1].stride[0]
+        stages = self.manifest.pooled.stages if plan.passes and self.manifest and self.manifest.pooled else self.stages
+        stride = stages[-1].stride[0]
         more = REACH if refine else 0
         bands = self._score_bands(image, plan, max(0, start - (2 + more) * stride))
         return ready_windows(bands, stride, self.upsampling, plan.padded, plan.size, start, more)
 
     def _score_bands(self, image: ImageSource, plan: Plan, start: int) -> Iterator[Band]:
         backend = self.backend
+        if plan.passes:
+            assert self._pooled is not None, "as its plan says"
+            for top, bottom, band in self._pooled.bands(image, plan, start):
+                yield top, bottom, self.heads.usable(band, interpolated=self.upsampling.mode == "linear")
+            return
 
         def first(rows: Span, columns: Span) -> AnyArray:
             # Beyond the image lies its padding, to which a tile at the edge comes by itself.
@@ -430,10 +464,18 @@ class Network:
             return backend.run_stage(0, np.asarray(part))
 
         def later(index: int) -> Any:
-            return lambda part: backend.run_stage(index, part)
+            return lambda part, *_: backend.run_stage(index, part)
 
         others = [later(index) for index in range(1, len(self.stages))]
-        return score_bands(plan.grids, [stage.stride for stage in self.stages], first, others, start)
+        yield from score_bands(plan.grids, [stage.stride for stage in self.stages], first, others, start)
+
+    def _member(self, name: str) -> bytes:
+        """A member of the engine's file, which is the one that was opened. Raises DeployError."""
+        assert self.manifest is not None
+        with EngineFile(self.path) as engine:
+            if engine.manifest.members.get(name) != self.manifest.members[name]:
+                raise DeployError(f"{self.path} was replaced since it was opened; open it again")
+            return engine.read(name)
 
 
 def _cropped(scores: Floats, plan: Plan) -> Floats:
@@ -477,17 +519,23 @@ def _open_engine(
             plan = engine.read(manifest.stages[0].file)
             return TensorRTBackend(manifest, plan, kernels, gpu_index, str(path)), manifest, heads
         from .backends.onnxruntime import OnnxRuntimeSession
-        from .backends.openvino import OpenVinoSession, openvino_or_fallback
+        from .backends.openvino import OpenVinoSession, bfloat16_or_fallback, openvino_or_fallback
 
         kind = openvino_or_fallback(str(path)) if (target, manifest.backend) == ("cpu", "openvino") else None
+        bfloat16 = kind is not None and manifest.precision == "bf16" and bfloat16_or_fallback(str(path))
         sessions: list[OnnxRuntimeSession | OpenVinoSession] = []
         for stage in manifest.stages:
             network = engine.read(stage.file)
-            if kind is not None:
+            if kind is not None and bfloat16:
+                sessions.append(
+                    OpenVinoSession(network, stage.input, stage.output, threads, str(path), bfloat16=bfloat16)
+                )
+            elif kind is not None:
                 sessions.append(kind(network, stage.input, stage.output, threads, source=str(path)))
             else:
                 sessions.append(
                     OnnxRuntimeSession(network, stage.input, stage.output, threads, target, gpu_index, str(path))
                 )
-        backend = HostBackend(sessions, heads.card, heads.upsampling, manifest.stages[0].border, heads)
+        first = manifest.stages[0]
+        backend = HostBackend(sessions, heads.card, heads.upsampling, first.border, first.block, heads)
         return backend, manifest, heads

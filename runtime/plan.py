@@ -11,13 +11,14 @@ import numpy as np
 import numpy.typing as npt
 
 from .errors import OverBudgetError
-from .manifest import Profile, Stage
+from .manifest import Pooled, Profile, Stage
 from .model_card import ModelCard
 from .prepare import padded_size
 
 Numbers = npt.NDArray[np.float64]
 
 PIXELS_PER_RUN = 3000  # pixels that the fixed cost of one run of a network comes to, roughly
+ABOUT_THE_SAME = 0.002  # of two plans' work: with five stages, all that differ by less are a million
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,7 @@ class Plan:
         profile: index of the TensorRT profile that runs it, or each of its tiles, on a GPU.
         grids: of each stage; empty where the image is run whole.
         overhead: work over that of the whole image, halos included.
+        passes: grids of the stages of each pass before the scores, of a network that pools over the whole image.
     """
 
     size: tuple[int, int]
@@ -95,6 +97,7 @@ class Plan:
     grids: tuple[Grid, ...] = ()
     overhead: float = 1.0
     result: int = 0
+    passes: tuple[tuple[Grid, ...], ...] = ()
 
 
 def stages_in_tiles(card: ModelCard, stages: Sequence[Stage]) -> tuple[Stage, ...]:
@@ -172,6 +175,21 @@ def _cheapest_within(
     best = fitting[np.argmin(cost[fitting])]
     overhead = _overhead(stages, grids[best])
     return Plan(size, padded, int(taken[best]), grids=grids[best], overhead=overhead, result=result)
+
+
+def plan_passes(size: tuple[int, int], card: ModelCard, pooled: Pooled, memory: float, result: int = 0) -> Plan:
+    """Plan one image of a network that pools over the whole image: passes for its pooled values, then its scores.
+
+    Each is run in tiles of its own, and gives its memory back before the next. Arguments and errors as of plan_run.
+    """
+    check_result(size, result, memory)
+    free = replace(card, whole="")
+    plans = [_cheapest_within(size, free, chain, memory, result) for chain in pooled.chains]
+    works = [sum(stage.cost for stage in chain) for chain in pooled.chains]
+    overhead = sum(work * plan.overhead for work, plan in zip(works, plans, strict=True)) / works[-1]
+    *passes, last = plans
+    needed = max(plan.bytes for plan in plans)
+    return replace(last, bytes=needed, overhead=overhead, passes=tuple(plan.grids for plan in passes))
 
 
 def check_result(size: tuple[int, int], result: int, memory: float) -> None:
@@ -282,10 +300,11 @@ def _options(
 
 
 def _cheapest(cost: Numbers, taken: Numbers) -> npt.NDArray[np.intp]:
-    """Indices of the options that no other beats in both, by memory."""
+    """Indices of the options that no other beats in both, by memory; of those of about one cost, the smallest."""
     order = np.lexsort((cost, taken))
     least = np.minimum.accumulate(cost[order])
-    return order[np.flatnonzero(np.diff(least, prepend=np.inf))]
+    steps = np.floor(np.log(np.maximum(least, np.finfo(float).tiny)) / ABOUT_THE_SAME)
+    return order[np.flatnonzero(np.diff(steps, prepend=np.inf))]
 
 
 def unit_of(stage: Stage, card: ModelCard) -> int:
@@ -297,21 +316,28 @@ def grid_of(padded: tuple[int, int], tile: tuple[int, int], stage: Stage, card: 
     return Grid(padded, tile, stage.halo or (0, 0), card.smallest, unit_of(stage, card))
 
 
-def _lengths(side: int, stage: Stage, axis: int, card: ModelCard) -> list[tuple[int, int, int, int]]:
+def _lengths(side: int, stage: Stage, axis: int, card: ModelCard) -> Sequence[tuple[int, int, int, int]]:
     """(length, pixels of all runs, shortest run, longest run) of the even divisions of a side, the longest first."""
     if stage.halo is None:
         return [(side, side, side, side)]
-    unit = unit_of(stage, card)
+    return _divisions(side, unit_of(stage, card), stage.halo[axis], card.smallest, stage.tile)
+
+
+@lru_cache(maxsize=256)  # the same for all stages, passes and budgets of an image
+def _divisions(
+    side: int, unit: int, halo: int, smallest: int, most: int | None
+) -> tuple[tuple[int, int, int, int], ...]:
+    """As _lengths says, of tiles that begin at multiples of `unit` and are `most` pixels long at most."""
     units = -(-side // unit)
     found = []
     # The lengths that 1, 2, 3… even parts come to.
     lengths = dict.fromkeys(-(-units // parts) * unit for parts in range(1, units + 1))
-    allowed = [length for length in lengths if stage.tile is None or length <= stage.tile] or [unit]
+    allowed = [length for length in lengths if most is None or length <= most] or [unit]
     for length in allowed:
-        spans = grid_of((side, side), (length, length), stage, card).spans(axis)
+        spans = Grid((side, side), (length, length), (halo, halo), smallest, unit).spans(0)
         runs = [span.outer_stop - span.outer_start for span in spans]
         found.append((length, sum(runs), min(runs), max(runs)))
-    return found
+    return tuple(found)
 
 
 def available_memory() -> int:

@@ -69,25 +69,32 @@ def normalise(image: AnyArray, card: ModelCard, out: Floats) -> None:
 Border = tuple[int, int, int, int]  # top, left, bottom, right, in pixels
 
 
-def input_shape(size: tuple[int, int], card: ModelCard, border: Border | None = None) -> tuple[int, int, int]:
+def input_shape(
+    size: tuple[int, int], card: ModelCard, border: Border | None = None, block: int = 1
+) -> tuple[int, int, int]:
     """Shape of one image of `size`, (height, width), as `prepare` gives it."""
     height, width = padded_size(*size, card)
     if border is None:
         return card.channels, height, width
-    return border[0] + height + border[2], border[1] + width + border[3], card.channels
+    rows, columns = (border[0] + height + border[2]) // block, (border[1] + width + border[3]) // block
+    return rows, columns, card.channels * block**2
 
 
-def prepare(image: AnyArray, card: ModelCard, out: AnyArray | None = None, border: Border | None = None) -> AnyArray:
+def prepare(
+    image: AnyArray, card: ModelCard, out: AnyArray | None = None, border: Border | None = None, block: int = 1
+) -> AnyArray:
     """An image, [H, W, C] as the card says, as the core's input: float32 [1, C, H', W'], normalised.
 
     H' and W' are what `padded_size` gives; the padding, right and bottom, is zero after normalisation. `out` is a flat
     buffer to write into, of the input's type and at least as many elements.
 
     With `border`, for a stage that normalises by itself: uint8 [1, H', W', C], padded by so many pixels more on each
-    side. Padding is the rounded mean then, which is zero after normalisation to half a grey level.
+    side. Padding is the rounded mean then, which is zero after normalisation to half a grey level. With a `block`, the
+    pixels of each such square come as channels, row by row: [1, H' / block, W' / block, block² · C]; what is left at
+    the right and the bottom is cut off.
     """
     height, width = image.shape[:2]
-    shape = input_shape((height, width), card, border)
+    shape = input_shape((height, width), card, border, block)
     count = shape[0] * shape[1] * shape[2]
     buffer: AnyArray = np.empty(count, np.float32 if border is None else np.uint8) if out is None else out[:count]
     data = buffer.reshape(shape)
@@ -96,9 +103,43 @@ def prepare(image: AnyArray, card: ModelCard, out: AnyArray | None = None, borde
         data[:, :height, width:] = 0
         normalise(image, card, data[:, :height, :width])
     else:
-        bottom, right = border[0] + height, border[1] + width
         mean = np.clip(np.rint(card.mean), 0, 255).astype(np.uint8)
-        data[: border[0]] = data[bottom:] = mean
-        data[border[0] : bottom, : border[1]] = data[border[0] : bottom, right:] = mean
-        data[border[0] : bottom, border[1] : right] = image
+        top, left = border[0] // block, border[1] // block
+        # What holds no pixel of the image, or some that are not of it, and then those that are.
+        bottom, right = top + height // block, left + width // block
+        pad = np.tile(mean, block**2)
+        data[:top] = data[bottom:] = pad
+        data[top:bottom, :left] = data[top:bottom, right:] = pad
+        _write_blocks(image, data[top:, left:], block)
     return data[None]
+
+
+def _write_blocks(image: AnyArray, data: AnyArray, block: int) -> None:
+    """Write the pixels of [H, W, C] into [h, w, block² · C], as far as they fit: uint8."""
+    if block == 1:
+        data[: image.shape[0], : image.shape[1]] = image
+        return
+    rows, columns, values = data.shape
+    image = image[: rows * block, : columns * block]
+    run = values // block  # of one row of a block
+    whole, rest = divmod(image.shape[1], block)
+    by_two = block % 2 == 0 and image.strides[1:] == (image.shape[2], 1)
+    for row in range(block):
+        lines = image[row::block]
+        into = data[: len(lines), :, row * run : (row + 1) * run]
+        pixels = lines[:, : whole * block].reshape(len(lines), whole, run)
+        if by_two:  # NumPy copies numbers that are far apart one by one: the fewer, the faster
+            _copy_by_two(pixels, into[:, :whole])
+        else:
+            into[:, :whole] = pixels
+        if rest:
+            into[:, whole, : rest * image.shape[2]] = lines[:, whole * block :].reshape(
+                len(lines), rest * image.shape[2]
+            )
+
+
+def _copy_by_two(values: AnyArray, out: AnyArray) -> None:
+    """Copy uint8 of shape [..., n], n even, whose last axis is contiguous."""
+    pairs, into = values.view(np.uint16), out.view(np.uint16)
+    for place in range(pairs.shape[-1]):
+        into[..., place] = pairs[..., place]

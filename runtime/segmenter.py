@@ -249,11 +249,11 @@ class Segmenter:
     def warmup(self, sizes: Iterable[tuple[int, int]]) -> None:
         """Run at each (height, width), so that later calls of these sizes meet no first-time cost.
 
-        Once, or on a GPU three times: a CUDA graph is captured of a size that comes again.
+        Once, or on a GPU six times: a CUDA graph is captured of a size that comes again, in each of two lanes.
         """
         for height, width in sizes:
             dtype = self.card.dtype if self.network.input_range is None else "float32"
-            for _ in range(self.network.backend.first_runs):
+            for _ in self.network.backend.warming():
                 self.network.result(np.zeros((height, width, self.card.channels), dtype))
 
     def close(self) -> None:

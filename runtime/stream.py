@@ -230,7 +230,7 @@ class Stream:
     def alike(self, size: tuple[int, int]) -> tuple[int, int] | None:
         """The padded size of an image of (height, width) that is run with its equals where that pays, else None."""
         padded = padded_size(*size, self.network.card)
-        if self.network.card.alone or not self._can_batch:
+        if self.network.card.alone or not self.network.backend.batches:
             return None
         if padded[0] * padded[1] > BATCH_PIXELS or self._slots_for(padded, TOGETHER) > 1:
             return None
@@ -291,7 +291,7 @@ class Stream:
             plans = [network.plan(*size_of(image), kinds=kinds) for image in images]
             if any(plan.grids for plan in plans):
                 return None
-            cost = network.batch_costs.setdefault(padded, BatchCost())
+            cost = network.batch_costs.setdefault(padded, BatchCost(first=network.backend.first_runs - 1))
             if cost.equal is None:
                 cost.equal = _same_scores(network, images)
             if cost.equal is False:
@@ -308,13 +308,9 @@ class Stream:
                 (cost.together if together else cost.alone).append(seconds)
         return [Labelled(each, plan, seconds) for each, plan in zip(results, plans, strict=True)]
 
-    @property
-    def _can_batch(self) -> bool:
-        return self.network.backend.batches
-
     def _slots_for(self, size: tuple[int, int], count: int = 1) -> int:
         """1, or all for what cannot share the memory budget. A GPU's memory is its backend's to share out."""
-        if not self._can_batch:
+        if self.network.on_gpu:
             return 1
         height, width = padded_size(*size, self.network.card)
         return CALLERS if count * self.network.working_memory(height * width) > self._shared else 1
@@ -366,4 +362,5 @@ def describe_plan(plan: Plan) -> dict[str, Any]:
         "profile": plan.profile,
         "stages": [{"tile": list(grid.tile), "halo": list(grid.halo), "tiles": grid.count} for grid in plan.grids],
         "overhead": round(plan.overhead, 3),
+        "passes": len(plan.passes),
     }

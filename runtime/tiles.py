@@ -13,6 +13,8 @@ from .upsampling import ScoreWindow, last_cells
 Band = tuple[int, int, AnyArray]
 # A tile of the image, or of the features before: rows and columns in padded pixels → [K, h, w].
 Compute = Callable[[Span, Span], AnyArray]
+# The same of a stage after the first, which is given its input: float or uint8 [1, C, h, w] → [K, h', w'].
+ComputeLater = Callable[[AnyArray, Span, Span], AnyArray]
 
 
 class Rows:
@@ -42,7 +44,7 @@ def score_bands(
     grids: Sequence[Grid],
     strides: Sequence[tuple[int, int]],
     first: Compute,
-    others: Sequence[Callable[[AnyArray], AnyArray]],
+    others: Sequence[ComputeLater],
     start: int = 0,
 ) -> Iterator[Band]:
     """The scores of an image, a row of tiles at a time.
@@ -51,7 +53,7 @@ def score_bands(
         grids: of each stage.
         strides: pixels of a cell of each stage's result, (vertical, horizontal).
         first: gives the first stage's features of a tile of the image.
-        others: the stages after it, float or uint8 [1, C, h, w] → [K, h', w'].
+        others: the stages after it.
         start: a row of the padded image, in pixels: what comes before its row of tiles is left out.
 
     Yields:
@@ -69,9 +71,9 @@ def score_bands(
     return bands
 
 
-def _on(rows: Rows, run: Callable[[AnyArray], AnyArray]) -> Compute:
+def _on(rows: Rows, run: ComputeLater) -> Compute:
     """A stage on the rows that the one before makes."""
-    return lambda y, x: run(rows.part(y, x))
+    return lambda y, x: run(rows.part(y, x), y, x)
 
 
 def _cells(pixels: int, stride: int) -> int:

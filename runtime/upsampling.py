@@ -26,6 +26,8 @@ VALUES_AT_A_TIME = (
 )  # of the result made at a time, where all are interpolated: a few of these fit a core's cache
 KINDS = ("labels", "probabilities", "masks", "values")  # of results
 LABEL_KINDS = ("labels", "refined")  # the second: labels whose borders follow the image's, of a network that may refine
+# Where a row or a column of the labels lies in the scores, as kernels.cu reads it: two cells, and a weight for each.
+PLACE = np.dtype([("first", np.int32), ("second", np.int32), ("near", np.float32), ("far", np.float32)])
 
 
 @dataclass(frozen=True)
@@ -196,8 +198,8 @@ def _best(window: ScoreWindow, upsampling: Upsampling, dtype: LabelDtype) -> Lab
                 scores[:, top - first : bottom - first, begin - left : end - left], dtype
             )
         return labels
-    vertical = _axis(upsampling, 0, window.cells, window.padded[0], start, stop)
-    horizontal = _axis(upsampling, 1, window.across or scores.shape[2], window.padded[1], begin, end)
+    vertical = axis_of(upsampling, 0, window.cells, window.padded[0], start, stop)
+    horizontal = axis_of(upsampling, 1, window.across or scores.shape[2], window.padded[1], begin, end)
     if upsampling.mode == "nearest":
         return best_class(scores, dtype)[vertical.first[:, None] - first, horizontal.first - left]
     if vertical.uniform and horizontal.uniform:
@@ -212,8 +214,8 @@ def _interpolate(window: ScoreWindow, upsampling: Upsampling, out: Floats) -> No
         if not np.may_share_memory(out, scores):
             out[:] = scores[:, start - first : stop - first, : window.width]
         return
-    vertical = _axis(upsampling, 0, window.cells, window.padded[0], start, stop).moved(-first)
-    horizontal = _axis(upsampling, 1, scores.shape[2], window.padded[1], 0, window.width)
+    vertical = axis_of(upsampling, 0, window.cells, window.padded[0], start, stop).moved(-first)
+    horizontal = axis_of(upsampling, 1, scores.shape[2], window.padded[1], 0, window.width)
     if upsampling.mode == "nearest":
         out[:] = scores[:, vertical.first[:, None], horizontal.first]
         return
@@ -253,15 +255,40 @@ def last_cells(upsampling: Upsampling, cells: int, padded: int, pixels: int) -> 
     """The last row of the score map, of `cells` rows, that each of the image's `pixels` rows is made of."""
     if upsampling.mode == "none":
         return np.arange(pixels)
-    found = _axis(upsampling, 0, cells, padded, 0, pixels)
+    found = axis_of(upsampling, 0, cells, padded, 0, pixels)
     return found.first if upsampling.mode == "nearest" else found.second
+
+
+def places(upsampling: Upsampling, cells: tuple[int, int], padded: tuple[int, int]) -> tuple[AnyArray, bool]:
+    """Where the rows of a padded image lie in its scores, and after them the columns: PLACE [H + W].
+
+    And whether pixels are summed up as where every cell holds equally many; `labels_from_scores` has two orders.
+    """
+    if upsampling.mode == "none":
+        ends = [np.minimum(np.arange(side), total - 1) for side, total in zip(padded, cells, strict=True)]
+        axes = [Axis(end, end, np.zeros(len(end), np.float32)) for end in ends]
+    else:
+        axes = [axis_of(upsampling, axis, cells[axis], padded[axis], 0, padded[axis]) for axis in (0, 1)]
+    uniform = [axis.uniform for axis in axes]
+    even = all(uniform)
+    found = np.empty(sum(padded), PLACE)
+    for axis, total, part in zip(axes, cells, (found[: padded[0]], found[padded[0] :]), strict=True):
+        if even and axis.uniform is not None:
+            which, inside = np.divmod(np.arange(len(part)) - axis.uniform.offset, axis.uniform.factor)
+            first, second = (np.clip(which + step, 0, total - 1) for step in (0, 1))
+            near, far = axis.uniform.weights[:, inside]
+        else:
+            first, second, near, far = axis.first, axis.second, 1 - axis.weight, axis.weight
+        for name, values in zip(PLACE.names or (), (first, second, near, far), strict=True):
+            part[name] = values
+    return found, even
 
 
 def _cells_read(upsampling: Upsampling, axis: int, cells: int, padded: int, start: int, stop: int) -> tuple[int, int]:
     """(first, after the last) of the scores that pixels along an axis are made of."""
     if upsampling.mode == "none":
         return start, stop
-    found = _axis(upsampling, axis, cells, padded, start, stop)
+    found = axis_of(upsampling, axis, cells, padded, start, stop)
     # One more on either side: where cells hold equal numbers of pixels, whole cells are looked at.
     return max(int(found.first.min()) - 1, 0), min(int(found.second.max()) + 2, cells)
 
@@ -289,7 +316,7 @@ def best_class(scores: AnyArray, dtype: LabelDtype, classes: Labels | None = Non
 
 
 @dataclass(frozen=True)
-class _Axis:
+class Axis:
     """Where output pixels read, along one axis.
 
     Attributes:
@@ -304,7 +331,7 @@ class _Axis:
     weight: Floats
     uniform: "_Uniform | None" = None
 
-    def moved(self, by: int) -> "_Axis":
+    def moved(self, by: int) -> "Axis":
         """The same with so much added to the cells."""
         return replace(self, first=self.first + by, second=self.second + by)
 
@@ -341,7 +368,7 @@ class _Uniform:
         return cell_weights(self.factor, self.offset)
 
 
-def _axis(upsampling: Upsampling, axis: int, cells: int, padded: int, start: int, stop: int) -> _Axis:
+def axis_of(upsampling: Upsampling, axis: int, cells: int, padded: int, start: int, stop: int) -> Axis:
     """Where each output pixel from `start` to before `stop` reads, along one axis, by ONNX's definition of Resize."""
     factor = None if upsampling.factor is None else upsampling.factor[axis]
     full, scale = (padded, padded / cells) if factor is None else (math.floor(cells * factor), factor)
@@ -362,11 +389,11 @@ def _axis(upsampling: Upsampling, axis: int, cells: int, padded: int, start: int
         x, offset = shrunk(x + 0.5) - 0.5, int(scale) // 2
     if upsampling.mode == "nearest":
         nearest = np.clip(_ROUNDED[upsampling.rounding](x), 0, cells - 1).astype(np.intp)
-        return _Axis(nearest, nearest, np.zeros(len(nearest), np.float32))
+        return Axis(nearest, nearest, np.zeros(len(nearest), np.float32))
     x = np.clip(x, 0, cells - 1)
     first = np.floor(x).astype(np.intp)
     uniform = _Uniform(int(scale), offset, start, stop) if offset is not None and scale == int(scale) else None
-    return _Axis(first, np.minimum(first + 1, cells - 1), (x - first).astype(np.float32), uniform)
+    return Axis(first, np.minimum(first + 1, cells - 1), (x - first).astype(np.float32), uniform)
 
 
 _ROUNDED: Mapping[str, Callable[[npt.NDArray[np.float64]], npt.NDArray[np.float64]]] = {
@@ -456,7 +483,7 @@ def interpolated(corners: Floats, down: Floats, across: Floats) -> Floats:
     return values
 
 
-def _labels_of_bands(scores: Floats, vertical: _Axis, horizontal: _Axis, dtype: LabelDtype) -> Labels:
+def _labels_of_bands(scores: Floats, vertical: Axis, horizontal: Axis, dtype: LabelDtype) -> Labels:
     """Linear interpolation of any kind: one band of pixels between two rows of scores at a time."""
     y0, y1, x0, x1 = vertical.first, vertical.second, horizontal.first, horizontal.second
     best = best_class(scores, dtype)

@@ -38,7 +38,7 @@ class WorkingMemory:
         self._changed = threading.Condition()
 
     @contextmanager
-    def taking(self, needed: int, shape: Hashable, budget: Callable[[], int]) -> Iterator[None]:
+    def taking(self, needed: int, shape: Hashable, budget: Callable[[], int], keeps: bool = True) -> Iterator[None]:
         """Run something that takes `needed` bytes: alone, or beside others while all of them are within the budget.
 
         Those that wait come in their order.
@@ -47,6 +47,7 @@ class WorkingMemory:
             needed: by its plan.
             shape: of all that the network is run on; runs of equal shapes find room in what the first of them took.
             budget: tells the bytes that all runs together may take; asked where others run and it matters.
+            keeps: whether the backend keeps what it takes; else it is given back by itself.
         """
         turn = object()
         with self._changed:
@@ -61,7 +62,7 @@ class WorkingMemory:
             grows = together > self.held >= KEPT or self._fragments(needed, shape, budget)
             if grows:
                 self._forget()
-            if shape not in self._shapes:
+            if keeps and shape not in self._shapes:
                 self._shapes[shape] = needed
                 self._all_shapes += needed
         try:
@@ -72,7 +73,8 @@ class WorkingMemory:
             with self._changed:
                 self._taken -= needed
                 self._changed.notify_all()
-            self.took(together)
+            if keeps:
+                self.took(together)
 
     def took(self, needed: int) -> None:
         """A run has taken so many bytes; what is beyond the usual is given back."""

@@ -263,14 +263,15 @@ def test_stages_shows_what_each_costs(exports, data, tmp_path):
     told = benchmark("stages", *words, "--json", out)
     assert is_picture(tmp_path / "s.png")
     result = json.loads(out.read_text())
-    names = ["PyTorch", "ONNX", "CPU, float32", "CPU, INT8", "TensorRT, FP16", "TensorRT, INT8"]
+    names = ["PyTorch", "ONNX", "CPU, float32", "CPU, INT8"]
+    names += [f"TensorRT, {name}" for name in ("FP16", "BF16", "INT8", "FP8")]
     assert [row["name"] for row in result["rows"]] == names and result["images"] == 2
     for row in result["rows"]:
         assert list(row["scales"]) == ["1", "0.5", "mixed"] and 0 < row["mean_iou"] < 1 and row["bytes"] > 10_000
         assert (row["ms"] is None) == row["name"].startswith(stages.EMULATED)
         assert f"| {row['name']} | {row['pixel_accuracy']:.4f} | " in told
     same = [row["labels_as_first"] for row in result["rows"]]
-    assert same[0] is None and min(same[1:3]) > 0.999 and same[4] > max(same[3], same[5])
+    assert same[0] is None and min(same[1:3]) > 0.999 and same[4] > max(same[3], *same[5:])
 
 
 @pytest.mark.slow
@@ -390,6 +391,9 @@ def test_serving_is_measured_beside_a_bare_call(exports, tmp_path):
     for kind in ("REST", "gRPC"):
         rates = found["throughput"]["rates"][kind]
         assert (rates["lost"], rates["wrong"]) == (0, 0) and rates["images"] > 0
+        assert 0 < rates["clients"] < 1 and rates["over_map"] < rates["over_map_beside"]
+        assert rates["processor_over_map"] > 0.5 and found["latency"][kind]["processor_over_bare"] > 0.5
+        assert re.search(rf"^{kind} over map +{rates['over_map']:.3f}  ≥ 0.92", told, re.MULTILINE)
     assert found["large"]["peak"] < 1e9
     assert found["refusals"]["labelled"] + found["refusals"]["refused"] == 30
     assert found["refusals"]["labelled"] >= 10 and found["refusals"]["run_of_20_dropped"] == 0

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import pytest
-from fetched import fetched_folder, unpacked
+from fetched import debian_package, fetched_folder, unpacked
 from helpers import BIN, ROOT, command, needs, photo
 from PIL import Image
 
@@ -229,22 +229,34 @@ def test_the_triton_configuration_is_that_of_the_standalone_model(desk):
     ]
 
 
+def headers_of_onnxruntime() -> Path:
+    """A folder with onnxruntime_cxx_api.h: named by ONNXRUNTIME_INCLUDE, installed, or of Debian's package (85 kB)."""
+    for folder in (os.environ.get("ONNXRUNTIME_INCLUDE"), "/usr/include/onnxruntime"):
+        if folder is not None and Path(folder, "onnxruntime_cxx_api.h").exists():
+            return Path(folder)
+    return debian_package("libonnxruntime-dev", "trixie") / "usr" / "include" / "onnxruntime"
+
+
 @pytest.mark.slow
 def test_the_cpp_program_gives_the_labels_of_the_engine(desk):
-    """Where g++ and ONNX Runtime's headers are at hand: ONNXRUNTIME_INCLUDE names their folder."""
-    include = os.environ.get("ONNXRUNTIME_INCLUDE", "/usr/include/onnxruntime")
+    """Compiled and linked with the library of onnxruntime's wheel, at sizes that nobody has told it."""
+    if not shutil.which("g++"):
+        pytest.skip("g++ is not installed; run: apt-get install g++")
     library = next(Path(onnxruntime.__file__).parent.glob("capi/libonnxruntime.so*"), None)
-    if not shutil.which("g++") or not (Path(include) / "onnxruntime_cxx_api.h").exists() or library is None:
-        pytest.skip("no g++, or no headers of ONNX Runtime: name their folder by ONNXRUNTIME_INCLUDE")
+    if library is None:
+        pytest.skip("onnxruntime's wheel has no libonnxruntime.so on this system")
+    include = headers_of_onnxruntime()
+    asked = re.search(r"#define ORT_API_VERSION (\d+)", (include / "onnxruntime_c_api.h").read_text())
+    assert asked and int(asked[1]) <= int(onnxruntime.__version__.split(".")[1]), "headers newer than the library"
     (code,) = blocks(DOCS / "howto" / "embed.md", "cpp")
     (desk / "label.cpp").write_text(code)
     for name in ("libonnxruntime.so", "libonnxruntime.so.1"):
         (desk / name).unlink(missing_ok=True)
         (desk / name).symlink_to(library)
-    words = [
-        "g++",
+    words = (
         "-std=c++17",
         "-O1",
+        "-Wall",
         "label.cpp",
         f"-I{include}",
         "-L.",
@@ -252,15 +264,22 @@ def test_the_cpp_program_gives_the_labels_of_the_engine(desk):
         "-Wl,-rpath,.",
         "-o",
         "label",
-    ]
-    subprocess.run(words, cwd=desk, check=True)
+    )
+    subprocess.run(["g++", *words], cwd=desk, check=True)
     command("build-engine", "d.onnx", "--standalone", "-o", "labels.onnx", "--force", cwd=desk)
-    Image.fromarray(photo(130, 90)).save(desk / "photo.ppm")
-    subprocess.run(["./label", "labels.onnx", "photo.ppm", "labels.pgm"], cwd=desk, check=True)
     from fcn_deploy import Segmenter
 
     with Segmenter(desk / "d.engine") as net:
-        assert np.array_equal(np.asarray(Image.open(desk / "labels.pgm")), net(photo(130, 90)))
+        for size in (1, 1), (37, 53), (130, 90):
+            image = photo(*size)
+            Image.fromarray(image).save(desk / "photo.ppm")
+            subprocess.run(["./label", "labels.onnx", "photo.ppm", "labels.pgm"], cwd=desk, check=True)
+            assert np.array_equal(np.asarray(Image.open(desk / "labels.pgm")), net(image))
+    wrong = subprocess.run(["./label", "labels.onnx", "d.onnx", "no.pgm"], cwd=desk, capture_output=True, text=True)
+    assert wrong.returncode == 1 and "no PPM" in wrong.stderr and not (desk / "no.pgm").exists()
+    (desk / "short.ppm").write_bytes((desk / "photo.ppm").read_bytes()[:-1])
+    wrong = subprocess.run(["./label", "labels.onnx", "short.ppm", "no.pgm"], cwd=desk, capture_output=True, text=True)
+    assert wrong.returncode == 1 and "ends early" in wrong.stderr and not (desk / "no.pgm").exists()
 
 
 @pytest.mark.slow

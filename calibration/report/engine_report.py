@@ -14,6 +14,7 @@ from fcn_deploy.runtime.sizes import Size
 
 REPORT = "report.json"  # the member of an engine file
 REPORT_VERSION = 1
+LOW_PRECISIONS = ("int8", "fp8", "float16", "bf16")  # that an engine may be built in, the lowest first
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ class Accuracy:
         kept: layer → why it stays in higher precision.
         skipped: image → why it could not be read.
         method: of calibration's ranges; None: no INT8.
-        int8, float16: its value, of the precision that was built.
+        int8, fp8, float16, bf16: its value, of the precision that was built.
         by_backend: library → value by its own kernels.
         max_class_drop: points of IoU that each class could lose, beyond its borders where nothing was labelled.
         class_drops: class → points of IoU that it lost, against the labels or else float32; of those that lost more.
@@ -77,24 +78,28 @@ class Accuracy:
     method: str | None = None
     int8: float | None = None
     float16: float | None = None
+    fp8: float | None = None
+    bf16: float | None = None
     by_backend: dict[str, float] = field(default_factory=dict)
     max_class_drop: float | None = None
     class_drops: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.int8 is None and self.float16 is None:
-            raise ValueError("neither int8 nor float16 is told of")
+        if not self._built:
+            raise ValueError(f"none of {', '.join(LOW_PRECISIONS)} is told of")
 
     @property
     def precision(self) -> str:
-        return "int8" if self.int8 is not None else "float16"
+        return self._built[0]
 
     @property
     def value(self) -> float:
         """Of the low precision."""
-        found = self.int8 if self.int8 is not None else self.float16
-        assert found is not None
-        return found
+        return float(getattr(self, self.precision))
+
+    @property
+    def _built(self) -> list[str]:
+        return [name for name in LOW_PRECISIONS if getattr(self, name) is not None]
 
 
 @dataclass
@@ -242,6 +247,7 @@ class EngineReport:
         machine: it was built on.
         notes: what was assumed of the model or changed in it, a line each.
         stages: of the core.
+        passes: how tiles of a network are run that pools over the whole image, or why there are none.
         agreement: of the float32 core with the model, of the first output where there are several.
         further_agreements: name → that of each further output.
         accuracy: what low precision cost; None in float32.
@@ -270,6 +276,7 @@ class EngineReport:
     machine: str | None = None
     notes: tuple[str, ...] = ()
     stages: tuple[StageReport, ...] = ()
+    passes: str | None = None
     agreement: Agreement | None = None
     further_agreements: dict[str, Agreement] = field(default_factory=dict)
     accuracy: Accuracy | None = None

@@ -152,7 +152,8 @@ def _facts(report: EngineReport) -> Table:
         rows.append(["core network", sizes])
     if (speedup := report.speedup) is not None:
         said = f"{speedup:.2f} times faster" if speedup >= 1 else f"{1 / speedup:.2f} times SLOWER"
-        rows.append(["int8 against float32", f"{said}, mean over the sizes"])
+        low = "int8" if report.accuracy is None else report.accuracy.precision
+        rows.append([f"{low} against float32", f"{said}, mean over the sizes"])
     if report.latency_ms is None and report.latency_reason is not None:
         rows.append(["latency", f"not measured: {report.latency_reason}"])
     if report.miou is None and report.miou_reason is not None:

@@ -63,19 +63,6 @@ def write(path: str | os.PathLike[str], about: About, entries: Sequence[Entry]) 
 
 def page(about: About, entries: Sequence[Entry]) -> str:
     """The page as HTML."""
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.tests |= {
-        kind.__name__.lower(): (lambda value, kind=kind: isinstance(value, kind))
-        for kind in (Number, Swatch, Bars, Shade, Table, Chart, Gallery)
-    }
     notes = [*about.notes]
     sections = [
         *sections_on_accuracy(entries),
@@ -90,8 +77,40 @@ def page(about: About, entries: Sequence[Entry]) -> str:
         lead.append(
             f"These figures are of {entries[-1].name}, the last of {len(entries)}; {entries[0].name} is the first."
         )
+    return rendered(about, lead, _figures(entries), notes, sections)
+
+
+def rendered(
+    about: About,
+    lead: Sequence[str],
+    figures: Sequence[tuple[str, str, str]],
+    notes: Sequence[str],
+    sections: Sequence[Section],
+) -> str:
+    """A page of sections as HTML.
+
+    Args:
+        about: names it.
+        lead: paragraphs below the title.
+        figures: the most important ones: (name, value, remark).
+        notes: warnings.
+        sections: in order.
+    """
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.tests |= {
+        kind.__name__.lower(): (lambda value, kind=kind: isinstance(value, kind))
+        for kind in (Number, Swatch, Bars, Shade, Table, Chart, Gallery)
+    }
     return environment.get_template("page.html").render(
-        about=about, lead=lead, figures=_figures(entries), notes=notes, sections=sections, colours=COLOURS
+        about=about, lead=lead, figures=figures, notes=notes, sections=sections, colours=COLOURS
     )
 
 

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from fcn_deploy.export.analysis.trial_memory import TrialMemory
 from fcn_deploy.runtime.errors import DeployError, one_line
 
 # Sides that a network of some multiple takes: a multiple divides one of them, and is found among its divisors.
@@ -134,7 +135,7 @@ def find_accepted_sizes(run: Run, name: str) -> AcceptedSizes:
 
     A size is taken where the scores have the image's size, or that divided by one whole factor for both axes and
     rounded up, and are numbers. Sizes that are taken are multiples of one number from some number on; both are looked
-    for apart, and tried.
+    for apart, and tried. Sizes that would take more than 2 GB, or a quarter of what is free, are not.
 
     Args:
         run: (height, width) of an image of noise → the scores [N, K, h, w], or their shape alone; raises where the
@@ -155,6 +156,7 @@ def find_accepted_sizes(run: Run, name: str) -> AcceptedSizes:
                 continue
             smallest = _smallest(like, multiple, base)
             larger = [pair for pair in LARGER if multiple * max(pair) <= LARGEST_SIDE]
+            larger = [(y, x) for y, x in larger if trials.allows(smallest + multiple * y, smallest + multiple * x)]
             if like.takes_from(smallest, multiple) and like.takes_from(smallest, multiple, larger):
                 least = smallest if smallest > multiple else 1
                 return AcceptedSizes(multiple, least, like.factor, like.scores, _notes(like, multiple, smallest))
@@ -171,12 +173,22 @@ class _Trials:
     """
 
     def __init__(self, run: Run, name: str) -> None:
-        self._run, self.name = run, name
+        self._run, self.name, self._memory = run, name, TrialMemory()
         self.seen: dict[tuple[int, int], SizeTrial] = {}
 
+    def allows(self, height: int, width: int) -> bool:
+        """Whether a size may be tried: it was, or is expected to take no more memory than such runs may."""
+        return (height, width) in self.seen or self._memory.allows(height * width)
+
     def at(self, height: int, width: int) -> SizeTrial:
+        if not self.allows(height, width):
+            needed = self._memory.expected(height * width)
+            why = f"it would take about {needed / 1e9:.1f} GB, over the {self._memory.most / 1e9:.1f} GB of sizes tried"
+            return self.seen.setdefault((height, width), SizeTrial(failure=why))
         if (height, width) not in self.seen:
-            found = self.seen[height, width] = try_size(self._run, height, width)
+            with self._memory.run(height * width):
+                found = try_size(self._run, height, width)
+            self.seen[height, width] = found
             if found.shape and len(found.shape) != 4:
                 raise DeployError(
                     f"{self.name} gives {list(found.shape)}; a segmentation network gives scores [N,K,H,W] (a "

@@ -13,8 +13,8 @@ from onnx import ModelProto
 
 Shape = tuple[int, ...]
 PERIOD = 64  # pixels after which what is left of a map by whole steps repeats, at the usual strides
-MULTIPLES = (1, 2, 3, 5, 8)  # of a size multiple: without a remainder, a map's sides are a line
-LARGER = ((161, 95), (97, 190), (259, 301))  # beyond the small ones: in pixels, where every size is taken
+MULTIPLES = (1, 2, 3, 5, 8)  # of a size multiple of several pixels: at least these, for maps that have no remainder
+LARGER = ((161, 95), (97, 190), (259, 301))  # pixels beyond the small ones; rounded up to the size multiple
 
 
 class MapShapes:
@@ -28,13 +28,20 @@ class MapShapes:
         self._network = network
         if multiple > 1:
             first = -(-smallest // multiple) - 1
-            sides = [(first + times) * multiple for times in MULTIPLES]
+            # A network that takes even sides may halve them five times, and resize to maps of odd sides on its way back.
+            remainders = range(1, PERIOD // math.gcd(PERIOD, multiple) + 1)
+            sides = [(first + times) * multiple for times in sorted({*MULTIPLES, *remainders})]
             self.sizes = list(zip(sides, (*sides[1:], *sides[:1]), strict=True))
         else:
             sides = [smallest + more for more in range(PERIOD)]
             # Another remainder along the other axis, so that no two dimensions are always equal.
             self.sizes = [(side, sides[(7 * index + 3) % PERIOD]) for index, side in enumerate(sides)]
-            self.sizes += [(smallest + rows, smallest + columns) for rows, columns in LARGER]
+        if multiple < PERIOD // 2:
+            least = -(-smallest // multiple) * multiple
+            self.sizes += [
+                (least + -(-rows // multiple) * multiple, least + -(-columns // multiple) * multiple)
+                for rows, columns in LARGER
+            ]
 
     @cached_property
     def _names(self) -> list[str]:

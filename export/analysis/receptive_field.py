@@ -11,7 +11,16 @@ from fractions import Fraction
 
 import numpy as np
 from fcn_deploy.export.analysis.map_sides import MapSides
-from fcn_deploy.export.analysis.receptive_field_rules import GLOBAL, REDUCTIONS, RULES, FollowedNode, named
+from fcn_deploy.export.analysis.receptive_field_rules import (
+    GLOBAL,
+    REDUCTIONS,
+    RULES,
+    STRETCH,
+    TILES_DOMAIN,
+    FollowedNode,
+    named,
+    spread_grid,
+)
 from fcn_deploy.export.analysis.receptive_fields import NCHW, OF_IMAGE, FeatureMap, Fields, WholeImageError
 from fcn_deploy.export.analysis.reshape_shapes import ReshapeShapes
 from fcn_deploy.export.graph.edit import attributes, initializers, opset
@@ -46,7 +55,7 @@ def receptive_field(core: ModelProto, start: Fields = OF_IMAGE) -> ReceptiveFiel
     """The receptive field of a network's result.
 
     Args:
-        core: the network, or a part of one.
+        core: the network, or a part of one. Inputs after its first are values that are the same all over an image.
         start: of its input, vertical and horizontal; what is given stands for the image itself.
 
     Raises:
@@ -89,17 +98,25 @@ def _followed(core: ModelProto, start: Fields) -> ReceptiveField:
     """As receptive_field, with the first reason that is met."""
     constants, shapes, version = initializers(core), ReshapeShapes(core), opset(core)
     maps, sides = {core.graph.input[0].name: FeatureMap(start)}, MapSides(core, constants)
+    values = {value.name for value in core.graph.input[1:]} - constants.keys()  # and what is computed of them alone
     for node in core.graph.node:
         if _is_constant(node, constants):
             continue
         read = [maps[name] for name in node.input if name in maps]
+        if not read and not values.isdisjoint(node.input):
+            if node.op_type == STRETCH:
+                maps[node.output[0]] = spread_grid(attributes(node))
+            elif all(name in values or name in constants for name in node.input if name):
+                values |= set(node.output)
+            continue
         if not read or node.op_type in ("Shape", "Size"):
             sides.follow(node, maps)
             continue  # arithmetic on shapes, say: it matters where a feature map meets it
         rule = RULES.get(node.op_type)
-        if rule is None or node.domain not in ("", "ai.onnx"):
+        if rule is None or node.domain not in ("", "ai.onnx", TILES_DOMAIN):
             raise WholeImageError(named(node))
-        unknown = [name for name in node.input if name and name not in maps and name not in constants]
+        known = maps.keys() | constants.keys() | values
+        unknown = [name for name in node.input if name and name not in known]
         if unknown and node.op_type not in ("Reshape", "Flatten", "Slice"):
             if node.op_type == "Resize":
                 raise WholeImageError(

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 from fcn_deploy.export.analysis.map_sides import MapSides
-from fcn_deploy.export.analysis.receptive_fields import NCHW, PLACES, FeatureMap, WholeImageError
+from fcn_deploy.export.analysis.receptive_fields import NCHW, PLACES, FeatureMap, Field, WholeImageError
 from fcn_deploy.export.analysis.reshape_shapes import ReshapeShapes, Shape
 from fcn_deploy.export.graph.operators import ELEMENTWISE
 from onnx import NodeProto
@@ -27,6 +27,9 @@ GLOBAL = frozenset((
     "MeanVarianceNormalization", "CumSum", "LSTM", "GRU", "RNN", "Attention",
 ))  # fmt: skip
 WEIGHT = {"Conv": 1, "ConvInteger": 1, "QLinearConv": 3}  # index of its weight among the inputs
+TILES_DOMAIN, STRETCH = "fcn_deploy.tiles", "Stretch"  # an operator of ours: see export/passes/open_pooling.py
+# Cells of what is stretched, beside a Resize by the factor of the strides: maps are rounded up, each to its own stride.
+STRETCHED = 2
 UNCHANGING_COORDINATES = ("half_pixel", "pytorch_half_pixel", "asymmetric")  # whatever the image's size
 LARGEST_RATIO = 1024  # denominator of a scale; others are rounded numbers of sizes
 
@@ -315,6 +318,22 @@ def _resized(node: FollowedNode) -> FeatureMap:
     return found
 
 
+def _stretched(node: FollowedNode) -> FeatureMap:
+    """A Resize to the size of another map: near where one by the factor of their strides reads."""
+    found = node.single_map(NCHW)
+    for axis, place in enumerate(PLACES):
+        step = Fraction(node.attributes["stride"][axis], node.attributes["source"][axis])
+        reach = max(1, math.ceil(step)) * STRETCHED
+        found = found.read_by(place, step, -reach - 1, reach + 1)
+    return found
+
+
+def spread_grid(given: Mapping[str, Any]) -> FeatureMap:
+    """What a Stretch makes of a grid of pooled values: its cells depend on no pixels beyond their own."""
+    down, right = (Field(Fraction(side), Fraction(0), Fraction(side - 1), side) for side in given["stride"])
+    return FeatureMap((down, right))
+
+
 def _interpolation_offsets(factor: Fraction, shift: Fraction, mode: str) -> list[Fraction]:
     """How far from its own place, in cells of the input, a cell of a resized map reads, for every phase."""
     offsets = []
@@ -444,6 +463,7 @@ RULES: dict[str, Callable[[FollowedNode], FeatureMap]] = {
     "Slice": _sliced,
     "SpaceToDepth": _space_to_depth,
     "Squeeze": _squeezed,
+    STRETCH: _stretched,
     "Transpose": _transposed,
     "Unsqueeze": _unsqueezed,
 }

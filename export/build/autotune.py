@@ -33,11 +33,19 @@ NOISE = 0.03  # a lead smaller than this is noise: the earlier candidate is kept
 
 @dataclass(frozen=True)
 class Candidate:
-    """One way to run a network. `threads` None: one per physical core."""
+    """One way to run a network.
+
+    Attributes:
+        backend: of CPU_BACKENDS.
+        precision: of the engine.
+        threads: None: one per physical core.
+        on_blocks: its first stage takes squares of pixels as channels (`passes.space_to_depth`).
+    """
 
     backend: str
     precision: str
     threads: int | None = None
+    on_blocks: bool = False
 
 
 @dataclass

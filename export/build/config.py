@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
-from fcn_deploy.export.build.gpus import CPU, THIS_GPU, parse_targets
+from fcn_deploy.export.build.gpus import CPU, LEAST_GPU, THIS_GPU, check_type, parse_targets
 from fcn_deploy.export.build.profiles import check_profile_options
 from fcn_deploy.export.quantization.options import QuantizationOptions
 from fcn_deploy.runtime.backends import CPU_BACKENDS, ORT_TARGETS
@@ -18,6 +18,9 @@ HARDWARE_LEVELS = {
 }  # as the user says it → TensorRT's name
 DEFAULT_BATCH = 4  # images at once, of TensorRT's profiles
 TUNING_SECONDS = 20.0
+# Each cut costs an image that is run whole a tenth of a millisecond, and up to 3 % of its time: two stages cost none
+# that can be measured, and save most of the work that halos are.
+DEFAULT_STAGES = 2
 
 
 def backends_of(name: str) -> tuple[str, ...]:
@@ -39,11 +42,13 @@ class TuningOptions:
         backends: of CPU_BACKENDS, the preferred first.
         fewer_threads: try fewer than one per physical core too, for the report.
         seconds: of measuring, at most, but for first runs.
+        stages: that the core is cut into for images in tiles, at most.
     """
 
     backends: tuple[str, ...] = ("onnxruntime",)
     fewer_threads: bool = False
     seconds: float = TUNING_SECONDS
+    stages: int = DEFAULT_STAGES
 
     def __post_init__(self) -> None:
         if wrong := [name for name in self.backends if name not in CPU_BACKENDS]:
@@ -52,6 +57,8 @@ class TuningOptions:
             raise MisuseError(f"no backend to choose from; name {' or '.join(CPU_BACKENDS)}")
         if not self.seconds > 0:
             raise MisuseError(f"{self.seconds} seconds of measuring; give more than 0")
+        if self.stages < 1:
+            raise MisuseError(f"--stages {self.stages}; give 1 (not cut) or more")
 
 
 @dataclass(frozen=True)
@@ -159,7 +166,8 @@ class BuildConfig:
     def _check_target(self) -> None:
         """Refuse what another kind of target is needed for."""
         if not self.on_cpu and (self.quantization.fastest or self.tuning is not None):
-            option = "--fastest" if self.quantization.fastest else "--backend"
+            stages = self.tuning is not None and self.tuning.stages != DEFAULT_STAGES
+            option = "--fastest" if self.quantization.fastest else "--stages" if stages else "--backend"
             raise MisuseError(f"{option} is for --target {CPU}; omit it")
         if self.on_tensorrt:
             if self.profiles is not None and self.sizes is None:
@@ -179,17 +187,51 @@ class BuildConfig:
                 "--fp16 is refused for the CPU: ONNX Runtime runs FP16 there in float32 with casts around it, slower "
                 "and no smaller in memory; use --int8, or name a GPU with --target"
             )
+        self._check_types_of_gpus()
         if self.quantization.int8 and self.on_tensorrt and "sm75" in self.tensorrt_options.targets:
             raise MisuseError(
                 "--int8 is refused for sm75: TensorRT for RTX has no INT8 convolution there, nor in a plan for sm75 "
                 "and others, and runs them in FP16 with more work around; use --fp16, or build sm75 apart"
             )
         if self.precision_report is not None and self.quantization.precision == "float32":
-            raise MisuseError("--precision-report is for --int8 and --fp16; pass one of them")
+            raise MisuseError("--precision-report is for low precision; pass --int8, --fp8, --fp16 or --bf16")
+
+    def _check_types_of_gpus(self) -> None:
+        """Refuse FP8 and BF16 where the target has no such arithmetic."""
+        for name in self.gpu_types:
+            if name == "bf16" and self.on_cpu:
+                self._check_bf16_on_cpu()
+                continue
+            if not self.on_tensorrt:
+                raise MisuseError(
+                    f"--{name} is for TensorRT's plans, not for --target {self.target}: name GPUs with --target, such "
+                    f"as {LEAST_GPU[name]}, or use --int8"
+                )
+            for target in self.tensorrt_options.targets:
+                check_type(name, target)
+
+    def _check_bf16_on_cpu(self) -> None:
+        """Refuse what OpenVINO, which runs a whole network in BF16, does not do."""
+        if self.quantization.quantized:
+            raise MisuseError("--int8 and --bf16 together are for GPUs; on the CPU pass one of them")
+        if self.precision_report is not None:
+            raise MisuseError("--precision-report ranks layers, and OpenVINO runs all of them in BF16; omit it")
+        if self.tuning is not None and "openvino" not in self.tuning.backends:
+            raise MisuseError("--bf16 on the CPU is run by OpenVINO: omit --backend, and pip install openvino")
+
+    @property
+    def gpu_types(self) -> tuple[str, ...]:
+        """What is asked for of the types that not every GPU has: keys of LEAST_GPU."""
+        return tuple(name for name in LEAST_GPU if getattr(self.quantization, name))
 
     @property
     def on_cpu(self) -> bool:
         return self.target == CPU
+
+    @property
+    def stages(self) -> int:
+        """That the core is cut into, at most: on a GPU one."""
+        return (self.tuning or TuningOptions()).stages if self.on_cpu else 1
 
     @property
     def on_ort_gpu(self) -> bool:

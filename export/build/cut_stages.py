@@ -7,13 +7,15 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from functools import cache
+from itertools import pairwise
 
 import numpy as np
 from fcn_deploy.export.analysis.receptive_field import receptive_field
 from fcn_deploy.export.analysis.receptive_fields import Field, WholeImageError
-from fcn_deploy.export.analysis.separators import separators
+from fcn_deploy.export.build.config import DEFAULT_STAGES
+from fcn_deploy.export.build.cutting_places import CuttingPlaces, Place
 from fcn_deploy.export.build.working_memory import measure_tensors, working_memory
-from fcn_deploy.export.graph.edit import clone, prune
 from fcn_deploy.export.tolerances import REORDERED_SUMS
 from fcn_deploy.runtime.backends.onnxruntime import session
 from fcn_deploy.runtime.errors import OverBudgetError
@@ -22,11 +24,10 @@ from fcn_deploy.runtime.model_card import ModelCard
 from fcn_deploy.runtime.noise_image import natural_noise
 from fcn_deploy.runtime.plan import Grid, plan_run, stages_in_tiles
 from fcn_deploy.runtime.prepare import padded_size, prepare
-from onnx import ModelProto, NodeProto, helper
+from onnx import ModelProto, NodeProto
 
 # The cut is the best on average for this image and these bytes.
 REFERENCE_SIZE, REFERENCE_BUDGETS = (4096, 4096), (1e8, 2e8, 5e8, 2e9)
-CUT_CANDIDATES = 10  # feature maps to cut at that are looked at, the smallest
 CUT_WORTH = 0.95  # a cut is made where it leaves so much of the work at most
 
 
@@ -43,8 +44,8 @@ def members_of(parts: Sequence[Part]) -> dict[str, bytes]:
     return {part.stage.file: part.model.SerializeToString() for part in parts}
 
 
-def cut_core(core: ModelProto, card: ModelCard, cut: bool = True) -> tuple[Part, ...]:
-    """The core as one stage or two, each with what tells how it is tiled.
+def cut_core(core: ModelProto, card: ModelCard, most: int = DEFAULT_STAGES) -> tuple[Part, ...]:
+    """The core as stages, each with what tells how it is tiled.
 
     Receptive fields are computed on the graph and tried on strips of an image. A stage whose tiles cannot be exact says
     why, and is run whole.
@@ -52,21 +53,47 @@ def cut_core(core: ModelProto, card: ModelCard, cut: bool = True) -> tuple[Part,
     Args:
         core: `image` → `scores`, float32 or with Q/DQ.
         card: of the model.
-        cut: False: one stage.
+        most: stages that there may be; fewer where another cut is not worth it.
     """
     tensors = measure_tensors(core, padded_size(256, 256, card)[0])
-    whole: tuple[Part, ...] = (_part(core, card, tensors, (Field(), Field())),)
-    costs, found = {"": _cost(whole, card)}, {"": whole}  # by the feature map that is cut at
-    places = sorted(separators(core), key=lambda name: tensors[name].nbytes) if cut else []
-    for name in places[:CUT_CANDIDATES]:
-        if (parts := _parts(core, card, tensors, name)) is not None:
-            found[name], costs[name] = parts, _cost(parts, card)
-    best = min(costs, key=costs.__getitem__)
-    if best and costs[best] <= CUT_WORTH * costs[""]:
-        tried = _checked_on_strips(found[best], card)
-        if all(ours.stage.halo == theirs.stage.halo for ours, theirs in zip(tried, found[best], strict=True)):
-            return tried
-    return _checked_on_strips(whole, card)
+    whole = (_part(core, card, tensors),)
+    parts = _cut(core, card, tensors, most) if most > 1 else whole
+    tried = _checked_on_strips(parts, card)
+    if len(parts) > 1 and any(ours.stage.halo != theirs.stage.halo for ours, theirs in zip(tried, parts, strict=True)):
+        return _checked_on_strips(whole, card)
+    return tried
+
+
+def _cut(core: ModelProto, card: ModelCard, tensors: dict[str, np.ndarray], most: int) -> tuple[Part, ...]:
+    """The core cut at one place after the other, each the best beside those before it, as long as that is worth it."""
+    between = CuttingPlaces(core, card, tensors, lambda node: work_of(node, tensors))
+
+    @cache
+    def part(start: Place | None, stop: Place | None) -> Part:
+        return _part(core if start is stop else between.network(start, stop), card, tensors, start)
+
+    def parts_of(places: tuple[Place, ...]) -> tuple[Part, ...]:
+        return tuple(part(*ends) for ends in pairwise((None, *places, None)))
+
+    chosen: tuple[Place, ...] = ()
+    cost = _cost(parts_of(()), card)
+    while len(chosen) + 1 < most:
+        more = [
+            tuple(sorted((*chosen, place), key=lambda each: each.position))
+            for place in between.candidates
+            if place not in chosen
+        ]
+        # What is before a cut must be tiled, or nothing is gained.
+        tiled = [places for places in more if all(each.stage.halo is not None for each in parts_of(places)[:-1])]
+        costs = {places: _cost(parts_of(places), card) for places in tiled}
+        if not costs or min(costs.values()) > CUT_WORTH * cost:
+            break
+        chosen = min(costs, key=costs.__getitem__)
+        cost = costs[chosen]
+    return tuple(
+        replace(each, stage=replace(each.stage, file=f"stage-{index}.onnx"))
+        for index, each in enumerate(parts_of(chosen))
+    )
 
 
 def _cost(parts: Sequence[Part], card: ModelCard) -> float:
@@ -80,60 +107,38 @@ def _cost(parts: Sequence[Part], card: ModelCard) -> float:
     return float(np.mean(costs))
 
 
-def _parts(core: ModelProto, card: ModelCard, tensors, name: str) -> tuple[Part, Part] | None:
-    """The core cut at a feature map; None where that cannot be tiled, or is no feature map."""
-    tensor = tensors[name]
-    if tensor.ndim != 4 or tensor.dtype not in (np.float32, np.uint8, np.int8):
-        return None
-    kind = helper.np_dtype_to_tensor_dtype(tensor.dtype)
-    value = helper.make_tensor_value_info(name, kind, ["N", tensor.shape[1], "h", "w"])
-    first, second = clone(core), clone(core)
-    del first.graph.output[:], second.graph.input[:]
-    first.graph.output.append(value)
-    second.graph.input.append(value)
-    prune(first)
-    made = {result for node in first.graph.node for result in node.output}
-    kept = [node for node in second.graph.node if not made & set(node.output)]
-    del second.graph.node[:]
-    second.graph.node.extend(kept)
-    prune(second)
-    try:
-        fields = receptive_field(first).fields
-    except WholeImageError:
-        return None
-    strides = [field.stride for field in fields]
-    if any(stride.denominator != 1 for stride in strides):
-        return None
-    vertical, horizontal = (Field(stride, Fraction(0), stride - 1, int(stride)) for stride in strides)
-    start = vertical, horizontal
-    return _part(first, card, tensors, (Field(), Field()), 0), _part(second, card, tensors, start, 1)
-
-
-def _part(model: ModelProto, card: ModelCard, tensors, start: tuple[Field, Field], index: int = 0) -> Part:
-    """A part of the core whose input has the field `start`."""
+def _part(model: ModelProto, card: ModelCard, tensors: Mapping[str, np.ndarray], start: Place | None = None) -> Part:
+    """A part of the core that begins behind a cut; None: with the image."""
     image, result = model.graph.input[0].name, model.graph.output[0].name
     area = tensors["image"].shape[2] * tensors["image"].shape[3]
     stage = Stage(
-        f"stage-{index}.onnx",
+        "stage-0.onnx",
         image,
         result,
         bytes_per_pixel=working_memory(model, tensors) / area,
         output_bytes=tensors[result].nbytes / area,
-        cost=sum(_work(node, tensors) for node in model.graph.node) / area,
+        cost=sum(work_of(node, tensors) for node in model.graph.node) / area,
+    )
+    cell = (
+        Field()
+        if start is None
+        else Field(Fraction(start.stride), Fraction(0), Fraction(start.stride - 1), start.stride)
     )
     try:
-        field = receptive_field(model, start)
+        field = receptive_field(model, (cell, cell))
     except WholeImageError as error:
         return Part(replace(stage, whole=str(error)), model)
     down, right = (each.stride for each in field.fields)
     if down.denominator != 1 or right.denominator != 1:
         return Part(replace(stage, whole=f"its result has cells of {down} of a pixel"), model)
     unit = math.lcm(field.period, card.size_multiple)
-    above, left = (math.ceil(side / unit) * unit for side in field.halo)
+    # A part of the image is padded to the card's multiple; one of features is taken as it is, to whole cells.
+    step = unit if start is None else field.period
+    above, left = (math.ceil(side / step) * step for side in field.halo)
     return Part(replace(stage, halo=(above, left), period=unit, stride=(int(down), int(right))), model)
 
 
-def _work(node: NodeProto, tensors: Mapping[str, np.ndarray]) -> int:
+def work_of(node: NodeProto, tensors: Mapping[str, np.ndarray]) -> int:
     """Multiplications and additions of a node, roughly; what only moves values counts a few for each."""
     values = sum(tensors[name].size for name in node.output if name in tensors)
     if node.op_type == "Conv" and node.input[1] in tensors:

@@ -9,6 +9,7 @@ from importlib.metadata import version
 from fcn_deploy.calibration.report.engine_report import REPORT, EngineReport
 from fcn_deploy.export.build.config import BuildConfig
 from fcn_deploy.export.build.core import Core, core_of, optimise_offline
+from fcn_deploy.export.build.cut_passes import NO_PASSES, CutPasses, cut_passes
 from fcn_deploy.export.build.cut_stages import cut_core, members_of
 from fcn_deploy.export.build.draft import Draft
 from fcn_deploy.export.build.golden import golden_sample
@@ -26,6 +27,7 @@ from fcn_deploy.export.quantization.mixed_precision import (
     BudgetError,
     MixedPrecision,
     mix_precision,
+    to_be_judged,
     write_precision_report,
 )
 from fcn_deploy.export.quantization.options import GOLDEN_ALONE, Say
@@ -61,22 +63,27 @@ def build_engine(
             cannot be held, or TensorRT cannot build.
     """
     config = config or BuildConfig()
-    if model.quantised and config.quantization.int8:
+    options = config.quantization
+    if model.quantised and (options.int8 or (options.bf16 and config.on_cpu)):
+        given = "--bf16" if options.bf16 else "--fastest" if options.fastest else "--int8"
         raise MisuseError(
-            f"the model is quantised already, by node {model.quantised}, and is built as it is, INT8; omit "
-            f"{'--fastest' if config.quantization.fastest else '--int8'}, or start from the float32 model"
+            f"the model is quantised already, by node {model.quantised}, and is built as it is, INT8; omit {given}, or "
+            "start from the float32 model"
         )
+    if config.on_cpu and options.bf16:
+        cpu.check_bfloat16()
     if config.on_tensorrt:
         say("looking for TensorRT")
-        check_builder(config.tensorrt_options)
+        check_builder(config.tensorrt_options, config.gpu_types)
     _check_heads(model, config)
     core = core_of_heads(model) if model.further else core_of(model)
     config = _without_what_stretches(core.model, config, say)
     float_core = optimise_offline(core.model)
     own = "int8" if model.quantised else "float32"  # what the model is of, before anything is made of it
-    float_draft = _float_draft(core, float_core, config, own)
+    float_draft, passes = _float_draft(core, float_core, config, own, say)
     core = replace(core, card=float_draft.manifest.card)
     report = _first_report(model, core, float_draft.manifest, config)
+    report.passes = passes.reason or None
     say("comparing the float32 core with the model")
     # What is measured is a file, opened as a user opens it.
     with float_draft.opened(config.threads) as net:
@@ -141,13 +148,17 @@ def _builder(config: BuildConfig) -> TargetBuilder:
     return onnxruntime_gpu.build if config.on_ort_gpu else tensorrt.build
 
 
-def _float_draft(core: Core, float_core: ModelProto, config: BuildConfig, precision: str) -> Draft:
-    """The core in the precision that the model has as an engine for CPUs."""
+def _float_draft(
+    core: Core, float_core: ModelProto, config: BuildConfig, precision: str, say: Say
+) -> tuple[Draft, CutPasses]:
+    """The core in the precision that the model has as an engine for CPUs, and how it is tiled where it pools."""
     # GPUs have memory of their own, and a plan is one network.
-    parts = cut_core(float_core, core.card, cut=config.on_cpu)
-    card = replace(
-        core.card, whole=next((part.stage.whole for part in parts if part.stage.halo is None), core.card.whole)
-    )
+    parts = cut_core(float_core, core.card, config.stages)
+    whole = next((part.stage.whole for part in parts if part.stage.halo is None), core.card.whole)
+    card, passes = replace(core.card, whole=whole), NO_PASSES
+    if whole and config.on_cpu:
+        say("looking for tiles of a network that pools over the whole image")
+        passes = cut_passes(float_core, core.card)
     manifest = Manifest(
         card=card,
         target="cpu",
@@ -156,8 +167,10 @@ def _float_draft(core: Core, float_core: ModelProto, config: BuildConfig, precis
         stages=tuple(part.stage for part in parts),
         created_by=f"fcn-deploy {version('fcn-deploy')}",
         heads=core.heads,
+        pooled=passes.pooled,
     )
-    return Draft(manifest, members_of(parts) | {GOLDEN: golden_sample([core.model], card, precision)})
+    golden = {GOLDEN: golden_sample([core.model], card, precision)}
+    return Draft(manifest, members_of(parts) | passes.members | golden), passes
 
 
 def _first_report(model: ImportedModel, core: Core, manifest: Manifest, config: BuildConfig) -> EngineReport:
@@ -178,6 +191,22 @@ def _first_report(model: ImportedModel, core: Core, manifest: Manifest, config: 
     )
 
 
+def _lowered(core: Core, float_core: ModelProto, config: BuildConfig, say: Say) -> MixedPrecision:
+    """The core in the low precision that is asked for. Raises BudgetError where that cannot be held."""
+    if config.on_cpu and config.quantization.bf16:
+        return to_be_judged(float_core, core.upsampling, core.card, config.quantization)
+    return mix_precision(
+        float_core,
+        core.upsampling,
+        core.card,
+        "cpu" if config.on_cpu else "tensorrt",
+        config.quantization,
+        half_interface=config.on_tensorrt,
+        rank=config.rank_layers or config.precision_report is not None,
+        say=say,
+    )
+
+
 def _mixed(
     core: Core, float_core: ModelProto, config: BuildConfig, report: EngineReport, say: Say
 ) -> MixedPrecision | None:
@@ -188,16 +217,7 @@ def _mixed(
     if options.int8 and config.on_cpu:
         float_core = fuse_padding(pooling_as_convolution(float_core).model).model
     try:
-        mixed = mix_precision(
-            float_core,
-            core.upsampling,
-            core.card,
-            "cpu" if config.on_cpu else "tensorrt",
-            options,
-            half_interface=config.on_tensorrt,
-            rank=config.rank_layers or config.precision_report is not None,
-            say=say,
-        )
+        mixed = _lowered(core, float_core, config, say)
     except BudgetError as error:
         if config.precision_report is not None:
             write_precision_report(config.precision_report, error.layers)
@@ -211,6 +231,9 @@ def _mixed(
     if options.calib == GOLDEN_ALONE:
         log.warning(NOT_SEEN)
         report.notes = (*report.notes, NOT_SEEN)
+    for note in mixed.notes:
+        log.warning(note)
+    report.notes = (*report.notes, *mixed.notes)
     if any(layer.sensitivity is not None for layer in mixed.layers):
         report.layers = tuple(mixed.layers)
     if mixed.accuracy.metric == "mIoU":

@@ -13,32 +13,52 @@ GPUS = ("sm75", "sm80", "sm86", "sm89", "sm120", "sm121")
 ARM_ONLY = ("sm121",)
 # The others of TensorRT, which times kernels on the GPU itself: what they are, for the refusal.
 ON_THE_MACHINE = {
-    "sm87": "Jetson Orin, by the TensorRT 10 of its JetPack",
+    "sm87": "Jetson Orin; JetPack 6 has 10.7 at most",  # TensorRT's support matrix
     "sm90": "H100, H200 and GH200",
     "sm100": "B200 and GB200",
     "sm103": "B300 and GB300",
-    "sm110": "Jetson Thor, by the TensorRT of its JetPack",
+    "sm110": "Jetson Thor",
 }
+# Systems and kinds of machines, which are no GPUs: what is to be said of each.
+_MACHINES = {
+    "windows": "name its GPU, such as rtx4090: the plans that are built for it run on Windows too; or build there with "
+    f"--target {THIS_GPU}",
+    "jetson": f"a plan is of the kind of processor that built it: build on the Jetson with --target {THIS_GPU}",
+    "arm": f"a plan is of the kind of processor that built it: build on the Arm machine with --target {THIS_GPU}",
+}
+_MACHINE_NAMES = {"win": "windows", "win64": "windows", "aarch64": "arm", "arm64": "arm", "sbsa": "arm", "grace": "arm"}
+LEAST_GPU = {"bf16": "sm80", "fp8": "sm89"}  # that has arithmetic of a type: Ampere, and Ada
 
 # Names, without spaces, hyphens and makers, → compute capability.
 _NAMES = (
-    (r"(rtx)?20[678]0(ti|super|maxq)?|gtx16\d0(ti|super)?|t4|titanrtx|quadrortx\d000", "sm75"),
-    (r"a100(x|\d*gb)?|a30", "sm80"),
-    (r"rtx30[5-9]0(ti|super|laptop)?|a2|a10g?|a16|a40|rtxa[2-6]\d\d0", "sm86"),
-    (r"(jetson)?(agx)?orin(nano|nx|agx)?", "sm87"),
-    (r"rtx40[5-9]0(ti|super|tisuper|laptop|d)?|l4|l20|l40s?|rtx\d000ada", "sm89"),
+    (r"jetsonnano", "sm53"),
+    (r"p100", "sm60"),
+    (r"gtx10[1-8]0(ti)?|titanxp?|p4|p40|quadrop\d+", "sm61"),
+    (r"(jetson)?tx2", "sm62"),
+    (r"v100s?|titanv|gv100", "sm70"),
+    (r"(jetson)?(agx)?xavier(nx|agx)?", "sm72"),
+    (r"(rtx)?20[678]0(ti|super)?|gtx16\d0(ti|super)?|mx[45]50|t4|t4g|t[46]00|t1[02]00|titanrtx|quadrortx\d000", "sm75"),
+    (r"a100x?|a30|a800", "sm80"),
+    (r"rtx2050|rtx30[5-9]0(ti|super)?|mx570|a2|a10g?|a16|a40|rtxa\d{3,4}", "sm86"),
+    (r"(jetson)?(agx)?orin(nano|nx|agx)?(super)?", "sm87"),
+    (r"rtx40[5-9]0(ti|super|tisuper|d)?|l4|l20|l40s?|rtx\d{3,4}ada", "sm89"),
     (r"h100|h200|h800|h20|gh200", "sm90"),
     (r"b100|b200|gb200", "sm100"),
     (r"b300|gb300", "sm103"),
     (r"(jetson)?(agx)?thor", "sm110"),
-    (r"rtx50[5-9]0(ti|super|laptop|d)?|rtxpro\d\d00(blackwell)?", "sm120"),
+    (r"rtx50[5-9]0(ti|super|d)?|rtxpro\d{3,4}(blackwell)?", "sm120"),
     (r"gb10|dgxspark", "sm121"),
+)
+# What nvidia-smi says around the name: makers, editions, slots and memory.
+_AROUND = re.compile(
+    r"nvidia|geforce|tesla|generation|laptop|gpu|workstation|server|edition|max[\s_-]*q|developer[\s_-]*kit|pcie|nvl|sxm\d?|hbm\d?e?|"
+    r"\d+gb|[\s_-]"
 )
 
 
 def capability(name: str) -> str:
     """A target as the user says it, as a compute capability where it is a GPU's name: `RTX 4090` → `sm89`."""
-    said = re.sub(r"nvidia|geforce|[\s_-]", "", name.lower())
+    said = _AROUND.sub("", name.lower())
     return next((found for pattern, found in _NAMES if re.fullmatch(pattern, said)), said)
 
 
@@ -56,18 +76,37 @@ def parse_targets(text: str) -> list[str]:
         if target in ARM_ONLY and platform.machine().lower() not in ("aarch64", "arm64"):
             raise MisuseError(
                 f"target {targets[target]!r}: {target} (GB10, DGX Spark) is in Arm machines, and a plan is of the "
-                f"kind of processor that built it: build there with --target {THIS_GPU}, or use --target ort-cuda"
+                f"kind of processor that built it: build there with --target {THIS_GPU}, or use --target {CPU}"
             )
     if THIS_GPU in found and len(found) > 1:
         raise MisuseError(f"target {text!r}: {THIS_GPU} is the GPU of this machine, and stands alone")
     return found
 
 
+def check_type(name: str, target: str) -> None:
+    """Refuse a type of LEAST_GPU that the target's GPU has no arithmetic of. Raises MisuseError.
+
+    Args:
+        name: a key of LEAST_GPU.
+        target: a compute capability, or THIS_GPU, which is asked where it is.
+    """
+    least = LEAST_GPU[name]
+    if target != THIS_GPU and int(target[2:]) < int(least[2:]):
+        raise MisuseError(
+            f"--{name} is refused for {target}: GPUs before {least} have no {name.upper()} arithmetic; use --fp16, or "
+            f"name {least} or newer alone"
+        )
+
+
 def _refusal(target: str, said: str) -> str:
+    if machine := _MACHINES.get(_MACHINE_NAMES.get(target, target)):
+        return f"target {said!r} is no GPU; {machine}"
     if target in ON_THE_MACHINE:
+        # There is no onnxruntime-gpu for Arm.
+        other = CPU if "Jetson" in ON_THE_MACHINE[target] else "ort-cuda"
         return (
-            f"target {said!r}: {target} ({ON_THE_MACHINE[target]}) is served by TensorRT, which builds on the GPU "
-            f"itself: run build-engine there with --target {THIS_GPU}, or use --target ort-cuda"
+            f"target {said!r}: {target} ({ON_THE_MACHINE[target]}) is served by TensorRT 10.12 or later, which builds "
+            f"on the GPU itself: run build-engine there with --target {THIS_GPU}, or use --target {other}"
         )
     older = re.fullmatch(r"sm(\d\d)", target)
     if older and int(older[1]) < 75:

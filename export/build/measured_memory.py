@@ -2,17 +2,19 @@
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 from fcn_deploy.export.build.draft import Draft
 from fcn_deploy.runtime.backends import Backend
 from fcn_deploy.runtime.errors import DeployError
-from fcn_deploy.runtime.manifest import Stage
+from fcn_deploy.runtime.manifest import Pooled, Stage
+from fcn_deploy.runtime.model_card import ModelCard
 from fcn_deploy.runtime.plan import available_memory
+from fcn_deploy.runtime.pooled import PooledTiles
 from fcn_deploy.runtime.prepare import padded_size
-from fcn_deploy.runtime.process_memory import forget_highest, highest, resident
+from fcn_deploy.runtime.process_memory import forget_highest, give_back_freed, highest, resident
 
 # Of the images that are run, in pixels. What an arena takes does not grow evenly: powers of two alone mislead.
 SIDES = (128, 256, 362, 512, 724, 1024)
@@ -34,40 +36,83 @@ def with_measured_memory(draft: Draft, threads: int | None = None) -> Draft:
     has it do. The law is that which fits them best, raised until all of them are well below it. Where memory cannot be
     looked at (no Linux), or a run fails, the estimate of the graph stays.
     """
-    stages = list(draft.manifest.stages)
-    card = draft.manifest.card
+    manifest, card = draft.manifest, draft.manifest.card
+    stages, pooled = list(manifest.stages), manifest.pooled
+    sizes = list(dict.fromkeys(padded_size(side, side, card) for side in SIDES))
     with draft.opened(threads) as net:
         part = np.zeros((*padded_size(1, 1, card), card.channels), card.dtype)
-        cell = 1.0  # pixels of the image, (vertical, horizontal), of a cell of the stage's input
         for index, stage in enumerate(stages):
-            sizes = list(dict.fromkeys(padded_size(side, side, card) for side in SIDES))
+            before = stages[index - 1] if index else None
             try:
-                seen = _seen(net.backend, index, part, cell, sizes, stage)
+                stages[index] = with_law_of(stage, _seen(net.backend, index, part, before, sizes, stage))
                 part = net.backend.run_stage(index, part)[None]
             except DeployError:
                 break
-            if (law := law_of(seen)) is not None:
-                fixed, by_pixel, by_square = law
-                stages[index] = replace(
-                    stage,
-                    bytes_fixed=float(math.ceil(fixed)),
-                    bytes_per_pixel=round(by_pixel, 3),
-                    bytes_per_pixel_squared=float(f"{by_square:.4g}"),
+        if pooled is not None:
+            pooled = _measured_passes(pooled, card, draft.members, sizes, threads)
+    return Draft(replace(manifest, stages=tuple(stages), pooled=pooled), draft.members)
+
+
+def with_law_of(stage: Stage, seen: Sequence[tuple[int, int]]) -> Stage:
+    """The stage with the law of what was seen, (pixels, bytes); its own estimate stays where that tells nothing."""
+    if (law := law_of(seen)) is None:
+        return stage
+    fixed, by_pixel, by_square = law
+    return replace(
+        stage,
+        bytes_fixed=float(math.ceil(fixed)),
+        bytes_per_pixel=round(by_pixel, 3),
+        bytes_per_pixel_squared=float(f"{by_square:.4g}"),
+    )
+
+
+def _measured_passes(
+    pooled: Pooled, card: ModelCard, members: Mapping[str, bytes], sizes: Sequence[tuple[int, int]], threads: int | None
+) -> Pooled:
+    """As with_measured_memory, of the stages of passes."""
+    tiles = PooledTiles(pooled, card, members.__getitem__, threads)
+    known: dict[Stage, Stage] = {}  # passes share their first stages
+
+    def measured(chain: Sequence[Stage]) -> tuple[Stage, ...]:
+        for before, stage in zip((None, *chain), chain, strict=False):
+            if stage not in known:
+                seen = _taken(
+                    lambda size, stage=stage, before=before: tiles.run_whole(stage, before, size), sizes, stage
                 )
-            cell = float(stage.stride[0])
-    return Draft(replace(draft.manifest, stages=tuple(stages)), draft.members)
+                known[stage] = with_law_of(stage, seen)
+        return tuple(known[stage] for stage in chain)
+
+    passes = tuple(replace(each, stages=measured(each.stages)) for each in pooled.passes)
+    return replace(pooled, passes=passes, stages=measured(pooled.stages))
 
 
 def _seen(
     backend: Backend,
     index: int,
     example: np.ndarray,
-    cell: float,
+    before: Stage | None,
     sizes: Sequence[tuple[int, int]],
     stage: Stage,
 ) -> list[tuple[int, int]]:
     """(pixels of padded image, most bytes that a stage took) at each size that memory and time allow."""
 
+    def run(size: tuple[int, int]) -> None:
+        if before is None:
+            backend.run_stage(0, np.zeros((*size, example.shape[2]), example.dtype))
+        else:
+            height, width = (max(1, round(side / before.stride[0])) for side in size)
+            backend.run_stage(index, np.zeros((1, example.shape[1], height, width), example.dtype))
+
+    return _taken(run, sizes, stage, backend.release)
+
+
+def _taken(
+    run: Callable[[tuple[int, int]], object],
+    sizes: Sequence[tuple[int, int]],
+    stage: Stage,
+    release: Callable[[], object] = give_back_freed,
+) -> list[tuple[int, int]]:
+    """(pixels, most bytes that a run took) at each size that memory and time allow; none where that cannot be seen."""
     seen: list[tuple[int, int]] = []
     started = time.perf_counter()
     for size in sizes:
@@ -77,16 +122,12 @@ def _seen(
             break
         if time.perf_counter() - started > MOST_SECONDS / 4:
             break
-        backend.release()
+        release()
         before = resident()
         if before is None:
             return []
         forget_highest()
-        if index == 0:
-            backend.run_stage(0, np.zeros((*size, example.shape[2]), example.dtype))
-        else:
-            height, width = (max(1, round(side / cell)) for side in size)
-            backend.run_stage(index, np.zeros((1, example.shape[1], height, width), example.dtype))
+        run(size)
         seen.append((pixels, (highest(before) or before) - before))
     return seen
 

@@ -10,7 +10,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from fcn_deploy.export.cli.model_options import RENAMED, ModelOptions, check_files_differ, check_model
 from fcn_deploy.fcn.cli.options import MaskColors, MaskValues
-from fcn_deploy.runtime.command import Force, Json, NoData, Threads, log_to_stderr, parse_memory, print_record, run
+from fcn_deploy.runtime.command import (
+    Force,
+    Json,
+    NoData,
+    Strict,
+    Threads,
+    log_to_stderr,
+    parse_memory,
+    print_record,
+    run,
+)
 from fcn_deploy.runtime.errors import MisuseError
 from fcn_deploy.runtime.extras import need
 from fcn_deploy.runtime.files import check_writable, refuse_existing
@@ -92,16 +102,36 @@ class TargetOptions:
             "[default: auto]."
         ),
     ] = None
+    stages: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Parts that the network is cut into on CPUs, at most: five make images that are run in tiles faster, "
+            "and small ones slower [default: 2].",
+        ),
+    ] = None
 
 
 @dataclass(frozen=True)
 class PrecisionOptions:
-    """INT8 and FP16, and what they may cost."""
+    """INT8, FP8, FP16 and BF16, and what they may cost."""
 
     int8: Annotated[bool, typer.Option("--int8", help="Use INT8, calibrated on --calib.")] = False
+    fp8: Annotated[
+        bool,
+        typer.Option("--fp8", help="Use FP8 (E4M3) for convolutions, on GPUs from sm89 on; calibrated on --calib."),
+    ] = False
     fp16: Annotated[bool, typer.Option("--fp16", help="Use FP16, on GPUs.")] = False
+    bf16: Annotated[
+        bool,
+        typer.Option(
+            "--bf16",
+            help="Use BF16: on GPUs from sm80 on, for networks that overflow in FP16; on CPUs that have it.",
+        ),
+    ] = False
     no_fp16: Annotated[
-        bool, typer.Option("--no-fp16", help="With --int8 on GPUs: keep the other layers float32 instead of FP16.")
+        bool,
+        typer.Option("--no-fp16", help="With --int8 or --fp8 on GPUs: keep the other layers float32 instead of FP16."),
     ] = False
     fastest: Annotated[
         bool, typer.Option("--fastest", help="On the CPU: try INT8 on --calib, and keep it only where it is faster.")
@@ -111,10 +141,11 @@ class PrecisionOptions:
         typer.Option(
             metavar="FOLDER",
             help="Images to calibrate on, at their own sizes: a folder, glob, list or data set "
-            "[default: with --fp16 the images of --sizes].",
+            "[default: with --fp16 or --bf16 the images of --sizes].",
         ),
     ] = None
     nodata: NoData = None
+    strict: Strict = False
     calib_count: Annotated[
         int | None, typer.Option(min=1, help="Number of images to calibrate on, at most [default: 100].")
     ] = None
@@ -219,10 +250,11 @@ def build_engine(
 
 def _check_standalone(target: TargetOptions, precision: PrecisionOptions, reports: ReportOptions) -> None:
     """Refuse what --standalone does not do."""
-    if precision.int8 or precision.fp16 or target.target != CPU:
-        raise MisuseError("--standalone writes a float32 ONNX; omit --int8, --fp16 and --target")
-    if precision.fastest or target.backend is not None:
-        raise MisuseError(f"--standalone chooses nothing; omit {'--fastest' if precision.fastest else '--backend'}")
+    if precision.int8 or precision.fp8 or precision.fp16 or precision.bf16 or target.target != CPU:
+        raise MisuseError("--standalone writes a float32 ONNX; omit --int8, --fp8, --fp16, --bf16 and --target")
+    chosen = {"--fastest": precision.fastest, "--backend": target.backend, "--stages": target.stages}
+    if given := [option for option, value in chosen.items() if value]:
+        raise MisuseError(f"--standalone chooses nothing; omit {given[0]}")
     if reports.report is not None:
         raise MisuseError("--standalone measures nothing; omit --report")
 
@@ -235,22 +267,25 @@ def _config(
     Raises MisuseError where they contradict each other.
     """
     from fcn_deploy.calibration.mask_options import MaskOptions
-    from fcn_deploy.export.build.config import BuildConfig, TensorRTOptions, TuningOptions, backends_of
+    from fcn_deploy.export.build.config import DEFAULT_STAGES, BuildConfig, TensorRTOptions, TuningOptions, backends_of
     from fcn_deploy.export.quantization.options import GOLDEN_ALONE, QuantizationOptions
     from fcn_deploy.runtime.images.numbers import ReadOptions
     from fcn_deploy.runtime.sizes import parse_sizes
 
     on_cpu = target.target == CPU
     int8 = precision.int8 or precision.fastest
-    if precision.no_fp16 and not (int8 and not on_cpu):
-        raise MisuseError("--no-fp16 goes with --int8 for GPUs, where the other layers become FP16")
-    if precision.nodata is not None and precision.calib is None:
-        raise MisuseError("--nodata is of the files of --calib; pass it")
-    if precision.fp16 and precision.no_fp16:
-        raise MisuseError("--fp16 and --no-fp16 contradict each other; pass one of them")
+    quantized = int8 or precision.fp8
+    if precision.no_fp16 and not (quantized and not on_cpu):
+        raise MisuseError("--no-fp16 goes with --int8 or --fp8 for GPUs, where the other layers become FP16")
+    for option, passed in (("--nodata", precision.nodata is not None), ("--strict", precision.strict)):
+        if passed and precision.calib is None:
+            raise MisuseError(f"{option} is of the files of --calib; pass it")
+    if precision.no_fp16 and (precision.fp16 or precision.bf16):
+        other = "fp16" if precision.fp16 else "bf16"
+        raise MisuseError(f"--{other} and --no-fp16 contradict each other; pass one of them")
     sizes = None if target.sizes is None else parse_sizes(target.sizes)
     calib = precision.calib
-    if precision.fp16 and not int8 and calib is None and sizes is not None:
+    if (precision.fp16 or precision.bf16) and not quantized and calib is None and sizes is not None:
         calib = target.sizes if sizes.files else GOLDEN_ALONE  # its photographs, where it names some
     given: dict[str, Any] = {
         "count": precision.calib_count,
@@ -260,10 +295,12 @@ def _config(
     }
     quantization = QuantizationOptions(
         int8=int8,
-        fp16=precision.fp16 or (int8 and not on_cpu and not precision.no_fp16),
+        fp8=precision.fp8,
+        fp16=precision.fp16 or (quantized and not on_cpu and not precision.no_fp16 and not precision.bf16),
+        bf16=precision.bf16,
         fastest=precision.fastest,
         calib=calib,
-        reading=ReadOptions(no_data=precision.nodata),
+        reading=ReadOptions(no_data=precision.nodata, strict=precision.strict),
         labels=precision.labels,
         masks=MaskOptions(precision.mask_values, precision.mask_colors),
         ranges=precision.ranges,
@@ -271,9 +308,9 @@ def _config(
         **{name: value for name, value in given.items() if value is not None},
     )
     tuning = None
-    if (tuned and on_cpu) or target.backend is not None:
+    if (tuned and on_cpu) or target.backend is not None or target.stages is not None:
         name = (target.backend or Backend.auto).value
-        tuning = TuningOptions(backends_of(name), fewer_threads=name == "auto")
+        tuning = TuningOptions(backends_of(name), name == "auto", stages=target.stages or DEFAULT_STAGES)
     return BuildConfig(
         target=target.target,
         quantization=quantization,

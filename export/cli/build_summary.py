@@ -22,6 +22,8 @@ def show_build(model: Path, out: Path, report: EngineReport) -> None:
         f"{report.size_multiple}{least}"
     )
     print(_tiles(report.stages))
+    if report.passes:
+        print(f"where that does not suffice: {report.passes}")
     if report.agreement is not None:
         print(_agreement(report.agreement, report.accuracy is not None or report.precision == "float16", report.fit))
     for name, agreement in report.further_agreements.items():
@@ -80,15 +82,19 @@ def _agreement(agreement: Agreement, lowered: bool, fit: str | None) -> str:
 def _accuracy(accuracy: Accuracy, core_bytes: dict[str, int]) -> str:
     """What precision cost, in a few lines."""
     precision = accuracy.precision
-    saw = "did not see" if accuracy.judged_unseen else "SAW TOO, as there were no others"
+    saw = " calibration did not see" if accuracy.judged_unseen else " calibration SAW TOO, as there were no others"
+    saw = saw if accuracy.calibration_images else ""
     before, after = core_bytes["float32"], core_bytes[precision]
     lines = [
         f"{precision}: {accuracy.metric} {accuracy.value:.4f} against {accuracy.float32:.4f} of float32 on "
-        f"{_count(accuracy.images_judged, 'image')} calibration {saw} ({accuracy.drop_points:.2f} points lost, "
+        f"{_count(accuracy.images_judged, 'image')}{saw} ({accuracy.drop_points:.2f} points lost, "
         f"{accuracy.max_drop} allowed)",
-        f"calibrated on {_count(accuracy.calibration_images, 'image')}; {before / 1e6:.1f} → {after / 1e6:.1f} MB; "
-        f"{len(accuracy.kept)} of {accuracy.layers} layers kept higher",
     ]
+    if accuracy.calibration_images:
+        lines.append(
+            f"calibrated on {_count(accuracy.calibration_images, 'image')}; {before / 1e6:.1f} → {after / 1e6:.1f} MB; "
+            f"{len(accuracy.kept)} of {accuracy.layers} layers kept higher"
+        )
     if accuracy.class_drops:
         worst = list(accuracy.class_drops.items())[:SHOWN]
         named = ", ".join(f"{name} {lost:.1f}" for name, lost in worst)
@@ -102,30 +108,30 @@ def _accuracy(accuracy: Accuracy, core_bytes: dict[str, int]) -> str:
 
 
 def _speedup(report: EngineReport) -> str:
-    """How fast INT8 is; where it is slower, the last line tells."""
-    if report.speedup is None:
+    """How fast low precision is; where it is slower, the last line tells."""
+    speedup, low = report.speedup, "int8" if report.accuracy is None else report.accuracy.precision
+    if speedup is None:
         return "speed against float32: not measured"
-    if report.speedup < 1:
-        return f"int8 takes {1 / report.speedup:.2f} times the time of float32 here (mean over the sizes)"
-    return f"int8 is {report.speedup:.2f} times faster than float32 here (mean over the sizes)"
+    if speedup < 1:
+        return f"{low} takes {1 / speedup:.2f} times the time of float32 here (mean over the sizes)"
+    return f"{low} is {speedup:.2f} times faster than float32 here (mean over the sizes)"
 
 
 def low_precision_advice(report: EngineReport) -> str:
-    """What to do instead where INT8 wins nothing, or which of the two was kept, and why; "": it is worth it."""
+    """What to do instead where low precision wins nothing, or which was kept, and why; "": it is worth it."""
     slower = report.speedup is not None and report.speedup < 1
     if report.precision == "float32":
         given_up = next((note for note in report.notes if note.startswith("float32 is kept")), "")
         return "float32 is kept, as it is the faster of the two here" if slower else given_up
-    if report.precision != "int8" or report.accuracy is None:
+    if report.accuracy is None or report.precision not in ("int8", "bf16"):
         return ""
-    kept, layers = len(report.accuracy.kept), report.accuracy.layers
-    most = 2 * kept > layers
+    low, kept, layers = report.precision, len(report.accuracy.kept), report.accuracy.layers
+    most = low == "int8" and 2 * kept > layers
     stay = f"{kept} of {layers} layers stay float, as they would lose too much"
     if slower:
         why = f" ({stay})" if most else ""
-        return (
-            f"int8 is SLOWER than float32 here{why}; omit --int8, or take --fastest, which keeps the faster of the two"
-        )
+        or_else = "" if low == "bf16" else ", or take --fastest, which keeps the faster of the two"
+        return f"{low} is SLOWER than float32 here{why}; omit --{low}{or_else}"
     if most:
         return f"{stay}, so int8 wins little; calibrate on more images, allow more by --max-drop, or omit --int8"
     return ""

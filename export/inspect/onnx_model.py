@@ -59,7 +59,7 @@ def inspect_onnx_model(
         imported = import_model(path, options)
         core = core_of(imported)
         float_core = optimise_offline(core.model)
-        stage = cut_core(float_core, core.card, cut=False)[0].stage
+        stage = cut_core(float_core, core.card, most=1)[0].stage
     except MisuseError:
         raise
     except DeployError as error:

@@ -9,7 +9,7 @@ import onnx
 from fcn_deploy.calibration.ranges import Ranges, collect_histograms
 from fcn_deploy.calibration.stream import ImageStream
 from fcn_deploy.export.graph.edit import clone
-from fcn_deploy.export.quantization.half import MAGNITUDE_OF, emulate_half
+from fcn_deploy.export.quantization.half import MAGNITUDE_OF, with_magnitudes
 from fcn_deploy.export.quantization.options import QuantizationOptions
 from fcn_deploy.export.quantization.quantize import Range, measured_tensors
 from fcn_deploy.runtime.backends.onnxruntime import session
@@ -46,7 +46,7 @@ def key_of(core: ModelProto, card: ModelCard) -> str:
 
 def kept_ranges(options: QuantizationOptions, key: str) -> Ranges | None:
     """The ranges of an earlier build, where the options name some. Raises MisuseError where they are not of `key`."""
-    if options.int8 and options.ranges is not None and options.ranges.exists():
+    if options.quantized and options.ranges is not None and options.ranges.exists():
         return Ranges.load(options.ranges, key)
     return None
 
@@ -94,8 +94,8 @@ def activation_reader(core: ModelProto) -> Callable[[np.ndarray], dict[str, np.n
 
 
 def largest_magnitudes(core: ModelProto, card: ModelCard, images: ImageStream) -> dict[str, float]:
-    """Tensor → its largest magnitude over the images, as float16 would have it. Raises DeployError: no image."""
-    run = session(emulate_half(core).SerializeToString(), optimise=False)
+    """Tensor → its largest magnitude over the images. Raises DeployError: no image."""
+    run = session(with_magnitudes(core).SerializeToString())
     names = [value.name for value in run.get_outputs() if value.name.startswith(MAGNITUDE_OF)]
     largest: dict[str, float] = {}
     seen = 0

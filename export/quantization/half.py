@@ -1,4 +1,4 @@
-"""FP16 as casts in the graph, and its emulation in float32 for machines that cannot run it."""
+"""FP16 and BF16 as casts in the graph, and their emulation in float32 for machines that cannot run them."""
 
 from collections.abc import Collection
 
@@ -17,14 +17,18 @@ FLOAT_ONLY = ("Cast", "ConstantOfShape", "EyeLike", "Range", "RandomNormal", "Ra
               "RandomUniformLike", "Multinomial", "Bernoulli")  # fmt: skip
 
 
-def half(model: ModelProto, kept: Collection[str] = (), interface: bool = False) -> ModelProto:
-    """The model in float16, its input and output still float32.
+def half(
+    model: ModelProto, kept: Collection[str] = (), interface: bool = False, kind: int = TensorProto.FLOAT16
+) -> ModelProto:
+    """The model in float16 or bfloat16, its input and output still float32.
 
     Args:
-        model: a float32 core, perhaps with Q/DQ, whose scales become float16 too (opset 19 or newer).
+        model: a float32 core, perhaps with Q/DQ, whose scales become of the type too (opset 19 or newer).
         kept: nodes, by their first output, that stay float32; casts are put around them.
-        interface: the input is float16 too, and the output where a half node gives it.
+        interface: the input is of the type too, and the output where a half node gives it.
+        kind: TensorProto.FLOAT16 or BFLOAT16.
     """
+    narrow = helper.tensor_dtype_to_np_dtype(kind)
     model = with_opset_19(model)
     floats, constants, names = float_tensors(model), initializers(model), Names(model)
     kept = {*kept, *never_half(model)}
@@ -39,15 +43,15 @@ def half(model: ModelProto, kept: Collection[str] = (), interface: bool = False)
                 return name
             if (rounded := names(f"{name}/half")) not in made:
                 made.add(rounded)
-                add_constants(model, {rounded: constants[name].astype(np.float16)})
+                add_constants(model, {rounded: constants[name].astype(narrow)})
             return rounded
         if is_half.get(name, False) == wanted:
             return name
         cast = names(f"{name}/to_{'half' if wanted else 'float'}")
         if cast not in made:
             made.add(cast)
-            kind = TensorProto.FLOAT16 if wanted else TensorProto.FLOAT
-            nodes.append(helper.make_node("Cast", [name], [cast], name=cast, to=kind))
+            to = kind if wanted else TensorProto.FLOAT
+            nodes.append(helper.make_node("Cast", [name], [cast], name=cast, to=to))
         return cast
 
     results = {value.name for value in model.graph.output}
@@ -71,35 +75,32 @@ def half(model: ModelProto, kept: Collection[str] = (), interface: bool = False)
     del model.graph.value_info[:]
     for value in (model.graph.input[0], *model.graph.output):
         if is_half[value.name]:
-            value.type.tensor_type.elem_type = TensorProto.FLOAT16
+            value.type.tensor_type.elem_type = kind
     prune(model)
     return model
 
 
-def emulate_half(model: ModelProto, kept: Collection[str] = ()) -> ModelProto:
+def emulate_half(model: ModelProto, kept: Collection[str] = (), kind: int = TensorProto.FLOAT16) -> ModelProto:
     """A float32 model that rounds as `half` would: run it with optimisation off.
 
-    ONNX Runtime's CPU removes casts and runs FP16 graphs in float32, so they cannot be judged there. After
-    each half tensor x, c = 8193·x and c - (c - x) has float16's 11 bits in its normal range (Dekker, 1971).
-    Further outputs, `MAGNITUDE_OF + tensor`, give the largest magnitude of each, to be held against FLOAT16_MAX.
+    ONNX Runtime's CPU runs FP16 and BF16 graphs in float32, and casts around whole nodes are removed, so they cannot be
+    judged there. Pairs of casts between nodes of a float32 graph it keeps: each half tensor is rounded by one.
     """
-    return _HalfEmulator(clone(model), kept).run()
+    return _HalfEmulator(clone(model), kept, kind).run()
 
 
 class _HalfEmulator:
-    """Writes float16's rounding into a model, which is changed."""
+    """Writes the rounding of a type into a model, which is changed."""
 
-    def __init__(self, model: ModelProto, kept: Collection[str]) -> None:
-        self.model, self.kept = model, {*kept, *never_half(model)}
+    def __init__(self, model: ModelProto, kept: Collection[str], kind: int) -> None:
+        self.model, self.kept, self.kind = model, {*kept, *never_half(model)}, kind
         self.floats, self.names = float_tensors(model), Names(model)
         self.rounded: dict[str, str] = {}  # tensor → what it is as half
         self.wide: set[str] = set()  # float32 tensors, rounded where a half node reads them
-        self.factor = self.names("half/factor")
 
     def run(self) -> ModelProto:
         model = self.model
         self._round_constants()
-        add_constants(model, {self.factor: np.array(8193, np.float32)})
         results, image = [value.name for value in model.graph.output], model.graph.input[0].name
         self.wide.add(image)
         nodes = self._rounding(image)
@@ -123,7 +124,7 @@ class _HalfEmulator:
         return model
 
     def _round_constants(self) -> None:
-        constants = initializers(self.model)
+        constants, narrow = initializers(self.model), helper.tensor_dtype_to_np_dtype(self.kind)
         for node in self.model.graph.node:
             if node.output[0] in self.kept:
                 continue
@@ -132,25 +133,17 @@ class _HalfEmulator:
                     continue
                 if (new := self.names(f"{name}/rounded")) not in constants:
                     with np.errstate(over="ignore"):
-                        constants[new] = constants[name].astype(np.float16).astype(np.float32)
+                        constants[new] = constants[name].astype(narrow).astype(np.float32)
                     add_constants(self.model, {new: constants[new]})
                 node.input[index] = new
 
     def _rounding(self, name: str) -> list[NodeProto]:
-        """The nodes that round a tensor, and give its largest magnitude."""
-        product, rest, emulated, magnitude = (self.names(f"{name}/{part}") for part in ("c", "rest", "emulated", "abs"))
-        steps = [
-            ("Mul", [name, self.factor], product),
-            ("Sub", [product, name], rest),
-            ("Sub", [product, rest], emulated),
-            ("Abs", [name], magnitude),
+        """The nodes that round a tensor."""
+        narrow, self.rounded[name] = self.names(f"{name}/narrow"), self.names(f"{name}/emulated")
+        return [
+            helper.make_node("Cast", [name], [narrow], name=narrow, to=self.kind),
+            helper.make_node("Cast", [narrow], [self.rounded[name]], name=self.rounded[name], to=TensorProto.FLOAT),
         ]
-        nodes = [helper.make_node(kind, reads, [out], name=out) for kind, reads, out in steps]
-        largest = MAGNITUDE_OF + name
-        nodes.append(helper.make_node("ReduceMax", [magnitude], [largest], name=f"{name}/max", keepdims=0))
-        self.model.graph.output.append(helper.make_tensor_value_info(largest, TensorProto.FLOAT, []))
-        self.rounded[name] = emulated
-        return nodes
 
     def _round_results(self, nodes: Collection[NodeProto], results: Collection[str]) -> None:
         """Let the model's outputs, `results`, be what is rounded."""
@@ -163,8 +156,25 @@ class _HalfEmulator:
                 node.input[:] = [renamed.get(name, name) for name in node.input]
 
 
+def with_magnitudes(model: ModelProto) -> ModelProto:
+    """A float32 model with further outputs, `MAGNITUDE_OF + tensor`: the largest magnitude of each float tensor."""
+    model, floats, nodes = clone(model), float_tensors(model), []
+    names, sizes = Names(model), never_half(model)
+    found = [model.graph.input[0].name]
+    found += [
+        name for node in model.graph.node if node.output[0] not in sizes for name in node.output if name in floats
+    ]
+    for name in found:
+        magnitude, largest = names(f"{name}/abs"), MAGNITUDE_OF + name
+        nodes.append(helper.make_node("Abs", [name], [magnitude], name=magnitude))
+        nodes.append(helper.make_node("ReduceMax", [magnitude], [largest], name=f"{name}/max", keepdims=0))
+        model.graph.output.append(helper.make_tensor_value_info(largest, TensorProto.FLOAT, []))
+    model.graph.node.extend(nodes)
+    return model
+
+
 def overflowing(largest: dict[str, float], model: ModelProto, margin: float = 0.5) -> set[str]:
-    """Nodes, by first output, that cannot be half: they give or read a tensor beyond `margin` of float16's range.
+    """Nodes, by first output, that cannot be float16: they give or read a tensor beyond `margin` of float16's range.
 
     Args:
         largest: magnitude by tensor, measured on real images.
@@ -184,14 +194,14 @@ def overflowing(largest: dict[str, float], model: ModelProto, margin: float = 0.
 def never_half(model: ModelProto) -> set[str]:
     """Nodes, by first output, that stay float32 in any case: those of FLOAT_ONLY, and arithmetic on sizes.
 
-    float16 holds whole numbers up to 2048 only, so a size computed in it would be wrong.
+    float16 holds whole numbers up to 2048 only, bfloat16 up to 256, so a size computed in them would be wrong.
     """
     constants, sizes, found = set(initializers(model)), set(), set()
     for node in model.graph.node:
         if any(item.HasField("g") or item.graphs for item in node.attribute):
             raise DeployError(
-                f"node {node.name or node.output[0]} ({node.op_type}) has a graph inside; FP16 cannot be written into "
-                "networks with control flow: build without it"
+                f"node {node.name or node.output[0]} ({node.op_type}) has a graph inside; FP16 and BF16 cannot be "
+                "written into networks with control flow: build without them"
             )
         read = [name for name in node.input if name and name not in constants]
         if node.op_type in ("Shape", "Size") or (read and all(name in sizes for name in read)):
@@ -214,7 +224,7 @@ def float_tensors(model: ModelProto) -> set[str]:
 
 
 def with_opset_19(model: ModelProto) -> ModelProto:
-    """A copy of opset 19 at least, where Q/DQ scales may be float16.
+    """A copy of opset 19 at least, where Q/DQ may be of FP8 and scales float16 or bfloat16.
 
     No operator of 18 means another thing in 19, which adds types and options: the number alone is raised.
     """

@@ -1,9 +1,10 @@
-"""Which layers are INT8 or FP16: all that can be; then the most sensitive go back, until the accuracy budget holds."""
+"""Which layers are in low precision: all that can be; then the most sensitive go back, until the budget holds."""
 
 import csv
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from fcn_deploy.calibration.ranges import Ranges
@@ -21,9 +22,10 @@ from fcn_deploy.export.quantization.gate import GATE_IMAGES, AccuracyGate, Label
 from fcn_deploy.export.quantization.half import emulate_half, half, overflowing
 from fcn_deploy.export.quantization.options import GOLDEN_ALONE, QuantizationOptions, Say
 from fcn_deploy.export.quantization.quantize import (
+    LARGEST_FP8_FILTER,
+    LEAST_FP8_CHANNELS,
     SCHEMES,
     RoundedWeights,
-    convolutions,
     quantize,
     quantized_convolutions,
 )
@@ -33,9 +35,10 @@ from fcn_deploy.runtime.files import replacing
 from fcn_deploy.runtime.manifest import Upsampling
 from fcn_deploy.runtime.model_card import ModelCard
 from fcn_deploy.runtime.noise_image import natural_noise
-from onnx import ModelProto
+from onnx import ModelProto, TensorProto
 
 NOISE_SIZE, NOISE_IMAGES = (61, 83), 8  # in pixels; where there are no photographs
+NO_LABELS = "--labels has a label for each pixel, and this network gives {}: omit it"
 BEYOND_FLOAT16 = "beyond float16's range"
 REVERTED = "reverted: the accuracy budget was exceeded"
 
@@ -59,6 +62,7 @@ class MixedPrecision:
         accuracy: what it cost.
         gate: that measured it, for those who run the core by other kernels.
         image_mean: of the normalised images that INT8 was calibrated on, per channel.
+        notes: what the user should know, a line each.
     """
 
     core: ModelProto
@@ -67,6 +71,7 @@ class MixedPrecision:
     accuracy: Accuracy
     gate: AccuracyGate
     image_mean: np.ndarray | None = None
+    notes: tuple[str, ...] = ()
 
 
 def mix_precision(
@@ -97,7 +102,12 @@ def mix_precision(
         DeployError: no image can be read, or tensors are not finite.
     """
     if options.labels is not None and card.kind != "labels":
-        raise MisuseError(f"--labels has a label for each pixel, and this network gives {card.kind}: omit it")
+        raise MisuseError(NO_LABELS.format(card.kind))
+    if options.fp8 and not SCHEMES["tensorrt-fp8"].quantized(core):
+        raise MisuseError(
+            f"the network has no convolution for FP8 (dense, of {LEAST_FP8_CHANNELS} channels in and out or more, and "
+            f"{LARGEST_FP8_FILTER} places of the filter or fewer); omit --fp8"
+        )
     images, key = _images(options, card), key_of(core, card)
     ranges = kept_ranges(options, key)
     calibration, held_out = divide(
@@ -115,7 +125,7 @@ def mix_precision(
         kernels_exact=scheme == "cpu",
     )
     graphs = _Graphs(core, scheme, options, half_interface)
-    if options.int8:
+    if options.quantized:
         if ranges is None:
             say(f"calibrating on {len(calibration)} images")
             ranges = collect_ranges(core, card, calibration, options, key)
@@ -138,15 +148,76 @@ def mix_precision(
         layers=len(search.layers),
         kept={layer.name: layer.kept for layer in search.layers.values() if layer.kept},
         skipped={**calibration.skipped, **held_out.skipped},
-        method=options.method if options.int8 else None,
+        method=options.range_method if options.quantized else None,
         max_class_drop=options.class_drop,
         class_drops=gate.class_drops(found),
-        int8=value if options.int8 else None,
-        float16=None if options.int8 else value,
+        int8=value if options.precision == "int8" else None,
+        fp8=value if options.precision == "fp8" else None,
+        float16=value if options.precision == "float16" else None,
+        bf16=value if options.precision == "bf16" else None,
     )
     layers = list(search.layers.values())
     quantized, emulated = graphs.core(search.reverted), graphs.emulated(search.reverted)
-    return MixedPrecision(quantized, emulated, layers, accuracy, gate, graphs.activations.means.get("image"))
+    notes = _notes(options, len(graphs.overflow))
+    return MixedPrecision(quantized, emulated, layers, accuracy, gate, graphs.activations.means.get("image"), notes)
+
+
+def to_be_judged(
+    core: ModelProto, upsampling: Upsampling, card: ModelCard, options: QuantizationOptions
+) -> MixedPrecision:
+    """A float32 core that a library will run in low precision by itself, and the gate that is to judge what comes.
+
+    Arguments and errors are those of `mix_precision`. Its accuracy is that of float32 until then.
+    """
+    gate, held_out = _gate_of(core, upsampling, card, options)
+    value: dict[str, Any] = {options.precision: gate.baseline}
+    accuracy = Accuracy(
+        metric=gate.metric,
+        float32=gate.baseline,
+        drop_points=0.0,
+        max_drop=options.max_drop,
+        calibration_images=0,
+        images_judged=gate.count,
+        judged_unseen=True,
+        layers=len(core.graph.node),
+        skipped=dict(held_out.skipped),
+        max_class_drop=options.class_drop,
+        **value,
+    )
+    return MixedPrecision(core, core, [], accuracy, gate)
+
+
+def _gate_of(
+    core: ModelProto, upsampling: Upsampling, card: ModelCard, options: QuantizationOptions
+) -> tuple[AccuracyGate, ImageStream]:
+    """A gate of images that nothing is calibrated on, and they."""
+    if options.labels is not None and card.kind != "labels":
+        raise MisuseError(NO_LABELS.format(card.kind))
+    images = _images(options, card)
+    held_out = images.subset(np.random.default_rng(options.seed).permutation(len(images))[:GATE_IMAGES])
+    labels = None if options.labels is None else LabelFolder(options.labels, card, options.masks)
+    gate = AccuracyGate(
+        core,
+        upsampling,
+        card,
+        held_out,
+        labels,
+        max_drop=options.max_drop,
+        max_class_drop=options.class_drop,
+        kernels_exact=True,
+    )
+    return gate, held_out
+
+
+def _notes(options: QuantizationOptions, overflowing: int) -> tuple[str, ...]:
+    """What the user should know of layers that cannot be float16."""
+    if not overflowing:
+        return ()
+    layers = "1 layer" if overflowing == 1 else f"{overflowing} layers"
+    verb = "stays" if overflowing == 1 else "stay"
+    return (
+        f"FP16: {layers} beyond float16's range {verb} float32; --bf16, which has float32's range, needs none to be",
+    )
 
 
 def _images(options: QuantizationOptions, card: ModelCard) -> ImageStream:
@@ -169,7 +240,8 @@ class _Search:
 
     def __init__(self, graphs: "_Graphs", gate: AccuracyGate, options: QuantizationOptions, say: Say) -> None:
         self.graphs, self.gate, self.options, self.say = graphs, gate, options, say
-        nodes = convolutions(graphs.float_core) if options.int8 else graphs.float_core.graph.node
+        core = graphs.float_core
+        nodes = graphs.scheme.quantized(core) if options.quantized else core.graph.node
         self.layers = {node.output[0]: LayerPrecision(node.output[0], node.op_type) for node in nodes}
         for name in graphs.overflow:
             self.layers.setdefault(name, LayerPrecision(name, "")).kept = BEYOND_FLOAT16
@@ -229,10 +301,11 @@ class _Search:
                 "images to judge by",
                 layers,
             )
-        if options.int8 and not quantized_convolutions(self.graphs.core(self.reverted)):
+        if options.quantized and not quantized_convolutions(self.graphs.core(self.reverted)):
+            name = options.precision
             raise BudgetError(
-                f"no layer can be INT8 within --max-drop {options.max_drop:g} and --max-class-drop "
-                f"{options.class_drop:g} ({self.lost or 'none is quantized'}): build without --int8, fine-tune with "
+                f"no layer can be {name.upper()} within --max-drop {options.max_drop:g} and --max-class-drop "
+                f"{options.class_drop:g} ({self.lost or 'none is quantized'}): build without --{name}, fine-tune with "
                 "train-fcn --qat, or allow more",
                 layers,
             )
@@ -248,37 +321,42 @@ class _Graphs:
 
     def __init__(self, core: ModelProto, scheme: str, options: QuantizationOptions, half_interface: bool) -> None:
         self.float_core, self.options, self.half_interface = core, options, half_interface
-        self.scheme = SCHEMES[scheme]
-        if not options.fp16:  # scales stay float32
+        self.scheme = SCHEMES["tensorrt-fp8" if options.fp8 else scheme]
+        if not options.fp16:  # scales stay float32, or have its range
             self.scheme = replace(self.scheme, least_scale=NO_LIMIT)
+        self.kind = TensorProto.BFLOAT16 if options.bf16 else TensorProto.FLOAT16 if options.fp16 else None
         self.overflow: set[str] = set()
         self.activations = Activations({}, {})
         self._rounded: dict[tuple[str, bool], RoundedWeights] = {}
 
     def calibrate(self, ranges: Ranges) -> None:
-        self.activations = Activations.of(ranges, self.options.method, self.scheme.symmetric)
+        self.activations = Activations.of(ranges, self.options.range_method, self.scheme.symmetric)
 
     def _quantized(self, reverted: Collection[str]) -> ModelProto:
-        if not self.options.int8:
+        if not self.options.quantized:
             return self.float_core
         kept, found = {*reverted, *self.overflow}, self.activations
         return quantize(self.float_core, found.ranges, self.scheme, kept, found.means, self._rounded)
 
     def _never_half(self, reverted: Collection[str]) -> set[str]:
-        # Layers that INT8 gave up become FP16 on a GPU; what FP16 gave up becomes float32.
-        return self.overflow | (set() if self.options.int8 else set(reverted))
+        # Layers that INT8 or FP8 gave up become FP16 on a GPU; what FP16 gave up becomes float32.
+        return self.overflow | (set() if self.options.quantized else set(reverted))
 
     def core(self, reverted: Collection[str]) -> ModelProto:
         """The quantized core."""
         graph = self._quantized(reverted)
-        return half(graph, self._never_half(reverted), self.half_interface) if self.options.fp16 else graph
+        if self.kind is None:
+            return graph
+        # The runtime's kernels write float16 and float32.
+        interface = self.half_interface and self.kind == TensorProto.FLOAT16
+        return half(graph, self._never_half(reverted), interface, self.kind)
 
     def emulated(self, reverted: Collection[str]) -> ModelProto:
         """A float32 graph of the same arithmetic. For CPUs it is the engine's own graph, as it will run."""
         graph = self._quantized(reverted)
-        if self.scheme.name == "cpu" or not self.options.fp16:
+        if self.scheme.name == "cpu" or self.kind is None:
             return graph
-        return emulate_half(graph, self._never_half(reverted))
+        return emulate_half(graph, self._never_half(reverted), self.kind)
 
 
 def write_precision_report(path: Path, layers: Collection[LayerPrecision]) -> None:

@@ -19,7 +19,8 @@ class QuantizationOptions:
     """What low precision is asked for, how it is calibrated, and how much accuracy it may cost.
 
     Attributes:
-        int8, fp16: which precisions the graph may use; float32 where neither. Both: INT8 layers, the others FP16.
+        int8, fp8: whether convolutions may be INT8, or E4M3.
+        fp16, bf16: whether the others may be FP16, or BF16; all layers, where no convolution is INT8 or FP8.
         fastest: INT8 is tried, and kept only where it is faster than float32; for the CPU. Sets `int8`.
         calib: source of images (see calibration.stream.open_stream): a folder, glob, list or data set; or
             GOLDEN_ALONE.
@@ -38,7 +39,9 @@ class QuantizationOptions:
     """
 
     int8: bool = False
+    fp8: bool = False
     fp16: bool = False
+    bf16: bool = False
     fastest: bool = False
     calib: str | None = None
     reading: ReadOptions = field(default_factory=lambda: COMMON)
@@ -58,10 +61,15 @@ class QuantizationOptions:
             object.__setattr__(self, "int8", True)
         if self.method not in METHODS:
             raise MisuseError(f"method {self.method!r}; choose one of {', '.join(METHODS)}")
-        if self.int8 and self.calib in (None, GOLDEN_ALONE):
-            raise MisuseError("--int8 needs real images to calibrate on: pass --calib FOLDER")
+        for first, second in (("int8", "fp8"), ("fp16", "bf16")):
+            if getattr(self, first) and getattr(self, second):
+                raise MisuseError(f"--{first} and --{second} are for the same layers; pass one of them")
+        if self.quantized and self.calib in (None, GOLDEN_ALONE):
+            raise MisuseError(f"--{self.precision} needs real images to calibrate on: pass --calib FOLDER")
         if self.fp16 and self.calib is None:
             raise MisuseError("--fp16 needs real images to find what overflows: pass --calib FOLDER (or --sizes)")
+        if self.bf16 and self.calib is None:
+            raise MisuseError("--bf16 needs real images to be judged by: pass --calib FOLDER (or --sizes)")
         self._check_use()
         if self.count < 1:
             raise MisuseError(f"--calib-count {self.count}; calibrate on 1 image or more")
@@ -78,14 +86,16 @@ class QuantizationOptions:
     def _check_use(self) -> None:
         """Refuse what says how to do something that is not done."""
         changed = {name for name in self.__dataclass_fields__ if getattr(self, name) != _DEFAULTS[name]}
-        if not (self.int8 or self.fp16):
+        if self.precision == "float32":
             for name, option in _OF_LOW_PRECISION.items():
                 if name in changed:
-                    raise MisuseError(f"{option} is for --int8 and --fp16; pass one of them")
-        if not self.int8:
-            for name, option in _OF_INT8.items():
-                if name in changed:
-                    raise MisuseError(f"{option} is for --int8; pass it")
+                    raise MisuseError(f"{option} is for low precision; pass --int8, --fp8, --fp16 or --bf16")
+        if not self.quantized and "ranges" in changed:
+            raise MisuseError("--ranges is for --int8 and --fp8; pass one of them")
+        if not self.int8 and "method" in changed:
+            raise MisuseError(
+                "--calib-method is for --int8 (FP8's range is that of the images); omit it or pass --int8"
+            )
 
     @property
     def class_drop(self) -> float:
@@ -94,8 +104,19 @@ class QuantizationOptions:
 
     @property
     def precision(self) -> str:
-        """The lowest that is asked for: `int8`, `float16` or `float32`."""
-        return "int8" if self.int8 else "float16" if self.fp16 else "float32"
+        """The lowest that is asked for: `int8`, `fp8`, `float16`, `bf16` or `float32`."""
+        asked = {"int8": self.int8, "fp8": self.fp8, "float16": self.fp16, "bf16": self.bf16, "float32": True}
+        return next(name for name, wanted in asked.items() if wanted)
+
+    @property
+    def quantized(self) -> bool:
+        """Whether convolutions get Q/DQ, for which activations are calibrated."""
+        return self.int8 or self.fp8
+
+    @property
+    def range_method(self) -> str:
+        """How ranges are chosen. E4M3 is as fine near 0 whatever its largest value is: clipping gains nothing."""
+        return "minmax" if self.fp8 else self.method
 
 
 CLASS_DROP = 2.0  # points
@@ -106,5 +127,4 @@ _OF_LOW_PRECISION = {
     "max_drop": "--max-drop",
     "max_class_drop": "--max-class-drop",
 }
-_OF_INT8 = {"ranges": "--ranges", "method": "--calib-method"}
 _DEFAULTS = {item.name: item.default for item in QuantizationOptions.__dataclass_fields__.values()}

@@ -1,18 +1,26 @@
-"""INT8 as explicit QuantizeLinear and DequantizeLinear (Q/DQ), inserted as one target wants it."""
+"""INT8 and FP8 as explicit QuantizeLinear and DequantizeLinear (Q/DQ), inserted as one target wants them."""
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import ml_dtypes
 import numpy as np
 from fcn_deploy.export.graph.edit import Names, add_constants, attributes, clone, initializers, prune
 from fcn_deploy.export.graph.index import GraphIndex
-from fcn_deploy.export.quantization.round_weights import NO_LIMIT, depthwise, round_weights
+from fcn_deploy.export.quantization.half import with_opset_19
+from fcn_deploy.export.quantization.round_weights import NO_LIMIT, depthwise, round_to_fp8, round_weights
 from onnx import ModelProto, NodeProto, TensorProto, helper
 
+LOW_TYPES = (TensorProto.INT8, TensorProto.FLOAT8E4M3FN)
 FUSED_ACTIVATIONS = ("Relu", "Clip")  # that targets compute together with the convolution before them
 SMALLEST_FLOAT16 = 6.2e-5  # the smallest normal one: scales that become float16 stay above it
 Range = tuple[float, float]
-RoundedWeights = tuple[np.ndarray, np.ndarray]  # int8 [K, C, h, w], and a scale per output channel, float32 [K]
+RoundedWeights = tuple[np.ndarray, np.ndarray]  # int8 or E4M3 [K, C, h, w]; a scale per output channel, float32 [K]
+INT8, FP8 = np.dtype(np.int8), np.dtype(ml_dtypes.float8_e4m3fn)
+LARGEST = {INT8: 127.0, FP8: float(ml_dtypes.finfo(FP8).max)}  # 448
+# TensorRT has FP8 kernels for dense convolutions of more than 16 channels in and out, and filters of at most 32 places
+# (its release notes, and what its Model Optimizer leaves out); others would be cast there and back.
+LEAST_FP8_CHANNELS, LARGEST_FP8_FILTER = 17, 32
 
 
 @dataclass(frozen=True)
@@ -20,7 +28,7 @@ class Scheme:
     """How a target wants its Q/DQ.
 
     Attributes:
-        name: `cpu` or `tensorrt`.
+        name: its key in SCHEMES.
         symmetric: activations are s8 around zero; otherwise u8 with a zero point.
         pairs: whether neighbouring weights must sum to at most PAIR_LIMIT. CPUs without VNNI add two products
             of u8 and s8 in 16 bits, which saturate beyond, and an engine travels to CPUs its builder never saw.
@@ -28,6 +36,7 @@ class Scheme:
             them as integers; TensorRT fuses better without.
         int32_bias: whether biases become int32 (ONNX Runtime), or stay float (TensorRT refuses int32 ones).
         least_scale: of weights and symmetric activations; scales that become float16 must not leave its range.
+        dtype: what is stored: INT8 or FP8.
     """
 
     name: str
@@ -36,6 +45,24 @@ class Scheme:
     outputs: bool
     int32_bias: bool
     least_scale: float
+    dtype: np.dtype = INT8
+
+    def quantized(self, model: ModelProto) -> list[NodeProto]:
+        """The convolutions of a model that get Q/DQ."""
+        found = convolutions(model)
+        if self.dtype == INT8:
+            return found
+        known = initializers(model)
+        return [node for node in found if _has_fp8_kernel(node, known[node.input[1]])]
+
+
+def _has_fp8_kernel(node: NodeProto, weight: np.ndarray) -> bool:
+    channels = min(weight.shape[:2])
+    return (
+        attributes(node).get("group", 1) == 1
+        and channels >= LEAST_FP8_CHANNELS
+        and int(np.prod(weight.shape[2:])) <= LARGEST_FP8_FILTER
+    )
 
 
 SCHEMES = {
@@ -44,6 +71,7 @@ SCHEMES = {
         "tensorrt", symmetric=True, pairs=False, outputs=False, int32_bias=False, least_scale=SMALLEST_FLOAT16
     ),
 }
+SCHEMES["tensorrt-fp8"] = replace(SCHEMES["tensorrt"], name="tensorrt-fp8", dtype=FP8)
 
 
 def convolutions(model: ModelProto) -> list[NodeProto]:
@@ -93,9 +121,10 @@ def quantize(
             does to the mean of the output (Nagel et al., 2019, section 4.2).
         rounded: kept between calls for the same model and scheme, so that weights are rounded once.
 
-    Weights are s8 per output channel.
+    Weights are s8, or E4M3, per output channel.
     """
-    quantizer = _Quantizer(clone(model), ranges, scheme, means, {} if rounded is None else rounded)
+    model = with_opset_19(model) if scheme.dtype == FP8 else clone(model)
+    quantizer = _Quantizer(model, ranges, scheme, means, {} if rounded is None else rounded)
     model = quantizer.run(kept)
     if scheme.outputs:
         _sum_integers(model)
@@ -120,7 +149,7 @@ class _Quantizer:
 
     def run(self, kept: Collection[str]) -> ModelProto:
         model = self.model
-        quantized = [node for node in convolutions(model) if node.output[0] not in kept]
+        quantized = [node for node in self.scheme.quantized(model) if node.output[0] not in kept]
         sums = [node for node in model.graph.node if self._is_sum(node)]
         pairs = {name: self._activation(name) for name in self._wanted(quantized, sums)}
         readers = {id(node) for node in (*quantized, *sums)}
@@ -180,14 +209,17 @@ class _Quantizer:
         weight = self.weights[name].astype(np.float32)
         pairs = self.scheme.pairs and not depthwise(node, weight)
         if (name, pairs) not in self.rounded:
-            self.rounded[name, pairs] = round_weights(weight, pairs, self.scheme.least_scale)
-        integers, scale = self.rounded[name, pairs]
+            least = self.scheme.least_scale
+            self.rounded[name, pairs] = (
+                round_to_fp8(weight, least) if self.scheme.dtype == FP8 else round_weights(weight, pairs, least)
+            )
+        stored, scale = self.rounded[name, pairs]
         base = f"{name}/pairs" if pairs else name  # two convolutions may share a weight and round it differently
         floats, nodes = self.names(f"{base}/dq"), []
         if floats not in self.dequantized:
             self.dequantized.add(floats)
-            nodes.append(self._dequantize(base, "int8", integers, scale, floats))
-        bias, bias_name = self._bias(node, weight, integers, scale), self.names(f"{node.output[0]}/bias")
+            nodes.append(self._dequantize(base, "fp8" if stored.dtype == FP8 else "int8", stored, scale, floats))
+        bias, bias_name = self._bias(node, weight, stored, scale), self.names(f"{node.output[0]}/bias")
         if self.scheme.int32_bias:
             scale = (scale * np.float32(self.scales[node.input[0]])).astype(np.float32)
             rounded = np.clip(np.round(bias.astype(np.float64) / scale), -(2.0**30), 2.0**30).astype(np.int32)
@@ -197,23 +229,23 @@ class _Quantizer:
         node.input[:] = [node.input[0], floats, bias_name]
         return nodes
 
-    def _dequantize(self, base: str, kind: str, integers: np.ndarray, scale: np.ndarray, result: str) -> NodeProto:
-        """Integers with a scale per output channel, as a node that gives floats."""
+    def _dequantize(self, base: str, kind: str, stored: np.ndarray, scale: np.ndarray, result: str) -> NodeProto:
+        """What is stored with a scale per output channel, as a node that gives floats."""
         constants = {
-            self.names(f"{base}/{kind}"): integers,
+            self.names(f"{base}/{kind}"): stored,
             self.names(f"{base}/scale"): scale,
-            self.names(f"{base}/zero"): np.zeros(len(scale), integers.dtype),
+            self.names(f"{base}/zero"): np.zeros(len(scale), stored.dtype),
         }
         add_constants(self.model, constants)
         return helper.make_node("DequantizeLinear", [*constants], [result], name=f"{base}/dequantize", axis=0)
 
-    def _bias(self, node: NodeProto, weight: np.ndarray, integers: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    def _bias(self, node: NodeProto, weight: np.ndarray, stored: np.ndarray, scale: np.ndarray) -> np.ndarray:
         """A convolution's bias, corrected for what rounding its weights does to the mean of its output."""
         has_bias = len(node.input) > 2 and node.input[2]
         bias = self.weights[node.input[2]] if has_bias else np.zeros(len(weight), np.float32)
         if self.means is None:
             return bias
-        lost = weight - integers * scale.reshape(-1, *[1] * (weight.ndim - 1))
+        lost = weight - stored.astype(np.float32) * scale.reshape(-1, *[1] * (weight.ndim - 1))
         lost = lost.reshape(len(weight), weight.shape[1], -1).sum(2)
         groups = attributes(node).get("group", 1)
         seen = self.means[node.input[0]].reshape(groups, -1)  # [groups, inputs of a group]
@@ -224,7 +256,7 @@ def _activation_scale(low_high: Range, scheme: Scheme) -> tuple[float, np.ndarra
     """Scale and zero point of an activation."""
     low, high = min(low_high[0], 0.0), max(low_high[1], 0.0)
     if scheme.symmetric:
-        return max(max(-low, high) / 127, scheme.least_scale), np.array(0, np.int8)
+        return max(max(-low, high) / LARGEST[scheme.dtype], scheme.least_scale), np.array(0, scheme.dtype)
     scale = max((high - low) / 255, 1e-9)
     return scale, np.array(np.clip(round(-low / scale), 0, 255), np.uint8)
 
@@ -289,8 +321,8 @@ def _on_integers(
 
 
 def quantized_convolutions(model: ModelProto) -> int:
-    """How many convolutions read INT8 weights."""
-    int8 = {tensor.name for tensor in model.graph.initializer if tensor.data_type == TensorProto.INT8}
-    made = {out for node in model.graph.node if node.op_type == "DequantizeLinear" and node.input[0] in int8
+    """How many convolutions read INT8 or FP8 weights."""
+    low = {tensor.name for tensor in model.graph.initializer if tensor.data_type in LOW_TYPES}
+    made = {out for node in model.graph.node if node.op_type == "DequantizeLinear" and node.input[0] in low
             for out in node.output}  # fmt: skip
     return sum(node.op_type == "Conv" and node.input[1] in made for node in model.graph.node)

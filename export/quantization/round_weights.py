@@ -1,11 +1,13 @@
-"""Weights as INT8, such that no kernel's sums of two products saturate."""
+"""Weights as INT8, such that no kernel's sums of two products saturate; and as FP8."""
 
+import ml_dtypes
 import numpy as np
 from fcn_deploy.export.graph.edit import attributes
 from onnx import NodeProto
 
 PAIR_LIMIT = 128  # of the magnitudes of two neighbours together: 255 · 128 < 2¹⁵
 NO_LIMIT = 1e-12  # of a scale: above 0
+ZEROS_SCALE = 1e-3  # of a channel of zeros: fine enough for its bias
 
 
 def depthwise(node: NodeProto, weight: np.ndarray) -> bool:
@@ -36,9 +38,17 @@ def round_weights(weight: np.ndarray, pairs: bool, least_scale: float = NO_LIMIT
             error = ((tried * step - rows) ** 2).sum(1)
             better = error < best
             best[better], integers[better], scale[better] = error[better], tried[better], step[better]
-    # A channel of zeros: a scale fine enough for its bias.
-    scale = np.where(peak > 0, scale, 1e-3).astype(np.float32)[:, 0]
+    scale = np.where(peak > 0, scale, ZEROS_SCALE).astype(np.float32)[:, 0]
     return integers.reshape(weight.shape).astype(np.int8), scale
+
+
+def round_to_fp8(weight: np.ndarray, least_scale: float = NO_LIMIT) -> tuple[np.ndarray, np.ndarray]:
+    """Weights [K, C, h, w] as E4M3, saturating, and a scale per output channel, float32 [K]: its largest one is 448."""
+    largest = float(ml_dtypes.finfo(ml_dtypes.float8_e4m3fn).max)
+    peak = np.abs(weight.reshape(len(weight), -1)).max(1)
+    scale = np.where(peak > 0, np.maximum(peak / largest, least_scale), ZEROS_SCALE).astype(np.float32)
+    steps = weight / scale.reshape(-1, *[1] * (weight.ndim - 1))
+    return np.clip(steps, -largest, largest).astype(ml_dtypes.float8_e4m3fn), scale
 
 
 def _limit_pairs(integers: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:

@@ -8,7 +8,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from fcn_deploy.fcn.cli.options import Data, MaskColors, MaskValues
-from fcn_deploy.runtime.command import Force, InputRange, Json, NoData, Threads, log_to_stderr, print_record, run
+from fcn_deploy.runtime.command import (
+    Force,
+    InputRange,
+    Json,
+    NoData,
+    Strict,
+    Threads,
+    log_to_stderr,
+    print_record,
+    run,
+)
 from fcn_deploy.runtime.errors import MisuseError
 from fcn_deploy.runtime.extras import need
 
@@ -30,6 +40,7 @@ class ImageOptions:
     mask_colors: MaskColors = None
     input_range: InputRange = None
     nodata: NoData = None
+    strict: Strict = False
     split: Annotated[str, typer.Option(metavar="NAME", help="Split to evaluate on.")] = "val"
     seed: Annotated[int, typer.Option(help="Seed of the digits that are drawn.")] = 0
     count: Annotated[int | None, typer.Option(min=1, help="Number of images to evaluate on, at most.")] = None
@@ -114,7 +125,7 @@ def _opened(models: Sequence[Path], images: ImageOptions, refine: bool, threads:
     from fcn_deploy.runtime.images.numbers import ReadOptions
 
     parse_scales(images.image_scales)
-    reading = ReadOptions(input_range=images.input_range, no_data=images.nodata)
+    reading = ReadOptions(input_range=images.input_range, no_data=images.nodata, strict=images.strict)
     for path in models:
         if not path.is_file():
             raise MisuseError(f"{path} does not exist or is not a file; name a checkpoint, an ONNX or an engine")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 from fcn_deploy.fcn.cli.options import Data, MaskColors, MaskValues
 from fcn_deploy.fcn.recipes import CLASS_WEIGHTS, RECIPES, SCHEDULES, Recipe, described, named
-from fcn_deploy.runtime.command import Force, InputRange, NoData, Threads, run
+from fcn_deploy.runtime.command import Force, InputRange, NoData, Strict, Threads, run
 from fcn_deploy.runtime.errors import DeployError, MisuseError
 from fcn_deploy.runtime.extras import need
 from fcn_deploy.runtime.files import check_writable, refuse_existing
@@ -58,6 +58,7 @@ class DataOptions:
     dtype: Annotated[Dtype | None, typer.Option(help="Type of the images' numbers [default: uint8].")] = None
     input_range: InputRange = None
     nodata: NoData = None
+    strict: Strict = False
     class_file: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Names of the classes, one a line and with a colour if you like."),
@@ -188,6 +189,9 @@ def train_fcn(
     torch.manual_seed(data.seed)
     checkpoint, start = _begun(network, images, data)
     images, validation = (_read_as(checkpoint.card, split) for split in (images, validation))
+    if data.strict:
+        for split in (images, validation):
+            _look_at_values(split)
     # Digits are drawn, and right by construction.
     judged = _say_what_is_absent(images, validation, data) if data.data != "digits" else len(images.classes)
     check_writable(out)
@@ -245,7 +249,8 @@ def _loaded(data: DataOptions) -> tuple["LabelledImages", "LabelledImages"]:
         raise MisuseError("digits are of the range 0 to 255; --input-range is of files: omit it")
     if data.input_range is not None:
         parse_range(data.input_range)
-    masks, reading = MaskOptions(data.mask_values, data.mask_colors), ReadOptions(no_data=data.nodata)
+    masks = MaskOptions(data.mask_values, data.mask_colors)
+    reading = ReadOptions(no_data=data.nodata, strict=data.strict)
     images, validation = (
         load_dataset(
             data.data, split, seed=data.seed, count=count, masks=masks, reading=reading, class_file=data.class_file
@@ -269,6 +274,20 @@ def _read_as(card: "ModelCard", data: "LabelledImages") -> "LabelledImages":
     except MisuseError as error:
         raise MisuseError(f"{error}; or say by --channels and --dtype what the network shall take") from error
     return data
+
+
+def _look_at_values(data: "LabelledImages") -> None:
+    """Look at the values of all images before hours of training. Raises MisuseError where they are not the network's.
+
+    `data` is read with --strict.
+    """
+    from fcn_deploy.calibration.datasets import FilePairs
+    from fcn_deploy.runtime.images.regions import open_regions
+
+    if isinstance(data, FilePairs) and data.card is not None:
+        for path, _ in data.pairs:
+            with open_regions(path, data.card, data.reading):
+                pass
 
 
 def _card_of(architecture: "Architecture", images: "LabelledImages", data: DataOptions) -> "ModelCard":

@@ -7,7 +7,7 @@ Session    runs one network on arrays in host memory, for HostBackend.
     OnnxRuntimeSession, OpenVinoSession
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -34,7 +34,7 @@ class Backend(Protocol):
     Attributes:
         name: of the library.
         batches: whether several images at once may be faster than one after the other.
-        first_runs: calls at one size after which nothing more is done for the first time.
+        first_runs: how many `warming` has.
     """
 
     name: str
@@ -44,11 +44,14 @@ class Backend(Protocol):
     def scores(self, images: Sequence[Image]) -> Floats:
         """Uncropped scores of images of one padded size: float32 [N, K, h, w]."""
 
-    def labels(self, image: Image) -> Labels:
-        """[H, W] uint8 or uint16 of an image that is run whole, by the card's rule."""
+    def labels(self, images: Sequence[Image]) -> list[Labels]:
+        """[H, W] uint8 or uint16 of each of some images of one padded size that are run whole, by the card's rule."""
 
     def run_stage(self, index: int, part: AnyArray) -> AnyArray:
         """One stage of a tile: a part of an image, or [1, C, h, w] of the stage before → [K, h', w']."""
+
+    def warming(self) -> Iterator[None]:
+        """Once for each run of a size after which nothing more is done for the first time: run it at each."""
 
     def release(self) -> None:
         """Give back the working memory that earlier calls took and that is kept for later ones."""

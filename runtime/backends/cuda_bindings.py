@@ -207,7 +207,7 @@ class Function:
         self, grid: Sequence[int], block: Sequence[int], stream: Stream | None, *arguments: Any
     ) -> None:
         _called(
-            "cuLaunchKernel", self._function, *grid, 1, *block, 0, 0 if stream is None else stream.handle,
+            "cuLaunchKernel", self._function, *grid, *block, 0, 0 if stream is None else stream.handle,
             (tuple(arguments), self._types), 0,
         )  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""CUDA graphs: what a network queues, captured once and launched as one."""
+"""CUDA graphs: what a call queues, captured once and launched as one."""
 
 import ctypes
 import os
@@ -22,8 +22,13 @@ class Graph:
         self._executable, self._context = executable, context
 
     @classmethod
-    def capture(cls, stream: Any, context: Any, work: Callable[[], None]) -> "Graph | None":
-        """What `work` makes `context` queue on `stream`, without running it; None where it cannot be captured."""
+    def capture(cls, stream: Any, context: Any, work: Callable[[], None], refused: type[Exception]) -> "Graph | None":
+        """What `work` queues on `stream`, without running it; None where it cannot be captured.
+
+        Args:
+            context: that it runs in, which the graph keeps.
+            refused: what the driver's refusals raise.
+        """
         driver, handle = libcuda(), ctypes.c_void_p(stream.handle)
         graph, executable = ctypes.c_void_p(), ctypes.c_void_p()
         failed = True
@@ -32,7 +37,7 @@ class Graph:
             if driver.cuStreamBeginCapture_v2(handle, THREAD_LOCAL):
                 return None
             try:
-                with suppress(DeployError):
+                with suppress(DeployError, refused):
                     work()
                     failed = False
             finally:  # the stream could not be used again

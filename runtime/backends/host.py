@@ -2,8 +2,9 @@
 
 import math
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from itertools import repeat
 
 import numpy as np
 
@@ -12,7 +13,6 @@ from ..errors import DeployError
 from ..heads import Heads
 from ..manifest import Upsampling
 from ..model_card import ModelCard
-from ..no_data import usable
 from ..prepare import Border, input_shape, padded_size, prepare
 from ..process_memory import give_back_freed
 from ..upsampling import ScoreWindow, labels_from_scores
@@ -26,7 +26,7 @@ class HostBackend:
         sessions: of each stage.
         card: of the model.
         upsampling: what makes full-size scores of the core's.
-        border: of a first stage that takes the image as it is (`Stage.border`).
+        border, block: of a first stage that takes the image as it is (`Stage`).
         heads: whose scores these are, where they are of several; the card and upsampling are of the chosen one.
     """
 
@@ -39,10 +39,12 @@ class HostBackend:
         card: ModelCard,
         upsampling: Upsampling,
         border: Border | None = None,
+        block: int = 1,
         heads: Heads | None = None,
     ) -> None:
         self.name = sessions[0].name
-        self._sessions, self._card, self._upsampling, self._border = tuple(sessions), card, upsampling, border
+        self._sessions, self._card, self._upsampling = tuple(sessions), card, upsampling
+        self._border, self._block = border, block
         self._heads = heads or Heads(card, upsampling, (), None, self.name)
         self._buffers = threading.local()
 
@@ -50,17 +52,22 @@ class HostBackend:
         """As `Backend` says."""
         if len(images) == 1:
             return self.core(self.prepared(images[0]))
-        shape = input_shape(size_of(images[0]), self._card, self._border)
+        shape = input_shape(size_of(images[0]), self._card, self._border, self._block)
         batch = np.empty((len(images), *shape), self._input_dtype)
         for image, place in zip(images, batch, strict=True):
-            prepare(image, self._card, place.reshape(-1), self._border)
+            prepare(image, self._card, place.reshape(-1), self._border, self._block)
         return self.core(batch)
 
-    def labels(self, image: Image) -> Labels:
+    def labels(self, images: Sequence[Image]) -> list[Labels]:
         """As `Backend` says."""
-        size = size_of(image)
-        window = ScoreWindow.whole(self.scores([image])[0], padded_size(*size, self._card), size)
-        return labels_from_scores(self._heads.view("labels").own(window), self._upsampling, self._card)
+        sizes = [size_of(image) for image in images]
+        padded, own = padded_size(*sizes[0], self._card), self._heads.view("labels").own
+        windows = [ScoreWindow.whole(*each) for each in zip(self.scores(images), repeat(padded), sizes, strict=False)]
+        return [labels_from_scores(own(window), self._upsampling, self._card) for window in windows]
+
+    def warming(self) -> Iterator[None]:
+        """As `Backend` says."""
+        yield
 
     def run_stage(self, index: int, part: AnyArray) -> AnyArray:
         """As `Backend` says."""
@@ -69,12 +76,12 @@ class HostBackend:
 
     def prepared(self, image: Image) -> AnyArray:
         """An image, or a part of one, as the first stage takes it; the next call on this thread reuses its memory."""
-        count = math.prod(input_shape(size_of(image), self._card, self._border))
+        count = math.prod(input_shape(size_of(image), self._card, self._border, self._block))
         # One buffer per thread, kept: a fresh one costs page faults on every call.
         buffer: AnyArray | None = getattr(self._buffers, "data", None)
         if buffer is None or len(buffer) < count:
             buffer = self._buffers.data = np.empty(count, self._input_dtype)
-        return prepare(image, self._card, buffer, self._border)
+        return prepare(image, self._card, buffer, self._border, self._block)
 
     def core(self, prepared: AnyArray) -> Floats:
         """All stages on what `prepared` gives, one image or several: float32 [N, K, h, w]."""
@@ -99,18 +106,7 @@ class HostBackend:
         self._buffers = threading.local()
 
     def _usable(self, scores: Floats) -> Floats:
-        interpolated = self._upsampling.mode == "linear"
-        if not self._heads.names:
-            return usable(scores, self._card, interpolated)
-        parts = [
-            usable(scores[..., view.channels, :, :], view.card, interpolated)
-            for view in self._heads.each()
-            if view.channels is not None
-        ]
-        if all(np.may_share_memory(part, scores) for part in parts):
-            return scores
-        whole: Floats = np.concatenate(parts, axis=-3)
-        return whole
+        return self._heads.usable(scores, interpolated=self._upsampling.mode == "linear")
 
     @property
     def _input_dtype(self) -> type[np.float32 | np.uint8]:

@@ -1,4 +1,8 @@
-// What surrounds the core network on a GPU: prepare.py and head.py, a thread per pixel.
+// What surrounds the core network on a GPU: prepare.py and upsampling.py, a thread per pixel, for a batch at once.
+//
+// Images of a batch have one padded size, and places of that size each, whatever their own; `sizes` has the height and
+// width of each. Indices within one plane are 32-bit, as no plane has 2^31 elements (MOST_PIXELS in lane.py); what
+// leads from plane to plane or image to image is 64-bit.
 //
 // No shared memory and no warp intrinsics, so that the same source compiles for the host, where the tests run it.
 // Compiled without fused multiply-add: the results are those of NumPy, which rounds every product.
@@ -56,132 +60,125 @@ __device__ inline void store(float16* out, float value) {
     out->bits = (uint16)(sign | rounded);
 }
 
-// An image, [height, width, channels], as the core's input, [channels, padded_height, padded_width]: value · scale -
+// Images, [height, width, channels] each, as the core's input, [N, channels, padded_height, padded_width]: value · scale -
 // shift by channel; the padding, right and bottom, is zero.
 template <typename Image, typename Input>
-__device__ inline void prepare(const Image* image, Input* out, const float* scale, const float* shift, int channels,
-                               int height, int width, int padded_height, int padded_width) {
-    int x = blockIdx.x * blockDim.x + threadIdx.x, y = blockIdx.y * blockDim.y + threadIdx.y;
+__device__ inline void prepare(const int* sizes, const Image* images, Input* out, const float* scale, const float* shift,
+                               unsigned int channels, unsigned int padded_height, unsigned int padded_width) {
+    unsigned int x = blockIdx.x * blockDim.x + threadIdx.x, y = blockIdx.y * blockDim.y + threadIdx.y;
     if (x >= padded_width || y >= padded_height) return;
+    unsigned int height = (unsigned int)sizes[2 * blockIdx.z], width = (unsigned int)sizes[2 * blockIdx.z + 1];
+    unsigned int plane = padded_height * padded_width;
+    size_t first = (size_t)plane * channels * blockIdx.z;
     bool inside = x < width && y < height;
-    const Image* pixel = image + ((size_t)y * width + x) * channels;
-    Input* place = out + (size_t)y * padded_width + x;
-    for (int channel = 0; channel < channels; ++channel) {
-        float value = inside ? (float)pixel[channel] * scale[channel] - shift[channel] : 0.0f;
-        store(place + (size_t)channel * padded_height * padded_width, value);
-    }
+    const Image* pixel = images + first + (size_t)(y * width + x) * channels;
+    Input* place = out + first + (y * padded_width + x);
+    for (unsigned int channel = 0; channel < channels; ++channel, place += plane)
+        store(place, inside ? (float)pixel[channel] * scale[channel] - shift[channel] : 0.0f);
 }
 
-// How an axis of the scores becomes an axis of the labels: a Resize as ONNX defines it, in float64 as head.py does.
-struct Axis {
-    int cells;   // of the scores
-    int full;    // pixels of the whole result
-    double scale;
+// Where a row or a column of the labels lies in the scores: between two cells, with a weight for each. Computed once per
+// padded size, by upsampling.py.
+struct alignas(16) Place {
+    int first, second;
+    float near, far;
 };
 
-enum { NONE, LINEAR, NEAREST };                                              // Head.mode
-enum { HALF_PIXEL, PYTORCH_HALF_PIXEL, ASYMMETRIC, ALIGN_CORNERS };          // Head.coordinates
-enum { ROUND_PREFER_FLOOR, ROUND_PREFER_CEIL, FLOOR, CEIL };                 // Head.rounding
-
-__device__ inline double position(int pixel, Axis axis, int coordinates) {
-    double x = (double)pixel;
-    if (coordinates == ALIGN_CORNERS) return axis.full > 1 ? x * ((double)(axis.cells - 1) / (axis.full - 1)) : 0.0;
-    if (coordinates == ASYMMETRIC) return x / axis.scale;
-    if (coordinates == PYTORCH_HALF_PIXEL && axis.full == 1) return 0.0;
-    return (x + 0.5) / axis.scale - 0.5;
-}
-
-__device__ inline double clamped(double x, int cells) {
-    double last = (double)(cells - 1);
-    return x < 0.0 ? 0.0 : x > last ? last : x;
-}
-
-__device__ inline int nearest(double x, int cells, int rounding) {
-    double rounded = rounding == ROUND_PREFER_FLOOR  ? ceil(x - 0.5)
-                     : rounding == ROUND_PREFER_CEIL ? floor(x + 0.5)
-                     : rounding == FLOOR             ? floor(x)
-                                                     : ceil(x);
-    return (int)clamped(rounded, cells);
-}
-
-// Where the labels' rows, and after them its columns, lie in the scores: cells `low` and `high`, and the share of `high`.
-// Once per size, in float64; a pixel needs its row's and its column's entry alone.
-extern "C" __global__ void positions(int* low, int* high, float* share, int rows, int columns, int full_height,
-                                     int full_width, double scale_y, double scale_x, int height, int width, int mode,
-                                     int coordinates, int rounding) {
-    int index = blockIdx.x * blockDim.x + threadIdx.x;
-    if (index >= height + width) return;
-    bool is_row = index < height;
-    Axis axis = {is_row ? rows : columns, is_row ? full_height : full_width, is_row ? scale_y : scale_x};
-    int pixel = is_row ? index : index - height, first = pixel, second = pixel;
-    float weight = 0.0f;
-    if (mode == NEAREST) {
-        first = second = nearest(position(pixel, axis, coordinates), axis.cells, rounding);
-    } else if (mode == LINEAR) {
-        double cell = clamped(position(pixel, axis, coordinates), axis.cells);
-        first = (int)cell;
-        second = first + 1 < axis.cells ? first + 1 : axis.cells - 1;
-        weight = (float)(cell - first);
-    }
-    low[index] = first;
-    high[index] = second;
-    share[index] = weight;
-}
-
-// Uncropped scores, [classes, rows, columns], to the labels of an image, [height, width]. With `single`, one score is
-// held against `threshold`. The full-size scores exist a pixel at a time only.
+// Scores, [N, classes, cells], to the best class of each cell, [N, cells]; of one score whether it is above `threshold`.
 template <typename Score, typename Label>
-__device__ inline void label(const Score* scores, Label* labels, const int* low, const int* high, const float* share,
-                             int classes, int rows, int columns, int height, int width, int linear, int single,
-                             float threshold) {
-    int x = blockIdx.x * blockDim.x + threadIdx.x, y = blockIdx.y * blockDim.y + threadIdx.y;
-    if (x >= width || y >= height) return;
-    size_t top = (size_t)low[y] * columns, bottom = (size_t)high[y] * columns, plane = (size_t)rows * columns;
-    int x0 = low[height + x], x1 = high[height + x];
-    float wy = share[y], wx = share[height + x];
-    const Score *top_left = scores + top + x0, *top_right = scores + top + x1;
-    const Score *bottom_left = scores + bottom + x0, *bottom_right = scores + bottom + x1;
-    float best = 0.0f;
-    int winner = 0;
-    for (int entry = 0; entry < classes; ++entry) {
-        size_t place = entry * plane;
-        float value = to_float(top_left[place]);
-        if (linear) {
-            float left = value * (1.0f - wy) + to_float(bottom_left[place]) * wy;
-            float right = to_float(top_right[place]) * (1.0f - wy) + to_float(bottom_right[place]) * wy;
-            value = left + (right - left) * wx;
-        }
-        if (single) {
-            winner = value > threshold;
-        } else if (entry == 0 || value > best) {
-            best = value;
-            winner = entry;
+__device__ inline void best(const Score* scores, Label* winners, unsigned int classes, unsigned int cells,
+                            unsigned int single, float threshold) {
+    unsigned int cell = blockIdx.x * blockDim.x + threadIdx.x;
+    if (cell >= cells) return;
+    const Score* score = scores + (size_t)cells * classes * blockIdx.z + cell;
+    float most = threshold;
+    unsigned int winner = 0;
+    for (unsigned int entry = 0; entry < classes; ++entry, score += cells) {
+        float value = to_float(*score);
+        if (value > most || (entry == 0 && !single)) {
+            most = value;
+            winner = entry + single;
         }
     }
-    labels[(size_t)y * width + x] = (Label)winner;
+    winners[(size_t)cells * blockIdx.z + cell] = (Label)winner;
 }
 
-#define PREPARE_ARGUMENTS(Image, Input)                                                                          \
-    const Image *image, Input *out, const float *scale, const float *shift, int channels, int height, int width, \
-        int padded_height, int padded_width
-#define PREPARE prepare(image, out, scale, shift, channels, height, width, padded_height, padded_width)
+// A score between four cells. `even`: every cell holds equally many pixels, and upsampling.py adds in another order then.
+__device__ inline float between(float top_left, float top_right, float bottom_left, float bottom_right, Place row,
+                                Place column, unsigned int even) {
+    float left = top_left * row.near + bottom_left * row.far;
+    float right = top_right * row.near + bottom_right * row.far;
+    return even ? left * column.near + right * column.far : left + (right - left) * column.far;
+}
 
-extern "C" __global__ void prepare_uint8_float32(PREPARE_ARGUMENTS(uint8, float)) { PREPARE; }
-extern "C" __global__ void prepare_uint16_float32(PREPARE_ARGUMENTS(uint16, float)) { PREPARE; }
-extern "C" __global__ void prepare_int16_float32(PREPARE_ARGUMENTS(short, float)) { PREPARE; }
-extern "C" __global__ void prepare_float32_float32(PREPARE_ARGUMENTS(float, float)) { PREPARE; }
-extern "C" __global__ void prepare_uint8_float16(PREPARE_ARGUMENTS(uint8, float16)) { PREPARE; }
-extern "C" __global__ void prepare_uint16_float16(PREPARE_ARGUMENTS(uint16, float16)) { PREPARE; }
-extern "C" __global__ void prepare_int16_float16(PREPARE_ARGUMENTS(short, float16)) { PREPARE; }
-extern "C" __global__ void prepare_float32_float16(PREPARE_ARGUMENTS(float, float16)) { PREPARE; }
+// Uncropped scores, [N, classes, rows, columns], and the best class of each cell to the labels of each image, [height,
+// width]. Interpolation is a convex combination: where four cells have the same best class, so has every pixel between
+// them, and the scores are not read. Full-size scores exist a pixel at a time only.
+template <typename Score, typename Label>
+__device__ inline void label(const int* sizes, const Place* places, const Score* scores, const Label* winners,
+                             Label* labels, unsigned int classes, unsigned int rows, unsigned int columns,
+                             unsigned int padded_height, unsigned int padded_width, unsigned int even,
+                             unsigned int single, float threshold) {
+    unsigned int x = blockIdx.x * blockDim.x + threadIdx.x, y = blockIdx.y * blockDim.y + threadIdx.y;
+    unsigned int height = (unsigned int)sizes[2 * blockIdx.z], width = (unsigned int)sizes[2 * blockIdx.z + 1];
+    if (x >= width || y >= height) return;
+    Place row = places[y], column = places[padded_height + x];
+    unsigned int cells = rows * columns;
+    unsigned int top = (unsigned int)row.first * columns, bottom = (unsigned int)row.second * columns;
+    unsigned int top_left = top + (unsigned int)column.first, top_right = top + (unsigned int)column.second;
+    unsigned int bottom_left = bottom + (unsigned int)column.first, bottom_right = bottom + (unsigned int)column.second;
+    winners += (size_t)cells * blockIdx.z;
+    unsigned int winner = winners[top_left];
+    if (winner != winners[top_right] || winner != winners[bottom_left] || winner != winners[bottom_right]) {
+        const Score* score = scores + (size_t)cells * classes * blockIdx.z;
+        float most = between(threshold, threshold, threshold, threshold, row, column, even);
+        winner = 0;
+        for (unsigned int entry = 0; entry < classes; ++entry, score += cells) {
+            float value = between(to_float(score[top_left]), to_float(score[top_right]), to_float(score[bottom_left]),
+                                  to_float(score[bottom_right]), row, column, even);
+            if (value > most || (entry == 0 && !single)) {
+                most = value;
+                winner = entry + single;
+            }
+        }
+    }
+    labels[(size_t)(padded_height * padded_width) * blockIdx.z + (y * width + x)] = (Label)winner;
+}
 
-#define LABEL_ARGUMENTS(Score, Label)                                                                         \
-    const Score *scores, Label *labels, const int *low, const int *high, const float *share, int classes,     \
-        int rows, int columns, int height, int width, int linear, int single, float threshold
-#define LABEL \
-    label(scores, labels, low, high, share, classes, rows, columns, height, width, linear, single, threshold)
+// A name says which release's arguments a kernel takes: an engine that has kernels of another one lacks it.
+#define PREPARE_ARGUMENTS(Image, Input)                                                               \
+    const int *sizes, const Image *images, Input *out, const float *scale, const float *shift,        \
+        unsigned int channels, unsigned int padded_height, unsigned int padded_width
+#define PREPARE prepare(sizes, images, out, scale, shift, channels, padded_height, padded_width)
 
-extern "C" __global__ void label_float32_uint8(LABEL_ARGUMENTS(float, uint8)) { LABEL; }
-extern "C" __global__ void label_float32_uint16(LABEL_ARGUMENTS(float, uint16)) { LABEL; }
-extern "C" __global__ void label_float16_uint8(LABEL_ARGUMENTS(float16, uint8)) { LABEL; }
-extern "C" __global__ void label_float16_uint16(LABEL_ARGUMENTS(float16, uint16)) { LABEL; }
+extern "C" __global__ void prepare_batch_uint8_float32(PREPARE_ARGUMENTS(uint8, float)) { PREPARE; }
+extern "C" __global__ void prepare_batch_uint16_float32(PREPARE_ARGUMENTS(uint16, float)) { PREPARE; }
+extern "C" __global__ void prepare_batch_int16_float32(PREPARE_ARGUMENTS(short, float)) { PREPARE; }
+extern "C" __global__ void prepare_batch_float32_float32(PREPARE_ARGUMENTS(float, float)) { PREPARE; }
+extern "C" __global__ void prepare_batch_uint8_float16(PREPARE_ARGUMENTS(uint8, float16)) { PREPARE; }
+extern "C" __global__ void prepare_batch_uint16_float16(PREPARE_ARGUMENTS(uint16, float16)) { PREPARE; }
+extern "C" __global__ void prepare_batch_int16_float16(PREPARE_ARGUMENTS(short, float16)) { PREPARE; }
+extern "C" __global__ void prepare_batch_float32_float16(PREPARE_ARGUMENTS(float, float16)) { PREPARE; }
+
+#define BEST_ARGUMENTS(Score, Label)                                                                  \
+    const Score *scores, Label *winners, unsigned int classes, unsigned int cells, unsigned int single, \
+        float threshold
+#define BEST best(scores, winners, classes, cells, single, threshold)
+
+extern "C" __global__ void best_of_cells_float32_uint8(BEST_ARGUMENTS(float, uint8)) { BEST; }
+extern "C" __global__ void best_of_cells_float32_uint16(BEST_ARGUMENTS(float, uint16)) { BEST; }
+extern "C" __global__ void best_of_cells_float16_uint8(BEST_ARGUMENTS(float16, uint8)) { BEST; }
+extern "C" __global__ void best_of_cells_float16_uint16(BEST_ARGUMENTS(float16, uint16)) { BEST; }
+
+#define LABEL_ARGUMENTS(Score, Label)                                                                 \
+    const int *sizes, const Place *places, const Score *scores, const Label *winners, Label *labels,  \
+        unsigned int classes, unsigned int rows, unsigned int columns, unsigned int padded_height,    \
+        unsigned int padded_width, unsigned int even, unsigned int single, float threshold
+#define LABEL                                                                                             \
+    label(sizes, places, scores, winners, labels, classes, rows, columns, padded_height, padded_width, even, \
+          single, threshold)
+
+extern "C" __global__ void label_batch_float32_uint8(LABEL_ARGUMENTS(float, uint8)) { LABEL; }
+extern "C" __global__ void label_batch_float32_uint16(LABEL_ARGUMENTS(float, uint16)) { LABEL; }
+extern "C" __global__ void label_batch_float16_uint8(LABEL_ARGUMENTS(float16, uint8)) { LABEL; }
+extern "C" __global__ void label_batch_float16_uint16(LABEL_ARGUMENTS(float16, uint16)) { LABEL; }

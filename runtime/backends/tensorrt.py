@@ -1,9 +1,9 @@
 """Networks on NVIDIA GPUs: TensorRT or TensorRT for RTX, with our kernels before and after the core.
 
-An image goes up as it is (one copy), a kernel prepares it, the network runs, a kernel makes labels of its scores, and
-these come down (one copy). Copies have a stream of their own per slot, and there are two slots, so that one image is
-copied while another is computed. All that computes is on one stream: contexts never run at once, and share one block
-of memory, one input and one buffer of scores.
+Images go up as they are (one copy), a kernel prepares them, the network runs, kernels make labels of its scores, and
+these come down (one copy). Two lanes do so at once where memory allows, each with a stream and memory of its own, so
+that copies and kernels of one overlap with those of the other; where memory is short, one lane has all of it for a
+while.
 
 Streams are non-blocking, and only these are waited for, never the whole context: another Segmenter, or PyTorch, may use
 the GPU in the same process, and capture graphs there.
@@ -12,25 +12,25 @@ the GPU in the same process, and capture graphs there.
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 
 from ..arrays import AnyArray, Floats, Image, Labels, size_of
 from ..errors import DeployError, MisuseError, OverBudgetError, one_line
-from ..manifest import COORDINATES, MODES, ROUNDINGS, Manifest, Upsampling
+from ..manifest import Manifest
 from ..no_data import usable
 from ..plan import outside_profiles, profiles_for
 from ..prepare import padded_size
-from .buffers import Buffer, Slot
 from .device import cache_path, load_kernels, open_device, open_driver, open_library
-from .device_network import GRAPHS, DeviceNetwork
+from .device_network import DeviceNetwork
 from .graphs import beside_other_captures
+from .kernels import Kernels
+from .lane import GRAPHS, MOST_PIXELS, RUNS, Batch, Lane
 
-SLOTS = 2
-BLOCK = (32, 8, 1)  # threads of our kernels, one a pixel
-THREADS = 256  # of the one that is not by pixels
-PLACE_BYTES = 12  # of a row or column of the labels: two cells and a share
+LANES = 2
+
+R = TypeVar("R")
 
 
 class TensorRTBackend:
@@ -42,7 +42,11 @@ class TensorRTBackend:
         kernels: name → code of the members that runtime.backends names.
         device: index of the GPU.
         source: names the engine in errors.
-        graphs: CUDA graphs kept at most; 0: none. TensorRT for RTX makes its own.
+        graphs: CUDA graphs kept at most by each lane; 0: none.
+
+    Attributes:
+        batches: whether a profile takes several images at once.
+        lanes: through the GPU.
 
     Thread-safe: calls from many threads share the GPU, two at a time.
 
@@ -50,8 +54,7 @@ class TensorRTBackend:
         DeployError: no driver or GPU, a package that is missing, or a plan for another GPU or version.
     """
 
-    batches = False
-    first_runs = 3  # as it is, in a context of its own, and captured
+    first_runs = LANES * RUNS
 
     def __init__(
         self,
@@ -66,24 +69,26 @@ class TensorRTBackend:
         if gpu is None:
             raise DeployError(f"{source} has no GPU plan of this release; build it again with build-engine")
         self.card, self.upsampling, self.source, self.gpu = manifest.card, manifest.upsampling, source, gpu
+        self.batches = any(profile.batch > 1 for profile in gpu.profiles)
         self._closed = False
         self._broken: str | None = None
         self._cuda = cuda = open_driver(source, gpu.targets)
         self._device = open_device(cuda, device, gpu, source)
         trt = open_library(gpu, source)
         self.name = f"{gpu.library} {trt.__version__}"
-        self._submit = threading.Lock()
         self._context = self._device.retain_primary_context()
-        self._slots: list[Slot] = []
-        self._factors = Buffer(cuda)
+        self.lanes: list[Lane] = []
+        self._kernels: Kernels | None = None
         self._network: DeviceNetwork | None = None
         try:
             with self._current():
                 try:
                     cache = cache_path(plan, self._device)
-                    self._network = DeviceNetwork(cuda, trt, gpu, self.card.channels, plan, cache, source, graphs)
-                    self._load_kernels(kernels)
-                    self._slots = [Slot(cuda) for _ in range(SLOTS)]
+                    self._network = network = DeviceNetwork(cuda, trt, gpu, self.card.channels, plan, cache, source)
+                    module = load_kernels(cuda, kernels, self._device, source)
+                    types = network.input_type, network.score_type
+                    self._kernels = Kernels(cuda, module, self.card, self.upsampling, types, source)
+                    self.lanes = [Lane(cuda, network, self._kernels, graphs) for _ in range(LANES)]
                 except BaseException as error:
                     self._release()
                     if isinstance(error, cuda.MemoryError):
@@ -92,34 +97,9 @@ class TensorRTBackend:
         except BaseException:
             self._context.detach()
             raise
-        self._free = list(self._slots)
-        self._slot_freed = threading.Condition()
-
-    def _load_kernels(self, kernels: Mapping[str, bytes]) -> None:
-        std, mean = (np.asarray(values, np.float64) for values in (self.card.std, self.card.mean))
-        # As prepare.py has it: image · (1 / std) - mean / std.
-        factors = np.concatenate([1.0 / std, mean / std]).astype(np.float32)
-        self._factors.reserve(factors.nbytes)
-        stream = self.network.stream  # a copy that blocks is ordered with the null stream alone
-        self._cuda.memcpy_htod_async(self._factors.pointer, factors, stream)
-        stream.synchronize()
-        self._kernels = load_kernels(self._cuda, kernels, self._device, self.source)
-        network = self.network
-        self._prepare_kernel = self._function(f"prepare_{self.card.dtype}_{network.input_type}")
-        self._prepare_kernel.prepare("PPPPiiiii")
-        self._label_kernel = self._function(f"label_{network.score_type}_{self.card.label_dtype}")
-        self._label_kernel.prepare("PPPPPiiiiiiif")
-        self._positions_kernel = self._function("positions")
-        self._positions_kernel.prepare("PPPiiiiddiiiii")
-
-    def _function(self, name: str) -> Any:
-        try:
-            return self._kernels.get_function(name)
-        except self._cuda.Error as error:
-            raise DeployError(
-                f"{self.source} has GPU kernels of another release (there is no {name}); build it again with "
-                "build-engine"
-            ) from error
+        self._free = list(self.lanes)
+        self._turn, self._freed = threading.Lock(), threading.Condition()
+        self._wanted = threading.local()  # the lane that this thread warms up
 
     @property
     def network(self) -> DeviceNetwork:
@@ -131,42 +111,49 @@ class TensorRTBackend:
     def release(self) -> None:
         """As `Backend` says: on a GPU nothing, as its memory is sized by the profiles."""
 
+    def warming(self) -> Iterator[None]:
+        """As `Backend` says: each lane captures graphs of its own."""
+        try:
+            for lane in self.lanes:
+                self._wanted.lane = lane
+                for _ in range(RUNS):
+                    yield
+        finally:
+            self._wanted.lane = None
+
     def close(self) -> None:
         """Wait for the calls that run, then release all of the GPU's memory. Calls afterwards raise MisuseError."""
-        with self._slot_freed:
+        with self._freed:
             if self._closed:
                 return
             self._closed = True
-            self._slot_freed.notify_all()
-            while len(self._free) < len(self._slots):
-                self._slot_freed.wait()
-        with self._submit:
-            with self._current():
-                if self._broken is None:
-                    self.network.save_cache()
-                self._release()
-            self._context.detach()
+            self._freed.notify_all()
+            while len(self._free) < len(self.lanes):
+                self._freed.wait()
+        with self._current():
+            if self._broken is None:
+                self.network.save_cache()
+            self._release()
+        self._context.detach()
 
     def _keep_cache(self) -> None:
         """Store what was compiled for the first run of a profile: a process that is killed never closes."""
-        if self.network.unsaved:
-            with self._submit:
-                self.network.save_cache()
+        network = self.network
+        if network.unsaved:
+            with network.lock:
+                network.save_cache()
 
     def _release(self) -> None:
         """Give everything back. Where the GPU has failed, its driver refuses; it is freed with the process then."""
-        if self._network is not None and self._network.stream is not None:
+        for lane in self.lanes:
             with suppress(Exception):
-                self._network.settle()
-        for slot in self._slots:
-            with suppress(Exception):
-                slot.stream.synchronize()
-            slot.release()
-        self._factors.release()
+                lane.settle()
+            lane.release()
+        if self._kernels is not None:
+            self._kernels.release()
         if self._network is not None:
             self._network.release()
-        self._network, self._slots, self._free = None, [], []
-        self._prepare_kernel = self._label_kernel = self._positions_kernel = self._kernels = None
+        self._network, self._kernels, self.lanes, self._free = None, None, [], []
 
     @contextmanager
     def _current(self) -> Iterator[None]:
@@ -180,138 +167,114 @@ class TensorRTBackend:
 
     # Running
 
-    def labels(self, image: Image) -> Labels:
+    def labels(self, images: Sequence[Image]) -> list[Labels]:
         """As `Backend` says; OverBudgetError also where no profile holds the size."""
-        height, width = size_of(image)
-        padded, dtype = padded_size(height, width, self.card), np.dtype(self.card.label_dtype)
-        with self._slot() as slot, self._current():
-            count = height * width * dtype.itemsize
-            places = (height + width) * PLACE_BYTES
-            self._reserving(lambda: slot.reserve(image.nbytes, count, places), f"{height}×{width}")
-            slot.put(image)
-            with self._submit, self._recovering(slot):
-                scores = self._run(slot, image, padded)
-                self._label(slot, scores, padded, (height, width))
-                slot.download(count, self.network.stream)
-            with self._recovering(slot, submitted=True):
-                slot.done.synchronize()
-            self._keep_cache()
-            labels: Labels = slot.taken(count, dtype).reshape(height, width)
-            return labels
+        return [labels for part in self._parts(images) for labels in self._run(part, self._labels_of)]
 
     def scores(self, images: Sequence[Image]) -> Floats:
         """As `Backend` says; OverBudgetError also where no profile holds the size."""
-        found = [self._scores_of(image) for image in images]
-        return found[0][None] if len(found) == 1 else np.stack(found)
+        found = [self._run(part, self._scores_of) for part in self._parts(images)]
+        return found[0] if len(found) == 1 else np.concatenate(found)
 
     def run_stage(self, index: int, part: AnyArray) -> AnyArray:
         """As `Backend` says; a plan is one stage."""
         assert index == 0, "checked where engines are opened"
-        return self._scores_of(part)
+        found: AnyArray = self.scores([part])[0]
+        return found
 
-    def _scores_of(self, image: Image) -> Floats:
-        padded = padded_size(*size_of(image), self.card)
-        with self._slot() as slot, self._current():
-            self._reserving(lambda: slot.reserve(image.nbytes, 0), f"{image.shape[0]}×{image.shape[1]}")
-            slot.put(image)
-            with self._submit, self._recovering(slot):
-                found = np.empty(self._run(slot, image, padded), self.network.score_type)
-                self._cuda.memcpy_dtoh_async(found, self.network.scores.pointer, self.network.stream)
-                self.network.stream.synchronize()
-            self._keep_cache()
-            return usable(found.astype(np.float32, copy=False), self.card, self.upsampling.mode == "linear")
-
-    def _run(self, slot: Slot, image: Image, padded: tuple[int, int]) -> tuple[int, int, int]:
-        """Queue the upload, the preparation and the network; returns (K, h, w) of the scores."""
-        network, profiles = self.network, self.gpu.profiles
+    def _profiles(self, images: Sequence[Image]) -> tuple[tuple[int, int], list[int]]:
+        """The padded size of images, and the profiles that hold it, the best first. Raises OverBudgetError."""
+        padded, profiles = padded_size(*size_of(images[0]), self.card), self.gpu.profiles
         candidates = profiles_for(padded, profiles)
-        if not candidates:
+        if not candidates or padded[0] * padded[1] > MOST_PIXELS:
             raise outside_profiles(padded, profiles, self.source)
-        # Where memory is short, the profile that takes least is tried after the one that suits best.
-        least = min(candidates, key=lambda index: profiles[index].bytes or 0)
-        profile = candidates[0]
-        try:
-            shape = network.reserve(profile, padded)
-        except self._cuda.MemoryError:
-            self._trim()
-            profile = least
+        return padded, candidates
+
+    def _parts(self, images: Sequence[Image]) -> list[Sequence[Image]]:
+        """As many at once as the profile takes."""
+        most = self.gpu.profiles[self._profiles(images)[1][0]].batch
+        return [images[start : start + most] for start in range(0, len(images), most)]
+
+    def _run(self, images: Sequence[Image], work: Callable[[Lane, Batch, Sequence[Image]], R]) -> R:
+        """What `work` makes of images in a lane that has the memory for them."""
+        padded, candidates = self._profiles(images)
+        with self._current():
+            with self._taking(1) as lanes, self._recovering(lanes[0]):
+                result = self._try(lanes[0], Batch(candidates[0], len(images), padded), images, work)
+            if result is None:
+                # With all that the other lane holds, and at last by the profile that takes least.
+                profiles = self.gpu.profiles
+                fitting = [index for index in candidates if profiles[index].batch >= len(images)]
+                least = min(fitting, key=lambda index: profiles[index].bytes or 0)
+                with self._taking(LANES) as lanes, self._recovering(lanes[0]):
+                    for index in dict.fromkeys((candidates[0], least)):
+                        for lane in lanes[1:] if result is None else ():
+                            lane.trim()
+                        batch = Batch(index, len(images), padded)
+                        result = result or self._try(lanes[0], batch, images, work)
+                    if result is None:
+                        raise self._out_of_memory(f"{padded[0]}×{padded[1]} (padded)", lanes[0].needs(batch).memory)
+            self._keep_cache()
+            return result[0]
+
+    def _try(
+        self, lane: Lane, batch: Batch, images: Sequence[Image], work: Callable[[Lane, Batch, Sequence[Image]], R]
+    ) -> tuple[R] | None:
+        """`work`, in a tuple; None where the lane lacks memory: it holds none then, as others may lack it."""
+        for _ in range(2):  # what is held for other sizes may be in the way
             try:
-                shape = network.reserve(profile, padded)
-            except self._cuda.MemoryError as error:
-                self._trim()
-                needed = network.memory_at(profile, padded)
-                raise self._out_of_memory(f"{padded[0]}×{padded[1]} (padded)", needed) from error
-        slot.upload(image.nbytes, network.stream)
-        height, width = size_of(image)
-        channels = self.card.channels
-        self._prepare_kernel.prepared_async_call(
-            _grid(*padded), BLOCK, network.stream,
-            int(slot.image.pointer), int(network.input.pointer),
-            int(self._factors.pointer), int(self._factors.pointer) + 4 * channels,
-            channels, height, width, *padded,
-        )  # fmt: skip
-        network.enqueue(profile, padded)
-        return shape.scores
+                lane.reserve(batch)
+            except self._cuda.MemoryError:
+                lane.trim()
+            else:
+                return (work(lane, batch, images),)
+        return None
 
-    def _label(self, slot: Slot, scores: tuple[int, int, int], padded: tuple[int, int], size: tuple[int, int]) -> None:
-        """Queue the kernel that makes labels of the scores."""
-        upsampling, card = self.upsampling, self.card
-        classes, rows, columns = scores
-        factor = upsampling.factor or (padded[0] / rows, padded[1] / columns)
-        full = padded if upsampling.factor is None else (int(rows * factor[0]), int(columns * factor[1]))
-        start, entries, stream = int(slot.places.pointer), sum(size), self.network.stream
-        places = [start + 4 * index * entries for index in range(3)]
-        if slot.placed != (scores, padded, size):
-            slot.placed = None
-            self._positions_kernel.prepared_async_call(
-                (-(-entries // THREADS), 1), (THREADS, 1, 1), stream,
-                *places, rows, columns, *full, *factor, *size, *_codes(upsampling),
-            )  # fmt: skip
-            slot.placed = (scores, padded, size)
-        single = card.activation != "softmax"
-        self._label_kernel.prepared_async_call(
-            _grid(*size), BLOCK, stream,
-            int(self.network.scores.pointer), int(slot.labels.pointer), *places, classes, rows, columns, *size,
-            int(upsampling.mode == "linear"), int(single), card.score_threshold if single else 0.0,
-        )  # fmt: skip
+    def _labels_of(self, lane: Lane, batch: Batch, images: Sequence[Image]) -> list[Labels]:
+        lane.put(batch, images)
+        lane.labels(batch)
+        lane.wait()
+        dtype = self.card.label_dtype
+        return [lane.taken(batch, index, size_of(image), dtype) for index, image in enumerate(images)]
 
-    # Slots, errors and memory
+    def _scores_of(self, lane: Lane, batch: Batch, images: Sequence[Image]) -> Floats:
+        lane.put(batch, images)
+        found = np.empty((batch.count, *lane.score(batch)), self.network.score_type)
+        self._cuda.memcpy_dtoh_async(found, lane.scores.pointer, lane.stream)
+        lane.stream.synchronize()
+        return usable(found.astype(np.float32, copy=False), self.card, self.upsampling.mode == "linear")
+
+    # Lanes, errors and memory
 
     @contextmanager
-    def _slot(self) -> Iterator[Slot]:
-        with self._slot_freed:
-            while not self._free and not self._closed:
-                self._slot_freed.wait()
+    def _taking(self, count: int) -> Iterator[list[Lane]]:
+        """So many lanes, those that hold most memory first."""
+        # One thread at a time: two that want all would each wait for the other's.
+        with self._turn, self._freed:
+            while len(self._free) < count and not self._closed:
+                self._freed.wait()
             if self._closed:
                 raise MisuseError(f"{self.source} is closed; open it again")
             if self._broken is not None:
                 raise DeployError(self._broken)
-            slot = self._free.pop()
+            wanted = getattr(self._wanted, "lane", None)
+            self._free.sort(key=lambda lane: (lane is wanted, lane.held), reverse=True)
+            taken, self._free = self._free[:count], self._free[count:]
         try:
-            yield slot
-        except OverBudgetError:
-            with self._submit, self._current():  # what it holds may be what others lack
-                slot.image.release()
-                slot.labels.release()
-            raise
+            yield taken
         finally:
-            with self._slot_freed:
-                self._free.append(slot)
-                self._slot_freed.notify_all()
+            with self._freed:
+                self._free += taken
+                self._freed.notify_all()
 
     @contextmanager
-    def _recovering(self, slot: Slot, submitted: bool = False) -> Iterator[None]:
-        """After an error nothing of the call is in flight; where the GPU itself has failed, all later ones say so.
-
-        `submitted`: all of it is queued, so that the slot's stream ends after what the network's does for it.
-        """
+    def _recovering(self, lane: Lane) -> Iterator[None]:
+        """After an error nothing of the call is in flight; where the GPU itself has failed, all later ones say so."""
         try:
             yield
         except BaseException as error:
             try:
-                if not submitted:
-                    self.network.settle()
-                slot.stream.synchronize()
+                lane.settle()
             except self._cuda.Error as failure:
                 self._broken = (
                     f"the GPU failed while it ran {self.source} ({one_line(failure, 200)}); it cannot be used in this "
@@ -324,23 +287,6 @@ class TensorRTBackend:
                 ) from error
             raise
 
-    def _reserving(self, reserve: Callable[[], None], what: str) -> None:
-        """Allocate; where memory is short, give back what later calls can make again, and try once more."""
-        try:
-            with self._submit:
-                reserve()
-        except self._cuda.MemoryError:
-            with self._submit:
-                self._trim()
-                try:
-                    reserve()
-                except self._cuda.MemoryError as error:
-                    raise self._out_of_memory(what) from error
-
-    def _trim(self) -> None:
-        # A slot that is taken from now on waits for us before it allocates.
-        self.network.trim([buffer for slot in self._free for buffer in (slot.image, slot.labels)])
-
     def _out_of_memory(self, what: str, needed: int = 0) -> OverBudgetError:
         free, total = self._cuda.mem_get_info()
         wants = f"{needed / 1e9:.2f} GB more" if needed else "more"
@@ -348,16 +294,3 @@ class TensorRTBackend:
             f"an image of {what} needs {wants} of the GPU's memory, and {free / 1e9:.2f} of {total / 1e9:.2f} GB are "
             "free; close what else uses the GPU, or label the image in parts"
         )
-
-
-def _codes(upsampling: Upsampling) -> tuple[int, int, int]:
-    """An upsampling as kernels.cu counts it: the order of the enumerations there is that of these tuples."""
-    return (
-        MODES.index(upsampling.mode),
-        COORDINATES.index(upsampling.coordinates),
-        ROUNDINGS.index(upsampling.rounding),
-    )
-
-
-def _grid(height: int, width: int) -> tuple[int, int]:
-    return -(-width // BLOCK[0]), -(-height // BLOCK[1])

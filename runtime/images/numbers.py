@@ -22,6 +22,10 @@ REMEDY = "say which values are its 0 and 1 with --input-range LO,HI, or percenti
 FAR = 16  # times what the card expects: values beyond are named
 
 
+class DoubtfulError(MisuseError):
+    """Values of a file do not look like the network's, and such files are refused."""
+
+
 @dataclass
 class ReadOptions:
     """How image files are read in one run.
@@ -62,9 +66,9 @@ class ReadOptions:
         return f"{self.input_range} {self.no_data} {self.page} {self.channels}"
 
     def name(self, kind: str, remark: str) -> None:
-        """Say what looks wrong with a file, once a run for each `kind`. Raises MisuseError where strict."""
+        """Say what looks wrong with a file, once a run for each `kind`. Raises DoubtfulError where strict."""
         if self.strict:
-            raise MisuseError(f"{remark} (refused by --strict)")
+            raise DoubtfulError(f"{remark} (refused by --strict)")
         with self._lock:
             first = kind not in self._named
             self._named.add(kind)

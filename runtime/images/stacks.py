@@ -42,7 +42,8 @@ def find_plane(file: Any, path: Path, channels: int | None, page: int | None) ->
         file: of tifffile.
         path: of it.
         channels: of the card.
-        page: counted from 0; in a stack of several axes the last one named runs fastest (of TZYX: Z).
+        page: counted from 0; in a stack of several axes the last one named runs fastest (of TZYX: Z), and images of
+            an OME file follow each other.
 
     Raises:
         MisuseError: no image, or of a kind that is not read; no such page.
@@ -66,6 +67,14 @@ def find_plane(file: Any, path: Path, channels: int | None, page: int | None) ->
             series = all_series[which]
             pages, sides = _pages(series)
             across = _axis_of_bands(series, sides, None)
+    elif series.kind == "ome" and len(all_series) > 1:  # images of their own axes each, as the file names them
+        counts = [_images(each) for each in all_series]
+        images = sum(counts)
+        if page is not None and page < images:
+            which = next(i for i in range(len(counts)) if page < sum(counts[: i + 1]))
+            series, number = all_series[which], page - sum(counts[:which])
+            pages, sides = _pages(series)
+            across = _axis_of_bands(series, sides, None)
     if page is not None and not 0 <= page < images:
         raise MisuseError(f"page {page}, and {path} holds {images}, counted from 0; choose another --page")
     if "Y" not in series.axes or "X" not in series.axes or series.keyframe.imagedepth != 1:
@@ -83,6 +92,13 @@ def _pages(series: Any) -> tuple[list[Any], dict[str, int]]:
         pages = [page for page in pages if not page.aspage().is_mask]
         return pages, {"I": len(pages)} if len(pages) > 1 else {}
     return pages, {axis: side for axis, side in zip(series.axes, series.shape, strict=True) if axis not in "YXS"}
+
+
+def _images(series: Any) -> int:
+    """How many images a series holds."""
+    _, sides = _pages(series)
+    across = _axis_of_bands(series, sides, None)
+    return math.prod(side for axis, side in sides.items() if axis != across)
 
 
 def _axis_of_bands(series: Any, sides: dict[str, int], channels: int | None) -> str | None:

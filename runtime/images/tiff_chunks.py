@@ -1,9 +1,10 @@
-"""The tiles and strips of a TIFF's page: read where a region needs them, and decoded by all cores."""
+"""The tiles and strips of a TIFF's page: read where a region needs them, decoded by all cores, and ahead of reading."""
 
 import os
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,26 @@ from numpy.typing import NDArray
 from ..errors import DeployError
 
 WHOLE_PIXELS = 64_000_000  # of an image that can be decoded at once only
-PARALLEL_PIXELS = 1 << 19  # of a region, from which on several threads are worth their start
 MOST_DECODERS = 8
 AHEAD = 32  # tiles or strips in work at once
+PIXELS_AHEAD = 1 << 24  # in work before they are asked for, at most
+
+
+@cache
+def _decoders() -> ThreadPoolExecutor | None:
+    """The threads that decode for all files; None where there is one core."""
+    cores = os.cpu_count() or 1
+    return None if cores == 1 else ThreadPoolExecutor(min(cores, MOST_DECODERS), thread_name_prefix="tiff")
+
+
+os.register_at_fork(after_in_child=_decoders.cache_clear)  # a forked process has none of its parent's threads
 
 
 class Chunks:
-    """Decodes the tiles or strips of a page that a region needs, and keeps those which regions beside it need too."""
+    """Decodes the tiles or strips of a page that a region needs, and keeps those which regions beside it need too.
+
+    While whoever reads regions one after the other works on one, those that the next will need are decoded.
+    """
 
     def __init__(self, path: Path, page: Any, key: Any) -> None:
         self.path, self.page, self.key = path, page, key
@@ -34,8 +48,10 @@ class Chunks:
         if self.high < 1 or self.wide < 1 or self.high * self.wide > most:
             raise DeployError(f"{path} has tiles of {self.high}×{self.wide} pixels; write it again")
         self.rows, self.columns = -(-self.size[0] // self.high), -(-self.size[1] // self.wide)
-        self.decoded: dict[int, NDArray[Any]] = {}
+        self.decoded: dict[int, NDArray[Any] | Future[NDArray[Any]]] = {}
+        self._before: tuple[int, int, int, int] | None = None  # the region that was read last
         self.mapped: NDArray[Any] | None = None
+        self.tables = None if page is None else page.jpegtables  # read from the file now, not by threads
         if page is None:  # an OME file may leave out planes
             return
         if page.is_memmappable:
@@ -59,41 +75,79 @@ class Chunks:
         if self.page is None:
             return np.zeros((bottom - top, right - left, self.key.samplesperpixel), self.key.dtype)
         out = np.empty((bottom - top, right - left, self.key.samplesperpixel), self.key.dtype)
-        first, end = top // self.high, -(-bottom // self.high)
+        places = self._places(top, bottom, left, right)
         keep = (bottom - top, right - left) != self.size
+        first, end = top // self.high, -(-bottom // self.high)
         # Regions come row after row.
         for index in [i for i in self.decoded if not first <= i // self.columns % self.rows < end]:
             del self.decoded[index]
-        across = range(left // self.wide, -(-right // self.wide))
-        places = [(p, row, column) for p in range(self.planes) for row in range(first, end) for column in across]
         for (plane, row, column), chunk in zip(places, self._chunks(places, keep), strict=True):
             y, x = row * self.high, column * self.wide
             a, b = max(top, y), min(bottom, y + self.high)
             c, d = max(left, x), min(right, x + self.wide)
             into = out[a - top : b - top, c - left : d - left]
             (into[:, :, plane : plane + 1] if self.separate else into)[:] = chunk[a - y : b - y, c - x : d - x]
+        if keep:
+            self._look_ahead(top, bottom, left, right)
         return out
+
+    def _places(self, top: int, bottom: int, left: int, right: int) -> list[tuple[int, int, int]]:
+        """(plane, row, column) of the tiles or strips of a region."""
+        down = range(top // self.high, -(-bottom // self.high))
+        across = range(left // self.wide, -(-right // self.wide))
+        return [(plane, row, column) for plane in range(self.planes) for row in down for column in across]
 
     def _chunks(self, places: Sequence[tuple[int, int, int]], keep: bool) -> Iterator[NDArray[Any]]:
         """The tiles or strips at (plane, row, column) in order; where that is work, decoded by all cores."""
-        indices = [(plane * self.rows + row) * self.columns + column for plane, row, column in places]
-        cores = os.cpu_count() or 1
-        if cores == 1 or len(indices) * self.high * self.wide < PARALLEL_PIXELS or int(self.key.compression) == 1:
-            for index in indices:
-                yield self._kept(index, self._decode(index, self._stored(index)), keep)
+        indices = [self._index(place) for place in places]
+        for start in range(0, len(indices), AHEAD):
+            batch = indices[start : start + AHEAD]
+            chunks = [self._begun(index) for index in batch]
+            for place, index in enumerate(batch):
+                chunk, chunks[place] = chunks[place], None
+                chunk = chunk.result() if isinstance(chunk, Future) else chunk
+                assert chunk is not None, "each is taken once"
+                if keep:
+                    self.decoded[index] = chunk
+                yield chunk
+
+    def _index(self, place: tuple[int, int, int]) -> int:
+        plane, row, column = place
+        index: int = (plane * self.rows + row) * self.columns + column
+        return index
+
+    def _begun(self, index: int) -> "NDArray[Any] | Future[NDArray[Any]] | None":
+        """A tile or strip, decoded or in work."""
+        if (known := self.decoded.get(index)) is not None:
+            return known
+        data = self._stored(index)  # the file has one position: it is read here, and decoded there
+        pool = None if data is None or int(self.key.compression) == 1 else _decoders()
+        return self._decode(index, data) if pool is None else pool.submit(self._decode, index, data)
+
+    def _look_ahead(self, top: int, bottom: int, left: int, right: int) -> None:
+        """Begin to decode what the next region needs, where regions were read side by side, row after row."""
+        before, self._before = self._before, (top, bottom, left, right)
+        if before is None or int(self.key.compression) == 1 or _decoders() is None:
             return
-        with ThreadPoolExecutor(min(cores, MOST_DECODERS), thread_name_prefix="tiff") as pool:
-            for start in range(0, len(indices), AHEAD):
-                batch = indices[start : start + AHEAD]
-                # The file has one position: it is read here, and decoded there.
-                jobs = [pool.submit(self._decode, index, self._stored(index)) for index in batch]
-                for index, job in zip(batch, jobs, strict=True):
-                    yield self._kept(index, job.result(), keep)
+        beside = before[:2] == (top, bottom) and before[2] < left <= before[3]
+        below = before[0] < top <= before[1] and before[3] == self.size[1] and left == 0
+        if not beside and not below:
+            return
+        if right < self.size[1]:
+            coming = top, bottom, right, min(2 * right - left, self.size[1])
+        else:
+            coming = bottom, min(2 * bottom - top, self.size[0]), 0, right - left
+        places = [place for place in self._places(*coming) if self._index(place) not in self.decoded]
+        for place in places[: min(AHEAD, PIXELS_AHEAD // (self.high * self.wide))]:
+            try:
+                begun = self._begun(self._index(place))
+            except DeployError:  # told when it is asked for
+                return
+            if isinstance(begun, Future):
+                self.decoded[self._index(place)] = begun
 
     def _stored(self, index: int) -> bytes | None:
-        """The bytes of one tile or strip; None where it is left out, or decoded already."""
-        if index in self.decoded:
-            return None
+        """The bytes of one tile or strip; None where it is left out."""
         with self._telling(index) as rows:
             offset, count = self.page.dataoffsets[index], self.page.databytecounts[index]
             if not count:
@@ -106,12 +160,10 @@ class Chunks:
 
     def _decode(self, index: int, data: bytes | None) -> NDArray[Any]:
         """[h, w, samples] of one tile or strip."""
-        if (known := self.decoded.get(index)) is not None:
-            return known
         with self._telling(index):
             if data is not None and self.separate and int(self.key.compression) == 7:
                 return self._jpeg(data, index)
-            chunk, _, shape = self.key.decode(data, index, jpegtables=self.page.jpegtables)
+            chunk, _, shape = self.key.decode(data, index, jpegtables=self.tables)
         # Sparse files omit tiles that hold nothing.
         found: NDArray[Any] = np.full(shape[1:], self._nothing(), self.key.dtype) if chunk is None else chunk[0]
         return found
@@ -130,11 +182,6 @@ class Chunks:
             remedy = "pip install 'fcn-deploy[tiff]'" if "imagecodecs" in reason else "is it damaged?"
             raise DeployError(f"cannot read {rows} of {self.path}: {reason}; {remedy}") from error
 
-    def _kept(self, index: int, chunk: NDArray[Any], keep: bool) -> NDArray[Any]:
-        if keep:
-            self.decoded[index] = chunk
-        return chunk
-
     def _jpeg(self, data: bytes, index: int) -> NDArray[Any]:
         """[h, w, 1] of one plane's JPEG, which is grey whatever the colours of the planes are together."""
         from imagecodecs import jpeg_decode
@@ -142,7 +189,7 @@ class Chunks:
         row = index // self.columns % self.rows
         high = self.high if self.key.is_tiled else min(self.high, self.size[0] - row * self.high)
         chunk: NDArray[Any] = jpeg_decode(
-            data, tables=self.page.jpegtables, bitspersample=self.key.bitspersample, shape=(high, self.wide)
+            data, tables=self.tables, bitspersample=self.key.bitspersample, shape=(high, self.wide)
         )
         return chunk.reshape(*chunk.shape[:2], 1)
 

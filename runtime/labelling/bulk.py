@@ -6,9 +6,9 @@ What label_files does for a folder is done for some of them at a time, in a fold
 import shutil
 import tempfile
 from collections import deque
-from collections.abc import Callable, Container, Generator, Iterator, Sequence
+from collections.abc import Callable, Container, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, closing
+from contextlib import AbstractContextManager, ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from ..files import WriteError
 from ..images.addresses import VIDEO_SUFFIXES
 from ..images.ranged import standing_for
 from ..images.tiff import in_parts
+from .gathered import Gathered
 from .jobs import Record
 from .manifest import RESULTS, Rows, written
 from .objects import BLOCK, RESULT_SUFFIXES, Object, Store, reaching
@@ -51,6 +52,7 @@ def label_objects(
     manifest: Rows | None = None,
     there: Container[str] | None = None,
     together: int = TOGETHER,
+    gather: AbstractContextManager[Gathered] | None = None,
 ) -> Generator[Record, None, None]:
     """Label files that lie anywhere and put the results into a folder that lies anywhere.
 
@@ -63,6 +65,7 @@ def label_objects(
         manifest: what was done, put when the run ends, however it ends.
         there: names of results that exist, where the caller knows them.
         together: files that are labelled in one go, while the next so many are fetched.
+        gather: gives files to which each image is added.
 
     Yields:
         Records as of label_files, with the addresses of files and results.
@@ -72,11 +75,14 @@ def label_objects(
         DeployError: an address that cannot be reached or written; what is there then is whole.
     """
     done = done_before(items, out, out.names() if there is None else there, force=force, resume=resume)
-    with written(manifest), tempfile.TemporaryDirectory(prefix="fcn-deploy-") as folder:
-        run = _Run(Path(folder), out, manifest, together)
+    with ExitStack() as stack:
+        stack.enter_context(written(manifest))
+        gathered = None if gather is None else stack.enter_context(gather)
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="fcn-deploy-"))
+        run = _Run(Path(folder), out, manifest, together, gathered)
         for item in items if resume else ():
             if item.name in done:
-                yield skipped(item, out, done[item.name], manifest)
+                yield skipped(item, out, done[item.name], manifest, gathered)
         left = [item for item in items if not (resume and item.name in done)]
         with closing(run.records(left, label)) as records:
             yield from records
@@ -85,8 +91,12 @@ def label_objects(
 class _Run:
     """One run: its folder on this machine, and what is on its way."""
 
-    def __init__(self, folder: Path, out: Store, manifest: Rows | None, together: int) -> None:
+    def __init__(
+        self, folder: Path, out: Store, manifest: Rows | None, together: int, gathered: Gathered | None
+    ) -> None:
         self.folder, self.out, self.manifest, self.together = folder, out, manifest, together
+        self.gathered = gathered
+        self._putting: deque[tuple[int, Future[Record]]] = deque()  # by group: on their way while others are labelled
 
     def records(self, items: Sequence[Object], label: Label) -> Generator[Record, None, None]:
         pool = ThreadPoolExecutor(FETCHERS, thread_name_prefix="fcn-deploy-fetch")
@@ -96,18 +106,26 @@ class _Run:
                 staged, place = [each.result() for each in fetched], self.folder / f"{number}"
                 place.mkdir()
                 fetched = [pool.submit(_fetch, item, place / f"{i:06d}") for i, item in enumerate(several)]
-                with closing(self._label(staged, label, pool)) as records:
+                with closing(self._label(number - 1, staged, label, pool)) as records:
                     yield from records
-                shutil.rmtree(self.folder / f"{number - 1}", ignore_errors=True)
+                # The results of the group before have had the time of this one to be put.
+                while self._putting and self._putting[0][0] < number - 1:
+                    yield self._putting.popleft()[1].result()
+                shutil.rmtree(self.folder / f"{number - 2}", ignore_errors=True)
+            while self._putting:
+                yield self._putting.popleft()[1].result()
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
     def _label(
-        self, staged: Sequence[_Staged], label: Label, pool: ThreadPoolExecutor
+        self, group: int, staged: Sequence[_Staged], label: Label, pool: ThreadPoolExecutor
     ) -> Generator[Record, None, None]:
-        """Label what has come; a record of each, in order, when its results are put."""
-        left = deque(staged)
-        putting: deque[Future[Record]] = deque()
+        """Label what has come; records in order, as far as their results are put."""
+        left, putting = deque(staged), self._putting
+
+        def fail(several: Iterable[_Staged]) -> None:
+            putting.extend((group, pool.submit(self._fail, each)) for each in several)
+
         with ExitStack() as stack:
             good = [each for each in staged if each.error is None]
             for each in good:
@@ -116,13 +134,19 @@ class _Run:
             if good:
                 results = good[0].path.parent / "out"
                 for record in stack.enter_context(closing(label([each.path for each in good], results))):
-                    putting.extend(pool.submit(self._fail, each) for each in _until(left, record["file"]))
-                    putting.append(pool.submit(self._put, record, left.popleft().item, results))
-                    while putting and (putting[0].done() or len(putting) > 2 * FETCHERS):
-                        yield putting.popleft().result()
-            putting.extend(pool.submit(self._fail, each) for each in left)
-            while putting:
-                yield putting.popleft().result()
+                    fail(_until(left, record["file"]))
+                    item = left.popleft().item
+                    putting.append((group, pool.submit(self._put, self._gather(record, item), item, results)))
+                    while putting and (putting[0][1].done() or len(putting) > 2 * FETCHERS):
+                        yield putting.popleft()[1].result()
+            fail(left)
+        for each in staged:
+            each.path.unlink(missing_ok=True)
+
+    def _gather(self, record: Record, item: Object) -> Record:
+        """The record of a file that was labelled, once it is added to what is made of all images. Raises WriteError."""
+        result = _result(record)
+        return record if self.gathered is None or result is None else self.gathered.add_file(str(item), result, record)
 
     def _fail(self, staged: _Staged) -> Record:
         """The record of a file that did not come."""
@@ -134,7 +158,7 @@ class _Run:
     def _put(self, record: Record, item: Object, results: Path) -> Record:
         """Put the results of a file, what the network gives last; its record, with addresses. Raises WriteError."""
         stem = Path(record["file"]).stem
-        first = next((Path(record[kind]) for kind in RESULTS if kind in record), None)
+        first = _result(record)
         files = sorted(results.glob(f"{stem}.*"), key=lambda path: path == first)
         names = {str(path): item.name + path.name.removeprefix(stem) for path in files}
         places = {path: self.out.address(self.out.join(name)) for path, name in names.items()}
@@ -163,19 +187,27 @@ def done_before(
     return done
 
 
-def skipped(item: Object, out: Store, name: str, manifest: Rows | None) -> Record:
+def skipped(
+    item: Object, out: Store, name: str, manifest: Rows | None, gathered: Gathered | None = None
+) -> Record:  # fmt: skip
     """The record of a file whose results are there; what an earlier run did not note is looked up in them."""
     kind = "labels" if manifest is None else manifest.card.kind
     record = _record(item) | {kind: out.address(out.join(name)), "skipped": True}
-    if manifest is None or str(item) in manifest.earlier:
+    if gathered is None and (manifest is None or str(item) in manifest.earlier):
         if manifest is not None:
             manifest.add(record, None)
         return record
     with tempfile.TemporaryDirectory(prefix="fcn-deploy-") as folder, reaching(record[kind]):
         result = Path(folder, "result").with_suffix(Path(name).suffix)
         out.fs.get_file(out.join(name), str(result))
-        manifest.add(record, result)
-    return record
+        if manifest is not None:
+            manifest.add(record, result)
+        return record if gathered is None else gathered.add_file(str(item), result, record)
+
+
+def _result(record: Record) -> Path | None:
+    """What the network gave, of a record: the file of labels, masks or values."""
+    return next((Path(record[kind]) for kind in RESULTS if kind in record), None)
 
 
 def _until(left: deque[_Staged], file: str) -> Iterator[_Staged]:

@@ -1,19 +1,21 @@
 """Options of label-images for many files: addresses, shards, a manifest, a cluster."""
 
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 if TYPE_CHECKING:  # loaded when used: --help is instant
     from ..images.addresses import Address
     from ..network import Network
+    from .gathered import Gathered
     from .jobs import Record
     from .manifest import Manifest
-    from .objects import Object
+    from .objects import Object, Store
 
 
 @dataclass(frozen=True)
@@ -97,22 +99,56 @@ class Bulk:
         manifest = self._manifest(net, resume)
         if files or not (items or self.shard):
             return noted(label(net, files, Path(out)), manifest)
-        products = options.get("products")
-        if products is not None and (products.polygons or products.stats):
-            asked = "--polygons" if products.polygons else "--stats"
-            raise MisuseError(
-                f"{asked} is of images and results of this machine; take --manifest, which has shares too"
-            )
         if options.get("all_pages"):
             raise MisuseError("--page all is of images and results of this machine; name a page")
         if force and resume:
             raise MisuseError("--force replaces what exists and --resume keeps it; choose one of them")
         store = Store(out)
+        products = options.get("products")
+        if self.ray is not None and products is not None and (products.polygons or products.stats):
+            raise MisuseError(
+                f"{'--polygons' if products.polygons else '--stats'} is made of all results together, which a cluster "
+                "writes apart; run it with --resume and without --ray afterwards"
+            )
         if self.ray is not None:
             cluster = Cluster(self.ray, self.actors, threads, net.memory, net.refine, options)
             return label_on_cluster(cluster, net, items, store, force=force, resume=resume, manifest=manifest)
+        gather = self._gather(net, items, store, options, force, resume)
         here = partial(label.func, net, **options)
-        return label_objects(items, store, here, force=force, resume=resume, manifest=manifest)
+        return label_objects(items, store, here, force=force, resume=resume, manifest=manifest, gather=gather)
+
+    def _gather(
+        self,
+        net: "Network",
+        items: "Sequence[Object]",
+        out: "Store",
+        options: "dict[str, Any]",
+        force: bool,
+        resume: bool,
+    ) -> "AbstractContextManager[Gathered] | None":
+        """Files of all images that are wanted, taken out of `options`: what labels some of them must not make these.
+
+        Raises MisuseError, DeployError.
+        """
+        from ..errors import MisuseError
+        from ..images.addresses import VIDEO_SUFFIXES
+        from .gathered import check_gathered, gathering
+
+        products = options.get("products")
+        if products is None or not (products.polygons or products.stats):
+            return None
+        asked = "--polygons" if products.polygons else "--stats"
+        if video := next((item for item in items if item.suffix.lower() in VIDEO_SUFFIXES), None):
+            raise MisuseError(f"{asked}: {video} is a video, of which labels alone are written; omit it")
+        if resume and products.stats and products.instances:
+            raise MisuseError(
+                "--stats with --instances and --resume: objects of images that are skipped would not be counted; omit "
+                "one of them"
+            )
+        taken = {str(item) for item in items} | {out.address(out.join(f"{item.name}.instances.csv")) for item in items}
+        check_gathered(products, net.card, taken, force or resume)
+        options["products"] = replace(products, polygons=None, stats=None)
+        return gathering(products, net.card)
 
     def _manifest(self, net: "Network", resume: bool) -> "Manifest | None":
         from .manifest import Manifest

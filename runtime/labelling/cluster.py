@@ -37,7 +37,7 @@ from .products import Products
 from .regions import _Partial as Partial
 
 BATCH = 64  # files that an actor is handed at once
-TOGETHER = 16  # of them that it labels in one go, while it fetches the next
+TOGETHER = 16  # of them that it labels in one go, while it fetches the next; all, where there is nothing to fetch
 BAND_PIXELS = 64_000_000  # of a scene that one task labels
 BAND_ROWS = 256  # a task's rows are a multiple of these
 
@@ -143,9 +143,10 @@ class _ObjectLabeler:
         # What an actor had put before it was lost is not done again.
         there = set() if self.force else self.out.present([item.name for item in items])
         rows = None if self.digest is None else Rows(self.network.card, self.digest)
+        together = BATCH if all(item.store.local for item in items) else TOGETHER
         records = list(
             label_objects(
-                items, self.out, self.label, resume=True, manifest=rows, there=there, together=TOGETHER
+                items, self.out, self.label, resume=True, manifest=rows, there=there, together=together
             )
         )  # fmt: skip
         noted = [{} if rows is None else rows.rows[record["file"]] for record in records]

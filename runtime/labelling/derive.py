@@ -4,21 +4,20 @@ All of it is made of the files, so that a run that goes on where another stopped
 """
 
 from collections.abc import Generator, Iterable, Sequence
-from contextlib import ExitStack, closing
+from contextlib import closing
 
 from ..errors import DeployError, MisuseError
 from ..extras import need
-from ..files import WriteError, check_writable, refuse_existing
+from ..files import WriteError
 from ..images.results import open_result
 from ..images.write import no_data_tag, write_maps
 from ..model_card import ModelCard
 from ..stream import said
+from .gathered import Gathered, check_gathered, gathering
 from .ground import ground_of
 from .instances import Instances, write_table
 from .jobs import Job, Record
-from .polygons import GeoJson, GeoPackage, open_polygons
-from .products import POLYGONS, Products
-from .statistics import StatisticsFile, open_statistics
+from .products import Products
 
 
 def check_products(products: Products, card: ModelCard, jobs: Sequence[Job], replace: bool) -> None:
@@ -46,22 +45,10 @@ def check_products(products: Products, card: ModelCard, jobs: Sequence[Job], rep
     products.classes(card)
     if products.connectivity not in (4, 8):
         raise MisuseError(f"--connectivity {products.connectivity}; write 4 (by sides) or 8 (by corners too)")
-    if products.polygons:
-        need("rasterio", "gdal")
-        if products.polygons.suffix.lower() not in POLYGONS:
-            raise MisuseError(f"--polygons {products.polygons}; name a file that ends in {' or '.join(POLYGONS)}")
-        if products.polygons.suffix.lower() == POLYGONS[0]:
-            need("pyogrio", "gdal")
-    if products.stats and products.stats.suffix.lower() != ".csv":
-        raise MisuseError(f"--stats {products.stats}; name a file that ends in .csv")
     if products.instances:
         need("scipy.ndimage", "instances")
-    taken = {path.resolve() for job in jobs for path in (job.source, *job.targets)}
-    for path in filter(None, (products.polygons, products.stats)):
-        if path.resolve() in taken:
-            raise MisuseError(f"{path} is an image or a result of this run; choose another name")
-        refuse_existing(path, replace)
-        check_writable(path)
+    taken = {str(path.resolve()) for job in jobs for path in (job.source, *job.targets)}
+    check_gathered(products, card, taken, replace)
 
 
 def with_products(
@@ -76,17 +63,11 @@ def with_products(
     Raises:
         WriteError: a result cannot be written.
     """
-    with ExitStack() as stack:
-        stack.enter_context(closing(records))
-        polygons, stats = None, None
-        if products.polygons:
-            polygons = stack.enter_context(open_polygons(products.polygons, card))
-        if products.stats:
-            stats = stack.enter_context(open_statistics(products.stats, card, bool(products.instances)))
+    with closing(records), gathering(products, card) as gathered:
         for job, record in zip(jobs, records, strict=True):
             if card.kind in record:
                 try:
-                    record |= _made(job, card, products, polygons, stats)
+                    record |= _made(job, card, products, gathered)
                 except WriteError:
                     raise
                 except DeployError as error:
@@ -94,9 +75,7 @@ def with_products(
             yield record
 
 
-def _made(
-    job: Job, card: ModelCard, products: Products, polygons: GeoPackage | GeoJson | None, stats: StatisticsFile | None
-) -> Record:  # fmt: skip
+def _made(job: Job, card: ModelCard, products: Products, gathered: Gathered) -> Record:
     """Make all of it of one image's labels; what its record says."""
     told: Record = {}
     path, classes, image = job.results[card.kind], products.classes(card), job.image
@@ -112,8 +91,5 @@ def _made(
             counts = {index: len(each.first) for index, each in zip(classes, instances.components, strict=True)}
             told |= {"instances": str(target), "instances_table": str(table)}
             told["instance_counts"] = {card.classes[index]: count for index, count in counts.items()}
-        if stats:
-            stats.add(image, result, ground, counts)
-        if polygons:
-            polygons.add(image, result, ground)
+        gathered.add(image, result, ground, counts)
     return told

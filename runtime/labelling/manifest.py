@@ -18,7 +18,7 @@ from ..images.header import read_header
 from ..model_card import ModelCard
 from ..network import Network
 from .jobs import Record
-from .objects import Store, is_address, reaching
+from .objects import parted, reaching
 
 SUFFIX = ".parquet"
 RESULTS = ("labels", "masks", "values")
@@ -138,8 +138,7 @@ class Manifest(Rows):
         need("pyarrow", "cloud")
         if shard is not None:
             address = f"{address.removesuffix(SUFFIX)}-{shard[0]:05d}-of-{shard[1]:05d}{SUFFIX}"
-        folder, _, self.name = address.rpartition("/") if is_address(address) else ("", "", Path(address).name)
-        self.address, self.store = address, Store(folder or str(Path(address).parent))
+        self.address, (self.store, self.name) = address, parted(address)
         super().__init__(net.card, engine_digest(net.path))
         self.earlier = self._read() if keep else {}
 

@@ -159,6 +159,28 @@ class Store:
                 time.sleep(0.2 * 4**attempt)
 
 
+def parted(address: str) -> tuple[Store, str]:
+    """The folder of a file, at an address or of this machine, and the file's name in it."""
+    if not is_address(address):
+        return Store(str(Path(address).parent)), Path(address).name
+    folder, _, name = address.rpartition("/")
+    return Store(folder), name
+
+
+@contextmanager
+def replacing_at(place: str | Path) -> Iterator[Path]:
+    """`replacing`, of a file at an address too: it is written here, and put whole when the block ends well."""
+    if not is_address(str(place)):
+        with replacing(place) as temporary:
+            yield temporary
+        return
+    store, name = parted(str(place))
+    with tempfile.TemporaryDirectory(prefix="fcn-deploy-") as folder:
+        with replacing(Path(folder, name)) as temporary:
+            yield temporary
+        store.put(Path(folder, name), name)
+
+
 def is_address(given: str) -> bool:
     """Whether a word names files elsewhere: `s3://…`, `memory://…`, and what looks like an image at `https://…`."""
     scheme, found, rest = given.partition("://")

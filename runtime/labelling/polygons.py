@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from ..errors import DeployError, one_line
 from ..extras import need
-from ..files import WriteError, replacing
+from ..files import WriteError
 from ..images.results import ResultFile
 from ..model_card import ModelCard
 from .ground import Ground, raster
@@ -135,12 +135,12 @@ class GeoJson:
     coordinate system is not known, in their own coordinates.
 
     Args:
-        path: as the user knows it.
+        name: of the file, as the user knows it.
         card: of the network.
         text: what it is written to.
     """
 
-    path: Path
+    name: str
     card: ModelCard
     text: IO[str]
     _kind: str = ""  # of the coordinates before
@@ -153,7 +153,7 @@ class GeoJson:
         """
         if self._kind not in ("", ground.kind):
             raise DeployError(
-                f"{image} lies in {ground.kind}, and images before it in {self._kind}, of which {self.path} holds one; "
+                f"{image} lies in {ground.kind}, and images before it in {self._kind}, of which {self.name} holds one; "
                 "name a .gpkg with --polygons"
             )
         found = polygons_of(result, ground, self.card)
@@ -182,16 +182,17 @@ class GeoJson:
 
 
 @contextmanager
-def open_polygons(path: Path, card: ModelCard) -> Iterator[GeoPackage | GeoJson]:
-    """A file to write polygons into, .gpkg or .geojson; it gets its name when the block ends well."""
-    with ExitStack() as stack:
-        temporary = stack.enter_context(replacing(path))
-        file: GeoPackage | GeoJson
-        if path.suffix.lower() == ".gpkg":
-            temporary.unlink()
-            file = GeoPackage(temporary, card)
-        else:
-            file = GeoJson(path, card, stack.enter_context(temporary.open("w", encoding="utf-8")))
+def open_polygons(path: Path, name: str, card: ModelCard) -> Iterator[GeoPackage | GeoJson]:
+    """A file to write polygons into, .gpkg or .geojson; `name`: as the user knows it. What is at `path` is lost."""
+    file: GeoPackage | GeoJson
+    if path.suffix.lower() == ".gpkg":
+        path.unlink()
+        file = GeoPackage(path, card)
+        yield file
+        file.finish()
+        return
+    with path.open("w", encoding="utf-8") as text:
+        file = GeoJson(name, card, text)
         yield file
         file.finish()
 

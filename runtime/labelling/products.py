@@ -1,7 +1,6 @@
 """What a user wants beside plain label files: Cloud-Optimized TIFFs, polygons, statistics, instances."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -21,8 +20,8 @@ class Products:
     Attributes:
         overlay_side: of overlays, in pixels, at most: rows and columns are left out of larger ones.
         cog: TIFFs are Cloud-Optimized GeoTIFFs, labels too, region by region.
-        polygons: a GeoPackage or GeoJSON.
-        stats: a CSV.
+        polygons: path or address of a GeoPackage or GeoJSON.
+        stats: of a CSV.
         instances: names or indices of classes, with commas between.
         connectivity: of instances: 4, by sides, or 8, by corners too.
     """
@@ -34,11 +33,11 @@ class Products:
         bool, typer.Option("--cog", help="Write Cloud-Optimized GeoTIFFs, with overviews, of images of any kind.")
     ] = False
     polygons: Annotated[
-        Path | None,
+        str | None,
         typer.Option(metavar="FILE", help="Write polygons of the classes of all images into a .gpkg or .geojson."),
     ] = None
     stats: Annotated[
-        Path | None,
+        str | None,
         typer.Option(metavar="FILE", help="Write pixels, share and area of each class in each image as a .csv."),
     ] = None
     instances: Annotated[

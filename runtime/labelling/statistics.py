@@ -10,7 +10,6 @@ from typing import IO
 import numpy as np
 from numpy.typing import NDArray
 
-from ..files import replacing
 from ..images.results import ResultFile
 from ..model_card import ModelCard
 from .ground import Ground, significant
@@ -65,6 +64,6 @@ class StatisticsFile:
 
 @contextmanager
 def open_statistics(path: Path, card: ModelCard, instances: bool) -> Iterator[StatisticsFile]:
-    """A CSV to write statistics into; it gets its name when the block ends well."""
-    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as text:
+    """A CSV to write statistics into."""
+    with path.open("w", newline="", encoding="utf-8") as text:
         yield StatisticsFile(text, card, instances)

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -57,7 +58,7 @@ class Served:
     def card(self) -> ModelCard:
         return self.network.card
 
-    @property
+    @cached_property
     def kinds(self) -> tuple[str, ...]:
         """The results that can be asked for: `labels`, and of further heads `depth/values`."""
         heads = self.network.heads

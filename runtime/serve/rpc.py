@@ -1,6 +1,6 @@
 """The way in over gRPC: the Open Inference Protocol's service, and gRPC's own health check."""
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 import grpc
@@ -8,16 +8,19 @@ import grpc.aio
 from google.protobuf.message import DecodeError
 
 from ..arrays import AnyArray
-from ..errors import DeployError, MisuseError
+from ..errors import DeployError, MisuseError, OverBudgetError
 from .access import Exchange
 from .messages import HEALTH_MESSAGES, MESSAGES, METHODS, NOT_SERVING, SERVICE, SERVING
 from .models import Served
 from .outputs import EXTENSIONS, metadata, output_of
+from .raw import with_raw, without_raw
 from .room import Held
 from .service import Service, problem_of
 from .tensors import DATATYPES, MOST_OUTPUTS, Given, InferRequest, Wanted, request_of, wanted
 
+INFER = "ModelInfer"
 SLACK = 1 << 16  # bytes of a message beside its image
+MOST_MESSAGE = (1 << 31) - 1  # bytes, which protobuf and gRPC count in 31 bits
 PARALLEL = 16  # messages that are received at once beyond those that may wait
 CONTENTS = {"UINT8": "uint_contents", "UINT16": "uint_contents", "INT16": "int_contents", "FP32": "fp32_contents"}
 
@@ -46,9 +49,10 @@ def server(service: Service) -> "grpc.aio.Server":
 
 
 def _handler(name: str, verbs: "_Verbs", messages: Mapping[str, Any]) -> Any:
+    """A method's handler; it takes bytes, and inference gives bytes too."""
+    serializer = None if name == INFER else messages[f"{name}Response"].SerializeToString
     return grpc.unary_unary_rpc_method_handler(
-        verbs.of(name, messages[f"{name}Request"]),
-        response_serializer=messages[f"{name}Response"].SerializeToString,
+        verbs.of(name, messages[f"{name}Request"]), response_serializer=serializer
     )
 
 
@@ -69,11 +73,10 @@ class _Verbs:
             try:
                 if not open:
                     self._service.check_token(given.get("authorization"))
-                request = _parsed(message, sent)
-                if name != "ModelInfer":
-                    return await verb(request)
+                if name != INFER:
+                    return await verb(_parsed(message, sent))
                 with exchange:
-                    return await _counted(exchange, verb(request, context, exchange))
+                    return await _counted(exchange, verb(sent, context, exchange))
             except DeployError as error:
                 problem = problem_of(error)
             except (ValueError, ArithmeticError, LookupError, TypeError, OSError, RuntimeError, MemoryError) as error:
@@ -112,17 +115,20 @@ class _Verbs:
             name=told["name"], versions=told["versions"], platform=told["platform"], **tensors
         )
 
-    async def _ModelInfer(self, request: Any, context: Any, exchange: Exchange) -> Any:  # noqa: N802
+    async def _ModelInfer(self, sent: bytes, context: Any, exchange: Exchange) -> bytes:  # noqa: N802
         service = self._service
+        rest, raw = without_raw(sent)
+        request = _parsed(MESSAGES["ModelInferRequest"], rest)
+        raw = raw or [memoryview(each) for each in request.raw_input_contents]
         with service.models.using(request.model_name, request.model_version) as served, Held(service.room) as held:
             exchange.model = served.name
             held.enter()
-            held.more(request.ByteSize())
-            asked = _asked(request)
+            held.more(len(sent))
+            asked = _asked(request, raw)
             times = [each for each in (asked.timeout, context.time_remaining()) if each is not None]
             deadline = service.deadline_of(min(times) if times else None)
 
-            def write(outputs: tuple[Wanted, ...], results: tuple[AnyArray, ...]) -> Any:
+            def write(outputs: tuple[Wanted, ...], results: tuple[AnyArray, ...]) -> bytes:
                 return _written(served, asked, outputs, results)
 
             job = await service.job(served, asked, held, write, deadline)
@@ -130,7 +136,8 @@ class _Verbs:
             done = await service.outcome(served, job)
             held.leave()
             exchange.seconds = done.seconds
-            return done.answer
+            answer: bytes = done.answer
+            return answer
 
 
 def _parsed(message: Any, sent: bytes) -> Any:
@@ -156,19 +163,19 @@ async def _counted(exchange: Exchange, answer: Awaitable[Any]) -> Any:
     return found
 
 
-def _asked(request: Any) -> InferRequest:
-    """A message as a request. Raises MisuseError."""
-    if len(request.inputs) != 1 or len(request.raw_input_contents) > 1 or len(request.outputs) > MOST_OUTPUTS:
+def _asked(request: Any, raws: Sequence[memoryview]) -> InferRequest:
+    """A message, and its raw inputs, as a request. Raises MisuseError."""
+    if len(request.inputs) != 1 or len(raws) > 1 or len(request.outputs) > MOST_OUTPUTS:
         raise MisuseError(
-            f"the request has {len(request.inputs)} inputs, {len(request.raw_input_contents)} of them raw, and "
+            f"the request has {len(request.inputs)} inputs, {len(raws)} of them raw, and "
             f"{len(request.outputs)} outputs; this server takes one input, and {MOST_OUTPUTS} outputs at most"
         )
     tensor = request.inputs[0]
     raw, data = None, None
-    if request.raw_input_contents:
+    if raws:
         if tensor.HasField("contents"):
             raise MisuseError("the input has raw contents and others; omit one of them")
-        raw = memoryview(request.raw_input_contents[0])
+        raw = raws[0]
     elif tensor.datatype == "BYTES":
         data = list(tensor.contents.bytes_contents)
     elif tensor.datatype in DATATYPES:
@@ -183,13 +190,20 @@ def _parameters(given: Mapping[str, Any]) -> dict[str, Any]:
     return {key: getattr(each, each.WhichOneof("parameter_choice") or "int64_param") for key, each in given.items()}
 
 
-def _written(served: Served, asked: InferRequest, outputs: tuple[Wanted, ...], results: tuple[AnyArray, ...]) -> Any:
-    """The answer to a request of inference."""
+def _written(served: Served, asked: InferRequest, outputs: tuple[Wanted, ...], results: tuple[AnyArray, ...]) -> bytes:
+    """The answer to a request of inference, as bytes. Raises OverBudgetError where no message is as long."""
     answer = MESSAGES["ModelInferResponse"](model_name=served.name, model_version=served.version, id=asked.id)
+    raw = []
     for each, result in zip(outputs, results, strict=True):
         output = output_of(each, result, served.card_of(each.name), binary=True)
         tensor = answer.outputs.add(name=output.name, datatype=output.datatype, shape=output.shape)
         for key, value in output.parameters.items():
             tensor.parameters[key].string_param = value
-        answer.raw_output_contents.append(bytes(output.raw))
-    return answer
+        raw.append(output.raw)
+    length = sum(map(len, raw))
+    if length > MOST_MESSAGE - SLACK:
+        raise OverBudgetError(
+            f"the results are {length:,} bytes long, over the {MOST_MESSAGE:,} of a gRPC message; ask for fewer "
+            "outputs, send a smaller image, or ask over HTTP"
+        )
+    return with_raw(answer.SerializeToString(), raw)

@@ -132,7 +132,73 @@ def test_memory_does_not_grow_with_the_number_of_images():
         tracemalloc.stop()
         return result
 
+    peak(1)  # modules are imported
     assert peak(40) <= 1.1 * peak(2)
+
+
+RANDOM = np.random.default_rng(5)
+LARGE = (1, 6, 300, 320)  # more than one CHUNK, and not a multiple of it
+CONTENTS = {
+    "noise": RANDOM.normal(size=LARGE),
+    "sorted": np.sort(RANDOM.exponential(size=LARGE).ravel()).reshape(LARGE),
+    "stripes of 16 columns": np.broadcast_to(np.arange(320) % 16 / 16 - 0.4, LARGE),
+    "stripes of rows": np.broadcast_to((np.arange(300) % 2)[:, None] * 2.0, LARGE),
+    "channels of their own": np.broadcast_to(2.0 ** np.arange(6)[:, None, None], LARGE),
+    "mostly zero": (RANDOM.uniform(size=LARGE) > 0.9) * RANDOM.normal(size=LARGE),
+}
+
+
+@pytest.mark.parametrize("content", CONTENTS)
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_sample_has_the_shares_of_all_values_within_the_bound_that_it_states(content, masked):
+    """The bound holds with a probability of 95 % for one image and number; seeds are such that it does for these."""
+    values = np.ascontiguousarray(CONTENTS[content], np.float32)
+    counted = RANDOM.uniform(size=LARGE[2:]) > 0.1 if masked else None
+    left = values if counted is None else values[:, :, counted]
+    found = Ranges("m")
+    for image in range(8):
+        found.images = ["n"] * image
+        found.next_image()
+        found.add("t", values, counted)
+    histogram = found.histograms["t"]
+    assert histogram.counts.sum() < 8.1 * left.size and histogram.counts.sum() > 7.9 * left.size
+    assert (histogram.low, histogram.high) == (left.min(), left.max())
+    exact = histogram_of(left)
+    shares = [each.counts.cumsum() / each.counts.sum() for each in (histogram, exact)]
+    assert np.abs(shares[0] - shares[1]).max() < np.sqrt(np.log(2 / 0.05) / (2 * 8 * 4096))
+    means = left.reshape(1, 6, -1).mean((0, 2), dtype=np.float64)
+    np.testing.assert_allclose(found.means["t"] / 8, means, atol=1e-5 * np.abs(left).max())
+    assert histogram.range("minmax") == exact.range("minmax")
+    assert squared_error(left, histogram.range("mse")) <= 1.1 * squared_error(left, exact.range("mse"))
+    bottom, top = histogram.range("percentile")
+    assert ((left < bottom) | (left > top)).mean() < 3e-4  # 1e-4 where all are counted
+
+
+def squared_error(values, ends):
+    step = (ends[1] - ends[0]) / 255
+    return ((np.clip(np.round(values / step), *np.round(np.divide(ends, step))) * step - values) ** 2).mean() + 1e-12
+
+
+def test_what_one_value_of_a_large_tensor_is_not_is_seen():
+    """An extreme is seen wherever it is, and so is a NaN."""
+    values = RANDOM.normal(size=LARGE).astype(np.float32)
+    found = Ranges("m")
+    for place, value in enumerate((50.0, -70.0)):
+        values.reshape(-1)[place * 300_001 + 7] = value
+        found.add("t", values)
+    assert (found.histograms["t"].low, found.histograms["t"].high) == (-70, 50)
+    values.reshape(-1)[-1] = np.nan
+    with pytest.raises(DeployError, match="tensor t: it has NaN or infinite values"):
+        found.add("t", values)
+
+
+def test_small_tensors_are_counted_whole():
+    values = RANDOM.normal(size=(1, 5, 30, 50)).astype(np.float32)
+    found = Ranges("m")
+    found.add("t", values)
+    np.testing.assert_array_equal(found.histograms["t"].counts, histogram_of(values).counts)
+    found.add("nothing", values, np.zeros((30, 50), bool))
+    assert not found.histograms["nothing"].counts.any() and not found.means["nothing"].any()
 
 
 def test_no_image_at_all_is_an_error_and_never_random_data():

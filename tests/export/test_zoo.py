@@ -16,6 +16,8 @@ from fcn_deploy.export.build.engine import build_engine
 from fcn_deploy.export.build.parity import decided
 from fcn_deploy.export.build.profiles import default_profiles
 from fcn_deploy.export.build.targets.tensorrt_plan import build_plan
+from fcn_deploy.export.from_torch import every_size
+from fcn_deploy.export.from_torch import network as traced
 from fcn_deploy.export.graph.edit import metadata, opset
 from fcn_deploy.export.importer.import_model import import_model
 from fcn_deploy.export.importer.options import ImportOptions
@@ -81,8 +83,11 @@ def exported(tmp_path_factory):
             model = kept.get(name) or kept.setdefault(name, network(name))
             try:
                 with pytest.MonkeyPatch.context() as patch:
-                    for function in (from_torch.find_accepted_sizes, from_torch.expected_scores):
-                        patch.setattr(from_torch, function.__name__, once(name, function))
+                    for module, function in (
+                        (traced, traced.find_accepted_sizes),
+                        (every_size, every_size.expected_scores),
+                    ):
+                        patch.setattr(module, function.__name__, once(name, function))
                     card, _ = from_torch.export_module(
                         model, None, path, exporter=exporter, opset_version=version, name=name, options=options,
                         note=notes.append,

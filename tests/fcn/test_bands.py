@@ -195,3 +195,32 @@ def test_an_epoch_takes_crops_by_megapixels_and_reads_each_scene_once(tmp_path, 
     monkeypatch.setattr("fcn_deploy.calibration.datasets.REGION_PIXELS", 1000)  # read where they are cropped
     large = list(crops.batches(0))
     assert all(torch.equal(a, b) for pair in zip(first, large, strict=True) for a, b in zip(*pair, strict=True))
+
+
+def test_strict_refuses_values_that_are_not_the_networks_before_any_work(tmp_path):
+    """A 12-bit file among 8-bit ones: the last of the validation images, in training, evaluation and calibration."""
+    random = np.random.default_rng(0)
+    for split, count in (("train", 2), ("val", 2)):
+        for folder in (split, f"{split}annot"):
+            (tmp_path / "d" / folder).mkdir(parents=True)
+        for index in range(count):
+            image = random.integers(0, 256, (64, 64, 3), np.uint8)
+            if (split, index) == ("val", 1):
+                image = random.integers(0, 4000, (64, 64, 3), np.uint16)
+            tifffile.imwrite(tmp_path / "d" / split / f"{index}.tif", image, photometric="rgb")
+            Image.fromarray(random.integers(0, 2, (64, 64), np.uint8)).save(
+                tmp_path / "d" / f"{split}annot/{index}.png"
+            )
+    out = tmp_path / "m.safetensors"
+    train = ("train-fcn", "--data", tmp_path / "d", "-o", out, "--no-pretrained", "--width", "0.25", "--epochs", "1")
+    said = one_error(command(*train, "--strict", ok=2)).removeprefix("train-fcn: ")
+    assert "val/1.tif holds 16-bit values" in said and "(refused by --strict)" in said and not out.exists()
+    done = command(*train)  # without it, it is said
+    assert "val/1.tif holds 16-bit values" in done.stderr and out.exists()
+    evaluated = one_error(command("eval-fcn", out, "--data", tmp_path / "d", "--strict", ok=2))
+    assert evaluated == f"eval-fcn: {said}"
+    command("export-onnx", out, "-o", tmp_path / "m.onnx")
+    build = ("build-engine", tmp_path / "m.onnx", "-o", tmp_path / "m.engine", "--backend", "onnxruntime")
+    calibrated = one_error(command(*build, "--int8", "--calib", tmp_path / "d/val", "--strict", ok=2))
+    assert calibrated == f"build-engine: {said}" and not (tmp_path / "m.engine").exists()
+    assert "--strict is of the files of --calib" in one_error(command(*build, "--strict", ok=2))

@@ -7,7 +7,9 @@ from fcn_deploy.fcn import staged
 from fcn_deploy.fcn.backbones import NAMES
 from fcn_deploy.fcn.checkpoint import card_for
 from fcn_deploy.fcn.quantization import fake_quantized
-from fcn_deploy.fcn.staged import staged_network, torch_predictor
+from fcn_deploy.fcn.staged import staged_network
+from fcn_deploy.runtime.backends.onnxruntime import OnnxRuntimeSession
+from fcn_deploy.runtime.backends.openvino import OpenVinoSession
 from fcn_deploy.runtime.prepare import normalise
 from helpers import FAMILY, photo, random_network
 
@@ -43,14 +45,16 @@ def test_labels_in_stages_and_tiles_are_those_of_whole_logits(architecture, monk
     check(net.result(image, "labels"), whole_logits(model, card, image))
 
 
+@pytest.mark.parametrize("opens", [OnnxRuntimeSession, OpenVinoSession], ids=["onnxruntime", "openvino"])
 @pytest.mark.parametrize("architecture", [FAMILY[1], FAMILY[-1]], ids=["lite0", "dilated8"])
-def test_exported_for_validation_it_gives_the_same(architecture, monkeypatch):
+def test_exported_for_validation_it_gives_the_same(architecture, opens, monkeypatch):
     monkeypatch.setattr(staged, "TILE", 64)
     model = random_network(**architecture)
     card = card_for(model.architecture, tuple("abcde"))
-    predict = torch_predictor(model, card, exported=True)
+    net = staged_network(model, card, exported=True, opens=opens)
+    assert net.backend.name == ("openvino" if opens is OpenVinoSession else "onnxruntime")
     for size in ((141, 203), (1, 1), (64, 65)):
-        check(predict(photo(*size)), whole_logits(model, card, photo(*size)))
+        check(net.result(photo(*size), "labels"), whole_logits(model, card, photo(*size)))
 
 
 def test_what_cannot_be_exported_stays_in_pytorch(monkeypatch):
@@ -60,6 +64,12 @@ def test_what_cannot_be_exported_stays_in_pytorch(monkeypatch):
         net = staged_network(model, card, exported=True)
         assert net.backend.name == "PyTorch"
         check(net.result(photo(64, 96), "labels"), whole_logits(model, card, photo(64, 96)))
-    assert staged_network(model, card, exported=True).backend.name == "onnxruntime"
-    monkeypatch.setattr(staged, "find_spec", lambda name: None)
+    missing: set[str] = set()
+    real = staged.find_spec
+    monkeypatch.setattr(staged, "find_spec", lambda name: None if name in missing else real(name))
+    for absent, runs in (("", "openvino"), ("openvino", "onnxruntime"), ("onnxruntime", "PyTorch")):
+        missing.add(absent)
+        assert staged_network(model, card, exported=True).backend.name == runs
+    missing.clear()
+    missing.add("onnx")
     assert staged_network(model, card, exported=True).backend.name == "PyTorch"

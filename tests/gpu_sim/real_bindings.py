@@ -1,6 +1,7 @@
 """NVIDIA's own Python bindings of `tensorrt`, imported without its libraries, for a process of its own.
 
     python real_bindings.py FOLDER LIBRARIES api           prints {class: {member: names of its arguments}} as JSON
+    python real_bindings.py FOLDER LIBRARIES signatures    prints what signatures.json has of a version
     python real_bindings.py FOLDER LIBRARIES build ONNX    builds a plan by our code, and prints what is known of it
 
 FOLDER has the unpacked wheel, LIBRARIES what forward.c was compiled to. `tensorrt_rtx -` is that module, as installed.
@@ -44,6 +45,10 @@ def main() -> None:
         module = importlib.import_module(folder)
     if what == "api":
         print(json.dumps(api(module)), flush=True)
+    elif what == "signatures":
+        import signatures  # beside this file
+
+        print(json.dumps(signatures.of(module)), flush=True)
     else:
         print(json.dumps(build(module, Path(rest[0]))), flush=True)
     os._exit(0)  # destructors of what was never meant to be together

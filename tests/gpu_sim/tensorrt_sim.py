@@ -24,7 +24,7 @@ import threading
 import time
 import types
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,6 +32,7 @@ from pathlib import Path
 import numpy as np
 
 import gpu_sim
+from gpu_sim import signatures
 
 PLANS = "FCN_GPU_SIM_PLANS"  # a folder of plans for other processes: <sha256>.onnx and <sha256>.json
 ACTIVATION = 8  # bytes of activations per byte of float32 input
@@ -481,13 +482,31 @@ def _activations(shapes: list[tuple[int, ...]]) -> int:
     return -(-size // ALIGNMENT) * ALIGNMENT
 
 
+class _RtxAlone:
+    """A method that TensorRT for RTX has and TensorRT has not: absent while the stand-in is that of TensorRT."""
+
+    library = "tensorrt_rtx"  # whose stand-in was made last
+
+    def __init__(self, method: Callable) -> None:
+        self.method = method
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    def __get__(self, instance: object, owner: type) -> Callable:
+        if _RtxAlone.library != "tensorrt_rtx":
+            raise AttributeError(f"{owner.__name__!r} object has no attribute {self.name!r}")
+        return self.method if instance is None else self.method.__get__(instance, owner)
+
+
 class IRuntimeConfig:
     def __init__(self, logger: ILogger) -> None:
         self._logger = logger
         self._strategy = ExecutionContextAllocationStrategy.STATIC
         self._cache: IRuntimeCache | None = None
-        self.cuda_graph_strategy = CudaGraphStrategy.DISABLED
-        self.dynamic_shapes_kernel_specialization_strategy = DynamicShapesKernelSpecializationStrategy.LAZY
+        if _RtxAlone.library == "tensorrt_rtx":
+            self.cuda_graph_strategy = CudaGraphStrategy.DISABLED
+            self.dynamic_shapes_kernel_specialization_strategy = DynamicShapesKernelSpecializationStrategy.LAZY
 
     def set_execution_context_allocation_strategy(
         self, strategy: ExecutionContextAllocationStrategy = ExecutionContextAllocationStrategy.STATIC
@@ -497,13 +516,16 @@ class IRuntimeConfig:
     def get_execution_context_allocation_strategy(self) -> ExecutionContextAllocationStrategy:
         return self._strategy
 
+    @_RtxAlone
     def create_runtime_cache(self) -> "IRuntimeCache":
         return IRuntimeCache(self._logger)
 
+    @_RtxAlone
     def set_runtime_cache(self, cache: "IRuntimeCache | None" = None) -> bool:
         self._cache = cache
         return True
 
+    @_RtxAlone
     def get_runtime_cache(self) -> "IRuntimeCache | None":
         return self._cache
 
@@ -718,6 +740,7 @@ class IExecutionContext(_Reporting):
             return 0
         return _activations(list(self._shapes().values()))
 
+    @_RtxAlone
     def is_stream_capturable(self, stream: int) -> bool:
         return not self._unspecified() and self._usable("isStreamCapturable", stream) and self._key() in self._warm
 
@@ -784,8 +807,8 @@ class IExecutionContext(_Reporting):
                     _uses[:] = [use for use in _uses if use.context != id(self)]
                     _uses.append(_Use(id(self), self._given.memory, self._given.size, stream, number))
         self._warm.add(key)
-        if self._config.get_runtime_cache() is not None:
-            self._config.get_runtime_cache()._lines.add(repr((engine.name, key)).encode())
+        if self._config._cache is not None:
+            self._config._cache._lines.add(repr((engine.name, key)).encode())
         return True
 
     def _ordered(self, where: str, stream: int) -> bool:
@@ -827,10 +850,10 @@ _RTX_NAMES = ("CudaGraphStrategy", "DynamicShapesKernelSpecializationStrategy", 
 
 def module(name: str = "tensorrt_rtx") -> types.ModuleType:
     """The stand-in; named tensorrt it lacks what only TensorRT for RTX has at module level."""
-    made = types.ModuleType(name, "TensorRT on the simulated GPU")
+    made, _RtxAlone.library = types.ModuleType(name, "TensorRT on the simulated GPU"), name
     for one in _NAMES + (_RTX_NAMES if name == "tensorrt_rtx" else ()):
         setattr(made, one, globals()[one])
-    made.__version__ = "1.7.1.116" if name == "tensorrt_rtx" else "11.4.0"
+    made.__version__ = "1.7.1.116" if name == "tensorrt_rtx" else signatures.read("11")["version"]
     return made
 
 

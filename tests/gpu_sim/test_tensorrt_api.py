@@ -17,7 +17,7 @@ from fcn_deploy.export.importer.import_model import import_model
 from gpu_engines import ROOT
 from helpers import needs
 
-from gpu_sim import build
+from gpu_sim import build, signatures
 
 # Where TensorRT is called.
 SOURCES = (
@@ -101,6 +101,17 @@ def test_every_name_that_we_use_is_there_with_the_arguments_that_we_pass(binding
         and not any(overload in api[kind][member] for overload in rtx_api[kind][member])
     }  # fmt: skip
     assert not differing
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("version", WHEELS)
+def test_the_stand_ins_are_made_of_what_the_bindings_say(bindings, version):
+    found, kept = in_its_own_process(*bindings[version], "signatures"), signatures.read(version)
+    if found["version"] != kept["version"]:  # never of 10.12
+        pytest.skip(
+            f"{found['version']} is newer than signatures.json's {kept['version']}; README.md says how to renew it"
+        )
+    assert found == kept
 
 
 @pytest.mark.slow

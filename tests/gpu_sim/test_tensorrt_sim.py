@@ -4,6 +4,7 @@ import ctypes
 import inspect
 import json
 import math
+import operator
 import os
 import subprocess
 import sys
@@ -249,6 +250,35 @@ def test_every_name_is_the_real_modules():
     assert {name: int(one) for name, one in simulated.ILogger.Severity.__members__.items()} == {
         name: int(one) for name, one in real.ILogger.Severity.__members__.items()
     }
+
+
+@pytest.mark.parametrize("version", ["10.12", "10", "11"])
+def test_tensorrts_stand_in_has_the_names_and_arguments_of_nvidias_bindings_alone(version):
+    from gpu_sim import signatures, tensorrt_sim
+
+    known, checked = signatures.read(version)["classes"], 0
+    simulated = tensorrt_sim.module("tensorrt")
+    for name in (*tensorrt_sim._NAMES, "ILogger.Severity"):
+        kind = operator.attrgetter(name)(simulated)
+        if name not in known or name == "IHostMemory":  # a buffer, for which bytes stand in
+            continue
+        if known[name]["members"]:
+            assert {m: int(v) for m, v in kind.__members__.items()}.items() <= known[name]["members"].items(), name
+        for attribute in [one for one in dir(kind) if not one.startswith("_") and not known[name]["members"]]:
+            if attribute in ("Severity", *known["ILogger.Severity"]["members"]):
+                continue
+            value = inspect.getattr_static(kind, attribute)
+            if isinstance(value, tensorrt_sim._RtxAlone):
+                assert not hasattr(kind, attribute)
+                continue
+            assert attribute in known[name]["methods"] or attribute in known[name]["properties"], f"{name}.{attribute}"
+            if not inspect.isfunction(value) or attribute not in known[name]["methods"]:
+                continue
+            ours, checked = list(inspect.signature(value).parameters)[1:], checked + 1
+            takes = [[each for each, *_ in overload] for overload, _ in known[name]["methods"][attribute]]
+            assert ours in takes or all([one] in takes for one in ours), f"{name}.{attribute}{ours}"
+    assert checked > 20
+    tensorrt_sim.module("tensorrt_rtx")
 
 
 def test_dims_compare_as_the_real_ones():

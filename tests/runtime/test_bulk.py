@@ -124,6 +124,30 @@ def test_from_an_address_to_a_folder_and_back(net, memory, tmp_path):
     assert np.array_equal(np.asarray(Image.open(tmp_path / "out" / "x.png")), net.result(photo(22, 33)))
 
 
+def test_results_are_put_while_the_next_images_are_labelled(net, memory, monkeypatch):
+    """Nothing waits for a slow store but what is put there; all is there at the end, and records keep their order."""
+    for index in range(6):
+        memory.pipe(f"/in/{index}.png", png(photo(20 + index, 30)))
+    go, labelled, put = threading.Event(), [], memory.put_file
+
+    def files(sources, folder):
+        labelled.append(len(sources))
+        if len(labelled) == 2:
+            go.set()  # only now do the results of the first group go
+        yield from label_files(net, sources, folder)
+
+    def slow(source, target, **rest):
+        assert go.wait(60)
+        return put(source, target, **rest)
+
+    monkeypatch.setattr(memory, "put_file", slow)
+    records = label(net, ["memory://in"], "memory://out", label=files, together=2)
+    assert labelled == [2, 2, 2] and [each["size"][0] for each in records] == [20, 21, 22, 23, 24, 25]
+    for index in range(6):
+        expected = net.result(photo(20 + index, 30))
+        np.testing.assert_array_equal(labels_at(memory, f"/out/{index}.png"), expected)
+
+
 @pytest.mark.slow
 def test_a_full_disk_on_the_other_side_ends_the_run_and_loses_nothing(net, memory, monkeypatch):
     memory.pipe({f"/in/{i}.png": png(photo(20, 20 + i)) for i in range(9)})
@@ -379,13 +403,91 @@ def test_an_address_of_a_missing_package_says_what_to_install(monkeypatch):
         Store("gs://b")
 
 
-@pytest.mark.parametrize("words", [["--stats", "s.csv"], ["--polygons", "p.geojson"], ["--page", "all"]], ids=" ".join)
-def test_what_is_of_all_images_of_a_folder_is_refused_at_addresses(exports, tmp_path, words):
+@pytest.fixture
+def scenes(tmp_path):
+    """A folder with three images, one of which is broken, and what label-images makes of it on this machine."""
+    save_photos(tmp_path / "in", [(20, 30), (25, 31)])
+    (tmp_path / "in" / "broken.png").write_bytes(b"no image")
+    return tmp_path
+
+
+def rows_of(text: str, folder: str) -> list[str]:
+    return sorted(line.replace(folder, "") for line in text.splitlines())
+
+
+@pytest.mark.slow
+def test_statistics_and_polygons_at_addresses_are_those_of_a_folder(exports, s3, scenes):
+    """Of images in a bucket into files in it; of what an earlier run has labelled, too."""
+    needs("rasterio"), needs("pyogrio")
+    s3.mkdir("gathered")
+    for file in sorted((scenes / "in").iterdir()):
+        s3.put_file(str(file), f"gathered/in/{file.name}")
+    words = "infer", exports / "narrow.engine"
+    made = "--stats", scenes / "s.csv", "--polygons", scenes / "p.geojson"
+    command(*words, scenes / "in", "-o", scenes / "out", *made, ok=1)
+    expected = rows_of((scenes / "s.csv").read_text(), f"{scenes}/in/")
+    shapes = json.loads((scenes / "p.geojson").read_text())["features"]
+    assert len(expected) == 1 + 2 * 5 and shapes
+
+    def shown(features):
+        return sorted(json.dumps(each["geometry"]) + each["properties"]["name"] for each in features)
+
+    there = "--stats", "s3://gathered/all/s.csv", "--polygons", "s3://gathered/all/p.geojson"
+    for again in ((), ("--resume",)):  # which labels nothing, and makes both of what is there
+        done = command(*words, "s3://gathered/in", "-o", "s3://gathered/out", *there, *again, "--json", ok=1)
+        records = [json.loads(line) for line in done.stdout.splitlines()]
+        assert sum("skipped" in each for each in records[:-1]) == (2 if again else 0)
+        s3.invalidate_cache()
+        assert rows_of(s3.cat_file("gathered/all/s.csv").decode(), "s3://gathered/in/") == expected
+        assert shown(json.loads(s3.cat_file("gathered/all/p.geojson"))["features"]) == shown(shapes)
+    assert "exists already" in one_error(command(*words, "s3://gathered/in", "-o", "s3://gathered/new", *there, ok=2))
+    assert not s3.exists("gathered/new")
+
+
+def test_images_of_this_machine_have_statistics_at_an_address(exports, memory, scenes):
+    from fcn_deploy.runtime.labelling.products import Products
+
+    products = Products(stats="memory://b/s.csv")
+    with Network(exports / "narrow.engine", threads=1) as net:
+        list(label_files(net, [scenes / "in" / "0.png"], scenes / "out", products=products))
+        with pytest.raises(MisuseError, match=r"memory://b/s\.csv exists already"):
+            list(label_files(net, [scenes / "in" / "1.png"], scenes / "out", products=products))
+    assert memory.cat_file("/b/s.csv").decode().count("\n") == 6
+
+
+def test_statistics_that_cannot_be_put_are_one_line_and_labels_stay(net, memory, monkeypatch):
+    from fcn_deploy.runtime.labelling.gathered import gathering
+    from fcn_deploy.runtime.labelling.products import Products
+
+    def refuse(source, target, **rest):
+        if target.endswith(".csv"):
+            raise OSError("no space left")
+        return put(source, target, **rest)
+
+    memory.pipe("/in/a.png", png(photo(20, 30)))
+    put = memory.put_file
+    monkeypatch.setattr(memory, "put_file", refuse)
+    monkeypatch.setattr(objects, "TRIES", 1)
+    with pytest.raises(WriteError, match=r"memory:///all/s\.csv cannot be written: no space left"):
+        label(net, ["memory://in"], "memory://out", gather=gathering(Products(stats="memory://all/s.csv"), net.card))
+    assert memory.exists("/out/a.png") and not memory.exists("/all/s.csv")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--page", "all"], "--page all is of images and results of this machine"),
+        (["--stats", "memory://x/s.txt"], "name a file that ends in .csv"),
+        (["--stats", "memory://out/0.instances.csv"], "is an image or a result of this run"),
+        (["--stats", "s.csv", "--ray", "local"], "run it with --resume and without --ray afterwards"),
+        (["--stats", "s.csv", "--instances", "b", "--resume"], "would not be counted"),
+        (["--stats", "nosuch://x/s.csv"], "of a kind that fsspec does not know"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_what_cannot_be_made_of_objects_together_is_said_before_the_work(exports, tmp_path, words, said):
     save_photos(tmp_path / "in", [(20, 30)])
     done = command(
         "infer", exports / "narrow.engine", tmp_path / "in", "-o", "memory://out", *words, ok=2, cwd=tmp_path
     )
-    assert (
-        f"{' '.join(words).removesuffix(' s.csv').removesuffix(' p.geojson')} is of images and results of this machine"
-        in one_error(done)
-    )
+    assert said in one_error(done) and not (tmp_path / "s.csv").exists()

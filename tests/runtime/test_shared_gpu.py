@@ -15,25 +15,26 @@ from fcn_deploy import DeployError, Segmenter
 
 
 def captured(net):
-    return [key for key, graph in net.network.backend.network.graphs.items() if isinstance(graph, Graph)]
+    lanes = net.network.backend.lanes
+    return [batch for lane in lanes for batch, graph in lane.graphs.items() if isinstance(graph, Graph)]
 
 
 def during_capture(monkeypatch, net, action, times=1):
     """Do something in another thread while the Segmenter captures a graph, so many times."""
     network, done = net.network.backend.network, []
-    real = network._execute
+    real = network.execute
 
-    def execute(context):
+    def execute(context, stream):
         import gpu_sim
 
-        if gpu_sim.library().gpusim_stream(network.stream.handle) == 1 and len(done) < times:
+        if gpu_sim.library().gpusim_stream(stream.handle) == 1 and len(done) < times:
             done.append(None)
             thread = threading.Thread(target=action)
             thread.start()
             thread.join(20)
-        real(context)
+        real(context, stream)
 
-    monkeypatch.setattr(network, "_execute", execute)
+    monkeypatch.setattr(network, "execute", execute)
     return done
 
 
@@ -144,15 +145,15 @@ def test_a_call_that_is_interrupted_leaves_the_engine_usable(tensorrt_engine, gp
     with Segmenter(tensorrt_engine) as net, Segmenter(tensorrt_engine) as other:
         expected = other(image)
         network, calls = net.network.backend.network, []
-        real = network._execute
+        real = network.execute
 
-        def execute(context):
-            real(context)
+        def execute(context, stream):
+            real(context, stream)
             calls.append(None)
             if len(calls) == moment:
                 raise KeyboardInterrupt
 
-        monkeypatch.setattr(network, "_execute", execute)
+        monkeypatch.setattr(network, "execute", execute)
         interrupted = 0
         for _ in range(6):
             try:
@@ -168,7 +169,7 @@ def test_a_call_that_is_interrupted_leaves_the_engine_usable(tensorrt_engine, gp
 def test_after_warming_up_nothing_is_captured_any_more(tensorrt_engine, gpu):
     with Segmenter(tensorrt_engine) as net:
         net.warmup([(60, 90), (40, 50)])
-        assert len(captured(net)) == 2
+        assert len(captured(net)) == 4  # in each of two lanes
         gpu.log()
         net(photo(60, 90))
         net(photo(40, 50))

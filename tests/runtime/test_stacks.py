@@ -198,3 +198,39 @@ def test_the_command_takes_pages_and_channels(tmp_path):
         labels = np.asarray(Image.open(tmp_path / f"o/s.page{number}.png"))
         np.testing.assert_array_equal(labels, stack[number, 0] > 32767)
     assert "page 3, and" in one_error(command("infer", *words[:-1], "--page", "3", ok=1))
+
+
+@pytest.mark.parametrize("options", [{}, {"tile": (16, 16), "compression": "zlib"}], ids=["strips", "tiles"])
+def test_images_of_an_ome_file_follow_each_other(tmp_path, caplog, options):
+    """As of microscopes that write positions, or an overview and a stack, into one file."""
+    random = np.random.default_rng(0)
+    slices = random.integers(0, 65536, (3, *SIZE), np.uint16)
+    positions = random.integers(0, 65536, (2, 2, 50, 45), np.uint16)
+    path = tmp_path / "a.ome.tif"
+    with tifffile.TiffWriter(path, ome=True) as file:
+        file.write(slices, photometric="minisblack", metadata={"axes": "ZYX", "Name": "stack"}, **options)
+        for position in positions:
+            file.write(position, photometric="minisblack", metadata={"axes": "CYX"}, **options)
+    assert read_header(path).pages == 5
+    for page in range(3):
+        np.testing.assert_array_equal(read(path, card(1), page)[:, :, 0], slices[page])
+    for page in (3, 4):
+        header = read_header(path, page=page)
+        assert (header.size, header.bands) == ((50, 45), 2)
+        np.testing.assert_array_equal(read(path, card(2), page), np.moveaxis(positions[page - 3], 0, 2))
+    caplog.clear()
+    np.testing.assert_array_equal(read(path, card(1))[:, :, 0], slices[0])
+    assert f"{path} holds 5 images; only the first is used (see --page)" in caplog.text
+    with pytest.raises(MisuseError, match=r"page 5, and .* holds 5, counted from 0; choose another --page"):
+        read_header(path, page=5)
+
+
+def test_sizes_of_a_pyramid_are_no_images_of_an_ome_file(tmp_path):
+    array = photo(128, 160)
+    path = tmp_path / "a.ome.tif"
+    with tifffile.TiffWriter(path, ome=True) as file:
+        for _ in range(2):
+            file.write(array, photometric="rgb", subifds=1, tile=(32, 32), metadata={"axes": "YXS"})
+            file.write(array[::2, ::2], photometric="rgb", subfiletype=1, tile=(32, 32))
+    assert read_header(path).pages == 2
+    np.testing.assert_array_equal(read(path, card(3, "uint8"), 1), array)

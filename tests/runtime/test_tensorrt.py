@@ -7,7 +7,6 @@ import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,17 +14,15 @@ from fcn_deploy.export.build.config import BuildConfig
 from fcn_deploy.export.build.core import core_of, optimise_offline
 from fcn_deploy.runtime.backends import KERNELS_PTX
 from fcn_deploy.runtime.engine_file import EngineFile
-from fcn_deploy.runtime.manifest import COORDINATES, ROUNDINGS, Profile, Upsampling
-from fcn_deploy.runtime.prepare import padded_size, prepare
+from fcn_deploy.runtime.manifest import Profile
+from fcn_deploy.runtime.prepare import padded_size
 from fcn_deploy.runtime.upsampling import labels_from_scores
 from fcn_deploy.runtime.verify import verify
 from gpu_engines import KERNELS, ROOT, SIZES, changed, profiles_of, ready
 from helpers import needs, one_error, photo, save_photos, window
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from PIL import Image
 
-from fcn_deploy import DeployError, MisuseError, ModelCard, Segmenter
+from fcn_deploy import DeployError, MisuseError, Segmenter
 
 
 def sizes(count, seed=0, largest=(320, 416)):
@@ -52,7 +49,7 @@ def test_labels_equal_the_cpu_engines_at_200_sizes_across_profiles(gpu_engine, e
             found, expected = net(image), cpu(image)
             # The same core: only ties of the head may be broken otherwise.
             assert (found != expected).mean() < 1e-3, (height, width)
-        assert used == {0, 1, 2} and len(net.network.backend.network.contexts) == 3
+        assert used == {0, 1, 2} and len(net.network.backend.lanes[0].contexts) == 3
     assert gpu.counts()["allocations"] == gpu.counts()["pinned"] == gpu.counts()["contexts"] == 0
 
 
@@ -132,33 +129,132 @@ def test_thousands_of_calls_from_8_threads_leak_nothing(gpu_engine, exports, gpu
         assert not errors and not gpu.misuse()
         for name in ("allocations", "bytes", "pinned", "pinned_bytes", "streams", "events", "modules"):
             assert after[name] == before[name], name
-        assert len(net.network.backend.network.contexts) <= 3
-        assert after["graph_execs"] <= 16 and len(net.network.backend.network.graphs) <= 16
-        if net.network.manifest.gpu.library == "tensorrt":
-            assert after["graph_execs"] > 0
+        lanes = net.network.backend.lanes
+        assert all(len(lane.contexts) <= 3 and len(lane.graphs) <= 16 for lane in lanes)
+        assert 0 < after["graph_execs"] <= 32
 
 
-def test_a_shape_already_seen_takes_two_copies_two_kernels_and_one_launch(gpu_engine, gpu):
+def calls_of(gpu, work):
+    """What `work` does on the GPU: names of copies, kernels, networks and graphs, and all that was called."""
+    gpu.clear()
+    gpu.log(True)
+    work()
+    gpu.log(False)
+    names = ("cuMemcpyHtoDAsync", "cuMemcpyDtoHAsync", "cuLaunchKernel", "gpusim_launch_task", "cuGraphLaunch")
+    return [call.name for call in gpu.calls() if call.name in names], gpu.calls()
+
+
+def test_a_size_already_seen_takes_one_graph_launch_and_nothing_else(gpu_engine, gpu):
     with Segmenter(gpu_engine) as net:
         image = photo(150, 170)
         for _ in range(4):
-            net(image)
-        gpu.clear()
-        gpu.log(True)
-        net(image)
-        gpu.log(False)
-        names = [call.name for call in gpu.calls()]
-        uploads = [call for call in gpu.calls() if "HtoD" in call.name]
-        downloads = [call for call in gpu.calls() if "DtoH" in call.name]
-        kernels = gpu.calls("cuLaunchKernel")
-        assert [call.bytes for call in uploads] == [image.nbytes] and [call.bytes for call in downloads] == [150 * 170]
-        assert not any(call.detail == "pageable" for call in (*uploads, *downloads))
-        assert len(kernels) == 2 and "prepare" in kernels[0].detail and "label" in kernels[1].detail
-        assert sum(name in ("gpusim_launch_task", "cuGraphLaunch") for name in names) == 1
-        if net.network.manifest.gpu.library == "tensorrt":
-            assert "cuGraphLaunch" in names
+            expected = net(image)
+        found = []
+        launched, calls = calls_of(gpu, lambda: found.append(net(image)))
+        np.testing.assert_array_equal(found[0], expected)
+        assert launched == ["cuGraphLaunch"]
+        names = [call.name for call in calls]
         assert not [name for name in names if "Alloc" in name or "Free" in name or name.startswith("cuCtxSync")]
-        assert len({uploads[0].stream, kernels[0].stream}) == 2  # copies overlap what is computed
+        # Another size that is padded likewise comes by the same graph.
+        assert calls_of(gpu, lambda: net(photo(129, 161)))[0] == ["cuGraphLaunch"]
+
+
+def test_a_new_size_takes_two_copies_three_kernels_and_one_network(gpu_engine, gpu):
+    with Segmenter(gpu_engine) as net:
+        net(photo(150, 170))  # of the same profile, and as large
+        launched, calls = calls_of(gpu, lambda: net(photo(100, 170)))
+        assert launched == [
+            "cuMemcpyHtoDAsync", "cuLaunchKernel", "gpusim_launch_task", "cuLaunchKernel", "cuLaunchKernel",
+            "cuMemcpyDtoHAsync",
+        ]  # fmt: skip
+        kernels = [call.detail.split("_")[0] for call in calls if call.name == "cuLaunchKernel"]
+        assert kernels == ["prepare", "best", "label"]
+        assert not any(call.detail == "pageable" for call in calls)
+        up, down = (next(call.bytes for call in calls if direction in call.name) for direction in ("HtoD", "DtoH"))
+        # The padded image with its labels' places, and the labels: 16 bytes for the sizes, and for each row and column.
+        assert (up, down) == (128 * 192 * 3 + 16 * (1 + 128 + 192), 128 * 192)
+
+
+def test_a_batch_of_small_images_takes_a_quarter_of_the_launches_and_copies_or_less(gpu_engine, gpu):
+    """Of what an image alone took before there were batches: two copies, two kernels and a network, or its graph."""
+    images = [photo(90 + index % 7, 65 + index % 32, index) for index in range(8)]  # of one padded size
+    with Segmenter(gpu_engine) as net:
+        assert net.network.manifest.gpu.profiles[0].batch == 4
+        expected = [net(image) for image in images]
+        backend = net.network.backend
+        for launches in (2 * 6, 2 * 6, 2, 2):  # as it is, in a context of its own, captured and by its graph
+            found = []
+            launched, _ = calls_of(gpu, lambda found=found: found.extend(backend.labels(images)))
+            assert len(launched) <= launches, launched
+            for labels, each in zip(found, expected, strict=True):
+                np.testing.assert_array_equal(labels, each)
+        assert len(launched) / len(images) <= 0.25 * 5
+
+
+def test_a_stream_batches_small_images_of_equal_padded_size_where_that_pays(gpu_engine, gpu):
+    from fcn_deploy.runtime.network import BatchCost
+
+    images = [photo(90 + index % 7, 65 + index % 32, index) for index in range(32)]
+    with Segmenter(gpu_engine) as net:
+        expected = [net(image) for image in images]
+        net.network.batch_costs[96, 96] = BatchCost([2.0] * 8, [1.0] * 8, True, net.network.backend.first_runs - 1)
+        found = []
+        list(net.map(images))  # graphs are captured
+        list(net.map(images))
+        launched, _ = calls_of(gpu, lambda: found.extend(net.map(images)))
+        for labels, each in zip(found, expected, strict=True):
+            np.testing.assert_array_equal(labels, each)
+        assert len(launched) <= 0.25 * 5 * len(images), launched
+        del net.network.batch_costs[96, 96]
+        np.testing.assert_array_equal(list(net.map(images[:16]))[3], expected[3])  # measured, in turns
+        assert net.network.batch_costs[96, 96].equal is True
+
+
+def test_without_memory_for_two_lanes_one_has_it_all(rtx_engine, gpu):
+    with Segmenter(rtx_engine) as net:
+        image, other = photo(320, 416), photo(40, 50)
+        expected, small = net(image), net(other)
+        gpu.set_memory(gpu.counts()["bytes"] + 300_000)
+        errors = []
+
+        def work(index):
+            try:
+                for _ in range(8):
+                    np.testing.assert_array_equal(net(image if index < 4 else other), expected if index < 4 else small)
+            except Exception as error:
+                errors.append(error)
+
+        threads = [threading.Thread(target=work, args=(index,)) for index in range(6)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+        assert not errors and not any(thread.is_alive() for thread in threads)
+    gpu.clear()  # what did not fit was refused, as it should be
+
+
+def test_calls_of_two_threads_share_no_stream(rtx_engine, gpu):
+    with Segmenter(rtx_engine) as net:
+        net.warmup([(60, 90)])
+        ready = threading.Barrier(2)
+        real = net.network.backend._labels_of
+
+        def together(*arguments):
+            ready.wait(20)
+            return real(*arguments)
+
+        net.network.backend._labels_of = together
+        threads = [threading.Thread(target=net, args=(photo(60, 90),)) for _ in range(2)]
+
+        def work():
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join(20)
+
+        launched, calls = calls_of(gpu, work)
+        assert launched == ["cuGraphLaunch"] * 2
+        assert len({call.stream for call in calls if call.name == "cuGraphLaunch"}) == 2
 
 
 def test_graphs_are_bounded_and_the_oldest_goes(gpu_engine, gpu):
@@ -168,15 +264,18 @@ def test_graphs_are_bounded_and_the_oldest_goes(gpu_engine, gpu):
         kernels = {name: file.read(name) for name in file.manifest.members if name.startswith("kernels")}
         backend = TensorRTBackend(file.manifest, file.read("stage-0.plan"), kernels, graphs=2)
     try:
+        lane, other = backend.lanes
         for width in (128, 96, 64, 32, 160):
             for _ in range(4):
-                backend.labels(photo(32, width))
-            if width == 32 and backend.gpu.library == "tensorrt":
-                assert [key[1] for key in backend.network.graphs] == [(32, 64), (32, 32)]
-            assert len(backend.network.graphs) <= 2 and gpu.counts()["graph_execs"] <= 2
-        if backend.gpu.library == "tensorrt":
-            # The last one is larger than all before: buffers grew, whose old addresses the graphs had.
-            assert [key[1] for key in backend.network.graphs] == [(32, 160)]
+                backend.labels([photo(32, width)])
+            if not lane.graphs:
+                lane, other = other, lane
+            if width == 32:
+                assert [batch.padded for batch in lane.graphs] == [(32, 64), (32, 32)]
+            assert len(lane.graphs) <= 2 and gpu.counts()["graph_execs"] <= 2
+        # The last one is larger than all before: buffers grew, whose old addresses the graphs had.
+        assert [batch.padded for batch in lane.graphs] == [(32, 160)]
+        assert not other.graphs and not other.held  # calls of one thread take one lane
     finally:
         backend.close()
 
@@ -296,9 +395,10 @@ def test_a_gpu_that_failed_says_so_at_every_later_call(rtx_engine, gpu, monkeypa
     def broken(*arguments):
         raise cuda.Error("cuStreamSynchronize failed: an illegal memory access was encountered")
 
-    monkeypatch.setattr(net.network.backend.network, "enqueue", broken)
+    lane = net.network.backend.lanes[0]
+    monkeypatch.setattr(lane, "labels", broken)
     with monkeypatch.context() as patched:
-        patched.setattr(net.network.backend.network, "settle", broken)
+        patched.setattr(lane, "settle", broken)
         with pytest.raises(DeployError, match="the GPU failed while it ran"):
             net(photo(40, 50))
     monkeypatch.undo()
@@ -401,103 +501,3 @@ def test_a_package_that_is_missing_is_named_with_how_to_install_it(rtx_engine, g
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(DeployError, match=re.escape(said)):
         Segmenter(rtx_engine)
-
-
-# The kernels against NumPy
-
-
-@pytest.fixture
-def kernels(gpu):
-    import pycuda.driver as cuda
-
-    gpu.load_kernels(KERNELS)
-    from fcn_deploy.export.build.targets.kernels import compile_kernels
-
-    context = cuda.Device(0).retain_primary_context()
-    context.push()
-    yield Launcher(cuda, cuda.module_from_buffer(compile_kernels([])[KERNELS_PTX]))
-    cuda.Context.pop()
-
-
-class Launcher:
-    """Runs a kernel on arrays: those of `out` are written and returned."""
-
-    def __init__(self, cuda, module):
-        self.cuda, self.module = cuda, module
-
-    def __call__(self, name, formats, grid, out, *arguments):
-        held, places = [], []
-        for argument in arguments:
-            if isinstance(argument, np.ndarray):
-                held.append((self.cuda.mem_alloc(max(argument.nbytes, 1)), argument))
-                self.cuda.memcpy_htod(held[-1][0], np.ascontiguousarray(argument))
-                places.append(int(held[-1][0]))
-            else:
-                places.append(argument)
-        function = self.module.get_function(name)
-        function.prepare(formats)
-        function.prepared_call(grid, (32, 8, 1), *places)
-        memory = next(memory for memory, array in held if array is out)
-        found = np.empty_like(out)
-        self.cuda.memcpy_dtoh(found, memory)
-        for memory, _ in held:
-            memory.free()
-        return found
-
-
-@pytest.mark.parametrize("dtype", ["uint8", "uint16", "int16", "float32"])
-@pytest.mark.parametrize("input_type", ["float32", "float16"])
-def test_the_prepare_kernel_equals_numpy_bit_for_bit(kernels, dtype, input_type):
-    random = np.random.default_rng(0)
-    for channels, height, width in ((3, 37, 50), (1, 1, 1), (5, 64, 32)):
-        mean, std = tuple(random.uniform(50, 150, channels)), tuple(random.uniform(20, 90, channels))
-        card = ModelCard(("a", "b"), channels=channels, dtype=dtype, mean=mean, std=std, size_multiple=32)
-        image = (random.random((height, width, channels)) * 255 - 99 * (dtype == "int16")).astype(dtype)
-        if dtype == "float32":
-            image[0, 0, 0] = 1e-6 * std[0] + mean[0]  # a subnormal float16
-            image[-1, -1, 0] = 1e9  # infinite in float16
-        with np.errstate(over="ignore"):
-            expected = prepare(image, card)[0].astype(input_type)
-        factors = [np.float32([1 / s for s in std]), np.float32([m / s for m, s in zip(mean, std, strict=True)])]
-        out = np.full_like(expected, 7)
-        padded = expected.shape[1:]
-        found = kernels(f"prepare_{dtype}_{input_type}", "PPPPiiiii", (-(-padded[1] // 32), -(-padded[0] // 8)), out,
-                        image, out, *factors, channels, height, width, *padded)  # fmt: skip
-        np.testing.assert_array_equal(found, expected)
-
-
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(data=st.data())
-def test_the_label_kernel_equals_the_exact_head(kernels, data):
-    mode = data.draw(st.sampled_from(["linear", "nearest", "none"]))
-    rows, columns = (data.draw(st.integers(1, 9)) for _ in range(2))
-    factor = data.draw(st.sampled_from([(8.0, 8.0), (4.0, 16.0), (2.5, 3.3), (1.0, 1.0), None]))
-    head = Upsampling(mode, data.draw(st.sampled_from(COORDINATES)), factor, data.draw(st.sampled_from(ROUNDINGS)))
-    if mode == "none":
-        head, padded = replace(head, factor=None), (rows, columns)
-    else:
-        vertical, horizontal = factor or (7, 5.5)
-        padded = int(rows * vertical), int(columns * horizontal)
-    size = tuple(data.draw(st.integers(1, side)) for side in padded)
-    single = data.draw(st.booleans())
-    classes = 1 if single else data.draw(st.integers(2, 300))
-    card = ModelCard(("a", "b"), activation="sigmoid", threshold=0.7) if single else ModelCard(
-        tuple(str(n) for n in range(classes)))  # fmt: skip
-    kind = data.draw(st.sampled_from(["float32", "float16"]))
-    random = np.random.default_rng(data.draw(st.integers(0, 1000)))
-    scores = random.normal(size=(classes, rows, columns)).astype(kind)
-    expected = labels_from_scores(window(scores, padded, size), head, card)
-    from fcn_deploy.runtime.backends.tensorrt import _codes
-
-    factor = head.factor or (padded[0] / rows, padded[1] / columns)
-    full = padded if head.factor is None else (int(rows * factor[0]), int(columns * factor[1]))
-    out = np.full(size, 77, card.label_dtype)
-    low, high, share = (np.zeros(sum(size), kind) for kind in (np.int32, np.int32, np.float32))
-    for filled in (low, high, share):  # each launch gives back one of the three
-        filled[:] = kernels("positions", "PPPiiiiddiiiii", (-(-sum(size) // 32), 1), filled, low, high, share,
-                            rows, columns, *full, *factor, *size, *_codes(head))  # fmt: skip
-    found = kernels(f"label_{kind}_{card.label_dtype}", "PPPPPiiiiiiif", (-(-size[1] // 32), -(-size[0] // 8)), out,
-                    scores, out, low, high, share, classes, rows, columns, *size, int(mode == "linear"), int(single),
-                    card.score_threshold if single else 0.0)  # fmt: skip
-    differs = found != expected
-    assert differs.mean() <= 0.02 and differs.sum() <= 2  # ties, which sums in another order break otherwise

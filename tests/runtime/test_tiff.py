@@ -5,9 +5,11 @@ import struct
 import numpy as np
 import pytest
 import tifffile
+from fcn_deploy.runtime.images import tiff_chunks
 from fcn_deploy.runtime.images.header import read_header
 from fcn_deploy.runtime.images.read import read_image
 from fcn_deploy.runtime.images.regions import open_regions
+from fcn_deploy.runtime.images.tiff_chunks import Chunks
 from helpers import photo
 
 from fcn_deploy import DeployError, MisuseError, ModelCard
@@ -210,3 +212,46 @@ def test_tiles_far_larger_than_their_image_are_refused(tmp_path):
     (tmp_path / "i.tif").write_bytes(content)
     with pytest.raises(DeployError, match="tiles of 65520×65520 pixels"):
         read_image(tmp_path / "i.tif", RGB)
+
+
+@pytest.mark.parametrize("separate", [False, True], ids=["contig", "planes"])
+def test_regions_read_side_by_side_decode_each_tile_once_and_ahead(tmp_path, monkeypatch, separate):
+    pixels = np.random.default_rng(0).integers(0, 4000, (150, 230, 2), np.uint16)
+    stored = np.moveaxis(pixels, 2, 0) if separate else pixels
+    planar = "separate" if separate else "contig"
+    file = tmp_path / "a.tif"
+    tifffile.imwrite(file, stored, tile=(32, 32), compression="zlib", photometric="minisblack", planarconfig=planar)
+    monkeypatch.setattr(tiff_chunks.os, "cpu_count", lambda: 2)
+    tiff_chunks._decoders.cache_clear()
+    with tifffile.TiffFile(file) as opened:
+        chunks = Chunks(file, opened.pages[0], opened.pages[0])
+        decoded: list[int] = []
+        decode = chunks._decode
+        monkeypatch.setattr(chunks, "_decode", lambda index, data: decoded.append(index) or decode(index, data))
+        begun = 0
+        for top in range(0, 150, 48):
+            for left in range(0, 230, 64):
+                # With a halo, as tiles of a network are read.
+                where = max(top - 8, 0), min(top + 56, 150), max(left - 8, 0), min(left + 72, 230)
+                needed = {chunks._index(place) for place in chunks._places(*where)}
+                begun += bool(needed) and needed <= set(chunks.decoded)
+                np.testing.assert_array_equal(chunks.read(*where), pixels[where[0] : where[1], where[2] : where[3]])
+        assert begun >= 8, "most regions find their tiles in work"
+        assert len(decoded) == len(set(decoded)) == len(opened.pages[0].dataoffsets)
+    tiff_chunks._decoders.cache_clear()
+
+
+def test_a_damaged_tile_ahead_is_told_when_it_is_asked_for(tmp_path):
+    file = tmp_path / "a.tif"
+    tifffile.imwrite(file, np.zeros((32, 160), np.uint16), tile=(32, 32), compression="zlib")
+    with tifffile.TiffFile(file) as opened:
+        offset, count = opened.pages[0].dataoffsets[3], opened.pages[0].databytecounts[3]
+    data = bytearray(file.read_bytes())
+    data[offset : offset + count] = bytes(count)
+    file.write_bytes(data)
+    with tifffile.TiffFile(file) as opened:
+        chunks = Chunks(file, opened.pages[0], opened.pages[0])
+        for left in (0, 32, 64):
+            assert not chunks.read(0, 32, left, left + 32).any()
+        with pytest.raises(DeployError, match=r"cannot read rows 0 to 31 of .*is it damaged\?"):
+            chunks.read(0, 32, 96, 128)

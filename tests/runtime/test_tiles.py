@@ -50,7 +50,7 @@ def test_scores_of_stages_in_any_tiles_are_those_of_the_whole_image_from_any_row
         return blur(part[None], reach, shrink)
 
     start = data.draw(st.integers(0, padded[0] - 1))
-    bands = list(score_bands(grids, strides, first, [lambda part: blur(part, again, 2)[0]], start))
+    bands = list(score_bands(grids, strides, first, [lambda part, *_: blur(part, again, 2)[0]], start))
     top = bands[0][0]
     assert top <= start < top + grids[1].tile[0] and bands[-1][1] == padded[0]
     np.testing.assert_array_equal(

@@ -1,15 +1,18 @@
 """Engines for CPUs: stages, INT8 on pixels, and the library and tiles that are measured fastest here."""
 
+import logging
 import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import onnx
 from fcn_deploy.calibration.report.engine_report import Accuracy, EngineReport
-from fcn_deploy.export.build.autotune import TILES, Candidate, Timing, choose, fastest_tile, tune
+from fcn_deploy.export.build.autotune import TILES, Candidate, Timing, choose, fastest_tile, measure, tune
 from fcn_deploy.export.build.config import TuningOptions
+from fcn_deploy.export.build.cut_passes import NO_PASSES, cut_passes
 from fcn_deploy.export.build.cut_stages import Part, cut_core, members_of
 from fcn_deploy.export.build.draft import Draft
 from fcn_deploy.export.build.golden import golden_sample
@@ -18,14 +21,19 @@ from fcn_deploy.export.build.parity import compare_each
 from fcn_deploy.export.build.report_parts import candidate_reports, stage_reports
 from fcn_deploy.export.build.targets.job import BuildJob
 from fcn_deploy.export.passes.raw_input import raw_input
+from fcn_deploy.export.passes.space_to_depth import space_to_depth
 from fcn_deploy.export.quantization.class_drops import Judgement
 from fcn_deploy.export.quantization.mixed_precision import MixedPrecision
+from fcn_deploy.runtime.backends.openvino import has_bfloat16, installed
+from fcn_deploy.runtime.errors import DeployError
 from fcn_deploy.runtime.golden_sample import GOLDEN, golden_difference
 from fcn_deploy.runtime.latency import TIMED_SIZES
 from fcn_deploy.runtime.model_card import ModelCard
 from fcn_deploy.runtime.network import Network
 from fcn_deploy.runtime.noise_image import natural_noise
 from onnx import ModelProto
+
+log = logging.getLogger(__name__)
 
 FIXED_SIZES = 3  # so many at most in --sizes are taken to be those of fixed cameras, which come again and again
 STRIP_CELLS = 6  # at the coarsest stride: as many as make kernels of INT8 convolutions take their path for strips
@@ -34,15 +42,18 @@ TILED_SIZE = (1536, 1536)  # of the image that tiles are tried on
 
 def build(job: BuildJob, report: EngineReport) -> Draft:
     """The fastest way to run this network here whose results hold. Raises DeployError where none does."""
-    drafts = {job.float_draft.manifest.precision: job.float_draft}
+    drafts, passes = {job.float_draft.manifest.precision: job.float_draft}, report.passes
     if job.mixed is not None:
-        drafts["int8"] = _int8_draft(job, job.mixed, report)
+        low = _bfloat16_draft if job.precision == "bf16" else _int8_draft
+        drafts[job.precision] = low(job, job.mixed, report)
     report.core_bytes = {job.precision: drafts[job.precision].core_bytes}
     choice = _Choice(job, drafts)
     timings, chosen = choice.made()
     job.say("measuring its working memory")
     draft = with_measured_memory(choice.draft(chosen), chosen.threads)
     report.precision, report.backend = chosen.precision, chosen.backend
+    if chosen.precision in drafts and drafts[chosen.precision] is job.float_draft:
+        report.passes = passes
     report.candidates = candidate_reports(timings, chosen)
     report.latency_ms = timings[chosen].milliseconds
     report.stages = stage_reports(draft.manifest.stages)
@@ -51,11 +62,31 @@ def build(job: BuildJob, report: EngineReport) -> Draft:
     return draft
 
 
+def check_bfloat16() -> None:
+    """Raise DeployError where this machine cannot judge, or time, a network in bfloat16."""
+    if not installed():
+        raise DeployError("--bf16 on the CPU is run by OpenVINO; run: pip install 'fcn-deploy[openvino]'")
+    if not has_bfloat16():
+        raise DeployError(
+            "--bf16: this CPU has no bfloat16 (AVX-512 BF16 or AMX), so its labels and speed cannot be measured here; "
+            "build on a CPU that has it, or use --int8"
+        )
+
+
+def _bfloat16_draft(job: BuildJob, mixed: MixedPrecision, report: EngineReport) -> Draft:
+    """The float32 core, which OpenVINO runs in bfloat16: it rounds weights and features as it opens the engine."""
+    before = job.float_draft
+    golden = golden_sample([job.core.model], before.manifest.card, "bf16")
+    return Draft(replace(before.manifest, precision="bf16", backend="openvino"), {**before.members, GOLDEN: golden})
+
+
 def _int8_draft(job: BuildJob, mixed: MixedPrecision, report: EngineReport) -> Draft:
     """The quantized core in stages, the first of which reads pixels where that costs no more than is allowed."""
     card = job.float_draft.manifest.card
-    manifest = replace(job.float_draft.manifest, precision=job.precision)
-    parts = cut_core(mixed.core, card)
+    parts = cut_core(mixed.core, card, job.config.stages)
+    passes = cut_passes(mixed.core, replace(card, whole="")) if card.whole else NO_PASSES
+    manifest = replace(job.float_draft.manifest, precision=job.precision, pooled=passes.pooled)
+    report.passes = passes.reason or None
     if (changed := on_pixels(parts, job.float_core, card, mixed.image_mean)) is not None:
         tried = Draft(replace(manifest, stages=tuple(part.stage for part in changed)), members_of(changed))
         with tried.opened(job.config.threads) as net:
@@ -66,13 +97,14 @@ def _int8_draft(job: BuildJob, mixed: MixedPrecision, report: EngineReport) -> D
             report.accuracy = mixed.accuracy
     golden = golden_sample([part.model for part in parts], card, "int8", border=parts[0].stage.border)
     stages = tuple(part.stage for part in parts)
-    return Draft(replace(manifest, stages=stages), members_of(parts) | {GOLDEN: golden})
+    return Draft(replace(manifest, stages=stages), members_of(parts) | passes.members | {GOLDEN: golden})
 
 
 def _judged(mixed: MixedPrecision, found: Judgement) -> Accuracy:
     """The accuracy of a core as it was judged last."""
     gate, drop = mixed.gate, round(mixed.gate.drop(found.value), 4)
-    return replace(mixed.accuracy, int8=found.value, drop_points=drop, class_drops=gate.class_drops(found))
+    value: dict[str, Any] = {mixed.accuracy.precision: found.value}
+    return replace(mixed.accuracy, drop_points=drop, class_drops=gate.class_drops(found), **value)
 
 
 def on_pixels(
@@ -85,11 +117,25 @@ def on_pixels(
     return (Part(replace(parts[0].stage, border=raw.border), raw.model), *parts[1:])
 
 
+def on_blocks(draft: Draft) -> Draft | None:
+    """An INT8 engine whose first stage takes squares of pixels as channels; None where that cannot be."""
+    first, *others = draft.manifest.stages
+    if first.border is None:
+        return None
+    found = space_to_depth(onnx.load_from_string(draft.members[first.file]), first.border)
+    if found.why_not:
+        return None
+    stages = (replace(first, border=found.border, block=found.block), *others)
+    members = {**draft.members, first.file: found.model.SerializeToString()}
+    return Draft(replace(draft.manifest, stages=stages), members)
+
+
 class _Choice:
     """Candidates to run the network by, and which of them may be used.
 
     Attributes:
         accuracy: library → what INT8 costs by its own kernels.
+        on_blocks: libraries that run INT8 faster where its first stage takes squares of pixels as channels.
     """
 
     def __init__(self, job: BuildJob, drafts: dict[str, Draft]) -> None:
@@ -97,7 +143,14 @@ class _Choice:
         self.tuning = job.config.tuning or TuningOptions()
         self.card = job.float_draft.manifest.card
         mixed = job.mixed
-        self.accuracy = {} if mixed is None else {"onnxruntime": mixed.accuracy}
+        self.accuracy = {} if mixed is None or "bf16" in drafts else {"onnxruntime": mixed.accuracy}
+        # Few sizes that were named stay; others change from image to image.
+        fixed = job.config.latency_sizes and len(job.config.latency_sizes) <= FIXED_SIZES
+        self.step = 0 if fixed else self.card.size_multiple
+        self.sizes = job.config.latency_sizes or TIMED_SIZES
+        self.blocks = on_blocks(drafts["int8"]) if mixed is not None and "int8" in drafts else None
+        self.tiles: dict[str, int | None] = {}
+        self.on_blocks = {backend for backend in self.tuning.backends if self._faster_on_blocks(backend)}
         self.tiles = self._tiles()
 
     @property
@@ -111,24 +164,55 @@ class _Choice:
         fastest = config.quantization.fastest
         # float32 by the other libraries is compared with where it may be kept.
         candidates = [
-            Candidate(backend, precision, config.threads)
+            Candidate(backend, precision, config.threads, precision == "int8" and backend in self.on_blocks)
             for precision in self.precisions
-            for backend in (self.tuning.backends if precision == asked_for or fastest else self.tuning.backends[:1])
+            for backend in self._backends(precision, precision == asked_for or fastest)
         ]
-        sizes = config.latency_sizes or TIMED_SIZES
-        images = {f"{height}x{width}": natural_noise(height, width, self.card, 0) for height, width in sizes}
-        # Few sizes that were named stay; others change from image to image.
-        fixed = config.latency_sizes and len(config.latency_sizes) <= FIXED_SIZES
+        images = {f"{height}x{width}": natural_noise(height, width, self.card, 0) for height, width in self.sizes}
         return tune(
             self.open,
             self.check,
             candidates,
             images,
             self.tuning,
-            step=0 if fixed else self.card.size_multiple,
+            step=self.step,
             among=lambda candidate: fastest or candidate.precision == asked_for,
             say=self.job.say,
         )
+
+    def _backends(self, precision: str, kept: bool) -> tuple[str, ...]:
+        """Libraries to run a precision by: the preferred one, where it is only compared with what may be `kept`."""
+        if precision == "bf16":
+            return ("openvino",)
+        return self.tuning.backends if kept or "bf16" in self.drafts else self.tuning.backends[:1]
+
+    def _faster_on_blocks(self, backend: str) -> bool:
+        """Whether a library runs the INT8 engine faster on squares of pixels.
+
+        Sums are the same integers. Of a library that the gate has judged scores must be equal; of one that it has yet
+        to judge they may round otherwise, as those of the golden sample do.
+        """
+        if self.blocks is None:
+            return False
+        self.job.say(f"trying squares of pixels as channels on {backend}")
+        threads = self.job.config.threads
+        pair = (Candidate(backend, "int8", threads), Candidate(backend, "int8", threads, on_blocks=True))
+        height, width = sorted(self.sizes, key=math.prod)[len(self.sizes) // 2]
+        image = natural_noise(height, width, self.card, 0)
+        try:
+            with self.open(pair[0]) as plain, self.open(pair[1]) as squares:
+                if backend in self.accuracy:
+                    same = np.array_equal(plain.scores(image), squares.scores(image))
+                else:
+                    same = golden_difference(squares, self.blocks.members[GOLDEN]).passed
+                if not same:
+                    log.warning("%s: squares of pixels as channels give other scores, and are not used", backend)
+                    return False
+                calls = {pair[0]: plain.result, pair[1]: squares.result}
+                timings = measure(calls, {f"{height}x{width}": image}, self.tuning.seconds / 4, step=self.step)
+        except DeployError:  # a size that memory does not hold, or a library that refuses it: others say so
+            return False
+        return choose(timings).on_blocks
 
     def _tiles(self) -> dict[str, int | None]:
         """Precision → side of the tiles that ONNX Runtime runs faster than a larger whole; None where none are."""
@@ -146,6 +230,8 @@ class _Choice:
     def draft(self, candidate: Candidate) -> Draft:
         """The engine that says that a candidate runs it."""
         before = self.drafts[candidate.precision]
+        if candidate.on_blocks and self.blocks is not None:
+            before = self.blocks
         first, *others = before.manifest.stages
         # OpenVINO prepares kernels anew for each shape, and tiles have several.
         tile = self.tiles.get(candidate.precision) if candidate.backend == "onnxruntime" else None
@@ -169,16 +255,17 @@ class _Choice:
         found = gate.measure_run(net.scores)
         self.accuracy[candidate.backend] = _judged(mixed, found)
         if not gate.holds(found):
-            return f"by its kernels: {gate.lost(found)}"
+            return f"{candidate.precision} by its kernels: {gate.lost(found)}"
         # Otherwise verify-engine would reject, on this very machine, what was built here.
-        golden = golden_difference(net, self.drafts["int8"].members[GOLDEN])
+        draft = self.drafts[candidate.precision]
+        golden = golden_difference(net, draft.members[GOLDEN])
         if not golden.passed:
             return f"its scores of the golden sample differ by {golden.difference:.1%} of their range"
-        return _errs_on_strips(net, self.drafts["int8"])
+        return _errs_on_strips(net, draft)
 
 
 def _errs_on_strips(net: Network, draft: Draft) -> str:
-    """Why an INT8 engine's scores of strips, whose maps are one cell wide or high, may not be used; "" where they may.
+    """Why an engine's low precision may not be used on strips, whose maps are one cell wide or high; "" where it may.
 
     Kernels have paths of their own for such maps, and some are wrong: see `runtime.backends.openvino.NarrowMaps`.
     """
@@ -186,7 +273,7 @@ def _errs_on_strips(net: Network, draft: Draft) -> str:
     networks = [onnx.load_from_string(draft.members[stage.file]) for stage in stages]
     length = STRIP_CELLS * max(net.card.size_multiple, net.card.stride, 32)
     for size in ((length, 1), (1, length)):
-        sample = golden_sample(networks, net.card, "int8", border=stages[0].border, size=size)
+        sample = golden_sample(networks, net.card, draft.manifest.precision, border=stages[0].border, size=size)
         strip = golden_difference(net, sample)
         if not strip.passed:
             return f"its scores of {size[0]}×{size[1]} pixels differ by {strip.difference:.1%} of their range"
@@ -208,15 +295,15 @@ def _report_low_precision(
         return choose(timings, lambda c: c.precision == precision and c.threads == threads)
 
     best = {precision: best_of(precision) for precision in held}
-    accuracy = mixed.accuracy
+    accuracy, low = mixed.accuracy, choice.precisions[0]
     if "float32" in best:
         report.float32_latency_ms = timings[best["float32"]].milliseconds
     if len(best) == 2:
-        speedup = timings[best["float32"]].relative_time / timings[best["int8"]].relative_time
+        speedup = timings[best["float32"]].relative_time / timings[best[low]].relative_time
         report.speedup = round(speedup, 3) if speedup == speedup else None
-    if "int8" in best:
-        accuracy = choice.accuracy[best["int8"].backend]
+    if low in best:
+        accuracy = choice.accuracy[best[low].backend]
     accuracy = replace(accuracy, by_backend={name: each.value for name, each in choice.accuracy.items()})
     report.accuracy = accuracy
     if accuracy.metric == "mIoU":
-        report.miou = accuracy.float32 if chosen.precision == "float32" else accuracy.int8
+        report.miou = accuracy.float32 if chosen.precision == "float32" else accuracy.value

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 from fcn_deploy.calibration.report.engine_report import PlanLayer
 
-FLOATS = ("Float", "Half", "BF16")
+FLOATS = ("Float", "Half", "BF16", "BFloat16")
 # What queues no work: the shapes of what comes, and streams that wait for each other.
 _NO_WORK = ("shape_call", "signal", "wait", "ShapeHostToDevice", "NoOp")
 _LINE = re.compile(
@@ -74,17 +74,18 @@ def summary(layers: Iterable[PlanLayer]) -> str:
 
 
 def advice(layers: Iterable[PlanLayer], precision: str) -> str:
-    """What to say of INT8 (or FP8) that the plan does not keep: "" where its convolutions hand it on to each other."""
+    """What to say of INT8 or FP8 that the plan does not keep: "" where its convolutions hand it on to each other."""
     types = convolutions_by_type(layers)
     low = {name: count for name, count in types.items() if not name.startswith(FLOATS)}
     wide = sum(count for name, count in low.items() if name.rpartition("→ ")[2] in FLOATS)
-    if precision != "int8" or not types:
+    if precision not in ("int8", "fp8") or not types:
         return ""
+    said = precision.upper()
     if not low:
-        return "INT8: none of the plan's convolutions takes INT8; --fp16 builds a plan of less work"
+        return f"{said}: none of the plan's convolutions takes {said}; --fp16 builds a plan of less work"
     if 2 * wide > sum(low.values()):
         return (
-            f"INT8: {wide} of {sum(types.values())} convolutions of this plan take INT8 and give float, with layers of "
-            "their own between; FP16 (--fp16) is likely faster, and takes less memory: compare by verify-engine"
+            f"{said}: {wide} of {sum(types.values())} convolutions of this plan take it and give float, with layers "
+            "of their own between; FP16 (--fp16) is likely faster, and takes less memory: compare by verify-engine"
         )
     return ""

@@ -78,10 +78,15 @@ def build_plan(
         )
 
 
-def check_builder(options: TensorRTOptions) -> None:
+def check_builder(options: TensorRTOptions, types: Sequence[str] = ()) -> None:
     """Refuse what cannot be built here, before minutes are spent on calibration.
 
-    Raises DeployError: TensorRT or a compiler of the kernels is missing, or there is no GPU for `cuda`.
+    Args:
+        options: of the build.
+        types: those of LEAST_GPU that are asked for, which the GPU of this machine must have.
+
+    Raises:
+        DeployError: TensorRT or a compiler of the kernels is missing, or there is no GPU for `cuda`, or not of these.
     """
     check_compiler()
     if tuple(options.targets) != (THIS_GPU,):
@@ -90,6 +95,7 @@ def check_builder(options: TensorRTOptions) -> None:
         return
     # In a process of its own, as the build is: it asks the driver.
     with tempfile.TemporaryDirectory(prefix="fcn-deploy-") as folder:
+        (Path(folder) / "types.json").write_text(json.dumps(list(types)))
         done = subprocess.run(_command("run_check", Path(folder)), stdin=subprocess.DEVNULL, capture_output=True)
         said = Path(folder) / "said.json"
         problem = (

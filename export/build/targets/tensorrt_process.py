@@ -17,7 +17,7 @@ from typing import Any
 
 from fcn_deploy.calibration.report.engine_report import PlanLayer
 from fcn_deploy.export.build.config import HARDWARE_LEVELS, TensorRTOptions
-from fcn_deploy.export.build.gpus import THIS_GPU
+from fcn_deploy.export.build.gpus import THIS_GPU, check_type
 from fcn_deploy.export.build.profiles import PlannedProfile
 from fcn_deploy.export.build.targets.tensorrt_layers import layers_of
 from fcn_deploy.export.build.targets.timing_cache import TimingCache
@@ -94,9 +94,15 @@ def run_build(name: str) -> None:
 
 
 def run_check(name: str) -> None:
-    """Write into a folder why the GPU of this machine cannot be built for; "" where it can."""
+    """Write into a folder why the GPU of this machine cannot be built for; "" where it can.
+
+    Its types.json names the types of LEAST_GPU that are asked for.
+    """
     try:
-        choose_module((THIS_GPU,))
+        types = json.loads((Path(name) / "types.json").read_text())
+        _, (target,) = choose_module((THIS_GPU,))
+        for each in types:
+            check_type(each, target)
         problem = ""
     except DeployError as error:
         problem = str(error)

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from itertools import product
 
 import numpy as np
@@ -24,6 +25,7 @@ from onnx import NodeProto
 
 TO_THE_END = np.iinfo(np.int64).max
 BEYOND = 1 << 30  # numbers as large mean the end
+LARGE_SHARE = 4  # largest denominator of a share of a map that a number is hardly by chance
 
 
 @dataclass(frozen=True)
@@ -43,8 +45,10 @@ def interpret(node: NodeProto, state: State) -> list[Interpretation] | None:
     before = axis_sizes(shape)
     options = [
         [_Span(start, end, 0)]
-        if is_fixed(before[place]) or not (is_fixed(start) and is_fixed(end)) or step[0] < 0
+        if is_fixed(before[place]) or step[0] < 0
         else list(_spans(state, before[place], start[0], end[0]))
+        if is_fixed(start) and is_fixed(end)
+        else list(_half_computed(state, before[place], start, end))
         for place, start, end, step in zip(axes, starts, ends, steps, strict=True)
     ]
     multiple = math.lcm(1, *(_of_no_crop(state, before[place], end) for place, end in zip(axes, ends, strict=True)))
@@ -126,6 +130,24 @@ def _spans(state: State, size: SampledSize, start: int, end: int) -> Iterator[_S
         for behind in dict.fromkeys(ends):
             # Of most of a map, a number of its own is rarely meant.
             yield _Span(first, behind, 1 if behind == fixed(end) and size[0] / 2 < end < size[0] else 0)
+
+
+def _half_computed(state: State, size: SampledSize, start: SampledSize, end: SampledSize) -> Iterator[_Span]:
+    """What a Slice can go from or to along an axis where one of both is a number, and the other is computed.
+
+    A large share of the traced map may be meant; fewer cells are a border, as crops have it.
+    """
+    for first in (start, *_large_shares(state, size, start)):
+        for behind in (end, *_large_shares(state, size, end)):
+            yield _Span(first, behind, 0)
+
+
+def _large_shares(state: State, size: SampledSize, number: SampledSize) -> list[SampledSize]:
+    """What a number can be that is a half, a third or a quarter of a traced map, or so many of them."""
+    traced = state.graph.traced and is_fixed(number) and 1 < number[0] < size[0]
+    if not traced or Fraction(number[0], size[0]).denominator > LARGE_SHARE:
+        return []
+    return [other for other in candidates(state, size, number[0]) if other != number]
 
 
 def _rewrite(node: NodeProto, spans: Sequence[_Span], axes: Sequence[int], steps: Sequence[SampledSize]) -> Rewrite:

@@ -194,3 +194,52 @@ def test_resizing_is_bilinear_there_and_back():
 def test_what_looks_at_the_whole_image(nodes, said):
     found = global_operator(graph(nodes, WEIGHTS, opset=13))
     assert found.startswith(said) if said else found == ""
+
+
+def test_sizes_that_would_take_too_much_memory_are_not_run(monkeypatch):
+    """Attention from each pixel to each: 36 MB at 192×192 is 2.3 GB at 768×384."""
+    import fcn_deploy.export.analysis.trial_memory as trial_memory
+
+    taken, ran = {"now": 0}, []
+    monkeypatch.setattr(trial_memory, "resident", lambda: 0)
+    monkeypatch.setattr(trial_memory, "highest", lambda before: taken["now"])
+    monkeypatch.setattr(trial_memory, "available_memory", lambda: 64e9)
+
+    def run(height, width):
+        ran.append(height * width)
+        taken["now"] = int(36e6 * (height * width / 192**2) ** 2)
+        assert taken["now"] <= 2.6e9, "more than the bound, but for what one step to a larger size tells"
+        if height % 64 or width % 64:
+            raise ValueError("not this one")
+        return np.zeros((1, 3, height, width), np.float32)
+
+    found = find_accepted_sizes(run, "it")
+    assert found.multiple == 64 and max(ran) < 10 * 64 * 6 * 64
+
+
+def test_memory_that_grows_with_the_pixels_ends_no_search(monkeypatch):
+    """A wide network takes 300 MB at 192×192, and its sizes up to the bound are tried all the same."""
+    import fcn_deploy.export.analysis.trial_memory as trial_memory
+
+    taken = {"now": 0}
+    monkeypatch.setattr(trial_memory, "resident", lambda: 0)
+    monkeypatch.setattr(trial_memory, "highest", lambda before: taken["now"])
+    monkeypatch.setattr(trial_memory, "available_memory", lambda: 64e9)
+
+    def run(height, width):
+        taken["now"] = int(300e6 * height * width / 192**2)
+        if height % 32 or width % 32:
+            raise ValueError("not this one")
+        return np.zeros((1, 3, height, width), np.float32)
+
+    assert find_accepted_sizes(run, "it").multiple == 32
+
+
+def test_a_network_that_takes_too_much_at_every_size_says_so(monkeypatch):
+    import fcn_deploy.export.analysis.trial_memory as trial_memory
+
+    monkeypatch.setattr(trial_memory, "resident", lambda: 0)
+    monkeypatch.setattr(trial_memory, "highest", lambda before: int(1.9e9))
+    monkeypatch.setattr(trial_memory, "available_memory", lambda: 64e9)
+    with pytest.raises(DeployError, match=r"it would take about \d+\.\d GB, over the 2\.0 GB of sizes tried"):
+        find_accepted_sizes(lambda height, width: np.zeros((1, 3, height, width), np.float32), "it")

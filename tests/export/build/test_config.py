@@ -48,8 +48,9 @@ def test_latencies_are_measured_at_some_of_the_sizes_that_will_come():
         ({"target": "sm89", "profiles": 2, "sizes": parse_sizes("8x8:9x9:10x10")}, "omit --profiles"),
         ({"target": "sm89", "batch": 0}, "a batch has at least 1 image"),
         ({"target": "sm89", "tuning": TuningOptions()}, "--backend is for --target cpu; omit it"),
+        ({"target": "sm89", "tuning": TuningOptions(stages=5)}, "--stages is for --target cpu; omit it"),
         ({"target": "sm89", "tensorrt": TensorRTOptions(version_compatible=True)}, "is for --target cuda"),
-        ({"precision_report": Path("layers.csv")}, "--precision-report is for --int8 and --fp16"),
+        ({"precision_report": Path("layers.csv")}, "--precision-report is for low precision"),
         ({"threads": 0}, "--threads 0; give 1 or more"),
     ],
 )
@@ -65,11 +66,11 @@ def test_contradictions_are_refused(words, said):
         ({"int8": True}, "--int8 needs real images to calibrate on: pass --calib FOLDER"),
         ({"fp16": True}, "--fp16 needs real images to find what overflows"),
         ({"fastest": True}, "--fastest tries INT8, which needs real images"),
-        ({"calib": "x"}, "--calib is for --int8 and --fp16; pass one of them"),
-        ({"count": 7}, "--calib-count is for --int8 and --fp16"),
-        ({"max_drop": 1.0}, "--max-drop is for --int8 and --fp16"),
-        ({"fp16": True, "calib": "x", "ranges": Path("r")}, "--ranges is for --int8; pass it"),
-        ({"fp16": True, "calib": "x", "method": "minmax"}, "--calib-method is for --int8; pass it"),
+        ({"calib": "x"}, "--calib is for low precision; pass --int8"),
+        ({"count": 7}, "--calib-count is for low precision"),
+        ({"max_drop": 1.0}, "--max-drop is for low precision"),
+        ({"fp16": True, "calib": "x", "ranges": Path("r")}, "--ranges is for --int8 and --fp8; pass"),
+        ({"fp16": True, "calib": "x", "method": "minmax"}, "--calib-method is for --int8"),
         (INT8 | {"method": "guess"}, "method 'guess'; choose one of minmax"),
         (INT8 | {"count": 0}, "--calib-count 0"),
         (INT8 | {"max_drop": -1.0}, "--max-drop -1.0"),
@@ -99,6 +100,7 @@ def test_tuning_that_chooses_among_nothing_is_refused():
         ({"backends": ("abacus",)}, "backend 'abacus'; choose onnxruntime or openvino"),
         ({"backends": ()}, "no backend to choose from"),
         ({"seconds": 0.0}, "give more than 0"),
+        ({"stages": 0}, "--stages 0; give 1"),
     ):
         with pytest.raises(MisuseError, match=said):
             TuningOptions(**words)

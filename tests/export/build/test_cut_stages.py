@@ -6,10 +6,13 @@ import math
 import numpy as np
 import onnx
 import pytest
+from fcn_deploy.export.analysis.crossings import crossings
 from fcn_deploy.export.build.config import BuildConfig, TuningOptions
 from fcn_deploy.export.build.core import core_of, optimise_offline
 from fcn_deploy.export.build.cut_stages import cut_core
+from fcn_deploy.export.build.cutting_places import CuttingPlaces
 from fcn_deploy.export.build.engine import build_engine
+from fcn_deploy.export.build.working_memory import measure_tensors
 from fcn_deploy.export.from_torch import export_module
 from fcn_deploy.export.importer.import_model import import_model
 from fcn_deploy.export.quantization.options import QuantizationOptions
@@ -21,7 +24,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import helper
 
-from fcn_deploy import DeployError, Segmenter
+from fcn_deploy import DeployError, ModelCard, Segmenter
 
 CHOSEN = [family for family in FAMILY if family.get("stride") != 16 and family.get("upsampling") != "learned"]
 
@@ -39,11 +42,12 @@ def narrow(index, width=0.125):
     return optimise_offline(core.model), core.card
 
 
+@pytest.mark.parametrize("most", [2, 5])
 @pytest.mark.parametrize("index", range(len(CHOSEN)), ids=lambda i: "-".join(map(str, CHOSEN[i].values())))
-def test_stages_one_after_the_other_are_the_core(index):
+def test_stages_one_after_the_other_are_the_core(index, most):
     core, card = narrow(index)
-    parts = cut_core(core, card)
-    assert 1 <= len(parts) <= 2 and all(part.stage.halo is not None for part in parts)
+    parts = cut_core(core, card, most)
+    assert 1 <= len(parts) <= most and all(part.stage.halo is not None for part in parts)
     features = prepare(photo(70, 130), card)
     expected = session(core.SerializeToString()).run(["scores"], {"image": features})[0]
     for part in parts:
@@ -53,7 +57,7 @@ def test_stages_one_after_the_other_are_the_core(index):
 
 
 @functools.cache
-def engine(index, int8, folder, backend="onnxruntime"):
+def engine(index, int8, folder, backend="onnxruntime", stages=5):
     """An engine of the family, in a folder of this run."""
     path = folder / f"{index}-{int8}-{backend}.engine"
     model = random_network(width=0.125, **CHOSEN[index])
@@ -62,7 +66,8 @@ def engine(index, int8, folder, backend="onnxruntime"):
     options = (
         QuantizationOptions(int8=True, calib=str(folder / "*.png"), max_drop=100) if int8 else QuantizationOptions()
     )
-    config = BuildConfig(quantization=options, tuning=TuningOptions((backend,)), latency_sizes=[(32, 32)])
+    tuning = TuningOptions((backend,), stages=stages)
+    config = BuildConfig(quantization=options, tuning=tuning, latency_sizes=[(32, 32)])
     build_engine(import_model(folder / f"{index}.onnx"), path, config)
     return path
 
@@ -199,15 +204,81 @@ def test_tiles_that_turn_out_to_differ_are_not_used(monkeypatch):
 
 
 @pytest.mark.slow
-def test_the_cut_leaves_little_to_do_twice(trained):
+def test_cuts_leave_little_to_do_twice(trained):
     core = core_of(import_model(trained / "camvid.onnx"))
     card = core.card
     from fcn_deploy.runtime.plan import plan_run
 
-    parts = cut_core(optimise_offline(core.model), card)
-    early, late = (part.stage for part in parts)
-    assert max(early.halo) <= 96 and max(late.halo) <= 480 and late.bytes_per_pixel < early.bytes_per_pixel / 3
-    whole = cut_core(optimise_offline(core.model), card, cut=False)[0].stage
-    staged, single = (plan_run((20000, 20000), card, stages, 10**9) for stages in ((early, late), (whole,)))
-    assert staged.overhead < 1.6 < 3 < single.overhead
-    assert math.prod(staged.padded) == 20000 * 20000
+    optimised, overheads = optimise_offline(core.model), []
+    for most in (1, 2, 5):
+        stages = [part.stage for part in cut_core(optimised, card, most)]
+        plan = plan_run((20000, 20000), card, stages, 10**9)
+        assert len(stages) == most and math.prod(plan.padded) == 20000 * 20000
+        overheads.append(plan.overhead)
+        if most == 2:
+            early, late = stages
+            assert max(early.halo) <= 96 and max(late.halo) <= 480
+    assert overheads[0] > 3 and overheads[1] < 1.5 and overheads[2] < 1.3
+
+
+def skipped(kind="float32"):
+    """image → stride 2 → stride 8, whose scores are joined with those of stride 2; `kind`: of the deep features."""
+    weights = np.random.default_rng(0).normal(size=(4, 4, 3, 3)).astype(np.float32)
+    nodes = [
+        helper.make_node("Conv", ["image", "first"], ["a"], strides=[2, 2], pads=[0, 0, 1, 1]),
+        helper.make_node("Conv", ["a", "w"], ["b"], strides=[4, 4], pads=[1, 1, 0, 0]),
+        helper.make_node("QuantizeLinear", ["b", "scale", "zero"], ["q"]),
+        helper.make_node("DequantizeLinear", ["q", "scale", "zero"], ["dq"]),
+        helper.make_node("Conv", ["dq" if kind == "uint8" else "b", "w"], ["c"], pads=[1, 1, 1, 1]),
+        helper.make_node("Conv", ["c", "w"], ["d"], pads=[1, 1, 1, 1]),
+        helper.make_node("Resize", ["d", "", "scales"], ["up"], mode="linear"),
+        helper.make_node("Add", ["up", "a"], ["scores"]),
+    ]
+    constants = {
+        "first": weights[:, :3], "w": weights, "scales": np.array([1, 1, 4, 4], np.float32),
+        "scale": np.float32(0.02), "zero": np.uint8(128),
+    }  # fmt: skip
+    return onnx_model(nodes[:2] + (nodes[2:4] if kind == "uint8" else []) + nodes[4:], constants)
+
+
+@pytest.mark.parametrize("kind", ["float32", "uint8"])
+def test_maps_of_several_strides_cross_a_cut_as_one(kind):
+    """Those of 8 bits beside floats as whole numbers, which are exact."""
+    core, card = skipped(kind), ModelCard(("a", "b", "c", "d"), size_multiple=8)
+    places = CuttingPlaces(core, card, measure_tensors(core, 64), lambda node: 1)
+    image = np.random.default_rng(1).normal(size=(1, 3, 40, 48)).astype(np.float32)
+    expected = session(core.SerializeToString(), optimise=False).run(["scores"], {"image": image})[0]
+    several = [place for place in places.candidates if place.packed]
+    assert [place.stride for place in several] == [8, 8, 8, 2]
+    for place in several:
+        features, result = image, None
+        for part in (places.network(None, place), places.network(place, None)):
+            onnx.checker.check_model(part)
+            run = session(part.SerializeToString(), optimise=False)
+            features = result = run.run(None, {part.graph.input[0].name: features})[0]
+        np.testing.assert_array_equal(result, expected)
+
+
+def test_no_cut_parts_an_operator_from_its_rounding():
+    core, card = skipped("uint8"), ModelCard(("a", "b", "c", "d"), size_multiple=8)
+    found = CuttingPlaces(core, card, measure_tensors(core, 64), lambda node: 1).candidates
+    crossing = {name for place in found for name, _ in place.maps}
+    assert "q" in crossing and not crossing & {"b", "dq"}
+
+
+def test_maps_are_packed_only_where_every_size_has_whole_cells():
+    core, tensors = skipped(), measure_tensors(skipped(), 64)
+    for multiple, strides in ((8, {2, 8}), (2, {2}), (1, set())):
+        card = ModelCard(("a", "b", "c", "d"), size_multiple=multiple)
+        found = CuttingPlaces(core, card, dict(tensors), lambda node: 1).candidates
+        assert {place.stride for place in found if place.packed} == strides
+
+
+def test_of_a_skip_connection_the_scores_cross(trained):
+    core = core_of(import_model(trained / "camvid.onnx"))
+    tensors = measure_tensors(core.model)
+    sizes = {name: tensor.nbytes for name, tensor in tensors.items()}
+    found = crossings(core.model, sizes)
+    both = [crossing.maps for crossing in found if len(crossing.maps) == 2]
+    assert any({tensors[name].shape[1] for name in maps} == {11, 112} for maps in both)
+    assert found[-1].maps == ("scores",)

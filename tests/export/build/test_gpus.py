@@ -1,5 +1,6 @@
 """What a target may be called, and what is said of GPUs that other ways serve."""
 
+import json
 import platform
 
 import pytest
@@ -21,6 +22,13 @@ from fcn_deploy import DeployError, MisuseError
         ("RTX 6000 Ada", "sm89"), ("h100", "sm90"), ("orin", "sm87"), ("Jetson AGX Orin", "sm87"), ("b200", "sm100"),
         ("gb300", "sm103"), ("Jetson Thor", "sm110"), ("rtx5090", "sm120"), ("RTX PRO 6000", "sm120"),
         ("DGX Spark", "sm121"), ("sm89", "sm89"), ("SM120", "sm120"), ("rtx9999", "rtx9999"),
+        # As nvidia-smi says them.
+        ("Tesla T4", "sm75"), ("NVIDIA A100-SXM4-80GB", "sm80"), ("NVIDIA A100 80GB PCIe", "sm80"),
+        ("NVIDIA GeForce RTX 3080 Laptop GPU", "sm86"), ("NVIDIA RTX 4000 Ada Generation", "sm89"),
+        ("NVIDIA GeForce RTX 4070 Ti SUPER", "sm89"), ("NVIDIA H100 80GB HBM3", "sm90"), ("NVIDIA H200 NVL", "sm90"),
+        ("NVIDIA GH200 480GB", "sm90"), ("NVIDIA RTX PRO 6000 Blackwell Max-Q Workstation Edition", "sm120"),
+        ("NVIDIA Jetson AGX Orin Developer Kit", "sm87"), ("Jetson Orin Nano Super", "sm87"),
+        ("V100", "sm70"), ("GTX 1080 Ti", "sm61"), ("Jetson Xavier NX", "sm72"),
     ],
 )  # fmt: skip
 def test_names_that_people_know_are_compute_capabilities(name, found):
@@ -35,8 +43,17 @@ def test_names_and_capabilities_are_one_target_each():
 @pytest.mark.parametrize(
     ("target", "said"),
     [
-        ("h100", r"'h100': sm90 \(H100, H200 and GH200\) is served by TensorRT, .* --target cuda, or use --target ort"),
-        ("orin", r"sm87 \(Jetson Orin, by the TensorRT 10 of its JetPack\)"),
+        (
+            "h100",
+            r"'h100': sm90 \(H100, H200 and GH200\) is served by .* --target cuda, or use --target ort",
+        ),
+        ("orin", r"sm87 \(Jetson Orin; JetPack 6 has 10.7 at most\) is served by TensorRT 10.12 or later, .* cpu$"),
+        ("thor", r"sm110 \(Jetson Thor\) .* with --target cuda, or use --target cpu$"),
+        ("v100", "'v100': no library here has plans for GPUs before sm75"),
+        ("gtx1080", "before sm75 .* use --target cpu"),
+        ("Windows", "'Windows' is no GPU; name its GPU, such as rtx4090: .* run on Windows too"),
+        ("jetson", "build on the Jetson with --target cuda"),
+        ("aarch64", "is no GPU; a plan is of the kind of processor that built it: build on the Arm machine"),
         ("sm89,b200", r"'b200': sm100"),
         ("sm61", "no library here has plans for GPUs before sm75"),
         ("rtx9000x", "choose cpu, cuda .* GPUs by name, such as rtx4090"),
@@ -61,6 +78,31 @@ def test_int8_is_refused_where_no_convolution_would_be_int8(target):
     with pytest.raises(MisuseError, match=r"--int8 is refused for sm75: .*use --fp16, or build sm75 apart"):
         BuildConfig(target=target, quantization=QuantizationOptions(int8=True, calib="photos"))
     BuildConfig(target=target, quantization=QuantizationOptions(fp16=True, calib="photos"))
+
+
+@pytest.mark.parametrize(
+    ("name", "target", "said"),
+    [
+        ("fp8", "sm86,sm89", "--fp8 is refused for sm86: GPUs before sm89 have no FP8 arithmetic; use --fp16"),
+        ("bf16", "t4", "--bf16 is refused for sm75: GPUs before sm80 have no BF16"),
+        ("fp8", "cpu", "--fp8 is for TensorRT's plans, not for --target cpu: name GPUs"),
+        ("fp8", "ort-cuda", "--fp8 is for TensorRT's plans, not for --target ort-cuda"),
+    ],
+)
+def test_types_that_a_gpu_lacks_are_refused(name, target, said):
+    with pytest.raises(MisuseError, match=said):
+        BuildConfig(target=target, quantization=QuantizationOptions(**{name: True}, calib="photos"))
+    BuildConfig(target="rtx4090", quantization=QuantizationOptions(**{name: True}, calib="photos"))
+
+
+def test_types_that_this_machines_gpu_lacks_are_refused_before_anything_is_done(tmp_path, monkeypatch):
+    monkeypatch.setattr(tensorrt_process, "choose_module", lambda targets: (None, ("sm80",)))
+    monkeypatch.setattr(tensorrt_process.os, "_exit", lambda code: None)
+    for types, said in (([], ""), (["bf16"], ""), (["bf16", "fp8"], "--fp8 is refused for sm80")):
+        (tmp_path / "types.json").write_text(json.dumps(types))
+        tensorrt_process.run_check(str(tmp_path))
+        told = json.loads((tmp_path / "said.json").read_text())
+        assert told.startswith(said) and bool(told) == bool(said)
 
 
 def test_what_is_missing_is_said_before_calibration(exports, tmp_path, monkeypatch):

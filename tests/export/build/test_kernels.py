@@ -3,6 +3,8 @@
 import re
 import shutil
 import subprocess
+from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 from fcn_deploy.export.build.targets import kernels
@@ -22,11 +24,12 @@ def test_machine_code_for_the_gpus_named_and_ptx_for_the_others():
     assert list(members) == [KERNELS_PTX, kernels_for("sm86"), kernels_for("sm120")]
     assert b".target sm_75" in members[KERNELS_PTX]
     for name in (
-        "prepare_uint8_float32",
-        "prepare_int16_float32",
-        "prepare_float32_float16",
-        "label_float16_uint8",
-        "label_float32_uint16",
+        "prepare_batch_uint8_float32",
+        "prepare_batch_int16_float32",
+        "prepare_batch_float32_float16",
+        "best_of_cells_float32_uint8",
+        "label_batch_float16_uint8",
+        "label_batch_float32_uint16",
     ):
         assert f".entry {name}(".encode() in members[KERNELS_PTX]
         assert name.encode() in members[kernels_for("sm86")]
@@ -36,11 +39,62 @@ def test_machine_code_for_the_gpus_named_and_ptx_for_the_others():
 
 
 @needs_compiler
-def test_no_pixel_is_computed_in_float64():
+def test_nothing_is_computed_in_float64():
+    """At 1/64 of the rate on GeForce; positions are tables, made once per size on the host."""
     ptx = kernels.compile_kernels([])[KERNELS_PTX].decode()
     bodies = dict(re.findall(r"\.entry (\w+)\((.*?)\n}", ptx, re.DOTALL))
-    assert len(bodies) == 13
-    assert [name for name, body in bodies.items() if ".f64" in body] == ["positions"]  # of rows and columns
+    assert len(bodies) == 16
+    assert not [name for name, body in bodies.items() if ".f64" in body]
+
+
+TARGETS = ("sm75", "sm80", "sm86", "sm89", "sm90", "sm100", "sm120", "sm121")
+
+
+INSTRUCTION = re.compile(r"^\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)\s*([^;]*);", re.MULTILINE)
+# Instructions that load a constant by 0 · 0 + x.
+CONSTANT = re.compile(r"R\d+, -RZ, RZ, ")
+
+
+def sass_of(cubin, folder):
+    """Instructions and operands of each kernel, by NVIDIA's disassembler: a toolkit's, or its wheel's."""
+    folders = getattr(find_spec("nvidia"), "submodule_search_locations", None) or ()
+    wheel = next((str(file) for each in folders for file in Path(each).glob("*/bin/nvdisasm")), None)
+    program = shutil.which("nvdisasm") or wheel
+    if program is None:
+        pytest.skip("nvdisasm is missing; pip install nvidia-cuda-nvdisasm")
+    (folder / "kernels.cubin").write_bytes(cubin)
+    done = subprocess.run([program, "-c", "-ndf", folder / "kernels.cubin"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    parts = re.split(r"^//-+ \.text\.(\w+) -+$", done.stdout, flags=re.MULTILINE)
+    return {name: INSTRUCTION.findall(text) for name, text in zip(parts[1::2], parts[2::2], strict=True)}
+
+
+@needs_compiler
+def test_machine_code_has_no_float64_no_spills_and_no_fused_sums(tmp_path):
+    targets = ("sm75", "sm89", "sm120")  # others are alike, and take a compiler as long
+    members = kernels.compile_kernels(targets)
+    for target in targets:
+        found = sass_of(members[kernels_for(target)], tmp_path)
+        assert len(found) == 16 and all(len(code) > 20 for code in found.values()), target
+        for name, code in found.items():
+            kinds = {instruction.split(".")[0] for instruction, _ in code}
+            assert not kinds & {"DADD", "DMUL", "DFMA", "DSETP", "DMNMX"}, (target, name)
+            assert not [one for one, _ in code if "F64" in one], (target, name)  # conversions
+            assert not kinds & {"LDL", "STL"}, (target, name)  # local memory: spills
+            # A product that is added before it is rounded would make other labels than NumPy's.
+            fused = [each for each in code if each[0].startswith(("FFMA", "HFMA2")) and not CONSTANT.match(each[1])]
+            assert not fused, (target, name, fused[:3])
+            assert ("FMUL" in kinds) == ("label" in name or "prepare" in name or "float16" in name), (target, name)
+
+
+@needs_compiler
+@pytest.mark.slow
+@pytest.mark.skipif(kernels._nvcc() is None, reason="nvcc is missing; install the CUDA toolkit")
+@pytest.mark.parametrize("target", ["sm_75", "sm_90", "sm_121"])
+def test_the_compiler_has_nothing_to_say(tmp_path, target):
+    words = ["nvcc", "-cubin", f"-arch={target}", *kernels.OPTIONS, "-Werror", "all-warnings", "-o", tmp_path / "k"]
+    done = subprocess.run([*words, kernels.SOURCE], capture_output=True, text=True)
+    assert done.returncode == 0 and not done.stderr, done.stderr
 
 
 @needs_compiler

@@ -2,9 +2,8 @@
 
 import os
 import sys
-from enum import IntEnum
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -18,6 +17,7 @@ from fcn_deploy.export.build.targets.tensorrt_plan import activation_cost, build
 from fcn_deploy.export.build.targets.tensorrt_process import build_here, choose_module
 from fcn_deploy.export.build.targets.timing_cache import CACHE_MAGIC, TimingCache
 from fcn_deploy.export.importer.import_model import import_model
+from gpu_sim import standin
 from helpers import finished, multiples_of, needs, onnx_model
 from onnx import helper
 
@@ -299,107 +299,100 @@ def test_cuda_takes_what_is_there(monkeypatch):
     assert choose_module(["cuda"]) == (modules["tensorrt"], ("sm90",))
 
 
-# TensorRT itself cannot be installed where there is no GPU: a fake records what is asked of it. It has the names that
-# 10.12 and 11 share (python/src/infer/pyCore.cpp of NVIDIA/TensorRT), and so none of RTX's compute capabilities.
+# TensorRT itself cannot be installed where there is no GPU: a stand-in of NVIDIA's signatures records what is asked.
+
+VERSIONS = ("10.12", "10", "11")
 
 
-def recording_tensorrt(calls, version="11.4.1.2", activations="Total Activation Memory: {} bytes", **without):
-    trt = ModuleType("tensorrt")
-    trt.__version__ = version
+def recording_tensorrt(calls, version="11", activations="Total Activation Memory: {} bytes", **changed):
+    """The stand-in, which builds b"plan" and adds b"+timings" to what it is given of them."""
 
-    class Severity(IntEnum):
-        INTERNAL_ERROR, ERROR, WARNING, INFO, VERBOSE = range(5)
+    def held(content):
+        return standin.new(trt.IHostMemory, content=content)
 
-    class ILogger:
-        pass
+    def add_profile(config, profile):
+        count = vars(config).setdefault("num_optimization_profiles", 0)
+        object.__setattr__(config, "num_optimization_profiles", count + 1)
+        return count
 
-    ILogger.Severity = Severity
+    def set_cache(config, cache, ignore_mismatch):
+        object.__setattr__(config, "_cache", cache)
+        return cache.content != b"of another GPU"
 
-    class Base:
-        def __init__(self, *_):
-            pass
+    def build(builder, network, config):
+        log, severity = builder.log, trt.ILogger.Severity
+        config.progress_monitor.phase_start("Building engine", None, 1)
+        for index in range(config.num_optimization_profiles):
+            log.log(severity.INFO, activations.format(1000 * (index + 1)))
+        if not config.progress_monitor.step_complete("Building engine", 0):
+            log.log(severity.ERROR, "Error Code 7: BuildCanceled (Build canceled by user)")
+            return None
+        return held(b"plan")
 
-    class HostMemory(bytes):
-        pass
+    def parse(parser, path):
+        onnx.checker.check_model(path)
+        return True
 
-    class Cache(bytes):
-        def serialize(self):
-            return HostMemory(self + b"+timings")
-
-    class Config:
-        num_optimization_profiles = 0
-
-        def __setattr__(self, name, value):
-            calls.append((name, value))
-            object.__setattr__(self, name, value)
-
-        def clear_flag(self, flag):
-            calls.append(("clear_flag", flag))
-
-        def set_flag(self, flag):
-            calls.append(("set_flag", flag))
-
-        def set_memory_pool_limit(self, pool, size):
-            calls.append(("set_memory_pool_limit", pool, size))
-
-        def add_optimization_profile(self, profile):
-            self.num_optimization_profiles += 1
-            return self.num_optimization_profiles - 1
-
-        def create_timing_cache(self, data):
-            calls.append(("create_timing_cache", data))
-            return Cache(data)
-
-        def set_timing_cache(self, cache, ignore_mismatch):
-            object.__setattr__(self, "cache", cache)
-            return cache != b"of another GPU"
-
-        def get_timing_cache(self):
-            return self.cache
-
-    class OptimizationProfile:
-        def set_shape(self, name, low, best, high):
-            calls.append(("set_shape", name, low, best, high))
-
-    class Builder:
-        def __init__(self, log):
-            self.log = log
-
-        def create_network(self, flags):
-            calls.append(("create_network", flags))
-            return SimpleNamespace(
-                num_inputs=1, get_input=lambda index: SimpleNamespace(name="image", shape=(-1, 3, -1, -1))
-            )
-
-        def create_builder_config(self):
-            return Config()
-
-        def create_optimization_profile(self):
-            return OptimizationProfile()
-
-        def build_serialized_network(self, network, config):
-            config.progress_monitor.phase_start("Building engine", None, 1)
-            for index in range(config.num_optimization_profiles):
-                self.log.log(Severity.INFO, activations.format(1000 * (index + 1)))
-            if not config.progress_monitor.step_complete("Building engine", 0):
-                self.log.log(Severity.ERROR, "Error Code 7: BuildCanceled (Build canceled by user)")
-                return None
-            return HostMemory(b"plan")
-
-    class OnnxParser(Base):
-        def parse_from_file(self, path):
-            onnx.checker.check_model(path)
-            return True
-
-    trt.ILogger, trt.IProgressMonitor, trt.Builder, trt.OnnxParser = ILogger, Base, Builder, OnnxParser
-    trt.BuilderFlag = SimpleNamespace(TF32="TF32", VERSION_COMPATIBLE="VERSION_COMPATIBLE")
-    trt.MemoryPoolType = SimpleNamespace(WORKSPACE="WORKSPACE")
-    trt.ProfilingVerbosity = SimpleNamespace(DETAILED="DETAILED")
-    trt.NetworkDefinitionCreationFlag = SimpleNamespace(STRONGLY_TYPED=1)
-    trt.HardwareCompatibilityLevel = SimpleNamespace(NONE=0, AMPERE_PLUS=1, SAME_COMPUTE_CAPABILITY=2)
-    for name, value in without.items():
-        setattr(trt, name, value)
+    behaviour = {
+        "Builder.__init__": lambda builder, log: object.__setattr__(builder, "log", log),
+        "Builder.create_network": lambda builder, flags: standin.new(trt.INetworkDefinition, num_inputs=1),
+        "Builder.create_builder_config": lambda builder: standin.new(trt.IBuilderConfig),
+        "Builder.create_optimization_profile": lambda builder: standin.new(trt.IOptimizationProfile),
+        "Builder.build_serialized_network": build,
+        "IBuilderConfig.add_optimization_profile": add_profile,
+        "IBuilderConfig.create_timing_cache": lambda config, data: standin.new(trt.ITimingCache, content=data),
+        "IBuilderConfig.set_timing_cache": set_cache,
+        "IBuilderConfig.get_timing_cache": lambda config: config._cache,
+        "INetworkDefinition.get_input": lambda network, index: standin.new(
+            trt.ITensor, name="image", shape=(-1, 3, -1, -1)
+        ),
+        "ITimingCache.serialize": lambda cache: held(cache.content + b"+timings"),
+        "OnnxParser.parse_from_file": parse,
+    }
+    trt = standin.module(version, behaviour | changed, calls)
     return trt
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_the_stand_in_refuses_what_the_bindings_refuse(version):
+    trt = recording_tensorrt([], version)
+
+    class Log(trt.ILogger):
+        def __init__(self):
+            trt.ILogger.__init__(self)
+            self.anything = 1  # a class written in Python
+
+    builder = trt.Builder(Log())
+    config = builder.create_builder_config()
+    config.set_memory_pool_limit(pool=trt.MemoryPoolType.WORKSPACE, pool_size=4)
+    for wrong in (
+        lambda: trt.Builder(),
+        lambda: trt.Builder("no logger"),
+        lambda: trt.IBuilderConfig(),  # no constructor
+        lambda: builder.create_network("strongly typed"),
+        lambda: builder.create_network(flag=1),
+        lambda: config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE),
+        lambda: config.set_memory_pool_limit(trt.BuilderFlag.TF32, 4),
+        lambda: config.set_memory_pool_limit(0, 4),
+        lambda: config.set_flag(6),
+        lambda: config.set_flag(trt.BuilderFlag.TF32, True),
+        lambda: builder.build_serialized_network(config, config),
+    ):
+        with pytest.raises(TypeError):
+            wrong()
+    with pytest.raises(AttributeError, match="set_compute_capability"):
+        config.set_compute_capability  # noqa: B018 (TensorRT for RTX's alone)
+    with pytest.raises(AttributeError, match="no attribute 'max_workspace_size'"):
+        config.max_workspace_size = 4
+    with pytest.raises(AttributeError, match="no setter"):
+        config.num_optimization_profiles = 4
+    with pytest.raises(AttributeError):
+        trt.ComputeCapability  # noqa: B018
+    assert hasattr(trt.BuilderFlag, "FP16") == (version != "11")
+    with pytest.raises(NotImplementedError, match=r"IBuilderConfig.get_flag: say what it gives"):
+        config.get_flag(trt.BuilderFlag.TF32)
+    with pytest.raises(AttributeError, match=r"tensorrt 1\d\..* has no Builder.make_plan"):
+        recording_tensorrt([], version, **{"Builder.make_plan": None})
 
 
 @pytest.fixture
@@ -411,21 +404,24 @@ def model_file(core, tmp_path):
 TWO = [PlannedProfile((32, 32), (64, 64), (128, 128), 4), PlannedProfile((128, 128), (512, 512), (1088, 1920), 4)]
 
 
-def test_tensorrt_is_asked_for_the_same(model_file, tmp_path):
+@pytest.mark.parametrize("version", VERSIONS)
+def test_tensorrt_is_asked_for_the_same(model_file, tmp_path, version):
     calls = []
-    trt = recording_tensorrt(calls)
+    trt = recording_tensorrt(calls, version)
     options = TensorRTOptions(workspace=1 << 30, hardware="ampere+", version_compatible=True, level=5,
                            timing_cache=tmp_path / "timings")  # fmt: skip
     phases = []
     built = build_here(trt, model_file, options, TWO, ("sm90",), phases.append)
     assert (built.plan, built.activation_bytes, built.module) == (b"plan", (1000, 2000), "tensorrt")
-    assert (built.version, built.targets) == ("11.4.1.2", ("sm90",))
+    assert (built.version, built.targets) == (trt.__version__, ("sm90",))
     assert built.notes == ("a version-compatible plan brings host code along: who loads it must trust it",)
-    assert calls[0] == ("create_network", 1 << 1)  # strongly typed
-    assert ("clear_flag", "TF32") in calls and ("set_flag", "VERSION_COMPATIBLE") in calls
-    assert [call for call in calls if call[0] == "set_flag"] == [("set_flag", "VERSION_COMPATIBLE")]  # no precision
-    assert ("set_memory_pool_limit", "WORKSPACE", 1 << 30) in calls
-    assert ("hardware_compatibility_level", 1) in calls and ("builder_optimization_level", 5) in calls
+    assert calls[0] == ("create_network", 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    assert ("clear_flag", trt.BuilderFlag.TF32) in calls
+    flags = [call for call in calls if call[0] == "set_flag"]
+    assert flags == [("set_flag", trt.BuilderFlag.VERSION_COMPATIBLE)]  # no precision
+    assert ("set_memory_pool_limit", trt.MemoryPoolType.WORKSPACE, 1 << 30) in calls
+    assert ("hardware_compatibility_level", trt.HardwareCompatibilityLevel.AMPERE_PLUS) in calls
+    assert ("builder_optimization_level", 5) in calls
     assert not any("compute_capabilit" in str(call[0]) for call in calls)
     assert [call for call in calls if call[0] == "set_shape"] == [
         ("set_shape", "image", (1, 3, 32, 32), (1, 3, 64, 64), (4, 3, 128, 128)),
@@ -436,32 +432,29 @@ def test_tensorrt_is_asked_for_the_same(model_file, tmp_path):
     build_here(trt, model_file, options, TWO, ("sm90",))
     assert ("create_timing_cache", b"+timings") in calls
     calls.clear()
-    assert "is of tensorrt 11.4.1.2 sm90" in build_here(trt, model_file, options, TWO, ("sm80",)).notes[1]
+    assert f"is of tensorrt {trt.__version__} sm90" in build_here(trt, model_file, options, TWO, ("sm80",)).notes[1]
     assert ("create_timing_cache", b"") in calls
 
 
-def test_tensorrt_without_what_later_versions_have(model_file):
-    calls = []
-    trt = recording_tensorrt(
-        calls,
-        version="10.12.0.36",
-        activations="Total Activation Memory: {}",
-        HardwareCompatibilityLevel=SimpleNamespace(NONE=0, AMPERE_PLUS=1),
-    )
+def test_tensorrt_without_what_other_versions_have(model_file):
+    trt = recording_tensorrt([], version="10.12", activations="Total Activation Memory: {}")
     assert build_here(trt, model_file, TensorRTOptions(), TWO, ("sm80",)).activation_bytes == (1000, 2000)
+    # As one that knows fewer levels, and where strong typing is all there is.
+    trt.HardwareCompatibilityLevel = SimpleNamespace(NONE=0, AMPERE_PLUS=1)
     with pytest.raises(MisuseError, match=r"same-compute-capability: tensorrt 10.12.0.36 does not have it"):
         build_here(trt, model_file, TensorRTOptions(hardware="same-compute-capability"), TWO, ("sm80",))
-    trt = recording_tensorrt(calls, activations="silence", NetworkDefinitionCreationFlag=SimpleNamespace())
-    calls.clear()
+    calls = []
+    trt = recording_tensorrt(calls, activations="silence")
+    trt.NetworkDefinitionCreationFlag = SimpleNamespace()
     assert build_here(trt, model_file, TensorRTOptions(), TWO, ("sm80",)).activation_bytes == (None, None)
-    assert calls[0] == ("create_network", 0)  # strong typing is all there is
+    assert calls[0] == ("create_network", 0)
 
 
 def test_timings_that_tensorrt_finds_unfit_are_said(model_file, tmp_path):
     calls = []
     trt = recording_tensorrt(calls)
     path = tmp_path / "timings"
-    cache = TimingCache(path, "tensorrt 11.4.1.2 sm90")
+    cache = TimingCache(path, f"tensorrt {trt.__version__} sm90")
     cache.save(SimpleNamespace(get_timing_cache=lambda: SimpleNamespace(serialize=lambda: b"of another GPU")))
     built = build_here(trt, model_file, TensorRTOptions(timing_cache=path), TWO, ("sm90",))
     assert "does not fit this TensorRT or GPU" in built.notes[0] and built.plan == b"plan"
@@ -486,9 +479,10 @@ def test_a_gpu_of_rtx_is_the_current_one(rtx, model_file, monkeypatch):
 
 
 def test_a_tensorrt_that_cannot_start(model_file):
-    def no_builder(log):
-        log.log(1, "CUDA initialization failure with error: 35")
+    def no_builder(builder, log):
+        log.log(trt.ILogger.Severity.ERROR, "CUDA initialization failure with error: 35")
         raise TypeError("pybind11::init(): factory function returned nullptr")
 
+    trt = recording_tensorrt([], **{"Builder.__init__": no_builder})
     with pytest.raises(DeployError, match=r"TensorRT cannot start: CUDA initialization failure .* usable GPU"):
-        build_here(recording_tensorrt([], Builder=no_builder), model_file, TensorRTOptions(), TWO, ("sm90",))
+        build_here(trt, model_file, TensorRTOptions(), TWO, ("sm90",))

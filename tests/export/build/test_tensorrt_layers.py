@@ -65,7 +65,7 @@ def test_tensorrts_own_list_has_the_same_form():
 
 def test_int8_that_a_plan_does_not_keep_is_said_with_what_to_do():
     assert advice(layers_of(LIST), "float16") == ""
-    assert "2 of 2 convolutions of this plan take INT8 and give float" in advice(layers_of(LIST), "int8")
+    assert "2 of 2 convolutions of this plan take it and give float" in advice(layers_of(LIST), "int8")
     none = layers_of([line("/a/Conv_myl0_2", "correlation", "Half", "Half")])
     assert "none of the plan's convolutions takes INT8; --fp16" in advice(none, "int8")
     assert advice((), "int8") == ""  # a builder that lists none

@@ -1,5 +1,7 @@
 """Decoders that resize to the size of a skip, as the factors that they are."""
 
+import itertools
+
 import numpy as np
 import pytest
 from fcn_deploy.export.analysis.map_shapes import score_stride
@@ -52,6 +54,33 @@ def u_net(pads=(1, 1, 1, 1), last=True, **resize):
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
 
 
+def deep(halvings, **resize):
+    """So many halvings, and back to the size of each map that was halved, the image's last."""
+    names = ["image", *(f"map{index}" for index in range(halvings))]
+    nodes, weights = [], {"two": np.int64([2]), "four": np.int64([4]), "kept": np.int64([1, 3])}
+    for index, (before, after) in enumerate(itertools.pairwise(names)):
+        weights[f"w{index}"] = RANDOM.normal(size=(3, 3, 3, 3)).astype(np.float32)
+        nodes.append(helper.make_node("Conv", [before, f"w{index}"], [after], strides=[2, 2], pads=[1, 1, 1, 1]))
+    now = names[-1]
+    for skip in names[-2::-1]:
+        nodes += [
+            helper.make_node("Shape", [skip], [f"{skip}_shape"]),
+            helper.make_node("Slice", [f"{skip}_shape", "two", "four"], [f"{skip}_sides"]),
+            helper.make_node("Concat", ["kept", f"{skip}_sides"], [f"{skip}_sizes"], axis=0),
+            helper.make_node("Resize", [now, "", "", f"{skip}_sizes"], [f"{skip}_up"], **resize),
+            helper.make_node("Add", [f"{skip}_up", skip], ["scores" if skip == "image" else f"{skip}_sum"]),
+        ]
+        now = f"{skip}_sum"
+    graph = helper.make_graph(
+        nodes,
+        "deep",
+        [helper.make_tensor_value_info("image", TensorProto.FLOAT, ["N", 3, "H", "W"])],
+        [helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["N", 3, "H", "W"])],
+        [numpy_helper.from_array(value, name) for name, value in weights.items()],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+
+
 def run(model, image):
     return session(model.SerializeToString(), optimise=False).run(None, {"image": image})[0]
 
@@ -91,6 +120,18 @@ def test_linear_resizes_are_factors_at_multiples_of_the_stride_alone():
     for size in ((4, 8), (64, 100), (132, 256)):
         pixels = image(*size)
         assert np.allclose(run(found, pixels), run(model, pixels), atol=1e-5)
+
+
+@pytest.mark.parametrize("multiple", [2, 4, 6, 32])
+@pytest.mark.parametrize("resize", [NEAREST, LINEAR])
+def test_a_network_deeper_than_the_multiples_that_it_takes_stays_the_same(resize, multiple):
+    """Its sides are even, and those of the maps that it comes back to may be odd."""
+    model = deep(5, **resize)
+    found = resize_by_factor(model, multiple).model
+    assert len(computed_resizes(found)) == (0 if resize is NEAREST or multiple == 32 else 4 if multiple != 4 else 3)
+    for rows, columns in ((1, 2), (2, 5), (17, 9), (25, 33), (50, 7)):
+        pixels = image(rows * multiple, columns * multiple)
+        assert np.allclose(run(found, pixels), run(model, pixels), rtol=1e-4, atol=1e-3)
 
 
 def test_a_map_of_half_the_cells_rounded_down_is_no_factor_of_an_odd_one():

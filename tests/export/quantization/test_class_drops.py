@@ -77,5 +77,5 @@ def test_what_a_class_may_lose_follows_the_mean_where_it_is_not_said():
     assert QuantizationOptions(**given, max_class_drop=0.5).class_drop == 0.5
     with pytest.raises(MisuseError, match=r"--max-class-drop -1; give points of 0 or more"):
         QuantizationOptions(**given, max_class_drop=-1)
-    with pytest.raises(MisuseError, match=r"--max-class-drop is for --int8 and --fp16"):
+    with pytest.raises(MisuseError, match=r"--max-class-drop is for low precision"):
         QuantizationOptions(max_class_drop=1)

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -16,14 +17,14 @@ from fcn_deploy.export.graph.edit import opset
 from fcn_deploy.export.importer.import_model import import_model
 from fcn_deploy.export.quantization.gate import AccuracyGate, LabelFolder
 from fcn_deploy.export.quantization.half import emulate_half
-from fcn_deploy.export.quantization.mixed_precision import mix_precision
+from fcn_deploy.export.quantization.mixed_precision import BudgetError, mix_precision
 from fcn_deploy.export.quantization.options import QuantizationOptions
 from fcn_deploy.export.quantization.quantize import SCHEMES, quantized_convolutions
 from fcn_deploy.runtime.backends.onnxruntime import session
 from fcn_deploy.runtime.engine_file import EngineFile
 from fcn_deploy.runtime.manifest import Upsampling
 from helpers import command, needs, needs_shared, one_error, onnx_model, photo, save_photos
-from onnx import helper
+from onnx import TensorProto, helper
 from PIL import Image
 
 from fcn_deploy import DeployError, MisuseError, ModelCard, Segmenter
@@ -144,9 +145,50 @@ def test_fp16_keeps_what_overflows_in_float32(photos):
         max_drop=0.1,
         kernels_exact=False,
     )
-    largest = [v.name for v in naive.graph.output if v.name.endswith("large")]
-    assert largest  # its magnitude is watched
+    assert not gate.holds(gate.measure(naive))
     assert gate.holds(gate.measure(result.emulated))
+    assert [
+        note for note in result.notes if "2 layers beyond float16's range stay float32" in note and "--bf16" in note
+    ]
+
+
+def test_bf16_has_the_range_that_fp16_lacks(photos):
+    options = QuantizationOptions(bf16=True, calib=str(photos / "images"), max_drop=2)
+    result = mix_precision(overflowing(), Upsampling(), CARD, "tensorrt", options, half_interface=True)
+    assert not result.accuracy.kept and not result.notes
+    assert result.accuracy.precision == "bf16" and result.accuracy.bf16 == result.accuracy.value
+    kinds = {tensor.data_type for tensor in result.core.graph.initializer}
+    assert kinds == {TensorProto.BFLOAT16}
+    assert result.core.graph.input[0].type.tensor_type.elem_type == TensorProto.FLOAT  # as the runtime's kernels write
+
+
+def wide():
+    """Two dense convolutions that FP8 kernels take, and one that they do not."""
+    random = np.random.default_rng(3)
+    nodes = [
+        helper.make_node("Conv", ["image", "first"], ["a"], name="a"),
+        helper.make_node("Relu", ["a"], ["ra"]),
+        helper.make_node("Conv", ["ra", "second"], ["b"], name="b"),
+        helper.make_node("Relu", ["b"], ["rb"]),
+        helper.make_node("Conv", ["rb", "third"], ["c"], name="c"),
+        helper.make_node("Conv", ["c", "last"], ["scores"], name="last"),
+    ]
+    shapes = {"first": (32, 3, 1, 1), "second": (32, 32, 1, 1), "third": (32, 32, 1, 1), "last": (2, 32, 1, 1)}
+    return core_file(nodes, {name: random.normal(size=shape) / np.sqrt(shape[1]) for name, shape in shapes.items()})
+
+
+def test_fp8_is_gated_as_int8_is(photos):
+    options = QuantizationOptions(fp8=True, fp16=True, calib=str(photos / "images"), max_drop=100, max_class_drop=100)
+    free = mix_precision(wide(), Upsampling(), CARD, "tensorrt", options)
+    assert free.accuracy.precision == "fp8" and free.accuracy.layers == 2 and free.accuracy.method == "minmax"
+    assert quantized_convolutions(free.core) == 2 and free.accuracy.drop_points > 0
+    tight = replace(options, max_drop=free.accuracy.drop_points * 0.99)
+    found = mix_precision(wide(), Upsampling(), CARD, "tensorrt", tight)
+    assert len(found.accuracy.kept) == 1 and quantized_convolutions(found.core) == 1
+    with pytest.raises(BudgetError, match=r"no layer can be FP8 within --max-drop 0 .*build without --fp8"):
+        mix_precision(wide(), Upsampling(), CARD, "tensorrt", replace(options, fp16=False, max_drop=0))
+    with pytest.raises(MisuseError, match="has no convolution for FP8"):
+        mix_precision(fragile(), Upsampling(), CARD, "tensorrt", options)
 
 
 def test_a_broken_candidate_counts_as_all_lost():
@@ -277,10 +319,10 @@ def test_misuse_is_one_line(exports, photos, tmp_path):
         (["--int8", "--calib", calib, "--target", "sm90"], 2, "sm90"),
         (["--int8", "--calib", calib, "--labels", tmp_path / "none"], 2, "not a folder"),
         (["--int8", "--calib", calib, "--labels", calib], 1, "colours"),
-        (["--calib", calib], 2, "--calib is for --int8 and --fp16"),
-        (["--max-drop", "1"], 2, "--max-drop is for --int8 and --fp16"),
+        (["--calib", calib], 2, "--calib is for low precision"),
+        (["--max-drop", "1"], 2, "--max-drop is for low precision"),
         (["--fp16", "--calib", calib, "--target", "sm89", "--ranges", tmp_path / "r"], 2, "--ranges is for --int8"),
-        (["--int8", "--calib", calib, "--no-fp16"], 2, "--no-fp16 goes with --int8 for GPUs"),
+        (["--int8", "--calib", calib, "--no-fp16"], 2, "--no-fp16 goes with --int8 or --fp8 for GPUs"),
         (["--int8", "--fp16", "--no-fp16", "--calib", calib, "--target", "sm89"], 2, "contradict each other"),
         (["--int8", "--calib", calib, "--precision-report", out], 2, "also -o"),
         (["--int8", "--calib", calib, "--ranges", model], 2, "is the model itself"),

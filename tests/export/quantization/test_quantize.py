@@ -15,7 +15,14 @@ from fcn_deploy.export.graph.edit import initializers, producers
 from fcn_deploy.export.importer.import_model import import_model
 from fcn_deploy.export.passes.fuse_padding import fuse_padding
 from fcn_deploy.export.passes.raw_input import raw_input
-from fcn_deploy.export.quantization.half import MAGNITUDE_OF, emulate_half, half, overflowing
+from fcn_deploy.export.quantization.half import (
+    MAGNITUDE_OF,
+    emulate_half,
+    half,
+    overflowing,
+    with_magnitudes,
+    with_opset_19,
+)
 from fcn_deploy.export.quantization.quantize import (
     SCHEMES,
     convolutions,
@@ -23,15 +30,17 @@ from fcn_deploy.export.quantization.quantize import (
     quantize,
     quantized_convolutions,
 )
-from fcn_deploy.export.quantization.round_weights import depthwise, round_weights
+from fcn_deploy.export.quantization.round_weights import depthwise, round_to_fp8, round_weights
 from fcn_deploy.runtime.backends.onnxruntime import session
 from fcn_deploy.runtime.prepare import prepare
 from helpers import FAMILY, checkpoint_of, multiples_of, needs, onnx_model, photo, random_network
+from ml_dtypes import bfloat16, float8_e4m3fn
 from onnx import TensorProto, helper, numpy_helper
 
 from fcn_deploy import DeployError, ModelCard
 
 RANDOM = np.random.default_rng(0)
+INT8_SCHEMES = ("cpu", "tensorrt")
 
 
 def network(nodes, constants, scores=4):
@@ -79,7 +88,7 @@ def ranges_of(model, images):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("target", SCHEMES)
+@pytest.mark.parametrize("target", INT8_SCHEMES)
 def test_quantized_scores_are_near_the_float_ones(target):
     model = residual()
     images = [RANDOM.normal(size=(1, 3, 20 + i, 30)).astype(np.float32) for i in range(3)]
@@ -245,7 +254,7 @@ def test_biases_of_zero_channels_and_dead_inputs_survive():
     weight[1] = 0
     model = network([helper.make_node("Conv", ["image", "w", "b"], ["scores"])], {"w": weight, "b": [0.5, 0.05, -1, 2]})
     image = np.zeros((1, 3, 4, 4), np.float32)
-    for target in SCHEMES:
+    for target in INT8_SCHEMES:
         for high in (1.0, 30.0):
             lowered = quantize(model, {"image": (0.0, high), "scores": (-1.0, 2.0)}, SCHEMES[target])
             np.testing.assert_allclose(run(lowered, image)[0, :, 0, 0], [0.5, 0.05, -1, 2], atol=0.01)
@@ -261,7 +270,7 @@ def test_without_the_limit_weights_have_127_steps():
 def test_kept_layers_stay_float():
     model = residual()
     ranges, means = ranges_of(model, [RANDOM.normal(size=(1, 3, 16, 16)).astype(np.float32)])
-    for target in SCHEMES:
+    for target in INT8_SCHEMES:
         lowered = quantize(model, ranges, SCHEMES[target], kept={"c1", "scores"}, means=means)
         assert quantized_convolutions(lowered) == 1
         everything = quantize(model, ranges, SCHEMES[target], kept={"c0", "c1", "scores"}, means=means)
@@ -290,7 +299,7 @@ def test_a_channel_of_zero_weights_and_a_dead_input():
     weight = RANDOM.normal(size=(4, 3, 1, 1))
     weight[2] = 0
     model = network([helper.make_node("Conv", ["image", "w"], ["scores"])], {"w": weight})
-    for target in SCHEMES:
+    for target in INT8_SCHEMES:
         lowered = quantize(model, {"image": (0.0, 1e-6), "scores": (0.0, 1e-6)}, SCHEMES[target])
         assert np.isfinite(run(lowered, np.zeros((1, 3, 4, 4), np.float32))).all()
 
@@ -314,13 +323,39 @@ def test_padding_becomes_part_of_the_convolution():
     np.testing.assert_allclose(run(fused, image), run(model, image), atol=1e-5)
 
 
-def test_emulated_rounding_is_float16s():
-    values = np.concatenate([RANDOM.normal(size=5000) * 10.0 ** RANDOM.uniform(-4, 4, 5000), [0, 1, 65504, -2049]])
-    values = values[(np.abs(values) > 6.2e-5) | (values == 0)].astype(np.float32)
-    values = values[np.abs(values) <= 65504]
-    image = np.resize(values, (1, 3, 40, 40)).astype(np.float32)
+def every_magnitude():
+    """float32 values of all magnitudes, of both signs, ties between the narrower types' values among them."""
+    values = (np.arange(1 << 20, dtype=np.uint64) << 12).astype(np.uint32).view(np.float32)
+    values = np.concatenate([values[np.isfinite(values)], RANDOM.normal(size=5000).astype(np.float32) * 100])
+    return np.resize(values, (1, 3, 1024, 384))
+
+
+@pytest.mark.parametrize(("kind", "dtype"), [(TensorProto.FLOAT16, np.float16), (TensorProto.BFLOAT16, bfloat16)])
+def test_emulated_rounding_is_that_of_the_type(kind, dtype):
+    """Subnormals and what overflows too."""
+    image = every_magnitude()
     model = network([helper.make_node("Identity", ["image"], ["scores"])], {}, scores=3)
-    np.testing.assert_array_equal(run(emulate_half(model), image), image.astype(np.float16).astype(np.float32))
+    with np.errstate(over="ignore"):
+        expected = image.astype(dtype).astype(np.float32)
+    np.testing.assert_array_equal(run(emulate_half(model, kind=kind), image), expected)
+
+
+def test_fp8_as_it_is_written_rounds_as_e4m3_does():
+    """Of every magnitude, with saturation at 448 and subnormals; by the kernels that the gate judges with."""
+    image = every_magnitude()
+    zero, scale = numpy_helper.from_array(np.zeros((), float8_e4m3fn), "z"), np.float32(0.125)
+    nodes = [
+        helper.make_node("QuantizeLinear", ["image", "s", "z"], ["q"]),
+        helper.make_node("DequantizeLinear", ["q", "s", "z"], ["scores"]),
+    ]
+    model = with_opset_19(onnx_model(nodes, {"s": scale}, gives=("N", 3, "H", "W")))
+    model.graph.initializer.append(zero)
+    found = run(model, image)
+    with np.errstate(over="ignore"):
+        expected = np.clip(image / scale, -448, 448).astype(float8_e4m3fn).astype(np.float32) * scale
+    np.testing.assert_array_equal(found, expected)
+    assert found.max() == 56 and found.min() == -56
+    assert np.unique(np.abs(found)[(found != 0)]).size == 126  # every value that E4M3 has
 
 
 def overflowing_network():
@@ -338,9 +373,10 @@ def overflowing_network():
 def test_a_network_that_overflows_is_caught():
     model = overflowing_network()
     image = np.ones((1, 3, 4, 4), np.float32)
-    emulated = session(emulate_half(model).SerializeToString(), optimise=False)
-    names = [output.name for output in emulated.get_outputs()]
-    values = dict(zip(names, emulated.run(names, {"image": image}), strict=True))
+    assert not np.isfinite(run(emulate_half(model), image)).all()  # as in float16
+    watched = session(with_magnitudes(model).SerializeToString())
+    names = [output.name for output in watched.get_outputs()]
+    values = dict(zip(names, watched.run(names, {"image": image}), strict=True))
     largest = {n.removeprefix(MAGNITUDE_OF): float(v) for n, v in values.items() if n.startswith(MAGNITUDE_OF)}
     assert largest["large"] == pytest.approx(120000, rel=1e-3)
     kept = overflowing(largest, model)
@@ -349,6 +385,9 @@ def test_a_network_that_overflows_is_caught():
     types = {node.name: node.op_type for node in lowered.graph.node}
     assert "Cast" in types.values()
     np.testing.assert_allclose(run(lowered, image), run(model, image), rtol=1e-3)
+    # bfloat16 has float32's range.
+    emulated = run(emulate_half(model, kind=TensorProto.BFLOAT16), image)
+    np.testing.assert_allclose(emulated, run(model, image), rtol=2**-6)
 
 
 def test_half_models_keep_a_float32_interface():
@@ -377,6 +416,93 @@ def test_half_models_may_take_and_give_float16():
     kept = half(model, [node.output[0] for node in model.graph.node], interface=True)
     assert kept.graph.output[0].type.tensor_type.elem_type == TensorProto.FLOAT
     np.testing.assert_allclose(run(kept, image), expected, atol=0.01 * np.ptp(expected))
+
+
+def dense(channels=32, residual=True):
+    """Convolutions wide enough for FP8: 3 → k (not), k → k twice with a skip, depthwise (not), k → 4 (not)."""
+    weights = {
+        "w0": RANDOM.normal(size=(channels, 3, 3, 3)) / 5,
+        "w1": RANDOM.normal(size=(channels, channels, 3, 3)) / 17,
+        "w2": RANDOM.normal(size=(channels, channels, 1, 1)) / 6,
+        "w3": RANDOM.normal(size=(channels, 1, 3, 3)) / 3,
+        "w4": RANDOM.normal(size=(4, channels, 1, 1)) / 6,
+    }
+    return network(
+        [
+            helper.make_node("Conv", ["image", "w0"], ["c0"], pads=[1] * 4),
+            helper.make_node("Relu", ["c0"], ["r0"]),
+            helper.make_node("Conv", ["r0", "w1"], ["c1"], pads=[1] * 4),
+            helper.make_node("Relu", ["c1"], ["r1"]),
+            helper.make_node("Conv", ["r1", "w2", "b"], ["c2"]),
+            helper.make_node("Add", ["c2", "r0"], ["sum"]),
+            helper.make_node("Conv", ["sum", "w3"], ["c3"], pads=[1] * 4, group=channels),
+            helper.make_node("Conv", ["c3", "w4"], ["scores"]),
+        ],
+        weights | {"b": RANDOM.normal(size=channels)},
+    )
+
+
+def test_fp8_is_for_dense_convolutions_of_many_channels_alone():
+    model = dense()
+    names = [node.output[0] for node in SCHEMES["tensorrt-fp8"].quantized(model)]
+    assert names == ["c1", "c2"]
+    assert not SCHEMES["tensorrt-fp8"].quantized(dense(16))
+    assert len(SCHEMES["tensorrt"].quantized(model)) == 5
+
+
+def test_fp8_scores_are_near_the_float_ones_and_biases_make_up_for_the_mean():
+    model = dense()
+    image = RANDOM.normal(size=(1, 3, 40, 30)).astype(np.float32)
+    ranges, means = ranges_of(model, [image])
+    lowered = quantize(model, ranges, SCHEMES["tensorrt-fp8"], means=means)
+    assert quantized_convolutions(lowered) == 2
+    types = {tensor.data_type for tensor in lowered.graph.initializer}
+    assert TensorProto.FLOAT8E4M3FN in types and TensorProto.INT8 not in types
+    onnx.checker.check_model(lowered, full_check=True)
+    expected = run(model, image)
+    error = run(lowered, image) - expected
+    assert 0 < np.sqrt((error**2).mean()) < 0.05 * expected.std()
+    plain = quantize(model, ranges, SCHEMES["tensorrt-fp8"])
+    assert np.abs(error.mean((0, 2, 3))).sum() < np.abs((run(plain, image) - expected).mean((0, 2, 3))).sum()
+    everything_kept = quantize(model, ranges, SCHEMES["tensorrt-fp8"], kept={"c1", "c2"})
+    np.testing.assert_array_equal(run(everything_kept, image), expected)
+
+
+def test_fp8_weights_saturate_at_448_by_channel_and_zeros_stay():
+    weight = (
+        RANDOM.normal(size=(5, 20, 3, 3)).astype(np.float32) * np.float32([1, 1e3, 1e-3, 1, 1])[:, None, None, None]
+    )
+    weight[3] = 0
+    stored, scale = round_to_fp8(weight)
+    values = stored.astype(np.float32)
+    assert np.abs(values).reshape(5, -1).max(1).tolist() == [448, 448, 448, 0, 448] and (scale > 0).all()
+    found = values * scale[:, None, None, None]
+    assert np.abs(found - weight).max() <= 2**-4 * np.abs(weight).max()
+    large = np.abs(weight) > 0.01 * np.abs(weight).max((1, 2, 3), keepdims=True)
+    assert (np.abs(found - weight)[large] <= 2**-4 * 1.0001 * np.abs(weight)[large]).all()  # three bits after the first
+
+
+@pytest.mark.parametrize("rest", [None, TensorProto.FLOAT16, TensorProto.BFLOAT16])
+def test_tensorrt_rtx_builds_fp8_where_it_says_so(rest):
+    needs("tensorrt_rtx")
+    model = dense()
+    ranges, means = ranges_of(model, [RANDOM.normal(size=(1, 3, 40, 30)).astype(np.float32)])
+    lowered = quantize(model, ranges, SCHEMES["tensorrt-fp8"], means=means)
+    lowered = lowered if rest is None else half(lowered, kind=rest)
+    assert len(plan_of(lowered, ["sm89", "sm120"], 1)) > 10_000
+    with pytest.raises(DeployError, match="fp8"):
+        plan_of(lowered, ["sm86"], 1)
+
+
+def test_tensorrt_rtx_builds_bf16():
+    needs("tensorrt_rtx")
+    lowered = half(residual(), kind=TensorProto.BFLOAT16)
+    kinds = [value.type.tensor_type.elem_type for value in (lowered.graph.input[0], lowered.graph.output[0])]
+    assert kinds == [TensorProto.FLOAT] * 2
+    assert {tensor.data_type for tensor in lowered.graph.initializer} == {TensorProto.BFLOAT16}
+    assert len(plan_of(lowered, ["sm80", "sm120"], 1)) > 10_000
+    with pytest.raises(DeployError, match="b16"):
+        plan_of(lowered, ["sm75"], 1)
 
 
 def plan_of(model, targets, multiple):

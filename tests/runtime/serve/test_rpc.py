@@ -3,12 +3,16 @@
 import json
 import threading
 
+import hypothesis
 import numpy as np
 import pytest
 from fcn_deploy.runtime.labelling.rle import decode
 from fcn_deploy.runtime.stream import CALLERS
 from helpers import needs, photo
-from serving import serving
+from hypothesis import strategies as st
+from serving import one_convolution, serving
+
+from fcn_deploy import ModelCard, Segmenter
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +73,104 @@ def test_the_messages_are_the_protocols():
         for field in ours.fields:
             assert told(field) == fields[field.number]
         assert len(ours.fields) == len(fields), name
+
+
+def read_by_protobuf(sent):
+    """A request without its raw inputs, and those; None where protobuf cannot read it."""
+    from fcn_deploy.runtime.serve.messages import MESSAGES
+    from google.protobuf.message import DecodeError
+
+    try:
+        request = MESSAGES["ModelInferRequest"].FromString(sent)
+    except DecodeError:
+        return None
+    raw = list(request.raw_input_contents)
+    request.ClearField("raw_input_contents")
+    return request, raw
+
+
+def assert_read_alike(sent):
+    from fcn_deploy.runtime.serve.raw import without_raw
+
+    rest, raw = without_raw(sent)
+    expected, found = read_by_protobuf(sent), read_by_protobuf(rest)
+    if expected is None:
+        assert found is None
+    else:
+        assert found is not None and (found[0], found[1] + list(map(bytes, raw))) == expected
+
+
+TEXT, RAW = st.text(max_size=20), st.lists(st.binary(max_size=300), max_size=4)
+
+
+@hypothesis.settings(max_examples=60, deadline=None)
+@hypothesis.given(st.data())
+def test_raw_inputs_are_taken_out_as_protobuf_reads_them(data):
+    """Of requests, of those that are cut off or damaged, and with fields that the protocol does not have."""
+    from fcn_deploy.runtime.serve.messages import MESSAGES
+
+    parts = []
+    for _ in range(data.draw(st.integers(1, 3))):  # of several messages one after the other their fields are joined
+        inputs = [{"name": data.draw(TEXT), "shape": data.draw(st.lists(st.integers(-9, 2**40), max_size=3))}]
+        request = MESSAGES["ModelInferRequest"](
+            id=data.draw(TEXT), inputs=inputs, parameters={data.draw(TEXT): {"int64_param": 5}},
+            raw_input_contents=data.draw(RAW),
+        )  # fmt: skip
+        parts.append(request.SerializeToString())
+        parts.append(
+            data.draw(st.sampled_from([b"", b"\x40\x05", b"\x45abcd", b"\x41abcdefgh", b"\x42\x01a", b"\x43\x44"]))
+        )
+    sent = b"".join(parts)
+    assert_read_alike(sent)
+    assert_read_alike(sent[: data.draw(st.integers(0, len(sent)))])
+    damaged = bytearray(sent)
+    damaged[data.draw(st.integers(0, len(sent) - 1))] = data.draw(st.integers(0, 255))
+    assert_read_alike(bytes(damaged))
+
+
+def test_a_request_of_very_many_fields_is_protobufs_to_read():
+    from fcn_deploy.runtime.serve.raw import MOST_FIELDS, without_raw
+
+    assert_read_alike(b"\x3a\x01a" * MOST_FIELDS)
+    many = b"\x3a\x01a" * 100_000
+    assert without_raw(many) == (many, [])
+
+
+@hypothesis.given(RAW)
+def test_raw_outputs_are_written_as_protobuf_reads_them(raw):
+    from fcn_deploy.runtime.serve.messages import MESSAGES
+    from fcn_deploy.runtime.serve.raw import with_raw
+
+    answer = MESSAGES["ModelInferResponse"](id="7", outputs=[{"name": "labels", "shape": [2**40, 1]}])
+    read = answer.FromString(with_raw(answer.SerializeToString(), map(memoryview, raw)))
+    assert list(read.raw_output_contents) == raw
+    read.ClearField("raw_output_contents")
+    assert read == answer
+
+
+def test_numbers_of_several_bytes_may_begin_at_any_place_of_a_message(tmp_path):
+    """They stay where they came, whatever their alignment."""
+    card = ModelCard(("a", "b"), dtype="float32", mean=(0.0,) * 3, std=(1.0,) * 3)
+    image = np.random.default_rng(0).normal(size=(17, 19, 3)).astype(np.float32)
+    with serving(one_convolution(tmp_path, card)) as (server, _), Segmenter(tmp_path / "one.engine", threads=2) as net:
+        module = needs("tritonclient.grpc")
+        with module.InferenceServerClient(server.grpc) as client:
+            asked = module.InferInput("image", image.shape, "FP32")
+            asked.set_data_from_numpy(image)
+            wanted = [module.InferRequestedOutput(name) for name in ("labels", "values")]
+            for length in range(4):
+                answer = client.infer("one", [asked], outputs=wanted, request_id="x" * length)
+                np.testing.assert_array_equal(answer.as_numpy("labels"), net(image))
+                np.testing.assert_array_equal(answer.as_numpy("values"), net.values(image))
+
+
+def test_results_longer_than_a_message_are_refused(call, monkeypatch):
+    from fcn_deploy.runtime.serve import rpc
+
+    monkeypatch.setattr(rpc, "MOST_MESSAGE", rpc.SLACK + 1000)
+    image = {"name": "image", "datatype": "UINT8", "shape": [32, 32, 3]}
+    text = refused(call, inputs=[image], raw_input_contents=[bytes(3072)])
+    assert "1,024 bytes long" in text and "fewer outputs" in text
 
 
 @pytest.mark.parametrize("size", [(1, 1), (61, 97), (480, 640), (1300, 1301)])

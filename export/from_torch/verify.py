@@ -1,0 +1,128 @@
+"""An exported graph beside its network: what PyTorch gives at many sizes, and how far ONNX Runtime is from it."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+import torch
+import torch.nn.functional as F
+from fcn_deploy.export.analysis.accepted_sizes import AcceptedSizes, run_quietly
+from fcn_deploy.export.analysis.model_end import ends_in_sigmoid
+from fcn_deploy.export.dynamic_shapes.baked_node import describe_cause
+from fcn_deploy.export.from_torch.network import traced_size
+from fcn_deploy.export.tolerances import EXPORTED_MODEL, SIGMOID_ROUNDING
+from fcn_deploy.fcn.architecture import upsample
+from fcn_deploy.runtime.backends.onnxruntime import session
+from fcn_deploy.runtime.errors import DeployError, one_line
+from torch import nn
+
+# Never traced: one pixel, primes, one side eight times the other, below and above the traced size.
+VERIFIED_SIZES = (
+    (1, 1), (2, 3), (7, 13), (31, 33), (37, 41), (17, 136), (136, 17), (61, 97), (127, 131), (101, 211),
+    (128, 160), (200, 333), (257, 263), (320, 64),
+)  # fmt: skip
+
+Expected = list[tuple[np.ndarray, np.ndarray]]  # images, and the scores that PyTorch gives for them
+
+
+@dataclass(frozen=True)
+class SizeDifference:
+    """How far ONNX and PyTorch are apart at one size.
+
+    Attributes:
+        size: (height, width) of the images.
+        batch: how many there were.
+        logits: the largest difference, as a share of the logits' range.
+    """
+
+    size: tuple[int, int]
+    batch: int
+    logits: float
+
+
+def expected_scores(
+    model: nn.Module,
+    behaviour: AcceptedSizes,
+    fit: str,
+    channels: int,
+    name: str,
+    sizes: Sequence[tuple[int, int]] = VERIFIED_SIZES,
+) -> Expected:
+    """What PyTorch gives at a traced size, and at `sizes`, which never are. Raises DeployError where it fails."""
+    run = _any_size(model, behaviour, fit)
+    random = np.random.default_rng(0)
+    expected = []
+    most = 2 if behaviour.only is None or _takes_two(model, channels, behaviour.only) else 1
+    for index, (height, width) in enumerate((traced_size(behaviour), *sizes)):
+        batch = most if index % 5 == 0 and index else 1
+        images = random.standard_normal((batch, channels, height, width), dtype=np.float32)
+        with torch.inference_mode():
+            try:
+                expected.append((images, run(torch.from_numpy(images)).numpy()))
+            except Exception as error:
+                raise DeployError(f"{name} fails in PyTorch at {height}×{width}: {one_line(error)}") from error
+    return expected
+
+
+def _takes_two(model: nn.Module, channels: int, size: tuple[int, int]) -> bool:
+    """Whether a network takes two images at once; programs that were exported for one do not."""
+    try:
+        with torch.inference_mode():
+            return len(model(torch.zeros(2, channels, *size))) == 2
+    except Exception:  # of whatever it is made of
+        return False
+
+
+def _any_size(model: nn.Module, sizes: AcceptedSizes, fit: str) -> Callable[[torch.Tensor], torch.Tensor]:
+    """In PyTorch, what the graph does: pad or resize, run, upsample, crop."""
+    multiple, smallest = sizes.multiple, sizes.smallest
+
+    def padded(x: torch.Tensor) -> torch.Tensor:
+        size = x.shape[2:]
+        down, right = (-(-max(side, smallest) // multiple) * multiple - side for side in size)
+        logits = model(F.pad(x, (0, right, 0, down)))
+        return (upsample(logits, sizes.factor) if sizes.factor > 1 else logits)[:, :, : size[0], : size[1]]
+
+    def resized(x: torch.Tensor) -> torch.Tensor:
+        size = list(x.shape[2:])
+        nearest = [max((side + multiple // 2) // multiple * multiple, multiple, smallest) for side in size]
+        nearest = nearest if sizes.only is None else list(sizes.only)
+        return F.interpolate(model(F.interpolate(x, nearest, mode="bilinear")), size, mode="bilinear")
+
+    return resized if fit == "resize" else padded
+
+
+def verify(expected: Expected, graph: onnx.ModelProto, name: str) -> list[SizeDifference]:
+    """Run ONNX Runtime beside what PyTorch gave, at all sizes but the first, which was traced.
+
+    Raises:
+        DeployError: they differ, or ONNX Runtime fails: names the node and the usual cause.
+    """
+    run = session(graph.SerializeToString())
+    # The range of a single pixel's scores says little, so that of the traced size counts as well.
+    usual = max(float(np.ptp(expected[0][1])), 1e-6)
+    rounding = SIGMOID_ROUNDING if ends_in_sigmoid(graph) else 0.0
+    differences = []
+    for images, scores in expected[1:]:
+        batch, _, height, width = images.shape
+        try:
+            logits = run_quietly(run, images)[0]
+        except Exception as error:
+            raise DeployError(
+                f"{name} has a size baked in: it fails at {height}×{width}. {describe_cause(graph, one_line(error))}"
+            ) from error
+        if logits.shape != scores.shape:
+            raise DeployError(
+                f"{name} has a size baked in: at {height}×{width} it gives {list(logits.shape)} instead of "
+                f"{list(scores.shape)}. {describe_cause(graph, '')}"
+            )
+        apart = max(float(np.abs(logits - scores).max()) - rounding, 0.0)
+        difference = apart / max(float(np.ptp(scores)), usual)
+        if not difference <= EXPORTED_MODEL:
+            raise DeployError(
+                f"{name} gives other scores in ONNX than in PyTorch: at {height}×{width} they differ by "
+                f"{difference:.1e} of their range (limit {EXPORTED_MODEL:.0e}). {describe_cause(graph, '')}"
+            )
+        differences.append(SizeDifference((height, width), batch, difference))
+    return differences
