@@ -74,7 +74,7 @@ findings:
 wheels: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.wheels --folder build/wheels
 
-# All that only a GPU can tell, in silicon.json: for any machine with one, some ten minutes, without a network.
+# All that only a GPU can tell, in silicon.json and silicon.html: for any machine with one, some ten minutes, without a network.
 silicon: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.silicon
 

@@ -22,8 +22,8 @@ def page(record: Record) -> str:
     notes = [f"{name}: {_said(part)}" for name, part in record.items() if not part["ok"]]
     skipped = [name for name, part in record.items() if part.get("skipped")]
     lead = [
-        "Everything is wrong until it has been seen: kernels against NumPy, engines against the CPU, times beside the "
-        "bare network and PyTorch. What could not be run here is named, with the reason."
+        "Kernels against NumPy, engines against the CPU, and times beside the bare network and PyTorch, as one run on "
+        "this machine found them. What could not be run here is named, with the reason."
     ]
     figures = [
         ("verdict", "WRONG" if notes else "ok", f"{len(record) - len(skipped)} of {len(record)} parts were run"),

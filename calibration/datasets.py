@@ -164,6 +164,19 @@ def take_census(data: LabelledImages, where: str, enough: int | None = None) -> 
     return census
 
 
+def look_at_values(data: LabelledImages) -> None:
+    """Look at the values of all images of a collection, before hours of training: what looks wrong is named.
+
+    Raises:
+        DoubtfulError: with its `reading.strict`, values that do not look like the card's.
+        DeployError: an image that is damaged, or of a kind that the card does not allow.
+    """
+    if isinstance(data, FilePairs):
+        for path, _ in data.pairs:
+            with open_regions(path, data._card, data.reading):
+                pass
+
+
 def class_pixels(data: LabelledImages) -> np.ndarray:
     """Counted pixels of each class in a collection, int64 [classes]. Raises what `take_census` does."""
     return take_census(data, "the data").pixels

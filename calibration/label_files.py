@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,10 @@ from fcn_deploy.runtime.errors import DeployError
 from fcn_deploy.runtime.images.find import IMAGE_SUFFIXES
 from fcn_deploy.runtime.images.header import DEFAULT_MAX_PIXELS, open_npy
 from fcn_deploy.runtime.images.pillow import check_pixels, open_pillow
+from fcn_deploy.runtime.images.sidecars import mask_beside, no_data_beside
+from fcn_deploy.runtime.images.tiff import ORIENTATION, TURNS, turned
 from fcn_deploy.runtime.model_card import voc_palette
+from fcn_deploy.runtime.no_data import number_in
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
@@ -79,7 +83,7 @@ def read_labels(path: Path, colors: Sequence[Color] | None = None, shown: bool =
         if path.suffix.lower() == ".npy":
             return _from_array(np.array(open_npy(path)), path)
         stored = _by_pillow(path, colors, shown)
-        return _from_tiff(path) if stored is None else stored
+        return _with_sidecars(path, _from_tiff(path) if stored is None else stored)
     except DeployError:
         raise
     except FileNotFoundError as error:
@@ -106,7 +110,11 @@ def _by_pillow(path: Path, colors: Sequence[Color] | None, shown: bool) -> Store
                 stored = _from_array(array, path)
             else:
                 stored = _single(picture, path, colors)
+            if not tiff:  # Pillow turns TIFFs
+                stored = _turned(stored, picture.getexif().get(ORIENTATION, 1))
             nodata = _nodata(_tag(picture, GDAL_NODATA, None)) if picture.format == "TIFF" else None
+            if nodata is not None and _photometric(picture) == MINISWHITE:  # the tag is of what is stored
+                nodata = _largest(picture, path) - nodata
             pages = getattr(picture, "n_frames", 1)
     except FileNotFoundError:
         raise
@@ -116,6 +124,14 @@ def _by_pillow(path: Path, colors: Sequence[Color] | None, shown: bool) -> Store
         raise
     missing = _masked(path, stored.missing) if tiff and pages > 1 else stored.missing
     return replace(stored, nodata=nodata, missing=missing)
+
+
+def _turned(stored: StoredLabels, orientation: int) -> StoredLabels:
+    """Upright, as images are."""
+    if orientation not in TURNS:
+        return stored
+    missing = None if stored.missing is None else turned(stored.missing, orientation)
+    return replace(stored, values=turned(stored.values, orientation), missing=missing)
 
 
 def _transparent(picture: "Pictures.Image") -> bool:
@@ -153,7 +169,8 @@ def _from_tiff(path: Path) -> StoredLabels:
         white = page.photometric == MINISWHITE and array.dtype.kind == "u"
         planar = page.samplesperpixel > 1 and page.planarconfig == 2
     if white:
-        array = np.array((1 << page.bitspersample) - 1, array.dtype) - array
+        largest = (1 << page.bitspersample) - 1
+        array, nodata = np.array(largest, array.dtype) - array, None if nodata is None else largest - nodata
     stored = _from_array(np.moveaxis(array, 0, -1) if planar else array, path)
     return replace(stored, nodata=nodata, missing=_masked(path, stored.missing))
 
@@ -172,13 +189,22 @@ def _masked(path: Path, missing: NDArray[np.bool_] | None) -> NDArray[np.bool_] 
     return missing
 
 
+def _with_sidecars(path: Path, stored: StoredLabels) -> StoredLabels:
+    """With what GDAL keeps beside the file: a mask, and a no-data value."""
+    told = [_nodata(value) for value in no_data_beside(path)[:1]]
+    with ExitStack() as stack:
+        height, width = stored.values.shape[:2]
+        mask = mask_beside(stack, path, (height, width), turned=False)
+        if mask is not None:
+            outside = mask(0, height, 0, width)[:, :, 0] == 0
+            stored = replace(stored, missing=_some(outside if stored.missing is None else outside | stored.missing))
+    return replace(stored, nodata=told[0]) if told and told[0] is not None else stored
+
+
 def _nodata(text: object) -> int | None:
     """The value of GDAL's tag, where labels can have it."""
-    try:
-        value = float(str(text).strip().strip("\0"))
-    except ValueError:
-        return None
-    return int(value) if value.is_integer() else None
+    value = number_in(text)
+    return int(value) if value is not None and value.is_integer() else None
 
 
 def _from_array(array: NDArray[Any], path: Path) -> StoredLabels:

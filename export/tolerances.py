@@ -40,5 +40,6 @@ BILINEAR_WEIGHT = 1e-6
 POSITION_CONSTANT = 4e-6
 
 # Of the golden sample's scores by an engine on a user's machine, by precision: float32 rounds, and INT8 kernels may
-# round a tie the other way, layer after layer. BF16 has 8 bits and FP8 4, and what they round is summed in any order.
-GOLDEN_SAMPLE = {"float32": 1e-3, "bf16": 5e-2, "float16": 2e-2, "fp8": 5e-2, "int8": 5e-2}
+# round a tie the other way, layer after layer. BF16 has 8 bits and FP8 4: an input that differs by 1e-6 moved scores of
+# EfficientNet-Lite0 FCN-8s by 0.0064 in BF16, and by 0.032 in FP8 and FP16, of 0.072 that FP8 itself is from float32.
+GOLDEN_SAMPLE = {"float32": 1e-3, "bf16": 5e-2, "float16": 2e-2, "fp8": 1e-1, "int8": 5e-2}

@@ -102,10 +102,17 @@ class EngineFile:
             )
         return content
 
-    def verify(self) -> None:
-        """Check every member; raises DeployError at the first that differs from the manifest."""
+    def verify(self, *wanted: str) -> dict[str, bytes]:
+        """Check every member, and give the content of those that are wanted.
+
+        Raises DeployError at the first that differs from the manifest.
+        """
+        found: dict[str, bytes] = {}
         for name in self.manifest.members:
-            self.read(name)
+            content = self.read(name)
+            if name in wanted:
+                found[name] = content
+        return found
 
     def close(self) -> None:
         self._archive.close()

@@ -160,6 +160,12 @@ class Network:
         """Whether a plan runs it, on a GPU, whose memory is the backend's to share out."""
         return self.manifest is not None and self.manifest.gpu is not None
 
+    def largest_batch(self, plan: Plan) -> int:
+        """Images that the profile of a plan takes at once; 1 on the CPU, where any number goes."""
+        if self.manifest is None or self.manifest.gpu is None or plan.profile is None:
+            return 1
+        return self.manifest.gpu.profiles[plan.profile].batch
+
     def working_memory(self, pixels: int) -> float:
         """Bytes that the core works with for a padded image of so many pixels; 0 where it is not known."""
         return sum(stage.working_memory(pixels) for stage in self.stages)
@@ -501,8 +507,8 @@ def _open_engine(
     Raises DeployError; MisuseError where that is not `device`'s, or there is no such output.
     """
     with EngineFile(path) as engine:
-        engine.verify()
         manifest = engine.manifest
+        networks = engine.verify(*(stage.file for stage in manifest.stages))
         target, gpu = manifest.target, manifest.gpu
         heads = Heads(manifest.card, manifest.upsampling, manifest.heads, output, str(path))
         on_host = target in ("cpu", *ORT_TARGETS)
@@ -516,7 +522,7 @@ def _open_engine(
             from .backends.tensorrt import TensorRTBackend
 
             kernels = {name: engine.read(name) for name in manifest.members if name.startswith("kernels")}
-            plan = engine.read(manifest.stages[0].file)
+            plan = networks.pop(manifest.stages[0].file)
             return TensorRTBackend(manifest, plan, kernels, gpu_index, str(path)), manifest, heads
         from .backends.onnxruntime import OnnxRuntimeSession
         from .backends.openvino import OpenVinoSession, bfloat16_or_fallback, openvino_or_fallback
@@ -525,7 +531,7 @@ def _open_engine(
         bfloat16 = kind is not None and manifest.precision == "bf16" and bfloat16_or_fallback(str(path))
         sessions: list[OnnxRuntimeSession | OpenVinoSession] = []
         for stage in manifest.stages:
-            network = engine.read(stage.file)
+            network = networks[stage.file]
             if kind is not None and bfloat16:
                 sessions.append(
                     OpenVinoSession(network, stage.input, stage.output, threads, str(path), bfloat16=bfloat16)

@@ -4,6 +4,8 @@ Such a pixel is masked in a numpy.ma.MaskedArray (in any of its bands), or not f
 given the card's mean there, rounded in images of whole numbers: zeros after normalisation, as its padding is.
 """
 
+import math
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -31,6 +33,18 @@ def masked(image: Any, valid: object) -> Any:
         raise MisuseError(f"valid is {found}; it is a bool array [H, W] of the image's {list(image.shape[:2])}")
     mask = ~valid if image.ndim == 2 else np.broadcast_to(~valid[:, :, None], image.shape)
     return np.ma.MaskedArray(image, mask)
+
+
+def number_in(text: object) -> float | None:
+    """The number that a no-data tag begins with, as GDAL reads it (CPLAtofM); None where it begins with none.
+
+    Several, such as `0 0 0`, are of bands, and the first is taken; a comma may be the decimal point.
+    """
+    said = str(text).strip("\0 ").lower()
+    if re.match(r"[+-]?1[.,]#(ind|qnan|snan)", said):  # as Microsoft's C library writes them
+        return math.nan
+    found = re.match(r"[+-]?(\d+([.,]\d*)?|[.,]\d+)(e[+-]?\d+)?(?![\w#]|[.,]#)|[+-]?(inf|nan)\b", said)
+    return float(found[0].replace(",", ".")) if found else None
 
 
 def over_bands(flags: NDArray[np.bool_], every: bool = False) -> Invalid:

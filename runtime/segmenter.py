@@ -1,5 +1,6 @@
 """Segmenter: an engine opened, and labels, masks, probabilities or values for images of any size."""
 
+import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Literal, overload
@@ -246,12 +247,17 @@ class Segmenter:
         """
         return ((top, results[0]) for top, results in self.network.bands_of(image, start, kind))
 
-    def warmup(self, sizes: Iterable[tuple[int, int]]) -> None:
+    def warmup(self, sizes: Iterable[tuple[int, int]] | None = None) -> None:
         """Run at each (height, width), so that later calls of these sizes meet no first-time cost.
+
+        None: at the OPT of each profile of a plan for GPUs, for which TensorRT for RTX compiles then, and keeps it.
 
         Once, or on a GPU six times: a CUDA graph is captured of a size that comes again, in each of two lanes.
         """
-        for height, width in sizes:
+        gpu = None if self.network.manifest is None else self.network.manifest.gpu
+        best = () if gpu is None else [profile.opt for profile in gpu.profiles]
+        # The largest first: a GPU's graphs are made anew when its buffers grow.
+        for height, width in sorted(best if sizes is None else sizes, key=math.prod, reverse=True):
             dtype = self.card.dtype if self.network.input_range is None else "float32"
             for _ in self.network.backend.warming():
                 self.network.result(np.zeros((height, width, self.card.channels), dtype))

@@ -1,16 +1,24 @@
 """verify-engine: does this engine give on this machine what its builder's reference gave?"""
 
-from collections.abc import Sequence
+import io
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import typer
 
+from .arrays import Image
 from .command import FAILURE, Json, Threads, log_to_stderr, print_record, run
 from .engine_file import EngineFile
-from .golden_sample import GOLDEN, golden_difference
+from .golden_sample import GOLDEN, golden_difference, repeated
 from .latency import latency, latency_rows, show_latency, timed_sizes
 from .network import Network
+from .sizes import Size
+from .upsampling import ScoreWindow, labels_from_scores
+
+RUNS = 4  # the third captures a CUDA graph, and the fourth is its launch
+CALLS_EQUAL = 0.9999  # of labels: scores that differ by their last bit are ties
 
 
 def verify(path: Path, threads: int | None = None, sizes: Sequence[tuple[int, int]] | None = None) -> dict[str, Any]:
@@ -25,6 +33,8 @@ def verify(path: Path, threads: int | None = None, sizes: Sequence[tuple[int, in
         {"file", "target", "precision", "backend", "difference" (largest, as a share of the scores'
         range), "tolerance", "labels_equal" (share of pixels, of masks too; null where the network gives values),
         "sizes": [{"size": [H, W], "difference": or null where the memory here does not hold it}],
+        "calls_equal" (on GPUs, of labels: the least share of pixels at these sizes that a call gives as NumPy makes
+        them of the scores, alone, by its CUDA graph and in a batch; else null),
         "passed", "latency": [{"size": [H, W], "ms": median or null}]}.
 
     Raises:
@@ -37,6 +47,7 @@ def verify(path: Path, threads: int | None = None, sizes: Sequence[tuple[int, in
     with Network(path, threads=threads) as net:
         assert net.manifest is not None, "it is an engine: it has been opened as one"
         golden = golden_difference(net, sample)
+        equal = _calls_equal(net, np.load(io.BytesIO(sample), allow_pickle=False)["image"], golden.by_size)
         return {
             "file": str(path),
             "target": net.manifest.target,
@@ -46,9 +57,29 @@ def verify(path: Path, threads: int | None = None, sizes: Sequence[tuple[int, in
             "tolerance": golden.tolerance,
             "labels_equal": golden.labels_equal,
             "sizes": [{"size": [*size], "difference": apart} for size, apart in golden.by_size.items()],
-            "passed": golden.passed,
+            "calls_equal": equal,
+            "passed": golden.passed and (equal is None or equal >= CALLS_EQUAL),
             "latency": latency_rows(latency(net, sizes or timed_sizes(net.manifest))),
         }
+
+
+def _calls_equal(net: Network, image: Image, sizes: Mapping[Size, float | None]) -> float | None:
+    """`calls_equal` of `verify`, on an image repeated to each of the sizes that memory held."""
+    if not net.on_gpu or net.kind != "labels":
+        return None
+    shares = [1.0]
+    for size in (size for size, difference in sizes.items() if difference is not None):
+        each = repeated(image, size)
+        plan = net.plan(*size)
+        if plan.grids:
+            continue
+        window = ScoreWindow.whole(net.backend.scores([each])[0], plan.padded, size)
+        expected = labels_from_scores(window, net.upsampling, net.card)
+        # Until a graph is captured, and once by it; and as often for as many as the profile takes at once.
+        for count in sorted({1, net.largest_batch(plan)}):
+            found = [labels for _ in range(RUNS) for labels in net.backend.labels([each] * count)]
+            shares += [float((labels == expected).mean()) for labels in found]
+    return min(shares)
 
 
 def verify_engine(
@@ -69,6 +100,8 @@ def verify_engine(
             f"golden sample: {verdict}; scores differ by {report['difference']:.1e} of their range "
             f"(limit {report['tolerance']:.0e}){equal}"
         )
+        if report["calls_equal"] is not None:
+            print(f"calls, alone and in batches: at least {report['calls_equal']:.2%} of labels as NumPy makes them")
         if len(report["sizes"]) > 1:
             print(_by_size(report["sizes"], report["tolerance"]))
         print(show_latency(report["latency"]))

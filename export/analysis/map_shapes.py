@@ -28,7 +28,7 @@ class MapShapes:
         self._network = network
         if multiple > 1:
             first = -(-smallest // multiple) - 1
-            # A network that takes even sides may halve them five times, and resize to maps of odd sides on its way back.
+            # A network that takes even sides may halve them five times, and resize to odd maps on its way back.
             remainders = range(1, PERIOD // math.gcd(PERIOD, multiple) + 1)
             sides = [(first + times) * multiple for times in sorted({*MULTIPLES, *remainders})]
             self.sizes = list(zip(sides, (*sides[1:], *sides[:1]), strict=True))

@@ -1,4 +1,4 @@
-"""The memory of runs at sizes that are only tried: one that would take too much is not run, as it would end the process.
+"""The memory of runs at sizes that are only tried: what would take too much is not run, as it would end the process.
 
 What attends from each pixel to each takes memory by the square of the pixels: 1 GB at 512×512 is 16 GB at 1024×1024.
 """

@@ -94,7 +94,7 @@ class _Cutting:
         if times > MOST_WORK:
             raise NotPooledError(
                 f"{len(self.opened.statistics)} values are pooled over the whole image, one after the other: {count} "
-                f"passes in tiles would take {times:.1f} times the work, and {MOST_WORK:g} times is the most that is made"
+                f"passes in tiles would take {times:.1f} times the work, and {MOST_WORK:g} times is made at most"
             )
         ways = [whole]
         alone = [crossing.maps[0] for crossing in crossings(self.opened.model, Counter()) if len(crossing.maps) == 1]
@@ -110,8 +110,8 @@ class _Cutting:
         members = {name: network.SerializeToString() for name, network in zip(FILES, best.networks, strict=False)}
         apart = self._tried(best.pooled, members)
         seen = (
-            f"tiles in {count} {'pass' if count == 1 else 'passes'} for what it pools over the whole image, then for the "
-            f"scores, equal to the whole image's to rounding ({apart:.0e} of their range)"
+            f"tiles in {count} {'pass' if count == 1 else 'passes'} for what it pools over the whole image, then for "
+            f"the scores, equal to the whole image's to rounding ({apart:.0e} of their range)"
         )
         return CutPasses(best.pooled, members, seen)
 
@@ -124,7 +124,7 @@ class _Cutting:
         parts = self._parts(cut)
         maps = {self.opened.maps[group[0].name] for group in self.groups}
         first = {name for node in parts[0].graph.node for name in node.output} if cut else set()
-        chains = []
+        chains: list[tuple[Stage, ...]] = []
         for result in [self.opened.maps[group[0].name] for group in self.groups] + [self.scores]:
             if not cut or (result in first and result != cut):
                 chains.append((self._stage(0, parts[0], result),))

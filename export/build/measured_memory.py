@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 from fcn_deploy.export.build.draft import Draft
@@ -76,10 +77,7 @@ def _measured_passes(
     def measured(chain: Sequence[Stage]) -> tuple[Stage, ...]:
         for before, stage in zip((None, *chain), chain, strict=False):
             if stage not in known:
-                seen = _taken(
-                    lambda size, stage=stage, before=before: tiles.run_whole(stage, before, size), sizes, stage
-                )
-                known[stage] = with_law_of(stage, seen)
+                known[stage] = with_law_of(stage, _taken(partial(tiles.run_whole, stage, before), sizes, stage))
         return tuple(known[stage] for stage in chain)
 
     passes = tuple(replace(each, stages=measured(each.stages)) for each in pooled.passes)

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from fcn_deploy.calibration.report.engine_report import EngineReport
     from fcn_deploy.export.build.config import BuildConfig
     from fcn_deploy.export.importer.import_model import ImportedModel
+    from fcn_deploy.export.quantization.options import QuantizationOptions
+    from fcn_deploy.runtime.sizes import Sizes
 
 CPU = "cpu"
 
@@ -266,54 +268,17 @@ def _config(
 
     Raises MisuseError where they contradict each other.
     """
-    from fcn_deploy.calibration.mask_options import MaskOptions
     from fcn_deploy.export.build.config import DEFAULT_STAGES, BuildConfig, TensorRTOptions, TuningOptions, backends_of
-    from fcn_deploy.export.quantization.options import GOLDEN_ALONE, QuantizationOptions
-    from fcn_deploy.runtime.images.numbers import ReadOptions
     from fcn_deploy.runtime.sizes import parse_sizes
 
-    on_cpu = target.target == CPU
-    int8 = precision.int8 or precision.fastest
-    quantized = int8 or precision.fp8
-    if precision.no_fp16 and not (quantized and not on_cpu):
-        raise MisuseError("--no-fp16 goes with --int8 or --fp8 for GPUs, where the other layers become FP16")
-    for option, passed in (("--nodata", precision.nodata is not None), ("--strict", precision.strict)):
-        if passed and precision.calib is None:
-            raise MisuseError(f"{option} is of the files of --calib; pass it")
-    if precision.no_fp16 and (precision.fp16 or precision.bf16):
-        other = "fp16" if precision.fp16 else "bf16"
-        raise MisuseError(f"--{other} and --no-fp16 contradict each other; pass one of them")
     sizes = None if target.sizes is None else parse_sizes(target.sizes)
-    calib = precision.calib
-    if (precision.fp16 or precision.bf16) and not quantized and calib is None and sizes is not None:
-        calib = target.sizes if sizes.files else GOLDEN_ALONE  # its photographs, where it names some
-    given: dict[str, Any] = {
-        "count": precision.calib_count,
-        "method": precision.calib_method,
-        "max_drop": precision.max_drop,
-        "max_class_drop": precision.max_class_drop,
-    }
-    quantization = QuantizationOptions(
-        int8=int8,
-        fp8=precision.fp8,
-        fp16=precision.fp16 or (quantized and not on_cpu and not precision.no_fp16 and not precision.bf16),
-        bf16=precision.bf16,
-        fastest=precision.fastest,
-        calib=calib,
-        reading=ReadOptions(no_data=precision.nodata, strict=precision.strict),
-        labels=precision.labels,
-        masks=MaskOptions(precision.mask_values, precision.mask_colors),
-        ranges=precision.ranges,
-        seed=precision.seed,
-        **{name: value for name, value in given.items() if value is not None},
-    )
     tuning = None
-    if (tuned and on_cpu) or target.backend is not None or target.stages is not None:
+    if (tuned and target.target == CPU) or target.backend is not None or target.stages is not None:
         name = (target.backend or Backend.auto).value
         tuning = TuningOptions(backends_of(name), name == "auto", stages=target.stages or DEFAULT_STAGES)
     return BuildConfig(
         target=target.target,
-        quantization=quantization,
+        quantization=_quantization(target, precision, sizes),
         sizes=sizes,
         tuning=tuning,
         tensorrt=TensorRTOptions(
@@ -328,6 +293,48 @@ def _config(
         threads=threads,
         precision_report=reports.precision_report,
         rank_layers=reports.report is not None,
+    )
+
+
+def _quantization(target: TargetOptions, precision: PrecisionOptions, sizes: "Sizes | None") -> "QuantizationOptions":
+    """The precisions that are asked for, and what they may cost. Raises MisuseError where options contradict others."""
+    from fcn_deploy.calibration.mask_options import MaskOptions
+    from fcn_deploy.export.quantization.options import GOLDEN_ALONE, QuantizationOptions
+    from fcn_deploy.runtime.images.numbers import ReadOptions
+
+    on_cpu = target.target == CPU
+    int8 = precision.int8 or precision.fastest
+    quantized = int8 or precision.fp8
+    if precision.no_fp16 and not (quantized and not on_cpu):
+        raise MisuseError("--no-fp16 goes with --int8 or --fp8 for GPUs, where the other layers become FP16")
+    for option, passed in (("--nodata", precision.nodata is not None), ("--strict", precision.strict)):
+        if passed and precision.calib is None:
+            raise MisuseError(f"{option} is of the files of --calib; pass it")
+    if precision.no_fp16 and (precision.fp16 or precision.bf16):
+        other = "fp16" if precision.fp16 else "bf16"
+        raise MisuseError(f"--{other} and --no-fp16 contradict each other; pass one of them")
+    calib = precision.calib
+    if (precision.fp16 or precision.bf16) and not quantized and calib is None and sizes is not None:
+        calib = target.sizes if sizes.files else GOLDEN_ALONE  # its photographs, where it names some
+    given: dict[str, Any] = {
+        "count": precision.calib_count,
+        "method": precision.calib_method,
+        "max_drop": precision.max_drop,
+        "max_class_drop": precision.max_class_drop,
+    }
+    return QuantizationOptions(
+        int8=int8,
+        fp8=precision.fp8,
+        fp16=precision.fp16 or (quantized and not on_cpu and not precision.no_fp16 and not precision.bf16),
+        bf16=precision.bf16,
+        fastest=precision.fastest,
+        calib=calib,
+        reading=ReadOptions(no_data=precision.nodata, strict=precision.strict),
+        labels=precision.labels,
+        masks=MaskOptions(precision.mask_values, precision.mask_colors),
+        ranges=precision.ranges,
+        seed=precision.seed,
+        **{name: value for name, value in given.items() if value is not None},
     )
 
 

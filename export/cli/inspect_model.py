@@ -2,7 +2,7 @@
 
 import logging
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from fcn_deploy.export.cli.model_options import check_model
@@ -22,7 +22,11 @@ def inspect_model(
     ] = None,
     memory: Memory = None,
     thorough: Annotated[
-        bool, typer.Option("--thorough", help="Run the largest image that memory allows, however long it takes.")
+        bool,
+        typer.Option(
+            "--thorough",
+            help="Also do what takes long: run the largest image that memory allows, compare with larger images.",
+        ),
     ] = False,
     json_: Json = False,
 ) -> int:
@@ -30,18 +34,25 @@ def inspect_model(
     log_to_stderr(logging.ERROR)
     check_model(model, "an .onnx model or an .engine")
     from fcn_deploy.export.inspect import inspect_file, is_engine
-    from fcn_deploy.export.inspect.text import record_as_text
+    from fcn_deploy.export.inspect.text import file_as_text, findings_as_text, record_as_text
 
     need("onnxruntime", "cpu")
     if not is_engine(model):  # which a runtime alone reads
         need("onnx", "export")
-    about = inspect_file(model, target, memory, thorough=thorough)
+    told = False
+
+    def tell(record: dict[str, Any]) -> None:
+        nonlocal told
+        told = True
+        print(file_as_text(record), flush=True)
+
+    about = inspect_file(model, target, memory, thorough=thorough, tell=(lambda record: None) if json_ else tell)
     if json_:
         from fcn_deploy.export.cli.records import with_sizes
 
         print_record("inspection", about | {"agreement": with_sizes(about.get("agreement"))})
     else:
-        print(record_as_text(about))
+        print(findings_as_text(about) if told else record_as_text(about))
     return 0 if about["ok"] else FAILURE
 
 

@@ -1,6 +1,7 @@
 """Proves that a model whose sizes were freed is still the model: at its own size, and at sizes that it never had."""
 
 import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -20,6 +21,7 @@ from onnx import ModelProto, NodeProto
 # Where a freed model is run, in multiples of 16 pixels or of what it takes: not square, odd, small and larger.
 UNSEEN = ((1, 2), (3, 1), (2, 5), (7, 3))
 FACTORS, PADDED_BY = (1, 2, 4, 8, 16, 32), 17  # of a size that all are padded to, beyond the traced one
+RUNS = 4  # at the traced size, that the comparison with a larger image takes as long as
 SHARE_UNTOUCHED = 0.01  # of the scores must be out of reach of the edges for a larger image to tell anything
 
 Run = Callable[[np.ndarray], np.ndarray]  # images [N,C,H,W] → scores [N,K,h,w]
@@ -46,6 +48,7 @@ def free_and_verify(
     name: str,
     size: tuple[int, int] | None = None,
     assumed: Mapping[str, str] | None = None,
+    seconds: float = math.inf,
 ) -> Verified:
     """A model with free batch, height and width, verified.
 
@@ -54,6 +57,7 @@ def free_and_verify(
         name: of the model, for notes and errors.
         size: (height, width) that it is known to run at, if any is.
         assumed: node → `fixed` or `global`: what the user says its numbers are.
+        seconds: as of verify_freed.
 
     Raises:
         MisuseError: something is assumed of a node that there is not.
@@ -88,7 +92,9 @@ def free_and_verify(
     notes = [f"{name}: size freed: {note}" for note in freed.notes]
     if not notes and freed.traced is not None:
         notes = [f"{name}: its size of {_text(freed.traced[1:])} is so by name alone, and freed"]
-    return Verified(freed.model, [*notes, f"{name}: {verify_freed(model, freed, name)}"], freed.multiple, hidden)
+    return Verified(
+        freed.model, [*notes, f"{name}: {verify_freed(model, freed, name, seconds)}"], freed.multiple, hidden
+    )
 
 
 def _free_from_padding(
@@ -168,7 +174,7 @@ def verify_batch(model: ModelProto, freed: FreedModel, name: str) -> str:
     return f"equal to the model with {count} image{'s' * (count > 1)} at once, at {len(sizes)} sizes"
 
 
-def verify_freed(model: ModelProto, freed: FreedModel, name: str) -> str:
+def verify_freed(model: ModelProto, freed: FreedModel, name: str, seconds: float = math.inf) -> str:
     """Compare a freed model with what it was made from; one line of what was seen, and what could not be.
 
     - At the traced size both give the same scores.
@@ -179,6 +185,7 @@ def verify_freed(model: ModelProto, freed: FreedModel, name: str) -> str:
         model: that has the sizes baked in.
         freed: what free_sizes made of it; its `traced` is known.
         name: of the model, for errors.
+        seconds: that the larger image may take, by what the traced size took; it is left out where it takes longer.
 
     Raises:
         DeployError: one of these does not hold.
@@ -189,7 +196,7 @@ def verify_freed(model: ModelProto, freed: FreedModel, name: str) -> str:
     line = "exactly" if apart == 0 else f"up to {apart:.0e} of its scores' range"
     return (
         f"equal to the model at its own size of {_text(check.traced)}, {line}; it runs at {len(sizes)} unseen sizes "
-        f"up to {_text(max(sizes))}; {check.within_a_larger_image(multiple)}"
+        f"up to {_text(max(sizes))}; {check.within_a_larger_image(multiple, seconds)}"
     )
 
 
@@ -206,7 +213,9 @@ class _Verification:
         channels = dims(model.graph.input[0])[1]
         self._channels = channels if isinstance(channels, int) else 3
         self.image = self._noise(batch, *self.traced)
+        start = time.perf_counter()
         self.expected = self.before(self.image)
+        self._seconds = time.perf_counter() - start
         self.spread = max(float(np.ptp(self.expected)), 1e-12)
 
     def _noise(self, count: int, height: int, width: int) -> np.ndarray:
@@ -255,11 +264,15 @@ class _Verification:
                 raise DeployError(f"{name}: the freed model mixes the images of a batch, as seen at {height}×{width}")
         return sizes, multiple
 
-    def within_a_larger_image(self, multiple: int) -> str:
+    def within_a_larger_image(self, multiple: int, seconds: float) -> str:
         """Compare the scores of an image with those that it has as a part of a larger one; what was seen, in words.
+
+        It is not compared where that would take longer than `seconds`.
 
         Raises DeployError where they differ out of reach of the edges.
         """
+        if RUNS * self._seconds > seconds:
+            return "larger images are not compared with it, which would take long (inspect-model --thorough does)"
         if self.freed.size_dependent:
             self._look_at_edges(multiple)
             return (
@@ -267,15 +280,15 @@ class _Verification:
                 "compared with it"
             )
         untouched = self._out_of_reach()
+        share = float(untouched.mean())
+        if share < SHARE_UNTOUCHED:
+            self._look_at_edges(multiple)
+            return "its scores see further than half of its own size: larger images cannot be compared with it"
         height, width = self.traced
         rows, columns = (multiple * max(1, side // (multiple * part)) for side, part in ((height, 2), (width, 3)))
         larger = self._noise(len(self.image), height + rows, width + columns)
         larger[:, :, :height, :width] = self.image
         scores = self.after(larger)[:, :, : self.expected.shape[2], : self.expected.shape[3]]
-        share = float(untouched.mean())
-        if share < SHARE_UNTOUCHED:
-            self._look_at_edges(multiple)
-            return "its scores see further than half of its own size: larger images cannot be compared with it"
         apart = float(np.abs(scores - self.expected).max((0, 1))[untouched].max()) / self.spread
         if not apart <= REORDERED_SUMS:
             raise DeployError(
@@ -296,11 +309,10 @@ class _Verification:
         """
         count, (height, width) = len(self.image), self.traced
         untouched = np.ones(self.expected.shape[2:], bool)
-        for other in (self._noise(count, height, width), 3 * self._noise(count, height, width)):
-            for part in ((slice(height // 2, None), slice(None)), (slice(None), slice(width // 2, None))):
-                changed = self.image.copy()
-                changed[:, :, *part] = other[:, :, *part]
-                untouched &= (self.before(changed) == self.expected).all((0, 1))
+        for strength in (1, 3):
+            changed = strength * self._noise(count, height, width)
+            changed[:, :, : height // 2, : width // 2] = self.image[:, :, : height // 2, : width // 2]
+            untouched &= (self.before(changed) == self.expected).all((0, 1))
         return untouched
 
 
@@ -314,7 +326,8 @@ def _unseen(multiple: int, smallest: int, traced: tuple[int, int]) -> list[tuple
 
 def runner(model: ModelProto) -> Run:
     """A model as a function of images, which raises DeployError with what ONNX Runtime says."""
-    run, name = session(model.SerializeToString()), model.graph.input[0].name
+    # Large images that are run a few times are not to keep what they took.
+    run, name = session(model.SerializeToString(), arena=False), model.graph.input[0].name
 
     def scores(images: np.ndarray) -> np.ndarray:
         try:
@@ -328,7 +341,7 @@ def runner(model: ModelProto) -> Run:
 
 def _shape_at(model: ModelProto, name: str, count: int = 1) -> Callable[[int, int], tuple[int, ...]]:
     """The shape of a model's scores for `count` images of (height, width), for find_accepted_sizes."""
-    run, channels = session(model.SerializeToString()), _channels(model, name)
+    run, channels = session(model.SerializeToString(), arena=False), _channels(model, name)
 
     def shape(height: int, width: int) -> tuple[int, ...]:
         zeros = np.zeros((count, channels, height, width), np.float32)

@@ -93,16 +93,17 @@ class ForeignModel:
             own = "x".join(str(side or given) for side, given in zip(self.declared, only, strict=True))
             raise MisuseError(f"--fit {only[0]}x{only[1]}, and {name} takes {own} alone; say --fit {own}, or omit it")
         try:
-            self._session = session(model.SerializeToString(), optimise=False)
+            # Without an arena: large images that are run a few times are not to keep what they took.
+            self._session = session(model.SerializeToString(), optimise=False, arena=False)
             native = self._session.get_inputs()[0].type in NUMPY_TYPES
         except DeployError:
             if not other_floats(model):
                 raise
             native = False
         if not native:  # ONNX Runtime has no convolutions of double, and NumPy no bfloat16
-            self._session = session(as_float32(model).model.SerializeToString(), optimise=False)
+            self._session = session(as_float32(model).model.SerializeToString(), optimise=False, arena=False)
         self._random = np.random.default_rng(0)
-        self.size, results = self._find_size()
+        self.size, self._image_run, results = self._find_size()
         self.output = self._choose_output(results)
         self.result = results[self.output]
         self.half = bool({"float16", "bfloat16"} & set(other_floats(model)))
@@ -211,8 +212,8 @@ class ForeignModel:
             for name, result in zip(names, results, strict=True)
         }
 
-    def _find_size(self) -> tuple[Size, dict[str, np.ndarray]]:
-        """A size at which some output follows the image, and what the model gives there."""
+    def _find_size(self) -> tuple[Size, np.ndarray, dict[str, np.ndarray]]:
+        """A size at which some output follows the image, images of it, and what the model gives for them."""
         height, width = self.declared
         tried = list(dict.fromkeys((height or rows, width or columns) for rows, columns in TRIED_SIZES))
         tried = tried if self._only is None else [self._only]
@@ -225,7 +226,8 @@ class ForeignModel:
                 continue
             forget_highest()
             try:
-                results = self.run(self.images(size))
+                images = self.images(size)
+                results = self.run(images)
             except DeployError:
                 raise
             except Exception as error:  # of ONNX Runtime, which has no base class of errors
@@ -235,11 +237,11 @@ class ForeignModel:
                 if pixels > LEAST_TOLD:
                     by_square = max(by_square, ((highest(before) or before) - before) / pixels**2)
             if any(find_map_axes(result.shape, size) for result in results.values()):
-                return size, results
+                return size, images, results
             flat = {name: flattened_by(self.model, name, result.shape, size) for name, result in results.items()}
             if any(flat.values()):
                 self.flat = {name: factor for name, factor in flat.items() if factor}
-                return size, self.run(self.images(size))
+                return size, images, self.run(images)
             ran[size] = results
         if ran:
             raise DeployError(f"{self.name} {_why_no_scores(self.model, ran)}")
@@ -294,13 +296,15 @@ class ForeignModel:
             change: what its scores are to this model's output.
             bgr: its channels are in reverse.
         """
-        image = self.images()
-        expected = self.run(image)[self.output]
+        image, expected = self._image_run, self.result
+        if image.shape[2:] != self.size:
+            image = self.images()
+            expected = self.run(image)[self.output]
         if np.isnan(expected).any():
             raise DeployError(
                 f"{self.name} gives NaN for an image of noise; check its weights, and how it was exported"
             )
-        run = session(imported.SerializeToString(), optimise=False)
+        run = session(imported.SerializeToString(), optimise=False, arena=False)
         fed = np.ascontiguousarray(image[:, ::-1]) if bgr else image
         try:
             scores = run_quietly(run, fed)[0]

@@ -14,6 +14,7 @@ import numpy as np
 from fcn_deploy.export.analysis.accepted_sizes import AcceptedSizes, find_accepted_sizes, only_at, run_quietly
 from fcn_deploy.export.analysis.batch_mixing import batch_mixer
 from fcn_deploy.export.analysis.quantised import quantised_by
+from fcn_deploy.export.analysis.twice_the_size import note_on_twice_the_size
 from fcn_deploy.export.dynamic_shapes.compare_with_source import free_and_verify
 from fcn_deploy.export.graph.edit import clone, dims, metadata, set_shape
 from fcn_deploy.export.importer.card import CardEvidence, card_of
@@ -56,13 +57,17 @@ class ImportedModel:
     further: tuple["ImportedModel", ...] = ()
 
 
-def import_model(path: str | os.PathLike, options: ImportOptions | None = None) -> ImportedModel:
+def import_model(
+    path: str | os.PathLike, options: ImportOptions | None = None, seconds: float = math.inf
+) -> ImportedModel:
     """Read an ONNX model, bring it into the standard form, and find or make its card.
 
     Args:
         path: of a segmentation model: any opset from 7 on, [N,C,H,W] or [N,H,W,C] in and out, of any type of number,
             with scores, probabilities or labels as outputs, of the image's size or smaller.
         options: what the user says of it; None: nothing. Of several outputs, each is a model, in `further`.
+        seconds: that the comparison of a freed model with larger images may take; it is left out, with a note, where it
+            takes longer.
 
     Raises:
         MisuseError: no such file or output, or options that contradict the model or its own card.
@@ -70,15 +75,15 @@ def import_model(path: str | os.PathLike, options: ImportOptions | None = None) 
     """
     options = options or ImportOptions()
     if not options.further:
-        return _import(path, options)
+        return _import(path, options, seconds)
     said = (replace(options, further=()), *options.further)
-    models = [_import(path, each) for each in said]
+    models = [_import(path, each, seconds) for each in said]
     multiple = math.lcm(*(each.sizes.multiple for each in models))
     smallest = max(each.sizes.smallest for each in models)
     models = [
         each
         if (each.sizes.multiple, each.sizes.smallest) == (multiple, smallest)
-        else _import(path, options, (multiple, smallest))  # what the whole network takes, whatever one output does
+        else _import(path, options, seconds, (multiple, smallest))  # what the whole takes, whatever one output does
         for each, options in zip(models, said, strict=True)
     ]
     if len({each.fit for each in models}) > 1:
@@ -90,8 +95,10 @@ def import_model(path: str | os.PathLike, options: ImportOptions | None = None) 
     return replace(models[0], notes=tuple(notes), further=tuple(models[1:]))
 
 
-def _import(path: str | os.PathLike, options: ImportOptions, at_least: tuple[int, int] = (1, 1)) -> ImportedModel:
-    """One output of a model; `at_least`: the (multiple, smallest size) that the others want."""
+def _import(
+    path: str | os.PathLike, options: ImportOptions, seconds: float, at_least: tuple[int, int] = (1, 1)
+) -> ImportedModel:
+    """One output of a model, as import_model; `at_least`: the (multiple, smallest size) that the others want."""
     name = str(path)
     model = load_model(path, options.output)
     card_text = metadata(model, CARD_KEY)
@@ -108,7 +115,10 @@ def _import(path: str | os.PathLike, options: ImportOptions, at_least: tuple[int
         model = reverse_channels(model).model
         notes.append(f"{name} wants BGR, as --bgr says: its channels are reversed, and the engine takes RGB")
     with _fit_named(foreign, options):
-        model, freed, multiple = _at_one_size(model, foreign) if options.fit_size else _free(model, foreign, options)
+        if options.fit_size is not None:
+            model, freed, multiple = _at_one_size(model, foreign)
+        else:
+            model, freed, multiple = _free(model, foreign, options, seconds)
     notes += freed
     foreign.compare(model, change, options.bgr)
     with _fit_named(foreign, options):
@@ -118,7 +128,10 @@ def _import(path: str | os.PathLike, options: ImportOptions, at_least: tuple[int
         multiple=math.lcm(sizes.multiple, multiple, at_least[0]),
         smallest=max(sizes.smallest, at_least[1]),
     )
-    if alone := _alone(model, foreign):
+    twice = card_text is None and sizes.only is None
+    if twice and (note := _note_on_twice_the_size(model, foreign, sizes)):
+        notes.append(note)
+    if alone := _alone(model, foreign, sizes):
         notes.append(f"{name} takes one image at a time: in a batch it would give other scores, or none ({alone})")
     sizes = padded_by_choice(model, sizes, options.fit_kind)
     fit = choose_fit(model, sizes, options.fit_kind)
@@ -147,7 +160,9 @@ def _evidence(foreign: ForeignModel, change: OutputChange, sizes: AcceptedSizes)
     )
 
 
-def _free(model: ModelProto, foreign: ForeignModel, options: ImportOptions) -> tuple[ModelProto, list[str], int]:
+def _free(
+    model: ModelProto, foreign: ForeignModel, options: ImportOptions, seconds: float
+) -> tuple[ModelProto, list[str], int]:
     """The model with its batch, height and width free, what was changed, and a multiple that its sizes must be of."""
     if not foreign.static and metadata(foreign.model, CARD_KEY) is not None:
         return model, [], 1
@@ -155,7 +170,7 @@ def _free(model: ModelProto, foreign: ForeignModel, options: ImportOptions) -> t
     scores = [side for side in dims(model.graph.output[0])[1:] if side is not None]  # the standard form names them all
     height, width = foreign.declared
     set_shape(model.graph.input[0], [foreign.batch or "N", foreign.channels, height or "H", width or "W"])
-    model, changes, multiple, hidden = free_and_verify(model, foreign.name, foreign.size, options.assume)
+    model, changes, multiple, hidden = free_and_verify(model, foreign.name, foreign.size, options.assume, seconds)
     if hidden is not None:  # at others it is not what was freed
         foreign.size = hidden
     set_shape(model.graph.input[0], ["N", foreign.channels, "H", "W"])
@@ -188,20 +203,32 @@ def _at_one_size(model: ModelProto, foreign: ForeignModel) -> tuple[ModelProto, 
 
 def _accepted_sizes(model: ModelProto, foreign: ForeignModel, only: tuple[int, int] | None) -> AcceptedSizes:
     """What sizes a model takes, by running it; `only`: that it is run at no other than this."""
-    run = session(model.SerializeToString())
+    run = session(model.SerializeToString(), arena=False)
     if only is not None:
         return only_at(lambda *size: run_quietly(run, foreign.images(size, foreign.batch))[0], foreign.name, only)
     return find_accepted_sizes(lambda height, width: run_quietly(run, foreign.images((height, width)))[0], foreign.name)
 
 
+def _note_on_twice_the_size(model: ModelProto, foreign: ForeignModel, sizes: AcceptedSizes) -> str:
+    run = session(model.SerializeToString())
+    return note_on_twice_the_size(
+        lambda images: run_quietly(run, images)[0], sizes, foreign.channels, foreign.takes_whole_numbers, foreign.name
+    )
+
+
 LOUDER = 8  # by which one image of a batch is multiplied, so that what is taken from both shows
+BATCHED = 64  # pixels, at least, of the sides of these images
 
 
-def _alone(model: ModelProto, foreign: ForeignModel) -> str:
+def _alone(model: ModelProto, foreign: ForeignModel, sizes: AcceptedSizes) -> str:
     """What makes scores depend on what else is in a batch, a node if one is known; "": two images at once are apart."""
     if named := batch_mixer(model):
         return named
-    run, images = session(model.SerializeToString()), foreign.images(count=2)
+    run = session(model.SerializeToString(), arena=False)
+    side = -(-max(BATCHED, sizes.smallest) // sizes.multiple) * sizes.multiple
+    size = (side, side + sizes.multiple)
+    smaller = sizes.only is None and math.prod(size) < math.prod(foreign.size)
+    images = foreign.images(size if smaller else foreign.size, count=2)
     images[0] = np.floor(images[0] / LOUDER) if foreign.takes_whole_numbers else images[0] * LOUDER
     alone = np.concatenate([run_quietly(run, images[index : index + 1])[0] for index in range(2)])
     try:

@@ -231,7 +231,7 @@ def _four_axes(model: ModelProto, foreign: ForeignModel, image: np.ndarray) -> M
     made, names = producers(model), [model.graph.output[0].name]
     while (node := made.get(names[-1])) is not None and node.op_type in ORDER_KEEPING:
         names.append(node.input[0])
-    values = _values(model, names, image)
+    values = {names[0]: known} if (known := _known_scores(model, foreign)) is not None else _values(model, names, image)
     result = values[names[0]]
     axes = find_map_axes(result.shape, foreign.size)
     if axes is None:
@@ -260,6 +260,15 @@ def _four_axes(model: ModelProto, foreign: ForeignModel, image: np.ndarray) -> M
     return model
 
 
+def _known_scores(model: ModelProto, foreign: ForeignModel) -> np.ndarray | None:
+    """What a model gives, of the shape and type of this, where that is the foreign output as it is, a map [N,K,h,w]."""
+    output, result = model.graph.output[0].name, foreign.result
+    if output != foreign.output or output in foreign.flat or result.ndim != 4 or result.dtype != np.float32:
+        return None
+    axes = find_map_axes(result.shape, foreign.size)
+    return result if axes is not None and axes.rows == 2 else None
+
+
 def _append(model: ModelProto, name: str, steps: Iterable[tuple[str, dict[str, Any]]]) -> None:
     """Make the result of operators, one after the other on the tensor `name`, a model's output."""
     new = Names(model)
@@ -276,7 +285,9 @@ def _append(model: ModelProto, name: str, steps: Iterable[tuple[str, dict[str, A
 def _declare(model: ModelProto, foreign: ForeignModel) -> None:
     """Name the dimensions of a model's input and output, and make its scores float32."""
     image, output = model.graph.input[0], model.graph.output[0]
-    scores = _values(model, [output.name], foreign.images())[output.name]
+    scores = _known_scores(model, foreign)
+    if scores is None:
+        scores = _values(model, [output.name], foreign.images())[output.name]
     if scores.dtype != np.float32:
         name = Names(model)(f"{output.name}/float32")
         model.graph.node.append(helper.make_node("Cast", [output.name], [name], name=name, to=TensorProto.FLOAT))

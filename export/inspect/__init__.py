@@ -3,6 +3,7 @@
 Both give a record, a dict that JSON can hold, of the same form as far as they go; text.py writes it for people.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,7 @@ def inspect_file(
     memory: int | None = None,
     options: "ImportOptions | None" = None,
     thorough: bool = False,
+    tell: Callable[[dict[str, Any]], None] = lambda record: None,
 ) -> dict[str, Any]:
     """What is known of an engine or an ONNX model, and found by running it.
 
@@ -36,7 +38,9 @@ def inspect_file(
             TensorRT where one is installed.
         memory: bytes that the largest image may take; None: IMAGE_MEMORY, or half of what is free.
         options: what the user says of an ONNX that carries no card.
-        thorough: run the largest image that memory allows, however long it takes.
+        thorough: run the largest image that memory allows, and compare a freed model with larger images, however long
+            that takes.
+        tell: called with what of an ONNX's record its file tells, before it is run.
 
     Returns:
         A record, as `inspect-model --json` prints it; `ok`: every size that was tried works, and the target
@@ -59,4 +63,4 @@ def inspect_file(
     need("onnxruntime", "cpu")
     from fcn_deploy.export.inspect.onnx_model import inspect_onnx_model
 
-    return record | inspect_onnx_model(path, target, memory, options, thorough)
+    return record | inspect_onnx_model(path, target, memory, options, thorough, lambda entries: tell(record | entries))

@@ -1,5 +1,6 @@
 """What an ONNX model is, what takes it, and whether every size really works, for `inspect-model`."""
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
@@ -22,7 +23,7 @@ from fcn_deploy.export.importer.import_model import ImportedModel, import_model
 from fcn_deploy.export.importer.load import load_model
 from fcn_deploy.export.importer.options import ImportOptions
 from fcn_deploy.export.inspect.operators import operator_entries, type_name
-from fcn_deploy.export.inspect.record import card_entries, tried_sizes
+from fcn_deploy.export.inspect.record import SECONDS, card_entries, tried_sizes
 from fcn_deploy.runtime.backends import ORT_TARGETS, openvino
 from fcn_deploy.runtime.backends.onnxruntime import session
 from fcn_deploy.runtime.errors import DeployError, MisuseError, one_line
@@ -43,7 +44,12 @@ NUMPY_TYPES: dict[int, type[np.generic]] = {
 
 
 def inspect_onnx_model(
-    path: Path, target: str | None, memory: int, options: ImportOptions | None = None, thorough: bool = False
+    path: Path,
+    target: str | None,
+    memory: int,
+    options: ImportOptions | None = None,
+    thorough: bool = False,
+    tell: Callable[[dict[str, Any]], None] = lambda record: None,
 ) -> dict[str, Any]:
     """What is known of an ONNX model, and found by importing and running it; see inspect_file."""
     targets, options = _targets(target), options or ImportOptions()
@@ -55,8 +61,9 @@ def inspect_onnx_model(
         "card_is_its_own": metadata(foreign, CARD_KEY) is not None,
         "problem": None,
     }
+    tell(record)
     try:
-        imported = import_model(path, options)
+        imported = import_model(path, options, math.inf if thorough else SECONDS)
         core = core_of(imported)
         float_core = optimise_offline(core.model)
         stage = cut_core(float_core, core.card, most=1)[0].stage

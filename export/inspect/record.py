@@ -12,7 +12,7 @@ from fcn_deploy.runtime.model_card import ModelCard
 TRIED_SIZES = ((1, 1), (1, 37), (7, 13), (31, 33), (61, 127), (64, 509), (257, 251))
 LARGE_SIZES = ((2160, 3840), (1080, 1920), (720, 1280), (480, 640))  # the first that memory allows is tried too
 IMAGE_MEMORY = 1 << 30  # bytes that the largest image may take, unless the user says otherwise
-SECONDS = 5.0  # that the large image may take, by what the small ones took, unless the user wants thorough trials
+SECONDS = 5.0  # that each long trial may take, by what the short ones took, unless the user wants thorough trials
 
 
 def tried_sizes(

@@ -2,7 +2,7 @@
 
 import shutil
 import textwrap
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,20 +10,34 @@ from fcn_deploy.calibration.report.engine_report import PlanLayer
 from fcn_deploy.export.build.targets.tensorrt_layers import summary
 
 WIDTH = 120  # columns of text, at most
+MARGIN = 19  # columns of the names of what is told of an ONNX, which is printed in two parts
 
 Row = tuple[str, list[str]]  # a name, and the parts of what is said of it; parts may be empty
 
 
 def record_as_text(record: dict[str, Any]) -> str:
     """A record of inspect_file, for people to read: its file's name, and a row for each thing that it tells."""
-    sections = (_file_rows, _card_rows, _engine_rows, _target_rows, _run_rows, _remark_rows)
+    return f"{file_as_text(record)}\n{findings_as_text(record)}"
+
+
+def file_as_text(record: dict[str, Any]) -> str:
+    """Of a record what the file tells without being run."""
+    return "\n".join([record["file"], *_rows(record, _file_rows, _operator_rows)])
+
+
+def findings_as_text(record: dict[str, Any]) -> str:
+    """Of a record what was found by running the file."""
+    return "\n".join(_rows(record, _card_rows, _engine_rows, _target_rows, _run_rows, _remark_rows))
+
+
+def _rows(record: dict[str, Any], *sections: Callable[[dict[str, Any]], Iterable[Row]]) -> Iterator[str]:
     rows = [(name, ", ".join(filter(None, parts))) for section in sections for name, parts in section(record)]
-    return "\n".join([record["file"], *_wrapped([row for row in rows if row[1]])])
+    return _wrapped([row for row in rows if row[1]])
 
 
 def _wrapped(rows: Sequence[tuple[str, str]]) -> Iterator[str]:
     width = min(shutil.get_terminal_size((WIDTH, 24)).columns, WIDTH)
-    margin = max(len(name) for name, _ in rows) + 2
+    margin = max(MARGIN, *(len(name) + 2 for name, _ in rows))
     for name, text in rows:
         yield from textwrap.wrap(
             text, max(width, margin + 40), initial_indent=f"{name:<{margin}}", subsequent_indent=" " * margin,
@@ -117,8 +131,11 @@ def _engine_rows(record: dict[str, Any]) -> Iterator[Row]:
             yield "", [f"{layer.name} ({layer.kind}): {', '.join(layer.takes)} → {', '.join(layer.gives)}"]
 
 
-def _target_rows(record: dict[str, Any]) -> Iterator[Row]:
+def _operator_rows(record: dict[str, Any]) -> Iterator[Row]:
     yield "operators", [f"{name} {count}" for name, count in record.get("operators", {}).items()]
+
+
+def _target_rows(record: dict[str, Any]) -> Iterator[Row]:
     for target, verdict in record.get("targets", {}).items():
         yield target, [f"refused: {verdict['problem']}" if verdict["problem"] else f"taken by {verdict['by']}"]
         for each in verdict["refused"]:

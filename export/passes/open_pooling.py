@@ -8,6 +8,7 @@ size of the image says; it becomes a `Stretch`, an operator of ours with which r
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import onnx
@@ -159,7 +160,7 @@ class _Opening:
             raise NotPooledError(f"{named(node)} has a scale that is computed")
         steps = (
             ("Sub", [x, mean], "centred"),
-            ("Add", [variance, self._constant(f"{y}/epsilon", np.float32(epsilon))], "steadied"),
+            ("Add", [variance, self._constant(f"{y}/epsilon", np.array(epsilon, np.float32))], "steadied"),
             ("Sqrt", [f"{y}/steadied"], "deviation"),
             ("Div", [self._constant(f"{y}/scale", scale.reshape(1, -1, 1, 1)), f"{y}/deviation"], "factor"),
             ("Mul", [f"{y}/centred", f"{y}/factor"], "scaled"),
@@ -207,7 +208,7 @@ class _Opening:
             raise NotPooledError(f"{named(node)} goes to what is no map of one stride")
         if cells == (1, 1):
             how = UNIFORM
-        settings = {
+        settings: dict[str, Any] = {
             "mode": how.mode, "coordinates": how.coordinates, "rounding": how.rounding, "stride": to,
             "source": source or (0, 0), "cells": cells,
         }  # fmt: skip
@@ -286,7 +287,7 @@ def lowered(opened: ModelProto) -> tuple[ModelProto, tuple[Interpolation, ...]]:
         model.graph.input.append(helper.make_tensor_value_info(f"{each.name}/first", TensorProto.INT64, [side]))
         if each.how.mode == "linear":
             model.graph.input.append(helper.make_tensor_value_info(f"{each.name}/second", TensorProto.INT64, [side]))
-            shape = [side, 1] if each.axis == 0 else [1, side]
+            shape: list[str | int | None] = [side, 1] if each.axis == 0 else [1, side]
             model.graph.input.append(helper.make_tensor_value_info(f"{each.name}/weight", TensorProto.FLOAT, shape))
     for entry in [entry for entry in model.opset_import if entry.domain == TILES_DOMAIN]:
         model.opset_import.remove(entry)

@@ -101,13 +101,7 @@ def mix_precision(
         BudgetError: the accuracy budget cannot be held.
         DeployError: no image can be read, or tensors are not finite.
     """
-    if options.labels is not None and card.kind != "labels":
-        raise MisuseError(NO_LABELS.format(card.kind))
-    if options.fp8 and not SCHEMES["tensorrt-fp8"].quantized(core):
-        raise MisuseError(
-            f"the network has no convolution for FP8 (dense, of {LEAST_FP8_CHANNELS} channels in and out or more, and "
-            f"{LARGEST_FP8_FILTER} places of the filter or fewer); omit --fp8"
-        )
+    _check(core, card, options)
     images, key = _images(options, card), key_of(core, card)
     ranges = kept_ranges(options, key)
     calibration, held_out = divide(
@@ -135,12 +129,12 @@ def mix_precision(
         graphs.overflow = overflowing(largest_magnitudes(core, card, calibration), core)
     search = _Search(graphs, gate, options, say)
     found = search.run(rank)
-    value = found.value
+    value: dict[str, Any] = {options.precision: found.value}
     used = ranges.images if ranges else [name for name in calibration.names if name not in calibration.skipped]
     accuracy = Accuracy(
         metric=gate.metric,
         float32=gate.baseline,
-        drop_points=round(gate.drop(value), 4),
+        drop_points=round(gate.drop(found.value), 4),
         max_drop=options.max_drop,
         calibration_images=len(used),
         images_judged=gate.count,
@@ -151,15 +145,23 @@ def mix_precision(
         method=options.range_method if options.quantized else None,
         max_class_drop=options.class_drop,
         class_drops=gate.class_drops(found),
-        int8=value if options.precision == "int8" else None,
-        fp8=value if options.precision == "fp8" else None,
-        float16=value if options.precision == "float16" else None,
-        bf16=value if options.precision == "bf16" else None,
+        **value,
     )
     layers = list(search.layers.values())
     quantized, emulated = graphs.core(search.reverted), graphs.emulated(search.reverted)
     notes = _notes(options, len(graphs.overflow))
     return MixedPrecision(quantized, emulated, layers, accuracy, gate, graphs.activations.means.get("image"), notes)
+
+
+def _check(core: ModelProto, card: ModelCard, options: QuantizationOptions) -> None:
+    """Refuse what does not go with the network."""
+    if options.labels is not None and card.kind != "labels":
+        raise MisuseError(NO_LABELS.format(card.kind))
+    if options.fp8 and not SCHEMES["tensorrt-fp8"].quantized(core):
+        raise MisuseError(
+            f"the network has no convolution for FP8 (dense, of {LEAST_FP8_CHANNELS} channels in and out or more, and "
+            f"{LARGEST_FP8_FILTER} places of the filter or fewer); omit --fp8"
+        )
 
 
 def to_be_judged(
@@ -191,8 +193,7 @@ def _gate_of(
     core: ModelProto, upsampling: Upsampling, card: ModelCard, options: QuantizationOptions
 ) -> tuple[AccuracyGate, ImageStream]:
     """A gate of images that nothing is calibrated on, and they."""
-    if options.labels is not None and card.kind != "labels":
-        raise MisuseError(NO_LABELS.format(card.kind))
+    _check(core, card, options)
     images = _images(options, card)
     held_out = images.subset(np.random.default_rng(options.seed).permutation(len(images))[:GATE_IMAGES])
     labels = None if options.labels is None else LabelFolder(options.labels, card, options.masks)

@@ -180,6 +180,7 @@ def train_fcn(
     torch = need("torch", "train")
     if data.data == "digits":
         need("sklearn", "train")
+    from fcn_deploy.calibration.datasets import look_at_values
     from fcn_deploy.fcn.train import log_path, train
 
     if threads:
@@ -190,8 +191,8 @@ def train_fcn(
     checkpoint, start = _begun(network, images, data)
     images, validation = (_read_as(checkpoint.card, split) for split in (images, validation))
     if data.strict:
-        for split in (images, validation):
-            _look_at_values(split)
+        look_at_values(images)
+        look_at_values(validation)
     # Digits are drawn, and right by construction.
     judged = _say_what_is_absent(images, validation, data) if data.data != "digits" else len(images.classes)
     check_writable(out)
@@ -274,20 +275,6 @@ def _read_as(card: "ModelCard", data: "LabelledImages") -> "LabelledImages":
     except MisuseError as error:
         raise MisuseError(f"{error}; or say by --channels and --dtype what the network shall take") from error
     return data
-
-
-def _look_at_values(data: "LabelledImages") -> None:
-    """Look at the values of all images before hours of training. Raises MisuseError where they are not the network's.
-
-    `data` is read with --strict.
-    """
-    from fcn_deploy.calibration.datasets import FilePairs
-    from fcn_deploy.runtime.images.regions import open_regions
-
-    if isinstance(data, FilePairs) and data.card is not None:
-        for path, _ in data.pairs:
-            with open_regions(path, data.card, data.reading):
-                pass
 
 
 def _card_of(architecture: "Architecture", images: "LabelledImages", data: DataOptions) -> "ModelCard":

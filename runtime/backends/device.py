@@ -6,7 +6,7 @@ import os
 import platform
 import re
 from collections.abc import Mapping
-from importlib import import_module
+from importlib import import_module, metadata
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -77,8 +77,8 @@ def open_device(cuda: ModuleType, index: int, gpu: GpuPlan, source: str) -> Any:
     """GPU number `index`, the driver's. Raises MisuseError; DeployError where the plan is for others."""
     if not _is_for_this_platform(gpu):
         raise DeployError(
-            f"{source} was built on {gpu.platform}, and this is {platform_name()}: its plan does not run here; build "
-            "it on such a machine"
+            f"{source} was built on {gpu.platform}, and this is {platform_name()}: its plan does not run here; run on "
+            "this machine: build-engine MODEL.onnx --target cuda"
         )
     count = cuda.Device.count()
     if index >= count:
@@ -93,8 +93,11 @@ def open_device(cuda: ModuleType, index: int, gpu: GpuPlan, source: str) -> Any:
     return device
 
 
-def open_library(gpu: GpuPlan, source: str) -> ModuleType:
-    """The library that a plan is for. Raises DeployError where it is absent, or of a version that cannot load it."""
+def open_library(cuda: ModuleType, gpu: GpuPlan, source: str) -> ModuleType:
+    """The library that a plan is for.
+
+    Raises DeployError where it is absent, of a version that cannot load the plan, or of a newer CUDA than the driver's.
+    """
     name, version = gpu.library, gpu.version
     library = need(name, "rtx" if name == "tensorrt_rtx" else "tensorrt")
     if not _loads(gpu, library.__version__):
@@ -103,7 +106,35 @@ def open_library(gpu: GpuPlan, source: str) -> ModuleType:
             f"{source} was built by {name} {version}, and {library.__version__} is installed; plans fit one version: "
             f"run pip install '{package}=={version}', or build it again"
         )
+    _check_driver(cuda, name, library.__version__)
     return library
+
+
+def _check_driver(cuda: ModuleType, name: str, version: str) -> None:
+    """Raise DeployError where the wheel of a library is of a newer CUDA than the driver: it would not start."""
+    wheels = [f"{name.replace('_', '-')}-cu{major}" for major in (12, 13)]
+    found = [wheel for wheel in wheels if _installed(wheel)]
+    driver = cuda.get_driver_version()
+    if not found or driver // 1000 >= int(found[0][-2:]):
+        return
+    instead = f", or run: pip uninstall {found[0]}; pip install 'fcn-deploy[tensorrt-cu12]'"
+    raise DeployError(
+        f"{name} {version} is of CUDA {found[0][-2:]} ({found[0]}), and the driver here of CUDA {_said(driver)}; "
+        f"update the driver (580 or newer){instead if name == 'tensorrt' else ''}"
+    )
+
+
+def _installed(package: str) -> bool:
+    try:
+        metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+def _said(version: int) -> str:
+    """A CUDA version as the driver has it, 13000, as people do: 13.0."""
+    return f"{version // 1000}.{version % 1000 // 10}"
 
 
 def _loads(gpu: GpuPlan, installed: str) -> bool:
@@ -139,7 +170,7 @@ def _versions(cuda: ModuleType, kernels: Mapping[str, bytes]) -> str:
     version = cuda.get_driver_version()
     if wanted is None:
         return ""
-    return f", PTX {wanted[1].decode()} by a driver of CUDA {version // 1000}.{version % 1000 // 10}"
+    return f", PTX {wanted[1].decode()} by a driver of CUDA {_said(version)}"
 
 
 def cache_path(plan: bytes, device: Any) -> Path | None:

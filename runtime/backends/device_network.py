@@ -33,6 +33,7 @@ class DeviceNetwork:
     Attributes:
         channels: of the input.
         input_type, score_type: `float32` or `float16`.
+        captures: whether lanes capture calls; not once it has failed several times.
         unsaved: TensorRT for RTX may have compiled what is not in its cache's file yet.
         lock: held while a context is made, or does something for the first time: one thread at a time, as nothing says
             that two may compile into one cache. Launching graphs needs no lock.
@@ -58,7 +59,7 @@ class DeviceNetwork:
         self._cache: Any = None
         self._cache_path = cache
         self._compiled: set[int] = set()  # profiles
-        self.unsaved = False
+        self.unsaved, self.captures = False, True
         self.lock = threading.RLock()
         try:
             self._load(plan)
@@ -173,7 +174,8 @@ class DeviceNetwork:
         """Whether the library says that what a context queues can be captured; TensorRT says nothing of it."""
         return self._config is None or bool(context.is_stream_capturable(stream.handle))
 
-    def capture_by_itself(self) -> None:
-        """Contexts made from now on capture the network alone, where the library does that: our captures failed."""
+    def give_up_captures(self) -> None:
+        """No call is captured any more; contexts made from now on capture the network where the library does that."""
+        self.captures = False
         if self._config is not None:
             self._config.cuda_graph_strategy = self._trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE

@@ -78,7 +78,7 @@ __device__ inline void prepare(const int* sizes, const Image* images, Input* out
 }
 
 // Where a row or a column of the labels lies in the scores: between two cells, with a weight for each. Computed once per
-// padded size, by upsampling.py.
+// padded size, by places.py.
 struct alignas(16) Place {
     int first, second;
     float near, far;

@@ -10,8 +10,8 @@ from ..arrays import AnyArray
 from ..errors import DeployError
 from ..manifest import Upsampling
 from ..model_card import ModelCard
-from ..upsampling import PLACE, places
 from .buffers import Buffer
+from .places import PLACE, places
 
 BLOCK = (32, 8, 1)  # threads of the kernels by pixels
 THREADS = 256  # of the one by cells

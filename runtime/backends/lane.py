@@ -176,7 +176,7 @@ class Lane:
             known.launch(self.stream)
         else:
             with self._network.lock:
-                if known is None or not self._captured(batch, known):
+                if known is None or not self._network.captures or not self._captured(batch, known):
                     self._queue(batch, self._next_context(batch))
         self._done.record(self.stream)
 
@@ -229,9 +229,10 @@ class Lane:
 
     def _next_context(self, batch: Batch) -> Any:
         """The context that runs a batch which has no graph, ready."""
-        if not self._graph_limit or batch not in self.graphs:
+        worth = self._graph_limit > 0 and self._network.captures
+        if not worth or batch not in self.graphs:
             context = self._ready(batch)[0]
-            if self._graph_limit:
+            if worth:
                 self.graphs[batch] = None
                 self._evict()
         else:
@@ -273,11 +274,10 @@ class Lane:
             CAPTURES,
         )  # fmt: skip
         if self._failures >= CAPTURES:
-            self._graph_limit = 0
+            self._network.give_up_captures()
             self._drop_graphs()
             self._set.clear()
             self.contexts.clear()
-            self._network.capture_by_itself()
         return False
 
     def _evict(self) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 from ..arrays import AnyArray
 from ..errors import DeployError, MisuseError, one_line
 from . import ORT_TARGETS, Layer
-from .onnxruntime_gpu import gpu_providers, not_loaded, plugin_devices, quietly
+from .onnxruntime_gpu import gpu_providers, no_gpu, not_loaded, plugin_devices, quietly
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession, RunOptions
@@ -117,8 +117,14 @@ class OnnxRuntimeSession:
                 opened = session(model, threads, devices=plugin_devices(device, source))
         else:
             self.name = f"onnxruntime, {ORT_TARGETS[target]}"
+            providers = gpu_providers(target, device, source)
             with quietly():
-                opened = session(model, threads, providers=gpu_providers(target, device, source))
+                try:
+                    opened = session(model, threads, providers=providers)
+                except DeployError as error:  # a provider that loads does not start without a GPU
+                    if no_gpu():
+                        raise not_loaded(target, source) from error
+                    raise
             # ONNX Runtime falls back to the CPU with a line in its log, where the GPU's libraries cannot be loaded.
             if ORT_TARGETS[target] not in opened.get_providers():
                 raise not_loaded(target, source)

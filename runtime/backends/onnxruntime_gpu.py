@@ -80,13 +80,26 @@ def not_loaded(target: str, source: str) -> DeployError:
         ctypes.CDLL(str(folder / f"libonnxruntime_providers_{_LIBRARIES[target]}.so"))
     except (OSError, KeyError) as error:
         reason = one_line(error, 90).removeprefix(f"{folder}{os.sep}")
+    else:
+        reason = no_gpu() or reason
     if "libcuda.so" in reason:
         remedy = "install NVIDIA's driver, or build one with --target cpu"
+    elif reason.startswith("there is no GPU"):
+        remedy = "run it on the GPU's machine, or build one with --target cpu"
     else:
         remedy = f"run: pip install 'fcn-deploy[{target}]', or build one with --target cpu"
     return DeployError(
         f"{source}: {ORT_TARGETS[target]} of onnxruntime {runtime.__version__} cannot be loaded ({reason}); {remedy}"
     )
+
+
+def no_gpu() -> str:
+    """What the driver says of GPUs where there is none; empty where there is one, or no driver."""
+    try:
+        code = ctypes.CDLL("nvcuda.dll" if os.name == "nt" else "libcuda.so.1").cuInit(0)
+    except OSError:
+        return ""
+    return f"there is no GPU that the driver can use: cuInit gives {code}" if code else ""
 
 
 def plugin_devices(device: int, source: str) -> list[Any]:

@@ -74,7 +74,7 @@ class TensorRTBackend:
         self._broken: str | None = None
         self._cuda = cuda = open_driver(source, gpu.targets)
         self._device = open_device(cuda, device, gpu, source)
-        trt = open_library(gpu, source)
+        trt = open_library(cuda, gpu, source)
         self.name = f"{gpu.library} {trt.__version__}"
         self._context = self._device.retain_primary_context()
         self.lanes: list[Lane] = []

@@ -32,6 +32,7 @@ class GdalImage:
         georeferenced: whether it has a coordinate system or a transform.
         read: as of a StoredImage.
         dataset: rasterio's.
+        mask: reads where the dataset's own mask has data, [h, w, 1], 0 where there is none; None: it has none.
     """
 
     size: tuple[int, int]
@@ -43,6 +44,7 @@ class GdalImage:
     georeferenced: bool
     read: Read
     dataset: Any
+    mask: Read | None
 
 
 def is_gdals(path: Path) -> bool:
@@ -78,6 +80,13 @@ def open_gdal(path: Path) -> Iterator[GdalImage]:
                 raise OSError(str(error.__cause__ or error)) from error
             return found.transpose(1, 2, 0) if palette is None else palette[found[0]][:, :, :3]
 
+        def read_mask(top: int, bottom: int, left: int, right: int) -> NDArray[Any]:
+            mask: NDArray[Any] = dataset.dataset_mask(window=((top, bottom), (left, right)))
+            return mask[:, :, None]
+
+        # Alpha and no-data values are masks of a dataset to GDAL too, and are read as what they are.
+        flags = {flag.name for flag in dataset.mask_flag_enums[0]}
+        masked = "per_dataset" in flags and not flags & {"alpha", "nodata"}
         colours = "RGB" if kinds[:3] == ["red", "green", "blue"] or palette is not None else ""
         yield GdalImage(
             (dataset.height, dataset.width), dataset.count if palette is None else 3,
@@ -85,5 +94,5 @@ def open_gdal(path: Path) -> Iterator[GdalImage]:
             colours or ("grey" if dataset.count == 1 or kinds == ["gray", "alpha"] else ""),
             kinds.index("alpha") if "alpha" in kinds else None,
             dataset.crs is not None or not dataset.transform.is_identity or bool(dataset.gcps[0]) or bool(dataset.rpcs),
-            read, dataset,
+            read, dataset, read_mask if masked else None,
         )  # fmt: skip

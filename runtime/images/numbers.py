@@ -19,6 +19,7 @@ log = logging.getLogger(__name__)
 
 SMALL_PART = 16  # a file that uses less than such a part of what the card expects is named: four bits are missing
 REMEDY = "say which values are its 0 and 1 with --input-range LO,HI, or percentile"
+LEAST_MEASURED, MOST_MEASURED = -999, 1e20  # values as far out as these, apart from all others, are asked about
 FAR = 16  # times what the card expects: values beyond are named
 
 
@@ -104,6 +105,27 @@ def beyond(path: object, values: NDArray[Any], limits: Range, card: ModelCard) -
         f"{path} holds values of {values.min():g} to {values.max():g}, most of them outside this model's range, "
         f"{low:g} to {high:g}{clipped}: {REMEDY}"
     )
+
+
+def apart(path: object, values: NDArray[Any]) -> tuple[float, str] | None:
+    """(value, remark) of the lowest or highest value where it looks like one for no data, or None.
+
+    It is far from all others, and such as nobody measures: -999 or less of types with a sign, or 1e20 or more.
+    """
+    if values.dtype.kind not in "if" or not len(values):
+        return None
+    low, high = float(values.min()), float(values.max())
+    for found, looks_so in ((low, low <= LEAST_MEASURED), (high, high >= MOST_MEASURED)):
+        others = values[values != found] if looks_so else values[:0]
+        if not len(others):
+            continue
+        least, most = float(others.min()), float(others.max())
+        if max(least - found, found - most) > most - least:
+            return found, (
+                f"{path} holds {found:g} in {1 - len(others) / len(values):.2g} of the pixels looked at, far from its "
+                f"other values, {least:g} to {most:g}: if it is no data, say so with --nodata {found:.9g}"
+            )
+    return None
 
 
 def wide_type(path: object, values: NDArray[Any], bits: int, card: ModelCard) -> str:

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from PIL import Image as Pictures
 
 # Pillow's names. Not all it knows: some start other programs (EPS), or are no images (PDF).
-FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM", "JPEG2000", "AVIF", "TGA")
+# Those of preinit() first: for the first other one Pillow loads all that it has.
+FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "WEBP", "TIFF", "JPEG2000", "AVIF", "TGA")
 _limit = threading.Lock()
 
 
@@ -35,6 +36,7 @@ def open_pillow(path: Path, max_pixels: int) -> Iterator["Pictures.Image"]:
     """Image.open, with `max_pixels` instead of Pillow's own limit, which is one for the whole process."""
     from PIL import Image, UnidentifiedImageError
 
+    Image.preinit()
     with _limit, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None

@@ -25,10 +25,11 @@ from .deep import read_deep
 from .gdal import open_gdal
 from .georeference import Tag, dataset_tags, own_tags
 from .header import DEFAULT_MAX_PIXELS, Header, open_npy, read_header, reading
-from .numbers import ReadOptions, beyond, doubtful, value_of, wide_type
+from .numbers import ReadOptions, apart, beyond, doubtful, value_of, wide_type
 from .pillow import open_pillow
 from .ranged import opened
-from .tiff import ORIENTATION, TURNS, Read, lay_out, mask_reader, reader, tagged_no_data, turned
+from .sidecars import mask_beside, no_data_beside, one_no_data, told_beside
+from .tiff import ORIENTATION, TURNS, Read, as_read, lay_out, mask_reader, no_data_text, reader, tagged_no_data, turned
 
 if TYPE_CHECKING:
     from PIL import Image as Pictures
@@ -127,6 +128,8 @@ def fit_of(stored: StoredImage, card: ModelCard, options: ReadOptions) -> Fit:
     Raises MisuseError: a no-data value or a range outside the file's type, or with `options.strict` what looks wrong.
     """
     dtype = _native(stored.read(0, 1, 0, 1)).dtype
+    if dtype.kind == "c":
+        raise MisuseError(f"{stored.path} holds complex numbers; save what the network shall see, such as magnitudes")
     told = options.no_data is not None
     tag = options.no_data if told else stored.no_data
     no_data = None if tag is None else value_of(tag, dtype, str(stored.path) if told else None)
@@ -147,6 +150,9 @@ def fit_of(stored: StoredImage, card: ModelCard, options: ReadOptions) -> Fit:
 def _look(values: NDArray[Any], fit: Fit, options: ReadOptions) -> None:
     """Name a file whose values are not the network's."""
     stored, card, limits = fit.stored, fit.card, fit.limits
+    if options.no_data is None and (alone := apart(stored.path, values)) is not None:
+        options.name("apart", alone[1])
+        values = values[values != alone[0]]
     if values.dtype == np.int32 and 0 <= values.min() <= values.max() < 65536:
         values = values.astype(np.uint16)
     bits = _bits(stored, values.dtype)
@@ -192,7 +198,7 @@ def decode(header: Header, card: ModelCard, options: ReadOptions = COMMON) -> ND
 
 def may_have_no_data(header: Header, card: ModelCard, options: ReadOptions = COMMON) -> bool:
     """Whether some pixels of a file may be no data, as far as it can be told before they are decoded."""
-    if options.no_data is not None or header.dtype.kind == "f":
+    if options.no_data is not None or header.dtype.kind == "f" or told_beside(header.path):
         return True
     if header.format in ("TIFF", "GDAL"):
         with reading(header.path), open_stored(header, card) as stored:
@@ -224,17 +230,22 @@ def open_stored(header: Header, card: ModelCard, options: ReadOptions = COMMON) 
                 import tifffile
 
                 file = tifffile.TiffFile(opened(header.path), name=header.path.name)
-                stored = _tiff(stack.enter_context(file), header, card)
+                stored = _tiff(stack.enter_context(file), header, card, options)
             elif header.format == "GDAL":
                 raster = stack.enter_context(open_gdal(header.path))
                 palette = raster.dataset.colorinterp[0].name == "palette"  # its colours are not the numbers of no data
                 stored = StoredImage(
                     header.path, raster.size, raster.read, raster.bits, raster.colours, raster.alpha,
                     dataset_tags(raster.dataset) if raster.georeferenced else (),
-                    None if palette else raster.dataset.nodata,
+                    None if palette else one_no_data(header.path, raster.dataset.nodatavals, options), raster.mask,
                 )  # fmt: skip
             else:
                 stored = _picture(header, card, options.channels is not None)
+                if header.mode != "P":  # a palette's colours are not the numbers of no data
+                    beside = one_no_data(header.path, no_data_beside(header.path), options)
+                    stored = replace(stored, no_data=beside)
+            if header.format not in ("NPY", "GDAL") and not header.page and stored.mask is None:
+                stored = replace(stored, mask=mask_beside(stack, header.path, stored.size, stored.turned))
             if options.channels is not None:
                 stored = _chosen(stored, options.channels)
         yield stored
@@ -254,7 +265,7 @@ def _chosen(stored: StoredImage, channels: tuple[int, ...]) -> StoredImage:
     )
 
 
-def _tiff(file: Any, header: Header, card: ModelCard) -> StoredImage:
+def _tiff(file: Any, header: Header, card: ModelCard, options: ReadOptions) -> StoredImage:
     path = header.path
     layout = lay_out(file, path, card.channels, header.page)
     tags = own_tags(layout.keyframe)
@@ -262,9 +273,14 @@ def _tiff(file: Any, header: Header, card: ModelCard) -> StoredImage:
         raise turned_on_the_ground(path)
     # A palette's colours are not the numbers that the tag speaks of.
     palette = getattr(layout.keyframe.photometric, "name", "") == "PALETTE"
+    beside = one_no_data(path, no_data_beside(path), options)
+    no_data = tagged_no_data(layout) if beside is None else as_read(beside, layout)
+    if no_data is None and options.no_data is None and (text := no_data_text(layout)):
+        said = f"{path} has a no-data tag that begins with no number ({text[:40]!r}), and is ignored"
+        options.name("no-data tag", f"{said}: name the value with --nodata")
     return StoredImage(
         path, layout.upright, reader(layout, path), layout.bits, layout.colours, layout.alpha, tags,
-        None if palette else tagged_no_data(layout), mask_reader(file, layout, path), layout.turned != 1,
+        None if palette else no_data, mask_reader(file, layout, path), layout.turned != 1,
     )  # fmt: skip
 
 

@@ -10,11 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import DeployError, MisuseError
+from ..no_data import number_in
 from .pillow import open_pillow
 from .stacks import find_plane
 from .tiff_chunks import WHOLE_PIXELS, Chunks
 
 log = logging.getLogger(__name__)
+# tifffile warns of tags of no data that are not of the image's type, such as 255.0. They are read here.
+logging.getLogger("tifffile").addFilter(lambda record: "parsing GDAL_NODATA tag" not in record.getMessage())
 
 Read = Callable[[int, int, int, int], NDArray[Any]]  # top, bottom, left, right → [h, w, bands]
 SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
@@ -137,7 +140,11 @@ def turned(pixels: NDArray[Any], orientation: int) -> NDArray[Any]:
 
 def reader(layout: TiffLayout, path: Path) -> Read:
     """What reads parts of the image, upright: [h, w, bands] of the layout's dtype, inverted grey turned round."""
-    stored = _stored(layout, path)
+    return _upright(_stored(layout, path), layout)
+
+
+def _upright(stored: Read, layout: TiffLayout) -> Read:
+    """What reads parts of the image upright, from what reads them as stored."""
     if layout.turned == 1:
         return stored
     rows, columns, exchanged = TURNS[layout.turned]
@@ -156,21 +163,28 @@ def reader(layout: TiffLayout, path: Path) -> Read:
 
 
 def tagged_no_data(layout: TiffLayout) -> float | None:
-    """The value that GDAL's tag calls no data; None where there is no tag, or no number in it."""
-    try:
-        return float(str(layout.keyframe.tags.valueof(42113, "")).strip("\0 "))
-    except ValueError:
-        return None
+    """The value that GDAL's tag calls no data, as `reader` gives it; None where there is no tag, or no number in it."""
+    value = number_in(no_data_text(layout))
+    return None if value is None else as_read(value, layout)
+
+
+def no_data_text(layout: TiffLayout) -> str:
+    """What GDAL's tag of no data holds; "" where there is none."""
+    return str(layout.keyframe.tags.valueof(42113, "")).strip("\0 ")
+
+
+def as_read(value: float, layout: TiffLayout) -> float:
+    """What `reader` makes of a stored value: inverted grey is turned round."""
+    inverted = _inverted(layout.keyframe, layout.dtype) and layout.dtype.kind == "u"
+    return 2**layout.bits - 1 - value if inverted else value
 
 
 def mask_reader(file: Any, layout: TiffLayout, path: Path) -> Read | None:
     """What reads the image's own mask, [h, w, 1], 0 where there is no data; None where the file has none."""
-    if layout.turned != 1:
-        return None
     for index in range(1, min(len(file.pages), MASK_PAGES)):
         page = file.pages[index].aspage()
         if page.is_mask and not page.is_reduced and (page.imagelength, page.imagewidth) == layout.size:
-            return page_reader(path, page)
+            return _upright(page_reader(path, page), layout)
     return None
 
 
@@ -222,9 +236,17 @@ def _meant(pixels: NDArray[Any], key: Any, bits: int) -> NDArray[Any]:
         except IndexError as error:
             raise DeployError("a pixel is of no colour of the palette; is it damaged?") from error
         return colours.astype(np.uint8).transpose(1, 2, 0)
-    if kind == "MINISWHITE" and pixels.dtype.kind in "ub" and pixels.shape[2] == 1:
-        return ~pixels if pixels.dtype == bool else (2**bits - 1) - pixels
+    if _inverted(key, pixels.dtype):
+        grey = pixels[:, :, :1]
+        grey = ~grey if pixels.dtype == bool else (2**bits - 1) - grey
+        # What follows is alpha, or of no colour.
+        return grey if pixels.shape[2] == 1 else np.concatenate([grey, pixels[:, :, 1:]], axis=2)
     return pixels
+
+
+def _inverted(key: Any, dtype: np.dtype[Any]) -> bool:
+    """Whether a page's 0 is white, of a type that has a white."""
+    return getattr(key.photometric, "name", "") == "MINISWHITE" and dtype.kind in "ub"
 
 
 def _undecodable(key: Any) -> str:

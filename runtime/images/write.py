@@ -1,5 +1,6 @@
 """Labels, masks, values and pictures, written to files in one step."""
 
+import html
 import io
 import os
 import warnings
@@ -8,7 +9,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
-from xml.sax.saxutils import escape
 
 import numpy as np
 from numpy.typing import NDArray
@@ -158,7 +158,7 @@ def attribute_table(card: ModelCard) -> str | None:
     """
     if card.classes == tuple(f"class {index}" for index in range(len(card.classes))):
         return None
-    names = [escape(name) for name in card.classes]
+    names = [_escaped(name) for name in card.classes]
     columns = [("Value", 0, 5), ("Class", 2, 2), ("Red", 0, 6), ("Green", 0, 7), ("Blue", 0, 8)]  # name, type, usage
     fields = "".join(
         f'<FieldDefn index="{i}"><Name>{name}</Name><Type>{kind}</Type><Usage>{usage}</Usage></FieldDefn>'
@@ -176,10 +176,14 @@ def attribute_table(card: ModelCard) -> str | None:
     )
 
 
+def _escaped(text: str) -> str:
+    return html.escape(text, quote=False)
+
+
 def _band_names(names: Sequence[str]) -> str:
     """GDAL's XML, as its driver of TIFFs writes the descriptions of bands: what is escaped is escaped twice."""
     items = (
-        f'<Item name="DESCRIPTION" sample="{band}" role="description">{escape(escape(name))}</Item>'
+        f'<Item name="DESCRIPTION" sample="{band}" role="description">{_escaped(_escaped(name))}</Item>'
         for band, name in enumerate(names)
     )
     return f"<GDALMetadata>{''.join(items)}</GDALMetadata>"

@@ -13,7 +13,7 @@ from fcn_deploy.export.importer.import_model import import_model
 from fcn_deploy.export.inspect import inspect_file, record
 from fcn_deploy.export.inspect import onnx_model as inspected
 from fcn_deploy.export.inspect.record import TRIED_SIZES
-from fcn_deploy.export.inspect.text import record_as_text
+from fcn_deploy.export.inspect.text import file_as_text, findings_as_text, record_as_text
 from fcn_deploy.runtime.sizes import parse_sizes
 from helpers import command, finished, needs, one_error, onnx_model
 from onnx import TensorProto, helper
@@ -203,6 +203,34 @@ def test_the_command_line(exports, tmp_path):
     assert "not a valid ONNX" in one_error(command("inspect-model", tmp_path / "junk.onnx", ok=1))
     with pytest.raises(MisuseError):
         inspect_file(tmp_path)
+
+
+def test_what_the_file_tells_is_told_before_the_model_is_run(tmp_path, monkeypatch):
+    path, told = saved(tmp_path / "m.onnx", [CONV]), []
+    about = inspect_file(path, "cpu", SMALL, tell=told.append)
+    assert len(told) == 1 and told[0].items() <= (about | {"problem": None}).items() and "card" not in told[0]
+    assert record_as_text(about) == f"{file_as_text(told[0])}\n{findings_as_text(about)}"
+    assert "operators" in file_as_text(told[0]) and "runs at" not in file_as_text(told[0])
+    monkeypatch.setattr(inspected, "import_model", fails)
+    with pytest.raises(ZeroDivisionError):
+        inspect_file(path, "cpu", SMALL, tell=told.append)
+    assert len(told) == 2
+
+
+def fails(*given):
+    raise ZeroDivisionError
+
+
+def test_larger_images_are_compared_where_that_is_quick_or_the_user_wants_it(tmp_path, monkeypatch):
+    path = saved(tmp_path / "m.onnx", [CONV], shape=[1, 3, 64, 96])
+
+    def note(**options):
+        return next(note for note in inspect_file(path, "cpu", SMALL, **options)["notes"] if "unseen sizes" in note)
+
+    same = "within a larger image it gives the same"
+    assert same in note()
+    monkeypatch.setattr(inspected, "SECONDS", 0.0)
+    assert "larger images are not compared with it" in note() and same in note(thorough=True)
 
 
 def test_a_large_image_is_run_where_it_is_quick_or_the_user_wants_it(monkeypatch):

@@ -65,6 +65,28 @@ def test_a_provider_that_cannot_be_loaded_names_the_library_it_lacks(monkeypatch
     assert re.search(remedy, said)
 
 
+def test_a_provider_that_loads_without_a_gpu_says_so(with_gpu, gpu, monkeypatch):
+    """ONNX Runtime falls back to the CPU, or refuses the session, as the provider decides."""
+    gpu.set_devices(0)
+    monkeypatch.setattr(onnxruntime_gpu.ctypes, "CDLL", lambda path, mode=0: gpu.library())
+    said = (
+        r"cannot be loaded \(there is no GPU that the driver can use: cuInit gives 100\); run it on the GPU's machine"
+    )
+    with pytest.raises(DeployError, match=said):
+        OnnxRuntimeSession(_identity(), target="ort-cuda")
+
+    def refused(*arguments, **words):
+        raise RuntimeError("CUDA failure 100: no CUDA-capable device is detected")
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", refused)
+    with pytest.raises(DeployError, match=said):
+        OnnxRuntimeSession(_identity(), target="ort-cuda")
+    gpu.set_devices(1)
+    with pytest.raises(DeployError, match="CUDA failure 100"):  # of something else
+        OnnxRuntimeSession(_identity(), target="ort-cuda")
+    gpu.clear()
+
+
 class Plugin:
     """Stands for the package of the provider for TensorRT for RTX, and for what ONNX Runtime knows of plugins."""
 

@@ -1,6 +1,8 @@
 """A GPU that others in the same process use too: another Segmenter, a framework on the default stream."""
 
+import sys
 import threading
+import types
 from dataclasses import replace
 from pathlib import Path
 
@@ -139,6 +141,52 @@ def test_our_calls_do_not_spoil_what_another_thread_captures(tensorrt_engine, gp
         context.detach()
 
 
+@pytest.mark.parametrize("refused", ["copy", "kernel"])
+def test_an_error_within_a_capture_costs_that_capture_alone(tensorrt_engine, gpu, monkeypatch, caplog, refused):
+    image, done = photo(60, 90), []
+    caplog.set_level("INFO")
+    with Segmenter(tensorrt_engine) as net:
+        expected, lane = net(image), net.network.backend.lanes[0]
+        cuda, kernels = lane._cuda, lane._kernels
+
+        def failing(real):
+            def call(*arguments):
+                if gpu.library().gpusim_stream(lane.stream.handle) == 1 and not done:
+                    done.append(None)
+                    raise cuda.Error("refused")
+                return real(*arguments)
+
+            return call
+
+        if refused == "kernel":
+            monkeypatch.setattr(kernels, "label", failing(kernels.label))
+        else:
+            monkeypatch.setattr(cuda, "memcpy_htod_async", failing(cuda.memcpy_htod_async))
+        for _ in range(6):
+            np.testing.assert_array_equal(net(image), expected)
+        assert done and captured(net) and not gpu.misuse()
+        assert "no CUDA graph could be captured at 64×96 (1 of 3 times)" in caplog.text
+
+
+def test_a_network_that_cannot_be_captured_runs_without_graphs(gpu_engine, gpu, monkeypatch, caplog):
+    image = photo(60, 90)
+    caplog.set_level("INFO")
+    with Segmenter(gpu_engine) as net:
+        network, expected = net.network.backend.network, net(image)
+        monkeypatch.setattr(network, "can_capture", lambda context, stream: False)
+        net.warmup([(60, 90)])
+        for _ in range(9):
+            np.testing.assert_array_equal(net(image), expected)
+        assert not captured(net) and not network.captures and "(3 of 3 times)" in caplog.text
+        gpu.log()
+        np.testing.assert_array_equal(net(image), expected)
+        assert len(gpu.calls("gpusim_launch_task")) == 1 and not gpu.calls("cuStreamBeginCapture")
+        gpu.log(False)
+        if network._config is not None:  # TensorRT for RTX captures the network by itself then
+            assert network._config.cuda_graph_strategy.name == "WHOLE_GRAPH_CAPTURE"
+    assert not gpu.misuse() and gpu.counts()["allocations"] == 0
+
+
 @pytest.mark.parametrize("moment", [1, 2, 3, 4])
 def test_a_call_that_is_interrupted_leaves_the_engine_usable(tensorrt_engine, gpu, monkeypatch, moment):
     image = photo(60, 90)
@@ -168,7 +216,7 @@ def test_a_call_that_is_interrupted_leaves_the_engine_usable(tensorrt_engine, gp
 
 def test_after_warming_up_nothing_is_captured_any_more(tensorrt_engine, gpu):
     with Segmenter(tensorrt_engine) as net:
-        net.warmup([(60, 90), (40, 50)])
+        net.warmup([(40, 50), (60, 90)])
         assert len(captured(net)) == 4  # in each of two lanes
         gpu.log()
         net(photo(60, 90))
@@ -214,6 +262,7 @@ class _Sm89:
         return 8, 9
 
 
+DRIVER = types.SimpleNamespace(get_driver_version=lambda: 12040)
 PLAN = GpuPlan("tensorrt", "10.16.1.11", ("sm89",), (Profile((1, 1), (64, 64), (96, 96)),))
 
 
@@ -227,18 +276,15 @@ PLAN = GpuPlan("tensorrt", "10.16.1.11", ("sm89",), (Profile((1, 1), (64, 64), (
     ],
 )  # fmt: skip
 def test_plans_for_later_versions_are_taken_by_those_alone(monkeypatch, built_by, compatible, installed, loads):
-    import sys
-    import types
-
     module = types.ModuleType("tensorrt")
     module.__version__ = installed
     monkeypatch.setitem(sys.modules, "tensorrt", module)
     plan = replace(PLAN, version=built_by, version_compatible=compatible)
     if loads:
-        assert open_library(plan, "m.engine") is module
+        assert open_library(DRIVER, plan, "m.engine") is module
     else:
         with pytest.raises(DeployError, match=f"was built by tensorrt {built_by}, and {installed} is installed"):
-            open_library(plan, "m.engine")
+            open_library(DRIVER, plan, "m.engine")
 
 
 @pytest.mark.parametrize(
@@ -259,6 +305,52 @@ def test_a_plan_is_refused_on_a_platform_that_it_is_not_for(gpu, monkeypatch, li
         assert device.open_device(cuda, 0, plan, "m.engine").name() == "Simulated GPU"
     else:
         with pytest.raises(
-            DeployError, match=f"built on {platform}, and this is linux-x86_64: its plan does not run here"
+            DeployError,
+            match=f"built on {platform}, and this is linux-x86_64: its plan does not run here; run on this machine: "
+            "build-engine MODEL.onnx --target cuda",
         ):
             device.open_device(cuda, 0, plan, "m.engine")
+
+
+@pytest.mark.parametrize(
+    ("library", "wheels", "driver", "said"),
+    [
+        ("tensorrt", ["tensorrt-cu13"], 12040, r"is of CUDA 13 \(tensorrt-cu13\), and the driver here of CUDA 12.4; "
+         r"update the driver \(580 or newer\), or run: pip uninstall tensorrt-cu13; pip install "
+         r"'fcn-deploy\[tensorrt-cu12\]'$"),
+        ("tensorrt_rtx", ["tensorrt-rtx-cu13"], 12080, r"the driver here of CUDA 12.8; update the driver \(580 or "),
+        ("tensorrt", ["tensorrt-cu13"], 13000, ""), ("tensorrt", ["tensorrt-cu12"], 12040, ""),
+        ("tensorrt", ["tensorrt-cu12", "tensorrt-cu13"], 12040, ""), ("tensorrt", [], 12040, ""),
+    ],
+)  # fmt: skip
+def test_a_wheel_of_a_newer_cuda_than_the_drivers_is_said_with_both_versions(
+    monkeypatch, library, wheels, driver, said
+):
+    from fcn_deploy.runtime.backends import device
+
+    module = types.ModuleType(library)
+    module.__version__ = "10.16.1.11"
+    monkeypatch.setitem(sys.modules, library, module)
+    monkeypatch.setattr(device, "_installed", lambda package: package in wheels)
+    cuda, plan = types.SimpleNamespace(get_driver_version=lambda: driver), replace(PLAN, library=library)
+    if not said:
+        assert open_library(cuda, plan, "m.engine") is module
+    else:
+        with pytest.raises(DeployError, match=said) as raised:
+            open_library(cuda, plan, "m.engine")
+        assert len(str(raised.value)) <= 300
+
+
+def test_a_driver_too_old_for_the_kernels_is_said_with_both_versions(rtx_engine, gpu, tmp_path, monkeypatch):
+    """PTX of a newer toolkit, and no machine code for this GPU."""
+    from fcn_deploy.runtime.backends import KERNELS_PTX, device
+    from gpu_engines import changed
+
+    def newer(members):
+        kept = {name: data for name, data in members.items() if "cubin" not in name}
+        return kept | {KERNELS_PTX: kept[KERNELS_PTX].replace(b".version 8.0", b".version 9.5")}
+
+    monkeypatch.setattr(device, "_installed", lambda package: False)
+    with pytest.raises(DeployError, match=r"PTX 9.5 by a driver of CUDA 13.0; update the driver, or build the engine"):
+        Segmenter(changed(rtx_engine, tmp_path / "x.engine", members=newer))
+    gpu.clear()

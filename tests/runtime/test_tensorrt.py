@@ -416,6 +416,10 @@ def test_a_gpu_that_failed_says_so_at_every_later_call(rtx_engine, gpu, monkeypa
         ({"profiles": (Profile((32, 32), (32, 32), (64, 64)),)}, "disagree on the profiles"),
         ({"members": lambda m: m | {"stage-0.plan": m["stage-0.plan"][:-9] + bytes(9)}}, "cannot load the plan"),
         ({"members": lambda m: {n: b for n, b in m.items() if "kernels" not in n}}, "kernels cannot be loaded"),
+        (
+            {"members": lambda m: {n: b.replace(b"label_batch", b"label_older") for n, b in m.items()}},
+            r"has GPU kernels of another release \(there is no label_batch_float32_uint8\); build it again",
+        ),
         ({"members": lambda m: m | {n: b"junk" for n in m if "kernels" in n}}, "kernels cannot be loaded"),
     ],
 )

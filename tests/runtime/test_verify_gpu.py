@@ -1,8 +1,11 @@
 """verify-engine on GPUs: a library that is wrong at one shape only is found."""
 
 import numpy as np
+from fcn_deploy.runtime.backends.graphs import Graph
 from fcn_deploy.runtime.network import Network
 from fcn_deploy.runtime.verify import _by_size, verify
+
+from fcn_deploy import Segmenter
 
 
 def test_every_profile_is_verified_at_its_smallest_best_and_largest_size(gpu_engine):
@@ -26,6 +29,37 @@ def test_an_engine_that_is_wrong_at_one_size_fails(rtx_engine, monkeypatch):
     assert not report["passed"]
     wrong = [tuple(row["size"]) for row in report["sizes"] if not row["difference"] <= report["tolerance"]]
     assert wrong == [wrong_size] and "WRONG at 256×256" in _by_size(report["sizes"], report["tolerance"])
+
+
+def test_labels_of_calls_are_compared_with_what_the_scores_say(rtx_engine, monkeypatch, capsys):
+    from fcn_deploy.runtime import verify as module
+    from fcn_deploy.runtime.backends.lane import Lane
+
+    assert verify(rtx_engine, sizes=[(64, 64)])["calls_equal"] == 1
+    real, calls = Lane.taken, []
+
+    def taken(self, batch, index, size, dtype):
+        found = real(self, batch, index, size, dtype)
+        calls.append(batch.count)
+        return found if batch.count == 1 else np.roll(found, 1)
+
+    monkeypatch.setattr(Lane, "taken", taken)
+    report = verify(rtx_engine, sizes=[(64, 64)])
+    assert {1, 4} == set(calls) and report["difference"] <= report["tolerance"]
+    assert report["calls_equal"] < 0.99 and not report["passed"]
+    assert module.verify_engine(rtx_engine) == 1
+    assert "calls, alone and in batches: at least" in capsys.readouterr().out
+
+
+def test_warming_up_without_sizes_runs_the_best_of_each_profile(rtx_engine, exports, gpu):
+    with Segmenter(rtx_engine) as net:
+        net.warmup()
+        lanes, profiles = net.network.backend.lanes, net.network.manifest.gpu.profiles
+        for lane in lanes:
+            assert [batch.padded for batch in lane.graphs] == [profile.opt for profile in reversed(profiles)]
+            assert all(isinstance(graph, Graph) for graph in lane.graphs.values())
+    with Segmenter(exports / "narrow.engine") as net:
+        net.warmup()  # of the CPU: nothing
 
 
 def test_a_size_that_memory_does_not_hold_is_said_and_does_not_fail():

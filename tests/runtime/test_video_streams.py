@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -16,7 +17,8 @@ import numpy as np
 import pytest
 from fcn_deploy.runtime.images.addresses import Address, Latest, is_address
 from helpers import command, one_error, photo
-from videos import av, film, frames, label
+from PIL import Image
+from videos import av, film, frames, label, motion_jpeg
 
 RUN = [sys.executable, "-m", "runtime.infer"]
 
@@ -283,3 +285,122 @@ def test_what_is_kept_of_another_file_or_half_written_is_not_taken(exports, tmp_
     os.utime(source, ns=(1, 1))  # another file of this name
     _, (record,) = label(engine, source, tmp_path / "o", "--force")
     assert "resumed" not in record and record["frames"] == 120
+
+
+def paced(chunk, send, packets, rate, pause=None):
+    """Send packets in their own time, `rate` a second; `pause`: (packet, seconds) of silence before it."""
+    for index, packet in enumerate(packets):
+        if pause is not None and index == pause[0]:
+            time.sleep(pause[1])
+        send(chunk(packet))
+        time.sleep(1 / rate)
+
+
+def camera_over_http(content_type, chunk, packets, rate, pause=None):
+    """A handler that answers as network cameras do: no length, and pictures as time goes by."""
+
+    class Camera(Quiet):
+        def do_GET(self):
+            self.send_response(200)
+            self.send_header("Content-Type", content_type)
+            self.end_headers()
+            with suppress(OSError):
+                paced(chunk, self.wfile.write, packets, rate, pause)
+
+    return Camera
+
+
+def labels_by_time(video):
+    times, found = frames(video)
+    return {round(time_ * 30000 / 1001): picture for time_, picture in zip(times, found, strict=True)}
+
+
+def in_ts_parts(path):
+    """A transport stream in parts that hold about a picture each."""
+    content = path.read_bytes()
+    return [content[start : start + 188 * 8] for start in range(0, len(content), 188 * 8)]
+
+
+@pytest.mark.parametrize("pause", [None, (20, 3.0)], ids=["steady", "silent for a while"])
+def test_a_live_transport_stream_over_http_is_labelled_as_its_file(exports, tmp_path, serve, pause):
+    """Every frame that was not dropped, at its own time; what comes after a silence too."""
+    source = film(tmp_path / "a.ts", 60, (96, 128), options={"preset": "ultrafast", "g": "12"})
+    label(exports / "narrow.engine", source, tmp_path / "file")
+    handler = camera_over_http("video/mp2t", bytes, in_ts_parts(source), 40, pause)
+    done, (record,) = label(exports / "narrow.engine", serve(handler) + "/live", tmp_path / "o", "--live", ok=1)
+    assert "it ends at " in record["error"]  # a connection that closes may be the end, or a cable that was pulled
+    assert record["frames"] + record["dropped"] == 60 and record["frames"] > 20, done.stderr
+    expected, found = labels_by_time(tmp_path / "file" / "a.mkv"), labels_by_time(tmp_path / "o" / "live.mkv")
+    assert len(found) == record["frames"]
+    for moment, picture in found.items():
+        np.testing.assert_array_equal(picture, expected[moment])
+
+
+def test_motion_jpeg_over_http_is_labelled_as_its_pictures(exports, tmp_path, serve):
+    """multipart/x-mixed-replace, which most network cameras offer beside RTSP."""
+    pictures = [tmp_path / f"{index}.jpg" for index in range(30)]
+    for index, picture in enumerate(pictures):
+        Image.fromarray(np.roll(photo(48, 64), index, axis=1)).save(picture, quality=95)
+
+    def part(file):
+        picture = file.read_bytes()
+        head = f"--frame\r\nContent-Type: image/jpeg\r\nContent-Length: {len(picture)}\r\n\r\n"
+        return head.encode() + picture + b"\r\n"
+
+    handler = camera_over_http("multipart/x-mixed-replace; boundary=frame", part, pictures, 20)
+    engine = exports / "narrow.engine"
+    _, (record,) = label(engine, serve(handler) + "/mjpg/video", tmp_path / "o", "--live", ok=1)
+    assert "it ends at " in record["error"]
+    _, found = frames(tmp_path / "o" / "video.mkv")
+    assert record["frames"] + record["dropped"] == 30 and len(found) == record["frames"] > 10
+    label(engine, motion_jpeg(tmp_path / "file.mkv", pictures), tmp_path / "file")
+    expected = frames(tmp_path / "file" / "file.mkv")[1]
+    where = 0  # in order, some left out
+    for picture in found:
+        where = next(i for i in range(where, 30) if np.array_equal(expected[i], picture)) + 1
+
+
+@pytest.fixture
+def rtsp_server(tmp_path):
+    """A real RTSP server of a folder's videos, in real time; (process, address)."""
+    pytest.importorskip("aio_rtsp_toolkit", reason="no RTSP server; run: pip install aio-rtsp-toolkit")
+    with socket.socket() as first, socket.socket() as second:
+        first.bind(("127.0.0.1", 0)), second.bind(("127.0.0.1", 0))
+        port, control = first.getsockname()[1], second.getsockname()[1]
+    serve = f"server.serve({str(tmp_path)!r}, '127.0.0.1', {port}, control_port={control})"
+    words = [sys.executable, "-c", f"import asyncio, aio_rtsp_toolkit.server as server; asyncio.run({serve})"]
+    process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while process.poll() is None:
+        with suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+            break
+        time.sleep(0.05)
+    yield process, f"rtsp://127.0.0.1:{port}"
+    process.kill()
+    process.wait()
+
+
+def test_an_rtsp_source_is_labelled_as_its_file(exports, tmp_path, rtsp_server):
+    _, address = rtsp_server
+    source = film(tmp_path / "a.mp4", 90, (96, 128), options={"preset": "ultrafast", "g": "12"})
+    label(exports / "narrow.engine", source, tmp_path / "file")
+    done, (record,) = label(exports / "narrow.engine", f"{address}/a.mp4", tmp_path / "o")
+    assert record["frames"] + record["dropped"] == 90 and record["frames"] > 20, done.stderr
+    expected, found = labels_by_time(tmp_path / "file" / "a.mkv"), labels_by_time(tmp_path / "o" / "a.mkv")
+    assert len(found) == record["frames"] and max(found) >= 80
+    # This server counts from 0, which FFmpeg takes for no time at all: it counts from the second picture then.
+    for moment, picture in found.items():
+        np.testing.assert_array_equal(picture, expected[moment + (moment > 0)])
+
+
+def test_an_rtsp_source_that_dies_leaves_the_labels_so_far(exports, tmp_path, rtsp_server):
+    process, address = rtsp_server
+    film(tmp_path / "a.mp4", 900, (96, 128), options={"preset": "ultrafast", "g": "12"})  # half a minute
+    words = [*RUN, exports / "narrow.engine", f"{address}/a.mp4", "-o", tmp_path / "o", "--json"]
+    run = subprocess.Popen(list(map(str, words)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while not (tmp_path / "o/.a.mkv.partial/000000.labels.nut").exists() and run.poll() is None:
+        time.sleep(0.02)
+    process.kill()
+    out, err = run.communicate(timeout=60)
+    record, _ = map(json.loads, out.splitlines())
+    assert 50 <= record["frames"] + record["dropped"] < 900, err
+    assert len(frames(tmp_path / "o/a.mkv")[0]) == record["frames"]

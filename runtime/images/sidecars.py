@@ -1,0 +1,88 @@
+"""What GDAL keeps beside an image file, of its values: masks (`.msk`) and no-data values (`.aux.xml`)."""
+
+import re
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+from ..errors import DeployError, MisuseError
+from ..no_data import number_in
+from .numbers import ReadOptions
+from .tiff import Read
+from .tiff_chunks import Chunks
+
+MOST_XML = 1 << 22  # bytes: of a .aux.xml that is looked at
+BAND = re.compile(r"<PAMRasterBand\b.*?</PAMRasterBand>", re.DOTALL)
+NO_DATA = re.compile(r"<NoDataValue\b[^>]*>([^<]*)</NoDataValue>")
+
+
+def told_beside(path: Path) -> bool:
+    """Whether files beside an image may say where it has no data."""
+    return _mask_file(path) is not None or bool(no_data_beside(path))
+
+
+def no_data_beside(path: Path) -> list[float]:
+    """The no-data values of the bands that an image's .aux.xml names, which GDAL believes before the file's own tag."""
+    try:
+        with path.with_name(f"{path.name}.aux.xml").open(encoding="utf-8", errors="replace") as file:
+            text = file.read(MOST_XML)
+    except OSError:
+        return []
+    found = [value for band in BAND.findall(text) for value in NO_DATA.findall(band)[:1]]
+    return [number for number in map(number_in, found) if number is not None]
+
+
+def one_no_data(path: Path, values: Sequence[float | None], options: ReadOptions) -> float | None:
+    """The no-data value of an image's bands; where they have several, the first, which is said."""
+    known = [value for value in values if value is not None]
+    if not known:
+        return None
+    if len({str(value) for value in known}) > 1 and options.no_data is None:
+        listed = ", ".join(f"{value:g}" for value in known[:6])
+        options.name(
+            "no-data",
+            f"{path} has bands with no-data values of their own ({listed}), of which {known[0]:g} is taken for all: "
+            "name another with --nodata, or write one mask for all bands",
+        )
+    return known[0]
+
+
+def mask_beside(stack: ExitStack, path: Path, size: tuple[int, int], turned: bool) -> Read | None:
+    """What reads the mask that GDAL keeps in a file beside an image, [h, w, 1], 0 where a band has no data.
+
+    Args:
+        stack: which closes it.
+        path: of the image.
+        size: of it, (height, width).
+        turned: whether it is stored turned, by its orientation.
+
+    Raises:
+        DeployError: a mask of another size, or damaged.
+        MisuseError: a mask of an image that is stored turned.
+    """
+    if (beside := _mask_file(path)) is None:
+        return None
+    if turned:
+        raise MisuseError(
+            f"{path} is stored turned (by its orientation), and the mask beside it, {beside.name}, is not; turn the "
+            "image upright, or remove the mask"
+        )
+    import tifffile
+
+    try:
+        page = stack.enter_context(tifffile.TiffFile(beside)).pages.first
+        found = page.imagelength, page.imagewidth
+    except Exception as error:  # tifffile raises whatever it meets
+        raise DeployError(f"cannot read {beside}, the mask of {path.name}: {error}; mend or remove it") from error
+    if found != size:
+        raise DeployError(
+            f"{beside}, the mask of {path.name}, is {found[0]}×{found[1]} and the image {size[0]}×{size[1]}; mend or "
+            "remove it"
+        )
+    chunks = Chunks(beside, page, page)
+    return lambda *where: chunks.read(*where).min(axis=2, keepdims=True)
+
+
+def _mask_file(path: Path) -> Path | None:
+    beside = path.with_name(f"{path.name}.msk")
+    return beside if beside.is_file() else None
