@@ -56,6 +56,7 @@ class ExpectedScores:
     ) -> None:
         self._run, self._channels, self._name = _any_size(model, behaviour, fit), channels, name
         self._sizes = (traced_size(behaviour), *sizes)
+        self._most = 2 if behaviour.only is None or _takes_two(model, channels, behaviour.only) else 1
         self._random = np.random.default_rng(0)
         self._found: list[tuple[np.ndarray, np.ndarray]] = []
 
@@ -68,7 +69,7 @@ class ExpectedScores:
 
     def _at(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         height, width = self._sizes[index]
-        batch = 2 if index % 5 == 0 and index else 1
+        batch = self._most if index % 5 == 0 and index else 1
         images = self._random.standard_normal((batch, self._channels, height, width), dtype=np.float32)
         with torch.inference_mode():
             try:
@@ -89,6 +90,15 @@ def expected_scores(
     return ExpectedScores(model, behaviour, fit, channels, name, sizes)
 
 
+def _takes_two(model: nn.Module, channels: int, size: tuple[int, int]) -> bool:
+    """Whether a network takes two images at once; programs that were exported for one do not."""
+    try:
+        with torch.inference_mode():
+            return len(model(torch.zeros(2, channels, *size))) == 2
+    except Exception:  # of whatever it is made of
+        return False
+
+
 def _any_size(model: nn.Module, sizes: AcceptedSizes, fit: str) -> Callable[[torch.Tensor], torch.Tensor]:
     """In PyTorch, what the graph does: pad or resize, run, upsample, crop."""
     multiple, smallest = sizes.multiple, sizes.smallest
@@ -102,6 +112,7 @@ def _any_size(model: nn.Module, sizes: AcceptedSizes, fit: str) -> Callable[[tor
     def resized(x: torch.Tensor) -> torch.Tensor:
         size = list(x.shape[2:])
         nearest = [max((side + multiple // 2) // multiple * multiple, multiple, smallest) for side in size]
+        nearest = nearest if sizes.only is None else list(sizes.only)
         return F.interpolate(model(F.interpolate(x, nearest, mode="bilinear")), size, mode="bilinear")
 
     return resized if fit == "resize" else padded

@@ -332,7 +332,7 @@ def _written(
     text = [json.dumps(fields)[:-1].encode(), b', "outputs": [']
     rest: list[Part] = []
     for index, (wanted, result) in enumerate(zip(outputs, results, strict=True)):
-        output = output_of(wanted, result, served.card, request.binary)
+        output = output_of(wanted, result, served.card_of(wanted.name), request.binary)
         parameters = dict(output.parameters)
         if output.binary:
             rest.append(output.raw)
@@ -367,7 +367,7 @@ async def _label(service: Service, exchange: Exchange, receive: Receive, held: H
     with service.models.using(query.get("model", ""), query.get("version", "")) as served:
         exchange.model = served.name
         kind = query.get("output", served.network.kind)
-        if kind not in LABEL_KINDS:
+        if kind.rpartition("/")[2] not in LABEL_KINDS:
             raise MisuseError(
                 f"output {kind[:40]!r}: /label gives {', '.join(LABEL_KINDS)}; ask /v2/models/{served.name}/infer"
             )
@@ -378,10 +378,10 @@ async def _label(service: Service, exchange: Exchange, receive: Receive, held: H
 
         def write(outputs: tuple[Wanted, ...], results: tuple[AnyArray, ...]) -> Any:
             if format == "png":
-                return output_of(outputs[0], results[0], served.card, binary=True).element
+                return output_of(outputs[0], results[0], served.card_of(kind), binary=True).element
             found: dict[str, Any] = {"model": served.name, "version": served.version, "output": kind}
             found["size"] = results[0].shape[-2:]
-            found["classes"] = shares(results[0], served.card)
+            found["classes"] = shares(results[0], served.card_of(kind))
             return found | ({"rle": run_lengths(results[0])} if format == "rle" else {})
 
         request = InferRequest(None, body, (wanted,))

@@ -225,7 +225,7 @@ def _written(served: Served, asked: InferRequest, outputs: tuple[Wanted, ...], r
     answer = MESSAGES["ModelInferResponse"](model_name=served.name, model_version=served.version, id=asked.id)
     raw = []
     for each, result in zip(outputs, results, strict=True):
-        output = output_of(each, result, served.card, binary=True)
+        output = output_of(each, result, served.card_of(each.name), binary=True)
         tensor = answer.outputs.add(name=output.name, datatype=output.datatype, shape=output.shape)
         for key, value in output.parameters.items():
             tensor.parameters[key].string_param = value

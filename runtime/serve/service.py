@@ -18,7 +18,6 @@ from ..images.numbers import ReadOptions
 from ..images.read import decode
 from ..model_card import ModelCard
 from ..prepare import check_image
-from ..upsampling import result_bytes
 from .metrics import Metrics
 from .models import Models, Served, UnknownModelError
 from .outputs import check_wanted
@@ -200,7 +199,7 @@ class Service:
             def read() -> Image:
                 return self._decoded(file, card)
 
-        held.more(decoded + size[0] * size[1] * sum(result_bytes(kind, card) for kind in kinds))
+        held.more(decoded + size[0] * size[1] * sum(served.network.result_bytes(kind) for kind in kinds))
 
         def answer(results: tuple[AnyArray, ...]) -> Any:
             by_kind = dict(zip(kinds, results, strict=True))
