@@ -52,33 +52,15 @@ def find_plane(file: Any, path: Path, channels: int | None, page: int | None) ->
     all_series = [s for s in file.series if not (s.keyframe.is_reduced or s.keyframe.is_mask)]
     if not all_series:
         raise MisuseError(f"{path} holds no image")
-    series = all_series[0]
-    if file.is_imagej and series.kind == "generic":
+    if file.is_imagej and all_series[0].kind == "generic":
         raise DeployError(f"{path} holds less than its ImageJ description says; is it truncated?")
-    pages, sides = _pages(series)
-    across = _axis_of_bands(series, sides, channels if page is None else None)
-    images = math.prod(side for axis, side in sides.items() if axis != across)
-    number = page or 0
-    if series.kind in UNNAMED and len(all_series) > 1:  # pages of several sizes, each size a series
-        listed = sorted((page.index, i, k) for i, s in enumerate(all_series) for k, page in enumerate(_pages(s)[0]))
-        images = len(listed)
-        if page is not None and page < images:
-            _, which, number = listed[page]
-            series = all_series[which]
-            pages, sides = _pages(series)
-            across = _axis_of_bands(series, sides, None)
-    elif series.kind == "ome" and len(all_series) > 1:  # images of their own axes each, as the file names them
-        counts = [_images(each) for each in all_series]
-        images = sum(counts)
-        if page is not None and page < images:
-            which = next(i for i in range(len(counts)) if page < sum(counts[: i + 1]))
-            series, number = all_series[which], page - sum(counts[:which])
-            pages, sides = _pages(series)
-            across = _axis_of_bands(series, sides, None)
+    series, number, images = _series_of_page(all_series, channels, page)
     if page is not None and not 0 <= page < images:
         raise MisuseError(f"page {page}, and {path} holds {images}, counted from 0; choose another --page")
     if "Y" not in series.axes or "X" not in series.axes or series.keyframe.imagedepth != 1:
         raise MisuseError(f"{path} has axes {series.axes}, which are not an image's")
+    pages, sides = _pages(series)
+    across = _axis_of_bands(series, sides, channels if page is None else None)
     place = _place({axis: side for axis, side in sides.items() if axis != across}, number)
     if len(pages) > 1 or not sides:
         pages = _pages_at(pages, sides, across, place, path)
@@ -94,10 +76,28 @@ def _pages(series: Any) -> tuple[list[Any], dict[str, int]]:
     return pages, {axis: side for axis, side in zip(series.axes, series.shape, strict=True) if axis not in "YXS"}
 
 
-def _images(series: Any) -> int:
+def _series_of_page(all_series: list[Any], channels: int | None, page: int | None) -> tuple[Any, int, int]:
+    """The series that a page is in, its number there, and how many images the file holds; of no page, the first.
+
+    Only pages of several sizes, which are a series each, and images of an OME file are more than one series' images.
+    """
+    first = all_series[0]
+    places = [(0, number) for number in range(_images(first, channels if page is None else None))]
+    if len(all_series) > 1 and first.kind in UNNAMED:
+        listed = sorted((each.index, i, k) for i, one in enumerate(all_series) for k, each in enumerate(_pages(one)[0]))
+        places = [(which, number) for _, which, number in listed]
+    elif len(all_series) > 1 and first.kind == "ome":  # images of their own axes each, as the file names them
+        places = [(which, number) for which, one in enumerate(all_series) for number in range(_images(one, None))]
+    if page is None or not 0 <= page < len(places):
+        return first, page or 0, len(places)
+    which, number = places[page]
+    return all_series[which], number, len(places)
+
+
+def _images(series: Any, channels: int | None) -> int:
     """How many images a series holds."""
     _, sides = _pages(series)
-    across = _axis_of_bands(series, sides, None)
+    across = _axis_of_bands(series, sides, channels)
     return math.prod(side for axis, side in sides.items() if axis != across)
 
 
