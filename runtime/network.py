@@ -172,7 +172,7 @@ class Network:
 
     def check_kinds(self, *kinds: str) -> tuple[str, ...]:
         """Return them, or raise MisuseError where this network does not give one of them."""
-        calls = {"labels": "call the Segmenter, or ", "masks": "call masks(), or ", "values": "call values(), or "}
+        calls = {"labels": "call the Segmenter", "masks": "call masks()", "values": "call values()"}
         for name in kinds:
             view = self.heads.view(name)
             kind, own, prefix = view.kind, view.card.kind, name[: name.rfind("/") + 1]
@@ -182,7 +182,7 @@ class Network:
             if wrong and kind != own:
                 raise MisuseError(
                     f"{self.path} gives {prefix}{own} ({view.card.activation}), not {name}; "
-                    f"{'' if prefix else calls[own]}pass kind={prefix + own!r}"
+                    f"{'call results()' if prefix else calls[own]}, or pass kind={prefix + own!r}"
                 )
         return kinds
 
