@@ -17,7 +17,7 @@ from fcn_deploy.export.build.cut_stages import Part, cut_core, members_of
 from fcn_deploy.export.build.draft import Draft
 from fcn_deploy.export.build.golden import golden_sample
 from fcn_deploy.export.build.measured_memory import with_measured_memory
-from fcn_deploy.export.build.parity import compare
+from fcn_deploy.export.build.parity import compare_each
 from fcn_deploy.export.build.report_parts import candidate_reports, stage_reports
 from fcn_deploy.export.build.targets.job import BuildJob
 from fcn_deploy.export.passes.raw_input import raw_input
@@ -249,7 +249,7 @@ class _Choice:
             return ""
         self.job.say(f"checking the labels of {candidate.backend}, {candidate.precision}")
         if candidate.precision == "float32" or mixed is None:
-            compare(self.job.model, net)
+            compare_each(self.job.model, net)
             return ""
         # As served, by its own kernels: others round otherwise.
         gate = mixed.gate
