@@ -171,6 +171,8 @@ class _Opening:
         self.nodes.append(helper.make_node("Add", [f"{y}/scaled", shift], [y], name=f"{y}/normalised"))
 
     def _input(self, statistic: Statistic, of: str) -> None:
+        if of == self.core.graph.input[0].name:
+            raise NotPooledError("the image itself is pooled")  # there is no network before it to run
         if self._stride(of) is None:
             raise NotPooledError(f"{of} is pooled, and is no map of one stride")
         self.statistics.append(statistic)
