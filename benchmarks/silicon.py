@@ -2,11 +2,11 @@
 
     python -m benchmarks.silicon [--out silicon.json] [--seconds 60] [--sizes 200] [--largest 20000]
 
-It checks driver and wheels, the kernels against NumPy, engines that it builds for this GPU (float32, FP16, INT8) by
-their golden samples, their labels against those of the CPU at many sizes, eight threads for a minute with the memory
-before and after, and times calls against the bare network and against PyTorch. What is not here is skipped, with the
-reason. All of it is in one JSON, and for people on one page beside it. Exit code 1: something is wrong; please send
-both.
+It checks driver and wheels, the kernels against NumPy, engines that it builds for this GPU (every precision, by both
+libraries where both are here) by their golden samples, their labels against those of the CPU at many sizes, eight
+threads for a minute with the memory before and after, and times calls against the bare network and against PyTorch.
+What is not here is skipped, with the reason. All of it is in one JSON, and for people on one page beside it. Exit code
+1: something is wrong; please send both.
 """
 
 import json
@@ -19,6 +19,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib import metadata
+from importlib.util import find_spec
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -228,7 +230,7 @@ def measure(
         parts |= {
             f"golden sample, {name}": lambda engine=engine: golden(engine),
             f"labels, {name}": lambda engine=engine, cpu=cpu: labels(engine, cpu, sizes),
-            f"{THREADS} threads, {name}": lambda engine=engine: stress(engine, seconds),
+            f"{THREADS} threads, {name}": lambda engine=engine: stress(engine, seconds / len(engines)),
             f"latency, {name}": lambda engine=engine: latency(engine, runs),
             f"sanitizer, {name}": lambda engine=engine: sanitizer(engine),
         }
@@ -250,6 +252,13 @@ def measure(
 TIMED = ((480, 640), (1080, 1920))
 
 
+def libraries() -> dict[str, str]:
+    """The libraries that are here, and what each builds for: TensorRT for this machine, that for RTX by name."""
+    with gpu() as (_, device):
+        found = {"tensorrt": "cuda", "tensorrt_rtx": name_of(device)}
+    return {name: target for name, target in found.items() if find_spec(name)} or {"tensorrt": "cuda"}
+
+
 def build(folder: Path) -> tuple[dict[str, tuple[Path, Path]], tuple[Any, ModelCard, Sequence[tuple[int, int]]]]:
     """Engines of a small network for this GPU and for the CPU, in each precision that can be built; and the network."""
     from fcn_deploy.export.build.config import BuildConfig
@@ -266,22 +275,22 @@ def build(folder: Path) -> tuple[dict[str, tuple[Path, Path]], tuple[Any, ModelC
     source, calib = import_model(folder / "m.onnx"), str(images(folder / "digits"))
     build_engine(source, folder / "cpu.engine", BuildConfig(latency_sizes=[(64, 64)]))
     found = {}
-    for precision, words in PRECISIONS.items():
+    for (library, target), (precision, words) in product(libraries().items(), PRECISIONS.items()):
         low = QuantizationOptions(**({**words, "calib": calib, "max_drop": 100.0} if words else {}))
         sizes = parse_sizes("1x1:480x640:1088x1920,480x640:1080x1920:1088x1920")
         try:
-            config = BuildConfig(target="cuda", quantization=low, sizes=sizes)
-            build_engine(source, folder / f"{precision}.engine", config)
+            config = BuildConfig(target=target, quantization=low, sizes=sizes)
+            build_engine(source, folder / f"{precision}-{target}.engine", config)
         except DeployError as error:
-            print(f"{precision}: not built: {error}", flush=True)
+            print(f"{precision} by {library}: not built: {error}", flush=True)
             continue
-        found[precision] = (folder / f"{precision}.engine", folder / "cpu.engine")
+        found[f"{precision} by {library}"] = (folder / f"{precision}-{target}.engine", folder / "cpu.engine")
     return found, (model, card, TIMED)
 
 
 def main(
     out: Annotated[Path, typer.Option(help="JSON to write.")] = Path("silicon.json"),
-    seconds: Annotated[float, typer.Option(min=0, help="Seconds of eight threads, of each engine.")] = 60,
+    seconds: Annotated[float, typer.Option(min=0, help="Seconds of eight threads, shared by the engines.")] = 60,
     sizes: Annotated[int, typer.Option(min=1, help="Sizes at which labels are compared.")] = 200,
     largest: Annotated[int, typer.Option(min=1, help="Largest side that the kernels are tried at.")] = LARGEST,
 ) -> int:

@@ -44,6 +44,8 @@ def export_onnx_model(
         MisuseError: no such file.
         DeployError: a size cannot be freed, or the result is not the model; names the node or the size.
     """
+    if options is not None:
+        options.refuse_several("what export-onnx writes has one")
     imported = import_model(path, options)
     model, card = imported.model, imported.card
     if metadata(model, CARD_KEY) is None:

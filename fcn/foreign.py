@@ -6,7 +6,7 @@ import importlib
 import inspect
 import math
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,12 @@ from torch import nn
 
 Note = Callable[[str], None]
 TRIED = ((128, 192), (512, 768))  # sizes at which a module's layout is found, multiples of all that are usual
+GRIDS = (1, 2, 4, 8, 16, 32)  # factors of the image's size to that of maps that are flattened
 USUAL_KEYS = ("out", "logits")  # torchvision's, and that of Hugging Face
+# What libraries call the size of images that a network is made for, and what can be one.
+SIZE_NAMES = ("img_size", "image_size", "input_size", "default_input_size", "crop_size", "img_dim")
+LEAST_SIDE, LARGEST_SIDE = 16, 2048
+SQUARES = (224, 256, 384, 512, 518, 192, 128, 64, 640, 448, 336, 1024)  # usual sides of networks that take one size
 SHOWN = 4  # names in an error
 
 
@@ -160,6 +165,8 @@ class ScoresModule(nn.Module):
         path: keys, indices and attributes that lead from what it gives to the scores.
         in_last, out_last: whether it takes [N,H,W,C] and gives [N,h,w,K].
         flat: whether it gives [N,h,w], one score without an axis.
+        grid: (axis, factor) of what it gives flattened, [N,K,h·w] or [N,h·w,K]: the axis of the h·w cells, which are at
+            1/factor of the image; None: it gives maps.
         mutates: whether it writes into its input.
         keyword: of the argument that takes the image; "": the first one.
         entry: of the dictionary that it takes, under which the image is; "": it takes the image itself.
@@ -173,6 +180,7 @@ class ScoresModule(nn.Module):
         self.path: tuple[str | int, ...] = ()
         self.in_last = self.out_last = self.flat = self.mutates = self.casts = False
         self.keyword = self.entry = ""
+        self.grid: tuple[int, int] | None = None
         self.mode: AbstractContextManager = nullcontext()
 
     def train(self, mode: bool = True) -> "ScoresModule":
@@ -182,6 +190,20 @@ class ScoresModule(nn.Module):
         return self
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        result = self._given(x)
+        for key in self.path:
+            result = _at(result, key)
+        if isinstance(result, torch.Tensor) and self.flat:
+            result = result.unsqueeze(1)
+        if isinstance(result, torch.Tensor) and self.grid is not None:
+            axis, factor = self.grid
+            rows, columns = ((side + factor - 1) // factor for side in x.shape[2:])
+            result = result if axis == 2 else result.transpose(1, 2)
+            return result.reshape(result.shape[0], result.shape[1], rows, columns)
+        return result.permute(0, 3, 1, 2) if isinstance(result, torch.Tensor) and self.out_last else result
+
+    def _given(self, x: torch.Tensor) -> Any:
+        """What the module gives, in whatever form."""
         if self.mutates:
             x = x.clone()
         if self.in_last:
@@ -190,15 +212,27 @@ class ScoresModule(nn.Module):
             given = {self.entry: x} if self.entry else x
             result = self.model(**{self.keyword: given}) if self.keyword else self.model(given)
         self.casts = bool(skipped)
-        for key in self.path:
-            result = _at(result, key)
-        if isinstance(result, torch.Tensor) and self.flat:
-            result = result.unsqueeze(1)
-        return result.permute(0, 3, 1, 2) if isinstance(result, torch.Tensor) and self.out_last else result
+        return result
+
+    def beside(self, x: torch.Tensor) -> tuple[str, dict[str, torch.Tensor]]:
+        """(key of the scores, the other tensors by theirs) of what the module gives; nothing where it gives one."""
+        with torch.inference_mode():
+            result, key = self._given(x), ""
+        others: dict[str, torch.Tensor] = {}
+        for key in map(str, self.path):
+            entries = {str(name): value for name, value in _entries(result).items()}
+            found = {name: value for name, value in entries.items() if isinstance(value, torch.Tensor) and name != key}
+            others, result = others | found, entries[key]
+        return key, others
 
 
 def scores_of(
-    model: nn.Module, name: str, channels: int | None = None, output: str | None = None, note: Note = lambda line: None
+    model: nn.Module,
+    name: str,
+    channels: int | None = None,
+    output: str | None = None,
+    note: Note = lambda line: None,
+    sizes: Sequence[tuple[int, int]] = (),
 ) -> ScoresModule:
     """A module from elsewhere as [N,C,H,W] → [N,K,h,w], its layout and output found by running it.
 
@@ -206,6 +240,7 @@ def scores_of(
         channels: of the image; None: as its convolutions tell.
         output: a key, field or index of what it gives; None: `out`, `logits`, or the first map.
         note: called with what was found, a line each, where there was a choice.
+        sizes: (height, width) of images that it may take, where it does not take those that are tried first.
 
     Raises:
         MisuseError: no such output, or a choice that is the user's.
@@ -215,7 +250,7 @@ def scores_of(
     model = _settled(uncompiled(unwrapped(model), note, name), name, note)
     tried = [channels] if channels else _channels(model)
     keyword, failures = _keyword(model), []
-    for size in TRIED:
+    for size in (*TRIED, *sizes):
         for count in tried:
             for in_last in (False, True):
                 made = ScoresModule(model, count).eval()
@@ -237,6 +272,21 @@ def scores_of(
     made = ScoresModule(model, tried[0]).eval()
     made.keyword = keyword
     return made
+
+
+def likely_sizes(model: nn.Module) -> list[tuple[int, int]]:
+    """(height, width) of images that a network of one size may take: of its attributes or config, or usual."""
+    found: dict[tuple[int, int], None] = {}
+    for module in nn.Module.modules(model):
+        for owner in (module, getattr(module, "config", None)):
+            for name in SIZE_NAMES:
+                value = owner.get(name) if isinstance(owner, Mapping) else getattr(owner, name, None)
+                sides = [value, value] if isinstance(value, int) else value
+                if isinstance(sides, tuple | list) and len(sides) in (2, 3) and all(isinstance(s, int) for s in sides):
+                    sides = sides[-2:]
+                    if all(LEAST_SIDE <= side <= LARGEST_SIDE for side in sides):
+                        found[sides[0], sides[1]] = None
+    return list(dict.fromkeys([*found, *((side, side) for side in SQUARES)]))
 
 
 def _run(made: ScoresModule, image: torch.Tensor) -> Any:
@@ -310,11 +360,24 @@ def _find(made: ScoresModule, result: Any, size: tuple[int, int], name: str, out
     if result.ndim == 3 and result.shape[1] * width == result.shape[2] * height:
         made.flat = True
         note(f"{name} gives [N,H,W], which is taken for one score [N,1,H,W]")
+    elif result.ndim == 3 and (grid := _grid(result.shape, size)) is not None:
+        made.grid = grid
+        note(f"{name} gives {list(result.shape)}, whose pixels are flattened; they are put into rows and columns again")
     elif result.ndim == 4 and result.shape[2] * width != result.shape[3] * height:
         made.out_last = result.shape[1] * width == result.shape[2] * height
     if made.in_last or made.out_last:
         first, last = ("[N,H,W,C]" if side else "[N,C,H,W]" for side in (made.in_last, made.out_last))
         note(f"{name} takes {first} and gives {last.replace('C', 'K')}; it is exported as [N,C,H,W] → [N,K,H,W]")
+
+
+def _grid(shape: Sequence[int], size: tuple[int, int]) -> tuple[int, int] | None:
+    """(axis, factor) of flattened maps for an image of this size; None: they are none."""
+    for factor in GRIDS:
+        cells = math.prod((side + factor - 1) // factor for side in size)
+        for axis in (1, 2):
+            if shape[axis] == cells and shape[3 - axis] != cells:
+                return axis, factor
+    return None
 
 
 def _entries(result: Any) -> dict[str | int, Any]:

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from fcn_deploy.fcn.architecture import AnySize
+from fcn_deploy.fcn.backbones import EARLY
 from fcn_deploy.runtime.arrays import AnyArray
 from fcn_deploy.runtime.backends import Session
 from fcn_deploy.runtime.backends.host import HostBackend
@@ -27,6 +28,7 @@ from torch import nn
 TILE = 512  # pixels of a side, without halo: maps at stride 2 stay near the caches, and memory is reused
 BYTES_PER_PIXEL = 600  # of the local part: its largest maps and what PyTorch keeps beside them
 LATE_BYTES_PER_PIXEL = 120
+MOST_REACH = 1024  # pixels that a part may see beyond a tile; one that sees more is run whole
 LEAST = 64  # pixels: of half of what is traced
 Part = Callable[[torch.Tensor], torch.Tensor]
 
@@ -73,17 +75,16 @@ def staged_network(model: AnySize, card: ModelCard, exported: bool = False, open
     device = next(model.parameters()).device
     parts = model.parts()
     library = (opens or _fastest()) if exported and device.type == "cpu" and _exportable(model) else None
-    stages = []
+    stages, halos = [], _halos(model, card.channels)
     for index, (_, stride) in enumerate(parts):
         local = index < len(parts) - 1
-        # Tiles begin, with their halo, at multiples of what the network takes.
-        halo = -(-_reach(model, card.channels) // card.size_multiple) * card.size_multiple if local else None
+        halo = halos[index]
         stages.append(
             Stage(
                 file=f"part {index}",
                 halo=None if halo is None else (halo, halo),
                 period=stride,
-                whole="" if local else "its last part is run whole",
+                whole="" if halo is not None else "its last part looks at the whole image",
                 stride=(stride, stride),
                 bytes_per_pixel=BYTES_PER_PIXEL if local else LATE_BYTES_PER_PIXEL,
                 output_bytes=4 * 64 / stride**2,
@@ -167,13 +168,12 @@ def _fastest() -> Opens | None:
     return None
 
 
-def _reach(model: AnySize, channels: int) -> int:
-    """How far the first part sees beyond a cell, in pixels: a multiple of its stride.
+def _halos(model: AnySize, channels: int) -> list[int | None]:
+    """How far each part sees beyond a block of pixels that the network takes, rounded up to such; None: everything.
 
-    A copy whose weights are all positive, without biases, shows a cell of ones among zeros in every cell that depends
+    A copy whose weights are all positive, without biases, shows a block of ones among zeros in every cell that depends
     on it, whatever lies between.
     """
-    stride = model.parts()[0][1]
     positive = copy.deepcopy(model).cpu().eval()
     for module in positive.modules():
         if isinstance(module, nn.Conv2d):
@@ -184,14 +184,41 @@ def _reach(model: AnySize, channels: int) -> int:
         for name, parameter in module.named_parameters(recurse=False):
             if name == "bias":
                 nn.init.zeros_(parameter)
-    part, cells = positive.parts()[0][0], 32
-    while True:
-        image = torch.zeros(1, channels, cells * stride, cells * stride)
-        middle = slice(cells // 2 * stride, (cells // 2 + 1) * stride)
-        image[:, :, middle, middle] = 1
+    # What is pooled over the whole image may only multiply the rest, and zeros would hide it.
+    pooled = model.size_multiple == 1 or any(isinstance(module, nn.AdaptiveAvgPool2d) for module in model.modules())
+    halos: list[int | None] = []
+    takes, before = channels, 1  # channels, and pixels of a cell, of what a part is given
+    parts = positive.parts()
+    for index, (part, stride) in enumerate(parts):
+        if pooled and index == len(parts) - 1:
+            return [*halos, None]
+        halos.append(_reach(part, takes, before, max(_unit(model), stride)))
         with torch.inference_mode():
-            touched = (part(image)[0] != 0).any(0).numpy()
+            side = max(_unit(model), stride) // before
+            takes, before = part(torch.zeros(1, takes, side, side)).shape[1], stride
+    return halos
+
+
+def _unit(model: AnySize) -> int:
+    """Pixels at whose multiples tiles begin."""
+    return max(model.size_multiple, EARLY)
+
+
+def _reach(part: Part, channels: int, cell: int, unit: int) -> int | None:
+    """Pixels that a part of positive weights sees beyond a block of `unit`, its cells of `cell` pixels, as multiples of
+    `unit`; None: more than MOST_REACH.
+    """
+    blocks = 8
+    while blocks * unit <= 2 * MOST_REACH:
+        side, middle = blocks * unit // cell, slice(blocks // 2 * unit // cell, (blocks // 2 + 1) * unit // cell)
+        given = torch.zeros(1, channels, side, side)
+        given[:, :, middle, middle] = 1
+        with torch.inference_mode():
+            touched = (part(given)[0] != 0).any(0).numpy()
         seen = np.flatnonzero(touched.any(0) | touched.any(1))
-        if seen[0] > 0 and seen[-1] < cells - 1:
-            return int(max(cells // 2 - seen[0], seen[-1] - cells // 2)) * stride
-        cells *= 2
+        across = touched.shape[0] / blocks  # cells of a block
+        first, last = math.floor(seen[0] / across), math.ceil((seen[-1] + 1) / across)
+        if first > 0 and last < blocks:
+            return max(blocks // 2 - first, last - blocks // 2 - 1) * unit
+        blocks *= 2
+    return None

@@ -155,7 +155,7 @@ def _by_itself(net: Network, image: NDArray[Any], seconds: float, clock: Callabl
     except OverBudgetError as error:
         return row | {"reason": str(error)}
     host = net.backend if isinstance(net.backend, HostBackend) and not plan.grids else None
-    window = None if host is None else ScoreWindow.whole(net.scores(image), plan.padded, plan.size)
+    window = None if host is None else net.own(ScoreWindow.whole(net.scores(image), plan.padded, plan.size))
     whole: list[float] = []
     inputs: list[float] = []
     heads: list[float] = []

@@ -21,7 +21,7 @@ from typing import Annotated, Any, NoReturn, get_type_hints
 
 import typer
 
-from .errors import DeployError, MisuseError
+from .errors import MOST, DeployError, MisuseError, brief
 
 FAILURE, MISUSE, INTERRUPTED = 1, 2, 130  # the last is what a shell says of a program that SIGINT has ended
 SCHEMA = 1  # of the records of --json; a field that is renamed or changes its meaning makes it one more
@@ -110,14 +110,24 @@ def _told(error: Exception, name: str, renamed: Mapping[str, str]) -> tuple[str,
 
 
 def fail(name: str, message: str, code: int) -> int:
-    """Print one line on standard error and return the exit code."""
-    print(f"{name}: error: {' '.join(message.split())}", file=sys.stderr)
+    """Print one line of MOST characters at most on standard error, and return the exit code."""
+    start = f"{name}: error: "
+    print(start + brief(" ".join(message.split()), MOST - len(start)), file=sys.stderr)
     return code
 
 
 def log_to_stderr(level: int = logging.WARNING) -> None:
-    """Show what the packages log, a line each."""
-    logging.basicConfig(level=level, format="%(levelname)s: %(message)s", stream=sys.stderr)
+    """Show what the packages log, a line each, of MOST characters at most."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Brief("%(levelname)s: %(message)s"))
+    logging.basicConfig(level=level, handlers=[handler])
+
+
+class _Brief(logging.Formatter):
+    """Lines as errors are."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 (logging's name)
+        return brief(super().formatMessage(record))
 
 
 def print_record(kind: str, fields: Mapping[str, Any]) -> None:

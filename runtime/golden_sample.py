@@ -58,7 +58,9 @@ def golden_difference(net: Network, sample: bytes) -> GoldenDifference:
     equal = None
     if net.kind != "values":
         found, reference = (
-            result_from_scores(net.kind, ScoreWindow.whole(values, plan.padded, plan.size), net.upsampling, net.card)
+            result_from_scores(
+                net.kind, net.own(ScoreWindow.whole(values, plan.padded, plan.size)), net.upsampling, net.card
+            )
             for values in (scores, expected)
         )
         equal = float((found == reference).mean())

@@ -54,6 +54,12 @@ def label_images(
     probabilities: Annotated[
         bool, typer.Option("--probabilities", help="Write each class's probability too, as float32 TIFFs.")
     ] = False,
+    output: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="Of an engine of several outputs: which one is written [default: the first]."
+        ),
+    ] = None,
     refine: Annotated[
         bool, typer.Option("--refine", help="Let borders of labels follow the borders in the image.")
     ] = False,
@@ -102,7 +108,7 @@ def label_images(
         reuse=reuse, options=options, all_pages=planes.page == ALL,
     )  # fmt: skip
     started = time.perf_counter()
-    with Network(model, threads=threads, memory=memory, refine=refine) as net:
+    with Network(model, threads=threads, memory=memory, refine=refine, output=output) as net:
         counts = _report(bulk.records(net, files, out, label, threads), json_, net.card if explain else None)
     _sum_up(counts, round(time.perf_counter() - started, 3), out, json_)
     return FAILURE if counts["failed"] else 0

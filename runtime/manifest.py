@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, overload
 
 import numpy as np
@@ -13,7 +13,7 @@ from .backends import CPU_BACKENDS
 from .errors import DeployError
 from .model_card import ModelCard
 
-# 5: blocks of pixels as channels, networks that pool in passes; 4: memory of stages by a law of their pixels
+# 5: blocks of pixels as channels, networks that pool in passes, several heads; 4: memory of stages by a law of pixels
 ENGINE_VERSION = 5
 READ_VERSIONS = (3, 4, ENGINE_VERSION)  # of 3, memory is by pixels alone
 REMEDY = "build it again with build-engine"
@@ -310,6 +310,41 @@ class GpuPlan:
 
 
 @dataclass(frozen=True)
+class Head:
+    """One of several outputs of a network: what its channels of the scores mean. What images are is in the card.
+
+    Attributes:
+        name: of the output.
+        classes, colors, activation, threshold: as the card's.
+        activated: as the upsampling's.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    colors: tuple[tuple[int, int, int], ...]
+    activation: str
+    threshold: float | tuple[float, ...] = 0.5
+    activated: bool = False
+
+    def __post_init__(self) -> None:
+        if type(self.name) is not str or not self.name or not self.name.isprintable():
+            raise ValueError(f"an output is called {self.name!r}; it must have a name")
+        if type(self.activated) is not bool:
+            raise ValueError(f"activated {self.activated!r}; it must be true or false")
+
+    @classmethod
+    def of(cls, name: str, card: ModelCard, activated: bool) -> "Head":
+        """The head of a network of this card."""
+        return cls(name, card.classes, card.colors, card.activation, card.threshold, activated)
+
+    def card(self, network: ModelCard) -> ModelCard:
+        """The card of this head of a network. Raises ValueError where it makes none."""
+        return replace(
+            network, classes=self.classes, colors=self.colors, activation=self.activation, threshold=self.threshold
+        )
+
+
+@dataclass(frozen=True)
 class Manifest:
     """What an engine is: written by build-engine, read by the runtime before anything is loaded.
 
@@ -322,6 +357,7 @@ class Manifest:
         created_by: name and version of the builder.
         gpu: what the plan needs, in engines for GPUs.
         backend: of engines for the CPU, the library that was measured fastest: `onnxruntime` or `openvino`.
+        heads: of a network of several outputs, whose scores are theirs one after the other; the card is the first's.
         pooled: how tiles of a network are run that pools over the whole image; None: it does not, or has none.
         members: name → {"bytes", "sha256"} of every other member of the file.
     """
@@ -334,6 +370,7 @@ class Manifest:
     created_by: str
     gpu: GpuPlan | None = None
     backend: str = "onnxruntime"
+    heads: tuple[Head, ...] = ()
     pooled: Pooled | None = None
     members: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
@@ -344,6 +381,7 @@ class Manifest:
             raise ValueError(f"precision {self.precision!r}; this release knows {', '.join(PRECISIONS)}")
         if self.backend not in CPU_BACKENDS:
             raise ValueError(f"backend {self.backend!r}; this release knows {', '.join(CPU_BACKENDS)}")
+        self._check_heads()
         for value in (self.target, *(n for stage in self.all_stages for n in (stage.file, stage.input, stage.output))):
             if type(value) is not str:
                 raise ValueError(f"{value!r} where a name belongs")
@@ -354,6 +392,17 @@ class Manifest:
         chains = self.pooled.chains if self.pooled is not None else ()
         return (*self.stages, *(stage for chain in chains for stage in chain))
 
+    def _check_heads(self) -> None:
+        """Raise ValueError where they contradict each other, or the card."""
+        if not self.heads:
+            return
+        if len({head.name for head in self.heads}) < len(self.heads):
+            raise ValueError("two outputs have one name")
+        if self.heads[0].card(self.card) != self.card:
+            raise ValueError("its card is not that of its first output")
+        for head in self.heads[1:]:
+            head.card(self.card)
+
     def to_json(self) -> str:
         """The manifest's text. What is `upsampling` here stands under `head` there, as in engines built before."""
         data = {item.name: getattr(self, item.name) for item in fields(self)}
@@ -363,6 +412,7 @@ class Manifest:
         data["stages"] = [asdict(stage) for stage in self.stages]
         data["gpu"] = self.gpu and asdict(self.gpu)
         data["members"] = dict(self.members)
+        data["heads"] = [asdict(head) for head in self.heads]
         data["pooled"] = self.pooled and asdict(self.pooled)
         return json.dumps({"format": "fcn-deploy engine", "version": ENGINE_VERSION} | data, indent=1)
 
@@ -386,6 +436,7 @@ class Manifest:
             data["upsampling"] = Upsampling(**data.pop("head"))
             data["stages"] = tuple(Stage(**stage) for stage in data["stages"])
             data["gpu"] = GpuPlan(**data["gpu"]) if data.get("gpu") else None
+            data["heads"] = tuple(_head(**head) for head in data.get("heads", ()))
             data["pooled"] = Pooled(**data["pooled"]) if data.get("pooled") else None
             data["members"] = {
                 str(name): {"bytes": int(entry["bytes"]), "sha256": str(entry["sha256"])}
@@ -394,3 +445,9 @@ class Manifest:
             return cls(**data)
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise DeployError(f"{source} has a damaged manifest: {error!r}; {REMEDY}") from error
+
+
+def _head(classes: Sequence[Any], colors: Sequence[Any], threshold: Any, **others: Any) -> Head:
+    """A head as JSON has it, whose lists are tuples here."""
+    threshold = tuple(threshold) if isinstance(threshold, list) else threshold
+    return Head(classes=tuple(classes), colors=tuple(map(tuple, colors)), threshold=threshold, **others)

@@ -4,7 +4,7 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,10 @@ from .backends import ORT_TARGETS, Backend
 from .backends.host import HostBackend
 from .engine_file import EngineFile
 from .errors import DeployError, MisuseError, OverBudgetError
+from .heads import Heads, View
 from .manifest import Manifest, Stage, Upsampling
 from .model_card import ModelCard
-from .no_data import HoleRecorder, filled, marked, usable
+from .no_data import HoleRecorder, Invalid, filled, marked
 from .onnx_model import WHOLE, OnnxModelBackend, with_activation
 from .plan import Plan, Span, available_memory, check_result, plan_on_gpu, plan_passes, plan_run, plan_unbounded
 from .pooled import PooledTiles
@@ -67,7 +68,8 @@ class Network:
 
     Attributes:
         path: of the file.
-        card: of the model.
+        heads: of the model: results of others than the chosen one are named by it, `depth/values`.
+        card: of the model, and of the chosen head.
         manifest: of an engine; None of an ONNX model.
         upsampling: what makes full-size scores of the core's.
         precision: the lowest in the graph: one of runtime.manifest.PRECISIONS.
@@ -88,6 +90,7 @@ class Network:
         memory: int | None = None,
         refine: bool = False,
         input_range: Range | str | None = None,
+        output: str | None = None,
     ) -> None:
         gpu_index = _gpu_index(device)
         self._threads = threads
@@ -104,10 +107,10 @@ class Network:
             if device.startswith("cuda"):
                 raise MisuseError(f"{path} is a plain ONNX, which runs on the CPU; make an engine: build-engine")
             onnx = OnnxModelBackend(path, threads)
-            self._take(onnx, onnx.card, onnx.upsampling, (WHOLE,), "float32")
+            self._take(onnx, Heads(onnx.card, onnx.upsampling, (), output, str(path)), (WHOLE,), "float32")
         else:
-            backend, manifest = _open_engine(path, device, gpu_index, threads)
-            self._take(backend, manifest.card, manifest.upsampling, manifest.stages, manifest.precision, manifest)
+            backend, manifest, heads = _open_engine(path, device, gpu_index, threads, output)
+            self._take(backend, heads, manifest.stages, manifest.precision, manifest)
         if refine and (reason := refusal(self.card, self.upsampling, self.stages[-1].stride)) is not None:
             instead = "omit --refine" if self.manifest else "make an engine: build-engine"
             raise MisuseError(f"{path} cannot be refined: {reason}; {instead}")
@@ -118,28 +121,27 @@ class Network:
         net = cls.__new__(cls)
         net._threads = None
         net.path, net.memory, net.refine, net.input_range = Path(backend.name), None, False, None
-        net._take(backend, card, upsampling, tuple(stages), "float32")
+        net._take(backend, Heads(card, upsampling, (), None, backend.name), tuple(stages), "float32")
         return net
 
     def _take(
         self,
         backend: Backend,
-        card: ModelCard,
-        upsampling: Upsampling,
+        heads: Heads,
         stages: tuple[Stage, ...],
         precision: str,
         manifest: Manifest | None = None,
     ) -> None:
         """Be the network that `backend` has opened."""
         self._backend: Backend | None = backend
-        self.card, self.upsampling, self.stages = card, upsampling, stages
+        self.heads, self.card, self.upsampling, self.stages = heads, heads.card, heads.upsampling, stages
         self.precision, self.manifest = precision, manifest
         self.batch_costs: dict[tuple[int, int], BatchCost] = {}
         self._working = WorkingMemory(self._release)
         self._pooled: PooledTiles | None = None
         if manifest is not None and manifest.pooled is not None:
             self._pooled = PooledTiles(manifest.pooled, self.card, self._member, self._threads)
-        self.cell = int((upsampling.factor or stages[-1].stride)[0])
+        self.cell = int((heads.upsampling.factor or stages[-1].stride)[0])
 
     @property
     def backend(self) -> Backend:
@@ -170,15 +172,17 @@ class Network:
 
     def check_kinds(self, *kinds: str) -> tuple[str, ...]:
         """Return them, or raise MisuseError where this network does not give one of them."""
-        instead = {"labels": "call the Segmenter", "masks": "call masks()", "values": "call values()"}[self.kind]
-        for kind in kinds:
+        calls = {"labels": "call the Segmenter, or ", "masks": "call masks(), or ", "values": "call values(), or "}
+        for name in kinds:
+            view = self.heads.view(name)
+            kind, own, prefix = view.kind, view.card.kind, name[: name.rfind("/") + 1]
             if kind not in KINDS:
-                raise MisuseError(f"kind {kind!r}; choose {', '.join(KINDS)}")
-            wrong = self.kind == "values" if kind == "probabilities" else kind != "values"
-            if wrong and kind != self.kind:
+                raise MisuseError(f"kind {name!r}; choose {', '.join(KINDS)}")
+            wrong = own == "values" if kind == "probabilities" else kind != "values"
+            if wrong and kind != own:
                 raise MisuseError(
-                    f"{self.path} gives {self.kind} ({self.card.activation}), not {kind}; {instead}, or pass "
-                    f"kind={self.kind!r}"
+                    f"{self.path} gives {prefix}{own} ({view.card.activation}), not {name}; "
+                    f"{'' if prefix else calls[own]}pass kind={prefix + own!r}"
                 )
         return kinds
 
@@ -189,10 +193,11 @@ class Network:
         of `Segmenter.heatmap`.
         """
         for kind in kinds:
-            if kind == "scores":
+            view = self.heads.view(kind)
+            if view.kind == "scores":
                 self._check_coarse()
-            elif kind == "refined":
-                reason = refusal(self.card, self.upsampling, self.stages[-1].stride)
+            elif view.kind == "refined":
+                reason = refusal(view.card, view.upsampling, self.stages[-1].stride)
                 if reason is not None:
                     raise MisuseError(f"{self.path} cannot be refined: {reason}; ask for {self.kind}")
             else:
@@ -210,8 +215,8 @@ class Network:
         """
         size, result = (height, width), 0
         if not bands:
-            large = [kind for kind in kinds if kind not in LABEL_KINDS]
-            result = height * width * sum(result_bytes(kind, self.card) for kind in large)
+            large = [view for view in map(self.heads.view, kinds) if view.kind not in LABEL_KINDS]
+            result = height * width * sum(result_bytes(view.kind, view.card) for view in large)
         if self.manifest is not None and self.manifest.gpu is not None:
             if result:
                 check_result(size, result, self.memory_budget())
@@ -258,20 +263,36 @@ class Network:
         image, invalid = filled(image, self.card)
         with self.taking(plan):
             results = self._run(image, plan, kinds)
-        return marked(results, kinds, invalid, self.card)
+        return self._marked(results, kinds, invalid)
+
+    def _marked(
+        self, results: Sequence[AnyArray], kinds: Sequence[str], invalid: Invalid | None
+    ) -> tuple[AnyArray, ...]:
+        """Results with no data where the image has none."""
+        views = map(self.heads.view, kinds)
+        return tuple(
+            marked((result,), (view.kind,), invalid, view.card)[0] for result, view in zip(results, views, strict=True)
+        )
+
+    def result_bytes(self, kind: str) -> int:
+        """Bytes of a result, per pixel."""
+        view = self.heads.view(kind)
+        return result_bytes(view.kind, view.card)
 
     def _run(self, image: Image, plan: Plan, kinds: Sequence[str]) -> tuple[AnyArray, ...]:
         """`run` of an image without holes."""
-        if plan.grids and "scores" not in kinds:
-            results = [new_result(kind, self.card, *plan.size) for kind in kinds]
-            for window in self._ready_windows(image, plan, 0, self.refine or "refined" in kinds):
-                for kind, result in zip(kinds, results, strict=True):
-                    self._result(kind, image, window, self.upsampling, out=result[..., slice(*window.rows), :])
+        views = [self.heads.view(kind) for kind in kinds]
+        plain = {view.kind for view in views}
+        if plan.grids and "scores" not in plain:
+            results = [new_result(view.kind, view.card, *plan.size) for view in views]
+            for window in self._ready_windows(image, plan, 0, self.refine or "refined" in plain):
+                for view, result in zip(views, results, strict=True):
+                    self._result(view, image, window, out=result[..., slice(*window.rows), :])
                 del window  # or its scores would be in memory beside the next ones
             return tuple(results)
         if tuple(kinds) == LABELS and not self.refine:
             return (self.backend.labels([image])[0],)
-        return self._results_of_scores(image, self.scores_by(image, plan), plan, kinds)
+        return self._results_of_scores(image, self.scores_by(image, plan), plan, views)
 
     def run_batch(
         self, images: Sequence[Image], plans: Sequence[Plan], kinds: Sequence[str] = LABELS
@@ -285,8 +306,9 @@ class Network:
                     marked((each,), kinds, invalid, self.card) for (_, invalid), each in zip(whole, labels, strict=True)
                 ]
             scores = self.backend.scores([image for image, _ in whole])
+        views = [self.heads.view(kind) for kind in kinds]
         return [
-            marked(self._results_of_scores(image, each, plan, kinds), kinds, invalid, self.card)
+            self._marked(self._results_of_scores(image, each, plan, views), kinds, invalid)
             for (image, invalid), each, plan in zip(whole, scores, plans, strict=True)
         ]
 
@@ -304,14 +326,14 @@ class Network:
             self._working.took(plan.bytes)
         recorder = HoleRecorder(image, self.card)
         return (
-            (top, marked(results, kinds, recorder.invalid(top, top + results[0].shape[-2]), self.card))
+            (top, self._marked(results, kinds, recorder.invalid(top, top + results[0].shape[-2])))
             for top, results in self._bands(recorder, start, kinds, plan)
         )
 
     def _bands(
         self, image: ImageSource, start: int, kinds: Sequence[str], plan: Plan
     ) -> Iterator[tuple[int, tuple[AnyArray, ...]]]:
-        upsampling = self.upsampling
+        views = [self.heads.view(kind) for kind in kinds]
         ready: Iterator[ScoreWindow]
         if plan.grids:
             ready = self._ready_windows(image, plan, start, self.refine)
@@ -321,12 +343,13 @@ class Network:
                 yield start, (self.backend.labels([image])[0][start:],)
                 return
             whole = ScoreWindow.whole(self.scores_by(image, plan), plan.padded, plan.size)
-            upsampling, ready = self._upsampling_of(whole.scores, kinds), iter([whole.of_rows(start, plan.size[0])])
-        rows_of_band = max(1, BAND_BYTES // (plan.size[1] * sum(result_bytes(kind, self.card) for kind in kinds)))
+            views, ready = self._as_found(whole.scores, views), iter([whole.of_rows(start, plan.size[0])])
+        rows_of_band = max(1, BAND_BYTES // (plan.size[1] * sum(map(self.result_bytes, kinds))))
         for window in ready:
             made = {}
-            if self.refine and "labels" in kinds:  # at once: a few rows would take as long as some cells of them
-                made["labels"] = self._result("labels", image, window, upsampling)
+            for index, view in enumerate(views):
+                if self.refine and view.kind == "labels":  # at once: a few rows would take as long as some cells
+                    made[index] = self._result(view, image, window)
             first_row, stop = window.rows
             for top in range(first_row, stop, rows_of_band):
                 bottom = min(top + rows_of_band, stop)
@@ -334,7 +357,10 @@ class Network:
                 rows = window.of_rows(top, bottom)
                 yield (
                     top,
-                    tuple(made[k][part] if k in made else self._result(k, image, rows, upsampling) for k in kinds),
+                    tuple(
+                        made[index][part] if index in made else self._result(view, image, rows)
+                        for index, view in enumerate(views)
+                    ),
                 )
 
     def taking(self, *plans: Plan) -> AbstractContextManager[None]:
@@ -371,7 +397,11 @@ class Network:
         plan = self.plan(*size_of(image))
         with self.taking(plan):
             scores = self.scores_by(image, plan)
-        return _cropped(scores, plan)
+        return _cropped(self.own(ScoreWindow.whole(scores, plan.padded, plan.size)).scores, plan)
+
+    def own(self, window: ScoreWindow) -> ScoreWindow:
+        """A window of the core's scores with those of the chosen head alone."""
+        return self.heads.view(self.kind).own(window)
 
     def _check_coarse(self) -> None:
         if self.manifest is None:
@@ -392,30 +422,31 @@ class Network:
         self.close()
 
     def _results_of_scores(
-        self, image: Image, scores: Floats, plan: Plan, kinds: Sequence[str]
+        self, image: Image, scores: Floats, plan: Plan, views: Sequence[View]
     ) -> tuple[AnyArray, ...]:
-        upsampling, window = self._upsampling_of(scores, kinds), ScoreWindow.whole(scores, plan.padded, plan.size)
-        full = upsampling.mode == "none" and scores.shape[1:] == plan.size and scores.dtype == np.float32
-        if full and scores.flags.writeable and tuple(kinds) in (("values",), ("probabilities",)):
-            return (self._result(kinds[0], image, window, upsampling, out=scores),)  # in place: no second copy
+        views, window = self._as_found(scores, views), ScoreWindow.whole(scores, plan.padded, plan.size)
+        if len(views) == 1 and views[0].kind in ("values", "probabilities") and views[0].channels is None:
+            full = views[0].upsampling.mode == "none" and scores.shape[1:] == plan.size
+            if full and scores.dtype == np.float32 and scores.flags.writeable:
+                return (self._result(views[0], image, window, out=scores),)  # in place: no second copy
         return tuple(
-            _cropped(scores, plan) if kind == "scores" else self._result(kind, image, window, upsampling)
-            for kind in kinds
+            _cropped(view.own(window).scores, plan) if view.kind == "scores" else self._result(view, image, window)
+            for view in views
         )
 
-    def _result(
-        self, kind: str, image: ImageSource, window: ScoreWindow, upsampling: Upsampling, out: AnyArray | None = None
-    ) -> AnyArray:
+    def _result(self, view: View, image: ImageSource, window: ScoreWindow, out: AnyArray | None = None) -> AnyArray:
         """A result of the window's rows, refined where it is of labels and that is wanted."""
-        if kind == "refined" or (kind == "labels" and self.refine):
-            return refined_labels(window, upsampling, self.card, self.cell, image, out)
-        return result_from_scores(kind, window, upsampling, self.card, out)
+        window = view.own(window)
+        if view.kind == "refined" or (view.kind == "labels" and self.refine):
+            return refined_labels(window, view.upsampling, view.card, self.cell, image, out)
+        return result_from_scores(view.kind, window, view.upsampling, view.card, out)
 
-    def _upsampling_of(self, scores: Floats, kinds: Sequence[str]) -> Upsampling:
+    def _as_found(self, scores: Floats, views: Sequence[View]) -> list[View]:
         """What is to be done to a whole image's scores; of an ONNX model after a look at what it gives."""
-        if self.manifest is not None or "probabilities" not in kinds:
-            return self.upsampling
-        return with_activation(self.upsampling, self.card, scores)
+        if self.manifest is not None or not any(view.kind == "probabilities" for view in views):
+            return list(views)
+        upsampling = with_activation(self.upsampling, self.card, scores)
+        return [replace(view, upsampling=upsampling) for view in views]
 
     def _ready_windows(self, image: ImageSource, plan: Plan, start: int, refine: bool) -> Iterator[ScoreWindow]:
         # Interpolation reads the score above a row, too.
@@ -430,7 +461,7 @@ class Network:
         if plan.passes:
             assert self._pooled is not None, "as its plan says"
             for top, bottom, band in self._pooled.bands(image, plan, start):
-                yield top, bottom, usable(band, self.card, interpolated=self.upsampling.mode == "linear")
+                yield top, bottom, self.heads.usable(band, interpolated=self.upsampling.mode == "linear")
             return
 
         def first(rows: Span, columns: Span) -> AnyArray:
@@ -468,14 +499,20 @@ def _gpu_index(device: str) -> int:
     return int(match[1] or 0)
 
 
-def _open_engine(path: Path, device: str, gpu_index: int, threads: int | None) -> tuple[Backend, Manifest]:
-    """An engine's core in the library that it is for. Raises DeployError; MisuseError where that is not `device`'s."""
+def _open_engine(
+    path: Path, device: str, gpu_index: int, threads: int | None, output: str | None
+) -> tuple[Backend, Manifest, Heads]:
+    """An engine's core in the library that it is for, its manifest, and its heads, of which `output` is chosen.
+
+    Raises DeployError; MisuseError where that is not `device`'s, or there is no such output.
+    """
     with EngineFile(path) as engine:
         manifest = engine.manifest
         networks = engine.verify(*(stage.file for stage in manifest.stages))
         target, gpu = manifest.target, manifest.gpu
+        heads = Heads(manifest.card, manifest.upsampling, manifest.heads, output, str(path))
         on_host = target in ("cpu", *ORT_TARGETS)
-        if on_host != (gpu is None) or (not on_host and len(manifest.stages) != 1):
+        if on_host != (gpu is None) or (not on_host and (len(manifest.stages) != 1 or manifest.heads)):
             raise DeployError(f"{path} is an engine of another release; build it again with build-engine")
         if device != "auto" and (target == "cpu") != (device == "cpu"):
             raise MisuseError(
@@ -486,7 +523,7 @@ def _open_engine(path: Path, device: str, gpu_index: int, threads: int | None) -
 
             kernels = {name: engine.read(name) for name in manifest.members if name.startswith("kernels")}
             plan = networks.pop(manifest.stages[0].file)
-            return TensorRTBackend(manifest, plan, kernels, gpu_index, str(path)), manifest
+            return TensorRTBackend(manifest, plan, kernels, gpu_index, str(path)), manifest, heads
         from .backends.onnxruntime import OnnxRuntimeSession
         from .backends.openvino import OpenVinoSession, bfloat16_or_fallback, openvino_or_fallback
 
@@ -506,4 +543,5 @@ def _open_engine(path: Path, device: str, gpu_index: int, threads: int | None) -
                     OnnxRuntimeSession(network, stage.input, stage.output, threads, target, gpu_index, str(path))
                 )
         first = manifest.stages[0]
-        return HostBackend(sessions, manifest.card, manifest.upsampling, first.border, first.block), manifest
+        backend = HostBackend(sessions, heads.card, heads.upsampling, first.border, first.block, heads)
+        return backend, manifest, heads

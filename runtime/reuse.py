@@ -221,6 +221,7 @@ class Reuse:
 
     def _labels(self, window: ScoreWindow, frame: Frame) -> Labels:
         network = self._network
+        window = network.own(window)
         if network.refine:
             return refined_labels(window, network.upsampling, network.card, network.cell, frame.image)
         return labels_from_scores(window, network.upsampling, network.card)

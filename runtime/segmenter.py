@@ -30,6 +30,7 @@ class Segmenter:
             float32), or `percentile`, the 1st and 99th of each image: images may be of any type of numbers then. None:
             as the card's `range` says; where it says nothing, images are in the card's dtype, and their numbers are the
             network's.
+        output: of an engine of several, the name of the one that results are of; None: the first.
 
     Attributes:
         network: what our own commands use. No part of the API: it may change with any release.
@@ -50,9 +51,10 @@ class Segmenter:
         memory: int | None = None,
         refine: bool = False,
         input_range: tuple[float, float] | str | None = None,
+        output: str | None = None,
     ) -> None:
         self._device, self._threads = device, threads
-        self.network = Network(model, device, threads, memory, refine, input_range)
+        self.network = Network(model, device, threads, memory, refine, input_range, output)
         if (
             input_range is None
         ):  # arrays come as their users have them; what is read from files is brought there already
@@ -62,6 +64,12 @@ class Segmenter:
     def card(self) -> ModelCard:
         """What the network expects of an image, and what its scores mean."""
         return self.network.card
+
+    @property
+    def outputs(self) -> dict[str, ModelCard]:
+        """Name → card of each output, of an engine of several; of one output alone, which has no name, nothing."""
+        heads = self.network.heads
+        return {name: heads.card_of(name) for name in heads.names}
 
     @property
     def backend(self) -> str:
@@ -145,6 +153,23 @@ class Segmenter:
         """
         return self.network.result(masked(image, valid), "values")
 
+    def results(self, image: Image, *kinds: str, valid: Masks | None = None) -> tuple[AnyArray, ...]:
+        """Several results of one image, by one run of the network.
+
+        Args:
+            image: as for a call.
+            kinds: `labels`, `probabilities`, `masks` or `values`; of other outputs than the one that was chosen, after
+                their name: `depth/values`.
+            valid: as for a call.
+
+        Raises:
+            MisuseError, DeployError: as for a call; no such output.
+        """
+        network = self.network
+        kinds = network.check_kinds(*kinds)
+        checked = network.checked(masked(image, valid))
+        return network.run(checked, network.plan(checked.shape[0], checked.shape[1], kinds=kinds), kinds)
+
     def heatmap(self, image: Image, valid: Masks | None = None) -> Floats:
         """The coarse score map, cropped to the image: float32 [K, ⌈H/stride⌉, ⌈W/stride⌉].
 
@@ -186,7 +211,7 @@ class Segmenter:
             images: as for a call; a MaskedArray for pixels without data. Read in the caller's thread, up to 32 images
                 or 64 megapixels ahead (less where memory is short). For a live source whose labels are wanted at once,
                 call the Segmenter instead.
-            kind: `labels`, `probabilities`, `masks` or `values`.
+            kind: `labels`, `probabilities`, `masks` or `values`; as for `results` of other outputs.
             return_exceptions: give the exception in place of an image's labels, and go on with the next.
             reuse: the images are frames of a fixed camera: what equals the frame before, within the halo, is not
                 computed again. For labels of networks whose labels depend on a part of the image each, on the CPU.
@@ -258,4 +283,5 @@ class Segmenter:
             network.memory,
             network.refine,
             network.input_range,
+            network.heads.chosen or None,
         )

@@ -16,13 +16,12 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 
 from .arrays import AnyArray, Image, size_of
-from .errors import DeployError, MisuseError, one_line
+from .errors import DeployError, MisuseError, brief, one_line
 from .network import BatchCost, Network
 from .no_data import filled
 from .plan import Plan
 from .prepare import padded_size
 from .reuse import Frame, Reuse
-from .upsampling import result_bytes
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -175,7 +174,7 @@ class Stream:
         memory = network.memory_budget()
         # An image, what its decoder keeps beside it, and its results.
         each = 2 * network.card.channels * np.dtype(network.card.dtype).itemsize
-        each += sum(result_bytes(kind, network.card) for kind in self.kinds)
+        each += sum(network.result_bytes(kind) for kind in self.kinds)
         self.pixels = min(PIXELS_AHEAD, int(memory * SHARE_AHEAD / each))
         self._shared = memory * (1 - SHARE_AHEAD) / CALLERS  # bytes of a run that has another beside it
 
@@ -352,7 +351,7 @@ def _same_scores(network: Network, images: Sequence[Image]) -> bool:
 def said(error: Exception, source: object) -> str:
     """What a record says of an error, in one line."""
     text = one_line(error)
-    return text if isinstance(error, DeployError) else f"{source}: {type(error).__name__}: {text}"
+    return text if isinstance(error, DeployError) else brief(f"{source}: {type(error).__name__}: {text}")
 
 
 def describe_plan(plan: Plan) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterable, Sequence
@@ -143,6 +144,8 @@ def one_error(done) -> str:
     lines = done.stderr.strip().splitlines()
     assert len(lines) == 1 and "error: " in lines[0], done.stderr
     assert "Traceback" not in done.stderr
+    assert len(lines[0]) <= 300, (len(lines[0]), lines[0])
+    assert not re.search(r"\.(cc|cpp|h):\d+|site-packages", lines[0]), lines[0]
     return lines[0]
 
 

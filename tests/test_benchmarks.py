@@ -414,5 +414,6 @@ def test_validation_compares_whole_logits_with_stages(tmp_path):
     out = tmp_path / "validation.json"
     told = benchmark("validation", "--size", "300x333", "--rounds", 1, "--json", out)
     rows = json.loads(out.read_text())["rows"]
-    assert list(rows) == ["whole", "stages", "exported"] and "of whole" in told
-    assert all(row["seconds"][0] > 0 and row["equal"] > 0.999 for row in rows.values())
+    assert list(rows) == ["whole", "stages", "onnxruntime", "openvino"] and "of whole" in told
+    assert all(row["processor_s"][0] > 0 and row["equal"] > 0.999 for row in rows.values())
+    assert rows["whole"]["counts_apart"] == 0

@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from helpers import ROOT, one_error, photo
+from helpers import ROOT, needs, one_error, photo
 
 from benchmarks import silicon, silicon_kernels, silicon_page, silicon_torch
 from fcn_deploy import ModelCard, Segmenter
@@ -96,3 +96,41 @@ def test_without_a_gpu_it_says_where_to_run_it():
     if done.returncode == 0:
         pytest.skip("this machine has a GPU")
     assert "no GPU" in one_error(done) and "run this on a machine with an NVIDIA GPU" in one_error(done)
+
+
+def test_the_command_writes_a_json_and_a_page_and_fails_where_something_is_wrong(gpu, monkeypatch, tmp_path, capsys):
+    given = []
+    monkeypatch.setattr(silicon, "build", lambda folder: ({"float32": ("a", "b")}, ("model", "card", ())))
+
+    def measure(engines, seconds, sizes, largest, model):
+        given.append((engines, seconds, sizes, largest, model))
+        return {"machine": silicon.machine(), "kernels": {"rows": [], "ok": False}}
+
+    monkeypatch.setattr(silicon, "measure", measure)
+    out = tmp_path / "a.json"
+    assert silicon.main(out, 1.0, 2, 30) == 1
+    assert given == [({"float32": ("a", "b")}, 1.0, 2, 30, ("model", "card", ()))]
+    assert out.exists() and "kernels: WRONG" in (tmp_path / "a.html").read_text()
+    assert "a.html" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_engines_are_built_in_every_precision_by_the_libraries_that_are_here(gpu, monkeypatch, tmp_path, capsys):
+    from fcn_deploy.runtime.engine_file import EngineFile
+
+    from benchmarks import engine_matrix
+
+    needs("tensorrt_rtx")
+    real = engine_matrix.network
+    monkeypatch.setattr(engine_matrix, "network", lambda seed, width, **rest: real(seed, 0.1, **rest))
+    monkeypatch.setattr(engine_matrix, "PRECISIONS", {"float32": {}, "float16": {"fp16": True}, "none": {"int8": True}})
+    monkeypatch.setattr(silicon, "find_spec", lambda name: name == "tensorrt_rtx")
+    gpu.set_capability(7, 5)
+    engines, (model, card, sizes) = silicon.build(tmp_path)
+    assert list(engines) == ["float32 by tensorrt_rtx", "float16 by tensorrt_rtx"]
+    assert "none by tensorrt_rtx: not built: " in capsys.readouterr().out  # no INT8 for sm75
+    for name, (engine, cpu) in engines.items():
+        with EngineFile(engine) as file:
+            assert file.manifest.target == "sm75" and file.manifest.precision == name.split()[0]
+            assert [profile.opt for profile in file.manifest.gpu.profiles] == [(480, 640), (1088, 1920)]
+        assert cpu.exists() and model is not None and card.channels == 3 and len(sizes) == 2

@@ -248,7 +248,8 @@ class EngineReport:
         notes: what was assumed of the model or changed in it, a line each.
         stages: of the core.
         passes: how tiles of a network are run that pools over the whole image, or why there are none.
-        agreement: of the float32 core with the model.
+        agreement: of the float32 core with the model, of the first output where there are several.
+        further_agreements: name → that of each further output.
         accuracy: what low precision cost; None in float32.
         layers: what each costs in low precision, where it was measured.
         core_bytes: precision → bytes of the core network.
@@ -277,6 +278,7 @@ class EngineReport:
     stages: tuple[StageReport, ...] = ()
     passes: str | None = None
     agreement: Agreement | None = None
+    further_agreements: dict[str, Agreement] = field(default_factory=dict)
     accuracy: Accuracy | None = None
     layers: tuple[LayerPrecision, ...] | None = None
     core_bytes: dict[str, int] | None = None

@@ -1,7 +1,7 @@
 """What sizes a network takes, found by running it."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,7 +9,7 @@ from fcn_deploy.export.analysis.trial_memory import TrialMemory
 from fcn_deploy.runtime.errors import DeployError, one_line
 
 # Sides that a network of some multiple takes: a multiple divides one of them, and is found among its divisors.
-BASES = (192, 320, 448, 768, 576, 800, 960)
+BASES = (96, 192, 320, 448, 768, 576, 800, 960)
 # What is run, in multiples beyond a side, to see whether it is taken: odd, even, not square.
 NEIGHBOURS = ((0, 0), (0, 1), (2, 1))
 # And once the multiple and the smallest side are found, of those whose sides are beyond it by so many pixels at most.
@@ -48,6 +48,7 @@ class AcceptedSizes:
         scores: K; 0 where nothing was run.
         notes: what a user should know of it, a line each.
         by_choice: whether other sizes are taken too, and the user wants these multiples.
+        only: (height, width) of the one size that it takes, or is to be given; None: it takes many.
     """
 
     multiple: int = 1
@@ -56,6 +57,7 @@ class AcceptedSizes:
     scores: int = 0
     notes: tuple[str, ...] = ()
     by_choice: bool = False
+    only: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,36 @@ def try_size(run: Callable[[int, int], np.ndarray | Sequence[int]], height: int,
     if shape is None:
         return SizeTrial(tuple(result))
     return SizeTrial(tuple(shape), nan=bool(np.isnan(np.asarray(result)).any()))
+
+
+def only_at(run: "Run", name: str, size: tuple[int, int]) -> AcceptedSizes:
+    """A network that is given images of one size (height, width) alone; arguments as for find_accepted_sizes.
+
+    Raises:
+        DeployError: it does not run at that size, or gives no scores for each of its pixels.
+    """
+    trial, (height, width) = try_size(run, *size), size
+    if not trial.shape or trial.nan:
+        said = (
+            f"gives NaN at {height}×{width}" if trial.nan else f"fails at {height}×{width}: {trial.failure[:FAILURE]}"
+        )
+        raise DeployError(f"{name} {said}; name the size that it takes with --fit")
+    factor = _factor(trial.shape, height, width)
+    if not factor:
+        raise DeployError(
+            f"{name} gives {list(trial.shape)} for an image of {height}×{width}; a segmentation network gives scores "
+            "[N,K,H,W], one for each pixel or at one whole share of both sides: name the size that it takes with --fit"
+        )
+    return AcceptedSizes(factor=factor, scores=trial.shape[1], only=size)
+
+
+def size_that_runs(run: "Run", sizes: Iterable[tuple[int, int]]) -> tuple[int, int] | None:
+    """The first of some sizes at which a network gives scores for the pixels of an image; None: it does at none."""
+    for size in dict.fromkeys(sizes):
+        trial = try_size(run, *size)
+        if _factor(trial.shape, *size) and not trial.nan:
+            return size
+    return None
 
 
 def _reason(error: Exception) -> str:
@@ -230,6 +262,10 @@ def _notes(like: _Like, multiple: int, smallest: int) -> tuple[str, ...]:
 
 CAUSES = (  # what is said where a network fails → why
     (r"mat1 and mat2|MatMul|Gemm", "a dense layer after Flatten (fcn_deploy.fcn.convolutionalize makes a convolution)"),
+    (
+        r"size\(\)\[0\] ==|shape\[0\] to be",
+        "an exported program of one batch size; export it with dynamic_shapes, N too",
+    ),
     (r"[Gg]uard|Expected input .* to be", "an exported program of one size; export it with dynamic_shapes"),
     (r"size of tensor a|broadcast", "a tensor of one size, such as positions, is joined with the image's"),
     (r"missing .* required|positional argument", "it takes more than an image"),

@@ -16,7 +16,7 @@ from fcn_deploy.export.passes.resize_by_factor import resize_by_factor
 from fcn_deploy.export.passes.split_head import split_head
 from fcn_deploy.runtime.backends.onnxruntime import ERRORS_ONLY, session
 from fcn_deploy.runtime.errors import DeployError, one_line
-from fcn_deploy.runtime.manifest import Upsampling
+from fcn_deploy.runtime.manifest import Head, Upsampling
 from fcn_deploy.runtime.model_card import ModelCard
 from fcn_deploy.runtime.noise_image import natural_noise
 from fcn_deploy.runtime.onnx_model import adds_up_to_one
@@ -32,17 +32,27 @@ class Core:
         model: float32 `image` [N,C,H,W] → coarse `scores` [N,K,h,w].
         card: the model's, with the stride and the sizes of the core.
         upsampling: that was cut off; of mode `none` where it stays in the core.
+        heads: of several outputs, whose scores follow one another.
     """
 
     model: ModelProto
     card: ModelCard
     upsampling: Upsampling
+    heads: tuple[Head, ...] = ()
 
 
-def core_of(imported: ImportedModel) -> Core:
-    """The core of a model, and the card that fits it. Raises DeployError where its card is of another model."""
+def core_of(imported: ImportedModel, fades: bool = True) -> Core:
+    """The core of one output of a model, and the card that fits it.
+
+    Args:
+        imported: the model.
+        fades: a bilinear transposed convolution at its end is cut off as a Resize, which gives the same labels.
+
+    Raises:
+        DeployError: its card is of another model.
+    """
     model, card = imported.model, imported.card
-    if card.activation == "softmax" or (card.activation, card.threshold) == ("sigmoid", 0.5):
+    if fades and (card.activation == "softmax" or (card.activation, card.threshold) == ("sigmoid", 0.5)):
         model = bilinear_deconv(model).model
     split = split_head(fold_constants(model).model, labels=card.kind != "values")
     core, upsampling = fuse_padding(split.model).model, split.upsampling

@@ -13,7 +13,8 @@ from fcn_deploy.export.build.cut_passes import NO_PASSES, CutPasses, cut_passes
 from fcn_deploy.export.build.cut_stages import cut_core, members_of
 from fcn_deploy.export.build.draft import Draft
 from fcn_deploy.export.build.golden import golden_sample
-from fcn_deploy.export.build.parity import compare
+from fcn_deploy.export.build.joined_heads import core_of_heads
+from fcn_deploy.export.build.parity import compare_each
 from fcn_deploy.export.build.report_parts import ONE_PER_CORE, stage_reports
 from fcn_deploy.export.build.targets import cpu, onnxruntime_gpu, tensorrt
 from fcn_deploy.export.build.targets.job import BuildJob, TargetBuilder
@@ -74,7 +75,8 @@ def build_engine(
     if config.on_tensorrt:
         say("looking for TensorRT")
         check_builder(config.tensorrt_options, config.gpu_types)
-    core = core_of(model)
+    _check_heads(model, config)
+    core = core_of_heads(model) if model.further else core_of(model)
     config = _without_what_stretches(core.model, config, say)
     float_core = optimise_offline(core.model)
     own = "int8" if model.quantised else "float32"  # what the model is of, before anything is made of it
@@ -85,7 +87,8 @@ def build_engine(
     say("comparing the float32 core with the model")
     # What is measured is a file, opened as a user opens it.
     with float_draft.opened(config.threads) as net:
-        report.agreement = compare(model, net)
+        report.agreement, *further = compare_each(model, net)
+        report.further_agreements = dict(zip((each.output for each in model.further), further, strict=True))
     mixed = _mixed(core, float_core, config, report, say)
     job = BuildJob(model, core, float_core, float_draft, mixed, config, say)
     check(job.lowest_core, "the quantized core")
@@ -95,6 +98,23 @@ def build_engine(
     if config.precision_report is not None and mixed is not None:
         write_precision_report(config.precision_report, mixed.layers)
     return report
+
+
+def _check_heads(model: ImportedModel, config: BuildConfig) -> None:
+    """Refuse, of a model of several outputs, what is for one. Raises MisuseError."""
+    if not model.further:
+        return
+    if config.on_tensorrt:
+        raise MisuseError(
+            "several outputs are for --target cpu and ort-cuda, as TensorRT's kernels label one; build an engine for "
+            "each --output"
+        )
+    if config.quantization.precision != "float32":
+        option = "--fastest" if config.quantization.fastest else f"--{'int8' if config.quantization.int8 else 'fp16'}"
+        raise MisuseError(
+            f"{option} with several outputs: low precision is judged by the results of one; omit it, or build an "
+            "engine for each --output"
+        )
 
 
 def _without_what_stretches(core: ModelProto, config: BuildConfig, say: Say) -> BuildConfig:
@@ -146,6 +166,7 @@ def _float_draft(
         upsampling=core.upsampling,
         stages=tuple(part.stage for part in parts),
         created_by=f"fcn-deploy {version('fcn-deploy')}",
+        heads=core.heads,
         pooled=passes.pooled,
     )
     golden = {GOLDEN: golden_sample([core.model], card, precision)}

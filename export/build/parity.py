@@ -19,12 +19,26 @@ from fcn_deploy.runtime.upsampling import ScoreWindow, result_from_scores
 COMPARED_SIZES = ((1, 1), (7, 13), (37, 41), (61, 97), (136, 17), (200, 333), (257, 263), (480, 640))
 
 
-def compare(imported: ImportedModel, net: Network) -> Agreement:
+def compare_each(imported: ImportedModel, net: Network) -> list[Agreement]:
+    """`compare` of each output of a model. Raises DeployError."""
+    if not imported.further:
+        return [compare(imported, net)]
+    return [compare(each, net, each.output) for each in (imported, *imported.further)]
+
+
+def compare(imported: ImportedModel, net: Network, output: str = "") -> Agreement:
     """What the engine gives against the model's own output, at mixed sizes.
+
+    Args:
+        imported: the model of that output.
+        net: the engine.
+        output: name of one of several.
 
     Raises:
         DeployError: a label differs where the model decided, or a value by more than REORDERED_SUMS of the range.
     """
+    card = net.heads.card_of(output)
+    kind, name = card.kind, f"{output}/{card.kind}" if output else card.kind
     backend = OnnxRuntimeSession(imported.model.SerializeToString())
     unpadded = replace(net.card, size_multiple=1, smallest=1)
     full_size = Upsampling(activated=ends_in_sigmoid(imported.model))  # thresholds of masks are probabilities then
@@ -47,11 +61,11 @@ def compare(imported: ImportedModel, net: Network) -> Agreement:
                 "it must give one per pixel at every size"
             )
         expected = result_from_scores(
-            net.kind, ScoreWindow.whole(logits, (height, width), (height, width)), full_size, imported.card
+            kind, ScoreWindow.whole(logits, (height, width), (height, width)), full_size, imported.card
         )
-        found = net.result(image)
+        found = net.result(image, name)
         pixels += found.size
-        if net.kind == "values":
+        if kind == "values":
             difference = float(np.maximum(difference, np.abs(found - expected).max() / (np.ptp(logits) or 1.0)))
             continue
         clear = decided(logits, imported.card, full_size.activated, margin)
@@ -60,18 +74,18 @@ def compare(imported: ImportedModel, net: Network) -> Agreement:
         undecided += int((~clear).sum())
         wrong += int((differs & clear).sum())
     sizes = tuple(f"{height}x{width}" for height, width in COMPARED_SIZES)
-    if net.kind == "values":
+    if kind == "values":
         if not difference <= max(REORDERED_SUMS, margin):
             raise DeployError(
-                f"the engine's values are not the model's: they differ by {difference:.1e} of their range; please "
+                f"the engine's {name} are not the model's: they differ by {difference:.1e} of their range; please "
                 "report the model"
             )
-        return Agreement(sizes, pixels, net.kind, difference=difference)
+        return Agreement(sizes, pixels, kind, difference=difference)
     if wrong:
         raise DeployError(
-            f"the engine's {net.kind} are not the model's: {wrong} of {pixels} pixels differ; please report the model"
+            f"the engine's {name} are not the model's: {wrong} of {pixels} pixels differ; please report the model"
         )
-    return Agreement(sizes, pixels, net.kind, labels_equal=equal / pixels, undecided=undecided / pixels, wrong=wrong)
+    return Agreement(sizes, pixels, kind, labels_equal=equal / pixels, undecided=undecided / pixels, wrong=wrong)
 
 
 def decided(

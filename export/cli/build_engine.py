@@ -228,7 +228,10 @@ def build_engine(
     need("onnxruntime", "cpu")
     from fcn_deploy.export.importer.import_model import import_model
 
-    imported = import_model(model, source.said())
+    said = source.said()
+    if standalone and said.further:
+        raise MisuseError("--standalone writes an ONNX of one output; name one with --output")
+    imported = import_model(model, said)
     for note in imported.notes:
         print(f"note: {note}", file=sys.stderr)
     if standalone:

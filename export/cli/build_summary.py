@@ -26,6 +26,8 @@ def show_build(model: Path, out: Path, report: EngineReport) -> None:
         print(f"where that does not suffice: {report.passes}")
     if report.agreement is not None:
         print(_agreement(report.agreement, report.accuracy is not None or report.precision == "float16", report.fit))
+    for name, agreement in report.further_agreements.items():
+        print(f"output {name}: {_agreement(agreement, False, report.fit)}")
     if report.accuracy is not None:
         print(_accuracy(report.accuracy, report.core_bytes or {}))
     if plan := report.builder:
@@ -36,6 +38,8 @@ def show_build(model: Path, out: Path, report: EngineReport) -> None:
         for note in plan.notes:
             print(f"note: {note}", file=sys.stderr)
     _show_speed(report)
+    if advice := low_precision_advice(report):
+        print(advice)
 
 
 def _show_speed(report: EngineReport) -> None:
@@ -104,14 +108,33 @@ def _accuracy(accuracy: Accuracy, core_bytes: dict[str, int]) -> str:
 
 
 def _speedup(report: EngineReport) -> str:
+    """How fast low precision is; where it is slower, the last line tells."""
     speedup, low = report.speedup, "int8" if report.accuracy is None else report.accuracy.precision
     if speedup is None:
         return "speed against float32: not measured"
     if speedup < 1:
-        kept = "float32 is kept" if report.precision == "float32" else "--fastest would keep float32"
-        rest = f"; {kept}" if low == "int8" else "; omit --bf16"
-        return f"{low} is SLOWER here: {1 / speedup:.2f} times the time of float32 (mean over the sizes){rest}"
+        return f"{low} takes {1 / speedup:.2f} times the time of float32 here (mean over the sizes)"
     return f"{low} is {speedup:.2f} times faster than float32 here (mean over the sizes)"
+
+
+def low_precision_advice(report: EngineReport) -> str:
+    """What to do instead where low precision wins nothing, or which was kept, and why; "": it is worth it."""
+    slower = report.speedup is not None and report.speedup < 1
+    if report.precision == "float32":
+        given_up = next((note for note in report.notes if note.startswith("float32 is kept")), "")
+        return "float32 is kept, as it is the faster of the two here" if slower else given_up
+    if report.accuracy is None or report.precision not in ("int8", "bf16"):
+        return ""
+    low, kept, layers = report.precision, len(report.accuracy.kept), report.accuracy.layers
+    most = low == "int8" and 2 * kept > layers
+    stay = f"{kept} of {layers} layers stay float, as they would lose too much"
+    if slower:
+        why = f" ({stay})" if most else ""
+        or_else = "" if low == "bf16" else ", or take --fastest, which keeps the faster of the two"
+        return f"{low} is SLOWER than float32 here{why}; omit --{low}{or_else}"
+    if most:
+        return f"{stay}, so int8 wins little; calibrate on more images, allow more by --max-drop, or omit --int8"
+    return ""
 
 
 def _count(number: int, noun: str) -> str:

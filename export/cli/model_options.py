@@ -1,10 +1,10 @@
 """Groups of options that commands of export share, and the checks that go with them."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 from fcn_deploy.runtime.command import InputRange
@@ -13,13 +13,9 @@ from fcn_deploy.runtime.errors import MisuseError
 if TYPE_CHECKING:
     from fcn_deploy.export.importer.options import ImportOptions
 
+Said = TypeVar("Said")
 # Options of earlier releases, and what they are called now.
 RENAMED = {"--mean": "--input-mean", "--std": "--input-std", "--scale": "--input-scale"}
-
-
-class Fit(StrEnum):
-    pad = "pad"
-    resize = "resize"
 
 
 class Activation(StrEnum):
@@ -35,8 +31,12 @@ class ModelOptions:
     """What the user says of a model from elsewhere, which carries no card."""
 
     classes: Annotated[
-        str | None,
-        typer.Option(metavar="NAMES", help="Names of the classes, with commas between them or one a line in a file."),
+        list[str] | None,
+        typer.Option(
+            metavar="NAMES",
+            help="Names of the classes, with commas between them or one a line in a file. Of several outputs, once for "
+            "each.",
+        ),
     ] = None
     input_mean: Annotated[
         str | None,
@@ -64,28 +64,37 @@ class ModelOptions:
         str | None,
         typer.Option(
             metavar="NAME",
-            help="Which of several outputs has the scores: its name; of a PyTorch module, a key, field or index.",
+            help="Which of several outputs has the scores: its name; of a PyTorch module, a key, field or index. "
+            "NAME,NAME makes an engine of several outputs.",
         ),
     ] = None
     activation: Annotated[
-        Activation | None,
+        list[Activation] | None,
         typer.Option(
+            metavar="KIND",
             help="What the scores mean: softmax (labels by argmax), sigmoid (one logit), probability (one, its sigmoid "
-            "taken already), multilabel (a mask for each class), none (values: depth, a matte)."
+            "taken already), multilabel (a mask for each class), none (values: depth, a matte). Of several outputs, "
+            "once for each, or once for all.",
         ),
     ] = None
     threshold: Annotated[
-        str | None,
-        typer.Option(metavar="NUMBERS", help="Probability from which on a pixel is meant; of masks, one per class."),
+        list[str] | None,
+        typer.Option(
+            metavar="NUMBERS",
+            help="Probability from which on a pixel is meant; of masks, one per class. Of several outputs, once for "
+            "each, or once for all.",
+        ),
     ] = None
     card: Annotated[
         Path | None, typer.Option(metavar="FILE", help="TOML file with fields of the model card (docs: formats).")
     ] = None
     fit: Annotated[
-        Fit | None,
+        str | None,
         typer.Option(
+            metavar="FIT",
             help="What is done with images for a model that takes only multiples of some size: pad them, or resize "
-            "them to the nearest [default: pad, but resize where the network looks at the whole image]."
+            "them to the nearest [default: pad, but resize where the network looks at the whole image]. HxW: resize "
+            "all to that one size, for a model that takes no other.",
         ),
     ] = None
 
@@ -103,21 +112,44 @@ class ModelOptions:
         from fcn_deploy.export.importer.options import ImportOptions, read_card_file
         from fcn_deploy.runtime.value_range import parse_range
 
-        limits = _numbers("--threshold", self.threshold, "one, or one per class")
-        return ImportOptions(
-            mean=_numbers("--input-mean", self.input_mean, "one per channel"),
-            std=_numbers("--input-std", self.input_std, "one per channel"),
-            scale=self.input_scale,
-            bgr=self.bgr,
-            classes=None if self.classes is None else _names(self.classes),
-            output=self.output,
-            activation=None if self.activation is None else self.activation.value,
-            threshold=limits[0] if limits is not None and len(limits) == 1 else limits,
-            range=None if self.input_range is None else parse_range(self.input_range),
-            card=None if self.card is None else read_card_file(self.card),
-            fit=None if self.fit is None else self.fit.value,
-            assume=None if not self.assume else dict(_assumption(each) for each in self.assume),
+        outputs: list[str | None] = [None] if self.output is None else [each.strip() for each in self.output.split(",")]
+        count = len(outputs)
+        if "" in outputs or len(set(outputs)) < count:
+            raise MisuseError(f"--output {self.output}; name each output once, with commas between them")
+        if self.classes and count > 1 and len(self.classes) == 1:
+            raise MisuseError(f"--classes is given once for {count} outputs; give it once for each, in their order")
+        classes = _for_each("--classes", self.classes, count)
+        activations = _for_each("--activation", self.activation, count)
+        thresholds = _for_each("--threshold", self.threshold, count)
+        limits = [_numbers("--threshold", each, "one, or one per class") for each in thresholds]
+        first, *further = (
+            ImportOptions(
+                mean=_numbers("--input-mean", self.input_mean, "one per channel"),
+                std=_numbers("--input-std", self.input_std, "one per channel"),
+                scale=self.input_scale,
+                bgr=self.bgr,
+                classes=None if said is None else _names(said),
+                output=output,
+                activation=None if activation is None else activation.value,
+                threshold=limit[0] if limit is not None and len(limit) == 1 else limit,
+                range=None if self.input_range is None else parse_range(self.input_range),
+                card=None if self.card is None else read_card_file(self.card),
+                fit=self.fit,
+                assume=None if not self.assume else dict(_assumption(each) for each in self.assume),
+            )
+            for output, said, activation, limit in zip(outputs, classes, activations, limits, strict=True)
         )
+        return replace(first, further=tuple(further))
+
+
+def _for_each(option: str, said: Sequence[Said] | None, count: int) -> Sequence[Said | None]:
+    """What an option that may be repeated says of each of so many outputs. Raises MisuseError."""
+    if not said:
+        return [None] * count
+    if len(said) not in (1, count):
+        outputs = f"{count} outputs" if count > 1 else "1 output"
+        raise MisuseError(f"{option} is given {len(said)} times for {outputs}; give it once, or once for each")
+    return said if len(said) == count else [said[0]] * count
 
 
 def _assumption(text: str) -> tuple[str, str]:

@@ -1,6 +1,7 @@
 """The search for a graph that takes every size: of which exporter, freed of which sizes, run at which multiples."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -9,15 +10,17 @@ import torch
 from fcn_deploy.export.analysis.accepted_sizes import AcceptedSizes, run_quietly
 from fcn_deploy.export.analysis.receptive_field import global_operator
 from fcn_deploy.export.dynamic_shapes.free_sizes import free_sizes
-from fcn_deploy.export.from_torch.exporters import to_graph
+from fcn_deploy.export.from_torch.exporters import EXPORTERS, to_graph
 from fcn_deploy.export.from_torch.network import Network, traced_size
 from fcn_deploy.export.from_torch.verify import SizeDifference, expected_scores, verify
 from fcn_deploy.export.graph.edit import clone, set_shape
 from fcn_deploy.export.importer.fit_images import PADDED_TO, choose_fit, fit_images, padded_by_choice
 from fcn_deploy.export.tolerances import EXPORTED_MODEL
 from fcn_deploy.runtime.backends.onnxruntime import session
-from fcn_deploy.runtime.errors import DeployError
+from fcn_deploy.runtime.errors import MOST, DeployError, brief
 
+ROOM_OF_NAME = 80  # characters of an error, beside the reasons
+USUAL_STRIDE = 32  # of the coarsest map
 MULTIPLES_TRIED = ((3, 5), (2, 1), (7, 4))
 
 
@@ -56,7 +59,7 @@ def first_that_holds(network: Network, exporters: Sequence[str], opset_version: 
             continue
         tried = [f"{network.name} is exported by {exporter}; {_joined(reasons)}"] if reasons else []
         return replace(exported, notes=(*tried, *written, *(() if network.ours else exported.notes)))
-    if (sizes := _multiples_that_hold(network, graphs)) is not None:
+    if (sizes := _multiples_that_hold(network, graphs, opset_version)) is not None:
         note = (
             f"{network.name} has code that looks at the sizes of its maps, as padding of odd ones does; the ONNX does "
             f"what that does for multiples of {sizes.multiple}"
@@ -68,16 +71,27 @@ def first_that_holds(network: Network, exporters: Sequence[str], opset_version: 
     raise DeployError(f"{network.name} cannot be exported: {_joined(reasons)}")
 
 
-def _multiples_that_hold(network: Network, graphs: Sequence[onnx.ModelProto]) -> AcceptedSizes | None:
-    """The least multiples at which one of its graphs is a network that takes every size; None: there are none."""
-    if network.ours or network.sizes.multiple > 1:
+def _multiples_that_hold(
+    network: Network, graphs: Sequence[onnx.ModelProto], opset_version: int
+) -> AcceptedSizes | None:
+    """The least multiples, of those that a network takes, at which one of its graphs is it; None: there are none."""
+    sizes = network.sizes
+    if network.ours or sizes.by_choice or sizes.only is not None:
         return None
-    for graph in graphs:
+    for graph in (*graphs, *_traced_at_multiples(network, opset_version)):
         run = session(graph.SerializeToString())
-        found = (multiple for multiple in PADDED_TO[1:] if _holds_at_multiples(network, run, multiple))
-        if (multiple := next(found, None)) is not None:
-            return replace(network.sizes, multiple=multiple, by_choice=True)
+        tried = (sizes.multiple * times for times in PADDED_TO[1:])
+        if (multiple := next((each for each in tried if _holds_at_multiples(network, run, each)), None)) is not None:
+            return replace(sizes, multiple=multiple, by_choice=True)
     return None
+
+
+def _traced_at_multiples(network: Network, opset_version: int) -> Iterator[onnx.ModelProto]:
+    """The graph as it is traced where no map is odd, unless that is how it was traced."""
+    large = replace(network.sizes, multiple=network.sizes.multiple * USUAL_STRIDE)
+    if any(side % large.multiple for side in traced_size(network.sizes)):
+        with suppress(DeployError):
+            yield to_graph(replace(network, sizes=large), EXPORTERS[0], opset_version)[0]
 
 
 def _holds_at_multiples(network: Network, run, multiple: int) -> bool:
@@ -98,7 +112,9 @@ def _holds_at_multiples(network: Network, run, multiple: int) -> bool:
 
 
 def _joined(reasons: Mapping[str, str]) -> str:
-    return "; ".join(f"by {exporter}: {reason}" for exporter, reason in reasons.items())
+    """Why exporters failed, in what room an error has."""
+    room = (MOST - ROOM_OF_NAME) // len(reasons)
+    return "; ".join(f"by {exporter}: {brief(reason, room)}" for exporter, reason in reasons.items())
 
 
 def _at_every_size(network: Network, graph: onnx.ModelProto, fit: str | None) -> Exported:
@@ -110,6 +126,8 @@ def _at_every_size(network: Network, graph: onnx.ModelProto, fit: str | None) ->
     try:
         return _fitted_and_verified(network, graph, fit)
     except DeployError as baked:
+        if network.sizes.only is not None:
+            raise
         try:
             set_shape(graph.graph.input[0], [1, network.channels, *traced_size(network.sizes)])
             freed = free_sizes(graph)
@@ -124,7 +142,7 @@ def _fitted_and_verified(network: Network, graph: onnx.ModelProto, fit: str | No
     """The graph with what fits images of every size to it, compared with PyTorch. Raises DeployError."""
     sizes, name = padded_by_choice(graph, network.sizes, fit), network.name
     # The exporters name dimensions as they please, and leave known ones out.
-    set_shape(graph.graph.input[0], ["N", network.channels, "H", "W"])
+    set_shape(graph.graph.input[0], ["N", network.channels, *(sizes.only or ("H", "W"))])
     set_shape(graph.graph.output[0], ["N", sizes.scores, "H", "W"])
     chosen, whole = choose_fit(graph, sizes, fit), global_operator(graph)
     made, notes = fit_images(graph, sizes, name, fit)

@@ -17,8 +17,10 @@ from fcn_deploy.export.from_torch.verify import SizeDifference
 from fcn_deploy.export.graph.edit import label
 from fcn_deploy.export.importer.card import CardEvidence, card_of, store_card
 from fcn_deploy.export.importer.options import ImportOptions
+from fcn_deploy.export.importer.output_kind import kind_of_output, refusal_of
 from fcn_deploy.export.passes.reverse_channels import reverse_channels
 from fcn_deploy.export.passes.split_head import split_head
+from fcn_deploy.fcn.foreign import ScoresModule
 from fcn_deploy.fcn.programs import is_program
 from fcn_deploy.runtime.errors import DeployError, MisuseError
 from fcn_deploy.runtime.files import replacing
@@ -63,6 +65,7 @@ def export_module(
         DeployError: it cannot be exported, or a size is baked in.
     """
     options = options or ImportOptions()
+    options.refuse_several("what export-onnx writes has one")
     if card is not None:
         options.refuse_beside_card(name, "modules")
     network = network_of(model, card, options, name, note)
@@ -71,12 +74,14 @@ def export_module(
     exporters: Sequence[str] = (exporter,)
     if exporter == "auto":  # an exported program has no sizes of its own that a trace would see
         exporters = EXPORTERS[::-1] if is_program(network.module) else EXPORTERS
-    exported = first_that_holds(network, exporters, opset_version, options.fit)
+    exported = first_that_holds(network, exporters, opset_version, options.fit_kind)
     for line in exported.notes:
         note(line)
     graph = exported.graph
     if (node := label_maker(graph)) is not None:
         raise DeployError(f"{name} gives labels by {label(node)}; it must give scores, before an argmax or a threshold")
+    if card is None and options.activation is None and "activation" not in (options.card or {}):
+        _refuse_other_kinds(network, graph)
     if card is None:
         graph, card = _assumed_card(network, graph, options, note)
     padded = exported.fit == "pad"
@@ -90,6 +95,21 @@ def export_module(
     with replacing(out) as temporary:
         temporary.write_bytes(graph.SerializeToString())
     return card, exported.differences
+
+
+def _refuse_other_kinds(network: Network, graph: onnx.ModelProto) -> None:
+    """Raise DeployError where what a module gives is no scores of classes, by its name and what is beside it."""
+    if not isinstance(module := network.module, ScoresModule):
+        return
+    size = traced_size(network.sizes)
+    beside = [module.beside(network.image(*size, strength)) for strength in STRENGTHS]
+    (called, others), *_ = beside
+    shares = [name for name in others if all(bool(((t[name] >= 0) & (t[name] <= 1)).all()) for _, t in beside)]
+    shapes = {name: tuple(value.shape) for name, value in others.items()}
+    result = np.asarray(network.scores(*size))
+    kind = kind_of_output(graph, graph.graph.output[0].name, result, size, shapes, called, shares)
+    if kind is not None:
+        raise refusal_of(kind, network.name, called or "its output", result.shape)
 
 
 def _assumed_card(

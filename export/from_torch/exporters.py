@@ -54,6 +54,7 @@ def _torchscript(model: nn.Module, channels: int, sizes: AcceptedSizes, opset_ve
     buffer, image = io.BytesIO(), torch.zeros(1, channels, *traced_size(sizes))
     if is_script(model):  # freezing writes its calls and lists out, as the exporter wants them
         model = torch.jit.freeze(torch.jit.trace(model, image, check_trace=False).eval())
+    free = {0: "N"} if sizes.only is not None else {0: "N", 2: "H", 3: "W"}
     torch.onnx.export(
         model,
         (image,),
@@ -62,7 +63,7 @@ def _torchscript(model: nn.Module, channels: int, sizes: AcceptedSizes, opset_ve
         opset_version=opset_version,
         input_names=["image"],
         output_names=["logits"],
-        dynamic_axes={"image": {0: "N", 2: "H", 3: "W"}, "logits": {0: "N", 2: "H", 3: "W"}},
+        dynamic_axes={"image": free, "logits": free},
     )
     return onnx.load_from_string(buffer.getvalue())
 
@@ -77,7 +78,9 @@ def _dynamo(model: nn.Module, channels: int, sizes: AcceptedSizes, opset_version
         opset_version=opset_version,
         input_names=["image"],
         output_names=["logits"],
-        dynamic_shapes=({0: batch, 2: sizes.multiple * rows, 3: sizes.multiple * columns},),
+        dynamic_shapes=(
+            {0: batch} if sizes.only else {0: batch, 2: sizes.multiple * rows, 3: sizes.multiple * columns},
+        ),
     )
     assert program is not None
     return program.model_proto

@@ -1,15 +1,21 @@
 """What is traced of a PyTorch module, the sizes that it takes, and the size of the image that it is traced at."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from fcn_deploy.export.analysis.accepted_sizes import AcceptedSizes, find_accepted_sizes
+from fcn_deploy.export.analysis.accepted_sizes import (
+    AcceptedSizes,
+    find_accepted_sizes,
+    only_at,
+    size_that_runs,
+)
 from fcn_deploy.export.importer.options import ImportOptions
 from fcn_deploy.fcn.architecture import AnySize
-from fcn_deploy.fcn.foreign import scores_of
-from fcn_deploy.runtime.errors import MisuseError
+from fcn_deploy.fcn.foreign import ScoresModule, likely_sizes, scores_of
+from fcn_deploy.fcn.programs import is_program
+from fcn_deploy.runtime.errors import DeployError, MisuseError
 from fcn_deploy.runtime.model_card import ModelCard
 from torch import nn
 
@@ -36,11 +42,14 @@ class Network:
     name: str
     ours: bool
 
+    def image(self, height: int, width: int, strength: float = 1.0) -> torch.Tensor:
+        """An image of noise."""
+        return strength * torch.randn(1, self.channels, height, width, generator=torch.Generator().manual_seed(0))
+
     def scores(self, height: int, width: int, strength: float = 1.0) -> np.ndarray | tuple[int, ...]:
         """What the module gives for an image of noise; () where that is no tensor."""
-        noise = strength * torch.randn(1, self.channels, height, width, generator=torch.Generator().manual_seed(0))
         with torch.inference_mode():
-            result = self.module(noise)
+            result = self.module(self.image(height, width, strength))
         return result.numpy() if isinstance(result, torch.Tensor) else ()
 
 
@@ -49,11 +58,34 @@ def network_of(model: nn.Module, card: ModelCard | None, options: ImportOptions,
     if isinstance(model, AnySize):
         if options.output is not None:
             raise MisuseError(f"{name} gives scores alone; omit --output {options.output}")
+        if options.fit_size is not None:
+            raise MisuseError(f"{name} takes every size by itself; omit --fit {options.fit}")
         sizes = AcceptedSizes(model.size_multiple, scores=model.architecture.classes)
         return Network(_Multiples(model.eval()).eval(), model.architecture.channels, sizes, name, True)
-    scores = scores_of(model, name, card.channels if card else None, options.output, note)
+    only, own = options.fit_size, likely_sizes(model)
+    scores = scores_of(model, name, card.channels if card else None, options.output, note, [only] if only else own)
     network = Network(scores.eval(), scores.channels, AcceptedSizes(), name, False)
-    return replace(network, sizes=find_accepted_sizes(network.scores, name))
+    if only is not None:
+        return replace(network, sizes=only_at(network.scores, name, only))
+    try:
+        return replace(network, sizes=find_accepted_sizes(network.scores, name))
+    except DeployError as error:
+        raise _of_one_size(network, own) or error from error
+
+
+def _of_one_size(network: Network, own: Sequence[tuple[int, int]]) -> DeployError | None:
+    """What is said of a network that takes one size, or squares alone; `own`: sizes that it may take."""
+    size = size_that_runs(network.scores, own)
+    if size is None:
+        return None
+    height, width = size
+    what = f"{height}×{width} only"
+    if size_that_runs(network.scores, [(height, 2 * width), (2 * height, 2 * width)]) == (2 * height, 2 * width):
+        what = f"squares only, such as {height}×{width}"
+    remedy = f"--fit {height}x{width} resizes every image to that and its scores back, bilinearly, which is inexact"
+    if isinstance(network.module, ScoresModule) and is_program(network.module.model):
+        remedy = f"export the program with dynamic_shapes for N, H and W; or {remedy}"
+    return DeployError(f"{network.name} takes {what}; {remedy}")
 
 
 class _Multiples(nn.Module):
@@ -68,7 +100,9 @@ class _Multiples(nn.Module):
 
 
 def traced_size(sizes: AcceptedSizes) -> tuple[int, int]:
-    """(height, width) of the image that the exporters run: of a size that the network takes, and not square."""
+    """(height, width) of the image that the exporters run: of a size that the network takes, not square if it may."""
+    if sizes.only is not None:
+        return sizes.only
 
     def side(usual: int, count: int) -> int:
         return max(-(-usual // sizes.multiple), count) * sizes.multiple

@@ -6,7 +6,7 @@ from fcn_deploy.export.analysis.accepted_sizes import AcceptedSizes
 from fcn_deploy.export.analysis.receptive_field import global_operator
 from fcn_deploy.export.passes.pad_and_crop import pad_and_crop
 from fcn_deploy.export.passes.resize_by_factor import computed_resizes, resize_by_factor
-from fcn_deploy.export.passes.resize_to_multiple import resize_to_multiple
+from fcn_deploy.export.passes.resize_to_multiple import resize_to_multiple, resize_to_size
 from fcn_deploy.export.passes.upsample_scores import upsample_scores
 from onnx import ModelProto
 
@@ -20,6 +20,8 @@ def choose_fit(model: ModelProto, sizes: AcceptedSizes, fit: str | None) -> str:
     image, they change all of it, and images are resized to the nearest multiple; without multiples, there are no zeros
     but around images smaller than the smallest.
     """
+    if sizes.only is not None:
+        return "resize"
     if sizes.multiple == 1 and sizes.smallest == 1:
         return ""
     return fit or ("resize" if sizes.multiple > 1 and global_operator(model) else "pad")
@@ -31,7 +33,7 @@ def padded_by_choice(model: ModelProto, sizes: AcceptedSizes, fit: str | None) -
     Decoders that go to the size of a skip by linear interpolation stretch odd sizes, and depend on the whole image
     there. At multiples of their strides they go by factors. A user may want those, for images that are run in tiles.
     """
-    if fit != "pad" or (sizes.multiple, sizes.smallest) != (1, 1):
+    if fit != "pad" or (sizes.multiple, sizes.smallest, sizes.only) != (1, 1, None):
         return sizes
     left = {multiple: len(computed_resizes(resize_by_factor(model, multiple).model)) for multiple in PADDED_TO}
     best = min(left, key=left.__getitem__)  # the least of equally good ones
@@ -50,6 +52,13 @@ def fit_images(
         fit: one of FITS; None: as choose_fit says.
     """
     notes = list(sizes.notes)
+    if sizes.only is not None:
+        height, width = sizes.only
+        notes.append(
+            f"{name} is run at {height}×{width} alone: every image is resized to it bilinearly (half-pixel centres, "
+            "not antialiased), and its scores back, which is inexact: small things in large images are lost"
+        )
+        return resize_to_size(model, height, width).model, notes
     chosen, looks = choose_fit(model, sizes, fit), global_operator(model)
     if fit and not chosen:
         notes.append(f"{name} takes every size by itself; --fit {fit} changes nothing")

@@ -10,12 +10,12 @@ from fcn_deploy.export.analysis.channel_layout import Channels, channels_of_inpu
 from fcn_deploy.export.analysis.float_types import other_floats
 from fcn_deploy.export.graph.edit import dims, label
 from fcn_deploy.export.importer.flattened import flattened_by, unflattened
-from fcn_deploy.export.importer.output_kind import Shapes, kind_of_output
+from fcn_deploy.export.importer.output_kind import Shapes, kind_of_output, refusal_of
 from fcn_deploy.export.importer.score_map import OutputChange, find_map_axes
 from fcn_deploy.export.passes.as_float32 import as_float32
 from fcn_deploy.export.tolerances import STANDARD_FORM, STANDARD_FORM_OF_HALF
 from fcn_deploy.runtime.backends.onnxruntime import session
-from fcn_deploy.runtime.errors import DeployError, one_line
+from fcn_deploy.runtime.errors import DeployError, MisuseError, one_line
 from fcn_deploy.runtime.plan import available_memory
 from fcn_deploy.runtime.process_memory import forget_highest, highest, resident
 from onnx import ModelProto, TensorProto, ValueInfoProto
@@ -72,15 +72,26 @@ class ForeignModel:
         DeployError: it takes no image, runs at no size, or gives nothing that follows the image.
     """
 
-    def __init__(self, model: ModelProto, name: str, kinds: bool = False, dropped: Shapes | None = None) -> None:
+    def __init__(
+        self,
+        model: ModelProto,
+        name: str,
+        kinds: bool = False,
+        dropped: Shapes | None = None,
+        only: Size | None = None,
+    ) -> None:
         """Of a model as read; `kinds`: outputs that are no scores of classes are refused, also by the shapes of those
-        that were `dropped` from the model.
+        that were `dropped` from the model. `only`: the one size that it is run at.
         """
         self.model, self.name = model, name
         self._kinds, self._dropped = kinds, dict(dropped or {})
         self.flat: dict[str, int] = {}
         self.notes: list[str] = []
         self._read_input()
+        self._only = only
+        if only is not None and any(side not in (None, given) for side, given in zip(self.declared, only, strict=True)):
+            own = "x".join(str(side or given) for side, given in zip(self.declared, only, strict=True))
+            raise MisuseError(f"--fit {only[0]}x{only[1]}, and {name} takes {own} alone; say --fit {own}, or omit it")
         try:
             # Without an arena: large images that are run a few times are not to keep what they took.
             self._session = session(model.SerializeToString(), optimise=False, arena=False)
@@ -205,6 +216,7 @@ class ForeignModel:
         """A size at which some output follows the image, images of it, and what the model gives for them."""
         height, width = self.declared
         tried = list(dict.fromkeys((height or rows, width or columns) for rows, columns in TRIED_SIZES))
+        tried = tried if self._only is None else [self._only]
         reason: str | None = None
         ran: dict[Size, dict[str, np.ndarray]] = {}
         most, by_square, before = min(available_memory() * MEMORY_SHARE, MOST_MEMORY), 0.0, resident() or 0
@@ -257,7 +269,7 @@ class ForeignModel:
         if others:
             self.notes.append(
                 f"{self.name} has several outputs; {chosen} is used, and {', '.join(others)} left out (the largest, "
-                "scores before labels, the first; --output names another)"
+                "scores before labels, the first; --output names another, or several: a,b)"
             )
         return chosen
 
@@ -271,16 +283,10 @@ class ForeignModel:
             if kind is None:
                 return name
             if kind.asked:
-                raise DeployError(
-                    f"{self.name}: whether the maps of {name} {list(results[name].shape)} are {kind.what} cannot be "
-                    f"told ({kind.why}); say --activation softmax or none (values), or name another --output"
-                )
+                raise refusal_of(kind, self.name, name, results[name].shape)
         name, kind = next(iter(kinds.items()))
         assert kind is not None
-        raise DeployError(
-            f"{self.name}: {name} {list(results[name].shape)} holds {kind.what}, no scores of classes ({kind.why}); "
-            "--activation none gives them as values, --activation softmax takes them for classes all the same"
-        )
+        raise refusal_of(kind, self.name, name, results[name].shape)
 
     def compare(self, imported: ModelProto, change: OutputChange, bgr: bool) -> None:
         """Raise DeployError where the imported model does not give what this one gives, at the size that it takes.

@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -34,8 +35,10 @@ class ImportOptions:
         threshold: as the card's.
         card: fields of a card file: see CARD_FIELDS.
         range: which numbers of files are the network's 0 and 1, as the card's; also of a model that carries a card.
-        fit: how images are fitted to the sizes that the network takes: one of FITS; None: as choose_fit says.
+        fit: how images are fitted to the sizes that the network takes: one of FITS, or HxW, the one size that all are
+            resized to; None: as choose_fit says.
         assume: node → what its numbers are in a model of one size: one of ASSUMPTIONS.
+        further: the same of further outputs, each of which is a head of the engine.
     """
 
     mean: tuple[float, ...] | None = None
@@ -50,6 +53,7 @@ class ImportOptions:
     range: Range | str | None = None
     fit: str | None = None
     assume: Mapping[str, str] | None = None
+    further: tuple["ImportOptions", ...] = ()
 
     def __post_init__(self) -> None:
         if self.range is not None:
@@ -58,8 +62,10 @@ class ImportOptions:
                 raise MisuseError("--input-range is in the card file too; say it once")
         if self.scale is not None and not (math.isfinite(self.scale) and self.scale > 0):
             raise MisuseError(f"--input-scale {self.scale}; it must be a number above 0, such as 0.00392157 for 1/255")
-        if self.fit is not None and self.fit not in FITS:
-            raise MisuseError(f"--fit {self.fit}; choose one of {', '.join(FITS)}")
+        if self.fit is not None and self.fit not in FITS and self.fit_size is None:
+            raise MisuseError(
+                f"--fit {self.fit}; choose {', '.join(FITS)}, or one size for all images, such as 512x512"
+            )
         for node, said in (self.assume or {}).items():
             if said not in ASSUMPTIONS:
                 raise MisuseError(f"--assume {node}={said}; say {' or '.join(ASSUMPTIONS)}: NODE=fixed")
@@ -71,6 +77,17 @@ class ImportOptions:
             raise MisuseError(
                 "--input-scale goes with --input-mean and --input-std; a card file's are of the image as it is"
             )
+
+    @property
+    def fit_size(self) -> tuple[int, int] | None:
+        """(height, width) that all images are resized to; None: --fit names none."""
+        match = re.fullmatch(r"([1-9]\d{0,4})[x×]([1-9]\d{0,4})", self.fit or "")
+        return (int(match[1]), int(match[2])) if match else None
+
+    @property
+    def fit_kind(self) -> str | None:
+        """How images are fitted: one of FITS; None: as choose_fit says."""
+        return "resize" if self.fit_size is not None else self.fit
 
     def said(self) -> list[str]:
         """The options in use that say what a card says, as they are written on the command line."""
@@ -85,6 +102,14 @@ class ImportOptions:
         if card.range not in (None, self.range):
             note(f"--input-range takes the place of the card's range, {card.range}")
         return replace(card, range=self.range)
+
+    def refuse_several(self, why: str) -> None:
+        """Raise MisuseError where several outputs are named; `why` that cannot be."""
+        if self.further:
+            names = ",".join(str(each.output) for each in (self, *self.further))
+            raise MisuseError(
+                f"--output {names}: {why}; name one, or give build-engine an ONNX that has them all (torch.onnx.export)"
+            )
 
     def refuse_beside_card(self, name: str, what: str = "models") -> None:
         """Raise MisuseError where something is said of a model that has a card; `what` kind of thing it is."""

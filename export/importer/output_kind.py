@@ -4,7 +4,7 @@ Such maps have one value per pixel and channel, as scores have, and an argmax ov
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +12,7 @@ from fcn_deploy.export.analysis.model_end import last_activation
 from fcn_deploy.export.graph.edit import attributes, metadata
 from fcn_deploy.export.graph.index import GraphIndex
 from fcn_deploy.export.importer.score_map import find_map_axes
+from fcn_deploy.runtime.errors import DeployError
 from onnx import ModelProto, NodeProto
 
 # Words in an output's name, and what they name.
@@ -46,7 +47,13 @@ class OutputKind:
 
 
 def kind_of_output(
-    model: ModelProto, name: str, result: np.ndarray, size: tuple[int, int], others: Shapes
+    model: ModelProto,
+    name: str,
+    result: np.ndarray,
+    size: tuple[int, int],
+    others: Shapes,
+    called: str | None = None,
+    shares: Collection[str] = (),
 ) -> OutputKind | None:
     """What an output that follows the image is, where it is no scores of classes; None: nothing speaks against it.
 
@@ -56,6 +63,8 @@ def kind_of_output(
         result: it, for one image.
         size: (height, width) of that image.
         others: names and shapes of the model's other outputs, as far as they are known.
+        called: what the output is called where the model comes from; None: as here.
+        shares: others that are known to be between 0 and 1.
     """
     axes = find_map_axes(result.shape, size)
     if axes is None or result.dtype.kind != "f":
@@ -67,7 +76,7 @@ def kind_of_output(
     for other, shape in others.items():
         if found := _beside(count, axes.factor, shape, size):
             return OutputKind(found, f"beside {other} {list(shape)}")
-    words = [word for word in re.split(r"[^a-z]+", name.lower()) if word in NAMED]
+    words = [word for word in re.split(r"[^a-z]+", (name if called is None else called).lower()) if word in NAMED]
     if words:
         return OutputKind(NAMED[words[0]], "by its name")
     index = GraphIndex(model)
@@ -78,9 +87,22 @@ def kind_of_output(
             alike = find_map_axes([side if isinstance(side, int) else 0 for side in shape], size)
             one = alike is not None and alike.factor == axes.factor and _channels(shape, alike) == 1
             end = last_activation(index, other) if one else None
-            if end is not None and end.op_type == "Sigmoid":
+            if one and (other in shares or (end is not None and end.op_type == "Sigmoid")):
                 return OutputKind("distances or classes", f"beside {other}, which ends in a Sigmoid", asked=True)
     return None
+
+
+def refusal_of(kind: OutputKind, name: str, output: str, shape: Sequence[int]) -> DeployError:
+    """What is said of a model `name` one of whose outputs is no scores of classes, or may be none."""
+    if kind.asked:
+        return DeployError(
+            f"{name}: whether the maps of {output} {list(shape)} are {kind.what} cannot be told ({kind.why}); say "
+            "--activation softmax or none (values), or name another --output"
+        )
+    return DeployError(
+        f"{name}: {output} {list(shape)} holds {kind.what}, no scores of classes ({kind.why}); "
+        "--activation none gives them as values, --activation softmax takes them for classes all the same"
+    )
 
 
 def _channels(shape: Sequence[int | str | None], axes) -> int:

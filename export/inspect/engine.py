@@ -50,6 +50,7 @@ def _manifest_entries(manifest: Manifest) -> dict[str, Any]:
         "backend": manifest.backend if manifest.gpu is None else manifest.gpu.library,
         "members": {name: entry["bytes"] for name, entry in manifest.members.items()},
         "card_is_its_own": True,
+        "heads": {head.name: head.card(manifest.card).kind for head in manifest.heads},
         "problem": None,
         "stages": [
             {

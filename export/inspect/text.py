@@ -115,6 +115,7 @@ def _reach_rows(reach: dict[str, Any]) -> Iterator[Row]:
 
 
 def _engine_rows(record: dict[str, Any]) -> Iterator[Row]:
+    yield "outputs", [f"{name}: {kind}" for name, kind in record.get("heads", {}).items()]
     for stage in record.get("stages", ()):
         halo = stage["halo"]
         tiles = f"tiles with a halo of {halo[0]}×{halo[1]} pixels" if halo else stage["whole"]

@@ -1,4 +1,6 @@
-"""Make a network that wants multiples of some size take every size: resize the image before it, the scores after it."""
+"""Make a network that wants multiples of a size, or one size, take all: resize the image before it, scores after it."""
+
+from collections.abc import Callable
 
 import numpy as np
 import onnx_ir as ir
@@ -14,12 +16,33 @@ def resize_to_multiple(model: ModelProto, multiple: int, smallest: int = 1) -> P
     The image goes bilinearly (half-pixel centres, not antialiased) to the nearest multiple, halves up, and the scores,
     which may be coarse, to the image's size. For networks that look at the whole image, whose statistics zeros change.
     """
+
+    def nearest(edit: Rewrite, size: ir.Value, first: ir.Node | None) -> ir.Value:
+        half, unit = numbers(edit, "any_size/half", multiple // 2), numbers(edit, "any_size/multiple", multiple)
+        raised = edit.node("Add", [size, half], "any_size/raised", before=first)
+        count = edit.node("Div", [raised, unit], "any_size/count", before=first)
+        rounded = edit.node("Mul", [count, unit], "any_size/nearest", before=first)
+        least = numbers(edit, "any_size/least", -(-max(smallest, 1) // multiple) * multiple)
+        return at_least(edit, rounded, least, "any_size/wanted", first)
+
+    return _resized(model, nearest)
+
+
+def resize_to_size(model: ModelProto, height: int, width: int) -> PassResult:
+    """A model of float [N,C,H,W] → [N,K,H,W] for H and W ≥ 1, from one for images of `height` × `width` alone.
+
+    As `resize_to_multiple`, to that one size.
+    """
+    return _resized(model, lambda edit, size, first: numbers(edit, "any_size/wanted", height, width))
+
+
+def _resized(model: ModelProto, size_for: Callable[[Rewrite, ir.Value, ir.Node | None], ir.Value]) -> PassResult:
+    """The model with a Resize before and after it; `size_for`: (edit, the image's size, before which node) → [h, w]."""
     edit = Rewrite(model)
     image, inner, first = edit.image, edit.result, edit.first()
     readers = tuple(image.uses())
     # Until 13 what is without use may not be left out.
     unused = edit.constant("any_size/unused", np.zeros(0, np.float32)) if edit.opset < 13 else None
-    unit = numbers(edit, "any_size/multiple", multiple)
     start, middle = numbers(edit, "any_size/first", 0), numbers(edit, "any_size/middle", 2)
 
     def resize(value: ir.Value, size: ir.Value, name: str, before: ir.Node | None) -> ir.Value:
@@ -33,12 +56,7 @@ def resize_to_multiple(model: ModelProto, multiple: int, smallest: int = 1) -> P
         )  # fmt: skip
 
     size = size_of(edit, image, first)
-    raised = edit.node("Add", [size, numbers(edit, "any_size/half", multiple // 2)], "any_size/raised", before=first)
-    count = edit.node("Div", [raised, unit], "any_size/count", before=first)
-    nearest = edit.node("Mul", [count, unit], "any_size/nearest", before=first)
-    least = numbers(edit, "any_size/least", -(-max(smallest, 1) // multiple) * multiple)
-    wanted = at_least(edit, nearest, least, "any_size/wanted", first)
-    reroute(readers, resize(image, wanted, "any_size/image_resized", first))
+    reroute(readers, resize(image, size_for(edit, size, first), "any_size/image_resized", first))
     full = resize(inner, size, "any_size/scores_resized", None)
     edit.end_with(full, f"{inner.name}_resized")
     declare(image, ["N", dims(image)[1], "H", "W"])

@@ -113,6 +113,11 @@ def model_name(engine: Path, config: TritonConfig) -> str:
 def config_text(engine: Path, manifest: Manifest, config: TritonConfig) -> str:
     """The text of config.pbtxt. Raises MisuseError for outputs that the network does not give."""
     card = manifest.card
+    if manifest.heads:
+        raise MisuseError(
+            f"{engine} has {len(manifest.heads)} outputs, and Triton's model.py gives those of one; build an engine of "
+            "one --output for it"
+        )
     outputs = config.outputs or (card.kind,)
     digest = hashlib.sha256("".join(str(each["sha256"]) for each in manifest.members.values()).encode()).hexdigest()
     shapes = ",\n".join(_output(name, card) for name in outputs)

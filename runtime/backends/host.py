@@ -10,9 +10,9 @@ import numpy as np
 
 from ..arrays import AnyArray, Floats, Image, Labels, size_of
 from ..errors import DeployError
+from ..heads import Heads
 from ..manifest import Upsampling
 from ..model_card import ModelCard
-from ..no_data import usable
 from ..prepare import Border, input_shape, padded_size, prepare
 from ..process_memory import give_back_freed
 from ..upsampling import ScoreWindow, labels_from_scores
@@ -27,6 +27,7 @@ class HostBackend:
         card: of the model.
         upsampling: what makes full-size scores of the core's.
         border, block: of a first stage that takes the image as it is (`Stage`).
+        heads: whose scores these are, where they are of several; the card and upsampling are of the chosen one.
     """
 
     batches = True
@@ -39,10 +40,12 @@ class HostBackend:
         upsampling: Upsampling,
         border: Border | None = None,
         block: int = 1,
+        heads: Heads | None = None,
     ) -> None:
         self.name = sessions[0].name
         self._sessions, self._card, self._upsampling = tuple(sessions), card, upsampling
         self._border, self._block = border, block
+        self._heads = heads or Heads(card, upsampling, (), None, self.name)
         self._buffers = threading.local()
 
     def scores(self, images: Sequence[Image]) -> Floats:
@@ -58,9 +61,9 @@ class HostBackend:
     def labels(self, images: Sequence[Image]) -> list[Labels]:
         """As `Backend` says."""
         sizes = [size_of(image) for image in images]
-        padded = padded_size(*sizes[0], self._card)
+        padded, own = padded_size(*sizes[0], self._card), self._heads.view("labels").own
         windows = [ScoreWindow.whole(*each) for each in zip(self.scores(images), repeat(padded), sizes, strict=False)]
-        return [labels_from_scores(window, self._upsampling, self._card) for window in windows]
+        return [labels_from_scores(own(window), self._upsampling, self._card) for window in windows]
 
     def warming(self) -> Iterator[None]:
         """As `Backend` says."""
@@ -103,7 +106,7 @@ class HostBackend:
         self._buffers = threading.local()
 
     def _usable(self, scores: Floats) -> Floats:
-        return usable(scores, self._card, interpolated=self._upsampling.mode == "linear")
+        return self._heads.usable(scores, interpolated=self._upsampling.mode == "linear")
 
     @property
     def _input_dtype(self) -> type[np.float32 | np.uint8]:

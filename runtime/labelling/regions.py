@@ -220,7 +220,7 @@ def _forget(*paths: Path) -> None:
 def engine_identity(net: Network) -> dict[str, str]:
     """By what is done of a file was done."""
     members = json.dumps(dict(net.manifest.members), sort_keys=True) if net.manifest else str(net.path.stat())
-    members += net.card.to_json() + (" refined" if net.refine else "")  # thresholds and colours
+    members += net.heads.chosen + net.card.to_json() + (" refined" if net.refine else "")  # thresholds and colours
     return {"engine": hashlib.sha256(members.encode()).hexdigest()}
 
 

@@ -60,15 +60,21 @@ class Served:
 
     @cached_property
     def kinds(self) -> tuple[str, ...]:
-        """The results that can be asked for."""
+        """The results that can be asked for: `labels`, and of further heads `depth/values`."""
+        heads = self.network.heads
         found = []
-        for kind in ("labels", "probabilities", "masks", "values", "refined", "scores"):
-            try:
-                self.network.check_outputs(kind)
-            except MisuseError:
-                continue
-            found.append(kind)
+        for prefix in ("", *(f"{name}/" for name in heads.names if name != heads.chosen)):
+            for kind in ("labels", "probabilities", "masks", "values", "refined", "scores"):
+                try:
+                    self.network.check_outputs(prefix + kind)
+                except MisuseError:
+                    continue
+                found.append(prefix + kind)
         return tuple(found)
+
+    def card_of(self, kind: str) -> ModelCard:
+        """Of the head that a result of one of `kinds` is of."""
+        return self.network.heads.view(kind).card
 
     def take(self) -> bool:
         """Count a user more; False where it has been replaced, and may be closed already."""

@@ -77,9 +77,10 @@ def check_wanted(served: Served, outputs: Sequence[Wanted]) -> tuple[Wanted, ...
             raise MisuseError(
                 f"output {each.name[:40]!r}, and {served.name} gives {', '.join(served.kinds)}; name one of these"
             )
-        if each.format == "png" and each.name not in LABEL_KINDS:
+        kind = served.network.heads.view(each.name).kind
+        if each.format == "png" and kind not in LABEL_KINDS:
             raise MisuseError(f"a PNG of {each.name}; only labels are written as PNG: omit the format")
-        if each.format == "rle" and each.name not in (*LABEL_KINDS, "masks"):
+        if each.format == "rle" and kind not in (*LABEL_KINDS, "masks"):
             raise MisuseError(f"run lengths of {each.name}; only labels and masks have them: omit the format")
     return outputs
 
@@ -134,6 +135,7 @@ def shares(result: AnyArray, card: ModelCard) -> list[dict[str, Any]]:
 def metadata(served: Served) -> dict[str, Any]:
     """What a model says of itself: the protocol's fields, and under `parameters` what it does not know."""
     card, network = served.card, served.network
+    names = network.heads.names
     return {
         "name": served.name,
         "versions": [served.version],
@@ -148,24 +150,32 @@ def metadata(served: Served) -> dict[str, Any]:
         ],
         "outputs": [
             {
-                "name": kind,
-                "datatype": _datatype(kind, card),
-                "shape": [-1, -1] if kind in LABEL_KINDS else [card.scores, -1, -1],
+                "name": name,
+                "datatype": _datatype(view.kind, view.card),
+                "shape": [-1, -1] if view.kind in LABEL_KINDS else [view.card.scores, -1, -1],
             }
-            for kind in served.kinds
+            for name, view in ((name, network.heads.view(name)) for name in served.kinds)
         ],
         "parameters": {
-            "classes": list(card.classes),
-            "colors": [list(color) for color in card.colors],
-            "no_data": card.no_data,
-            "kind": network.kind,
-            "activation": card.activation,
+            **_meaning(card),
+            **({"heads": {name: _meaning(network.heads.card_of(name)) for name in names}} if names else {}),
             "stride": card.stride,
             "size_multiple": card.size_multiple,
             "smallest": card.smallest,
             "precision": network.precision,
             "backend": network.backend.name,
         },
+    }
+
+
+def _meaning(card: ModelCard) -> dict[str, Any]:
+    """What the results of a head mean."""
+    return {
+        "classes": list(card.classes),
+        "colors": [list(color) for color in card.colors],
+        "no_data": card.no_data,
+        "kind": card.kind,
+        "activation": card.activation,
     }
 
 

@@ -17,7 +17,7 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from ..arrays import AnyArray
-from ..errors import MisuseError
+from ..errors import DeployError, MisuseError
 from .access import Exchange
 from .models import Served
 from .openapi import description
@@ -31,6 +31,7 @@ GRACE_SECONDS = 30.0  # in which a body must begin to come, or an answer to be t
 SLOWEST = 50_000  # … bytes a second: a client that is slower is cut off
 DRAINED = 1 << 30  # bytes of a refused body that are read and thrown away, so that the client gets to read the answer
 PARSED_AT_ONCE = 1 << 16  # bytes of JSON: more is parsed in a thread
+CURLS_OWN = "application/x-www-form-urlencoded"  # what curl says of any body that it is not told of
 LABEL_KINDS = ("labels", "refined", "masks")
 PAGE = {
     "/": ("index.html", "text/html"),
@@ -291,6 +292,7 @@ async def _outcome(
         leaving.cancel()
         working.cancel()
         held.leave()
+        del leaving, working  # or what was raised, this frame and the body would live in a cycle
 
 
 async def _infer(service: Service, exchange: Exchange, receive: Receive, held: Held) -> Answer:
@@ -330,7 +332,7 @@ def _written(
     text = [json.dumps(fields)[:-1].encode(), b', "outputs": [']
     rest: list[Part] = []
     for index, (wanted, result) in enumerate(zip(outputs, results, strict=True)):
-        output = output_of(wanted, result, served.card, request.binary)
+        output = output_of(wanted, result, served.card_of(wanted.name), request.binary)
         parameters = dict(output.parameters)
         if output.binary:
             rest.append(output.raw)
@@ -365,7 +367,7 @@ async def _label(service: Service, exchange: Exchange, receive: Receive, held: H
     with service.models.using(query.get("model", ""), query.get("version", "")) as served:
         exchange.model = served.name
         kind = query.get("output", served.network.kind)
-        if kind not in LABEL_KINDS:
+        if kind.rpartition("/")[2] not in LABEL_KINDS:
             raise MisuseError(
                 f"output {kind[:40]!r}: /label gives {', '.join(LABEL_KINDS)}; ask /v2/models/{served.name}/infer"
             )
@@ -376,14 +378,19 @@ async def _label(service: Service, exchange: Exchange, receive: Receive, held: H
 
         def write(outputs: tuple[Wanted, ...], results: tuple[AnyArray, ...]) -> Any:
             if format == "png":
-                return output_of(outputs[0], results[0], served.card, binary=True).element
+                return output_of(outputs[0], results[0], served.card_of(kind), binary=True).element
             found: dict[str, Any] = {"model": served.name, "version": served.version, "output": kind}
             found["size"] = results[0].shape[-2:]
-            found["classes"] = shares(results[0], served.card)
+            found["classes"] = shares(results[0], served.card_of(kind))
             return found | ({"rle": run_lengths(results[0])} if format == "rle" else {})
 
         request = InferRequest(None, body, (wanted,))
-        done = await _outcome(service, exchange, receive, held, served, request, write)
+        try:
+            done = await _outcome(service, exchange, receive, held, served, request, write)
+        except DeployError as error:
+            if type(error) is DeployError and exchange.headers.get("content-type") == CURLS_OWN:
+                raise DeployError(f"{error}; curl sends files whole by --data-binary alone, not by -d") from None
+            raise
     headers = {"Server-Timing": _timing(done), "X-Model": served.name, "X-Model-Version": served.version}
     if format == "png":
         return Answer([done.answer], "image/png", headers)

@@ -6,6 +6,7 @@ the stream has measured that batches pay. It knows nothing of protocols.
 
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, InvalidStateError
@@ -30,6 +31,15 @@ class RefusedError(DeployError):
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)
         self.reason = reason
+
+
+def bare(error: DeployError) -> DeployError:
+    """An error that is told in one line, without the frames that it comes from.
+
+    They hold the image, and would live as long as the error: in a cycle with it, until that is collected.
+    """
+    error.__cause__ = error.__context__ = None
+    return error.with_traceback(None)
 
 
 @dataclass
@@ -100,7 +110,7 @@ class Job:
     def fail(self, error: BaseException) -> None:
         """End it with an error."""
         with suppress(InvalidStateError):  # dropped meanwhile
-            self.future.set_exception(error)
+            self.future.set_exception(bare(error) if isinstance(error, DeployError) else error)
 
 
 class Held:
@@ -219,11 +229,12 @@ class Room:
             self._check_open(len(self._waiting))
             self._waiting.append(job)
             self._changed.notify()
-        job.future.add_done_callback(lambda future: self._forget(job) if future.cancelled() else None)
+        held = weakref.ref(job)  # or a job and its future, with the image, would be in a cycle
+        job.future.add_done_callback(lambda future: self._forget(held()) if future.cancelled() else None)
 
-    def _forget(self, job: Job) -> None:
+    def _forget(self, job: Job | None) -> None:
         with self._changed:
-            if job in self._waiting:
+            if job is not None and job in self._waiting:
                 self._waiting.remove(job)
 
     def close(self) -> None:
@@ -242,6 +253,7 @@ class Room:
                 with self._changed:
                     self._working -= len(group)
                     self._busy -= 1
+                del group  # a lane that waits for the next job holds no image
 
     def _next(self) -> list[Job]:
         """The oldest job, and seven like it where there are so many; nothing once the room is closed and empty."""

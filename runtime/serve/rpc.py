@@ -1,5 +1,6 @@
 """The way in over gRPC: the Open Inference Protocol's service, and gRPC's own health check."""
 
+import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
@@ -14,14 +15,16 @@ from .messages import HEALTH_MESSAGES, MESSAGES, METHODS, NOT_SERVING, SERVICE, 
 from .models import Served
 from .outputs import EXTENSIONS, metadata, output_of
 from .raw import with_raw, without_raw
-from .room import Held
+from .room import Held, RefusedError
 from .service import Service, problem_of
 from .tensors import DATATYPES, MOST_OUTPUTS, Given, InferRequest, Wanted, request_of, wanted
 
 INFER = "ModelInfer"
 SLACK = 1 << 16  # bytes of a message beside its image
 MOST_MESSAGE = (1 << 31) - 1  # bytes, which protobuf and gRPC count in 31 bits
-PARALLEL = 16  # messages that are received at once beyond those that may wait
+PARALLEL = 16  # calls beyond those that may wait
+RECEIVED = 16  # messages that are received at once, at most
+RECEIVE_SECONDS = 30.0  # in which a message must have come
 CONTENTS = {"UINT8": "uint_contents", "UINT16": "uint_contents", "INT16": "int_contents", "FP32": "fp32_contents"}
 
 
@@ -50,10 +53,10 @@ def server(service: Service) -> "grpc.aio.Server":
 
 def _handler(name: str, verbs: "_Verbs", messages: Mapping[str, Any]) -> Any:
     """A method's handler; it takes bytes, and inference gives bytes too."""
-    serializer = None if name == INFER else messages[f"{name}Response"].SerializeToString
-    return grpc.unary_unary_rpc_method_handler(
-        verbs.of(name, messages[f"{name}Request"]), response_serializer=serializer
-    )
+    verb = verbs.of(name, messages[f"{name}Request"])
+    if name == INFER:  # as a stream of one message, which is the same to clients: it is read when there is room for it
+        return grpc.stream_unary_rpc_method_handler(verb)
+    return grpc.unary_unary_rpc_method_handler(verb, response_serializer=messages[f"{name}Response"].SerializeToString)
 
 
 class _Verbs:
@@ -61,13 +64,15 @@ class _Verbs:
 
     def __init__(self, service: Service) -> None:
         self._service = service
+        # How long a message is, is known when it has come: those on their way are as long as any may be.
+        self._receiving = asyncio.Semaphore(min(RECEIVED, max(1, service.room.bytes // service.limits.body)))
 
-    def of(self, name: str, message: Any) -> Callable[[bytes, Any], Awaitable[Any]]:
-        """A method, whose errors become gRPC's statuses; it takes the bytes of a `message`."""
+    def of(self, name: str, message: Any) -> Callable[[Any, Any], Awaitable[Any]]:
+        """A method, whose errors become gRPC's statuses; it takes a `message` as bytes, and inference reads it."""
         verb = getattr(self, f"_{name}")
         open = name in ("ServerLive", "ServerReady", "HealthCheck")
 
-        async def answer(sent: bytes, context: Any) -> Any:
+        async def answer(sent: Any, context: Any) -> Any:
             given = {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
             exchange = Exchange(self._service.metrics, "grpc", {}, given)
             try:
@@ -76,11 +81,12 @@ class _Verbs:
                 if name != INFER:
                     return await verb(_parsed(message, sent))
                 with exchange:
-                    return await _counted(exchange, verb(sent, context, exchange))
+                    return await _counted(exchange, verb(context, exchange))
             except DeployError as error:
                 problem = problem_of(error)
             except (ValueError, ArithmeticError, LookupError, TypeError, OSError, RuntimeError, MemoryError) as error:
                 problem = problem_of(error)
+            del sent  # what abort raises keeps this frame in a cycle
             await context.abort(getattr(grpc.StatusCode, problem.grpc), problem.text)
 
         return answer
@@ -115,15 +121,39 @@ class _Verbs:
             name=told["name"], versions=told["versions"], platform=told["platform"], **tensors
         )
 
-    async def _ModelInfer(self, sent: bytes, context: Any, exchange: Exchange) -> bytes:  # noqa: N802
-        service = self._service
-        rest, raw = without_raw(sent)
-        request = _parsed(MESSAGES["ModelInferRequest"], rest)
-        raw = raw or [memoryview(each) for each in request.raw_input_contents]
-        with service.models.using(request.model_name, request.model_version) as served, Held(service.room) as held:
-            exchange.model = served.name
+    async def _ModelInfer(self, context: Any, exchange: Exchange) -> bytes:  # noqa: N802
+        with Held(self._service.room) as held:
             held.enter()
+            sent = await self._received(context, held)
+            rest, raw = without_raw(sent)
+            request = _parsed(MESSAGES["ModelInferRequest"], rest)
+            raw = raw or [memoryview(each) for each in request.raw_input_contents]
+            return await self._inferred(request, raw, held, context, exchange)
+
+    async def _received(self, context: Any, held: Held) -> bytes:
+        """The one message of a call. Raises RefusedError, MisuseError."""
+        async with self._receiving:
+            try:
+                async with asyncio.timeout(RECEIVE_SECONDS):
+                    # Not by the iterator over messages: it keeps the last one in a cycle, until that is collected.
+                    sent: bytes = await context.read()
+            except TimeoutError as error:
+                raise RefusedError(
+                    "slow",
+                    f"the request did not come within {RECEIVE_SECONDS:.0f} seconds; send it again on a better line, "
+                    "or over HTTP",
+                ) from error
+            if sent is grpc.aio.EOF:
+                raise MisuseError("the call has no message; send one")
             held.more(len(sent))
+            return sent
+
+    async def _inferred(
+        self, request: Any, raw: Sequence[memoryview], held: Held, context: Any, exchange: Exchange
+    ) -> bytes:  # fmt: skip
+        service = self._service
+        with service.models.using(request.model_name, request.model_version) as served:
+            exchange.model = served.name
             asked = _asked(request, raw)
             times = [each for each in (asked.timeout, context.time_remaining()) if each is not None]
             deadline = service.deadline_of(min(times) if times else None)
@@ -195,7 +225,7 @@ def _written(served: Served, asked: InferRequest, outputs: tuple[Wanted, ...], r
     answer = MESSAGES["ModelInferResponse"](model_name=served.name, model_version=served.version, id=asked.id)
     raw = []
     for each, result in zip(outputs, results, strict=True):
-        output = output_of(each, result, served.card, binary=True)
+        output = output_of(each, result, served.card_of(each.name), binary=True)
         tensor = answer.outputs.add(name=output.name, datatype=output.datatype, shape=output.shape)
         for key, value in output.parameters.items():
             tensor.parameters[key].string_param = value

@@ -1,12 +1,14 @@
 """The two ports of a server, opened and closed together, in one event loop."""
 
 import asyncio
+import errno
 import logging
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import grpc
 import uvicorn
@@ -19,6 +21,9 @@ from .service import Service
 
 END_SECONDS = 3600.0  # in which requests that were begun may end
 KEEP_SECONDS = 30  # that a connection is kept without a request
+TELL_SECONDS = 60.0  # between two lines about connections that wait
+_told = [float("-inf")]  # when that was told last
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -50,6 +55,16 @@ def _cannot_listen(host: str, port: int, reason: str, option: str) -> DeployErro
     return DeployError(f"cannot listen at port {port} of {host}: {reason}; choose another with {option}")
 
 
+def _heard(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """What goes wrong in the loop itself. asyncio would tell a thousand times a second that files have run out."""
+    error = context.get("exception")
+    if not isinstance(error, OSError) or error.errno not in (errno.EMFILE, errno.ENFILE):
+        loop.default_exception_handler(context)
+    elif (now := loop.time()) - _told[0] > TELL_SECONDS:
+        _told[0] = now
+        log.error("connections wait: %s; raise the limit (ulimit -n), or put a proxy before it", error.strerror)
+
+
 class _Http(uvicorn.Server):
     """uvicorn's server, which leaves signals to us."""
 
@@ -76,6 +91,7 @@ class Server:
 
     async def start(self) -> None:
         """Take requests. Raises DeployError where the port of gRPC cannot be had."""
+        asyncio.get_running_loop().set_exception_handler(_heard)
         self._rpcs = rpc.server(self._service)
         # It warns of each request that is none, and whoever likes could fill the log by them.
         # Likewise of files of several images, which is told to the client.

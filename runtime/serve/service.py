@@ -18,11 +18,10 @@ from ..images.numbers import ReadOptions
 from ..images.read import decode
 from ..model_card import ModelCard
 from ..prepare import check_image
-from ..upsampling import result_bytes
 from .metrics import Metrics
 from .models import Models, Served, UnknownModelError
 from .outputs import check_wanted
-from .room import Done, Held, Job, RefusedError, Room
+from .room import Done, Held, Job, RefusedError, Room, bare
 from .tensors import InferRequest, Wanted
 
 log = logging.getLogger(__name__)
@@ -78,8 +77,10 @@ class Problem:
 
 
 def problem_of(error: BaseException) -> Problem:
-    """What a client is told."""
+    """What a client is told. An error that is ours keeps nothing but its text."""
     text = one_line(error, 300)
+    if isinstance(error, DeployError):
+        bare(error)
     if isinstance(error, RefusedError):
         return Problem(*REFUSED[error.reason], error.reason, text)
     if isinstance(error, UnknownModelError):
@@ -198,7 +199,7 @@ class Service:
             def read() -> Image:
                 return self._decoded(file, card)
 
-        held.more(decoded + size[0] * size[1] * sum(result_bytes(kind, card) for kind in kinds))
+        held.more(decoded + size[0] * size[1] * sum(served.network.result_bytes(kind) for kind in kinds))
 
         def answer(results: tuple[AnyArray, ...]) -> Any:
             by_kind = dict(zip(kinds, results, strict=True))
@@ -220,7 +221,20 @@ class Service:
 
     async def off_the_loop(self, work: Callable[[], T]) -> T:
         """What `work` gives, done in a thread: parsing and reading that would hold up everybody else."""
-        return await asyncio.get_running_loop().run_in_executor(self._headers, work)
+
+        def tried() -> T | DeployError:
+            try:
+                return work()
+            except DeployError as error:
+                return bare(error)
+
+        found = await asyncio.get_running_loop().run_in_executor(self._headers, tried)
+        if not isinstance(found, DeployError):
+            return found
+        try:
+            raise found
+        finally:
+            del found  # or this frame would be in a cycle with it
 
     async def outcome(self, served: Served, job: Job) -> Done:
         """Run a job, and give what became of it; a caller that is cancelled drops it.

@@ -205,12 +205,12 @@ def _numbers(data: Any, count: int, dtype: np.dtype[Any]) -> AnyArray:
     """The numbers of a JSON list, nested or flat, as a flat array."""
     if not isinstance(data, list):
         raise MisuseError("the input has no data; send a list of numbers, or binary data")
+    if _count(data) != count:
+        raise MisuseError(f"the input's shape has {count} numbers, and its data {_count(data)}; mend either")
     try:
         found = np.array(data)
     except (ValueError, OverflowError) as error:
         raise MisuseError("the input's data are not lists of equal lengths; send them flat") from error
-    if found.size != count:
-        raise MisuseError(f"the input's shape has {count} numbers, and its data {found.size}; mend either")
     if found.dtype.kind not in ("iuf" if dtype.kind == "f" else "iu"):
         raise MisuseError(f"the input's data are not all {'' if dtype.kind == 'f' else 'whole '}numbers; mend them")
     if dtype.kind != "f":
@@ -219,6 +219,21 @@ def _numbers(data: Any, count: int, dtype: np.dtype[Any]) -> AnyArray:
             raise MisuseError(f"the input's data go from {found.min()} to {found.max()}, outside {dtype}; mend them")
     with np.errstate(over="ignore"):  # becomes infinite, which is no data
         return found.astype(dtype).reshape(-1)
+
+
+def _count(data: list[Any]) -> int:
+    """How many numbers a nested list has. Raises MisuseError where there is anything else in it.
+
+    NumPy would make room for the longest text as often as there are elements.
+    """
+    kinds = set(map(type, data))
+    if kinds == {list}:
+        return sum(map(_count, data))
+    if list in kinds:
+        raise MisuseError("the input's data are not lists of equal lengths; send them flat")
+    if not kinds <= {int, float}:
+        raise MisuseError("the input's data are not all numbers; mend them")
+    return len(data)
 
 
 def _file(given: Given) -> memoryview:

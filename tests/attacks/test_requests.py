@@ -4,6 +4,7 @@
 """
 
 import copy
+import gc
 import io
 import json
 import random
@@ -208,6 +209,53 @@ def test_hostile_messages_of_grpc_are_refused(server):
                 assert error.code().name in ("INVALID_ARGUMENT", "NOT_FOUND"), error
     assert found["OK"] and found["INVALID_ARGUMENT"]
     served_as_before(client, service)
+
+
+LENGTH = 1_234_567  # bytes of a body, which nothing else has
+
+
+def answers(client):
+    """Send a body that is labelled, and some that are refused for one reason each; what they were answered."""
+    grpc = needs("grpc")
+    from fcn_deploy.runtime.serve.messages import SERVICE
+
+    file = io.BytesIO()
+    Image.fromarray(photo(300, 300)).save(file, "PNG")
+    right, broken = (part.ljust(LENGTH, b"\0") for part in (file.getvalue(), file.getvalue()[:5000]))
+    head = json.dumps(
+        {"inputs": [{"name": "image", "datatype": "UINT8", "shape": [9, 9, 3], "parameters": {}}]}
+    ).encode()
+    length = {"Inference-Header-Content-Length": str(len(head))}
+    asked = [(INFER, bytes(LENGTH), {}), (INFER, head.ljust(LENGTH), length), ("/label", bytes(LENGTH), {})]
+    asked += [("/label", right, {}), ("/label", broken, {}), (INFER.replace("narrow", "other"), bytes(LENGTH), {})]
+    found = [client.ask("POST", *each)[0] for each in asked]
+    with grpc.insecure_channel(client.grpc) as channel:
+        for method in ("ModelInfer", "ModelMetadata"):
+            try:
+                channel.unary_unary(f"/{SERVICE}/{method}")(bytes(LENGTH), timeout=60)
+            except grpc.RpcError as error:  # which keeps what was sent, as long as it has its name
+                found.append(error.code().name)
+    return found
+
+
+def test_nothing_of_a_request_stays(server):
+    """Without Python's collector of cycles, which may not run for thousands of requests: they would fill the memory."""
+    client, service = server
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(3):
+            assert answers(client) == [400, 400, 422, 200, 422, 404, "INVALID_ARGUMENT", "INVALID_ARGUMENT"]
+        served_as_before(client, service)
+        kept = [
+            each
+            for each in gc.get_objects()
+            for held in gc.get_referents(each)
+            if type(held) in (bytes, bytearray) and len(held) == LENGTH
+        ]
+        assert not kept
+    finally:
+        gc.enable()
 
 
 def test_values_that_are_no_numbers_are_answered_or_refused(tmp_path):

@@ -144,6 +144,48 @@ def test_a_network_that_pads_odd_maps_by_code_is_padded_to_even_sizes(tmp_path):
     assert any("code that looks at the sizes of its maps" in note and "multiples of 2" in note for note in notes)
 
 
+class Flexible(nn.Module):
+    """Steps of 2 and then of its first `step`, whose maps pad their skips where they are odd, as MONAI's FlexibleUNet.
+
+    Its first skip is at 1/step of the image, so it takes no other sizes than multiples of that by itself.
+    """
+
+    def __init__(self, step: int, depth: int = 4):
+        super().__init__()
+        self.first, self.step = nn.Conv2d(3, 4, step, step), step
+        self.steps = nn.ModuleList(nn.Conv2d(4, 4, 2, 2) for _ in range(depth))
+        self.joins = nn.ModuleList(nn.Conv2d(8, 4, 3, padding=1) for _ in range(depth))
+
+    def forward(self, x):
+        skips = [self.first(x)]
+        for step in self.steps:
+            skips.append(step(skips[-1]).relu())
+        y = skips.pop()
+        for join in self.joins:
+            skip, y = skips.pop(), F.interpolate(y, scale_factor=2.0)
+            odd = [int(y.shape[axis] != skip.shape[axis]) for axis in (3, 2)]
+            y = join(torch.cat([skip, F.pad(y, (0, odd[0], 0, odd[1]), "replicate")], 1)).relu()
+        return F.interpolate(y, scale_factor=float(self.step))
+
+
+@pytest.mark.parametrize(("step", "multiple"), [(2, 32), (3, 48)])
+def test_padding_of_odd_maps_is_found_where_a_network_takes_multiples_too(tmp_path, step, multiple):
+    """It takes multiples of its step; padded by code it is the ONNX at the multiples that have no odd map."""
+    notes = []
+    torch.manual_seed(0)
+    model = Flexible(step).eval()
+    card, _ = export_module(
+        model, None, tmp_path / "m.onnx", exporter="torchscript", name="it", note=notes.append
+    )  # the other takes its time, and does not do it either
+    assert card.size_multiple == multiple
+    assert any(f"what that does for multiples of {multiple}" in note for note in notes)
+    image = torch.randn(1, 3, 3 * multiple, 5 * multiple)
+    session = onnxruntime.InferenceSession(tmp_path / "m.onnx")
+    with torch.inference_mode():
+        expected = model(image).numpy()
+    np.testing.assert_allclose(session.run(None, {"image": image.numpy()})[0], expected, atol=1e-5)
+
+
 class Stretches(Segments):
     """A U-Net whose decoder goes to its skip's size by linear interpolation: odd sizes are stretched."""
 

@@ -45,6 +45,30 @@ def test_labels_in_stages_and_tiles_are_those_of_whole_logits(architecture, monk
     check(net.result(image, "labels"), whole_logits(model, card, image))
 
 
+@pytest.mark.parametrize("architecture", ONE_EACH, ids=lambda a: "-".join(map(str, a.values())))
+def test_where_memory_is_short_all_parts_are_run_in_tiles(architecture, monkeypatch):
+    """The late layers too, whose halo is wide: scenes of any size are validated."""
+    monkeypatch.setattr(staged, "TILE", 64)
+    model = random_network(**architecture)
+    card = card_for(model.architecture, tuple("abcde"))
+    image = photo(1200, 72)
+    net = staged_network(model, card)
+    whole = net.plan(1200, 72).bytes
+    net.memory = int(whole * 0.8)
+    grids = net.plan(1200, 72).grids
+    assert grids[1].count > 1 and grids[1].halo[0] >= 160
+    check(net.result(image, "labels"), whole_logits(model, card, image))
+
+
+@pytest.mark.parametrize(
+    ("arch", "backbone", "stride"), [("lraspp", "mobilenet-v3-large", 8), ("deeplabv3", "resnet50", 8)]
+)
+def test_what_is_pooled_over_the_image_is_run_whole(arch, backbone, stride):
+    model = random_network(arch=arch, backbone=backbone, stride=stride)
+    net = staged_network(model, card_for(model.architecture, tuple("abcde")))
+    assert net.stages[-1].halo is None and "whole image" in net.stages[-1].whole
+
+
 @pytest.mark.parametrize("opens", [OnnxRuntimeSession, OpenVinoSession], ids=["onnxruntime", "openvino"])
 @pytest.mark.parametrize("architecture", [FAMILY[1], FAMILY[-1]], ids=["lite0", "dilated8"])
 def test_exported_for_validation_it_gives_the_same(architecture, opens, monkeypatch):

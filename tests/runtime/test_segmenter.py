@@ -242,5 +242,5 @@ def test_the_public_members_are_few():
     """What else our own commands use is Network's, and no part of the API."""
     assert {name for name in vars(Segmenter) if not name.startswith("_")} == {
         "card", "backend", "precision", "refine", "plan", "probabilities", "masks", "values", "heatmap", "map", "bands",
-        "warmup", "close",
+        "warmup", "close", "outputs", "results",
     }  # fmt: skip

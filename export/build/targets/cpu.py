@@ -17,7 +17,7 @@ from fcn_deploy.export.build.cut_stages import Part, cut_core, members_of
 from fcn_deploy.export.build.draft import Draft
 from fcn_deploy.export.build.golden import golden_sample
 from fcn_deploy.export.build.measured_memory import with_measured_memory
-from fcn_deploy.export.build.parity import compare
+from fcn_deploy.export.build.parity import compare_each
 from fcn_deploy.export.build.report_parts import candidate_reports, stage_reports
 from fcn_deploy.export.build.targets.job import BuildJob
 from fcn_deploy.export.passes.raw_input import raw_input
@@ -88,7 +88,8 @@ def _int8_draft(job: BuildJob, mixed: MixedPrecision, report: EngineReport) -> D
     manifest = replace(job.float_draft.manifest, precision=job.precision, pooled=passes.pooled)
     report.passes = passes.reason or None
     if (changed := on_pixels(parts, job.float_core, card, mixed.image_mean)) is not None:
-        tried = Draft(replace(manifest, stages=tuple(part.stage for part in changed)), members_of(changed))
+        stages = tuple(part.stage for part in changed)
+        tried = Draft(replace(manifest, stages=stages, pooled=None), members_of(changed))
         with tried.opened(job.config.threads) as net:
             found = mixed.gate.measure_run(net.scores)
         if mixed.gate.holds(found):
@@ -248,7 +249,7 @@ class _Choice:
             return ""
         self.job.say(f"checking the labels of {candidate.backend}, {candidate.precision}")
         if candidate.precision == "float32" or mixed is None:
-            compare(self.job.model, net)
+            compare_each(self.job.model, net)
             return ""
         # As served, by its own kernels: others round otherwise.
         gate = mixed.gate

@@ -85,14 +85,14 @@ def test_nan_at_small_sizes_is_said():
         (lambda h, w: (1, 2, 192, 192), "gives 192×192 scores whatever"),
         (lambda h, w: (1, 2, h, 100), "gives …×100 scores whatever"),
         (lambda h, w: (1, 2, 192, w), "gives 192×… scores whatever"),
-        (lambda h, w: (1, 2, h - 4, w - 4), "188×188 scores for 192×192 pixels"),
+        (lambda h, w: (1, 2, h - 4, w - 4), "92×92 scores for 96×96 pixels"),
         (lambda h, w: (1, h, w, 2), r"as in \[N,H,W,K\]"),
-        (lambda h, w: (1, 2, 2 * h, 2 * w), "384×384 scores for 192×192 pixels, and one for each at most"),
+        (lambda h, w: (1, 2, 2 * h, 2 * w), "192×192 scores for 96×96 pixels, and one for each at most"),
         (lambda h, w: (1, 2, h // 2, w // 4), "1/2 of the height and 1/4 of the width"),
         (lambda h, w: np.full((1, 2, h, w), np.nan), "NaN wherever it runs"),
         (lambda h, w: (1, 10), "a classifier's dense layer"),
-        (lambda h, w: (1, 2, h, w) if h == w == 320 else 1 / 0, "runs at 320×320, and at 192×192 it fails: ZeroDiv"),
-        (lambda h, w: (1, 2, h, w) if h * w % 2 else 1 / 0, "at 192×192 it fails: ZeroDivisionError"),
+        (lambda h, w: (1, 2, h, w) if h == w == 320 else 1 / 0, "runs at 320×320, and at 96×96 it fails: ZeroDiv"),
+        (lambda h, w: (1, 2, h, w) if h * w % 2 else 1 / 0, "at 96×96 it fails: ZeroDivisionError"),
     ],
 )
 def test_what_follows_no_size_is_refused_for_what_it_did(run, said):
@@ -240,6 +240,7 @@ def test_a_network_that_takes_too_much_at_every_size_says_so(monkeypatch):
 
     monkeypatch.setattr(trial_memory, "resident", lambda: 0)
     monkeypatch.setattr(trial_memory, "highest", lambda before: int(1.9e9))
+    monkeypatch.setattr(trial_memory, "LEAST_TOLD", 1)  # of the first size too
     monkeypatch.setattr(trial_memory, "available_memory", lambda: 64e9)
     with pytest.raises(DeployError, match=r"it would take about \d+\.\d GB, over the 2\.0 GB of sizes tried"):
         find_accepted_sizes(lambda height, width: np.zeros((1, 3, height, width), np.float32), "it")

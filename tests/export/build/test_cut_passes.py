@@ -13,6 +13,7 @@ from fcn_deploy.export.build.cut_passes import cut_passes
 from fcn_deploy.export.build.engine import build_engine
 from fcn_deploy.export.from_torch import export_module
 from fcn_deploy.export.importer.import_model import import_model
+from fcn_deploy.export.quantization.options import QuantizationOptions
 from fcn_deploy.runtime.engine_file import EngineFile
 from fcn_deploy.runtime.errors import OverBudgetError
 from fcn_deploy.runtime.manifest import Manifest, Statistic
@@ -190,6 +191,23 @@ def test_labels_in_passes_are_pytorchs_at_sizes_never_traced(folder, name):
             assert (net(image) == labels)[sure].all() and sure.mean() > 0.98
             rows = dict(net.bands(image, 40))
             np.testing.assert_array_equal(np.concatenate([rows[top] for top in sorted(rows)]), net(image)[40:])
+
+
+def test_int8_engines_have_passes_too(folder, tmp_path):
+    save_photos(tmp_path, [(90, 100), (97, 101), (64, 120)])
+    config = BuildConfig(
+        quantization=QuantizationOptions(int8=True, calib=str(tmp_path / "*.png"), max_drop=100, max_class_drop=100),
+        latency_sizes=[(32, 32)],
+        tuning=TuningOptions(("onnxruntime",)),
+    )
+    report = build_engine(import_model(folder / "psp.onnx"), tmp_path / "m.engine", config)
+    assert report.precision == "int8" and report.passes.startswith("tiles in 1 pass")
+    image = photo(701, 557)
+    with Segmenter(tmp_path / "m.engine") as whole:
+        scores = whole.network.scores(image)
+    with in_passes(tmp_path / "m.engine", (701, 557)) as net:
+        # A mean that is rounded to 8 bits the other way moves scores by a step.
+        assert np.abs(net.network.scores(image) - scores).max() < 1e-2 * np.ptp(scores)
 
 
 def test_the_build_says_how_far_tiles_are_from_the_whole(folder):

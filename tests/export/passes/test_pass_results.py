@@ -20,6 +20,7 @@ from fcn_deploy.export.passes.resize_to_multiple import resize_to_multiple
 from fcn_deploy.export.passes.resolve_branches import resolve_branches
 from fcn_deploy.export.passes.result import PassResult
 from fcn_deploy.export.passes.reverse_channels import reverse_channels
+from fcn_deploy.export.passes.space_to_depth import space_to_depth
 from fcn_deploy.export.passes.split_head import split_head
 from fcn_deploy.export.passes.upsample_scores import upsample_scores
 from fcn_deploy.runtime.backends.onnxruntime import session
@@ -47,6 +48,7 @@ PASSES = {
     "resize_to_multiple": lambda model: resize_to_multiple(model, 4),
     "resolve_branches": resolve_branches,
     "reverse_channels": reverse_channels,
+    "space_to_depth": lambda model: space_to_depth(model, (0, 0, 0, 0)),
     "split_head": split_head,
     "upsample_scores": lambda model: upsample_scores(model, 4),
 }
@@ -121,6 +123,7 @@ def test_passes_change_a_copy_and_give_the_same_bytes_again(name, made):
         ("fuse_padding", "no convolution reads what a Pad of zeros gives to it alone"),
         ("pooling_as_convolution", "no AveragePool counts zeros around a map"),
         ("resolve_branches", "it has no If"),
+        ("space_to_depth", "its first layer is no convolution of 8-bit pixels"),
     ],
 )
 def test_a_pass_that_does_not_apply_says_why_and_gives_an_equal_model(name, why_not):

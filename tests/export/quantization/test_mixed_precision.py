@@ -203,7 +203,7 @@ def test_an_int8_engine_for_the_cpu(exports, photos, tmp_path):
     done = command("build-engine", exports / "narrow.onnx", "--int8", "--calib", calib, "--max-drop", "60", "-o",
                    tmp_path / "m.engine", "--precision-report", tmp_path / "layers.csv")  # fmt: skip
     assert "int8: agreement" in done.stdout and "images calibration did not see" in done.stdout
-    assert "faster than float32 here" in done.stdout or "SLOWER here" in done.stdout
+    assert "faster than float32 here" in done.stdout or "SLOWER than float32 here" in done.stdout.splitlines()[-1]
     with EngineFile(tmp_path / "m.engine") as file:
         report = report_of(file)
         stages = [onnx.load_from_string(file.read(stage.file)) for stage in file.manifest.stages]
@@ -221,7 +221,8 @@ def test_an_int8_engine_for_the_cpu(exports, photos, tmp_path):
         assert net.precision == "int8" and net(photo(50, 70)).shape == (50, 70)
         # Its first layer reads 8-bit pixels, in tiles and in batches too.
         assert net.network.backend.prepared(photo(50, 70)).dtype == np.uint8
-        assert net.network.stages[0].border == (0, 0, 1, 1)
+        first = net.network.stages[0]  # on squares of pixels, where that was measured faster
+        assert first.border == {1: (0, 0, 1, 1), 2: (0, 0, 2, 2)}[first.block]
         image, several = photo(301, 517), [photo(90 + i, 70, i) for i in range(3)]
         assert small.plan(301, 517).grids
         np.testing.assert_array_equal(small.network.scores(image), net.network.scores(image))

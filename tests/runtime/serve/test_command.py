@@ -63,6 +63,23 @@ def test_after_sigterm_it_is_not_ready_and_takes_requests_for_a_while(exports):
         assert process.wait(60) == 0
 
 
+@pytest.mark.slow
+def test_connections_beyond_the_limit_of_files_wait_and_are_told_of_once(exports):
+    """Idle ones are closed after a while; the log is not filled meanwhile."""
+    resource = pytest.importorskip("resource")
+    with command(exports / "narrow.engine") as (client, process):
+        hard = resource.prlimit(process.pid, resource.RLIMIT_NOFILE)[1]
+        resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (128, hard))
+        idle = [socket.create_connection((client.host, int(client.port))) for _ in range(200)]
+        time.sleep(2.5)
+        for each in idle:
+            each.close()
+        assert client.json("/v2/health/live") == {"live": True}
+        process.send_signal(signal.SIGTERM)
+        said = process.communicate(timeout=60)[1]
+    assert said.count("\n") == 1 and "connections wait: Too many open files; raise the limit" in said
+
+
 def test_logs_are_json_on_request_with_a_line_for_each_request(exports):
     trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
     with command(exports / "narrow.engine", "--json-logs") as (client, process):

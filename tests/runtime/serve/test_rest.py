@@ -148,7 +148,11 @@ BAD = [
     (given(data=[1, 2, 256]), "outside uint8"),
     (given(data=[1, 2, 0.5]), "whole numbers"),
     (given(data=[1, [2], 3]), "equal lengths"),
-    (given(data=["1", "2", "3"]), "whole numbers"),
+    (given(data=["1", "2", "3"]), "not all numbers"),
+    (given(data=[True, True, False]), "not all numbers"),
+    (given(data=[1, 2.5, 3]), "whole numbers"),
+    (given(data=[1, 2, 10**400]), "whole numbers"),
+    (given(data=["x" * 100_000] + [""] * 10_000), "not all numbers"),  # 4 GB, where NumPy makes an array of it
     (given([1, 1, 4], data=[1, 2, 3, 4]), "takes [height"),
     (given(datatype="FP32", data=[1, 2, 3]), "takes uint8"),
     (given(datatype="INT64", data=[1, 2, 3]), "choose UINT8"),
@@ -193,6 +197,10 @@ def test_names_and_addresses_that_are_not_there_are_told(server):
 def test_images_that_are_none_or_over_the_limits_are_refused(server):
     assert "not an image" in server.error(422, "POST", "/label", b"this is no image")
     assert "the image" in server.error(422, "POST", "/label", file_of(photo(64, 64))[:500])
+    text = file_of(photo(64, 64)).replace(b"\n", b"").replace(b"\r", b"")  # as curl -d sends it
+    form = {"Content-Type": "application/x-www-form-urlencoded"}
+    assert "--data-binary" in server.error(422, "POST", "/label", text, form)
+    assert "--data-binary" not in server.error(422, "POST", "/label", text)
     assert "no body" in server.error(400, "POST", "/label", b"")
     huge = Image.new("1", (5000, 5000))
     file = io.BytesIO()

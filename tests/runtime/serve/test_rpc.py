@@ -289,6 +289,38 @@ def test_a_call_whose_time_is_over_or_that_is_cancelled_is_not_run(exports, monk
         assert len(runs) == CALLERS + 2
 
 
+def test_messages_come_when_there_is_room_for_them_and_in_a_bounded_time(exports, monkeypatch):
+    """Two halves of messages that never end, where one may be on its way: they are cut off, and others are served."""
+    grpc = needs("grpc")
+    from fcn_deploy.runtime.serve import rpc
+    from fcn_deploy.runtime.serve.messages import SERVICE
+
+    monkeypatch.setattr(rpc, "RECEIVE_SECONDS", 0.5)
+    module, image = needs("tritonclient.grpc"), photo(8, 9)
+    with serving(exports / "narrow.engine", queue=60_000_000, body=50_000_000) as (server, service):
+        with grpc.insecure_channel(server.grpc) as channel:
+            call = channel.stream_unary(f"/{SERVICE}/ModelInfer")
+            stop = threading.Event()
+
+            def never():
+                stop.wait(60)
+                yield from ()
+
+            halves = [call.future(never(), timeout=60) for _ in range(2)]
+            while service.room._entered < 2:
+                pass
+            given = module.InferInput("image", image.shape, "UINT8")
+            given.set_data_from_numpy(image)
+            with module.InferenceServerClient(server.grpc) as client:
+                assert client.infer("narrow", [given]).as_numpy("labels").shape == (8, 9)
+            for half in halves:
+                assert half.code().name == "DEADLINE_EXCEEDED" and "within 0 seconds" in half.details()
+            stop.set()
+            nothing = call.future(iter(()), timeout=60)
+            assert nothing.code().name == "INVALID_ARGUMENT" and "no message" in nothing.details()
+        assert service.room.held == 0
+
+
 def test_a_token_is_asked_for_where_there_is_one(exports):
     module = needs("tritonclient.grpc")
     from tritonclient.utils import InferenceServerException

@@ -1,0 +1,109 @@
+"""Networks as libraries have them: exporter, sizes, exact tiles or why not, and what INT8 costs."""
+
+import numpy as np
+import onnx
+import pytest
+import torch
+import torch.nn.functional as F
+from fcn_deploy.calibration.report.engine_report import report_of
+from fcn_deploy.export.build.config import BuildConfig, TuningOptions
+from fcn_deploy.export.build.engine import build_engine
+from fcn_deploy.export.build.parity import decided
+from fcn_deploy.export.from_torch import export_module
+from fcn_deploy.export.importer.import_model import import_model
+from fcn_deploy.export.quantization.options import QuantizationOptions
+from fcn_deploy.fcn.foreign import scores_of
+from fcn_deploy.runtime.engine_file import EngineFile
+from fcn_deploy.runtime.noise_image import natural_noise
+from library_networks import NETWORKS, network
+from PIL import Image
+
+from fcn_deploy import Segmenter
+
+SIZES = ((1, 1), (5, 2), (33, 47), (64, 80), (71, 130), (131, 59))  # none was traced or verified
+
+
+@pytest.fixture(scope="module", params=NETWORKS)
+def exported(request, tmp_path_factory):
+    """(name, the .onnx, its card, what was said) of each network."""
+    path, notes = tmp_path_factory.mktemp("library") / "m.onnx", []
+    card, _ = export_module(network(request.param), None, path, name=request.param, note=notes.append)
+    return request.param, path, card, notes
+
+
+def pytorchs(name, card):
+    """PyTorch's scores of an image [H,W,3] uint8, float32 [K,H,W], padded as the card says."""
+    module = scores_of(network(name), name)
+    mean, std = (torch.tensor(values)[:, None, None] for values in (card.mean, card.std))
+
+    def run(image):
+        x = ((torch.from_numpy(image.copy()).permute(2, 0, 1).float() - mean) / std)[None]
+        height, width = x.shape[2:]
+        down, right = (
+            -(-max(side, card.smallest) // card.size_multiple) * card.size_multiple for side in (height, width)
+        )
+        with torch.inference_mode():
+            return module(F.pad(x, (0, right - width, 0, down - height)))[0, :, :height, :width].numpy()
+
+    return run
+
+
+def test_it_is_exported_for_every_size(exported):
+    name, path, card, notes = exported
+    kind = NETWORKS[name]
+    assert onnx.load(path).producer_name == "fcn-deploy" and not any("is exported by dynamo" in note for note in notes)
+    assert (card.size_multiple, card.smallest) == (kind.multiple, kind.smallest)
+    assert any(kind.note in note for note in notes)
+
+
+def test_its_labels_are_pytorchs_and_its_tiles_exact_or_refused(exported, tmp_path):
+    name, path, card, _ = exported
+    kind, run, seen = NETWORKS[name], pytorchs(name, card), set()
+    config = BuildConfig(latency_sizes=[(32, 32)], tuning=TuningOptions(("onnxruntime",), seconds=1.0))
+    build_engine(import_model(path), tmp_path / "e.engine", config)
+    with Segmenter(tmp_path / "e.engine", threads=1) as net:
+        whole = next((stage.whole for stage in net.network.manifest.stages if stage.halo is None), "")
+        assert kind.whole in whole and bool(kind.whole) == bool(whole)
+        for index, size in enumerate(SIZES):
+            image = natural_noise(*size, net.card, seed=100 + index)
+            scores = run(image)
+            clear = decided(scores, card)
+            assert (net(image) == scores.argmax(0))[clear].all()
+            seen |= set(np.unique(scores.argmax(0)).tolist())
+        assert len(seen) > 1
+        large = natural_noise(700, 90, net.card, seed=7)
+        labels, needed, scores = net(large), net.plan(700, 90).bytes, run(large)
+    if whole:
+        return
+    with Segmenter(tmp_path / "e.engine", threads=1, memory=int(0.7 * needed)) as tiled:
+        assert any(grid.count > 1 for grid in tiled.plan(700, 90).grids)
+        assert (tiled(large) == labels)[decided(scores, card)].all()
+
+
+def test_int8_keeps_every_class(exported, tmp_path):
+    name, path, card, _ = exported
+    run = pytorchs(name, card)
+    for index in range(8):
+        Image.fromarray(natural_noise(96, 128, card, seed=index)).save(tmp_path / f"{index}.png")
+    options = QuantizationOptions(int8=True, calib=str(tmp_path / "*.png"), max_drop=100, max_class_drop=100)
+    config = BuildConfig(
+        quantization=options, latency_sizes=[(32, 32)], tuning=TuningOptions(("onnxruntime",), seconds=1.0)
+    )
+    build_engine(import_model(path), tmp_path / "e.engine", config)
+    with EngineFile(tmp_path / "e.engine") as file:
+        accuracy = report_of(file).accuracy
+    assert accuracy is not None and accuracy.layers > len(accuracy.kept)
+    classes = len(card.classes)
+    both, either = np.zeros(classes), np.zeros(classes)
+    with Segmenter(tmp_path / "e.engine", threads=1) as net:
+        assert net.precision == "int8"
+        for index in range(8):
+            image = natural_noise(96, 128, card, seed=index)
+            scores = run(image)
+            clear = decided(scores, card, margin=0.05)  # others go either way
+            found, expected = net(image)[clear], scores.argmax(0)[clear]
+            for label in range(classes):
+                both[label] += ((found == label) & (expected == label)).sum()
+                either[label] += ((found == label) | (expected == label)).sum()
+    judged = either >= 64
+    assert judged.sum() > 1 and (both[judged] / either[judged]).min() > 0.9
