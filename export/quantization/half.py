@@ -31,7 +31,7 @@ def half(
     narrow = helper.tensor_dtype_to_np_dtype(kind)
     model = with_opset_19(model)
     floats, constants, names = float_tensors(model), initializers(model), Names(model)
-    kept = {*kept, *never_half(model)}
+    kept = {*kept, *never_half(model, kind)}
     is_half = {model.graph.input[0].name: interface}
     nodes: list[NodeProto] = []
     made: set[str] = set()
@@ -93,7 +93,7 @@ class _HalfEmulator:
     """Writes the rounding of a type into a model, which is changed."""
 
     def __init__(self, model: ModelProto, kept: Collection[str], kind: int) -> None:
-        self.model, self.kept, self.kind = model, {*kept, *never_half(model)}, kind
+        self.model, self.kept, self.kind = model, {*kept, *never_half(model, kind)}, kind
         self.floats, self.names = float_tensors(model), Names(model)
         self.rounded: dict[str, str] = {}  # tensor → what it is as half
         self.wide: set[str] = set()  # float32 tensors, rounded where a half node reads them
@@ -191,9 +191,10 @@ def overflowing(largest: dict[str, float], model: ModelProto, margin: float = 0.
     }  # fmt: skip
 
 
-def never_half(model: ModelProto) -> set[str]:
+def never_half(model: ModelProto, kind: int = TensorProto.FLOAT16) -> set[str]:
     """Nodes, by first output, that stay float32 in any case: those of FLOAT_ONLY, and arithmetic on sizes.
 
+    Transposed convolutions too where the type is BF16, of which TensorRT for RTX 1.7 has none in it.
     float16 holds whole numbers up to 2048 only, bfloat16 up to 256, so a size computed in them would be wrong.
     """
     constants, sizes, found = set(initializers(model)), set(), set()
@@ -207,7 +208,7 @@ def never_half(model: ModelProto) -> set[str]:
         if node.op_type in ("Shape", "Size") or (read and all(name in sizes for name in read)):
             sizes.update(node.output)
             found.add(node.output[0])
-        elif node.op_type in FLOAT_ONLY:
+        elif node.op_type in FLOAT_ONLY or (kind == TensorProto.BFLOAT16 and node.op_type == "ConvTranspose"):
             found.add(node.output[0])
         elif node.op_type == "Constant":
             constants.update(node.output)

@@ -499,6 +499,25 @@ def test_tensorrt_rtx_builds_fp8_where_it_says_so(rest):
         plan_of(lowered, ["sm86"], 1)
 
 
+def test_transposed_convolutions_stay_float32_in_bf16():
+    needs("tensorrt_rtx")
+    weights = {"w": RANDOM.normal(size=(4, 3, 1, 1)), "up": RANDOM.normal(size=(4, 4, 4, 4)) / 4}
+    nodes = [
+        helper.make_node("Conv", ["image", "w"], ["c"]),
+        helper.make_node("ConvTranspose", ["c", "up"], ["scores"], strides=[2, 2], pads=[1] * 4),
+    ]
+    model = network(nodes, weights)
+    lowered = half(model, kind=TensorProto.BFLOAT16)
+    assert len(plan_of(lowered, ["sm89"], 1)) > 10_000
+    types = {tensor.name: tensor.data_type for tensor in lowered.graph.initializer}
+    assert types["up"] == TensorProto.FLOAT and TensorProto.BFLOAT16 in types.values()
+    image = RANDOM.normal(size=(1, 3, 20, 20)).astype(np.float32)
+    expected = run(model, image)
+    assert (
+        0 < np.abs(run(emulate_half(model, kind=TensorProto.BFLOAT16), image) - expected).max() < np.ptp(expected) / 50
+    )
+
+
 def test_tensorrt_rtx_builds_bf16():
     needs("tensorrt_rtx")
     lowered = half(residual(), kind=TensorProto.BFLOAT16)
