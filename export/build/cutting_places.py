@@ -5,8 +5,9 @@ hold all that lies in them (SpaceToDepth), and unpacked behind the cut: every st
 values are only moved.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +18,7 @@ from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, num
 
 CANDIDATES = 16  # places that are looked at: the fewest bytes that cross in each part of the work
 CROSSING_TYPES = (np.float32, np.uint8, np.int8)
+Operator = tuple[str, dict[str, Any]]  # and its attributes
 
 
 @dataclass(frozen=True)
@@ -140,50 +142,45 @@ class CuttingPlaces:
         """The name of a map on the way into the packed one, or out of it."""
         return self._names(f"{place.name}/{name}/{step}")
 
-    def _is_cast(self, place: Place, name: str) -> bool:
-        """Whether a map of 8 bits is packed with those of floats, as whole numbers, which are exact."""
-        return self._tensors[name].dtype != self._tensors[place.name].dtype
-
     def _packing(self, place: Place | None) -> list[NodeProto]:
         if place is None or not place.packed:
             return []
-        nodes, parts = [], []
-        for name, stride in place.maps:
-            last = name
-            if (block := place.stride // stride) > 1:
-                step = self._step(place, name, "packed/blocks")
-                nodes.append(helper.make_node("SpaceToDepth", [last], [step], step, blocksize=block))
-                last = step
-            if self._is_cast(place, name):
-                step = self._step(place, name, "packed/numbers")
-                nodes.append(helper.make_node("Cast", [last], [step], step, to=TensorProto.FLOAT))
-                last = step
-            parts.append(last)
+        nodes, parts = self._ways(place, back=False)
         return [*nodes, helper.make_node("Concat", parts, [place.name], place.name, axis=1)]
 
     def _unpacking(self, place: Place | None) -> list[NodeProto]:
         if place is None or not place.packed:
             return []
-        nodes, parts = [], []
-        for name, stride in place.maps:
-            last = name
-            if (block := place.stride // stride) > 1:
-                step = self._step(place, name, "unpacked/blocks")
-                nodes.append(helper.make_node("DepthToSpace", [step], [last], step, blocksize=block))
-                last = step
-            if self._is_cast(place, name):
-                step = self._step(place, name, "unpacked/numbers")
-                kind = helper.np_dtype_to_tensor_dtype(self._tensors[name].dtype)
-                nodes.append(helper.make_node("Cast", [step], [last], step, to=kind))
-                last = step
-            parts.append(last)
-        split = f"{place.name}/split"
-        first = helper.make_node("Split", [place.name, self._names(f"{split}/channels")], parts, split, axis=1)
-        return [first, *reversed(nodes)]
+        nodes, parts = self._ways(place, back=True)
+        channels = self._names(f"{place.name}/channels")
+        return [helper.make_node("Split", [place.name, channels], parts, channels, axis=1), *reversed(nodes)]
 
     def _channels(self, place: Place | None) -> list[TensorProto]:
         """Of the maps that are packed: the constant that they are unpacked by."""
         if place is None or not place.packed:
             return []
         counts = [self._tensors[name].shape[1] * (place.stride // stride) ** 2 for name, stride in place.maps]
-        return [numpy_helper.from_array(np.array(counts, np.int64), self._names(f"{place.name}/split/channels"))]
+        return [numpy_helper.from_array(np.array(counts, np.int64), self._names(f"{place.name}/channels"))]
+
+    def _ways(self, place: Place, back: bool) -> tuple[list[NodeProto], list[str]]:
+        """Nodes from each map to its part of the packed one, or back, in the order of packing; names of the parts."""
+        nodes, parts = [], []
+        for name, stride in place.maps:
+            last = name
+            for step, *operators in self._steps(name, place.stride // stride, self._tensors[place.name].dtype):
+                operator, attributes = operators[back]
+                after = self._step(place, name, f"{'unpacked' if back else 'packed'}/{step}")
+                source, result = (after, last) if back else (last, after)
+                nodes.append(helper.make_node(operator, [source], [result], after, **attributes))
+                last = after
+            parts.append(last)
+        return nodes, parts
+
+    def _steps(self, name: str, block: int, packed: np.dtype[Any]) -> Iterator[tuple[str, Operator, Operator]]:
+        """What a map goes through to be packed, and what undoes it: operators and their attributes."""
+        if block > 1:
+            yield "blocks", ("SpaceToDepth", {"blocksize": block}), ("DepthToSpace", {"blocksize": block})
+        if (dtype := self._tensors[name].dtype) != packed:  # of 8 bits, beside floats: whole numbers, which are exact
+            kinds = (helper.np_dtype_to_tensor_dtype(each) for each in (packed, dtype))
+            there, undone = (("Cast", {"to": kind}) for kind in kinds)
+            yield "numbers", there, undone
