@@ -1,18 +1,17 @@
 """Network: an engine or an ONNX model opened; how an image is run by it, and what comes out."""
 
 import os
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from .arrays import AnyArray, Floats, Image, ImageSource, size_of
-from .backends import ORT_TARGETS, Backend
-from .backends.host import HostBackend
+from .backends import Backend
+from .batch_cost import BatchCost
 from .engine_file import EngineFile
 from .errors import DeployError, MisuseError, OverBudgetError
 from .heads import Heads, View
@@ -20,6 +19,7 @@ from .manifest import Manifest, Stage, Upsampling
 from .model_card import ModelCard
 from .no_data import HoleRecorder, Invalid, filled, marked
 from .onnx_model import WHOLE, OnnxModelBackend, with_activation
+from .open_engine import gpu_index_of, open_engine
 from .plan import Plan, Span, available_memory, check_result, plan_on_gpu, plan_passes, plan_run, plan_unbounded
 from .pooled import PooledTiles
 from .prepare import check_image, check_source
@@ -33,32 +33,6 @@ DEFAULT_MEMORY_SHARE = 0.8  # of the memory that is free when an image arrives
 BANDS_MEMORY = 2_000_000_000  # bytes; more makes `bands` no faster, and an image that is read by regions whole
 BAND_BYTES = 64_000_000  # of a band's results, about
 LABELS = ("labels",)
-ROUNDS = 3  # timed runs of each kind, before a size is run in batches or not
-
-
-@dataclass
-class BatchCost:
-    """What runs of one padded size took, in seconds an image.
-
-    Attributes:
-        alone, together: one after the other, and in batches.
-        equal: whether the scores of a batch are those of single runs, bit for bit; None: not compared yet.
-        first: runs of each kind that do something for the first time, and do not count.
-    """
-
-    alone: list[float] = field(default_factory=list)
-    together: list[float] = field(default_factory=list)
-    equal: bool | None = None
-    first: int = 0
-
-    @property
-    def pays(self) -> bool | None:
-        """Whether batches are the faster, by medians; None: not known yet."""
-        if self.equal is False:
-            return False
-        if min(len(self.alone), len(self.together)) < self.first + ROUNDS:
-            return None
-        return bool(np.median(self.together[self.first :]) < np.median(self.alone[self.first :]))
 
 
 class Network:
@@ -92,7 +66,7 @@ class Network:
         input_range: Range | str | None = None,
         output: str | None = None,
     ) -> None:
-        gpu_index = _gpu_index(device)
+        gpu_index = gpu_index_of(device)
         self._threads = threads
         if threads is not None and threads < 1:
             raise MisuseError(f"threads is {threads}; it must be at least 1, or None for one per physical core")
@@ -109,7 +83,7 @@ class Network:
             onnx = OnnxModelBackend(path, threads)
             self._take(onnx, Heads(onnx.card, onnx.upsampling, (), output, str(path)), (WHOLE,), "float32")
         else:
-            backend, manifest, heads = _open_engine(path, device, gpu_index, threads, output)
+            backend, manifest, heads = open_engine(path, device, gpu_index, threads, output)
             self._take(backend, heads, manifest.stages, manifest.precision, manifest)
         if refine and (reason := refusal(self.card, self.upsampling, self.stages[-1].stride)) is not None:
             instead = "omit --refine" if self.manifest else "make an engine: build-engine"
@@ -489,59 +463,3 @@ def _cropped(scores: Floats, plan: Plan) -> Floats:
     # Cells per padded pixel, from what came out: right for networks whose scores are full-size too.
     height, width = (-(-plan.size[axis] * scores.shape[1 + axis] // plan.padded[axis]) for axis in (0, 1))
     return scores[:, :height, :width].copy()
-
-
-def _gpu_index(device: str) -> int:
-    """Of the GPU that `device` names, 0 unless it does. Raises MisuseError."""
-    match = re.fullmatch(r"auto|cpu|cuda(?::(\d+))?", device)
-    if match is None:
-        raise MisuseError(f"device {device!r}; choose auto, cpu, cuda, or cuda:1 for the second GPU")
-    return int(match[1] or 0)
-
-
-def _open_engine(
-    path: Path, device: str, gpu_index: int, threads: int | None, output: str | None
-) -> tuple[Backend, Manifest, Heads]:
-    """An engine's core in the library that it is for, its manifest, and its heads, of which `output` is chosen.
-
-    Raises DeployError; MisuseError where that is not `device`'s, or there is no such output.
-    """
-    with EngineFile(path) as engine:
-        manifest = engine.manifest
-        networks = engine.verify(*(stage.file for stage in manifest.stages))
-        target, gpu = manifest.target, manifest.gpu
-        heads = Heads(manifest.card, manifest.upsampling, manifest.heads, output, str(path))
-        on_host = target in ("cpu", *ORT_TARGETS)
-        if on_host != (gpu is None) or (not on_host and (len(manifest.stages) != 1 or manifest.heads)):
-            raise DeployError(f"{path} is an engine of another release; build it again with build-engine")
-        if device != "auto" and (target == "cpu") != (device == "cpu"):
-            raise MisuseError(
-                f"device {device!r}, and {path} is an engine for {target}; omit the device, or build another engine"
-            )
-        if not on_host:
-            from .backends.tensorrt import TensorRTBackend
-
-            kernels = {name: engine.read(name) for name in manifest.members if name.startswith("kernels")}
-            plan = networks.pop(manifest.stages[0].file)
-            return TensorRTBackend(manifest, plan, kernels, gpu_index, str(path)), manifest, heads
-        from .backends.onnxruntime import OnnxRuntimeSession
-        from .backends.openvino import OpenVinoSession, bfloat16_or_fallback, openvino_or_fallback
-
-        kind = openvino_or_fallback(str(path)) if (target, manifest.backend) == ("cpu", "openvino") else None
-        bfloat16 = kind is not None and manifest.precision == "bf16" and bfloat16_or_fallback(str(path))
-        sessions: list[OnnxRuntimeSession | OpenVinoSession] = []
-        for stage in manifest.stages:
-            network = networks[stage.file]
-            if kind is not None and bfloat16:
-                sessions.append(
-                    OpenVinoSession(network, stage.input, stage.output, threads, str(path), bfloat16=bfloat16)
-                )
-            elif kind is not None:
-                sessions.append(kind(network, stage.input, stage.output, threads, source=str(path)))
-            else:
-                sessions.append(
-                    OnnxRuntimeSession(network, stage.input, stage.output, threads, target, gpu_index, str(path))
-                )
-        first = manifest.stages[0]
-        backend = HostBackend(sessions, heads.card, heads.upsampling, first.border, first.block, heads)
-        return backend, manifest, heads

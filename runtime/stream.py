@@ -16,8 +16,9 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 
 from .arrays import AnyArray, Image, size_of
+from .batch_cost import BatchCost
 from .errors import DeployError, MisuseError, brief, one_line
-from .network import BatchCost, Network
+from .network import Network
 from .no_data import filled
 from .plan import Plan
 from .prepare import padded_size

@@ -192,7 +192,7 @@ def test_a_batch_of_small_images_takes_a_quarter_of_the_launches_and_copies_or_l
 
 
 def test_a_stream_batches_small_images_of_equal_padded_size_where_that_pays(gpu_engine, gpu):
-    from fcn_deploy.runtime.network import BatchCost
+    from fcn_deploy.runtime.batch_cost import BatchCost
 
     images = [photo(90 + index % 7, 65 + index % 32, index) for index in range(32)]
     with Segmenter(gpu_engine) as net:

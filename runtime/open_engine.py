@@ -1,0 +1,67 @@
+"""An engine opened: each stage of its core in the library that it was built for."""
+
+import re
+from pathlib import Path
+
+from .backends import ORT_TARGETS, Backend
+from .backends.host import HostBackend
+from .engine_file import EngineFile
+from .errors import DeployError, MisuseError
+from .heads import Heads
+from .manifest import Manifest
+
+
+def gpu_index_of(device: str) -> int:
+    """Of the GPU that `device` names, 0 unless it does. Raises MisuseError."""
+    match = re.fullmatch(r"auto|cpu|cuda(?::(\d+))?", device)
+    if match is None:
+        raise MisuseError(f"device {device!r}; choose auto, cpu, cuda, or cuda:1 for the second GPU")
+    return int(match[1] or 0)
+
+
+def open_engine(
+    path: Path, device: str, gpu_index: int, threads: int | None, output: str | None
+) -> tuple[Backend, Manifest, Heads]:
+    """An engine's core in the library that it is for, its manifest, and its heads, of which `output` is chosen.
+
+    Raises DeployError; MisuseError where that is not `device`'s, or there is no such output.
+    """
+    with EngineFile(path) as engine:
+        manifest = engine.manifest
+        networks = engine.verify(*(stage.file for stage in manifest.stages))
+        target, gpu = manifest.target, manifest.gpu
+        heads = Heads(manifest.card, manifest.upsampling, manifest.heads, output, str(path))
+        on_host = target in ("cpu", *ORT_TARGETS)
+        if on_host != (gpu is None) or (not on_host and (len(manifest.stages) != 1 or manifest.heads)):
+            raise DeployError(f"{path} is an engine of another release; build it again with build-engine")
+        if device != "auto" and (target == "cpu") != (device == "cpu"):
+            raise MisuseError(
+                f"device {device!r}, and {path} is an engine for {target}; omit the device, or build another engine"
+            )
+        if not on_host:
+            from .backends.tensorrt import TensorRTBackend
+
+            kernels = {name: engine.read(name) for name in manifest.members if name.startswith("kernels")}
+            plan = networks.pop(manifest.stages[0].file)
+            return TensorRTBackend(manifest, plan, kernels, gpu_index, str(path)), manifest, heads
+        from .backends.onnxruntime import OnnxRuntimeSession
+        from .backends.openvino import OpenVinoSession, bfloat16_or_fallback, openvino_or_fallback
+
+        kind = openvino_or_fallback(str(path)) if (target, manifest.backend) == ("cpu", "openvino") else None
+        bfloat16 = kind is not None and manifest.precision == "bf16" and bfloat16_or_fallback(str(path))
+        sessions: list[OnnxRuntimeSession | OpenVinoSession] = []
+        for stage in manifest.stages:
+            network = networks[stage.file]
+            if kind is not None and bfloat16:
+                sessions.append(
+                    OpenVinoSession(network, stage.input, stage.output, threads, str(path), bfloat16=bfloat16)
+                )
+            elif kind is not None:
+                sessions.append(kind(network, stage.input, stage.output, threads, source=str(path)))
+            else:
+                sessions.append(
+                    OnnxRuntimeSession(network, stage.input, stage.output, threads, target, gpu_index, str(path))
+                )
+        first = manifest.stages[0]
+        backend = HostBackend(sessions, heads.card, heads.upsampling, first.border, first.block, heads)
+        return backend, manifest, heads
