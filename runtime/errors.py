@@ -11,6 +11,7 @@ PLACES_IN_CODE = re.compile(
     r"|\b[\w.-]+\.(?:cc|cpp|h|hpp|cu):\d+(?: .*? was false\.)? "
     r"|(?:File )?\"?[^\s\"]*site-packages/[^\s\":]+\.py\"?(?:, line |:)\d+(?:,? in \w+)?:? ?"
 )
+LONG_PATH = re.compile(r"(?<![^\s'\"(])/[^\s'\"]+(/[^\s/'\"]+/[^\s/'\"]+)")  # with its last two parts
 NAMES_CODE = re.compile(r"\.(?:cc|cpp|h|hpp|cu):\d|site-packages")  # quickly
 
 
@@ -45,9 +46,11 @@ class OverBudgetError(DeployError):
 def brief(message: str, most: int = MOST) -> str:
     """A message in so many characters: of one that is longer the reason is cut, and not the remedy, after its last ;.
 
-    The places in libraries' code that it names are left out.
+    Before that the beginnings of paths are. The places in libraries' code that it names are left out in any case.
     """
     message = _without_places(message)
+    if len(message) > most:
+        message = LONG_PATH.sub(r"…\1", message)
     if len(message) <= most:
         return message
     reason, semicolon, remedy = " ".join(message.split()).rpartition("; ")

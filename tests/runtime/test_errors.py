@@ -36,6 +36,13 @@ def test_a_message_is_short_and_keeps_its_remedy(kind, remedy):
     assert str(kind(f"m.onnx is foreign; {remedy}")) == f"m.onnx is foreign; {remedy}"
 
 
+def test_beginnings_of_long_paths_are_cut_before_a_reason():
+    reason, path = "holds what it should not, " + "and more " * 12 + "(refused by --strict)", "/home" + "/folder" * 30
+    assert str(MisuseError(f"{path}/in/a.tif {reason}")) == f"…/in/a.tif {reason}"
+    short = f"{path}/in/a.tif is missing"
+    assert str(MisuseError(short)) == short
+
+
 def test_what_has_no_remedy_is_cut_at_its_end():
     assert brief("x" * 400) == "x" * 299 + "…"
     assert brief("x; " + "y" * 400) == "x; " + "y" * 296 + "…"  # nothing would be left of the reason
@@ -57,7 +64,7 @@ def test_the_name_of_the_command_counts(capsys):
         ('it fails: File "/usr/lib/site-packages/torch/nn/modules/conv.py", line 12, in forward: B', "it fails: B"),
         ("it fails: /usr/lib/site-packages/timm/layers.py:7 C", "it fails: C"),
         ("/data/site/model.onnx: D", "/data/site/model.onnx: D"),
-        ("/" + "a/" * 2000 + "m.onnx fails", "/" + "a/" * 149 + "…"),  # and in no time
+        ("/" + "a/" * 2000 + "m.onnx fails", "…/a/m.onnx fails"),  # and in no time
     ],
 )
 def test_places_in_libraries_are_left_out(given, said):
