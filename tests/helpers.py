@@ -145,7 +145,7 @@ def one_error(done) -> str:
     assert len(lines) == 1 and "error: " in lines[0], done.stderr
     assert "Traceback" not in done.stderr
     assert len(lines[0]) <= 300, (len(lines[0]), lines[0])
-    assert not re.search(r"\.(cc|cpp|h):\d+|site-packages", lines[0]), lines[0]
+    assert not re.search(r"\.(cc|cpp|h):\d+|site-packages/", lines[0]), lines[0]
     return lines[0]
 
 

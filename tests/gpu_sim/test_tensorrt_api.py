@@ -29,7 +29,7 @@ RTX_ALONE = {
     "create_runtime_config", "create_runtime_cache", "set_runtime_cache", "deserialize", "num_compute_capabilities",
     "ComputeCapability", "set_compute_capability", "cuda_graph_strategy", "CudaGraphStrategy", "WHOLE_GRAPH_CAPTURE",
     "NONE", "EAGER", "DynamicShapesKernelSpecializationStrategy", "dynamic_shapes_kernel_specialization_strategy",
-    "set_execution_context_allocation_strategy",
+    "set_execution_context_allocation_strategy", "DISABLED", "is_stream_capturable",
 }  # fmt: skip
 WHEELS = {
     "10.12": "tensorrt-cu12-bindings==10.12.0.36",
