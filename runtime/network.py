@@ -31,7 +31,7 @@ from .working_memory import WorkingMemory
 
 DEFAULT_MEMORY_SHARE = 0.8  # of the memory that is free when an image arrives
 BANDS_MEMORY = 2_000_000_000  # bytes; more makes `bands` no faster, and an image that is read by regions whole
-BAND_BYTES = 64_000_000  # of a band's results, about
+BAND_BYTES = 16_000_000  # of a band's results, about
 LABELS = ("labels",)
 
 

@@ -17,8 +17,9 @@ from fcn_deploy.runtime.pooled import PooledTiles
 from fcn_deploy.runtime.prepare import padded_size
 from fcn_deploy.runtime.process_memory import forget_highest, give_back_freed, highest, resident
 
-# Of the images that are run, in pixels. What an arena takes does not grow evenly: powers of two alone mislead.
-SIDES = (128, 256, 362, 512, 724, 1024)
+# Of the images that are run, in pixels. What an arena takes does not grow evenly: powers of two alone mislead. The
+# largest, where they take little: what this process has freed and takes again would hide a run of some megabytes.
+SIDES = (128, 256, 362, 512, 724, 1024, 1448, 2048)
 SHARE = 1 / 4  # of the memory that is free, for one such run at most
 MOST_BYTES = 3e9
 MOST_SECONDS = 10.0  # of one stage's runs together; the next size takes about four times the last
@@ -33,9 +34,9 @@ Law = tuple[float, float, float]  # bytes: fixed, per pixel, per pixel squared
 def with_measured_memory(draft: Draft, threads: int | None = None) -> Draft:
     """The engine, whose stages say what memory they were seen to take in the library that runs them.
 
-    Each stage is run at sizes of up to a megapixel, after its backend gave back what earlier runs took, as the runtime
-    has it do. The law is that which fits them best, raised until all of them are well below it. Where memory cannot be
-    looked at (no Linux), or a run fails, the estimate of the graph stays.
+    Each stage is run at sizes of up to a megapixel, or four where they take little, after its backend gave back what
+    earlier runs took, as the runtime has it do. The law is that which fits them best, raised until all of them are well
+    below it. Where memory cannot be looked at (no Linux), or a run fails, the estimate of the graph stays.
     """
     manifest, card = draft.manifest, draft.manifest.card
     stages, pooled = list(manifest.stages), manifest.pooled
