@@ -18,8 +18,8 @@ HARDWARE_LEVELS = {
 }  # as the user says it → TensorRT's name
 DEFAULT_BATCH = 4  # images at once, of TensorRT's profiles
 TUNING_SECONDS = 20.0
-# Each cut costs an image that is run whole a tenth of a millisecond, and up to 3 % of its time: two stages cost none
-# that can be measured, and save most of the work that halos are.
+# Five stages cost an image that is run whole 4 to 11 % of its time (docs/results.md, Tiles); two cost none that can be
+# measured, and save most of the work that halos are.
 DEFAULT_STAGES = 2
 
 
