@@ -86,7 +86,8 @@ def test_a_wheel_holds_one_package_and_the_shim(wheel):
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
     assert {name.split("/")[0] for name in names if ".dist-info/" not in name} == {"fcn_deploy", "runtime"}
-    assert {name for name in names if name.startswith("runtime/")} == {"runtime/__init__.py", "runtime/infer.py"}
+    shim = {f"runtime/{path.name}" for path in (ROOT / "shim/runtime").glob("*.py")}
+    assert {name for name in names if name.startswith("runtime/")} == shim
     assert {"fcn_deploy/py.typed", "fcn_deploy/runtime/infer.py"} <= set(names)
     in_tree = {
         f"fcn_deploy/{path.relative_to(ROOT)}" for folder in FOLDERS[1:-1] for path in (ROOT / folder).rglob("*.py")
@@ -119,6 +120,17 @@ def test_the_public_names_come_from_the_wheel_and_from_the_shim(installed, tmp_p
     code = "import fcn_deploy, runtime; print(fcn_deploy.__file__); print(runtime.Segmenter is fcn_deploy.Segmenter)"
     file, same = finished([installed / "python", "-c", code], cwd=tmp_path).stdout.split()
     assert Path(file).is_relative_to(installed.parent) and same == "True"
+
+
+@pytest.mark.slow
+def test_imports_of_the_first_layout_work_by_the_shim(installed, tmp_path):
+    code = (
+        "from runtime.images import read_image; from runtime.regions import open_regions\n"
+        "from runtime.engine_file import ModelCard; import fcn_deploy\n"
+        "print(read_image.__module__, open_regions.__module__, ModelCard is fcn_deploy.ModelCard)"
+    )
+    said = finished([installed / "python", "-c", code], cwd=tmp_path).stdout.split()
+    assert said == ["fcn_deploy.runtime.images.read", "fcn_deploy.runtime.images.regions", "True"]
 
 
 @pytest.mark.slow
