@@ -152,5 +152,5 @@ def refused(tmp_path, model, name="m.onnx", **options):
         onnx.save(model, path)
     with pytest.raises(DeployError) as caught:
         import_model(path, ImportOptions(**options))
-    assert "\n" not in str(caught.value) and str(path) in str(caught.value)
+    assert "\n" not in str(caught.value) and "/".join(path.parts[-2:]) in str(caught.value)
     return str(caught.value)
