@@ -16,7 +16,7 @@ from unittest.mock import patch
 import numpy as np
 from fcn_deploy.calibration.stream import open_stream
 from fcn_deploy.runtime import stream
-from fcn_deploy.runtime.network import ROUNDS, BatchCost
+from fcn_deploy.runtime.batch_cost import ROUNDS, BatchCost
 from fcn_deploy.runtime.prepare import padded_size
 from PIL import Image
 

@@ -58,6 +58,8 @@ def _cannot_listen(host: str, port: int, reason: str, option: str) -> DeployErro
 def _heard(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
     """What goes wrong in the loop itself. asyncio would tell a thousand times a second that files have run out."""
     error = context.get("exception")
+    if isinstance(error, ValueError) and "_start_serving" in context.get("message", ""):
+        return  # a second after they ran out it listens again, as often, also at a socket that was closed meanwhile
     if not isinstance(error, OSError) or error.errno not in (errno.EMFILE, errno.ENFILE):
         loop.default_exception_handler(context)
     elif (now := loop.time()) - _told[0] > TELL_SECONDS:
