@@ -1,6 +1,6 @@
 """A model as analyses read it: who gives and who reads a tensor, and what is constant, all looked up once."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 
 import numpy as np
@@ -57,6 +57,17 @@ class GraphIndex:
     def consumers(self, name: str) -> list[NodeProto]:
         """The nodes that read a tensor, by their subgraphs too, in their order."""
         return self._consumers.get(name, [])
+
+    def sole_reader(self, name: str, operators: Sequence[str]) -> NodeProto | None:
+        """The last of a chain of such nodes, each of which alone reads the one before; None where it is another."""
+        node = None
+        for operator in operators:
+            readers = self.consumers(name)
+            if len(readers) != 1 or readers[0].op_type != operator or readers[0].input[0] != name:
+                return None
+            node = readers[0]
+            name = node.output[0]
+        return node
 
     def constant(self, name: str) -> np.ndarray | None:
         """The value of an initialiser or a Constant node, also behind Identity; None for what is computed."""

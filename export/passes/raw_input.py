@@ -40,7 +40,9 @@ def raw_input(model: ModelProto, core: ModelProto, card: ModelCard, mean: np.nda
         card: of the network.
         mean: of the normalised image, per channel, where it is known: corrects the bias for what rounding does.
     """
-    first = _first_convolution(GraphIndex(model))
+    # The convolution that alone reads the image, once that is rounded to 8 bits.
+    index = GraphIndex(model)
+    first = index.sole_reader(index.image, ("QuantizeLinear", "DequantizeLinear", "Conv"))
     why_not, theirs = _why_not(model, core, card, first)
     if first is None or theirs is None:
         return OnPixels(model, why_not=why_not)
@@ -71,18 +73,6 @@ def raw_input(model: ModelProto, core: ModelProto, card: ModelCard, mean: np.nda
     edit.forget_shapes()
     declare(image, ["N", "H", "W", card.channels], TensorProto.UINT8)
     return OnPixels(edit.model(), border=(int(top), int(left), int(bottom), int(right)))
-
-
-def _first_convolution(index: GraphIndex) -> NodeProto | None:
-    """The convolution that alone reads the image, once that is rounded to 8 bits; None where another operator does."""
-    node, name = None, index.image
-    for operator in ("QuantizeLinear", "DequantizeLinear", "Conv"):
-        readers = index.consumers(name)
-        if len(readers) != 1 or readers[0].op_type != operator or readers[0].input[0] != name:
-            return None
-        node = readers[0]
-        name = node.output[0]
-    return node
 
 
 def _why_not(

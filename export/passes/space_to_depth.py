@@ -38,7 +38,7 @@ def space_to_depth(model: ModelProto, border: Border) -> OnBlocks:
         border: that its caller pads with.
     """
     index = GraphIndex(model)
-    node = _first_convolution(index)
+    node = index.sole_reader(index.image, ("Transpose", "DequantizeLinear", "Conv"))
     stride, why_not = _stride(index, node)
     if node is None or why_not:
         return OnBlocks(model, why_not=why_not, border=border)
@@ -62,18 +62,6 @@ def space_to_depth(model: ModelProto, border: Border) -> OnBlocks:
     sides = (above, left, below, right)
     top, left, bottom, right = (side + more for side, more in zip(border, sides, strict=True))
     return OnBlocks(edit.model(), border=(top, left, bottom, right), block=stride)
-
-
-def _first_convolution(index: GraphIndex) -> NodeProto | None:
-    """The convolution that alone reads the pixels of an image; None where another operator does."""
-    node, name = None, index.image
-    for operator in ("Transpose", "DequantizeLinear", "Conv"):
-        readers = index.consumers(name)
-        if len(readers) != 1 or readers[0].op_type != operator or readers[0].input[0] != name:
-            return None
-        node = readers[0]
-        name = node.output[0]
-    return node
 
 
 def _stride(index: GraphIndex, node: NodeProto | None) -> tuple[int, str]:

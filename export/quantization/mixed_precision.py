@@ -107,17 +107,7 @@ def mix_precision(
     calibration, held_out = divide(
         images, options.count, GATE_IMAGES, options.seed, set(ranges.images) if ranges else set()
     )
-    labels = None if options.labels is None else LabelFolder(options.labels, card, options.masks)
-    gate = AccuracyGate(
-        core,
-        upsampling,
-        card,
-        held_out,
-        labels,
-        max_drop=options.max_drop,
-        max_class_drop=options.class_drop,
-        kernels_exact=scheme == "cpu",
-    )
+    gate = _gate_on(held_out, core, upsampling, card, options, kernels_exact=scheme == "cpu")
     graphs = _Graphs(core, scheme, options, half_interface)
     if options.quantized:
         if ranges is None:
@@ -189,6 +179,27 @@ def to_be_judged(
     return MixedPrecision(core, core, [], accuracy, gate)
 
 
+def _gate_on(
+    images: ImageStream,
+    core: ModelProto,
+    upsampling: Upsampling,
+    card: ModelCard,
+    options: QuantizationOptions,
+    kernels_exact: bool,
+) -> AccuracyGate:
+    labels = None if options.labels is None else LabelFolder(options.labels, card, options.masks)
+    return AccuracyGate(
+        core,
+        upsampling,
+        card,
+        images,
+        labels,
+        max_drop=options.max_drop,
+        max_class_drop=options.class_drop,
+        kernels_exact=kernels_exact,
+    )
+
+
 def _gate_of(
     core: ModelProto, upsampling: Upsampling, card: ModelCard, options: QuantizationOptions
 ) -> tuple[AccuracyGate, ImageStream]:
@@ -196,18 +207,7 @@ def _gate_of(
     _check(core, card, options)
     images = _images(options, card)
     held_out = images.subset(np.random.default_rng(options.seed).permutation(len(images))[:GATE_IMAGES])
-    labels = None if options.labels is None else LabelFolder(options.labels, card, options.masks)
-    gate = AccuracyGate(
-        core,
-        upsampling,
-        card,
-        held_out,
-        labels,
-        max_drop=options.max_drop,
-        max_class_drop=options.class_drop,
-        kernels_exact=True,
-    )
-    return gate, held_out
+    return _gate_on(held_out, core, upsampling, card, options, kernels_exact=True), held_out
 
 
 def _notes(options: QuantizationOptions, overflowing: int) -> tuple[str, ...]:
