@@ -165,10 +165,11 @@ class BuildConfig:
 
     def _check_target(self) -> None:
         """Refuse what another kind of target is needed for."""
-        if not self.on_cpu and (self.quantization.fastest or self.tuning is not None):
-            stages = self.tuning is not None and self.tuning.stages != DEFAULT_STAGES
-            option = "--fastest" if self.quantization.fastest else "--stages" if stages else "--backend"
+        if not self.on_cpu and self.tuning is not None:
+            option = "--stages" if self.tuning.stages != DEFAULT_STAGES else "--backend"
             raise MisuseError(f"{option} is for --target {CPU}; omit it")
+        if self.on_ort_gpu and self.quantization.fastest:
+            raise MisuseError(f"--fastest is for --target {CPU} and for TensorRT's plans, not {self.target}; omit it")
         if self.on_tensorrt:
             if self.profiles is not None and self.sizes is None:
                 raise MisuseError("--profiles divides the sizes of --sizes; pass them")
@@ -187,6 +188,10 @@ class BuildConfig:
                 "--fp16 is refused for the CPU: ONNX Runtime runs FP16 there in float32 with casts around it, slower "
                 "and no smaller in memory; use --int8, or name a GPU with --target"
             )
+        if self.fastest_plan:
+            if self.precision_report is not None:
+                raise MisuseError("--precision-report ranks the layers of one precision; omit it, or --fastest")
+            return
         self._check_types_of_gpus()
         if self.quantization.int8 and self.on_tensorrt and "sm75" in self.tensorrt_options.targets:
             raise MisuseError(
@@ -241,6 +246,11 @@ class BuildConfig:
     @property
     def on_tensorrt(self) -> bool:
         return not self.on_cpu and not self.on_ort_gpu
+
+    @property
+    def fastest_plan(self) -> bool:
+        """Whether plans of all precisions are built, and one of them is kept."""
+        return self.on_tensorrt and self.quantization.fastest
 
     @property
     def largest_batch(self) -> int:

@@ -53,6 +53,11 @@ def is_reformat(layer: PlanLayer) -> bool:
     return bool(_REFORMAT.search(layer.name) or _REFORMAT.search(layer.kind))
 
 
+def gives_float(layer: PlanLayer) -> bool:
+    """Whether a layer gives floating point of 16 bits or more."""
+    return any(kind in FLOATS for kind in layer.gives)
+
+
 def convolutions_by_type(layers: Iterable[PlanLayer]) -> dict[str, int]:
     """Type in and out → how many convolutions: {"Int8 → Float": 52}."""
     return dict(
@@ -86,6 +91,6 @@ def advice(layers: Iterable[PlanLayer], precision: str) -> str:
     if 2 * wide > sum(low.values()):
         return (
             f"{said}: {wide} of {sum(types.values())} convolutions of this plan take it and give float, with layers "
-            "of their own between; FP16 (--fp16) is likely faster, and takes less memory: compare by verify-engine"
+            "of their own between; FP16 (--fp16) is likely faster: compare by verify-engine"
         )
     return ""
