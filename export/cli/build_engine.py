@@ -94,6 +94,13 @@ class TargetOptions:
     version_compatible: Annotated[
         bool, typer.Option("--version-compatible", help="With TensorRT and --target cuda: run in later versions too.")
     ] = False
+    platform: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SYSTEM",
+            help="With TensorRT and --target cuda on Linux: `windows`, for a plan that runs there instead.",
+        ),
+    ] = None
     timeout: Annotated[
         float | None, typer.Option(min=0.001, metavar="SECONDS", help="Time that TensorRT may build for.")
     ] = None
@@ -291,6 +298,7 @@ def _config(
             timing_cache=target.timing_cache,
             hardware=target.hardware_compatible or "none",
             version_compatible=target.version_compatible,
+            platform=target.platform,
             timeout=target.timeout,
         ),
         profiles=target.profiles,

@@ -77,7 +77,7 @@ def open_device(cuda: ModuleType, index: int, gpu: GpuPlan, source: str) -> Any:
     """GPU number `index`, the driver's. Raises MisuseError; DeployError where the plan is for others."""
     if not _is_for_this_platform(gpu):
         raise DeployError(
-            f"{source} was built on {gpu.platform}, and this is {platform_name()}: its plan does not run here; run on "
+            f"{source} has a plan for {gpu.platform}, and this is {platform_name()}: it does not run here; run on "
             "this machine: build-engine MODEL.onnx --target cuda"
         )
     count = cuda.Device.count()

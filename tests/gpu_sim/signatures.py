@@ -18,7 +18,7 @@ CLASSES = (
     "IBuilderConfig", "ICudaEngine", "IErrorRecorder", "IExecutionContext", "IHostMemory", "ILogger",
     "ILogger.Severity", "INetworkDefinition", "IOptimizationProfile", "IProgressMonitor", "IRuntimeConfig", "ITensor",
     "ITimingCache", "Logger", "MemoryPoolType", "NetworkDefinitionCreationFlag", "OnnxParser", "ProfilingVerbosity",
-    "Runtime", "TensorIOMode", "TensorLocation",
+    "Runtime", "RuntimePlatform", "TensorIOMode", "TensorLocation",
 )  # fmt: skip
 
 Argument = list[Any]  # its name, its type, and whether it may be left out

@@ -44,7 +44,8 @@ def build(job: BuildJob, report: EngineReport) -> Draft:
             ),
             portable=options.hardware != "none",
             version_compatible=options.version_compatible,
-            platform=platform_name(),
+            # Of TensorRT for RTX the processor is what matters, which is that of the builder.
+            platform=options.builds_for if built.module == "tensorrt" else platform_name(),
         ),
     )
     golden = golden_sample([job.as_written], manifest.card, job.precision, manifest.gpu)
