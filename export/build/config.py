@@ -157,7 +157,7 @@ class BuildConfig:
         tuning: what to choose among for a CPU; None: ONNX Runtime.
         tensorrt: how TensorRT builds; its `workspace` also bounds the profiles' activation memory.
         profiles: TensorRT's, at most; None: as many as `sizes` make worth it.
-        batch: most images at once, of TensorRT's profiles; None: DEFAULT_BATCH.
+        batch: most images at once, of TensorRT's profiles; None: DEFAULT_BATCH, and 8 of profiles for small images.
         threads: of the measurements; None: one per physical core.
         precision_report: CSV file to write, which ranks every layer by what it costs in low precision.
         rank_layers: measure what each layer costs, for the engine's report; `precision_report` does so anyway.

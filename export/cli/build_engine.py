@@ -71,7 +71,7 @@ class TargetOptions:
         int | None, typer.Option(min=1, help="Number of TensorRT profiles [default: few, as --sizes ask].")
     ] = None
     max_batch: Annotated[
-        int | None, typer.Option(min=1, help="Most images that TensorRT runs at once [default: 4].")
+        int | None, typer.Option(min=1, help="Most images that TensorRT runs at once [default: 4; small images: 8].")
     ] = None
     workspace: Annotated[
         int | None,

@@ -306,7 +306,7 @@ def test_a_plan_is_refused_on_a_platform_that_it_is_not_for(gpu, monkeypatch, li
     else:
         with pytest.raises(
             DeployError,
-            match=f"built on {platform}, and this is linux-x86_64: its plan does not run here; run on this machine: "
+            match=f"has a plan for {platform}, and this is linux-x86_64: it does not run here; run on this machine: "
             "build-engine MODEL.onnx --target cuda",
         ):
             device.open_device(cuda, 0, plan, "m.engine")
