@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fcn_deploy.runtime.backends.device import cache_path, open_library
+from fcn_deploy.runtime.backends.device import cache_path, logger_of, open_library
 from fcn_deploy.runtime.backends.graphs import Graph
 from fcn_deploy.runtime.manifest import GpuPlan, Profile
-from helpers import photo
+from helpers import needs, photo
 
 from fcn_deploy import DeployError, Segmenter
 
@@ -263,6 +263,23 @@ class _Sm89:
 
 
 DRIVER = types.SimpleNamespace(get_driver_version=lambda: 12040)
+
+
+def test_one_logger_serves_all_engines_of_a_process():
+    """TensorRT keeps a pointer to the first that it is given; each thread is told of its own failures, once."""
+    rtx = needs("tensorrt_rtx")
+    logger = logger_of(rtx)
+    assert logger_of(rtx) is logger
+    runtimes = [rtx.Runtime(logger) for _ in range(2)]
+    assert runtimes[1].deserialize_cuda_engine(b"no plan" * 100) is None
+    elsewhere = []
+    thread = threading.Thread(target=lambda: elsewhere.append(logger.said()))
+    thread.start()
+    thread.join()
+    assert elsewhere == ["no reason given"]
+    assert logger.said() != "no reason given" and logger.said() == "no reason given"
+
+
 PLAN = GpuPlan("tensorrt", "10.16.1.11", ("sm89",), (Profile((1, 1), (64, 64), (96, 96)),))
 
 

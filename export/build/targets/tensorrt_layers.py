@@ -10,7 +10,8 @@ from collections.abc import Iterable
 
 from fcn_deploy.calibration.report.engine_report import PlanLayer
 
-FLOATS = ("Float", "Half", "BF16", "BFloat16")
+FLOATS = ("Float", "Half", "BFloat16")
+_NAMES = {"FP32": "Float", "FP16": "Half", "BF16": "BFloat16"}  # TensorRT's → those of TensorRT for RTX
 # What queues no work: the shapes of what comes, and streams that wait for each other.
 _NO_WORK = ("shape_call", "signal", "wait", "ShapeHostToDevice", "NoOp")
 _LINE = re.compile(
@@ -41,7 +42,15 @@ def _part(name: str) -> str | None:
 
 
 def _types(text: str) -> tuple[str, ...]:
-    return tuple(re.findall(r"Datatype: (\w+)", text))
+    """Data types, as TensorRT for RTX names them: `Half`.
+
+    TensorRT says it with the format, by names of its own: `Format/Datatype: Thirty-two wide … row major Int8 format`.
+    """
+    found = []
+    for said in re.findall(r"Datatype: (\w[^,}]*)", text):
+        name = re.search(r"\b(FP32|FP16|BF16|FP8|FP4|U?[Ii]nt\d+|Bool)\b", said)
+        found.append(_NAMES.get(name[1], name[1]) if name else said.split()[0])
+    return tuple(found)
 
 
 def is_convolution(layer: PlanLayer) -> bool:

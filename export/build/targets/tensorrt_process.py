@@ -256,8 +256,19 @@ def build_here(
     if len(sizes) != len(profiles):
         sizes = [None] * len(profiles)
     seconds = round(time.monotonic() - start, 3)
-    layers = layers_of(log.layers)
+    layers = layers_of(log.layers or _inspected(trt, log, plan))
     return BuiltPlan(bytes(plan), tuple(sizes), name, trt.__version__, targets, seconds, tuple(notes), layers)
+
+
+def _inspected(trt: ModuleType, log, plan) -> list[str]:
+    """The list of layers by TensorRT's inspector, for a library whose log has none; [] where the plan does not load."""
+    if not hasattr(trt, "LayerInformationFormat"):
+        return []
+    engine = trt.Runtime(log).deserialize_cuda_engine(plan)
+    if engine is None:  # it is for another platform or GPU
+        return []
+    found = engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.ONELINE)
+    return found.splitlines()
 
 
 def _logger(trt: Any):

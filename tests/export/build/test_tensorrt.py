@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import onnx
 import pytest
+from fcn_deploy.calibration.report.engine_report import PlanLayer
 from fcn_deploy.export.build.config import BuildConfig, TensorRTOptions
 from fcn_deploy.export.build.core import core_of
 from fcn_deploy.export.build.gpus import parse_targets
@@ -303,6 +304,10 @@ def test_cuda_takes_what_is_there(monkeypatch):
 # TensorRT itself cannot be installed where there is no GPU: a stand-in of NVIDIA's signatures records what is asked.
 
 VERSIONS = ("10.12", "10", "11")
+LAYER = (
+    "Name: a + b, LayerType: CaskConvolution, Inputs: [ { Name: x, Format/Datatype: Row major linear FP16 }], "
+    "Outputs: [ { Name: y, Format/Datatype: Row major linear FP16 }], ParameterType: Convolution, TacticName: sm90_xmma"
+)
 
 
 def recording_tensorrt(calls, version="11", activations="Total Activation Memory: {} bytes", **changed):
@@ -340,15 +345,18 @@ def recording_tensorrt(calls, version="11", activations="Total Activation Memory
         "Builder.create_builder_config": lambda builder: standin.new(trt.IBuilderConfig),
         "Builder.create_optimization_profile": lambda builder: standin.new(trt.IOptimizationProfile),
         "Builder.build_serialized_network": build,
+        "EngineInspector.get_engine_information": lambda inspector, form: f"Layers:\n{LAYER}\nBindings:\nimage",
         "IBuilderConfig.add_optimization_profile": add_profile,
         "IBuilderConfig.create_timing_cache": lambda config, data: standin.new(trt.ITimingCache, content=data),
         "IBuilderConfig.set_timing_cache": set_cache,
         "IBuilderConfig.get_timing_cache": lambda config: config._cache,
+        "ICudaEngine.create_engine_inspector": lambda engine: standin.new(trt.EngineInspector),
         "INetworkDefinition.get_input": lambda network, index: standin.new(
             trt.ITensor, name="image", shape=(-1, 3, -1, -1)
         ),
         "ITimingCache.serialize": lambda cache: held(cache.content + b"+timings"),
         "OnnxParser.parse_from_file": parse,
+        "Runtime.deserialize_cuda_engine": lambda runtime, plan: standin.new(trt.ICudaEngine),
     }
     trt = standin.module(version, behaviour | changed, calls)
     return trt
@@ -415,6 +423,8 @@ def test_tensorrt_is_asked_for_the_same(model_file, tmp_path, version):
     built = build_here(trt, model_file, options, TWO, ("sm90",), phases.append)
     assert (built.plan, built.activation_bytes, built.module) == (b"plan", (1000, 2000), "tensorrt")
     assert (built.version, built.targets) == (trt.__version__, ("sm90",))
+    # Of the inspector, as this log has no list of layers.
+    assert built.layers == (PlanLayer("a + b", "CaskConvolution", ("Half",), ("Half",)),)
     assert built.notes == ("a version-compatible plan brings host code along: who loads it must trust it",)
     assert calls[0] == ("create_network", 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     assert ("clear_flag", trt.BuilderFlag.TF32) in calls
