@@ -259,8 +259,10 @@ def libraries() -> dict[str, str]:
     return {name: target for name, target in found.items() if find_spec(name)} or {"tensorrt": "cuda"}
 
 
-def build(folder: Path) -> tuple[dict[str, tuple[Path, Path]], tuple[Any, ModelCard, Sequence[tuple[int, int]]]]:
-    """Engines of a small network for this GPU and for the CPU, in each precision that can be built; and the network."""
+def build(
+    folder: Path,
+) -> tuple[dict[str, tuple[Path, Path]], tuple[Any, ModelCard, Sequence[tuple[int, int]]], dict[str, str]]:
+    """Engines of a small network for this GPU and for the CPU, in each precision; the network; why others are none."""
     from fcn_deploy.export.build.config import BuildConfig
     from fcn_deploy.export.build.engine import build_engine
     from fcn_deploy.export.from_torch import export_module
@@ -274,7 +276,7 @@ def build(folder: Path) -> tuple[dict[str, tuple[Path, Path]], tuple[Any, ModelC
     export_module(model, card, folder / "m.onnx")
     source, calib = import_model(folder / "m.onnx"), str(images(folder / "digits"))
     build_engine(source, folder / "cpu.engine", BuildConfig(latency_sizes=[(64, 64)]))
-    found = {}
+    found, refused = {}, {}
     for (library, target), (precision, words) in product(libraries().items(), PRECISIONS.items()):
         low = QuantizationOptions(**({**words, "calib": calib, "max_drop": 100.0} if words else {}))
         sizes = parse_sizes("1x1:480x640:1088x1920,480x640:1080x1920:1088x1920")
@@ -282,10 +284,10 @@ def build(folder: Path) -> tuple[dict[str, tuple[Path, Path]], tuple[Any, ModelC
             config = BuildConfig(target=target, quantization=low, sizes=sizes)
             build_engine(source, folder / f"{precision}-{target}.engine", config)
         except DeployError as error:
-            print(f"{precision} by {library}: not built: {error}", flush=True)
+            refused[f"{precision} by {library}"] = str(error)
             continue
         found[f"{precision} by {library}"] = (folder / f"{precision}-{target}.engine", folder / "cpu.engine")
-    return found, (model, card, TIMED)
+    return found, (model, card, TIMED), refused
 
 
 def main(
@@ -300,8 +302,11 @@ def main(
     except SkippedError as error:
         raise DeployError(f"{error}; run this on a machine with an NVIDIA GPU") from error
     with tempfile.TemporaryDirectory() as folder:
-        engines, model = build(Path(folder))
+        engines, model, refused = build(Path(folder))
         record = measure(engines, seconds, sizes, largest, model=model)
+    for name, why in refused.items():  # a precision that this GPU has none of
+        print(f"{name}: not built: {why}")
+        record[f"build, {name}"] = {"skipped": f"not built: {why}", "ok": True}
     written(record, out)
     return int(not all(part["ok"] for part in record.values()))
 
