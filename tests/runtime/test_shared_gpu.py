@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from fcn_deploy.runtime.backends import device
 from fcn_deploy.runtime.backends.device import cache_path, logger_of, open_library
 from fcn_deploy.runtime.backends.graphs import Graph
 from fcn_deploy.runtime.manifest import GpuPlan, Profile
@@ -263,6 +264,19 @@ class _Sm89:
 
 
 DRIVER = types.SimpleNamespace(get_driver_version=lambda: 12040)
+
+
+def test_without_a_driver_one_line_says_so(monkeypatch):
+    cuda = pytest.importorskip("fcn_deploy.runtime.backends.cuda_bindings", reason="cuda-bindings is not installed")
+
+    def called(*words):
+        raise RuntimeError('"cuda" is an NVIDIA driver library and can only be found via system search. Ensure …')
+
+    monkeypatch.setattr(cuda, "_called", called)
+    monkeypatch.setattr(device, "driver_module", lambda: cuda)
+    said = r"^m.engine is an engine for sm89, and no NVIDIA GPU can be used here \(no NVIDIA driver is installed here\); run"
+    with pytest.raises(DeployError, match=said):
+        device.open_driver("m.engine", ("sm89",))
 
 
 def test_one_logger_serves_all_engines_of_a_process():
