@@ -17,6 +17,7 @@ from fcn_deploy.export.build.targets.tensorrt_layers import (
 from fcn_deploy.export.build.targets.tensorrt_plan import build_plan
 from fcn_deploy.export.importer.import_model import import_model
 from fcn_deploy.export.quantization.half import half
+from fcn_deploy.runtime.backends.device import platform_name
 from helpers import command, needs
 
 TENSOR = "{ Name: %s, Dimensions: [1,3,-1,-1], Datatype: %s, Format: (NHWC) Channel major format }"
@@ -106,7 +107,10 @@ def test_fp16_plans_have_hardly_more_layers_than_convolutions(exports):
 def test_the_layers_of_an_engine_are_shown_by_inspect_model(gpu_built):
     done = command("inspect-model", gpu_built[0])
     assert " convolutions Float → Float" in done.stdout and "(correlation): Float → Float" in done.stdout
+    processor = platform_name().rpartition("-")[2]
+    assert f"for sm89 on {processor}, Linux or Windows" in done.stdout
     record = json.loads(command("inspect-model", gpu_built[0], "--json").stdout)
+    assert record["gpu"]["platform"] == platform_name()
     assert {"name", "kind", "takes", "gives"} == set(record["plan_layers"][0])
 
 
