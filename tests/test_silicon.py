@@ -25,6 +25,7 @@ def test_every_part_runs_on_a_gpu(rtx_engine, exports, capsys, tmp_path):
     # Four types of images by two of inputs, and two of scores by two of labels in five ways; some at the largest.
     assert len(kernels) == 8 * 2 + 2 + 2 * 2 * 5 * 2 + 2 and all(row["equal"] for row in kernels)
     assert [60, 60] in [row["size"] for row in kernels]
+    assert record["labels, float32"]["share"] <= record["labels, float32"]["allowed"] == 1e-3
     assert record["8 threads, float32"]["calls"] > 0 and record["labels, float32"]["images"] > 0
     assert record["latency, float32"]["rows"][0]["network_ms"] > 0
     sanitized = record["sanitizer, float32"]
