@@ -49,6 +49,9 @@ LARGEST = 20000  # pixels a side
 # Share of labels that may differ from the CPU's float32: this, and twice what emulation found to be so. The network's
 # weights are random, so that its labels are far closer to ties than those of a trained one.
 ALLOWED = {"float32": 1e-3, "bf16": 0.02, "float16": 0.02, "fp8": 0.02, "int8": 0.02}
+# Labels drawn at random of the network's 11 classes differ by 0.91. INT8 and FP8 of random weights come to half of that by
+# emulation: here they are only told from garbage, and golden samples, of scores, are what judges them.
+ALL_WRONG = 0.8
 
 Record = dict[str, Any]
 
@@ -123,7 +126,7 @@ def labels(engine: Path, cpu: Path, count: int) -> Record:
                 continue
             image = natural_noise(*size, net.card, len(rows))
             rows.append({"size": list(size), "differing": float((net(image) != reference(image)).mean())})
-        allowed = ALLOWED[net.network.precision] + 2 * _expected(engine)
+        allowed = min(ALLOWED[net.network.precision] + 2 * _expected(engine), ALL_WRONG)
     pixels = [row["size"][0] * row["size"][1] for row in rows]
     share = float(np.average([row["differing"] for row in rows], weights=pixels))
     worst = max(row["differing"] for row in rows)
