@@ -49,8 +49,8 @@ LARGEST = 20000  # pixels a side
 # Share of labels that may differ from the CPU's float32: this, and twice what emulation found to be so. The network's
 # weights are random, so that its labels are far closer to ties than those of a trained one.
 ALLOWED = {"float32": 1e-3, "bf16": 0.02, "float16": 0.02, "fp8": 0.02, "int8": 0.02}
-# Labels drawn at random of the network's 11 classes differ by 0.91. INT8 and FP8 of random weights come to half of that by
-# emulation: here they are only told from garbage, and golden samples, of scores, are what judges them.
+# Labels drawn at random of the network's 11 classes differ by 0.91. INT8 and FP8 of random weights come to half of that
+# by emulation: here they are only told from garbage, and golden samples, of scores, are what judges them.
 ALL_WRONG = 0.8
 
 Record = dict[str, Any]
