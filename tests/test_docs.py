@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import onnxruntime
+import preloaded
 import pytest
 from fetched import debian_package, fetched_folder, unpacked
 from helpers import BIN, ROOT, command, needs, photo
@@ -183,8 +184,8 @@ def python_blocks() -> list:
     ]
 
 
-def run(folder: Path, *words: object) -> str:
-    done = subprocess.run([sys.executable, *map(str, words)], cwd=folder, capture_output=True, text=True)
+def run(folder: Path, program: str, *words: object) -> str:
+    done = preloaded.run([str(folder / program), *map(str, words)], folder)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
