@@ -17,6 +17,7 @@ import sys
 import tempfile
 import threading
 import traceback
+import types
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -59,7 +60,9 @@ def _become(job: dict) -> None:
     first, *rest = job["program"]
     if first == "-m":
         sys.argv, sys.path[0] = rest, job["cwd"]
-        runpy.run_module(rest[0], run_name="__main__", alter_sys=True)
+        # As multiprocessing, which is loaded, knows it: what processes of its own send back is found there.
+        sys.modules["__main__"] = sys.modules["__mp_main__"] = types.ModuleType("__main__")
+        runpy._run_module_as_main(rest[0])  # what `python -m` does
     else:
         sys.argv, sys.path[0] = [first, *rest], str(Path(first).parent)
         runpy.run_path(first, run_name="__main__")
