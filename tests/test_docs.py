@@ -90,6 +90,7 @@ def test_every_option_that_is_named_exists():
     option = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]+")
     known = {"--help", *option.findall(generator().page())}
     known |= {
+        "--find-links",
         "--index-url",
         "--target",
         "--no-deps",
