@@ -89,9 +89,10 @@ class Fit:
         """A part, [h, w, channels] of the card's dtype; a MaskedArray where there is no data. Raises MisuseError."""
         pixels = _native(self.stored.read(top, bottom, left, right))
         invalid = self._invalid(pixels, (top, bottom, left, right))
-        image = np.ascontiguousarray(
-            _converted(_banded(pixels, self.stored, self.card), self.stored, self.card, self.limits)
-        )
+        image = _converted(_banded(pixels, self.stored, self.card), self.stored, self.card, self.limits)
+        # Planes of a file stay planes in memory: networks are given bands one by one.
+        planes = image.transpose(2, 0, 1).flags.c_contiguous or image.flags.c_contiguous
+        image = np.asarray(image) if planes else np.array(image, order="K")
         return image if invalid is None or not invalid.any() else masked(image, ~invalid)
 
     def _invalid(self, pixels: NDArray[Any], where: tuple[int, int, int, int]) -> NDArray[np.bool_] | None:
@@ -191,9 +192,10 @@ def decode(header: Header, card: ModelCard, options: ReadOptions = COMMON) -> ND
     """`read_image` of a file whose header is known already; a MaskedArray where there is no data."""
     with reading(header.path), open_stored(header, card, options) as stored:
         height, width = stored.size
-        held = replace(stored, read=_parts(stored.read(0, height, 0, width)))
-        found = fit_of(held, card, options).read(0, height, 0, width)
-        return np.array(found) if isinstance(found, np.memmap) else found  # read now, and the caller's own
+        pixels = stored.read(0, height, 0, width)
+        pixels = np.array(pixels) if isinstance(pixels, np.memmap) else pixels  # read now, and the caller's own
+        found = fit_of(replace(stored, read=_parts(pixels)), card, options).read(0, height, 0, width)
+        return found if found.flags.c_contiguous else found.copy(order="C")
 
 
 def may_have_no_data(header: Header, card: ModelCard, options: ReadOptions = COMMON) -> bool:
