@@ -101,8 +101,8 @@ class Fit:
         alpha = stored.alpha if pixels.shape[2] != self.card.channels else None
         bands = pixels if alpha is None else pixels[:, :, :alpha]  # what follows alpha is of no network
         if self.no_data is not None and not math.isnan(self.no_data):
-            # A band alone may be 0 or 255 by chance, but not -9999.
-            every = 0 <= self.no_data <= 1e30
+            # A band alone may be 0, 255 or -1 by chance, but not -9999.
+            every = -128 <= self.no_data <= 1e30
             found.append(over_bands(bands == pixels.dtype.type(self.no_data), every))
         if alpha is not None:
             found.append(pixels[:, :, alpha] == 0)
@@ -236,10 +236,12 @@ def open_stored(header: Header, card: ModelCard, options: ReadOptions = COMMON) 
             elif header.format == "GDAL":
                 raster = stack.enter_context(open_gdal(header.path))
                 palette = raster.dataset.colorinterp[0].name == "palette"  # its colours are not the numbers of no data
+                each = len(set(map(str, raster.dataset.nodatavals))) > 1  # each band's own, which the mask goes by
                 stored = StoredImage(
                     header.path, raster.size, raster.read, raster.bits, raster.colours, raster.alpha,
                     dataset_tags(raster.dataset) if raster.georeferenced else (),
-                    None if palette else one_no_data(header.path, raster.dataset.nodatavals, options), raster.mask,
+                    None if palette or each else raster.dataset.nodatavals[0],
+                    None if each and options.no_data is not None else raster.mask,
                 )  # fmt: skip
             else:
                 stored = _picture(header, card, options.channels is not None)

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from ..errors import DeployError
 
 WHOLE_PIXELS = 64_000_000  # of an image that can be decoded at once only
+LERC = 34887  # the compression
 MOST_DECODERS = 8
 AHEAD = 32  # tiles or strips in work at once
 KEPT_BYTES = 1 << 25  # of decoded tiles or strips; more where a row of regions needs more
@@ -51,6 +52,7 @@ class Chunks:
         self._most = KEPT_BYTES // (self.high * self.wide * key.samplesperpixel // self.planes * key.dtype.itemsize)
         self.mapped: NDArray[Any] | None = None
         self.tables = None if page is None else page.jpegtables  # read from the file now, not by threads
+        self.compressed_again = key.tags.valueof(50674, (4, 0))[1]  # LercParameters; read now too
         if page is None:  # an OME file may leave out planes
             return
         if page.is_memmappable:
@@ -143,6 +145,8 @@ class Chunks:
         with self._telling(index):
             if data is not None and self.separate and int(self.key.compression) == 7:
                 return self._jpeg(data, index)
+            if data is not None and int(self.key.compression) == LERC:
+                return self._lerc(data, index)
             chunk, _, shape = self.key.decode(data, index, jpegtables=self.tables)
         # Sparse files omit tiles that hold nothing.
         found: NDArray[Any] = np.full(shape[1:], self._nothing(), self.key.dtype) if chunk is None else chunk[0]
@@ -166,12 +170,33 @@ class Chunks:
         """[h, w, 1] of one plane's JPEG, which is grey whatever the colours of the planes are together."""
         from imagecodecs import jpeg_decode
 
-        row = index // self.columns % self.rows
-        high = self.high if self.key.is_tiled else min(self.high, self.size[0] - row * self.high)
         chunk: NDArray[Any] = jpeg_decode(
-            data, tables=self.tables, bitspersample=self.key.bitspersample, shape=(high, self.wide)
+            data, tables=self.tables, bitspersample=self.key.bitspersample, shape=(self._height(index), self.wide)
         )
         return chunk.reshape(*chunk.shape[:2], 1)
+
+    def _lerc(self, data: bytes, index: int) -> NDArray[Any]:
+        """[h, w, samples] of a tile or strip of LERC: a mask says what is NaN, and bands may follow each other.
+
+        tifffile 2026.3 leaves zeros where the mask has no value, and takes bands that follow each other for pixels.
+        """
+        import imagecodecs
+
+        again = (bytes, imagecodecs.zlib_decode, imagecodecs.zstd_decode)[self.compressed_again]
+        chunk, mask = imagecodecs.lerc_decode(again(data), masks=True)
+        high, wide, samples = self._height(index), self.wide, 1 if self.separate else self.key.samplesperpixel
+        if mask is not None and mask.ndim == 3:  # some pixels lack some bands: each band is compressed by itself
+            chunk, mask = chunk.transpose(1, 2, 0), mask.transpose(1, 2, 0)
+        found: NDArray[Any] = chunk.reshape(high, wide, samples)
+        if mask is not None and found.dtype.kind == "f":
+            found = np.where(mask.reshape(high, wide, -1), found, found.dtype.type(np.nan))
+        return found
+
+    def _height(self, index: int) -> int:
+        """Rows of a tile, or of a strip, of which the last may have fewer."""
+        row = index // self.columns % self.rows
+        high: int = self.high if self.key.is_tiled else min(self.high, self.size[0] - row * self.high)
+        return high
 
     def _nothing(self) -> Any:
         """What tiles that are left out hold: the no-data value, where it is one of the type, or 0."""
