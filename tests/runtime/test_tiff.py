@@ -262,9 +262,10 @@ def test_a_part_that_is_expected_is_read_meanwhile_and_what_is_wrong_with_it_tol
 
     monkeypatch.setattr(Chunks, "read", read_by)
     with open_regions(file, card(1, "uint16")) as image:
-        for left in (0, 32, 64):
-            image.expect((slice(0, 32), slice(left + 32, left + 64)))
+        for left in (0, 32):
             np.testing.assert_array_equal(image[:, left : left + 32][:, :, 0], pixels[:, left : left + 32])
+            image.expect((slice(0, 32), slice(left + 32, left + 64)))
+        np.testing.assert_array_equal(image[:, 64:96][:, :, 0], pixels[:, 64:96])
         image.expect((slice(0, 32), slice(128, 160)))  # another is asked for than was expected
         with pytest.raises(DeployError, match=r"cannot read rows 0 to 31 of .*is it damaged\?"):
             image[:, 96:128]
