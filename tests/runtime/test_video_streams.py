@@ -390,7 +390,7 @@ def test_a_live_connection_that_is_lost_is_opened_again_and_what_was_missed_leav
     assert len(found) == record["frames"] and times == sorted(set(times))
     if comes_back:
         decoded = record["frames"] + record["dropped"]
-        assert decoded > 40
+        assert decoded > 10
         assert decoded * 1001 / 30000 + 1.5 < times[-1] < 60, "half a second and a second and a half were waited"
 
 
