@@ -9,6 +9,7 @@ Exit codes, the same for all:
     130  interrupted.
 """
 
+import copy
 import dataclasses
 import inspect
 import json
@@ -124,7 +125,13 @@ def log_to_stderr(level: int = logging.WARNING) -> None:
 
 
 class _Brief(logging.Formatter):
-    """Lines as errors are."""
+    """Lines as errors are; tracebacks are shown of this package alone, whose they are a fault of."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        if not record.name.startswith("fcn_deploy"):
+            record = copy.copy(record)
+            record.exc_info = record.exc_text = record.stack_info = None
+        return super().format(record)
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 (logging's name)
         return brief(super().formatMessage(record))

@@ -24,7 +24,7 @@ from .plan import Plan, Span, available_memory, check_result, plan_on_gpu, plan_
 from .pooled import PooledTiles
 from .prepare import check_image, check_source
 from .refine import REACH, refined_labels, refusal
-from .tiles import Band, ready_windows, score_bands
+from .tiles import Band, part_of, ready_windows, score_bands
 from .upsampling import KINDS, LABEL_KINDS, ScoreWindow, new_result, result_bytes, result_from_scores
 from .value_range import InRange, Range, parse_range
 from .working_memory import WorkingMemory
@@ -439,9 +439,7 @@ class Network:
             return
 
         def first(rows: Span, columns: Span) -> AnyArray:
-            # Beyond the image lies its padding, to which a tile at the edge comes by itself.
-            part = image[rows.outer_start : rows.outer_stop, columns.outer_start : columns.outer_stop]
-            return backend.run_stage(0, np.asarray(part))
+            return backend.run_stage(0, part_of(image, plan.grids[0], rows, columns))
 
         def later(index: int) -> Any:
             return lambda part, *_: backend.run_stage(index, part)

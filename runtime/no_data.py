@@ -86,8 +86,9 @@ def filled(image: AnyArray, card: ModelCard) -> tuple[AnyArray, Invalid | None]:
             invalid = unknown if invalid is None else invalid | unknown
     if invalid is None or not invalid.any():
         return image, None
-    image = image.copy()
-    image[invalid] = mean_values(card)
+    image = image.copy(order="K")
+    for channel, mean in enumerate(mean_values(card)):  # a third of the time of all at once
+        np.copyto(image[:, :, channel], mean, where=invalid)
     return image, invalid
 
 
@@ -140,6 +141,11 @@ class HoleRecorder:
         self._image, self._card = image, card
         self._blocks: dict[int, Invalid] = {}  # number of the block → [ROWS, W]
         self._forgotten = 0  # blocks
+
+    def expect(self, part: tuple[slice, slice]) -> None:
+        """As of an image that is read ahead; one that cannot be is not."""
+        if (expect := getattr(self._image, "expect", None)) is not None:
+            expect(part)
 
     def __getitem__(self, part: tuple[slice, slice], /) -> AnyArray:
         (top, bottom, _), (left, right, _) = (

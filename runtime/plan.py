@@ -64,6 +64,15 @@ class Grid:
             first = min(first, max(last - self.least, 0) // self.unit * self.unit)
         return Span(start, stop, first, last)
 
+    def after(self, rows: Span, columns: Span) -> tuple[Span, Span] | None:
+        """The tile that follows one, row after row; None: it is the last."""
+        (high, wide), (height, width) = self.tile, self.padded
+        if columns.stop < width:
+            return rows, self.span(1, columns.stop, min(columns.stop + wide, width))
+        if rows.stop < height:
+            return self.span(0, rows.stop, min(rows.stop + high, height)), self.span(1, 0, min(wide, width))
+        return None
+
     @property
     def count(self) -> int:
         return math.prod(-(-side // length) for side, length in zip(self.padded, self.tile, strict=True))
@@ -150,7 +159,7 @@ def _cheapest_within(
     grids: list[tuple[Grid, ...]] = [()]
     pixel: float = card.channels * np.dtype(card.dtype).itemsize
     for stage in stages:
-        more, further, options = _options(stage, padded, card, pixel)
+        more, further, options = _options(stage, padded, card, pixel, 1 if grids == [()] else 0)
         cost, taken = np.add.outer(cost, more).ravel(), np.add.outer(taken, further).ravel()
         kept = _cheapest(cost, taken)
         cost, taken = cost[kept], taken[kept]
@@ -282,9 +291,14 @@ def _overhead(stages: Sequence[Stage], grids: Sequence[Grid]) -> float:
 
 
 def _options(
-    stage: Stage, padded: tuple[int, int], card: ModelCard, pixel: float
+    stage: Stage, padded: tuple[int, int], card: ModelCard, pixel: float, ahead: int
 ) -> tuple[Numbers, Numbers, list[Grid]]:
-    """Costs, bytes and grids, of those that no other beats in both; `pixel`: bytes of the stage's input per pixel."""
+    """Costs, bytes and grids, of those that no other beats in both.
+
+    Args:
+        pixel: bytes of the stage's input per pixel.
+        ahead: tiles whose input is read while another's is in work.
+    """
     rows, columns = (np.array(_lengths(padded[axis], stage, axis, card), float) for axis in (0, 1))
     lengths, work_y, _, tallest = rows.T[:, :, None]
     _, work_x, _, widest = columns.T[:, None, :]
@@ -293,7 +307,7 @@ def _options(
     # Whole rows are kept between stages: those of a row of tiles, and what its halo reads of the stage before. What is
     # new is joined to what is kept, twice in memory for that while.
     between = padded[1] * (tallest * pixel + 2 * lengths * stage.output_bytes)
-    taken = stage.working_memory(tallest * widest) + between
+    taken = stage.working_memory(tallest * widest) + between + ahead * tallest * widest * pixel
     kept = _cheapest(cost.ravel(), taken.ravel())
     tiles = [(int(rows[index // len(columns), 0]), int(columns[index % len(columns), 0])) for index in kept]
     return cost.ravel()[kept], taken.ravel()[kept], [grid_of(padded, tile, stage, card) for tile in tiles]

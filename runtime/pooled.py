@@ -19,8 +19,8 @@ from .model_card import ModelCard
 from .plan import Grid, Plan, Span
 from .prepare import prepare
 from .process_memory import give_back_freed
-from .tiles import Band, score_bands
-from .upsampling import axis_of
+from .resize_axis import axis_of
+from .tiles import Band, part_of, score_bands
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
@@ -77,8 +77,8 @@ class PooledTiles:
         padded = grids[0].padded
 
         def first(rows: Span, columns: Span) -> AnyArray:
-            part = image[rows.outer_start : rows.outer_stop, columns.outer_start : columns.outer_stop]
-            return self._run(stages[0], prepare(np.asarray(part), self._card), rows, columns, padded, values)
+            part = prepare(part_of(image, grids[0], rows, columns), self._card)
+            return self._run(stages[0], part, rows, columns, padded, values)
 
         def later(stage: Stage) -> Callable[[AnyArray, Span, Span], AnyArray]:
             return lambda part, rows, columns: self._run(stage, part, rows, columns, padded, values)

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from .arrays import AnyArray, Floats
+from .arrays import AnyArray, Floats, ImageSource
 from .manifest import Upsampling
 from .plan import Grid, Span
 from .upsampling import ScoreWindow, last_cells
@@ -38,6 +38,18 @@ class Rows:
                 across = slice(columns.outer_start // wide, _cells(columns.outer_stop, wide))
                 parts.append(band[:, (start - top) // high : _cells(stop - top, high), across])
         return np.ascontiguousarray(np.concatenate(parts, axis=1))[None]
+
+
+def part_of(image: ImageSource, grid: Grid, rows: Span, columns: Span) -> AnyArray:
+    """The part of an image that a tile is computed from; one that reads ahead is told which comes next.
+
+    Beyond the image lies its padding, to which a tile at the edge comes by itself.
+    """
+    part = image[rows.outer_start : rows.outer_stop, columns.outer_start : columns.outer_stop]
+    expect = getattr(image, "expect", None)
+    if expect is not None and (coming := grid.after(rows, columns)) is not None:
+        expect(tuple(slice(span.outer_start, span.outer_stop) for span in coming))
+    return np.asarray(part)
 
 
 def score_bands(

@@ -1,6 +1,5 @@
 """build-engine: from an imported model to an engine file, measured on the machine that builds it."""
 
-import logging
 import os
 import platform
 from dataclasses import replace
@@ -15,33 +14,22 @@ from fcn_deploy.export.build.cut_stages import cut_core, members_of
 from fcn_deploy.export.build.draft import Draft
 from fcn_deploy.export.build.golden import golden_sample
 from fcn_deploy.export.build.joined_heads import core_of_heads
+from fcn_deploy.export.build.low_precision import mixed_as_asked
 from fcn_deploy.export.build.parity import compare_each
 from fcn_deploy.export.build.report_parts import ONE_PER_CORE, stage_reports
-from fcn_deploy.export.build.targets import cpu, onnxruntime_gpu, tensorrt
+from fcn_deploy.export.build.targets import cpu, fastest_plan, onnxruntime_gpu, tensorrt
 from fcn_deploy.export.build.targets.job import BuildJob, TargetBuilder
 from fcn_deploy.export.build.targets.tensorrt_plan import check_builder
 from fcn_deploy.export.graph.edit import attributes, check, initializers, label
 from fcn_deploy.export.importer.import_model import ImportedModel
-from fcn_deploy.export.passes.fuse_padding import fuse_padding
-from fcn_deploy.export.passes.pooling_as_convolution import pooling_as_convolution
-from fcn_deploy.export.quantization.mixed_precision import (
-    BudgetError,
-    MixedPrecision,
-    mix_precision,
-    to_be_judged,
-    write_precision_report,
-)
-from fcn_deploy.export.quantization.options import GOLDEN_ALONE, Say
+from fcn_deploy.export.quantization.mixed_precision import write_precision_report
+from fcn_deploy.export.quantization.options import Say
 from fcn_deploy.runtime.backends.onnxruntime import physical_cores
 from fcn_deploy.runtime.engine_file import write_engine
 from fcn_deploy.runtime.errors import DeployError, MisuseError
 from fcn_deploy.runtime.golden_sample import GOLDEN
 from fcn_deploy.runtime.manifest import Manifest
 from onnx import ModelProto
-
-log = logging.getLogger(__name__)
-
-NOT_SEEN = "FP16: what overflows was looked for in the golden sample alone, and no photograph was judged; pass --calib"
 
 
 def build_engine(
@@ -91,7 +79,7 @@ def build_engine(
     with float_draft.opened(config.threads) as net:
         report.agreement, *further = compare_each(model, net)
         report.further_agreements = dict(zip((each.output for each in model.further), further, strict=True))
-    mixed = _mixed(core, float_core, config, report, say)
+    mixed = None if config.fastest_plan else mixed_as_asked(core, float_core, config, report, say)
     job = BuildJob(model, core, float_core, float_draft, mixed, config, say)
     check(job.lowest_core, "the quantized core")
     engine = _builder(config)(job, report)
@@ -182,7 +170,9 @@ def _without_openvino(config: BuildConfig) -> BuildConfig:
 def _builder(config: BuildConfig) -> TargetBuilder:
     if config.on_cpu:
         return cpu.build
-    return onnxruntime_gpu.build if config.on_ort_gpu else tensorrt.build
+    if config.on_ort_gpu:
+        return onnxruntime_gpu.build
+    return fastest_plan.build if config.fastest_plan else tensorrt.build
 
 
 def _float_draft(
@@ -226,53 +216,3 @@ def _first_report(model: ImportedModel, core: Core, manifest: Manifest, config: 
         machine=f"{platform.machine()}, {physical_cores()} cores",
         notes=tuple(model.notes),
     )
-
-
-def _lowered(core: Core, float_core: ModelProto, config: BuildConfig, say: Say) -> MixedPrecision:
-    """The core in the low precision that is asked for. Raises BudgetError where that cannot be held."""
-    if config.on_cpu and config.quantization.bf16:
-        return to_be_judged(float_core, core.upsampling, core.card, config.quantization)
-    return mix_precision(
-        float_core,
-        core.upsampling,
-        core.card,
-        "cpu" if config.on_cpu else "tensorrt",
-        config.quantization,
-        half_interface=config.on_tensorrt,
-        rank=config.rank_layers or config.precision_report is not None,
-        say=say,
-    )
-
-
-def _mixed(
-    core: Core, float_core: ModelProto, config: BuildConfig, report: EngineReport, say: Say
-) -> MixedPrecision | None:
-    """The core in low precision, which the report tells of; None: float32, as asked for or as nothing else holds."""
-    options = config.quantization
-    if options.precision == "float32":
-        return None
-    if options.int8 and config.on_cpu:
-        float_core = fuse_padding(pooling_as_convolution(float_core).model).model
-    try:
-        mixed = _lowered(core, float_core, config, say)
-    except BudgetError as error:
-        if config.precision_report is not None:
-            write_precision_report(config.precision_report, error.layers)
-        if options.fastest:
-            report.notes = (*report.notes, f"float32 is kept: {error}")
-            report.precision = "float32"
-            return None
-        ranked = f"; {config.precision_report} ranks the layers" if config.precision_report is not None else ""
-        raise DeployError(f"{error}{ranked}") from error
-    report.accuracy = mixed.accuracy
-    if options.calib == GOLDEN_ALONE:
-        log.warning(NOT_SEEN)
-        report.notes = (*report.notes, NOT_SEEN)
-    for note in mixed.notes:
-        log.warning(note)
-    report.notes = (*report.notes, *mixed.notes)
-    if any(layer.sensitivity is not None for layer in mixed.layers):
-        report.layers = tuple(mixed.layers)
-    if mixed.accuracy.metric == "mIoU":
-        report.miou, report.miou_reason = mixed.accuracy.value, None
-    return mixed

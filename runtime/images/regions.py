@@ -2,9 +2,10 @@
 
 import os
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+import threading
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,33 +18,66 @@ from .georeference import Tag, all_tags, beside
 from .header import file_kind, read_header, reading
 from .numbers import ReadOptions
 from .read import COMMON, fit_of, open_stored, turned_on_the_ground
+from .tiff import Read
 
+Bounds = tuple[int, int, int, int]  # top, bottom, left, right
 REGION_PIXELS = 64_000_000  # files of more are not read whole
 BY_SUFFIX = {  # what a file is that may have others beside it, as far as its name says
     ".jpg": "JPEG", ".jpeg": "JPEG", ".jpe": "JPEG", ".png": "PNG", ".gif": "GIF", ".bmp": "BMP", ".webp": "WEBP",
 }  # fmt: skip
 
 
-@dataclass(frozen=True)
 class Regions:
     """An image file read where it is asked for: `image[top:bottom, left:right]` → [h, w, C] as the card says.
 
-    Attributes:
+    Args:
         shape, dtype: of the whole.
+        read: (top, bottom, left, right) → a part of it.
         tags: of a TIFF, to be copied to its labels: (code, type, count, value).
     """
 
-    shape: tuple[int, int, int]
-    dtype: np.dtype[Any]
-    read: Callable[[int, int, int, int], NDArray[Any]]
-    tags: tuple[Tag, ...] = ()
-    ndim: int = 3
+    ndim = 3
+
+    def __init__(
+        self, shape: tuple[int, int, int], dtype: np.dtype[Any], read: Read, tags: tuple[Tag, ...] = ()
+    ) -> None:
+        self.shape, self.dtype, self.tags = shape, dtype, tags
+        self._read, self._reading = read, threading.Lock()
+        self._ahead: ThreadPoolExecutor | None = None
+        self._coming: tuple[Bounds, Future[NDArray[Any]]] | None = None
 
     def __getitem__(self, where: tuple[slice, slice]) -> NDArray[Any]:
+        bounds = self._bounds(where)
+        if self._coming is not None and self._coming[0] == bounds:
+            coming, self._coming = self._coming[1], None
+            return coming.result()
+        return self._alone(bounds)
+
+    def expect(self, where: tuple[slice, slice]) -> None:
+        """Begin to read a part, which is kept until it is asked for or another is expected.
+
+        What goes wrong is raised when it is asked for.
+        """
+        if self._coming is not None:
+            self._coming[1].cancel()
+        self._ahead = self._ahead or ThreadPoolExecutor(1, thread_name_prefix="regions")
+        bounds = self._bounds(where)
+        self._coming = bounds, self._ahead.submit(self._alone, bounds)
+
+    def close(self) -> None:
+        """End reading ahead."""
+        if self._ahead is not None:
+            self._ahead.shutdown(cancel_futures=True)
+
+    def _bounds(self, where: tuple[slice, slice]) -> Bounds:
         (top, bottom, _), (left, right, _) = (
             part.indices(side) for part, side in zip(where, self.shape[:2], strict=True)
         )
-        return self.read(top, bottom, left, right)
+        return top, bottom, left, right
+
+    def _alone(self, bounds: Bounds) -> NDArray[Any]:
+        with self._reading:  # an open file has one position
+            return self._read(*bounds)
 
 
 def by_regions(path: str | os.PathLike[str]) -> bool:
@@ -87,4 +121,5 @@ def open_regions(path: str | os.PathLike[str], card: ModelCard, options: ReadOpt
                 return fit.read(top, bottom, left, right)
 
         read(0, 1, 0, 1)  # channels and dtype are told before the work begins
-        yield Regions((*stored.size, card.channels), np.dtype(card.dtype), read, tags)
+        with closing(Regions((*stored.size, card.channels), np.dtype(card.dtype), read, tags)) as image:
+            yield image

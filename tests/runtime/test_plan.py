@@ -90,7 +90,7 @@ def test_no_other_tiles_do_less_work():
         for tile in itertools.product(range(32, 641, 32), range(32, 961, 32)):
             grid = Grid((640, 960), tile, stage.halo)
             rows, columns = (max(s.outer_stop - s.outer_start for s in grid.spans(axis)) for axis in (0, 1))
-            if rows * columns * 100 + 960 * min(tile[0] + 128, 640) * 3 <= budget:
+            if rows * columns * (100 + 3) + 960 * min(tile[0] + 128, 640) * 3 <= budget:
                 costs.append(grid.overhead)
         assert plan.overhead <= min(costs) * 1.06
 
@@ -171,7 +171,7 @@ def test_a_late_stage_that_cannot_be_tiled_is_run_whole_and_the_early_one_in_til
 def test_what_cannot_be_tiled_says_why():
     with pytest.raises(OverBudgetError, match=r"cannot be cut into tiles \(GlobalAveragePool\)"):
         plan_run((700, 900), CARD, (Stage("s", whole="GlobalAveragePool", bytes_per_pixel=100),), 1000)
-    with pytest.raises(OverBudgetError, match=r"in the smallest tiles it takes 4.03 MB; raise it"):
+    with pytest.raises(OverBudgetError, match=r"in the smallest tiles it takes 4.14 MB; raise it"):
         plan_run((700, 900), CARD, (Stage("s", **HALO, bytes_per_pixel=100),), 1000)
 
 
