@@ -5,6 +5,7 @@ import platform
 from dataclasses import replace
 from importlib.metadata import version
 
+import numpy as np
 from fcn_deploy.calibration.report.engine_report import REPORT, EngineReport
 from fcn_deploy.export.build.config import BuildConfig
 from fcn_deploy.export.build.core import Core, core_of, optimise_offline
@@ -19,7 +20,7 @@ from fcn_deploy.export.build.report_parts import ONE_PER_CORE, stage_reports
 from fcn_deploy.export.build.targets import cpu, fastest_plan, onnxruntime_gpu, tensorrt
 from fcn_deploy.export.build.targets.job import BuildJob, TargetBuilder
 from fcn_deploy.export.build.targets.tensorrt_plan import check_builder
-from fcn_deploy.export.graph.edit import attributes, check, label
+from fcn_deploy.export.graph.edit import attributes, check, initializers, label
 from fcn_deploy.export.importer.import_model import ImportedModel
 from fcn_deploy.export.quantization.mixed_precision import write_precision_report
 from fcn_deploy.export.quantization.options import Say
@@ -66,6 +67,7 @@ def build_engine(
     _check_heads(model, config)
     core = core_of_heads(model) if model.further else core_of(model)
     config = _without_what_stretches(core.model, config, say)
+    config = _without_other_lengths(core.model, config, say)
     float_core = optimise_offline(core.model)
     own = "int8" if model.quantised else "float32"  # what the model is of, before anything is made of it
     float_draft, passes = _float_draft(core, float_core, config, own, say)
@@ -126,8 +128,43 @@ def _without_what_stretches(core: ModelProto, config: BuildConfig, say: Say) -> 
     if config.tuning is None or "openvino" not in backends:
         return config
     say(f"{what}: OpenVINO, which stretches, is left out")
-    kept_backends = tuple(backend for backend in backends if backend != "openvino")
-    return replace(config, tuning=replace(config.tuning, backends=kept_backends))
+    return _without_openvino(config)
+
+
+def _without_other_lengths(core: ModelProto, config: BuildConfig, say: Say) -> BuildConfig:
+    """The config without OpenVINO where a Resize has a scale such as 1.3, of which it makes other lengths.
+
+    floor(90 × 1.3) is 116 in float32, as ONNX Runtime has it, and 117 in OpenVINO: at some sizes only, so that a
+    comparison need not meet one. What is a multiple of 1/256 has one product in either.
+
+    Raises:
+        DeployError: there is one, and ONNX Runtime is not among what may run it.
+    """
+    backends = config.tuning.backends if config.tuning is not None else ()
+    if config.on_tensorrt or config.on_ort_gpu or "openvino" not in backends:
+        return config
+    held = initializers(core)
+    resizes = (
+        (node, held.get(node.input[2])) for node in core.graph.node if node.op_type == "Resize" and len(node.input) > 2
+    )
+    found = next(((node, scales) for node, scales in resizes if scales is not None and np.any(scales * 256 % 1)), None)
+    if found is None:
+        return config
+    node, scales = found
+    what = f"node {label(node)} resizes by {max(scales, key=lambda scale: scale * 256 % 1):g}"
+    if backends == ("openvino",):
+        raise DeployError(
+            f"{what}, of which OpenVINO makes another length at some sizes; use --backend onnxruntime, or give the "
+            "Resize sizes instead"
+        )
+    say(f"{what}: OpenVINO, which makes another length of it at some sizes, is left out")
+    return _without_openvino(config)
+
+
+def _without_openvino(config: BuildConfig) -> BuildConfig:
+    assert config.tuning is not None
+    backends = tuple(backend for backend in config.tuning.backends if backend != "openvino")
+    return replace(config, tuning=replace(config.tuning, backends=backends))
 
 
 def _builder(config: BuildConfig) -> TargetBuilder:
