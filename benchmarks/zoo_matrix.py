@@ -39,7 +39,9 @@ UNSEEN = 30  # sizes at which labels are compared with PyTorch's
 WAITED = 20  # times the processor's seconds that a row may wait for, on a machine that does other things
 ROUNDS = 5
 LONGEST = 300  # characters of a refusal
-OPTIONS: dict[str, dict[str, Any]] = {"hf-dpt": {"fit": "384x384"}}  # network → the one option that it is taken with
+OPTIONS: dict[str, dict[str, Any]] = {  # network → the one option that it is taken with
+    "hf-dpt": {"fit": "384x384"}, "monai-unetr": {"fit": "96x96"}, "cv-bisenet": {"fit": "640x480"},
+}  # fmt: skip
 CALIBRATED, JUDGED, NOISE = 12, 6, (192, 256)  # images of INT8, and their size
 LOST = 2.0  # points of IoU that a class may lose unnamed
 
@@ -65,12 +67,14 @@ def environment(folder: Path) -> Path:
 
 def row(name: str, option: dict[str, Any], onnx: Path) -> dict[str, Any]:
     """What becomes of one network: exported to a file, built, run beside ONNX Runtime."""
+    from fcn_deploy.export.analysis.near_ties import picks_places
     from fcn_deploy.export.build.config import BuildConfig
     from fcn_deploy.export.build.engine import build_engine
     from fcn_deploy.export.from_torch import export_module
     from fcn_deploy.export.importer.import_model import import_model
     from fcn_deploy.export.importer.options import ImportOptions
-    from fcn_deploy.fcn.foreign import scores_of
+    from fcn_deploy.fcn.foreign import likely_sizes, scores_of
+    from onnx import load
 
     from benchmarks.zoo_networks import network
     from fcn_deploy import Segmenter
@@ -87,8 +91,10 @@ def row(name: str, option: dict[str, Any], onnx: Path) -> dict[str, Any]:
         built = time.process_time()
         with Segmenter(engine, threads=1) as net:
             manifest = net.network.manifest
+            module = scores_of(model, name, sizes=likely_sizes(model))
             whole = next((stage.whole for stage in manifest.stages if stage.halo is None), "")
-            wrong, compared = wrong_labels(net, scores_of(model, name), multiple, card.smallest)
+            picks = picks_places(load(onnx))
+            wrong, compared = wrong_labels(net, module, multiple, card.smallest, options.fit_size, picks)
             ratio = time_ratio(net, onnx, card)
     by = next((note for note in notes if "is exported by" in note), "torchscript")
     return {
@@ -156,32 +162,49 @@ def int8_of(onnx: Path) -> dict[str, Any]:
     }
 
 
-def wrong_labels(net: Any, module: Any, multiple: int, smallest: int) -> tuple[int, int]:
+def wrong_labels(net: Any, module: Any, multiple: int, smallest: int, only: Any, picks: bool) -> tuple[int, int]:
     """(pixels with clear scores that have another label than the module's, at how many of UNSEEN sizes it was asked).
 
-    What the export does with sizes that the module does not take by itself has no counterpart in PyTorch.
+    Scores that are coarse are enlarged in PyTorch, bilinearly. What the export does with sizes that the module does not
+    take by itself has no counterpart in PyTorch. `only`: the one size that it takes, where it takes one. `picks`: the
+    places of maxima matter, so that the module's own label may be another where rounding is.
     """
     import numpy as np
     import torch
+    from fcn_deploy.export.analysis.near_ties import rounded_otherwise
     from fcn_deploy.export.build.parity import decided
+    from fcn_deploy.fcn.architecture import upsample
     from fcn_deploy.runtime.noise_image import natural_noise
     from fcn_deploy.runtime.prepare import prepare
 
+    def scores_at(given: np.ndarray) -> np.ndarray:
+        sides = given.shape[2:]
+        with torch.inference_mode():
+            scores = module(torch.from_numpy(np.ascontiguousarray(given)))
+            if tuple(scores.shape[2:]) == tuple(-(-side // card.stride) for side in sides):
+                scores = upsample(scores, card.stride)[:, :, : sides[0], : sides[1]]
+        return scores[0].numpy()
+
     random, card, wrong, compared = np.random.default_rng(1), net.card, 0, 0
-    for index in range(UNSEEN):
-        sides = (int(side) for side in random.integers(40, 200, 2))
+    for index in range(1 if only else UNSEEN):
+        sides = only or [int(side) for side in random.integers(40, 200, 2)]
         height, width = (max(-(-side // multiple) * multiple, smallest) for side in sides)
         image = natural_noise(height, width, card, seed=index)
+        given = prepare(image, card)
         try:
-            with torch.inference_mode():
-                scores = module(torch.from_numpy(np.ascontiguousarray(prepare(image, card))))
+            scores = scores_at(given)
         except Exception:  # of whatever the module is
             continue
-        if scores.shape[2:] != (height, width) or scores.shape[1] < 2:
+        if scores.shape[1:] != (height, width) or len(scores) < 2:
             continue
         compared += 1
-        scores = scores[0].numpy()
-        wrong += int((net(image) != scores.argmax(0))[decided(scores, card)].sum())
+        found = net(image)
+        differs = (found != scores.argmax(0)) & decided(scores, card)
+        for others in rounded_otherwise(given) if picks else ():
+            if not differs.any():
+                break
+            differs &= found != scores_at(others).argmax(0)
+        wrong += int(differs.sum())
     return wrong, compared
 
 

@@ -128,7 +128,9 @@ NETWORKS: dict[str, Callable] = {
     "hf-segformer": _hf("SegformerForSemanticSegmentation", "SegformerConfig", depths=[1, 1, 1, 1]),
     "hf-upernet-convnext": _hf(
         "UperNetForSemanticSegmentation", "UperNetConfig", hidden_size=64, auxiliary_in_channels=384,
-        backbone_config=_hf_config("ConvNextConfig", depths=[1, 1, 1, 1], out_features=_STAGES),
+        backbone_config=_hf_config(
+            "ConvNextConfig", depths=[1, 1, 1, 1], hidden_sizes=[96, 192, 384, 768], out_features=_STAGES
+        ),
     ),
     "hf-upernet-swin": _hf(
         "UperNetForSemanticSegmentation", "UperNetConfig", hidden_size=64,

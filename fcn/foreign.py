@@ -25,9 +25,25 @@ TRIED = ((128, 192), (512, 768))  # sizes at which a module's layout is found, m
 GRIDS = (1, 2, 4, 8, 16, 32)  # factors of the image's size to that of maps that are flattened
 USUAL_KEYS = ("out", "logits")  # torchvision's, and that of Hugging Face
 # What libraries call the size of images that a network is made for, and what can be one.
-SIZE_NAMES = ("img_size", "image_size", "input_size", "default_input_size", "crop_size", "img_dim")
+SIZE_NAMES = ("img_size", "image_size", "input_size", "default_input_size", "crop_size", "img_dim", "in_size")
 LEAST_SIDE, LARGEST_SIDE = 16, 2048
-SQUARES = (224, 256, 384, 512, 518, 192, 128, 64, 640, 448, 336, 1024)  # usual sides of networks that take one size
+SQUARES = (
+    224,
+    256,
+    384,
+    512,
+    518,
+    192,
+    128,
+    96,
+    64,
+    640,
+    448,
+    336,
+    320,
+    160,
+    1024,
+)  # usual sides of networks of one size
 SHOWN = 4  # names in an error
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 import torch
 from fcn_deploy.export.analysis.accepted_sizes import AcceptedSizes, run_quietly
+from fcn_deploy.export.analysis.near_ties import ROUNDED, picks_places
 from fcn_deploy.export.analysis.receptive_field import global_operator
 from fcn_deploy.export.dynamic_shapes.free_sizes import free_sizes
 from fcn_deploy.export.from_torch.exporters import EXPORTERS, to_graph
@@ -149,4 +150,7 @@ def _fitted_and_verified(network: Network, graph: onnx.ModelProto, fit: str | No
     made.producer_name = "fcn-deploy"
     onnx.checker.check_model(made)
     expected = expected_scores(network.module, sizes, chosen, network.channels, name)
-    return Exported(made, sizes, chosen, whole, verify(expected, made, name), tuple(notes))
+    differences = verify(expected, made, name)
+    if picks_places(made):
+        notes = [*notes, f"{name} uses the places of maxima: {ROUNDED}"]
+    return Exported(made, sizes, chosen, whole, differences, tuple(notes))

@@ -6,19 +6,24 @@ import pytest
 import torch
 import torch.nn.functional as F
 from fcn_deploy.calibration.report.engine_report import report_of
+from fcn_deploy.export.analysis.accepted_sizes import AcceptedSizes
+from fcn_deploy.export.build import parity
 from fcn_deploy.export.build.config import BuildConfig, TuningOptions
 from fcn_deploy.export.build.engine import build_engine
 from fcn_deploy.export.build.parity import decided
 from fcn_deploy.export.from_torch import export_module
+from fcn_deploy.export.from_torch.verify import expected_scores, verify
 from fcn_deploy.export.importer.import_model import import_model
 from fcn_deploy.export.quantization.options import QuantizationOptions
 from fcn_deploy.fcn.foreign import scores_of
 from fcn_deploy.runtime.engine_file import EngineFile
 from fcn_deploy.runtime.noise_image import natural_noise
 from library_networks import NETWORKS, network
+from onnx import numpy_helper
 from PIL import Image
+from torch import nn
 
-from fcn_deploy import Segmenter
+from fcn_deploy import DeployError, Segmenter
 
 SIZES = ((1, 1), (5, 2), (33, 47), (64, 80), (71, 130), (131, 59))  # none was traced or verified
 
@@ -107,3 +112,56 @@ def test_int8_keeps_every_class(exported, tmp_path):
                 either[label] += ((found == label) | (expected == label)).sum()
     judged = either >= 64
     assert judged.sum() > 1 and (both[judged] / either[judged]).min() > 0.9
+
+
+class NearTies(nn.Module):
+    """Puts maxima of two rows back, as ENet does; where an image is bright only rounding tells the rows apart."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.one, self.head = nn.Conv2d(3, 32, 3, padding=1), nn.Conv2d(1, 2, 1)
+        self.sums, self.same = nn.Conv2d(32, 1, 1, bias=False), nn.Conv2d(32, 1, 1, bias=False)
+        self.register_buffer("bright", torch.tensor(4.0))
+        with torch.no_grad():
+            self.sums.weight.mul_(30)
+            self.same.weight.copy_(self.sums.weight.flip(1))
+
+    def forward(self, x):
+        features = self.one(x)
+        rounding = self.sums(features) - self.same(features.flip(1))
+        x = x.amax(1, keepdim=True)
+        rows = F.interpolate(F.max_pool2d(x, (2, 1)), scale_factor=(2.0, 1.0), mode="nearest")
+        pooled, places = F.max_pool2d(rows + rounding + F.relu(self.bright - rows) * x, (2, 1), return_indices=True)
+        return self.head(F.max_unpool2d(pooled, places, (2, 1)))
+
+
+def changed(path, name, change):
+    """The model of a file in which one of the weights is another."""
+    graph = onnx.load(path)
+    (weight,) = [each for each in graph.graph.initializer if each.name.endswith(name)]
+    weight.CopyFrom(numpy_helper.from_array(change(numpy_helper.to_array(weight)).astype(np.float32), weight.name))
+    return graph
+
+
+def test_what_rounding_decides_is_compared_with_all_that_may_be_given(tmp_path, monkeypatch):
+    module = NearTies().eval()
+    path, notes = tmp_path / "m.onnx", []
+    _, differences = export_module(module, None, path, name="ties", note=notes.append)
+    assert max(difference.logits for difference in differences) < 1e-4
+    assert any("ties uses the places of maxima: of two that are nearly equal" in note for note in notes)
+    wrong = changed(path, "head.bias", lambda bias: bias + 0.05)
+    with pytest.raises(DeployError, match="gives other scores in ONNX"):
+        verify(expected_scores(module, AcceptedSizes(2, scores=2), "pad", 3, "ties"), wrong, "ties")
+
+    onnx.save(changed(path, "bright", lambda _: np.array(2.63)), path)
+    imported = import_model(path)
+    for name, axis in (("one.weight", 0), ("one.bias", 0), ("sums.weight", 1), ("same.weight", 1)):
+        onnx.save(changed(path, name, lambda weight, axis=axis: np.flip(weight, axis)), path)  # sums in another order
+    monkeypatch.setattr(parity, "COMPARED_SIZES", ((61, 97), (64, 80)))
+    build_engine(import_model(path), tmp_path / "m.engine", BuildConfig(latency_sizes=SIZES[2:3]))
+    with Segmenter(tmp_path / "m.engine") as net:
+        assert parity.compare(imported, net.network).wrong == 0
+        onnx.save(changed(path, "head.bias", lambda bias: bias + np.array([0.1, 0])), path)
+        with pytest.raises(DeployError, match="labels are not the model's"):
+            parity.compare(import_model(path), net.network)

@@ -1,6 +1,7 @@
 """Networks that take one size, or squares alone: refused with what to do, and run at a size that is named."""
 
 import warnings
+from functools import partial
 
 import numpy as np
 import onnxruntime
@@ -64,6 +65,19 @@ class Patches(nn.Module):
         return {"logits": F.interpolate(y, scale_factor=8, mode="bilinear")}
 
 
+class Rectangle(nn.Module):
+    """Of one size that is no square, which it names as pytorchcv does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.in_size, self.patches, self.scores = (96, 64), nn.Conv2d(3, 8, 8, 8), nn.Conv2d(8, 4, 1)
+
+    def forward(self, x):
+        y = self.patches(x)
+        context = F.interpolate(y.mean((2, 3), keepdim=True), size=(12, 8))
+        return F.interpolate(self.scores(y + torch.cat([context[..., :4], context[..., 4:]], 3)), scale_factor=8)
+
+
 class Squares(nn.Module):
     """Positions are interpolated to the root of the number of patches."""
 
@@ -93,8 +107,10 @@ def resized(run, side, image):
 
 MEAN, STD = np.float32([123.675, 116.28, 103.53]), np.float32([58.395, 57.12, 57.375])
 REFUSED = [
+    (Rectangle, "takes 96×64 only; --fit 96x64 resizes"),
     (Windows, "takes 112×112 only; --fit 112x112 resizes"),
     (Patches, "takes 64×64 only; --fit 64x64 resizes"),
+    (partial(Patches, 96), "takes 96×96 only; --fit 96x96 resizes"),  # which it names nowhere
     (Squares, "takes squares only, such as 224×224; --fit 224x224 resizes"),
 ]
 
