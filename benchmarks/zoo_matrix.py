@@ -263,7 +263,8 @@ def as_text(found: dict[str, Any]) -> str:
     name = found["network"]
     if "error" in found:
         return f"| {name} | {'refused' if found['refused'] else 'FAILED'}: {found['error']} |"
-    sizes = f"{found['fit']} {found['multiple']}" if found["fit"] else "every size"
+    several = f"{found['fit']} {found['multiple']}" if found["multiple"] > 1 else "every size"
+    sizes = "one" if "fit=" in found["option"] else several
     whole = found["whole"].split(" ")[0]
     tiles = "exact" if not whole else f"exact, by passes ({whole})" if found["passes"] else f"none: {whole}"
     labels = f"{found['wrong_labels']} at {found['sizes_compared']}"
