@@ -163,7 +163,7 @@ def resize_of(index: GraphIndex, node: NodeProto | None) -> tuple[Upsampling, st
 
 
 def _gathered_as_pytorch(index: GraphIndex, node: NodeProto) -> NodeProto | None:
-    """The first of two nodes that gather columns and then rows as PyTorch's nearest neighbours; None: `node` is none."""
+    """The first of two nodes that gather columns, then rows, as PyTorch's nearest; None: `node` is not the last."""
     if node.op_type != "Gather" or not node.input[1].endswith(f"/{AS_PYTORCH}/2/indices"):
         return None
     first = index.producer(node.input[0])

@@ -6,6 +6,7 @@ from dataclasses import replace
 from importlib.metadata import version
 
 from fcn_deploy.calibration.report.engine_report import REPORT, EngineReport
+from fcn_deploy.export.analysis.model_end import AS_PYTORCH
 from fcn_deploy.export.build.config import BuildConfig
 from fcn_deploy.export.build.core import Core, core_of, optimise_offline
 from fcn_deploy.export.build.cut_passes import NO_PASSES, CutPasses, cut_passes
@@ -28,7 +29,7 @@ from fcn_deploy.runtime.engine_file import write_engine
 from fcn_deploy.runtime.errors import DeployError, MisuseError
 from fcn_deploy.runtime.golden_sample import GOLDEN
 from fcn_deploy.runtime.manifest import Manifest
-from onnx import ModelProto
+from onnx import ModelProto, NodeProto
 
 
 def build_engine(
@@ -65,7 +66,7 @@ def build_engine(
         check_builder(config.tensorrt_options, config.gpu_types)
     _check_heads(model, config)
     core = core_of_heads(model) if model.further else core_of(model)
-    config = _without_what_stretches(core.model, config, say)
+    config = _without_openvino(core.model, config, say)
     float_core = optimise_offline(core.model)
     own = "int8" if model.quantised else "float32"  # what the model is of, before anything is made of it
     float_draft, passes = _float_draft(core, float_core, config, own, say)
@@ -105,29 +106,54 @@ def _check_heads(model: ImportedModel, config: BuildConfig) -> None:
         )
 
 
-def _without_what_stretches(core: ModelProto, config: BuildConfig, say: Say) -> BuildConfig:
-    """The config without OpenVINO where a Resize keeps the aspect ratio, which OpenVINO stretches all the same.
+def _without_openvino(core: ModelProto, config: BuildConfig, say: Say) -> BuildConfig:
+    """The config without OpenVINO where that would silently give other scores.
+
+    It stretches where a Resize keeps the aspect ratio, and its quotients of float32 are not always the nearest, which
+    moves nearest neighbours that tie.
 
     Raises:
-        DeployError: there is one, and ONNX Runtime is not among what may run it.
+        DeployError: there is such a node, and nothing else may run it.
     """
-    policies = ((node, attributes(node).get("keep_aspect_ratio_policy", "stretch")) for node in core.graph.node)
-    kept = next((node for node, policy in policies if policy != "stretch"), None)
-    if kept is None or config.on_ort_gpu:
+    what, why, remedy = _openvino_errs_by(core)
+    if not what or config.on_ort_gpu:
         return config
-    what = f"node {label(kept)} keeps the aspect ratio (keep_aspect_ratio_policy)"
     if config.on_tensorrt:
-        raise DeployError(f"{what}, which TensorRT refuses; take it out and resize images before, or use --target cpu")
-    backends = config.tuning.backends if config.tuning is not None else ()
-    if backends == ("openvino",):
-        raise DeployError(
-            f"{what}, and OpenVINO stretches; take it out and resize images before, or use --backend onnxruntime"
-        )
-    if config.tuning is None or "openvino" not in backends:
+        if not _keeps_aspect(core):
+            return config
+        raise DeployError(f"{what}, which TensorRT refuses; {remedy}, or use --target cpu")
+    if config.tuning is None:
         return config
-    say(f"{what}: OpenVINO, which stretches, is left out")
+    backends = config.tuning.backends
+    if backends == ("openvino",) or config.quantization.precision == "bf16":
+        instead = "build without --bf16" if config.quantization.precision == "bf16" else "use --backend onnxruntime"
+        raise DeployError(f"{what}, and OpenVINO {why}; {remedy}, or {instead}")
+    if "openvino" not in backends:
+        return config
+    say(f"{what}: OpenVINO, which {why}, is left out")
     kept_backends = tuple(backend for backend in backends if backend != "openvino")
     return replace(config, tuning=replace(config.tuning, backends=kept_backends))
+
+
+def _openvino_errs_by(core: ModelProto) -> tuple[str, str, str]:
+    """(a node and what it does, what OpenVINO does of it, the remedy), or "" each."""
+    if (kept := _keeps_aspect(core)) is not None:
+        what = f"node {label(kept)} keeps the aspect ratio (keep_aspect_ratio_policy)"
+        return what, "stretches", "take it out and resize images before"
+    divided = next(
+        (node for node in core.graph.node if node.op_type == "Div" and f"/{AS_PYTORCH}/" in node.output[0]), None
+    )
+    if divided is not None:
+        what = (
+            f"node {label(divided)} is of nearest neighbours that tie (interpolate to a size that is no whole factor)"
+        )
+        return what, "rounds quotients otherwise", 'interpolate with mode="bilinear" or by a whole factor'
+    return "", "", ""
+
+
+def _keeps_aspect(core: ModelProto) -> NodeProto | None:
+    policies = ((node, attributes(node).get("keep_aspect_ratio_policy", "stretch")) for node in core.graph.node)
+    return next((node for node, policy in policies if policy != "stretch"), None)
 
 
 def _builder(config: BuildConfig) -> TargetBuilder:

@@ -171,4 +171,3 @@ def _gather(edit: Rewrite, node: ir.Node, axes: Sequence[int], scales: Mapping[i
         value = add("Gather", [value, indices], f"{axis}", axis=axis)
     edit.replace(result, value)
     edit.remove(node)
-
