@@ -94,12 +94,14 @@ def axis_of(upsampling: Upsampling, axis: int, cells: int, padded: int, start: i
 
 def _nearest(upsampling: Upsampling, axis: int, cells: int, padded: int, start: int, stop: int) -> Cells:
     """Where pixels read by nearest neighbours: in float32 throughout, which says where those go that tie."""
-    x, one, half = np.arange(start, stop, dtype=np.float32), np.float32(1), np.float32(0.5)
+    x: Floats = np.arange(start, stop, dtype=np.float32)
+    half = np.float32(0.5)
     factor = None if upsampling.factor is None else upsampling.factor[axis]
     full, scale = (padded, np.float32(padded) / np.float32(cells)) if factor is None else (0, np.float32(factor))
     full = full or math.floor(np.float32(cells) * scale)
     if upsampling.rounding == PYTORCH:
-        return np.minimum(np.floor(x * (np.float32(cells) / np.float32(padded))), cells - 1).astype(np.intp)
+        read: Cells = np.minimum(np.floor(x * (np.float32(cells) / np.float32(padded))), cells - 1).astype(np.intp)
+        return read
     if upsampling.coordinates == "align_corners":
         x = x * np.float32(cells - 1) / np.float32(full - 1) if full > 1 else x * 0
     elif upsampling.coordinates == "asymmetric":

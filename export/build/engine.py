@@ -140,13 +140,9 @@ def _openvino_errs_by(core: ModelProto) -> tuple[str, str, str]:
     if (kept := _keeps_aspect(core)) is not None:
         what = f"node {label(kept)} keeps the aspect ratio (keep_aspect_ratio_policy)"
         return what, "stretches", "take it out and resize images before"
-    divided = next(
-        (node for node in core.graph.node if node.op_type == "Div" and f"/{AS_PYTORCH}/" in node.output[0]), None
-    )
-    if divided is not None:
-        what = (
-            f"node {label(divided)} is of nearest neighbours that tie (interpolate to a size that is no whole factor)"
-        )
+    quotients = (node for node in core.graph.node if node.op_type == "Div" and f"/{AS_PYTORCH}/" in node.output[0])
+    if (divided := next(quotients, None)) is not None:
+        what = f"node {label(divided)} is of nearest neighbours that tie, from map to map by no whole factor"
         return what, "rounds quotients otherwise", 'interpolate with mode="bilinear" or by a whole factor'
     return "", "", ""
 

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -147,7 +148,7 @@ def _gather(edit: Rewrite, node: ir.Node, axes: Sequence[int], scales: Mapping[i
     value, result = needed_input(node), node.outputs[0]
     name = f"{name_of(result)}/{AS_PYTORCH}"
 
-    def add(operator: str, inputs: Sequence[ir.Value], what: str, **attributes: int) -> ir.Value:
+    def add(operator: str, inputs: Sequence[ir.Value], what: str, **attributes: Any) -> ir.Value:
         return edit.node(operator, inputs, f"{name}/{what}", before=node, **attributes)
 
     shape = add("Shape", [value], "shape")
