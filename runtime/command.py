@@ -117,6 +117,12 @@ def fail(name: str, message: str, code: int) -> int:
     return code
 
 
+def print_note(note: str) -> None:
+    """Print what is to be known beside a result, a line of MOST characters at most, on standard error."""
+    start = "note: "
+    print(start + brief(" ".join(note.split()), MOST - len(start)), file=sys.stderr)
+
+
 def log_to_stderr(level: int = logging.WARNING) -> None:
     """Show what the packages log, a line each, of MOST characters at most."""
     handler = logging.StreamHandler(sys.stderr)

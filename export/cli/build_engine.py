@@ -1,7 +1,6 @@
 """build-engine: from a segmentation ONNX to one fast file for one kind of target."""
 
 import logging
-import sys
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -18,6 +17,7 @@ from fcn_deploy.runtime.command import (
     Threads,
     log_to_stderr,
     parse_memory,
+    print_note,
     print_record,
     run,
 )
@@ -245,7 +245,7 @@ def build_engine(
         raise MisuseError("--standalone writes an ONNX of one output; name one with --output")
     imported = import_model(model, said)
     for note in imported.notes:
-        print(f"note: {note}", file=sys.stderr)
+        print_note(note)
     if standalone:
         _write_standalone(imported, model, out, threads, json_)
         return

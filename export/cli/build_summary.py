@@ -1,12 +1,12 @@
 """What build-engine tells of the engine it has built, as text."""
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from fcn_deploy.calibration.report.engine_report import Accuracy, Agreement, EngineReport, StageReport
 from fcn_deploy.export.build.report_parts import show_candidates, show_plans, show_profiles
 from fcn_deploy.export.build.targets.tensorrt_layers import summary
+from fcn_deploy.runtime.command import print_note
 from fcn_deploy.runtime.latency import latency_rows, show_latency
 
 SHOWN = 6  # classes
@@ -40,7 +40,7 @@ def show_build(model: Path, out: Path, report: EngineReport) -> None:
         if plan.layers:
             print(summary(plan.layers))
         for note in plan.notes:
-            print(f"note: {note}", file=sys.stderr)
+            print_note(note)
     _show_speed(report)
     if advice := low_precision_advice(report):
         print(advice)

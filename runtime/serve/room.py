@@ -264,8 +264,8 @@ class Room:
             with self._changed:
                 if self._changed.wait_for(lambda: self._waiting or self._closed, REST_SECONDS if self._kept else None):
                     return self._taken()
-                resting = not self._busy
-                self._kept = not resting
+                resting = self._kept and not self._busy  # the other lane may have given it back meanwhile
+                self._kept = self._kept and not resting
             if resting:
                 give_back_freed()
 

@@ -389,9 +389,9 @@ def test_a_live_connection_that_is_lost_is_opened_again_and_what_was_missed_leav
     times, found = frames(tmp_path / "o" / "live.mkv")
     assert len(found) == record["frames"] and times == sorted(set(times))
     if comes_back:
-        assert record["frames"] > 40
-        gaps = [gap for gap in np.diff(times) if gap > 0.4]
-        assert len(gaps) == 2 and gaps[0] > 1.4 and max(gaps) < 10, "half a second and a second were waited"
+        decoded = record["frames"] + record["dropped"]
+        assert decoded > 10
+        assert decoded * 1001 / 30000 + 1.5 < times[-1] < 60, "half a second and a second and a half were waited"
 
 
 def test_a_file_over_http_goes_on_where_it_was_lost(exports, tmp_path, serve):
