@@ -152,7 +152,7 @@ def test_what_rounding_decides_is_compared_with_all_that_may_be_given(tmp_path, 
     assert any("ties uses the places of maxima: of two that are nearly equal" in note for note in notes)
     wrong = changed(path, "head.bias", lambda bias: bias + 0.05)
     with pytest.raises(DeployError, match="gives other scores in ONNX"):
-        verify(expected_scores(module, AcceptedSizes(2, scores=2), "pad", 3, "ties"), wrong, "ties")
+        verify(expected_scores(module, AcceptedSizes(2, scores=2), "pad", 3, "ties"), wrong, "ties", wrong)
 
     onnx.save(changed(path, "bright", lambda _: np.array(2.63)), path)
     imported = import_model(path)
