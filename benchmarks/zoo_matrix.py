@@ -87,6 +87,7 @@ def row(name: str, option: dict[str, Any], onnx: Path) -> dict[str, Any]:
         exported = time.process_time()
         fitted = next((note for note in notes if "padded to them" in note or "images are resized" in note), "")
         multiple = int(found[1]) if (found := re.search(r"multiples of (\d+)", fitted)) else 1
+        smallest = int(found[1]) if (found := re.search(r"(?:from|sides below) (\d+)", fitted)) else card.smallest
         build_engine(import_model(onnx), engine, BuildConfig(latency_sizes=SIZES[:1], threads=1))
         built = time.process_time()
         with Segmenter(engine, threads=1) as net:
@@ -94,7 +95,7 @@ def row(name: str, option: dict[str, Any], onnx: Path) -> dict[str, Any]:
             module = scores_of(model, name, sizes=likely_sizes(model))
             whole = next((stage.whole for stage in manifest.stages if stage.halo is None), "")
             picks = picks_places(load(onnx))
-            wrong, compared = wrong_labels(net, module, multiple, card.smallest, options.fit_size, picks)
+            wrong, compared = wrong_labels(net, module, multiple, smallest, options.fit_size, picks)
             ratio = time_ratio(net, onnx, card)
     by = next((note for note in notes if "is exported by" in note), "torchscript")
     return {
