@@ -1,6 +1,7 @@
 """Network: an engine or an ONNX model opened; how an image is run by it, and what comes out."""
 
 import os
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -11,6 +12,7 @@ import numpy as np
 
 from .arrays import AnyArray, Floats, Image, ImageSource, size_of
 from .backends import Backend
+from .backends.host import HostBackend
 from .batch_cost import BatchCost
 from .engine_file import EngineFile
 from .errors import DeployError, MisuseError, OverBudgetError
@@ -19,19 +21,33 @@ from .manifest import Manifest, Stage, Upsampling
 from .model_card import ModelCard
 from .no_data import HoleRecorder, Invalid, filled, marked
 from .onnx_model import WHOLE, OnnxModelBackend, with_activation
-from .open_engine import gpu_index_of, open_engine
-from .plan import Plan, Span, available_memory, check_result, plan_on_gpu, plan_passes, plan_run, plan_unbounded
+from .open_engine import gpu_index_of, open_engine, open_fine
+from .plan import (
+    LABELLING,
+    KeptRows,
+    Plan,
+    Span,
+    available_memory,
+    check_result,
+    plan_fine,
+    plan_on_gpu,
+    plan_passes,
+    plan_run,
+    plan_unbounded,
+)  # fmt: skip
 from .pooled import PooledTiles
 from .prepare import check_image, check_source
 from .refine import REACH, refined_labels, refusal
-from .tiles import Band, ready_windows, score_bands
+from .tiles import Band, one_ahead, ready_windows, score_bands
 from .upsampling import KINDS, LABEL_KINDS, ScoreWindow, new_result, result_bytes, result_from_scores
 from .value_range import InRange, Range, parse_range
 from .working_memory import WorkingMemory
 
 DEFAULT_MEMORY_SHARE = 0.8  # of the memory that is free when an image arrives
 BANDS_MEMORY = 2_000_000_000  # bytes; more makes `bands` no faster, and an image that is read by regions whole
-BAND_BYTES = 16_000_000  # of a band's results, about
+WORK_WORTH_A_PLAN = 1.1  # over that of the whole image: of less, other tiles would not save what it takes to find them
+WEIGHTS_OPENED = 2  # times the weights' bytes: what a library keeps of them, in layouts of its own
+BAND_BYTES = 4_000_000  # of a band's results, about
 LABELS = ("labels",)
 
 
@@ -113,6 +129,8 @@ class Network:
         self.batch_costs: dict[tuple[int, int], BatchCost] = {}
         self._working = WorkingMemory(self._release)
         self._pooled: PooledTiles | None = None
+        self._fine: HostBackend | None = None
+        self._opening = threading.Lock()
         if manifest is not None and manifest.pooled is not None:
             self._pooled = PooledTiles(manifest.pooled, self.card, self._member, self._threads)
         self.cell = int((heads.upsampling.factor or stages[-1].stride)[0])
@@ -180,10 +198,19 @@ class Network:
 
     # Planning
 
-    def plan(self, height: int, width: int, bands: bool = False, kinds: Sequence[str] = LABELS) -> Plan:
+    def plan(
+        self,
+        height: int,
+        width: int,
+        bands: bool = False,
+        kinds: Sequence[str] = LABELS,
+        source: ImageSource | None = None,
+        fine: bool = True,
+    ) -> Plan:
         """How an image of this size is run: whole, or in tiles; by `bands`, at most BANDS_MEMORY is taken.
 
         `kinds` are the results wanted: labels are small beside what the network takes, others are in the budget.
+        `source`: what the image is read from. `fine`: whether it may be by the engine's stages for tiles alone.
 
         Raises OverBudgetError where memory is too small.
         """
@@ -200,15 +227,36 @@ class Network:
         memory = self._working.held
         if result or self.memory is not None or plan_unbounded(size, self.card, self.stages).bytes > memory:
             memory = self.memory_budget()
-            if not bands:  # labels are beside what the network takes
-                memory = max(memory - height * width * result_bytes("labels", self.card), memory // 2)
-        memory = min(memory, BANDS_MEMORY) if bands else memory
+            memory = min(memory, BANDS_MEMORY) if bands else memory
+            # Labels, and what makes them, are beside what the network takes.
+            labels = 0 if bands else height * width * result_bytes("labels", self.card)
+            memory = max(memory - labels - LABELLING, memory // 2)
+        kept = KeptRows(getattr(source, "row_bytes", 0), getattr(source, "more_rows", 0))
+        return self._planned(size, memory, result, kept, fine)
+
+    def _planned(self, size: tuple[int, int], memory: float, result: int, kept: KeptRows, fine: bool) -> Plan:
+        """By the stages of whole images where that is no more work, else by those for tiles, or in passes."""
+        manifest, plan, over = self.manifest, None, None
         try:
-            return plan_run(size, self.card, self.stages, memory, result)
-        except OverBudgetError:
-            if self.manifest is None or self.manifest.pooled is None:
+            plan = plan_run(size, self.card, self.stages, memory, result, kept)
+        except OverBudgetError as error:
+            if manifest is None:
                 raise
-        return plan_passes(size, self.card, self.manifest.pooled, memory, result)
+            over = error
+        # Tiles that fit the caches are of the stages that they were measured with.
+        whole = plan is not None and plan.grids == plan_unbounded(size, self.card, self.stages).grids
+        much = plan is None or plan.overhead > WORK_WORTH_A_PLAN
+        if fine and not whole and much and manifest is not None and manifest.fine:
+            weights = sum(manifest.members[stage.file]["bytes"] for stage in manifest.stages)
+            other = plan_fine(size, self.card, manifest.fine, memory, WEIGHTS_OPENED * weights, result, kept)
+            if other is not None and (plan is None or other.overhead < plan.overhead):
+                return other
+        if plan is not None:
+            return plan
+        if manifest is None or manifest.pooled is None:
+            assert over is not None, "as there is no plan"
+            raise over
+        return plan_passes(size, self.card, manifest.pooled, memory, result, kept)
 
     def memory_budget(self) -> int:
         """Bytes that one image may take now. What earlier ones took is kept by the backend, and there for the next."""
@@ -289,28 +337,34 @@ class Network:
     def bands_of(self, image: ImageSource, start: int, *kinds: str) -> Iterator[tuple[int, tuple[AnyArray, ...]]]:
         """`Segmenter.bands` of several kinds at once: (first row, a result of each kind)."""
         self.check_kinds(*kinds)
-        _ = self.backend
+        _, source = self.backend, image
         if self.input_range is not None and getattr(image, "ndim", 0) > 1:
             image = InRange(image, self.input_range, self.card)
         image = check_source(image, self.card)
         if not 0 <= start < image.shape[0]:
             raise MisuseError(f"start is row {start}, and the image has rows 0 to {image.shape[0] - 1}")
-        plan = self.plan(*size_of(image), bands=True)
+        plan = self.plan(*size_of(image), bands=True, source=source)
         if not plan.passes:
             self._working.took(plan.bytes)
         recorder = HoleRecorder(image, self.card)
-        return (
-            (top, self._marked(results, kinds, recorder.invalid(top, top + results[0].shape[-2])))
-            for top, results in self._bands(recorder, start, kinds, plan)
-        )
+
+        def with_holes(band: tuple[int, tuple[AnyArray, ...]]) -> tuple[int, tuple[AnyArray, ...]]:
+            top, results = band
+            return top, self._marked(results, kinds, recorder.invalid(top, top + results[0].shape[-2]))
+
+        ahead = not self.refine and getattr(image, "for_threads", False)
+        return map(with_holes, self._bands(recorder, start, kinds, plan, ahead))
 
     def _bands(
-        self, image: ImageSource, start: int, kinds: Sequence[str], plan: Plan
+        self, image: ImageSource, start: int, kinds: Sequence[str], plan: Plan, ahead: bool
     ) -> Iterator[tuple[int, tuple[AnyArray, ...]]]:
+        """`ahead`: the network runs on while the caller is at work with a band, and reads the image in a thread."""
         views = [self.heads.view(kind) for kind in kinds]
         ready: Iterator[ScoreWindow]
         if plan.grids:
-            ready = self._ready_windows(image, plan, start, self.refine)
+            stopping = threading.Event()
+            ready = self._ready_windows(image, plan, start, self.refine, stopping)
+            ready = one_ahead(ready, stopping) if ahead else ready
         else:
             image = np.asarray(image[:, :])
             if tuple(kinds) == LABELS and not self.refine:
@@ -336,17 +390,19 @@ class Network:
                         for index, view in enumerate(views)
                     ),
                 )
+            del window, rows, made  # or its scores would be in memory beside the next ones
 
     def taking(self, *plans: Plan) -> AbstractContextManager[None]:
         """While it is open, runs by these plans are within the memory budget beside those of other threads."""
         needed = sum(plan.bytes - plan.result for plan in plans)
-        shape = len(plans), plans[0].padded, plans[0].grids, plans[0].passes
+        shape = len(plans), plans[0].padded, plans[0].grids, plans[0].passes  # of other stages, grids are others
         # Tiles in passes give back what they took.
         return self._working.taking(needed, shape, self.memory_budget, keeps=not any(plan.passes for plan in plans))
 
     def _release(self) -> None:
-        if self._backend is not None:
-            self._backend.release()
+        for backend in (self._backend, self._fine):
+            if backend is not None:
+                backend.release()
 
     # Scores
 
@@ -388,6 +444,10 @@ class Network:
             self._pooled.close()
         if backend is not None:
             backend.close()
+        with self._opening:
+            fine, self._fine = self._fine, None
+        if fine is not None:
+            fine.close()
 
     def __enter__(self) -> "Network":
         return self
@@ -422,16 +482,20 @@ class Network:
         upsampling = with_activation(self.upsampling, self.card, scores)
         return [replace(view, upsampling=upsampling) for view in views]
 
-    def _ready_windows(self, image: ImageSource, plan: Plan, start: int, refine: bool) -> Iterator[ScoreWindow]:
+    def _ready_windows(
+        self, image: ImageSource, plan: Plan, start: int, refine: bool, stop: threading.Event | None = None
+    ) -> Iterator[ScoreWindow]:
         # Interpolation reads the score above a row, too.
-        stages = self.manifest.pooled.stages if plan.passes and self.manifest and self.manifest.pooled else self.stages
-        stride = stages[-1].stride[0]
+        stride = self._stages_of(plan)[-1].stride[0]
         more = REACH if refine else 0
-        bands = self._score_bands(image, plan, max(0, start - (2 + more) * stride))
+        bands = self._score_bands(image, plan, max(0, start - (2 + more) * stride), stop)
         return ready_windows(bands, stride, self.upsampling, plan.padded, plan.size, start, more)
 
-    def _score_bands(self, image: ImageSource, plan: Plan, start: int) -> Iterator[Band]:
-        backend = self.backend
+    def _score_bands(
+        self, image: ImageSource, plan: Plan, start: int, stop: threading.Event | None = None
+    ) -> Iterator[Band]:
+        """`stop`: once it is set nobody wants them any more."""
+        backend, stages = self._backend_of(plan), self._stages_of(plan)
         if plan.passes:
             assert self._pooled is not None, "as its plan says"
             for top, bottom, band in self._pooled.bands(image, plan, start):
@@ -441,13 +505,40 @@ class Network:
         def first(rows: Span, columns: Span) -> AnyArray:
             # Beyond the image lies its padding, to which a tile at the edge comes by itself.
             part = image[rows.outer_start : rows.outer_stop, columns.outer_start : columns.outer_stop]
-            return backend.run_stage(0, np.asarray(part))
+            return run(0, np.asarray(part))
 
         def later(index: int) -> Any:
-            return lambda part, *_: backend.run_stage(index, part)
+            return lambda part, *_: run(index, part)
 
-        others = [later(index) for index in range(1, len(self.stages))]
-        yield from score_bands(plan.grids, [stage.stride for stage in self.stages], first, others, start)
+        def run(index: int, part: AnyArray) -> AnyArray:
+            if stop is not None and stop.is_set():
+                raise DeployError(f"{self.path}: the rest of the image is not wanted any more")
+            return backend.run_stage(index, part)
+
+        others = [later(index) for index in range(1, len(stages))]
+        yield from score_bands(plan.grids, [stage.stride for stage in stages], first, others, start)
+
+    def _stages_of(self, plan: Plan) -> tuple[Stage, ...]:
+        """Those that a plan's grids are of."""
+        if self.manifest is not None and plan.fine:
+            return self.manifest.fine
+        if self.manifest is not None and self.manifest.pooled is not None and plan.passes:
+            return self.manifest.pooled.stages
+        return self.stages
+
+    def _backend_of(self, plan: Plan) -> Backend:
+        """What runs a plan's stages."""
+        return self.fine_backend if plan.fine else self.backend
+
+    @property
+    def fine_backend(self) -> Backend:
+        """What runs the stages for tiles alone, of an engine that has them. Raises MisuseError once it is closed."""
+        _ = self.backend
+        assert self.manifest is not None and self.manifest.fine, "as plans say"
+        with self._opening:
+            if self._fine is None:
+                self._fine = open_fine(self.manifest, self.heads, self._member, self._threads)
+            return self._fine
 
     def _member(self, name: str) -> bytes:
         """A member of the engine's file, which is the one that was opened. Raises DeployError."""

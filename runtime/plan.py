@@ -17,7 +17,9 @@ from .prepare import padded_size
 
 Numbers = npt.NDArray[np.float64]
 
+LABELLING = 40_000_000  # bytes, about: what makes labels of scores, a few rows at a time
 PIXELS_PER_RUN = 3000  # pixels that the fixed cost of one run of a network comes to, roughly
+ARENA_SHARES = tuple(0.08 * 1.25**step for step in range(11))  # of the budget, that are tried: to three quarters
 ABOUT_THE_SAME = 0.002  # of two plans' work: with five stages, all that differ by less are a million
 
 
@@ -76,6 +78,14 @@ class Grid:
 
 
 @dataclass(frozen=True)
+class KeptRows:
+    """What the reader of an image keeps in memory: so many bytes of each row of a tile, and of some rows beside."""
+
+    bytes: float = 0.0
+    beside: int = 0
+
+
+@dataclass(frozen=True)
 class Plan:
     """How an image is run: by one run of the core, or in tiles.
 
@@ -87,6 +97,7 @@ class Plan:
         profile: index of the TensorRT profile that runs it, or each of its tiles, on a GPU.
         grids: of each stage; empty where the image is run whole.
         overhead: work over that of the whole image, halos included.
+        fine: the grids are of an engine's stages for tiles alone.
         passes: grids of the stages of each pass before the scores, of a network that pools over the whole image.
     """
 
@@ -98,6 +109,7 @@ class Plan:
     overhead: float = 1.0
     result: int = 0
     passes: tuple[tuple[Grid, ...], ...] = ()
+    fine: bool = False
 
 
 def stages_in_tiles(card: ModelCard, stages: Sequence[Stage]) -> tuple[Stage, ...]:
@@ -111,7 +123,14 @@ def stages_in_tiles(card: ModelCard, stages: Sequence[Stage]) -> tuple[Stage, ..
     return tuple(stages)
 
 
-def plan_run(size: tuple[int, int], card: ModelCard, stages: Sequence[Stage], memory: float, result: int = 0) -> Plan:
+def plan_run(
+    size: tuple[int, int],
+    card: ModelCard,
+    stages: Sequence[Stage],
+    memory: float,
+    result: int = 0,
+    kept: KeptRows = KeptRows(),
+) -> Plan:
     """Plan one image of `size` (height, width) within `memory` bytes: whole where that suffices, else in tiles.
 
     Each stage has tiles of its own shape, chosen together: the least work whose memory is in the budget. Memory is that
@@ -120,6 +139,7 @@ def plan_run(size: tuple[int, int], card: ModelCard, stages: Sequence[Stage], me
 
     Args:
         result: bytes of what is given back, where that is more than labels.
+        kept: by the image's reader.
 
     Raises:
         OverBudgetError: not even the smallest tiles fit, or the network cannot be tiled.
@@ -127,7 +147,7 @@ def plan_run(size: tuple[int, int], card: ModelCard, stages: Sequence[Stage], me
     check_result(size, result, memory)
     plan = plan_unbounded(size, card, tuple(stages))
     if plan.bytes + result > memory:
-        return _cheapest_within(size, card, stages, memory, result)
+        return _cheapest_within(size, card, stages, memory, result, kept)
     return replace(plan, bytes=plan.bytes + result, result=result) if result else plan
 
 
@@ -141,20 +161,33 @@ def plan_unbounded(size: tuple[int, int], card: ModelCard, stages: tuple[Stage, 
 
 
 def _cheapest_within(
-    size: tuple[int, int], card: ModelCard, stages: Sequence[Stage], memory: float, result: int = 0
+    size: tuple[int, int],
+    card: ModelCard,
+    stages: Sequence[Stage],
+    memory: float,
+    result: int = 0,
+    kept: KeptRows = KeptRows(),
+    arena: float | None = None,
 ) -> Plan:
-    """The plan of the least work in tiles that take at most `memory` bytes. Raises OverBudgetError."""
+    """The plan of the least work in tiles that take at most `memory` bytes. Raises OverBudgetError.
+
+    `arena`: bytes of it for the runs of all stages, one after the other; None: each stage has what its own take.
+    """
     padded, stages = padded_size(*size, card), stages_in_tiles(card, stages)
     needed = _whole(padded, stages) + result
-    cost, taken = np.zeros(1), np.full(1, float(result))
+    cost, taken = np.zeros(1), np.full(1, float(result) + (arena or 0))
     grids: list[tuple[Grid, ...]] = [()]
     pixel: float = card.channels * np.dtype(card.dtype).itemsize
-    for stage in stages:
-        more, further, options = _options(stage, padded, card, pixel)
+    for index, stage in enumerate(stages):
+        rows = kept if index == 0 else KeptRows(padded[1] * pixel)
+        more, further, options = _options(stage, padded, card, pixel, rows, index == len(stages) - 1, arena)
+        if not options:
+            taken = np.full(1, math.inf)
+            break
         cost, taken = np.add.outer(cost, more).ravel(), np.add.outer(taken, further).ravel()
-        kept = _cheapest(cost, taken)
-        cost, taken = cost[kept], taken[kept]
-        grids = [(*grids[index // len(options)], options[index % len(options)]) for index in kept]
+        best = _cheapest(cost, taken)
+        cost, taken = cost[best], taken[best]
+        grids = [(*grids[index // len(options)], options[index % len(options)]) for index in best]
         pixel = stage.output_bytes
     fitting = np.flatnonzero(taken <= memory)
     if not len(fitting):
@@ -172,19 +205,56 @@ def _cheapest_within(
         raise OverBudgetError(
             f"{need}, and in the smallest tiles it takes {_gb(least)}{why}; raise it with memory= (--memory)"
         )
-    best = fitting[np.argmin(cost[fitting])]
-    overhead = _overhead(stages, grids[best])
-    return Plan(size, padded, int(taken[best]), grids=grids[best], overhead=overhead, result=result)
+    chosen = fitting[np.argmin(cost[fitting])]
+    overhead = _overhead(stages, grids[chosen])
+    return Plan(size, padded, int(taken[chosen]), grids=grids[chosen], overhead=overhead, result=result)
 
 
-def plan_passes(size: tuple[int, int], card: ModelCard, pooled: Pooled, memory: float, result: int = 0) -> Plan:
+@lru_cache(maxsize=64)
+def plan_fine(
+    size: tuple[int, int],
+    card: ModelCard,
+    stages: tuple[Stage, ...],
+    memory: float,
+    weights: int,
+    result: int = 0,
+    kept: KeptRows = KeptRows(),
+) -> Plan | None:
+    """The plan of an image by an engine's stages for tiles alone; None where these do not fit.
+
+    Their runs find room in what those of the others left: memory is that of the largest of them. Arguments as of
+    plan_run.
+
+    Args:
+        weights: bytes of the stages' weights, which are in memory once more while they are open.
+    """
+    free, best = replace(card, whole=""), None
+    for share in ARENA_SHARES:
+        arena = (memory - weights) * share
+        try:
+            found = _cheapest_within(size, free, stages, memory - weights, result, kept, arena)
+        except OverBudgetError:
+            continue
+        if best is None or found.overhead < best.overhead:
+            best = found
+    return None if best is None else replace(best, bytes=best.bytes + weights, fine=True)
+
+
+def plan_passes(
+    size: tuple[int, int],
+    card: ModelCard,
+    pooled: Pooled,
+    memory: float,
+    result: int = 0,
+    kept: KeptRows = KeptRows(),
+) -> Plan:
     """Plan one image of a network that pools over the whole image: passes for its pooled values, then its scores.
 
     Each is run in tiles of its own, and gives its memory back before the next. Arguments and errors as of plan_run.
     """
     check_result(size, result, memory)
     free = replace(card, whole="")
-    plans = [_cheapest_within(size, free, chain, memory, result) for chain in pooled.chains]
+    plans = [_cheapest_within(size, free, chain, memory, result, kept) for chain in pooled.chains]
     works = [sum(stage.cost for stage in chain) for chain in pooled.chains]
     overhead = sum(work * plan.overhead for work, plan in zip(works, plans, strict=True)) / works[-1]
     *passes, last = plans
@@ -282,19 +352,36 @@ def _overhead(stages: Sequence[Stage], grids: Sequence[Grid]) -> float:
 
 
 def _options(
-    stage: Stage, padded: tuple[int, int], card: ModelCard, pixel: float
+    stage: Stage,
+    padded: tuple[int, int],
+    card: ModelCard,
+    pixel: float,
+    rows_kept: KeptRows,
+    last: bool,
+    arena: float | None = None,
 ) -> tuple[Numbers, Numbers, list[Grid]]:
-    """Costs, bytes and grids, of those that no other beats in both; `pixel`: bytes of the stage's input per pixel."""
+    """Costs, bytes and grids, of those that no other beats in both.
+
+    Args:
+        pixel: bytes of the stage's input per pixel.
+        rows_kept: of its input, beside its tile.
+        last: whether results are made of what it gives.
+        arena: bytes that a run may take, which are counted already.
+    """
     rows, columns = (np.array(_lengths(padded[axis], stage, axis, card), float) for axis in (0, 1))
     lengths, work_y, _, tallest = rows.T[:, :, None]
     _, work_x, _, widest = columns.T[:, None, :]
     count = np.ceil(padded[0] / lengths) * np.ceil(padded[1] / columns[:, 0])
     cost = stage.cost * (work_y * work_x + PIXELS_PER_RUN * count)
-    # Whole rows are kept between stages: those of a row of tiles, and what its halo reads of the stage before. What is
-    # new is joined to what is kept, twice in memory for that while.
-    between = padded[1] * (tallest * pixel + 2 * lengths * stage.output_bytes)
-    taken = stage.working_memory(tallest * widest) + between
+    # A tile's input is a copy. Whole rows are kept between stages: those of a row of tiles, and what its halo reads of
+    # the stage before. Scores are there three times: new, joined to what is kept of those before, and those that
+    # results are made of meanwhile.
+    given = tallest * widest * pixel + (tallest + rows_kept.beside) * rows_kept.bytes
+    between = padded[1] * lengths * stage.output_bytes * (3 if last else 1)
+    running = stage.working_memory(tallest * widest)
+    taken = given + between + (running if arena is None else np.where(running <= arena, 0, math.inf))
     kept = _cheapest(cost.ravel(), taken.ravel())
+    kept = kept[np.isfinite(taken.ravel()[kept])]
     tiles = [(int(rows[index // len(columns), 0]), int(columns[index % len(columns), 0])) for index in kept]
     return cost.ravel()[kept], taken.ravel()[kept], [grid_of(padded, tile, stage, card) for tile in tiles]
 

@@ -88,7 +88,7 @@ class Reuse:
         before, self._last = self._last, None
         whole, invalid = filled(self._network.checked(image), self._network.card)
         # A copy: the caller may change it once its labels are there, and the next frame is compared with it.
-        frame = Frame(np.array(whole, order="C"), invalid, self._network.plan(*size_of(whole), kinds=LABELS))
+        frame = Frame(np.array(whole, order="C"), invalid, self._network.plan(*size_of(whole), fine=False))
         if before is not None and before.image.shape == frame.image.shape:
             changed = changed_blocks(before.image, frame.image, self._unit, frame.plan.padded)
             if self._parts(0, frame.plan, changed) is not None:

@@ -245,7 +245,7 @@ class Segmenter:
         Raises:
             MisuseError, DeployError: as for a call.
         """
-        return ((top, results[0]) for top, results in self.network.bands_of(image, start, kind))
+        return map(_first, self.network.bands_of(image, start, kind))
 
     def warmup(self, sizes: Iterable[tuple[int, int]] | None = None) -> None:
         """Run at each (height, width), so that later calls of these sizes meet no first-time cost.
@@ -285,3 +285,8 @@ class Segmenter:
             network.input_range,
             network.heads.chosen or None,
         )
+
+
+def _first(band: tuple[int, tuple[AnyArray, ...]]) -> tuple[int, AnyArray]:
+    top, results = band
+    return top, results[0]

@@ -29,7 +29,19 @@ from .numbers import ReadOptions, apart, beyond, doubtful, value_of, wide_type
 from .pillow import open_pillow
 from .ranged import opened
 from .sidecars import mask_beside, no_data_beside, one_no_data, told_beside
-from .tiff import ORIENTATION, TURNS, Read, as_read, lay_out, mask_reader, no_data_text, reader, tagged_no_data, turned
+from .tiff import (
+    ORIENTATION,
+    TURNS,
+    Read,
+    as_read,
+    lay_out,
+    mask_reader,
+    no_data_text,
+    reader,
+    rows_beside,
+    tagged_no_data,
+    turned,
+)
 
 if TYPE_CHECKING:
     from PIL import Image as Pictures
@@ -55,6 +67,7 @@ class StoredImage:
         no_data: a value that is none, by GDAL's tag.
         mask: reads likewise where the file's own mask has data: [h, w, 1], 0 where there is none.
         turned: whether it is stored turned, by its orientation.
+        rows_beside: that are kept in memory beside those of a part that is read; 0: nothing is kept.
     """
 
     path: Path
@@ -67,6 +80,7 @@ class StoredImage:
     no_data: float | None = None
     mask: Read | None = None
     turned: bool = False
+    rows_beside: int = 0
 
 
 @dataclass(frozen=True)
@@ -280,7 +294,7 @@ def _tiff(file: Any, header: Header, card: ModelCard, options: ReadOptions) -> S
         options.name("no-data tag", f"{said}: name the value with --nodata")
     return StoredImage(
         path, layout.upright, reader(layout, path), layout.bits, layout.colours, layout.alpha, tags,
-        None if palette else no_data, mask_reader(file, layout, path), layout.turned != 1,
+        None if palette else no_data, mask_reader(file, layout, path), layout.turned != 1, rows_beside(layout),
     )  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 import os
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,16 +29,24 @@ BY_SUFFIX = {  # what a file is that may have others beside it, as far as its na
 class Regions:
     """An image file read where it is asked for: `image[top:bottom, left:right]` → [h, w, C] as the card says.
 
+    By one thread after the other, as a file has one position.
+
     Attributes:
         shape, dtype: of the whole.
         tags: of a TIFF, to be copied to its labels: (code, type, count, value).
+        row_bytes: of a row of what is kept, decoded, for the regions beside the one that is read; 0: nothing is kept.
+        more_rows: that are kept beside a region's own, as the file has them in tiles or strips.
+        for_threads: it may be read in a thread while its owner reads it, too.
     """
 
     shape: tuple[int, int, int]
     dtype: np.dtype[Any]
     read: Callable[[int, int, int, int], NDArray[Any]]
     tags: tuple[Tag, ...] = ()
+    row_bytes: int = 0
+    more_rows: int = 0
     ndim: int = 3
+    for_threads: bool = True
 
     def __getitem__(self, where: tuple[slice, slice]) -> NDArray[Any]:
         (top, bottom, _), (left, right, _) = (
@@ -82,9 +91,13 @@ def open_regions(path: str | os.PathLike[str], card: ModelCard, options: ReadOpt
         if tags and stored.turned:
             raise turned_on_the_ground(header.path)
 
+        lock = threading.Lock()
+
         def read(top: int, bottom: int, left: int, right: int) -> NDArray[Any]:
-            with reading(header.path):
+            with lock, reading(header.path):
                 return fit.read(top, bottom, left, right)
 
         read(0, 1, 0, 1)  # channels and dtype are told before the work begins
-        yield Regions((*stored.size, card.channels), np.dtype(card.dtype), read, tags)
+        sample = stored.read(0, 1, 0, 1)
+        row = stored.size[1] * sample.shape[2] * sample.dtype.itemsize if stored.rows_beside else 0
+        yield Regions((*stored.size, card.channels), np.dtype(card.dtype), read, tags, row, stored.rows_beside)

@@ -162,6 +162,15 @@ def _upright(stored: Read, layout: TiffLayout) -> Read:
     return read
 
 
+def rows_beside(layout: TiffLayout) -> int:
+    """Rows that are kept decoded beside those of a region, above and below, for the next one; 0: none is kept."""
+    key = layout.keyframe
+    if layout.run is not None or int(key.compression) == 1:  # read where they lie, mapped
+        return 0
+    rows: int = min(key.tilelength if key.is_tiled else key.rowsperstrip, key.imagelength)
+    return 2 * rows
+
+
 def tagged_no_data(layout: TiffLayout) -> float | None:
     """The value that GDAL's tag calls no data, as `reader` gives it; None where there is no tag, or no number in it."""
     value = number_in(no_data_text(layout))

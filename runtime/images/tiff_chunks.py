@@ -1,5 +1,6 @@
 """The tiles and strips of a TIFF's page: read where a region needs them, decoded by all cores, and ahead of reading."""
 
+import mmap
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -52,6 +53,7 @@ class Chunks:
         self._before: tuple[int, int, int, int] | None = None  # the region that was read last
         self.mapped: NDArray[Any] | None = None
         self.tables = None if page is None else page.jpegtables  # read from the file now, not by threads
+        self._plain = None if page is None or int(key.compression) != 1 else _mapped(page)
         if page is None:  # an OME file may leave out planes
             return
         if page.is_memmappable:
@@ -76,7 +78,7 @@ class Chunks:
             return np.zeros((bottom - top, right - left, self.key.samplesperpixel), self.key.dtype)
         out = np.empty((bottom - top, right - left, self.key.samplesperpixel), self.key.dtype)
         places = self._places(top, bottom, left, right)
-        keep = (bottom - top, right - left) != self.size
+        keep = self._plain is None and (bottom - top, right - left) != self.size
         first, end = top // self.high, -(-bottom // self.high)
         # Regions come row after row.
         for index in [i for i in self.decoded if not first <= i // self.columns % self.rows < end]:
@@ -146,19 +148,23 @@ class Chunks:
             if isinstance(begun, Future):
                 self.decoded[self._index(place)] = begun
 
-    def _stored(self, index: int) -> bytes | None:
+    def _stored(self, index: int) -> "bytes | memoryview | None":
         """The bytes of one tile or strip; None where it is left out."""
         with self._telling(index) as rows:
             offset, count = self.page.dataoffsets[index], self.page.databytecounts[index]
             if not count:
                 return None
+            if self._plain is not None:
+                if offset + count > len(self._plain):
+                    raise DeployError(f"{self.path} is truncated: {rows} are not there; copy it again")
+                return self._plain[offset : offset + count]
             self.page.parent.filehandle.seek(offset)
             data: bytes = self.page.parent.filehandle.read(count)
             if len(data) < count:
                 raise DeployError(f"{self.path} is truncated: {rows} are not there; copy it again")
         return data
 
-    def _decode(self, index: int, data: bytes | None) -> NDArray[Any]:
+    def _decode(self, index: int, data: "bytes | memoryview | None") -> NDArray[Any]:
         """[h, w, samples] of one tile or strip."""
         with self._telling(index):
             if data is not None and self.separate and int(self.key.compression) == 7:
@@ -182,14 +188,14 @@ class Chunks:
             remedy = "pip install 'fcn-deploy[tiff]'" if "imagecodecs" in reason else "is it damaged?"
             raise DeployError(f"cannot read {rows} of {self.path}: {reason}; {remedy}") from error
 
-    def _jpeg(self, data: bytes, index: int) -> NDArray[Any]:
+    def _jpeg(self, data: "bytes | memoryview", index: int) -> NDArray[Any]:
         """[h, w, 1] of one plane's JPEG, which is grey whatever the colours of the planes are together."""
         from imagecodecs import jpeg_decode
 
         row = index // self.columns % self.rows
         high = self.high if self.key.is_tiled else min(self.high, self.size[0] - row * self.high)
         chunk: NDArray[Any] = jpeg_decode(
-            data, tables=self.tables, bitspersample=self.key.bitspersample, shape=(high, self.wide)
+            bytes(data), tables=self.tables, bitspersample=self.key.bitspersample, shape=(high, self.wide)
         )
         return chunk.reshape(*chunk.shape[:2], 1)
 
@@ -199,3 +205,12 @@ class Chunks:
         if kind in "ui" and not np.iinfo(self.key.dtype).min <= value <= np.iinfo(self.key.dtype).max:
             return 0
         return value
+
+
+def _mapped(page: Any) -> memoryview | None:
+    """The file of a page, mapped, so that what is stored as it is need not be copied; None where that cannot be."""
+    try:
+        with Path(page.parent.filehandle.path).open("rb") as file:
+            return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+    except (OSError, ValueError):
+        return None
