@@ -23,7 +23,6 @@ from .no_data import HoleRecorder, Invalid, filled, marked
 from .onnx_model import WHOLE, OnnxModelBackend, with_activation
 from .open_engine import gpu_index_of, open_engine, open_fine
 from .plan import (
-    LABELLING,
     KeptRows,
     Plan,
     Span,
@@ -39,13 +38,14 @@ from .pooled import PooledTiles
 from .prepare import check_image, check_source
 from .refine import REACH, refined_labels, refusal
 from .tiles import Band, one_ahead, ready_windows, score_bands
-from .upsampling import KINDS, LABEL_KINDS, ScoreWindow, new_result, result_bytes, result_from_scores
+from .upsampling import KINDS, LABEL_KINDS, PIXELS_AT_A_TIME, ScoreWindow, new_result, result_bytes, result_from_scores
 from .value_range import InRange, Range, parse_range
 from .working_memory import WorkingMemory
 
 DEFAULT_MEMORY_SHARE = 0.8  # of the memory that is free when an image arrives
 BANDS_MEMORY = 2_000_000_000  # bytes; more makes `bands` no faster, and an image that is read by regions whole
 WORK_WORTH_A_PLAN = 1.1  # over that of the whole image: of less, other tiles would not save what it takes to find them
+LABELLING_BYTES = 10  # of each pixel whose labels are made at a time, about: what they are made in
 WEIGHTS_OPENED = 2  # times the weights' bytes: what a library keeps of them, in layouts of its own
 BAND_BYTES = 4_000_000  # of a band's results, about
 LABELS = ("labels",)
@@ -230,7 +230,9 @@ class Network:
             memory = min(memory, BANDS_MEMORY) if bands else memory
             # Labels, and what makes them, are beside what the network takes.
             labels = 0 if bands else height * width * result_bytes("labels", self.card)
-            memory = max(memory - labels - LABELLING, memory // 2)
+            made = any(self.heads.view(kind).kind not in ("values", "probabilities", "scores") for kind in kinds)
+            making = LABELLING_BYTES * min(height * width, PIXELS_AT_A_TIME) if made else 0
+            memory = max(memory - labels - making, memory // 2)
         kept = KeptRows(getattr(source, "row_bytes", 0), getattr(source, "more_rows", 0))
         return self._planned(size, memory, result, kept, fine)
 

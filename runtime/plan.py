@@ -17,7 +17,6 @@ from .prepare import padded_size
 
 Numbers = npt.NDArray[np.float64]
 
-LABELLING = 40_000_000  # bytes, about: what makes labels of scores, a few rows at a time
 PIXELS_PER_RUN = 3000  # pixels that the fixed cost of one run of a network comes to, roughly
 ARENA_SHARES = tuple(0.08 * 1.25**step for step in range(11))  # of the budget, that are tried: to three quarters
 ABOUT_THE_SAME = 0.002  # of two plans' work: with five stages, all that differ by less are a million
