@@ -30,7 +30,7 @@ demo: $(VENV)/.all
 
 # Two files of tests at a time; each worker takes up to 1.5 GB. PyTorch's threads of one would wait for the other's.
 JOBS ?= 2
-PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 test: lint $(VENV)/.gpu-sim
 	$(PYTEST)
 

@@ -19,8 +19,8 @@ from .model_card import ModelCard
 from .plan import Grid, Plan, Span
 from .prepare import prepare
 from .process_memory import give_back_freed
+from .resize_axis import axis_of
 from .tiles import Band, score_bands
-from .upsampling import axis_of
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession

@@ -19,7 +19,8 @@ import numpy.typing as npt
 from .arrays import AnyArray, Floats, ImageSource, Labels, Masks
 from .manifest import Upsampling
 from .model_card import ModelCard
-from .upsampling import CHUNK, ScoreWindow, against, best_class, cell_weights, interpolated, spread_labels
+from .resize_axis import cell_weights
+from .upsampling import CHUNK, ScoreWindow, against, best_class, interpolated, spread_labels
 
 RADIUS = 1  # of the windows, in cells
 EPSILON = 7e-3  # variances of colours (of a range of 1) well below it count as flat

@@ -6,24 +6,21 @@ those of argmax(interpolate(scores)), at a small part of its cost. Of a mask the
 probabilities and values are interpolated everywhere.
 """
 
-import math
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
-import numpy.typing as npt
 
 from .arrays import AnyArray, Cells, Floats, Labels, Masks
 from .manifest import Upsampling
 from .model_card import ModelCard
+from .resize_axis import Axis, Uniform, axis_of
 
 LabelDtype = np.dtype[np.uint8 | np.uint16]
 
 MOST_POSSIBLE_CLASSES = 4  # classes that may win in a cell; where more may (few cells), all are interpolated
 CHUNK = 2 << 20  # score values interpolated at a time: bounds the working memory on noisy scores
-VALUES_AT_A_TIME = (
-    1 << 18
-)  # of the result made at a time, where all are interpolated: a few of these fit a core's cache
+# Values of the result made at a time, where all are interpolated: a few of these fit a core's cache.
+VALUES_AT_A_TIME = 1 << 18
 PIXELS_AT_A_TIME = 1 << 22  # whose labels are made at once: several copies of them are
 KINDS = ("labels", "probabilities", "masks", "values")  # of results
 LABEL_KINDS = ("labels", "refined")  # the second: labels whose borders follow the image's, of a network that may refine
@@ -306,96 +303,7 @@ def best_class(scores: AnyArray, dtype: LabelDtype, classes: Labels | None = Non
     return labels
 
 
-@dataclass(frozen=True)
-class Axis:
-    """Where output pixels read, along one axis.
-
-    Attributes:
-        first, second: the cells that a pixel lies between; of `nearest` both are the one that it reads.
-        weight: of the second, float32.
-        uniform: where every cell holds the same `factor` pixels, (factor, offset) and `pixels`, else None. The pixel
-            `offset` is the first right of cell 0's centre.
-    """
-
-    first: Cells
-    second: Cells
-    weight: Floats
-    uniform: "_Uniform | None" = None
-
-    def moved(self, by: int) -> "Axis":
-        """The same with so much added to the cells."""
-        return replace(self, first=self.first + by, second=self.second + by)
-
-
-@dataclass(frozen=True)
-class _Uniform:
-    """Pixels `start` to before `stop` of an axis on which every cell holds `factor` pixels.
-
-    The pixel `offset` is the first right of cell 0's centre.
-    """
-
-    factor: int
-    offset: int
-    start: int
-    stop: int
-
-    @property
-    def begin(self) -> int:
-        """The cell that the first pixel is in: from one score to the next; −1 is what lies before the first score."""
-        return (self.start - self.offset) // self.factor
-
-    @property
-    def unwanted(self) -> int:
-        """Pixels of that cell before the first."""
-        return self.start - self.offset - self.begin * self.factor
-
-    def corners(self, total: int) -> Cells:
-        """The scores, of `total`, at the corners of the cells. The edge is repeated, which is what clamping does."""
-        end = -((self.offset - self.stop) // self.factor)
-        return np.clip(np.arange(self.begin, end + 1), 0, total - 1)
-
-    @property
-    def weights(self) -> Floats:
-        return cell_weights(self.factor, self.offset)
-
-
-def axis_of(upsampling: Upsampling, axis: int, cells: int, padded: int, start: int, stop: int) -> Axis:
-    """Where each output pixel from `start` to before `stop` reads, along one axis, by ONNX's definition of Resize."""
-    factor = None if upsampling.factor is None else upsampling.factor[axis]
-    full, scale = (padded, padded / cells) if factor is None else (math.floor(cells * factor), factor)
-    x = np.arange(start, stop, dtype=np.float64)
-
-    def shrunk(pixels: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-        # Multiplied before it is divided: ties between cells come out as such.
-        return pixels * cells / padded if factor is None else pixels / factor
-
-    offset = None
-    if upsampling.coordinates == "align_corners":
-        x = x * (cells - 1) / (full - 1) if full > 1 else x * 0
-    elif upsampling.coordinates == "asymmetric":
-        x, offset = shrunk(x), 0
-    elif upsampling.coordinates == "pytorch_half_pixel" and full == 1:
-        x = x * 0
-    else:  # half_pixel
-        x, offset = shrunk(x + 0.5) - 0.5, int(scale) // 2
-    if upsampling.mode == "nearest":
-        nearest = np.clip(_ROUNDED[upsampling.rounding](x), 0, cells - 1).astype(np.intp)
-        return Axis(nearest, nearest, np.zeros(len(nearest), np.float32))
-    x = np.clip(x, 0, cells - 1)
-    first = np.floor(x).astype(np.intp)
-    uniform = _Uniform(int(scale), offset, start, stop) if offset is not None and scale == int(scale) else None
-    return Axis(first, np.minimum(first + 1, cells - 1), (x - first).astype(np.float32), uniform)
-
-
-_ROUNDED: Mapping[str, Callable[[npt.NDArray[np.float64]], npt.NDArray[np.float64]]] = {
-    "round_prefer_floor": lambda x: np.ceil(x - 0.5),
-    "round_prefer_ceil": lambda x: np.floor(x + 0.5),
-    "floor": np.floor,
-    "ceil": np.ceil,
-}
-
-
-def _labels_of_equal_cells(window: ScoreWindow, down: _Uniform, across: _Uniform, dtype: LabelDtype) -> Labels:
+def _labels_of_equal_cells(window: ScoreWindow, down: Uniform, across: Uniform, dtype: LabelDtype) -> Labels:
     """Linear interpolation by integer factors: all disagreeing cells at once."""
     scores = window.scores
     rows = down.corners(window.cells) - window.first
@@ -427,13 +335,6 @@ def spread_labels(best: Labels, factor_y: int, factor_x: int) -> Labels:
     labels: Labels = np.empty((corner.shape[0], factor_y, corner.shape[1], factor_x), best.dtype)
     labels.reshape(len(corner), factor_y, -1)[:] = corner.repeat(factor_x, axis=1)[:, None]
     return labels
-
-
-def cell_weights(factor: int, offset: int) -> Floats:
-    """Weights of a cell's first and second corner along one axis, for each of its pixels: [2, factor] float32."""
-    half = 0.5 if offset or factor == 1 else 0.0  # half_pixel; asymmetric starts at the score itself
-    second = (np.arange(factor) + offset + half) / factor - half
-    return np.stack([1 - second, second]).astype(np.float32)
 
 
 def _cell_labels(corners: Floats, winners: Labels, down: Floats, across: Floats) -> Labels:

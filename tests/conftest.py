@@ -3,6 +3,7 @@
 import gc
 import logging
 import os
+from collections import Counter
 from unittest import mock
 
 import pytest
@@ -18,6 +19,9 @@ def pytest_addoption(parser):
 
 
 def pytest_collection_modifyitems(config, items):
+    if hasattr(config, "workerinput"):  # long files first, so that no worker is left alone with one at the end
+        slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
+        items.sort(key=lambda item: -slow[item.path])
     for item in items:
         if "gpu" in item.fixturenames:
             item.add_marker("gpu_sim")
@@ -32,14 +36,19 @@ def pytest_collection_modifyitems(config, items):
 
 
 @pytest.fixture(scope="session", autouse=True)
-def estimated_memory():
-    """Engines that tests build in this process keep the estimate of their memory, which is the same in every run.
+def little_is_measured():
+    """Engines that tests build in this process are timed at small sizes, and keep the estimate of their memory.
 
-    What is measured of networks as small as these is mostly chance, and tests have budgets of a few megabytes.
+    What is measured of networks as small as these is mostly chance, and tests have budgets of a few megabytes. Commands
+    measure as they do for their users.
     """
     from fcn_deploy.export.build.targets import cpu
 
-    with mock.patch.object(cpu, "with_measured_memory", lambda draft, threads=None: draft):
+    with (
+        mock.patch.object(cpu, "with_measured_memory", lambda draft, threads=None: draft),
+        mock.patch.object(cpu, "TIMED_SIZES", ((64, 64), (96, 128))),
+        mock.patch.object(cpu, "TILED_SIZE", (64, 64)),
+    ):
         yield
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import onnxruntime
+import preloaded
 import pytest
 from fetched import debian_package, fetched_folder, unpacked
 from helpers import BIN, ROOT, command, needs, photo
@@ -89,6 +90,7 @@ def test_every_option_that_is_named_exists():
     option = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]+")
     known = {"--help", *option.findall(generator().page())}
     known |= {
+        "--find-links",
         "--index-url",
         "--target",
         "--no-deps",
@@ -183,8 +185,8 @@ def python_blocks() -> list:
     ]
 
 
-def run(folder: Path, *words: object) -> str:
-    done = subprocess.run([sys.executable, *map(str, words)], cwd=folder, capture_output=True, text=True)
+def run(folder: Path, program: str, *words: object) -> str:
+    done = preloaded.run([str(folder / program), *map(str, words)], folder)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

@@ -4,7 +4,7 @@ import numpy as np
 
 from ..arrays import AnyArray
 from ..manifest import Upsampling
-from ..upsampling import Axis, axis_of
+from ..resize_axis import Axis, axis_of
 
 # Of a row or a column: two cells, and a weight for each.
 PLACE = np.dtype([("first", np.int32), ("second", np.int32), ("near", np.float32), ("far", np.float32)])

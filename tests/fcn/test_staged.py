@@ -1,5 +1,7 @@
 """Validation in the stages and tiles of engines: the labels of whole logits."""
 
+from unittest import mock
+
 import numpy as np
 import pytest
 import torch
@@ -34,27 +36,28 @@ def check(labels, logits):
     np.testing.assert_array_equal(labels[clear], logits.argmax(0)[clear])
 
 
-@pytest.mark.parametrize("architecture", ONE_EACH, ids=lambda a: "-".join(map(str, a.values())))
-def test_labels_in_stages_and_tiles_are_those_of_whole_logits(architecture, monkeypatch):
-    monkeypatch.setattr(staged, "TILE", 64)
-    model = random_network(**architecture)
+@pytest.fixture(scope="module", params=ONE_EACH, ids=lambda a: "-".join(map(str, a.values())))
+def network(request):
+    """A network, its card, and what runs it in stages and small tiles."""
+    model = random_network(width=0.125, **request.param)
     card = card_for(model.architecture, tuple("abcde"))
+    with mock.patch.object(staged, "TILE", 64):
+        yield model, card, staged_network(model, card)
+
+
+def test_labels_in_stages_and_tiles_are_those_of_whole_logits(network):
+    model, card, net = network
     image = photo(141, 203)
-    net = staged_network(model, card)
     assert net.plan(141, 203).grids[0].count > 4
     check(net.result(image, "labels"), whole_logits(model, card, image))
 
 
-@pytest.mark.parametrize("architecture", ONE_EACH, ids=lambda a: "-".join(map(str, a.values())))
-def test_where_memory_is_short_all_parts_are_run_in_tiles(architecture, monkeypatch):
+def test_where_memory_is_short_all_parts_are_run_in_tiles(network, monkeypatch):
     """The late layers too, whose halo is wide: scenes of any size are validated."""
-    monkeypatch.setattr(staged, "TILE", 64)
-    model = random_network(**architecture)
-    card = card_for(model.architecture, tuple("abcde"))
+    model, card, net = network
     image = photo(1200, 72)
-    net = staged_network(model, card)
     whole = net.plan(1200, 72).bytes
-    net.memory = int(whole * 0.8)
+    monkeypatch.setattr(net, "memory", int(whole * 0.8))
     grids = net.plan(1200, 72).grids
     assert grids[1].count > 1 and grids[1].halo[0] >= 160
     check(net.result(image, "labels"), whole_logits(model, card, image))

@@ -216,12 +216,16 @@ def test_batched_or_not_the_labels_and_scores_are_equal(exports, int8_engine, pr
 
 @pytest.fixture(scope="module")
 def int8_engine(exports, tmp_path_factory):
-    from helpers import command
+    from fcn_deploy.export.build.config import BuildConfig
+    from fcn_deploy.export.build.engine import build_engine
+    from fcn_deploy.export.importer.import_model import import_model
+    from fcn_deploy.export.quantization.options import QuantizationOptions
 
     folder = tmp_path_factory.mktemp("int8")
     save_photos(folder / "photos", [(70 + index, 90) for index in range(12)])
-    command("build-engine", exports / "narrow.onnx", "--int8", "--calib", folder / "photos", "--max-drop", "100",
-            "-o", folder / "narrow8.engine")  # fmt: skip
+    int8 = QuantizationOptions(int8=True, calib=str(folder / "photos"), max_drop=100)
+    source = import_model(exports / "narrow.onnx")
+    build_engine(source, folder / "narrow8.engine", BuildConfig(quantization=int8))
     return folder / "narrow8.engine"
 
 

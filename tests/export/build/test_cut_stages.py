@@ -2,6 +2,8 @@
 
 import functools
 import math
+import tempfile
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -27,18 +29,23 @@ from onnx import helper
 from fcn_deploy import DeployError, ModelCard, Segmenter
 
 CHOSEN = [family for family in FAMILY if family.get("stride") != 16 and family.get("upsampling") != "learned"]
+# Each backbone once: those of stride 32 are the same but for their ends.
+FINEST = [index for index, family in enumerate(CHOSEN) if family.get("stride") != 32 or family["backbone"] == "alexnet"]
 
 
 @functools.cache
-def narrow(index, width=0.125):
-    """The core of a network of the family, and its card."""
-    import tempfile
-    from pathlib import Path
-
-    model = random_network(width=width, **CHOSEN[index])
+def imported(index):
+    """A network of the family, as build-engine takes it."""
+    model = random_network(width=0.125, **CHOSEN[index])
     with tempfile.TemporaryDirectory() as folder:
         export_module(model, checkpoint_of(model).card, Path(folder) / "m.onnx")
-        core = core_of(import_model(Path(folder) / "m.onnx"))
+        return import_model(Path(folder) / "m.onnx")
+
+
+@functools.cache
+def narrow(index):
+    """The core of a network of the family, and its card."""
+    core = core_of(imported(index))
     return optimise_offline(core.model), core.card
 
 
@@ -60,15 +67,13 @@ def test_stages_one_after_the_other_are_the_core(index, most):
 def engine(index, int8, folder, backend="onnxruntime", stages=5):
     """An engine of the family, in a folder of this run."""
     path = folder / f"{index}-{int8}-{backend}.engine"
-    model = random_network(width=0.125, **CHOSEN[index])
-    export_module(model, checkpoint_of(model).card, folder / f"{index}.onnx")
     save_photos(folder, [(90 + index, 100) for index in range(3)])
     options = (
         QuantizationOptions(int8=True, calib=str(folder / "*.png"), max_drop=100) if int8 else QuantizationOptions()
     )
     tuning = TuningOptions((backend,), stages=stages)
     config = BuildConfig(quantization=options, tuning=tuning, latency_sizes=[(32, 32)])
-    build_engine(import_model(folder / f"{index}.onnx"), path, config)
+    build_engine(imported(index), path, config)
     return path
 
 
@@ -79,11 +84,11 @@ def folder(tmp_path_factory):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("int8", [False, True], ids=["float32", "int8"])
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(data=st.data())
 def test_tiled_scores_are_the_whole_images(folder, int8, data):
     """Bit for bit in INT8, to 1e-5 of their range in float32; labels too, for any size, budget and backbone."""
-    path = engine(data.draw(st.sampled_from(range(len(CHOSEN)))), int8, folder)
+    path = engine(data.draw(st.sampled_from(FINEST)), int8, folder)
     long = data.draw(st.integers(300, 1500))
     height, width = (long, data.draw(st.integers(1, 96)))[:: data.draw(st.sampled_from([1, -1]))]
     image = photo(height, width, data.draw(st.integers(0, 3)))
@@ -114,7 +119,7 @@ def test_tiled_scores_are_the_whole_images(folder, int8, data):
 
 
 @pytest.mark.slow
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(data=st.data())
 def test_tiles_by_openvino_give_the_whole_images_scores(folder, data):
     needs("openvino")

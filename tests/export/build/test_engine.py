@@ -197,7 +197,7 @@ def simple(
 
 @pytest.mark.slow
 def test_an_onnx_without_a_card_is_built_with_a_stated_default(tmp_path):
-    done = command("build-engine", simple(tmp_path / "m.onnx"), "-o", tmp_path / "m.engine")
+    done = command("build-engine", simple(tmp_path / "m.onnx"), "--sizes", "32x32", "-o", tmp_path / "m.engine")
     assert "no model card; assuming 3-channel uint8 images (RGB), mean [123.67" in done.stderr
     with Segmenter(tmp_path / "m.engine") as net:
         assert net.card.classes == ("class 0", "class 1") and net(photo(9, 5)).shape == (9, 5)
@@ -265,7 +265,8 @@ def test_build_engine_from_the_command_line(exports, tmp_path):
     before = engine.read_bytes()
     assert "exists already" in one_error(command("build-engine", exports / "narrow.onnx", "-o", engine, ok=2))
     assert engine.read_bytes() == before
-    report = json.loads(command("build-engine", exports / "narrow.onnx", "-o", engine, "--force", "--json").stdout)
+    words = ("--sizes", "64x64", "-o", engine, "--force", "--json")
+    report = json.loads(command("build-engine", exports / "narrow.onnx", *words).stdout)
     assert report["agreement"]["wrong"] == 0
     command("build-engine", exports / "narrow.onnx", "--standalone", "-o", tmp_path / "s.onnx")
     model = exports / "narrow.onnx"

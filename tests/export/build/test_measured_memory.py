@@ -19,7 +19,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 
 @pytest.fixture(autouse=True)
-def measured_memory(estimated_memory):
+def measured_memory(little_is_measured):
     """As users have it."""
     with mock.patch.object(cpu, "with_measured_memory", with_measured_memory):
         yield

@@ -200,8 +200,8 @@ def test_a_broken_candidate_counts_as_all_lost():
 @pytest.mark.slow
 def test_an_int8_engine_for_the_cpu(exports, photos, tmp_path):
     calib = photos / "images"
-    done = command("build-engine", exports / "narrow.onnx", "--int8", "--calib", calib, "--max-drop", "60", "-o",
-                   tmp_path / "m.engine", "--precision-report", tmp_path / "layers.csv")  # fmt: skip
+    done = command("build-engine", exports / "narrow.onnx", "--int8", "--calib", calib, "--max-drop", "60", "--sizes",
+                   "64x96", "-o", tmp_path / "m.engine", "--precision-report", tmp_path / "layers.csv")  # fmt: skip
     assert "int8: agreement" in done.stdout and "images calibration did not see" in done.stdout
     assert "faster than float32 here" in done.stdout or "SLOWER than float32 here" in done.stdout.splitlines()[-1]
     with EngineFile(tmp_path / "m.engine") as file:
@@ -259,7 +259,6 @@ def test_engines_for_gpus_are_built_here_and_say_what_was_not_measured(exports, 
             assert report_of(file).accuracy.precision == precision
             assert len(file.read("stage-0.plan")) > 10_000
         assert "is an engine for sm89, and no NVIDIA" in one_error(command("verify-engine", path, ok=1))
-    command("build-engine", exports / "narrow.onnx", "--target", "sm86,sm89", "-o", tmp_path / "f.engine")
 
 
 @pytest.mark.slow
@@ -342,11 +341,11 @@ def test_misuse_is_one_line(exports, photos, tmp_path):
 def test_int8_and_fp16_keep_the_miou_of_a_trained_network(trained, tmp_path):
     """From images of differing sizes: within 0.5 points for INT8 and 0.05 for FP16 on CamVid photographs."""
     data = needs_shared("camvid")
-    files = sorted((data / "train").glob("*.jpg"))[::12]
+    files = sorted((data / "train").glob("*.jpg"))[::24]
     calib = tmp_path / "calib"
     calib.mkdir()
     for index, path in enumerate(files):
-        scale = 0.6 + 0.03 * index
+        scale = 0.5 + 0.04 * index
         picture = Image.open(path)
         picture.resize((round(480 * scale), round(360 * scale))).save(calib / f"{index}.png")
     core = core_of(import_model(trained / "camvid.onnx"))
