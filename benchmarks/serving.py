@@ -13,8 +13,9 @@ Clients run on the same cores as what they ask. They are as small as clients can
 what their process takes is told beside each rate. Processor time over that of a bare call or of `map` is told too: it
 says what a server costs where other programs keep the cores busy, and times say little.
 
-`--litserve` runs the same Segmenter in LitServe (pip install litserve python-multipart), sent as .npy files; `--triton`
-what `export-triton cam.engine` writes, in the tritonserver that the tests fetch, where an image is a batch of one.
+`--litserve` runs the same Segmenter in LitServe (pip install litserve python-multipart) by the Python that it names,
+where this project is installed too, sent as .npy files; `--triton` runs what `export-triton cam.engine` writes, in
+the tritonserver that the tests fetch, where an image is a batch of one.
 `--hostile` and `--bulk` run `tests/attacks/test_requests.py` and benchmarks/bulk.py on the engine afterwards.
 """
 
@@ -244,7 +245,9 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--runs", type=int, default=100, help="of latency")
     parser.add_argument("--large", default="2400x3200", help="height x width of the large images")
     parser.add_argument("--memory", type=float, default=1.0, help="GB, for them")
-    parser.add_argument("--litserve", action="store_true")
+    parser.add_argument(
+        "--litserve", nargs="?", const=sys.executable, metavar="PYTHON", help="of an environment that has it [this one]"
+    )
     parser.add_argument("--triton", action="store_true")
     parser.add_argument("--hostile", type=int, default=0, metavar="N", help="so many hostile requests, at the end")
     parser.add_argument("--bulk", action="store_true", help="an object store and a Ray cluster, at the end")
@@ -263,7 +266,7 @@ def main() -> None:
         print(f"ready after {seconds:.2f} s, with {told['start']['resident'] / 1e6:.0f} MB")
         servers, pids = {"REST": http, "gRPC": rpc}, {"REST": process.pid, "gRPC": process.pid}
         if options.litserve:
-            servers["LitServe"] = stack.enter_context(litserve(options.engine))
+            servers["LitServe"] = stack.enter_context(litserve(options.engine, options.litserve))
         if options.triton:
             servers["Triton"] = stack.enter_context(triton(options.engine))
         told["latency"] = latency(options.engine, servers, pids, options.runs)

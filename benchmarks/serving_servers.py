@@ -31,12 +31,12 @@ def serve_engine(engine: Path, *words: object):
 
 
 @contextmanager
-def litserve(engine: Path):
-    """LitServe's address."""
+def litserve(engine: Path, python: str):
+    """LitServe's address; `python` is of an environment that has it."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    words = [sys.executable, "-m", "benchmarks.litserve_segmenter", engine, port]
+    words = [python, "-m", "benchmarks.litserve_segmenter", engine, port]
     process = subprocess.Popen([*map(str, words)], stdout=subprocess.DEVNULL, start_new_session=True)
     try:
         for _ in range(600):

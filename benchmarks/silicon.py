@@ -33,6 +33,7 @@ from fcn_deploy.runtime.errors import DeployError
 from fcn_deploy.runtime.noise_image import natural_noise
 from fcn_deploy.runtime.prepare import padded_size
 from fcn_deploy.runtime.verify import verify
+from PIL import Image
 
 from benchmarks.silicon_kernels import kernel_rows
 from benchmarks.silicon_page import page
@@ -45,8 +46,12 @@ PACKAGES = (
 )  # fmt: skip
 THREADS = 8
 LARGEST = 20000  # pixels a side
-# Share of labels that may differ from the CPU's float32.
-ALLOWED = {"float32": 1e-3, "bf16": 0.1, "float16": 0.02, "fp8": 0.2, "int8": 0.2}
+# Share of labels that may differ from the CPU's float32: this, and twice what emulation found to be so. The network's
+# weights are random, so that its labels are far closer to ties than those of a trained one.
+ALLOWED = {"float32": 1e-3, "bf16": 0.02, "float16": 0.02, "fp8": 0.02, "int8": 0.02}
+# Labels drawn at random of the network's 11 classes differ by 0.91. INT8 and FP8 of random weights come to half of that
+# by emulation: here they are only told from garbage, and golden samples, of scores, are what judges them.
+ALL_WRONG = 0.8
 
 Record = dict[str, Any]
 
@@ -121,9 +126,19 @@ def labels(engine: Path, cpu: Path, count: int) -> Record:
                 continue
             image = natural_noise(*size, net.card, len(rows))
             rows.append({"size": list(size), "differing": float((net(image) != reference(image)).mean())})
-        allowed = ALLOWED[net.network.precision]
+        allowed = min(ALLOWED[net.network.precision] + 2 * _expected(engine), ALL_WRONG)
+    pixels = [row["size"][0] * row["size"][1] for row in rows]
+    share = float(np.average([row["differing"] for row in rows], weights=pixels))
     worst = max(row["differing"] for row in rows)
-    return {"images": len(rows), "worst": worst, "allowed": allowed, "ok": worst <= allowed}
+    return {"images": len(rows), "share": share, "worst": worst, "allowed": allowed, "ok": share <= allowed}
+
+
+def _expected(engine: Path) -> float:
+    """Share of labels that low precision changes, as the build found by emulation; 0 of float32."""
+    from fcn_deploy.calibration.report.engine_report import read_report
+
+    report = read_report(engine)
+    return 0.0 if report is None or report.accuracy is None else 1 - report.accuracy.value
 
 
 def stress(engine: Path, seconds: float) -> Record:
@@ -259,8 +274,20 @@ def libraries() -> dict[str, str]:
     return {name: target for name, target in found.items() if find_spec(name)} or {"tensorrt": "cuda"}
 
 
-def build(folder: Path) -> tuple[dict[str, tuple[Path, Path]], tuple[Any, ModelCard, Sequence[tuple[int, int]]]]:
-    """Engines of a small network for this GPU and for the CPU, in each precision that can be built; and the network."""
+def noise_images(folder: Path, card: ModelCard) -> Path:
+    """Write a few images of the kind that labels are compared on into `folder`, for calibration."""
+    from benchmarks.engine_matrix import SIZES
+
+    folder.mkdir()
+    for index, (height, width) in enumerate(SIZES):
+        Image.fromarray(natural_noise(height, width, card, 1000 + index)).save(folder / f"{index}.png")
+    return folder
+
+
+def build(
+    folder: Path,
+) -> tuple[dict[str, tuple[Path, Path]], tuple[Any, ModelCard, Sequence[tuple[int, int]]], dict[str, str]]:
+    """Engines of a small network for this GPU and for the CPU, in each precision; the network; why others are none."""
     from fcn_deploy.export.build.config import BuildConfig
     from fcn_deploy.export.build.engine import build_engine
     from fcn_deploy.export.from_torch import export_module
@@ -268,13 +295,13 @@ def build(folder: Path) -> tuple[dict[str, tuple[Path, Path]], tuple[Any, ModelC
     from fcn_deploy.export.quantization.options import QuantizationOptions
     from fcn_deploy.runtime.sizes import parse_sizes
 
-    from benchmarks.engine_matrix import PRECISIONS, images, network
+    from benchmarks.engine_matrix import PRECISIONS, network
 
     model, card = network(0, 0.5, backbone="efficientnet-lite0", stride=8, upsampling="fixed")
     export_module(model, card, folder / "m.onnx")
-    source, calib = import_model(folder / "m.onnx"), str(images(folder / "digits"))
+    source, calib = import_model(folder / "m.onnx"), str(noise_images(folder / "noise", card))
     build_engine(source, folder / "cpu.engine", BuildConfig(latency_sizes=[(64, 64)]))
-    found = {}
+    found, refused = {}, {}
     for (library, target), (precision, words) in product(libraries().items(), PRECISIONS.items()):
         low = QuantizationOptions(**({**words, "calib": calib, "max_drop": 100.0} if words else {}))
         sizes = parse_sizes("1x1:480x640:1088x1920,480x640:1080x1920:1088x1920")
@@ -282,10 +309,10 @@ def build(folder: Path) -> tuple[dict[str, tuple[Path, Path]], tuple[Any, ModelC
             config = BuildConfig(target=target, quantization=low, sizes=sizes)
             build_engine(source, folder / f"{precision}-{target}.engine", config)
         except DeployError as error:
-            print(f"{precision} by {library}: not built: {error}", flush=True)
+            refused[f"{precision} by {library}"] = str(error)
             continue
         found[f"{precision} by {library}"] = (folder / f"{precision}-{target}.engine", folder / "cpu.engine")
-    return found, (model, card, TIMED)
+    return found, (model, card, TIMED), refused
 
 
 def main(
@@ -300,8 +327,11 @@ def main(
     except SkippedError as error:
         raise DeployError(f"{error}; run this on a machine with an NVIDIA GPU") from error
     with tempfile.TemporaryDirectory() as folder:
-        engines, model = build(Path(folder))
+        engines, model, refused = build(Path(folder))
         record = measure(engines, seconds, sizes, largest, model=model)
+    for name, why in refused.items():  # a precision that this GPU has none of
+        print(f"{name}: not built: {why}")
+        record[f"build, {name}"] = {"skipped": f"not built: {why}", "ok": True}
     written(record, out)
     return int(not all(part["ok"] for part in record.values()))
 

@@ -56,7 +56,8 @@ def _verdicts(record: Record) -> Section:
 
 def _in_short(part: Record) -> str:
     if "images" in part:
-        return f"{part['images']} sizes; at the worst {part['worst']:.2%} of labels differ, {part['allowed']:.2%} may"
+        share = f"{part['share']:.2%} of labels differ ({part['worst']:.2%} at the worst)"
+        return f"{part['images']} sizes; {share}, {part['allowed']:.2%} may"
     if "calls" in part:
         return (
             f"{part['calls']} calls in {part['seconds']:g} s, {len(part['errors'])} errors; "

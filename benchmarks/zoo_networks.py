@@ -81,6 +81,20 @@ def _monai(name: str, **fields) -> Callable:
     return make
 
 
+def _nnunet(name: str, **fields) -> Callable:
+    def make():
+        from dynamic_network_architectures.architectures import unet
+        from torch import nn
+
+        return getattr(unet, name)(
+            3, 4, (16, 32, 64, 96), nn.Conv2d, 3, (1, 2, 2, 2), num_classes=CLASSES, n_conv_per_stage_decoder=1,
+            conv_bias=True, norm_op=nn.InstanceNorm2d, norm_op_kwargs={"eps": 1e-5, "affine": True},
+            nonlin=nn.LeakyReLU, nonlin_kwargs={"inplace": True}, **fields,
+        )  # fmt: skip
+
+    return make
+
+
 def _cv(name: str, **fields) -> Callable:
     def make():
         from pytorchcv.model_provider import get_model
@@ -114,7 +128,7 @@ NETWORKS: dict[str, Callable] = {
     "hf-segformer": _hf("SegformerForSemanticSegmentation", "SegformerConfig", depths=[1, 1, 1, 1]),
     "hf-upernet-convnext": _hf(
         "UperNetForSemanticSegmentation", "UperNetConfig", hidden_size=64, auxiliary_in_channels=384,
-        backbone_config=_hf_config("ConvNextConfig", depths=(1, 1, 1, 1), out_features=_STAGES),
+        backbone_config=_hf_config("ConvNextConfig", depths=[1, 1, 1, 1], out_features=_STAGES),
     ),
     "hf-upernet-swin": _hf(
         "UperNetForSemanticSegmentation", "UperNetConfig", hidden_size=64,
@@ -141,7 +155,10 @@ NETWORKS: dict[str, Callable] = {
     "monai-flexibleunet": _monai("FlexibleUNet", backbone="efficientnet-b0", pretrained=False),
     "monai-unetr": _monai("UNETR", img_size=96, hidden_size=192, mlp_dim=384, num_heads=3),
     "monai-swinunetr": _monai("SwinUNETR", feature_size=12, depths=(1, 1, 1, 1), num_heads=(3, 3, 3, 3)),
-    "cv-bisenet": _cv("bisenet_resnet18_celebamaskhq", fixed_size=False),
+    "nnunet-plain": _nnunet("PlainConvUNet", n_conv_per_stage=2),
+    "nnunet-residual": _nnunet("ResidualEncoderUNet", n_blocks_per_stage=1),
+    "nnunet-supervised": _nnunet("PlainConvUNet", n_conv_per_stage=2, deep_supervision=True),
+    "cv-bisenet": _cv("bisenet_resnet18_celebamaskhq"),
     "cv-icnet": _cv("icnet_resnetd50b_cityscapes", fixed_size=False),
     "cv-sinet": _cv("sinet_cityscapes", fixed_size=False),
     "cv-fastscnn": _cv("fastscnn_cityscapes", fixed_size=False),

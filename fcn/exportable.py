@@ -9,7 +9,7 @@ from torch.overrides import TorchFunctionMode
 
 
 class Exportable(TorchFunctionMode):
-    """While it is entered, pooling to a grid, pooling by a kernel of the image's size and unpooling are respelled.
+    """While it is entered, pooling to a grid or by a kernel of the image's size, unpooling and patches are respelled.
 
     The results are equal, but for rounding. `respelled` collects the names of the functions that were.
     """
@@ -131,12 +131,59 @@ def interpolate(
     return adaptive_avg_pool2d(input, size)
 
 
+def unfold(
+    input: torch.Tensor,
+    kernel_size: int | Sequence[int],
+    dilation: int | Sequence[int] = 1,
+    padding: int | Sequence[int] = 0,
+    stride: int | Sequence[int] = 1,
+) -> torch.Tensor | None:
+    """Patches side by side, [N, C, H, W] → [N, C·h·w, patches], by reshapes."""
+    kernel = _side_by_side(kernel_size, dilation, padding, stride)
+    if kernel is None or input.ndim != 4:
+        return None
+    batch, channels = input.shape[:2]
+    rows, columns = (side // length for side, length in zip(input.shape[-2:], kernel, strict=True))
+    whole = input[..., : rows * kernel[0], : columns * kernel[1]]
+    cells = whole.reshape(batch, channels, rows, kernel[0], columns, kernel[1])
+    return cells.permute(0, 1, 3, 5, 2, 4).reshape(batch, channels * kernel[0] * kernel[1], rows * columns)
+
+
+def fold(
+    input: torch.Tensor,
+    output_size: int | Sequence[int],
+    kernel_size: int | Sequence[int],
+    dilation: int | Sequence[int] = 1,
+    padding: int | Sequence[int] = 0,
+    stride: int | Sequence[int] = 1,
+) -> torch.Tensor | None:
+    """Patches side by side, put together again: [N, C·h·w, patches] → [N, C, H, W], by reshapes."""
+    kernel, size = _side_by_side(kernel_size, dilation, padding, stride), _pair(output_size)
+    if kernel is None or input.ndim != 3:
+        return None
+    rows, columns = (side // length for side, length in zip(size, kernel, strict=True))
+    channels = input.shape[1] // (kernel[0] * kernel[1])
+    cells = input.reshape(input.shape[0], channels, *kernel, rows, columns).permute(0, 1, 4, 2, 5, 3)
+    whole = cells.reshape(input.shape[0], channels, rows * kernel[0], columns * kernel[1])
+    # Cells that no patch reaches are 0.
+    return F.pad(whole, (0, size[1] - columns * kernel[1], 0, size[0] - rows * kernel[0]))
+
+
+def _side_by_side(kernel_size, dilation, padding, stride) -> tuple[int, int] | None:
+    """The kernel, where patches neither overlap nor leave pixels between them, nor reach beyond the image."""
+    kernel = _pair(kernel_size)
+    plain = _pair(dilation) == (1, 1) and _pair(padding) == (0, 0)
+    return kernel if plain and _pair(stride) == kernel else None
+
+
 _RESPELLED: dict[Callable, Callable] = {
     F.adaptive_avg_pool2d: adaptive_avg_pool2d,
     F.adaptive_max_pool2d: adaptive_max_pool2d,
     F.avg_pool2d: avg_pool2d,
+    F.fold: fold,
     F.interpolate: interpolate,
     F.max_unpool2d: max_unpool2d,
+    F.unfold: unfold,
 }
 
 

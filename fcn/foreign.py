@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from fcn_deploy.fcn.checkpoint import load_checkpoint, load_state
+from fcn_deploy.fcn.decisions import Decisions, are_labels_of, may_be_labels
 from fcn_deploy.fcn.exportable import without_autocast
 from fcn_deploy.fcn.programs import as_module, load_program, refuse_quantised, saved_form, set_evaluation, uncompiled
 from fcn_deploy.runtime.errors import DeployError, MisuseError, one_line
@@ -167,6 +168,7 @@ class ScoresModule(nn.Module):
         flat: whether it gives [N,h,w], one score without an axis.
         grid: (axis, factor) of what it gives flattened, [N,K,h·w] or [N,h·w,K]: the axis of the h·w cells, which are at
             1/factor of the image; None: it gives maps.
+        labels: whether it gives labels; what it takes them of is given instead.
         mutates: whether it writes into its input.
         keyword: of the argument that takes the image; "": the first one.
         entry: of the dictionary that it takes, under which the image is; "": it takes the image itself.
@@ -178,7 +180,7 @@ class ScoresModule(nn.Module):
         super().__init__()
         self.model, self.channels = model, channels
         self.path: tuple[str | int, ...] = ()
-        self.in_last = self.out_last = self.flat = self.mutates = self.casts = False
+        self.in_last = self.out_last = self.flat = self.labels = self.mutates = self.casts = False
         self.keyword = self.entry = ""
         self.grid: tuple[int, int] | None = None
         self.mode: AbstractContextManager = nullcontext()
@@ -190,9 +192,9 @@ class ScoresModule(nn.Module):
         return self
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        result = self._given(x)
-        for key in self.path:
-            result = _at(result, key)
+        if self.labels and (scores := self.decided(x)[1]) is not None:
+            return scores
+        result = self._result(x)
         if isinstance(result, torch.Tensor) and self.flat:
             result = result.unsqueeze(1)
         if isinstance(result, torch.Tensor) and self.grid is not None:
@@ -201,6 +203,19 @@ class ScoresModule(nn.Module):
             result = result if axis == 2 else result.transpose(1, 2)
             return result.reshape(result.shape[0], result.shape[1], rows, columns)
         return result.permute(0, 3, 1, 2) if isinstance(result, torch.Tensor) and self.out_last else result
+
+    def _result(self, x: torch.Tensor) -> Any:
+        """What of the module's outputs is used."""
+        result = self._given(x)
+        for key in self.path:
+            result = _at(result, key)
+        return result
+
+    def decided(self, x: torch.Tensor) -> tuple[Any, torch.Tensor | None]:
+        """(what is used, scores [N,K,h,w] that the module took the last labels of; None: it took none)."""
+        with Decisions() as decisions:
+            result = self._result(x)
+        return result, decisions.scores()
 
     def _given(self, x: torch.Tensor) -> Any:
         """What the module gives, in whatever form."""
@@ -351,10 +366,19 @@ def _find(made: ScoresModule, result: Any, size: tuple[int, int], name: str, out
         made.path, result, output = (*made.path, key), entries[key], None
     if output is not None:
         raise MisuseError(f"{name} gives one tensor; omit --output {output}")
+    if may_be_labels(result) and _gives_labels(made, size):
+        made.labels = True
+        note(f"{name} gives labels {list(result.shape)}; the scores that it takes them of are used")
+        return
     if not result.is_floating_point():
         raise DeployError(
             f"{name} gives {str(result.dtype).removeprefix('torch.')} {list(result.shape)}; it must give scores, "
             "before an argmax or a threshold"
+        )
+    if torch.equal(result, result.round()) and _gives_whole_numbers(made, size):
+        raise DeployError(
+            f"{name} gives whole numbers alone, {list(result.shape)}, as labels are; it must give scores, before an "
+            "argmax or a threshold"
         )
     height, width = size
     if result.ndim == 3 and result.shape[1] * width == result.shape[2] * height:
@@ -368,6 +392,24 @@ def _find(made: ScoresModule, result: Any, size: tuple[int, int], name: str, out
     if made.in_last or made.out_last:
         first, last = ("[N,H,W,C]" if side else "[N,C,H,W]" for side in (made.in_last, made.out_last))
         note(f"{name} takes {first} and gives {last.replace('C', 'K')}; it is exported as [N,C,H,W] → [N,K,H,W]")
+
+
+def _gives_whole_numbers(made: ScoresModule, size: tuple[int, int]) -> bool:
+    """Whether a module gives several whole numbers, and none between them, for noise that is strong."""
+    with torch.inference_mode():
+        result = made(30.0 * torch.randn(1, made.channels, *size, generator=torch.Generator().manual_seed(1)))
+    return bool(result.max() > result.min()) and torch.equal(result, result.round())
+
+
+def _gives_labels(made: ScoresModule, size: tuple[int, int]) -> bool:
+    """Whether a module gives the best of the scores that it took labels of, and nothing else is done to these."""
+    random = torch.Generator().manual_seed(1)
+    for strength in (1.0, 30.0):
+        with torch.inference_mode():
+            result, scores = made.decided(strength * torch.randn(1, made.channels, *size, generator=random))
+        if scores is None or not are_labels_of(result, scores):
+            return False
+    return True
 
 
 def _grid(shape: Sequence[int], size: tuple[int, int]) -> tuple[int, int] | None:

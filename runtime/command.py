@@ -9,6 +9,7 @@ Exit codes, the same for all:
     130  interrupted.
 """
 
+import copy
 import dataclasses
 import inspect
 import json
@@ -116,6 +117,12 @@ def fail(name: str, message: str, code: int) -> int:
     return code
 
 
+def print_note(note: str) -> None:
+    """Print what is to be known beside a result, a line of MOST characters at most, on standard error."""
+    start = "note: "
+    print(start + brief(" ".join(note.split()), MOST - len(start)), file=sys.stderr)
+
+
 def log_to_stderr(level: int = logging.WARNING) -> None:
     """Show what the packages log, a line each, of MOST characters at most."""
     handler = logging.StreamHandler(sys.stderr)
@@ -124,7 +131,13 @@ def log_to_stderr(level: int = logging.WARNING) -> None:
 
 
 class _Brief(logging.Formatter):
-    """Lines as errors are."""
+    """Lines as errors are; tracebacks are shown of this package alone, whose they are a fault of."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        if not record.name.startswith("fcn_deploy"):
+            record = copy.copy(record)
+            record.exc_info = record.exc_text = record.stack_info = None
+        return super().format(record)
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 (logging's name)
         return brief(super().formatMessage(record))

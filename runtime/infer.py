@@ -78,6 +78,10 @@ def label_images(
             "cameras and streaming addresses].",
         ),
     ] = None,
+    reconnect: Annotated[
+        float,
+        typer.Option(min=0, metavar="SECONDS", help="Open a lost connection again within this time; 0: do not."),
+    ] = 60,
     bulk: Bulk = Bulk(),  # noqa: B008 (frozen)
     reuse: Annotated[
         bool,
@@ -102,7 +106,7 @@ def label_images(
     from .network import Network
 
     options = ReadOptions(max_pixels, input_range, nodata, strict, planes.number, planes.channels)
-    files = bulk.sources(images, out, lambda: find_sources(images, live))
+    files = bulk.sources(images, out, lambda: find_sources(images, live, reconnect))
     label = partial(
         label_files, overlay=overlay, probabilities=probabilities, products=products, force=force, resume=resume,
         reuse=reuse, options=options, all_pages=planes.page == ALL,
@@ -161,6 +165,7 @@ def _show(record: dict[str, Any], explained: "ModelCard | None") -> None:
         height, width = record["size"]
         frames = f"{record['frames']} frames, {record['fps']} a second, " if "frames" in record else ""
         frames += f"{record['dropped']} dropped, " if "dropped" in record else ""
+        frames += f"{record['reconnected']} times connected again, " if "reconnected" in record else ""
         first = next(record[kind] for kind in ("labels", "masks", "values") if kind in record)
         print(f"{record['file']}  {height}×{width}  {frames}{record['ms']['label']:.1f} ms  → {first}")
         if explained is not None:

@@ -287,7 +287,7 @@ class GpuPlan:
         profiles: in the plan's order.
         portable: built to run on other GPUs too (hardware compatibility).
         version_compatible: built to run in later versions of the library.
-        platform: system and processor it was built on: `linux-x86_64`; empty in engines of older releases.
+        platform: system and processor it is for: `linux-x86_64`; empty in engines of older releases.
     """
 
     library: str

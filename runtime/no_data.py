@@ -87,8 +87,9 @@ def filled(image: AnyArray, card: ModelCard) -> tuple[AnyArray, Invalid | None]:
             invalid = unknown if invalid is None else invalid | unknown
     if invalid is None or not invalid.any():
         return image, None
-    image = image.copy()
-    image[invalid] = mean_values(card)
+    image = image.copy(order="K")
+    for channel, mean in enumerate(mean_values(card)):  # a third of the time of all at once
+        np.copyto(image[:, :, channel], mean, where=invalid)
     return image, invalid
 
 
@@ -142,6 +143,11 @@ class HoleRecorder:
         self._blocks: dict[int, Invalid] = {}  # number of the block → [ROWS, W]
         self._forgotten = 0  # blocks
         self._lock = threading.Lock()  # it may be read in one thread and asked in another
+
+    def expect(self, part: tuple[slice, slice]) -> None:
+        """As of an image that is read ahead; one that cannot be is not."""
+        if (expect := getattr(self._image, "expect", None)) is not None:
+            expect(part)
 
     def __getitem__(self, part: tuple[slice, slice], /) -> AnyArray:
         (top, bottom, _), (left, right, _) = (

@@ -17,10 +17,12 @@ import numpy.typing as npt
 
 from .arrays import AnyArray, Image, Labels, size_of
 from .errors import MisuseError
+from .grid import Grid, Span, grid_of, unit_of
 from .network import Network
 from .no_data import Invalid, filled, marked
-from .plan import PIXELS_PER_RUN, Grid, Plan, Span, grid_of, unit_of
+from .plan import Plan
 from .refine import refined_labels
+from .tile_costs import PIXELS_PER_RUN
 from .upsampling import ScoreWindow, labels_from_scores
 
 Changed: TypeAlias = npt.NDArray[np.bool_]  # [rows, columns] of blocks of the padded image

@@ -166,7 +166,7 @@ class Segmenter:
             MisuseError, DeployError: as for a call; no such output.
         """
         network = self.network
-        kinds = network.check_kinds(*kinds)
+        kinds = network.heads.check_kinds(*kinds)
         checked = network.checked(masked(image, valid))
         return network.run(checked, network.plan(checked.shape[0], checked.shape[1], kinds=kinds), kinds)
 
@@ -220,7 +220,7 @@ class Segmenter:
             MisuseError: `reuse` of a network that it is not for, or of another kind.
             Exception: what a call raises, after the labels of the images before; and what `images` raises.
         """
-        kinds = self.network.check_kinds(kind)
+        kinds = self.network.heads.check_kinds(kind)
         stream = Stream(self.network, kinds)
         if reuse and kinds != ("labels",):
             raise MisuseError(f"reuse is of labels, and the kind is {kind}; omit one of them")

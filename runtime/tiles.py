@@ -8,9 +8,9 @@ from typing import TypeVar
 
 import numpy as np
 
-from .arrays import AnyArray, Floats
+from .arrays import AnyArray, Floats, ImageSource
+from .grid import Grid, Span
 from .manifest import Upsampling
-from .plan import Grid, Span
 from .upsampling import ScoreWindow, last_cells
 
 T = TypeVar("T")
@@ -55,6 +55,18 @@ class Rows:
     def _forget(self, above: int) -> None:
         while self._kept and self._kept[0][1] <= above:
             del self._kept[0]
+
+
+def part_of(image: ImageSource, grid: Grid, rows: Span, columns: Span) -> AnyArray:
+    """The part of an image that a tile is computed from; one that reads ahead is told which comes next.
+
+    Beyond the image lies its padding, to which a tile at the edge comes by itself.
+    """
+    part = image[rows.outer_start : rows.outer_stop, columns.outer_start : columns.outer_stop]
+    expect = getattr(image, "expect", None)
+    if expect is not None and (coming := grid.after(rows, columns)) is not None:
+        expect(tuple(slice(span.outer_start, span.outer_stop) for span in coming))
+    return np.asarray(part)
 
 
 def score_bands(

@@ -99,6 +99,15 @@ class ToMultiple(Baked):
         return F.interpolate(self.score(self.features(x)), scale_factor=4.0, mode="bilinear")[:, :, :h, :w]
 
 
+class ToSquare(Baked):
+    """Pads to a square by itself, by a number."""
+
+    def forward(self, x):
+        _, _, h, w = ints(x)
+        x = F.pad(x, (0, max(h - w, 0), 0, max(w - h, 0)))
+        return F.interpolate(self.score(self.features(x)), scale_factor=4.0, mode="bilinear")[:, :, :h, :w]
+
+
 # Blocks: (the module with its layers, features) → features of the same size.
 
 
@@ -248,11 +257,24 @@ def norms(m, y):
     return m.instance(m.group(y))
 
 
+def variance(m, y):
+    """As SimAM: the squared distances from the mean, summed and divided by the places less 1."""
+    _, _, h, w = ints(y)
+    apart = (y - y.mean((2, 3), keepdim=True)).pow(2)
+    return y * torch.sigmoid(apart / (4 * apart.sum((2, 3), keepdim=True) / (h * w - 1) + 1e-4))
+
+
+def gram(m, y):
+    n, c, h, w = ints(y)
+    t = y.flatten(2)
+    return y + (t @ t.transpose(1, 2) / (c * h * w) @ t).view(n, c, h, w)
+
+
 BLOCKS = [
     flattened, channel_shuffle, attention, tokens, axial_attention, windows, aspp_pooling, squeeze_and_excite, strips,
     global_max, pixel_shuffle, pixel_unshuffle, crop, roll, skips, average_pooled, coordinates, centres,
     interpolated_position, counted, ones,
-    expanded, repeated, summed, affinity, norms,
+    expanded, repeated, summed, affinity, norms, variance, gram,
 ]  # fmt: skip
 # What they do is the same wherever an image goes on beyond the traced one.
 LOCAL = [channel_shuffle, windows, pixel_shuffle, pixel_unshuffle, crop, ones]
@@ -311,6 +333,44 @@ def divided(m, y):
     n, c, h, w = ints(y)
     t = y.view(n, c, h * w)
     return (t @ (t.transpose(1, 2) @ t / (h * w))).view(n, c, h, w)
+
+
+def ranks(m, y):
+    n, c, h, w = ints(y)
+    return (y.flatten(2).cumsum(2) / (h * w)).view(n, c, h, w)
+
+
+def warped(m, y):
+    """A grid of flows, as SFNet's: they are divided by the map's width and height."""
+    n, _, h, w = ints(y)
+    rows, columns = torch.meshgrid(torch.linspace(-1, 1, h), torch.linspace(-1, 1, w), indexing="ij")
+    flow = y[:, :2].permute(0, 2, 3, 1) / torch.tensor([[[[w, h]]]]).type_as(y)
+    return F.grid_sample(y, torch.stack((columns, rows), -1).repeat(n, 1, 1, 1) + flow, align_corners=True)
+
+
+def warped_by_axis(m, y):
+    _, _, h, w = ints(y)
+    rows, columns = torch.meshgrid(torch.arange(h), torch.arange(w), indexing="ij")
+    grid = torch.stack([columns, rows]).float() + y[:, :2]
+    grid = torch.stack((2 * grid[:, 0] / (w - 1) - 1, 2 * grid[:, 1] / (h - 1) - 1), -1)
+    return F.grid_sample(y, grid, align_corners=True)
+
+
+def quarter_of_all(m, y):
+    n, _, h, w = ints(y)
+    scores = y.mean(1).flatten(1)
+    least = scores.topk(h * w // 4, 1).values.amin(1, keepdim=True)
+    return y * (scores >= least).float().view(n, 1, h, w)
+
+
+def middle(m, y):
+    return y + y[:, :, ints(y)[2] // 2][:, :, None]
+
+
+def thirds(m, y):
+    _, _, h, w = ints(y)
+    windows = (-(-h // 3), -(-w // 3))
+    return y + F.interpolate(F.avg_pool2d(y, windows, windows, ceil_mode=True), size=(h, w))
 
 
 def static(model: nn.Module, size: tuple[int, int], opset: int = 13, dynamo: bool = False) -> onnx.ModelProto:

@@ -59,6 +59,7 @@ EXTRAS = {
     "moto": "dev",
     "ray": "ray",
     "fsspec": "cloud",
+    "gcsfs": "cloud",
     "s3fs": "cloud",
     "aiohttp": "cloud",
     "pyarrow": "cloud",

@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import logging
 import re
 import subprocess
 import sys
@@ -256,3 +257,17 @@ def test_records_are_as_the_docs_say(exports, tmp_path, words):
     for record in records:
         assert not documented(record)
         assert not re.search(r'"\d+[x×]\d+"', json.dumps(record)), "a size that is no list"
+
+
+def test_tracebacks_of_libraries_are_not_shown_and_those_of_this_package_are():
+    from fcn_deploy.runtime.command import _Brief
+
+    try:
+        raise OSError("no such host")
+    except OSError:
+        given = sys.exc_info()
+    records = [
+        logging.LogRecord(name, logging.ERROR, "", 0, "it failed", (), given) for name in ("gcsfs", "fcn_deploy.x")
+    ]
+    library, ours = map(_Brief("%(levelname)s: %(message)s").format, records)
+    assert library == "ERROR: it failed" and ours.startswith("ERROR: it failed\nTraceback")

@@ -25,6 +25,7 @@ def test_every_part_runs_on_a_gpu(rtx_engine, exports, capsys, tmp_path):
     # Four types of images by two of inputs, and two of scores by two of labels in five ways; some at the largest.
     assert len(kernels) == 8 * 2 + 2 + 2 * 2 * 5 * 2 + 2 and all(row["equal"] for row in kernels)
     assert [60, 60] in [row["size"] for row in kernels]
+    assert record["labels, float32"]["share"] <= record["labels, float32"]["allowed"] == 1e-3
     assert record["8 threads, float32"]["calls"] > 0 and record["labels, float32"]["images"] > 0
     assert record["latency, float32"]["rows"][0]["network_ms"] > 0
     sanitized = record["sanitizer, float32"]
@@ -100,7 +101,9 @@ def test_without_a_gpu_it_says_where_to_run_it():
 
 def test_the_command_writes_a_json_and_a_page_and_fails_where_something_is_wrong(gpu, monkeypatch, tmp_path, capsys):
     given = []
-    monkeypatch.setattr(silicon, "build", lambda folder: ({"float32": ("a", "b")}, ("model", "card", ())))
+    monkeypatch.setattr(
+        silicon, "build", lambda folder: ({"float32": ("a", "b")}, ("model", "card", ()), {"int8": "none"})
+    )
 
     def measure(engines, seconds, sizes, largest, model):
         given.append((engines, seconds, sizes, largest, model))
@@ -111,6 +114,7 @@ def test_the_command_writes_a_json_and_a_page_and_fails_where_something_is_wrong
     assert silicon.main(out, 1.0, 2, 30) == 1
     assert given == [({"float32": ("a", "b")}, 1.0, 2, 30, ("model", "card", ()))]
     assert out.exists() and "kernels: WRONG" in (tmp_path / "a.html").read_text()
+    assert "skipped: not built: none" in (tmp_path / "a.html").read_text()
     assert "a.html" in capsys.readouterr().out
 
 
@@ -126,9 +130,9 @@ def test_engines_are_built_in_every_precision_by_the_libraries_that_are_here(gpu
     monkeypatch.setattr(engine_matrix, "PRECISIONS", {"float32": {}, "float16": {"fp16": True}, "none": {"int8": True}})
     monkeypatch.setattr(silicon, "find_spec", lambda name: name == "tensorrt_rtx")
     gpu.set_capability(7, 5)
-    engines, (model, card, sizes) = silicon.build(tmp_path)
+    engines, (model, card, sizes), refused = silicon.build(tmp_path)
     assert list(engines) == ["float32 by tensorrt_rtx", "float16 by tensorrt_rtx"]
-    assert "none by tensorrt_rtx: not built: " in capsys.readouterr().out  # no INT8 for sm75
+    assert [*refused] == ["none by tensorrt_rtx"] and "sm75" in refused["none by tensorrt_rtx"]  # which has no INT8
     for name, (engine, cpu) in engines.items():
         with EngineFile(engine) as file:
             assert file.manifest.target == "sm75" and file.manifest.precision == name.split()[0]

@@ -233,6 +233,36 @@ class PlanReport:
             raise ValueError("it has no profiles")
 
 
+@dataclass(frozen=True)
+class PlanCandidate:
+    """A precision that a plan was built in, beside others (`--fastest`).
+
+    Attributes:
+        precision: the lowest in it.
+        layers: of the plan, as the builder lists them; None where nothing was built, or is listed.
+        float_layers: of these, that give floating point of 16 bits or more.
+        convolutions: types in and out → how many.
+        activation_bytes: of the profile that takes most; None where TensorRT does not tell.
+        plan_bytes: of the plan.
+        accuracy, drop_points: of the gate's metric, and what was lost of it; None of float32, which is the measure.
+        latency_ms: "HxW" → median of one call on this machine's GPU; nothing without one.
+        refused: why it could not be chosen.
+        chosen: whether it is the engine's.
+    """
+
+    precision: str
+    layers: int | None = None
+    float_layers: int | None = None
+    convolutions: dict[str, int] = field(default_factory=dict)
+    activation_bytes: int | None = None
+    plan_bytes: int | None = None
+    accuracy: float | None = None
+    drop_points: float | None = None
+    latency_ms: dict[str, float | None] = field(default_factory=dict)
+    refused: str | None = None
+    chosen: bool = False
+
+
 @dataclass
 class EngineReport:
     """What was found and measured when an engine was built. What is not known, or does not apply, is None.
@@ -256,6 +286,7 @@ class EngineReport:
         builder: how TensorRT built the plan.
         backend: library that was measured fastest on this CPU.
         candidates: that were measured.
+        plans, plans_reason: precisions that plans were built in, and why one of them was kept.
         latency_ms: "HxW" → median milliseconds of one call, image to labels; None in it: too large.
         latency_reason: why nothing was measured.
         float32_latency_ms: the same of the float32 core, where the engine is INT8.
@@ -285,6 +316,8 @@ class EngineReport:
     builder: PlanReport | None = None
     backend: str | None = None
     candidates: tuple[CandidateReport, ...] = ()
+    plans: tuple[PlanCandidate, ...] = ()
+    plans_reason: str | None = None
     latency_ms: dict[str, float | None] | None = None
     latency_reason: str | None = None
     float32_latency_ms: dict[str, float | None] | None = None

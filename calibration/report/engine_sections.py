@@ -13,6 +13,7 @@ from fcn_deploy.calibration.report.engine_report import (
     CandidateReport,
     EngineReport,
     LayerPrecision,
+    PlanCandidate,
     PlanReport,
     sizes_of,
 )
@@ -58,6 +59,8 @@ def _blocks(report: EngineReport) -> list[Block]:
     blocks: list[Block] = [_facts(report), *_gate(report)]
     if report.candidates:
         blocks.append(_candidates(report.candidates))
+    if report.plans:
+        blocks += [_plans(report.plans), f"{report.precision} is kept: {report.plans_reason}."]
     if report.builder is not None:
         blocks += _plan(report.builder)
     blocks += _layers(report) + _kept(report)
@@ -213,6 +216,21 @@ def _candidates(candidates: Sequence[CandidateReport]) -> Table:
     headers = ["backend", "precision", "threads", *(f"ms at {s.replace('x', '×')}" for s in sizes)]
     headers += ["time over the chosen’s", ""]
     return Table("Candidates, measured side by side when it was built", headers, rows)
+
+
+def _plans(plans: Sequence[PlanCandidate]) -> Table:
+    sizes = list(max(plans, key=lambda row: len(row.latency_ms)).latency_ms)
+    rows = []
+    for row in plans:
+        state = "chosen" if row.chosen else f"refused: {row.refused}" if row.refused else ""
+        convolutions = ", ".join(f"{count} {types}" for types, count in row.convolutions.items()) or NONE
+        figures = [_cell(each) for each in (row.layers, row.float_layers, row.activation_bytes, row.plan_bytes)]
+        lost = NONE if row.drop_points is None else f"{row.drop_points:.2f}"
+        times = [in_ms(row.latency_ms.get(size)) for size in sizes]
+        rows.append([row.precision, convolutions, *figures, Number(lost), *times, state])
+    headers = ["precision", "convolutions", "layers", "that give float", "activation bytes", "plan bytes"]
+    headers += ["points lost", *(f"ms at {s.replace('x', '×')}" for s in sizes), ""]
+    return Table("Plans in every precision", headers, rows)
 
 
 def _plan(plan: PlanReport) -> list[Block]:

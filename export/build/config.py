@@ -7,6 +7,7 @@ from fcn_deploy.export.build.gpus import CPU, LEAST_GPU, THIS_GPU, check_type, p
 from fcn_deploy.export.build.profiles import check_profile_options
 from fcn_deploy.export.quantization.options import QuantizationOptions
 from fcn_deploy.runtime.backends import CPU_BACKENDS, ORT_TARGETS
+from fcn_deploy.runtime.backends.device import platform_name
 from fcn_deploy.runtime.backends.openvino import installed
 from fcn_deploy.runtime.errors import DeployError, MisuseError
 from fcn_deploy.runtime.sizes import Size, Sizes
@@ -16,6 +17,8 @@ HARDWARE_LEVELS = {
     "ampere+": "AMPERE_PLUS",
     "same-compute-capability": "SAME_COMPUTE_CAPABILITY",
 }  # as the user says it → TensorRT's name
+PLATFORMS = {"windows": "windows-x86_64"}  # as the user says it → as manifests have it
+BUILDS_FOR_WINDOWS = "linux-x86_64"  # the one platform on which TensorRT does
 DEFAULT_BATCH = 4  # images at once, of TensorRT's profiles
 TUNING_SECONDS = 20.0
 # Five stages cost an image that is run whole 4 to 11 % of its time (docs/results.md, Tiles); two cost none that can be
@@ -74,6 +77,7 @@ class TensorRTOptions:
         timing_cache: file of kernels' timings, read where it fits and written again.
         hardware: other GPUs that the plan runs on: a key of HARDWARE_LEVELS.
         version_compatible: runs in later versions of TensorRT too.
+        platform: that the plan runs on: a key of PLATFORMS; None: that of this machine.
         level: of the builder's optimisation, 0 to 5; None: TensorRT's own.
         timeout: seconds; None: no limit.
     """
@@ -83,6 +87,7 @@ class TensorRTOptions:
     timing_cache: Path | None = None
     hardware: str = "none"
     version_compatible: bool = False
+    platform: str | None = None
     level: int | None = None
     timeout: float | None = None
 
@@ -102,11 +107,33 @@ class TensorRTOptions:
                     f"--{option}-compatible is for --target {THIS_GPU} with TensorRT; a plan of TensorRT for RTX runs "
                     "on the targets it names, such as sm86,sm89,sm120"
                 )
+        if self.platform is not None:
+            self._check_platform()
         if self.timing_cache is not None and self.timing_cache.is_dir():
             raise MisuseError(f"{self.timing_cache} is a folder; --timing-cache names a file")
 
+    def _check_platform(self) -> None:
+        here = platform_name()
+        if self.platform not in PLATFORMS:
+            raise MisuseError(f"--platform {self.platform!r}; choose {' or '.join(PLATFORMS)}, or omit it for {here}")
+        if here not in (BUILDS_FOR_WINDOWS, PLATFORMS[self.platform]):
+            raise MisuseError(
+                f"--platform {self.platform}: they are built on {BUILDS_FOR_WINDOWS} or there, and this is {here}"
+            )
+        if self.version_compatible and self.builds_for != here:
+            raise MisuseError(
+                f"--version-compatible brings the runtime of this machine along, and --platform {self.platform} needs "
+                "another; omit one of them"
+            )
+
+    @property
+    def builds_for(self) -> str:
+        """The platform that a plan of TensorRT runs on, as manifests have it; those of TensorRT for RTX run on more."""
+        return platform_name() if self.platform is None else PLATFORMS[self.platform]
+
 
 _OPTIONS = {
+    "platform": "--platform",
     "batch": "--max-batch",
     "workspace": "--workspace",
     "timing_cache": "--timing-cache",
@@ -132,7 +159,7 @@ class BuildConfig:
         tuning: what to choose among for a CPU; None: ONNX Runtime.
         tensorrt: how TensorRT builds; its `workspace` also bounds the profiles' activation memory.
         profiles: TensorRT's, at most; None: as many as `sizes` make worth it.
-        batch: most images at once, of TensorRT's profiles; None: DEFAULT_BATCH.
+        batch: most images at once, of TensorRT's profiles; None: DEFAULT_BATCH, and 8 of profiles for small images.
         threads: of the measurements; None: one per physical core.
         precision_report: CSV file to write, which ranks every layer by what it costs in low precision.
         rank_layers: measure what each layer costs, for the engine's report; `precision_report` does so anyway.
@@ -167,10 +194,11 @@ class BuildConfig:
 
     def _check_target(self) -> None:
         """Refuse what another kind of target is needed for."""
-        if not self.on_cpu and (self.quantization.fastest or self.tuning is not None):
-            stages = self.tuning is not None and self.tuning.stages != DEFAULT_STAGES
-            option = "--fastest" if self.quantization.fastest else "--stages" if stages else "--backend"
+        if not self.on_cpu and self.tuning is not None:
+            option = "--stages" if self.tuning.stages != DEFAULT_STAGES else "--backend"
             raise MisuseError(f"{option} is for --target {CPU}; omit it")
+        if self.on_ort_gpu and self.quantization.fastest:
+            raise MisuseError(f"--fastest is for --target {CPU} and for TensorRT's plans, not {self.target}; omit it")
         if self.on_tensorrt:
             if self.profiles is not None and self.sizes is None:
                 raise MisuseError("--profiles divides the sizes of --sizes; pass them")
@@ -189,6 +217,10 @@ class BuildConfig:
                 "--fp16 is refused for the CPU: ONNX Runtime runs FP16 there in float32 with casts around it, slower "
                 "and no smaller in memory; use --int8, or name a GPU with --target"
             )
+        if self.fastest_plan:
+            if self.precision_report is not None:
+                raise MisuseError("--precision-report ranks the layers of one precision; omit it, or --fastest")
+            return
         self._check_types_of_gpus()
         if self.quantization.int8 and self.on_tensorrt and "sm75" in self.tensorrt_options.targets:
             raise MisuseError(
@@ -243,6 +275,11 @@ class BuildConfig:
     @property
     def on_tensorrt(self) -> bool:
         return not self.on_cpu and not self.on_ort_gpu
+
+    @property
+    def fastest_plan(self) -> bool:
+        """Whether plans of all precisions are built, and one of them is kept."""
+        return self.on_tensorrt and self.quantization.fastest
 
     @property
     def largest_batch(self) -> int:

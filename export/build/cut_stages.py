@@ -19,10 +19,11 @@ from fcn_deploy.export.build.working_memory import measure_tensors, working_memo
 from fcn_deploy.export.tolerances import REORDERED_SUMS
 from fcn_deploy.runtime.backends.onnxruntime import session
 from fcn_deploy.runtime.errors import OverBudgetError
+from fcn_deploy.runtime.grid import Grid
 from fcn_deploy.runtime.manifest import Stage
 from fcn_deploy.runtime.model_card import ModelCard
 from fcn_deploy.runtime.noise_image import natural_noise
-from fcn_deploy.runtime.plan import Grid, plan_run, stages_in_tiles
+from fcn_deploy.runtime.plan import plan_run, stages_in_tiles
 from fcn_deploy.runtime.prepare import padded_size, prepare
 from onnx import ModelProto, NodeProto
 

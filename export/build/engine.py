@@ -1,11 +1,11 @@
 """build-engine: from an imported model to an engine file, measured on the machine that builds it."""
 
-import logging
 import os
 import platform
 from dataclasses import replace
 from importlib.metadata import version
 
+import numpy as np
 from fcn_deploy.calibration.report.engine_report import REPORT, EngineReport
 from fcn_deploy.export.build.config import BuildConfig
 from fcn_deploy.export.build.core import Core, core_of, optimise_offline
@@ -14,33 +14,22 @@ from fcn_deploy.export.build.cut_stages import cut_core, members_of
 from fcn_deploy.export.build.draft import Draft
 from fcn_deploy.export.build.golden import golden_sample
 from fcn_deploy.export.build.joined_heads import core_of_heads
+from fcn_deploy.export.build.low_precision import mixed_as_asked
 from fcn_deploy.export.build.parity import compare_each
 from fcn_deploy.export.build.report_parts import ONE_PER_CORE, stage_reports
-from fcn_deploy.export.build.targets import cpu, onnxruntime_gpu, tensorrt
+from fcn_deploy.export.build.targets import cpu, fastest_plan, onnxruntime_gpu, tensorrt
 from fcn_deploy.export.build.targets.job import BuildJob, TargetBuilder
 from fcn_deploy.export.build.targets.tensorrt_plan import check_builder
-from fcn_deploy.export.graph.edit import attributes, check, label
+from fcn_deploy.export.graph.edit import attributes, check, initializers, label
 from fcn_deploy.export.importer.import_model import ImportedModel
-from fcn_deploy.export.passes.fuse_padding import fuse_padding
-from fcn_deploy.export.passes.pooling_as_convolution import pooling_as_convolution
-from fcn_deploy.export.quantization.mixed_precision import (
-    BudgetError,
-    MixedPrecision,
-    mix_precision,
-    to_be_judged,
-    write_precision_report,
-)
-from fcn_deploy.export.quantization.options import GOLDEN_ALONE, Say
+from fcn_deploy.export.quantization.mixed_precision import write_precision_report
+from fcn_deploy.export.quantization.options import Say
 from fcn_deploy.runtime.backends.onnxruntime import physical_cores
 from fcn_deploy.runtime.engine_file import write_engine
 from fcn_deploy.runtime.errors import DeployError, MisuseError
 from fcn_deploy.runtime.golden_sample import GOLDEN
 from fcn_deploy.runtime.manifest import Manifest
 from onnx import ModelProto
-
-log = logging.getLogger(__name__)
-
-NOT_SEEN = "FP16: what overflows was looked for in the golden sample alone, and no photograph was judged; pass --calib"
 
 
 def build_engine(
@@ -78,6 +67,7 @@ def build_engine(
     _check_heads(model, config)
     core = core_of_heads(model) if model.further else core_of(model)
     config = _without_what_stretches(core.model, config, say)
+    config = _without_other_lengths(core.model, config, say)
     float_core = optimise_offline(core.model)
     own = "int8" if model.quantised else "float32"  # what the model is of, before anything is made of it
     float_draft, passes = _float_draft(core, float_core, config, own, say)
@@ -89,7 +79,7 @@ def build_engine(
     with float_draft.opened(config.threads) as net:
         report.agreement, *further = compare_each(model, net)
         report.further_agreements = dict(zip((each.output for each in model.further), further, strict=True))
-    mixed = _mixed(core, float_core, config, report, say)
+    mixed = None if config.fastest_plan else mixed_as_asked(core, float_core, config, report, say)
     job = BuildJob(model, core, float_core, float_draft, mixed, config, say)
     check(job.lowest_core, "the quantized core")
     engine = _builder(config)(job, report)
@@ -138,14 +128,51 @@ def _without_what_stretches(core: ModelProto, config: BuildConfig, say: Say) -> 
     if config.tuning is None or "openvino" not in backends:
         return config
     say(f"{what}: OpenVINO, which stretches, is left out")
-    kept_backends = tuple(backend for backend in backends if backend != "openvino")
-    return replace(config, tuning=replace(config.tuning, backends=kept_backends))
+    return _without_openvino(config)
+
+
+def _without_other_lengths(core: ModelProto, config: BuildConfig, say: Say) -> BuildConfig:
+    """The config without OpenVINO where a Resize has a scale such as 1.3, of which it makes other lengths.
+
+    floor(90 × 1.3) is 116 in float32, as ONNX Runtime has it, and 117 in OpenVINO: at some sizes only, so that a
+    comparison need not meet one. What is a multiple of 1/256 has one product in either.
+
+    Raises:
+        DeployError: there is one, and ONNX Runtime is not among what may run it.
+    """
+    backends = config.tuning.backends if config.tuning is not None else ()
+    if config.on_tensorrt or config.on_ort_gpu or "openvino" not in backends:
+        return config
+    held = initializers(core)
+    resizes = (
+        (node, held.get(node.input[2])) for node in core.graph.node if node.op_type == "Resize" and len(node.input) > 2
+    )
+    found = next(((node, scales) for node, scales in resizes if scales is not None and np.any(scales * 256 % 1)), None)
+    if found is None:
+        return config
+    node, scales = found
+    what = f"node {label(node)} resizes by {max(scales, key=lambda scale: scale * 256 % 1):g}"
+    if backends == ("openvino",):
+        raise DeployError(
+            f"{what}, of which OpenVINO makes another length at some sizes; use --backend onnxruntime, or give the "
+            "Resize sizes instead"
+        )
+    say(f"{what}: OpenVINO, which makes another length of it at some sizes, is left out")
+    return _without_openvino(config)
+
+
+def _without_openvino(config: BuildConfig) -> BuildConfig:
+    assert config.tuning is not None
+    backends = tuple(backend for backend in config.tuning.backends if backend != "openvino")
+    return replace(config, tuning=replace(config.tuning, backends=backends))
 
 
 def _builder(config: BuildConfig) -> TargetBuilder:
     if config.on_cpu:
         return cpu.build
-    return onnxruntime_gpu.build if config.on_ort_gpu else tensorrt.build
+    if config.on_ort_gpu:
+        return onnxruntime_gpu.build
+    return fastest_plan.build if config.fastest_plan else tensorrt.build
 
 
 def _float_draft(
@@ -189,53 +216,3 @@ def _first_report(model: ImportedModel, core: Core, manifest: Manifest, config: 
         machine=f"{platform.machine()}, {physical_cores()} cores",
         notes=tuple(model.notes),
     )
-
-
-def _lowered(core: Core, float_core: ModelProto, config: BuildConfig, say: Say) -> MixedPrecision:
-    """The core in the low precision that is asked for. Raises BudgetError where that cannot be held."""
-    if config.on_cpu and config.quantization.bf16:
-        return to_be_judged(float_core, core.upsampling, core.card, config.quantization)
-    return mix_precision(
-        float_core,
-        core.upsampling,
-        core.card,
-        "cpu" if config.on_cpu else "tensorrt",
-        config.quantization,
-        half_interface=config.on_tensorrt,
-        rank=config.rank_layers or config.precision_report is not None,
-        say=say,
-    )
-
-
-def _mixed(
-    core: Core, float_core: ModelProto, config: BuildConfig, report: EngineReport, say: Say
-) -> MixedPrecision | None:
-    """The core in low precision, which the report tells of; None: float32, as asked for or as nothing else holds."""
-    options = config.quantization
-    if options.precision == "float32":
-        return None
-    if options.int8 and config.on_cpu:
-        float_core = fuse_padding(pooling_as_convolution(float_core).model).model
-    try:
-        mixed = _lowered(core, float_core, config, say)
-    except BudgetError as error:
-        if config.precision_report is not None:
-            write_precision_report(config.precision_report, error.layers)
-        if options.fastest:
-            report.notes = (*report.notes, f"float32 is kept: {error}")
-            report.precision = "float32"
-            return None
-        ranked = f"; {config.precision_report} ranks the layers" if config.precision_report is not None else ""
-        raise DeployError(f"{error}{ranked}") from error
-    report.accuracy = mixed.accuracy
-    if options.calib == GOLDEN_ALONE:
-        log.warning(NOT_SEEN)
-        report.notes = (*report.notes, NOT_SEEN)
-    for note in mixed.notes:
-        log.warning(note)
-    report.notes = (*report.notes, *mixed.notes)
-    if any(layer.sensitivity is not None for layer in mixed.layers):
-        report.layers = tuple(mixed.layers)
-    if mixed.accuracy.metric == "mIoU":
-        report.miou, report.miou_reason = mixed.accuracy.value, None
-    return mixed

@@ -21,8 +21,8 @@ ON_THE_MACHINE = {
 }
 # Systems and kinds of machines, which are no GPUs: what is to be said of each.
 _MACHINES = {
-    "windows": "name its GPU, such as rtx4090: the plans that are built for it run on Windows too; or build there with "
-    f"--target {THIS_GPU}",
+    "windows": "name its GPU, such as rtx4090: the plans that are built for it run on Windows too; or build with "
+    f"--target {THIS_GPU} there, or with --target {THIS_GPU} --platform windows on Linux, on the same kind of GPU",
     "jetson": f"a plan is of the kind of processor that built it: build on the Jetson with --target {THIS_GPU}",
     "arm": f"a plan is of the kind of processor that built it: build on the Arm machine with --target {THIS_GPU}",
 }

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from fcn_deploy.calibration.report.engine_report import CandidateReport, ProfileReport, StageReport
+from fcn_deploy.calibration.report.engine_report import CandidateReport, PlanCandidate, ProfileReport, StageReport
 from fcn_deploy.export.build.autotune import Candidate, Timing
 from fcn_deploy.export.build.profiles import PlannedProfile
 from fcn_deploy.runtime.manifest import Stage
@@ -87,6 +87,27 @@ def show_candidates(candidates: Sequence[CandidateReport]) -> str:
             line += f" {'-':>10}" if ms is None else f" {ms:7.1f} ms"
         against = "chosen" if row.chosen else "" if row.against_chosen is None else f"× {row.against_chosen:.2f}"
         lines.append(f"{line}  {against}".rstrip())
+    return "\n".join(lines)
+
+
+def show_plans(plans: Sequence[PlanCandidate]) -> str:
+    """A table of the precisions that plans were built in."""
+    sizes = list(max(plans, key=lambda row: len(row.latency_ms)).latency_ms)
+    lines = [
+        f"{'precision':>9} {'layers':>7} {'float':>6} {'memory':>10} {'plan':>10} {'points lost':>12}"
+        + "".join(f" {size:>10}" for size in sizes)
+    ]
+    for row in plans:
+        layers = ["-" if count is None else f"{count:,}" for count in (row.layers, row.float_layers)]
+        memory = "-" if row.activation_bytes is None else f"{row.activation_bytes / 2**20:,.0f} MiB"
+        plan = "-" if row.plan_bytes is None else f"{row.plan_bytes / 1e6:,.1f} MB"
+        lost = "-" if row.drop_points is None else f"{row.drop_points:.2f}"
+        line = f"{row.precision:>9} {layers[0]:>7} {layers[1]:>6} {memory:>10} {plan:>10} {lost:>12}"
+        for size in sizes:
+            ms = row.latency_ms.get(size)
+            line += f" {'-':>10}" if ms is None else f" {ms:7.1f} ms"
+        state = "chosen" if row.chosen else f"refused: {row.refused}" if row.refused else ""
+        lines.append(f"{line}  {state}".rstrip())
     return "\n".join(lines)
 
 

@@ -1,7 +1,6 @@
 """build-engine: from a segmentation ONNX to one fast file for one kind of target."""
 
 import logging
-import sys
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -18,6 +17,7 @@ from fcn_deploy.runtime.command import (
     Threads,
     log_to_stderr,
     parse_memory,
+    print_note,
     print_record,
     run,
 )
@@ -71,7 +71,7 @@ class TargetOptions:
         int | None, typer.Option(min=1, help="Number of TensorRT profiles [default: few, as --sizes ask].")
     ] = None
     max_batch: Annotated[
-        int | None, typer.Option(min=1, help="Most images that TensorRT runs at once [default: 4].")
+        int | None, typer.Option(min=1, help="Most images that TensorRT runs at once [default: 4; small images: 8].")
     ] = None
     workspace: Annotated[
         int | None,
@@ -94,6 +94,13 @@ class TargetOptions:
     version_compatible: Annotated[
         bool, typer.Option("--version-compatible", help="With TensorRT and --target cuda: run in later versions too.")
     ] = False
+    platform: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SYSTEM",
+            help="With TensorRT and --target cuda on Linux: `windows`, for a plan that runs there instead.",
+        ),
+    ] = None
     timeout: Annotated[
         float | None, typer.Option(min=0.001, metavar="SECONDS", help="Time that TensorRT may build for.")
     ] = None
@@ -136,7 +143,12 @@ class PrecisionOptions:
         typer.Option("--no-fp16", help="With --int8 or --fp8 on GPUs: keep the other layers float32 instead of FP16."),
     ] = False
     fastest: Annotated[
-        bool, typer.Option("--fastest", help="On the CPU: try INT8 on --calib, and keep it only where it is faster.")
+        bool,
+        typer.Option(
+            "--fastest",
+            help="On the CPU: try INT8 on --calib, and keep it only where it is faster. For GPUs: build FP16, INT8, "
+            "FP8 and float32 plans, and keep the best that loses no more than is allowed.",
+        ),
     ] = False
     calib: Annotated[
         str | None,
@@ -233,7 +245,7 @@ def build_engine(
         raise MisuseError("--standalone writes an ONNX of one output; name one with --output")
     imported = import_model(model, said)
     for note in imported.notes:
-        print(f"note: {note}", file=sys.stderr)
+        print_note(note)
     if standalone:
         _write_standalone(imported, model, out, threads, json_)
         return
@@ -286,6 +298,7 @@ def _config(
             timing_cache=target.timing_cache,
             hardware=target.hardware_compatible or "none",
             version_compatible=target.version_compatible,
+            platform=target.platform,
             timeout=target.timeout,
         ),
         profiles=target.profiles,
@@ -305,6 +318,8 @@ def _quantization(target: TargetOptions, precision: PrecisionOptions, sizes: "Si
     on_cpu = target.target == CPU
     int8 = precision.int8 or precision.fastest
     quantized = int8 or precision.fp8
+    if precision.fastest and not on_cpu:
+        _check_fastest(precision)
     if precision.no_fp16 and not (quantized and not on_cpu):
         raise MisuseError("--no-fp16 goes with --int8 or --fp8 for GPUs, where the other layers become FP16")
     for option, passed in (("--nodata", precision.nodata is not None), ("--strict", precision.strict)):
@@ -316,7 +331,7 @@ def _quantization(target: TargetOptions, precision: PrecisionOptions, sizes: "Si
     calib = precision.calib
     if (precision.fp16 or precision.bf16) and not quantized and calib is None and sizes is not None:
         calib = target.sizes if sizes.files else GOLDEN_ALONE  # its photographs, where it names some
-    given: dict[str, Any] = {
+    options: dict[str, Any] = {
         "count": precision.calib_count,
         "method": precision.calib_method,
         "max_drop": precision.max_drop,
@@ -334,8 +349,16 @@ def _quantization(target: TargetOptions, precision: PrecisionOptions, sizes: "Si
         masks=MaskOptions(precision.mask_values, precision.mask_colors),
         ranges=precision.ranges,
         seed=precision.seed,
-        **{name: value for name, value in given.items() if value is not None},
+        **{name: value for name, value in options.items() if value is not None},
     )
+
+
+def _check_fastest(precision: PrecisionOptions) -> None:
+    """Refuse a precision beside --fastest, which tries all that a GPU has."""
+    passed = [name for name in ("int8", "fp8", "fp16", "bf16", "no_fp16") if getattr(precision, name)]
+    if passed:
+        named = passed[0].replace("_", "-")
+        raise MisuseError(f"--fastest tries every precision of the GPU; omit --{named}, or --fastest")
 
 
 def _check_outputs(model: Path, out: Path, config: "BuildConfig", reports: ReportOptions, force: bool) -> None:

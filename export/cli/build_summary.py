@@ -1,12 +1,12 @@
 """What build-engine tells of the engine it has built, as text."""
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from fcn_deploy.calibration.report.engine_report import Accuracy, Agreement, EngineReport, StageReport
-from fcn_deploy.export.build.report_parts import show_candidates, show_profiles
+from fcn_deploy.export.build.report_parts import show_candidates, show_plans, show_profiles
 from fcn_deploy.export.build.targets.tensorrt_layers import summary
+from fcn_deploy.runtime.command import print_note
 from fcn_deploy.runtime.latency import latency_rows, show_latency
 
 SHOWN = 6  # classes
@@ -30,13 +30,17 @@ def show_build(model: Path, out: Path, report: EngineReport) -> None:
         print(f"output {name}: {_agreement(agreement, False, report.fit)}")
     if report.accuracy is not None:
         print(_accuracy(report.accuracy, report.core_bytes or {}))
+    if report.plans:
+        print("plans in every precision (float: layers that give 16 bits or more of floating point):")
+        print(show_plans(report.plans))
+        print(f"{report.precision} is kept: {report.plans_reason}")
     if plan := report.builder:
         print(f"plan for {', '.join(plan.targets)} by {plan.module} {plan.version} in {plan.seconds:.1f} s; profiles:")
         print(show_profiles(plan.profiles))
         if plan.layers:
             print(summary(plan.layers))
         for note in plan.notes:
-            print(f"note: {note}", file=sys.stderr)
+            print_note(note)
     _show_speed(report)
     if advice := low_precision_advice(report):
         print(advice)

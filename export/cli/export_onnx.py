@@ -1,7 +1,6 @@
 """export-onnx: a PyTorch network, or an ONNX of fixed size, as an ONNX that takes every size."""
 
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from fcn_deploy.export.cli.model_options import RENAMED, ModelOptions, check_files_differ, check_model
-from fcn_deploy.runtime.command import Force, Json, print_record, run
+from fcn_deploy.runtime.command import Force, Json, print_note, print_record, run
 from fcn_deploy.runtime.errors import MisuseError
 from fcn_deploy.runtime.extras import need
 from fcn_deploy.runtime.files import check_writable, refuse_existing
@@ -167,7 +166,7 @@ def _print_export(out: Path, card: "ModelCard", notes: Sequence[str], difference
 
 def _show_notes(notes: Sequence[str]) -> None:
     for note in notes:
-        print(f"note: {note}", file=sys.stderr)
+        print_note(note)
 
 
 def main() -> None:

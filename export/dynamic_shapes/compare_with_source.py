@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -27,6 +28,18 @@ SHARE_UNTOUCHED = 0.01  # of the scores must be out of reach of the edges for a 
 Run = Callable[[np.ndarray], np.ndarray]  # images [N,C,H,W] → scores [N,K,h,w]
 
 
+class Known(NamedTuple):
+    """What a model gave already, run without optimisation: a run at the size that it was traced at may be long.
+
+    Attributes:
+        images: float32 [N,C,H,W].
+        scores: [N,K,h,w].
+    """
+
+    images: np.ndarray
+    scores: np.ndarray
+
+
 class Verified(NamedTuple):
     """A model whose sizes are free, as far as they were not.
 
@@ -35,12 +48,14 @@ class Verified(NamedTuple):
         notes: what was changed, a line each.
         multiple: that H and W must be of, whatever else runs: its padding was for such sizes.
         hidden: (height, width) that it was traced at, where its sizes had names all the same; None: as declared.
+        scores: that it gives for the images of which some were known, run without optimisation; None: it was not run.
     """
 
     model: ModelProto
     notes: Sequence[str] = ()
     multiple: int = 1
     hidden: tuple[int, int] | None = None
+    scores: np.ndarray | None = None
 
 
 def free_and_verify(
@@ -49,6 +64,7 @@ def free_and_verify(
     size: tuple[int, int] | None = None,
     assumed: Mapping[str, str] | None = None,
     seconds: float = math.inf,
+    known: Known | None = None,
 ) -> Verified:
     """A model with free batch, height and width, verified.
 
@@ -57,7 +73,7 @@ def free_and_verify(
         name: of the model, for notes and errors.
         size: (height, width) that it is known to run at, if any is.
         assumed: node → `fixed` or `global`: what the user says its numbers are.
-        seconds: as of verify_freed.
+        seconds, known: as of verify_freed.
 
     Raises:
         MisuseError: something is assumed of a node that there is not.
@@ -92,9 +108,8 @@ def free_and_verify(
     notes = [f"{name}: size freed: {note}" for note in freed.notes]
     if not notes and freed.traced is not None:
         notes = [f"{name}: its size of {_text(freed.traced[1:])} is so by name alone, and freed"]
-    return Verified(
-        freed.model, [*notes, f"{name}: {verify_freed(model, freed, name, seconds)}"], freed.multiple, hidden
-    )
+    seen, scores = verify_freed(model, freed, name, seconds, known if hidden is None else None)
+    return Verified(freed.model, [*notes, f"{name}: {seen}"], freed.multiple, hidden, scores)
 
 
 def _free_from_padding(
@@ -174,8 +189,12 @@ def verify_batch(model: ModelProto, freed: FreedModel, name: str) -> str:
     return f"equal to the model with {count} image{'s' * (count > 1)} at once, at {len(sizes)} sizes"
 
 
-def verify_freed(model: ModelProto, freed: FreedModel, name: str, seconds: float = math.inf) -> str:
-    """Compare a freed model with what it was made from; one line of what was seen, and what could not be.
+def verify_freed(
+    model: ModelProto, freed: FreedModel, name: str, seconds: float = math.inf, known: Known | None = None
+) -> tuple[str, np.ndarray | None]:
+    """Compare a freed model with what it was made from.
+
+    Gives one line of what was seen, and what could not be; and its scores for the known images, where it was run.
 
     - At the traced size both give the same scores.
     - At sizes that neither ever saw it runs, its scores follow the image, and a batch gives what its images give.
@@ -186,24 +205,26 @@ def verify_freed(model: ModelProto, freed: FreedModel, name: str, seconds: float
         freed: what free_sizes made of it; its `traced` is known.
         name: of the model, for errors.
         seconds: that the larger image may take, by what the traced size took; it is left out where it takes longer.
+        known: what `model` gives for some images; None: it is run.
 
     Raises:
         DeployError: one of these does not hold.
     """
-    check = _Verification(model, freed, name)
+    check = _Verification(model, freed, name, known)
     apart = check.at_traced_size()
     sizes, multiple = check.at_unseen_sizes()
     line = "exactly" if apart == 0 else f"up to {apart:.0e} of its scores' range"
-    return (
+    seen = (
         f"equal to the model at its own size of {_text(check.traced)}, {line}; it runs at {len(sizes)} unseen sizes "
         f"up to {_text(max(sizes))}; {check.within_a_larger_image(multiple, seconds)}"
     )
+    return seen, check.of_known
 
 
 class _Verification:
     """A model with a size baked in, and the same freed, side by side on images of noise."""
 
-    def __init__(self, model: ModelProto, freed: FreedModel, name: str) -> None:
+    def __init__(self, model: ModelProto, freed: FreedModel, name: str, known: Known | None) -> None:
         assert freed.traced is not None
         self.freed, self.name = freed, name
         batch, *_ = freed.traced
@@ -213,29 +234,50 @@ class _Verification:
         channels = dims(model.graph.input[0])[1]
         self._channels = channels if isinstance(channels, int) else 3
         self.image = self._noise(batch, *self.traced)
-        start = time.perf_counter()
-        self.expected = self.before(self.image)
-        self._seconds = time.perf_counter() - start
-        self.spread = max(float(np.ptp(self.expected)), 1e-12)
+        self._known = known if known is not None and known.images.shape == self.image.shape else None
+        self.of_known: np.ndarray | None = None
+        self._seconds = 0.0  # that a run at the traced size takes
+
+    @cached_property
+    def expected(self) -> np.ndarray:
+        """What the model gives at the size that it was traced at."""
+        return self.before(self.image)
+
+    @cached_property
+    def spread(self) -> float:
+        """Range of the scores."""
+        return max(float(np.ptp(self.expected if self._known is None else self._known.scores)), 1e-12)
 
     def _noise(self, count: int, height: int, width: int) -> np.ndarray:
         return self._random.standard_normal((count, self._channels, height, width), dtype=np.float32)
 
     def at_traced_size(self) -> float:
         """How far apart both are at the traced size, as a share of the scores' range. Raises DeployError."""
-        scores, name, traced = self.after(self.image), self.name, _text(self.traced)
-        if scores.shape != self.expected.shape:
+        start = time.perf_counter()
+        if self._known is not None:
+            self.of_known = runner(self.freed.model, optimise=False)(self._known.images)
+            self._seconds = time.perf_counter() - start
+            if (apart := self._apart(self.of_known, self._known.scores)) <= FREED_SIZES:
+                return apart
+            self._known = None  # what came before the standard form may round otherwise
+        expected = self.expected
+        self._seconds = time.perf_counter() - start
+        apart, name, traced = self._apart(self.after(self.image), expected), self.name, _text(self.traced)
+        if apart == math.inf:
             raise DeployError(
                 f"{name}: the freed model gives scores of another shape at its own size of {traced}; please report "
                 "the model"
             )
-        apart = float(np.abs(scores - self.expected).max()) / self.spread
         if not apart <= FREED_SIZES:
             raise DeployError(
                 f"{name}: the freed model gives scores {apart:.1e} of their range away at its own size of {traced}; "
                 "please report the model"
             )
         return apart
+
+    def _apart(self, scores: np.ndarray, expected: np.ndarray) -> float:
+        """How far apart scores are, as a share of their range; infinity: they are of another shape."""
+        return float(np.abs(scores - expected).max()) / self.spread if scores.shape == expected.shape else math.inf
 
     def at_unseen_sizes(self) -> tuple[list[tuple[int, int]], int]:
         """(the sizes at which the freed model was run, the multiple that it takes). Raises DeployError."""
@@ -324,10 +366,10 @@ def _unseen(multiple: int, smallest: int, traced: tuple[int, int]) -> list[tuple
     return [size for size in sizes if size != traced]
 
 
-def runner(model: ModelProto) -> Run:
+def runner(model: ModelProto, optimise: bool = True) -> Run:
     """A model as a function of images, which raises DeployError with what ONNX Runtime says."""
     # Large images that are run a few times are not to keep what they took.
-    run, name = session(model.SerializeToString(), arena=False), model.graph.input[0].name
+    run, name = session(model.SerializeToString(), optimise=optimise, arena=False), model.graph.input[0].name
 
     def scores(images: np.ndarray) -> np.ndarray:
         try:

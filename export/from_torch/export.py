@@ -128,7 +128,8 @@ def _assumed_card(
         for strength in STRENGTHS[: 3 if sizes.scores == 1 else 1]
     ]
     score_range = float(min(scores.min() for scores in noise)), float(max(scores.max() for scores in noise))
-    evidence = CardEvidence(channels, sizes.scores, score_range=score_range)
+    labels = isinstance(network.module, ScoresModule) and network.module.labels
+    evidence = CardEvidence(channels, sizes.scores, score_range=score_range, labels=labels)
     card, assumed = card_of(graph, evidence, options, name)
     for line in assumed:
         note(line)

@@ -5,8 +5,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from fcn_deploy.export.analysis.model_end import ends_in_probability, ends_in_sigmoid
+from fcn_deploy.export.analysis.model_end import ends_in_probability, ends_in_sigmoid, last_activation
 from fcn_deploy.export.graph.edit import set_metadata
+from fcn_deploy.export.graph.index import GraphIndex
 from fcn_deploy.export.importer.foreign_model import IMAGE_TYPES, WHOLE_NUMBERS
 from fcn_deploy.export.importer.normalisation import find_normalisation
 from fcn_deploy.export.importer.options import ImportOptions
@@ -15,6 +16,9 @@ from fcn_deploy.runtime.model_card import ACTIVATED_KEY, ACTIVATIONS, CARD_KEY, 
 from onnx import ModelProto, TensorProto
 
 DROPPING = ("onnx.utils.extract_model",)  # producers that write no metadata; onnx-graphsurgeon keeps the old name
+
+
+LIKE_FLOWS = 3  # maps: of two flows and a probability, as networks of cells have them
 
 
 @dataclass(frozen=True)
@@ -27,6 +31,7 @@ class CardEvidence:
         threshold: that it compared its scores with; None: with none.
         score_range: the least and the largest of its scores for an image of noise; None: not known.
         producer: what wrote its file, as that says.
+        labels: whether it made labels of its scores itself.
     """
 
     channels: int
@@ -35,6 +40,7 @@ class CardEvidence:
     threshold: float | None = None
     score_range: tuple[float, float] | None = None
     producer: str = ""
+    labels: bool = False
 
 
 def card_of(
@@ -80,6 +86,16 @@ def card_of(
         if evidence.producer in DROPPING:
             dropped = f"; {evidence.producer}, which wrote it, drops metadata: look at the model before it"
         notes.append(f"{name} carries no model card; assuming {', '.join(guesses)}{dropped}")
+    unsaid = not {"activation", "classes"} & set(said) and card.activation == "softmax" and not evidence.labels
+    if (
+        unsaid
+        and evidence.scores == LIKE_FLOWS
+        and last_activation(GraphIndex(model), model.graph.output[0].name) is None
+    ):
+        notes.append(
+            f"{name} gives 3 maps without a Softmax, which are taken for scores of classes; flows with a probability, "
+            "or normals, look the same: --activation none gives them as values"
+        )
     return card, notes
 
 

@@ -8,6 +8,7 @@ import numpy as np
 from fcn_deploy.export.analysis.accepted_sizes import run_quietly
 from fcn_deploy.export.analysis.channel_layout import Channels, channels_of_input
 from fcn_deploy.export.analysis.float_types import other_floats
+from fcn_deploy.export.dynamic_shapes.compare_with_source import Known
 from fcn_deploy.export.graph.edit import dims, label
 from fcn_deploy.export.importer.flattened import flattened_by, unflattened
 from fcn_deploy.export.importer.output_kind import Shapes, kind_of_output, refusal_of
@@ -288,34 +289,53 @@ class ForeignModel:
         assert kind is not None
         raise refusal_of(kind, self.name, name, results[name].shape)
 
-    def compare(self, imported: ModelProto, change: OutputChange, bgr: bool) -> None:
+    def known(self, change: OutputChange, bgr: bool) -> Known | None:
+        """What it gave for the images that it was run on, as the standard form would; None: in another form, or of
+        several images at once. Arguments as of compare.
+        """
+        same = self.input_type == TensorProto.FLOAT and self.channels_axis == 1 and not self.half and not self.flat
+        if not same or change != OutputChange() or self.result.ndim != 4 or len(self._image_run) != 1:
+            return None
+        axes = find_map_axes(self.result.shape, self.size)
+        if axes is None or (axes.rows, axes.columns) != (2, 3) or not np.isfinite(self.result).all():
+            return None
+        return Known(_reversed(self._image_run) if bgr else self._image_run, self.result)
+
+    def compare(self, imported: ModelProto, change: OutputChange, bgr: bool, scores: np.ndarray | None = None) -> None:
         """Raise DeployError where the imported model does not give what this one gives, at the size that it takes.
 
         Args:
             imported: float32 [N,C,H,W] → scores [N,K,h,w].
             change: what its scores are to this model's output.
             bgr: its channels are in reverse.
+            scores: what it gives for the known images; None: it is run.
         """
         image, expected = self._image_run, self.result
-        if image.shape[2:] != self.size:
+        if scores is None and image.shape[2:] != self.size:
             image = self.images()
             expected = self.run(image)[self.output]
         if np.isnan(expected).any():
             raise DeployError(
                 f"{self.name} gives NaN for an image of noise; check its weights, and how it was exported"
             )
-        run = session(imported.SerializeToString(), optimise=False, arena=False)
-        fed = np.ascontiguousarray(image[:, ::-1]) if bgr else image
-        try:
-            scores = run_quietly(run, fed)[0]
-        except Exception as error:
-            raise DeployError(f"{self.name}, brought into [N,C,H,W], does not run: {one_line(error, 300)}") from error
+        if scores is None:
+            run = session(imported.SerializeToString(), optimise=False, arena=False)
+            try:
+                scores = run_quietly(run, _reversed(image) if bgr else image)[0]
+            except Exception as error:
+                raise DeployError(
+                    f"{self.name}, brought into [N,C,H,W], does not run: {one_line(error, 300)}"
+                ) from error
         tolerance = STANDARD_FORM_OF_HALF if self.half else STANDARD_FORM
         if not change.agrees(expected, scores[:1], tolerance, self.size):
             raise DeployError(
                 f"{self.name}, brought into [N,C,H,W], does not give what it gave at {self.size[0]}×{self.size[1]}; "
                 "please report the model"
             )
+
+
+def _reversed(images: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(images[:, ::-1])
 
 
 def _varying_channels(name: str, declared: object) -> DeployError:

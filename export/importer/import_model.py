@@ -15,7 +15,7 @@ from fcn_deploy.export.analysis.accepted_sizes import AcceptedSizes, find_accept
 from fcn_deploy.export.analysis.batch_mixing import batch_mixer
 from fcn_deploy.export.analysis.quantised import quantised_by
 from fcn_deploy.export.analysis.twice_the_size import note_on_twice_the_size
-from fcn_deploy.export.dynamic_shapes.compare_with_source import free_and_verify
+from fcn_deploy.export.dynamic_shapes.compare_with_source import Known, free_and_verify
 from fcn_deploy.export.graph.edit import clone, dims, metadata, set_shape
 from fcn_deploy.export.importer.card import CardEvidence, card_of
 from fcn_deploy.export.importer.fit_images import choose_fit, fit_images, padded_by_choice
@@ -116,11 +116,11 @@ def _import(
         notes.append(f"{name} wants BGR, as --bgr says: its channels are reversed, and the engine takes RGB")
     with _fit_named(foreign, options):
         if options.fit_size is not None:
-            model, freed, multiple = _at_one_size(model, foreign)
+            model, freed, multiple, scores = _at_one_size(model, foreign)
         else:
-            model, freed, multiple = _free(model, foreign, options, seconds)
+            model, freed, multiple, scores = _free(model, foreign, options, seconds, foreign.known(change, options.bgr))
     notes += freed
-    foreign.compare(model, change, options.bgr)
+    foreign.compare(model, change, options.bgr, scores)
     with _fit_named(foreign, options):
         sizes = _accepted_sizes(model, foreign, options.fit_size)
     sizes = replace(
@@ -157,25 +157,29 @@ def _evidence(foreign: ForeignModel, change: OutputChange, sizes: AcceptedSizes)
         None if change.decision is None else change.decision.threshold,
         (float(foreign.result.min()), float(foreign.result.max())),
         foreign.model.producer_name,
+        change.decision is not None or change.labels_only,
     )
 
 
 def _free(
-    model: ModelProto, foreign: ForeignModel, options: ImportOptions, seconds: float
-) -> tuple[ModelProto, list[str], int]:
-    """The model with its batch, height and width free, what was changed, and a multiple that its sizes must be of."""
+    model: ModelProto, foreign: ForeignModel, options: ImportOptions, seconds: float, known: Known | None
+) -> tuple[ModelProto, list[str], int, np.ndarray | None]:
+    """The model with its batch, height and width free, what was changed, a multiple that its sizes must be of, and its
+    scores for the images that are known, if it was run on them.
+    """
     if not foreign.static and metadata(foreign.model, CARD_KEY) is not None:
-        return model, [], 1
+        return model, [], 1, None
     model = clone(model)
     scores = [side for side in dims(model.graph.output[0])[1:] if side is not None]  # the standard form names them all
     height, width = foreign.declared
     set_shape(model.graph.input[0], [foreign.batch or "N", foreign.channels, height or "H", width or "W"])
-    model, changes, multiple, hidden = free_and_verify(model, foreign.name, foreign.size, options.assume, seconds)
-    if hidden is not None:  # at others it is not what was freed
-        foreign.size = hidden
+    freed = free_and_verify(model, foreign.name, foreign.size, options.assume, seconds, known)
+    model = freed.model
+    if freed.hidden is not None:  # at others it is not what was freed
+        foreign.size = freed.hidden
     set_shape(model.graph.input[0], ["N", foreign.channels, "H", "W"])
     set_shape(model.graph.output[0], ["N", *scores])
-    return model, list(changes), multiple
+    return model, list(freed.notes), freed.multiple, freed.scores
 
 
 @contextmanager
@@ -194,11 +198,11 @@ def _fit_named(foreign: ForeignModel, options: ImportOptions) -> Iterator[None]:
         raise DeployError(f"{text}{join} or {remedy}") from error
 
 
-def _at_one_size(model: ModelProto, foreign: ForeignModel) -> tuple[ModelProto, list[str], int]:
+def _at_one_size(model: ModelProto, foreign: ForeignModel) -> tuple[ModelProto, list[str], int, None]:
     """The model as it is, of the one size that it is run at; as `_free`."""
     model = clone(model)
     set_shape(model.graph.input[0], [foreign.batch or "N", foreign.channels, *foreign.size])
-    return model, [], 1
+    return model, [], 1, None
 
 
 def _accepted_sizes(model: ModelProto, foreign: ForeignModel, only: tuple[int, int] | None) -> AcceptedSizes:

@@ -24,6 +24,20 @@ NAMED = {
     "embeddings": "embeddings", "depth": "depths", "disparity": "disparities", "normal": "normals",
     "normals": "normals", "box": "boxes", "boxes": "boxes", "bbox": "boxes", "keypoints": "key points",
 }  # fmt: skip
+# Of these, what the last layer's weights are hardly called by chance.
+OF_LAYERS = frozenset(NAMED) - {"vector", "vectors", "depth", "normal", "normals", "box", "boxes"}
+AFTER_LAYERS = (
+    "Identity",
+    "Transpose",
+    "Resize",
+    "Upsample",
+    "Cast",
+    "Tanh",
+    "Relu",
+    "Slice",
+    "Add",
+    "BatchNormalization",
+)
 INSTANCES = ("segment", "detect", "pose", "obb")  # tasks that exporters write into metadata
 COEFFICIENTS = 5  # of a detection beside those of its mask: a box and a class at least
 MANY = 4  # maps beside one that ends in a Sigmoid
@@ -76,10 +90,13 @@ def kind_of_output(
     for other, shape in others.items():
         if found := _beside(count, axes.factor, shape, size):
             return OutputKind(found, f"beside {other} {list(shape)}")
-    words = [word for word in re.split(r"[^a-z]+", (name if called is None else called).lower()) if word in NAMED]
+    words = [word for word in _words(name if called is None else called) if word in NAMED]
     if words:
         return OutputKind(NAMED[words[0]], "by its name")
     index = GraphIndex(model)
+    if count > 1 and (layer := _layer_of_values(index, name)):
+        word = next(word for word in _words(layer) if word in OF_LAYERS)
+        return OutputKind(f"{NAMED[word]} or classes", f"its last layer is {layer}", asked=True)
     if count > 1 and (node := _unit_length(index, name)) is not None:
         return OutputKind("embeddings", f"node {node.name or node.output[0]} brings them to length 1")
     if count >= MANY and last_activation(index, name) is None:
@@ -103,6 +120,18 @@ def refusal_of(kind: OutputKind, name: str, output: str, shape: Sequence[int]) -
         f"{name}: {output} {list(shape)} holds {kind.what}, no scores of classes ({kind.why}); "
         "--activation none gives them as values, --activation softmax takes them for classes all the same"
     )
+
+
+def _words(name: str) -> list[str]:
+    return re.split(r"[^a-z]+", name.lower())
+
+
+def _layer_of_values(index: GraphIndex, name: str) -> str:
+    """The weights of the last layer, where their name is one of values, such as `flow_head.weight`; ""."""
+    node = index.before(name, AFTER_LAYERS)
+    if node is None or node.op_type not in ("Conv", "ConvTranspose", "MatMul", "Gemm"):
+        return ""
+    return next((name for name in (*node.input[1:2], node.name) if OF_LAYERS & set(_words(name))), "")
 
 
 def _channels(shape: Sequence[int | str | None], axes) -> int:

@@ -71,6 +71,7 @@ def _manifest_entries(manifest: Manifest) -> dict[str, Any]:
         record["gpu"] = {
             "library": f"{manifest.gpu.library} {manifest.gpu.version}",
             "targets": manifest.gpu.targets,
+            "platform": manifest.gpu.platform or None,
             "profiles": [
                 {"min": profile.min, "opt": profile.opt, "max": profile.max, "batch": profile.batch}
                 for profile in manifest.gpu.profiles

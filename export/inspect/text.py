@@ -121,7 +121,10 @@ def _engine_rows(record: dict[str, Any]) -> Iterator[Row]:
         tiles = f"tiles with a halo of {halo[0]}×{halo[1]} pixels" if halo else stage["whole"]
         yield "stage", [f"{stage['file']} ({_bytes(stage['bytes'])})", tiles]
     if gpu := record.get("gpu"):
-        yield "plan", [f"by {gpu['library']} for {', '.join(gpu['targets'])}"]
+        where = f" on {gpu['platform']}" if gpu.get("platform") else ""
+        if where and gpu["library"].startswith("tensorrt_rtx"):  # whose plans are of a processor, not of a system
+            where = f" on {gpu['platform'].rpartition('-')[2]}, Linux or Windows"
+        yield "plan", [f"by {gpu['library']} for {', '.join(gpu['targets'])}{where}"]
         for profile in gpu["profiles"]:
             ends = ":".join(f"{profile[corner][0]}x{profile[corner][1]}" for corner in ("min", "opt", "max"))
             yield "profile", [ends, f"batches of up to {profile['batch']}"]

@@ -21,7 +21,8 @@ class QuantizationOptions:
     Attributes:
         int8, fp8: whether convolutions may be INT8, or E4M3.
         fp16, bf16: whether the others may be FP16, or BF16; all layers, where no convolution is INT8 or FP8.
-        fastest: INT8 is tried, and kept only where it is faster than float32; for the CPU. Sets `int8`.
+        fastest: on the CPU INT8 is tried, and kept only where it is faster than float32; of TensorRT's plans all
+            precisions are. Sets `int8`.
         calib: source of images (see calibration.stream.open_stream): a folder, glob, list or data set; or
             GOLDEN_ALONE.
         reading: what the numbers of these images mean, where their files and the card do not say.

@@ -40,8 +40,8 @@ def init() -> None:
     """Raises Error where there is no GPU, or no driver."""
     try:
         _called("cuInit", 0)
-    except RuntimeError as error:  # no libcuda
-        raise Error(str(error)) from error
+    except RuntimeError as error:  # no libcuda, said at length
+        raise Error("no NVIDIA driver is installed here") from error
 
 
 def get_driver_version() -> int:

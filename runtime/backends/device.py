@@ -5,7 +5,9 @@ import logging
 import os
 import platform
 import re
+import threading
 from collections.abc import Mapping
+from functools import cache
 from importlib import import_module, metadata
 from pathlib import Path
 from types import ModuleType
@@ -77,7 +79,7 @@ def open_device(cuda: ModuleType, index: int, gpu: GpuPlan, source: str) -> Any:
     """GPU number `index`, the driver's. Raises MisuseError; DeployError where the plan is for others."""
     if not _is_for_this_platform(gpu):
         raise DeployError(
-            f"{source} was built on {gpu.platform}, and this is {platform_name()}: its plan does not run here; run on "
+            f"{source} has a plan for {gpu.platform}, and this is {platform_name()}: it does not run here; run on "
             "this machine: build-engine MODEL.onnx --target cuda"
         )
     count = cuda.Device.count()
@@ -186,26 +188,32 @@ def cache_path(plan: bytes, device: Any) -> Path | None:
     return base / "fcn-deploy" / f"{digest}-{name_of(device)}.rtx-cache"
 
 
-def new_logger(trt: ModuleType) -> Any:
-    """A logger for `trt`; its `said()` is the last error."""
+@cache
+def logger_of(trt: ModuleType) -> Any:
+    """The logger of `trt` in this process; its `said()` is the last error of this thread that was not told yet.
+
+    There is one, and it is never given back: TensorRT keeps a pointer to the first that it is given, for messages
+    of whatever comes later, and says so where it gets another.
+    """
 
     class Log(trt.ILogger):  # type: ignore[misc, name-defined]  # of a module that is chosen at run time
         """Passes messages to logging, and keeps the last error for ours."""
 
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
-            self.last = ""
+            self.mine = threading.local()
 
         def log(self, severity: Any, message: str) -> None:
             kinds = trt.ILogger.Severity
             text = " ".join(message.split())
             if severity in (kinds.ERROR, kinds.INTERNAL_ERROR):
-                self.last = text[:300]
+                self.mine.last = text[:300]
                 log.debug("%s", text)
             elif severity == kinds.WARNING:
                 log.debug("%s", text)
 
         def said(self) -> str:
-            return self.last or "no reason given"
+            last, self.mine.last = getattr(self.mine, "last", ""), ""
+            return last or "no reason given"
 
     return Log()

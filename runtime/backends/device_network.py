@@ -11,7 +11,7 @@ from ..errors import DeployError
 from ..files import replacing
 from ..manifest import GpuPlan
 from .buffers import Buffer
-from .device import new_logger
+from .device import logger_of
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +69,8 @@ class DeviceNetwork:
 
     def _load(self, plan: bytes) -> None:
         trt, gpu, source = self._trt, self._gpu, self.source
-        self._log = new_logger(trt)
+        self._log = logger_of(trt)
+        self._log.said()  # whatever failed before has been told, or is of no interest
         self._runtime = trt.Runtime(self._log)
         if gpu.version_compatible and hasattr(self._runtime, "engine_host_code_allowed"):
             self._runtime.engine_host_code_allowed = True

@@ -127,6 +127,9 @@ class OpenVinoSession:
         try:
             core = openvino.Core()
             network = core.read_model(model if isinstance(model, bytes) else os.fspath(model))
+            _keep_biases(network)
+            if not integers:
+                _widen_weights(network)
             self._compiled = core.compile_model(network, "CPU", options)
             self.input, self.output = (
                 input or self._compiled.inputs[0].any_name,
@@ -204,6 +207,43 @@ class OpenVinoSession:
             self._idle, self._compiled, self._result = [], None, None
             if self._in_float is not None:
                 self._in_float.close()
+
+
+def _keep_biases(network: "openvino.Model") -> None:
+    """Let no size that a quantised network reads of its maps be read before a bias, which is then forgotten.
+
+    OpenVINO knows which sizes are equal, and takes single ones (as `x.shape[2]` is exported) from the first map that
+    has them, which is a convolution before its bias is added. Its passes for low precision then take that bias for
+    none: every branch that is resized to the size of another map, as in DeepLab's pooling, gets wrong scores. Of the
+    greater of a size and 0 it does not know that it is equal to another.
+    """
+    import openvino.opset13 as operators
+
+    nodes = list(network.get_ops())
+    if not any(node.get_type_name() == "FakeQuantize" for node in nodes):
+        return
+    for node in nodes:
+        if node.get_type_name() != "ShapeOf":
+            continue
+        sizes = node.output(0)
+        readers = list(sizes.get_target_inputs())
+        zero = operators.constant(np.zeros(1, sizes.get_element_type().to_dtype()))
+        unknown = operators.maximum(sizes, zero).output(0)
+        for reader in readers:
+            reader.replace_source_output(unknown)
+
+
+def _widen_weights(network: "openvino.Model") -> None:
+    """Make floats of integer weights, which float kernels for 1×1 convolutions read wrongly."""
+    import openvino.opset13 as operators
+
+    for node in network.get_ops():
+        if (
+            node.get_type_name() == "Convert"
+            and (weights := node.input_value(0).get_node()).get_type_name() == "Constant"
+        ):
+            floats = operators.constant(weights.get_data().astype(node.get_element_type().to_dtype()))
+            node.output(0).replace(floats.output(0))
 
 
 class NarrowMaps:

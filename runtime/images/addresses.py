@@ -24,7 +24,8 @@ STDIN = "-"
 LIVE_SCHEMES = frozenset(("rtsp", "rtsps", "rtmp", "rtmps", "rtp", "udp", "srt", "tcp"))
 SCHEMES = LIVE_SCHEMES | {"http", "https"}
 WAITING = 2  # frames of a live source that wait for the network at most
-SECONDS = 10.0  # without an answer, after which an address or a camera has ended
+SECONDS = 10.0  # without an answer, after which the connection to an address or a camera is lost
+RECONNECT = 60.0  # seconds in which a connection that was lost is opened again
 
 
 @dataclass(frozen=True)
@@ -34,16 +35,18 @@ class Address:
     Attributes:
         given: `-`, an address, or the file of a device.
         live: comes at its own pace: what is not labelled in time is dropped.
+        reconnect: seconds in which its connection is opened again, where it is lost; 0: it is not.
     """
 
     given: str
     live: bool
+    reconnect: float = RECONNECT
 
     @classmethod
-    def of(cls, given: str, live: bool | None) -> "Address":
+    def of(cls, given: str, live: bool | None, reconnect: float = RECONNECT) -> "Address":
         """`live`: None: cameras and the schemes of streaming are, standard input and http are not."""
         scheme = urlsplit(given).scheme
-        return cls(given, _is_device(given) or scheme in LIVE_SCHEMES if live is None else live)
+        return cls(given, _is_device(given) or scheme in LIVE_SCHEMES if live is None else live, reconnect)
 
     @property
     def is_device(self) -> bool:
@@ -83,12 +86,13 @@ def is_address(given: str) -> bool:
     return given == STDIN or _is_device(given)
 
 
-def find_sources(inputs: Sequence[str], live: bool | None) -> list[Path | Address]:
+def find_sources(inputs: Sequence[str], live: bool | None, reconnect: float = RECONNECT) -> list[Path | Address]:
     """Images, videos and addresses for a user's words, in order.
 
     Args:
         inputs: as `find_images` takes them, and addresses of videos.
         live: whether the addresses are; None: by what they are.
+        reconnect: of an Address.
 
     Raises:
         MisuseError: an input that does not exist, or nothing in it; `live` without an address.
@@ -96,7 +100,7 @@ def find_sources(inputs: Sequence[str], live: bool | None) -> list[Path | Addres
     sources: list[Path | Address] = []
     for several, group in groupby(inputs, is_address):
         words = list(group)
-        sources += [Address.of(each, live) for each in words] if several else find_images(words, SUFFIXES)
+        sources += [Address.of(each, live, reconnect) for each in words] if several else find_images(words, SUFFIXES)
     if live is not None and not any(isinstance(source, Address) for source in sources):
         raise MisuseError("--live is of addresses, cameras and standard input, and none is among the images; omit it")
     return list(dict.fromkeys(sources))

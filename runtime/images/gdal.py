@@ -87,6 +87,7 @@ def open_gdal(path: Path) -> Iterator[GdalImage]:
         # Alpha and no-data values are masks of a dataset to GDAL too, and are read as what they are.
         flags = {flag.name for flag in dataset.mask_flag_enums[0]}
         masked = "per_dataset" in flags and not flags & {"alpha", "nodata"}
+        masked = masked or len(set(map(str, dataset.nodatavals))) > 1  # where each band has another
         colours = "RGB" if kinds[:3] == ["red", "green", "blue"] or palette is not None else ""
         yield GdalImage(
             (dataset.height, dataset.width), dataset.count if palette is None else 3,

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from ..errors import MisuseError
 from ..model_card import ModelCard
 from ..no_data import filled, masked, over_bands
+from ..tile_costs import NOTHING_KEPT, KeptRows
 from ..value_range import GRIDS, Range, limits_within, percentiles, scaled, windows
 from .deep import read_deep
 from .gdal import open_gdal
@@ -34,11 +35,11 @@ from .tiff import (
     TURNS,
     Read,
     as_read,
+    kept_rows,
     lay_out,
     mask_reader,
     no_data_text,
     reader,
-    rows_beside,
     tagged_no_data,
     turned,
 )
@@ -67,7 +68,7 @@ class StoredImage:
         no_data: a value that is none, by GDAL's tag.
         mask: reads likewise where the file's own mask has data: [h, w, 1], 0 where there is none.
         turned: whether it is stored turned, by its orientation.
-        rows_beside: that are kept in memory beside those of a part that is read; 0: nothing is kept.
+        kept: in memory, beside a part that is read.
     """
 
     path: Path
@@ -80,7 +81,7 @@ class StoredImage:
     no_data: float | None = None
     mask: Read | None = None
     turned: bool = False
-    rows_beside: int = 0
+    kept: KeptRows = NOTHING_KEPT
 
 
 @dataclass(frozen=True)
@@ -103,9 +104,10 @@ class Fit:
         """A part, [h, w, channels] of the card's dtype; a MaskedArray where there is no data. Raises MisuseError."""
         pixels = _native(self.stored.read(top, bottom, left, right))
         invalid = self._invalid(pixels, (top, bottom, left, right))
-        image = np.ascontiguousarray(
-            _converted(_banded(pixels, self.stored, self.card), self.stored, self.card, self.limits)
-        )
+        image = _converted(_banded(pixels, self.stored, self.card), self.stored, self.card, self.limits)
+        # Planes of a file stay planes in memory: networks are given bands one by one.
+        planes = image.transpose(2, 0, 1).flags.c_contiguous or image.flags.c_contiguous
+        image = np.asarray(image) if planes else np.array(image, order="K")
         return image if invalid is None or not invalid.any() else masked(image, ~invalid)
 
     def _invalid(self, pixels: NDArray[Any], where: tuple[int, int, int, int]) -> NDArray[np.bool_] | None:
@@ -114,8 +116,8 @@ class Fit:
         alpha = stored.alpha if pixels.shape[2] != self.card.channels else None
         bands = pixels if alpha is None else pixels[:, :, :alpha]  # what follows alpha is of no network
         if self.no_data is not None and not math.isnan(self.no_data):
-            # A band alone may be 0 or 255 by chance, but not -9999.
-            every = 0 <= self.no_data <= 1e30
+            # A band alone may be 0, 255 or -1 by chance, but not -9999.
+            every = -128 <= self.no_data <= 1e30
             found.append(over_bands(bands == pixels.dtype.type(self.no_data), every))
         if alpha is not None:
             found.append(pixels[:, :, alpha] == 0)
@@ -205,9 +207,10 @@ def decode(header: Header, card: ModelCard, options: ReadOptions = COMMON) -> ND
     """`read_image` of a file whose header is known already; a MaskedArray where there is no data."""
     with reading(header.path), open_stored(header, card, options) as stored:
         height, width = stored.size
-        held = replace(stored, read=_parts(stored.read(0, height, 0, width)))
-        found = fit_of(held, card, options).read(0, height, 0, width)
-        return np.array(found) if isinstance(found, np.memmap) else found  # read now, and the caller's own
+        pixels = stored.read(0, height, 0, width)
+        pixels = np.array(pixels) if isinstance(pixels, np.memmap) else pixels  # read now, and the caller's own
+        found = fit_of(replace(stored, read=_parts(pixels)), card, options).read(0, height, 0, width)
+        return found if found.flags.c_contiguous else found.copy(order="C")
 
 
 def may_have_no_data(header: Header, card: ModelCard, options: ReadOptions = COMMON) -> bool:
@@ -248,10 +251,12 @@ def open_stored(header: Header, card: ModelCard, options: ReadOptions = COMMON) 
             elif header.format == "GDAL":
                 raster = stack.enter_context(open_gdal(header.path))
                 palette = raster.dataset.colorinterp[0].name == "palette"  # its colours are not the numbers of no data
+                each = len(set(map(str, raster.dataset.nodatavals))) > 1  # each band's own, which the mask goes by
                 stored = StoredImage(
                     header.path, raster.size, raster.read, raster.bits, raster.colours, raster.alpha,
                     dataset_tags(raster.dataset) if raster.georeferenced else (),
-                    None if palette else one_no_data(header.path, raster.dataset.nodatavals, options), raster.mask,
+                    None if palette or each else raster.dataset.nodatavals[0],
+                    None if each and options.no_data is not None else raster.mask,
                 )  # fmt: skip
             else:
                 stored = _picture(header, card, options.channels is not None)
@@ -292,9 +297,10 @@ def _tiff(file: Any, header: Header, card: ModelCard, options: ReadOptions) -> S
     if no_data is None and options.no_data is None and (text := no_data_text(layout)):
         said = f"{path} has a no-data tag that begins with no number ({text[:40]!r}), and is ignored"
         options.name("no-data tag", f"{said}: name the value with --nodata")
+    mask = mask_reader(file, layout, path)
     return StoredImage(
         path, layout.upright, reader(layout, path), layout.bits, layout.colours, layout.alpha, tags,
-        None if palette else no_data, mask_reader(file, layout, path), layout.turned != 1, rows_beside(layout),
+        None if palette else no_data, mask, layout.turned != 1, kept_rows(layout, mask is not None),
     )  # fmt: skip
 
 

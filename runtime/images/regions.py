@@ -3,9 +3,10 @@
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,45 +15,79 @@ from numpy.typing import NDArray
 
 from ..errors import DeployError
 from ..model_card import ModelCard
+from ..tile_costs import NOTHING_KEPT, KeptRows
 from .georeference import Tag, all_tags, beside
 from .header import file_kind, read_header, reading
 from .numbers import ReadOptions
 from .read import COMMON, fit_of, open_stored, turned_on_the_ground
+from .tiff import Read
 
+Bounds = tuple[int, int, int, int]  # top, bottom, left, right
 REGION_PIXELS = 64_000_000  # files of more are not read whole
 BY_SUFFIX = {  # what a file is that may have others beside it, as far as its name says
     ".jpg": "JPEG", ".jpeg": "JPEG", ".jpe": "JPEG", ".png": "PNG", ".gif": "GIF", ".bmp": "BMP", ".webp": "WEBP",
 }  # fmt: skip
 
 
-@dataclass(frozen=True)
 class Regions:
     """An image file read where it is asked for: `image[top:bottom, left:right]` → [h, w, C] as the card says.
 
-    By one thread after the other, as a file has one position.
+    One thread asks at a time, any one; what it expects is read in another.
 
-    Attributes:
+    Args:
         shape, dtype: of the whole.
+        read: (top, bottom, left, right) → a part of it.
         tags: of a TIFF, to be copied to its labels: (code, type, count, value).
-        row_bytes: of a row of what is kept, decoded, for the regions beside the one that is read; 0: nothing is kept.
-        more_rows: that are kept beside a region's own, as the file has them in tiles or strips.
-        for_threads: it may be read in a thread while its owner reads it, too.
+        kept: in memory, beside a part that is read.
     """
 
-    shape: tuple[int, int, int]
-    dtype: np.dtype[Any]
-    read: Callable[[int, int, int, int], NDArray[Any]]
-    tags: tuple[Tag, ...] = ()
-    row_bytes: int = 0
-    more_rows: int = 0
-    ndim: int = 3
-    for_threads: bool = True
+    ndim = 3
+
+    def __init__(
+        self,
+        shape: tuple[int, int, int],
+        dtype: np.dtype[Any],
+        read: Read,
+        tags: tuple[Tag, ...] = (),
+        kept: KeptRows = NOTHING_KEPT,
+    ) -> None:
+        self.shape, self.dtype, self.tags, self.kept = shape, dtype, tags, kept
+        self._read, self._reading = read, threading.Lock()
+        self._ahead: ThreadPoolExecutor | None = None
+        self._coming: tuple[Bounds, Future[NDArray[Any]]] | None = None
 
     def __getitem__(self, where: tuple[slice, slice]) -> NDArray[Any]:
+        bounds = self._bounds(where)
+        if self._coming is not None and self._coming[0] == bounds:
+            coming, self._coming = self._coming[1], None
+            return coming.result()
+        return self._alone(bounds)
+
+    def expect(self, where: tuple[slice, slice]) -> None:
+        """Begin to read a part, which is kept until it is asked for or another is expected.
+
+        What goes wrong is raised when it is asked for.
+        """
+        if self._coming is not None:
+            self._coming[1].cancel()
+        self._ahead = self._ahead or ThreadPoolExecutor(1, thread_name_prefix="regions")
+        bounds = self._bounds(where)
+        self._coming = bounds, self._ahead.submit(self._alone, bounds)
+
+    def close(self) -> None:
+        """End reading ahead."""
+        if self._ahead is not None:
+            self._ahead.shutdown(cancel_futures=True)
+
+    def _bounds(self, where: tuple[slice, slice]) -> Bounds:
         (top, bottom, _), (left, right, _) = (
             part.indices(side) for part, side in zip(where, self.shape[:2], strict=True)
         )
-        return self.read(top, bottom, left, right)
+        return top, bottom, left, right
+
+    def _alone(self, bounds: Bounds) -> NDArray[Any]:
+        with self._reading:  # an open file has one position
+            return self._read(*bounds)
 
 
 def by_regions(path: str | os.PathLike[str]) -> bool:
@@ -91,13 +126,12 @@ def open_regions(path: str | os.PathLike[str], card: ModelCard, options: ReadOpt
         if tags and stored.turned:
             raise turned_on_the_ground(header.path)
 
-        lock = threading.Lock()
-
         def read(top: int, bottom: int, left: int, right: int) -> NDArray[Any]:
-            with lock, reading(header.path):
+            with reading(header.path):
                 return fit.read(top, bottom, left, right)
 
-        read(0, 1, 0, 1)  # channels and dtype are told before the work begins
-        sample = stored.read(0, 1, 0, 1)
-        row = stored.size[1] * sample.shape[2] * sample.dtype.itemsize if stored.rows_beside else 0
-        yield Regions((*stored.size, card.channels), np.dtype(card.dtype), read, tags, row, stored.rows_beside)
+        pixel, as_stored = read(0, 1, 0, 1), stored.read(0, 1, 0, 1)  # what is wrong is told before the work begins
+        ahead = pixel.nbytes + (as_stored.nbytes if as_stored.dtype != pixel.dtype else 0)
+        kept = replace(stored.kept, ahead=ahead)
+        with closing(Regions((*stored.size, card.channels), np.dtype(card.dtype), read, tags, kept)) as image:
+            yield image

@@ -1,11 +1,13 @@
-"""The tiles and strips of a TIFF's page: read where a region needs them, decoded by all cores, and ahead of reading."""
+"""The tiles and strips of a TIFF's page: read where a region needs them, and decoded by all cores."""
 
 import mmap
 import os
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +17,10 @@ from numpy.typing import NDArray
 from ..errors import DeployError
 
 WHOLE_PIXELS = 64_000_000  # of an image that can be decoded at once only
+LERC = 34887  # the compression
 MOST_DECODERS = 8
 AHEAD = 32  # tiles or strips in work at once
-PIXELS_AHEAD = 1 << 24  # in work before they are asked for, at most
+KEPT_BYTES = 1 << 25  # of decoded tiles or strips; more where a row of regions needs more
 
 
 @cache
@@ -33,27 +36,30 @@ os.register_at_fork(after_in_child=_decoders.cache_clear)  # a forked process ha
 class Chunks:
     """Decodes the tiles or strips of a page that a region needs, and keeps those which regions beside it need too.
 
-    While whoever reads regions one after the other works on one, those that the next will need are decoded.
+    Args:
+        path: of the file.
+        page: whose tiles or strips they are; None: it was left out, and is 0.
+        key: the page whose tags hold.
+        kept: bytes that are kept decoded; more where the rows of a region need more.
     """
 
-    def __init__(self, path: Path, page: Any, key: Any) -> None:
+    def __init__(self, path: Path, page: Any, key: Any, kept: int | None = None) -> None:
         self.path, self.page, self.key = path, page, key
         self.size: tuple[int, int] = (key.imagelength, key.imagewidth)
         self.separate = key.planarconfig == 2 and key.samplesperpixel > 1
         self.planes = key.samplesperpixel if self.separate else 1
-        if key.is_tiled:
-            self.high, self.wide = key.tilelength, key.tilewidth
-        else:
-            self.high, self.wide = min(key.rowsperstrip, key.imagelength), key.imagewidth
+        self.high, self.wide = chunk_size(key)
         most = max(4 * self.size[0] * self.size[1], WHOLE_PIXELS)
         if self.high < 1 or self.wide < 1 or self.high * self.wide > most:
             raise DeployError(f"{path} has tiles of {self.high}×{self.wide} pixels; write it again")
         self.rows, self.columns = -(-self.size[0] // self.high), -(-self.size[1] // self.wide)
-        self.decoded: dict[int, NDArray[Any] | Future[NDArray[Any]]] = {}
-        self._before: tuple[int, int, int, int] | None = None  # the region that was read last
+        self.decoded: dict[int, NDArray[Any]] = {}  # those used last are the last
+        each = self.high * self.wide * key.samplesperpixel // self.planes * key.dtype.itemsize
+        self._most = (KEPT_BYTES if kept is None else kept) // each
         self.mapped: NDArray[Any] | None = None
         self.tables = None if page is None else page.jpegtables  # read from the file now, not by threads
-        self._plain = None if page is None or int(key.compression) != 1 else _mapped(page)
+        self._plain = _mapped(page) if page is not None and in_place(page) else None
+        self.compressed_again = key.tags.valueof(50674, (4, 0))[1]  # LercParameters; read now too
         if page is None:  # an OME file may leave out planes
             return
         if page.is_memmappable:
@@ -76,22 +82,33 @@ class Chunks:
             return self.mapped[top:bottom, left:right]
         if self.page is None:
             return np.zeros((bottom - top, right - left, self.key.samplesperpixel), self.key.dtype)
-        out = np.empty((bottom - top, right - left, self.key.samplesperpixel), self.key.dtype)
+        bands, shape = self.key.samplesperpixel, (bottom - top, right - left)
+        # Planes stay planes in memory: they are wanted one by one.
+        out = np.empty((bands, *shape), self.key.dtype).transpose(1, 2, 0) if self.separate else None
+        out = np.empty((*shape, bands), self.key.dtype) if out is None else out
         places = self._places(top, bottom, left, right)
-        keep = self._plain is None and (bottom - top, right - left) != self.size
-        first, end = top // self.high, -(-bottom // self.high)
-        # Regions come row after row.
-        for index in [i for i in self.decoded if not first <= i // self.columns % self.rows < end]:
-            del self.decoded[index]
-        for (plane, row, column), chunk in zip(places, self._chunks(places, keep), strict=True):
+        keep = self._plain is None and shape != self.size
+        indices = list(map(self._index, places))
+        if keep:
+            self._forget(indices, top // self.high, -(-bottom // self.high))
+        for (plane, row, column), chunk in zip(places, self._chunks(indices, keep), strict=True):
             y, x = row * self.high, column * self.wide
             a, b = max(top, y), min(bottom, y + self.high)
             c, d = max(left, x), min(right, x + self.wide)
             into = out[a - top : b - top, c - left : d - left]
             (into[:, :, plane : plane + 1] if self.separate else into)[:] = chunk[a - y : b - y, c - x : d - x]
-        if keep:
-            self._look_ahead(top, bottom, left, right)
         return out
+
+    def _forget(self, indices: Sequence[int], first: int, end: int) -> None:
+        """Make room for those of these indices, which lie in the tiles or strips of rows `first` to `end`.
+
+        All of these rows are kept, as regions come row after row, and of others those used last.
+        """
+        most = max(self._most, (end - first) * self.columns * self.planes)
+        coming = sum(index not in self.decoded for index in indices)
+        others = [index for index in self.decoded if not first <= index // self.columns % self.rows < end]
+        for index in others[: max(len(self.decoded) + coming - most, 0)]:
+            del self.decoded[index]
 
     def _places(self, top: int, bottom: int, left: int, right: int) -> list[tuple[int, int, int]]:
         """(plane, row, column) of the tiles or strips of a region."""
@@ -99,54 +116,30 @@ class Chunks:
         across = range(left // self.wide, -(-right // self.wide))
         return [(plane, row, column) for plane in range(self.planes) for row in down for column in across]
 
-    def _chunks(self, places: Sequence[tuple[int, int, int]], keep: bool) -> Iterator[NDArray[Any]]:
-        """The tiles or strips at (plane, row, column) in order; where that is work, decoded by all cores."""
-        indices = [self._index(place) for place in places]
-        for start in range(0, len(indices), AHEAD):
-            batch = indices[start : start + AHEAD]
-            chunks = [self._begun(index) for index in batch]
-            for place, index in enumerate(batch):
-                chunk, chunks[place] = chunks[place], None
-                chunk = chunk.result() if isinstance(chunk, Future) else chunk
-                assert chunk is not None, "each is taken once"
-                if keep:
-                    self.decoded[index] = chunk
-                yield chunk
-
     def _index(self, place: tuple[int, int, int]) -> int:
         plane, row, column = place
         index: int = (plane * self.rows + row) * self.columns + column
         return index
 
-    def _begun(self, index: int) -> "NDArray[Any] | Future[NDArray[Any]] | None":
+    def _chunks(self, indices: Iterable[int], keep: bool) -> Iterator[NDArray[Any]]:
+        """The tiles or strips of these indices in order; where that is work, decoded by all cores."""
+        begun = ((index, self._begun(index)) for index in indices)
+        in_work = deque(islice(begun, AHEAD))
+        while in_work:
+            index, chunk = in_work.popleft()
+            chunk = chunk.result() if isinstance(chunk, Future) else chunk
+            in_work.extend(islice(begun, 1))
+            if keep:
+                self.decoded[index] = chunk
+            yield chunk
+
+    def _begun(self, index: int) -> "NDArray[Any] | Future[NDArray[Any]]":
         """A tile or strip, decoded or in work."""
-        if (known := self.decoded.get(index)) is not None:
+        if (known := self.decoded.pop(index, None)) is not None:
             return known
         data = self._stored(index)  # the file has one position: it is read here, and decoded there
         pool = None if data is None or int(self.key.compression) == 1 else _decoders()
         return self._decode(index, data) if pool is None else pool.submit(self._decode, index, data)
-
-    def _look_ahead(self, top: int, bottom: int, left: int, right: int) -> None:
-        """Begin to decode what the next region needs, where regions were read side by side, row after row."""
-        before, self._before = self._before, (top, bottom, left, right)
-        if before is None or int(self.key.compression) == 1 or _decoders() is None:
-            return
-        beside = before[:2] == (top, bottom) and before[2] < left <= before[3]
-        below = before[0] < top <= before[1] and before[3] == self.size[1] and left == 0
-        if not beside and not below:
-            return
-        if right < self.size[1]:
-            coming = top, bottom, right, min(2 * right - left, self.size[1])
-        else:
-            coming = bottom, min(2 * bottom - top, self.size[0]), 0, right - left
-        places = [place for place in self._places(*coming) if self._index(place) not in self.decoded]
-        for place in places[: min(AHEAD, PIXELS_AHEAD // (self.high * self.wide))]:
-            try:
-                begun = self._begun(self._index(place))
-            except DeployError:  # told when it is asked for
-                return
-            if isinstance(begun, Future):
-                self.decoded[self._index(place)] = begun
 
     def _stored(self, index: int) -> "bytes | memoryview | None":
         """The bytes of one tile or strip; None where it is left out."""
@@ -169,6 +162,8 @@ class Chunks:
         with self._telling(index):
             if data is not None and self.separate and int(self.key.compression) == 7:
                 return self._jpeg(data, index)
+            if data is not None and int(self.key.compression) == LERC:
+                return self._lerc(bytes(data), index)
             chunk, _, shape = self.key.decode(data, index, jpegtables=self.tables)
         # Sparse files omit tiles that hold nothing.
         found: NDArray[Any] = np.full(shape[1:], self._nothing(), self.key.dtype) if chunk is None else chunk[0]
@@ -192,12 +187,36 @@ class Chunks:
         """[h, w, 1] of one plane's JPEG, which is grey whatever the colours of the planes are together."""
         from imagecodecs import jpeg_decode
 
-        row = index // self.columns % self.rows
-        high = self.high if self.key.is_tiled else min(self.high, self.size[0] - row * self.high)
         chunk: NDArray[Any] = jpeg_decode(
-            bytes(data), tables=self.tables, bitspersample=self.key.bitspersample, shape=(high, self.wide)
+            bytes(data),
+            tables=self.tables,
+            bitspersample=self.key.bitspersample,
+            shape=(self._height(index), self.wide),
         )
         return chunk.reshape(*chunk.shape[:2], 1)
+
+    def _lerc(self, data: bytes, index: int) -> NDArray[Any]:
+        """[h, w, samples] of a tile or strip of LERC: a mask says what is NaN, and bands may follow each other.
+
+        tifffile 2026.3 leaves zeros where the mask has no value, and takes bands that follow each other for pixels.
+        """
+        import imagecodecs
+
+        again = (bytes, imagecodecs.zlib_decode, imagecodecs.zstd_decode)[self.compressed_again]
+        chunk, mask = imagecodecs.lerc_decode(again(data), masks=True)
+        high, wide, samples = self._height(index), self.wide, 1 if self.separate else self.key.samplesperpixel
+        if mask is not None and mask.ndim == 3:  # some pixels lack some bands: each band is compressed by itself
+            chunk, mask = chunk.transpose(1, 2, 0), mask.transpose(1, 2, 0)
+        found: NDArray[Any] = chunk.reshape(high, wide, samples)
+        if mask is not None and found.dtype.kind == "f":
+            found = np.where(mask.reshape(high, wide, -1), found, found.dtype.type(np.nan))
+        return found
+
+    def _height(self, index: int) -> int:
+        """Rows of a tile, or of a strip, of which the last may have fewer."""
+        row = index // self.columns % self.rows
+        high: int = self.high if self.key.is_tiled else min(self.high, self.size[0] - row * self.high)
+        return high
 
     def _nothing(self) -> Any:
         """What tiles that are left out hold: the no-data value, where it is one of the type, or 0."""
@@ -207,10 +226,20 @@ class Chunks:
         return value
 
 
-def _mapped(page: Any) -> memoryview | None:
-    """The file of a page, mapped, so that what is stored as it is need not be copied; None where that cannot be."""
-    try:
-        with Path(page.parent.filehandle.path).open("rb") as file:
-            return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-    except (OSError, ValueError):
-        return None
+def chunk_size(key: Any) -> tuple[int, int]:
+    """(height, width) of the tiles or strips of a page."""
+    if key.is_tiled:
+        return key.tilelength, key.tilewidth
+    return min(key.rowsperstrip, key.imagelength), key.imagewidth
+
+
+def in_place(page: Any) -> bool:
+    """Whether pixels are read where they lie in the file, mapped: stored as they are, on a disk."""
+    path = Path(page.parent.filehandle.path)
+    return int(page.keyframe.compression) == 1 and path.is_file() and path.stat().st_size > 0
+
+
+def _mapped(page: Any) -> memoryview:
+    """The file of a page, mapped, so that what is stored as it is need not be copied."""
+    with Path(page.parent.filehandle.path).open("rb") as file:
+        return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))

@@ -1,6 +1,8 @@
 """Video files, frame by frame (PyAV, the extra [video])."""
 
 import logging
+import math
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,6 +30,7 @@ STREAMED = f"{CONTAINERS},nut,yuv4mpegpipe,h264,hevc,ivf,mjpeg,mpjpeg"  # that a
 REMOTE = f"{STREAMED},rtsp,sdp,rtp,hls"
 PROTOCOLS = "http,https,httpproxy,tls,tcp,udp,rtp,rtsp,rtmp,rtmps,rtmpt,srt,crypto"
 JUMP = 1  # seconds that times go back, from which on they start anew
+WAITS = 0.5, 8.0  # seconds before a lost connection is tried again: the first, and the longest of those twice as long
 
 
 class VideoError(DeployError):
@@ -50,6 +53,8 @@ class VideoReader:
         rate: frames a second, about.
         stopped: why no more could be read, where that was not the end.
         abandoned: a thread reads it still, so that it cannot be closed.
+        reconnected: how often a connection that was lost was opened again.
+        leave: set, a lost connection is not waited for.
     """
 
     def __init__(self, av: Any, container: Any, source: Path | Address, card: ModelCard, options: ReadOptions) -> None:
@@ -65,6 +70,9 @@ class VideoReader:
         self._said: set[str] = set()
         self._fit: Fit | None = None
         self.abandoned = False
+        self.reconnected = 0
+        self.leave = threading.Event()
+        self._ticks = Fraction(1)  # of the frames' times, in one of the connection's
 
     @classmethod
     @contextmanager
@@ -99,7 +107,7 @@ class VideoReader:
             yield reader
         finally:
             if not any(reader.abandoned for reader in readers):
-                container.close()
+                (readers[0]._container if readers else container).close()
 
     def frames(self, times: dict[str, float], skip: int = 0) -> Iterator[Any]:
         """Frames with a time each, rising. Adds the seconds of decoding to `times["read"]`.
@@ -114,16 +122,23 @@ class VideoReader:
         ahead = 0  # ticks, by which times that start anew are set off
         step = max(1, round(1 / (self.rate * self.time_base)))
         live = isinstance(self.source, Address) and self.source.live
-        decoded = self._decoded()
+        decoded, connection, arrived = self._decoded(), 0, time.monotonic()
         while True:
             started = time.perf_counter()
             frame = next(decoded, None)
             times["read"] += time.perf_counter() - started
             if frame is None:
                 return
+            before, arrived = arrived, time.monotonic()
             self._check_size(frame.width, frame.height)
             if frame.pts is None:
                 frame.pts = 0 if last is None else last + step - ahead
+            elif self._ticks != 1:
+                frame.pts = round(frame.pts * self._ticks)
+            if connection != self.reconnected:  # the clock is another; what was missed leaves its gap
+                connection = self.reconnected
+                if last is not None:
+                    ahead = last + max(step, round((arrived - before) / self.time_base)) - frame.pts
             if last is None and live:
                 ahead = -frame.pts  # a camera's clock is of the day, or of its start
             pts = frame.pts + ahead
@@ -181,7 +196,32 @@ class VideoReader:
                 else:
                     yield frame
             if packet is None:
-                return
+                if not self._reopened():
+                    return
+                packets = self._container.demux(self.stream)
+
+    def _reopened(self) -> bool:
+        """Whether the lost connection of a live address could be opened again."""
+        source, (wait, longest) = self.source, WAITS
+        if not isinstance(source, Address) or not source.live or source.given == STDIN or not source.reconnect:
+            return False
+        until = time.monotonic() + source.reconnect
+        self._say("lost", f"has lost its connection ({self.stopped}), which is tried again for {source.reconnect:g} s")
+        while not self.leave.wait(min(wait, max(until - time.monotonic(), 0))) and time.monotonic() < until:
+            wait = min(2 * wait, longest)
+            try:
+                container = _opened(self.av, source, None)
+            except (self.av.error.FFmpegError, OSError, ValueError):
+                continue
+            if not container.streams.video:
+                container.close()
+                continue
+            self._container.close()
+            self._container, self.stream, self.stopped = container, container.streams.video[0], None
+            self._ticks = self.stream.time_base / self.time_base
+            self.reconnected += 1
+            return True
+        return False
 
     def _note(self, what: Any, why: str) -> None:
         when = "" if what is None or what.pts is None else f" at {float(what.pts * self.time_base):.2f} s"
@@ -248,4 +288,6 @@ def _opened(av: Any, source: Path | Address, stdin: StandardInput | None) -> Any
     if source.is_device:
         return av.open(source.given, format="v4l2", timeout=SECONDS)
     options = {"protocol_whitelist": PROTOCOLS, "format_whitelist": REMOTE, "rtsp_flags": "prefer_tcp"}
+    if not source.live and source.reconnect:  # a file over HTTP goes on at the byte where it was lost
+        options |= {"reconnect": "1", "reconnect_delay_max": str(math.ceil(source.reconnect))}
     return av.open(source.given, options=options, timeout=SECONDS)

@@ -211,17 +211,28 @@ def reaching(address: str, done: str = "read") -> Iterator[None]:
             raise MisuseError(
                 f"{address} is of a kind that fsspec does not know; take s3://, gs://, https://"
             ) from error
-        lacking = type(error).__name__ in _UNTRUSTED or isinstance(error, PermissionError)
-        remedy = "give credentials, as its own tools take them, that allow it" if lacking else "check it and run again"
+        remedy = (
+            "give credentials, as its own tools take them, that allow it"
+            if _untrusted(error)
+            else "check it and run again"
+        )
         raise DeployError(f"{address} cannot be {done}: {said}; {remedy}") from error
 
 
 _UNTRUSTED = ("NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError", "DefaultCredentialsError")
 
 
+def _untrusted(error: Exception) -> bool:
+    """Whether credentials are missing, or do not allow it."""
+    if isinstance(error, PermissionError) or type(error).__name__ in _UNTRUSTED or str(error).startswith("Forbidden:"):
+        return True  # the last is gcsfs's OSError of a status 403
+    # gcsfs and aiohttp have other statuses of HTTP, the one sometimes as text.
+    return str(getattr(error, "code", None) or getattr(error, "status", None)) in ("401", "403")
+
+
 def _is_final(error: Exception) -> bool:
     """Whether trying again is of no use."""
-    return isinstance(error, FileNotFoundError | PermissionError | ImportError) or type(error).__name__ in _UNTRUSTED
+    return isinstance(error, FileNotFoundError | ImportError) or _untrusted(error)
 
 
 def find_objects(words: Sequence[str]) -> list[Object]:

@@ -116,7 +116,7 @@ class _Run:
             self._label(self._reader.frames(self._times, self._kept), AHEAD)
         else:
             reading = {"read": 0.0}  # by the other thread
-            latest = Latest(self._reader.frames(reading), stdin.leave if stdin else lambda: None)
+            latest = Latest(self._reader.frames(reading), stdin.leave if stdin else self._reader.leave.set)
             try:
                 with _stopped_by_signals(latest.stop):
                     self._label(self._watched(latest), CALLERS)
@@ -235,6 +235,8 @@ class _Run:
             record["resumed"] = self._kept
         if self._dropped is not None:
             record["dropped"] = self._dropped
+        if reader.reconnected:
+            record["reconnected"] = reader.reconnected
         if len(counts) > 1:
             record["sizes"] = [
                 {"size": list(size), "frames": counts[size]}

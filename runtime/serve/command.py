@@ -14,6 +14,7 @@ import typer
 from ..command import INTERRUPTED, InputRange, NoData, Threads, log_to_stderr, parse_memory, run
 from ..errors import DeployError, MisuseError
 from ..extras import need
+from ..process_memory import keep_freed
 
 if TYPE_CHECKING:
     from .models import Models
@@ -132,6 +133,7 @@ def serve_engine(
     for module in MODULES:
         need(module, "serve")
     _log(json_logs)
+    keep_freed()
     from ..images.numbers import ReadOptions
     from ..network import Network
     from .models import Memory, Models

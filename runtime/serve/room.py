@@ -16,8 +16,10 @@ from typing import Any
 
 from ..arrays import AnyArray, Image
 from ..errors import DeployError
+from ..process_memory import give_back_freed
 from ..stream import CALLERS, TOGETHER, Stream
 
+REST_SECONDS = 5.0  # without a job, after which the memory that was kept for the next one is given back
 RETRY_SECONDS = 1  # what a client that was refused is told to wait, at least
 
 
@@ -165,6 +167,7 @@ class Room:
         self._working = 0  # jobs
         self._busy = 0  # lanes
         self._closed = False
+        self._kept = True  # memory, since the last rest
         self._changed = threading.Condition()
         self._lanes = [
             threading.Thread(target=self._work, name=f"lane-{index}", daemon=True) for index in range(CALLERS)
@@ -257,21 +260,29 @@ class Room:
 
     def _next(self) -> list[Job]:
         """The oldest job, and seven like it where there are so many; nothing once the room is closed and empty."""
-        with self._changed:
-            while not self._waiting and not self._closed:
-                self._changed.wait()
-            if not self._waiting:
-                return []
-            group = [self._waiting.popleft()]
-            if len(self._waiting) >= TOGETHER - 1:
-                alike = [job for job in self._waiting if job.alike(group[0])][: TOGETHER - 1]
-                if len(alike) == TOGETHER - 1:
-                    for job in alike:
-                        self._waiting.remove(job)
-                    group += alike
-            self._working += len(group)
-            self._busy += 1
-            return group
+        while True:
+            with self._changed:
+                if self._changed.wait_for(lambda: self._waiting or self._closed, REST_SECONDS if self._kept else None):
+                    return self._taken()
+                resting = self._kept and not self._busy  # the other lane may have given it back meanwhile
+                self._kept = self._kept and not resting
+            if resting:
+                give_back_freed()
+
+    def _taken(self) -> list[Job]:
+        if not self._waiting:
+            return []
+        group = [self._waiting.popleft()]
+        if len(self._waiting) >= TOGETHER - 1:
+            alike = [job for job in self._waiting if job.alike(group[0])][: TOGETHER - 1]
+            if len(alike) == TOGETHER - 1:
+                for job in alike:
+                    self._waiting.remove(job)
+                group += alike
+        self._working += len(group)
+        self._busy += 1
+        self._kept = True
+        return group
 
     def _run(self, group: Sequence[Job]) -> None:
         images: list[Image] = []

@@ -240,3 +240,21 @@ def test_a_large_image_is_run_where_it_is_quick_or_the_user_wants_it(monkeypatch
     assert largest() == (2160, 3840)  # nothing takes no time here
     monkeypatch.setattr(record, "SECONDS", 0.0)
     assert largest() == max(record.TRIED_SIZES) and largest(thorough=True) == (2160, 3840)
+
+
+def test_a_model_of_one_size_is_run_at_that_twice(tmp_path, monkeypatch):
+    """Once as it is, and once freed: at a large size more would take long."""
+    import onnxruntime
+
+    sizes, run = [], onnxruntime.InferenceSession.run
+
+    def counted(self, names, feeds, *more):
+        sizes.append(next(iter(feeds.values())).shape)
+        return run(self, names, feeds, *more)
+
+    monkeypatch.setattr(record, "TRIED_SIZES", TRIED_SIZES[:2])
+    monkeypatch.setattr(inspected, "SECONDS", 0.0)
+    monkeypatch.setattr(onnxruntime.InferenceSession, "run", counted)
+    about = inspect_file(saved(tmp_path / "m.onnx", [CONV], shape=(1, 3, 160, 224)), "cpu")
+    assert about["ok"] and sizes.count((1, 3, 160, 224)) == 2
+    assert any("equal to the model at its own size of 160×224, exactly" in note for note in about["notes"])

@@ -113,3 +113,49 @@ def test_flattened_scores_are_put_into_rows_and_columns(tmp_path, shape):
         assert given.shape == (2, 5, *size)
         if shape != "coarse":
             np.testing.assert_allclose(given, expected, atol=1e-5)
+
+
+def planes(y):
+    return F.one_hot(y.argmax(1), 5).permute(0, 3, 1, 2)
+
+
+LABELS = {
+    "labels": lambda net, f, c, y: {"out": y.argmax(1, keepdim=True).to(torch.uint8)},
+    "one-hot": lambda net, f, c, y: planes(y).float(),
+    "one-hot, classes last": lambda net, f, c, y: F.one_hot(y.softmax(1).max(dim=1)[1], 5),
+    "written": lambda net, f, c, y: torch.zeros_like(y).scatter_(1, y.argmax(1, keepdim=True), 1.0),
+}
+
+
+@pytest.mark.parametrize("kind", LABELS)
+def test_labels_are_taken_off_and_their_scores_used(tmp_path, kind):
+    notes, plain = [], Trunk(lambda net, f, c, y: y)
+    card, _ = export_module(
+        Trunk(LABELS[kind]), None, tmp_path / "m.onnx", exporter="torchscript", name="it", note=notes.append
+    )
+    assert len(card.classes) == 5 and any("the scores that it takes them of are used" in note for note in notes)
+    session = onnxruntime.InferenceSession(tmp_path / "m.onnx")
+    image = torch.randn(2, 3, 37, 61)
+    with torch.inference_mode():
+        expected = plain(image).argmax(1).numpy()
+    assert (session.run(None, {"image": image.numpy()})[0].argmax(1) == expected).mean() > 0.999
+
+
+def test_labels_that_are_changed_afterwards_are_refused(tmp_path):
+    for give in (
+        lambda net, f, c, y: (y.argmax(1) + 1) % 5,
+        lambda net, f, c, y: F.interpolate(c.argmax(1, keepdim=True).float(), scale_factor=4),
+    ):
+        with pytest.raises(DeployError, match="it must give scores, before an argmax or a threshold"):
+            export_module(Trunk(give), None, tmp_path / "m.onnx", exporter="torchscript")
+    assert not (tmp_path / "m.onnx").exists()
+
+
+def test_layers_named_for_flows_are_asked_about_and_three_maps_are_a_guess_said_aloud(tmp_path):
+    module = Trunk(lambda net, f, c, y: net.flow_head(f), flow_head=nn.Conv2d(8, 3, 1))
+    with pytest.raises(DeployError, match=r"flows or classes cannot be told \(its last layer is .*flow_head"):
+        export_module(module, None, tmp_path / "m.onnx", exporter="torchscript")
+    for give, said in ((lambda net, f, c, y: y, True), (lambda net, f, c, y: y.softmax(1), False)):
+        notes = []
+        export_module(Trunk(give, 3), None, tmp_path / "m.onnx", exporter="torchscript", note=notes.append)
+        assert any("--activation none gives them as values" in note for note in notes) == said

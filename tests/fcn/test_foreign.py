@@ -217,12 +217,26 @@ def test_unpooling_is_equal(output_size):
     assert torch.equal(result, F.max_unpool2d(pooled, places, 2, output_size=output_size)) and mode.respelled
 
 
+@pytest.mark.parametrize("kernel", [2, (2, 3)])
+def test_patches_side_by_side_are_equal(kernel):
+    """As MobileViT makes them, and puts them together again."""
+    for size in ((6, 12), (7, 13)):  # of the second, the last row and column are in no patch
+        x = torch.randn(2, 3, *size)
+        with Exportable() as mode:
+            patches = F.unfold(x, kernel, stride=kernel)
+            whole = F.fold(patches, size, kernel, stride=kernel)
+        assert torch.equal(patches, F.unfold(x, kernel, stride=kernel)) and mode.respelled == {"unfold", "fold"}
+        assert torch.equal(whole, F.fold(patches, size, kernel, stride=kernel))
+
+
 def test_what_exporters_take_is_left_alone():
     x = torch.randn(1, 2, 6, 8)
     with Exportable() as mode:
         nn.AvgPool2d(2)(x)
         F.avg_pool2d(x, (6, 8))  # of numbers: a kernel, not the image's size
         F.adaptive_max_pool2d(x, 2, return_indices=True)
+        F.unfold(x, 3, padding=1)  # patches that overlap
+        F.fold(F.unfold(x, 2), (6, 8), 2)
         F.adaptive_avg_pool2d(x, 1)
         F.interpolate(x, size=(12, 16), mode="bilinear")
     assert not mode.respelled and np.isfinite(x).all()

@@ -14,11 +14,12 @@ from typing import Any
 FILE = Path(__file__).with_suffix(".json")
 # What the builder and the runtime use, and what these hand to each other.
 CLASSES = (
-    "Builder", "BuilderFlag", "DataType", "ExecutionContextAllocationStrategy", "HardwareCompatibilityLevel",
-    "IBuilderConfig", "ICudaEngine", "IErrorRecorder", "IExecutionContext", "IHostMemory", "ILogger",
-    "ILogger.Severity", "INetworkDefinition", "IOptimizationProfile", "IProgressMonitor", "IRuntimeConfig", "ITensor",
-    "ITimingCache", "Logger", "MemoryPoolType", "NetworkDefinitionCreationFlag", "OnnxParser", "ProfilingVerbosity",
-    "Runtime", "TensorIOMode", "TensorLocation",
+    "Builder", "BuilderFlag", "DataType", "EngineInspector", "ExecutionContextAllocationStrategy",
+    "HardwareCompatibilityLevel", "IBuilderConfig", "ICudaEngine", "IErrorRecorder", "IExecutionContext",
+    "IHostMemory", "ILogger", "ILogger.Severity", "INetworkDefinition", "IOptimizationProfile", "IProgressMonitor",
+    "IRuntimeConfig", "ITensor", "ITimingCache", "LayerInformationFormat", "Logger", "MemoryPoolType",
+    "NetworkDefinitionCreationFlag", "OnnxParser", "ProfilingVerbosity", "Runtime", "RuntimePlatform",
+    "TensorIOMode", "TensorLocation",
 )  # fmt: skip
 
 Argument = list[Any]  # its name, its type, and whether it may be left out

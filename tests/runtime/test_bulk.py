@@ -4,9 +4,12 @@ import http.server
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import parse_qs, unquote
 
 import numpy as np
 import pytest
@@ -491,3 +494,72 @@ def test_what_cannot_be_made_of_objects_together_is_said_before_the_work(exports
         "infer", exports / "narrow.engine", tmp_path / "in", "-o", "memory://out", *words, ok=2, cwd=tmp_path
     )
     assert said in one_error(done) and not (tmp_path / "s.csv").exists()
+
+
+@pytest.fixture
+def gcs(monkeypatch):
+    """A server of Google's JSON API: gives the objects of `.found`, and takes into `.put` unless there is `.refuse`."""
+    monkeypatch.setenv("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")  # or it asks a service that no emulator has
+    needs("gcsfs")
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def answer(self, body, status=200):
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def do_GET(self):
+            path, _, query = self.path.partition("?")
+            name = unquote(path.rpartition("/o/")[2])
+            entries = [
+                {"name": key, "size": str(len(found)), "bucket": "photos"} for key, found in server.found.items()
+            ]
+            if path.endswith("/o"):
+                prefix = parse_qs(query).get("prefix", [""])[0]
+                kept = [entry for entry in entries if "/b/photos/" in path and entry["name"].startswith(prefix)]
+                self.answer(json.dumps({"items": kept}).encode())
+            elif name not in server.found or "/b/photos/" not in path:
+                self.answer(b'{"error": {"message": "no such object"}}', 404)
+            elif "alt=media" in query:
+                self.answer(server.found[name])
+            else:
+                self.answer(json.dumps(next(entry for entry in entries if entry["name"] == name)).encode())
+
+        def do_POST(self):
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            if server.refuse:
+                self.answer(json.dumps({"error": {"message": server.refuse, "code": 403}}).encode(), 403)
+                return
+            content = body.split(b"\n\n", 2)[2]
+            name = re.search(rb'"name": *"([^"]+)"', body)[1].decode()
+            server.put[name] = content.rpartition(b"\n--")[0]
+            self.answer(json.dumps({"name": name, "bucket": "labels", "size": str(len(server.put[name]))}).encode())
+
+        def log_message(self, *_):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.found, server.put, server.refuse = {}, {}, ""
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", f"http://127.0.0.1:{server.server_port}")
+    fsspec = needs("fsspec")
+    fsspec.config.conf["gcs"] = {"token": "anon", "skip_instance_cache": True}
+    yield server
+    del fsspec.config.conf["gcs"]
+    server.shutdown()
+    server.server_close()
+
+
+def test_objects_of_google_are_labelled_and_what_it_refuses_is_told(gcs, net):
+    gcs.found = {f"a/{name}.png": png(photo(20, 30)) for name in "12"}
+    done = label(net, ["gs://photos/a"], "gs://labels/x")
+    assert len(done) == 2 and not any("error" in record for record in done), done
+    assert {name: Image.open(io.BytesIO(content)).size for name, content in gcs.put.items()} == {
+        "x/1.png": (30, 20), "x/2.png": (30, 20)
+    }  # fmt: skip
+    gcs.refuse = "the quota of the bucket is used up"
+    with pytest.raises(DeployError, match=r"gs://labels/y/\d.png cannot be written: .*quota.*give credentials"):
+        label(net, ["gs://photos/a"], "gs://labels/y")

@@ -6,6 +6,7 @@ import sys
 import numpy as np
 import pytest
 from fcn_deploy.runtime.images.header import read_header
+from fcn_deploy.runtime.images.numbers import ReadOptions
 from fcn_deploy.runtime.images.read import decode, open_stored, read_image
 from fcn_deploy.runtime.images.regions import open_regions
 from fcn_deploy.runtime.images.write import write_maps
@@ -269,3 +270,59 @@ def test_mosaics_without_rasterio_are_one_line(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "rasterio", None)
     with pytest.raises(DeployError, match=r"rasterio is not installed; run: pip install 'fcn-deploy\[gdal\]'"):
         read_header(path)
+
+
+@pytest.mark.parametrize("by_band", [False, True], ids=["pixels", "bands"])
+@pytest.mark.parametrize("compress", ["LERC", "LERC_ZSTD", "LERC_DEFLATE"])
+def test_lerc_keeps_what_is_not_a_number(tmp_path, compress, by_band):
+    """Its masks say so: of a pixel, or of each band, which tifffile decodes as zeros and as pixels of other bands."""
+    image = pixels("float32", 3)
+    image[:, 5:20, 10:40] = np.nan
+    if by_band:
+        image[0, 30:] = np.nan
+    for interleave, blocks in itertools.product(("PIXEL", "BAND"), (STRIPS, TILES)):
+        options = {"height": 37, "width": 53, "count": 3, "dtype": "float32", "compress": compress}
+        with rasterio.open(tmp_path / "i.tif", "w", driver="GTiff", interleave=interleave, **options, **blocks) as file:
+            file.write(image)
+        expected = np.isnan(image).any(axis=0)
+        whole = decode(read_header(tmp_path / "i.tif"), card(3))
+        with open_regions(tmp_path / "i.tif", card(3)) as regions:
+            for found, where in ((whole, np.s_[:, :]), (regions[3:33, 7:50], np.s_[3:33, 7:50])):
+                np.testing.assert_array_equal(np.ma.getmaskarray(found).any(axis=2), expected[where])
+                np.testing.assert_array_equal(np.ma.getdata(found), image.transpose(1, 2, 0)[where])
+
+
+def test_each_band_of_a_mosaic_has_its_own_no_data(tmp_path, caplog):
+    image = pixels("uint16", 2)
+    image[0, 5:20, 10:40], image[1, 5:20, 10:40] = 0, 65535
+    image[0, 30, 30] = 65535  # of the other band
+    bands = []
+    for number, value in enumerate((0, 65535)):
+        options = {"height": 37, "width": 53, "count": 1, "dtype": "uint16"}
+        with rasterio.open(tmp_path / f"{number}.tif", "w", driver="GTiff", **options) as file:
+            file.write(image[number : number + 1])
+        bands.append(
+            f'<VRTRasterBand dataType="UInt16" band="{number + 1}"><NoDataValue>{value}</NoDataValue><SimpleSource>'
+            f'<SourceFilename relativeToVRT="1">{number}.tif</SourceFilename></SimpleSource></VRTRasterBand>'
+        )
+    path = tmp_path / "m.vrt"
+    path.write_text(f'<VRTDataset rasterXSize="53" rasterYSize="37">{"".join(bands)}</VRTDataset>')
+    expected = np.zeros(SIZE, bool)
+    expected[5:20, 10:40] = True
+    found = decode(read_header(path), card(2, "uint16"))
+    np.testing.assert_array_equal(np.ma.getmaskarray(found)[:, :, 0], expected)
+    assert "no-data values of their own" not in caplog.text
+    named = decode(read_header(path), card(2, "uint16"), ReadOptions(no_data=7))  # instead of the file's own
+    assert not np.ma.getmaskarray(named).any() or (image[:, np.ma.getmaskarray(named)[:, :, 0]] == 7).all()
+
+
+@pytest.mark.parametrize(("value", "alone"), [(-1, False), (-9999, True), (0, False)])
+def test_a_no_data_value_that_a_band_may_have_by_chance_is_none_in_one_band_alone(tmp_path, value, alone):
+    image = np.maximum(pixels("int16", 3), 1)
+    image[:, 5:20, 10:40] = value
+    image[1, 30, 30] = value
+    options = {"height": 37, "width": 53, "count": 3, "dtype": "int16", "nodata": value}
+    with rasterio.open(tmp_path / "i.tif", "w", driver="GTiff", **options) as file:
+        file.write(image)
+    mask = np.ma.getmaskarray(decode(read_header(tmp_path / "i.tif"), card(3, "int16")))[:, :, 0]
+    assert mask[5:20, 10:40].all() and mask.sum() == 450 + alone and mask[30, 30] == alone

@@ -117,7 +117,7 @@ def test_large_and_georeferenced_files_are_labelled_by_regions(tmp_path, monkeyp
 @pytest.fixture
 def net(exports):
     # Little enough for a few dozen tiles.
-    with Segmenter(exports / "narrow.engine", threads=2, memory=6_000_000) as found:
+    with Segmenter(exports / "narrow.engine", threads=2, memory=4_000_000) as found:
         yield found
 
 
@@ -187,7 +187,7 @@ def stopping(net, monkeypatch, after, error):
     monkeypatch.setattr(net.network, "bands_of", stopped)
 
 
-@pytest.mark.parametrize("memory", [6_000_000, 5_400_000])
+@pytest.mark.parametrize("memory", [4_000_000, 3_600_000])
 def test_an_interrupted_run_goes_on_where_it_stopped(exports, net, large, tmp_path, monkeypatch, memory):
     with monkeypatch.context() as patch:
         stopping(net, patch, 2, KeyboardInterrupt())
@@ -210,7 +210,7 @@ def test_rows_that_were_not_refined_are_not_gone_on_from(exports, net, large, tm
         stopping(net, patch, 2, KeyboardInterrupt())
         with pytest.raises(KeyboardInterrupt):
             label_regions(net.network, large, tmp_path / "out.tif")
-    with Segmenter(exports / "narrow.engine", threads=2, refine=True, memory=12_000_000) as refined:
+    with Segmenter(exports / "narrow.engine", threads=2, refine=True, memory=6_000_000) as refined:
         label_regions(refined.network, large, tmp_path / "out.tif")
         np.testing.assert_array_equal(tifffile.imread(tmp_path / "out.tif"), refined(photo(2400, 100)))
 

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fcn_deploy.runtime.backends.device import cache_path, open_library
+from fcn_deploy.runtime.backends import device
+from fcn_deploy.runtime.backends.device import cache_path, logger_of, open_library
 from fcn_deploy.runtime.backends.graphs import Graph
 from fcn_deploy.runtime.manifest import GpuPlan, Profile
-from helpers import photo
+from helpers import needs, photo
 
 from fcn_deploy import DeployError, Segmenter
 
@@ -263,6 +264,36 @@ class _Sm89:
 
 
 DRIVER = types.SimpleNamespace(get_driver_version=lambda: 12040)
+
+
+def test_without_a_driver_one_line_says_so(monkeypatch):
+    cuda = pytest.importorskip("fcn_deploy.runtime.backends.cuda_bindings", reason="cuda-bindings is not installed")
+
+    def called(*words):
+        raise RuntimeError('"cuda" is an NVIDIA driver library and can only be found via system search. Ensure …')
+
+    monkeypatch.setattr(cuda, "_called", called)
+    monkeypatch.setattr(device, "driver_module", lambda: cuda)
+    said = r"an engine for sm89, and no NVIDIA GPU can be used here \(no NVIDIA driver is installed here\); run it"
+    with pytest.raises(DeployError, match=said):
+        device.open_driver("m.engine", ("sm89",))
+
+
+def test_one_logger_serves_all_engines_of_a_process():
+    """TensorRT keeps a pointer to the first that it is given; each thread is told of its own failures, once."""
+    rtx = needs("tensorrt_rtx")
+    logger = logger_of(rtx)
+    assert logger_of(rtx) is logger
+    runtimes = [rtx.Runtime(logger) for _ in range(2)]
+    assert runtimes[1].deserialize_cuda_engine(b"no plan" * 100) is None
+    elsewhere = []
+    thread = threading.Thread(target=lambda: elsewhere.append(logger.said()))
+    thread.start()
+    thread.join()
+    assert elsewhere == ["no reason given"]
+    assert logger.said() != "no reason given" and logger.said() == "no reason given"
+
+
 PLAN = GpuPlan("tensorrt", "10.16.1.11", ("sm89",), (Profile((1, 1), (64, 64), (96, 96)),))
 
 
@@ -306,7 +337,7 @@ def test_a_plan_is_refused_on_a_platform_that_it_is_not_for(gpu, monkeypatch, li
     else:
         with pytest.raises(
             DeployError,
-            match=f"built on {platform}, and this is linux-x86_64: its plan does not run here; run on this machine: "
+            match=f"has a plan for {platform}, and this is linux-x86_64: it does not run here; run on this machine: "
             "build-engine MODEL.onnx --target cuda",
         ):
             device.open_device(cuda, 0, plan, "m.engine")

@@ -1,11 +1,13 @@
 """TIFFs of every structure: bands, pages and masks told apart by the file's own word, the same whole and by regions."""
 
 import struct
+import threading
 
 import numpy as np
 import pytest
 import tifffile
-from fcn_deploy.runtime.images import tiff_chunks
+from fcn_deploy.runtime.images import read as read_module
+from fcn_deploy.runtime.images import tiff, tiff_chunks
 from fcn_deploy.runtime.images.header import read_header
 from fcn_deploy.runtime.images.read import read_image
 from fcn_deploy.runtime.images.regions import open_regions
@@ -215,12 +217,13 @@ def test_tiles_far_larger_than_their_image_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize("separate", [False, True], ids=["contig", "planes"])
-def test_regions_read_side_by_side_decode_each_tile_once_and_ahead(tmp_path, monkeypatch, separate):
+def test_regions_read_side_by_side_decode_each_tile_once(tmp_path, monkeypatch, separate):
     pixels = np.random.default_rng(0).integers(0, 4000, (150, 230, 2), np.uint16)
     stored = np.moveaxis(pixels, 2, 0) if separate else pixels
     planar = "separate" if separate else "contig"
     file = tmp_path / "a.tif"
     tifffile.imwrite(file, stored, tile=(32, 32), compression="zlib", photometric="minisblack", planarconfig=planar)
+    monkeypatch.setattr(tiff_chunks, "KEPT_BYTES", 0)  # what a row of regions needs is kept all the same
     monkeypatch.setattr(tiff_chunks.os, "cpu_count", lambda: 2)
     tiff_chunks._decoders.cache_clear()
     with tifffile.TiffFile(file) as opened:
@@ -228,30 +231,79 @@ def test_regions_read_side_by_side_decode_each_tile_once_and_ahead(tmp_path, mon
         decoded: list[int] = []
         decode = chunks._decode
         monkeypatch.setattr(chunks, "_decode", lambda index, data: decoded.append(index) or decode(index, data))
-        begun = 0
         for top in range(0, 150, 48):
             for left in range(0, 230, 64):
                 # With a halo, as tiles of a network are read.
                 where = max(top - 8, 0), min(top + 56, 150), max(left - 8, 0), min(left + 72, 230)
-                needed = {chunks._index(place) for place in chunks._places(*where)}
-                begun += bool(needed) and needed <= set(chunks.decoded)
                 np.testing.assert_array_equal(chunks.read(*where), pixels[where[0] : where[1], where[2] : where[3]])
-        assert begun >= 8, "most regions find their tiles in work"
+                assert len(chunks.decoded) <= 4 * 8 * chunks.planes, "no more than a row of regions is kept"
         assert len(decoded) == len(set(decoded)) == len(opened.pages[0].dataoffsets)
     tiff_chunks._decoders.cache_clear()
 
 
-def test_a_damaged_tile_ahead_is_told_when_it_is_asked_for(tmp_path):
+@pytest.mark.parametrize("separate", [False, True], ids=["contig", "planes"])
+def test_no_more_is_kept_than_plans_count(tmp_path, monkeypatch, separate):
+    pixels = np.random.default_rng(0).integers(0, 4000, (150, 230, 2), np.uint16)
+    stored, planar = (np.moveaxis(pixels, 2, 0), "separate") if separate else (pixels, "contig")
     file = tmp_path / "a.tif"
-    tifffile.imwrite(file, np.zeros((32, 160), np.uint16), tile=(32, 32), compression="zlib")
+    kept = []
+    read = Chunks.read
+    for module in (tiff, tiff_chunks):
+        monkeypatch.setattr(module, "KEPT_BYTES", 0)
+
+    def read_and_counted(chunks, *where):
+        part = read(chunks, *where)
+        kept.append(sum(chunk.nbytes for chunk in chunks.decoded.values()))
+        return part
+
+    monkeypatch.setattr(Chunks, "read", read_and_counted)
+    for compression in ("zlib", None):
+        kept.clear()
+        tifffile.imwrite(
+            file, stored, tile=(32, 32), compression=compression, photometric="minisblack", planarconfig=planar
+        )
+        with open_regions(file, card(2, "uint16")) as image:
+            for top in range(0, 150, 40):
+                for left in range(0, 230, 64):
+                    rows, columns = slice(max(top - 8, 0), min(top + 48, 150)), slice(left, left + 72)
+                    np.testing.assert_array_equal(image[rows, columns], pixels[rows, columns])
+            planned = image.kept.taken(np.array(56.0), np.array(0.0), 150)
+            assert image.kept.ahead == 4
+        assert max(kept) <= planned and (max(kept) > planned / 2 or compression is None)
+        assert compression or planned == 0, "what lies in the file as it is is not kept"
+
+
+def test_a_part_that_is_expected_is_read_meanwhile_and_what_is_wrong_with_it_told_when_it_is_asked_for(
+    tmp_path, monkeypatch
+):
+    file = tmp_path / "a.tif"
+    pixels = np.arange(32 * 160, dtype=np.uint16).reshape(32, 160)
+    tifffile.imwrite(file, pixels, tile=(32, 32), compression="zlib")
     with tifffile.TiffFile(file) as opened:
         offset, count = opened.pages[0].dataoffsets[3], opened.pages[0].databytecounts[3]
     data = bytearray(file.read_bytes())
     data[offset : offset + count] = bytes(count)
     file.write_bytes(data)
-    with tifffile.TiffFile(file) as opened:
-        chunks = Chunks(file, opened.pages[0], opened.pages[0])
-        for left in (0, 32, 64):
-            assert not chunks.read(0, 32, left, left + 32).any()
+    monkeypatch.setattr(read_module, "GRIDS", ())  # no look at the values, which would meet the tile
+    threads = []
+    read_chunks = Chunks.read
+
+    def read_by(chunks, *where):
+        threads.append((where, threading.current_thread().name))
+        return read_chunks(chunks, *where)
+
+    monkeypatch.setattr(Chunks, "read", read_by)
+    with open_regions(file, card(1, "uint16")) as image:
+        for left in (0, 32):
+            np.testing.assert_array_equal(image[:, left : left + 32][:, :, 0], pixels[:, left : left + 32])
+            image.expect((slice(0, 32), slice(left + 32, left + 64)))
+        np.testing.assert_array_equal(image[:, 64:96][:, :, 0], pixels[:, 64:96])
+        image.expect((slice(0, 32), slice(128, 160)))  # another is asked for than was expected
         with pytest.raises(DeployError, match=r"cannot read rows 0 to 31 of .*is it damaged\?"):
-            chunks.read(0, 32, 96, 128)
+            image[:, 96:128]
+        np.testing.assert_array_equal(image[:, 128:160][:, :, 0], pixels[:, 128:160])
+        assert ((0, 32, 64, 96), "regions_0") in threads and ((0, 32, 128, 160), "regions_0") in threads
+        image.expect((slice(0, 32), slice(96, 128)))
+        with pytest.raises(DeployError, match="cannot read rows 0 to 31"):
+            image[:, 96:128]
+    assert not any(thread.name.startswith("regions") for thread in threading.enumerate())

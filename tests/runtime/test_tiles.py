@@ -7,10 +7,10 @@ import weakref
 import numpy as np
 import pytest
 from fcn_deploy.runtime.errors import DeployError
+from fcn_deploy.runtime.grid import Grid, Span
 from fcn_deploy.runtime.manifest import Upsampling
 from fcn_deploy.runtime.model_card import ModelCard
-from fcn_deploy.runtime.plan import Grid, Span
-from fcn_deploy.runtime.tiles import Rows, one_ahead, ready_windows, score_bands
+from fcn_deploy.runtime.tiles import Rows, one_ahead, part_of, ready_windows, score_bands
 from fcn_deploy.runtime.upsampling import KINDS, result_from_scores
 from helpers import window
 from hypothesis import given, settings
@@ -27,6 +27,20 @@ def blur(features, reach, shrink):
         for x in range(2 * reach + 1)
     )
     return total[..., ::shrink, ::shrink]
+
+
+class Ahead:
+    """An image that remembers what was expected and what was asked for."""
+
+    def __init__(self, image):
+        self.image, self.expected, self.asked = image, [], []
+
+    def __getitem__(self, where):
+        self.asked.append(where)
+        return self.image[where]
+
+    def expect(self, where):
+        self.expected.append(where)
 
 
 @settings(max_examples=120, deadline=None)
@@ -47,11 +61,11 @@ def test_scores_of_stages_in_any_tiles_are_those_of_the_whole_image_from_any_row
     grids = [grid(reach), grid(again * shrink)]
     strides = [(shrink,) * 2, (2 * shrink,) * 2]
     ran = []
+    source = Ahead(image)
 
     def first(rows, columns):
         ran.append((rows, columns))
-        part = image[rows.outer_start : rows.outer_stop, columns.outer_start : columns.outer_stop]
-        return blur(part[None], reach, shrink)
+        return blur(part_of(source, grids[0], rows, columns)[None], reach, shrink)
 
     start = data.draw(st.integers(0, padded[0] - 1))
     bands = list(score_bands(grids, strides, first, [lambda part, *_: blur(part, again, 2)[0]], start))
@@ -60,8 +74,9 @@ def test_scores_of_stages_in_any_tiles_are_those_of_the_whole_image_from_any_row
     np.testing.assert_array_equal(
         np.concatenate([band for *_, band in bands], axis=1), whole[:, top // strides[1][0] :]
     )
-    # Every tile once, and none that nothing needs.
+    # Every tile once, and none that nothing needs; each was said before it was asked for.
     assert len(ran) == len(set(ran))
+    assert source.expected == source.asked[1:]
     above = grids[1].spans(0)[top // grids[1].tile[0]].outer_start
     assert all(rows.stop > above for rows, _ in ran)
 

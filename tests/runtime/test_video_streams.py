@@ -21,6 +21,7 @@ from PIL import Image
 from videos import av, film, frames, label, motion_jpeg
 
 RUN = [sys.executable, "-m", "runtime.infer"]
+ONCE = "--live", "--reconnect", "0"
 
 
 @pytest.fixture
@@ -327,7 +328,7 @@ def test_a_live_transport_stream_over_http_is_labelled_as_its_file(exports, tmp_
     source = film(tmp_path / "a.ts", 60, (96, 128), options={"preset": "ultrafast", "g": "12"})
     label(exports / "narrow.engine", source, tmp_path / "file")
     handler = camera_over_http("video/mp2t", bytes, in_ts_parts(source), 40, pause)
-    done, (record,) = label(exports / "narrow.engine", serve(handler) + "/live", tmp_path / "o", "--live", ok=1)
+    done, (record,) = label(exports / "narrow.engine", serve(handler) + "/live", tmp_path / "o", *ONCE, ok=1)
     assert "it ends at " in record["error"]  # a connection that closes may be the end, or a cable that was pulled
     assert record["frames"] + record["dropped"] == 60 and record["frames"] > 20, done.stderr
     expected, found = labels_by_time(tmp_path / "file" / "a.mkv"), labels_by_time(tmp_path / "o" / "live.mkv")
@@ -349,7 +350,7 @@ def test_motion_jpeg_over_http_is_labelled_as_its_pictures(exports, tmp_path, se
 
     handler = camera_over_http("multipart/x-mixed-replace; boundary=frame", part, pictures, 20)
     engine = exports / "narrow.engine"
-    _, (record,) = label(engine, serve(handler) + "/mjpg/video", tmp_path / "o", "--live", ok=1)
+    _, (record,) = label(engine, serve(handler) + "/mjpg/video", tmp_path / "o", *ONCE, ok=1)
     assert "it ends at " in record["error"]
     _, found = frames(tmp_path / "o" / "video.mkv")
     assert record["frames"] + record["dropped"] == 30 and len(found) == record["frames"] > 10
@@ -358,6 +359,67 @@ def test_motion_jpeg_over_http_is_labelled_as_its_pictures(exports, tmp_path, se
     where = 0  # in order, some left out
     for picture in found:
         where = next(i for i in range(where, 30) if np.array_equal(expected[i], picture)) + 1
+
+
+@pytest.mark.parametrize("comes_back", [True, False])
+def test_a_live_connection_that_is_lost_is_opened_again_and_what_was_missed_leaves_its_gap(
+    exports, tmp_path, serve, comes_back
+):
+    """A camera that drops the connection twice, refuses one attempt between, and then ends for good."""
+    source = film(tmp_path / "a.ts", 60, (96, 128), options={"preset": "ultrafast", "g": "1"})
+    parts, requests = in_ts_parts(source), []
+    spans = [(0, 30), None, (30, 60), (0, 30)] if comes_back else [(0, 30)]
+
+    class Camera(Quiet):
+        def do_GET(self):
+            requests.append(time.monotonic())
+            span = spans[len(requests) - 1] if len(requests) <= len(spans) else None
+            self.send_response(200 if span else 503)
+            self.send_header("Content-Length", "1000000000" if span else "0")  # lost, not ended
+            self.end_headers()
+            if span:
+                paced(bytes, self.wfile.write, parts[slice(*span)], 40)
+
+    options = "--live", "--reconnect", "3"
+    done, (record,) = label(exports / "narrow.engine", serve(Camera) + "/live", tmp_path / "o", *options, ok=1)
+    assert "it ends at " in record["error"] and len(requests) > len(spans)
+    assert requests[-1] - requests[len(spans) - 1] < 6, "it is not tried for ever"
+    assert record.get("reconnected", 0) == (2 if comes_back else 0)
+    assert done.stderr.count("has lost its connection") == 1 and "tried again for 3 s" in done.stderr
+    times, found = frames(tmp_path / "o" / "live.mkv")
+    assert len(found) == record["frames"] and times == sorted(set(times))
+    if comes_back:
+        decoded = record["frames"] + record["dropped"]
+        assert decoded > 10
+        assert decoded * 1001 / 30000 + 1.5 < times[-1] < 60, "half a second and a second and a half were waited"
+
+
+def test_a_file_over_http_goes_on_where_it_was_lost(exports, tmp_path, serve):
+    source = film(tmp_path / "a.mkv", 60, (96, 128), options={"preset": "ultrafast", "g": "12"})
+    content, requests = source.read_bytes(), []
+
+    class Dropping(Quiet):
+        def do_GET(self):
+            start = int(self.headers.get("Range", "bytes=0-")[6:].split("-")[0])
+            requests.append(start)
+            self.send_response(206 if start else 200)
+            self.send_header("Accept-Ranges", "bytes")
+            self.send_header("Content-Length", str(len(content) - start))
+            if start:
+                self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
+            self.end_headers()
+            with suppress(OSError):
+                end = len(content) if len(requests) > 3 else start + len(content) // 3
+                self.wfile.write(content[start:end])
+
+    label(exports / "narrow.engine", source, tmp_path / "file")
+    address = serve(Dropping) + "/a.mkv"
+    done, (record,) = label(exports / "narrow.engine", address, tmp_path / "o")
+    assert record["frames"] == 60 and "reconnected" not in record and len(requests) >= 3 and not done.stderr
+    equal_videos(tmp_path / "o" / "a.mkv", tmp_path / "file" / "a.mkv")
+    requests.clear()
+    _, (record,) = label(exports / "narrow.engine", address, tmp_path / "p", "--reconnect", "0", ok=1)
+    assert record["frames"] < 60 and "it ends at " in record["error"]
 
 
 @pytest.fixture
@@ -395,7 +457,7 @@ def test_an_rtsp_source_is_labelled_as_its_file(exports, tmp_path, rtsp_server):
 def test_an_rtsp_source_that_dies_leaves_the_labels_so_far(exports, tmp_path, rtsp_server):
     process, address = rtsp_server
     film(tmp_path / "a.mp4", 900, (96, 128), options={"preset": "ultrafast", "g": "12"})  # half a minute
-    words = [*RUN, exports / "narrow.engine", f"{address}/a.mp4", "-o", tmp_path / "o", "--json"]
+    words = [*RUN, exports / "narrow.engine", f"{address}/a.mp4", "-o", tmp_path / "o", "--json", "--reconnect", "0"]
     run = subprocess.Popen(list(map(str, words)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     while not (tmp_path / "o/.a.mkv.partial/000000.labels.nut").exists() and run.poll() is None:
         time.sleep(0.02)

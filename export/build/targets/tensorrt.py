@@ -15,6 +15,7 @@ from fcn_deploy.export.build.targets.tensorrt_process import BuiltPlan
 from fcn_deploy.runtime.backends.device import platform_name
 from fcn_deploy.runtime.golden_sample import GOLDEN
 from fcn_deploy.runtime.manifest import GpuPlan, Profile
+from fcn_deploy.runtime.stream import BATCH_PIXELS, TOGETHER
 
 PLAN_FILE = "stage-0.plan"
 
@@ -44,7 +45,8 @@ def build(job: BuildJob, report: EngineReport) -> Draft:
             ),
             portable=options.hardware != "none",
             version_compatible=options.version_compatible,
-            platform=platform_name(),
+            # Of TensorRT for RTX the processor is what matters, which is that of the builder.
+            platform=options.builds_for if built.module == "tensorrt" else platform_name(),
         ),
     )
     golden = golden_sample([job.as_written], manifest.card, job.precision, manifest.gpu)
@@ -56,8 +58,21 @@ def build(job: BuildJob, report: EngineReport) -> Draft:
 
 def _profiles(job: BuildJob) -> list[PlannedProfile]:
     """The profiles for the sizes that will come, within the budget of memory where one was given."""
-    config, card = job.config, job.core.card
-    options, batch = config.tensorrt_options, config.largest_batch
+    config, options, batch = job.config, job.config.tensorrt_options, job.config.largest_batch
+    if config.batch is None and options.workspace is None:
+        return [_with_room_for_small_images(profile) for profile in _within(job, batch)]
+    return _within(job, batch)
+
+
+def _with_room_for_small_images(profile: PlannedProfile) -> PlannedProfile:
+    """A profile of images that streams run together takes as many of them at once: it is small."""
+    small = profile.max[0] * profile.max[1] <= BATCH_PIXELS
+    return replace(profile, batch=max(profile.batch, TOGETHER)) if small else profile
+
+
+def _within(job: BuildJob, batch: int) -> list[PlannedProfile]:
+    """The profiles for batches of one size, within the budget of memory."""
+    config, card, options = job.config, job.core.card, job.config.tensorrt_options
     if config.sizes is None:
         return default_profiles(card, batch)
     if options.workspace is not None and not config.sizes.ranges:

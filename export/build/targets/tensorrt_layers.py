@@ -10,7 +10,8 @@ from collections.abc import Iterable
 
 from fcn_deploy.calibration.report.engine_report import PlanLayer
 
-FLOATS = ("Float", "Half", "BF16", "BFloat16")
+FLOATS = ("Float", "Half", "BFloat16")
+_NAMES = {"FP32": "Float", "FP16": "Half", "BF16": "BFloat16"}  # TensorRT's → those of TensorRT for RTX
 # What queues no work: the shapes of what comes, and streams that wait for each other.
 _NO_WORK = ("shape_call", "signal", "wait", "ShapeHostToDevice", "NoOp")
 _LINE = re.compile(
@@ -41,7 +42,15 @@ def _part(name: str) -> str | None:
 
 
 def _types(text: str) -> tuple[str, ...]:
-    return tuple(re.findall(r"Datatype: (\w+)", text))
+    """Data types, as TensorRT for RTX names them: `Half`.
+
+    TensorRT says it with the format, by names of its own: `Format/Datatype: Thirty-two wide … row major Int8 format`.
+    """
+    found = []
+    for said in re.findall(r"Datatype: (\w[^,}]*)", text):
+        name = re.search(r"\b(FP32|FP16|BF16|FP8|FP4|U?[Ii]nt\d+|Bool)\b", said)
+        found.append(_NAMES.get(name[1], name[1]) if name else said.split()[0])
+    return tuple(found)
 
 
 def is_convolution(layer: PlanLayer) -> bool:
@@ -51,6 +60,11 @@ def is_convolution(layer: PlanLayer) -> bool:
 def is_reformat(layer: PlanLayer) -> bool:
     """Whether a layer moves or casts, and computes nothing."""
     return bool(_REFORMAT.search(layer.name) or _REFORMAT.search(layer.kind))
+
+
+def gives_float(layer: PlanLayer) -> bool:
+    """Whether a layer gives floating point of 16 bits or more."""
+    return any(kind in FLOATS for kind in layer.gives)
 
 
 def convolutions_by_type(layers: Iterable[PlanLayer]) -> dict[str, int]:
@@ -86,6 +100,6 @@ def advice(layers: Iterable[PlanLayer], precision: str) -> str:
     if 2 * wide > sum(low.values()):
         return (
             f"{said}: {wide} of {sum(types.values())} convolutions of this plan take it and give float, with layers "
-            "of their own between; FP16 (--fp16) is likely faster, and takes less memory: compare by verify-engine"
+            "of their own between; FP16 (--fp16) is likely faster: compare by verify-engine"
         )
     return ""

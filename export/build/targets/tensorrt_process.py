@@ -21,10 +21,12 @@ from fcn_deploy.export.build.gpus import THIS_GPU, check_type
 from fcn_deploy.export.build.profiles import PlannedProfile
 from fcn_deploy.export.build.targets.tensorrt_layers import layers_of
 from fcn_deploy.export.build.targets.timing_cache import TimingCache
+from fcn_deploy.runtime.backends.device import platform_name
 from fcn_deploy.runtime.errors import DeployError, MisuseError
 from fcn_deploy.runtime.extras import need
 
 OLDEST_TENSORRT = (10, 12)
+RUNTIME_PLATFORMS = {"windows-x86_64": "WINDOWS_AMD64"}  # as manifests have it → TensorRT's name
 LIBRARY_NAMES = {"tensorrt": "TensorRT", "tensorrt_rtx": "TensorRT for RTX"}  # module → name in errors
 
 
@@ -230,6 +232,7 @@ def build_here(
     if options.workspace is not None:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace)
     notes += _set_compatibility(trt, config, options)
+    notes += _set_platform(trt, config, options, log)
     if options.level is not None:
         config.builder_optimization_level = options.level
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # the log then lists the layers
@@ -253,8 +256,19 @@ def build_here(
     if len(sizes) != len(profiles):
         sizes = [None] * len(profiles)
     seconds = round(time.monotonic() - start, 3)
-    layers = layers_of(log.layers)
+    layers = layers_of(log.layers or _inspected(trt, log, plan))
     return BuiltPlan(bytes(plan), tuple(sizes), name, trt.__version__, targets, seconds, tuple(notes), layers)
+
+
+def _inspected(trt: ModuleType, log, plan) -> list[str]:
+    """The list of layers by TensorRT's inspector, for a library whose log has none; [] where the plan does not load."""
+    if not hasattr(trt, "LayerInformationFormat"):
+        return []
+    engine = trt.Runtime(log).deserialize_cuda_engine(plan)
+    if engine is None:  # it is for another platform or GPU
+        return []
+    found = engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.ONELINE)
+    return found.splitlines()
 
 
 def _logger(trt: Any):
@@ -342,6 +356,26 @@ def _set_compatibility(trt: ModuleType, config, options: TensorRTOptions) -> lis
         config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
         return ["a version-compatible plan brings host code along: who loads it must trust it"]
     return []
+
+
+def _set_platform(trt: ModuleType, config, options: TensorRTOptions, log) -> list[str]:
+    """Ask for a plan that another platform runs; returns notes. Raises DeployError where `trt` cannot make one."""
+    if options.builds_for == platform_name():
+        return []
+    if trt.__name__ == "tensorrt_rtx":  # its builder refuses to be told, and its plans are not of one system
+        return [
+            f"a plan of TensorRT for RTX runs on Linux and Windows alike: --platform {options.platform} changes none"
+        ]
+    wanted = getattr(getattr(trt, "RuntimePlatform", None), RUNTIME_PLATFORMS[options.builds_for], None)
+    if wanted is not None:
+        config.runtime_platform = wanted
+    # Refused, it logs an error, and stays as it was.
+    if wanted is None or config.runtime_platform != wanted:
+        raise DeployError(
+            f"{trt.__name__} {trt.__version__} does not build for --platform {options.platform} here"
+            f"{f' ({_reason(log.errors)})' if log.errors else ''}; build there, or install a newer one"
+        )
+    return [f"the plan is for {options.builds_for}, and does not run on this machine"]
 
 
 def _add_profiles(builder, network, config, profiles: Sequence[PlannedProfile], log) -> None:

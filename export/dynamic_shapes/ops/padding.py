@@ -113,6 +113,7 @@ def assume(node: NodeProto, state: State) -> tuple[str, int]:
     Raises:
         ConflictError: it fills the traced map up to a multiple.
     """
+    _refuse_square(node, state)
     sides, wider, multiple = axis_sizes(state.shape(node.input[0])), [], 1
     for place, before, behind in zip(*_pads(node, state), strict=True):
         side, gap = sides[place], abs(before[0] - behind[0])
@@ -136,6 +137,23 @@ def assume(node: NodeProto, state: State) -> tuple[str, int]:
         else:
             wider.append(f"{before[0]} before and {behind[0]} behind")
     return f"{' and '.join(wider)} are added at every size" if wider else "", multiple
+
+
+def _refuse_square(node: NodeProto, state: State) -> None:
+    """Raise ConflictError where a Pad makes a square of the traced map: by other numbers elsewhere, most likely."""
+    sides, lengths = axis_sizes(state.shape(node.input[0])), {}
+    if node.op_type != "Pad" or len(sides) != 4:
+        return
+    for place, before, behind in zip(*_pads(node, state), strict=True):
+        if not (is_fixed(before) and is_fixed(behind)):
+            return
+        if changes_with(sides[place]) in ("H", "W"):
+            lengths[changes_with(sides[place])] = sides[place][0], before[0] + behind[0]
+    (height, down), (width, right) = lengths.get("H", (0, 0)), lengths.get("W", (0, 0))
+    if height != width and 0 in (down, right) and height + down == width + right:
+        raise ConflictError(
+            node, f"it makes a square of {height}×{width}, and would add other numbers at other sizes, most likely"
+        )
 
 
 def _pads_nothing(node: NodeProto, side: SampledSize, before: SampledSize, behind: SampledSize) -> bool:

@@ -30,6 +30,8 @@ def interpret(node: NodeProto, state: State) -> list[Interpretation] | None:
     shape, settings = state.shape(node.input[0]), attributes(node)
     kernel = settings["kernel_shape"]
     first = len(shape) - len(kernel)
+    if state.graph.traced and state.graph.assumed.get(name_of_node(node)) != "fixed":
+        _refuse_rounded_shares(node, state)
     if not _is_unpadded(node) or settings.get("ceil_mode") or len([name for name in node.output if name]) > 1:
         return None
     windows = f"windows of {'×'.join(map(str, kernel))}"
@@ -94,6 +96,24 @@ def _shares_evenly(node: NodeProto, state: State) -> bool:
             f"likely, whose windows change with the size (--assume {name_of_node(node)}=fixed: they do not)",
         )
     return True
+
+
+def _refuse_rounded_shares(node: NodeProto, state: State) -> None:
+    """Raise ConflictError where windows are shares of the traced map, rounded up, the last of which go beyond it."""
+    kernel, settings = _kernel(node), attributes(node)
+    pads = settings.get("pads", [0] * 2 * len(kernel))
+    beyond = settings.get("ceil_mode") or any(pads[len(kernel) :])
+    if not beyond or any(pads[: len(kernel)]) or kernel != settings.get("strides") or max(kernel) <= FIXED:
+        return
+    sides = axis_sizes(state.shape(node.input[0]))[-len(kernel) :]
+    cells = [-(-side[0] // width) for width, side in zip(kernel, sides, strict=True)]
+    shares = all(-(-side[0] // count) == width for width, side, count in zip(kernel, sides, cells, strict=True))
+    if shares and 1 < max(cells) <= CELLS and not all(map(is_fixed, sides)):
+        raise ConflictError(
+            node,
+            f"its windows of {'×'.join(map(str, kernel))} are shares of the traced map, rounded up, most likely "
+            f"(--assume {name_of_node(node)}=fixed: they are not)",
+        )
 
 
 def _kernel(node: NodeProto) -> list[int]:

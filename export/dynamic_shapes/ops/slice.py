@@ -68,9 +68,21 @@ def interpret(node: NodeProto, state: State) -> list[Interpretation] | None:
             f"{'the end' if span.end[0] >= BEYOND else describe(span.end, state.image)}"
             for span in picked
         )
-        found.append(
-            Interpretation(shapes, cost, _rewrite(node, picked, axes, steps), f"from {text}", multiple=multiple)
+        # What a network pads its images to itself, where the traced one needs none, is in no node.
+        guess = any(
+            _crops_nothing(state, before[place], end) and span.end[0] >= BEYOND
+            for place, end, span in zip(axes, ends, picked, strict=True)
         )
+        assumption = (
+            f"it crops nothing at the traced size, and its numbers are taken for the end of maps at all multiples of "
+            f"{multiple}; images that the network pads to larger multiples, and crops, are another matter"
+        )
+        found.append(
+            Interpretation(
+                shapes, cost, _rewrite(node, picked, axes, steps), f"from {text}", multiple=multiple,
+                assumption=assumption if guess else "",
+            )
+        )  # fmt: skip
     return found
 
 
@@ -79,9 +91,12 @@ def _of_no_crop(state: State, size: SampledSize, end: SampledSize) -> int:
 
     At other sizes it crops what sums of rounded sizes have beyond, most likely.
     """
-    letter = changes_with(size)
-    noted = state.graph.traced and is_fixed(end) and end[0] == size[0] and len(letter) == 1 and letter != "N"
-    return coarsest(state, letter) if noted else 1
+    return coarsest(state, changes_with(size)) if _crops_nothing(state, size, end) else 1
+
+
+def _crops_nothing(state: State, size: SampledSize, end: SampledSize) -> bool:
+    """Whether a Slice along H or W ends, by a number, where the traced map does."""
+    return state.graph.traced and is_fixed(end) and end[0] == size[0] and changes_with(size) in ("H", "W")
 
 
 def _sliced(

@@ -321,7 +321,11 @@ def test_int8_that_loses_too_much_by_a_librarys_own_kernels_is_not_run_by_it(exp
     ("words", "said"),
     [
         (["--fastest"], "pass --calib FOLDER"),
-        (["--fastest", "--calib", "x", "--target", "sm89"], "--fastest is for --target cpu"),
+        (
+            ["--fastest", "--calib", "x", "--target", "ort-cuda"],
+            "--fastest is for --target cpu and for TensorRT's plans",
+        ),
+        (["--fastest", "--int8", "--calib", "x", "--target", "sm89"], "tries every precision of the GPU; omit --int8"),
         (["--backend", "openvino", "--target", "ort-cuda"], "--backend is for --target cpu"),
         (["--backend", "abacus"], "abacus"),
         (["--standalone", "--backend", "auto"], "omit --backend"),

@@ -91,8 +91,11 @@ def test_precision_goes_with_the_target():
     assert BuildConfig(target="ort-cuda", quantization=fp16).quantization.precision == "float16"
     fastest = QuantizationOptions(fastest=True, calib="photos")
     assert fastest.int8 and BuildConfig(quantization=fastest).quantization.precision == "int8"
-    with pytest.raises(MisuseError, match="--fastest is for --target cpu; omit it"):
-        BuildConfig(target="sm89", quantization=fastest)
+    with pytest.raises(MisuseError, match="--fastest is for --target cpu and for TensorRT's plans, not ort-cuda"):
+        BuildConfig(target="ort-cuda", quantization=fastest)
+    assert BuildConfig(target="sm75", quantization=fastest).fastest_plan  # which leaves INT8 out, and says so
+    with pytest.raises(MisuseError, match="--precision-report ranks the layers of one precision"):
+        BuildConfig(target="sm89", quantization=fastest, precision_report=Path("layers.csv"))
 
 
 def test_tuning_that_chooses_among_nothing_is_refused():

@@ -44,10 +44,10 @@ def test_tiles_have_the_labels_of_the_whole_image_and_whole_images_open_nothing_
     image = np.random.default_rng(0).integers(0, 256, (*SIZE, 3), np.uint8)
     with Segmenter(engine, threads=1) as net:
         expected = net(image)
-        assert not net.plan(*SIZE).grids and net.network._fine is None
+        assert not net.plan(*SIZE).grids and net.network.tiled._fine is None
         plan = by_fine_stages(net)
         assert plan.bytes <= net.network.memory and len(plan.grids) == len(net.network.manifest.fine)
-        assert (net(image) != expected).mean() < 1e-4 and net.network._fine is not None
+        assert (net(image) != expected).mean() < 1e-4 and net.network.tiled._fine is not None
         for top, labels in net.bands(image, 123):
             assert (labels != expected[top : top + len(labels)]).mean() < 1e-4
         net.network._release()

@@ -1,6 +1,7 @@
 """Plans for GPUs: real builds by TensorRT for RTX, which needs none; TensorRT itself stands in as a recording fake."""
 
 import os
+import platform
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -8,7 +9,8 @@ from types import SimpleNamespace
 import numpy as np
 import onnx
 import pytest
-from fcn_deploy.export.build.config import TensorRTOptions
+from fcn_deploy.calibration.report.engine_report import PlanLayer
+from fcn_deploy.export.build.config import BuildConfig, TensorRTOptions
 from fcn_deploy.export.build.core import core_of
 from fcn_deploy.export.build.gpus import parse_targets
 from fcn_deploy.export.build.profiles import PlannedProfile, default_profiles, plan_profiles
@@ -302,6 +304,10 @@ def test_cuda_takes_what_is_there(monkeypatch):
 # TensorRT itself cannot be installed where there is no GPU: a stand-in of NVIDIA's signatures records what is asked.
 
 VERSIONS = ("10.12", "10", "11")
+LAYER = (
+    "Name: a + b, LayerType: CaskConvolution, Inputs: [ { Name: x, Format/Datatype: Row major linear FP16 }], "
+    "Outputs: [ { Name: y, Format/Datatype: Row major linear FP16 }], ParameterType: Convolution, TacticName: sm90_xmma"
+)
 
 
 def recording_tensorrt(calls, version="11", activations="Total Activation Memory: {} bytes", **changed):
@@ -339,15 +345,18 @@ def recording_tensorrt(calls, version="11", activations="Total Activation Memory
         "Builder.create_builder_config": lambda builder: standin.new(trt.IBuilderConfig),
         "Builder.create_optimization_profile": lambda builder: standin.new(trt.IOptimizationProfile),
         "Builder.build_serialized_network": build,
+        "EngineInspector.get_engine_information": lambda inspector, form: f"Layers:\n{LAYER}\nBindings:\nimage",
         "IBuilderConfig.add_optimization_profile": add_profile,
         "IBuilderConfig.create_timing_cache": lambda config, data: standin.new(trt.ITimingCache, content=data),
         "IBuilderConfig.set_timing_cache": set_cache,
         "IBuilderConfig.get_timing_cache": lambda config: config._cache,
+        "ICudaEngine.create_engine_inspector": lambda engine: standin.new(trt.EngineInspector),
         "INetworkDefinition.get_input": lambda network, index: standin.new(
             trt.ITensor, name="image", shape=(-1, 3, -1, -1)
         ),
         "ITimingCache.serialize": lambda cache: held(cache.content + b"+timings"),
         "OnnxParser.parse_from_file": parse,
+        "Runtime.deserialize_cuda_engine": lambda runtime, plan: standin.new(trt.ICudaEngine),
     }
     trt = standin.module(version, behaviour | changed, calls)
     return trt
@@ -414,6 +423,8 @@ def test_tensorrt_is_asked_for_the_same(model_file, tmp_path, version):
     built = build_here(trt, model_file, options, TWO, ("sm90",), phases.append)
     assert (built.plan, built.activation_bytes, built.module) == (b"plan", (1000, 2000), "tensorrt")
     assert (built.version, built.targets) == (trt.__version__, ("sm90",))
+    # Of the inspector, as this log has no list of layers.
+    assert built.layers == (PlanLayer("a + b", "CaskConvolution", ("Half",), ("Half",)),)
     assert built.notes == ("a version-compatible plan brings host code along: who loads it must trust it",)
     assert calls[0] == ("create_network", 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     assert ("clear_flag", trt.BuilderFlag.TF32) in calls
@@ -434,6 +445,53 @@ def test_tensorrt_is_asked_for_the_same(model_file, tmp_path, version):
     calls.clear()
     assert f"is of tensorrt {trt.__version__} sm90" in build_here(trt, model_file, options, TWO, ("sm80",)).notes[1]
     assert ("create_timing_cache", b"") in calls
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_plan_for_windows_is_asked_for_on_linux(model_file, monkeypatch, version):
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
+    calls = []
+    trt = recording_tensorrt(calls, version)
+    built = build_here(trt, model_file, TensorRTOptions(platform="windows"), TWO, ("sm90",))
+    assert ("runtime_platform", trt.RuntimePlatform.WINDOWS_AMD64) in calls
+    assert built.notes == ("the plan is for windows-x86_64, and does not run on this machine",)
+    dropped = property(lambda config: trt.RuntimePlatform.SAME_AS_BUILD, lambda config, value: None)  # as RTX's does
+    monkeypatch.setattr(trt.IBuilderConfig, "runtime_platform", dropped, raising=False)
+    with pytest.raises(DeployError, match=r"does not build for --platform windows here"):
+        build_here(trt, model_file, TensorRTOptions(platform="windows"), TWO, ("sm90",))
+    del trt.RuntimePlatform
+    with pytest.raises(DeployError, match=rf"tensorrt {version}.* does not build for --platform windows"):
+        build_here(trt, model_file, TensorRTOptions(platform="windows"), TWO, ("sm90",))
+    calls.clear()
+    monkeypatch.setattr(platform, "system", lambda: "Windows")
+    build_here(recording_tensorrt(calls, version), model_file, TensorRTOptions(platform="windows"), TWO, ("sm90",))
+    assert "runtime_platform" not in [call[0] for call in calls]  # it is there already
+
+
+def test_platforms_that_nothing_is_built_for(monkeypatch):
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
+    for words, said in (
+        ({"platform": "macos"}, r"--platform 'macos'; choose windows, or omit it for linux-x86_64"),
+        (
+            {"platform": "windows", "version_compatible": True},
+            "--version-compatible brings the runtime of this machine",
+        ),
+    ):
+        with pytest.raises(MisuseError, match=said):
+            TensorRTOptions(**words)
+    with pytest.raises(MisuseError, match="--platform is for TensorRT; name GPUs with --target"):
+        BuildConfig(tensorrt=TensorRTOptions(platform="windows"))
+    monkeypatch.setattr(platform, "machine", lambda: "aarch64")
+    with pytest.raises(MisuseError, match="they are built on linux-x86_64 or there, and this is linux-aarch64"):
+        TensorRTOptions(platform="windows")
+
+
+def test_plans_of_rtx_are_of_every_system(rtx, core):
+    """Its builder does not take Windows: it logs an error that is not so, and builds as if it had not been asked."""
+    built = build_plan(core, TensorRTOptions(("sm89",), platform="windows"), SMALL)
+    assert built.notes == (
+        "a plan of TensorRT for RTX runs on Linux and Windows alike: --platform windows changes none",
+    )
 
 
 def test_tensorrt_without_what_other_versions_have(model_file):

@@ -17,6 +17,7 @@ from fcn_deploy.export.build.targets.tensorrt_layers import (
 from fcn_deploy.export.build.targets.tensorrt_plan import build_plan
 from fcn_deploy.export.importer.import_model import import_model
 from fcn_deploy.export.quantization.half import half
+from fcn_deploy.runtime.backends.device import platform_name
 from helpers import command, needs
 
 TENSOR = "{ Name: %s, Dimensions: [1,3,-1,-1], Datatype: %s, Format: (NHWC) Channel major format }"
@@ -63,6 +64,27 @@ def test_tensorrts_own_list_has_the_same_form():
     assert advice(layers, "int8") == ""  # it fuses: nothing to say
 
 
+def test_data_types_are_read_where_the_library_says_them_with_the_format():
+    """As TensorRT's inspector and its verbose log do (`trtexec --dumpLayerInfo`)."""
+    rows = (
+        ("Reformatting CopyNode for Input Tensor 0 to c", "Reformat", "Row major linear FP32", "Row major Int8 format"),
+        ("c + r", "CaskConvolution", "Thirty-two wide channel vectorized row major Int8 format",
+         "Thirty-two wide channel vectorized row major Int8 format"),
+        ("d", "CaskConvolution", "Channel major FP16 format where C % 8 == 0", "Row major linear BF16"),
+    )  # fmt: skip
+    tensor = "{ Name: x, Location: Device, Dimensions: [1,3,224,224], Format/Datatype: %s }"
+    layers = layers_of(
+        f"Name: {name}, LayerType: {kind}, Inputs: [ {tensor % takes}], Outputs: [ {tensor % gives}], "
+        "ParameterType: Convolution, TacticName: sm90_xmma"
+        for name, kind, takes, gives in rows
+    )
+    assert [(layer.takes, layer.gives) for layer in layers] == [
+        (("Float",), ("Int8",)), (("Int8",), ("Int8",)), (("Half",), ("BFloat16",)),
+    ]  # fmt: skip
+    assert convolutions_by_type(layers) == {"Int8 → Int8": 1, "Half → BFloat16": 1}
+    assert [is_reformat(layer) for layer in layers] == [True, False, False]
+
+
 def test_int8_that_a_plan_does_not_keep_is_said_with_what_to_do():
     assert advice(layers_of(LIST), "float16") == ""
     assert "2 of 2 convolutions of this plan take it and give float" in advice(layers_of(LIST), "int8")
@@ -85,7 +107,10 @@ def test_fp16_plans_have_hardly_more_layers_than_convolutions(exports):
 def test_the_layers_of_an_engine_are_shown_by_inspect_model(gpu_built):
     done = command("inspect-model", gpu_built[0])
     assert " convolutions Float → Float" in done.stdout and "(correlation): Float → Float" in done.stdout
+    processor = platform_name().rpartition("-")[2]
+    assert f"for sm89 on {processor}, Linux or Windows" in done.stdout
     record = json.loads(command("inspect-model", gpu_built[0], "--json").stdout)
+    assert record["gpu"]["platform"] == platform_name()
     assert {"name", "kind", "takes", "gives"} == set(record["plan_layers"][0])
 
 

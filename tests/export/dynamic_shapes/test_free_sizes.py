@@ -1,6 +1,7 @@
 """Sizes baked into ONNX are freed: the truth is always the PyTorch module itself at the other size."""
 
 import json
+import re
 
 import baked
 import numpy as np
@@ -147,7 +148,12 @@ def test_models_that_take_every_size_already_stay_as_they_are(exports):
         (baked.fixed_context, r"Resize\): .*cannot be told: to H/8 by W/8 .*or to the size it names.*both fit"),
         (baked.spatial_norm, r"LayerNormalization\)"),
         (baked.one_image, r"it would mix the images of a batch"),
-        (baked.divided, r"it divides by 256, which is the number of places"),
+        (baked.divided, r"it divides by 256, the places of its last axis; --assume \S+=fixed if meant"),
+        (baked.warped, r"Div\): it divides by 16 and 16, as a traced map's sides are"),
+        (baked.warped_by_axis, r"Div\): it divides by 15, as a traced map's sides are"),
+        (baked.quarter_of_all, r"TopK\): .*cannot be told: as they are, or the first H·W/64 of H·W/16; both fit"),
+        (baked.middle, r"Gather\): it picks places of the map by number; --assume \S+=fixed if meant"),
+        (baked.thirds, r"AveragePool\): its windows of 6×6 are shares of the traced map, rounded up"),
     ],
     ids=named,
 )
@@ -156,6 +162,22 @@ def test_what_cannot_be_freed_is_refused_by_its_node(block, said):
     with pytest.raises(DeployError, match=r"the size cannot be freed: node /\S+ \(.*" + said) as caught:
         free_sizes(model)
     assert "\n" not in str(caught.value) and "export it again" in str(caught.value)
+
+
+def test_what_is_refused_as_a_share_is_taken_where_the_user_says_that_it_is_none():
+    for block, operator in ((baked.quarter_of_all, "TopK"), (baked.middle, "Gather"), (baked.ranks, "Div")):
+        model = static(Baked(block), (64, 96), 17)
+        with pytest.raises(DeployError, match=rf"\({operator}\).*=fixed") as caught:
+            free_sizes(model)
+        node = re.search(r"node (\S+) ", str(caught.value))[1]
+        assert dims(free_sizes(model, assumed={node: "fixed"}).model.graph.input[0]) == ["N", 3, "H", "W"]
+
+
+def test_what_crops_nothing_when_traced_is_said_and_padding_to_a_square_is_refused():
+    notes = free_sizes(static(ToMultiple(), (64, 96), 17)).notes
+    assert any("it crops nothing at the traced size" in note and "are taken for" in note for note in notes)
+    with pytest.raises(DeployError, match=r"Pad\): it makes a square of 64×96"):
+        free_sizes(static(baked.ToSquare(), (64, 96), 17))
 
 
 def test_padding_up_to_a_multiple_is_refused():
@@ -171,7 +193,7 @@ def test_padding_for_even_sizes_asks_for_them():
             y = F.conv2d(F.pad(x, (0, 1, 0, 1)), self.first.weight, self.first.bias, 2)
             return F.interpolate(self.score(y), size=(h, w), mode="bilinear")
 
-    _, notes, multiple, _ = free_and_verify(static(Same(), (64, 96)), "it")
+    _, notes, multiple, *_ = free_and_verify(static(Same(), (64, 96)), "it")
     assert multiple == 2 and notes
     with pytest.raises(DeployError, match="it pads 65 by 0 and 1"):
         free_sizes(static(Same(), (65, 97)))
@@ -318,7 +340,7 @@ def test_scores_of_another_law_are_caught():
     """The same at its own size, and other where an image goes on."""
     model = static(Baked(baked.channel_shuffle), (64, 64))
     found = free_sizes(model)
-    assert "within a larger image it gives the same" in verify_freed(model, found, "it")
+    assert "within a larger image it gives the same" in verify_freed(model, found, "it")[0]
     wrong = onnx.ModelProto.FromString(found.model.SerializeToString())
     up = next(node for node in wrong.graph.node if node.op_type == "Resize")
     corner = next(item for item in up.attribute if item.name == "coordinate_transformation_mode")
@@ -348,11 +370,11 @@ def test_scores_of_another_law_are_caught():
 def test_local_networks_are_compared_with_larger_images():
     for block in LOCAL:
         model = static(Baked(block), (64, 96))
-        assert "within a larger image it gives the same" in verify_freed(model, free_sizes(model), "it")
+        assert "within a larger image it gives the same" in verify_freed(model, free_sizes(model), "it")[0]
     model = static(Baked(baked.attention), (64, 96))
-    assert "see further than half of its own size" in verify_freed(model, free_sizes(model), "it")
+    assert "see further than half of its own size" in verify_freed(model, free_sizes(model), "it")[0]
     model = static(Baked(baked.coordinates), (64, 96))
-    assert "depend on the image's size by Concat" in verify_freed(model, free_sizes(model), "it")
+    assert "depend on the image's size by Concat" in verify_freed(model, free_sizes(model), "it")[0]
 
 
 # The file

@@ -203,3 +203,32 @@ def test_a_resize_that_keeps_the_aspect_ratio_is_left_to_onnx_runtime(tmp_path):
         with pytest.raises(DeployError, match=rf"node q \(Resize\) keeps the aspect ratio.*{why}"):
             build_engine(source, tmp_path / "n.engine", config)
         assert not (tmp_path / "n.engine").exists()
+
+
+BY_A_SCALE = (
+    """  q = Resize<mode="linear">(p, , by)
+  a = Conv<pads=[1,1,1,1]>(q, w1)
+  s = Conv(a, w3, b3)
+"""
+    + TO_SIZE
+    + "y = Identity(f)"
+)
+
+
+@pytest.mark.parametrize("by, left_out", [(1.3, True), (1.5, False)])
+def test_a_resize_whose_length_openvino_computes_otherwise_is_left_to_onnx_runtime(tmp_path, by, left_out):
+    """Of 90 columns OpenVINO makes 117 by 1.3, ONNX Runtime 116; at most sizes they agree."""
+    model = made(BY_A_SCALE, weights={"by": np.float32([1, 1, by, by])})
+    onnx.save(model, tmp_path / "m.onnx")
+    said = []
+    tuning = TuningOptions(("openvino", "onnxruntime"), seconds=0.5)
+    source = import_model(tmp_path / "m.onnx")
+    build_engine(source, tmp_path / "m.engine", BuildConfig(tuning=tuning, latency_sizes=[(16, 16)]), said.append)
+    assert any("node q (Resize) resizes by" in line and "left out" in line for line in said) == left_out
+    image = photo(37, 90)
+    with Segmenter(tmp_path / "m.engine") as net:
+        assert (net(image) == best(ran(model, {"p": planes(image)})[0])).mean() > 0.999
+    if left_out:
+        with pytest.raises(DeployError, match=r"resizes by 1\.3, of which OpenVINO makes another length.*onnxruntime"):
+            build_engine(source, tmp_path / "n.engine", BuildConfig(tuning=TuningOptions(("openvino",))))
+        assert not (tmp_path / "n.engine").exists()

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -61,6 +62,22 @@ def test_after_sigterm_it_is_not_ready_and_takes_requests_for_a_while(exports):
         assert client.ask("GET", "/v2/health/live")[0] == 200
         assert client.infer("narrow", photo(16, 16))["labels"].shape == (16, 16)
         assert process.wait(60) == 0
+
+
+def test_images_of_one_size_are_labelled_in_the_memory_of_those_before(exports):
+    def faults(pid):
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[7])
+
+    image = photo(480, 640)
+    with command(exports / "narrow.engine", "--warmup", "480x640") as (client, process):
+        if not Path("/proc/self/stat").exists():
+            pytest.skip("the system does not count pages; Linux does")
+        for _ in range(8):  # either lane has had one
+            client.infer("narrow", image)
+        before = faults(process.pid)
+        for _ in range(16):
+            client.infer("narrow", image)
+        assert faults(process.pid) - before < 400  # the image in float32 alone is 900 pages
 
 
 @pytest.mark.slow

@@ -244,3 +244,19 @@ def test_a_room_that_closes_ends_what_was_taken_and_takes_no_more(network):
     network.let_go.set()
     closing.join(60)
     assert not closing.is_alive() and [each.future.result(0).answer for each in jobs] == [0, 2, 10]
+
+
+def test_memory_that_was_kept_is_given_back_once_after_a_rest(monkeypatch):
+    monkeypatch.setattr("fcn_deploy.runtime.serve.room.REST_SECONDS", 0.1)
+    given_back = threading.Semaphore(0)
+    monkeypatch.setattr("fcn_deploy.runtime.serve.room.give_back_freed", given_back.release)
+    room, network = Room(4, 1000), Network()
+    assert given_back.acquire(timeout=10)  # what opening and warming up has left
+    work = job(network)
+    room.submit(work)
+    assert not given_back.acquire(timeout=0.5)  # a lane is at work
+    network.let_go.set()
+    work.future.result(10)
+    assert given_back.acquire(timeout=10)
+    assert not given_back.acquire(timeout=0.5)
+    room.close()
