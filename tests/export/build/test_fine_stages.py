@@ -11,10 +11,12 @@ from fcn_deploy.export.build import fine_stages
 from fcn_deploy.export.build.config import BuildConfig, TuningOptions
 from fcn_deploy.export.build.engine import build_engine
 from fcn_deploy.export.importer.import_model import import_model
+from fcn_deploy.export.quantization.options import QuantizationOptions
 from fcn_deploy.runtime.engine_file import EngineFile
 from fcn_deploy.runtime.errors import MisuseError, OverBudgetError
 from fcn_deploy.runtime.manifest import Manifest
 from fcn_deploy.runtime.plan import plan_fine, plan_run
+from helpers import photo, save_photos
 
 from fcn_deploy import Segmenter
 
@@ -54,6 +56,21 @@ def test_tiles_have_the_labels_of_the_whole_image_and_whole_images_open_nothing_
         assert (net(image) != expected).mean() < 1e-4
     with pytest.raises(MisuseError, match="is closed"):
         _ = net.network.fine_backend
+
+
+def test_int8_labels_of_stages_for_tiles_are_those_of_the_whole_image_bit_for_bit(exports, tmp_path):
+    save_photos(tmp_path, [(90, 100), (97, 101)])
+    config = BuildConfig(
+        quantization=QuantizationOptions(int8=True, calib=str(tmp_path / "*.png"), max_drop=100, max_class_drop=100),
+        latency_sizes=[(64, 64)],
+        tuning=TuningOptions(("onnxruntime",), seconds=0.1, stages=1),
+    )
+    assert build_engine(import_model(exports / "narrow.onnx"), tmp_path / "i.engine", config).precision == "int8"
+    image = photo(*SIZE)
+    with Segmenter(tmp_path / "i.engine", threads=1) as net:
+        expected = net(image)
+        assert by_fine_stages(net).fine
+        np.testing.assert_array_equal(net(image), expected)
 
 
 def test_weights_are_in_the_file_once(engine, exports):
