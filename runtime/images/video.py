@@ -4,9 +4,10 @@ import logging
 import math
 import threading
 import time
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,17 @@ def is_video(path: Path) -> bool:
     return path.suffix.lower() in VIDEO_SUFFIXES
 
 
+@dataclass(frozen=True)
+class Sent:
+    """What a connection has sent: how many packets, and the checksum of them all."""
+
+    packets: int = 0
+    checksum: int = 0
+
+    def and_then(self, packet: Any) -> "Sent":
+        return Sent(self.packets + 1, zlib.crc32(packet, self.checksum))
+
+
 class VideoReader:
     """The frames of a video file, a camera or an address, and what was wrong with them.
 
@@ -73,6 +85,8 @@ class VideoReader:
         self.reconnected = 0
         self.leave = threading.Event()
         self._ticks = Fraction(1)  # of the frames' times, in one of the connection's
+        self._until: float | None = None  # when a lost connection is given up; None: it has given a frame
+        self._sent = self._sent_before = Sent()  # by this connection, and by the one before
 
     @classmethod
     @contextmanager
@@ -183,6 +197,8 @@ class VideoReader:
             except (self.av.error.FFmpegError, OSError) as error:
                 self.stopped = error.strerror or str(error)
                 packet = None  # what the decoder still holds
+            if packet is not None and packet.size:
+                self._sent = self._sent.and_then(packet)
             try:
                 frames = self.stream.codec_context.decode(packet)
             except self.av.error.EOFError:
@@ -194,6 +210,7 @@ class VideoReader:
                 if frame.is_corrupt:
                     self._note(frame, "the picture is damaged")
                 else:
+                    self._until = None
                     yield frame
             if packet is None:
                 if not self._reopened():
@@ -201,11 +218,21 @@ class VideoReader:
                 packets = self._container.demux(self.stream)
 
     def _reopened(self) -> bool:
-        """Whether the lost connection of a live address could be opened again."""
+        """Whether the lost connection of a live address could be opened again.
+
+        One that gives no frame has not been; and what sends the very same again is no camera, but a file that would be
+        read without end.
+        """
         source, (wait, longest) = self.source, WAITS
         if not isinstance(source, Address) or not source.live or source.given == STDIN or not source.reconnect:
             return False
-        until = time.monotonic() + source.reconnect
+        if self._sent.packets and self._sent == self._sent_before:
+            self.stopped = (
+                "its connection closed, and sent byte for byte the same when it was opened again, as a file: "
+                "--no-live reads it once"
+            )
+            return False
+        until = self._until = self._until or time.monotonic() + source.reconnect
         self._say("lost", f"has lost its connection ({self.stopped}), which is tried again for {source.reconnect:g} s")
         while not self.leave.wait(min(wait, max(until - time.monotonic(), 0))) and time.monotonic() < until:
             wait = min(2 * wait, longest)
@@ -219,6 +246,7 @@ class VideoReader:
             self._container.close()
             self._container, self.stream, self.stopped = container, container.streams.video[0], None
             self._ticks = self.stream.time_base / self.time_base
+            self._sent, self._sent_before = Sent(), self._sent
             self.reconnected += 1
             return True
         return False
