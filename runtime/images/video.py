@@ -12,13 +12,14 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import DeployError, MisuseError
 from ..extras import need
 from ..model_card import PERCENTILE, ModelCard
 from .addresses import SECONDS, STDIN, VIDEO_SUFFIXES, Address, StandardInput
-from .frames import display_matrix, pixels_of, remarks
+from .frames import alpha_of, display_matrix, pixels_of, remarks
 from .numbers import ReadOptions
 from .read import Fit, StoredImage, fit_of
 
@@ -118,6 +119,10 @@ class VideoReader:
             reader = cls(av, container, source, card, options)
             readers.append(reader)
             reader._check_size(reader.stream.codec_context.width, reader.stream.codec_context.height)
+            if "1" in map(
+                reader.stream.metadata.get, ("alpha_mode", "ALPHA_MODE")
+            ):  # of VP8 and VP9, in a stream of its own
+                reader._say("alpha", "has alpha beside its pictures, which is not read: what it hides is labelled too")
             yield reader
         finally:
             if not any(reader.abandoned for reader in readers):
@@ -288,13 +293,18 @@ class VideoReader:
         Raises VideoError, MisuseError.
         """
         try:
-            pixels = pixels_of(frame, self.card.channels)
+            pixels, alpha = pixels_of(frame, self.card.channels), alpha_of(frame)
         except DeployError as error:
             raise VideoError(f"{self.source}: {error}") from error
         path: Any = self.source
         colours = "RGB" if self.card.channels == 3 else "grey"
         size = (pixels.shape[0], pixels.shape[1])
-        stored = StoredImage(path, size, lambda top, bottom, *sides: pixels[top:bottom, slice(*sides)], colours=colours)
+        if alpha is not None:
+            pixels = np.concatenate([pixels, alpha], axis=2)
+        stored = StoredImage(
+            path, size, lambda top, bottom, *sides: pixels[top:bottom, slice(*sides)], colours=colours,
+            alpha=None if alpha is None else self.card.channels,
+        )  # fmt: skip
         if self._fit is None:
             self._fit = fit_of(stored, self.card, self.options)
         return replace(self._fit, stored=stored).read(0, size[0], 0, size[1])
