@@ -37,6 +37,7 @@ LARGEST = 2**31  # of a value; float32 has whole numbers beyond it that mean not
 BLACK_AND_WHITE = {0, 255}
 VOC_COUNT = 21  # classes of Pascal VOC, whose colours voc_palette has
 DEEP = 257  # times a colour of 8 bits is the same in 16
+BIG_ENDIAN = b"MM"  # a TIFF's first bytes
 JPEG_TIFF = (6, 7)  # of its Compression
 _said: set[tuple[Path, str]] = set()  # folders and what was told of them
 FULL = 255  # what the largest value of fewer than 8 bits is read as
@@ -103,8 +104,12 @@ def _by_pillow(path: Path, colors: Sequence[Color] | None, shown: bool) -> Store
         with open_pillow(path, DEFAULT_MAX_PIXELS) as picture:
             if tiff and _tag(picture, SAMPLE_FORMAT, (UNSIGNED,))[0] == SIGNED and picture.mode == "L":
                 return None  # Pillow takes 8 bits with a sign for those without
-            if tiff and picture.mode in COLORED and _tag(picture, BITS_PER_SAMPLE, (8,))[0] > 8:
-                return None  # of which Pillow decodes 8
+            if (
+                tiff
+                and _tag(picture, BITS_PER_SAMPLE, (8,))[0] > 8
+                and (picture.mode in COLORED or picture.tag_v2.prefix == BIG_ENDIAN)
+            ):
+                return None  # Pillow decodes 8 bits of colours, and swaps bytes of what is compressed and big-endian
             if picture.format == "JPEG" or (picture.format == "TIFF" and _tag(picture, COMPRESSION, 1) in JPEG_TIFF):
                 _say_once(path, "is a JPEG, which changes the numbers of labels; export them as PNG instead")
             if picture.mode not in COLORED + SINGLE:

@@ -103,6 +103,16 @@ def test_colours_of_16_bits_are_all_read(tmp_path, suffix):
         read_labels(save(thrice + np.uint16([0, 1, 2])))
 
 
+@pytest.mark.parametrize("dtype", ["int16", "int32", "uint16", "float32", "float64"])
+@pytest.mark.parametrize("options", [{}, {"compression": "zlib"}, {"compression": "zlib", "predictor": True}])
+def test_big_endian_tiffs_are_read_as_others(tmp_path, dtype, options):
+    labels = LABELS.astype(dtype)
+    labels[0, 0] = 255 if dtype == "uint16" else -7
+    for order in "<>":
+        tifffile.imwrite(tmp_path / "l.tif", labels, byteorder=order, **options)
+        np.testing.assert_array_equal(read_labels(tmp_path / "l.tif").values, labels)
+
+
 def test_what_changes_labels_or_leaves_some_out_is_said_once(tmp_path, caplog):
     for name in ("a.jpg", "b.jpg"):
         Image.fromarray(LABELS).save(tmp_path / name, quality=95)
