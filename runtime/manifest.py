@@ -23,6 +23,7 @@ Numbers = npt.NDArray[np.float64]
 MODES = ("none", "linear", "nearest")
 COORDINATES = ("half_pixel", "pytorch_half_pixel", "asymmetric", "align_corners")
 ROUNDINGS = ("round_prefer_floor", "round_prefer_ceil", "floor", "ceil")
+PYTORCH = "pytorch"  # a rounding that ONNX has not
 PRECISIONS = ("float32", "bf16", "float16", "fp8", "int8")
 
 
@@ -36,13 +37,14 @@ def _pixels(name: str, given: Sequence[Any], count: int, least: int = 0) -> tupl
 
 @dataclass(frozen=True)
 class Upsampling:
-    """How coarse scores become full-size scores: the network's last Resize, as ONNX defines it.
+    """How coarse scores become full-size scores: the network's last Resize, as ONNX Runtime runs it.
 
     Attributes:
         mode: `linear`, `nearest`, or `none` where the scores are full-size already.
         coordinates: `half_pixel`, `pytorch_half_pixel`, `asymmetric` or `align_corners`.
         factor: output over input size, (vertical, horizontal); None: the output has the padded image's size.
-        rounding: of `nearest`: `round_prefer_floor`, `round_prefer_ceil`, `floor` or `ceil`.
+        rounding: of `nearest`: `round_prefer_floor`, `round_prefer_ceil`, `floor` or `ceil`; or `pytorch`, with
+            `asymmetric`: `floor`, and ties as PyTorch's arithmetic has them.
         activated: the network takes its Softmax or Sigmoid before its Resize, so the scores are probabilities already.
         fades: the Resize stands for a bilinear transposed convolution, in which scores fade towards zero beyond the
             centres of the outermost cells. Labels are the same.
@@ -56,7 +58,7 @@ class Upsampling:
     fades: bool = False
 
     def __post_init__(self) -> None:
-        for name, allowed in (("mode", MODES), ("coordinates", COORDINATES), ("rounding", ROUNDINGS)):
+        for name, allowed in (("mode", MODES), ("coordinates", COORDINATES), ("rounding", (*ROUNDINGS, PYTORCH))):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} {getattr(self, name)!r}; it must be one of {', '.join(allowed)}")
         if self.factor is not None:
@@ -67,6 +69,8 @@ class Upsampling:
         for name in ("activated", "fades"):
             if type(getattr(self, name)) is not bool:
                 raise ValueError(f"{name} {getattr(self, name)!r}; it must be true or false")
+        if self.rounding == PYTORCH and (self.mode, self.coordinates, self.factor) != ("nearest", "asymmetric", None):
+            raise ValueError("the rounding pytorch is of nearest, asymmetric, to the padded image's size")
         if self.fades and (self.mode, self.coordinates, self.factor is None) != ("linear", "half_pixel", False):
             raise ValueError("fades is of linear interpolation by a factor, half_pixel")
 
