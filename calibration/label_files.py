@@ -37,7 +37,6 @@ LARGEST = 2**31  # of a value; float32 has whole numbers beyond it that mean not
 BLACK_AND_WHITE = {0, 255}
 VOC_COUNT = 21  # classes of Pascal VOC, whose colours voc_palette has
 DEEP = 257  # times a colour of 8 bits is the same in 16
-BIG_ENDIAN = b"MM"  # a TIFF's first bytes
 JPEG_TIFF = (6, 7)  # of its Compression
 _said: set[tuple[Path, str]] = set()  # folders and what was told of them
 FULL = 255  # what the largest value of fewer than 8 bits is read as
@@ -107,7 +106,7 @@ def _by_pillow(path: Path, colors: Sequence[Color] | None, shown: bool) -> Store
             if (
                 tiff
                 and _tag(picture, BITS_PER_SAMPLE, (8,))[0] > 8
-                and (picture.mode in COLORED or picture.tag_v2.prefix == BIG_ENDIAN)
+                and (picture.mode in COLORED or _big_endian(picture))
             ):
                 return None  # Pillow decodes 8 bits of colours, and swaps bytes of what is compressed and big-endian
             if picture.format == "JPEG" or (picture.format == "TIFF" and _tag(picture, COMPRESSION, 1) in JPEG_TIFF):
@@ -298,6 +297,10 @@ def _largest(picture: Any, path: Path) -> int:
 
 def _photometric(picture: "Pictures.Image") -> int | None:
     return _tag(picture, PHOTOMETRIC, None) if picture.format == "TIFF" else None
+
+
+def _big_endian(picture: Any) -> bool:
+    return bool(picture.tag_v2.prefix == b"MM")  # a TIFF's first bytes
 
 
 def _tag(picture: Any, tag: int, default: Any) -> Any:
