@@ -21,7 +21,7 @@ from ..model_card import ModelCard
 from .ground import Ground, raster
 
 TOGETHER = 20_000  # polygons that are in hand at once
-OTHER = "name a .gpkg with --polygons"
+REMEDY = "name a .gpkg with --polygons"
 EDGE = 200  # pixels: a longer edge gets points between, as a straight line of one map is not straight on another
 Ring = NDArray[Any]  # [n, 2], closed: (column, row) or (x, y)
 
@@ -155,7 +155,7 @@ class GeoJson:
         if self._kind not in ("", ground.kind):
             raise DeployError(
                 f"{image} lies in {ground.kind}, and images before it in {self._kind}, of which {self.name} holds one; "
-                f"{OTHER}"
+                "name a .gpkg with --polygons"
             )
         found = polygons_of(result, ground, self.card)
         while some := list(islice(found, TOGETHER)):
@@ -170,13 +170,13 @@ class GeoJson:
         try:
             points = ground.coordinates(together) if ground.crs is None else ground.degrees(together)
         except DeployError as error:
-            raise DeployError(f"{image}: {error}, which are what {self.name} holds; {OTHER}") from error
+            raise DeployError(f"{image}: {error}, which are what {self.name} holds; {REMEDY}") from error
         parts = iter(np.split(points, np.cumsum([len(ring) for ring in rings])[:-1]))
         outlines = [[next(parts) for _ in each.rings] for each in some]
         if ground.crs is not None:
             outlines = [_continuous(outline, ground.crs.is_geographic) for outline in outlines]
             if any(ring[0, 0] != ring[-1, 0] for outline in outlines for ring in outline):
-                raise DeployError(f"{image} has a polygon round a pole, which no longitudes outline; {OTHER}")
+                raise DeployError(f"{image} has a polygon round a pole, which no longitudes outline; {REMEDY}")
         for each, outline in zip(some, outlines, strict=True):
             wound = [_wound(ring, bool(place)) for place, ring in enumerate(outline)]
             said = {
