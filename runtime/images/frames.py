@@ -35,9 +35,7 @@ def pixels_of(frame: Any, channels: int) -> NDArray[Any]:
         if frame.color_range == FULL or form.name.startswith("yuvj"):
             kinds["src_color_range"] = FULL
     pixels = frame.to_ndarray(format="rgb24" if channels == 3 else "gray", **kinds)
-    if (
-        not form.is_rgb and len(form.components) < 3 and frame.color_range == LIMITED
-    ):  # grey, of which swscale takes none
+    if form.name.startswith(("gray", "ya")) and frame.color_range == LIMITED:  # FFmpeg's converter takes grey for full
         pixels = WIDENED[pixels]
     return upright(pixels.reshape(frame.height, frame.width, -1), display_matrix(frame))
 

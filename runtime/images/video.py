@@ -119,9 +119,8 @@ class VideoReader:
             reader = cls(av, container, source, card, options)
             readers.append(reader)
             reader._check_size(reader.stream.codec_context.width, reader.stream.codec_context.height)
-            if "1" in map(
-                reader.stream.metadata.get, ("alpha_mode", "ALPHA_MODE")
-            ):  # of VP8 and VP9, in a stream of its own
+            told = reader.stream.metadata
+            if "1" in (told.get("alpha_mode"), told.get("ALPHA_MODE")):  # of VP8 and VP9, in a stream of its own
                 reader._say("alpha", "has alpha beside its pictures, which is not read: what it hides is labelled too")
             yield reader
         finally:
