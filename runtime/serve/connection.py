@@ -20,7 +20,8 @@ class Connection(HttpToolsProtocol):
     """A connection that is closed where a request's headers are too many, too long or too slow.
 
     What a callback of the parser raises is answered by 400. A client's offer of another protocol (`Upgrade: h2c`, which
-    Java's makes by itself) is not taken up, and its request is answered as if it had made none (RFC 9110, section 7.8).
+    Java's makes by itself) is not taken up, and its request is answered as if it had made none (RFC 9110, section 7.8;
+    uvicorn leaves out its body: https://github.com/Kludex/uvicorn/issues/2722).
     """
 
     _left = HEADER_BYTES
