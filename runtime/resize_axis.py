@@ -1,4 +1,4 @@
-"""Where the pixels of an upsampling read, along one axis, by ONNX's definition of Resize."""
+"""Where the pixels of an upsampling read, along one axis, as ONNX Runtime's Resize does."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .arrays import Cells, Floats
-from .manifest import Upsampling
+from .manifest import PYTORCH, Upsampling
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,10 @@ class Uniform:
 
 
 def axis_of(upsampling: Upsampling, axis: int, cells: int, padded: int, start: int, stop: int) -> Axis:
-    """Where each output pixel from `start` to before `stop` reads, along one axis, by ONNX's definition of Resize."""
+    """Where each output pixel from `start` to before `stop` reads, along one axis, as ONNX Runtime's Resize does."""
+    if upsampling.mode == "nearest":
+        nearest = _nearest(upsampling, axis, cells, padded, start, stop)
+        return Axis(nearest, nearest, np.zeros(len(nearest), np.float32))
     factor = None if upsampling.factor is None else upsampling.factor[axis]
     full, scale = (padded, padded / cells) if factor is None else (math.floor(cells * factor), factor)
     x = np.arange(start, stop, dtype=np.float64)
@@ -83,18 +86,47 @@ def axis_of(upsampling: Upsampling, axis: int, cells: int, padded: int, start: i
         x = x * 0
     else:  # half_pixel
         x, offset = shrunk(x + 0.5) - 0.5, int(scale) // 2
-    if upsampling.mode == "nearest":
-        nearest = np.clip(_ROUNDED[upsampling.rounding](x), 0, cells - 1).astype(np.intp)
-        return Axis(nearest, nearest, np.zeros(len(nearest), np.float32))
     x = np.clip(x, 0, cells - 1)
     first = np.floor(x).astype(np.intp)
     uniform = Uniform(int(scale), offset, start, stop) if offset is not None and scale == int(scale) else None
     return Axis(first, np.minimum(first + 1, cells - 1), (x - first).astype(np.float32), uniform)
 
 
-_ROUNDED: Mapping[str, Callable[[npt.NDArray[np.float64]], npt.NDArray[np.float64]]] = {
-    "round_prefer_floor": lambda x: np.ceil(x - 0.5),
-    "round_prefer_ceil": lambda x: np.floor(x + 0.5),
+def _nearest(upsampling: Upsampling, axis: int, cells: int, padded: int, start: int, stop: int) -> Cells:
+    """Where pixels read by nearest neighbours: in float32 throughout, which says where those go that tie."""
+    x: Floats = np.arange(start, stop, dtype=np.float32)
+    half = np.float32(0.5)
+    factor = None if upsampling.factor is None else upsampling.factor[axis]
+    full, scale = (padded, np.float32(padded) / np.float32(cells)) if factor is None else (0, np.float32(factor))
+    full = full or math.floor(np.float32(cells) * scale)
+    if upsampling.rounding == PYTORCH:
+        read: Cells = np.minimum(np.floor(x * (np.float32(cells) / np.float32(padded))), cells - 1).astype(np.intp)
+        return read
+    if upsampling.coordinates == "align_corners":
+        x = x * np.float32(cells - 1) / np.float32(full - 1) if full > 1 else x * 0
+    elif upsampling.coordinates == "asymmetric":
+        x = x / scale
+    elif upsampling.coordinates == "pytorch_half_pixel" and full == 1:
+        x = x * 0
+    else:
+        x = (x + half) / scale - half
+    return np.clip(_ROUNDED[upsampling.rounding](x), 0, cells - 1).astype(np.intp)
+
+
+TIE = 1e-6  # of a cell: so near to the middle ONNX Runtime takes a pixel to be in it
+
+
+def _prefer_floor(x: Floats) -> Floats:
+    return np.where(np.abs(x - np.floor(x) - np.float32(0.5)) < TIE, np.floor(x), np.floor(x + np.float32(0.5)))
+
+
+def _prefer_ceil(x: Floats) -> Floats:
+    return np.where(np.abs(x - np.floor(x) - np.float32(0.5)) < TIE, np.ceil(x), np.floor(x + np.float32(0.5)))
+
+
+_ROUNDED: Mapping[str, Callable[[Floats], Floats]] = {
+    "round_prefer_floor": _prefer_floor,
+    "round_prefer_ceil": _prefer_ceil,
     "floor": np.floor,
     "ceil": np.ceil,
 }

@@ -7,16 +7,18 @@ import numpy as np
 from fcn_deploy.export.graph.edit import attributes, dims, extract
 from fcn_deploy.export.graph.index import GraphIndex, has_input
 from fcn_deploy.export.tolerances import BILINEAR_WEIGHT, CLIPPED_PROBABILITY
-from fcn_deploy.runtime.manifest import COORDINATES, ROUNDINGS, Upsampling
+from fcn_deploy.runtime.manifest import COORDINATES, PYTORCH, ROUNDINGS, Upsampling
 from onnx import ModelProto, NodeProto, TensorProto
 from onnx.reference import ReferenceEvaluator
 
 # Names that passes give, and by which this module knows what they wrote: the padding of pad_and_crop, and the Resize
-# that bilinear_deconv put in the place of a transposed convolution, whose values fade towards the border.
+# that bilinear_deconv put in the place of a transposed convolution, whose values fade towards the border, and what
+# nearest_as_pytorch gathers in the place of a Resize.
 PAD_MULTIPLE = "any_size/pad_multiple"
 PAD_SMALLEST = "any_size/pad_smallest"
 PADDED = "any_size/image_padded"
 FADING = "bilinear_deconv"
+AS_PYTORCH = "nearest_as_pytorch"
 
 ACTIVATIONS = ("Softmax", "LogSoftmax", "Sigmoid")
 MOVES = ("Identity", "Transpose", "Reshape", "Squeeze", "Unsqueeze", "Slice", "Clip")  # give the type that they take
@@ -89,6 +91,8 @@ def find_end(model: ModelProto, labels: bool = True) -> ModelEnd:
     inner = crops[1:] if padding is not None else crops
     node = index.producer(result)
     upsampling, why_not = resize_of(index, node)
+    if node is not None and (gathered := _gathered_as_pytorch(index, node)) is not None:
+        node, upsampling, why_not = gathered, Upsampling("nearest", "asymmetric", None, PYTORCH), ""
     # A crop within the model is the runtime's as well, where what is cropped is known.
     whole = not inner or upsampling.factor is not None
     if inner and padding is None and node is not None and upsampling.mode != "none":
@@ -120,7 +124,10 @@ def ends_in_probability(model: ModelProto) -> bool:
 
 def last_activation(index: GraphIndex, result: str) -> NodeProto | None:
     """The Softmax over the classes or the Sigmoid that a result comes from, also interpolated and cropped."""
-    node = index.before(result, ("Identity", "Slice", "Resize", "Cast", "Clip"))
+    between = ("Identity", "Slice", "Resize", "Cast", "Clip")
+    node = index.before(result, between)
+    if node is not None and (gathered := _gathered_as_pytorch(index, node)) is not None:
+        node = index.before(gathered.input[0], between)
     if node is not None and _softmax_between(index, node) is not None:
         softmax = index.producer(node.input[0])
         return softmax if softmax is not None and softmax.op_type == "Softmax" else None
@@ -153,6 +160,15 @@ def resize_of(index: GraphIndex, node: NodeProto | None) -> tuple[Upsampling, st
     if index.input_constant(node, 3) is not None:
         return Upsampling(), "its last Resize goes to a size that is baked in"  # the checks that follow will tell
     return Upsampling(mode, coordinates, None, rounding), ""
+
+
+def _gathered_as_pytorch(index: GraphIndex, node: NodeProto) -> NodeProto | None:
+    """The first of two nodes that gather columns, then rows, as PyTorch's nearest; None: `node` is not the last."""
+    if node.op_type != "Gather" or not node.input[1].endswith(f"/{AS_PYTORCH}/2/indices"):
+        return None
+    first = index.producer(node.input[0])
+    same = first is not None and first.op_type == "Gather"
+    return first if first is not None and same and first.input[1].endswith(f"/{AS_PYTORCH}/3/indices") else None
 
 
 def bilinear_factor(index: GraphIndex, node: NodeProto) -> int | None:

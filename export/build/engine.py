@@ -7,6 +7,7 @@ from importlib.metadata import version
 
 import numpy as np
 from fcn_deploy.calibration.report.engine_report import REPORT, EngineReport
+from fcn_deploy.export.analysis.model_end import AS_PYTORCH
 from fcn_deploy.export.build.config import BuildConfig
 from fcn_deploy.export.build.core import Core, core_of, optimise_offline
 from fcn_deploy.export.build.cut_passes import NO_PASSES, CutPasses, cut_passes
@@ -68,6 +69,7 @@ def build_engine(
     core = core_of_heads(model) if model.further else core_of(model)
     config = _without_what_stretches(core.model, config, say)
     config = _without_other_lengths(core.model, config, say)
+    config = _without_other_cells(core.model, config, say)
     float_core = optimise_offline(core.model)
     own = "int8" if model.quantised else "float32"  # what the model is of, before anything is made of it
     float_draft, passes = _float_draft(core, float_core, config, own, say)
@@ -158,6 +160,31 @@ def _without_other_lengths(core: ModelProto, config: BuildConfig, say: Say) -> B
             "Resize sizes instead"
         )
     say(f"{what}: OpenVINO, which makes another length of it at some sizes, is left out")
+    return _without_openvino(config)
+
+
+def _without_other_cells(core: ModelProto, config: BuildConfig, say: Say) -> BuildConfig:
+    """The config without OpenVINO where nearest neighbours that tie are computed as PyTorch does.
+
+    Its quotients of float32 are not always the nearest ones, and in BF16 none is, so that it reads other cells.
+
+    Raises:
+        DeployError: there are some, and ONNX Runtime is not among what may run them.
+    """
+    backends = config.tuning.backends if config.tuning is not None else ()
+    if config.on_tensorrt or config.on_ort_gpu or "openvino" not in backends:
+        return config
+    computed = (node for node in core.graph.node if node.op_type == "Range" and f"/{AS_PYTORCH}/" in node.output[0])
+    if (found := next(computed, None)) is None:
+        return config
+    what = f"node {label(found)} is of nearest neighbours that tie, from map to map by no whole factor"
+    low = config.quantization.precision == "bf16"
+    if low or backends == ("openvino",):
+        raise DeployError(
+            f"{what}, of which OpenVINO reads other cells at some sizes; "
+            f"{'omit --bf16' if low else 'use --backend onnxruntime'}, or interpolate bilinearly or by a whole factor"
+        )
+    say(f"{what}: OpenVINO, which reads other cells at some sizes, is left out")
     return _without_openvino(config)
 
 

@@ -21,9 +21,10 @@ from fcn_deploy.export.graph.edit import (
     set_shape,
 )
 from fcn_deploy.export.importer.import_model import ImportedModel
+from fcn_deploy.export.passes.nearest_as_pytorch import nearest_as_pytorch
 from fcn_deploy.runtime.backends.onnxruntime import session
 from fcn_deploy.runtime.errors import DeployError
-from fcn_deploy.runtime.manifest import Head, Upsampling
+from fcn_deploy.runtime.manifest import PYTORCH, Head, Upsampling
 from onnx import ModelProto, helper
 from onnx_ir.passes.common import (
     CommonSubexpressionEliminationPass,
@@ -79,7 +80,7 @@ def _enlarged(core: Core) -> Core:
     name, cells = Names(model), model.graph.output[0].name
     settings = {"mode": upsampling.mode, "coordinate_transformation_mode": upsampling.coordinates}
     if upsampling.mode == "nearest":
-        settings["nearest_mode"] = upsampling.rounding
+        settings["nearest_mode"] = "floor" if upsampling.rounding == PYTORCH else upsampling.rounding
     values = {"0": np.array([0]), "2": np.array([2]), "4": np.array([4]), "axes": np.array([2, 3])}
     values |= {"start": np.array([0, 0]), "factors": np.array([1, 1, *(upsampling.factor or ())], np.float32)}
 
@@ -102,6 +103,8 @@ def _enlarged(core: Core) -> Core:
     model.graph.output[0].name = large
     set_shape(model.graph.output[0], ["N", core.card.scores, "H", "W"])
     prune(model)
+    if upsampling.rounding == PYTORCH:
+        model = nearest_as_pytorch(model, core.card.size_multiple, core.card.smallest).model
     return Core(model, full, Upsampling(activated=upsampling.activated))
 
 

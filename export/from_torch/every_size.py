@@ -12,9 +12,10 @@ from fcn_deploy.export.analysis.receptive_field import global_operator
 from fcn_deploy.export.dynamic_shapes.free_sizes import free_sizes
 from fcn_deploy.export.from_torch.exporters import EXPORTERS, to_graph
 from fcn_deploy.export.from_torch.network import Network, traced_size
-from fcn_deploy.export.from_torch.verify import SizeDifference, expected_scores, verify
+from fcn_deploy.export.from_torch.verify import VERIFIED_SIZES, SizeDifference, expected_scores, verify
 from fcn_deploy.export.graph.edit import clone, set_shape
 from fcn_deploy.export.importer.fit_images import PADDED_TO, choose_fit, fit_images, padded_by_choice
+from fcn_deploy.export.passes.nearest_as_pytorch import nearest_as_pytorch
 from fcn_deploy.export.tolerances import EXPORTED_MODEL
 from fcn_deploy.runtime.backends.onnxruntime import session
 from fcn_deploy.runtime.errors import MOST, DeployError, brief
@@ -144,9 +145,11 @@ def _fitted_and_verified(network: Network, graph: onnx.ModelProto, fit: str | No
     # The exporters name dimensions as they please, and leave known ones out.
     set_shape(graph.graph.input[0], ["N", network.channels, *(sizes.only or ("H", "W"))])
     set_shape(graph.graph.output[0], ["N", sizes.scores, "H", "W"])
-    chosen, whole = choose_fit(graph, sizes, fit), global_operator(graph)
-    made, notes = fit_images(graph, sizes, name, fit)
+    nearest = nearest_as_pytorch(graph, sizes.multiple, sizes.smallest)
+    chosen, whole = choose_fit(nearest.model, sizes, fit), global_operator(nearest.model)
+    made, notes = fit_images(nearest.model, sizes, name, fit)
     made.producer_name = "fcn-deploy"
     onnx.checker.check_model(made)
-    expected = expected_scores(network.module, sizes, chosen, network.channels, name)
-    return Exported(made, sizes, chosen, whole, verify(expected, made, name), tuple(notes))
+    seen = (*VERIFIED_SIZES, *nearest.ties)
+    expected = expected_scores(network.module, sizes, chosen, network.channels, name, seen)
+    return Exported(made, sizes, chosen, whole, verify(expected, made, name, graph), tuple(notes))

@@ -118,8 +118,16 @@ def _any_size(model: nn.Module, sizes: AcceptedSizes, fit: str) -> Callable[[tor
     return resized if fit == "resize" else padded
 
 
-def verify(expected: ExpectedScores, graph: onnx.ModelProto, name: str) -> list[SizeDifference]:
+def verify(
+    expected: ExpectedScores, graph: onnx.ModelProto, name: str, written: onnx.ModelProto
+) -> list[SizeDifference]:
     """Run ONNX Runtime beside what PyTorch gave, at all sizes but the first, which was traced.
+
+    Args:
+        expected: of PyTorch.
+        graph: that is run.
+        name: of the model, for errors.
+        written: the graph as the exporter left it, in which the cause of a difference is looked for.
 
     Raises:
         DeployError: they differ, or ONNX Runtime fails: names the node and the usual cause.
@@ -136,19 +144,19 @@ def verify(expected: ExpectedScores, graph: onnx.ModelProto, name: str) -> list[
             logits = run_quietly(run, images)[0]
         except Exception as error:
             raise DeployError(
-                f"{name} has a size baked in: it fails at {height}×{width}. {describe_cause(graph, one_line(error))}"
+                f"{name} has a size baked in: it fails at {height}×{width}. {describe_cause(written, one_line(error))}"
             ) from error
         if logits.shape != scores.shape:
             raise DeployError(
                 f"{name} has a size baked in: at {height}×{width} it gives {list(logits.shape)} instead of "
-                f"{list(scores.shape)}. {describe_cause(graph, '')}"
+                f"{list(scores.shape)}. {describe_cause(written, '')}"
             )
         apart = max(float(np.abs(logits - scores).max()) - rounding, 0.0)
         difference = apart / max(float(np.ptp(scores)), usual)
         if not difference <= EXPORTED_MODEL:
             raise DeployError(
                 f"{name} gives other scores in ONNX than in PyTorch: at {height}×{width} they differ by "
-                f"{difference:.1e} of their range (limit {EXPORTED_MODEL:.0e}). {describe_cause(graph, '')}"
+                f"{difference:.1e} of their range (limit {EXPORTED_MODEL:.0e}). {describe_cause(written, '')}"
             )
         differences.append(SizeDifference((height, width), batch, difference))
     return differences

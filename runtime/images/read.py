@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from ..errors import MisuseError
 from ..model_card import ModelCard
 from ..no_data import filled, masked, over_bands
+from ..tile_costs import NOTHING_KEPT, KeptRows
 from ..value_range import GRIDS, Range, limits_within, percentiles, scaled, windows
 from .deep import read_deep
 from .gdal import open_gdal
@@ -29,7 +30,19 @@ from .numbers import ReadOptions, apart, beyond, doubtful, value_of, wide_type
 from .pillow import open_pillow
 from .ranged import opened
 from .sidecars import mask_beside, no_data_beside, one_no_data, told_beside
-from .tiff import ORIENTATION, TURNS, Read, as_read, lay_out, mask_reader, no_data_text, reader, tagged_no_data, turned
+from .tiff import (
+    ORIENTATION,
+    TURNS,
+    Read,
+    as_read,
+    kept_rows,
+    lay_out,
+    mask_reader,
+    no_data_text,
+    reader,
+    tagged_no_data,
+    turned,
+)
 
 if TYPE_CHECKING:
     from PIL import Image as Pictures
@@ -55,6 +68,7 @@ class StoredImage:
         no_data: a value that is none, by GDAL's tag.
         mask: reads likewise where the file's own mask has data: [h, w, 1], 0 where there is none.
         turned: whether it is stored turned, by its orientation.
+        kept: in memory, beside a part that is read.
     """
 
     path: Path
@@ -67,6 +81,7 @@ class StoredImage:
     no_data: float | None = None
     mask: Read | None = None
     turned: bool = False
+    kept: KeptRows = NOTHING_KEPT
 
 
 @dataclass(frozen=True)
@@ -282,9 +297,10 @@ def _tiff(file: Any, header: Header, card: ModelCard, options: ReadOptions) -> S
     if no_data is None and options.no_data is None and (text := no_data_text(layout)):
         said = f"{path} has a no-data tag that begins with no number ({text[:40]!r}), and is ignored"
         options.name("no-data tag", f"{said}: name the value with --nodata")
+    mask = mask_reader(file, layout, path)
     return StoredImage(
         path, layout.upright, reader(layout, path), layout.bits, layout.colours, layout.alpha, tags,
-        None if palette else no_data, mask_reader(file, layout, path), layout.turned != 1,
+        None if palette else no_data, mask, layout.turned != 1, kept_rows(layout, mask is not None),
     )  # fmt: skip
 
 

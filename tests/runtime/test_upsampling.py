@@ -1,11 +1,15 @@
 """Upsampling gives what ONNX Runtime's own Resize gives, for every kind of interpolation: labels, masks and values."""
 
+from unittest import mock
+
 import numpy as np
 import onnxruntime
 import pytest
+import torch
 from fcn_deploy.runtime import upsampling as heads
 from fcn_deploy.runtime.manifest import Upsampling
 from fcn_deploy.runtime.model_card import ModelCard
+from fcn_deploy.runtime.resize_axis import axis_of
 from fcn_deploy.runtime.upsampling import (
     best_class,
     labels_from_scores,
@@ -97,6 +101,41 @@ def test_labels_equal_argmax_of_interpolated_scores(mode, coordinates, factor, d
 def test_every_rounding_of_nearest(rounding):
     head = Upsampling("nearest", "half_pixel", (4.0, 2.5), rounding)
     check(some_scores(5, 7, 9, 0, False), head, (28, 22), (27, 21))
+
+
+@pytest.mark.parametrize("coordinates", ["half_pixel", "pytorch_half_pixel", "asymmetric", "align_corners"])
+@pytest.mark.parametrize("rounding", ["round_prefer_floor", "round_prefer_ceil", "floor", "ceil"])
+def test_nearest_reads_the_cell_that_onnx_runtime_reads_where_cells_tie(coordinates, rounding):
+    resize = helper.make_node(
+        "Resize", ["x", "", "", "sizes"], ["y"], mode="nearest", coordinate_transformation_mode=coordinates,
+        nearest_mode=rounding,
+    )  # fmt: skip
+    ends = [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 1, "h", "w"])]
+    ends.append(helper.make_tensor_value_info("sizes", TensorProto.INT64, [4]))
+    graph = helper.make_graph([resize], "nearest", ends, [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    run = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    head = Upsampling("nearest", coordinates, None, rounding)
+    for cells in (2, 7, 14, 26, 28, 30, 49):  # whose multiples are other sides' too
+        x = np.arange(cells, dtype=np.float32).reshape(1, 1, 1, cells)
+        for side in range(1, 240):
+            read = run.run(None, {"x": x, "sizes": np.array([1, 1, 1, side])})[0].ravel()
+            np.testing.assert_array_equal(axis_of(head, 1, cells, side, 0, side).first, read, f"{cells} to {side}")
+
+
+def test_nearest_as_pytorch_reads_the_cell_that_pytorch_reads():
+    head = Upsampling("nearest", "asymmetric", None, "pytorch")
+    for cells in (2, 11, 30, 49, 82):
+        x = torch.arange(cells, dtype=torch.float32).reshape(1, 1, cells)
+        for side in range(1, 240):
+            read = torch.nn.functional.interpolate(x, size=side, mode="nearest").numpy().ravel()
+            np.testing.assert_array_equal(axis_of(head, 1, cells, side, 0, side).first, read, f"{cells} to {side}")
+
+
+@pytest.mark.parametrize("words", [{"coordinates": "half_pixel"}, {"factor": (2, 2)}, {"mode": "linear"}])
+def test_the_rounding_of_pytorch_is_of_one_kind(words):
+    with pytest.raises(ValueError, match="rounding pytorch"):
+        Upsampling(**{"mode": "nearest", "coordinates": "asymmetric", "rounding": "pytorch"} | words)
 
 
 def test_a_cropped_edge_still_reads_the_cell_beyond_it():
@@ -291,3 +330,22 @@ def test_half_precision_scores_are_taken():
         window(scores.astype(np.float16).astype(np.float32), (40, 40), (40, 40)), head, card(4)
     )
     np.testing.assert_array_equal(labels, expected)
+
+
+@given(st.data())
+@settings(max_examples=40, deadline=None)
+def test_labels_made_a_few_rows_at_a_time_are_those_made_at_once(data):
+    cells = data.draw(st.tuples(st.integers(1, 6), st.integers(1, 6)))
+    factor = data.draw(st.sampled_from([4.0, 8.0, 2.5]))
+    mode = data.draw(st.sampled_from(["linear", "nearest"]))
+    coordinates = data.draw(st.sampled_from(["half_pixel", "asymmetric", "align_corners"]))
+    head = Upsampling(mode, coordinates, (factor, factor))
+    scores = np.random.default_rng(data.draw(st.integers(0, 99))).normal(size=(3, *cells)).astype(np.float32)
+    padded = tuple(int(side * factor) for side in cells)
+    size = tuple(data.draw(st.integers(1, side)) for side in padded)
+    card, whole = ModelCard(("a", "b", "c")), heads.ScoreWindow.whole(scores, padded, size)
+    expected = heads._best(whole, head, np.dtype(np.uint8))
+    with mock.patch.object(heads, "PIXELS_AT_A_TIME", data.draw(st.integers(1, 3)) * size[1]):
+        np.testing.assert_array_equal(labels_from_scores(whole, head, card), expected)
+        start = data.draw(st.integers(0, size[0] - 1))
+        np.testing.assert_array_equal(labels_from_scores(whole.of_rows(start, size[0]), head, card), expected[start:])

@@ -10,6 +10,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from fcn_deploy.calibration.report.engine_report import report_of
+from fcn_deploy.export.build.autotune import TuningOptions
+from fcn_deploy.export.build.config import BuildConfig
 from fcn_deploy.export.build.core import core_of
 from fcn_deploy.export.build.engine import build_engine
 from fcn_deploy.export.build.standalone import build_standalone
@@ -128,6 +130,64 @@ def test_networks_from_elsewhere_keep_their_labels(tmp_path, end, capsys):
                 np.testing.assert_array_equal(tiled(image), net(image))
                 rows = list(tiled.bands(image, 37))
                 np.testing.assert_array_equal(np.concatenate([part for _, part in rows]), net(image)[37:])
+
+
+class Ties(nn.Module):
+    """Nearest neighbours from ⌈n/4⌉ to ⌊n/2⌋, and from that to n."""
+
+    def __init__(self):
+        super().__init__()
+        self.deep, self.skip, self.last = nn.Conv2d(3, 4, 7, 4, 3), nn.Conv2d(3, 4, 2, 2), nn.Conv2d(8, 4, 1)
+
+    def forward(self, x):
+        skip = self.skip(x)
+        deep = F.interpolate(self.deep(x), size=skip.shape[2:], mode="nearest")
+        return F.interpolate(self.last(torch.cat([deep, skip], 1)), size=x.shape[2:], mode="nearest")
+
+
+@pytest.mark.parametrize("exporter", ["torchscript", "dynamo"])
+def test_nearest_neighbours_that_tie_are_those_of_pytorch(tmp_path, exporter):
+    torch.manual_seed(0)
+    module, path = Ties().eval(), tmp_path / "m.onnx"
+    _, differences = export_module(module, None, path, exporter=exporter)
+    assert (117, 117) in [each.size for each in differences]  # one that ties is compared
+    said, source = [], import_model(path)
+    tuning = TuningOptions(("openvino", "onnxruntime"), seconds=0.2)
+    config = BuildConfig(tuning=tuning, latency_sizes=[(16, 16)])
+    report = build_engine(source, tmp_path / "m.engine", config, said.append)
+    assert report.head == "nearest" and report.agreement.wrong == 0
+    assert any("OpenVINO, which reads other cells at some sizes, is left out" in line for line in said)
+    with pytest.raises(DeployError, match=r"OpenVINO reads other cells.*--backend onnxruntime"):
+        build_engine(source, tmp_path / "n.engine", BuildConfig(tuning=TuningOptions(("openvino",))))
+    run = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    with Segmenter(path) as plain, Segmenter(tmp_path / "m.engine") as net:
+        for size in (size for side in range(2, 131) for size in ((side, 9), (9, side))):
+            x = torch.randn(1, 3, *size)
+            with torch.inference_mode():
+                np.testing.assert_allclose(run.run(None, {"image": x.numpy()})[0], module(x).numpy(), atol=1e-5)
+            np.testing.assert_array_equal(net(photo(*size)), plain(photo(*size)))
+
+
+class CoarseEnd(nn.Module):
+    """Scores of ⌈n/8⌉, brought to n by nearest neighbours."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Conv2d(3, 4, 9, 8, 4)
+
+    def forward(self, x):
+        return F.interpolate(self.body(x), size=x.shape[2:], mode="nearest")
+
+
+def test_the_head_of_nearest_neighbours_is_pytorchs_and_runs_in_tiles(tmp_path):
+    torch.manual_seed(0)
+    module = CoarseEnd().eval()
+    assert built(tmp_path, module).head == "nearest"
+    with Segmenter(tmp_path / "m.onnx") as plain, Segmenter(tmp_path / "m.engine") as net:
+        manifest = net.network.manifest
+        assert manifest.upsampling.rounding == "pytorch" and manifest.stages[0].halo is not None
+        for side in range(1, 400, 3):
+            np.testing.assert_array_equal(net(photo(side, 9)), plain(photo(side, 9)))
 
 
 def full_size(y, size):

@@ -12,6 +12,7 @@ from fcn_deploy.export.passes.fold_decision import fold_decision
 from fcn_deploy.export.passes.fold_input import fold_input
 from fcn_deploy.export.passes.fuse_padding import fuse_padding
 from fcn_deploy.export.passes.image_input import image_input
+from fcn_deploy.export.passes.nearest_as_pytorch import nearest_as_pytorch
 from fcn_deploy.export.passes.pad_and_crop import pad_and_crop
 from fcn_deploy.export.passes.pooling_as_convolution import pooling_as_convolution
 from fcn_deploy.export.passes.raise_opset import raise_opset
@@ -41,6 +42,7 @@ PASSES = {
     "fold_input": lambda model: fold_input(model, CARD),
     "fuse_padding": fuse_padding,
     "image_input": image_input,
+    "nearest_as_pytorch": nearest_as_pytorch,
     "pad_and_crop": lambda model: pad_and_crop(model, 4, 8),
     "pooling_as_convolution": pooling_as_convolution,
     "raise_opset": lambda model: raise_opset(model, 21),
