@@ -9,7 +9,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from helpers import ROOT, finished, needs
+from helpers import ROOT, finished
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 COMMANDS = sorted(PROJECT["project"]["scripts"])
@@ -148,7 +148,6 @@ def test_python_m_runtime_infer_works_by_the_shim_and_in_a_clone(installed, tmp_
 
 
 def test_onnxruntime_keeps_nothing_of_its_users_in_their_home(tmp_path):
-    needs("onnxruntime")
     program = "import fcn_deploy.runtime, onnxruntime, time; time.sleep(0.5)"
     kept = {key: value for key, value in os.environ.items() if key not in ("XDG_CACHE_HOME", "ORT_DISABLE_TELEMETRY")}
     done = subprocess.run(
