@@ -13,6 +13,7 @@ from .backends import Backend
 from .batch_cost import BatchCost
 from .errors import MisuseError
 from .heads import Heads
+from .kept_rows import NOTHING_KEPT, KeptRows
 from .manifest import Manifest, Stage, Upsampling
 from .model_card import ModelCard
 from .no_data import HoleRecorder, filled, marked
@@ -22,7 +23,6 @@ from .plan import Plan, available_memory, check_result, plan_engine, plan_on_gpu
 from .prepare import check_image, check_source
 from .refine import REACH, refusal
 from .result_maker import ResultMaker, cropped
-from .tile_costs import NOTHING_KEPT, KeptRows
 from .tiled_scores import TiledScores
 from .tiles import one_ahead
 from .upsampling import LABEL_KINDS, ScoreWindow, new_result, result_bytes

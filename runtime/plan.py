@@ -11,10 +11,11 @@ import numpy as np
 
 from .errors import OverBudgetError
 from .grid import Grid, grid_of, lengths_of
+from .kept_rows import NOTHING_KEPT, KeptRows
 from .manifest import Manifest, Pooled, Profile, Stage
 from .model_card import ModelCard
 from .prepare import padded_size
-from .tile_costs import NOTHING_KEPT, KeptRows, cheapest, made_at_once, tile_options
+from .tile_costs import cheapest, made_at_once, tile_options
 
 WORK_WORTH_A_PLAN = 1.1  # over that of the whole image: of less, other tiles would not save what it takes to find them
 WEIGHTS_OPENED = 2  # times the weights' bytes: what a library keeps of them, in layouts of its own

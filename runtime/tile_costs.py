@@ -1,12 +1,12 @@
 """What tiles of each shape cost, in work and in memory, and which of them are worth a look."""
 
 import math
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from .grid import Grid, grid_of, lengths_of
+from .kept_rows import KeptRows
 from .manifest import Stage
 from .model_card import ModelCard
 from .upsampling import PIXELS_AT_A_TIME
@@ -15,31 +15,6 @@ Numbers = npt.NDArray[np.float64]
 
 PIXELS_PER_RUN = 3000  # pixels that the fixed cost of one run of a network comes to, roughly
 ABOUT_THE_SAME = 0.002  # of two plans' work: with five stages, all that differ by less are a million
-
-
-@dataclass(frozen=True)
-class KeptRows:
-    """What the rows of a stage's input take beside the tile at hand, or of an image what its reader does.
-
-    Attributes:
-        bytes: of each row that is kept; all of them are, at most.
-        beside: rows that are kept beside those of a tile.
-        least: bytes that are kept whatever the tile, unless all rows are fewer.
-        ahead: bytes of a pixel of the next tile, which is made while one is in work.
-    """
-
-    bytes: float = 0.0
-    beside: int = 0
-    least: float = 0.0
-    ahead: float = 0.0
-
-    def taken(self, rows: Numbers, columns: Numbers, height: int) -> Numbers:
-        """Bytes beside tiles of so many rows and columns, of an image of `height`."""
-        kept: Numbers = np.clip((rows + self.beside) * self.bytes, self.least, self.bytes * height)
-        return kept + self.ahead * rows * columns
-
-
-NOTHING_KEPT = KeptRows()
 
 
 def tile_options(

@@ -18,9 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import MisuseError
+from ..kept_rows import NOTHING_KEPT, KeptRows
 from ..model_card import ModelCard
 from ..no_data import filled, masked, over_bands
-from ..tile_costs import NOTHING_KEPT, KeptRows
 from ..value_range import GRIDS, Range, limits_within, percentiles, scaled, windows
 from .deep import read_deep
 from .gdal import open_gdal

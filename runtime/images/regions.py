@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import DeployError
+from ..kept_rows import NOTHING_KEPT, KeptRows
 from ..model_card import ModelCard
-from ..tile_costs import NOTHING_KEPT, KeptRows
 from .georeference import Tag, all_tags, beside
 from .header import file_kind, read_header, reading
 from .numbers import ReadOptions
