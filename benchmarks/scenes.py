@@ -136,7 +136,7 @@ def read_regions(path: Path, net: Network) -> float:
     """Seconds of reading a file in the parts that the first stage takes, without running it."""
     started = time.perf_counter()
     with open_regions(path, net.card) as image:
-        plan = net.plan(*image.shape[:2], bands=True)
+        plan = net.plan(*image.shape[:2], bands=True, source=image)
         if not plan.grids:
             image[:, :]
         else:

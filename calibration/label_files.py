@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from fcn_deploy.calibration.metrics import IGNORE
 from fcn_deploy.runtime.errors import DeployError
+from fcn_deploy.runtime.images.deep import bits_of, read_deep
 from fcn_deploy.runtime.images.find import IMAGE_SUFFIXES
 from fcn_deploy.runtime.images.header import DEFAULT_MAX_PIXELS, open_npy
 from fcn_deploy.runtime.images.pillow import check_pixels, open_pillow
@@ -28,14 +29,16 @@ Color = tuple[int, int, int]
 MINISWHITE = 0  # of a TIFF's PhotometricInterpretation
 PLAIN = (1, 2, 3)  # grey, RGB and palettes
 UNSIGNED, SIGNED = 1, 2  # of its SampleFormat
-TRANSPARENCY = 4  # the bit of its NewSubfileType that says that a page is the mask of another
-BITS_PER_SAMPLE, PHOTOMETRIC, SAMPLE_FORMAT, GDAL_NODATA = 258, 262, 339, 42113  # tags of a TIFF
+REDUCED, TRANSPARENCY = 1, 4  # bits of its NewSubfileType: a page is an overview, or the mask, of another
+BITS_PER_SAMPLE, COMPRESSION, PHOTOMETRIC, SAMPLE_FORMAT, GDAL_NODATA = 258, 259, 262, 339, 42113  # tags of a TIFF
 SINGLE = ("L", "LA", "P", "1", "I", "F", "I;16", "I;16B")  # Pillow's names of what has one channel
 COLORED = ("RGB", "RGBA", "RGBX", "PA")
 LARGEST = 2**31  # of a value; float32 has whole numbers beyond it that mean nothing
 BLACK_AND_WHITE = {0, 255}
 VOC_COUNT = 21  # classes of Pascal VOC, whose colours voc_palette has
-_said: set[Path] = set()  # folders of which a renumbered palette was told
+DEEP = 257  # times a colour of 8 bits is the same in 16
+JPEG_TIFF = (6, 7)  # of its Compression
+_said: set[tuple[Path, str]] = set()  # folders and what was told of them
 FULL = 255  # what the largest value of fewer than 8 bits is read as
 
 
@@ -100,12 +103,22 @@ def _by_pillow(path: Path, colors: Sequence[Color] | None, shown: bool) -> Store
         with open_pillow(path, DEFAULT_MAX_PIXELS) as picture:
             if tiff and _tag(picture, SAMPLE_FORMAT, (UNSIGNED,))[0] == SIGNED and picture.mode == "L":
                 return None  # Pillow takes 8 bits with a sign for those without
+            if (
+                tiff
+                and _tag(picture, BITS_PER_SAMPLE, (8,))[0] > 8
+                and (picture.mode in COLORED or _big_endian(picture))
+            ):
+                return None  # Pillow decodes 8 bits of colours, and swaps bytes of what is compressed and big-endian
+            if picture.format == "JPEG" or (picture.format == "TIFF" and _tag(picture, COMPRESSION, 1) in JPEG_TIFF):
+                _say_once(path, "is a JPEG, which changes the numbers of labels; export them as PNG instead")
             if picture.mode not in COLORED + SINGLE:
                 raise DeployError(
                     f"{path} has colours of the kind {picture.mode}; labels are class indices in one channel or a "
                     "palette, or RGB"
                 )
-            if picture.mode in COLORED or (shown and picture.mode == "P"):
+            if bits_of(path, picture):
+                stored = _from_array(read_deep(path, picture.format or ""), path)
+            elif picture.mode in COLORED or (shown and picture.mode == "P"):
                 array = np.asarray(picture.convert("RGBA" if _transparent(picture) else "RGB"))
                 stored = _from_array(array, path)
             else:
@@ -181,8 +194,10 @@ def _masked(path: Path, missing: NDArray[np.bool_] | None) -> NDArray[np.bool_] 
 
     with tifffile.TiffFile(path) as file:
         first = file.pages.first
-        for page in list(file.pages)[1:]:
-            page = page.aspage()
+        others = [page.aspage() for page in list(file.pages)[1:]]
+        if any(not page.subfiletype & (REDUCED | TRANSPARENCY) for page in others):
+            _say_once(path, "holds several images; only the first is taken for labels")
+        for page in others:
             if page.subfiletype & TRANSPARENCY and page.shape[:2] == first.shape[:2]:
                 outside = page.asarray() == 0
                 return _some(outside if missing is None else outside | missing)
@@ -210,17 +225,19 @@ def _nodata(text: object) -> int | None:
 def _from_array(array: NDArray[Any], path: Path) -> StoredLabels:
     """An array of any type as integers in one channel, or as colours."""
     array = array.astype(array.dtype.newbyteorder("="), copy=False)
-    colored = array.ndim == 3 and array.shape[2] in (3, 4) and array.dtype == np.uint8
+    colored = array.ndim == 3 and array.shape[2] in (3, 4) and array.dtype in (np.uint8, np.uint16)
     if array.ndim == 3 and not colored and 1 in (array.shape[0], array.shape[2]):
         array = array[:, :, 0] if array.shape[2] == 1 else array[0]
     if array.ndim == 3:
+        if array.shape[2] == 2 and array.dtype == np.uint16:  # grey and alpha of a PNG
+            return StoredLabels(array[:, :, 0], _some(array[:, :, 1] == 0))
         if not colored:
             raise DeployError(
                 f"{path} has {array.shape[2]} channels of {array.dtype}; labels have one channel, or three of colours "
                 "in uint8"
             )
         missing = _some(array[:, :, 3] == 0) if array.shape[2] == 4 else None
-        return StoredLabels(array[:, :, :3], missing)
+        return StoredLabels(_colors_of(array[:, :, :3], path), missing)
     if array.dtype.kind == "b":
         return StoredLabels(array.astype(np.uint8))
     if array.dtype.kind in "iu":
@@ -233,6 +250,17 @@ def _from_array(array: NDArray[Any], path: Path) -> StoredLabels:
     if broken.any():
         raise DeployError(f"{path} holds {whole[broken][0]:g}; labels are whole numbers, one for each class")
     return StoredLabels(whole.astype(np.int64), _some(nan))
+
+
+def _colors_of(array: NDArray[Any], path: Path) -> NDArray[Any]:
+    """[H, W, 3] of 8 or 16 bits as colours of 8; as values, [H, W], where those of 16 are no colours but thrice one."""
+    if array.dtype == np.uint8:
+        return array
+    if not (array % DEEP).any():
+        return (array // DEEP).astype(np.uint8)
+    if (array == array[:, :, :1]).all():
+        return array[:, :, 0]
+    raise DeployError(f"{path} has colours of 16 bits that are none of 8; write labels in one channel, or colours of 8")
 
 
 def _some(missing: NDArray[np.bool_]) -> NDArray[np.bool_] | None:
@@ -271,6 +299,10 @@ def _photometric(picture: "Pictures.Image") -> int | None:
     return _tag(picture, PHOTOMETRIC, None) if picture.format == "TIFF" else None
 
 
+def _big_endian(picture: Any) -> bool:
+    return bool(picture.tag_v2.prefix == b"MM")  # a TIFF's first bytes
+
+
 def _tag(picture: Any, tag: int, default: Any) -> Any:
     return picture.tag_v2.get(tag, default)
 
@@ -294,7 +326,7 @@ def _by_palette(
         meant = _by_colors(shown, classes, path)
     if meant is None:
         return indices
-    _say_once(path)
+    _say_once(path, "has its palette in another order; labels are told by their colours, not by their index")
     table = np.zeros(len(palette), np.uint8)
     table[used] = [meant[index] for index in used]
     labels: NDArray[Any] = table[indices]
@@ -338,11 +370,11 @@ def _by_colors(shown: dict[int, Color], classes: dict[Color, list[int]], path: P
     return {index: classes[color][0] if color in classes else IGNORE for index, color in shown.items()}
 
 
-def _say_once(path: Path) -> None:
+def _say_once(path: Path, what: str) -> None:
     """For each folder, by its first file."""
-    if path.parent not in _said:
-        _said.add(path.parent)
-        log.warning("%s has its palette in another order; labels are told by their colours, not by their index", path)
+    if (path.parent, what) not in _said:
+        _said.add((path.parent, what))
+        log.warning("%s %s", path, what)
 
 
 def find_label_files(folder: Path) -> dict[str, Path]:

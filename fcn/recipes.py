@@ -1,5 +1,6 @@
 """How to train: what a recipe is, and the named ones. Without torch, so that `train-fcn --help` lists them at once."""
 
+import math
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -7,6 +8,7 @@ from fcn_deploy.runtime.errors import MisuseError
 
 CLASS_WEIGHTS = ("none", "sqrt", "median")
 SCHEDULES = ("one-cycle", "cosine", "poly")
+WORTH = 60.0  # seconds that a run may lose to validation without a word
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,17 @@ class Recipe:
     def validates(self, epoch: int) -> bool:
         """Whether the network is validated after an epoch, counted from 1."""
         return epoch % self.validate_every == 0 or epoch > self.epochs - max(1, self.epochs // 10)
+
+    def fewer_validations(self, training: float, validating: float) -> int | None:
+        """The `validate_every` at which validation takes about as long as training; None where it is worth no word.
+
+        Args:
+            training: seconds from one validation to the next.
+            validating: seconds of one.
+        """
+        fewer = min(self.epochs, self.validate_every * math.ceil(validating / max(training, 0.1)))
+        lost = (validating - training) * self.epochs / self.validate_every
+        return fewer if fewer > self.validate_every and lost > WORTH else None
 
 
 def _said(name: str) -> str:

@@ -10,7 +10,7 @@ from .errors import MisuseError
 from .manifest import Head, Upsampling
 from .model_card import ModelCard
 from .no_data import usable
-from .upsampling import ScoreWindow
+from .upsampling import KINDS, ScoreWindow
 
 
 @dataclass(frozen=True)
@@ -90,6 +90,22 @@ class Heads:
             has = f"it has {', '.join(self.names)}" if self.names else "it has one output, without a name"
             raise MisuseError(f"output {name[:40]!r} of {self._source}: {has}")
         return replace(self._views[name], kind=plain)
+
+    def check_kinds(self, *kinds: str) -> tuple[str, ...]:
+        """Return them, or raise MisuseError where this network does not give one of them."""
+        calls = {"labels": "call the Segmenter", "masks": "call masks()", "values": "call values()"}
+        for name in kinds:
+            view = self.view(name)
+            kind, own, prefix = view.kind, view.card.kind, name[: name.rfind("/") + 1]
+            if kind not in KINDS:
+                raise MisuseError(f"kind {name!r}; choose {', '.join(KINDS)}")
+            wrong = own == "values" if kind == "probabilities" else kind != "values"
+            if wrong and kind != own:
+                raise MisuseError(
+                    f"{self._source} gives {prefix}{own} ({view.card.activation}), not {name}; "
+                    f"{'call results()' if prefix else calls[own]}, or pass kind={prefix + own!r}"
+                )
+        return kinds
 
     def usable(self, scores: Floats, interpolated: bool) -> Floats:
         """Scores of all heads, [..., K, h, w], of which results can be made: see `no_data.usable`."""

@@ -46,10 +46,7 @@ def label_images(
         ),
     ],
     out: Annotated[
-        str,
-        typer.Option(
-            "-o", "--out", metavar="FOLDER", help="Folder or address to write the labels, masks or values into."
-        ),
+        str, typer.Option("-o", "--out", metavar="FOLDER", help="Folder or address that labels, masks or values go to.")
     ],
     probabilities: Annotated[
         bool, typer.Option("--probabilities", help="Write each class's probability too, as float32 TIFFs.")

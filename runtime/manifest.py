@@ -13,9 +13,10 @@ from .backends import CPU_BACKENDS
 from .errors import DeployError
 from .model_card import ModelCard
 
-# 5: blocks of pixels as channels, networks that pool in passes, several heads; 4: memory of stages by a law of pixels
-ENGINE_VERSION = 5
-READ_VERSIONS = (3, 4, ENGINE_VERSION)  # of 3, memory is by pixels alone
+# 6: stages for tiles alone; 5: blocks of pixels as channels, networks that pool in passes, several heads; 4: memory of
+# stages by a law of pixels; 3: by pixels alone
+ENGINE_VERSION = 6
+READ_VERSIONS = (3, 4, 5, ENGINE_VERSION)
 REMEDY = "build it again with build-engine"
 
 Numbers = npt.NDArray[np.float64]
@@ -358,6 +359,8 @@ class Manifest:
         precision: the lowest in the graph, of PRECISIONS.
         upsampling: what turns the core's scores into full-size ones.
         stages: the core network, in order.
+        fine: the same in more stages, for images that memory does not hold: opened when one comes. Their weights are in
+            the files of `stages`, and memory that one of them took is there for the others. None: there are no such.
         created_by: name and version of the builder.
         gpu: what the plan needs, in engines for GPUs.
         backend: of engines for the CPU, the library that was measured fastest: `onnxruntime` or `openvino`.
@@ -376,11 +379,14 @@ class Manifest:
     backend: str = "onnxruntime"
     heads: tuple[Head, ...] = ()
     pooled: Pooled | None = None
+    fine: tuple[Stage, ...] = ()
     members: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.stages:
             raise ValueError("it has no stages")
+        if any(stage.halo is None for stage in self.fine):
+            raise ValueError("one of its stages for tiles has no halo")
         if self.precision not in PRECISIONS:
             raise ValueError(f"precision {self.precision!r}; this release knows {', '.join(PRECISIONS)}")
         if self.backend not in CPU_BACKENDS:
@@ -392,9 +398,9 @@ class Manifest:
 
     @property
     def all_stages(self) -> tuple[Stage, ...]:
-        """Those of whole images, and those of passes."""
+        """Those of whole images, those for tiles alone, and those of passes."""
         chains = self.pooled.chains if self.pooled is not None else ()
-        return (*self.stages, *(stage for chain in chains for stage in chain))
+        return (*self.stages, *self.fine, *(stage for chain in chains for stage in chain))
 
     def _check_heads(self) -> None:
         """Raise ValueError where they contradict each other, or the card."""
@@ -414,6 +420,7 @@ class Manifest:
         del data["upsampling"]
         data["head"] = asdict(self.upsampling)
         data["stages"] = [asdict(stage) for stage in self.stages]
+        data["fine"] = [asdict(stage) for stage in self.fine]
         data["gpu"] = self.gpu and asdict(self.gpu)
         data["members"] = dict(self.members)
         data["heads"] = [asdict(head) for head in self.heads]
@@ -439,6 +446,7 @@ class Manifest:
             data["card"] = ModelCard.from_json(json.dumps(data["card"]), source)
             data["upsampling"] = Upsampling(**data.pop("head"))
             data["stages"] = tuple(Stage(**stage) for stage in data["stages"])
+            data["fine"] = _stages(data.get("fine", ()))
             data["gpu"] = GpuPlan(**data["gpu"]) if data.get("gpu") else None
             data["heads"] = tuple(_head(**head) for head in data.get("heads", ()))
             data["pooled"] = Pooled(**data["pooled"]) if data.get("pooled") else None

@@ -6,6 +6,7 @@ given the card's mean there, rounded in images of whole numbers: zeros after nor
 
 import math
 import re
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -141,6 +142,7 @@ class HoleRecorder:
         self._image, self._card = image, card
         self._blocks: dict[int, Invalid] = {}  # number of the block → [ROWS, W]
         self._forgotten = 0  # blocks
+        self._lock = threading.Lock()  # it may be read in one thread and asked in another
 
     def expect(self, part: tuple[slice, slice]) -> None:
         """As of an image that is read ahead; one that cannot be is not."""
@@ -153,22 +155,24 @@ class HoleRecorder:
         )
         pixels, invalid = filled(self._image[top:bottom, left:right], self._card)
         if invalid is not None:
-            for number in range(max(top // ROWS, self._forgotten), -(-bottom // ROWS)):
-                block = self._blocks.setdefault(number, np.zeros((ROWS, self.shape[1]), bool))
-                first, last = max(top, number * ROWS), min(bottom, (number + 1) * ROWS)
-                block[first - number * ROWS : last - number * ROWS, left:right] = invalid[first - top : last - top]
+            with self._lock:
+                for number in range(max(top // ROWS, self._forgotten), -(-bottom // ROWS)):
+                    block = self._blocks.setdefault(number, np.zeros((ROWS, self.shape[1]), bool))
+                    first, last = max(top, number * ROWS), min(bottom, (number + 1) * ROWS)
+                    block[first - number * ROWS : last - number * ROWS, left:right] = invalid[first - top : last - top]
         return pixels
 
     def invalid(self, top: int, bottom: int) -> Invalid | None:
         """Where these rows, all of them read, have no data: [rows, W]; None: nowhere. Rows above are forgotten."""
-        self._forgotten = max(self._forgotten, top // ROWS)
-        for number in [each for each in self._blocks if each < self._forgotten]:
-            del self._blocks[number]
         numbers = range(top // ROWS, -(-bottom // ROWS))
-        if not any(number in self._blocks for number in numbers):
-            return None
-        none = np.zeros((ROWS, self.shape[1]), bool)
-        rows = np.concatenate([self._blocks.get(number, none) for number in numbers])
+        with self._lock:
+            self._forgotten = max(self._forgotten, top // ROWS)
+            for number in [each for each in self._blocks if each < self._forgotten]:
+                del self._blocks[number]
+            if not any(number in self._blocks for number in numbers):
+                return None
+            none = np.zeros((ROWS, self.shape[1]), bool)
+            rows = np.concatenate([self._blocks.get(number, none) for number in numbers])
         return rows[top - numbers[0] * ROWS : bottom - numbers[0] * ROWS]
 
 

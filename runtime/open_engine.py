@@ -1,6 +1,7 @@
 """An engine opened: each stage of its core in the library that it was built for."""
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 from .backends import ORT_TARGETS, Backend
@@ -17,6 +18,19 @@ def gpu_index_of(device: str) -> int:
     if match is None:
         raise MisuseError(f"device {device!r}; choose auto, cpu, cuda, or cuda:1 for the second GPU")
     return int(match[1] or 0)
+
+
+def open_fine(manifest: Manifest, heads: Heads, read: Callable[[str], bytes], threads: int | None) -> HostBackend:
+    """The stages for tiles alone of an engine for CPUs; `read` gives a member of its file. Raises DeployError."""
+    from .backends.onnxruntime import OnnxRuntimeSession
+
+    weights = {stage.file: read(stage.file) for stage in manifest.stages}
+    sessions = [
+        OnnxRuntimeSession(read(stage.file), stage.input, stage.output, threads, weights=weights)
+        for stage in manifest.fine
+    ]
+    first = manifest.fine[0]
+    return HostBackend(sessions, heads.card, heads.upsampling, first.border, first.block, heads)
 
 
 def open_engine(

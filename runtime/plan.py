@@ -8,80 +8,18 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
 from .errors import OverBudgetError
-from .manifest import Pooled, Profile, Stage
+from .grid import Grid, grid_of, lengths_of
+from .kept_rows import NOTHING_KEPT, KeptRows
+from .manifest import Manifest, Pooled, Profile, Stage
 from .model_card import ModelCard
 from .prepare import padded_size
+from .tile_costs import cheapest, made_at_once, tile_options
 
-Numbers = npt.NDArray[np.float64]
-
-PIXELS_PER_RUN = 3000  # pixels that the fixed cost of one run of a network comes to, roughly
-ABOUT_THE_SAME = 0.002  # of two plans' work: with five stages, all that differ by less are a million
-
-
-@dataclass(frozen=True)
-class Span:
-    """A tile along one axis, in padded pixels: where its result is kept, and what it is computed from."""
-
-    start: int
-    stop: int
-    outer_start: int
-    outer_stop: int
-
-
-@dataclass(frozen=True)
-class Grid:
-    """The tiles that one stage is run in.
-
-    Attributes:
-        padded: (height, width) of the padded image, in pixels.
-        tile: (height, width) of the part of a tile whose result is kept; the last of a row or column may be smaller.
-        halo: (vertical, horizontal): what a tile is computed from reaches so much further, but ends where the padded
-            image ends, so that borders are what they are in the whole image.
-        least: what a tile is computed from has so many pixels a side at least, or all that the image has.
-        unit: tiles begin at its multiples.
-    """
-
-    padded: tuple[int, int]
-    tile: tuple[int, int]
-    halo: tuple[int, int]
-    least: int = 1
-    unit: int = 1
-
-    def spans(self, axis: int) -> list[Span]:
-        """The tiles along an axis, in order; none begins or ends its halo before one that precedes it."""
-        side, length = self.padded[axis], self.tile[axis]
-        return [self.span(axis, start, min(start + length, side)) for start in range(0, side, length)]
-
-    def span(self, axis: int, start: int, stop: int) -> Span:
-        """A tile of any length, that begins at a multiple of the unit."""
-        side, halo = self.padded[axis], self.halo[axis]
-        first, last = max(start - halo, 0), min(stop + halo, side)
-        if last - first < self.least:  # a wider halo changes no scores
-            last = min(first + -(-self.least // self.unit) * self.unit, side)
-            first = min(first, max(last - self.least, 0) // self.unit * self.unit)
-        return Span(start, stop, first, last)
-
-    def after(self, rows: Span, columns: Span) -> tuple[Span, Span] | None:
-        """The tile that follows one, row after row; None: it is the last."""
-        (high, wide), (height, width) = self.tile, self.padded
-        if columns.stop < width:
-            return rows, self.span(1, columns.stop, min(columns.stop + wide, width))
-        if rows.stop < height:
-            return self.span(0, rows.stop, min(rows.stop + high, height)), self.span(1, 0, min(wide, width))
-        return None
-
-    @property
-    def count(self) -> int:
-        return math.prod(-(-side // length) for side, length in zip(self.padded, self.tile, strict=True))
-
-    @property
-    def overhead(self) -> float:
-        """Pixels that are computed over those of the padded image."""
-        computed = (sum(span.outer_stop - span.outer_start for span in self.spans(axis)) for axis in (0, 1))
-        return math.prod(computed) / math.prod(self.padded)
+WORK_WORTH_A_PLAN = 1.1  # over that of the whole image: of less, other tiles would not save what it takes to find them
+WEIGHTS_OPENED = 2  # times the weights' bytes: what a library keeps of them, in layouts of its own
+ARENA_SHARES = tuple(0.08 * 1.25**step for step in range(11))  # of the budget, that are tried: to three quarters
 
 
 @dataclass(frozen=True)
@@ -96,6 +34,7 @@ class Plan:
         profile: index of the TensorRT profile that runs it, or each of its tiles, on a GPU.
         grids: of each stage; empty where the image is run whole.
         overhead: work over that of the whole image, halos included.
+        fine: the grids are of an engine's stages for tiles alone.
         passes: grids of the stages of each pass before the scores, of a network that pools over the whole image.
     """
 
@@ -107,6 +46,7 @@ class Plan:
     overhead: float = 1.0
     result: int = 0
     passes: tuple[tuple[Grid, ...], ...] = ()
+    fine: bool = False
 
 
 def stages_in_tiles(card: ModelCard, stages: Sequence[Stage]) -> tuple[Stage, ...]:
@@ -120,7 +60,15 @@ def stages_in_tiles(card: ModelCard, stages: Sequence[Stage]) -> tuple[Stage, ..
     return tuple(stages)
 
 
-def plan_run(size: tuple[int, int], card: ModelCard, stages: Sequence[Stage], memory: float, result: int = 0) -> Plan:
+def plan_run(
+    size: tuple[int, int],
+    card: ModelCard,
+    stages: Sequence[Stage],
+    memory: float,
+    result: int = 0,
+    kept: KeptRows = NOTHING_KEPT,
+    making: float = 0.0,
+) -> Plan:
     """Plan one image of `size` (height, width) within `memory` bytes: whole where that suffices, else in tiles.
 
     Each stage has tiles of its own shape, chosen together: the least work whose memory is in the budget. Memory is that
@@ -129,14 +77,16 @@ def plan_run(size: tuple[int, int], card: ModelCard, stages: Sequence[Stage], me
 
     Args:
         result: bytes of what is given back, where that is more than labels.
+        kept: by the image's reader.
+        making: bytes of each pixel that results are made in, some rows at a time.
 
     Raises:
         OverBudgetError: not even the smallest tiles fit, or the network cannot be tiled.
     """
     check_result(size, result, memory)
     plan = plan_unbounded(size, card, tuple(stages))
-    if plan.bytes + result > memory:
-        return _cheapest_within(size, card, stages, memory, result)
+    if plan.bytes + result + made_at_once(math.prod(size), making) > memory:
+        return _cheapest_within(size, card, stages, memory, result, kept, making)
     return replace(plan, bytes=plan.bytes + result, result=result) if result else plan
 
 
@@ -150,20 +100,37 @@ def plan_unbounded(size: tuple[int, int], card: ModelCard, stages: tuple[Stage, 
 
 
 def _cheapest_within(
-    size: tuple[int, int], card: ModelCard, stages: Sequence[Stage], memory: float, result: int = 0
+    size: tuple[int, int],
+    card: ModelCard,
+    stages: Sequence[Stage],
+    memory: float,
+    result: int = 0,
+    kept: KeptRows = NOTHING_KEPT,
+    making: float = 0.0,
+    arena: float | None = None,
 ) -> Plan:
-    """The plan of the least work in tiles that take at most `memory` bytes. Raises OverBudgetError."""
+    """The plan of the least work in tiles that take at most `memory` bytes. Raises OverBudgetError.
+
+    `arena`: bytes of it for the runs of all stages, one after the other; None: each stage has what its own take.
+    """
     padded, stages = padded_size(*size, card), stages_in_tiles(card, stages)
     needed = _whole(padded, stages) + result
-    cost, taken = np.zeros(1), np.full(1, float(result))
+    cost, taken = np.zeros(1), np.full(1, float(result) + (arena or 0))
     grids: list[tuple[Grid, ...]] = [()]
     pixel: float = card.channels * np.dtype(card.dtype).itemsize
-    for stage in stages:
-        more, further, options = _options(stage, padded, card, pixel, 1 if grids == [()] else 0)
+    last = len(stages) - 1
+    for index, stage in enumerate(stages):
+        rows = kept if index == 0 else KeptRows(padded[1] * pixel)
+        more, further, options = tile_options(
+            stage, padded, card, pixel, rows, making if index == last else None, arena
+        )
+        if not options:
+            taken = np.full(1, math.inf)
+            break
         cost, taken = np.add.outer(cost, more).ravel(), np.add.outer(taken, further).ravel()
-        kept = _cheapest(cost, taken)
-        cost, taken = cost[kept], taken[kept]
-        grids = [(*grids[index // len(options)], options[index % len(options)]) for index in kept]
+        best = cheapest(cost, taken)
+        cost, taken = cost[best], taken[best]
+        grids = [(*grids[index // len(options)], options[index % len(options)]) for index in best]
         pixel = stage.output_bytes
     fitting = np.flatnonzero(taken <= memory)
     if not len(fitting):
@@ -181,24 +148,106 @@ def _cheapest_within(
         raise OverBudgetError(
             f"{need}, and in the smallest tiles it takes {_gb(least)}{why}; raise it with memory= (--memory)"
         )
-    best = fitting[np.argmin(cost[fitting])]
-    overhead = _overhead(stages, grids[best])
-    return Plan(size, padded, int(taken[best]), grids=grids[best], overhead=overhead, result=result)
+    chosen = fitting[np.argmin(cost[fitting])]
+    overhead = _overhead(stages, grids[chosen])
+    return Plan(size, padded, int(taken[chosen]), grids=grids[chosen], overhead=overhead, result=result)
 
 
-def plan_passes(size: tuple[int, int], card: ModelCard, pooled: Pooled, memory: float, result: int = 0) -> Plan:
+@lru_cache(maxsize=64)
+def plan_fine(
+    size: tuple[int, int],
+    card: ModelCard,
+    stages: tuple[Stage, ...],
+    memory: float,
+    weights: int,
+    result: int = 0,
+    kept: KeptRows = NOTHING_KEPT,
+    making: float = 0.0,
+) -> Plan | None:
+    """The plan of an image by an engine's stages for tiles alone; None where these do not fit.
+
+    Their runs find room in what those of the others left: memory is that of the largest of them. Arguments as of
+    plan_run.
+
+    Args:
+        weights: bytes of the stages' weights, which are in memory once more while they are open.
+    """
+    free, best = replace(card, whole=""), None
+    for share in ARENA_SHARES:
+        arena = (memory - weights) * share
+        try:
+            found = _cheapest_within(size, free, stages, memory - weights, result, kept, making, arena)
+        except OverBudgetError:
+            continue
+        if best is None or found.overhead < best.overhead:
+            best = found
+    return None if best is None else replace(best, bytes=best.bytes + weights, fine=True)
+
+
+def plan_passes(
+    size: tuple[int, int],
+    card: ModelCard,
+    pooled: Pooled,
+    memory: float,
+    result: int = 0,
+    kept: KeptRows = NOTHING_KEPT,
+    making: float = 0.0,
+) -> Plan:
     """Plan one image of a network that pools over the whole image: passes for its pooled values, then its scores.
 
     Each is run in tiles of its own, and gives its memory back before the next. Arguments and errors as of plan_run.
     """
     check_result(size, result, memory)
     free = replace(card, whole="")
-    plans = [_cheapest_within(size, free, chain, memory, result) for chain in pooled.chains]
+    plans = [_cheapest_within(size, free, chain, memory, result, kept, making) for chain in pooled.chains]
     works = [sum(stage.cost for stage in chain) for chain in pooled.chains]
     overhead = sum(work * plan.overhead for work, plan in zip(works, plans, strict=True)) / works[-1]
     *passes, last = plans
     needed = max(plan.bytes for plan in plans)
     return replace(last, bytes=needed, overhead=overhead, passes=tuple(plan.grids for plan in passes))
+
+
+def plan_engine(
+    size: tuple[int, int],
+    card: ModelCard,
+    stages: tuple[Stage, ...],
+    manifest: Manifest | None,
+    memory: float,
+    result: int = 0,
+    kept: KeptRows = NOTHING_KEPT,
+    making: float = 0.0,
+    fine: bool = True,
+) -> Plan:
+    """Plan one image by the stages of whole images where that is no more work, else by those for tiles, or in passes.
+
+    Args:
+        stages: of whole images.
+        manifest: of the engine, which tells of the others; None of an ONNX model.
+        fine: whether it may be by the stages for tiles alone.
+
+    Other arguments and errors as of plan_run.
+    """
+    plan, over = None, None
+    try:
+        plan = plan_run(size, card, stages, memory, result, kept, making)
+    except OverBudgetError as error:
+        if manifest is None:
+            raise
+        over = error
+    # Tiles that fit the caches are of the stages that they were measured with.
+    whole = plan is not None and plan.grids == plan_unbounded(size, card, stages).grids
+    much = plan is None or plan.overhead > WORK_WORTH_A_PLAN
+    if fine and not whole and much and manifest is not None and manifest.fine:
+        weights = sum(manifest.members[stage.file]["bytes"] for stage in manifest.stages)
+        other = plan_fine(size, card, manifest.fine, memory, WEIGHTS_OPENED * weights, result, kept, making)
+        if other is not None and (plan is None or other.overhead < plan.overhead):
+            return other
+    if plan is not None:
+        return plan
+    if manifest is None or manifest.pooled is None:
+        assert over is not None, "as there is no plan"
+        raise over
+    return plan_passes(size, card, manifest.pooled, memory, result, kept, making)
 
 
 def check_result(size: tuple[int, int], result: int, memory: float) -> None:
@@ -263,7 +312,7 @@ def plan_profile(size: tuple[int, int], card: ModelCard, stage: Stage, profiles:
             low, high = profile.min[axis], profile.max[axis]
             fitting = [
                 (work, length)
-                for length, work, shortest, longest in _lengths(padded[axis], stage, axis, card)
+                for length, work, shortest, longest in lengths_of(padded[axis], stage, axis, card)
                 if low <= shortest and longest <= high
             ]
             if fitting:
@@ -288,70 +337,6 @@ def _gb(count: float) -> str:
 def _overhead(stages: Sequence[Stage], grids: Sequence[Grid]) -> float:
     work = sum(stage.cost * grid.overhead for stage, grid in zip(stages, grids, strict=True))
     return work / sum(stage.cost for stage in stages)
-
-
-def _options(
-    stage: Stage, padded: tuple[int, int], card: ModelCard, pixel: float, ahead: int
-) -> tuple[Numbers, Numbers, list[Grid]]:
-    """Costs, bytes and grids, of those that no other beats in both.
-
-    Args:
-        pixel: bytes of the stage's input per pixel.
-        ahead: tiles whose input is read while another's is in work.
-    """
-    rows, columns = (np.array(_lengths(padded[axis], stage, axis, card), float) for axis in (0, 1))
-    lengths, work_y, _, tallest = rows.T[:, :, None]
-    _, work_x, _, widest = columns.T[:, None, :]
-    count = np.ceil(padded[0] / lengths) * np.ceil(padded[1] / columns[:, 0])
-    cost = stage.cost * (work_y * work_x + PIXELS_PER_RUN * count)
-    # Whole rows are kept between stages: those of a row of tiles, and what its halo reads of the stage before. What is
-    # new is joined to what is kept, twice in memory for that while.
-    between = padded[1] * (tallest * pixel + 2 * lengths * stage.output_bytes)
-    taken = stage.working_memory(tallest * widest) + between + ahead * tallest * widest * pixel
-    kept = _cheapest(cost.ravel(), taken.ravel())
-    tiles = [(int(rows[index // len(columns), 0]), int(columns[index % len(columns), 0])) for index in kept]
-    return cost.ravel()[kept], taken.ravel()[kept], [grid_of(padded, tile, stage, card) for tile in tiles]
-
-
-def _cheapest(cost: Numbers, taken: Numbers) -> npt.NDArray[np.intp]:
-    """Indices of the options that no other beats in both, by memory; of those of about one cost, the smallest."""
-    order = np.lexsort((cost, taken))
-    least = np.minimum.accumulate(cost[order])
-    steps = np.floor(np.log(np.maximum(least, np.finfo(float).tiny)) / ABOUT_THE_SAME)
-    return order[np.flatnonzero(np.diff(steps, prepend=np.inf))]
-
-
-def unit_of(stage: Stage, card: ModelCard) -> int:
-    """Pixels at whose multiples tiles begin."""
-    return math.lcm(stage.period, card.size_multiple)
-
-
-def grid_of(padded: tuple[int, int], tile: tuple[int, int], stage: Stage, card: ModelCard) -> Grid:
-    return Grid(padded, tile, stage.halo or (0, 0), card.smallest, unit_of(stage, card))
-
-
-def _lengths(side: int, stage: Stage, axis: int, card: ModelCard) -> Sequence[tuple[int, int, int, int]]:
-    """(length, pixels of all runs, shortest run, longest run) of the even divisions of a side, the longest first."""
-    if stage.halo is None:
-        return [(side, side, side, side)]
-    return _divisions(side, unit_of(stage, card), stage.halo[axis], card.smallest, stage.tile)
-
-
-@lru_cache(maxsize=256)  # the same for all stages, passes and budgets of an image
-def _divisions(
-    side: int, unit: int, halo: int, smallest: int, most: int | None
-) -> tuple[tuple[int, int, int, int], ...]:
-    """As _lengths says, of tiles that begin at multiples of `unit` and are `most` pixels long at most."""
-    units = -(-side // unit)
-    found = []
-    # The lengths that 1, 2, 3… even parts come to.
-    lengths = dict.fromkeys(-(-units // parts) * unit for parts in range(1, units + 1))
-    allowed = [length for length in lengths if most is None or length <= most] or [unit]
-    for length in allowed:
-        spans = Grid((side, side), (length, length), (halo, halo), smallest, unit).spans(0)
-        runs = [span.outer_stop - span.outer_start for span in spans]
-        found.append((length, sum(runs), min(runs), max(runs)))
-    return tuple(found)
 
 
 def available_memory() -> int:

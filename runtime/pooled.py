@@ -14,9 +14,10 @@ import numpy as np
 from .arrays import AnyArray, ImageSource
 from .backends.onnxruntime import session
 from .errors import DeployError, MisuseError, one_line
+from .grid import Grid, Span
 from .manifest import Interpolation, Pooled, Stage, Statistic
 from .model_card import ModelCard
-from .plan import Grid, Plan, Span
+from .plan import Plan
 from .prepare import prepare
 from .process_memory import give_back_freed
 from .resize_axis import axis_of
@@ -47,16 +48,18 @@ class PooledTiles:
         self._sessions: dict[str, InferenceSession] | None = {}
         self._opening = threading.Lock()
 
-    def bands(self, image: ImageSource, plan: Plan, start: int = 0) -> Iterator[Band]:
-        """The scores of an image, as score_bands gives them, by a plan of passes."""
+    def bands(
+        self, image: ImageSource, plan: Plan, start: int = 0, wanted: Callable[[], None] = lambda: None
+    ) -> Iterator[Band]:
+        """The scores of an image, as score_bands gives them, by a plan of passes; `wanted` raises once they are not."""
         values: dict[str, AnyArray] = {}
         for each, grids in zip(self._pooled.passes, plan.passes, strict=True):
             stride = each.stages[-1].stride
             totals = Totals(each.statistics, (_cells(plan.padded[0], stride[0]), _cells(plan.padded[1], stride[1])))
-            for top, _, band in self._chain(image, each.stages, grids, values, 0):
+            for top, _, band in self._chain(image, each.stages, grids, values, 0, wanted):
                 totals.add(top // stride[0], band)
             values |= totals.values()
-        yield from self._chain(image, self._pooled.stages, plan.grids, values, start)
+        yield from self._chain(image, self._pooled.stages, plan.grids, values, start, wanted)
 
     def run_whole(self, stage: Stage, before: Stage | None, size: tuple[int, int]) -> AnyArray:
         """What one stage gives for zeros, as for an image of `size` in one tile; `before`: the stage before it."""
@@ -72,11 +75,18 @@ class PooledTiles:
         self._sessions = None
 
     def _chain(
-        self, image: ImageSource, stages: tuple[Stage, ...], grids: tuple[Grid, ...], values: Values, start: int
+        self,
+        image: ImageSource,
+        stages: tuple[Stage, ...],
+        grids: tuple[Grid, ...],
+        values: Values,
+        start: int,
+        wanted: Callable[[], None],
     ) -> Iterator[Band]:
         padded = grids[0].padded
 
         def first(rows: Span, columns: Span) -> AnyArray:
+            wanted()
             part = prepare(part_of(image, grids[0], rows, columns), self._card)
             return self._run(stages[0], part, rows, columns, padded, values)
 

@@ -17,10 +17,12 @@ import numpy.typing as npt
 
 from .arrays import AnyArray, Image, Labels, size_of
 from .errors import MisuseError
+from .grid import Grid, Span, grid_of, unit_of
 from .network import Network
 from .no_data import Invalid, filled, marked
-from .plan import PIXELS_PER_RUN, Grid, Plan, Span, grid_of, unit_of
+from .plan import Plan
 from .refine import refined_labels
+from .tile_costs import PIXELS_PER_RUN
 from .upsampling import ScoreWindow, labels_from_scores
 
 Changed: TypeAlias = npt.NDArray[np.bool_]  # [rows, columns] of blocks of the padded image
@@ -88,7 +90,7 @@ class Reuse:
         before, self._last = self._last, None
         whole, invalid = filled(self._network.checked(image), self._network.card)
         # A copy: the caller may change it once its labels are there, and the next frame is compared with it.
-        frame = Frame(np.array(whole, order="C"), invalid, self._network.plan(*size_of(whole), kinds=LABELS))
+        frame = Frame(np.array(whole, order="C"), invalid, self._network.plan(*size_of(whole), fine=False))
         if before is not None and before.image.shape == frame.image.shape:
             changed = changed_blocks(before.image, frame.image, self._unit, frame.plan.padded)
             if self._parts(0, frame.plan, changed) is not None:

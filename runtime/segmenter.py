@@ -166,7 +166,7 @@ class Segmenter:
             MisuseError, DeployError: as for a call; no such output.
         """
         network = self.network
-        kinds = network.check_kinds(*kinds)
+        kinds = network.heads.check_kinds(*kinds)
         checked = network.checked(masked(image, valid))
         return network.run(checked, network.plan(checked.shape[0], checked.shape[1], kinds=kinds), kinds)
 
@@ -220,7 +220,7 @@ class Segmenter:
             MisuseError: `reuse` of a network that it is not for, or of another kind.
             Exception: what a call raises, after the labels of the images before; and what `images` raises.
         """
-        kinds = self.network.check_kinds(kind)
+        kinds = self.network.heads.check_kinds(kind)
         stream = Stream(self.network, kinds)
         if reuse and kinds != ("labels",):
             raise MisuseError(f"reuse is of labels, and the kind is {kind}; omit one of them")
@@ -245,7 +245,7 @@ class Segmenter:
         Raises:
             MisuseError, DeployError: as for a call.
         """
-        return ((top, results[0]) for top, results in self.network.bands_of(image, start, kind))
+        return map(_first, self.network.bands_of(image, start, kind))
 
     def warmup(self, sizes: Iterable[tuple[int, int]] | None = None) -> None:
         """Run at each (height, width), so that later calls of these sizes meet no first-time cost.
@@ -285,3 +285,8 @@ class Segmenter:
             network.input_range,
             network.heads.chosen or None,
         )
+
+
+def _first(band: tuple[int, tuple[AnyArray, ...]]) -> tuple[int, AnyArray]:
+    top, results = band
+    return top, results[0]

@@ -1,14 +1,19 @@
 """A network's stages run in tiles, from the top of an image to its bottom; each keeps the rows it still needs."""
 
+import math
+import threading
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 import numpy as np
 
 from .arrays import AnyArray, Floats, ImageSource
+from .grid import Grid, Span
 from .manifest import Upsampling
-from .plan import Grid, Span
 from .upsampling import ScoreWindow, last_cells
 
+T = TypeVar("T")
 # First row and row after the last, in padded pixels, and what a stage makes of them: [K, h, w].
 Band = tuple[int, int, AnyArray]
 # A tile of the image, or of the features before: rows and columns in padded pixels → [K, h, w].
@@ -23,13 +28,17 @@ class Rows:
     def __init__(self, bands: Iterator[Band], stride: tuple[int, int]) -> None:
         self._bands, self._stride = bands, stride
         self._kept: list[Band] = []
+        self._buffer: AnyArray = np.empty(0, np.uint8)
 
     def part(self, rows: Span, columns: Span) -> AnyArray:
-        """[1, C, h, w] of what a tile is computed from. Rows above it are forgotten: tiles come from top to bottom."""
+        """[1, C, h, w] of what a tile is computed from, until the next is asked for.
+
+        Rows above it are forgotten: tiles come from top to bottom.
+        """
+        self._forget(rows.outer_start)
         while not self._kept or self._kept[-1][1] < rows.outer_stop:
             self._kept.append(next(self._bands))
-        while self._kept[0][1] <= rows.outer_start:
-            del self._kept[0]
+            self._forget(rows.outer_start)
         parts = []
         for top, bottom, band in self._kept:
             start, stop = max(top, rows.outer_start), min(bottom, rows.outer_stop)
@@ -37,7 +46,15 @@ class Rows:
                 high, wide = self._stride
                 across = slice(columns.outer_start // wide, _cells(columns.outer_stop, wide))
                 parts.append(band[:, (start - top) // high : _cells(stop - top, high), across])
-        return np.ascontiguousarray(np.concatenate(parts, axis=1))[None]
+        shape = len(parts[0]), sum(part.shape[1] for part in parts), parts[0].shape[2]
+        count, dtype = math.prod(shape), parts[0].dtype
+        if len(self._buffer) < count or self._buffer.dtype != dtype:
+            self._buffer = np.empty(count, dtype)  # kept: a fresh one costs page faults for every tile
+        return np.concatenate(parts, axis=1, out=self._buffer[:count].reshape(shape))[None]
+
+    def _forget(self, above: int) -> None:
+        while self._kept and self._kept[0][1] <= above:
+            del self._kept[0]
 
 
 def part_of(image: ImageSource, grid: Grid, rows: Span, columns: Span) -> AnyArray:
@@ -111,7 +128,27 @@ def _bands(grid: Grid, stride: tuple[int, int], compute: Compute, start: int) ->
             left = across.start // wide
             band[:, :, left : left + width] = result[:, y : y + height, x : x + width]
         assert band is not None, "an image has columns"
-        yield rows.start, rows.stop, band
+        made = [band]
+        del band, result  # while it waits here it holds nothing
+        yield rows.start, rows.stop, made.pop()
+
+
+def one_ahead(items: Iterator[T], stop: threading.Event) -> Iterator[T]:
+    """Items, of which the next is made in a thread of its own while the caller is at work with one.
+
+    Where the caller stops before the end `stop` is set, which `items` should heed, and what runs is waited for.
+    """
+    with ThreadPoolExecutor(1, thread_name_prefix="fcn-deploy") as pool:
+        try:
+            coming = pool.submit(next, items, None)
+            while True:
+                made: list[T] = [item for item in (coming.result(),) if item is not None]
+                if not made:
+                    return
+                coming = pool.submit(next, items, None)
+                yield made.pop()  # not held here while the caller has it
+        finally:
+            stop.set()
 
 
 def ready_windows(

@@ -21,6 +21,7 @@ MOST_POSSIBLE_CLASSES = 4  # classes that may win in a cell; where more may (few
 CHUNK = 2 << 20  # score values interpolated at a time: bounds the working memory on noisy scores
 # Values of the result made at a time, where all are interpolated: a few of these fit a core's cache.
 VALUES_AT_A_TIME = 1 << 18
+PIXELS_AT_A_TIME = 1 << 22  # whose labels are made at once: several copies of them are
 KINDS = ("labels", "probabilities", "masks", "values")  # of results
 LABEL_KINDS = ("labels", "refined")  # the second: labels whose borders follow the image's, of a network that may refine
 
@@ -74,6 +75,12 @@ class ScoreWindow:
         """Columns of pixels wanted."""
         return self.size[1] if self.columns is None else self.columns[1] - self.columns[0]
 
+    def needed(self, upsampling: Upsampling) -> "ScoreWindow":
+        """The same without the rows of scores that its rows of pixels are not made of."""
+        first, stop = _cells_read(upsampling, 0, self.cells, self.padded[0], *self.rows)
+        first = max(first, self.first)
+        return replace(self, scores=self.scores[:, first - self.first : stop - self.first], first=first)
+
     def part(self, upsampling: Upsampling, rows: tuple[int, int], columns: tuple[int, int]) -> "ScoreWindow":
         """Of a whole image: a rectangle of its pixels, with the scores that these are made of."""
         read = [
@@ -119,19 +126,17 @@ def result_from_scores(
         return masks_from_scores(window, upsampling, card, out)
     if kind != "labels":
         return values_from_scores(window, upsampling, card, out, probabilities=kind == "probabilities")
-    labels = labels_from_scores(window, upsampling, card)
-    if out is None:
-        return labels
-    out[:] = labels
-    return out
+    return labels_from_scores(window, upsampling, card, out)
 
 
-def labels_from_scores(window: ScoreWindow, upsampling: Upsampling, card: ModelCard) -> Labels:
+def labels_from_scores(
+    window: ScoreWindow, upsampling: Upsampling, card: ModelCard, out: Labels | None = None
+) -> Labels:
     """Labels, [rows, width] uint8, or uint16 for more than 256 classes. Arguments as for `result_from_scores`."""
     scores = np.asarray(window.scores, np.float32)
     if card.activation != "softmax":
         scores = against(scores, card.score_threshold)
-    return _best(window.holding(scores), upsampling, np.dtype(card.label_dtype))
+    return _best_by_rows(window.holding(scores), upsampling, np.dtype(card.label_dtype), out)
 
 
 def masks_from_scores(window: ScoreWindow, upsampling: Upsampling, card: ModelCard, out: Masks | None = None) -> Masks:
@@ -143,7 +148,7 @@ def masks_from_scores(window: ScoreWindow, upsampling: Upsampling, card: ModelCa
     thresholds = card.thresholds if upsampling.activated else card.score_thresholds
     for mask, score, threshold in zip(out, np.asarray(window.scores, np.float32), thresholds, strict=True):
         two = against(score[None], threshold)
-        mask[:] = _best(window.holding(two), upsampling, np.dtype(np.uint8))
+        _best_by_rows(window.holding(two), upsampling, np.dtype(np.uint8), mask.view(np.uint8))
     return out
 
 
@@ -178,6 +183,19 @@ def values_from_scores(
 def against(scores: Floats, threshold: float) -> Floats:
     """One score as two classes, of which the second is best where the score is above its threshold."""
     return np.concatenate([np.full_like(scores, threshold), scores])
+
+
+def _best_by_rows(window: ScoreWindow, upsampling: Upsampling, dtype: LabelDtype, out: Labels | None = None) -> Labels:
+    """The best class of each pixel of the window, a few rows at a time: what is copied on the way stays small."""
+    start, stop = window.rows
+    step = max(1, PIXELS_AT_A_TIME // window.width)
+    if out is None and stop - start <= step:
+        return _best(window.needed(upsampling), upsampling, dtype)
+    labels: Labels = np.empty((stop - start, window.width), dtype) if out is None else out
+    for top in range(start, stop, step):
+        bottom = min(top + step, stop)
+        labels[top - start : bottom - start] = _best(window.of_rows(top, bottom).needed(upsampling), upsampling, dtype)
+    return labels
 
 
 def _best(window: ScoreWindow, upsampling: Upsampling, dtype: LabelDtype) -> Labels:

@@ -97,7 +97,8 @@ def one_convolution(folder: Path, card) -> Path:
     from helpers import onnx_model
 
     weights = np.random.default_rng(0).normal(size=(card.scores, card.channels, 3, 3)).astype(np.float32)
-    model = onnx_model([onnx.helper.make_node("Conv", ["image", "w"], ["scores"], pads=[1] * 4)], {"w": weights})
+    node = onnx.helper.make_node("Conv", ["image", "w"], ["scores"], pads=[1] * 4)
+    model = onnx_model([node], {"w": weights}, takes=("N", card.channels, "H", "W"))
     model.metadata_props.add(key="fcn_deploy.card", value=card.to_json())
     onnx.save(model, folder / "one.onnx")
     build_engine(import_model(folder / "one.onnx"), folder / "one.engine", BuildConfig(latency_sizes=[(8, 8)]))

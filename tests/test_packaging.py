@@ -145,3 +145,12 @@ def test_python_m_runtime_infer_works_by_the_shim_and_in_a_clone(installed, tmp_
         [installed / "python", "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, check=True
     )
     assert Path(done.stdout.strip()) == ROOT / "runtime" / "infer.py"
+
+
+def test_onnxruntime_keeps_nothing_of_its_users_in_their_home(tmp_path):
+    program = "import fcn_deploy.runtime, onnxruntime, time; time.sleep(0.5)"
+    kept = {key: value for key, value in os.environ.items() if key not in ("XDG_CACHE_HOME", "ORT_DISABLE_TELEMETRY")}
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=kept | {"HOME": str(tmp_path)}, capture_output=True, text=True
+    )
+    assert done.returncode == 0 and not list(tmp_path.rglob("*onnxruntime*")), done.stderr

@@ -45,13 +45,15 @@ class TuningOptions:
         backends: of CPU_BACKENDS, the preferred first.
         fewer_threads: try fewer than one per physical core too, for the report.
         seconds: of measuring, at most, but for first runs.
-        stages: that the core is cut into for images in tiles, at most.
+        stages: that the core is cut into, at most.
+        fine: cut it further once more, for images that memory does not hold alone.
     """
 
     backends: tuple[str, ...] = ("onnxruntime",)
     fewer_threads: bool = False
     seconds: float = TUNING_SECONDS
     stages: int = DEFAULT_STAGES
+    fine: bool = True
 
     def __post_init__(self) -> None:
         if wrong := [name for name in self.backends if name not in CPU_BACKENDS]:

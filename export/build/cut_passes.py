@@ -21,10 +21,11 @@ from fcn_deploy.export.passes.open_pooling import NotPooledError, OpenedModel, l
 from fcn_deploy.export.tolerances import REORDERED_SUMS
 from fcn_deploy.runtime.backends.onnxruntime import session
 from fcn_deploy.runtime.errors import DeployError, OverBudgetError
+from fcn_deploy.runtime.grid import Grid, Span, grid_of, unit_of
 from fcn_deploy.runtime.manifest import Interpolation, Pass, Pooled, Stage, Statistic
 from fcn_deploy.runtime.model_card import ModelCard
 from fcn_deploy.runtime.noise_image import natural_noise
-from fcn_deploy.runtime.plan import Grid, Plan, Span, grid_of, plan_passes, unit_of
+from fcn_deploy.runtime.plan import Plan, plan_passes
 from fcn_deploy.runtime.pooled import PooledTiles, interpolation_inputs
 from fcn_deploy.runtime.prepare import padded_size, prepare
 from onnx import ModelProto, helper

@@ -19,15 +19,17 @@ from fcn_deploy.export.build.working_memory import measure_tensors, working_memo
 from fcn_deploy.export.tolerances import REORDERED_SUMS
 from fcn_deploy.runtime.backends.onnxruntime import session
 from fcn_deploy.runtime.errors import OverBudgetError
+from fcn_deploy.runtime.grid import Grid
 from fcn_deploy.runtime.manifest import Stage
 from fcn_deploy.runtime.model_card import ModelCard
 from fcn_deploy.runtime.noise_image import natural_noise
-from fcn_deploy.runtime.plan import Grid, plan_run, stages_in_tiles
+from fcn_deploy.runtime.plan import plan_run, stages_in_tiles
 from fcn_deploy.runtime.prepare import padded_size, prepare
 from onnx import ModelProto, NodeProto
 
 # The cut is the best on average for this image and these bytes.
 REFERENCE_SIZE, REFERENCE_BUDGETS = (4096, 4096), (1e8, 2e8, 5e8, 2e9)
+VALUE_COST = 10  # multiplications in whose time a value is read or written, about (measured by stages, 2 cores)
 CUT_WORTH = 0.95  # a cut is made where it leaves so much of the work at most
 
 
@@ -139,13 +141,15 @@ def _part(model: ModelProto, card: ModelCard, tensors: Mapping[str, np.ndarray],
 
 
 def work_of(node: NodeProto, tensors: Mapping[str, np.ndarray]) -> int:
-    """Multiplications and additions of a node, roughly; what only moves values counts a few for each."""
+    """Multiplications and additions of a node, and what its values cost to be read and written: by time, roughly."""
     values = sum(tensors[name].size for name in node.output if name in tensors)
+    read = tensors[node.input[0]].size if node.input and node.input[0] in tensors else 0
+    moved = VALUE_COST * (values + read)
     if node.op_type == "Conv" and node.input[1] in tensors:
-        return values * math.prod(tensors[node.input[1]].shape[1:])
+        return values * math.prod(tensors[node.input[1]].shape[1:]) + moved
     if node.op_type == "ConvTranspose" and node.input[1] in tensors:
-        return tensors[node.input[0]].size * math.prod(tensors[node.input[1]].shape[1:])
-    return 4 * values
+        return tensors[node.input[0]].size * math.prod(tensors[node.input[1]].shape[1:]) + moved
+    return moved
 
 
 def _checked_on_strips(parts: Sequence[Part], card: ModelCard) -> tuple[Part, ...]:

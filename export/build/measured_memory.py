@@ -19,7 +19,8 @@ from fcn_deploy.runtime.process_memory import forget_highest, give_back_freed, h
 
 # Of the images that are run, in pixels. What an arena takes does not grow evenly: powers of two alone mislead. The
 # largest, where they take little: what this process has freed and takes again would hide a run of some megabytes.
-SIDES = (128, 256, 362, 512, 724, 1024, 1448, 2048)
+SIDES = (128, 256, 362, 512, 724, 1024, 1448, 2048, 2896, 4096)
+COMMON_SIDE, LARGE_BYTES = 2048, 1e9  # beyond this side those alone that take less: late stages, whose tiles are large
 SHARE = 1 / 4  # of the memory that is free, for one such run at most
 MOST_BYTES = 3e9
 MOST_SECONDS = 10.0  # of one stage's runs together; the next size takes about four times the last
@@ -39,20 +40,31 @@ def with_measured_memory(draft: Draft, threads: int | None = None) -> Draft:
     below it. Where memory cannot be looked at (no Linux), or a run fails, the estimate of the graph stays.
     """
     manifest, card = draft.manifest, draft.manifest.card
-    stages, pooled = list(manifest.stages), manifest.pooled
+    pooled = manifest.pooled
     sizes = list(dict.fromkeys(padded_size(side, side, card) for side in SIDES))
     with draft.opened(threads) as net:
-        part = np.zeros((*padded_size(1, 1, card), card.channels), card.dtype)
-        for index, stage in enumerate(stages):
-            before = stages[index - 1] if index else None
-            try:
-                stages[index] = with_law_of(stage, _seen(net.backend, index, part, before, sizes, stage))
-                part = net.backend.run_stage(index, part)[None]
-            except DeployError:
-                break
+        stages = _measured(net.backend, manifest.stages, card, sizes)
+        net.backend.release()
+        fine = _measured(net.fine_backend, manifest.fine, card, sizes) if manifest.fine else ()
         if pooled is not None:
             pooled = _measured_passes(pooled, card, draft.members, sizes, threads)
-    return Draft(replace(manifest, stages=tuple(stages), pooled=pooled), draft.members)
+    return Draft(replace(manifest, stages=stages, fine=fine, pooled=pooled), draft.members)
+
+
+def _measured(
+    backend: Backend, given: Sequence[Stage], card: ModelCard, sizes: Sequence[tuple[int, int]]
+) -> tuple[Stage, ...]:
+    """Stages, with what they take in the backend that runs them."""
+    stages = list(given)
+    part = np.zeros((*padded_size(1, 1, card), card.channels), card.dtype)
+    for index, stage in enumerate(stages):
+        before = stages[index - 1] if index else None
+        try:
+            stages[index] = with_law_of(stage, _seen(backend, index, part, before, sizes, stage))
+            part = backend.run_stage(index, part)[None]
+        except DeployError:
+            break
+    return tuple(stages)
 
 
 def with_law_of(stage: Stage, seen: Sequence[tuple[int, int]]) -> Stage:
@@ -117,7 +129,8 @@ def _taken(
     for size in sizes:
         pixels = math.prod(size)
         expected = max(stage.working_memory(pixels), *(taken * (pixels / area) ** 2 for area, taken in seen[-1:]), 0)
-        if seen and expected > min(MOST_BYTES, available_memory() * SHARE):
+        most = min(MOST_BYTES if pixels <= COMMON_SIDE**2 else LARGE_BYTES, available_memory() * SHARE)
+        if seen and expected > most:
             break
         if time.perf_counter() - started > MOST_SECONDS / 4:
             break

@@ -115,8 +115,8 @@ class TargetOptions:
         int | None,
         typer.Option(
             min=1,
-            help="Parts that the network is cut into on CPUs, at most: five make images that are run in tiles faster, "
-            "and small ones slower [default: 2].",
+            help="Parts that the network is cut into on CPUs, at most; ONNX Runtime runs images that memory does not "
+            "hold in more [default: 2].",
         ),
     ] = None
 

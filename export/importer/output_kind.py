@@ -27,17 +27,8 @@ NAMED = {
 # Of these, what the last layer's weights are hardly called by chance.
 OF_LAYERS = frozenset(NAMED) - {"vector", "vectors", "depth", "normal", "normals", "box", "boxes"}
 AFTER_LAYERS = (
-    "Identity",
-    "Transpose",
-    "Resize",
-    "Upsample",
-    "Cast",
-    "Tanh",
-    "Relu",
-    "Slice",
-    "Add",
-    "BatchNormalization",
-)
+    "Identity", "Transpose", "Resize", "Upsample", "Cast", "Tanh", "Relu", "Slice", "Add", "BatchNormalization",
+)  # fmt: skip
 INSTANCES = ("segment", "detect", "pose", "obb")  # tasks that exporters write into metadata
 COEFFICIENTS = 5  # of a detection beside those of its mask: a box and a class at least
 MANY = 4  # maps beside one that ends in a Sigmoid
@@ -100,12 +91,20 @@ def kind_of_output(
     if count > 1 and (node := _unit_length(index, name)) is not None:
         return OutputKind("embeddings", f"node {node.name or node.output[0]} brings them to length 1")
     if count >= MANY and last_activation(index, name) is None:
-        for other, shape in others.items():
-            alike = find_map_axes([side if isinstance(side, int) else 0 for side in shape], size)
-            one = alike is not None and alike.factor == axes.factor and _channels(shape, alike) == 1
-            end = last_activation(index, other) if one else None
-            if one and (other in shares or (end is not None and end.op_type == "Sigmoid")):
-                return OutputKind("distances or classes", f"beside {other}, which ends in a Sigmoid", asked=True)
+        return _beside_a_share(index, others, axes.factor, size, shares)
+    return None
+
+
+def _beside_a_share(
+    index: GraphIndex, others: Shapes, factor: int, size: tuple[int, int], shares: Collection[str]
+) -> OutputKind | None:
+    """Distances, perhaps, beside one map of as many places that is between 0 and 1."""
+    for other, shape in others.items():
+        alike = find_map_axes([side if isinstance(side, int) else 0 for side in shape], size)
+        one = alike is not None and alike.factor == factor and _channels(shape, alike) == 1
+        end = last_activation(index, other) if one else None
+        if one and (other in shares or (end is not None and end.op_type == "Sigmoid")):
+            return OutputKind("distances or classes", f"beside {other}, which ends in a Sigmoid", asked=True)
     return None
 
 

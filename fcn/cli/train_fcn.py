@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 from fcn_deploy.fcn.cli.options import Data, MaskColors, MaskValues
 from fcn_deploy.fcn.recipes import CLASS_WEIGHTS, RECIPES, SCHEDULES, Recipe, described, named
-from fcn_deploy.runtime.command import Force, InputRange, NoData, Strict, Threads, run
+from fcn_deploy.runtime.command import Force, InputRange, NoData, Strict, Threads, print_note, run
 from fcn_deploy.runtime.errors import DeployError, MisuseError
 from fcn_deploy.runtime.extras import need
 from fcn_deploy.runtime.files import check_writable, refuse_existing
@@ -203,13 +203,15 @@ def train_fcn(
     if (card.channels, card.dtype) != (3, "uint8"):
         shown = (", ".join(f"{value:g}" for value in values) for values in (card.mean, card.std))
         print("images of {} bands of {}, mean {}, std {}".format(card.channels, card.dtype, *shown), flush=True)
-    with _progress(how.epochs) as (on_step, on_epoch):
+    with _progress(how) as (on_step, on_epoch):
         progress = train(checkpoint, images, validation, how, out, resume=resume, on_step=on_step, on_epoch=on_epoch)
-    if progress.history:  # what was counted: labels of pixels without data are not
-        found = [each["val_class_iou"] for each in progress.history if each["val_class_iou"] is not None]
-        judged = min([judged, *(sum(iou is not None for iou in each.values()) for each in found)])
+    found = [each["val_class_iou"] for each in progress.history if each["val_class_iou"] is not None]
+    # What was counted: labels of pixels without data are not.
+    judged = min([judged, *(sum(iou is not None for iou in each.values()) for each in found)])
     alone = " over a single class, which says nothing of the others" if judged == 1 else ""
-    print(f"best epoch {progress.best_epoch}: val mIoU {progress.best_miou:.4f}{alone} → {out}; log: {log_path(out)}")
+    of = "" if how.validate_every == 1 else f" of {len(found)} validated"
+    best = f"best epoch{of}: {progress.best_epoch}," if of else f"best epoch {progress.best_epoch}:"
+    print(f"{best} val mIoU {progress.best_miou:.4f}{alone} → {out}; log: {log_path(out)}")
 
 
 train_fcn.__doc__ = "\n\n".join((
@@ -377,8 +379,8 @@ def _say_what_is_absent(images: "LabelledImages", validation: "LabelledImages", 
 
 
 @contextmanager
-def _progress(epochs: int) -> Iterator[tuple[Callable[[int, int, float], None], Callable[[dict[str, Any]], None]]]:
-    """What is called after each step and each epoch: a bar, and a line."""
+def _progress(recipe: "Recipe") -> Iterator[tuple[Callable[[int, int, float], None], Callable[[dict[str, Any]], None]]]:
+    """What is called after each step and each epoch: a bar, a line, and one note where validation takes longer."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -393,10 +395,21 @@ def _progress(epochs: int) -> Iterator[tuple[Callable[[int, int, float], None], 
         def on_epoch(record: dict[str, Any]) -> None:
             judged = "" if record["val_miou"] is None else f"val mIoU {record['val_miou']:.4f}  "
             print(
-                f"epoch {record['epoch']:>3}/{epochs}  loss {record['loss']:.4f}  {judged}"
+                f"epoch {record['epoch']:>3}/{recipe.epochs}  loss {record['loss']:.4f}  {judged}"
                 f"{record['seconds']:.0f} s{'  best' if record['best'] else ''}",
                 flush=True,
             )
+            if record["epoch"] == recipe.validate_every:  # the first that is validated
+                advise(record)
+
+        def advise(record: dict[str, Any]) -> None:
+            validating = record["val_seconds"]
+            training = recipe.validate_every * (record["seconds"] - validating)
+            if fewer := recipe.fewer_validations(training, validating):
+                print_note(
+                    f"validation took {validating:.1f} s and the training before it {training:.1f} s; with "
+                    f"--validate-every {fewer} they would take about as long (and the best epoch be one of fewer)"
+                )
 
         yield on_step, on_epoch
 

@@ -4,7 +4,9 @@ import json
 import os
 import tempfile
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +31,7 @@ def session(
     providers: Sequence[str | tuple[str, dict[str, Any]]] = ("CPUExecutionProvider",),
     profile_to: Path | None = None,
     devices: Sequence[Any] = (),
+    weights: Mapping[str, bytes] | None = None,
 ) -> "InferenceSession":
     """An ONNX Runtime session.
 
@@ -39,6 +42,8 @@ def session(
         arena: False gives memory back after each run, so that it does not grow over changing sizes.
         providers: of ONNX Runtime, the first that can run a node does.
         devices: of a provider that is a plugin, instead of `providers`.
+        weights: name → content of the files that its weights are in. Such sessions have one arena together, as they run
+            one after the other.
         profile_to: begin of the name of a file, to which end_profiling() writes what each node took.
 
     Raises:
@@ -57,6 +62,14 @@ def session(
     options.enable_cpu_mem_arena = arena
     # Waiting threads that spin slow whatever else uses the cores: decoding, upsampling, another engine.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if weights is not None:
+        options.add_external_initializers_from_files_in_memory(
+            list(weights), list(weights.values()), [len(content) for content in weights.values()]
+        )
+        _share_arena()
+        options.add_session_config_entry("session.use_env_allocators", "1")
+        # Weights stay as long as a session does: among what runs take they would keep regions from being given back.
+        options.add_session_config_entry("session.use_device_allocator_for_initializers", "1")
     if profile_to is not None:
         options.enable_profiling, options.profile_file_prefix = True, str(profile_to)
     if not optimise:
@@ -69,6 +82,18 @@ def session(
         return onnxruntime.InferenceSession(source, options, providers=list(providers))
     except Exception as error:  # ONNX Runtime's errors share no base class but Exception
         raise DeployError(f"ONNX Runtime cannot load the model: {one_line(error)}") from error
+
+
+@cache
+def _share_arena() -> None:
+    """Have ONNX Runtime make one arena for all sessions of the process that ask for it."""
+    import onnxruntime
+
+    info = onnxruntime.OrtMemoryInfo(
+        "Cpu", onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, onnxruntime.OrtMemType.DEFAULT
+    )
+    with suppress(Exception):  # of ONNX Runtime: somebody else in this process has made one
+        onnxruntime.create_and_register_allocator(info, onnxruntime.OrtArenaCfg({}))
 
 
 def physical_cores(processors: Path = Path("/sys/devices/system/cpu")) -> int:
@@ -95,6 +120,7 @@ class OnnxRuntimeSession:
         target: `cpu`, or a key of ORT_TARGETS.
         device: index of the GPU.
         source: names the engine in errors.
+        weights: as for `session`, on the CPU.
     """
 
     def __init__(
@@ -106,11 +132,12 @@ class OnnxRuntimeSession:
         target: str = "cpu",
         device: int = 0,
         source: str = "the engine",
+        weights: Mapping[str, bytes] | None = None,
     ) -> None:
         self.session: InferenceSession | None
         self._on_cpu = target == "cpu"
         if target == "cpu":
-            self.name, opened = "onnxruntime", session(model, threads)
+            self.name, opened = "onnxruntime", session(model, threads, weights=weights)
         elif target == "ort-rtx":
             self.name = f"onnxruntime, {ORT_TARGETS[target]}"
             with quietly():

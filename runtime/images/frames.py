@@ -13,8 +13,9 @@ from ..errors import DeployError
 MATRICES = {1: 1, 4: 4, 5: 5, 6: 5, 7: 7, 9: 9}
 UNSAID = (0, 2, 3)  # RGB (in a frame that is not), unspecified, reserved
 BT601, BT709 = 5, 1
-FULL = 2  # the range of samples, by FFmpeg's number; 1 is limited, 0 not told
+LIMITED, FULL = 1, 2  # the range of samples, by FFmpeg's number; 0 is not told
 HDR = {16: "PQ", 18: "HLG"}  # H.273, table 3 (transfer characteristics)
+WIDENED = np.rint((np.arange(256) - 16) * (255 / 219)).clip(0, 255).astype(np.uint8)  # limited samples at full range
 ONE = 1 << 16  # in a display matrix
 
 
@@ -34,7 +35,16 @@ def pixels_of(frame: Any, channels: int) -> NDArray[Any]:
         if frame.color_range == FULL or form.name.startswith("yuvj"):
             kinds["src_color_range"] = FULL
     pixels = frame.to_ndarray(format="rgb24" if channels == 3 else "gray", **kinds)
+    if form.name.startswith(("gray", "ya")) and frame.color_range == LIMITED:  # FFmpeg's converter takes grey for full
+        pixels = WIDENED[pixels]
     return upright(pixels.reshape(frame.height, frame.width, -1), display_matrix(frame))
+
+
+def alpha_of(frame: Any) -> NDArray[Any] | None:
+    """A frame's alpha upright, [H, W, 1] uint8; None where its format has none."""
+    if not any(component.is_alpha for component in frame.format.components):
+        return None
+    return upright(frame.to_ndarray(format="rgba")[:, :, 3:], display_matrix(frame))
 
 
 def matrix_of(frame: Any) -> int:

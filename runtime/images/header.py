@@ -87,7 +87,7 @@ def read_header(path: str | os.PathLike[str], max_pixels: int = DEFAULT_MAX_PIXE
             with open_pillow(path, max_pixels) as picture:
                 header = _picture(picture, path, page)
         if page is not None and not 0 <= page < header.pages:
-            raise MisuseError(f"page {page}, and {path} holds {header.pages}, counted from 0; choose another --page")
+            raise MisuseError(f"page {page}, and {path} holds {header.pages}, counted from 0; choose another page")
         check_pixels(header.size, max_pixels, path)
     return replace(header, page=page)
 

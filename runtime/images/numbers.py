@@ -70,6 +70,10 @@ class ReadOptions:
         """Say what looks wrong with a file, once a run for each `kind`. Raises DoubtfulError where strict."""
         if self.strict:
             raise DoubtfulError(f"{remark} (refused by --strict)")
+        self.mention(kind, remark)
+
+    def mention(self, kind: str, remark: str) -> None:
+        """Say what is to be known of a file, once a run for each `kind`."""
         with self._lock:
             first = kind not in self._named
             self._named.add(kind)

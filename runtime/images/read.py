@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import MisuseError
+from ..kept_rows import NOTHING_KEPT, KeptRows
 from ..model_card import ModelCard
 from ..no_data import filled, masked, over_bands
 from ..value_range import GRIDS, Range, limits_within, percentiles, scaled, windows
@@ -28,14 +29,27 @@ from .header import DEFAULT_MAX_PIXELS, Header, open_npy, read_header, reading
 from .numbers import ReadOptions, apart, beyond, doubtful, value_of, wide_type
 from .pillow import open_pillow
 from .ranged import opened
-from .sidecars import mask_beside, no_data_beside, one_no_data, told_beside
-from .tiff import ORIENTATION, TURNS, Read, as_read, lay_out, mask_reader, no_data_text, reader, tagged_no_data, turned
+from .sidecars import mask_beside, no_data_beside, one_no_data, scales_of, scales_told, told_beside
+from .tiff import (
+    ORIENTATION,
+    TURNS,
+    Read,
+    as_read,
+    kept_rows,
+    lay_out,
+    mask_reader,
+    no_data_text,
+    reader,
+    tagged_no_data,
+    turned,
+)
 
 if TYPE_CHECKING:
     from PIL import Image as Pictures
 
 log = logging.getLogger(__name__)
 
+GDAL_METADATA = 42112  # the tag
 COMMON = ReadOptions()  # of those who say nothing: what looks wrong is named once a process
 
 
@@ -55,6 +69,8 @@ class StoredImage:
         no_data: a value that is none, by GDAL's tag.
         mask: reads likewise where the file's own mask has data: [h, w, 1], 0 where there is none.
         turned: whether it is stored turned, by its orientation.
+        kept: in memory, beside a part that is read.
+        scales: what the file says that its numbers are to be scaled by, in words.
     """
 
     path: Path
@@ -67,6 +83,8 @@ class StoredImage:
     no_data: float | None = None
     mask: Read | None = None
     turned: bool = False
+    kept: KeptRows = NOTHING_KEPT
+    scales: str = ""
 
 
 @dataclass(frozen=True)
@@ -151,6 +169,12 @@ def fit_of(stored: StoredImage, card: ModelCard, options: ReadOptions) -> Fit:
 def _look(values: NDArray[Any], fit: Fit, options: ReadOptions) -> None:
     """Name a file whose values are not the network's."""
     stored, card, limits = fit.stored, fit.card, fit.limits
+    if limits is None and stored.scales:
+        options.mention(
+            "scales",
+            f"{stored.path} says that its numbers are to be taken {stored.scales}, which is not done: the network is "
+            "shown them as they are stored, as rasterio reads them",
+        )
     if options.no_data is None and (alone := apart(stored.path, values)) is not None:
         options.name("apart", alone[1])
         values = values[values != alone[0]]
@@ -242,12 +266,13 @@ def open_stored(header: Header, card: ModelCard, options: ReadOptions = COMMON) 
                     dataset_tags(raster.dataset) if raster.georeferenced else (),
                     None if palette or each else raster.dataset.nodatavals[0],
                     None if each and options.no_data is not None else raster.mask,
+                    scales=scales_told(raster.dataset.scales, raster.dataset.offsets),
                 )  # fmt: skip
             else:
                 stored = _picture(header, card, options.channels is not None)
                 if header.mode != "P":  # a palette's colours are not the numbers of no data
                     beside = one_no_data(header.path, no_data_beside(header.path), options)
-                    stored = replace(stored, no_data=beside)
+                    stored = replace(stored, no_data=beside, scales=scales_of(header.path))
             if header.format not in ("NPY", "GDAL") and not header.page and stored.mask is None:
                 stored = replace(stored, mask=mask_beside(stack, header.path, stored.size, stored.turned))
             if options.channels is not None:
@@ -282,9 +307,11 @@ def _tiff(file: Any, header: Header, card: ModelCard, options: ReadOptions) -> S
     if no_data is None and options.no_data is None and (text := no_data_text(layout)):
         said = f"{path} has a no-data tag that begins with no number ({text[:40]!r}), and is ignored"
         options.name("no-data tag", f"{said}: name the value with --nodata")
+    mask = mask_reader(file, layout, path)
     return StoredImage(
         path, layout.upright, reader(layout, path), layout.bits, layout.colours, layout.alpha, tags,
-        None if palette else no_data, mask_reader(file, layout, path), layout.turned != 1,
+        None if palette else no_data, mask, layout.turned != 1, kept_rows(layout, mask is not None),
+        scales_of(path, str(layout.keyframe.tags.valueof(GDAL_METADATA, ""))),
     )  # fmt: skip
 
 

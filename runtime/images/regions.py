@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import DeployError
+from ..kept_rows import NOTHING_KEPT, KeptRows
 from ..model_card import ModelCard
 from .georeference import Tag, all_tags, beside
 from .header import file_kind, read_header, reading
@@ -30,18 +32,26 @@ BY_SUFFIX = {  # what a file is that may have others beside it, as far as its na
 class Regions:
     """An image file read where it is asked for: `image[top:bottom, left:right]` → [h, w, C] as the card says.
 
+    One thread asks at a time, any one; what it expects is read in another.
+
     Args:
         shape, dtype: of the whole.
         read: (top, bottom, left, right) → a part of it.
         tags: of a TIFF, to be copied to its labels: (code, type, count, value).
+        kept: in memory, beside a part that is read.
     """
 
     ndim = 3
 
     def __init__(
-        self, shape: tuple[int, int, int], dtype: np.dtype[Any], read: Read, tags: tuple[Tag, ...] = ()
+        self,
+        shape: tuple[int, int, int],
+        dtype: np.dtype[Any],
+        read: Read,
+        tags: tuple[Tag, ...] = (),
+        kept: KeptRows = NOTHING_KEPT,
     ) -> None:
-        self.shape, self.dtype, self.tags = shape, dtype, tags
+        self.shape, self.dtype, self.tags, self.kept = shape, dtype, tags, kept
         self._read, self._reading = read, threading.Lock()
         self._ahead: ThreadPoolExecutor | None = None
         self._coming: tuple[Bounds, Future[NDArray[Any]]] | None = None
@@ -120,6 +130,8 @@ def open_regions(path: str | os.PathLike[str], card: ModelCard, options: ReadOpt
             with reading(header.path):
                 return fit.read(top, bottom, left, right)
 
-        read(0, 1, 0, 1)  # channels and dtype are told before the work begins
-        with closing(Regions((*stored.size, card.channels), np.dtype(card.dtype), read, tags)) as image:
+        pixel, as_stored = read(0, 1, 0, 1), stored.read(0, 1, 0, 1)  # what is wrong is told before the work begins
+        ahead = pixel.nbytes + (as_stored.nbytes if as_stored.dtype != pixel.dtype else 0)
+        kept = replace(stored.kept, ahead=ahead)
+        with closing(Regions((*stored.size, card.channels), np.dtype(card.dtype), read, tags, kept)) as image:
             yield image

@@ -1,4 +1,4 @@
-"""What GDAL keeps beside an image file, of its values: masks (`.msk`) and no-data values (`.aux.xml`)."""
+"""What GDAL keeps beside an image file, or in a tag, of its values: masks (`.msk`), no-data values and scales."""
 
 import re
 from collections.abc import Sequence
@@ -15,6 +15,10 @@ MOST_XML = 1 << 22  # bytes: of a .aux.xml that is looked at
 BAND = re.compile(r"<PAMRasterBand\b.*?</PAMRasterBand>", re.DOTALL)
 NO_DATA = re.compile(r"<NoDataValue\b[^>]*>([^<]*)</NoDataValue>")
 
+# What numbers are to be multiplied by, and then have added, in GDAL's tag of metadata and in .aux.xml.
+FACTORS = re.compile(r'<Item\b[^>]*\brole="scale"[^>]*>([^<]*)|<Scale>([^<]*)')
+SUMMANDS = re.compile(r'<Item\b[^>]*\brole="offset"[^>]*>([^<]*)|<Offset>([^<]*)')
+
 
 def told_beside(path: Path) -> bool:
     """Whether files beside an image may say where it has no data."""
@@ -23,13 +27,33 @@ def told_beside(path: Path) -> bool:
 
 def no_data_beside(path: Path) -> list[float]:
     """The no-data values of the bands that an image's .aux.xml names, which GDAL believes before the file's own tag."""
+    found = [value for band in BAND.findall(_text_beside(path)) for value in NO_DATA.findall(band)[:1]]
+    return _numbers(found)
+
+
+def scales_of(path: Path, tag: str = "") -> str:
+    """What an image's tag of GDAL's metadata and its .aux.xml say of the scale of its numbers; empty: nothing."""
+    text = tag + _text_beside(path)
+    factors, summands = (_numbers(["".join(each) for each in kind.findall(text)]) for kind in (FACTORS, SUMMANDS))
+    return scales_told(factors, summands)
+
+
+def scales_told(factors: Sequence[float], summands: Sequence[float]) -> str:
+    """The scale of an image's numbers in words, of its first band that has one; empty: they are as they are."""
+    said = (f"times {each:g}" for each in factors if each != 1), (f"plus {each:g}" for each in summands if each != 0)
+    return " ".join(next(each, "") for each in said).strip()
+
+
+def _text_beside(path: Path) -> str:
     try:
         with path.with_name(f"{path.name}.aux.xml").open(encoding="utf-8", errors="replace") as file:
-            text = file.read(MOST_XML)
+            return file.read(MOST_XML)
     except OSError:
-        return []
-    found = [value for band in BAND.findall(text) for value in NO_DATA.findall(band)[:1]]
-    return [number for number in map(number_in, found) if number is not None]
+        return ""
+
+
+def _numbers(texts: Sequence[str]) -> list[float]:
+    return [number for number in map(number_in, texts) if number is not None]
 
 
 def one_no_data(path: Path, values: Sequence[float | None], options: ReadOptions) -> float | None:

@@ -1,6 +1,7 @@
 """TIFFs, by tifffile: where the bands of an image lie, and their samples, in any part, as they are stored."""
 
 import logging
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,10 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import DeployError, MisuseError
+from ..kept_rows import NOTHING_KEPT, KeptRows
 from ..no_data import number_in
 from .pillow import open_pillow
 from .stacks import find_plane
-from .tiff_chunks import WHOLE_PIXELS, Chunks
+from .tiff_chunks import KEPT_BYTES, WHOLE_PIXELS, Chunks, chunk_size, in_place
 
 log = logging.getLogger(__name__)
 # tifffile warns of tags of no data that are not of the image's type, such as 255.0. They are read here.
@@ -126,8 +128,7 @@ def in_parts(file: Any, path: Path) -> bool:
     """
     layout = lay_out(file, path)
     key = layout.keyframe
-    high, wide = (key.tilelength, key.tilewidth) if key.is_tiled else (key.rowsperstrip, key.imagewidth)
-    small = min(high, key.imagelength) * wide <= WHOLE_PIXELS // 4
+    small = math.prod(chunk_size(key)) <= WHOLE_PIXELS // 4
     return layout.run is None and small and not _undecodable(key)
 
 
@@ -160,6 +161,17 @@ def _upright(stored: Read, layout: TiffLayout) -> Read:
         return turned(stored(top, bottom, left, right), layout.turned)
 
     return read
+
+
+def kept_rows(layout: TiffLayout, masked: bool) -> KeptRows:
+    """What is kept decoded beside a region that is read, of an image that is `masked` by another."""
+    key, pages = layout.keyframe, [page for page in layout.pages if page is not None]
+    if layout.run is not None or _undecodable(key) or not pages or in_place(pages[0]):
+        return NOTHING_KEPT
+    high, wide = chunk_size(key)
+    row = -(-key.imagewidth // wide) * wide * key.samplesperpixel * key.dtype.itemsize * len(layout.pages)
+    mask = key.imagewidth if masked else 0
+    return KeptRows(row + mask, 2 * high, KEPT_BYTES * (2 if masked else 1))
 
 
 def tagged_no_data(layout: TiffLayout) -> float | None:
@@ -200,7 +212,7 @@ def _stored(layout: TiffLayout, path: Path) -> Read:
         return lambda top, bottom, left, right: _meant(mapped[top:bottom, left:right], key, layout.bits)
     if problem := _undecodable(key):
         return _by_pillow(layout, path, problem)
-    pages = [Chunks(path, page, key) for page in layout.pages]
+    pages = [Chunks(path, page, key, KEPT_BYTES // len(layout.pages)) for page in layout.pages]
 
     def read(top: int, bottom: int, left: int, right: int) -> NDArray[Any]:
         parts = [page.read(top, bottom, left, right) for page in pages]

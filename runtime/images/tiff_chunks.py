@@ -1,8 +1,9 @@
 """The tiles and strips of a TIFF's page: read where a region needs them, and decoded by all cores."""
 
+import mmap
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache
@@ -33,25 +34,31 @@ os.register_at_fork(after_in_child=_decoders.cache_clear)  # a forked process ha
 
 
 class Chunks:
-    """Decodes the tiles or strips of a page that a region needs, and keeps those which regions beside it need too."""
+    """Decodes the tiles or strips of a page that a region needs, and keeps those which regions beside it need too.
 
-    def __init__(self, path: Path, page: Any, key: Any) -> None:
+    Args:
+        path: of the file.
+        page: whose tiles or strips they are; None: it was left out, and is 0.
+        key: the page whose tags hold.
+        kept: bytes that are kept decoded; more where the rows of a region need more.
+    """
+
+    def __init__(self, path: Path, page: Any, key: Any, kept: int | None = None) -> None:
         self.path, self.page, self.key = path, page, key
         self.size: tuple[int, int] = (key.imagelength, key.imagewidth)
         self.separate = key.planarconfig == 2 and key.samplesperpixel > 1
         self.planes = key.samplesperpixel if self.separate else 1
-        if key.is_tiled:
-            self.high, self.wide = key.tilelength, key.tilewidth
-        else:
-            self.high, self.wide = min(key.rowsperstrip, key.imagelength), key.imagewidth
+        self.high, self.wide = chunk_size(key)
         most = max(4 * self.size[0] * self.size[1], WHOLE_PIXELS)
         if self.high < 1 or self.wide < 1 or self.high * self.wide > most:
             raise DeployError(f"{path} has tiles of {self.high}×{self.wide} pixels; write it again")
         self.rows, self.columns = -(-self.size[0] // self.high), -(-self.size[1] // self.wide)
         self.decoded: dict[int, NDArray[Any]] = {}  # those used last are the last
-        self._most = KEPT_BYTES // (self.high * self.wide * key.samplesperpixel // self.planes * key.dtype.itemsize)
+        each = self.high * self.wide * key.samplesperpixel // self.planes * key.dtype.itemsize
+        self._most = (KEPT_BYTES if kept is None else kept) // each
         self.mapped: NDArray[Any] | None = None
         self.tables = None if page is None else page.jpegtables  # read from the file now, not by threads
+        self._plain = _mapped(page) if page is not None and in_place(page) else None
         self.compressed_again = key.tags.valueof(50674, (4, 0))[1]  # LercParameters; read now too
         if page is None:  # an OME file may leave out planes
             return
@@ -80,21 +87,27 @@ class Chunks:
         out = np.empty((bands, *shape), self.key.dtype).transpose(1, 2, 0) if self.separate else None
         out = np.empty((*shape, bands), self.key.dtype) if out is None else out
         places = self._places(top, bottom, left, right)
-        keep = shape != self.size
-        for (plane, row, column), chunk in zip(places, self._chunks(map(self._index, places), keep), strict=True):
+        keep = self._plain is None and shape != self.size
+        indices = list(map(self._index, places))
+        if keep:
+            self._forget(indices, top // self.high, -(-bottom // self.high))
+        for (plane, row, column), chunk in zip(places, self._chunks(indices, keep), strict=True):
             y, x = row * self.high, column * self.wide
             a, b = max(top, y), min(bottom, y + self.high)
             c, d = max(left, x), min(right, x + self.wide)
             into = out[a - top : b - top, c - left : d - left]
             (into[:, :, plane : plane + 1] if self.separate else into)[:] = chunk[a - y : b - y, c - x : d - x]
-        self._forget(top // self.high, -(-bottom // self.high))
         return out
 
-    def _forget(self, first: int, end: int) -> None:
-        """Keep the tiles or strips of these rows, as regions come row after row, and of others those used last."""
+    def _forget(self, indices: Sequence[int], first: int, end: int) -> None:
+        """Make room for those of these indices, which lie in the tiles or strips of rows `first` to `end`.
+
+        All of these rows are kept, as regions come row after row, and of others those used last.
+        """
         most = max(self._most, (end - first) * self.columns * self.planes)
+        coming = sum(index not in self.decoded for index in indices)
         others = [index for index in self.decoded if not first <= index // self.columns % self.rows < end]
-        for index in others[: max(len(self.decoded) - most, 0)]:
+        for index in others[: max(len(self.decoded) + coming - most, 0)]:
             del self.decoded[index]
 
     def _places(self, top: int, bottom: int, left: int, right: int) -> list[tuple[int, int, int]]:
@@ -128,25 +141,29 @@ class Chunks:
         pool = None if data is None or int(self.key.compression) == 1 else _decoders()
         return self._decode(index, data) if pool is None else pool.submit(self._decode, index, data)
 
-    def _stored(self, index: int) -> bytes | None:
+    def _stored(self, index: int) -> "bytes | memoryview | None":
         """The bytes of one tile or strip; None where it is left out."""
         with self._telling(index) as rows:
             offset, count = self.page.dataoffsets[index], self.page.databytecounts[index]
             if not count:
                 return None
+            if self._plain is not None:
+                if offset + count > len(self._plain):
+                    raise DeployError(f"{self.path} is truncated: {rows} are not there; copy it again")
+                return self._plain[offset : offset + count]
             self.page.parent.filehandle.seek(offset)
             data: bytes = self.page.parent.filehandle.read(count)
             if len(data) < count:
                 raise DeployError(f"{self.path} is truncated: {rows} are not there; copy it again")
         return data
 
-    def _decode(self, index: int, data: bytes | None) -> NDArray[Any]:
+    def _decode(self, index: int, data: "bytes | memoryview | None") -> NDArray[Any]:
         """[h, w, samples] of one tile or strip."""
         with self._telling(index):
             if data is not None and self.separate and int(self.key.compression) == 7:
                 return self._jpeg(data, index)
             if data is not None and int(self.key.compression) == LERC:
-                return self._lerc(data, index)
+                return self._lerc(bytes(data), index)
             chunk, _, shape = self.key.decode(data, index, jpegtables=self.tables)
         # Sparse files omit tiles that hold nothing.
         found: NDArray[Any] = np.full(shape[1:], self._nothing(), self.key.dtype) if chunk is None else chunk[0]
@@ -166,12 +183,15 @@ class Chunks:
             remedy = "pip install 'fcn-deploy[tiff]'" if "imagecodecs" in reason else "is it damaged?"
             raise DeployError(f"cannot read {rows} of {self.path}: {reason}; {remedy}") from error
 
-    def _jpeg(self, data: bytes, index: int) -> NDArray[Any]:
+    def _jpeg(self, data: "bytes | memoryview", index: int) -> NDArray[Any]:
         """[h, w, 1] of one plane's JPEG, which is grey whatever the colours of the planes are together."""
         from imagecodecs import jpeg_decode
 
         chunk: NDArray[Any] = jpeg_decode(
-            data, tables=self.tables, bitspersample=self.key.bitspersample, shape=(self._height(index), self.wide)
+            bytes(data),
+            tables=self.tables,
+            bitspersample=self.key.bitspersample,
+            shape=(self._height(index), self.wide),
         )
         return chunk.reshape(*chunk.shape[:2], 1)
 
@@ -204,3 +224,22 @@ class Chunks:
         if kind in "ui" and not np.iinfo(self.key.dtype).min <= value <= np.iinfo(self.key.dtype).max:
             return 0
         return value
+
+
+def chunk_size(key: Any) -> tuple[int, int]:
+    """(height, width) of the tiles or strips of a page."""
+    if key.is_tiled:
+        return key.tilelength, key.tilewidth
+    return min(key.rowsperstrip, key.imagelength), key.imagewidth
+
+
+def in_place(page: Any) -> bool:
+    """Whether pixels are read where they lie in the file, mapped: stored as they are, on a disk."""
+    path = Path(page.parent.filehandle.path)
+    return int(page.keyframe.compression) == 1 and path.is_file() and path.stat().st_size > 0
+
+
+def _mapped(page: Any) -> memoryview:
+    """The file of a page, mapped, so that what is stored as it is need not be copied."""
+    with Path(page.parent.filehandle.path).open("rb") as file:
+        return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))

@@ -4,20 +4,22 @@ import logging
 import math
 import threading
 import time
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import DeployError, MisuseError
 from ..extras import need
 from ..model_card import PERCENTILE, ModelCard
 from .addresses import SECONDS, STDIN, VIDEO_SUFFIXES, Address, StandardInput
-from .frames import display_matrix, pixels_of, remarks
+from .frames import alpha_of, display_matrix, pixels_of, remarks
 from .numbers import ReadOptions
 from .read import Fit, StoredImage, fit_of
 
@@ -40,6 +42,17 @@ class VideoError(DeployError):
 def is_video(path: Path) -> bool:
     """By its suffix."""
     return path.suffix.lower() in VIDEO_SUFFIXES
+
+
+@dataclass(frozen=True)
+class Sent:
+    """What a connection has sent: how many packets, and the checksum of them all."""
+
+    packets: int = 0
+    checksum: int = 0
+
+    def and_then(self, packet: Any) -> "Sent":
+        return Sent(self.packets + 1, zlib.crc32(packet, self.checksum))
 
 
 class VideoReader:
@@ -73,6 +86,8 @@ class VideoReader:
         self.reconnected = 0
         self.leave = threading.Event()
         self._ticks = Fraction(1)  # of the frames' times, in one of the connection's
+        self._until: float | None = None  # when a lost connection is given up; None: it has given a frame
+        self._sent = self._sent_before = Sent()  # by this connection, and by the one before
 
     @classmethod
     @contextmanager
@@ -104,6 +119,9 @@ class VideoReader:
             reader = cls(av, container, source, card, options)
             readers.append(reader)
             reader._check_size(reader.stream.codec_context.width, reader.stream.codec_context.height)
+            told = reader.stream.metadata
+            if "1" in (told.get("alpha_mode"), told.get("ALPHA_MODE")):  # of VP8 and VP9, in a stream of its own
+                reader._say("alpha", "has alpha beside its pictures, which is not read: what it hides is labelled too")
             yield reader
         finally:
             if not any(reader.abandoned for reader in readers):
@@ -183,6 +201,8 @@ class VideoReader:
             except (self.av.error.FFmpegError, OSError) as error:
                 self.stopped = error.strerror or str(error)
                 packet = None  # what the decoder still holds
+            if packet is not None and packet.size:
+                self._sent = self._sent.and_then(packet)
             try:
                 frames = self.stream.codec_context.decode(packet)
             except self.av.error.EOFError:
@@ -194,6 +214,7 @@ class VideoReader:
                 if frame.is_corrupt:
                     self._note(frame, "the picture is damaged")
                 else:
+                    self._until = None
                     yield frame
             if packet is None:
                 if not self._reopened():
@@ -201,11 +222,21 @@ class VideoReader:
                 packets = self._container.demux(self.stream)
 
     def _reopened(self) -> bool:
-        """Whether the lost connection of a live address could be opened again."""
+        """Whether the lost connection of a live address could be opened again.
+
+        One that gives no frame has not been; and what sends the very same again is no camera, but a file that would be
+        read without end.
+        """
         source, (wait, longest) = self.source, WAITS
         if not isinstance(source, Address) or not source.live or source.given == STDIN or not source.reconnect:
             return False
-        until = time.monotonic() + source.reconnect
+        if self._sent.packets and self._sent == self._sent_before:
+            self.stopped = (
+                "its connection closed, and sent byte for byte the same when it was opened again, as a file: "
+                "--no-live reads it once"
+            )
+            return False
+        until = self._until = self._until or time.monotonic() + source.reconnect
         self._say("lost", f"has lost its connection ({self.stopped}), which is tried again for {source.reconnect:g} s")
         while not self.leave.wait(min(wait, max(until - time.monotonic(), 0))) and time.monotonic() < until:
             wait = min(2 * wait, longest)
@@ -219,6 +250,7 @@ class VideoReader:
             self._container.close()
             self._container, self.stream, self.stopped = container, container.streams.video[0], None
             self._ticks = self.stream.time_base / self.time_base
+            self._sent, self._sent_before = Sent(), self._sent
             self.reconnected += 1
             return True
         return False
@@ -260,13 +292,18 @@ class VideoReader:
         Raises VideoError, MisuseError.
         """
         try:
-            pixels = pixels_of(frame, self.card.channels)
+            pixels, alpha = pixels_of(frame, self.card.channels), alpha_of(frame)
         except DeployError as error:
             raise VideoError(f"{self.source}: {error}") from error
         path: Any = self.source
         colours = "RGB" if self.card.channels == 3 else "grey"
         size = (pixels.shape[0], pixels.shape[1])
-        stored = StoredImage(path, size, lambda top, bottom, *sides: pixels[top:bottom, slice(*sides)], colours=colours)
+        if alpha is not None:
+            pixels = np.concatenate([pixels, alpha], axis=2)
+        stored = StoredImage(
+            path, size, lambda top, bottom, *sides: pixels[top:bottom, slice(*sides)], colours=colours,
+            alpha=None if alpha is None else self.card.channels,
+        )  # fmt: skip
         if self._fit is None:
             self._fit = fit_of(stored, self.card, self.options)
         return replace(self._fit, stored=stored).read(0, size[0], 0, size[1])

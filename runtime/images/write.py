@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from PIL import Image as Pictures
 
 TILE = 512  # pixels: the sides of a tiled TIFF's tiles
+COMPRESSED_AT_ONCE = 16_000_000  # bytes of a TIFF's tiles; tifffile's own would be 256 MB
 NO_DATA_COLOR = (224, 224, 192)  # Pascal VOC's for its void
 GDAL_METADATA = 42112  # the tag
 RUNS = 3  # zlib's Z_RLE: labels are runs of equal bytes; two thirds of level 1's size, and of its time
@@ -108,7 +109,8 @@ def write_maps(
                     part = band[top : top + TILE, left : left + TILE]
                     yield np.pad(part, [(0, TILE - side) for side in part.shape])
 
-    options = {"photometric": "minisblack"} | options
+    own: dict[str, Any] = {"photometric": "minisblack", "buffersize": COMPRESSED_AT_ONCE, "maxworkers": os.cpu_count()}
+    options = own | options
     if count > 1:
         options["planarconfig"] = "separate"
     if maps.dtype.kind != "f":

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..errors import DeployError, one_line
 from ..extras import need
 from ..images.georeference import Transform, transform_of
 from ..images.results import ResultFile
@@ -46,6 +47,15 @@ class Ground:
         a, b, c, d, e, f = self.transform
         columns, rows = np.asarray(points, np.float64).T
         return np.stack([a * columns + b * rows + c, d * columns + e * rows + f], 1)
+
+    def degrees(self, points: NDArray[Any]) -> NDArray[np.float64]:
+        """[n, 2] (column, row) → [n, 2] (longitude, latitude). Raises DeployError where `crs` has none of the earth."""
+        x, y = self.coordinates(points).T
+        longitudes, latitudes = _degrees(self.crs, x, y)
+        if self.crs is not None and self.crs.is_geographic:  # as continuous as they are in its own degrees
+            own = x * np.degrees(self.crs.units_factor[1])
+            longitudes = longitudes + 360 * np.round((own - longitudes) / 360)
+        return np.stack([longitudes, latitudes], 1)
 
 
 def ground_of(result: ResultFile) -> Ground:
@@ -90,13 +100,26 @@ def _areas(transform: Transform, crs: Any, height: int) -> NDArray[np.float64] |
         return np.arange(height + 1, dtype=np.float64) * pixel
     if b or d:
         return None
-    transformed = need("rasterio.warp", "gdal").transform
     rows = f + e * np.arange(height + 1)
-    (first, second), _ = transformed(crs, "EPSG:4326", [c, c + a], [f, f])
-    _, latitudes = transformed(crs, "EPSG:4326", np.full(height + 1, c), rows)
+    try:
+        (first, second), _ = _degrees(crs, np.array([c, c + a]), np.array([f, f]))
+        _, latitudes = _degrees(crs, np.full(height + 1, c), rows)
+    except DeployError:  # of the Moon, or Mars
+        return None
     zone = _zone(np.radians(np.clip(latitudes, -90, 90)))
-    found: NDArray[np.float64] = np.abs(zone - zone[0]) * abs(np.radians(second - first))
+    width = second - first - 360 * round((second - first) / 360)  # a pixel may lie on both sides of the antimeridian
+    found: NDArray[np.float64] = np.abs(zone - zone[0]) * abs(np.radians(width))
     return found if np.isfinite(found).all() else None
+
+
+def _degrees(crs: Any, x: NDArray[Any], y: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Longitudes and latitudes on WGS 84. Raises DeployError where there is no way to them."""
+    try:
+        longitudes, latitudes = need("rasterio.warp", "gdal").transform(crs, "EPSG:4326", x, y)
+    except Exception as error:  # GDAL's own, of which rasterio names no class
+        name = one_line(crs.to_wkt())[:60]
+        raise DeployError(f"its system ({name}…) has no way to longitudes and latitudes of WGS 84") from error
+    return np.asarray(longitudes, np.float64), np.asarray(latitudes, np.float64)
 
 
 def _zone(latitudes: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -1,11 +1,12 @@
 """Files that lie elsewhere, behind any address that fsspec knows: found, fetched whole and put whole."""
 
 import hashlib
+import logging
 import re
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,7 +21,8 @@ from ..images.addresses import LIVE_SCHEMES, SUFFIXES
 from ..images.find import IMAGE_SUFFIXES, find_images
 
 CALLS = 16  # that ask what is there, at once
-TRIES = 3  # to fetch or put an object
+TRIES = 3  # to fetch or put an object, at most, …
+PATIENCE = 10.0  # … none begun later: libraries try again themselves, gcsfs for half a minute
 BLOCK = 4 << 20  # bytes of a range
 RESULT_SUFFIXES = (".png", ".tif", ".mkv")  # of what a network gives; put last, so that it tells that all is there
 
@@ -63,6 +65,7 @@ class Store:
     def __init__(self, address: str) -> None:
         self.local = not is_address(address)
         fsspec = need("fsspec", "cloud")
+        logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # it logs what it raises
         with reaching(address):
             self.fs, path = fsspec.core.url_to_fs(str(Path(address).absolute()) if self.local else address)
         self.root = path.rstrip("/")
@@ -96,14 +99,7 @@ class Store:
     def fetch(self, item: Object, target: Path) -> None:
         """Copy an object to a file of this machine. Raises DeployError where it does not come whole."""
         with reaching(str(item)):
-            for attempt in range(TRIES):
-                try:
-                    self.fs.get_file(item.path, str(target))
-                    break
-                except Exception as error:
-                    if attempt == TRIES - 1 or _is_final(error):
-                        raise
-                    time.sleep(0.2 * 4**attempt)
+            _tried(lambda: self.fs.get_file(item.path, str(target)))
         came = target.stat().st_size
         if item.size is not None and came != item.size:
             raise DeployError(f"{item} came as {came} of its {item.size} bytes; run again with --resume")
@@ -143,20 +139,30 @@ class Store:
 
         # Object stores publish what is put when all of it is there. Others have folders and show what is half-written.
         at_once = isinstance(self.fs, AsyncFileSystem) or "memory" in self.fs.protocol
-        for attempt in range(TRIES):
-            try:
-                if at_once:
-                    self.fs.put_file(str(file), path)
-                else:
-                    parent, _, last = path.rpartition("/")
-                    self.fs.makedirs(parent, exist_ok=True)
-                    self.fs.put_file(str(file), f"{parent}/.{last}.partial")
-                    self.fs.mv(f"{parent}/.{last}.partial", path)
-                return
-            except Exception as error:
-                if attempt == TRIES - 1 or _is_final(error):
-                    raise
-                time.sleep(0.2 * 4**attempt)
+
+        def put() -> None:
+            if at_once:
+                self.fs.put_file(str(file), path)
+            else:
+                parent, _, last = path.rpartition("/")
+                self.fs.makedirs(parent, exist_ok=True)
+                self.fs.put_file(str(file), f"{parent}/.{last}.partial")
+                self.fs.mv(f"{parent}/.{last}.partial", path)
+
+        _tried(put)
+
+
+def _tried(work: Callable[[], None]) -> None:
+    """Do it, and again where it may do better. Raises what the last try raises."""
+    last_begins = time.monotonic() + PATIENCE
+    for attempt in range(TRIES):
+        try:
+            work()
+            return
+        except Exception as error:
+            if attempt == TRIES - 1 or _is_final(error) or time.monotonic() > last_begins:
+                raise
+            time.sleep(0.2 * 4**attempt)
 
 
 def parted(address: str) -> tuple[Store, str]:

@@ -21,6 +21,7 @@ from ..model_card import ModelCard
 from .ground import Ground, raster
 
 TOGETHER = 20_000  # polygons that are in hand at once
+REMEDY = "name a .gpkg with --polygons"
 EDGE = 200  # pixels: a longer edge gets points between, as a straight line of one map is not straight on another
 Ring = NDArray[Any]  # [n, 2], closed: (column, row) or (x, y)
 
@@ -165,17 +166,24 @@ class GeoJson:
 
     def _write(self, image: str, some: list[Polygon], ground: Ground) -> None:
         rings = [ring if ground.crs is None else _with_points(ring) for each in some for ring in each.rings]
-        points = ground.coordinates(np.concatenate(rings))
-        if ground.crs is not None:
-            points = np.stack(need("rasterio.warp", "gdal").transform(ground.crs, "EPSG:4326", *points.T), 1)
+        together = np.concatenate(rings)
+        try:
+            points = ground.coordinates(together) if ground.crs is None else ground.degrees(together)
+        except DeployError as error:
+            raise DeployError(f"{image}: {error}, which are what {self.name} holds; {REMEDY}") from error
         parts = iter(np.split(points, np.cumsum([len(ring) for ring in rings])[:-1]))
-        for each in some:
-            outline = [_wound(next(parts), bool(place)) for place in range(len(each.rings))]
+        outlines = [[next(parts) for _ in each.rings] for each in some]
+        if ground.crs is not None:
+            outlines = [_continuous(outline, ground.crs.is_geographic) for outline in outlines]
+            if any(ring[0, 0] != ring[-1, 0] for outline in outlines for ring in outline):
+                raise DeployError(f"{image} has a polygon round a pole, which no longitudes outline; {REMEDY}")
+        for each, outline in zip(some, outlines, strict=True):
+            wound = [_wound(ring, bool(place)) for place, ring in enumerate(outline)]
             said = {
                 "image": image, "class": each.value, "name": self.card.classes[each.value], "pixels": each.pixels,
                 "area_m2": each.area,
             }  # fmt: skip
-            shape = {"type": "Polygon", "coordinates": [ring.round(9).tolist() for ring in outline]}
+            shape = {"type": "Polygon", "coordinates": [ring.round(9).tolist() for ring in wound]}
             self.text.write('{"type": "FeatureCollection", "features": [\n' if not self._kind else ",\n")
             self.text.write(json.dumps({"type": "Feature", "properties": said, "geometry": shape}))
             self._kind = ground.kind
@@ -212,6 +220,17 @@ def _with_points(ring: Ring) -> Ring:
         return ring
     places = np.concatenate([np.arange(count) / count + place for place, count in enumerate(steps)] + [[len(steps)]])
     return np.stack([np.interp(places, np.arange(len(ring)), side) for side in ring.T], 1)
+
+
+def _continuous(outline: list[Ring], geographic: bool) -> list[Ring]:
+    """Rings of longitudes and latitudes that do not jump by 360 degrees at the antimeridian, its middle within -180 to
+    180. Those of a `geographic` system do not jump, whatever the steps between their points."""
+    if not geographic:
+        turns = [np.cumsum(np.round(np.diff(ring[:, 0], prepend=ring[0, 0]) / 360)) for ring in outline]
+        outline = [ring - np.stack([360 * each, 0 * each], 1) for ring, each in zip(outline, turns, strict=True)]
+    middles = np.array([ring[:, 0].min() / 2 + ring[:, 0].max() / 2 for ring in outline])
+    shifts = 360 * np.round((middles[0] - middles) / 360) - 360 * np.round(middles[0] / 360)
+    return [ring + np.array((shift, 0)) if shift else ring for ring, shift in zip(outline, shifts, strict=True)]
 
 
 def _wound(ring: Ring, hole: bool) -> Ring:

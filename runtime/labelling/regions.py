@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -114,7 +114,7 @@ def label_regions(
     path, out = Path(path), Path(out)
     with open_regions(path, net.card, options) as image:
         height, width = image.shape[:2]
-        plan = net.plan(height, width, bands=True)
+        plan = net.plan(height, width, bands=True, source=image)
         parts = [_Partial.of(net.kind, out, net.card, width)]
         if probabilities is not None:
             parts.append(_Partial.of("probabilities", Path(probabilities), net.card, width))
@@ -129,11 +129,9 @@ def label_regions(
                 if done < height:
                     for top, results in net.bands_of(image, done, *kinds):
                         for file, part, result in zip(files, parts, results, strict=True):
-                            file.seek(top * part.row)
-                            rows = result if result.ndim == 2 else result.swapaxes(0, 1)
-                            file.write(np.ascontiguousarray(rows).data)
-                            file.flush()
+                            part.append(file, top, result)
                         done = top + results[0].shape[-2]
+                        del results, result  # or they would be in memory beside the next ones
                         with replacing(state) as temporary:
                             temporary.write_text(json.dumps(identity | {"rows": done}))
                         progress(done, height)
@@ -187,6 +185,13 @@ class _Partial:
     @property
     def path(self) -> Path:
         return self.out.parent / f".{self.out.name}.partial"
+
+    def append(self, file: BinaryIO, top: int, result: NDArray[Any]) -> None:
+        """Write a band of the result, [rows, W] or [K, rows, W], that begins with row `top`."""
+        file.seek(top * self.row)
+        rows = result if result.ndim == 2 else result.swapaxes(0, 1)
+        file.write(np.ascontiguousarray(rows).data)
+        file.flush()
 
     def maps(self, height: int, width: int) -> NDArray[Any]:
         """All of it, [K, H, W], read where it is asked for."""

@@ -25,7 +25,7 @@ class Exchange:
         reason: why it was not run; "" where it was.
         error: what the client was told.
         size: (height, width) of the image.
-        pages: images in the file that was sent, of which the first is labelled.
+        pages: images in the file that was sent, of which one is labelled.
         seconds: by part.
     """
 

@@ -190,6 +190,7 @@ class Models:
                     f"{self._paths[path.stem]} and {path} are both called {path.stem}; rename one of them"
                 )
         self._open, self._warmup, self._memory = opened, tuple(warmup), memory
+        self._reloading = threading.Lock()
         networks = {name: _opened(path, opened) for name, path in self._paths.items()}
         self._share = memory.share(len(networks))
         self._served: dict[str, Served] = {
@@ -248,8 +249,14 @@ class Models:
     def reload(self) -> list[str]:
         """Open the files that have changed, warm them up, and serve them in place of what was; what was done, in lines.
 
-        A file that cannot be opened or run leaves its name to the network that was served before.
+        A file that cannot be opened or run leaves its name to the network that was served before. One at a time: of two
+        at once, the one that ends last would put back what it had opened before the other.
         """
+        with self._reloading:
+            return self._reload()
+
+    def _reload(self) -> list[str]:
+        """`reload`, by the one thread that does it."""
         said = []
         for name, path in self._paths.items():
             old = self._served[name]
@@ -259,7 +266,11 @@ class Models:
                     continue
                 version, network = _opened(path, self._open)
                 new = self._serving(name, version, network)
-                new.warm_up(self._warmup)
+                try:
+                    new.warm_up(self._warmup)
+                except Exception:
+                    network.close()
+                    raise
             except Exception as error:
                 log.error("%s stays at version %s: %s", name, old.version, one_line(error, 300))
                 said.append(f"{name} stays at version {old.version}")

@@ -112,6 +112,7 @@ def _label(names: list[str]) -> dict[str, Any]:
             query("model", "Which model, where several are served.", names),
             query("version", "Its version, where it must be that one."),
             query("output", "What is wanted, if not what the network gives.", ["labels", "refined", "masks"]),
+            query("page", "Which image of a file of several, from 0 on."),
             query("format", "`png`; `json`: pixels of each class; `rle`: run lengths too.", ["png", "json", "rle"]),
         ],
         "requestBody": {
@@ -168,6 +169,7 @@ def _response() -> dict[str, Any]:
             "model_name": {"type": "string"},
             "model_version": {"type": "string"},
             "id": {"type": "string"},
+            "parameters": PARAMETERS | {"description": "`pages` of a file of several images."},
             "outputs": {"type": "array", "items": _object(output, "name", "datatype", "shape")},
         },
     }

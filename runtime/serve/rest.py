@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import re
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -10,7 +9,6 @@ from importlib import resources
 from typing import Any
 
 from starlette.applications import Starlette
-from starlette.datastructures import QueryParams
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
@@ -24,7 +22,7 @@ from .openapi import description
 from .outputs import EXTENSIONS, metadata, output_of, run_lengths, shares
 from .room import RETRY_SECONDS, Done, Held, RefusedError
 from .service import Service, problem_of
-from .tensors import InferRequest, Wanted, parse_json
+from .tensors import InferRequest, Wanted, header_length, label_query, page_of, parse_json
 
 Part = bytes | memoryview
 GRACE_SECONDS = 30.0  # in which a body must begin to come, or an answer to be taken, and after them …
@@ -299,7 +297,7 @@ async def _infer(service: Service, exchange: Exchange, receive: Receive, held: H
     name, version = exchange.path["name"], exchange.path.get("version", "")
     with service.models.using(name, version) as served:
         exchange.model = served.name
-        header = _header_length(exchange.headers.get("inference-header-content-length"))
+        header = header_length(exchange.headers.get("inference-header-content-length"))
         body = await _body(service, exchange, receive, held)
         if (len(body) if header is None else header) > PARSED_AT_ONCE:
             request = await service.off_the_loop(lambda: parse_json(body, header))
@@ -307,7 +305,7 @@ async def _infer(service: Service, exchange: Exchange, receive: Receive, held: H
             request = parse_json(body, header)
 
         def write(outputs: tuple[Wanted, ...], results: tuple[AnyArray, ...]) -> Answer:
-            return _written(served, request, outputs, results)
+            return _written(served, request, exchange.pages, outputs, results)
 
         done = await _outcome(service, exchange, receive, held, served, request, write)
     answer: Answer = done.answer
@@ -315,20 +313,13 @@ async def _infer(service: Service, exchange: Exchange, receive: Receive, held: H
     return answer
 
 
-def _header_length(text: str | None) -> int | None:
-    if text is None:
-        return None
-    if not re.fullmatch(r"[0-9]{1,12}", text):
-        raise MisuseError(f"Inference-Header-Content-Length {text[:40]!r}; it is the length of the JSON in bytes")
-    return int(text)
-
-
 def _written(
-    served: Served, request: InferRequest, outputs: tuple[Wanted, ...], results: tuple[AnyArray, ...]
+    served: Served, request: InferRequest, pages: int, outputs: tuple[Wanted, ...], results: tuple[AnyArray, ...]
 ) -> Answer:
-    """The answer to a request of inference."""
+    """The answer to a request of inference, of a file of so many images."""
     fields: dict[str, Any] = {"model_name": served.name, "model_version": served.version}
     fields |= {"id": request.id} if request.id else {}
+    fields |= {"parameters": {"pages": pages}} if pages > 1 else {}
     text = [json.dumps(fields)[:-1].encode(), b', "outputs": [']
     rest: list[Part] = []
     for index, (wanted, result) in enumerate(zip(outputs, results, strict=True)):
@@ -357,13 +348,14 @@ def _timing(done: Done) -> str:
 
 
 async def _label(service: Service, exchange: Exchange, receive: Receive, held: Held) -> Answer:
-    query = QueryParams(exchange.scope["query_string"])
+    query = label_query(exchange.scope["query_string"])
     if exchange.headers.get("content-type", "").startswith("multipart/"):
         raise RefusedError("type", "the body is a form; send the image file itself: curl --data-binary @photo.jpg")
     accept = exchange.headers.get("accept", "")
     format = query.get("format", "json" if "json" in accept and "image/png" not in accept else "png")
     if format not in ("png", "json", "rle"):
         raise MisuseError(f"format {format[:40]!r}; choose png, json or rle")
+    page = page_of(query.get("page"))
     with service.models.using(query.get("model", ""), query.get("version", "")) as served:
         exchange.model = served.name
         kind = query.get("output", served.network.kind)
@@ -371,6 +363,8 @@ async def _label(service: Service, exchange: Exchange, receive: Receive, held: H
             raise MisuseError(
                 f"output {kind[:40]!r}: /label gives {', '.join(LABEL_KINDS)}; ask /v2/models/{served.name}/infer"
             )
+        if format == "png" and kind.rpartition("/")[2] == "masks":
+            raise MisuseError("masks overlap, and are no PNG; ask for format=json or format=rle")
         body = await _body(service, exchange, receive, held)
         if not body:
             raise MisuseError("the request has no body; send an image file: curl --data-binary @photo.jpg")
@@ -384,7 +378,7 @@ async def _label(service: Service, exchange: Exchange, receive: Receive, held: H
             found["classes"] = shares(results[0], served.card_of(kind))
             return found | ({"rle": run_lengths(results[0])} if format == "rle" else {})
 
-        request = InferRequest(None, body, (wanted,))
+        request = InferRequest(None, body, (wanted,), page=page)
         try:
             done = await _outcome(service, exchange, receive, held, served, request, write)
         except DeployError as error:

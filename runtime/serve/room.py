@@ -68,7 +68,7 @@ class Job:
         kinds: of the results, which `Network.check_outputs` has seen.
         write: makes the answer of the results; called in a lane.
         deadline: by `time.monotonic`, after which it is not begun; None: there is none.
-        pages: images in the file that it is of; the first is read.
+        pages: images in the file that it is of; one is read.
         future: of its outcome. Cancelling it drops a job that is not in the network yet.
     """
 

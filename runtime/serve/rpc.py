@@ -76,12 +76,12 @@ class _Verbs:
             given = {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
             exchange = Exchange(self._service.metrics, "grpc", {}, given)
             try:
+                if name == INFER:
+                    with exchange:
+                        return await _counted(exchange, verb(context, exchange))
                 if not open:
                     self._service.check_token(given.get("authorization"))
-                if name != INFER:
-                    return await verb(_parsed(message, sent))
-                with exchange:
-                    return await _counted(exchange, verb(context, exchange))
+                return await verb(_parsed(message, sent))
             except DeployError as error:
                 problem = problem_of(error)
             except (ValueError, ArithmeticError, LookupError, TypeError, OSError, RuntimeError, MemoryError) as error:
@@ -122,6 +122,7 @@ class _Verbs:
         )
 
     async def _ModelInfer(self, context: Any, exchange: Exchange) -> bytes:  # noqa: N802
+        self._service.check_token(exchange.headers.get("authorization"))
         with Held(self._service.room) as held:
             held.enter()
             sent = await self._received(context, held)
@@ -159,10 +160,10 @@ class _Verbs:
             deadline = service.deadline_of(min(times) if times else None)
 
             def write(outputs: tuple[Wanted, ...], results: tuple[AnyArray, ...]) -> bytes:
-                return _written(served, asked, outputs, results)
+                return _written(served, asked, exchange.pages, outputs, results)
 
             job = await service.job(served, asked, held, write, deadline)
-            exchange.size = job.size
+            exchange.size, exchange.pages = job.size, job.pages
             done = await service.outcome(served, job)
             held.leave()
             exchange.seconds = done.seconds
@@ -220,9 +221,16 @@ def _parameters(given: Mapping[str, Any]) -> dict[str, Any]:
     return {key: getattr(each, each.WhichOneof("parameter_choice") or "int64_param") for key, each in given.items()}
 
 
-def _written(served: Served, asked: InferRequest, outputs: tuple[Wanted, ...], results: tuple[AnyArray, ...]) -> bytes:
-    """The answer to a request of inference, as bytes. Raises OverBudgetError where no message is as long."""
+def _written(
+    served: Served, asked: InferRequest, pages: int, outputs: tuple[Wanted, ...], results: tuple[AnyArray, ...]
+) -> bytes:
+    """The answer to a request of inference, of a file of so many images, as bytes.
+
+    Raises OverBudgetError where no message is as long.
+    """
     answer = MESSAGES["ModelInferResponse"](model_name=served.name, model_version=served.version, id=asked.id)
+    if pages > 1:
+        answer.parameters["pages"].int64_param = pages
     raw = []
     for each, result in zip(outputs, results, strict=True):
         output = output_of(each, result, served.card_of(each.name), binary=True)

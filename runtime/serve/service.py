@@ -139,9 +139,9 @@ class Service:
 
     def check_token(self, authorization: str | None) -> None:
         """Raise RefusedError where the server has a token, and this header does not bear it."""
-        if self._token and not hmac.compare_digest(
-            (authorization or "").encode("utf-8", "replace"), b"Bearer " + self._token
-        ):
+        scheme, _, token = (authorization or "").partition(" ")  # the scheme in letters of any case: RFC 9110, 11.1
+        borne = token.strip(" ").encode("utf-8", "replace") if scheme.lower() == "bearer" else b""
+        if self._token and not hmac.compare_digest(borne, self._token):
             raise RefusedError(
                 "token", "the request bears no token, or another; send the header Authorization: Bearer …"
             )
@@ -190,14 +190,15 @@ class Service:
         else:
             file = request.file
             assert file is not None, "a request has an image or a file"
-            header = await self.off_the_loop(lambda: self._header(file))
+            page = request.page
+            header = await self.off_the_loop(lambda: self._header(file, page))
             size, pages = header.size, header.pages
             # Of what the file stores and of what the card takes, the wider.
             bands = max(header.bands * header.dtype.itemsize, card.channels * 4 if card.dtype == "float32" else 0)
             decoded = DECODED * header.pixels * bands + len(file)
 
             def read() -> Image:
-                return self._decoded(file, card)
+                return self._decoded(file, page, card)
 
         held.more(decoded + size[0] * size[1] * sum(served.network.result_bytes(kind) for kind in kinds))
 
@@ -207,15 +208,15 @@ class Service:
 
         return Job(served.stream, size, read, kinds, answer, deadline, pages)
 
-    def _header(self, file: memoryview) -> Header:
+    def _header(self, file: memoryview, page: int | None) -> Header:
         with file_of(file) as path:
-            return read_header(path, self.limits.pixels)
+            return read_header(path, self.limits.pixels, page)
 
-    def _decoded(self, file: memoryview, card: ModelCard) -> Image:
+    def _decoded(self, file: memoryview, page: int | None, card: ModelCard) -> Image:
         """A file's pixels. What label-images would warn of is refused: a client sees no warnings."""
         try:
             with file_of(file) as path:
-                return decode(read_header(path, self.limits.pixels), card, self._options)
+                return decode(read_header(path, self.limits.pixels, page), card, self._options)
         except MisuseError as error:
             raise MisuseError(str(error).removesuffix(" (refused by --strict)")) from error
 

@@ -6,9 +6,11 @@ https://github.com/kserve/open-inference-protocol, and the binary tensor data ex
 import binascii
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import parse_qsl
 
 import numpy as np
 
@@ -22,6 +24,7 @@ INPUT = "image"
 MOST_OUTPUTS = 16
 JSON_LIMIT = 8_000_000  # bytes of JSON: parsing holds up everybody else
 FORMATS = ("png", "rle")
+LABEL_QUERY = ("model", "version", "output", "format", "page")
 Parameters = Mapping[str, Any]
 
 
@@ -51,6 +54,7 @@ class InferRequest:
         id: of the request, handed back.
         timeout: seconds in which it must be begun; None: any.
         binary: whether outputs follow the JSON of a REST answer as bytes, where `outputs` does not say.
+        page: of a file of several images, counted from 0; None: the first.
     """
 
     image: AnyArray | None
@@ -59,6 +63,7 @@ class InferRequest:
     id: str = ""
     timeout: float | None = None
     binary: bool = False
+    page: int | None = None
 
 
 @dataclass(frozen=True)
@@ -115,9 +120,41 @@ def request_of(given: Given, outputs: tuple[Wanted, ...], id: object, parameters
     if timeout is not None and (type(timeout) is not int or timeout < 0):
         raise MisuseError(f"timeout {_short(timeout)}; it is a whole number of microseconds")
     image, file = _content(given)
-    return InferRequest(
-        image, file, outputs, id, timeout / 1e6 if timeout else None, parameters.get("binary_data_output") is True
-    )
+    seconds, binary = timeout / 1e6 if timeout else None, parameters.get("binary_data_output") is True
+    page = page_of(given.parameters.get("page"))
+    if page is not None and file is None:
+        raise MisuseError(f"page {page} of an array; files alone have pages, sent as BYTES")
+    return InferRequest(image, file, outputs, id, seconds, binary, page)
+
+
+def header_length(text: str | None) -> int | None:
+    """The header of a request with binary data, Inference-Header-Content-Length. Raises MisuseError."""
+    if text is None:
+        return None
+    if not re.fullmatch(r"[0-9]{1,12}", text):
+        raise MisuseError(f"Inference-Header-Content-Length {text[:40]!r}; it is the length of the JSON in bytes")
+    return int(text)
+
+
+def label_query(text: bytes) -> dict[str, str]:
+    """The parameters of /label. Raises MisuseError for one that is not known, or is given twice."""
+    found: dict[str, str] = {}
+    for name, value in parse_qsl(text.decode("latin-1"), keep_blank_values=True):
+        if name not in LABEL_QUERY or name in found:
+            wrong = "a second" if name in found else "no"
+            known = ", ".join(LABEL_QUERY)
+            raise MisuseError(f"/label takes {wrong} parameter {shown(name)}; it has {known}, once each")
+        found[name] = value
+    return found
+
+
+def page_of(said: object) -> int | None:
+    """Which image of a file of several is wanted: a whole number, or one as text. Raises MisuseError."""
+    if said is None:
+        return None
+    if type(said) in (int, str) and re.fullmatch(r"[0-9]{1,9}", str(said), re.ASCII):
+        return int(str(said))
+    raise MisuseError(f"page {_short(said)}; it is a whole number from 0 on, which counts the images of the file")
 
 
 def wanted(name: str, parameters: Parameters, binary: bool) -> Wanted:

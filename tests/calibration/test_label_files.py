@@ -6,6 +6,7 @@ import tifffile
 from fcn_deploy.calibration.datasets import load_dataset
 from fcn_deploy.calibration.label_files import read_labels
 from fcn_deploy.runtime.model_card import voc_palette
+from helpers import needs
 from PIL import Image
 
 from fcn_deploy import DeployError
@@ -78,6 +79,53 @@ def test_labels_of_few_bits_are_what_is_stored(tmp_path, bits):
     assert np.array_equal(read_labels(grey_tiff(tmp_path / "l.tif", stored, bits)).values, stored)
     inverted = grey_tiff(tmp_path / "w.tif", (1 << bits) - 1 - stored, bits, white=True)
     assert np.array_equal(read_labels(inverted).values, stored)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif", ".ppm"])
+def test_colours_of_16_bits_are_all_read(tmp_path, suffix):
+    needs("imagecodecs")
+
+    def save(array):
+        path = tmp_path / f"l{suffix}"
+        if suffix == ".png":
+            path.write_bytes(needs("imagecodecs").png_encode(array))
+        elif suffix == ".tif":
+            tifffile.imwrite(path, array, photometric="rgb")
+        else:
+            path.write_bytes(b"P6 %d %d 65535\n" % array.shape[1::-1] + array.astype(">u2").tobytes())
+        return path
+
+    thrice = np.repeat(LABELS[:, :, None], 3, axis=2).astype(np.uint16)
+    np.testing.assert_array_equal(read_labels(save(thrice)).single, LABELS)
+    colors = np.uint8(COLORS)[LABELS]
+    np.testing.assert_array_equal(read_labels(save(colors * np.uint16(257))).values, colors)
+    with pytest.raises(DeployError, match="colours of 16 bits that are none of 8"):
+        read_labels(save(thrice + np.uint16([0, 1, 2])))
+
+
+@pytest.mark.parametrize("dtype", ["int16", "int32", "uint16", "float32", "float64"])
+@pytest.mark.parametrize("options", [{}, {"compression": "zlib"}, {"compression": "zlib", "predictor": True}])
+def test_big_endian_tiffs_are_read_as_others(tmp_path, dtype, options):
+    labels = LABELS.astype(dtype)
+    labels[0, 0] = 255 if dtype == "uint16" else -7
+    for order in "<>":
+        tifffile.imwrite(tmp_path / "l.tif", labels, byteorder=order, **options)
+        np.testing.assert_array_equal(read_labels(tmp_path / "l.tif").values, labels)
+
+
+def test_what_changes_labels_or_leaves_some_out_is_said_once(tmp_path, caplog):
+    for name in ("a.jpg", "b.jpg"):
+        Image.fromarray(LABELS).save(tmp_path / name, quality=95)
+        read_labels(tmp_path / name)
+    tifffile.imwrite(tmp_path / "two.tif", np.stack([LABELS, LABELS[::-1]]), photometric="minisblack")
+    np.testing.assert_array_equal(read_labels(tmp_path / "two.tif").values, LABELS)
+    with tifffile.TiffWriter(tmp_path / "with an overview.tif") as file:
+        file.write(LABELS, subifds=0)
+        file.write(LABELS[::2, ::2], subfiletype=1)
+    read_labels(tmp_path / "with an overview.tif")
+    first, second = (record.message for record in caplog.records)
+    assert "a.jpg is a JPEG, which changes the numbers of labels" in first
+    assert "two.tif holds several images; only the first" in second
 
 
 def test_labels_of_16_bits_are_inverted_where_0_is_white(tmp_path):

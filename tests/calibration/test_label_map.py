@@ -124,7 +124,7 @@ def test_an_internal_mask_and_alpha_leave_out_what_they_hide(tmp_path):
         (np.float32([[np.inf]]), "holds inf"),
         (np.array([[1j]]), "holds complex128"),
         (np.zeros((2, 2, 5), np.uint8), "has 5 channels of uint8"),
-        (np.zeros((2, 2, 3), np.uint16), "has 3 channels of uint16"),
+        (np.zeros((2, 2, 3), np.uint32), "has 3 channels of uint32"),
         (np.int16([[-7]]), "holds class -7"),
         (np.uint16([[65535]]), r"holds class 65535, and there are 3 classes .* --mask-values VALUE=CLASS"),
     ],

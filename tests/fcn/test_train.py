@@ -11,6 +11,7 @@ from fcn_deploy.calibration.digits import Digits
 from fcn_deploy.fcn import train as training
 from fcn_deploy.fcn.augment import augment
 from fcn_deploy.fcn.checkpoint import load_checkpoint, save_checkpoint
+from fcn_deploy.fcn.cli.train_fcn import _progress
 from fcn_deploy.fcn.recipes import RECIPES, Recipe, named
 from fcn_deploy.fcn.train import segmentation_loss, soft_jaccard_loss, train
 from helpers import checkpoint_of, command, one_error, random_network
@@ -264,6 +265,24 @@ def test_the_last_epochs_are_always_validated():
     recipe = Recipe(epochs=43, validate_every=10)
     assert [epoch for epoch in range(1, 44) if recipe.validates(epoch)] == [10, 20, 30, 40, 41, 42, 43]
     assert [epoch for epoch in range(1, 4) if Recipe(epochs=3, validate_every=9).validates(epoch)] == [3]
+
+
+def test_a_validation_that_takes_longer_than_training_is_said_once(capsys):
+    """26 megapixels take 25 s to validate and 2.5 s to train on."""
+    record = {"loss": 1, "val_miou": 0.5, "seconds": 27.5, "val_seconds": 25.0, "best": False}
+    with _progress(Recipe(epochs=30)) as (_, on_epoch):
+        for epoch in (1, 2):
+            on_epoch(record | {"epoch": epoch})
+    said = capsys.readouterr().err
+    assert said.count("validation took 25.0 s and the training before it 2.5 s") == 1
+    assert "--validate-every 10 they would" in said and len(said.splitlines()) == 1
+    with _progress(Recipe(epochs=30, validate_every=10)) as (_, on_epoch):
+        for epoch in range(1, 10):
+            on_epoch(record | {"epoch": epoch, "val_miou": None, "seconds": 2.5, "val_seconds": 0.0})
+        on_epoch(record | {"epoch": 10})
+    with _progress(Recipe(epochs=2)) as (_, on_epoch):
+        on_epoch(record | {"epoch": 1, "seconds": 0.3, "val_seconds": 0.2})
+    assert capsys.readouterr().err == ""
 
 
 def test_resuming_needs_something_to_resume_and_the_same_recipe(tmp_path):

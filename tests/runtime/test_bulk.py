@@ -458,6 +458,24 @@ def test_images_of_this_machine_have_statistics_at_an_address(exports, memory, s
     assert memory.cat_file("/b/s.csv").decode().count("\n") == 6
 
 
+@pytest.mark.parametrize(("patience", "tries"), [(10.0, 3), (-1.0, 1)])
+def test_what_has_failed_for_long_is_not_tried_again(memory, tmp_path, monkeypatch, patience, tries):
+    memory.pipe("/in/a.png", b"x")
+    asked = []
+
+    def half(path, target, **rest):
+        asked.append(path)
+        raise OSError("half an answer")
+
+    (item,) = objects.find_objects(["memory://in/a.png"])
+    monkeypatch.setattr(memory, "get_file", half)
+    monkeypatch.setattr(objects, "PATIENCE", patience)
+    monkeypatch.setattr(objects.time, "sleep", lambda seconds: None)
+    with pytest.raises(DeployError, match="half an answer; check it and run again"):
+        item.store.fetch(item, tmp_path / "a.png")
+    assert len(asked) == tries
+
+
 def test_statistics_that_cannot_be_put_are_one_line_and_labels_stay(net, memory, monkeypatch):
     from fcn_deploy.runtime.labelling.gathered import gathering
     from fcn_deploy.runtime.labelling.products import Products

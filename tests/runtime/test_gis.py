@@ -240,6 +240,49 @@ def test_geojson_has_longitudes_and_latitudes(tmp_path):
     assert pyogrio.read_info(tmp_path / "p.geojson")["crs"] == "EPSG:4326"
 
 
+@pytest.mark.parametrize(
+    "where",
+    [
+        {"crs": "EPSG:32660", "transform": rasterio.Affine(1000, 0, 8.0e5, 0, -1000, 1e6)},
+        {"crs": "EPSG:3857", "transform": rasterio.Affine(1000, 0, 20_012_508, 0, -1000, 5.8e6)},
+        {"crs": "EPSG:4326", "transform": rasterio.Affine(0.01, 0, 350, 0, -0.01, 10)},
+    ],
+    ids=["utm", "mercator", "350 degrees"],
+)
+def test_polygons_do_not_jump_round_the_earth(tmp_path, where):
+    labels = classes(60, 50)
+    scene = save_scene(tmp_path / "s.tif", labels, **where)
+    products = Products(polygons=tmp_path / "p.geojson", stats=tmp_path / "t.csv")
+    label(tmp_path, scene, products=products)
+    for each in json.loads((tmp_path / "p.geojson").read_text())["features"]:
+        rings = [np.array(ring) for ring in each["geometry"]["coordinates"]]
+        assert all(np.ptp(ring[:, 0]) < 1 for ring in rings) and abs(rings[0][:, 0].mean()) < 180.5
+        assert np.ptp(np.concatenate(rings)[:, 0]) < 1  # holes lie in their outlines
+    if where["crs"] == "EPSG:3857":
+        areas = [float(row["area_m2"]) for row in table(tmp_path / "t.csv")]
+        assert areas == pytest.approx([on_the_ellipsoid(labels == i, where) for i in range(3)], rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("where", "said"),
+    [
+        ({"crs": "IAU_2015:30100", "transform": DEGREES["transform"]}, "no way to longitudes and latitudes of WGS 84"),
+        ({"crs": "EPSG:3031", "transform": rasterio.Affine(1000, 0, -25e3, 0, -1000, 30e3)}, "a polygon round a pole"),
+    ],
+    ids=["moon", "pole"],
+)
+def test_what_longitudes_cannot_say_is_one_line_and_a_geopackage_holds_it(tmp_path, where, said):
+    labels = np.ones((60, 50), np.uint8)
+    scene = save_scene(tmp_path / "s.tif", labels, **where)
+    (record,) = label(tmp_path, scene, products=Products(polygons=tmp_path / "p.geojson"))
+    assert said in record["error"] and record["error"].endswith("name a .gpkg with --polygons")
+    assert json.loads((tmp_path / "p.geojson").read_text())["features"] == []
+    products = Products(polygons=tmp_path / "p.gpkg", stats=tmp_path / "t.csv")
+    (record,) = label(tmp_path, scene, products=products, force=True)
+    assert "error" not in record and pyogrio.read_info(tmp_path / "p.gpkg")["features"] == 1
+    assert (table(tmp_path / "t.csv")[1]["area_m2"] == "") == ("30100" in where["crs"])
+
+
 def test_geojson_of_pictures_is_in_pixels_and_mixes_with_nothing(tmp_path):
     picture = save_scene(tmp_path / "a.png", classes(20, 30), **{})
     scene = save_scene(tmp_path / "b.tif", classes(20, 30), **UTM)

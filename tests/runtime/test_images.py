@@ -264,6 +264,7 @@ def test_what_reads_images_needs_no_network():
         "errors",
         "extras",
         "files",
+        "kept_rows",
         "model_card",
         "no_data",
         "value_range",

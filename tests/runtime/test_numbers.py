@@ -16,7 +16,7 @@ from fcn_deploy.runtime.images.read import decode, read_image
 from fcn_deploy.runtime.images.regions import open_regions
 from fcn_deploy.runtime.model_card import CARD_KEY
 from fcn_deploy.runtime.value_range import parse_range, scaled, windows
-from helpers import command, label_records, one_error, onnx_model, photo, save_photos
+from helpers import command, label_records, needs, one_error, onnx_model, photo, save_photos
 from onnx import helper
 from PIL import Image
 
@@ -199,6 +199,25 @@ def test_tagged_no_data_of_floats_and_signed_numbers(tmp_path):
     assert (
         read(tmp_path / "i.npy", replace(card, mean=(0,), std=(1,)), no_data=-9999)[1].tolist() == [[False, True]] * 4
     )
+
+
+@pytest.mark.parametrize("name", ["s.tif", "s.png", "s.vrt"])
+@pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
+def test_scales_of_gdal_are_said_and_not_applied(tmp_path, caplog, name):
+    rasterio = needs("rasterio")
+    array = np.random.default_rng(0).integers(0, 65536, (1, 40, 50), np.uint16)
+    options = {"driver": name[2:].upper().replace("TIF", "GTiff").replace("VRT", "GTiff"), "dtype": "uint16"}
+    with rasterio.open(tmp_path / name.replace("vrt", "tif"), "w", height=40, width=50, count=1, **options) as file:
+        file.write(array)
+        file.scales, file.offsets = (0.0001,), (-0.1,)
+    if name == "s.vrt":
+        needs("rasterio.shutil").copy(tmp_path / "s.tif", tmp_path / name, driver="VRT")
+    found, _ = read(tmp_path / name, GREY16, strict=True)
+    np.testing.assert_array_equal(found[:, :, 0], array[0])
+    assert "numbers are to be taken times 0.0001 plus -0.1, which is not done" in caplog.records[0].message
+    caplog.clear()
+    read(tmp_path / name, GREY16, input_range=(0, 65535))  # what they mean is told
+    assert not caplog.records
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])

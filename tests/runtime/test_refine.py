@@ -8,8 +8,8 @@ import pytest
 from fcn_deploy.runtime import network
 from fcn_deploy.runtime import refine as refining
 from fcn_deploy.runtime.errors import MisuseError
+from fcn_deploy.runtime.grid import Grid
 from fcn_deploy.runtime.manifest import Upsampling
-from fcn_deploy.runtime.plan import Grid
 from fcn_deploy.runtime.refine import CLOSE, EPSILON, NEAR, REACH, box_filter, refined_labels, refusal
 from fcn_deploy.runtime.tiles import ready_windows, score_bands
 from fcn_deploy.runtime.upsampling import labels_from_scores

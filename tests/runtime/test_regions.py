@@ -117,7 +117,7 @@ def test_large_and_georeferenced_files_are_labelled_by_regions(tmp_path, monkeyp
 @pytest.fixture
 def net(exports):
     # Little enough for a few dozen tiles.
-    with Segmenter(exports / "narrow.engine", threads=2, memory=3_000_000) as found:
+    with Segmenter(exports / "narrow.engine", threads=2, memory=4_000_000) as found:
         yield found
 
 
@@ -187,7 +187,7 @@ def stopping(net, monkeypatch, after, error):
     monkeypatch.setattr(net.network, "bands_of", stopped)
 
 
-@pytest.mark.parametrize("memory", [3_000_000, 2_500_000])
+@pytest.mark.parametrize("memory", [4_000_000, 3_600_000])
 def test_an_interrupted_run_goes_on_where_it_stopped(exports, net, large, tmp_path, monkeypatch, memory):
     with monkeypatch.context() as patch:
         stopping(net, patch, 2, KeyboardInterrupt())

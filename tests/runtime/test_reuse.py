@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 from fcn_deploy.runtime.engine_file import write_engine
+from fcn_deploy.runtime.grid import Grid
 from fcn_deploy.runtime.manifest import Manifest, Stage, Upsampling
-from fcn_deploy.runtime.plan import Grid
 from fcn_deploy.runtime.reuse import changed_blocks, cover, grown
 from helpers import command, one_error, onnx_model
 from hypothesis import given, settings

@@ -124,7 +124,7 @@ def test_files_of_one_image_have_one_page(tmp_path):
     Image.fromarray(photo(*SIZE)).save(tmp_path / "i.png")
     for name in ("i.npy", "i.png"):
         np.testing.assert_array_equal(read(tmp_path / name, card(3, "uint8"), page=0), photo(*SIZE))
-        with pytest.raises(MisuseError, match=r"page 1, and .* holds 1, counted from 0; choose another --page"):
+        with pytest.raises(MisuseError, match=r"page 1, and .* holds 1, counted from 0; choose another page"):
             read_header(tmp_path / name, page=1)
 
 
@@ -221,7 +221,7 @@ def test_images_of_an_ome_file_follow_each_other(tmp_path, caplog, options):
     caplog.clear()
     np.testing.assert_array_equal(read(path, card(1))[:, :, 0], slices[0])
     assert f"{path} holds 5 images; only the first is used (see --page)" in caplog.text
-    with pytest.raises(MisuseError, match=r"page 5, and .* holds 5, counted from 0; choose another --page"):
+    with pytest.raises(MisuseError, match=r"page 5, and .* holds 5, counted from 0; choose another page"):
         read_header(path, page=5)
 
 

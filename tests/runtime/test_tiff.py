@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tifffile
 from fcn_deploy.runtime.images import read as read_module
-from fcn_deploy.runtime.images import tiff_chunks
+from fcn_deploy.runtime.images import tiff, tiff_chunks
 from fcn_deploy.runtime.images.header import read_header
 from fcn_deploy.runtime.images.read import read_image
 from fcn_deploy.runtime.images.regions import open_regions
@@ -239,6 +239,38 @@ def test_regions_read_side_by_side_decode_each_tile_once(tmp_path, monkeypatch, 
                 assert len(chunks.decoded) <= 4 * 8 * chunks.planes, "no more than a row of regions is kept"
         assert len(decoded) == len(set(decoded)) == len(opened.pages[0].dataoffsets)
     tiff_chunks._decoders.cache_clear()
+
+
+@pytest.mark.parametrize("separate", [False, True], ids=["contig", "planes"])
+def test_no_more_is_kept_than_plans_count(tmp_path, monkeypatch, separate):
+    pixels = np.random.default_rng(0).integers(0, 4000, (150, 230, 2), np.uint16)
+    stored, planar = (np.moveaxis(pixels, 2, 0), "separate") if separate else (pixels, "contig")
+    file = tmp_path / "a.tif"
+    kept = []
+    read = Chunks.read
+    for module in (tiff, tiff_chunks):
+        monkeypatch.setattr(module, "KEPT_BYTES", 0)
+
+    def read_and_counted(chunks, *where):
+        part = read(chunks, *where)
+        kept.append(sum(chunk.nbytes for chunk in chunks.decoded.values()))
+        return part
+
+    monkeypatch.setattr(Chunks, "read", read_and_counted)
+    for compression in ("zlib", None):
+        kept.clear()
+        tifffile.imwrite(
+            file, stored, tile=(32, 32), compression=compression, photometric="minisblack", planarconfig=planar
+        )
+        with open_regions(file, card(2, "uint16")) as image:
+            for top in range(0, 150, 40):
+                for left in range(0, 230, 64):
+                    rows, columns = slice(max(top - 8, 0), min(top + 48, 150)), slice(left, left + 72)
+                    np.testing.assert_array_equal(image[rows, columns], pixels[rows, columns])
+            planned = image.kept.taken(np.array(56.0), np.array(0.0), 150)
+            assert image.kept.ahead == 4
+        assert max(kept) <= planned and (max(kept) > planned / 2 or compression is None)
+        assert compression or planned == 0, "what lies in the file as it is is not kept"
 
 
 def test_a_part_that_is_expected_is_read_meanwhile_and_what_is_wrong_with_it_told_when_it_is_asked_for(

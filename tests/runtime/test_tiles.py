@@ -1,12 +1,16 @@
 """Stages in tiles: the whole image's labels and scores, whatever the tiles, from any row on."""
 
 import itertools
+import threading
+import weakref
 
 import numpy as np
+import pytest
+from fcn_deploy.runtime.errors import DeployError
+from fcn_deploy.runtime.grid import Grid, Span
 from fcn_deploy.runtime.manifest import Upsampling
 from fcn_deploy.runtime.model_card import ModelCard
-from fcn_deploy.runtime.plan import Grid
-from fcn_deploy.runtime.tiles import part_of, ready_windows, score_bands
+from fcn_deploy.runtime.tiles import Rows, one_ahead, part_of, ready_windows, score_bands
 from fcn_deploy.runtime.upsampling import KINDS, result_from_scores
 from helpers import window
 from hypothesis import given, settings
@@ -108,3 +112,52 @@ def test_results_of_bands_are_those_of_the_whole_score_map(data):
         row = part.rows[1]
         found.append(result_from_scores(kind, part, head, card))
     np.testing.assert_array_equal(np.concatenate(found, axis=-2), expected[..., start:, :])
+
+
+def test_the_next_window_is_made_while_the_caller_has_one_and_nothing_more_once_he_stops():
+    made, stop, second = [], threading.Event(), threading.Event()
+
+    def items():
+        for number in range(5):
+            if stop.is_set():
+                raise DeployError("not wanted")
+            made.append(number)
+            if number == 1:
+                second.set()
+            yield number
+
+    ahead = one_ahead(items(), stop)
+    assert next(ahead) == 0
+    assert second.wait(5) and made == [0, 1]
+    assert next(ahead) == 1
+    ahead.close()
+    assert stop.is_set() and len(made) <= 3
+    stop.clear()
+    assert list(one_ahead(items(), stop)) == list(range(5))
+
+
+def test_what_goes_wrong_in_the_other_thread_is_raised_in_its_turn():
+    def items():
+        yield 1
+        raise DeployError("it is truncated")
+
+    ahead = one_ahead(items(), threading.Event())
+    assert next(ahead) == 1
+    with pytest.raises(DeployError, match="truncated"):
+        next(ahead)
+
+
+def test_rows_above_a_tile_are_forgotten_before_more_are_made():
+    alive = []
+
+    def bands():
+        for top in range(0, 80, 10):
+            band = np.zeros((1, 10, 4), np.float32)
+            alive.append(weakref.ref(band))
+            yield top, top + 10, band
+            del band
+
+    rows = Rows(bands(), (1, 1))
+    for start in range(0, 60, 20):
+        rows.part(Span(start, start + 20, start, start + 20), Span(0, 4, 0, 4))
+        assert sum(each() is not None for each in alive) <= 3

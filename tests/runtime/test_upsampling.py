@@ -1,5 +1,7 @@
 """Upsampling gives what ONNX Runtime's own Resize gives, for every kind of interpolation: labels, masks and values."""
 
+from unittest import mock
+
 import numpy as np
 import onnxruntime
 import pytest
@@ -328,3 +330,22 @@ def test_half_precision_scores_are_taken():
         window(scores.astype(np.float16).astype(np.float32), (40, 40), (40, 40)), head, card(4)
     )
     np.testing.assert_array_equal(labels, expected)
+
+
+@given(st.data())
+@settings(max_examples=40, deadline=None)
+def test_labels_made_a_few_rows_at_a_time_are_those_made_at_once(data):
+    cells = data.draw(st.tuples(st.integers(1, 6), st.integers(1, 6)))
+    factor = data.draw(st.sampled_from([4.0, 8.0, 2.5]))
+    mode = data.draw(st.sampled_from(["linear", "nearest"]))
+    coordinates = data.draw(st.sampled_from(["half_pixel", "asymmetric", "align_corners"]))
+    head = Upsampling(mode, coordinates, (factor, factor))
+    scores = np.random.default_rng(data.draw(st.integers(0, 99))).normal(size=(3, *cells)).astype(np.float32)
+    padded = tuple(int(side * factor) for side in cells)
+    size = tuple(data.draw(st.integers(1, side)) for side in padded)
+    card, whole = ModelCard(("a", "b", "c")), heads.ScoreWindow.whole(scores, padded, size)
+    expected = heads._best(whole, head, np.dtype(np.uint8))
+    with mock.patch.object(heads, "PIXELS_AT_A_TIME", data.draw(st.integers(1, 3)) * size[1]):
+        np.testing.assert_array_equal(labels_from_scores(whole, head, card), expected)
+        start = data.draw(st.integers(0, size[0] - 1))
+        np.testing.assert_array_equal(labels_from_scores(whole.of_rows(start, size[0]), head, card), expected[start:])

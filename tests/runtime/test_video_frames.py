@@ -112,6 +112,50 @@ def test_bit_depths_and_ranges_are_kept_apart(tmp_path, name, codec, kind, full)
     np.testing.assert_allclose(colours_seen(path), COLOURS, atol=4)
 
 
+@pytest.mark.parametrize("kind", ["gray", "gray10le"])
+def test_grey_of_limited_range_is_spread_where_the_file_says_so(tmp_path, kind):
+    frame = av.VideoFrame(64, 48, kind)
+    shift = 2 if "10" in kind else 0
+    row = np.repeat(np.uint16([16, 126, 235, 255]) << shift, 16).astype(np.uint16 if shift else np.uint8)
+    for plane in frame.planes:
+        plane.update(np.tile(np.pad(row, (0, plane.line_size // row.itemsize - 64)), (48, 1)).tobytes())
+    for told, expected in ((1, [0, 128, 255, 255]), (2, [16, 126, 235, 255]), (0, [16, 126, 235, 255])):
+        frame.color_range = told
+        for channels in (1, 3):
+            assert module.pixels_of(frame, channels)[5, 8::16, 0].tolist() == expected
+
+
+@pytest.mark.parametrize(("codec", "kind"), [("qtrle", "argb"), ("prores_ks", "yuva444p10le"), ("ffv1", "bgra")])
+def test_alpha_of_0_is_no_data(exports, tmp_path, codec, kind):
+    image = np.dstack([photo(48, 64), np.repeat(np.uint8([0, 1, 255, 0]), 16)[None].repeat(48, axis=0)])
+    with av.open(str(tmp_path / "a.mkv" if codec == "ffv1" else tmp_path / "a.mov"), "w") as container:
+        stream = container.add_stream(codec, rate=25, options={"alpha_bits": "16"} if "prores" in codec else {})
+        stream.width, stream.height, stream.pix_fmt = 64, 48, kind
+        for index in range(2):
+            frame = av.VideoFrame.from_ndarray(image, format="rgba")
+            frame.pts, frame.time_base = index, Fraction(1, 25)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    path = next(tmp_path.glob("a.*"))
+    for channels in (1, 3):
+        card = ModelCard(("a", "b"), channels=channels, mean=(128.0,) * channels, std=(60.0,) * channels)
+        found = np.ma.getmaskarray(seen(path, card))
+        assert found.shape == (48, 64, channels) and (found.any(axis=2) == (image[:, :, 3] == 0)).all()
+    if codec == "qtrle":
+        label(exports / "narrow.engine", path, tmp_path / "o")
+        for labels in frames(tmp_path / "o" / "a.mkv")[1]:
+            np.testing.assert_array_equal(labels == 255, image[:, :, 3] == 0)
+
+
+def test_alpha_that_is_stored_apart_is_said(tmp_path, caplog):
+    with av.open(str(tmp_path / "a.mkv"), "w") as container:
+        stream = container.add_stream("ffv1", rate=25)
+        stream.width, stream.height, stream.pix_fmt, stream.metadata["alpha_mode"] = 64, 48, "yuv420p", "1"
+        container.mux([*stream.encode(av.VideoFrame(64, 48, "yuv420p")), *stream.encode(None)])
+    assert not np.ma.is_masked(seen(tmp_path / "a.mkv"))
+    assert "a.mkv has alpha beside its pictures, which is not read" in caplog.records[0].message
+
+
 def test_motion_jpeg_is_of_full_range_and_bt601_at_any_size(tmp_path):
     from PIL import Image
 

@@ -394,6 +394,29 @@ def test_a_live_connection_that_is_lost_is_opened_again_and_what_was_missed_leav
         assert decoded * 1001 / 30000 + 1.5 < times[-1] < 60, "half a second and a second and a half were waited"
 
 
+@pytest.mark.parametrize("what", ["a file", "no frame"])
+def test_a_live_address_that_is_no_camera_is_not_read_for_ever(exports, tmp_path, serve, what):
+    """A finite body without a length, which is the same each time; and headers that no picture follows."""
+    content = film(tmp_path / "a.ts", 20, (48, 64), options={"preset": "ultrafast", "g": "5"}).read_bytes()
+    requests = []
+
+    class Finite(Quiet):
+        def do_GET(self):
+            requests.append(self.path)
+            self.send_response(200)
+            self.end_headers()
+            with suppress(OSError):
+                self.wfile.write(content if what == "a file" or len(requests) == 1 else content[:1316])
+
+    options = "--live", "--reconnect", "60" if what == "a file" else "3"
+    _, (record,) = label(exports / "narrow.engine", serve(Finite) + "/clip", tmp_path / "o", *options, ok=1)
+    if what == "a file":
+        assert "byte for byte the same" in record["error"] and "--no-live reads it once" in record["error"]
+        assert record["reconnected"] == 1 and record["frames"] + record["dropped"] == 40
+    else:
+        assert "it ends at " in record["error"] and record["frames"] + record["dropped"] == 20
+
+
 def test_a_file_over_http_goes_on_where_it_was_lost(exports, tmp_path, serve):
     source = film(tmp_path / "a.mkv", 60, (96, 128), options={"preset": "ultrafast", "g": "12"})
     content, requests = source.read_bytes(), []

@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any
@@ -15,6 +15,7 @@ from fcn_deploy.export.build.config import TuningOptions
 from fcn_deploy.export.build.cut_passes import NO_PASSES, cut_passes
 from fcn_deploy.export.build.cut_stages import Part, cut_core, members_of
 from fcn_deploy.export.build.draft import Draft
+from fcn_deploy.export.build.fine_stages import with_fine_stages
 from fcn_deploy.export.build.golden import golden_sample
 from fcn_deploy.export.build.measured_memory import with_measured_memory
 from fcn_deploy.export.build.parity import compare_each
@@ -49,8 +50,12 @@ def build(job: BuildJob, report: EngineReport) -> Draft:
     report.core_bytes = {job.precision: drafts[job.precision].core_bytes}
     choice = _Choice(job, drafts)
     timings, chosen = choice.made()
+    draft = choice.draft(chosen)
+    if job.config.tuning is not None and job.config.tuning.fine:
+        job.say("cutting it further, for tiles alone")
+        draft = with_fine_stages(draft, *choice.core(chosen), chosen.threads)
     job.say("measuring its working memory")
-    draft = with_measured_memory(choice.draft(chosen), chosen.threads)
+    draft = with_measured_memory(draft, chosen.threads)
     report.precision, report.backend = chosen.precision, chosen.backend
     if chosen.precision in drafts and drafts[chosen.precision] is job.float_draft:
         report.passes = passes
@@ -129,6 +134,16 @@ def on_blocks(draft: Draft) -> Draft | None:
     stages = (replace(first, border=found.border, block=found.block), *others)
     members = {**draft.members, first.file: found.model.SerializeToString()}
     return Draft(replace(draft.manifest, stages=stages), members)
+
+
+def _on_blocks(parts: tuple[Part, ...]) -> tuple[Part, ...] | None:
+    """Parts, the first of which takes pixels, as `on_blocks` has it take squares of them."""
+    assert parts[0].stage.border is not None, "as it takes pixels"
+    found = space_to_depth(parts[0].model, parts[0].stage.border)
+    if found.why_not:
+        return None
+    stage = replace(parts[0].stage, border=found.border, block=found.block)
+    return (Part(stage, found.model), *parts[1:])
 
 
 class _Choice:
@@ -238,6 +253,21 @@ class _Choice:
         tile = self.tiles.get(candidate.precision) if candidate.backend == "onnxruntime" else None
         stages = (replace(first, tile=tile), *others)
         return Draft(replace(before.manifest, backend=candidate.backend, stages=stages), before.members)
+
+    def core(self, candidate: Candidate) -> tuple[ModelProto, Callable[[tuple[Part, ...]], tuple[Part, ...] | None]]:
+        """The core of a candidate, and what has parts of it take images as its first stage does."""
+        job, first = self.job, self.draft(candidate).manifest.stages[0]
+        if job.mixed is None or candidate.precision != "int8":
+            return job.float_core, lambda parts: parts
+        mixed = job.mixed
+
+        def on_image(parts: tuple[Part, ...]) -> tuple[Part, ...] | None:
+            if first.border is None:
+                return parts
+            changed = on_pixels(parts, job.float_core, self.card, mixed.image_mean)
+            return changed if changed is None or first.block == 1 else _on_blocks(changed)
+
+        return mixed.core, on_image
 
     def open(self, candidate: Candidate) -> AbstractContextManager[Network]:
         return self.draft(candidate).opened(candidate.threads)

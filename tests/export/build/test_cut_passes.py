@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+import threading
 
 import numpy as np
 import pytest
@@ -300,11 +301,21 @@ def test_a_closed_network_says_so(folder):
         net(photo(301, 257))
 
 
+def test_passes_end_once_nobody_wants_the_scores(folder):
+    stop = threading.Event()
+    stop.set()
+    with in_passes(folder / "psp.engine", (301, 257)) as net:
+        plan = net.plan(301, 257)
+        assert plan.passes
+        with pytest.raises(DeployError, match="not wanted any more"):
+            next(net.network.tiled.bands(photo(301, 257), plan, 0, stop))
+
+
 def test_the_manifest_tells_of_passes_and_refuses_damaged_ones(folder):
     with EngineFile(folder / "deeplab.engine") as engine:
         manifest = engine.manifest
     text = manifest.to_json()
-    assert Manifest.from_json(text, "m") == manifest and json.loads(text)["version"] == 5
+    assert Manifest.from_json(text, "m") == manifest and json.loads(text)["version"] == 6
     for change in (
         lambda data: data["pooled"]["passes"][0]["stages"][0].update(halo=None),
         lambda data: data["pooled"]["passes"][0]["statistics"][0].update(kind="median"),

@@ -1,5 +1,6 @@
 """Several networks in one server, replaced while they run; and how its memory is shared out."""
 
+import hashlib
 import shutil
 import threading
 
@@ -8,20 +9,20 @@ import pytest
 from fcn_deploy.runtime.engine_file import EngineFile, write_engine
 from fcn_deploy.runtime.network import Network
 from fcn_deploy.runtime.process_memory import resident
-from fcn_deploy.runtime.serve.models import Memory, Models, UnknownModelError
+from fcn_deploy.runtime.serve.models import Memory, Models, Served, UnknownModelError
 from helpers import photo
 from serving import serving
 
 from fcn_deploy import MisuseError, Segmenter
 
 
-def renamed(engine, to):
+def renamed(engine, to, by="another build"):
     """A copy of an engine that differs in a name, and so in its digest."""
     from dataclasses import replace
 
     with EngineFile(engine) as file:
         members = {name: file.read(name) for name in file.manifest.members}
-        write_engine(to, replace(file.manifest, created_by="another build"), members)
+        write_engine(to, replace(file.manifest, created_by=by), members)
     return to
 
 
@@ -83,6 +84,35 @@ def test_a_model_is_replaced_without_a_lost_request(exports, tmp_path):
         assert versions == sorted(versions, key=[first.version, second.version].index) or len(threads) > 1
         with pytest.raises(MisuseError, match="closed"):
             _ = first.network.backend
+
+
+def test_of_two_reloads_at_once_the_newer_file_is_served_afterwards(exports, tmp_path, monkeypatch):
+    engine = tmp_path / "m.engine"
+    shutil.copy(exports / "narrow.engine", engine)
+    models = Models([engine], opened, [(8, 8)], Memory(resident() + 10**9, 10**8))
+    begun, go_on, warmed = threading.Event(), threading.Event(), []
+
+    def warm_up(served, sizes):
+        warmed.append(served)
+        begun.set()
+        assert len(warmed) > 1 or go_on.wait(60)
+
+    monkeypatch.setattr(Served, "warm_up", warm_up)
+    reloads = [threading.Thread(target=models.reload) for _ in range(2)]
+    renamed(exports / "narrow.engine", engine)
+    reloads[0].start()
+    assert begun.wait(60)
+    renamed(exports / "narrow.engine", engine, "a third build")
+    reloads[1].start()
+    reloads[1].join(0.5)
+    go_on.set()
+    for thread in reloads:
+        thread.join(60)
+    older, newer = warmed
+    assert models.get("m") is newer and newer.version == hashlib.sha256(engine.read_bytes()).hexdigest()[:12]
+    with pytest.raises(MisuseError, match="closed"):
+        _ = older.network.backend
+    models.close()
 
 
 def test_two_of_one_name_and_files_that_are_none_are_refused(exports, tmp_path):

@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import http.client
 import io
 import json
 import socket
@@ -211,6 +212,9 @@ def test_images_that_are_none_or_over_the_limits_are_refused(server):
     assert "compressed" in server.error(415, "POST", "/label", b"x", {"Content-Encoding": "gzip"})
     assert "choose png" in server.error(400, "POST", "/label?format=gif", b"x")
     assert "/infer" in server.error(400, "POST", "/label?output=values", b"x")
+    assert "format=json" in server.error(400, "POST", "/label?output=masks", b"x")
+    assert "no parameter 'formt'" in server.error(400, "POST", "/label?formt=json", b"x")
+    assert "a second parameter 'format'" in server.error(400, "POST", "/label?format=json&format=png", b"x")
     assert "may not send" in server.error(403, "POST", "/label", b"x", {"Origin": "http://elsewhere.example"})
 
 
@@ -222,6 +226,12 @@ def test_of_several_images_in_a_file_the_first_is_labelled_and_their_number_told
     assert (status, headers["x-pages"]) == (200, "3")
     np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(body))), net(images[0]))
     assert "x-pages" not in server.ask("POST", "/label", file_of(images[0]))[1]
+    for page, image in enumerate(images):
+        status, headers, body = server.ask("POST", f"/label?page={page}", file.getvalue())
+        assert (status, headers["x-pages"]) == (200, "3")
+        np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(body))), net(image))
+    assert "holds 3, counted from 0" in server.error(400, "POST", "/label?page=3", file.getvalue())
+    assert "a whole number" in server.error(400, "POST", "/label?page=-1", file.getvalue())
 
 
 def test_a_file_of_other_values_than_the_networks_is_refused_unless_they_are_told(server, exports):
@@ -249,11 +259,34 @@ def test_a_body_whose_length_is_not_told_is_taken_up_to_the_limit(server, net):
     assert "longer than" in server.error(413, "POST", "/label", (bytes(1 << 20) for _ in range(60)))
 
 
+@pytest.mark.parametrize("offered", ["h2c", "websocket"])
+@pytest.mark.parametrize("length", [7, 100_000])  # of what comes at once
+def test_what_a_client_offers_besides_http_1_is_passed_over_and_its_file_labelled(server, net, offered, length):
+    image = photo(40, 50)
+    file = file_of(image)
+    head = (
+        f"POST /label HTTP/1.1\r\nHost: x\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: {offered}\r\n"
+        f"HTTP2-Settings: AAMAAABkAARAAAAAAAIAAAAA\r\nContent-Length: {len(file)}\r\n\r\n"
+    )
+    sent = (head.encode() + file) * 2  # one behind the other
+    with socket.create_connection((server.host, int(server.port)), 30) as raw:
+        for start in range(0, len(sent), length):
+            raw.sendall(sent[start : start + length])
+        stream = raw.makefile("rb")
+        for _ in range(2):
+            assert b" 200 " in stream.readline()
+            headers = http.client.parse_headers(stream)
+            labels = Image.open(io.BytesIO(stream.read(int(headers["content-length"]))))
+            np.testing.assert_array_equal(np.asarray(labels), net(image))
+
+
 def test_headers_without_end_close_the_connection_and_others_are_served(server):
     for line in (b"X: " + b"y" * 70_000 + b"\r\n", b"X: y\r\n" * 200, b"no header\r\n"):
         with socket.create_connection((server.host, int(server.port))) as raw:
             raw.sendall(b"GET /v2 HTTP/1.1\r\nHost: x\r\n" + line + b"\r\n")
-            assert raw.recv(100).startswith(b"HTTP/1.1 400")
+            answer = http.client.HTTPResponse(raw)
+            answer.begin()
+            assert answer.status == 400 and "headers" in json.load(answer)["error"]
     assert server.json("/v2")["name"] == "fcn-deploy"
 
 
@@ -390,8 +423,10 @@ def test_a_token_is_asked_for_where_there_is_one(exports):
         assert "bears no token" in client.error(401, "POST", "/label", b"x", {"Authorization": "Bearer other"})
         assert client.error(401, "GET", "/metrics") and client.error(401, "GET", "/v2/models/narrow")
         assert client.ask("GET", "/v2/health/ready")[0] == client.ask("GET", "/")[0] == 200
-        right = {"Authorization": "Bearer open-sesame"}
-        assert client.ask("POST", "/label", file_of(photo(9, 9)), right)[0] == 200
+        for scheme in ("Bearer", "bearer"):  # in letters of any case: RFC 9110, 11.1
+            right = {"Authorization": f"{scheme} open-sesame"}
+            assert client.ask("POST", "/label", file_of(photo(9, 9)), right)[0] == 200
+        assert client.error(401, "GET", "/v2", None, {"Authorization": "Basic open-sesame"})
 
 
 def test_a_trace_is_handed_on(server):

@@ -209,6 +209,15 @@ def test_typed_contents_and_files_are_taken(call, net):
         answer = call("ModelInfer", model_name="narrow", inputs=[given])
         labels = np.frombuffer(answer.raw_output_contents[0], np.uint8).reshape(answer.outputs[0].shape)
         np.testing.assert_array_equal(labels, net(image))
+    two = BytesIO()
+    Image.fromarray(image).save(two, "TIFF", save_all=True, append_images=[Image.fromarray(image[::-1])])
+    paged = {**inputs[1], "contents": {"bytes_contents": [two.getvalue()]}}
+    for parameters in ({}, {"page": {"int64_param": 1}}):
+        answer = call("ModelInfer", model_name="narrow", inputs=[{**paged, "parameters": parameters}])
+        labels = np.frombuffer(answer.raw_output_contents[0], np.uint8).reshape(answer.outputs[0].shape)
+        np.testing.assert_array_equal(labels, net(image[::-1] if parameters else image))
+        assert answer.parameters["pages"].int64_param == 2
+    assert "of an array" in refused(call, inputs=[{**inputs[0], "parameters": {"page": {"int64_param": 1}}}])
     outputs = [{"name": "labels", "parameters": {"format": {"string_param": "rle"}}}]
     answer = call("ModelInfer", inputs=[inputs[1]], outputs=outputs)  # the only model needs no name
     assert answer.outputs[0].datatype == "BYTES"
@@ -330,5 +339,12 @@ def test_a_token_is_asked_for_where_there_is_one(exports):
         assert client.is_server_ready()
         with pytest.raises(InferenceServerException, match="UNAUTHENTICATED"):
             client.get_model_metadata("narrow")
+        image = module.InferInput("image", [1, 1, 3], "UINT8")
+        image.set_data_from_numpy(np.zeros((1, 1, 3), np.uint8))
+        with pytest.raises(InferenceServerException, match="UNAUTHENTICATED"):
+            client.infer("narrow", [image])
+        right = {"Authorization": "Bearer open-sesame"}
+        counted = server.ask("GET", "/metrics", None, right)[2].decode()
+        assert 'fcn_deploy_requests_total{code="UNAUTHENTICATED",model="",protocol="grpc"} 1.0' in counted
         assert client.get_model_metadata("narrow", headers={"authorization": "Bearer open-sesame"}).name == "narrow"
         client.close()

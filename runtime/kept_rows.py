@@ -1,0 +1,33 @@
+"""The rows of an input that memory holds beside a tile of it."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+Numbers = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class KeptRows:
+    """What the rows of a stage's input take beside the tile at hand, or of an image what its reader does.
+
+    Attributes:
+        bytes: of each row that is kept; all of them are, at most.
+        beside: rows that are kept beside those of a tile.
+        least: bytes that are kept whatever the tile, unless all rows are fewer.
+        ahead: bytes of a pixel of the next tile, which is made while one is in work.
+    """
+
+    bytes: float = 0.0
+    beside: int = 0
+    least: float = 0.0
+    ahead: float = 0.0
+
+    def taken(self, rows: Numbers, columns: Numbers, height: int) -> Numbers:
+        """Bytes beside tiles of so many rows and columns, of an image of `height`."""
+        kept: Numbers = np.clip((rows + self.beside) * self.bytes, self.least, self.bytes * height)
+        return kept + self.ahead * rows * columns
+
+
+NOTHING_KEPT = KeptRows()
