@@ -23,6 +23,7 @@ from fcn_deploy.runtime.errors import MOST, DeployError, brief
 
 ROOM_OF_NAME = 80  # characters of an error, beside the reasons
 USUAL_STRIDE = 32  # of the coarsest map
+LARGEST_MULTIPLE = 256  # images of more than a few megapixels take what memory there is
 MULTIPLES_TRIED = ((3, 5), (2, 1), (7, 4))
 
 
@@ -82,7 +83,8 @@ def _multiples_that_hold(
         return None
     for graph in (*graphs, *_traced_at_multiples(network, opset_version)):
         run = session(graph.SerializeToString())
-        tried = (sizes.multiple * times for times in PADDED_TO[1:])
+        multiples = (sizes.multiple * times for times in PADDED_TO[1:])
+        tried = (multiple for multiple in multiples if multiple <= LARGEST_MULTIPLE)
         if (multiple := next((each for each in tried if _holds_at_multiples(network, run, each)), None)) is not None:
             return replace(sizes, multiple=multiple, by_choice=True)
     return None
@@ -90,7 +92,8 @@ def _multiples_that_hold(
 
 def _traced_at_multiples(network: Network, opset_version: int) -> Iterator[onnx.ModelProto]:
     """The graph as it is traced where no map is odd, unless that is how it was traced."""
-    large = replace(network.sizes, multiple=network.sizes.multiple * USUAL_STRIDE)
+    multiple = network.sizes.multiple
+    large = replace(network.sizes, multiple=multiple * min(USUAL_STRIDE, max(LARGEST_MULTIPLE // multiple, 1)))
     if any(side % large.multiple for side in traced_size(network.sizes)):
         with suppress(DeployError):
             yield to_graph(replace(network, sizes=large), EXPORTERS[0], opset_version)[0]

@@ -165,3 +165,26 @@ def test_what_rounding_decides_is_compared_with_all_that_may_be_given(tmp_path, 
         onnx.save(changed(path, "head.bias", lambda bias: bias + np.array([0.1, 0])), path)
         with pytest.raises(DeployError, match="labels are not the model's"):
             parity.compare(import_model(path), net.network)
+
+
+class OfItsHeight(nn.Module):
+    """Multiples of 32, by a number that a trace takes for a constant."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.score, self.largest = nn.Conv2d(3, 4, 32, 32), 0
+
+    def forward(self, x):
+        height, width = map(int, x.shape[2:])
+        if height % 32 or width % 32:
+            raise ValueError("it takes multiples of 32")
+        self.largest = max(self.largest, height, width)
+        return F.interpolate(self.score(x), scale_factor=32.0) * float(height)
+
+
+def test_multiples_that_no_memory_holds_are_not_tried(tmp_path):
+    """Swin's windows led to images of 6144×10240."""
+    module = OfItsHeight().eval()
+    with pytest.raises(DeployError, match="cannot be exported"):
+        export_module(module, None, tmp_path / "m.onnx", name="it")
+    assert module.largest <= 1280
