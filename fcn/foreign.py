@@ -27,23 +27,8 @@ USUAL_KEYS = ("out", "logits")  # torchvision's, and that of Hugging Face
 # What libraries call the size of images that a network is made for, and what can be one.
 SIZE_NAMES = ("img_size", "image_size", "input_size", "default_input_size", "crop_size", "img_dim", "in_size")
 LEAST_SIDE, LARGEST_SIDE = 16, 2048
-SQUARES = (
-    224,
-    256,
-    384,
-    512,
-    518,
-    192,
-    128,
-    96,
-    64,
-    640,
-    448,
-    336,
-    320,
-    160,
-    1024,
-)  # usual sides of networks of one size
+# Usual sides of networks of one size.
+SQUARES = (224, 256, 384, 512, 518, 192, 128, 96, 64, 640, 448, 336, 320, 160, 1024)
 SHOWN = 4  # names in an error
 
 
