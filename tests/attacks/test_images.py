@@ -102,7 +102,7 @@ def test_an_edited_file_is_one_line_or_an_image(tmp_path_factory, kind, data):
 @pytest.fixture
 def net(exports):
     # Little enough for a few dozen tiles.
-    with Segmenter(exports / "narrow.engine", threads=2, memory=3_000_000) as found:
+    with Segmenter(exports / "narrow.engine", threads=2, memory=3_500_000) as found:
         yield found
 
 

@@ -120,7 +120,7 @@ def test_the_scores_among_several_outputs(end, output, taken):
         (lambda y, x: {"a": y, "b": y}, None, "it gives a, b; name the scores with --output"),
         (lambda y, x: {"a": y, "b": y}, "c", "gives no output c; choose one of a, b"),
         (lambda y, x: y, "out", "gives one tensor; omit --output out"),
-        (lambda y, x: y.argmax(1), None, "gives int64.*before an argmax"),
+        (lambda y, x: (y[:, 0] > 0).long(), None, "gives int64.*before an argmax or a threshold"),
         (lambda y, x: "labels", None, "gives str"),
         (lambda y, x: {}, None, "gives dict"),
     ],

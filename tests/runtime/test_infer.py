@@ -200,7 +200,7 @@ def test_a_large_file_is_labelled_by_regions_and_ctrl_c_tells_how_far_it_came(ex
     image, out = photo(1700, 100), tmp_path / "o"
     georeference = [(33550, "d", 3, (0.5, 0.5, 0.0), True), (34735, "H", 4, (1, 1, 0, 0), True)]
     tifffile.imwrite(tmp_path / "map.tif", image, tile=(64, 64), compression="zlib", extratags=georeference)
-    words = [exports / "narrow.engine", tmp_path / "map.tif", "-o", out, "--memory", "0.003", "--overlay"]
+    words = [exports / "narrow.engine", tmp_path / "map.tif", "-o", out, "--memory", "0.004", "--overlay"]
     running = begun([sys.executable, "-m", "runtime.infer", *words])
     state = out / ".map.tif.partial.json"
     while not state.exists() and running.poll() is None:

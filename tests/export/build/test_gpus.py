@@ -112,7 +112,7 @@ def test_what_is_missing_is_said_before_calibration(exports, tmp_path, monkeypat
     def never(*words, **options):
         raise AssertionError("the core was quantized first")
 
-    monkeypatch.setattr(engine, "_mixed", never)
+    monkeypatch.setattr(engine, "mixed_as_asked", never)
     model, out = import_model(exports / "narrow.onnx"), tmp_path / "m.engine"
     monkeypatch.setattr(tensorrt_plan, "find_spec", lambda name: None)
     monkeypatch.setattr(tensorrt_plan, "need", _absent)
