@@ -103,7 +103,7 @@ def _export_module(source: str, out: Path, how: TorchOptions, model: ModelOption
     need("onnxruntime", "cpu")
     check_writable(out)
     from fcn_deploy.export.from_torch import export_module
-    from fcn_deploy.fcn.foreign import load_module
+    from fcn_deploy.fcn.load_module import load_module
 
     said, opset = model.said(), how.opset or DEFAULT_OPSET
     notes: list[str] = []

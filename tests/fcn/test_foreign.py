@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from fcn_deploy.fcn.checkpoint import load_state
 from fcn_deploy.fcn.exportable import Exportable
-from fcn_deploy.fcn.foreign import load_strictly, scores_of, unwrapped
+from fcn_deploy.fcn.foreign import scores_of, unwrapped
+from fcn_deploy.fcn.load_module import load_strictly
 from safetensors.torch import save_file
 from torch import nn
 from zoo import Output, Pair, Plain, network, resized

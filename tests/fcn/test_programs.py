@@ -6,7 +6,8 @@ from pathlib import PurePosixPath
 import pytest
 import torch
 from fcn_deploy.fcn.checkpoint import load_state
-from fcn_deploy.fcn.foreign import load_module, load_strictly, scores_of
+from fcn_deploy.fcn.foreign import scores_of
+from fcn_deploy.fcn.load_module import load_module, load_strictly
 from torch import nn
 from zoo import Plain, resized
 
