@@ -67,6 +67,15 @@ def test_memory_is_given_back_before_a_run_larger_than_all_before_it():
     assert len(released) == 1
 
 
+def test_images_of_mixed_sizes_do_not_have_memory_given_back_again_and_again():
+    memory = WorkingMemory(released := Releases())
+    sizes = np.exp(np.random.default_rng(0).uniform(np.log(5), np.log(260), 2000)).astype(int).tolist()
+    for one, other in zip(sizes, sizes[1:], strict=False):  # two at a time, as of CamVid's network up to 720×1280
+        run(memory, (one + other) * MB, one % 48)
+    # Each time costs what a large image takes in fresh pages.
+    assert len(released) <= 5 and memory.held <= 520 * MB
+
+
 def test_shapes_that_might_come_to_more_than_the_budget_have_memory_given_back():
     memory = WorkingMemory(released := Releases())
     for _ in range(3):
