@@ -594,7 +594,7 @@ def test_a_store_that_answers_half_or_falls_silent_is_told_soon(monkeypatch, tmp
                 if not metadata and silent:
                     over.wait(60)
 
-        do_HEAD = do_GET
+        do_HEAD = do_GET  # noqa: N815
 
         def log_message(self, *_):
             pass

@@ -1,5 +1,6 @@
 """Which runs go on together, and when a backend gives memory back."""
 
+import itertools
 import json
 import threading
 import time
@@ -70,7 +71,7 @@ def test_memory_is_given_back_before_a_run_larger_than_all_before_it():
 def test_images_of_mixed_sizes_do_not_have_memory_given_back_again_and_again():
     memory = WorkingMemory(released := Releases())
     sizes = np.exp(np.random.default_rng(0).uniform(np.log(5), np.log(260), 2000)).astype(int).tolist()
-    for one, other in zip(sizes, sizes[1:], strict=False):  # two at a time, as of CamVid's network up to 720×1280
+    for one, other in itertools.pairwise(sizes):  # two at a time, as of CamVid's network up to 720×1280
         run(memory, (one + other) * MB, one % 48)
     # Each time costs what a large image takes in fresh pages.
     assert len(released) <= 5 and memory.held <= 520 * MB
