@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib import resources
@@ -230,7 +230,7 @@ async def _body(service: Service, exchange: Exchange, receive: Receive, held: He
     return await service.off_the_loop(lambda: unpacked(body, service.limits.body, held.more))
 
 
-def _encoding(headers: dict[str, str]) -> str:
+def _encoding(headers: Mapping[str, str]) -> str:
     """How a body is packed. Raises RefusedError."""
     encoding = headers.get("content-encoding", "identity").strip().lower()
     if encoding not in ("identity", *PACKED):

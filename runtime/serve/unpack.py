@@ -27,7 +27,7 @@ def unpacked(body: memoryview, limit: int, more: Callable[[int], None]) -> memor
     stream, found, place = zlib.decompressobj(EITHER), bytearray(), 0
     try:
         while not stream.eof:
-            given = stream.unconsumed_tail
+            given: bytes | memoryview = stream.unconsumed_tail
             if not given:
                 given = body[place : place + FED]
                 place += len(given)
