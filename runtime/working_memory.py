@@ -23,13 +23,15 @@ class WorkingMemory:
 
     Args:
         release: has the backend give back what no run uses.
+        resident: tells the bytes that the process holds, or None; for a backend whose memory they are.
 
     Attributes:
         held: bytes that the backend keeps, by the plans of the runs that took them.
     """
 
-    def __init__(self, release: Callable[[], None]) -> None:
-        self._release = release
+    def __init__(self, release: Callable[[], None], resident: Callable[[], int | None] = lambda: None) -> None:
+        self._release, self._resident = release, resident
+        self._empty: int | None = None  # bytes that the process held without what runs take
         self.held = 0
         self._taken = 0  # bytes, by the runs that go on
         self._least = 0  # bytes that the first run since the last release took
@@ -60,6 +62,8 @@ class WorkingMemory:
             finally:
                 self._waiting.remove(turn)
                 self._changed.notify_all()
+            if self._empty is None:
+                self._empty = self._resident()
             self._taken += needed
             together = self._taken
             grows = together > max(self.held, GROWTH * self._least) and self.held >= KEPT
@@ -71,7 +75,7 @@ class WorkingMemory:
                 self._all_shapes += needed
         try:
             if grows:
-                self._release()
+                self._give_back(needed)
             yield
         finally:
             with self._changed:
@@ -91,7 +95,14 @@ class WorkingMemory:
             if unusual:
                 self._forget()
         if unusual:
-            self._release()
+            self._give_back(0)
+
+    def _give_back(self, needed: int) -> None:
+        """Before a run that takes `needed` bytes, or after one."""
+        self._release()
+        held = self._resident()
+        with self._changed:
+            self._empty = None if held is None else held - (self._taken - needed)
 
     def _fragments(self, needed: int, shape: Hashable, budget: Callable[[], int]) -> bool:
         """Whether what runs of other shapes left may be too much beside this one."""
@@ -100,7 +111,12 @@ class WorkingMemory:
             return False
         if together > self._limit:
             self._limit = budget()
-        return together > min(self._limit, MOST_SHAPES * max(self.held, needed, KEPT))
+        limit = min(self._limit, MOST_SHAPES * max(self.held, needed, KEPT))
+        if together <= limit:
+            return False
+        # It might, by the sum of all shapes: mostly they find room in what others left.
+        held = self._resident()
+        return held is None or self._empty is None or held - self._empty + needed > limit
 
     def _forget(self) -> None:
         self.held = self._all_shapes = self._least = 0

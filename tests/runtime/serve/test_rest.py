@@ -62,6 +62,8 @@ def test_json_numbers_come_and_go_as_the_protocol_says(server, net):
         (output,) = answer["outputs"]
         assert (output["name"], output["datatype"], output["shape"]) == ("labels", "UINT8", [9, 14])
         np.testing.assert_array_equal(np.reshape(output["data"], (9, 14)), net(image))
+    nothing = {"id": None, "parameters": None, "outputs": None}
+    assert "id" not in json.loads(server.ask("POST", "/v2/models/narrow/infer", json.dumps(request | nothing))[2])
     request["outputs"] = [{"name": "probabilities"}]
     _, _, body = server.ask("POST", "/v2/models/narrow/infer", json.dumps(request))
     (output,) = json.loads(body)["outputs"]
