@@ -18,6 +18,11 @@ from fcn_deploy import DeployError, MisuseError, Segmenter
 WAIT = 600  # seconds until something is taken to hang
 
 
+def threads_of_streams():
+    """Others' come and go: those of servers and clients of earlier tests."""
+    return sum(thread.name.startswith("fcn-deploy") for thread in threading.enumerate())
+
+
 @pytest.fixture(autouse=True)
 def no_hanging():
     faulthandler.dump_traceback_later(300, exit=True)
@@ -108,7 +113,7 @@ def test_two_jobs_and_the_source_run_at_once():
 
 @pytest.mark.parametrize("how", ["close", "drop", "raise"])
 def test_a_consumer_that_stops_early_ends_the_threads(how):
-    before, started = threading.active_count(), []
+    before, started = threads_of_streams(), []
 
     def slow(group):
         started.extend(group)
@@ -116,7 +121,7 @@ def test_a_consumer_that_stops_early_ends_the_threads(how):
         return group
 
     results = stream(iter(range(10_000)), slow)
-    assert next(results) == 0 and threading.active_count() > before
+    assert next(results) == 0 and threads_of_streams() > before
     if how == "close":
         results.close()
     elif how == "drop":
@@ -125,7 +130,7 @@ def test_a_consumer_that_stops_early_ends_the_threads(how):
     else:
         with pytest.raises(ZeroDivisionError):
             results.throw(ZeroDivisionError)
-    assert threading.active_count() == before
+    assert threads_of_streams() == before
     count = len(started)
     assert count < AHEAD
     time.sleep(0.05)
@@ -133,9 +138,9 @@ def test_a_consumer_that_stops_early_ends_the_threads(how):
 
 
 def test_a_stream_that_nobody_reads_starts_nothing():
-    before = threading.active_count()
+    before = threads_of_streams()
     stream(iter([1]), doubled)
-    assert threading.active_count() == before
+    assert threads_of_streams() == before
 
 
 @pytest.mark.parametrize("good", [0, 1, 5, 40])
@@ -144,17 +149,17 @@ def test_errors_of_the_source_and_of_the_work_come_in_order(good):
         yield from range(good)
         raise OSError("the camera is gone")
 
-    before, found = threading.active_count(), []
+    before, found = threads_of_streams(), []
     with pytest.raises(OSError, match="camera"):
         for result in stream(items(), doubled):
             found.append(result)
-    assert found == [2 * item for item in range(good)] and threading.active_count() == before
+    assert found == [2 * item for item in range(good)] and threads_of_streams() == before
 
     found.clear()
     with pytest.raises(ZeroDivisionError):
         for result in stream(range(good + 50), lambda g: [1 // (item != good) for item in g]):
             found.append(result)
-    assert len(found) == good and threading.active_count() == before
+    assert len(found) == good and threads_of_streams() == before
 
 
 # Segmenter.map
@@ -267,24 +272,24 @@ def test_one_broken_image_does_not_stop_the_rest(net):
     assert "this model takes" in str(outcomes[5]) and "not str" in str(outcomes[6])
     for index in (4, 7, 19):
         np.testing.assert_array_equal(outcomes[index], net(images[index]))
-    before, found = threading.active_count(), []
+    before, found = threads_of_streams(), []
     with pytest.raises(MisuseError, match="this model takes"):
         for labels in net.map(images):
             found.append(labels)
-    assert len(found) == 5 and threading.active_count() == before
+    assert len(found) == 5 and threads_of_streams() == before
 
 
 def test_a_map_that_is_left_early_ends(net):
-    before = threading.active_count()
+    before = threads_of_streams()
     for _ in net.map(photo(40, 40) for _ in range(1000)):
         break
-    assert threading.active_count() == before
+    assert threads_of_streams() == before
     labels = net.map([photo(40, 40)] * 40)
     next(labels)
     net.close()
     with pytest.raises(DeployError, match="closed"):
         list(labels)
-    assert threading.active_count() == before
+    assert threads_of_streams() == before
 
 
 def test_images_that_share_the_budget_run_at_once_and_others_alone(exports):
