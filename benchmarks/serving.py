@@ -23,6 +23,7 @@ import argparse
 import json
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -263,6 +264,7 @@ def parsed() -> argparse.Namespace:
 
 def main() -> None:
     options = parsed()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # or the servers, in sessions of their own, would stay
     told: dict = {}
     with ExitStack() as stack:
         words = "--queue", max(64, options.clients), "--warmup", "480x640"
