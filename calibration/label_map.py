@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from fcn_deploy.calibration.class_files import read_colors, twice
 from fcn_deploy.calibration.label_files import VOC_COUNT, Color, StoredLabels, read_labels
-from fcn_deploy.calibration.mask_options import MaskOptions, class_of, parse_values, read_colors, twice
+from fcn_deploy.calibration.mask_options import MaskOptions, class_of, parse_values
 from fcn_deploy.calibration.metrics import IGNORE
 from fcn_deploy.runtime.errors import DeployError, MisuseError
 from fcn_deploy.runtime.model_card import ModelCard, voc_palette

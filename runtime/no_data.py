@@ -159,6 +159,7 @@ class HoleRecorder:
             each.indices(side) for each, side in zip(part, self.shape[:2], strict=True)
         )
         given = self._image[top:bottom, left:right]
+        pixels: AnyArray
         pixels, invalid = given if isinstance(given, tuple) else filled(given, self._card)
         if invalid is not None:
             with self._lock:

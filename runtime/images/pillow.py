@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 # Pillow's names. Not all it knows: some start other programs (EPS), or are no images (PDF).
 # Those of preinit() first: for the first other one Pillow loads all that it has.
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "WEBP", "TIFF", "JPEG2000", "AVIF", "TGA")
+LFS = b"version https://git-lfs"  # how a file begins that stands for another
 _limit = threading.Lock()
 
 
@@ -45,6 +46,8 @@ def open_pillow(path: Path, max_pixels: int) -> Iterator["Pictures.Image"]:
         except UnidentifiedImageError as error:
             package = package_for(path)
             remedy = f"convert it ({package} reads it)" if package else "remove or convert it"
+            if path.open("rb").read(len(LFS)) == LFS:
+                remedy = "it is a pointer of Git LFS: fetch the file itself by git lfs pull"
             raise DeployError(f"{path} is not an image of a known format; {remedy}") from error
         finally:
             Image.MAX_IMAGE_PIXELS = limit

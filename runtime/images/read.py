@@ -21,7 +21,7 @@ from ..errors import MisuseError
 from ..kept_rows import NOTHING_KEPT, KeptRows
 from ..model_card import ModelCard
 from ..no_data import filled, masked, over_bands
-from ..value_range import GRIDS, Range, limits_within, percentiles, scaled, windows
+from ..value_range import GRIDS, Range, limits_of, limits_within, percentiles, scaled, windows
 from .deep import read_deep
 from .gdal import open_gdal
 from .georeference import Tag, dataset_tags, own_tags
@@ -34,6 +34,7 @@ from .tiff import (
     ORIENTATION,
     TURNS,
     Read,
+    TiffLayout,
     as_read,
     kept_rows,
     lay_out,
@@ -71,6 +72,7 @@ class StoredImage:
         turned: whether it is stored turned, by its orientation.
         kept: in memory, beside a part that is read.
         scales: what the file says that its numbers are to be scaled by, in words.
+        premultiplied: whether colours are stored multiplied by alpha.
     """
 
     path: Path
@@ -85,6 +87,7 @@ class StoredImage:
     turned: bool = False
     kept: KeptRows = NOTHING_KEPT
     scales: str = ""
+    premultiplied: bool = False
 
 
 @dataclass(frozen=True)
@@ -140,6 +143,14 @@ class Fit:
             parts.append((bands if invalid is None else bands[~invalid]).reshape(-1))
         return np.concatenate(parts)
 
+    def has_dimmed(self) -> bool:
+        """Whether colours are stored multiplied by an alpha that is neither 0 nor full, where values are looked at."""
+        if not self.stored.premultiplied or self.stored.alpha is None:
+            return False
+        looked = [self.stored.read(*window)[:, :, self.stored.alpha] for window in windows(self.stored.size, GRIDS[0])]
+        most = 1 if looked[0].dtype.kind == "f" else limits_of(looked[0].dtype)[1]
+        return any(bool(((part > 0) & (part < most)).any()) for part in looked)
+
 
 def fit_of(stored: StoredImage, card: ModelCard, options: ReadOptions) -> Fit:
     """How an open file is read for a card, after a look at its values: what looks wrong is named.
@@ -154,6 +165,12 @@ def fit_of(stored: StoredImage, card: ModelCard, options: ReadOptions) -> Fit:
     no_data = None if tag is None else value_of(tag, dtype, str(stored.path) if told else None)
     fit = Fit(stored, card, None, no_data)
     _banded(stored.read(0, 1, 0, 1), stored, card)  # channels are told first
+    if fit.has_dimmed():
+        options.mention(
+            "premultiplied",
+            f"{stored.path} has colours that are multiplied by its alpha, and the network is shown them as they are "
+            "stored, as rasterio reads them; where that is too dark, save it without alpha",
+        )
     values = next((found for grid in GRIDS if (found := fit.values(grid)).size), None)
     said = options.input_range
     wanted = card.range if said is None else said
@@ -243,8 +260,7 @@ def open_stored(header: Header, card: ModelCard, options: ReadOptions = COMMON) 
         DeployError: damaged.
         MisuseError: an image of a kind that is not read; channels that it does not have.
     """
-    if header.pages > 1 and header.page is None:
-        log.warning("%s holds %d images; only the first is used (see --page)", header.path, header.pages)
+    pages = header.pages  # of a TIFF they may be bands
     with ExitStack() as stack:
         with reading(header.path):  # what goes wrong while it is open is the caller's
             if header.format == "NPY":
@@ -255,8 +271,10 @@ def open_stored(header: Header, card: ModelCard, options: ReadOptions = COMMON) 
             elif header.format == "TIFF":
                 import tifffile
 
-                file = tifffile.TiffFile(opened(header.path), name=header.path.name)
-                stored = _tiff(stack.enter_context(file), header, card, options)
+                file = stack.enter_context(tifffile.TiffFile(opened(header.path), name=header.path.name))
+                layout = lay_out(file, header.path, card.channels, header.page)
+                pages = layout.images
+                stored = _tiff(file, layout, header.path, options)
             elif header.format == "GDAL":
                 raster = stack.enter_context(open_gdal(header.path))
                 palette = raster.dataset.colorinterp[0].name == "palette"  # its colours are not the numbers of no data
@@ -277,6 +295,8 @@ def open_stored(header: Header, card: ModelCard, options: ReadOptions = COMMON) 
                 stored = replace(stored, mask=mask_beside(stack, header.path, stored.size, stored.turned))
             if options.channels is not None:
                 stored = _chosen(stored, options.channels)
+        if pages > 1 and header.page is None:
+            log.warning("%s holds %d images; only the first is used (see --page)", header.path, pages)
         yield stored
 
 
@@ -294,9 +314,7 @@ def _chosen(stored: StoredImage, channels: tuple[int, ...]) -> StoredImage:
     )
 
 
-def _tiff(file: Any, header: Header, card: ModelCard, options: ReadOptions) -> StoredImage:
-    path = header.path
-    layout = lay_out(file, path, card.channels, header.page)
+def _tiff(file: Any, layout: TiffLayout, path: Path, options: ReadOptions) -> StoredImage:
     tags = own_tags(layout.keyframe)
     if layout.turned != 1 and tags:
         raise turned_on_the_ground(path)
@@ -311,7 +329,7 @@ def _tiff(file: Any, header: Header, card: ModelCard, options: ReadOptions) -> S
     return StoredImage(
         path, layout.upright, reader(layout, path), layout.bits, layout.colours, layout.alpha, tags,
         None if palette else no_data, mask, layout.turned != 1, kept_rows(layout, mask is not None),
-        scales_of(path, str(layout.keyframe.tags.valueof(GDAL_METADATA, ""))),
+        scales_of(path, str(layout.keyframe.tags.valueof(GDAL_METADATA, ""))), layout.premultiplied,
     )  # fmt: skip
 
 
@@ -384,7 +402,7 @@ def _banded(pixels: NDArray[Any], stored: StoredImage, card: ModelCard) -> NDArr
             pixels = pixels[:, :, :3]
         elif channels == 1 and pixels.dtype == np.uint8 and stored.bits in (0, 8):
             pixels = _grey_of_rgb(pixels)
-    if colours == "grey" and channels in (1, 3) and (pixels.shape[2] == 1 or stored.alpha == 1):
+    if colours == "grey" and channels in (1, 3) and (pixels.shape[2] == 1 or (stored.alpha, pixels.shape[2]) == (1, 2)):
         pixels = np.repeat(pixels[:, :, :1], channels, axis=2)
     if pixels.shape[2] != channels:
         raise MisuseError(f"{stored.path} has {found} channels; this model takes {channels}")

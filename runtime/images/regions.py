@@ -25,7 +25,8 @@ from .tiff import Read
 Bounds = tuple[int, int, int, int]  # top, bottom, left, right
 REGION_PIXELS = 64_000_000  # files of more are not read whole
 BY_SUFFIX = {  # what a file is that may have others beside it, as far as its name says
-    ".jpg": "JPEG", ".jpeg": "JPEG", ".jpe": "JPEG", ".png": "PNG", ".gif": "GIF", ".bmp": "BMP", ".webp": "WEBP",
+    ".jpg": "JPEG", ".jpeg": "JPEG", ".jpe": "JPEG", ".jfif": "JPEG",
+    ".png": "PNG", ".gif": "GIF", ".bmp": "BMP", ".webp": "WEBP",
 }  # fmt: skip
 
 
@@ -66,7 +67,7 @@ class Regions:
     def expect(self, where: tuple[slice, slice], then: Callable[[NDArray[Any]], Any] = lambda part: part) -> None:
         """Begin to read a part, which is kept until it is asked for or another is expected.
 
-        What goes wrong is raised when it is asked for. `then` makes of it what is given instead, while it is waited for.
+        What goes wrong is raised when it is asked for. `then` makes of it, as it is read, what is given instead.
         """
         if self._coming is not None:
             self._coming[1].cancel()
@@ -131,7 +132,9 @@ def open_regions(path: str | os.PathLike[str], card: ModelCard, options: ReadOpt
                 return fit.read(top, bottom, left, right)
 
         pixel, as_stored = read(0, 1, 0, 1), stored.read(0, 1, 0, 1)  # what is wrong is told before the work begins
-        holes = fit.no_data is not None or stored.mask is not None or stored.alpha is not None or pixel.dtype.kind == "f"
+        holes = (
+            fit.no_data is not None or stored.mask is not None or stored.alpha is not None or pixel.dtype.kind == "f"
+        )
         # Beside a part that is ready: what it is made of, and later the one without holes.
         ahead = pixel.nbytes + max(as_stored.nbytes * (as_stored.dtype != pixel.dtype), pixel.nbytes * holes)
         kept = replace(stored.kept, ahead=ahead)

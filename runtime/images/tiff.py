@@ -73,6 +73,11 @@ class TiffLayout:
         """(height, width) as read."""
         return self.size[::-1] if self.turned in TURNS and TURNS[self.turned][2] else self.size
 
+    @property
+    def premultiplied(self) -> bool:
+        """Whether colours are multiplied by alpha (TIFF 6.0, page 31: associated)."""
+        return self.alpha is not None and 1 in self.keyframe.extrasamples
+
 
 def is_tiff(start: bytes) -> bool:
     """By the first bytes of a file."""

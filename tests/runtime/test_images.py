@@ -177,6 +177,14 @@ def test_pages_of_a_tiff_are_no_bands(tmp_path, caplog, dtype, pages):
     assert "only the first is used" in caplog.text
 
 
+def test_pages_that_are_bands_are_no_pages_that_are_left_out(tmp_path, caplog):
+    stack = np.random.default_rng(0).integers(0, 255, (5, 12, 14)).astype(np.uint8)
+    tifffile.imwrite(tmp_path / "x.tif", stack, photometric="minisblack")
+    card = ModelCard(("a", "b"), channels=5, mean=(0,) * 5, std=(1,) * 5)
+    np.testing.assert_array_equal(read_image(tmp_path / "x.tif", card), stack.transpose(1, 2, 0))
+    assert not caplog.text
+
+
 def test_white_is_zero_is_turned_round_in_8_and_16_bits(tmp_path):
     for dtype in ("uint8", "uint16"):
         ramp = np.linspace(0, np.iinfo(dtype).max, 240).astype(dtype).reshape(12, 20)
@@ -314,6 +322,9 @@ def test_what_a_folder_holds_and_nothing_reads_is_counted_and_named(tmp_path, pi
         find_images([tmp_path])
     with pytest.raises(DeployError, match=r"b\.heic is not an image of a known format; convert it \(pillow-heif"):
         read_image(tmp_path / "b.heic", RGB)
+    (tmp_path / "lfs.jpg").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n")
+    with pytest.raises(DeployError, match="it is a pointer of Git LFS: fetch the file itself by git lfs pull"):
+        read_image(tmp_path / "lfs.jpg", RGB)
 
 
 def test_labels_are_palette_pngs_in_the_cards_colours(tmp_path):
