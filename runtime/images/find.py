@@ -27,8 +27,7 @@ UNREAD = {
         "rasterio": ".img .ecw .ntf .nitf .bil .bip .bsq .asc .ers .pix .hgt .dt2 .sdat",
         "imagecodecs": ".jxr .wdp .jls", "astropy": ".fits .fit .fts", "zarr": ".zarr",
         "czifile": ".czi", "nd2": ".nd2", "readlif": ".lif",
-        "numpy": ".npz", "fcn-deploy[video]": ".mp4 .m4v .mov .mkv .avi .webm .mpg .mpeg .ts .m2ts .mts .wmv .flv",
-        "ffmpeg": ".mxf .y4m .dv .rm .wtv .h264 .hevc",
+        "numpy": ".npz", "fcn-deploy[video]": ".mp4 .m4v .mov .mkv .avi .webm .mpg .mpeg .ts .m2ts .mts .wmv .flv .mxf",
     }.items()
     for suffix in suffixes.split()
 }  # fmt: skip
