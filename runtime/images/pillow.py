@@ -5,9 +5,13 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from ..errors import DeployError, MisuseError, OverBudgetError
+from ..model_card import ModelCard
 from .find import package_for
 
 if TYPE_CHECKING:
@@ -54,3 +58,19 @@ def open_pillow(path: Path, max_pixels: int) -> Iterator["Pictures.Image"]:
     with picture:
         check_pixels((picture.height, picture.width), max_pixels, path)
         yield picture
+
+
+def samples_of(picture: "Pictures.Image", card: ModelCard, as_stored: bool) -> NDArray[Any]:
+    """Grey or RGB as the card wants it, what Pillow cannot turn into them soundly, or its samples `as_stored`."""
+    if as_stored and picture.mode in ("L", "LA", "RGB", "RGBA"):
+        return np.asarray(picture)
+    if picture.mode in ("1", "I", "F"):
+        return np.asarray(picture)
+    if picture.mode.startswith("I;16"):
+        # Pillow would clip to 255 on conversion instead of scaling.
+        return np.asarray(picture).astype(np.uint16)
+    if (picture.mode, card.channels) in (("RGBA", 4), ("LA", 2)):
+        return np.asarray(picture)
+    if picture.has_transparency_data:
+        return np.asarray(picture.convert("LA" if card.channels == 1 else "RGBA"))
+    return np.asarray(picture.convert("L" if card.channels == 1 else "RGB"))

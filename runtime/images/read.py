@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,12 +22,12 @@ from ..kept_rows import NOTHING_KEPT, KeptRows
 from ..model_card import ModelCard
 from ..no_data import filled, masked, over_bands
 from ..value_range import GRIDS, Range, limits_of, limits_within, percentiles, scaled, windows
-from .deep import read_deep
+from .deep import few_bits_of, not_spread, read_deep
 from .gdal import open_gdal
 from .georeference import Tag, dataset_tags, own_tags
 from .header import DEFAULT_MAX_PIXELS, Header, open_npy, read_header, reading
 from .numbers import ReadOptions, apart, beyond, doubtful, value_of, wide_type
-from .pillow import open_pillow
+from .pillow import open_pillow, samples_of
 from .ranged import opened
 from .sidecars import mask_beside, no_data_beside, one_no_data, scales_of, scales_told, told_beside
 from .tiff import (
@@ -36,6 +36,7 @@ from .tiff import (
     Read,
     TiffLayout,
     as_read,
+    index_reader,
     kept_rows,
     lay_out,
     mask_reader,
@@ -44,9 +45,6 @@ from .tiff import (
     tagged_no_data,
     turned,
 )
-
-if TYPE_CHECKING:
-    from PIL import Image as Pictures
 
 log = logging.getLogger(__name__)
 
@@ -73,6 +71,7 @@ class StoredImage:
         kept: in memory, beside a part that is read.
         scales: what the file says that its numbers are to be scaled by, in words.
         premultiplied: whether colours are stored multiplied by alpha.
+        indexed: whether its colours are of a palette whose indices numbers of no data are of, as `mask` says.
     """
 
     path: Path
@@ -88,6 +87,7 @@ class StoredImage:
     kept: KeptRows = NOTHING_KEPT
     scales: str = ""
     premultiplied: bool = False
+    indexed: bool = False
 
 
 @dataclass(frozen=True)
@@ -163,6 +163,7 @@ def fit_of(stored: StoredImage, card: ModelCard, options: ReadOptions) -> Fit:
     told = options.no_data is not None
     tag = options.no_data if told else stored.no_data
     no_data = None if tag is None else value_of(tag, dtype, str(stored.path) if told else None)
+    no_data = None if stored.indexed else no_data
     fit = Fit(stored, card, None, no_data)
     _banded(stored.read(0, 1, 0, 1), stored, card)  # channels are told first
     if fit.has_dimmed():
@@ -318,7 +319,6 @@ def _tiff(file: Any, layout: TiffLayout, path: Path, options: ReadOptions) -> St
     tags = own_tags(layout.keyframe)
     if layout.turned != 1 and tags:
         raise turned_on_the_ground(path)
-    # A palette's colours are not the numbers that the tag speaks of.
     palette = getattr(layout.keyframe.photometric, "name", "") == "PALETTE"
     beside = one_no_data(path, no_data_beside(path), options)
     no_data = tagged_no_data(layout) if beside is None else as_read(beside, layout)
@@ -326,10 +326,13 @@ def _tiff(file: Any, layout: TiffLayout, path: Path, options: ReadOptions) -> St
         said = f"{path} has a no-data tag that begins with no number ({text[:40]!r}), and is ignored"
         options.name("no-data tag", f"{said}: name the value with --nodata")
     mask = mask_reader(file, layout, path)
+    if palette:  # its colours are not the numbers that are spoken of, but its indices
+        number = no_data if options.no_data is None else options.no_data
+        mask = mask if number is None else index_reader(layout, path, number, mask)
     return StoredImage(
         path, layout.upright, reader(layout, path), layout.bits, layout.colours, layout.alpha, tags,
         None if palette else no_data, mask, layout.turned != 1, kept_rows(layout, mask is not None),
-        scales_of(path, str(layout.keyframe.tags.valueof(GDAL_METADATA, ""))), layout.premultiplied,
+        scales_of(path, str(layout.keyframe.tags.valueof(GDAL_METADATA, ""))), layout.premultiplied, palette,
     )  # fmt: skip
 
 
@@ -348,8 +351,7 @@ def _picture(header: Header, card: ModelCard, as_stored: bool) -> StoredImage:
     """By Pillow: grey, RGB, or what it cannot turn into them soundly; with `as_stored` the file's own channels."""
     from PIL import ImageOps
 
-    # For grey of 8 bits Pillow drops the low bits.
-    bits = header.bits if as_stored or card.dtype != "uint8" or card.channels == 3 else 0
+    bits = header.bits
     with open_pillow(header.path, header.pixels) as picture:
         if header.page is not None:
             picture.seek(header.page)
@@ -357,28 +359,16 @@ def _picture(header: Header, card: ModelCard, as_stored: bool) -> StoredImage:
         if bits:
             array = turned(read_deep(header.path, header.format), orientation)
         else:
+            few = few_bits_of(header.path, picture)
             picture.load()
-            array = _samples(ImageOps.exif_transpose(picture), card, as_stored)
+            array = samples_of(ImageOps.exif_transpose(picture), card, as_stored)
+            if few:
+                array, bits = not_spread(array, few), few
     array = array[:, :, None] if array.ndim == 2 else array
     colours = {1: "grey", 3: "RGB", 4: "RGB"}.get(array.shape[2], "grey")
     alpha = array.shape[2] - 1 if array.shape[2] in (2, 4) else None
     bits = 1 if array.dtype == bool else bits
     return StoredImage(header.path, header.size, _parts(array), bits, colours, alpha, turned=orientation in TURNS)
-
-
-def _samples(picture: "Pictures.Image", card: ModelCard, as_stored: bool) -> NDArray[Any]:
-    if as_stored and picture.mode in ("L", "LA", "RGB", "RGBA"):
-        return np.asarray(picture)
-    if picture.mode in ("1", "I", "F"):
-        return np.asarray(picture)
-    if picture.mode.startswith("I;16"):
-        # Pillow would clip to 255 on conversion instead of scaling.
-        return np.asarray(picture).astype(np.uint16)
-    if (picture.mode, card.channels) in (("RGBA", 4), ("LA", 2)):
-        return np.asarray(picture)
-    if picture.has_transparency_data:
-        return np.asarray(picture.convert("LA" if card.channels == 1 else "RGBA"))
-    return np.asarray(picture.convert("L" if card.channels == 1 else "RGB"))
 
 
 def _native(pixels: NDArray[Any]) -> NDArray[Any]:
@@ -400,7 +390,7 @@ def _banded(pixels: NDArray[Any], stored: StoredImage, card: ModelCard) -> NDArr
     if colours == "RGB" and pixels.shape[2] >= 3:
         if channels == 3:
             pixels = pixels[:, :, :3]
-        elif channels == 1 and pixels.dtype == np.uint8 and stored.bits in (0, 8):
+        elif channels == 1 and pixels.dtype in (np.uint8, np.uint16) and stored.bits in (0, 8, 16):
             pixels = _grey_of_rgb(pixels)
     if colours == "grey" and channels in (1, 3) and (pixels.shape[2] == 1 or (stored.alpha, pixels.shape[2]) == (1, 2)):
         pixels = np.repeat(pixels[:, :, :1], channels, axis=2)
@@ -410,9 +400,9 @@ def _banded(pixels: NDArray[Any], stored: StoredImage, card: ModelCard) -> NDArr
 
 
 def _grey_of_rgb(pixels: NDArray[Any]) -> NDArray[Any]:
-    """Luma by ITU-R 601-2, as Pillow computes it: [h, w, 1] of uint8 [h, w, ≥ 3]."""
+    """Luma by ITU-R 601-2, as Pillow computes it: [h, w, 1] of [h, w, ≥ 3], uint8 or uint16."""
     total = pixels[:, :, :3].astype(np.uint32) @ np.array([19595, 38470, 7471], np.uint32)
-    return ((total + 0x8000) >> 16).astype(np.uint8)[:, :, None]
+    return ((total + 0x8000) >> 16).astype(pixels.dtype)[:, :, None]
 
 
 def _rgb_of_cmyk(pixels: NDArray[Any]) -> NDArray[Any]:

@@ -205,6 +205,18 @@ def mask_reader(file: Any, layout: TiffLayout, path: Path) -> Read | None:
     return None
 
 
+def index_reader(layout: TiffLayout, path: Path, no_data: float, mask: Read | None) -> Read:
+    """A mask as of `mask_reader`, and 0 too where the index of a palette's colour is that of no data."""
+    indices = _upright(page_reader(path, layout.pages[0]), layout)
+
+    def read(top: int, bottom: int, left: int, right: int) -> NDArray[Any]:
+        where = top, bottom, left, right
+        valid: NDArray[Any] = indices(*where) != no_data
+        return valid if mask is None else valid & (mask(*where) != 0)
+
+    return read
+
+
 def page_reader(path: Path, page: Any) -> Read:
     """What reads parts of one page as it is stored, palettes too: [h, w, samples]."""
     return Chunks(path, page, page).read

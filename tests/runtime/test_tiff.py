@@ -208,6 +208,19 @@ def test_colours_that_are_multiplied_by_alpha_are_named(tmp_path, caplog, kind, 
     assert ("has colours that are multiplied by its alpha" in caplog.text) == said
 
 
+@pytest.mark.parametrize("told", [False, True])
+def test_no_data_of_a_palette_is_an_index(tmp_path, told):
+    indices = np.arange(40 * 50).reshape(40, 50).astype(np.uint8) % 7
+    colours = np.random.default_rng(0).integers(0, 256, (3, 256)).astype(np.uint16) * 257
+    tag = [] if told else [(42113, "s", 0, "3", True)]
+    tifffile.imwrite(tmp_path / "i.tif", indices, photometric="palette", colormap=colours, extratags=tag)
+    options = ReadOptions(no_data=3 if told else None)
+    with open_regions(tmp_path / "i.tif", RGB, options) as image:
+        part = image[3:30, 5:]
+    np.testing.assert_array_equal(np.ma.getmaskarray(part)[:, :, 0], indices[3:30, 5:] == 3)
+    np.testing.assert_array_equal(np.asarray(part), (colours >> 8).astype(np.uint8).T[indices[3:30, 5:]])
+
+
 def test_a_tiff_is_known_by_its_first_bytes(tmp_path):
     tifffile.imwrite(tmp_path / "i.tif", photo(40, 50).astype(np.uint16), photometric="rgb")
     (tmp_path / "i.tif").rename(tmp_path / "i.img")
