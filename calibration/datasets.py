@@ -12,7 +12,7 @@ from fcn_deploy.calibration.census import Census
 from fcn_deploy.calibration.class_files import VOID_NAMES, in_label_order, read_classes, read_colors, twice
 from fcn_deploy.calibration.digits import Digits
 from fcn_deploy.calibration.label_files import Color, find_label_files, read_labels
-from fcn_deploy.calibration.label_map import LabelMap, ReadLabels, label_map_of, present_values
+from fcn_deploy.calibration.label_map import LabelMap, ReadLabels, label_map_of, present_values, reordered
 from fcn_deploy.calibration.mask_options import MaskOptions, parse_values
 from fcn_deploy.calibration.metrics import IGNORE
 from fcn_deploy.runtime.arrays import ImageSource
@@ -235,12 +235,18 @@ def load_dataset(
                 f"{data} has {len(names)} classes and the model has {len(card.classes)}; use data with the "
                 "classes the model was trained on"
             )
-        if file_names := [name for name in names if name not in card.classes]:
+        known = {name.lower() for name in card.classes}
+        if file_names := [name for name in names if name.lower() not in known]:
             log.warning("%s names its classes otherwise than the model: %s", data, ", ".join(file_names[:3]))
     if len(names) > IGNORE:
         raise MisuseError(f"{data} has {len(names)} classes; labelled data has at most {IGNORE}")
     colors = card.colors if card else _colors(names, chosen)
-    label_map = label_map_of(names, colors, masks, chosen=chosen, void=void)
+    if card is not None and _another_order(names, card.classes):
+        log.warning("%s has the model's classes in another order, by which its labels are taken: by their names", data)
+        own = label_map_of(card.classes, colors, replace(masks, values=None), chosen=chosen, void=void)
+        label_map = reordered(own, names, masks)
+    else:
+        label_map = label_map_of(names, colors, masks, chosen=chosen, void=void)
     return FilePairs(tuple(pairs), card.classes if card else tuple(names), tuple(colors), label_map, card, reading)
 
 
@@ -287,6 +293,12 @@ def _check_names(file: Path, names: Sequence[str], masks: MaskOptions) -> None:
             f"{file} names {names[early]!r} as label {early}, and only the last one may be void; pass --mask-values "
             f"{early}=void,{other}={names[other]},…, or where labels are colours --mask-colors {file} alone"
         )
+
+
+def _another_order(names: Sequence[str], classes: Sequence[str]) -> bool:
+    """Whether names are those of a model's classes, each once, but not in its order."""
+    mine, theirs = ([name.lower() for name in each] for each in (names, classes))
+    return mine != theirs and sorted(mine) == sorted(theirs) and len(set(theirs)) == len(theirs)
 
 
 def _counted_classes(file: Path, pairs: Sequence[tuple[Path, Path]]) -> list[str]:
