@@ -15,7 +15,7 @@ from fcn_deploy.runtime.images.find import IMAGE_SUFFIXES
 from fcn_deploy.runtime.images.header import DEFAULT_MAX_PIXELS, open_npy
 from fcn_deploy.runtime.images.pillow import check_pixels, open_pillow
 from fcn_deploy.runtime.images.sidecars import mask_beside, no_data_beside
-from fcn_deploy.runtime.images.tiff import ORIENTATION, TURNS, turned
+from fcn_deploy.runtime.images.tiff import ORIENTATION, TURNS, is_tiff, turned
 from fcn_deploy.runtime.model_card import voc_palette
 from fcn_deploy.runtime.no_data import number_in
 from numpy.typing import NDArray
@@ -101,7 +101,8 @@ def read_labels(path: Path, colors: Sequence[Color] | None = None, shown: bool =
 
 def _by_pillow(path: Path, colors: Sequence[Color] | None, shown: bool) -> StoredLabels | None:
     """None for a TIFF that only tifffile reads."""
-    tiff = path.suffix.lower() in (".tif", ".tiff")
+    with path.open("rb") as file:
+        tiff = is_tiff(file.read(4))
     try:
         with open_pillow(path, DEFAULT_MAX_PIXELS) as picture:
             if tiff and _tag(picture, SAMPLE_FORMAT, (UNSIGNED,))[0] == SIGNED and picture.mode == "L":

@@ -166,6 +166,10 @@ def fit_of(stored: StoredImage, card: ModelCard, options: ReadOptions) -> Fit:
     no_data = None if stored.indexed else no_data
     fit = Fit(stored, card, None, no_data)
     _banded(stored.read(0, 1, 0, 1), stored, card)  # channels are told first
+    if stored.colours == "CMYK" and card.channels == 4:
+        options.mention(
+            "CMYK", f"{stored.path} has colours of print (CMYK), and its inks are the network's four channels"
+        )
     if fit.has_dimmed():
         options.mention(
             "premultiplied",

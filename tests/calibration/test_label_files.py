@@ -128,6 +128,13 @@ def test_what_changes_labels_or_leaves_some_out_is_said_once(tmp_path, caplog):
     assert "two.tif holds several images; only the first" in second
 
 
+@pytest.mark.parametrize("name", ["png.tif", "tif.png"])
+def test_labels_are_of_the_kind_that_their_first_bytes_say(tmp_path, name):
+    image, kind = Image.fromarray(LABELS), name.partition(".")[0]
+    image.save(tmp_path / name, format={"png": "PNG", "tif": "TIFF"}[kind])
+    np.testing.assert_array_equal(read_labels(tmp_path / name).values, LABELS)
+
+
 @pytest.mark.parametrize(
     ("name", "options", "kind"),
     [

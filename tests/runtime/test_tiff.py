@@ -206,6 +206,9 @@ def test_colours_that_are_multiplied_by_alpha_are_named(tmp_path, caplog, kind, 
     with open_regions(tmp_path / "i.tif", RGB, ReadOptions()) as found:
         np.testing.assert_array_equal(found[:, :], image[:, :, :3])
     assert ("has colours that are multiplied by its alpha" in caplog.text) == said
+    tifffile.imwrite(tmp_path / "i.tif", image, photometric="separated")
+    with open_regions(tmp_path / "i.tif", card(4), ReadOptions()):
+        assert "its inks are the network's four channels" in caplog.text
 
 
 @pytest.mark.parametrize("told", [False, True])
