@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from fcn_deploy.export.dynamic_shapes.size_numbers import CLOSE, USUAL_DIVISORS, is_of_channels
 from fcn_deploy.export.dynamic_shapes.sizes import SampledSize, axis_sizes, changes_with, is_fixed, multiplied
-from fcn_deploy.export.dynamic_shapes.sums import divisor, summed_over, unscaled
+from fcn_deploy.export.dynamic_shapes.sums import divisor, one_number, summed_over, unscaled
 from fcn_deploy.export.dynamic_shapes.traced_graph import BEYOND, State, axes_of, input_of, integers, name_of_node
 from fcn_deploy.export.graph.edit import attributes
 from onnx import NodeProto
@@ -57,26 +57,31 @@ def _of_node(node: NodeProto, state: State, counted: set[str]) -> Iterator[str]:
 
 def _of_number(node: NodeProto, state: State, counted: set[str]) -> Iterator[str]:
     """Of a Mul or a Div by one number: it divides sums or places by it, or it is the logarithm of many places."""
-    if (by := divisor(node, state)) is None:
-        return
-    data, number = by
+    if (by := divisor(node, state)) is not None:
+        data, number = by
+        if _is_of_places(data, number, state):
+            yield f"divides what is summed over all places by {number:g}"
+        elif data in counted and _is_whole(number) and number > FEW:
+            yield f"divides places that are counted by {number:g}"
+    if (found := one_number(node, state)) is not None and state.is_data(found[0]):
+        log = found[1]
+        places = round(math.exp(log)) if 0 < log < math.log(MANY) else 0
+        if places > 2 * FEW and abs(math.log(places) - log) <= 1e-7 * log:
+            yield f"goes by {log:g}, the logarithm of {places}"
+
+
+def _is_of_places(data: str, number: float, state: State) -> bool:
+    """Whether what is divided is summed over places, by their number or its root and by nothing of channels."""
     made = unscaled(data, state)
     sums = None if made is None or made.output[0] not in state.shapes else summed_over(made, state)[0]
-    whole = _is_whole(number) and number > FEW
-    if made is not None and sums is not None and not is_fixed(sums) and not is_of_channels(number, state):
-        places = round(number if whole else number**2)
-        many = places > USUAL_DIVISORS and places & (places - 1) != 0 and (whole or _is_whole(number**2))
-        if many if made.op_type == "MatMul" else number > FEW:
-            yield f"divides what is summed over all places by {number:g}"
-            return
-    if data in counted and whole:
-        yield f"divides places that are counted by {number:g}"
-    value = number if node.op_type == "Div" else 1 / number
-    for log in (number, value):
-        places = round(math.exp(log)) if log < math.log(MANY) else 0
-        if places > 2 * FEW and abs(math.log(places) - log) <= 1e-7 * log and state.is_data(data):
-            yield f"goes by {log:g}, the logarithm of {places}"
-            return
+    if made is None or sums is None or is_fixed(sums) or is_of_channels(number, state):
+        return False
+    if made.op_type != "MatMul":
+        return number > FEW
+    # Products of queries and keys have scales of their own.
+    places = round(number if _is_whole(number) else number**2)
+    no_power = places > USUAL_DIVISORS and places & (places - 1) != 0
+    return no_power and (_is_whole(number) or _is_whole(number**2))
 
 
 def _is_whole(number: float) -> bool:

@@ -31,6 +31,7 @@ LEAST = 4  # sides of fewer cells are met everywhere
 USUAL_DIVISORS = 100  # up to which whole numbers are met by chance
 POWERS = frozenset((*(2**power for power in range(32)), *(2**power - 1 for power in range(7, 32))))  # of bits
 STRIDES = (1, 2, 4, 8, 16, 32, 64)
+ROOTS = (0.5, -0.5, 0.25, -0.25)
 DIGITS = 2  # of a number that is written by hand, at most
 HAND_WRITTEN = (1 / 3, 2 / 3, 1 / 6, 4 / 3, 6.0, 127.5)  # of hard sigmoids, means and images
 
@@ -103,9 +104,10 @@ def interpret(node: NodeProto, state: State) -> list[Interpretation] | None:
     if number == 1 and node.op_type in ("Mul", "Div") and index == 1:  # a step that nobody writes
         text = "numbers as 1, by which nothing changes when traced, are taken for such of every size"
         return [Interpretation(_joined(node, state), assumption=f"{text}; one of a traced size may be in them")]
-    if said != "global" and (_is_usual(number) or (not _is_telling(number) and is_of_channels(number, state))):
+    if said != "global" and (_is_usual(number) or (not _is_telling(number) and is_of_channels(number, state, ROOTS))):
         return None
     laws = list(_laws(abs(number), state))
+    laws = [law for law in laws if not law.function.telling] or laws  # of a whole number that is a root too, the whole
     if not laws:
         return None
     name, texts = name_of_node(node), list(dict.fromkeys(law.told(state) for law in laws))
@@ -184,8 +186,8 @@ def _is_telling(number: float) -> bool:
     return False
 
 
-def is_of_channels(number: float, state: State) -> bool:
-    """Whether a number may be of how many channels there are, as attention divides by their square root."""
+def is_of_channels(number: float, state: State, powers: Sequence[float] = (1, -1, *ROOTS)) -> bool:
+    """Whether a number may be a power of how many channels there are, as attention divides by their square root."""
     size = abs(number)
     fixed_axes = {
         axis[0]
@@ -195,7 +197,6 @@ def is_of_channels(number: float, state: State) -> bool:
         if is_fixed(axis)
     }
     fixed_axes |= {side for array in state.graph.constants.values() if array.dtype.kind == "f" for side in array.shape}
-    powers = (1, -1, 0.5, -0.5, 0.25, -0.25)
     return any(abs(size - axis**power) <= 3 * CLOSE * size for axis in fixed_axes if axis > 1 for power in powers)
 
 

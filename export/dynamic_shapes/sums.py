@@ -24,8 +24,8 @@ def unscaled(name: str, state: State) -> NodeProto | None:
     return made
 
 
-def divisor(node: NodeProto, state: State) -> tuple[str, float] | None:
-    """(what a node divides, the number that it divides it by), 1 or larger; None: it does something else."""
+def one_number(node: NodeProto, state: State) -> tuple[str, float] | None:
+    """(the data that a node of two inputs joins with one number, that number); None: it does something else."""
     constants = state.graph.constants
     index = next((index for index, name in enumerate(node.input) if name in constants), None)
     if index is None or len(node.input) != 2 or (node.op_type == "Div" and index == 0):
@@ -33,8 +33,16 @@ def divisor(node: NodeProto, state: State) -> tuple[str, float] | None:
     array, data = constants[node.input[index]], node.input[1 - index]
     if array.size != 1 or array.dtype.kind != "f" or data in constants:
         return None
-    value = float(array.flat[0])
-    number = value if node.op_type == "Div" else 1 / value if value else 0
+    return data, float(array.flat[0])
+
+
+def divisor(node: NodeProto, state: State) -> tuple[str, float] | None:
+    """(what a Mul or a Div divides, the number that it divides it by), above 1; None: it does something else."""
+    found = one_number(node, state)
+    if found is None or found[1] == 0:
+        return None
+    data, value = found
+    number = value if node.op_type == "Div" else 1 / value
     return (data, number) if number > 1 else None
 
 
