@@ -33,7 +33,9 @@ POWERS = frozenset((*(2**power for power in range(32)), *(2**power - 1 for power
 STRIDES = (1, 2, 4, 8, 16, 32, 64)
 ROOTS = (0.5, -0.5, 0.25, -0.25)
 DIGITS = 2  # of a number that is written by hand, at most
-HAND_WRITTEN = (1 / 3, 2 / 3, 1 / 6, 4 / 3, 6.0, 127.5)  # of hard sigmoids, means and images
+HAND_WRITTEN = (1 / 3, 2 / 3, 1 / 6, 4 / 3, 6.0)  # of hard sigmoids and means
+OF_PIXELS = (127.0, 127.5, 128.0, 255.0, 256.0, 32768.0, 65535.0)  # by which images are normalised
+BANDS = 4  # channels that an image has, at most, of which a map of its size is one that is being normalised
 
 
 @dataclass(frozen=True)
@@ -104,6 +106,8 @@ def interpret(node: NodeProto, state: State) -> list[Interpretation] | None:
     if number == 1 and node.op_type in ("Mul", "Div") and index == 1:  # a step that nobody writes
         text = "numbers as 1, by which nothing changes when traced, are taken for such of every size"
         return [Interpretation(_joined(node, state), assumption=f"{text}; one of a traced size may be in them")]
+    if said != "global" and _is_of_pixels(node, index, number, state):
+        return None
     if said != "global" and (_is_usual(number) or (not _is_telling(number) and is_of_channels(number, state, ROOTS))):
         return None
     laws = list(_laws(abs(number), state))
@@ -170,6 +174,17 @@ def _is_usual(number: float) -> bool:
         return True
     whole = abs(size - round(size)) <= CLOSE * size
     return (size < LEAST and whole) or ((not whole or size % 10 == 0) and _is_round(size))
+
+
+def _is_of_pixels(node: NodeProto, index: int, number: float, state: State) -> bool:
+    """Whether a number is one by which images are normalised, and what it is joined with has the image's size."""
+    if all(abs(abs(number) / each - 1) > CLOSE and abs(abs(number) * each - 1) > CLOSE for each in OF_PIXELS):
+        return False
+    image = state.graph.model.graph.input[0].name
+    sides = sorted(axis_sizes(state.shape(image)))
+    others = [name for place, name in enumerate(node.input) if place != index and state.is_data(name)]
+    shapes = [sorted(axis_sizes(state.shape(name))) for name in others]
+    return any(shape == sides and min(size[0] for size in shape if is_fixed(size)) <= BANDS for shape in shapes)
 
 
 def _is_round(size: float) -> bool:

@@ -202,6 +202,17 @@ def test_a_number_of_the_traced_size_follows_the_image_where_the_user_says_so():
     assert any(f"{node}: numbers as 8, H/8 when traced, are taken for such of every size" in note for note in notes)
 
 
+def test_numbers_that_images_are_normalised_by_are_of_no_size():
+    class Normalised(Baked):
+        def forward(self, x):
+            return super().forward((x / 255 - 0.5) / 0.25 + 128 * (1 / 127.5))
+
+    module = Normalised()
+    freed = free_sizes(static(module, (128, 256), 17))
+    assert len(freed.notes) == 1 and freed.notes[0].startswith("Resize "), freed.notes
+    check_equals(freed.model, module, UNSEEN[:2])
+
+
 def test_heads_of_attention_over_all_places():
     class Heads(Baked):
         def features(self, x):
