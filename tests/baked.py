@@ -283,13 +283,6 @@ def gram(m, y):
     return y + (t @ t.transpose(1, 2) / (c * h * w) @ t).view(n, c, h, w)
 
 
-def rooted(m, y):
-    """Sums and lengths over all places, by the root of how many there are."""
-    _, _, h, w = ints(y)
-    length = y.pow(2).sum((2, 3), keepdim=True).sqrt() / math.sqrt(h * w)
-    return (y - y.sum((2, 3), keepdim=True) * (h * w) ** -0.5) / (length + 1)
-
-
 def recurrent(m, y):
     """A GRU along the rows, and back."""
     n, c, h, w = ints(y)
@@ -310,7 +303,7 @@ BLOCKS = [
     global_max, pixel_shuffle, pixel_unshuffle, crop, roll, skips, average_pooled, coordinates, centres,
     interpolated_position, counted, ones,
     expanded, repeated, summed, affinity, norms, variance, gram,
-    rooted, recurrent, coordinate_attention,
+    recurrent, coordinate_attention,
 ]  # fmt: skip
 # What they do is the same wherever an image goes on beyond the traced one.
 LOCAL = [channel_shuffle, windows, pixel_shuffle, pixel_unshuffle, crop, ones]
@@ -401,6 +394,13 @@ def quarter_of_all(m, y):
 
 def middle(m, y):
     return y + y[:, :, ints(y)[2] // 2][:, :, None]
+
+
+def rooted(m, y):
+    """Sums and lengths over all places, by the root of how many there are."""
+    _, _, h, w = ints(y)
+    length = y.pow(2).sum((2, 3), keepdim=True).sqrt() / math.sqrt(h * w)
+    return (y - y.sum((2, 3), keepdim=True) * (h * w) ** -0.5) / (length + 1)
 
 
 def log_scaled(m, y):

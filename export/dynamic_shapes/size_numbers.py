@@ -64,8 +64,13 @@ FUNCTIONS = (
     _Function("1/√({})", lambda size: size**-0.5, True, ("Sqrt", "Reciprocal")),
     _Function("1/∜({})", lambda size: size**-0.25, True, ("Sqrt", "Sqrt", "Reciprocal")),  # of queries and of keys
     _Function("log({})", math.log, True, ("Log",)),
+    _Function("log₂({})", math.log2, True, ("Log", "Of2")),
+    _Function("log₁₀({})", math.log10, True, ("Log", "Of10")),
     _Function("1/log({})", lambda size: 1 / math.log(size), True, ("Log", "Reciprocal")),
 )
+
+
+DIVISORS = {"Half": 2.0, "Of2": math.log(2), "Of10": math.log(10)}  # steps that divide by a number
 
 
 @dataclass(frozen=True)
@@ -87,8 +92,9 @@ class _Law:
             total = writer.node("Sub", [total, writer.constant("less", np.array([self.less], np.int64))])
         total = writer.node("Cast", [total], to=1)
         for step in self.function.steps:
-            reads = [total] if step != "Half" else [total, writer.constant("two", np.array([2], np.float32))]
-            total = writer.node("Div" if step == "Half" else step, reads)
+            by = DIVISORS.get(step)
+            reads = [total] if by is None else [total, writer.constant("by", np.array([by], np.float32))]
+            total = writer.node(step if by is None else "Div", reads)
         return writer.node("Cast", [total], to=kind)
 
 
@@ -121,7 +127,7 @@ def interpret(node: NodeProto, state: State) -> list[Interpretation] | None:
         return [_followed(node, state, index, laws[0], math.copysign(1, number))]
     if (kept := _of_a_mean(node, state, index, laws)) is not None:
         return [_followed(node, state, index, kept, math.copysign(1, number))]
-    telling = any(law.function.telling for law in laws) or _is_telling(number)
+    telling = any(law.function.telling for law in laws) or _is_telling(number) or _of_a_sum(node, state, index)
     if telling and not is_of_channels(number, state):
         raise ConflictError(node, f"its {number:g} is {texts[0]} of the traced size; --assume {name}=global, or =fixed")
     shapes = infer_shapes(node, state) if node.op_type == "Clip" else _joined(node, state)
@@ -135,6 +141,14 @@ def _of_a_mean(node: NodeProto, state: State, index: int, laws: Sequence[_Law]) 
         return None
     places = averaged_over(node.input[1 - index], state)
     return next((law for law in laws if law.size == places and not law.function.steps), None)
+
+
+def _of_a_sum(node: NodeProto, state: State, index: int) -> bool:
+    """Whether what a number multiplies or divides is a sum or a mean over places of a map."""
+    if node.op_type not in ("Mul", "Div") or len(node.input) != 2:
+        return False
+    places = averaged_over(node.input[1 - index], state)
+    return places is not None and not is_fixed(places)
 
 
 def _followed(node: NodeProto, state: State, index: int, law: _Law, sign: float) -> Interpretation:

@@ -34,7 +34,8 @@ def _by_places(node: NodeProto, state: State) -> Interpretation | None:
     summed, last = summed_over(made, state)
     size = summed or last
     of = None if size is None or is_fixed(size) else _of_places(count, size, made, state)
-    root = of is None and summed is not None and abs(number - math.sqrt(summed[0])) <= 3 * CLOSE * number
+    side = bool(map_sizes(state, count, "H W"))  # of a square, the root of its places is a side
+    root = of is None and summed is not None and not side and abs(number - math.sqrt(summed[0])) <= 3 * CLOSE * number
     if size is None or (of is None and not root):
         if count > USUAL_DIVISORS and count not in POWERS and map_sizes(state, count, "HW"):
             raise _meant(node, f"{count}, the places of a traced map")

@@ -96,8 +96,9 @@ def test_pytorchs_other_exporter():
         (Coarse(baked.flattened), (64, 64), UNSEEN),
         (ToMultiple(), (64, 64), UNSEEN),
         (baked.Mirrored(), (64, 96), UNSEEN[2:]),
+        (Baked(baked.rooted), (64, 96), UNSEEN),
     ],
-    ids=["corners", "corners-square", "cascade", "padded-and-cropped", "coarse", "to-multiple", "mirrored"],
+    ids=["corners", "corners-square", "cascade", "padded-and-cropped", "coarse", "to-multiple", "mirrored", "rooted"],
 )
 def test_other_ends(module, traced, sizes):
     check_equals(free_sizes(static(module, traced, 18)).model, module, sizes)
@@ -168,6 +169,7 @@ def test_models_that_take_every_size_already_stay_as_they_are(exports):
         (baked.warped, r"Div\): it divides by 16 and 16, as a traced map's sides are"),
         (baked.warped_by_axis, r"Div\): it divides by 15, as a traced map's sides are"),
         (baked.quarter_of_all, r"TopK\): .*cannot be told: as they are, or the first H·W/64 of H·W/16; both fit"),
+        (baked.rooted, r"Div\): its 16 is H/4 of the traced size; --assume \S+=global, or =fixed"),
         (baked.log_scaled, r"Mul\): its 5\.54518 is log\(H·W/16\) of the traced size; --assume \S+=global, or =fixed"),
         (baked.half_rolled, r"Slice\): .*from H/8 to the end; both fit"),
         (baked.sorted_places, r"Gather\): it picks places of the map by number; --assume \S+=fixed if meant"),
