@@ -22,7 +22,7 @@ from fcn_deploy.export.dynamic_shapes.sizes import (
     multiplied,
     scaled,
 )
-from fcn_deploy.export.dynamic_shapes.sums import averaged_over
+from fcn_deploy.export.dynamic_shapes.sums import averaged_over, unscaled
 from fcn_deploy.export.dynamic_shapes.traced_graph import ConflictError, State, name_of_node
 from onnx import NodeProto
 
@@ -106,13 +106,13 @@ def interpret(node: NodeProto, state: State) -> list[Interpretation] | None:
     """
     said = state.graph.assumed.get(name_of_node(node))
     found = _number(node, state)
-    if found is None or not state.graph.traced or said == "fixed":
+    if found is None or not found[1] or not state.graph.traced or said == "fixed":
         return None
     index, number = found
     if number == 1 and node.op_type in ("Mul", "Div") and index == 1:  # a step that nobody writes
         text = "numbers as 1, by which nothing changes when traced, are taken for such of every size"
         return [Interpretation(_joined(node, state), assumption=f"{text}; one of a traced size may be in them")]
-    if said != "global" and _is_of_pixels(node, index, number, state):
+    if said != "global" and (_is_of_pixels(node, index, number, state) or _is_of_a_product(node, index, number, state)):
         return None
     if said != "global" and (_is_usual(number) or (not _is_telling(number) and is_of_channels(number, state, ROOTS))):
         return None
@@ -199,6 +199,15 @@ def _is_of_pixels(node: NodeProto, index: int, number: float, state: State) -> b
     others = [name for place, name in enumerate(node.input) if place != index and state.is_data(name)]
     shapes = [sorted(axis_sizes(state.shape(name))) for name in others]
     return any(shape == sides and min(size[0] for size in shape if is_fixed(size)) <= BANDS for shape in shapes)
+
+
+def _is_of_a_product(node: NodeProto, index: int, number: float, state: State) -> bool:
+    """Whether a product that sums over channels is divided by how many they are."""
+    made = unscaled(node.input[1 - index], state) if node.op_type in ("Mul", "Div") else None
+    if made is None or made.op_type != "MatMul" or made.output[0] not in state.shapes:
+        return False
+    summed = multiplied(state.shape(made.input[0])[-1])
+    return is_fixed(summed) and any(abs(size - summed[0]) <= CLOSE * size for size in (abs(number), 1 / abs(number)))
 
 
 def _is_round(size: float) -> bool:
