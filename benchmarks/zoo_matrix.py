@@ -4,12 +4,12 @@
 
 The libraries are put into an environment of their own, which sees this one's packages: torchvision of the release that
 goes with this torch, without torch's dependencies, so that nothing brings CUDA. Weights are random (seeded). Each
-network is exported and built in a process of its own, on one thread, in a bounded time of the processor, so that a busy
-machine takes no row away, and in bounded memory. What is refused is tried again with the one option that OPTIONS has for it. Labels are
-compared with PyTorch's at UNSEEN sizes wherever scores are clear; times are the engine's over those of ONNX Runtime on
-the same ONNX. With --int8: INT8 for CPUs with no layer in float, calibrated and judged on noise as photographs have,
-and how many of the classes lose more than 2 points of IoU against float32. What is found is kept in --rows, and is not
-made again. Exits with 1 where a network is neither taken nor refused in one line.
+network is exported and built in a process of its own, on one thread, in bounded memory and a bounded time of the
+processor, so that a busy machine takes no row away. What is refused is tried again with the one option that OPTIONS has
+for it. Labels are compared with PyTorch's at UNSEEN sizes wherever scores are clear; times are the engine's over those
+of ONNX Runtime on the same ONNX. With --int8: INT8 for CPUs with no layer in float, calibrated and judged on noise as
+photographs have, and how many of the classes lose more than 2 points of IoU against float32. What is found is kept in
+--rows, and is not made again. Exits with 1 where a network is neither taken nor refused in one line.
 """
 
 import argparse
