@@ -11,7 +11,9 @@ from fcn_deploy.export.graph.edit import check
 from fcn_deploy.export.importer.import_model import ImportedModel
 from fcn_deploy.export.passes.bilinear_deconv import bilinear_deconv
 from fcn_deploy.export.passes.fold_constants import fold_constants
+from fcn_deploy.export.passes.fold_scales import fold_scales
 from fcn_deploy.export.passes.fuse_padding import fuse_padding
+from fcn_deploy.export.passes.hard_sigmoid import hard_sigmoid
 from fcn_deploy.export.passes.resize_by_factor import resize_by_factor
 from fcn_deploy.export.passes.split_head import split_head
 from fcn_deploy.runtime.backends.onnxruntime import ERRORS_ONLY, session
@@ -55,7 +57,9 @@ def core_of(imported: ImportedModel, fades: bool = True) -> Core:
     if fades and (card.activation == "softmax" or (card.activation, card.threshold) == ("sigmoid", 0.5)):
         model = bilinear_deconv(model).model
     split = split_head(fold_constants(model).model, labels=card.kind != "values")
-    core, upsampling = fuse_padding(split.model).model, split.upsampling
+    core, upsampling = split.model, split.upsampling
+    for fuse in (fuse_padding, hard_sigmoid, fold_scales):
+        core = fuse(core).model
     core = resize_by_factor(core, split.size_multiple, split.smallest).model
     if split.sigmoid or upsampling.activated:
         if card.activation == "sigmoid":
