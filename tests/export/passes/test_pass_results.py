@@ -3,6 +3,7 @@
 import numpy as np
 import onnx
 import pytest
+from fcn_deploy.export.build.core import optimise_offline
 from fcn_deploy.export.passes.as_float32 import as_float32
 from fcn_deploy.export.passes.bilinear_deconv import bilinear_deconv
 from fcn_deploy.export.passes.cancel_transposes import cancel_transposes
@@ -13,6 +14,7 @@ from fcn_deploy.export.passes.fold_input import fold_input
 from fcn_deploy.export.passes.fold_scales import fold_scales
 from fcn_deploy.export.passes.fuse_padding import fuse_padding
 from fcn_deploy.export.passes.hard_sigmoid import hard_sigmoid
+from fcn_deploy.export.passes.hard_swish import hard_swish
 from fcn_deploy.export.passes.image_input import image_input
 from fcn_deploy.export.passes.nearest_as_pytorch import nearest_as_pytorch
 from fcn_deploy.export.passes.pad_and_crop import pad_and_crop
@@ -45,6 +47,7 @@ PASSES = {
     "fold_scales": fold_scales,
     "fuse_padding": fuse_padding,
     "hard_sigmoid": hard_sigmoid,
+    "hard_swish": hard_swish,
     "image_input": image_input,
     "nearest_as_pytorch": nearest_as_pytorch,
     "pad_and_crop": lambda model: pad_and_crop(model, 4, 8),
@@ -128,6 +131,7 @@ def test_passes_change_a_copy_and_give_the_same_bytes_again(name, made):
         ("fold_constants", "nothing is computed of constants alone"),
         ("fold_scales", "no convolution's result alone is multiplied by, or added to, constants"),
         ("hard_sigmoid", "no sum is clipped to 0 and its divisor"),
+        ("hard_swish", "no value is multiplied by its own HardSigmoid"),
         ("fuse_padding", "no convolution reads what a Pad of zeros gives to it alone"),
         ("pooling_as_convolution", "no AveragePool counts zeros around a map"),
         ("resolve_branches", "it has no If"),
@@ -221,7 +225,19 @@ def test_a_hard_swish_of_four_operators_is_written_with_hard_sigmoid(steps, kept
     result = hard_sigmoid(made)
     operators = [each.op_type for each in result.model.graph.node]
     assert bool(result.why_not) == kept and operators == (operators if kept else ["Conv", "HardSigmoid", "Mul"])
-    np.testing.assert_allclose(run(result.model, image), run(made, image), rtol=1e-5, atol=1e-5)
+    whole = hard_swish(result.model)
+    assert bool(whole.why_not) == kept
+    assert kept or [each.op_type for each in whole.model.graph.node] == ["Conv", "HardSwish"]
+    np.testing.assert_allclose(run(whole.model, image), run(made, image), rtol=1e-5, atol=1e-5)
+
+
+def test_a_hard_swish_stays_whole_where_a_core_is_optimised():
+    made = model([node("Conv", ["image", "w"], "c"), node("HardSwish", ["c"], "logits")])
+    assert [each.op_type for each in optimise_offline(made).graph.node] == ["Conv", "HardSwish"]
+    other = model(
+        [node("Conv", ["image", "w"], "c"), node("HardSigmoid", ["c"], "s"), node("Mul", ["c", "s"], "logits")]
+    )
+    assert hard_swish(other).why_not  # of another slope
 
 
 @pytest.mark.parametrize(
