@@ -129,7 +129,7 @@ def test_passes_change_a_copy_and_give_the_same_bytes_again(name, made):
         ("cancel_transposes", "no two Transposes undo each other"),
         ("cut_decision", "no ArgMax or threshold is last"),
         ("fold_constants", "nothing is computed of constants alone"),
-        ("fold_scales", "no convolution's result alone is multiplied by, or added to, constants"),
+        ("fold_scales", "no map beside a convolution alone is multiplied by, or added to, constants"),
         ("hard_sigmoid", "no sum is clipped to 0 and its divisor"),
         ("hard_swish", "no value is multiplied by its own HardSigmoid"),
         ("fuse_padding", "no convolution reads what a Pad of zeros gives to it alone"),
@@ -193,6 +193,45 @@ def test_constants_behind_a_convolution_are_part_of_it(steps, left, bias):
     folded = fold_scales(made).model
     assert [each.op_type for each in folded.graph.node] == ["Conv", *left]
     np.testing.assert_allclose(run(folded, image), run(made, image), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("attributes", "left"),
+    [
+        ({}, ["Relu"]),
+        ({"pads": [1] * 4}, ["Relu", "Mul", "Add"]),
+        ({"pads": [1] * 4, "group": 3}, ["Relu", "Mul", "Add"]),
+    ],
+)
+def test_a_number_before_a_convolution_is_part_of_it(attributes, left):
+    constants = {
+        "scale": np.float32(1.7),
+        "shift": np.float32([0.3]),
+        "f": RANDOM.normal(size=(6, 1, 3, 3)).astype("f"),
+    }
+    wide = attributes.get("group") == 3
+    nodes = [
+        node("Relu", ["image"], "r"),
+        node("Mul", ["scale", "r"], "m"),
+        node("Add", ["m", "shift"], "a"),
+        node("Mul", ["a", "scale"], "again"),  # which is folded wherever zeros stay zeros
+        node("Conv", ["again", "f" if wide else "w"], "logits", **attributes),
+    ]
+    made, image = model(nodes, constants), noise(1, 3, 5, 7)
+    folded = fold_scales(made).model
+    assert [each.op_type for each in folded.graph.node] == [*left, "Conv"]
+    np.testing.assert_allclose(run(folded, image), run(made, image), rtol=1e-5, atol=1e-5)
+
+
+def test_the_half_of_a_gelu_stays_beside_it():
+    nodes = [
+        node("Erf", ["image"], "e"),
+        node("Add", ["e", "one"], "a"),
+        node("Mul", ["image", "a"], "m"),
+        node("Mul", ["m", "half"], "gelu"),
+        node("Conv", ["gelu", "w"], "logits"),
+    ]
+    assert fold_scales(model(nodes, {"one": np.float32(1), "half": np.float32(0.5)})).why_not
 
 
 def test_a_convolution_that_is_read_twice_keeps_its_scale():
