@@ -1,6 +1,6 @@
 """INT8 of trained networks that packages on PyPI carry: what each class loses, what is named, and what is gained.
 
-    python -m benchmarks.trained_int8 --photographs ../shared/camvid/train [--only PP-OCRv4] [--work build/trained]
+    python -m benchmarks.trained_int8 --photographs ../shared/camvid/train [--only "PP-OCRv4;csmask"] [--work build/trained]
 
 The packages are fetched into --work, without what they depend on, and their ONNX files are built as build-engine
 --int8 does, with its defaults. Text detectors see text written on photographs and on pages. Networks of clouds see
@@ -237,12 +237,12 @@ def as_text(name: str, found: dict[str, Any]) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--photographs", type=Path, required=True, help="a folder of JPEGs, 360×480 or larger")
-    parser.add_argument("--only", default="", help="beginnings of names, with commas")
+    parser.add_argument("--only", default="", help="beginnings of names, with semicolons")
     parser.add_argument("--work", type=Path, default=Path("build/trained"), help="for packages, images and engines")
     given = parser.parse_args()
     unnamed, rows = [], []
     for name, network in NETWORKS.items():
-        if not name.startswith(tuple(given.only.split(","))):
+        if not name.startswith(tuple(given.only.split(";"))):
             continue
         try:
             found = row(network, given.work, given.photographs)
