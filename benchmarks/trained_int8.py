@@ -67,7 +67,7 @@ class Network:
 
 def detector(package: str, member: str, mean: Any = HALF, std: Any = HALF) -> Network:
     """A text detector of PaddleOCR: of BGR images, a probability, text from 0.3 on."""
-    return Network(package, member, text_image, ImportOptions(mean=mean, std=std, bgr=True, threshold=0.3))
+    return Network(package, member, text_image, ImportOptions(mean, std, None, True, ("none", "text"), threshold=0.3))
 
 
 def clouds(level: str, mean: tuple[float, ...], std: tuple[float, ...]) -> Network:
