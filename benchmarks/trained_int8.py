@@ -35,6 +35,7 @@ from fcn_deploy import DeployError, Segmenter
 
 SEEN, UNSEEN = 70, 24  # images to calibrate on and for the gate; and for the judgement here
 CALIBRATED = 30
+TEXT = ("none", "text")
 HALF = (127.5,) * 3
 IMAGENET = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 WORDS = (
@@ -67,7 +68,9 @@ class Network:
 
 def detector(package: str, member: str, mean: Any = HALF, std: Any = HALF) -> Network:
     """A text detector of PaddleOCR: of BGR images, a probability, text from 0.3 on."""
-    return Network(package, member, text_image, ImportOptions(mean, std, None, True, ("none", "text"), threshold=0.3))
+    return Network(
+        package, member, text_image, ImportOptions(mean=mean, std=std, bgr=True, classes=TEXT, threshold=0.3)
+    )
 
 
 def clouds(level: str, mean: tuple[float, ...], std: tuple[float, ...]) -> Network:
