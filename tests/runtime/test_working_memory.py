@@ -1,5 +1,6 @@
 """Which runs go on together, and when a backend gives memory back."""
 
+import itertools
 import json
 import threading
 import time
@@ -67,6 +68,15 @@ def test_memory_is_given_back_before_a_run_larger_than_all_before_it():
     assert len(released) == 1
 
 
+def test_images_of_mixed_sizes_do_not_have_memory_given_back_again_and_again():
+    memory = WorkingMemory(released := Releases())
+    sizes = np.exp(np.random.default_rng(0).uniform(np.log(5), np.log(260), 2000)).astype(int).tolist()
+    for one, other in itertools.pairwise(sizes):  # two at a time, as of CamVid's network up to 720×1280
+        run(memory, (one + other) * MB, one % 48)
+    # Each time costs what a large image takes in fresh pages.
+    assert len(released) <= 10 and memory.held <= 520 * MB
+
+
 def test_shapes_that_might_come_to_more_than_the_budget_have_memory_given_back():
     memory = WorkingMemory(released := Releases())
     for _ in range(3):
@@ -74,6 +84,20 @@ def test_shapes_that_might_come_to_more_than_the_budget_have_memory_given_back()
             run(memory, 100 * MB, shape, budget=450 * MB)
     assert not released
     run(memory, 100 * MB, "a fifth", budget=450 * MB)
+    assert len(released) == 1
+
+
+def test_what_the_process_holds_tells_whether_shapes_found_room_in_each_other():
+    holds = [1000 * MB]
+    memory = WorkingMemory(released := Releases(), lambda: holds[0])
+    for shape in range(40):
+        run(memory, 100 * MB, shape, budget=450 * MB)
+        holds[0] = 1150 * MB  # each finds room in what the first has left
+    assert not released
+    holds[0] = 1400 * MB
+    run(memory, 100 * MB, "another", budget=450 * MB)
+    assert len(released) == 1
+    run(memory, 100 * MB, "after that", budget=450 * MB)
     assert len(released) == 1
 
 
