@@ -4,12 +4,12 @@
 
 The libraries are put into an environment of their own, which sees this one's packages: torchvision of the release that
 goes with this torch, without torch's dependencies, so that nothing brings CUDA. Weights are random (seeded). Each
-network is exported and built in a process of its own, on one thread, in a bounded time of the processor, so that a busy
-machine takes no row away. What is refused is tried again with the one option that OPTIONS has for it. Labels are
-compared with PyTorch's at UNSEEN sizes wherever scores are clear; times are the engine's over those of ONNX Runtime on
-the same ONNX. With --int8: INT8 for CPUs with no layer in float, calibrated and judged on noise as photographs have,
-and how many of the classes lose more than 2 points of IoU against float32. What is found is kept in --rows, and is not
-made again. Exits with 1 where a network is neither taken nor refused in one line.
+network is exported and built in a process of its own, on one thread, in bounded memory and a bounded time of the
+processor, so that a busy machine takes no row away. What is refused is tried again with the one option that OPTIONS has
+for it. Labels are compared with PyTorch's at UNSEEN sizes wherever scores are clear; times are the engine's over those
+of ONNX Runtime on the same ONNX. With --int8: INT8 for CPUs with no layer in float, calibrated and judged on noise as
+photographs have, and how many of the classes lose more than 2 points of IoU against float32. What is found is kept in
+--rows, and is not made again. Exits with 1 where a network is neither taken nor refused in one line.
 """
 
 import argparse
@@ -25,7 +25,7 @@ import time
 import venv
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 HERE = Path(__file__).resolve().parent
 LIBRARIES = (
@@ -44,6 +44,17 @@ OPTIONS: dict[str, dict[str, Any]] = {  # network → the one option that it is 
 }  # fmt: skip
 CALIBRATED, JUDGED, NOISE = 12, 6, (192, 256)  # images of INT8, and their size
 LOST = 2.0  # points of IoU that a class may lose unnamed
+
+
+class Limits(NamedTuple):
+    """What the process of a row may take: seconds of the processor, and gigabytes of memory of its own."""
+
+    seconds: int
+    memory: float
+
+    def set(self) -> None:
+        resource.setrlimit(resource.RLIMIT_CPU, (self.seconds, self.seconds))
+        resource.setrlimit(resource.RLIMIT_DATA, (int(1e9 * self.memory),) * 2)
 
 
 def environment(folder: Path) -> Path:
@@ -209,16 +220,16 @@ def wrong_labels(net: Any, module: Any, multiple: int, smallest: int, only: Any,
     return wrong, compared
 
 
-def tried(python: Path, name: str, rows: Path, seconds: int) -> dict[str, Any]:
+def tried(python: Path, name: str, rows: Path, limits: Limits) -> dict[str, Any]:
     """A row, made in a process of its own unless it is kept; where it is refused, with its one option."""
-    found = attempt(python, name, rows, seconds)
+    found = attempt(python, name, rows, limits)
     if not found.get("refused") or name not in OPTIONS:
         return found
-    return attempt(python, name, rows, seconds, option=OPTIONS[name]) | {"without": found["error"]}
+    return attempt(python, name, rows, limits, option=OPTIONS[name]) | {"without": found["error"]}
 
 
-def attempt(python: Path, name: str, rows: Path, seconds: int, **more: Any) -> dict[str, Any]:
-    """What a process says of a network, in so many of the processor's seconds; kept beside its ONNX."""
+def attempt(python: Path, name: str, rows: Path, limits: Limits, **more: Any) -> dict[str, Any]:
+    """What a process says of a network, within `limits`; kept beside its ONNX."""
     kept = rows / f"{name}{''.join(f'-{key}' for key in more)}.json"
     if kept.exists():
         return json.loads(kept.read_text())
@@ -241,10 +252,10 @@ def attempt(python: Path, name: str, rows: Path, seconds: int, **more: Any) -> d
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds)),
+        preexec_fn=limits.set,
     )
     try:
-        out, errors = process.communicate(timeout=WAITED * seconds)
+        out, errors = process.communicate(timeout=WAITED * limits.seconds)
     except subprocess.TimeoutExpired:
         process.kill()
         out, errors = process.communicate()
@@ -253,7 +264,7 @@ def attempt(python: Path, name: str, rows: Path, seconds: int, **more: Any) -> d
         found = json.loads(lines[-1])
     else:
         words = errors.strip().splitlines() or ["it ended without a word"]
-        said = words[-1] if process.returncode >= 0 else f"unfinished after {seconds} s of the processor"
+        said = words[-1] if process.returncode >= 0 else f"unfinished after {limits.seconds} s of the processor"
         found = {"network": name, "error": said, "refused": False}
     kept.write_text(json.dumps(found, indent=1) + "\n")
     return found
@@ -293,6 +304,7 @@ def main() -> int:
     parser.add_argument("--env", type=Path, default=build / "zoo", help="of the libraries; made where it is not there")
     parser.add_argument("--rows", type=Path, default=build / "zoo-rows", help="a folder, where what is found is kept")
     parser.add_argument("--seconds", type=int, default=600, help="of the processor that one network may take")
+    parser.add_argument("--memory", type=float, default=6, help="in gigabytes, that one network may take")
     parser.add_argument("--jobs", type=int, default=1, help="networks at once")
     parser.add_argument("--int8", action="store_true", help="with INT8")
     parser.add_argument("--row", help=argparse.SUPPRESS)
@@ -305,12 +317,13 @@ def main() -> int:
 
     python, rows = environment(given.env), []
     given.rows.mkdir(parents=True, exist_ok=True)
+    limits = Limits(given.seconds, given.memory)
     names = [name for name in NETWORKS if name.startswith(tuple(given.only.split(",")))]
 
     def found_of(name: str) -> dict[str, Any]:
-        found = tried(python, name, given.rows, given.seconds)
+        found = tried(python, name, given.rows, limits)
         if given.int8 and "error" not in found:
-            found["int8"] = attempt(python, name, given.rows, given.seconds, int8=True)
+            found["int8"] = attempt(python, name, given.rows, limits, int8=True)
         return found
 
     with ThreadPoolExecutor(given.jobs) as pool:

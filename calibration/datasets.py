@@ -9,18 +9,11 @@ from typing import Protocol
 
 import numpy as np
 from fcn_deploy.calibration.census import Census
+from fcn_deploy.calibration.class_files import VOID_NAMES, in_label_order, read_classes, read_colors, twice
 from fcn_deploy.calibration.digits import Digits
 from fcn_deploy.calibration.label_files import Color, find_label_files, read_labels
-from fcn_deploy.calibration.label_map import LabelMap, ReadLabels, label_map_of, present_values
-from fcn_deploy.calibration.mask_options import (
-    VOID_NAMES,
-    MaskOptions,
-    class_lines,
-    parse_class,
-    parse_values,
-    read_colors,
-    twice,
-)
+from fcn_deploy.calibration.label_map import LabelMap, ReadLabels, label_map_of, present_values, reordered
+from fcn_deploy.calibration.mask_options import MaskOptions, parse_values
 from fcn_deploy.calibration.metrics import IGNORE
 from fcn_deploy.runtime.arrays import ImageSource
 from fcn_deploy.runtime.errors import DeployError, MisuseError
@@ -34,6 +27,8 @@ from fcn_deploy.runtime.no_data import Invalid, filled
 
 log = logging.getLogger(__name__)
 
+MOST_UNNAMED = 48  # classes that are believed without names
+FEW_UNNAMED = 8  # likewise, where each label file has other numbers, from 0 on without a gap
 MOST_GAPS = 2  # how many times more classes than values without names there may be
 
 VOC_CLASSES = (
@@ -240,12 +235,18 @@ def load_dataset(
                 f"{data} has {len(names)} classes and the model has {len(card.classes)}; use data with the "
                 "classes the model was trained on"
             )
-        if file_names := [name for name in names if name not in card.classes]:
+        known = {name.lower() for name in card.classes}
+        if file_names := [name for name in names if name.lower() not in known]:
             log.warning("%s names its classes otherwise than the model: %s", data, ", ".join(file_names[:3]))
     if len(names) > IGNORE:
         raise MisuseError(f"{data} has {len(names)} classes; labelled data has at most {IGNORE}")
     colors = card.colors if card else _colors(names, chosen)
-    label_map = label_map_of(names, colors, masks, chosen=chosen, void=void)
+    if card is not None and _another_order(names, card.classes):
+        log.warning("%s has the model's classes in another order, by which its labels are taken: by their names", data)
+        own = label_map_of(card.classes, colors, replace(masks, values=None), chosen=chosen, void=void)
+        label_map = reordered(own, names, masks)
+    else:
+        label_map = label_map_of(names, colors, masks, chosen=chosen, void=void)
     return FilePairs(tuple(pairs), card.classes if card else tuple(names), tuple(colors), label_map, card, reading)
 
 
@@ -262,13 +263,12 @@ def _classes(
     """
     said = {} if masks.colors is None else dict(read_colors(masks.colors))
     if file.is_file() or file.name != "classes.txt":
-        lines = [parse_class(line, file) for line in class_lines(file)]
-        if not lines:
-            raise DeployError(f"{file} is empty; give one class name a line, in label order")
-        colors = {name: color for name, color in lines if color is not None}
+        listed = read_classes(file) if masks.values is not None else in_label_order(read_classes(file), file)
+        _check_names(file, [each.name for each in listed], masks)
+        colors = {each.name: each.color for each in listed if each.color is not None}
         if again := twice(list(colors.values())):
             raise DeployError(f"{file} has the colour {again[0]} twice; give each class its own")
-        return [name for name, _ in lines], colors | said
+        return [each.name for each in listed], colors | said
     if default:
         return list(default), said
     if card is not None:
@@ -280,9 +280,31 @@ def _classes(
     return _counted_classes(file, pairs), {}
 
 
+def _check_names(file: Path, names: Sequence[str], masks: MaskOptions) -> None:
+    """Raise where the names of a file are none, or cannot be those of labels in their order."""
+    if not names:
+        raise DeployError(f"{file} is empty; give one class name a line, in label order")
+    if again := twice(names):
+        raise DeployError(f"{file} names {again[0]!r} twice; give each class a name of its own")
+    early = next((index for index, name in enumerate(names[:-1]) if name.lower() in VOID_NAMES), None)
+    if early is not None and masks.values is None:
+        other = next(index for index in range(len(names)) if index != early)
+        raise MisuseError(
+            f"{file} names {names[early]!r} as label {early}, and only the last one may be void; pass --mask-values "
+            f"{early}=void,{other}={names[other]},…, or where labels are colours --mask-colors {file} alone"
+        )
+
+
+def _another_order(names: Sequence[str], classes: Sequence[str]) -> bool:
+    """Whether names are those of a model's classes, each once, but not in its order."""
+    mine, theirs = ([name.lower() for name in each] for each in (names, classes))
+    return mine != theirs and sorted(mine) == sorted(theirs) and len(set(theirs)) == len(theirs)
+
+
 def _counted_classes(file: Path, pairs: Sequence[tuple[Path, Path]]) -> list[str]:
     """Without names: as many classes as the labels hold."""
     values: set[int] = set()
+    runs = set()  # the largest value of each file that holds all below it, as files of numbered objects do
     for _, path in pairs:
         stored = read_labels(path)
         single = stored.single
@@ -291,7 +313,9 @@ def _counted_classes(file: Path, pairs: Sequence[tuple[Path, Path]]) -> list[str
                 f"{path} has colours, and nobody said of which class each is; pass --mask-colors FILE with a line "
                 "`NAME R G B` for each class, or write class indices in one channel"
             )
-        values |= set(present_values(single, stored.missing)) - {IGNORE, stored.nodata}
+        found = set(present_values(single, stored.missing))
+        runs.add(max(found, default=0) if found == set(range(len(found))) else None)
+        values |= found - {IGNORE, stored.nodata}
     count = max(max(values, default=0) + 1, 2)
     if count > MOST_GAPS * max(len(values), 1) or min(values, default=0) < 0:
         listed = sorted(values)
@@ -299,6 +323,11 @@ def _counted_classes(file: Path, pairs: Sequence[tuple[Path, Path]]) -> list[str
         raise MisuseError(
             f"the labels of {file.parent} hold {len(values)} values from {listed[0]} to {listed[-1]}, and nobody said "
             f"what they mean; pass --mask-values {few}, or name all classes in {file}"
+        )
+    if len(values) > MOST_UNNAMED or (count > FEW_UNNAMED and None not in runs and len(runs) > 1):
+        raise MisuseError(
+            f"the labels of {file.parent} hold {len(values)} values to {count - 1}, as those of numbered objects do, "
+            f"and nobody said that they are classes; name these in {file}, or write labels of classes"
         )
     return [f"class {index}" for index in range(count)]
 

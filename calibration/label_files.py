@@ -15,7 +15,7 @@ from fcn_deploy.runtime.images.find import IMAGE_SUFFIXES
 from fcn_deploy.runtime.images.header import DEFAULT_MAX_PIXELS, open_npy
 from fcn_deploy.runtime.images.pillow import check_pixels, open_pillow
 from fcn_deploy.runtime.images.sidecars import mask_beside, no_data_beside
-from fcn_deploy.runtime.images.tiff import ORIENTATION, TURNS, turned
+from fcn_deploy.runtime.images.tiff import ORIENTATION, TURNS, is_tiff, turned
 from fcn_deploy.runtime.model_card import voc_palette
 from fcn_deploy.runtime.no_data import number_in
 from numpy.typing import NDArray
@@ -37,7 +37,10 @@ LARGEST = 2**31  # of a value; float32 has whole numbers beyond it that mean not
 BLACK_AND_WHITE = {0, 255}
 VOC_COUNT = 21  # classes of Pascal VOC, whose colours voc_palette has
 DEEP = 257  # times a colour of 8 bits is the same in 16
-JPEG_TIFF = (6, 7)  # of its Compression
+LOSSY = {  # of its Compression: what may change numbers, though some of it need not
+    6: "JPEG", 7: "JPEG", 22610: "JPEG XR", 33003: "JPEG 2000", 33004: "JPEG 2000", 33005: "JPEG 2000",
+    34712: "JPEG 2000", 34892: "JPEG", 34934: "JPEG XR", 50001: "WebP", 50002: "JPEG XL", 52546: "JPEG XL",
+}  # fmt: skip
 _said: set[tuple[Path, str]] = set()  # folders and what was told of them
 FULL = 255  # what the largest value of fewer than 8 bits is read as
 
@@ -98,7 +101,8 @@ def read_labels(path: Path, colors: Sequence[Color] | None = None, shown: bool =
 
 def _by_pillow(path: Path, colors: Sequence[Color] | None, shown: bool) -> StoredLabels | None:
     """None for a TIFF that only tifffile reads."""
-    tiff = path.suffix.lower() in (".tif", ".tiff")
+    with path.open("rb") as file:
+        tiff = is_tiff(file.read(4))
     try:
         with open_pillow(path, DEFAULT_MAX_PIXELS) as picture:
             if tiff and _tag(picture, SAMPLE_FORMAT, (UNSIGNED,))[0] == SIGNED and picture.mode == "L":
@@ -109,8 +113,7 @@ def _by_pillow(path: Path, colors: Sequence[Color] | None, shown: bool) -> Store
                 and (picture.mode in COLORED or _big_endian(picture))
             ):
                 return None  # Pillow decodes 8 bits of colours, and swaps bytes of what is compressed and big-endian
-            if picture.format == "JPEG" or (picture.format == "TIFF" and _tag(picture, COMPRESSION, 1) in JPEG_TIFF):
-                _say_once(path, "is a JPEG, which changes the numbers of labels; export them as PNG instead")
+            _name_lossy(path, _lossy(picture, path))
             if picture.mode not in COLORED + SINGLE:
                 raise DeployError(
                     f"{path} has colours of the kind {picture.mode}; labels are class indices in one channel or a "
@@ -178,6 +181,7 @@ def _from_tiff(path: Path) -> StoredLabels:
         if page.photometric not in (MINISWHITE, *PLAIN):
             kind = getattr(page.photometric, "name", page.photometric)
             raise DeployError(f"{path} has colours of the kind {kind}; labels have one channel, or three of RGB")
+        _name_lossy(path, LOSSY.get(int(page.compression), ""))
         nodata, array = _nodata(page.tags.valueof(GDAL_NODATA)), page.asarray()
         white = page.photometric == MINISWHITE and array.dtype.kind == "u"
         planar = page.samplesperpixel > 1 and page.planarconfig == 2
@@ -375,6 +379,28 @@ def _say_once(path: Path, what: str) -> None:
     if (path.parent, what) not in _said:
         _said.add((path.parent, what))
         log.warning("%s %s", path, what)
+
+
+def _name_lossy(path: Path, kind: str) -> None:
+    """Say of labels in a format of photographs, `kind`, what it does to them; of none, nothing."""
+    if kind == "JPEG":
+        _say_once(path, "is a JPEG, which changes the numbers of labels; export them as PNG instead")
+    elif kind:
+        _say_once(path, f"is compressed as {kind}, which changes the numbers of labels unless it is lossless; use PNG")
+
+
+def _lossy(picture: "Pictures.Image", path: Path) -> str:
+    """By what kind of compression a file may have changed its numbers; "" where by none."""
+    if picture.format == "TIFF":
+        return LOSSY.get(_tag(picture, COMPRESSION, 1), "")
+    start = path.read_bytes() if picture.format == "WEBP" else b""
+    if picture.format == "JPEG2000":  # the wavelet of its COD marker (ISO 15444-1, A.6.1): 0 cannot be reversed
+        with path.open("rb") as file:
+            head = file.read(65536)
+        place = head.find(b"\xff\x52")
+        return "JPEG 2000" if place < 0 or head[place + 13 : place + 14] == b"\0" else ""
+    lossless = b"VP8L" in start
+    return {"JPEG": "JPEG", "AVIF": "AVIF", "WEBP": "" if lossless else "WebP"}.get(picture.format or "", "")
 
 
 def find_label_files(folder: Path) -> dict[str, Path]:

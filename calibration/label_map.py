@@ -1,14 +1,15 @@
 """How label files write the classes: their values or colours as labels."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from fcn_deploy.calibration.class_files import read_colors, twice
 from fcn_deploy.calibration.label_files import VOC_COUNT, Color, StoredLabels, read_labels
-from fcn_deploy.calibration.mask_options import MaskOptions, class_of, parse_values, read_colors, twice
+from fcn_deploy.calibration.mask_options import MaskOptions, class_of, parse_values
 from fcn_deploy.calibration.metrics import IGNORE
 from fcn_deploy.runtime.errors import DeployError, MisuseError
 from fcn_deploy.runtime.model_card import ModelCard, voc_palette
@@ -30,6 +31,7 @@ class LabelMap:
         values: value → class, or IGNORE; None: a value is its class.
         table: colour → class, or IGNORE, of files with colours; None: nobody said.
         by_color: a palette's colours are the labels, and not its indices.
+        places: class of the files → class of the model, which has the same in another order; None: the same order.
     """
 
     classes: Sequence[str]
@@ -38,6 +40,7 @@ class LabelMap:
     values: Mapping[int, int] | None = None
     table: Mapping[Color, int] | None = None
     by_color: bool = False
+    places: Sequence[int] | None = None
 
     def read(self, path: Path) -> "ReadLabels":
         """The classes of a label file. Raises DeployError where it is none, or holds what is no class's."""
@@ -84,12 +87,15 @@ class LabelMap:
         named = self._named
         for value in present:
             if named is not None and value in named:
-                meant[value] = named[value]
+                meant[value] = self._placed(named[value]) if named is self.values else named[value]
             elif value in (IGNORE, nodata) or (named is None and value == self.void):
                 meant[value] = IGNORE
             else:
-                meant[value] = value if named is None and 0 <= value < len(self.classes) else None
+                meant[value] = self._placed(value) if named is None and 0 <= value < len(self.classes) else None
         return meant
+
+    def _placed(self, label: int) -> int:
+        return label if self.places is None or label == IGNORE else self.places[label]
 
     def _of_no_class(self, value: int, path: Path) -> str:
         if path.suffix.lower() in (".jpg", ".jpeg", ".jpe"):
@@ -184,6 +190,15 @@ def label_map_of(
         if table is not None and len(colors) == VOC_COUNT:
             table.setdefault(VOC_BORDER, IGNORE)
     return LabelMap(classes, colors, void, values, table, masks.colors is not None)
+
+
+def reordered(label_map: LabelMap, names: Sequence[str], masks: MaskOptions) -> LabelMap:
+    """A map to a model's classes, for files whose values are of the same classes in another order, that of `names`."""
+    lower = [name.lower() for name in label_map.classes]
+    places = [lower.index(name.lower()) for name in names]
+    values = parse_values(masks.values, names)[0] if masks.values is not None else None
+    colors = [label_map.colors[place] for place in places]
+    return replace(label_map, classes=tuple(names), colors=colors, values=values, places=places)
 
 
 def label_map_for(card: ModelCard, masks: MaskOptions) -> LabelMap:

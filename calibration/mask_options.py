@@ -1,26 +1,13 @@
-"""What a user says of label files: values or colours of the classes, as options and files of classes have them."""
+"""What a user says of label files: values or colours of the classes, as options have them."""
 
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from fcn_deploy.calibration.label_files import Color
+from fcn_deploy.calibration.class_files import VOID_NAMES, twice
 from fcn_deploy.calibration.metrics import IGNORE
-from fcn_deploy.runtime.errors import DeployError, MisuseError
-
-VOID_NAMES = ("void", "ignore", "ignored", "unlabeled", "unlabelled")
-
-# `0: road`, `0,road,128,64,128`, `road 128 64 128`, `128 64 128 road` and `road #804080` are all in use.
-_NUMBER = r"^(?:\d+\s*[:,;\s]\s*)?"
-_TRIPLE = r"(\d+)[\s,;]+(\d+)[\s,;]+(\d+)"
-_LINES = (
-    re.compile(_NUMBER + r"(?P<name>[^\s\d#].*?)[\s,;:]+" + _TRIPLE + r"$"),
-    re.compile(_NUMBER + _TRIPLE + r"[\s,;:]+(?P<name>[^\s\d#].*)$"),
-    re.compile(_NUMBER + r"(?P<name>[^\s\d#].*?)[\s,;:]+#(?P<hex>[0-9a-fA-F]{6})$"),
-)
-_HEADING = re.compile(r"^\W*(?:name|class|label)\w*[\s,;]+r(?:ed)?[\s,;]", re.IGNORECASE)
+from fcn_deploy.runtime.errors import MisuseError
 
 
 @dataclass(frozen=True)
@@ -107,54 +94,3 @@ def class_of(word: str, classes: Sequence[str], where: str = "") -> int:
     raise MisuseError(
         f"{where} names {word!r}, which is no class; the classes are {known} (or their numbers), and void"
     )
-
-
-def read_colors(path: Path) -> list[tuple[str, Color]]:
-    """(name, colour) of a file with `NAME R G B`, `R G B NAME` or `NAME #RRGGBB` a line, void ones among them.
-
-    Raises:
-        MisuseError: no such file.
-        DeployError: not such a file, or a colour twice.
-    """
-    found: list[tuple[str, Color]] = []
-    for line in class_lines(path):
-        name, color = parse_class(line, path)
-        if color is None:
-            raise DeployError(f"{path} has the line {line!r} without a colour; write NAME R G B a line")
-        found.append((name, color))
-    if not found:
-        raise DeployError(f"{path} is empty; write NAME R G B a line")
-    if again := twice([color for _, color in found]):
-        raise DeployError(f"{path} has the colour {again[0]} twice; give each class its own")
-    return found
-
-
-def class_lines(path: Path) -> list[str]:
-    """The lines of a file of classes that name one."""
-    try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
-    except (FileNotFoundError, IsADirectoryError) as error:
-        raise MisuseError(f"{path} does not exist or is no file; name one with a class a line") from error
-    except UnicodeDecodeError as error:
-        raise DeployError(f"{path} is no text in UTF-8; write a class a line") from error
-    lines = [line for line in lines if line]
-    return lines[1:] if lines and _HEADING.match(lines[0]) else lines
-
-
-def parse_class(line: str, path: Path) -> tuple[str, Color | None]:
-    """The name of a line of classes.txt, and its colour where it has one. Raises DeployError."""
-    for pattern in _LINES:
-        if match := pattern.match(line):
-            found = match.groupdict()
-            if code := found.get("hex"):
-                return found["name"], (int(code[:2], 16), int(code[2:4], 16), int(code[4:], 16))
-            red, green, blue = (int(text) for text in match.groups() if text.isdigit())
-            if max(red, green, blue) > 255:
-                raise DeployError(f"{path} has the line {line!r}; colours are three numbers from 0 to 255")
-            return found["name"], (red, green, blue)
-    return re.sub(r"^\d+\s*[:,\s]\s*", "", line), None
-
-
-def twice(items: Sequence[Any]) -> list[Any]:
-    """The items that stand before already, in order."""
-    return [item for index, item in enumerate(items) if item in items[:index]]

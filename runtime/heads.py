@@ -55,7 +55,7 @@ class Heads:
     def __init__(
         self, card: ModelCard, upsampling: Upsampling, heads: Sequence[Head], chosen: str | None, source: str
     ) -> None:
-        self._source, self._views = source, dict(_views(card, upsampling, heads))
+        self._source, self._views = source, dict(views_of(card, upsampling, heads))
         if chosen is not None and (not chosen or chosen not in self._views):
             has = f"it has {', '.join(self._views)}" if heads else "it has one, without a name; omit it"
             raise MisuseError(f"output {chosen[:40]!r} of {source}: {has}")
@@ -122,7 +122,8 @@ class Heads:
         return whole
 
 
-def _views(card: ModelCard, upsampling: Upsampling, heads: Sequence[Head]) -> Iterable[tuple[str, View]]:
+def views_of(card: ModelCard, upsampling: Upsampling, heads: Sequence[Head]) -> Iterable[tuple[str, View]]:
+    """The heads by name, in the order of their channels; "": the one of a network of one output."""
     if not heads:
         yield "", View(card.kind, card, upsampling)
     first = 0

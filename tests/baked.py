@@ -2,6 +2,7 @@
 
 import io
 import logging
+import math
 import warnings
 from contextlib import redirect_stderr, redirect_stdout
 
@@ -36,6 +37,7 @@ class Baked(nn.Module):
         self.group, self.instance = nn.GroupNorm(2, c), nn.InstanceNorm2d(c, affine=True)
         self.places, self.flat_places = nn.Parameter(torch.randn(1, c, 16, 16)), nn.Parameter(torch.randn(1, 256, c))
         self.near, self.dense = nn.Parameter(torch.randn(16, 16)), nn.Linear(256, 256)
+        self.recurrent = nn.GRU(c, c // 2, batch_first=True, bidirectional=True)
         self.spatial = nn.LayerNorm([c, 16, 16])
         nn.init.normal_(self.spatial.weight)
         self.score = nn.Conv2d(c, 4, 1)
@@ -88,6 +90,17 @@ class PaddedAndCropped(Baked):
     def forward(self, x):
         _, _, h, w = ints(x)
         return self.up(self.score(self.features(F.pad(x, (20, 20, 20, 20)))))[:, :, 19 : 19 + h, 19 : 19 + w]
+
+
+class Mirrored(Baked):
+    """Mirrored around, and as much cropped from the middle of what it gives, as U-Nets of 2015 do."""
+
+    def forward(self, x):
+        _, _, h, w = ints(x)
+        y = self.features(F.pad(x, (16, 16, 16, 16), mode="reflect"))
+        y = F.interpolate(self.score(y), scale_factor=4.0, mode="bilinear")
+        down, right = (y.shape[2] - h) // 2, (y.shape[3] - w) // 2
+        return y[:, :, down : down + h, right : right + w]
 
 
 class ToMultiple(Baked):
@@ -270,11 +283,27 @@ def gram(m, y):
     return y + (t @ t.transpose(1, 2) / (c * h * w) @ t).view(n, c, h, w)
 
 
+def recurrent(m, y):
+    """A GRU along the rows, and back."""
+    n, c, h, w = ints(y)
+    rows = m.recurrent(y.permute(0, 2, 3, 1).reshape(n * h, w, c))[0]
+    return rows.reshape(n, h, w, c).permute(0, 3, 1, 2)
+
+
+def coordinate_attention(m, y):
+    """Hou et al., 2021: means along rows and columns, put together, convolved and taken apart."""
+    _, _, h, w = ints(y)
+    both = torch.cat([y.mean(3, keepdim=True), y.mean(2, keepdim=True).transpose(2, 3)], 2)
+    rows, columns = torch.relu(m.mix(both)).split([h, w], 2)
+    return y * torch.sigmoid(rows) * torch.sigmoid(columns.transpose(2, 3))
+
+
 BLOCKS = [
     flattened, channel_shuffle, attention, tokens, axial_attention, windows, aspp_pooling, squeeze_and_excite, strips,
     global_max, pixel_shuffle, pixel_unshuffle, crop, roll, skips, average_pooled, coordinates, centres,
     interpolated_position, counted, ones,
     expanded, repeated, summed, affinity, norms, variance, gram,
+    recurrent, coordinate_attention,
 ]  # fmt: skip
 # What they do is the same wherever an image goes on beyond the traced one.
 LOCAL = [channel_shuffle, windows, pixel_shuffle, pixel_unshuffle, crop, ones]
@@ -365,6 +394,34 @@ def quarter_of_all(m, y):
 
 def middle(m, y):
     return y + y[:, :, ints(y)[2] // 2][:, :, None]
+
+
+def rooted(m, y):
+    """Sums and lengths over all places, by the root of how many there are."""
+    _, _, h, w = ints(y)
+    length = y.pow(2).sum((2, 3), keepdim=True).sqrt() / math.sqrt(h * w)
+    return (y - y.sum((2, 3), keepdim=True) * (h * w) ** -0.5) / (length + 1)
+
+
+def log_scaled(m, y):
+    """Attention whose scale grows with the logarithm of how many places there are."""
+    n, c, h, w = ints(y)
+    t = y.view(n, c, h * w)
+    return (t @ torch.softmax(t.transpose(1, 2) @ t * math.log(h * w), -1)).view(n, c, h, w)
+
+
+def half_rolled(m, y):
+    return y + torch.roll(y, ints(y)[2] // 2, 2)
+
+
+def sorted_places(m, y):
+    """The median of all places."""
+    _, _, h, w = ints(y)
+    return y - y.flatten(2).sort(2).values[:, :, h * w // 2][..., None, None]
+
+
+def by_height(m, y):
+    return torch.tanh(y * (ints(y)[2] / 2))
 
 
 def thirds(m, y):

@@ -1,7 +1,7 @@
 """What sizes a network takes, found by running it."""
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -271,6 +271,7 @@ CAUSES = (  # what is said where a network fails → why
     (r"missing .* required|positional argument", "it takes more than an image"),
 )
 ONE_SIZE = "Usual cause: interpolate(size=<int>), or reshape to numbers"
+MOST_ROUNDED = 32  # rows or columns that coarse maps leave out of a size
 FAILURE = 150  # characters of what a library says
 
 
@@ -292,6 +293,8 @@ def _refusal(trials: _Trials) -> str:
         return f"{text}it gives NaN wherever it runs, as at {'×'.join(map(str, next(iter(ran))))}: mend its weights"
     if kept := _what_does_not_follow([found.shape for found in ran.values()]):
         return text + kept
+    if lost := _lost_edges({size: found.shape for size, found in ran.items()}):
+        return text + lost
     (height, width), shape = next((size, found.shape) for size, found in ran.items())
     if _factor(shape, height, width):
         return f"{text}it runs at {height}×{width}, and {_with_cause(failed) or 'not at twice that'}"
@@ -309,6 +312,20 @@ def _what_does_not_follow(shapes: Sequence[tuple[int, ...]]) -> str:
         return ""
     what = "×".join(str(side) if same else "…" for side, same in zip(shapes[0][2:], kept, strict=True))
     return f"it gives {what} scores whatever the image's size. {ONE_SIZE}"
+
+
+def _lost_edges(shapes: Mapping[tuple[int, int], Sequence[int]]) -> str:
+    """That scores are fewer than pixels by about as many at every size, in words; "": they are not."""
+    lost = [size[axis] - shape[2 + axis] for size, shape in shapes.items() for axis in (0, 1)]
+    if len(shapes) < 2 or min(lost) < 1 or max(lost) - min(lost) >= MOST_ROUNDED:
+        return ""
+    (height, width), shape = next(iter(shapes.items()))
+    side = -(-max(lost) // 2)
+    return (
+        f"it gives {shape[2]}×{shape[3]} scores for {height}×{width} pixels, {max(lost)} fewer a side at all sizes, as "
+        f"convolutions without padding do; begin its forward with F.pad(x, ({side},) * 4, mode='reflect'), and crop "
+        "its scores to the image"
+    )
 
 
 def _no_factor(shape: tuple[int, ...], height: int, width: int) -> str:

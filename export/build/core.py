@@ -11,7 +11,10 @@ from fcn_deploy.export.graph.edit import check
 from fcn_deploy.export.importer.import_model import ImportedModel
 from fcn_deploy.export.passes.bilinear_deconv import bilinear_deconv
 from fcn_deploy.export.passes.fold_constants import fold_constants
+from fcn_deploy.export.passes.fold_scales import fold_scales
 from fcn_deploy.export.passes.fuse_padding import fuse_padding
+from fcn_deploy.export.passes.hard_sigmoid import hard_sigmoid
+from fcn_deploy.export.passes.hard_swish import hard_swish
 from fcn_deploy.export.passes.resize_by_factor import resize_by_factor
 from fcn_deploy.export.passes.split_head import split_head
 from fcn_deploy.runtime.backends.onnxruntime import ERRORS_ONLY, session
@@ -55,7 +58,9 @@ def core_of(imported: ImportedModel, fades: bool = True) -> Core:
     if fades and (card.activation == "softmax" or (card.activation, card.threshold) == ("sigmoid", 0.5)):
         model = bilinear_deconv(model).model
     split = split_head(fold_constants(model).model, labels=card.kind != "values")
-    core, upsampling = fuse_padding(split.model).model, split.upsampling
+    core, upsampling = split.model, split.upsampling
+    for fuse in (fuse_padding, hard_sigmoid, fold_scales):
+        core = fuse(core).model
     core = resize_by_factor(core, split.size_multiple, split.smallest).model
     if split.sigmoid or upsampling.activated:
         if card.activation == "sigmoid":
@@ -90,7 +95,7 @@ def optimise_offline(core: ModelProto) -> ModelProto:
     """A core, optimised as far as that holds on every machine. Raises DeployError.
 
     BASIC folds constants and batch norms. The levels above lay tensors out for the machine that runs them:
-    ONNX Runtime does that when the engine is opened.
+    ONNX Runtime does that when the engine is opened. It also writes HardSwish in parts, which is undone.
     """
     import onnxruntime
 
@@ -102,6 +107,7 @@ def optimise_offline(core: ModelProto) -> ModelProto:
         options.optimized_model_filepath = str(path)
         try:
             onnxruntime.InferenceSession(core.SerializeToString(), options, providers=["CPUExecutionProvider"])
-            return onnx.load_from_string(path.read_bytes())
+            optimised = onnx.load_from_string(path.read_bytes())
         except Exception as error:
             raise DeployError(f"ONNX Runtime cannot optimise the network: {one_line(error)}") from error
+    return hard_swish(optimised).model

@@ -4,7 +4,7 @@ Early layers take the memory and see little of the image around a pixel; late la
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cache
@@ -70,15 +70,18 @@ def _cut(core: ModelProto, card: ModelCard, tensors: dict[str, np.ndarray], most
     """The core cut at one place after the other, each the best beside those before it, as long as that is worth it."""
     between = CuttingPlaces(core, card, tensors, lambda node: work_of(node, tensors))
 
-    @cache
     def part(start: Place | None, stop: Place | None) -> Part:
         return _part(core if start is stop else between.network(start, stop), card, tensors, start)
 
-    def parts_of(places: tuple[Place, ...]) -> tuple[Part, ...]:
-        return tuple(part(*ends) for ends in pairwise((None, *places, None)))
+    @cache  # without the networks, each of which has its weights
+    def stage(start: Place | None, stop: Place | None) -> Stage:
+        return part(start, stop).stage
+
+    def stages_of(places: tuple[Place, ...]) -> list[Stage]:
+        return [stage(*ends) for ends in _ends(places)]
 
     chosen: tuple[Place, ...] = ()
-    cost = _cost(parts_of(()), card)
+    cost = _cost(stages_of(()), card)
     while len(chosen) + 1 < most:
         more = [
             tuple(sorted((*chosen, place), key=lambda each: each.position))
@@ -86,24 +89,29 @@ def _cut(core: ModelProto, card: ModelCard, tensors: dict[str, np.ndarray], most
             if place not in chosen
         ]
         # What is before a cut must be tiled, or nothing is gained.
-        tiled = [places for places in more if all(each.stage.halo is not None for each in parts_of(places)[:-1])]
-        costs = {places: _cost(parts_of(places), card) for places in tiled}
+        tiled = [places for places in more if all(each.halo is not None for each in stages_of(places)[:-1])]
+        costs = {places: _cost(stages_of(places), card) for places in tiled}
         if not costs or min(costs.values()) > CUT_WORTH * cost:
             break
         chosen = min(costs, key=costs.__getitem__)
         cost = costs[chosen]
+    parts = (part(*ends) for ends in _ends(chosen))
     return tuple(
-        replace(each, stage=replace(each.stage, file=f"stage-{index}.onnx"))
-        for index, each in enumerate(parts_of(chosen))
+        replace(each, stage=replace(each.stage, file=f"stage-{index}.onnx")) for index, each in enumerate(parts)
     )
 
 
-def _cost(parts: Sequence[Part], card: ModelCard) -> float:
+def _ends(places: tuple[Place, ...]) -> Iterable[tuple[Place | None, Place | None]]:
+    """What is between places, the first from the image and the last to the scores."""
+    return pairwise((None, *places, None))
+
+
+def _cost(stages: Sequence[Stage], card: ModelCard) -> float:
     """Mean work of the reference images, over that without tiles; one that cannot be had counts as ten."""
     costs = []
     for budget in REFERENCE_BUDGETS:
         try:
-            costs.append(plan_run(REFERENCE_SIZE, card, [part.stage for part in parts], int(budget)).overhead)
+            costs.append(plan_run(REFERENCE_SIZE, card, stages, int(budget)).overhead)
         except OverBudgetError:
             costs.append(10.0)
     return float(np.mean(costs))

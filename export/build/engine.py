@@ -94,18 +94,10 @@ def build_engine(
 
 def _check_heads(model: ImportedModel, config: BuildConfig) -> None:
     """Refuse, of a model of several outputs, what is for one. Raises MisuseError."""
-    if not model.further:
-        return
-    if config.on_tensorrt:
+    if model.further and config.on_tensorrt:
         raise MisuseError(
             "several outputs are for --target cpu and ort-cuda, as TensorRT's kernels label one; build an engine for "
             "each --output"
-        )
-    if config.quantization.precision != "float32":
-        option = "--fastest" if config.quantization.fastest else f"--{'int8' if config.quantization.int8 else 'fp16'}"
-        raise MisuseError(
-            f"{option} with several outputs: low precision is judged by the results of one; omit it, or build an "
-            "engine for each --output"
         )
 
 

@@ -26,7 +26,7 @@ NOT_SEEN = "FP16: what overflows was looked for in the golden sample alone, and 
 def lowered(core: Core, float_core: ModelProto, config: BuildConfig, say: Say) -> MixedPrecision:
     """The core in the low precision that is asked for. Raises BudgetError where that cannot be held."""
     if config.on_cpu and config.quantization.bf16:
-        return to_be_judged(float_core, core.upsampling, core.card, config.quantization)
+        return to_be_judged(float_core, core.upsampling, core.card, config.quantization, core.heads)
     return mix_precision(
         float_core,
         core.upsampling,
@@ -35,6 +35,7 @@ def lowered(core: Core, float_core: ModelProto, config: BuildConfig, say: Say) -
         config.quantization,
         half_interface=config.on_tensorrt,
         rank=config.rank_layers or config.precision_report is not None,
+        heads=core.heads,
         say=say,
     )
 

@@ -99,12 +99,13 @@ def free_and_verify(
     if freed.traced is None:
         held = padded_to_one_size(model, _channels(model, name))
         if held is None:
-            return Verified(model)
+            return Verified(model, [f"{name}: {remark}" for remark in freed.remarks])
         model, freed = _free_from_padding(model, name, *held)
         assert freed.traced is not None
         hidden = freed.traced[1], freed.traced[2]
     if freed.batch_alone:
-        return _with_free_batch(model, freed, name)
+        found = _with_free_batch(model, freed, name)
+        return found._replace(notes=[*found.notes, *(f"{name}: {remark}" for remark in freed.remarks)])
     notes = [f"{name}: size freed: {note}" for note in freed.notes]
     if not notes and freed.traced is not None:
         notes = [f"{name}: its size of {_text(freed.traced[1:])} is so by name alone, and freed"]
@@ -347,10 +348,11 @@ class _Verification:
     def _out_of_reach(self) -> np.ndarray:
         """Which cells of the scores, bool [h,w], do not depend on the half of the image at right and below.
 
-        They do not see what lies beyond these either.
+        They do not see what lies beyond these either. Those that are the same for every image, such as padding, tell
+        nothing.
         """
         count, (height, width) = len(self.image), self.traced
-        untouched = np.ones(self.expected.shape[2:], bool)
+        untouched = (self.before(self._noise(count, height, width)) != self.expected).any((0, 1))
         for strength in (1, 3):
             changed = strength * self._noise(count, height, width)
             changed[:, :, : height // 2, : width // 2] = self.image[:, :, : height // 2, : width // 2]

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
+from fcn_deploy.export.dynamic_shapes.half_traced import half_traced
 from fcn_deploy.export.dynamic_shapes.interpret import OF_CONSTANTS
 from fcn_deploy.export.dynamic_shapes.shape_writer import ShapeWriter
 from fcn_deploy.export.dynamic_shapes.sizes import axis_sizes, is_fixed
@@ -26,6 +27,7 @@ class FreedModel:
         notes: what was changed, a line each kind; none where nothing but the names of dimensions was.
         traced: (N, H, W) that its numbers were for; None where none of them was for a size.
         batch_alone: whether none of them was for H or W, and it is the batch alone that was freed.
+        remarks: what it does by numbers that are of a size, most likely, where none is by any shape; a line each.
         size_dependent: the first node that makes scores depend on the image's size otherwise than by what is near
             them, such as a Resize with aligned corners; "": none was seen.
         multiple: what H and W must be multiples of for its padding to be what it was.
@@ -37,6 +39,7 @@ class FreedModel:
     size_dependent: str = ""
     multiple: int = 1
     batch_alone: bool = False
+    remarks: tuple[str, ...] = ()
 
 
 def free_sizes(
@@ -63,22 +66,24 @@ def free_sizes(
             "image, [N,C,H,W]"
         )
     graph, places = TracedGraph(folded, assumed), _image_axes(shape)
+    remarks: tuple[str, ...] = ()
     batch = shape[0] if isinstance(shape[0], int) and shape[0] > 0 else None
     traced = find_traced_size(graph, places, batch or 1, size)
     if not graph.traced:
-        Solver(graph, places, traced, free="HW").refuse_remains()
+        state = Solver(graph, places, traced, free="HW").refuse_remains()
+        remarks = () if state is None else tuple(half_traced(state))
     if not graph.traced and batch is None:
-        return FreedModel(model)
+        return FreedModel(model, remarks=remarks)
     try:
         solution = Solver(graph, places, traced).solve()
         made, notes = _write(graph, solution, places)
     except DeployError:
         if graph.traced or batch != 1:
             raise
-        return FreedModel(model)
+        return FreedModel(model, remarks=remarks)
     multiple = math.lcm(*(taken.multiple for taken in solution.taken.values()))
     dependent = _size_dependent(graph, solution)
-    return FreedModel(made, tuple(notes), traced, dependent, multiple, batch_alone=not graph.traced)
+    return FreedModel(made, tuple(notes), traced, dependent, multiple, not graph.traced, remarks)
 
 
 def _image_axes(shape: Sequence[int | str | None]) -> tuple[int, int]:

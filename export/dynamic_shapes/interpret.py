@@ -6,7 +6,7 @@ from fcn_deploy.export.dynamic_shapes.propagate import propagate
 from fcn_deploy.export.dynamic_shapes.traced_graph import ConflictError, State, name_of_node
 from onnx import NodeProto
 
-OF_CONSTANTS = ("Resize",)  # what is brought to the map's size although it is a constant: positions, say
+OF_CONSTANTS = ("Resize", "Expand")  # what is brought to the map's size although it is a constant: positions, zeros
 
 
 def interpretations(node: NodeProto, state: State, freeing: bool) -> list[Interpretation]:

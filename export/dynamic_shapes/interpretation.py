@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 
 from fcn_deploy.export.dynamic_shapes.shape_writer import ShapeWriter
-from fcn_deploy.export.dynamic_shapes.sizes import SampledSize, Shape, changes_with, multiplied, scaled
+from fcn_deploy.export.dynamic_shapes.sizes import SampledSize, Shape, changes_with, is_sum, multiplied, scaled
 from fcn_deploy.export.dynamic_shapes.traced_graph import State, Values
 from onnx import NodeProto
 
@@ -63,7 +63,8 @@ def candidates(state: State, size: SampledSize, number: int) -> list[SampledSize
         ratio = Fraction(number, size[0])
         if 1 in (ratio.numerator, ratio.denominator) or ratio.denominator <= 4:
             found = [scaled(size, ratio.numerator, ratio.denominator)]
-    return list(dict.fromkeys(s for s in (*found, *map_sizes(state, number, letters or "H W")) if s is not None))
+    wanted = "H W HW" if is_sum(size) else letters or "H W"
+    return list(dict.fromkeys(s for s in (*found, *map_sizes(state, number, wanted)) if s is not None))
 
 
 def coarsest(state: State, letter: str) -> int:

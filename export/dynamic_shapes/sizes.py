@@ -31,6 +31,12 @@ def changes_with(size: SampledSize) -> str:
     return "".join(letter for index, letter in enumerate(LETTERS) if size[index + 1] != size[0])
 
 
+def is_sum(size: SampledSize) -> bool:
+    """Whether a size changes with H and W, by each whatever the other is, as what is put together of both does."""
+    traced, _, taller, wider, both = size
+    return changes_with(size) == "HW" and 2 * (both - traced) == 6 * (taller - traced) + (wider - traced)
+
+
 def multiplied(sizes: Iterable[SampledSize]) -> SampledSize:
     return tuple(math.prod(numbers) for numbers in zip(fixed(1), *sizes, strict=True))
 

@@ -193,15 +193,16 @@ class Solver:
         if changes_with(batch) and batch not in scores:
             raise ConflictError(node, "the batch is lost on the way to the scores")
 
-    def refuse_remains(self) -> None:
+    def refuse_remains(self) -> State | None:
         """Raise DeployError where a network whose numbers all stand enlarges a map that holds a part of some size.
 
         Such a map grows with the image, and has some cells more at every size. What cannot be followed is no proof.
+        Gives the state at the end; None: it cannot be followed.
         """
         try:
             found = self._search(self.start.copy(), 0, {})
         except DeployError:
-            return
+            return None
         for node in self.graph.nodes if found is not None else ():
             assert found is not None
             if node.op_type != "Resize" or not found.state.is_data(node.output[0]):
@@ -219,6 +220,7 @@ class Solver:
                     text = f"{describe(old, self.image)} cells to {describe(new, self.image)}"
                     error = refusal(node, f"it brings {text}, no share of it: a number before it is of a traced size")
                     raise RemainsError(str(error))
+        return None if found is None else found.state
 
     def _crop_to_number(self, state: State, node: NodeProto, old: SampledSize, new: SampledSize) -> NodeProto | None:
         """Of a Resize of `old` cells to `new`: the Slice or Pad before it that brings maps of all sizes to one."""

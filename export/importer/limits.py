@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 from fcn_deploy.export.graph.edit import add_constants, attributes, clone, dims, label, producers
-from fcn_deploy.export.graph.evaluate import evaluate
+from fcn_deploy.export.graph.evaluate import RANDOM, evaluate
 from fcn_deploy.export.graph.index import GraphIndex
 from fcn_deploy.runtime.errors import DeployError
 from onnx import ModelProto, NodeProto, helper, numpy_helper, shape_inference
@@ -40,13 +40,18 @@ def refuse_operators(model: ModelProto, path: Path) -> None:
             raise DeployError(f"{path}: node {label(node)} is a custom operator of the domain {node.domain}; {remedy}")
         if node.op_type in CONTROL_FLOW:
             raise DeployError(
-                f"{path}: node {label(node)} is control flow, which no engine is built of; export the model with its "
-                "sizes fixed or its branches resolved"
+                f"{path}: node {label(node)} is control flow, which no engine is built of; export the model "
+                "traced, or with its branches resolved"
             )
         if node.op_type in SEQUENCES:
             raise DeployError(
                 f"{path}: node {label(node)} works on sequences or optional values, and engines hold tensors alone; "
                 "export the model with Split and Concat in their place"
+            )
+        if node.op_type in RANDOM:
+            raise DeployError(
+                f"{path}: node {label(node)} draws random numbers, so that no two runs of an image give the same "
+                "scores; export the model without it"
             )
         if node.op_type in ("BatchNormalization", "Dropout") and _trains(model, node):
             raise DeployError(

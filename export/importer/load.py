@@ -20,7 +20,8 @@ PACKED = (TensorProto.INT4, TensorProto.UINT4)  # more than one element a byte
 def load_model(path: str | os.PathLike, output: str | None = None) -> ModelProto:
     """Read, repair and check an ONNX file.
 
-    Weights that are listed as inputs are so no longer, local functions are inlined, and nodes are in order.
+    Weights that are listed as inputs are so no longer, nor is what no node reads; local functions are inlined, and
+    nodes are in order.
 
     Args:
         path: the file; weights beside it are read too.
@@ -48,6 +49,7 @@ def load_model(path: str | os.PathLike, output: str | None = None) -> ModelProto
     sort(model, str(path))
     model = resolve_branches(model).model
     prune(model)
+    _drop_unread_inputs(model)
     refuse_operators(model, path)
     _check(model, path)
     refuse_huge_tensors(model, path)
@@ -102,6 +104,15 @@ def _drop_weights_from_inputs(model: ModelProto, path: Path) -> None:
                 f"{path}: input {value.name} has no rank, so that nobody can tell whether it is an image; give it the "
                 "shape [N,C,H,W] and export it again"
             )
+
+
+def _drop_unread_inputs(model: ModelProto) -> None:
+    """Take off inputs that no node reads, but for one: what they are given changes nothing."""
+    read = {name for node in model.graph.node for name in names_read(node)}
+    inputs = [value for value in model.graph.input if value.name in read]
+    if inputs and len(inputs) < len(model.graph.input):
+        del model.graph.input[:]
+        model.graph.input.extend(inputs)
 
 
 def _check(model: ModelProto, path: Path) -> None:

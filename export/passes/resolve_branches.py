@@ -13,19 +13,25 @@ KEEP_CHANNELS = frozenset((
 
 
 def resolve_branches(model: ModelProto) -> PassResult:
-    """An equal model without those Ifs that ask whether a tensor has one channel, where its weights tell that."""
+    """An equal model without those Ifs that ask what is known: a constant, or whether a tensor has one channel."""
     if not any(node.op_type == "If" for node in model.graph.node):
         return PassResult(model, why_not="it has no If")
     edit = Rewrite(model)
     resolved = 0
     for node in tuple(edit.graph):
-        if node.op_type == "If" and (one := _has_one_channel(node)) is not None:
-            _inline(edit, node, node.attributes["then_branch" if one else "else_branch"].as_graph())
+        if node.op_type == "If" and (taken := _is_taken(node)) is not None:
+            _inline(edit, node, node.attributes["then_branch" if taken else "else_branch"].as_graph())
             resolved += 1
     if not resolved:
-        return PassResult(model, why_not="no If asks whether a tensor of known channels has one")
+        return PassResult(model, why_not="no If asks for a constant, or whether a tensor of known channels has one")
     edit.prune()
     return PassResult(edit.model())
+
+
+def _is_taken(node: ir.Node) -> bool | None:
+    """Whether an If takes its first branch, always; None where that is not known."""
+    known = constant(node.inputs[0]) if node.inputs[0] is not None else None
+    return bool(known.item()) if known is not None and known.size == 1 else _has_one_channel(node)
 
 
 def _made_by(value: ir.Value | None, operator: str) -> ir.Node | None:

@@ -1,7 +1,7 @@
 """The accuracy gate: what low precision costs, against float32, on images that calibration did not see."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +16,8 @@ from fcn_deploy.calibration.stream import ImageStream
 from fcn_deploy.export.quantization.class_drops import Judgement, against_labels, against_results
 from fcn_deploy.runtime.backends.onnxruntime import session
 from fcn_deploy.runtime.errors import DeployError
-from fcn_deploy.runtime.manifest import Upsampling
+from fcn_deploy.runtime.heads import View, views_of
+from fcn_deploy.runtime.manifest import Head, Upsampling
 from fcn_deploy.runtime.model_card import ModelCard
 from fcn_deploy.runtime.no_data import filled
 from fcn_deploy.runtime.prepare import padded_size, prepare
@@ -37,7 +38,8 @@ class AccuracyGate:
         core: float32.
         upsampling, card: of the model.
         images: to compare on.
-        labels: their label files; None: float32's are the measure.
+        labels: their label files; None: float32's are the measure. For networks of one output.
+        heads: of several outputs, each of which is judged.
         max_drop: points that may be lost, and that each class may lose.
         kernels_exact: whether ONNX Runtime's kernels run the cores exactly. They do the CPU's Q/DQ, whose weights never
             saturate them. s8·s8 and emulated FP16 they do not: these run as written, Q/DQ as float arithmetic.
@@ -46,10 +48,12 @@ class AccuracyGate:
         images: [H, W, C] as the card says, with its mean where there is no data.
         data: bool [H, W] of each, where there is data: what is compared.
         metric: `mIoU` where labels are given, else `agreement`: the share of pixels labelled, or masked, as by float32;
-            of values 1 less their mean difference from float32's, as a share of their range.
+            of values 1 less their mean difference from float32's, as a share of their range; of several outputs, that
+            of the one that loses most.
         baseline: of float32, in 0..1.
         count: of images.
         max_class_drop: points of IoU that each class may lose.
+        classes: their names, of all outputs; behind that of their output where there are several.
 
     Raises:
         DeployError: no image can be read, or labels do not fit them.
@@ -66,15 +70,18 @@ class AccuracyGate:
         max_drop: float,
         max_class_drop: float = 100.0,
         kernels_exact: bool,
+        heads: Sequence[Head] = (),
     ) -> None:
-        self.upsampling, self.card = upsampling, card
+        self.card, views = card, list(views_of(card, upsampling, heads))
+        self._views = [view for _, view in views]
+        self.classes = [f"{name}/{each}" if name else each for name, view in views for each in view.card.classes]
         self.max_drop, self.max_class_drop, self.kernels_exact = max_drop, max_class_drop, kernels_exact
         self.images: list[np.ndarray] = []
         self.data: list[np.ndarray] = []
-        self.expected: list[np.ndarray] = []
         self.scores: list[np.ndarray] = []
         run = session(core.SerializeToString())
-        own: list[np.ndarray] = []
+        own: list[list[np.ndarray]] = []
+        expected: list[np.ndarray] = []
         for name, given in images:
             image, invalid = filled(given, card)
             size = image.shape[:2]
@@ -83,9 +90,9 @@ class AccuracyGate:
             self.data.append(np.ones(size, bool) if invalid is None else ~invalid)
             if len(self.scores) < SENSITIVITY_IMAGES:
                 self.scores.append(scores)
-            own.append(self._result(scores, self.data[-1]))
+            own.append(self._results(scores, self.data[-1]))
             if labels is not None:
-                self.expected.append(labels.of(name, size, self.data[-1]))
+                expected.append(labels.of(name, size, self.data[-1]))
         if not own:
             raise DeployError("none of the images to judge by could be read; give more with --calib")
         self.metric = "mIoU" if labels is not None else "agreement"
@@ -93,6 +100,7 @@ class AccuracyGate:
         if labels is None:
             self.expected, self.baseline = own, 1.0
         else:
+            self.expected = [[each] for each in expected]
             labels.check()
             self.confusion = self._confusion(own)
             self.baseline = Metrics.of(self.confusion).mean_iou
@@ -102,40 +110,33 @@ class AccuracyGate:
                     "they of these images and classes?"
                 )
 
-    def _result(self, scores: np.ndarray, data: np.ndarray) -> np.ndarray:
-        """What is compared of an image: its labels, masks or values; of values [K, n] of the cells that have data."""
-        height, width = size = (data.shape[0], data.shape[1])
-        padded = padded_size(height, width, self.card)
-        if self.card.kind != "values":
-            window = ScoreWindow.whole(scores, padded, size)
-            return result_from_scores(self.card.kind, window, self.upsampling, self.card)
-        # Interpolated they are convex combinations of these, and many times their memory.
-        if data.all():
-            return scores
-        whole = np.pad(data, [(0, more - side) for more, side in zip(padded, size, strict=True)])
-        return scores[..., cells_with_data(whole, scores.shape[1:])]
+    def _results(self, scores: np.ndarray, data: np.ndarray) -> list[np.ndarray]:
+        """What is compared of an image: the labels, masks or values of each output."""
+        return [_result(scores if view.channels is None else scores[view.channels], view, data) for view in self._views]
 
-    def _compare(self, results: list[np.ndarray]) -> Judgement:
-        if self.card.kind == "values":
-            lost = sum(float(np.abs(a - b).mean(dtype=np.float64)) for a, b in zip(results, self.expected, strict=True))
-            spread = max(float(b.max()) for b in self.expected) - min(float(b.min()) for b in self.expected)
-            return Judgement(1 - lost / len(results) / max(spread, 1e-12), {}, {})
-        if self.metric == "agreement":
-            same = [a == b for a, b in zip(results, self.expected, strict=True)]
-            counted = [each[..., data] for each, data in zip(same, self.data, strict=True)]
-            reach = max(1, self.card.stride // BORDER)
-            drops, beyond = against_results(self.expected, results, self.data, len(self.card.classes), reach)
-            equal = sum(int(each.sum()) for each in counted) / sum(each.size for each in counted)
-            return Judgement(equal, drops, beyond)
-        confusion = self._confusion(results)
-        drops = against_labels(self.confusion, confusion)
-        return Judgement(Metrics.of(confusion).mean_iou, drops, drops)
+    def _compare(self, results: list[list[np.ndarray]]) -> Judgement:
+        """What is lost, by results of each output of each image."""
+        if self.metric == "mIoU":
+            confusion = self._confusion(results)
+            drops = against_labels(self.confusion, confusion)
+            return Judgement(Metrics.of(confusion).mean_iou, drops, drops)
+        found, first = Judgement(1.0, {}, {}), 0
+        for index, view in enumerate(self._views):
+            before, after = ([each[index] for each in images] for images in (self.expected, results))
+            judged = _agreement(before, after, self.data, view.card)
+            lost, beyond = (
+                {first + key: points for key, points in drops.items()} for drops in (judged.lost, judged.beyond)
+            )
+            value = min(found.value, judged.value) if judged.value == judged.value else judged.value
+            found = Judgement(value, found.lost | lost, found.beyond | beyond)
+            first += len(view.card.classes)
+        return found
 
-    def _confusion(self, results: list[np.ndarray]) -> np.ndarray:
-        """Pixels by (label, result), int64 [classes, classes]."""
-        classes = len(self.card.classes)
+    def _confusion(self, results: list[list[np.ndarray]]) -> np.ndarray:
+        """Pixels by (label, result), int64 [classes, classes], of the one output."""
+        classes = len(self.classes)
         confusion = np.zeros((classes, classes), np.int64)
-        for expected, labels, data in zip(self.expected, results, self.data, strict=True):
+        for (expected,), (labels,), data in zip(self.expected, results, self.data, strict=True):
             confusion += confusion_matrix(expected, labels if data.all() else labels[data], classes)
         return confusion
 
@@ -147,18 +148,20 @@ class AccuracyGate:
     def measure_run(self, run: Callable[[np.ndarray], np.ndarray]) -> Judgement:
         """What comes of whatever gives an image's uncropped scores: [H, W, C] as the card says → [K, h, w]."""
         return self._compare(
-            [self._result(run(image), data) for image, data in zip(self.images, self.data, strict=True)]
+            [self._results(run(image), data) for image, data in zip(self.images, self.data, strict=True)]
         )
 
     def sensitivity(self, core: ModelProto) -> float:
-        """Squared error of the scores over their power, on a few images."""
+        """Squared error of the scores over their power, on a few images; of the output where that is most."""
         run = self._session(core)
-        error = power = 0.0
+        error, power = np.zeros(len(self._views)), np.full(len(self._views), 1e-30)
         for image, expected in zip(self.images, self.scores, strict=False):
             scores = run.run(["scores"], {"image": prepare(image, self.card)})[0][0]
-            error += float(((scores - expected) ** 2).sum())
-            power += float((expected**2).sum())
-        return error / max(power, 1e-30)
+            for index, view in enumerate(self._views):
+                own = slice(None) if view.channels is None else view.channels
+                error[index] += float(((scores[own] - expected[own]) ** 2).sum())
+                power[index] += float((expected[own] ** 2).sum())
+        return float((error / power).max())
 
     def drop(self, value: float) -> float:
         """Points of the metric that are lost. NaN, which a broken core gives, counts as all."""
@@ -174,19 +177,45 @@ class AccuracyGate:
         text = f"{self.drop(found.value):.2f} points of {self.metric} lost, {self.max_drop:g} allowed"
         if found.worst <= self.max_class_drop:
             return text
-        worst = max(found.beyond, key=found.beyond.__getitem__)
-        return (
-            f"class {self.card.classes[worst]} loses {found.worst:.1f} points of IoU, {self.max_class_drop:g} allowed "
-            f"({text})"
-        )
+        worst = self.classes[max(found.beyond, key=found.beyond.__getitem__)].removeprefix("class ")
+        return f"class {worst} loses {found.worst:.1f} points of IoU, {self.max_class_drop:g} allowed ({text})"
 
     def class_drops(self, found: Judgement) -> dict[str, float]:
         """Class → points of IoU that it lost, of those that lost more than one may, the largest first."""
         drops = sorted(found.lost.items(), key=lambda item: -item[1])
-        return {self.card.classes[index]: round(lost, 2) for index, lost in drops if lost > self.max_class_drop}
+        return {self.classes[index]: round(lost, 2) for index, lost in drops if lost > self.max_class_drop}
 
     def _session(self, core: ModelProto):
         return session(core.SerializeToString(), optimise=self.kernels_exact)
+
+
+def _result(scores: np.ndarray, view: View, data: np.ndarray) -> np.ndarray:
+    """An output's labels, masks or values; of values [K, n] of the cells that have data."""
+    card = view.card
+    height, width = size = (data.shape[0], data.shape[1])
+    padded = padded_size(height, width, card)
+    if card.kind != "values":
+        return result_from_scores(card.kind, ScoreWindow.whole(scores, padded, size), view.upsampling, card)
+    # Interpolated they are convex combinations of these, and many times their memory.
+    if data.all():
+        return scores
+    whole = np.pad(data, [(0, more - side) for more, side in zip(padded, size, strict=True)])
+    return scores[..., cells_with_data(whole, scores.shape[1:])]
+
+
+def _agreement(
+    expected: Sequence[np.ndarray], found: Sequence[np.ndarray], data: Sequence[np.ndarray], card: ModelCard
+) -> Judgement:
+    """How far an output's results are float32's, of each image."""
+    if card.kind == "values":
+        lost = sum(float(np.abs(a - b).mean(dtype=np.float64)) for a, b in zip(found, expected, strict=True))
+        spread = max(float(b.max()) for b in expected) - min(float(b.min()) for b in expected)
+        return Judgement(1 - lost / len(found) / max(spread, 1e-12), {}, {})
+    same = [a == b for a, b in zip(found, expected, strict=True)]
+    counted = [each[..., valid] for each, valid in zip(same, data, strict=True)]
+    drops, beyond = against_results(expected, found, data, len(card.classes), max(1, card.stride // BORDER))
+    equal = sum(int(each.sum()) for each in counted) / sum(each.size for each in counted)
+    return Judgement(equal, drops, beyond)
 
 
 class LabelFolder:

@@ -32,13 +32,14 @@ from fcn_deploy.export.quantization.quantize import (
 from fcn_deploy.export.quantization.round_weights import NO_LIMIT
 from fcn_deploy.runtime.errors import DeployError, MisuseError
 from fcn_deploy.runtime.files import replacing
-from fcn_deploy.runtime.manifest import Upsampling
+from fcn_deploy.runtime.manifest import Head, Upsampling
 from fcn_deploy.runtime.model_card import ModelCard
 from fcn_deploy.runtime.noise_image import natural_noise
 from onnx import ModelProto, TensorProto
 
 NOISE_SIZE, NOISE_IMAGES = (61, 83), 8  # in pixels; where there are no photographs
 NO_LABELS = "--labels has a label for each pixel, and this network gives {}: omit it"
+SEVERAL_LABELS = "--labels are of one output, and this engine has {}; omit it: each is held against float32's results"
 BEYOND_FLOAT16 = "beyond float16's range"
 REVERTED = "reverted: the accuracy budget was exceeded"
 
@@ -83,6 +84,7 @@ def mix_precision(
     *,
     half_interface: bool = False,
     rank: bool = False,
+    heads: Sequence[Head] = (),
     say: Say = lambda line: None,
 ) -> MixedPrecision:
     """A core in the precision asked for, kept inside the accuracy budget.
@@ -94,6 +96,7 @@ def mix_precision(
         options: what is asked for.
         half_interface: with FP16, the core takes and gives float16 (where its last node is).
         rank: measure every layer's sensitivity, also where nothing is reverted.
+        heads: of several outputs.
         say: called with a line when a phase begins.
 
     Raises:
@@ -101,13 +104,13 @@ def mix_precision(
         BudgetError: the accuracy budget cannot be held.
         DeployError: no image can be read, or tensors are not finite.
     """
-    _check(core, card, options)
+    _check(core, card, options, heads)
     images, key = _images(options, card), key_of(core, card)
     ranges = kept_ranges(options, key)
     calibration, held_out = divide(
         images, options.count, GATE_IMAGES, options.seed, set(ranges.images) if ranges else set()
     )
-    gate = _gate_on(held_out, core, upsampling, card, options, kernels_exact=scheme == "cpu")
+    gate = _gate_on(held_out, core, upsampling, card, options, heads, kernels_exact=scheme == "cpu")
     graphs = _Graphs(core, scheme, options, half_interface)
     if options.quantized:
         if ranges is None:
@@ -143,8 +146,10 @@ def mix_precision(
     return MixedPrecision(quantized, emulated, layers, accuracy, gate, graphs.activations.means.get("image"), notes)
 
 
-def _check(core: ModelProto, card: ModelCard, options: QuantizationOptions) -> None:
+def _check(core: ModelProto, card: ModelCard, options: QuantizationOptions, heads: Sequence[Head]) -> None:
     """Refuse what does not go with the network."""
+    if options.labels is not None and heads:
+        raise MisuseError(SEVERAL_LABELS.format(", ".join(head.name for head in heads)))
     if options.labels is not None and card.kind != "labels":
         raise MisuseError(NO_LABELS.format(card.kind))
     if options.fp8 and not SCHEMES["tensorrt-fp8"].quantized(core):
@@ -155,13 +160,13 @@ def _check(core: ModelProto, card: ModelCard, options: QuantizationOptions) -> N
 
 
 def to_be_judged(
-    core: ModelProto, upsampling: Upsampling, card: ModelCard, options: QuantizationOptions
+    core: ModelProto, upsampling: Upsampling, card: ModelCard, options: QuantizationOptions, heads: Sequence[Head] = ()
 ) -> MixedPrecision:
     """A float32 core that a library will run in low precision by itself, and the gate that is to judge what comes.
 
     Arguments and errors are those of `mix_precision`. Its accuracy is that of float32 until then.
     """
-    gate, held_out = _gate_of(core, upsampling, card, options)
+    gate, held_out = _gate_of(core, upsampling, card, options, heads)
     value: dict[str, Any] = {options.precision: gate.baseline}
     accuracy = Accuracy(
         metric=gate.metric,
@@ -185,6 +190,7 @@ def _gate_on(
     upsampling: Upsampling,
     card: ModelCard,
     options: QuantizationOptions,
+    heads: Sequence[Head],
     kernels_exact: bool,
 ) -> AccuracyGate:
     labels = None if options.labels is None else LabelFolder(options.labels, card, options.masks)
@@ -197,17 +203,18 @@ def _gate_on(
         max_drop=options.max_drop,
         max_class_drop=options.class_drop,
         kernels_exact=kernels_exact,
+        heads=heads,
     )
 
 
 def _gate_of(
-    core: ModelProto, upsampling: Upsampling, card: ModelCard, options: QuantizationOptions
+    core: ModelProto, upsampling: Upsampling, card: ModelCard, options: QuantizationOptions, heads: Sequence[Head]
 ) -> tuple[AccuracyGate, ImageStream]:
     """A gate of images that nothing is calibrated on, and they."""
-    _check(core, card, options)
+    _check(core, card, options, heads)
     images = _images(options, card)
     held_out = images.subset(np.random.default_rng(options.seed).permutation(len(images))[:GATE_IMAGES])
-    return _gate_on(held_out, core, upsampling, card, options, kernels_exact=True), held_out
+    return _gate_on(held_out, core, upsampling, card, options, heads, kernels_exact=True), held_out
 
 
 def _notes(options: QuantizationOptions, overflowing: int) -> tuple[str, ...]:

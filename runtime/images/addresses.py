@@ -17,7 +17,8 @@ from .find import IMAGE_SUFFIXES, find_images
 
 VIDEO_SUFFIXES = frozenset((
     ".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".m2ts", ".mts", ".wmv", ".flv",
-    ".ogv", ".3gp",
+    ".ogv", ".ogg", ".3gp", ".3g2", ".vob", ".m2v", ".asf", ".f4v", ".mj2", ".divx", ".mxf", ".dv", ".nut", ".y4m",
+    ".h264", ".264", ".hevc", ".265", ".ivf",
 ))  # fmt: skip
 SUFFIXES = IMAGE_SUFFIXES | VIDEO_SUFFIXES
 STDIN = "-"

@@ -1,4 +1,5 @@
-"""Pictures of more than 8 bits a sample of which Pillow decodes 8: 16-bit colour PNG and PNM, JPEG 2000, AVIF."""
+"""Pictures of more than 8 bits a sample of which Pillow decodes 8 (16-bit colour PNG and PNM, JPEG 2000, AVIF), and of
+fewer, which it spreads over 0 to 255."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,6 +37,30 @@ def bits_of(path: Path, picture: "Pictures.Image") -> int:
         found = (12 if head[place] & 32 else 10) if 6 <= place < len(head) and head[place] & 64 else 0
     exact = picture.mode.startswith("I;16") or (picture.format == "PPM" and found == 16 and picture.mode == "I")
     return 0 if found <= 8 or exact else found
+
+
+def few_bits_of(path: Path, picture: "Pictures.Image") -> int:
+    """Bits of a sample that Pillow will spread, before it is loaded: of a grey PNG of 2 or 4, a PNM of 2 to 7; else 0.
+
+    A PNM whose largest number is none of so many bits is left as Pillow makes it.
+    """
+    if picture.format == "PNG" and picture.mode == "L":
+        with path.open("rb") as file:
+            bits = file.read(25)[24]
+        return bits if bits < 8 else 0
+    tiles = getattr(picture, "tile", None)
+    if picture.format == "PPM" and picture.mode in ("L", "RGB") and tiles and isinstance(tiles[0][3], tuple):
+        largest = int(tiles[0][3][-1])
+        return largest.bit_length() if 1 < largest < 255 and largest & (largest + 1) == 0 else 0
+    return 0
+
+
+def not_spread(pixels: NDArray[Any], bits: int) -> NDArray[Any]:
+    """uint8 of which Pillow has spread so many bits, as they were stored; alpha, [H, W, 2] or [H, W, 4], stays."""
+    if pixels.ndim == 3 and pixels.shape[2] in (2, 4):
+        return np.concatenate([not_spread(pixels[:, :, :-1], bits), pixels[:, :, -1:]], axis=2)
+    stored: NDArray[Any] = np.rint(pixels * ((2**bits - 1) / 255)).astype(np.uint8)
+    return stored
 
 
 def read_deep(path: Path, kind: str) -> NDArray[Any]:

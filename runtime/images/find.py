@@ -13,7 +13,7 @@ log = logging.getLogger(__name__)
 
 IMAGE_SUFFIXES = frozenset((
     ".jpg", ".jpeg", ".jpe", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm",
-    ".jp2", ".j2k", ".avif", ".tga", ".npy",
+    ".jp2", ".j2k", ".j2c", ".jpx", ".jfif", ".apng", ".dib", ".avif", ".tga", ".btf", ".tf8", ".gtiff", ".lsm", ".npy",
 ))  # fmt: skip
 LIST_SUFFIXES = (".txt", ".lst")
 # Pictures that nothing here reads, and the package that does.
@@ -23,9 +23,11 @@ UNREAD = {
         "pillow-heif": ".heic .heif .hif", "pydicom": ".dcm .dicom", "nibabel": ".nii .nii.gz", "pynrrd": ".nrrd",
         "SimpleITK": ".mha .mhd", "pillow-jxl-plugin": ".jxl", "psd-tools": ".psd .psb", "OpenEXR": ".exr",
         "rawpy": ".dng .cr2 .cr3 .nef .arw .orf .rw2 .raf", "openslide-python": ".svs .ndpi .mrxs .scn",
-        "h5py": ".h5 .hdf5 .nc", "fcn-deploy[gdal]": ".vrt", "rasterio": ".img .ecw",
+        "h5py": ".h5 .hdf5 .nc", "fcn-deploy[gdal]": ".vrt",
+        "rasterio": ".img .ecw .ntf .nitf .bil .bip .bsq .asc .ers .pix .hgt .dt2 .sdat",
+        "imagecodecs": ".jxr .wdp .jls", "astropy": ".fits .fit .fts", "zarr": ".zarr",
         "czifile": ".czi", "nd2": ".nd2", "readlif": ".lif",
-        "numpy": ".npz", "fcn-deploy[video]": ".mp4 .mov .mkv .avi .webm .ts",
+        "numpy": ".npz", "fcn-deploy[video]": ".mp4 .m4v .mov .mkv .avi .webm .mpg .mpeg .ts .m2ts .mts .wmv .flv .mxf",
     }.items()
     for suffix in suffixes.split()
 }  # fmt: skip

@@ -73,7 +73,15 @@ def all_tags(
                 "run: pip install 'fcn-deploy[gdal]'",
             )  # fmt: skip
     world, told = next((file for file in files if file not in others), None), transform_of(tags)
-    if world and told and (said := read_world_file(world)) and _distance(said, told, size) > FAR:
+    said = read_world_file(world) if world else None
+    if world and said is None:
+        name("world file", f"{world} does not hold the six numbers of a world file, and is ignored; mend or remove it")
+    elif world and KEYS not in [tag[0] for tag in tags] and (system := _first(_cased(path, ("prj",)))):
+        name(
+            "prj", f"{path} lies where {world.name} says, and its coordinate system in {system.name} is not read, as "
+            f"GDAL does not: give it to the results by gdal_edit -a_srs {system.name}",
+        )  # fmt: skip
+    if world and told and said and _distance(said, told, size) > FAR:
         source = others[0].name if others and told != transform_of(own) else "its tags"
         name(
             "world file", f"{world} contradicts {source}, which say where {path.name} lies, by "

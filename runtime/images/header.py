@@ -102,7 +102,7 @@ def file_kind(path: Path) -> str:
         return "NPY"
     if is_gdals(path):
         return "GDAL"
-    return "TIFF" if is_tiff(start) or path.suffix.lower() in (".tif", ".tiff") else ""
+    return "TIFF" if is_tiff(start) else ""
 
 
 @contextmanager

@@ -5,9 +5,13 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from ..errors import DeployError, MisuseError, OverBudgetError
+from ..model_card import ModelCard
 from .find import package_for
 
 if TYPE_CHECKING:
@@ -16,6 +20,7 @@ if TYPE_CHECKING:
 # Pillow's names. Not all it knows: some start other programs (EPS), or are no images (PDF).
 # Those of preinit() first: for the first other one Pillow loads all that it has.
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "WEBP", "TIFF", "JPEG2000", "AVIF", "TGA")
+LFS = b"version https://git-lfs"  # how a file begins that stands for another
 _limit = threading.Lock()
 
 
@@ -45,9 +50,27 @@ def open_pillow(path: Path, max_pixels: int) -> Iterator["Pictures.Image"]:
         except UnidentifiedImageError as error:
             package = package_for(path)
             remedy = f"convert it ({package} reads it)" if package else "remove or convert it"
+            if path.open("rb").read(len(LFS)) == LFS:
+                remedy = "it is a pointer of Git LFS: fetch the file itself by git lfs pull"
             raise DeployError(f"{path} is not an image of a known format; {remedy}") from error
         finally:
             Image.MAX_IMAGE_PIXELS = limit
     with picture:
         check_pixels((picture.height, picture.width), max_pixels, path)
         yield picture
+
+
+def samples_of(picture: "Pictures.Image", card: ModelCard, as_stored: bool) -> NDArray[Any]:
+    """Grey or RGB as the card wants it, what Pillow cannot turn into them soundly, or its samples `as_stored`."""
+    if as_stored and picture.mode in ("L", "LA", "RGB", "RGBA"):
+        return np.asarray(picture)
+    if picture.mode in ("1", "I", "F"):
+        return np.asarray(picture)
+    if picture.mode.startswith("I;16"):
+        # Pillow would clip to 255 on conversion instead of scaling.
+        return np.asarray(picture).astype(np.uint16)
+    if (picture.mode, card.channels) in (("RGBA", 4), ("LA", 2)):
+        return np.asarray(picture)
+    if picture.has_transparency_data:
+        return np.asarray(picture.convert("LA" if card.channels == 1 else "RGBA"))
+    return np.asarray(picture.convert("L" if card.channels == 1 else "RGB"))

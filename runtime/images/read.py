@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,20 +21,22 @@ from ..errors import MisuseError
 from ..kept_rows import NOTHING_KEPT, KeptRows
 from ..model_card import ModelCard
 from ..no_data import filled, masked, over_bands
-from ..value_range import GRIDS, Range, limits_within, percentiles, scaled, windows
-from .deep import read_deep
+from ..value_range import GRIDS, Range, limits_of, limits_within, percentiles, scaled, windows
+from .deep import few_bits_of, not_spread, read_deep
 from .gdal import open_gdal
 from .georeference import Tag, dataset_tags, own_tags
 from .header import DEFAULT_MAX_PIXELS, Header, open_npy, read_header, reading
 from .numbers import ReadOptions, apart, beyond, doubtful, value_of, wide_type
-from .pillow import open_pillow
+from .pillow import open_pillow, samples_of
 from .ranged import opened
 from .sidecars import mask_beside, no_data_beside, one_no_data, scales_of, scales_told, told_beside
 from .tiff import (
     ORIENTATION,
     TURNS,
     Read,
+    TiffLayout,
     as_read,
+    index_reader,
     kept_rows,
     lay_out,
     mask_reader,
@@ -43,9 +45,6 @@ from .tiff import (
     tagged_no_data,
     turned,
 )
-
-if TYPE_CHECKING:
-    from PIL import Image as Pictures
 
 log = logging.getLogger(__name__)
 
@@ -71,6 +70,8 @@ class StoredImage:
         turned: whether it is stored turned, by its orientation.
         kept: in memory, beside a part that is read.
         scales: what the file says that its numbers are to be scaled by, in words.
+        premultiplied: whether colours are stored multiplied by alpha.
+        indexed: whether its colours are of a palette whose indices numbers of no data are of, as `mask` says.
     """
 
     path: Path
@@ -85,6 +86,8 @@ class StoredImage:
     turned: bool = False
     kept: KeptRows = NOTHING_KEPT
     scales: str = ""
+    premultiplied: bool = False
+    indexed: bool = False
 
 
 @dataclass(frozen=True)
@@ -140,6 +143,14 @@ class Fit:
             parts.append((bands if invalid is None else bands[~invalid]).reshape(-1))
         return np.concatenate(parts)
 
+    def has_dimmed(self) -> bool:
+        """Whether colours are stored multiplied by an alpha that is neither 0 nor full, where values are looked at."""
+        if not self.stored.premultiplied or self.stored.alpha is None:
+            return False
+        looked = [self.stored.read(*window)[:, :, self.stored.alpha] for window in windows(self.stored.size, GRIDS[0])]
+        most = 1 if looked[0].dtype.kind == "f" else limits_of(looked[0].dtype)[1]
+        return any(bool(((part > 0) & (part < most)).any()) for part in looked)
+
 
 def fit_of(stored: StoredImage, card: ModelCard, options: ReadOptions) -> Fit:
     """How an open file is read for a card, after a look at its values: what looks wrong is named.
@@ -152,8 +163,19 @@ def fit_of(stored: StoredImage, card: ModelCard, options: ReadOptions) -> Fit:
     told = options.no_data is not None
     tag = options.no_data if told else stored.no_data
     no_data = None if tag is None else value_of(tag, dtype, str(stored.path) if told else None)
+    no_data = None if stored.indexed else no_data
     fit = Fit(stored, card, None, no_data)
     _banded(stored.read(0, 1, 0, 1), stored, card)  # channels are told first
+    if stored.colours == "CMYK" and card.channels == 4:
+        options.mention(
+            "CMYK", f"{stored.path} has colours of print (CMYK), and its inks are the network's four channels"
+        )
+    if fit.has_dimmed():
+        options.mention(
+            "premultiplied",
+            f"{stored.path} has colours that are multiplied by its alpha, and the network is shown them as they are "
+            "stored, as rasterio reads them; where that is too dark, save it without alpha",
+        )
     values = next((found for grid in GRIDS if (found := fit.values(grid)).size), None)
     said = options.input_range
     wanted = card.range if said is None else said
@@ -243,8 +265,7 @@ def open_stored(header: Header, card: ModelCard, options: ReadOptions = COMMON) 
         DeployError: damaged.
         MisuseError: an image of a kind that is not read; channels that it does not have.
     """
-    if header.pages > 1 and header.page is None:
-        log.warning("%s holds %d images; only the first is used (see --page)", header.path, header.pages)
+    pages = header.pages  # of a TIFF they may be bands
     with ExitStack() as stack:
         with reading(header.path):  # what goes wrong while it is open is the caller's
             if header.format == "NPY":
@@ -255,8 +276,10 @@ def open_stored(header: Header, card: ModelCard, options: ReadOptions = COMMON) 
             elif header.format == "TIFF":
                 import tifffile
 
-                file = tifffile.TiffFile(opened(header.path), name=header.path.name)
-                stored = _tiff(stack.enter_context(file), header, card, options)
+                file = stack.enter_context(tifffile.TiffFile(opened(header.path), name=header.path.name))
+                layout = lay_out(file, header.path, card.channels, header.page)
+                pages = layout.images
+                stored = _tiff(file, layout, header.path, options)
             elif header.format == "GDAL":
                 raster = stack.enter_context(open_gdal(header.path))
                 palette = raster.dataset.colorinterp[0].name == "palette"  # its colours are not the numbers of no data
@@ -277,6 +300,8 @@ def open_stored(header: Header, card: ModelCard, options: ReadOptions = COMMON) 
                 stored = replace(stored, mask=mask_beside(stack, header.path, stored.size, stored.turned))
             if options.channels is not None:
                 stored = _chosen(stored, options.channels)
+        if pages > 1 and header.page is None:
+            log.warning("%s holds %d images; only the first is used (see --page)", header.path, pages)
         yield stored
 
 
@@ -294,13 +319,10 @@ def _chosen(stored: StoredImage, channels: tuple[int, ...]) -> StoredImage:
     )
 
 
-def _tiff(file: Any, header: Header, card: ModelCard, options: ReadOptions) -> StoredImage:
-    path = header.path
-    layout = lay_out(file, path, card.channels, header.page)
+def _tiff(file: Any, layout: TiffLayout, path: Path, options: ReadOptions) -> StoredImage:
     tags = own_tags(layout.keyframe)
     if layout.turned != 1 and tags:
         raise turned_on_the_ground(path)
-    # A palette's colours are not the numbers that the tag speaks of.
     palette = getattr(layout.keyframe.photometric, "name", "") == "PALETTE"
     beside = one_no_data(path, no_data_beside(path), options)
     no_data = tagged_no_data(layout) if beside is None else as_read(beside, layout)
@@ -308,10 +330,13 @@ def _tiff(file: Any, header: Header, card: ModelCard, options: ReadOptions) -> S
         said = f"{path} has a no-data tag that begins with no number ({text[:40]!r}), and is ignored"
         options.name("no-data tag", f"{said}: name the value with --nodata")
     mask = mask_reader(file, layout, path)
+    if palette:  # its colours are not the numbers that are spoken of, but its indices
+        number = no_data if options.no_data is None else options.no_data
+        mask = mask if number is None else index_reader(layout, path, number, mask)
     return StoredImage(
         path, layout.upright, reader(layout, path), layout.bits, layout.colours, layout.alpha, tags,
         None if palette else no_data, mask, layout.turned != 1, kept_rows(layout, mask is not None),
-        scales_of(path, str(layout.keyframe.tags.valueof(GDAL_METADATA, ""))),
+        scales_of(path, str(layout.keyframe.tags.valueof(GDAL_METADATA, ""))), layout.premultiplied, palette,
     )  # fmt: skip
 
 
@@ -330,8 +355,7 @@ def _picture(header: Header, card: ModelCard, as_stored: bool) -> StoredImage:
     """By Pillow: grey, RGB, or what it cannot turn into them soundly; with `as_stored` the file's own channels."""
     from PIL import ImageOps
 
-    # For grey of 8 bits Pillow drops the low bits.
-    bits = header.bits if as_stored or card.dtype != "uint8" or card.channels == 3 else 0
+    bits = header.bits
     with open_pillow(header.path, header.pixels) as picture:
         if header.page is not None:
             picture.seek(header.page)
@@ -339,28 +363,16 @@ def _picture(header: Header, card: ModelCard, as_stored: bool) -> StoredImage:
         if bits:
             array = turned(read_deep(header.path, header.format), orientation)
         else:
+            few = few_bits_of(header.path, picture)
             picture.load()
-            array = _samples(ImageOps.exif_transpose(picture), card, as_stored)
+            array = samples_of(ImageOps.exif_transpose(picture), card, as_stored)
+            if few:
+                array, bits = not_spread(array, few), few
     array = array[:, :, None] if array.ndim == 2 else array
     colours = {1: "grey", 3: "RGB", 4: "RGB"}.get(array.shape[2], "grey")
     alpha = array.shape[2] - 1 if array.shape[2] in (2, 4) else None
     bits = 1 if array.dtype == bool else bits
     return StoredImage(header.path, header.size, _parts(array), bits, colours, alpha, turned=orientation in TURNS)
-
-
-def _samples(picture: "Pictures.Image", card: ModelCard, as_stored: bool) -> NDArray[Any]:
-    if as_stored and picture.mode in ("L", "LA", "RGB", "RGBA"):
-        return np.asarray(picture)
-    if picture.mode in ("1", "I", "F"):
-        return np.asarray(picture)
-    if picture.mode.startswith("I;16"):
-        # Pillow would clip to 255 on conversion instead of scaling.
-        return np.asarray(picture).astype(np.uint16)
-    if (picture.mode, card.channels) in (("RGBA", 4), ("LA", 2)):
-        return np.asarray(picture)
-    if picture.has_transparency_data:
-        return np.asarray(picture.convert("LA" if card.channels == 1 else "RGBA"))
-    return np.asarray(picture.convert("L" if card.channels == 1 else "RGB"))
 
 
 def _native(pixels: NDArray[Any]) -> NDArray[Any]:
@@ -382,9 +394,9 @@ def _banded(pixels: NDArray[Any], stored: StoredImage, card: ModelCard) -> NDArr
     if colours == "RGB" and pixels.shape[2] >= 3:
         if channels == 3:
             pixels = pixels[:, :, :3]
-        elif channels == 1 and pixels.dtype == np.uint8 and stored.bits in (0, 8):
+        elif channels == 1 and pixels.dtype in (np.uint8, np.uint16) and stored.bits in (0, 8, 16):
             pixels = _grey_of_rgb(pixels)
-    if colours == "grey" and channels in (1, 3) and (pixels.shape[2] == 1 or stored.alpha == 1):
+    if colours == "grey" and channels in (1, 3) and (pixels.shape[2] == 1 or (stored.alpha, pixels.shape[2]) == (1, 2)):
         pixels = np.repeat(pixels[:, :, :1], channels, axis=2)
     if pixels.shape[2] != channels:
         raise MisuseError(f"{stored.path} has {found} channels; this model takes {channels}")
@@ -392,9 +404,9 @@ def _banded(pixels: NDArray[Any], stored: StoredImage, card: ModelCard) -> NDArr
 
 
 def _grey_of_rgb(pixels: NDArray[Any]) -> NDArray[Any]:
-    """Luma by ITU-R 601-2, as Pillow computes it: [h, w, 1] of uint8 [h, w, ≥ 3]."""
+    """Luma by ITU-R 601-2, as Pillow computes it: [h, w, 1] of [h, w, ≥ 3], uint8 or uint16."""
     total = pixels[:, :, :3].astype(np.uint32) @ np.array([19595, 38470, 7471], np.uint32)
-    return ((total + 0x8000) >> 16).astype(np.uint8)[:, :, None]
+    return ((total + 0x8000) >> 16).astype(pixels.dtype)[:, :, None]
 
 
 def _rgb_of_cmyk(pixels: NDArray[Any]) -> NDArray[Any]:

@@ -3,7 +3,7 @@
 import os
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import replace
@@ -25,7 +25,8 @@ from .tiff import Read
 Bounds = tuple[int, int, int, int]  # top, bottom, left, right
 REGION_PIXELS = 64_000_000  # files of more are not read whole
 BY_SUFFIX = {  # what a file is that may have others beside it, as far as its name says
-    ".jpg": "JPEG", ".jpeg": "JPEG", ".jpe": "JPEG", ".png": "PNG", ".gif": "GIF", ".bmp": "BMP", ".webp": "WEBP",
+    ".jpg": "JPEG", ".jpeg": "JPEG", ".jpe": "JPEG", ".jfif": "JPEG",
+    ".png": "PNG", ".gif": "GIF", ".bmp": "BMP", ".webp": "WEBP",
 }  # fmt: skip
 
 
@@ -54,25 +55,25 @@ class Regions:
         self.shape, self.dtype, self.tags, self.kept = shape, dtype, tags, kept
         self._read, self._reading = read, threading.Lock()
         self._ahead: ThreadPoolExecutor | None = None
-        self._coming: tuple[Bounds, Future[NDArray[Any]]] | None = None
+        self._coming: tuple[Bounds, Future[Any]] | None = None
 
-    def __getitem__(self, where: tuple[slice, slice]) -> NDArray[Any]:
+    def __getitem__(self, where: tuple[slice, slice]) -> Any:
         bounds = self._bounds(where)
         if self._coming is not None and self._coming[0] == bounds:
             coming, self._coming = self._coming[1], None
             return coming.result()
         return self._alone(bounds)
 
-    def expect(self, where: tuple[slice, slice]) -> None:
+    def expect(self, where: tuple[slice, slice], then: Callable[[NDArray[Any]], Any] = lambda part: part) -> None:
         """Begin to read a part, which is kept until it is asked for or another is expected.
 
-        What goes wrong is raised when it is asked for.
+        What goes wrong is raised when it is asked for. `then` makes of it, as it is read, what is given instead.
         """
         if self._coming is not None:
             self._coming[1].cancel()
         self._ahead = self._ahead or ThreadPoolExecutor(1, thread_name_prefix="regions")
         bounds = self._bounds(where)
-        self._coming = bounds, self._ahead.submit(self._alone, bounds)
+        self._coming = bounds, self._ahead.submit(lambda: then(self._alone(bounds)))
 
     def close(self) -> None:
         """End reading ahead."""
@@ -131,7 +132,11 @@ def open_regions(path: str | os.PathLike[str], card: ModelCard, options: ReadOpt
                 return fit.read(top, bottom, left, right)
 
         pixel, as_stored = read(0, 1, 0, 1), stored.read(0, 1, 0, 1)  # what is wrong is told before the work begins
-        ahead = pixel.nbytes + (as_stored.nbytes if as_stored.dtype != pixel.dtype else 0)
+        holes = (
+            fit.no_data is not None or stored.mask is not None or stored.alpha is not None or pixel.dtype.kind == "f"
+        )
+        # Beside a part that is ready: what it is made of, and later the one without holes.
+        ahead = pixel.nbytes + max(as_stored.nbytes * (as_stored.dtype != pixel.dtype), pixel.nbytes * holes)
         kept = replace(stored.kept, ahead=ahead)
         with closing(Regions((*stored.size, card.channels), np.dtype(card.dtype), read, tags, kept)) as image:
             yield image

@@ -57,6 +57,8 @@ def find_plane(file: Any, path: Path, channels: int | None, page: int | None) ->
     series, number, images = _series_of_page(all_series, channels, page)
     if page is not None and not 0 <= page < images:
         raise MisuseError(f"page {page}, and {path} holds {images}, counted from 0; choose another page")
+    if not series.axes:
+        raise DeployError(f"{path} holds no image; is it damaged?")
     if "Y" not in series.axes or "X" not in series.axes or series.keyframe.imagedepth != 1:
         raise MisuseError(f"{path} has axes {series.axes}, which are not an image's")
     pages, sides = _pages(series)

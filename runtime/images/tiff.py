@@ -73,6 +73,11 @@ class TiffLayout:
         """(height, width) as read."""
         return self.size[::-1] if self.turned in TURNS and TURNS[self.turned][2] else self.size
 
+    @property
+    def premultiplied(self) -> bool:
+        """Whether colours are multiplied by alpha (TIFF 6.0, page 31: associated)."""
+        return self.alpha is not None and 1 in self.keyframe.extrasamples
+
 
 def is_tiff(start: bytes) -> bool:
     """By the first bytes of a file."""
@@ -198,6 +203,18 @@ def mask_reader(file: Any, layout: TiffLayout, path: Path) -> Read | None:
         if page.is_mask and not page.is_reduced and (page.imagelength, page.imagewidth) == layout.size:
             return _upright(page_reader(path, page), layout)
     return None
+
+
+def index_reader(layout: TiffLayout, path: Path, no_data: float, mask: Read | None) -> Read:
+    """A mask as of `mask_reader`, and 0 too where the index of a palette's colour is that of no data."""
+    indices = _upright(page_reader(path, layout.pages[0]), layout)
+
+    def read(top: int, bottom: int, left: int, right: int) -> NDArray[Any]:
+        where = top, bottom, left, right
+        valid: NDArray[Any] = indices(*where) != no_data
+        return valid if mask is None else valid & (mask(*where) != 0)
+
+    return read
 
 
 def page_reader(path: Path, page: Any) -> Read:

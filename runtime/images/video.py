@@ -26,8 +26,10 @@ from .read import Fit, StoredImage, fit_of
 log = logging.getLogger(__name__)
 
 # Demuxers of single files. Playlists and the like, which open other files and addresses, are not among them.
-CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegts,mpegvideo,asf,flv,ogg"
-STREAMED = f"{CONTAINERS},nut,yuv4mpegpipe,h264,hevc,ivf,mjpeg,mpjpeg"  # that a pipe carries
+CONTAINERS = (
+    "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegts,mpegvideo,asf,flv,ogg,mxf,dv,nut,yuv4mpegpipe,h264,hevc,ivf"
+)
+STREAMED = f"{CONTAINERS},mjpeg,mpjpeg"  # that a pipe carries
 # An address is the user's own; what is behind it may name further addresses, but no files.
 REMOTE = f"{STREAMED},rtsp,sdp,rtp,hls"
 PROTOCOLS = "http,https,httpproxy,tls,tcp,udp,rtp,rtsp,rtmp,rtmps,rtmpt,srt,crypto"

@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from io import BytesIO
 from itertools import islice
 from pathlib import Path
 from struct import pack
@@ -178,12 +179,16 @@ class GeoJson:
             if any(ring[0, 0] != ring[-1, 0] for outline in outlines for ring in outline):
                 raise DeployError(f"{image} has a polygon round a pole, which no longitudes outline; {REMEDY}")
         for each, outline in zip(some, outlines, strict=True):
-            wound = [_wound(ring, bool(place)) for place, ring in enumerate(outline)]
+            parts_of_it = [outline] if ground.crs is None else _within_180(outline)
+            wound = [
+                [_wound(ring, bool(place)).round(9).tolist() for place, ring in enumerate(part)] for part in parts_of_it
+            ]
             said = {
                 "image": image, "class": each.value, "name": self.card.classes[each.value], "pixels": each.pixels,
                 "area_m2": each.area,
             }  # fmt: skip
-            shape = {"type": "Polygon", "coordinates": [ring.round(9).tolist() for ring in wound]}
+            one = len(wound) == 1
+            shape = {"type": "Polygon" if one else "MultiPolygon", "coordinates": wound[0] if one else wound}
             self.text.write('{"type": "FeatureCollection", "features": [\n' if not self._kind else ",\n")
             self.text.write(json.dumps({"type": "Feature", "properties": said, "geometry": shape}))
             self._kind = ground.kind
@@ -233,8 +238,43 @@ def _continuous(outline: list[Ring], geographic: bool) -> list[Ring]:
     return [ring + np.array((shift, 0)) if shift else ring for ring, shift in zip(outline, shifts, strict=True)]
 
 
+def _within_180(outline: list[Ring]) -> list[list[Ring]]:
+    """A polygon of longitudes and latitudes as RFC 7946 wants it (3.1.9): in parts, where it crosses the antimeridian.
+
+    GDAL cuts it; where the parts are not all of it, it stays whole, and its longitudes go on beyond ±180.
+    """
+    low, high = outline[0][:, 0].min(), outline[0][:, 0].max()
+    if low >= -180 and high <= 180:
+        return [outline]
+    shape, text = np.empty(1, object), BytesIO()
+    shape[:] = [_well_known_binary([np.add(ring, (360, 0)) if low < -180 else ring for ring in outline])]
+    need("pyogrio.raw", "gdal").write(
+        text, shape, [], [], driver="GeoJSON", crs="EPSG:4326", geometry_type="Polygon", promote_to_multi=False,
+        layer_options={"RFC7946": "YES", "COORDINATE_PRECISION": "12"}, layer="cut",
+    )  # fmt: skip
+    (feature,) = json.loads(text.getvalue())["features"]
+    found = feature["geometry"]
+    shapes = found.get("geometries", [found])  # of a polygon all round the earth there is a line too
+    lists = [each["coordinates"] if each["type"] == "MultiPolygon" else [each["coordinates"]] for each in shapes
+             if each["type"].endswith("Polygon")]  # fmt: skip
+    parts = [[np.array(ring) for ring in part] for each in lists for part in each]
+    parts = [part for part in parts if part and _plane(part) > 0]
+    whole = np.isclose(sum(map(_plane, parts)), _plane(outline), rtol=1e-6, atol=0)
+    return parts if whole else [outline]
+
+
+def _plane(outline: list[Ring]) -> float:
+    """The area of a polygon in its own units."""
+    first, *holes = (abs(_twice_signed(ring)) / 2 for ring in outline)
+    return first - sum(holes)
+
+
+def _twice_signed(ring: Ring) -> float:
+    """Twice the area of a ring; negative where its points go round clockwise."""
+    x, y = (ring - ring[0]).T
+    return float((x[:-1] * y[1:] - x[1:] * y[:-1]).sum())
+
+
 def _wound(ring: Ring, hole: bool) -> Ring:
     """A ring whose points go round as RFC 7946 wants: counterclockwise, and clockwise round holes."""
-    x, y = (ring - ring[0]).T
-    counterclockwise = float((x[:-1] * y[1:] - x[1:] * y[:-1]).sum()) > 0
-    return ring if counterclockwise != hole else ring[::-1]
+    return ring if (_twice_signed(ring) > 0) != hole else ring[::-1]

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from fcn_deploy.calibration.datasets import VOC_CLASSES, class_pixels, load_dataset
 from fcn_deploy.calibration.digits import CLASSES, Digits, canvas
+from fcn_deploy.calibration.mask_options import MaskOptions
 from helpers import needs_shared
 from PIL import Image
 
@@ -158,6 +159,29 @@ def test_other_names_than_the_models_are_said(tmp_path, caplog):
     assert not caplog.text
     load_dataset(str(tmp_path), "train", card=ModelCard(("cat", "dog")))
     assert "names its classes otherwise than the model: road, sky" in caplog.text
+
+
+@pytest.mark.parametrize("kind", ["values", "mapped", "palette", "colours", "void"])
+def test_labels_of_the_models_classes_in_another_order_are_told_by_their_names(tmp_path, caplog, kind):
+    card = ModelCard(("road", "sky", "tree"), colors=((128, 64, 128), (0, 0, 200), (0, 99, 0)))
+    folder_pairs(tmp_path, classes="tree\nRoad\nsky\n" + ("void\n" if kind == "void" else ""))
+    stored = np.tile(np.uint8([[0, 1], [2, 255]]), (3, 4))
+    meant = np.uint8([2, 0, 1, *[255] * 253])[stored]
+    masks = MaskOptions()
+    if kind == "mapped":
+        masks, stored = MaskOptions("5=sky,6=tree,7=road"), np.uint8([6, 7, 5, *[255] * 253])[stored]
+    image = Image.fromarray(stored)
+    if kind == "palette":
+        image.putpalette([value for place in (2, 0, 1) for value in card.colors[place]] + [9] * (253 * 3))
+    elif kind == "colours":
+        meant = np.where(meant == 255, 0, meant)
+        image = Image.fromarray(np.uint8(card.colors)[meant])
+    elif kind == "void":
+        image = Image.fromarray(np.where(stored == 255, 3, stored).astype(np.uint8))
+    image.save(tmp_path / "trainannot" / "a.png")
+    data = load_dataset(str(tmp_path), "train", card=card, masks=masks)
+    assert data.classes == card.classes and "has the model's classes in another order" in caplog.text
+    np.testing.assert_array_equal(data[0][1], meant)
 
 
 def test_misuse(tmp_path):

@@ -128,6 +128,34 @@ def test_what_changes_labels_or_leaves_some_out_is_said_once(tmp_path, caplog):
     assert "two.tif holds several images; only the first" in second
 
 
+@pytest.mark.parametrize("name", ["png.tif", "tif.png"])
+def test_labels_are_of_the_kind_that_their_first_bytes_say(tmp_path, name):
+    image, kind = Image.fromarray(LABELS), name.partition(".")[0]
+    image.save(tmp_path / name, format={"png": "PNG", "tif": "TIFF"}[kind])
+    np.testing.assert_array_equal(read_labels(tmp_path / name).values, LABELS)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "kind"),
+    [
+        ("l.webp", {}, "WebP"), ("l.webp", {"lossless": True}, ""), ("l.avif", {}, "AVIF"),
+        ("l.jp2", {"irreversible": True}, "JPEG 2000"), ("l.jp2", {}, ""),
+        ("l.tif", {"compression": "jpeg2000"}, "JPEG 2000"),
+        ("l.tif", {"compression": "jpegxl"}, "JPEG XL"), ("l.tif", {"compression": "lzw"}, ""),
+    ],
+)  # fmt: skip
+def test_compression_of_photographs_is_said_of_labels(tmp_path, caplog, name, options, kind):
+    labels = np.tile(np.uint8([[0, 1], [2, 3]]), (16, 16))
+    if name == "l.tif":
+        tifffile.imwrite(tmp_path / name, labels, **options)
+    else:
+        Image.fromarray(labels).save(tmp_path / name, **options)
+    read_labels(tmp_path / name)
+    assert [record.message.partition(" is ")[2] for record in caplog.records] == [
+        f"compressed as {kind}, which changes the numbers of labels unless it is lossless; use PNG"
+    ] * bool(kind)
+
+
 def test_labels_of_16_bits_are_inverted_where_0_is_white(tmp_path):
     stored = LABELS.astype(np.uint16) * 1000
     for photometric, values in (("minisblack", stored), ("miniswhite", 65535 - stored)):

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import tifffile
 from fcn_deploy.calibration.census import one_class
+from fcn_deploy.calibration.class_files import read_colors
 from fcn_deploy.calibration.datasets import load_dataset, take_census
 from fcn_deploy.calibration.label_map import LabelMap, label_map_for, label_map_of
-from fcn_deploy.calibration.mask_options import MaskOptions, parse_values, read_colors
+from fcn_deploy.calibration.mask_options import MaskOptions, parse_values
 from fcn_deploy.calibration.stream import open_stream
 from PIL import Image
 
@@ -265,6 +266,25 @@ def test_values_far_apart_without_names_are_no_hundred_classes(tmp_path):
     assert len(load_dataset(root, "train", masks=MaskOptions("0,128,254")).classes) == 3
 
 
+@pytest.mark.parametrize(
+    ("masks", "objects"),
+    [
+        ([np.arange(60)], True), ([np.arange(20), np.arange(14)], True), ([np.arange(20)], False),
+        ([np.arange(20), np.arange(20)], False), ([np.arange(20), np.arange(1, 14)], False),
+        ([np.arange(5), [0, 1]], False),
+    ],
+)  # fmt: skip
+def test_numbered_objects_are_no_classes(tmp_path, masks, objects):
+    root = data(tmp_path, *[np.uint16([mask]) for mask in masks], classes=None)
+    if objects:
+        with pytest.raises(MisuseError, match="as those of numbered objects do, and nobody said that they are classes"):
+            load_dataset(root, "train")
+    else:
+        assert len(load_dataset(root, "train").classes) == np.max(masks[0]) + 1
+    (tmp_path / "classes.txt").write_text("".join(f"class {index}\n" for index in range(60)))
+    assert len(load_dataset(root, "train").classes) == 60
+
+
 def test_one_class_is_worth_a_line():
     assert one_class(np.array([5, 0]), ("a", "b"), "val").startswith("val has labels of 'a' alone")
     assert not one_class(np.array([5, 1]), ("a", "b"), "val") and not one_class(np.array([5]), ("a",), "val")
@@ -327,7 +347,7 @@ def test_colours_alone_name_the_classes(tmp_path):
     "text, error, said",
     [
         ("land 0 0 0\nroad 0 0 0\n", DeployError, r"has the colour \(0, 0, 0\) twice"),
-        ("land 0 0 0\nroad\n", DeployError, "the line 'road' without a colour"),
+        ("land 0 0 0\nroad\n", DeployError, "the class 'road' without a colour"),
         ("land 0 0 300\n", DeployError, "from 0 to 255"), ("", DeployError, "is empty"),
         ("land 0 0 0\nforest 1 1 1\n", MisuseError, "names 'forest', which is no class"),
         ("land 0 0 0\nland 1 1 1\n", MisuseError, "names 'land' twice"),

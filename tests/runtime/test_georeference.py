@@ -145,6 +145,22 @@ def test_a_world_file_that_contradicts_the_tags_is_named_in_one_line(tmp_path, c
         labels_of(path, tmp_path, ReadOptions(strict=True))
 
 
+@pytest.mark.parametrize(
+    ("beside", "said"),
+    [
+        ({"a.pgw": "10\n0\n0\nx\n5\n5\n"}, "a.pgw does not hold the six numbers of a world file, and is ignored"),
+        ({"a.pgw": ELSEWHERE, "a.prj": "GEOGCS[]"}, "its coordinate system in a.prj is not read, as GDAL does not"),
+        ({"a.pgw": ELSEWHERE}, ""),
+    ],
+    ids=["no numbers", "a system beside", "numbers alone"],
+)  # fmt: skip
+def test_what_is_not_taken_from_files_beside_is_named(tmp_path, caplog, beside, said):
+    path = written(tmp_path, "a.png", [], beside)
+    assert place(labels_of(path, tmp_path)) == place(path)
+    lines = [record.getMessage() for record in caplog.records]
+    assert len(lines) == bool(said) and all(said in line for line in lines)
+
+
 def test_without_rasterio_tags_and_world_files_are_kept_and_others_are_named(tmp_path, caplog, monkeypatch):
     world = place(written(tmp_path, "a.jpg", [], {"a.jgw": WORLD}))
     rpc = written(tmp_path, "b.tif", [*PLACE, KEYS], {"b_RPC.TXT": RPC_TXT})

@@ -241,23 +241,42 @@ def test_geojson_has_longitudes_and_latitudes(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "where",
+    ("where", "across"),
     [
-        {"crs": "EPSG:32660", "transform": rasterio.Affine(1000, 0, 8.0e5, 0, -1000, 1e6)},
-        {"crs": "EPSG:3857", "transform": rasterio.Affine(1000, 0, 20_012_508, 0, -1000, 5.8e6)},
-        {"crs": "EPSG:4326", "transform": rasterio.Affine(0.01, 0, 350, 0, -0.01, 10)},
+        ({"crs": "EPSG:32660", "transform": rasterio.Affine(1000, 0, 8.0e5, 0, -1000, 1e6)}, True),
+        ({"crs": "EPSG:3857", "transform": rasterio.Affine(1000, 0, 20_012_508, 0, -1000, 5.8e6)}, True),
+        ({"crs": "EPSG:4326", "transform": rasterio.Affine(0.01, 0, 350, 0, -0.01, 10)}, False),
+        ({"crs": "EPSG:4326", "transform": rasterio.Affine(0.01, 0, 179.8, 0, -0.01, 10)}, True),
+        ({"crs": "EPSG:4326", "transform": rasterio.Affine(0.01, 0, -180.2, 0, -0.01, 10)}, True),
     ],
-    ids=["utm", "mercator", "350 degrees"],
+    ids=["utm", "mercator", "350 degrees", "east", "west"],
 )
-def test_polygons_do_not_jump_round_the_earth(tmp_path, where):
+def test_polygons_end_at_the_antimeridian(tmp_path, where, across):
+    def mercator(ring):
+        x, y = rasterio.warp.transform("EPSG:4326", "EPSG:3857", *ring.T)
+        x, y = (np.array(x) - x[0]) / 1000, (np.array(y) - y[0]) / 1000
+        return (x[:-1] * y[1:] - x[1:] * y[:-1]).sum() / 2
+
+    cut, pixels = 0, 0.0
     labels = classes(60, 50)
     scene = save_scene(tmp_path / "s.tif", labels, **where)
     products = Products(polygons=tmp_path / "p.geojson", stats=tmp_path / "t.csv")
     label(tmp_path, scene, products=products)
     for each in json.loads((tmp_path / "p.geojson").read_text())["features"]:
-        rings = [np.array(ring) for ring in each["geometry"]["coordinates"]]
-        assert all(np.ptp(ring[:, 0]) < 1 for ring in rings) and abs(rings[0][:, 0].mean()) < 180.5
-        assert np.ptp(np.concatenate(rings)[:, 0]) < 1  # holes lie in their outlines
+        shape = each["geometry"]
+        parts = shape["coordinates"] if shape["type"] == "MultiPolygon" else [shape["coordinates"]]
+        cut += len(parts) > 1
+        for part in parts:  # on one side of the antimeridian each, holes in their outlines
+            rings = np.concatenate([np.array(ring) for ring in part])
+            assert np.ptp(rings[:, 0]) < 1 and abs(rings[:, 0]).max() <= 180
+            outer, *holes = (np.array(ring) for ring in part)
+            x, y = (outer - outer[0]).T
+            assert (x[:-1] * y[1:] - x[1:] * y[:-1]).sum() > 0
+            if where["crs"] == "EPSG:3857":
+                pixels += abs(mercator(outer)) - sum(abs(mercator(hole)) for hole in holes)
+    assert (cut > 0) == across
+    if where["crs"] == "EPSG:3857":
+        assert pixels == pytest.approx(50 * 60, rel=1e-5)  # nothing is lost by cutting
     if where["crs"] == "EPSG:3857":
         areas = [float(row["area_m2"]) for row in table(tmp_path / "t.csv")]
         assert areas == pytest.approx([on_the_ellipsoid(labels == i, where) for i in range(3)], rel=1e-6)

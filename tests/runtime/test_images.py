@@ -1,15 +1,19 @@
 """Image files of every kind come in as a user would expect; labels and overlays go out."""
 
 import ast
+import struct
 import sys
+import zlib
 
 import numpy as np
 import pytest
 import tifffile
 from fcn_deploy.runtime.images.find import IMAGE_SUFFIXES, find_images
 from fcn_deploy.runtime.images.header import read_header
+from fcn_deploy.runtime.images.numbers import ReadOptions
 from fcn_deploy.runtime.images.overlay import overlay, overlay_sheet
-from fcn_deploy.runtime.images.read import read_image
+from fcn_deploy.runtime.images.read import decode, read_image
+from fcn_deploy.runtime.images.regions import open_regions
 from fcn_deploy.runtime.images.write import write_labels
 from fcn_deploy.runtime.model_card import voc_palette
 from helpers import ROOT, needs
@@ -121,6 +125,51 @@ def test_sixteen_bits_are_scaled_not_clipped(tmp_path):
     np.testing.assert_array_equal(read_image(tmp_path / "rgb16.tif", RGB)[:, :, 2], ramp >> 8)
 
 
+@pytest.mark.parametrize(
+    "kind", ["PNG of 2 bits", "PNG of 4 bits", "PGM to 15", "PPM to 15", "PGM to 4095", "16-bit RGB PNG"]
+)
+def test_numbers_that_are_spoken_of_are_those_of_the_file(tmp_path, kind):
+    """Pillow spreads few bits over 0 to 255, PGM's over 0 to 65535, and drops bytes; what a user says is of files."""
+    bits = {"2": 2, "4": 4, "15": 4, "4095": 12}.get(kind.removesuffix(" bits").split()[-1], 16)
+    bands = 3 if kind.startswith(("PPM", "16")) else 1
+    stored = np.random.default_rng(0).integers(0, 2**bits, (12, 16, bands)).astype(np.uint8 if bits < 8 else np.uint16)
+    stored[:2] = 3
+    path = tmp_path / "x.img"
+    if kind.startswith("PNG"):
+        per = 8 // bits
+        rows = sum(stored[:, place::per, 0] << (8 - bits * (place + 1)) for place in range(per)).astype(np.uint8)
+
+        def chunk(name, content):
+            return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+        head, lines = struct.pack(">IIBBBBB", 16, 12, bits, 0, 0, 0, 0), b"".join(b"\0" + row.tobytes() for row in rows)
+        chunks = chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(lines)) + chunk(b"IEND", b"")
+        path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunks)
+    elif kind.startswith("P"):
+        content = stored.astype(">u2") if bits > 8 else stored
+        path.write_bytes(f"{'P6' if bands == 3 else 'P5'}\n16 12\n{2**bits - 1}\n".encode() + content.tobytes())
+    else:
+        imagecodecs = needs("imagecodecs")
+        path.write_bytes(imagecodecs.png_encode(stored))
+    most = 2**bits - 1
+    spread = np.rint(stored / most * 255)
+    for channels in (1, 3):
+        card = ModelCard(("a", "b"), channels=channels, mean=(0,) * channels, std=(1,) * channels)
+        whole = decode(read_header(path), card, ReadOptions(input_range=(0, most)))
+        with open_regions(path, card, ReadOptions(input_range=(0, most), no_data=3)) as image:
+            parts = image[:, :]
+        luma = channels < bands
+        wanted = spread @ np.array([0.299, 0.587, 0.114])[:, None] if luma else spread
+        assert abs(whole.astype(float) - wanted).max() <= (
+            0.51 if not luma else 1 if bits > 8 else 9
+        )  # luma has as many bits
+        hidden = np.ma.getmaskarray(parts)[:, :, 0]
+        assert hidden[:2].all() and (luma or np.array_equal(hidden, (stored == 3).all(axis=2)))
+        np.testing.assert_array_equal(np.asarray(parts), whole)
+    wide = ModelCard(("a", "b"), channels=bands, dtype="uint16", mean=(0,) * bands, std=(1,) * bands)
+    np.testing.assert_array_equal(read_image(path, wide), stored)
+
+
 def test_bilevel_images_are_black_and_white(tmp_path):
     bits = np.array([[True, False], [False, True]])
     image = read_image(save(tmp_path / "b.png", bits), RGB)
@@ -175,6 +224,14 @@ def test_pages_of_a_tiff_are_no_bands(tmp_path, caplog, dtype, pages):
     image = read_image(tmp_path / "x.tif", RGB)
     np.testing.assert_array_equal(image[:, :, 0], stack[0] >> 8 if dtype == "uint16" else stack[0])
     assert "only the first is used" in caplog.text
+
+
+def test_pages_that_are_bands_are_no_pages_that_are_left_out(tmp_path, caplog):
+    stack = np.random.default_rng(0).integers(0, 255, (5, 12, 14)).astype(np.uint8)
+    tifffile.imwrite(tmp_path / "x.tif", stack, photometric="minisblack")
+    card = ModelCard(("a", "b"), channels=5, mean=(0,) * 5, std=(1,) * 5)
+    np.testing.assert_array_equal(read_image(tmp_path / "x.tif", card), stack.transpose(1, 2, 0))
+    assert not caplog.text
 
 
 def test_white_is_zero_is_turned_round_in_8_and_16_bits(tmp_path):
@@ -314,6 +371,9 @@ def test_what_a_folder_holds_and_nothing_reads_is_counted_and_named(tmp_path, pi
         find_images([tmp_path])
     with pytest.raises(DeployError, match=r"b\.heic is not an image of a known format; convert it \(pillow-heif"):
         read_image(tmp_path / "b.heic", RGB)
+    (tmp_path / "lfs.jpg").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n")
+    with pytest.raises(DeployError, match="it is a pointer of Git LFS: fetch the file itself by git lfs pull"):
+        read_image(tmp_path / "lfs.jpg", RGB)
 
 
 def test_labels_are_palette_pngs_in_the_cards_colours(tmp_path):

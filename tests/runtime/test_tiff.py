@@ -9,10 +9,12 @@ import tifffile
 from fcn_deploy.runtime.images import read as read_module
 from fcn_deploy.runtime.images import tiff, tiff_chunks
 from fcn_deploy.runtime.images.header import read_header
+from fcn_deploy.runtime.images.numbers import ReadOptions
 from fcn_deploy.runtime.images.read import read_image
 from fcn_deploy.runtime.images.regions import open_regions
 from fcn_deploy.runtime.images.tiff_chunks import Chunks
 from helpers import photo
+from PIL import Image
 
 from fcn_deploy import DeployError, MisuseError, ModelCard
 
@@ -186,12 +188,49 @@ def test_an_alpha_band_is_dropped_and_an_unnamed_one_is_not(tmp_path):
         np.testing.assert_array_equal(read(tmp_path / "i.tif", card(channels)), bands[:, :, :channels])
     with pytest.raises(MisuseError, match="5 channels; this model takes 4"):
         read_image(tmp_path / "i.tif", card(4))
+    # GDAL's ALPHA=YES marks the second band where the first is called grey.
+    tifffile.imwrite(tmp_path / "i.tif", bands, photometric="minisblack", planarconfig="contig",
+                     extrasamples=["unassalpha"] + ["unspecified"] * 3)  # fmt: skip
+    for channels in (1, 3):
+        with pytest.raises(MisuseError, match=f"5 channels; this model takes {channels}"):
+            read_image(tmp_path / "i.tif", card(channels))
+
+
+@pytest.mark.parametrize(
+    ("kind", "alpha", "said"), [("assocalpha", 100, True), ("assocalpha", 0, False), ("unassalpha", 100, False)]
+)
+def test_colours_that_are_multiplied_by_alpha_are_named(tmp_path, caplog, kind, alpha, said):
+    image = np.dstack([photo(40, 50), np.full((40, 50), 255, np.uint8)])
+    image[:9] = alpha
+    tifffile.imwrite(tmp_path / "i.tif", image, photometric="rgb", extrasamples=[kind])
+    with open_regions(tmp_path / "i.tif", RGB, ReadOptions()) as found:
+        np.testing.assert_array_equal(found[:, :], image[:, :, :3])
+    assert ("has colours that are multiplied by its alpha" in caplog.text) == said
+    tifffile.imwrite(tmp_path / "i.tif", image, photometric="separated")
+    with open_regions(tmp_path / "i.tif", card(4), ReadOptions()):
+        assert "its inks are the network's four channels" in caplog.text
+
+
+@pytest.mark.parametrize("told", [False, True])
+def test_no_data_of_a_palette_is_an_index(tmp_path, told):
+    indices = np.arange(40 * 50).reshape(40, 50).astype(np.uint8) % 7
+    colours = np.random.default_rng(0).integers(0, 256, (3, 256)).astype(np.uint16) * 257
+    tag = [] if told else [(42113, "s", 0, "3", True)]
+    tifffile.imwrite(tmp_path / "i.tif", indices, photometric="palette", colormap=colours, extratags=tag)
+    options = ReadOptions(no_data=3 if told else None)
+    with open_regions(tmp_path / "i.tif", RGB, options) as image:
+        part = image[3:30, 5:]
+    np.testing.assert_array_equal(np.ma.getmaskarray(part)[:, :, 0], indices[3:30, 5:] == 3)
+    np.testing.assert_array_equal(np.asarray(part), (colours >> 8).astype(np.uint8).T[indices[3:30, 5:]])
 
 
 def test_a_tiff_is_known_by_its_first_bytes(tmp_path):
     tifffile.imwrite(tmp_path / "i.tif", photo(40, 50).astype(np.uint16), photometric="rgb")
     (tmp_path / "i.tif").rename(tmp_path / "i.img")
     np.testing.assert_array_equal(read(tmp_path / "i.img", card(3, "uint16")), photo(40, 50))
+    Image.fromarray(photo(40, 50)).save(tmp_path / "i.png")
+    (tmp_path / "i.png").rename(tmp_path / "png.tif")  # and what is none, by its own
+    np.testing.assert_array_equal(read(tmp_path / "png.tif", RGB), photo(40, 50))
 
 
 def test_pages_that_are_missing_are_one_line(tmp_path):
@@ -298,7 +337,7 @@ def test_a_part_that_is_expected_is_read_meanwhile_and_what_is_wrong_with_it_tol
             np.testing.assert_array_equal(image[:, left : left + 32][:, :, 0], pixels[:, left : left + 32])
             image.expect((slice(0, 32), slice(left + 32, left + 64)))
         np.testing.assert_array_equal(image[:, 64:96][:, :, 0], pixels[:, 64:96])
-        image.expect((slice(0, 32), slice(128, 160)))  # another is asked for than was expected
+        image.expect((slice(0, 32), slice(128, 160)), lambda part: part.copy())  # another is asked for than expected
         with pytest.raises(DeployError, match=r"cannot read rows 0 to 31 of .*is it damaged\?"):
             image[:, 96:128]
         np.testing.assert_array_equal(image[:, 128:160][:, :, 0], pixels[:, 128:160])

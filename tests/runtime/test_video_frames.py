@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from fcn_deploy.runtime.errors import DeployError
 from fcn_deploy.runtime.images import frames as module
+from fcn_deploy.runtime.images.addresses import VIDEO_SUFFIXES
 from fcn_deploy.runtime.images.numbers import ReadOptions
 from fcn_deploy.runtime.images.video import VideoReader
 from helpers import needs, photo
@@ -303,3 +304,19 @@ def test_a_network_of_other_bands_is_refused_before_anything_is_read(tmp_path):
     card = ModelCard(("a", "b"), channels=4, mean=(0.0,) * 4, std=(1.0,) * 4)
     with pytest.raises(DeployError, match="4 channels"):
         seen(film(tmp_path / "v.mp4", 1), card)
+
+
+@pytest.mark.parametrize(
+    ("name", "codec"),
+    [("c.mxf", "mpeg2video"), ("c.y4m", "wrapped_avframe"), ("c.vob", "mpeg2video"), ("c.h264", "libx264"),
+     ("c.nut", "ffv1"), ("c.3g2", "mpeg4"), ("c.ivf", "libvpx-vp9")],
+)  # fmt: skip
+def test_single_files_of_every_container_are_read(tmp_path, name, codec):
+    assert (tmp_path / name).suffix in VIDEO_SUFFIXES
+    film(tmp_path / name, 6, codec=codec)
+    with VideoReader.open(tmp_path / name, CARD, ReadOptions()) as reader:
+        found = [reader.image(frame) for frame in reader.frames({"read": 0.0})]
+        assert not reader.faults()
+    assert len(found) == 6
+    for index, image in enumerate(found):
+        assert abs(image.astype(int) - photo(80, 64, 3)[index : index + 48]).mean() < 30

@@ -12,6 +12,7 @@ To free an operator's numbers, write its family's file, and name the operator he
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from fcn_deploy.export.dynamic_shapes import size_numbers
 from fcn_deploy.export.dynamic_shapes.interpretation import Interpretation
 from fcn_deploy.export.dynamic_shapes.ops import (
     along_axes,
@@ -28,6 +29,7 @@ from fcn_deploy.export.dynamic_shapes.ops import (
     padding,
     per_channel,
     pooling,
+    recurrent,
     reshape,
     resize,
     slice,
@@ -55,9 +57,11 @@ class Operator:
 
 OPERATORS: dict[str, Operator] = {
     **dict.fromkeys(along_axes.REDUCTIONS + along_axes.ORDERING, Operator(check=along_axes.check)),
+    **dict.fromkeys(recurrent.OPERATORS, Operator(recurrent.propagate, recurrent.check, recurrent.interpret)),
     **dict.fromkeys(broadcasting.OPERATORS, Operator(broadcasting.propagate, interpret=broadcasting.interpret)),
     "AveragePool": Operator(check=pooling.check, interpret=pooling.interpret, assume=padding.assume),
     "BatchNormalization": Operator(check=per_channel.check),
+    "Clip": Operator(interpret=size_numbers.interpret),
     "Concat": Operator(concat.propagate, interpret=concat.interpret),
     "Conv": Operator(check=per_channel.check, assume=padding.assume),
     "ConvInteger": Operator(check=per_channel.check, assume=padding.assume),

@@ -7,6 +7,7 @@ from fcn_deploy.export.dynamic_shapes.inference import broadcast
 from fcn_deploy.export.dynamic_shapes.interpretation import Interpretation
 from fcn_deploy.export.dynamic_shapes.position_constants import PositionLaw, find_law
 from fcn_deploy.export.dynamic_shapes.shape_writer import ShapeWriter
+from fcn_deploy.export.dynamic_shapes.size_numbers import interpret as interpret_number
 from fcn_deploy.export.dynamic_shapes.sizes import SampledSize, Shape, axis_of, fixed, is_fixed, multiplied
 from fcn_deploy.export.dynamic_shapes.traced_graph import State
 from onnx import NodeProto
@@ -24,7 +25,7 @@ def propagate(node: NodeProto, state: State) -> dict[str, Shape]:
 def interpret(node: NodeProto, state: State) -> list[Interpretation] | None:
     growing = growing_constants(node, state)
     if not growing:
-        return None
+        return interpret_number(node, state)
     laws = {index: find_law(node, *constant) for index, constant in growing.items()}
     shapes = [list(state.shape(name)) for name in node.input]
     for index, (_, sides) in growing.items():

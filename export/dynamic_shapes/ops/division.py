@@ -1,6 +1,6 @@
-"""Div and Mul by numbers: of the places of a map, or its width and height, which no shape betrays."""
+"""Div and Mul by numbers: of the places of a map, their root, or its width and height, which no shape betrays."""
 
-from collections.abc import Iterable
+import math
 from itertools import product
 
 import numpy as np
@@ -8,12 +8,11 @@ from fcn_deploy.export.dynamic_shapes.inference import broadcast
 from fcn_deploy.export.dynamic_shapes.interpretation import Interpretation, map_sizes
 from fcn_deploy.export.dynamic_shapes.ops.broadcasting import interpret as interpret_constants
 from fcn_deploy.export.dynamic_shapes.shape_writer import ShapeWriter
-from fcn_deploy.export.dynamic_shapes.sizes import SampledSize, axis_sizes, changes_with, fixed, is_fixed, multiplied
-from fcn_deploy.export.dynamic_shapes.traced_graph import ConflictError, State, axes_of, name_of_node
+from fcn_deploy.export.dynamic_shapes.size_numbers import CLOSE, POWERS, USUAL_DIVISORS
+from fcn_deploy.export.dynamic_shapes.sizes import SampledSize, axis_sizes, changes_with, fixed, is_fixed
+from fcn_deploy.export.dynamic_shapes.sums import divisor, summed_over, unscaled
+from fcn_deploy.export.dynamic_shapes.traced_graph import ConflictError, State, name_of_node
 from onnx import NodeProto, helper
-
-USUAL_DIVISORS = 100  # up to which numbers are met by chance
-POWERS = [2**power for power in range(32)] + [255, 65535]  # divide by what they mean, whatever the map
 
 
 def interpret(node: NodeProto, state: State) -> list[Interpretation] | None:
@@ -25,45 +24,39 @@ def interpret(node: NodeProto, state: State) -> list[Interpretation] | None:
 
 
 def _by_places(node: NodeProto, state: State) -> Interpretation | None:
-    """The node as a division by the number of places that were summed; None: it is something else."""
-    graph, count = state.graph, _divisor(node, state)
-    made = _unscaled(node.input[0], state)
-    if made is None or count is None:
+    """The node as a division by the number of places that were summed, or its root; None: it is something else."""
+    graph, found = state.graph, divisor(node, state)
+    made = None if found is None else unscaled(found[0], state)
+    if made is None or found is None:
         return None
-    summed, last = _summed(made, state)
+    data, number = found
+    count = round(number) if abs(number - round(number)) <= 1e-3 else 0
+    summed, last = summed_over(made, state)
     size = summed or last
     of = None if size is None or is_fixed(size) else _of_places(count, size, made, state)
-    if size is None or of is None:
+    side = bool(map_sizes(state, count, "H W"))  # of a square, the root of its places is a side
+    root = of is None and summed is not None and not side and abs(number - math.sqrt(summed[0])) <= 3 * CLOSE * number
+    if size is None or (of is None and not root):
         if count > USUAL_DIVISORS and count not in POWERS and map_sizes(state, count, "HW"):
             raise _meant(node, f"{count}, the places of a traced map")
         return None
     if not summed:
         raise _meant(node, f"{count}, the places of its last axis")
-    times, less = of
+    times, less = of or (1, 0)
 
     def rewrite(writer: ShapeWriter) -> list[NodeProto]:
         total = writer.size(size, node)
-        for kind, number, neutral in (("Sub", less, 0), ("Mul", times, 1)):
-            if number != neutral:
-                total = writer.node(kind, [total, writer.constant("number", np.array([number], np.int64))])
-        total = writer.node("Cast", [total], to=graph.type_of(node.input[0]))
-        return [helper.make_node("Div", [node.input[0], total], node.output, name=node.name)]
+        for kind, other, neutral in (("Sub", less, 0), ("Mul", times, 1)):
+            if other != neutral:
+                total = writer.node(kind, [total, writer.constant("number", np.array([other], np.int64))])
+        total = writer.node("Cast", [total], to=graph.type_of(data))
+        total = writer.node("Sqrt", [total]) if root else total
+        return [helper.make_node("Div", [data, total], node.output, name=node.name)]
 
     shapes = {node.output[0]: broadcast(node, [state.shape(name) for name in node.input])}
-    text = "by the number of places it sums over" + " less 1" * less + f" times {times}" * (times > 1)
-    return Interpretation(shapes, 0, rewrite, f"{text} instead of {count}")
-
-
-def _unscaled(name: str, state: State) -> NodeProto | None:
-    """The node that a tensor is made by, but for multiplications with one number."""
-    graph = state.graph
-    made = graph.producers.get(name)
-    while made is not None and made.op_type in ("Mul", "Div"):
-        others = [other for other in made.input if other not in graph.constants or graph.constants[other].size > 1]
-        if len(others) != 1:
-            break
-        made = graph.producers.get(others[0])
-    return made
+    text = "by the root of" * root + "by" * (not root) + " the number of places it sums over"
+    text += " less 1" * less + f" times {times}" * (times > 1)
+    return Interpretation(shapes, 0, rewrite, f"{text} instead of {number:g}")
 
 
 def _of_places(count: int, size: SampledSize, made: NodeProto, state: State) -> tuple[int, int] | None:
@@ -97,26 +90,3 @@ def _refuse_sides(node: NodeProto, state: State) -> None:
 
 def _meant(node: NodeProto, by: str) -> ConflictError:
     return ConflictError(node, f"it divides by {by}; --assume {name_of_node(node)}=fixed if meant")
-
-
-def _divisor(node: NodeProto, state: State) -> int | None:
-    """The whole number that a node divides data by, 2 or larger; None: it does not."""
-    constants = state.graph.constants
-    number = next((constants[name] for name in node.input if name in constants), None)
-    if number is None or number.size != 1 or number.dtype.kind != "f" or node.input[0] in constants:
-        return None
-    value = float(number.flat[0])
-    count = value if node.op_type == "Div" else 1 / value if value else 0
-    return round(count) if count >= 2 and abs(count - round(count)) <= 1e-3 else None
-
-
-def _summed(made: NodeProto, state: State) -> tuple[SampledSize | None, SampledSize | None]:
-    """(the places that a node sums over; of a product that sums over none, its last axis)."""
-    if made.op_type == "ReduceSum":
-        shape = state.shape(made.input[0])
-        axes: Iterable[int] = axes_of(made, state, 1, len(shape)) or range(len(shape))
-        return multiplied(multiplied(shape[place]) for place in axes), None
-    if made.op_type == "MatMul":
-        size = multiplied(state.shape(made.input[0])[-1])
-        return (None, multiplied(state.shape(made.output[0])[-1])) if is_fixed(size) else (size, None)
-    return None, None

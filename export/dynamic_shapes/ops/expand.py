@@ -1,5 +1,6 @@
 """Expand: an axis of 1 is repeated to the size of a map."""
 
+from collections.abc import Sequence
 from itertools import product
 
 from fcn_deploy.export.dynamic_shapes.interpretation import Interpretation, map_sizes
@@ -14,7 +15,7 @@ from fcn_deploy.export.dynamic_shapes.sizes import (
     is_fixed,
     multiplied,
 )
-from fcn_deploy.export.dynamic_shapes.traced_graph import State, needed_integers
+from fcn_deploy.export.dynamic_shapes.traced_graph import ConflictError, State, needed_integers
 from onnx import NodeProto
 
 
@@ -24,6 +25,10 @@ def interpret(node: NodeProto, state: State) -> list[Interpretation] | None:
     rank = max(len(shape), len(target))
     before = [fixed(1)] * (rank - len(shape)) + axis_sizes(shape)
     wanted = [fixed(1)] * (rank - len(target)) + target
+    if (same := _constant(node, state, before, wanted)) is not None:
+        return [same]
+    if not state.is_data(node.input[0]):
+        return None
     options = [repeated(state, size, entry, entry) for size, entry in zip(before, wanted, strict=True)]
     found = []
     for picked in product(*options):
@@ -53,6 +58,29 @@ def interpret(node: NodeProto, state: State) -> list[Interpretation] | None:
 
         found.append(Interpretation(shapes, cost, rewrite, f"to [{text}]"))
     return found
+
+
+def _constant(
+    node: NodeProto, state: State, before: Sequence[SampledSize], wanted: Sequence[SampledSize]
+) -> Interpretation | None:
+    """A constant of the traced size that is repeated to what follows the image, the same everywhere; None: another."""
+    array = state.graph.constants.get(node.input[0])
+    grown = [
+        place
+        for place, (size, entry) in enumerate(zip(before, wanted, strict=True))
+        if size[0] > 1 and not is_fixed(entry) and entry[0] == size[0]
+    ]
+    if array is None or array.ndim != len(wanted) or not grown:
+        return None
+    first = array[tuple(slice(0, 1) if place in grown else slice(None) for place in range(array.ndim))]
+    if (first != array).any():
+        raise ConflictError(node, f"its constant of {list(array.shape)} has a value of its own for each place")
+    after = tuple(axis_of(entry if entry != fixed(1) else size) for size, entry in zip(before, wanted, strict=True))
+
+    def rewrite(writer: ShapeWriter) -> list[NodeProto]:
+        return [writer.replaced(node, {0: writer.constant("one", first)})]
+
+    return Interpretation({node.output[0]: after}, 0, rewrite, "of one value, to the size that is computed")
 
 
 def repeated(state: State, size: SampledSize, count: SampledSize, result: SampledSize) -> list[tuple[SampledSize, int]]:

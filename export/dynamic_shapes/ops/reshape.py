@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
+from itertools import takewhile
 
 from fcn_deploy.export.dynamic_shapes.interpretation import Interpretation, Rewrite, map_sizes
 from fcn_deploy.export.dynamic_shapes.shape_writer import ShapeWriter
@@ -110,11 +111,12 @@ def _first_group(flat: Axis, number: int, state: State, last: bool) -> Iterator[
             for outer, inner, cost in _split(size, missing, state):
                 yield (*taken, outer), (inner, *rest), cost
             return
+    beside = len([*takewhile(lambda size: size[0] == 1, rest)])  # such as the batch, which goes with either neighbour
     if last or number == 1:
-        while rest and rest[0][0] == 1:
-            taken.append(rest[0])
-            rest = rest[1:]
+        taken, rest, beside = [*taken, *rest[:beside]], rest[beside:], 0
     yield _merged(taken), rest, 0
+    if beside:
+        yield _merged([*taken, *rest[:beside]]), rest[beside:], 1
 
 
 def _merged(factors: Sequence[SampledSize]) -> Axis:

@@ -7,7 +7,7 @@ from fractions import Fraction
 from itertools import product
 
 import numpy as np
-from fcn_deploy.export.dynamic_shapes.interpretation import Interpretation, Rewrite, candidates, coarsest
+from fcn_deploy.export.dynamic_shapes.interpretation import Interpretation, Rewrite, candidates, coarsest, map_sizes
 from fcn_deploy.export.dynamic_shapes.shape_writer import ShapeWriter
 from fcn_deploy.export.dynamic_shapes.sizes import (
     SampledSize,
@@ -19,12 +19,19 @@ from fcn_deploy.export.dynamic_shapes.sizes import (
     describe,
     fixed,
     is_fixed,
+    scaled,
 )
-from fcn_deploy.export.dynamic_shapes.traced_graph import ConflictError, State, axes_of, integers, needed_integers
+from fcn_deploy.export.dynamic_shapes.traced_graph import (
+    BEYOND,
+    ConflictError,
+    State,
+    axes_of,
+    integers,
+    needed_integers,
+)
 from onnx import NodeProto
 
 TO_THE_END = np.iinfo(np.int64).max
-BEYOND = 1 << 30  # numbers as large mean the end
 LARGE_SHARE = 4  # largest denominator of a share of a map that a number is hardly by chance
 
 
@@ -131,11 +138,12 @@ def _spans(state: State, size: SampledSize, start: int, end: int) -> Iterator[_S
     starts: list[SampledSize] = [fixed(start)]
     if start > 0:
         starts += [other for other in candidates(state, size, start) if other != fixed(start)]
+    starts += _from_the_middle(size, start)
     for first in starts:
         if end >= size[0]:
             ends = [fixed(end) if end >= BEYOND else fixed(TO_THE_END)]
         elif end <= 1:
-            ends = [fixed(end)]  # counted from the end, or the first of all
+            ends = [fixed(end), *_from_the_middle(size, end)]  # counted from the end, or the first of all
         else:
             ends = candidates(state, size, end)
             ends.append(tuple(side - (size[0] - end) for side in size))
@@ -147,14 +155,37 @@ def _spans(state: State, size: SampledSize, start: int, end: int) -> Iterator[_S
             yield _Span(first, behind, 1 if behind == fixed(end) and size[0] / 2 < end < size[0] else 0)
 
 
+def _from_the_middle(size: SampledSize, number: int) -> list[SampledSize]:
+    """Where a number that counts from the end of the traced map is its middle, that; a border of 1 is one anywhere."""
+    middle = scaled(size, 1, 2)
+    return [middle] if middle is not None and number < -1 and -2 * number == size[0] else []
+
+
 def _half_computed(state: State, size: SampledSize, start: SampledSize, end: SampledSize) -> Iterator[_Span]:
     """What a Slice can go from or to along an axis where one of both is a number, and the other is computed.
 
-    A large share of the traced map may be meant; fewer cells are a border, as crops have it.
+    A large share of the traced map may be meant; fewer cells are a border, as crops have it. Of both computed, the
+    middle of the map may be meant, as large as another.
     """
+    if middles := list(_middles(state, size, start, end)):
+        yield from middles
+        yield _Span(start, end, 1)
+        return
     for first in (start, *_large_shares(state, size, start)):
         for behind in (end, *_large_shares(state, size, end)):
             yield _Span(first, behind, 0)
+
+
+def _middles(state: State, size: SampledSize, start: SampledSize, end: SampledSize) -> Iterator[_Span]:
+    """Of so many cells in the middle of a map of every size: the middle, as large as other maps are."""
+    number = end[0] - start[0]
+    middle = all(a == (side - number) // 2 and b == a + number for side, a, b in zip(size, start, end, strict=True))
+    if not middle or number < 2 or not state.graph.traced or is_fixed(start):
+        return
+    for length in map_sizes(state, number, changes_with(size)):
+        first = tuple((side - cells) // 2 for side, cells in zip(size, length, strict=True))
+        if min(first) >= 0:
+            yield _Span(first, added([first, length]), 0)
 
 
 def _large_shares(state: State, size: SampledSize, number: SampledSize) -> list[SampledSize]:

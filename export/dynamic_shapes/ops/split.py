@@ -37,5 +37,8 @@ def interpret(node: NodeProto, state: State) -> list[Interpretation] | None:
             return [writer.replaced(node, {1: writer.concat(lengths)})]
 
         text = ", ".join(describe(part, state.image) for part in picked)
-        found.append(Interpretation(shapes, 0, rewrite, f"into {text}"))
+        # A graph has no other number of parts, which those of one length may have had at other sizes.
+        several = len(set(parts)) == 1 and len(parts) > 1
+        guess = f"parts of {parts[0][0]} are taken for shares of the map: {text}" if several else ""
+        found.append(Interpretation(shapes, 0, rewrite, f"into {text}", assumption=guess))
     return found

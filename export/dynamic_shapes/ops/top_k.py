@@ -31,4 +31,5 @@ def interpret(node: NodeProto, state: State) -> list[Interpretation] | None:
 
     after = (*shape[:axis], axis_of(share), *shape[axis + 1 :])
     text = f"the first {describe(share, state.image)} of {most}"
-    return [*found, Interpretation(dict.fromkeys(node.output, after), 0, rewrite, text)]
+    all_of_them = [] if share == size else found  # which is sorting
+    return [*all_of_them, Interpretation(dict.fromkeys(node.output, after), 0, rewrite, text)]

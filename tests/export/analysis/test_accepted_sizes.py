@@ -82,6 +82,7 @@ def test_nan_at_small_sizes_is_said():
     ("run", "said"),
     [
         (lambda h, w: (1, 2, 64, 64), "gives 64×64 scores whatever the image's size"),
+        (lambda h, w: (1, 2, h - 16 - h % 2, w - 16 - w % 2), "for 96×96 pixels, 16 fewer a side .*F.pad.*8,"),
         (lambda h, w: (1, 2, 192, 192), "gives 192×192 scores whatever"),
         (lambda h, w: (1, 2, h, 100), "gives …×100 scores whatever"),
         (lambda h, w: (1, 2, 192, w), "gives 192×… scores whatever"),

@@ -7,11 +7,14 @@ from dataclasses import replace
 import numpy as np
 import onnx
 import pytest
+from fcn_deploy.calibration.stream import open_stream
 from fcn_deploy.export.build.config import BuildConfig, TuningOptions
 from fcn_deploy.export.build.engine import build_engine
+from fcn_deploy.export.build.joined_heads import core_of_heads
 from fcn_deploy.export.cli.model_options import Activation, ModelOptions
 from fcn_deploy.export.importer.import_model import import_model
 from fcn_deploy.export.importer.options import ImportOptions
+from fcn_deploy.export.quantization.gate import AccuracyGate
 from fcn_deploy.export.quantization.options import QuantizationOptions
 from fcn_deploy.runtime.engine_file import EngineFile
 from fcn_deploy.runtime.manifest import Manifest
@@ -146,16 +149,45 @@ def test_other_names_and_kinds_are_refused(engine, exports):
 
 
 def test_what_is_for_one_output_is_refused(tmp_path, engine):
+    save_photos(tmp_path, [(20, 20)])
+    labelled = QuantizationOptions(int8=True, calib=str(tmp_path), labels=tmp_path)
     source = import_model(engine[0] / "two.onnx", named("depth", activation="none"))
     for config, said in (
-        (BuildConfig(quantization=QuantizationOptions(int8=True, calib="photos")), "--int8 with several outputs"),
-        (BuildConfig(quantization=QuantizationOptions(int8=True, fastest=True, calib="photos")), "--fastest with sev"),
+        (replace(FAST, quantization=labelled), "--labels are of one output, and this engine has y, depth"),
         (BuildConfig(target="sm86"), "build an engine for each --output"),
     ):
         with pytest.raises(DeployError) as caught:
             build_engine(source, tmp_path / "x.engine", config)
         assert said in str(caught.value) or "tensorrt" in str(caught.value).lower()
     assert not (tmp_path / "x.engine").exists()
+
+
+@pytest.mark.parametrize(("target", "precision"), [("cpu", "int8"), ("ort-cuda", "float16")])
+def test_low_precision_is_judged_by_every_output(tmp_path, engine, target, precision):
+    save_photos(tmp_path / "photos", [(40, 56), (64, 48), (33, 47), (70, 50), (64, 64), (48, 80)])
+    asked = {"int8": precision == "int8", "fp16": precision == "float16"}
+    options = QuantizationOptions(calib=str(tmp_path / "photos"), max_drop=3.0, **asked)
+    source = import_model(engine[0] / "two.onnx", named("depth", activation="none"))
+    config = replace(FAST, quantization=options) if target == "cpu" else BuildConfig(target, options)
+    report = build_engine(source, tmp_path / "low.engine", config)
+    assert report.precision == precision and 0 <= report.accuracy.drop_points <= 3
+    core = core_of_heads(source)
+    images = open_stream(str(tmp_path / "photos"), core.card)
+    gate = AccuracyGate(
+        core.model, core.upsampling, core.card, images, None, max_drop=3.0, kernels_exact=True, heads=core.heads
+    )
+    assert gate.holds(gate.measure(core.model)) and gate.classes[:2] == ["y/class 0", "y/class 1"]
+    spoilt = onnx.load_from_string(core.model.SerializeToString())  # the classes as they are, and depth otherwise
+    joined = next(node for node in spoilt.graph.node if node.output[0] == "scores")
+    spoilt.graph.node.insert(len(spoilt.graph.node) - 1, onnx.helper.make_node("Neg", [joined.input[1]], ["otherwise"]))
+    joined.input[1] = "otherwise"
+    assert not gate.holds(gate.measure(spoilt)) and gate.sensitivity(spoilt) > 1
+    if target == "cpu":
+        with Segmenter(tmp_path / "low.engine") as low, Segmenter(engine[0] / "two.engine") as net:
+            image = photo(50, 61)
+            labels, depth = low.results(image, "labels", "depth/values")
+            before, values = net.results(image, "labels", "depth/values")
+        assert (labels == before).mean() > 0.9 and np.abs(depth - values).mean() < 0.05 * np.ptp(values)
 
 
 def test_a_manifest_whose_outputs_contradict_it_is_refused(engine):

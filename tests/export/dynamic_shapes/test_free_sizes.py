@@ -10,12 +10,14 @@ import onnxruntime
 import pytest
 import torch
 import torch.nn.functional as F
-from baked import BLOCKS, LOCAL, Baked, Cascade, Coarse, Corners, PaddedAndCropped, ToMultiple, static
+from baked import BLOCKS, LOCAL, Baked, Cascade, Coarse, Corners, PaddedAndCropped, ToMultiple, ints, static
 from fcn_deploy.export.dynamic_shapes.compare_with_source import free_and_verify, verify_freed
 from fcn_deploy.export.dynamic_shapes.free_sizes import free_sizes
 from fcn_deploy.export.from_onnx import export_onnx_model
 from fcn_deploy.export.graph.edit import attributes, dims, metadata, opset, set_shape
+from fcn_deploy.export.importer.import_model import import_model
 from fcn_deploy.runtime.prepare import padded_size
+from foreign_onnx import FEATURES, TO_SIZE, made
 from helpers import command, needs, one_error, onnx_model, run_onnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -25,6 +27,19 @@ from fcn_deploy import DeployError, ModelCard
 
 OPSETS = (11, 13, 17, 18)
 UNSEEN = ((16, 48), (48, 16), (80, 112), (96, 64), (176, 32))
+
+
+HALF_TRACED = (
+    ("t = ReduceSum(r2, a23)\n d = Div(t, n)\n q = Sub(r2, d)", {"n": np.float32(384)}, "over all places by 384"),
+    ("t = ReduceL2(r2, a23)\n d = Div(t, n)\n q = Sub(r2, d)", {"n": np.float32(384**0.5)}, "places by 19.5959"),
+    ("h = Shape<start=3>(r2)\n k = Squeeze(h)\n r = Range(k0, k, k1)\n c = Cast<to=1>(r)\n d = Div(c, n)\n "
+     "q = Mul(r2, d)", {"k0": np.array(0), "k1": np.array(1), "n": np.float32(24)}, "that are counted by 24"),
+    ("g = Gather<axis=3>(r2, n)\n u = Unsqueeze(g, i3)\n q = Sub(r2, u)", {"n": np.array(12)}, "picks place 12 of"),
+    ("g = Slice(r2, i0, n, i3)\n m = ReduceMean(g, i3)\n q = Sub(r2, m)", {"n": np.array([12])}, "goes to place 12"),
+    ("g = Mul(r2, n)\n q = Softmax<axis=1>(g)", {"n": np.float32(np.log(384))}, "5.95064, the logarithm of 384"),
+    ("t = ReduceSum(r2, a23)\n k = Size(r2)\n m = Cast<to=1>(k)\n d = Div(t, m)\n e = Div(r2, n)\n q = Sub(e, d)",
+     {"n": np.float32(24)}, ""),
+)  # fmt: skip
 
 
 def named(value) -> str:
@@ -80,8 +95,10 @@ def test_pytorchs_other_exporter():
         (PaddedAndCropped(), (64, 64), (*UNSEEN, (37, 53), (1, 1))),
         (Coarse(baked.flattened), (64, 64), UNSEEN),
         (ToMultiple(), (64, 64), UNSEEN),
+        (baked.Mirrored(), (64, 96), UNSEEN[2:]),
+        (Baked(baked.rooted), (64, 96), UNSEEN),
     ],
-    ids=["corners", "corners-square", "cascade", "padded-and-cropped", "coarse", "to-multiple"],
+    ids=["corners", "corners-square", "cascade", "padded-and-cropped", "coarse", "to-multiple", "mirrored", "rooted"],
 )
 def test_other_ends(module, traced, sizes):
     check_equals(free_sizes(static(module, traced, 18)).model, module, sizes)
@@ -152,6 +169,10 @@ def test_models_that_take_every_size_already_stay_as_they_are(exports):
         (baked.warped, r"Div\): it divides by 16 and 16, as a traced map's sides are"),
         (baked.warped_by_axis, r"Div\): it divides by 15, as a traced map's sides are"),
         (baked.quarter_of_all, r"TopK\): .*cannot be told: as they are, or the first H·W/64 of H·W/16; both fit"),
+        (baked.rooted, r"Div\): its 16 is H/4 of the traced size; --assume \S+=global, or =fixed"),
+        (baked.log_scaled, r"Mul\): its 5\.54518 is log\(H·W/16\) of the traced size; --assume \S+=global, or =fixed"),
+        (baked.half_rolled, r"Slice\): .*from H/8 to the end; both fit"),
+        (baked.sorted_places, r"Gather\): it picks places of the map by number; --assume \S+=fixed if meant"),
         (baked.middle, r"Gather\): it picks places of the map by number; --assume \S+=fixed if meant"),
         (baked.thirds, r"AveragePool\): its windows of 6×6 are shares of the traced map, rounded up"),
     ],
@@ -171,6 +192,49 @@ def test_what_is_refused_as_a_share_is_taken_where_the_user_says_that_it_is_none
             free_sizes(model)
         node = re.search(r"node (\S+) ", str(caught.value))[1]
         assert dims(free_sizes(model, assumed={node: "fixed"}).model.graph.input[0]) == ["N", 3, "H", "W"]
+
+
+def test_a_number_of_the_traced_size_follows_the_image_where_the_user_says_so():
+    for block, operator in ((baked.log_scaled, "Mul"), (baked.by_height, "Mul")):
+        module = Baked(block)
+        model = static(module, (64, 96), 17)
+        node = next(node.name for node in model.graph.node if node.op_type == operator)
+        check_equals(free_sizes(model, assumed={node: "global"}).model, module, UNSEEN[:2])
+    notes = free_sizes(model).notes
+    assert any(f"{node}: numbers as 8, H/8 when traced, are taken for such of every size" in note for note in notes)
+
+
+def test_numbers_that_images_are_normalised_by_are_of_no_size():
+    class Normalised(Baked):
+        def forward(self, x):
+            return super().forward((x / 255 - 0.5) / 0.25 + 128 * (1 / 127.5))
+
+    module = Normalised()
+    freed = free_sizes(static(module, (128, 256), 17))
+    assert len(freed.notes) == 1 and freed.notes[0].startswith("Resize "), freed.notes
+    check_equals(freed.model, module, UNSEEN[:2])
+
+
+def test_heads_of_attention_over_all_places():
+    class Heads(Baked):
+        def features(self, x):
+            y = super().features(x)
+            tokens = y.flatten(2).transpose(1, 2)
+            return y + self.heads(tokens, tokens, tokens, need_weights=False)[0].transpose(1, 2).reshape(ints(y))
+
+    module = Heads()
+    module.heads = torch.nn.MultiheadAttention(baked.CHANNELS, 2, batch_first=True)
+    check_equals(free_sizes(static(module, (64, 96), 17)).model, module, UNSEEN[:2])
+
+
+def test_what_free_sizes_hide_is_said(tmp_path):
+    """Networks of every size, which do by numbers what was of one: they run as they are."""
+    for text, weights, said in HALF_TRACED:
+        model = made(f"{FEATURES} {text}\n s = Conv(q, w3, b3)\n {TO_SIZE} y = Identity(f)", weights=weights)
+        onnx.save(model, tmp_path / "m.onnx")
+        notes = import_model(tmp_path / "m.onnx").notes
+        assert sum("at every size: a traced size, most likely" in note for note in notes) == bool(said), notes
+        assert any(said in note for note in notes)
 
 
 def test_what_crops_nothing_when_traced_is_said_and_padding_to_a_square_is_refused():

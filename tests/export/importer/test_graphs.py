@@ -8,7 +8,7 @@ from fcn_deploy.export.build.engine import build_engine
 from fcn_deploy.export.importer.import_model import import_model
 from foreign_onnx import PLAIN, RANDOM, SCORES, SIZES, TO_SIZE, best, check, made, planes, ran, refused, weight
 from helpers import needs, photo
-from onnx import helper, parser
+from onnx import helper, numpy_helper, parser
 
 from fcn_deploy import DeployError, Segmenter
 
@@ -143,6 +143,22 @@ def test_graphs_that_are_no_networks(tmp_path):
     training = made(SCORES.replace("Relu(c1)", "BatchNormalization<training_mode=1>(c1, g, g, g, g)").replace(
         "r1 =", "r1, m1, v1 =") + TO_SIZE + "y = Identity(f)", weights={"g": np.ones(6, np.float32)})  # fmt: skip
     assert "node r1 (BatchNormalization) is in training mode" in refused(tmp_path, training)
+    noise = made(SCORES.replace("Relu(c1)", "RandomNormalLike<dtype=1>(c1)") + TO_SIZE + "y = Identity(f)")
+    assert "node r1 (RandomNormalLike) draws random numbers" in refused(tmp_path, noise)
+
+
+def test_a_branch_that_a_constant_takes_and_inputs_that_nothing_reads(tmp_path):
+    branch = parser.parse_graph("then () => (float[N,6,h,w] z) { z = Relu(c2) }")
+    other = parser.parse_graph("else () => (float[N,6,h,w] z) { z = Neg(c2) }")
+    model = made(PLAIN, "float[1] strength, float[N,3,H,W] p, float[N,1,H,W] mask", weights={"yes": np.array(True)})
+    relu = next(node for node in model.graph.node if node.output[0] == "r2")
+    relu.CopyFrom(helper.make_node("If", ["yes"], ["r2"], "choice", then_branch=branch, else_branch=other))
+    model.graph.initializer.append(numpy_helper.from_array(np.array(True), "yes"))
+    onnx.save(model, tmp_path / "m.onnx")
+    imported = import_model(tmp_path / "m.onnx").model
+    image = RANDOM.standard_normal((1, 3, 37, 61)).astype(np.float32)
+    assert [value.name for value in imported.graph.input] == ["p"]
+    np.testing.assert_allclose(ran(imported, {"p": image})[0], ran(made(PLAIN), {"p": image})[0], atol=1e-5)
 
 
 WINDOWS = {

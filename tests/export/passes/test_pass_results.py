@@ -3,6 +3,7 @@
 import numpy as np
 import onnx
 import pytest
+from fcn_deploy.export.build.core import optimise_offline
 from fcn_deploy.export.passes.as_float32 import as_float32
 from fcn_deploy.export.passes.bilinear_deconv import bilinear_deconv
 from fcn_deploy.export.passes.cancel_transposes import cancel_transposes
@@ -10,7 +11,10 @@ from fcn_deploy.export.passes.cut_decision import cut_decision
 from fcn_deploy.export.passes.fold_constants import fold_constants
 from fcn_deploy.export.passes.fold_decision import fold_decision
 from fcn_deploy.export.passes.fold_input import fold_input
+from fcn_deploy.export.passes.fold_scales import fold_scales
 from fcn_deploy.export.passes.fuse_padding import fuse_padding
+from fcn_deploy.export.passes.hard_sigmoid import hard_sigmoid
+from fcn_deploy.export.passes.hard_swish import hard_swish
 from fcn_deploy.export.passes.image_input import image_input
 from fcn_deploy.export.passes.nearest_as_pytorch import nearest_as_pytorch
 from fcn_deploy.export.passes.pad_and_crop import pad_and_crop
@@ -40,7 +44,10 @@ PASSES = {
     "fold_constants": fold_constants,
     "fold_decision": lambda model: fold_decision(model, CARD),
     "fold_input": lambda model: fold_input(model, CARD),
+    "fold_scales": fold_scales,
     "fuse_padding": fuse_padding,
+    "hard_sigmoid": hard_sigmoid,
+    "hard_swish": hard_swish,
     "image_input": image_input,
     "nearest_as_pytorch": nearest_as_pytorch,
     "pad_and_crop": lambda model: pad_and_crop(model, 4, 8),
@@ -122,6 +129,9 @@ def test_passes_change_a_copy_and_give_the_same_bytes_again(name, made):
         ("cancel_transposes", "no two Transposes undo each other"),
         ("cut_decision", "no ArgMax or threshold is last"),
         ("fold_constants", "nothing is computed of constants alone"),
+        ("fold_scales", "no map beside a convolution alone is multiplied by, or added to, constants"),
+        ("hard_sigmoid", "no sum is clipped to 0 and its divisor"),
+        ("hard_swish", "no value is multiplied by its own HardSigmoid"),
         ("fuse_padding", "no convolution reads what a Pad of zeros gives to it alone"),
         ("pooling_as_convolution", "no AveragePool counts zeros around a map"),
         ("resolve_branches", "it has no If"),
@@ -157,6 +167,116 @@ def test_notes_are_said_of_a_model():
     assert result.decision.kind == "argmax" and result.notes == (
         "gives labels; they are taken off with node best (ArgMax), and its scores are used",
     )
+
+
+@pytest.mark.parametrize(
+    ("steps", "left"),
+    [
+        (["Mul one", "Add one", "Add channels", "Mul channels"], []),
+        (["Add channels", "Mul rows"], ["Mul"]),  # of other places of the map
+        (["Add batch"], ["Add"]),  # which makes several images of one
+        (["Relu", "Mul one"], ["Relu", "Mul"]),
+    ],
+)
+@pytest.mark.parametrize("bias", [True, False])
+def test_constants_behind_a_convolution_are_part_of_it(steps, left, bias):
+    constants = {
+        "one": np.float32([1.7]), "channels": np.float32([[[2]], [[-3]]]), "b": np.float32([0.5, 7]),
+        "rows": np.float32([[[[1], [2], [3], [4], [5]]]]), "batch": np.ones((3, 2, 1, 1), np.float32),
+    }  # fmt: skip
+    nodes, name = [node("Conv", ["image", "w", *(["b"] if bias else [])], "s")], "s"
+    for place, (operator, *others) in enumerate(map(str.split, steps)):
+        following = "logits" if place == len(steps) - 1 else f"s{place}"
+        nodes.append(node(operator, [*others, name], following))
+        name = following
+    made, image = model(nodes, constants), noise(1, 3, 5, 7)
+    folded = fold_scales(made).model
+    assert [each.op_type for each in folded.graph.node] == ["Conv", *left]
+    np.testing.assert_allclose(run(folded, image), run(made, image), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("attributes", "left"),
+    [
+        ({}, ["Relu"]),
+        ({"pads": [1] * 4}, ["Relu", "Mul", "Add"]),
+        ({"pads": [1] * 4, "group": 3}, ["Relu", "Mul", "Add"]),
+    ],
+)
+def test_a_number_before_a_convolution_is_part_of_it(attributes, left):
+    constants = {
+        "scale": np.float32(1.7),
+        "shift": np.float32([0.3]),
+        "f": RANDOM.normal(size=(6, 1, 3, 3)).astype("f"),
+    }
+    wide = attributes.get("group") == 3
+    nodes = [
+        node("Relu", ["image"], "r"),
+        node("Mul", ["scale", "r"], "m"),
+        node("Add", ["m", "shift"], "a"),
+        node("Mul", ["a", "scale"], "again"),  # which is folded wherever zeros stay zeros
+        node("Conv", ["again", "f" if wide else "w"], "logits", **attributes),
+    ]
+    made, image = model(nodes, constants), noise(1, 3, 5, 7)
+    folded = fold_scales(made).model
+    assert [each.op_type for each in folded.graph.node] == [*left, "Conv"]
+    np.testing.assert_allclose(run(folded, image), run(made, image), rtol=1e-5, atol=1e-5)
+
+
+def test_the_half_of_a_gelu_stays_beside_it():
+    nodes = [
+        node("Erf", ["image"], "e"),
+        node("Add", ["e", "one"], "a"),
+        node("Mul", ["image", "a"], "m"),
+        node("Mul", ["m", "half"], "gelu"),
+        node("Conv", ["gelu", "w"], "logits"),
+    ]
+    assert fold_scales(model(nodes, {"one": np.float32(1), "half": np.float32(0.5)})).why_not
+
+
+def test_a_convolution_that_is_read_twice_keeps_its_scale():
+    nodes = [node("Conv", ["image", "w"], "c"), node("Mul", ["c", "half"], "m"), node("Add", ["c", "m"], "logits")]
+    assert fold_scales(model(nodes, {"half": np.float32(0.5)})).why_not
+
+
+@pytest.mark.parametrize(
+    ("steps", "kept"),
+    [
+        ([("Mul", "c", "k", "p"), ("Div", "p", "six", "logits")], False),
+        ([("Div", "k", "six", "d"), ("Mul", "d", "c", "logits")], False),
+        ([("Mul", "sixth", "k", "d"), ("Mul", "c", "d", "logits")], False),
+        ([("Mul", "c", "k", "p"), ("Div", "p", "three", "logits")], True),  # another divisor than the bound
+        ([("Mul", "c", "k", "p"), ("Div", "p", "six", "q"), ("Add", "q", "p", "logits")], True),  # read twice
+    ],
+)
+def test_a_hard_swish_of_four_operators_is_written_with_hard_sigmoid(steps, kept):
+    constants = {
+        "three": np.float32(3), "six": np.float32([6]), "sixth": np.float32(1 / 6), "low": np.float32(0),
+        "high": np.float32(6),
+    }  # fmt: skip
+    nodes = [
+        node("Conv", ["image", "w"], "c"),
+        node("Add", ["three", "c"], "t"),
+        node("Clip", ["t", "low", "high"], "k"),
+    ]
+    nodes += [node(operator, [first, second], result) for operator, first, second, result in steps]
+    made, image = model(nodes, constants), 4 * noise(1, 3, 5, 7)
+    result = hard_sigmoid(made)
+    operators = [each.op_type for each in result.model.graph.node]
+    assert bool(result.why_not) == kept and operators == (operators if kept else ["Conv", "HardSigmoid", "Mul"])
+    whole = hard_swish(result.model)
+    assert bool(whole.why_not) == kept
+    assert kept or [each.op_type for each in whole.model.graph.node] == ["Conv", "HardSwish"]
+    np.testing.assert_allclose(run(whole.model, image), run(made, image), rtol=1e-5, atol=1e-5)
+
+
+def test_a_hard_swish_stays_whole_where_a_core_is_optimised():
+    made = model([node("Conv", ["image", "w"], "c"), node("HardSwish", ["c"], "logits")])
+    assert [each.op_type for each in optimise_offline(made).graph.node] == ["Conv", "HardSwish"]
+    other = model(
+        [node("Conv", ["image", "w"], "c"), node("HardSigmoid", ["c"], "s"), node("Mul", ["c", "s"], "logits")]
+    )
+    assert hard_swish(other).why_not  # of another slope
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,190 @@
+"""Files that name classes: lines of text, CSV or JSON, with the classes' numbers and colours where they have them."""
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from fcn_deploy.calibration.label_files import Color
+from fcn_deploy.calibration.metrics import IGNORE
+from fcn_deploy.runtime.errors import DeployError, MisuseError
+
+VOID_NAMES = ("void", "ignore", "ignored", "unlabeled", "unlabelled", "__ignore__")
+
+# `0: road`, `0,road,128,64,128`, `road 128 64 128`, `128 64 128 road`, `road #804080` and `road,0` are all in use.
+_NUMBER = r"^(?:(?P<number>\d+)\s*[:,;\s]\s*)?"
+_TRIPLE = r"(?P<red>\d+)[\s,;]+(?P<green>\d+)[\s,;]+(?P<blue>\d+)"
+_LINES = tuple(
+    re.compile(pattern)
+    for pattern in (
+        _NUMBER + r"(?P<name>[^\s\d#].*?)[\s,;:]+" + _TRIPLE + r"$",
+        _NUMBER + _TRIPLE + r"[\s,;:]+(?P<name>[^\s\d#].*)$",
+        _NUMBER + r"(?P<name>[^\s\d#].*?)[\s,;:]+#(?P<hex>[0-9a-fA-F]{6})$",
+        r"^(?P<name>[^\s\d].*?)\s*[,;:\t]\s*(?P<number>\d+)$",
+        _NUMBER + r"(?P<name>.+)$",
+    )
+)
+_HEADINGS = frozenset((
+    "id", "ids", "index", "value", "label", "labels", "class", "classes", "classid", "trainid", "name", "names",
+    "classname", "labelname", "color", "colour", "colors", "rgb", "hex", "r", "g", "b", "red", "green", "blue",
+))  # fmt: skip
+_NAMED = ("name", "label", "class", "title")  # keys of JSON objects
+_NUMBERED = ("id", "index", "value", "trainId")
+_COLORED = ("color", "colour", "rgb")
+_LISTS = ("categories", "classes", "names", "labels")
+
+
+@dataclass(frozen=True)
+class NamedClass:
+    """A class as a file names it.
+
+    Attributes:
+        name: of it.
+        color: that the file gives it, or None.
+        number: that stands beside the name, or None.
+    """
+
+    name: str
+    color: Color | None = None
+    number: int | None = None
+
+
+def read_classes(path: Path) -> list[NamedClass]:
+    """The classes of a file, in its order.
+
+    Raises:
+        MisuseError: no such file.
+        DeployError: not such a file, nothing in it, or a colour that is none.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (FileNotFoundError, IsADirectoryError) as error:
+        raise MisuseError(f"{path} does not exist or is no file; name one with a class a line") from error
+    except UnicodeDecodeError as error:
+        raise DeployError(f"{path} is no text in UTF-8; write a class a line") from error
+    if text.lstrip()[:1] in ("[", "{"):
+        return _from_json(text, path)
+    return [_parsed(line, path) for line in _lines(text)]
+
+
+def in_label_order(found: Sequence[NamedClass], path: Path) -> list[NamedClass]:
+    """Classes by the numbers that a file gives them; of none, in its order.
+
+    Raises MisuseError where the numbers are not those of labels, 0, 1, …
+    """
+    found = [each for each in found if each.number != IGNORE or each.name.lower() not in VOID_NAMES]
+    if found and found[0].name == "__ignore__":  # labelme's -1
+        found = found[1:]
+    numbers = [each.number for each in found if each.number is not None]
+    if len(numbers) < len(found):
+        return found
+    ordered = sorted(found, key=lambda each: each.number or 0)
+    if [each.number for each in ordered] == list(range(len(ordered))):
+        return ordered
+    listed = ", ".join(map(str, numbers[:4])) + (", …" if len(numbers) > 4 else "")
+    first = ",".join(f"{each.number}={each.name}" for each in found[:2])
+    raise MisuseError(
+        f"{path} numbers its classes {listed}, which are no labels 0 to {len(found) - 1}; pass --mask-values {first},… "
+        "where label files hold these numbers, or leave them out where lines are in label order"
+    )
+
+
+def read_colors(path: Path) -> list[tuple[str, Color]]:
+    """(name, colour) of a file with `NAME R G B`, `R G B NAME` or `NAME #RRGGBB` a line, void ones among them.
+
+    Raises:
+        MisuseError: no such file.
+        DeployError: not such a file, or a colour twice.
+    """
+    found: list[tuple[str, Color]] = []
+    for each in read_classes(path):
+        if each.color is None:
+            raise DeployError(f"{path} has the class {each.name!r} without a colour; write NAME R G B a line")
+        found.append((each.name, each.color))
+    if not found:
+        raise DeployError(f"{path} is empty; write NAME R G B a line")
+    if again := twice([color for _, color in found]):
+        raise DeployError(f"{path} has the colour {again[0]} twice; give each class its own")
+    return found
+
+
+def twice(items: Sequence[Any]) -> list[Any]:
+    """The items that stand before already, in order."""
+    return [item for index, item in enumerate(items) if item in items[:index]]
+
+
+def _lines(text: str) -> list[str]:
+    """Those that name a class: no comments, and no heading of a table."""
+    lines = [line.replace('"', "").strip().removeprefix("- ") for line in text.splitlines()]
+    lines = [line for line in lines if line and not line.startswith("#")]
+    words = re.findall(r"[a-z]+", lines[0].lower().replace("_", "")) if lines else []
+    if words and _HEADINGS.issuperset(words) and (len(words) > 1 or lines[0].endswith(":")):
+        lines = lines[1:]
+    if len(lines) == 1 and not any(pattern.match(lines[0]) for pattern in _LINES[:3]):  # no network has one class
+        return [part.strip() for part in lines[0].split(",") if part.strip()]
+    return lines
+
+
+def _parsed(line: str, path: Path) -> NamedClass:
+    line = line.rstrip(":")  # CVAT's labelmap.txt has more columns, mostly empty
+    match = next(match for pattern in _LINES if (match := pattern.match(line)))
+    found = match.groupdict()
+    color = found.get("hex") or [found[key] for key in ("red", "green", "blue") if found.get(key)]
+    number = None if found.get("number") is None else int(found["number"])
+    return NamedClass(found["name"].strip(), _color(color, line, path) if color else None, number)
+
+
+def _color(given: Any, said: object, path: Path) -> Color:
+    """A colour of three numbers, or of six hexadecimal digits."""
+    if isinstance(given, str) and re.fullmatch("#?[0-9a-fA-F]{6}", given):
+        given = bytes.fromhex(given.removeprefix("#"))
+    try:
+        red, green, blue = (int(value) for value in given)
+    except (TypeError, ValueError):
+        red = green = blue = -1
+    if not 0 <= min(red, green, blue) <= max(red, green, blue) <= 255:
+        raise DeployError(f"{path} has the line {said!r}; colours are three numbers from 0 to 255")
+    return red, green, blue
+
+
+def _from_json(text: str, path: Path) -> list[NamedClass]:
+    """Of a list of names or of objects, or of an object of names and numbers, as tools write them."""
+    try:
+        given = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise DeployError(f"{path} is no JSON ({error}); write a class a line") from error
+    if isinstance(given, dict):
+        given = next((given[key] for key in _LISTS if isinstance(given.get(key), list | dict)), given)
+    items = [_of_pair(*item, path) for item in given.items()] if isinstance(given, dict) else given
+    return [item if isinstance(item, NamedClass) else _of_item(item, path) for item in items]
+
+
+def _of_pair(key: str, value: Any, path: Path) -> NamedClass:
+    """`"0": "road"`, `"road": 0`, `"road": [128, 64, 128]` or `"0": {"name": "road"}`."""
+    if isinstance(value, str | dict):
+        found = _of_item(value, path)
+        if key.isdigit():
+            return replace(found, number=int(key))
+        return found if isinstance(value, dict) else _strange(path)
+    if isinstance(value, list):
+        return NamedClass(key, _color(value, key, path))
+    return NamedClass(key, None, value) if type(value) is int else _strange(path)
+
+
+def _of_item(item: Any, path: Path) -> NamedClass:
+    if isinstance(item, str):
+        return NamedClass(item)
+    if not isinstance(item, dict):
+        return _strange(path)
+    name, number, color = (
+        next((item[key] for key in keys if key in item), None) for keys in (_NAMED, _NUMBERED, _COLORED)
+    )
+    if not isinstance(name, str) or not (number is None or type(number) is int):
+        return _strange(path)
+    return NamedClass(name, None if color is None else _color(color, name, path), number)
+
+
+def _strange(path: Path) -> NamedClass:
+    raise DeployError(f"{path} is JSON that does not list names of classes; write a class a line")
