@@ -3,8 +3,9 @@
 import os
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import contextmanager
 from pathlib import Path
+from threading import get_ident
 
 import numpy as np
 
@@ -21,6 +22,7 @@ from .onnx_model import WHOLE, OnnxModelBackend
 from .open_engine import gpu_index_of, open_engine
 from .plan import Plan, available_memory, check_result, plan_engine, plan_on_gpu, plan_unbounded
 from .prepare import check_image, check_source
+from .process_memory import give_back_freed
 from .refine import REACH, refusal
 from .result_maker import ResultMaker, cropped
 from .tiled_scores import TiledScores
@@ -113,6 +115,7 @@ class Network:
         self.precision, self.manifest = precision, manifest
         self.batch_costs: dict[tuple[int, int], BatchCost] = {}
         self._working = WorkingMemory(self._release)
+        self._tiling_thread = get_ident()  # the one that ran an image in tiles last
         self.tiled = TiledScores(backend, heads, stages, manifest, self.path, threads)
         self.cell = int((heads.upsampling.factor or stages[-1].stride)[0])
         self._results = ResultMaker(heads, self.cell, self.refine, manifest is not None)
@@ -333,12 +336,19 @@ class Network:
                 )
             del window, rows, made  # or its scores would be in memory beside the next ones
 
-    def taking(self, *plans: Plan) -> AbstractContextManager[None]:
+    @contextmanager
+    def taking(self, *plans: Plan) -> Iterator[None]:
         """While it is open, runs by these plans are within the memory budget beside those of other threads."""
         needed = sum(plan.bytes - plan.result for plan in plans)
         shape = len(plans), plans[0].padded, plans[0].grids, plans[0].passes  # of other stages, grids are others
         # Tiles in passes give back what they took.
-        return self._working.taking(needed, shape, self.memory_budget, keeps=not any(plan.passes for plan in plans))
+        keeps = not any(plan.passes for plan in plans)
+        with self._working.taking(needed, shape, self.memory_budget, keeps):
+            if any(plan.grids for plan in plans) and self._tiling_thread != get_ident():
+                self._tiling_thread = get_ident()
+                give_back_freed()  # allocators keep what a thread has freed for that thread
+            yield
+        self.tiled.ran()
 
     def _release(self) -> None:
         if self._backend is not None:

@@ -1,7 +1,8 @@
 """The scores of an image in tiles, by whichever stages of an engine its plan says: opened when they are needed."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,10 @@ from .manifest import Manifest, Stage
 from .open_engine import open_fine
 from .plan import Plan
 from .pooled import PooledTiles
+from .process_memory import give_back_freed
 from .tiles import Band, part_of, ready_windows, score_bands
 from .upsampling import ScoreWindow
+from .working_memory import USUAL_RUNS
 
 
 class TiledScores:
@@ -44,6 +47,7 @@ class TiledScores:
         self._backend, self._heads, self._stages, self._manifest = backend, heads, stages, manifest
         self._path, self._threads = path, threads
         self._fine: HostBackend | None = None
+        self._fine_users, self._unused = 0, 0  # who has it now; and runs since anybody had
         self._opening = threading.Lock()
         self._pooled: PooledTiles | None = None
         if manifest is not None and manifest.pooled is not None:
@@ -76,8 +80,14 @@ class TiledScores:
                 interpolated = self._heads.upsampling.mode == "linear"
                 yield top, bottom, self._heads.usable(band, interpolated=interpolated)
             return
+        with self._using_fine() if plan.fine else nullcontext(self._backend) as backend:
+            yield from self._by(backend, image, plan, start, wanted)
+
+    def _by(
+        self, backend: Backend, image: ImageSource, plan: Plan, start: int, wanted: Callable[[], None]
+    ) -> Iterator[Band]:
+        """As `bands`, in one pass."""
         stages = self._stages_of(plan)
-        backend = self.fine_backend if plan.fine else self._backend
 
         def first(rows: Span, columns: Span) -> AnyArray:
             wanted()
@@ -92,6 +102,27 @@ class TiledScores:
 
         others = [later(index) for index in range(1, len(stages))]
         yield from score_bands(plan.grids, [stage.stride for stage in stages], first, others, start)
+
+    @contextmanager
+    def _using_fine(self) -> Iterator[HostBackend]:
+        """The backend of the stages for tiles alone, which stays open meanwhile."""
+        with self._opening:
+            self._fine_users += 1
+        try:
+            yield self.fine_backend
+        finally:
+            with self._opening:
+                self._fine_users, self._unused = self._fine_users - 1, 0
+
+    def ran(self) -> None:
+        """An image was run. What USUAL_RUNS of them did not need is closed, as its weights are in memory once more."""
+        with self._opening:
+            self._unused += 1
+            if self._fine is None or self._fine_users or self._unused <= USUAL_RUNS:
+                return
+            unused, self._fine = self._fine, None
+        unused.close()
+        give_back_freed()
 
     @property
     def fine_backend(self) -> HostBackend:

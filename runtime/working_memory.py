@@ -17,7 +17,8 @@ class WorkingMemory:
     Backends keep what a run took for the next: fresh pages would cost a large image up to half of its time. What runs
     of many shapes took would add up, though, as one finds no room in what another left. So it is given back before a
     run that takes more than any before it, or of a new shape with which all that were run might come to more than the
-    budget; and once a while has gone by without a run that needed so much.
+    budget; and once a while has gone by without a run that needed so much. A network that begins with a large run has
+    it do so before that one, too: ONNX Runtime never gives back the first memory that it took, so that be little.
 
     Args:
         release: has the backend give back what no run uses.
@@ -29,6 +30,7 @@ class WorkingMemory:
     def __init__(self, release: Callable[[], None]) -> None:
         self._release = release
         self.held = 0
+        self._ran = False
         self._taken = 0  # bytes, by the runs that go on
         self._shapes: dict[Hashable, int] = {}  # that were run since the last release, and the bytes they took
         self._all_shapes = 0  # bytes, their sum
@@ -59,7 +61,9 @@ class WorkingMemory:
                 self._changed.notify_all()
             self._taken += needed
             together = self._taken
-            grows = together > self.held >= KEPT or self._fragments(needed, shape, budget)
+            first, self._ran = not self._ran, True
+            grows = together > max(self.held, KEPT) and (first or self.held >= KEPT)
+            grows = grows or self._fragments(needed, shape, budget)
             if grows:
                 self._forget()
             if keeps and shape not in self._shapes:

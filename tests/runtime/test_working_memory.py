@@ -59,6 +59,7 @@ def test_a_run_that_fails_leaves_its_place():
 
 def test_memory_is_given_back_before_a_run_larger_than_all_before_it():
     memory = WorkingMemory(released := Releases())
+    run(memory, KEPT // 2)
     run(memory, 100 * MB)
     assert not released
     run(memory, 300 * MB)
@@ -67,8 +68,17 @@ def test_memory_is_given_back_before_a_run_larger_than_all_before_it():
     assert len(released) == 1
 
 
+def test_a_network_that_begins_with_a_large_run_takes_little_first():
+    memory = WorkingMemory(released := Releases())
+    run(memory, 300 * MB)
+    assert len(released) == 1 and memory.held == 300 * MB
+    run(memory, 200 * MB)
+    assert len(released) == 1
+
+
 def test_shapes_that_might_come_to_more_than_the_budget_have_memory_given_back():
     memory = WorkingMemory(released := Releases())
+    run(memory, 1, "the first")
     for _ in range(3):
         for shape in range(4):  # that fit together
             run(memory, 100 * MB, shape, budget=450 * MB)
@@ -79,6 +89,7 @@ def test_shapes_that_might_come_to_more_than_the_budget_have_memory_given_back()
 
 def test_an_unusually_large_run_holds_its_memory_for_a_while_only():
     memory = WorkingMemory(released := Releases())
+    run(memory, 1, "the first")
     run(memory, 1000 * MB)
     for _ in range(USUAL_RUNS):
         run(memory, 80 * MB)
