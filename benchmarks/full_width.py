@@ -1,6 +1,7 @@
-"""Networks of the literature at the width that they were published in, with random weights, written in PyTorch alone."""
+"""Networks of the literature at the width they were published in, with random weights, in PyTorch alone."""
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -29,7 +30,7 @@ class UNet(nn.Module):
             nn.Sequential(_layer(i, o), _layer(o, o)) for i, o in zip(inputs, widths, strict=False)
         )
         deep = list(reversed(widths))
-        self.up = nn.ModuleList(nn.ConvTranspose2d(i, o, 2, 2) for i, o in zip(deep, deep[1:], strict=False))
+        self.up = nn.ModuleList(nn.ConvTranspose2d(i, o, 2, 2) for i, o in pairwise(deep))
         self.merge = nn.ModuleList(nn.Sequential(_layer(2 * o, o), _layer(o, o)) for o in deep[1:])
         self.score = nn.Conv2d(64, CLASSES, 1)
 
@@ -110,7 +111,7 @@ class _Block(nn.Module):
     def forward(self, x, height: int, width: int):
         x = x + self.attend(self.before(x), height, width)
         y = self.wide(self.after(x))
-        batch, count, channels = y.shape
+        batch, _, channels = y.shape
         y = self.mix(y.transpose(1, 2).reshape(batch, channels, height, width)).flatten(2).transpose(1, 2)
         return x + self.narrow(F.gelu(y))
 

@@ -5,7 +5,6 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from threading import get_ident
 
 import numpy as np
 
@@ -22,7 +21,7 @@ from .onnx_model import WHOLE, OnnxModelBackend
 from .open_engine import gpu_index_of, open_engine
 from .plan import Plan, available_memory, check_result, plan_engine, plan_on_gpu, plan_unbounded
 from .prepare import check_image, check_source
-from .process_memory import give_back_freed
+from .process_memory import share_one_heap
 from .refine import REACH, refusal
 from .result_maker import ResultMaker, cropped
 from .tiled_scores import TiledScores
@@ -77,6 +76,8 @@ class Network:
             raise MisuseError(f"memory is {memory} bytes; it must be above 0, or None for what is free")
         self.path = path = Path(model)
         self.memory, self.refine = memory, refine
+        if memory is not None:
+            share_one_heap()
         self.input_range = None if input_range is None else parse_range(input_range)
         if not path.is_file():
             raise MisuseError(f"{path} does not exist or is not a file; name an .engine or an .onnx")
@@ -115,7 +116,6 @@ class Network:
         self.precision, self.manifest = precision, manifest
         self.batch_costs: dict[tuple[int, int], BatchCost] = {}
         self._working = WorkingMemory(self._release)
-        self._tiling_thread = get_ident()  # the one that ran an image in tiles last
         self.tiled = TiledScores(backend, heads, stages, manifest, self.path, threads)
         self.cell = int((heads.upsampling.factor or stages[-1].stride)[0])
         self._results = ResultMaker(heads, self.cell, self.refine, manifest is not None)
@@ -344,9 +344,6 @@ class Network:
         # Tiles in passes give back what they took.
         keeps = not any(plan.passes for plan in plans)
         with self._working.taking(needed, shape, self.memory_budget, keeps):
-            if any(plan.grids for plan in plans) and self._tiling_thread != get_ident():
-                self._tiling_thread = get_ident()
-                give_back_freed()  # allocators keep what a thread has freed for that thread
             yield
         self.tiled.ran()
 
