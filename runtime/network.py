@@ -21,7 +21,7 @@ from .onnx_model import WHOLE, OnnxModelBackend
 from .open_engine import gpu_index_of, open_engine
 from .plan import Plan, available_memory, check_result, plan_engine, plan_on_gpu, plan_unbounded
 from .prepare import check_image, check_source
-from .process_memory import share_one_heap
+from .process_memory import give_back_freed, share_one_heap
 from .refine import REACH, refusal
 from .result_maker import ResultMaker, cropped
 from .tiled_scores import TiledScores
@@ -346,6 +346,8 @@ class Network:
         with self._working.taking(needed, shape, self.memory_budget, keeps):
             yield
         self.tiled.ran()
+        if not keeps:
+            give_back_freed()
 
     def _release(self) -> None:
         if self._backend is not None:

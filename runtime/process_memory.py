@@ -5,6 +5,7 @@ import logging
 import os
 from collections.abc import Mapping
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
@@ -58,7 +59,7 @@ def _set_up(parameters: Mapping[int, int]) -> None:
     if any(name == "GLIBC_TUNABLES" or name.startswith("MALLOC_") for name in os.environ):
         return
     with suppress(OSError, AttributeError):
-        mallopt = ctypes.CDLL(None).mallopt
+        mallopt = _allocator().mallopt
         for parameter, value in parameters.items():
             mallopt(parameter, value)
 
@@ -66,7 +67,12 @@ def _set_up(parameters: Mapping[int, int]) -> None:
 def give_back_freed() -> None:
     """Return what the process has freed to the system, where its allocator (glibc's) keeps it for later."""
     with suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)
+        _allocator().malloc_trim(0)
+
+
+@cache
+def _allocator() -> ctypes.CDLL:
+    return ctypes.CDLL(None)
 
 
 def _status(field: str) -> int | None:

@@ -47,7 +47,7 @@ class TiledScores:
         self._backend, self._heads, self._stages, self._manifest = backend, heads, stages, manifest
         self._path, self._threads = path, threads
         self._fine: HostBackend | None = None
-        self._fine_users, self._unused = 0, 0  # who has it now; and runs since anybody had
+        self._users, self._unused = 0, 0  # who has it, or the passes, now; and runs since anybody had
         self._opening = threading.Lock()
         self._pooled: PooledTiles | None = None
         if manifest is not None and manifest.pooled is not None:
@@ -74,14 +74,14 @@ class TiledScores:
             if stop is not None and stop.is_set():
                 raise DeployError(f"{self._path}: the rest of the image is not wanted any more")
 
-        if plan.passes:
-            assert self._pooled is not None, "as its plan says"
-            for top, bottom, band in self._pooled.bands(image, plan, start, wanted):
-                interpolated = self._heads.upsampling.mode == "linear"
-                yield top, bottom, self._heads.usable(band, interpolated=interpolated)
-            return
-        with self._using_fine() if plan.fine else nullcontext(self._backend) as backend:
-            yield from self._by(backend, image, plan, start, wanted)
+        with self._using() if plan.passes or plan.fine else nullcontext():
+            if plan.passes:
+                assert self._pooled is not None, "as its plan says"
+                for top, bottom, band in self._pooled.bands(image, plan, start, wanted):
+                    interpolated = self._heads.upsampling.mode == "linear"
+                    yield top, bottom, self._heads.usable(band, interpolated=interpolated)
+                return
+            yield from self._by(self.fine_backend if plan.fine else self._backend, image, plan, start, wanted)
 
     def _by(
         self, backend: Backend, image: ImageSource, plan: Plan, start: int, wanted: Callable[[], None]
@@ -104,24 +104,27 @@ class TiledScores:
         yield from score_bands(plan.grids, [stage.stride for stage in stages], first, others, start)
 
     @contextmanager
-    def _using_fine(self) -> Iterator[HostBackend]:
-        """The backend of the stages for tiles alone, which stays open meanwhile."""
+    def _using(self) -> Iterator[None]:
+        """What was opened here stays open meanwhile."""
         with self._opening:
-            self._fine_users += 1
+            self._users += 1
         try:
-            yield self.fine_backend
+            yield
         finally:
             with self._opening:
-                self._fine_users, self._unused = self._fine_users - 1, 0
+                self._users, self._unused = self._users - 1, -1  # the run that had it is counted, too
 
     def ran(self) -> None:
         """An image was run. What USUAL_RUNS of them did not need is closed, as its weights are in memory once more."""
         with self._opening:
             self._unused += 1
-            if self._fine is None or self._fine_users or self._unused <= USUAL_RUNS:
+            if self._users or self._unused != USUAL_RUNS:
                 return
             unused, self._fine = self._fine, None
-        unused.close()
+        if self._pooled is not None:
+            self._pooled.forget()
+        if unused is not None:
+            unused.close()
         give_back_freed()
 
     @property

@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 
-KEPT = 64_000_000  # bytes that are kept whatever the usual run takes
+KEPT = 16_000_000  # bytes that are kept whatever the usual run takes
 USUAL_RUNS = 16  # that tell what is usual
 MOST_SHAPES = 64  # times the largest run's memory, all shapes together: they come to far less in truth
 ABOVE_USUAL = 1.1  # times the most that usual runs take is kept, no more
