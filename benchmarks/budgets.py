@@ -7,10 +7,10 @@ Networks are those at full width (`full_width`), the zoo of the tests, which is 
 .engine files. Their engines are built first, each in a process of its own, and kept in --folder.
 
 A row is an engine, a budget and a number of callers, each of which labels an image of each size, the smallest first.
-Its figures are parts of the budget, of which 1.0 may be taken: `calls`, the peak of anonymous memory meanwhile over that
-of the process with the engine open; `engine too`, over that before it was opened. Images and labels, which the caller
-holds, are not counted. `kept`: what the process holds after thirty usual images (480×640) that follow, over what it
-holds where they are all there was; 1.1 is allowed. A size that does not fit is refused by its plan, and left out.
+Its figures are parts of the budget, of which 1.0 may be taken: `calls`, the peak of anonymous memory meanwhile over
+that of the process with the engine open; `engine too`, over that before it was opened. Images and labels, which the
+caller holds, are not counted. `kept`: what the process holds after thirty usual images (480×640) that follow, over what
+it holds where they are all there was; 1.1 is allowed. A size that does not fit is refused by its plan, and left out.
 """
 
 import argparse
