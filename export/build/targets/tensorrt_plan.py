@@ -24,7 +24,8 @@ from fcn_deploy.export.build.profile_search import Cost
 from fcn_deploy.export.build.profiles import PlannedProfile
 from fcn_deploy.export.build.targets import tensorrt_process
 from fcn_deploy.export.build.targets.kernels import check_compiler
-from fcn_deploy.export.build.targets.tensorrt_process import BuiltPlan, too_long
+from fcn_deploy.export.build.targets.tensorrt_errors import too_long
+from fcn_deploy.export.build.targets.tensorrt_process import BuiltPlan
 from fcn_deploy.export.quantization.options import Say
 from fcn_deploy.runtime.errors import DeployError, MisuseError
 from fcn_deploy.runtime.extras import need

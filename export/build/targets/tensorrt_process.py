@@ -19,6 +19,7 @@ from fcn_deploy.calibration.report.engine_report import PlanLayer
 from fcn_deploy.export.build.config import HARDWARE_LEVELS, TensorRTOptions
 from fcn_deploy.export.build.gpus import THIS_GPU, check_type
 from fcn_deploy.export.build.profiles import PlannedProfile
+from fcn_deploy.export.build.targets.tensorrt_errors import LIBRARY_NAMES, failed, reason_of, refused, tidied, too_long
 from fcn_deploy.export.build.targets.tensorrt_layers import layers_of
 from fcn_deploy.export.build.targets.timing_cache import TimingCache
 from fcn_deploy.runtime.backends.device import platform_name
@@ -27,7 +28,6 @@ from fcn_deploy.runtime.extras import need
 
 OLDEST_TENSORRT = (10, 12)
 RUNTIME_PLATFORMS = {"windows-x86_64": "WINDOWS_AMD64"}  # as manifests have it → TensorRT's name
-LIBRARY_NAMES = {"tensorrt": "TensorRT", "tensorrt_rtx": "TensorRT for RTX"}  # module → name in errors
 
 
 @dataclass(frozen=True)
@@ -121,12 +121,12 @@ def run_parser(name: str) -> None:
         flags = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
         network = trt.Builder(log).create_network(0 if flags is None else 1 << int(flags))
         parser = trt.OnnxParser(network, log)
-        refused = []
+        turned_down = []
         if not parser.supports_model_v2((folder / "core.onnx").read_bytes()):
             errors = [parser.get_error(index) for index in range(parser.num_errors)]
-            refused = [(each.node_name(), each.node_operator(), _tidied(each.desc())) for each in errors]
-            refused = refused or [("", "", _reason(log.errors) or "no reason given")]
-        said = {"module": f"{trt.__name__} {trt.__version__}", "refused": list(dict.fromkeys(refused))}
+            turned_down = [(each.node_name(), each.node_operator(), tidied(each.desc())) for each in errors]
+            turned_down = turned_down or [("", "", reason_of(log.errors) or "no reason given")]
+        said = {"module": f"{trt.__name__} {trt.__version__}", "refused": list(dict.fromkeys(turned_down))}
     except DeployError as error:
         said = {"error": str(error)}
     (folder / "said.json").write_text(json.dumps(said))
@@ -218,14 +218,14 @@ def build_here(
         builder = trt.Builder(log)
     except Exception as error:
         raise DeployError(
-            f"{LIBRARY_NAMES[name]} cannot start: {_reason(log.errors) or error}; is there a usable GPU?"
+            f"{LIBRARY_NAMES[name]} cannot start: {reason_of(log.errors) or error}; is there a usable GPU?"
         ) from error
     flags = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
     network = builder.create_network(0 if flags is None else 1 << int(flags))
     parser = trt.OnnxParser(network, log)
     progress("reading the network")
     if not parser.parse_from_file(str(model)):
-        raise _refused(parser, log)
+        raise refused(parser, log)
     config = builder.create_builder_config()
     config.clear_flag(trt.BuilderFlag.TF32)  # float32 means float32
     _set_targets(trt, config, options, targets)
@@ -251,7 +251,7 @@ def build_here(
     if monitor.cancelled and options.timeout is not None:
         raise too_long(options.timeout, monitor.phase)
     if plan is None or log.inconsistent:
-        raise _failed(name, log, options)
+        raise failed(name, log, options)
     sizes: list[int | None] = list(log.activations)
     if len(sizes) != len(profiles):
         sizes = [None] * len(profiles)
@@ -373,7 +373,7 @@ def _set_platform(trt: ModuleType, config, options: TensorRTOptions, log) -> lis
     if wanted is None or config.runtime_platform != wanted:
         raise DeployError(
             f"{trt.__name__} {trt.__version__} does not build for --platform {options.platform} here"
-            f"{f' ({_reason(log.errors)})' if log.errors else ''}; build there, or install a newer one"
+            f"{f' ({reason_of(log.errors)})' if log.errors else ''}; build there, or install a newer one"
         )
     return [f"the plan is for {options.builds_for}, and does not run on this machine"]
 
@@ -392,66 +392,4 @@ def _add_profiles(builder, network, config, profiles: Sequence[PlannedProfile], 
         made.set_shape(image.name, *((number, channels, *size) for number, *size in shapes))
         if config.add_optimization_profile(made) < 0:
             text = ":".join(f"{size[0]}x{size[1]}" for size in (profile.min, profile.opt, profile.max))
-            raise DeployError(f"TensorRT refuses profile {index} ({text}): {_reason(log.errors)}")
-
-
-def too_long(timeout: float, phase: str) -> DeployError:
-    return DeployError(
-        f"the build took longer than --timeout {timeout:g} s, and was stopped while {phase}; allow more, or give fewer "
-        "profiles or a --timing-cache"
-    )
-
-
-def _tidied(message: str) -> str:
-    """A message without the places in TensorRT's source."""
-    message = re.sub(r"\s*(?:\.|,)?\s*In \w+ at \S+:\d+", "", " ".join(message.split()))
-    message = re.sub(r"^\[?[\w.]+::\w+::\d+\]?\s*|^[\w:]+: (?=Error Code)|^ModelImporter\.cpp:\d+: ", "", message)
-    return message[:300]
-
-
-def _reason(errors: Sequence[str]) -> str:
-    """The first error that is not about a driver, which a machine without a GPU complains of in passing."""
-    real = [error for error in errors if "cudaError 35" not in error]
-    return _tidied((real or list(errors) or [""])[0])
-
-
-def _refused(parser, log) -> DeployError:
-    """What the ONNX parser says, with the node, its operator and a remedy."""
-    if not parser.num_errors:
-        return DeployError(f"TensorRT cannot read the network: {_reason(log.errors) or 'no reason given'}")
-    error = parser.get_error(0)
-    operator, node = error.node_operator(), error.node_name()
-    reason = _tidied(error.desc().split("\n")[-1 if "Invalid Node" in error.desc().split("\n")[0] else 0])
-    everything = " ".join([error.desc(), *log.errors])
-    if "zero point" in everything:
-        reason = "a zero point that is not 0"
-        remedy = "it is quantized for CPUs; start from the float32 model and let build-engine --int8 quantize for GPUs"
-    elif "input has type Int32" in everything:
-        reason = "an int32 bias"
-        remedy = "it is quantized for CPUs; start from the float32 model, or leave biases in float (QuantizeBias=False)"
-    elif "UNSUPPORTED" in str(error.code()) or "Plugin not found" in everything:
-        reason = "TensorRT has no such operator" if "Plugin not found" in everything else "it is not supported so"
-        remedy = "replace it in the network before export, or build for --target cpu"
-    else:
-        remedy = "change it in the network before export, or build for --target cpu"
-    return DeployError(f"TensorRT refuses node {node or error.node()} ({operator}): {reason}; {remedy}")
-
-
-def _failed(name: str, log, options: TensorRTOptions) -> DeployError:
-    reason = _reason(log.errors) or "no reason given"
-    everything = " ".join(log.errors)
-    if log.inconsistent:
-        remedy = "its largest size is too large: give smaller --sizes or --max-batch (the runtime tiles larger images)"
-    elif re.search(r"OutOfMemory|out of memory|workspace|MemoryAllocation", everything):
-        if "no tactics" in everything:
-            reason = "no kernel works in so little scratch memory"
-        remedy = "give smaller --sizes or --max-batch, or free memory of the GPU"
-        if options.workspace is not None:
-            remedy = f"raise --workspace ({options.workspace / 1e6:,.0f} MB), or give smaller --sizes or --max-batch"
-    elif "libnvinfer_lean" in everything:
-        remedy = "omit --version-compatible, or install TensorRT's lean runtime"
-    elif all(re.search(r"cudaError 3[56]\b", error) for error in log.errors):  # no driver, or one too old
-        remedy = "it needs a GPU and its driver; name the GPUs to build for, such as --target sm86,sm89,sm120"
-    else:
-        remedy = "try another version of it, or --target cpu"
-    return DeployError(f"{LIBRARY_NAMES[name]} cannot build the network: {reason}; {remedy}")
+            raise DeployError(f"TensorRT refuses profile {index} ({text}): {reason_of(log.errors)}")
