@@ -92,8 +92,9 @@ def _late(order: Sequence[int], nodes: Sequence[NodeProto], readers: Mapping[str
     waiting: dict[int, list[int]] = {}  # by who reads them
     for index in order:
         node = nodes[index]
-        if node.op_type == "DequantizeLinear" and len(readers[node.output[0]]) == 1:
-            waiting.setdefault(*readers[node.output[0]], []).append(index)
+        by = tuple(readers.get(node.output[0], ()))
+        if node.op_type == "DequantizeLinear" and len(by) == 1:
+            waiting.setdefault(by[0], []).append(index)
         else:
             late += [*waiting.pop(index, []), index]
     return late + [index for indices in waiting.values() for index in indices]

@@ -31,7 +31,6 @@ from .pillow import open_pillow
 from .ranged import opened
 from .sidecars import mask_beside, no_data_beside, one_no_data, scales_of, scales_told, told_beside
 from .tiff import (
-    ORIENTATION,
     TURNS,
     Read,
     as_read,
@@ -43,6 +42,7 @@ from .tiff import (
     tagged_no_data,
     turned,
 )
+from .tiff_chunks import ORIENTATION
 
 if TYPE_CHECKING:
     from PIL import Image as Pictures
