@@ -1,6 +1,7 @@
 """LitServe with a Segmenter, for benchmarks/serving.py: `python -m benchmarks.litserve_segmenter cam.engine PORT`.
 
-An .npy file comes as a form's field, as LitServe takes no raw arrays, and the labels' bytes go back.
+An .npy file comes as a form's field, as LitServe takes no raw arrays, and the labels' bytes go back. It has as many
+workers as serve-engine has lanes.
 """
 
 import io
@@ -9,6 +10,7 @@ import sys
 import litserve
 import numpy as np
 from fastapi import Response
+from fcn_deploy.runtime.stream import CALLERS
 
 from fcn_deploy import Segmenter
 
@@ -32,5 +34,5 @@ class Api(litserve.LitAPI):
 
 
 if __name__ == "__main__":
-    server = litserve.LitServer(Api(sys.argv[1]), accelerator="cpu", workers_per_device=1)
+    server = litserve.LitServer(Api(sys.argv[1]), accelerator="cpu", workers_per_device=CALLERS)
     server.run(port=int(sys.argv[2]), host="127.0.0.1", generate_client_file=False, log_level="error")

@@ -46,13 +46,14 @@ from fcn_deploy import Segmenter
 
 LEAST, MOST = (120, 160), (720, 1280)  # of mixed sizes
 ROUND, ROUNDS = 10.0, 3  # seconds of one turn at most, and turns at least
+OTHERS = ("LitServe", "Triton")
 CORES = len(os.sched_getaffinity(0))
 
 
 def latency(engine: Path, servers: dict[str, str], pids: dict[str, int], runs: int) -> dict[str, dict[str, float]]:
     """Of each: milliseconds, and what they and the processor's time are to those of a bare call, by medians of pairs.
 
-    Processor time is the server's and the client's together; of the servers in `pids` alone.
+    Processor time is the server's and the client's together.
     """
     image = natural_noise(*IDLE, RGB, 0)
     with Segmenter(engine) as net:
@@ -77,9 +78,11 @@ def latency(engine: Path, servers: dict[str, str], pids: dict[str, int], runs: i
     told = {}
     for kind, each in taken.items():
         # Pair by pair, so that what else runs on the machine counts for both.
-        told[kind] = {"ms": 1e3 * spread(each)[0], "over_bare": float(np.median(np.divide(each, taken["bare"])))}
-        if kind in pids or kind == "bare":
-            told[kind]["processor_over_bare"] = float(np.sum(processor[kind]) / np.sum(processor["bare"]))
+        told[kind] = {
+            "ms": 1e3 * spread(each)[0],
+            "over_bare": float(np.median(np.divide(each, taken["bare"]))),
+            "processor_over_bare": float(np.sum(processor[kind]) / np.sum(processor["bare"])),
+        }
     return told
 
 
@@ -93,7 +96,7 @@ class Turn:
         wrong: answers whose labels are not those of a direct call.
         seconds: of the turn.
         client: processor seconds of the clients' process.
-        server: of the server's; 0: not known.
+        server: of the server's processes.
     """
 
     pixels: int = 0
@@ -151,10 +154,10 @@ def throughput(engine: Path, servers: dict[str, str], pids: dict[str, int], opti
 
     Of each server, as medians of the rounds:
 
-        over_map            its rate over that of `map` in the same round
+        over_map            its rate over that of `map` in the same round; so over_Triton and over_LitServe
+        processor_over_map  processor time for a pixel over that of `map`, no clients in it; so of the others
         clients             the share of all cores' time that its clients took
         over_map_beside     over_map where the time that the clients took is not counted: what is left of the cores is
-        processor_over_map  processor time for a pixel over that of `map`; no clients in it
     """
     sizes = mixed_sizes(options.images, LEAST, MOST)
     images = [natural_noise(*size, RGB, seed) for seed, size in enumerate(sizes)]
@@ -179,30 +182,32 @@ def throughput(engine: Path, servers: dict[str, str], pids: dict[str, int], opti
                     continue
                 words = kind, servers[kind], engine.stem, sizes, Path(folder), length, options.clients
                 with ProcessPoolExecutor(1, context) as worker:
-                    before = processor_seconds(pids[kind]) if kind in pids else 0.0
+                    before = processor_seconds(pids[kind])
                     turn = worker.submit(hammer, *words).result()
-                    turn.server = processor_seconds(pids[kind]) - before if kind in pids else 0.0
+                    turn.server = processor_seconds(pids[kind]) - before
                 turns[kind].append(turn)
             resident.append(memory(pids["REST"])["anonymous"])
-    return {"rates": {kind: rates(turns[kind], turns["map"]) for kind in turns}, "resident": resident}
+    return {"rates": {kind: rates(kind, turns) for kind in turns}, "resident": resident}
 
 
-def rates(turns: list[Turn], mapped: list[Turn]) -> dict[str, float]:
+def rates(kind: str, turns: dict[str, list[Turn]]) -> dict[str, float]:
     """What `throughput` tells of a server, or of `map`."""
-    found: dict[str, float] = {"mpixels_per_s": spread([each.pixels / each.seconds / 1e6 for each in turns])[0]}
-    if turns is mapped:
+    own = turns[kind]
+    found: dict[str, float] = {"mpixels_per_s": spread([each.pixels / each.seconds / 1e6 for each in own])[0]}
+    if kind == "map":
         return found
-    pairs = list(zip(turns, mapped, strict=True))
-    over = [one.pixels / one.seconds / (other.pixels / other.seconds) for one, other in pairs]
-    share = [each.client / each.seconds / CORES for each in turns]
-    found["over_map"] = float(np.median(over))
-    found["clients"] = float(np.median(share))
-    found["over_map_beside"] = float(np.median(np.divide(over, np.subtract(1, share))))
-    if all(each.server for each in turns):
-        costs = [one.server / one.pixels / (other.server / other.pixels) for one, other in pairs]
-        found["processor_over_map"] = float(np.median(costs))
+    for other in ["map", *(name for name in OTHERS if name in turns and kind not in OTHERS)]:
+        pairs = list(zip(own, turns[other], strict=True))
+        over = [mine.pixels / mine.seconds / (its.pixels / its.seconds) for mine, its in pairs]
+        costs = [mine.server / mine.pixels / (its.server / its.pixels) for mine, its in pairs]
+        found[f"over_{other}"] = float(np.median(over))
+        found[f"processor_over_{other}"] = float(np.median(costs))
+        if other == "map":
+            share = [each.client / each.seconds / CORES for each in own]
+            found["clients"] = float(np.median(share))
+            found["over_map_beside"] = float(np.median(np.divide(over, np.subtract(1, share))))
     for name in ("images", "lost", "wrong"):
-        found[name] = sum(getattr(each, name) for each in turns)
+        found[name] = sum(getattr(each, name) for each in own)
     return found
 
 
@@ -222,8 +227,9 @@ def figures(told: dict) -> list[tuple[str, float, str, bool]]:
     for kind in ("REST", "gRPC"):
         at_least(f"{kind} over map", rates_[kind]["over_map"], 0.92)
         at_most(f"{kind} requests lost or wrong", rates_[kind]["lost"] + rates_[kind]["wrong"], 0)
-        for other in {"Triton", "LitServe"} & set(rates_):
-            at_least(f"{kind} over {other}", rates_[kind]["mpixels_per_s"] / rates_[other]["mpixels_per_s"], 1.0)
+        for other in (name for name in OTHERS if name in rates_):
+            at_least(f"{kind} over {other}", rates_[kind][f"over_{other}"], 1.0)
+            at_most(f"{kind} over {other}, processor time", rates_[kind][f"processor_over_{other}"], 1.0)
     first, last = told["throughput"]["resident"][0], told["throughput"]["resident"][-1]
     at_most("memory after the last turn over the first's", last / first, 1.05)
     large = told["large"]
@@ -266,13 +272,13 @@ def main() -> None:
         print(f"ready after {seconds:.2f} s, with {told['start']['resident'] / 1e6:.0f} MB")
         servers, pids = {"REST": http, "gRPC": rpc}, {"REST": process.pid, "gRPC": process.pid}
         if options.litserve:
-            servers["LitServe"] = stack.enter_context(litserve(options.engine, options.litserve))
+            servers["LitServe"], pids["LitServe"] = stack.enter_context(litserve(options.engine, options.litserve))
         if options.triton:
-            servers["Triton"] = stack.enter_context(triton(options.engine))
+            servers["Triton"], pids["Triton"] = stack.enter_context(triton(options.engine))
         told["latency"] = latency(options.engine, servers, pids, options.runs)
         for kind, row in told["latency"].items():
-            processor = f", {row['processor_over_bare']:.3f} of its processor time" if kind in pids else ""
-            print(f"{kind:>9} {row['ms']:8.2f} ms  {row['over_bare']:.3f} of a bare call{processor}", flush=True)
+            over = f"{row['over_bare']:.3f} of a bare call, {row['processor_over_bare']:.3f} of its processor time"
+            print(f"{kind:>9} {row['ms']:8.2f} ms  {over}", flush=True)
         told["throughput"] = throughput(options.engine, servers, pids, options)
         for kind, row in told["throughput"]["rates"].items():
             rest = "".join(f"  {name} {value:.3g}" for name, value in row.items() if name != "mpixels_per_s")

@@ -1,4 +1,8 @@
-"""Servers for benchmarks/serving.py: ours, LitServe, and a real tritonserver. Each is a context manager."""
+"""Servers for benchmarks/serving.py: ours, LitServe, and a real tritonserver. Each is a context manager.
+
+Each has a session of its own: Linux gives sessions equal shares of the cores, so that a server with one would be ahead
+of a server without wherever other programs run.
+"""
 
 import os
 import re
@@ -12,13 +16,17 @@ import urllib.request
 from contextlib import contextmanager
 from pathlib import Path
 
+from benchmarks.serving_clients import family
+
 
 @contextmanager
 def serve_engine(engine: Path, *words: object):
     """The server: (HTTP address, gRPC address, process, seconds until it was ready)."""
     started = time.perf_counter()
     program = [sys.executable, "-m", "fcn_deploy.runtime.serve.command", engine, "--port", "0", "--grpc-port", "0"]
-    process = subprocess.Popen([*map(str, program), *map(str, words)], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [*map(str, program), *map(str, words)], stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
     assert process.stdout is not None
     try:
         found = re.search(r"http://(\S+) and, by gRPC, (\S+)", process.stdout.readline())
@@ -32,7 +40,7 @@ def serve_engine(engine: Path, *words: object):
 
 @contextmanager
 def litserve(engine: Path, python: str):
-    """LitServe's address; `python` is of an environment that has it."""
+    """LitServe's address, and its process; `python` is of an environment that has it."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -44,8 +52,9 @@ def litserve(engine: Path, python: str):
                 urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1).close()
                 break
             except OSError:
+                assert process.poll() is None, "LitServe did not start"
                 time.sleep(0.1)
-        yield f"127.0.0.1:{port}"
+        yield f"127.0.0.1:{port}", process.pid
     finally:
         os.killpg(process.pid, signal.SIGKILL)  # it leaves its workers behind otherwise
         process.wait()
@@ -53,7 +62,7 @@ def litserve(engine: Path, python: str):
 
 @contextmanager
 def triton(engine: Path):
-    """A tritonserver's HTTP address: of the wheel that the tests have, on a NumPy that it can read."""
+    """A tritonserver's HTTP address, and its process: of the wheel that the tests have, on a NumPy that it can read."""
     from fcn_deploy.export.triton.repository import TritonConfig, write_repository
 
     sys.path.append(str(Path(__file__).parents[1] / "tests"))
@@ -64,5 +73,6 @@ def triton(engine: Path):
         site = triton_server.site_with_old_numpy(folder / "site")
         config = TritonConfig(outputs=("labels",), warmup=((480, 640),), site_packages=site)
         write_repository(engine, folder / "models", config)
+        before = set(family(os.getpid()))
         with triton_server.running(folder / "models", folder / "log") as (address, _):
-            yield address
+            yield address, min(set(family(os.getpid())) - before)  # its stub has come after it

@@ -21,7 +21,7 @@ from .onnx_model import WHOLE, OnnxModelBackend
 from .open_engine import gpu_index_of, open_engine
 from .plan import Plan, available_memory, check_result, plan_engine, plan_on_gpu, plan_unbounded
 from .prepare import check_image, check_source
-from .process_memory import give_back_freed, share_one_heap
+from .process_memory import give_back_freed, resident, share_one_heap
 from .refine import REACH, refusal
 from .result_maker import ResultMaker, cropped
 from .tiled_scores import TiledScores
@@ -115,7 +115,7 @@ class Network:
         self.heads, self.card, self.upsampling, self.stages = heads, heads.card, heads.upsampling, stages
         self.precision, self.manifest = precision, manifest
         self.batch_costs: dict[tuple[int, int], BatchCost] = {}
-        self._working = WorkingMemory(self._release)
+        self._working = WorkingMemory(self._release, resident if not self.on_gpu else lambda: None)
         self.tiled = TiledScores(backend, heads, stages, manifest, self.path, threads)
         self.cell = int((heads.upsampling.factor or stages[-1].stride)[0])
         self._results = ResultMaker(heads, self.cell, self.refine, manifest is not None)

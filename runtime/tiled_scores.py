@@ -20,7 +20,7 @@ from .pooled import PooledTiles
 from .process_memory import give_back_freed
 from .tiles import Band, part_of, ready_windows, score_bands
 from .upsampling import ScoreWindow
-from .working_memory import USUAL_RUNS
+from .working_memory import STEADY_RUNS
 
 
 class TiledScores:
@@ -115,10 +115,10 @@ class TiledScores:
                 self._users, self._unused = self._users - 1, -1  # the run that had it is counted, too
 
     def ran(self) -> None:
-        """An image was run. What USUAL_RUNS of them did not need is closed, as its weights are in memory once more."""
+        """An image was run. What STEADY_RUNS of them did not need is closed, as its weights are in memory once more."""
         with self._opening:
             self._unused += 1
-            if self._users or self._unused != USUAL_RUNS:
+            if self._users or self._unused != STEADY_RUNS:
                 return
             unused, self._fine = self._fine, None
         if self._pooled is not None:

@@ -5,10 +5,13 @@ from collections import deque
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 
-KEPT = 16_000_000  # bytes that are kept whatever the usual run takes
-USUAL_RUNS = 16  # that tell what is usual
+KEPT = 64_000_000  # bytes that are kept whatever the usual run takes
+USUAL_RUNS = 64  # that tell what is usual
+STEADY_RUNS, STEADY_KEPT = 16, 16_000_000  # runs of about one size, and what is kept whatever they take
+ABOUT = 1.1  # times the least of them
 MOST_SHAPES = 64  # times the largest run's memory, all shapes together: they come to far less in truth
-ABOVE_USUAL = 1.1  # times the most that usual runs take is kept, no more
+ABOVE_USUAL = 2.0  # times the most that usual runs take is kept, no more
+GROWTH = 1.5  # times what runs took when memory was last given back, beyond which it is given back again
 
 
 class WorkingMemory:
@@ -16,22 +19,27 @@ class WorkingMemory:
 
     Backends keep what a run took for the next: fresh pages would cost a large image up to half of its time. What runs
     of many shapes took would add up, though, as one finds no room in what another left. So it is given back before a
-    run that takes more than any before it, or of a new shape with which all that were run might come to more than the
-    budget; and once a while has gone by without a run that needed so much. A network that begins with a large run has
-    it do so before that one, too: ONNX Runtime never gives back the first memory that it took, so that be little.
+    run that takes half again what the first one after the last time took, or of a new shape with which all that were
+    run might come to more than the budget; and once a while has gone by without a run that needed half of it. Not for
+    less: images of mixed sizes would pay for it by a tenth of their time (docs/results.md). Images of about one size
+    have what they do not need given back sooner. A network that begins with a large run has it done before that one,
+    too: ONNX Runtime never gives back the first memory that it took, so that be little.
 
     Args:
         release: has the backend give back what no run uses.
+        resident: tells the bytes that the process holds, or None; for a backend whose memory they are.
 
     Attributes:
         held: bytes that the backend keeps, by the plans of the runs that took them.
     """
 
-    def __init__(self, release: Callable[[], None]) -> None:
-        self._release = release
+    def __init__(self, release: Callable[[], None], resident: Callable[[], int | None] = lambda: None) -> None:
+        self._release, self._resident = release, resident
+        self._empty: int | None = None  # bytes that the process held without what runs take
         self.held = 0
         self._ran = False
         self._taken = 0  # bytes, by the runs that go on
+        self._least = 0  # bytes that the first run since the last release took
         self._shapes: dict[Hashable, int] = {}  # that were run since the last release, and the bytes they took
         self._all_shapes = 0  # bytes, their sum
         self._limit = 0  # bytes, the budget when it was last asked for
@@ -59,10 +67,13 @@ class WorkingMemory:
             finally:
                 self._waiting.remove(turn)
                 self._changed.notify_all()
+            if self._empty is None:
+                self._empty = self._resident()
             self._taken += needed
             together = self._taken
             first, self._ran = not self._ran, True
-            grows = together > max(self.held, KEPT) and (first or self.held >= KEPT)
+            grows = together > max(self.held, GROWTH * self._least) and self.held >= KEPT
+            grows = grows or (first and together > KEPT)
             grows = grows or self._fragments(needed, shape, budget)
             if grows:
                 self._forget()
@@ -71,7 +82,7 @@ class WorkingMemory:
                 self._all_shapes += needed
         try:
             if grows:
-                self._release()
+                self._give_back(needed)
             yield
         finally:
             with self._changed:
@@ -83,14 +94,28 @@ class WorkingMemory:
     def took(self, needed: int) -> None:
         """A run has taken so many bytes; what is beyond the usual is given back."""
         with self._changed:
+            self._least = self._least or needed
             self.held = max(self.held, needed)
             self._usual.append(needed)
-            unusual = len(self._usual) == USUAL_RUNS and self.held > max(KEPT, ABOVE_USUAL * max(self._usual))
-            unusual = unusual and not self._taken
+            unusual = self._is_unusual() and not self._taken
             if unusual:
                 self._forget()
         if unusual:
-            self._release()
+            self._give_back(0)
+
+    def _is_unusual(self) -> bool:
+        """Whether more is held than the last runs show a need for."""
+        last = tuple(self._usual)[-STEADY_RUNS:]
+        if len(last) == STEADY_RUNS and max(last) <= ABOUT * min(last):
+            return self.held > max(STEADY_KEPT, ABOUT * max(last))
+        return len(self._usual) == USUAL_RUNS and self.held > max(KEPT, ABOVE_USUAL * max(self._usual))
+
+    def _give_back(self, needed: int) -> None:
+        """Before a run that takes `needed` bytes, or after one."""
+        self._release()
+        held = self._resident()
+        with self._changed:
+            self._empty = None if held is None else held - (self._taken - needed)
 
     def _fragments(self, needed: int, shape: Hashable, budget: Callable[[], int]) -> bool:
         """Whether what runs of other shapes left may be too much beside this one."""
@@ -99,10 +124,15 @@ class WorkingMemory:
             return False
         if together > self._limit:
             self._limit = budget()
-        return together > min(self._limit, MOST_SHAPES * max(self.held, needed, KEPT))
+        limit = min(self._limit, MOST_SHAPES * max(self.held, needed, KEPT))
+        if together <= limit:
+            return False
+        # It might, by the sum of all shapes: mostly they find room in what others left.
+        held = self._resident()
+        return held is None or self._empty is None or held - self._empty + needed > limit
 
     def _forget(self) -> None:
-        self.held, self._all_shapes = 0, 0
+        self.held = self._all_shapes = self._least = 0
         self._shapes.clear()
 
     def _fits(self, needed: int, budget: Callable[[], int]) -> bool:

@@ -73,7 +73,7 @@ def running(models: Path, log: Path, *words: str):
                 folder / "bin" / "tritonserver", f"--model-repository={models}",
                 f"--backend-directory={folder / 'backends'}", "--http-address=127.0.0.1", "--grpc-address=127.0.0.1",
                 *(f"--{name}-port={port}" for name, port in named), *words,
-            ], stdout=out, stderr=subprocess.STDOUT, env=environment(),
+            ], stdout=out, stderr=subprocess.STDOUT, env=environment(), start_new_session=True,
         )  # fmt: skip
     try:
         while process.poll() is None and not _ready(addresses[0]):

@@ -1,14 +1,15 @@
 """Files that lie elsewhere, behind any address that fsspec knows: found, fetched whole and put whole."""
 
+import asyncio
 import hashlib
 import logging
 import re
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -22,7 +23,9 @@ from ..images.find import IMAGE_SUFFIXES, find_images
 
 CALLS = 16  # that ask what is there, at once
 TRIES = 3  # to fetch or put an object, at most, …
-PATIENCE = 10.0  # … none begun later: libraries try again themselves, gcsfs for half a minute
+PATIENCE = 10.0  # … none begun later
+CONNECTED, SILENT = 10.0, 15.0  # seconds that a connection may take, and that a store may be silent amid an answer
+ALIASES = {name: group for group in (("s3", "s3a"), ("gs", "gcs")) for name in group}  # in fsspec's configuration
 BLOCK = 4 << 20  # bytes of a range
 RESULT_SUFFIXES = (".png", ".tif", ".mkv")  # of what a network gives; put last, so that it tells that all is there
 
@@ -67,7 +70,11 @@ class Store:
         fsspec = need("fsspec", "cloud")
         logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # it logs what it raises
         with reaching(address):
-            self.fs, path = fsspec.core.url_to_fs(str(Path(address).absolute()) if self.local else address)
+            if self.local:
+                self.fs, path = fsspec.core.url_to_fs(str(Path(address).absolute()))
+            else:
+                self.fs, path = fsspec.core.url_to_fs(address, **_limits(address))
+                _try_little(self.fs)
         self.root = path.rstrip("/")
 
     def address(self, path: str) -> str:
@@ -152,6 +159,64 @@ class Store:
         _tried(put)
 
 
+def _limits(address: str) -> dict[str, Any]:
+    """Options for fsspec, unless its configuration has them: none waits for ever, and trying again is ours.
+
+    By their own, gcsfs and s3fs would try for minutes to get an answer that breaks off, and most of them wait for five
+    on one that stops half-way.
+    """
+    from fsspec.config import conf
+
+    scheme = address.partition("://")[0].lower()  # of chains (`zip://…::s3://…`) none of these
+    limits: dict[str, Any] = {}
+    if scheme in ("s3", "s3a"):
+        # s3fs tries again on what botocore gives up.
+        limits["config_kwargs"] = {"connect_timeout": CONNECTED, "read_timeout": SILENT, "retries": {"max_attempts": 0}}
+    elif scheme in ("gs", "gcs", "http", "https"):
+        aiohttp = need("aiohttp", "cloud")
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECTED, sock_read=SILENT)
+        limits = {"client_kwargs": {"timeout": timeout}}
+        if scheme in ("gs", "gcs"):
+            limits = {"requests_timeout": timeout}
+    known = set().union(*(conf.get(name, ()) for name in ALIASES.get(scheme, (scheme,))))
+    return {name: value for name, value in limits.items() if name not in known}
+
+
+def _try_little(fs: Any) -> None:
+    """Have a store's library try again once where it would five times, with longer and longer pauses."""
+    if "s3" in fs.protocol:
+        fs.retries = min(fs.retries, 2)
+    if "gs" in fs.protocol:
+        from gcsfs.retry import retry_request
+
+        # The last of them calls the others, and so multiplies their tries.
+        for name, tries in (("_request", 2), ("_get_file_request", 2), ("_get_file_concurrent", 1)):
+            once = getattr(getattr(type(fs), name, None), "__wrapped__", None)
+            if once is not None:
+                setattr(fs, name, retry_request(retries=tries)(once).__get__(fs))
+        if hasattr(fs, "_get_bucket_type") and "_get_bucket_type" not in vars(fs):
+            fs._get_bucket_type = _asked_once(fs._get_bucket_type)
+
+
+def _asked_once(bucket_type: Callable[[str], Awaitable[Any]]) -> Callable[[str], Awaitable[Any]]:
+    """What gcsfs asks of a bucket by gRPC before each operation, for a minute where nobody answers: once, and shortly.
+
+    It goes on without an answer, as for a bucket of the usual kind.
+    """
+    told: dict[str, Any] = {}
+
+    async def asked(bucket: str) -> Any:
+        if bucket not in told:
+            from gcsfs.extended_gcsfs import BucketType
+
+            told[bucket] = BucketType.UNKNOWN
+            with suppress(TimeoutError):
+                told[bucket] = await asyncio.wait_for(bucket_type(bucket), SILENT)
+        return told[bucket]
+
+    return asked
+
+
 def _tried(work: Callable[[], None]) -> None:
     """Do it, and again where it may do better. Raises what the last try raises."""
     last_begins = time.monotonic() + PATIENCE
@@ -212,7 +277,7 @@ def reaching(address: str, done: str = "read") -> Iterator[None]:
         said = one_line(error, 120)
         raise DeployError(f"{address}: {said}; run: pip install 'fcn-deploy[cloud]'") from error
     except Exception as error:
-        said = one_line(error, 160)
+        said = f"no answer within {SILENT:.0f} seconds" if _is_late(error) else one_line(error, 160)
         if isinstance(error, ValueError) and "Protocol not known" in said:
             raise MisuseError(
                 f"{address} is of a kind that fsspec does not know; take s3://, gs://, https://"
@@ -223,6 +288,11 @@ def reaching(address: str, done: str = "read") -> Iterator[None]:
             else "check it and run again"
         )
         raise DeployError(f"{address} cannot be {done}: {said}; {remedy}") from error
+
+
+def _is_late(error: Exception) -> bool:
+    """Whether it is a time that was over, of which libraries say nothing else."""
+    return isinstance(error, TimeoutError) or type(error).__name__ in ("FSTimeoutError", "ReadTimeoutError")
 
 
 _UNTRUSTED = ("NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError", "DefaultCredentialsError")

@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib import resources
@@ -23,6 +23,7 @@ from .outputs import EXTENSIONS, metadata, output_of, run_lengths, shares
 from .room import RETRY_SECONDS, Done, Held, RefusedError
 from .service import Service, problem_of
 from .tensors import InferRequest, Wanted, header_length, label_query, page_of, parse_json
+from .unpack import PACKED, unpacked
 
 Part = bytes | memoryview
 GRACE_SECONDS = 30.0  # in which a body must begin to come, or an answer to be taken, and after them …
@@ -221,10 +222,27 @@ async def _send(send: Send, status: int, answer: Answer, exchange: Exchange) -> 
 
 
 async def _body(service: Service, exchange: Exchange, receive: Receive, held: Held) -> memoryview:
-    """A request's body. Raises RefusedError before anything is read of what is not taken."""
+    """A request's body, unpacked. Raises RefusedError before anything is read of what is not taken."""
+    encoding = _encoding(exchange.headers)
+    body = await _received(service, exchange, receive, held)
+    if encoding == "identity":
+        return body
+    return await service.off_the_loop(lambda: unpacked(body, service.limits.body, held.more))
+
+
+def _encoding(headers: Mapping[str, str]) -> str:
+    """How a body is packed. Raises RefusedError."""
+    encoding = headers.get("content-encoding", "identity").strip().lower()
+    if encoding not in ("identity", *PACKED):
+        raise RefusedError(
+            "type", f"the body's Content-Encoding is {encoding[:40]!r}; choose {', '.join(PACKED)}, or send it as it is"
+        )
+    return encoding
+
+
+async def _received(service: Service, exchange: Exchange, receive: Receive, held: Held) -> memoryview:
+    """A request's body as it comes."""
     headers, limit = exchange.headers, service.limits.body
-    if headers.get("content-encoding", "identity") != "identity":
-        raise RefusedError("type", "the request's body is compressed; send it as it is")
     length = int(headers.get("content-length", "0"))
     if length > limit:
         raise RefusedError(

@@ -108,7 +108,8 @@ def parse_json(body: memoryview, header: int | None) -> InferRequest:
     inputs = [_input(each) for each in _list(request, "inputs", 1)]
     outputs = tuple(_wanted(each, parameters) for each in _list(request, "outputs", MOST_OUTPUTS))
     (given,) = _binary(inputs, body[length:])
-    return request_of(given, outputs, request.get("id", ""), parameters)
+    id = request.get("id")
+    return request_of(given, outputs, "" if id is None else id, parameters)
 
 
 def request_of(given: Given, outputs: tuple[Wanted, ...], id: object, parameters: Parameters) -> InferRequest:

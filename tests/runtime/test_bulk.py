@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, unquote
 
@@ -569,6 +570,52 @@ def gcs(monkeypatch):
     del fsspec.config.conf["gcs"]
     server.shutdown()
     server.server_close()
+
+
+@pytest.mark.parametrize("address", ["gs://b/a.png", "s3://b/a.png", "http://{}/a.png"])
+@pytest.mark.parametrize("silent", [False, True])
+def test_a_store_that_answers_half_or_falls_silent_is_told_soon(monkeypatch, tmp_path, address, silent):
+    """By their own, gcsfs tries again for half a minute an operation, and aiohttp waits for five minutes."""
+    monkeypatch.setenv("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
+    for module in ("aiohttp", "gcsfs", "s3fs"):
+        needs(module)
+    fsspec = needs("fsspec")
+    over = threading.Event()
+
+    class Failing(BaseHTTPRequestHandler):
+        def do_GET(self):
+            known = json.dumps({"name": "a.png", "size": "100", "bucket": "b"}).encode()
+            metadata = address.startswith("gs") and "alt=media" not in self.path and "/download/" not in self.path
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(known) if metadata else 100))
+            self.end_headers()
+            if self.command == "GET":
+                self.wfile.write(known if metadata else bytes(50))
+                if not metadata and silent:
+                    over.wait(60)
+
+        do_HEAD = do_GET  # noqa: N815
+
+        def log_message(self, *_):
+            pass
+
+    monkeypatch.setattr(objects, "SILENT", 0.5)
+    monkeypatch.setattr(objects, "PATIENCE", 0.1)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Failing) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        place = f"127.0.0.1:{server.server_port}"
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", f"http://{place}")
+        keys = {"key": "a", "secret": "b", "endpoint_url": f"http://{place}"}
+        found = {"gcs": {"token": "anon"}, "s3": keys, "http": {}}
+        for name, options in found.items():
+            monkeypatch.setitem(fsspec.config.conf, name, options | {"skip_instance_cache": True})
+        started = time.monotonic()
+        with pytest.raises(DeployError, match="within 0 seconds" if silent else "payload|Connection") as error:
+            (item,) = find_objects([address.format(place)])
+            item.store.fetch(item, tmp_path / "a.png")
+        over.set()
+        server.shutdown()
+    assert time.monotonic() - started < 10 and "\n" not in str(error.value) and len(str(error.value)) <= 300
 
 
 def test_objects_of_google_are_labelled_and_what_it_refuses_is_told(gcs, net):

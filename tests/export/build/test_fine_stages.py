@@ -18,7 +18,7 @@ from fcn_deploy.runtime.engine_file import EngineFile
 from fcn_deploy.runtime.errors import MisuseError, OverBudgetError
 from fcn_deploy.runtime.manifest import Manifest
 from fcn_deploy.runtime.plan import plan_fine, plan_run
-from fcn_deploy.runtime.working_memory import USUAL_RUNS
+from fcn_deploy.runtime.working_memory import STEADY_RUNS
 from helpers import photo, save_photos
 
 from fcn_deploy import Segmenter
@@ -73,7 +73,7 @@ def test_what_images_do_not_need_any_more_is_closed_and_nothing_of_an_image_stay
             assert gone() is None
         finally:
             gc.enable()
-        for _ in range(USUAL_RUNS):
+        for _ in range(STEADY_RUNS):
             assert net.network.tiled._fine is not None
             net(small)
         assert net.network.tiled._fine is None

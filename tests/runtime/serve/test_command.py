@@ -22,6 +22,12 @@ from serving import binary, command
 from fcn_deploy import Segmenter
 
 
+def free_port():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
 def failed(*words, ok):
     needs("starlette"), needs("grpc")
     program = [sys.executable, "-m", "fcn_deploy.runtime.serve.command", "--port", "0", "--grpc-port", "0"]
@@ -137,8 +143,9 @@ def test_it_is_served_over_tls_to_those_who_bear_the_token(exports, tmp_path):
     names = ["-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"]
     subprocess.run([*shown, *names, "-keyout", key, "-out", cert], check=True, capture_output=True)
     token.write_text("open-sesame\n")
-    options = ["--tls-cert", cert, "--tls-key", key, "--token-file", token]
-    with command(exports / "narrow.engine", *options) as (client, _):
+    options = ["--tls-cert", cert, "--tls-key", key, "--token-file", token, "--port", free_port()]
+    with command(exports / "narrow.engine", *options) as (client, process):
+        finished([sys.executable, "-m", "fcn_deploy.runtime.serve.check", process.pid])  # the container's health check
         trusting = ssl.create_default_context(cafile=cert)
 
         def ask(headers):
@@ -153,6 +160,23 @@ def test_it_is_served_over_tls_to_those_who_bear_the_token(exports, tmp_path):
         rpc = module.InferenceServerClient(client.grpc, ssl=True, root_certificates=str(cert))
         assert rpc.get_model_metadata("narrow", headers={"authorization": "Bearer open-sesame"}).name == "narrow"
         rpc.close()
+
+
+def test_the_container_asks_where_the_server_listens_by_its_options():
+    from fcn_deploy.runtime.serve.check import address, main
+
+    server = ["python", "serve-engine", "--host", "0.0.0.0", "--json-logs", "/engines/m.engine"]
+    assert address(server) == "http://127.0.0.1:8000"
+    assert address([*server, "--port=9000", "--tls-cert", "a.pem"]) == "https://127.0.0.1:9000"
+    assert address([*server, "--host", "::", "--port", "1", "--port", "2"]) == "http://[::1]:2"
+    (check,) = re.findall(r"^HEALTHCHECK .* CMD (.*)", (ROOT / "deploy" / "Containerfile").read_text(), re.MULTILINE)
+    sleeping = [sys.executable, "-c", "input()", "--port", free_port()]
+    with subprocess.Popen(list(map(str, sleeping)), stdin=subprocess.PIPE) as process:
+        program = [sys.executable, *json.loads(check)[1:], str(process.pid)]
+        done = subprocess.run(program, capture_output=True, text=True)
+        process.stdin.close()
+    assert done.returncode == 1 and done.stderr.startswith("not ready: ") and done.stderr.count("\n") == 1
+    assert main.__module__ == json.loads(check)[-1]
 
 
 def test_what_it_cannot_be_started_with_is_one_line(exports, tmp_path):

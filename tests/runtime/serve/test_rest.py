@@ -1,6 +1,7 @@
 """REST: the Open Inference Protocol and /label, by plain HTTP and by a client that is not ours; what they refuse."""
 
 import base64
+import gzip
 import hashlib
 import http.client
 import io
@@ -8,6 +9,7 @@ import json
 import socket
 import threading
 import time
+import zlib
 
 import numpy as np
 import pytest
@@ -60,6 +62,8 @@ def test_json_numbers_come_and_go_as_the_protocol_says(server, net):
         (output,) = answer["outputs"]
         assert (output["name"], output["datatype"], output["shape"]) == ("labels", "UINT8", [9, 14])
         np.testing.assert_array_equal(np.reshape(output["data"], (9, 14)), net(image))
+    nothing = {"id": None, "parameters": None, "outputs": None}
+    assert "id" not in json.loads(server.ask("POST", "/v2/models/narrow/infer", json.dumps(request | nothing))[2])
     request["outputs"] = [{"name": "probabilities"}]
     _, _, body = server.ask("POST", "/v2/models/narrow/infer", json.dumps(request))
     (output,) = json.loads(body)["outputs"]
@@ -209,13 +213,27 @@ def test_images_that_are_none_or_over_the_limits_are_refused(server):
     assert "over the limit of 20,000,000" in server.error(413, "POST", "/label", file.getvalue())
     assert "over the limit" in server.error(413, "POST", "/label", b"", {"Content-Length": "50000001"})
     assert "form" in server.error(415, "POST", "/label", b"x", {"Content-Type": "multipart/form-data; boundary=x"})
-    assert "compressed" in server.error(415, "POST", "/label", b"x", {"Content-Encoding": "gzip"})
+    assert "choose gzip, deflate" in server.error(415, "POST", "/label", b"x", {"Content-Encoding": "br"})
     assert "choose png" in server.error(400, "POST", "/label?format=gif", b"x")
     assert "/infer" in server.error(400, "POST", "/label?output=values", b"x")
     assert "format=json" in server.error(400, "POST", "/label?output=masks", b"x")
     assert "no parameter 'formt'" in server.error(400, "POST", "/label?formt=json", b"x")
     assert "a second parameter 'format'" in server.error(400, "POST", "/label?format=json&format=png", b"x")
     assert "may not send" in server.error(403, "POST", "/label", b"x", {"Origin": "http://elsewhere.example"})
+
+
+@pytest.mark.parametrize(("encoding", "pack"), [("gzip", gzip.compress), ("Deflate", zlib.compress)])
+def test_a_packed_body_is_unpacked_within_the_limits(server, net, encoding, pack):
+    image, packed = photo(300, 400), {"Content-Encoding": encoding}
+    body, headers = binary(image)
+    status, found, answer = server.ask("POST", "/v2/models/narrow/infer", pack(body), headers | packed)
+    assert status == 200, answer
+    np.testing.assert_array_equal(arrays(found, answer)["labels"], net(image))
+    assert "unpacked" in server.error(413, "POST", "/label", pack(bytes(60_000_000)), packed)  # a bomb of 60 kB
+    assert "ends too early" in server.error(400, "POST", "/label", pack(body)[:-20], packed)
+    assert "something follows" in server.error(400, "POST", "/label", pack(body) + bytes(200_000), packed)
+    assert "Content-Encoding" in server.error(400, "POST", "/label", body, packed)
+    assert "ends too early" in server.error(400, "POST", "/label", b"", packed)
 
 
 def test_of_several_images_in_a_file_the_first_is_labelled_and_their_number_told(server, net):
