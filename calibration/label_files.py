@@ -15,7 +15,8 @@ from fcn_deploy.runtime.images.find import IMAGE_SUFFIXES
 from fcn_deploy.runtime.images.header import DEFAULT_MAX_PIXELS, open_npy
 from fcn_deploy.runtime.images.pillow import check_pixels, open_pillow
 from fcn_deploy.runtime.images.sidecars import mask_beside, no_data_beside
-from fcn_deploy.runtime.images.tiff import ORIENTATION, TURNS, is_tiff, turned
+from fcn_deploy.runtime.images.tiff import TURNS, is_tiff, turned
+from fcn_deploy.runtime.images.tiff_chunks import ORIENTATION
 from fcn_deploy.runtime.model_card import voc_palette
 from fcn_deploy.runtime.no_data import number_in
 from numpy.typing import NDArray

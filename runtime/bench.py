@@ -166,8 +166,8 @@ def _by_itself(net: Network, image: NDArray[Any], seconds: float, clock: Callabl
         after = clock()
         whole.append(after - before)
         if host is not None and window is not None:
-            host.prepared(image)
-            prepared = clock()
+            with host.prepared(image):
+                prepared = clock()
             result_from_scores(net.kind, window, net.upsampling, net.card)
             inputs.append(prepared - after)
             heads.append(clock() - prepared)
@@ -232,7 +232,8 @@ def _layers(net: Network, images: Mapping[Size, NDArray[Any]], threads: int | No
     if not sizes:
         return {"reason": "none of the sizes is run whole; name a smaller one with --sizes, or give more memory"}
     size = sizes[len(sizes) // 2]
-    x = backend.prepared(images[size])
+    with backend.prepared(images[size]) as prepared:
+        x = prepared.copy()
     layers: list[Layer] = []
     if net.manifest is None:
         layers, _ = profile(net.path, x, threads=threads)

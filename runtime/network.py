@@ -3,7 +3,7 @@
 import os
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +21,7 @@ from .onnx_model import WHOLE, OnnxModelBackend
 from .open_engine import gpu_index_of, open_engine
 from .plan import Plan, available_memory, check_result, plan_engine, plan_on_gpu, plan_unbounded
 from .prepare import check_image, check_source
-from .process_memory import resident
+from .process_memory import give_back_freed, resident, share_one_heap
 from .refine import REACH, refusal
 from .result_maker import ResultMaker, cropped
 from .tiled_scores import TiledScores
@@ -76,6 +76,8 @@ class Network:
             raise MisuseError(f"memory is {memory} bytes; it must be above 0, or None for what is free")
         self.path = path = Path(model)
         self.memory, self.refine = memory, refine
+        if memory is not None:
+            share_one_heap()
         self.input_range = None if input_range is None else parse_range(input_range)
         if not path.is_file():
             raise MisuseError(f"{path} does not exist or is not a file; name an .engine or an .onnx")
@@ -334,12 +336,18 @@ class Network:
                 )
             del window, rows, made  # or its scores would be in memory beside the next ones
 
-    def taking(self, *plans: Plan) -> AbstractContextManager[None]:
+    @contextmanager
+    def taking(self, *plans: Plan) -> Iterator[None]:
         """While it is open, runs by these plans are within the memory budget beside those of other threads."""
         needed = sum(plan.bytes - plan.result for plan in plans)
         shape = len(plans), plans[0].padded, plans[0].grids, plans[0].passes  # of other stages, grids are others
         # Tiles in passes give back what they took.
-        return self._working.taking(needed, shape, self.memory_budget, keeps=not any(plan.passes for plan in plans))
+        keeps = not any(plan.passes for plan in plans)
+        with self._working.taking(needed, shape, self.memory_budget, keeps):
+            yield
+        self.tiled.ran()
+        if not keeps:
+            give_back_freed()
 
     def _release(self) -> None:
         if self._backend is not None:

@@ -10,6 +10,7 @@ from .engine_file import EngineFile
 from .errors import DeployError, MisuseError
 from .heads import Heads
 from .manifest import Manifest
+from .process_memory import give_back_freed
 
 
 def gpu_index_of(device: str) -> int:
@@ -29,8 +30,13 @@ def open_fine(manifest: Manifest, heads: Heads, read: Callable[[str], bytes], th
         OnnxRuntimeSession(read(stage.file), stage.input, stage.output, threads, weights=weights)
         for stage in manifest.fine
     ]
+    del weights
     first = manifest.fine[0]
-    return HostBackend(sessions, heads.card, heads.upsampling, first.border, first.block, heads)
+    backend = HostBackend(sessions, heads.card, heads.upsampling, first.border, first.block, heads)
+    # Gives back what was read, and parsed of it. And ONNX Runtime's arena never gives back the first memory that it
+    # took, so that of the first tile would stay.
+    backend.release()
+    return backend
 
 
 def open_engine(
@@ -76,6 +82,8 @@ def open_engine(
                 sessions.append(
                     OnnxRuntimeSession(network, stage.input, stage.output, threads, target, gpu_index, str(path))
                 )
+        del networks, network
+        give_back_freed()  # what was read, and parsed of it
         first = manifest.stages[0]
         backend = HostBackend(sessions, heads.card, heads.upsampling, first.border, first.block, heads)
         return backend, manifest, heads

@@ -227,13 +227,13 @@ def plan_engine(
 
     Other arguments and errors as of plan_run.
     """
-    plan, over = None, None
+    plan, over = None, ""
     try:
         plan = plan_run(size, card, stages, memory, result, kept, making)
     except OverBudgetError as error:
         if manifest is None:
             raise
-        over = error
+        over = str(error)  # itself it would keep the frames of all callers, and their arrays, for as long as it is kept
     # Tiles that fit the caches are of the stages that they were measured with.
     whole = plan is not None and plan.grids == plan_unbounded(size, card, stages).grids
     much = plan is None or plan.overhead > WORK_WORTH_A_PLAN
@@ -245,8 +245,7 @@ def plan_engine(
     if plan is not None:
         return plan
     if manifest is None or manifest.pooled is None:
-        assert over is not None, "as there is no plan"
-        raise over
+        raise OverBudgetError(over)
     return plan_passes(size, card, manifest.pooled, memory, result, kept, making)
 
 

@@ -70,6 +70,11 @@ class PooledTiles:
         rows, columns = (Span(0, side, 0, side) for side in size)
         return self._run(stage, np.zeros((1, taken.shape[1], *sides), dtype), rows, columns, size, {})
 
+    def forget(self) -> None:
+        """Close the networks, until they are needed again."""
+        with self._opening:
+            self._sessions = self._sessions and {}
+
     def close(self) -> None:
         """Release the networks. Using them afterwards raises MisuseError."""
         self._sessions = None

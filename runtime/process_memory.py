@@ -3,13 +3,16 @@
 import ctypes
 import logging
 import os
+from collections.abc import Mapping
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 # What mallopt(3) sets: the free memory at the end of a heap, and the length of a block, from which on memory goes back
 # to the system when it is freed; and how many heaps threads share. The highest that glibc takes of the second.
-MALLOPT = {-1: 1 << 27, -3: 1 << 25, -8: 2}
+HEAPS = -8
+MALLOPT = {-1: 1 << 27, -3: 1 << 25, HEAPS: 2}
 
 
 def resident() -> int | None:
@@ -40,18 +43,36 @@ def keep_freed() -> None:
     By itself it may return the arrays of each image to the system and ask for them again, page by page: 4 ms of the
     processor's time for 480×640 pixels (docs/results.md). Who has set it up by the environment is left alone.
     """
+    _set_up(MALLOPT)
+
+
+def share_one_heap() -> None:
+    """Let threads that come take memory from one heap of the allocator (glibc's).
+
+    By itself it gives each a heap of its own, and what one thread has freed is for no other: up to 64 MB at the end of
+    each, which it does not even return when it is asked to. Who has set it up by the environment is left alone.
+    """
+    _set_up({HEAPS: 1})
+
+
+def _set_up(parameters: Mapping[int, int]) -> None:
     if any(name == "GLIBC_TUNABLES" or name.startswith("MALLOC_") for name in os.environ):
         return
     with suppress(OSError, AttributeError):
-        mallopt = ctypes.CDLL(None).mallopt
-        for parameter, value in MALLOPT.items():
+        mallopt = _allocator().mallopt
+        for parameter, value in parameters.items():
             mallopt(parameter, value)
 
 
 def give_back_freed() -> None:
     """Return what the process has freed to the system, where its allocator (glibc's) keeps it for later."""
     with suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)
+        _allocator().malloc_trim(0)
+
+
+@cache
+def _allocator() -> ctypes.CDLL:
+    return ctypes.CDLL(None)
 
 
 def _status(field: str) -> int | None:

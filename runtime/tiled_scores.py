@@ -1,7 +1,8 @@
 """The scores of an image in tiles, by whichever stages of an engine its plan says: opened when they are needed."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,10 @@ from .manifest import Manifest, Stage
 from .open_engine import open_fine
 from .plan import Plan
 from .pooled import PooledTiles
+from .process_memory import give_back_freed
 from .tiles import Band, part_of, ready_windows, score_bands
 from .upsampling import ScoreWindow
+from .working_memory import STEADY_RUNS
 
 
 class TiledScores:
@@ -44,6 +47,7 @@ class TiledScores:
         self._backend, self._heads, self._stages, self._manifest = backend, heads, stages, manifest
         self._path, self._threads = path, threads
         self._fine: HostBackend | None = None
+        self._users, self._unused = 0, 0  # who has it, or the passes, now; and runs since anybody had
         self._opening = threading.Lock()
         self._pooled: PooledTiles | None = None
         if manifest is not None and manifest.pooled is not None:
@@ -70,14 +74,20 @@ class TiledScores:
             if stop is not None and stop.is_set():
                 raise DeployError(f"{self._path}: the rest of the image is not wanted any more")
 
-        if plan.passes:
-            assert self._pooled is not None, "as its plan says"
-            for top, bottom, band in self._pooled.bands(image, plan, start, wanted):
-                interpolated = self._heads.upsampling.mode == "linear"
-                yield top, bottom, self._heads.usable(band, interpolated=interpolated)
-            return
+        with self._using() if plan.passes or plan.fine else nullcontext():
+            if plan.passes:
+                assert self._pooled is not None, "as its plan says"
+                for top, bottom, band in self._pooled.bands(image, plan, start, wanted):
+                    interpolated = self._heads.upsampling.mode == "linear"
+                    yield top, bottom, self._heads.usable(band, interpolated=interpolated)
+                return
+            yield from self._by(self.fine_backend if plan.fine else self._backend, image, plan, start, wanted)
+
+    def _by(
+        self, backend: Backend, image: ImageSource, plan: Plan, start: int, wanted: Callable[[], None]
+    ) -> Iterator[Band]:
+        """As `bands`, in one pass."""
         stages = self._stages_of(plan)
-        backend = self.fine_backend if plan.fine else self._backend
 
         def first(rows: Span, columns: Span) -> AnyArray:
             wanted()
@@ -92,6 +102,30 @@ class TiledScores:
 
         others = [later(index) for index in range(1, len(stages))]
         yield from score_bands(plan.grids, [stage.stride for stage in stages], first, others, start)
+
+    @contextmanager
+    def _using(self) -> Iterator[None]:
+        """What was opened here stays open meanwhile."""
+        with self._opening:
+            self._users += 1
+        try:
+            yield
+        finally:
+            with self._opening:
+                self._users, self._unused = self._users - 1, -1  # the run that had it is counted, too
+
+    def ran(self) -> None:
+        """An image was run. What STEADY_RUNS of them did not need is closed, as its weights are in memory once more."""
+        with self._opening:
+            self._unused += 1
+            if self._users or self._unused != STEADY_RUNS:
+                return
+            unused, self._fine = self._fine, None
+        if self._pooled is not None:
+            self._pooled.forget()
+        if unused is not None:
+            unused.close()
+        give_back_freed()
 
     @property
     def fine_backend(self) -> HostBackend:

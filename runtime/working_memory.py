@@ -7,6 +7,8 @@ from contextlib import contextmanager
 
 KEPT = 64_000_000  # bytes that are kept whatever the usual run takes
 USUAL_RUNS = 64  # that tell what is usual
+STEADY_RUNS, STEADY_KEPT = 16, 16_000_000  # runs of about one size, and what is kept whatever they take
+ABOUT = 1.1  # times the least of them
 MOST_SHAPES = 64  # times the largest run's memory, all shapes together: they come to far less in truth
 ABOVE_USUAL = 2.0  # times the most that usual runs take is kept, no more
 GROWTH = 1.5  # times what runs took when memory was last given back, beyond which it is given back again
@@ -19,7 +21,9 @@ class WorkingMemory:
     of many shapes took would add up, though, as one finds no room in what another left. So it is given back before a
     run that takes half again what the first one after the last time took, or of a new shape with which all that were
     run might come to more than the budget; and once a while has gone by without a run that needed half of it. Not for
-    less: images of mixed sizes would pay for it by a tenth of their time (docs/results.md).
+    less: images of mixed sizes would pay for it by a tenth of their time (docs/results.md). Images of about one size
+    have what they do not need given back sooner. A network that begins with a large run has it done before that one,
+    too: ONNX Runtime never gives back the first memory that it took, so that be little.
 
     Args:
         release: has the backend give back what no run uses.
@@ -33,6 +37,7 @@ class WorkingMemory:
         self._release, self._resident = release, resident
         self._empty: int | None = None  # bytes that the process held without what runs take
         self.held = 0
+        self._ran = False
         self._taken = 0  # bytes, by the runs that go on
         self._least = 0  # bytes that the first run since the last release took
         self._shapes: dict[Hashable, int] = {}  # that were run since the last release, and the bytes they took
@@ -66,7 +71,9 @@ class WorkingMemory:
                 self._empty = self._resident()
             self._taken += needed
             together = self._taken
+            first, self._ran = not self._ran, True
             grows = together > max(self.held, GROWTH * self._least) and self.held >= KEPT
+            grows = grows or (first and together > KEPT)
             grows = grows or self._fragments(needed, shape, budget)
             if grows:
                 self._forget()
@@ -90,12 +97,18 @@ class WorkingMemory:
             self._least = self._least or needed
             self.held = max(self.held, needed)
             self._usual.append(needed)
-            unusual = len(self._usual) == USUAL_RUNS and self.held > max(KEPT, ABOVE_USUAL * max(self._usual))
-            unusual = unusual and not self._taken
+            unusual = self._is_unusual() and not self._taken
             if unusual:
                 self._forget()
         if unusual:
             self._give_back(0)
+
+    def _is_unusual(self) -> bool:
+        """Whether more is held than the last runs show a need for."""
+        last = tuple(self._usual)[-STEADY_RUNS:]
+        if len(last) == STEADY_RUNS and max(last) <= ABOUT * min(last):
+            return self.held > max(STEADY_KEPT, ABOUT * max(last))
+        return len(self._usual) == USUAL_RUNS and self.held > max(KEPT, ABOVE_USUAL * max(self._usual))
 
     def _give_back(self, needed: int) -> None:
         """Before a run that takes `needed` bytes, or after one."""

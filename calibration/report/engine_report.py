@@ -277,6 +277,7 @@ class EngineReport:
         machine: it was built on.
         notes: what was assumed of the model or changed in it, a line each.
         stages: of the core.
+        fine: of the core, cut further for tiles alone; none where that brings nothing.
         passes: how tiles of a network are run that pools over the whole image, or why there are none.
         agreement: of the float32 core with the model, of the first output where there are several.
         further_agreements: name → that of each further output.
@@ -307,6 +308,7 @@ class EngineReport:
     machine: str | None = None
     notes: tuple[str, ...] = ()
     stages: tuple[StageReport, ...] = ()
+    fine: tuple[StageReport, ...] = ()
     passes: str | None = None
     agreement: Agreement | None = None
     further_agreements: dict[str, Agreement] = field(default_factory=dict)

@@ -289,9 +289,11 @@ def _kept(report: EngineReport) -> list[Block]:
 
 def _tiles(report: EngineReport) -> list[Block]:
     rows = []
-    for index, stage in enumerate(report.stages):
+    names = [f"stage {index}" for index in range(len(report.stages))]
+    names += [f"for tiles alone, {index}" for index in range(len(report.fine))]
+    for name, stage in zip(names, (*report.stages, *report.fine), strict=True):
         halo = NONE if stage.halo is None else f"{stage.halo[0]}×{stage.halo[1]}"
-        row = [f"stage {index}", stage.tiles, Number(halo), Number(f"{stage.bytes_per_pixel:.0f}")]
+        row = [name, stage.tiles, Number(halo), Number(f"{stage.bytes_per_pixel:.0f}")]
         rows.append([*row, Number(f"{stage.output_bytes:.2f}"), percent(stage.work, 1)])
     headers = ["", "tiles", "halo, pixels", "working memory, bytes/pixel", "handed on, bytes/pixel", "share of work"]
     text = (

@@ -1,6 +1,6 @@
 """Where a network can be cut in two: after each of its nodes, and which feature maps are read beyond."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from fcn_deploy.export.graph.edit import names_read
@@ -42,27 +42,59 @@ def crossings(core: ModelProto, sizes: Mapping[str, int]) -> list[Crossing]:
     for index, names in enumerate(reads):
         for name in names:
             readers[name].add(index)
+    order = _late(_order(nodes, reads, readers, image, scores, sizes), nodes, readers)
+    alive, found = {image}, []
+    unread = {name: set(indices) for name, indices in readers.items()}
+    for index in order:
+        for name in reads[index]:
+            unread[name].remove(index)
+        alive.update(filter(None, nodes[index].output))
+        alive = {name for name in alive if unread[name] or name == scores}
+        found.append(Crossing(nodes[index], tuple(sorted(alive))))
+    return found
+
+
+def _order(
+    nodes: Sequence[NodeProto],
+    reads: Sequence[set[str]],
+    readers: Mapping[str, set[int]],
+    image: str,
+    scores: str,
+    sizes: Mapping[str, int],
+) -> list[int]:
+    """Indices of the nodes: of those that can be run, always that which leaves the least to be kept."""
+    unread = {name: set(indices) for name, indices in readers.items()}
     missing = [names - {image} for names in reads]
     ready = {index for index, names in enumerate(missing) if not names}
-    alive, found = {image}, []
+    order = []
 
     def growth(index: int) -> int:
-        last = [name for name in reads[index] if readers[name] == {index} and name != scores]
+        last = [name for name in reads[index] if unread[name] == {index} and name != scores]
         return sum(sizes[name] for name in nodes[index].output if name) - sum(sizes[name] for name in last)
 
     while ready:
         index = min(ready, key=lambda each: (growth(each), each))
         ready.remove(index)
+        order.append(index)
         for name in reads[index]:
-            readers[name].remove(index)
-            if not readers[name] and name != scores:
-                alive.discard(name)
+            unread[name].remove(index)
         for name in filter(None, nodes[index].output):
-            if readers[name] or name == scores:
-                alive.add(name)
             for reader in readers[name]:
                 missing[reader].discard(name)
                 if not missing[reader]:
                     ready.add(reader)
-        found.append(Crossing(nodes[index], tuple(sorted(alive))))
-    return found
+    return order
+
+
+def _late(order: Sequence[int], nodes: Sequence[NodeProto], readers: Mapping[str, set[int]]) -> list[int]:
+    """The order, in which 8 bits that one node reads are made floats right before it."""
+    late: list[int] = []
+    waiting: dict[int, list[int]] = {}  # by who reads them
+    for index in order:
+        node = nodes[index]
+        by = tuple(readers.get(node.output[0], ()))
+        if node.op_type == "DequantizeLinear" and len(by) == 1:
+            waiting.setdefault(by[0], []).append(index)
+        else:
+            late += [*waiting.pop(index, []), index]
+    return late + [index for indices in waiting.values() for index in indices]

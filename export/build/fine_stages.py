@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 from fcn_deploy.export.build.cut_stages import Part, cut_core, members_of
 from fcn_deploy.export.build.draft import Draft
+from fcn_deploy.export.passes.dequantize_late import dequantize_late
 from fcn_deploy.export.tolerances import REORDERED_SUMS
 from fcn_deploy.runtime.grid import grid_of, unit_of
 from fcn_deploy.runtime.manifest import Stage
@@ -40,7 +41,7 @@ def with_fine_stages(
     manifest = draft.manifest
     if manifest.backend != "onnxruntime" or manifest.card.whole or any(s.halo is None for s in manifest.stages):
         return draft  # OpenVINO takes no weights from elsewhere in memory, and has no arena that networks share
-    parts = on_image(cut_core(core, manifest.card, MOST_STAGES))
+    parts = on_image(cut_core(dequantize_late(core).model, manifest.card, MOST_STAGES))
     if parts is None or len(parts) <= len(manifest.stages) or any(part.stage.halo is None for part in parts):
         return draft
     named = [replace(part, stage=replace(part.stage, file=f"fine-{i}.onnx")) for i, part in enumerate(parts)]

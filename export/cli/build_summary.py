@@ -21,7 +21,7 @@ def show_build(model: Path, out: Path, report: EngineReport) -> None:
         f"upsampling: {upsampling}; scores at stride {report.stride}, sizes padded to multiples of "
         f"{report.size_multiple}{least}"
     )
-    print(_tiles(report.stages))
+    print(_tiles(report.stages, report.fine))
     if report.passes:
         print(f"where that does not suffice: {report.passes}")
     if report.agreement is not None:
@@ -59,16 +59,22 @@ def _show_speed(report: EngineReport) -> None:
         print(show_candidates(report.candidates))
 
 
-def _tiles(stages: Sequence[StageReport]) -> str:
+def _tiles(stages: Sequence[StageReport], fine: Sequence[StageReport]) -> str:
     """How images beyond the memory budget are run."""
     if len(stages) == 1 and stages[0].halo is None:
         return f"it cannot be run in tiles ({stages[0].tiles.removeprefix('none: ')})"
-    halos = " and ".join(
+    further = f"; where that is less work by {_halos(fine)}" if fine else ""
+    return f"images beyond the memory budget are run in tiles, exactly: {_halos(stages)}{further}"
+
+
+def _halos(stages: Sequence[StageReport]) -> str:
+    halos = [
         f"{max(stage.halo)} pixels" if stage.halo is not None else f"whole ({stage.tiles.removeprefix('none: ')})"
         for stage in stages
-    )
-    count = f"{len(stages)} stages, halos" if len(stages) > 1 else "one stage, halo"
-    return f"images beyond the memory budget are run in tiles, exactly: {count} {halos}"
+    ]
+    if len(stages) > 2 and all(stage.halo is not None for stage in stages):
+        return f"{len(stages)} stages, halos {', '.join(str(max(stage.halo or (0,))) for stage in stages)} pixels"
+    return f"{len(stages)} stages, halos {' and '.join(halos)}" if len(stages) > 1 else f"one stage, halo {halos[0]}"
 
 
 def _agreement(agreement: Agreement, lowered: bool, fit: str | None) -> str:

@@ -3,7 +3,7 @@
 import math
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, nullcontext, suppress
 from itertools import repeat
 
 import numpy as np
@@ -46,12 +46,14 @@ class HostBackend:
         self._sessions, self._card, self._upsampling = tuple(sessions), card, upsampling
         self._border, self._block = border, block
         self._heads = heads or Heads(card, upsampling, (), None, self.name)
-        self._buffers = threading.local()
+        self._buffers: list[AnyArray] = []  # that no call uses
+        self._lending = threading.Lock()
 
     def scores(self, images: Sequence[Image]) -> Floats:
         """As `Backend` says."""
         if len(images) == 1:
-            return self.core(self.prepared(images[0]))
+            with self.prepared(images[0]) as prepared:
+                return self.core(prepared)
         shape = input_shape(size_of(images[0]), self._card, self._border, self._block)
         batch = np.empty((len(images), *shape), self._input_dtype)
         for image, place in zip(images, batch, strict=True):
@@ -71,17 +73,25 @@ class HostBackend:
 
     def run_stage(self, index: int, part: AnyArray) -> AnyArray:
         """As `Backend` says."""
-        result: AnyArray = self._sessions[index].run(self.prepared(part) if index == 0 else part)[0]
+        with self.prepared(part) if index == 0 else nullcontext(part) as given:
+            result: AnyArray = self._sessions[index].run(given)[0]
         return self._usable(result) if index == len(self._sessions) - 1 else result
 
-    def prepared(self, image: Image) -> AnyArray:
-        """An image, or a part of one, as the first stage takes it; the next call on this thread reuses its memory."""
+    @contextmanager
+    def prepared(self, image: Image) -> Iterator[AnyArray]:
+        """An image, or a part of one, as the first stage takes it, in memory that is for others afterwards."""
         count = math.prod(input_shape(size_of(image), self._card, self._border, self._block))
-        # One buffer per thread, kept: a fresh one costs page faults on every call.
-        buffer: AnyArray | None = getattr(self._buffers, "data", None)
-        if buffer is None or len(buffer) < count:
-            buffer = self._buffers.data = np.empty(count, self._input_dtype)
-        return prepare(image, self._card, buffer, self._border, self._block)
+        # Buffers are kept, as a fresh one costs page faults on every call: as many as there were calls at once. One for
+        # each thread would be more, where calls wait for each other.
+        with self._lending:
+            buffer = self._buffers.pop() if self._buffers else np.empty(0, self._input_dtype)
+        if len(buffer) < count:
+            buffer = np.empty(count, self._input_dtype)
+        try:
+            yield prepare(image, self._card, buffer, self._border, self._block)
+        finally:
+            with self._lending:
+                self._buffers.append(buffer)
 
     def core(self, prepared: AnyArray) -> Floats:
         """All stages on what `prepared` gives, one image or several: float32 [N, K, h, w]."""
@@ -91,19 +101,21 @@ class HostBackend:
 
     def release(self) -> None:
         """As `Backend` says: by one run of the smallest image, after which arenas shrink."""
-        self._buffers = threading.local()
+        self._buffers = []
         smallest = (self._card.smallest, self._card.smallest)
         with suppress(DeployError):  # a plain ONNX may not take what its card does not forbid
-            prepared = self.prepared(np.zeros((*smallest, self._card.channels), self._card.dtype))
-            for session in self._sessions:
-                prepared = session.release(prepared)
+            part: AnyArray = np.zeros((*smallest, self._card.channels), self._card.dtype)
+            with self.prepared(part) as prepared:
+                part = self._sessions[0].release(prepared)
+            for session in self._sessions[1:]:
+                part = session.release(part)
         give_back_freed()
 
     def close(self) -> None:
         """As `Backend` says."""
         for session in self._sessions:
             session.close()
-        self._buffers = threading.local()
+        self._buffers = []
 
     def _usable(self, scores: Floats) -> Floats:
         return self._heads.usable(scores, interpolated=self._upsampling.mode == "linear")

@@ -31,7 +31,6 @@ from .pillow import open_pillow, samples_of
 from .ranged import opened
 from .sidecars import mask_beside, no_data_beside, one_no_data, scales_of, scales_told, told_beside
 from .tiff import (
-    ORIENTATION,
     TURNS,
     Read,
     TiffLayout,
@@ -45,6 +44,7 @@ from .tiff import (
     tagged_no_data,
     turned,
 )
+from .tiff_chunks import ORIENTATION
 
 log = logging.getLogger(__name__)
 

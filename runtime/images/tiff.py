@@ -15,7 +15,7 @@ from ..kept_rows import NOTHING_KEPT, KeptRows
 from ..no_data import number_in
 from .pillow import open_pillow
 from .stacks import find_plane
-from .tiff_chunks import KEPT_BYTES, WHOLE_PIXELS, Chunks, chunk_size, in_place
+from .tiff_chunks import KEPT_BYTES, ORIENTATION, SIDEWAYS, WHOLE_PIXELS, Chunks, chunk_size, in_place
 
 log = logging.getLogger(__name__)
 # tifffile warns of tags of no data that are not of the image's type, such as 255.0. They are read here.
@@ -24,7 +24,6 @@ logging.getLogger("tifffile").addFilter(lambda record: "parsing GDAL_NODATA tag"
 Read = Callable[[int, int, int, int], NDArray[Any]]  # top, bottom, left, right → [h, w, bands]
 SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 JPEG = (6, 7)  # compressions whose YCbCr is decoded to RGB
-ORIENTATION = 274  # the tag, of TIFF and EXIF
 COLOURS = {  # of a photometric interpretation, once it is read
     "MINISBLACK": "grey", "MINISWHITE": "grey", "RGB": "RGB", "PALETTE": "RGB", "YCBCR": "RGB", "SEPARATED": "CMYK",
 }  # fmt: skip
@@ -173,10 +172,11 @@ def kept_rows(layout: TiffLayout, masked: bool) -> KeptRows:
     key, pages = layout.keyframe, [page for page in layout.pages if page is not None]
     if layout.run is not None or _undecodable(key) or not pages or in_place(pages[0]):
         return NOTHING_KEPT
-    high, wide = chunk_size(key)
-    row = -(-key.imagewidth // wide) * wide * key.samplesperpixel * key.dtype.itemsize * len(layout.pages)
-    mask = key.imagewidth if masked else 0
-    return KeptRows(row + mask, 2 * high, KEPT_BYTES * (2 if masked else 1))
+    (high, wide), width = chunk_size(key), key.imagewidth
+    if layout.turned in SIDEWAYS:  # its columns are the image's rows
+        high, wide, width = wide, high, key.imagelength
+    row = -(-width // wide) * wide * key.samplesperpixel * key.dtype.itemsize * len(layout.pages)
+    return KeptRows(row + (width if masked else 0), 2 * high, KEPT_BYTES * (2 if masked else 1))
 
 
 def tagged_no_data(layout: TiffLayout) -> float | None:

@@ -19,6 +19,8 @@ from ..errors import DeployError
 WHOLE_PIXELS = 64_000_000  # of an image that can be decoded at once only
 LERC = 34887  # the compression
 MOST_DECODERS = 8
+ORIENTATION = 274  # the tag, of TIFF and EXIF
+SIDEWAYS = (5, 6, 7, 8)  # its values that exchange rows and columns
 AHEAD = 32  # tiles or strips in work at once
 KEPT_BYTES = 1 << 25  # of decoded tiles or strips; more where a row of regions needs more
 
@@ -52,6 +54,7 @@ class Chunks:
         most = max(4 * self.size[0] * self.size[1], WHOLE_PIXELS)
         if self.high < 1 or self.wide < 1 or self.high * self.wide > most:
             raise DeployError(f"{path} has tiles of {self.high}×{self.wide} pixels; write it again")
+        self.sideways = key.tags.valueof(ORIENTATION, 1) in SIDEWAYS  # its columns are the image's rows
         self.rows, self.columns = -(-self.size[0] // self.high), -(-self.size[1] // self.wide)
         self.decoded: dict[int, NDArray[Any]] = {}  # those used last are the last
         each = self.high * self.wide * key.samplesperpixel // self.planes * key.dtype.itemsize
@@ -90,7 +93,8 @@ class Chunks:
         keep = self._plain is None and shape != self.size
         indices = list(map(self._index, places))
         if keep:
-            self._forget(indices, top // self.high, -(-bottom // self.high))
+            first, end, side = (left, right, self.wide) if self.sideways else (top, bottom, self.high)
+            self._forget(indices, first // side, -(-end // side))
         for (plane, row, column), chunk in zip(places, self._chunks(indices, keep), strict=True):
             y, x = row * self.high, column * self.wide
             a, b = max(top, y), min(bottom, y + self.high)
@@ -102,11 +106,16 @@ class Chunks:
     def _forget(self, indices: Sequence[int], first: int, end: int) -> None:
         """Make room for those of these indices, which lie in the tiles or strips of rows `first` to `end`.
 
-        All of these rows are kept, as regions come row after row, and of others those used last.
+        All of these rows are kept, as regions come row after row, and of others those used last; columns, where the
+        image is stored sideways.
         """
-        most = max(self._most, (end - first) * self.columns * self.planes)
+        most = max(self._most, (end - first) * (self.rows if self.sideways else self.columns) * self.planes)
         coming = sum(index not in self.decoded for index in indices)
-        others = [index for index in self.decoded if not first <= index // self.columns % self.rows < end]
+
+        def row_of(index: int) -> int:
+            return index % self.columns if self.sideways else index // self.columns % self.rows
+
+        others = [index for index in self.decoded if not first <= row_of(index) < end]
         for index in others[: max(len(self.decoded) + coming - most, 0)]:
             del self.decoded[index]
 

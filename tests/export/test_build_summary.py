@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from fcn_deploy.calibration.report.engine_report import Accuracy, EngineReport
+from fcn_deploy.calibration.report.engine_report import Accuracy, EngineReport, StageReport
 from fcn_deploy.export.cli.build_summary import low_precision_advice, show_build
 
 ACCURACY = Accuracy("agreement", 1.0, 0.2, 0.5, 10, 2, True, layers=10, method="mse", int8=0.998)
@@ -49,6 +49,15 @@ def test_the_last_line_says_that_int8_wins_nothing_and_what_to_do(tmp_path, caps
     show_build(Path("m.onnx"), tmp_path / "m.engine", report)
     assert capsys.readouterr().out.splitlines()[-1].startswith(last)
     assert len(low_precision_advice(report)) <= 300
+
+
+def test_the_halos_of_all_stages_are_told_and_of_those_for_tiles_alone(tmp_path, capsys):
+    stages = [StageReport((halo, halo), "exact", 1.0, 1.0, 0.5) for halo in (64, 416, 32, 48, 48, 96, 288)]
+    show_build(Path("m.onnx"), tmp_path / "m.engine", report_of(tmp_path, stages=stages[:2], fine=stages[2:]))
+    assert (
+        "exactly: 2 stages, halos 64 pixels and 416 pixels; where that is less work by 5 stages, halos 32, 48, 48, 96, "
+        "288 pixels\n" in capsys.readouterr().out
+    )
 
 
 @pytest.mark.parametrize(

@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 import tifffile
 from fcn_deploy.runtime.files import WriteError
+from fcn_deploy.runtime.images import tiff
 from fcn_deploy.runtime.images.header import read_header
 from fcn_deploy.runtime.images.numbers import ReadOptions
 from fcn_deploy.runtime.images.read import read_image
 from fcn_deploy.runtime.images.regions import by_regions, open_regions
+from fcn_deploy.runtime.images.tiff_chunks import Chunks
 from fcn_deploy.runtime.labelling.regions import _Partial, label_regions
 from helpers import photo
 from PIL import Image
@@ -85,6 +87,31 @@ def test_images_that_are_stored_turned_come_upright(tmp_path, turned):
         np.testing.assert_array_equal(read_image(tmp_path / "i.tif", CARD), upright)
         with open_regions(tmp_path / "i.tif", CARD) as found:
             np.testing.assert_array_equal(found[3:17, 20:39], upright[3:17, 20:39])
+
+
+@pytest.mark.parametrize("turned", [1, 6])
+def test_a_turned_image_is_decoded_once_and_no_more_of_it_is_kept_than_is_planned(tmp_path, monkeypatch, turned):
+    monkeypatch.setattr(tiff, "KEPT_BYTES", 0)
+    kept, decoded, decode, read = [], [], Chunks._decode, Chunks.read
+    monkeypatch.setattr(Chunks, "_decode", lambda self, *args: decoded.append(1) or decode(self, *args))
+
+    def reading(self, *region):
+        part = read(self, *region)
+        kept.append(sum(chunk.nbytes for chunk in self.decoded.values()))
+        return part
+
+    monkeypatch.setattr(Chunks, "read", reading)
+    tags = [(274, "H", 1, turned, True)]
+    tifffile.imwrite(tmp_path / "i.tif", photo(300, 900), tile=(16, 32), compression="zlib", extratags=tags)
+    with open_regions(tmp_path / "i.tif", CARD) as found:
+        height, width = found.shape[:2]
+        kept.clear(), decoded.clear()  # of a look at the values
+        for top in range(0, height, 40):
+            for left in range(0, width, 100):
+                assert found[top : top + 40, left : left + 100].size
+        planned = found.kept.taken(np.array(40.0), np.array(0.0), height)
+    assert len(decoded) <= -(-300 // 16) * -(-900 // 32)  # each tile once
+    assert planned / 2 < max(kept) <= planned
 
 
 def test_a_turned_image_with_a_georeference_is_refused(tmp_path):

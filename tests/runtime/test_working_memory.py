@@ -8,7 +8,7 @@ import time
 import numpy as np
 import pytest
 from fcn_deploy.runtime.process_memory import give_back_freed, resident
-from fcn_deploy.runtime.working_memory import KEPT, USUAL_RUNS, WorkingMemory
+from fcn_deploy.runtime.working_memory import KEPT, STEADY_RUNS, WorkingMemory
 
 MB = 1_000_000
 
@@ -60,11 +60,20 @@ def test_a_run_that_fails_leaves_its_place():
 
 def test_memory_is_given_back_before_a_run_larger_than_all_before_it():
     memory = WorkingMemory(released := Releases())
+    run(memory, KEPT // 2)
     run(memory, 100 * MB)
     assert not released
     run(memory, 300 * MB)
     assert len(released) == 1 and memory.held == 300 * MB
     run(memory, 100 * MB)
+    assert len(released) == 1
+
+
+def test_a_network_that_begins_with_a_large_run_takes_little_first():
+    memory = WorkingMemory(released := Releases())
+    run(memory, 300 * MB)
+    assert len(released) == 1 and memory.held == 300 * MB
+    run(memory, 200 * MB)
     assert len(released) == 1
 
 
@@ -79,6 +88,7 @@ def test_images_of_mixed_sizes_do_not_have_memory_given_back_again_and_again():
 
 def test_shapes_that_might_come_to_more_than_the_budget_have_memory_given_back():
     memory = WorkingMemory(released := Releases())
+    run(memory, 1, "the first")
     for _ in range(3):
         for shape in range(4):  # that fit together
             run(memory, 100 * MB, shape, budget=450 * MB)
@@ -90,6 +100,7 @@ def test_shapes_that_might_come_to_more_than_the_budget_have_memory_given_back()
 def test_what_the_process_holds_tells_whether_shapes_found_room_in_each_other():
     holds = [1000 * MB]
     memory = WorkingMemory(released := Releases(), lambda: holds[0])
+    run(memory, 1, "the first")
     for shape in range(40):
         run(memory, 100 * MB, shape, budget=450 * MB)
         holds[0] = 1150 * MB  # each finds room in what the first has left
@@ -103,8 +114,9 @@ def test_what_the_process_holds_tells_whether_shapes_found_room_in_each_other():
 
 def test_an_unusually_large_run_holds_its_memory_for_a_while_only():
     memory = WorkingMemory(released := Releases())
+    run(memory, 1, "the first")
     run(memory, 1000 * MB)
-    for _ in range(USUAL_RUNS):
+    for _ in range(STEADY_RUNS):
         run(memory, 80 * MB)
     assert len(released) == 1
     run(memory, 80 * MB)

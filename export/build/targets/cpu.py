@@ -61,7 +61,7 @@ def build(job: BuildJob, report: EngineReport) -> Draft:
         report.passes = passes
     report.candidates = candidate_reports(timings, chosen)
     report.latency_ms = timings[chosen].milliseconds
-    report.stages = stage_reports(draft.manifest.stages)
+    report.stages, report.fine = stage_reports(draft.manifest.stages), stage_reports(draft.manifest.fine)
     if job.mixed is not None:
         _report_low_precision(report, job.mixed, choice, timings, chosen)
     return draft

@@ -1,6 +1,8 @@
 """Stages for tiles alone: at no cost for whole images, without weights of their own, with the labels of the others."""
 
+import gc
 import json
+import weakref
 from contextlib import suppress
 from dataclasses import replace
 
@@ -16,6 +18,7 @@ from fcn_deploy.runtime.engine_file import EngineFile
 from fcn_deploy.runtime.errors import MisuseError, OverBudgetError
 from fcn_deploy.runtime.manifest import Manifest
 from fcn_deploy.runtime.plan import plan_fine, plan_run
+from fcn_deploy.runtime.working_memory import STEADY_RUNS
 from helpers import photo, save_photos
 
 from fcn_deploy import Segmenter
@@ -56,6 +59,25 @@ def test_tiles_have_the_labels_of_the_whole_image_and_whole_images_open_nothing_
         assert (net(image) != expected).mean() < 1e-4
     with pytest.raises(MisuseError, match="is closed"):
         _ = net.network.fine_backend
+
+
+def test_what_images_do_not_need_any_more_is_closed_and_nothing_of_an_image_stays(engine):
+    image, small = photo(*SIZE), photo(40, 50)
+    with Segmenter(engine, threads=1) as net:
+        assert by_fine_stages(net).fine
+        expected, gone = net(image), weakref.ref(image)
+        gc.disable()  # cycles would be found some time
+        try:
+            net(image)
+            del image
+            assert gone() is None
+        finally:
+            gc.enable()
+        for _ in range(STEADY_RUNS):
+            assert net.network.tiled._fine is not None
+            net(small)
+        assert net.network.tiled._fine is None
+        np.testing.assert_array_equal(net(photo(*SIZE)), expected)
 
 
 def test_int8_labels_of_stages_for_tiles_are_those_of_the_whole_image_bit_for_bit(exports, tmp_path):

@@ -1,13 +1,17 @@
 """What all passes have in common: they leave their model alone, give the same bytes again, and say why not."""
 
+from collections import Counter
+
 import numpy as np
 import onnx
 import pytest
+from fcn_deploy.export.analysis.crossings import crossings
 from fcn_deploy.export.build.core import optimise_offline
 from fcn_deploy.export.passes.as_float32 import as_float32
 from fcn_deploy.export.passes.bilinear_deconv import bilinear_deconv
 from fcn_deploy.export.passes.cancel_transposes import cancel_transposes
 from fcn_deploy.export.passes.cut_decision import cut_decision
+from fcn_deploy.export.passes.dequantize_late import dequantize_late
 from fcn_deploy.export.passes.fold_constants import fold_constants
 from fcn_deploy.export.passes.fold_decision import fold_decision
 from fcn_deploy.export.passes.fold_input import fold_input
@@ -41,6 +45,7 @@ PASSES = {
     "bilinear_deconv": bilinear_deconv,
     "cancel_transposes": cancel_transposes,
     "cut_decision": cut_decision,
+    "dequantize_late": dequantize_late,
     "fold_constants": fold_constants,
     "fold_decision": lambda model: fold_decision(model, CARD),
     "fold_input": lambda model: fold_input(model, CARD),
@@ -128,6 +133,7 @@ def test_passes_change_a_copy_and_give_the_same_bytes_again(name, made):
         ("bilinear_deconv", "its last layer is no transposed convolution"),
         ("cancel_transposes", "no two Transposes undo each other"),
         ("cut_decision", "no ArgMax or threshold is last"),
+        ("dequantize_late", "nothing that it computes is dequantized"),
         ("fold_constants", "nothing is computed of constants alone"),
         ("fold_scales", "no map beside a convolution alone is multiplied by, or added to, constants"),
         ("hard_sigmoid", "no sum is clipped to 0 and its divisor"),
@@ -310,6 +316,24 @@ def test_transposes_cancel_around_what_can_work_on_other_axes(steps, left):
     assert sum(each.op_type == "Transpose" for each in result.model.graph.node) == left
     assert bool(result.why_not) == bool(left)
     np.testing.assert_array_equal(run(result.model, image), run(made, image))
+
+
+def test_8_bits_are_dequantized_right_before_each_node_that_reads_them():
+    nodes = [
+        node("QuantizeLinear", ["image", "scale", "zero"], "q"),
+        node("DequantizeLinear", ["q", "scale", "zero"], "dq"),
+        node("Relu", ["dq"], "r"),
+        node("Sigmoid", ["r"], "s"),
+        node("Add", ["dq", "s"], "a"),
+        node("Conv", ["a", "w"], "logits"),
+    ]
+    made, image = model(nodes, {"scale": np.float32(0.05), "zero": np.uint8(100)}), noise(1, 3, 5, 7)
+    late = dequantize_late(made)
+    operators = [each.op_type for each in late.model.graph.node]
+    assert operators == ["QuantizeLinear", "DequantizeLinear", "Relu", "Sigmoid", "DequantizeLinear", "Add", "Conv"]
+    np.testing.assert_array_equal(run(late.model, image), run(made, image))
+    sizes = Counter({"dq/r/0": 400, "r": 400, "s": 400, "dq/a/0": 400, "a": 400, "q": 100})
+    assert [crossing.maps for crossing in crossings(late.model, sizes)][2:4] == [("q", "r"), ("q", "s")]
 
 
 def test_a_transpose_that_is_also_read_elsewhere_stays_for_that():

@@ -220,7 +220,8 @@ def test_an_int8_engine_for_the_cpu(exports, photos, tmp_path):
     with Segmenter(tmp_path / "m.engine") as net, Segmenter(tmp_path / "m.engine", memory=6_000_000) as small:
         assert net.precision == "int8" and net(photo(50, 70)).shape == (50, 70)
         # Its first layer reads 8-bit pixels, in tiles and in batches too.
-        assert net.network.backend.prepared(photo(50, 70)).dtype == np.uint8
+        with net.network.backend.prepared(photo(50, 70)) as prepared:
+            assert prepared.dtype == np.uint8
         first = net.network.stages[0]  # on squares of pixels, where that was measured faster
         assert first.border == {1: (0, 0, 1, 1), 2: (0, 0, 2, 2)}[first.block]
         image, several = photo(301, 517), [photo(90 + i, 70, i) for i in range(3)]
