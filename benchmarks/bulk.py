@@ -29,7 +29,7 @@ from pathlib import Path
 import fsspec
 import numpy as np
 from fcn_deploy.runtime.labelling.cluster import BATCH
-from fcn_deploy.runtime.noise_image import natural_noise
+from fcn_deploy.runtime.pixels.noise_image import natural_noise
 from PIL import Image
 
 from benchmarks.common import RGB, mixed_sizes

@@ -22,8 +22,8 @@ from fcn_deploy.export.importer.import_model import import_model
 from fcn_deploy.export.quantization.calibrate import activation_reader
 from fcn_deploy.runtime.backends.onnxruntime import session
 from fcn_deploy.runtime.images.find import find_images
-from fcn_deploy.runtime.noise_image import natural_noise
-from fcn_deploy.runtime.prepare import prepare
+from fcn_deploy.runtime.pixels.noise_image import natural_noise
+from fcn_deploy.runtime.pixels.prepare import prepare
 from PIL import Image
 
 LARGEST = (720, 960)

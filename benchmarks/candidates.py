@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from fcn_deploy.calibration.datasets import load_dataset
 from fcn_deploy.calibration.metrics import Metrics, confusion_matrix
+from fcn_deploy.runtime.engine_format.model_card import CARD_KEY
 from fcn_deploy.runtime.errors import one_line
-from fcn_deploy.runtime.model_card import CARD_KEY
 from PIL import Image
 
 from benchmarks.common import fitted, photographs

@@ -22,7 +22,7 @@ from fcn_deploy.export.build.core import core_of, optimise_offline
 from fcn_deploy.export.importer.import_model import import_model
 from fcn_deploy.export.quantization.mixed_precision import mix_precision
 from fcn_deploy.export.quantization.options import QuantizationOptions
-from fcn_deploy.runtime.prepare import prepare
+from fcn_deploy.runtime.pixels.prepare import prepare
 from onnxruntime.quantization import (
     CalibrationDataReader,
     CalibrationMethod,

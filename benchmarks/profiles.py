@@ -14,7 +14,7 @@ from collections import Counter
 import numpy as np
 from fcn_deploy.export.build.profiles import plan_profiles
 from fcn_deploy.export.build.report_parts import profile_reports, show_profiles
-from fcn_deploy.runtime.model_card import ModelCard
+from fcn_deploy.runtime.engine_format.model_card import ModelCard
 from fcn_deploy.runtime.sizes import Sizes, parse_sizes
 
 NATIVE = ((3000, 4000), (3024, 4032), (4000, 6000), (3456, 5184), (2160, 3840), (3648, 5472), (2448, 3264))

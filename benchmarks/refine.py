@@ -6,7 +6,7 @@ Each candidate makes labels of full size from the engine's coarse scores and the
 
 - `bilinear`: the engine's own upsampling, to compare with;
 - `slopes added` is what `--refine` does: a guided filter's slopes add to the interpolated scores what the photograph
-  shows beyond its coarse image (`runtime/refine.py`);
+  shows beyond its coarse image (`runtime/head/refine.py`);
 - `guided filter` (He, Sun, Tang, 2013): of the probabilities at full size;
 - `fast guided filter` (He, Sun, 2015): its linear coefficients found at stride 8 or 4 in windows of 3×3, interpolated
   to full size, by the photograph's colour or brightness; only where neighbouring coarse pixels disagree;
@@ -31,9 +31,9 @@ from pathlib import Path
 import numpy as np
 from fcn_deploy.calibration.datasets import LabelledImages, load_dataset
 from fcn_deploy.calibration.metrics import IGNORE, Metrics, confusion_matrix
+from fcn_deploy.runtime.engine_format.manifest import Upsampling
 from fcn_deploy.runtime.errors import MisuseError
-from fcn_deploy.runtime.manifest import Upsampling
-from fcn_deploy.runtime.refine import (
+from fcn_deploy.runtime.head.refine import (
     SMOOTHED,
     block_means,
     box_filter,
@@ -42,7 +42,7 @@ from fcn_deploy.runtime.refine import (
     slopes_of,
     smoothed_blocks,
 )
-from fcn_deploy.runtime.upsampling import ScoreWindow, best_class, labels_from_scores
+from fcn_deploy.runtime.head.upsampling import ScoreWindow, best_class, labels_from_scores
 
 from benchmarks.common import draw_labels
 from fcn_deploy import ModelCard, Segmenter

@@ -37,7 +37,7 @@ from pathlib import Path
 
 import grpc
 import numpy as np
-from fcn_deploy.runtime.noise_image import natural_noise
+from fcn_deploy.runtime.pixels.noise_image import natural_noise
 
 from benchmarks.common import RGB, memory, mixed_sizes, spread
 from benchmarks.serving_clients import KINDS, processor_seconds

@@ -9,7 +9,7 @@ import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
-from fcn_deploy.runtime.noise_image import natural_noise
+from fcn_deploy.runtime.pixels.noise_image import natural_noise
 
 from benchmarks.common import RGB, memory
 from benchmarks.serving_clients import Request, http_client, rest_request

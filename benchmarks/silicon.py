@@ -30,8 +30,8 @@ from fcn_deploy.runtime.backends.device import driver_module, name_of
 from fcn_deploy.runtime.backends.lane import Batch, Lane
 from fcn_deploy.runtime.command import run
 from fcn_deploy.runtime.errors import DeployError
-from fcn_deploy.runtime.noise_image import natural_noise
-from fcn_deploy.runtime.prepare import padded_size
+from fcn_deploy.runtime.pixels.noise_image import natural_noise
+from fcn_deploy.runtime.pixels.prepare import padded_size
 from fcn_deploy.runtime.verify import verify
 from PIL import Image
 

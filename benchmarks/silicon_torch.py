@@ -5,7 +5,7 @@ from contextlib import suppress
 from typing import Any
 
 import numpy as np
-from fcn_deploy.runtime.noise_image import natural_noise
+from fcn_deploy.runtime.pixels.noise_image import natural_noise
 
 from fcn_deploy import ModelCard
 

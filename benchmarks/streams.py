@@ -16,8 +16,8 @@ from unittest.mock import patch
 import numpy as np
 from fcn_deploy.calibration.stream import open_stream
 from fcn_deploy.runtime import stream
-from fcn_deploy.runtime.batch_cost import ROUNDS, BatchCost
-from fcn_deploy.runtime.prepare import padded_size
+from fcn_deploy.runtime.pixels.prepare import padded_size
+from fcn_deploy.runtime.planning.batch_cost import ROUNDS, BatchCost
 from PIL import Image
 
 from fcn_deploy import Segmenter

@@ -29,9 +29,9 @@ from fcn_deploy.fcn.cli.train_fcn import parse_size
 from fcn_deploy.fcn.model import build_network
 from fcn_deploy.runtime.backends.onnxruntime import OnnxRuntimeSession
 from fcn_deploy.runtime.backends.openvino import OpenVinoSession, installed
-from fcn_deploy.runtime.model_card import ModelCard
-from fcn_deploy.runtime.noise_image import natural_noise
-from fcn_deploy.runtime.prepare import normalise
+from fcn_deploy.runtime.engine_format.model_card import ModelCard
+from fcn_deploy.runtime.pixels.noise_image import natural_noise
+from fcn_deploy.runtime.pixels.prepare import normalise
 
 from benchmarks.common import spread
 

@@ -131,7 +131,7 @@ def time_ratio(net: Any, onnx: Path, card: Any) -> float:
     """The engine's time over that of ONNX Runtime on the same ONNX, at the first of SIZES, best runs of one thread."""
     import numpy as np
     import onnxruntime
-    from fcn_deploy.runtime.prepare import prepare
+    from fcn_deploy.runtime.pixels.prepare import prepare
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
@@ -156,7 +156,7 @@ def int8_of(onnx: Path) -> dict[str, Any]:
     from fcn_deploy.export.passes.pooling_as_convolution import pooling_as_convolution
     from fcn_deploy.export.quantization.mixed_precision import mix_precision
     from fcn_deploy.export.quantization.options import QuantizationOptions
-    from fcn_deploy.runtime.noise_image import natural_noise
+    from fcn_deploy.runtime.pixels.noise_image import natural_noise
     from PIL import Image
 
     core = core_of(import_model(onnx))
@@ -186,8 +186,8 @@ def wrong_labels(net: Any, module: Any, multiple: int, smallest: int, only: Any,
     from fcn_deploy.export.analysis.near_ties import rounded_otherwise
     from fcn_deploy.export.build.parity import decided
     from fcn_deploy.fcn.architecture import upsample
-    from fcn_deploy.runtime.noise_image import natural_noise
-    from fcn_deploy.runtime.prepare import prepare
+    from fcn_deploy.runtime.pixels.noise_image import natural_noise
+    from fcn_deploy.runtime.pixels.prepare import prepare
 
     def scores_at(given: np.ndarray) -> np.ndarray:
         sides = given.shape[2:]

@@ -16,14 +16,14 @@ from fcn_deploy.calibration.label_map import LabelMap, ReadLabels, label_map_of,
 from fcn_deploy.calibration.mask_options import MaskOptions, parse_values
 from fcn_deploy.calibration.metrics import IGNORE
 from fcn_deploy.runtime.arrays import ImageSource
+from fcn_deploy.runtime.engine_format.model_card import ModelCard, voc_palette
 from fcn_deploy.runtime.errors import DeployError, MisuseError
 from fcn_deploy.runtime.images.find import IMAGE_SUFFIXES, unread_files
 from fcn_deploy.runtime.images.header import read_header
 from fcn_deploy.runtime.images.numbers import ReadOptions
 from fcn_deploy.runtime.images.read import COMMON, decode, may_have_no_data
 from fcn_deploy.runtime.images.regions import REGION_PIXELS, open_regions
-from fcn_deploy.runtime.model_card import ModelCard, voc_palette
-from fcn_deploy.runtime.no_data import Invalid, filled
+from fcn_deploy.runtime.pixels.no_data import Invalid, filled
 
 log = logging.getLogger(__name__)
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from fcn_deploy.calibration.metrics import IGNORE
+from fcn_deploy.runtime.engine_format.model_card import voc_palette
 from fcn_deploy.runtime.errors import DeployError
 from fcn_deploy.runtime.images.deep import bits_of, read_deep
 from fcn_deploy.runtime.images.find import IMAGE_SUFFIXES
@@ -17,8 +18,7 @@ from fcn_deploy.runtime.images.pillow import check_pixels, open_pillow
 from fcn_deploy.runtime.images.sidecars import mask_beside, no_data_beside
 from fcn_deploy.runtime.images.tiff import TURNS, is_tiff, turned
 from fcn_deploy.runtime.images.tiff_chunks import ORIENTATION
-from fcn_deploy.runtime.model_card import voc_palette
-from fcn_deploy.runtime.no_data import number_in
+from fcn_deploy.runtime.pixels.no_data import number_in
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:

@@ -11,8 +11,8 @@ from fcn_deploy.calibration.class_files import read_colors, twice
 from fcn_deploy.calibration.label_files import VOC_COUNT, Color, StoredLabels, read_labels
 from fcn_deploy.calibration.mask_options import MaskOptions, class_of, parse_values
 from fcn_deploy.calibration.metrics import IGNORE
+from fcn_deploy.runtime.engine_format.model_card import ModelCard, voc_palette
 from fcn_deploy.runtime.errors import DeployError, MisuseError
-from fcn_deploy.runtime.model_card import ModelCard, voc_palette
 from numpy.typing import NDArray
 
 VOC_BORDER = (224, 224, 192)

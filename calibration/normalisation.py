@@ -4,9 +4,9 @@ import logging
 
 import numpy as np
 from fcn_deploy.calibration.datasets import FilePairs
+from fcn_deploy.runtime.engine_format.model_card import ModelCard
 from fcn_deploy.runtime.errors import DeployError
 from fcn_deploy.runtime.images.regions import open_regions
-from fcn_deploy.runtime.model_card import ModelCard
 
 log = logging.getLogger(__name__)
 

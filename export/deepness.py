@@ -12,9 +12,9 @@ import onnx
 from fcn_deploy.export.graph.edit import check, opset, set_metadata, set_shape
 from fcn_deploy.export.graph.rewrite import Rewrite, declare, name_of
 from fcn_deploy.runtime.backends.onnxruntime import session
+from fcn_deploy.runtime.engine_format.model_card import ModelCard
 from fcn_deploy.runtime.errors import DeployError, MisuseError
 from fcn_deploy.runtime.files import replacing
-from fcn_deploy.runtime.model_card import ModelCard
 from onnx import ModelProto
 
 OVERLAP = 15  # percent of a tile: the plugin's own default

@@ -18,9 +18,9 @@ from fcn_deploy.export.graph.edit import (
 from fcn_deploy.export.importer.card import store_card
 from fcn_deploy.export.importer.import_model import import_model
 from fcn_deploy.export.importer.options import ImportOptions
+from fcn_deploy.runtime.engine_format.model_card import CARD_KEY, ModelCard
 from fcn_deploy.runtime.errors import DeployError
 from fcn_deploy.runtime.files import replacing
-from fcn_deploy.runtime.model_card import CARD_KEY, ModelCard
 from onnx import ModelProto
 
 # Where the model that is written is run: as export-onnx's other models are, one pixel and primes among them.

@@ -5,9 +5,9 @@ import torch
 import torch.nn.functional as F
 from fcn_deploy.calibration.metrics import IGNORE
 from fcn_deploy.runtime.arrays import ImageSource
-from fcn_deploy.runtime.model_card import ModelCard
-from fcn_deploy.runtime.no_data import filled
-from fcn_deploy.runtime.prepare import normalise
+from fcn_deploy.runtime.engine_format.model_card import ModelCard
+from fcn_deploy.runtime.pixels.no_data import filled
+from fcn_deploy.runtime.pixels.prepare import normalise
 
 
 def augment(

@@ -13,9 +13,9 @@ from fcn_deploy.calibration.datasets import VOC_CLASSES
 from fcn_deploy.fcn.architecture import TORCHVISION, AnySize, Architecture
 from fcn_deploy.fcn.backbones import load_matching
 from fcn_deploy.fcn.model import build_network
+from fcn_deploy.runtime.engine_format.model_card import CARD_KEY, ModelCard
 from fcn_deploy.runtime.errors import DeployError, MisuseError, one_line
 from fcn_deploy.runtime.files import replacing
-from fcn_deploy.runtime.model_card import CARD_KEY, ModelCard
 
 ARCHITECTURE_KEY = "fcn_deploy.architecture"
 TRAINING_KEY = "fcn_deploy.training"

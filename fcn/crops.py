@@ -11,8 +11,8 @@ import torch
 from fcn_deploy.calibration.datasets import FilePairs, LabelledImages
 from fcn_deploy.fcn.augment import augment
 from fcn_deploy.fcn.recipes import Recipe
+from fcn_deploy.runtime.engine_format.model_card import ModelCard
 from fcn_deploy.runtime.images.header import read_header
-from fcn_deploy.runtime.model_card import ModelCard
 
 HELD_BYTES = 1 << 30  # of decoded images at once: crops of these are mixed with each other
 

@@ -13,9 +13,9 @@ from fcn_deploy.calibration.datasets import LabelledImages
 from fcn_deploy.calibration.metrics import Metrics, confusion_matrix
 from fcn_deploy.calibration.report.engine_report import EngineReport, read_report
 from fcn_deploy.calibration.report.results import MIXED, OWN, Evaluated, Example, ImageResult
+from fcn_deploy.runtime.engine_format.model_card import ModelCard
 from fcn_deploy.runtime.errors import DeployError, MisuseError
 from fcn_deploy.runtime.images.overlay import displayable
-from fcn_deploy.runtime.model_card import ModelCard
 from PIL import Image
 
 Predict = Callable[[np.ndarray], np.ndarray]

@@ -10,8 +10,8 @@ import torch
 from fcn_deploy.fcn.checkpoint import load_checkpoint, load_state
 from fcn_deploy.fcn.foreign import Note, unwrapped
 from fcn_deploy.fcn.programs import as_module, load_program, saved_form
+from fcn_deploy.runtime.engine_format.model_card import ModelCard
 from fcn_deploy.runtime.errors import DeployError, MisuseError, one_line
-from fcn_deploy.runtime.model_card import ModelCard
 from torch import nn
 
 SHOWN = 4  # names in an error

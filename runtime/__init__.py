@@ -6,8 +6,8 @@ It needs NumPy, Pillow, tifffile, Typer and Rich, and one backend; never torch, 
 import os
 from typing import TYPE_CHECKING
 
+from .engine_format.model_card import ModelCard
 from .errors import DeployError, InterruptError, MisuseError, OverBudgetError
-from .model_card import ModelCard
 
 # ONNX Runtime 1.32 keeps an identifier of the machine in the user's home, and what it would report, unless it is told.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")

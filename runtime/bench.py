@@ -16,19 +16,19 @@ from numpy.typing import NDArray
 from .backends import Layer
 from .backends.host import HostBackend
 from .command import InputRange, Json, Threads, log_to_stderr, print_record, run
-from .engine_file import EngineFile
+from .engine_format.engine_file import EngineFile
 from .errors import MisuseError, OverBudgetError
+from .head.upsampling import ScoreWindow, result_from_scores
 from .images.header import read_header
 from .images.numbers import ReadOptions
 from .images.read import decode
 from .latency import TIMED_SIZES, timed_sizes
 from .network import Network
-from .no_data import filled
-from .noise_image import natural_noise
+from .pixels.no_data import filled
+from .pixels.noise_image import natural_noise
+from .pixels.value_range import Range
 from .process_memory import forget_highest, highest, resident
 from .sizes import Size, Sizes, parse_sizes
-from .upsampling import ScoreWindow, result_from_scores
-from .value_range import Range
 
 LEAST_RUNS, MOST_RUNS = 3, 200  # of a size
 MOST_SIZES = 6  # of a folder's

@@ -8,9 +8,9 @@ import numpy as np
 
 from .arrays import AnyArray, Floats, Image, size_of
 from .errors import DeployError, OverBudgetError
+from .head.upsampling import ScoreWindow, result_from_scores
 from .network import Network
 from .sizes import Size
-from .upsampling import ScoreWindow, result_from_scores
 
 # The member's name: image uint8|uint16|int16|float32 [H,W,C]; scores float32 [K,h,w]; tolerance, of the scores' range.
 # Of a plan also sizes int [n,2], those of its profiles' ends, at which the image is repeated, and for each of them

@@ -30,7 +30,7 @@ from .labelling.planes import ALL, Planes
 from .labelling.products import Products
 
 if TYPE_CHECKING:
-    from .model_card import ModelCard
+    from .engine_format.model_card import ModelCard
 
 NOTHING_MORE, FIRST = Products(), Planes()
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from .engine_format.manifest import Manifest
 from .errors import OverBudgetError
-from .manifest import Manifest
 from .network import Network
 
 TIMED_SIZES = ((256, 256), (480, 640), (512, 1024), (1080, 1920))

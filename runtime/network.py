@@ -10,25 +10,25 @@ import numpy as np
 
 from .arrays import AnyArray, Floats, Image, ImageSource, size_of
 from .backends import Backend
-from .batch_cost import BatchCost
+from .engine_format.manifest import Manifest, Stage, Upsampling
+from .engine_format.model_card import ModelCard
 from .errors import MisuseError
-from .heads import Heads
-from .kept_rows import NOTHING_KEPT, KeptRows
-from .manifest import Manifest, Stage, Upsampling
-from .model_card import ModelCard
-from .no_data import HoleRecorder, filled, marked
+from .head.heads import Heads
+from .head.refine import REACH, refusal
+from .head.upsampling import LABEL_KINDS, ScoreWindow, new_result, result_bytes
 from .onnx_model import WHOLE, OnnxModelBackend
 from .open_engine import gpu_index_of, open_engine
-from .plan import Plan, available_memory, check_result, plan_engine, plan_on_gpu, plan_unbounded
-from .prepare import check_image, check_source
+from .pixels.no_data import HoleRecorder, filled, marked
+from .pixels.prepare import check_image, check_source
+from .pixels.value_range import InRange, Range, parse_range
+from .planning.batch_cost import BatchCost
+from .planning.kept_rows import NOTHING_KEPT, KeptRows
+from .planning.plan import Plan, available_memory, check_result, plan_engine, plan_on_gpu, plan_unbounded
+from .planning.working_memory import WorkingMemory
 from .process_memory import give_back_freed, resident, share_one_heap
-from .refine import REACH, refusal
 from .result_maker import ResultMaker, cropped
-from .tiled_scores import TiledScores
-from .tiles import one_ahead
-from .upsampling import LABEL_KINDS, ScoreWindow, new_result, result_bytes
-from .value_range import InRange, Range, parse_range
-from .working_memory import WorkingMemory
+from .tiling.tiled_scores import TiledScores
+from .tiling.tiles import one_ahead
 
 DEFAULT_MEMORY_SHARE = 0.8  # of the memory that is free when an image arrives
 BANDS_MEMORY = 2_000_000_000  # bytes; more makes `bands` no faster, and an image that is read by regions whole
@@ -48,7 +48,7 @@ class Network:
         card: of the model, and of the chosen head.
         manifest: of an engine; None of an ONNX model.
         upsampling: what makes full-size scores of the core's.
-        precision: the lowest in the graph: one of runtime.manifest.PRECISIONS.
+        precision: the lowest in the graph: one of runtime.engine_format.manifest.PRECISIONS.
         stages: the core, in order.
         memory: bytes one image may take on the CPU; None: 80 % of what is free.
         refine: whether borders of labels follow those of the image.

@@ -10,9 +10,9 @@ import numpy as np
 from .arrays import Floats, Image
 from .backends.host import HostBackend
 from .backends.onnxruntime import OnnxRuntimeSession
+from .engine_format.manifest import Stage, Upsampling
+from .engine_format.model_card import ACTIVATED_KEY, CARD_KEY, ModelCard, assumed_card, check_card
 from .errors import DeployError, MisuseError
-from .manifest import Stage, Upsampling
-from .model_card import ACTIVATED_KEY, CARD_KEY, ModelCard, assumed_card, check_card
 
 log = logging.getLogger(__name__)
 

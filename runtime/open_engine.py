@@ -6,10 +6,10 @@ from pathlib import Path
 
 from .backends import ORT_TARGETS, Backend
 from .backends.host import HostBackend
-from .engine_file import EngineFile
+from .engine_format.engine_file import EngineFile
+from .engine_format.manifest import Manifest
 from .errors import DeployError, MisuseError
-from .heads import Heads
-from .manifest import Manifest
+from .head.heads import Heads
 from .process_memory import give_back_freed
 
 

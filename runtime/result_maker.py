@@ -6,12 +6,12 @@ from dataclasses import replace
 import numpy as np
 
 from .arrays import AnyArray, Floats, Image, ImageSource
-from .heads import Heads, View
-from .no_data import Invalid, marked
+from .head.heads import Heads, View
+from .head.refine import refined_labels
+from .head.upsampling import ScoreWindow, result_from_scores
 from .onnx_model import with_activation
-from .plan import Plan
-from .refine import refined_labels
-from .upsampling import ScoreWindow, result_from_scores
+from .pixels.no_data import Invalid, marked
+from .planning.plan import Plan
 
 
 class ResultMaker:

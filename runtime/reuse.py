@@ -17,13 +17,13 @@ import numpy.typing as npt
 
 from .arrays import AnyArray, Image, Labels, size_of
 from .errors import MisuseError
-from .grid import Grid, Span, grid_of, unit_of
+from .head.refine import refined_labels
+from .head.upsampling import ScoreWindow, labels_from_scores
 from .network import Network
-from .no_data import Invalid, filled, marked
-from .plan import Plan
-from .refine import refined_labels
-from .tile_costs import PIXELS_PER_RUN
-from .upsampling import ScoreWindow, labels_from_scores
+from .pixels.no_data import Invalid, filled, marked
+from .planning.grid import Grid, Span, grid_of, unit_of
+from .planning.plan import Plan
+from .planning.tile_costs import PIXELS_PER_RUN
 
 Changed: TypeAlias = npt.NDArray[np.bool_]  # [rows, columns] of blocks of the padded image
 Part: TypeAlias = tuple[Span, Span]  # rows and columns of a rectangle, in padded pixels

@@ -8,11 +8,11 @@ from typing import Any, Literal, overload
 import numpy as np
 
 from .arrays import AnyArray, Floats, Image, ImageSource, Labels, Masks
+from .engine_format.model_card import ModelCard
 from .errors import MisuseError
-from .model_card import ModelCard
 from .network import Network
-from .no_data import masked
-from .plan import Plan
+from .pixels.no_data import masked
+from .planning.plan import Plan
 from .stream import Stream
 
 
@@ -24,7 +24,7 @@ class Segmenter:
         device: `auto`: what the engine is for; `cpu`; `cuda` or `cuda:1` for a GPU.
         threads: of one call on the CPU; None: one per physical core.
         memory: bytes one image may take on the CPU; None: 80 % of what is free.
-        refine: let borders of labels follow those of the image (`runtime.refine`). Probabilities and values stay what
+        refine: let borders of labels follow those of the image (`head/refine.py`). Probabilities and values stay what
             the network gives.
         input_range: (LO, HI), numbers of images that become the network's 0 and the largest of its dtype (1 of
             float32), or `percentile`, the 1st and 99th of each image: images may be of any type of numbers then. None:

@@ -16,12 +16,12 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 
 from .arrays import AnyArray, Image, size_of
-from .batch_cost import BatchCost
 from .errors import DeployError, MisuseError, brief, one_line
 from .network import Network
-from .no_data import filled
-from .plan import Plan
-from .prepare import padded_size
+from .pixels.no_data import filled
+from .pixels.prepare import padded_size
+from .planning.batch_cost import BatchCost
+from .planning.plan import Plan
 from .reuse import Frame, Reuse
 
 T = TypeVar("T")

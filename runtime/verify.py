@@ -10,12 +10,12 @@ import typer
 
 from .arrays import Image
 from .command import FAILURE, Json, Threads, log_to_stderr, print_record, run
-from .engine_file import EngineFile
+from .engine_format.engine_file import EngineFile
 from .golden_sample import GOLDEN, golden_difference, repeated
+from .head.upsampling import ScoreWindow, labels_from_scores
 from .latency import latency, latency_rows, show_latency, timed_sizes
 from .network import Network
 from .sizes import Size
-from .upsampling import ScoreWindow, labels_from_scores
 
 RUNS = 4  # the third captures a CUDA graph, and the fourth is its launch
 CALLS_EQUAL = 0.9999  # of labels: scores that differ by their last bit are ties

@@ -54,7 +54,7 @@ def tensorrt_engine(gpu, gpu_built, tmp_path):
 
 
 def ready(gpu, built, folder, library):
-    from fcn_deploy.runtime.engine_file import EngineFile, write_engine
+    from fcn_deploy.runtime.engine_format.engine_file import EngineFile, write_engine
     from gpu_sim import tensorrt_sim
 
     path, core = built
@@ -73,7 +73,7 @@ def ready(gpu, built, folder, library):
 
 def changed(path, out, **changes):
     """The engine with other entries in its GPU plan."""
-    from fcn_deploy.runtime.engine_file import EngineFile, write_engine
+    from fcn_deploy.runtime.engine_format.engine_file import EngineFile, write_engine
 
     with EngineFile(path) as file:
         members = {name: file.read(name) for name in file.manifest.members}

@@ -160,7 +160,7 @@ def one_error(done) -> str:
 
 def photo(height: int, width: int, seed: int = 0) -> np.ndarray:
     """An image with detail at many scales, [H, W, 3] uint8."""
-    from fcn_deploy.runtime.noise_image import natural_noise
+    from fcn_deploy.runtime.pixels.noise_image import natural_noise
 
     from fcn_deploy import ModelCard
 
@@ -169,7 +169,7 @@ def photo(height: int, width: int, seed: int = 0) -> np.ndarray:
 
 def window(scores, padded, size, rows=None, first=0, cells=None):
     """Scores as a ScoreWindow: of all rows unless `rows` says otherwise, from the score map's row `first` on."""
-    from fcn_deploy.runtime.upsampling import ScoreWindow
+    from fcn_deploy.runtime.head.upsampling import ScoreWindow
 
     return ScoreWindow(scores, padded, size, rows or (0, size[0]), first, cells or scores.shape[1])
 

@@ -9,7 +9,7 @@ from fcn_deploy.export.build.parity import decided
 from fcn_deploy.export.tolerances import DECISION_MARGIN
 from fcn_deploy.fcn.checkpoint import load_checkpoint
 from fcn_deploy.runtime.images.read import read_image
-from fcn_deploy.runtime.prepare import normalise
+from fcn_deploy.runtime.pixels.prepare import normalise
 from helpers import command, needs_shared
 from PIL import Image
 from sklearn.datasets import load_sample_images

@@ -120,7 +120,7 @@ def test_the_command_writes_a_json_and_a_page_and_fails_where_something_is_wrong
 
 @pytest.mark.slow
 def test_engines_are_built_in_every_precision_by_the_libraries_that_are_here(gpu, monkeypatch, tmp_path, capsys):
-    from fcn_deploy.runtime.engine_file import EngineFile
+    from fcn_deploy.runtime.engine_format.engine_file import EngineFile
 
     from benchmarks import engine_matrix
 

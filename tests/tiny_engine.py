@@ -4,8 +4,8 @@ import hashlib
 import json
 import zipfile
 
-from fcn_deploy.runtime.engine_file import EngineFile
-from fcn_deploy.runtime.manifest import Manifest, Stage, Upsampling
+from fcn_deploy.runtime.engine_format.engine_file import EngineFile
+from fcn_deploy.runtime.engine_format.manifest import Manifest, Stage, Upsampling
 
 from fcn_deploy import ModelCard
 

@@ -28,8 +28,8 @@ from fcn_deploy.calibration.report.layout import (
     ratio,
 )
 from fcn_deploy.calibration.report.results import MIXED, OWN, Entry, ImageResult, metrics_of
+from fcn_deploy.runtime.engine_format.model_card import ModelCard
 from fcn_deploy.runtime.images.overlay import overlay
-from fcn_deploy.runtime.model_card import ModelCard
 
 SIZE_GROUPS = 10  # rows at most of the tables by size
 CONFUSIONS = 12  # rows of the largest confusions

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fcn_deploy.calibration.report.json_values import read_value
-from fcn_deploy.runtime.engine_file import EngineFile
+from fcn_deploy.runtime.engine_format.engine_file import EngineFile
 from fcn_deploy.runtime.sizes import Size
 
 REPORT = "report.json"  # the member of an engine file

@@ -36,10 +36,10 @@ from fcn_deploy.calibration.report.layout import (
 )
 from fcn_deploy.calibration.report.results import About, Entry
 from fcn_deploy.runtime.backends.onnxruntime import physical_cores
+from fcn_deploy.runtime.engine_format.model_card import ModelCard
 from fcn_deploy.runtime.errors import MisuseError
 from fcn_deploy.runtime.extras import need
 from fcn_deploy.runtime.files import check_writable, refuse_existing, replacing
-from fcn_deploy.runtime.model_card import ModelCard
 
 REPORTED_LIBRARIES = (
     "numpy",

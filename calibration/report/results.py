@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from fcn_deploy.calibration.metrics import Metrics
 from fcn_deploy.calibration.report.engine_report import EngineReport
-from fcn_deploy.runtime.model_card import ModelCard
+from fcn_deploy.runtime.engine_format.model_card import ModelCard
 
 OWN = "1"  # the name of the scale at which images have their own sizes
 MIXED = "mixed"

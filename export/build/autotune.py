@@ -15,7 +15,7 @@ from fcn_deploy.export.quantization.options import Say
 from fcn_deploy.runtime.backends.onnxruntime import physical_cores
 from fcn_deploy.runtime.errors import DeployError, OverBudgetError
 from fcn_deploy.runtime.network import Network
-from fcn_deploy.runtime.plan import Plan, plan_run
+from fcn_deploy.runtime.planning.plan import Plan, plan_run
 
 log = logging.getLogger(__name__)
 

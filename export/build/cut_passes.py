@@ -1,6 +1,6 @@
 """A core that pools over the whole image, cut for tiles: passes for its pooled values, then stages for its scores.
 
-See runtime.pooled for how it is run, and export.passes.open_pooling for how the pooled values become inputs.
+See runtime.tiling.pooled for how it is run, and export.passes.open_pooling for how the pooled values become inputs.
 """
 
 import math
@@ -20,14 +20,14 @@ from fcn_deploy.export.graph.edit import clone, extract, initializers
 from fcn_deploy.export.passes.open_pooling import NotPooledError, OpenedModel, lowered, open_pooling
 from fcn_deploy.export.tolerances import REORDERED_SUMS
 from fcn_deploy.runtime.backends.onnxruntime import session
+from fcn_deploy.runtime.engine_format.manifest import Interpolation, Pass, Pooled, Stage, Statistic
+from fcn_deploy.runtime.engine_format.model_card import ModelCard
 from fcn_deploy.runtime.errors import DeployError, OverBudgetError
-from fcn_deploy.runtime.grid import Grid, Span, grid_of, unit_of
-from fcn_deploy.runtime.manifest import Interpolation, Pass, Pooled, Stage, Statistic
-from fcn_deploy.runtime.model_card import ModelCard
-from fcn_deploy.runtime.noise_image import natural_noise
-from fcn_deploy.runtime.plan import Plan, plan_passes
-from fcn_deploy.runtime.pooled import PooledTiles, interpolation_inputs
-from fcn_deploy.runtime.prepare import padded_size, prepare
+from fcn_deploy.runtime.pixels.noise_image import natural_noise
+from fcn_deploy.runtime.pixels.prepare import padded_size, prepare
+from fcn_deploy.runtime.planning.grid import Grid, Span, grid_of, unit_of
+from fcn_deploy.runtime.planning.plan import Plan, plan_passes
+from fcn_deploy.runtime.tiling.pooled import PooledTiles, interpolation_inputs
 from onnx import ModelProto, helper
 
 FILES = ("pass-0.onnx", "pass-1.onnx")  # members of an engine: the networks of its one or two stages

@@ -18,13 +18,13 @@ from fcn_deploy.export.build.cutting_places import CuttingPlaces, Place
 from fcn_deploy.export.build.working_memory import measure_tensors, working_memory
 from fcn_deploy.export.tolerances import REORDERED_SUMS
 from fcn_deploy.runtime.backends.onnxruntime import session
+from fcn_deploy.runtime.engine_format.manifest import Stage
+from fcn_deploy.runtime.engine_format.model_card import ModelCard
 from fcn_deploy.runtime.errors import OverBudgetError
-from fcn_deploy.runtime.grid import Grid
-from fcn_deploy.runtime.manifest import Stage
-from fcn_deploy.runtime.model_card import ModelCard
-from fcn_deploy.runtime.noise_image import natural_noise
-from fcn_deploy.runtime.plan import plan_run, stages_in_tiles
-from fcn_deploy.runtime.prepare import padded_size, prepare
+from fcn_deploy.runtime.pixels.noise_image import natural_noise
+from fcn_deploy.runtime.pixels.prepare import padded_size, prepare
+from fcn_deploy.runtime.planning.grid import Grid
+from fcn_deploy.runtime.planning.plan import plan_run, stages_in_tiles
 from onnx import ModelProto, NodeProto
 
 # The cut is the best on average for this image and these bytes.

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from fcn_deploy.export.analysis.crossings import crossings
 from fcn_deploy.export.graph.edit import Names, names_read, prune
-from fcn_deploy.runtime.model_card import ModelCard
+from fcn_deploy.runtime.engine_format.model_card import ModelCard
 from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
 CANDIDATES = 16  # places that are looked at: the fewest bytes that cross in each part of the work

@@ -6,8 +6,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from fcn_deploy.runtime.engine_file import write_engine
-from fcn_deploy.runtime.manifest import Manifest
+from fcn_deploy.runtime.engine_format.engine_file import write_engine
+from fcn_deploy.runtime.engine_format.manifest import Manifest
 from fcn_deploy.runtime.network import Network
 
 

@@ -26,10 +26,10 @@ from fcn_deploy.export.importer.import_model import ImportedModel
 from fcn_deploy.export.quantization.mixed_precision import write_precision_report
 from fcn_deploy.export.quantization.options import Say
 from fcn_deploy.runtime.backends.onnxruntime import physical_cores
-from fcn_deploy.runtime.engine_file import write_engine
+from fcn_deploy.runtime.engine_format.engine_file import write_engine
+from fcn_deploy.runtime.engine_format.manifest import Manifest
 from fcn_deploy.runtime.errors import DeployError, MisuseError
 from fcn_deploy.runtime.golden_sample import GOLDEN
-from fcn_deploy.runtime.manifest import Manifest
 from onnx import ModelProto
 
 

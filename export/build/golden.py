@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 from fcn_deploy.export.tolerances import GOLDEN_SAMPLE
 from fcn_deploy.runtime.backends.onnxruntime import session
+from fcn_deploy.runtime.engine_format.manifest import GpuPlan
+from fcn_deploy.runtime.engine_format.model_card import ModelCard
 from fcn_deploy.runtime.errors import DeployError
 from fcn_deploy.runtime.golden_sample import repeated
-from fcn_deploy.runtime.manifest import GpuPlan
-from fcn_deploy.runtime.model_card import ModelCard
-from fcn_deploy.runtime.noise_image import natural_noise
-from fcn_deploy.runtime.prepare import Border, padded_size, prepare
+from fcn_deploy.runtime.pixels.noise_image import natural_noise
+from fcn_deploy.runtime.pixels.prepare import Border, padded_size, prepare
 from fcn_deploy.runtime.sizes import Size
 from onnx import ModelProto
 

@@ -9,13 +9,13 @@ from functools import partial
 import numpy as np
 from fcn_deploy.export.build.draft import Draft
 from fcn_deploy.runtime.backends import Backend
+from fcn_deploy.runtime.engine_format.manifest import Pooled, Stage
+from fcn_deploy.runtime.engine_format.model_card import ModelCard
 from fcn_deploy.runtime.errors import DeployError
-from fcn_deploy.runtime.manifest import Pooled, Stage
-from fcn_deploy.runtime.model_card import ModelCard
-from fcn_deploy.runtime.plan import available_memory
-from fcn_deploy.runtime.pooled import PooledTiles
-from fcn_deploy.runtime.prepare import padded_size
+from fcn_deploy.runtime.pixels.prepare import padded_size
+from fcn_deploy.runtime.planning.plan import available_memory
 from fcn_deploy.runtime.process_memory import forget_highest, give_back_freed, highest, resident
+from fcn_deploy.runtime.tiling.pooled import PooledTiles
 
 # Of the images that are run, in pixels. What an arena takes does not grow evenly: powers of two alone mislead. The
 # largest, where they take little: what this process has freed and takes again would hide a run of some megabytes.

@@ -9,13 +9,13 @@ from fcn_deploy.export.analysis.near_ties import picks_places, rounded_otherwise
 from fcn_deploy.export.importer.import_model import ImportedModel
 from fcn_deploy.export.tolerances import DECISION_MARGIN, GOLDEN_SAMPLE, REORDERED_SUMS
 from fcn_deploy.runtime.backends.onnxruntime import OnnxRuntimeSession
+from fcn_deploy.runtime.engine_format.manifest import Upsampling
+from fcn_deploy.runtime.engine_format.model_card import ModelCard
 from fcn_deploy.runtime.errors import DeployError
-from fcn_deploy.runtime.manifest import Upsampling
-from fcn_deploy.runtime.model_card import ModelCard
+from fcn_deploy.runtime.head.upsampling import ScoreWindow, result_from_scores
 from fcn_deploy.runtime.network import Network
-from fcn_deploy.runtime.noise_image import natural_noise
-from fcn_deploy.runtime.prepare import prepare
-from fcn_deploy.runtime.upsampling import ScoreWindow, result_from_scores
+from fcn_deploy.runtime.pixels.noise_image import natural_noise
+from fcn_deploy.runtime.pixels.prepare import prepare
 
 COMPARED_SIZES = ((1, 1), (7, 13), (37, 41), (61, 97), (136, 17), (200, 333), (257, 263), (480, 640))
 

@@ -13,9 +13,9 @@ from fcn_deploy.export.build.profile_search import (
     least_bytes,
     partitions,
 )
+from fcn_deploy.runtime.engine_format.model_card import ModelCard
 from fcn_deploy.runtime.errors import DeployError, MisuseError
-from fcn_deploy.runtime.model_card import ModelCard
-from fcn_deploy.runtime.prepare import padded_size
+from fcn_deploy.runtime.pixels.prepare import padded_size
 from fcn_deploy.runtime.sizes import EXAMPLE, Size, Sizes
 
 MOST_PROFILES = 16  # each adds its context's memory and a share of the build time

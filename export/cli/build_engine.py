@@ -398,7 +398,7 @@ def _build(imported: "ImportedModel", out: Path, config: "BuildConfig") -> "Engi
 def _write_page(path: Path, out: Path, report: "EngineReport", notes: list[str]) -> None:
     from fcn_deploy.calibration.report import page
     from fcn_deploy.calibration.report.results import Entry
-    from fcn_deploy.runtime.engine_file import EngineFile
+    from fcn_deploy.runtime.engine_format.engine_file import EngineFile
 
     with EngineFile(out) as file:
         manifest = file.manifest

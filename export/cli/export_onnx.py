@@ -16,7 +16,7 @@ from fcn_deploy.runtime.files import check_writable, refuse_existing
 
 if TYPE_CHECKING:
     from fcn_deploy.export.from_torch import SizeDifference
-    from fcn_deploy.runtime.model_card import ModelCard
+    from fcn_deploy.runtime.engine_format.model_card import ModelCard
 
 DEFAULT_OPSET = 18
 

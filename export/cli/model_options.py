@@ -110,7 +110,7 @@ class ModelOptions:
     def said(self) -> "ImportOptions":
         """The same as the importer takes it. Raises MisuseError."""
         from fcn_deploy.export.importer.options import ImportOptions, read_card_file
-        from fcn_deploy.runtime.value_range import parse_range
+        from fcn_deploy.runtime.pixels.value_range import parse_range
 
         outputs: list[str | None] = [None] if self.output is None else [each.strip() for each in self.output.split(",")]
         count = len(outputs)

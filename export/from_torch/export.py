@@ -22,9 +22,9 @@ from fcn_deploy.export.passes.reverse_channels import reverse_channels
 from fcn_deploy.export.passes.split_head import split_head
 from fcn_deploy.fcn.foreign import ScoresModule
 from fcn_deploy.fcn.programs import is_program
+from fcn_deploy.runtime.engine_format.model_card import ModelCard, check_card
 from fcn_deploy.runtime.errors import DeployError, MisuseError
 from fcn_deploy.runtime.files import replacing
-from fcn_deploy.runtime.model_card import ModelCard, check_card
 from torch import nn
 
 STRENGTHS = (1.0, 30.0, 1000.0)  # of noise, whose scores tell probabilities from logits

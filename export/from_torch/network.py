@@ -15,8 +15,8 @@ from fcn_deploy.export.importer.options import ImportOptions
 from fcn_deploy.fcn.architecture import AnySize
 from fcn_deploy.fcn.foreign import ScoresModule, likely_sizes, scores_of
 from fcn_deploy.fcn.programs import is_program
+from fcn_deploy.runtime.engine_format.model_card import ModelCard
 from fcn_deploy.runtime.errors import DeployError, MisuseError
-from fcn_deploy.runtime.model_card import ModelCard
 from torch import nn
 
 TRACED = (64, 96)  # or two and three multiples, where those are larger

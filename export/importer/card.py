@@ -11,8 +11,8 @@ from fcn_deploy.export.graph.index import GraphIndex
 from fcn_deploy.export.importer.foreign_model import IMAGE_TYPES, WHOLE_NUMBERS
 from fcn_deploy.export.importer.normalisation import find_normalisation
 from fcn_deploy.export.importer.options import ImportOptions
+from fcn_deploy.runtime.engine_format.model_card import ACTIVATED_KEY, ACTIVATIONS, CARD_KEY, ModelCard, assumed_card
 from fcn_deploy.runtime.errors import MisuseError
-from fcn_deploy.runtime.model_card import ACTIVATED_KEY, ACTIVATIONS, CARD_KEY, ModelCard, assumed_card
 from onnx import ModelProto, TensorProto
 
 DROPPING = ("onnx.utils.extract_model",)  # producers that write no metadata; onnx-graphsurgeon keeps the old name

@@ -27,8 +27,8 @@ from fcn_deploy.export.importer.standard_form import standard_form
 from fcn_deploy.export.passes.reverse_channels import reverse_channels
 from fcn_deploy.export.tolerances import STANDARD_FORM
 from fcn_deploy.runtime.backends.onnxruntime import session
+from fcn_deploy.runtime.engine_format.model_card import CARD_KEY, ModelCard, check_card
 from fcn_deploy.runtime.errors import DeployError, MisuseError
-from fcn_deploy.runtime.model_card import CARD_KEY, ModelCard, check_card
 from onnx import ModelProto
 
 

@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from fcn_deploy.runtime.engine_format.model_card import ACTIVATIONS, ModelCard
 from fcn_deploy.runtime.errors import MisuseError, one_line
-from fcn_deploy.runtime.model_card import ACTIVATIONS, ModelCard
-from fcn_deploy.runtime.value_range import Range, parse_range
+from fcn_deploy.runtime.pixels.value_range import Range, parse_range
 
 # What a card file may say; the rest of a card is found by running the model.
 CARD_FIELDS = ("classes", "colors", "channels", "dtype", "mean", "std", "activation", "threshold", "range")

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 from fcn_deploy.calibration.report.engine_report import report_of
 from fcn_deploy.export.inspect.record import card_entries, tried_sizes
-from fcn_deploy.runtime.engine_file import EngineFile
+from fcn_deploy.runtime.engine_format.engine_file import EngineFile
+from fcn_deploy.runtime.engine_format.manifest import Manifest
 from fcn_deploy.runtime.errors import DeployError, MisuseError
-from fcn_deploy.runtime.manifest import Manifest
-from fcn_deploy.runtime.noise_image import natural_noise
+from fcn_deploy.runtime.pixels.noise_image import natural_noise
 from fcn_deploy.runtime.segmenter import Segmenter
 
 

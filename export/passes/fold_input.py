@@ -3,7 +3,7 @@
 import numpy as np
 from fcn_deploy.export.graph.rewrite import Rewrite, declare, reroute
 from fcn_deploy.export.passes.result import PassResult
-from fcn_deploy.runtime.model_card import ModelCard
+from fcn_deploy.runtime.engine_format.model_card import ModelCard
 from onnx import ModelProto, TensorProto
 
 KINDS = {

@@ -1,4 +1,4 @@
-"""A network whose pooled values are inputs, so that it can be run in tiles: for runtime.pooled.
+"""A network whose pooled values are inputs, so that it can be run in tiles: for runtime.tiling.pooled.
 
 What takes means over the whole of a map (global and adaptive average pooling, instance normalisation) is cut off, and
 its results become inputs. Every Resize that goes to the size of another map, or has aligned corners, reads where the
@@ -16,7 +16,7 @@ from fcn_deploy.export.analysis.map_shapes import MapShapes
 from fcn_deploy.export.analysis.receptive_field_rules import REDUCTIONS, STRETCH, TILES_DOMAIN, named
 from fcn_deploy.export.graph.edit import Names, add_constants, attributes, clone, prune
 from fcn_deploy.export.graph.index import GraphIndex, has_input
-from fcn_deploy.runtime.manifest import COORDINATES, ROUNDINGS, Interpolation, Statistic, Upsampling
+from fcn_deploy.runtime.engine_format.manifest import COORDINATES, ROUNDINGS, Interpolation, Statistic, Upsampling
 from onnx import ModelProto, NodeProto, TensorProto, helper
 
 LARGEST_STRIDE = 256  # pixels of a cell

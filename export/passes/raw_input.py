@@ -8,8 +8,8 @@ from fcn_deploy.export.graph.index import GraphIndex, has_input
 from fcn_deploy.export.graph.rewrite import Rewrite, declare
 from fcn_deploy.export.passes.result import PassResult
 from fcn_deploy.export.quantization.round_weights import round_weights
-from fcn_deploy.runtime.model_card import ModelCard
-from fcn_deploy.runtime.prepare import Border
+from fcn_deploy.runtime.engine_format.model_card import ModelCard
+from fcn_deploy.runtime.pixels.prepare import Border
 from onnx import ModelProto, NodeProto, TensorProto
 
 LARGEST_BIAS = 2.0**30  # in steps, so that sums stay within int32

@@ -7,7 +7,7 @@ from fcn_deploy.export.graph.edit import attributes
 from fcn_deploy.export.graph.index import GraphIndex
 from fcn_deploy.export.graph.rewrite import Rewrite, array, declare, needed_input
 from fcn_deploy.export.passes.result import PassResult
-from fcn_deploy.runtime.prepare import Border
+from fcn_deploy.runtime.pixels.prepare import Border
 from onnx import ModelProto, NodeProto, TensorProto
 
 MOST_WEIGHTS = 4  # times as many as before: more is never made up for

@@ -13,10 +13,10 @@ from fcn_deploy.export.quantization.half import MAGNITUDE_OF, with_magnitudes
 from fcn_deploy.export.quantization.options import QuantizationOptions
 from fcn_deploy.export.quantization.quantize import Range, measured_tensors
 from fcn_deploy.runtime.backends.onnxruntime import session
+from fcn_deploy.runtime.engine_format.model_card import ModelCard
 from fcn_deploy.runtime.errors import DeployError, one_line
-from fcn_deploy.runtime.model_card import ModelCard
-from fcn_deploy.runtime.no_data import filled
-from fcn_deploy.runtime.prepare import prepare
+from fcn_deploy.runtime.pixels.no_data import filled
+from fcn_deploy.runtime.pixels.prepare import prepare
 from onnx import ModelProto
 
 

@@ -15,13 +15,13 @@ from fcn_deploy.calibration.ranges import cells_with_data
 from fcn_deploy.calibration.stream import ImageStream
 from fcn_deploy.export.quantization.class_drops import Judgement, against_labels, against_results
 from fcn_deploy.runtime.backends.onnxruntime import session
+from fcn_deploy.runtime.engine_format.manifest import Head, Upsampling
+from fcn_deploy.runtime.engine_format.model_card import ModelCard
 from fcn_deploy.runtime.errors import DeployError
-from fcn_deploy.runtime.heads import View, views_of
-from fcn_deploy.runtime.manifest import Head, Upsampling
-from fcn_deploy.runtime.model_card import ModelCard
-from fcn_deploy.runtime.no_data import filled
-from fcn_deploy.runtime.prepare import padded_size, prepare
-from fcn_deploy.runtime.upsampling import ScoreWindow, result_from_scores
+from fcn_deploy.runtime.head.heads import View, views_of
+from fcn_deploy.runtime.head.upsampling import ScoreWindow, result_from_scores
+from fcn_deploy.runtime.pixels.no_data import filled
+from fcn_deploy.runtime.pixels.prepare import padded_size, prepare
 from onnx import ModelProto
 
 log = logging.getLogger(__name__)

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from fcn_deploy.fcn.backbones import Backbone, initialise, load_published, scaled
 from fcn_deploy.fcn.convolutionalize import convolutionalize_state
-from fcn_deploy.runtime.model_card import IMAGENET_MEAN, IMAGENET_STD
+from fcn_deploy.runtime.engine_format.model_card import IMAGENET_MEAN, IMAGENET_STD
 from torch import nn
 
 DENSE = 4096

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import torch
 from fcn_deploy.fcn.backbones import Backbone, load_published, scaled
-from fcn_deploy.runtime.model_card import IMAGENET_MEAN, IMAGENET_STD
+from fcn_deploy.runtime.engine_format.model_card import IMAGENET_MEAN, IMAGENET_STD
 from torch import nn
 
 # Per stage: expansion, output channels, repeats, stride (table 2 of the paper).

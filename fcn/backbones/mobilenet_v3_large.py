@@ -3,7 +3,7 @@
 import torch
 import torch.nn.functional as F
 from fcn_deploy.fcn.backbones import Backbone, scaled
-from fcn_deploy.runtime.model_card import IMAGENET_MEAN, IMAGENET_STD
+from fcn_deploy.runtime.engine_format.model_card import IMAGENET_MEAN, IMAGENET_STD
 from torch import nn
 
 # Per block: kernel, inner channels, output channels, squeeze and excite, hard swish, stride (table 1 of the paper).

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import torch
 import torch.nn.functional as F
 from fcn_deploy.fcn.backbones import Backbone, load_published, scaled
-from fcn_deploy.runtime.model_card import IMAGENET_MEAN, IMAGENET_STD
+from fcn_deploy.runtime.engine_format.model_card import IMAGENET_MEAN, IMAGENET_STD
 from torch import nn
 
 BLOCKS = {"resnet50": (3, 4, 6, 3), "resnet101": (3, 4, 23, 3)}

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import torch
 from fcn_deploy.fcn.backbones import Backbone, initialise, load_published, scaled
 from fcn_deploy.fcn.convolutionalize import convolutionalize_state
-from fcn_deploy.runtime.model_card import IMAGENET_MEAN, IMAGENET_STD
+from fcn_deploy.runtime.engine_format.model_card import IMAGENET_MEAN, IMAGENET_STD
 from torch import nn
 
 STAGES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))  # a pooling after each

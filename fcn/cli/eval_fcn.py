@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from fcn_deploy.calibration.datasets import LabelledImages
     from fcn_deploy.calibration.report.results import Entry
     from fcn_deploy.fcn.evaluate import OpenedModel
-    from fcn_deploy.runtime.model_card import ModelCard
+    from fcn_deploy.runtime.engine_format.model_card import ModelCard
 
 
 @dataclass(frozen=True)

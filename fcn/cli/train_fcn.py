@@ -12,16 +12,16 @@ import typer
 from fcn_deploy.fcn.cli.options import Data, MaskColors, MaskValues
 from fcn_deploy.fcn.recipes import CLASS_WEIGHTS, RECIPES, SCHEDULES, Recipe, described, named
 from fcn_deploy.runtime.command import Force, InputRange, NoData, Strict, Threads, print_note, run
+from fcn_deploy.runtime.engine_format.model_card import DTYPES
 from fcn_deploy.runtime.errors import DeployError, MisuseError
 from fcn_deploy.runtime.extras import need
 from fcn_deploy.runtime.files import check_writable, refuse_existing
-from fcn_deploy.runtime.model_card import DTYPES
 
 if TYPE_CHECKING:
     from fcn_deploy.calibration.datasets import LabelledImages
     from fcn_deploy.fcn.architecture import AnySize, Architecture
     from fcn_deploy.fcn.checkpoint import Checkpoint
-    from fcn_deploy.runtime.model_card import ModelCard
+    from fcn_deploy.runtime.engine_format.model_card import ModelCard
 
 LITE0 = "efficientnet-lite0"
 
@@ -244,7 +244,7 @@ def _loaded(data: DataOptions) -> tuple["LabelledImages", "LabelledImages"]:
     from fcn_deploy.calibration.datasets import load_dataset
     from fcn_deploy.calibration.mask_options import MaskOptions
     from fcn_deploy.runtime.images.numbers import ReadOptions
-    from fcn_deploy.runtime.value_range import parse_range
+    from fcn_deploy.runtime.pixels.value_range import parse_range
 
     if data.data == "digits" and not (data.channels in (None, 3) and data.dtype in (None, Dtype.uint8)):
         raise MisuseError("digits are RGB of 8 bits; --channels and --dtype are of files: omit them")
@@ -284,7 +284,7 @@ def _card_of(architecture: "Architecture", images: "LabelledImages", data: DataO
     from fcn_deploy.calibration.datasets import FilePairs
     from fcn_deploy.calibration.normalisation import measure_normalisation
     from fcn_deploy.fcn.checkpoint import card_for
-    from fcn_deploy.runtime.value_range import parse_range
+    from fcn_deploy.runtime.pixels.value_range import parse_range
 
     card = card_for(architecture, tuple(images.classes), tuple(images.colors))
     dtype = "uint8" if data.dtype is None else data.dtype.value

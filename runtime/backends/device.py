@@ -13,9 +13,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from ..engine_format.manifest import GpuPlan
 from ..errors import DeployError, MisuseError, one_line
 from ..extras import need
-from ..manifest import GpuPlan
 from . import KERNELS_PTX, kernels_for
 
 log = logging.getLogger(__name__)

@@ -7,9 +7,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from ..engine_format.manifest import GpuPlan
 from ..errors import DeployError
 from ..files import replacing
-from ..manifest import GpuPlan
 from .buffers import Buffer
 from .device import logger_of
 

@@ -9,13 +9,13 @@ from itertools import repeat
 import numpy as np
 
 from ..arrays import AnyArray, Floats, Image, Labels, size_of
+from ..engine_format.manifest import Upsampling
+from ..engine_format.model_card import ModelCard
 from ..errors import DeployError
-from ..heads import Heads
-from ..manifest import Upsampling
-from ..model_card import ModelCard
-from ..prepare import Border, input_shape, padded_size, prepare
+from ..head.heads import Heads
+from ..head.upsampling import ScoreWindow, labels_from_scores
+from ..pixels.prepare import Border, input_shape, padded_size, prepare
 from ..process_memory import give_back_freed
-from ..upsampling import ScoreWindow, labels_from_scores
 from . import Session
 
 

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 
 from ..arrays import AnyArray
+from ..engine_format.manifest import Upsampling
+from ..engine_format.model_card import ModelCard
 from ..errors import DeployError
-from ..manifest import Upsampling
-from ..model_card import ModelCard
 from .buffers import Buffer
 from .places import PLACE, places
 

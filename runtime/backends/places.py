@@ -3,8 +3,8 @@
 import numpy as np
 
 from ..arrays import AnyArray
-from ..manifest import Upsampling
-from ..resize_axis import Axis, axis_of
+from ..engine_format.manifest import Upsampling
+from ..head.resize_axis import Axis, axis_of
 
 # Of a row or a column: two cells, and a weight for each.
 PLACE = np.dtype([("first", np.int32), ("second", np.int32), ("near", np.float32), ("far", np.float32)])

@@ -17,11 +17,11 @@ from typing import TypeVar
 import numpy as np
 
 from ..arrays import AnyArray, Floats, Image, Labels, size_of
+from ..engine_format.manifest import Manifest
 from ..errors import DeployError, MisuseError, OverBudgetError, one_line
-from ..manifest import Manifest
-from ..no_data import usable
-from ..plan import outside_profiles, profiles_for
-from ..prepare import padded_size
+from ..pixels.no_data import usable
+from ..pixels.prepare import padded_size
+from ..planning.plan import outside_profiles, profiles_for
 from .device import cache_path, load_kernels, open_device, open_driver, open_library
 from .device_network import DeviceNetwork
 from .graphs import beside_other_captures

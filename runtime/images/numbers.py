@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..engine_format.model_card import PERCENTILE, ModelCard
 from ..errors import MisuseError
-from ..model_card import PERCENTILE, ModelCard
-from ..value_range import Range, limits_of, parse_range
+from ..pixels.value_range import Range, limits_of, parse_range
 from .header import DEFAULT_MAX_PIXELS
 
 log = logging.getLogger(__name__)

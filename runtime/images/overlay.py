@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..model_card import ModelCard
+from ..engine_format.model_card import ModelCard
 
 if TYPE_CHECKING:
     from PIL import Image as Pictures

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..engine_format.model_card import ModelCard
 from ..errors import DeployError, MisuseError, OverBudgetError
-from ..model_card import ModelCard
 from .find import package_for
 
 if TYPE_CHECKING:

@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..engine_format.model_card import ModelCard
 from ..errors import MisuseError
-from ..kept_rows import NOTHING_KEPT, KeptRows
-from ..model_card import ModelCard
-from ..no_data import filled, masked, over_bands
-from ..value_range import GRIDS, Range, limits_of, limits_within, percentiles, scaled, windows
+from ..pixels.no_data import filled, masked, over_bands
+from ..pixels.value_range import GRIDS, Range, limits_of, limits_within, percentiles, scaled, windows
+from ..planning.kept_rows import NOTHING_KEPT, KeptRows
 from .deep import few_bits_of, not_spread, read_deep
 from .gdal import open_gdal
 from .georeference import Tag, dataset_tags, own_tags

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..engine_format.model_card import ModelCard
 from ..errors import DeployError
-from ..kept_rows import NOTHING_KEPT, KeptRows
-from ..model_card import ModelCard
+from ..planning.kept_rows import NOTHING_KEPT, KeptRows
 from .georeference import Tag, all_tags, beside
 from .header import file_kind, read_header, reading
 from .numbers import ReadOptions

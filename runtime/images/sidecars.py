@@ -6,7 +6,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from ..errors import DeployError, MisuseError
-from ..no_data import number_in
+from ..pixels.no_data import number_in
 from .numbers import ReadOptions
 from .tiff import Read
 from .tiff_chunks import Chunks

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import DeployError, MisuseError
-from ..kept_rows import NOTHING_KEPT, KeptRows
-from ..no_data import number_in
+from ..pixels.no_data import number_in
+from ..planning.kept_rows import NOTHING_KEPT, KeptRows
 from .pillow import open_pillow
 from .stacks import find_plane
 from .tiff_chunks import KEPT_BYTES, ORIENTATION, SIDEWAYS, WHOLE_PIXELS, Chunks, chunk_size, in_place

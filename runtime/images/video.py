@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..engine_format.model_card import PERCENTILE, ModelCard
 from ..errors import DeployError, MisuseError
 from ..extras import need
-from ..model_card import PERCENTILE, ModelCard
 from .addresses import SECONDS, STDIN, VIDEO_SUFFIXES, Address, StandardInput
 from .frames import alpha_of, display_matrix, pixels_of, remarks
 from .numbers import ReadOptions

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..engine_format.model_card import ModelCard
 from ..files import WriteError, replacing, write_error
-from ..model_card import ModelCard
 
 PART = 50  # frames at most: what is labelled again where a run was ended
 MOST_TICKS = 65535  # of a second, for MPEG-4

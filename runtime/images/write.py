@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..engine_format.model_card import ModelCard
 from ..errors import one_line
 from ..extras import need
 from ..files import WriteError, replacing
-from ..model_card import ModelCard
 from .georeference import Tag
 
 if TYPE_CHECKING:

@@ -6,12 +6,12 @@ All of it is made of the files, so that a run that goes on where another stopped
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import closing
 
+from ..engine_format.model_card import ModelCard
 from ..errors import DeployError, MisuseError
 from ..extras import need
 from ..files import WriteError
 from ..images.results import open_result
 from ..images.write import no_data_tag, write_maps
-from ..model_card import ModelCard
 from ..stream import said
 from .gathered import Gathered, check_gathered, gathering
 from .ground import ground_of

@@ -5,11 +5,11 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from ..engine_format.model_card import ModelCard
 from ..errors import DeployError, MisuseError
 from ..extras import need
 from ..files import WriteError, check_writable, refuse_existing
 from ..images.results import ResultFile, open_result
-from ..model_card import ModelCard
 from ..stream import said
 from .ground import Ground, ground_of
 from .jobs import Record

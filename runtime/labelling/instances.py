@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..engine_format.model_card import ModelCard
 from ..errors import DeployError
 from ..extras import need
 from ..files import replacing
 from ..images.results import STRIP_PIXELS, ResultFile
 from ..images.write import TILE
-from ..model_card import ModelCard
 from .ground import Ground, significant
 
 Ints = NDArray[np.int64]

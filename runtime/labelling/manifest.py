@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..engine_format.model_card import ModelCard
 from ..errors import DeployError, MisuseError
 from ..extras import need
 from ..images.header import read_header
-from ..model_card import ModelCard
 from ..network import Network
 from .jobs import Record
 from .objects import parted, reaching

@@ -14,11 +14,11 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..engine_format.model_card import ModelCard
 from ..errors import DeployError, one_line
 from ..extras import need
 from ..files import WriteError
 from ..images.results import ResultFile
-from ..model_card import ModelCard
 from .ground import Ground, raster
 
 TOGETHER = 20_000  # polygons that are in hand at once

@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 
+from ..engine_format.model_card import ModelCard
 from ..errors import MisuseError
-from ..model_card import ModelCard
 
 SCREEN = 4096  # pixels: longest side of a picture, where no other is asked for
 POLYGONS = (".gpkg", ".geojson")

@@ -14,19 +14,19 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from ..engine_format.model_card import ModelCard
 from ..errors import DeployError
 from ..files import WriteError, replacing, write_error
+from ..head.upsampling import result_bytes
 from ..images.georeference import Tag
 from ..images.numbers import ReadOptions
 from ..images.overlay import picture_of
 from ..images.read import COMMON
 from ..images.regions import Regions, open_regions
 from ..images.write import attribute_table, no_data_tag, palette, write_maps, write_png
-from ..model_card import ModelCard
 from ..network import Network
-from ..plan import Plan
+from ..planning.plan import Plan
 from ..stream import Stream, describe_plan, said
-from ..upsampling import result_bytes
 from .jobs import Job, Record
 from .products import SCREEN
 

@@ -10,8 +10,8 @@ from typing import IO
 import numpy as np
 from numpy.typing import NDArray
 
+from ..engine_format.model_card import ModelCard
 from ..images.results import ResultFile
-from ..model_card import ModelCard
 from .ground import Ground, significant
 
 COLUMNS = ("image", "class", "name", "pixels", "valid_pixels", "share", "area_m2")

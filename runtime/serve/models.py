@@ -12,10 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
+from ..engine_format.model_card import ModelCard
 from ..errors import DeployError, MisuseError, one_line
-from ..model_card import ModelCard
 from ..network import Network
-from ..plan import available_memory
+from ..planning.plan import available_memory
 from ..process_memory import resident
 from ..stream import Stream
 

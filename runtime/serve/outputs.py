@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 
 from ..arrays import AnyArray
+from ..engine_format.model_card import ModelCard
 from ..errors import MisuseError
+from ..head.upsampling import LABEL_KINDS
 from ..images.write import label_png
 from ..labelling.rle import encode, encode_labels
-from ..model_card import ModelCard
-from ..upsampling import LABEL_KINDS
 from .models import Served
 from .tensors import INPUT, NAMES, Wanted
 

@@ -11,13 +11,13 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from ..arrays import AnyArray, Image, size_of
+from ..engine_format.model_card import ModelCard
 from ..errors import DeployError, MisuseError, OverBudgetError, one_line
 from ..images.header import Header, read_header
 from ..images.memory import file_of
 from ..images.numbers import ReadOptions
 from ..images.read import decode
-from ..model_card import ModelCard
-from ..prepare import check_image
+from ..pixels.prepare import check_image
 from .metrics import Metrics
 from .models import Models, Served, UnknownModelError
 from .outputs import check_wanted

@@ -3,7 +3,7 @@
 import zipfile
 
 import pytest
-from fcn_deploy.runtime.engine_file import EngineFile, write_engine
+from fcn_deploy.runtime.engine_format.engine_file import EngineFile, write_engine
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_engine import MANIFEST, MEMBERS, read_all, rewritten

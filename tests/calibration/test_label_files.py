@@ -5,7 +5,7 @@ import pytest
 import tifffile
 from fcn_deploy.calibration.datasets import load_dataset
 from fcn_deploy.calibration.label_files import read_labels
-from fcn_deploy.runtime.model_card import voc_palette
+from fcn_deploy.runtime.engine_format.model_card import voc_palette
 from helpers import needs
 from PIL import Image
 

@@ -10,8 +10,8 @@ from fcn_deploy.calibration.normalisation import measure_normalisation
 from fcn_deploy.calibration.ranges import Histogram, cells_with_data, collect_histograms
 from fcn_deploy.calibration.stream import open_stream
 from fcn_deploy.runtime.images.numbers import ReadOptions
-from fcn_deploy.runtime.no_data import filled
-from fcn_deploy.runtime.prepare import prepare
+from fcn_deploy.runtime.pixels.no_data import filled
+from fcn_deploy.runtime.pixels.prepare import prepare
 
 from fcn_deploy import DeployError, MisuseError, ModelCard
 

@@ -7,7 +7,7 @@ import onnx
 import onnxruntime
 import pytest
 from fcn_deploy.export.deepness import write_for_deepness
-from fcn_deploy.runtime.model_card import CARD_KEY
+from fcn_deploy.runtime.engine_format.model_card import CARD_KEY
 from helpers import command, one_error, onnx_model, photo
 from onnx import helper
 

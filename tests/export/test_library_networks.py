@@ -16,8 +16,8 @@ from fcn_deploy.export.from_torch.verify import expected_scores, verify
 from fcn_deploy.export.importer.import_model import import_model
 from fcn_deploy.export.quantization.options import QuantizationOptions
 from fcn_deploy.fcn.foreign import scores_of
-from fcn_deploy.runtime.engine_file import EngineFile
-from fcn_deploy.runtime.noise_image import natural_noise
+from fcn_deploy.runtime.engine_format.engine_file import EngineFile
+from fcn_deploy.runtime.pixels.noise_image import natural_noise
 from library_networks import NETWORKS, network
 from onnx import numpy_helper
 from PIL import Image

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import triton_server
 from fcn_deploy.export.triton.repository import TritonConfig, config_text, parse_outputs, write_repository
-from fcn_deploy.runtime.engine_file import EngineFile, write_engine
+from fcn_deploy.runtime.engine_format.engine_file import EngineFile, write_engine
 from helpers import command, needs, one_error, photo
 from tiny_engine import MANIFEST, MEMBERS
 

@@ -22,7 +22,7 @@ from fcn_deploy.export.graph.edit import metadata, opset
 from fcn_deploy.export.importer.import_model import import_model
 from fcn_deploy.export.importer.options import ImportOptions
 from fcn_deploy.fcn.foreign import scores_of
-from fcn_deploy.runtime.noise_image import natural_noise
+from fcn_deploy.runtime.pixels.noise_image import natural_noise
 from helpers import needs
 from zoo import ZOO, network
 

@@ -12,7 +12,7 @@ from fcn_deploy.fcn.quantization import fake_quantized
 from fcn_deploy.fcn.staged import staged_network
 from fcn_deploy.runtime.backends.onnxruntime import OnnxRuntimeSession
 from fcn_deploy.runtime.backends.openvino import OpenVinoSession
-from fcn_deploy.runtime.prepare import normalise
+from fcn_deploy.runtime.pixels.prepare import normalise
 from helpers import FAMILY, photo, random_network
 
 # Each backbone once, and each kind of upsampling.

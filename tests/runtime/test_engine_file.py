@@ -5,7 +5,7 @@ import zipfile
 from dataclasses import replace
 
 import pytest
-from fcn_deploy.runtime.engine_file import EngineFile, write_engine
+from fcn_deploy.runtime.engine_format.engine_file import EngineFile, write_engine
 from tiny_engine import MANIFEST, MEMBERS, read_all, rewritten
 
 from fcn_deploy import DeployError

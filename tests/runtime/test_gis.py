@@ -15,9 +15,9 @@ import numpy as np
 import onnx
 import pytest
 from fcn_deploy.export.graph.edit import set_metadata
+from fcn_deploy.runtime.engine_format.model_card import CARD_KEY
 from fcn_deploy.runtime.labelling.files import label_files
 from fcn_deploy.runtime.labelling.products import Products
-from fcn_deploy.runtime.model_card import CARD_KEY
 from fcn_deploy.runtime.network import Network
 from helpers import command, finished, label_records, needs
 from onnx import TensorProto, helper, numpy_helper

@@ -8,6 +8,7 @@ import zlib
 import numpy as np
 import pytest
 import tifffile
+from fcn_deploy.runtime.engine_format.model_card import voc_palette
 from fcn_deploy.runtime.images.find import IMAGE_SUFFIXES, find_images
 from fcn_deploy.runtime.images.header import read_header
 from fcn_deploy.runtime.images.numbers import ReadOptions
@@ -15,7 +16,6 @@ from fcn_deploy.runtime.images.overlay import overlay, overlay_sheet
 from fcn_deploy.runtime.images.read import decode, read_image
 from fcn_deploy.runtime.images.regions import open_regions
 from fcn_deploy.runtime.images.write import write_labels
-from fcn_deploy.runtime.model_card import voc_palette
 from helpers import ROOT, needs
 from PIL import Image
 
@@ -321,10 +321,10 @@ def test_what_reads_images_needs_no_network():
         "errors",
         "extras",
         "files",
-        "kept_rows",
-        "model_card",
-        "no_data",
-        "value_range",
+        "planning.kept_rows",
+        "engine_format.model_card",
+        "pixels.no_data",
+        "pixels.value_range",
     }
 
 

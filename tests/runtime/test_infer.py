@@ -236,7 +236,7 @@ def test_verify_engine_compares_and_times(exports):
 def test_verify_engine_fails_where_scores_differ(exports, tmp_path):
     import io
 
-    from fcn_deploy.runtime.engine_file import EngineFile, write_engine
+    from fcn_deploy.runtime.engine_format.engine_file import EngineFile, write_engine
 
     with EngineFile(exports / "narrow.engine") as file:
         members = {name: file.read(name) for name in file.manifest.members}

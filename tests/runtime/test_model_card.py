@@ -6,7 +6,7 @@ import re
 from dataclasses import replace
 
 import pytest
-from fcn_deploy.runtime.model_card import voc_palette
+from fcn_deploy.runtime.engine_format.model_card import voc_palette
 from tiny_engine import CARD
 
 from fcn_deploy import DeployError, ModelCard

@@ -12,12 +12,12 @@ from fcn_deploy.export.build.engine import build_engine
 from fcn_deploy.export.graph.edit import set_metadata
 from fcn_deploy.export.importer.import_model import import_model
 from fcn_deploy.export.quantization.options import QuantizationOptions
+from fcn_deploy.runtime.engine_format.model_card import CARD_KEY
 from fcn_deploy.runtime.images.overlay import _legend, overlay, overlay_sheet
 from fcn_deploy.runtime.labelling.files import label_files
 from fcn_deploy.runtime.labelling.regions import label_regions
-from fcn_deploy.runtime.model_card import CARD_KEY
 from fcn_deploy.runtime.network import Network
-from fcn_deploy.runtime.no_data import HoleRecorder, filled, mean_values
+from fcn_deploy.runtime.pixels.no_data import HoleRecorder, filled, mean_values
 from helpers import photo, save_photos
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image

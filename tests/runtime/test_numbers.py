@@ -10,12 +10,12 @@ import onnx
 import pytest
 import tifffile
 from fcn_deploy.export.graph.edit import set_metadata
+from fcn_deploy.runtime.engine_format.model_card import CARD_KEY
 from fcn_deploy.runtime.images.header import read_header
 from fcn_deploy.runtime.images.numbers import ReadOptions, value_of
 from fcn_deploy.runtime.images.read import decode, read_image
 from fcn_deploy.runtime.images.regions import open_regions
-from fcn_deploy.runtime.model_card import CARD_KEY
-from fcn_deploy.runtime.value_range import parse_range, scaled, windows
+from fcn_deploy.runtime.pixels.value_range import parse_range, scaled, windows
 from helpers import command, label_records, needs, one_error, onnx_model, photo, save_photos
 from onnx import helper
 from PIL import Image

@@ -16,8 +16,8 @@ from fcn_deploy.export.tolerances import GOLDEN_SAMPLE, REORDERED_SUMS
 from fcn_deploy.runtime.backends import openvino as backend
 from fcn_deploy.runtime.backends.onnxruntime import OnnxRuntimeSession, session
 from fcn_deploy.runtime.backends.onnxruntime import profile as profile_by_onnxruntime
-from fcn_deploy.runtime.engine_file import EngineFile
-from fcn_deploy.runtime.manifest import Manifest
+from fcn_deploy.runtime.engine_format.engine_file import EngineFile
+from fcn_deploy.runtime.engine_format.manifest import Manifest
 from fcn_deploy.runtime.verify import verify
 from helpers import check_threads, command, needs, needs_shared, one_error, photo, save_photos
 from onnx import TensorProto, helper, numpy_helper
@@ -45,7 +45,7 @@ def engine(exports, tmp_path_factory):
 def test_labels_are_pytorchs_at_sizes_never_traced(engine, exports):
     import torch
     from fcn_deploy.fcn.checkpoint import load_checkpoint
-    from fcn_deploy.runtime.prepare import prepare
+    from fcn_deploy.runtime.pixels.prepare import prepare
 
     model = load_checkpoint(exports / "narrow.safetensors").model
     sides = np.random.default_rng(3).integers(1, 300, (20, 2))

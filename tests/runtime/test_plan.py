@@ -4,11 +4,11 @@ import itertools
 
 import numpy as np
 import pytest
+from fcn_deploy.runtime.engine_format.manifest import Profile, Stage
 from fcn_deploy.runtime.errors import OverBudgetError
-from fcn_deploy.runtime.grid import Grid
-from fcn_deploy.runtime.kept_rows import KeptRows
-from fcn_deploy.runtime.manifest import Profile, Stage
-from fcn_deploy.runtime.plan import plan_profile, plan_run
+from fcn_deploy.runtime.planning.grid import Grid
+from fcn_deploy.runtime.planning.kept_rows import KeptRows
+from fcn_deploy.runtime.planning.plan import plan_profile, plan_run
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from fcn_deploy.runtime.prepare import check_image, padded_size, prepare
+from fcn_deploy.runtime.pixels.prepare import check_image, padded_size, prepare
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

@@ -6,13 +6,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from fcn_deploy.runtime import network
-from fcn_deploy.runtime import refine as refining
+from fcn_deploy.runtime.engine_format.manifest import Upsampling
 from fcn_deploy.runtime.errors import MisuseError
-from fcn_deploy.runtime.grid import Grid
-from fcn_deploy.runtime.manifest import Upsampling
-from fcn_deploy.runtime.refine import CLOSE, EPSILON, NEAR, REACH, box_filter, refined_labels, refusal
-from fcn_deploy.runtime.tiles import ready_windows, score_bands
-from fcn_deploy.runtime.upsampling import labels_from_scores
+from fcn_deploy.runtime.head import refine as refining
+from fcn_deploy.runtime.head.refine import CLOSE, EPSILON, NEAR, REACH, box_filter, refined_labels, refusal
+from fcn_deploy.runtime.head.upsampling import labels_from_scores
+from fcn_deploy.runtime.planning.grid import Grid
+from fcn_deploy.runtime.tiling.tiles import ready_windows, score_bands
 from helpers import command, one_error, photo, save_photos, window
 from hypothesis import given, settings
 from hypothesis import strategies as st

@@ -20,10 +20,10 @@ from fcn_deploy.export.passes.pad_and_crop import pad_and_crop
 from fcn_deploy.export.quantization.options import QuantizationOptions
 from fcn_deploy.fcn.evaluate import open_model
 from fcn_deploy.runtime.backends.onnxruntime import session
-from fcn_deploy.runtime.engine_file import EngineFile, write_engine
+from fcn_deploy.runtime.engine_format.engine_file import EngineFile, write_engine
+from fcn_deploy.runtime.engine_format.model_card import CARD_KEY
 from fcn_deploy.runtime.errors import OverBudgetError
-from fcn_deploy.runtime.model_card import CARD_KEY
-from fcn_deploy.runtime.prepare import prepare
+from fcn_deploy.runtime.pixels.prepare import prepare
 from fcn_deploy.runtime.sizes import parse_sizes
 from fcn_deploy.runtime.verify import verify
 from helpers import ROOT, command, label_records, needs, one_error, photo, save_photos

@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
-from fcn_deploy.runtime.engine_file import write_engine
-from fcn_deploy.runtime.grid import Grid
-from fcn_deploy.runtime.manifest import Manifest, Stage, Upsampling
+from fcn_deploy.runtime.engine_format.engine_file import write_engine
+from fcn_deploy.runtime.engine_format.manifest import Manifest, Stage, Upsampling
+from fcn_deploy.runtime.planning.grid import Grid
 from fcn_deploy.runtime.reuse import changed_blocks, cover, grown
 from helpers import command, one_error, onnx_model
 from hypothesis import given, settings

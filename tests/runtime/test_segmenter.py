@@ -9,7 +9,7 @@ from concurrent.futures import ProcessPoolExecutor
 
 import numpy as np
 import pytest
-from fcn_deploy.runtime.plan import available_memory
+from fcn_deploy.runtime.planning.plan import available_memory
 from helpers import check_threads, photo
 
 from fcn_deploy import DeployError, MisuseError, ModelCard, Segmenter
@@ -53,7 +53,7 @@ def test_map_keeps_the_order_of_mixed_sizes(net):
 def test_the_heatmap_is_the_cropped_coarse_scores(net, exports):
     import torch
     from fcn_deploy.fcn.checkpoint import load_checkpoint
-    from fcn_deploy.runtime.prepare import prepare
+    from fcn_deploy.runtime.pixels.prepare import prepare
 
     model = load_checkpoint(exports / "narrow.safetensors").model
     for size in ((64, 96), (37, 41), (1, 1)):

@@ -11,7 +11,7 @@ import pytest
 from fcn_deploy.runtime.backends import device
 from fcn_deploy.runtime.backends.device import cache_path, logger_of, open_library
 from fcn_deploy.runtime.backends.graphs import Graph
-from fcn_deploy.runtime.manifest import GpuPlan, Profile
+from fcn_deploy.runtime.engine_format.manifest import GpuPlan, Profile
 from helpers import needs, photo
 
 from fcn_deploy import DeployError, Segmenter

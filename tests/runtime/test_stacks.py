@@ -7,6 +7,7 @@ import onnx
 import pytest
 import tifffile
 from fcn_deploy.export.graph.edit import set_metadata
+from fcn_deploy.runtime.engine_format.model_card import CARD_KEY
 from fcn_deploy.runtime.images.header import read_header
 from fcn_deploy.runtime.images.numbers import ReadOptions
 from fcn_deploy.runtime.images.read import decode
@@ -14,7 +15,6 @@ from fcn_deploy.runtime.images.regions import open_regions
 from fcn_deploy.runtime.labelling.files import label_files
 from fcn_deploy.runtime.labelling.planes import Planes
 from fcn_deploy.runtime.labelling.products import Products
-from fcn_deploy.runtime.model_card import CARD_KEY
 from fcn_deploy.runtime.network import Network
 from helpers import command, label_records, one_error, photo
 from onnx import TensorProto, helper, numpy_helper

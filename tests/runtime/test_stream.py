@@ -7,7 +7,7 @@ import time
 
 import numpy as np
 import pytest
-from fcn_deploy.runtime.batch_cost import ROUNDS, BatchCost
+from fcn_deploy.runtime.planning.batch_cost import ROUNDS, BatchCost
 from fcn_deploy.runtime.stream import AHEAD, TOGETHER, overlapped
 from helpers import photo, save_photos
 from hypothesis import given, settings

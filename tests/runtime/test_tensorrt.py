@@ -13,10 +13,10 @@ import pytest
 from fcn_deploy.export.build.config import BuildConfig
 from fcn_deploy.export.build.core import core_of, optimise_offline
 from fcn_deploy.runtime.backends import KERNELS_PTX
-from fcn_deploy.runtime.engine_file import EngineFile
-from fcn_deploy.runtime.manifest import Profile
-from fcn_deploy.runtime.prepare import padded_size
-from fcn_deploy.runtime.upsampling import labels_from_scores
+from fcn_deploy.runtime.engine_format.engine_file import EngineFile
+from fcn_deploy.runtime.engine_format.manifest import Profile
+from fcn_deploy.runtime.head.upsampling import labels_from_scores
+from fcn_deploy.runtime.pixels.prepare import padded_size
 from fcn_deploy.runtime.verify import verify
 from gpu_engines import KERNELS, ROOT, SIZES, changed, profiles_of, ready
 from helpers import needs, one_error, photo, save_photos, window
@@ -191,7 +191,7 @@ def test_a_batch_of_small_images_takes_a_quarter_of_the_launches_and_copies_or_l
 
 
 def test_a_stream_batches_small_images_of_equal_padded_size_where_that_pays(gpu_engine, gpu):
-    from fcn_deploy.runtime.batch_cost import BatchCost
+    from fcn_deploy.runtime.planning.batch_cost import BatchCost
 
     images = [photo(90 + index % 7, 65 + index % 32, index) for index in range(32)]
     with Segmenter(gpu_engine) as net:

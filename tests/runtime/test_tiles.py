@@ -6,12 +6,12 @@ import weakref
 
 import numpy as np
 import pytest
+from fcn_deploy.runtime.engine_format.manifest import Upsampling
+from fcn_deploy.runtime.engine_format.model_card import ModelCard
 from fcn_deploy.runtime.errors import DeployError
-from fcn_deploy.runtime.grid import Grid, Span
-from fcn_deploy.runtime.manifest import Upsampling
-from fcn_deploy.runtime.model_card import ModelCard
-from fcn_deploy.runtime.tiles import Rows, one_ahead, part_of, ready_windows, score_bands
-from fcn_deploy.runtime.upsampling import KINDS, result_from_scores
+from fcn_deploy.runtime.head.upsampling import KINDS, result_from_scores
+from fcn_deploy.runtime.planning.grid import Grid, Span
+from fcn_deploy.runtime.tiling.tiles import Rows, one_ahead, part_of, ready_windows, score_bands
 from helpers import window
 from hypothesis import given, settings
 from hypothesis import strategies as st

@@ -6,11 +6,11 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from fcn_deploy.runtime import upsampling as heads
-from fcn_deploy.runtime.manifest import Upsampling
-from fcn_deploy.runtime.model_card import ModelCard
-from fcn_deploy.runtime.resize_axis import axis_of
-from fcn_deploy.runtime.upsampling import (
+from fcn_deploy.runtime.engine_format.manifest import Upsampling
+from fcn_deploy.runtime.engine_format.model_card import ModelCard
+from fcn_deploy.runtime.head import upsampling as heads
+from fcn_deploy.runtime.head.resize_axis import axis_of
+from fcn_deploy.runtime.head.upsampling import (
     best_class,
     labels_from_scores,
     masks_from_scores,

@@ -69,7 +69,7 @@ def test_a_size_that_memory_does_not_hold_is_said_and_does_not_fail():
 
 def test_a_golden_sample_of_large_profiles_stays_small():
     from fcn_deploy.export.build.golden import LARGEST_CHECKED, _ends
-    from fcn_deploy.runtime.manifest import GpuPlan, Profile
+    from fcn_deploy.runtime.engine_format.manifest import GpuPlan, Profile
 
     plan = GpuPlan("tensorrt_rtx", "1.7", ("sm89",), (Profile((64, 64), (512, 512), (2176, 3840)),))
     sizes = _ends(plan, (61, 83))

@@ -7,8 +7,8 @@ import time
 
 import numpy as np
 import pytest
+from fcn_deploy.runtime.planning.working_memory import KEPT, STEADY_RUNS, WorkingMemory
 from fcn_deploy.runtime.process_memory import give_back_freed, resident
-from fcn_deploy.runtime.working_memory import KEPT, STEADY_RUNS, WorkingMemory
 
 MB = 1_000_000
 
@@ -149,7 +149,7 @@ def test_an_engine_gives_back_what_a_large_image_took(exports):
 
 
 def test_engines_of_version_3_are_read():
-    from fcn_deploy.runtime.manifest import Manifest
+    from fcn_deploy.runtime.engine_format.manifest import Manifest
     from tiny_engine import MANIFEST
 
     record = json.loads(MANIFEST.to_json())

@@ -26,12 +26,12 @@ from fcn_deploy.export.passes.space_to_depth import space_to_depth
 from fcn_deploy.export.quantization.class_drops import Judgement
 from fcn_deploy.export.quantization.mixed_precision import MixedPrecision
 from fcn_deploy.runtime.backends.openvino import has_bfloat16, installed
+from fcn_deploy.runtime.engine_format.model_card import ModelCard
 from fcn_deploy.runtime.errors import DeployError
 from fcn_deploy.runtime.golden_sample import GOLDEN, golden_difference
 from fcn_deploy.runtime.latency import TIMED_SIZES
-from fcn_deploy.runtime.model_card import ModelCard
 from fcn_deploy.runtime.network import Network
-from fcn_deploy.runtime.noise_image import natural_noise
+from fcn_deploy.runtime.pixels.noise_image import natural_noise
 from onnx import ModelProto
 
 log = logging.getLogger(__name__)

@@ -28,7 +28,7 @@ from fcn_deploy.export.quantization.quantize import SCHEMES
 from fcn_deploy.runtime.errors import DeployError, MisuseError
 from fcn_deploy.runtime.golden_sample import GOLDEN, golden_difference
 from fcn_deploy.runtime.latency import timed_sizes
-from fcn_deploy.runtime.noise_image import natural_noise
+from fcn_deploy.runtime.pixels.noise_image import natural_noise
 
 log = logging.getLogger(__name__)
 

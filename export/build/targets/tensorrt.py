@@ -13,8 +13,8 @@ from fcn_deploy.export.build.targets.tensorrt_layers import advice
 from fcn_deploy.export.build.targets.tensorrt_plan import activation_cost, build_plan
 from fcn_deploy.export.build.targets.tensorrt_process import BuiltPlan
 from fcn_deploy.runtime.backends.device import platform_name
+from fcn_deploy.runtime.engine_format.manifest import GpuPlan, Profile
 from fcn_deploy.runtime.golden_sample import GOLDEN
-from fcn_deploy.runtime.manifest import GpuPlan, Profile
 from fcn_deploy.runtime.stream import BATCH_PIXELS, TOGETHER
 
 PLAN_FILE = "stage-0.plan"

@@ -27,10 +27,10 @@ from fcn_deploy.export.build.targets.kernels import check_compiler
 from fcn_deploy.export.build.targets.tensorrt_errors import too_long
 from fcn_deploy.export.build.targets.tensorrt_process import BuiltPlan
 from fcn_deploy.export.quantization.options import Say
+from fcn_deploy.runtime.engine_format.model_card import ModelCard
 from fcn_deploy.runtime.errors import DeployError, MisuseError
 from fcn_deploy.runtime.extras import need
-from fcn_deploy.runtime.model_card import ModelCard
-from fcn_deploy.runtime.prepare import padded_size
+from fcn_deploy.runtime.pixels.prepare import padded_size
 from onnx import ModelProto
 
 GRACE = 3.0  # seconds after a timeout in which TensorRT may end by itself, so that its timings are kept

@@ -17,12 +17,12 @@ from fcn_deploy.export.build.engine import build_engine
 from fcn_deploy.export.from_torch import export_module
 from fcn_deploy.export.importer.import_model import import_model
 from fcn_deploy.export.quantization.options import QuantizationOptions
-from fcn_deploy.runtime.engine_file import EngineFile
+from fcn_deploy.runtime.engine_format.engine_file import EngineFile
+from fcn_deploy.runtime.engine_format.manifest import Manifest, Statistic
+from fcn_deploy.runtime.engine_format.model_card import ModelCard
 from fcn_deploy.runtime.errors import OverBudgetError
-from fcn_deploy.runtime.manifest import Manifest, Statistic
-from fcn_deploy.runtime.model_card import ModelCard
-from fcn_deploy.runtime.pooled import Totals
-from fcn_deploy.runtime.prepare import prepare
+from fcn_deploy.runtime.pixels.prepare import prepare
+from fcn_deploy.runtime.tiling.pooled import Totals
 from helpers import command, photo, save_photos
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -221,7 +221,7 @@ def test_the_build_says_how_far_tiles_are_from_the_whole(folder):
 MEASURED = """
 import sys
 from fcn_deploy import Segmenter
-from fcn_deploy.runtime.noise_image import natural_noise
+from fcn_deploy.runtime.pixels.noise_image import natural_noise
 from fcn_deploy.runtime.process_memory import forget_highest, highest, resident
 with Segmenter(sys.argv[1], memory=int(sys.argv[2])) as net:
     image = natural_noise(1500, 1400, net.card, 0)

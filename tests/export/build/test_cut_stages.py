@@ -20,7 +20,7 @@ from fcn_deploy.export.importer.import_model import import_model
 from fcn_deploy.export.quantization.options import QuantizationOptions
 from fcn_deploy.runtime.backends.onnxruntime import session
 from fcn_deploy.runtime.errors import OverBudgetError
-from fcn_deploy.runtime.prepare import prepare
+from fcn_deploy.runtime.pixels.prepare import prepare
 from helpers import FAMILY, checkpoint_of, needs, onnx_model, photo, random_network, save_photos
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -210,7 +210,7 @@ def test_tiles_that_turn_out_to_differ_are_not_used(monkeypatch):
 def test_cuts_leave_little_to_do_twice(trained):
     core = core_of(import_model(trained / "camvid.onnx"))
     card = core.card
-    from fcn_deploy.runtime.plan import plan_run
+    from fcn_deploy.runtime.planning.plan import plan_run
 
     optimised, overheads = optimise_offline(core.model), []
     for most in (1, 2, 5):

@@ -19,8 +19,8 @@ from fcn_deploy.export.build.working_memory import measure_tensors, working_memo
 from fcn_deploy.export.from_torch import export_module
 from fcn_deploy.export.importer.import_model import import_model
 from fcn_deploy.runtime.backends import ORT_TARGETS
-from fcn_deploy.runtime.engine_file import EngineFile
-from fcn_deploy.runtime.prepare import padded_size
+from fcn_deploy.runtime.engine_format.engine_file import EngineFile
+from fcn_deploy.runtime.pixels.prepare import padded_size
 from helpers import (
     checkpoint_of,
     command,

@@ -23,7 +23,7 @@ from fcn_deploy.export.build.targets.fastest_plan import Trial, by_layers
 from fcn_deploy.export.importer.import_model import import_model
 from fcn_deploy.export.importer.options import ImportOptions
 from fcn_deploy.export.quantization.options import QuantizationOptions
-from fcn_deploy.runtime.engine_file import EngineFile
+from fcn_deploy.runtime.engine_format.engine_file import EngineFile
 from fcn_deploy.runtime.sizes import parse_sizes
 from gpu_engines import KERNELS, profiles_of
 from helpers import ReadPage, needs, onnx_model, save_photos

@@ -14,11 +14,11 @@ from fcn_deploy.export.build.config import BuildConfig, TuningOptions
 from fcn_deploy.export.build.engine import build_engine
 from fcn_deploy.export.importer.import_model import import_model
 from fcn_deploy.export.quantization.options import QuantizationOptions
-from fcn_deploy.runtime.engine_file import EngineFile
+from fcn_deploy.runtime.engine_format.engine_file import EngineFile
+from fcn_deploy.runtime.engine_format.manifest import Manifest
 from fcn_deploy.runtime.errors import MisuseError, OverBudgetError
-from fcn_deploy.runtime.manifest import Manifest
-from fcn_deploy.runtime.plan import plan_fine, plan_run
-from fcn_deploy.runtime.working_memory import STEADY_RUNS
+from fcn_deploy.runtime.planning.plan import plan_fine, plan_run
+from fcn_deploy.runtime.planning.working_memory import STEADY_RUNS
 from helpers import photo, save_photos
 
 from fcn_deploy import Segmenter

@@ -13,7 +13,7 @@ from fcn_deploy.export.build.engine import build_engine
 from fcn_deploy.export.build.measured_memory import law_of, with_measured_memory
 from fcn_deploy.export.build.targets import cpu
 from fcn_deploy.export.importer.import_model import import_model
-from fcn_deploy.runtime.engine_file import EngineFile
+from fcn_deploy.runtime.engine_format.engine_file import EngineFile
 from fcn_deploy.runtime.process_memory import resident
 from onnx import TensorProto, helper, numpy_helper
 

@@ -17,7 +17,7 @@ from fcn_deploy.export.build.profiles import (
 from fcn_deploy.export.build.report_parts import profile_reports, show_profiles
 from fcn_deploy.runtime.images.header import read_header
 from fcn_deploy.runtime.images.read import read_image
-from fcn_deploy.runtime.prepare import padded_size
+from fcn_deploy.runtime.pixels.prepare import padded_size
 from fcn_deploy.runtime.sizes import Sizes, parse_sizes
 from helpers import benchmark, multiples_of
 from hypothesis import given, settings

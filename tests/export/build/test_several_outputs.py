@@ -16,8 +16,8 @@ from fcn_deploy.export.importer.import_model import import_model
 from fcn_deploy.export.importer.options import ImportOptions
 from fcn_deploy.export.quantization.gate import AccuracyGate
 from fcn_deploy.export.quantization.options import QuantizationOptions
-from fcn_deploy.runtime.engine_file import EngineFile
-from fcn_deploy.runtime.manifest import Manifest
+from fcn_deploy.runtime.engine_format.engine_file import EngineFile
+from fcn_deploy.runtime.engine_format.manifest import Manifest
 from foreign_onnx import FEATURES, SCORES, SIZES, TO_SIZE, made, planes, ran
 from helpers import command, one_error, photo, save_photos
 from serving import serving

@@ -9,7 +9,7 @@ from fcn_deploy.export.build.engine import build_engine
 from fcn_deploy.export.importer.import_model import import_model
 from fcn_deploy.export.importer.options import ImportOptions
 from fcn_deploy.runtime.backends.onnxruntime import session
-from fcn_deploy.runtime.prepare import prepare
+from fcn_deploy.runtime.pixels.prepare import prepare
 from helpers import command, photo
 from torch import nn
 

@@ -16,7 +16,7 @@ from fcn_deploy.export.dynamic_shapes.free_sizes import free_sizes
 from fcn_deploy.export.from_onnx import export_onnx_model
 from fcn_deploy.export.graph.edit import attributes, dims, metadata, opset, set_shape
 from fcn_deploy.export.importer.import_model import import_model
-from fcn_deploy.runtime.prepare import padded_size
+from fcn_deploy.runtime.pixels.prepare import padded_size
 from foreign_onnx import FEATURES, TO_SIZE, made
 from helpers import command, needs, one_error, onnx_model, run_onnx
 from hypothesis import given, settings

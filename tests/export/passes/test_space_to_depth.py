@@ -10,8 +10,8 @@ from fcn_deploy.export.passes.space_to_depth import space_to_depth
 from fcn_deploy.export.quantization.quantize import SCHEMES, measured_tensors, quantize
 from fcn_deploy.runtime.backends.onnxruntime import session
 from fcn_deploy.runtime.backends.openvino import OpenVinoSession
-from fcn_deploy.runtime.manifest import Manifest, Stage, Upsampling
-from fcn_deploy.runtime.prepare import prepare
+from fcn_deploy.runtime.engine_format.manifest import Manifest, Stage, Upsampling
+from fcn_deploy.runtime.pixels.prepare import prepare
 from helpers import onnx_model
 from onnx import helper
 

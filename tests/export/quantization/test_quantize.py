@@ -32,7 +32,7 @@ from fcn_deploy.export.quantization.quantize import (
 )
 from fcn_deploy.export.quantization.round_weights import depthwise, round_to_fp8, round_weights
 from fcn_deploy.runtime.backends.onnxruntime import session
-from fcn_deploy.runtime.prepare import prepare
+from fcn_deploy.runtime.pixels.prepare import prepare
 from helpers import FAMILY, checkpoint_of, multiples_of, needs, onnx_model, photo, random_network
 from ml_dtypes import bfloat16, float8_e4m3fn
 from onnx import TensorProto, helper, numpy_helper

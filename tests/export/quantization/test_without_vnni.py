@@ -12,7 +12,7 @@ import pytest
 from fcn_deploy.export.passes.raw_input import raw_input
 from fcn_deploy.export.passes.space_to_depth import space_to_depth
 from fcn_deploy.export.quantization.quantize import SCHEMES, measured_tensors, quantize
-from fcn_deploy.runtime.prepare import prepare
+from fcn_deploy.runtime.pixels.prepare import prepare
 from helpers import onnx_model
 from onnx import helper
 

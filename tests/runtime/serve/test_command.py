@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fcn_deploy.runtime.engine_file import EngineFile, write_engine
+from fcn_deploy.runtime.engine_format.engine_file import EngineFile, write_engine
 from helpers import BIN, ROOT, finished, needs, one_error, photo
 from PIL import Image
 from serving import binary, command

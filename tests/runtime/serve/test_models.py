@@ -6,7 +6,7 @@ import threading
 
 import numpy as np
 import pytest
-from fcn_deploy.runtime.engine_file import EngineFile, write_engine
+from fcn_deploy.runtime.engine_format.engine_file import EngineFile, write_engine
 from fcn_deploy.runtime.network import Network
 from fcn_deploy.runtime.process_memory import resident
 from fcn_deploy.runtime.serve.models import Memory, Models, Served, UnknownModelError

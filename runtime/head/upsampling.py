@@ -10,9 +10,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from .arrays import AnyArray, Cells, Floats, Labels, Masks
-from .manifest import Upsampling
-from .model_card import ModelCard
+from ..arrays import AnyArray, Cells, Floats, Labels, Masks
+from ..engine_format.manifest import Upsampling
+from ..engine_format.model_card import ModelCard
 from .resize_axis import Axis, Uniform, axis_of
 
 LabelDtype = np.dtype[np.uint8 | np.uint16]

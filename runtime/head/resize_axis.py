@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from .arrays import Cells, Floats
-from .manifest import PYTORCH, Upsampling
+from ..arrays import Cells, Floats
+from ..engine_format.manifest import PYTORCH, Upsampling
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .model_card import ModelCard
+from ..engine_format.model_card import ModelCard
 
 
 def natural_noise(height: int, width: int, card: ModelCard, seed: int) -> NDArray[Any]:

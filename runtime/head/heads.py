@@ -5,11 +5,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from .arrays import Floats
-from .errors import MisuseError
-from .manifest import Head, Upsampling
-from .model_card import ModelCard
-from .no_data import usable
+from ..arrays import Floats
+from ..engine_format.manifest import Head, Upsampling
+from ..engine_format.model_card import ModelCard
+from ..errors import MisuseError
+from ..pixels.no_data import usable
 from .upsampling import KINDS, ScoreWindow
 
 

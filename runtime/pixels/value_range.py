@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .arrays import AnyArray, ImageSource, size_of
-from .errors import MisuseError
-from .model_card import PERCENTILE, ModelCard
+from ..arrays import AnyArray, ImageSource, size_of
+from ..engine_format.model_card import PERCENTILE, ModelCard
+from ..errors import MisuseError
 
 PERCENTILES = (1, 99)  # of an image's values, that become the network's 0 and 1
 Range = tuple[float, float]  # LO, HI

@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from .errors import DeployError, MisuseError
-from .files import replacing
+from ..errors import DeployError, MisuseError
+from ..files import replacing
 from .manifest import REMEDY, Manifest
 
 MANIFEST = "manifest.json"

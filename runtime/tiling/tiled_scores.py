@@ -6,21 +6,21 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from .arrays import AnyArray, ImageSource
-from .backends import Backend
-from .backends.host import HostBackend
-from .engine_file import EngineFile
-from .errors import DeployError
-from .grid import Span
-from .heads import Heads
-from .manifest import Manifest, Stage
-from .open_engine import open_fine
-from .plan import Plan
+from ..arrays import AnyArray, ImageSource
+from ..backends import Backend
+from ..backends.host import HostBackend
+from ..engine_format.engine_file import EngineFile
+from ..engine_format.manifest import Manifest, Stage
+from ..errors import DeployError
+from ..head.heads import Heads
+from ..head.upsampling import ScoreWindow
+from ..open_engine import open_fine
+from ..planning.grid import Span
+from ..planning.plan import Plan
+from ..planning.working_memory import STEADY_RUNS
+from ..process_memory import give_back_freed
 from .pooled import PooledTiles
-from .process_memory import give_back_freed
 from .tiles import Band, part_of, ready_windows, score_bands
-from .upsampling import ScoreWindow
-from .working_memory import STEADY_RUNS
 
 
 class TiledScores:

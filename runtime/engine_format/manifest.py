@@ -9,8 +9,8 @@ from typing import Any, overload
 import numpy as np
 import numpy.typing as npt
 
-from .backends import CPU_BACKENDS
-from .errors import DeployError
+from ..backends import CPU_BACKENDS
+from ..errors import DeployError
 from .model_card import ModelCard
 
 # 6: stages for tiles alone; 5: blocks of pixels as channels, networks that pool in passes, several heads; 4: memory of

@@ -5,11 +5,11 @@ import math
 import numpy as np
 import numpy.typing as npt
 
+from ..engine_format.manifest import Stage
+from ..engine_format.model_card import ModelCard
+from ..head.upsampling import PIXELS_AT_A_TIME
 from .grid import Grid, grid_of, lengths_of
 from .kept_rows import KeptRows
-from .manifest import Stage
-from .model_card import ModelCard
-from .upsampling import PIXELS_AT_A_TIME
 
 Numbers = npt.NDArray[np.float64]
 

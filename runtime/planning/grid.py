@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-from .manifest import Stage
-from .model_card import ModelCard
+from ..engine_format.manifest import Stage
+from ..engine_format.model_card import ModelCard
 
 
 @dataclass(frozen=True)

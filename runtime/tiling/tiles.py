@@ -8,10 +8,10 @@ from typing import TypeVar
 
 import numpy as np
 
-from .arrays import AnyArray, Floats, ImageSource
-from .grid import Grid, Span
-from .manifest import Upsampling
-from .upsampling import ScoreWindow, last_cells
+from ..arrays import AnyArray, Floats, ImageSource
+from ..engine_format.manifest import Upsampling
+from ..head.upsampling import ScoreWindow, last_cells
+from ..planning.grid import Grid, Span
 
 T = TypeVar("T")
 # First row and row after the last, in padded pixels, and what a stage makes of them: [K, h, w].

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import numpy as np
 
-from .errors import OverBudgetError
+from ..engine_format.manifest import Manifest, Pooled, Profile, Stage
+from ..engine_format.model_card import ModelCard
+from ..errors import OverBudgetError
+from ..pixels.prepare import padded_size
 from .grid import Grid, grid_of, lengths_of
 from .kept_rows import NOTHING_KEPT, KeptRows
-from .manifest import Manifest, Pooled, Profile, Stage
-from .model_card import ModelCard
-from .prepare import padded_size
 from .tile_costs import cheapest, made_at_once, tile_options
 
 WORK_WORTH_A_PLAN = 1.1  # over that of the whole image: of less, other tiles would not save what it takes to find them

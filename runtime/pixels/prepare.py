@@ -4,9 +4,9 @@ from typing import Any
 
 import numpy as np
 
-from .arrays import AnyArray, Floats, Image, ImageSource
-from .errors import MisuseError
-from .model_card import ModelCard
+from ..arrays import AnyArray, Floats, Image, ImageSource
+from ..engine_format.model_card import ModelCard
+from ..errors import MisuseError
 
 
 def check_image(image: object, card: ModelCard) -> Image:

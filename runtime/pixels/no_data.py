@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .arrays import AnyArray, Floats, ImageSource
-from .errors import DeployError, MisuseError
-from .model_card import ModelCard
+from ..arrays import AnyArray, Floats, ImageSource
+from ..engine_format.model_card import ModelCard
+from ..errors import DeployError, MisuseError
 
 Invalid = NDArray[np.bool_]  # [H, W], True where there is no data
 ROWS = 64  # of a block in which HoleRecorder keeps what it has met

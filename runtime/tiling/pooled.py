@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .arrays import AnyArray, ImageSource
-from .backends.onnxruntime import session
-from .errors import DeployError, MisuseError, one_line
-from .grid import Grid, Span
-from .manifest import Interpolation, Pooled, Stage, Statistic
-from .model_card import ModelCard
-from .plan import Plan
-from .prepare import prepare
-from .process_memory import give_back_freed
-from .resize_axis import axis_of
+from ..arrays import AnyArray, ImageSource
+from ..backends.onnxruntime import session
+from ..engine_format.manifest import Interpolation, Pooled, Stage, Statistic
+from ..engine_format.model_card import ModelCard
+from ..errors import DeployError, MisuseError, one_line
+from ..head.resize_axis import axis_of
+from ..pixels.prepare import prepare
+from ..planning.grid import Grid, Span
+from ..planning.plan import Plan
+from ..process_memory import give_back_freed
 from .tiles import Band, part_of, score_bands
 
 if TYPE_CHECKING:

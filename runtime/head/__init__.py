@@ -1,0 +1,1 @@
+"""From coarse scores to results of the image's own size, exactly."""
