@@ -1,15 +1,15 @@
 """Files that lie elsewhere, behind any address that fsspec knows: found, fetched whole and put whole."""
 
-import asyncio
 import hashlib
 import logging
+import os
 import re
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -178,6 +178,9 @@ def _limits(address: str) -> dict[str, Any]:
         limits = {"client_kwargs": {"timeout": timeout}}
         if scheme in ("gs", "gcs"):
             limits = {"requests_timeout": timeout}
+            # Of each bucket gcsfs would ask by gRPC what it is, which no emulator answers, and try again as often as by
+            # its own. Buckets of one zone need it: it is kept where it is set.
+            os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
     known = set().union(*(conf.get(name, ()) for name in ALIASES.get(scheme, (scheme,))))
     return {name: value for name, value in limits.items() if name not in known}
 
@@ -194,27 +197,6 @@ def _try_little(fs: Any) -> None:
             once = getattr(getattr(type(fs), name, None), "__wrapped__", None)
             if once is not None:
                 setattr(fs, name, retry_request(retries=tries)(once).__get__(fs))
-        if hasattr(fs, "_get_bucket_type") and "_get_bucket_type" not in vars(fs):
-            fs._get_bucket_type = _asked_once(fs._get_bucket_type)
-
-
-def _asked_once(bucket_type: Callable[[str], Awaitable[Any]]) -> Callable[[str], Awaitable[Any]]:
-    """What gcsfs asks of a bucket by gRPC before each operation, for a minute where nobody answers: once, and shortly.
-
-    It goes on without an answer, as for a bucket of the usual kind.
-    """
-    told: dict[str, Any] = {}
-
-    async def asked(bucket: str) -> Any:
-        if bucket not in told:
-            from gcsfs.extended_gcsfs import BucketType
-
-            told[bucket] = BucketType.UNKNOWN
-            with suppress(TimeoutError):
-                told[bucket] = await asyncio.wait_for(bucket_type(bucket), SILENT)
-        return told[bucket]
-
-    return asked
 
 
 def _tried(work: Callable[[], None]) -> None:
