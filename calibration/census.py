@@ -73,7 +73,7 @@ class Census:
             return
         values = sorted(self.values)
         why = "no-data by the files' own tag" if hidden[0] in self.nodata else "not counted"
-        left = f"only {label_map.classes[self.present[0]]!r} is left" if self.present else "no class is left"
+        left = f"only {label_map.name_of(self.present[0])!r} is left" if self.present else "no class is left"
         if label_map.values is not None:
             raise MisuseError(
                 f"the labels of {where} hold {hidden[0]} too, which is {why}, so {left}; add {hidden[0]}=CLASS to "

@@ -26,6 +26,8 @@ _LINES = tuple(
         _NUMBER + r"(?P<name>.+)$",
     )
 )
+_YAML = re.compile(r"\w+\s*:\s*[\[{]|names\s*:$")  # below its first line
+_FOURTH = re.compile(r"[,;\t]\s*\d+$")  # a number that is left in a name, beside those of a colour
 _HEADINGS = frozenset((
     "id", "ids", "index", "value", "label", "labels", "class", "classes", "classid", "trainid", "name", "names",
     "classname", "labelname", "color", "colour", "colors", "rgb", "hex", "r", "g", "b", "red", "green", "blue",
@@ -118,7 +120,7 @@ def twice(items: Sequence[Any]) -> list[Any]:
 def _lines(text: str) -> list[str]:
     """Those that name a class: no comments, and no heading of a table."""
     lines = [line.replace('"', "").strip().removeprefix("- ") for line in text.splitlines()]
-    lines = [line for line in lines if line and not line.startswith("#")]
+    lines = [line for line in lines if line.strip(":") and not line.startswith("#")]
     words = re.findall(r"[a-z]+", lines[0].lower().replace("_", "")) if lines else []
     if words and _HEADINGS.issuperset(words) and (len(words) > 1 or lines[0].endswith(":")):
         lines = lines[1:]
@@ -128,11 +130,15 @@ def _lines(text: str) -> list[str]:
 
 
 def _parsed(line: str, path: Path) -> NamedClass:
+    if _YAML.match(line):
+        raise DeployError(f"{path} has the line {line[:60]!r}, as YAML of more than classes has; write a class a line")
     line = line.rstrip(":")  # CVAT's labelmap.txt has more columns, mostly empty
     match = next(match for pattern in _LINES if (match := pattern.match(line)))
     found = match.groupdict()
     color = found.get("hex") or [found[key] for key in ("red", "green", "blue") if found.get(key)]
     number = None if found.get("number") is None else int(found["number"])
+    if color and _FOURTH.search(found["name"]):
+        raise DeployError(f"{path} has the line {line[:60]!r} of four numbers; write NUMBER,NAME,R,G,B a line")
     return NamedClass(found["name"].strip(), _color(color, line, path) if color else None, number)
 
 
@@ -141,6 +147,8 @@ def _color(given: Any, said: object, path: Path) -> Color:
     if isinstance(given, str) and re.fullmatch("#?[0-9a-fA-F]{6}", given):
         given = bytes.fromhex(given.removeprefix("#"))
     try:
+        if any(isinstance(value, float) and not value.is_integer() for value in given):  # shares of 1
+            raise ValueError
         red, green, blue = (int(value) for value in given)
     except (TypeError, ValueError):
         red = green = blue = -1

@@ -51,6 +51,10 @@ class LabelMap:
         assert single is not None
         return self._by_value(stored, single, path)
 
+    def name_of(self, label: int) -> str:
+        """The name of a class of the model, or of the files where there is none."""
+        return self.classes[label if self.places is None else self.places.index(label)]
+
     @cached_property
     def _greys(self) -> dict[int, int]:
         """Class by the value of a colour that is a grey."""

@@ -220,7 +220,7 @@ def _is_telling(number: float) -> bool:
     size = abs(number)
     for value in (size, 1 / size, 2 / size):
         if abs(value - round(value)) <= 3 * CLOSE * value and round(value) > USUAL_DIVISORS:
-            return round(value) not in POWERS and not _is_round(value)
+            return round(value) not in POWERS and not _is_round(round(value))  # 1e-5 is none of 100,000
     return False
 
 

@@ -101,7 +101,7 @@ class HostBackend:
 
     def release(self) -> None:
         """As `Backend` says: by one run of the smallest image, after which arenas shrink."""
-        self._buffers = []
+        self._forget_buffers()
         smallest = (self._card.smallest, self._card.smallest)
         with suppress(DeployError):  # a plain ONNX may not take what its card does not forbid
             part: AnyArray = np.zeros((*smallest, self._card.channels), self._card.dtype)
@@ -115,7 +115,11 @@ class HostBackend:
         """As `Backend` says."""
         for session in self._sessions:
             session.close()
-        self._buffers = []
+        self._forget_buffers()
+
+    def _forget_buffers(self) -> None:
+        with self._lending:
+            self._buffers = []
 
     def _usable(self, scores: Floats) -> Floats:
         return self._heads.usable(scores, interpolated=self._upsampling.mode == "linear")

@@ -50,7 +50,9 @@ def open_pillow(path: Path, max_pixels: int) -> Iterator["Pictures.Image"]:
         except UnidentifiedImageError as error:
             package = package_for(path)
             remedy = f"convert it ({package} reads it)" if package else "remove or convert it"
-            if path.open("rb").read(len(LFS)) == LFS:
+            with path.open("rb") as file:
+                start = file.read(len(LFS))
+            if start == LFS:
                 remedy = "it is a pointer of Git LFS: fetch the file itself by git lfs pull"
             raise DeployError(f"{path} is not an image of a known format; {remedy}") from error
         finally:

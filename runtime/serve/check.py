@@ -9,6 +9,7 @@ import ssl
 import sys
 import urllib.request
 from collections.abc import Sequence
+from http.client import HTTPException
 from pathlib import Path
 
 ANY = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}  # addresses of all interfaces, and one to ask of each
@@ -41,8 +42,8 @@ def main() -> int:
     try:
         words = Path("/proc", process, "cmdline").read_bytes().decode().rstrip("\0").split("\0")
         ready(address(words))
-    except OSError as error:  # a status that is none of success, too
-        print(f"not ready: {error}", file=sys.stderr)
+    except (OSError, HTTPException, ValueError) as error:  # a status that is none of success, too
+        print(f"not ready: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
     return 0
 

@@ -21,7 +21,8 @@ def classes(file, masks=MaskOptions()):  # noqa: B008 (frozen)
 @pytest.mark.parametrize(
     "text",
     [
-        "land\nroad\nclass 7\n", "# classes\nland\n\nroad\nclass 7", "id,name\n0,land\n1,road\n2,class 7\n",
+        "land\nroad\nclass 7\n", "land\n:\nroad\nclass 7",
+        "# classes\nland\n\nroad\nclass 7", "id,name\n0,land\n1,road\n2,class 7\n",
         "name;id\nland;0\nroad;1\nclass 7;2\n",
         '"id","name"\n0,"land"\n1,"road"\n2,"class 7"\n', "0\tland\n1\troad\n2\tclass 7",
         "1,road\n0,land\n2,class 7\n", "names:\n  0: land\n  1: road\n  2: class 7\n", "- land\n- road\n- class 7\n",
@@ -64,7 +65,10 @@ def test_names_may_have_colours(tmp_path, text):
         ("Void\nland\nroad\n", MisuseError, "'Void' as label 0, .* --mask-values 0=void,1=land,"),
         ('{"a": 1.5}', DeployError, "JSON that does not list"), ("[1, 2]", DeployError, "JSON that does not list"),
         ('[{"x": 1}]', DeployError, "JSON that does not list"), ("[land, road]", DeployError, "is no JSON"),
-        ('{"a": [1, 2]}', DeployError, "three numbers"),
+        ('{"a": [1, 2]}', DeployError, "three numbers"), ('{"a": [0.5, 0, 1]}', DeployError, "three numbers"),
+        ('{"a": [Infinity, 0, 1]}', DeployError, "three numbers"),
+        ("name,r,g,b,id\nland,1,2,3,0\n", DeployError, "of four numbers; write NUMBER,NAME,R,G,B"),
+        ("names: [land, road]\n", DeployError, "as YAML"), ("nc: 1\nnames:\n- land\n", DeployError, "as YAML"),
         ('[{"name": "a", "color": "red"}]', DeployError, "three numbers"),
         ('{"0": 5}', DeployError, "no labels 0 to 0|JSON"), ("[]", DeployError, "is empty"),
     ],

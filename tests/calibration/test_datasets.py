@@ -182,6 +182,7 @@ def test_labels_of_the_models_classes_in_another_order_are_told_by_their_names(t
     data = load_dataset(str(tmp_path), "train", card=card, masks=masks)
     assert data.classes == card.classes and "has the model's classes in another order" in caplog.text
     np.testing.assert_array_equal(data[0][1], meant)
+    assert [data.label_map.name_of(label).lower() for label in range(3)] == ["road", "sky", "tree"]
 
 
 def test_misuse(tmp_path):

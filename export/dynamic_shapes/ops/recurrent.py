@@ -1,5 +1,6 @@
 """LSTM, GRU and RNN over rows or columns of a map: what they run along and what is beside it keep their factors."""
 
+import numpy as np
 from fcn_deploy.export.dynamic_shapes.interpretation import Interpretation
 from fcn_deploy.export.dynamic_shapes.shape_writer import ShapeWriter
 from fcn_deploy.export.dynamic_shapes.sizes import Shape, axis_of, axis_sizes, changes_with, fixed, is_fixed, multiplied
@@ -24,14 +25,15 @@ def propagate(node: NodeProto, state: State) -> dict[str, Shape]:
 
 def interpret(node: NodeProto, state: State) -> list[Interpretation] | None:
     """What is remembered before the first may be zeros, as many as there were sequences when traced: left out."""
-    _, beside, _ = _axes(node, state)
-    for place in (LENGTHS, *FIRST_STATE):
-        name = input_of(node, place)
-        array = state.graph.constants.get(name)
-        if array is None or is_fixed(multiplied(beside)) or array.size == 0:
-            continue
-        if place == LENGTHS or array.any():
-            raise ConflictError(node, "it starts from values for each sequence of the traced map")
+    long, beside, _ = _axes(node, state)
+    lengths, *first = (
+        state.graph.constants.get(input_of(node, place), np.empty(0)) for place in (LENGTHS, *FIRST_STATE)
+    )
+    moves = not is_fixed(multiplied(beside))
+    if lengths.size and (moves or not is_fixed(multiplied(long))):
+        raise ConflictError(node, "it runs as far as the sequences of the traced map are long")
+    if moves and any(array.any() for array in first):
+        raise ConflictError(node, "it starts from values for each sequence of the traced map")
     zeros = [place for place in FIRST_STATE if input_of(node, place) in state.graph.constants]
     if not zeros or not changes_with(multiplied(beside)):
         return None

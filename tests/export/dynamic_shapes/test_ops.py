@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from fcn_deploy.export.dynamic_shapes import ops
 from fcn_deploy.export.dynamic_shapes.interpret import interpretations
+from fcn_deploy.export.dynamic_shapes.size_numbers import _is_telling
 from fcn_deploy.export.dynamic_shapes.sizes import axis_of, axis_sizes, fixed, sample_sizes
 from fcn_deploy.export.dynamic_shapes.traced_graph import ConflictError, State, TracedGraph
 from helpers import onnx_model
@@ -72,3 +73,31 @@ def test_an_operator_without_what_it_needs_is_refused():
     node = helper.make_node("Expand", ["image"], ["out"])
     with pytest.raises(ConflictError, match="has no shape"):
         interpretations(node, before(node, {}, [N, fixed(8), H, W]), True)
+
+
+@pytest.mark.parametrize("number", [1e-5, 1e-4, 1e-3, 5e-3, 255.0, 1 / 255, 0.1])
+def test_epsilons_are_no_numbers_that_only_a_size_explains(number):
+    assert not _is_telling(float(np.float32(number))) and _is_telling(float(np.float32(1 / 6144)))
+
+
+@pytest.mark.parametrize(
+    ("lengths", "first", "reason"),
+    [
+        (np.int32([64]), None, "as far as the sequences of the traced map are long"),
+        (None, np.ones((1, 1, 4), np.float32), "starts from values for each sequence"),
+        (None, np.zeros((1, 1, 4), np.float32), ""),
+    ],
+)
+def test_a_recurrent_network_along_a_map_has_nothing_of_the_traced_one(lengths, first, reason):
+    weights = {"w": np.ones((1, 12, 8), np.float32), "r": np.ones((1, 12, 4), np.float32)}
+    given = {name: array for name, array in (("lengths", lengths), ("first", first)) if array is not None}
+    places = [name if name in given else "" for name in ("lengths", "first")]
+    node = helper.make_node("GRU", ["image", "w", "r", "", *places], ["out"], hidden_size=4)
+    beside = N if lengths is None else fixed(1)
+    state = before(node, weights | given, [H, beside, fixed(8)])
+    if reason:
+        with pytest.raises(ConflictError, match=reason):
+            interpretations(node, state, True)
+    else:
+        (only,) = interpretations(node, state, True)
+        assert only.rewrite is not None and axis_sizes(only.shapes["out"]) == [H, fixed(1), N, fixed(4)]

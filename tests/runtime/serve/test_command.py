@@ -170,12 +170,15 @@ def test_the_container_asks_where_the_server_listens_by_its_options():
     assert address([*server, "--port=9000", "--tls-cert", "a.pem"]) == "https://127.0.0.1:9000"
     assert address([*server, "--host", "::", "--port", "1", "--port", "2"]) == "http://[::1]:2"
     (check,) = re.findall(r"^HEALTHCHECK .* CMD (.*)", (ROOT / "deploy" / "Containerfile").read_text(), re.MULTILINE)
-    sleeping = [sys.executable, "-c", "input()", "--port", free_port()]
-    with subprocess.Popen(list(map(str, sleeping)), stdin=subprocess.PIPE) as process:
-        program = [sys.executable, *json.loads(check)[1:], str(process.pid)]
-        done = subprocess.run(program, capture_output=True, text=True)
-        process.stdin.close()
-    assert done.returncode == 1 and done.stderr.startswith("not ready: ") and done.stderr.count("\n") == 1
+    with socket.create_server(("127.0.0.1", 0)) as other:  # which speaks something else
+        threading.Thread(target=lambda: other.accept()[0].send(b"SSH-2.0\r\n"), daemon=True).start()
+        for port in (free_port(), other.getsockname()[1]):
+            sleeping = [sys.executable, "-c", "input()", "--port", str(port)]
+            with subprocess.Popen(sleeping, stdin=subprocess.PIPE) as process:
+                program = [sys.executable, *json.loads(check)[1:], str(process.pid)]
+                done = subprocess.run(program, capture_output=True, text=True)
+                process.stdin.close()
+            assert done.returncode == 1 and done.stderr.startswith("not ready: ") and done.stderr.count("\n") == 1
     assert main.__module__ == json.loads(check)[-1]
 
 
