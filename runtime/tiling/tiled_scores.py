@@ -48,7 +48,7 @@ class TiledScores:
         self._path, self._threads = path, threads
         self._fine: HostBackend | None = None
         self._users, self._unused = 0, 0  # who has it, or the passes, now; and runs since anybody had
-        self._opening = threading.Lock()
+        self._opening = threading.RLock()  # bands that nobody reads on may end, collected, in a thread that has it
         self._pooled: PooledTiles | None = None
         if manifest is not None and manifest.pooled is not None:
             self._pooled = PooledTiles(manifest.pooled, heads.card, self._member, threads)

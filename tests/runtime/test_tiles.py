@@ -3,6 +3,7 @@
 import itertools
 import threading
 import weakref
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from fcn_deploy.runtime.engine_format.model_card import ModelCard
 from fcn_deploy.runtime.errors import DeployError
 from fcn_deploy.runtime.head.upsampling import KINDS, result_from_scores
 from fcn_deploy.runtime.planning.grid import Grid, Span
+from fcn_deploy.runtime.tiling.tiled_scores import TiledScores
 from fcn_deploy.runtime.tiling.tiles import Rows, one_ahead, part_of, ready_windows, score_bands
 from helpers import window
 from hypothesis import given, settings
@@ -161,3 +163,17 @@ def test_rows_above_a_tile_are_forgotten_before_more_are_made():
     for start in range(0, 60, 20):
         rows.part(Span(start, start + 20, start, start + 20), Span(0, 4, 0, 4))
         assert sum(each() is not None for each in alive) <= 3
+
+
+def test_bands_that_are_collected_while_networks_are_opened_do_not_wait_for_ever():
+    tiled, ended = TiledScores(None, None, (), None, Path(), None), threading.Event()
+
+    def collected_amid_opening():
+        left = tiled._using()
+        left.__enter__()
+        with tiled._opening:
+            left.__exit__(None, None, None)
+        ended.set()
+
+    threading.Thread(target=collected_amid_opening, daemon=True).start()
+    assert ended.wait(5)
