@@ -159,6 +159,8 @@ def _followed(node: NodeProto, state: State, index: int, law: _Law, sign: float)
         total = law.write(writer, node, kind)
         if sign < 0:
             total = writer.node("Neg", [total])
+        if node.op_type == "Clip":  # whose bounds have no axes
+            total = writer.node("Squeeze", [total])
         return [writer.replaced(node, {index: total})]
 
     text = f"by {law.told(state)}, whatever the size"

@@ -195,11 +195,14 @@ def test_what_is_refused_as_a_share_is_taken_where_the_user_says_that_it_is_none
 
 
 def test_a_number_of_the_traced_size_follows_the_image_where_the_user_says_so():
-    for block, operator in ((baked.log_scaled, "Mul"), (baked.by_height, "Mul")):
+    for block, operator in ((baked.clipped, "Clip"), (baked.log_scaled, "Mul"), (baked.by_height, "Mul")):
         module = Baked(block)
         model = static(module, (64, 96), 17)
         node = next(node.name for node in model.graph.node if node.op_type == operator)
-        check_equals(free_sizes(model, assumed={node: "global"}).model, module, UNSEEN[:2])
+        freed = free_sizes(model, assumed={node: "global"}).model
+        check_equals(freed, module, UNSEEN[:2])
+        for clip in [each for each in freed.graph.node if each.op_type == "Clip"]:  # whose bounds have no axes
+            assert clip.input[2] in [each.output[0] for each in freed.graph.node if each.op_type == "Squeeze"]
     notes = free_sizes(model).notes
     assert any(f"{node}: numbers as 8, H/8 when traced, are taken for such of every size" in note for note in notes)
 
