@@ -125,7 +125,7 @@ def _lines(text: str) -> list[str]:
     if words and _HEADINGS.issuperset(words) and (len(words) > 1 or lines[0].endswith(":")):
         lines = lines[1:]
     if len(lines) == 1 and not any(pattern.match(lines[0]) for pattern in _LINES[:3]):  # no network has one class
-        return [part.strip() for part in lines[0].split(",") if part.strip()]
+        return [part.strip() for part in lines[0].split(",") if part.strip(" :")]
     return lines
 
 

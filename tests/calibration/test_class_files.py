@@ -26,7 +26,7 @@ def classes(file, masks=MaskOptions()):  # noqa: B008 (frozen)
         "name;id\nland;0\nroad;1\nclass 7;2\n",
         '"id","name"\n0,"land"\n1,"road"\n2,"class 7"\n', "0\tland\n1\troad\n2\tclass 7",
         "1,road\n0,land\n2,class 7\n", "names:\n  0: land\n  1: road\n  2: class 7\n", "- land\n- road\n- class 7\n",
-        "land,road,class 7\n", "__ignore__\nland\nroad\nclass 7\n", "0 land\n1 road\n2 class 7\n255 void\n",
+        "land,road,:,class 7\n", "__ignore__\nland\nroad\nclass 7\n", "0 land\n1 road\n2 class 7\n255 void\n",
         json.dumps(NAMES), json.dumps({"names": NAMES}, indent=1),
         json.dumps({"1": "road", "0": "land", "2": "class 7"}),
         json.dumps({name: index for index, name in enumerate(NAMES)}),
