@@ -188,8 +188,11 @@ def _is_usual(number: float) -> bool:
     size = abs(number)
     if size == 0 or any(abs(size - other) <= CLOSE * other for other in HAND_WRITTEN):
         return True
-    whole = abs(size - round(size)) <= CLOSE * size
-    return (size < LEAST and whole) or ((not whole or size % 10 == 0) and _is_round(size))
+    if abs(math.log10(size) - round(math.log10(size))) <= CLOSE:
+        return True
+    if abs(size - round(size)) > CLOSE * size:
+        return _is_round(size)
+    return size < LEAST or (size % 10 == 0 and size <= USUAL_DIVISORS)  # images are traced at 640, too
 
 
 def _is_of_pixels(node: NodeProto, index: int, number: float, state: State) -> bool:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from fcn_deploy.export.dynamic_shapes import ops
 from fcn_deploy.export.dynamic_shapes.interpret import interpretations
-from fcn_deploy.export.dynamic_shapes.size_numbers import _is_telling
+from fcn_deploy.export.dynamic_shapes.size_numbers import _is_telling, _is_usual
 from fcn_deploy.export.dynamic_shapes.sizes import axis_of, axis_sizes, fixed, sample_sizes
 from fcn_deploy.export.dynamic_shapes.traced_graph import ConflictError, State, TracedGraph
 from helpers import onnx_model
@@ -78,6 +78,12 @@ def test_an_operator_without_what_it_needs_is_refused():
 @pytest.mark.parametrize("number", [1e-5, 1e-4, 1e-3, 5e-3, 255.0, 1 / 255, 0.1])
 def test_epsilons_are_no_numbers_that_only_a_size_explains(number):
     assert not _is_telling(float(np.float32(number))) and _is_telling(float(np.float32(1 / 6144)))
+
+
+def test_sides_of_images_are_no_numbers_that_are_met_everywhere():
+    numbers = (0, 0.5, 6, 10, 100, 1000, 1e9, -1e4, -0.25, 1 / 3, 0.1, 0.01, 1e-5, 1e-12)
+    assert all(_is_usual(float(np.float32(number))) for number in numbers)
+    assert not any(map(_is_usual, (320, 640, -480, 800, 1200, 16, 1 / 640)))
 
 
 @pytest.mark.parametrize(
