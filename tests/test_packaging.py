@@ -126,7 +126,7 @@ def test_the_public_names_come_from_the_wheel_and_from_the_shim(installed, tmp_p
 def test_imports_of_the_first_layout_work_by_the_shim(installed, tmp_path):
     code = (
         "from runtime.images import read_image; from runtime.regions import open_regions\n"
-        "from runtime.engine_format.engine_file import ModelCard; import fcn_deploy\n"
+        "from runtime.engine_file import ModelCard; import fcn_deploy\n"
         "print(read_image.__module__, open_regions.__module__, ModelCard is fcn_deploy.ModelCard)"
     )
     said = finished([installed / "python", "-c", code], cwd=tmp_path).stdout.split()

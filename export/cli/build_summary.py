@@ -72,9 +72,11 @@ def _halos(stages: Sequence[StageReport]) -> str:
         f"{max(stage.halo)} pixels" if stage.halo is not None else f"whole ({stage.tiles.removeprefix('none: ')})"
         for stage in stages
     ]
+    if len(stages) == 1:
+        return f"one stage, halo {halos[0]}"
     if len(stages) > 2 and all(stage.halo is not None for stage in stages):
         return f"{len(stages)} stages, halos {', '.join(str(max(stage.halo or (0,))) for stage in stages)} pixels"
-    return f"{len(stages)} stages, halos {' and '.join(halos)}" if len(stages) > 1 else f"one stage, halo {halos[0]}"
+    return f"{len(stages)} stages, halos {' and '.join(halos)}"
 
 
 def _agreement(agreement: Agreement, lowered: bool, fit: str | None) -> str:

@@ -48,10 +48,10 @@ def test_memory_is_what_the_images_need(exports):
 
 def test_the_peak_is_never_below_what_was_seen(exports, monkeypatch):
     """Linux adds its counts up now and then only: its mark of the highest may fall, and lie below the present."""
-    highest = iter([300e6, 299e6, 298e6])
-    resident = iter([200e6, 250e6, 310e6])
-    figures = {"VmHWM": highest, "VmRSS": resident}
-    monkeypatch.setattr("fcn_deploy.runtime.process_memory._status", lambda field: int(next(figures[field])))
+    highest = iter([300_000_000, 299_000_000, 298_000_000])
+    resident = iter([200_000_000, 250_000_000, 310_000_000])
+    monkeypatch.setattr("fcn_deploy.runtime.process_memory._status", lambda _: next(highest))
+    monkeypatch.setattr("fcn_deploy.runtime.bench.resident", lambda: next(resident))
     report = bench(exports / "narrow.engine", parse_sizes("32x32,40x40"), seconds=0.01)
     assert [row["peak_mb"] for row in report["sizes"]] == [100, 100]
     assert report["memory_mb"] == {"opened": 50, "peak": 110, "after": 110}
