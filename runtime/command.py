@@ -43,7 +43,9 @@ def parse_memory(text: str | int) -> int:
 
 Memory = Annotated[
     int | None,
-    typer.Option(parser=parse_memory, metavar="GB", help="Memory that one image may take, such as 2GB or 600MB."),
+    typer.Option(
+        parser=parse_memory, metavar="GB", help="Memory that images in work may take together, such as 2GB or 600MB."
+    ),
 ]
 
 

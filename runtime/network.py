@@ -50,7 +50,7 @@ class Network:
         upsampling: what makes full-size scores of the core's.
         precision: the lowest in the graph: one of runtime.engine_format.manifest.PRECISIONS.
         stages: the core, in order.
-        memory: bytes one image may take on the CPU; None: 80 % of what is free.
+        memory: bytes that the calls at work may take together on the CPU; None: 80 % of what is free.
         refine: whether borders of labels follow those of the image.
         input_range: which numbers of images are the network's 0 and 1; None: they are the network's own, whatever the
             card's `range` says of files.

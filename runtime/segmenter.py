@@ -23,7 +23,7 @@ class Segmenter:
         model: path of a `.engine`, or of an `.onnx` with float32 [N,C,H,W] in and logits [N,K,H,W] out.
         device: `auto`: what the engine is for; `cpu`; `cuda` or `cuda:1` for a GPU.
         threads: of one call on the CPU; None: one per physical core.
-        memory: bytes one image may take on the CPU; None: 80 % of what is free.
+        memory: bytes that the calls at work may take together on the CPU; None: 80 % of what is free.
         refine: let borders of labels follow those of the image (`head/refine.py`). Probabilities and values stay what
             the network gives.
         input_range: (LO, HI), numbers of images that become the network's 0 and the largest of its dtype (1 of

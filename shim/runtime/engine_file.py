@@ -1,3 +1,3 @@
-"""`from runtime.engine_format.engine_file import ModelCard`, as programs of the first layout have it."""
+"""`from runtime.engine_file import ModelCard`, as programs of the first layout have it."""
 
 from fcn_deploy import ModelCard as ModelCard
