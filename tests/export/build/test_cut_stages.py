@@ -84,7 +84,7 @@ def folder(tmp_path_factory):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("int8", [False, True], ids=["float32", "int8"])
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(data=st.data())
 def test_tiled_scores_are_the_whole_images(folder, int8, data):
     """Bit for bit in INT8, to 1e-5 of their range in float32; labels too, for any size, budget and backbone."""
