@@ -12,8 +12,9 @@ from fcn_deploy.export.analysis.map_shapes import score_stride
 from fcn_deploy.export.analysis.model_end import find_end
 from fcn_deploy.export.from_torch.every_size import first_that_holds
 from fcn_deploy.export.from_torch.exporters import EXPORTERS
+from fcn_deploy.export.from_torch.larger_sizes import compare_at_larger_sizes
 from fcn_deploy.export.from_torch.network import Network, Note, network_of, traced_size
-from fcn_deploy.export.from_torch.verify import SizeDifference
+from fcn_deploy.export.from_torch.verify import SizeDifference, expected_scores
 from fcn_deploy.export.graph.edit import label
 from fcn_deploy.export.importer.card import CardEvidence, card_of, store_card
 from fcn_deploy.export.importer.options import ImportOptions
@@ -78,6 +79,9 @@ def export_module(
     for line in exported.notes:
         note(line)
     graph = exported.graph
+    expected = expected_scores(network.module, exported.sizes, exported.fit, network.channels, name, ())
+    for line in compare_at_larger_sizes(network, graph, expected, exported.sizes):
+        note(line)
     if (node := label_maker(graph)) is not None:
         raise DeployError(f"{name} gives labels by {label(node)}; it must give scores, before an argmax or a threshold")
     if card is None and options.activation is None and "activation" not in (options.card or {}):

@@ -299,6 +299,46 @@ def test_sizes_that_an_exporter_bakes_in_are_freed_where_pytorch_agrees(tmp_path
     np.testing.assert_allclose(logits, expected, atol=1e-4)
 
 
+class Looks(Segments):
+    """A network whose code looks at its image: at its size or values, by `look`."""
+
+    def __init__(self, look):
+        super().__init__(to_size)
+        self.look = look
+
+    def forward(self, x):
+        return self.end(x, self.look(x, self.body(x)))
+
+
+@pytest.mark.parametrize(
+    ("look", "said"),
+    [
+        (lambda x, y: y * 2 if x.shape[2] > 512 else y, "does otherwise at 544×64 than at smaller sizes"),
+        (lambda x, y: y.abs() if x.shape[2] * x.shape[3] > 700 * 700 else y, "does otherwise at 704×704"),
+        (lambda x, y: y * (1 + max(0, int(x.shape[3]) - 512) / 100), "does otherwise at 64×544"),
+        (lambda x, y: y / 255 if x.max() > 20 else y, "looks at the values of its image"),
+    ],
+)
+def test_code_that_does_otherwise_for_large_or_loud_images_is_refused(tmp_path, look, said):
+    torch.manual_seed(0)
+    with pytest.raises(DeployError, match=said) as caught:
+        export_module(Looks(look).eval(), None, tmp_path / "m.onnx", name="it")
+    assert len(str(caught.value)) <= 300 and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "look",
+    [
+        lambda x, y: torch.cat([each.relu() for each in y.relu().split(1, 1)], 1) if x.shape[2] > 512 else y.relu(),
+        lambda x, y: y / torch.tensor(2.0).item() if x.shape[2] > 0 else y,
+    ],
+    ids=["in-parts", "of-a-constant"],
+)
+def test_code_that_comes_to_the_same_for_large_images_is_taken(tmp_path, look):
+    torch.manual_seed(0)
+    export_module(Looks(look).eval(), None, tmp_path / "m.onnx", name="it")
+
+
 class Classifier(nn.Module):
     def __init__(self):
         super().__init__()

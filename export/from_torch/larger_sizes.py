@@ -1,0 +1,274 @@
+"""What a module does at larger sizes than it is compared at: another path, or other numbers, and it is compared there.
+
+A module is followed without computing anything, on PyTorch's meta device, where an image of 4224×4224 takes
+milliseconds. The operators that it calls, and the numbers that it gives them, are written down at some sizes. At a
+larger one the operators are to be the same, and each number what it was or what its growth by H, W and H·W makes of it.
+Where something else is seen, as of `if h > 512`, the exported graph is run beside the module at that size.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from fcn_deploy.export.analysis.accepted_sizes import AcceptedSizes, run_quietly
+from fcn_deploy.export.from_torch.network import Network
+from fcn_deploy.export.from_torch.verify import ExpectedScores
+from fcn_deploy.export.tolerances import EXPORTED_MODEL
+from fcn_deploy.runtime.backends.onnxruntime import session
+from fcn_deploy.runtime.errors import DeployError
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten, tree_map
+
+Size = tuple[int, int]
+
+UNIT = 32  # pixels, or the network's multiple, that sizes are counted in: maps of most strides are whole
+USUAL = ((2, 3), (3, 2), (2, 5), (4, 3), (5, 4), (3, 7))  # units
+LARGER = 4224  # pixels of a side, with the other short or equal: beyond the numbers that code asks for
+SHORT = 2  # units
+MOST_PIXELS = 1_500_000  # of an image that is run to be compared
+TIMES_LONGER = 50  # a module that calls so many times the operators loops over places; that is seen elsewhere
+ACTIVATIONS = ("elu", "gelu", "hardsigmoid", "hardswish", "hardtanh", "leaky_relu", "mish", "relu", "relu6", "silu")
+STRENGTHS = (30.0, 1000.0)  # of noise, for what looks at the values of the image
+
+
+class _ValuesReadError(Exception):
+    """A module makes a number of Python of its image's values."""
+
+
+class _Called(TorchDispatchMode):
+    """While it is entered, operators are noted and run without values: tensors are moved to the meta device.
+
+    Attributes:
+        operators: their names, in order.
+        numbers: that they were given, in order; one that is no number, such as a mode, as its hash.
+    """
+
+    def __init__(self, image: torch.Tensor, most: float) -> None:
+        super().__init__()
+        self.operators: list[str] = []
+        self.numbers: list[float] = []
+        self._most = most
+        self._moved: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}  # keeps what it moved, so that ids stay theirs
+        self._of_image = {id(image): image}
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # PyTorch would load its compiler, a second long, to keep that from looking in here
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        leaves, _ = tree_flatten((args, kwargs or {}))
+        of_image = any(id(leaf) in self._of_image for leaf in leaves)
+        if func is torch.ops.aten._local_scalar_dense.default:
+            if of_image:
+                raise _ValuesReadError
+            return args[0].item() if args[0].device.type != "meta" else func(*args)
+        self._note(func, leaves)
+        args, kwargs = tree_map(self._on_meta, (args, kwargs or {}))
+        result = _known_shapes(func, args)
+        result = func(*args, **kwargs) if result is None else result
+        if of_image:
+            self._of_image |= {id(leaf): leaf for leaf in tree_flatten(result)[0] if isinstance(leaf, torch.Tensor)}
+        return result
+
+    def _note(self, func, leaves: Sequence[Any]) -> None:
+        self.operators.append(str(func))
+        if len(self.operators) > self._most:
+            raise DeployError("a loop over places")
+        for leaf in leaves:
+            if isinstance(leaf, bool | int | float):
+                self.numbers.append(float(leaf))
+            elif not isinstance(leaf, torch.Tensor | torch.device):
+                self.operators.append(str(leaf))
+
+    def _on_meta(self, value: Any) -> Any:
+        if isinstance(value, torch.device):
+            return torch.device("meta")
+        if not isinstance(value, torch.Tensor) or value.device.type == "meta":
+            return value
+        if id(value) not in self._moved:
+            moved = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="meta")
+            self._moved[id(value)] = value, moved
+        return self._moved[id(value)][1]
+
+
+def _known_shapes(func, args: Sequence[Any]) -> Any:
+    """What operators give for whose shapes PyTorch runs Python, and loads its compiler; None: another operator."""
+    name = func.overloadpacket.__name__
+    if name.startswith("upsample_") and isinstance(args[1], list | tuple):
+        return args[0].new_empty((*args[0].shape[:2], *args[1]))
+    if name in ACTIVATIONS:
+        return torch.empty_like(args[0])
+    if name.removesuffix("_") in ACTIVATIONS:
+        return args[0]
+    if name == "cat":
+        maps, axis = args[0], args[1] if len(args) > 1 else 0
+        if len({each.ndim for each in maps}) == 1 and len({each.dtype for each in maps}) == 1:
+            shape = list(maps[0].shape)
+            shape[axis] = sum(each.shape[axis] for each in maps)
+            return maps[0].new_empty(shape)
+    if name in ("native_batch_norm", "native_layer_norm", "native_group_norm"):
+        return torch.empty_like(args[0]), args[0].new_empty(0), args[0].new_empty(0)
+    return None
+
+
+@dataclass(frozen=True)
+class _Trace:
+    """What a module did at a size: its operators, and the numbers that they were given."""
+
+    size: Size
+    operators: tuple[str, ...]
+    numbers: np.ndarray
+
+
+class _Law:
+    """What a module does at usual sizes: the operators, and each number as a + b·H + c·W + d·H·W, where it is so."""
+
+    def __init__(self, traces: Sequence[_Trace]) -> None:
+        self.longest = max(len(trace.operators) for trace in traces)
+        self._paths: dict[tuple[str, ...], tuple[np.ndarray, np.ndarray] | None] = {}
+        for operators in dict.fromkeys(trace.operators for trace in traces):
+            same = [trace for trace in traces if trace.operators == operators]
+            self._paths[operators] = _fitted(same)
+
+    def holds(self, trace: _Trace) -> bool:
+        """Whether a module does the same at another size."""
+        if trace.operators not in self._paths:
+            return False
+        found = self._paths[trace.operators]
+        if found is None:
+            return True
+        terms, known = found
+        expected = _terms(trace.size) @ terms
+        return bool(_are_equal(expected, trace.numbers)[known].all())
+
+
+def _fitted(traces: Sequence[_Trace]) -> tuple[np.ndarray, np.ndarray] | None:
+    """(coefficients [4, numbers], which numbers go by them) of traces of one path; None: they are too few to tell."""
+    if len(traces) <= len(_terms((1, 1))):
+        return None
+    terms = np.stack([_terms(trace.size) for trace in traces])
+    numbers = np.stack([trace.numbers for trace in traces])
+    with np.errstate(invalid="ignore"):
+        found = np.linalg.lstsq(terms, np.nan_to_num(numbers, posinf=0, neginf=0), rcond=None)[0]
+        return found, np.all(_are_equal(terms @ found, numbers), axis=0)
+
+
+def _terms(size: Size) -> np.ndarray:
+    height, width = size
+    return np.array([1.0, height, width, height * width])
+
+
+def _are_equal(numbers: np.ndarray, others: np.ndarray) -> np.ndarray:
+    return np.abs(numbers - others) <= 1e-6 * np.maximum(1, np.abs(others))
+
+
+def compare_at_larger_sizes(
+    network: Network, graph: onnx.ModelProto, expected: ExpectedScores, sizes: AcceptedSizes
+) -> list[str]:
+    """Run a graph beside its module at larger sizes where that does otherwise than at those that were compared.
+
+    Args:
+        network: the module, on the CPU.
+        graph: that takes every size, as it was compared.
+        expected: of the module, at every size.
+        sizes: that the graph runs the module at.
+
+    Returns:
+        What could not be compared, a line each.
+
+    Raises:
+        DeployError: they differ: names the size.
+    """
+    if network.ours or sizes.only is not None:
+        return []
+    unit = sizes.multiple * -(-max(UNIT, sizes.smallest) // sizes.multiple)
+    trace = _tracer(network)
+    try:
+        law = _Law([trace((rows * unit, columns * unit), math.inf) for rows, columns in USUAL])
+    except _ValuesReadError:
+        _compare_other_values(network, graph, expected)
+        return []
+    except Exception:  # what cannot be followed without values: nothing is known of it
+        return []
+
+    def differs(size: Size) -> bool:
+        try:
+            return not law.holds(trace(size, TIMES_LONGER * law.longest))
+        except Exception:  # a size that it refuses, which the comparison will find
+            return True
+
+    failed = []
+    for size in _larger(unit):
+        if not differs(size):
+            continue
+        first = _first_on_the_way(size, unit, differs)
+        if math.prod(first) > MOST_PIXELS:
+            failed.append(f"{network.name} does otherwise from {_text(first)} on; it was not compared there")
+            break
+        run = session(graph.SerializeToString())
+        for each in dict.fromkeys(other for other in (first, size) if math.prod(other) <= MOST_PIXELS):
+            apart = _apart(network, run, expected, each, 1.0)
+            if not apart <= EXPORTED_MODEL:
+                raise DeployError(
+                    f"{network.name} does otherwise at {_text(each)} than at smaller sizes, as an `if` on them makes "
+                    f"it, and its ONNX does not ({apart:.1e} of the scores' range): leave that out, or let every image "
+                    "be resized to one smaller size, inexactly (--fit HxW)"
+                )
+    return failed
+
+
+def _compare_other_values(network: Network, graph: onnx.ModelProto, expected: ExpectedScores) -> None:
+    """Raise DeployError where louder images have other scores in ONNX, of a module that looks at their values."""
+    run = session(graph.SerializeToString())
+    for strength in STRENGTHS:
+        apart = _apart(network, run, expected, (SHORT * UNIT, SHORT * UNIT + 1), strength)
+        if not apart <= EXPORTED_MODEL:
+            raise DeployError(
+                f"{network.name} looks at the values of its image, as `if x.max() > 1` does, and its ONNX does what "
+                f"that came to for one ({apart:.1e} of the scores' range apart for another): use torch.where, or "
+                "leave it out and say --input-mean and --input-std"
+            )
+
+
+def _apart(network: Network, run, expected: ExpectedScores, size: Size, strength: float) -> float:
+    image = network.image(*size, strength).numpy()
+    scores = expected.of(image)
+    ours = run_quietly(run, image)[0]
+    return float(np.abs(ours - scores).max() / max(np.ptp(scores), 1e-6)) if ours.shape == scores.shape else math.inf
+
+
+def _tracer(network: Network) -> Callable[[Size, float], _Trace]:
+    def trace(size: Size, most: float) -> _Trace:
+        image = torch.empty(1, network.channels, *size, device="meta")
+        with torch.no_grad(), _Called(image, most) as called:
+            network.module(image)
+        return _Trace(size, tuple(called.operators), np.array(called.numbers))
+
+    return trace
+
+
+def _larger(unit: int) -> tuple[Size, Size, Size]:
+    """Larger sizes, those of few pixels first."""
+    short, side = SHORT * unit, unit * -(-LARGER // unit)
+    return (short, side), (side, short), (side, side)
+
+
+def _first_on_the_way(size: Size, unit: int, differs: Callable[[Size], bool]) -> Size:
+    """The least size, on the way to one at which a module does otherwise, at which it does."""
+
+    def at(count: int) -> Size:
+        return min(size[0], count * unit), min(size[1], count * unit)
+
+    low, high = SHORT, max(size) // unit
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if differs(at(middle)) else (middle, high)
+    return at(high)
+
+
+def _text(size: Size) -> str:
+    return "×".join(map(str, size))
