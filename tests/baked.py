@@ -428,6 +428,36 @@ def by_height(m, y):
     return torch.tanh(y * (ints(y)[2] / 2))
 
 
+def one_and_root(m, y):
+    _, _, h, w = ints(y)
+    return torch.tanh(y * (1 + math.sqrt(h * w) / 100))
+
+
+def dilated(m, y):
+    h, w = (side // 8 for side in ints(y)[2:])
+    return F.conv2d(y, m.down.weight, padding=(h, w), dilation=(h, w))
+
+
+def upper_left(m, y):
+    _, _, h, w = ints(y)
+    return y + F.interpolate(y[:, :, : h // 2, : w // 2], size=(h, w))
+
+
+def upper_third(m, y):
+    _, _, h, w = ints(y)
+    return y + F.interpolate(y[:, :, : h // 3], size=(h, w))
+
+
+def mirrored(m, y):
+    return y + y[:, :, :, torch.arange(ints(y)[3] - 1, -1, -1)]
+
+
+def sampled(m, y):
+    _, _, h, w = ints(y)
+    places = torch.meshgrid(torch.linspace(-1, 1, h), torch.linspace(1, -1, w), indexing="ij")
+    return F.grid_sample(y, torch.stack(places[::-1], -1)[None].expand(len(y), -1, -1, -1), align_corners=True)
+
+
 def thirds(m, y):
     _, _, h, w = ints(y)
     windows = (-(-h // 3), -(-w // 3))

@@ -36,6 +36,9 @@ def half_traced(state: State) -> list[str]:
 def _of_node(node: NodeProto, state: State, counted: set[str]) -> Iterator[str]:
     if node.op_type in ("Mul", "Div"):
         yield from _of_number(node, state, counted)
+        yield from _of_pair(node, state)
+    elif node.op_type == "Conv" and len(set(dilations := attributes(node).get("dilations", [1]))) > 1:
+        yield f"is dilated by {'×'.join(map(str, dilations))}"
     elif node.op_type == "Gather" and input_of(node, 1) in state.graph.constants and state.is_data(node.input[0]):
         places = state.graph.constants[node.input[1]]
         axis = attributes(node).get("axis", 0) % len(state.shape(node.input[0]))
@@ -68,6 +71,26 @@ def _of_number(node: NodeProto, state: State, counted: set[str]) -> Iterator[str
         places = round(math.exp(log)) if 0 < log < math.log(MANY) else 0
         if places > 2 * FEW and abs(math.log(places) - log) <= 1e-7 * log:
             yield f"goes by {log:g}, the logarithm of {places}"
+        for over in (10, 100, 1000):
+            part = (log - 1) * over
+            places = round(part**2)
+            close = 3e-7 * part * over * log  # what float32 leaves of it
+            if USUAL_DIVISORS < places < MANY and math.isqrt(places) ** 2 < places and abs(part**2 - places) <= close:
+                yield f"goes by {log:g}, 1 + √{places}/{over}"
+
+
+def _of_pair(node: NodeProto, state: State) -> Iterator[str]:
+    """Of a Mul or Div by two numbers, as of the width and height that flows are divided by, where maps are sampled."""
+    graph = state.graph
+    array = next((graph.constants[name] for name in node.input if name in graph.constants), None)
+    if array is None or array.size != 2 or array.dtype.kind != "f" or not array.all():
+        return
+    numbers = [float(number) if node.op_type == "Div" else 1 / float(number) for number in array.flat]
+    sides = all(_is_whole(number) and number > 2 for number in numbers)
+    here = graph.place[node.output[0]]
+    samplers = [index for index, each in enumerate(graph.nodes) if each.op_type == "GridSample"]
+    if sides and any(here in graph.ancestors[index] for index in samplers):
+        yield f"divides places to sample by {numbers[0]:g} and {numbers[1]:g}"
 
 
 def _is_of_places(data: str, number: float, state: State) -> bool:

@@ -87,15 +87,77 @@ class _Law:
 
     def write(self, writer: ShapeWriter, node: NodeProto, kind: int) -> str:
         """It as nodes before `node`, a list of one; `kind`: a number of TensorProto."""
+        return writer.node("Cast", [self.write_float(writer, node)], to=kind)
+
+    def write_float(self, writer: ShapeWriter, node: NodeProto) -> str:
         total = writer.size(self.size, node)
         if self.less:
             total = writer.node("Sub", [total, writer.constant("less", np.array([self.less], np.int64))])
         total = writer.node("Cast", [total], to=1)
         for step in self.function.steps:
             by = DIVISORS.get(step)
-            reads = [total] if by is None else [total, writer.constant("by", np.array([by], np.float32))]
+            reads = [total] if by is None else [total, _float(writer, by)]
             total = writer.node(step if by is None else "Div", reads)
+        return total
+
+
+@dataclass(frozen=True)
+class _Form:
+    """What programs make of a function of a size, f, and a round number, r.
+
+    Attributes:
+        text: of it, around f and r.
+        inverse: f/r of its value.
+        steps: operators that compute it of f/r; those of two inputs join it with 1, which comes first in capitals.
+    """
+
+    text: str
+    inverse: Callable[[float], float]
+    steps: tuple[str, ...]
+
+
+FORMS = (
+    _Form("1 + {}/{}", lambda value: value - 1, ("Add",)),
+    _Form("1 - {}/{}", lambda value: 1 - value, ("SUB",)),
+    _Form("{0}/({0} + {1})", lambda value: value / (1 - value), ("Reciprocal", "Add", "Reciprocal")),
+)
+OVER = (1, 10, 100, 1000)  # round numbers that sizes are set against
+MOST_LOST = 1e-5  # share of a number, beyond which it tells no size
+LEAST_IN_FORM = 16  # sizes that are met by chance less often than they are meant
+
+
+@dataclass(frozen=True)
+class _FormOfLaw:
+    """What a number is of the image by a form: as _Law."""
+
+    form: _Form
+    law: _Law
+    over: int
+
+    @property
+    def size(self) -> SampledSize:
+        return self.law.size
+
+    @property
+    def function(self) -> _Function:
+        return _Function("", self.law.function.of, self.law.function.telling, (*self.law.function.steps, "form"))
+
+    def told(self, state: State) -> str:
+        told = self.law.told(state)
+        told = f"({told})" if "/" in told and told[0].isalnum() else told
+        return self.form.text.format(told, self.over).replace("/1)", ")").removesuffix("/1")
+
+    def write(self, writer: ShapeWriter, node: NodeProto, kind: int) -> str:
+        total = writer.node("Div", [self.law.write_float(writer, node), _float(writer, self.over)])
+        one = _float(writer, 1)
+        for step in self.form.steps:
+            reads = [total] if step == "Reciprocal" else [one, total] if step.isupper() else [total, one]
+            total = writer.node(step.capitalize(), reads)
         return writer.node("Cast", [total], to=kind)
+
+
+def _float(writer: ShapeWriter, number: float) -> str:
+    return writer.constant("by", np.array([number], np.float32))
 
 
 def interpret(node: NodeProto, state: State) -> list[Interpretation] | None:
@@ -116,7 +178,7 @@ def interpret(node: NodeProto, state: State) -> list[Interpretation] | None:
         return None
     if said != "global" and (_is_usual(number) or (not _is_telling(number) and is_of_channels(number, state, ROOTS))):
         return None
-    laws = list(_laws(abs(number), state))
+    laws: list[_Law | _FormOfLaw] = list(_laws(abs(number), state)) or list(_laws_in_forms(abs(number), state))
     laws = [law for law in laws if not law.function.telling] or laws  # of a whole number that is a root too, the whole
     if not laws:
         return None
@@ -127,7 +189,11 @@ def interpret(node: NodeProto, state: State) -> list[Interpretation] | None:
         return [_followed(node, state, index, laws[0], math.copysign(1, number))]
     if (kept := _of_a_mean(node, state, index, laws)) is not None:
         return [_followed(node, state, index, kept, math.copysign(1, number))]
-    telling = any(law.function.telling for law in laws) or _is_telling(number) or _of_a_sum(node, state, index)
+    telling = (
+        any(law.function.telling or _is_large_in_form(law) for law in laws)
+        or _is_telling(number)
+        or _of_a_sum(node, state, index)
+    )
     if telling and not is_of_channels(number, state):
         raise ConflictError(node, f"its {number:g} is {texts[0]} of the traced size; --assume {name}=global, or =fixed")
     shapes = infer_shapes(node, state) if node.op_type == "Clip" else _joined(node, state)
@@ -135,7 +201,14 @@ def interpret(node: NodeProto, state: State) -> list[Interpretation] | None:
     return [Interpretation(shapes, assumption=f"{text} (else --assume {name}=global)")]
 
 
-def _of_a_mean(node: NodeProto, state: State, index: int, laws: Sequence[_Law]) -> _Law | None:
+def _is_large_in_form(law: _Law | _FormOfLaw) -> bool:
+    """Whether a form holds a size that is hardly met by chance."""
+    return isinstance(law, _FormOfLaw) and law.size[0] > USUAL_DIVISORS and law.size[0] not in POWERS
+
+
+def _of_a_mean(
+    node: NodeProto, state: State, index: int, laws: Sequence[_Law | _FormOfLaw]
+) -> _Law | _FormOfLaw | None:
     """That a mean is multiplied with the number of its places, or divided by it less 1, as in variances; None: not."""
     if node.op_type not in ("Mul", "Div") or len(node.input) != 2:
         return None
@@ -151,7 +224,7 @@ def _of_a_sum(node: NodeProto, state: State, index: int) -> bool:
     return places is not None and not is_fixed(places)
 
 
-def _followed(node: NodeProto, state: State, index: int, law: _Law, sign: float) -> Interpretation:
+def _followed(node: NodeProto, state: State, index: int, law: _Law | _FormOfLaw, sign: float) -> Interpretation:
     """The node with a number that follows the image in place of its own."""
     kind = state.graph.type_of(node.input[index])
 
@@ -243,8 +316,23 @@ def is_of_channels(number: float, state: State, powers: Sequence[float] = (1, -1
     return any(abs(size - axis**power) <= 3 * CLOSE * size for axis in fixed_axes if axis > 1 for power in powers)
 
 
-def _laws(number: float, state: State) -> Iterator[_Law]:
-    """What a number can be of the sizes of maps so far, the simplest first."""
+def _laws_in_forms(number: float, state: State) -> Iterator[_FormOfLaw]:
+    """What a number can be of the sizes of maps so far and round numbers, as 1 + √(H·W)/100 is."""
+    if number in (0, 1):
+        return
+    for form in FORMS:
+        part = form.inverse(number)
+        # What float32 leaves of a number that is near 1.
+        close = max(CLOSE, 1.2e-7 * max(1 / abs(number - 1), 1))
+        for over in OVER if part > 0 and close < MOST_LOST else ():
+            for law in _laws(part * over, state, close):
+                plain = not law.function.steps and law.size[0] >= LEAST_IN_FORM
+                if not law.less and (plain or law.function.telling):
+                    yield _FormOfLaw(form, law, over)
+
+
+def _laws(number: float, state: State, close: float = CLOSE) -> Iterator[_Law]:
+    """What a number can be of the sizes of maps so far, the simplest first; `close`: share that it may be off by."""
     sizes = _sizes(state)
     for function in FUNCTIONS:
         for size in sizes:
@@ -252,7 +340,7 @@ def _laws(number: float, state: State) -> Iterator[_Law]:
                 side = size[0] - less
                 if "Half" in function.steps and side % 2 == 0:  # it is another size
                     continue
-                if side >= LEAST and abs(function.of(side) - number) <= CLOSE * number:
+                if side >= LEAST and abs(function.of(side) - number) <= close * number:
                     yield _Law(function, size, less)
 
 

@@ -140,15 +140,19 @@ def assume(node: NodeProto, state: State) -> tuple[str, int]:
 
 
 def _refuse_square(node: NodeProto, state: State) -> None:
-    """Raise ConflictError where a Pad makes a square of the traced map: by other numbers elsewhere, most likely."""
+    """Raise ConflictError where padding makes a square of the traced map: by other numbers elsewhere, most likely.
+
+    Of what a convolution pads by itself, that is what is wider on one side.
+    """
     sides, lengths = axis_sizes(state.shape(node.input[0])), {}
-    if node.op_type != "Pad" or len(sides) != 4:
+    if len(sides) != 4:
         return
     for place, before, behind in zip(*_pads(node, state), strict=True):
         if not (is_fixed(before) and is_fixed(behind)):
             return
         if changes_with(sides[place]) in ("H", "W"):
-            lengths[changes_with(sides[place])] = sides[place][0], before[0] + behind[0]
+            more = before[0] + behind[0] if node.op_type == "Pad" else abs(before[0] - behind[0])
+            lengths[changes_with(sides[place])] = sides[place][0], more
     (height, down), (width, right) = lengths.get("H", (0, 0)), lengths.get("W", (0, 0))
     if height != width and 0 in (down, right) and height + down == width + right:
         raise ConflictError(

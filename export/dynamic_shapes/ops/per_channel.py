@@ -1,7 +1,10 @@
-"""Convolutions and normalisations per channel: that their weights are for as many channels as they are given."""
+"""Convolutions and normalisations per channel: that their weights are for as many channels as they are given.
 
-from fcn_deploy.export.dynamic_shapes.sizes import fixed, multiplied
-from fcn_deploy.export.dynamic_shapes.traced_graph import ConflictError, State
+And that a convolution is not dilated by shares of the traced map.
+"""
+
+from fcn_deploy.export.dynamic_shapes.sizes import axis_sizes, fixed, is_fixed, multiplied
+from fcn_deploy.export.dynamic_shapes.traced_graph import ConflictError, State, name_of_node
 from fcn_deploy.export.graph.edit import attributes
 from onnx import NodeProto
 
@@ -18,3 +21,19 @@ def check(node: NodeProto, state: State) -> None:
         taken = multiplied([*weight[1], fixed(attributes(node).get("group", 1))])
     if channels != taken:
         raise ConflictError(node, f"it has weights for {taken[0]} channels, and is given a number that changes")
+    _refuse_shares(node, state)
+
+
+def _refuse_shares(node: NodeProto, state: State) -> None:
+    """Raise ConflictError where dilations are to each other as the sides of the traced map are."""
+    sides, dilations = axis_sizes(state.shape(node.input[0]))[2:], attributes(node).get("dilations", [])
+    if not state.graph.traced or len(dilations) != 2 or len(set(dilations)) == 1 or any(map(is_fixed, sides)):
+        return
+    (height, *_), (width, *_) = sides
+    name = name_of_node(node)
+    if dilations[0] * width == dilations[1] * height and state.graph.assumed.get(name) != "fixed":
+        raise ConflictError(
+            node,
+            f"its dilations of {dilations[0]}×{dilations[1]} are shares of the traced map, most likely; "
+            f"--assume {name}=fixed if meant",
+        )

@@ -1,12 +1,16 @@
-"""AveragePool, MaxPool, LpPool: windows of the whole traced map are of the whole map; even shares of it are refused."""
+"""AveragePool, MaxPool, LpPool: windows of the whole traced map are of the whole map.
+
+Means over even shares of it may be of adaptive pooling, or of windows as they are; maxima over such are refused.
+"""
 
 from collections.abc import Sequence
 from dataclasses import replace
 
+import numpy as np
 from fcn_deploy.export.dynamic_shapes.inference import infer_shapes
 from fcn_deploy.export.dynamic_shapes.interpretation import Interpretation
 from fcn_deploy.export.dynamic_shapes.shape_writer import ShapeWriter
-from fcn_deploy.export.dynamic_shapes.sizes import Shape, axis_sizes, is_fixed
+from fcn_deploy.export.dynamic_shapes.sizes import Shape, axis_of, axis_sizes, fixed, is_fixed
 from fcn_deploy.export.dynamic_shapes.traced_graph import ConflictError, State, name_of_node
 from fcn_deploy.export.graph.edit import attributes
 from onnx import NodeProto, helper
@@ -48,7 +52,45 @@ def interpret(node: NodeProto, state: State) -> list[Interpretation] | None:
         return [stays]
     if state.graph.assumed.get(name_of_node(node)) == "fixed" or not _shares_evenly(node, state):
         return [stays]
+    cells = _cells(node, state)
+    if cells is not None and _is_adaptive(node, state):
+        # Windows of another shape than 1:1, in that of the map, are hardly meant as they are.
+        return [_over_shares(node, state, cells, windows), replace(stays, cost=1 if len(set(kernel)) > 1 else 0)]
     return [replace(stays, assumption=f"{windows} are taken for fixed ones, not for shares of the map")]
+
+
+def _over_shares(node: NodeProto, state: State, cells: Sequence[int], windows: str) -> Interpretation:
+    """Means over shares of the map, as adaptive pooling to so many cells has them; those of uneven shares overlap."""
+    shape, kind = state.shape(node.input[0]), state.graph.type_of(node.input[0])
+
+    def rewrite(writer: ShapeWriter) -> list[NodeProto]:
+        rows, columns = (
+            _weights(writer, writer.axis(shape[place], node), count, kind)
+            for place, count in zip((2, 3), cells, strict=True)
+        )
+        half = writer.node("MatMul", [rows, node.input[0]])
+        columns = writer.node("Transpose", [columns], perm=[1, 0])
+        return [helper.make_node("MatMul", [half, columns], node.output, name=node.name)]
+
+    after = (*shape[:2], *(axis_of(fixed(count)) for count in cells))
+    text = f"over shares of the map, {'×'.join(map(str, cells))} of them, instead of {windows}"
+    return Interpretation({node.output[0]: after}, 0, rewrite, text, size_dependent=True)
+
+
+def _weights(writer: ShapeWriter, size: str, cells: int, kind: int) -> str:
+    """The weight of each place along an axis in the mean of each cell, [cells, places]; `size`: a list of one."""
+    number = {n: writer.constant("number", np.array(n, np.int64)) for n in (0, 1, cells, cells - 1)}
+    cell = np.arange(cells, dtype=np.int64)[:, None]
+    scalar = writer.node("Reshape", [size, writer.constant("scalar", np.zeros(0, np.int64))])
+    place = writer.node("Range", [number[0], scalar, number[1]])
+    first = writer.node("Div", [writer.node("Mul", [writer.constant("cell", cell), size]), number[cells]])
+    behind = writer.node("Mul", [writer.constant("cell", cell + 1), size])
+    behind = writer.node("Div", [writer.node("Add", [behind, number[cells - 1]]), number[cells]])
+    too_early, too_late = (writer.node("Less", pair) for pair in ([place, first], [place, behind]))
+    inside = writer.node("And", [writer.node("Not", [too_early]), too_late])
+    inside = writer.node("Cast", [inside], to=kind)
+    count = writer.node("Cast", [writer.node("Sub", [behind, first])], to=kind)
+    return writer.node("Div", [inside, count])
 
 
 def _over_whole_map(node: NodeProto, shape: Shape, along: Sequence[int], windows: str) -> Interpretation:
@@ -72,24 +114,26 @@ def _over_whole_map(node: NodeProto, shape: Shape, along: Sequence[int], windows
 
 
 def _shares_evenly(node: NodeProto, state: State) -> bool:
-    """Whether windows side by side cover the traced map evenly, and are taken for fixed ones all the same.
+    """Whether windows side by side cover the traced map evenly."""
+    return _grid(node, state) not in (None, 1)
+
+
+def _is_adaptive(node: NodeProto, state: State) -> bool:
+    """Whether even windows may be of adaptive pooling: as wide as a share of the map, alone or of a pyramid.
 
     Raises:
-        ConflictError: they are of adaptive pooling, most likely: windows as wide as a share of the map, alone or of a
-            pyramid whose grids are all of few cells.
+        ConflictError: they are, most likely, and maxima, which are not freed.
     """
-    grid = _grid(node, state)
-    if grid is None or grid == 1:
-        return False
     others = [
         other
         for other in state.graph.index.consumers(node.input[0])
         if other.op_type.endswith(node.op_type) and attributes(other).get("kernel_shape") != _kernel(node)
     ]
-    pyramid = [_grid(other, state) for other in others]
-    windows = max(_kernel(node)) > FIXED
-    few = grid <= CELLS and all(cells is not None and cells <= CELLS for cells in pyramid)
-    if few and (pyramid or windows):
+    grids = [_grid(node, state), *(_grid(other, state) for other in others)]
+    few = all(cells is not None and cells <= CELLS for cells in grids)
+    if not few or not (others or max(_kernel(node)) > FIXED):
+        return False
+    if node.op_type != "AveragePool" or len(_kernel(node)) != 2:
         raise ConflictError(
             node,
             f"its windows of {'×'.join(map(str, _kernel(node)))} share the traced map evenly: adaptive pooling, most "
@@ -122,9 +166,18 @@ def _kernel(node: NodeProto) -> list[int]:
 
 def _grid(node: NodeProto, state: State) -> int | None:
     """The most cells a side that windows, as adaptive pooling writes them, make of the traced map; None: others."""
-    kernel, settings = _kernel(node), attributes(node)
-    if not kernel:
+    if not _kernel(node):
         return 1  # of the whole map
+    cells = _cells(node, state)
+    sides = axis_sizes(state.shape(node.input[0]))[-len(_kernel(node)) :]
+    return (
+        None if cells is None else max(1 if is_fixed(side) else count for side, count in zip(sides, cells, strict=True))
+    )
+
+
+def _cells(node: NodeProto, state: State) -> list[int] | None:
+    """How many cells windows, as adaptive pooling writes them, make of each side of the traced map; None: others."""
+    kernel, settings = _kernel(node), attributes(node)
     if not _is_unpadded(node) or settings.get("ceil_mode"):
         return None
     sides = axis_sizes(state.shape(node.input[0]))[-len(kernel) :]
@@ -133,8 +186,8 @@ def _grid(node: NodeProto, state: State) -> int | None:
         count = (side[0] - width) // step + 1
         if count < 1 or step != side[0] // count or width != side[0] - (count - 1) * step:
             return None
-        cells.append(1 if is_fixed(side) else count)
-    return max(cells)
+        cells.append(count)
+    return cells
 
 
 def _is_unpadded(node: NodeProto) -> bool:

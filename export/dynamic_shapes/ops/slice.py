@@ -32,6 +32,7 @@ from fcn_deploy.export.dynamic_shapes.traced_graph import (
 from onnx import NodeProto
 
 TO_THE_END = np.iinfo(np.int64).max
+WIDE_BORDER = 8  # cells that are cut off at every size only where more are left
 LARGE_SHARE = 4  # largest denominator of a share of a map that a number is hardly by chance
 
 
@@ -146,13 +147,19 @@ def _spans(state: State, size: SampledSize, start: int, end: int) -> Iterator[_S
             ends = [fixed(end), *_from_the_middle(size, end)]  # counted from the end, or the first of all
         else:
             ends = candidates(state, size, end)
-            ends.append(tuple(side - (size[0] - end) for side in size))
+            if _is_border(size, end):
+                ends.append(tuple(side - (size[0] - end) for side in size))
             if start > 0 and end > start:
                 ends += [added([length, first]) for length in candidates(state, size, end - start)]
             ends.append(fixed(end))
         for behind in dict.fromkeys(ends):
             # Of most of a map, a number of its own is rarely meant.
             yield _Span(first, behind, 1 if behind == fixed(end) and size[0] / 2 < end < size[0] else 0)
+
+
+def _is_border(size: SampledSize, end: int) -> bool:
+    """Whether what lies beyond a place can be a border, so wide at every size: it is narrow, or less than is left."""
+    return size[0] - end < WIDE_BORDER or 2 * end > size[0]
 
 
 def _from_the_middle(size: SampledSize, number: int) -> list[SampledSize]:

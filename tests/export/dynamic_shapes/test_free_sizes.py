@@ -155,8 +155,14 @@ def test_models_that_take_every_size_already_stay_as_they_are(exports):
 @pytest.mark.parametrize(
     ("block", "said"),
     [
-        (baked.pyramid, r"AveragePool\): its windows of 8×8 share the traced map evenly: adaptive pooling"),
-        (baked.one_grid, r"AveragePool\): its windows of 8×8 share the traced map evenly: adaptive pooling"),
+        (
+            baked.pyramid,
+            r"AveragePool\): .*over shares of the map, 2×2 of them, .* or windows of 8×8 as they are; both",
+        ),
+        (
+            baked.one_grid,
+            r"AveragePool\): .*over shares of the map, 2×2 of them, .* or windows of 8×8 as they are; both",
+        ),
         (baked.maxima, r"MaxPool\): its windows of 8×8 share the traced map evenly: adaptive pooling"),
         (baked.even_shares, r"Reshape\): what its numbers stand for cannot be told.*both fit"),
         (baked.embedding, r"Add\): its constant of \[1, 8, 16, 16\] has a value of its own.*positional"),
@@ -174,6 +180,7 @@ def test_models_that_take_every_size_already_stay_as_they_are(exports):
         (baked.half_rolled, r"Slice\): .*from H/8 to the end; both fit"),
         (baked.sorted_places, r"Gather\): it picks places of the map by number; --assume \S+=fixed if meant"),
         (baked.middle, r"Gather\): it picks places of the map by number; --assume \S+=fixed if meant"),
+        (baked.upper_third, r"Resize"),
         (baked.thirds, r"AveragePool\): its windows of 6×6 are shares of the traced map, rounded up"),
     ],
     ids=named,
@@ -183,6 +190,32 @@ def test_what_cannot_be_freed_is_refused_by_its_node(block, said):
     with pytest.raises(DeployError, match=r"the size cannot be freed: node /\S+ \(.*" + said) as caught:
         free_sizes(model)
     assert "\n" not in str(caught.value) and "export it again" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("block", "operator", "said"),
+    [
+        (baked.pyramid, "AveragePool", "over shares of the map, 8×8 of them, instead of windows of 2×3"),
+        (baked.upper_left, "Slice", "from 0 to H/8"),
+        (baked.mirrored, "Gather", "all places backwards instead of 24 by number"),
+        (baked.sampled, "GridSample", "its constant of [1, 16, 24, 2]: from end to end"),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_what_the_graph_proves_at_a_size_that_is_not_square_is_freed(block, operator, said):
+    module = Baked(block)
+    freed = free_sizes(static(module, (64, 96), 17))
+    assert any(note.startswith(operator) and said in note for note in freed.notes), freed.notes
+    check_equals(freed.model, module, UNSEEN[:3])
+
+
+def test_dilations_and_numbers_that_only_a_traced_size_explains_are_refused():
+    for module, said in (
+        (Baked(baked.dilated), r"Conv\): its dilations of 2×3 are shares of the traced map, most likely; --assume"),
+        (Baked(baked.one_and_root), r"Mul\): its 1\.19596 is 1 \+ √\(H·W/16\)/100 of the traced size; --assume"),
+    ):
+        with pytest.raises(DeployError, match=said):
+            free_sizes(static(module, (64, 96), 18))
 
 
 def test_what_is_refused_as_a_share_is_taken_where_the_user_says_that_it_is_none():
@@ -195,7 +228,12 @@ def test_what_is_refused_as_a_share_is_taken_where_the_user_says_that_it_is_none
 
 
 def test_a_number_of_the_traced_size_follows_the_image_where_the_user_says_so():
-    for block, operator in ((baked.clipped, "Clip"), (baked.log_scaled, "Mul"), (baked.by_height, "Mul")):
+    for block, operator in (
+        (baked.clipped, "Clip"),
+        (baked.log_scaled, "Mul"),
+        (baked.one_and_root, "Mul"),
+        (baked.by_height, "Mul"),
+    ):
         module = Baked(block)
         model = static(module, (64, 96), 17)
         node = next(node.name for node in model.graph.node if node.op_type == operator)
@@ -243,8 +281,9 @@ def test_what_free_sizes_hide_is_said(tmp_path):
 def test_what_crops_nothing_when_traced_is_said_and_padding_to_a_square_is_refused():
     notes = free_sizes(static(ToMultiple(), (64, 96), 17)).notes
     assert any("it crops nothing at the traced size" in note and "are taken for" in note for note in notes)
-    with pytest.raises(DeployError, match=r"Pad\): it makes a square of 64×96"):
-        free_sizes(static(baked.ToSquare(), (64, 96), 17))
+    for operator in ("Pad", "Conv"):  # of its own, and fused into a convolution
+        with pytest.raises(DeployError, match=rf"{operator}\): it makes a square of 64×96"):
+            free_sizes(static(baked.ToSquare(), (64, 96), 18, dynamo=operator == "Conv"))
 
 
 def test_padding_up_to_a_multiple_is_refused():
