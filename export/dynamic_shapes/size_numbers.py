@@ -290,7 +290,7 @@ def _is_of_a_product(node: NodeProto, index: int, number: float, state: State) -
 
 def _is_round(size: float) -> bool:
     """Whether a number has few digits, as those have that are written by hand; 0.5, 0.25 and 0.125 too."""
-    return abs(float(f"{size:.{DIGITS}g}") - size) <= 1e-9 * size + 1e-8 * size or size in (0.125, 0.375, 0.625)
+    return abs(float(f"{size:.{DIGITS}g}") - size) <= 6e-8 * size or size in (0.125, 0.375, 0.625)  # as float32 has it
 
 
 def _is_telling(number: float) -> bool:

@@ -75,6 +75,11 @@ def test_an_operator_without_what_it_needs_is_refused():
         interpretations(node, before(node, {}, [N, fixed(8), H, W]), True)
 
 
+@pytest.mark.parametrize("number", [0.05, 0.2, 0.3, 0.7, 0.9, 0.015])
+def test_numbers_of_two_digits_are_written_by_hand_in_any_precision(number):
+    assert _is_usual(float(np.float32(number))) and _is_usual(number)
+
+
 @pytest.mark.parametrize("number", [1e-5, 1e-4, 1e-3, 5e-3, 255.0, 1 / 255, 0.1])
 def test_epsilons_are_no_numbers_that_only_a_size_explains(number):
     assert not _is_telling(float(np.float32(number))) and _is_telling(float(np.float32(1 / 6144)))
