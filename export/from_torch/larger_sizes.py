@@ -30,6 +30,7 @@ USUAL = ((2, 3), (3, 2), (2, 5), (4, 3), (5, 4), (3, 7))  # units
 LARGER = 4224  # pixels of a side, with the other short or equal: beyond the numbers that code asks for
 SHORT = 2  # units
 MOST_PIXELS = 1_500_000  # of an image that is run to be compared
+MOST_BYTES = 400e6  # of its largest tensor, of which several are held at once
 TIMES_LONGER = 50  # a module that calls so many times the operators loops over places; that is seen elsewhere
 ACTIVATIONS = ("elu", "gelu", "hardsigmoid", "hardswish", "hardtanh", "leaky_relu", "mish", "relu", "relu6", "silu")
 STRENGTHS = (30.0, 1000.0)  # of noise, for what looks at the values of the image
@@ -44,13 +45,15 @@ class _Called(TorchDispatchMode):
 
     Attributes:
         operators: their names, in order.
-        numbers: that they were given, in order; one that is no number, such as a mode, as its hash.
+        numbers: that they were given, in order; what is neither, such as a mode, is with the operators.
+        largest: bytes of the largest tensor that they gave.
     """
 
     def __init__(self, image: torch.Tensor, most: float) -> None:
         super().__init__()
         self.operators: list[str] = []
         self.numbers: list[float] = []
+        self.largest = 0
         self._most = most
         self._moved: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}  # keeps what it moved, so that ids stay theirs
         self._of_image = {id(image): image}
@@ -70,8 +73,10 @@ class _Called(TorchDispatchMode):
         args, kwargs = tree_map(self._on_meta, (args, kwargs or {}))
         result = _known_shapes(func, args)
         result = func(*args, **kwargs) if result is None else result
+        tensors = [leaf for leaf in tree_flatten(result)[0] if isinstance(leaf, torch.Tensor)]
+        self.largest = max((self.largest, *(each.numel() * each.element_size() for each in tensors)))
         if of_image:
-            self._of_image |= {id(leaf): leaf for leaf in tree_flatten(result)[0] if isinstance(leaf, torch.Tensor)}
+            self._of_image |= {id(each): each for each in tensors}
         return result
 
     def _note(self, func, leaves: Sequence[Any]) -> None:
@@ -117,11 +122,12 @@ def _known_shapes(func, args: Sequence[Any]) -> Any:
 
 @dataclass(frozen=True)
 class _Trace:
-    """What a module did at a size: its operators, and the numbers that they were given."""
+    """What a module did at a size: its operators, the numbers that they were given, the largest tensor in bytes."""
 
     size: Size
     operators: tuple[str, ...]
     numbers: np.ndarray
+    largest: int
 
 
 class _Law:
@@ -198,19 +204,22 @@ def compare_at_larger_sizes(
     def differs(size: Size) -> bool:
         try:
             return not law.holds(trace(size, TIMES_LONGER * law.longest))
-        except Exception:  # a size that it refuses, which the comparison will find
-            return True
+        except Exception:  # a size that it refuses by itself
+            return False
+
+    def can_be_run(size: Size) -> bool:
+        return math.prod(size) <= MOST_PIXELS and trace(size, math.inf).largest <= MOST_BYTES
 
     failed = []
     for size in _larger(unit):
         if not differs(size):
             continue
         first = _first_on_the_way(size, unit, differs)
-        if math.prod(first) > MOST_PIXELS:
+        if not can_be_run(first):
             failed.append(f"{network.name} does otherwise from {_text(first)} on; it was not compared there")
             break
         run = session(graph.SerializeToString())
-        for each in dict.fromkeys(other for other in (first, size) if math.prod(other) <= MOST_PIXELS):
+        for each in dict.fromkeys(other for other in (first, size) if can_be_run(other)):
             apart = _apart(network, run, expected, each, 1.0)
             if not apart <= EXPORTED_MODEL:
                 raise DeployError(
@@ -246,7 +255,7 @@ def _tracer(network: Network) -> Callable[[Size, float], _Trace]:
         image = torch.empty(1, network.channels, *size, device="meta")
         with torch.no_grad(), _Called(image, most) as called:
             network.module(image)
-        return _Trace(size, tuple(called.operators), np.array(called.numbers))
+        return _Trace(size, tuple(called.operators), np.array(called.numbers), called.largest)
 
     return trace
 

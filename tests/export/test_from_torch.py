@@ -331,8 +331,9 @@ def test_code_that_does_otherwise_for_large_or_loud_images_is_refused(tmp_path, 
     [
         lambda x, y: torch.cat([each.relu() for each in y.relu().split(1, 1)], 1) if x.shape[2] > 512 else y.relu(),
         lambda x, y: y / torch.tensor(2.0).item() if x.shape[2] > 0 else y,
+        lambda x, y: y + torch.ones(200, 200)[: y.shape[2], : y.shape[3]],
     ],
-    ids=["in-parts", "of-a-constant"],
+    ids=["in-parts", "of-a-constant", "up-to-a-size"],
 )
 def test_code_that_comes_to_the_same_for_large_images_is_taken(tmp_path, look):
     torch.manual_seed(0)
