@@ -178,8 +178,7 @@ def interpret(node: NodeProto, state: State) -> list[Interpretation] | None:
         return None
     if said != "global" and (_is_usual(number) or (not _is_telling(number) and is_of_channels(number, state, ROOTS))):
         return None
-    laws: list[_Law | _FormOfLaw] = list(_laws(abs(number), state)) or list(_laws_in_forms(abs(number), state))
-    laws = [law for law in laws if not law.function.telling] or laws  # of a whole number that is a root too, the whole
+    laws = _likely_laws(abs(number), state)
     if not laws:
         return None
     name, texts = name_of_node(node), list(dict.fromkeys(law.told(state) for law in laws))
@@ -314,6 +313,12 @@ def is_of_channels(number: float, state: State, powers: Sequence[float] = (1, -1
     }
     fixed_axes |= {side for array in state.graph.constants.values() if array.dtype.kind == "f" for side in array.shape}
     return any(abs(size - axis**power) <= 3 * CLOSE * size for axis in fixed_axes if axis > 1 for power in powers)
+
+
+def _likely_laws(number: float, state: State) -> Sequence[_Law | _FormOfLaw]:
+    """What a number is of the sizes, plainly or else in a form; of a whole number that is a root too, the whole."""
+    laws: list[_Law | _FormOfLaw] = list(_laws(number, state)) or list(_laws_in_forms(number, state))
+    return [law for law in laws if not law.function.telling] or laws
 
 
 def _laws_in_forms(number: float, state: State) -> Iterator[_FormOfLaw]:
