@@ -16,7 +16,7 @@ from fcn_deploy.runtime.images.find import IMAGE_SUFFIXES
 from fcn_deploy.runtime.images.header import DEFAULT_MAX_PIXELS, open_npy
 from fcn_deploy.runtime.images.pillow import check_pixels, open_pillow
 from fcn_deploy.runtime.images.sidecars import mask_beside, no_data_beside
-from fcn_deploy.runtime.images.tiff import TURNS, is_tiff, turned
+from fcn_deploy.runtime.images.tiff import LOSSY, TURNS, is_tiff, turned
 from fcn_deploy.runtime.images.tiff_chunks import ORIENTATION
 from fcn_deploy.runtime.pixels.no_data import number_in
 from numpy.typing import NDArray
@@ -38,10 +38,6 @@ LARGEST = 2**31  # of a value; float32 has whole numbers beyond it that mean not
 BLACK_AND_WHITE = {0, 255}
 VOC_COUNT = 21  # classes of Pascal VOC, whose colours voc_palette has
 DEEP = 257  # times a colour of 8 bits is the same in 16
-LOSSY = {  # of its Compression: what may change numbers, though some of it need not
-    6: "JPEG", 7: "JPEG", 22610: "JPEG XR", 33003: "JPEG 2000", 33004: "JPEG 2000", 33005: "JPEG 2000",
-    34712: "JPEG 2000", 34892: "JPEG", 34934: "JPEG XR", 50001: "WebP", 50002: "JPEG XL", 52546: "JPEG XL",
-}  # fmt: skip
 _said: set[tuple[Path, str]] = set()  # folders and what was told of them
 FULL = 255  # what the largest value of fewer than 8 bits is read as
 
