@@ -26,6 +26,7 @@ from fcn_deploy.runtime.network import Network
 from torch import nn
 
 TILE = 512  # pixels of a side, without halo: maps at stride 2 stay near the caches, and memory is reused
+OPENVINO_TILE = 1536  # of OpenVINO, which minds its caches itself: fewer halos, and fewer shapes of tiles
 BYTES_PER_PIXEL = 600  # of the local part: its largest maps and what PyTorch keeps beside them
 LATE_BYTES_PER_PIXEL = 120
 MOST_REACH = 1024  # pixels that a part may see beyond a tile; one that sees more is run whole
@@ -75,6 +76,12 @@ def staged_network(model: AnySize, card: ModelCard, exported: bool = False, open
     device = next(model.parameters()).device
     parts = model.parts()
     library = (opens or _fastest()) if exported and device.type == "cpu" and _exportable(model) else None
+    sessions: list[Session] = (
+        [TorchSession(part, device) for part, _ in parts]
+        if library is None
+        else _exported(model, card.channels, library)
+    )
+    tile = OPENVINO_TILE if sessions[0].name == "openvino" else TILE
     stages, halos = [], _halos(model, card.channels)
     for index, (_, stride) in enumerate(parts):
         local = index < len(parts) - 1
@@ -88,14 +95,9 @@ def staged_network(model: AnySize, card: ModelCard, exported: bool = False, open
                 stride=(stride, stride),
                 bytes_per_pixel=BYTES_PER_PIXEL if local else LATE_BYTES_PER_PIXEL,
                 output_bytes=4 * 64 / stride**2,
-                tile=TILE if local else None,
+                tile=tile if local else None,
             )
         )
-    sessions: list[Session] = (
-        [TorchSession(part, device) for part, _ in parts]
-        if library is None
-        else _exported(model, card.channels, library)
-    )
     # Networks that take every size upsample to it; the others by their stride.
     factor = None if model.size_multiple == 1 else (float(model.stride), float(model.stride))
     upsampling = Upsampling("linear", "half_pixel", factor, fades=model.architecture.upsampling == "learned")
