@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from fcn_deploy.fcn.architecture import AnySize
+from fcn_deploy.fcn.architecture import AnySize, Architecture
 from fcn_deploy.fcn.backbones import EARLY
 from fcn_deploy.runtime.arrays import AnyArray
 from fcn_deploy.runtime.backends import Session
@@ -32,6 +32,7 @@ LATE_BYTES_PER_PIXEL = 120
 MOST_REACH = 1024  # pixels that a part may see beyond a tile; one that sees more is run whole
 LEAST = 64  # pixels: of half of what is traced
 Part = Callable[[torch.Tensor], torch.Tensor]
+_found_halos: dict[tuple[Architecture, int], list[int | None]] = {}
 
 
 class Opens(Protocol):
@@ -172,6 +173,17 @@ def _fastest() -> Opens | None:
 
 def _halos(model: AnySize, channels: int) -> list[int | None]:
     """How far each part sees beyond a block of pixels that the network takes, rounded up to such; None: everything.
+
+    It hangs on the architecture alone, and is looked for once: validation asks at each epoch, for half a second.
+    """
+    known = model.architecture, channels
+    if known not in _found_halos:
+        _found_halos[known] = _halos_by_ones(model, channels)
+    return _found_halos[known]
+
+
+def _halos_by_ones(model: AnySize, channels: int) -> list[int | None]:
+    """As `_halos`.
 
     A copy whose weights are all positive, without biases, shows a block of ones among zeros in every cell that depends
     on it, whatever lies between.
