@@ -30,6 +30,9 @@ Part: TypeAlias = tuple[Span, Span]  # rows and columns of a rectangle, in padde
 Box: TypeAlias = tuple[int, int, int, int]  # top, bottom, left, right, in blocks
 WORTH = 0.85  # of the work of a whole run; where the rectangles come to more, it is run whole
 LABELS = ("labels",)
+# A stream of which nothing is equal, as with a camera's noise, is not compared with itself for ever: after so many such
+# frames in a row so many go by unseen, and twice as many whenever the next look finds nothing either.
+PATIENCE, LEAST_UNSEEN, MOST_UNSEEN = 2, 4, 32
 
 
 def refusal(network: Network) -> str | None:
@@ -51,7 +54,7 @@ class Frame:
     """A frame on its way.
 
     Attributes:
-        image: checked, and without holes; a copy.
+        image: checked; a copy without holes, but where it is unseen.
         invalid: where it has no data.
         plan: of a whole run.
         before: the frame before it, where they are of one size and this one is not changed all over.
@@ -59,6 +62,7 @@ class Frame:
         maps: what each stage gave, [K, h, w]; None until it is done, or where it failed, or the next frame has them.
         labels: likewise, [H, W].
         done: set when it is, also where it failed.
+        unseen: it is run as if by itself.
     """
 
     image: Image
@@ -69,6 +73,7 @@ class Frame:
     maps: list[AnyArray] | None = None
     labels: Labels | None = None
     done: threading.Event = field(default_factory=threading.Event)
+    unseen: bool = False
 
 
 class Reuse:
@@ -84,19 +89,35 @@ class Reuse:
         self._network = network
         self._unit = math.lcm(*(unit_of(stage, network.card) for stage in network.stages))
         self._last: Frame | None = None
+        self._fruitless, self._unseen, self._left = 0, LEAST_UNSEEN, 0
 
     def follow(self, image: object) -> Frame:
         """The next frame, as for a call. Called for each in its order; raises what a call raises before it runs."""
         before, self._last = self._last, None
-        whole, invalid = filled(self._network.checked(image), self._network.card)
+        given = self._network.checked(image)
+        if self._left:
+            self._left -= 1
+            return self._alone(given)
+        whole, invalid = filled(given, self._network.card)
+        whole = np.ascontiguousarray(whole)
+        plan = self._network.plan(*size_of(whole), fine=False)
+        changed: Changed | None = None
+        if before is not None and before.image.shape == whole.shape:
+            changed = changed_blocks(before.image, whole, self._unit, plan.padded)
+            if self._parts(0, plan, changed) is None:
+                changed, self._fruitless = None, self._fruitless + 1
+            else:
+                self._fruitless, self._unseen = 0, LEAST_UNSEEN
+        if self._fruitless >= PATIENCE and changed is None and before is not None:
+            self._left, self._unseen = self._unseen, min(2 * self._unseen, MOST_UNSEEN)
+            return self._alone(given)
         # A copy: the caller may change it once its labels are there, and the next frame is compared with it.
-        frame = Frame(np.array(whole, order="C"), invalid, self._network.plan(*size_of(whole), fine=False))
-        if before is not None and before.image.shape == frame.image.shape:
-            changed = changed_blocks(before.image, frame.image, self._unit, frame.plan.padded)
-            if self._parts(0, frame.plan, changed) is not None:
-                frame.before, frame.changed = before, changed
+        frame = Frame(np.array(whole), invalid, plan, None if changed is None else before, changed)
         self._last = frame
         return frame
+
+    def _alone(self, image: Image) -> Frame:
+        return Frame(image, None, self._network.plan(*size_of(image)), unseen=True)
 
     def wait(self, frame: Frame) -> None:
         """Until the frame that it goes on from is done."""
@@ -105,6 +126,9 @@ class Reuse:
 
     def label(self, frame: Frame) -> tuple[Labels]:
         """Labels of a frame, [H, W]. Called by many threads, for frames in their order; raises what a call raises."""
+        if frame.unseen:
+            (labels,) = self._network.run(frame.image, frame.plan)
+            return (labels,)
         self.wait(frame)
         before, frame.before = frame.before, None
         try:

@@ -410,6 +410,13 @@ def test_reuse_compares_the_labels_of_each_stream_and_gives_a_row(exports, data)
     kinds = "still|5 % of blocks|in one place|noise"
     rows = re.findall(rf"^ *({kinds}) +[\d.]+/s +[\d.]+× +[\d.]+× +[\d.]+%$", told, re.MULTILINE)
     assert rows == kinds.split("|")
+    told = benchmark("reuse_ceiling", exports / "narrow.onnx", "--data", data, "--size", "128x192")
+    shares = np.array(re.findall(r"^ +\d+ +([\d.]+)% +([\d.]+)% +([\d.]+)%$", told, re.MULTILINE), float)
+    # Of each of two streams: all of the work, and never less to be done again in coarser layers.
+    assert len(shares) % 2 == 0
+    for stream in np.split(shares, 2):
+        assert stream[:, :2].sum(0) == pytest.approx(100, abs=0.5) and (np.diff(stream[:, 2]) >= 0).all()
+    assert len(re.findall(r"^by work at most [\d.]+×, by time at most [\d.]+×$", told, re.MULTILINE)) == 2
 
 
 @pytest.mark.slow

@@ -20,6 +20,7 @@ from .onnxruntime_gpu import gpu_providers, no_gpu, not_loaded, plugin_devices, 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession, RunOptions
 
+CPU_ALONE = ("CPUExecutionProvider",)
 ERRORS_ONLY = 3  # ONNX Runtime's severity: its warnings are for those who build graphs
 
 
@@ -28,7 +29,7 @@ def session(
     threads: int | None = None,
     optimise: bool = True,
     arena: bool = True,
-    providers: Sequence[str | tuple[str, dict[str, Any]]] = ("CPUExecutionProvider",),
+    providers: Sequence[str | tuple[str, dict[str, Any]]] = CPU_ALONE,
     profile_to: Path | None = None,
     devices: Sequence[Any] = (),
     weights: Mapping[str, bytes] | None = None,
@@ -79,7 +80,13 @@ def session(
         if devices:
             options.add_provider_for_devices(list(devices), {})
             return onnxruntime.InferenceSession(source, options)
-        return onnxruntime.InferenceSession(source, options, providers=list(providers))
+        opened = onnxruntime.InferenceSession(source, options, providers=list(providers))
+        if tuple(providers) == CPU_ALONE:
+            # It keeps the model's bytes, as much as the weights once more, to start anew on other providers if a run
+            # fails: there are none.
+            opened.disable_fallback()
+            opened._model_bytes = None
+        return opened
     except Exception as error:  # ONNX Runtime's errors share no base class but Exception
         raise DeployError(f"ONNX Runtime cannot load the model: {one_line(error)}") from error
 

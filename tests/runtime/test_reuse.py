@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from fcn_deploy.runtime import reuse
 from fcn_deploy.runtime.engine_format.engine_file import write_engine
 from fcn_deploy.runtime.engine_format.manifest import Manifest, Stage, Upsampling
 from fcn_deploy.runtime.planning.grid import Grid
@@ -102,13 +103,13 @@ def test_labels_of_any_stream_are_those_of_whole_frames(nets, frames, which):
 def counted(nets, monkeypatch):
     """A Segmenter, and the pixels that each of its stages was run on."""
     net, counts = nets[0], [0, 0]
-    run = net.network.backend.run_stage
+    for index, session in enumerate(net.network.backend._sessions):
 
-    def counting(index, part):
-        counts[index] += part.shape[0] * part.shape[1] if index == 0 else part.shape[2] * part.shape[3] * 16
-        return run(index, part)
+        def counting(given, *others, index=index, run=session.run, cell=(1, 16)[index]):
+            counts[index] += given.shape[2] * given.shape[3] * cell
+            return run(given, *others)
 
-    monkeypatch.setattr(net.network.backend, "run_stage", counting)
+        monkeypatch.setattr(session, "run", counting)
     return net, counts
 
 
@@ -143,6 +144,21 @@ def test_a_stream_that_changes_all_over_is_run_whole_each_time(counted):
     random = np.random.default_rng(0)
     list(net.map([noise(random, 256, 320) for _ in range(4)], reuse=True))
     assert counts == [4 * 256 * 320] * 2
+
+
+def test_a_stream_that_changes_all_over_is_soon_compared_no_more_and_looked_at_again(nets, monkeypatch):
+    net, random, looks = nets[0], np.random.default_rng(0), []
+    monkeypatch.setattr(reuse, "changed_blocks", lambda *given: looks.append(1) or changed_blocks(*given))
+    frames = [noise(random, 64, 96) for _ in range(60)]
+    frames += [frames[-1]] * 40
+    for index, (labels, frame) in enumerate(zip(net.map(frames, reuse=True), frames, strict=True)):
+        np.testing.assert_array_equal(labels, net(frame))
+        assert index != 59 or len(looks) <= 8
+    # Of the frames that are equal all are compared from the first that is seen on.
+    assert 5 <= len(looks) - 6 <= 40
+    looks.clear()
+    list(net.map([frames[0], frames[1]] * 2 + [frames[1]] * 20, reuse=True))
+    assert len(looks) >= 14  # unseen were 5
 
 
 def test_frames_may_be_overwritten_once_their_labels_are_there(nets):

@@ -2,15 +2,29 @@
 
 import itertools
 import json
+import sys
 import threading
 import time
 
 import numpy as np
 import pytest
+from fcn_deploy.runtime.backends.onnxruntime import session
 from fcn_deploy.runtime.planning.working_memory import KEPT, STEADY_RUNS, WorkingMemory
 from fcn_deploy.runtime.process_memory import give_back_freed, resident
+from helpers import onnx_model
+from onnx import helper
 
 MB = 1_000_000
+WEIGHTS = {"w": np.ones((4, 3, 1, 1), np.float32)}
+
+
+def test_an_open_network_does_not_hold_the_bytes_that_it_was_opened_from():
+    """They are as much as its weights, once more (findings/onnxruntime-holds-the-bytes-of-a-model.sh)."""
+    data = onnx_model([helper.make_node("Conv", ["image", "w"], ["scores"])], WEIGHTS).SerializeToString()
+    held = sys.getrefcount(data)
+    opened = session(data)
+    assert sys.getrefcount(data) == held
+    assert (opened.run(None, {"image": np.ones((1, 3, 2, 2), np.float32)})[0] == 3).all()
 
 
 class Releases(list):
