@@ -83,7 +83,10 @@ def application(service: Service) -> Starlette:
         content = (folder / file).read_bytes()
         routes.append(Route(path, partial(_static, content, media)))
     missing = {404: _http_error, 405: _http_error}
-    return Starlette(routes=routes, exception_handlers=missing)
+    made = Starlette(routes=routes, exception_handlers=missing)
+    # A redirection from /label/ would leave curl without an error and without labels, and lead past a proxy's TLS.
+    made.router.redirect_slashes = False
+    return made
 
 
 async def _static(content: bytes, media: str, request: Request) -> Response:

@@ -35,6 +35,11 @@ class RefusedError(DeployError):
         self.reason = reason
 
 
+def stopping() -> RefusedError:
+    """What those are told who come too late."""
+    return RefusedError("stopping", "the server is stopping; send the request to another one")
+
+
 def bare(error: DeployError) -> DeployError:
     """An error that is told in one line, without the frames that it comes from.
 
@@ -188,7 +193,7 @@ class Room:
     def _check_open(self, waiting: int) -> None:
         """Raise RefusedError where so many wait that one more would be too many. A free lane is a place too."""
         if self._closed:
-            raise RefusedError("stopping", "the server is stopping; send the request to another one")
+            raise stopping()
         if waiting >= self.requests + CALLERS - self._busy:
             raise RefusedError(
                 "queue", f"{self.requests} requests wait already, as many as --queue allows; send it again later"

@@ -94,7 +94,7 @@ class Server:
     async def start(self) -> None:
         """Take requests. Raises DeployError where the port of gRPC cannot be had."""
         asyncio.get_running_loop().set_exception_handler(_heard)
-        self._rpcs = rpc.server(self._service)
+        self._rpcs, self._verbs = rpc.server(self._service)
         # It warns of each request that is none, and whoever likes could fill the log by them.
         # Likewise of files of several images, which is told to the client.
         for name in ("uvicorn.error", "fcn_deploy.runtime.images.read"):
@@ -126,6 +126,7 @@ class Server:
         """Take no more requests, end those that were taken, and close the networks."""
         self._service.stopping = True
         self._http.should_exit = True
+        await self._verbs.refuse()
         await self._rpcs.stop(END_SECONDS)
         if self._serving is not None:
             await self._serving
