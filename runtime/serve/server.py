@@ -101,7 +101,7 @@ class Server:
             logging.getLogger(name).setLevel(logging.ERROR)
         config = uvicorn.Config(
             application(self._service), http=Connection, ws="none", lifespan="off", log_config=None, access_log=False,
-            server_header=False, date_header=False, timeout_keep_alive=KEEP_SECONDS,
+            server_header=False, date_header=False, proxy_headers=False, timeout_keep_alive=KEEP_SECONDS,
             ssl_certfile=None if self._tls is None else self._tls.cert,
             ssl_keyfile=None if self._tls is None else self._tls.key,
         )  # fmt: skip
