@@ -47,6 +47,8 @@ def listen(host: str, port: int) -> socket.socket:
         made.listen(1024)
     except OSError as error:
         made.close()
+        if error.errno == errno.EADDRNOTAVAIL:
+            raise MisuseError(f"--host {host} is no address of this machine; name one that is") from error
         raise _cannot_listen(host, port, error.strerror or str(error), "--port") from error
     return made
 
