@@ -349,6 +349,10 @@ class Network:
         if not keeps:
             give_back_freed()
 
+    def rest(self) -> None:
+        """Give back the memory that is kept for the next image, where none is in work."""
+        self._working.rest()
+
     def _release(self) -> None:
         if self._backend is not None:
             self._backend.release()

@@ -123,7 +123,7 @@ def serving(*engines: Path, requests: int = 8, memory: int | None = None, queue:
     budget = Memory.of(memory or (resident() or 0) + 2_000_000_000, queue)
     models = Models(engines, lambda path: Network(path, threads=2), [], budget)
     limits = Limits(options.pop("body", 50_000_000), options.pop("pixels", 20_000_000))
-    service = Service(models, Room(requests, budget.queue), limits, **options)
+    service = Service(models, Room(requests, budget.queue, models.rest), limits, **options)
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, daemon=True)
     thread.start()

@@ -9,7 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -152,9 +152,15 @@ class Store:
                 self.fs.put_file(str(file), path)
             else:
                 parent, _, last = path.rpartition("/")
+                partial = f"{parent}/.{last}.partial"
                 self.fs.makedirs(parent, exist_ok=True)
-                self.fs.put_file(str(file), f"{parent}/.{last}.partial")
-                self.fs.mv(f"{parent}/.{last}.partial", path)
+                try:
+                    self.fs.put_file(str(file), partial)
+                    self.fs.mv(partial, path)
+                except BaseException:
+                    with suppress(Exception):  # it may not have begun
+                        self.fs.rm_file(partial)
+                    raise
 
         _tried(put)
 

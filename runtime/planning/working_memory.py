@@ -103,6 +103,15 @@ class WorkingMemory:
         if unusual:
             self._give_back(0)
 
+    def rest(self) -> None:
+        """Give back all that the backend keeps, where no run goes on: for who knows that none will for a while."""
+        with self._changed:
+            resting = self.held > 0 and not self._taken
+            if resting:
+                self._forget()
+        if resting:
+            self._give_back(0)
+
     def _is_unusual(self) -> bool:
         """Whether more is held than the last runs show a need for."""
         last = tuple(self._usual)[-STEADY_RUNS:]

@@ -153,7 +153,7 @@ def serve_engine(
 
     with listener:
         served = Models(models, opened, sizes, budget)
-        room = Room(queue, budget.queue)
+        room = Room(queue, budget.queue, served.rest)
         limits = Limits(min(max_body, budget.queue), max_pixels)
         service = Service(served, room, limits, token, options)
         return asyncio.run(_serve(service, Server(service, listener, listening.host, listening.grpc_port, tls), drain))

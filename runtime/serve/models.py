@@ -16,7 +16,7 @@ from ..engine_format.model_card import ModelCard
 from ..errors import DeployError, MisuseError, one_line
 from ..network import Network
 from ..planning.plan import available_memory
-from ..process_memory import resident
+from ..process_memory import give_back_freed, resident
 from ..stream import Stream
 
 log = logging.getLogger(__name__)
@@ -215,6 +215,18 @@ class Models:
         """Run each at the sizes of the warm-up. Raises DeployError."""
         for each in self._served.values():
             each.warm_up(self._warmup)
+
+    def rest(self) -> None:
+        """Give back to the system what the networks keep for the next image, and what the process has freed."""
+        for each in self._served.values():
+            if each.take():  # it may be replaced meanwhile
+                try:
+                    each.network.rest()
+                except Exception as error:
+                    log.error("%s keeps its memory: %s", each.name, one_line(error, 300))
+                finally:
+                    each.release()
+        give_back_freed()
 
     def check(self) -> None:
         """Try again what has failed."""

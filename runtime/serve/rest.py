@@ -29,6 +29,7 @@ Part = bytes | memoryview
 GRACE_SECONDS = 30.0  # in which a body must begin to come, or an answer to be taken, and after them …
 SLOWEST = 50_000  # … bytes a second: a client that is slower is cut off
 DRAINED = 1 << 30  # bytes of a refused body that are read and thrown away, so that the client gets to read the answer
+JOINED = 1 << 20  # bytes of an answer, at most, that are sent in one piece
 PARSED_AT_ONCE = 1 << 16  # bytes of JSON: more is parsed in a thread
 CURLS_OWN = "application/x-www-form-urlencoded"  # what curl says of any body that it is not told of
 LABEL_KINDS = ("labels", "refined", "masks")
@@ -65,6 +66,10 @@ def application(service: Service) -> Starlette:
     get = partial(_get, service)
     model = "/v2/models/{name}"
     routes = [
+        Route(path + "/infer", _Post(service, "rest", _infer), methods=["POST"])  # first: it is asked for most
+        for path in (model, model + "/versions/{version}")
+    ]
+    routes += [
         Route("/v2", get(_server)),
         Route("/v2/health/live", get(_live, open=True)),
         Route("/v2/health/ready", get(_ready, open=True)),
@@ -72,18 +77,17 @@ def application(service: Service) -> Starlette:
         Route("/openapi.json", get(_openapi, open=True)),
     ]
     for path in (model, model + "/versions/{version}"):
-        routes += [
-            Route(path, get(_model)),
-            Route(path + "/ready", get(_model_ready)),
-            Route(path + "/infer", _Post(service, "rest", _infer), methods=["POST"]),
-        ]
+        routes += [Route(path, get(_model)), Route(path + "/ready", get(_model_ready))]
     routes.append(Route("/label", _Post(service, "label", _label), methods=["POST"]))
     folder = resources.files(__package__) / "page"
     for path, (file, media) in PAGE.items():
         content = (folder / file).read_bytes()
         routes.append(Route(path, partial(_static, content, media)))
     missing = {404: _http_error, 405: _http_error}
-    return Starlette(routes=routes, exception_handlers=missing)
+    made = Starlette(routes=routes, exception_handlers=missing)
+    # A redirection from /label/ would leave curl without an error and without labels, and lead past a proxy's TLS.
+    made.router.redirect_slashes = False
+    return made
 
 
 async def _static(content: bytes, media: str, request: Request) -> Response:
@@ -214,8 +218,9 @@ async def _send(send: Send, status: int, answer: Answer, exchange: Exchange) -> 
     try:
         async with asyncio.timeout(GRACE_SECONDS + length / SLOWEST):
             await send({"type": "http.response.start", "status": status, "headers": headers})
-            for index, part in enumerate(answer.parts):
-                more = index < len(answer.parts) - 1
+            parts = [b"".join(answer.parts)] if length <= JOINED else answer.parts
+            for index, part in enumerate(parts):
+                more = index < len(parts) - 1
                 await send({"type": "http.response.body", "body": part, "more_body": more})
     except TimeoutError:
         exchange.code, exchange.reason = "499", "slow"  # the connection is closed

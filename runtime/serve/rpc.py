@@ -15,7 +15,7 @@ from .messages import HEALTH_MESSAGES, MESSAGES, METHODS, NOT_SERVING, SERVICE, 
 from .models import Served
 from .outputs import EXTENSIONS, metadata, output_of
 from .raw import with_raw, without_raw
-from .room import Held, RefusedError
+from .room import Held, RefusedError, stopping
 from .service import Service, problem_of
 from .tensors import DATATYPES, MOST_OUTPUTS, Given, InferRequest, Wanted, request_of, wanted
 
@@ -25,11 +25,13 @@ MOST_MESSAGE = (1 << 31) - 1  # bytes, which protobuf and gRPC count in 31 bits
 PARALLEL = 16  # calls beyond those that may wait
 RECEIVED = 16  # messages that are received at once, at most
 RECEIVE_SECONDS = 30.0  # in which a message must have come
+# Without a call, after which a server ends that was idle, or busy; and the most that it waits for that.
+QUIET_SECONDS, BUSY_SECONDS, REFUSING_SECONDS = 0.05, 0.3, 2.0
 CONTENTS = {"UINT8": "uint_contents", "UINT16": "uint_contents", "INT16": "int_contents", "FP32": "fp32_contents"}
 
 
-def server(service: Service) -> "grpc.aio.Server":
-    """A server without a port."""
+def server(service: Service) -> "tuple[grpc.aio.Server, Verbs]":
+    """A server without a port, and its methods."""
     made = grpc.aio.server(
         maximum_concurrent_rpcs=service.room.requests + PARALLEL,
         options=[
@@ -39,7 +41,7 @@ def server(service: Service) -> "grpc.aio.Server":
             ("grpc.max_metadata_size", 1 << 14),
         ],
     )
-    verbs = _Verbs(service)
+    verbs = Verbs(service)
     methods = {name: _handler(name, verbs, MESSAGES) for name in METHODS}
     health = {"Check": _handler("HealthCheck", verbs, HEALTH_MESSAGES)}
     made.add_generic_rpc_handlers(
@@ -48,10 +50,10 @@ def server(service: Service) -> "grpc.aio.Server":
             grpc.method_handlers_generic_handler("grpc.health.v1.Health", health),
         )
     )
-    return made
+    return made, verbs
 
 
-def _handler(name: str, verbs: "_Verbs", messages: Mapping[str, Any]) -> Any:
+def _handler(name: str, verbs: "Verbs", messages: Mapping[str, Any]) -> Any:
     """A method's handler; it takes bytes, and inference gives bytes too."""
     verb = verbs.of(name, messages[f"{name}Request"])
     if name == INFER:  # as a stream of one message, which is the same to clients: it is read when there is room for it
@@ -59,13 +61,28 @@ def _handler(name: str, verbs: "_Verbs", messages: Mapping[str, Any]) -> Any:
     return grpc.unary_unary_rpc_method_handler(verb, response_serializer=messages[f"{name}Response"].SerializeToString)
 
 
-class _Verbs:
+class Verbs:
     """The methods, by their names."""
 
     def __init__(self, service: Service) -> None:
         self._service = service
         # How long a message is, is known when it has come: those on their way are as long as any may be.
         self._receiving = asyncio.Semaphore(min(RECEIVED, max(1, service.room.bytes // service.limits.body)))
+        self._refusing = False
+        self._called = 0.0  # when inference was last asked for, by the loop's clock
+
+    async def refuse(self) -> None:
+        """Tell whoever asks for inference from now on that the server stops; returns when nobody has for a while.
+
+        gRPC cancels the calls that have come and that no method has taken up yet, when its server stops: clients would
+        take them for cancelled by themselves, and not ask another server.
+        """
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        quiet = BUSY_SECONDS if began - self._called < 1 else QUIET_SECONDS
+        self._refusing = True
+        while loop.time() < min(max(began, self._called) + quiet, began + REFUSING_SECONDS):
+            await asyncio.sleep(QUIET_SECONDS / 5)
 
     def of(self, name: str, message: Any) -> Callable[[Any, Any], Awaitable[Any]]:
         """A method, whose errors become gRPC's statuses; it takes a `message` as bytes, and inference reads it."""
@@ -123,6 +140,9 @@ class _Verbs:
 
     async def _ModelInfer(self, context: Any, exchange: Exchange) -> bytes:  # noqa: N802
         self._service.check_token(exchange.headers.get("authorization"))
+        self._called = asyncio.get_running_loop().time()
+        if self._refusing:
+            raise stopping()
         with Held(self._service.room) as held:
             held.enter()
             sent = await self._received(context, held)

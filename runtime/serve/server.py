@@ -47,6 +47,8 @@ def listen(host: str, port: int) -> socket.socket:
         made.listen(1024)
     except OSError as error:
         made.close()
+        if error.errno == errno.EADDRNOTAVAIL:
+            raise MisuseError(f"--host {host} is no address of this machine; name one that is") from error
         raise _cannot_listen(host, port, error.strerror or str(error), "--port") from error
     return made
 
@@ -94,14 +96,14 @@ class Server:
     async def start(self) -> None:
         """Take requests. Raises DeployError where the port of gRPC cannot be had."""
         asyncio.get_running_loop().set_exception_handler(_heard)
-        self._rpcs = rpc.server(self._service)
+        self._rpcs, self._verbs = rpc.server(self._service)
         # It warns of each request that is none, and whoever likes could fill the log by them.
         # Likewise of files of several images, which is told to the client.
         for name in ("uvicorn.error", "fcn_deploy.runtime.images.read"):
             logging.getLogger(name).setLevel(logging.ERROR)
         config = uvicorn.Config(
             application(self._service), http=Connection, ws="none", lifespan="off", log_config=None, access_log=False,
-            server_header=False, date_header=False, timeout_keep_alive=KEEP_SECONDS,
+            server_header=False, date_header=False, proxy_headers=False, timeout_keep_alive=KEEP_SECONDS,
             ssl_certfile=None if self._tls is None else self._tls.cert,
             ssl_keyfile=None if self._tls is None else self._tls.key,
         )  # fmt: skip
@@ -126,6 +128,7 @@ class Server:
         """Take no more requests, end those that were taken, and close the networks."""
         self._service.stopping = True
         self._http.should_exit = True
+        await self._verbs.refuse()
         await self._rpcs.stop(END_SECONDS)
         if self._serving is not None:
             await self._serving

@@ -1,5 +1,6 @@
 """label-images from and to addresses: S3 by moto's server, memory, the web; shards, resuming, the manifest."""
 
+import errno
 import http.server
 import io
 import json
@@ -10,6 +11,7 @@ import subprocess
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from urllib.parse import parse_qs, unquote
 
 import numpy as np
@@ -628,3 +630,17 @@ def test_objects_of_google_are_labelled_and_what_it_refuses_is_told(gcs, net):
     gcs.refuse = "the quota of the bucket is used up"
     with pytest.raises(DeployError, match=r"gs://labels/y/\d.png cannot be written: .*quota.*give credentials"):
         label(net, ["gs://photos/a"], "gs://labels/y")
+
+
+def test_a_full_disk_behind_an_address_leaves_nothing_partial(tmp_path, monkeypatch):
+    store = Store(f"file://{tmp_path / 'out'}")
+    (tmp_path / "labels.png").write_bytes(b"labels")
+
+    def full(source, target):
+        Path(target).write_bytes(b"lab")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(store.fs, "put_file", full)
+    with pytest.raises(DeployError, match="No space left on device"):
+        store.put(tmp_path / "labels.png", "labels.png")
+    assert not any((tmp_path / "out").iterdir())

@@ -137,6 +137,18 @@ def test_an_unusually_large_run_holds_its_memory_for_a_while_only():
     assert memory.held == 80 * MB and len(released) == 1
 
 
+def test_at_rest_all_is_given_back_once_but_never_under_a_run_that_goes_on():
+    releases = Releases()
+    memory = WorkingMemory(releases)
+    memory.rest()
+    run(memory, 20 * MB)
+    with memory.taking(10 * MB, "b", lambda: 100 * MB):
+        memory.rest()
+    assert memory.held == 20 * MB and not releases
+    memory.rest(), memory.rest()
+    assert memory.held == 0 and len(releases) == 1
+
+
 def test_small_runs_of_any_number_of_shapes_are_left_alone():
     memory = WorkingMemory(released := Releases())
     for shape in range(1000):

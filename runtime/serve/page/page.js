@@ -7,6 +7,7 @@ const models = new Map(); // name → what it says of itself
 let shown = null; // {picture, width, height, labels, told}
 let urls = []; // of the downloads of what is shown
 let current = null; // the file of the last photograph
+const NAMED = 20; // classes, at most, before there is a photograph
 let turn = 0; // counts the photographs: an answer that was overtaken is not shown
 let cursor = null; // {x, y} of the arrow keys
 
@@ -45,6 +46,10 @@ async function learn() {
 function chosen() {
   const model = models.get($("model").value);
   $("refine-choice").hidden = !model || !model.outputs.some((output) => output.name === "refined");
+  if (current || !model) return;
+  const { classes } = model.parameters;
+  const more = classes.length > NAMED ? ` and ${classes.length - NAMED} more` : "";
+  $("status").textContent = `${model.name} knows ${classes.slice(0, NAMED).join(", ")}${more}.`;
 }
 
 // From a file to its labels
@@ -76,8 +81,8 @@ async function label(file) {
   } catch (error) {
     if (mine !== turn) return;
     $("status").textContent = "";
-    $("error").textContent = error instanceof TypeError ? "The server does not answer; is it running?" : error.message;
-    $("error").hidden = false;
+    if (shown && shown.file !== file) $("result").hidden = true; // it is of another file than the error
+    failed(error, `${file.name || "the picture"}: `);
   } finally {
     if (mine === turn) $("drop").removeAttribute("aria-busy");
   }
@@ -133,7 +138,7 @@ function show(model, file, found, picture, sent, answer, total) {
       classes: new Set(set),
     });
   }
-  shown = { ...found, picture, told };
+  shown = { ...found, file, picture, told };
   cursor = null;
   list(rows);
   times(answer.headers.get("Server-Timing") || "", total);
@@ -162,8 +167,12 @@ function list(rows) {
     swatch.style.background = row.color ? `rgb(${row.color})` : "transparent";
     name.append(swatch, row.name);
     line.insertCell().textContent = row.pixels.toLocaleString("en");
-    line.insertCell().textContent = row.share === null ? "–" : `${(100 * row.share).toFixed(1)} %`;
+    line.insertCell().textContent = row.share === null ? "–" : percent(row.share);
   }
+}
+
+function percent(share) {
+  return share < 0.0005 ? "< 0.1 %" : `${(100 * share).toFixed(1)} %`;
 }
 
 function times(header, total) {
@@ -182,7 +191,7 @@ function times(header, total) {
   for (const [name, time] of rows) {
     const line = body.insertRow();
     line.insertCell().textContent = name;
-    line.insertCell().textContent = time.toFixed(1);
+    line.insertCell().textContent = time.toLocaleString("en", { minimumFractionDigits: 1, maximumFractionDigits: 1 });
   }
 }
 
@@ -227,7 +236,7 @@ function draw() {
 
 function tell(x, y) {
   const { text, share, classes } = shown.told.get(shown.labels[y * shown.width + x]);
-  $("here").textContent = `${text}, at ${x}, ${y}${share === null ? "" : ` (${(100 * share).toFixed(1)} % of the picture)`}`;
+  $("here").textContent = `${text}, at ${x}, ${y}${share === null ? "" : ` (${percent(share)} of the picture)`}`;
   for (const line of $("classes").rows) line.classList.toggle("here", classes.has(Number(line.dataset.class)));
 }
 
@@ -260,10 +269,14 @@ function move(event) {
 
 // What people do
 
-$("file").addEventListener("change", () => $("file").files.length && label($("file").files[0]));
+$("file").addEventListener("change", () => {
+  const [file] = $("file").files;
+  $("file").value = ""; // or the same file, chosen again after an error, would be no change
+  if (file) label(file);
+});
 $("model").addEventListener("change", () => (chosen(), again()));
 $("refine").addEventListener("change", again);
-$("token").addEventListener("change", () => learn().then(() => ($("error").hidden = true), failed));
+$("token").addEventListener("change", () => learn().then(() => ($("error").hidden = true), (error) => failed(error)));
 $("token-choice").addEventListener("submit", (event) => event.preventDefault());
 $("opacity").addEventListener("input", draw);
 $("view").addEventListener("pointermove", point);
@@ -281,9 +294,9 @@ for (const kind of ["dragover", "dragleave", "drop"]) {
   });
 }
 
-function failed(error) {
-  $("error").textContent = error instanceof TypeError ? "The server does not answer; is it running?" : error.message;
+function failed(error, before = "") {
+  $("error").textContent = error instanceof TypeError ? "The server does not answer; is it running?" : before + error.message;
   $("error").hidden = false;
 }
 
-learn().catch(failed);
+learn().catch((error) => failed(error));

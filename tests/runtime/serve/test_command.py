@@ -198,6 +198,7 @@ def test_what_it_cannot_be_started_with_is_one_line(exports, tmp_path):
     (tmp_path / "empty").touch()
     assert "not one token" in failed(engine, "--token-file", tmp_path / "empty", ok=2)
     assert "name an address of this machine" in failed(engine, "--host", "256.1.1.1", ok=2)
+    assert "--host 192.0.2.1 is no address of this machine" in failed(engine, "--host", "192.0.2.1", ok=2)  # RFC 5737
     assert "--warmup" in failed(engine, "--warmup", "0x0", ok=2)
     assert "leaves nothing" in failed(engine, "--memory", "20MB", ok=2)
 

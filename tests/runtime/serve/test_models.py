@@ -3,6 +3,7 @@
 import hashlib
 import shutil
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -169,3 +170,20 @@ def test_images_together_stay_within_the_memory(exports):
     with Segmenter(exports / "narrow.engine", threads=2) as net:
         for image, labels in zip(images, found, strict=True):
             np.testing.assert_array_equal(labels, net(image))
+
+
+def test_a_server_at_rest_gives_back_what_its_networks_kept(exports, monkeypatch):
+    monkeypatch.setattr("fcn_deploy.runtime.serve.room.REST_SECONDS", 0.3)
+    image = photo(200, 300)
+    with serving(exports / "narrow.engine") as (client, service):
+        (served,) = service.models.served.values()
+        labels = client.infer("narrow", image)["labels"]
+        deadline = time.monotonic() + 30
+        while served.network._working.held and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert not served.network._working.held
+        np.testing.assert_array_equal(client.infer("narrow", image)["labels"], labels)
+        # A network whose memory cannot be had back takes no lane with it.
+        monkeypatch.setattr(type(served.network), "rest", lambda network: 1 / 0)
+        time.sleep(0.5)
+        np.testing.assert_array_equal(client.infer("narrow", image)["labels"], labels)

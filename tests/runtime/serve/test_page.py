@@ -174,6 +174,8 @@ def test_a_picture_that_is_pasted_is_labelled(server, browser, picture):
 
 def test_errors_are_shown_in_words(server, browser, picture, tmp_path):
     browser.open(server.address + "/")
+    browser.value("new Promise((done) => setTimeout(done, 200))")
+    assert text(browser, "#status").startswith("narrow knows class 0, class 1, ")
     (tmp_path / "notes.txt").write_text("no picture")
     browser.choose("#file", tmp_path / "notes.txt")
     browser.value(WAIT)
@@ -183,10 +185,19 @@ def test_errors_are_shown_in_words(server, browser, picture, tmp_path):
     browser.value("new Promise((done) => setTimeout(done, 300))")
     browser.value(WAIT)
     assert "over the limit of 1,000,000" in text(browser, "#error")
-    browser.choose("#file", picture)
+    for _ in range(2):  # the same file again is sent again
+        before = len(browser.requests())
+        browser.choose("#file", picture)
+        browser.value("new Promise((done) => setTimeout(done, 300))")
+        browser.value(WAIT)
+        assert browser.value("document.querySelector('#error').hidden")
+        assert any("/label" in url for url in browser.requests()[before:])
+    # An error is told with the file's name, and no other file's labels stand below it.
+    browser.choose("#file", tmp_path / "notes.txt")
     browser.value("new Promise((done) => setTimeout(done, 300))")
     browser.value(WAIT)
-    assert browser.value("document.querySelector('#error').hidden")
+    assert text(browser, "#error").startswith("notes.txt: ")
+    assert browser.value("document.querySelector('#result').hidden")
 
 
 def test_a_token_is_asked_for_where_the_server_wants_one(exports, browser, picture):

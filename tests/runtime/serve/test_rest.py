@@ -196,6 +196,7 @@ def test_names_and_addresses_that_are_not_there_are_told(server):
     assert "served in version" in server.error(404, "GET", "/v2/models/narrow/versions/9")
     assert "no model" in server.error(404, "POST", "/v2/models/other/infer", b"{}")
     assert "/openapi.json" in server.error(404, "GET", "/v1")
+    assert "/openapi.json" in server.error(404, "POST", "/label/", b"")  # no redirection, which curl would not follow
     assert "/openapi.json" in server.error(405, "GET", "/label")
 
 

@@ -249,8 +249,7 @@ def test_a_room_that_closes_ends_what_was_taken_and_takes_no_more(network):
 def test_memory_that_was_kept_is_given_back_once_after_a_rest(monkeypatch):
     monkeypatch.setattr("fcn_deploy.runtime.serve.room.REST_SECONDS", 0.1)
     given_back = threading.Semaphore(0)
-    monkeypatch.setattr("fcn_deploy.runtime.serve.room.give_back_freed", given_back.release)
-    room, network = Room(4, 1000), Network()
+    room, network = Room(4, 1000, given_back.release), Network()
     assert given_back.acquire(timeout=10)  # what opening and warming up has left
     work = job(network)
     room.submit(work)

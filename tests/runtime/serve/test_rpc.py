@@ -1,7 +1,9 @@
 """gRPC: the protocol's messages, by a client that is not ours, and what is refused."""
 
+import contextlib
 import json
 import threading
+import time
 
 import hypothesis
 import numpy as np
@@ -296,6 +298,34 @@ def test_a_call_whose_time_is_over_or_that_is_cancelled_is_not_run(exports, monk
             assert done.acquire(timeout=60)
         client.close()
         assert len(runs) == CALLERS + 2
+
+
+def test_calls_that_a_server_which_stops_has_not_taken_up_are_told_so_and_not_cancelled(exports, monkeypatch):
+    grpc = needs("grpc")
+    from fcn_deploy.runtime.serve import rpc
+    from fcn_deploy.runtime.serve.messages import MESSAGES, SERVICE
+    from fcn_deploy.runtime.serve.server import Server
+
+    calls, stop = [], Server.stop
+
+    async def held_up(self):
+        calls.extend(infer.future(request, timeout=60) for _ in range(6))
+        time.sleep(0.3)  # the loop takes nothing up, while gRPC receives
+        await stop(self)
+
+    monkeypatch.setattr(Server, "stop", held_up)
+    monkeypatch.setattr(rpc, "QUIET_SECONDS", 0.5)
+    image = photo(20, 30)
+    request = MESSAGES["ModelInferRequest"](
+        inputs=[{"name": "image", "datatype": "UINT8", "shape": image.shape}], raw_input_contents=[image.tobytes()]
+    ).SerializeToString()
+    with contextlib.ExitStack() as stack:
+        with serving(exports / "narrow.engine") as (client, _):
+            channel = stack.enter_context(grpc.insecure_channel(client.grpc))
+            grpc.channel_ready_future(channel).result(60)
+            infer = channel.unary_unary(f"/{SERVICE}/ModelInfer")
+        told = {(each.code().name, each.details()) for each in calls}
+    assert told == {("UNAVAILABLE", "the server is stopping; send the request to another one")} and len(calls) == 6
 
 
 def test_messages_come_when_there_is_room_for_them_and_in_a_bounded_time(exports, monkeypatch):
