@@ -69,6 +69,7 @@ def build_engine(
     core = core_of_heads(model) if model.further else core_of(model)
     config = _without_what_stretches(core.model, config, say)
     config = _without_other_lengths(core.model, config, say)
+    config = _without_other_borders(core.model, config, say)
     config = _without_other_cells(core.model, config, say)
     float_core = optimise_offline(core.model)
     own = "int8" if model.quantised else "float32"  # what the model is of, before anything is made of it
@@ -152,6 +153,26 @@ def _without_other_lengths(core: ModelProto, config: BuildConfig, say: Say) -> B
             "Resize sizes instead"
         )
     say(f"{what}: OpenVINO, which makes another length of it at some sizes, is left out")
+    return _without_openvino(config)
+
+
+def _without_other_borders(core: ModelProto, config: BuildConfig, say: Say) -> BuildConfig:
+    """The config without OpenVINO where a cubic Resize leaves out what is beyond the border, which OpenVINO ignores.
+
+    Raises:
+        DeployError: there is one, and ONNX Runtime is not among what may run it.
+    """
+    backends = config.tuning.backends if config.tuning is not None else ()
+    if config.on_tensorrt or config.on_ort_gpu or "openvino" not in backends:
+        return config
+    resizes = ((node, attributes(node)) for node in core.graph.node if node.op_type == "Resize")
+    excluding = (node for node, given in resizes if given.get("mode") == "cubic" and given.get("exclude_outside"))
+    if (found := next(excluding, None)) is None:
+        return config
+    what = f"node {label(found)} leaves out what is beyond the border (exclude_outside)"
+    if backends == ("openvino",):
+        raise DeployError(f"{what}, which OpenVINO ignores; use --backend onnxruntime")
+    say(f"{what}: OpenVINO, which ignores that, is left out")
     return _without_openvino(config)
 
 

@@ -222,29 +222,37 @@ def test_a_resize_that_keeps_the_aspect_ratio_is_left_to_onnx_runtime(tmp_path):
 
 
 BY_A_SCALE = (
-    """  q = Resize<mode="linear">(p, , by)
+    """  q = Resize<HOW>(p, , by)
   a = Conv<pads=[1,1,1,1]>(q, w1)
   s = Conv(a, w3, b3)
 """
     + TO_SIZE
     + "y = Identity(f)"
 )
+LINEAR, EXCLUDING = 'mode="linear"', 'mode="cubic", exclude_outside=1'
 
 
-@pytest.mark.parametrize("by, left_out", [(1.3, True), (1.5, False)])
-def test_a_resize_whose_length_openvino_computes_otherwise_is_left_to_onnx_runtime(tmp_path, by, left_out):
-    """Of 90 columns OpenVINO makes 117 by 1.3, ONNX Runtime 116; at most sizes they agree."""
-    model = made(BY_A_SCALE, weights={"by": np.float32([1, 1, by, by])})
+@pytest.mark.parametrize(
+    "how, by, left_out",
+    [
+        (LINEAR, 1.3, r"resizes by 1\.3, of which OpenVINO makes another length"),
+        (LINEAR, 1.5, None),
+        (EXCLUDING, 1.5, r"leaves out what is beyond the border \(exclude_outside\), which OpenVINO ignores"),
+    ],
+)
+def test_a_resize_that_openvino_computes_otherwise_is_left_to_onnx_runtime(tmp_path, how, by, left_out):
+    """Of 90 columns OpenVINO makes 117 by 1.3, ONNX Runtime 116, at most sizes they agree; or the border differs."""
+    model = made(BY_A_SCALE.replace("HOW", how), weights={"by": np.float32([1, 1, by, by])})
     onnx.save(model, tmp_path / "m.onnx")
     said = []
     tuning = TuningOptions(("openvino", "onnxruntime"), seconds=0.5)
     source = import_model(tmp_path / "m.onnx")
     build_engine(source, tmp_path / "m.engine", BuildConfig(tuning=tuning, latency_sizes=[(16, 16)]), said.append)
-    assert any("node q (Resize) resizes by" in line and "left out" in line for line in said) == left_out
+    assert any("node q (Resize)" in line and "left out" in line for line in said) == bool(left_out)
     image = photo(37, 90)
     with Segmenter(tmp_path / "m.engine") as net:
         assert (net(image) == best(ran(model, {"p": planes(image)})[0])).mean() > 0.999
     if left_out:
-        with pytest.raises(DeployError, match=r"resizes by 1\.3, of which OpenVINO makes another length.*onnxruntime"):
+        with pytest.raises(DeployError, match=f"{left_out}.*onnxruntime"):
             build_engine(source, tmp_path / "n.engine", BuildConfig(tuning=TuningOptions(("openvino",))))
         assert not (tmp_path / "n.engine").exists()
