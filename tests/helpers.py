@@ -32,6 +32,9 @@ FAMILY = [
     for stride in ((32,) if name == "alexnet" else (32, 16, 8))
     for upsampling in ("fixed", "learned")
 ] + [{"arch": "dilated8", "backbone": "resnet50"}]
+# One of each backbone, with strides and upsamplings in turn: where building all of them would take minutes.
+_OF_EACH = [[family for family in FAMILY[:-1] if family["backbone"] == name] for name in backbones.NAMES]
+FAMILY_IN_TURN = [choices[-place % len(choices)] for place, choices in enumerate(_OF_EACH)] + FAMILY[-1:]
 
 
 def needs_shared(name: str) -> Path:
