@@ -108,12 +108,12 @@ class ReshapeShapes:
                 found = onnx.shape_inference.infer_shapes(self._weightless, data_prop=True).graph
             except onnx.shape_inference.InferenceError:  # running it tells what is wrong, or that nothing is
                 found = onnx.GraphProto()
-            shapes = {value.name: dims(value) for value in (*found.input, *found.value_info, *found.output)}
-            known = {
-                name: tuple(shape)
-                for name, shape in shapes.items()
-                if shape and all(isinstance(side, int) and side > 0 for side in shape)
-            }
+            known: dict[str, Shape] = {}
+            for value in (*found.input, *found.value_info, *found.output):
+                shape = dims(value)
+                sides = tuple(side for side in shape if isinstance(side, int) and side > 0)
+                if sides and len(sides) == len(shape):
+                    known[value.name] = sides
             pairs = [(node.input[0], node.output[0]) for node in found.node if node.op_type in RESHAPES]
             self._inferences[size] = {
                 name: known[name]
