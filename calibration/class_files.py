@@ -13,20 +13,20 @@ from fcn_deploy.runtime.errors import DeployError, MisuseError
 
 VOID_NAMES = ("void", "ignore", "ignored", "unlabeled", "unlabelled", "__ignore__")
 
-# `0: road`, `0,road,128,64,128`, `road 128 64 128`, `128 64 128 road`, `road #804080` and `road,0` are all in use.
-_NUMBER = r"^(?:(?P<number>\d+)\s*[:,;\s]\s*)?"
+# In use: `0: road`, `0=road`, `0,road,128,64,128`, `road 128 64 128`, `128 64 128 road`, `road #804080`, `road,0`.
+_NUMBER = r"^(?:(?P<number>\d+)\s*[:=,;\s]\s*)?"
 _TRIPLE = r"(?P<red>\d+)[\s,;]+(?P<green>\d+)[\s,;]+(?P<blue>\d+)"
 _LINES = tuple(
     re.compile(pattern)
     for pattern in (
-        _NUMBER + r"(?P<name>[^\s\d#].*?)[\s,;:]+" + _TRIPLE + r"$",
+        _NUMBER + r"(?P<name>[^\s\d#].*?)[\s,;:=]+" + _TRIPLE + r"$",
         _NUMBER + _TRIPLE + r"[\s,;:]+(?P<name>[^\s\d#].*)$",
-        _NUMBER + r"(?P<name>[^\s\d#].*?)[\s,;:]+#(?P<hex>[0-9a-fA-F]{6})$",
-        r"^(?P<name>[^\s\d].*?)\s*[,;:\t]\s*(?P<number>\d+)$",
+        _NUMBER + r"(?P<name>[^\s\d#].*?)[\s,;:=]+#(?P<hex>[0-9a-fA-F]{6})$",
+        r"^(?P<name>[^\s\d].*?)\s*[,;:=\t]\s*(?P<number>\d+)$",
         _NUMBER + r"(?P<name>.+)$",
     )
 )
-_YAML = re.compile(r"\w+\s*:\s*[\[{]|names\s*:$")  # below its first line
+_YAML = re.compile(r"\w+\s*:\s*[\[{]|names\s*:$|[A-Za-z_]\w*:\s+[^\s\d#]")  # a list below its first line, or settings
 _FOURTH = re.compile(r"[,;\t]\s*\d+$")  # a number that is left in a name, beside those of a colour
 _HEADINGS = frozenset((
     "id", "ids", "index", "value", "label", "labels", "class", "classes", "classid", "trainid", "name", "names",
@@ -120,7 +120,7 @@ def twice(items: Sequence[Any]) -> list[Any]:
 def _lines(text: str) -> list[str]:
     """Those that name a class: no comments, and no heading of a table."""
     lines = [line.replace('"', "").strip().removeprefix("- ") for line in text.splitlines()]
-    lines = [line for line in lines if line.strip(":") and not line.startswith("#")]
+    lines = [line for line in lines if line.strip(":") and not line.startswith("#") and line not in ("---", "...")]
     words = re.findall(r"[a-z]+", lines[0].lower().replace("_", "")) if lines else []
     if words and _HEADINGS.issuperset(words) and (len(words) > 1 or lines[0].endswith(":")):
         lines = lines[1:]

@@ -16,7 +16,7 @@ from fcn_deploy.runtime.images.find import IMAGE_SUFFIXES
 from fcn_deploy.runtime.images.header import DEFAULT_MAX_PIXELS, open_npy
 from fcn_deploy.runtime.images.pillow import check_pixels, open_pillow
 from fcn_deploy.runtime.images.sidecars import mask_beside, no_data_beside
-from fcn_deploy.runtime.images.tiff import TURNS, is_tiff, turned
+from fcn_deploy.runtime.images.tiff import LOSSY, TURNS, is_tiff, turned
 from fcn_deploy.runtime.images.tiff_chunks import ORIENTATION
 from fcn_deploy.runtime.pixels.no_data import number_in
 from numpy.typing import NDArray
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 Color = tuple[int, int, int]
+WHITE = "calls 0 white, so its numbers are turned round, as viewers show them; tifffile and GDAL give them as stored"
+SOFTWARE = 305  # the tag
 MINISWHITE = 0  # of a TIFF's PhotometricInterpretation
 PLAIN = (1, 2, 3)  # grey, RGB and palettes
 UNSIGNED, SIGNED = 1, 2  # of its SampleFormat
@@ -38,10 +40,6 @@ LARGEST = 2**31  # of a value; float32 has whole numbers beyond it that mean not
 BLACK_AND_WHITE = {0, 255}
 VOC_COUNT = 21  # classes of Pascal VOC, whose colours voc_palette has
 DEEP = 257  # times a colour of 8 bits is the same in 16
-LOSSY = {  # of its Compression: what may change numbers, though some of it need not
-    6: "JPEG", 7: "JPEG", 22610: "JPEG XR", 33003: "JPEG 2000", 33004: "JPEG 2000", 33005: "JPEG 2000",
-    34712: "JPEG 2000", 34892: "JPEG", 34934: "JPEG XR", 50001: "WebP", 50002: "JPEG XL", 52546: "JPEG XL",
-}  # fmt: skip
 _said: set[tuple[Path, str]] = set()  # folders and what was told of them
 FULL = 255  # what the largest value of fewer than 8 bits is read as
 
@@ -114,6 +112,10 @@ def _by_pillow(path: Path, colors: Sequence[Color] | None, shown: bool) -> Store
                 and (picture.mode in COLORED or _big_endian(picture))
             ):
                 return None  # Pillow decodes 8 bits of colours, and swaps bytes of what is compressed and big-endian
+            if _photometric(picture) == MINISWHITE:
+                if picture.mode == "1" and str(_tag(picture, SOFTWARE, "")).startswith("tifffile"):
+                    return None  # it calls 0 white of every bool array, and means the array
+                _say_once(path, WHITE)
             _name_lossy(path, _lossy(picture, path))
             if picture.mode not in COLORED + SINGLE:
                 raise DeployError(
@@ -186,15 +188,17 @@ def _from_tiff(path: Path) -> StoredLabels:
         nodata, array = _nodata(page.tags.valueof(GDAL_NODATA)), page.asarray()
         white = page.photometric == MINISWHITE and array.dtype.kind == "u"
         planar = page.samplesperpixel > 1 and page.planarconfig == 2
+        orientation = page.tags.valueof(ORIENTATION, 1)
     if white:
+        _say_once(path, WHITE)
         largest = (1 << page.bitspersample) - 1
         array, nodata = np.array(largest, array.dtype) - array, None if nodata is None else largest - nodata
-    stored = _from_array(np.moveaxis(array, 0, -1) if planar else array, path)
+    stored = _turned(_from_array(np.moveaxis(array, 0, -1) if planar else array, path), orientation)
     return replace(stored, nodata=nodata, missing=_masked(path, stored.missing))
 
 
 def _masked(path: Path, missing: NDArray[np.bool_] | None) -> NDArray[np.bool_] | None:
-    """With what a TIFF's internal mask leaves out."""
+    """With what a TIFF's internal mask leaves out, upright."""
     import tifffile
 
     with tifffile.TiffFile(path) as file:
@@ -204,7 +208,7 @@ def _masked(path: Path, missing: NDArray[np.bool_] | None) -> NDArray[np.bool_] 
             _say_once(path, "holds several images; only the first is taken for labels")
         for page in others:
             if page.subfiletype & TRANSPARENCY and page.shape[:2] == first.shape[:2]:
-                outside = page.asarray() == 0
+                outside = turned(page.asarray() == 0, first.tags.valueof(ORIENTATION, 1))
                 return _some(outside if missing is None else outside | missing)
     return missing
 

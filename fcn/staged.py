@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from fcn_deploy.fcn.architecture import AnySize
+from fcn_deploy.fcn.architecture import AnySize, Architecture
 from fcn_deploy.fcn.backbones import EARLY
 from fcn_deploy.runtime.arrays import AnyArray
 from fcn_deploy.runtime.backends import Session
@@ -26,11 +26,13 @@ from fcn_deploy.runtime.network import Network
 from torch import nn
 
 TILE = 512  # pixels of a side, without halo: maps at stride 2 stay near the caches, and memory is reused
+OPENVINO_TILE = 1536  # of OpenVINO, which minds its caches itself: fewer halos, and fewer shapes of tiles
 BYTES_PER_PIXEL = 600  # of the local part: its largest maps and what PyTorch keeps beside them
 LATE_BYTES_PER_PIXEL = 120
 MOST_REACH = 1024  # pixels that a part may see beyond a tile; one that sees more is run whole
 LEAST = 64  # pixels: of half of what is traced
 Part = Callable[[torch.Tensor], torch.Tensor]
+_found_halos: dict[tuple[Architecture, int], list[int | None]] = {}
 
 
 class Opens(Protocol):
@@ -75,6 +77,12 @@ def staged_network(model: AnySize, card: ModelCard, exported: bool = False, open
     device = next(model.parameters()).device
     parts = model.parts()
     library = (opens or _fastest()) if exported and device.type == "cpu" and _exportable(model) else None
+    sessions: list[Session] = (
+        [TorchSession(part, device) for part, _ in parts]
+        if library is None
+        else _exported(model, card.channels, library)
+    )
+    tile = OPENVINO_TILE if sessions[0].name == "openvino" else TILE
     stages, halos = [], _halos(model, card.channels)
     for index, (_, stride) in enumerate(parts):
         local = index < len(parts) - 1
@@ -88,14 +96,9 @@ def staged_network(model: AnySize, card: ModelCard, exported: bool = False, open
                 stride=(stride, stride),
                 bytes_per_pixel=BYTES_PER_PIXEL if local else LATE_BYTES_PER_PIXEL,
                 output_bytes=4 * 64 / stride**2,
-                tile=TILE if local else None,
+                tile=tile if local else None,
             )
         )
-    sessions: list[Session] = (
-        [TorchSession(part, device) for part, _ in parts]
-        if library is None
-        else _exported(model, card.channels, library)
-    )
     # Networks that take every size upsample to it; the others by their stride.
     factor = None if model.size_multiple == 1 else (float(model.stride), float(model.stride))
     upsampling = Upsampling("linear", "half_pixel", factor, fades=model.architecture.upsampling == "learned")
@@ -170,6 +173,17 @@ def _fastest() -> Opens | None:
 
 def _halos(model: AnySize, channels: int) -> list[int | None]:
     """How far each part sees beyond a block of pixels that the network takes, rounded up to such; None: everything.
+
+    It hangs on the architecture alone, and is looked for once: validation asks at each epoch, for half a second.
+    """
+    known = model.architecture, channels
+    if known not in _found_halos:
+        _found_halos[known] = _halos_by_ones(model, channels)
+    return _found_halos[known]
+
+
+def _halos_by_ones(model: AnySize, channels: int) -> list[int | None]:
+    """As `_halos`.
 
     A copy whose weights are all positive, without biases, shows a block of ones among zeros in every cell that depends
     on it, whatever lies between.

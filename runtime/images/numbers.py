@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from ..engine_format.model_card import PERCENTILE, ModelCard
 from ..errors import MisuseError
+from ..pixels.no_data import over_bands
 from ..pixels.value_range import Range, limits_of, parse_range
 from .header import DEFAULT_MAX_PIXELS
 
@@ -20,6 +21,7 @@ log = logging.getLogger(__name__)
 SMALL_PART = 16  # a file that uses less than such a part of what the card expects is named: four bits are missing
 REMEDY = "say which values are its 0 and 1 with --input-range LO,HI, or percentile"
 LEAST_MEASURED, MOST_MEASURED = -999, 1e20  # values as far out as these, apart from all others, are asked about
+NEAR = 15  # of 255, from the no-data value: what GDAL's nearblack takes for black
 FAR = 16  # times what the card expects: values beyond are named
 
 
@@ -130,6 +132,23 @@ def apart(path: object, values: NDArray[Any]) -> tuple[float, str] | None:
                 f"other values, {least:g} to {most:g}: if it is no data, say so with --nodata {found:.9g}"
             )
     return None
+
+
+def frayed(pixels: NDArray[Any], invalid: NDArray[np.bool_], no_data: float, near: int) -> bool:
+    """Whether pixels, [h, w, bands], within `near` of the no-data value in all bands touch some that have no data."""
+    close = over_bands(np.abs(pixels.astype(np.float64) - no_data) <= near, every=True) & ~invalid
+    return any(
+        bool((close[one] & invalid[other]).any())
+        for one, other in (np.s_[1:, :-1], np.s_[:-1, 1:], (np.s_[:, 1:], np.s_[:, :-1]), (np.s_[:, :-1], np.s_[:, 1:]))
+    )
+
+
+def frayed_margins(path: object, lossy: str, no_data: float | None) -> str:
+    """What is said of a file whose compression has changed values beside its no-data value."""
+    return (
+        f"{path} is compressed as {lossy}, and pixels beside its no-data value {no_data:g} are near that and not equal "
+        "to it, so they get classes: give it a mask (GDAL: nearblack -setmask), or compress it without loss"
+    )
 
 
 def wide_type(path: object, values: NDArray[Any], bits: int, card: ModelCard) -> str:

@@ -5,7 +5,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,6 +39,13 @@ def check_pixels(size: tuple[int, int], max_pixels: int, path: Path) -> None:
 @contextmanager
 def open_pillow(path: Path, max_pixels: int) -> Iterator["Pictures.Image"]:
     """Image.open, with `max_pixels` instead of Pillow's own limit, which is one for the whole process."""
+    # Of a name Pillow maps what is not compressed into memory, and garbles it where it is stored sideways (13.0.0).
+    with path.open("rb") as file, _opened(file, path) as picture:
+        check_pixels((picture.height, picture.width), max_pixels, path)
+        yield picture
+
+
+def _opened(file: IO[bytes], path: Path) -> "Pictures.Image":
     from PIL import Image, UnidentifiedImageError
 
     Image.preinit()
@@ -46,20 +53,16 @@ def open_pillow(path: Path, max_pixels: int) -> Iterator["Pictures.Image"]:
         warnings.simplefilter("ignore")
         limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         try:
-            picture = Image.open(path, formats=FORMATS)
+            return Image.open(file, formats=FORMATS)
         except UnidentifiedImageError as error:
             package = package_for(path)
             remedy = f"convert it ({package} reads it)" if package else "remove or convert it"
-            with path.open("rb") as file:
-                start = file.read(len(LFS))
-            if start == LFS:
+            file.seek(0)
+            if file.read(len(LFS)) == LFS:
                 remedy = "it is a pointer of Git LFS: fetch the file itself by git lfs pull"
             raise DeployError(f"{path} is not an image of a known format; {remedy}") from error
         finally:
             Image.MAX_IMAGE_PIXELS = limit
-    with picture:
-        check_pixels((picture.height, picture.width), max_pixels, path)
-        yield picture
 
 
 def samples_of(picture: "Pictures.Image", card: ModelCard, as_stored: bool) -> NDArray[Any]:

@@ -26,11 +26,12 @@ from .deep import few_bits_of, not_spread, read_deep
 from .gdal import open_gdal
 from .georeference import Tag, dataset_tags, own_tags
 from .header import DEFAULT_MAX_PIXELS, Header, open_npy, read_header, reading
-from .numbers import ReadOptions, apart, beyond, doubtful, value_of, wide_type
+from .numbers import NEAR, ReadOptions, apart, beyond, doubtful, frayed, frayed_margins, value_of, wide_type
 from .pillow import open_pillow, samples_of
 from .ranged import opened
 from .sidecars import mask_beside, no_data_beside, one_no_data, scales_of, scales_told, told_beside
 from .tiff import (
+    LOSSY,
     TURNS,
     Read,
     TiffLayout,
@@ -49,6 +50,7 @@ from .tiff_chunks import ORIENTATION
 log = logging.getLogger(__name__)
 
 GDAL_METADATA = 42112  # the tag
+PHOTOGRAPHS = ("JPEG", "WEBP", "AVIF", "JPEG2000")  # formats that may change numbers
 COMMON = ReadOptions()  # of those who say nothing: what looks wrong is named once a process
 
 
@@ -72,6 +74,7 @@ class StoredImage:
         scales: what the file says that its numbers are to be scaled by, in words.
         premultiplied: whether colours are stored multiplied by alpha.
         indexed: whether its colours are of a palette whose indices numbers of no data are of, as `mask` says.
+        lossy: the compression that may have changed its numbers; "" where none has.
     """
 
     path: Path
@@ -88,6 +91,7 @@ class StoredImage:
     scales: str = ""
     premultiplied: bool = False
     indexed: bool = False
+    lossy: str = ""
 
 
 @dataclass(frozen=True)
@@ -143,6 +147,19 @@ class Fit:
             parts.append((bands if invalid is None else bands[~invalid]).reshape(-1))
         return np.concatenate(parts)
 
+    def has_frayed_margins(self) -> bool:
+        """Whether a lossy compression has changed values beside the no-data value, where values are looked at."""
+        stored = self.stored
+        if not stored.lossy or self.no_data is None or stored.mask is not None or stored.alpha is not None:
+            return False
+        for window in windows(stored.size, GRIDS[1]):
+            pixels = _native(stored.read(*window))
+            invalid = self._invalid(pixels, window)
+            near = NEAR << max(0, _bits(stored, pixels.dtype) - 8)
+            if invalid is not None and invalid.any() and frayed(pixels, invalid, self.no_data, near):
+                return True
+        return False
+
     def has_dimmed(self) -> bool:
         """Whether colours are stored multiplied by an alpha that is neither 0 nor full, where values are looked at."""
         if not self.stored.premultiplied or self.stored.alpha is None:
@@ -176,6 +193,8 @@ def fit_of(stored: StoredImage, card: ModelCard, options: ReadOptions) -> Fit:
             f"{stored.path} has colours that are multiplied by its alpha, and the network is shown them as they are "
             "stored, as rasterio reads them; where that is too dark, save it without alpha",
         )
+    if fit.has_frayed_margins():
+        options.name("frayed", frayed_margins(stored.path, stored.lossy, no_data))
     values = next((found for grid in GRIDS if (found := fit.values(grid)).size), None)
     said = options.input_range
     wanted = card.range if said is None else said
@@ -279,7 +298,7 @@ def open_stored(header: Header, card: ModelCard, options: ReadOptions = COMMON) 
                 file = stack.enter_context(tifffile.TiffFile(opened(header.path), name=header.path.name))
                 layout = lay_out(file, header.path, card.channels, header.page)
                 pages = layout.images
-                stored = _tiff(file, layout, header.path, options)
+                stored = _tiff(file, layout, header, options, stack)
             elif header.format == "GDAL":
                 raster = stack.enter_context(open_gdal(header.path))
                 palette = raster.dataset.colorinterp[0].name == "palette"  # its colours are not the numbers of no data
@@ -290,14 +309,16 @@ def open_stored(header: Header, card: ModelCard, options: ReadOptions = COMMON) 
                     None if palette or each else raster.dataset.nodatavals[0],
                     None if each and options.no_data is not None else raster.mask,
                     scales=scales_told(raster.dataset.scales, raster.dataset.offsets),
+                    lossy="JPEG 2000" if raster.dataset.driver.startswith("JP2") else "",
                 )  # fmt: skip
             else:
                 stored = _picture(header, card, options.channels is not None)
                 if header.mode != "P":  # a palette's colours are not the numbers of no data
                     beside = one_no_data(header.path, no_data_beside(header.path), options)
                     stored = replace(stored, no_data=beside, scales=scales_of(header.path))
-            if header.format not in ("NPY", "GDAL") and not header.page and stored.mask is None:
-                stored = replace(stored, mask=mask_beside(stack, header.path, stored.size, stored.turned))
+                stored = replace(stored, lossy=header.format if header.format in PHOTOGRAPHS else "")
+                if not header.page:
+                    stored = replace(stored, mask=mask_beside(stack, header.path, stored.size, stored.turned))
             if options.channels is not None:
                 stored = _chosen(stored, options.channels)
         if pages > 1 and header.page is None:
@@ -319,8 +340,8 @@ def _chosen(stored: StoredImage, channels: tuple[int, ...]) -> StoredImage:
     )
 
 
-def _tiff(file: Any, layout: TiffLayout, path: Path, options: ReadOptions) -> StoredImage:
-    tags = own_tags(layout.keyframe)
+def _tiff(file: Any, layout: TiffLayout, header: Header, options: ReadOptions, stack: ExitStack) -> StoredImage:
+    tags, path = own_tags(layout.keyframe), header.path
     if layout.turned != 1 and tags:
         raise turned_on_the_ground(path)
     palette = getattr(layout.keyframe.photometric, "name", "") == "PALETTE"
@@ -330,6 +351,8 @@ def _tiff(file: Any, layout: TiffLayout, path: Path, options: ReadOptions) -> St
         said = f"{path} has a no-data tag that begins with no number ({text[:40]!r}), and is ignored"
         options.name("no-data tag", f"{said}: name the value with --nodata")
     mask = mask_reader(file, layout, path)
+    if mask is None and not header.page:
+        mask = mask_beside(stack, path, layout.upright, layout.turned != 1)
     if palette:  # its colours are not the numbers that are spoken of, but its indices
         number = no_data if options.no_data is None else options.no_data
         mask = mask if number is None else index_reader(layout, path, number, mask)
@@ -337,6 +360,7 @@ def _tiff(file: Any, layout: TiffLayout, path: Path, options: ReadOptions) -> St
         path, layout.upright, reader(layout, path), layout.bits, layout.colours, layout.alpha, tags,
         None if palette else no_data, mask, layout.turned != 1, kept_rows(layout, mask is not None),
         scales_of(path, str(layout.keyframe.tags.valueof(GDAL_METADATA, ""))), layout.premultiplied, palette,
+        LOSSY.get(int(layout.keyframe.compression), ""),
     )  # fmt: skip
 
 

@@ -27,6 +27,10 @@ JPEG = (6, 7)  # compressions whose YCbCr is decoded to RGB
 COLOURS = {  # of a photometric interpretation, once it is read
     "MINISBLACK": "grey", "MINISWHITE": "grey", "RGB": "RGB", "PALETTE": "RGB", "YCBCR": "RGB", "SEPARATED": "CMYK",
 }  # fmt: skip
+LOSSY = {  # compressions that may change numbers, though some of them need not
+    6: "JPEG", 7: "JPEG", 22610: "JPEG XR", 33003: "JPEG 2000", 33004: "JPEG 2000", 33005: "JPEG 2000",
+    34712: "JPEG 2000", 34892: "JPEG", 34934: "JPEG XR", 50001: "WebP", 50002: "JPEG XL", 52546: "JPEG XL",
+}  # fmt: skip
 MASK_PAGES = 32  # among which an image's mask is looked for
 # Orientation (TIFF 6.0, page 36): are rows reversed, columns reversed, both then exchanged, to turn it upright?
 TURNS = {

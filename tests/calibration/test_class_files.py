@@ -26,7 +26,10 @@ def classes(file, masks=MaskOptions()):  # noqa: B008 (frozen)
         "name;id\nland;0\nroad;1\nclass 7;2\n",
         '"id","name"\n0,"land"\n1,"road"\n2,"class 7"\n', "0\tland\n1\troad\n2\tclass 7",
         "1,road\n0,land\n2,class 7\n", "names:\n  0: land\n  1: road\n  2: class 7\n", "- land\n- road\n- class 7\n",
-        "land,road,:,class 7\n", "__ignore__\nland\nroad\nclass 7\n", "0 land\n1 road\n2 class 7\n255 void\n",
+        "land,road,:,class 7\n",
+        "0=land\n1 = road\n2=class 7\n", "1=road,0=land,2=class 7\n", "land=0\nroad=1\nclass 7=2\n",
+        "---\nnames:\n- land\n- road\n- class 7\n",
+        "__ignore__\nland\nroad\nclass 7\n", "0 land\n1 road\n2 class 7\n255 void\n",
         json.dumps(NAMES), json.dumps({"names": NAMES}, indent=1),
         json.dumps({"1": "road", "0": "land", "2": "class 7"}),
         json.dumps({name: index for index, name in enumerate(NAMES)}),
@@ -42,12 +45,13 @@ def test_names_are_in_label_order(tmp_path, text):
 @pytest.mark.parametrize(
     "text",
     [
+        "land=0,0,0\nroad = #804080\nclass 7=0,0,200\n",
         "# label:color_rgb:parts:actions\nland:0,0,0::\nroad:128,64,128::\nclass 7:0,0,200::\n",
         "id,name,color\n" + "".join(f"{i},{name},{HEX[i]}\n" for i, name in enumerate(NAMES)), json.dumps(COLORS),
         json.dumps([{"label": name, "color": color} for name, color in zip(NAMES, HEX, strict=True)]),
         json.dumps({str(i): {"name": name, "rgb": COLORS[name]} for i, name in enumerate(NAMES)}),
     ],
-    ids=["CVAT", "table", "JSON of colours", "JSON of objects", "JSON by number"],
+    ids=["equals signs", "CVAT", "table", "JSON of colours", "JSON of objects", "JSON by number"],
 )  # fmt: skip
 def test_names_may_have_colours(tmp_path, text):
     file = tmp_path / "names"
@@ -69,6 +73,8 @@ def test_names_may_have_colours(tmp_path, text):
         ('{"a": [Infinity, 0, 1]}', DeployError, "three numbers"),
         ("name,r,g,b,id\nland,1,2,3,0\n", DeployError, "of four numbers; write NUMBER,NAME,R,G,B"),
         ("names: [land, road]\n", DeployError, "as YAML"), ("nc: 1\nnames:\n- land\n", DeployError, "as YAML"),
+        ("path: ../d\ntrain: images/train\nnc: 2\n", DeployError, "'path: ../d', as YAML"),
+        ("- name: land\n- name: road\n", DeployError, "'name: land', as YAML"),
         ('[{"name": "a", "color": "red"}]', DeployError, "three numbers"),
         ('{"0": 5}', DeployError, "no labels 0 to 0|JSON"), ("[]", DeployError, "is empty"),
     ],

@@ -166,6 +166,25 @@ def test_labels_of_16_bits_are_inverted_where_0_is_white(tmp_path):
     assert np.array_equal(read_labels(tmp_path / "l.png").values, stored)
 
 
+def test_booleans_that_tifffile_wrote_are_not_turned_round(tmp_path, caplog):
+    tifffile.imwrite(tmp_path / "l.tif", LABELS > 1)
+    assert np.array_equal(read_labels(tmp_path / "l.tif").values, LABELS > 1) and not caplog.text
+    tifffile.imwrite(tmp_path / "w.tif", 255 - LABELS, photometric="miniswhite")
+    assert np.array_equal(read_labels(tmp_path / "w.tif").values, LABELS)
+    assert "w.tif calls 0 white, so its numbers are turned round" in caplog.text
+
+
+@pytest.mark.parametrize("compression", [None, "zlib"])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int8, ">u2"])
+def test_labels_that_are_stored_turned_are_upright(tmp_path, compression, dtype):
+    wide = np.random.default_rng(0).integers(0, 3, (30, 40)).astype(dtype)
+    turns = {1: wide, 3: wide[::-1, ::-1], 5: wide.T, 6: np.rot90(wide, -1), 7: np.rot90(wide.T, 2), 8: np.rot90(wide)}
+    for orientation, upright in turns.items():
+        options = {"compression": compression, "extratags": [(274, "H", 1, orientation, True)]}
+        tifffile.imwrite(tmp_path / "l.tif", wide, byteorder=">" if dtype == ">u2" else "<", **options)
+        assert np.array_equal(read_labels(tmp_path / "l.tif").values, upright), orientation
+
+
 @pytest.mark.parametrize("most", [15, 255, 1000])
 def test_labels_of_a_pgm_are_what_is_stored(tmp_path, most):
     data = LABELS.astype(">u2" if most > 255 else np.uint8).tobytes()

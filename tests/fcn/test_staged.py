@@ -76,10 +76,12 @@ def test_what_is_pooled_over_the_image_is_run_whole(arch, backbone, stride):
 @pytest.mark.parametrize("architecture", [FAMILY[1], FAMILY[-1]], ids=["lite0", "dilated8"])
 def test_exported_for_validation_it_gives_the_same(architecture, opens, monkeypatch):
     monkeypatch.setattr(staged, "TILE", 64)
+    monkeypatch.setattr(staged, "OPENVINO_TILE", 64)
     model = random_network(**architecture)
     card = card_for(model.architecture, tuple("abcde"))
     net = staged_network(model, card, exported=True, opens=opens)
     assert net.backend.name == ("openvino" if opens is OpenVinoSession else "onnxruntime")
+    assert net.plan(141, 203).grids[0].count > 4
     for size in ((141, 203), (1, 1), (64, 65)):
         check(net.result(photo(*size), "labels"), whole_logits(model, card, photo(*size)))
 

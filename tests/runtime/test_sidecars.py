@@ -12,7 +12,7 @@ from fcn_deploy.runtime.images.header import read_header
 from fcn_deploy.runtime.images.numbers import ReadOptions
 from fcn_deploy.runtime.images.read import decode
 from fcn_deploy.runtime.images.regions import open_regions
-from helpers import command, one_error, photo
+from helpers import command, needs, one_error, photo
 from PIL import Image
 
 from fcn_deploy import DeployError, MisuseError, ModelCard
@@ -72,6 +72,36 @@ def test_a_mask_as_rasterio_writes_it(tmp_path):
     np.testing.assert_array_equal(valid(path), expected)
     with rasterio.open(path) as file:
         np.testing.assert_array_equal(file.dataset_mask() > 0, expected)
+
+
+@pytest.mark.parametrize("internal", [False, True])
+def test_a_palette_has_no_data_by_its_index_and_by_a_mask(tmp_path, internal):
+    rasterio = pytest.importorskip("rasterio", reason="pip install 'fcn-deploy[gdal]'")
+    indices, mask = photo(50, 60)[:, :, 0] % 7, np.random.default_rng(0).random((50, 60)) > 0.3
+    told = {"driver": "GTiff", "height": 50, "width": 60, "count": 1, "dtype": "uint8", "photometric": "palette"}
+    inside = rasterio.Env(GDAL_TIFF_INTERNAL_MASK=internal)
+    with inside, rasterio.open(tmp_path / "a.tif", "w", nodata=3, **told) as file:
+        file.write(indices, 1)
+        file.write_colormap(1, {index: (index, 9, 9, 255) for index in range(7)})
+        file.write_mask(mask)
+    np.testing.assert_array_equal(valid(tmp_path / "a.tif"), mask & (indices != 3))
+
+
+@pytest.mark.parametrize("name", ["a.tif", "a.jpg"])
+def test_margins_that_a_compression_has_frayed_are_named(tmp_path, caplog, name):
+    needs("imagecodecs")
+    image = np.full((200, 300, 3), 200, np.uint8)
+    image[np.add.outer(np.arange(200), np.arange(300)) < 150] = 0  # a scene that is turned on its grid
+    path, said = tmp_path / name, {} if name == "a.tif" else {"no_data": 0}
+    options = {"compression": "jpeg", "extratags": [(42113, "s", 0, "0", True)]} if name == "a.tif" else {}
+    save(path, image, **options)
+    with pytest.raises(MisuseError, match=r"compressed as JPEG.*no-data value 0 .*get classes.*nearblack.*--strict"):
+        valid(path, strict=True, **said)
+    save_mask(path, (image[:, :, 0] > 0) * np.uint8(255))
+    np.testing.assert_array_equal(valid(path, strict=True, **said), image[:, :, 0] > 0)
+    tifffile.imwrite(tmp_path / "b.tif", image, photometric="rgb", extratags=[(42113, "s", 0, "0", True)])
+    valid(tmp_path / "b.tif", strict=True)
+    assert not caplog.text
 
 
 def test_a_mask_that_cannot_be_meant_is_refused(tmp_path):
