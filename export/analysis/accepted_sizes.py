@@ -10,6 +10,7 @@ from fcn_deploy.runtime.errors import DeployError, one_line
 
 # Sides that a network of some multiple takes: a multiple divides one of them, and is found among its divisors.
 BASES = (96, 192, 320, 448, 768, 576, 800, 960)
+SMALL_BASE = 32  # tried first: most networks take it, and their runs there cost a tenth
 # What is run, in multiples beyond a side, to see whether it is taken: odd, even, not square.
 NEIGHBOURS = ((0, 0), (0, 1), (2, 1))
 # And once the multiple and the smallest side are found, of those whose sides are beyond it by so many pixels at most.
@@ -146,7 +147,7 @@ def find_accepted_sizes(run: Run, name: str) -> AcceptedSizes:
         DeployError: it gives no scores [N, K, h, w], or takes no changing sizes; says what it did instead.
     """
     trials, tried = _Trials(run, name), set()
-    for base in BASES:
+    for base in (SMALL_BASE, *BASES):
         like = trials.like(base)
         if like is None or not like.takes(base, 2 * base):  # a size baked in
             continue
@@ -284,8 +285,10 @@ def _with_cause(failed: str) -> str:
 def _refusal(trials: _Trials) -> str:
     """Why a network is not taken, from what it did at the sizes that were run."""
     text = f"{trials.name} labels no images of changing size: "
-    ran = {size: found for size, found in trials.seen.items() if found.shape}
-    failures = (f"at {h}×{w} it fails: {trial.failure}" for (h, w), trial in trials.seen.items() if trial.failure)
+    # Small images fail for reasons of their own, which are told where there are no others.
+    seen = sorted(trials.seen.items(), key=lambda trial: min(trial[0]) < BASES[0])
+    ran = {size: found for size, found in seen if found.shape}
+    failures = (f"at {h}×{w} it fails: {trial.failure}" for (h, w), trial in seen if trial.failure)
     failed = next(failures, "")
     if not ran:
         return text + _with_cause(failed)

@@ -1,11 +1,12 @@
-"""The shapes before and after the Reshapes of a network at two image sizes, by running it."""
+"""The shapes before and after the Reshapes of a network at two image sizes, by ONNX's inference or by running it."""
 
+import math
 from functools import cached_property
 
 import numpy as np
 import onnx
 from fcn_deploy.export.analysis.accepted_sizes import run_quietly
-from fcn_deploy.export.graph.edit import extract
+from fcn_deploy.export.graph.edit import dims, extract, set_shape
 from fcn_deploy.runtime.backends.onnxruntime import session
 from fcn_deploy.runtime.errors import one_line
 from onnx import ModelProto, NodeProto
@@ -16,27 +17,48 @@ BeforeAndAfter = tuple[Shape, Shape]
 SIDES = ((17, 23), (29, 19))
 # What a unit is, in multiples of the period: blocks may want more than the period.
 UNITS = (1, 2, 4, 8, 3, 7)
+RESHAPES = ("Reshape", "Flatten")
+FEW = 64  # elements of what shapes are computed of; what has more is weights
 
 
 class ReshapeShapes:
     """The shapes of every Reshape and Flatten of a network, each found when it is asked for.
 
-    All are had of one run for a size, where the network runs at that size as a whole.
+    ONNX's inference is asked first, as it costs no arithmetic. Where it does not know, the network is run: once for a
+    size, where it runs at that size as a whole.
     """
 
     def __init__(self, network: ModelProto) -> None:
         self._network = network
         self._known: dict[tuple[int, int], dict[str, Shape]] = {}  # size of the image → tensor → its shape
+        self._inferences: dict[tuple[int, int], dict[str, Shape]] = {}
         self._partial: set[tuple[int, int]] = set()  # sizes at which the network does not run as a whole
 
     @cached_property
     def _wanted(self) -> list[str]:
-        reshapes = (node for node in self._network.graph.node if node.op_type in ("Reshape", "Flatten"))
+        reshapes = (node for node in self._network.graph.node if node.op_type in RESHAPES)
         return list(dict.fromkeys(name for node in reshapes for name in (node.input[0], node.output[0])))
 
     @cached_property
+    def _part(self) -> ModelProto:
+        return extract(self._network, self._wanted)
+
+    @cached_property
     def _session(self):
-        return session(extract(self._network, self._wanted).SerializeToString(), optimise=False)
+        return session(self._part.SerializeToString(), optimise=False)
+
+    @cached_property
+    def _weightless(self) -> ModelProto:
+        """The part that is run, with inputs in place of weights, of which inference wants the shapes alone."""
+        part = self._part.graph
+        graph = onnx.GraphProto(name=part.name, node=part.node, input=part.input, output=part.output)
+        taken = {value.name for value in part.input}
+        for held in part.initializer:
+            if math.prod(held.dims) <= FEW:
+                graph.initializer.append(held)
+            elif held.name not in taken:
+                graph.input.append(onnx.helper.make_tensor_value_info(held.name, held.data_type, held.dims))
+        return ModelProto(graph=graph, ir_version=self._part.ir_version, opset_import=self._part.opset_import)
 
     def at_two_sizes(self, node: NodeProto, unit: tuple[int, int]) -> tuple[BeforeAndAfter, BeforeAndAfter]:
         """Of one node, for images whose sides are multiples of `unit`, (height, width).
@@ -69,7 +91,34 @@ class ReshapeShapes:
         return known[names[0]], known[names[1]]
 
     def _run(self, names: list[str], size: tuple[int, int]) -> dict[str, Shape]:
+        if all(name in self._inferred(size) for name in names):
+            return {name: self._inferred(size)[name] for name in names}
         image = self._network.graph.input[0].type.tensor_type
         channels, dtype = image.shape.dim[1].dim_value, onnx.helper.tensor_dtype_to_np_dtype(image.elem_type)
         results = run_quietly(self._session, np.zeros((1, channels, *size), dtype), names, in_part=True)
         return {name: result.shape for name, result in zip(names, results, strict=True)}
+
+    def _inferred(self, size: tuple[int, int]) -> dict[str, Shape]:
+        """Tensor → its shape by ONNX's inference, of Reshapes that it knows all of and that keep all elements."""
+        if size not in self._inferences:
+            image = self._weightless.graph.input[0]
+            kind = image.type.tensor_type
+            set_shape(image, [1, kind.shape.dim[1].dim_value, *size], kind.elem_type)
+            try:
+                found = onnx.shape_inference.infer_shapes(self._weightless, data_prop=True).graph
+            except onnx.shape_inference.InferenceError:  # running it tells what is wrong, or that nothing is
+                found = onnx.GraphProto()
+            known: dict[str, Shape] = {}
+            for value in (*found.input, *found.value_info, *found.output):
+                shape = dims(value)
+                sides = tuple(side for side in shape if isinstance(side, int) and side > 0)
+                if sides and len(sides) == len(shape):
+                    known[value.name] = sides
+            pairs = [(node.input[0], node.output[0]) for node in found.node if node.op_type in RESHAPES]
+            self._inferences[size] = {
+                name: known[name]
+                for pair in pairs
+                if known.keys() >= set(pair) and math.prod(known[pair[0]]) == math.prod(known[pair[1]])
+                for name in pair
+            }
+        return self._inferences[size]

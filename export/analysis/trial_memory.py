@@ -17,10 +17,14 @@ COUNTS_FROM = 32e6  # bytes: less is not told from what the process does beside 
 
 
 class TrialMemory:
-    """What runs have taken so far, and what one of more pixels would."""
+    """What runs have taken so far, and what one of more pixels would.
 
-    def __init__(self) -> None:
-        self.most = min(available_memory() * MEMORY_SHARE, MOST_MEMORY)
+    Attributes:
+        most: bytes that a run may take.
+    """
+
+    def __init__(self, most: float = MOST_MEMORY) -> None:
+        self.most = min(available_memory() * MEMORY_SHARE, most)
         self._before = resident() or 0
         self._seen: list[tuple[int, float]] = []  # (pixels, bytes), of ever more pixels
 

@@ -16,6 +16,9 @@ SIDE = 256  # pixels of the picture, about
 # Correlation over the middles of patches. Of networks as torch initialises them, the most global had 0.71 (DeepLabv3),
 # most 1.00; of such that saw the first or the middle quarter of the larger picture, most had -0.5 to 0.6.
 ALIKE = 0.65
+# Bytes that the larger picture may take. What attends from each pixel to each has a cost by the square of the pixels:
+# above this the picture is compared with half of itself, which is the same patches, for a sixteenth of the cost.
+MOST_MEMORY = 600e6
 
 Run = Callable[[np.ndarray], np.ndarray]
 
@@ -30,14 +33,22 @@ def note_on_twice_the_size(run: Run, sizes: AcceptedSizes, channels: int, whole_
         whole_numbers: whether its images are of 0 to 255.
         name: of the network.
     """
-    side = max(-(-SIDE // sizes.multiple), -(-sizes.smallest // sizes.multiple)) * sizes.multiple
-    memory, picture = TrialMemory(), patches(channels, side, whole_numbers)
-    try:
+    least = max(-(-SIDE // sizes.multiple), -(-sizes.smallest // sizes.multiple))
+    memory = TrialMemory(MOST_MEMORY)
+
+    def scores(count: int) -> np.ndarray:
+        side = count * sizes.multiple
         with memory.run(side * side):
-            run(picture)
-        if not memory.allows(4 * side * side):
+            return run(patches(channels, side, whole_numbers))[0]
+
+    try:
+        usual = scores(least)
+        if memory.allows((2 * least * sizes.multiple) ** 2):
+            likeness = likeness_of(usual, scores(2 * least))
+        elif least % 2 == 0 and least // 2 * sizes.multiple >= sizes.smallest:
+            likeness = likeness_of(scores(least // 2), usual)
+        else:
             return ""
-        likeness = likeness_when_enlarged(run, picture)
     except Exception:  # a size that it does not take after all: nothing is known
         return ""
     if likeness is None or likeness >= ALIKE:
@@ -48,14 +59,9 @@ def note_on_twice_the_size(run: Run, sizes: AcceptedSizes, channels: int, whole_
     )
 
 
-def likeness_when_enlarged(run: Run, picture: np.ndarray) -> float | None:
-    """The correlation of a network's scores of a picture and of the same at twice its size; None: it has no spread.
-
-    Args:
-        run: images float32 [1,C,H,W] → scores [1,K,h,w].
-        picture: float32 [1,C,H,W], as from `patches`.
-    """
-    before, after = (_by_patch(run(image)[0]) for image in (picture, picture.repeat(2, 2).repeat(2, 3)))
+def likeness_of(scores: np.ndarray, enlarged: np.ndarray) -> float | None:
+    """The correlation of scores [K,h,w] of a picture and of the same at twice its size; None: they have no spread."""
+    before, after = _by_patch(scores), _by_patch(enlarged)
     ours, theirs = (each - each.mean((1, 2), keepdims=True) for each in (before, after))
     if not math.sqrt((ours**2).sum()) > 1e-4 * math.sqrt((before**2).sum()):
         return None

@@ -84,10 +84,11 @@ def export_module(
         note(line)
     if (node := label_maker(graph)) is not None:
         raise DeployError(f"{name} gives labels by {label(node)}; it must give scores, before an argmax or a threshold")
-    if card is None and options.activation is None and "activation" not in (options.card or {}):
-        _refuse_other_kinds(network, graph)
     if card is None:
-        graph, card = _assumed_card(network, graph, options, note)
+        scores = np.asarray(network.scores(*traced_size(network.sizes)))
+        if options.activation is None and "activation" not in (options.card or {}):
+            _refuse_other_kinds(network, graph, scores)
+        graph, card = _assumed_card(network, graph, scores, options, note)
     padded = exported.fit == "pad"
     card = replace(
         options.with_range(card, note),
@@ -101,25 +102,29 @@ def export_module(
     return card, exported.differences
 
 
-def _refuse_other_kinds(network: Network, graph: onnx.ModelProto) -> None:
-    """Raise DeployError where what a module gives is no scores of classes, by its name and what is beside it."""
+def _refuse_other_kinds(network: Network, graph: onnx.ModelProto, scores: np.ndarray) -> None:
+    """Raise DeployError where what a module gives is no scores of classes, by its name and what is beside it.
+
+    Args:
+        scores: that it gave for noise of the traced size.
+    """
     if not isinstance(module := network.module, ScoresModule):
         return
     size = traced_size(network.sizes)
-    beside = [module.beside(network.image(*size, strength)) for strength in STRENGTHS]
-    (called, others), *_ = beside
-    shares = [name for name in others if all(bool(((t[name] >= 0) & (t[name] <= 1)).all()) for _, t in beside)]
+    called, others = module.beside(network.image(*size))
+    # Strong noise tells nothing of a network that gives one tensor, as none is beside it.
+    beside = [others, *(module.beside(network.image(*size, each))[1] for each in STRENGTHS[1:] if others)]
+    shares = [name for name in others if all(bool(((t[name] >= 0) & (t[name] <= 1)).all()) for t in beside)]
     shapes = {name: tuple(value.shape) for name, value in others.items()}
-    result = np.asarray(network.scores(*size))
-    kind = kind_of_output(graph, graph.graph.output[0].name, result, size, shapes, called, shares)
+    kind = kind_of_output(graph, graph.graph.output[0].name, scores, size, shapes, called, shares)
     if kind is not None:
-        raise refusal_of(kind, network.name, called or "its output", result.shape)
+        raise refusal_of(kind, network.name, called or "its output", scores.shape)
 
 
 def _assumed_card(
-    network: Network, graph: onnx.ModelProto, options: ImportOptions, note: Note
+    network: Network, graph: onnx.ModelProto, scores: np.ndarray, options: ImportOptions, note: Note
 ) -> tuple[onnx.ModelProto, ModelCard]:
-    """(the graph, that takes RGB; the card of a module that carries none)."""
+    """(the graph, that takes RGB; the card of a module that carries none); `scores`: as in _refuse_other_kinds."""
     name, channels, sizes = network.name, network.channels, network.sizes
     if options.bgr:
         if channels != 3:
@@ -127,11 +132,9 @@ def _assumed_card(
         graph = reverse_channels(graph).model
         note(f"{name} wants BGR, as --bgr says: its channels are reversed, and the ONNX takes RGB")
     # A logit is a probability's number for weak noise by chance, and not for any.
-    noise = [
-        np.asarray(network.scores(*traced_size(sizes), strength))
-        for strength in STRENGTHS[: 3 if sizes.scores == 1 else 1]
-    ]
-    score_range = float(min(scores.min() for scores in noise)), float(max(scores.max() for scores in noise))
+    stronger = STRENGTHS[1:] if sizes.scores == 1 else ()
+    noise = [scores, *(np.asarray(network.scores(*traced_size(sizes), strength)) for strength in stronger)]
+    score_range = float(min(each.min() for each in noise)), float(max(each.max() for each in noise))
     labels = isinstance(network.module, ScoresModule) and network.module.labels
     evidence = CardEvidence(channels, sizes.scores, score_range=score_range, labels=labels)
     card, assumed = card_of(graph, evidence, options, name)

@@ -63,6 +63,9 @@ def test_the_sizes_that_are_verified():
     assert len(VERIFIED_SIZES) >= 12 and (1, 1) in VERIFIED_SIZES and (64, 96) not in VERIFIED_SIZES
     assert any(max(size) == 8 * min(size) for size in VERIFIED_SIZES)
     assert any(min(size) > 96 for size in VERIFIED_SIZES)
+    for axis in (0, 1):
+        assert any(size[axis] > 256 for size in VERIFIED_SIZES)
+    assert sum(height * width for height, width in VERIFIED_SIZES) < 70_000, "an export waits for each pixel"
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ from fractions import Fraction
 import numpy as np
 import onnx
 import pytest
+from fcn_deploy.export.analysis import reshape_shapes
 from fcn_deploy.export.analysis.accepted_sizes import run_quietly
 from fcn_deploy.export.analysis.receptive_field import receptive_field
 from fcn_deploy.export.analysis.receptive_fields import Field, WholeImageError
@@ -352,6 +353,17 @@ def test_a_part_that_starts_at_features_has_its_field_in_pixels_of_the_image():
     found = receptive_field(graph([conv], three), (features, features))
     assert (found.fields[0].stride, found.fields[0].low, found.fields[0].high, found.period) == (16, -8, 15, 16)
     assert found.halo == (16, 16)
+
+
+def test_wide_networks_are_not_run_for_the_shapes_of_their_reshapes(monkeypatch):
+    def run(*model, **options):
+        raise AssertionError("run at full width: minutes, and gigabytes")
+
+    nodes, constants = shuffled("y", "scores", 0, np.random.default_rng(0), 4)
+    conv = helper.make_node("Conv", ["image", "w"], ["y"], pads=[1] * 4)
+    model = graph([conv, *nodes], constants | {"w": np.ones((4, 1, 3, 3), np.float32)})
+    monkeypatch.setattr(reshape_shapes, "session", run)
+    assert receptive_field(model).halo == (1, 1)
 
 
 @pytest.mark.slow

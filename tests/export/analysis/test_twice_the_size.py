@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from fcn_deploy.export.analysis import twice_the_size
 from fcn_deploy.export.analysis.accepted_sizes import AcceptedSizes
-from fcn_deploy.export.analysis.twice_the_size import likeness_when_enlarged, note_on_twice_the_size, patches
+from fcn_deploy.export.analysis.twice_the_size import likeness_of, note_on_twice_the_size, patches
 from fcn_deploy.export.importer.import_model import import_model
 from helpers import onnx_model
 from onnx import helper
@@ -52,7 +52,19 @@ def test_what_tells_nothing_is_no_reason_to_speak():
 
     assert note_on_twice_the_size(fails, AcceptedSizes(), 3, False, "it") == ""
     assert note_on_twice_the_size(lambda x: np.ones((1, 2, *x.shape[2:])), AcceptedSizes(), 3, False, "it") == ""
-    assert likeness_when_enlarged(lambda x: x * 0, patches(3, 64)) is None
+    assert likeness_of(np.zeros((2, 8, 8)), np.zeros((2, 16, 16))) is None
+
+
+def test_attention_over_all_pixels_is_not_run_at_the_larger_size():
+    sides = []
+
+    def attends(images):
+        sides.append(images.shape[-1])
+        np.ones((images.shape[-1] ** 2 // 10,) * 2, np.float32)  # 172 MB at 256×256, and 2.7 GB at 512×512
+        return images[:, :, :128, :128]  # the first quarter of the usual picture
+
+    assert "at twice its size" in note_on_twice_the_size(attends, AcceptedSizes(32), 3, False, "it")
+    assert sides == [256, 128]
 
 
 def test_pictures_of_whole_numbers_are_whole():
