@@ -5,9 +5,7 @@ import platform
 from dataclasses import replace
 from importlib.metadata import version
 
-import numpy as np
 from fcn_deploy.calibration.report.engine_report import REPORT, EngineReport
-from fcn_deploy.export.analysis.model_end import AS_PYTORCH
 from fcn_deploy.export.build.config import BuildConfig
 from fcn_deploy.export.build.core import Core, core_of, optimise_offline
 from fcn_deploy.export.build.cut_passes import NO_PASSES, CutPasses, cut_passes
@@ -16,12 +14,13 @@ from fcn_deploy.export.build.draft import Draft
 from fcn_deploy.export.build.golden import golden_sample
 from fcn_deploy.export.build.joined_heads import core_of_heads
 from fcn_deploy.export.build.low_precision import mixed_as_asked
+from fcn_deploy.export.build.openvino_differences import keeps_aspect_ratio, without_openvino_where_it_differs
 from fcn_deploy.export.build.parity import compare_each
 from fcn_deploy.export.build.report_parts import ONE_PER_CORE, stage_reports
 from fcn_deploy.export.build.targets import cpu, fastest_plan, onnxruntime_gpu, tensorrt
 from fcn_deploy.export.build.targets.job import BuildJob, TargetBuilder
 from fcn_deploy.export.build.targets.tensorrt_plan import check_builder
-from fcn_deploy.export.graph.edit import attributes, check, initializers, label
+from fcn_deploy.export.graph.edit import check, label
 from fcn_deploy.export.importer.import_model import ImportedModel
 from fcn_deploy.export.quantization.mixed_precision import write_precision_report
 from fcn_deploy.export.quantization.options import Say
@@ -67,10 +66,8 @@ def build_engine(
         check_builder(config.tensorrt_options, config.gpu_types)
     _check_heads(model, config)
     core = core_of_heads(model) if model.further else core_of(model)
-    config = _without_what_stretches(core.model, config, say)
-    config = _without_other_lengths(core.model, config, say)
-    config = _without_other_borders(core.model, config, say)
-    config = _without_other_cells(core.model, config, say)
+    _check_aspect_ratio(core.model, config)
+    config = without_openvino_where_it_differs(core.model, config, say)
     float_core = optimise_offline(core.model)
     own = "int8" if model.quantised else "float32"  # what the model is of, before anything is made of it
     float_draft, passes = _float_draft(core, float_core, config, own, say)
@@ -102,109 +99,12 @@ def _check_heads(model: ImportedModel, config: BuildConfig) -> None:
         )
 
 
-def _without_what_stretches(core: ModelProto, config: BuildConfig, say: Say) -> BuildConfig:
-    """The config without OpenVINO where a Resize keeps the aspect ratio, which OpenVINO stretches all the same.
-
-    Raises:
-        DeployError: there is one, and ONNX Runtime is not among what may run it.
-    """
-    policies = ((node, attributes(node).get("keep_aspect_ratio_policy", "stretch")) for node in core.graph.node)
-    kept = next((node for node, policy in policies if policy != "stretch"), None)
-    if kept is None or config.on_ort_gpu:
-        return config
-    what = f"node {label(kept)} keeps the aspect ratio (keep_aspect_ratio_policy)"
-    if config.on_tensorrt:
-        raise DeployError(f"{what}, which TensorRT refuses; take it out and resize images before, or use --target cpu")
-    backends = config.tuning.backends if config.tuning is not None else ()
-    if backends == ("openvino",):
+def _check_aspect_ratio(core: ModelProto, config: BuildConfig) -> None:
+    """Raises DeployError where TensorRT is to run a Resize that keeps the aspect ratio."""
+    if config.on_tensorrt and (kept := keeps_aspect_ratio(core)) is not None:
         raise DeployError(
-            f"{what}, and OpenVINO stretches; take it out and resize images before, or use --backend onnxruntime"
+            f"node {label(kept.node)} {kept.asks}, which TensorRT refuses; {kept.instead}, or use --target cpu"
         )
-    if config.tuning is None or "openvino" not in backends:
-        return config
-    say(f"{what}: OpenVINO, which stretches, is left out")
-    return _without_openvino(config)
-
-
-def _without_other_lengths(core: ModelProto, config: BuildConfig, say: Say) -> BuildConfig:
-    """The config without OpenVINO where a Resize has a scale such as 1.3, of which it makes other lengths.
-
-    floor(90 × 1.3) is 116 in float32, as ONNX Runtime has it, and 117 in OpenVINO: at some sizes only, so that a
-    comparison need not meet one. What is a multiple of 1/256 has one product in either.
-
-    Raises:
-        DeployError: there is one, and ONNX Runtime is not among what may run it.
-    """
-    backends = config.tuning.backends if config.tuning is not None else ()
-    if config.on_tensorrt or config.on_ort_gpu or "openvino" not in backends:
-        return config
-    held = initializers(core)
-    resizes = (
-        (node, held.get(node.input[2])) for node in core.graph.node if node.op_type == "Resize" and len(node.input) > 2
-    )
-    found = next(((node, scales) for node, scales in resizes if scales is not None and np.any(scales * 256 % 1)), None)
-    if found is None:
-        return config
-    node, scales = found
-    what = f"node {label(node)} resizes by {max(scales, key=lambda scale: scale * 256 % 1):g}"
-    if backends == ("openvino",):
-        raise DeployError(
-            f"{what}, of which OpenVINO makes another length at some sizes; use --backend onnxruntime, or give the "
-            "Resize sizes instead"
-        )
-    say(f"{what}: OpenVINO, which makes another length of it at some sizes, is left out")
-    return _without_openvino(config)
-
-
-def _without_other_borders(core: ModelProto, config: BuildConfig, say: Say) -> BuildConfig:
-    """The config without OpenVINO where a cubic Resize leaves out what is beyond the border, which OpenVINO ignores.
-
-    Raises:
-        DeployError: there is one, and ONNX Runtime is not among what may run it.
-    """
-    backends = config.tuning.backends if config.tuning is not None else ()
-    if config.on_tensorrt or config.on_ort_gpu or "openvino" not in backends:
-        return config
-    resizes = ((node, attributes(node)) for node in core.graph.node if node.op_type == "Resize")
-    excluding = (node for node, given in resizes if given.get("mode") == "cubic" and given.get("exclude_outside"))
-    if (found := next(excluding, None)) is None:
-        return config
-    what = f"node {label(found)} leaves out what is beyond the border (exclude_outside)"
-    if backends == ("openvino",):
-        raise DeployError(f"{what}, which OpenVINO ignores; use --backend onnxruntime")
-    say(f"{what}: OpenVINO, which ignores that, is left out")
-    return _without_openvino(config)
-
-
-def _without_other_cells(core: ModelProto, config: BuildConfig, say: Say) -> BuildConfig:
-    """The config without OpenVINO where nearest neighbours that tie are computed as PyTorch does.
-
-    Its quotients of float32 are not always the nearest ones, and in BF16 none is, so that it reads other cells.
-
-    Raises:
-        DeployError: there are some, and ONNX Runtime is not among what may run them.
-    """
-    backends = config.tuning.backends if config.tuning is not None else ()
-    if config.on_tensorrt or config.on_ort_gpu or "openvino" not in backends:
-        return config
-    computed = (node for node in core.graph.node if node.op_type == "Range" and f"/{AS_PYTORCH}/" in node.output[0])
-    if (found := next(computed, None)) is None:
-        return config
-    what = f"node {label(found)} is of nearest neighbours that tie, from map to map by no whole factor"
-    low = config.quantization.precision == "bf16"
-    if low or backends == ("openvino",):
-        raise DeployError(
-            f"{what}, of which OpenVINO reads other cells at some sizes; "
-            f"{'omit --bf16' if low else 'use --backend onnxruntime'}, or interpolate bilinearly or by a whole factor"
-        )
-    say(f"{what}: OpenVINO, which reads other cells at some sizes, is left out")
-    return _without_openvino(config)
-
-
-def _without_openvino(config: BuildConfig) -> BuildConfig:
-    assert config.tuning is not None
-    backends = tuple(backend for backend in config.tuning.backends if backend != "openvino")
-    return replace(config, tuning=replace(config.tuning, backends=backends))
 
 
 def _builder(config: BuildConfig) -> TargetBuilder:

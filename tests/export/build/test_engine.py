@@ -156,8 +156,8 @@ def test_nearest_neighbours_that_tie_are_those_of_pytorch(tmp_path, exporter):
     config = BuildConfig(tuning=tuning, latency_sizes=[(16, 16)])
     report = build_engine(source, tmp_path / "m.engine", config, said.append)
     assert report.head == "nearest" and report.agreement.wrong == 0
-    assert any("OpenVINO, which reads other cells at some sizes, is left out" in line for line in said)
-    with pytest.raises(DeployError, match=r"OpenVINO reads other cells.*--backend onnxruntime"):
+    assert any("OpenVINO, which takes from other cells at some sizes, is left out" in line for line in said)
+    with pytest.raises(DeployError, match=r"OpenVINO takes from other cells.*--backend onnxruntime"):
         build_engine(source, tmp_path / "n.engine", BuildConfig(tuning=TuningOptions(("openvino",))))
     run = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     with Segmenter(path) as plain, Segmenter(tmp_path / "m.engine") as net:

@@ -235,9 +235,10 @@ LINEAR, EXCLUDING = 'mode="linear"', 'mode="cubic", exclude_outside=1'
 @pytest.mark.parametrize(
     "how, by, left_out",
     [
-        (LINEAR, 1.3, r"resizes by 1\.3, of which OpenVINO makes another length"),
+        (LINEAR, 1.3, r"resizes by 1\.3, which OpenVINO gives another length"),
         (LINEAR, 1.5, None),
-        (EXCLUDING, 1.5, r"leaves out what is beyond the border \(exclude_outside\), which OpenVINO ignores"),
+        ('mode="linear", antialias=1', 0.5, "is antialiased, which OpenVINO does not do"),
+        (EXCLUDING, 1.5, r"leaves out what is beyond the border \(exclude_outside\), which OpenVINO does not do"),
     ],
 )
 def test_a_resize_that_openvino_computes_otherwise_is_left_to_onnx_runtime(tmp_path, how, by, left_out):
