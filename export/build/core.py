@@ -10,6 +10,7 @@ from fcn_deploy.export.build.golden import GOLDEN_SIZE
 from fcn_deploy.export.graph.edit import check
 from fcn_deploy.export.importer.import_model import ImportedModel
 from fcn_deploy.export.passes.bilinear_deconv import bilinear_deconv
+from fcn_deploy.export.passes.drop_idle import drop_idle
 from fcn_deploy.export.passes.fold_constants import fold_constants
 from fcn_deploy.export.passes.fold_scales import fold_scales
 from fcn_deploy.export.passes.fuse_padding import fuse_padding
@@ -61,7 +62,8 @@ def core_of(imported: ImportedModel, fades: bool = True) -> Core:
     core, upsampling = split.model, split.upsampling
     for fuse in (fuse_padding, hard_sigmoid, fold_scales):
         core = fuse(core).model
-    core = resize_by_factor(core, split.size_multiple, split.smallest).model
+    for at_multiples in (resize_by_factor, drop_idle):
+        core = at_multiples(core, split.size_multiple, split.smallest).model
     if split.sigmoid or upsampling.activated:
         if card.activation == "sigmoid":
             raise DeployError("the model ends in a Sigmoid, and its card says that it gives logits; mend the card")

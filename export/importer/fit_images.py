@@ -4,6 +4,7 @@ from dataclasses import replace
 
 from fcn_deploy.export.analysis.accepted_sizes import AcceptedSizes
 from fcn_deploy.export.analysis.receptive_field import global_operator
+from fcn_deploy.export.passes.drop_idle import computed_pads, drop_idle
 from fcn_deploy.export.passes.pad_and_crop import pad_and_crop
 from fcn_deploy.export.passes.resize_by_factor import computed_resizes, resize_by_factor
 from fcn_deploy.export.passes.resize_to_multiple import resize_to_multiple, resize_to_size
@@ -31,13 +32,24 @@ def padded_by_choice(model: ModelProto, sizes: AcceptedSizes, fit: str | None) -
     """The sizes, or where the user wants padding for a network that takes them all, multiples that it tiles at.
 
     Decoders that go to the size of a skip by linear interpolation stretch odd sizes, and depend on the whole image
-    there. At multiples of their strides they go by factors. A user may want those, for images that are run in tiles.
+    there; those of transposed convolutions pad their maps. At multiples of their strides they go by factors. A user may
+    want those, for images that are run in tiles.
     """
-    if fit != "pad" or (sizes.multiple, sizes.smallest, sizes.only) != (1, 1, None):
+    if fit != "pad" or sizes.multiple != 1 or sizes.only is not None:
         return sizes
-    left = {multiple: len(computed_resizes(resize_by_factor(model, multiple).model)) for multiple in PADDED_TO}
+    left: dict[int, int] = {}
+    for multiple in PADDED_TO:
+        left[multiple] = _goes_by_size(model, multiple, sizes.smallest)
+        if not left[multiple]:
+            break
     best = min(left, key=left.__getitem__)  # the least of equally good ones
     return replace(sizes, multiple=best, by_choice=True) if left[best] < left[1] else sizes
+
+
+def _goes_by_size(model: ModelProto, multiple: int, smallest: int) -> int:
+    """How many Resizes and Pads still go to the size of another map at multiples of this."""
+    resized = resize_by_factor(model, multiple, smallest).model
+    return len(computed_resizes(resized)) + len(computed_pads(drop_idle(resized, multiple, smallest).model))
 
 
 def fit_images(

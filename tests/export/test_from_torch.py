@@ -10,8 +10,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from fcn_deploy.export.analysis.accepted_sizes import find_accepted_sizes
+from fcn_deploy.export.analysis.receptive_field import receptive_field
+from fcn_deploy.export.analysis.receptive_fields import WholeImageError
+from fcn_deploy.export.build.core import core_of
 from fcn_deploy.export.from_torch import VERIFIED_SIZES, export_module
 from fcn_deploy.export.graph.edit import metadata, opset
+from fcn_deploy.export.importer.import_model import import_model
 from fcn_deploy.export.importer.options import ImportOptions
 from fcn_deploy.fcn import backbones
 from helpers import checkpoint_of, command, one_error, random_network
@@ -197,12 +201,35 @@ class Stretches(Segments):
         return to_size(y, F.max_pool2d(y, 2, ceil_mode=True)) + y
 
 
-def test_fit_pad_pads_a_network_of_any_size_to_multiples_where_it_can_be_tiled(tmp_path):
+class PadsItsMaps(nn.Module):
+    """As the widely copied Pytorch-UNet: a transposed convolution, and a Pad of what odd sizes lack to its skip."""
+
+    def __init__(self, whole=1):
+        super().__init__()
+        self.whole, self.first, self.score = whole, nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 3, 3, padding=1)
+        self.up = nn.ConvTranspose2d(4, 4, 2, stride=2)
+
+    def forward(self, x):
+        rows, columns = x.shape[2:]
+        skip = self.first(F.pad(x, (0, -columns % self.whole, 0, -rows % self.whole), mode="replicate"))
+        y = self.up(F.max_pool2d(skip, 2))
+        below, right = skip.size(2) - y.size(2), skip.size(3) - y.size(3)
+        y = F.pad(y, [right // 2, right - right // 2, below // 2, below - below // 2])
+        return self.score(skip + y)[..., :rows, :columns]
+
+
+@pytest.mark.parametrize(
+    ("model", "multiple", "period"),
+    [(Stretches(to_size), 4, 4), (PadsItsMaps(), 2, 2), (PadsItsMaps(whole=4), 4, 2)],
+)
+def test_fit_pad_pads_a_network_of_any_size_to_multiples_where_it_can_be_tiled(tmp_path, model, multiple, period):
     torch.manual_seed(0)
-    model = Stretches(to_size).eval()
-    free, _ = export_module(model, None, tmp_path / "a.onnx", name="it")
-    padded, _ = export_module(model, None, tmp_path / "b.onnx", name="it", options=ImportOptions(fit="pad"))
-    assert (free.size_multiple, padded.size_multiple) == (1, 4)
+    free, _ = export_module(model.eval(), None, tmp_path / "a.onnx", name="it")
+    padded, _ = export_module(model.eval(), None, tmp_path / "b.onnx", name="it", options=ImportOptions(fit="pad"))
+    assert (free.size_multiple, padded.size_multiple) == (1, multiple)
+    with pytest.raises(WholeImageError, match="odd sizes to another map's; export-onnx --fit pad avoids that"):
+        receptive_field(core_of(import_model(tmp_path / "a.onnx")).model)
+    assert receptive_field(core_of(import_model(tmp_path / "b.onnx")).model).period == period
 
 
 def test_one_logit_that_is_within_0_and_1_for_noise_is_no_probability(tmp_path):

@@ -12,6 +12,7 @@ from fcn_deploy.export.passes.bilinear_deconv import bilinear_deconv
 from fcn_deploy.export.passes.cancel_transposes import cancel_transposes
 from fcn_deploy.export.passes.cut_decision import cut_decision
 from fcn_deploy.export.passes.dequantize_late import dequantize_late
+from fcn_deploy.export.passes.drop_idle import drop_idle
 from fcn_deploy.export.passes.fold_constants import fold_constants
 from fcn_deploy.export.passes.fold_decision import fold_decision
 from fcn_deploy.export.passes.fold_input import fold_input
@@ -47,6 +48,7 @@ PASSES = {
     "cut_decision": cut_decision,
     "dequantize_late": dequantize_late,
     "fold_constants": fold_constants,
+    "drop_idle": drop_idle,
     "fold_decision": lambda model: fold_decision(model, CARD),
     "fold_input": lambda model: fold_input(model, CARD),
     "fold_scales": fold_scales,
@@ -134,6 +136,7 @@ def test_passes_change_a_copy_and_give_the_same_bytes_again(name, made):
         ("cancel_transposes", "no two Transposes undo each other"),
         ("cut_decision", "no ArgMax or threshold is last"),
         ("dequantize_late", "nothing that it computes is dequantized"),
+        ("drop_idle", "no Pad and no Slice is by numbers that are computed"),
         ("fold_constants", "nothing is computed of constants alone"),
         ("fold_scales", "no map beside a convolution alone is multiplied by, or added to, constants"),
         ("hard_sigmoid", "no sum is clipped to 0 and its divisor"),
@@ -422,3 +425,27 @@ def test_labels_that_are_interpolated_are_refused_by_node():
     ]
     with pytest.raises(DeployError, match=r"node up \(Resize\) interpolates labels"):
         cut_decision(model(nodes, {"s": np.float32([1, 1, 2, 2])}))
+
+
+@pytest.mark.parametrize(("operators", "why_not"), [(("Sub",), ""), (("Min", "Sub"), "no Pad")])
+def test_a_pad_of_nothing_is_taken_out_where_larger_images_pad_nothing_either(operators, why_not):
+    """By its size less its size; and, which no small image tells, by its size less the smaller of that and 4096."""
+    sizes = [node("Shape", ["image"], "shape"), node("Slice", ["shape", "two", "four"], "sides")]
+    less = "sides"
+    if "Min" in operators:
+        sizes, less = [*sizes, node("Min", ["sides", "most"], "capped")], "capped"
+    steps = [
+        *sizes,
+        node("Sub", ["sides", less], "more"),
+        node("Concat", ["none", "more"], "amounts", axis=0),
+        node("Pad", ["image", "amounts"], "padded"),
+        node("Relu", ["padded"], "scores"),
+    ]
+    constants = {"two": np.int64([2]), "four": np.int64([4]), "most": np.int64([4096, 4096]), "none": np.int64([0] * 6)}
+    made = model(steps, constants)
+    made.graph.output[0].name = "scores"
+    result = drop_idle(made)
+    assert result.why_not.startswith(why_not) and bool(result.why_not) == bool(why_not)
+    assert ("Pad" in [each.op_type for each in result.model.graph.node]) == bool(why_not)
+    image = noise(1, 3, 5, 7)
+    assert np.array_equal(run(result.model, image), run(made, image))
