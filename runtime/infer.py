@@ -40,8 +40,9 @@ def label_images(
     images: Annotated[
         list[str],
         typer.Argument(
-            help="Images, videos, folders or globs, of this machine or at addresses (s3://, gs://, https://), videos "
-            "that come as they are read (rtsp://, http://), cameras (/dev/video0), or - for one on standard input.",
+            help="Images, videos, folders or globs ('FOLDER/**' descends), of this machine or at addresses (s3://, "
+            "gs://, https://), videos that come as they are read (rtsp://, http://), cameras (/dev/video0), or - for "
+            "one on standard input.",
             metavar="IMAGES",
         ),
     ],

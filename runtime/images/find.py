@@ -54,9 +54,7 @@ def find_images(inputs: Sequence[str | os.PathLike[str]], suffixes: Container[st
             files = [file for file in held if file.suffix.lower() in suffixes and file.is_file()]
             unread = unread_files(item, held, suffixes)
             if not files:
-                raise MisuseError(
-                    unread or f"{item} holds no images; name a folder with some ({', '.join(_COMMON)}, …)"
-                )
+                raise MisuseError(unread or _without_images(item, path, suffixes))
         elif path.exists():
             files = [path]
         elif glob.has_magic(item):
@@ -71,6 +69,16 @@ def find_images(inputs: Sequence[str | os.PathLike[str]], suffixes: Container[st
         if unread:
             log.warning(unread)
     return list(dict.fromkeys(found))
+
+
+def _without_images(item: str, folder: Path, suffixes: Container[str]) -> str:
+    """What is wrong with a folder that has no images right in it, and what to do."""
+    inside = next((file for file in folder.rglob("*") if file.suffix.lower() in suffixes and file.is_file()), None)
+    if inside is not None:
+        return (
+            f"{item} holds no images, but folders with some, such as {inside}; '{item.rstrip('/')}/**' takes those too"
+        )
+    return f"{item} holds no images; name a folder with some ({', '.join(_COMMON)}, …)"
 
 
 def find_or_read_list(source: str) -> list[Path]:

@@ -58,7 +58,10 @@ def _opened(file: IO[bytes], path: Path) -> "Pictures.Image":
             package = package_for(path)
             remedy = f"convert it ({package} reads it)" if package else "remove or convert it"
             file.seek(0)
-            if file.read(len(LFS)) == LFS:
+            start = file.read(len(LFS))
+            if not start:
+                raise DeployError(f"{path} is empty, a file of 0 bytes; fetch it again, or remove it") from error
+            if start == LFS:
                 remedy = "it is a pointer of Git LFS: fetch the file itself by git lfs pull"
             raise DeployError(f"{path} is not an image of a known format; {remedy}") from error
         finally:

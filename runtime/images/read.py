@@ -423,7 +423,9 @@ def _banded(pixels: NDArray[Any], stored: StoredImage, card: ModelCard) -> NDArr
     if colours == "grey" and channels in (1, 3) and (pixels.shape[2] == 1 or (stored.alpha, pixels.shape[2]) == (1, 2)):
         pixels = np.repeat(pixels[:, :, :1], channels, axis=2)
     if pixels.shape[2] != channels:
-        raise MisuseError(f"{stored.path} has {found} channels; this model takes {channels}")
+        such = ",".join(map(str, range(channels)))
+        remedy = f": say which with label-images --channel, such as {such}" if found > channels else ""
+        raise MisuseError(f"{stored.path} has {found} channels; this model takes {channels}{remedy}")
     return pixels
 
 

@@ -366,9 +366,21 @@ def test_what_a_folder_holds_and_nothing_reads_is_counted_and_named(tmp_path, pi
         caplog.clear()
     find_images([tmp_path], IMAGE_SUFFIXES | {".mp4"})
     assert "holds 4 files" in caplog.text and ".mp4" not in caplog.text
+    save(tmp_path / "folder.dcm" / "a.png", picture)
     (tmp_path / "a.png").unlink()
     with pytest.raises(MisuseError, match=r"holds 5 files that are not read here: .*2 \.heic"):
         find_images([tmp_path])
+    for path in tmp_path.glob("*.*"):
+        if path.is_file():
+            path.unlink()
+    with pytest.raises(
+        MisuseError, match=r"folders with some, such as .*/folder.dcm/a\.png; '.*/\*\*' takes those too"
+    ):
+        find_images([tmp_path])
+    (tmp_path / "b.jpg").touch()
+    with pytest.raises(DeployError, match=r"b\.jpg is empty, a file of 0 bytes"):
+        read_image(tmp_path / "b.jpg", RGB)
+    (tmp_path / "b.heic").write_bytes(b"0")
     with pytest.raises(DeployError, match=r"b\.heic is not an image of a known format; convert it \(pillow-heif"):
         read_image(tmp_path / "b.heic", RGB)
     (tmp_path / "lfs.jpg").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n")

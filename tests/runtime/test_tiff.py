@@ -186,7 +186,7 @@ def test_an_alpha_band_is_dropped_and_an_unnamed_one_is_not(tmp_path):
         tifffile.imwrite(tmp_path / "i.tif", bands, photometric="minisblack", planarconfig="contig",
                          extrasamples=["unspecified"] * 3 + [extra])  # fmt: skip
         np.testing.assert_array_equal(read(tmp_path / "i.tif", card(channels)), bands[:, :, :channels])
-    with pytest.raises(MisuseError, match="5 channels; this model takes 4"):
+    with pytest.raises(MisuseError, match="takes 4: say which with label-images --channel, such as 0,1,2,3"):
         read_image(tmp_path / "i.tif", card(4))
     # GDAL's ALPHA=YES marks the second band where the first is called grey.
     tifffile.imwrite(tmp_path / "i.tif", bands, photometric="minisblack", planarconfig="contig",
