@@ -46,8 +46,8 @@ class _Called(TorchDispatchMode):
     """While it is entered, operators are noted and run without values: tensors are moved to the meta device.
 
     Attributes:
-        operators: their names, in order, and of what they were given the kind of each number, the names of weights and
-            all else, such as a mode.
+        operators: their names, in order, and of what they were given the kind of each number, which weights, and all
+            else, such as a mode.
         numbers: that they were given, in order.
         largest: bytes of the largest tensor that they gave.
     """
@@ -263,7 +263,7 @@ def _apart(run, expected: ExpectedScores, image: np.ndarray) -> float:
 
 def _tracer(network: Network) -> Callable[[Size, float], _Trace]:
     module = _with_the_same_weights(network.module)
-    weights = {each.data_ptr(): name for name, each in (*module.named_parameters(), *module.named_buffers())}
+    weights = {value.data_ptr(): f"weights {index}" for index, value in enumerate(_held_by(module))}
 
     def trace(size: Size, most: float) -> _Trace:
         image = torch.empty(1, network.channels, *size, device="meta")
@@ -276,9 +276,17 @@ def _tracer(network: Network) -> Callable[[Size, float], _Trace]:
 
 def _with_the_same_weights(module: torch.nn.Module) -> torch.nn.Module:
     """A copy, which keeps what a module keeps of a run, such as a grid by the image's size: without values, here."""
-    held = [value for each in module.modules() for value in (*each.parameters(False), *each.buffers(False))]
-    held += [value for each in module.modules() for value in vars(each).values() if isinstance(value, torch.Tensor)]
-    return copy.deepcopy(module, {id(value): value for value in held})
+    return copy.deepcopy(module, {id(value): value for value in _held_by(module)})
+
+
+def _held_by(module: torch.nn.Module) -> list[torch.Tensor]:
+    """Parameters, buffers, and tensors that are plain attributes."""
+    held = (
+        value
+        for each in module.modules()
+        for value in (*each.parameters(False), *each.buffers(False), *vars(each).values())
+    )
+    return [value for value in held if isinstance(value, torch.Tensor)]
 
 
 def _larger(unit: int) -> tuple[Size, Size, Size]:
