@@ -1,4 +1,4 @@
-"""serve-engine beside a bare Segmenter, and beside other servers: all that docs/results.md tells of it, in one run.
+"""serve-engine beside a bare Segmenter, and beside other servers: what docs/results/serving.md tells, in one run.
 
     python -m benchmarks.serving cam.engine [--seconds 600] [--clients 32] [--litserve] [--triton]
 

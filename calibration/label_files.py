@@ -15,7 +15,7 @@ from fcn_deploy.runtime.images.deep import bits_of, read_deep
 from fcn_deploy.runtime.images.find import IMAGE_SUFFIXES
 from fcn_deploy.runtime.images.header import DEFAULT_MAX_PIXELS, open_npy
 from fcn_deploy.runtime.images.pillow import check_pixels, open_pillow
-from fcn_deploy.runtime.images.sidecars import mask_beside, no_data_beside
+from fcn_deploy.runtime.images.sidecars import has_mask_beside, mask_beside, no_data_beside
 from fcn_deploy.runtime.images.tiff import LOSSY, TURNS, is_tiff, turned
 from fcn_deploy.runtime.images.tiff_chunks import ORIENTATION
 from fcn_deploy.runtime.pixels.no_data import number_in
@@ -218,11 +218,24 @@ def _with_sidecars(path: Path, stored: StoredLabels) -> StoredLabels:
     told = [_nodata(value) for value in no_data_beside(path)[:1]]
     with ExitStack() as stack:
         height, width = stored.values.shape[:2]
-        mask = mask_beside(stack, path, (height, width), turned=False)
+        mask = mask_beside(stack, path, (height, width), _is_turned(path)) if has_mask_beside(path) else None
         if mask is not None:
             outside = mask(0, height, 0, width)[:, :, 0] == 0
             stored = replace(stored, missing=_some(outside if stored.missing is None else outside | stored.missing))
     return replace(stored, nodata=told[0]) if told and told[0] is not None else stored
+
+
+def _is_turned(path: Path) -> bool:
+    """Whether it is stored turned, by its orientation."""
+    import tifffile
+
+    with path.open("rb") as file:
+        tiff = is_tiff(file.read(4))
+    if tiff:
+        with tifffile.TiffFile(path) as stored:
+            return stored.pages.first.tags.valueof(ORIENTATION, 1) in TURNS
+    with open_pillow(path, DEFAULT_MAX_PIXELS) as picture:
+        return picture.getexif().get(ORIENTATION, 1) in TURNS
 
 
 def _nodata(text: object) -> int | None:

@@ -41,7 +41,7 @@ def keep_freed() -> None:
     """Let the allocator (glibc's) keep what the process frees for what it needs next, until `give_back_freed`.
 
     By itself it may return the arrays of each image to the system and ask for them again, page by page: 4 ms of the
-    processor's time for 480×640 pixels (docs/results.md). Who has set it up by the environment is left alone.
+    processor's time for 480×640 pixels (docs/results/serving.md). Who has set it up by the environment is left alone.
     """
     _set_up(MALLOPT)
 

@@ -31,7 +31,7 @@ CALLERS = 2  # images in the network at once: while one is prepared or labelled,
 AHEAD = 32  # items in flight at most
 FRAMES_AHEAD = 8  # of a camera, of which each has a copy in flight
 TOGETHER = 8  # images of a batch
-BATCH_PIXELS = 1 << 16  # of one padded image, at most: no larger one was faster in a batch (docs/results.md)
+BATCH_PIXELS = 1 << 16  # of one padded image, at most: no larger one was faster in a batch (docs/results/speed.md)
 PIXELS_AHEAD = 1 << 26  # in flight at most, where memory allows them
 SHARE_AHEAD = 1 / 8  # of the memory budget, for what is in flight outside the network
 

@@ -1,4 +1,4 @@
-"""The benchmarks run, and write what docs/results.md is made of. Tiny settings: no time is judged here."""
+"""The benchmarks run, and write what docs/results/ is made of. Tiny settings: no time is judged here."""
 
 import importlib.util
 import json

@@ -138,16 +138,16 @@ def test_every_public_name_is_in_the_reference():
 
 
 @cache
-def error_texts() -> list[str]:
+def error_texts() -> set[str]:
     """All texts of the packages, values in them replaced by …."""
-    texts = []
+    texts = set()
     for floor in ("runtime", "calibration", "fcn", "export"):
         for path in (ROOT / floor).rglob("*.py"):
             for node in ast.walk(ast.parse(path.read_text())):
                 if isinstance(node, ast.JoinedStr):
-                    texts.append("".join(part.value if isinstance(part, ast.Constant) else "…" for part in node.values))
+                    texts.add("".join(part.value if isinstance(part, ast.Constant) else "…" for part in node.values))
                 elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-                    texts.append(node.value)
+                    texts.add(node.value)
     return texts
 
 
@@ -161,7 +161,8 @@ def test_errors_of_the_troubleshooting_page_are_those_of_the_code(error):
     parts = [part.strip(" ;:") for part in error.split("…")]
     assert any(parts)
     pattern = re.compile(".*".join(re.escape(part) for part in parts), re.DOTALL)
-    assert any(pattern.search(text) for text in error_texts()), f"no error says {error!r}"
+    near = [text for text in error_texts() if all(part in text for part in parts)]  # few, as patterns are slow
+    assert any(pattern.search(text) for text in near), f"no error says {error!r}"
 
 
 @pytest.fixture(scope="module")
@@ -380,20 +381,22 @@ def test_label_studio_gets_the_labels_of_the_engine(desk, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["README.md", "docs/quickstart.md", "docs/howto/many-photographs.md"])
-def test_python_passes_pyright(name, tmp_path):
+def test_python_passes_pyright(tmp_path):
     if not (BIN / "pyright").exists():
         pytest.skip("pyright is not installed; run: pip install 'pyright[nodejs]'")
     package = tmp_path / "types" / "fcn_deploy"
     package.mkdir(parents=True)
     for part in ("fcn_deploy/__init__.py", "fcn_deploy/py.typed", "runtime"):
         (package / Path(part).name).symlink_to(ROOT / part)
-    for index, code in enumerate(blocks(ROOT / name, "python")):
-        (tmp_path / f"block{index}.py").write_text(code)
+    for name in ("README.md", "docs/quickstart.md", "docs/howto/many-photographs.md"):
+        for index, code in enumerate(blocks(ROOT / name, "python")):
+            (tmp_path / f"block_{Path(name).stem}_{index}.py").write_text(code)
     (tmp_path / "pyrightconfig.json").write_text(json.dumps({"include": ["block*.py"], "extraPaths": ["types"]}))
     words = [BIN / "pyright", "--pythonpath", sys.executable, "--outputjson", "-p", tmp_path]
     done = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path)
     if not done.stdout.startswith("{"):
         pytest.skip(f"pyright does not start here: {done.stderr[-300:]}")
-    found = [item["message"] for item in json.loads(done.stdout)["generalDiagnostics"] if item["severity"] == "error"]
+    told = json.loads(done.stdout)
+    assert told["summary"]["filesAnalyzed"] >= 3
+    found = [item["message"] for item in told["generalDiagnostics"] if item["severity"] == "error"]
     assert not found, found

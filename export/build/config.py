@@ -21,8 +21,8 @@ PLATFORMS = {"windows": "windows-x86_64"}  # as the user says it → as manifest
 BUILDS_FOR_WINDOWS = "linux-x86_64"  # the one platform on which TensorRT does
 DEFAULT_BATCH = 4  # images at once, of TensorRT's profiles
 TUNING_SECONDS = 20.0
-# Five stages cost an image that is run whole 4 to 11 % of its time (docs/results.md, Tiles); two cost none that can be
-# measured, and save most of the work that halos are.
+# Five stages cost an image that is run whole 4 to 11 % of its time (docs/results/huge-images.md); two cost none that
+# can be measured, and save most of the work that halos are.
 DEFAULT_STAGES = 2
 
 

@@ -6,6 +6,7 @@ Its shapes follow every image, so that no shape betrays them, and it is compared
 import math
 from collections.abc import Iterator
 
+from fcn_deploy.export.dynamic_shapes.ops.per_channel import uneven_dilations
 from fcn_deploy.export.dynamic_shapes.size_numbers import CLOSE, USUAL_DIVISORS, is_of_channels
 from fcn_deploy.export.dynamic_shapes.sizes import SampledSize, axis_sizes, changes_with, is_fixed, multiplied
 from fcn_deploy.export.dynamic_shapes.sums import divisor, one_number, summed_over, unscaled
@@ -37,7 +38,7 @@ def _of_node(node: NodeProto, state: State, counted: set[str]) -> Iterator[str]:
     if node.op_type in ("Mul", "Div"):
         yield from _of_number(node, state, counted)
         yield from _of_pair(node, state)
-    elif node.op_type == "Conv" and len(set(dilations := attributes(node).get("dilations", [1]))) > 1:
+    elif node.op_type == "Conv" and (dilations := uneven_dilations(node)):
         yield f"is dilated by {'×'.join(map(str, dilations))}"
     elif node.op_type == "Gather" and input_of(node, 1) in state.graph.constants and state.is_data(node.input[0]):
         places = state.graph.constants[node.input[1]]

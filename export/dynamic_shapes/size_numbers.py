@@ -332,7 +332,9 @@ def _laws_in_forms(number: float, state: State) -> Iterator[_FormOfLaw]:
         for over in OVER if part > 0 and close < MOST_LOST else ():
             for law in _laws(part * over, state, close):
                 plain = not law.function.steps and law.size[0] >= LEAST_IN_FORM
-                if not law.less and (plain or law.function.telling):
+                # 1.05 is also 1 + (1/√4)/10.
+                telling = law.function.telling and not _is_round(law.function.of(law.size[0]))
+                if not law.less and (plain or telling):
                     yield _FormOfLaw(form, law, over)
 
 

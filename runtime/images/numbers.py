@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 from ..engine_format.model_card import PERCENTILE, ModelCard
@@ -22,6 +23,7 @@ SMALL_PART = 16  # a file that uses less than such a part of what the card expec
 REMEDY = "say which values are its 0 and 1 with --input-range LO,HI, or percentile"
 LEAST_MEASURED, MOST_MEASURED = -999, 1e20  # values as far out as these, apart from all others, are asked about
 NEAR = 15  # of 255, from the no-data value: what GDAL's nearblack takes for black
+BLOCK = 8  # pixels of a side, which JPEG compresses together
 FAR = 16  # times what the card expects: values beyond are named
 
 
@@ -135,11 +137,16 @@ def apart(path: object, values: NDArray[Any]) -> tuple[float, str] | None:
 
 
 def frayed(pixels: NDArray[Any], invalid: NDArray[np.bool_], no_data: float, near: int) -> bool:
-    """Whether pixels, [h, w, bands], within `near` of the no-data value in all bands touch some that have no data."""
+    """Whether pixels, [h, w, bands], within `near` of the no-data value in all bands touch a margin that has no data.
+
+    What is dark has single such pixels; of a margin so many as a block of JPEG's is wide follow each other.
+    """
     close = over_bands(np.abs(pixels.astype(np.float64) - no_data) <= near, every=True) & ~invalid
+    turned = ((np.rot90(close, turns), np.rot90(invalid, turns)) for turns in range(4))
     return any(
-        bool((close[one] & invalid[other]).any())
-        for one, other in (np.s_[1:, :-1], np.s_[:-1, 1:], (np.s_[:, 1:], np.s_[:, :-1]), (np.s_[:, :-1], np.s_[:, 1:]))
+        bool((beside[BLOCK:] & sliding_window_view(empty, BLOCK, axis=0)[:-1].all(axis=-1)).any())
+        for beside, empty in turned
+        if len(empty) > BLOCK
     )
 
 

@@ -107,6 +107,11 @@ def mask_beside(stack: ExitStack, path: Path, size: tuple[int, int], turned: boo
     return lambda *where: chunks.read(*where).min(axis=2, keepdims=True)
 
 
+def has_mask_beside(path: Path) -> bool:
+    """Whether `mask_beside` would read one."""
+    return _mask_file(path) is not None
+
+
 def _mask_file(path: Path) -> Path | None:
     beside = path.with_name(f"{path.name}.msk")
     return beside if beside.is_file() else None

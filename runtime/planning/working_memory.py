@@ -21,9 +21,9 @@ class WorkingMemory:
     of many shapes took would add up, though, as one finds no room in what another left. So it is given back before a
     run that takes half again what the first one after the last time took, or of a new shape with which all that were
     run might come to more than the budget; and once a while has gone by without a run that needed half of it. Not for
-    less: images of mixed sizes would pay for it by a tenth of their time (docs/results.md). Images of about one size
-    have what they do not need given back sooner. A network that begins with a large run has it done before that one,
-    too: ONNX Runtime never gives back the first memory that it took, so that be little.
+    less: images of mixed sizes would pay for it by a tenth of their time (docs/results/serving.md). Images of about one
+    size have what they do not need given back sooner. A network that begins with a large run has it done before that
+    one, too: ONNX Runtime never gives back the first memory that it took, so that be little.
 
     Args:
         release: has the backend give back what no run uses.

@@ -183,6 +183,10 @@ def test_labels_that_are_stored_turned_are_upright(tmp_path, compression, dtype)
         options = {"compression": compression, "extratags": [(274, "H", 1, orientation, True)]}
         tifffile.imwrite(tmp_path / "l.tif", wide, byteorder=">" if dtype == ">u2" else "<", **options)
         assert np.array_equal(read_labels(tmp_path / "l.tif").values, upright), orientation
+    tifffile.imwrite(tmp_path / "l.tif", wide[:, :30], extratags=[(274, "H", 1, 6, True)])
+    tifffile.imwrite(tmp_path / "l.tif.msk", np.full((30, 30), 255, np.uint8))
+    with pytest.raises(DeployError, match=r"stored turned .* and the mask beside it, l\.tif\.msk, is not"):
+        read_labels(tmp_path / "l.tif")
 
 
 @pytest.mark.parametrize("most", [15, 255, 1000])

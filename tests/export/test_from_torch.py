@@ -340,9 +340,44 @@ class Looks(Segments):
         return self.end(x, self.look(x, self.body(x)))
 
 
+class ByArea(nn.Module):
+    """Of small images the scores by some weights, of large ones by others."""
+
+    def __init__(self):
+        super().__init__()
+        self.small, self.large = nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1)
+
+    def forward(self, x, y):
+        return (self.large if x.shape[2] * x.shape[3] > 40_000 else self.small)(y)
+
+
+class GridBySize(nn.Module):
+    """Adds a grid, which it keeps by the image's size."""
+
+    def __init__(self):
+        super().__init__()
+        self.kept = {}
+
+    def forward(self, x, y):
+        height, width = y.shape[2:]
+        if (height, width) not in self.kept:
+            self.kept[height, width] = torch.linspace(0, 1, height)[:, None] * torch.linspace(0, 1, width)
+        return y + self.kept[height, width]
+
+
+def of_quiet_images(x, y):
+    assert x.abs().max() < 20, "normalise it"
+    return y
+
+
+def by_exponents(x, y):
+    return y.exp() / y.exp().sum(1, keepdim=True) if x.isfinite().all() else y
+
+
 @pytest.mark.parametrize(
     ("look", "said"),
     [
+        (ByArea(), "does otherwise at 64×640 than at smaller sizes"),
         (lambda x, y: y * 2 if x.shape[2] > 512 else y, "does otherwise at 544×64 than at smaller sizes"),
         (lambda x, y: y.abs() if x.shape[2] * x.shape[3] > 700 * 700 else y, "does otherwise at 704×704"),
         (lambda x, y: y * (1 + max(0, int(x.shape[3]) - 512) / 100), "does otherwise at 64×544"),
@@ -362,12 +397,20 @@ def test_code_that_does_otherwise_for_large_or_loud_images_is_refused(tmp_path, 
         lambda x, y: torch.cat([each.relu() for each in y.relu().split(1, 1)], 1) if x.shape[2] > 512 else y.relu(),
         lambda x, y: y / torch.tensor(2.0).item() if x.shape[2] > 0 else y,
         lambda x, y: y + torch.ones(200, 200)[: y.shape[2], : y.shape[3]],
+        of_quiet_images,
+        by_exponents,
     ],
-    ids=["in-parts", "of-a-constant", "up-to-a-size"],
+    ids=["in-parts", "of-a-constant", "up-to-a-size", "up-to-a-value", "until-it-overflows"],
 )
 def test_code_that_comes_to_the_same_for_large_images_is_taken(tmp_path, look):
     torch.manual_seed(0)
     export_module(Looks(look).eval(), None, tmp_path / "m.onnx", name="it")
+
+
+def test_a_module_runs_at_every_size_after_it_was_exported(tmp_path):
+    module = Looks(GridBySize()).eval()
+    export_module(module, None, tmp_path / "m.onnx", name="it")
+    assert module(torch.zeros(1, 3, 4224, 64)).device.type == "cpu"
 
 
 class Classifier(nn.Module):
@@ -429,8 +472,6 @@ def test_a_factory_from_the_command_line(factories):
     assert done.stderr.startswith("note: ") and "assuming 3-channel uint8 images (RGB), labels by argmax" in done.stderr
     card = ModelCard.from_json(metadata(onnx.load(factories / "m.onnx"), "fcn_deploy.card"), "x")
     assert card.classes == ("no", "yes") and card.mean == (1, 2, 3) and card.std == (4, 5, 6)
-    done = command("export-onnx", "my_networks:net", "-o", "n.onnx", cwd=factories)
-    assert "carries no model card; assuming" in done.stderr
 
 
 @pytest.mark.slow

@@ -101,6 +101,10 @@ def test_margins_that_a_compression_has_frayed_are_named(tmp_path, caplog, name)
     np.testing.assert_array_equal(valid(path, strict=True, **said), image[:, :, 0] > 0)
     tifffile.imwrite(tmp_path / "b.tif", image, photometric="rgb", extratags=[(42113, "s", 0, "0", True)])
     valid(tmp_path / "b.tif", strict=True)
+    night = np.abs(np.random.default_rng(0).normal(0, 6, image.shape)).astype(np.uint8)
+    save(path, night, **options)
+    path.with_name(f"{name}.msk").unlink()
+    assert not valid(path, strict=True, **said).all()  # single pixels that are black, and no margin
     assert not caplog.text
 
 

@@ -26,8 +26,8 @@ def check(node: NodeProto, state: State) -> None:
 
 def _refuse_shares(node: NodeProto, state: State) -> None:
     """Raise ConflictError where dilations are to each other as the sides of the traced map are."""
-    sides, dilations = axis_sizes(state.shape(node.input[0]))[2:], attributes(node).get("dilations", [])
-    if not state.graph.traced or len(dilations) != 2 or len(set(dilations)) == 1 or any(map(is_fixed, sides)):
+    sides, dilations = axis_sizes(state.shape(node.input[0]))[2:], uneven_dilations(node)
+    if not state.graph.traced or len(dilations) != 2 or any(map(is_fixed, sides)):
         return
     (height, *_), (width, *_) = sides
     name = name_of_node(node)
@@ -37,3 +37,13 @@ def _refuse_shares(node: NodeProto, state: State) -> None:
             f"its dilations of {dilations[0]}×{dilations[1]} are shares of the traced map, most likely; "
             f"--assume {name}=fixed if meant",
         )
+
+
+def uneven_dilations(node: NodeProto) -> list[int]:
+    """Dilations of a convolution that is dilated more one way than the other; [] of others.
+
+    One along which the kernel has a single cell does nothing, as in ERFNet's kernels of 1×3 dilated by 1×2.
+    """
+    settings = attributes(node)
+    dilations: list[int] = settings.get("dilations", [])
+    return dilations if len(set(dilations)) > 1 and 1 not in settings.get("kernel_shape", []) else []

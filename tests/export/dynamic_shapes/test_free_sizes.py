@@ -218,6 +218,17 @@ def test_dilations_and_numbers_that_only_a_traced_size_explains_are_refused():
             free_sizes(static(module, (64, 96), 18))
 
 
+def test_numbers_and_dilations_that_fit_the_traced_size_by_chance_are_meant_as_they_are():
+    def block(m, y):
+        y = torch.tanh(torch.tanh(torch.tanh(y * 1.05) + 0.875) * (6 / 7))
+        return F.conv2d(y, m.down.weight[:, :, :1], padding=(0, 2), dilation=(1, 2))  # as ERFNet has them
+
+    module = Baked(block)
+    freed = free_sizes(static(module, (64, 128), 17))
+    assert not any("dilated" in note for note in freed.notes)
+    check_equals(freed.model, module, UNSEEN[:1])
+
+
 def test_what_is_refused_as_a_share_is_taken_where_the_user_says_that_it_is_none():
     for block, operator in ((baked.quarter_of_all, "TopK"), (baked.middle, "Gather"), (baked.ranks, "Div")):
         model = static(Baked(block), (64, 96), 17)
