@@ -5,23 +5,22 @@ import json
 import pytest
 from helpers import FAMILY, ROOT, benchmark, needs
 
-TWO = ("mobilenet-v2-16-learned", "alexnet-32-fixed")  # one with skips, learned upsampling and depthwise layers
+ONE = "mobilenet-v2-16-learned"  # with skips, learned upsampling and depthwise layers
 
 
 @pytest.mark.slow
-def test_two_networks_build_for_gpus_in_every_precision():
+def test_a_network_builds_for_gpus_in_every_precision():
     needs("tensorrt_rtx")
-    rows = json.loads(benchmark("engine_matrix", "--json", "--width", 0.125, "--only", ",".join(TWO)))
+    rows = json.loads(benchmark("engine_matrix", "--json", "--width", 0.125, "--only", ONE))
     assert [(row["network"], row["precision"]) for row in rows] == [
-        (network, precision) for network in TWO for precision in ("float32", "float16", "bf16", "int8", "fp8")
+        (ONE, precision) for precision in ("float32", "float16", "bf16", "int8", "fp8")
     ]
     for row in rows:
         assert not row["error"]
         assert row["activation_bytes"][0] > 1 << 20
-    for index in range(0, len(rows), 5):
-        whole, half = rows[index : index + 2]
-        assert half["plan_bytes"] < whole["plan_bytes"]
-        assert half["activation_bytes"][0] < 0.8 * whole["activation_bytes"][0]
+    whole, half = rows[:2]
+    assert half["plan_bytes"] < whole["plan_bytes"]
+    assert half["activation_bytes"][0] < 0.8 * whole["activation_bytes"][0]
 
 
 @pytest.mark.slow
