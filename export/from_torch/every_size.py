@@ -65,8 +65,8 @@ def first_that_holds(network: Network, exporters: Sequence[str], opset_version: 
     if (sizes := _multiples_that_hold(network, graphs, opset_version)) is not None:
         note = (
             f"{network.name} has code that looks at the sizes of its maps, as padding of odd ones does; the ONNX does "
-            f"what that does for multiples of {sizes.multiple}; other sizes, which the module may take by itself, get the "
-            "scores of the padded or resized image"
+            f"what that does for multiples of {sizes.multiple}; other sizes, which the module may take by itself, get "
+            "the scores of the padded or resized image"
         )
         exported = first_that_holds(replace(network, sizes=sizes), exporters, opset_version, fit)
         return replace(exported, notes=(note, *exported.notes))
