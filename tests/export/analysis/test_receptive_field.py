@@ -270,6 +270,8 @@ def test_no_score_depends_on_more_than_its_computed_field(kinds, seed):
         (plain,) = run_quietly(run, image)
     except Exception:  # the padding is too small, or the map, for this size
         return
+    if not plain.size:  # a map may also be cut to nothing without an error
+        return
     changed = np.repeat(image, 2 * side, 0)
     for pixel in range(side):
         changed[pixel, :, pixel] += 3
