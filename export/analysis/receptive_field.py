@@ -28,7 +28,10 @@ from fcn_deploy.export.graph.index import GraphIndex, constant_of
 from onnx import ModelProto, NodeProto
 
 # What operators do with maps of odd sizes, by numbers that are computed from them.
-BY_SIZE = {"Resize": "stretches odd sizes to another map's", "Pad": "pads odd sizes to another map's"}
+BY_SIZE = {
+    "Resize": "stretches odd sizes to another map's; export-onnx --fit pad avoids that",
+    "Pad": "pads odd sizes to another map's; export-onnx --fit pad avoids that",
+}
 
 
 @dataclass(frozen=True)
@@ -122,7 +125,7 @@ def _followed(core: ModelProto, start: Fields) -> ReceptiveField:
         unknown = [name for name in node.input if name and name not in known]
         if unknown and node.op_type not in ("Reshape", "Flatten", "Slice"):
             if node.op_type in BY_SIZE:
-                raise WholeImageError(f"{named(node)} {BY_SIZE[node.op_type]}; export-onnx --fit pad avoids that")
+                raise WholeImageError(f"{named(node)} {BY_SIZE[node.op_type]}")
             raise WholeImageError(f"{named(node)} takes {unknown[0]}, which is computed from the image's size")
         rows, columns = (max(1, int(read[0].period / field.stride)) for field in start)
         result = rule(FollowedNode(node, attributes(node), read, constants, version, shapes, sides, (rows, columns)))
