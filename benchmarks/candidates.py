@@ -17,7 +17,6 @@ from PIL import Image
 from benchmarks.common import fitted, photographs
 from fcn_deploy import ModelCard
 
-FIXED = (512, 1024)  # (height, width) of the image of one size
 HISTOGRAM_IMAGES = 16  # quantize_static keeps every activation of these in memory
 Call = Callable[[np.ndarray], np.ndarray]
 
@@ -31,6 +30,7 @@ class Job:
         data: labelled images, as of eval-fcn.
         work: folder of what is prepared: calibration images, quantized models, engines.
         sizes: (height, width) of the mixed stream.
+        fixed: that of the image of one size.
         threads: of one call.
         count: images of val to measure mIoU on; None: all.
         calibration: photographs for INT8.
@@ -41,6 +41,7 @@ class Job:
     data: str
     work: str
     sizes: tuple[tuple[int, int], ...]
+    fixed: tuple[int, int]
     threads: int
     count: int | None
     calibration: int
@@ -58,7 +59,7 @@ class Job:
         """The mixed stream and the image of fixed size, the same in every process."""
         stream = photographs(self.data)
         order = np.random.default_rng(1).permutation(len(stream))
-        sizes = [*self.sizes, FIXED]
+        sizes = [*self.sizes, self.fixed]
         images = [fitted(stream.read(int(order[i % len(order)])), *size) for i, size in enumerate(sizes)]
         return images[:-1], images[-1]
 
@@ -250,7 +251,7 @@ def make_nncf(job: Job, out: Path) -> None:
 
 def make_engine(job: Job, out: Path, int8: bool) -> None:
     """build-engine, for the sizes that will come."""
-    sizes = ",".join(f"{height}x{width}" for height, width in (*job.sizes, FIXED))
+    sizes = ",".join(f"{height}x{width}" for height, width in (*job.sizes, job.fixed))
     words = [job.model, "-o", str(out), "--target", "cpu", "--threads", str(job.threads), "--sizes", sizes]
     if int8:
         folder = job.file("calibration")

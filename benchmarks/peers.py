@@ -36,7 +36,7 @@ import numpy as np
 from fcn_deploy.calibration.datasets import load_dataset
 from fcn_deploy.runtime.errors import one_line
 
-from benchmarks.candidates import CANDIDATES, FIXED, MADE, Call, Job, accuracy, has_vnni
+from benchmarks.candidates import CANDIDATES, MADE, Call, Job, accuracy, has_vnni
 from benchmarks.common import mixed_sizes, pyplot, spread
 
 LEAST, MOST = (97, 61), (1500, 1125)
@@ -147,6 +147,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--sizes", type=int, default=24, help="in the mixed stream")
+    parser.add_argument("--fixed", default="512x1024", help="the image of one size, HEIGHTxWIDTH")
     parser.add_argument("--seed", type=int, default=0, help="of the sizes and of the order")
     parser.add_argument("--count", type=int, help="images of val to measure mIoU on [default: all]")
     parser.add_argument("--calibration", type=int, default=100, help="photographs for INT8")
@@ -163,8 +164,11 @@ def main() -> None:
         work.mkdir(parents=True, exist_ok=True)
         sizes = tuple(mixed_sizes(options.sizes, LEAST, MOST, options.seed))
         paths = (str(options.checkpoint), str(options.model), options.data, str(work))
-        job = Job(*paths, sizes, options.threads, options.count, options.calibration)
-        made_for = json.dumps([fingerprint(options.model), options.data, sizes, options.threads, options.calibration])
+        height, width = map(int, options.fixed.split("x"))
+        job = Job(*paths, sizes, (height, width), options.threads, options.count, options.calibration)
+        made_for = json.dumps(
+            [fingerprint(options.model), options.data, sizes, job.fixed, job.threads, job.calibration]
+        )
         if job.file("job.json").exists() and job.file("job.json").read_text() != made_for:
             parser.error(f"--work {work} holds what was prepared for another model, data or settings; name another")
         job.file("job.json").write_text(made_for)
@@ -236,7 +240,6 @@ def compare(job: Job, keys: list[str], rounds: int, seed: int, limit: float) -> 
         "machine": f"{processor()}, {os.cpu_count()} processors",
         "versions": versions(),
         "job": asdict(job),
-        "fixed": FIXED,
         "rounds": rounds,
         "prepared": prepared,
         "idle": max((rows[key]["idle"] for key in good), default=0.0),
@@ -291,7 +294,7 @@ def table(result: dict[str, Any]) -> str:
         return "–" if found is None or other == row["kind"] else f"{found[0]:.2f} ({found[1]:.2f}–{found[2]:.2f})"
 
     count = len(result["job"]["sizes"])
-    height, width = result["fixed"]
+    height, width = result["job"]["fixed"]
     lines = [
         f"| candidate | mIoU | labels as PyTorch's | {count} mixed sizes, ms | our float32 × | our INT8 × "
         f"| {height}×{width}, ms | our float32 × | our INT8 × | first pass, s | peak, MB |",

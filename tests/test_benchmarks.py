@@ -39,12 +39,14 @@ def data(tmp_path_factory):
 def test_peers_gives_a_row_per_candidate_a_table_and_a_plot(exports, data, tmp_path):
     only = ["torch", "ort", "ort-argmax", "ours", "ours-int8", "ort-u8"]
     out, plot = tmp_path / "peers.json", tmp_path / "peers.png"
+    shutil.copy(exports / "narrow.engine", tmp_path / "float32.engine")  # what is there is not made again
     told = benchmark(
         "peers", exports / "narrow.safetensors", exports / "narrow.onnx", "--data", data, "--only", ",".join(only),
-        "--rounds", 2, "--sizes", 1, "--calibration", 5, "--json", out, "--plot", plot,
+        "--rounds", 2, "--sizes", 1, "--fixed", "64x128", "--calibration", 5, "--json", out, "--plot", plot,
+        "--work", tmp_path,
     )  # fmt: skip
     result = json.loads(out.read_text())
-    assert result["job"]["sizes"] == [[97, 61]] and is_picture(plot)
+    assert (result["job"]["sizes"], result["job"]["fixed"]) == ([[97, 61]], [64, 128]) and is_picture(plot)
     rows = dict(zip(only, result["rows"], strict=True))
     for key, row in rows.items():
         assert row["error"] is None and row["name"] == candidates.CANDIDATES[key].name
@@ -69,7 +71,7 @@ def test_openvino_and_nncf_are_peers_too(exports, data, tmp_path):
         if importlib.util.find_spec(module) is None:
             pytest.skip(f"{module} is not installed; pip install 'fcn-deploy[bench]'")
     only, out = "torch,openvino,openvino-graph,nncf,nncf-graph", tmp_path / "peers.json"
-    words = ("--rounds", 1, "--sizes", 1, "--calibration", 3, "--count", 2)
+    words = ("--rounds", 1, "--sizes", 1, "--fixed", "64x128", "--calibration", 3, "--count", 2)
     benchmark(
         "peers", exports / "narrow.safetensors", exports / "narrow.onnx", "--data", data, "--only", only, *words,
         "--json", out,
@@ -85,7 +87,7 @@ def test_openvino_and_nncf_are_peers_too(exports, data, tmp_path):
 def test_a_candidate_that_fails_is_said_and_the_others_are_measured(exports, data, tmp_path):
     (tmp_path / "float32.engine").write_bytes(b"no engine")
     words = ["peers", exports / "narrow.safetensors", exports / "narrow.onnx", "--only", "ort,ours", "--work", tmp_path]
-    words += ["--rounds", 1, "--sizes", 1, "--count", 1, "--data"]
+    words += ["--rounds", 1, "--sizes", 1, "--fixed", "64x128", "--count", 1, "--data"]
     told = benchmark(*words, data)
     assert re.search(r"\| ONNX Runtime float32 \| 0\.\d+", told)
     assert re.search(r"^fcn-deploy float32: not measured \(DeployError: .*float32.engine", told, re.MULTILINE)
