@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from fcn_deploy.calibration.report.layout import counted
 from fcn_deploy.export.cli.model_options import RENAMED, ModelOptions, check_files_differ, check_model
 from fcn_deploy.runtime.command import Force, Json, print_note, print_record, run
 from fcn_deploy.runtime.errors import MisuseError
@@ -124,7 +125,9 @@ def _export_module(source: str, out: Path, how: TorchOptions, model: ModelOption
         return card
     _show_notes(notes)
     print(f"{source} → {out} ({out.stat().st_size / 1e6:.1f} MB, opset {opset})")
-    print(f"takes every H, W ≥ 1; {len(card.classes)} classes, stride {card.stride}, {card.channels} channels")
+    print(
+        f"takes every H, W ≥ 1; {len(card.classes)} classes, stride {card.stride}, {counted(card.channels, 'channel')}"
+    )
     _show_differences(differences)
     return card
 
@@ -155,7 +158,7 @@ def _free_sizes(source: str, out: Path, how: TorchOptions, model: ModelOptions, 
         return card
     _show_notes(notes)
     print(f"{source} → {out} ({out.stat().st_size / 1e6:.1f} MB)")
-    print(f"takes every H, W ≥ 1; {len(card.classes)} classes, {card.channels} channels")
+    print(f"takes every H, W ≥ 1; {len(card.classes)} classes, {counted(card.channels, 'channel')}")
     return card
 
 

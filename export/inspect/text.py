@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from fcn_deploy.calibration.report.engine_report import PlanLayer
+from fcn_deploy.calibration.report.layout import counted
 from fcn_deploy.export.build.targets.tensorrt_layers import summary
 
 WIDTH = 120  # columns of text, at most
@@ -73,7 +74,10 @@ def _card_rows(record: dict[str, Any]) -> Iterator[Row]:
     own = "" if record["card_is_its_own"] else "assumed"
     mean, std = (" ".join(f"{value:g}" for value in np.round(card[name], 2)) for name in ("mean", "std"))
     rgb = " (RGB)" if card["channels"] == 3 else ""
-    yield "images", [f"{card['channels']} channels of {card['dtype']}{rgb}", f"mean {mean}", f"std {std}", own]
+    yield (
+        "images",
+        [f"{counted(card['channels'], 'channel')} of {card['dtype']}{rgb}", f"mean {mean}", f"std {std}", own],
+    )
     names = card["classes"][:12] + (["…"] if len(card["classes"]) > 12 else [])
     yield "classes", [f"{len(card['classes'])}: {', '.join(names)}", f"by {card['activation']}", own]
     yield from _scores_rows(record["head"], card["stride"])
