@@ -14,6 +14,7 @@ from fcn_deploy.export.graph.edit import (
     rename_reads,
     rename_result,
     set_shape,
+    sign,
 )
 from fcn_deploy.export.importer.card import store_card
 from fcn_deploy.export.importer.import_model import import_model
@@ -54,7 +55,7 @@ def export_onnx_model(
     _name_ends(model)
     set_shape(model.graph.input[0], ["N", card.channels, "H", "W"])
     set_shape(model.graph.output[0], ["N", card.scores, "H", "W"])
-    model.producer_name = "fcn-deploy"
+    sign(model)
     store_card(model, card)
     check(model, "the freed model")
     with replacing(out) as temporary:

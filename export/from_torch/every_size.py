@@ -14,7 +14,7 @@ from fcn_deploy.export.dynamic_shapes.free_sizes import free_sizes
 from fcn_deploy.export.from_torch.exporters import EXPORTERS, to_graph
 from fcn_deploy.export.from_torch.network import Network, traced_size
 from fcn_deploy.export.from_torch.verify import VERIFIED_SIZES, SizeDifference, expected_scores, verify
-from fcn_deploy.export.graph.edit import clone, set_shape
+from fcn_deploy.export.graph.edit import clone, set_shape, sign
 from fcn_deploy.export.importer.fit_images import PADDED_TO, choose_fit, fit_images, padded_by_choice
 from fcn_deploy.export.passes.nearest_as_pytorch import nearest_as_pytorch
 from fcn_deploy.export.tolerances import EXPORTED_MODEL
@@ -153,7 +153,7 @@ def _fitted_and_verified(network: Network, graph: onnx.ModelProto, fit: str | No
     nearest = nearest_as_pytorch(graph, sizes.multiple, sizes.smallest)
     chosen, whole = choose_fit(nearest.model, sizes, fit), global_operator(nearest.model)
     made, notes = fit_images(nearest.model, sizes, name, fit)
-    made.producer_name = "fcn-deploy"
+    sign(made)
     onnx.checker.check_model(made)
     seen = (*VERIFIED_SIZES, *nearest.ties)
     expected = expected_scores(network.module, sizes, chosen, network.channels, name, seen)

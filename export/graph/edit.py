@@ -1,6 +1,7 @@
 """What is read of a ModelProto and done to it at once; each function takes time that grows with the whole model."""
 
 from collections.abc import Mapping, Sequence
+from importlib.metadata import version
 from typing import TypeVar
 
 import numpy as np
@@ -165,6 +166,11 @@ def extract(model: ModelProto, outputs: Sequence[str], inputs: Sequence[onnx.Val
     graph.output.extend(onnx.ValueInfoProto(name=name) for name in outputs)
     head = {"ir_version": model.ir_version, "opset_import": model.opset_import, "functions": model.functions}
     return ModelProto(graph=graph, **head)
+
+
+def sign(model: ModelProto) -> None:
+    """Name this project, in its version, as what wrote a file."""
+    model.producer_name, model.producer_version = "fcn-deploy", version("fcn-deploy")
 
 
 def set_metadata(model: ModelProto, key: str, value: str) -> None:

@@ -1,5 +1,7 @@
 """Networks as libraries have them: exporter, sizes, exact tiles or why not, and what INT8 costs."""
 
+from importlib.metadata import version
+
 import numpy as np
 import onnx
 import pytest
@@ -56,7 +58,9 @@ def pytorchs(name, card):
 def test_it_is_exported_for_every_size(exported):
     name, path, card, notes = exported
     kind = NETWORKS[name]
-    assert onnx.load(path).producer_name == "fcn-deploy" and not any("is exported by dynamo" in note for note in notes)
+    written = onnx.load(path)
+    assert (written.producer_name, written.producer_version) == ("fcn-deploy", version("fcn-deploy"))
+    assert not any("is exported by dynamo" in note for note in notes)
     assert (card.size_multiple, card.smallest) == (kind.multiple, kind.smallest)
     assert any(kind.note in note for note in notes)
 
