@@ -20,8 +20,8 @@ from fcn_deploy.runtime.engine_format.model_card import ModelCard, voc_palette
 from fcn_deploy.runtime.errors import DeployError, MisuseError
 from fcn_deploy.runtime.images.find import IMAGE_SUFFIXES, unread_files
 from fcn_deploy.runtime.images.header import read_header
-from fcn_deploy.runtime.images.numbers import ReadOptions
-from fcn_deploy.runtime.images.read import COMMON, decode, may_have_no_data
+from fcn_deploy.runtime.images.numbers import COMMON, ReadOptions
+from fcn_deploy.runtime.images.read import decode, may_have_no_data
 from fcn_deploy.runtime.images.regions import REGION_PIXELS, open_regions
 from fcn_deploy.runtime.pixels.no_data import Invalid, filled
 

@@ -11,8 +11,8 @@ from fcn_deploy.runtime.engine_format.model_card import ModelCard
 from fcn_deploy.runtime.errors import DeployError
 from fcn_deploy.runtime.images.find import find_or_read_list
 from fcn_deploy.runtime.images.header import read_header
-from fcn_deploy.runtime.images.numbers import DoubtfulError, ReadOptions
-from fcn_deploy.runtime.images.read import COMMON, decode
+from fcn_deploy.runtime.images.numbers import COMMON, DoubtfulError, ReadOptions
+from fcn_deploy.runtime.images.read import decode
 from fcn_deploy.runtime.pixels.prepare import check_image
 
 log = logging.getLogger(__name__)

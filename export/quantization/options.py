@@ -7,8 +7,7 @@ from pathlib import Path
 from fcn_deploy.calibration.mask_options import MaskOptions
 from fcn_deploy.calibration.ranges import METHODS
 from fcn_deploy.runtime.errors import MisuseError
-from fcn_deploy.runtime.images.numbers import ReadOptions
-from fcn_deploy.runtime.images.read import COMMON
+from fcn_deploy.runtime.images.numbers import COMMON, ReadOptions
 
 GOLDEN_ALONE = "the golden sample"  # as `calib`: no photographs, noise as that of the golden sample; for FP16 alone
 Say = Callable[[str], None]  # called with a line when a phase begins

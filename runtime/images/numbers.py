@@ -85,6 +85,9 @@ class ReadOptions:
             log.warning("%s; other such files of this run are not named", remark)
 
 
+COMMON = ReadOptions()  # of those who say nothing: what looks wrong is named once a process
+
+
 def value_of(no_data: float, dtype: np.dtype[Any], told_by: str | None) -> float | None:
     """A no-data value as one of a type; None: no pixel can have it.
 

@@ -16,10 +16,11 @@ from numpy.typing import NDArray
 from ..engine_format.model_card import ModelCard
 from ..errors import DeployError
 from ..planning.kept_rows import NOTHING_KEPT, KeptRows
+from .fit import fit_of
 from .georeference import Tag, all_tags, beside
 from .header import file_kind, read_header, reading
-from .numbers import ReadOptions
-from .read import COMMON, fit_of, open_stored, turned_on_the_ground
+from .numbers import COMMON, ReadOptions
+from .stored import open_stored, turned_on_the_ground
 from .tiff import Read
 
 Bounds = tuple[int, int, int, int]  # top, bottom, left, right

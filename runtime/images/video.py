@@ -19,9 +19,10 @@ from ..engine_format.model_card import PERCENTILE, ModelCard
 from ..errors import DeployError, MisuseError
 from ..extras import need
 from .addresses import SECONDS, STDIN, VIDEO_SUFFIXES, Address, StandardInput
+from .fit import Fit, fit_of
 from .frames import alpha_of, display_matrix, pixels_of, remarks
 from .numbers import ReadOptions
-from .read import Fit, StoredImage, fit_of
+from .stored import StoredImage
 
 log = logging.getLogger(__name__)
 

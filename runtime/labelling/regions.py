@@ -19,9 +19,8 @@ from ..errors import DeployError
 from ..files import WriteError, replacing, write_error
 from ..head.upsampling import result_bytes
 from ..images.georeference import Tag
-from ..images.numbers import ReadOptions
+from ..images.numbers import COMMON, ReadOptions
 from ..images.overlay import picture_of
-from ..images.read import COMMON
 from ..images.regions import Regions, open_regions
 from ..images.write import attribute_table, no_data_tag, palette, write_maps, write_png
 from ..network import Network

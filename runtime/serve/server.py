@@ -99,7 +99,7 @@ class Server:
         self._rpcs, self._verbs = rpc.server(self._service)
         # It warns of each request that is none, and whoever likes could fill the log by them.
         # Likewise of files of several images, which is told to the client.
-        for name in ("uvicorn.error", "fcn_deploy.runtime.images.read"):
+        for name in ("uvicorn.error", "fcn_deploy.runtime.images.stored"):
             logging.getLogger(name).setLevel(logging.ERROR)
         config = uvicorn.Config(
             application(self._service), http=Connection, ws="none", lifespan="off", log_config=None, access_log=False,

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from fcn_deploy.runtime.images.header import read_header
 from fcn_deploy.runtime.images.numbers import ReadOptions
-from fcn_deploy.runtime.images.read import decode, open_stored, read_image
+from fcn_deploy.runtime.images.read import decode, read_image
 from fcn_deploy.runtime.images.regions import open_regions
+from fcn_deploy.runtime.images.stored import open_stored
 from fcn_deploy.runtime.images.write import write_maps
 from helpers import needs, photo
 from PIL import Image

@@ -6,8 +6,7 @@ import threading
 import numpy as np
 import pytest
 import tifffile
-from fcn_deploy.runtime.images import read as read_module
-from fcn_deploy.runtime.images import tiff, tiff_chunks
+from fcn_deploy.runtime.images import fit, tiff, tiff_chunks
 from fcn_deploy.runtime.images.header import read_header
 from fcn_deploy.runtime.images.numbers import ReadOptions
 from fcn_deploy.runtime.images.read import read_image
@@ -323,7 +322,7 @@ def test_a_part_that_is_expected_is_read_meanwhile_and_what_is_wrong_with_it_tol
     data = bytearray(file.read_bytes())
     data[offset : offset + count] = bytes(count)
     file.write_bytes(data)
-    monkeypatch.setattr(read_module, "GRIDS", ())  # no look at the values, which would meet the tile
+    monkeypatch.setattr(fit, "GRIDS", ())  # no look at the values, which would meet the tile
     threads = []
     read_chunks = Chunks.read
 

@@ -1,0 +1,207 @@
+"""An image file as it is stored: its samples, whole or in parts, and what it says of their meaning."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+from ..engine_format.model_card import ModelCard
+from ..errors import MisuseError
+from ..planning.kept_rows import NOTHING_KEPT, KeptRows
+from .deep import few_bits_of, not_spread, read_deep
+from .gdal import open_gdal
+from .georeference import Tag, dataset_tags, own_tags
+from .header import Header, open_npy, reading
+from .numbers import COMMON, ReadOptions
+from .pillow import open_pillow, samples_of
+from .ranged import opened
+from .sidecars import mask_beside, no_data_beside, one_no_data, scales_of, scales_told
+from .tiff import (
+    LOSSY,
+    TURNS,
+    Read,
+    TiffLayout,
+    as_read,
+    index_reader,
+    kept_rows,
+    lay_out,
+    mask_reader,
+    no_data_text,
+    reader,
+    tagged_no_data,
+    turned,
+)
+from .tiff_chunks import ORIENTATION
+
+log = logging.getLogger(__name__)
+
+GDAL_METADATA = 42112  # the tag
+PHOTOGRAPHS = ("JPEG", "WEBP", "AVIF", "JPEG2000")  # formats that may change numbers
+
+
+@dataclass(frozen=True)
+class StoredImage:
+    """An open image file: its samples as stored, and what the file says they mean.
+
+    Attributes:
+        path: of the file.
+        size: (height, width), upright.
+        read: (top, bottom, left, right) → [h, w, bands], as stored: palettes and inverted grey are resolved, nothing is
+            dropped, scaled or widened.
+        bits: of a sample that the file uses: 1 of a bool, 4 of a uint8, 12 of a uint16; 0: all of the type's.
+        colours: what the first bands are: `grey`, `RGB`, `CMYK`; "" where the file does not say.
+        alpha: the band that is alpha, or None.
+        tags: of a TIFF, to be copied to its labels: (code, type, count, value).
+        no_data: a value that is none, by GDAL's tag.
+        mask: reads likewise where the file's own mask has data: [h, w, 1], 0 where there is none.
+        turned: whether it is stored turned, by its orientation.
+        kept: in memory, beside a part that is read.
+        scales: what the file says that its numbers are to be scaled by, in words.
+        premultiplied: whether colours are stored multiplied by alpha.
+        indexed: whether its colours are of a palette whose indices numbers of no data are of, as `mask` says.
+        lossy: the compression that may have changed its numbers; "" where none has.
+    """
+
+    path: Path
+    size: tuple[int, int]
+    read: Read
+    bits: int = 0
+    colours: str = ""
+    alpha: int | None = None
+    tags: tuple[Tag, ...] = ()
+    no_data: float | None = None
+    mask: Read | None = None
+    turned: bool = False
+    kept: KeptRows = NOTHING_KEPT
+    scales: str = ""
+    premultiplied: bool = False
+    indexed: bool = False
+    lossy: str = ""
+
+
+@contextmanager
+def open_stored(header: Header, card: ModelCard, options: ReadOptions = COMMON) -> Iterator[StoredImage]:
+    """Open an image file of which `read_header` has told.
+
+    Raises:
+        DeployError: damaged.
+        MisuseError: an image of a kind that is not read; channels that it does not have.
+    """
+    pages = header.pages  # of a TIFF they may be bands
+    with ExitStack() as stack:
+        with reading(header.path):  # what goes wrong while it is open is the caller's
+            if header.format == "NPY":
+                array = open_npy(header.path)
+                array = array[:, :, None] if array.ndim == 2 else array
+                colours = "grey" if array.shape[2] == 1 else ""
+                stored = StoredImage(header.path, header.size, parts_of(array), colours=colours)
+            elif header.format == "TIFF":
+                import tifffile
+
+                file = stack.enter_context(tifffile.TiffFile(opened(header.path), name=header.path.name))
+                layout = lay_out(file, header.path, card.channels, header.page)
+                pages = layout.images
+                stored = _tiff(file, layout, header, options, stack)
+            elif header.format == "GDAL":
+                raster = stack.enter_context(open_gdal(header.path))
+                palette = raster.dataset.colorinterp[0].name == "palette"  # its colours are not the numbers of no data
+                each = len(set(map(str, raster.dataset.nodatavals))) > 1  # each band's own, which the mask goes by
+                stored = StoredImage(
+                    header.path, raster.size, raster.read, raster.bits, raster.colours, raster.alpha,
+                    dataset_tags(raster.dataset) if raster.georeferenced else (),
+                    None if palette or each else raster.dataset.nodatavals[0],
+                    None if each and options.no_data is not None else raster.mask,
+                    scales=scales_told(raster.dataset.scales, raster.dataset.offsets),
+                    lossy="JPEG 2000" if raster.dataset.driver.startswith("JP2") else "",
+                )  # fmt: skip
+            else:
+                stored = _picture(header, card, options.channels is not None)
+                if header.mode != "P":  # a palette's colours are not the numbers of no data
+                    beside = one_no_data(header.path, no_data_beside(header.path), options)
+                    stored = replace(stored, no_data=beside, scales=scales_of(header.path))
+                stored = replace(stored, lossy=header.format if header.format in PHOTOGRAPHS else "")
+                if not header.page:
+                    stored = replace(stored, mask=mask_beside(stack, header.path, stored.size, stored.turned))
+            if options.channels is not None:
+                stored = _chosen(stored, options.channels)
+        if pages > 1 and header.page is None:
+            log.warning("%s holds %d images; only the first is used (see --page)", header.path, pages)
+        yield stored
+
+
+def _chosen(stored: StoredImage, channels: tuple[int, ...]) -> StoredImage:
+    """The same image with some of its channels alone; alpha that is not among them says where there is no data."""
+    bands = stored.read(0, 1, 0, 1).shape[2]
+    if (most := max(channels)) >= bands:
+        raise MisuseError(f"channel {most}, and {stored.path} has {bands}, counted from 0; choose others by --channel")
+    read, alpha, mask = stored.read, stored.alpha, stored.mask
+    if alpha is not None and alpha not in channels and mask is None:
+        mask = lambda *where: read(*where)[:, :, alpha : alpha + 1]  # noqa: E731
+    colours = stored.colours if channels == (0, 1, 2) else "grey" if len(channels) == 1 else ""
+    return replace(
+        stored, read=lambda *where: read(*where)[:, :, list(channels)], colours=colours, alpha=None, mask=mask
+    )
+
+
+def _tiff(file: Any, layout: TiffLayout, header: Header, options: ReadOptions, stack: ExitStack) -> StoredImage:
+    tags, path = own_tags(layout.keyframe), header.path
+    if layout.turned != 1 and tags:
+        raise turned_on_the_ground(path)
+    palette = getattr(layout.keyframe.photometric, "name", "") == "PALETTE"
+    beside = one_no_data(path, no_data_beside(path), options)
+    no_data = tagged_no_data(layout) if beside is None else as_read(beside, layout)
+    if no_data is None and options.no_data is None and (text := no_data_text(layout)):
+        said = f"{path} has a no-data tag that begins with no number ({text[:40]!r}), and is ignored"
+        options.name("no-data tag", f"{said}: name the value with --nodata")
+    mask = mask_reader(file, layout, path)
+    if mask is None and not header.page:
+        mask = mask_beside(stack, path, layout.upright, layout.turned != 1)
+    if palette:  # its colours are not the numbers that are spoken of, but its indices
+        number = no_data if options.no_data is None else options.no_data
+        mask = mask if number is None else index_reader(layout, path, number, mask)
+    return StoredImage(
+        path, layout.upright, reader(layout, path), layout.bits, layout.colours, layout.alpha, tags,
+        None if palette else no_data, mask, layout.turned != 1, kept_rows(layout, mask is not None),
+        scales_of(path, str(layout.keyframe.tags.valueof(GDAL_METADATA, ""))), layout.premultiplied, palette,
+        LOSSY.get(int(layout.keyframe.compression), ""),
+    )  # fmt: skip
+
+
+def turned_on_the_ground(path: Path) -> MisuseError:
+    """What is said of an image that is stored turned, and georeferenced."""
+    return MisuseError(
+        f"{path} is stored turned (by its orientation) and georeferenced, which contradict each other; turn it upright"
+    )
+
+
+def parts_of(array: NDArray[Any]) -> Read:
+    """What reads parts of an array that is held, [H, W, bands]."""
+    return lambda top, bottom, left, right: array[top:bottom, left:right]
+
+
+def _picture(header: Header, card: ModelCard, as_stored: bool) -> StoredImage:
+    """By Pillow: grey, RGB, or what it cannot turn into them soundly; with `as_stored` the file's own channels."""
+    from PIL import ImageOps
+
+    bits = header.bits
+    with open_pillow(header.path, header.pixels) as picture:
+        if header.page is not None:
+            picture.seek(header.page)
+        orientation = picture.getexif().get(ORIENTATION, 1)
+        if bits:
+            array = turned(read_deep(header.path, header.format), orientation)
+        else:
+            few = few_bits_of(header.path, picture)
+            picture.load()
+            array = samples_of(ImageOps.exif_transpose(picture), card, as_stored)
+            if few:
+                array, bits = not_spread(array, few), few
+    array = array[:, :, None] if array.ndim == 2 else array
+    colours = {1: "grey", 3: "RGB", 4: "RGB"}.get(array.shape[2], "grey")
+    alpha = array.shape[2] - 1 if array.shape[2] in (2, 4) else None
+    bits = 1 if array.dtype == bool else bits
+    return StoredImage(header.path, header.size, parts_of(array), bits, colours, alpha, turned=orientation in TURNS)
