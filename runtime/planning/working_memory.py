@@ -6,11 +6,10 @@ from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 
 KEPT = 64_000_000  # bytes that are kept whatever the usual run takes
-USUAL_RUNS = 64  # that tell what is usual
+USUAL = ((30, 4.0), (64, 2.0))  # so many last runs tell what is usual, and so many times the most of them is kept
 STEADY_RUNS, STEADY_KEPT = 16, 16_000_000  # runs of about one size, and what is kept whatever they take
 ABOUT = 1.1  # times the least of them
 MOST_SHAPES = 64  # times the largest run's memory, all shapes together: they come to far less in truth
-ABOVE_USUAL = 2.0  # times the most that usual runs take is kept, no more
 GROWTH = 1.5  # times what runs took when memory was last given back, beyond which it is given back again
 
 
@@ -20,10 +19,11 @@ class WorkingMemory:
     Backends keep what a run took for the next: fresh pages would cost a large image up to half of its time. What runs
     of many shapes took would add up, though, as one finds no room in what another left. So it is given back before a
     run that takes half again what the first one after the last time took, or of a new shape with which all that were
-    run might come to more than the budget; and once a while has gone by without a run that needed half of it. Not for
-    less: images of mixed sizes would pay for it by a tenth of their time (docs/results/serving.md). Images of about one
-    size have what they do not need given back sooner. A network that begins with a large run has it done before that
-    one, too: ONNX Runtime never gives back the first memory that it took, so that be little.
+    run might come to more than the budget; and once a while has gone by without a run that needed half of it, or half
+    as long without one that needed a quarter. Not for less: images of mixed sizes would pay for it by a tenth of their
+    time (docs/results/serving.md). Images of about one size have what they do not need given back sooner. A network
+    that begins with a large run has it done before that one, too: ONNX Runtime never gives back the first memory that
+    it took, so that be little.
 
     Args:
         release: has the backend give back what no run uses.
@@ -43,7 +43,7 @@ class WorkingMemory:
         self._shapes: dict[Hashable, int] = {}  # that were run since the last release, and the bytes they took
         self._all_shapes = 0  # bytes, their sum
         self._limit = 0  # bytes, the budget when it was last asked for
-        self._usual: deque[int] = deque(maxlen=USUAL_RUNS)
+        self._usual: deque[int] = deque(maxlen=USUAL[-1][0])
         self._waiting: deque[object] = deque()
         self._changed = threading.Condition()
 
@@ -114,10 +114,11 @@ class WorkingMemory:
 
     def _is_unusual(self) -> bool:
         """Whether more is held than the last runs show a need for."""
-        last = tuple(self._usual)[-STEADY_RUNS:]
+        runs = tuple(self._usual)
+        last = runs[-STEADY_RUNS:]
         if len(last) == STEADY_RUNS and max(last) <= ABOUT * min(last):
             return self.held > max(STEADY_KEPT, ABOUT * max(last))
-        return len(self._usual) == USUAL_RUNS and self.held > max(KEPT, ABOVE_USUAL * max(self._usual))
+        return any(len(runs) >= count and self.held > max(KEPT, above * max(runs[-count:])) for count, above in USUAL)
 
     def _give_back(self, needed: int) -> None:
         """Before a run that takes `needed` bytes, or after one."""

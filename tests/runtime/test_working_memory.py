@@ -137,6 +137,17 @@ def test_an_unusually_large_run_holds_its_memory_for_a_while_only():
     assert memory.held == 80 * MB and len(released) == 1
 
 
+def test_after_thirty_small_images_of_mixed_sizes_a_large_ones_memory_is_given_back():
+    memory = WorkingMemory(released := Releases())
+    run(memory, 1, "the first")
+    run(memory, 1000 * MB)
+    for index in range(29):
+        run(memory, (20 + 5 * (index % 3)) * MB)
+    assert not released
+    run(memory, 20 * MB)
+    assert len(released) == 1
+
+
 def test_at_rest_all_is_given_back_once_but_never_under_a_run_that_goes_on():
     releases = Releases()
     memory = WorkingMemory(releases)
