@@ -276,7 +276,7 @@ $("file").addEventListener("change", () => {
 });
 $("model").addEventListener("change", () => (chosen(), again()));
 $("refine").addEventListener("change", again);
-$("token").addEventListener("change", () => learn().then(() => ($("error").hidden = true), (error) => failed(error)));
+$("token").addEventListener("change", () => learn().then(() => ($("error").hidden = true), failed));
 $("token-choice").addEventListener("submit", (event) => event.preventDefault());
 $("opacity").addEventListener("input", draw);
 $("view").addEventListener("pointermove", point);
@@ -299,4 +299,4 @@ function failed(error, before = "") {
   $("error").hidden = false;
 }
 
-learn().catch((error) => failed(error));
+learn().catch(failed);
