@@ -185,7 +185,8 @@ def test_padding_of_odd_maps_is_found_where_a_network_takes_multiples_too(tmp_pa
         model, None, tmp_path / "m.onnx", exporter="torchscript", name="it", note=notes.append
     )  # the other takes its time, and does not do it either
     assert card.size_multiple == multiple
-    assert any(f"what that does for multiples of {multiple}" in note for note in notes)
+    (said,) = (note for note in notes if f"what that does for multiples of {multiple}" in note)
+    assert said.endswith("get the scores of the padded or resized image")
     image = torch.randn(1, 3, 3 * multiple, 5 * multiple)
     session = onnxruntime.InferenceSession(tmp_path / "m.onnx")
     with torch.inference_mode():
