@@ -83,11 +83,11 @@ def _ends(gpu: GpuPlan, but: Size) -> list[Size]:
     for profile in gpu.profiles:
         ends = [_within(size, LARGEST_CHECKED, profile) for size in (profile.min, profile.opt, profile.max)]
         # Of another shape than the ends, so that rows and columns are resized otherwise.
-        sides = zip(profile.min, profile.max, (0.38, 0.62), strict=True)
-        between = _within(tuple(low + int(share * (high - low)) for low, high, share in sides), LARGEST_ODD, profile)
-        odd = between and tuple(
-            max(least, side - 1 + side % 2) for least, side in zip(profile.min, between, strict=True)
-        )
+        (top, left), (bottom, right) = profile.min, profile.max
+        odd = _within((top + int(0.38 * (bottom - top)), left + int(0.62 * (right - left))), LARGEST_ODD, profile)
+        if odd is not None:
+            height, width = odd
+            odd = max(top, height - 1 + height % 2), max(left, width - 1 + width % 2)
         found |= dict.fromkeys(size for size in (*ends, odd) if size is not None)
     return [size for size in found if size != but]
 
