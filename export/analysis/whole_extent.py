@@ -60,7 +60,7 @@ def padded_to_one_size(model: ModelProto, channels: int) -> tuple[NodeProto, tup
 
 
 def refuse_unseen_edges(run: Run, image: np.ndarray, name: str) -> None:
-    """Raise DeployError where the outermost rows and columns of an image change no score, and its middle does.
+    """Raise DeployError where the outermost rows and columns of an image change no score, and others do.
 
     Args:
         run: images float32 [N,C,H,W] → scores.
@@ -76,8 +76,9 @@ def refuse_unseen_edges(run: Run, image: np.ndarray, name: str) -> None:
     before[:, :, :high] = before[:, :, :, :wide] = 3
     behind[:, :, height - high :] = behind[:, :, :, width - wide :] = 3
     middle[:, :, height // 2 - high : height // 2 + high, width // 2 - wide : width // 2 + wide] = 3
-    for changed, what in ((before, "first"), (behind, "last")):
-        if np.array_equal(run(changed), scores) and not np.array_equal(run(middle), scores):
+    counts = [not np.array_equal(run(changed), scores) for changed in (before, behind, middle)]
+    for each, what in zip(counts, ("first", "last"), strict=False):
+        if not each and any(counts):
             raise DeployError(
                 f"{name} does not look at all of an image of {height}×{width}: its {what} {high} rows and {wide} "
                 "columns change no score, so that a size is baked in; export it again with dynamic axes for H and W"

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
+from fcn_deploy.export.analysis.branches import first_branching
 from fcn_deploy.export.analysis.model_end import AS_PYTORCH
 from fcn_deploy.export.build.config import BuildConfig
 from fcn_deploy.export.graph.edit import attributes, initializers, label
@@ -99,6 +100,13 @@ def _nearest_cells(core: ModelProto) -> Difference | None:
     )
 
 
+def _branches(core: ModelProto) -> Difference | None:
+    """A branch that the image's size decides: scores of both libraries are compared at a few sizes."""
+    chooses = first_branching(core)
+    asks, openvino = "chooses a branch by the image's size", "is compared in one of them alone"
+    return Difference(chooses, asks, openvino) if chooses is not None else None
+
+
 def _resizes(core: ModelProto) -> list[NodeProto]:
     return [node for node in core.graph.node if node.op_type == "Resize"]
 
@@ -108,4 +116,5 @@ _DIFFERENCES: tuple[Callable[[ModelProto], Difference | None], ...] = (
     _other_length,
     _weights_of_its_own,
     _nearest_cells,
+    _branches,
 )
