@@ -68,9 +68,7 @@ def padded_to_one_size(model: ModelProto, channels: int) -> tuple[NodeProto, tup
 
 def _larger(size: tuple[int, int], before: np.ndarray, after: np.ndarray) -> tuple[int, int]:
     """A size of an image at which a map that comes to `after` at `size`, of `before`, is larger than that by itself."""
-    rows, columns = (
-        UNIT * (int(after[axis]) * size[axis - 2] // (int(before[axis]) * UNIT) + 2) for axis in (2, 3)
-    )
+    rows, columns = (UNIT * (int(after[axis]) * size[axis - 2] // (int(before[axis]) * UNIT) + 2) for axis in (2, 3))
     return rows, columns
 
 
