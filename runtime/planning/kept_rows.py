@@ -1,6 +1,6 @@
 """The rows of an input that memory holds beside a tile of it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +28,11 @@ class KeptRows:
         """Bytes beside tiles of so many rows and columns, of an image of `height`."""
         kept: Numbers = np.clip((rows + self.beside) * self.bytes, self.least, self.bytes * height)
         return kept + self.ahead * rows * columns
+
+    @property
+    def without_rows(self) -> "KeptRows":
+        """What is made ahead alone."""
+        return replace(self, bytes=0.0, least=0.0)
 
 
 NOTHING_KEPT = KeptRows()
