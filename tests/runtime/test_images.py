@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tifffile
 from fcn_deploy.runtime.engine_format.model_card import voc_palette
-from fcn_deploy.runtime.images.find import IMAGE_SUFFIXES, find_images
+from fcn_deploy.runtime.images.find import IMAGE_SUFFIXES, find_images, find_placed
 from fcn_deploy.runtime.images.header import read_header
 from fcn_deploy.runtime.images.numbers import ReadOptions
 from fcn_deploy.runtime.images.overlay import overlay, overlay_sheet
@@ -346,6 +346,10 @@ def test_files_folders_and_globs_are_found_in_order(tmp_path, picture):
     assert [p.name for p in find_images([tmp_path])] == ["a.JPG", "b.png"]
     assert [p.name for p in find_images([f"{tmp_path}/**/*.png"])] == ["b.png", "c.png"]
     assert [p.name for p in find_images([tmp_path / "b.png", tmp_path])] == ["b.png", "a.JPG"]
+    placed = find_placed([tmp_path / "b.png", f"{tmp_path}/**/*.png", f"{tmp_path}/d*/*.png", tmp_path])
+    assert [(path.name, str(folder)) for path, folder in placed.items()] == [("b.png", "."), ("c.png", "deep"), ("a.JPG", ".")]
+    with pytest.raises(MisuseError, match="back up behind a wildcard"):
+        find_placed([f"{tmp_path}/*/../*.png"])
     for wrong, said in ((tmp_path / "empty", "no images"), (tmp_path / "x", "does not exist"), ("*.zzz", "no images")):
         with pytest.raises(MisuseError, match=said):
             find_images([wrong])
