@@ -217,9 +217,7 @@ class Network:
             making = LABELLING_BYTES if made else 0
         kept: KeptRows = getattr(source, "kept", NOTHING_KEPT)
         if bands:
-            return plan_bands(
-                size, self.card, self.stages, self.manifest, memory, BANDS_MEMORY, kept, making, fine
-            )
+            return plan_bands(size, self.card, self.stages, self.manifest, memory, BANDS_MEMORY, kept, making, fine)
         return plan_engine(size, self.card, self.stages, self.manifest, memory, result, kept, making, fine)
 
     def memory_budget(self) -> int:

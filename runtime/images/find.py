@@ -94,7 +94,9 @@ def _below(file: Path, root: Path, item: str) -> Path:
     """The folder of a match, below the fixed part of its glob. Raises MisuseError where it may lie elsewhere."""
     folder = file.parent.relative_to(root)
     if ".." in folder.parts:
-        raise MisuseError(f"{item} goes back up behind a wildcard, so that results have no place; write it without '..'")
+        raise MisuseError(
+            f"{item} goes back up behind a wildcard, so that results have no place; write it without '..'"
+        )
     return folder
 
 
