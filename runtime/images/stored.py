@@ -128,8 +128,8 @@ def open_stored(header: Header, card: ModelCard, options: ReadOptions = COMMON) 
                 beside = one_no_data(header.path, no_data_beside(header.path), options)
                 mask = None if header.page else mask_beside(stack, header.path, stored.size, stored.turned)
                 if indices is None:
-                    each = each_no_data(header.path, stored.read(0, 1, 0, 1).shape[2], options)
-                    stored = replace(stored, no_data=beside, each_no_data=each, scales=scales_of(header.path))
+                    together = each_no_data(header.path, stored.read(0, 1, 0, 1).shape[2], options)
+                    stored = replace(stored, no_data=beside, each_no_data=together, scales=scales_of(header.path))
                 else:  # a palette's colours are not the numbers that are spoken of, but its indices
                     number = beside if options.no_data is None else options.no_data
                     mask = mask if number is None else both(unlike(parts_of(indices), number), mask)

@@ -320,7 +320,7 @@ class VideoReader:
         return 1 / ratio if display_matrix(frame)[0] == 0 else ratio
 
 
-def pictures_of(av: Any, container: Any) -> Any | None:
+def pictures_of(av: Any, container: Any) -> Any:
     """The first stream of pictures that is not a cover, as music and films carry; None where there is none."""
     cover = av.stream.Disposition.attached_pic
     return next((stream for stream in container.streams.video if not stream.disposition & cover), None)

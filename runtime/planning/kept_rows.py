@@ -26,8 +26,12 @@ class KeptRows:
 
     def taken(self, rows: Numbers, columns: Numbers, height: int) -> Numbers:
         """Bytes beside tiles of so many rows and columns, of an image of `height`."""
+        return self.rows_taken(rows, height) + self.ahead * rows * columns
+
+    def rows_taken(self, rows: Numbers, height: int) -> Numbers:
+        """Of these the bytes of what is kept beside tiles of so many rows."""
         kept: Numbers = np.clip((rows + self.beside) * self.bytes, self.least, self.bytes * height)
-        return kept + self.ahead * rows * columns
+        return kept
 
     @property
     def without_rows(self) -> "KeptRows":

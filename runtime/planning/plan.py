@@ -269,9 +269,8 @@ def plan_bands(
     if plain != kept and memory > most:
         plan = plan_engine(size, card, stages, manifest, most, 0, plain, making, fine)
         firsts = [grids[0] for grids in (*plan.passes, plan.grids) if grids]
-        beside = max(
-            (kept.taken(*grid.largest, plan.padded[0]) - plain.taken(*grid.largest, 0) for grid in firsts), default=0
-        )
+        sides = [np.array(grid.largest, float) for grid in firsts]
+        beside = max((float(kept.rows_taken(rows, plan.padded[0])) for rows, _ in sides), default=0.0)
         if plan.bytes + beside <= memory:
             return replace(plan, bytes=plan.bytes + int(beside))
     return plan_engine(size, card, stages, manifest, min(memory, most), 0, kept, making, fine)
