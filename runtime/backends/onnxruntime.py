@@ -66,7 +66,7 @@ def session(
     # Memory patterns are planned per input shape and kept: with sizes that change they only grow.
     options.enable_mem_pattern = False
     options.enable_cpu_mem_arena = arena
-    # Between two layers of a run threads spin, as waking them takes as long as a layer of a small image. Not for longer,
+    # Between two layers of a run threads spin, as waking them takes as long as a layer of a small image. Not for longer
     # nor between runs: they slow whatever else uses the cores: decoding, upsampling, another engine.
     for name, value in SPINNING.items():
         options.add_session_config_entry(name, value)

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
+from ..options import option
 
 if TYPE_CHECKING:  # loaded when used: --help is instant
     from ..images.addresses import Address
@@ -30,18 +30,18 @@ class Bulk:
     """
 
     shard: Annotated[
-        str | None, typer.Option("--shard", metavar="I/N", help="Label only the Ith of N parts of the files.")
+        str | None, option("--shard", metavar="I/N", help="Label only the Ith of N parts of the files.")
     ] = None
     manifest: Annotated[
         str | None,
-        typer.Option("--manifest", metavar="FILE", help="Write a row for each file as Parquet: sizes, shares, errors."),
+        option("--manifest", metavar="FILE", help="Write a row for each file as Parquet: sizes, shares, errors."),
     ] = None
     ray: Annotated[
         str | None,
-        typer.Option("--ray", metavar="ADDRESS", help="Label on a Ray cluster (auto, ray://HOST:10001, local)."),
+        option("--ray", metavar="ADDRESS", help="Label on a Ray cluster (auto, ray://HOST:10001, local)."),
     ] = None
     actors: Annotated[
-        int | None, typer.Option("--actors", min=1, help="Networks on the cluster [default: one on each node].")
+        int | None, option("--actors", min=1, help="Networks on the cluster [default: one on each node].")
     ] = None
 
     def sources(
