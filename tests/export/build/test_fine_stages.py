@@ -36,6 +36,11 @@ def engine(exports, tmp_path_factory):
 SIZE = (1300, 1100)
 
 
+def packs(stage):
+    """Whether a stage gives several maps as one."""
+    return stage.output.startswith("features/")
+
+
 def by_fine_stages(net):
     """Give a Segmenter a budget in which an image of SIZE is run by the stages for tiles; its plan."""
     for net.network.memory in range(10_000_000, 200_000_000, 5_000_000):
@@ -80,19 +85,27 @@ def test_what_images_do_not_need_any_more_is_closed_and_nothing_of_an_image_stay
         np.testing.assert_array_equal(net(photo(*SIZE)), expected)
 
 
-def test_int8_labels_of_stages_for_tiles_are_those_of_the_whole_image_bit_for_bit(exports, tmp_path):
+def test_int8_labels_of_stages_for_tiles_are_those_of_the_whole_image_bit_for_bit(exports, tmp_path, monkeypatch):
     save_photos(tmp_path, [(90, 100), (97, 101)])
     config = BuildConfig(
         quantization=QuantizationOptions(int8=True, calib=str(tmp_path / "*.png"), max_drop=100, max_class_drop=100),
         latency_sizes=[(64, 64)],
-        tuning=TuningOptions(("onnxruntime",), seconds=0.1, stages=1),
+        tuning=TuningOptions(("onnxruntime",), seconds=0.1, stages=4),
     )
     assert build_engine(import_model(exports / "narrow.onnx"), tmp_path / "i.engine", config).precision == "int8"
+    with EngineFile(tmp_path / "i.engine") as file:
+        stages, fine = file.manifest.stages, file.manifest.fine
+    assert len(stages) > 1 and not any(map(packs, stages)) and any(map(packs, fine))  # whole images do not pay for it
     image = photo(*SIZE)
     with Segmenter(tmp_path / "i.engine", threads=1) as net:
         expected = net(image)
         assert by_fine_stages(net).fine
         np.testing.assert_array_equal(net(image), expected)
+    # Without stages of their own, tiles are run by those of whole images, which then pack.
+    monkeypatch.setattr(fine_stages, "_gives_the_same", lambda net: False)
+    build_engine(import_model(exports / "narrow.onnx"), tmp_path / "j.engine", config)
+    with EngineFile(tmp_path / "j.engine") as file:
+        assert not file.manifest.fine and any(map(packs, file.manifest.stages))
 
 
 def test_weights_are_in_the_file_once(engine, exports):
