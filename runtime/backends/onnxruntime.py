@@ -24,7 +24,7 @@ CPU_ALONE = ("CPUExecutionProvider",)
 SPINNING = {
     "session.intra_op.allow_spinning": "1",
     "session.force_spinning_stop": "1",  # at the end of a run
-    "session.intra_op.spin_duration_us": "50",  # ONNX Runtime before 1.26 knows no bound within a run
+    "session.intra_op.spin_duration_us": "20",  # ONNX Runtime before 1.26 knows no bound within a run
 }
 ERRORS_ONLY = 3  # ONNX Runtime's severity: its warnings are for those who build graphs
 
