@@ -249,12 +249,17 @@ def test_a_command_line_means_what_typer_takes_it_for_though_plain_ones_do_witho
     assert taken(plainly) == taken(lambda parameters, words: None)
 
 
-def test_plain_command_lines_load_no_typer():
+def test_plain_command_lines_load_no_typer_and_a_photograph_only_what_labels_it(exports, tmp_path):
     code = "from fcn_deploy.runtime.infer import main; import sys; print('typer' in sys.modules, flush=True); main()"
-    words = ["none.engine", "none.jpg", "-o", "out", "--force", "--threads", "1", "--memory", "2GB", "--no-live"]
+    save_photos(tmp_path / "photos", [(20, 30)])
+    words = [exports / "narrow.engine", tmp_path / "photos", "-o", tmp_path / "out"]
+    words += ["--force", "--threads", "1", "--memory", "2GB"]
     done = subprocess.run([sys.executable, "-X", "importtime", "-c", code, *words], capture_output=True, text=True)
-    assert done.returncode == 2 and done.stdout == "False\n"
-    assert "none.jpg does not exist" in done.stderr and " typer" not in done.stderr and "pydantic" not in done.stderr
+    assert done.returncode == 0 and done.stdout.startswith("False\n") and "1 of 1 images labelled" in done.stdout
+    loaded = {line.split("|")[-1].strip() for line in done.stderr.splitlines()}
+    assert "fcn_deploy.runtime.labelling.pictures" in loaded and not loaded & {"typer", "pydantic"}
+    others = ("bulk", "cluster", "derive", "manifest", "videos", "polygons", "instances")
+    assert not loaded & {f"fcn_deploy.runtime.labelling.{name}" for name in others}
 
 
 def test_a_record_says_what_it_is_and_by_which_schema(capsys):

@@ -87,9 +87,6 @@ class Bulk:
             threads: of a network of the cluster.
         """
         from ..errors import MisuseError
-        from .bulk import label_objects
-        from .cluster import Cluster, label_on_cluster
-        from .manifest import noted
         from .objects import Object, Store
 
         options = dict(label.keywords)
@@ -98,7 +95,14 @@ class Bulk:
         items = [source for source in sources if isinstance(source, Object)]
         manifest = self._manifest(net, resume)
         if files or not (items or self.shard):
-            return noted(label(net, files, Path(out)), manifest)
+            found = label(net, files, Path(out))
+            if manifest is None:
+                return found
+            from .manifest import noted
+
+            return noted(found, manifest)
+        from .bulk import label_objects
+
         if options.get("all_pages"):
             raise MisuseError("--page all is of images and results of this machine; name a page")
         if force and resume:
@@ -111,6 +115,8 @@ class Bulk:
                 "writes apart; run it with --resume and without --ray afterwards"
             )
         if self.ray is not None:
+            from .cluster import Cluster, label_on_cluster
+
             cluster = Cluster(self.ray, self.actors, threads, net.memory, net.refine, options)
             return label_on_cluster(cluster, net, items, store, force=force, resume=resume, manifest=manifest)
         gather = self._gather(net, items, store, options, force, resume)
@@ -151,8 +157,9 @@ class Bulk:
         return gathering(products, net.card)
 
     def _manifest(self, net: "Network", resume: bool) -> "Manifest | None":
+        if self.manifest is None:
+            return None
         from .manifest import Manifest
         from .objects import parse_shard
 
-        shard = None if self.shard is None else parse_shard(self.shard)
-        return None if self.manifest is None else Manifest(self.manifest, net, shard, keep=resume)
+        return Manifest(self.manifest, net, None if self.shard is None else parse_shard(self.shard), keep=resume)
