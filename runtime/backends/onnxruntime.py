@@ -26,6 +26,7 @@ SPINNING = {
     "session.force_spinning_stop": "1",  # at the end of a run
     "session.intra_op.spin_duration_us": "20",  # ONNX Runtime before 1.26 knows no bound within a run
 }
+SMALL_CHUNK = 1 << 16  # bytes
 ERRORS_ONLY = 3  # ONNX Runtime's severity: its warnings are for those who build graphs
 
 
@@ -106,8 +107,10 @@ def _share_arena() -> None:
     info = onnxruntime.OrtMemoryInfo(
         "Cpu", onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, onnxruntime.OrtMemType.DEFAULT
     )
+    # What it begins with, and begins with again once it has shrunk, stays: by default two megabytes.
+    small = {"initial_chunk_size_bytes": SMALL_CHUNK, "initial_growth_chunk_size_bytes": SMALL_CHUNK}
     with suppress(Exception):  # of ONNX Runtime: somebody else in this process has made one
-        onnxruntime.create_and_register_allocator(info, onnxruntime.OrtArenaCfg({}))
+        onnxruntime.create_and_register_allocator(info, onnxruntime.OrtArenaCfg(small))
 
 
 def physical_cores(processors: Path = Path("/sys/devices/system/cpu")) -> int:
