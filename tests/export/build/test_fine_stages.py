@@ -11,7 +11,9 @@ import onnx
 import pytest
 from fcn_deploy.export.build import fine_stages
 from fcn_deploy.export.build.config import BuildConfig, TuningOptions
+from fcn_deploy.export.build.cut_stages import cut_core
 from fcn_deploy.export.build.engine import build_engine
+from fcn_deploy.export.build.targets import cpu
 from fcn_deploy.export.importer.import_model import import_model
 from fcn_deploy.export.quantization.options import QuantizationOptions
 from fcn_deploy.runtime.engine_format.engine_file import EngineFile
@@ -34,11 +36,6 @@ def engine(exports, tmp_path_factory):
 
 
 SIZE = (1300, 1100)
-
-
-def packs(stage):
-    """Whether a stage gives several maps as one."""
-    return stage.output.startswith("features/")
 
 
 def by_fine_stages(net):
@@ -85,27 +82,19 @@ def test_what_images_do_not_need_any_more_is_closed_and_nothing_of_an_image_stay
         np.testing.assert_array_equal(net(photo(*SIZE)), expected)
 
 
-def test_int8_labels_of_stages_for_tiles_are_those_of_the_whole_image_bit_for_bit(exports, tmp_path, monkeypatch):
+def test_int8_labels_of_stages_for_tiles_are_those_of_the_whole_image_bit_for_bit(exports, tmp_path):
     save_photos(tmp_path, [(90, 100), (97, 101)])
     config = BuildConfig(
         quantization=QuantizationOptions(int8=True, calib=str(tmp_path / "*.png"), max_drop=100, max_class_drop=100),
         latency_sizes=[(64, 64)],
-        tuning=TuningOptions(("onnxruntime",), seconds=0.1, stages=4),
+        tuning=TuningOptions(("onnxruntime",), seconds=0.1, stages=1),
     )
     assert build_engine(import_model(exports / "narrow.onnx"), tmp_path / "i.engine", config).precision == "int8"
-    with EngineFile(tmp_path / "i.engine") as file:
-        stages, fine = file.manifest.stages, file.manifest.fine
-    assert len(stages) > 1 and not any(map(packs, stages)) and any(map(packs, fine))  # whole images do not pay for it
     image = photo(*SIZE)
     with Segmenter(tmp_path / "i.engine", threads=1) as net:
         expected = net(image)
         assert by_fine_stages(net).fine
         np.testing.assert_array_equal(net(image), expected)
-    # Without stages of their own, tiles are run by those of whole images, which then pack.
-    monkeypatch.setattr(fine_stages, "_gives_the_same", lambda net: False)
-    build_engine(import_model(exports / "narrow.onnx"), tmp_path / "j.engine", config)
-    with EngineFile(tmp_path / "j.engine") as file:
-        assert not file.manifest.fine and any(map(packs, file.manifest.stages))
 
 
 def test_weights_are_in_the_file_once(engine, exports):
@@ -137,6 +126,19 @@ def test_stages_that_give_other_scores_are_left_out(engine, exports, monkeypatch
     build_engine(import_model(exports / "narrow.onnx"), path, config)
     with EngineFile(path) as file:
         assert file.manifest.fine == () and not any(name.startswith("fine") for name in file.manifest.members)
+
+
+def test_whole_images_pay_for_no_cut_that_tiles_alone_need(exports, tmp_path, monkeypatch):
+    # As if the only cut of this network were one that packs.
+    monkeypatch.setattr(
+        cpu, "cut_core", lambda *given, packed=True: cut_core(*given) if packed else cut_core(*given[:2], 1)
+    )
+    config = BuildConfig(latency_sizes=[(64, 64)], tuning=TuningOptions(seconds=0.1))
+    for same, counts in ((True, (1, 2)), (False, (2, 0))):  # stages, and those for tiles alone
+        monkeypatch.setattr(fine_stages, "_gives_the_same", lambda net, same=same: same)
+        build_engine(import_model(exports / "narrow.onnx"), tmp_path / "a.engine", config)
+        with EngineFile(tmp_path / "a.engine") as file:
+            assert (len(file.manifest.stages), len(file.manifest.fine)) == counts
 
 
 def test_engines_of_version_5_are_read_and_a_stage_for_tiles_without_a_halo_is_refused(engine):
