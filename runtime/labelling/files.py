@@ -90,16 +90,12 @@ def label_files(
     wanted = Wanted(kinds, overlay, products, named, "all" if all_pages else options.page)
     jobs = jobs_for(sources, out, wanted, keep=not (force or resume))
     if products.derived or products.cog:
-        from .derive import check_products
+        from . import derive
 
-        check_products(products, net.card, jobs, force or resume)
+        derive.check_products(products, net.card, jobs, force or resume)
     check_writable(jobs[0].targets[0])
     records = _records(Stream(net, kinds, reuse), jobs, resume, options)
-    if products.derived:
-        from .derive import with_products
-
-        records = with_products(records, jobs, net.card, products)
-    yield from records
+    yield from derive.with_products(records, jobs, net.card, products) if products.derived else records
 
 
 def _records(stream: Stream, jobs: Sequence[Job], resume: bool, options: ReadOptions) -> Generator[Record, None, None]:
