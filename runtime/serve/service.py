@@ -171,7 +171,7 @@ class Service:
             DeployError: an image that the network does not take, or over the limits.
         """
         card = served.card
-        outputs = check_wanted(served, request.outputs)
+        outputs = check_wanted(served, request.outputs, request.binary)
         kinds = tuple(dict.fromkeys(each.name for each in outputs))
         read: Callable[[], Image]
         if request.image is not None:
