@@ -7,6 +7,7 @@ import http.client
 import io
 import json
 import socket
+import tempfile
 import threading
 import time
 import zlib
@@ -273,6 +274,13 @@ def test_of_several_images_in_a_file_the_first_is_labelled_and_their_number_told
         np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(body))), net(image))
     assert "holds 3, counted from 0" in server.error(400, "POST", "/label?page=3", file.getvalue())
     assert "a whole number" in server.error(400, "POST", "/label?page=-1", file.getvalue())
+
+
+def test_a_machine_without_room_for_a_file_says_so_and_does_not_blame_the_image(server, monkeypatch, tmp_path):
+    file = file_of(photo(20, 30), "TIFF")
+    assert server.ask("POST", "/label", file)[0] == 200
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "none"))
+    assert "TMPDIR" in server.error(503, "POST", "/label", file)
 
 
 def test_a_file_of_other_values_than_the_networks_is_refused_unless_they_are_told(server, exports):
