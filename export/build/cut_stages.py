@@ -16,6 +16,7 @@ from fcn_deploy.export.analysis.receptive_fields import Field, WholeImageError
 from fcn_deploy.export.build.config import DEFAULT_STAGES
 from fcn_deploy.export.build.cutting_places import CuttingPlaces, Place
 from fcn_deploy.export.build.working_memory import measure_tensors, working_memory
+from fcn_deploy.export.passes.mean_in_steps import mean_in_steps
 from fcn_deploy.export.tolerances import REORDERED_SUMS
 from fcn_deploy.runtime.backends.onnxruntime import session
 from fcn_deploy.runtime.engine_format.manifest import Stage
@@ -43,7 +44,7 @@ class Part:
 
 def members_of(parts: Sequence[Part]) -> dict[str, bytes]:
     """The parts as members of an engine file: name → content."""
-    return {part.stage.file: part.model.SerializeToString() for part in parts}
+    return {part.stage.file: mean_in_steps(part.model).model.SerializeToString() for part in parts}
 
 
 def cut_core(core: ModelProto, card: ModelCard, most: int = DEFAULT_STAGES) -> tuple[Part, ...]:

@@ -15,7 +15,7 @@ import numpy as np
 from ..arrays import AnyArray
 from ..errors import DeployError, MisuseError, one_line
 from . import ORT_TARGETS, Layer
-from .onnxruntime_gpu import gpu_providers, no_gpu, not_loaded, plugin_devices, quietly
+from .onnxruntime_gpu import gpu_providers, not_loaded, plugin_devices, quietly, unusable
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession, RunOptions
@@ -155,8 +155,8 @@ class OnnxRuntimeSession:
             with quietly():
                 try:
                     opened = session(model, threads, providers=providers)
-                except DeployError as error:  # a provider that loads does not start without a GPU
-                    if no_gpu():
+                except DeployError as error:  # a provider that loads does not start without a GPU, or by an old driver
+                    if unusable():
                         raise not_loaded(target, source) from error
                     raise
             # ONNX Runtime falls back to the CPU with a line in its log, where the GPU's libraries cannot be loaded.

@@ -1,6 +1,6 @@
 """Options of label-images for many files: addresses, shards, a manifest, a cluster."""
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -45,9 +45,10 @@ class Bulk:
     ] = None
 
     def sources(
-        self, images: Sequence[str], out: str, find: "Callable[[], Sequence[Path | Address]]"
-    ) -> "Sequence[Path | Address] | Sequence[Object]":
-        """What is labelled: files of this machine, by `find`, or objects where an address is named or a cluster labels.
+        self, images: Sequence[str], out: str, find: "Callable[[], Mapping[Path | Address, Path]]"
+    ) -> "Mapping[Path | Address, Path] | Sequence[Object]":
+        """What is labelled: files of this machine, by `find`, with the folders of their results, or objects where an
+        address is named or a cluster labels.
 
         Raises MisuseError, DeployError.
         """
@@ -63,16 +64,19 @@ class Bulk:
         files = find()
         if shard is None:
             return files
-        if len({Path(file.name).stem for file in files}) < len(files):
+        if len({folder / Path(file.name).stem for file, folder in files.items()}) < len(files):
             raise MisuseError(
-                "--shard of files whose names differ in folder or suffix only; give each folder its own run"
+                "--shard of files whose names differ in suffix only, or in a folder that their results do not keep; "
+                "give each its own run, or name the folder above as 'FOLDER/**'"
             )
-        return [files[place] for place in share_of([file.name for file in files], shard)]
+        found = list(files.items())
+        names = [str(folder / file.name) for file, folder in found]
+        return dict(found[place] for place in share_of(names, shard))
 
     def records(
         self,
         net: "Network",
-        sources: "Sequence[Path | Address] | Sequence[Object]",
+        sources: "Mapping[Path | Address, Path] | Sequence[Object]",
         out: str,
         label: "partial[Generator[Record, None, None]]",
         threads: int | None,
@@ -98,7 +102,8 @@ class Bulk:
         items = [source for source in sources if isinstance(source, Object)]
         manifest = self._manifest(net, resume)
         if files or not (items or self.shard):
-            return noted(label(net, files, Path(out)), manifest)
+            folders = sources if isinstance(sources, Mapping) else None
+            return noted(label(net, files, Path(out), folders=folders), manifest)
         if options.get("all_pages"):
             raise MisuseError("--page all is of images and results of this machine; name a page")
         if force and resume:
