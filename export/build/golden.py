@@ -83,13 +83,15 @@ def _ends(gpu: GpuPlan, but: Size) -> list[Size]:
     for profile in gpu.profiles:
         ends = [_within(size, LARGEST_CHECKED, profile) for size in (profile.min, profile.opt, profile.max)]
         # Of another shape than the ends, so that rows and columns are resized otherwise.
-        (top, left), (bottom, right) = profile.min, profile.max
-        odd = _within((top + int(0.38 * (bottom - top)), left + int(0.62 * (right - left))), LARGEST_ODD, profile)
-        if odd is not None:
-            height, width = odd
-            odd = max(top, height - 1 + height % 2), max(left, width - 1 + width % 2)
+        (low, left), (high, right) = profile.min, profile.max
+        between = _within((low + int(0.38 * (high - low)), left + int(0.62 * (right - left))), LARGEST_ODD, profile)
+        odd = between and (max(low, _odd(between[0])), max(left, _odd(between[1])))
         found |= dict.fromkeys(size for size in (*ends, odd) if size is not None)
     return [size for size in found if size != but]
+
+
+def _odd(side: int) -> int:
+    return side - 1 + side % 2
 
 
 def _within(size: Size, pixels: int, profile: Profile) -> Size | None:
