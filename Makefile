@@ -28,9 +28,10 @@ $(VENV)/.gpu-sim: $(VENV)/.dev tests/gpu_sim/build.py tests/gpu_sim/driver.cpp t
 demo: $(VENV)/.all
 	$(BIN)/python -m benchmarks.demo --out $(DEMO)
 
-# Two files of tests at a time; each worker takes up to 1.5 GB. PyTorch's threads of one would wait for the other's.
+# Two files of tests at a time; each worker takes up to 1.5 GB. PyTorch's threads of one would wait for the other's; where
+# a test has several, those that wait leave the cores alone.
 JOBS ?= 2
-PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
+PYTEST = OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 test: lint $(VENV)/.gpu-sim
 	$(PYTEST)
 

@@ -2,7 +2,7 @@
 
     python -m benchmarks.stages cam.safetensors --data ../shared/camvid --calib ../shared/camvid/train \\
         --labels ../shared/camvid/trainannot [--scales 0.5,0.75,1.5,2,mixed] \\
-        [--only FP8,BF16] [--work build/stages] [--json stages.json] [--plot stages.png]
+        [--only FP8,BF16] [--sizes 480x640] [--work build/stages] [--json stages.json] [--plot stages.png]
 
 Exports the checkpoint and builds its engines in WORK, in float32 and INT8 for this CPU, in FP16, BF16, INT8 and FP8 by
 TensorRT for RTX for --target; what is there already is taken as it is. All are evaluated on the same images at the same
@@ -46,6 +46,7 @@ def main() -> None:
     parser.add_argument("--scales", default=OWN)
     parser.add_argument("--target", default="sm89")
     parser.add_argument("--only", default=",".join(LOW), help="what is built by TensorRT; default: all of it")
+    parser.add_argument("--sizes", help="that engines for CPUs are timed at, as of build-engine; default: its own")
     parser.add_argument("--work", type=Path, default=Path("build/stages"))
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--json", type=Path)
@@ -73,13 +74,14 @@ def stages(options: argparse.Namespace):
     model, *engines = (name.with_name(name.name + suffix) for suffix in (".onnx", ".engine", "-int8.engine"))
     low = ["--calib", options.calib, "--max-drop", options.max_drop]
     low += ["--labels", options.labels] if options.labels else []
+    timed = ["--threads", options.threads, *(["--sizes", options.sizes] if options.sizes else [])]
     run("export_onnx", model, options.checkpoint)
     opened = open_model(options.checkpoint, options.threads)
     yield "PyTorch", options.checkpoint, opened.predict, opened.card
     opened = open_model(model, options.threads)
     yield "ONNX", model, opened.predict, opened.card
     for title, engine, how in zip(("float32", "INT8"), engines, ([], ["--int8", *low]), strict=True):
-        run("build_engine", engine, model, "--threads", options.threads, *how)
+        run("build_engine", engine, model, *timed, *how)
         opened = open_model(engine, options.threads)
         yield f"CPU, {title}", engine, opened.predict, opened.card
     found = core_of(import_model(model))

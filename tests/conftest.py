@@ -2,13 +2,32 @@
 
 import gc
 import logging
-import os
 from collections import Counter
+from pathlib import Path
 from unittest import mock
 
 import pytest
 from gpu_engines import gpu_built, gpu_engine, rtx_engine, tensorrt_engine  # noqa: F401
 from helpers import checkpoint_of, needs_shared, random_network
+from preloaded import SMALL_SIZES
+
+TESTS = Path(__file__).parent
+# The longest first, by the seconds that --durations=0 adds up to; of the others those with most slow tests come first.
+LONG_FILES = (
+    "test_benchmarks.py",
+    "export/build/test_cut_stages.py",
+    "export/test_zoo.py",
+    "runtime/test_tensorrt.py",
+    "export/quantization/test_mixed_precision.py",
+    "export/test_library_networks.py",
+    "export/dynamic_shapes/test_free_sizes.py",
+    "export/build/test_engine.py",
+    "runtime/test_openvino.py",
+    "runtime/test_cluster.py",
+    "test_readme.py",
+    "fcn/test_bands.py",
+    "test_end_to_end.py",
+)
 
 
 def pytest_addoption(parser):
@@ -20,8 +39,11 @@ def pytest_addoption(parser):
 
 def pytest_collection_modifyitems(config, items):
     if hasattr(config, "workerinput"):  # long files first, so that no worker is left alone with one at the end
-        slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
-        items.sort(key=lambda item: -slow[item.path])
+        slow, tests = Counter(item.path for item in items if item.get_closest_marker("slow")), Counter()
+        tests.update(item.path for item in items)
+        long = {TESTS / name: place - len(LONG_FILES) for place, name in enumerate(LONG_FILES)}
+        assert all(path.exists() for path in long), "LONG_FILES of conftest.py names a file that is not there"
+        items.sort(key=lambda item: (long.get(item.path, 0), -slow[item.path], -tests[item.path]))
     for item in items:
         if "gpu" in item.fixturenames:
             item.add_marker("gpu_sim")
@@ -40,14 +62,16 @@ def little_is_measured():
     """Engines that tests build in this process are timed at small sizes, and keep the estimate of their memory.
 
     What is measured of networks as small as these is mostly chance, and tests have budgets of a few megabytes. Commands
-    measure as they do for their users.
+    measure both in small images, and as for their users where a test says `measured` (`tests/preloaded.py`).
     """
     from fcn_deploy.export.build.targets import cpu
+    from fcn_deploy.runtime import latency
 
     with (
         mock.patch.object(cpu, "with_measured_memory", lambda draft, threads=None: draft),
-        mock.patch.object(cpu, "TIMED_SIZES", ((64, 64), (96, 128))),
-        mock.patch.object(cpu, "TILED_SIZE", (64, 64)),
+        mock.patch.object(cpu, "TIMED_SIZES", SMALL_SIZES),
+        mock.patch.object(cpu, "TILED_SIZE", SMALL_SIZES[0]),
+        mock.patch.object(latency, "TIMED_SIZES", SMALL_SIZES),
     ):
         yield
 
@@ -83,7 +107,6 @@ def exports(tmp_path_factory):
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory):
     """Folder with camvid.safetensors, .onnx and .engine, from the weights beside the project."""
-    import torch
     from fcn_deploy.calibration.datasets import CAMVID_COLORS
     from fcn_deploy.export.build.config import BuildConfig
     from fcn_deploy.export.build.engine import build_engine
@@ -115,7 +138,6 @@ def trained(tmp_path_factory):
     save_checkpoint(folder / "camvid.safetensors", Checkpoint(model.eval(), card))
     export_module(model, card, folder / "camvid.onnx")
     build_engine(import_model(folder / "camvid.onnx"), folder / "camvid.engine", BuildConfig(latency_sizes=[(64, 64)]))
-    torch.set_num_threads(os.cpu_count() or 1)
     return folder
 
 

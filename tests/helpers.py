@@ -22,7 +22,8 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
 BIN = Path(sys.executable).parent
-HEAVY = ("train-fcn", "eval-fcn", "export-onnx", "build-engine")  # commands that load PyTorch or onnx
+# Commands that load PyTorch or onnx, or measure.
+FORKED = ("train-fcn", "eval-fcn", "export-onnx", "build-engine", "verify-engine")
 
 
 # Every network of ours, as arguments of random_network.
@@ -126,11 +127,14 @@ def _checked(done, ok: int):
     return done
 
 
-def command(*words: object, ok: int = 0, cwd: Path | None = None, env: dict | None = None):
-    """Run one of the command lines (`infer` is python -m runtime.infer) and check its exit code."""
+def command(*words: object, ok: int = 0, cwd: Path | None = None, env: dict | None = None, measured: bool = False):
+    """Run one of the command lines (`infer` is python -m runtime.infer) and check its exit code.
+
+    `measured`: build-engine and verify-engine measure for as long as they do for their users, in large images too.
+    """
     name, *rest = words
-    if name in HEAVY and env is None:
-        return _checked(preloaded.run([str(BIN / name), *map(str, rest)], cwd), ok)
+    if name in FORKED and env is None:
+        return _checked(preloaded.run([str(BIN / name), *map(str, rest)], cwd, measured), ok)
     program = [sys.executable, "-m", "runtime.infer"] if name == "infer" else [BIN / str(name)]
     return finished([*program, *rest], ok, cwd, env)
 

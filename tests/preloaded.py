@@ -22,7 +22,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 # None that starts a thread, which a fork would lack: not onnxruntime, openvino, scikit-learn.
-LOADED = ("torch", "torch._dynamo", "onnx", "onnxscript", "safetensors.torch", "PIL.Image", "rich.progress", "typer")
+LOADED = (
+    "torch", "torch._dynamo", "onnx", "onnxscript", "safetensors.torch", "PIL.Image", "rich.progress", "typer",
+    "fcn_deploy.export.cli.build_engine", "fcn_deploy.export.build.engine", "fcn_deploy.export.from_torch",
+    "fcn_deploy.fcn.cli.train_fcn", "fcn_deploy.fcn.train",
+)  # fmt: skip
+SMALL_SIZES = ((64, 64), (96, 128))  # in the place of those that are measured where no others are named
 _one_at_a_time = threading.Lock()
 
 
@@ -32,13 +37,17 @@ def _parent() -> subprocess.Popen:
     return subprocess.Popen([sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
-def run(program: Sequence[str], cwd: Path | None = None) -> subprocess.CompletedProcess:
-    """Run `[script, *arguments]` or `["-m", module, *arguments]` of Python to its end."""
+def run(program: Sequence[str], cwd: Path | None = None, measured: bool = False) -> subprocess.CompletedProcess:
+    """Run `[script, *arguments]` or `["-m", module, *arguments]` of Python to its end.
+
+    `measured`: commands measure for as long as they do for their users; otherwise see `_measure_little`.
+    """
     with tempfile.TemporaryDirectory() as folder, _one_at_a_time:
         out, err = Path(folder, "out"), Path(folder, "err")
         job = {"program": [*program], "out": str(out), "err": str(err), "cwd": str(cwd or Path.cwd())}
+        job |= {"measured": measured, "env": dict(os.environ)}
         parent = _parent()
-        print(json.dumps(job | {"env": dict(os.environ)}), file=parent.stdin, flush=True)
+        print(json.dumps(job), file=parent.stdin, flush=True)
         code = parent.stdout.readline()
         assert code, "the process that is forked has ended"
         return subprocess.CompletedProcess(program, int(code), out.read_text("utf-8"), err.read_text("utf-8"))
@@ -65,7 +74,23 @@ def _become(job: dict) -> None:
         runpy._run_module_as_main(rest[0])  # what `python -m` does
     else:
         sys.argv, sys.path[0] = [first, *rest], str(Path(first).parent)
+        if not job["measured"]:
+            _measure_little(Path(first).name)
         runpy.run_path(first, run_name="__main__")
+
+
+def _measure_little(name: str) -> None:
+    """What a command measures, it measures in small images: of networks as small as the tests' it is mostly chance."""
+    if name == "verify-engine":
+        from fcn_deploy.runtime import latency
+
+        latency.TIMED_SIZES = SMALL_SIZES
+    if name == "build-engine":
+        from fcn_deploy.export.build import measured_memory
+        from fcn_deploy.export.build.targets import cpu
+
+        measured_memory.SIDES = measured_memory.SIDES[:3]
+        cpu.TIMED_SIZES, cpu.TILED_SIZE = SMALL_SIZES, SMALL_SIZES[0]
 
 
 def _in_fork(job: dict) -> None:

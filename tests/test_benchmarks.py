@@ -46,8 +46,8 @@ def test_peers_gives_a_row_per_candidate_a_table_and_a_plot(exports, data, tmp_p
     shutil.copy(exports / "narrow.engine", tmp_path / "float32.engine")  # what is there is not made again
     told = benchmark(
         "peers", exports / "narrow.safetensors", exports / "narrow.onnx", "--data", data, "--only", ",".join(only),
-        "--rounds", 2, "--sizes", 1, "--fixed", "64x128", "--calibration", 5, "--json", out, "--plot", plot,
-        "--work", tmp_path,
+        "--threads", 1, "--rounds", 2, "--sizes", 1, "--fixed", "64x128", "--calibration", 5, "--json", out,
+        "--plot", plot, "--work", tmp_path,
     )  # fmt: skip
     result = json.loads(out.read_text())
     assert (result["job"]["sizes"], result["job"]["fixed"]) == ([[97, 61]], [64, 128]) and is_picture(plot)
@@ -75,7 +75,7 @@ def test_openvino_and_nncf_are_peers_too(exports, data, tmp_path):
         if importlib.util.find_spec(module) is None:
             pytest.skip(f"{module} is not installed; pip install 'fcn-deploy[bench]'")
     only, out = "torch,openvino,openvino-graph,nncf,nncf-graph", tmp_path / "peers.json"
-    words = ("--rounds", 1, "--sizes", 1, "--fixed", "64x128", "--calibration", 3, "--count", 2)
+    words = ("--threads", 1, "--rounds", 1, "--sizes", 1, "--fixed", "64x128", "--calibration", 3, "--count", 2)
     benchmark(
         "peers", exports / "narrow.safetensors", exports / "narrow.onnx", "--data", data, "--only", only, *words,
         "--json", out,
@@ -246,7 +246,7 @@ def test_photographs_of_a_data_set_are_those_of_its_train_split():
 def test_strides_trains_what_is_not_there_and_compares(data, tmp_path):
     out, plot, work = tmp_path / "strides.json", tmp_path / "strides.png", tmp_path / "work"
     options = "--backbone mobilenet-v2 --width 0.125 --epochs 1 --crop 32x32 --batch 4 --count 4"
-    words = ("--data", data, "--work", work, "--seeds", 1, "--options", options)
+    words = ("--data", data, "--work", work, "--seeds", 1, "--threads", 1, "--options", options)
     told = benchmark("strides", *words, "--most", 1)
     assert "not trained yet: fcn16s-0.safetensors, fcn8s-0.safetensors" in told and "| FCN-32s |\n" in told
     # A run that was stopped is gone on with: here before its first epoch ended.
@@ -304,7 +304,7 @@ def test_stages_shows_what_each_costs(exports, data, tmp_path):
         shutil.copy(exports / name, tmp_path / "work")
     words = (exports / "narrow.safetensors", "--data", data, "--calib", data / "train", "--scales", "0.5,mixed")
     words = (*words, "--count", 2, "--max-drop", 100, "--work", tmp_path / "work", "--plot", tmp_path / "s.png")
-    told = benchmark("stages", *words, "--json", out)
+    told = benchmark("stages", *words, "--sizes", "64x64", "--threads", 1, "--json", out)
     assert is_picture(tmp_path / "s.png")
     result = json.loads(out.read_text())
     names = ["PyTorch", "ONNX", "CPU, float32", "CPU, INT8"]
@@ -376,6 +376,7 @@ def test_refining_finds_the_border_in_the_photograph():
 def test_patchwise_compares_one_pass_with_patches(tmp_path):
     out = tmp_path / "patchwise.json"
     words = ("--networks", "alexnet", "--runtimes", "onnxruntime", "--width", 0.05, "--rounds", 1, "--single", 2)
+    words += ("--threads", 1)
     told = benchmark("patchwise", *words, "--json", out)
     (row,) = json.loads(out.read_text())["rows"]
     assert (row["grid"], row["dense"]) == ([10, 10], [63, 63])

@@ -15,7 +15,7 @@ from ..errors import OverBudgetError
 from ..pixels.prepare import padded_size
 from .grid import Grid, grid_of, lengths_of
 from .kept_rows import NOTHING_KEPT, KeptRows
-from .tile_costs import cheapest, made_at_once, tile_options
+from .tile_costs import Numbers, cheapest, made_at_once, tile_options
 
 WORK_WORTH_A_PLAN = 1.1  # over that of the whole image: of less, other tiles would not save what it takes to find them
 WEIGHTS_OPENED = 2  # times the weights' bytes: what a library keeps of them, in layouts of its own
@@ -115,23 +115,7 @@ def _cheapest_within(
     """
     padded, stages = padded_size(*size, card), stages_in_tiles(card, stages)
     needed = _whole(padded, stages) + result
-    cost, taken = np.zeros(1), np.full(1, float(result) + (arena or 0))
-    grids: list[tuple[Grid, ...]] = [()]
-    pixel: float = card.channels * np.dtype(card.dtype).itemsize
-    last = len(stages) - 1
-    for index, stage in enumerate(stages):
-        rows = kept if index == 0 else KeptRows(padded[1] * pixel)
-        more, further, options = tile_options(
-            stage, padded, card, pixel, rows, making if index == last else None, arena
-        )
-        if not options:
-            taken = np.full(1, math.inf)
-            break
-        cost, taken = np.add.outer(cost, more).ravel(), np.add.outer(taken, further).ravel()
-        best = cheapest(cost, taken)
-        cost, taken = cost[best], taken[best]
-        grids = [(*grids[index // len(options)], options[index % len(options)]) for index in best]
-        pixel = stage.output_bytes
+    cost, taken, grids = _worth_a_look(padded, card, stages, result, kept, making, arena)
     fitting = np.flatnonzero(taken <= memory)
     if not len(fitting):
         need = (
@@ -151,6 +135,36 @@ def _cheapest_within(
     chosen = fitting[np.argmin(cost[fitting])]
     overhead = _overhead(stages, grids[chosen])
     return Plan(size, padded, int(taken[chosen]), grids=grids[chosen], overhead=overhead, result=result)
+
+
+@lru_cache(maxsize=4)  # as builders ask for several budgets, one after the other
+def _worth_a_look(
+    padded: tuple[int, int],
+    card: ModelCard,
+    stages: tuple[Stage, ...],
+    result: int,
+    kept: KeptRows,
+    making: float,
+    arena: float | None,
+) -> tuple[Numbers, Numbers, list[tuple[Grid, ...]]]:
+    """Work, bytes and grids of the tiles that no others beat in both; infinite bytes where there are none."""
+    cost, taken = np.zeros(1), np.full(1, float(result) + (arena or 0))
+    grids: list[tuple[Grid, ...]] = [()]
+    pixel: float = card.channels * np.dtype(card.dtype).itemsize
+    last = len(stages) - 1
+    for index, stage in enumerate(stages):
+        rows = kept if index == 0 else KeptRows(padded[1] * pixel)
+        more, further, options = tile_options(
+            stage, padded, card, pixel, rows, making if index == last else None, arena
+        )
+        if not options:
+            return cost, np.full(1, math.inf), grids
+        cost, taken = np.add.outer(cost, more).ravel(), np.add.outer(taken, further).ravel()
+        best = cheapest(cost, taken)
+        cost, taken = cost[best], taken[best]
+        grids = [(*grids[index // len(options)], options[index % len(options)]) for index in best]
+        pixel = stage.output_bytes
+    return cost, taken, grids
 
 
 @lru_cache(maxsize=64)

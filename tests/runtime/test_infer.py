@@ -242,7 +242,7 @@ def test_a_large_file_is_labelled_by_regions_and_ctrl_c_tells_how_far_it_came(ex
 
 
 def test_verify_engine_compares_and_times(exports):
-    report = json.loads(command("verify-engine", exports / "narrow.engine", "--json").stdout)
+    report = json.loads(command("verify-engine", exports / "narrow.engine", "--json", measured=True).stdout)
     assert report["passed"] and report["labels_equal"] == 1 and report["difference"] < 1e-4
     assert report["latency"][0]["size"] == [256, 256] and len(report["latency"]) == 4
     assert "golden sample: ok" in command("verify-engine", exports / "narrow.engine").stdout

@@ -298,16 +298,15 @@ def test_images_that_share_the_budget_run_at_once_and_others_alone(exports):
         need = net.plan(*size).bytes
     for memory, most in ((10 * need, 2), (int(1.5 * need), 1)):
         with Segmenter(exports / "narrow.engine", memory=memory) as net:
-            running, seen, lock = set(), [], threading.Lock()
+            running, seen, lock, both = set(), [], threading.Lock(), threading.Barrier(most)
             run = net.network.run
 
-            def watched(image, plan, kinds, run=run, running=running, seen=seen, lock=lock, most=most):
+            def watched(image, plan, kinds, run=run, running=running, seen=seen, lock=lock, both=both):
                 me = object()
                 with lock:
                     running.add(me)
                     seen.append(len(running))
-                if most == 2:
-                    time.sleep(0.05)
+                both.wait(WAIT)
                 labels = run(image, plan, kinds)
                 with lock:
                     running.remove(me)

@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 import pytest
 from fcn_deploy.export.analysis.crossings import crossings
-from fcn_deploy.export.build.config import BuildConfig, TuningOptions
+from fcn_deploy.export.build.config import DEFAULT_STAGES, BuildConfig, TuningOptions
 from fcn_deploy.export.build.core import core_of, optimise_offline
 from fcn_deploy.export.build.cut_stages import cut_core
 from fcn_deploy.export.build.cutting_places import CuttingPlaces
@@ -64,8 +64,8 @@ def test_stages_one_after_the_other_are_the_core(index, most):
 
 
 @functools.cache
-def engine(index, int8, folder, backend="onnxruntime", stages=5):
-    """An engine of the family, in a folder of this run."""
+def engine(index, int8, folder, backend="onnxruntime", stages=DEFAULT_STAGES):
+    """An engine of the family, in a folder of this run; on ONNX Runtime with stages for tiles alone, as by default."""
     path = folder / f"{index}-{int8}-{backend}.engine"
     save_photos(folder, [(90 + index, 100) for index in range(3)])
     options = (
@@ -123,7 +123,7 @@ def test_tiled_scores_are_the_whole_images(folder, int8, data):
 @given(data=st.data())
 def test_tiles_by_openvino_give_the_whole_images_scores(folder, data):
     needs("openvino")
-    path = engine(data.draw(st.sampled_from((0, 1))), False, folder, "openvino")
+    path = engine(data.draw(st.sampled_from((0, 1))), False, folder, "openvino", stages=5)
     height, width = (data.draw(st.integers(600, 1300)), data.draw(st.integers(1, 64)))[
         :: data.draw(st.sampled_from([1, -1]))
     ]

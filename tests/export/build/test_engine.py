@@ -320,7 +320,7 @@ def test_a_card_that_does_not_fit_the_model_is_refused(exports, tmp_path):
 @pytest.mark.slow
 def test_build_engine_from_the_command_line(exports, tmp_path):
     engine = tmp_path / "m.engine"
-    done = command("build-engine", exports / "narrow.onnx", "--target", "cpu", "-o", engine)
+    done = command("build-engine", exports / "narrow.onnx", "--target", "cpu", "-o", engine, measured=True)
     assert "scores at stride 8, sizes padded to multiples of 32" in done.stdout and "512x1024" in done.stdout
     before = engine.read_bytes()
     assert "exists already" in one_error(command("build-engine", exports / "narrow.onnx", "-o", engine, ok=2))

@@ -112,10 +112,13 @@ def test_images_of_one_size_are_labelled_in_the_memory_of_those_before(exports):
             pytest.skip("the system does not count pages; Linux does")
         for _ in range(40):  # either lane has had its own, and what opening and warming up took is given back
             client.infer("narrow", image)
-        before = faults(process.pid)
-        for _ in range(16):
-            client.infer("narrow", image)
-        assert faults(process.pid) - before < 400  # the image in float32 alone is 900 pages
+        taken = []
+        for _ in range(3):  # what is no image's, as a library that reads its own file again, is in one of them
+            before = faults(process.pid)
+            for _ in range(16):
+                client.infer("narrow", image)
+            taken.append(faults(process.pid) - before)
+        assert sorted(taken)[1] < 400, taken  # of 16 images, each of which is 900 pages in float32 alone
 
 
 @pytest.mark.slow
