@@ -52,7 +52,7 @@ def open_engine(
         target, gpu = manifest.target, manifest.gpu
         heads = Heads(manifest.card, manifest.upsampling, manifest.heads, output, str(path))
         on_host = target in ("cpu", *ORT_TARGETS)
-        if on_host != (gpu is None) or (not on_host and (len(manifest.stages) != 1 or manifest.heads)):
+        if on_host != (gpu is None) or (not on_host and len(manifest.stages) != 1):
             raise DeployError(f"{path} is an engine of another release; build it again with build-engine")
         if device != "auto" and (target == "cpu") != (device == "cpu"):
             raise MisuseError(
@@ -63,7 +63,7 @@ def open_engine(
 
             kernels = {name: engine.read(name) for name in manifest.members if name.startswith("kernels")}
             plan = networks.pop(manifest.stages[0].file)
-            return TensorRTBackend(manifest, plan, kernels, gpu_index, str(path)), manifest, heads
+            return TensorRTBackend(manifest, plan, kernels, gpu_index, str(path), heads=heads), manifest, heads
         from .backends.onnxruntime import OnnxRuntimeSession
         from .backends.openvino import OpenVinoSession, bfloat16_or_fallback, openvino_or_fallback
 

@@ -15,6 +15,8 @@ def batch_mixer(model: ModelProto) -> str:
     index = GraphIndex(model)
     of_image = {index.image}
     for node in model.graph.node:
+        if node.op_type == "If":
+            return f"{label(node)}, which was not tried at every size"
         if node.op_type in ("Shape", "Size") or of_image.isdisjoint(node.input):
             continue
         of_image.update(node.output)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 import numpy as np
+from fcn_deploy.export.analysis.branches import first_branching
 from fcn_deploy.export.analysis.map_sides import MapSides
 from fcn_deploy.export.analysis.receptive_field_rules import (
     GLOBAL,
@@ -82,6 +83,8 @@ def global_operator(model: ModelProto) -> str:
     index = GraphIndex(model)
     of_image = {index.image}  # what is computed of the image's values, not of its size
     for node in model.graph.node:
+        if node.op_type == "If":  # whose branches may be others at other sizes
+            return named(node)
         if node.op_type in ("Shape", "Size") or of_image.isdisjoint(node.input):
             continue
         of_image.update(node.output)
@@ -105,6 +108,8 @@ def _followed(core: ModelProto, start: Fields) -> ReceptiveField:
     constants, shapes, version = initializers(core), ReshapeShapes(core), opset(core)
     maps, sides = {core.graph.input[0].name: FeatureMap(start)}, MapSides(core, constants)
     values = {value.name for value in core.graph.input[1:]} - constants.keys()  # and what is computed of them alone
+    if (chooses := first_branching(core)) is not None:
+        raise WholeImageError(named(chooses))
     for node in core.graph.node:
         if _is_constant(node, constants):
             continue

@@ -16,7 +16,8 @@ from fcn_deploy.runtime.errors import DeployError
 from onnx import ModelProto, NodeProto, helper
 
 # Pairs of sizes, of which the first that a network takes are run.
-PROBED = (((64, 96), (96, 64)), ((192, 320), (320, 192)), ((256, 512), (512, 256)))
+PROBED = (((32, 48), (48, 32)), ((64, 96), (96, 64)), ((192, 320), (320, 192)), ((256, 512), (512, 256)))
+UNIT = 32  # of sides that nearly all networks take
 EDGE = 8  # of the sides: so much is overwritten, at least a few pixels
 LARGEST_PROBE = 1 << 21  # pixels of an image that is run for this alone
 
@@ -45,22 +46,48 @@ def padded_to_one_size(model: ModelProto, channels: int) -> tuple[NodeProto, tup
             probed.graph.output[-1].type.tensor_type.elem_type = onnx.TensorProto.INT64
     prune(probed)
     run = session(probed.SerializeToString())
+
+    def shapes_at(size: tuple[int, int]) -> list[np.ndarray]:
+        return run_quietly(run, np.zeros((1, channels, *size), np.float32))
+
     for pair in PROBED:
         try:
-            first, second = (run_quietly(run, np.zeros((1, channels, *size), np.float32)) for size in pair)
+            first, second = (shapes_at(size) for size in pair)
         except Exception:  # a size that it does not take
             continue
         for place, node in enumerate(pads):
             before, after = ([found[2 * place + side] for found in (first, second)] for side in (0, 1))
             moved = [axis for axis in range(len(before[0])) if before[0][axis] != before[1][axis]]
             if moved and len(before[0]) == 4 and all(after[0][axis] == after[1][axis] for axis in moved):
-                return node, (int(after[0][2]), int(after[0][3]))
+                larger = _larger(pair[0], before[0], after[0])
+                if not _grows(shapes_at, larger, place, after[0]):
+                    return node, (int(after[0][2]), int(after[0][3]))
         return None
     return None
 
 
+def _larger(size: tuple[int, int], before: np.ndarray, after: np.ndarray) -> tuple[int, int]:
+    """A size of an image at which a map that comes to `after` at `size`, of `before`, is larger than that by itself."""
+    rows, columns = (UNIT * (int(after[axis]) * size[axis - 2] // (int(before[axis]) * UNIT) + 2) for axis in (2, 3))
+    return rows, columns
+
+
+def _grows(
+    shapes_at: Callable[[tuple[int, int]], list[np.ndarray]], size: tuple[int, int], place: int, once: np.ndarray
+) -> bool:
+    """Whether a Pad fills a larger map as well, as up to a multiple: what comes to `once` is no one size then."""
+    if size[0] * size[1] > LARGEST_PROBE:
+        return False
+    try:
+        found = shapes_at(size)
+    except Exception:  # a size that it does not take
+        return False
+    before, after = found[2 * place], found[2 * place + 1]
+    return any(after[axis] > before[axis] > once[axis] for axis in (2, 3))
+
+
 def refuse_unseen_edges(run: Run, image: np.ndarray, name: str) -> None:
-    """Raise DeployError where the outermost rows and columns of an image change no score, and its middle does.
+    """Raise DeployError where the outermost rows and columns of an image change no score, and others do.
 
     Args:
         run: images float32 [N,C,H,W] → scores.
@@ -76,8 +103,9 @@ def refuse_unseen_edges(run: Run, image: np.ndarray, name: str) -> None:
     before[:, :, :high] = before[:, :, :, :wide] = 3
     behind[:, :, height - high :] = behind[:, :, :, width - wide :] = 3
     middle[:, :, height // 2 - high : height // 2 + high, width // 2 - wide : width // 2 + wide] = 3
-    for changed, what in ((before, "first"), (behind, "last")):
-        if np.array_equal(run(changed), scores) and not np.array_equal(run(middle), scores):
+    counts = [not np.array_equal(run(changed), scores) for changed in (before, behind, middle)]
+    for each, what in zip(counts, ("first", "last"), strict=False):
+        if not each and any(counts):
             raise DeployError(
                 f"{name} does not look at all of an image of {height}×{width}: its {what} {high} rows and {wide} "
                 "columns change no score, so that a size is baked in; export it again with dynamic axes for H and W"

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import onnx
+from fcn_deploy.export.analysis.branches import first_branching
 from fcn_deploy.export.analysis.map_shapes import score_stride
 from fcn_deploy.export.build.golden import GOLDEN_SIZE
 from fcn_deploy.export.graph.edit import check
@@ -62,7 +63,8 @@ def core_of(imported: ImportedModel, fades: bool = True) -> Core:
     core, upsampling = split.model, split.upsampling
     for fuse in (fuse_padding, hard_sigmoid, fold_scales):
         core = fuse(core).model
-    for at_multiples in (resize_by_factor, drop_idle):
+    # What is seen at some sizes is not so at all where a branch may be taken at others.
+    for at_multiples in (resize_by_factor, drop_idle) if first_branching(core) is None else ():
         core = at_multiples(core, split.size_multiple, split.smallest).model
     if split.sigmoid or upsampling.activated:
         if card.activation == "sigmoid":

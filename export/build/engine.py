@@ -6,6 +6,7 @@ from dataclasses import replace
 from importlib.metadata import version
 
 from fcn_deploy.calibration.report.engine_report import REPORT, EngineReport
+from fcn_deploy.export.analysis.branches import first_branching
 from fcn_deploy.export.build.config import BuildConfig
 from fcn_deploy.export.build.core import Core, core_of, optimise_offline
 from fcn_deploy.export.build.cut_passes import NO_PASSES, CutPasses, cut_passes
@@ -64,9 +65,8 @@ def build_engine(
     if config.on_tensorrt:
         say("looking for TensorRT")
         check_builder(config.tensorrt_options, config.gpu_types)
-    _check_heads(model, config)
     core = core_of_heads(model) if model.further else core_of(model)
-    _check_aspect_ratio(core.model, config)
+    _check_for_tensorrt(core.model, config)
     config = without_openvino_where_it_differs(core.model, config, say)
     float_core = optimise_offline(core.model)
     own = "int8" if model.quantised else "float32"  # what the model is of, before anything is made of it
@@ -90,17 +90,13 @@ def build_engine(
     return report
 
 
-def _check_heads(model: ImportedModel, config: BuildConfig) -> None:
-    """Refuse, of a model of several outputs, what is for one. Raises MisuseError."""
-    if model.further and config.on_tensorrt:
-        raise MisuseError(
-            "several outputs are for --target cpu and ort-cuda, as TensorRT's kernels label one; build an engine for "
-            "each --output"
+def _check_for_tensorrt(core: ModelProto, config: BuildConfig) -> None:
+    """Raises DeployError where TensorRT is to run a Resize that keeps the aspect ratio, or branches."""
+    if config.on_tensorrt and (chooses := first_branching(core)) is not None:
+        raise DeployError(
+            f"node {label(chooses)} chooses a branch by the image's size, and plans are built without branches; use "
+            "--target cpu or ort-cuda, or export the model traced"
         )
-
-
-def _check_aspect_ratio(core: ModelProto, config: BuildConfig) -> None:
-    """Raises DeployError where TensorRT is to run a Resize that keeps the aspect ratio."""
     if config.on_tensorrt and (kept := keeps_aspect_ratio(core)) is not None:
         raise DeployError(
             f"node {label(kept.node)} {kept.asks}, which TensorRT refuses; {kept.instead}, or use --target cpu"

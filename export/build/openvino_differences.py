@@ -3,16 +3,18 @@
 Each shows at some sizes or places only, so that a comparison at build time need not meet it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass, replace
 
 import numpy as np
+from fcn_deploy.export.analysis.branches import first_branching
 from fcn_deploy.export.analysis.model_end import AS_PYTORCH
 from fcn_deploy.export.build.config import BuildConfig
 from fcn_deploy.export.graph.edit import attributes, initializers, label
+from fcn_deploy.export.graph.index import GraphIndex
 from fcn_deploy.export.quantization.options import Say
 from fcn_deploy.runtime.errors import DeployError
-from onnx import ModelProto, NodeProto
+from onnx import ModelProto, NodeProto, TensorProto, shape_inference
 
 
 @dataclass(frozen=True)
@@ -99,6 +101,60 @@ def _nearest_cells(core: ModelProto) -> Difference | None:
     )
 
 
+def _branches(core: ModelProto) -> Difference | None:
+    """A branch that the image's size decides: scores of both libraries are compared at a few sizes."""
+    chooses = first_branching(core)
+    asks, openvino = "chooses a branch by the image's size", "is compared in one of them alone"
+    return Difference(chooses, asks, openvino) if chooses is not None else None
+
+
+INTEGERS = (TensorProto.INT32, TensorProto.INT64, TensorProto.UINT32, TensorProto.UINT64)
+# Of whole numbers from 2^24 on OpenVINO is wrong in these, and right in sums, products and the like of two.
+IN_FLOAT = frozenset(
+    ("Div", "Mod", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "ReduceMax", "ReduceMin")
+)
+COUNTS = frozenset(("ReduceSum", "ReduceMean"))
+
+
+def _large_integers(core: ModelProto) -> Difference | None:
+    """Arithmetic on numbers of pixels or places, which are 2^24 and more in an image of 17 megapixels."""
+    asked = [node for node in core.graph.node if node.op_type in IN_FLOAT | COUNTS]
+    if not asked:
+        return None
+    typed, index = shape_inference.infer_shapes(core).graph, GraphIndex(core)
+    types = {value.name: value.type.tensor_type.elem_type for value in (*typed.input, *typed.value_info)}
+    whole = {name for name, kind in types.items() if kind in INTEGERS}
+    for node in asked:
+        if node.input[0] in whole and _may_be_large(node.input[0], index, whole, node.op_type in COUNTS):
+            asks = f"computes with numbers of places by {node.op_type}, which may be 2^24 and more"
+            return Difference(node, asks, "does in float32")
+    return None
+
+
+def _may_be_large(name: str, index: GraphIndex, whole: Container[str], summed: bool) -> bool:
+    """Whether whole numbers may be as large as a map has places, as products of two sides, or places by number, are.
+
+    Args:
+        whole: the names of what holds whole numbers.
+        summed: they are summed over places, so that small ones make large ones.
+    """
+    open_, seen = [name], set[str]()
+    while open_:
+        name = open_.pop()
+        node = index.producer(name)
+        if name in seen or node is None or node.op_type == "Shape":
+            continue
+        seen.add(name)
+        computed = [read for read in node.input if read and index.constant(read) is None]
+        product = node.op_type == "Mul" and len(computed) == 2
+        if product or node.op_type in ("Size", "ReduceProd", "NonZero", "CumSum"):
+            return True
+        if summed and any(read not in whole for read in computed):
+            return True
+        open_ += [read for read in computed if read in whole]
+    return False
+
+
 def _resizes(core: ModelProto) -> list[NodeProto]:
     return [node for node in core.graph.node if node.op_type == "Resize"]
 
@@ -108,4 +164,6 @@ _DIFFERENCES: tuple[Callable[[ModelProto], Difference | None], ...] = (
     _other_length,
     _weights_of_its_own,
     _nearest_cells,
+    _branches,
+    _large_integers,
 )

@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
-from fcn_deploy.export.analysis.accepted_sizes import find_accepted_sizes, run_quietly
+from fcn_deploy.export.analysis.accepted_sizes import AcceptedSizes, find_accepted_sizes, run_quietly
 from fcn_deploy.export.analysis.batch_mixing import batch_mixer
 from fcn_deploy.export.analysis.whole_extent import padded_to_one_size, padding_refusal, refuse_unseen_edges
 from fcn_deploy.export.dynamic_shapes.free_sizes import FreedModel, free_sizes
@@ -21,6 +21,7 @@ from onnx import ModelProto, NodeProto
 
 # Where a freed model is run, in multiples of 16 pixels or of what it takes: not square, odd, small and larger.
 UNSEEN = ((1, 2), (3, 1), (2, 5), (7, 3))
+EDGES_SEEN_AT = (576, 640)  # (height, width) of an image whose edges are to count, larger than most are traced at
 FACTORS, PADDED_BY = (1, 2, 4, 8, 16, 32), 17  # of a size that all are padded to, beyond the traced one
 RUNS = 4  # at the traced size, that the comparison with a larger image takes as long as
 SHARE_UNTOUCHED = 0.01  # of the scores must be out of reach of the edges for a larger image to tell anything
@@ -91,9 +92,10 @@ def free_and_verify(
         if all(isinstance(dim, int) for dim in (dims(model.graph.input[0])[place] for place in (0, 2, 3))):
             raise DeployError(f"{name}: {error}") from error
         try:
-            find_accepted_sizes(_shape_at(model, name), name)
+            accepted = find_accepted_sizes(_shape_at(model, name), name)
         except DeployError:
             raise DeployError(f"{name}: {error}") from error
+        _refuse_hidden_size(model, name, accepted)
         return Verified(model)
     hidden: tuple[int, int] | None = None
     if freed.traced is None:
@@ -111,6 +113,15 @@ def free_and_verify(
         notes = [f"{name}: its size of {_text(freed.traced[1:])} is so by name alone, and freed"]
     seen, scores = verify_freed(model, freed, name, seconds, known if hidden is None else None)
     return Verified(freed.model, [*notes, f"{name}: {seen}"], freed.multiple, hidden, scores)
+
+
+def _refuse_hidden_size(model: ModelProto, name: str, accepted: AcceptedSizes) -> None:
+    """Raise DeployError where a model that cannot be followed, and runs at every size, looks at a part of the image."""
+    if (held := padded_to_one_size(model, _channels(model, name))) is not None:
+        raise padding_refusal(*held, name)
+    height, width = (accepted.multiple * -(-side // accepted.multiple) for side in EDGES_SEEN_AT)
+    image = np.random.default_rng(0).standard_normal((1, _channels(model, name), height, width), dtype=np.float32)
+    refuse_unseen_edges(runner(model), image, name)
 
 
 def _free_from_padding(

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
+from fcn_deploy.export.analysis.branches import first_branching
 from fcn_deploy.export.dynamic_shapes.half_traced import half_traced
 from fcn_deploy.export.dynamic_shapes.interpret import OF_CONSTANTS
 from fcn_deploy.export.dynamic_shapes.shape_writer import ShapeWriter
@@ -58,6 +59,8 @@ def free_sizes(
     Raises:
         DeployError: a number cannot be told from a size, or what it stands for cannot be computed: names the node.
     """
+    if (chooses := first_branching(model)) is not None:
+        raise refusal(chooses, "of its branches one alone is seen at one size")
     folded = fold_constants(model, keep=OF_CONSTANTS).model
     shape = dims(folded.graph.input[0])
     if len(folded.graph.input) != 1 or len(shape) != 4:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from fcn_deploy.export.dynamic_shapes.ops.per_channel import uneven_dilations
 from fcn_deploy.export.dynamic_shapes.size_numbers import CLOSE, USUAL_DIVISORS, is_of_channels
 from fcn_deploy.export.dynamic_shapes.sizes import SampledSize, axis_sizes, changes_with, is_fixed, multiplied
+from fcn_deploy.export.dynamic_shapes.solver import RemainsError
 from fcn_deploy.export.dynamic_shapes.sums import divisor, one_number, summed_over, unscaled
 from fcn_deploy.export.dynamic_shapes.traced_graph import BEYOND, State, axes_of, input_of, integers, name_of_node
 from fcn_deploy.export.graph.edit import attributes
@@ -23,6 +24,9 @@ def half_traced(state: State) -> list[str]:
 
     Args:
         state: at the end of a network that was followed with its numbers as they stand.
+
+    Raises:
+        RemainsError: a part of a map is taken by a number; that is asked about, as scores are seldom right with it.
     """
     counted = _counted(state)
     found: dict[str, str] = {}
@@ -50,7 +54,7 @@ def _of_node(node: NodeProto, state: State, counted: set[str]) -> Iterator[str]:
         if count is not None and is_fixed(count[0]) and count[0][0] > USUAL_DIVISORS // 2:
             yield f"takes the first {count[0][0]} places of a map"
     elif node.op_type == "Slice" and state.is_data(node.input[0]):
-        yield from _of_slice(node, state)
+        _ask_of_slice(node, state)
     elif node.op_type == "Resize" and state.is_data(node.input[0]):
         before, after = (axis_sizes(state.shape(name)) for name in (node.input[0], node.output[0]))
         for old, new in zip(before, after, strict=True):
@@ -112,15 +116,22 @@ def _is_whole(number: float) -> bool:
     return abs(number - round(number)) <= 2 * CLOSE * number
 
 
-def _of_slice(node: NodeProto, state: State) -> Iterator[str]:
-    """Of a Slice that ends, by a number, within a map that follows the image."""
-    sizes = axis_sizes(state.shape(node.input[0]))
+def _ask_of_slice(node: NodeProto, state: State) -> None:
+    """Raise RemainsError where a Slice ends, by a number that nobody said to be meant, within a map that follows."""
+    sizes, name = axis_sizes(state.shape(node.input[0])), name_of_node(node)
     ends = integers(node, state, "ends", 2) or []
     axes = axes_of(node, state, 3, len(sizes)) or list(range(len(ends)))
     for place, end in zip(axes, ends, strict=False):
-        if _moves(sizes[place]) and is_fixed(end) and FEW <= end[0] < BEYOND:
-            yield f"goes to place {end[0]} of a map"
-            return
+        if (
+            _moves(sizes[place])
+            and is_fixed(end)
+            and FEW <= end[0] < BEYOND
+            and state.graph.assumed.get(name) != "fixed"
+        ):
+            raise RemainsError(
+                f"node {name} (Slice) goes to place {end[0]} of a map at every size: a traced size, most likely; say "
+                f"--assume {name}=fixed if it is meant, or export it again with dynamic axes for N, H and W"
+            )
 
 
 def _moves(size: SampledSize) -> bool:

@@ -216,9 +216,13 @@ def _of_a_mean(
 
 
 def _of_a_sum(node: NodeProto, state: State, index: int) -> bool:
-    """Whether what a number multiplies or divides is a sum or a mean over places of a map."""
+    """Whether what a number multiplies or divides is a sum or a mean over places of a map, or sums along them."""
     if node.op_type not in ("Mul", "Div") or len(node.input) != 2:
         return False
+    made = unscaled(node.input[1 - index], state)
+    if made is not None and made.op_type == "CumSum" and made.output[0] in state.shapes:
+        axis, shape = state.graph.constants.get(made.input[1]), axis_sizes(state.shape(made.input[0]))
+        return axis is None or not is_fixed(shape[int(axis.item())])
     places = averaged_over(node.input[1 - index], state)
     return places is not None and not is_fixed(places)
 

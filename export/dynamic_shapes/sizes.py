@@ -83,7 +83,7 @@ def describe(size: SampledSize, image: Mapping[str, SampledSize]) -> str:
     whole = multiplied(image[letter] for letter in letters)
     ratio = size[0] / whole[0]
     name = "·".join(letters)
-    for above in range(1, 9):
+    for above in range(1, 9) if ratio else ():
         below = round(above / ratio)
         if below >= 1 and scaled(whole, above, below) == size:
             return f"{above}·{name}" * (above > 1) + name * (above == 1) + f"/{below}" * (below > 1)

@@ -87,16 +87,25 @@ def card_of(
             dropped = f"; {evidence.producer}, which wrote it, drops metadata: look at the model before it"
         notes.append(f"{name} carries no model card; assuming {', '.join(guesses)}{dropped}")
     unsaid = not {"activation", "classes"} & set(said) and card.activation == "softmax" and not evidence.labels
-    if (
-        unsaid
-        and evidence.scores == LIKE_FLOWS
-        and last_activation(GraphIndex(model), model.graph.output[0].name) is None
-    ):
+    if unsaid and (like := _like_values(model, evidence.scores)):
         notes.append(
-            f"{name} gives 3 maps without a Softmax, which are taken for scores of classes; flows with a probability, "
-            "or normals, look the same: --activation none gives them as values"
+            f"{name} gives {like}, which are taken for scores of classes; flows with a probability, or normals, look "
+            "the same: --activation none gives them as values"
         )
     return card, notes
+
+
+def _like_values(model: ModelProto, scores: int) -> str:
+    """What scores are, in words, where values of a vector are as often so; ""."""
+    index, name = GraphIndex(model), model.graph.output[0].name
+    if scores == LIKE_FLOWS and last_activation(index, name) is None:
+        return "3 maps without a Softmax"
+    last = index.before(name, ("Identity", "Resize", "Transpose", "Cast", "Slice"))
+    if scores == 2 and last is not None and last.op_type in ("Mul", "Div"):
+        numbers = [value for read in last.input if (value := index.constant(read)) is not None and value.size == 1]
+        if numbers and float(abs(numbers[0].item())) not in (0.0, 1.0):
+            return f"2 maps that are {'multiplied' if last.op_type == 'Mul' else 'divided'} by {numbers[0].item():g}"
+    return ""
 
 
 def store_card(model: ModelProto, card: ModelCard) -> None:

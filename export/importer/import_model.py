@@ -132,7 +132,7 @@ def _import(
     if twice and (note := _note_on_twice_the_size(model, foreign, sizes)):
         notes.append(note)
     if alone := _alone(model, foreign, sizes):
-        notes.append(f"{name} takes one image at a time: in a batch it would give other scores, or none ({alone})")
+        notes.append(f"{name} takes one image at a time: in a batch it may give other scores, or none ({alone})")
     sizes = padded_by_choice(model, sizes, options.fit_kind)
     fit = choose_fit(model, sizes, options.fit_kind)
     model, fitted = fit_images(model, sizes, name, options.fit_kind)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+from fcn_deploy.export.analysis.branches import is_of_size, nodes_within
 from fcn_deploy.export.graph.edit import add_constants, attributes, clone, dims, label, producers
 from fcn_deploy.export.graph.evaluate import RANDOM, evaluate
 from fcn_deploy.export.graph.index import GraphIndex
@@ -21,7 +22,7 @@ ARITHMETIC = frozenset((
     "Add", "Cast", "Ceil", "Concat", "Constant", "Div", "Equal", "Floor", "Gather", "Greater", "Identity", "Less",
     "Max", "Min", "Mod", "Mul", "Neg", "Reshape", "Slice", "Squeeze", "Sub", "Unsqueeze", "Where",
 ))  # fmt: skip
-CONTROL_FLOW = frozenset(("If", "Loop", "Scan"))
+LOOPS = frozenset(("Loop", "Scan"))
 SEQUENCES = frozenset((
     "SequenceConstruct", "SequenceEmpty", "SequenceAt", "SequenceInsert", "SequenceErase", "SequenceLength",
     "SequenceMap", "SplitToSequence", "ConcatFromSequence", "Optional", "OptionalGetElement", "OptionalHasElement",
@@ -29,8 +30,9 @@ SEQUENCES = frozenset((
 
 
 def refuse_operators(model: ModelProto, path: Path) -> None:
-    """Raise DeployError where a node is of a kind that no engine can be made of."""
-    for node in model.graph.node:
+    """Raise DeployError where a node, also one of a branch, is of a kind that no engine can be made of."""
+    images = [value.name for value in model.graph.input]
+    for node, made in nodes_within(model.graph.node):
         if node.domain not in ("", "ai.onnx"):
             remedy = (
                 "take the model from before ONNX Runtime optimised it"
@@ -38,10 +40,15 @@ def refuse_operators(model: ModelProto, path: Path) -> None:
                 else "export it with standard operators alone"
             )
             raise DeployError(f"{path}: node {label(node)} is a custom operator of the domain {node.domain}; {remedy}")
-        if node.op_type in CONTROL_FLOW:
+        if node.op_type == "If" and not is_of_size(node, made, images):
             raise DeployError(
-                f"{path}: node {label(node)} is control flow, which no engine is built of; export the model "
-                "traced, or with its branches resolved"
+                f"{path}: node {label(node)} chooses a branch by the values of the image, which no engine is built of; "
+                "export the model with Where (torch.where) in its place, or traced"
+            )
+        if node.op_type in LOOPS:
+            raise DeployError(
+                f"{path}: node {label(node)} is a loop, which no engine is built of; export the model traced, or with "
+                "its loops written out"
             )
         if node.op_type in SEQUENCES:
             raise DeployError(

@@ -31,6 +31,7 @@ AFTER_LAYERS = (
 )  # fmt: skip
 INSTANCES = ("segment", "detect", "pose", "obb")  # tasks that exporters write into metadata
 COEFFICIENTS = 5  # of a detection beside those of its mask: a box and a class at least
+LENGTH_1 = 1e-3  # of a squared length, as far as float16 and an epsilon leave it
 MANY = 4  # maps beside one that ends in a Sigmoid
 
 Shapes = Mapping[str, Sequence[int | str | None]]
@@ -90,6 +91,8 @@ def kind_of_output(
         return OutputKind(f"{NAMED[word]} or classes", f"its last layer is {layer}", asked=True)
     if count > 1 and (node := _unit_length(index, name)) is not None:
         return OutputKind("embeddings", f"node {node.name or node.output[0]} brings them to length 1")
+    if count > 1 and _of_length_1(result, (axes.rows, axes.columns)):
+        return OutputKind("embeddings or normals", "all are of length 1")
     if count >= MANY and last_activation(index, name) is None:
         return _beside_a_share(index, others, axes.factor, size, shares)
     return None
@@ -156,6 +159,15 @@ def _beside(count: int, factor: int, shape: Sequence[int | str | None], size: tu
     if factor > 1 and count >= MANY and any(count + COEFFICIENTS <= side <= count + 4096 for side in sides):
         return "mask prototypes"
     return ""
+
+
+def _of_length_1(result: np.ndarray, places: tuple[int, int]) -> bool:
+    """Whether the vectors at all places are of length 1, and do not choose one class each."""
+    if np.isin(result, (0, 1)).all():
+        return False
+    channels = tuple(axis for axis in range(1, result.ndim) if axis not in places)
+    lengths = np.square(result.astype(np.float64)).sum(axis=channels)
+    return bool(np.abs(lengths - 1).max() <= LENGTH_1)
 
 
 def _unit_length(index: GraphIndex, name: str) -> NodeProto | None:

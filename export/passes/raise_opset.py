@@ -1,5 +1,6 @@
 """Convert a model of an old operator set to a newer one."""
 
+from fcn_deploy.export.analysis.branches import nodes_within
 from fcn_deploy.export.graph.edit import attributes, clone, label, opset
 from fcn_deploy.export.passes.result import PassResult
 from fcn_deploy.runtime.errors import DeployError, one_line
@@ -19,7 +20,7 @@ def raise_opset(model: ModelProto, version: int = WANTED) -> PassResult:
         return PassResult(model, why_not=f"it is of opset {old}")
     model = clone(model)
     del model.graph.value_info[:]
-    for node in model.graph.node:
+    for node, _ in nodes_within(model.graph.node):
         if node.op_type == "BatchNormalization" and old < 14:
             if attributes(node).get("spatial", 1) != 1:
                 raise DeployError(f"node {label(node)} has statistics per pixel")
@@ -34,7 +35,7 @@ def raise_opset(model: ModelProto, version: int = WANTED) -> PassResult:
             f"it is of opset {old}, and onnx cannot convert it to {version} ({one_line(error, 200)}): "
             f"export it again at opset {version} or newer"
         ) from error
-    for node in raised.graph.node:
+    for node, _ in nodes_within(raised.graph.node):
         if node.op_type == "Resize" and old < 11:
             # Until then, as Upsample too, it read cells from the corner and rounded down; the converter forgets.
             kept = [item for item in node.attribute if item.name == "mode"]

@@ -4,7 +4,6 @@ import math
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
-from itertools import repeat
 
 import numpy as np
 
@@ -13,8 +12,7 @@ from ..engine_format.manifest import Upsampling
 from ..engine_format.model_card import ModelCard
 from ..errors import DeployError
 from ..head.heads import Heads
-from ..head.upsampling import ScoreWindow, labels_from_scores
-from ..pixels.prepare import Border, input_shape, padded_size, prepare
+from ..pixels.prepare import Border, input_shape, prepare
 from ..process_memory import give_back_freed
 from . import Session
 
@@ -62,10 +60,7 @@ class HostBackend:
 
     def labels(self, images: Sequence[Image]) -> list[Labels]:
         """As `Backend` says."""
-        sizes = [size_of(image) for image in images]
-        padded, own = padded_size(*sizes[0], self._card), self._heads.view("labels").own
-        windows = [ScoreWindow.whole(*each) for each in zip(self.scores(images), repeat(padded), sizes, strict=False)]
-        return [labels_from_scores(own(window), self._upsampling, self._card) for window in windows]
+        return self._heads.labels(self.scores(images), [size_of(image) for image in images])
 
     def warming(self) -> Iterator[None]:
         """As `Backend` says."""

@@ -19,7 +19,7 @@ import numpy as np
 from ..arrays import AnyArray, Floats, Image, Labels, size_of
 from ..engine_format.manifest import Manifest
 from ..errors import DeployError, MisuseError, OverBudgetError, one_line
-from ..pixels.no_data import usable
+from ..head.heads import Heads
 from ..pixels.prepare import padded_size
 from ..planning.plan import outside_profiles, profiles_for
 from .device import cache_path, load_kernels, open_device, open_driver, open_library
@@ -43,6 +43,7 @@ class TensorRTBackend:
         device: index of the GPU.
         source: names the engine in errors.
         graphs: CUDA graphs kept at most by each lane; 0: none.
+        heads: whose scores the plan gives; None: of one output. Results of several are made on the CPU.
 
     Attributes:
         batches: whether a profile takes several images at once.
@@ -64,11 +65,13 @@ class TensorRTBackend:
         device: int = 0,
         source: str = "the engine",
         graphs: int = GRAPHS,
+        heads: Heads | None = None,
     ) -> None:
         gpu = manifest.gpu
         if gpu is None:
             raise DeployError(f"{source} has no GPU plan of this release; build it again with build-engine")
-        self.card, self.upsampling, self.source, self.gpu = manifest.card, manifest.upsampling, source, gpu
+        self._heads = heads or Heads(manifest.card, manifest.upsampling, (), None, source)
+        self.card, self.upsampling, self.source, self.gpu = self._heads.card, self._heads.upsampling, source, gpu
         self.batches = any(profile.batch > 1 for profile in gpu.profiles)
         self._closed = False
         self._broken: str | None = None
@@ -169,6 +172,8 @@ class TensorRTBackend:
 
     def labels(self, images: Sequence[Image]) -> list[Labels]:
         """As `Backend` says; OverBudgetError also where no profile holds the size."""
+        if self._heads.names:  # our kernels make labels of all scores that there are
+            return self._heads.labels(self.scores(images), [size_of(image) for image in images])
         return [labels for part in self._parts(images) for labels in self._run(part, self._labels_of)]
 
     def scores(self, images: Sequence[Image]) -> Floats:
@@ -242,7 +247,7 @@ class TensorRTBackend:
         found = np.empty((batch.count, *lane.score(batch)), self.network.score_type)
         self._cuda.memcpy_dtoh_async(found, lane.scores.pointer, lane.stream)
         lane.stream.synchronize()
-        return usable(found.astype(np.float32, copy=False), self.card, self.upsampling.mode == "linear")
+        return self._heads.usable(found.astype(np.float32, copy=False), self.upsampling.mode == "linear")
 
     # Lanes, errors and memory
 

@@ -5,12 +5,13 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ..arrays import Floats
+from ..arrays import Floats, Labels
 from ..engine_format.manifest import Head, Upsampling
 from ..engine_format.model_card import ModelCard
 from ..errors import MisuseError
 from ..pixels.no_data import usable
-from .upsampling import KINDS, ScoreWindow
+from ..pixels.prepare import padded_size
+from .upsampling import KINDS, ScoreWindow, labels_from_scores
 
 
 @dataclass(frozen=True)
@@ -106,6 +107,17 @@ class Heads:
                     f"{'call results()' if prefix else calls[own]}, or pass kind={prefix + own!r}"
                 )
         return kinds
+
+    def labels(self, scores: Floats, sizes: Sequence[tuple[int, int]]) -> list[Labels]:
+        """The chosen head's labels [H, W] of images of these sizes, which are of one padded size and were run whole.
+
+        Args:
+            scores: of the core, [N, K, h, w].
+            sizes: (height, width) of each.
+        """
+        padded, own = padded_size(*sizes[0], self.card), self.view("labels").own
+        windows = (ScoreWindow.whole(each, padded, size) for each, size in zip(scores, sizes, strict=True))
+        return [labels_from_scores(own(window), self.upsampling, self.card) for window in windows]
 
     def usable(self, scores: Floats, interpolated: bool) -> Floats:
         """Scores of all heads, [..., K, h, w], of which results can be made: see `no_data.usable`."""

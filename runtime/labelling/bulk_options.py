@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
+from ..options import option
 
 if TYPE_CHECKING:  # loaded when used: --help is instant
     from ..images.addresses import Address
@@ -30,18 +30,18 @@ class Bulk:
     """
 
     shard: Annotated[
-        str | None, typer.Option("--shard", metavar="I/N", help="Label only the Ith of N parts of the files.")
+        str | None, option("--shard", metavar="I/N", help="Label only the Ith of N parts of the files.")
     ] = None
     manifest: Annotated[
         str | None,
-        typer.Option("--manifest", metavar="FILE", help="Write a row for each file as Parquet: sizes, shares, errors."),
+        option("--manifest", metavar="FILE", help="Write a row for each file as Parquet: sizes, shares, errors."),
     ] = None
     ray: Annotated[
         str | None,
-        typer.Option("--ray", metavar="ADDRESS", help="Label on a Ray cluster (auto, ray://HOST:10001, local)."),
+        option("--ray", metavar="ADDRESS", help="Label on a Ray cluster (auto, ray://HOST:10001, local)."),
     ] = None
     actors: Annotated[
-        int | None, typer.Option("--actors", min=1, help="Networks on the cluster [default: one on each node].")
+        int | None, option("--actors", min=1, help="Networks on the cluster [default: one on each node].")
     ] = None
 
     def sources(
@@ -91,9 +91,6 @@ class Bulk:
             threads: of a network of the cluster.
         """
         from ..errors import MisuseError
-        from .bulk import label_objects
-        from .cluster import Cluster, label_on_cluster
-        from .manifest import noted
         from .objects import Object, Store
 
         options = dict(label.keywords)
@@ -103,7 +100,14 @@ class Bulk:
         manifest = self._manifest(net, resume)
         if files or not (items or self.shard):
             folders = sources if isinstance(sources, Mapping) else None
-            return noted(label(net, files, Path(out), folders=folders), manifest)
+            found = label(net, files, Path(out), folders=folders)
+            if manifest is None:
+                return found
+            from .manifest import noted
+
+            return noted(found, manifest)
+        from .bulk import label_objects
+
         if options.get("all_pages"):
             raise MisuseError("--page all is of images and results of this machine; name a page")
         if force and resume:
@@ -116,6 +120,8 @@ class Bulk:
                 "writes apart; run it with --resume and without --ray afterwards"
             )
         if self.ray is not None:
+            from .cluster import Cluster, label_on_cluster
+
             cluster = Cluster(self.ray, self.actors, threads, net.memory, net.refine, options)
             return label_on_cluster(cluster, net, items, store, force=force, resume=resume, manifest=manifest)
         gather = self._gather(net, items, store, options, force, resume)
@@ -156,8 +162,9 @@ class Bulk:
         return gathering(products, net.card)
 
     def _manifest(self, net: "Network", resume: bool) -> "Manifest | None":
+        if self.manifest is None:
+            return None
         from .manifest import Manifest
         from .objects import parse_shard
 
-        shard = None if self.shard is None else parse_shard(self.shard)
-        return None if self.manifest is None else Manifest(self.manifest, net, shard, keep=resume)
+        return Manifest(self.manifest, net, None if self.shard is None else parse_shard(self.shard), keep=resume)

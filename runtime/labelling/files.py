@@ -12,12 +12,10 @@ from ..images.video import is_video
 from ..images.write import attribute_table
 from ..network import Network
 from ..stream import Stream
-from .derive import check_products, with_products
 from .jobs import Job, Record, Wanted, jobs_for
 from .pictures import label_pictures
 from .products import Products
 from .regions import label_by_regions
-from .videos import label_videos
 
 
 def label_files(
@@ -94,10 +92,13 @@ def label_files(
     wanted = Wanted(kinds, overlay, products, named, "all" if all_pages else options.page)
     placed = [(source, (folders or {}).get(source, Path())) for source in sources]
     jobs = jobs_for(placed, out, wanted, keep=not (force or resume))
-    check_products(products, net.card, jobs, force or resume)
+    if products.derived or products.cog:
+        from . import derive
+
+        derive.check_products(products, net.card, jobs, force or resume)
     check_writable(jobs[0].targets[0])
     records = _records(Stream(net, kinds, reuse), jobs, resume, options)
-    yield from with_products(records, jobs, net.card, products) if products.derived else records
+    yield from derive.with_products(records, jobs, net.card, products) if products.derived else records
 
 
 def _records(stream: Stream, jobs: Sequence[Job], resume: bool, options: ReadOptions) -> Generator[Record, None, None]:
@@ -111,6 +112,8 @@ def _labeller(job: Job, resume: bool) -> Callable[[Stream, Iterable[Job], ReadOp
     if resume and job.done:
         return _skip
     if job.is_video:
+        from .videos import label_videos
+
         return label_videos
     return label_by_regions if job.by_regions else label_pictures
 

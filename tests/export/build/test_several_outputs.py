@@ -9,6 +9,7 @@ import onnx
 import pytest
 from fcn_deploy.calibration.stream import open_stream
 from fcn_deploy.export.build.config import BuildConfig, TuningOptions
+from fcn_deploy.export.build.core import optimise_offline
 from fcn_deploy.export.build.engine import build_engine
 from fcn_deploy.export.build.joined_heads import core_of_heads
 from fcn_deploy.export.cli.model_options import Activation, ModelOptions
@@ -18,8 +19,10 @@ from fcn_deploy.export.quantization.gate import AccuracyGate
 from fcn_deploy.export.quantization.options import QuantizationOptions
 from fcn_deploy.runtime.engine_format.engine_file import EngineFile
 from fcn_deploy.runtime.engine_format.manifest import Manifest
+from fcn_deploy.runtime.sizes import parse_sizes
 from foreign_onnx import FEATURES, SCORES, SIZES, TO_SIZE, made, planes, ran
-from helpers import command, one_error, photo, save_photos
+from gpu_engines import ready
+from helpers import command, needs, one_error, photo, save_photos
 from serving import serving
 
 from fcn_deploy import DeployError, MisuseError, Segmenter
@@ -152,14 +155,36 @@ def test_what_is_for_one_output_is_refused(tmp_path, engine):
     save_photos(tmp_path, [(20, 20)])
     labelled = QuantizationOptions(int8=True, calib=str(tmp_path), labels=tmp_path)
     source = import_model(engine[0] / "two.onnx", named("depth", activation="none"))
-    for config, said in (
-        (replace(FAST, quantization=labelled), "--labels are of one output, and this engine has y, depth"),
-        (BuildConfig(target="sm86"), "build an engine for each --output"),
-    ):
-        with pytest.raises(DeployError) as caught:
-            build_engine(source, tmp_path / "x.engine", config)
-        assert said in str(caught.value) or "tensorrt" in str(caught.value).lower()
+    with pytest.raises(DeployError, match="--labels are of one output, and this engine has y, depth"):
+        build_engine(source, tmp_path / "x.engine", replace(FAST, quantization=labelled))
     assert not (tmp_path / "x.engine").exists()
+
+
+def test_a_plan_gives_every_output(tmp_path, engine, gpu):
+    """Whole, in tiles, in batches; by the simulated GPU, whose labels of one output alone would be of all scores."""
+    needs("tensorrt_rtx")
+    source = import_model(engine[0] / "two.onnx", named("depth", activation="none"))
+    config = BuildConfig(target="sm89", sizes=parse_sizes("1x1:64x64:96x96"))
+    build_engine(source, tmp_path / "plan.engine", config)
+    core = optimise_offline(core_of_heads(source).model).SerializeToString()
+    for path in ready(gpu, (tmp_path / "plan.engine", core), tmp_path, "tensorrt_rtx"):
+        with (
+            Segmenter(path) as net,
+            Segmenter(path, output="depth") as depth,
+            Segmenter(engine[0] / "two.engine") as cpu,
+        ):
+            assert net.network.on_gpu and list(net.outputs) == ["y", "depth"]
+            for size in ((37, 61), (1, 5), (150, 70)):
+                image = photo(*size)
+                labels, values = net.results(image, "labels", "depth/values")
+                expected, other = cpu.results(image, "labels", "depth/values")
+                np.testing.assert_array_equal(net(image), labels)
+                assert (labels == expected).mean() > 0.999 and set(np.unique(labels)) <= {0, 1, 2, 3}
+                np.testing.assert_allclose(values, other, atol=1e-4)
+                np.testing.assert_array_equal(depth.values(image), values)
+            images = [photo(40, 40, seed) for seed in range(3)]
+            for image, labels in zip(images, net.map(images), strict=True):
+                np.testing.assert_array_equal(labels, net(image))
 
 
 @pytest.mark.parametrize(("target", "precision"), [("cpu", "int8"), ("ort-cuda", "float16")])

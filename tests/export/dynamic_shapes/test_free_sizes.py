@@ -16,8 +16,9 @@ from fcn_deploy.export.dynamic_shapes.free_sizes import free_sizes
 from fcn_deploy.export.from_onnx import export_onnx_model
 from fcn_deploy.export.graph.edit import attributes, dims, metadata, opset, set_shape
 from fcn_deploy.export.importer.import_model import import_model
+from fcn_deploy.export.importer.options import ImportOptions
 from fcn_deploy.runtime.pixels.prepare import padded_size
-from foreign_onnx import FEATURES, TO_SIZE, made
+from foreign_onnx import FEATURES, TO_SIZE, fixed, made, ran, refused
 from helpers import command, needs, one_error, onnx_model, run_onnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -35,7 +36,6 @@ HALF_TRACED = (
     ("h = Shape<start=3>(r2)\n k = Squeeze(h)\n r = Range(k0, k, k1)\n c = Cast<to=1>(r)\n d = Div(c, n)\n "
      "q = Mul(r2, d)", {"k0": np.array(0), "k1": np.array(1), "n": np.float32(24)}, "that are counted by 24"),
     ("g = Gather<axis=3>(r2, n)\n u = Unsqueeze(g, i3)\n q = Sub(r2, u)", {"n": np.array(12)}, "picks place 12 of"),
-    ("g = Slice(r2, i0, n, i3)\n m = ReduceMean(g, i3)\n q = Sub(r2, m)", {"n": np.array([12])}, "goes to place 12"),
     ("g = Mul(r2, n)\n q = Softmax<axis=1>(g)", {"n": np.float32(np.log(384))}, "5.95064, the logarithm of 384"),
     ("t = ReduceSum(r2, a23)\n k = Size(r2)\n m = Cast<to=1>(k)\n d = Div(t, m)\n e = Div(r2, n)\n q = Sub(e, d)",
      {"n": np.float32(24)}, ""),
@@ -287,6 +287,35 @@ def test_what_free_sizes_hide_is_said(tmp_path):
         notes = import_model(tmp_path / "m.onnx").notes
         assert sum("at every size: a traced size, most likely" in note for note in notes) == bool(said), notes
         assert any(said in note for note in notes)
+
+
+def test_a_part_of_a_map_that_free_sizes_hide_is_asked_about(tmp_path):
+    text = f"{FEATURES} g = Slice(r2, i0, n, i3)\n m = ReduceMean(g, i3)\n q = Sub(r2, m)\n s = Conv(q, w3, b3)\n"
+    model = made(f"{text} {TO_SIZE} y = Identity(f)", weights={"n": np.array([12])})
+    assert "node g (Slice) goes to place 12 of a map at every size" in refused(tmp_path, model)
+    assert "say --assume g=fixed" in refused(tmp_path, model)
+    source = import_model(tmp_path / "m.onnx", ImportOptions(assume={"g": "fixed"}))
+    image = np.random.default_rng(0).standard_normal((1, 3, 80, 112), np.float32)
+    np.testing.assert_allclose(ran(source.model, {"p": image})[0], ran(model, {"p": image})[0], atol=1e-5)
+
+
+def test_sums_along_places_by_a_traced_number_are_asked_about():
+    """Each by the number of places in a row, as positions are."""
+    text = "c = CumSum(r2, axis)\n d = Div(c, n)\n q = Sub(r2, d)"
+    weights = {"axis": np.array(3), "n": np.float32(24)}
+    model = fixed(
+        made(f"{FEATURES} {text}\n s = Conv(q, w3, b3)\n {TO_SIZE} y = Identity(f)", weights=weights), 1, 3, 64, 96
+    )
+    with pytest.raises(DeployError, match="its 24 is W/4 of the traced size; --assume d=global, or =fixed"):
+        free_sizes(model)
+    made_free = free_sizes(model, assumed={"d": "global"}).model
+    dynamic = made(
+        f"{FEATURES} h = Shape<start=3>(r2)\n k = Cast<to=1>(h)\n {text.replace('n)', 'k)')}\n s = Conv(q, w3, b3)\n "
+        f"{TO_SIZE} y = Identity(f)",
+        weights=weights,
+    )
+    image = np.random.default_rng(0).standard_normal((1, 3, 80, 112), np.float32)
+    np.testing.assert_allclose(ran(made_free, {"p": image})[0], ran(dynamic, {"p": image})[0], atol=1e-4)
 
 
 def test_what_crops_nothing_when_traced_is_said_and_padding_to_a_square_is_refused():

@@ -4,9 +4,26 @@ import numpy as np
 import onnx
 import pytest
 from fcn_deploy.export.build.config import BuildConfig, TuningOptions
+from fcn_deploy.export.build.core import core_of
 from fcn_deploy.export.build.engine import build_engine
+from fcn_deploy.export.build.openvino_differences import without_openvino_where_it_differs
 from fcn_deploy.export.importer.import_model import import_model
-from foreign_onnx import PLAIN, RANDOM, SCORES, SIZES, TO_SIZE, best, check, made, planes, ran, refused, weight
+from foreign_onnx import (
+    FEATURES,
+    PLAIN,
+    RANDOM,
+    SCORES,
+    SIZES,
+    TO_SIZE,
+    best,
+    check,
+    fixed,
+    made,
+    planes,
+    ran,
+    refused,
+    weight,
+)
 from helpers import needs, photo
 from onnx import helper, numpy_helper, parser
 
@@ -139,7 +156,7 @@ def test_graphs_that_are_no_networks(tmp_path):
     control.graph.node[-1].CopyFrom(
         helper.make_node("If", ["b"], ["y"], "choice", then_branch=branch, else_branch=other)
     )
-    assert "node choice (If) is control flow" in refused(tmp_path, control)
+    assert "node choice (If) chooses a branch by the values of the image" in refused(tmp_path, control)
     training = made(SCORES.replace("Relu(c1)", "BatchNormalization<training_mode=1>(c1, g, g, g, g)").replace(
         "r1 =", "r1, m1, v1 =") + TO_SIZE + "y = Identity(f)", weights={"g": np.ones(6, np.float32)})  # fmt: skip
     assert "node r1 (BatchNormalization) is in training mode" in refused(tmp_path, training)
@@ -159,6 +176,57 @@ def test_a_branch_that_a_constant_takes_and_inputs_that_nothing_reads(tmp_path):
     image = RANDOM.standard_normal((1, 3, 37, 61)).astype(np.float32)
     assert [value.name for value in imported.graph.input] == ["p"]
     np.testing.assert_allclose(ran(imported, {"p": image})[0], ran(made(PLAIN), {"p": image})[0], atol=1e-5)
+
+
+HEIGHT = "  rows = Gather<axis=0>(hws, two)\n  tall = Greater(rows, limit)\n"
+BRANCHING = FEATURES.replace("c2 =", "  hws = Shape(p)\n" + HEIGHT + "  c2 =") + "  s = Conv(r2, w3, b3)\n" + TO_SIZE
+
+
+def branching(**opsets):
+    """A network that does otherwise with images of more than 100 rows, and otherwise again from 200 columns on."""
+    wide = parser.parse_graph("a () => (float[N,6,h,w] z) { z = Neg(c2) }")
+    narrow = parser.parse_graph("b () => (float[N,6,h,w] z) { z = Sigmoid(c2) }")
+    columns = parser.parse_graph(
+        "then () => (float[N,6,h,w] z) { i = Constant<value = int64 {3}>() l = Constant<value = int64 {200}>()\n"
+        "m = Gather<axis=0>(hws, i)\n q = Greater(m, l)\n z = Identity(c2) }"
+    )
+    columns.node[-1].CopyFrom(helper.make_node("If", ["q"], ["z"], "inner", then_branch=wide, else_branch=narrow))
+    low = parser.parse_graph("else () => (float[N,6,h,w] z) { z = Relu(c2) }")
+    model = made(BRANCHING + "y = Identity(f)", weights={"two": np.array(2), "limit": np.array(100)}, **opsets)
+    relu = next(node for node in model.graph.node if node.output[0] == "r2")
+    relu.CopyFrom(helper.make_node("If", ["tall"], ["r2"], "choice", then_branch=columns, else_branch=low))
+    return model
+
+
+@pytest.mark.parametrize("opset", [17, 18])
+def test_branches_that_the_images_size_decides_are_what_they_are_at_each_size(tmp_path, opset):
+    source, report, card, _ = check(
+        tmp_path, branching(opset=opset), sizes=[(37, 61), (100, 64), (101, 64), (104, 201), (1, 1)]
+    )
+    assert card.whole == "If choice" and "choice (If)" in card.alone and report.size_multiple == 1
+    said = []
+    tuning = TuningOptions(("openvino", "onnxruntime"), seconds=0.5)
+    build_engine(source, tmp_path / "n.engine", BuildConfig(tuning=tuning, latency_sizes=[(16, 16)]), said.append)
+    assert any("node choice (If) chooses a branch" in line and "left out" in line for line in said)
+    with pytest.raises(DeployError, match=r"node choice \(If\) chooses a branch by the image's size.*--target cpu"):
+        build_engine(source, tmp_path / "n.engine", BuildConfig(target="sm89"))
+
+
+def test_branches_that_cannot_be_kept_are_named(tmp_path):
+    one_size = fixed(branching(), 1, 3, 64, 96)
+    assert "node choice (If): of its branches one alone is seen at one size" in refused(tmp_path, one_size)
+    assert "--fit 64x96" in refused(tmp_path, one_size)
+    noise = branching()
+    noise.graph.node[-1].op_type = "Identity"
+    choice = next(node for node in noise.graph.node if node.op_type == "If")
+    choice.attribute[1].g.node[0].op_type, choice.attribute[1].g.node[0].name = "RandomNormalLike", "drawn"
+    assert "node drawn (RandomNormalLike) draws random numbers" in refused(tmp_path, noise)
+    cropped = branching()
+    for name, value in (("from", [0, 0]), ("to", [48, 48]), ("along", [2, 3])):
+        cropped.graph.initializer.append(numpy_helper.from_array(np.array(value), name))
+    cropped.graph.node.insert(0, helper.make_node("Slice", ["p", "from", "to", "along"], ["small"], "crop"))
+    cropped.graph.node[1].input[0] = "small"
+    assert "does not look at all of an image" in refused(tmp_path, cropped)
 
 
 WINDOWS = {
@@ -219,6 +287,31 @@ def test_a_resize_that_keeps_the_aspect_ratio_is_left_to_onnx_runtime(tmp_path):
         with pytest.raises(DeployError, match=rf"node q \(Resize\) keeps the aspect ratio.*{why}"):
             build_engine(source, tmp_path / "n.engine", config)
         assert not (tmp_path / "n.engine").exists()
+
+
+PLACES = (
+    SCORES
+    + TO_SIZE
+    + """  cells = Mul(sideA, sideB)
+  odd = Mod(cells, two)
+  shift = Cast<to=1>(odd)
+  y = Add(f, shift)
+"""
+)
+
+
+def test_numbers_of_places_are_left_to_onnx_runtime(tmp_path):
+    """Of 4099×4101 places OpenVINO says that they are even; sizes of sides alone it has right."""
+    sides = "  sideA = Slice(shp, i2, i3)\n  sideB = Slice(shp, i3, i4)\n  cells ="
+    model = made(PLACES.replace("  cells =", sides), weights={"two": np.array([2])})
+    onnx.save(model, tmp_path / "m.onnx")
+    source = import_model(tmp_path / "m.onnx")
+    with pytest.raises(DeployError, match=r"\(Mod\) computes with numbers of places by Mod.*--backend onnxruntime"):
+        build_engine(source, tmp_path / "m.engine", BuildConfig(tuning=TuningOptions(("openvino",))))
+    alone = core_of(source).model
+    next(node for node in alone.graph.node if node.op_type == "Mod").input[0] = "sideA"
+    tuning = BuildConfig(tuning=TuningOptions(("openvino",)))
+    assert without_openvino_where_it_differs(alone, tuning, print) is tuning
 
 
 BY_A_SCALE = (

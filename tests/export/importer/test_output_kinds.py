@@ -45,6 +45,11 @@ KINDS = {
         ), "ends in a Sigmoid",
     ),
     "embeddings": (lambda: made(MAPS.replace("  y =", "  e =") + "  y = LpNormalization<axis=1>(e)\n"), "length 1"),
+    "embeddings or normals": (
+        lambda: made(
+            MAPS.replace("  y =", "  e =") + "  q = Mul(e, e)\n  t = ReduceSum(q, i1)\n  r = Sqrt(t)\n  y = Div(e, r)\n"
+        ), "all are of length 1",
+    ),
     "flows": (lambda: made(SCORES + "  flow = Identity(s)\n", gives="float[N,4,H,W] flow"), "by its name"),
 }  # fmt: skip
 
@@ -61,6 +66,13 @@ def test_maps_that_are_no_classes_are_named_and_given_as_values_on_request(tmp_p
     with Segmenter(tmp_path / "m.engine") as net:
         assert net.values(photo(37, 41)).shape == (4, 37, 41)
     assert reads(tmp_path, model, activation="softmax").card.kind == "labels"  # who says so is believed
+
+
+def test_two_maps_that_are_scaled_may_be_flows_and_that_is_said(tmp_path):
+    text = FEATURES + "  o = Conv(r2, w2c)\n  y = Mul(o, k)\n"
+    notes = reads(tmp_path, made(text, weights={"k": np.float32(20)})).notes
+    assert any("2 maps that are multiplied by 20" in note and "--activation none" in note for note in notes)
+    assert not any("multiplied" in note for note in reads(tmp_path, made(text, weights={"k": np.float32(1)})).notes)
 
 
 def test_an_exporters_word_for_instances_is_taken(tmp_path):
@@ -235,6 +247,7 @@ def test_a_number_less_the_size_is_freed_or_refused(tmp_path):
 
     def model(target, text=text):
         numbers = {"target": np.array([target] * 2), "halves": np.array([2, 2]), "none": np.array([0, 0])}
+        numbers["none2"] = numbers["none"]
         return made(text, weights=numbers)
 
     source = reads(tmp_path, model(65))  # of 64, whatever its names promise
@@ -244,11 +257,42 @@ def test_a_number_less_the_size_is_freed_or_refused(tmp_path):
     edge[:, :, -4:] = 1
     name = source.model.graph.input[0].name
     assert not np.array_equal(*(ran(source.model, {name: image})[0] for image in (wide, edge)))
+    # The same that crops nothing: of smaller images it pads as much, of larger ones none.
+    clipped = text.replace("lacking = Sub(target, hw)", "l = Sub(target, hw)\n      lacking = Max(l, none2)")
+    source = reads(tmp_path, model(65, clipped))
+    assert source.sizes.multiple == 2 and any("Pad padded" in note and "size freed" in note for note in source.notes)
     # No stride makes it "same" padding, and the last Resize hides it.
     unlike = text.split("  c = Conv")[0] + "  c = Conv<pads=[1,1,1,1]>(padded, w1)\n  s = Conv(c, w3, b3)\n"
     unlike += TO_SIZE.replace("  shp = Shape(p)\n  hw = Slice(shp, i2, i4)\n", "") + "  y = Identity(f)\n"
     said = refused(tmp_path, model(65, unlike))
     assert "node padded (Pad)" in said and "65" in said
+
+
+def test_padding_up_to_a_large_multiple_is_no_size(tmp_path):
+    """At 64×96 and 96×64 it comes to 128×128 as well."""
+    text = """
+      shp = Shape(p)
+      hw = Slice(shp, i2, i4)
+      rest = Mod(hw, units)
+      less = Sub(units, rest)
+      lacking = Mod(less, units)
+      none = Concat<axis=0>(i0, i0, i0, i0, i0, i0)
+      pads = Concat<axis=0>(none, lacking)
+      padded = Pad(p, pads)
+      c = Conv<strides=[2,2], pads=[1,1,1,1]>(padded, w1)
+      s = Conv(c, w3, b3)
+      f = Resize<mode="linear">(s, , x2)
+      y = Slice(f, from, hw, a23)
+    """
+    model = made(text, weights={"units": np.array([128, 128]), "from": np.array([0, 0])})
+    source, image = reads(tmp_path, model), RANDOM.standard_normal((1, 3, 70, 150)).astype(np.float32)
+    np.testing.assert_allclose(ran(source.model, {"p": image})[0], ran(model, {"p": image})[0], atol=1e-5)
+
+
+def test_flattened_pixels_without_a_batch_are_called_so(tmp_path):
+    text = SCORES + TO_SIZE + "  t = Transpose<perm=[0,2,3,1]>(f)\n  y = Reshape(t, pixels)\n"
+    said = refused(tmp_path, made(text, weights={"pixels": np.array([-1, 4])}))
+    assert "are flattened" in said and "classifier" not in said
 
 
 def test_quick_refusals_of_what_is_assumed(tmp_path):

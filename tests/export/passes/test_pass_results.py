@@ -21,6 +21,7 @@ from fcn_deploy.export.passes.fuse_padding import fuse_padding
 from fcn_deploy.export.passes.hard_sigmoid import hard_sigmoid
 from fcn_deploy.export.passes.hard_swish import hard_swish
 from fcn_deploy.export.passes.image_input import image_input
+from fcn_deploy.export.passes.mean_in_steps import mean_in_steps
 from fcn_deploy.export.passes.nearest_as_pytorch import nearest_as_pytorch
 from fcn_deploy.export.passes.pad_and_crop import pad_and_crop
 from fcn_deploy.export.passes.pooling_as_convolution import pooling_as_convolution
@@ -56,6 +57,7 @@ PASSES = {
     "hard_sigmoid": hard_sigmoid,
     "hard_swish": hard_swish,
     "image_input": image_input,
+    "mean_in_steps": mean_in_steps,
     "nearest_as_pytorch": nearest_as_pytorch,
     "pad_and_crop": lambda model: pad_and_crop(model, 4, 8),
     "pooling_as_convolution": pooling_as_convolution,
@@ -142,6 +144,7 @@ def test_passes_change_a_copy_and_give_the_same_bytes_again(name, made):
         ("hard_sigmoid", "no sum is clipped to 0 and its divisor"),
         ("hard_swish", "no value is multiplied by its own HardSigmoid"),
         ("fuse_padding", "no convolution reads what a Pad of zeros gives to it alone"),
+        ("mean_in_steps", "it takes no mean over the height and width of a map"),
         ("pooling_as_convolution", "no AveragePool counts zeros around a map"),
         ("resolve_branches", "it has no If"),
         ("space_to_depth", "its first layer is no convolution of 8-bit pixels"),
