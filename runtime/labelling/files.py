@@ -84,8 +84,7 @@ def label_files(
         raise MisuseError(
             f"{videos[0]} is a video, of which labels are written and no {kinds[-1]}; extract its frames as images"
         )
-    products = products or Products()
-    options = options or ReadOptions()
+    products, options = products or Products(), options or ReadOptions()
     if videos and (all_pages or options.page is not None):
         raise MisuseError(f"--page: {videos[0]} is a video, which has none; omit it")
     named = attribute_table(net.card) is not None
