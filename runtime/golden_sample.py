@@ -26,12 +26,14 @@ class GoldenDifference:
         difference: largest of the scores, as a share of their range.
         tolerance: of it.
         labels_equal: share of pixels, of masks too; None where the network gives values.
+        range: between the least and the largest of the scores that are expected.
         by_size: (height, width) in pixels → difference at it; None where the memory here does not hold it.
     """
 
     difference: float
     tolerance: float
     labels_equal: float | None
+    range: float
     by_size: dict[Size, float | None] = field(default_factory=dict)
 
     @property
@@ -64,7 +66,7 @@ def golden_difference(net: Network, sample: bytes) -> GoldenDifference:
             for values in (scores, expected)
         )
         equal = float((found == reference).mean())
-    return GoldenDifference(difference, tolerance, equal, by_size)
+    return GoldenDifference(difference, tolerance, equal, float(np.ptp(expected)), by_size)
 
 
 def repeated(image: Image, size: Size) -> Image:
