@@ -10,7 +10,7 @@ Where something else is seen, as of `if h > 512`, the exported graph is run besi
 import copy
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -380,7 +380,8 @@ def _apart(run, expected: ExpectedScores, image: np.ndarray) -> float:
 
 
 def _tracer(network: Network) -> Callable[[Size, float], _Trace]:
-    module, restored = network.module, nullcontext
+    module = network.module
+    restored: Callable[[], AbstractContextManager[None]] = nullcontext
     # A copy keeps what a module keeps of a run, such as a grid by the image's size: without values, here.
     try:
         module = copy.deepcopy(module, {id(value): value for value in _held_by(module)})
