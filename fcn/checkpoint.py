@@ -153,12 +153,15 @@ def load_state(
     except Exception as error:  # pickle, zip and torch errors alike
         reason = str(error).split(".")[0].splitlines()[0] if str(error) else type(error).__name__
         raise DeployError(f"cannot read weights from {path}: {reason}; save a state dict with torch.save") from error
-    while (found := _contained(state)) is not None:
+    while (found := _contained(state) or _only_state_dict(state, path)) is not None:
         others = [key for key in CONTAINERS if key != found and _contained(state, (key,))]
         left = f", and {', '.join(others)} left out" if others else ""
         note(f"{path}: the weights under {found!r} are taken{left}")
         state = state[found]
-    if not isinstance(state, Mapping) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+    held = [state, *(state.get(key) for key in CONTAINERS)] if isinstance(state, Mapping) else []
+    if any(isinstance(value, _Unread) for value in held):
+        raise DeployError(f"{path} holds a pickled module, whose code is not run; save model.state_dict()")
+    if not _is_state_dict(state):
         raise DeployError(f"{path} holds no state dict (names → tensors); save model.state_dict()")
     if not state:
         raise DeployError(f"{path} holds no weights; save model.state_dict()")
@@ -205,6 +208,24 @@ def _contained(state: Any, keys: Sequence[str] = CONTAINERS) -> str | None:
     if not isinstance(state, Mapping):
         return None
     return next((key for key in keys if isinstance(state.get(key), Mapping) and state[key]), None)
+
+
+def _only_state_dict(state: Any, path: Path) -> str | None:
+    """The one key under which there is a state dict, whatever it is called. Raises DeployError where there are more."""
+    if not isinstance(state, Mapping) or _is_state_dict(state):
+        return None
+    found = [
+        key
+        for key, value in state.items()
+        if isinstance(key, str) and value and (_is_state_dict(value) or _contained(value))
+    ]
+    if len(found) > 1:
+        raise DeployError(f"{path} holds several state dicts ({', '.join(found[:4])}); save the one that is wanted")
+    return found[0] if found else None
+
+
+def _is_state_dict(state: Any) -> bool:
+    return isinstance(state, Mapping) and all(isinstance(value, torch.Tensor) for value in state.values())
 
 
 def from_torchvision(

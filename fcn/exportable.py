@@ -1,7 +1,10 @@
 """Functions of PyTorch that its exporters refuse at changing sizes, in terms of those that they take."""
 
+import functools
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from types import ModuleType
 
 import torch
 import torch.nn.functional as F
@@ -45,6 +48,79 @@ def without_autocast() -> Iterator[list[torch.autocast]]:
         yield skipped
     finally:
         torch.autocast.__enter__, torch.autocast.__exit__ = enter, leave  # type: ignore[method-assign]
+
+
+class _LikeNumber(type):
+    """Of what stands for a type of number: so are numbers of that type."""
+
+    def __instancecheck__(cls, value: object) -> bool:
+        return isinstance(value, cls.__bases__[0])
+
+
+class _Int(int, metaclass=_LikeNumber):
+    def __new__(cls, *given):
+        return given[0].to(torch.int64) if given and _is_traced(given[0]) else int(*given)
+
+
+class _Float(float, metaclass=_LikeNumber):
+    def __new__(cls, *given):
+        return given[0].to(torch.float32) if given and _is_traced(given[0]) else float(*given)
+
+
+def _round(number, *digits):
+    return torch.round(number).to(torch.int64) if _is_traced(number) else round(number, *digits)
+
+
+def _of_several(plain: Callable, traced: Callable) -> Callable:
+    def most(*numbers, **options):
+        if options or len(numbers) < 2 or not any(map(_is_traced, numbers)):
+            return plain(*numbers, **options)
+        return functools.reduce(traced, (torch.as_tensor(number) for number in numbers))
+
+    return most
+
+
+IN_TRACES = {
+    "int": _Int, "float": _Float, "round": _round,
+    "max": _of_several(max, torch.maximum), "min": _of_several(min, torch.minimum),
+}  # fmt: skip
+OF_MATH = {
+    "__round__": torch.round, "__ceil__": torch.ceil, "__floor__": torch.floor, "__trunc__": torch.trunc,
+}  # fmt: skip
+
+
+def _is_traced(number: object) -> bool:
+    return isinstance(number, torch.Tensor) and number.ndim == 0 and torch.jit.is_tracing()
+
+
+@contextmanager
+def numbers_of_sizes(model: torch.nn.Module) -> Iterator[None]:
+    """While it is entered, `int(h)`, `round(h / 2)`, `max(h, 8)`, `math.ceil(h / 2)` stay functions of h in a trace.
+
+    Python makes of a traced size the number that it is in the trace. So in the packages that a module's code is in,
+    these names stand for functions that keep it, and tensors have the methods that `math` calls.
+    """
+    packages = {kind.__module__.split(".")[0] for part in model.modules() for kind in type(part).__mro__}
+    packages -= {"torch", "fcn_deploy", *sys.stdlib_module_names}
+    modules = [each for name, each in sys.modules.copy().items() if name.split(".")[0] in packages]
+    found = [vars(each) for each in modules if isinstance(each, ModuleType)]
+    changed = [(names, name) for names in found for name in IN_TRACES if name not in names]
+    methods = [name for name in OF_MATH if name not in vars(torch.Tensor)]
+    try:
+        for names, name in changed:
+            names[name] = IN_TRACES[name]
+        for name in methods:
+            setattr(torch.Tensor, name, _method(OF_MATH[name]))
+        yield
+    finally:
+        for names, name in changed:
+            names.pop(name, None)
+        for name in methods:
+            delattr(torch.Tensor, name)
+
+
+def _method(function: Callable) -> Callable:
+    return lambda number, *digits: function(number).to(torch.int64)
 
 
 Cells = int | Sequence[int | None] | None

@@ -16,7 +16,8 @@ from fcn_deploy.runtime.errors import DeployError, MisuseError
 from torch import nn
 
 Note = Callable[[str], None]
-TRIED = ((128, 192), (512, 768))  # sizes at which a module's layout is found, multiples of all that are usual
+# Sizes at which a module's layout is found, the first of a quarter of the pixels: multiples of all that are usual.
+TRIED = ((64, 96), (128, 192), (512, 768))
 GRIDS = (1, 2, 4, 8, 16, 32)  # factors of the image's size to that of maps that are flattened
 USUAL_KEYS = ("out", "logits")  # torchvision's, and that of Hugging Face
 # What libraries call the size of images that a network is made for, and what can be one.
@@ -112,6 +113,8 @@ class ScoresModule(nn.Module):
 
     def beside(self, x: torch.Tensor) -> tuple[str, dict[str, torch.Tensor]]:
         """(key of the scores, the other tensors by theirs) of what the module gives; nothing where it gives one."""
+        if not self.path:
+            return "", {}
         with torch.inference_mode():
             result, key = self._given(x), ""
         others: dict[str, torch.Tensor] = {}
@@ -350,6 +353,12 @@ def _settled(model: nn.Module, name: str, note: Note) -> nn.Module:
     tensors = [*nn.Module.parameters(model), *nn.Module.buffers(model)]
     if any(tensor.is_meta for tensor in tensors):
         raise DeployError(f"{name} has parameters without values (on the meta device); load its weights first")
+    for path, layer in nn.Module.named_modules(model):
+        if isinstance(layer, nn.modules.batchnorm._BatchNorm) and layer.running_mean is None:
+            raise DeployError(
+                f"{name}: {path or 'its batch norm'} keeps no running statistics, so that an image's scores change "
+                "with what else is in its batch; train it with track_running_stats=True, or with InstanceNorm2d"
+            )
     dtypes = {tensor.dtype for tensor in tensors if tensor.is_floating_point()} - {torch.float32}
     devices = {str(tensor.device) for tensor in tensors} - {"cpu"}
     if dtypes or devices:

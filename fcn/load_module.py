@@ -15,6 +15,7 @@ from fcn_deploy.runtime.errors import DeployError, MisuseError, one_line
 from torch import nn
 
 SHOWN = 4  # names in an error
+WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")  # PyTorch's, in names of wrapped parts
 
 
 def load_module(source: str, weights: Path | None, note: Note) -> tuple[nn.Module, ModelCard | None]:
@@ -73,7 +74,9 @@ def load_strictly(
     Raises:
         DeployError: names are missing, unexpected, or of another shape: the first few.
     """
-    own = module.state_dict()
+    full = {_without_wrappers(key): key for key in module.state_dict()}
+    own = {_without_wrappers(key): value for key, value in module.state_dict().items()}
+    state = {_without_wrappers(key): value for key, value in state.items()}
     prefix, wrapper = _prefixes(own, state)
     if prefix:
         others = [key for key in state if not key.startswith(prefix)]
@@ -103,9 +106,15 @@ def load_strictly(
             "build the module as it was trained, or change the file's names"
         )
     try:
-        module.load_state_dict({key: state.get(key, value) for key, value in own.items()})
+        module.load_state_dict({full[key]: state.get(key, value) for key, value in own.items()})
     except Exception as error:
         raise DeployError(f"{file} cannot be loaded into {name}: {one_line(error, 300)}") from error
+
+
+def _without_wrappers(name: str) -> str:
+    """A name without what torch.compile and the like put between those of a part and of what is in it."""
+    first, *parts = name.split(".")
+    return ".".join([first, *(part for part in parts if part not in WRAPPERS)])
 
 
 def _prefixes(own: Mapping[str, Any], state: Mapping[str, Any]) -> tuple[str, str]:

@@ -337,7 +337,7 @@ class Output:
 
 
 def baked(y, x):
-    """What a port from another framework writes: the size as numbers, which a tracer takes for constants."""
+    """What a port from another framework writes: the size as numbers, which tracers make constants of."""
     return F.interpolate(y, size=(int(x.shape[2]), int(x.shape[3])), mode="bilinear")
 
 
@@ -417,7 +417,7 @@ ZOO = {
         refused={"torchscript": "_upsample_bilinear2d_aa", "rtx": "_upsample_bilinear2d_aa"},
         notes=("for multiples of 16",),
     ),
-    "resize-int": Network(lambda: Plain(baked), refused={"torchscript": BAKED, "dynamo": BAKED}),
+    "resize-int": Network(lambda: Plain(baked), refused={"dynamo": BAKED}),
     "bgr-in-place": Network(BGR, options={"bgr": True}, notes=("wants BGR", "normalises 8-bit images by itself")),
     "coarse": Network(lambda: Plain(lambda y, x: y), notes=("scores at 1/4",)),
     "one-score": Network(lambda: Plain(classes=1), activation=("sigmoid", "sigmoid")),

@@ -16,8 +16,10 @@ from fcn_deploy.export.from_torch.network import Network, traced_size
 from fcn_deploy.export.from_torch.verify import VERIFIED_SIZES, SizeDifference, expected_scores, verify
 from fcn_deploy.export.graph.edit import clone, set_shape, sign
 from fcn_deploy.export.importer.fit_images import PADDED_TO, choose_fit, fit_images, padded_by_choice
+from fcn_deploy.export.importer.limits import refuse_changing
 from fcn_deploy.export.passes.nearest_as_pytorch import nearest_as_pytorch
 from fcn_deploy.export.tolerances import EXPORTED_MODEL
+from fcn_deploy.fcn.programs import is_program, is_script
 from fcn_deploy.runtime.backends.onnxruntime import session
 from fcn_deploy.runtime.errors import MOST, DeployError, brief
 
@@ -51,16 +53,24 @@ class Exported:
 def first_that_holds(network: Network, exporters: Sequence[str], opset_version: int, fit: str | None) -> Exported:
     """What the first of PyTorch's exporters gives that holds at every size. Raises DeployError."""
     reasons: dict[str, str] = {}
-    graphs = []
-    for exporter in exporters:
+    graphs: list[onnx.ModelProto] = []
+    for exporter, numbers in _attempts(network, exporters):
         try:
-            graph, written = to_graph(network, exporter, opset_version)
-            graphs.append(clone(graph))
+            graph, written = to_graph(network, exporter, opset_version, numbers)
+        except DeployError as error:
+            reasons.setdefault(exporter, str(error))
+            continue
+        refuse_changing(graph, network.name)
+        if graph in graphs:  # no number was made of a size
+            continue
+        graphs.append(clone(graph))
+        try:
             exported = _at_every_size(network, graph, fit)
         except DeployError as error:
-            reasons[exporter] = str(error)
+            reasons.setdefault(exporter, str(error))
             continue
-        tried = [f"{network.name} is exported by {exporter}; {_joined(reasons)}"] if reasons else []
+        others = {} if exporter in reasons else reasons
+        tried = [f"{network.name} is exported by {exporter}; {_joined(others)}"] if others else []
         return replace(exported, notes=(*tried, *written, *(() if network.ours else exported.notes)))
     if (sizes := _multiples_that_hold(network, graphs, opset_version)) is not None:
         note = (
@@ -73,6 +83,15 @@ def first_that_holds(network: Network, exporters: Sequence[str], opset_version: 
     if len(reasons) == 1:
         raise DeployError(*reasons.values())
     raise DeployError(f"{network.name} cannot be exported: {_joined(reasons)}")
+
+
+def _attempts(network: Network, exporters: Sequence[str]) -> Iterator[tuple[str, bool]]:
+    """(exporter, whether numbers that Python makes of sizes stay functions of them), in the order of trying."""
+    of_python = not (network.ours or network.sizes.only or is_program(network.module) or is_script(network.module))
+    for exporter in exporters:
+        yield exporter, False
+        if exporter == "torchscript" and of_python:
+            yield exporter, True
 
 
 def _multiples_that_hold(

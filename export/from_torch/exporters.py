@@ -14,19 +14,25 @@ from fcn_deploy.export.analysis.accepted_sizes import AcceptedSizes
 from fcn_deploy.export.from_torch.network import Network, traced_size
 from fcn_deploy.export.graph.edit import opset
 from fcn_deploy.export.passes.fold_constants import fold_constants
-from fcn_deploy.fcn.exportable import Exportable
+from fcn_deploy.fcn.exportable import Exportable, numbers_of_sizes
 from fcn_deploy.fcn.foreign import ScoresModule
 from fcn_deploy.fcn.programs import is_script
 from fcn_deploy.runtime.errors import DeployError, one_line
 from torch import nn
 
 EXPORTERS = ("torchscript", "dynamo")
-SECONDS = 180  # that an exporter may take; the symbolic arithmetic of one can go on for hours (windows of Swin)
+# Of the processor, that an exporter may take; the symbolic arithmetic of one can go on for hours (windows of Swin).
+SECONDS = 180
 DYNAMO_OLDEST = 18  # opset; asked for an older one, it writes this without a word
 
 
-def to_graph(network: Network, exporter: str, opset_version: int) -> tuple[onnx.ModelProto, list[str]]:
-    """The module as one of PyTorch's exporters writes it, of the opset that was asked for; and what was respelled."""
+def to_graph(
+    network: Network, exporter: str, opset_version: int, numbers: bool = False
+) -> tuple[onnx.ModelProto, list[str]]:
+    """The module as one of PyTorch's exporters writes it, of the opset that was asked for; and what was respelled.
+
+    `numbers`: what Python computes of sizes, as `int(h / 2)`, is kept as a function of them.
+    """
     if exporter == "dynamo" and opset_version < DYNAMO_OLDEST:
         raise DeployError(f"it writes opset {DYNAMO_OLDEST} and newer, not {opset_version}")
     export_with = _torchscript if exporter == "torchscript" else _dynamo
@@ -34,7 +40,7 @@ def to_graph(network: Network, exporter: str, opset_version: int) -> tuple[onnx.
     if isinstance(module, ScoresModule):
         module.mode = mode
     try:
-        with _quiet(), _within(SECONDS, exporter):
+        with _quiet(), _within(SECONDS, exporter), numbers_of_sizes(module) if numbers else nullcontext():
             graph = export_with(module, network.channels, network.sizes, opset_version)
     except Exception as error:
         cause: BaseException = error
@@ -47,7 +53,8 @@ def to_graph(network: Network, exporter: str, opset_version: int) -> tuple[onnx.
     if opset(graph) != opset_version:
         raise DeployError(f"it wrote opset {opset(graph)} instead of {opset_version}")
     respelled = [f"{', '.join(sorted(mode.respelled))}: written as operators that take every size"]
-    return fold_constants(graph).model, respelled if mode.respelled else []
+    kept = [f"{network.name} makes plain numbers of sizes, as int() does; they are kept as functions of the size"]
+    return fold_constants(graph).model, [*(respelled if mode.respelled else []), *(kept if numbers else [])]
 
 
 def _torchscript(model: nn.Module, channels: int, sizes: AcceptedSizes, opset_version: int) -> onnx.ModelProto:
@@ -94,15 +101,15 @@ def _within(seconds: int, exporter: str) -> Iterator[None]:
         return
 
     def stop(*signal_and_frame) -> None:
-        raise TimeoutError(f"{exporter} had not finished after {seconds} s")
+        raise TimeoutError(f"{exporter} had not finished after {seconds} s of the processor")
 
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, seconds, 5)  # again, where PyTorch takes the first for a failure of its own
+    before = signal.signal(signal.SIGPROF, stop)
+    signal.setitimer(signal.ITIMER_PROF, seconds, 5)  # again, where PyTorch takes the first for a failure of its own
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, before)
 
 
 @contextmanager

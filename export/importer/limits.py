@@ -55,6 +55,12 @@ def refuse_operators(model: ModelProto, path: Path) -> None:
                 f"{path}: node {label(node)} works on sequences or optional values, and engines hold tensors alone; "
                 "export the model with Split and Concat in their place"
             )
+    refuse_changing(model, path)
+
+
+def refuse_changing(model: ModelProto, path: Path | str) -> None:
+    """Raise DeployError where a node makes an image's scores others each time, or with what else is in a batch."""
+    for node in model.graph.node:
         if node.op_type in RANDOM:
             raise DeployError(
                 f"{path}: node {label(node)} draws random numbers, so that no two runs of an image give the same "

@@ -1,7 +1,9 @@
 """export-onnx: every size, verified against PyTorch; what cannot be exported is named."""
 
 import json
+import math
 import sys
+import threading
 
 import numpy as np
 import onnx
@@ -139,7 +141,7 @@ class PadsIfOdd(nn.Module):
 
     def forward(self, x):
         y = self.up(F.max_pool2d(self.down(x), 2))
-        odd = [int(y.shape[axis] != x.shape[axis]) for axis in (3, 2)]
+        odd = [1 if y.shape[axis] != x.shape[axis] else 0 for axis in (3, 2)]
         return F.pad(y, (0, odd[0], 0, odd[1]), "replicate") + x.mean(1, True)
 
 
@@ -170,7 +172,7 @@ class Flexible(nn.Module):
         y = skips.pop()
         for join in self.joins:
             skip, y = skips.pop(), F.interpolate(y, scale_factor=2.0)
-            odd = [int(y.shape[axis] != skip.shape[axis]) for axis in (3, 2)]
+            odd = [1 if y.shape[axis] != skip.shape[axis] else 0 for axis in (3, 2)]
             y = join(torch.cat([skip, F.pad(y, (0, odd[0], 0, odd[1]), "replicate")], 1)).relu()
         return F.interpolate(y, scale_factor=float(self.step))
 
@@ -275,7 +277,7 @@ class BakedResize(nn.Module):
         self.conv = nn.Conv2d(3, 4, 3, 2, 1)
 
     def forward(self, x):
-        return F.interpolate(self.conv(x), size=(int(x.shape[2]), int(x.shape[3])), mode="bilinear")
+        return F.interpolate(self.conv(x), size=np.asarray(x.shape[2:]).tolist(), mode="bilinear")
 
 
 class BakedReshape(BakedResize):
@@ -330,6 +332,32 @@ def test_sizes_that_an_exporter_bakes_in_are_freed_where_pytorch_agrees(tmp_path
     np.testing.assert_allclose(logits, expected, atol=1e-4)
 
 
+@pytest.mark.parametrize(
+    "size_of",
+    [
+        lambda height, width: (int(height) + int(height % 2 != 0), int(width)),
+        lambda height, width: (round(height * 0.7), int(width / 3) + 1),
+        lambda height, width: (math.ceil(height / 3), max(width // 2, 40)),
+        lambda height, width: (int(float(height) * 1.25), min(math.floor(width * 0.5) + 1, 2 * int(width))),
+    ],
+    ids=["int", "round", "math", "float"],
+)
+def test_numbers_that_python_makes_of_sizes_stay_functions_of_them(tmp_path, size_of):
+    torch.manual_seed(0)
+
+    def look(x, y):
+        return F.interpolate(y, size=size_of(*x.shape[2:]), mode="nearest")
+
+    model, notes = Looks(look).eval(), []
+    export_module(model, None, tmp_path / "m.onnx", exporter="torchscript", name="it", note=notes.append)
+    assert any("makes plain numbers of sizes" in note for note in notes)
+    session, x = onnxruntime.InferenceSession(tmp_path / "m.onnx"), torch.randn(1, 3, 53, 151)
+    with torch.inference_mode():
+        expected = model(x).numpy()
+    np.testing.assert_allclose(session.run(None, {"image": x.numpy()})[0], expected, atol=1e-4)
+    assert "int" not in globals() and int(7.9) == 7 and not hasattr(torch.Tensor, "__round__")
+
+
 class Looks(Segments):
     """A network whose code looks at its image: at its size or values, by `look`."""
 
@@ -366,6 +394,32 @@ class GridBySize(nn.Module):
         return y + self.kept[height, width]
 
 
+class Rows(nn.Module):
+    """A recurrent layer along each row, whose result counts twice in images of some widths."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.LSTM(4, 2, batch_first=True, bidirectional=True)
+
+    def forward(self, x, y):
+        count, scores, height, width = y.shape
+        rows, _ = self.layer(y.permute(0, 2, 3, 1).reshape(count * height, width, scores))
+        rows = rows.reshape(count, height, width, scores).permute(0, 3, 1, 2)
+        return y + rows * (2 if 300 < x.shape[3] < 310 else 1)
+
+
+class Locked(nn.Module):
+    """What cannot be copied."""
+
+    def __init__(self):
+        super().__init__()
+        self.lock = threading.Lock()
+
+    def forward(self, x, y):
+        with self.lock:
+            return y * 2 if 300 < x.shape[2] < 400 else y
+
+
 def of_quiet_images(x, y):
     assert x.abs().max() < 20, "normalise it"
     return y
@@ -383,6 +437,11 @@ def by_exponents(x, y):
         (lambda x, y: y.abs() if x.shape[2] * x.shape[3] > 700 * 700 else y, "does otherwise at 704×704"),
         (lambda x, y: y * (1 + max(0, int(x.shape[3]) - 512) / 100), "does otherwise at 64×544"),
         (lambda x, y: y / 255 if x.max() > 20 else y, "looks at the values of its image"),
+        (lambda x, y: y * 2 if 300 < x.shape[2] < 400 else y, "does otherwise at 301×96 than at other sizes"),
+        (lambda x, y: y * 2 if x.shape[3] / 2 == 250 else y, "does otherwise at 64×500 than at other sizes"),
+        (lambda x, y: y * 2 if 301 < x.shape[2] < 310 and 401 < x.shape[3] < 411 else y, "does otherwise at 302×402"),
+        (Rows(), "does otherwise at 64×301 than at other sizes"),
+        (Locked(), "does otherwise at 301×96 than at other sizes"),
     ],
 )
 def test_code_that_does_otherwise_for_large_or_loud_images_is_refused(tmp_path, look, said):

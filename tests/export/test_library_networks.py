@@ -179,7 +179,7 @@ class OfItsHeight(nn.Module):
         self.score, self.largest = nn.Conv2d(3, 4, 32, 32), 0
 
     def forward(self, x):
-        height, width = map(int, x.shape[2:])
+        height, width = np.asarray(x.shape[2:]).tolist()
         if height % 32 or width % 32:
             raise ValueError("it takes multiples of 32")
         self.largest = max(self.largest, height, width)

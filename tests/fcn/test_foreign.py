@@ -62,6 +62,37 @@ def test_which_of_several_state_dicts_is_taken_is_said(tmp_path):
     assert "under 'model' are taken, and ema left out" in notes[0]
 
 
+def test_weights_are_found_under_a_key_of_any_name_where_there_is_one_state_dict(tmp_path):
+    optimizer = torch.optim.SGD(small().parameters(), lr=0.1).state_dict()
+    for held in ({"network_weights": other_weights()}, {"trainer": {"state_dict": other_weights()}}):
+        torch.save(held | {"optimizer_state": optimizer, "init_args": {"plans": {}}}, tmp_path / "w.pth")
+        assert load_state(tmp_path / "w.pth").keys() == other_weights().keys()
+    torch.save({"student": other_weights(), "teacher": other_weights()}, tmp_path / "w.pth")
+    with pytest.raises(DeployError, match=r"several state dicts \(student, teacher\); save the one"):
+        load_state(tmp_path / "w.pth")
+    for held in (small(), {"model": small(), "epoch": 3}):
+        torch.save(held, tmp_path / "w.pth")
+        with pytest.raises(DeployError, match=r"a pickled module, whose code is not run; save model.state_dict\(\)"):
+            load_state(tmp_path / "w.pth")
+
+
+def test_names_of_wrapped_parts_are_those_of_the_parts():
+    model, state = small(), {}
+    for name, value in other_weights().items():
+        first, rest = name.split(".", 1)
+        state[f"net.{first}._orig_mod._checkpoint_wrapped_module.{rest}"] = value
+    load_strictly(model, state, "w.pth", "m:net")
+    assert torch.equal(model.score.weight, other_weights()["score.weight"])
+    model.body = torch.compile(model.body)
+    load_strictly(model, other_weights(), "w.pth", "m:net")
+
+
+def test_batch_norms_of_the_batch_alone_are_refused():
+    model = nn.Sequential(nn.Conv2d(3, 2, 1), nn.BatchNorm2d(2, track_running_stats=False))
+    with pytest.raises(DeployError, match="it: 1 keeps no running statistics"):
+        scores_of(model, "it")
+
+
 def test_weights_that_do_not_fit_are_told_by_name():
     state = other_weights() | {"extra.weight": torch.ones(1), "score.weight": torch.ones(7, 8, 1, 1)}
     del state["body.0.0.weight"]
