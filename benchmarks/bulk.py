@@ -205,7 +205,7 @@ def actor_of(pid: int) -> int:
         below |= found
     for each in below:
         name = Path(f"/proc/{each}/cmdline").read_bytes()
-        if name.startswith(b"ray::") and b"Map" in name and b"IDLE" not in name:
+        if name.startswith(b"ray::_ObjectLabeler"):
             return each
     raise LookupError(f"no actor below process {pid}")
 

@@ -1,6 +1,7 @@
 """Ours against what a user would pick instead: one table and one plot.
 
     python -m benchmarks.peers cam.safetensors cam.onnx --data ../shared/camvid --plot peers.png [--json peers.json]
+    python -m benchmarks.peers … --earlier CHECKOUT --only ours,ours-int8
 
 Every candidate takes a uint8 [H, W, 3] array and gives a uint8 [H, W] label map, and is told the same number of
 threads. Mixed: 24 seeded sizes from 97×61 to 1500×1125, one image after the other; fixed: 512×1024.
@@ -16,11 +17,14 @@ speed hits both sides; what is shown is their median and the 10 % to 90 % range 
 a third of the rounds (at least three), being slow. mIoU is measured through the very call that is timed, on the data's
 val split at its own sizes. INT8 candidates are given the same photographs of the train split; ours sets a fifth of them
 apart for its accuracy gate.
+
+With --earlier an earlier checkout, in an environment of its own, takes part by its own build-engine and engines.
 """
 
 import argparse
 import hashlib
 import json
+import math
 import multiprocessing
 import os
 import resource
@@ -38,9 +42,13 @@ from fcn_deploy.runtime.errors import one_line
 
 from benchmarks.candidates import CANDIDATES, MADE, Call, Job, accuracy, has_vnni
 from benchmarks.common import mixed_sizes, pyplot, spread
+from benchmarks.earlier import Earlier
 
 LEAST, MOST = (97, 61), (1500, 1125)
 FIXED_RUNS = 4  # of the fixed size, a round
+SMALL = 100_000  # pixels, below which sizes of the mixed stream are summed by themselves too
+KINDS = {"mixed": "mixed", "small": "mixed below 0.1 megapixels", "fixed": "fixed"}
+OURS = {"ours": "float32", "ours-int8": "INT8"}
 
 
 # One process a candidate.
@@ -144,6 +152,7 @@ def main() -> None:
     parser.add_argument("model", type=Path, help="what export-onnx made of it")
     parser.add_argument("--data", required=True, help="labelled images with the splits train and val")
     parser.add_argument("--only", default=",".join(CANDIDATES), help="candidates, comma-separated [default: all]")
+    parser.add_argument("--earlier", type=Path, metavar="CHECKOUT", help="whose own engines take part beside ours")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--sizes", type=int, default=24, help="in the mixed stream")
@@ -159,6 +168,10 @@ def main() -> None:
     keys = options.only.split(",")
     if unknown := [key for key in keys if key not in CANDIDATES]:
         parser.error(f"--only {unknown[0]} is none of {', '.join(CANDIDATES)}")
+    try:
+        earlier = Earlier.at(options.earlier) if options.earlier else None
+    except ValueError as error:
+        parser.error(f"--earlier: {error}")
     with tempfile.TemporaryDirectory() as temporary:
         work = options.work or Path(temporary)
         work.mkdir(parents=True, exist_ok=True)
@@ -172,7 +185,7 @@ def main() -> None:
         if job.file("job.json").exists() and job.file("job.json").read_text() != made_for:
             parser.error(f"--work {work} holds what was prepared for another model, data or settings; name another")
         job.file("job.json").write_text(made_for)
-        result = compare(job, keys, options.rounds, options.seed, options.limit)
+        result = compare(job, keys, options.rounds, options.seed, options.limit, earlier)
     print(f"{result['machine']}; {options.threads} threads; {options.rounds} rounds; {options.model}")
     print(f"largest share of a processor that a waiting candidate used: {result['idle']:.2f}\n")
     print(table(result))
@@ -184,23 +197,34 @@ def main() -> None:
         plot(result, options.plot)
 
 
-def compare(job: Job, keys: list[str], rounds: int, seed: int, limit: float) -> dict[str, Any]:
+def compare(
+    job: Job, keys: list[str], rounds: int, seed: int, limit: float, earlier: Earlier | None = None
+) -> dict[str, Any]:
     """Prepare, check and time the candidates: what --json writes."""
-    rows = {key: {"name": CANDIDATES[key].name, "kind": CANDIDATES[key].kind, "error": None} for key in keys}
+    candidates = {key: CANDIDATES[key] for key in keys}
+    if earlier:
+        candidates |= earlier.candidates({key: candidates[key] for key in OURS if key in keys})
+    rows = {key: {"name": found.name, "kind": found.kind, "error": None} for key, found in candidates.items()}
+
+    def worker_of(function: Callable, key: str) -> Worker:
+        if earlier and key.startswith(f"{earlier.commit}/"):
+            return Worker(earlier.become, function.__name__, key, job)
+        return Worker(function, key, job)
+
     prepared: dict[str, dict] = {}
-    for name in dict.fromkeys(name for key in keys for name in CANDIDATES[key].needs):
+    for name in dict.fromkeys(name for candidate in candidates.values() for name in candidate.needs):
         if not job.file(name).exists():
             say(f"preparing {name}")
-            worker = Worker(made, name, job)
+            worker = worker_of(made, name)
             prepared[name] = worker.answer(4 * limit)
             worker.close()
     workers, labels = {}, {}
     for key, row in rows.items():
-        if failed := [name for name in CANDIDATES[key].needs if prepared.get(name, {}).get("error")]:
+        if failed := [name for name in candidates[key].needs if prepared.get(name, {}).get("error")]:
             row["error"] = prepared[failed[0]]["error"]
             continue
         say(f"starting {row['name']}")
-        worker = Worker(serve, key, job)
+        worker = worker_of(serve, key)
         about = worker.answer(limit)
         labels[key] = about.pop("labels", [])
         row |= about
@@ -217,10 +241,14 @@ def compare(job: Job, keys: list[str], rounds: int, seed: int, limit: float) -> 
             order = [int(index) for index in random.permutation(len(job.sizes))]
             turn = [list(workers)[index] for index in random.permutation(len(workers))]
             for key in turn:
-                slow = CANDIDATES[key].kind == "pytorch" and number >= max(3, rounds // 3)
-                if not slow:
-                    workers[key].ask(order)
-                times[key].append(None if slow else workers[key].answer(limit))
+                slow = rows[key]["kind"] == "pytorch" and number >= max(3, rounds // 3)
+                if slow:
+                    times[key].append(None)
+                    continue
+                workers[key].ask(order)
+                found = workers[key].answer(limit)
+                sized = zip(found.get("mixed", []), job.sizes, strict=False)
+                times[key].append(found | {"small": [ms for ms, size in sized if math.prod(size) < SMALL]})
     finally:
         for worker in workers.values():
             worker.close()
@@ -231,7 +259,7 @@ def compare(job: Job, keys: list[str], rounds: int, seed: int, limit: float) -> 
             rows[key]["error"] = failed[0]
     good = [key for key in workers if not rows[key]["error"]]
     for key in good:
-        rows[key] |= figures(times, key, [other for other in ("ours", "ours-int8") if other in good])
+        rows[key] |= figures(times, key, [other for other in OURS if other in good])
         reference = labels.get("torch")
         if reference:
             known = list(zip(reference[-len(labels[key]) :], labels[key], strict=True))
@@ -250,7 +278,7 @@ def compare(job: Job, keys: list[str], rounds: int, seed: int, limit: float) -> 
 def figures(times: dict[str, list], key: str, ours: list[str]) -> dict[str, Any]:
     """Medians of one candidate, and how many times as fast as it each of ours is, (median, 10 %, 90 %)."""
     own: dict[str, Any] = {"rounds": sum(found is not None for found in times[key]), "ratios": {}}
-    for kind in ("mixed", "fixed"):
+    for kind in KINDS:
         found = [row[kind] for row in times[key] if row and row[kind]]
         own[f"{kind}_ms"] = spread([sum(row) for row in found]) if found else None
         if kind == "mixed":
@@ -315,10 +343,10 @@ def table(result: dict[str, Any]) -> str:
 
 
 def verdicts(result: dict[str, Any]) -> list[str]:
-    """Ours against stock ONNX Runtime and against the best of each kind, a line each."""
+    """Ours against stock ONNX Runtime, the best of each kind and earlier ones, a line each."""
     rows = [row for row in result["rows"] if not row["error"]]
     lines = []
-    for other, label in (("ours", "float32"), ("ours-int8", "INT8")):
+    for other, label in OURS.items():
         groups = {
             "ONNX Runtime float32, NumPy before and after": [r for r in rows if r["name"] == CANDIDATES["ort"].name],
             "the best float32 peer": [row for row in rows if row["kind"] == "float32"],
@@ -326,15 +354,18 @@ def verdicts(result: dict[str, Any]) -> list[str]:
         }
         if other == "ours-int8":
             groups["the best INT8 peer"] = [row for row in rows if row["kind"] == "int8"]
-            groups["the best of all peers"] = [row for row in rows if not row["kind"].startswith("ours")]
+            peers = [row for row in rows if not row["kind"].startswith("ours") and row["kind"] != "earlier"]
+            groups["the best of all peers"] = peers
+        earlier = [row for row in rows if row["name"].startswith(f"{CANDIDATES[other].name} of ")]
+        groups |= {row["name"]: [row] for row in earlier}
         for name, group in groups.items():
-            for kind in ("mixed", "fixed"):
+            for kind, size in KINDS.items():
                 known = [(row["ratios"][other][kind], row) for row in group if row["ratios"].get(other, {}).get(kind)]
                 if known:
                     ratio, row = min(known, key=lambda pair: pair[0][0])
                     which = f" ({row['name']})" if name.startswith("the best") else ""
                     lines.append(
-                        f"our {label} against {name}{which}, {kind}: {ratio[0]:.2f} × ({ratio[1]:.2f}–{ratio[2]:.2f})"
+                        f"our {label} against {name}{which}, {size}: {ratio[0]:.2f} × ({ratio[1]:.2f}–{ratio[2]:.2f})"
                     )
     return lines
 
@@ -352,6 +383,7 @@ def plot(result: dict[str, Any], out: Path) -> None:
         "int8": "#e3b26b",
         "ours": "#1f5fa8",
         "ours-int8": "#c9631b",
+        "earlier": "#8c6bb1",
     }
     figure, (left, right) = plt.subplots(1, 2, figsize=(16, 5.6), width_ratios=(1, 1.1), layout="constrained")
     ranked = sorted(rows, key=lambda row: -row["mixed_ms"][0])

@@ -16,6 +16,8 @@ says what a server costs where other programs keep the cores busy, and times say
 `--litserve` runs the same Segmenter in LitServe (pip install litserve python-multipart) by the Python that it names,
 where this project is installed too, sent as .npy files; `--triton` runs what `export-triton cam.engine` writes, in
 the tritonserver that the tests fetch, where an image is a batch of one.
+`--long SECONDS` does nothing but let the clients ask by REST for so long in one piece, and then by gRPC, and tells what
+was lost or wrong, and the server's memory by the minute: it needs no idle machine.
 `--hostile` and `--bulk` run `tests/attacks/test_requests.py` and benchmarks/bulk.py on the engine afterwards.
 """
 
@@ -29,7 +31,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, wait
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -65,16 +67,17 @@ def latency(engine: Path, servers: dict[str, str], pids: dict[str, int], runs: i
         taken: dict[str, list[float]] = {kind: [] for kind in asks}
         processor: dict[str, list[float]] = {kind: [] for kind in asks}
         random = np.random.default_rng(0)
+        looked = pids | {"bare": os.getpid()}
         for run in range(runs + 3):
             for kind in random.permutation(list(asks)):
-                own, other = processor_seconds(), processor_seconds(pids[kind]) if kind in pids else 0.0
-                started = time.perf_counter()
+                # Looking at processes takes milliseconds, of this one: for all alike, and outside of what is counted.
+                other = processor_seconds(looked[kind])
+                own, started = processor_seconds(), time.perf_counter()
                 labels = asks[kind]()
-                seconds = time.perf_counter() - started
+                seconds, own = time.perf_counter() - started, processor_seconds() - own
                 assert labels == expected, f"{kind} gave other labels"
                 if run > 2:
                     taken[kind].append(seconds)
-                    own = processor_seconds() - own
                     processor[kind].append(own + (processor_seconds(pids[kind]) - other if kind in pids else 0.0))
     told = {}
     for kind, each in taken.items():
@@ -191,6 +194,29 @@ def throughput(engine: Path, servers: dict[str, str], pids: dict[str, int], opti
     return {"rates": {kind: rates(kind, turns) for kind in turns}, "resident": resident}
 
 
+def long(engine: Path, servers: dict[str, str], pid: int, options) -> None:
+    """Tell of --clients clients that ask without a pause: what they got, and the server's memory by the minute."""
+    sizes = mixed_sizes(options.images, LEAST, MOST)
+    with tempfile.TemporaryDirectory() as folder:
+        with Segmenter(engine) as net:
+            for index, size in enumerate(sizes):
+                Path(folder, str(index)).write_bytes(net(natural_noise(*size, RGB, index)).tobytes())
+        for kind, address in servers.items():
+            words = kind, address, engine.stem, sizes, Path(folder), options.long, options.clients
+            loads, minutes = [os.getloadavg()[0]], []
+            with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as worker:
+                turn = worker.submit(hammer, *words)
+                while not wait([turn], timeout=60)[0]:
+                    loads.append(os.getloadavg()[0])
+                    minutes.append(f"{memory(pid)['anonymous'] / 1e6:.0f}")
+                found = turn.result()
+            print(
+                f"{kind}: {found.seconds:.0f} s, {found.images} images, {found.lost} lost, {found.wrong} wrong; "
+                f"load {min(loads):.1f} to {max(loads):.1f}; anonymous memory by the minute in MB: {' '.join(minutes)}",
+                flush=True,
+            )
+
+
 def rates(kind: str, turns: dict[str, list[Turn]]) -> dict[str, float]:
     """What `throughput` tells of a server, or of `map`."""
     own = turns[kind]
@@ -256,6 +282,7 @@ def parsed() -> argparse.Namespace:
         "--litserve", nargs="?", const=sys.executable, metavar="PYTHON", help="of an environment that has it [this one]"
     )
     parser.add_argument("--triton", action="store_true")
+    parser.add_argument("--long", type=float, default=0, metavar="SECONDS", help="nothing but so long of each protocol")
     parser.add_argument("--hostile", type=int, default=0, metavar="N", help="so many hostile requests, at the end")
     parser.add_argument("--bulk", action="store_true", help="an object store and a Ray cluster, at the end")
     parser.add_argument("--json", type=Path)
@@ -273,6 +300,8 @@ def main() -> None:
         told["start"] = {"ready_s": seconds, "resident": idle["anonymous"] + idle["files"]}
         print(f"ready after {seconds:.2f} s, with {told['start']['resident'] / 1e6:.0f} MB")
         servers, pids = {"REST": http, "gRPC": rpc}, {"REST": process.pid, "gRPC": process.pid}
+        if options.long:
+            return long(options.engine, servers, process.pid, options)
         if options.litserve:
             servers["LitServe"], pids["LitServe"] = stack.enter_context(litserve(options.engine, options.litserve))
         if options.triton:

@@ -9,7 +9,6 @@ from fcn_deploy.calibration.report.page import machine, rendered
 from fcn_deploy.calibration.report.results import About
 
 Record = Mapping[str, Any]
-ENGINE_PARTS = ("golden sample", "labels", "8 threads", "latency", "sanitizer")
 
 
 def page(record: Record) -> str:
@@ -34,6 +33,7 @@ def page(record: Record) -> str:
         _verdicts(record),
         *([_kernels(record["kernels"])] if "rows" in record.get("kernels", {}) else []),
         *([_engines(record)] if _names(record) else []),
+        *([_nearest(record)] if any("ways" in part for part in record.values()) else []),
         *([_times(record)] if _timed(record) else []),
         _machine(found, about),
     ]
@@ -50,17 +50,21 @@ def _said(part: Record) -> str:
 
 
 def _verdicts(record: Record) -> Section:
-    rows = [[name, _said(part), _in_short(part)] for name, part in record.items()]
-    return Section("verdicts", "Verdicts", [Table("Every part", ["part", "verdict", "found"], rows)])
+    rows = [
+        [name, _said(part), _in_short(part), Number(f"{part['seconds']:.1f}" if "seconds" in part else "")]
+        for name, part in record.items()
+    ]
+    return Section("verdicts", "Verdicts", [Table("Every part", ["part", "verdict", "found", "seconds"], rows)])
 
 
 def _in_short(part: Record) -> str:
     if "images" in part:
         share = f"{part['share']:.2%} of labels differ ({part['worst']:.2%} at the worst)"
-        return f"{part['images']} sizes; {share}, {part['allowed']:.2%} may"
+        miou = "; mIoU against what was drawn {:.4f}, the CPU's {:.4f}".format(*part["miou"]) if part["miou"] else ""
+        return f"{part['images']} sizes; {share}, {part['allowed']:.2%} may{miou}"
     if "calls" in part:
         return (
-            f"{part['calls']} calls in {part['seconds']:g} s, {len(part['errors'])} errors; "
+            f"{part['calls']} calls in {part['of_threads']:g} s, {len(part['errors'])} errors; "
             f"{part['lost_mb']:.1f} MB of {part['free_before_mb']:.0f} MB free before are not free after"
         )
     if "tolerance" in part:
@@ -68,6 +72,8 @@ def _in_short(part: Record) -> str:
     if "rows" in part and part["rows"] and "kernel" in part["rows"][0]:
         equal = sum(row["equal"] is True for row in part["rows"])
         return f"{equal} of {len(part['rows'])} cases are equal bit for bit"
+    if "ways" in part:
+        return f"{sum(said == 'equal' for said in part['ways'].values())} of {len(part['ways'])} ways as ONNX Runtime"
     if "said" in part:
         return " ".join(part["said"])
     return "; ".join(part.get("errors", [])) if isinstance(part.get("errors"), list) else ""
@@ -106,8 +112,21 @@ def _engines(record: Record) -> Section:
             rows.append([name, _size(row["size"]), Number(text), Number(f"{part['tolerance']:.0e}")])
     headers = ["engine", "size", "difference", "allowed"]
     text = "The largest difference of the scores from the builder's float32 reference, as a share of their range."
-    table = Table("Golden samples at MIN, OPT and MAX of every profile", headers, rows)
+    table = Table("Golden samples at MIN, OPT, MAX and an odd size of every profile", headers, rows)
     return Section("engines", "Engines", [text, table])
+
+
+def _nearest(record: Record) -> Section:
+    rows = [
+        [name.removeprefix("nearest neighbours, "), way, said]
+        for name, part in record.items()
+        for way, said in part.get("ways", {}).items()
+    ]
+    text = (
+        "Where rounding decides which cell is taken, libraries may differ; an engine with a way that does is refused."
+    )
+    table = Table("Maps resized by no whole factor, beside ONNX Runtime", ["library", "way", "found"], rows)
+    return Section("nearest", "Nearest neighbours", [text, table])
 
 
 def _timed(record: Record) -> list[tuple[tuple[int, ...], str, float, int]]:
@@ -116,7 +135,8 @@ def _timed(record: Record) -> list[tuple[tuple[int, ...], str, float, int]]:
     for name in _names(record):
         for row in record.get(f"latency, {name}", {}).get("rows", []):
             found.append((tuple(row["size"]), f"{name}: a call", row["call_ms"], 0))
-            found.append((tuple(row["size"]), f"{name}: the bare network", row["network_ms"], 1))
+            if "network_ms" in row:
+                found.append((tuple(row["size"]), f"{name}: the bare network", row["network_ms"], 1))
     for row in record.get("PyTorch", {}).get("rows", []):
         for name, value in row.items():
             if name not in ("size", "errors") and value is not None:

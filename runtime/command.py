@@ -18,18 +18,17 @@ import re
 import sys
 from collections.abc import Callable, Mapping
 from functools import wraps
-from typing import Annotated, Any, NoReturn, get_type_hints
-
-import typer
+from typing import Annotated, Any, NoReturn, get_args, get_origin, get_type_hints
 
 from .errors import MOST, DeployError, MisuseError, brief
+from .options import Declared, option, plainly
 
 FAILURE, MISUSE, INTERRUPTED = 1, 2, 130  # the last is what a shell says of a program that SIGINT has ended
 SCHEMA = 1  # of the records of --json; a field that is renamed or changes its meaning makes it one more
 
-Force = Annotated[bool, typer.Option("--force", help="Replace outputs that exist already.")]
-Json = Annotated[bool, typer.Option("--json", help="Print records of JSON instead of text.")]
-Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads of one run [default: one per physical core].")]
+Force = Annotated[bool, option("--force", help="Replace outputs that exist already.")]
+Json = Annotated[bool, option("--json", help="Print records of JSON instead of text.")]
+Threads = Annotated[int | None, option(min=1, help="CPU threads of one run [default: one per physical core].")]
 
 
 def parse_memory(text: str | int) -> int:
@@ -43,7 +42,7 @@ def parse_memory(text: str | int) -> int:
 
 Memory = Annotated[
     int | None,
-    typer.Option(
+    option(
         parser=parse_memory, metavar="GB", help="Memory that images in work may take together, such as 2GB or 600MB."
     ),
 ]
@@ -51,7 +50,7 @@ Memory = Annotated[
 
 InputRange = Annotated[
     str | None,
-    typer.Option(
+    option(
         metavar="LO,HI",
         help="Values in the files that are the network's 0 and 255 (65535 of uint16, 32767 of int16, 1 of float32), or "
         "percentile: the 1st and 99th of each file [default: as the model's card says, or numbers as they are].",
@@ -59,11 +58,11 @@ InputRange = Annotated[
 ]
 
 
-Strict = Annotated[bool, typer.Option("--strict", help="Refuse a file whose values do not look like the network's.")]
+Strict = Annotated[bool, option("--strict", help="Refuse a file whose values do not look like the network's.")]
 
 NoData = Annotated[
     float | None,
-    typer.Option(metavar="V", help="Value in the files that is no data (nan too), instead of their own tag."),
+    option(metavar="V", help="Value in the files that is no data (nan too), instead of their own tag."),
 ]
 
 
@@ -74,18 +73,16 @@ def run(command: Callable[..., int | None], name: str, renamed: Mapping[str, str
     of its fields. Errors are one line on standard error; a traceback is shown with --debug only.
 
     Args:
-        command: its annotations say what Typer takes.
+        command: its annotations say what it takes, by `option` and `argument`, or as Typer does.
         name: as the user calls it.
         renamed: options of earlier releases → what they are called now.
     """
-    app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
-    app.command()(_flattened(command, name))
+    flat = _flattened(command, name)
     debug = "--debug" in sys.argv
     try:
-        code = app(prog_name=name, standalone_mode=False)
-        if code == INTERRUPTED:  # Typer has caught the KeyboardInterrupt, and says nothing
-            fail(name, "interrupted", code)
-    except (KeyboardInterrupt, typer.Abort):
+        values = plainly(inspect.signature(flat).parameters.values(), sys.argv[1:])
+        code = _by_typer(flat, name) if values is None else flat(**values)
+    except KeyboardInterrupt:
         code = fail(name, "interrupted", INTERRUPTED)
     except BrokenPipeError:  # the reader of our output has gone: `... | head`
         sys.stderr.close()
@@ -96,6 +93,31 @@ def run(command: Callable[..., int | None], name: str, renamed: Mapping[str, str
             raise
         code = fail(name, *_told(error, name, renamed or {}))
     sys.exit(code or 0)
+
+
+def _by_typer(flat: Callable[..., int | None], name: str) -> int | None:
+    """Have Typer parse the command line, and call the command or show its help. Its own errors have format_message."""
+    import typer
+
+    given = inspect.signature(flat).parameters.values()
+    flat.__signature__ = inspect.Signature([_for_typer(each) for each in given])  # type: ignore[attr-defined]
+    flat.__annotations__ = {name: each.annotation for name, each in inspect.signature(flat).parameters.items()}
+    app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+    app.command()(flat)
+    try:
+        code: int | None = app(prog_name=name, standalone_mode=False)
+    except typer.Abort:
+        raise KeyboardInterrupt from None
+    if code == INTERRUPTED:  # Typer has caught the KeyboardInterrupt, and says nothing
+        raise KeyboardInterrupt
+    return code
+
+
+def _for_typer(given: inspect.Parameter) -> inspect.Parameter:
+    if get_origin(given.annotation) is not Annotated or not isinstance(given.annotation.__metadata__[0], Declared):
+        return given
+    kind, declared = get_args(given.annotation)[:2]
+    return given.replace(annotation=Annotated[kind, declared.for_typer()])
 
 
 def _told(error: Exception, name: str, renamed: Mapping[str, str]) -> tuple[str, int]:
@@ -151,7 +173,7 @@ def print_record(kind: str, fields: Mapping[str, Any]) -> None:
 
 
 def _flattened(command: Callable[..., int | None], name: str) -> Callable[..., int | None]:
-    """The command as Typer takes it: dataclasses of options as their fields, and --debug and --version."""
+    """The command with a parameter for each option: dataclasses of options as their fields, --debug and --version."""
     hints = get_type_hints(command, include_extras=True)
     groups: dict[str, tuple[type, list[str]]] = {}  # parameter → its dataclass and the fields
     parameters: list[inspect.Parameter] = []
@@ -169,11 +191,11 @@ def _flattened(command: Callable[..., int | None], name: str) -> Callable[..., i
     def show_version(wanted: bool) -> None:
         if wanted:
             print(f"{name} (fcn-deploy {version()})")
-            raise typer.Exit
+            raise SystemExit(0)
 
-    debug = Annotated[bool, typer.Option("--debug", help="Show a traceback where something fails.")]
+    debug = Annotated[bool, option("--debug", help="Show a traceback where something fails.")]
     shown = Annotated[
-        bool, typer.Option("--version", help="Show the version and exit.", is_eager=True, callback=show_version)
+        bool, option("--version", help="Show the version and exit.", is_eager=True, callback=show_version)
     ]
     parameters += [_keyword("debug", debug, False), _keyword("version", shown, False)]
 
@@ -185,7 +207,6 @@ def _flattened(command: Callable[..., int | None], name: str) -> Callable[..., i
         return command(**values)
 
     flat.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    flat.__annotations__ = {each.name: each.annotation for each in parameters}
     return flat
 
 

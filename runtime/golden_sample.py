@@ -13,7 +13,7 @@ from .network import Network
 from .sizes import Size
 
 # The member's name: image uint8|uint16|int16|float32 [H,W,C]; scores float32 [K,h,w]; tolerance, of the scores' range.
-# Of a plan also sizes int [n,2], those of its profiles' ends, at which the image is repeated, and for each of them
+# Of a plan also sizes int [n,2], ends and odd ones of its profiles, to which the image is repeated, and for each
 # steps int [n] and scores_0… float32, of which every step-th row and column is kept.
 GOLDEN = "golden.npz"
 

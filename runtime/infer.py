@@ -8,8 +8,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
 from .command import (
     FAILURE,
     Force,
@@ -28,6 +26,7 @@ from .images.header import DEFAULT_MAX_PIXELS
 from .labelling.bulk_options import Bulk
 from .labelling.planes import ALL, Planes
 from .labelling.products import Products
+from .options import argument, option
 
 if TYPE_CHECKING:
     from .engine_format.model_card import ModelCard
@@ -36,10 +35,10 @@ NOTHING_MORE, FIRST = Products(), Planes()
 
 
 def label_images(
-    model: Annotated[Path, typer.Argument(help="An .engine (or a plain .onnx).", metavar="MODEL")],
+    model: Annotated[Path, argument(help="An .engine (or a plain .onnx).", metavar="MODEL")],
     images: Annotated[
         list[str],
-        typer.Argument(
+        argument(
             help="Images, videos, folders or globs ('FOLDER/**' descends), of this machine or at addresses (s3://, "
             "gs://, https://), videos that come as they are read (rtsp://, http://), cameras (/dev/video0), or - for "
             "one on standard input.",
@@ -47,30 +46,26 @@ def label_images(
         ),
     ],
     out: Annotated[
-        str, typer.Option("-o", "--out", metavar="FOLDER", help="Folder or address that labels, masks or values go to.")
+        str, option("-o", "--out", metavar="FOLDER", help="Folder or address that labels, masks or values go to.")
     ],
     probabilities: Annotated[
-        bool, typer.Option("--probabilities", help="Write each class's probability too, as float32 TIFFs.")
+        bool, option("--probabilities", help="Write each class's probability too, as float32 TIFFs.")
     ] = False,
     output: Annotated[
         str | None,
-        typer.Option(
-            metavar="NAME", help="Of an engine of several outputs: which one is written [default: the first]."
-        ),
+        option(metavar="NAME", help="Of an engine of several outputs: which one is written [default: the first]."),
     ] = None,
-    refine: Annotated[
-        bool, typer.Option("--refine", help="Let borders of labels follow the borders in the image.")
-    ] = False,
+    refine: Annotated[bool, option("--refine", help="Let borders of labels follow the borders in the image.")] = False,
     overlay: Annotated[
-        bool, typer.Option("--overlay", help="Write pictures of the labels over the images too, with a legend.")
+        bool, option("--overlay", help="Write pictures of the labels over the images too, with a legend.")
     ] = False,
     products: Products = NOTHING_MORE,
     planes: Planes = FIRST,
-    explain: Annotated[bool, typer.Option("--explain", help="Say how each image is run: whole, or in tiles.")] = False,
-    resume: Annotated[bool, typer.Option("--resume", help="Skip what an earlier run has finished.")] = False,
+    explain: Annotated[bool, option("--explain", help="Say how each image is run: whole, or in tiles.")] = False,
+    resume: Annotated[bool, option("--resume", help="Skip what an earlier run has finished.")] = False,
     live: Annotated[
         bool | None,
-        typer.Option(
+        option(
             "--live/--no-live",
             help="Drop the oldest frames of an address that come faster than they are labelled, or none [default: of "
             "cameras and streaming addresses].",
@@ -78,14 +73,12 @@ def label_images(
     ] = None,
     reconnect: Annotated[
         float,
-        typer.Option(min=0, metavar="SECONDS", help="Open a lost connection again within this time; 0: do not."),
+        option(min=0, metavar="SECONDS", help="Open a lost connection again within this time; 0: do not."),
     ] = 60,
     bulk: Bulk = Bulk(),  # noqa: B008 (frozen)
     reuse: Annotated[
         bool,
-        typer.Option(
-            "--reuse", help="Do not compute again what equals the frame before, as in videos of a fixed camera."
-        ),
+        option("--reuse", help="Do not compute again what equals the frame before, as in videos of a fixed camera."),
     ] = False,
     input_range: InputRange = None,
     nodata: NoData = None,
@@ -94,7 +87,7 @@ def label_images(
     force: Force = False,
     threads: Threads = None,
     memory: Memory = None,
-    max_pixels: Annotated[int, typer.Option(min=1, help="Refuse images of more pixels.")] = DEFAULT_MAX_PIXELS,
+    max_pixels: Annotated[int, option(min=1, help="Refuse images of more pixels.")] = DEFAULT_MAX_PIXELS,
 ) -> int:
     """Write a label for every pixel of images of any size, as palette PNGs, and of videos; masks or values as TIFFs."""
     log_to_stderr()

@@ -23,7 +23,15 @@ from .pixels.prepare import check_image, check_source
 from .pixels.value_range import InRange, Range, parse_range
 from .planning.batch_cost import BatchCost
 from .planning.kept_rows import NOTHING_KEPT, KeptRows
-from .planning.plan import Plan, available_memory, check_result, plan_engine, plan_on_gpu, plan_unbounded
+from .planning.plan import (
+    Plan,
+    available_memory,
+    check_result,
+    plan_bands,
+    plan_engine,
+    plan_on_gpu,
+    plan_unbounded,
+)
 from .planning.working_memory import WorkingMemory
 from .process_memory import give_back_freed, resident, share_one_heap
 from .result_maker import ResultMaker, cropped
@@ -202,13 +210,14 @@ class Network:
         memory, making = self._working.held, 0
         if result or self.memory is not None or plan_unbounded(size, self.card, self.stages).bytes > memory:
             memory = self.memory_budget()
-            memory = min(memory, BANDS_MEMORY) if bands else memory
             # Labels, and what makes them, are beside what the network takes.
             labels = 0 if bands else height * width * result_bytes("labels", self.card)
             memory = max(memory - labels, memory // 2)
             made = any(self.heads.view(kind).kind not in ("values", "probabilities", "scores") for kind in kinds)
             making = LABELLING_BYTES if made else 0
         kept: KeptRows = getattr(source, "kept", NOTHING_KEPT)
+        if bands:
+            return plan_bands(size, self.card, self.stages, self.manifest, memory, BANDS_MEMORY, kept, making, fine)
         return plan_engine(size, self.card, self.stages, self.manifest, memory, result, kept, making, fine)
 
     def memory_budget(self) -> int:

@@ -116,7 +116,7 @@ def _by_size(rows: Sequence[dict[str, Any]], tolerance: float) -> str:
     run = [row for row in rows if row["difference"] is not None]
     wrong = ["×".join(map(str, row["size"])) for row in run if not row["difference"] <= tolerance]
     sizes = ", ".join("×".join(map(str, row["size"])) for row in run)
-    parts = [f"at MIN, OPT and MAX of the profiles: {sizes}"]
+    parts = [f"at MIN, OPT, MAX and odd sizes of the profiles: {sizes}"]
     if len(run) < len(rows):
         parts.append(f"not run for lack of memory: {len(rows) - len(run)}")
     if wrong:

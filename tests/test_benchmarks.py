@@ -5,6 +5,9 @@ import json
 import math
 import re
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +15,7 @@ from helpers import benchmark, needs, needs_shared, photo
 from PIL import Image
 
 from benchmarks import candidates, common, cost, folder, heatmap, huge, patchwise, peers, refine, stages, strides
+from benchmarks.earlier import Earlier
 
 
 def is_picture(path):
@@ -92,6 +96,41 @@ def test_a_candidate_that_fails_is_said_and_the_others_are_measured(exports, dat
     assert re.search(r"\| ONNX Runtime float32 \| 0\.\d+", told)
     assert re.search(r"^fcn-deploy float32: not measured \(DeployError: .*float32.engine", told, re.MULTILINE)
     benchmark(*words, "digits", ok=2)  # what was prepared for other data is not taken
+
+
+@pytest.mark.slow
+def test_an_earlier_checkout_is_measured_by_its_own_code_beside_ours(exports, data, tmp_path):
+    root, old, out = Path(peers.__file__).parents[1], tmp_path / "old", tmp_path / "peers.json"
+    shutil.copytree(root / "benchmarks", old / "benchmarks", ignore=shutil.ignore_patterns("__pycache__"))
+    (old / "fcn_deploy").mkdir()
+    shutil.copy(root / "fcn_deploy/__init__.py", old / "fcn_deploy")
+    (old / "fcn_deploy/runtime").symlink_to(root / "runtime")
+    (old / "benchmarks/candidates.py").open("a").write("accuracy = lambda *_: 0.125\n")  # as no other checkout has it
+    python = old / ".venv/bin/python"
+    with pytest.raises(ValueError, match=r"has no \.venv/bin/python"):
+        Earlier.at(old)
+    python.parent.mkdir(parents=True)
+    python.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    with pytest.raises(ValueError, match="at no commit"):
+        Earlier.at(old)
+    by = ("-c", "user.name=a", "-c", "user.email=a@b")
+    for words in (("init", "-q"), ("add", "benchmarks"), (*by, "commit", "-q", "-m", "old")):
+        subprocess.run(["git", "-C", old, *words], check=True)
+    commit = Earlier.at(old).commit
+    for place in (tmp_path, tmp_path / commit):
+        place.mkdir(exist_ok=True)
+        shutil.copy(exports / "narrow.engine", place / "float32.engine")
+    words = ["peers", exports / "narrow.safetensors", exports / "narrow.onnx", "--data", data, "--only", "ours"]
+    words += ["--rounds", 1, "--sizes", 1, "--fixed", "64x128", "--count", 1, "--work", tmp_path, "--earlier", old]
+    told = benchmark(*words, "--json", out)
+    ours, earlier = json.loads(out.read_text())["rows"]
+    assert (ours["name"], earlier["name"]) == ("fcn-deploy float32", f"fcn-deploy float32 of {commit}")
+    assert earlier["miou"] == 0.125 != ours["miou"] and earlier["ratios"]["ours"]["mixed"][0] > 0
+    assert f"our float32 against {earlier['name']}, mixed below 0.1 megapixels: " in told
+    # One whose environment runs another checkout is not measured in its name.
+    (old / "fcn_deploy/runtime").unlink()
+    assert f"{earlier['name']}: not measured (ImportError: the environment" in benchmark(*words)
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tomllib
 from dataclasses import dataclass
+from functools import wraps
 from importlib import import_module
 from typing import Annotated, get_args
 from unittest import mock
@@ -15,8 +16,13 @@ from unittest import mock
 import numpy as np
 import pytest
 import typer
+from fcn_deploy.runtime import command as runtime_command
 from fcn_deploy.runtime.command import SCHEMA, parse_memory, print_record, run
+from fcn_deploy.runtime.infer import label_images
+from fcn_deploy.runtime.options import plainly
 from helpers import ROOT, command, one_error, save_photos
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from fcn_deploy import DeployError, MisuseError
@@ -214,6 +220,46 @@ def test_a_dataclass_stands_for_its_options(capsys):
     assert ended(taking) == 2
     errors = capsys.readouterr().err.splitlines()
     assert len(errors) == 2 and "--height" in errors[0] and "see test --help" in errors[1]
+
+
+NEEDED = [("m.engine",), ("a.jpg",), ("-o", "out")]
+MORE = [
+    ("b.jpg",), ("-",), ("",), ("--",), ("--force",), ("--no-live",), ("--live",), ("--forc",), ("--out=other",),
+    ("--reconnect", "5"), ("--reconnect", "-1"), ("--reconnect", "1e2"), ("--nodata", "-9999"), ("--nodata", "nan"),
+    ("--nodata", "7"), ("--memory", "600MB"), ("--memory", "lots"), ("--threads", "2"), ("--threads", "0"),
+    ("--threads", "two"), ("--threads", "２"), ("--threads",), ("--max-pixels", "1_000"), ("--page", "all"),
+    ("--shard", "1/2"), ("--overlay-side", "9"), ("-of", "x"), ("--version",), ("--bulk", "x"),
+    ("b\udcff.jpg",),
+]  # fmt: skip
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(st.sampled_from(MORE), max_size=3), st.randoms(use_true_random=False), st.integers(0, 9))
+def test_a_command_line_means_what_typer_takes_it_for_though_plain_ones_do_without(more, random, missing):
+    groups = [*(group for place, group in enumerate(NEEDED) if place != missing), *more]
+    random.shuffle(groups)
+    words = [word for group in groups for word in group]
+
+    def taken(parse):
+        seen = []
+        recorded = wraps(label_images)(lambda **values: seen.append(values))
+        with mock.patch.object(runtime_command, "plainly", parse):
+            return ended(recorded, *words), repr(seen)  # nan is itself, and 1 no 1.0
+
+    assert taken(plainly) == taken(lambda parameters, words: None)
+
+
+def test_plain_command_lines_load_no_typer_and_a_photograph_only_what_labels_it(exports, tmp_path):
+    code = "from fcn_deploy.runtime.infer import main; import sys; print('typer' in sys.modules, flush=True); main()"
+    save_photos(tmp_path / "photos", [(20, 30)])
+    words = [exports / "narrow.engine", tmp_path / "photos", "-o", tmp_path / "out"]
+    words += ["--force", "--threads", "1", "--memory", "2GB"]
+    done = subprocess.run([sys.executable, "-X", "importtime", "-c", code, *words], capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.startswith("False\n") and "1 of 1 images labelled" in done.stdout
+    loaded = {line.split("|")[-1].strip() for line in done.stderr.splitlines()}
+    assert "fcn_deploy.runtime.labelling.pictures" in loaded and not loaded & {"typer", "pydantic"}
+    others = ("bulk", "cluster", "derive", "manifest", "videos", "polygons", "instances")
+    assert not loaded & {f"fcn_deploy.runtime.labelling.{name}" for name in others}
 
 
 def test_a_record_says_what_it_is_and_by_which_schema(capsys):

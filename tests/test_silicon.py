@@ -1,50 +1,159 @@
 """make silicon, on the simulated GPU: all that is measured on a real one runs, and what is wrong is said."""
 
 import json
+import os
+import re
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
+import onnx
 import pytest
 import torch
+from fcn_deploy.export.build import engine, gpus
+from fcn_deploy.export.build.targets import tensorrt
+from gpu_engines import KERNELS, profiles_of
 from helpers import ROOT, needs, one_error, photo
 
-from benchmarks import silicon, silicon_kernels, silicon_page, silicon_torch
-from fcn_deploy import ModelCard, Segmenter
+from benchmarks import silicon, silicon_build, silicon_engine, silicon_kernels, silicon_page, silicon_torch
+from fcn_deploy import DeployError, MisuseError, ModelCard, Segmenter
+
+
+@pytest.fixture
+def stand_ins(gpu, monkeypatch, tmp_path):
+    """What `make silicon` builds runs on the simulated GPU, in other processes too; a sanitizer that runs it there."""
+    needs("tensorrt_rtx")
+    from gpu_sim import tensorrt_sim
+
+    gpu.load_kernels(KERNELS)
+    plans, programs = tmp_path / "plans", tmp_path / "programs"
+    plans.mkdir()
+    programs.mkdir()
+    (programs / "compute-sanitizer").write_text('#!/bin/sh\nexec "$3" -m gpu_sim "$5" "$6"\n')
+    (programs / "compute-sanitizer").chmod(0o755)
+    for name, value in {
+        "XDG_CACHE_HOME": tmp_path / "cache", "PYTHONPATH": ROOT / "tests", tensorrt_sim.PLANS: plans,
+        "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}",
+    }.items():  # fmt: skip
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.setattr(silicon_engine, "PYTHON", (sys.executable, "-m", "gpu_sim"))
+    monkeypatch.setattr(silicon_build, "find_spec", lambda name: name == "tensorrt_rtx")
+    monkeypatch.setattr(
+        engine, "check_builder", lambda options, types=(): None
+    )  # it would look for what is stood in for
+    real = tensorrt.build_plan
+
+    def registered(core, options, profiles, say):
+        built = real(core, options, profiles, say)
+        runs = onnx.ModelProto.FromString(core.SerializeToString())
+        for node in runs.graph.node:  # a library that takes others of two that are as near
+            for attribute in node.attribute:
+                if attribute.s == b"round_prefer_ceil":
+                    attribute.s = b"floor"
+        shapes = profiles_of(SimpleNamespace(profiles=profiles))
+        tensorrt_sim.save(plans, built.plan, runs.SerializeToString(), shapes)
+        return built
+
+    monkeypatch.setattr(tensorrt, "build_plan", registered)
+    with gpu.tensorrt("tensorrt_rtx"):
+        yield
 
 
 @pytest.mark.slow
-def test_every_part_runs_on_a_gpu(rtx_engine, exports, capsys, tmp_path):
-    record = silicon.measure(
-        {"float32": (rtx_engine, exports / "narrow.engine")}, seconds=0.3, sizes=6, largest=60, runs=2,
-        model=(None, None, ()),
-    )  # fmt: skip
-    assert all(part["ok"] for part in record.values()), record
+def test_the_whole_command_runs_on_a_gpu_from_training_to_the_page(stand_ins, monkeypatch, capfd, tmp_path):
+    for name, value in {
+        "TRAINING": ("--epochs", "1", "--count", "8", "--width", "0.1"), "CALIBRATED_ON": 3, "MOST": (90, 120),
+        "PRECISIONS": {"float32": {}, "int8": {"int8": True, "fp16": True}, "fp8": {"fp8": True}},
+        "PROFILES": "1x1:64x64:128x160", "NEAREST": ("asymmetric floor", "half_pixel round_prefer_ceil"),
+    }.items():  # fmt: skip
+        monkeypatch.setattr(silicon_build, name, value)
+    monkeypatch.setattr(silicon_build, "LEAST_GPU", {"fp8": "sm120"})  # a type that this GPU has not
+    monkeypatch.setattr(gpus, "LEAST_GPU", {"fp8": "sm120"})
+    out = tmp_path / "a.json"
+    assert silicon.main(out, 0.5, 6, 60) == 0, capfd.readouterr().out
+    record = json.loads(out.read_text())
+    assert all(part["ok"] for part in record.values())
     assert record["machine"]["target"] == "sm89" and record["machine"]["driver"] == "CUDA 13.0"
+    for name in ("float32 by tensorrt_rtx", "int8 by tensorrt_rtx"):
+        labels, threads = record[f"labels, {name}"], record[f"8 threads, {name}"]
+        assert labels["images"] == 6 and labels["share"] <= labels["allowed"] and len(labels["miou"]) == 2
+        assert threads["calls"] > 0 and not threads["errors"] and record[f"golden sample, {name}"]["calls_equal"] == 1
+        assert record[f"latency, {name}"]["rows"][0]["network_ms"] > 0
+    assert record["labels, float32 by tensorrt_rtx"]["allowed"] == 1e-3
+    assert "fp8 is refused for sm89" in record["build, fp8 by tensorrt_rtx"]["skipped"]
+    assert "at least 100.00% of labels" in record["sanitizer, float32 by tensorrt_rtx"]["said"][0]
+    ways = record["nearest neighbours, tensorrt_rtx"]["ways"]
+    assert ways["asymmetric floor"] == "equal"
+    assert "on this GPU its golden sample differs by" in ways["half_pixel round_prefer_ceil"]
+    assert "finds no GPU; install one that is built for CUDA" in record["PyTorch"]["skipped"]
     kernels = record["kernels"]["rows"]
     # Four types of images by two of inputs, and two of scores by two of labels in five ways; some at the largest.
     assert len(kernels) == 8 * 2 + 2 + 2 * 2 * 5 * 2 + 2 and all(row["equal"] for row in kernels)
     assert [60, 60] in [row["size"] for row in kernels]
-    assert record["labels, float32"]["share"] <= record["labels, float32"]["allowed"] == 1e-3
-    assert record["8 threads, float32"]["calls"] > 0 and record["labels, float32"]["images"] > 0
-    assert record["latency, float32"]["rows"][0]["network_ms"] > 0
-    sanitized = record["sanitizer, float32"]
-    assert "compute-sanitizer is not installed" in sanitized.get("skipped", "") or "said" in sanitized
-    assert "golden sample, float32: ok" in capsys.readouterr().out
-    silicon.written(record, tmp_path / "silicon.json")
-    assert json.loads((tmp_path / "silicon.json").read_text()) == json.loads(json.dumps(record))
-    page = (tmp_path / "silicon.html").read_text()
-    assert page.count("<section") == 5 and "Simulated GPU" in page and "WRONG" not in page
-    assert "float32: the bare network" in page and "PyTorch" in page and "http" not in page.replace("http-equiv", "")
+    page = out.with_suffix(".html").read_text()
+    assert page.count("<section") == 6 and "Simulated GPU" in page and "WRONG" not in page
+    assert "float32 by tensorrt_rtx: the bare network" in page and "http" not in page.replace("http-equiv", "")
+
+
+@pytest.mark.parametrize(
+    ("code", "limit", "said"),
+    [
+        (
+            "import os, sys; print('the library gave up', file=sys.stderr, flush=True); os.abort()",
+            60,
+            "signal 6.*gave up",
+        ),
+        ("import time; time.sleep(60)", 0.5, "its process was ended after 0.5 s"),
+    ],
+)
+def test_an_engine_that_breaks_off_costs_its_own_parts_alone(monkeypatch, capsys, code, limit, said):
+    monkeypatch.setattr(silicon_engine, "PYTHON", (sys.executable, "-c", code))
+    monkeypatch.setattr(silicon_engine, "LIMIT", limit)
+    record = silicon_engine.apart(silicon_engine.Job("fp8", "m.engine", "folder", seconds=0))
+    assert len(record) == 4 and all(not part["ok"] and re.search(said, part["error"]) for part in record.values())
+    page = silicon_page.page({"machine": {"ok": True}} | record)
+    assert "<li>golden sample, fp8: error: its process" in page
+
+
+def test_a_part_that_fails_in_any_way_is_told_and_the_others_run(capsys):
+    def skipped():
+        raise silicon_engine.SkippedError("not here")
+
+    kept = []
+    parts = {"a": lambda: [][1], "b": skipped, "c": lambda: {"ok": True}}
+    record = silicon_engine.run_parts(parts, {}, lambda record: kept.append(dict(record)))
+    assert [len(each) for each in kept] == [1, 2, 3] and [part["ok"] for part in record.values()] == [False, True, True]
+    assert record["a"]["error"] == "IndexError: list index out of range" and "line" in record["a"]["traceback"]
+    assert record["b"]["skipped"] == "not here" and "c: ok" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("error", "ok", "said"),
+    [
+        (MisuseError("--int8 is refused for sm75"), True, "not built: --int8 is refused"),
+        (DeployError("TensorRT cannot build the network"), False, "TensorRT cannot build"),
+        (RuntimeError("of the library"), False, "RuntimeError: of the library"),
+    ],
+)
+def test_an_engine_that_cannot_be_built_is_wrong_unless_the_gpu_has_no_such_type(
+    monkeypatch, tmp_path, error, ok, said
+):
+    def refused(source, path, config):
+        raise error
+
+    monkeypatch.setattr(silicon_build, "build_engine", refused)
+    found = silicon_build.Built(tmp_path / "cpu.engine", None, None)
+    silicon_build._tried(found, "int8 by tensorrt_rtx", None, tmp_path / "m.engine", "sm75", "float32", None)
+    (record,) = found.others.values()
+    assert not found.engines and record["ok"] is ok and said in record.get("skipped", record.get("error"))
 
 
 def test_a_kernel_that_is_wrong_is_said(gpu, monkeypatch, capsys, tmp_path):
-    from gpu_engines import KERNELS
-
     gpu.load_kernels(KERNELS)
     monkeypatch.setattr(silicon_kernels, "SIDES", (37,))
     monkeypatch.setattr(silicon_kernels, "labels_from_scores", lambda window, head, card: np.zeros((1, 1), np.uint8))
-    record = silicon.measure({}, largest=40)
+    record = silicon.run_parts({"machine": silicon.machine, "kernels": lambda: silicon.kernels(40)}, {})
     assert not record["kernels"]["ok"] and "kernels: WRONG" in capsys.readouterr().out
     equal = {row["kernel"].split()[0]: row["equal"] for row in record["kernels"]["rows"]}
     assert equal == {"prepare": True, "label": False}
@@ -53,11 +162,9 @@ def test_a_kernel_that_is_wrong_is_said(gpu, monkeypatch, capsys, tmp_path):
 
 
 def test_images_that_memory_does_not_hold_are_skipped_and_said(gpu):
-    from gpu_engines import KERNELS
-
     gpu.load_kernels(KERNELS)
     gpu.set_memory(1 << 20)
-    with silicon.gpu() as (cuda, _):
+    with silicon_engine.gpu() as (cuda, _):
         row = silicon_kernels._case(
             cuda, "prepare", (600, 600), silicon_kernels._Prepared(None, ModelCard(("a", "b")), "float32")
         )
@@ -99,42 +206,15 @@ def test_without_a_gpu_it_says_where_to_run_it():
     assert "no GPU" in one_error(done) and "run this on a machine with an NVIDIA GPU" in one_error(done)
 
 
-def test_the_command_writes_a_json_and_a_page_and_fails_where_something_is_wrong(gpu, monkeypatch, tmp_path, capsys):
-    given = []
-    monkeypatch.setattr(
-        silicon, "build", lambda folder: ({"float32": ("a", "b")}, ("model", "card", ()), {"int8": "none"})
-    )
+def test_the_command_fails_where_something_is_wrong(gpu, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(silicon_build, "build", lambda folder: None)
+    out = tmp_path / "a.json"
 
-    def measure(engines, seconds, sizes, largest, model):
-        given.append((engines, seconds, sizes, largest, model))
-        return {"machine": silicon.machine(), "kernels": {"rows": [], "ok": False}}
+    def measure(built, folder, record, *rest):
+        record |= {"kernels": {"rows": [], "ok": False}, "build, int8": {"skipped": "not built: none", "ok": True}}
+        silicon.written(record, rest[0])
 
     monkeypatch.setattr(silicon, "measure", measure)
-    out = tmp_path / "a.json"
     assert silicon.main(out, 1.0, 2, 30) == 1
-    assert given == [({"float32": ("a", "b")}, 1.0, 2, 30, ("model", "card", ()))]
-    assert out.exists() and "kernels: WRONG" in (tmp_path / "a.html").read_text()
-    assert "skipped: not built: none" in (tmp_path / "a.html").read_text()
-    assert "a.html" in capsys.readouterr().out
-
-
-@pytest.mark.slow
-def test_engines_are_built_in_every_precision_by_the_libraries_that_are_here(gpu, monkeypatch, tmp_path, capsys):
-    from fcn_deploy.runtime.engine_format.engine_file import EngineFile
-
-    from benchmarks import engine_matrix
-
-    needs("tensorrt_rtx")
-    real = engine_matrix.network
-    monkeypatch.setattr(engine_matrix, "network", lambda seed, width, **rest: real(seed, 0.1, **rest))
-    monkeypatch.setattr(engine_matrix, "PRECISIONS", {"float32": {}, "float16": {"fp16": True}, "none": {"int8": True}})
-    monkeypatch.setattr(silicon, "find_spec", lambda name: name == "tensorrt_rtx")
-    gpu.set_capability(7, 5)
-    engines, (model, card, sizes), refused = silicon.build(tmp_path)
-    assert list(engines) == ["float32 by tensorrt_rtx", "float16 by tensorrt_rtx"]
-    assert [*refused] == ["none by tensorrt_rtx"] and "sm75" in refused["none by tensorrt_rtx"]  # which has no INT8
-    for name, (engine, cpu) in engines.items():
-        with EngineFile(engine) as file:
-            assert file.manifest.target == "sm75" and file.manifest.precision == name.split()[0]
-            assert [profile.opt for profile in file.manifest.gpu.profiles] == [(480, 640), (1088, 1920)]
-        assert cpu.exists() and model is not None and card.channels == 3 and len(sizes) == 2
+    page = out.with_suffix(".html").read_text()
+    assert "kernels: WRONG" in page and "skipped: not built: none" in page and "a.html" in capsys.readouterr().out

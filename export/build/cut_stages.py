@@ -47,7 +47,7 @@ def members_of(parts: Sequence[Part]) -> dict[str, bytes]:
     return {part.stage.file: mean_in_steps(part.model).model.SerializeToString() for part in parts}
 
 
-def cut_core(core: ModelProto, card: ModelCard, most: int = DEFAULT_STAGES) -> tuple[Part, ...]:
+def cut_core(core: ModelProto, card: ModelCard, most: int = DEFAULT_STAGES, packed: bool = True) -> tuple[Part, ...]:
     """The core as stages, each with what tells how it is tiled.
 
     Receptive fields are computed on the graph and tried on strips of an image. A stage whose tiles cannot be exact says
@@ -57,19 +57,22 @@ def cut_core(core: ModelProto, card: ModelCard, most: int = DEFAULT_STAGES) -> t
         core: `image` → `scores`, float32 or with Q/DQ.
         card: of the model.
         most: stages that there may be; fewer where another cut is not worth it.
+        packed: whether it may be cut where several maps cross, which whole images pay for.
     """
     tensors = measure_tensors(core, padded_size(256, 256, card)[0])
     whole = (_part(core, card, tensors),)
-    parts = _cut(core, card, tensors, most) if most > 1 else whole
+    parts = _cut(core, card, tensors, most, packed) if most > 1 else whole
     tried = _checked_on_strips(parts, card)
     if len(parts) > 1 and any(ours.stage.halo != theirs.stage.halo for ours, theirs in zip(tried, parts, strict=True)):
         return _checked_on_strips(whole, card)
     return tried
 
 
-def _cut(core: ModelProto, card: ModelCard, tensors: dict[str, np.ndarray], most: int) -> tuple[Part, ...]:
+def _cut(
+    core: ModelProto, card: ModelCard, tensors: dict[str, np.ndarray], most: int, packed: bool
+) -> tuple[Part, ...]:
     """The core cut at one place after the other, each the best beside those before it, as long as that is worth it."""
-    between = CuttingPlaces(core, card, tensors, lambda node: work_of(node, tensors))
+    between = CuttingPlaces(core, card, tensors, lambda node: work_of(node, tensors), packed)
 
     def part(start: Place | None, stop: Place | None) -> Part:
         return _part(core if start is stop else between.network(start, stop), card, tensors, start)

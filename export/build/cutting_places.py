@@ -50,6 +50,7 @@ class CuttingPlaces:
         card: of the model.
         tensors: every tensor of the core for a square image of zeros, by name; those of packing are added.
         work: of a node, in any unit.
+        packed: whether places where several maps cross are candidates.
 
     Attributes:
         candidates: worth a try, in the order of the nodes.
@@ -61,6 +62,7 @@ class CuttingPlaces:
         card: ModelCard,
         tensors: dict[str, npt.NDArray[np.generic]],
         work: Callable[[NodeProto], float],
+        packed: bool = True,
     ) -> None:
         self._core, self._tensors, self._names = core, tensors, Names(core)
         self._side = tensors[core.graph.input[0].name].shape[2]
@@ -78,6 +80,8 @@ class CuttingPlaces:
         done /= max(1.0, done[-1])
         least: dict[int, tuple[int, Place]] = {}
         for position, crossing in enumerate(found[:-1], 1):
+            if len(crossing.maps) > 1 and not packed:
+                continue
             part = int(done[position - 1] * CANDIDATES)
             crossing_bytes = sum(sizes[name] for name in crossing.maps)
             if part in least and least[part][0] <= crossing_bytes:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from fcn_deploy.export.tolerances import GOLDEN_SAMPLE
 from fcn_deploy.runtime.backends.onnxruntime import session
-from fcn_deploy.runtime.engine_format.manifest import GpuPlan
+from fcn_deploy.runtime.engine_format.manifest import GpuPlan, Profile
 from fcn_deploy.runtime.engine_format.model_card import ModelCard
 from fcn_deploy.runtime.errors import DeployError
 from fcn_deploy.runtime.golden_sample import repeated
@@ -19,6 +19,7 @@ from onnx import ModelProto
 
 GOLDEN_SIZE = (61, 83)
 LARGEST_CHECKED = 1 << 20  # pixels of the sizes that a plan's profiles are checked at
+LARGEST_ODD = LARGEST_CHECKED // 4  # of the odd ones of them
 KEPT_SCORES = 20_000  # of each of these sizes, about
 
 
@@ -33,7 +34,8 @@ def golden_sample(
     """A small image and its scores, float32, by the core run as written: the content of the member.
 
     Where no profile of `gpu` holds its size, it is of the smallest size that one does. Of a plan also the scores at
-    MIN, OPT and MAX of each profile: libraries have been wrong at some shapes and right at others.
+    MIN, OPT, MAX and an odd size of each profile: libraries have been wrong at some shapes and right at others, and
+    where maps are resized by no whole factor they may read other cells.
 
     Args:
         networks: the core, or its stages.
@@ -76,12 +78,22 @@ def golden_sample(
 
 
 def _ends(gpu: GpuPlan, but: Size) -> list[Size]:
-    """MIN, OPT and MAX of each profile, in order; of those beyond LARGEST_CHECKED pixels, the largest within it."""
+    """MIN, OPT, MAX and an odd size of each profile, in order; of those that are too large, the largest that is not."""
     found: dict[Size, None] = {}
     for profile in gpu.profiles:
-        for height, width in (profile.min, profile.opt, profile.max):
-            share = min(1.0, math.sqrt(LARGEST_CHECKED / (height * width)))
-            height, width = max(profile.min[0], int(height * share)), max(profile.min[1], int(width * share))
-            if height * width <= LARGEST_CHECKED:
-                found[height, width] = None
+        ends = [_within(size, LARGEST_CHECKED, profile) for size in (profile.min, profile.opt, profile.max)]
+        # Of another shape than the ends, so that rows and columns are resized otherwise.
+        sides = zip(profile.min, profile.max, (0.38, 0.62), strict=True)
+        between = _within(tuple(low + int(share * (high - low)) for low, high, share in sides), LARGEST_ODD, profile)
+        odd = between and tuple(
+            max(least, side - 1 + side % 2) for least, side in zip(profile.min, between, strict=True)
+        )
+        found |= dict.fromkeys(size for size in (*ends, odd) if size is not None)
     return [size for size in found if size != but]
+
+
+def _within(size: Size, pixels: int, profile: Profile) -> Size | None:
+    """A size, made as small as `pixels` and the profile want it; None where its MIN is larger."""
+    share = min(1.0, math.sqrt(pixels / (size[0] * size[1])))
+    height, width = (max(least, int(side * share)) for least, side in zip(profile.min, size, strict=True))
+    return (height, width) if height * width <= pixels else None

@@ -17,8 +17,10 @@ ON_THE_MACHINE = {
     "sm90": "H100, H200 and GH200",
     "sm100": "B200 and GB200",
     "sm103": "B300 and GB300",
+    "sm107": "Vera Rubin",
     "sm110": "Jetson Thor",
 }
+_TENSORRT = {"sm107": "11.3"}  # that first has a GPU, by its release notes; of the others the oldest that is taken here
 # Systems and kinds of machines, which are no GPUs: what is to be said of each.
 _MACHINES = {
     "windows": "name its GPU, such as rtx4090: the plans that are built for it run on Windows too; or build with "
@@ -29,30 +31,35 @@ _MACHINES = {
 _MACHINE_NAMES = {"win": "windows", "win64": "windows", "aarch64": "arm", "arm64": "arm", "sbsa": "arm", "grace": "arm"}
 LEAST_GPU = {"bf16": "sm80", "fp8": "sm89"}  # that has arithmetic of a type: Ampere, and Ada
 
-# Names, without spaces, hyphens and makers, → compute capability.
+# Names, without spaces, hyphens and makers, → compute capability (developer.nvidia.com/cuda-gpus, and -legacy-gpus).
 _NAMES = (
-    (r"jetsonnano", "sm53"),
-    (r"p100", "sm60"),
+    (r"k[48]0", "sm37"),
+    (r"m[46]0|gtx9\d0(ti)?|gtxtitanx", "sm52"),
+    (r"jetsonnano|(jetson)?tx1", "sm53"),
+    (r"p100|quadrogp100", "sm60"),
     (r"gtx10[1-8]0(ti)?|titanxp?|p4|p40|quadrop\d+", "sm61"),
     (r"(jetson)?tx2", "sm62"),
-    (r"v100s?|titanv|gv100", "sm70"),
+    (r"v100s?|titanv|(quadro)?gv100", "sm70"),
     (r"(jetson)?(agx)?xavier(nx|agx)?", "sm72"),
-    (r"(rtx)?20[678]0(ti|super)?|gtx16\d0(ti|super)?|mx[45]50|t4|t4g|t[46]00|t1[02]00|titanrtx|quadrortx\d000", "sm75"),
-    (r"a100x?|a30|a800", "sm80"),
-    (r"rtx2050|rtx30[5-9]0(ti|super)?|mx570|a2|a10g?|a16|a40|rtxa\d{3,4}", "sm86"),
+    (r"(rtx)?20[678]0(ti|super)?|gtx16\d0(ti|super)?|mx[45]50|t4|t4g|(quadro)?(t[456]00|t1[02]00|t550|t2000)|titanrtx|"
+     r"quadrortx\d000", "sm75"),
+    (r"a100x?|a30x?|a800", "sm80"),
+    (r"rtx2050|rtx30[5-9]0(ti|super)?|mx570|a2|a10[gm]?|a16|a40|(rtx)?a[1-6][05]00|rtxa\d{3,4}", "sm86"),
     (r"(jetson)?(agx)?orin(nano|nx|agx)?(super)?", "sm87"),
-    (r"rtx40[5-9]0(ti|super|tisuper|d)?|l4|l20|l40s?|rtx\d{3,4}ada", "sm89"),
-    (r"h100|h200|h800|h20|gh200", "sm90"),
+    (r"rtx40[5-9]0(ti|super|tisuper|d)?|l2|l4|l20|l40[sg]?|(rtx)?\d{3,4}ada", "sm89"),
+    (r"h100|h200|h800|h20(3e)?|gh200", "sm90"),
     (r"b100|b200|gb200", "sm100"),
     (r"b300|gb300", "sm103"),
-    (r"(jetson)?(agx)?thor", "sm110"),
-    (r"rtx50[5-9]0(ti|super|d)?|rtxpro\d{3,4}(blackwell)?", "sm120"),
-    (r"gb10|dgxspark", "sm121"),
-)
-# What nvidia-smi says around the name: makers, editions, slots and memory.
+    (r"(vera)?rubin|vr200", "sm107"),
+    (r"(jetson)?(agx)?thor(t[45]000)?|jetsont[45]000", "sm110"),
+    (r"rtx50[5-9]0(ti|super|tisuper|d)?(v2)?|rtxpro\d{3,4}d?(blackwell)?|rtx6000pro", "sm120"),
+    (r"gb10|spark", "sm121"),
+)  # fmt: skip
+# What nvidia-smi says around the name: makers, editions, slots and memory; and the names of whole machines.
 _AROUND = re.compile(
-    r"nvidia|geforce|tesla|generation|laptop|gpu|workstation|server|edition|max[\s_-]*q|developer[\s_-]*kit|pcie|nvl|sxm\d?|hbm\d?e?|"
-    r"\d+gb|[\s_-]"
+    r"nvidia|geforce|tesla|hgx|dgx|generation|laptop|gpu|workstation|server|desktop|edition|active|"
+    r"(with)?[\s_-]*max[\s_-]*q([\s_-]*design)?|developer[\s_-]*kit|module|pcie|nvl\d*|sxm\d?([\s_-]*ac\b)?|hbm\d?e?|sff|"
+    r"\d+gb|\b\d+g\b|[\s_-]"
 )
 
 
@@ -105,8 +112,9 @@ def _refusal(target: str, said: str) -> str:
         # There is no onnxruntime-gpu for Arm.
         other = CPU if "Jetson" in ON_THE_MACHINE[target] else "ort-cuda"
         return (
-            f"target {said!r}: {target} ({ON_THE_MACHINE[target]}) is served by TensorRT 10.12 or later, which builds "
-            f"on the GPU itself: run build-engine there with --target {THIS_GPU}, or use --target {other}"
+            f"target {said!r}: {target} ({ON_THE_MACHINE[target]}) is served by TensorRT "
+            f"{_TENSORRT.get(target, '10.12')} or later, which builds on the GPU itself: run "
+            f"build-engine there with --target {THIS_GPU}, or use --target {other}"
         )
     older = re.fullmatch(r"sm(\d\d)", target)
     if older and int(older[1]) < 75:

@@ -90,7 +90,7 @@ def open_device(cuda: ModuleType, index: int, gpu: GpuPlan, source: str) -> Any:
     if found not in gpu.targets and not gpu.portable:
         raise DeployError(
             f"{source} is for {', '.join(gpu.targets)}, and this GPU ({device.name()}) is {found}; build it with "
-            f"--target {found}"
+            f"--target {found}, or on this machine with --target cuda"
         )
     return device
 
@@ -103,7 +103,7 @@ def open_library(cuda: ModuleType, gpu: GpuPlan, source: str) -> ModuleType:
     name, version = gpu.library, gpu.version
     library = need(name, "rtx" if name == "tensorrt_rtx" else "tensorrt")
     if not _loads(gpu, library.__version__):
-        package = "tensorrt-rtx-cu13" if name == "tensorrt_rtx" else "tensorrt"
+        package = next(iter(_wheels(name)), "tensorrt-rtx-cu13" if name == "tensorrt_rtx" else "tensorrt")
         raise DeployError(
             f"{source} was built by {name} {version}, and {library.__version__} is installed; plans fit one version: "
             f"run pip install '{package}=={version}', or build it again"
@@ -114,16 +114,19 @@ def open_library(cuda: ModuleType, gpu: GpuPlan, source: str) -> ModuleType:
 
 def _check_driver(cuda: ModuleType, name: str, version: str) -> None:
     """Raise DeployError where the wheel of a library is of a newer CUDA than the driver: it would not start."""
-    wheels = [f"{name.replace('_', '-')}-cu{major}" for major in (12, 13)]
-    found = [wheel for wheel in wheels if _installed(wheel)]
-    driver = cuda.get_driver_version()
+    found, driver = _wheels(name), cuda.get_driver_version()
     if not found or driver // 1000 >= int(found[0][-2:]):
         return
     instead = f", or run: pip uninstall {found[0]}; pip install 'fcn-deploy[tensorrt-cu12]'"
     raise DeployError(
-        f"{name} {version} is of CUDA {found[0][-2:]} ({found[0]}), and the driver here of CUDA {_said(driver)}; "
+        f"{name} {version} is of CUDA {found[0][-2:]} ({found[0]}), and the driver here of CUDA {cuda_version(cuda)}; "
         f"update the driver (580 or newer){instead if name == 'tensorrt' else ''}"
     )
+
+
+def _wheels(name: str) -> list[str]:
+    """The wheels of a library that are installed, of CUDA 12 and 13."""
+    return [wheel for major in (12, 13) if _installed(wheel := f"{name.replace('_', '-')}-cu{major}")]
 
 
 def _installed(package: str) -> bool:
@@ -134,8 +137,9 @@ def _installed(package: str) -> bool:
     return True
 
 
-def _said(version: int) -> str:
-    """A CUDA version as the driver has it, 13000, as people do: 13.0."""
+def cuda_version(cuda: ModuleType) -> str:
+    """The newest CUDA that the driver runs: `13.0`."""
+    version = cuda.get_driver_version()
     return f"{version // 1000}.{version % 1000 // 10}"
 
 
@@ -169,10 +173,7 @@ def load_kernels(cuda: ModuleType, kernels: Mapping[str, bytes], device: Any, so
 def _versions(cuda: ModuleType, kernels: Mapping[str, bytes]) -> str:
     """The CUDA version of the driver, and that of the PTX, where both are known."""
     wanted = re.search(rb"^\.version (\d+\.\d+)", kernels.get(KERNELS_PTX, b""), re.MULTILINE)
-    version = cuda.get_driver_version()
-    if wanted is None:
-        return ""
-    return f", PTX {wanted[1].decode()} by a driver of CUDA {_said(version)}"
+    return "" if wanted is None else f", PTX {wanted[1].decode()} by a driver of CUDA {cuda_version(cuda)}"
 
 
 def cache_path(plan: bytes, device: Any) -> Path | None:

@@ -11,7 +11,7 @@ from ..engine_format.manifest import GpuPlan
 from ..errors import DeployError
 from ..files import replacing
 from .buffers import Buffer
-from .device import logger_of
+from .device import cuda_version, logger_of
 
 log = logging.getLogger(__name__)
 
@@ -71,7 +71,13 @@ class DeviceNetwork:
         trt, gpu, source = self._trt, self._gpu, self.source
         self._log = logger_of(trt)
         self._log.said()  # whatever failed before has been told, or is of no interest
-        self._runtime = trt.Runtime(self._log)
+        try:
+            self._runtime = trt.Runtime(self._log)
+        except Exception as error:  # TensorRT's bindings raise TypeError where its library does not start
+            raise DeployError(
+                f"{source}: {gpu.library} {trt.__version__} cannot start ({self._log.said()}); the driver here is of "
+                f"CUDA {cuda_version(self._cuda)}: update it, or install a wheel of that CUDA"
+            ) from error
         if gpu.version_compatible and hasattr(self._runtime, "engine_host_code_allowed"):
             self._runtime.engine_host_code_allowed = True
         self._engine = engine = self._runtime.deserialize_cuda_engine(plan)

@@ -15,12 +15,18 @@ import numpy as np
 from ..arrays import AnyArray
 from ..errors import DeployError, MisuseError, one_line
 from . import ORT_TARGETS, Layer
-from .onnxruntime_gpu import gpu_providers, no_gpu, not_loaded, plugin_devices, quietly
+from .onnxruntime_gpu import gpu_providers, not_loaded, plugin_devices, quietly, unusable
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession, RunOptions
 
 CPU_ALONE = ("CPUExecutionProvider",)
+SPINNING = {
+    "session.intra_op.allow_spinning": "1",
+    "session.force_spinning_stop": "1",  # at the end of a run
+    "session.intra_op.spin_duration_us": "20",  # ONNX Runtime before 1.26 knows no bound within a run
+}
+SMALL_CHUNK = 1 << 16  # bytes
 ERRORS_ONLY = 3  # ONNX Runtime's severity: its warnings are for those who build graphs
 
 
@@ -61,8 +67,10 @@ def session(
     # Memory patterns are planned per input shape and kept: with sizes that change they only grow.
     options.enable_mem_pattern = False
     options.enable_cpu_mem_arena = arena
-    # Waiting threads that spin slow whatever else uses the cores: decoding, upsampling, another engine.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    # Between two layers of a run threads spin, as waking them takes as long as a layer of a small image. Not for longer
+    # nor between runs: they slow whatever else uses the cores: decoding, upsampling, another engine.
+    for name, value in SPINNING.items():
+        options.add_session_config_entry(name, value)
     if weights is not None:
         options.add_external_initializers_from_files_in_memory(
             list(weights), list(weights.values()), [len(content) for content in weights.values()]
@@ -99,8 +107,10 @@ def _share_arena() -> None:
     info = onnxruntime.OrtMemoryInfo(
         "Cpu", onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, onnxruntime.OrtMemType.DEFAULT
     )
+    # What it begins with, and begins with again once it has shrunk, stays: by default two megabytes.
+    small = {"initial_chunk_size_bytes": SMALL_CHUNK, "initial_growth_chunk_size_bytes": SMALL_CHUNK}
     with suppress(Exception):  # of ONNX Runtime: somebody else in this process has made one
-        onnxruntime.create_and_register_allocator(info, onnxruntime.OrtArenaCfg({}))
+        onnxruntime.create_and_register_allocator(info, onnxruntime.OrtArenaCfg(small))
 
 
 def physical_cores(processors: Path = Path("/sys/devices/system/cpu")) -> int:
@@ -155,8 +165,8 @@ class OnnxRuntimeSession:
             with quietly():
                 try:
                     opened = session(model, threads, providers=providers)
-                except DeployError as error:  # a provider that loads does not start without a GPU
-                    if no_gpu():
+                except DeployError as error:  # a provider that loads does not start without a GPU, or by an old driver
+                    if unusable():
                         raise not_loaded(target, source) from error
                     raise
             # ONNX Runtime falls back to the CPU with a line in its log, where the GPU's libraries cannot be loaded.

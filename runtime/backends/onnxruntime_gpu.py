@@ -81,11 +81,13 @@ def not_loaded(target: str, source: str) -> DeployError:
     except (OSError, KeyError) as error:
         reason = one_line(error, 90).removeprefix(f"{folder}{os.sep}")
     else:
-        reason = no_gpu() or reason
+        reason = unusable() or reason
     if "libcuda.so" in reason:
         remedy = "install NVIDIA's driver, or build one with --target cpu"
     elif reason.startswith("there is no GPU"):
         remedy = "run it on the GPU's machine, or build one with --target cpu"
+    elif reason.startswith("the driver here"):
+        remedy = "update the driver, or build one with --target cpu"
     else:
         remedy = f"run: pip install 'fcn-deploy[{target}]', or build one with --target cpu"
     return DeployError(
@@ -93,13 +95,19 @@ def not_loaded(target: str, source: str) -> DeployError:
     )
 
 
-def no_gpu() -> str:
-    """What the driver says of GPUs where there is none; empty where there is one, or no driver."""
+def unusable() -> str:
+    """Why the driver runs no GPU for this ONNX Runtime; empty where it does, or there is none."""
     try:
-        code = ctypes.CDLL("nvcuda.dll" if os.name == "nt" else "libcuda.so.1").cuInit(0)
+        driver = ctypes.CDLL("nvcuda.dll" if os.name == "nt" else "libcuda.so.1")
     except OSError:
         return ""
-    return f"there is no GPU that the driver can use: cuInit gives {code}" if code else ""
+    if code := driver.cuInit(0):
+        return f"there is no GPU that the driver can use: cuInit gives {code}"
+    version = ctypes.c_int()
+    wanted = str(getattr(import_module("onnxruntime"), "cuda_version", "")).split(".")[0]
+    if driver.cuDriverGetVersion(ctypes.byref(version)) or not wanted.isdigit() or version.value // 1000 >= int(wanted):
+        return ""
+    return f"the driver here is of CUDA {version.value // 1000}.{version.value % 1000 // 10}, and it of CUDA {wanted}"
 
 
 def plugin_devices(device: int, source: str) -> list[Any]:

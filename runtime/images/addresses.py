@@ -13,7 +13,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from ..errors import MisuseError
-from .find import IMAGE_SUFFIXES, find_images
+from .find import IMAGE_SUFFIXES, find_placed
 
 VIDEO_SUFFIXES = frozenset((
     ".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".m2ts", ".mts", ".wmv", ".flv",
@@ -87,24 +87,26 @@ def is_address(given: str) -> bool:
     return given == STDIN or _is_device(given)
 
 
-def find_sources(inputs: Sequence[str], live: bool | None, reconnect: float = RECONNECT) -> list[Path | Address]:
-    """Images, videos and addresses for a user's words, in order.
+def find_sources(inputs: Sequence[str], live: bool | None, reconnect: float = RECONNECT) -> dict[Path | Address, Path]:
+    """Images, videos and addresses for a user's words, in order, and the folder of each as of `find_placed`.
 
     Args:
-        inputs: as `find_images` takes them, and addresses of videos.
+        inputs: as `find_placed` takes them, and addresses of videos.
         live: whether the addresses are; None: by what they are.
         reconnect: of an Address.
 
     Raises:
         MisuseError: an input that does not exist, or nothing in it; `live` without an address.
     """
-    sources: list[Path | Address] = []
+    sources: dict[Path | Address, Path] = {}
     for several, group in groupby(inputs, is_address):
         words = list(group)
-        sources += [Address.of(each, live, reconnect) for each in words] if several else find_images(words, SUFFIXES)
+        addresses = {Address.of(each, live, reconnect): Path() for each in words if several}
+        for source, folder in (addresses or find_placed(words, SUFFIXES)).items():
+            sources.setdefault(source, folder)
     if live is not None and not any(isinstance(source, Address) for source in sources):
         raise MisuseError("--live is of addresses, cameras and standard input, and none is among the images; omit it")
-    return list(dict.fromkeys(sources))
+    return sources
 
 
 def _is_device(given: str) -> bool:

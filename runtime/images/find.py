@@ -46,9 +46,19 @@ def find_images(inputs: Sequence[str | os.PathLike[str]], suffixes: Container[st
     Raises:
         MisuseError: an input that does not exist, or holds no images.
     """
-    found: list[Path] = []
+    return list(find_placed(inputs, suffixes))
+
+
+def find_placed(
+    inputs: Sequence[str | os.PathLike[str]], suffixes: Container[str] = IMAGE_SUFFIXES
+) -> dict[Path, Path]:
+    """What `find_images` gives, and of each file the folder that it lies in below the fixed part of its glob.
+
+    It is `.` of a file that is named, and of those of a folder. Errors as of `find_images`.
+    """
+    found: dict[Path, Path] = {}
     for given in inputs:
-        item, path, unread = os.fspath(given), Path(given), ""
+        item, path, unread, root = os.fspath(given), Path(given), "", None
         if path.is_dir():
             held = sorted(path.iterdir())
             files = [file for file in held if file.suffix.lower() in suffixes and file.is_file()]
@@ -60,15 +70,34 @@ def find_images(inputs: Sequence[str | os.PathLike[str]], suffixes: Container[st
         elif glob.has_magic(item):
             matches = sorted(map(Path, glob.glob(item, recursive=True)))  # noqa: PTH207 (absolute patterns too)
             files = [file for file in matches if file.suffix.lower() in suffixes and file.is_file()]
+            root = _fixed_part(path)
             unread = unread_files(item, matches, suffixes)
             if not files:
                 raise MisuseError(unread or f"{item} matches no images; check the pattern, and quote it")
         else:
             raise MisuseError(f"{item} does not exist; name an image, a folder or a glob")
-        found += files
+        for file in files:
+            found.setdefault(file, Path() if root is None else _below(file, root, item))
         if unread:
             log.warning(unread)
-    return list(dict.fromkeys(found))
+    return found
+
+
+def _fixed_part(pattern: Path) -> Path:
+    """The folder that all matches of a glob lie below."""
+    parts = pattern.parts
+    first = next(place for place, part in enumerate(parts) if glob.has_magic(part))
+    return Path(*parts[:first])
+
+
+def _below(file: Path, root: Path, item: str) -> Path:
+    """The folder of a match, below the fixed part of its glob. Raises MisuseError where it may lie elsewhere."""
+    folder = file.parent.relative_to(root)
+    if ".." in folder.parts:
+        raise MisuseError(
+            f"{item} goes back up behind a wildcard, so that results have no place; write it without '..'"
+        )
+    return folder
 
 
 def _without_images(item: str, folder: Path, suffixes: Container[str]) -> str:

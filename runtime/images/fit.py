@@ -50,6 +50,8 @@ class Fit:
             # A band alone may be 0, 255 or -1 by chance, but not -9999.
             every = -128 <= self.no_data <= 1e30
             found.append(over_bands(bands == pixels.dtype.type(self.no_data), every))
+        if stored.each_no_data:
+            found.append(over_bands(pixels == np.array(stored.each_no_data), every=True))
         if alpha is not None:
             found.append(pixels[:, :, alpha] == 0)
         if stored.mask is not None:
@@ -179,6 +181,9 @@ def _banded(pixels: NDArray[Any], stored: StoredImage, card: ModelCard) -> NDArr
         pixels = np.repeat(pixels[:, :, :1], channels, axis=2)
     if pixels.shape[2] != channels:
         such = ",".join(map(str, range(channels)))
+        if stored.path.suffix == ".npy" and stored.size[0] == channels:
+            shape = [*stored.size, found]
+            raise MisuseError(f"{stored.path} holds {shape}, and an image is [H, W, C]: save array.transpose(1, 2, 0)")
         remedy = f": say which with label-images --channel, such as {such}" if found > channels else ""
         raise MisuseError(f"{stored.path} has {found} channels; this model takes {channels}{remedy}")
     return pixels

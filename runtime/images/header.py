@@ -126,7 +126,12 @@ def open_npy(path: Path) -> NDArray[Any]:
 
     Raises MisuseError for an array of another shape, and what NumPy raises for a broken file.
     """
-    array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+    try:
+        array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+    except ValueError as error:
+        if "Python objects" not in str(error):
+            raise
+        raise MisuseError(f"{path} holds Python objects, which are never loaded; save an array of numbers") from error
     if array.ndim not in (2, 3) or 0 in array.shape[2:]:
         raise MisuseError(f"{path} holds an array of shape {list(array.shape)}; an image is [H, W] or [H, W, C]")
     return array
@@ -148,7 +153,7 @@ def _picture(picture: "Pictures.Image", path: Path, page: int | None) -> Header:
     bits = bits_of(path, picture)
     return Header(
         path,
-        picture.format or "",
+        "JPEG" if picture.format == "MPO" else picture.format or "",  # several JPEGs in one, as phones write them
         _upright_size(picture, path),
         len(picture.getbands()),
         np.dtype(np.uint16 if bits else ImageMode.getmode(picture.mode).typestr),

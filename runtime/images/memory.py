@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ..errors import DeployError
-from ..files import write_error
+from ..files import WriteError
 from .tiff import is_tiff
 
 Buffer = bytes | bytearray | memoryview
@@ -19,20 +19,25 @@ def file_of(content: Buffer) -> Iterator[Path]:
 
     On Linux they go to no disk, but for TIFFs: tifffile resolves a path to the file it stands for, and what lies in
     memory alone has none. The path has no suffix: what the file is, its first bytes say. Errors that name it are raised
-    with "the image" instead.
+    with "the image" instead. Raises WriteError where there is no room for them.
     """
     named = not hasattr(os, "memfd_create") or is_tiff(bytes(content[:4]))
-    if named:
-        descriptor, name = tempfile.mkstemp()
-    else:
-        descriptor = os.memfd_create("image")
-        name = f"/proc/self/fd/{descriptor}"
+    descriptor, name = -1, ""
     try:
+        if named:
+            descriptor, name = tempfile.mkstemp()
+        else:
+            descriptor = os.memfd_create("image")
+            name = f"/proc/self/fd/{descriptor}"
         with open(descriptor, "wb", closefd=False) as file:
             file.write(content)
     except OSError as error:
-        _remove(descriptor, name, named)
-        raise write_error(Path(name).parent, error) from error
+        if name:
+            _remove(descriptor, name, named)
+        raise WriteError(
+            f"cannot put the image into a temporary file: {error.strerror or error}; free space there, or name "
+            "another folder by TMPDIR"
+        ) from error
     try:
         yield Path(name)
     except DeployError as error:

@@ -134,7 +134,11 @@ def open_regions(path: str | os.PathLike[str], card: ModelCard, options: ReadOpt
 
         pixel, as_stored = read(0, 1, 0, 1), stored.read(0, 1, 0, 1)  # what is wrong is told before the work begins
         holes = (
-            fit.no_data is not None or stored.mask is not None or stored.alpha is not None or pixel.dtype.kind == "f"
+            fit.no_data is not None
+            or bool(stored.each_no_data)
+            or stored.mask is not None
+            or stored.alpha is not None
+            or pixel.dtype.kind == "f"
         )
         # Beside a part that is ready: what it is made of, and later the one without holes.
         ahead = pixel.nbytes + max(as_stored.nbytes * (as_stored.dtype != pixel.dtype), pixel.nbytes * holes)

@@ -15,6 +15,7 @@ MOST_XML = 1 << 22  # bytes: of a .aux.xml that is looked at
 BAND = re.compile(r"<PAMRasterBand\b.*?</PAMRasterBand>", re.DOTALL)
 NO_DATA = re.compile(r"<NoDataValue\b[^>]*>([^<]*)</NoDataValue>")
 
+EACH_NO_DATA = re.compile(r'<(?:Item name|MDI key)="NODATA_VALUES"[^>]*>([^<]*)<')
 # What numbers are to be multiplied by, and then have added, in GDAL's tag of metadata and in .aux.xml.
 FACTORS = re.compile(r'<Item\b[^>]*\brole="scale"[^>]*>([^<]*)|<Scale>([^<]*)')
 SUMMANDS = re.compile(r'<Item\b[^>]*\brole="offset"[^>]*>([^<]*)|<Offset>([^<]*)')
@@ -42,6 +43,17 @@ def scales_told(factors: Sequence[float], summands: Sequence[float]) -> str:
     """The scale of an image's numbers in words, of its first band that has one; empty: they are as they are."""
     said = (f"times {each:g}" for each in factors if each != 1), (f"plus {each:g}" for each in summands if each != 0)
     return " ".join(next(each, "") for each in said).strip()
+
+
+def each_no_data(path: Path, bands: int, options: ReadOptions, tag: str = "") -> tuple[float, ...]:
+    """The values of so many bands that are no data together, as GDAL's tag of metadata or an image's .aux.xml says.
+
+    None where it says nothing, or not of each band, or the user names another value.
+    """
+    if options.no_data is not None or (found := EACH_NO_DATA.search(_text_beside(path) + tag)) is None:
+        return ()
+    values = tuple(_numbers(found[1].split()))
+    return values if len(values) == bands else ()
 
 
 def _text_beside(path: Path) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from ..engine_format.model_card import ModelCard
@@ -19,13 +20,14 @@ from .header import Header, open_npy, reading
 from .numbers import COMMON, ReadOptions
 from .pillow import open_pillow, samples_of
 from .ranged import opened
-from .sidecars import mask_beside, no_data_beside, one_no_data, scales_of, scales_told
+from .sidecars import each_no_data, mask_beside, no_data_beside, one_no_data, scales_of, scales_told
 from .tiff import (
     LOSSY,
     TURNS,
     Read,
     TiffLayout,
     as_read,
+    both,
     index_reader,
     kept_rows,
     lay_out,
@@ -34,6 +36,7 @@ from .tiff import (
     reader,
     tagged_no_data,
     turned,
+    unlike,
 )
 from .tiff_chunks import ORIENTATION
 
@@ -63,6 +66,7 @@ class StoredImage:
         scales: what the file says that its numbers are to be scaled by, in words.
         premultiplied: whether colours are stored multiplied by alpha.
         indexed: whether its colours are of a palette whose indices numbers of no data are of, as `mask` says.
+        each_no_data: values of all bands that are none together, by GDAL's metadata.
         lossy: the compression that may have changed its numbers; "" where none has.
     """
 
@@ -81,6 +85,7 @@ class StoredImage:
     premultiplied: bool = False
     indexed: bool = False
     lossy: str = ""
+    each_no_data: tuple[float, ...] = ()
 
 
 @contextmanager
@@ -119,13 +124,18 @@ def open_stored(header: Header, card: ModelCard, options: ReadOptions = COMMON) 
                     lossy="JPEG 2000" if raster.dataset.driver.startswith("JP2") else "",
                 )  # fmt: skip
             else:
-                stored = _picture(header, card, options.channels is not None)
-                if header.mode != "P":  # a palette's colours are not the numbers of no data
-                    beside = one_no_data(header.path, no_data_beside(header.path), options)
-                    stored = replace(stored, no_data=beside, scales=scales_of(header.path))
-                stored = replace(stored, lossy=header.format if header.format in PHOTOGRAPHS else "")
-                if not header.page:
-                    stored = replace(stored, mask=mask_beside(stack, header.path, stored.size, stored.turned))
+                stored, indices = _picture(header, card, options.channels is not None)
+                beside = one_no_data(header.path, no_data_beside(header.path), options)
+                mask = None if header.page else mask_beside(stack, header.path, stored.size, stored.turned)
+                if indices is None:
+                    together = each_no_data(header.path, stored.read(0, 1, 0, 1).shape[2], options)
+                    stored = replace(stored, no_data=beside, each_no_data=together, scales=scales_of(header.path))
+                else:  # a palette's colours are not the numbers that are spoken of, but its indices
+                    number = beside if options.no_data is None else options.no_data
+                    mask = mask if number is None else both(unlike(parts_of(indices), number), mask)
+                mask = mask if stored.mask is None else both(stored.mask, mask)
+                lossy = header.format if header.format in PHOTOGRAPHS else ""
+                stored = replace(stored, mask=mask, indexed=indices is not None, lossy=lossy)
             if options.channels is not None:
                 stored = _chosen(stored, options.channels)
         if pages > 1 and header.page is None:
@@ -139,11 +149,18 @@ def _chosen(stored: StoredImage, channels: tuple[int, ...]) -> StoredImage:
     if (most := max(channels)) >= bands:
         raise MisuseError(f"channel {most}, and {stored.path} has {bands}, counted from 0; choose others by --channel")
     read, alpha, mask = stored.read, stored.alpha, stored.mask
+    if stored.each_no_data:
+        mask = both(unlike(read, stored.each_no_data), mask)
     if alpha is not None and alpha not in channels and mask is None:
         mask = lambda *where: read(*where)[:, :, alpha : alpha + 1]  # noqa: E731
     colours = stored.colours if channels == (0, 1, 2) else "grey" if len(channels) == 1 else ""
     return replace(
-        stored, read=lambda *where: read(*where)[:, :, list(channels)], colours=colours, alpha=None, mask=mask
+        stored,
+        read=lambda *where: read(*where)[:, :, list(channels)],
+        colours=colours,
+        alpha=None,
+        mask=mask,
+        each_no_data=(),
     )
 
 
@@ -162,12 +179,14 @@ def _tiff(file: Any, layout: TiffLayout, header: Header, options: ReadOptions, s
         mask = mask_beside(stack, path, layout.upright, layout.turned != 1)
     if palette:  # its colours are not the numbers that are spoken of, but its indices
         number = no_data if options.no_data is None else options.no_data
-        mask = mask if number is None else index_reader(layout, path, number, mask)
+        mask = mask if number is None else both(unlike(index_reader(layout, path), number), mask)
+    metadata = str(layout.keyframe.tags.valueof(GDAL_METADATA, ""))
+    each = () if palette else each_no_data(path, layout.bands, options, metadata)
     return StoredImage(
         path, layout.upright, reader(layout, path), layout.bits, layout.colours, layout.alpha, tags,
         None if palette else no_data, mask, layout.turned != 1, kept_rows(layout, mask is not None),
-        scales_of(path, str(layout.keyframe.tags.valueof(GDAL_METADATA, ""))), layout.premultiplied, palette,
-        LOSSY.get(int(layout.keyframe.compression), ""),
+        scales_of(path, metadata), layout.premultiplied, palette,
+        LOSSY.get(int(layout.keyframe.compression), ""), tuple(as_read(value, layout) for value in each),
     )  # fmt: skip
 
 
@@ -183,11 +202,14 @@ def parts_of(array: NDArray[Any]) -> Read:
     return lambda top, bottom, left, right: array[top:bottom, left:right]
 
 
-def _picture(header: Header, card: ModelCard, as_stored: bool) -> StoredImage:
-    """By Pillow: grey, RGB, or what it cannot turn into them soundly; with `as_stored` the file's own channels."""
+def _picture(header: Header, card: ModelCard, as_stored: bool) -> tuple[StoredImage, NDArray[Any] | None]:
+    """By Pillow: grey, RGB, or what it cannot turn into them soundly; with `as_stored` the file's own channels.
+
+    And the indices of a palette's colours, [H, W, 1]; None where there is no palette.
+    """
     from PIL import ImageOps
 
-    bits = header.bits
+    bits, indices, mask = header.bits, None, None
     with open_pillow(header.path, header.pixels) as picture:
         if header.page is not None:
             picture.seek(header.page)
@@ -197,11 +219,16 @@ def _picture(header: Header, card: ModelCard, as_stored: bool) -> StoredImage:
         else:
             few = few_bits_of(header.path, picture)
             picture.load()
-            array = samples_of(ImageOps.exif_transpose(picture), card, as_stored)
+            picture = ImageOps.exif_transpose(picture)
+            indices = np.asarray(picture)[:, :, None] if picture.mode == "P" else None
+            array = samples_of(picture, card, as_stored)
+            if picture.mode.startswith("I;16") and isinstance(transparent := picture.info.get("transparency"), int):
+                mask = unlike(parts_of(array[:, :, None]), transparent)  # of other modes Pillow makes alpha of it
             if few:
                 array, bits = not_spread(array, few), few
     array = array[:, :, None] if array.ndim == 2 else array
     colours = {1: "grey", 3: "RGB", 4: "RGB"}.get(array.shape[2], "grey")
     alpha = array.shape[2] - 1 if array.shape[2] in (2, 4) else None
     bits = 1 if array.dtype == bool else bits
-    return StoredImage(header.path, header.size, parts_of(array), bits, colours, alpha, turned=orientation in TURNS)
+    found = StoredImage(header.path, header.size, parts_of(array), bits, colours, alpha, mask=mask)
+    return replace(found, turned=orientation in TURNS), indices

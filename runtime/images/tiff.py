@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import DeployError, MisuseError
-from ..pixels.no_data import number_in
+from ..pixels.no_data import number_in, over_bands
 from ..planning.kept_rows import NOTHING_KEPT, KeptRows
 from .pillow import open_pillow
 from .stacks import find_plane
@@ -209,16 +209,20 @@ def mask_reader(file: Any, layout: TiffLayout, path: Path) -> Read | None:
     return None
 
 
-def index_reader(layout: TiffLayout, path: Path, no_data: float, mask: Read | None) -> Read:
-    """A mask as of `mask_reader`, and 0 too where the index of a palette's colour is that of no data."""
-    indices = _upright(page_reader(path, layout.pages[0]), layout)
+def unlike(read: Read, value: float | tuple[float, ...]) -> Read:
+    """A mask as of `mask_reader`, 0 where all bands that `read` gives hold a value, or each its own."""
+    values = np.array(value)
+    return lambda *where: ~over_bands(read(*where) == values, every=True)[:, :, None]
 
-    def read(top: int, bottom: int, left: int, right: int) -> NDArray[Any]:
-        where = top, bottom, left, right
-        valid: NDArray[Any] = indices(*where) != no_data
-        return valid if mask is None else valid & (mask(*where) != 0)
 
-    return read
+def both(first: Read, second: Read | None) -> Read:
+    """A mask as of `mask_reader`, 0 where one of two is."""
+    return first if second is None else lambda *where: (first(*where) != 0) & (second(*where) != 0)
+
+
+def index_reader(layout: TiffLayout, path: Path) -> Read:
+    """What reads the indices of a palette's image, upright: [h, w, 1]."""
+    return _upright(page_reader(path, layout.pages[0]), layout)
 
 
 def page_reader(path: Path, page: Any) -> Read:

@@ -64,7 +64,7 @@ class VideoReader:
     Attributes:
         av: the library.
         source: file or address.
-        stream: the first of pictures.
+        stream: the first of moving pictures.
         time_base: of the frames' times, in seconds.
         rate: frames a second, about.
         stopped: why no more could be read, where that was not the end.
@@ -76,7 +76,7 @@ class VideoReader:
     def __init__(self, av: Any, container: Any, source: Path | Address, card: ModelCard, options: ReadOptions) -> None:
         self.av, self.source, self.card, self.options = av, source, card, options
         self._container = container
-        self.stream = container.streams.video[0]
+        self.stream = pictures_of(av, container)
         self.time_base: Fraction = self.stream.time_base
         rate = self.stream.average_rate or self.stream.guessed_rate
         self.rate: Fraction = rate if rate and 0 < rate <= 1000 else Fraction(25)
@@ -117,7 +117,7 @@ class VideoReader:
             raise VideoError(f"cannot read {source} as a video: {reason}; is it damaged or truncated?") from error
         readers: list[VideoReader] = []
         try:
-            if not container.streams.video:
+            if pictures_of(av, container) is None:
                 raise VideoError(f"{source} has no pictures, only {len(container.streams)} other streams; remove it")
             reader = cls(av, container, source, card, options)
             readers.append(reader)
@@ -247,11 +247,12 @@ class VideoReader:
                 container = _opened(self.av, source, None)
             except (self.av.error.FFmpegError, OSError, ValueError):
                 continue
-            if not container.streams.video:
+            stream = pictures_of(self.av, container)
+            if stream is None:
                 container.close()
                 continue
             self._container.close()
-            self._container, self.stream, self.stopped = container, container.streams.video[0], None
+            self._container, self.stream, self.stopped = container, stream, None
             self._ticks = self.stream.time_base / self.time_base
             self._sent, self._sent_before = Sent(), self._sent
             self.reconnected += 1
@@ -317,6 +318,12 @@ class VideoReader:
         if not ratio:
             return None
         return 1 / ratio if display_matrix(frame)[0] == 0 else ratio
+
+
+def pictures_of(av: Any, container: Any) -> Any:
+    """The first stream of pictures that is not a cover, as music and films carry; None where there is none."""
+    cover = av.stream.Disposition.attached_pic
+    return next((stream for stream in container.streams.video if not stream.disposition & cover), None)
 
 
 def _opened(av: Any, source: Path | Address, stdin: StandardInput | None) -> Any:

@@ -1,13 +1,13 @@
 """Options of label-images for many files: addresses, shards, a manifest, a cluster."""
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
+from ..options import option
 
 if TYPE_CHECKING:  # loaded when used: --help is instant
     from ..images.addresses import Address
@@ -30,24 +30,25 @@ class Bulk:
     """
 
     shard: Annotated[
-        str | None, typer.Option("--shard", metavar="I/N", help="Label only the Ith of N parts of the files.")
+        str | None, option("--shard", metavar="I/N", help="Label only the Ith of N parts of the files.")
     ] = None
     manifest: Annotated[
         str | None,
-        typer.Option("--manifest", metavar="FILE", help="Write a row for each file as Parquet: sizes, shares, errors."),
+        option("--manifest", metavar="FILE", help="Write a row for each file as Parquet: sizes, shares, errors."),
     ] = None
     ray: Annotated[
         str | None,
-        typer.Option("--ray", metavar="ADDRESS", help="Label on a Ray cluster (auto, ray://HOST:10001, local)."),
+        option("--ray", metavar="ADDRESS", help="Label on a Ray cluster (auto, ray://HOST:10001, local)."),
     ] = None
     actors: Annotated[
-        int | None, typer.Option("--actors", min=1, help="Networks on the cluster [default: one on each node].")
+        int | None, option("--actors", min=1, help="Networks on the cluster [default: one on each node].")
     ] = None
 
     def sources(
-        self, images: Sequence[str], out: str, find: "Callable[[], Sequence[Path | Address]]"
-    ) -> "Sequence[Path | Address] | Sequence[Object]":
-        """What is labelled: files of this machine, by `find`, or objects where an address is named or a cluster labels.
+        self, images: Sequence[str], out: str, find: "Callable[[], Mapping[Path | Address, Path]]"
+    ) -> "Mapping[Path | Address, Path] | Sequence[Object]":
+        """What is labelled: files of this machine, by `find`, with the folders of their results, or objects where an
+        address is named or a cluster labels.
 
         Raises MisuseError, DeployError.
         """
@@ -63,16 +64,19 @@ class Bulk:
         files = find()
         if shard is None:
             return files
-        if len({Path(file.name).stem for file in files}) < len(files):
+        if len({folder / Path(file.name).stem for file, folder in files.items()}) < len(files):
             raise MisuseError(
-                "--shard of files whose names differ in folder or suffix only; give each folder its own run"
+                "--shard of files whose names differ in suffix only, or in a folder that their results do not keep; "
+                "give each its own run, or name the folder above as 'FOLDER/**'"
             )
-        return [files[place] for place in share_of([file.name for file in files], shard)]
+        found = list(files.items())
+        names = [str(folder / file.name) for file, folder in found]
+        return dict(found[place] for place in share_of(names, shard))
 
     def records(
         self,
         net: "Network",
-        sources: "Sequence[Path | Address] | Sequence[Object]",
+        sources: "Mapping[Path | Address, Path] | Sequence[Object]",
         out: str,
         label: "partial[Generator[Record, None, None]]",
         threads: int | None,
@@ -87,9 +91,6 @@ class Bulk:
             threads: of a network of the cluster.
         """
         from ..errors import MisuseError
-        from .bulk import label_objects
-        from .cluster import Cluster, label_on_cluster
-        from .manifest import noted
         from .objects import Object, Store
 
         options = dict(label.keywords)
@@ -98,7 +99,15 @@ class Bulk:
         items = [source for source in sources if isinstance(source, Object)]
         manifest = self._manifest(net, resume)
         if files or not (items or self.shard):
-            return noted(label(net, files, Path(out)), manifest)
+            folders = sources if isinstance(sources, Mapping) else None
+            found = label(net, files, Path(out), folders=folders)
+            if manifest is None:
+                return found
+            from .manifest import noted
+
+            return noted(found, manifest)
+        from .bulk import label_objects
+
         if options.get("all_pages"):
             raise MisuseError("--page all is of images and results of this machine; name a page")
         if force and resume:
@@ -111,6 +120,8 @@ class Bulk:
                 "writes apart; run it with --resume and without --ray afterwards"
             )
         if self.ray is not None:
+            from .cluster import Cluster, label_on_cluster
+
             cluster = Cluster(self.ray, self.actors, threads, net.memory, net.refine, options)
             return label_on_cluster(cluster, net, items, store, force=force, resume=resume, manifest=manifest)
         gather = self._gather(net, items, store, options, force, resume)
@@ -151,8 +162,9 @@ class Bulk:
         return gathering(products, net.card)
 
     def _manifest(self, net: "Network", resume: bool) -> "Manifest | None":
+        if self.manifest is None:
+            return None
         from .manifest import Manifest
         from .objects import parse_shard
 
-        shard = None if self.shard is None else parse_shard(self.shard)
-        return None if self.manifest is None else Manifest(self.manifest, net, shard, keep=resume)
+        return Manifest(self.manifest, net, None if self.shard is None else parse_shard(self.shard), keep=resume)

@@ -1,18 +1,18 @@
-"""Many machines: classes for Ray Data's map_batches, each of whose actors holds one network, and label-images on them.
+"""Many machines: a class for Ray Data's map_batches, and label-images on Ray's actors, each of which holds one network.
 
-Nothing of a scheduler is here: Ray starts the actors, hands them batches, and runs a batch again whose actor was lost.
+Nothing of a scheduler is here: Ray places the actors, starts those again that were lost, and repeats what they were at.
+label-images does without Ray Data, whose modules are half of what the start of an actor takes.
 """
 
 import io
 import json
-import logging
 import os
 import re
 import socket
 import tempfile
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import DeployError, one_line
+from ..errors import DeployError, brief, one_line
 from ..extras import need
 from ..files import WriteError
 from ..images.numbers import ReadOptions
@@ -130,16 +130,15 @@ class Cluster:
 
 
 class _ObjectLabeler:
-    """Labels objects and puts their results: rows of addresses in, rows of records out."""
+    """Labels objects and puts their results: addresses in, their records and rows of the manifest out."""
 
-    def __init__(self, engine: Any, digest: str | None, out: str, force: bool, cluster: Cluster) -> None:
-        content = need("ray", "ray").get(engine)
-        self.network = _opened(content, cluster.threads, cluster.memory, cluster.refine)
+    def __init__(self, engine: bytes, cluster: Cluster, digest: str | None, out: str, force: bool) -> None:
+        self.network = _opened(engine, cluster.threads, cluster.memory, cluster.refine)
         self.digest, self.out, self.force = digest, Store(out), force
         self.label = partial(label_files, self.network, **cluster.options)
 
-    def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:
-        items = [_object(json.loads(text)) for text in batch["object"]]
+    def label_batch(self, batch: Sequence[str]) -> list[tuple[Record, dict[str, Any]]]:
+        items = [_object(json.loads(text)) for text in batch]
         # What an actor had put before it was lost is not done again.
         there = set() if self.force else self.out.present([item.name for item in items])
         rows = None if self.digest is None else Rows(self.network.card, self.digest)
@@ -149,38 +148,29 @@ class _ObjectLabeler:
                 items, self.out, self.label, resume=True, manifest=rows, there=there, together=together
             )
         )  # fmt: skip
-        noted = [{} if rows is None else rows.rows[record["file"]] for record in records]
-        return {"record": [json.dumps(record) for record in records], "row": [json.dumps(row) for row in noted]}
+        return [(record, {} if rows is None else rows.rows[record["file"]]) for record in records]
 
 
 class _BandLabeler:
-    """Labels rows of scenes: rows of (scene, first row, end) in, rows of labels out."""
+    """Labels rows of scenes: (scene, first row, end) in, the first row, its labels' bytes and an error out."""
 
-    def __init__(self, engine: Any, cluster: Cluster) -> None:
-        content = need("ray", "ray").get(engine)
-        self.network = _opened(content, cluster.threads, cluster.memory, cluster.refine)
+    def __init__(self, engine: bytes, cluster: Cluster) -> None:
+        self.network = _opened(engine, cluster.threads, cluster.memory, cluster.refine)
         self.read: ReadOptions = cluster.options.get("options") or ReadOptions()
 
-    def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:
-        results = [self._label(*each) for each in zip(batch["object"], batch["top"], batch["bottom"], strict=True)]
-        return {
-            "top": list(batch["top"]),
-            "rows": [rows for rows, _ in results],
-            "error": [said for _, said in results],
-        }
-
-    def _label(self, text: str, top: int, bottom: int) -> tuple[bytes | None, str | None]:
+    def label_batch(self, batch: tuple[str, int, int]) -> tuple[int, bytes, str | None]:
+        text, top, bottom = batch
         item, buffer = _object(json.loads(text)), io.BytesIO()
         try:
             with opened_scene(item, self.network, self.read) as image:
-                for first, (result, *_) in self.network.bands_of(image, int(top), self.network.kind):
+                for first, (result, *_) in self.network.bands_of(image, top, self.network.kind):
                     rows = result if result.ndim == 2 else result.swapaxes(0, 1)  # [rows, (K,) W]
-                    buffer.write(np.ascontiguousarray(rows[: int(bottom) - first]).data)
+                    buffer.write(np.ascontiguousarray(rows[: bottom - first]).data)
                     if first + len(rows) >= bottom:
                         break
         except Exception as error:
-            return None, one_line(error, 250).replace(item.path, str(item))
-        return buffer.getvalue(), None
+            return top, b"", one_line(error, 250).replace(item.path, str(item))
+        return top, buffer.getvalue(), None
 
 
 @contextmanager
@@ -250,7 +240,6 @@ def label_on_cluster(
 def _session(cluster: Cluster) -> Iterator[Any]:
     """Ray, connected; left as it was."""
     ray = need("ray", "ray")
-    need("ray.data", "ray")
     if ray.is_initialized():
         yield ray
         return
@@ -263,8 +252,6 @@ def _session(cluster: Cluster) -> Iterator[Any]:
     except Exception as error:
         said = one_line(error, 150)
         raise DeployError(f"--ray {cluster.address}: {said}; start a cluster, or take --ray local") from error
-    ray.data.DataContext.get_current().enable_progress_bars = False
-    logging.getLogger("ray.data").setLevel(logging.ERROR)  # it tells of every plan and its end
     try:
         yield ray
     finally:
@@ -279,7 +266,7 @@ def _knock(address: str) -> None:
 
 
 class _ClusterRun:
-    """Datasets of one run."""
+    """One run: its actors, and what they are given."""
 
     def __init__(self, ray: Any, cluster: Cluster, network: Network, out: Store, manifest: Manifest | None) -> None:
         self.ray, self.network, self.out, self.manifest = ray, network, out, manifest
@@ -291,9 +278,7 @@ class _ClusterRun:
         self.products: Products = cluster.options.get("products") or Products()
         self.engine = ray.put(network.path.read_bytes())
         gpu = network.manifest is not None and network.manifest.gpu is not None
-        strategy = ray.data.ActorPoolStrategy(size=self.actors)
-        self.placed = {"compute": strategy, "num_cpus": min(cpus, self.cluster.threads or cpus)}
-        self.placed |= {"num_gpus": 1} if gpu else {}
+        self.placed = {"num_cpus": min(cpus, self.cluster.threads or cpus), "num_gpus": 1 if gpu else 0}
 
     def is_scene(self, item: Object) -> bool:
         """Whether a file is labelled in bands: where it is a large TIFF, and labels alone are wanted."""
@@ -312,15 +297,43 @@ class _ClusterRun:
             return
         digest = self.manifest.engine if self.manifest else None
         out = self.out.root if self.out.local else self.out.address(self.out.root)
-        blocks = min(len(items), max(self.actors, -(-len(items) // BATCH)))
-        rows = self.ray.data.from_items([{"object": _text(item)} for item in items], override_num_blocks=blocks)
-        given = (self.engine, digest, out, force, self.cluster)
-        done = rows.map_batches(_ObjectLabeler, batch_size=BATCH, fn_constructor_args=given, **self.placed)
-        for row in done.iter_rows():
-            record: Record = json.loads(row["record"])
-            if self.manifest is not None:
-                self.manifest.rows[record["file"]] = json.loads(row["row"])
-            yield record
+        size = min(BATCH, -(-len(items) // self.actors))
+        batches = [[_text(item) for item in items[start : start + size]] for start in range(0, len(items), size)]
+        for done in self._made(_ObjectLabeler, (digest, out, force), batches):
+            for record, row in done:
+                if self.manifest is not None:
+                    self.manifest.rows[record["file"]] = row
+                yield record
+
+    def _made(self, kind: type, given: tuple[Any, ...], batches: Sequence[Any]) -> Generator[Any, None, None]:
+        """What actors of a class make of batches, as they are done; `given` to each beside engine and cluster.
+
+        Raises what an actor raises, and DeployError where one cannot be started.
+        """
+        ray, left = self.ray, iter(batches)
+        start = ray.remote(kind).options(max_restarts=-1, max_task_retries=-1, **self.placed)
+        actors = [start.remote(self.engine, self.cluster, *given) for _ in range(min(self.actors, len(batches)))]
+        # An actor for which the cluster has no room yet is given nothing.
+        doing = {actor.__ray_ready__.remote(): (actor, False) for actor in actors}
+        count = 0
+        try:
+            while count < len(batches):
+                (done,), _ = ray.wait(list(doing))
+                actor, worked = doing.pop(done)
+                found = ray.get(done)
+                if (batch := next(left, None)) is not None:
+                    doing[actor.label_batch.remote(batch)] = actor, True
+                if worked:
+                    count += 1
+                    yield found
+        except ray.exceptions.RayTaskError as error:
+            raise error.cause from None
+        except ray.exceptions.RayActorError as error:
+            reason = str(error).strip().splitlines()[-1]  # after what Ray knows of the actor, and a traceback
+            raise DeployError(f"an actor of the cluster ended: {brief(reason.strip(), 200)}") from error
+        finally:
+            for actor in actors:
+                ray.kill(actor)
 
     def scene(self, item: Object) -> Record:
         """Label a scene by bands, put it together and put it; its record."""
@@ -350,19 +363,14 @@ class _ClusterRun:
         with opened_scene(item, self.network, self.options) as image:
             (height, width), tags = image.shape[:2], image.tags
         step = max(BAND_ROWS, BAND_PIXELS // width // BAND_ROWS * BAND_ROWS)
-        bands = [
-            {"object": _text(item), "top": top, "bottom": min(height, top + step)} for top in range(0, height, step)
-        ]
+        bands = [(_text(item), top, min(height, top + step)) for top in range(0, height, step)]
         part = Partial.of(self.network.kind, result, self.network.card, width)
-        rows = self.ray.data.from_items(bands, override_num_blocks=len(bands))
-        given = (self.engine, self.cluster)
-        done = rows.map_batches(_BandLabeler, batch_size=1, fn_constructor_args=given, **self.placed)
-        with part.path.open("wb") as file:
-            for row in done.iter_rows():
-                if row["error"] is not None:
-                    raise DeployError(row["error"])
-                file.seek(row["top"] * part.row)
-                file.write(row["rows"])
+        with part.path.open("wb") as file, closing(self._made(_BandLabeler, (), bands)) as done:
+            for top, rows, error in done:
+                if error is not None:
+                    raise DeployError(error)
+                file.seek(top * part.row)
+                file.write(rows)
         part.write(height, width, self.network.card, tags, self.products.cog)
         return height, width
 

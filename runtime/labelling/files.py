@@ -1,6 +1,6 @@
 """label_files: image and video files labelled in order, reading, labelling and writing overlapped."""
 
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 
@@ -12,12 +12,10 @@ from ..images.video import is_video
 from ..images.write import attribute_table
 from ..network import Network
 from ..stream import Stream
-from .derive import check_products, with_products
 from .jobs import Job, Record, Wanted, jobs_for
 from .pictures import label_pictures
 from .products import Products
 from .regions import label_by_regions
-from .videos import label_videos
 
 
 def label_files(
@@ -33,6 +31,7 @@ def label_files(
     reuse: bool = False,
     options: ReadOptions | None = None,
     all_pages: bool = False,
+    folders: Mapping[Path | Address, Path] | None = None,
 ) -> Generator[Record, None, None]:
     """Label image and video files, in order; reading, labelling and writing overlap.
 
@@ -55,6 +54,7 @@ def label_files(
         reuse: of videos, do not compute again what equals the frame before; labels are the same.
         options: how images are read; None: as they are.
         all_pages: label each image of files that hold several, as NAME.page0.png and so on.
+        folders: below `out`, that results of some sources go to, as of `find_placed`; those of others go right into it.
 
     Yields:
         Per file {"record": "image" or "video", "file", "size": [H, W], "plan": {"padded": [H, W], "bytes", "profile",
@@ -90,11 +90,15 @@ def label_files(
         raise MisuseError(f"--page: {videos[0]} is a video, which has none; omit it")
     named = attribute_table(net.card) is not None
     wanted = Wanted(kinds, overlay, products, named, "all" if all_pages else options.page)
-    jobs = jobs_for(sources, out, wanted, keep=not (force or resume))
-    check_products(products, net.card, jobs, force or resume)
+    placed = [(source, (folders or {}).get(source, Path())) for source in sources]
+    jobs = jobs_for(placed, out, wanted, keep=not (force or resume))
+    if products.derived or products.cog:
+        from . import derive
+
+        derive.check_products(products, net.card, jobs, force or resume)
     check_writable(jobs[0].targets[0])
     records = _records(Stream(net, kinds, reuse), jobs, resume, options)
-    yield from with_products(records, jobs, net.card, products) if products.derived else records
+    yield from derive.with_products(records, jobs, net.card, products) if products.derived else records
 
 
 def _records(stream: Stream, jobs: Sequence[Job], resume: bool, options: ReadOptions) -> Generator[Record, None, None]:
@@ -108,6 +112,8 @@ def _labeller(job: Job, resume: bool) -> Callable[[Stream, Iterable[Job], ReadOp
     if resume and job.done:
         return _skip
     if job.is_video:
+        from .videos import label_videos
+
         return label_videos
     return label_by_regions if job.by_regions else label_pictures
 

@@ -1,5 +1,7 @@
 """What a pixel of a result is on the ground: its area, and where its corners lie."""
 
+import logging
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +17,10 @@ from ..extras import need
 from ..images.georeference import Transform, transform_of
 from ..images.results import ResultFile
 
+log = logging.getLogger(__name__)
+
+LOCAL_UNIT = re.compile(r'LOCAL_CS\[.*?\bUNIT\["[^"]*",([\d.eE+-]+)', re.DOTALL)  # of a building site, say; metres
+NO_SYSTEM = "its coordinate system is not known: name it first (rio edit-info --crs)"
 # WGS 84's equatorial radius in metres, and its first eccentricity squared (NIMA TR8350.2, table 3.1).
 RADIUS, ECCENTRICITY2 = 6378137.0, 6.69437999014e-3
 
@@ -62,10 +68,26 @@ def ground_of(result: ResultFile) -> Ground:
     """Where a result lies, as its tags say. Raises DeployError where it is georeferenced and rasterio is absent."""
     transform = transform_of(result.tags)
     if transform is None:  # control points and RPCs say where some points lie, and not how large a pixel is
+        if result.tags:
+            _say(str(result.path), "it has control points or RPCs alone: warp it first (gdalwarp)")
         return Ground()
     with raster(result.path) as dataset:
         crs = dataset.crs
-    return Ground(transform, crs, None if crs is None else _areas(transform, crs, result.size[0]))
+    areas = NO_SYSTEM if crs is None else _areas(transform, crs, result.size[0])
+    if isinstance(areas, str):
+        _say(str(result.path), areas)
+        return Ground(transform, crs)
+    return Ground(transform, crs, areas)
+
+
+_said: set[str] = set()
+
+
+def _say(path: str, reason: str) -> None:
+    """Say why areas are not known, once for each reason."""
+    if reason not in _said:
+        _said.add(reason)
+        log.warning("%s has no areas in square metres: %s; other such images are not named", path, reason)
 
 
 def significant(area: float) -> float:
@@ -84,8 +106,8 @@ def raster(path: Path, **options: str) -> Iterator[Any]:
         yield dataset
 
 
-def _areas(transform: Transform, crs: Any, height: int) -> NDArray[np.float64] | None:
-    """`areas` of a Ground.
+def _areas(transform: Transform, crs: Any, height: int) -> NDArray[np.float64] | str:
+    """`areas` of a Ground, or why they are not known.
 
     In degrees and in Mercator's projection a row's area depends on its latitude: there it is that on WGS 84. In others
     it is that of the plane, as planar area is measured in a GIS.
@@ -94,22 +116,24 @@ def _areas(transform: Transform, crs: Any, height: int) -> NDArray[np.float64] |
     if not crs.is_geographic and crs.to_dict().get("proj") not in ("merc", "webmerc"):
         try:
             metres = crs.linear_units_factor[1]
-        except Exception:  # rasterio's own error of a system without units
-            return None
+        except Exception:  # rasterio's own error of a system that is no projection of the earth
+            if (local := LOCAL_UNIT.match(crs.to_wkt())) is None:
+                return f"its system ({one_line(crs.to_wkt())[:60]}…) has no unit of length"
+            metres = local[1]
         pixel = abs(a * e - b * d) * float(metres) ** 2
         return np.arange(height + 1, dtype=np.float64) * pixel
     if b or d:
-        return None
+        return "it is rotated, in degrees or Mercator's projection, where pixels of a row differ: warp it (gdalwarp)"
     rows = f + e * np.arange(height + 1)
     try:
         (first, second), _ = _degrees(crs, np.array([c, c + a]), np.array([f, f]))
         _, latitudes = _degrees(crs, np.full(height + 1, c), rows)
-    except DeployError:  # of the Moon, or Mars
-        return None
+    except DeployError as error:  # of the Moon, or Mars
+        return str(error)
     zone = _zone(np.radians(np.clip(latitudes, -90, 90)))
     width = second - first - 360 * round((second - first) / 360)  # a pixel may lie on both sides of the antimeridian
     found: NDArray[np.float64] = np.abs(zone - zone[0]) * abs(np.radians(width))
-    return found if np.isfinite(found).all() else None
+    return found if np.isfinite(found).all() else "its coordinates lie outside their system"
 
 
 def _degrees(crs: Any, x: NDArray[Any], y: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -15,6 +15,7 @@ from ..images.video import is_video
 from .products import SCREEN, Products
 
 Record = dict[str, Any]  # of a file, see docs/reference/json.md
+Placed = tuple[Path | Address, Path]  # an image or video, or the address of one; the folder of its results, below -o
 NOTHING = Products()
 
 
@@ -99,11 +100,11 @@ class Job:
         return paths | {"overlay": str(self.overlay) if self.overlay else None}
 
 
-def jobs_for(sources: Sequence[Path | Address], out: Path, wanted: Wanted, keep: bool) -> list[Job]:
+def jobs_for(sources: Sequence[Placed], out: Path, wanted: Wanted, keep: bool) -> list[Job]:
     """A job for each file, checked against each other and against what exists.
 
     Args:
-        sources: images and videos, and addresses of videos.
+        sources: what is labelled.
         out: folder of the results.
         wanted: what is written of each.
         keep: refuse outputs that exist.
@@ -112,10 +113,10 @@ def jobs_for(sources: Sequence[Path | Address], out: Path, wanted: Wanted, keep:
         MisuseError: outputs that would overwrite an input, each other or, with `keep`, what is there.
     """
     names = _output_names(sources)
-    inputs = frozenset(source.resolve() for source in sources if isinstance(source, Path))
+    inputs = frozenset(source.resolve() for source, _ in sources if isinstance(source, Path))
     jobs = [
         _job(source, out / f"{name}{suffix}", wanted, inputs, not keep, page)
-        for source, name in zip(sources, names, strict=True)
+        for (source, _), name in zip(sources, names, strict=True)
         for page, suffix in _pages(source, wanted.page)
     ]
     for target, count in Counter(path for job in jobs for path in job.targets).items():
@@ -131,16 +132,19 @@ def jobs_for(sources: Sequence[Path | Address], out: Path, wanted: Wanted, keep:
     return jobs
 
 
-def _output_names(sources: Sequence[Path | Address]) -> list[str]:
-    """A name for each file's labels, without suffix: its stem, or its whole name where stems repeat."""
-    named = [(source.stem if isinstance(source, Path) else source.name, source.name) for source in sources]
+def _output_names(sources: Sequence[Placed]) -> list[Path]:
+    """A name for each file's labels, without suffix: its stem, or its whole name where stems of a folder repeat."""
+    named = [
+        (folder / (source.stem if isinstance(source, Path) else source.name), folder / source.name)
+        for source, folder in sources
+    ]
     stems = Counter(stem for stem, _ in named)
     names = [stem if stems[stem] == 1 else name for stem, name in named]
     repeated = [name for name, count in Counter(names).items() if count > 1]
     if repeated:
         raise MisuseError(
-            f"{repeated[0]} is the name of several images, whose labels would overwrite each other; "
-            "run one folder at a time, or give each its own -o"
+            f"{repeated[0]} is the name of several images, whose labels would overwrite each other; name the folder "
+            "above theirs as 'FOLDER/**', which keeps its folders, or give each its own -o"
         )
     return names
 

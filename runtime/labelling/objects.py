@@ -19,7 +19,7 @@ from ..errors import DeployError, MisuseError, one_line
 from ..extras import need
 from ..files import WriteError, replacing
 from ..images.addresses import LIVE_SCHEMES, SUFFIXES
-from ..images.find import IMAGE_SUFFIXES, find_images
+from ..images.find import IMAGE_SUFFIXES, find_placed
 
 CALLS = 16  # that ask what is there, at once
 TRIES = 3  # to fetch or put an object, at most, …
@@ -329,9 +329,11 @@ def _whole(item: Object) -> Object:
 
 
 def _here(word: str) -> list[Object]:
-    paths = [path.absolute() for path in find_images([word], SUFFIXES)]
     store = Store(".")
-    return [Object(store, str(path), path.stem, path.stat().st_size) for path in paths]
+    return [
+        Object(store, str(path.absolute()), str(folder / path.stem), path.stat().st_size)
+        for path, folder in find_placed([word], SUFFIXES).items()
+    ]
 
 
 def _behind(word: str) -> list[Object]:

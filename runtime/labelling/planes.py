@@ -3,9 +3,8 @@
 from dataclasses import dataclass
 from typing import Annotated
 
-import typer
-
 from ..errors import MisuseError
+from ..options import option
 
 ALL = "all"
 
@@ -21,14 +20,14 @@ class Planes:
 
     page: Annotated[
         str | None,
-        typer.Option(
+        option(
             metavar="N|all",
             help="Image of a stack to label, from 0 on, or all, with a result for each [default: 0].",
         ),
     ] = None
     channel: Annotated[
         str | None,
-        typer.Option(metavar="N,…", help="Channels of the files that the network is shown, in this order, from 0 on."),
+        option(metavar="N,…", help="Channels of the files that the network is shown, in this order, from 0 on."),
     ] = None
 
     @property

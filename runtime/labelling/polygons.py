@@ -92,6 +92,8 @@ class GeoPackage:
     def add(self, image: str, result: ResultFile, ground: Ground) -> None:
         """Write the polygons of an image's result."""
         found = polygons_of(result, ground, self.card)
+        some = list(islice(found, TOGETHER))
+        self._write(image, some, ground)  # without any too: its layer has its coordinate system
         while some := list(islice(found, TOGETHER)):
             self._write(image, some, ground)
 
@@ -102,6 +104,8 @@ class GeoPackage:
     def _write(self, image: str, some: list[Polygon], ground: Ground) -> None:
         crs = None if ground.crs is None else ground.crs.to_wkt()
         known = (crs or ground.kind) in self._layers
+        if known and not some:
+            return
         layer = self._layers.setdefault(crs or ground.kind, self._name(ground))
         fields = {
             "image": np.array([image for _ in some], object),

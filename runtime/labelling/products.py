@@ -3,10 +3,9 @@
 from dataclasses import dataclass
 from typing import Annotated
 
-import typer
-
 from ..engine_format.model_card import ModelCard
 from ..errors import MisuseError
+from ..options import option
 
 SCREEN = 4096  # pixels: longest side of a picture, where no other is asked for
 POLYGONS = (".gpkg", ".geojson")
@@ -27,27 +26,27 @@ class Products:
     """
 
     overlay_side: Annotated[
-        int, typer.Option(min=1, metavar="PIXELS", help="Longest side of overlays; larger ones are reduced.")
+        int, option(min=1, metavar="PIXELS", help="Longest side of overlays; larger ones are reduced.")
     ] = SCREEN
     cog: Annotated[
-        bool, typer.Option("--cog", help="Write Cloud-Optimized GeoTIFFs, with overviews, of images of any kind.")
+        bool, option("--cog", help="Write Cloud-Optimized GeoTIFFs, with overviews, of images of any kind.")
     ] = False
     polygons: Annotated[
         str | None,
-        typer.Option(metavar="FILE", help="Write polygons of the classes of all images into a .gpkg or .geojson."),
+        option(metavar="FILE", help="Write polygons of the classes of all images into a .gpkg or .geojson."),
     ] = None
     stats: Annotated[
         str | None,
-        typer.Option(metavar="FILE", help="Write pixels, share and area of each class in each image as a .csv."),
+        option(metavar="FILE", help="Write pixels, share and area of each class in each image as a .csv."),
     ] = None
     instances: Annotated[
         str | None,
-        typer.Option(
+        option(
             metavar="CLASS,…", help="Number, count and measure the separate objects of these classes: a TIFF and a CSV."
         ),
     ] = None
     connectivity: Annotated[
-        int, typer.Option(metavar="4|8", help="Pixels of an object touch by their sides (4), or by corners too (8).")
+        int, option(metavar="4|8", help="Pixels of an object touch by their sides (4), or by corners too (8).")
     ] = 4
 
     @property

@@ -62,6 +62,12 @@ class Grid:
         return None
 
     @property
+    def largest(self) -> tuple[int, int]:
+        """(height, width) of the largest part that a tile is computed from."""
+        tall, wide = (max(span.outer_stop - span.outer_start for span in self.spans(axis)) for axis in (0, 1))
+        return tall, wide
+
+    @property
     def count(self) -> int:
         return math.prod(-(-side // length) for side, length in zip(self.padded, self.tile, strict=True))
 

@@ -1,6 +1,6 @@
 """The rows of an input that memory holds beside a tile of it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -26,8 +26,17 @@ class KeptRows:
 
     def taken(self, rows: Numbers, columns: Numbers, height: int) -> Numbers:
         """Bytes beside tiles of so many rows and columns, of an image of `height`."""
+        return self.rows_taken(rows, height) + self.ahead * rows * columns
+
+    def rows_taken(self, rows: Numbers, height: int) -> Numbers:
+        """Of these the bytes of what is kept beside tiles of so many rows."""
         kept: Numbers = np.clip((rows + self.beside) * self.bytes, self.least, self.bytes * height)
-        return kept + self.ahead * rows * columns
+        return kept
+
+    @property
+    def without_rows(self) -> "KeptRows":
+        """What is made ahead alone."""
+        return replace(self, bytes=0.0, least=0.0)
 
 
 NOTHING_KEPT = KeptRows()

@@ -249,6 +249,33 @@ def plan_engine(
     return plan_passes(size, card, manifest.pooled, memory, result, kept, making)
 
 
+def plan_bands(
+    size: tuple[int, int],
+    card: ModelCard,
+    stages: tuple[Stage, ...],
+    manifest: Manifest | None,
+    memory: float,
+    most: float,
+    kept: KeptRows = NOTHING_KEPT,
+    making: float = 0.0,
+    fine: bool = True,
+) -> Plan:
+    """Plan one image that is read by regions, within `memory` and, but for rows that its reader keeps, within `most`.
+
+    Where there is room for these beside, the tiles are those of an image of which none are kept. Other arguments and
+    errors as of plan_engine.
+    """
+    plain = kept.without_rows
+    if plain != kept and memory > most:
+        plan = plan_engine(size, card, stages, manifest, most, 0, plain, making, fine)
+        firsts = [grids[0] for grids in (*plan.passes, plan.grids) if grids]
+        sides = [np.array(grid.largest, float) for grid in firsts]
+        beside = max((float(kept.rows_taken(rows, plan.padded[0])) for rows, _ in sides), default=0.0)
+        if plan.bytes + beside <= memory:
+            return replace(plan, bytes=plan.bytes + int(beside))
+    return plan_engine(size, card, stages, manifest, min(memory, most), 0, kept, making, fine)
+
+
 def check_result(size: tuple[int, int], result: int, memory: float) -> None:
     """Raise OverBudgetError where the bytes of a result are more than the memory budget."""
     if result > memory:

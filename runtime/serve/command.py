@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..command import INTERRUPTED, InputRange, NoData, Threads, log_to_stderr, parse_memory, run
+from ..command import INTERRUPTED, InputRange, NoData, Threads, fail, log_to_stderr, parse_memory, run
 from ..errors import DeployError, MisuseError
 from ..extras import need
 from ..process_memory import keep_freed
@@ -191,6 +191,8 @@ async def _serve(service: "Service", server: "Server", drain: float) -> int:
     signals: list[int] = []
 
     def asked(number: int) -> None:
+        if number == signal.SIGINT and number in signals:  # whoever presses Ctrl-C again does not want to wait
+            os._exit(fail("serve-engine", "interrupted", INTERRUPTED))
         signals.append(number)
         service.stopping = True
         stop.set()
@@ -202,8 +204,9 @@ async def _serve(service: "Service", server: "Server", drain: float) -> int:
     try:
         await server.start()
         _say(f"serving {', '.join(service.models.served)} at {server.address} and, by gRPC, {server.grpc_address}")
-        await loop.run_in_executor(None, service.models.warm_up)
-        _say("ready")
+        await loop.run_in_executor(None, service.models.warm_up, lambda: not service.stopping)
+        if not service.stopping:
+            _say("ready")
         await stop.wait()
         await asyncio.sleep(drain)
     finally:
@@ -215,8 +218,11 @@ def _say(text: str) -> None:
     """Tell it on standard output, or in the log where that is JSON."""
     if log.isEnabledFor(logging.INFO):
         log.info(text)
-    else:
+        return
+    try:
         print(text, flush=True)
+    except OSError:  # its reader has gone, or its disk is full: no reason to answer no requests
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _reload(models: "Models") -> None:

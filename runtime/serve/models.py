@@ -106,9 +106,14 @@ class Served:
         manifest = self.network.manifest
         return OWN_CHECK if manifest is None or manifest.gpu is None else manifest.gpu.profiles[0].opt
 
-    def warm_up(self, sizes: Sequence[tuple[int, int]]) -> None:
-        """Run it once at each (height, width). Raises what that raises; it is ready afterwards."""
+    def warm_up(self, sizes: Sequence[tuple[int, int]], wanted: Callable[[], bool] = lambda: True) -> None:
+        """Run it once at each (height, width), after which it is ready; not to the end where that is not `wanted`.
+
+        Raises what a run raises.
+        """
         for size in sizes or [self._own_check]:
+            if not wanted():
+                return
             image = np.zeros((*size, self.card.channels), self.card.dtype)
             (done,) = self.stream.label([image])
             if isinstance(done.outcome, Exception):
@@ -211,10 +216,10 @@ class Models:
         """Whether all of them are."""
         return all(each.ready for each in self._served.values())
 
-    def warm_up(self) -> None:
-        """Run each at the sizes of the warm-up. Raises DeployError."""
+    def warm_up(self, wanted: Callable[[], bool] = lambda: True) -> None:
+        """Run each at the sizes of the warm-up, while that is `wanted`. Raises DeployError."""
         for each in self._served.values():
-            each.warm_up(self._warmup)
+            each.warm_up(self._warmup, wanted)
 
     def rest(self) -> None:
         """Give back to the system what the networks keep for the next image, and what the process has freed."""

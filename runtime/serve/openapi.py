@@ -18,7 +18,7 @@ PROBLEMS = {
     "413": "The body, the image or what labelling it takes is over the server's limits.",
     "415": "A form, or a body that is packed otherwise than by gzip or deflate.",
     "422": "The image cannot be read, or the network does not run on it.",
-    "503": "The queue is full, the server stops, or the network fails; Retry-After says when to come again.",
+    "503": "The queue or the disk is full, the server stops, or the network fails; Retry-After says when to ask again.",
     "504": "The request's time was over before it was run.",
 }
 PARAMETERS = {"type": "object", "additionalProperties": True}

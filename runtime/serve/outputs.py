@@ -69,9 +69,9 @@ class Output:
         yield b"]"
 
 
-def check_wanted(served: Served, outputs: Sequence[Wanted]) -> tuple[Wanted, ...]:
-    """What is asked for of a model: what it gives, unless it is told. Raises MisuseError."""
-    outputs = tuple(outputs) or (Wanted(served.network.kind),)
+def check_wanted(served: Served, outputs: Sequence[Wanted], binary: bool) -> tuple[Wanted, ...]:
+    """What is asked for of a model: what it gives, `binary` or not, unless it is told. Raises MisuseError."""
+    outputs = tuple(outputs) or (Wanted(served.network.kind, binary=binary),)
     for each in outputs:
         if each.name not in served.kinds:
             raise MisuseError(
@@ -85,9 +85,9 @@ def check_wanted(served: Served, outputs: Sequence[Wanted]) -> tuple[Wanted, ...
     return outputs
 
 
-def output_of(wanted: Wanted, result: AnyArray, card: ModelCard, binary: bool) -> Output:
-    """A result as it is asked for; `binary` where the output does not say."""
-    binary = binary or wanted.binary
+def output_of(wanted: Wanted, result: AnyArray, card: ModelCard) -> Output:
+    """A result as it is asked for."""
+    binary = wanted.binary
     if wanted.format == "png":
         element = label_png(result, card)
         return Output(wanted.name, "BYTES", (1,), None, element, False, {"content_type": "image/png"}, binary)

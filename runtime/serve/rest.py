@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from importlib import resources
 from typing import Any
+from urllib.parse import quote
 
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -203,11 +204,18 @@ def _extra(status: int) -> dict[str, str]:
 
 
 def _check_origin(headers: dict[str, str]) -> None:
-    """A page of another site may not use the browser of somebody who reaches this server."""
+    """A page of another site may not use the browser of somebody who reaches this server.
+
+    Behind a proxy the host may be another than the page's: then it counts what the browser says, whom pages cannot make
+    say it (https://www.w3.org/TR/fetch-metadata/). To addresses without TLS browsers do not.
+    """
     origin = headers.get("origin")
-    if origin is not None and origin.partition("://")[2] != headers.get("host"):
+    same = headers.get("sec-fetch-site") == "same-origin"
+    if origin is not None and not same and origin.partition("://")[2] != headers.get("host"):
         raise RefusedError(
-            "origin", f"a page of {origin[:80]} may not send requests here; let its own server send them"
+            "origin",
+            f"a page of {origin[:80]} may not send requests here; let its own server send them, or, if it is this "
+            "server's, the proxy between hand on Host",
         )
 
 
@@ -237,7 +245,8 @@ async def _body(service: Service, exchange: Exchange, receive: Receive, held: He
 
 def _encoding(headers: Mapping[str, str]) -> str:
     """How a body is packed. Raises RefusedError."""
-    encoding = headers.get("content-encoding", "identity").strip().lower()
+    # x-gzip is another name of gzip: RFC 9110, 8.4.1.3.
+    encoding = headers.get("content-encoding", "identity").strip().lower().removeprefix("x-")
     if encoding not in ("identity", *PACKED):
         raise RefusedError(
             "type", f"the body's Content-Encoding is {encoding[:40]!r}; choose {', '.join(PACKED)}, or send it as it is"
@@ -346,7 +355,7 @@ def _written(
     text = [json.dumps(fields)[:-1].encode(), b', "outputs": [']
     rest: list[Part] = []
     for index, (wanted, result) in enumerate(zip(outputs, results, strict=True)):
-        output = output_of(wanted, result, served.card_of(wanted.name), request.binary)
+        output = output_of(wanted, result, served.card_of(wanted.name))
         parameters = dict(output.parameters)
         if output.binary:
             rest.append(output.raw)
@@ -395,7 +404,7 @@ async def _label(service: Service, exchange: Exchange, receive: Receive, held: H
 
         def write(outputs: tuple[Wanted, ...], results: tuple[AnyArray, ...]) -> Any:
             if format == "png":
-                return output_of(outputs[0], results[0], served.card_of(kind), binary=True).element
+                return output_of(outputs[0], results[0], served.card_of(kind)).element
             found: dict[str, Any] = {"model": served.name, "version": served.version, "output": kind}
             found["size"] = results[0].shape[-2:]
             found["classes"] = shares(results[0], served.card_of(kind))
@@ -408,7 +417,8 @@ async def _label(service: Service, exchange: Exchange, receive: Receive, held: H
             if type(error) is DeployError and exchange.headers.get("content-type") == CURLS_OWN:
                 raise DeployError(f"{error}; curl sends files whole by --data-binary alone, not by -d") from None
             raise
-    headers = {"Server-Timing": _timing(done), "X-Model": served.name, "X-Model-Version": served.version}
+    # Headers hold ASCII alone, and a file's name whatever there is.
+    headers = {"Server-Timing": _timing(done), "X-Model": quote(served.name), "X-Model-Version": served.version}
     if format == "png":
         return Answer([done.answer], "image/png", headers)
     milliseconds = {part: round(1e3 * seconds, 2) for part, seconds in done.seconds.items()}

@@ -12,7 +12,7 @@ from ..arrays import AnyArray
 from ..errors import DeployError, MisuseError, OverBudgetError
 from .access import Exchange
 from .messages import HEALTH_MESSAGES, MESSAGES, METHODS, NOT_SERVING, SERVICE, SERVING
-from .models import Served
+from .models import Served, UnknownModelError, shown
 from .outputs import EXTENSIONS, metadata, output_of
 from .raw import with_raw, without_raw
 from .room import Held, RefusedError, stopping
@@ -115,6 +115,8 @@ class Verbs:
         return MESSAGES["ServerReadyResponse"](ready=await self._service.check_ready())
 
     async def _HealthCheck(self, request: Any) -> Any:  # noqa: N802
+        if request.service not in ("", SERVICE):
+            raise UnknownModelError(f"no service {shown(request.service)} is served; ask for {SERVICE}, or of none")
         ready = await self._service.check_ready()
         return HEALTH_MESSAGES["HealthCheckResponse"](status=SERVING if ready else NOT_SERVING)
 
@@ -253,7 +255,7 @@ def _written(
         answer.parameters["pages"].int64_param = pages
     raw = []
     for each, result in zip(outputs, results, strict=True):
-        output = output_of(each, result, served.card_of(each.name), binary=True)
+        output = output_of(each, result, served.card_of(each.name))
         tensor = answer.outputs.add(name=output.name, datatype=output.datatype, shape=output.shape)
         for key, value in output.parameters.items():
             tensor.parameters[key].string_param = value

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from ..arrays import AnyArray, Image, size_of
 from ..engine_format.model_card import ModelCard
 from ..errors import DeployError, MisuseError, OverBudgetError, one_line
+from ..files import WriteError
 from ..images.header import Header, read_header
 from ..images.memory import file_of
 from ..images.numbers import ReadOptions
@@ -89,6 +90,8 @@ def problem_of(error: BaseException) -> Problem:
         return Problem(413, "INVALID_ARGUMENT", "too_large", text)
     if isinstance(error, MisuseError):
         return Problem(400, "INVALID_ARGUMENT", "misuse", text)
+    if isinstance(error, WriteError):  # a full disk of this machine is no fault of the image
+        return Problem(503, "UNAVAILABLE", "failing", text)
     if isinstance(error, DeployError):
         return Problem(422, "INVALID_ARGUMENT", "image", text)
     if isinstance(error, MemoryError):
@@ -171,7 +174,7 @@ class Service:
             DeployError: an image that the network does not take, or over the limits.
         """
         card = served.card
-        outputs = check_wanted(served, request.outputs)
+        outputs = check_wanted(served, request.outputs, request.binary)
         kinds = tuple(dict.fromkeys(each.name for each in outputs))
         read: Callable[[], Image]
         if request.image is not None:

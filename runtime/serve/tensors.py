@@ -53,7 +53,7 @@ class InferRequest:
         outputs: asked for; none: what the network gives.
         id: of the request, handed back.
         timeout: seconds in which it must be begun; None: any.
-        binary: whether outputs follow the JSON of a REST answer as bytes, where `outputs` does not say.
+        binary: whether outputs follow the JSON of a REST answer as bytes, where `outputs` names none.
         page: of a file of several images, counted from 0; None: the first.
     """
 

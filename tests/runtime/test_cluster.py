@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
+from fcn_deploy.runtime.files import WriteError
 from fcn_deploy.runtime.labelling import bulk, cluster
 from fcn_deploy.runtime.labelling.cluster import Cluster, Labeler, label_on_cluster
 from fcn_deploy.runtime.labelling.objects import Store, find_objects
@@ -62,6 +63,10 @@ def test_a_cluster_labels_files_and_scenes_as_one_machine_does(ray, exports, tmp
         run = label_on_cluster(Cluster("local", actors=2, threads=1), net, find_objects([str(source)]), Store(str(out)))
         records = {Path(record["file"]).name: record for record in run}
         label_regions(net, source / "scene.tif", tmp_path / "whole.tif")
+        Path(tmp_path, "file").touch()  # no folder: what an actor cannot write is one line of the run
+        run = label_on_cluster(Cluster("local"), net, find_objects([str(source)]), Store(str(tmp_path / "file" / "x")))
+        with pytest.raises(WriteError, match=r"^cannot write [^\n]*: Not a directory; [^\n]*$"):
+            list(run)
         assert len(records) == 8
         assert "broken.png is not an image" in records["broken.png"]["error"]
         for i in range(6):

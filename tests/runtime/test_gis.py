@@ -16,6 +16,7 @@ import onnx
 import pytest
 from fcn_deploy.export.graph.edit import set_metadata
 from fcn_deploy.runtime.engine_format.model_card import CARD_KEY
+from fcn_deploy.runtime.labelling import ground
 from fcn_deploy.runtime.labelling.files import label_files
 from fcn_deploy.runtime.labelling.products import Products
 from fcn_deploy.runtime.network import Network
@@ -340,6 +341,41 @@ def test_statistics_have_pixels_shares_and_areas(tmp_path, where):
         else:
             assert row["area_m2"] == ""
     assert len(rows) == 3
+
+
+SITE = 'LOCAL_CS["site",UNIT["foot",0.3048]]'
+
+
+@pytest.mark.parametrize(
+    ("where", "said"),
+    [
+        (
+            {"crs": "EPSG:4326", "transform": rasterio.Affine(1e-3, 1e-4, 10, 1e-4, -1e-3, 50)},
+            "it is rotated, in degrees",
+        ),
+        ({"crs": "IAU_2015:30100", "transform": DEGREES["transform"]}, "no way to longitudes and latitudes"),
+        ({"transform": UTM["transform"]}, "its coordinate system is not known: name it first"),
+        ({"crs": SITE, "transform": UTM["transform"]}, ""),
+    ],
+    ids=["rotated", "moon", "no system", "site"],
+)
+def test_why_areas_are_not_known_is_said(tmp_path, caplog, monkeypatch, where, said):
+    monkeypatch.setattr(ground, "_said", set())
+    labels = classes(20, 30, margin=4)
+    scenes = [save_scene(tmp_path / name, labels, **where) for name in ("a.tif", "b.tif")]
+    label(tmp_path, *scenes, products=Products(stats=tmp_path / "t.csv"))
+    told = [record.getMessage() for record in caplog.records if "no areas in square metres" in record.getMessage()]
+    assert len(told) == bool(said) and said in "".join(told)
+    areas = [row["area_m2"] for row in table(tmp_path / "t.csv")]
+    assert areas == [""] * 6 if said else float(areas[0]) == pytest.approx((labels == 0).sum() * 100 * 0.3048**2)
+
+
+def test_a_scene_without_polygons_has_a_layer_in_its_place(tmp_path):
+    scenes = [save_scene(tmp_path / f"{size}.tif", np.full((9, size), 255), **UTM) for size in (9, 8)]
+    label(tmp_path, *scenes, products=Products(polygons=tmp_path / "p.gpkg"))
+    assert pyogrio.list_layers(tmp_path / "p.gpkg")[:, 0].tolist() == ["labels"]
+    found = pyogrio.read_info(tmp_path / "p.gpkg")
+    assert (found["features"], found["crs"]) == (0, "EPSG:32633")
 
 
 def on_the_ellipsoid(chosen, where):

@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 import tifffile
 from fcn_deploy.runtime.engine_format.model_card import voc_palette
-from fcn_deploy.runtime.images.find import IMAGE_SUFFIXES, find_images
+from fcn_deploy.runtime.images.find import IMAGE_SUFFIXES, find_images, find_placed
 from fcn_deploy.runtime.images.header import read_header
 from fcn_deploy.runtime.images.numbers import ReadOptions
 from fcn_deploy.runtime.images.overlay import overlay, overlay_sheet
 from fcn_deploy.runtime.images.read import decode, read_image
 from fcn_deploy.runtime.images.regions import open_regions
 from fcn_deploy.runtime.images.write import write_labels
-from helpers import ROOT, needs
+from helpers import ROOT, needs, photo
 from PIL import Image
 
 from fcn_deploy import DeployError, MisuseError, ModelCard
@@ -242,6 +242,23 @@ def test_white_is_zero_is_turned_round_in_8_and_16_bits(tmp_path):
     assert eight[0, 0, 0] == 255 and abs(eight - sixteen).max() <= 1
 
 
+def test_arrays_that_are_no_images_are_refused_with_what_to_do(tmp_path):
+    np.save(tmp_path / "a.npy", photo(40, 50).transpose(2, 0, 1))
+    with pytest.raises(MisuseError, match=r"holds \[3, 40, 50\], and an image is \[H, W, C\]: save array.transpose"):
+        read_image(tmp_path / "a.npy", RGB)
+    np.save(tmp_path / "a.npy", np.array([{}]), allow_pickle=True)
+    with pytest.raises(MisuseError, match="holds Python objects, which are never loaded"):
+        read_image(tmp_path / "a.npy", RGB)
+
+
+def test_the_first_of_a_phones_jpegs_in_one_is_a_jpeg(tmp_path):
+    pictures = [Image.fromarray(photo(40, 50, seed)) for seed in range(2)]
+    pictures[0].save(tmp_path / "a.jpg", format="MPO", save_all=True, append_images=pictures[1:])
+    header = read_header(tmp_path / "a.jpg")
+    assert (header.format, header.pages) == ("JPEG", 2)
+    np.testing.assert_array_equal(read_image(tmp_path / "a.jpg", RGB), np.asarray(Image.open(tmp_path / "a.jpg")))
+
+
 def test_big_endian_arrays_are_taken(tmp_path):
     card = ModelCard(("a", "b"), channels=1, dtype="uint16", mean=(0,), std=(1,))
     np.save(tmp_path / "x.npy", np.arange(12, dtype=">u2").reshape(3, 4))
@@ -346,6 +363,14 @@ def test_files_folders_and_globs_are_found_in_order(tmp_path, picture):
     assert [p.name for p in find_images([tmp_path])] == ["a.JPG", "b.png"]
     assert [p.name for p in find_images([f"{tmp_path}/**/*.png"])] == ["b.png", "c.png"]
     assert [p.name for p in find_images([tmp_path / "b.png", tmp_path])] == ["b.png", "a.JPG"]
+    placed = find_placed([tmp_path / "b.png", f"{tmp_path}/**/*.png", f"{tmp_path}/d*/*.png", tmp_path])
+    assert [(path.name, str(folder)) for path, folder in placed.items()] == [
+        ("b.png", "."),
+        ("c.png", "deep"),
+        ("a.JPG", "."),
+    ]
+    with pytest.raises(MisuseError, match="back up behind a wildcard"):
+        find_placed([f"{tmp_path}/*/../*.png"])
     for wrong, said in ((tmp_path / "empty", "no images"), (tmp_path / "x", "does not exist"), ("*.zzz", "no images")):
         with pytest.raises(MisuseError, match=said):
             find_images([wrong])

@@ -49,6 +49,22 @@ def test_globs_files_and_explain(exports, photos, tmp_path):
     assert "3 of 3 images labelled" in done.stdout
 
 
+def test_globs_that_descend_keep_their_folders(exports, tmp_path):
+    for folder in ("", "x/", "x/y/", "z/"):
+        save_photos(tmp_path / "in" / folder, [(28, 28)], "1.png")
+    words = "infer", exports / "narrow.engine", f"{tmp_path}/in/**", "-o", tmp_path / "o"
+    command(*words, "--overlay", "--shard", "1/2")
+    some = len(list((tmp_path / "o").rglob("1.png")))
+    again = command(*words, "--resume")
+    assert 0 < some < 4 and f"{4 - some} of 4 images labelled, {some} were there already" in again.stdout
+    expected = {"1.png", "x/1.png", "x/y/1.png", "z/1.png"}
+    assert {str(file.relative_to(tmp_path / "o")) for file in (tmp_path / "o").rglob("1.png")} == expected
+    folders = tmp_path / "in", tmp_path / "in" / "x"
+    error = one_error(command("infer", exports / "narrow.engine", *folders, "-o", tmp_path / "p", ok=2))
+    assert "1.png is the name of several images" in error and "'FOLDER/**'" in error
+    assert not (tmp_path / "p").exists()
+
+
 def test_a_broken_image_does_not_stop_the_rest(exports, photos, tmp_path):
     (photos / "p1.png").write_bytes((photos / "p1.png").read_bytes()[:200])
     (photos / "a.jpg").write_text("no image")

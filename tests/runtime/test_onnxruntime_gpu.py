@@ -82,6 +82,11 @@ def test_a_provider_that_loads_without_a_gpu_says_so(with_gpu, gpu, monkeypatch)
     with pytest.raises(DeployError, match=said):
         OnnxRuntimeSession(_identity(), target="ort-cuda")
     gpu.set_devices(1)
+    gpu.set_driver(12040)
+    monkeypatch.setattr(onnxruntime, "cuda_version", "13.0")
+    with pytest.raises(DeployError, match=r"\(the driver here is of CUDA 12.4, and it of CUDA 13\); update the driver"):
+        OnnxRuntimeSession(_identity(), target="ort-cuda")
+    gpu.set_driver(13000)
     with pytest.raises(DeployError, match="CUDA failure 100"):  # of something else
         OnnxRuntimeSession(_identity(), target="ort-cuda")
     gpu.clear()

@@ -8,7 +8,7 @@ from fcn_deploy.runtime.engine_format.manifest import Profile, Stage
 from fcn_deploy.runtime.errors import OverBudgetError
 from fcn_deploy.runtime.planning.grid import Grid
 from fcn_deploy.runtime.planning.kept_rows import KeptRows
-from fcn_deploy.runtime.planning.plan import plan_profile, plan_run
+from fcn_deploy.runtime.planning.plan import plan_bands, plan_profile, plan_run
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -185,6 +185,19 @@ def test_what_the_reader_keeps_and_reads_ahead_and_what_results_are_made_in_is_i
     assert KeptRows(10, 32, least=2000).taken(np.array(64.0), np.array(9.0), 500) == 2000
     assert KeptRows(10, 32, least=2000).taken(np.array(64.0), np.array(9.0), 150) == 1500
     assert KeptRows(100, 32).taken(np.array(64.0), np.array(9.0), 80) == 8000
+
+
+def test_what_a_reader_keeps_costs_no_tiles_where_there_is_room_for_it_beside():
+    stages, most = (Stage("s", **HALO, bytes_per_pixel=100),), 1.82e7
+    kept = KeptRows(bytes=3000, beside=64, ahead=20)
+    free = plan_bands((640, 960), CARD, stages, None, 1e9, most, kept.without_rows)
+    roomy = plan_bands((640, 960), CARD, stages, None, 1e9, most, kept)
+    rows, _ = roomy.grids[0].largest
+    assert roomy.grids == free.grids and roomy.bytes == free.bytes + min(rows + 64, 640) * 3000
+    for memory in (roomy.bytes - 1, most):
+        tight = plan_bands((640, 960), CARD, stages, None, memory, most, kept)
+        assert tight.grids != free.grids and tight.bytes <= most
+    assert plan_bands((640, 960), CARD, stages, None, roomy.bytes, most, kept) == roomy
 
 
 def test_what_cannot_be_tiled_says_why():

@@ -372,6 +372,47 @@ def test_a_wheel_of_a_newer_cuda_than_the_drivers_is_said_with_both_versions(
         assert len(str(raised.value)) <= 300
 
 
+@pytest.mark.parametrize(
+    ("library", "wheels", "package"),
+    [("tensorrt", ["tensorrt-cu12"], "tensorrt-cu12"), ("tensorrt", ["tensorrt-cu13"], "tensorrt-cu13"),
+     ("tensorrt", [], "tensorrt"), ("tensorrt_rtx", [], "tensorrt-rtx-cu13")],
+)  # fmt: skip
+def test_the_version_that_a_plan_needs_is_named_by_the_wheel_that_is_here(monkeypatch, library, wheels, package):
+    from fcn_deploy.runtime.backends import device
+
+    module = types.ModuleType(library)
+    module.__version__ = "11.4.0.106"
+    monkeypatch.setitem(sys.modules, library, module)
+    monkeypatch.setattr(device, "_installed", lambda name: name in wheels)
+    with pytest.raises(DeployError, match=rf"run pip install '{package}==10.16.1.11', or build it again"):
+        open_library(None, replace(PLAN, library=library, version="10.16.1.11"), "m.engine")
+
+
+def test_a_library_that_cannot_start_is_said_with_the_drivers_version(rtx_engine, gpu, monkeypatch):
+    """As where the driver is older than a minor version of CUDA that the library wants."""
+
+    def refused(log):
+        log.log(log.ERROR, "CUDA initialization failure with error: 35")
+        raise TypeError("pybind11::init(): factory function returned nullptr")
+
+    monkeypatch.setattr(sys.modules["tensorrt_rtx"], "Runtime", refused)
+    said = r"tensorrt_rtx 1.7.1.116 cannot start \(CUDA init.* error: 35\); the driver here is of CUDA 13.0: update it"
+    with pytest.raises(DeployError, match=said):
+        Segmenter(rtx_engine)
+    assert gpu.counts()["contexts"] == 0
+
+
+def test_a_library_that_is_installed_and_does_not_load_is_not_called_absent(monkeypatch):
+    from fcn_deploy.runtime import extras
+
+    def broken(name):
+        raise ImportError("libnvinfer.so.11: cannot open shared object file: No such file or directory")
+
+    monkeypatch.setattr(extras, "import_module", broken)
+    with pytest.raises(DeployError, match=r"tensorrt cannot be loaded \(libnvinfer.so.11: cannot open .*\); run: pip"):
+        open_library(None, replace(PLAN, library="tensorrt"), "m.engine")
+
+
 def test_a_driver_too_old_for_the_kernels_is_said_with_both_versions(rtx_engine, gpu, tmp_path, monkeypatch):
     """PTX of a newer toolkit, and no machine code for this GPU."""
     from fcn_deploy.runtime.backends import KERNELS_PTX, device

@@ -87,6 +87,47 @@ def test_a_palette_has_no_data_by_its_index_and_by_a_mask(tmp_path, internal):
     np.testing.assert_array_equal(valid(tmp_path / "a.tif"), mask & (indices != 3))
 
 
+@pytest.mark.parametrize("name", ["a.png", "a.gif", "a.bmp"])
+def test_a_palette_of_other_formats_has_no_data_by_its_index_too(tmp_path, name):
+    indices, path = photo(50, 60)[:, :, 0] % 7, tmp_path / name
+    image = Image.fromarray(indices, "P")
+    image.putpalette([3] * 9 + [number for index in range(3, 7) for number in (index, 9, 9)])
+    image.save(path)
+    stored = np.asarray(Image.open(path))
+    np.testing.assert_array_equal(valid(path, no_data=3), stored != 3)
+    pam(path, 4)
+    np.testing.assert_array_equal(valid(path), stored != 4)
+    save_mask(path, (np.arange(3000).reshape(50, 60) % 2) * np.uint8(255))
+    np.testing.assert_array_equal(valid(path), (stored != 4) & (np.arange(3000).reshape(50, 60) % 2 > 0))
+
+
+@pytest.mark.parametrize("name", ["a.tif", "a.png"])
+def test_values_of_all_bands_that_are_no_data_together(tmp_path, name):
+    image = photo(50, 60) % 4
+    path = save(tmp_path / name, image)
+    expected = ~(image == (1, 0, 2)).all(axis=2)
+    if name == "a.tif":
+        rasterio = pytest.importorskip("rasterio", reason="pip install 'fcn-deploy[gdal]'")
+        with rasterio.open(path, "r+") as file:
+            file.update_tags(NODATA_VALUES="1 0 2")
+        with rasterio.open(path) as file:
+            np.testing.assert_array_equal(file.dataset_mask() > 0, expected)
+    else:
+        told = '<PAMDataset><Metadata><MDI key="NODATA_VALUES">1 0 2</MDI></Metadata></PAMDataset>'
+        path.with_name(f"{name}.aux.xml").write_text(told)
+    assert 0 < (~expected).sum() < 500
+    np.testing.assert_array_equal(valid(path), expected)
+    np.testing.assert_array_equal(valid(path, GREY, channels=(1,)), expected)
+    np.testing.assert_array_equal(valid(path, no_data=3), ~(image == 3).all(axis=2))
+
+
+def test_a_grey_of_16_bits_that_is_transparent_is_no_data(tmp_path):
+    image = photo(50, 60)[:, :, 0].astype(np.uint16) * 200
+    Image.fromarray(image).save(tmp_path / "a.png", transparency=int(image[7, 9]))
+    card = replace(GREY, dtype="uint16")
+    np.testing.assert_array_equal(valid(tmp_path / "a.png", card), image != image[7, 9])
+
+
 @pytest.mark.parametrize("name", ["a.tif", "a.jpg"])
 def test_margins_that_a_compression_has_frayed_are_named(tmp_path, caplog, name):
     needs("imagecodecs")

@@ -14,6 +14,8 @@ def test_every_profile_is_verified_at_its_smallest_best_and_largest_size(gpu_eng
         profiles = net.manifest.gpu.profiles
     sizes = [tuple(row["size"]) for row in report["sizes"]]
     assert {size for profile in profiles for size in (profile.min, profile.opt, profile.max)} <= set(sizes)
+    # And at an odd size of each, whose rows and columns are resized otherwise.
+    assert sum(height % 2 == width % 2 == 1 and height != width for height, width in sizes[1:]) == len(profiles)
     assert report["passed"] and all(row["difference"] <= report["tolerance"] for row in report["sizes"])
 
 
@@ -64,16 +66,22 @@ def test_warming_up_without_sizes_runs_the_best_of_each_profile(rtx_engine, expo
 
 def test_a_size_that_memory_does_not_hold_is_said_and_does_not_fail():
     rows = [{"size": [64, 64], "difference": 0.0}, {"size": [999, 999], "difference": None}]
-    assert _by_size(rows, 1e-3) == "at MIN, OPT and MAX of the profiles: 64×64; not run for lack of memory: 1"
+    assert (
+        _by_size(rows, 1e-3) == "at MIN, OPT, MAX and odd sizes of the profiles: 64×64; not run for lack of memory: 1"
+    )
 
 
 def test_a_golden_sample_of_large_profiles_stays_small():
-    from fcn_deploy.export.build.golden import LARGEST_CHECKED, _ends
+    from fcn_deploy.export.build.golden import LARGEST_CHECKED, LARGEST_ODD, _ends
     from fcn_deploy.runtime.engine_format.manifest import GpuPlan, Profile
 
     plan = GpuPlan("tensorrt_rtx", "1.7", ("sm89",), (Profile((64, 64), (512, 512), (2176, 3840)),))
     sizes = _ends(plan, (61, 83))
     assert sizes[:2] == [(64, 64), (512, 512)] and 0.95 < sizes[2][0] * sizes[2][1] / LARGEST_CHECKED <= 1
+    height, width = sizes[3]
+    assert len(sizes) == 4 and height % 2 == width % 2 == 1 and 0.9 < height * width / LARGEST_ODD <= 1
+    fixed = GpuPlan("tensorrt", "11", ("sm90",), (Profile((64, 96), (64, 96), (64, 96)),))
+    assert _ends(fixed, (61, 83)) == [(64, 96)]  # there is no other
     assert (
         _ends(GpuPlan("tensorrt", "11", ("sm90",), (Profile((4096, 4096), (4096, 4096), (4096, 4096)),)), (1, 1)) == []
     )

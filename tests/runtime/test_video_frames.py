@@ -320,3 +320,20 @@ def test_single_files_of_every_container_are_read(tmp_path, name, codec):
     assert len(found) == 6
     for index, image in enumerate(found):
         assert abs(image.astype(int) - photo(80, 64, 3)[index : index + 48]).mean() < 30
+
+
+def test_the_cover_of_a_song_is_no_video(tmp_path):
+    with av.open(str(tmp_path / "song.mp4"), "w") as container:
+        cover, sound = container.add_stream("mjpeg", rate=1), container.add_stream("aac", rate=44100)
+        cover.width, cover.height, cover.pix_fmt = 32, 32, "yuvj420p"
+        cover.disposition = av.stream.Disposition.attached_pic
+        silence = av.AudioFrame.from_ndarray(np.zeros((1, 4410), np.float32), "fltp", "mono")
+        silence.sample_rate = 44100
+        picture = av.VideoFrame.from_ndarray(photo(32, 32), "rgb24")
+        for stream, given in ((cover, picture), (cover, None), (sound, silence), (sound, None)):
+            container.mux(stream.encode(given))
+    with (
+        pytest.raises(DeployError, match="has no pictures, only 2 other streams"),
+        VideoReader.open(tmp_path / "song.mp4", CARD, ReadOptions()),
+    ):
+        pass

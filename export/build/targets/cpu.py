@@ -25,7 +25,9 @@ from fcn_deploy.export.passes.raw_input import raw_input
 from fcn_deploy.export.passes.space_to_depth import space_to_depth
 from fcn_deploy.export.quantization.class_drops import Judgement
 from fcn_deploy.export.quantization.mixed_precision import MixedPrecision
+from fcn_deploy.export.tolerances import REORDERED_SUMS
 from fcn_deploy.runtime.backends.openvino import has_bfloat16, installed
+from fcn_deploy.runtime.engine_format.manifest import Stage
 from fcn_deploy.runtime.engine_format.model_card import ModelCard
 from fcn_deploy.runtime.errors import DeployError
 from fcn_deploy.runtime.golden_sample import GOLDEN, golden_difference
@@ -54,6 +56,7 @@ def build(job: BuildJob, report: EngineReport) -> Draft:
     if job.config.tuning is not None and job.config.tuning.fine:
         job.say("cutting it further, for tiles alone")
         draft = with_fine_stages(draft, *choice.core(chosen), chosen.threads)
+        draft = draft if draft.manifest.fine else choice.cut_for_memory(chosen)
     job.say("measuring its working memory")
     draft = with_measured_memory(draft, chosen.threads)
     report.precision, report.backend = chosen.precision, chosen.backend
@@ -152,6 +155,8 @@ class _Choice:
     Attributes:
         accuracy: library → what INT8 costs by its own kernels.
         on_blocks: libraries that run INT8 faster where its first stage takes squares of pixels as channels.
+        unpacked: precision → its draft for ONNX Runtime, cut where one map crosses alone: packing several takes a tenth
+            of a whole image's time, and tiles that memory asks for are by stages of their own.
     """
 
     def __init__(self, job: BuildJob, drafts: dict[str, Draft]) -> None:
@@ -164,7 +169,9 @@ class _Choice:
         fixed = job.config.latency_sizes and len(job.config.latency_sizes) <= FIXED_SIZES
         self.step = 0 if fixed else self.card.size_multiple
         self.sizes = job.config.latency_sizes or TIMED_SIZES
-        self.blocks = on_blocks(drafts["int8"]) if mixed is not None and "int8" in drafts else None
+        self.unpacked = self._unpacked()
+        low = self.tuning.backends if mixed is not None and "int8" in drafts else ()
+        self.blocks = {backend: on_blocks(self._before(backend, "int8")) for backend in low}
         self.tiles: dict[str, int | None] = {}
         self.on_blocks = {backend for backend in self.tuning.backends if self._faster_on_blocks(backend)}
         self.tiles = self._tiles()
@@ -208,7 +215,7 @@ class _Choice:
         Sums are the same integers. Of a library that the gate has judged scores must be equal; of one that it has yet
         to judge they may round otherwise, as those of the golden sample do.
         """
-        if self.blocks is None:
+        if (blocks := self.blocks.get(backend)) is None:
             return False
         self.job.say(f"trying squares of pixels as channels on {backend}")
         threads = self.job.config.threads
@@ -220,7 +227,7 @@ class _Choice:
                 if backend in self.accuracy:
                     same = np.array_equal(plain.scores(image), squares.scores(image))
                 else:
-                    same = golden_difference(squares, self.blocks.members[GOLDEN]).passed
+                    same = golden_difference(squares, blocks.members[GOLDEN]).passed
                 if not same:
                     log.warning("%s: squares of pixels as channels give other scores, and are not used", backend)
                     return False
@@ -237,17 +244,17 @@ class _Choice:
             return {}
         self.job.say("trying tiles that fit the caches")
         tiles: dict[str, int | None] = {}
-        for precision, draft in self.drafts.items():
-            with draft.opened(self.job.config.threads) as net:
+        for precision in self.drafts:
+            with self._before("onnxruntime", precision).opened(self.job.config.threads) as net:
                 image = natural_noise(*largest, self.card, 0)
                 tiles[precision] = fastest_tile(net, image, self.tuning.seconds / 2)
         return tiles
 
     def draft(self, candidate: Candidate) -> Draft:
         """The engine that says that a candidate runs it."""
-        before = self.drafts[candidate.precision]
-        if candidate.on_blocks and self.blocks is not None:
-            before = self.blocks
+        before = self._before(candidate.backend, candidate.precision)
+        if candidate.on_blocks:
+            before = self.blocks[candidate.backend] or before
         first, *others = before.manifest.stages
         # OpenVINO prepares kernels anew for each shape, and tiles have several.
         tile = self.tiles.get(candidate.precision) if candidate.backend == "onnxruntime" else None
@@ -256,8 +263,47 @@ class _Choice:
 
     def core(self, candidate: Candidate) -> tuple[ModelProto, Callable[[tuple[Part, ...]], tuple[Part, ...] | None]]:
         """The core of a candidate, and what has parts of it take images as its first stage does."""
-        job, first = self.job, self.draft(candidate).manifest.stages[0]
-        if job.mixed is None or candidate.precision != "int8":
+        return self._core(candidate.precision, self.draft(candidate).manifest.stages[0])
+
+    def cut_for_memory(self, candidate: Candidate) -> Draft:
+        """The engine of a candidate whose own stages are those that memory's tiles are run by."""
+        if candidate.precision not in self.unpacked:
+            return self.draft(candidate)
+        before = self.drafts[candidate.precision]
+        before = (on_blocks(before) if candidate.on_blocks else None) or before
+        return Draft(replace(before.manifest, backend=candidate.backend), before.members)
+
+    def _before(self, backend: str, precision: str) -> Draft:
+        return (self.unpacked if backend == "onnxruntime" else self.drafts).get(precision, self.drafts[precision])
+
+    def _unpacked(self) -> dict[str, Draft]:
+        tuning, found = self.tuning, {}
+        if not tuning.fine or "onnxruntime" not in tuning.backends or self.card.whole:
+            return {}
+        image = natural_noise(*TIMED_SIZES[0], self.card, 0)
+        for precision, draft in self.drafts.items():
+            stages, threads = draft.manifest.stages, self.job.config.threads
+            if len(stages) == 1 or precision == "bf16":
+                continue
+            core, on_image = self._core(precision, stages[0])
+            parts = on_image(cut_core(core, self.card, self.job.config.stages, packed=False))
+            if parts is None or tuple(part.stage for part in parts) == stages:
+                continue
+            others = {name: draft.members[name] for name in draft.members.keys() - {stage.file for stage in stages}}
+            changed = replace(draft.manifest, stages=tuple(part.stage for part in parts))
+            tried = Draft(changed, {**members_of(parts), **others})
+            with draft.opened(threads) as net, tried.opened(threads) as other:
+                scores = net.scores(image)
+                allowed = 0.0 if precision == "int8" else REORDERED_SUMS * float(np.ptp(scores))
+                if np.abs(other.scores(image) - scores).max() <= allowed:
+                    found[precision] = tried
+        return found
+
+    def _core(
+        self, precision: str, first: Stage
+    ) -> tuple[ModelProto, Callable[[tuple[Part, ...]], tuple[Part, ...] | None]]:
+        job = self.job
+        if job.mixed is None or precision != "int8":
             return job.float_core, lambda parts: parts
         mixed = job.mixed
 

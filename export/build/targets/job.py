@@ -1,6 +1,7 @@
 """What every target's builder is given, and gives: `build(job, report) → Draft`."""
 
 import logging
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -12,6 +13,7 @@ from fcn_deploy.export.importer.import_model import ImportedModel
 from fcn_deploy.export.quantization.mixed_precision import MixedPrecision
 from fcn_deploy.export.quantization.options import Say
 from fcn_deploy.runtime.errors import DeployError
+from fcn_deploy.runtime.golden_sample import GOLDEN, golden_difference
 from fcn_deploy.runtime.latency import latency, timed_sizes
 from onnx import ModelProto
 
@@ -64,11 +66,29 @@ class TargetBuilder(Protocol):
 
 
 def measure_on_gpu(job: BuildJob, draft: Draft, report: EngineReport) -> None:
-    """Latency on this machine's GPU, or why there is none."""
-    try:
-        with draft.opened() as net:
-            job.say(f"timing {job.precision}")
-            report.latency_ms = latency(net, job.config.latency_sizes or timed_sizes(draft.manifest))
-    except DeployError as error:
-        log.info("not measured: %s", error)
-        report.latency_reason = "no GPU here runs it: run verify-engine on the GPU's machine"
+    """Latency on this machine's GPU, or why there is none.
+
+    Raises:
+        DeployError: the GPU runs it, and does not give the scores of its golden sample.
+    """
+    with ExitStack() as stack:
+        try:
+            net = stack.enter_context(draft.opened())
+        except DeployError as error:
+            log.info("not measured: %s", error)
+            report.latency_reason = "no GPU here runs it: run verify-engine on the GPU's machine"
+            return
+        golden = golden_difference(net, draft.members[GOLDEN])
+        if not golden.passed:
+            wrong = [
+                f"{height}×{width}"
+                for (height, width), apart in golden.by_size.items()
+                if apart is not None and not apart <= golden.tolerance
+            ]
+            raise DeployError(
+                f"on this GPU its golden sample differs by {golden.difference:.1%} of the scores' range, at "
+                f"{', '.join(wrong)}, where {golden.tolerance:.1%} is allowed; build it in another precision, and "
+                "please report this with the GPU and the driver"
+            )
+        job.say(f"timing {job.precision}")
+        report.latency_ms = latency(net, job.config.latency_sizes or timed_sizes(draft.manifest))

@@ -93,7 +93,8 @@ def _nvrtc():
     """A compiler by NVRTC (a wheel, or a toolkit's library): architecture → code. None where there is none."""
     spec = find_spec("nvidia")
     folders = [Path(folder) for folder in (spec.submodule_search_locations or [])] if spec else []
-    files = sorted(file for folder in folders for file in folder.glob("*/lib/libnvrtc.so.[0-9]*"))
+    files = [file for folder in folders for file in folder.glob("*/lib/libnvrtc.so.[0-9]*")]
+    files.sort(key=lambda file: [int(part) for part in re.findall(r"\d+", file.name)])  # the newest knows most GPUs
     library = None
     for name in [*(str(file) for file in files[-1:]), "libnvrtc.so.13", "libnvrtc.so.12", "libnvrtc.so"]:
         try:

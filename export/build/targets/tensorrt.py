@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import numpy as np
 from fcn_deploy.calibration.report.engine_report import EngineReport, PlanReport
 from fcn_deploy.export.build.draft import Draft
 from fcn_deploy.export.build.golden import golden_sample
@@ -12,12 +13,20 @@ from fcn_deploy.export.build.targets.kernels import compile_kernels
 from fcn_deploy.export.build.targets.tensorrt_layers import advice
 from fcn_deploy.export.build.targets.tensorrt_plan import activation_cost, build_plan
 from fcn_deploy.export.build.targets.tensorrt_process import BuiltPlan
+from fcn_deploy.export.graph.edit import attributes, initializers, label
 from fcn_deploy.runtime.backends.device import platform_name
 from fcn_deploy.runtime.engine_format.manifest import GpuPlan, Profile
 from fcn_deploy.runtime.golden_sample import GOLDEN
 from fcn_deploy.runtime.stream import BATCH_PIXELS, TOGETHER
+from onnx import ModelProto
 
 PLAN_FILE = "stage-0.plan"
+# Of nearest neighbours by a power of two these read the same cells, however positions are computed and rounded.
+_SURE = {("asymmetric", "floor")} | {
+    (centres, rounding)
+    for centres in ("half_pixel", "pytorch_half_pixel")
+    for rounding in ("round_prefer_floor", "round_prefer_ceil")
+}
 
 
 def build(job: BuildJob, report: EngineReport) -> Draft:
@@ -85,13 +94,31 @@ def _within(job: BuildJob, batch: int) -> list[PlannedProfile]:
 
 def _plan_report(job: BuildJob, built: BuiltPlan, profiles: list[PlannedProfile]) -> PlanReport:
     skipped = job.config.sizes.skipped.values() if job.config.sizes is not None else ()
-    said = advice(built.layers, job.precision)
+    said = [note for note in (advice(built.layers, job.precision), unseen_resize(job.lowest_core)) if note]
     return PlanReport(
         module=built.module,
         version=built.version,
         targets=built.targets,
         seconds=built.seconds,
         profiles=profile_reports(profiles, built.activation_bytes),
-        notes=(*built.notes, *((said,) if said else ()), *(f"skipped: {reason}" for reason in skipped)),
+        notes=(*built.notes, *said, *(f"skipped: {reason}" for reason in skipped)),
         layers=built.layers,
     )
+
+
+def unseen_resize(core: ModelProto) -> str:
+    """What to say of nearest neighbours whose cells a rounded position decides; "" where there are none."""
+    held = initializers(core)
+    for node in core.graph.node:
+        given = attributes(node)
+        if node.op_type != "Resize" or given.get("mode", "nearest") != "nearest":
+            continue
+        scales = held.get(node.input[2]) if len(node.input) > 2 else None
+        centres = given.get("coordinate_transformation_mode", "half_pixel")
+        sure = (centres, given.get("nearest_mode", "round_prefer_floor")) in _SURE
+        if not sure or scales is None or not scales.size or np.any(np.log2(scales) % 1) or np.any(scales < 1):
+            return (
+                f"{label(node)} takes nearest neighbours whose places a rounding decides: which cells TensorRT takes "
+                "has been seen on no GPU yet; verify-engine tells on yours, at an odd size of each profile too"
+            )
+    return ""

@@ -17,13 +17,13 @@ from typing import Any
 
 from fcn_deploy.calibration.report.engine_report import PlanLayer
 from fcn_deploy.export.build.config import HARDWARE_LEVELS, TensorRTOptions
-from fcn_deploy.export.build.gpus import THIS_GPU, check_type
+from fcn_deploy.export.build.gpus import ON_THE_MACHINE, THIS_GPU, check_type
 from fcn_deploy.export.build.profiles import PlannedProfile
 from fcn_deploy.export.build.targets.tensorrt_errors import LIBRARY_NAMES, failed, reason_of, refused, tidied, too_long
 from fcn_deploy.export.build.targets.tensorrt_layers import layers_of
 from fcn_deploy.export.build.targets.timing_cache import TimingCache
 from fcn_deploy.runtime.backends.device import platform_name
-from fcn_deploy.runtime.errors import DeployError, MisuseError
+from fcn_deploy.runtime.errors import DeployError, MisuseError, one_line
 from fcn_deploy.runtime.extras import need
 
 OLDEST_TENSORRT = (10, 12)
@@ -159,22 +159,25 @@ def choose_module(targets: Sequence[str]) -> tuple[ModuleType, tuple[str, ...]]:
             "the GPUs to build for, such as --target sm86,sm89,sm120"
         )
     found = f"sm{device[0]}{device[1]}"
-    trt: ModuleType | None
+    why_not = "tensorrt is not installed"
     try:
         trt = import_module("tensorrt")
-        version = tuple(int(part) for part in trt.__version__.split(".")[:2])
-    except Exception:  # not installed, or its libraries are not
-        trt, version = None, (0, 0)
-    if trt is not None and version >= OLDEST_TENSORRT:
-        return trt, (found,)
+        if tuple(int(part) for part in trt.__version__.split(".")[:2]) >= OLDEST_TENSORRT:
+            return trt, (found,)
+        why_not = f"tensorrt {trt.__version__} is too old ({'.'.join(map(str, OLDEST_TENSORRT))} or later is wanted)"
+    except Exception as error:  # not installed; or its libraries are not, or are of another CUDA
+        if getattr(error, "name", None) != "tensorrt":
+            why_not = f"tensorrt cannot be imported ({one_line(error, 100)})"
+    if found in ON_THE_MACHINE:
+        raise DeployError(
+            f"{why_not}, and TensorRT for RTX has no plans for {found} ({ON_THE_MACHINE[found]}); run: pip install "
+            "'fcn-deploy[tensorrt]'"
+        )
     try:
         return import_module("tensorrt_rtx"), (found,)
     except Exception as error:
-        if trt is not None:
-            oldest = ".".join(map(str, OLDEST_TENSORRT))
-            raise DeployError(f"tensorrt {trt.__version__} is too old; install {oldest} or later") from error
         raise DeployError(
-            "neither tensorrt nor tensorrt_rtx can be imported; run: pip install 'fcn-deploy[tensorrt]' (or [rtx])"
+            f"{why_not}, and tensorrt_rtx cannot be imported; run: pip install 'fcn-deploy[tensorrt]' (or [rtx])"
         ) from error
 
 

@@ -253,6 +253,8 @@ def test_maps_of_several_strides_cross_a_cut_as_one(kind):
     expected = session(core.SerializeToString(), optimise=False).run(["scores"], {"image": image})[0]
     several = [place for place in places.candidates if place.packed]
     assert [place.stride for place in several] == [8, 8, 8, 2]
+    alone = CuttingPlaces(core, card, measure_tensors(core, 64), lambda node: 1, packed=False).candidates
+    assert alone and not any(place.packed for place in alone)
     for place in several:
         features, result = image, None
         for part in (places.network(None, place), places.network(place, None)):

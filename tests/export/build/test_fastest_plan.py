@@ -154,13 +154,13 @@ def test_labels_that_do_not_fit_are_an_error_and_no_reason_to_keep_float32(model
     assert not (tmp_path / "m.engine").exists()
 
 
-def test_a_gpu_that_runs_them_decides(gpu, model, photos, tmp_path, monkeypatch):
-    """By the simulated GPU, where FP16's kernels are wrong, which the list of layers does not tell."""
+@pytest.fixture
+def simulated(gpu, tmp_path, monkeypatch):
+    """What builds for the simulated GPU, which runs the first plan with all weights 0: its kernels are wrong."""
     needs("tensorrt_rtx")
     from gpu_sim import tensorrt_sim
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(fastest_plan, "ORDER", ("float16", "int8", "float32"))
     for module in (engine, fastest_plan):  # they would look for the library that the simulation stands in for
         monkeypatch.setattr(module, "check_builder", lambda options, types=(): None)
     gpu.load_kernels(KERNELS)
@@ -176,12 +176,27 @@ def test_a_gpu_that_runs_them_decides(gpu, model, photos, tmp_path, monkeypatch)
         tensorrt_sim.register(built.plan, runs.SerializeToString(), profiles_of(SimpleNamespace(profiles=profiles)))
         return built
 
-    built_before, said = [], []
+    built_before = []
     monkeypatch.setattr(tensorrt, "build_plan", registered)
     with gpu.tensorrt("tensorrt_rtx"):
-        report = build_engine(model, tmp_path / "m.engine", config(photos), said.append)
+        yield
+
+
+def test_a_gpu_that_runs_them_decides(simulated, model, photos, tmp_path, monkeypatch):
+    """By the simulated GPU, where FP16's kernels are wrong, which the list of layers does not tell."""
+    monkeypatch.setattr(fastest_plan, "ORDER", ("float16", "int8", "float32"))
+    said = []
+    report = build_engine(model, tmp_path / "m.engine", config(photos), said.append)
     rows = {row.precision: row for row in report.plans}
     assert report.plans_reason == "measured fastest on this machine's GPU" and "timing 2 precisions" in said
     assert "its golden sample differs by " in rows["float16"].refused and not rows["float16"].latency_ms
     assert all(rows[kept].latency_ms["64x96"] > 0 and not rows[kept].refused for kept in ("int8", "float32"))
     assert rows[report.precision].chosen and report.latency_ms["64x96"] > 0
+
+
+def test_an_engine_that_is_wrong_on_the_gpu_at_hand_is_not_written(simulated, model, tmp_path):
+    out, asked = tmp_path / "m.engine", BuildConfig(target="sm89", sizes=parse_sizes("64x96"))
+    with pytest.raises(DeployError, match=r"on this GPU its golden sample differs by .* at 64×96, where 0.1% is"):
+        build_engine(model, out, asked)
+    assert not out.exists()
+    assert build_engine(model, out, asked).latency_ms["64x96"] > 0  # the second is right

@@ -11,7 +11,9 @@ import onnx
 import pytest
 from fcn_deploy.export.build import fine_stages
 from fcn_deploy.export.build.config import BuildConfig, TuningOptions
+from fcn_deploy.export.build.cut_stages import cut_core
 from fcn_deploy.export.build.engine import build_engine
+from fcn_deploy.export.build.targets import cpu
 from fcn_deploy.export.importer.import_model import import_model
 from fcn_deploy.export.quantization.options import QuantizationOptions
 from fcn_deploy.runtime.engine_format.engine_file import EngineFile
@@ -124,6 +126,19 @@ def test_stages_that_give_other_scores_are_left_out(engine, exports, monkeypatch
     build_engine(import_model(exports / "narrow.onnx"), path, config)
     with EngineFile(path) as file:
         assert file.manifest.fine == () and not any(name.startswith("fine") for name in file.manifest.members)
+
+
+def test_whole_images_pay_for_no_cut_that_tiles_alone_need(exports, tmp_path, monkeypatch):
+    # As if the only cut of this network were one that packs.
+    monkeypatch.setattr(
+        cpu, "cut_core", lambda *given, packed=True: cut_core(*given) if packed else cut_core(*given[:2], 1)
+    )
+    config = BuildConfig(latency_sizes=[(64, 64)], tuning=TuningOptions(seconds=0.1))
+    for same, counts in ((True, (1, 2)), (False, (2, 0))):  # stages, and those for tiles alone
+        monkeypatch.setattr(fine_stages, "_gives_the_same", lambda net, same=same: same)
+        build_engine(import_model(exports / "narrow.onnx"), tmp_path / "a.engine", config)
+        with EngineFile(tmp_path / "a.engine") as file:
+            assert (len(file.manifest.stages), len(file.manifest.fine)) == counts
 
 
 def test_engines_of_version_5_are_read_and_a_stage_for_tiles_without_a_halo_is_refused(engine):

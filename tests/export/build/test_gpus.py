@@ -28,7 +28,14 @@ from fcn_deploy import DeployError, MisuseError
         ("NVIDIA GeForce RTX 4070 Ti SUPER", "sm89"), ("NVIDIA H100 80GB HBM3", "sm90"), ("NVIDIA H200 NVL", "sm90"),
         ("NVIDIA GH200 480GB", "sm90"), ("NVIDIA RTX PRO 6000 Blackwell Max-Q Workstation Edition", "sm120"),
         ("NVIDIA Jetson AGX Orin Developer Kit", "sm87"), ("Jetson Orin Nano Super", "sm87"),
-        ("V100", "sm70"), ("GTX 1080 Ti", "sm61"), ("Jetson Xavier NX", "sm72"),
+        ("V100", "sm70"), ("GTX 1080 Ti", "sm61"), ("Jetson Xavier NX", "sm72"), ("NVIDIA GH200 144G HBM3e", "sm90"),
+        ("NVIDIA GeForce GTX 1650 with Max-Q Design", "sm75"), ("NVIDIA RTX 4000 SFF Ada Generation", "sm89"),
+        ("NVIDIA A800 40GB Active", "sm80"), ("Quadro T2000", "sm75"), ("NVIDIA B300 SXM6 AC", "sm103"),
+        ("RTX PRO 4000 Blackwell SFF Edition", "sm120"), ("Quadro GV100", "sm70"), ("Tesla K80", "sm37"),
+        # As people write them.
+        ("a6000", "sm86"), ("jetson-orin-nano", "sm87"), ("thor", "sm110"), ("Jetson T5000", "sm110"),
+        ("GB200 NVL72", "sm100"), ("DGX H100", "sm90"), ("rtx pro 6000", "sm120"), ("Vera Rubin", "sm107"),
+        ("rtx6000", "rtx6000"),  # of Turing, Ada or Blackwell
     ],
 )  # fmt: skip
 def test_names_that_people_know_are_compute_capabilities(name, found):
@@ -48,6 +55,11 @@ def test_names_and_capabilities_are_one_target_each():
             r"'h100': sm90 \(H100, H200 and GH200\) is served by .* --target cuda, or use --target ort",
         ),
         ("orin", r"sm87 \(Jetson Orin; JetPack 6 has 10.7 at most\) is served by TensorRT 10.12 or later, .* cpu$"),
+        (
+            "vera rubin",
+            r"sm107 \(Vera Rubin\) is served by TensorRT 11.3 or later, .* with --target cuda, or use --target ort",
+        ),
+        ("k80", "before sm75 .* use --target cpu"),
         ("thor", r"sm110 \(Jetson Thor\) .* with --target cuda, or use --target cpu$"),
         ("v100", "'v100': no library here has plans for GPUs before sm75"),
         ("gtx1080", "before sm75 .* use --target cpu"),

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from fcn_deploy.export.build.targets import kernels
@@ -121,6 +122,22 @@ def test_a_compiler_that_breaks_off_is_one_line(monkeypatch):
     monkeypatch.setattr(subprocess, "run", lambda *words, **options: dead)
     with pytest.raises(DeployError, match=r"broke off \(exit code -11\): Segmentation fault"):
         kernels.compile_kernels([])
+
+
+def test_of_several_nvrtcs_the_newest_compiles(monkeypatch, tmp_path):
+    """As where PyTorch brings one of CUDA 12, which knows fewer GPUs, beside that of TensorRT."""
+    for folder, version in (("cu13", 13), ("cuda_nvrtc", 12)):
+        (tmp_path / folder / "lib").mkdir(parents=True)
+        (tmp_path / folder / "lib" / f"libnvrtc.so.{version}").touch()
+    spec, tried = SimpleNamespace(submodule_search_locations=[str(tmp_path)]), []
+
+    def load(name):
+        tried.append(name)
+        raise OSError(name)
+
+    monkeypatch.setattr(kernels, "find_spec", lambda name: spec)
+    monkeypatch.setattr(kernels.ctypes, "CDLL", load)
+    assert kernels._nvrtc() is None and tried[0] == str(tmp_path / "cu13" / "lib" / "libnvrtc.so.13")
 
 
 def test_no_compiler_names_what_to_install(monkeypatch, capsys, tmp_path):

@@ -15,6 +15,7 @@ from fcn_deploy.export.build.core import core_of
 from fcn_deploy.export.build.gpus import parse_targets
 from fcn_deploy.export.build.profiles import PlannedProfile, default_profiles, plan_profiles
 from fcn_deploy.export.build.targets import tensorrt_plan, tensorrt_process
+from fcn_deploy.export.build.targets.tensorrt import unseen_resize
 from fcn_deploy.export.build.targets.tensorrt_plan import activation_cost, build_plan
 from fcn_deploy.export.build.targets.tensorrt_process import build_here, choose_module
 from fcn_deploy.export.build.targets.timing_cache import CACHE_MAGIC, TimingCache
@@ -184,6 +185,29 @@ print("words before the end", file=sys.stderr)
 
 
 @pytest.mark.parametrize(
+    ("how", "sizes", "seen"),
+    [
+        ({"coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}, (1, 1, 2, 4), True),
+        ({}, (1, 1, 2, 2), True),
+        ({"mode": "linear"}, (1, 1, 1.5, 2), True),
+        ({"coordinate_transformation_mode": "asymmetric"}, (1, 1, 2, 2), False),  # rounds a half
+        ({"coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}, (1, 1, 3, 2), False),
+        ({}, (1, 1, 0.5, 0.5), False),
+        ({}, None, False),  # to the size of another map
+    ],
+)
+def test_nearest_neighbours_that_a_rounded_position_decides_are_said(how, sizes, seen):
+    constants = {} if sizes is None else {"scales": np.array(sizes, np.float32)}
+    nodes = [helper.make_node("Shape", ["image"], ["shape"])]
+    inputs = ["image", "", "", "shape"] if sizes is None else ["image", "", "scales"]
+    nodes.append(helper.make_node("Resize", inputs, ["scores"], name="up", **how))
+    said = unseen_resize(graph(*nodes, **constants))
+    assert (
+        said == "" if seen else said.startswith("up (Resize) takes nearest neighbours whose places a rounding decides")
+    )
+
+
+@pytest.mark.parametrize(
     ("ending", "said"),
     [
         ("time.sleep(600)", "took longer than --timeout 0.1 s, and was stopped while starting"),
@@ -285,18 +309,31 @@ def test_cuda_takes_what_is_there(monkeypatch):
 
     def find(name):
         if name not in modules:
-            raise ImportError(name)
+            raise ModuleNotFoundError(name, name=name)
+        if isinstance(modules[name], Exception):
+            raise modules[name]
         return modules[name]
 
     monkeypatch.setattr(tensorrt_process, "import_module", find)
-    monkeypatch.setattr(tensorrt_process, "local_device", lambda: (9, 0))
-    with pytest.raises(DeployError, match="neither tensorrt nor tensorrt_rtx"):
-        choose_module(["cuda"])
-    modules["tensorrt"] = SimpleNamespace(__version__="10.3.0")
-    with pytest.raises(DeployError, match=r"tensorrt 10.3.0 is too old; install 10.12 or later"):
-        choose_module(["cuda"])
+    monkeypatch.setattr(tensorrt_process, "local_device", lambda: (8, 9))
+    broken = ImportError("libnvinfer.so.11: cannot open shared object file", name="tensorrt_bindings.tensorrt")
+    for module, said in (
+        (None, "tensorrt is not installed, and tensorrt_rtx cannot be imported; run: pip install"),
+        (
+            SimpleNamespace(__version__="10.3.0"),
+            r"tensorrt 10.3.0 is too old \(10.12 or later is wanted\), and tensorrt",
+        ),
+        (broken, r"tensorrt cannot be imported \(libnvinfer.so.11: cannot open shared object file\), and tensorrt_rtx"),
+    ):
+        modules |= {"tensorrt": module} if module else {}
+        with pytest.raises(DeployError, match=said):
+            choose_module(["cuda"])
     modules["tensorrt_rtx"] = SimpleNamespace(__version__="1.7.1")
-    assert choose_module(["cuda"]) == (modules["tensorrt_rtx"], ("sm90",))
+    assert choose_module(["cuda"]) == (modules["tensorrt_rtx"], ("sm89",))
+    monkeypatch.setattr(tensorrt_process, "local_device", lambda: (9, 0))
+    said = r"so.11: .*, and TensorRT for RTX has no plans for sm90 \(H100, H200 and GH200\); run: pip install"
+    with pytest.raises(DeployError, match=said):
+        choose_module(["cuda"])
     modules["tensorrt"] = SimpleNamespace(__version__="11.4.1.2")
     assert choose_module(["cuda"]) == (modules["tensorrt"], ("sm90",))
 

@@ -1,5 +1,7 @@
 """serve-engine as users start it: ready, stopped, reloaded, over TLS; and what it cannot be started with."""
 
+import contextlib
+import http.client
 import json
 import os
 import re
@@ -70,6 +72,36 @@ def test_after_sigterm_it_is_not_ready_and_takes_requests_for_a_while(exports):
         assert process.wait(60) == 0
 
 
+def test_it_ends_soon_when_it_is_stopped_while_it_warms_up_or_a_second_time(exports):
+    sizes = ",".join(f"{1500 + i}x1500" for i in range(16))
+    with command(exports / "narrow.engine", "--warmup", sizes, ready=False) as (_, process):
+        process.send_signal(signal.SIGTERM)
+        assert process.communicate(timeout=120) == ("", "") and process.returncode == 0  # and never ready
+    options = "--threads", "1", "--warmup", "1500x1500"
+    with command(exports / "narrow.engine", *options, ready=False) as (client, process):
+        process.stdout.close()  # it cannot say that it is ready, which is no reason to end
+        while client.ask("GET", "/v2/health/ready")[0] != 200:
+            time.sleep(0.01)
+        request, found = binary(photo(1500, 1500)), []
+
+        def ask():
+            with contextlib.suppress(OSError, http.client.HTTPException):
+                found.append(client.ask("POST", "/v2/models/narrow/infer", *request)[0])
+
+        threads = [threading.Thread(target=ask) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        while client.metrics()["fcn_deploy_pending_requests"] < 6:
+            pass
+        for _ in range(2):
+            process.send_signal(signal.SIGINT)
+            time.sleep(0.1)
+        assert process.wait(60) == 130 and process.stderr.read() == "serve-engine: error: interrupted\n"
+        for thread in threads:
+            thread.join(60)
+        assert len(found) < len(threads)
+
+
 def test_images_of_one_size_are_labelled_in_the_memory_of_those_before(exports):
     def faults(pid):
         return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[7])
@@ -133,7 +165,6 @@ def test_sighup_takes_up_a_file_that_was_replaced(exports, tmp_path):
 
 
 def test_it_is_served_over_tls_to_those_who_bear_the_token(exports, tmp_path):
-    import http.client
     import ssl
 
     shown = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"]

@@ -7,6 +7,7 @@ import http.client
 import io
 import json
 import socket
+import tempfile
 import threading
 import time
 import zlib
@@ -68,6 +69,24 @@ def test_json_numbers_come_and_go_as_the_protocol_says(server, net):
     _, _, body = server.ask("POST", "/v2/models/narrow/infer", json.dumps(request))
     (output,) = json.loads(body)["outputs"]
     np.testing.assert_array_equal(np.float32(output["data"]).reshape(output["shape"]), net.probabilities(image))
+
+
+def test_an_output_says_itself_whether_it_is_binary(server, net):
+    image = photo(9, 14)
+    outputs = [{"name": "labels", "parameters": {"binary_data": False}}, {"name": "scores"}]
+    _, headers, body = server.ask("POST", "/v2/models/narrow/infer", *binary(image, outputs=outputs))
+    labels, scores = json.loads(body[: int(headers["inference-header-content-length"])])["outputs"]
+    np.testing.assert_array_equal(np.reshape(labels["data"], labels["shape"]), net(image))
+    assert scores["parameters"] == {"binary_data_size": net.heatmap(image).nbytes} and "data" not in scores
+
+
+def test_a_model_may_have_any_name(exports, tmp_path):
+    engine = tmp_path / "路 1.engine"
+    engine.write_bytes((exports / "narrow.engine").read_bytes())
+    with serving(engine) as (client, _):
+        status, headers, body = client.ask("POST", "/label", file_of(photo(9, 9)))
+        assert (status, headers["x-model"]) == (200, "%E8%B7%AF%201"), body
+        assert client.infer("%E8%B7%AF%201", photo(9, 9))["labels"].shape == (9, 9)
 
 
 def test_a_large_json_answer_is_whole(server, net):
@@ -220,10 +239,14 @@ def test_images_that_are_none_or_over_the_limits_are_refused(server):
     assert "format=json" in server.error(400, "POST", "/label?output=masks", b"x")
     assert "no parameter 'formt'" in server.error(400, "POST", "/label?formt=json", b"x")
     assert "a second parameter 'format'" in server.error(400, "POST", "/label?format=json&format=png", b"x")
-    assert "may not send" in server.error(403, "POST", "/label", b"x", {"Origin": "http://elsewhere.example"})
+    elsewhere = {"Origin": "https://elsewhere.example"}
+    assert "may not send" in server.error(403, "POST", "/label", b"x", elsewhere)
+    assert "hand on Host" in server.error(403, "POST", "/label", b"x", elsewhere | {"Sec-Fetch-Site": "same-site"})
+    # The page of this server, behind a proxy that names it otherwise.
+    assert server.error(422, "POST", "/label", b"x", elsewhere | {"Sec-Fetch-Site": "same-origin"})
 
 
-@pytest.mark.parametrize(("encoding", "pack"), [("gzip", gzip.compress), ("Deflate", zlib.compress)])
+@pytest.mark.parametrize(("encoding", "pack"), [("x-gzip", gzip.compress), ("Deflate", zlib.compress)])
 def test_a_packed_body_is_unpacked_within_the_limits(server, net, encoding, pack):
     image, packed = photo(300, 400), {"Content-Encoding": encoding}
     body, headers = binary(image)
@@ -251,6 +274,13 @@ def test_of_several_images_in_a_file_the_first_is_labelled_and_their_number_told
         np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(body))), net(image))
     assert "holds 3, counted from 0" in server.error(400, "POST", "/label?page=3", file.getvalue())
     assert "a whole number" in server.error(400, "POST", "/label?page=-1", file.getvalue())
+
+
+def test_a_machine_without_room_for_a_file_says_so_and_does_not_blame_the_image(server, monkeypatch, tmp_path):
+    file = file_of(photo(20, 30), "TIFF")
+    assert server.ask("POST", "/label", file)[0] == 200
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "none"))
+    assert "TMPDIR" in server.error(503, "POST", "/label", file)
 
 
 def test_a_file_of_other_values_than_the_networks_is_refused_unless_they_are_told(server, exports):

@@ -31,7 +31,7 @@ def call(server):
 
     with grpc.insecure_channel(server.grpc) as channel:
 
-        def call(method, service=SERVICE, messages=MESSAGES, key=None, **fields):
+        def call(method, service=SERVICE, messages=MESSAGES, key=None, /, **fields):
             key = key or method
             verb = channel.unary_unary(
                 f"/{service}/{method}",
@@ -40,7 +40,7 @@ def call(server):
             )
             return verb(messages[f"{key}Request"](**fields), timeout=60)
 
-        call.health = lambda: call("Check", "grpc.health.v1.Health", HEALTH_MESSAGES, "HealthCheck")
+        call.health = lambda **of: call("Check", "grpc.health.v1.Health", HEALTH_MESSAGES, "HealthCheck", **of)
         yield call
 
 
@@ -229,7 +229,9 @@ def test_typed_contents_and_files_are_taken(call, net):
 
 def test_health_and_what_is_served_are_told(client, call):
     assert client.is_server_live() and client.is_server_ready() and client.is_model_ready("narrow")
-    assert call.health().status == 1
+    assert call.health().status == call.health(service="inference.GRPCInferenceService").status == 1
+    with pytest.raises(needs("grpc").RpcError, match="no service 'other' is served"):
+        call.health(service="other")
     assert client.get_server_metadata().extensions[:] == ["binary_tensor_data"]
     told = client.get_model_metadata("narrow")
     assert [each.name for each in told.outputs] == ["labels", "probabilities", "values", "refined", "scores"]
