@@ -9,7 +9,7 @@ from collections.abc import Callable
 import numpy as np
 import onnx
 from fcn_deploy.export.analysis.accepted_sizes import run_quietly
-from fcn_deploy.export.graph.edit import Names, clone, label, prune
+from fcn_deploy.export.graph.edit import Names, attributes, clone, label, prune
 from fcn_deploy.export.graph.index import GraphIndex, has_input
 from fcn_deploy.runtime.backends.onnxruntime import session
 from fcn_deploy.runtime.errors import DeployError
@@ -59,8 +59,8 @@ def padded_to_one_size(model: ModelProto, channels: int) -> tuple[NodeProto, tup
             before, after = ([found[2 * place + side] for found in (first, second)] for side in (0, 1))
             moved = [axis for axis in range(len(before[0])) if before[0][axis] != before[1][axis]]
             if moved and len(before[0]) == 4 and all(after[0][axis] == after[1][axis] for axis in moved):
-                larger = _larger(pair[0], before[0], after[0])
-                if not _grows(shapes_at, larger, place, after[0]):
+                more = _padded_by(shapes_at, _larger(pair[0], before[0], after[0]), place, after[0])
+                if more is None or (more == 0 and _is_all_padding(index, node)) or more < 0:
                     return node, (int(after[0][2]), int(after[0][3]))
         return None
     return None
@@ -72,18 +72,31 @@ def _larger(size: tuple[int, int], before: np.ndarray, after: np.ndarray) -> tup
     return rows, columns
 
 
-def _grows(
+def _padded_by(
     shapes_at: Callable[[tuple[int, int]], list[np.ndarray]], size: tuple[int, int], place: int, once: np.ndarray
-) -> bool:
-    """Whether a Pad fills a larger map as well, as up to a multiple: what comes to `once` is no one size then."""
+) -> int | None:
+    """By how much a Pad fills maps that are larger than what others come to: more than 0 fills up to a multiple, 0 is
+    for small maps alone, less crops; None: it cannot be had.
+    """
     if size[0] * size[1] > LARGEST_PROBE:
-        return False
+        return None
     try:
         found = shapes_at(size)
     except Exception:  # a size that it does not take
-        return False
+        return None
     before, after = found[2 * place], found[2 * place + 1]
-    return any(after[axis] > before[axis] > once[axis] for axis in (2, 3))
+    more = [int(after[axis] - before[axis]) for axis in (2, 3) if before[axis] > once[axis]]
+    return max(more, key=abs) if more else None
+
+
+def _is_all_padding(index: GraphIndex, pad: NodeProto) -> bool:
+    """Whether a Pad is all the padding of the windows that read it, as "same" padding is."""
+    readers = index.consumers(pad.output[0])
+    given = [attributes(node) for node in readers]
+    return bool(readers) and all(
+        node.op_type in ("Conv", "MaxPool", "AveragePool") and not any(each.get("pads", ()))
+        for node, each in zip(readers, given, strict=True)
+    )
 
 
 def refuse_unseen_edges(run: Run, image: np.ndarray, name: str) -> None:

@@ -10,7 +10,7 @@ from fcn_deploy.export.dynamic_shapes.half_traced import half_traced
 from fcn_deploy.export.dynamic_shapes.interpret import OF_CONSTANTS
 from fcn_deploy.export.dynamic_shapes.shape_writer import ShapeWriter
 from fcn_deploy.export.dynamic_shapes.sizes import axis_sizes, is_fixed
-from fcn_deploy.export.dynamic_shapes.solver import Solution, Solver, name_of, refusal
+from fcn_deploy.export.dynamic_shapes.solver import RemainsError, Solution, Solver, name_of, refusal
 from fcn_deploy.export.dynamic_shapes.traced_graph import ConflictError, State, TracedGraph
 from fcn_deploy.export.dynamic_shapes.traced_size import find_traced_size
 from fcn_deploy.export.graph.edit import add_constants, attributes, clone, dims, prune, set_shape
@@ -73,6 +73,11 @@ def free_sizes(
     batch = shape[0] if isinstance(shape[0], int) and shape[0] > 0 else None
     traced = find_traced_size(graph, places, batch or 1, size)
     if not graph.traced:
+        if said := [node for node, what in graph.assumed.items() if what == "global"]:
+            raise RemainsError(
+                f"--assume {said[0]}=global is for a model of one size, and the sizes of this one are free as it is; "
+                "export it again with dynamic axes for N, H and W"
+            )
         state = Solver(graph, places, traced, free="HW").refuse_remains()
         remarks = () if state is None else tuple(half_traced(state))
     if not graph.traced and batch is None:

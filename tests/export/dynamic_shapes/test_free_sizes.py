@@ -294,6 +294,7 @@ def test_a_part_of_a_map_that_free_sizes_hide_is_asked_about(tmp_path):
     model = made(f"{text} {TO_SIZE} y = Identity(f)", weights={"n": np.array([12])})
     assert "node g (Slice) goes to place 12 of a map at every size" in refused(tmp_path, model)
     assert "say --assume g=fixed" in refused(tmp_path, model)
+    assert "--assume g=global is for a model of one size" in refused(tmp_path, model, assume={"g": "global"})
     source = import_model(tmp_path / "m.onnx", ImportOptions(assume={"g": "fixed"}))
     image = np.random.default_rng(0).standard_normal((1, 3, 80, 112), np.float32)
     np.testing.assert_allclose(ran(source.model, {"p": image})[0], ran(model, {"p": image})[0], atol=1e-5)

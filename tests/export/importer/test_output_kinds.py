@@ -289,6 +289,27 @@ def test_padding_up_to_a_large_multiple_is_no_size(tmp_path):
     np.testing.assert_allclose(ran(source.model, {"p": image})[0], ran(model, {"p": image})[0], atol=1e-5)
 
 
+def test_padding_of_small_images_alone_is_no_size(tmp_path):
+    text = """
+      shp = Shape(p)
+      hw = Slice(shp, i2, i4)
+      less = Sub(units, hw)
+      lacking = Max(less, from)
+      none = Concat<axis=0>(i0, i0, i0, i0, i0, i0)
+      pads = Concat<axis=0>(none, lacking)
+      padded = Pad(p, pads)
+      c = Conv<strides=[2,2], pads=[1,1,1,1]>(padded, w1)
+      s = Conv(c, w3, b3)
+      f = Resize<mode="linear">(s, , x2)
+      y = Slice(f, from, hw, a23)
+    """
+    model = made(text, weights={"units": np.array([64, 64]), "from": np.array([0, 0])})
+    source = reads(tmp_path, model)
+    for size in ((30, 50), (70, 150)):
+        image = RANDOM.standard_normal((1, 3, *size)).astype(np.float32)
+        np.testing.assert_allclose(ran(source.model, {"p": image})[0], ran(model, {"p": image})[0], atol=1e-5)
+
+
 def test_flattened_pixels_without_a_batch_are_called_so(tmp_path):
     text = SCORES + TO_SIZE + "  t = Transpose<perm=[0,2,3,1]>(f)\n  y = Reshape(t, pixels)\n"
     said = refused(tmp_path, made(text, weights={"pixels": np.array([-1, 4])}))
