@@ -4,7 +4,7 @@ import glob
 import logging
 import os
 from collections import Counter
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from ..errors import MisuseError
@@ -68,9 +68,8 @@ def find_placed(
         elif path.exists():
             files = [path]
         elif glob.has_magic(item):
-            matches = sorted(map(Path, glob.glob(item, recursive=True)))  # noqa: PTH207 (absolute patterns too)
+            matches, root = sorted(set(_matches(path))), _fixed_part(path)
             files = [file for file in matches if file.suffix.lower() in suffixes and file.is_file()]
-            root = _fixed_part(path)
             unread = unread_files(item, matches, suffixes)
             if not files:
                 raise MisuseError(unread or f"{item} matches no images; check the pattern, and quote it")
@@ -88,6 +87,39 @@ def _fixed_part(pattern: Path) -> Path:
     parts = pattern.parts
     first = next(place for place, part in enumerate(parts) if glob.has_magic(part))
     return Path(*parts[:first])
+
+
+def _matches(pattern: Path) -> Iterator[Path]:
+    """Of a glob; like glob's own, but that would follow links that lead back up, until the system refuses."""
+    place = next((place for place, part in enumerate(pattern.parts) if part == "**"), None)
+    if place is None:
+        yield from map(Path, glob.iglob(str(pattern)))  # noqa: PTH207 (absolute patterns too)
+        return
+    for top in glob.iglob(str(Path(*pattern.parts[:place]))):  # noqa: PTH207
+        for folder in _folders(top):
+            yield from _matches(Path(glob.escape(folder), *(pattern.parts[place + 1 :] or "*")))
+
+
+def _folders(top: str) -> Iterator[str]:
+    """A folder, and all below it that are not hidden, behind links too; none within itself."""
+    within = {top: {_identity(top)}}
+    for folder, inside, _ in os.walk(top, followlinks=True):
+        yield folder
+        above, inside[:] = within.pop(folder), [name for name in inside if not name.startswith(".")]
+        for name in list(inside):
+            below = os.path.join(folder, name)  # noqa: PTH118 (as os.walk names it)
+            if (identity := _identity(below)) in above:
+                inside.remove(name)
+            else:
+                within[below] = above | {identity}
+
+
+def _identity(folder: str) -> tuple[int, int]:
+    try:
+        status = os.stat(folder)  # noqa: PTH116
+    except OSError:  # it has gone, and holds nothing
+        return -1, -1
+    return status.st_dev, status.st_ino
 
 
 def _below(file: Path, root: Path, item: str) -> Path:

@@ -369,6 +369,12 @@ def test_files_folders_and_globs_are_found_in_order(tmp_path, picture):
         ("c.png", "deep"),
         ("a.JPG", "."),
     ]
+    descending = [f"{tmp_path}/**/*.png"]
+    (tmp_path / "also").symlink_to(tmp_path / "deep")
+    assert [str(p.relative_to(tmp_path)) for p in find_images(descending)] == ["also/c.png", "b.png", "deep/c.png"]
+    (tmp_path / "also").unlink()
+    (tmp_path / "deep" / "up").symlink_to(tmp_path)
+    assert [str(p.relative_to(tmp_path)) for p in find_images(descending)] == ["b.png", "deep/c.png"]
     with pytest.raises(MisuseError, match="back up behind a wildcard"):
         find_placed([f"{tmp_path}/*/../*.png"])
     for wrong, said in ((tmp_path / "empty", "no images"), (tmp_path / "x", "does not exist"), ("*.zzz", "no images")):
