@@ -125,10 +125,12 @@ def open_stored(header: Header, card: ModelCard, options: ReadOptions = COMMON) 
                 )  # fmt: skip
             else:
                 stored, indices = _picture(header, card, options.channels is not None)
-                beside = one_no_data(header.path, no_data_beside(header.path), options)
-                mask = None if header.page else mask_beside(stack, header.path, stored.size, stored.turned)
-                if indices is None:
+                beside, mask, together = None, None, ()
+                if not header.page:  # what lies beside is of the first image
+                    beside = one_no_data(header.path, no_data_beside(header.path), options)
+                    mask = mask_beside(stack, header.path, stored.size, stored.turned)
                     together = each_no_data(header.path, stored.read(0, 1, 0, 1).shape[2], options)
+                if indices is None:
                     stored = replace(stored, no_data=beside, each_no_data=together, scales=scales_of(header.path))
                 else:  # a palette's colours are not the numbers that are spoken of, but its indices
                     number = beside if options.no_data is None else options.no_data

@@ -24,7 +24,7 @@ GREY = replace(RGB, channels=1, mean=(127.5,), std=(127.5,))
 def valid(path, card=RGB, **options):
     """Where a file has data; whole and by regions it must be the same."""
     options = ReadOptions(**options)
-    whole = decode(read_header(path), card, options)
+    whole = decode(read_header(path, page=options.page), card, options)
     with open_regions(path, card, options) as regions:
         part = regions[3:41, 5:33]
     np.testing.assert_array_equal(np.ma.getmaskarray(part), np.ma.getmaskarray(whole)[3:41, 5:33])
@@ -99,6 +99,16 @@ def test_a_palette_of_other_formats_has_no_data_by_its_index_too(tmp_path, name)
     np.testing.assert_array_equal(valid(path), stored != 4)
     save_mask(path, (np.arange(3000).reshape(50, 60) % 2) * np.uint8(255))
     np.testing.assert_array_equal(valid(path), (stored != 4) & (np.arange(3000).reshape(50, 60) % 2 > 0))
+
+
+def test_no_data_beside_a_file_is_of_its_first_image(tmp_path):
+    first, second = (Image.fromarray(photo(50, 60, seed)[:, :, 0] % 7, "P") for seed in (0, 1))
+    for image in (first, second):
+        image.putpalette([3] * 9 + [number for index in range(3, 7) for number in (index, 9, 9)])
+    first.save(tmp_path / "a.gif", save_all=True, append_images=[second])
+    pam(tmp_path / "a.gif", 3)
+    assert not valid(tmp_path / "a.gif").all()
+    assert valid(tmp_path / "a.gif", page=1).all()
 
 
 @pytest.mark.parametrize("name", ["a.tif", "a.png"])
