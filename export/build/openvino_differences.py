@@ -104,7 +104,7 @@ def _nearest_cells(core: ModelProto) -> Difference | None:
 def _branches(core: ModelProto) -> Difference | None:
     """A branch that the image's size decides: scores of both libraries are compared at a few sizes."""
     chooses = first_branching(core)
-    asks, openvino = "chooses a branch by the image's size", "is compared in one of them alone"
+    asks, openvino = "chooses a branch by the image's size", "is not known to do at every size"
     return Difference(chooses, asks, openvino) if chooses is not None else None
 
 

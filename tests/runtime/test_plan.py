@@ -203,6 +203,9 @@ def test_what_a_reader_keeps_costs_no_tiles_where_there_is_room_for_it_beside():
 def test_what_cannot_be_tiled_says_why():
     with pytest.raises(OverBudgetError, match=r"cannot be cut into tiles \(GlobalAveragePool\)"):
         plan_run((700, 900), CARD, (Stage("s", whole="GlobalAveragePool", bytes_per_pixel=100),), 1000)
+    stages = (Stage("s", whole="GlobalAveragePool", bytes_per_pixel=100),)
+    with pytest.raises(OverBudgetError, match=r"needs about 11\.14 MB, over the memory budget of 11\.00 MB"):
+        plan_run((300, 300), CARD, stages, 11_000_000, making=10)
     with pytest.raises(OverBudgetError, match=r"in the smallest tiles it takes 3.69 MB; raise it"):
         plan_run((700, 900), CARD, (Stage("s", **HALO, bytes_per_pixel=100),), 1000)
 
