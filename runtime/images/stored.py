@@ -125,7 +125,8 @@ def open_stored(header: Header, card: ModelCard, options: ReadOptions = COMMON) 
                 )  # fmt: skip
             else:
                 stored, indices = _picture(header, card, options.channels is not None)
-                beside, mask, together = None, None, ()
+                beside, mask = None, None
+                together: tuple[float, ...] = ()
                 if not header.page:  # what lies beside is of the first image
                     beside = one_no_data(header.path, no_data_beside(header.path), options)
                     mask = mask_beside(stack, header.path, stored.size, stored.turned)

@@ -114,7 +114,7 @@ def _cheapest_within(
     `arena`: bytes of it for the runs of all stages, one after the other; None: each stage has what its own take.
     """
     padded, stages = padded_size(*size, card), stages_in_tiles(card, stages)
-    needed = _whole(padded, stages) + result + made_at_once(math.prod(size), making)
+    needed = _whole(padded, stages) + result + float(made_at_once(math.prod(size), making))
     cost, taken, grids = _worth_a_look(padded, card, stages, result, kept, making, arena)
     fitting = np.flatnonzero(taken <= memory)
     if not len(fitting):
