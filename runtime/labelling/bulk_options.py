@@ -64,11 +64,13 @@ class Bulk:
         files = find()
         if shard is None:
             return files
-        if len({folder / Path(file.name).stem for file, folder in files.items()}) < len(files):
-            raise MisuseError(
-                "--shard of files whose names differ in suffix only, or in a folder that their results do not keep; "
-                "give each its own run, or name the folder above as 'FOLDER/**'"
-            )
+        firsts: dict[Path, Path | Address] = {}
+        for file, folder in files.items():
+            if (first := firsts.setdefault(folder / Path(file.name).stem, file)) != file:
+                raise MisuseError(
+                    f"--shard: {first} and {file} differ in suffix only, or in a folder that their results do not "
+                    "keep; give each its own run, or name the folder above as 'FOLDER/**'"
+                )
         found = list(files.items())
         names = [str(folder / file.name) for file, folder in found]
         return dict(found[place] for place in share_of(names, shard))

@@ -63,6 +63,9 @@ def test_globs_that_descend_keep_their_folders(exports, tmp_path):
     error = one_error(command("infer", exports / "narrow.engine", *folders, "-o", tmp_path / "p", ok=2))
     assert "1.png is the name of several images" in error and "'FOLDER/**'" in error
     assert not (tmp_path / "p").exists()
+    save_photos(tmp_path / "in" / "z", [(28, 28)], "1.bmp")
+    error = one_error(command(*words, "--resume", "--shard", "1/2", ok=2))
+    assert "/1.bmp and " in error and "/1.png differ in suffix only" in error
 
 
 def test_a_broken_image_does_not_stop_the_rest(exports, photos, tmp_path):
