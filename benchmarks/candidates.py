@@ -249,13 +249,13 @@ def make_nncf(job: Job, out: Path) -> None:
     ov.save_model(quantized, out, compress_to_fp16=False)
 
 
-def make_engine(job: Job, out: Path, int8: bool) -> None:
+def make_engine(job: Job, out: Path, precision: str) -> None:
     """build-engine, for the sizes that will come."""
     sizes = ",".join(f"{height}x{width}" for height, width in (*job.sizes, job.fixed))
     words = [job.model, "-o", str(out), "--target", "cpu", "--threads", str(job.threads), "--sizes", sizes]
-    if int8:
+    if precision != "float32":
         folder = job.file("calibration")
-        words += ["--int8", "--calib", str(folder / "images"), "--labels", str(folder / "labels")]
+        words += [f"--{precision}", "--calib", str(folder / "images"), "--labels", str(folder / "labels")]
         words += ["--calib-count", str(job.calibration)]
     program = Path(sys.executable).parent / "build-engine"
     done = subprocess.run([program, *words], capture_output=True, text=True)
@@ -270,8 +270,9 @@ MADE: dict[str, tuple[Callable, dict[str, Any]]] = {
     "ort-u8.onnx": (make_ort_int8, {"symmetric": False}),
     "ort-u8-argmax.onnx": (make_argmax, {"name": "ort-u8.onnx"}),
     "nncf.xml": (make_nncf, {}),
-    "float32.engine": (make_engine, {"int8": False}),
-    "int8.engine": (make_engine, {"int8": True}),
+    "float32.engine": (make_engine, {"precision": "float32"}),
+    "bf16.engine": (make_engine, {"precision": "bf16"}),
+    "int8.engine": (make_engine, {"precision": "int8"}),
 }
 
 
@@ -280,7 +281,8 @@ class Candidate:
     """One row of the table.
 
     Attributes:
-        kind: `pytorch`, `float32`, `own` (a precision of the library's choice), `int8`, `ours` or `ours-int8`.
+        kind: `pytorch`, `float32`, `own` (a precision of the library's choice), `int8`, `ours`, `ours-bf16` or
+            `ours-int8`.
         load: Job → the call.
         needs: what is prepared beforehand, keys of MADE.
         fixed_only: it takes no part in the mixed stream.
@@ -348,6 +350,9 @@ CANDIDATES = {
         ("calibration", "nncf.xml"),
     ),
     "ours": Candidate("fcn-deploy float32", "ours", load_ours, {"name": "float32.engine"}, ("float32.engine",)),
+    "ours-bf16": Candidate(
+        "fcn-deploy BF16", "ours-bf16", load_ours, {"name": "bf16.engine"}, ("calibration", "bf16.engine")
+    ),
     "ours-int8": Candidate(
         "fcn-deploy INT8", "ours-int8", load_ours, {"name": "int8.engine"}, ("calibration", "int8.engine")
     ),

@@ -48,7 +48,7 @@ LEAST, MOST = (97, 61), (1500, 1125)
 FIXED_RUNS = 4  # of the fixed size, a round
 SMALL = 100_000  # pixels, below which sizes of the mixed stream are summed by themselves too
 KINDS = {"mixed": "mixed", "small": "mixed below 0.1 megapixels", "fixed": "fixed"}
-OURS = {"ours": "float32", "ours-int8": "INT8"}
+OURS = {"ours": "float32", "ours-bf16": "BF16", "ours-int8": "INT8"}
 
 
 # One process a candidate.
@@ -352,6 +352,8 @@ def verdicts(result: dict[str, Any]) -> list[str]:
             "the best float32 peer": [row for row in rows if row["kind"] == "float32"],
             "the best PyTorch": [row for row in rows if row["kind"] == "pytorch"],
         }
+        if other == "ours-bf16":
+            groups["OpenVINO in the precision of its choice"] = [row for row in rows if row["kind"] == "own"]
         if other == "ours-int8":
             groups["the best INT8 peer"] = [row for row in rows if row["kind"] == "int8"]
             peers = [row for row in rows if not row["kind"].startswith("ours") and row["kind"] != "earlier"]
@@ -382,6 +384,7 @@ def plot(result: dict[str, Any], out: Path) -> None:
         "own": "#8fc29a",
         "int8": "#e3b26b",
         "ours": "#1f5fa8",
+        "ours-bf16": "#2f8a45",
         "ours-int8": "#c9631b",
         "earlier": "#8c6bb1",
     }

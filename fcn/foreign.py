@@ -14,6 +14,7 @@ from fcn_deploy.fcn.exportable import without_autocast
 from fcn_deploy.fcn.programs import refuse_quantised, set_evaluation, uncompiled
 from fcn_deploy.runtime.errors import DeployError, MisuseError
 from torch import nn
+from torch.nn.parameter import UninitializedParameter
 
 Note = Callable[[str], None]
 # Sizes at which a module's layout is found, the first of a quarter of the pixels: multiples of all that are usual.
@@ -87,11 +88,11 @@ class ScoresModule(nn.Module):
         return result.permute(0, 3, 1, 2) if isinstance(result, torch.Tensor) and self.out_last else result
 
     def _result(self, x: torch.Tensor) -> Any:
-        """What of the module's outputs is used."""
+        """What of the module's outputs is used; of any floats as float32."""
         result = self._given(x)
         for key in self.path:
             result = _at(result, key)
-        return result
+        return result.float() if isinstance(result, torch.Tensor) and result.is_floating_point() else result
 
     def decided(self, x: torch.Tensor) -> tuple[Any, torch.Tensor | None]:
         """(what is used, scores [N,K,h,w] that the module took the last labels of; None: it took none)."""
@@ -351,6 +352,12 @@ def _rank(value: torch.Tensor) -> tuple[bool, int]:
 def _settled(model: nn.Module, name: str, note: Note) -> nn.Module:
     """The module in evaluation mode, in float32 on the CPU: itself, or a copy where that needs one."""
     tensors = [*nn.Module.parameters(model), *nn.Module.buffers(model)]
+    for path, layer in nn.Module.named_modules(model):
+        if any(isinstance(each, UninitializedParameter) for each in layer.parameters(recurse=False)):
+            raise DeployError(
+                f"{name}: {path or 'its layer'} ({type(layer).__name__}) has no weights before its first image; run it "
+                "once, and load its weights"
+            )
     if any(tensor.is_meta for tensor in tensors):
         raise DeployError(f"{name} has parameters without values (on the meta device); load its weights first")
     for path, layer in nn.Module.named_modules(model):
@@ -366,7 +373,7 @@ def _settled(model: nn.Module, name: str, note: Note) -> nn.Module:
         note(f"{name} is in {what}; it is exported in float32 from the CPU")
         model = copy.deepcopy(model).to("cpu", torch.float32)
     changing = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
-    if any(layer.training and isinstance(layer, changing) for layer in nn.Module.modules(model)):
+    if any(isinstance(layer, changing) and layer.training for layer in nn.Module.modules(model)):
         note(f"{name} was in training mode; it is exported in evaluation mode")
     return set_evaluation(model)
 

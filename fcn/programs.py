@@ -11,7 +11,8 @@ from fcn_deploy.runtime.errors import DeployError, one_line
 from torch import nn
 
 PROGRAM, SCRIPT = "an exported program", "TorchScript"
-QUANTISED = (".quantized.", ".quantized")  # in the names of PyTorch's packages of quantised layers
+# In the names of PyTorch's quantised layers, and of those that watch ranges whenever they run.
+QUANTISED = (".quantized.", ".quantized", "FusedMovingAvgObsFakeQuantize")
 
 
 def saved_form(path: Path) -> str:

@@ -15,7 +15,8 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 Size = tuple[int, int]
-# Place in the code, and number that is compared with → (number that was made of sizes, what it is compared with).
+# Place in the code, number that is compared with, and how often that was done there before → (number that was made of
+# sizes, what it is compared with).
 Asked = dict[tuple[Any, ...], tuple[float, float]]
 
 COMPUTED = (
@@ -24,6 +25,7 @@ COMPUTED = (
 )  # fmt: skip
 COMPARED = ("__lt__", "__le__", "__gt__", "__ge__", "__eq__", "__ne__")
 RECURRENT = ("lstm", "gru", "rnn_tanh", "rnn_relu")
+TIMES = 4  # that one place in the code is noted: both sides may be compared there, and maps of several strides
 LARGEST_SIDE = 1 << 14
 OF_PYTORCH = f"{torch.__path__[0]}{os.sep}"
 
@@ -71,7 +73,11 @@ def _compared(kind: type, name: str) -> Callable:
         frame = sys._getframe(1)
         if isinstance(other, int | float) and not frame.f_code.co_filename.startswith(OF_PYTORCH):
             constant = None if isinstance(other, _Whole | _Part) else other
-            self.asked.setdefault((frame.f_code, frame.f_lasti, constant), (float(self), float(other)))
+            for before in range(TIMES):
+                place = (frame.f_code, frame.f_lasti, constant, before)
+                if place not in self.asked:
+                    self.asked[place] = (float(self), float(other))
+                    break
         return plain(self, other)
 
     return method
@@ -90,7 +96,7 @@ class Asking(TorchFunctionMode):
     PyTorch refuses those where weights are on another device than the image.
 
     Attributes:
-        asked: the comparisons, in order; the first of each place in the code.
+        asked: the comparisons, in order; the first few of each place in the code.
     """
 
     def __init__(self, note: Callable[[str, Sequence[Any]], None]) -> None:

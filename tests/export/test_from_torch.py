@@ -439,6 +439,7 @@ def by_exponents(x, y):
         (lambda x, y: y / 255 if x.max() > 20 else y, "looks at the values of its image"),
         (lambda x, y: y * 2 if 300 < x.shape[2] < 400 else y, "does otherwise at 301×96 than at other sizes"),
         (lambda x, y: y * 2 if x.shape[3] / 2 == 250 else y, "does otherwise at 64×500 than at other sizes"),
+        (lambda x, y: y * 2 if x.shape[2:] == (500, 401) else y, "does otherwise at 500×401 than at other sizes"),
         (lambda x, y: y * 2 if 301 < x.shape[2] < 310 and 401 < x.shape[3] < 411 else y, "does otherwise at 302×402"),
         (Rows(), "does otherwise at 64×301 than at other sizes"),
         (Locked(), "does otherwise at 301×96 than at other sizes"),

@@ -162,6 +162,12 @@ def test_outputs_that_are_no_scores_are_refused(end, output, said):
         gives(end, output)
 
 
+@pytest.mark.parametrize("kind", [torch.float16, torch.float64])
+def test_scores_of_other_floats_are_given_as_float32(kind):
+    _, result, scores, _ = gives(lambda y, x: {"aux": y, "out": y.to(kind)})
+    assert result.dtype == torch.float32 and torch.equal(result, scores.to(kind).float())
+
+
 def test_one_score_without_an_axis_gets_one():
     made, result, expected, notes = gives(lambda y, x: y[:, 0])
     assert made.flat and torch.equal(result, expected[:, :1]) and "[N,H,W]" in notes[0]

@@ -63,13 +63,23 @@ def built(kind):
     [
         lambda: torch.jit.script(small()),
         lambda: torch.jit.trace(small(), torch.zeros(1, 3, 64, 96)),
+        lambda: torch.jit.freeze(torch.jit.script(small())),
         lambda: program().module(),
         compiled_in_place,
         lambda: Inside().eval(),
         lambda: built(ByName),
         lambda: built(OfADictionary),
     ],
-    ids=["scripted", "traced", "exported", "compiled in place", "compiled inside", "by name", "in a dictionary"],
+    ids=[
+        "scripted",
+        "traced",
+        "frozen",
+        "exported",
+        "compiled in place",
+        "compiled inside",
+        "by name",
+        "in a dictionary",
+    ],
 )
 def test_a_network_of_any_form_gives_the_scores_of_the_plain_module(make):
     with torch.inference_mode():
@@ -110,10 +120,28 @@ def test_autocast_does_nothing_and_is_said():
     assert notes == ["it computes in part in half precision, by autocast; it is exported in float32"]
 
 
-def test_layers_that_pytorch_quantised_are_refused_by_that_reason():
-    dynamic = torch.ao.quantization.quantize_dynamic(nn.Sequential(nn.Linear(3, 4)), {nn.Linear})
+def in_training_for_int8():
+    model = nn.Sequential(nn.Conv2d(3, 4, 1))
+    model.qconfig = torch.ao.quantization.get_default_qat_qconfig("x86")
+    return torch.ao.quantization.prepare_qat(model.train())
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: torch.ao.quantization.quantize_dynamic(nn.Sequential(nn.Linear(3, 4)), {nn.Linear}),
+        in_training_for_int8,
+    ],
+    ids=["dynamic", "in training"],
+)
+def test_layers_that_pytorch_quantised_are_refused_by_that_reason(make):
     with pytest.raises(DeployError, match=r"has layers that PyTorch quantised, .* let build-engine --int8 quantise it"):
-        scores_of(dynamic, "it")
+        scores_of(make(), "it")
+
+
+def test_layers_that_have_no_weights_yet_are_refused_by_name():
+    with pytest.raises(DeployError, match=r"it: 0 \(LazyConv2d\) has no weights before its first image; run it once"):
+        scores_of(nn.Sequential(nn.LazyConv2d(4, 3)), "it")
 
 
 @pytest.mark.parametrize(("layer", "said"), [(nn.Conv3d, "volumes"), (nn.Conv1d, "signals")])
