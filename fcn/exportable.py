@@ -56,6 +56,12 @@ class _LikeNumber(type):
     def __instancecheck__(cls, value: object) -> bool:
         return isinstance(value, cls.__bases__[0])
 
+    def __eq__(cls, other: object) -> bool:
+        return other is cls or other is cls.__bases__[0]
+
+    def __hash__(cls) -> int:
+        return hash(cls.__bases__[0])
+
 
 class _Int(int, metaclass=_LikeNumber):
     def __new__(cls, *given, **base):
