@@ -211,8 +211,7 @@ def mask_reader(file: Any, layout: TiffLayout, path: Path) -> Read | None:
 
 def unlike(read: Read, value: float | tuple[float, ...]) -> Read:
     """A mask as of `mask_reader`, 0 where all bands that `read` gives hold a value, or each its own."""
-    values = np.atleast_1d(value)
-    return lambda *where: ~hold_together(read(*where), values)[:, :, None]
+    return lambda *where: ~hold_together(read(*where), value)[:, :, None]
 
 
 def both(first: Read, second: Read | None) -> Read:

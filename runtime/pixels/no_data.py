@@ -22,8 +22,8 @@ ROWS = 64  # of a block in which HoleRecorder keeps what it has met
 LOWEST = np.float32(-1e37)  # in place of a score of -inf, which times a weight of 0 would be NaN
 
 
-def hold_together(pixels: AnyArray, values: Sequence[float]) -> Invalid:
-    """Where the bands of pixels, [H, W, C], hold a value each, [C] or one for all, all of them: bool [H, W].
+def hold_together(pixels: AnyArray, values: float | Sequence[float]) -> Invalid:
+    """Where all bands of pixels, [H, W, C], hold a value that is one for all, or each its own, [C]: bool [H, W].
 
     Floats are compared as the file's type has them: 0.1 is what float32 makes of it.
     """
