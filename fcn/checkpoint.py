@@ -217,7 +217,10 @@ def _only_state_dict(state: Any, path: Path) -> str | None:
     found = [
         key
         for key, value in state.items()
-        if isinstance(key, str) and value and (_is_state_dict(value) or _contained(value))
+        if isinstance(key, str)
+        and isinstance(value, Mapping)
+        and value
+        and (_is_state_dict(value) or _contained(value))
     ]
     if len(found) > 1:
         raise DeployError(f"{path} holds several state dicts ({', '.join(found[:4])}); save the one that is wanted")

@@ -56,10 +56,16 @@ class _LikeNumber(type):
     def __instancecheck__(cls, value: object) -> bool:
         return isinstance(value, cls.__bases__[0])
 
+    def __eq__(cls, other: object) -> bool:
+        return other is cls or other is cls.__bases__[0]
+
+    def __hash__(cls) -> int:
+        return hash(cls.__bases__[0])
+
 
 class _Int(int, metaclass=_LikeNumber):
-    def __new__(cls, *given):
-        return given[0].to(torch.int64) if given and _is_traced(given[0]) else int(*given)
+    def __new__(cls, *given, **base):
+        return given[0].to(torch.int64) if given and _is_traced(given[0]) else int(*given, **base)
 
 
 class _Float(float, metaclass=_LikeNumber):
@@ -67,8 +73,10 @@ class _Float(float, metaclass=_LikeNumber):
         return given[0].to(torch.float32) if given and _is_traced(given[0]) else float(*given)
 
 
-def _round(number, *digits):
-    return torch.round(number).to(torch.int64) if _is_traced(number) else round(number, *digits)
+def _round(number, ndigits=None):
+    if not _is_traced(number):
+        return round(number, ndigits)
+    return torch.round(number).to(torch.int64) if ndigits is None else torch.round(number, decimals=ndigits)
 
 
 def _of_several(plain: Callable, traced: Callable) -> Callable:

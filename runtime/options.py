@@ -82,11 +82,15 @@ def plainly(parameters: Iterable[inspect.Parameter], words: Sequence[str]) -> di
         found = _known(given)
         if found is None:
             return None
-        values[given.name] = float(given.default) if found.kind is float and given.default else given.default
-        if not found.declared.option:
-            arguments.append(found)
-        elif found.declared.settings.keys() <= KNOWN:
+        whole = found.kind is float and isinstance(given.default, int)
+        values[given.name] = float(given.default) if whole else given.default
+        known = found.declared.settings.keys() <= KNOWN
+        if known and found.declared.option:
             spelled |= {word: (found, switch) for word, switch in _spellings(found)}
+        elif known:
+            arguments.append(found)
+        elif not found.declared.option:  # which takes whatever is written
+            return None
     rest, behind = iter(words), []
     try:
         for word in rest:

@@ -10,6 +10,7 @@ import tomllib
 from dataclasses import dataclass
 from functools import wraps
 from importlib import import_module
+from pathlib import Path
 from typing import Annotated, get_args
 from unittest import mock
 
@@ -19,7 +20,7 @@ import typer
 from fcn_deploy.runtime import command as runtime_command
 from fcn_deploy.runtime.command import SCHEMA, parse_memory, print_record, run
 from fcn_deploy.runtime.infer import label_images
-from fcn_deploy.runtime.options import plainly
+from fcn_deploy.runtime.options import Declared, plainly
 from helpers import ROOT, command, one_error, save_photos
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -245,6 +246,23 @@ def test_a_command_line_means_what_typer_takes_it_for_though_plain_ones_do_witho
         recorded = wraps(label_images)(lambda **values: seen.append(values))
         with mock.patch.object(runtime_command, "plainly", parse):
             return ended(recorded, *words), repr(seen)  # nan is itself, and 1 no 1.0
+
+    assert taken(plainly) == taken(lambda parameters, words: None)
+
+
+@pytest.mark.parametrize("words", [(), ("--share", "2"), ("none.png", "--share", "2"), (".", "--share", "2")])
+def test_what_a_parser_of_plain_lines_does_not_know_is_left_to_typer(words, capsys):
+    def taking(
+        place: Annotated[Path, Declared(False, (), {"exists": True})],
+        share: Annotated[float, Declared(True, ("--share",), {})],
+        part: Annotated[float, Declared(True, ("--part",), {})] = 3,
+    ) -> int:
+        print(repr((place, share, part)))
+        return 7
+
+    def taken(parse):
+        with mock.patch.object(runtime_command, "plainly", parse):
+            return ended(taking, *words), capsys.readouterr()
 
     assert taken(plainly) == taken(lambda parameters, words: None)
 

@@ -46,7 +46,7 @@ def find_images(inputs: Sequence[str | os.PathLike[str]], suffixes: Container[st
     Raises:
         MisuseError: an input that does not exist, or holds no images.
     """
-    return list(find_placed(inputs, suffixes))
+    return list(_found(inputs, suffixes))
 
 
 def find_placed(
@@ -54,9 +54,18 @@ def find_placed(
 ) -> dict[Path, Path]:
     """What `find_images` gives, and of each file the folder that it lies in below the fixed part of its glob.
 
-    It is `.` of a file that is named, and of those of a folder. Errors as of `find_images`.
+    It is `.` of a file that is named, and of those of a folder. Errors as of `find_images`, and MisuseError for a glob
+    that goes back up behind a wildcard.
     """
-    found: dict[Path, Path] = {}
+    return {
+        file: Path() if root is None else _below(file, root, item)
+        for file, (root, item) in _found(inputs, suffixes).items()
+    }
+
+
+def _found(inputs: Sequence[str | os.PathLike[str]], suffixes: Container[str]) -> dict[Path, tuple[Path | None, str]]:
+    """What `find_images` gives; of each file the fixed part of its glob, None where it is of none, and the input."""
+    found: dict[Path, tuple[Path | None, str]] = {}
     for given in inputs:
         item, path, unread, root = os.fspath(given), Path(given), "", None
         if path.is_dir():
@@ -76,7 +85,7 @@ def find_placed(
         else:
             raise MisuseError(f"{item} does not exist; name an image, a folder or a glob")
         for file in files:
-            found.setdefault(file, Path() if root is None else _below(file, root, item))
+            found.setdefault(file, (root, item))
         if unread:
             log.warning(unread)
     return found

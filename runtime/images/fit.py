@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from ..engine_format.model_card import ModelCard
 from ..errors import MisuseError
-from ..pixels.no_data import masked, over_bands
+from ..pixels.no_data import hold_together, masked, over_bands
 from ..pixels.value_range import GRIDS, Range, limits_of, limits_within, percentiles, scaled, windows
 from .numbers import NEAR, ReadOptions, apart, beyond, doubtful, frayed, frayed_margins, value_of, wide_type
 from .stored import StoredImage
@@ -51,7 +51,7 @@ class Fit:
             every = -128 <= self.no_data <= 1e30
             found.append(over_bands(bands == pixels.dtype.type(self.no_data), every))
         if stored.each_no_data:
-            found.append(over_bands(pixels == np.array(stored.each_no_data), every=True))
+            found.append(hold_together(pixels, stored.each_no_data))
         if alpha is not None:
             found.append(pixels[:, :, alpha] == 0)
         if stored.mask is not None:

@@ -48,7 +48,7 @@ def scales_told(factors: Sequence[float], summands: Sequence[float]) -> str:
 def each_no_data(path: Path, bands: int, options: ReadOptions, tag: str = "") -> tuple[float, ...]:
     """The values of so many bands that are no data together, as GDAL's tag of metadata or an image's .aux.xml says.
 
-    None where it says nothing, or not of each band, or the user names another value.
+    Empty where it says nothing, or not of each band, or the user names another value.
     """
     if options.no_data is not None or (found := EACH_NO_DATA.search(_text_beside(path) + tag)) is None:
         return ()

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import DeployError, MisuseError
-from ..pixels.no_data import number_in, over_bands
+from ..pixels.no_data import hold_together, number_in
 from ..planning.kept_rows import NOTHING_KEPT, KeptRows
 from .pillow import open_pillow
 from .stacks import find_plane
@@ -211,8 +211,7 @@ def mask_reader(file: Any, layout: TiffLayout, path: Path) -> Read | None:
 
 def unlike(read: Read, value: float | tuple[float, ...]) -> Read:
     """A mask as of `mask_reader`, 0 where all bands that `read` gives hold a value, or each its own."""
-    values = np.array(value)
-    return lambda *where: ~over_bands(read(*where) == values, every=True)[:, :, None]
+    return lambda *where: ~hold_together(read(*where), value)[:, :, None]
 
 
 def both(first: Read, second: Read | None) -> Read:

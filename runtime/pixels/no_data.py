@@ -22,6 +22,15 @@ ROWS = 64  # of a block in which HoleRecorder keeps what it has met
 LOWEST = np.float32(-1e37)  # in place of a score of -inf, which times a weight of 0 would be NaN
 
 
+def hold_together(pixels: AnyArray, values: float | Sequence[float]) -> Invalid:
+    """Where all bands of pixels, [H, W, C], hold a value that is one for all, or each its own, [C]: bool [H, W].
+
+    Floats are compared as the file's type has them: 0.1 is what float32 makes of it.
+    """
+    wanted = np.array(values)
+    return over_bands(pixels == (wanted.astype(pixels.dtype) if pixels.dtype.kind == "f" else wanted), every=True)
+
+
 def masked(image: Any, valid: object) -> Any:
     """An image as a MaskedArray whose pixels are masked where `valid`, bool [H, W], is False; None: the image as it is.
 

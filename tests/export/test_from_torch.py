@@ -335,8 +335,8 @@ def test_sizes_that_an_exporter_bakes_in_are_freed_where_pytorch_agrees(tmp_path
 @pytest.mark.parametrize(
     "size_of",
     [
-        lambda height, width: (int(height) + int(height % 2 != 0), int(width)),
-        lambda height, width: (round(height * 0.7), int(width / 3) + 1),
+        lambda height, width: (int(height) + int(height % 2 != 0), {int: 1}[type(len("a"))] * int(width)),
+        lambda height, width: (round(height * round(0.7, ndigits=1)), int(width / 3) + int("1", base=16)),
         lambda height, width: (math.ceil(height / 3), max(width // 2, 40)),
         lambda height, width: (int(float(height) * 1.25), min(math.floor(width * 0.5) + 1, 2 * int(width))),
     ],

@@ -65,7 +65,8 @@ def test_which_of_several_state_dicts_is_taken_is_said(tmp_path):
 def test_weights_are_found_under_a_key_of_any_name_where_there_is_one_state_dict(tmp_path):
     optimizer = torch.optim.SGD(small().parameters(), lr=0.1).state_dict()
     for held in ({"network_weights": other_weights()}, {"trainer": {"state_dict": other_weights()}}):
-        torch.save(held | {"optimizer_state": optimizer, "init_args": {"plans": {}}}, tmp_path / "w.pth")
+        beside = {"optimizer_state": optimizer, "init_args": {"plans": {}}, "class_weights": torch.ones(3)}
+        torch.save(held | beside, tmp_path / "w.pth")
         assert load_state(tmp_path / "w.pth").keys() == other_weights().keys()
     torch.save({"student": other_weights(), "teacher": other_weights()}, tmp_path / "w.pth")
     with pytest.raises(DeployError, match=r"several state dicts \(student, teacher\); save the one"):

@@ -377,6 +377,7 @@ def test_files_folders_and_globs_are_found_in_order(tmp_path, picture):
     assert [str(p.relative_to(tmp_path)) for p in find_images(descending)] == ["b.png", "deep/c.png"]
     with pytest.raises(MisuseError, match="back up behind a wildcard"):
         find_placed([f"{tmp_path}/*/../*.png"])
+    assert {path.name for path in find_images([f"{tmp_path}/*/../*.png"])} == {"b.png"}
     for wrong, said in ((tmp_path / "empty", "no images"), (tmp_path / "x", "does not exist"), ("*.zzz", "no images")):
         with pytest.raises(MisuseError, match=said):
             find_images([wrong])

@@ -131,6 +131,19 @@ def test_values_of_all_bands_that_are_no_data_together(tmp_path, name):
     np.testing.assert_array_equal(valid(path, no_data=3), ~(image == 3).all(axis=2))
 
 
+def test_values_of_bands_in_float32_that_are_no_data_together_are_what_float32_makes_of_them(tmp_path):
+    image = np.random.default_rng(0).random((50, 60, 3), np.float32)
+    image[7:9, 3:20] = 0.1, 0.2, -3.40282346638529e38
+    path = save(tmp_path / "a.tif", image)
+    told = "<Item name='NODATA_VALUES'>0.1 0.2 -3.40282346638529e+38</Item>".replace("'", '"')
+    path.with_name("a.tif.aux.xml").write_text(f"<PAMDataset><Metadata>{told}</Metadata></PAMDataset>")
+    expected = image[:, :, 2] >= 0
+    card = replace(RGB, dtype="float32", mean=(0.5,) * 3, std=(0.5,) * 3)
+    grey = replace(GREY, dtype="float32", mean=(0.5,), std=(0.5,))
+    np.testing.assert_array_equal(valid(path, card), expected)
+    np.testing.assert_array_equal(valid(path, grey, channels=(1,)), expected)
+
+
 def test_a_grey_of_16_bits_that_is_transparent_is_no_data(tmp_path):
     image = photo(50, 60)[:, :, 0].astype(np.uint16) * 200
     Image.fromarray(image).save(tmp_path / "a.png", transparency=int(image[7, 9]))

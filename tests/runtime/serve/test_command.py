@@ -82,7 +82,7 @@ def test_it_ends_soon_when_it_is_stopped_while_it_warms_up_or_a_second_time(expo
         process.stdout.close()  # it cannot say that it is ready, which is no reason to end
         while client.ask("GET", "/v2/health/ready")[0] != 200:
             time.sleep(0.01)
-        request, found = binary(photo(1500, 1500)), []
+        request, found = binary(photo(3000, 3000)), []  # each takes much longer to label than to send
 
         def ask():
             with contextlib.suppress(OSError, http.client.HTTPException):
@@ -92,8 +92,8 @@ def test_it_ends_soon_when_it_is_stopped_while_it_warms_up_or_a_second_time(expo
         for thread in threads:
             thread.start()
         while client.metrics()["fcn_deploy_pending_requests"] < 6:
-            pass
-        for _ in range(2):
+            time.sleep(0.01)
+        while process.poll() is None:  # of two signals that come together a process sees one
             process.send_signal(signal.SIGINT)
             time.sleep(0.1)
         assert process.wait(60) == 130 and process.stderr.read() == "serve-engine: error: interrupted\n"
