@@ -80,8 +80,10 @@ class Network:
         gpu_index = gpu_index_of(device)
         if threads is not None and threads < 1:
             raise MisuseError(f"threads is {threads}; it must be at least 1, or None for one per physical core")
-        if memory is not None and memory < 1:
-            raise MisuseError(f"memory is {memory} bytes; it must be above 0, or None for what is free")
+        if memory is not None and not (isinstance(memory, int | np.integer) and memory > 0):
+            raise MisuseError(
+                f"memory is {memory!r}; it must be a whole number of bytes above 0, or None for what is free"
+            )
         self.path = path = Path(model)
         self.memory, self.refine = memory, refine
         if memory is not None:

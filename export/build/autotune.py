@@ -119,7 +119,8 @@ def tune(
             else:
                 calls[candidate] = net.result
         if not any(map(among, calls)):
-            raise DeployError("; ".join(timing.refused for timing in refused.values()))
+            told = "; ".join(f"{c.backend}, {c.precision}: {timing.refused}" for c, timing in refused.items())
+            raise DeployError(f"no candidate may be used ({told}); name another --backend, or another precision")
         say(f"timing {len(calls)} candidates" if len(calls) > 1 else f"timing {next(iter(calls)).precision}")
         seconds = tuning.seconds * (0.75 if tuning.fewer_threads else 1)
         timings = measure(calls, images, seconds, step=step)

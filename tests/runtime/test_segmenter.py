@@ -138,7 +138,12 @@ def test_an_image_over_the_memory_budget_is_refused_before_it_runs(exports):
 
 @pytest.mark.parametrize(
     ("options", "said"),
-    [({"device": "cuda"}, "device 'cuda'"), ({"threads": 0}, "threads is 0"), ({"memory": -1}, "memory is -1")],
+    [
+        ({"device": "cuda"}, "device 'cuda'"),
+        ({"threads": 0}, "threads is 0"),
+        ({"memory": -1}, "memory is -1"),
+        ({"memory": "2GB"}, "memory is '2GB'"),
+    ],
 )
 def test_bad_arguments(exports, options, said):
     with pytest.raises(MisuseError, match=said):
