@@ -219,7 +219,8 @@ def test_branches_that_cannot_be_kept_are_named(tmp_path):
     noise = branching()
     noise.graph.node[-1].op_type = "Identity"
     choice = next(node for node in noise.graph.node if node.op_type == "If")
-    choice.attribute[1].g.node[0].op_type, choice.attribute[1].g.node[0].name = "RandomNormalLike", "drawn"
+    (relu,) = next(branch for branch in choice.attribute if branch.name == "else_branch").g.node
+    relu.op_type, relu.name = "RandomNormalLike", "drawn"
     assert "node drawn (RandomNormalLike) draws random numbers" in refused(tmp_path, noise)
     cropped = branching()
     for name, value in (("from", [0, 0]), ("to", [48, 48]), ("along", [2, 3])):
