@@ -59,8 +59,8 @@ def refuse_operators(model: ModelProto, path: Path) -> None:
 
 
 def refuse_changing(model: ModelProto, path: Path | str) -> None:
-    """Raise DeployError where a node makes an image's scores others each time, or with what else is in a batch."""
-    for node in model.graph.node:
+    """Raise DeployError where a node, also one of a branch, makes an image's scores others each time or in a batch."""
+    for node, _ in nodes_within(model.graph.node):
         if node.op_type in RANDOM:
             raise DeployError(
                 f"{path}: node {label(node)} draws random numbers, so that no two runs of an image give the same "
