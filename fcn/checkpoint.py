@@ -160,7 +160,7 @@ def load_state(
         state = state[found]
     held = [state, *(state.get(key) for key in CONTAINERS)] if isinstance(state, Mapping) else []
     if any(isinstance(value, _Unread) for value in held):
-        raise DeployError(f"{path} holds a pickled module, whose code is not run; save model.state_dict()")
+        raise DeployError(f"{path} holds a pickled object, whose code is not run; save model.state_dict()")
     if not _is_state_dict(state):
         raise DeployError(f"{path} holds no state dict (names → tensors); save model.state_dict()")
     if not state:

@@ -56,8 +56,8 @@ def test_pickles_run_no_code(tmp_path, capsys):
     torch.save({"state_dict": {}}, tmp_path / "empty.pth")
     torch.save([1, 2], tmp_path / "list.pth")
     for name, said in (
-        ("evil.pth", "holds no state dict"),
-        ("whole.pth", "holds no state dict"),
+        ("evil.pth", "holds a pickled object, whose code is not run"),
+        ("whole.pth", "holds a pickled object, whose code is not run"),
         ("broken.safetensors", "cannot read weights"),
         ("empty.pth", "holds no state dict"),
         ("list.pth", "holds no state dict"),

@@ -73,7 +73,7 @@ def test_weights_are_found_under_a_key_of_any_name_where_there_is_one_state_dict
         load_state(tmp_path / "w.pth")
     for held in (small(), {"model": small(), "epoch": 3}):
         torch.save(held, tmp_path / "w.pth")
-        with pytest.raises(DeployError, match=r"a pickled module, whose code is not run; save model.state_dict\(\)"):
+        with pytest.raises(DeployError, match=r"a pickled object, whose code is not run; save model.state_dict\(\)"):
             load_state(tmp_path / "w.pth")
 
 

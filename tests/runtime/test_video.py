@@ -138,7 +138,7 @@ def test_a_disk_that_fills_ends_the_run_with_one_line(exports, tmp_path, overlay
 def test_a_missing_pyav_names_what_to_install(exports, tmp_path):
     source = film(tmp_path / "v.mp4", 2)
     (tmp_path / "stub").mkdir()
-    (tmp_path / "stub" / "av.py").write_text("raise ImportError('no av')\n")
+    (tmp_path / "stub" / "av.py").write_text("raise ModuleNotFoundError('no av')\n")
     path = os.pathsep.join(filter(None, (str(tmp_path / "stub"), os.environ.get("PYTHONPATH"))))
     done = command("infer", exports / "narrow.engine", source, "-o", tmp_path / "o", ok=1, env={"PYTHONPATH": path})
     assert "av is not installed; run: pip install 'fcn-deploy[video]'" in one_error(done)
