@@ -1,5 +1,6 @@
 """What a server does at its limits, for benchmarks/serving.py: large images, a full queue, clients that go."""
 
+import math
 import queue
 import re
 import socket
@@ -16,6 +17,8 @@ from benchmarks.serving_clients import Request, http_client, rest_request
 from benchmarks.serving_servers import serve_engine
 
 IDLE = (480, 640)  # of the images of all but `large_images`
+BUSY_SECONDS = 0.6  # that an image takes which keeps a lane at work, of this many times the rows at most
+MOST_TIMES = 60
 
 
 def at_once(works: list[Callable[[], object]]) -> list:
@@ -77,10 +80,15 @@ def refusals(engine: Path) -> dict:
         over.set()
         watcher.join()
         run_before = _counted(address)
-        busy = [threading.Thread(target=ask) for _ in range(2)]  # so that what follows has to wait
+        # So that what follows has to wait: images that keep both lanes at work for the time that it takes.
+        taken = min(seconds for labelled, seconds in [ask() for _ in range(3)] if labelled)
+        rows = IDLE[0] * min(math.ceil(BUSY_SECONDS / taken), MOST_TIMES)
+        large = rest_request(natural_noise(rows, IDLE[1], RGB, 0), engine.stem)
+        busy = [threading.Thread(target=http_client(address), args=(large,)) for _ in range(2)]
         for each in busy:
             each.start()
-        time.sleep(0.05)
+        while _gauge(address, "pending_requests") - _gauge(address, "waiting_requests") < 2:
+            assert all(each.is_alive() for each in busy), "the lanes were free before clients could go away"
         for _ in range(4):  # fewer at once than the queue takes
             gone = [_begun(address, request) for _ in range(5)]
             time.sleep(0.02)
@@ -97,7 +105,7 @@ def refusals(engine: Path) -> dict:
         "refused": len(refused),
         "slowest_refusal_s": max(refused, default=0.0),
         "slowest_health_s": max(waits, default=0.0),
-        "run_of_20_dropped": run_after - run_before - 2,
+        "run_of_20_dropped": run_after - run_before - 3 - len(busy),
     }
 
 
@@ -111,5 +119,10 @@ def _begun(address: str, request: Request) -> socket.socket:
 
 def _counted(address: str) -> int:
     """Images that the server has run."""
+    return _gauge(address, "inference_seconds_count")
+
+
+def _gauge(address: str, name: str) -> int:
+    """What the server's metrics say now, the sum over its models."""
     text = urllib.request.urlopen(f"http://{address}/metrics", timeout=60).read().decode()
-    return round(sum(float(count) for count in re.findall(r"^fcn_deploy_inference_seconds_count.* (\S+)$", text, re.M)))
+    return round(sum(float(value) for value in re.findall(rf"^fcn_deploy_{name}\b.* (\S+)$", text, re.M)))

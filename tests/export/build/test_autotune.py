@@ -179,7 +179,9 @@ def test_what_cannot_be_opened_or_checked_is_refused(fake_time):
     open_ = opener({ORT: 0.5, OV: DeployError("cannot load"), OV8: 0.1}, fake_time)
     timings, chosen = tune(open_, check, [OV8, OV, ORT], IMAGES, TuningOptions())
     assert chosen == ORT and (timings[OV].refused, timings[OV8].refused) == ("cannot load", "labels differ")
-    with pytest.raises(DeployError, match="cannot load; labels differ"):
+    with pytest.raises(
+        DeployError, match=r"\(openvino, float32: cannot load; openvino, int8: labels differ\); name another --backend"
+    ):
         tune(open_, check, [OV, OV8], IMAGES, TuningOptions())
 
 
