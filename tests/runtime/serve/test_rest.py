@@ -494,4 +494,5 @@ def test_metrics_count_what_was_done(server):
     )
     for name in ("queue", "inference", "decode", "encode"):
         assert after[f'fcn_deploy_{name}_seconds_count{{model="narrow"}}'] >= 1
-    assert after["fcn_deploy_pending_requests"] == 0 and after["process_resident_memory_bytes"] > 0
+    assert after["process_resident_memory_bytes"] > 0
+    until(lambda: server.metrics()["fcn_deploy_pending_requests"] == 0)  # a client may have its answer a little before
