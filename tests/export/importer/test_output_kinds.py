@@ -268,42 +268,33 @@ def test_a_number_less_the_size_is_freed_or_refused(tmp_path):
     assert "node padded (Pad)" in said and "65" in said
 
 
-def test_padding_up_to_a_large_multiple_is_no_size(tmp_path):
-    """At 64×96 and 96×64 it comes to 128×128 as well."""
-    text = """
-      shp = Shape(p)
-      hw = Slice(shp, i2, i4)
-      rest = Mod(hw, units)
-      less = Sub(units, rest)
-      lacking = Mod(less, units)
-      none = Concat<axis=0>(i0, i0, i0, i0, i0, i0)
-      pads = Concat<axis=0>(none, lacking)
-      padded = Pad(p, pads)
-      c = Conv<strides=[2,2], pads=[1,1,1,1]>(padded, w1)
-      s = Conv(c, w3, b3)
-      f = Resize<mode="linear">(s, , x2)
-      y = Slice(f, from, hw, a23)
-    """
-    model = made(text, weights={"units": np.array([128, 128]), "from": np.array([0, 0])})
-    source, image = reads(tmp_path, model), RANDOM.standard_normal((1, 3, 70, 150)).astype(np.float32)
-    np.testing.assert_allclose(ran(source.model, {"p": image})[0], ran(model, {"p": image})[0], atol=1e-5)
+# Padded behind by what the rows and columns of an image lack, a number computed of its size.
+PADDED_BEHIND = """
+  shp = Shape(p)
+  hw = Slice(shp, i2, i4)
+  LACKING
+  none = Concat<axis=0>(i0, i0, i0, i0, i0, i0)
+  pads = Concat<axis=0>(none, lacking)
+  padded = Pad(p, pads)
+  c = Conv<strides=[2,2], pads=[1,1,1,1]>(padded, w1)
+  s = Conv(c, w3, b3)
+  f = Resize<mode="linear">(s, , x2)
+  y = Slice(f, from, hw, a23)
+"""
 
 
-def test_padding_of_small_images_alone_is_no_size(tmp_path):
-    text = """
-      shp = Shape(p)
-      hw = Slice(shp, i2, i4)
-      less = Sub(units, hw)
-      lacking = Max(less, from)
-      none = Concat<axis=0>(i0, i0, i0, i0, i0, i0)
-      pads = Concat<axis=0>(none, lacking)
-      padded = Pad(p, pads)
-      c = Conv<strides=[2,2], pads=[1,1,1,1]>(padded, w1)
-      s = Conv(c, w3, b3)
-      f = Resize<mode="linear">(s, , x2)
-      y = Slice(f, from, hw, a23)
-    """
-    model = made(text, weights={"units": np.array([64, 64]), "from": np.array([0, 0])})
+@pytest.mark.parametrize(
+    ("lacking", "unit"),
+    [
+        # At 64×96 and 96×64 it comes to 128×128 as well.
+        ("rest = Mod(hw, units)\n less = Sub(units, rest)\n lacking = Mod(less, units)", 128),
+        ("less = Sub(units, hw)\n lacking = Max(less, from)", 64),
+    ],
+    ids=["to a large multiple", "of small images alone"],
+)
+def test_padding_by_the_size_is_no_size(tmp_path, lacking, unit):
+    text = PADDED_BEHIND.replace("LACKING", lacking)
+    model = made(text, weights={"units": np.array([unit, unit]), "from": np.array([0, 0])})
     source = reads(tmp_path, model)
     for size in ((30, 50), (70, 150)):
         image = RANDOM.standard_normal((1, 3, *size)).astype(np.float32)
