@@ -1,33 +1,24 @@
 """What a module does at other sizes than it is compared at: another path, or other numbers, and it is compared there.
 
-A module is followed without computing anything, on PyTorch's meta device, where an image of 4224×4224 takes
-milliseconds. The operators that it calls, and the weights and numbers that it gives them, are written down at some
-sizes. At a larger one, and at those that its code asks about, operators and weights are to be the same, and each number
-what it was or what its growth by H, W and H·W makes of it.
+A module is followed (`followed.py`) at some sizes. At a larger one, and at those that its code asks about, operators
+and weights are to be the same, and each number what it was or what its growth by H, W and H·W makes of it.
 Where something else is seen, as of `if h > 512`, the exported graph is run beside the module at that size.
 """
 
-import copy
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import onnx
-import torch
 from fcn_deploy.export.analysis.accepted_sizes import AcceptedSizes, run_quietly
+from fcn_deploy.export.from_torch.followed import Size, Trace, ValuesReadError, tracer
 from fcn_deploy.export.from_torch.network import Network
-from fcn_deploy.export.from_torch.sizes_asked import Asked, Asking, constant, where_it_turns
+from fcn_deploy.export.from_torch.sizes_asked import constant, where_it_turns
 from fcn_deploy.export.from_torch.verify import VERIFIED_SIZES, ExpectedScores
 from fcn_deploy.export.tolerances import EXPORTED_MODEL
 from fcn_deploy.runtime.backends.onnxruntime import session
 from fcn_deploy.runtime.errors import DeployError, one_line
-from torch.utils._python_dispatch import TorchDispatchMode
-
-Size = tuple[int, int]
 
 UNIT = 32  # pixels, or the network's multiple, that sizes are counted in: maps of most strides are whole
 USUAL = ((2, 3), (3, 2), (2, 5), (4, 3), (5, 4), (3, 7))  # units
@@ -39,137 +30,20 @@ SAID = 60  # characters of why a module cannot be followed
 MOST_PIXELS = 1_500_000  # of an image that is run to be compared
 MOST_BYTES = 400e6  # of its largest tensor, of which several are held at once
 TIMES_LONGER = 50  # a module that calls so many times the operators loops over places; that is seen elsewhere
-ACTIVATIONS = ("elu", "gelu", "hardsigmoid", "hardswish", "hardtanh", "leaky_relu", "mish", "relu", "relu6", "silu")
 STRENGTHS = (0.03, 0.3, 30.0, 1000.0)  # of noise, for what looks at the values of the image
-
-
-class _ValuesReadError(Exception):
-    """A module makes a number of Python of its image's values."""
-
-
-class _Called(TorchDispatchMode):
-    """While it is entered, operators are noted and run without values: tensors are moved to the meta device.
-
-    Attributes:
-        operators: their names, in order, and of what they were given the kind of each number, which weights, and all
-            else, such as a mode.
-        numbers: that they were given, in order.
-        largest: bytes of the largest tensor that they gave.
-    """
-
-    def __init__(self, image: torch.Tensor, most: float, weights: Mapping[int, str]) -> None:
-        super().__init__()
-        self.operators: list[str] = []
-        self.numbers: list[float] = []
-        self.largest = 0
-        self._most, self._weights = most, weights
-        self._moved: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}  # keeps what it moved, so that ids stay theirs
-        self._of_image = {id(image): image}
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        return False  # PyTorch would load its compiler, a second long, to keep that from looking in here
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        leaves = [*_leaves(args), *_leaves((kwargs or {}).values())]
-        of_image = any(id(leaf) in self._of_image for leaf in leaves)
-        if func is torch.ops.aten._local_scalar_dense.default:
-            if of_image:
-                raise _ValuesReadError
-            return args[0].item() if args[0].device.type != "meta" else func(*args)
-        self.note(str(func), leaves)
-        args, kwargs = self._on_meta(args), {name: self._on_meta(value) for name, value in (kwargs or {}).items()}
-        result = _known_shapes(func, args)
-        result = func(*args, **kwargs) if result is None else result
-        tensors = [leaf for leaf in _leaves((result,)) if isinstance(leaf, torch.Tensor)]
-        self.largest = max((self.largest, *(each.numel() * each.element_size() for each in tensors)))
-        if of_image:
-            self._of_image |= {id(each): each for each in tensors}
-        return result
-
-    def note(self, name: str, leaves: Sequence[Any]) -> None:
-        """Write an operator down, with what it is given."""
-        self.operators.append(name)
-        if len(self.operators) > self._most:
-            raise DeployError("a loop over places")
-        for leaf in _leaves(leaves):
-            if isinstance(leaf, bool | int | float):
-                self.numbers.append(float(leaf))
-                self.operators.append("number")
-            elif isinstance(leaf, torch.Tensor):
-                self.operators.append("" if leaf.device.type == "meta" else self._weights.get(leaf.data_ptr(), ""))
-            elif not isinstance(leaf, torch.device):
-                self.operators.append(str(leaf))
-
-    def _on_meta(self, value: Any) -> Any:
-        if type(value) in (tuple, list):
-            return type(value)(map(self._on_meta, value))
-        if isinstance(value, torch.device):
-            return torch.device("meta")
-        if not isinstance(value, torch.Tensor) or value.device.type == "meta":
-            return value
-        if id(value) not in self._moved:
-            self._moved[id(value)] = value, _like(value)
-        return self._moved[id(value)][1]
-
-
-def _leaves(values: Iterable[Any]) -> Iterator[Any]:
-    """What is in the arguments of an operator, lists of tensors and of numbers among them."""
-    for value in values:  # PyTorch's tree_flatten takes a third of the time of following a module
-        if isinstance(value, tuple | list):
-            yield from _leaves(value)
-        else:
-            yield value
-
-
-def _known_shapes(func, args: Sequence[Any]) -> Any:
-    """What operators give for whose shapes PyTorch runs Python, and loads its compiler; None: another operator."""
-    name = func.overloadpacket.__name__
-    if name.startswith("upsample_") and isinstance(args[1], list | tuple):
-        return args[0].new_empty((*args[0].shape[:2], *args[1]))
-    if name in ACTIVATIONS:
-        return _like(args[0])
-    if name.removesuffix("_") in ACTIVATIONS:
-        return args[0]
-    if name == "cat":
-        maps, axis = args[0], args[1] if len(args) > 1 else 0
-        if len({each.ndim for each in maps}) == 1 and len({each.dtype for each in maps}) == 1:
-            shape = list(maps[0].shape)
-            shape[axis] = sum(each.shape[axis] for each in maps)
-            return maps[0].new_empty(shape)
-    if name in ("native_batch_norm", "native_layer_norm", "native_group_norm"):
-        return _like(args[0]), args[0].new_empty(0), args[0].new_empty(0)
-    return None
-
-
-def _like(value: torch.Tensor) -> torch.Tensor:
-    return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="meta")
-
-
-@dataclass(frozen=True)
-class _Trace:
-    """What a module did at a size: its operators, the numbers that they were given, the largest tensor in bytes, and
-    what its code compared sizes with.
-    """
-
-    size: Size
-    operators: tuple[str, ...]
-    numbers: np.ndarray
-    largest: int
-    asked: Asked
 
 
 class _Law:
     """What a module does at usual sizes: the operators, and each number as a + b·H + c·W + d·H·W, where it is so."""
 
-    def __init__(self, traces: Sequence[_Trace]) -> None:
+    def __init__(self, traces: Sequence[Trace]) -> None:
         self.longest = max(len(trace.operators) for trace in traces)
         self._paths: dict[tuple[str, ...], tuple[np.ndarray, np.ndarray] | None] = {}
         for operators in dict.fromkeys(trace.operators for trace in traces):
             same = [trace for trace in traces if trace.operators == operators]
             self._paths[operators] = _fitted(same)
 
-    def holds(self, trace: _Trace) -> bool:
+    def holds(self, trace: Trace) -> bool:
         """Whether a module does the same at another size."""
         if trace.operators not in self._paths:
             return False
@@ -184,24 +58,24 @@ class _Law:
 class _Known:
     """What a module did at all sizes that are known: the operators, and numbers that were the same at all of them."""
 
-    def __init__(self, traces: Sequence[_Trace]) -> None:
+    def __init__(self, traces: Sequence[Trace]) -> None:
         self._paths: dict[tuple[str, ...], tuple[np.ndarray, np.ndarray]] = {}
         for operators in dict.fromkeys(trace.operators for trace in traces):
             numbers = np.stack([trace.numbers for trace in traces if trace.operators == operators])
             self._paths[operators] = numbers[0], (numbers == numbers[0]).all(axis=0)
 
-    def constants(self, trace: _Trace) -> tuple[float, ...]:
+    def constants(self, trace: Trace) -> tuple[float, ...]:
         """The numbers of a trace that were the same at all known sizes; () where its path is not known."""
         found = self._paths.get(trace.operators)
         return () if found is None else tuple(trace.numbers[found[1]])
 
-    def holds(self, trace: _Trace) -> bool:
+    def holds(self, trace: Trace) -> bool:
         """Whether a module does the same at another size, but for numbers that change with the size."""
         found = self._paths.get(trace.operators)
         return found is not None and np.array_equal(found[0][found[1]], trace.numbers[found[1]])
 
 
-def _fitted(traces: Sequence[_Trace]) -> tuple[np.ndarray, np.ndarray] | None:
+def _fitted(traces: Sequence[Trace]) -> tuple[np.ndarray, np.ndarray] | None:
     """(coefficients [4, numbers], which numbers go by them) of traces of one path; None: they are too few to tell."""
     if len(traces) <= len(_terms((1, 1))):
         return None
@@ -242,7 +116,7 @@ def compare_at_larger_sizes(
         return []
     try:
         followed = _Followed(network, sizes)
-    except _ValuesReadError:
+    except ValuesReadError:
         _compare_other_values(network, graph, expected)
         return []
     except Exception as error:
@@ -295,17 +169,17 @@ class _Followed:
     """A module that is followed at any size, without computing it.
 
     Raises (at creation):
-        _ValuesReadError: it makes numbers of its image's values.
+        ValuesReadError: it makes numbers of its image's values.
         Exception: whatever it does without values.
     """
 
     def __init__(self, network: Network, sizes: AcceptedSizes) -> None:
-        self._trace, self._sizes = _tracer(network), sizes
+        self._trace, self._sizes = tracer(network), sizes
         self._unit = _unit(sizes)
         self._usual = [self._trace((rows * self._unit, columns * self._unit), math.inf) for rows, columns in USUAL]
         self._law = _Law(self._usual)
 
-    def _at(self, size: Size) -> _Trace | None:
+    def _at(self, size: Size) -> Trace | None:
         """What the module does at a size; None: it refuses that by itself."""
         try:
             return self._trace(size, TIMES_LONGER * self._law.longest)
@@ -378,51 +252,6 @@ def _apart(run, expected: ExpectedScores, image: np.ndarray) -> float:
         return 0.0
     ours = run_quietly(run, image)[0]
     return float(np.abs(ours - scores).max() / max(np.ptp(scores), 1e-6)) if ours.shape == scores.shape else math.inf
-
-
-def _tracer(network: Network) -> Callable[[Size, float], _Trace]:
-    module = network.module
-    restored: Callable[[], AbstractContextManager[None]] = nullcontext
-    # A copy keeps what a module keeps of a run, such as a grid by the image's size: without values, here.
-    try:
-        module = copy.deepcopy(module, {id(value): value for value in _held_by(module)})
-    except Exception:  # it holds a lock, a file, or a tensor that is computed of others
-        restored = partial(_restored, module)
-    weights = {value.data_ptr(): f"weights {index}" for index, value in enumerate(_held_by(module))}
-
-    def trace(size: Size, most: float) -> _Trace:
-        image = torch.empty(1, network.channels, *size, device="meta")
-        with torch.no_grad(), restored(), _Called(image, most, weights) as called, Asking(called.note) as asking:
-            module(image)
-        return _Trace(size, tuple(called.operators), np.array(called.numbers), called.largest, asking.asked)
-
-    return trace
-
-
-@contextmanager
-def _restored(module: torch.nn.Module) -> Iterator[None]:
-    """After it, modules hold what they held, and not what they keep of a run."""
-    held = [(vars(each), dict(vars(each))) for each in module.modules()]
-    kept = [(each, copy.copy(each)) for _, values in held for each in values.values() if isinstance(each, dict | list)]
-    try:
-        yield
-    finally:
-        for now, before in (*kept, *held):
-            now.clear()
-            if isinstance(now, dict):
-                now.update(before)
-            else:
-                now.extend(before)
-
-
-def _held_by(module: torch.nn.Module) -> list[torch.Tensor]:
-    """Parameters, buffers, and tensors that are plain attributes."""
-    held = (
-        value
-        for each in module.modules()
-        for value in (*each.parameters(False), *each.buffers(False), *vars(each).values())
-    )
-    return [value for value in held if isinstance(value, torch.Tensor)]
 
 
 def _unit(sizes: AcceptedSizes) -> int:
