@@ -33,7 +33,7 @@ from .planning.plan import (
     plan_unbounded,
 )
 from .planning.working_memory import WorkingMemory
-from .process_memory import give_back_freed, resident, share_one_heap
+from .process_memory import bound_heap, give_back_freed, resident
 from .result_maker import ResultMaker, cropped
 from .tiling.tiled_scores import TiledScores
 from .tiling.tiles import one_ahead
@@ -87,7 +87,7 @@ class Network:
         self.path = path = Path(model)
         self.memory, self.refine = memory, refine
         if memory is not None:
-            share_one_heap()
+            bound_heap()
         self.input_range = None if input_range is None else parse_range(input_range)
         if not path.is_file():
             raise MisuseError(f"{path} does not exist or is not a file; name an .engine or an .onnx")
@@ -97,7 +97,7 @@ class Network:
             onnx = OnnxModelBackend(path, threads)
             self._take(onnx, Heads(onnx.card, onnx.upsampling, (), output, str(path)), (WHOLE,), "float32")
         else:
-            backend, manifest, heads = open_engine(path, device, gpu_index, threads, output)
+            backend, manifest, heads = open_engine(path, device, gpu_index, threads, output, memory)
             self._take(backend, heads, manifest.stages, manifest.precision, manifest, threads)
         if refine and (reason := refusal(self.card, self.upsampling, self.stages[-1].stride)) is not None:
             instead = "omit --refine" if self.manifest else "make an engine: build-engine"
@@ -211,7 +211,7 @@ class Network:
         # which costs a quarter of a millisecond.
         memory, making = self._working.held, 0
         if result or self.memory is not None or plan_unbounded(size, self.card, self.stages).bytes > memory:
-            memory = self.memory_budget()
+            memory = self.memory_budget() // (self.backend.streams if self.memory is not None else 1)
             # Labels, and what makes them, are beside what the network takes.
             labels = 0 if bands else height * width * result_bytes("labels", self.card)
             memory = max(memory - labels, memory // 2)
