@@ -1,10 +1,12 @@
 """Functions of PyTorch that its exporters refuse at changing sizes, in terms of those that they take."""
 
 import functools
+import math
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from types import ModuleType
+from types import BuiltinFunctionType, ModuleType
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -65,12 +67,17 @@ class _LikeNumber(type):
 
 class _Int(int, metaclass=_LikeNumber):
     def __new__(cls, *given, **base):
-        return given[0].to(torch.int64) if given and _is_traced(given[0]) else int(*given, **base)
+        if given and _is_traced(given[0]):
+            return given[0].to(torch.int64)
+        # Numbers with a method `like`, which notes what is made of them (export/from_torch/sizes_asked.py).
+        return given[0].like(given[0].__trunc__()) if given and hasattr(given[0], "like") else int(*given, **base)
 
 
 class _Float(float, metaclass=_LikeNumber):
     def __new__(cls, *given):
-        return given[0].to(torch.float32) if given and _is_traced(given[0]) else float(*given)
+        if given and _is_traced(given[0]):
+            return given[0].to(torch.float32)
+        return given[0].like(given[0] * 1.0) if given and hasattr(given[0], "like") else float(*given)
 
 
 def _round(number, ndigits=None):
@@ -88,12 +95,20 @@ def _of_several(plain: Callable, traced: Callable) -> Callable:
     return most
 
 
-IN_TRACES = {
-    "int": _Int, "float": _Float, "round": _round,
+NUMBERS: dict[str, Callable] = {"int": _Int, "float": _Float}
+IN_TRACES: dict[str, Callable] = {
+    **NUMBERS, "round": _round,
     "max": _of_several(max, torch.maximum), "min": _of_several(min, torch.minimum),
 }  # fmt: skip
-OF_MATH = {
-    "__round__": torch.round, "__ceil__": torch.ceil, "__floor__": torch.floor, "__trunc__": torch.trunc,
+
+
+def _method(function: Callable) -> Callable:
+    return lambda number, *digits: function(number).to(torch.int64)
+
+
+OF_TENSORS: dict[str, Callable] = {
+    "__round__": _method(torch.round), "__ceil__": _method(torch.ceil), "__floor__": _method(torch.floor),
+    "__trunc__": _method(torch.trunc), "__divmod__": lambda number, by: (number // by, number % by),
 }  # fmt: skip
 
 
@@ -108,27 +123,54 @@ def numbers_of_sizes(model: torch.nn.Module) -> Iterator[None]:
     Python makes of a traced size the number that it is in the trace. So in the packages that a module's code is in,
     these names stand for functions that keep it, and tensors have the methods that `math` calls.
     """
+    methods = [name for name in OF_TENSORS if name not in vars(torch.Tensor)]
+    with standing_for(model, IN_TRACES, {}):
+        try:
+            for name in methods:
+                setattr(torch.Tensor, name, OF_TENSORS[name])
+            yield
+        finally:
+            for name in methods:
+                delattr(torch.Tensor, name)
+
+
+@contextmanager
+def standing_for(
+    model: torch.nn.Module, names: Mapping[str, Callable], functions: Mapping[Callable, Callable]
+) -> Iterator[None]:
+    """While it is entered, other functions are called by the code of a module, in the packages that it is in.
+
+    Args:
+        names: of Python's own functions → what stands for them where the code has no others of this name.
+        functions: of `math` → what stands for them there, by whatever name they are called.
+    """
     packages = {kind.__module__.split(".")[0] for part in model.modules() for kind in type(part).__mro__}
     packages -= {"torch", "fcn_deploy", *sys.stdlib_module_names}
     modules = [each for name, each in sys.modules.copy().items() if name.split(".")[0] in packages]
     found = [vars(each) for each in modules if isinstance(each, ModuleType)]
-    changed = [(names, name) for names in found for name in IN_TRACES if name not in names]
-    methods = [name for name in OF_MATH if name not in vars(torch.Tensor)]
+    replaced: list[tuple[dict[str, Any], str, Any]] = []
+
+    def put(place: dict[str, Any], name: str, other: Any) -> None:
+        replaced.append((place, name, place.get(name)))
+        place[name] = other
+
     try:
-        for names, name in changed:
-            names[name] = IN_TRACES[name]
-        for name in methods:
-            setattr(torch.Tensor, name, _method(OF_MATH[name]))
+        for place in found:
+            for name, other in names.items():
+                if name not in place:
+                    put(place, name, other)
+        if functions:
+            for place in (vars(math), *found):
+                for name, value in list(place.items()):
+                    if type(value) is BuiltinFunctionType and value in functions:
+                        put(place, name, functions[value])
         yield
     finally:
-        for names, name in changed:
-            names.pop(name, None)
-        for name in methods:
-            delattr(torch.Tensor, name)
-
-
-def _method(function: Callable) -> Callable:
-    return lambda number, *digits: function(number).to(torch.int64)
+        for place, name, before in reversed(replaced):
+            if before is None:
+                place.pop(name, None)
+            else:
+                place[name] = before
 
 
 Cells = int | Sequence[int | None] | None

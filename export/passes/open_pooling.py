@@ -250,6 +250,9 @@ class _Opening:
             fitting = [
                 each for each in near if all(-(-n // each) == side for n, side in zip(pixels, sides, strict=True))
             ]
+            # Of multiples of 32 up to 256 pixels there are as many cells of 33 pixels as of 32.
+            whole = [each for each in fitting if all(each * side == n for n, side in zip(pixels, sides, strict=True))]
+            fitting = whole or fitting
             if len(fitting) != 1:
                 return None
             found += fitting

@@ -420,6 +420,13 @@ class Locked(nn.Module):
             return y * 2 if 300 < x.shape[2] < 400 else y
 
 
+@torch.jit.script
+def twice_from_300_to_310(y: torch.Tensor, height: int) -> torch.Tensor:
+    if height > 300 and height < 310:
+        return y * 2
+    return y
+
+
 def of_quiet_images(x, y):
     assert x.abs().max() < 20, "normalise it"
     return y
@@ -442,6 +449,17 @@ def by_exponents(x, y):
         (lambda x, y: y * 2 if x.shape[3] / 2 == 250 else y, "does otherwise at 64×500 than at other sizes"),
         (lambda x, y: y * 2 if x.shape[2:] == (500, 401) else y, "does otherwise at 500×401 than at other sizes"),
         (lambda x, y: y * 2 if 301 < x.shape[2] < 310 and 401 < x.shape[3] < 411 else y, "does otherwise at 302×402"),
+        (lambda x, y: y * 2 if 300 < math.sqrt(x.shape[2] * x.shape[3]) < 310 else y, "does otherwise at "),
+        (lambda x, y: y * 2 if int(math.log2(x.shape[2])) == 9 else y, "does otherwise at "),
+        (lambda x, y: y * 2 if 300 < math.hypot(*x.shape[2:]) < 320 else y, "does otherwise at "),
+        (lambda x, y: y * 2 if 300 < int(x.shape[2]) < 310 else y, "does otherwise at 301×96 than at other sizes"),
+        (lambda x, y: y * 2 if x.shape[2] // 300 % 2 else y, "does otherwise at 300×96 than at other sizes"),
+        (lambda x, y: y * [1.0, 2.0, *[1.0] * 99][x.shape[2] // 300], "does otherwise at 300×96 than at other sizes"),
+        (lambda x, y: y * {500: 2.0}.get(x.shape[2], 1.0), "does otherwise at 500×96 than at other sizes"),
+        (lambda x, y: y * 2 if str(x.shape[2]) == "500" else y, "does otherwise at 500×96 than at other sizes"),
+        (lambda x, y: y * 2 if 300 < np.sqrt(x.shape[2]) ** 2 < 310 else y, "does otherwise at 30"),
+        (lambda x, y: y * 2 if torch.tensor(x.shape[2]) > 300 and x.shape[2] < 310 else y, "does otherwise at 309×96"),
+        (lambda x, y: twice_from_300_to_310(y, x.shape[2]), "does otherwise at 309×96 than at other sizes"),
         (Rows(), "does otherwise at 64×301 than at other sizes"),
         (Locked(), "does otherwise at 301×96 than at other sizes"),
     ],
@@ -451,6 +469,23 @@ def test_code_that_does_otherwise_for_large_or_loud_images_is_refused(tmp_path, 
     with pytest.raises(DeployError, match=said) as caught:
         export_module(Looks(look).eval(), None, tmp_path / "m.onnx", name="it")
     assert len(str(caught.value)) <= 300 and not list(tmp_path.iterdir())
+
+
+def test_what_may_depend_on_a_size_unseen_is_said(tmp_path):
+    notes = []
+    looked_up = Looks(lambda x, y: y * {96: 1.0}.get(x.shape[2], 1.0)).eval()
+    export_module(looked_up, None, tmp_path / "m.onnx", name="it", note=notes.append)
+    assert any("makes a key of a size (test_from_torch.py" in note and "not at all others" in note for note in notes)
+
+
+def test_a_quotient_and_its_rest_are_functions_of_the_size(tmp_path):
+    def halves(x, y):
+        half, rest = divmod(y.shape[2], 2)
+        return F.interpolate(F.interpolate(y, size=(half + rest, y.shape[3])), size=y.shape[2:])
+
+    notes = []
+    export_module(Looks(halves).eval(), None, tmp_path / "m.onnx", name="it", note=notes.append)
+    assert any("plain numbers of sizes" in note for note in notes)
 
 
 @pytest.mark.parametrize(
