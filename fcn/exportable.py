@@ -14,7 +14,10 @@ from torch.overrides import TorchFunctionMode
 
 
 class Exportable(TorchFunctionMode):
-    """While it is entered, pooling to a grid or by a kernel of the image's size, unpooling and patches are respelled.
+    """While it is entered, what exporters refuse or bake in at changing sizes is respelled.
+
+    That is pooling to a grid or by a kernel of the image's size, unpooling, patches, affine grids, resizing by factors
+    that are made of sizes, and tensors of sizes.
 
     The results are equal, but for rounding. `respelled` collects the names of the functions that were.
     """
@@ -86,6 +89,11 @@ def _round(number, ndigits=None):
     return torch.round(number).to(torch.int64) if ndigits is None else torch.round(number, decimals=ndigits)
 
 
+def _len(value):
+    traced = isinstance(value, torch.Tensor) and value.ndim and torch.jit.is_tracing()
+    return value.shape[0] if traced else len(value)
+
+
 def _of_several(plain: Callable, traced: Callable) -> Callable:
     def most(*numbers, **options):
         if options or len(numbers) < 2 or not any(map(_is_traced, numbers)):
@@ -98,7 +106,7 @@ def _of_several(plain: Callable, traced: Callable) -> Callable:
 NUMBERS: dict[str, Callable] = {"int": _Int, "float": _Float}
 IN_TRACES: dict[str, Callable] = {
     **NUMBERS, "round": _round,
-    "max": _of_several(max, torch.maximum), "min": _of_several(min, torch.minimum),
+    "len": _len, "max": _of_several(max, torch.maximum), "min": _of_several(min, torch.minimum),
 }  # fmt: skip
 
 
@@ -249,7 +257,13 @@ def interpolate(
     *more,
     **others,
 ) -> torch.Tensor | None:
-    """Means over a grid, which `area` is another name for."""
+    """Means over a grid, which `area` is another name for; or by factors that are made of sizes."""
+    if size is None and input.ndim == 4 and any(map(_is_traced, factors := _pair(scale_factor))):
+        aligned = others.get("align_corners", more[0] if more else None) or others.get("recompute_scale_factor")
+        if mode not in ("bilinear", "bicubic") or aligned or others.get("antialias"):
+            return None
+        down, across = (_taps(input, axis, by, mode) for axis, by in zip((-2, -1), factors, strict=True))
+        return down @ input @ across.T
     if mode != "area" or size is None or input.ndim != 4:
         return None
     if tuple(_pair(size)) == (1, 1):
@@ -302,7 +316,91 @@ def _side_by_side(kernel_size, dilation, padding, stride) -> tuple[int, int] | N
     return kernel if plain and _pair(stride) == kernel else None
 
 
+def linspace(start, end, steps, **options) -> torch.Tensor | None:
+    """As many numbers as a size says, in equal steps: exporters divide by 0 where there is one."""
+    if not _is_traced(steps):
+        return None
+    place, step = torch.arange(steps), (end - start) / torch.clamp(steps - 1, min=1)
+    # Counted from both ends, as PyTorch does, whose numbers are symmetric.
+    numbers = torch.where(
+        place < torch.clamp(steps // 2, min=1), start + step * place, end - step * (steps - 1 - place)
+    )
+    return numbers.to(options.get("dtype") or torch.float32)
+
+
+def affine_grid(theta: torch.Tensor, size: Sequence[int], align_corners: bool | None = None) -> torch.Tensor | None:
+    """Where an affine transformation puts the pixels of an image: a matrix product."""
+    if len(size) != 4:
+        return None
+    height, width = size[2], size[3]
+    ends = (torch.as_tensor(1.0), torch.as_tensor(1.0))
+    if not align_corners:
+        ends = ((width - 1) / torch.as_tensor(width), (height - 1) / torch.as_tensor(height))
+    across, down = (
+        (2.0 * torch.arange(side) / torch.clamp(torch.as_tensor(side) - 1, min=1) - 1.0) * end * (side > 1)
+        for side, end in zip((width, height), ends, strict=True)
+    )
+    x, y = across[None].expand(height, width), down[:, None].expand(height, width)
+    places = torch.stack((x, y, torch.ones_like(x)), -1).reshape(1, height * width, 3).to(theta.dtype)
+    return (places @ theta.transpose(1, 2)).reshape(theta.shape[0], height, width, 2)
+
+
+def tensor(data: object, **options) -> torch.Tensor | None:
+    """A tensor of sizes, which a tracer would take for constants."""
+    if isinstance(data, torch.Tensor) or not any(map(_is_traced, _leaves(data))):
+        return None
+    floats = any(torch.as_tensor(each).is_floating_point() for each in _leaves(data))
+    kind = options.get("dtype") or (torch.float32 if floats else torch.int64)
+
+    def made(value: object) -> torch.Tensor:
+        if isinstance(value, list | tuple | torch.Size):
+            return torch.stack([made(each) for each in value])
+        return torch.as_tensor(value).to(kind)
+
+    return made(data)
+
+
+def _leaves(data: object) -> Iterator[Any]:
+    if isinstance(data, list | tuple):
+        for each in data:
+            yield from _leaves(each)
+    else:
+        yield data
+
+
+def _taps(image: torch.Tensor, axis: int, factor: torch.Tensor | float, mode: str) -> torch.Tensor:
+    """What each place of a resized axis takes of those of the image, [resized, places], as PyTorch does by a factor."""
+    size, factor = image.shape[axis], torch.as_tensor(factor)
+    wanted = torch.floor(size * factor).to(torch.int64)
+    place = (torch.arange(wanted) + 0.5) / factor - 0.5
+    if mode == "bilinear":  # which copies where the sides are equal, whatever the factor
+        place = torch.where(wanted == size, torch.arange(wanted), torch.clamp(place, min=0))
+    first = torch.floor(place)
+    part, a = place - first, -0.75
+    near, far = part + 1, 2 - part  # how far the outer two of four places are
+    taps = (
+        ((0, 1 - part), (1, part))
+        if mode == "bilinear"
+        else (
+            (-1, ((a * near - 5 * a) * near + 8 * a) * near - 4 * a),
+            (0, ((a + 2) * part - (a + 3)) * part * part + 1),
+            (1, ((a + 2) * (1 - part) - (a + 3)) * (1 - part) * (1 - part) + 1),
+            (2, ((a * far - 5 * a) * far + 8 * a) * far - 4 * a),
+        )
+    )
+    columns = torch.arange(size)[None]
+    rows = [
+        torch.where(torch.clamp(first + by, 0, size - 1).to(torch.int64)[:, None] == columns, weight[:, None], 0.0)
+        for by, weight in taps
+    ]
+    return functools.reduce(torch.add, rows).to(image.dtype)
+
+
 _RESPELLED: dict[Callable, Callable] = {
+    F.affine_grid: affine_grid,
+    torch.linspace: linspace,
+    torch.tensor: tensor,
+    torch.as_tensor: tensor,
     F.adaptive_avg_pool2d: adaptive_avg_pool2d,
     F.adaptive_max_pool2d: adaptive_max_pool2d,
     F.avg_pool2d: avg_pool2d,

@@ -478,6 +478,50 @@ def test_what_may_depend_on_a_size_unseen_is_said(tmp_path):
     assert any("makes a key of a size (test_from_torch.py" in note and "not at all others" in note for note in notes)
 
 
+def by_places(x, y):
+    rows, columns = torch.linspace(-1, 1, y.shape[2]), torch.linspace(0, 1, y.shape[3])
+    return y * (1 + rows[:, None] * columns)
+
+
+def by_a_flow(x, y):
+    """As SFNet's alignment: a flow in pixels over the size, added to a grid."""
+    height, width = y.shape[2:]
+    rows = torch.linspace(-1, 1, height).view(-1, 1).repeat(1, width)
+    columns = torch.linspace(-1, 1, width).repeat(height, 1)
+    flow = y[:, :2].permute(0, 2, 3, 1) / torch.tensor([[[[width, height]]]]).type_as(y)
+    return F.grid_sample(y, torch.stack((columns, rows), -1) + flow, align_corners=True)
+
+
+def turned(x, y, align_corners=False):
+    """As a spatial transformer."""
+    theta = torch.tensor([[1.0, 0.2, 0.1], [-0.1, 0.9, 0.2]]).expand(len(x), 2, 3)
+    return F.grid_sample(y, F.affine_grid(theta, y.size(), align_corners=align_corners), align_corners=align_corners)
+
+
+def of_corners(x, y):
+    return turned(x, y, align_corners=True)
+
+
+def as_dino(x, y, mode="bicubic"):
+    """Embeddings of 7×7 places resized by a factor, as DINO does."""
+    places = torch.arange(49.0).reshape(1, 1, 7, 7).sin()
+    factors = tuple((side + 0.1) / 7 for side in y.shape[2:])
+    return y + F.interpolate(places, scale_factor=factors, mode=mode)
+
+
+def as_dino_bilinearly(x, y):
+    return as_dino(x, y, "bilinear")
+
+
+@pytest.mark.parametrize("look", [by_places, by_a_flow, turned, of_corners, as_dino, as_dino_bilinearly])
+def test_grids_of_the_images_size_are_exported_as_functions_of_it(tmp_path, look):
+    torch.manual_seed(0)
+    notes = []
+    export_module(Looks(look).eval(), None, tmp_path / "m.onnx", name="it", note=notes.append)
+    assert not any("multiples" in note for note in notes)
+    assert any("written as operators that take every size" in note for note in notes)
+
+
 def test_a_quotient_and_its_rest_are_functions_of_the_size(tmp_path):
     def halves(x, y):
         half, rest = divmod(y.shape[2], 2)
