@@ -110,6 +110,14 @@ IN_TRACES: dict[str, Callable] = {
 }  # fmt: skip
 
 
+def _names_of_packages(model: torch.nn.Module) -> list[dict[str, Any]]:
+    """The names that the modules of Python know, of the packages that a module's code is in."""
+    packages = {kind.__module__.split(".")[0] for part in model.modules() for kind in type(part).__mro__}
+    packages -= {"torch", "fcn_deploy", *sys.stdlib_module_names}
+    modules = [each for name, each in sys.modules.copy().items() if name.split(".")[0] in packages]
+    return [vars(each) for each in modules if isinstance(each, ModuleType)]
+
+
 def _method(function: Callable) -> Callable:
     return lambda number, *digits: function(number).to(torch.int64)
 
@@ -152,10 +160,7 @@ def standing_for(
         names: of Python's own functions → what stands for them where the code has no others of this name.
         functions: of `math` → what stands for them there, by whatever name they are called.
     """
-    packages = {kind.__module__.split(".")[0] for part in model.modules() for kind in type(part).__mro__}
-    packages -= {"torch", "fcn_deploy", *sys.stdlib_module_names}
-    modules = [each for name, each in sys.modules.copy().items() if name.split(".")[0] in packages]
-    found = [vars(each) for each in modules if isinstance(each, ModuleType)]
+    found = _names_of_packages(model)
     replaced: list[tuple[dict[str, Any], str, Any]] = []
 
     def put(place: dict[str, Any], name: str, other: Any) -> None:
@@ -224,6 +229,19 @@ def avg_pool2d(
     if not plain or any(type(side) is int for side in kernel) or tuple(kernel) != tuple(input.shape[-2:]):
         return None
     return input.mean((-2, -1), keepdim=True)
+
+
+def conv_transpose2d(
+    input, weight, bias=None, stride=1, padding=0, output_padding=0, groups=1, dilation=1
+) -> torch.Tensor | None:
+    """To the size of a skip, as `output_size` asks for: cropped from the largest."""
+    added = _pair(output_padding)
+    if not any(map(_is_traced, added)):
+        return None
+    most = tuple(step - 1 for step in _pair(stride))
+    largest = torch.conv_transpose2d(input, weight, bias, stride, padding, most, groups, dilation)
+    rows, columns = (side - more + wanted for side, more, wanted in zip(largest.shape[-2:], most, added, strict=True))
+    return largest[..., :rows, :columns]
 
 
 def max_unpool2d(
@@ -316,6 +334,14 @@ def _side_by_side(kernel_size, dilation, padding, stride) -> tuple[int, int] | N
     return kernel if plain and _pair(stride) == kernel else None
 
 
+def squeeze(input: torch.Tensor, *dims: int, **named: int) -> torch.Tensor | None:
+    """Without an axis of one: exporters branch there, where they do not know that it is."""
+    (dim,) = (*dims, *named.values()) if len(dims) + len(named) == 1 else (None,)
+    if type(dim) is not int or dim % max(input.ndim, 1) == 0 or input.shape[dim] != 1:
+        return None
+    return input.select(dim, 0)
+
+
 def linspace(start, end, steps, **options) -> torch.Tensor | None:
     """As many numbers as a size says, in equal steps: exporters divide by 0 where there is one."""
     if not _is_traced(steps):
@@ -399,11 +425,14 @@ def _taps(image: torch.Tensor, axis: int, factor: torch.Tensor | float, mode: st
 _RESPELLED: dict[Callable, Callable] = {
     F.affine_grid: affine_grid,
     torch.linspace: linspace,
+    torch.squeeze: squeeze,
+    torch.Tensor.squeeze: squeeze,
     torch.tensor: tensor,
     torch.as_tensor: tensor,
     F.adaptive_avg_pool2d: adaptive_avg_pool2d,
     F.adaptive_max_pool2d: adaptive_max_pool2d,
     F.avg_pool2d: avg_pool2d,
+    F.conv_transpose2d: conv_transpose2d,
     F.fold: fold,
     F.interpolate: interpolate,
     F.max_unpool2d: max_unpool2d,

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from fcn_deploy.export.from_torch.network import Network
-from fcn_deploy.export.from_torch.sizes_asked import Asked, Asking, numbers_noted
+from fcn_deploy.export.from_torch.sizes_asked import Asked, Asking
 from fcn_deploy.runtime.errors import DeployError
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -154,8 +154,8 @@ class Trace:
 def tracer(network: Network) -> Callable[[Size, float], Trace]:
     """What follows a network: (height, width) of an image and the most operators → what it does.
 
-    That raises ValuesReadError where the network makes numbers of its image's values, and whatever the network raises
-    without values.
+    `numbers_noted` is to be entered meanwhile. That raises ValuesReadError where the network makes numbers of its
+    image's values, and whatever the network raises without values.
     """
     module = network.module
     restored: Callable[[], AbstractContextManager[None]] = nullcontext
@@ -168,10 +168,7 @@ def tracer(network: Network) -> Callable[[Size, float], Trace]:
 
     def trace(size: Size, most: float) -> Trace:
         image = torch.empty(1, network.channels, *size, device="meta")
-        with (
-            torch.no_grad(), restored(), numbers_noted(module),
-            _Called(image, most, weights) as called, Asking(called.note) as asking,
-        ):  # fmt: skip
+        with torch.no_grad(), restored(), _Called(image, most, weights) as called, Asking(called.note) as asking:
             module(image)
         if called.read:
             asking.asked.lost[("item",)] = "a tensor, and that a number"

@@ -17,7 +17,7 @@ from fcn_deploy.export.analysis.accepted_sizes import AcceptedSizes, run_quietly
 from fcn_deploy.export.from_torch.followed import Size, Trace, ValuesReadError, tracer
 from fcn_deploy.export.from_torch.network import Network
 from fcn_deploy.export.from_torch.numbers_in_code import code_of, numbers_in_code, scripted
-from fcn_deploy.export.from_torch.sizes_asked import LARGEST_SIDE, constant, where_it_turns
+from fcn_deploy.export.from_torch.sizes_asked import LARGEST_SIDE, constant, numbers_noted, where_it_turns
 from fcn_deploy.export.from_torch.verify import VERIFIED_SIZES, ExpectedScores
 from fcn_deploy.export.tolerances import EXPORTED_MODEL
 from fcn_deploy.runtime.backends.onnxruntime import session
@@ -35,6 +35,7 @@ MOST_BYTES = 400e6  # of its largest tensor, of which several are held at once
 GRID = 8  # units, between sizes that are looked at where a module's questions are not noted
 STRIDES = (1, 4, 8, 16, 32)  # of maps, whose sides code may ask about
 TIMES_LONGER = 50  # a module that calls so many times the operators loops over places; that is seen elsewhere
+TINTS = 8  # colours of images, for the same
 STRENGTHS = (0.03, 0.3, 30.0, 1000.0)  # of noise, for what looks at the values of the image
 
 
@@ -119,11 +120,16 @@ def compare_at_larger_sizes(
     """
     if network.ours or sizes.only is not None:
         return []
+    with numbers_noted(network.module):
+        return _compared(network, graph, expected, sizes)
+
+
+def _compared(network: Network, graph: onnx.ModelProto, expected: ExpectedScores, sizes: AcceptedSizes) -> list[str]:
+    """As compare_at_larger_sizes, of a module from elsewhere that takes several sizes."""
     try:
         followed = _Followed(network, sizes)
     except ValuesReadError:
-        _compare_other_values(network, graph, expected)
-        return []
+        return [_compare_other_values(network, graph, expected)]
     except Exception as error:
         return [_compare_unfollowed(network, graph, expected, sizes, one_line(error, SAID))]
     for first, size in followed.larger():
@@ -322,10 +328,16 @@ class _Followed:
             yield height, width
 
 
-def _compare_other_values(network: Network, graph: onnx.ModelProto, expected: ExpectedScores) -> None:
-    """Raise DeployError where other images have other scores in ONNX, of a module that looks at their values."""
+def _compare_other_values(network: Network, graph: onnx.ModelProto, expected: ExpectedScores) -> str:
+    """Compare other images, of a module that looks at their values; says that all others were not.
+
+    Raises DeployError where they have other scores in ONNX.
+    """
     run, noise = session(graph.SerializeToString()), network.image(SHORT * UNIT, SHORT * UNIT + 1).numpy()
-    for image in (np.float32(strength) * part for part in (noise, np.abs(noise)) for strength in STRENGTHS):
+    images = [np.float32(strength) * part for part in (noise, np.abs(noise)) for strength in STRENGTHS]
+    tints = np.random.default_rng(0).uniform(-2, 2, (TINTS, 1, network.channels, 1, 1)).astype(np.float32)
+    images += [tint + share * noise for tint in tints for share in (np.float32(0.05), np.float32(0.5))]
+    for image in images:
         apart = _apart(run, expected, image)
         if not apart <= EXPORTED_MODEL:
             raise DeployError(
@@ -333,6 +345,10 @@ def _compare_other_values(network: Network, graph: onnx.ModelProto, expected: Ex
                 f"that came to for one ({apart:.1e} of the scores' range apart for another): use torch.where, or "
                 "leave it out and say --input-mean and --input-std"
             )
+    return (
+        f"{network.name} makes a number, or a choice, of its image's values; its ONNX does what that came to for "
+        f"noise, and was compared for {len(images)} other images alone"
+    )
 
 
 def _apart(run, expected: ExpectedScores, image: np.ndarray) -> float:

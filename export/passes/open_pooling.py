@@ -174,10 +174,23 @@ class _Opening:
         if of == self.core.graph.input[0].name:
             raise NotPooledError("the image itself is pooled")  # there is no network before it to run
         if self._stride(of) is None:
-            raise NotPooledError(f"{of} is pooled, and is no map of one stride")
+            raise NotPooledError(self._what_is_pooled(of))
         self.statistics.append(statistic)
         self.maps[statistic.name] = of
         self.of_values.add(statistic.name)
+
+    def _what_is_pooled(self, of: str) -> str:
+        """Why tiles give no part of a map that is pooled."""
+        shapes, size = self.shapes.of(of), max(self.shapes.sizes)
+        shape = shapes[self.shapes.sizes.index(size)]
+        if len(shape) != 4:
+            return (
+                f"{of} is pooled, which is [{', '.join(map(str, shape))}] of an image of {size[0]}×{size[1]} and no map"
+            )
+        return (
+            f"{of} is pooled, whose sides are not the image's over a whole number, rounded up: {shape[2]}×{shape[3]} "
+            f"of {size[0]}×{size[1]}"
+        )
 
     def _constant(self, wanted: str, value: np.ndarray) -> str:
         name = self.names(wanted)

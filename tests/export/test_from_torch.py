@@ -513,13 +513,42 @@ def as_dino_bilinearly(x, y):
     return as_dino(x, y, "bilinear")
 
 
-@pytest.mark.parametrize("look", [by_places, by_a_flow, turned, of_corners, as_dino, as_dino_bilinearly])
+class ToSkip(nn.Module):
+    """A transposed convolution to the size of a skip, by its `output_size`."""
+
+    def __init__(self):
+        super().__init__()
+        self.down, self.up = nn.Conv2d(4, 8, 3, 2, 1), nn.ConvTranspose2d(8, 4, 3, 2, 1)
+
+    def forward(self, x, y):
+        return y + self.up(self.down(y), output_size=y.shape[2:])
+
+
+@pytest.mark.parametrize("look", [ToSkip(), by_places, by_a_flow, turned, of_corners, as_dino, as_dino_bilinearly])
 def test_grids_of_the_images_size_are_exported_as_functions_of_it(tmp_path, look):
     torch.manual_seed(0)
     notes = []
     export_module(Looks(look).eval(), None, tmp_path / "m.onnx", name="it", note=notes.append)
     assert not any("multiples" in note for note in notes)
     assert any("written as operators that take every size" in note for note in notes)
+
+
+def test_one_score_without_its_axis_is_cut_off_where_it_is_made(tmp_path):
+    """Exporters branch at squeeze(1), and a network of branches has no tiles."""
+    module = Looks(lambda x, y: y)
+    module.end = lambda x, y: to_size(x, y[:, :1]).squeeze(1)
+    card, _ = export_module(module.eval(), None, tmp_path / "m.onnx", name="it")
+    assert not card.whole and not any(node.op_type == "If" for node in onnx.load(tmp_path / "m.onnx").graph.node)
+
+
+def test_a_choice_by_the_images_values_is_said(tmp_path):
+    notes = []
+    looks = Looks(lambda x, y: [y, y * 2][int(x.mean() > 1e9)]).eval()
+    export_module(looks, None, tmp_path / "m.onnx", name="it", note=notes.append)
+    assert any("makes a number, or a choice, of its image's values" in note for note in notes)
+    tinted = Looks(lambda x, y: [y, y * 2][int(x.mean() > 1)]).eval()
+    with pytest.raises(DeployError, match="looks at the values of its image"):
+        export_module(tinted, None, tmp_path / "n.onnx", name="it")
 
 
 def test_a_quotient_and_its_rest_are_functions_of_the_size(tmp_path):
