@@ -398,9 +398,10 @@ def _taps(image: torch.Tensor, axis: int, factor: torch.Tensor | float, mode: st
     """What each place of a resized axis takes of those of the image, [resized, places], as PyTorch does by a factor."""
     size, factor = image.shape[axis], torch.as_tensor(factor)
     wanted = torch.floor(size * factor).to(torch.int64)
-    place = (torch.arange(wanted) + 0.5) / factor - 0.5
+    count: torch.Tensor = torch.arange(wanted)  # type: ignore[call-overload]  # a traced size
+    place = (count + 0.5) / factor - 0.5
     if mode == "bilinear":  # which copies where the sides are equal, whatever the factor
-        place = torch.where(wanted == size, torch.arange(wanted), torch.clamp(place, min=0))
+        place = torch.where(wanted == size, count, torch.clamp(place, min=0))
     first = torch.floor(place)
     part, a = place - first, -0.75
     near, far = part + 1, 2 - part  # how far the outer two of four places are

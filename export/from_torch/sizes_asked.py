@@ -171,7 +171,7 @@ for _kind, _of in ((_Whole, int), (_Part, float)):
         for _name in _names:
             if hasattr(_of, _name):
                 setattr(_kind, _name, _made(_of, _name))
-    _kind.__bool__ = _chosen(_of)  # type: ignore[attr-defined]
+    _kind.__bool__ = _chosen(_of)  # type: ignore[method-assign]
 
 
 def _of_math(function: Callable) -> Callable:

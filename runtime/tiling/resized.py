@@ -48,4 +48,5 @@ def _interpolated(values: Floats, places: Axis, axis: int) -> Floats:
     second: AnyArray = values.take(places.second - places.first[0], axis)
     second -= first
     second *= places.weight[:, None] if axis == 1 else places.weight
-    return np.add(first, second, out=second)
+    result: Floats = np.add(first, second, out=second)
+    return result
