@@ -114,20 +114,31 @@ def test_fp16_plans_have_hardly_more_layers_than_convolutions(exports):
 
 @pytest.fixture(scope="module")
 def full_width():
-    """EfficientNet-Lite0 FCN-8s in FP16, as build-engine hands it to TensorRT."""
+    """EfficientNet-Lite0 FCN-8s in FP16 and INT8, as build-engine hands it to TensorRT."""
     needs("tensorrt_rtx")
-    return cores("efficientnet-lite0", ("float16",))["float16"]
+    return cores("efficientnet-lite0", ("float16", "int8"))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("targets", [("sm75",), ("sm75", "sm86", "sm89", "sm120"), ("sm86", "sm89", "sm120")])
 def test_an_fp16_plan_has_few_layers_and_little_memory_on_every_gpu(full_width, targets):
     """Depthwise convolutions are what sm75 has no kernels for: each was copied before, 72 layers and 521 MiB."""
-    convolutions = sum(node.op_type == "Conv" for node in full_width.graph.node)
-    built = build_plan(full_width, TensorRTOptions(targets), [PlannedProfile(SIZE, SIZE, SIZE, 4)])
+    core = full_width["float16"]
+    convolutions = sum(node.op_type == "Conv" for node in core.graph.node)
+    built = build_plan(core, TensorRTOptions(targets), [PlannedProfile(SIZE, SIZE, SIZE, 4)])
     assert convolutions_by_type(built.layers) == {"Half → Half": convolutions}
     assert len(built.layers) <= 1.15 * convolutions
     assert built.activation_bytes[0] <= 92 * 2**20
+
+
+@pytest.mark.slow
+def test_int8_plans_copy_no_maps_before_depthwise_convolutions(full_width):
+    """They took 242 MiB, and 56 MB of plan for one image."""
+    targets = TensorRTOptions(("sm86", "sm89", "sm120"))
+    assert (
+        build_plan(full_width["int8"], targets, [PlannedProfile(SIZE, SIZE, SIZE, 4)]).activation_bytes[0] < 160 << 20
+    )
+    assert len(build_plan(full_width["int8"], targets, [PlannedProfile(SIZE, SIZE, SIZE)]).plan) < 12e6
 
 
 def test_the_layers_of_an_engine_are_shown_by_inspect_model(gpu_built):

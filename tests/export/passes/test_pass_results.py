@@ -214,6 +214,35 @@ def test_groups_are_widened_and_sum_the_same(groups, channels, filters, left, ki
 
 
 @pytest.mark.parametrize(
+    ("scales", "attributes", "shift", "left"),
+    [
+        (16, {"axis": 0}, None, 2),
+        (1, {}, 0, 2),
+        (1, {}, 3, 16),  # zeros of which are not 0
+        (16, {"axis": 0, "block_size": 1}, None, 16),
+    ],
+)
+def test_groups_of_rounded_weights_are_widened_with_their_scales(scales, attributes, shift, left):
+    constants = {
+        "q": RANDOM.integers(-9, 10, (16, 1, 3, 3)).astype(np.int8), "zero": np.full((), shift or 0, np.int8),
+        "s": 2.0 ** RANDOM.integers(-2, 3, (16, 1, 3, 3)[: 4 if "block_size" in attributes else 1]).astype(np.float32),
+    }  # fmt: skip
+    if scales == 1:
+        constants["s"] = np.float32(0.5)
+    read = node("DequantizeLinear", ["q", "s", *([] if shift is None else ["zero"])], "g", **attributes)
+    made = model([read, node("Conv", ["image", "g"], "logits", group=16, pads=[1] * 4)], constants, 21,
+                 shape=("N", 16, "H", "W"))  # fmt: skip
+    widened = widen_groups(made, rounded_alone=True).model
+    groups = next(item.i for item in widened.graph.node[-1].attribute if item.name == "group")
+    assert groups == left
+    if left < 16:
+        image = RANDOM.integers(-4, 5, (2, 16, 7, 9)).astype(np.float32)
+        np.testing.assert_array_equal(run(widened, image), run(made, image))
+    floats = model([node("Conv", ["image", "w"], "logits", group=16)], {"w": np.ones((16, 1, 1, 1), np.float32)})
+    assert widen_groups(floats, rounded_alone=True).why_not
+
+
+@pytest.mark.parametrize(
     ("steps", "left"),
     [
         (["Mul one", "Add one", "Add channels", "Mul channels"], []),
