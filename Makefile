@@ -9,7 +9,7 @@ DEMO := demo
 CONSTRAINTS ?= constraints.txt
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS)
 
-.PHONY: demo test test-fast lint types links docs findings wheels silicon bench engine-matrix zoo-matrix clean
+.PHONY: demo test test-fast lint types links docs findings wheels silicon silicon-simulated bench engine-matrix zoo-matrix clean
 
 # Three stamps: the demo does not wait for what only the tests need.
 $(VENV)/.all: pyproject.toml constraints.txt
@@ -78,6 +78,10 @@ wheels: $(VENV)/.dev
 # All that only a GPU can tell, in silicon.json and silicon.html: for any machine with one, some ten minutes, without a network.
 silicon: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.silicon
+
+# The same on the simulated GPU, small, with engines of both libraries in every precision: some ten minutes.
+silicon-simulated: $(VENV)/.gpu-sim
+	PYTHONPATH=tests $(BIN)/python -m gpu_sim.silicon
 
 $(VENV)/.bench: $(VENV)/.all
 	$(INSTALL) -e '.[bench]'

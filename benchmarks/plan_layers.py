@@ -8,6 +8,7 @@ does not depend on values, so ranges for INT8 are invented.
 
 import json
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -29,6 +30,7 @@ from onnx import ModelProto, TensorProto
 from benchmarks.engine_matrix import network
 
 BACKBONES = ("efficientnet-lite0", "mobilenet-v2", "resnet50")
+PRECISIONS = ("float16", "bf16", "int8", "fp8")
 TARGETS = ("sm75", "sm86", "sm89", "sm120")
 SIZE = (480, 640)
 RANGE = (-6.0, 6.0)
@@ -36,7 +38,7 @@ RANGE = (-6.0, 6.0)
 Row = dict[str, Any]
 
 
-def cores(backbone: str) -> dict[str, ModelProto]:
+def cores(backbone: str, precisions: Sequence[str] = PRECISIONS) -> dict[str, ModelProto]:
     """Precision → the core as build-engine hands it to TensorRT."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "m.onnx"
@@ -44,12 +46,13 @@ def cores(backbone: str) -> dict[str, ModelProto]:
         export_module(model, card, path)
         core = optimise_offline(core_of(import_model(path)).model)
     ranges = dict.fromkeys(measured_tensors(core), RANGE)
-    return {
-        "float16": half(core, set(), True),
-        "bf16": half(core, kind=TensorProto.BFLOAT16),
-        "int8": half(quantize(core, ranges, SCHEMES["tensorrt"]), set(), True),
-        "fp8": half(quantize(core, ranges, SCHEMES["tensorrt-fp8"]), set(), True),
+    ways = {
+        "float16": lambda: half(core, set(), True),
+        "bf16": lambda: half(core, kind=TensorProto.BFLOAT16),
+        "int8": lambda: half(quantize(core, ranges, SCHEMES["tensorrt"]), set(), True),
+        "fp8": lambda: half(quantize(core, ranges, SCHEMES["tensorrt-fp8"]), set(), True),
     }
+    return {precision: ways[precision]() for precision in precisions}
 
 
 def row_of(backbone: str, precision: str, target: str, core: ModelProto) -> Row:

@@ -46,6 +46,11 @@ def requirements(extra: str) -> list[str]:
     return [item for item in extras[extra] if not item.startswith("fcn-deploy[")]
 
 
+def of_wheels(extra: str) -> list[str]:
+    """`requirements`, with TensorRT's bindings in its place: the same versions, and wheels. It is a script itself."""
+    return [re.sub(r"^(tensorrt-cu\d+)(?!-)", r"\1-bindings", item) for item in requirements(extra)]
+
+
 def libraries(files: Mapping[str, bytes]) -> tuple[set[str], set[str]]:
     """Names that shared libraries have or are loaded by, and names that they need, of the content of some files."""
     provided, needed = set(), set()
@@ -105,9 +110,9 @@ def contradictions(packages: Iterable[str]) -> list[str]:
 def fetch(extra: str, folder: Path) -> list[Path]:
     """The wheels of an extra, and of all that these ask for; of TensorRT its bindings alone."""
     wheels, plain = [], []
-    for requirement in requirements(extra):
-        if match := re.match(r"(tensorrt-cu\d+)(.*)", requirement):
-            wheels += _downloaded(folder / extra, "--no-deps", f"{match[1]}-bindings{match[2]}")
+    for requirement in of_wheels(extra):
+        if requirement.startswith(("tensorrt-cu12-bindings", "tensorrt-cu13-bindings")):
+            wheels += _downloaded(folder / extra, "--no-deps", requirement)
         else:
             plain.append(requirement)
     return wheels + _downloaded(folder / extra, *plain)

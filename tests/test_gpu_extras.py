@@ -1,13 +1,15 @@
 """What installs where there is a GPU: extras that resolve, and wheels that bring the libraries that they need."""
 
 import json
+import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
 
 import pytest
 
-from benchmarks.wheels import GPU_EXTRAS, ROOT, contradictions, libraries, needs, requirements, tensorrt_of, used
+from benchmarks.wheels import GPU_EXTRAS, ROOT, contradictions, libraries, needs, of_wheels, tensorrt_of, used
 
 
 def test_every_extra_that_runs_on_a_gpu_is_looked_at():
@@ -19,17 +21,46 @@ def test_every_extra_that_runs_on_a_gpu_is_looked_at():
     assert {name for name, items in extras.items() if any(item.startswith(gpu) for item in items)} == set(GPU_EXTRAS)
 
 
-@pytest.mark.slow
-def test_the_extra_that_builds_plans_resolves(tmp_path):
-    """The others are gigabytes, which pip fetches to resolve them: `make wheels` does, and fails where one does not."""
-    report = tmp_path / "report.json"
-    command = [sys.executable, "-m", "pip", "install", "--dry-run", "--ignore-installed", "--quiet", "--report", report]
-    done = subprocess.run([*command, *requirements("rtx")], capture_output=True, text=True)
+@pytest.fixture(scope="module")
+def resolved(tmp_path_factory):
+    """Extra → versions by name of what pip would install; of a pip that fetches no wheels to say so: gigabytes."""
+    folder = tmp_path_factory.mktemp("pip")
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    done = subprocess.run([*pip, "--target", folder / "pip", "pip>=25.1"], capture_output=True, text=True)
     if done.returncode and any(word in done.stderr for word in ("NewConnectionError", "No matching distribution")):
         pytest.skip("the package index is out of reach; run this where pip can fetch packages")
     assert done.returncode == 0, done.stderr[-1000:]
-    found = {item["metadata"]["name"].replace("_", "-") for item in json.loads(report.read_text())["install"]}
-    assert {"tensorrt-rtx-cu13-libs", "cuda-bindings", "nvidia-cuda-nvrtc"} <= found
+
+    def resolve(extra):
+        report = folder / f"{extra}.json"
+        command = [*pip, "--dry-run", "--ignore-installed", "--report", report, *of_wheels(extra)]
+        newest = os.environ | {"PYTHONPATH": str(folder / "pip")}
+        done = subprocess.run(command, capture_output=True, text=True, env=newest)
+        assert done.returncode == 0, done.stderr[-1000:]
+        items = [item["metadata"] for item in json.loads(report.read_text())["install"]]
+        return {item["name"].lower().replace("_", "-"): item["version"] for item in items}
+
+    with ThreadPoolExecutor(len(GPU_EXTRAS)) as pool:
+        return dict(zip(GPU_EXTRAS, pool.map(resolve, GPU_EXTRAS), strict=True))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("extra", "names"),
+    [
+        ("rtx", {"tensorrt-rtx-cu13-libs": None, "cuda-bindings": 13, "nvidia-cuda-nvrtc": 13}),
+        ("tensorrt", {"tensorrt-cu13-bindings": None, "cuda-bindings": 13, "nvidia-cuda-nvrtc": 13}),
+        ("tensorrt-cu12", {"tensorrt-cu12-bindings": None, "cuda-bindings": 12, "nvidia-cuda-nvrtc-cu12": 12}),
+        ("ort-cuda", {"onnxruntime-gpu": None, "nvidia-cudnn-cu13": 9, "nvidia-cublas": 13}),
+        ("ort-tensorrt", {"onnxruntime-gpu": None, "nvidia-cudnn-cu13": 9, "tensorrt-cu13-bindings": 10}),
+        ("ort-rtx", {"onnxruntime": None, "onnxruntime-ep-nv-tensorrt-rtx-cu13": None}),
+    ],
+)
+def test_every_extra_for_gpus_resolves_to_what_its_libraries_are_linked_to(resolved, extra, names):
+    """Of TensorRT the bindings stand for its libraries, whose wheel fetches them from NVIDIA as it installs."""
+    found = resolved[extra]
+    for name, major in names.items():
+        assert name in found and (major is None or found[name].split(".")[0] == str(major)), name
     assert contradictions(found) == []
 
 

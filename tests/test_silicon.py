@@ -1,19 +1,16 @@
 """make silicon, on the simulated GPU: all that is measured on a real one runs, and what is wrong is said."""
 
 import json
-import os
 import re
 import subprocess
 import sys
-from types import SimpleNamespace
 
 import numpy as np
-import onnx
 import pytest
 import torch
-from fcn_deploy.export.build import engine, gpus
-from fcn_deploy.export.build.targets import tensorrt
-from gpu_engines import KERNELS, profiles_of
+from fcn_deploy.export.build import gpus
+from gpu_engines import KERNELS
+from gpu_sim import silicon as simulated
 from helpers import ROOT, needs, one_error, photo
 
 from benchmarks import silicon, silicon_build, silicon_engine, silicon_kernels, silicon_page, silicon_torch
@@ -21,52 +18,19 @@ from fcn_deploy import DeployError, MisuseError, ModelCard, Segmenter
 
 
 @pytest.fixture
-def stand_ins(gpu, monkeypatch, tmp_path):
-    """What `make silicon` builds runs on the simulated GPU, in other processes too; a sanitizer that runs it there."""
+def stand_ins(gpu, tmp_path):
     needs("tensorrt_rtx")
-    from gpu_sim import tensorrt_sim
-
     gpu.load_kernels(KERNELS)
-    plans, programs = tmp_path / "plans", tmp_path / "programs"
-    plans.mkdir()
-    programs.mkdir()
-    (programs / "compute-sanitizer").write_text('#!/bin/sh\nexec "$3" -m gpu_sim "$5" "$6"\n')
-    (programs / "compute-sanitizer").chmod(0o755)
-    for name, value in {
-        "XDG_CACHE_HOME": tmp_path / "cache", "PYTHONPATH": ROOT / "tests", tensorrt_sim.PLANS: plans,
-        "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}",
-    }.items():  # fmt: skip
-        monkeypatch.setenv(name, str(value))
-    monkeypatch.setattr(silicon_engine, "PYTHON", (sys.executable, "-m", "gpu_sim"))
-    monkeypatch.setattr(silicon_build, "find_spec", lambda name: name == "tensorrt_rtx")
-    monkeypatch.setattr(
-        engine, "check_builder", lambda options, types=(): None
-    )  # it would look for what is stood in for
-    real = tensorrt.build_plan
-
-    def registered(core, options, profiles, say):
-        built = real(core, options, profiles, say)
-        runs = onnx.ModelProto.FromString(core.SerializeToString())
-        for node in runs.graph.node:  # a library that takes others of two that are as near
-            for attribute in node.attribute:
-                if attribute.s == b"round_prefer_ceil":
-                    attribute.s = b"floor"
-        shapes = profiles_of(SimpleNamespace(profiles=profiles))
-        tensorrt_sim.save(plans, built.plan, runs.SerializeToString(), shapes)
-        return built
-
-    monkeypatch.setattr(tensorrt, "build_plan", registered)
-    with gpu.tensorrt("tensorrt_rtx"):
-        yield
+    with simulated.stand_ins(tmp_path):
+        yield simulated.SMALL
 
 
 @pytest.mark.slow
 def test_the_whole_command_runs_on_a_gpu_from_training_to_the_page(stand_ins, monkeypatch, capfd, tmp_path):
-    for name, value in {
-        "TRAINING": ("--epochs", "1", "--count", "8", "--width", "0.1"), "CALIBRATED_ON": 3, "MOST": (90, 120),
-        "PRECISIONS": {"float32": {}, "int8": {"int8": True, "fp16": True}, "fp8": {"fp8": True}},
-        "PROFILES": "1x1:64x64:128x160", "NEAREST": ("asymmetric floor", "half_pixel round_prefer_ceil"),
-    }.items():  # fmt: skip
+    for name, value in (stand_ins | {
+        "PRECISIONS": {"int8": {"int8": True, "fp16": True}, "fp8": {"fp8": True}},  # gpu_sim.silicon has all
+        "NEAREST": ("asymmetric floor", "half_pixel round_prefer_ceil"),
+    }).items():  # fmt: skip
         monkeypatch.setattr(silicon_build, name, value)
     monkeypatch.setattr(silicon_build, "LEAST_GPU", {"fp8": "sm120"})  # a type that this GPU has not
     monkeypatch.setattr(gpus, "LEAST_GPU", {"fp8": "sm120"})
@@ -75,17 +39,17 @@ def test_the_whole_command_runs_on_a_gpu_from_training_to_the_page(stand_ins, mo
     record = json.loads(out.read_text())
     assert all(part["ok"] for part in record.values())
     assert record["machine"]["target"] == "sm89" and record["machine"]["driver"] == "CUDA 13.0"
-    for name in ("float32 by tensorrt_rtx", "int8 by tensorrt_rtx"):
+    for library in simulated.LIBRARIES:
+        name = f"int8 by {library}"
         labels, threads = record[f"labels, {name}"], record[f"8 threads, {name}"]
         assert labels["images"] == 6 and labels["share"] <= labels["allowed"] and len(labels["miou"]) == 2
         assert threads["calls"] > 0 and not threads["errors"] and record[f"golden sample, {name}"]["calls_equal"] == 1
         assert record[f"latency, {name}"]["rows"][0]["network_ms"] > 0
-    assert record["labels, float32 by tensorrt_rtx"]["allowed"] == 1e-3
-    assert "fp8 is refused for sm89" in record["build, fp8 by tensorrt_rtx"]["skipped"]
-    assert "at least 100.00% of labels" in record["sanitizer, float32 by tensorrt_rtx"]["said"][0]
-    ways = record["nearest neighbours, tensorrt_rtx"]["ways"]
-    assert ways["asymmetric floor"] == "equal"
-    assert "on this GPU its golden sample differs by" in ways["half_pixel round_prefer_ceil"]
+        assert f"fp8 is refused for {record['machine']['target']}" in record[f"build, fp8 by {library}"]["skipped"]
+        assert "at least 100.00% of labels" in record[f"sanitizer, {name}"]["said"][0]
+        ways = record[f"nearest neighbours, {library}"]["ways"]
+        assert ways["asymmetric floor"] == "equal"
+        assert "on this GPU its golden sample differs by" in ways["half_pixel round_prefer_ceil"]
     assert "finds no GPU; install one that is built for CUDA" in record["PyTorch"]["skipped"]
     kernels = record["kernels"]["rows"]
     # Four types of images by two of inputs, and two of scores by two of labels in five ways; some at the largest.
@@ -93,7 +57,7 @@ def test_the_whole_command_runs_on_a_gpu_from_training_to_the_page(stand_ins, mo
     assert [60, 60] in [row["size"] for row in kernels]
     page = out.with_suffix(".html").read_text()
     assert page.count("<section") == 6 and "Simulated GPU" in page and "WRONG" not in page
-    assert "float32 by tensorrt_rtx: the bare network" in page and "http" not in page.replace("http-equiv", "")
+    assert "int8 by tensorrt: the bare network" in page and "http" not in page.replace("http-equiv", "")
 
 
 @pytest.mark.parametrize(

@@ -64,7 +64,9 @@ _AROUND = re.compile(
 
 
 def capability(name: str) -> str:
-    """A target as the user says it, as a compute capability where it is a GPU's name: `RTX 4090` → `sm89`."""
+    """A target as the user says it, as `sm89` where it is a GPU's name, such as `RTX 4090`, or `8.9`."""
+    if number := re.fullmatch(r"\s*(\d{1,2})\.(\d)\s*", name):  # as nvidia-smi tells it
+        return f"sm{number[1]}{number[2]}"
     said = _AROUND.sub("", name.lower())
     return next((found for pattern, found in _NAMES if re.fullmatch(pattern, said)), said)
 

@@ -20,7 +20,7 @@ def main() -> None:
         gpu_sim.load_kernels(*sources)
     sys.argv = sys.argv[1:]
     try:
-        with gpu_sim.tensorrt():
+        with gpu_sim.tensorrt("tensorrt"), gpu_sim.tensorrt("tensorrt_rtx"):
             runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
     finally:
         gpu_sim.drain()

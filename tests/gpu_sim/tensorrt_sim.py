@@ -320,6 +320,8 @@ class _Reporting:
 
 
 class Runtime(_Reporting):
+    _library = "tensorrt_rtx"
+
     def __init__(self, logger: ILogger) -> None:
         if not isinstance(logger, ILogger):
             raise TypeError("__init__(): incompatible constructor arguments: an ILogger is needed")
@@ -352,6 +354,7 @@ class ICudaEngine(_Reporting):
         import onnxruntime
 
         self._runtime, self._logger, self._cuda = runtime, runtime.logger, cuda
+        self._library = runtime._library
         self._weights = _DeviceMemory(len(core), cuda)
         self._model = onnx.load_from_string(core)
         options = onnxruntime.SessionOptions()
@@ -427,7 +430,7 @@ class ICudaEngine(_Reporting):
         return [Dims(shape) for shape in self._profiles[profile_index][name]]
 
     def create_runtime_config(self) -> "IRuntimeConfig":
-        return IRuntimeConfig(self._logger)
+        return IRuntimeConfig(self._logger, self._library)
 
     def create_execution_context(
         self,
@@ -438,7 +441,7 @@ class ICudaEngine(_Reporting):
         where = "ICudaEngine::createExecutionContext"
         config = runtime_config or strategy
         if not isinstance(config, IRuntimeConfig):
-            config = IRuntimeConfig(self._logger)
+            config = IRuntimeConfig(self._logger, self._library)
             config.set_execution_context_allocation_strategy(strategy or ExecutionContextAllocationStrategy.STATIC)
         if gpu_sim.library().gpusim_current() != self._cuda:
             self._violation(where, "the engine's CUDA context is not current", ErrorCodeTRT.UNSPECIFIED_ERROR)
@@ -485,7 +488,7 @@ def _activations(shapes: list[tuple[int, ...]]) -> int:
 class _RtxAlone:
     """A method that TensorRT for RTX has and TensorRT has not: absent while the stand-in is that of TensorRT."""
 
-    library = "tensorrt_rtx"  # whose stand-in was made last
+    library = "tensorrt_rtx"  # whose stand-in was made last: of classes; objects know theirs
 
     def __init__(self, method: Callable) -> None:
         self.method = method
@@ -494,17 +497,17 @@ class _RtxAlone:
         self.name = name
 
     def __get__(self, instance: object, owner: type) -> Callable:
-        if _RtxAlone.library != "tensorrt_rtx":
+        if (_RtxAlone.library if instance is None else instance._library) != "tensorrt_rtx":
             raise AttributeError(f"{owner.__name__!r} object has no attribute {self.name!r}")
         return self.method if instance is None else self.method.__get__(instance, owner)
 
 
 class IRuntimeConfig:
-    def __init__(self, logger: ILogger) -> None:
-        self._logger = logger
+    def __init__(self, logger: ILogger, library: str = "tensorrt_rtx") -> None:
+        self._logger, self._library = logger, library
         self._strategy = ExecutionContextAllocationStrategy.STATIC
         self._cache: IRuntimeCache | None = None
-        if _RtxAlone.library == "tensorrt_rtx":
+        if library == "tensorrt_rtx":
             self.cuda_graph_strategy = CudaGraphStrategy.DISABLED
             self.dynamic_shapes_kernel_specialization_strategy = DynamicShapesKernelSpecializationStrategy.LAZY
 
@@ -585,6 +588,7 @@ class _Given:  # what the user set
 class IExecutionContext(_Reporting):
     def __init__(self, engine: ICudaEngine, config: IRuntimeConfig) -> None:
         self._engine, self._config, self._logger = engine, config, engine._logger
+        self._library = engine._library
         self._profile, self._given, self._last = 0, _Given(), _Last()
         self._busy, self._running = threading.Lock(), threading.Lock()
         self._warm: set[tuple] = set()  # (profile, shapes) that ran: the kernels are compiled
@@ -853,6 +857,7 @@ def module(name: str = "tensorrt_rtx") -> types.ModuleType:
     made, _RtxAlone.library = types.ModuleType(name, "TensorRT on the simulated GPU"), name
     for one in _NAMES + (_RTX_NAMES if name == "tensorrt_rtx" else ()):
         setattr(made, one, globals()[one])
+    made.Runtime = type("Runtime", (Runtime,), {"_library": name})
     made.__version__ = "1.7.1.116" if name == "tensorrt_rtx" else signatures.read("11")["version"]
     return made
 

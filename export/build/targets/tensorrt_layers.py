@@ -18,6 +18,7 @@ _LINE = re.compile(
     r"^Name: (?P<name>.*?), LayerType: (?P<kind>[^,]*), Inputs: \[(?P<inputs>.*?)\], (?:Constants|Outputs): \["
 )
 _CONVOLUTION = re.compile(r"corr|conv", re.IGNORECASE)
+_FUSED_CONVOLUTION = re.compile(r"__myl_(Corr|Fc)")  # compiled with what comes after it; Fc: of 1 × 1 pixels
 _REFORMAT = re.compile(r"reformat|__myl_(Move|Tran|Cast)+_", re.IGNORECASE)
 
 
@@ -54,7 +55,8 @@ def _types(text: str) -> tuple[str, ...]:
 
 
 def is_convolution(layer: PlanLayer) -> bool:
-    return bool(_CONVOLUTION.search(layer.kind)) and not _REFORMAT.search(layer.name)
+    named = _CONVOLUTION.search(layer.kind) or _FUSED_CONVOLUTION.match(layer.name)
+    return bool(named) and not _REFORMAT.search(layer.name)
 
 
 def is_reformat(layer: PlanLayer) -> bool:

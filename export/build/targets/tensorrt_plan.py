@@ -63,6 +63,7 @@ def build_plan(
         job = {
             "options": asdict(options)
             | {"timing_cache": options.timing_cache and str(options.timing_cache.absolute())},
+            "rounded": any(node.op_type == "DequantizeLinear" for node in core.graph.node),
             "profiles": [asdict(profile) | {"sizes": ()} for profile in profiles],
         }
         (folder / "job.json").write_text(json.dumps(job))

@@ -27,6 +27,8 @@ from fcn_deploy.runtime.errors import DeployError, MisuseError, one_line
 from fcn_deploy.runtime.extras import need
 
 OLDEST_TENSORRT = (10, 12)
+# For which TensorRT for RTX has no kernels of convolutions of few channels a group; of INT8 it has them for no GPU.
+WIDENED = "sm75"
 RUNTIME_PLATFORMS = {"windows-x86_64": "WINDOWS_AMD64"}  # as manifests have it → TensorRT's name
 
 
@@ -82,6 +84,8 @@ def run_build(name: str) -> None:
     try:
         options = TensorRTOptions(**options)
         trt, targets = choose_module(options.targets)
+        if trt.__name__ == "tensorrt_rtx" and (WIDENED in targets or job["rounded"]):
+            _widen(folder / "core.onnx", WIDENED not in targets)
         built = build_here(trt, folder / "core.onnx", options, profiles, targets, lambda phase: send(phase=phase))
         (folder / "plan").write_bytes(built.plan)
         send(result=asdict(built) | {"plan": None})
@@ -93,6 +97,13 @@ def run_build(name: str) -> None:
         send(error=f"the plan cannot be stored: {error}", misuse=False)
     out.flush()
     os._exit(0)  # destructors of a cancelled build may hang
+
+
+def _widen(core: Path, rounded_alone: bool) -> None:
+    import onnx  # here, since other builds need none of it
+    from fcn_deploy.export.passes.widen_groups import widen_groups
+
+    onnx.save(widen_groups(onnx.load(core), rounded_alone).model, core)
 
 
 def run_check(name: str) -> None:

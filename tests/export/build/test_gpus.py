@@ -22,6 +22,7 @@ from fcn_deploy import DeployError, MisuseError
         ("RTX 6000 Ada", "sm89"), ("h100", "sm90"), ("orin", "sm87"), ("Jetson AGX Orin", "sm87"), ("b200", "sm100"),
         ("gb300", "sm103"), ("Jetson Thor", "sm110"), ("rtx5090", "sm120"), ("RTX PRO 6000", "sm120"),
         ("DGX Spark", "sm121"), ("sm89", "sm89"), ("SM120", "sm120"), ("rtx9999", "rtx9999"),
+        ("8.9", "sm89"), ("12.0", "sm120"), ("8.9.1", "8.9.1"),
         # As nvidia-smi says them.
         ("Tesla T4", "sm75"), ("NVIDIA A100-SXM4-80GB", "sm80"), ("NVIDIA A100 80GB PCIe", "sm80"),
         ("NVIDIA GeForce RTX 3080 Laptop GPU", "sm86"), ("NVIDIA RTX 4000 Ada Generation", "sm89"),

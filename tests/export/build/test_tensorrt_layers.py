@@ -20,6 +20,8 @@ from fcn_deploy.export.quantization.half import half
 from fcn_deploy.runtime.backends.device import platform_name
 from helpers import command, needs
 
+from benchmarks.plan_layers import SIZE, cores
+
 TENSOR = "{ Name: %s, Dimensions: [1,3,-1,-1], Datatype: %s, Format: (NHWC) Channel major format }"
 
 
@@ -50,6 +52,12 @@ def test_layers_are_told_once_with_what_they_take_and_give():
     assert layers[1] == PlanLayer("/a/Conv_myl0_2", "correlation", ("Int8",), ("Float",))
     assert [is_reformat(layer) for layer in layers] == [True, False, False, False]
     assert summary(layers) == "4 layers: 2 convolutions Int8 → Float, 1 reformats, 1 others"
+
+
+def test_a_convolution_compiled_with_what_comes_after_it_is_one():
+    fused = [line(f"__myl_{name}_myl0_1", "runtime_fusion", "Half", "Half") for name in ("CorrAddMaxMin", "FcAddRelu")]
+    resized = line("__myl_Resi_myl0_2", "runtime_function", "Half", "Half")
+    assert summary(layers_of([*fused, resized])) == "3 layers: 2 convolutions Half → Half, 0 reformats, 1 others"
 
 
 def test_tensorrts_own_list_has_the_same_form():
@@ -102,6 +110,35 @@ def test_fp16_plans_have_hardly_more_layers_than_convolutions(exports):
     types = convolutions_by_type(built.layers)
     assert set(types) == {"Half → Half"} and types["Half → Half"] >= convolutions - 1
     assert len(built.layers) <= 1.15 * convolutions
+
+
+@pytest.fixture(scope="module")
+def full_width():
+    """EfficientNet-Lite0 FCN-8s in FP16 and INT8, as build-engine hands it to TensorRT."""
+    needs("tensorrt_rtx")
+    return cores("efficientnet-lite0", ("float16", "int8"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("targets", [("sm75",), ("sm75", "sm86", "sm89", "sm120"), ("sm86", "sm89", "sm120")])
+def test_an_fp16_plan_has_few_layers_and_little_memory_on_every_gpu(full_width, targets):
+    """Depthwise convolutions are what sm75 has no kernels for: each was copied before, 72 layers and 521 MiB."""
+    core = full_width["float16"]
+    convolutions = sum(node.op_type == "Conv" for node in core.graph.node)
+    built = build_plan(core, TensorRTOptions(targets), [PlannedProfile(SIZE, SIZE, SIZE, 4)])
+    assert convolutions_by_type(built.layers) == {"Half → Half": convolutions}
+    assert len(built.layers) <= 1.15 * convolutions
+    assert built.activation_bytes[0] <= 92 * 2**20
+
+
+@pytest.mark.slow
+def test_int8_plans_copy_no_maps_before_depthwise_convolutions(full_width):
+    """They took 242 MiB, and 56 MB of plan for one image."""
+    targets = TensorRTOptions(("sm86", "sm89", "sm120"))
+    assert (
+        build_plan(full_width["int8"], targets, [PlannedProfile(SIZE, SIZE, SIZE, 4)]).activation_bytes[0] < 160 << 20
+    )
+    assert len(build_plan(full_width["int8"], targets, [PlannedProfile(SIZE, SIZE, SIZE)]).plan) < 12e6
 
 
 def test_the_layers_of_an_engine_are_shown_by_inspect_model(gpu_built):

@@ -34,6 +34,7 @@ from fcn_deploy.export.passes.reverse_channels import reverse_channels
 from fcn_deploy.export.passes.space_to_depth import space_to_depth
 from fcn_deploy.export.passes.split_head import split_head
 from fcn_deploy.export.passes.upsample_scores import upsample_scores
+from fcn_deploy.export.passes.widen_groups import widen_groups
 from fcn_deploy.runtime.backends.onnxruntime import session
 from onnx import TensorProto, helper, numpy_helper
 
@@ -69,6 +70,7 @@ PASSES = {
     "space_to_depth": lambda model: space_to_depth(model, (0, 0, 0, 0)),
     "split_head": split_head,
     "upsample_scores": lambda model: upsample_scores(model, 4),
+    "widen_groups": widen_groups,
 }
 
 
@@ -148,6 +150,7 @@ def test_passes_change_a_copy_and_give_the_same_bytes_again(name, made):
         ("pooling_as_convolution", "no AveragePool counts zeros around a map"),
         ("resolve_branches", "it has no If"),
         ("space_to_depth", "its first layer is no convolution of 8-bit pixels"),
+        ("widen_groups", "no convolution has groups of fewer than 8 channels"),
     ],
 )
 def test_a_pass_that_does_not_apply_says_why_and_gives_an_equal_model(name, why_not):
@@ -179,6 +182,64 @@ def test_notes_are_said_of_a_model():
     assert result.decision.kind == "argmax" and result.notes == (
         "gives labels; they are taken off with node best (ArgMax), and its scores are used",
     )
+
+
+@pytest.mark.parametrize(
+    ("groups", "channels", "filters", "left"),
+    [
+        (16, 1, 1, 2),  # depthwise
+        (16, 1, 2, 2),  # with two filters a channel
+        (6, 4, 3, 3),
+        (8, 3, 1, 1),
+        (20, 1, 1, 2),  # no multiple of 8: groups of 10
+        (7, 1, 1, 7),  # no group of 8 or more can be made
+        (67, 1, 1, 67),  # one of all would have 67 times the weights
+        (2, 8, 8, 2),  # wide enough
+    ],
+)
+@pytest.mark.parametrize("kind", [np.float32, np.float16])
+def test_groups_are_widened_and_sum_the_same(groups, channels, filters, left, kind):
+    weight = RANDOM.integers(-4, 5, (groups * filters, channels, 3, 3)).astype(kind)
+    conv = node("Conv", ["image", "g", "b"], "logits", group=groups, pads=[1, 0, 1, 0], dilations=[1, 2])
+    bias = RANDOM.integers(-4, 5, groups * filters).astype(kind)
+    made = model([conv], {"g": weight, "b": bias}, kind=helper.np_dtype_to_tensor_dtype(weight.dtype),
+                 shape=("N", groups * channels, "H", "W"))  # fmt: skip
+    made.graph.output[0].type.tensor_type.elem_type = made.graph.input[0].type.tensor_type.elem_type
+    widened = widen_groups(made)
+    (after,) = widened.model.graph.node
+    assert {item.name: item for item in after.attribute}["group"].i == left
+    assert bool(widened.why_not) == (left == groups)
+    image = RANDOM.integers(-4, 5, (2, groups * channels, 7, 9)).astype(kind)
+    np.testing.assert_array_equal(run(widened.model, image), run(made, image))
+
+
+@pytest.mark.parametrize(
+    ("scales", "attributes", "shift", "left"),
+    [
+        (16, {"axis": 0}, None, 2),
+        (1, {}, 0, 2),
+        (1, {}, 3, 16),  # zeros of which are not 0
+        (16, {"axis": 0, "block_size": 1}, None, 16),
+    ],
+)
+def test_groups_of_rounded_weights_are_widened_with_their_scales(scales, attributes, shift, left):
+    constants = {
+        "q": RANDOM.integers(-9, 10, (16, 1, 3, 3)).astype(np.int8), "zero": np.full((), shift or 0, np.int8),
+        "s": 2.0 ** RANDOM.integers(-2, 3, (16, 1, 3, 3)[: 4 if "block_size" in attributes else 1]).astype(np.float32),
+    }  # fmt: skip
+    if scales == 1:
+        constants["s"] = np.float32(0.5)
+    read = node("DequantizeLinear", ["q", "s", *([] if shift is None else ["zero"])], "g", **attributes)
+    made = model([read, node("Conv", ["image", "g"], "logits", group=16, pads=[1] * 4)], constants, 21,
+                 shape=("N", 16, "H", "W"))  # fmt: skip
+    widened = widen_groups(made, rounded_alone=True).model
+    groups = next(item.i for item in widened.graph.node[-1].attribute if item.name == "group")
+    assert groups == left
+    if left < 16:
+        image = RANDOM.integers(-4, 5, (2, 16, 7, 9)).astype(np.float32)
+        np.testing.assert_array_equal(run(widened, image), run(made, image))
+    floats = model([node("Conv", ["image", "w"], "logits", group=16)], {"w": np.ones((16, 1, 1, 1), np.float32)})
+    assert widen_groups(floats, rounded_alone=True).why_not
 
 
 @pytest.mark.parametrize(
