@@ -335,3 +335,9 @@ def test_tracebacks_of_libraries_are_not_shown_and_those_of_this_package_are():
     ]
     library, ours = map(_Brief("%(levelname)s: %(message)s").format, records)
     assert library == "ERROR: it failed" and ours.startswith("ERROR: it failed\nTraceback")
+
+
+def test_what_is_loaded_is_not_looked_through_for_garbage():
+    code = "import gc; from fcn_deploy.runtime.command import run; run(lambda: print(gc.get_freeze_count()), 'x')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(done.stdout) > 10_000
