@@ -18,6 +18,7 @@ from .resize_axis import Axis, Uniform, axis_of, uniform_of
 
 LabelDtype = np.dtype[np.uint8 | np.uint16]
 
+FEW_PLACES = 1000  # of which numpy.argmax finds the best class sooner than a pass for each class does
 GROUP_WORTH = 500  # interpolated cells, times classes: what costs less is done for cells that need it not
 CHUNK = 2 << 20  # score values interpolated at a time: bounds the working memory on noisy scores
 # Values of the result made at a time, where all are interpolated: a few of these fit a core's cache.
@@ -293,10 +294,14 @@ def _cells_read(upsampling: Upsampling, axis: int, cells: int, padded: int, star
 def best_class(scores: AnyArray, dtype: LabelDtype, classes: Labels | None = None) -> Labels:
     """argmax over the first axis, the first of equals, as `dtype`, which holds every class.
 
-    A running maximum without branches: numpy.argmax over a strided axis is ten times slower. `classes`: what each of
+    A running maximum without branches: where there are many, numpy.argmax over a strided axis is four times slower.
+    There is no NaN. `classes`: what each of
     the scores stands for, ascending along the first axis, in a shape that broadcasts with them; None: 0, 1, 2….
     """
     if classes is None:
+        if scores[0].size <= FEW_PLACES:
+            few: Labels = scores.argmax(0).astype(dtype)
+            return few
         classes = np.arange(len(scores)).astype(dtype)
     best = scores[0].copy("K")  # in the scores' own order, as the others
     labels: Labels = np.empty_like(best, dtype)
