@@ -275,7 +275,7 @@ def test_plain_command_lines_load_no_typer_and_a_photograph_only_what_labels_it(
     done = subprocess.run([sys.executable, "-X", "importtime", "-c", code, *words], capture_output=True, text=True)
     assert done.returncode == 0 and done.stdout.startswith("False\n") and "1 of 1 images labelled" in done.stdout
     loaded = {line.split("|")[-1].strip() for line in done.stderr.splitlines()}
-    assert "fcn_deploy.runtime.labelling.pictures" in loaded and not loaded & {"typer", "pydantic"}
+    assert "fcn_deploy.runtime.labelling.pictures" in loaded and not loaded & {"typer", "pydantic", "numpy.ma"}
     others = ("bulk", "cluster", "derive", "manifest", "videos", "polygons", "instances")
     assert not loaded & {f"fcn_deploy.runtime.labelling.{name}" for name in others}
 
