@@ -275,7 +275,7 @@ def test_plain_command_lines_load_no_typer_and_a_photograph_only_what_labels_it(
     done = subprocess.run([sys.executable, "-X", "importtime", "-c", code, *words], capture_output=True, text=True)
     assert done.returncode == 0 and done.stdout.startswith("False\n") and "1 of 1 images labelled" in done.stdout
     loaded = {line.split("|")[-1].strip() for line in done.stderr.splitlines()}
-    assert "fcn_deploy.runtime.labelling.pictures" in loaded and not loaded & {"typer", "pydantic"}
+    assert "fcn_deploy.runtime.labelling.pictures" in loaded and not loaded & {"typer", "pydantic", "numpy.ma"}
     others = ("bulk", "cluster", "derive", "manifest", "videos", "polygons", "instances")
     assert not loaded & {f"fcn_deploy.runtime.labelling.{name}" for name in others}
 
@@ -335,3 +335,9 @@ def test_tracebacks_of_libraries_are_not_shown_and_those_of_this_package_are():
     ]
     library, ours = map(_Brief("%(levelname)s: %(message)s").format, records)
     assert library == "ERROR: it failed" and ours.startswith("ERROR: it failed\nTraceback")
+
+
+def test_what_is_loaded_is_not_looked_through_for_garbage():
+    code = "import gc; from fcn_deploy.runtime.command import run; run(lambda: print(gc.get_freeze_count()), 'x')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(done.stdout) > 10_000

@@ -51,8 +51,9 @@ def raw_input(model: ModelProto, core: ModelProto, card: ModelCard, mean: np.nda
     image, node, before = edit.image, edit.producer(first.output[0]), edit.first()
     pixel_scale = edit.constant("raw/scale", np.float32(1))
     pixel_zero = edit.constant("raw/zero", np.uint8(0))
-    planes = edit.node("Transpose", [image], "raw/planes", before=before, perm=[0, 3, 1, 2])
-    pixels = edit.node("DequantizeLinear", [planes, pixel_scale, pixel_zero], "raw/dq", before=before)
+    # In this order: where pixels are laid out before they are dequantized, OpenVINO runs the convolution in floats.
+    floats = edit.node("DequantizeLinear", [image, pixel_scale, pixel_zero], "raw/dq", before=before)
+    pixels = edit.node("Transpose", [floats], "raw/planes", before=before, perm=[0, 3, 1, 2])
 
     def dequantized(name: str, kind: str, values: np.ndarray) -> ir.Value:
         """Whole numbers, with the scale of the weights."""

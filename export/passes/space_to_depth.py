@@ -38,7 +38,7 @@ def space_to_depth(model: ModelProto, border: Border) -> OnBlocks:
         border: that its caller pads with.
     """
     index = GraphIndex(model)
-    node = index.sole_reader(index.image, ("Transpose", "DequantizeLinear", "Conv"))
+    node = index.sole_reader(index.image, ("DequantizeLinear", "Transpose", "Conv"))
     stride, why_not = _stride(index, node)
     if node is None or why_not:
         return OnBlocks(model, why_not=why_not, border=border)

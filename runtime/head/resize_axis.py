@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -57,7 +58,8 @@ class Uniform:
     def corners(self, total: int) -> Cells:
         """The scores, of `total`, at the corners of the cells. The edge is repeated, which is what clamping does."""
         end = -((self.offset - self.stop) // self.factor)
-        return np.clip(np.arange(self.begin, end + 1), 0, total - 1)
+        cells: Cells = np.arange(self.begin, end + 1).clip(0, total - 1)
+        return cells
 
     @property
     def weights(self) -> Floats:
@@ -70,26 +72,36 @@ def axis_of(upsampling: Upsampling, axis: int, cells: int, padded: int, start: i
         nearest = _nearest(upsampling, axis, cells, padded, start, stop)
         return Axis(nearest, nearest, np.zeros(len(nearest), np.float32))
     factor = None if upsampling.factor is None else upsampling.factor[axis]
-    full, scale = (padded, padded / cells) if factor is None else (math.floor(cells * factor), factor)
+    full = padded if factor is None else math.floor(cells * factor)
     x = np.arange(start, stop, dtype=np.float64)
-
-    def shrunk(pixels: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-        # Multiplied before it is divided: ties between cells come out as such.
-        return pixels * cells / padded if factor is None else pixels / factor
-
-    offset = None
     if upsampling.coordinates == "align_corners":
         x = x * (cells - 1) / (full - 1) if full > 1 else x * 0
     elif upsampling.coordinates == "asymmetric":
-        x, offset = shrunk(x), 0
+        x = _shrunk(x, factor, cells, padded)
     elif upsampling.coordinates == "pytorch_half_pixel" and full == 1:
         x = x * 0
     else:  # half_pixel
-        x, offset = shrunk(x + 0.5) - 0.5, int(scale) // 2
+        x = _shrunk(x + 0.5, factor, cells, padded) - 0.5
     x = np.clip(x, 0, cells - 1)
     first = np.floor(x).astype(np.intp)
-    uniform = Uniform(int(scale), offset, start, stop) if offset is not None and scale == int(scale) else None
+    uniform = uniform_of(upsampling, axis, cells, padded, start, stop)
     return Axis(first, np.minimum(first + 1, cells - 1), (x - first).astype(np.float32), uniform)
+
+
+def _shrunk(pixels: npt.NDArray[np.float64], factor: float | None, cells: int, padded: int) -> npt.NDArray[np.float64]:
+    # Multiplied before it is divided: ties between cells come out as such.
+    return pixels * cells / padded if factor is None else pixels / factor
+
+
+def uniform_of(upsampling: Upsampling, axis: int, cells: int, padded: int, start: int, stop: int) -> Uniform | None:
+    """What `axis_of` has as `uniform`, without an array of the pixels."""
+    factor = None if upsampling.factor is None else upsampling.factor[axis]
+    full, scale = (padded, padded / cells) if factor is None else (math.floor(cells * factor), factor)
+    at_one_pixel = upsampling.coordinates == "pytorch_half_pixel" and full == 1
+    if upsampling.mode != "linear" or upsampling.coordinates == "align_corners" or at_one_pixel or scale != int(scale):
+        return None
+    offset = 0 if upsampling.coordinates == "asymmetric" else int(scale) // 2
+    return Uniform(int(scale), offset, start, stop)
 
 
 def _nearest(upsampling: Upsampling, axis: int, cells: int, padded: int, start: int, stop: int) -> Cells:
@@ -132,8 +144,14 @@ _ROUNDED: Mapping[str, Callable[[Floats], Floats]] = {
 }
 
 
+@lru_cache(64)
 def cell_weights(factor: int, offset: int) -> Floats:
-    """Weights of a cell's first and second corner along one axis, for each of its pixels: [2, factor] float32."""
+    """Weights of a cell's first and second corner along one axis, for each of its pixels: [2, factor] float32, to read.
+
+    Every image of a network has the same.
+    """
     half = 0.5 if offset or factor == 1 else 0.0  # half_pixel; asymmetric starts at the score itself
     second = (np.arange(factor) + offset + half) / factor - half
-    return np.stack([1 - second, second]).astype(np.float32)
+    weights: Floats = np.stack([1 - second, second]).astype(np.float32)
+    weights.flags.writeable = False
+    return weights

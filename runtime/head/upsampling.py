@@ -6,6 +6,7 @@ those of argmax(interpolate(scores)), at a small part of its cost. Of a mask the
 probabilities and values are interpolated everywhere.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -13,11 +14,12 @@ import numpy as np
 from ..arrays import AnyArray, Cells, Floats, Labels, Masks
 from ..engine_format.manifest import Upsampling
 from ..engine_format.model_card import ModelCard
-from .resize_axis import Axis, Uniform, axis_of
+from .resize_axis import Axis, Uniform, axis_of, uniform_of
 
 LabelDtype = np.dtype[np.uint8 | np.uint16]
 
-MOST_POSSIBLE_CLASSES = 4  # classes that may win in a cell; where more may (few cells), all are interpolated
+FEW_PLACES = 1000  # of which numpy.argmax finds the best class sooner than a pass for each class does
+GROUP_WORTH = 500  # interpolated cells, times classes: what costs less is done for cells that need it not
 CHUNK = 2 << 20  # score values interpolated at a time: bounds the working memory on noisy scores
 # Values of the result made at a time, where all are interpolated: a few of these fit a core's cache.
 VALUES_AT_A_TIME = 1 << 18
@@ -74,6 +76,11 @@ class ScoreWindow:
     def width(self) -> int:
         """Columns of pixels wanted."""
         return self.size[1] if self.columns is None else self.columns[1] - self.columns[0]
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it is all of an image: but for the padding, all of its scores are needed."""
+        return self.rows == (0, self.size[0]) and self.scores.shape[1] == self.cells and self.columns is None
 
     def needed(self, upsampling: Upsampling) -> "ScoreWindow":
         """The same without the rows of scores that its rows of pixels are not made of."""
@@ -136,7 +143,8 @@ def labels_from_scores(
     scores = np.asarray(window.scores, np.float32)
     if card.activation != "softmax":
         scores = against(scores, card.score_threshold)
-    return _best_by_rows(window.holding(scores), upsampling, np.dtype(card.label_dtype), out)
+    window = window if scores is window.scores else window.holding(scores)
+    return _best_by_rows(window, upsampling, np.dtype(card.label_dtype), out)
 
 
 def masks_from_scores(window: ScoreWindow, upsampling: Upsampling, card: ModelCard, out: Masks | None = None) -> Masks:
@@ -190,7 +198,7 @@ def _best_by_rows(window: ScoreWindow, upsampling: Upsampling, dtype: LabelDtype
     start, stop = window.rows
     step = max(1, PIXELS_AT_A_TIME // window.width)
     if out is None and stop - start <= step:
-        return _best(window.needed(upsampling), upsampling, dtype)
+        return _best(window if window.is_whole else window.needed(upsampling), upsampling, dtype)
     labels: Labels = np.empty((stop - start, window.width), dtype) if out is None else out
     for top in range(start, stop, step):
         bottom = min(top + step, stop)
@@ -211,13 +219,15 @@ def _best(window: ScoreWindow, upsampling: Upsampling, dtype: LabelDtype) -> Lab
                 scores[:, top - first : bottom - first, begin - left : end - left], dtype
             )
         return labels
-    vertical = axis_of(upsampling, 0, window.cells, window.padded[0], start, stop)
-    horizontal = axis_of(upsampling, 1, window.across or scores.shape[2], window.padded[1], begin, end)
+    vertical = upsampling, 0, window.cells, window.padded[0], start, stop
+    horizontal = upsampling, 1, window.across or scores.shape[2], window.padded[1], begin, end
+    down, across = uniform_of(*vertical), uniform_of(*horizontal)
+    if down and across:
+        return _labels_of_equal_cells(window, down, across, dtype)
+    rows, columns = axis_of(*vertical), axis_of(*horizontal)
     if upsampling.mode == "nearest":
-        return best_class(scores, dtype)[vertical.first[:, None] - first, horizontal.first - left]
-    if vertical.uniform and horizontal.uniform:
-        return _labels_of_equal_cells(window, vertical.uniform, horizontal.uniform, dtype)
-    return _labels_of_bands(scores, vertical.moved(-first), horizontal.moved(-left), dtype)
+        return best_class(scores, dtype)[rows.first[:, None] - first, columns.first - left]
+    return _labels_of_bands(scores, rows.moved(-first), columns.moved(-left), dtype)
 
 
 def _interpolate(window: ScoreWindow, upsampling: Upsampling, out: Floats) -> None:
@@ -284,16 +294,20 @@ def _cells_read(upsampling: Upsampling, axis: int, cells: int, padded: int, star
 def best_class(scores: AnyArray, dtype: LabelDtype, classes: Labels | None = None) -> Labels:
     """argmax over the first axis, the first of equals, as `dtype`, which holds every class.
 
-    A running maximum without branches: numpy.argmax over a strided axis is ten times slower. `classes`: what each of
+    A running maximum without branches: where there are many, numpy.argmax over a strided axis is four times slower.
+    There is no NaN. `classes`: what each of
     the scores stands for, ascending along the first axis, in a shape that broadcasts with them; None: 0, 1, 2….
     """
     if classes is None:
+        if scores[0].size <= FEW_PLACES:
+            few: Labels = scores.argmax(0).astype(dtype)
+            return few
         classes = np.arange(len(scores)).astype(dtype)
-    best = scores[0].copy()
-    labels: Labels = np.empty(best.shape, dtype)
-    product: Labels = np.empty(best.shape, dtype)
+    best = scores[0].copy("K")  # in the scores' own order, as the others
+    labels: Labels = np.empty_like(best, dtype)
+    product: Labels = np.empty_like(best, dtype)
     labels[...] = classes[0]
-    better = np.empty(best.shape, bool)
+    better = np.empty_like(best, bool)
     for score, label in zip(scores[1:], classes[1:], strict=True):
         np.greater(score, best, out=better)
         np.maximum(best, score, out=best)
@@ -308,19 +322,19 @@ def _labels_of_equal_cells(window: ScoreWindow, down: Uniform, across: Uniform, 
     scores = window.scores
     rows = down.corners(window.cells) - window.first
     columns = across.corners(window.across or scores.shape[2]) - window.left
-    best = best_class(scores, dtype)[rows[:, None], columns]
+    flat, width = scores.reshape(len(scores), -1), len(columns)
+    corners = rows[:, None] * scores.shape[2] + columns  # of `flat`, at those of each cell
+    best = best_class(flat, dtype).take(corners)
     labels = spread_labels(best, down.factor, across.factor)
     corner = best[:-1, :-1]
     y, x = np.nonzero((corner != best[:-1, 1:]) | (corner != best[1:, :-1]) | (corner != best[1:, 1:]))
-    flat, width = scores.reshape(len(scores), -1), scores.shape[2]
-    step = max(1, CHUNK // (len(scores) * down.factor * across.factor))
+    # Of each cell as many values are compared at its corners as 16 pixels have.
+    step = max(1, CHUNK // (len(scores) * max(16, down.factor * across.factor)))
     for start in range(0, len(y), step):
         ys, xs = y[start : start + step], x[start : start + step]
-        near_y, far_y, near_x, far_x = rows[ys] * width, rows[ys + 1] * width, columns[xs], columns[xs + 1]
-        corners = flat[:, np.stack([near_y + near_x, near_y + far_x, far_y + near_x, far_y + far_x])]  # [K, 4, M]
-        winners = np.stack([best[ys, xs], best[ys, xs + 1], best[ys + 1, xs], best[ys + 1, xs + 1]])
-        block = _cell_labels(corners, winners, down.weights, across.weights)
-        labels[ys, :, xs, :] = block.reshape(down.factor, across.factor, -1).transpose(2, 0, 1)
+        around = ys * width + xs + np.array([[0], [1], [width], [width + 1]])  # [4, M]
+        for cells, block in _cell_labels(flat, corners.take(around), best.take(around), down.weights, across.weights):
+            labels[ys[cells], :, xs[cells], :] = block.transpose(2, 0, 1)
     full = labels.reshape((len(rows) - 1) * down.factor, (len(columns) - 1) * across.factor)
     top, left = down.unwanted, across.unwanted
     return np.ascontiguousarray(full[top : top + window.height, left : left + window.width])
@@ -337,42 +351,69 @@ def spread_labels(best: Labels, factor_y: int, factor_x: int) -> Labels:
     return labels
 
 
-def _cell_labels(corners: Floats, winners: Labels, down: Floats, across: Floats) -> Labels:
-    """Labels of the pixels of M cells, [pixels of a cell, M].
+def _cell_labels(
+    scores: Floats, corners: Cells, winners: Labels, down: Floats, across: Floats
+) -> Iterator[tuple[Cells | slice, Labels]]:
+    """Which of M cells, and labels of their pixels, [factor_y, factor_x, cells], until there are those of all.
 
-    `corners` are the scores of their four corners, [K, 4, M], and `winners` the best class of each, [4, M].
+    Args:
+        scores: of each class at each score, [K, h · w].
+        corners: which scores are the cells' corners, [4, M].
+        winners: the best class of each of them, [4, M].
+        down, across: as for `interpolated`.
     """
-    # A class that is below the same other one at all four corners wins nowhere in the cell. Others: the corners' best.
-    possible = np.ones((len(corners), corners.shape[2]), bool)  # [K, M]
-    for winner in winners:
-        other = corners[winner, :, np.arange(corners.shape[2])].T  # [4, M]
-        possible &= ~(corners < other).all(1)
-    possible[:, possible.sum(0) > MOST_POSSIBLE_CLASSES] = True
+    possible = _possible(scores, corners, winners)
     counts = possible.sum(0)
-    labels: Labels = np.empty((down.shape[1] * across.shape[1], len(counts)), winners.dtype)
-    for count in np.unique(counts):
-        cells = np.flatnonzero(counts == count)
-        classes = np.nonzero(possible[:, cells].T)[1].reshape(-1, count).T  # [count, cells], ascending
-        inside = interpolated(corners[classes, :, cells], down, across)
-        labels[:, cells] = best_class(inside, winners.dtype, classes.astype(winners.dtype))
-    return labels
+    which, starts = np.nonzero(possible.T)[1], counts.cumsum() - counts
+    for cells in _alike(counts):
+        turns = np.arange(counts[cells].max())[:, None]
+        # Ascending. The last again where there are fewer: it is no better than itself.
+        classes = which[starts[cells] + np.minimum(turns, counts[cells] - 1)]
+        values = scores.take(classes * scores.shape[1] + corners[:, None, cells])  # [4, classes, cells]
+        inside = interpolated(values.transpose(1, 2, 0), down, across)
+        yield cells, best_class(inside, winners.dtype, classes.astype(winners.dtype))
+
+
+def _possible(scores: Floats, corners: Cells, winners: Labels) -> Masks:
+    """The classes that may win somewhere in M cells, [K, M]. Arguments as for `_cell_labels`.
+
+    One that is below the same other class at all four corners wins nowhere in the cell. Others: the corners' best.
+    """
+    values = scores.take(corners, axis=1)  # [K, 4, M]
+    best = scores.take((winners * np.intp(scores.shape[1]))[:, None] + corners)  # [4 winners, 4, M]
+    below = values[:, None] < best  # [K, 4 winners, 4, M]
+    lost = below[:, :, 0] & below[:, :, 1] & below[:, :, 2] & below[:, :, 3]
+    possible: Masks = ~(lost[:, 0] | lost[:, 1] | lost[:, 2] | lost[:, 3])
+    return possible
+
+
+def _alike(counts: Cells) -> Iterator[Cells | slice]:
+    """Groups of the cells in which so many classes may win: in most two, which are apart where that is less work."""
+    if (counts.max() - 2) * len(counts) < GROUP_WORTH:
+        yield slice(None)
+        return
+    for group in (counts <= 2, counts > 2):
+        if group.any():
+            yield np.flatnonzero(group)
 
 
 def interpolated(corners: Floats, down: Floats, across: Floats) -> Floats:
-    """Values inside M cells, [count, pixels of a cell, M], from their four corners, [count, M, 4].
+    """Values inside M cells, [count, factor_y, factor_x, M], from their four corners, [count, M, 4].
 
     One axis after the other, and by no matrix product: BLAS has threads of its own, which wait by spinning and take the
     cores from the network's.
     """
-    top_left, top_right, bottom_left, bottom_right = corners.transpose(2, 0, 1)[..., None, :]
-    up, low = down[:, :, None]
-    left = top_left * up + bottom_left * low  # [count, factor_y, M]
-    right = top_right * up + bottom_right * low
-    near, far = across[:, :, None]
-    inside = left[..., None, :] * near
-    inside += right[..., None, :] * far
-    values: Floats = inside.reshape(len(inside), -1, inside.shape[-1])
-    return values
+    count, cells, _ = corners.shape
+    places = corners.transpose(2, 0, 1)[..., None, :]
+    # Into memory in the order in which NumPy's loops are few and long.
+    sides, more = np.empty((2, 2, count, down.shape[1], cells), np.float32)  # left and right
+    np.multiply(places[:2], down[0, :, None], out=sides)
+    sides += np.multiply(places[2:], down[1, :, None], out=more)
+    inside, rest = np.empty((2, across.shape[1], count, down.shape[1], cells), np.float32)
+    near, far = across[:, :, None, None, None]
+    np.multiply(sides[0], near, out=inside)
+    inside += np.multiply(sides[1], far, out=rest)
+    return inside.transpose(1, 2, 0, 3)
 
 
 def _labels_of_bands(scores: Floats, vertical: Axis, horizontal: Axis, dtype: LabelDtype) -> Labels:

@@ -1,5 +1,6 @@
 """From an image to the core network's input: check, normalise, pad."""
 
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -103,15 +104,22 @@ def prepare(
         data[:, :height, width:] = 0
         normalise(image, card, data[:, :height, :width])
     else:
-        mean = np.clip(np.rint(card.mean), 0, 255).astype(np.uint8)
         top, left = border[0] // block, border[1] // block
         # What holds no pixel of the image, or some that are not of it, and then those that are.
         bottom, right = top + height // block, left + width // block
-        pad = np.tile(mean, block**2)
+        pad = _padding(card.mean, block)
         data[:top] = data[bottom:] = pad
         data[top:bottom, :left] = data[top:bottom, right:] = pad
         _write_blocks(image, data[top:, left:], block)
     return data[None]
+
+
+@lru_cache(64)
+def _padding(mean: tuple[float, ...], block: int) -> AnyArray:
+    """A square of rounded means, [block² · C], to read."""
+    padding: AnyArray = np.tile(np.clip(np.rint(mean), 0, 255).astype(np.uint8), block**2)
+    padding.flags.writeable = False
+    return padding
 
 
 def _write_blocks(image: AnyArray, data: AnyArray, block: int) -> None:

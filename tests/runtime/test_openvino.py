@@ -62,6 +62,12 @@ def test_labels_are_pytorchs_at_sizes_never_traced(engine, exports):
             assert not (differs & decided(logits, net.card)).any(), size
 
 
+def test_images_of_a_few_sizes_are_run_in_one_stage(engine, exports):
+    with EngineFile(engine) as one, EngineFile(exports / "narrow.engine") as two:
+        assert len(one.manifest.stages) == 1 and len(two.manifest.stages) == 2
+        assert one.manifest.stages[0].halo is not None, "it is run in tiles where memory asks for them"
+
+
 def test_float32_is_not_run_in_bfloat16(engine, exports):
     """On CPUs that have bfloat16 it is OpenVINO's default, and errs by a hundredth of the scores' range."""
     with Segmenter(engine) as net, Segmenter(exports / "narrow.engine") as plain:

@@ -163,9 +163,30 @@ def test_the_first_of_equal_classes_wins():
     assert not labels.any()
 
 
-def test_best_class_is_argmax():
-    scores = np.random.default_rng(0).normal(size=(7, 13, 17)).astype(np.float32)
-    np.testing.assert_array_equal(best_class(scores, np.dtype(np.uint8)), scores.argmax(0))
+@pytest.mark.parametrize("size", [(1, 1), (13, 17), (31, 40)])
+def test_best_class_is_argmax(size):
+    """Of few places and of many, the first of equals."""
+    scores = np.random.default_rng(0).integers(0, 9, (7, *size)).astype(np.float32)
+    assert (size[0] * size[1] > heads.FEW_PLACES) == (size == (31, 40))
+    found = best_class(scores, np.dtype(np.uint8))
+    assert found.dtype == np.uint8
+    np.testing.assert_array_equal(found, scores.argmax(0))
+
+
+@pytest.mark.parametrize("smooth", [True, False])
+@pytest.mark.parametrize("size", [(40, 56), (160, 200)])
+def test_labels_are_those_of_interpolating_each_cell_alone(size, smooth):
+    """In whatever groups cells of many and of few possible classes are interpolated."""
+    scores = some_scores(9, size[0] // 8, size[1] // 8, 5, smooth)
+    head, whole = Upsampling("linear", "half_pixel", (8.0, 8.0)), window(scores, size, size)
+    found = {}
+    for worth in (0, 500, 10**9):
+        with mock.patch.object(heads, "GROUP_WORTH", worth):
+            found[worth] = labels_from_scores(whole, head, card(9))
+    with mock.patch.object(heads, "CHUNK", 1):
+        alone = labels_from_scores(whole, head, card(9))
+    for labels in found.values():
+        np.testing.assert_array_equal(labels, alone)
 
 
 @pytest.mark.parametrize("threshold", [0.5, 0.9])

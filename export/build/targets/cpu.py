@@ -157,6 +157,8 @@ class _Choice:
         on_blocks: libraries that run INT8 faster where its first stage takes squares of pixels as channels.
         unpacked: precision → its draft for ONNX Runtime, cut where one map crosses alone: packing several takes a tenth
             of a whole image's time, and tiles that memory asks for are by stages of their own.
+        uncut: precision → its draft for OpenVINO in one stage, where images are of a few sizes that memory holds: from
+            one stage to the next it takes 3 to 28 % of the time, the more the smaller the image.
     """
 
     def __init__(self, job: BuildJob, drafts: dict[str, Draft]) -> None:
@@ -170,6 +172,7 @@ class _Choice:
         self.step = 0 if fixed else self.card.size_multiple
         self.sizes = job.config.latency_sizes or TIMED_SIZES
         self.unpacked = self._unpacked()
+        self.uncut = self._uncut()
         low = self.tuning.backends if mixed is not None and "int8" in drafts else ()
         self.blocks = {backend: on_blocks(self._before(backend, "int8")) for backend in low}
         self.tiles: dict[str, int | None] = {}
@@ -267,26 +270,39 @@ class _Choice:
 
     def cut_for_memory(self, candidate: Candidate) -> Draft:
         """The engine of a candidate whose own stages are those that memory's tiles are run by."""
-        if candidate.precision not in self.unpacked:
+        if candidate.backend != "onnxruntime" or candidate.precision not in self.unpacked:
             return self.draft(candidate)
         before = self.drafts[candidate.precision]
         before = (on_blocks(before) if candidate.on_blocks else None) or before
         return Draft(replace(before.manifest, backend=candidate.backend), before.members)
 
     def _before(self, backend: str, precision: str) -> Draft:
-        return (self.unpacked if backend == "onnxruntime" else self.drafts).get(precision, self.drafts[precision])
+        recut = self.unpacked if backend == "onnxruntime" else self.uncut
+        return recut.get(precision, self.drafts[precision])
 
     def _unpacked(self) -> dict[str, Draft]:
-        tuning, found = self.tuning, {}
-        if not tuning.fine or "onnxruntime" not in tuning.backends or self.card.whole:
+        if not self.tuning.fine or "onnxruntime" not in self.tuning.backends:
             return {}
+        return self._recut(lambda core: cut_core(core, self.card, self.job.config.stages, packed=False))
+
+    def _uncut(self) -> dict[str, Draft]:
+        largest = max(map(math.prod, self.sizes))
+        if self.step or "openvino" not in self.tuning.backends or largest > math.prod(TILED_SIZE):
+            return {}
+        return self._recut(lambda core: cut_core(core, self.card, 1))
+
+    def _recut(self, cut: Callable[[ModelProto], tuple[Part, ...]]) -> dict[str, Draft]:
+        """Precision → its draft in stages that `cut` makes of its core, where they are others and give its scores."""
+        found: dict[str, Draft] = {}
+        if self.card.whole:
+            return found
         image = natural_noise(*TIMED_SIZES[0], self.card, 0)
         for precision, draft in self.drafts.items():
             stages, threads = draft.manifest.stages, self.job.config.threads
             if len(stages) == 1 or precision == "bf16":
                 continue
             core, on_image = self._core(precision, stages[0])
-            parts = on_image(cut_core(core, self.card, self.job.config.stages, packed=False))
+            parts = on_image(cut(core))
             if parts is None or tuple(part.stage for part in parts) == stages:
                 continue
             others = {name: draft.members[name] for name in draft.members.keys() - {stage.file for stage in stages}}

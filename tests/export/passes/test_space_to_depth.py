@@ -9,7 +9,7 @@ from fcn_deploy.export.passes.raw_input import raw_input
 from fcn_deploy.export.passes.space_to_depth import space_to_depth
 from fcn_deploy.export.quantization.quantize import SCHEMES, measured_tensors, quantize
 from fcn_deploy.runtime.backends.onnxruntime import session
-from fcn_deploy.runtime.backends.openvino import OpenVinoSession
+from fcn_deploy.runtime.backends.openvino import OpenVinoSession, profile
 from fcn_deploy.runtime.engine_format.manifest import Manifest, Stage, Upsampling
 from fcn_deploy.runtime.pixels.prepare import prepare
 from helpers import onnx_model
@@ -87,6 +87,21 @@ def test_scores_on_squares_are_those_on_pixels_bit_for_bit(stem):
         before, after = (run.run(x) for run, x in zip(pairs[1], (pixels, squares), strict=True))
         assert np.abs(after - before).max() < 0.02 * max(np.ptp(before), 5)
         assert on_ort[0].size and np.ptp(on_ort[0]) > 0
+
+
+@pytest.mark.parametrize("stem", ["EfficientNet-Lite", "ResNet"])
+def test_openvino_runs_the_first_convolution_on_integers(stem):
+    """As it does not where pixels are laid out before they are dequantized."""
+    kernel, stride, pads, multiple, channels = STEMS[stem]
+    card = card_of(multiple, channels)
+    raw = on_pixels(core_of(kernel, stride, pads, channels), card)
+    squares = space_to_depth(raw.model, raw.border)
+    image = RANDOM.integers(0, 256, (64, 96, channels), np.uint8)
+    for made, block in ((raw, 1), (squares, stride)):
+        x = prepare(image, card, border=made.border, block=block)
+        layers, _ = profile(made.model.SerializeToString(), x, threads=1, runs=3)
+        first = next(layer for layer in layers if layer.operator == "Convolution")
+        assert first.kernel.endswith("_I8"), first.kernel
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "crop", "mirrored", "columns first"])
