@@ -3,7 +3,7 @@
 import math
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from ..head.heads import Heads
 from ..pixels.prepare import Border, input_shape, prepare
 from ..process_memory import give_back_freed
 from . import Session
+from .callers import Callers, Opens
 
 
 class HostBackend:
@@ -26,6 +27,7 @@ class HostBackend:
         upsampling: what makes full-size scores of the core's.
         border, block: of a first stage that takes the image as it is (`Stage`).
         heads: whose scores these are, where they are of several; the card and upsampling are of the chosen one.
+        halves: opens the sessions once more on half of the threads, for calls beside others.
     """
 
     batches = True
@@ -39,9 +41,10 @@ class HostBackend:
         border: Border | None = None,
         block: int = 1,
         heads: Heads | None = None,
+        halves: Opens | None = None,
     ) -> None:
         self.name = sessions[0].name
-        self._sessions, self._card, self._upsampling = tuple(sessions), card, upsampling
+        self._callers, self._card, self._upsampling = Callers(sessions, halves), card, upsampling
         self._border, self._block = border, block
         self._heads = heads or Heads(card, upsampling, (), None, self.name)
         self._buffers: list[AnyArray] = []  # that no call uses
@@ -62,6 +65,10 @@ class HostBackend:
         """As `Backend` says."""
         return self._heads.labels(self.scores(images), [size_of(image) for image in images])
 
+    def at_work(self) -> AbstractContextManager[None]:
+        """As `Backend` says."""
+        return self._callers.at_work()
+
     def warming(self) -> Iterator[None]:
         """As `Backend` says."""
         yield
@@ -69,8 +76,8 @@ class HostBackend:
     def run_stage(self, index: int, part: AnyArray) -> AnyArray:
         """As `Backend` says."""
         with self.prepared(part) if index == 0 else nullcontext(part) as given:
-            result: AnyArray = self._sessions[index].run(given)[0]
-        return self._usable(result) if index == len(self._sessions) - 1 else result
+            result: AnyArray = self._callers.run(given, slice(index, index + 1))[0]
+        return self._usable(result) if index == len(self._callers.sessions) - 1 else result
 
     @contextmanager
     def prepared(self, image: Image) -> Iterator[AnyArray]:
@@ -90,9 +97,7 @@ class HostBackend:
 
     def core(self, prepared: AnyArray) -> Floats:
         """All stages on what `prepared` gives, one image or several: float32 [N, K, h, w]."""
-        for session in self._sessions:
-            prepared = session.run(prepared)
-        return self._usable(prepared)
+        return self._usable(self._callers.run(prepared))
 
     def release(self) -> None:
         """As `Backend` says: by one run of the smallest image, after which arenas shrink."""
@@ -101,15 +106,12 @@ class HostBackend:
         with suppress(DeployError):  # a plain ONNX may not take what its card does not forbid
             part: AnyArray = np.zeros((*smallest, self._card.channels), self._card.dtype)
             with self.prepared(part) as prepared:
-                part = self._sessions[0].release(prepared)
-            for session in self._sessions[1:]:
-                part = session.release(part)
+                self._callers.release(prepared)
         give_back_freed()
 
     def close(self) -> None:
         """As `Backend` says."""
-        for session in self._sessions:
-            session.close()
+        self._callers.close()
         self._forget_buffers()
 
     def _forget_buffers(self) -> None:
