@@ -97,7 +97,7 @@ class Network:
             onnx = OnnxModelBackend(path, threads)
             self._take(onnx, Heads(onnx.card, onnx.upsampling, (), output, str(path)), (WHOLE,), "float32")
         else:
-            backend, manifest, heads = open_engine(path, device, gpu_index, threads, output, again=memory is None)
+            backend, manifest, heads = open_engine(path, device, gpu_index, threads, output)
             self._take(backend, heads, manifest.stages, manifest.precision, manifest, threads)
         if refine and (reason := refusal(self.card, self.upsampling, self.stages[-1].stride)) is not None:
             instead = "omit --refine" if self.manifest else "make an engine: build-engine"
@@ -354,7 +354,7 @@ class Network:
         shape = len(plans), plans[0].padded, plans[0].grids, plans[0].passes  # of other stages, grids are others
         # Tiles in passes give back what they took.
         keeps = not any(plan.passes for plan in plans)
-        with self._working.taking(needed, shape, self.memory_budget, keeps), self.backend.at_work():
+        with self._working.taking(needed, shape, self.memory_budget, keeps):
             yield
         self.tiled.ran()
         if not keeps:

@@ -5,16 +5,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from .backends import ORT_TARGETS, Backend
-from .backends.callers import Opens
 from .backends.host import HostBackend
-from .engine_format.engine_file import EngineFile, member_of
+from .engine_format.engine_file import EngineFile
 from .engine_format.manifest import Manifest
 from .errors import DeployError, MisuseError
 from .head.heads import Heads
-from .planning.plan import available_memory
 from .process_memory import give_back_freed
-
-MOST_AGAIN = 1 / 64  # of free memory, for the weights of a network that is opened again; open it takes four times these
 
 
 def gpu_index_of(device: str) -> int:
@@ -43,30 +39,10 @@ def open_fine(manifest: Manifest, heads: Heads, read: Callable[[str], bytes], th
     return backend
 
 
-def _halves(path: Path, manifest: Manifest, threads: int | None) -> Opens | None:
-    """What opens an engine's stages again in ONNX Runtime, on half of the threads; None: there is no half."""
-    from .backends.onnxruntime import OnnxRuntimeSession, physical_cores
-
-    half = (threads or physical_cores()) // 2
-    weights = sum(manifest.members[stage.file]["bytes"] for stage in manifest.stages)
-
-    def opens() -> list[OnnxRuntimeSession] | None:
-        if weights > MOST_AGAIN * available_memory():
-            return None
-        return [
-            OnnxRuntimeSession(member_of(path, manifest, stage.file), stage.input, stage.output, half)
-            for stage in manifest.stages
-        ]
-
-    return opens if half else None
-
-
 def open_engine(
-    path: Path, device: str, gpu_index: int, threads: int | None, output: str | None, again: bool = False
+    path: Path, device: str, gpu_index: int, threads: int | None, output: str | None
 ) -> tuple[Backend, Manifest, Heads]:
     """An engine's core in the library that it is for, its manifest, and its heads, of which `output` is chosen.
-
-    `again`: it may be opened again later, for calls beside others, which takes memory beside any budget.
 
     Raises DeployError; MisuseError where that is not `device`'s, or there is no such output.
     """
@@ -109,6 +85,5 @@ def open_engine(
         del networks, network
         give_back_freed()  # what was read, and parsed of it
         first = manifest.stages[0]
-        halves = _halves(path, manifest, threads) if again and target == "cpu" and kind is not OpenVinoSession else None
-        backend = HostBackend(sessions, heads.card, heads.upsampling, first.border, first.block, heads, halves)
+        backend = HostBackend(sessions, heads.card, heads.upsampling, first.border, first.block, heads)
         return backend, manifest, heads

@@ -8,7 +8,6 @@ Session    runs one network on arrays in host memory, for HostBackend.
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -50,9 +49,6 @@ class Backend(Protocol):
 
     def run_stage(self, index: int, part: AnyArray) -> AnyArray:
         """One stage of a tile: a part of an image, or [1, C, h, w] of the stage before → [K, h', w']."""
-
-    def at_work(self) -> AbstractContextManager[None]:
-        """While it is open an image is in work, from its preparation to its results: runs of others are beside it."""
 
     def warming(self) -> Iterator[None]:
         """Once for each run of a size after which nothing more is done for the first time: run it at each."""

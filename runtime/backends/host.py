@@ -3,7 +3,7 @@
 import math
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext, suppress
 
 import numpy as np
 
@@ -15,7 +15,6 @@ from ..head.heads import Heads
 from ..pixels.prepare import Border, input_shape, prepare
 from ..process_memory import give_back_freed
 from . import Session
-from .callers import Callers, Opens
 
 
 class HostBackend:
@@ -27,7 +26,6 @@ class HostBackend:
         upsampling: what makes full-size scores of the core's.
         border, block: of a first stage that takes the image as it is (`Stage`).
         heads: whose scores these are, where they are of several; the card and upsampling are of the chosen one.
-        halves: opens the sessions once more on half of the threads, for calls beside others.
     """
 
     batches = True
@@ -41,10 +39,9 @@ class HostBackend:
         border: Border | None = None,
         block: int = 1,
         heads: Heads | None = None,
-        halves: Opens | None = None,
     ) -> None:
         self.name = sessions[0].name
-        self._callers, self._card, self._upsampling = Callers(sessions, halves), card, upsampling
+        self._sessions, self._card, self._upsampling = tuple(sessions), card, upsampling
         self._border, self._block = border, block
         self._heads = heads or Heads(card, upsampling, (), None, self.name)
         self._buffers: list[AnyArray] = []  # that no call uses
@@ -65,10 +62,6 @@ class HostBackend:
         """As `Backend` says."""
         return self._heads.labels(self.scores(images), [size_of(image) for image in images])
 
-    def at_work(self) -> AbstractContextManager[None]:
-        """As `Backend` says."""
-        return self._callers.at_work()
-
     def warming(self) -> Iterator[None]:
         """As `Backend` says."""
         yield
@@ -76,8 +69,8 @@ class HostBackend:
     def run_stage(self, index: int, part: AnyArray) -> AnyArray:
         """As `Backend` says."""
         with self.prepared(part) if index == 0 else nullcontext(part) as given:
-            result: AnyArray = self._callers.run(given, slice(index, index + 1))[0]
-        return self._usable(result) if index == len(self._callers.sessions) - 1 else result
+            result: AnyArray = self._sessions[index].run(given)[0]
+        return self._usable(result) if index == len(self._sessions) - 1 else result
 
     @contextmanager
     def prepared(self, image: Image) -> Iterator[AnyArray]:
@@ -97,7 +90,9 @@ class HostBackend:
 
     def core(self, prepared: AnyArray) -> Floats:
         """All stages on what `prepared` gives, one image or several: float32 [N, K, h, w]."""
-        return self._usable(self._callers.run(prepared))
+        for session in self._sessions:
+            prepared = session.run(prepared)
+        return self._usable(prepared)
 
     def release(self) -> None:
         """As `Backend` says: by one run of the smallest image, after which arenas shrink."""
@@ -106,12 +101,15 @@ class HostBackend:
         with suppress(DeployError):  # a plain ONNX may not take what its card does not forbid
             part: AnyArray = np.zeros((*smallest, self._card.channels), self._card.dtype)
             with self.prepared(part) as prepared:
-                self._callers.release(prepared)
+                part = self._sessions[0].release(prepared)
+            for session in self._sessions[1:]:
+                part = session.release(part)
         give_back_freed()
 
     def close(self) -> None:
         """As `Backend` says."""
-        self._callers.close()
+        for session in self._sessions:
+            session.close()
         self._forget_buffers()
 
     def _forget_buffers(self) -> None:

@@ -11,7 +11,7 @@ the GPU in the same process, and capture graphs there.
 
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from typing import TypeVar
 
 import numpy as np
@@ -113,10 +113,6 @@ class TensorRTBackend:
 
     def release(self) -> None:
         """As `Backend` says: on a GPU nothing, as its memory is sized by the profiles."""
-
-    def at_work(self) -> AbstractContextManager[None]:
-        """As `Backend` says: lanes share a GPU alike."""
-        return nullcontext()
 
     def warming(self) -> Iterator[None]:
         """As `Backend` says: each lane captures graphs of its own."""

@@ -122,11 +122,3 @@ class EngineFile:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def member_of(path: Path, manifest: Manifest, name: str) -> bytes:
-    """A member of an engine that was opened before, by its manifest. Raises DeployError where it is another now."""
-    with EngineFile(path) as engine:
-        if engine.manifest.members.get(name) != manifest.members[name]:
-            raise DeployError(f"{path} was replaced since it was opened; open it again")
-        return engine.read(name)

@@ -9,7 +9,7 @@ from typing import Any
 from ..arrays import AnyArray, ImageSource
 from ..backends import Backend
 from ..backends.host import HostBackend
-from ..engine_format.engine_file import member_of
+from ..engine_format.engine_file import EngineFile
 from ..engine_format.manifest import Manifest, Stage
 from ..errors import DeployError
 from ..head.heads import Heads
@@ -161,4 +161,7 @@ class TiledScores:
     def _member(self, name: str) -> bytes:
         """A member of the engine's file, which is the one that was opened. Raises DeployError."""
         assert self._manifest is not None
-        return member_of(self._path, self._manifest, name)
+        with EngineFile(self._path) as engine:
+            if engine.manifest.members.get(name) != self._manifest.members[name]:
+                raise DeployError(f"{self._path} was replaced since it was opened; open it again")
+            return engine.read(name)

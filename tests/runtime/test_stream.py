@@ -7,7 +7,6 @@ import time
 
 import numpy as np
 import pytest
-from fcn_deploy.runtime.backends import callers
 from fcn_deploy.runtime.planning.batch_cost import ROUNDS, BatchCost
 from fcn_deploy.runtime.stream import AHEAD, TOGETHER, overlapped
 from helpers import photo, save_photos
@@ -331,66 +330,3 @@ def test_what_is_in_flight_is_bounded_by_pixels(net):
     next(labels)
     assert len(read) <= 7  # 5 of 12 megapixels in flight, and what was read and waits
     labels.close()
-
-
-def halves_of(net):
-    return net.network.backend._callers._halves
-
-
-def test_images_beside_each_other_have_half_of_the_threads_each_and_the_same_labels(net, monkeypatch):
-    monkeypatch.setattr(callers, "BESIDE_SECONDS", 0)
-    images = [photo(*size) for size in ((64, 96), (33, 150), (200, 131))]
-    alone = [net(image) for image in images]
-    assert not halves_of(net)  # one caller never needs them
-    with net.network.backend.at_work():  # another image
-        net(images[0])
-        (half,) = {each.session.get_session_options().intra_op_num_threads for each in halves_of(net)}
-        assert half == 1
-        used = []
-        for each in halves_of(net):
-            run = each.run
-            monkeypatch.setattr(each, "run", lambda part, run=run: used.append(part.shape) or run(part))
-        for image, labels in zip(images, alone, strict=True):
-            np.testing.assert_array_equal(net(image), labels)
-    assert len(used) == len(images) * len(halves_of(net))
-    np.testing.assert_array_equal(net(images[0]), alone[0])
-    assert len(used) == len(images) * len(halves_of(net))  # alone again
-    net.network.backend.release()
-    halves = halves_of(net)
-    net.close()
-    assert all(each.session is None for each in halves)
-
-
-@pytest.mark.parametrize("why", ["memory", "one thread", "little memory", "another file"])
-def test_a_network_is_not_opened_again_where(exports, tmp_path, monkeypatch, why):
-    monkeypatch.setattr(callers, "BESIDE_SECONDS", 0)
-    path = tmp_path / "m.engine"
-    path.write_bytes((exports / "narrow.engine").read_bytes())
-    with Segmenter(path, threads=1 if why == "one thread" else 2, memory=10**9 if why == "memory" else None) as net:
-        if why == "little memory":
-            monkeypatch.setattr("fcn_deploy.runtime.open_engine.available_memory", lambda: 10**6)
-        if why == "another file":
-            path.unlink()
-        with net.network.backend.at_work():
-            assert net(photo(50, 60)).shape == (50, 60)
-        assert not halves_of(net)
-
-
-def test_sessions_that_round_otherwise_on_half_of_the_threads_are_not_used(monkeypatch):
-    monkeypatch.setattr(callers, "BESIDE_SECONDS", 0)
-
-    class Adding:
-        def __init__(self, value):
-            self.value, self.open = value, True
-
-        def run(self, given):
-            return given + self.value
-
-        def close(self):
-            self.open = False
-
-    other = Adding(2)
-    both = callers.Callers([Adding(1)], lambda: [other])
-    with both.at_work(), both.at_work():
-        assert [both.run(np.zeros(1)).item() for _ in range(3)] == [1, 1, 1]
-    assert not other.open
