@@ -144,7 +144,13 @@ def frayed(pixels: NDArray[Any], invalid: NDArray[np.bool_], no_data: float, nea
 
     What is dark has single such pixels; of a margin so many as a block of JPEG's is wide follow each other.
     """
-    close = over_bands(np.abs(pixels.astype(np.float64) - no_data) <= near, every=True) & ~invalid
+    dtype = pixels.dtype
+    least, most = limits_of(dtype)
+    low, high = (dtype.type(min(max(end, least), most)) for end in (no_data - near, no_data + near))
+    # Compared as they are: as floats it would take as long as to decode them.
+    close = over_bands((pixels >= low) & (pixels <= high), every=True) & ~invalid
+    if not close.any():
+        return False
     turned = ((np.rot90(close, turns), np.rot90(invalid, turns)) for turns in range(4))
     return any(
         bool((beside[BLOCK:] & sliding_window_view(empty, BLOCK, axis=0)[:-1].all(axis=-1)).any())

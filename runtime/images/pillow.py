@@ -79,6 +79,6 @@ def samples_of(picture: "Pictures.Image", card: ModelCard, as_stored: bool) -> N
         return np.asarray(picture).astype(np.uint16)
     if (picture.mode, card.channels) in (("RGBA", 4), ("LA", 2)):
         return np.asarray(picture)
-    if picture.has_transparency_data:
-        return np.asarray(picture.convert("LA" if card.channels == 1 else "RGBA"))
-    return np.asarray(picture.convert("L" if card.channels == 1 else "RGB"))
+    grey = card.channels == 1
+    wanted = ("LA" if grey else "RGBA") if picture.has_transparency_data else "L" if grey else "RGB"
+    return np.asarray(picture if picture.mode == wanted else picture.convert(wanted))  # to its own mode it would copy

@@ -222,7 +222,8 @@ def _picture(header: Header, card: ModelCard, as_stored: bool) -> tuple[StoredIm
         else:
             few = few_bits_of(header.path, picture)
             picture.load()
-            picture = ImageOps.exif_transpose(picture)
+            if orientation in TURNS:  # or it would be a copy, which takes as long as decoding
+                picture = ImageOps.exif_transpose(picture)
             indices = np.asarray(picture)[:, :, None] if picture.mode == "P" else None
             array = samples_of(picture, card, as_stored)
             if picture.mode.startswith("I;16") and isinstance(transparent := picture.info.get("transparency"), int):

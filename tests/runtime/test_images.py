@@ -66,6 +66,14 @@ def test_palette_images_show_their_colours(tmp_path):
     assert read_image(tmp_path / "p.png", RGB)[0].tolist() == [[10, 20, 30], [200, 100, 50]]
 
 
+@pytest.mark.parametrize(("card", "mode"), [(RGB, "RGB"), (GREY, "L")])
+@pytest.mark.parametrize("suffix", ["jpg", "png"])
+def test_upright_pictures_in_the_cards_colours_are_not_copied(tmp_path, picture, monkeypatch, card, mode, suffix):
+    path = save(tmp_path / f"x.{suffix}", picture, mode)
+    monkeypatch.setattr(Image.Image, "copy", lambda self: pytest.fail("Pillow copied the picture"))
+    assert read_image(path, card).shape == (13, 17, card.channels)
+
+
 def test_cmyk_jpegs_become_rgb(tmp_path):
     red = np.zeros((16, 16, 3), np.uint8)
     red[:, :, 0] = 255
