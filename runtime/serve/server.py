@@ -13,7 +13,7 @@ from typing import Any
 import grpc
 import uvicorn
 
-from ..errors import DeployError, MisuseError, one_line
+from ..errors import DeployError, MisuseError, brief
 from . import rpc
 from .connection import Connection
 from .rest import application
@@ -43,7 +43,7 @@ def listen(host: str, port: int) -> socket.socket:
     except (OSError, UnicodeError) as error:
         reason = "it is no name of a machine" if isinstance(error, UnicodeError) else error.strerror or error
         raise MisuseError(
-            f"--host {one_line(host, 100)}: {reason}; name an address of this machine, or 0.0.0.0 for all of them"
+            f"--host {brief(host, 100)}: {reason}; name an address of this machine, or 0.0.0.0 for all of them"
         ) from error
     made = socket.socket(family, kind, protocol)
     try:
