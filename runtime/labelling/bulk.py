@@ -3,10 +3,11 @@
 What label_files does for a folder is done for some of them at a time, in a folder of this machine that does not stay.
 """
 
+import os
 import shutil
 import tempfile
 from collections import deque
-from collections.abc import Callable, Container, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, closing
 from dataclasses import dataclass
@@ -20,11 +21,12 @@ from ..images.addresses import VIDEO_SUFFIXES
 from ..images.ranged import standing_for
 from ..images.tiff import in_parts
 from .gathered import Gathered
-from .jobs import Record
+from .jobs import Record, Source
 from .manifest import RESULTS, Rows, written
 from .objects import BLOCK, RESULT_SUFFIXES, Object, Store, reaching
 
-Label = Callable[[Sequence[Path], Path], Generator[Record, None, None]]  # files, folder → records: label_files
+# Files and what their results are called, folder → records: label_files.
+Label = Callable[[Mapping[Source, Path], Path], Generator[Record, None, None]]
 
 FETCHERS = 8  # objects on their way at once
 TOGETHER = 64  # objects labelled in one go
@@ -34,10 +36,14 @@ RANGED_BYTES = 64 << 20  # TIFFs of more are read by ranges
 
 @dataclass
 class _Staged:
-    """An object on this machine: its file, one that stands for it, or what went wrong."""
+    """An object on this machine: its file, one that stands for it, or what went wrong.
+
+    A file of this machine is read where it lies, with what lies beside it.
+    """
 
     item: Object
     path: Path
+    name: str  # of its results, until they are put
     error: DeployError | None = None
     ranged: bool = False  # the file is empty and stands for the object
 
@@ -105,7 +111,7 @@ class _Run:
             for number, several in enumerate([*_groups(items, self.together), []]):
                 staged, place = [each.result() for each in fetched], self.folder / f"{number}"
                 place.mkdir()
-                fetched = [pool.submit(_fetch, item, place / f"{i:06d}") for i, item in enumerate(several)]
+                fetched = [pool.submit(_fetch, item, place, f"{i:06d}") for i, item in enumerate(several)]
                 with closing(self._label(number - 1, staged, label, pool)) as records:
                     yield from records
                 # The results of the group before have had the time of this one to be put.
@@ -132,16 +138,18 @@ class _Run:
                 if each.ranged:
                     stack.enter_context(standing_for(each.path, stack.enter_context(ranges(each.item))))
             if good:
-                results = good[0].path.parent / "out"
-                for record in stack.enter_context(closing(label([each.path for each in good], results))):
+                results = self.folder / f"{group}" / "out"
+                names: dict[Source, Path] = {each.path: Path(each.name) for each in good}
+                for record in stack.enter_context(closing(label(names, results))):
                     fail(_until(left, record["file"]))
-                    item = left.popleft().item
-                    putting.append((group, pool.submit(self._put, self._gather(record, item), item, results)))
+                    each = left.popleft()
+                    putting.append((group, pool.submit(self._put, self._gather(record, each.item), each, results)))
                     while putting and (putting[0][1].done() or len(putting) > 2 * FETCHERS):
                         yield putting.popleft()[1].result()
             fail(left)
         for each in staged:
-            each.path.unlink(missing_ok=True)
+            if not each.item.store.local:
+                each.path.unlink(missing_ok=True)
 
     def _gather(self, record: Record, item: Object) -> Record:
         """The record of a file that was labelled, once it is added to what is made of all images. Raises WriteError."""
@@ -155,12 +163,11 @@ class _Run:
             self.manifest.add(record, None)
         return record
 
-    def _put(self, record: Record, item: Object, results: Path) -> Record:
+    def _put(self, record: Record, staged: _Staged, results: Path) -> Record:
         """Put the results of a file, what the network gives last; its record, with addresses. Raises WriteError."""
-        stem = Path(record["file"]).stem
-        first = _result(record)
-        files = sorted(results.glob(f"{stem}.*"), key=lambda path: path == first)
-        names = {str(path): item.name + path.name.removeprefix(stem) for path in files}
+        item, first = staged.item, _result(record)
+        files = sorted(results.glob(f"{staged.name}.*"), key=lambda path: path == first)
+        names = {str(path): item.name + path.name.removeprefix(staged.name) for path in files}
         places = {path: self.out.address(self.out.join(name)) for path, name in names.items()}
         for path, name in names.items():
             self.out.put(Path(path), name)
@@ -177,7 +184,14 @@ class _Run:
 def done_before(
     items: Sequence[Object], out: Store, there: Container[str], *, force: bool, resume: bool
 ) -> dict[str, str]:
-    """The results that are there: name of an item → name of its file. Raises MisuseError unless `force` or `resume`."""
+    """The results that are there: name of an item → name of its file.
+
+    Raises MisuseError unless `force` or `resume`, and where a result would be put in the place of an input.
+    """
+    inputs, root = {_place(item.store, item.path) for item in items}, _place(out, out.root)
+    for result in (f"{root}/{item.name}{suffix}" for item in items for suffix in RESULT_SUFFIXES):
+        if result in inputs:
+            raise MisuseError(f"{result} is an input and would be replaced by labels; choose another -o")
     done = {item.name: name for item in items for suffix in RESULT_SUFFIXES if (name := item.name + suffix) in there}
     if done and not (force or resume):
         raise MisuseError(
@@ -185,6 +199,11 @@ def done_before(
             "replace it, or --resume to go on with the others"
         )
     return done
+
+
+def _place(store: Store, path: str) -> str:
+    """Where a file or folder is, by one name."""
+    return os.path.realpath(path) if store.local else store.address(path)
 
 
 def skipped(
@@ -255,22 +274,21 @@ def ranges(item: Object) -> Any:
         return item.store.fs.open(item.path, "rb", block_size=BLOCK, cache_type="blockcache")
 
 
-def _fetch(item: Object, path: Path) -> _Staged:
+def _fetch(item: Object, folder: Path, name: str) -> _Staged:
     """Bring an object to this machine, or leave an empty file where it is read by ranges."""
-    path = path.with_suffix(item.suffix)
+    if item.store.local:
+        return _Staged(item, Path(item.path), name)
+    path = folder / f"{name}{item.suffix}"
     try:
-        if item.store.local:
-            path.symlink_to(item.path)
-        elif by_ranges(item) and _in_parts(item):
+        if by_ranges(item) and _in_parts(item):
             path.touch()
-            return _Staged(item, path, ranged=True)
-        else:
-            item.store.fetch(item, path)
+            return _Staged(item, path, name, ranged=True)
+        item.store.fetch(item, path)
     except WriteError:
         raise
     except DeployError as error:
-        return _Staged(item, path, error)
-    return _Staged(item, path)
+        return _Staged(item, path, name, error)
+    return _Staged(item, path, name)
 
 
 def _in_parts(item: Object) -> bool:

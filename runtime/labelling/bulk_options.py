@@ -93,16 +93,16 @@ class Bulk:
             threads: of a network of the cluster.
         """
         from ..errors import MisuseError
-        from .objects import Object, Store
+        from .jobs import names_of
+        from .objects import Store
 
         options = dict(label.keywords)
         force, resume = bool(options.pop("force", False)), bool(options.pop("resume", False))
-        files = [source for source in sources if not isinstance(source, Object)]
-        items = [source for source in sources if isinstance(source, Object)]
+        files = list(sources.items()) if isinstance(sources, Mapping) else []
+        items = [] if isinstance(sources, Mapping) else list(sources)
         manifest = self._manifest(net, resume)
         if files or not (items or self.shard):
-            folders = sources if isinstance(sources, Mapping) else None
-            found = label(net, files, Path(out), folders=folders)
+            found = label(net, names_of(files), Path(out))
             if manifest is None:
                 return found
             from .manifest import noted

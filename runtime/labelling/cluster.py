@@ -10,11 +10,12 @@ import os
 import re
 import socket
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
-from functools import partial
+from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -30,14 +31,15 @@ from ..network import Network
 from ..stream import describe_plan
 from .bulk import done_before, label_objects, large_tiff, ranges, skipped
 from .files import label_files
-from .jobs import Record
-from .manifest import Manifest, Rows, written
+from .jobs import Record, Source
+from .manifest import Manifest, Rows, noted, written
 from .objects import Object, Store
 from .products import Products
 from .regions import _Partial as Partial
 
-BATCH = 64  # files that an actor is handed at once
-TOGETHER = 16  # of them that it labels in one go, while it fetches the next; all, where there is nothing to fetch
+BATCH, LEAST = 64, 8  # files that an actor is handed at once, and those at the end, when others may have ended
+AHEAD = 2  # batches that an actor has: one that it labels, and one that is fetched or ready meanwhile
+TOGETHER = 16  # of them that it labels in one go, while it fetches the next
 BAND_PIXELS = 64_000_000  # of a scene that one task labels
 BAND_ROWS = 256  # a task's rows are a multiple of these
 
@@ -129,41 +131,80 @@ class Cluster:
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
-class _ObjectLabeler:
+class _Actor:
+    """What holds a network on the cluster.
+
+    It is opened for the first batch, which says where in the cluster's store the engine lies, in a list. Were it opened
+    with the actor, Ray would write an error for each: the engine may be gone when that is started again. It is not: the
+    run that hands it out keeps it.
+    """
+
+    def __init__(self, cluster: Cluster) -> None:
+        self.cluster = cluster
+        self.network: Network | None = None
+        self.turn = threading.Lock()  # the network's memory is that of one batch
+
+    def opened(self, engine: list[Any]) -> Network:
+        if self.network is None:  # or a batch would wait here until the one before is labelled
+            with self.turn:
+                if self.network is None:
+                    import ray
+
+                    given = self.cluster
+                    self.network = _opened(ray.get(engine[0]), given.threads, given.memory, given.refine)
+        return self.network
+
+
+class _ObjectLabeler(_Actor):
     """Labels objects and puts their results: addresses in, their records and rows of the manifest out."""
 
-    def __init__(self, engine: bytes, cluster: Cluster, digest: str | None, out: str, force: bool) -> None:
-        self.network = _opened(engine, cluster.threads, cluster.memory, cluster.refine)
+    batches = AHEAD  # at once: while one is labelled, the next is fetched and the one before put
+
+    def __init__(self, cluster: Cluster, digest: str | None, out: str, force: bool) -> None:
+        super().__init__(cluster)
         self.digest, self.out, self.force = digest, Store(out), force
-        self.label = partial(label_files, self.network, **cluster.options)
 
-    def label_batch(self, batch: Sequence[str]) -> list[tuple[Record, dict[str, Any]]]:
-        items = [_object(json.loads(text)) for text in batch]
-        # What an actor had put before it was lost is not done again.
+    def label_batch(self, engine: list[Any], batch: Sequence[str]) -> list[tuple[Record, dict[str, Any]]]:
+        network, items = self.opened(engine), [_object(json.loads(text)) for text in batch]
+        rows = None if self.digest is None else Rows(network.card, self.digest)
+        records = list(self._records(network, items, rows))
+        # What an actor had put before it was lost is not done again, and is of this engine.
+        own = {"engine": self.digest}
+        return [
+            (record, {} if rows is None else rows.rows[record["file"]] | (own if "skipped" in record else {}))
+            for record in records
+        ]
+
+    def _records(
+        self, network: Network, items: Sequence[Object], rows: Rows | None
+    ) -> Generator[Record, None, None]:  # fmt: skip
+        """Records of files; those of this machine go to their places at once."""
+
+        def label(names: Mapping[Source, Path], out: Path, **keep: Any) -> Generator[Record, None, None]:
+            with self.turn:
+                yield from label_files(network, names, out, **self.cluster.options, **keep)
+
+        if self.out.local and all(item.store.local for item in items):
+            names: dict[Source, Path] = {Path(item.path): Path(item.name) for item in items}
+            return noted(label(names, Path(self.out.root), force=self.force, resume=not self.force), rows)
         there = set() if self.force else self.out.present([item.name for item in items])
-        rows = None if self.digest is None else Rows(self.network.card, self.digest)
-        together = BATCH if all(item.store.local for item in items) else TOGETHER
-        records = list(
-            label_objects(
-                items, self.out, self.label, resume=True, manifest=rows, there=there, together=together
-            )
+        return label_objects(
+            items, self.out, label, resume=True, manifest=rows, there=there, together=TOGETHER
         )  # fmt: skip
-        return [(record, {} if rows is None else rows.rows[record["file"]]) for record in records]
 
 
-class _BandLabeler:
+class _BandLabeler(_Actor):
     """Labels rows of scenes: (scene, first row, end) in, the first row, its labels' bytes and an error out."""
 
-    def __init__(self, engine: bytes, cluster: Cluster) -> None:
-        self.network = _opened(engine, cluster.threads, cluster.memory, cluster.refine)
-        self.read: ReadOptions = cluster.options.get("options") or ReadOptions()
+    batches = 1  # at once
 
-    def label_batch(self, batch: tuple[str, int, int]) -> tuple[int, bytes, str | None]:
+    def label_batch(self, engine: list[Any], batch: tuple[str, int, int]) -> tuple[int, bytes, str | None]:
         text, top, bottom = batch
-        item, buffer = _object(json.loads(text)), io.BytesIO()
+        network, item, buffer = self.opened(engine), _object(json.loads(text)), io.BytesIO()
+        read: ReadOptions = self.cluster.options.get("options") or ReadOptions()
         try:
-            with opened_scene(item, self.network, self.read) as image:
-                for first, (result, *_) in self.network.bands_of(image, top, self.network.kind):
+            with opened_scene(item, network, read) as image:
+                for first, (result, *_) in network.bands_of(image, top, network.kind):
                     rows = result if result.ndim == 2 else result.swapaxes(0, 1)  # [rows, (K,) W]
                     buffer.write(np.ascontiguousarray(rows[: bottom - first]).data)
                     if first + len(rows) >= bottom:
@@ -236,6 +277,16 @@ def label_on_cluster(
             yield run.scene(item)
 
 
+def _batches(items: Sequence[Object], actors: int) -> list[list[str]]:
+    """Files for so many actors; in smaller and smaller parts, so that all of these end together."""
+    batches, left = [], [_text(item) for item in items]
+    while left:
+        size = max(LEAST, min(BATCH, -(-len(left) // (2 * AHEAD * actors))))
+        batches.append(left[:size])
+        del left[:size]
+    return batches
+
+
 @contextmanager
 def _session(cluster: Cluster) -> Iterator[Any]:
     """Ray, connected; left as it was."""
@@ -276,7 +327,7 @@ class _ClusterRun:
         self.cluster = replace(cluster, threads=cluster.threads or cpus)
         self.options: ReadOptions = cluster.options.get("options") or ReadOptions()
         self.products: Products = cluster.options.get("products") or Products()
-        self.engine = ray.put(network.path.read_bytes())
+        self.engine = [ray.put(network.path.read_bytes())]
         gpu = network.manifest is not None and network.manifest.gpu is not None
         self.placed = {"num_cpus": min(cpus, self.cluster.threads or cpus), "num_gpus": 1 if gpu else 0}
 
@@ -297,22 +348,22 @@ class _ClusterRun:
             return
         digest = self.manifest.engine if self.manifest else None
         out = self.out.root if self.out.local else self.out.address(self.out.root)
-        size = min(BATCH, -(-len(items) // self.actors))
-        batches = [[_text(item) for item in items[start : start + size]] for start in range(0, len(items), size)]
-        for done in self._made(_ObjectLabeler, (digest, out, force), batches):
+        for done in self._made(_ObjectLabeler, (digest, out, force), _batches(items, self.actors)):
             for record, row in done:
                 if self.manifest is not None:
                     self.manifest.rows[record["file"]] = row
                 yield record
 
-    def _made(self, kind: type, given: tuple[Any, ...], batches: Sequence[Any]) -> Generator[Any, None, None]:
-        """What actors of a class make of batches, as they are done; `given` to each beside engine and cluster.
+    def _made(self, kind: Any, given: tuple[Any, ...], batches: Sequence[Any]) -> Generator[Any, None, None]:
+        """What actors of a class make of batches, as they are done; `given` to each beside the cluster.
 
         Raises what an actor raises, and DeployError where one cannot be started.
         """
         ray, left = self.ray, iter(batches)
-        start = ray.remote(kind).options(max_restarts=-1, max_task_retries=-1, **self.placed)
-        actors = [start.remote(self.engine, self.cluster, *given) for _ in range(min(self.actors, len(batches)))]
+        start = ray.remote(kind).options(
+            max_restarts=-1, max_task_retries=-1, max_concurrency=kind.batches, **self.placed
+        )  # fmt: skip
+        actors = [start.remote(self.cluster, *given) for _ in range(min(self.actors, len(batches)))]
         # An actor for which the cluster has no room yet is given nothing.
         doing = {actor.__ray_ready__.remote(): (actor, False) for actor in actors}
         count = 0
@@ -321,8 +372,8 @@ class _ClusterRun:
                 (done,), _ = ray.wait(list(doing))
                 actor, worked = doing.pop(done)
                 found = ray.get(done)
-                if (batch := next(left, None)) is not None:
-                    doing[actor.label_batch.remote(batch)] = actor, True
+                for batch in islice(left, 1 if worked else AHEAD):  # the next is there when one is done
+                    doing[actor.label_batch.remote(self.engine, batch)] = actor, True
                 if worked:
                     count += 1
                     yield found

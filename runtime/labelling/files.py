@@ -12,7 +12,7 @@ from ..images.video import is_video
 from ..images.write import attribute_table
 from ..network import Network
 from ..stream import Stream
-from .jobs import Job, Record, Wanted, jobs_for
+from .jobs import Job, Record, Source, Wanted, jobs_for, names_of
 from .pictures import label_pictures
 from .products import Products
 from .regions import label_by_regions
@@ -20,7 +20,7 @@ from .regions import label_by_regions
 
 def label_files(
     net: Network,
-    sources: Sequence[Path | Address],
+    sources: Sequence[Source] | Mapping[Source, Path],
     out: Path,
     *,
     overlay: bool = False,
@@ -31,7 +31,6 @@ def label_files(
     reuse: bool = False,
     options: ReadOptions | None = None,
     all_pages: bool = False,
-    folders: Mapping[Path | Address, Path] | None = None,
 ) -> Generator[Record, None, None]:
     """Label image and video files, in order; reading, labelling and writing overlap.
 
@@ -41,8 +40,9 @@ def label_files(
 
     Args:
         net: the network that labels them, opened.
-        sources: images and videos to read, and addresses of videos. While a live one is read in the main thread,
-            SIGINT and SIGTERM end it, and its labels are written.
+        sources: images and videos to read, and addresses of videos; a mapping says what the results of each are called,
+            below `out` and without suffix. While a live one is read in the main thread, SIGINT and SIGTERM end it, and
+            its labels are written.
         out: folder for NAME.png (labels) and NAME.overlay.png; NAME.tif for masks, for values, and for the labels of
             large and georeferenced TIFFs, which are read and written region by region; for videos NAME.mkv and
             NAME.overlay.mp4.
@@ -54,7 +54,6 @@ def label_files(
         reuse: of videos, do not compute again what equals the frame before; labels are the same.
         options: how images are read; None: as they are.
         all_pages: label each image of files that hold several, as NAME.page0.png and so on.
-        folders: below `out`, that results of some sources go to, as of `find_placed`; those of others go right into it.
 
     Yields:
         Per file {"record": "image" or "video", "file", "size": [H, W], "plan": {"padded": [H, W], "bytes", "profile",
@@ -89,8 +88,8 @@ def label_files(
         raise MisuseError(f"--page: {videos[0]} is a video, which has none; omit it")
     named = attribute_table(net.card) is not None
     wanted = Wanted(kinds, overlay, products, named, "all" if all_pages else options.page)
-    placed = [(source, (folders or {}).get(source, Path())) for source in sources]
-    jobs = jobs_for(placed, out, wanted, keep=not (force or resume))
+    named_as = sources if isinstance(sources, Mapping) else names_of([(source, Path()) for source in sources])
+    jobs = jobs_for(named_as, out, wanted, keep=not (force or resume))
     if products.derived or products.cog:
         from . import derive
 

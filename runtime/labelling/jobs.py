@@ -15,7 +15,7 @@ from ..images.video import is_video
 from .products import SCREEN, Products
 
 Record = dict[str, Any]  # of a file, see docs/reference/json.md
-Placed = tuple[Path | Address, Path]  # an image or video, or the address of one; the folder of its results, below -o
+Source = Path | Address  # an image or video, or the address of one
 NOTHING = Products()
 
 
@@ -100,11 +100,11 @@ class Job:
         return paths | {"overlay": str(self.overlay) if self.overlay else None}
 
 
-def jobs_for(sources: Sequence[Placed], out: Path, wanted: Wanted, keep: bool) -> list[Job]:
+def jobs_for(sources: Mapping[Source, Path], out: Path, wanted: Wanted, keep: bool) -> list[Job]:
     """A job for each file, checked against each other and against what exists.
 
     Args:
-        sources: what is labelled.
+        sources: what is labelled, and what its results are called, as of `names_of`.
         out: folder of the results.
         wanted: what is written of each.
         keep: refuse outputs that exist.
@@ -112,11 +112,10 @@ def jobs_for(sources: Sequence[Placed], out: Path, wanted: Wanted, keep: bool) -
     Raises:
         MisuseError: outputs that would overwrite an input, each other or, with `keep`, what is there.
     """
-    names = _output_names(sources)
-    inputs = frozenset(source.resolve() for source, _ in sources if isinstance(source, Path))
+    inputs = frozenset(source.resolve() for source in sources if isinstance(source, Path))
     jobs = [
         _job(source, out / f"{name}{suffix}", wanted, inputs, not keep, page)
-        for (source, _), name in zip(sources, names, strict=True)
+        for source, name in sources.items()
         for page, suffix in _pages(source, wanted.page)
     ]
     for target, count in Counter(path for job in jobs for path in job.targets).items():
@@ -132,8 +131,17 @@ def jobs_for(sources: Sequence[Placed], out: Path, wanted: Wanted, keep: bool) -
     return jobs
 
 
-def _output_names(sources: Sequence[Placed]) -> list[Path]:
-    """A name for each file's labels, without suffix: its stem, or its whole name where stems of a folder repeat."""
+def names_of(sources: Sequence[tuple[Source, Path]]) -> dict[Source, Path]:
+    """What each file's results are called, below -o and without suffix.
+
+    It is the file's stem, or its whole name where stems of a folder repeat.
+
+    Args:
+        sources: what is labelled, and the folder of its results, below -o: as of `find_placed`.
+
+    Raises:
+        MisuseError: two that would have one name.
+    """
     named = [
         (folder / (source.stem if isinstance(source, Path) else source.name), folder / source.name)
         for source, folder in sources
@@ -146,7 +154,7 @@ def _output_names(sources: Sequence[Placed]) -> list[Path]:
             f"{repeated[0]} is the name of several images, whose labels would overwrite each other; name the folder "
             "above theirs as 'FOLDER/**', which keeps its folders, or give each its own -o"
         )
-    return names
+    return {source: name for (source, _), name in zip(sources, names, strict=True)}
 
 
 def _pages(source: Path | Address, page: int | str | None) -> list[tuple[int | None, str]]:

@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 from dataclasses import dataclass
+from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -27,7 +28,6 @@ MODULES = ("starlette", "uvicorn", "httptools", "grpc", "google.protobuf", "prom
 DEFAULT_BODY = 256_000_000  # bytes
 DEFAULT_PIXELS = 100_000_000
 MOST_BODY = 2_000_000_000  # bytes: gRPC counts them in 31 bits
-OPEN_HOSTS = ("127.0.0.1", "::1", "localhost")
 
 
 @dataclass
@@ -144,7 +144,7 @@ def serve_engine(
     sizes, options = _sizes(warmup), ReadOptions(input_range=input_range, no_data=nodata)
     tls, token = listening.tls(), listening.token()
     listener = listen(listening.host, listening.port)
-    if listening.host not in OPEN_HOSTS and not token:
+    if not ip_address(listener.getsockname()[0]).is_loopback and not token:
         log.warning("anyone who reaches %s may use this server; --token-file asks for a token", listening.host)
     budget = Memory.of(memory, queue_memory)
 

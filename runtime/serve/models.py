@@ -315,6 +315,8 @@ def _opened(path: Path, opened: Callable[[Path], Network]) -> tuple[str, Network
 
 def _digest(path: Path) -> str:
     try:
+        if path.exists() and not path.is_file():  # a pipe would be waited for, and a device read for ever
+            raise IsADirectoryError
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()[:VERSION_DIGITS]
     except (FileNotFoundError, IsADirectoryError) as error:

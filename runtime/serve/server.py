@@ -13,7 +13,7 @@ from typing import Any
 import grpc
 import uvicorn
 
-from ..errors import DeployError, MisuseError
+from ..errors import DeployError, MisuseError, brief
 from . import rpc
 from .connection import Connection
 from .rest import application
@@ -37,9 +37,14 @@ class Tls:
 def listen(host: str, port: int) -> socket.socket:
     """A socket of HTTP. Raises MisuseError for an address of another machine, DeployError for a port in use."""
     try:
+        if host == "*":  # the C library takes it for this machine alone
+            raise OSError("it is no address")
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-    except OSError as error:
-        raise MisuseError(f"--host {host}: {error.strerror or error}; name an address of this machine") from error
+    except (OSError, UnicodeError) as error:
+        reason = "it is no name of a machine" if isinstance(error, UnicodeError) else error.strerror or error
+        raise MisuseError(
+            f"--host {brief(host, 100)}: {reason}; name an address of this machine, or 0.0.0.0 for all of them"
+        ) from error
     made = socket.socket(family, kind, protocol)
     try:
         made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -51,6 +56,10 @@ def listen(host: str, port: int) -> socket.socket:
             raise MisuseError(f"--host {host} is no address of this machine; name one that is") from error
         raise _cannot_listen(host, port, error.strerror or str(error), "--port") from error
     return made
+
+
+def _in_url(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
 
 
 def _cannot_listen(host: str, port: int, reason: str, option: str) -> DeployError:
@@ -89,7 +98,7 @@ class Server:
         self, service: Service, listener: socket.socket, host: str, grpc_port: int, tls: Tls | None = None
     ) -> None:
         self._service, self._listener, self._grpc_port, self._tls = service, listener, grpc_port, tls
-        self._host = f"[{host}]" if ":" in host else host
+        self._host, self._at = _in_url(host), _in_url(listener.getsockname()[0])
         self.address = f"http{'' if tls is None else 's'}://{self._host}:{listener.getsockname()[1]}"
         self.grpc_address = ""
 
@@ -109,7 +118,7 @@ class Server:
         )  # fmt: skip
         self._http = _Http(config)
         self._serving: asyncio.Future[None] | None = None
-        address = f"{self._host}:{self._grpc_port}"
+        address = f"{self._at}:{self._grpc_port}"  # gRPC does not know all ways to write one, such as 127.1
         try:
             if self._tls is None:
                 port = self._rpcs.add_insecure_port(address)

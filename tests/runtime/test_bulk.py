@@ -119,6 +119,32 @@ def test_results_that_exist_are_kept_unless_force_or_resume_say_otherwise(net, m
     assert labels_at(memory, "/out/1.png").shape == (30, 40)
 
 
+@pytest.mark.parametrize("how", [{}, {"force": True}, {"resume": True}])
+def test_results_never_take_the_place_of_images(net, memory, tmp_path, how):
+    """Nor are images taken for results that are there: with resume nothing would be labelled."""
+    memory.pipe({"/in/1.png": png(photo(30, 40)), "/in/2.jpg": b"mine"})
+    with pytest.raises(
+        MisuseError, match=r"^memory:///in/1\.png is an input and would be replaced by labels; [^\n]*-o$"
+    ):
+        label(net, ["memory://in"], "memory://in", **how)
+    save_photos(tmp_path / "in", [(20, 30)])
+    (tmp_path / "link").symlink_to(tmp_path / "in")
+    with pytest.raises(MisuseError, match=r"in/0\.png is an input"):
+        label(net, [str(tmp_path / "in")], str(tmp_path / "link"), **how)
+    assert len(memory.find("/in")) == 2 and memory.cat_file("/in/2.jpg") == b"mine"
+
+
+def test_what_lies_beside_files_of_this_machine_counts_wherever_their_results_go(net, memory, tmp_path):
+    """A world file here: the labels are those of a folder's run, with their place on earth."""
+    tifffile.imwrite(tmp_path / "a.tif", photo(30, 40), photometric="rgb")
+    (tmp_path / "a.tfw").write_text("2\n0\n0\n-2\n500000\n4000000\n")
+    (record,) = label_files(net, [tmp_path / "a.tif"], tmp_path / "here")
+    label(net, [str(tmp_path / "a.tif")], "memory://out")
+    assert "ModelPixelScaleTag" in tifffile.TiffFile(record["labels"]).pages[0].tags
+    assert memory.cat_file("/out/a.tif") == (tmp_path / "here" / "a.tif").read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.tfw", "a.tif", "here"]
+
+
 @pytest.mark.slow
 def test_from_an_address_to_a_folder_and_back(net, memory, tmp_path):
     save_photos(tmp_path / "in", [(20, 30), (40, 21)])

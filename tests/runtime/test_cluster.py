@@ -8,7 +8,7 @@ import pytest
 import tifffile
 from fcn_deploy.runtime.files import WriteError
 from fcn_deploy.runtime.labelling import bulk, cluster
-from fcn_deploy.runtime.labelling.cluster import Cluster, Labeler, label_on_cluster
+from fcn_deploy.runtime.labelling.cluster import BATCH, LEAST, Cluster, Labeler, label_on_cluster
 from fcn_deploy.runtime.labelling.objects import Store, find_objects
 from fcn_deploy.runtime.network import Network
 from helpers import command, needs, one_error, photo, save_photos
@@ -89,3 +89,30 @@ def test_a_cluster_that_does_not_answer_is_one_line(exports, tmp_path):
     assert "--ray ray://127.0.0.1:1: [Errno 111] Connection refused; start a cluster" in one_error(
         command(*words, ok=1)
     )
+
+
+def test_what_a_lost_actor_had_done_is_kept_and_is_of_its_engine(exports, tmp_path):
+    """Its batch is done again by the next; results of this machine go to their places at once."""
+    save_photos(tmp_path / "in" / "a", [(20, 30), (40, 21)])
+    items = find_objects([str(tmp_path / "in" / "**" / "*.png")])
+    batch = [cluster._text(item) for item in items]
+    with Network(exports / "narrow.engine", threads=1) as net:
+        actor = cluster._ObjectLabeler(Cluster("local"), "0123", str(tmp_path / "out"), False)
+        actor.network = net
+        actor.label_batch([], batch[:1])
+        first = tmp_path / "out" / "a" / "0.png"
+        written = first.stat()
+        (done, row), (new, other) = actor.label_batch([], batch)
+        assert np.array_equal(np.asarray(Image.open(new["labels"])), net.result(np.asarray(Image.open(items[1].path))))
+    assert done["skipped"] and done["labels"] == str(first) and first.stat() == written
+    assert row["engine"] == other["engine"] == "0123" and (row["height"], row["width"]) == (20, 30)
+    assert sum(share for _, share in row["shares"]) == pytest.approx(1)
+
+
+def test_actors_are_given_smaller_and_smaller_parts(exports, tmp_path):
+    save_photos(tmp_path, [(2, 3)])
+    (item,) = find_objects([str(tmp_path / "0.png")])
+    for count in (0, 1, LEAST, 3 * BATCH, 2000):
+        sizes = [len(batch) for batch in cluster._batches([item] * count, actors=2)]
+        assert sum(sizes) == count and sizes == sorted(sizes, reverse=True) and max(sizes, default=0) <= BATCH
+        assert count < LEAST or sizes[-1] <= LEAST
