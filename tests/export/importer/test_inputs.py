@@ -15,6 +15,7 @@ from foreign_onnx import (
     SIZES,
     STD,
     TO_SIZE,
+    best,
     channels_last,
     check,
     made,
@@ -77,6 +78,26 @@ def test_uint8_images_are_normalised_in_the_graph(tmp_path):
     assert card.mean == (0, 0, 0) and card.std == (1, 1, 1) and report.head == "linear"
     assert "takes uint8" in " ".join(source.notes) and "go in as they are" in " ".join(source.notes)
     assert "Cast" not in {node.op_type for node in source.model.graph.node}
+
+
+def test_parts_in_bfloat16_run_in_float32(tmp_path):
+    """As a network of float32 weights has them that was traced under autocast: NumPy has no such type."""
+    halved = """
+      pb = Cast<to=16>(p)
+      wb = Cast<to=16>(w1)
+      cb = Conv<strides=[2,2], pads=[1,1,1,1]>(pb, wb)
+      c1 = Cast<to=1>(cb)
+    """
+    first = "  c1 = Conv<strides=[2,2], pads=[1,1,1,1]>(p, w1)\n"
+    text = PLAIN.replace(first, halved)
+    assert text != PLAIN
+    onnx.save(made(text), tmp_path / "m.onnx")
+    source = import_model(tmp_path / "m.onnx")
+    assert any("is of bfloat16; it is run in float32" in note for note in source.notes)
+    build_engine(source, tmp_path / "m.engine", BuildConfig(latency_sizes=[(16, 16)]))
+    with Segmenter(tmp_path / "m.engine") as net:
+        image = photo(37, 61)
+        np.testing.assert_array_equal(net(image), best(ran(made(PLAIN), {"p": planes(image)})[0]))
 
 
 @pytest.mark.parametrize("kind", ["float16", "double"])
