@@ -80,6 +80,19 @@ def test_uint8_images_are_normalised_in_the_graph(tmp_path):
     assert "Cast" not in {node.op_type for node in source.model.graph.node}
 
 
+@pytest.mark.parametrize(("mean", "variance", "found"), [(120, 3500, True), (0.4, 0.06, False), (0, 1, False)])
+def test_a_batch_norm_of_8_bit_images_before_all_else_tells_what_it_takes(tmp_path, mean, variance, found):
+    """As Keras's residual networks begin; of numbers near 1 it tells nothing."""
+    numbers = {"ones": np.ones(3, np.float32), "zeros": np.zeros(3, np.float32)}
+    numbers |= {"mean": np.float32([mean] * 3), "var": np.float32([variance] * 3)}
+    text = "  q = BatchNormalization(p, ones, zeros, mean, var)\n" + PLAIN.replace(
+        "Conv<strides=[2,2], pads=[1,1,1,1]>(p,", "Conv<strides=[2,2], pads=[1,1,1,1]>(q,"
+    )
+    source = reads(tmp_path, made(text, weights=numbers))
+    assert any("normalises 8-bit images by itself (node q" in note for note in source.notes) == found
+    assert (source.card.std == (1, 1, 1)) == found
+
+
 def test_parts_in_bfloat16_run_in_float32(tmp_path):
     """As a network of float32 weights has them that was traced under autocast: NumPy has no such type."""
     halved = """
