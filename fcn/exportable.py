@@ -1,10 +1,12 @@
 """Functions of PyTorch that its exporters refuse at changing sizes, in terms of those that they take."""
 
 import functools
+import math
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from types import ModuleType
+from types import BuiltinFunctionType, ModuleType
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +14,10 @@ from torch.overrides import TorchFunctionMode
 
 
 class Exportable(TorchFunctionMode):
-    """While it is entered, pooling to a grid or by a kernel of the image's size, unpooling and patches are respelled.
+    """While it is entered, what exporters refuse or bake in at changing sizes is respelled.
+
+    That is pooling to a grid or by a kernel of the image's size, unpooling, patches, affine grids, resizing by factors
+    that are made of sizes, and tensors of sizes.
 
     The results are equal, but for rounding. `respelled` collects the names of the functions that were.
     """
@@ -65,18 +70,28 @@ class _LikeNumber(type):
 
 class _Int(int, metaclass=_LikeNumber):
     def __new__(cls, *given, **base):
-        return given[0].to(torch.int64) if given and _is_traced(given[0]) else int(*given, **base)
+        if given and _is_traced(given[0]):
+            return given[0].to(torch.int64)
+        # Numbers with a method `like`, which notes what is made of them (export/from_torch/sizes_asked.py).
+        return given[0].like(given[0].__trunc__()) if given and hasattr(given[0], "like") else int(*given, **base)
 
 
 class _Float(float, metaclass=_LikeNumber):
     def __new__(cls, *given):
-        return given[0].to(torch.float32) if given and _is_traced(given[0]) else float(*given)
+        if given and _is_traced(given[0]):
+            return given[0].to(torch.float32)
+        return given[0].like(given[0] * 1.0) if given and hasattr(given[0], "like") else float(*given)
 
 
 def _round(number, ndigits=None):
     if not _is_traced(number):
         return round(number, ndigits)
     return torch.round(number).to(torch.int64) if ndigits is None else torch.round(number, decimals=ndigits)
+
+
+def _len(value):
+    traced = isinstance(value, torch.Tensor) and value.ndim and torch.jit.is_tracing()
+    return value.shape[0] if traced else len(value)
 
 
 def _of_several(plain: Callable, traced: Callable) -> Callable:
@@ -88,12 +103,28 @@ def _of_several(plain: Callable, traced: Callable) -> Callable:
     return most
 
 
-IN_TRACES = {
-    "int": _Int, "float": _Float, "round": _round,
-    "max": _of_several(max, torch.maximum), "min": _of_several(min, torch.minimum),
+NUMBERS: dict[str, Callable] = {"int": _Int, "float": _Float}
+IN_TRACES: dict[str, Callable] = {
+    **NUMBERS, "round": _round,
+    "len": _len, "max": _of_several(max, torch.maximum), "min": _of_several(min, torch.minimum),
 }  # fmt: skip
-OF_MATH = {
-    "__round__": torch.round, "__ceil__": torch.ceil, "__floor__": torch.floor, "__trunc__": torch.trunc,
+
+
+def _names_of_packages(model: torch.nn.Module) -> list[dict[str, Any]]:
+    """The names that the modules of Python know, of the packages that a module's code is in."""
+    packages = {kind.__module__.split(".")[0] for part in model.modules() for kind in type(part).__mro__}
+    packages -= {"torch", "fcn_deploy", *sys.stdlib_module_names}
+    modules = [each for name, each in sys.modules.copy().items() if name.split(".")[0] in packages]
+    return [vars(each) for each in modules if isinstance(each, ModuleType)]
+
+
+def _method(function: Callable) -> Callable:
+    return lambda number, *digits: function(number).to(torch.int64)
+
+
+OF_TENSORS: dict[str, Callable] = {
+    "__round__": _method(torch.round), "__ceil__": _method(torch.ceil), "__floor__": _method(torch.floor),
+    "__trunc__": _method(torch.trunc), "__divmod__": lambda number, by: (number // by, number % by),
 }  # fmt: skip
 
 
@@ -108,27 +139,51 @@ def numbers_of_sizes(model: torch.nn.Module) -> Iterator[None]:
     Python makes of a traced size the number that it is in the trace. So in the packages that a module's code is in,
     these names stand for functions that keep it, and tensors have the methods that `math` calls.
     """
-    packages = {kind.__module__.split(".")[0] for part in model.modules() for kind in type(part).__mro__}
-    packages -= {"torch", "fcn_deploy", *sys.stdlib_module_names}
-    modules = [each for name, each in sys.modules.copy().items() if name.split(".")[0] in packages]
-    found = [vars(each) for each in modules if isinstance(each, ModuleType)]
-    changed = [(names, name) for names in found for name in IN_TRACES if name not in names]
-    methods = [name for name in OF_MATH if name not in vars(torch.Tensor)]
+    methods = [name for name in OF_TENSORS if name not in vars(torch.Tensor)]
+    with standing_for(model, IN_TRACES, {}):
+        try:
+            for name in methods:
+                setattr(torch.Tensor, name, OF_TENSORS[name])
+            yield
+        finally:
+            for name in methods:
+                delattr(torch.Tensor, name)
+
+
+@contextmanager
+def standing_for(
+    model: torch.nn.Module, names: Mapping[str, Callable], functions: Mapping[Callable, Callable]
+) -> Iterator[None]:
+    """While it is entered, other functions are called by the code of a module, in the packages that it is in.
+
+    Args:
+        names: of Python's own functions → what stands for them where the code has no others of this name.
+        functions: of `math` → what stands for them there, by whatever name they are called.
+    """
+    found = _names_of_packages(model)
+    replaced: list[tuple[dict[str, Any], str, Any]] = []
+
+    def put(place: dict[str, Any], name: str, other: Any) -> None:
+        replaced.append((place, name, place.get(name)))
+        place[name] = other
+
     try:
-        for names, name in changed:
-            names[name] = IN_TRACES[name]
-        for name in methods:
-            setattr(torch.Tensor, name, _method(OF_MATH[name]))
+        for place in found:
+            for name, other in names.items():
+                if name not in place:
+                    put(place, name, other)
+        if functions:
+            for place in (vars(math), *found):
+                for name, value in list(place.items()):
+                    if type(value) is BuiltinFunctionType and value in functions:
+                        put(place, name, functions[value])
         yield
     finally:
-        for names, name in changed:
-            names.pop(name, None)
-        for name in methods:
-            delattr(torch.Tensor, name)
-
-
-def _method(function: Callable) -> Callable:
-    return lambda number, *digits: function(number).to(torch.int64)
+        for place, name, before in reversed(replaced):
+            if before is None:
+                place.pop(name, None)
+            else:
+                place[name] = before
 
 
 Cells = int | Sequence[int | None] | None
@@ -176,6 +231,19 @@ def avg_pool2d(
     return input.mean((-2, -1), keepdim=True)
 
 
+def conv_transpose2d(
+    input, weight, bias=None, stride=1, padding=0, output_padding=0, groups=1, dilation=1
+) -> torch.Tensor | None:
+    """To the size of a skip, as `output_size` asks for: cropped from the largest."""
+    added = _pair(output_padding)
+    if not any(map(_is_traced, added)):
+        return None
+    most = tuple(step - 1 for step in _pair(stride))
+    largest = torch.conv_transpose2d(input, weight, bias, stride, padding, most, groups, dilation)
+    rows, columns = (side - more + wanted for side, more, wanted in zip(largest.shape[-2:], most, added, strict=True))
+    return largest[..., :rows, :columns]
+
+
 def max_unpool2d(
     input: torch.Tensor,
     indices: torch.Tensor,
@@ -207,7 +275,13 @@ def interpolate(
     *more,
     **others,
 ) -> torch.Tensor | None:
-    """Means over a grid, which `area` is another name for."""
+    """Means over a grid, which `area` is another name for; or by factors that are made of sizes."""
+    if size is None and input.ndim == 4 and any(map(_is_traced, factors := _pair(scale_factor))):
+        aligned = others.get("align_corners", more[0] if more else None) or others.get("recompute_scale_factor")
+        if mode not in ("bilinear", "bicubic") or aligned or others.get("antialias"):
+            return None
+        down, across = (_taps(input, axis, by, mode) for axis, by in zip((-2, -1), factors, strict=True))
+        return down @ input @ across.T
     if mode != "area" or size is None or input.ndim != 4:
         return None
     if tuple(_pair(size)) == (1, 1):
@@ -260,10 +334,106 @@ def _side_by_side(kernel_size, dilation, padding, stride) -> tuple[int, int] | N
     return kernel if plain and _pair(stride) == kernel else None
 
 
+def squeeze(input: torch.Tensor, *dims: int, **named: int) -> torch.Tensor | None:
+    """Without an axis of one: exporters branch there, where they do not know that it is."""
+    (dim,) = (*dims, *named.values()) if len(dims) + len(named) == 1 else (None,)
+    if type(dim) is not int or dim % max(input.ndim, 1) == 0 or input.shape[dim] != 1:
+        return None
+    return input.select(dim, 0)
+
+
+def linspace(start, end, steps, **options) -> torch.Tensor | None:
+    """As many numbers as a size says, in equal steps: exporters divide by 0 where there is one."""
+    if not _is_traced(steps):
+        return None
+    place, step = torch.arange(steps), (end - start) / torch.clamp(steps - 1, min=1)
+    # Counted from both ends, as PyTorch does, whose numbers are symmetric.
+    numbers = torch.where(
+        place < torch.clamp(steps // 2, min=1), start + step * place, end - step * (steps - 1 - place)
+    )
+    return numbers.to(options.get("dtype") or torch.float32)
+
+
+def affine_grid(theta: torch.Tensor, size: Sequence[int], align_corners: bool | None = None) -> torch.Tensor | None:
+    """Where an affine transformation puts the pixels of an image: a matrix product."""
+    if len(size) != 4:
+        return None
+    height, width = size[2], size[3]
+    ends = (torch.as_tensor(1.0), torch.as_tensor(1.0))
+    if not align_corners:
+        ends = ((width - 1) / torch.as_tensor(width), (height - 1) / torch.as_tensor(height))
+    across, down = (
+        (2.0 * torch.arange(side) / torch.clamp(torch.as_tensor(side) - 1, min=1) - 1.0) * end * (side > 1)
+        for side, end in zip((width, height), ends, strict=True)
+    )
+    x, y = across[None].expand(height, width), down[:, None].expand(height, width)
+    places = torch.stack((x, y, torch.ones_like(x)), -1).reshape(1, height * width, 3).to(theta.dtype)
+    return (places @ theta.transpose(1, 2)).reshape(theta.shape[0], height, width, 2)
+
+
+def tensor(data: object, **options) -> torch.Tensor | None:
+    """A tensor of sizes, which a tracer would take for constants."""
+    if isinstance(data, torch.Tensor) or not any(map(_is_traced, _leaves(data))):
+        return None
+    floats = any(torch.as_tensor(each).is_floating_point() for each in _leaves(data))
+    kind = options.get("dtype") or (torch.float32 if floats else torch.int64)
+
+    def made(value: object) -> torch.Tensor:
+        if isinstance(value, list | tuple | torch.Size):
+            return torch.stack([made(each) for each in value])
+        return torch.as_tensor(value).to(kind)
+
+    return made(data)
+
+
+def _leaves(data: object) -> Iterator[Any]:
+    if isinstance(data, list | tuple):
+        for each in data:
+            yield from _leaves(each)
+    else:
+        yield data
+
+
+def _taps(image: torch.Tensor, axis: int, factor: torch.Tensor | float, mode: str) -> torch.Tensor:
+    """What each place of a resized axis takes of those of the image, [resized, places], as PyTorch does by a factor."""
+    size, factor = image.shape[axis], torch.as_tensor(factor)
+    wanted = torch.floor(size * factor).to(torch.int64)
+    count: torch.Tensor = torch.arange(wanted)  # type: ignore[call-overload]  # a traced size
+    place = (count + 0.5) / factor - 0.5
+    if mode == "bilinear":  # which copies where the sides are equal, whatever the factor
+        place = torch.where(wanted == size, count, torch.clamp(place, min=0))
+    first = torch.floor(place)
+    part, a = place - first, -0.75
+    near, far = part + 1, 2 - part  # how far the outer two of four places are
+    taps = (
+        ((0, 1 - part), (1, part))
+        if mode == "bilinear"
+        else (
+            (-1, ((a * near - 5 * a) * near + 8 * a) * near - 4 * a),
+            (0, ((a + 2) * part - (a + 3)) * part * part + 1),
+            (1, ((a + 2) * (1 - part) - (a + 3)) * (1 - part) * (1 - part) + 1),
+            (2, ((a * far - 5 * a) * far + 8 * a) * far - 4 * a),
+        )
+    )
+    columns = torch.arange(size)[None]
+    rows = [
+        torch.where(torch.clamp(first + by, 0, size - 1).to(torch.int64)[:, None] == columns, weight[:, None], 0.0)
+        for by, weight in taps
+    ]
+    return functools.reduce(torch.add, rows).to(image.dtype)
+
+
 _RESPELLED: dict[Callable, Callable] = {
+    F.affine_grid: affine_grid,
+    torch.linspace: linspace,
+    torch.squeeze: squeeze,
+    torch.Tensor.squeeze: squeeze,
+    torch.tensor: tensor,
+    torch.as_tensor: tensor,
     F.adaptive_avg_pool2d: adaptive_avg_pool2d,
     F.adaptive_max_pool2d: adaptive_max_pool2d,
     F.avg_pool2d: avg_pool2d,
+    F.conv_transpose2d: conv_transpose2d,
     F.fold: fold,
     F.interpolate: interpolate,
     F.max_unpool2d: max_unpool2d,

@@ -343,10 +343,13 @@ def _chosen(entries: dict[str | int, Any], result: Any, name: str, output: str |
     raise MisuseError(f"{name} gives {', '.join(map(str, entries))}; name the scores with --output")
 
 
-def _rank(value: torch.Tensor) -> tuple[bool, int]:
-    """How likely one of several maps is the scores: of several classes, and as fine as any."""
+def _rank(value: torch.Tensor) -> tuple[bool, int, bool, int]:
+    """How likely one of several maps is the scores: of several classes, and as fine as any.
+
+    Of what `max` gives, shares and labels of one shape, the labels, which are taken off of the scores.
+    """
     several = value.ndim == 4 and min(value.shape[1], value.shape[3]) > 1
-    return several, math.prod(value.shape[-2:])
+    return several, value.ndim, not value.is_floating_point(), math.prod(value.shape[-2:])
 
 
 def _settled(model: nn.Module, name: str, note: Note) -> nn.Module:

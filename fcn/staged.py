@@ -44,7 +44,7 @@ class Opens(Protocol):
 class TorchSession:
     """One part of a network, on arrays; on the device of its parameters."""
 
-    name = "PyTorch"
+    name, streams = "PyTorch", 1
 
     def __init__(self, part: Part, device: torch.device) -> None:
         self._part, self._device = part, device

@@ -12,7 +12,7 @@ from .arrays import AnyArray, Floats, Image, ImageSource, size_of
 from .backends import Backend
 from .engine_format.manifest import Manifest, Stage, Upsampling
 from .engine_format.model_card import ModelCard
-from .errors import MisuseError
+from .errors import MisuseError, OverBudgetError
 from .head.heads import Heads
 from .head.refine import REACH, refusal
 from .head.upsampling import LABEL_KINDS, ScoreWindow, new_result, result_bytes
@@ -33,7 +33,7 @@ from .planning.plan import (
     plan_unbounded,
 )
 from .planning.working_memory import WorkingMemory
-from .process_memory import give_back_freed, resident, share_one_heap
+from .process_memory import bound_heap, give_back_freed, resident
 from .result_maker import ResultMaker, cropped
 from .tiling.tiled_scores import TiledScores
 from .tiling.tiles import one_ahead
@@ -80,14 +80,14 @@ class Network:
         gpu_index = gpu_index_of(device)
         if threads is not None and threads < 1:
             raise MisuseError(f"threads is {threads}; it must be at least 1, or None for one per physical core")
-        if memory is not None and not (isinstance(memory, int | np.integer) and memory > 0):
+        if memory is not None and (isinstance(memory, bool) or not isinstance(memory, int | np.integer) or memory < 1):
             raise MisuseError(
                 f"memory is {memory!r}; it must be a whole number of bytes above 0, or None for what is free"
             )
         self.path = path = Path(model)
         self.memory, self.refine = memory, refine
         if memory is not None:
-            share_one_heap()
+            bound_heap()
         self.input_range = None if input_range is None else parse_range(input_range)
         if not path.is_file():
             raise MisuseError(f"{path} does not exist or is not a file; name an .engine or an .onnx")
@@ -97,7 +97,7 @@ class Network:
             onnx = OnnxModelBackend(path, threads)
             self._take(onnx, Heads(onnx.card, onnx.upsampling, (), output, str(path)), (WHOLE,), "float32")
         else:
-            backend, manifest, heads = open_engine(path, device, gpu_index, threads, output)
+            backend, manifest, heads = open_engine(path, device, gpu_index, threads, output, memory)
             self._take(backend, heads, manifest.stages, manifest.precision, manifest, threads)
         if refine and (reason := refusal(self.card, self.upsampling, self.stages[-1].stride)) is not None:
             instead = "omit --refine" if self.manifest else "make an engine: build-engine"
@@ -211,16 +211,24 @@ class Network:
         # which costs a quarter of a millisecond.
         memory, making = self._working.held, 0
         if result or self.memory is not None or plan_unbounded(size, self.card, self.stages).bytes > memory:
-            memory = self.memory_budget()
+            streams = self.backend.streams if self.memory is not None else 1
+            budget = self.memory_budget() // streams
             # Labels, and what makes them, are beside what the network takes.
             labels = 0 if bands else height * width * result_bytes("labels", self.card)
-            memory = max(memory - labels, memory // 2)
+            memory = max(budget - labels, budget // 2)
             made = any(self.heads.view(kind).kind not in ("values", "probabilities", "scores") for kind in kinds)
             making = LABELLING_BYTES if made else 0
         kept: KeptRows = getattr(source, "kept", NOTHING_KEPT)
-        if bands:
-            return plan_bands(size, self.card, self.stages, self.manifest, memory, BANDS_MEMORY, kept, making, fine)
-        return plan_engine(size, self.card, self.stages, self.manifest, memory, result, kept, making, fine)
+        try:
+            if bands:
+                return plan_bands(size, self.card, self.stages, self.manifest, memory, BANDS_MEMORY, kept, making, fine)
+            return plan_engine(size, self.card, self.stages, self.manifest, memory, result, kept, making, fine)
+        except OverBudgetError as error:
+            if self.memory is None or memory > 0.99 * self.memory:
+                raise
+            others = f" and for {streams - 1} more at once" if streams > 1 else ""
+            given = f"{self.memory / 1e6:,.2f} MB"
+            raise OverBudgetError(f"{error}; of the {given} given, the rest is for its labels{others}") from None
 
     def memory_budget(self) -> int:
         """Bytes that one image may take now. What earlier ones took is kept by the backend, and there for the next."""

@@ -40,9 +40,16 @@ def open_fine(manifest: Manifest, heads: Heads, read: Callable[[str], bytes], th
 
 
 def open_engine(
-    path: Path, device: str, gpu_index: int, threads: int | None, output: str | None
+    path: Path,
+    device: str,
+    gpu_index: int,
+    threads: int | None,
+    output: str | None,
+    memory: int | None = None,
 ) -> tuple[Backend, Manifest, Heads]:
     """An engine's core in the library that it is for, its manifest, and its heads, of which `output` is chosen.
+
+    `memory`: bytes that calls may take together on the CPU, where that was given.
 
     Raises DeployError; MisuseError where that is not `device`'s, or there is no such output.
     """
@@ -72,12 +79,12 @@ def open_engine(
         sessions: list[OnnxRuntimeSession | OpenVinoSession] = []
         for stage in manifest.stages:
             network = networks[stage.file]
-            if kind is not None and bfloat16:
+            if kind is OpenVinoSession:
                 sessions.append(
-                    OpenVinoSession(network, stage.input, stage.output, threads, str(path), bfloat16=bfloat16)
+                    OpenVinoSession(
+                        network, stage.input, stage.output, threads, str(path), bfloat16=bfloat16, memory=memory
+                    )
                 )
-            elif kind is not None:
-                sessions.append(kind(network, stage.input, stage.output, threads, source=str(path)))
             else:
                 sessions.append(
                     OnnxRuntimeSession(network, stage.input, stage.output, threads, target, gpu_index, str(path))

@@ -88,11 +88,21 @@ def global_operator(model: ModelProto) -> str:
         if node.op_type in ("Shape", "Size") or of_image.isdisjoint(node.input):
             continue
         of_image.update(node.output)
-        if node.op_type in GLOBAL or (node.op_type == "MatMul" and of_image.issuperset(node.input)):
+        several = sum(name in of_image for name in node.input) > 1
+        if node.op_type in GLOBAL or (node.op_type == "MatMul" and several):
+            return named(node)
+        if node.op_type == "Einsum" and several and _sums_places(node):
             return named(node)
         if node.op_type in REDUCTIONS and _reduces_places(index, node):
             return named(node)
     return ""
+
+
+def _sums_places(node: NodeProto) -> bool:
+    """Whether an Einsum sums over another axis than the channels of maps [N, C, H, W]."""
+    given, _, result = attributes(node)["equation"].replace(" ", "").partition("->")
+    maps = [labels for labels in given.split(",") if len(labels) == 4]
+    return bool(set(given) - set(result) - {","} - {labels[1] for labels in maps})
 
 
 def _reduces_places(index: GraphIndex, node: NodeProto) -> bool:

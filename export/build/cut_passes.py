@@ -6,7 +6,7 @@ See runtime.tiling.pooled for how it is run, and export.passes.open_pooling for 
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
 import numpy as np
@@ -18,6 +18,7 @@ from fcn_deploy.export.build.cut_stages import CUT_WORTH, REFERENCE_BUDGETS, REF
 from fcn_deploy.export.build.working_memory import working_memory
 from fcn_deploy.export.graph.edit import clone, extract, initializers
 from fcn_deploy.export.passes.open_pooling import NotPooledError, OpenedModel, lowered, open_pooling
+from fcn_deploy.export.passes.without_resizing import without_resizing
 from fcn_deploy.export.tolerances import REORDERED_SUMS
 from fcn_deploy.runtime.backends.onnxruntime import session
 from fcn_deploy.runtime.engine_format.manifest import Interpolation, Pass, Pooled, Stage, Statistic
@@ -62,8 +63,13 @@ def cut_passes(core: ModelProto, card: ModelCard) -> CutPasses:
         card: of the model.
     """
     try:
-        opened = open_pooling(core, card.size_multiple, card.smallest)
-        return NO_PASSES if opened is None else _Cutting(core, card, opened).best()
+        unresized = without_resizing(core)
+        network, resized = core, None
+        if unresized is not None:
+            network, resized = unresized.model, (unresized.multiple, unresized.least)
+        multiple, least = resized or (card.size_multiple, card.smallest)
+        opened = open_pooling(network, multiple, least)
+        return NO_PASSES if opened is None else _Cutting(core, card, opened, resized).best()
     except (NotPooledError, WholeImageError, DeployError) as error:
         return CutPasses(None, {}, f"no tiles in passes: {error}")
 
@@ -78,12 +84,15 @@ class _Way:
 
 
 class _Cutting:
-    def __init__(self, core: ModelProto, card: ModelCard, opened: OpenedModel) -> None:
-        self.core, self.card, self.opened = core, card, opened
+    def __init__(self, core: ModelProto, card: ModelCard, opened: OpenedModel, resized: tuple[int, int] | None) -> None:
+        self.core, self.whole_card, self.opened, self.resized = core, card, opened, resized
+        self.card = card  # of the sizes that the opened network is run at
+        if resized is not None:
+            self.card = replace(card, size_multiple=resized[0], smallest=resized[1])
         self.scores = opened.model.graph.output[0].name
         self.groups = _groups(opened)
         whole, self.interpolations = lowered(opened.model)
-        self.tensors = _tensors(whole, self.interpolations, padded_size(256, 256, card)[0])
+        self.tensors = _tensors(whole, self.interpolations, padded_size(256, 256, self.card)[0])
         image = self.tensors[opened.model.graph.input[0].name]
         self.area = image.shape[2] * image.shape[3]
 
@@ -141,7 +150,7 @@ class _Cutting:
             given = {value.name for value in network.graph.output}
             network.graph.output.extend(self._value(name) for name in sorted(maps & made - given))
             networks.append(network)
-        pooled = Pooled(passes, chains[-1], self.interpolations)
+        pooled = Pooled(passes, chains[-1], self.interpolations, self.resized)
         return _Way(pooled, tuple(networks), self._cost(pooled))
 
     def _value(self, name: str) -> onnx.ValueInfoProto:
@@ -204,7 +213,7 @@ class _Cutting:
         costs = []
         for budget in REFERENCE_BUDGETS:
             try:
-                costs.append(plan_passes(REFERENCE_SIZE, self.card, pooled, int(budget)).overhead)
+                costs.append(plan_passes(REFERENCE_SIZE, self.whole_card, pooled, int(budget)).overhead)
             except OverBudgetError:
                 costs.append(10.0 * len(pooled.chains))
         return float(np.mean(costs))
@@ -215,14 +224,15 @@ class _Cutting:
         Raises WholeImageError where that is more than rounding.
         """
         run, worst = session(self.core.SerializeToString()), 0.0
-        tiles = PooledTiles(pooled, self.card, members.__getitem__, None)
+        tiles = PooledTiles(pooled, self.whole_card, members.__getitem__, None)
         for size in self._strips(pooled):
-            image = natural_noise(*size, self.card, seed=0)
-            padded = padded_size(*size, self.card)
-            chains = [tuple(_small_tiles(stage, padded, self.card) for stage in chain) for chain in pooled.chains]
+            image = natural_noise(*size, self.whole_card, seed=0)
+            padded = padded_size(*size, self.whole_card)
+            seen = pooled.padded(size, padded)
+            chains = [tuple(_small_tiles(stage, seen, self.card) for stage in chain) for chain in pooled.chains]
             plan = Plan(size, padded, 0, grids=chains[-1], passes=tuple(chains[:-1]))
             ours = np.concatenate([band for *_, band in tiles.bands(image, plan)], axis=1)
-            theirs = run.run([self.scores], {run.get_inputs()[0].name: prepare(image, self.card)})[0][0]
+            theirs = run.run([self.scores], {run.get_inputs()[0].name: prepare(image, self.whole_card)})[0][0]
             if ours.shape != theirs.shape:
                 raise WholeImageError("its tiles were tried, and are of another size than the whole image's scores")
             apart = float(np.abs(ours - theirs).max()) / max(float(np.ptp(theirs)), 1e-12)
@@ -241,7 +251,7 @@ class _Cutting:
         for axis in (0, 1):
             halo = max((stage.halo or (0, 0))[axis] for stage in stages)
             length = min(max(3 * halo, 4 * unit, least + 2 * unit), LONGEST_STRIP) + 2 * unit
-            for end in {0, unit // 2 + 1 if self.card.size_multiple == 1 else 0}:
+            for end in {0, unit // 2 + 1 if self.whole_card.size_multiple == 1 else 0}:
                 size = (length - end, max(2 * unit, least) - end)
                 sizes.append(size if axis == 0 else size[::-1])
         return sizes

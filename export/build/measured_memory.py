@@ -47,7 +47,8 @@ def with_measured_memory(draft: Draft, threads: int | None = None) -> Draft:
         net.backend.release()
         fine = _measured(net.fine_backend, manifest.fine, card, sizes) if manifest.fine else ()
         if pooled is not None:
-            pooled = _measured_passes(pooled, card, draft.members, sizes, threads)
+            seen = list(dict.fromkeys(padded_size(side, side, pooled.card(card)) for side in SIDES))
+            pooled = _measured_passes(pooled, card, draft.members, seen, threads)
     return Draft(replace(manifest, stages=stages, fine=fine, pooled=pooled), draft.members)
 
 

@@ -20,6 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 Size = tuple[int, int]
 
+FEW = 64  # values of a tensor that is computed all the same, where the image and the weights have no part in it
 ACTIVATIONS = ("elu", "gelu", "hardsigmoid", "hardswish", "hardtanh", "leaky_relu", "mish", "relu", "relu6", "silu")
 
 
@@ -35,13 +36,14 @@ class _Called(TorchDispatchMode):
             else, such as a mode.
         numbers: that they were given, in order.
         largest: bytes of the largest tensor that they gave.
+        read: whether a number of Python was made of a tensor that was made of sizes.
     """
 
     def __init__(self, image: torch.Tensor, most: float, weights: Mapping[int, str]) -> None:
         super().__init__()
         self.operators: list[str] = []
         self.numbers: list[float] = []
-        self.largest = 0
+        self.largest, self.read = 0, False
         self._most, self._weights = most, weights
         self._moved: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}  # keeps what it moved, so that ids stay theirs
         self._of_image = {id(image): image}
@@ -56,11 +58,13 @@ class _Called(TorchDispatchMode):
         if func is torch.ops.aten._local_scalar_dense.default:
             if of_image:
                 raise ValuesReadError
-            return args[0].item() if args[0].device.type != "meta" else func(*args)
+            self.read |= args[0].device.type == "cpu" and args[0].data_ptr() not in self._weights
+            return func(*args)
         self.note(str(func), leaves)
-        args, kwargs = self._on_meta(args), {name: self._on_meta(value) for name, value in (kwargs or {}).items()}
+        if not self._is_known(leaves):
+            args, kwargs = self._on_meta(args), {name: self._on_meta(value) for name, value in (kwargs or {}).items()}
         result = _known_shapes(func, args)
-        result = func(*args, **kwargs) if result is None else result
+        result = func(*args, **(kwargs or {})) if result is None else result
         tensors = [leaf for leaf in _leaves((result,)) if isinstance(leaf, torch.Tensor)]
         self.largest = max((self.largest, *(each.numel() * each.element_size() for each in tensors)))
         if of_image:
@@ -80,6 +84,14 @@ class _Called(TorchDispatchMode):
                 self.operators.append("" if leaf.device.type == "meta" else self._weights.get(leaf.data_ptr(), ""))
             elif not isinstance(leaf, torch.device):
                 self.operators.append(str(leaf))
+
+    def _is_known(self, leaves: Sequence[Any]) -> bool:
+        """Whether an operator is given a few numbers in tensors, as of a size, and neither the image nor weights."""
+        tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
+        return bool(tensors) and all(
+            each.device.type == "cpu" and each.numel() <= FEW and each.data_ptr() not in self._weights
+            for each in tensors
+        )
 
     def _on_meta(self, value: Any) -> Any:
         if type(value) in (tuple, list):
@@ -142,8 +154,8 @@ class Trace:
 def tracer(network: Network) -> Callable[[Size, float], Trace]:
     """What follows a network: (height, width) of an image and the most operators → what it does.
 
-    That raises ValuesReadError where the network makes numbers of its image's values, and whatever the network raises
-    without values.
+    `numbers_noted` is to be entered meanwhile. That raises ValuesReadError where the network makes numbers of its
+    image's values, and whatever the network raises without values.
     """
     module = network.module
     restored: Callable[[], AbstractContextManager[None]] = nullcontext
@@ -158,6 +170,8 @@ def tracer(network: Network) -> Callable[[Size, float], Trace]:
         image = torch.empty(1, network.channels, *size, device="meta")
         with torch.no_grad(), restored(), _Called(image, most, weights) as called, Asking(called.note) as asking:
             module(image)
+        if called.read:
+            asking.asked.lost[("item",)] = "a tensor, and that a number"
         return Trace(size, tuple(called.operators), np.array(called.numbers), called.largest, asking.asked)
 
     return trace

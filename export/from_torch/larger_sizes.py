@@ -5,8 +5,10 @@ and weights are to be the same, and each number what it was or what its growth b
 Where something else is seen, as of `if h > 512`, the exported graph is run beside the module at that size.
 """
 
+import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +16,8 @@ import onnx
 from fcn_deploy.export.analysis.accepted_sizes import AcceptedSizes, run_quietly
 from fcn_deploy.export.from_torch.followed import Size, Trace, ValuesReadError, tracer
 from fcn_deploy.export.from_torch.network import Network
-from fcn_deploy.export.from_torch.sizes_asked import constant, where_it_turns
+from fcn_deploy.export.from_torch.numbers_in_code import code_of, numbers_in_code, scripted
+from fcn_deploy.export.from_torch.sizes_asked import LARGEST_SIDE, constant, numbers_noted, where_it_turns
 from fcn_deploy.export.from_torch.verify import VERIFIED_SIZES, ExpectedScores
 from fcn_deploy.export.tolerances import EXPORTED_MODEL
 from fcn_deploy.runtime.backends.onnxruntime import session
@@ -29,7 +32,10 @@ MOST_FOLLOWED, MOST_KINDS = 300, 8  # sizes that are looked at because code asks
 SAID = 60  # characters of why a module cannot be followed
 MOST_PIXELS = 1_500_000  # of an image that is run to be compared
 MOST_BYTES = 400e6  # of its largest tensor, of which several are held at once
+GRID = 8  # units, between sizes that are looked at where a module's questions are not noted
+STRIDES = (1, 4, 8, 16, 32)  # of maps, whose sides code may ask about
 TIMES_LONGER = 50  # a module that calls so many times the operators loops over places; that is seen elsewhere
+TINTS = 8  # colours of images, for the same
 STRENGTHS = (0.03, 0.3, 30.0, 1000.0)  # of noise, for what looks at the values of the image
 
 
@@ -114,11 +120,16 @@ def compare_at_larger_sizes(
     """
     if network.ours or sizes.only is not None:
         return []
+    with numbers_noted(network.module):
+        return _compared(network, graph, expected, sizes)
+
+
+def _compared(network: Network, graph: onnx.ModelProto, expected: ExpectedScores, sizes: AcceptedSizes) -> list[str]:
+    """As compare_at_larger_sizes, of a module from elsewhere that takes several sizes."""
     try:
         followed = _Followed(network, sizes)
     except ValuesReadError:
-        _compare_other_values(network, graph, expected)
-        return []
+        return [_compare_other_values(network, graph, expected)]
     except Exception as error:
         return [_compare_unfollowed(network, graph, expected, sizes, one_line(error, SAID))]
     for first, size in followed.larger():
@@ -132,11 +143,12 @@ def compare_at_larger_sizes(
     beyond = _larger(_unit(sizes)) if apart else ()  # a range may end in the module alone
     for each in filter(followed.can_be_run, (*apart, *beyond)):
         _compare_at(each, network, run, expected, "other sizes")
-    return [
+    left = [
         f"{network.name} does otherwise at {_text(each)}; it was not compared there"
         for each in apart
         if not followed.can_be_run(each)
     ][:1]
+    return [*left, *followed.not_noted()]
 
 
 def _compare_at(size: Size, network: Network, run, expected: ExpectedScores, others: str) -> None:
@@ -174,9 +186,17 @@ class _Followed:
     """
 
     def __init__(self, network: Network, sizes: AcceptedSizes) -> None:
-        self._trace, self._sizes = tracer(network), sizes
+        self._network, self._trace, self._sizes = network, tracer(network), sizes
         self._unit = _unit(sizes)
-        self._usual = [self._trace((rows * self._unit, columns * self._unit), math.inf) for rows, columns in USUAL]
+        self._usual: list[Trace] = []
+
+        def follow(rows: int, columns: int) -> None:
+            self._usual.append(self._trace((rows * self._unit, columns * self._unit), math.inf))
+
+        self._code = code_of(lambda: follow(*USUAL[0]))
+        for rows, columns in USUAL[1:]:
+            follow(rows, columns)
+        self._scripted = bool(scripted(network.module, self._code))
         self._law = _Law(self._usual)
 
     def _at(self, size: Size) -> Trace | None:
@@ -202,24 +222,103 @@ class _Followed:
 
     def where_asked(self) -> list[Size]:
         """Sizes at which the module does otherwise because of what its code asks about sizes, one of each kind."""
-        waiting, asked = [self._usual[0]], constant([trace.asked for trace in self._usual])
+        first = self._usual[0]
+        waiting, asked = [first], constant([trace.asked for trace in self._usual])
         found: dict[tuple[Any, ...], Size] = {}
-        seen, known = {trace.size for trace in self._usual}, _Known(self._usual)
-        while waiting and len(seen) < MOST_FOLLOWED:
+        seen = {trace.size: trace for trace in self._usual}
+        new = {place: numbers for place, numbers in first.asked.items() if place not in asked}
+        looked_for = new or first.asked.chose or self._lost
+        known = _Known([*self._usual, *filter(None, map(self._at, self._verified()))] if looked_for else self._usual)
+
+        def look(size: Size) -> Trace | None:
+            if size in seen:
+                return seen[size]
+            if min(size) < self._sizes.smallest or len(seen) >= MOST_FOLLOWED or (other := self._at(size)) is None:
+                return None
+            seen[size] = other
+            waiting.append(other)
+            whole = not any(side % self._unit for side in size)
+            if not known.holds(other) or (whole and not self._law.holds(other)):
+                found.setdefault((other.operators, *known.constants(other)), size)
+            return other
+
+        questions, waiting_for = dict(new), [(first, new)]
+        while waiting_for or waiting:
+            if waiting_for:
+                trace, places = waiting_for.pop(0)
+                for size in where_it_turns(trace.size, places.values(), self._sizes.multiple, self._unit):
+                    look(size)
+                continue
             trace = waiting.pop(0)
-            new = [numbers for place, numbers in trace.asked.items() if place not in asked]
-            asked |= trace.asked.keys()
-            if new and trace is self._usual[0]:
-                known = _Known([*self._usual, *filter(None, map(self._at, self._verified()))])
-            for size in where_it_turns(trace.size, new, self._sizes.multiple, self._unit):
-                if size in seen or min(size) < self._sizes.smallest or (other := self._at(size)) is None:
-                    continue
-                seen.add(size)
-                waiting.append(other)
-                whole = not any(side % self._unit for side in size)
-                if not known.holds(other) or (whole and not self._law.holds(other)):
-                    found.setdefault((other.operators, *known.constants(other)), size)
+            places = {place: numbers for place, numbers in trace.asked.items() if place not in asked | questions.keys()}
+            questions |= places
+            waiting_for += [(trace, places)] if places else []
+        for place in new:
+            self._bracket(place, seen, look)
+        for size in self._near_numbers(bool(first.asked.chose)):
+            look(size)
         return list(found.values())[:MOST_KINDS]
+
+    def _bracket(self, place: Any, seen: Mapping[Size, Trace], look: Callable[[Size], Trace | None]) -> None:
+        """Look where a comparison turns that goes by no plain share of a side, as one of a root, by halving the way."""
+        start = self._usual[0]
+
+        def side_of(trace: Trace | None) -> bool | None:
+            if trace is None or place not in trace.asked:
+                return None
+            value, other = trace.asked[place]
+            return value >= other
+
+        if any(side_of(trace) not in (None, side_of(start)) for trace in seen.values()):
+            return
+        for end in _larger(self._unit):
+            if side_of(self._at(end)) in (None, side_of(start)):
+                continue
+            low, high = start.size, end
+            step = self._sizes.multiple
+            while max(b - a for a, b in zip(low, high, strict=True)) > step:
+                middle = tuple(
+                    (a + b) // 2 // step * step if b - a > step else b for a, b in zip(low, high, strict=True)
+                )
+                turned = side_of(look((middle[0], middle[1]))) not in (None, side_of(start))
+                low, high = (low, middle) if turned else (middle, high)  # type: ignore[assignment]
+            look(high)
+
+    def _near_numbers(self, chose: bool) -> Iterator[Size]:
+        """Sizes near the numbers in a module's code, and on a grid, where its questions about sizes are not noted."""
+        if not (self._lost or chose):
+            return
+        height, width = self._usual[0].size
+        numbers = numbers_in_code(self._network.module, self._code)
+        for number, stride in itertools.product(numbers[::-1], STRIDES if self._lost else STRIDES[:1]):
+            for side in dict.fromkeys(self._rounded(number * stride + more) for more in (0, stride, -stride)):
+                if side <= LARGEST_SIDE:
+                    yield from ((side, width), (height, side))
+        sides = [self._rounded(number) for number in numbers]
+        yield from itertools.product(sides[-GRID:], sides[-GRID:])
+        if self._lost:
+            for side in range(GRID * self._unit, LARGER, GRID * self._unit):
+                yield from ((side, width), (height, side), (side, side))
+
+    def _rounded(self, side: int) -> int:
+        multiple = self._sizes.multiple
+        return max(-(-side // multiple) * multiple, self._sizes.smallest)
+
+    @property
+    def _lost(self) -> dict[Any, str]:
+        """What was made of sizes of which no comparison can be noted."""
+        lost = {place: what for trace in self._usual[:1] for place, what in trace.asked.lost.items()}
+        return lost | ({("scripted",): "a choice of scripted code"} if self._scripted else {})
+
+    def not_noted(self) -> list[str]:
+        """A line of what could not be, if anything."""
+        for place, what in self._lost.items():
+            where = f" ({Path(place[0].co_filename).name}, {place[0].co_name})" if len(place) > 1 else ""
+            return [
+                f"{self._network.name} makes {what} of a size{where}, by which it may do otherwise at some; it was "
+                "followed at sizes near the numbers in its code, and not at all others"
+            ]
+        return []
 
     def _verified(self) -> Iterator[Size]:
         """The sizes that a graph was compared at, as the module was run there."""
@@ -229,10 +328,16 @@ class _Followed:
             yield height, width
 
 
-def _compare_other_values(network: Network, graph: onnx.ModelProto, expected: ExpectedScores) -> None:
-    """Raise DeployError where other images have other scores in ONNX, of a module that looks at their values."""
+def _compare_other_values(network: Network, graph: onnx.ModelProto, expected: ExpectedScores) -> str:
+    """Compare other images, of a module that looks at their values; says that all others were not.
+
+    Raises DeployError where they have other scores in ONNX.
+    """
     run, noise = session(graph.SerializeToString()), network.image(SHORT * UNIT, SHORT * UNIT + 1).numpy()
-    for image in (np.float32(strength) * part for part in (noise, np.abs(noise)) for strength in STRENGTHS):
+    images = [np.float32(strength) * part for part in (noise, np.abs(noise)) for strength in STRENGTHS]
+    tints = np.random.default_rng(0).uniform(-2, 2, (TINTS, 1, network.channels, 1, 1)).astype(np.float32)
+    images += [tint + share * noise for tint in tints for share in (np.float32(0.05), np.float32(0.5))]
+    for image in images:
         apart = _apart(run, expected, image)
         if not apart <= EXPORTED_MODEL:
             raise DeployError(
@@ -240,6 +345,10 @@ def _compare_other_values(network: Network, graph: onnx.ModelProto, expected: Ex
                 f"that came to for one ({apart:.1e} of the scores' range apart for another): use torch.where, or "
                 "leave it out and say --input-mean and --input-std"
             )
+    return (
+        f"{network.name} makes a number, or a choice, of its image's values; its ONNX does what that came to for "
+        f"noise, and was compared for {len(images)} other images alone"
+    )
 
 
 def _apart(run, expected: ExpectedScores, image: np.ndarray) -> float:

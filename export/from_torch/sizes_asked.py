@@ -1,51 +1,104 @@
 """The sizes that a module's code asks about, as `if h > 512` does: at which others such comparisons come out otherwise.
 
 While a module is followed, the sizes that it asks its tensors for are numbers that note what they are compared with,
-and so are numbers that are computed of them. From each comparison follows where it turns, one side of the image being
-what it is; there the module is followed again, and asks about more.
+and so are numbers that are computed of them, by `int`, `math` and NumPy too. From each comparison follows where it
+turns, one side of the image being what it is; there the module is followed again, and asks about more. What else is
+made of a size, such as a key or a text, is noted as lost.
 """
 
 import math
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
+from fcn_deploy.fcn.exportable import NUMBERS, standing_for
 from torch.overrides import TorchFunctionMode
 
 Size = tuple[int, int]
-# Place in the code, number that is compared with, and how often that was done there before → (number that was made of
-# sizes, what it is compared with).
-Asked = dict[tuple[Any, ...], tuple[float, float]]
+
+
+class Asked(dict[tuple[Any, ...], tuple[float, float]]):
+    """Place in the code, number that is compared with, and how often that was done there before → (number that was made
+    of sizes, what it is compared with).
+
+    Attributes:
+        lost: place in the code → what was made of a size there, of which no comparison can be noted.
+        chose: places at which a number that was made of sizes chose by being 0 or not.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lost: dict[tuple[Any, ...], str] = {}
+        self.chose: set[tuple[Any, ...]] = set()
+
 
 COMPUTED = (
     "__add__", "__radd__", "__sub__", "__rsub__", "__mul__", "__rmul__", "__floordiv__", "__rfloordiv__", "__truediv__",
-    "__rtruediv__", "__mod__", "__rmod__", "__pow__", "__neg__", "__abs__", "__round__", "__ceil__", "__floor__",
+    "__rtruediv__", "__mod__", "__rmod__", "__pow__", "__rpow__", "__neg__", "__abs__", "__round__", "__ceil__",
+    "__floor__", "__trunc__", "__divmod__", "__rdivmod__", "__and__", "__or__", "__xor__", "__rshift__", "__lshift__",
+    "__rlshift__", "bit_length",
 )  # fmt: skip
+DIVIDED = ("__floordiv__", "__mod__", "__divmod__", "__rshift__")  # by a larger number: another result from there on
 COMPARED = ("__lt__", "__le__", "__gt__", "__ge__", "__eq__", "__ne__")
+LOST = {
+    "__int__": "int() or an array", "__float__": "float()", "__hash__": "a key", "__str__": "a text",
+    "__repr__": "a text", "__format__": "a text",
+}  # fmt: skip
+OF_MATH = (
+    "sqrt", "isqrt", "cbrt", "log", "log2", "log10", "log1p", "exp", "exp2", "pow", "hypot", "dist", "gcd", "lcm",
+    "fmod", "fabs", "prod", "fsum", "ldexp", "sin", "cos", "tan", "atan", "atan2", "tanh",
+)  # fmt: skip
 RECURRENT = ("lstm", "gru", "rnn_tanh", "rnn_relu")
 TIMES = 4  # that one place in the code is noted: both sides may be compared there, and maps of several strides
 LARGEST_SIDE = 1 << 14
 OF_PYTORCH = f"{torch.__path__[0]}{os.sep}"
+OURS = str(Path(__file__).parent)
 
 
-class _Whole(int):
+class _Number:
+    """A number that was computed of sizes."""
+
+    asked: Asked
+
+    def like(self, number: Any) -> Any:
+        """Another that was made of it."""
+        return _noting(number, self.asked)
+
+    def __array_ufunc__(self, function, method, *given, **options):
+        result = getattr(function, method)(*map(_plain, given), **options)
+        return self.like(result.item()) if getattr(result, "ndim", None) == 0 else result
+
+
+class _Whole(_Number, int):
     """A size, or a whole number that was computed of sizes."""
 
-    asked: Asked
-    __hash__ = int.__hash__
 
-
-class _Part(float):
+class _Part(_Number, float):
     """A number that was computed of sizes, as by a division."""
 
-    asked: Asked
-    __hash__ = float.__hash__
+
+def _plain(number: Any) -> Any:
+    """A number of Python itself; anything else as it is."""
+    if isinstance(number, _Whole):
+        return int.__int__(number)
+    return float.__float__(number) if isinstance(number, _Part) else number
+
+
+def _place(depth: int = 2) -> tuple[Any, ...] | None:
+    """Where the code is that calls; None: in PyTorch, or here."""
+    frame = sys._getframe(depth)
+    name = frame.f_code.co_filename
+    return None if name.startswith((OF_PYTORCH, OURS)) else (frame.f_code, frame.f_lasti)
 
 
 def _noting(number: Any, asked: Asked) -> Any:
     """A number that notes what it, and what is computed of it, is compared with; anything else as it is."""
+    if type(number) is tuple:
+        return tuple(_noting(each, asked) for each in number)
     kind = {int: _Whole, float: _Part}.get(type(number))
     if kind is None:
         return number
@@ -58,36 +111,91 @@ def _computed(kind: type, name: str) -> Callable:
     plain = getattr(kind, name)
 
     def method(self, *others):
+        if name in DIVIDED and isinstance(others[0], int | float) and (place := _place()) is not None:
+            by = _plain(others[0])
+            by = 2**by if name == "__rshift__" else by
+            if 0 < plain_value(self) < by:
+                self.asked.setdefault((*place, "by", by), (plain_value(self), by))
         result = plain(self, *others)
         if result is NotImplemented and others and isinstance(others[0], float):
-            result = getattr(float, name)(float(self), *others)
+            result = getattr(float, name)(plain_value(self), *others)
         return _noting(result, self.asked)
 
     return method
+
+
+def plain_value(number: Any) -> float:
+    """The number alone, as a float."""
+    return float(_plain(number))
 
 
 def _compared(kind: type, name: str) -> Callable:
     plain = getattr(kind, name)
 
     def method(self, other):
-        frame = sys._getframe(1)
-        if isinstance(other, int | float) and not frame.f_code.co_filename.startswith(OF_PYTORCH):
-            constant = None if isinstance(other, _Whole | _Part) else other
+        if isinstance(other, int | float) and (place := _place()) is not None:
+            constant = None if isinstance(other, _Number) else other
             for before in range(TIMES):
-                place = (frame.f_code, frame.f_lasti, constant, before)
-                if place not in self.asked:
-                    self.asked[place] = (float(self), float(other))
+                if (*place, constant, before) not in self.asked:
+                    self.asked[*place, constant, before] = (plain_value(self), plain_value(other))
                     break
         return plain(self, other)
 
     return method
 
 
-for _kind, _plain in ((_Whole, int), (_Part, float)):
-    for _name in COMPUTED:
-        setattr(_kind, _name, _computed(_plain, _name))
-    for _name in COMPARED:
-        setattr(_kind, _name, _compared(_plain, _name))
+def _lost(kind: type, name: str) -> Callable:
+    plain = getattr(kind, name)
+
+    def method(self, *given):
+        if (place := _place()) is not None:
+            self.asked.lost.setdefault(place, LOST[name])
+        return plain(self, *given)
+
+    return method
+
+
+def _chosen(kind: type) -> Callable:
+    plain: Callable = kind.__bool__  # type: ignore[attr-defined]
+
+    def method(self):
+        if (place := _place()) is not None:
+            self.asked.chose.add(place)
+        return plain(self)
+
+    return method
+
+
+for _kind, _of in ((_Whole, int), (_Part, float)):
+    for _names, _made in ((COMPUTED, _computed), (COMPARED, _compared), (LOST, _lost)):
+        for _name in _names:
+            if hasattr(_of, _name):
+                setattr(_kind, _name, _made(_of, _name))
+    _kind.__bool__ = _chosen(_of)  # type: ignore[method-assign]
+
+
+def _of_math(function: Callable) -> Callable:
+    """A function of `math` whose result notes, where it is given a number that does."""
+
+    def kept(*given, **options):
+        numbers = [each for group in given for each in (group if isinstance(group, tuple | list) else (group,))]
+        noting = next((each for each in numbers if isinstance(each, _Number)), None)
+        if noting is None:
+            return function(*given, **options)
+        plain = (type(g)(map(_plain, g)) if isinstance(g, tuple | list) else _plain(g) for g in given)
+        return noting.like(function(*plain, **options))
+
+    return kept
+
+
+NOTING = {getattr(math, name): _of_math(getattr(math, name)) for name in OF_MATH if hasattr(math, name)}
+
+
+@contextmanager
+def numbers_noted(model: torch.nn.Module) -> Iterator[None]:
+    """While it is entered, numbers that a module's code makes of sizes by `int`, `float` and `math` note, too."""
+    with standing_for(model, NUMBERS, NOTING):
+        yield
 
 
 class Asking(TorchFunctionMode):
@@ -102,7 +210,7 @@ class Asking(TorchFunctionMode):
     def __init__(self, note: Callable[[str, Sequence[Any]], None]) -> None:
         """`note`: called with the name of a recurrent layer's function and its arguments."""
         super().__init__()
-        self.asked: Asked = {}
+        self.asked = Asked()
         self._note = note
 
     def __torch_function__(self, func, types, args=(), kwargs=None):

@@ -174,10 +174,19 @@ class _Opening:
         if of == self.core.graph.input[0].name:
             raise NotPooledError("the image itself is pooled")  # there is no network before it to run
         if self._stride(of) is None:
-            raise NotPooledError(f"{of} is pooled, and is no map of one stride")
+            raise NotPooledError(f"{of} is pooled, which is {self._no_map(of)}")
         self.statistics.append(statistic)
         self.maps[statistic.name] = of
         self.of_values.add(statistic.name)
+
+    def _no_map(self, name: str) -> str:
+        """What a tensor is of which tiles give no part, in words."""
+        size = max(self.shapes.sizes)
+        shape = self.shapes.of(name)[self.shapes.sizes.index(size)]
+        if len(shape) != 4:
+            return f"[{', '.join(map(str, shape))}] of an image of {size[0]}×{size[1]}, and no map"
+        cells = f"{shape[2]}×{shape[3]} of {size[0]}×{size[1]}"
+        return f"{cells}: no map whose sides are the image's over a whole number, rounded up"
 
     def _constant(self, wanted: str, value: np.ndarray) -> str:
         name = self.names(wanted)
@@ -202,12 +211,10 @@ class _Opening:
         if source is None:
             shapes = {shape[2:] for shape in self.shapes.of(x)}
             if x in self.local or len(shapes) != 1 or len(shape := shapes.pop()) != 2:
-                raise NotPooledError(
-                    self._what_makes_a_grid(x) or f"{named(node)} resizes what is no map of one stride"
-                )
+                raise NotPooledError(self._what_makes_a_grid(x) or f"{named(node)} resizes what is {self._no_map(x)}")
             cells = (shape[0], shape[1])
         if to is None or self.shapes.of(x)[0][1] != self.shapes.of(y)[0][1]:
-            raise NotPooledError(f"{named(node)} goes to what is no map of one stride")
+            raise NotPooledError(f"{named(node)} goes to what is {self._no_map(y)}")
         if cells == (1, 1):
             how = UNIFORM
         settings: dict[str, Any] = {
@@ -250,6 +257,9 @@ class _Opening:
             fitting = [
                 each for each in near if all(-(-n // each) == side for n, side in zip(pixels, sides, strict=True))
             ]
+            # Of multiples of 32 up to 256 pixels there are as many cells of 33 pixels as of 32.
+            whole = [each for each in fitting if all(each * side == n for n, side in zip(pixels, sides, strict=True))]
+            fitting = whole or fitting
             if len(fitting) != 1:
                 return None
             found += fitting

@@ -35,11 +35,13 @@ class Backend(Protocol):
         name: of the library.
         batches: whether several images at once may be faster than one after the other.
         first_runs: how many `warming` has.
+        streams: runs whose memory it keeps side by side, whichever of them comes next.
     """
 
     name: str
     batches: bool
     first_runs: int
+    streams: int
 
     def scores(self, images: Sequence[Image]) -> Floats:
         """Uncropped scores of images of one padded size: float32 [N, K, h, w]."""
@@ -64,6 +66,7 @@ class Session(Protocol):
     """One network in one library, on arrays in host memory; safe to use from many threads at once."""
 
     name: str
+    streams: int  # as of `Backend`
 
     def run(self, image: AnyArray) -> AnyArray:
         """[N, C, H, W] (or [N, H, W, C]) of the network's input type → [N, K, h, w]."""

@@ -43,6 +43,7 @@ class HostBackend:
         self.name = sessions[0].name
         self._sessions, self._card, self._upsampling = tuple(sessions), card, upsampling
         self._border, self._block = border, block
+        self.streams = max(session.streams for session in sessions)
         self._heads = heads or Heads(card, upsampling, (), None, self.name)
         self._buffers: list[AnyArray] = []  # that no call uses
         self._lending = threading.Lock()

@@ -140,6 +140,8 @@ class OnnxRuntimeSession:
         weights: as for `session`, on the CPU.
     """
 
+    streams = 1  # runs of all threads are in one arena
+
     def __init__(
         self,
         model: bytes | str | os.PathLike[str],

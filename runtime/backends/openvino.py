@@ -6,6 +6,7 @@ import os
 import threading
 from collections import defaultdict
 from contextlib import suppress
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,6 +25,10 @@ log = logging.getLogger(__name__)
 # A network has one for most layers: these hold the last few shapes, and memory stays flat. Without any, each change of
 # size costs 2 to 4 ms (EfficientNet-Lite0).
 KEPT_KERNELS = 256
+# Within a small budget, as each takes some 150 kB: those of one shape or two.
+FEW_KERNELS, SMALL_BUDGET = 64, 1_000_000_000
+# oneDNN, in OpenVINO, keeps up to 1024 kernels more by itself: some 60 MB, which nothing gives back.
+ONEDNN_KERNELS = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
 
 
 def installed() -> bool:
@@ -87,6 +92,10 @@ class OpenVinoSession:
         measured: keep the time of each layer, for `profile`.
         integers: False computes what Q/DQ stand for in float32, as the reference does, by no INT8 kernel.
         bfloat16: compute in it, where layers of this CPU's can.
+        memory: bytes that runs may take, where that was given.
+
+    Attributes:
+        streams: as of `Backend`. Each keeps its memory, and a run goes to any: they have SMALL_BUDGET each at least.
 
     Raises:
         DeployError: openvino is not installed, or it refuses the model.
@@ -104,24 +113,30 @@ class OpenVinoSession:
         measured: bool = False,
         integers: bool = True,
         bfloat16: bool = False,
+        memory: int | None = None,
     ) -> None:
         try:
             import openvino
         except ImportError as error:
             raise DeployError("openvino is not installed; run: pip install 'fcn-deploy[openvino]'") from error
+        roomy, self.streams = memory is None or memory >= SMALL_BUDGET, 1
+        if not roomy:
+            _few_in_onednn()
         options: dict[str, Any] = {
             # On CPUs that have bfloat16 the plugin's default is to run float32 networks in it.
             "INFERENCE_PRECISION_HINT": "bf16" if bfloat16 else "f32",
             "PERFORMANCE_HINT": "LATENCY",
             # Pinned threads of two engines, or of decoding, would fight for the same cores.
             "ENABLE_CPU_PINNING": False,
-            "CPU_RUNTIME_CACHE_CAPACITY": str(KEPT_KERNELS),
+            "CPU_RUNTIME_CACHE_CAPACITY": str(KEPT_KERNELS if roomy else FEW_KERNELS),
             "PERF_COUNT": measured,
         }
         if threads is not None:
             # Calls from several threads run side by side where the cores allow, each on `threads` of them.
-            streams = max(1, (os.cpu_count() or 1) // threads)
-            options |= {"NUM_STREAMS": streams, "INFERENCE_NUM_THREADS": threads * streams}
+            self.streams = max(1, (os.cpu_count() or 1) // threads)
+            if memory is not None:
+                self.streams = min(self.streams, max(1, memory // SMALL_BUDGET))
+            options |= {"NUM_STREAMS": self.streams, "INFERENCE_NUM_THREADS": threads * self.streams}
         if not integers:
             options["LP_TRANSFORMS_MODE"] = "NO"
         try:
@@ -144,7 +159,11 @@ class OpenVinoSession:
             raise DeployError(f"this release of OpenVINO has no float arithmetic for {source}")
         self._narrow = narrow if narrow and narrow.possible else None
         self._in_float: OpenVinoSession | None = None
-        self._reopen = (model, self.input, self.output, threads, source, measured)
+        self._open_in_float: partial[OpenVinoSession] | None = None
+        if self._narrow is not None:  # otherwise the model, which is as much as the weights, is not held
+            self._open_in_float = partial(
+                OpenVinoSession, model, self.input, self.output, threads, source, measured, False, memory=memory
+            )
         self._tensor, self._shape = openvino.Tensor, openvino.Shape
         self._measured = measured
         self._idle: list[Any] = []  # requests, each used by one call at a time
@@ -192,8 +211,9 @@ class OpenVinoSession:
             if self._compiled is None:
                 raise MisuseError("the Segmenter was closed; open another one")
             if self._in_float is None:
+                assert self._open_in_float is not None, "some maps may be narrow"
                 try:
-                    self._in_float = OpenVinoSession(*self._reopen, integers=False)
+                    self._in_float = self._open_in_float()
                 except DeployError as error:
                     raise DeployError(
                         f"OpenVINO's INT8 kernels for this CPU (AMX) err on images as narrow as this: {error}; build "
@@ -207,6 +227,31 @@ class OpenVinoSession:
             self._idle, self._compiled, self._result = [], None, None
             if self._in_float is not None:
                 self._in_float.close()
+
+
+@cache
+def _few_in_onednn() -> None:
+    """Have oneDNN keep no kernels of its own: from the first time that OpenVINO runs in this process, or not at all.
+
+    It is told by the environment, which it reads once. The variable is not left there, since PyTorch's oneDNN reads it,
+    too, and has no other cache. Who has set it is left alone.
+    """
+    import openvino
+    import openvino.opset13 as operators
+
+    if any(name.endswith("_PRIMITIVE_CACHE_CAPACITY") for name in os.environ):
+        return
+    os.environ[ONEDNN_KERNELS] = "0"
+    try:
+        image = operators.parameter([1, 8, 8, 8], np.float32)
+        weights = operators.constant(np.ones((8, 8, 3, 3), np.float32))
+        made = operators.convolution(image, weights, [1, 1], [1, 1], [1, 1], [1, 1])
+        request = openvino.Core().compile_model(openvino.Model([made], [image]), "CPU").create_infer_request()
+        request.infer([np.ones((1, 8, 8, 8), np.float32)])
+    except RuntimeError:  # what fails here fails for the network, which says more
+        log.info("oneDNN could not be told to keep no kernels")
+    finally:
+        del os.environ[ONEDNN_KERNELS]
 
 
 def _keep_biases(network: "openvino.Model") -> None:

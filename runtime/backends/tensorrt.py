@@ -56,6 +56,7 @@ class TensorRTBackend:
     """
 
     first_runs = LANES * RUNS
+    streams = 1
 
     def __init__(
         self,

@@ -230,11 +230,14 @@ class Pooled:
         passes: in order.
         stages: that give the scores; each has a halo. They share their files with the passes.
         interpolations: inputs of any of the networks.
+        resized: (multiple, least side) where the network looks at the image resized bilinearly (half-pixel centres), as
+            `nearest_multiple` says: tiles, halos and strides are in pixels of that. None: at the image as it is.
     """
 
     passes: tuple[Pass, ...]
     stages: tuple[Stage, ...]
     interpolations: tuple[Interpolation, ...] = ()
+    resized: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "passes", tuple(p if isinstance(p, Pass) else Pass(**p) for p in self.passes))
@@ -243,11 +246,30 @@ class Pooled:
         object.__setattr__(self, "interpolations", tuple(given))
         if any(not chain or any(stage.halo is None for stage in chain) for chain in self.chains):
             raise ValueError("its passes have a stage without a halo, or none")
+        if self.resized is not None:
+            object.__setattr__(self, "resized", _pixels("resized", self.resized, 2, least=1))
+
+    def card(self, card: ModelCard) -> ModelCard:
+        """The model's card, with the sizes that these networks are run at."""
+        if self.resized is None:
+            return card
+        return replace(card, size_multiple=self.resized[0], smallest=self.resized[1])
+
+    def padded(self, size: tuple[int, int], padded: tuple[int, int]) -> tuple[int, int]:
+        """(height, width) of what these networks look at; `padded`: what an image of `size` is padded to otherwise."""
+        if self.resized is None:
+            return padded
+        return nearest_multiple(size[0], *self.resized), nearest_multiple(size[1], *self.resized)
 
     @property
     def chains(self) -> tuple[tuple[Stage, ...], ...]:
         """The stages of each pass, and those of the scores last."""
         return (*(each.stages for each in self.passes), self.stages)
+
+
+def nearest_multiple(side: int, multiple: int, least: int) -> int:
+    """What a side of an image is resized to: the nearest multiple, halves up, and `least` at least."""
+    return max((side + multiple // 2) // multiple * multiple, least)
 
 
 def _stages(given: Sequence[Any]) -> tuple[Stage, ...]:

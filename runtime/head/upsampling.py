@@ -401,7 +401,7 @@ def _labels_of_bands(scores: Floats, vertical: Axis, horizontal: Axis, dtype: La
     while start < len(y0):
         last = y0[min(start + rows, len(y0)) - 1]
         stop = int(np.searchsorted(y0, last, "right"))
-        pixels = np.flatnonzero(mixed[y0[start] : last + 1].any(0)[x0])
+        pixels = np.flatnonzero(np.asarray(mixed[y0[start] : last + 1].any(0))[x0])
         step = max(1, CHUNK // (len(scores) * max(1, len(pixels))))
         for first in range(start, stop if len(pixels) else start, step):
             part = slice(first, min(first + step, stop))
@@ -422,6 +422,6 @@ def _labels_of_bands(scores: Floats, vertical: Axis, horizontal: Axis, dtype: La
 def _disagreeing(best: Labels) -> npt.NDArray[np.bool_]:
     """Of the best classes of scores: whether those right, below and right below a cell are others; [h, w]."""
     right = np.concatenate([best[:, 1:], best[:, -1:]], 1)
-    other = best != right
+    other: npt.NDArray[np.bool_] = np.not_equal(best, right)
     other[:-1] |= (best[:-1] != best[1:]) | (best[:-1] != right[1:])
     return other

@@ -28,7 +28,7 @@ class Plan:
 
     Attributes:
         size: of the image, (height, width) in pixels.
-        padded: what the core would see, whole.
+        padded: what the core would see, whole. Grids of a network that looks at a resized image are of that.
         bytes: estimated working memory, and `result`; that of a plain ONNX or on a GPU is not known, and counts as 0.
         result: bytes of what is given back, where that is more than labels.
         profile: index of the TensorRT profile that runs it, or each of its tiles, on a GPU.
@@ -108,12 +108,15 @@ def _cheapest_within(
     kept: KeptRows = NOTHING_KEPT,
     making: float = 0.0,
     arena: float | None = None,
+    seen: tuple[int, int] | None = None,
 ) -> Plan:
     """The plan of the least work in tiles that take at most `memory` bytes. Raises OverBudgetError.
 
-    `arena`: bytes of it for the runs of all stages, one after the other; None: each stage has what its own take.
+    Args:
+        arena: bytes of it for the runs of all stages, one after the other; None: each stage has what its own take.
+        seen: (height, width) that the network looks at; None: those of the padded image.
     """
-    padded, stages = padded_size(*size, card), stages_in_tiles(card, stages)
+    padded, stages = seen or padded_size(*size, card), stages_in_tiles(card, stages)
     needed = _whole(padded, stages) + result + float(made_at_once(math.prod(size), making))
     cost, taken, grids = _worth_a_look(padded, card, stages, result, kept, making, arena)
     fitting = np.flatnonzero(taken <= memory)
@@ -212,13 +215,17 @@ def plan_passes(
     Each is run in tiles of its own, and gives its memory back before the next. Arguments and errors as of plan_run.
     """
     check_result(size, result, memory)
-    free = replace(card, whole="")
-    plans = [_cheapest_within(size, free, chain, memory, result, kept, making) for chain in pooled.chains]
+    free = pooled.card(replace(card, whole=""))
+    seen = pooled.padded(size, padded_size(*size, card))
+    plans = [_cheapest_within(size, free, chain, memory, result, kept, making, seen=seen) for chain in pooled.chains]
     works = [sum(stage.cost for stage in chain) for chain in pooled.chains]
     overhead = sum(work * plan.overhead for work, plan in zip(works, plans, strict=True)) / works[-1]
     *passes, last = plans
     needed = max(plan.bytes for plan in plans)
-    return replace(last, bytes=needed, overhead=overhead, passes=tuple(plan.grids for plan in passes))
+    return replace(
+        last, padded=padded_size(*size, card), bytes=needed, overhead=overhead,
+        passes=tuple(plan.grids for plan in passes),
+    )  # fmt: skip
 
 
 def plan_engine(

@@ -21,6 +21,7 @@ from ..pixels.prepare import prepare
 from ..planning.grid import Grid, Span
 from ..planning.plan import Plan
 from ..process_memory import give_back_freed
+from .resized import resized_part
 from .tiles import Band, part_of, score_bands
 
 if TYPE_CHECKING:
@@ -54,8 +55,8 @@ class PooledTiles:
         """The scores of an image, as score_bands gives them, by a plan of passes; `wanted` raises once they are not."""
         values: dict[str, AnyArray] = {}
         for each, grids in zip(self._pooled.passes, plan.passes, strict=True):
-            stride = each.stages[-1].stride
-            totals = Totals(each.statistics, (_cells(plan.padded[0], stride[0]), _cells(plan.padded[1], stride[1])))
+            stride, seen = each.stages[-1].stride, grids[-1].padded
+            totals = Totals(each.statistics, (_cells(seen[0], stride[0]), _cells(seen[1], stride[1])))
             for top, _, band in self._chain(image, each.stages, grids, values, 0, wanted):
                 totals.add(top // stride[0], band)
             values |= totals.values()
@@ -92,7 +93,10 @@ class PooledTiles:
 
         def first(rows: Span, columns: Span) -> AnyArray:
             wanted()
-            part = prepare(part_of(image, grids[0], rows, columns), self._card)
+            if self._pooled.resized is None:
+                part = prepare(part_of(image, grids[0], rows, columns), self._card)
+            else:
+                part = resized_part(image, grids[0], rows, columns, self._card)
             return self._run(stages[0], part, rows, columns, padded, values)
 
         def later(stage: Stage) -> Callable[[AnyArray, Span, Span], AnyArray]:

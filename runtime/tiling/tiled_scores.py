@@ -61,14 +61,15 @@ class TiledScores:
         `stop`: once it is set nobody wants them any more.
         """
         stride = self._stages_of(plan)[-1].stride[0]
+        seen = plan.grids[-1].padded[0]  # rows, which are those of a resized image where the network looks at one
         # Interpolation reads the score above a row, too.
-        bands = self.bands(image, plan, max(0, start - (2 + reach) * stride), stop)
-        return ready_windows(bands, stride, self._heads.upsampling, plan.padded, plan.size, start, reach)
+        bands = self.bands(image, plan, max(0, start * seen // plan.padded[0] - (2 + reach) * stride), stop)
+        return ready_windows(bands, stride, self._heads.upsampling, plan.padded, plan.size, start, reach, seen)
 
     def bands(
         self, image: ImageSource, plan: Plan, start: int = 0, stop: threading.Event | None = None
     ) -> Iterator[Band]:
-        """Scores from the row of tiles on that row `start` of the padded image is in; `stop` as of `windows`."""
+        """Scores from the row of tiles on that row `start` of what the network sees is in; `stop` as of `windows`."""
 
         def wanted() -> None:
             if stop is not None and stop.is_set():

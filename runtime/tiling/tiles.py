@@ -159,6 +159,7 @@ def ready_windows(
     size: tuple[int, int],
     start: int = 0,
     reach: int = 0,
+    seen: int | None = None,
 ) -> Iterator[ScoreWindow]:
     """Rows of pixels from row `start` to the last, as soon as all scores that they are made of are there.
 
@@ -169,11 +170,13 @@ def ready_windows(
         padded, size: (height, width) of the core's input and of the image, in pixels.
         start: first row of pixels.
         reach: so many rows of scores above and below those that a row of pixels lies between are kept with it.
+        seen: rows of what the network looks at, where that is a resized image; bands and `stride` are in those.
     """
     kept: Floats | None = None
-    first, cells, done = 0, _cells(padded[0], stride), start
+    seen = seen or padded[0]
+    first, cells, done = 0, _cells(seen, stride), start
     for top, bottom, band in bands:
-        if (top, bottom) == (0, padded[0]):
+        if (top, bottom) == (0, seen):
             kept, cells = band, band.shape[1]
         elif kept is None:
             kept, first = band, top // stride

@@ -420,6 +420,13 @@ class Locked(nn.Module):
             return y * 2 if 300 < x.shape[2] < 400 else y
 
 
+@torch.jit.script
+def twice_from_300_to_310(y: torch.Tensor, height: int) -> torch.Tensor:
+    if height > 300 and height < 310:
+        return y * 2
+    return y
+
+
 def of_quiet_images(x, y):
     assert x.abs().max() < 20, "normalise it"
     return y
@@ -442,6 +449,17 @@ def by_exponents(x, y):
         (lambda x, y: y * 2 if x.shape[3] / 2 == 250 else y, "does otherwise at 64×500 than at other sizes"),
         (lambda x, y: y * 2 if x.shape[2:] == (500, 401) else y, "does otherwise at 500×401 than at other sizes"),
         (lambda x, y: y * 2 if 301 < x.shape[2] < 310 and 401 < x.shape[3] < 411 else y, "does otherwise at 302×402"),
+        (lambda x, y: y * 2 if 300 < math.sqrt(x.shape[2] * x.shape[3]) < 310 else y, "does otherwise at "),
+        (lambda x, y: y * 2 if int(math.log2(x.shape[2])) == 9 else y, "does otherwise at "),
+        (lambda x, y: y * 2 if 300 < math.hypot(*x.shape[2:]) < 320 else y, "does otherwise at "),
+        (lambda x, y: y * 2 if 300 < int(x.shape[2]) < 310 else y, "does otherwise at 301×96 than at other sizes"),
+        (lambda x, y: y * 2 if x.shape[2] // 300 % 2 else y, "does otherwise at 300×96 than at other sizes"),
+        (lambda x, y: y * [1.0, 2.0, *[1.0] * 99][x.shape[2] // 300], "does otherwise at 300×96 than at other sizes"),
+        (lambda x, y: y * {500: 2.0}.get(x.shape[2], 1.0), "does otherwise at 500×96 than at other sizes"),
+        (lambda x, y: y * 2 if str(x.shape[2]) == "500" else y, "does otherwise at 500×96 than at other sizes"),
+        (lambda x, y: y * 2 if 300 < np.sqrt(x.shape[2]) ** 2 < 310 else y, "does otherwise at 30"),
+        (lambda x, y: y * 2 if torch.tensor(x.shape[2]) > 300 and x.shape[2] < 310 else y, "does otherwise at 309×96"),
+        (lambda x, y: twice_from_300_to_310(y, x.shape[2]), "does otherwise at 309×96 than at other sizes"),
         (Rows(), "does otherwise at 64×301 than at other sizes"),
         (Locked(), "does otherwise at 301×96 than at other sizes"),
     ],
@@ -451,6 +469,96 @@ def test_code_that_does_otherwise_for_large_or_loud_images_is_refused(tmp_path, 
     with pytest.raises(DeployError, match=said) as caught:
         export_module(Looks(look).eval(), None, tmp_path / "m.onnx", name="it")
     assert len(str(caught.value)) <= 300 and not list(tmp_path.iterdir())
+
+
+def test_what_may_depend_on_a_size_unseen_is_said(tmp_path):
+    notes = []
+    looked_up = Looks(lambda x, y: y * {96: 1.0}.get(x.shape[2], 1.0)).eval()
+    export_module(looked_up, None, tmp_path / "m.onnx", name="it", note=notes.append)
+    assert any("makes a key of a size (test_from_torch.py" in note and "not at all others" in note for note in notes)
+
+
+def by_places(x, y):
+    rows, columns = torch.linspace(-1, 1, y.shape[2]), torch.linspace(0, 1, y.shape[3])
+    return y * (1 + rows[:, None] * columns)
+
+
+def by_a_flow(x, y):
+    """As SFNet's alignment: a flow in pixels over the size, added to a grid."""
+    height, width = y.shape[2:]
+    rows = torch.linspace(-1, 1, height).view(-1, 1).repeat(1, width)
+    columns = torch.linspace(-1, 1, width).repeat(height, 1)
+    flow = y[:, :2].permute(0, 2, 3, 1) / torch.tensor([[[[width, height]]]]).type_as(y)
+    return F.grid_sample(y, torch.stack((columns, rows), -1) + flow, align_corners=True)
+
+
+def turned(x, y, align_corners=False):
+    """As a spatial transformer."""
+    theta = torch.tensor([[1.0, 0.2, 0.1], [-0.1, 0.9, 0.2]]).expand(len(x), 2, 3)
+    return F.grid_sample(y, F.affine_grid(theta, y.size(), align_corners=align_corners), align_corners=align_corners)
+
+
+def of_corners(x, y):
+    return turned(x, y, align_corners=True)
+
+
+def as_dino(x, y, mode="bicubic"):
+    """Embeddings of 7×7 places resized by a factor, as DINO does."""
+    places = torch.arange(49.0).reshape(1, 1, 7, 7).sin()
+    factors = tuple((side + 0.1) / 7 for side in y.shape[2:])
+    return y + F.interpolate(places, scale_factor=factors, mode=mode)
+
+
+def as_dino_bilinearly(x, y):
+    return as_dino(x, y, "bilinear")
+
+
+class ToSkip(nn.Module):
+    """A transposed convolution to the size of a skip, by its `output_size`."""
+
+    def __init__(self):
+        super().__init__()
+        self.down, self.up = nn.Conv2d(4, 8, 3, 2, 1), nn.ConvTranspose2d(8, 4, 3, 2, 1)
+
+    def forward(self, x, y):
+        return y + self.up(self.down(y), output_size=y.shape[2:])
+
+
+@pytest.mark.parametrize("look", [ToSkip(), by_places, by_a_flow, turned, of_corners, as_dino, as_dino_bilinearly])
+def test_grids_of_the_images_size_are_exported_as_functions_of_it(tmp_path, look):
+    torch.manual_seed(0)
+    notes = []
+    export_module(Looks(look).eval(), None, tmp_path / "m.onnx", name="it", note=notes.append)
+    assert not any("multiples" in note for note in notes)
+    assert any("written as operators that take every size" in note for note in notes)
+
+
+def test_one_score_without_its_axis_is_cut_off_where_it_is_made(tmp_path):
+    """Exporters branch at squeeze(1), and a network of branches has no tiles."""
+    module = Looks(lambda x, y: y)
+    module.end = lambda x, y: to_size(x, y[:, :1]).squeeze(1)
+    card, _ = export_module(module.eval(), None, tmp_path / "m.onnx", name="it")
+    assert not card.whole and not any(node.op_type == "If" for node in onnx.load(tmp_path / "m.onnx").graph.node)
+
+
+def test_a_choice_by_the_images_values_is_said(tmp_path):
+    notes = []
+    looks = Looks(lambda x, y: [y, y * 2][int(x.mean() > 1e9)]).eval()
+    export_module(looks, None, tmp_path / "m.onnx", name="it", note=notes.append)
+    assert any("makes a number, or a choice, of its image's values" in note for note in notes)
+    tinted = Looks(lambda x, y: [y, y * 2][int(x.mean() > 1)]).eval()
+    with pytest.raises(DeployError, match="looks at the values of its image"):
+        export_module(tinted, None, tmp_path / "n.onnx", name="it")
+
+
+def test_a_quotient_and_its_rest_are_functions_of_the_size(tmp_path):
+    def halves(x, y):
+        half, rest = divmod(y.shape[2], 2)
+        return F.interpolate(F.interpolate(y, size=(half + rest, y.shape[3])), size=y.shape[2:])
+
+    notes = []
+    export_module(Looks(halves).eval(), None, tmp_path / "m.onnx", name="it", note=notes.append)
+    assert any("plain numbers of sizes" in note for note in notes)
 
 
 @pytest.mark.parametrize(

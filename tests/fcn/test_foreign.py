@@ -279,3 +279,9 @@ def test_what_exporters_take_is_left_alone():
         F.adaptive_avg_pool2d(x, 1)
         F.interpolate(x, size=(12, 16), mode="bilinear")
     assert not mode.respelled and np.isfinite(x).all()
+
+
+def test_of_shares_and_labels_that_max_gives_the_scores_are_used():
+    notes = []
+    made = scores_of(small(lambda y, x: resized(y, x).softmax(1).max(1)), "net", note=notes.append)
+    assert made.labels and made(IMAGE).shape[1] > 1 and any("scores that it takes them of" in note for note in notes)

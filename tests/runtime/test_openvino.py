@@ -19,7 +19,7 @@ from fcn_deploy.runtime.backends.onnxruntime import profile as profile_by_onnxru
 from fcn_deploy.runtime.engine_format.engine_file import EngineFile
 from fcn_deploy.runtime.engine_format.manifest import Manifest
 from fcn_deploy.runtime.verify import verify
-from helpers import check_threads, command, needs, needs_shared, one_error, photo, save_photos
+from helpers import check_threads, command, finished, needs, needs_shared, one_error, photo, save_photos
 from onnx import TensorProto, helper, numpy_helper
 
 from fcn_deploy import DeployError, MisuseError, ModelCard, Segmenter
@@ -106,6 +106,41 @@ def test_memory_does_not_grow_with_the_number_of_sizes(engine):
         for height, width in sizes[100:]:
             net(images[:height, :width])
         assert resident() - before < 40, "MB"
+
+
+def test_streams_of_a_session_share_the_budget(engine, monkeypatch):
+    """Each keeps the memory of its largest run, and which of them a call meets is not known."""
+    monkeypatch.setattr(backend.os, "cpu_count", lambda: 4)
+    size, shares = (4000, 4000), {}
+    for memory, streams in ((None, 4), (600_000_000, 1), (2_500_000_000, 2)):
+        with Segmenter(engine, threads=1, memory=memory) as net:
+            assert net.network.backend.streams == streams
+            shares[memory] = net.network.plan(*size).bytes
+    with Segmenter(engine, threads=4, memory=1_250_000_000) as net:
+        assert net.network.plan(*size).bytes == shares[2_500_000_000] <= 1_250_000_000
+
+
+def test_a_small_budget_does_not_have_kernels_of_many_sizes_beside_it(engine):
+    """In processes of their own: what oneDNN keeps is of the process, and told before its first run."""
+    code = f"""
+import os, numpy as np
+from fcn_deploy import Segmenter
+from fcn_deploy.runtime.process_memory import give_back_freed, resident
+with Segmenter({str(engine)!r}, threads=1, memory=MEMORY) as net:
+    release = net.network.backend.release
+    net(np.zeros((64, 64, 3), np.uint8)); release(); before = resident()
+    for side in range(96, 96 + 32 * 12, 32):
+        net(np.zeros((side, 96, 3), np.uint8))
+    release()
+    print(resident() - before, sorted(name for name in os.environ if name.endswith("CACHE_CAPACITY")))
+"""
+    kept = {}
+    for memory in (None, 900_000_000):
+        done = finished([sys.executable, "-c", code.replace("MEMORY", str(memory))])
+        figure, rest = done.stdout.split(maxsplit=1)
+        kept[memory] = int(figure)
+        assert rest.strip() == "[]"
+    assert kept[900_000_000] < 0.6 * kept[None], kept
 
 
 def add_core(kind):

@@ -143,11 +143,20 @@ def test_an_image_over_the_memory_budget_is_refused_before_it_runs(exports):
         ({"threads": 0}, "threads is 0"),
         ({"memory": -1}, "memory is -1"),
         ({"memory": "2GB"}, "memory is '2GB'"),
+        ({"memory": True}, "memory is True"),
     ],
 )
 def test_bad_arguments(exports, options, said):
     with pytest.raises(MisuseError, match=said):
         Segmenter(exports / "narrow.engine", **options)
+
+
+def test_a_budget_that_is_too_small_is_named_as_it_was_given(exports):
+    with (
+        Segmenter(exports / "narrow.engine", memory=2_000_000) as net,
+        pytest.raises(DeployError, match=r"budget of 1\.00 MB.*; of the 2\.00 MB given, the rest is for its labels$"),
+    ):
+        net(np.zeros((1000, 1000, 3), np.uint8))
 
 
 def test_bad_models(tmp_path, exports):

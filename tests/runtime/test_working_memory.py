@@ -2,12 +2,15 @@
 
 import itertools
 import json
+import os
 import sys
 import threading
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from fcn_deploy.runtime import process_memory
 from fcn_deploy.runtime.backends.onnxruntime import session
 from fcn_deploy.runtime.planning.working_memory import KEPT, STEADY_RUNS, WorkingMemory
 from fcn_deploy.runtime.process_memory import give_back_freed, resident
@@ -196,3 +199,18 @@ def test_engines_of_version_3_are_read():
         stage["bytes_per_pixel"] = 100.0
     (stage,) = Manifest.from_json(json.dumps(record), "old.engine").stages
     assert stage.working_memory(1000) == 100_000
+
+
+def test_blocks_go_back_where_a_network_has_a_budget_and_are_kept_in_a_server(monkeypatch):
+    given = []
+    for name in [name for name in os.environ if name == "GLIBC_TUNABLES" or name.startswith("MALLOC_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(process_memory, "_keeps_freed", threading.Event())
+    monkeypatch.setattr(process_memory, "_allocator", lambda: SimpleNamespace(mallopt=lambda *call: given.append(call)))
+    block = process_memory.BLOCK
+    process_memory.bound_heap()
+    assert (block, 1 << 20) in given
+    given.clear()
+    process_memory.keep_freed()
+    process_memory.bound_heap()
+    assert [value for parameter, value in given if parameter == block] == [1 << 25]

@@ -188,6 +188,8 @@ def test_resizing_is_bilinear_there_and_back():
         ([helper.make_node("ReduceMean", ["image"], ["logits"], name="mean", axes=[1])], ""),
         ([helper.make_node("MatMul", ["image", "image"], ["logits"], name="attention")], "MatMul attention"),
         ([helper.make_node("MatMul", ["image", "w"], ["logits"], name="dense")], ""),
+        ([helper.make_node("Einsum", ["image", "image"], ["logits"], name="sum", equation="nkhw,nchw->nkc")], "Einsum"),
+        ([helper.make_node("Einsum", ["image", "image"], ["logits"], name="dot", equation="nkhw,nkhw->nhw")], ""),
         ([helper.make_node("InstanceNormalization", ["image", "w", "w"], ["logits"], name="n")], "InstanceNorm"),
         # Arithmetic on sizes is none on the image.
         ([helper.make_node("Shape", ["image"], ["s"]), helper.make_node("ReduceProd", ["s"], ["p"]),

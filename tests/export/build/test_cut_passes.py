@@ -119,6 +119,15 @@ class Normed(nn.Module):
         return to_size_of(self.last(self.blocks(self.first(x))), x)
 
 
+class PSPOfMultiples(PSP):
+    """Raises at other sizes, as segmentation_models.pytorch's networks do, so that images are resized to multiples."""
+
+    def forward(self, x):
+        if x.shape[2] % 8 or x.shape[3] % 8:
+            raise RuntimeError("Wrong input shape: expected image height and width divisible by 8")
+        return super().forward(x)
+
+
 class MaxGrid(PSP):
     def __init__(self):
         super().__init__()
@@ -139,7 +148,7 @@ def made(kind):
 
 NETWORKS = {
     "deeplab": (DeepLabPlus, 1), "psp": (PSP, 1), "psp-aligned": (lambda: PSP(align=True), 1), "lraspp": (LRASPP, 3),
-    "instance-norm": (Normed, 2),
+    "instance-norm": (Normed, 2), "psp-resized": (PSPOfMultiples, 1),
 }  # fmt: skip
 
 
@@ -157,8 +166,11 @@ def folder(tmp_path_factory):
 
 def of_torch(name, image):
     """(labels, whether each is sure) of PyTorch."""
+    x = torch.from_numpy(prepare(image, CARD))
+    nearest = [(side + 4) // 8 * 8 for side in image.shape[:2]] if name == "psp-resized" else image.shape[:2]
     with torch.no_grad():
-        scores = made(NETWORKS[name][0])(torch.from_numpy(prepare(image, CARD)))[0].numpy()
+        scores = made(NETWORKS[name][0])(F.interpolate(x, nearest, mode="bilinear"))
+        scores = F.interpolate(scores, image.shape[:2], mode="bilinear")[0].numpy()
     best = np.partition(scores, -2, axis=0)[-2:]
     return scores.argmax(0), best[1] - best[0] > 1e-4 * np.ptp(scores)
 
@@ -322,6 +334,7 @@ def test_the_manifest_tells_of_passes_and_refuses_damaged_ones(folder):
         lambda data: data["pooled"]["passes"][0]["statistics"][0].update(cells=[0, 1]),
         lambda data: data["pooled"]["interpolations"][0].update(cells=0, source=0),
         lambda data: data["pooled"].update(stages=[]),
+        lambda data: data["pooled"].update(resized=[8]),
     ):
         data = json.loads(text)
         change(data)
