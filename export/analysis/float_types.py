@@ -10,9 +10,16 @@ ONE_ALONE = 16  # elements: constants of shape arithmetic are of double at times
 
 
 def other_floats(model: ModelProto) -> list[str]:
-    """The kinds of floating point other than float32 in which a model takes images or keeps weights."""
+    """The kinds of floating point other than float32 in which a model takes images or keeps weights.
+
+    And bfloat16, in which float32 networks compute in parts that were traced under autocast: libraries for CPUs have
+    next to no operators for it, and NumPy no type.
+    """
     kinds = {value.type.tensor_type.elem_type for value in (*model.graph.input, *model.graph.output)}
     kinds |= {tensor.data_type for tensor in tensors_of(model) if math.prod(tensor.dims) > ONE_ALONE}
+    kinds |= {item.i for node in model.graph.node if node.op_type == "Cast" for item in node.attribute} & {
+        TensorProto.BFLOAT16
+    }
     return [name for kind, name in OTHERS.items() if kind in kinds]
 
 

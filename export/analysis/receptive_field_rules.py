@@ -10,7 +10,7 @@ import numpy as np
 from fcn_deploy.export.analysis.map_sides import MapSides
 from fcn_deploy.export.analysis.receptive_fields import NCHW, PLACES, FeatureMap, Field, WholeImageError
 from fcn_deploy.export.analysis.reshape_shapes import ReshapeShapes, Shape
-from fcn_deploy.export.graph.operators import ELEMENTWISE
+from fcn_deploy.export.graph.operators import BEYOND, ELEMENTWISE
 from onnx import NodeProto
 
 POINTWISE = ELEMENTWISE | {
@@ -240,7 +240,7 @@ def _sliced(node: FollowedNode) -> FeatureMap:
         if label == "C":
             continue
         # To the end of the map, or so many cells before it: an end that is counted from the start is of one size.
-        if label == "N" or start < 0 or step < 1 or 0 <= end < 2**31 - 1:
+        if label == "N" or start < 0 or step < 1 or 0 <= end < BEYOND:
             raise WholeImageError(f"{node.name} cuts at places that belong to one size")
         found = found.read_by(label, int(step), int(start), int(start))
     return found

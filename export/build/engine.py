@@ -1,5 +1,6 @@
 """build-engine: from an imported model to an engine file, measured on the machine that builds it."""
 
+import logging
 import os
 import platform
 from dataclasses import replace
@@ -23,6 +24,7 @@ from fcn_deploy.export.build.targets.job import BuildJob, TargetBuilder
 from fcn_deploy.export.build.targets.tensorrt_plan import check_builder
 from fcn_deploy.export.graph.edit import check, label
 from fcn_deploy.export.importer.import_model import ImportedModel
+from fcn_deploy.export.passes.mean_in_steps import sums_at_once
 from fcn_deploy.export.quantization.mixed_precision import write_precision_report
 from fcn_deploy.export.quantization.options import Say
 from fcn_deploy.runtime.backends.onnxruntime import physical_cores
@@ -31,6 +33,8 @@ from fcn_deploy.runtime.engine_format.manifest import Manifest
 from fcn_deploy.runtime.errors import DeployError, MisuseError
 from fcn_deploy.runtime.golden_sample import GOLDEN
 from onnx import ModelProto
+
+log = logging.getLogger(__name__)
 
 
 def build_engine(
@@ -74,6 +78,10 @@ def build_engine(
     core = replace(core, card=float_draft.manifest.card)
     report = _first_report(model, core, float_draft.manifest, config)
     report.passes = passes.reason or None
+    if config.on_cpu and (lost := sums_at_once(core.model)):
+        remedy = "; images beyond the memory budget are run in passes, summed in float64"
+        report.notes = (*report.notes, lost + (remedy if passes.pooled is not None else ""))
+        log.warning(report.notes[-1])
     say("comparing the float32 core with the model")
     # What is measured is a file, opened as a user opens it.
     with float_draft.opened(config.threads) as net:

@@ -11,8 +11,9 @@ from fcn_deploy.export.dynamic_shapes.size_numbers import CLOSE, USUAL_DIVISORS,
 from fcn_deploy.export.dynamic_shapes.sizes import SampledSize, axis_sizes, changes_with, is_fixed, multiplied
 from fcn_deploy.export.dynamic_shapes.solver import RemainsError
 from fcn_deploy.export.dynamic_shapes.sums import divisor, one_number, summed_over, unscaled
-from fcn_deploy.export.dynamic_shapes.traced_graph import BEYOND, State, axes_of, input_of, integers, name_of_node
+from fcn_deploy.export.dynamic_shapes.traced_graph import State, axes_of, input_of, integers, name_of_node
 from fcn_deploy.export.graph.edit import attributes
+from fcn_deploy.export.graph.operators import BEYOND
 from onnx import NodeProto
 
 FEW = 8  # cells, places and parts: so many are meant by themselves everywhere

@@ -11,7 +11,6 @@ from fcn_deploy.export.graph.index import GraphIndex
 from onnx import ModelProto, NodeProto, TensorProto, defs, helper, numpy_helper, shape_inference
 
 SMALL = 4096  # elements of arithmetic on shapes; what is larger is data
-BEYOND = 1 << 30  # numbers as large mean the end of a map
 
 Values = tuple[np.ndarray, ...]  # of a tensor, for each of the samples
 

@@ -7,3 +7,5 @@ ELEMENTWISE = frozenset((
     "Log", "Max", "Mean", "Min", "Mish", "Mul", "Neg", "Not", "Or", "PRelu", "Pow", "Reciprocal", "Relu", "Round",
     "Selu", "Sigmoid", "Sign", "Softplus", "Softsign", "Sqrt", "Sub", "Sum", "Tanh", "ThresholdedRelu", "Where",
 ))  # fmt: skip
+
+BEYOND = 1_000_000  # a Slice to a place as far goes to the end: no map has so many cells a side

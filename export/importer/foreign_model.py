@@ -318,6 +318,11 @@ class ForeignModel:
             raise DeployError(
                 f"{self.name} gives NaN for an image of noise; check its weights, and how it was exported"
             )
+        if np.isinf(expected).any():
+            raise DeployError(
+                f"{self.name} gives infinite scores for an image of noise, which cannot be interpolated or compared; "
+                "put a number in their place, such as -1e9 for a class that is never wanted, and export it again"
+            )
         if scores is None:
             run = session(imported.SerializeToString(), optimise=False, arena=False)
             try:

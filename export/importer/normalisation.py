@@ -45,6 +45,13 @@ class _Affine:
         self.last = node
         return True
 
+    def follow_batch_norm(
+        self, node: NodeProto, scale: np.ndarray, bias: np.ndarray, mean: np.ndarray, var: np.ndarray
+    ) -> None:
+        """Take a BatchNormalization in, whose numbers are as many as channels."""
+        slope = scale / np.sqrt(var + attributes(node).get("epsilon", 1e-5))
+        self.slope, self.shift, self.last = self.slope * slope, (self.shift - mean) * slope + bias, node
+
 
 def find_normalisation(model: ModelProto, channels: int, whole_numbers: bool) -> Normalisation | None:
     """The normalisation of the images that a model takes; None where nothing tells.
@@ -66,7 +73,13 @@ def find_normalisation(model: ModelProto, channels: int, whole_numbers: bool) ->
     if (to_unit and spread) or (np.all(first.slope == 1) and np.abs(first.shift).min() > NORMALISED):
         why = f"normalises 8-bit images by itself (node {label(first.last)}): they go in as they are, mean 0 and std 1"
         return Normalisation(zero, one, why)
-    if np.abs(first.slope).min() > 1 and max(np.abs(black).max(), np.abs(bright_one).max()) <= NORMALISED:
+    # A BatchNormalization of numbers near 1 may as well be of normalised images.
+    by_statistics = first.last.op_type == "BatchNormalization"
+    if (
+        not by_statistics
+        and np.abs(first.slope).min() > 1
+        and max(np.abs(black).max(), np.abs(bright_one).max()) <= NORMALISED
+    ):
         why = (
             f"normalises images in 0..1 by itself (node {label(first.last)}): they are divided by 255, mean 0 and "
             "std 255"
@@ -88,6 +101,13 @@ def _first_arithmetic(model: ModelProto, channels: int) -> _Affine:
                 break
             if not done.follow(node, value.reshape(-1).astype(np.float64), from_image):
                 break
+        elif node.op_type == "BatchNormalization":
+            # As Keras's networks have it first, for images of 8 bits.
+            numbers = [graph.constant(each) for each in node.input[1:5]]
+            if done.last is not None or any(each is None or each.shape != (channels,) for each in numbers):
+                break
+            done.follow_batch_norm(node, *(each.astype(np.float64) for each in numbers if each is not None))
+            break
         elif node.op_type == "Gather":
             # Of channels that are reversed before anything else.
             if done.last is not None or attributes(node).get("axis", 0) != 1:

@@ -24,7 +24,13 @@ NAMED = {
     "embeddings": "embeddings", "depth": "depths", "disparity": "disparities", "normal": "normals",
     "normals": "normals", "box": "boxes", "boxes": "boxes", "bbox": "boxes", "keypoints": "key points",
 }  # fmt: skip
-# Of these, what the last layer's weights are hardly called by chance.
+# Words in the name of another output, what several maps beside it may be, and how many these are at most: SAM's masks
+# have an IoU each, and Cellpose's flows and probability of a cell come with a vector of the image's style.
+BESIDE = {
+    "iou": ("masks of one object or classes", 4), "style": ("flows with a probability or classes", 3),
+    "styles": ("flows with a probability or classes", 3),
+}  # fmt: skip
+# Of NAMED, what the last layer's weights are hardly called by chance.
 OF_LAYERS = frozenset(NAMED) - {"vector", "vectors", "depth", "normal", "normals", "box", "boxes"}
 AFTER_LAYERS = (
     "Identity", "Transpose", "Resize", "Upsample", "Cast", "Tanh", "Relu", "Slice", "Add", "BatchNormalization",
@@ -45,11 +51,13 @@ class OutputKind:
         what: it is, in words: `mask prototypes`.
         why: the evidence.
         asked: whether that is a question to the user, as it may be scores all the same.
+        alone: whether it is one map.
     """
 
     what: str
     why: str
     asked: bool = False
+    alone: bool = False
 
 
 def kind_of_output(
@@ -82,9 +90,13 @@ def kind_of_output(
     for other, shape in others.items():
         if found := _beside(count, axes.factor, shape, size):
             return OutputKind(found, f"beside {other} {list(shape)}")
+    for other in others:
+        what, most = next((BESIDE[word] for word in _words(other) if word in BESIDE), ("", 0))
+        if 1 < count <= most:
+            return OutputKind(what, f"beside {other}", asked=True)
     words = [word for word in _words(name if called is None else called) if word in NAMED]
     if words:
-        return OutputKind(NAMED[words[0]], "by its name")
+        return OutputKind(NAMED[words[0]], "by its name", alone=count == 1)
     index = GraphIndex(model)
     if count > 1 and (layer := _layer_of_values(index, name)):
         word = next(word for word in _words(layer) if word in OF_LAYERS)
@@ -118,9 +130,14 @@ def refusal_of(kind: OutputKind, name: str, output: str, shape: Sequence[int]) -
             f"{name}: whether the maps of {output} {list(shape)} are {kind.what} cannot be told ({kind.why}); say "
             "--activation softmax or none (values), or name another --output"
         )
+    scores = (
+        "--activation sigmoid takes its map for a score"
+        if kind.alone
+        else "--activation softmax takes them for classes"
+    )
     return DeployError(
         f"{name}: {output} {list(shape)} holds {kind.what}, no scores of classes ({kind.why}); "
-        "--activation none gives them as values, --activation softmax takes them for classes all the same"
+        f"--activation none gives them as values, {scores} all the same"
     )
 
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
+import numpy.typing as npt
 
 from ..arrays import AnyArray, Cells, Floats, Labels, Masks
 from ..engine_format.manifest import Upsampling
@@ -23,6 +24,8 @@ GROUP_WORTH = 500  # interpolated cells, times classes: what costs less is done 
 CHUNK = 2 << 20  # score values interpolated at a time: bounds the working memory on noisy scores
 # Values of the result made at a time, where all are interpolated: a few of these fit a core's cache.
 VALUES_AT_A_TIME = 1 << 18
+ROWS_OF_A_BAND = 4  # between two rows of scores, and more, are interpolated by themselves; fewer with other bands
+ROWS_OF_BANDS = 16  # at most, by time, for 5 to 150 classes
 PIXELS_AT_A_TIME = 1 << 22  # whose labels are made at once: several copies of them are
 KINDS = ("labels", "probabilities", "masks", "values")  # of results
 LABEL_KINDS = ("labels", "refined")  # the second: labels whose borders follow the image's, of a network that may refine
@@ -206,11 +209,22 @@ def _best_by_rows(window: ScoreWindow, upsampling: Upsampling, dtype: LabelDtype
     return labels
 
 
+def _gives_its_cells(window: ScoreWindow, upsampling: Upsampling) -> bool:
+    """Whether pixels are cells: where nothing is upsampled, or to the size that scores have already.
+
+    Interpolated, each pixel would be compared with its neighbours, and take ten times as long.
+    """
+    if upsampling.mode == "none":
+        return True
+    cells = (window.cells, window.across or window.scores.shape[2])
+    return cells == window.padded if upsampling.factor is None else upsampling.factor == (1, 1)
+
+
 def _best(window: ScoreWindow, upsampling: Upsampling, dtype: LabelDtype) -> Labels:
     """The best class of each pixel of the window, [rows, width]."""
     scores, first, (start, stop) = window.scores, window.first, window.rows
     left, (begin, end) = window.left, window.columns or (0, window.size[1])
-    if upsampling.mode == "none":
+    if _gives_its_cells(window, upsampling):
         labels = np.empty((stop - start, window.width), dtype)
         step = max(1, VALUES_AT_A_TIME // (len(scores) * window.width))
         for top in range(start, stop, step):
@@ -233,7 +247,7 @@ def _best(window: ScoreWindow, upsampling: Upsampling, dtype: LabelDtype) -> Lab
 def _interpolate(window: ScoreWindow, upsampling: Upsampling, out: Floats) -> None:
     """Write the pixels of the window, [K, rows, width], into `out`."""
     scores, first, (start, stop) = window.scores, window.first, window.rows
-    if upsampling.mode == "none":
+    if _gives_its_cells(window, upsampling):
         if not np.may_share_memory(out, scores):
             out[:] = scores[:, start - first : stop - first, : window.width]
         return
@@ -417,23 +431,38 @@ def interpolated(corners: Floats, down: Floats, across: Floats) -> Floats:
 
 
 def _labels_of_bands(scores: Floats, vertical: Axis, horizontal: Axis, dtype: LabelDtype) -> Labels:
-    """Linear interpolation of any kind: one band of pixels between two rows of scores at a time."""
+    """Linear interpolation of any kind: a few bands at a time, of the pixels between two rows of scores each."""
     y0, y1, x0, x1 = vertical.first, vertical.second, horizontal.first, horizontal.second
     best = best_class(scores, dtype)
-    labels = best[y0[:, None], x0]
-    starts = np.flatnonzero(np.diff(y0, prepend=-1))
-    for start, stop in zip(starts, [*starts[1:], len(y0)], strict=True):
-        top, bottom = best[y0[start]], best[y1[start]]
-        # Disagreement of a cell, then of the pixels inside it.
-        same = (top[x0] == top[x1]) & (top[x0] == bottom[x0]) & (top[x0] == bottom[x1])
-        pixels = np.flatnonzero(~same)
-        if not len(pixels):
-            continue
-        step = max(1, CHUNK // (len(scores) * len(pixels)))
-        for first in range(start, stop, step):
+    labels, mixed = best[y0[:, None], x0], _disagreeing(best)
+    # Where bands are of few rows, Python's steps would take more time than NumPy's: several at once.
+    several = len(y0) < ROWS_OF_A_BAND * (int(y0[-1]) - int(y0[0]) + 1)
+    rows = min(max(1, VALUES_AT_A_TIME // (len(scores) * len(x0))), ROWS_OF_BANDS) if several else 1
+    start = 0
+    while start < len(y0):
+        last = y0[min(start + rows, len(y0)) - 1]
+        stop = int(np.searchsorted(y0, last, "right"))
+        pixels = np.flatnonzero(np.asarray(mixed[y0[start] : last + 1].any(0))[x0])
+        step = max(1, CHUNK // (len(scores) * max(1, len(pixels))))
+        for first in range(start, stop if len(pixels) else start, step):
             part = slice(first, min(first + step, stop))
             weight = vertical.weight[part, None]
-            band = scores[:, y0[start], None] * (1 - weight) + scores[:, y1[start], None] * weight
+            # Of one band a row is read once for all its pixels.
+            above, below = (y0[part], y1[part]) if several else (y0[[start]], y1[[start]])
+            band = scores[:, above] * (1 - weight) + scores[:, below] * weight
             left, right = band[:, :, x0[pixels]], band[:, :, x1[pixels]]
-            labels[part, pixels] = best_class(left + (right - left) * horizontal.weight[pixels], dtype)
+            inside = best_class(left + (right - left) * horizontal.weight[pixels], dtype)
+            if several:
+                # Others stay: their two best may be equal but for rounding, and no label depends on what is beside it.
+                np.copyto(inside, labels[part, pixels], where=~mixed[y0[part, None], x0[pixels]])
+            labels[part, pixels] = inside
+        start = stop
     return labels
+
+
+def _disagreeing(best: Labels) -> npt.NDArray[np.bool_]:
+    """Of the best classes of scores: whether those right, below and right below a cell are others; [h, w]."""
+    right = np.concatenate([best[:, 1:], best[:, -1:]], 1)
+    other: npt.NDArray[np.bool_] = np.not_equal(best, right)
+    other[:-1] |= (best[:-1] != best[1:]) | (best[:-1] != right[1:])
+    return other

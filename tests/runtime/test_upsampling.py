@@ -353,11 +353,25 @@ def test_half_precision_scores_are_taken():
     np.testing.assert_array_equal(labels, expected)
 
 
+@pytest.mark.parametrize("factor", [None, (1.0, 1.0)])
+@pytest.mark.parametrize(("mode", "coordinates"), KINDS)
+def test_scores_of_the_images_own_size_are_not_interpolated(mode, coordinates, factor, monkeypatch):
+    """As of a network that takes multiples of 8, at one of them: that took three times as long as the network."""
+    scores, head = some_scores(4, 24, 40, 3, False), Upsampling(mode, coordinates, factor)
+    for way in ("_labels_of_equal_cells", "_labels_of_bands"):
+        monkeypatch.setattr(heads, way, None)
+    part = heads.ScoreWindow.whole(scores, (24, 40), (23, 37)).part(Upsampling(), (5, 20), (7, 30))
+    np.testing.assert_array_equal(labels_from_scores(part, head, card(4)), scores.argmax(0)[5:20, 7:30])
+    np.testing.assert_array_equal(
+        values_from_scores(window(scores, (24, 40), (23, 37)), head, card(4)), scores[:, :23, :37]
+    )
+
+
 @given(st.data())
 @settings(max_examples=40, deadline=None)
 def test_labels_made_a_few_rows_at_a_time_are_those_made_at_once(data):
     cells = data.draw(st.tuples(st.integers(1, 6), st.integers(1, 6)))
-    factor = data.draw(st.sampled_from([4.0, 8.0, 2.5]))
+    factor = data.draw(st.sampled_from([4.0, 8.0, 2.5, 1.25]))
     mode = data.draw(st.sampled_from(["linear", "nearest"]))
     coordinates = data.draw(st.sampled_from(["half_pixel", "asymmetric", "align_corners"]))
     head = Upsampling(mode, coordinates, (factor, factor))

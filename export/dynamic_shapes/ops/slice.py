@@ -22,13 +22,13 @@ from fcn_deploy.export.dynamic_shapes.sizes import (
     scaled,
 )
 from fcn_deploy.export.dynamic_shapes.traced_graph import (
-    BEYOND,
     ConflictError,
     State,
     axes_of,
     integers,
     needed_integers,
 )
+from fcn_deploy.export.graph.operators import BEYOND
 from onnx import NodeProto
 
 TO_THE_END = np.iinfo(np.int64).max

@@ -186,3 +186,19 @@ def test_the_choice_from_the_command_line(folder, tmp_path):
         import_model(folder / "free.onnx", ImportOptions(fit="crop"))
     notes = import_model(folder / "free.onnx", ImportOptions(fit="resize")).notes
     assert any("takes every size by itself; --fit resize changes nothing" in note for note in notes)
+
+
+def test_normalisations_whose_sums_are_the_librarys_are_said_to_lose_them_on_large_plain_maps(tmp_path):
+    class Normalised(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.norm, self.last = nn.Conv2d(3, 4, 3, 1, 1), nn.InstanceNorm2d(4), nn.Conv2d(4, 3, 1)
+
+        def forward(self, x):
+            return self.last(self.norm(self.first(x)))
+
+    imported = import_model(exported(Normalised, tmp_path / "m.onnx"))
+    notes = build_engine(imported, tmp_path / "m.engine", BuildConfig(latency_sizes=[(16, 16)])).notes
+    said = [note for note in notes if "sums whole maps in float32" in note]
+    assert len(said) == 1 and len(said[0]) <= 300, notes
+    assert said[0].startswith("/norm/InstanceNormalization") and said[0].endswith("run in passes, summed in float64")

@@ -15,6 +15,7 @@ from foreign_onnx import (
     SIZES,
     STD,
     TO_SIZE,
+    best,
     channels_last,
     check,
     made,
@@ -77,6 +78,39 @@ def test_uint8_images_are_normalised_in_the_graph(tmp_path):
     assert card.mean == (0, 0, 0) and card.std == (1, 1, 1) and report.head == "linear"
     assert "takes uint8" in " ".join(source.notes) and "go in as they are" in " ".join(source.notes)
     assert "Cast" not in {node.op_type for node in source.model.graph.node}
+
+
+@pytest.mark.parametrize(("mean", "variance", "found"), [(120, 3500, True), (0.4, 0.06, False), (0, 1, False)])
+def test_a_batch_norm_of_8_bit_images_before_all_else_tells_what_it_takes(tmp_path, mean, variance, found):
+    """As Keras's residual networks begin; of numbers near 1 it tells nothing."""
+    numbers = {"ones": np.ones(3, np.float32), "zeros": np.zeros(3, np.float32)}
+    numbers |= {"mean": np.float32([mean] * 3), "var": np.float32([variance] * 3)}
+    text = "  q = BatchNormalization(p, ones, zeros, mean, var)\n" + PLAIN.replace(
+        "Conv<strides=[2,2], pads=[1,1,1,1]>(p,", "Conv<strides=[2,2], pads=[1,1,1,1]>(q,"
+    )
+    source = reads(tmp_path, made(text, weights=numbers))
+    assert any("normalises 8-bit images by itself (node q" in note for note in source.notes) == found
+    assert (source.card.std == (1, 1, 1)) == found
+
+
+def test_parts_in_bfloat16_run_in_float32(tmp_path):
+    """As a network of float32 weights has them that was traced under autocast: NumPy has no such type."""
+    halved = """
+      pb = Cast<to=16>(p)
+      wb = Cast<to=16>(w1)
+      cb = Conv<strides=[2,2], pads=[1,1,1,1]>(pb, wb)
+      c1 = Cast<to=1>(cb)
+    """
+    first = "  c1 = Conv<strides=[2,2], pads=[1,1,1,1]>(p, w1)\n"
+    text = PLAIN.replace(first, halved)
+    assert text != PLAIN
+    onnx.save(made(text), tmp_path / "m.onnx")
+    source = import_model(tmp_path / "m.onnx")
+    assert any("is of bfloat16; it is run in float32" in note for note in source.notes)
+    build_engine(source, tmp_path / "m.engine", BuildConfig(latency_sizes=[(16, 16)]))
+    with Segmenter(tmp_path / "m.engine") as net:
+        image = photo(37, 61)
+        np.testing.assert_array_equal(net(image), best(ran(made(PLAIN), {"p": planes(image)})[0]))
 
 
 @pytest.mark.parametrize("kind", ["float16", "double"])

@@ -6,7 +6,7 @@ import pytest
 from fcn_deploy.export.build.config import BuildConfig, TuningOptions
 from fcn_deploy.export.build.engine import build_engine
 from fcn_deploy.export.quantization.options import QuantizationOptions
-from foreign_onnx import FEATURES, RANDOM, SCORES, TO_SIZE, best, check, made, planes, ran, reads, refused, weight
+from foreign_onnx import FEATURES, ONE, RANDOM, SCORES, TO_SIZE, best, check, made, planes, ran, reads, refused, weight
 from helpers import photo
 from onnx import TensorProto, helper
 
@@ -31,6 +31,13 @@ def prototypes():
     return with_outputs(made(text, weights=weights), ["boxes"])
 
 
+def beside_a_vector(name, maps="w3, b3"):
+    """As SAM's masks come with an IoU for each, and Cellpose's flows with the style of an image."""
+    text = MAPS.replace("w3, b3", maps) + f"  g = GlobalAveragePool(r2)\n  {name} = Flatten(g)\n"
+    count = {"w3, b3": 4, "w3f": 3}[maps]
+    return with_outputs(made(text, gives=f"float[N,{count},h,w] y", weights={"w3f": weight(3, 6, 1, 1)}), [name])
+
+
 KINDS = {
     "mask prototypes": (prototypes, "beside boxes"),
     "masks of queries": (
@@ -50,8 +57,17 @@ KINDS = {
             MAPS.replace("  y =", "  e =") + "  q = Mul(e, e)\n  t = ReduceSum(q, i1)\n  r = Sqrt(t)\n  y = Div(e, r)\n"
         ), "all are of length 1",
     ),
+    "masks of one object or classes": (lambda: beside_a_vector("iou_predictions"), "beside iou_predictions"),
+    "flows with a probability or classes": (lambda: beside_a_vector("style", maps="w3f"), "beside style"),
     "flows": (lambda: made(SCORES + "  flow = Identity(s)\n", gives="float[N,4,H,W] flow"), "by its name"),
 }  # fmt: skip
+
+
+def test_one_map_that_is_no_score_is_told_what_takes_it_for_one(tmp_path):
+    model = made(ONE + "  predicted_depth = Relu(f)", gives="float[N,1,H,W] predicted_depth")
+    said = refused(tmp_path, model)
+    assert "holds depths" in said and "--activation sigmoid takes its map for a score all the same" in said
+    assert reads(tmp_path, model, activation="sigmoid").card.activation == "sigmoid"
 
 
 @pytest.mark.parametrize("what", KINDS)
@@ -61,10 +77,10 @@ def test_maps_that_are_no_classes_are_named_and_given_as_values_on_request(tmp_p
     said = refused(tmp_path, model)
     assert what in said and why in said and "--activation" in said and len(said) <= 300
     source = reads(tmp_path, model, activation="none", output=model.graph.output[0].name)
-    assert source.card.kind == "values" and source.card.scores == 4
+    assert source.card.kind == "values" and source.card.scores in (3, 4)
     build_engine(source, tmp_path / "m.engine", BuildConfig(latency_sizes=[(16, 16)]))
     with Segmenter(tmp_path / "m.engine") as net:
-        assert net.values(photo(37, 41)).shape == (4, 37, 41)
+        assert net.values(photo(37, 41)).shape == (source.card.scores, 37, 41)
     assert reads(tmp_path, model, activation="softmax").card.kind == "labels"  # who says so is believed
 
 

@@ -359,3 +359,10 @@ def test_outputs_that_are_no_scores_of_pixels(tmp_path):
     assert "gives y [1, " in (said := refused(tmp_path, boxes)) and "boxes instead of scores" in said
     labels = made(SCORES + TO_SIZE + "m = ReduceMax<keepdims=0>(f, i1)\n y = Cast<to=7>(m)", gives="int64[N,H,W] y")
     assert "gives labels of int64 by node y (Cast), from which no scores can be told" in refused(tmp_path, labels)
+
+
+def test_infinite_scores_are_refused_by_what_they_are(tmp_path):
+    """As of a class that is left out by minus infinity."""
+    bias = np.float32([0, 0, 0, -np.inf]).reshape(1, 4, 1, 1)
+    said = refused(tmp_path, made(SCORES + TO_SIZE + "y = Add(f, never)", weights={"never": bias}))
+    assert "gives infinite scores" in said and "-1e9" in said and len(said) <= 300

@@ -217,3 +217,16 @@ def test_sizes_noted_inside_a_model_of_free_sizes_are_dropped(tmp_path, joined):
     build_engine(import_model(tmp_path / "m.onnx"), tmp_path / "m.engine", BuildConfig(latency_sizes=[(16, 16)]))
     with Segmenter(tmp_path / "m.engine") as net:
         assert (net(image) == best(ran(fresh, {"p": planes(image)})[0])).mean() > 0.999
+
+
+def test_a_slice_to_a_place_beyond_every_map_goes_to_the_end(tmp_path):
+    """As every second pixel is taken, and some exporters write ten million for the end; its tiles are exact too."""
+    text = """
+      odd = Slice(p, from, end, a23, two)
+      s = Conv<pads=[1,1,1,1]>(odd, w1)
+      y = Resize<mode="linear", coordinate_transformation_mode="half_pixel">(s, , x2)
+    """
+    places = {"from": np.array([0, 0]), "end": np.array([10_000_000, 10_000_000]), "two": np.array([2, 2])}
+    model = made(text, gives="float[N,6,H,W] y", weights=places)
+    _, report, *_ = check(tmp_path, model, sizes=((64, 96), (38, 62)))
+    assert report.stages[0].halo is not None
