@@ -390,7 +390,7 @@ def on_the_ellipsoid(chosen, where):
 
 
 @pytest.mark.parametrize("cog", [False, True])
-def test_masks_that_overlap_have_polygons_and_statistics_too(tmp_path, cog):
+def test_masks_that_overlap_have_polygons_and_statistics_too(tmp_path, caplog, cog):
     image = np.random.default_rng(0).integers(0, 256, (40, 50, 3), np.uint8)
     Image.fromarray(image).save(tmp_path / "s.png")
     products = Products(polygons=tmp_path / "p.gpkg", stats=tmp_path / "t.csv", instances="road,roof", cog=cog)
@@ -402,6 +402,7 @@ def test_masks_that_overlap_have_polygons_and_statistics_too(tmp_path, cog):
     assert record["instance_counts"] == {name: ndimage.label(masks[i])[1] for i, name in ((1, "road"), (2, "roof"))}
     _, _, _, columns = pyogrio.raw.read(tmp_path / "p.gpkg", columns=["class", "pixels"])
     assert [columns[1][columns[0] == i].sum() for i in range(3)] == masks.sum((1, 2)).tolist()
+    assert "clipped" not in caplog.text
 
 
 def test_a_run_that_is_gone_on_with_has_the_products_of_all_images(tmp_path):
