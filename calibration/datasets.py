@@ -243,18 +243,30 @@ def load_dataset(
             log.warning("%s names its classes otherwise than the model: %s", data, ", ".join(file_names[:3]))
     if len(names) > IGNORE:
         raise MisuseError(f"{data} has {len(names)} classes; labelled data has at most {IGNORE}")
-    colors = card.colors if card else _colors(names, chosen)
+    if card is None:
+        colors = tuple(_colors(names, chosen))
+        own = label_map_of(names, colors, masks, chosen=chosen, void=void)
+        return FilePairs(tuple(pairs), tuple(names), colors, own, None, reading)
+    label_map = _model_label_map(data, names, card, masks, chosen, void)
+    return FilePairs(tuple(pairs), card.classes, tuple(card.colors), label_map, card, reading)
+
+
+def _model_label_map(
+    data: str,
+    names: Sequence[str],
+    card: ModelCard,
+    masks: MaskOptions,
+    chosen: Mapping[str, Color],
+    void: int | None,
+) -> LabelMap:
+    """How label files of classes `names`, with the colours `chosen` of some, write the classes of a model."""
     given = {name.lower(): color for name, color in chosen.items()}  # of the files, whatever the model's are
-    stored = (
-        [given.get(name.lower(), color) for name, color in zip(card.classes, colors, strict=True)] if card else colors
-    )
-    if card is not None and _another_order(names, card.classes):
-        log.warning("%s has the model's classes in another order, by which its labels are taken: by their names", data)
-        own = label_map_of(card.classes, stored, replace(masks, values=None), chosen=chosen, void=void)
-        label_map = reordered(own, names, masks)
-    else:
-        label_map = label_map_of(names, stored, masks, chosen=chosen, void=void)
-    return FilePairs(tuple(pairs), card.classes if card else tuple(names), tuple(colors), label_map, card, reading)
+    colors = [given.get(name.lower(), color) for name, color in zip(card.classes, card.colors, strict=True)]
+    if not _another_order(names, card.classes):
+        return label_map_of(names, colors, masks, chosen=chosen, void=void)
+    log.warning("%s has the model's classes in another order, by which its labels are taken: by their names", data)
+    own = label_map_of(card.classes, colors, replace(masks, values=None), chosen=chosen, void=void)
+    return reordered(own, names, masks)
 
 
 def _classes(
