@@ -1,5 +1,6 @@
 """Files that name classes: lines of text, CSV or JSON, with the classes' numbers and colours where they have them."""
 
+import csv
 import json
 import re
 from collections.abc import Sequence
@@ -13,29 +14,40 @@ from fcn_deploy.runtime.errors import DeployError, MisuseError
 
 VOID_NAMES = ("void", "ignore", "ignored", "unlabeled", "unlabelled", "__ignore__")
 
-# In use: `0: road`, `0=road`, `0,road,128,64,128`, `road 128 64 128`, `128 64 128 road`, `road #804080`, `road,0`.
-_NUMBER = r"^(?:(?P<number>\d+)\s*[:=,;\s]\s*)?"
+# In use: `0: road`, `0=road`, `0. road`, `0,road,128,64,128`, `road 128 64 128`, `128 64 128 road`, `road #804080`,
+# `road,0`, and with opacity `0,128,64,128,255,road` (QGIS's export of a colour map).
+_NUMBER = r"^(?:(?P<number>\d+)\s*(?:(?:->|[:=,;]|[.)-](?=\s)|\s)\s*))?"
 _TRIPLE = r"(?P<red>\d+)[\s,;]+(?P<green>\d+)[\s,;]+(?P<blue>\d+)"
 _LINES = tuple(
     re.compile(pattern)
     for pattern in (
         _NUMBER + r"(?P<name>[^\s\d#].*?)[\s,;:=]+" + _TRIPLE + r"$",
         _NUMBER + _TRIPLE + r"[\s,;:]+(?P<name>[^\s\d#].*)$",
+        r"^(?P<number>\d+)[\s,;]+" + _TRIPLE + r"[\s,;]+\d+[\s,;]+(?P<name>[^\s\d#].*)$",
         _NUMBER + r"(?P<name>[^\s\d#].*?)[\s,;:=]+#(?P<hex>[0-9a-fA-F]{6})$",
         r"^(?P<name>[^\s\d].*?)\s*[,;:=\t]\s*(?P<number>\d+)$",
         _NUMBER + r"(?P<name>.+)$",
     )
 )
+_BRACKETED = re.compile(r"[(\[]\s*(\d+[\s,;]+\d+[\s,;]+\d+)\s*[)\]]")  # a colour
 _YAML = re.compile(r"\w+\s*:\s*[\[{]|names\s*:$|[A-Za-z_]\w*:\s+[^\s\d#]")  # a list below its first line, or settings
 _FOURTH = re.compile(r"[,;\t]\s*\d+$")  # a number that is left in a name, beside those of a colour
-_HEADINGS = frozenset((
-    "id", "ids", "index", "value", "label", "labels", "class", "classes", "classid", "trainid", "name", "names",
-    "classname", "labelname", "color", "colour", "colors", "rgb", "hex", "r", "g", "b", "red", "green", "blue",
-))  # fmt: skip
+# What is left in a name of a line that has more than was understood: numbers beside each other, a colour, or code.
+_UNREAD = re.compile(r"[\d.]\s*[,;\t]\s*[\d.]|^[\d.]+\s+[\d.]|(\s[\d.]+){2}$|#[0-9a-fA-F]{3,8}$|^<|[{}]|=\s*[\[(]")
+_SETTING = "INTERPOLATION:"  # of QGIS
+_NAME_COLUMNS = ("name", "names", "class", "classes", "classname", "label", "labels", "labelname", "category")
+_NUMBER_COLUMNS = (
+    "id", "ids", "idx", "index", "value", "pixelvalue", "pixel", "dn", "code", "gray", "grey", "classid", "labelid",
+    "class", "label", "trainid", "",
+)  # fmt: skip
+_COLOR_COLUMNS = ("color", "colour", "colors", "rgb", "hex", "hexcolor", "colorhex")
+_CHANNELS = (("r", "g", "b"), ("red", "green", "blue"))
+_HEADINGS = frozenset((*_NAME_COLUMNS, *_NUMBER_COLUMNS, *_COLOR_COLUMNS, *_CHANNELS[0], *_CHANNELS[1])) - {""}
 _NAMED = ("name", "label", "class", "title")  # keys of JSON objects
 _NUMBERED = ("id", "index", "value", "trainId")
 _COLORED = ("color", "colour", "rgb")
-_LISTS = ("categories", "classes", "names", "labels")
+_ENDS = ("---", "...")
+_LISTS = ("categories", "classes", "names", "labels", "pathClasses", "tools", "id2label")
 
 
 @dataclass(frozen=True)
@@ -68,7 +80,10 @@ def read_classes(path: Path) -> list[NamedClass]:
         raise DeployError(f"{path} is no text in UTF-8; write a class a line") from error
     if text.lstrip()[:1] in ("[", "{"):
         return _from_json(text, path)
-    return [_parsed(line, path) for line in _lines(text)]
+    lines = _lines(text)
+    if (table := _table(lines)) is not None:
+        return [_from_row(row, table[0], path) for row in table[1:]]
+    return [_parsed(line, path) for line in _listed(lines)]
 
 
 def in_label_order(found: Sequence[NamedClass], path: Path) -> list[NamedClass]:
@@ -118,28 +133,81 @@ def twice(items: Sequence[Any]) -> list[Any]:
 
 
 def _lines(text: str) -> list[str]:
-    """Those that name a class: no comments, and no heading of a table."""
-    lines = [line.replace('"', "").strip().removeprefix("- ") for line in text.splitlines()]
-    lines = [line for line in lines if line.strip(":") and not line.startswith("#") and line not in ("---", "...")]
-    words = re.findall(r"[a-z]+", lines[0].lower().replace("_", "")) if lines else []
+    """Without what is empty, a comment, or a setting."""
+    lines = [line.strip() for line in text.splitlines()]
+    return [line for line in lines if line.strip(":") and not line.startswith(("#", _SETTING)) and line not in _ENDS]
+
+
+def _listed(lines: Sequence[str]) -> list[str]:
+    """The lines that name a class: those of a list without its heading, or the parts of a single line."""
+    lines = [line.replace('"', "").removeprefix("- ") for line in lines]
+    words = [_column(word) for word in lines[0].split()] if lines else []
     if words and _HEADINGS.issuperset(words) and (len(words) > 1 or lines[0].endswith(":")):
         lines = lines[1:]
-    if len(lines) == 1 and not any(pattern.match(lines[0]) for pattern in _LINES[:3]):  # no network has one class
+    if len(lines) == 1 and not any(pattern.match(lines[0]) for pattern in _LINES[:4]):  # no network has one class
         return [part.strip() for part in lines[0].split(",") if part.strip(" :")]
     return lines
+
+
+def _table(lines: Sequence[str]) -> list[list[str]] | None:
+    """The rows of a table whose first line is a heading of columns, such as `id,name,r,g,b`; None: it has none."""
+    mark = next((mark for mark in "\t;," if lines and mark in lines[0]), None)
+    if mark is None:
+        return None
+    rows = list(csv.reader(lines, delimiter=mark))
+    rows[0] = [_column(column) for column in rows[0]]
+    names = [column for column in _NAME_COLUMNS if column in rows[0]]
+    return rows if len(rows) > 1 and names and (_HEADINGS - {names[0]}) & set(rows[0]) else None
+
+
+def _column(heading: str) -> str:
+    """Such as `classname` of `Class_Name`."""
+    return re.sub(r"[^a-z]", "", heading.lower())
+
+
+def _from_row(row: Sequence[str], heading: Sequence[str], path: Path) -> NamedClass:
+    """A class of a row of a table. Raises DeployError."""
+    said = ",".join(row)
+    if len(row) != len(heading):
+        raise DeployError(
+            f"{path} has the line {said[:60]!r} of {len(row)} columns, and its heading has {len(heading)}; mend it, or "
+            "write a class a line"
+        )
+    cells = {column: cell.strip() for column, cell in zip(reversed(heading), reversed(row), strict=True)}
+    # `Class` is the number beside a `Name`, and the name beside a `Value`.
+    name = next(column for column in _NAME_COLUMNS if column in cells)
+    number = next((cells[column] for column in _NUMBER_COLUMNS if column in cells and column != name), None)
+    if number is not None and not number.isdigit():
+        raise DeployError(
+            f"{path} has the line {said[:60]!r}, whose {number!r} is no value of labels; write NUMBER,NAME"
+        )
+    channels = next((each for each in _CHANNELS if cells.keys() >= set(each)), None)
+    color: Any = [cells[channel] for channel in channels] if channels else None
+    if color is None and (text := next((cells[column] for column in _COLOR_COLUMNS if column in cells), None)):
+        color = re.findall(r"[\d.]+", text) if not re.fullmatch("#?[0-9a-fA-F]{6}", text) else text
+    return NamedClass(
+        cells[name], None if color is None else _color(color, said, path), None if number is None else int(number)
+    )
 
 
 def _parsed(line: str, path: Path) -> NamedClass:
     if _YAML.match(line):
         raise DeployError(f"{path} has the line {line[:60]!r}, as YAML of more than classes has; write a class a line")
-    line = line.rstrip(":")  # CVAT's labelmap.txt has more columns, mostly empty
+    line = _BRACKETED.sub(r", \1", line.rstrip(":")).strip(", ")  # CVAT's labelmap.txt has more columns, mostly empty
     match = next(match for pattern in _LINES if (match := pattern.match(line)))
     found = match.groupdict()
     color = found.get("hex") or [found[key] for key in ("red", "green", "blue") if found.get(key)]
     number = None if found.get("number") is None else int(found["number"])
-    if color and _FOURTH.search(found["name"]):
+    name = found["name"].strip()
+    by_blanks = not re.search(r"[,;:=\t]", line)
+    if color and (_FOURTH.search(name) or (by_blanks and re.search(r"\s\d+$", name))):
         raise DeployError(f"{path} has the line {line[:60]!r} of four numbers; write NUMBER,NAME,R,G,B a line")
-    return NamedClass(found["name"].strip(), _color(color, line, path) if color else None, number)
+    if _UNREAD.search(name):
+        raise DeployError(
+            f"{path} has the line {line[:60]!r}, which is more than a name and not understood; write "
+            "NUMBER,NAME,R,G,B a line, or a heading of such columns"
+        )
+    return NamedClass(name, _color(color, line, path) if color else None, number)
 
 
 def _color(given: Any, said: object, path: Path) -> Color:
@@ -176,7 +244,7 @@ def _of_pair(key: str, value: Any, path: Path) -> NamedClass:
         if key.isdigit():
             return replace(found, number=int(key))
         return found if isinstance(value, dict) else _strange(path)
-    if isinstance(value, list):
+    if isinstance(value, list) and not any(isinstance(each, dict | list) for each in value):
         return NamedClass(key, _color(value, key, path))
     return NamedClass(key, None, value) if type(value) is int else _strange(path)
 

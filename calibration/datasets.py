@@ -31,6 +31,7 @@ MOST_UNNAMED = 48  # classes that are believed without names
 FEW_UNNAMED = 8  # likewise, where each label file has other numbers, from 0 on without a gap
 MOST_GAPS = 2  # how many times more classes than values without names there may be
 
+CLASS_FILES = ("classes.txt", "labelmap.txt")  # the second is CVAT's
 VOC_CLASSES = (
     "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
     "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
@@ -202,8 +203,9 @@ def load_dataset(
         reading: what the numbers of images mean.
         class_file: in the place of classes.txt.
 
-    Names of classes come from classes.txt, one a line and with a colour where there is one; a last one called void is
-    not counted. Without it they are those of VOC's layout, of the card, or of what `masks` says.
+    Names of classes come from classes.txt or CVAT's labelmap.txt, one a line and with a colour where there is one; a
+    last one called void is not counted. Without them they are Pascal VOC's in its layout (unless the card or `masks`
+    say others), of the card, or of what `masks` says.
 
     Raises:
         MisuseError: no such data or split.
@@ -224,8 +226,9 @@ def load_dataset(
     pairs = _voc_pairs(root, split) if voc else _folder_pairs(root, split)
     if count is not None and count < len(pairs):
         pairs = [pairs[i] for i in np.linspace(0, len(pairs) - 1, count).round().astype(int)]
-    listed = class_file or root / "classes.txt"
-    names, chosen = _classes(listed, pairs, VOC_CLASSES if voc else None, card, masks)
+    listed = class_file or next((root / name for name in CLASS_FILES if (root / name).is_file()), root / CLASS_FILES[0])
+    may_be_vocs = voc and (card is None or len(card.classes) == len(VOC_CLASSES))
+    names, chosen = _classes(listed, pairs, VOC_CLASSES if may_be_vocs else None, card, masks)
     void = None
     if names[-1].lower() in VOID_NAMES:
         void, names = len(names) - 1, names[:-1]
@@ -240,14 +243,30 @@ def load_dataset(
             log.warning("%s names its classes otherwise than the model: %s", data, ", ".join(file_names[:3]))
     if len(names) > IGNORE:
         raise MisuseError(f"{data} has {len(names)} classes; labelled data has at most {IGNORE}")
-    colors = card.colors if card else _colors(names, chosen)
-    if card is not None and _another_order(names, card.classes):
-        log.warning("%s has the model's classes in another order, by which its labels are taken: by their names", data)
-        own = label_map_of(card.classes, colors, replace(masks, values=None), chosen=chosen, void=void)
-        label_map = reordered(own, names, masks)
-    else:
-        label_map = label_map_of(names, colors, masks, chosen=chosen, void=void)
-    return FilePairs(tuple(pairs), card.classes if card else tuple(names), tuple(colors), label_map, card, reading)
+    if card is None:
+        colors = tuple(_colors(names, chosen))
+        own = label_map_of(names, colors, masks, chosen=chosen, void=void)
+        return FilePairs(tuple(pairs), tuple(names), colors, own, None, reading)
+    label_map = _model_label_map(data, names, card, masks, chosen, void)
+    return FilePairs(tuple(pairs), card.classes, tuple(card.colors), label_map, card, reading)
+
+
+def _model_label_map(
+    data: str,
+    names: Sequence[str],
+    card: ModelCard,
+    masks: MaskOptions,
+    chosen: Mapping[str, Color],
+    void: int | None,
+) -> LabelMap:
+    """How label files of classes `names`, with the colours `chosen` of some, write the classes of a model."""
+    given = {name.lower(): color for name, color in chosen.items()}  # of the files, whatever the model's are
+    colors = [given.get(name.lower(), color) for name, color in zip(card.classes, card.colors, strict=True)]
+    if not _another_order(names, card.classes):
+        return label_map_of(names, colors, masks, chosen=chosen, void=void)
+    log.warning("%s has the model's classes in another order, by which its labels are taken: by their names", data)
+    own = label_map_of(card.classes, colors, replace(masks, values=None), chosen=chosen, void=void)
+    return reordered(own, names, masks)
 
 
 def _classes(
@@ -269,14 +288,17 @@ def _classes(
         if again := twice(list(colors.values())):
             raise DeployError(f"{file} has the colour {again[0]} twice; give each class its own")
         return [each.name for each in listed], colors | said
-    if default:
+    own = list(said) or (list(parse_values(masks.values, None)[1]) if masks.values is not None else [])
+    if default and {name.lower() for name in own} - set(VOID_NAMES) <= {name.lower() for name in default}:
+        if card is None:
+            log.warning("%s is not there, so classes are taken for the %d of Pascal VOC", file, len(default))
         return list(default), said
     if card is not None:
         return list(card.classes), said
     if said:
         return [name for name in said if name.lower() not in VOID_NAMES], said
-    if masks.values is not None:
-        return list(parse_values(masks.values, None)[1]), {}
+    if own:
+        return own, {}
     return _counted_classes(file, pairs), {}
 
 

@@ -115,7 +115,7 @@ def _by_pillow(path: Path, colors: Sequence[Color] | None, shown: bool) -> Store
             if _photometric(picture) == MINISWHITE:
                 if picture.mode == "1" and str(_tag(picture, SOFTWARE, "")).startswith("tifffile"):
                     return None  # it calls 0 white of every bool array, and means the array
-                _say_once(path, WHITE)
+                say_once(path, WHITE)
             _name_lossy(path, _lossy(picture, path))
             if picture.mode not in COLORED + SINGLE:
                 raise DeployError(
@@ -190,7 +190,7 @@ def _from_tiff(path: Path) -> StoredLabels:
         planar = page.samplesperpixel > 1 and page.planarconfig == 2
         orientation = page.tags.valueof(ORIENTATION, 1)
     if white:
-        _say_once(path, WHITE)
+        say_once(path, WHITE)
         largest = (1 << page.bitspersample) - 1
         array, nodata = np.array(largest, array.dtype) - array, None if nodata is None else largest - nodata
     stored = _turned(_from_array(np.moveaxis(array, 0, -1) if planar else array, path), orientation)
@@ -205,7 +205,7 @@ def _masked(path: Path, missing: NDArray[np.bool_] | None) -> NDArray[np.bool_] 
         first = file.pages.first
         others = [page.aspage() for page in list(file.pages)[1:]]
         if any(not page.subfiletype & (REDUCED | TRANSPARENCY) for page in others):
-            _say_once(path, "holds several images; only the first is taken for labels")
+            say_once(path, "holds several images; only the first is taken for labels")
         for page in others:
             if page.subfiletype & TRANSPARENCY and page.shape[:2] == first.shape[:2]:
                 outside = turned(page.asarray() == 0, first.tags.valueof(ORIENTATION, 1))
@@ -267,7 +267,7 @@ def _from_array(array: NDArray[Any], path: Path) -> StoredLabels:
     if array.dtype.kind != "f":
         raise DeployError(f"{path} holds {array.dtype}; labels are whole numbers")
     nan = np.isnan(array)
-    whole = np.where(nan, 0, array)
+    whole = np.where(nan, IGNORE, array.astype(np.float64))
     broken = ~np.isfinite(whole) | (np.rint(whole) != whole) | (np.abs(whole) > LARGEST)
     if broken.any():
         raise DeployError(f"{path} holds {whole[broken][0]:g}; labels are whole numbers, one for each class")
@@ -348,7 +348,7 @@ def _by_palette(
         meant = _by_colors(shown, classes, path)
     if meant is None:
         return indices
-    _say_once(path, "has its palette in another order; labels are told by their colours, not by their index")
+    say_once(path, "has its palette in another order; labels are told by their colours, not by their index")
     table = np.zeros(len(palette), np.uint8)
     table[used] = [meant[index] for index in used]
     labels: NDArray[Any] = table[indices]
@@ -392,7 +392,7 @@ def _by_colors(shown: dict[int, Color], classes: dict[Color, list[int]], path: P
     return {index: classes[color][0] if color in classes else IGNORE for index, color in shown.items()}
 
 
-def _say_once(path: Path, what: str) -> None:
+def say_once(path: Path, what: str) -> None:
     """For each folder, by its first file."""
     if (path.parent, what) not in _said:
         _said.add((path.parent, what))
@@ -402,9 +402,9 @@ def _say_once(path: Path, what: str) -> None:
 def _name_lossy(path: Path, kind: str) -> None:
     """Say of labels in a format of photographs, `kind`, what it does to them; of none, nothing."""
     if kind == "JPEG":
-        _say_once(path, "is a JPEG, which changes the numbers of labels; export them as PNG instead")
+        say_once(path, "is a JPEG, which changes the numbers of labels; export them as PNG instead")
     elif kind:
-        _say_once(path, f"is compressed as {kind}, which changes the numbers of labels unless it is lossless; use PNG")
+        say_once(path, f"is compressed as {kind}, which changes the numbers of labels unless it is lossless; use PNG")
 
 
 def _lossy(picture: "Pictures.Image", path: Path) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 from fcn_deploy.calibration.class_files import read_colors, twice
-from fcn_deploy.calibration.label_files import VOC_COUNT, Color, StoredLabels, read_labels
+from fcn_deploy.calibration.label_files import VOC_COUNT, Color, StoredLabels, read_labels, say_once
 from fcn_deploy.calibration.mask_options import MaskOptions, class_of, parse_values
 from fcn_deploy.calibration.metrics import IGNORE
 from fcn_deploy.runtime.engine_format.model_card import ModelCard, voc_palette
@@ -81,8 +81,18 @@ class LabelMap:
             raise DeployError(self._of_no_class(unknown[0] if unknown[0] < 0 else unknown[-1], path))
         labels = _looked_up(values, {value: label for value, label in meant.items() if label is not None})
         if stored.missing is not None:
+            values = values[stored.missing]
+            hidden = self._meant(sorted(set(present_values(values)) - set(present)), stored.nodata)
+            self._say_hidden([label for label in hidden.values() if label is not None], path)
             labels[stored.missing] = IGNORE
         nodata = stored.nodata if stored.nodata in meant and meant[stored.nodata] == IGNORE else None
+        if nodata is not None and self._named is None and 0 <= nodata < len(self.classes) and nodata != self.void:
+            name = self.classes[self._placed(nodata)]
+            say_once(
+                path,
+                f"calls {nodata} no data by its own tag, so {name!r} is not counted where it is {nodata}; where it is "
+                f"that class, say so: --mask-values {nodata}={name},…",
+            )
         return ReadLabels(labels, frozenset(present), nodata)
 
     def _meant(self, present: Sequence[int], nodata: int | None) -> dict[int, int | None]:
@@ -97,6 +107,15 @@ class LabelMap:
             else:
                 meant[value] = self._placed(value) if named is None and 0 <= value < len(self.classes) else None
         return meant
+
+    def _say_hidden(self, hidden: Sequence[int], path: Path) -> None:
+        """Say of labels that a file has nowhere but where it is transparent, or masked: one may be a background."""
+        if names := [self.classes[label] for label in hidden if label < len(self.classes)]:
+            say_once(
+                path,
+                f"holds {names[0]!r} nowhere but where it is transparent, or masked, which is not counted; where it is "
+                "that class, write labels without alpha",
+            )
 
     def _placed(self, label: int) -> int:
         return label if self.places is None or label == IGNORE else self.places[label]
@@ -127,6 +146,8 @@ class LabelMap:
         codes = red.astype(np.uint32) << 16 | green.astype(np.uint32) << 8 | blue
         labels = self._all_colors[codes]
         if stored.missing is not None:
+            hidden = set(present_values(labels[stored.missing])) - set(present_values(labels[~stored.missing]))
+            self._say_hidden(sorted(hidden), path)
             labels[stored.missing] = IGNORE
         strange = labels == NO_CLASS
         if strange.any():

@@ -11,6 +11,7 @@ from collections.abc import Callable, Generator, Hashable, Iterable, Iterator, S
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -350,9 +351,11 @@ def _same_scores(network: Network, images: Sequence[Image]) -> bool:
 
 
 def said(error: Exception, source: object) -> str:
-    """What a record says of an error, in one line."""
+    """What a record says of an error, in one line that names the image."""
     text = one_line(error)
-    return text if isinstance(error, DeployError) else brief(f"{source}: {type(error).__name__}: {text}")
+    if not isinstance(error, DeployError):
+        text = f"{type(error).__name__}: {text}"
+    return text if PurePath(str(source)).name in text else brief(f"{source}: {text}")
 
 
 def describe_plan(plan: Plan) -> dict[str, Any]:

@@ -6,7 +6,7 @@ Tags and world files need nothing installed; the other files are read by GDAL (r
 
 import math
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,7 +20,7 @@ Transform = tuple[float, float, float, float, float, float]  # a, b, c, d, e, f:
 SCALE, TIEPOINTS, MATRIX, KEYS, RPC = 33550, 33922, 34264, 34735, 50844
 # The tags of the GeoTIFF standard (OGC 19-008r4), and rational polynomial coefficients (RPCs in GeoTIFF).
 GEOREFERENCE = (SCALE, TIEPOINTS, MATRIX, KEYS, 34736, 34737, RPC)
-WORLD_FILES = ("TIFF", "JPEG", "PNG", "GIF", "BMP")  # formats whose world files GDAL reads
+WORLD_FILES = ("TIFF", "JPEG", "PNG", "GIF", "BMP", "PPM")  # formats whose world files GDAL reads
 DOUBLE = 12  # type of a tag
 FAR = 0.25  # pixels, at a corner, from which on a world file contradicts the tags
 TOLD_IN_XML = re.compile(r"<(GeoTransform|GCPList|SRS)\b|domain=\"RPC\"")
@@ -45,7 +45,8 @@ def beside(path: Path, kind: str) -> list[Path]:
         names = (f"{stem}_RPC.TXT", f"{stem}_rpc.txt", f"{stem}.RPB", f"{stem}.rpb")
         found += [each for each in [_first(path.with_name(name) for name in names)] if each]
     if kind in WORLD_FILES:
-        found += [each for each in [_first(_cased(path, ("tab",))), _world_file(path)] if each]
+        tab = _first(_cased(path, ("tab",))) if kind != "PPM" else None
+        found += [each for each in [tab, _world_file(path, kind)] if each]
     return found
 
 
@@ -119,10 +120,14 @@ def transform_of(tags: Iterable[Tag]) -> Transform | None:
         a, b, _, c, d, e, _, f = values[MATRIX][:8]
     else:
         return None
-    keys = values.get(KEYS, ())
-    if (1025, 0, 1, 2) in zip(*(keys[i::4] for i in range(4)), strict=False):  # GTRasterTypeGeoKey: PixelIsPoint
+    if _of_points(values.get(KEYS, ())):
         c, f = c - (a + b) / 2, f - (d + e) / 2
     return a, b, c, d, e, f
+
+
+def _of_points(keys: Sequence[int]) -> bool:
+    """Whether GeoTIFF keys set coordinates at the centres of pixels (GTRasterTypeGeoKey: PixelIsPoint)."""
+    return (1025, 0, 1, 2) in zip(*(keys[i::4] for i in range(4)), strict=False)
 
 
 def transform_tags(transform: Transform) -> tuple[Tag, ...]:
@@ -166,7 +171,7 @@ def _by_gdal(path: Path, own: tuple[Tag, ...], others: list[Path]) -> tuple[Tag,
                 found = dataset_tags(dataset)
     except rasterio.errors.RasterioError as error:
         raise DeployError(f"cannot read the georeference of {path} in {others[0].name}: {error}; remove it") from error
-    if any(file.suffix.lower() in (".xml", ".tab") for file in others) or not own:
+    if any(file.suffix.lower() in (".xml", ".tab") for file in others) or transform_of(own) is None:
         return found
     return (*(tag for tag in own if tag[0] != RPC), *(tag for tag in found if tag[0] == RPC))
 
@@ -177,6 +182,11 @@ def _with_world_file(own: tuple[Tag, ...], files: list[Path]) -> tuple[Tag, ...]
     said = next((each for each in transforms if each is not None), None)
     if said is None or transform_of(own) is not None:
         return own
+    a, b, c, d, e, f = said
+    if _of_points(
+        {code: value for code, _, _, value in own}.get(KEYS, ())
+    ):  # which are where pixels have their centres
+        said = a, b, c + (a + b) / 2, d, e, f + (d + e) / 2
     return (*(tag for tag in own if tag[0] not in (SCALE, TIEPOINTS, MATRIX)), *transform_tags(said))
 
 
@@ -196,9 +206,11 @@ def _distance(one: Transform, other: Transform, size: tuple[int, int]) -> float:
     return most
 
 
-def _world_file(path: Path) -> Path | None:
-    """The world file of an image, by GDAL's names of it: a.tfw, a.tifw or a.wld of a.tif."""
+def _world_file(path: Path, kind: str) -> Path | None:
+    """The world file of an image, by GDAL's names of it: a.tfw, a.tifw or a.wld of a.tif, and a.wld alone of a.ppm."""
     suffix = path.suffix[1:]
+    if kind == "PPM":
+        return _first(_cased(path, ("wld",)))
     return _first(_cased(path, (f"{suffix[:1]}{suffix[-1:]}w", f"{suffix}w", "wld"))) if len(suffix) > 1 else None
 
 

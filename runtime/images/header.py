@@ -132,6 +132,10 @@ def open_npy(path: Path) -> NDArray[Any]:
         if "Python objects" not in str(error):
             raise
         raise MisuseError(f"{path} holds Python objects, which are never loaded; save an array of numbers") from error
+    if not isinstance(array, np.ndarray):
+        raise MisuseError(f"{path} holds several arrays, as .npz files do; save the image alone by numpy.save")
+    if array.dtype.kind not in "buifc":
+        raise MisuseError(f"{path} holds {str(array.dtype)[:60]}, which are no numbers; save an array of numbers")
     if array.ndim not in (2, 3) or 0 in array.shape[2:]:
         raise MisuseError(f"{path} holds an array of shape {list(array.shape)}; an image is [H, W] or [H, W, C]")
     return array

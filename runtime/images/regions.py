@@ -28,6 +28,7 @@ REGION_PIXELS = 64_000_000  # files of more are not read whole
 BY_SUFFIX = {  # what a file is that may have others beside it, as far as its name says
     ".jpg": "JPEG", ".jpeg": "JPEG", ".jpe": "JPEG", ".jfif": "JPEG",
     ".png": "PNG", ".gif": "GIF", ".bmp": "BMP", ".webp": "WEBP",
+    ".ppm": "PPM", ".pgm": "PPM", ".pbm": "PPM", ".pnm": "PPM",
 }  # fmt: skip
 
 

@@ -16,6 +16,7 @@ class Plane:
 
     Attributes:
         series: of tifffile, in which it is.
+        axes: of the series, by letters that are one each.
         pages: whose samples are its bands; of pixels that are stored in one run under a single page, that one.
         sides: axes along which the series' pages lie, outermost first: axis → how many.
         across: the axis along which pages are bands, or None.
@@ -24,6 +25,7 @@ class Plane:
     """
 
     series: Any
+    axes: str
     pages: list[Any]
     sides: dict[str, int]
     across: str | None
@@ -66,7 +68,12 @@ def find_plane(file: Any, path: Path, channels: int | None, page: int | None) ->
     place = _place({axis: side for axis, side in sides.items() if axis != across}, number)
     if len(pages) > 1 or not sides:
         pages = _pages_at(pages, sides, across, place, path)
-    return Plane(series, pages, sides, across, place, images)
+    return Plane(series, _told_apart(series.axes), pages, sides, across, place, images)
+
+
+def _told_apart(axes: str) -> str:
+    """Axes of which none is as another: tifffile calls all of an array's that nobody named Q."""
+    return "".join(axis if axis not in axes[:place] else chr(ord("a") + place) for place, axis in enumerate(axes))
 
 
 def _pages(series: Any) -> tuple[list[Any], dict[str, int]]:
@@ -75,7 +82,8 @@ def _pages(series: Any) -> tuple[list[Any], dict[str, int]]:
     if len(pages) > 1 and series.keyframe.bitspersample == 1:  # a mask in 1 bit looks like an image in 1 bit
         pages = [page for page in pages if not page.aspage().is_mask]
         return pages, {"I": len(pages)} if len(pages) > 1 else {}
-    return pages, {axis: side for axis, side in zip(series.axes, series.shape, strict=True) if axis not in "YXS"}
+    axes = _told_apart(series.axes)
+    return pages, {axis: side for axis, side in zip(axes, series.shape, strict=True) if axis not in "YXS"}
 
 
 def _series_of_page(all_series: list[Any], channels: int | None, page: int | None) -> tuple[Any, int, int]:
@@ -109,8 +117,9 @@ def _axis_of_bands(series: Any, sides: dict[str, int], channels: int | None) -> 
         return None
     if "C" in sides:
         return "C"
-    unnamed = next(iter(sides), "") if len(sides) == 1 else ""
-    return unnamed if unnamed in ("I", "Q") and sides[unnamed] == channels and channels not in (1, 3) else None
+    long = [axis for axis, side in sides.items() if side > 1]
+    unnamed = long[0] if len(long) == 1 and (long[0] in "IQ" or long[0].islower()) else None
+    return unnamed if unnamed and sides[unnamed] == channels and channels not in (1, 3) else None
 
 
 def _place(sides: dict[str, int], number: int) -> dict[str, int]:

@@ -95,7 +95,7 @@ def lay_out(file: Any, path: Path, channels: int | None = None, page: int | None
         DeployError: damaged.
     """
     plane = find_plane(file, path, channels, page)
-    key, axes, shape, across = plane.series.keyframe, plane.series.axes, plane.series.shape, plane.across
+    key, axes, shape, across = plane.series.keyframe, plane.axes, plane.series.shape, plane.across
     inner = "S" in axes and shape[axes.index("S")] > 1
     run = None
     if len(plane.series.pages) == 1 and plane.sides:
@@ -253,7 +253,8 @@ def _run(layout: TiffLayout, path: Path) -> NDArray[Any]:
     # tifffile's dtype is the machine's; the file's byte order is its own.
     dtype = np.dtype(key.parent.byteorder + key.dtype.char)
     array: NDArray[Any] = np.memmap(path, dtype, "r", offset=offset, shape=shape)
-    bands = "S" if "S" in axes and shape[axes.index("S")] == layout.bands > 1 else "C"
+    bands = "S" if "S" in axes and shape[axes.index("S")] == layout.bands > 1 else ""
+    bands = bands or "".join(axis for axis in axes if axis not in "YXS" and axis not in layout.place)
     for axis in [axis for axis in axes if axis not in "YX" + (bands if layout.bands > 1 else "")]:
         array = array[(slice(None),) * axes.index(axis) + (layout.place.get(axis, 0),)]
         axes = axes.replace(axis, "", 1)

@@ -2,6 +2,7 @@
 
 import html
 import io
+import logging
 import os
 import warnings
 from collections.abc import Iterator, Sequence
@@ -21,6 +22,9 @@ from .georeference import Tag
 
 if TYPE_CHECKING:
     from PIL import Image as Pictures
+
+# GDAL warns of what it fills tiles of 1 bit beyond the image with; pixels are none of it.
+logging.getLogger("rasterio._env").addFilter(lambda record: "clipped to fit 1 bit domain" not in record.getMessage())
 
 TILE = 512  # pixels: the sides of a tiled TIFF's tiles
 COMPRESSED_AT_ONCE = 16_000_000  # bytes of a TIFF's tiles; tifffile's own would be 256 MB

@@ -146,9 +146,7 @@ class _Run:
             for frame, done, picture, read, drawn in results:
                 if isinstance(done.outcome, Exception):
                     number, reader = self._kept + self._count, self._reader
-                    raise VideoError(f"{reader.source}, frame {number}: {said(done.outcome, reader.source)}") from (
-                        done.outcome
-                    )
+                    raise VideoError(said(done.outcome, f"{reader.source}, frame {number}")) from done.outcome
                 started, (labels,) = time.perf_counter(), done.outcome
                 self._check_output((labels.shape[0], labels.shape[1]), frame.pts)
                 self._parts.write(labels, picture, frame.pts, self._reader.aspect(frame))

@@ -76,7 +76,7 @@ def limits_within(input_range: Range, dtype: np.dtype[Any], name: object, of_car
     (low, high), (least, most) = input_range, limits_of(dtype)
     if low < least or high > most:
         said = f"this model's range is {low:g} to {high:g}" if of_card else f"input range {low:g},{high:g}"
-        remedy = "; say which of them are its 0 and 1 by an input range" if of_card else ""
+        remedy = "; say which of them are its 0 and 1 by an input range" if of_card else "; name two of these"
         raise MisuseError(f"{said}, and {name} holds {dtype} values, {least:.0f} to {most:.0f}{remedy}")
     return low, high
 

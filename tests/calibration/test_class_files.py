@@ -26,7 +26,11 @@ def classes(file, masks=MaskOptions()):  # noqa: B008 (frozen)
         "name;id\nland;0\nroad;1\nclass 7;2\n",
         '"id","name"\n0,"land"\n1,"road"\n2,"class 7"\n', "0\tland\n1\troad\n2\tclass 7",
         "1,road\n0,land\n2,class 7\n", "names:\n  0: land\n  1: road\n  2: class 7\n", "- land\n- road\n- class 7\n",
-        "land,road,:,class 7\n",
+        "land,road,:,class 7\n", "0. land\n1) road\n2 - class 7\n", "0 -> land\n1 -> road\n2 -> class 7\n",
+        "Pixel Value, Class\n0, land\n1, road\n2, class 7\n",  # Roboflow's _classes.csv
+        "Value,Count,Class_Name\n0,9,land\n1,9,road\n2,9,class 7\n", "DN;Label\n0;land\n1;road\n2;class 7\n",
+        "Idx\tRatio\tTrain\tName\n0\t0.1\t1\tland\n1\t0.2\t2\troad\n2\t0.3\t3\tclass 7\n",  # ADE20K's
+        json.dumps({"id2label": {"0": "land", "1": "road", "2": "class 7"}, "model_type": "segformer"}),
         "0=land\n1 = road\n2=class 7\n", "1=road,0=land,2=class 7\n", "land=0\nroad=1\nclass 7=2\n",
         "---\nnames:\n- land\n- road\n- class 7\n",
         "__ignore__\nland\nroad\nclass 7\n", "0 land\n1 road\n2 class 7\n255 void\n",
@@ -47,11 +51,20 @@ def test_names_are_in_label_order(tmp_path, text):
     [
         "land=0,0,0\nroad = #804080\nclass 7=0,0,200\n",
         "# label:color_rgb:parts:actions\nland:0,0,0::\nroad:128,64,128::\nclass 7:0,0,200::\n",
+        "# QGIS Generated Color Map Export File\nINTERPOLATION:EXACT\n"
+        "0,0,0,0,255,land\n1,128,64,128,255,road\n2,0,0,200,255,class 7\n",
+        "land (0, 0, 0)\nroad [128,64,128]\nclass 7 (0 0 200)\n",
+        "name,r,g,b,id\nroad,128,64,128,1\nland,0,0,0,0\nclass 7,0,0,200,2\n",
+        ",Class_Name,RGB\n0,land,\"0,0,0\"\n1,road,\"128,64,128\"\n2,class 7,\"0,0,200\"\n",
+        json.dumps({"pathClasses": [{"name": name, "color": color} for name, color in COLORS.items()]}),
         "id,name,color\n" + "".join(f"{i},{name},{HEX[i]}\n" for i, name in enumerate(NAMES)), json.dumps(COLORS),
         json.dumps([{"label": name, "color": color} for name, color in zip(NAMES, HEX, strict=True)]),
         json.dumps({str(i): {"name": name, "rgb": COLORS[name]} for i, name in enumerate(NAMES)}),
     ],
-    ids=["equals signs", "CVAT", "table", "JSON of colours", "JSON of objects", "JSON by number"],
+    ids=[
+        "equals signs", "CVAT", "QGIS", "brackets", "table by columns", "table of pandas", "QuPath", "table",
+        "JSON of colours", "JSON of objects", "JSON by number",
+    ],
 )  # fmt: skip
 def test_names_may_have_colours(tmp_path, text):
     file = tmp_path / "names"
@@ -71,7 +84,18 @@ def test_names_may_have_colours(tmp_path, text):
         ('[{"x": 1}]', DeployError, "JSON that does not list"), ("[land, road]", DeployError, "is no JSON"),
         ('{"a": [1, 2]}', DeployError, "three numbers"), ('{"a": [0.5, 0, 1]}', DeployError, "three numbers"),
         ('{"a": [Infinity, 0, 1]}', DeployError, "three numbers"),
-        ("name,r,g,b,id\nland,1,2,3,0\n", DeployError, "of four numbers; write NUMBER,NAME,R,G,B"),
+        ("land,1,2,3,0\nroad,4,5,6,1\n", DeployError, "of four numbers; write NUMBER,NAME,R,G,B"),
+        ("land 0 0 0 255\nroad 1 2 3 255\n", DeployError, "of four numbers; write NUMBER,NAME,R,G,B"),
+        ("id,name,r,g,b\n0,land,1,2\n", DeployError, "of 4 columns, and its heading has 5"),
+        ("id,name\nx,land\n", DeployError, "'x' is no value of labels"),
+        ("name,r,g,b\nland,0.0,0.5,1.0\n", DeployError, "three numbers from 0 to 255"),
+        ("land 0.1 0.5 1.0\nroad 1.0 0.5 0.2\n", DeployError, "more than a name and not understood"),
+        ("<View>\n<Label value='land'/>\n</View>\n", DeployError, "more than a name and not understood"),
+        ("class names = {\nland, road}\n", DeployError, "more than a name and not understood"),
+        ("CLASSES = ('land', 'road')\n", DeployError, "more than a name and not understood"),
+        ("land #fff\nroad #000\n", DeployError, "more than a name and not understood"),
+        ("0,1,0.5,land\n1,2,0.1,road\n", DeployError, "more than a name and not understood"),
+        ("id\tname\ttrainId\n7\tland\t0\n8\troad\t1\n", MisuseError, "--mask-values 7=land,8=road"),
         ("names: [land, road]\n", DeployError, "as YAML"), ("nc: 1\nnames:\n- land\n", DeployError, "as YAML"),
         ("path: ../d\ntrain: images/train\nnc: 2\n", DeployError, "'path: ../d', as YAML"),
         ("- name: land\n- name: road\n", DeployError, "'name: land', as YAML"),

@@ -254,3 +254,41 @@ def test_pictures_of_a_data_set_that_nothing_reads_are_counted_and_named(tmp_pat
     put(tmp_path / "trainannot" / "x.png", np.tile([[0, 1, 0, 1]], (4, 1)))
     assert len(load_dataset(str(tmp_path), "train")) == 1
     assert "2 .dcm (pydicom reads it), 1 .nii.gz (nibabel reads it)" in caplog.text
+
+
+def cvats(root, indices=False):
+    """What CVAT exports as `Segmentation mask 1.1`: VOC's layout, and the classes in labelmap.txt."""
+    for folder in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
+        (root / folder).mkdir(parents=True)
+    put(root / "JPEGImages" / "a.png", np.zeros((4, 6, 3)))
+    labels = np.tile([0, 1, 2], (4, 2))
+    palette = np.array([(0, 0, 0), (128, 64, 128), (0, 0, 142)])
+    put(
+        root / "SegmentationClass" / "a.png", labels if indices else palette[labels], palette.ravel().tolist() * indices
+    )
+    (root / "ImageSets" / "Segmentation" / "default.txt").write_text("a\n")
+    lines = "# label:color_rgb:parts:actions\nbackground:0,0,0::\nroad:128,64,128::\nlorry:0,0,142::\n"
+    (root / "labelmap.txt").write_text(lines)
+    return labels
+
+
+@pytest.mark.parametrize("indices", [False, True])
+def test_an_export_of_cvat_has_the_classes_of_its_labelmap(tmp_path, indices):
+    labels, names = cvats(tmp_path, indices), ("background", "road", "lorry")
+    for card in (None, ModelCard(names)):
+        data = load_dataset(str(tmp_path), "default", card=card)
+        assert data.classes == names and np.array_equal(data[0][1], labels)
+    turned = load_dataset(str(tmp_path), "default", card=ModelCard(("road", "background", "lorry")))
+    assert np.array_equal(turned[0][1], np.array([1, 0, 2])[labels])
+
+
+def test_vocs_layout_with_classes_of_ones_own(tmp_path, caplog):
+    labels, names = cvats(tmp_path, indices=True), ("background", "road", "lorry")
+    (tmp_path / "labelmap.txt").rename(tmp_path / "colours")
+    assert load_dataset(str(tmp_path), "default", card=ModelCard(names)).classes == names
+    for masks in (MaskOptions("0=background,1=road,2=lorry"), MaskOptions(colors=tmp_path / "colours")):
+        data = load_dataset(str(tmp_path), "default", masks=masks)
+        assert data.classes == names and np.array_equal(data[0][1], labels)
+    assert not caplog.messages
+    assert load_dataset(str(tmp_path), "default").classes == VOC_CLASSES
+    assert "classes are taken for the 21 of Pascal VOC" in caplog.text

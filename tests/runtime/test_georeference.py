@@ -41,6 +41,14 @@ RPC_TXT = "".join(
         **{f"{a}_{b}_COEFF_{i}": i / 10 for a in ("LINE", "SAMP") for b in ("NUM", "DEN") for i in range(1, 21)},
     }.items()
 )  # fmt: skip
+AUX_RPC = '<Metadata domain="RPC">' + "".join(
+    f'<MDI key="{name}">{value}</MDI>'
+    for name, value in {
+        **dict(line.split(": ") for line in RPC_TXT.splitlines()[:10]),
+        **{f"{each}_COEFF": " ".join(str(i / 10) for i in range(1, 21))
+           for each in ("LINE_NUM", "LINE_DEN", "SAMP_NUM", "SAMP_DEN")},
+    }.items()
+) + "</Metadata>"  # fmt: skip
 CASES = {
     "tags": ("a.tif", [*PLACE, KEYS], {}),
     "tags of pixels that are points": ("a.tif", [*PLACE, POINT_KEYS], {}),
@@ -59,6 +67,14 @@ CASES = {
     "a world file that says the same": ("a.tif", [*PLACE, KEYS], {"a.tfw": WORLD}),
     "a world file and a coordinate system": ("a.tif", [KEYS], {"a.tfw": WORLD}),
     "a world file and control points": ("a.tif", [*POINTS, KEYS], {"a.tfw": WORLD}),
+    "a world file and a coordinate system of points": ("a.tif", [POINT_KEYS], {"a.tfw": WORLD}),
+    "a turned world file and a coordinate system of points": ("a.tif", [POINT_KEYS], {"a.tfw": TURNED}),
+    "a world file and control points of points": ("a.tif", [*POINTS, POINT_KEYS], {"a.tfw": WORLD}),
+    "a world file, a coordinate system and RPCs": ("a.tif", [KEYS], {"a.tfw": WORLD, "a_RPC.TXT": RPC_TXT}),
+    "a world file, one of points and RPCs": ("a.tif", [POINT_KEYS], {"a.tfw": WORLD, "a_RPC.TXT": RPC_TXT}),
+    "tags of points and RPCs": ("a.tif", [*PLACE, POINT_KEYS], {"a_RPC.TXT": RPC_TXT}),
+    "aux.xml with RPCs, and a world file": ("a.tif", [KEYS], {"a.tfw": WORLD, "a.tif.aux.xml": AUX_RPC}),
+    "a.wld of a PPM": ("a.ppm", [], {"a.wld": WORLD}),
     "what is no world file": ("a.tif", [*PLACE, KEYS], {"a.tfw": "a note\n"}),
     "a world file without an area": ("a.tif", [], {"a.tfw": "0\n0\n0\n0\n5\n5\n"}),
     "a.jgw": ("a.jpg", [], {"a.jgw": WORLD}),

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import logging
 import os
 import re
 import subprocess
@@ -402,6 +403,14 @@ def test_masks_that_overlap_have_polygons_and_statistics_too(tmp_path, cog):
     assert record["instance_counts"] == {name: ndimage.label(masks[i])[1] for i, name in ((1, "road"), (2, "roof"))}
     _, _, _, columns = pyogrio.raw.read(tmp_path / "p.gpkg", columns=["class", "pixels"])
     assert [columns[1][columns[0] == i].sum() for i in range(3)] == masks.sum((1, 2)).tolist()
+
+
+def test_gdals_warning_of_pixels_beyond_a_mask_is_not_passed_on(caplog):
+    gdal = logging.getLogger("rasterio._env")  # it comes by chance, of memory that nobody has set
+    gdal.warning("CPLE_AppDefined in cog.tif, band 3: One or more pixels clipped to fit 1 bit domain.")
+    assert not caplog.messages
+    gdal.warning("something else")
+    assert caplog.messages
 
 
 def test_a_run_that_is_gone_on_with_has_the_products_of_all_images(tmp_path):

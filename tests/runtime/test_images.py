@@ -257,6 +257,14 @@ def test_arrays_that_are_no_images_are_refused_with_what_to_do(tmp_path):
     np.save(tmp_path / "a.npy", np.array([{}]), allow_pickle=True)
     with pytest.raises(MisuseError, match="holds Python objects, which are never loaded"):
         read_image(tmp_path / "a.npy", RGB)
+    for strange in (np.zeros((4, 5), [("r", "u1"), ("g", "u1")]), np.zeros((4, 5), "M8[s]"), np.zeros((4, 5), "U3")):
+        np.save(tmp_path / "a.npy", strange)
+        with pytest.raises(MisuseError, match="which are no numbers; save an array of numbers"):
+            read_image(tmp_path / "a.npy", RGB)
+    np.savez(tmp_path / "a.npz", photo(40, 50))
+    (tmp_path / "a.npz").rename(tmp_path / "a.npy")
+    with pytest.raises(MisuseError, match=r"holds several arrays, as \.npz files do; save the image alone"):
+        read_image(tmp_path / "a.npy", RGB)
 
 
 def test_the_first_of_a_phones_jpegs_in_one_is_a_jpeg(tmp_path):

@@ -183,6 +183,20 @@ def test_where_every_label_is_a_class_there_is_none_for_no_data(tmp_path):
         assert np.isnan(net.probabilities(photo(32, 32), valid)[:, 0, 0]).all()
 
 
+@pytest.mark.parametrize("name", ["a.png", "a.tif"])
+def test_what_the_network_cannot_do_with_an_image_is_said_with_its_name(tmp_path, name):
+    pixels = photo(32, 32)
+    if name == "a.png":
+        Image.fromarray(np.dstack([pixels, np.uint8(255) * (pixels[:, :, 0] > 60)])).save(tmp_path / name)
+    else:
+        pixels[:9] = 0
+        tifffile.imwrite(tmp_path / name, pixels, photometric="rgb", extratags=[*GEO, (42113, "s", 0, "0", True)])
+    card = ModelCard(tuple(map(str, range(256))), size_multiple=4, stride=4)
+    with Network(save_network(tmp_path / "m.onnx", card)) as net:
+        (record,) = label_files(net, [tmp_path / name], tmp_path / "o")
+    assert record["error"].startswith(f"{tmp_path / name}: the image has pixels without data")
+
+
 def test_scores_that_are_not_finite_never_become_a_class(tmp_path):
     path = save_network(tmp_path / "m.onnx", CARD, scale=1e38)
     with Segmenter(path) as net:

@@ -68,6 +68,25 @@ def test_every_plane_and_channel_of_a_stack_is_read(tmp_path, caplog, axes, kind
         read_header(path, page=len(planes))
 
 
+@pytest.mark.parametrize("options", [{}, {"compression": "zlib"}, {"truncate": True}, {"metadata": None}])
+@pytest.mark.parametrize("shape", [(3, 4), (2, 3, 4), (2, 1), (1, 2)])
+def test_every_page_of_an_array_of_many_axes_without_names_is_read(tmp_path, shape, options):
+    stack = np.random.default_rng(0).integers(0, 65536, (*shape, *SIZE), np.uint16)
+    tifffile.imwrite(tmp_path / "i.tif", stack, photometric="minisblack", **options)
+    pages = stack.reshape(-1, *SIZE)
+    assert read_header(tmp_path / "i.tif").pages == len(pages)
+    for page, plane in enumerate(pages):
+        np.testing.assert_array_equal(read(tmp_path / "i.tif", card(1), page)[:, :, 0], plane)
+    if len(pages) == 2:  # of one axis, in truth
+        np.testing.assert_array_equal(read(tmp_path / "i.tif", card(2)), pages.transpose(1, 2, 0))
+
+
+def test_unnamed_pages_that_are_stored_in_one_run_may_be_bands(tmp_path):
+    bands = np.random.default_rng(0).integers(0, 65536, (4, *SIZE), np.uint16)
+    tifffile.imwrite(tmp_path / "i.tif", bands, photometric="minisblack", truncate=True)
+    np.testing.assert_array_equal(read(tmp_path / "i.tif", card(4)), bands.transpose(1, 2, 0))
+
+
 def test_channels_are_chosen_in_any_order(tmp_path):
     image = np.random.default_rng(0).integers(0, 65536, (*SIZE, 13), np.uint16)
     tifffile.imwrite(tmp_path / "i.tif", image, photometric="minisblack", planarconfig="contig")
