@@ -69,12 +69,13 @@ def _resizes_to(core: ModelProto, result: str) -> tuple[int, int] | None:
     """(multiple, least side) of what images are resized to; None: something else."""
     run = session(extract(core, [result]).SerializeToString(), optimise=False)
     channels = int(dims(core.graph.input[0])[1] or 1)
-    pairs = [
-        (side, shape[axis])
-        for sides in zip(SIDES, (*SIDES[7:], *SIDES[:7]), strict=True)
-        for shape in [run_quietly(run, np.zeros((1, channels, *sides), np.float32))[0].shape[2:]]
-        for axis, side in enumerate(sides)
-    ]
+    pairs: list[tuple[int, int]] = []  # a side, and what it is resized to
+    for sides in zip(SIDES, (*SIDES[7:], *SIDES[:7]), strict=True):
+        try:
+            (resized,) = run_quietly(run, np.zeros((1, channels, *sides), np.float32))
+        except Exception:  # of ONNX Runtime, as of a side that is rounded down to 0
+            return None
+        pairs += zip(sides, resized.shape[2:], strict=True)
     wanted = [each for _, each in pairs]
     multiple, least = math.gcd(*wanted), min(wanted)
     holds = all(nearest_multiple(side, multiple, least) == each for side, each in pairs)

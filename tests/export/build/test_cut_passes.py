@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -26,6 +27,7 @@ from fcn_deploy.runtime.tiling.pooled import Totals
 from helpers import command, photo, save_photos
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from onnx import parser
 from torch import nn
 
 from fcn_deploy import DeployError, Segmenter
@@ -265,6 +267,25 @@ def test_what_does_not_pay_is_said():
 
 def test_pooling_that_is_not_known_is_named():
     assert "makes a grid of the whole image, and is no average" in (reason := reason_of(MaxGrid)) and "/pools" in reason
+
+
+def test_an_image_that_is_resized_to_nothing_where_it_is_small_is_left_to_the_network():
+    resized = parser.parse_model("""
+        <ir_version: 10, opset_import: ["" : 18]>
+        m (float[N, 3, H, W] image) => (float[N, 3, H, W] scores)
+        <int64[1] four = {4}, int64[1] two = {2}, int64[1] zero = {0}, int64[2] step = {32, 32}> {
+            sides = Shape (image)
+            pixels = Slice (sides, two, four)
+            count = Div (pixels, step)
+            down = Mul (count, step)
+            others = Slice (sides, zero, two)
+            size = Concat <axis = 0> (others, down)
+            small = Resize <mode = "linear"> (image, , , size)
+            mean = GlobalAveragePool (small)
+            scores = Add (small, mean)
+        }""")
+    found = cut_passes(resized, replace(CARD, smallest=32))
+    assert found.pooled is None and "Resize small goes to what is 288×320 of 291×333" in found.reason
 
 
 def reason_of(kind):
