@@ -8,6 +8,7 @@ Where something else is seen, as of `if h > 512`, the exported graph is run besi
 import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -120,18 +121,22 @@ def compare_at_larger_sizes(
     """
     if network.ours or sizes.only is not None:
         return []
-    with numbers_noted(network.module):
-        return _compared(network, graph, expected, sizes)
+    why_not = ""
+    for noting in (numbers_noted(network.module), nullcontext()):
+        with noting:
+            try:
+                followed = _Followed(network, sizes)
+            except ValuesReadError:
+                return [_compare_other_values(network, graph, expected)]
+            except Exception as error:  # such as PyTorch's of `dtype=float`, which takes no other `float` for it
+                why_not = one_line(error, SAID)
+            else:
+                return _compared(network, graph, expected, followed)
+    return [_compare_unfollowed(network, graph, expected, sizes, why_not)]
 
 
-def _compared(network: Network, graph: onnx.ModelProto, expected: ExpectedScores, sizes: AcceptedSizes) -> list[str]:
+def _compared(network: Network, graph: onnx.ModelProto, expected: ExpectedScores, followed: "_Followed") -> list[str]:
     """As compare_at_larger_sizes, of a module from elsewhere that takes several sizes."""
-    try:
-        followed = _Followed(network, sizes)
-    except ValuesReadError:
-        return [_compare_other_values(network, graph, expected)]
-    except Exception as error:
-        return [_compare_unfollowed(network, graph, expected, sizes, one_line(error, SAID))]
     for first, size in followed.larger():
         if not followed.can_be_run(first):
             return [f"{network.name} does otherwise from {_text(first)} on; it was not compared there"]
@@ -140,7 +145,7 @@ def _compared(network: Network, graph: onnx.ModelProto, expected: ExpectedScores
             _compare_at(each, network, run, expected, "smaller sizes")
     apart = followed.where_asked()
     run = session(graph.SerializeToString()) if apart else None
-    beyond = _larger(_unit(sizes)) if apart else ()  # a range may end in the module alone
+    beyond = _larger(followed.unit) if apart else ()  # a range may end in the module alone
     for each in filter(followed.can_be_run, (*apart, *beyond)):
         _compare_at(each, network, run, expected, "other sizes")
     left = [
@@ -187,11 +192,11 @@ class _Followed:
 
     def __init__(self, network: Network, sizes: AcceptedSizes) -> None:
         self._network, self._trace, self._sizes = network, tracer(network), sizes
-        self._unit = _unit(sizes)
+        self.unit = _unit(sizes)
         self._usual: list[Trace] = []
 
         def follow(rows: int, columns: int) -> None:
-            self._usual.append(self._trace((rows * self._unit, columns * self._unit), math.inf))
+            self._usual.append(self._trace((rows * self.unit, columns * self.unit), math.inf))
 
         self._code = code_of(lambda: follow(*USUAL[0]))
         for rows, columns in USUAL[1:]:
@@ -216,9 +221,9 @@ class _Followed:
 
     def larger(self) -> Iterator[tuple[Size, Size]]:
         """Larger sizes at which the module does otherwise: the least on the way to each, and that."""
-        for size in _larger(self._unit):
+        for size in _larger(self.unit):
             if self._differs(size):
-                yield _first_on_the_way(size, self._unit, self._differs), size
+                yield _first_on_the_way(size, self.unit, self._differs), size
 
     def where_asked(self) -> list[Size]:
         """Sizes at which the module does otherwise because of what its code asks about sizes, one of each kind."""
@@ -237,7 +242,7 @@ class _Followed:
                 return None
             seen[size] = other
             waiting.append(other)
-            whole = not any(side % self._unit for side in size)
+            whole = not any(side % self.unit for side in size)
             if not known.holds(other) or (whole and not self._law.holds(other)):
                 found.setdefault((other.operators, *known.constants(other)), size)
             return other
@@ -246,7 +251,7 @@ class _Followed:
         while waiting_for or waiting:
             if waiting_for:
                 trace, places = waiting_for.pop(0)
-                for size in where_it_turns(trace.size, places.values(), self._sizes.multiple, self._unit):
+                for size in where_it_turns(trace.size, places.values(), self._sizes.multiple, self.unit):
                     look(size)
                 continue
             trace = waiting.pop(0)
@@ -271,7 +276,7 @@ class _Followed:
 
         if any(side_of(trace) not in (None, side_of(start)) for trace in seen.values()):
             return
-        for end in _larger(self._unit):
+        for end in _larger(self.unit):
             if side_of(self._at(end)) in (None, side_of(start)):
                 continue
             low, high = start.size, end
@@ -297,7 +302,7 @@ class _Followed:
         sides = [self._rounded(number) for number in numbers]
         yield from itertools.product(sides[-GRID:], sides[-GRID:])
         if self._lost:
-            for side in range(GRID * self._unit, LARGER, GRID * self._unit):
+            for side in range(GRID * self.unit, LARGER, GRID * self.unit):
                 yield from ((side, width), (height, side), (side, side))
 
     def _rounded(self, side: int) -> int:

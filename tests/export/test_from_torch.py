@@ -460,6 +460,10 @@ def by_exponents(x, y):
         (lambda x, y: y * 2 if 300 < np.sqrt(x.shape[2]) ** 2 < 310 else y, "does otherwise at 30"),
         (lambda x, y: y * 2 if torch.tensor(x.shape[2]) > 300 and x.shape[2] < 310 else y, "does otherwise at 309×96"),
         (lambda x, y: twice_from_300_to_310(y, x.shape[2]), "does otherwise at 309×96 than at other sizes"),
+        (
+            lambda x, y: y * 2 if torch.ones(1, dtype=float).ndim and 300 < x.shape[2] < 310 else y,
+            "otherwise at 301×96",
+        ),
         (Rows(), "does otherwise at 64×301 than at other sizes"),
         (Locked(), "does otherwise at 301×96 than at other sizes"),
     ],
