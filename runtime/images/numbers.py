@@ -147,7 +147,7 @@ def frayed(pixels: NDArray[Any], invalid: NDArray[np.bool_], no_data: float, nea
     dtype = pixels.dtype
     least, most = limits_of(dtype)
     low, high = (dtype.type(min(max(end, least), most)) for end in (no_data - near, no_data + near))
-    # Compared as they are: as floats it would take as long as to decode them.
+    # Compared as they are, without copies in floats.
     close = over_bands((pixels >= low) & (pixels <= high), every=True) & ~invalid
     if not close.any():
         return False
