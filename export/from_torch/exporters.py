@@ -14,9 +14,10 @@ from fcn_deploy.export.analysis.accepted_sizes import AcceptedSizes
 from fcn_deploy.export.from_torch.network import Network, traced_size
 from fcn_deploy.export.graph.edit import opset
 from fcn_deploy.export.passes.fold_constants import fold_constants
-from fcn_deploy.fcn.exportable import Exportable, numbers_of_sizes
+from fcn_deploy.fcn.exportable import Exportable
 from fcn_deploy.fcn.foreign import ScoresModule
 from fcn_deploy.fcn.programs import is_script
+from fcn_deploy.fcn.traced_numbers import numbers_of_sizes
 from fcn_deploy.runtime.errors import DeployError, one_line
 from torch import nn
 

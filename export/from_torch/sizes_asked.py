@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from fcn_deploy.fcn.exportable import NUMBERS, standing_for
+from fcn_deploy.fcn.traced_numbers import NUMBERS, standing_for
 from torch.overrides import TorchFunctionMode
 
 Size = tuple[int, int]

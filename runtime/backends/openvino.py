@@ -251,7 +251,7 @@ def _few_in_onednn() -> None:
     except RuntimeError:  # what fails here fails for the network, which says more
         log.info("oneDNN could not be told to keep no kernels")
     finally:
-        del os.environ[ONEDNN_KERNELS]
+        os.environ.pop(ONEDNN_KERNELS, None)  # which another thread may have done
 
 
 def _keep_biases(network: "openvino.Model") -> None:
