@@ -21,7 +21,7 @@ from fcn_deploy.runtime.errors import DeployError, MisuseError
 from torch import nn
 
 TRACED = (64, 96)  # or two and three multiples, where those are larger
-STRONG = 30.0  # noise of an image that leaves much behind in what keeps state
+WHITE = 2.0  # about a white pixel, normalised
 
 Note = Callable[[str], None]
 
@@ -83,19 +83,23 @@ def network_of(model: nn.Module, card: ModelCard | None, options: ImportOptions,
 def _refuse_state(network: Network, size: tuple[int, int]) -> None:
     """Raise DeployError where an image has other scores after another image; says what keeps them."""
 
-    def scores(strength: float = 1.0) -> np.ndarray:
+    def scores() -> np.ndarray:
         torch.manual_seed(0)  # what draws random numbers is another matter
-        return np.asarray(network.scores(*size, strength))
+        return np.asarray(network.scores(*size))
+
+    def run_white() -> None:  # means of it are far from those of noise
+        with torch.inference_mode():
+            network.module(torch.full((1, network.channels, *size), WHITE))
 
     before = scores()
-    scores(STRONG)
+    run_white()
     after = scores()
     if np.array_equal(before, after, equal_nan=True):
         return
     if before.shape == after.shape and np.abs(after - before).max() <= SAME_IMAGE * np.ptp(before):
         return
     held = _tensors_held(network.module)
-    scores(STRONG)
+    run_white()
     now = _tensors_held(network.module)
     differ = [key for key, value in now.items() if key not in held or not torch.equal(value, held[key])]
     changed = list(dict.fromkeys(key.partition("[")[0] for key in differ))
