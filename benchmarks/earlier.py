@@ -3,6 +3,7 @@
 Run as a program, this file is what that interpreter runs, in the checkout's folder: it imports nothing of today's.
 """
 
+import importlib
 import importlib.util
 import json
 import os
@@ -92,8 +93,8 @@ def main() -> None:
         found = Path(importlib.util.find_spec(runtime).origin)
         if not found.is_relative_to(Path.cwd()):
             raise ImportError(f"the environment of this checkout runs {found}, which is not its own")
-        from benchmarks import candidates, peers
-
+        # That checkout's own, by name: imported in the usual way, today's would import each other.
+        candidates, peers = (importlib.import_module(f"benchmarks.{each}") for each in ("candidates", "peers"))
         # Before it was an option, the image of one size was of a fixed one.
         if (fixed := getattr(candidates, "FIXED", None)) not in (None, tuple(given["fixed"])):
             raise ValueError(f"this checkout measures no other image of one size than {'x'.join(map(str, fixed))}")

@@ -13,7 +13,7 @@ from fcn_deploy.runtime.engine_format.model_card import voc_palette
 from fcn_deploy.runtime.errors import DeployError
 from fcn_deploy.runtime.images.deep import bits_of, read_deep
 from fcn_deploy.runtime.images.find import IMAGE_SUFFIXES
-from fcn_deploy.runtime.images.header import DEFAULT_MAX_PIXELS, open_npy
+from fcn_deploy.runtime.images.header import DEFAULT_MAX_PIXELS, open_npy, orientation_of
 from fcn_deploy.runtime.images.pillow import check_pixels, open_pillow
 from fcn_deploy.runtime.images.sidecars import has_mask_beside, mask_beside, no_data_beside
 from fcn_deploy.runtime.images.tiff import LOSSY, TURNS, is_tiff, turned
@@ -130,7 +130,7 @@ def _by_pillow(path: Path, colors: Sequence[Color] | None, shown: bool) -> Store
             else:
                 stored = _single(picture, path, colors)
             if not tiff:  # Pillow turns TIFFs
-                stored = _turned(stored, picture.getexif().get(ORIENTATION, 1))
+                stored = _turned(stored, orientation_of(picture, path))
             nodata = _nodata(_tag(picture, GDAL_NODATA, None)) if picture.format == "TIFF" else None
             if nodata is not None and _photometric(picture) == MINISWHITE:  # the tag is of what is stored
                 nodata = _largest(picture, path) - nodata
@@ -235,7 +235,7 @@ def _is_turned(path: Path) -> bool:
         with tifffile.TiffFile(path) as stored:
             return stored.pages.first.tags.valueof(ORIENTATION, 1) in TURNS
     with open_pillow(path, DEFAULT_MAX_PIXELS) as picture:
-        return picture.getexif().get(ORIENTATION, 1) in TURNS
+        return orientation_of(picture, path) in TURNS
 
 
 def _nodata(text: object) -> int | None:

@@ -13,6 +13,9 @@ DECISION_MARGIN = 1e-4
 # in a batch, in tiles, or as a part of a larger image; and those of an engine against its model's.
 REORDERED_SUMS = 1e-4
 
+# Scores of one image, computed by one module before and after another image: what differs was kept from that.
+SAME_IMAGE = 1e-5
+
 # Scores of a model whose sizes were freed, at the size that it had: only arithmetic that was folded before is run anew.
 FREED_SIZES = 1e-5
 

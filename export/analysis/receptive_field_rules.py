@@ -388,7 +388,7 @@ def _reshaped(node: FollowedNode) -> FeatureMap:
     try:
         (before, after), (before_too, after_too) = node.shapes.at_two_sizes(node.proto, node.unit)
     except ValueError as error:
-        raise WholeImageError(f"{node.name} goes to a shape that cannot be followed: {str(error)[-100:]}") from error
+        raise WholeImageError(f"{node.name} goes to a shape that cannot be followed: {error}") from error
     refusal = WholeImageError(f"{node.name} mixes places, or goes to a shape of one size")
     if found.layout[0] != "N" or after[0] != 1 or len(after) != len(after_too):
         raise refusal

@@ -6,9 +6,8 @@ from functools import cached_property
 import numpy as np
 import onnx
 from fcn_deploy.export.analysis.accepted_sizes import run_quietly
-from fcn_deploy.export.graph.edit import dims, extract, set_shape
+from fcn_deploy.export.graph.edit import dims, extract, initializers, set_shape
 from fcn_deploy.runtime.backends.onnxruntime import session
-from fcn_deploy.runtime.errors import one_line
 from onnx import ModelProto, NodeProto
 
 Shape = tuple[int, ...]
@@ -64,17 +63,23 @@ class ReshapeShapes:
         """Of one node, for images whose sides are multiples of `unit`, (height, width).
 
         Raises:
-            ValueError: it runs at none; says why.
+            ValueError: it runs at none, or wants further inputs; says which.
         """
-        reason = ""
+        failure: Exception | None = None
         for times in UNITS:
             sizes = [(unit[0] * rows * times, unit[1] * columns * times) for rows, columns in SIDES]
             try:
                 first, second = (self._at(node, size, together=times == 1) for size in sizes)
                 return first, second
             except Exception as error:  # of ONNX Runtime, whose errors share no base class
-                reason = reason or one_line(error)
-        raise ValueError(reason)
+                failure = failure or error
+        inputs = {value.name for value in self._network.graph.input} - initializers(self._network).keys()
+        reason = (
+            "it is computed, in a network that pooled values are given to"
+            if len(inputs) > 1
+            else "it fails at every size that was tried"
+        )
+        raise ValueError(reason) from failure
 
     def _at(self, node: NodeProto, size: tuple[int, int], together: bool) -> BeforeAndAfter:
         known, names = self._known.setdefault(size, {}), [node.input[0], node.output[0]]

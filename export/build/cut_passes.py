@@ -71,7 +71,9 @@ def cut_passes(core: ModelProto, card: ModelCard) -> CutPasses:
         opened = open_pooling(network, multiple, least)
         return NO_PASSES if opened is None else _Cutting(core, card, opened, resized).best()
     except (NotPooledError, WholeImageError, DeployError) as error:
-        return CutPasses(None, {}, f"no tiles in passes: {error}")
+        operator_alone = isinstance(error, WholeImageError) and len(str(error).split()) == 2
+        reason = f"{error} looks at the whole image, or may" if operator_alone else str(error)
+        return CutPasses(None, {}, f"no tiles in passes: {reason}")
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from fcn_deploy.export.analysis.accepted_sizes import (
     size_that_runs,
 )
 from fcn_deploy.export.importer.options import ImportOptions
+from fcn_deploy.export.tolerances import SAME_IMAGE
 from fcn_deploy.fcn.architecture import AnySize
 from fcn_deploy.fcn.foreign import ScoresModule, likely_sizes, scores_of
 from fcn_deploy.fcn.programs import is_program
@@ -20,6 +21,7 @@ from fcn_deploy.runtime.errors import DeployError, MisuseError
 from torch import nn
 
 TRACED = (64, 96)  # or two and three multiples, where those are larger
+WHITE = 2.0  # about a white pixel, normalised
 
 Note = Callable[[str], None]
 
@@ -66,11 +68,63 @@ def network_of(model: nn.Module, card: ModelCard | None, options: ImportOptions,
     scores = scores_of(model, name, card.channels if card else None, options.output, note, [only] if only else own)
     network = Network(scores.eval(), scores.channels, AcceptedSizes(), name, False)
     if only is not None:
-        return replace(network, sizes=only_at(network.scores, name, only))
-    try:
-        return replace(network, sizes=find_accepted_sizes(network.scores, name))
-    except DeployError as error:
-        raise _of_one_size(network, own) or error from error
+        network = replace(network, sizes=only_at(network.scores, name, only))
+    else:
+        try:
+            network = replace(network, sizes=find_accepted_sizes(network.scores, name))
+        except DeployError as error:
+            if size_that_runs(network.scores, [TRACED]):  # a map that is kept may be what fails at other sizes
+                _refuse_state(network, TRACED)
+            raise _of_one_size(network, own) or error from error
+    _refuse_state(network, traced_size(network.sizes))
+    return network
+
+
+def _refuse_state(network: Network, size: tuple[int, int]) -> None:
+    """Raise DeployError where an image has other scores after another image; says what keeps them."""
+
+    def scores() -> np.ndarray:
+        torch.manual_seed(0)  # what draws random numbers is another matter
+        return np.asarray(network.scores(*size))
+
+    def run_white() -> None:  # means of it are far from those of noise
+        with torch.inference_mode():
+            network.module(torch.full((1, network.channels, *size), WHITE))
+
+    before = scores()
+    run_white()
+    after = scores()
+    if np.array_equal(before, after, equal_nan=True):
+        return
+    if before.shape == after.shape and np.abs(after - before).max() <= SAME_IMAGE * np.ptp(before):
+        return
+    held = _tensors_held(network.module)
+    run_white()
+    now = _tensors_held(network.module)
+    differ = [key for key, value in now.items() if key not in held or not torch.equal(value, held[key])]
+    changed = list(dict.fromkeys(key.partition("[")[0] for key in differ))
+    what = f"{', '.join(changed[:3])}{', …' if len(changed) > 3 else ''}" if changed else "what its forward keeps"
+    raise DeployError(
+        f"{network.name} keeps state from image to image ({what}): an image's scores are others after another image; "
+        "have forward change it in training alone (if self.training)"
+    )
+
+
+def _tensors_held(module: nn.Module) -> dict[str, torch.Tensor]:
+    """Copies of what modules hold beside their weights: buffers, tensors, and tensors in lists and dictionaries."""
+    found = {}
+    for path, layer in nn.Module.named_modules(module):
+        path = path.removeprefix("model").removeprefix(".")
+        held: dict[str, object] = {**layer._buffers, **{k: v for k, v in vars(layer).items() if not k.startswith("_")}}
+        for name, value in held.items():
+            entries = {name: value}
+            if isinstance(value, dict | list | tuple):
+                pairs = value.items() if isinstance(value, dict) else enumerate(value)
+                entries = {f"{name}[{key}]": each for key, each in pairs}
+            for entry, each in entries.items():
+                if isinstance(each, torch.Tensor):
+                    found[f"{path}.{entry}" if path else entry] = each.detach().clone()
+    return found
 
 
 def _of_one_size(network: Network, own: Sequence[tuple[int, int]]) -> DeployError | None:

@@ -220,7 +220,7 @@ def _converted(pixels: NDArray[Any], stored: StoredImage, card: ModelCard, limit
         pixels = pixels.astype(wanted, copy=False)
     if pixels.dtype != wanted:
         raise MisuseError(
-            f"{stored.path} holds {pixels.dtype} values; this model takes {wanted}: convert it first, or let "
-            "label-images do it by --input-range LO,HI"
+            f"{stored.path} holds {pixels.dtype} values; this model takes {wanted}: convert it first, or say "
+            "which values are the ends of that by --input-range LO,HI"
         )
     return pixels

@@ -1,7 +1,9 @@
 """What an image file says of itself before a pixel is decoded: the one place where its size is found out."""
 
+import io
 import logging
 import os
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -26,6 +28,8 @@ log = logging.getLogger(__name__)
 
 DEFAULT_MAX_PIXELS = 500_000_000  # above a 20000×20000 image
 TURNED = (5, 6, 7, 8)  # EXIF orientations that exchange height and width
+TAGS = (b"eXIf", b"tEXt", b"zTXt", b"iTXt")  # chunks of a PNG that may hold one
+PNG_END = b"\0\0\0\0IEND\xaeB`\x82"
 
 
 @dataclass(frozen=True)
@@ -178,27 +182,39 @@ def _tiff(path: Path, page: int | None) -> Header:
 
 def _upright_size(picture: "Pictures.Image", path: Path) -> tuple[int, int]:
     """(height, width) after ImageOps.exif_transpose."""
+    width, height = picture.size
+    return (width, height) if orientation_of(picture, path) in TURNED else (height, width)
+
+
+def orientation_of(picture: "Pictures.Image", path: Path) -> int:
+    """The EXIF orientation of a file that Pillow has opened, 1 where it says none; no pixel is decoded."""
     from PIL import ExifTags, Image
 
-    width, height = picture.size
-    if picture.format == "PNG":
-        # PngImageFile.getexif decodes the whole image, for the sake of a tag that may come after the pixels.
-        if _tags_follow_pixels(path):
-            picture.load()
+    if picture.format != "PNG":
+        exif = picture.getexif()
+    # PngImageFile.getexif decodes the whole image, for the sake of a tag that may come after the pixels.
+    elif (tags := _tags_after_pixels(path)) is None:
         exif = Image.Image.getexif(picture)
     else:
-        exif = picture.getexif()
-    return (width, height) if exif.get(ExifTags.Base.Orientation, 1) in TURNED else (height, width)
+        with Image.open(io.BytesIO(tags), formats=("PNG",)) as without_pixels:
+            exif = Image.Image.getexif(without_pixels)
+    return int(exif.get(ExifTags.Base.Orientation, 1))
 
 
-def _tags_follow_pixels(path: Path) -> bool:
-    """Whether a PNG has EXIF or text chunks after its pixels."""
+def _tags_after_pixels(path: Path) -> bytes | None:
+    """A PNG of the header, EXIF and text of a PNG that has such after its pixels; None: it has none there."""
     with path.open("rb") as file:
-        file.seek(8)
-        pixels = False
+        found = [file.read(8)]
+        pixels = after = False
         while len(head := file.read(8)) == 8:
-            pixels |= head[4:] == b"IDAT"
-            if pixels and head[4:] in (b"eXIf", b"tEXt", b"zTXt", b"iTXt"):
-                return True
-            file.seek(int.from_bytes(head[:4], "big") + 4, os.SEEK_CUR)
-    return False
+            length, kind = int.from_bytes(head[:4], "big"), head[4:]
+            pixels |= kind == b"IDAT"
+            if kind not in (b"IHDR", *TAGS):
+                file.seek(length + 4, os.SEEK_CUR)
+                continue
+            after |= pixels and kind in TAGS
+            content = file.read(length)
+            file.seek(4, os.SEEK_CUR)
+            # Checksums after the pixels are none that Pillow looks at, so that they are made anew.
+            found += [head, content, zlib.crc32(kind + content).to_bytes(4, "big")]
+    return b"".join([*found, PNG_END]) if after else None

@@ -16,7 +16,7 @@ from ..planning.kept_rows import NOTHING_KEPT, KeptRows
 from .deep import few_bits_of, not_spread, read_deep
 from .gdal import open_gdal
 from .georeference import Tag, dataset_tags, own_tags
-from .header import Header, open_npy, reading
+from .header import Header, open_npy, orientation_of, reading
 from .numbers import COMMON, ReadOptions
 from .pillow import open_pillow, samples_of
 from .ranged import opened
@@ -38,7 +38,6 @@ from .tiff import (
     turned,
     unlike,
 )
-from .tiff_chunks import ORIENTATION
 
 log = logging.getLogger(__name__)
 
@@ -216,7 +215,7 @@ def _picture(header: Header, card: ModelCard, as_stored: bool) -> tuple[StoredIm
     with open_pillow(header.path, header.pixels) as picture:
         if header.page is not None:
             picture.seek(header.page)
-        orientation = picture.getexif().get(ORIENTATION, 1)
+        orientation = orientation_of(picture, header.path)
         if bits:
             array = turned(read_deep(header.path, header.format), orientation)
         else:

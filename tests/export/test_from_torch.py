@@ -319,6 +319,53 @@ def test_a_size_baked_in_fails_and_names_the_node_and_the_cause(tmp_path, module
     assert "\n" not in str(caught.value) and not list(tmp_path.iterdir())
 
 
+class Keeps(nn.Module):
+    """Means of images so far: in a buffer, a bank, a list, or a whole map; or a count that nothing reads."""
+
+    def __init__(self, where):
+        super().__init__()
+        self.conv, self.where, self.seen, self.last = nn.Conv2d(3, 4, 3, padding=1), where, [], None
+        self.register_buffer("mean", torch.zeros(1, 4, 1, 1))
+        self.register_buffer("bank", torch.zeros(8, 4))
+        self.register_buffer("count", torch.zeros((), dtype=torch.long))
+
+    def forward(self, x):
+        y = self.conv(x)
+        of_this = y.mean((2, 3), keepdim=True)
+        if self.where == "buffer":
+            self.mean.mul_(0.99).add_(0.01 * of_this.mean(0))
+            return y - self.mean
+        self.count += 1
+        if self.where == "bank":
+            self.bank[int(self.count) % 8] = of_this.mean((0, 2, 3))
+            return y + self.bank.mean(0)[None, :, None, None]
+        if self.where == "list":
+            self.seen.append(of_this.mean(0))
+            return y + torch.stack(self.seen).mean(0)
+        if self.where == "map":
+            self.last = y if self.last is None else 0.5 * self.last + 0.5 * y
+            return self.last
+        return y
+
+
+@pytest.mark.parametrize(
+    ("where", "said"), [("buffer", "(mean)"), ("bank", "(bank, count)"), ("list", "(count, seen)"), ("map", "last)")]
+)
+def test_what_is_kept_from_image_to_image_is_named(tmp_path, where, said):
+    torch.manual_seed(0)
+    with pytest.raises(DeployError, match="it keeps state from image to image") as caught:
+        export_module(Keeps(where).eval(), None, tmp_path / "m.onnx", name="it")
+    assert said in str(caught.value) and "if self.training" in str(caught.value) and not list(tmp_path.iterdir())
+    if where == "buffer":  # a size that is said changes nothing
+        with pytest.raises(DeployError, match="it keeps state"):
+            export_module(Keeps(where).eval(), None, tmp_path / "m.onnx", name="it", options=ImportOptions(fit="64x64"))
+
+
+def test_a_count_of_images_that_no_score_is_made_of_is_no_state(tmp_path):
+    export_module(Keeps("nowhere").eval(), None, tmp_path / "m.onnx", exporter="torchscript", name="it")
+    assert (tmp_path / "m.onnx").is_file()
+
+
 @pytest.mark.parametrize(("module", "said"), [(BakedReshape, "Reshape"), (Positional, "constant")])
 def test_sizes_that_an_exporter_bakes_in_are_freed_where_pytorch_agrees(tmp_path, module, said):
     torch.manual_seed(0)

@@ -112,7 +112,10 @@ def test_ranges_and_types_of_numbers_go_into_the_card(tmp_path):
     ("words", "said"),
     [
         (("--channels", "5"), "has 4 channels; this model takes 5; or say by --channels and --dtype what the network"),
-        (("--dtype", "int16"), "holds uint16 values; this model takes int16"),
+        (
+            ("--dtype", "int16"),
+            "holds uint16 values; this model takes int16: convert it first, or say which values are",
+        ),
         (("--input-range", "9,3"), "the first number must be below the second"),
         (("--nodata", "-1"), "no-data value -1, and"),
         (("--class-file", "none.txt"), "none.txt does not exist"),

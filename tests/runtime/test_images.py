@@ -17,7 +17,7 @@ from fcn_deploy.runtime.images.read import decode, read_image
 from fcn_deploy.runtime.images.regions import open_regions
 from fcn_deploy.runtime.images.write import write_labels
 from helpers import ROOT, needs, photo
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from fcn_deploy import DeployError, MisuseError, ModelCard
 
@@ -192,6 +192,21 @@ def test_rotated_jpegs_are_turned_upright(tmp_path):
     image = read_image(save(tmp_path / "r.jpg", flat, exif=exif.tobytes(), quality=95), RGB)
     assert image.shape == (40, 20, 3)
     assert image[:15].mean() > 240 and image[25:].mean() < 15
+
+
+def test_a_deep_png_is_turned_by_tags_before_or_after_its_pixels_and_decoded_once(tmp_path, monkeypatch):
+    codecs = needs("imagecodecs")
+    stored = np.arange(4 * 6 * 3, dtype=np.uint16).reshape(4, 6, 3) * 700
+    content = codecs.png_encode(stored)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    body = b"eXIf" + exif.tobytes().removeprefix(b"Exif\0\0")
+    chunk = struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body))
+    monkeypatch.setattr(PngImagePlugin.PngImageFile, "load", lambda self: pytest.fail("Pillow decodes it"))
+    for place, turns in ((33, 1), (-12, 1), (None, 0)):  # after IHDR, before IEND
+        (tmp_path / "d.png").write_bytes(content if place is None else content[:place] + chunk + content[place:])
+        wide = ModelCard(("a", "b"), dtype="uint16", mean=(0,) * 3, std=(1,) * 3)
+        np.testing.assert_array_equal(read_image(tmp_path / "d.png", wide), np.rot90(stored, -turns))
 
 
 @pytest.mark.parametrize("suffix", ["gif", "png", "webp", "tif"])

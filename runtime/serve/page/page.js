@@ -7,6 +7,7 @@ const models = new Map(); // name → what it says of itself
 let shown = null; // {picture, width, height, labels, told}
 let urls = []; // of the downloads of what is shown
 let current = null; // the file of the last photograph
+let given = 0; // files that were given at once, of which it is the first
 const NAMED = 20; // classes, at most, before there is a photograph
 let turn = 0; // counts the photographs: an answer that was overtaken is not shown
 let cursor = null; // {x, y} of the arrow keys
@@ -77,10 +78,10 @@ async function label(file) {
     const picture = await pictureOf(file, found);
     if (mine !== turn) return;
     show(model, file, found, picture, sent, answer, total);
-    $("status").textContent = `${file.name || "The picture"}: ${found.width} × ${found.height} pixels, labelled by ${model.name}.${several(answer)}`;
+    $("status").textContent = `${file.name || "The picture"}: ${found.width} × ${found.height} pixels, labelled by ${model.name}.${several(answer)}${others()}`;
   } catch (error) {
     if (mine !== turn) return;
-    $("status").textContent = "";
+    $("status").textContent = others().trim();
     if (shown && shown.file !== file) $("result").hidden = true; // it is of another file than the error
     failed(error, `${file.name || "the picture"}: `);
   } finally {
@@ -91,6 +92,16 @@ async function label(file) {
 function several(answer) {
   const pages = answer.headers.get("X-Pages");
   return pages ? ` The file holds ${pages} pictures; this is the first.` : "";
+}
+
+function others() {
+  return given > 1 ? ` Of ${given} files the first was taken: give this page one at a time, and label-images a folder.` : "";
+}
+
+function take(files) {
+  if (!files.length) return;
+  given = files.length;
+  label(files[0]);
 }
 
 function again() {
@@ -270,9 +281,9 @@ function move(event) {
 // What people do
 
 $("file").addEventListener("change", () => {
-  const [file] = $("file").files;
+  const files = [...$("file").files];
   $("file").value = ""; // or the same file, chosen again after an error, would be no change
-  if (file) label(file);
+  take(files);
 });
 $("model").addEventListener("change", () => (chosen(), again()));
 $("refine").addEventListener("change", again);
@@ -283,14 +294,13 @@ $("view").addEventListener("pointermove", point);
 $("view").addEventListener("pointerdown", point);
 $("view").addEventListener("keydown", move);
 document.addEventListener("paste", (event) => {
-  const file = [...event.clipboardData.files][0];
-  if (file) label(file);
+  take([...event.clipboardData.files]);
 });
 for (const kind of ["dragover", "dragleave", "drop"]) {
   document.addEventListener(kind, (event) => {
     event.preventDefault();
     $("drop").classList.toggle("over", kind === "dragover");
-    if (kind === "drop" && event.dataTransfer.files.length) label(event.dataTransfer.files[0]);
+    if (kind === "drop") take([...event.dataTransfer.files]);
   });
 }
 

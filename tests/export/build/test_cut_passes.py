@@ -288,6 +288,34 @@ def test_an_image_that_is_resized_to_nothing_where_it_is_small_is_left_to_the_ne
     assert found.pooled is None and "Resize small goes to what is 288×320 of 291×333" in found.reason
 
 
+class Shuffled(nn.Module):
+    """Pooled values beside a shuffle of channels whose shape is computed."""
+
+    def __init__(self, attends=False):
+        super().__init__()
+        self.first, self.excite, self.last = conv(3, 8), nn.Conv2d(8, 8, 1), nn.Conv2d(8, 4, 1)
+        self.attends = attends
+
+    def forward(self, x):
+        x = self.first(x)
+        x = x * torch.sigmoid(self.excite(F.adaptive_avg_pool2d(x, 1)))
+        if self.attends:
+            return self.last(torch.cumsum(x, 2))
+        n, c, h, w = x.size()
+        return self.last(x.view(n, 2, c // 2, h, w).transpose(1, 2).contiguous().view(n, c, h, w))
+
+
+def test_a_shape_that_is_not_followed_is_said_in_words():
+    reason = reason_of(Shuffled)
+    assert "goes to a shape that cannot be followed: it is computed, in a network that pooled values are" in reason
+    assert "input feed" not in reason and reason.startswith("no tiles in passes: Reshape /model/Reshape goes")
+
+
+def test_an_operator_that_is_not_known_is_said_in_a_sentence():
+    reason = reason_of(lambda: Shuffled(attends=True))
+    assert reason == "no tiles in passes: CumSum /model/CumSum looks at the whole image, or may"
+
+
 def reason_of(kind):
     import tempfile
     from pathlib import Path

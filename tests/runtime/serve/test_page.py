@@ -172,6 +172,25 @@ def test_a_picture_that_is_pasted_is_labelled(server, browser, picture):
     assert text(browser, "#status").startswith("pasted.png: 130 × 90")
 
 
+@pytest.mark.parametrize("names", [("a.png", "b.png", "c.png"), ("a.txt", "b.png")])
+def test_of_files_that_are_dropped_together_the_first_is_labelled_and_that_is_said(server, browser, picture, names):
+    browser.open(server.address + "/")
+    content = list(picture.read_bytes())
+    browser.value(
+        f"""(() => {{ const data = new DataTransfer();
+        for (const name of {list(names)})
+            data.items.add(new File([new Uint8Array(name.endsWith('txt') ? [1, 2] : {content})], name));
+        document.dispatchEvent(new DragEvent('drop', {{dataTransfer: data}})); }})()"""
+    )
+    browser.value(WAIT)
+    assert f"Of {len(names)} files the first was taken" in text(browser, "#status")
+    assert "a." in text(browser, "#error" if names[0] == "a.txt" else "#status")
+    browser.choose("#file", picture)
+    browser.value("new Promise((done) => setTimeout(done, 300))")
+    browser.value(WAIT)
+    assert "files" not in text(browser, "#status")
+
+
 def test_errors_are_shown_in_words(server, browser, picture, tmp_path):
     browser.open(server.address + "/")
     browser.value("new Promise((done) => setTimeout(done, 200))")
