@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 from fcn_deploy.calibration.report.engine_report import Accuracy, EngineReport
 from fcn_deploy.export.build.autotune import TILES, Candidate, Timing, choose, fastest_tile, measure, tune
-from fcn_deploy.export.build.config import TuningOptions
+from fcn_deploy.export.build.config import DEFAULT_STAGES, TuningOptions
 from fcn_deploy.export.build.cut_passes import NO_PASSES, cut_passes
 from fcn_deploy.export.build.cut_stages import Part, cut_core, members_of
 from fcn_deploy.export.build.draft import Draft
@@ -287,7 +287,8 @@ class _Choice:
 
     def _uncut(self) -> dict[str, Draft]:
         largest = max(map(math.prod, self.sizes))
-        if self.step or "openvino" not in self.tuning.backends or largest > math.prod(TILED_SIZE):
+        asked = self.job.config.stages != DEFAULT_STAGES
+        if asked or self.step or "openvino" not in self.tuning.backends or largest > math.prod(TILED_SIZE):
             return {}
         return self._recut(lambda core: cut_core(core, self.card, 1))
 
