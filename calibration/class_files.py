@@ -33,7 +33,9 @@ _BRACKETED = re.compile(r"[(\[]\s*(\d+[\s,;]+\d+[\s,;]+\d+)\s*[)\]]")  # a colou
 _YAML = re.compile(r"\w+\s*:\s*[\[{]|names\s*:$|[A-Za-z_]\w*:\s+[^\s\d#]")  # a list below its first line, or settings
 _FOURTH = re.compile(r"[,;\t]\s*\d+$")  # a number that is left in a name, beside those of a colour
 # What is left in a name of a line that has more than was understood: numbers beside each other, a colour, or code.
-_UNREAD = re.compile(r"[\d.]\s*[,;\t]\s*[\d.]|^[\d.]+\s+[\d.]|(\s[\d.]+){2}$|#[0-9a-fA-F]{3,8}$|^<|[{}]|=\s*[\[(]")
+_UNREAD = re.compile(
+    r"[\d.]\s*[,;\t]\s*[\d.]|^[\d.]+[\s:]+[\d.]|^-\d|(\s[\d.]+){2}$|#[0-9a-fA-F]{3,8}$|^<|[{}]|=\s*[\[(]"
+)
 _SETTING = "INTERPOLATION:"  # of QGIS
 _NAME_COLUMNS = ("name", "names", "class", "classes", "classname", "label", "labels", "labelname", "category")
 _NUMBER_COLUMNS = (
@@ -79,24 +81,34 @@ def read_classes(path: Path) -> list[NamedClass]:
     except UnicodeDecodeError as error:
         raise DeployError(f"{path} is no text in UTF-8; write a class a line") from error
     if text.lstrip()[:1] in ("[", "{"):
-        return _from_json(text, path)
-    lines = _lines(text)
-    if (table := _table(lines)) is not None:
-        return [_from_row(row, table[0], path) for row in table[1:]]
-    return [_parsed(line, path) for line in _listed(lines)]
+        found = _from_json(text, path)
+    elif (table := _table(lines := _lines(text))) is not None:
+        found = [_from_row(row, table[0], path) for row in table[1:]]
+    else:
+        found = [_parsed(line, path) for line in _listed(lines)]
+    if (nameless := next((place for place, each in enumerate(found) if not each.name.strip()), None)) is not None:
+        raise DeployError(f"{path} has no name for its class at place {nameless}, counted from 0; give each class one")
+    return found
 
 
 def in_label_order(found: Sequence[NamedClass], path: Path) -> list[NamedClass]:
     """Classes by the numbers that a file gives them; of none, in its order.
 
-    Raises MisuseError where the numbers are not those of labels, 0, 1, …
+    Raises MisuseError where the numbers are not those of labels, 0, 1, …, or where some have none and the others are
+    not where their numbers say.
     """
     found = [each for each in found if each.number != IGNORE or each.name.lower() not in VOID_NAMES]
     if found and found[0].name == "__ignore__":  # labelme's -1
         found = found[1:]
     numbers = [each.number for each in found if each.number is not None]
     if len(numbers) < len(found):
-        return found
+        moved = next((each for place, each in enumerate(found) if each.number not in (None, place)), None)
+        if moved is None:
+            return found
+        raise MisuseError(
+            f"{path} numbers {moved.name[:60]!r} {moved.number}, which stands at place {found.index(moved)}, counted "
+            "from 0, and gives others no number: number all of them, or none (a name that begins with one: NUMBER,NAME)"
+        )
     ordered = sorted(found, key=lambda each: each.number or 0)
     if [each.number for each in ordered] == list(range(len(ordered))):
         return ordered

@@ -34,6 +34,7 @@ SAID = 60  # characters of why a module cannot be followed
 MOST_PIXELS = 1_500_000  # of an image that is run to be compared
 MOST_BYTES = 400e6  # of its largest tensor, of which several are held at once
 GRID = 8  # units, between sizes that are looked at where a module's questions are not noted
+SECANTS = 12  # steps to where a comparison turns
 STRIDES = (1, 4, 8, 16, 32)  # of maps, whose sides code may ask about
 TIMES_LONGER = 50  # a module that calls so many times the operators loops over places; that is seen elsewhere
 TINTS = 8  # colours of images, for the same
@@ -144,9 +145,10 @@ def _compared(network: Network, graph: onnx.ModelProto, expected: ExpectedScores
         for each in dict.fromkeys(other for other in (first, size) if followed.can_be_run(other)):
             _compare_at(each, network, run, expected, "smaller sizes")
     apart = followed.where_asked()
-    run = session(graph.SerializeToString()) if apart else None
     beyond = _larger(followed.unit) if apart else ()  # a range may end in the module alone
-    for each in filter(followed.can_be_run, (*apart, *beyond)):
+    compared = [each for each in (*followed.unsure, *apart, *beyond) if followed.can_be_run(each)]
+    run = session(graph.SerializeToString()) if compared else None
+    for each in compared:
         _compare_at(each, network, run, expected, "other sizes")
     left = [
         f"{network.name} does otherwise at {_text(each)}; it was not compared there"
@@ -260,6 +262,7 @@ class _Followed:
             waiting_for += [(trace, places)] if places else []
         for place in new:
             self._bracket(place, seen, look)
+            self._follow_secants(place, look)
         for size in self._near_numbers(bool(first.asked.chose)):
             look(size)
         return list(found.values())[:MOST_KINDS]
@@ -289,6 +292,29 @@ class _Followed:
                 low, high = (low, middle) if turned else (middle, high)  # type: ignore[assignment]
             look(high)
 
+    def _follow_secants(self, place: Any, look: Callable[[Size], Trace | None]) -> None:
+        """Look where a comparison turns, and turns back before the largest sizes, as `abs(h - 350) < 10` does."""
+        first, multiple = self._usual[0], self._sizes.multiple
+        for axis, second in ((0, self._usual[3]), (1, self._usual[2])):
+            one, other = first, second
+            for _ in range(SECANTS):
+                if not all(place in trace.asked for trace in (one, other)):
+                    break
+                sides = one.size[axis], other.size[axis]
+                ends = [value - compared for value, compared in (one.asked[place], other.asked[place])]
+                if sides[0] == sides[1] or ends[0] == ends[1] or not all(map(math.isfinite, ends)):
+                    break
+                slope = (ends[1] - ends[0]) / (sides[1] - sides[0])
+                turn, stride = sides[1] - ends[1] / slope, min(max(round(abs(1 / slope)), 1), STRIDES[-1])
+                if not 0 < turn <= LARGEST_SIDE:
+                    break
+                ways = (0, -stride, stride, -STRIDES[1], STRIDES[1])
+                near = dict.fromkeys(multiple * max(round((turn + way) / multiple), 1) for way in ways)
+                traces = [look((side, first.size[1]) if axis == 0 else (first.size[0], side)) for side in near]
+                if traces[0] is None:
+                    break
+                one, other = other, traces[0]
+
     def _near_numbers(self, chose: bool) -> Iterator[Size]:
         """Sizes near the numbers in a module's code, and on a grid, where its questions about sizes are not noted."""
         if not (self._lost or chose):
@@ -308,6 +334,11 @@ class _Followed:
     def _rounded(self, side: int) -> int:
         multiple = self._sizes.multiple
         return max(-(-side // multiple) * multiple, self._sizes.smallest)
+
+    @property
+    def unsure(self) -> list[Size]:
+        """The sizes that all others are held against, where what is done at them may depend on these themselves."""
+        return [trace.size for trace in self._usual] if self._lost else []
 
     @property
     def _lost(self) -> dict[Any, str]:

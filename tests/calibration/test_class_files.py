@@ -31,7 +31,8 @@ def classes(file, masks=MaskOptions()):  # noqa: B008 (frozen)
         "Value,Count,Class_Name\n0,9,land\n1,9,road\n2,9,class 7\n", "DN;Label\n0;land\n1;road\n2;class 7\n",
         "Idx\tRatio\tTrain\tName\n0\t0.1\t1\tland\n1\t0.2\t2\troad\n2\t0.3\t3\tclass 7\n",  # ADE20K's
         json.dumps({"id2label": {"0": "land", "1": "road", "2": "class 7"}, "model_type": "segformer"}),
-        "0=land\n1 = road\n2=class 7\n", "1=road,0=land,2=class 7\n", "land=0\nroad=1\nclass 7=2\n",
+        "0=land\n1 = road\n2=class 7\n", "0=land\nroad\n2=class 7\n", "1=road,0=land,2=class 7\n",
+        "land=0\nroad=1\nclass 7=2\n",
         "---\nnames:\n- land\n- road\n- class 7\n",
         "__ignore__\nland\nroad\nclass 7\n", "0 land\n1 road\n2 class 7\n255 void\n",
         json.dumps(NAMES), json.dumps({"names": NAMES}, indent=1),
@@ -99,6 +100,12 @@ def test_names_may_have_colours(tmp_path, text):
         ("names: [land, road]\n", DeployError, "as YAML"), ("nc: 1\nnames:\n- land\n", DeployError, "as YAML"),
         ("path: ../d\ntrain: images/train\nnc: 2\n", DeployError, "'path: ../d', as YAML"),
         ("- name: land\n- name: road\n", DeployError, "'name: land', as YAML"),
+        ("0 0:0:0\n1 128:64:128\n", DeployError, "more than a name and not understood"),  # GRASS's colours
+        ("-1: void\n0: land\n1: road\n", DeployError, "'-1: void', which is more than a name"),
+        ("land\n4 wheeler\nroad\n", MisuseError, "'wheeler' 4, which stands at place 1, .* number all"),
+        ("road,1\nland,0\nclass 7\n", MisuseError, "'road' 1, which stands at place 0"),
+        ("id,name\n0,land\n1,\n", DeployError, "no name for its class at place 1"),
+        ('["land", ""]', DeployError, "no name for its class at place 1"),
         ('[{"name": "a", "color": "red"}]', DeployError, "three numbers"),
         ('{"0": 5}', DeployError, "no labels 0 to 0|JSON"), ("[]", DeployError, "is empty"),
     ],
