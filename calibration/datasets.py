@@ -13,7 +13,7 @@ from fcn_deploy.calibration.class_files import VOID_NAMES, in_label_order, read_
 from fcn_deploy.calibration.digits import Digits
 from fcn_deploy.calibration.label_files import Color, find_label_files, read_labels
 from fcn_deploy.calibration.label_map import LabelMap, ReadLabels, label_map_of, present_values, reordered
-from fcn_deploy.calibration.mask_options import MaskOptions, parse_values
+from fcn_deploy.calibration.mask_options import MaskOptions, names_said
 from fcn_deploy.calibration.metrics import IGNORE
 from fcn_deploy.runtime.arrays import ImageSource
 from fcn_deploy.runtime.engine_format.model_card import ModelCard, voc_palette
@@ -288,7 +288,7 @@ def _classes(
         if again := twice(list(colors.values())):
             raise DeployError(f"{file} has the colour {again[0]} twice; give each class its own")
         return [each.name for each in listed], colors | said
-    own = list(said) or (list(parse_values(masks.values, None)[1]) if masks.values is not None else [])
+    own = list(said) or ([] if masks.values is None else list(names_said(masks.values)))
     if default and {name.lower() for name in own} - set(VOID_NAMES) <= {name.lower() for name in default}:
         if card is None:
             log.warning("%s is not there, so classes are taken for the %d of Pascal VOC", file, len(default))

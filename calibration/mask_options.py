@@ -45,8 +45,7 @@ def parse_values(text: str, classes: Sequence[str] | None) -> tuple[dict[int, in
             f"{said} lists {len(values)} values, and there are {len(classes)} classes "
             f"({', '.join(classes[:4])}{', …' if len(classes) > 4 else ''}); write VALUE=CLASS for those there are"
         )
-    listed = [str(index) for index in range(len(values))]
-    names = tuple(classes) if classes is not None else _names_of(words or listed)
+    names = names_said(text) if classes is None else tuple(classes)
     if len(names) < 2:
         raise MisuseError(f"{said} names fewer than two classes; a network tells two or more apart")
     if words is None:
@@ -69,6 +68,16 @@ def _split(text: str) -> tuple[list[int], list[str] | None]:
             "such as 1=road,2=water,0=void"
         )
     return [int(number) for number in numbers], None if listed else words
+
+
+def names_said(text: str) -> tuple[str, ...]:
+    """The names of the classes that a text of --mask-values names, in its order; numbers, where it lists values alone.
+
+    Raises:
+        MisuseError: not such a text.
+    """
+    values, words = _split(text)
+    return _names_of(words or [str(index) for index in range(len(values))])
 
 
 def _names_of(words: Sequence[str]) -> tuple[str, ...]:

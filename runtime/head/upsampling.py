@@ -394,7 +394,7 @@ def _possible(scores: Floats, corners: Cells, winners: Labels) -> Masks:
     One that is below the same other class at all four corners wins nowhere in the cell. Others: the corners' best.
     """
     values = scores.take(corners, axis=1)  # [K, 4, M]
-    best = scores.take((winners * np.intp(scores.shape[1]))[:, None] + corners)  # [4 winners, 4, M]
+    best = scores.take((winners.astype(np.intp) * scores.shape[1])[:, None] + corners)  # [4 winners, 4, M]
     below = values[:, None] < best  # [K, 4 winners, 4, M]
     lost = below[:, :, 0] & below[:, :, 1] & below[:, :, 2] & below[:, :, 3]
     possible: Masks = ~(lost[:, 0] | lost[:, 1] | lost[:, 2] | lost[:, 3])
