@@ -34,7 +34,9 @@ _one_at_a_time = threading.Lock()
 @functools.cache
 def _parent() -> subprocess.Popen:
     """The process that is forked: it takes a line of JSON for each program, and answers with its exit code."""
-    return subprocess.Popen([sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    one_thread = os.environ | {"OMP_NUM_THREADS": "1"}  # libraries may start more as they are loaded, which no fork has
+    words = [sys.executable, __file__]
+    return subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=one_thread)
 
 
 def run(program: Sequence[str], cwd: Path | None = None, measured: bool = False) -> subprocess.CompletedProcess:
