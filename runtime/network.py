@@ -225,8 +225,8 @@ class Network:
         # What an earlier image took is kept by the backend. One that takes no more needs no look at what is free,
         # which costs a quarter of a millisecond.
         memory, making = self._working.held, 0
-        more = result or beside or copied or self.memory is not None
-        if more or plan_unbounded(size, self.card, self.stages).bytes > memory:
+        needed = plan_unbounded(size, self.card, self.stages).bytes + beside + copied
+        if result or self.memory is not None or needed > memory:
             streams = self.backend.streams if self.memory is not None else 1
             budget = self.memory_budget() // streams
             # Labels, and what makes them, are beside what the network takes.
