@@ -82,7 +82,8 @@ class Store:
         self.root = path.rstrip("/")
         self._around = None if self.local else _around(address, self.fs, self.root)
         # Whether threads may use it at once, and read parts of its files.
-        self.parallel = _is_asynchronous(self.fs) or any(name in self.fs.protocol for name in PARALLEL)
+        names = (self.fs.protocol,) if isinstance(self.fs.protocol, str) else self.fs.protocol
+        self.parallel = _is_asynchronous(self.fs) or any(name in names for name in PARALLEL)
         self._turn: AbstractContextManager[Any] = nullcontext() if self.parallel else _TURN
 
     def address(self, path: str) -> str:
