@@ -26,6 +26,7 @@ from .tiff import (
     TURNS,
     Read,
     TiffLayout,
+    alpha_of_palette,
     as_read,
     both,
     index_reader,
@@ -167,11 +168,11 @@ def _chosen(stored: StoredImage, channels: tuple[int, ...]) -> StoredImage:
 
 
 def _tiff(file: Any, layout: TiffLayout, header: Header, options: ReadOptions, stack: ExitStack) -> StoredImage:
-    tags, path = own_tags(layout.keyframe), header.path
+    path = header.path
+    tags = next((found for page in layout.tagged if (found := own_tags(page))), ())
     if layout.turned != 1 and tags:
         raise turned_on_the_ground(path)
-    palette = getattr(layout.keyframe.photometric, "name", "") == "PALETTE"
-    beside = one_no_data(path, no_data_beside(path), options)
+    beside = None if header.page else one_no_data(path, no_data_beside(path), options)
     no_data = tagged_no_data(layout) if beside is None else as_read(beside, layout)
     if no_data is None and options.no_data is None and (text := no_data_text(layout)):
         said = f"{path} has a no-data tag that begins with no number ({text[:40]!r}), and is ignored"
@@ -179,15 +180,17 @@ def _tiff(file: Any, layout: TiffLayout, header: Header, options: ReadOptions, s
     mask = mask_reader(file, layout, path)
     if mask is None and not header.page:
         mask = mask_beside(stack, path, layout.upright, layout.turned != 1)
-    if palette:  # its colours are not the numbers that are spoken of, but its indices
+    if layout.palette:  # its colours are not the numbers that are spoken of, but its indices
         number = no_data if options.no_data is None else options.no_data
         mask = mask if number is None else both(unlike(index_reader(layout, path), number), mask)
-    metadata = str(layout.keyframe.tags.valueof(GDAL_METADATA, ""))
-    each = () if palette else each_no_data(path, layout.bands, options, metadata)
+        alpha = alpha_of_palette(layout, path)
+        mask = mask if alpha is None else both(alpha, mask)
+    metadata = str(layout.tag(GDAL_METADATA, ""))
+    each = () if layout.palette else each_no_data(path, layout.bands, options, metadata)
     return StoredImage(
         path, layout.upright, reader(layout, path), layout.bits, layout.colours, layout.alpha, tags,
-        None if palette else no_data, mask, layout.turned != 1, kept_rows(layout, mask is not None),
-        scales_of(path, metadata), layout.premultiplied, palette,
+        None if layout.palette else no_data, mask, layout.turned != 1, kept_rows(layout, mask is not None),
+        scales_of(path, metadata), layout.premultiplied, layout.palette,
         LOSSY.get(int(layout.keyframe.compression), ""), tuple(as_read(value, layout) for value in each),
     )  # fmt: skip
 
