@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from ..engine_format.model_card import ModelCard
 from ..errors import MisuseError
-from ..pixels.no_data import hold_together, masked, over_bands
+from ..pixels.no_data import FAR_OUT, equal, hold_together, masked, over_bands
 from ..pixels.value_range import GRIDS, Range, limits_of, limits_within, percentiles, scaled, windows
 from .numbers import NEAR, ReadOptions, apart, beyond, doubtful, frayed, frayed_margins, value_of, wide_type
 from .stored import StoredImage
@@ -48,8 +48,8 @@ class Fit:
         bands = pixels if alpha is None else pixels[:, :, :alpha]  # what follows alpha is of no network
         if self.no_data is not None and not math.isnan(self.no_data):
             # A band alone may be 0, 255 or -1 by chance, but not -9999.
-            every = -128 <= self.no_data <= 1e30
-            found.append(over_bands(bands == pixels.dtype.type(self.no_data), every))
+            every = -128 <= self.no_data <= FAR_OUT
+            found.append(over_bands(equal(bands, self.no_data), every))
         if stored.each_no_data:
             found.append(hold_together(pixels, stored.each_no_data))
         if alpha is not None:

@@ -31,6 +31,7 @@ class GdalImage:
         colours, alpha: as of a StoredImage.
         georeferenced: whether it has a coordinate system or a transform.
         read: as of a StoredImage.
+        indices: reads a palette's indices, [h, w, 1]; None: there is no palette.
         dataset: rasterio's.
         mask: reads where the dataset's own mask has data, [h, w, 1], 0 where there is none; None: it has none.
     """
@@ -43,6 +44,7 @@ class GdalImage:
     alpha: int | None
     georeferenced: bool
     read: Read
+    indices: Read | None
     dataset: Any
     mask: Read | None
 
@@ -73,12 +75,16 @@ def open_gdal(path: Path) -> Iterator[GdalImage]:
         palette = np.array([dataset.colormap(1)[i] for i in range(256)], np.uint8) if kinds == ["palette"] else None
         bits = dataset.tags(1, ns="IMAGE_STRUCTURE").get("NBITS", "0")
 
-        def read(top: int, bottom: int, left: int, right: int) -> NDArray[Any]:
+        def read_bands(top: int, bottom: int, left: int, right: int) -> NDArray[Any]:
             try:
                 found: NDArray[Any] = dataset.read(window=((top, bottom), (left, right)))
             except rasterio.errors.RasterioIOError as error:  # its own text says only that there was an error before
                 raise OSError(str(error.__cause__ or error)) from error
-            return found.transpose(1, 2, 0) if palette is None else palette[found[0]][:, :, :3]
+            return found.transpose(1, 2, 0)
+
+        def read_colours(top: int, bottom: int, left: int, right: int) -> NDArray[Any]:
+            assert palette is not None
+            return palette[read_bands(top, bottom, left, right)[:, :, 0]][:, :, :3]
 
         def read_mask(top: int, bottom: int, left: int, right: int) -> NDArray[Any]:
             mask: NDArray[Any] = dataset.dataset_mask(window=((top, bottom), (left, right)))
@@ -95,5 +101,6 @@ def open_gdal(path: Path) -> Iterator[GdalImage]:
             colours or ("grey" if dataset.count == 1 or kinds == ["gray", "alpha"] else ""),
             kinds.index("alpha") if "alpha" in kinds else None,
             dataset.crs is not None or not dataset.transform.is_identity or bool(dataset.gcps[0]) or bool(dataset.rpcs),
-            read, dataset, read_mask if masked else None,
+            read_bands if palette is None else read_colours, None if palette is None else read_bands, dataset,
+            read_mask if masked else None,
         )  # fmt: skip

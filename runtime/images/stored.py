@@ -113,13 +113,15 @@ def open_stored(header: Header, card: ModelCard, options: ReadOptions = COMMON) 
                 stored = _tiff(file, layout, header, options, stack)
             elif header.format == "GDAL":
                 raster = stack.enter_context(open_gdal(header.path))
-                palette = raster.dataset.colorinterp[0].name == "palette"  # its colours are not the numbers of no data
                 each = len(set(map(str, raster.dataset.nodatavals))) > 1  # each band's own, which the mask goes by
+                no_data = None if each else raster.dataset.nodatavals[0]
+                mask = None if each and options.no_data is not None else raster.mask
+                if raster.indices is not None:
+                    mask, no_data = _by_index(raster.indices, no_data, mask, options), None
                 stored = StoredImage(
                     header.path, raster.size, raster.read, raster.bits, raster.colours, raster.alpha,
                     dataset_tags(raster.dataset) if raster.georeferenced else (),
-                    None if palette or each else raster.dataset.nodatavals[0],
-                    None if each and options.no_data is not None else raster.mask,
+                    no_data, mask, indexed=raster.indices is not None,
                     scales=scales_told(raster.dataset.scales, raster.dataset.offsets),
                     lossy="JPEG 2000" if raster.dataset.driver.startswith("JP2") else "",
                 )  # fmt: skip
@@ -133,9 +135,8 @@ def open_stored(header: Header, card: ModelCard, options: ReadOptions = COMMON) 
                     together = each_no_data(header.path, stored.read(0, 1, 0, 1).shape[2], options)
                 if indices is None:
                     stored = replace(stored, no_data=beside, each_no_data=together, scales=scales_of(header.path))
-                else:  # a palette's colours are not the numbers that are spoken of, but its indices
-                    number = beside if options.no_data is None else options.no_data
-                    mask = mask if number is None else both(unlike(parts_of(indices), number), mask)
+                else:
+                    mask = _by_index(parts_of(indices), beside, mask, options)
                 mask = mask if stored.mask is None else both(stored.mask, mask)
                 lossy = header.format if header.format in PHOTOGRAPHS else ""
                 stored = replace(stored, mask=mask, indexed=indices is not None, lossy=lossy)
@@ -180,9 +181,8 @@ def _tiff(file: Any, layout: TiffLayout, header: Header, options: ReadOptions, s
     mask = mask_reader(file, layout, path)
     if mask is None and not header.page:
         mask = mask_beside(stack, path, layout.upright, layout.turned != 1)
-    if layout.palette:  # its colours are not the numbers that are spoken of, but its indices
-        number = no_data if options.no_data is None else options.no_data
-        mask = mask if number is None else both(unlike(index_reader(layout, path), number), mask)
+    if layout.palette:
+        mask = _by_index(index_reader(layout, path), no_data, mask, options)
         alpha = alpha_of_palette(layout, path)
         mask = mask if alpha is None else both(alpha, mask)
     metadata = str(layout.tag(GDAL_METADATA, ""))
@@ -193,6 +193,12 @@ def _tiff(file: Any, layout: TiffLayout, header: Header, options: ReadOptions, s
         scales_of(path, metadata), layout.premultiplied, layout.palette,
         LOSSY.get(int(layout.keyframe.compression), ""), tuple(as_read(value, layout) for value in each),
     )  # fmt: skip
+
+
+def _by_index(indices: Read, no_data: float | None, mask: Read | None, options: ReadOptions) -> Read | None:
+    """A mask of a palette's image: not its colours are the numbers that are spoken of, but its indices."""
+    number = no_data if options.no_data is None else options.no_data
+    return mask if number is None else both(unlike(indices, number), mask)
 
 
 def turned_on_the_ground(path: Path) -> MisuseError:
@@ -228,8 +234,12 @@ def _picture(header: Header, card: ModelCard, as_stored: bool) -> tuple[StoredIm
                 picture = ImageOps.exif_transpose(picture)
             indices = np.asarray(picture)[:, :, None] if picture.mode == "P" else None
             array = samples_of(picture, card, as_stored)
-            if picture.mode.startswith("I;16") and isinstance(transparent := picture.info.get("transparency"), int):
-                mask = unlike(parts_of(array[:, :, None]), transparent)  # of other modes Pillow makes alpha of it
+            # Of other modes Pillow makes alpha of it; of 2 and 4 bits by what it has spread, which none is equal to.
+            if isinstance(transparent := picture.info.get("transparency"), int):
+                if picture.mode == "1" or picture.mode.startswith("I;16"):
+                    mask = unlike(parts_of(array[:, :, None]), float(transparent > 0 if picture.mode == "1" else transparent))
+                elif few:
+                    mask = unlike(parts_of(not_spread(np.asarray(picture), few)[:, :, None]), transparent)
             if few:
                 array, bits = not_spread(array, few), few
     array = array[:, :, None] if array.ndim == 2 else array
