@@ -14,6 +14,8 @@ from ..pixels.value_range import GRIDS, Range, limits_of, limits_within, percent
 from .numbers import NEAR, ReadOptions, apart, beyond, doubtful, frayed, frayed_margins, value_of, wide_type
 from .stored import StoredImage
 
+ORDER = ("red", "green", "blue")  # of the bands of a network of colours
+
 
 @dataclass(frozen=True)
 class Fit:
@@ -110,6 +112,13 @@ def fit_of(stored: StoredImage, card: ModelCard, options: ReadOptions) -> Fit:
         options.mention(
             "CMYK", f"{stored.path} has colours of print (CMYK), and its inks are the network's four channels"
         )
+    if len(told := stored.told[:3]) == 3 and card.channels in (1, 3):
+        if set(told) == set(ORDER) and told != ORDER:
+            options.name(
+                "order",
+                f"{stored.path} says that its bands are {', '.join(told)}, and the network is shown them in this order as "
+                f"red, green, blue: label-images --channel {_places_of_colours(stored.told)} turns them round",
+            )
     if fit.has_dimmed():
         options.mention(
             "premultiplied",
@@ -181,12 +190,19 @@ def _banded(pixels: NDArray[Any], stored: StoredImage, card: ModelCard) -> NDArr
         pixels = np.repeat(pixels[:, :, :1], channels, axis=2)
     if pixels.shape[2] != channels:
         such = ",".join(map(str, range(channels)))
+        if channels == 3 and set(ORDER) <= set(stored.told):
+            such = _places_of_colours(stored.told)
         if stored.path.suffix == ".npy" and stored.size[0] == channels:
             shape = [*stored.size, found]
             raise MisuseError(f"{stored.path} holds {shape}, and an image is [H, W, C]: save array.transpose(1, 2, 0)")
         remedy = f": say which with label-images --channel, such as {such}" if found > channels else ""
         raise MisuseError(f"{stored.path} has {found} channels; this model takes {channels}{remedy}")
     return pixels
+
+
+def _places_of_colours(told: tuple[str, ...]) -> str:
+    """The bands that are red, green and blue, as --channel takes them."""
+    return ",".join(str(told.index(colour)) for colour in ORDER)
 
 
 def _grey_of_rgb(pixels: NDArray[Any]) -> NDArray[Any]:

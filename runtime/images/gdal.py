@@ -28,7 +28,7 @@ class GdalImage:
         bands: samples of a pixel, 3 of a palette.
         dtype: of a sample.
         bits: of a sample that are used.
-        colours, alpha: as of a StoredImage.
+        colours, alpha, told: as of a StoredImage.
         georeferenced: whether it has a coordinate system or a transform.
         read: as of a StoredImage.
         indices: reads a palette's indices, [h, w, 1]; None: there is no palette.
@@ -42,6 +42,7 @@ class GdalImage:
     bits: int
     colours: str
     alpha: int | None
+    told: tuple[str, ...]
     georeferenced: bool
     read: Read
     indices: Read | None
@@ -99,7 +100,7 @@ def open_gdal(path: Path) -> Iterator[GdalImage]:
             (dataset.height, dataset.width), dataset.count if palette is None else 3,
             np.dtype(dataset.dtypes[0] if palette is None else np.uint8), int(bits) if bits.isdigit() else 0,
             colours or ("grey" if dataset.count == 1 or kinds == ["gray", "alpha"] else ""),
-            kinds.index("alpha") if "alpha" in kinds else None,
+            kinds.index("alpha") if "alpha" in kinds else None, tuple(kinds),
             dataset.crs is not None or not dataset.transform.is_identity or bool(dataset.gcps[0]) or bool(dataset.rpcs),
             read_bands if palette is None else read_colours, None if palette is None else read_bands, dataset,
             read_mask if masked else None,

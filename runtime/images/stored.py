@@ -20,7 +20,7 @@ from .header import Header, open_npy, orientation_of, reading
 from .numbers import COMMON, ReadOptions
 from .pillow import open_pillow, samples_of
 from .ranged import opened
-from .sidecars import each_no_data, mask_beside, no_data_beside, one_no_data, scales_of, scales_told
+from .sidecars import colours_told, each_no_data, mask_beside, no_data_beside, one_no_data, scales_of, scales_told
 from .tiff import (
     LOSSY,
     TURNS,
@@ -66,6 +66,7 @@ class StoredImage:
         scales: what the file says that its numbers are to be scaled by, in words.
         premultiplied: whether colours are stored multiplied by alpha.
         indexed: whether its colours are of a palette whose indices numbers of no data are of, as `mask` says.
+        told: what the file calls each band, red, nir, …, where it names them.
         each_no_data: values of all bands that are none together, by GDAL's metadata.
         lossy: the compression that may have changed its numbers; "" where none has.
     """
@@ -86,6 +87,7 @@ class StoredImage:
     indexed: bool = False
     lossy: str = ""
     each_no_data: tuple[float, ...] = ()
+    told: tuple[str, ...] = ()
 
 
 @contextmanager
@@ -110,7 +112,7 @@ def open_stored(header: Header, card: ModelCard, options: ReadOptions = COMMON) 
                 file = stack.enter_context(tifffile.TiffFile(opened(header.path), name=header.path.name))
                 layout = lay_out(file, header.path, card.channels, header.page)
                 pages = layout.images
-                stored = _tiff(file, layout, header, options, stack)
+                stored = _tiff(file, layout, header, card, options, stack)
             elif header.format == "GDAL":
                 raster = stack.enter_context(open_gdal(header.path))
                 each = len(set(map(str, raster.dataset.nodatavals))) > 1  # each band's own, which the mask goes by
@@ -121,7 +123,7 @@ def open_stored(header: Header, card: ModelCard, options: ReadOptions = COMMON) 
                 stored = StoredImage(
                     header.path, raster.size, raster.read, raster.bits, raster.colours, raster.alpha,
                     dataset_tags(raster.dataset) if raster.georeferenced else (),
-                    no_data, mask, indexed=raster.indices is not None,
+                    no_data, mask, indexed=raster.indices is not None, told=raster.told,
                     scales=scales_told(raster.dataset.scales, raster.dataset.offsets),
                     lossy="JPEG 2000" if raster.dataset.driver.startswith("JP2") else "",
                 )  # fmt: skip
@@ -165,10 +167,13 @@ def _chosen(stored: StoredImage, channels: tuple[int, ...]) -> StoredImage:
         alpha=None,
         mask=mask,
         each_no_data=(),
+        told=(),
     )
 
 
-def _tiff(file: Any, layout: TiffLayout, header: Header, options: ReadOptions, stack: ExitStack) -> StoredImage:
+def _tiff(
+    file: Any, layout: TiffLayout, header: Header, card: ModelCard, options: ReadOptions, stack: ExitStack
+) -> StoredImage:
     path = header.path
     tags = next((found for page in layout.tagged if (found := own_tags(page))), ())
     if layout.turned != 1 and tags:
@@ -187,11 +192,16 @@ def _tiff(file: Any, layout: TiffLayout, header: Header, options: ReadOptions, s
         mask = mask if alpha is None else both(alpha, mask)
     metadata = str(layout.tag(GDAL_METADATA, ""))
     each = () if layout.palette else each_no_data(path, layout.bands, options, metadata)
+    told = () if layout.palette else colours_told(path, layout.bands, metadata)
+    alpha, colours = layout.alpha, layout.colours
+    if any(told):  # which GDAL believes before the tags of TIFF, where rasterio calls a fourth band alpha by itself
+        alpha = told.index("alpha") if "alpha" in told else None if alpha is not None and told[alpha] else alpha
+        colours = "RGB" if told[:3] == ("red", "green", "blue") else colours
     return StoredImage(
-        path, layout.upright, reader(layout, path), layout.bits, layout.colours, layout.alpha, tags,
+        path, layout.upright, reader(layout, path), layout.bits, colours, alpha, tags,
         None if layout.palette else no_data, mask, layout.turned != 1, kept_rows(layout, mask is not None),
         scales_of(path, metadata), layout.premultiplied, layout.palette,
-        LOSSY.get(int(layout.keyframe.compression), ""), tuple(as_read(value, layout) for value in each),
+        LOSSY.get(int(layout.keyframe.compression), ""), tuple(as_read(value, layout) for value in each), told,
     )  # fmt: skip
 
 
