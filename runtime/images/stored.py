@@ -30,6 +30,7 @@ from .tiff import (
     as_read,
     both,
     index_reader,
+    is_lookup_table,
     kept_rows,
     lay_out,
     mask_reader,
@@ -186,6 +187,15 @@ def _tiff(
     mask = mask_reader(file, layout, path)
     if mask is None and not header.page:
         mask = mask_beside(stack, path, layout.upright, layout.turned != 1)
+    if card.channels == 1 and is_lookup_table(file, layout):
+        options.mention(
+            "lookup table",
+            f"{path} has a lookup table of ImageJ, of colours that are not looked at: the network is shown its grey values",
+        )
+        return StoredImage(
+            path, layout.upright, index_reader(layout, path), layout.bits, "grey", None, tags, no_data, mask,
+            layout.turned != 1, kept_rows(layout, mask is not None), lossy=LOSSY.get(int(layout.keyframe.compression), ""),
+        )  # fmt: skip
     if layout.palette:
         mask = _by_index(index_reader(layout, path), no_data, mask, options)
         alpha = alpha_of_palette(layout, path)

@@ -229,6 +229,14 @@ def mask_reader(file: Any, layout: TiffLayout, path: Path) -> Read | None:
     return None
 
 
+def is_lookup_table(file: Any, layout: TiffLayout) -> bool:
+    """Whether a palette is how ImageJ shows grey: its colours never get darker, as those of pictures do."""
+    if not (layout.palette and file.is_imagej):
+        return False
+    shown: NDArray[Any] = np.array([299, 587, 114]) @ colours_of(layout.tagged[0].colormap).astype(np.int64)
+    return bool((np.diff(shown) >= 0).all())
+
+
 def alpha_of_palette(layout: TiffLayout, path: Path) -> Read | None:
     """What reads the alpha beside a palette's indices, [h, w, 1]; None where the image has no such."""
     band = next((place for place, extra in enumerate(layout.keyframe.extrasamples, 1) if extra in (1, 2)), None)
