@@ -41,9 +41,11 @@ def equal(pixels: AnyArray, value: float) -> NDArray[np.bool_]:
     found: NDArray[np.bool_]
     if dtype.kind == "f":
         if abs(value) > FAR_OUT:
-            most = float(np.finfo(dtype).max)
-            ends = sorted(min(max(value * factor, -most), most) for factor in (1 - FEW_DIGITS, 1 + FEW_DIGITS))
-            found = (pixels >= dtype.type(ends[0])) & (pixels <= dtype.type(ends[1]))
+            size = min(abs(value), float(np.finfo(dtype).max))
+            least, most = size * (1 - FEW_DIGITS), max(abs(value), size) * (1 + FEW_DIGITS)
+            with np.errstate(over="ignore"):  # beyond the type: infinite
+                low, high = dtype.type(least), dtype.type(most)
+            found = (pixels >= low) & (pixels <= high) if value > 0 else (pixels <= -low) & (pixels >= -high)
         else:
             found = pixels == dtype.type(value)
         return found
