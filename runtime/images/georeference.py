@@ -113,9 +113,10 @@ def transform_of(tags: Iterable[Tag]) -> Transform | None:
     """The transform that GeoTIFF tags give (OGC 19-008r4, annex B.6), of the pixels' corners; None: there is none."""
     values = {code: value for code, _, _, value in tags}
     if len(values.get(SCALE, ())) >= 2 and all(values[SCALE][:2]):  # of 0 there is none
-        points = values.get(TIEPOINTS, ())
-        column, row, _, x, y, _ = points[:6] if len(points) >= 6 else (0.0,) * 6
         wide, high = values[SCALE][0], abs(values[SCALE][1])  # whose sign GDAL does not believe
+        if len(values.get(TIEPOINTS, ())) < 6:
+            return wide, 0.0, 0.0, 0.0, -high, 0.0
+        column, row, _, x, y, _ = values[TIEPOINTS][:6]
         a, b, c, d, e, f = wide, 0.0, x - column * wide, 0.0, -high, y + row * high
     elif len(values.get(MATRIX, ())) == 16:
         a, b, _, c, d, e, _, f = values[MATRIX][:8]

@@ -15,7 +15,7 @@ from ..pixels.no_data import hold_together, number_in
 from ..planning.kept_rows import NOTHING_KEPT, KeptRows
 from .pillow import open_pillow
 from .stacks import STANDING_ALONE, find_plane
-from .tiff_chunks import KEPT_BYTES, ORIENTATION, SIDEWAYS, WHOLE_PIXELS, Chunks, chunk_size, in_place
+from .tiff_chunks import KEPT_BYTES, LOOKED_AT, ORIENTATION, SIDEWAYS, WHOLE_PIXELS, Chunks, chunk_size, in_place
 
 log = logging.getLogger(__name__)
 # tifffile warns of tags of no data that are not of the image's type, such as 255.0. They are read here.
@@ -194,7 +194,11 @@ def kept_rows(layout: TiffLayout, masked: bool) -> KeptRows:
     if layout.turned in SIDEWAYS:  # its columns are the image's rows
         high, wide, width = wide, high, key.imagelength
     row = -(-width // wide) * wide * key.samplesperpixel * key.dtype.itemsize * len(layout.pages)
-    return KeptRows(row + (width if masked else 0), 2 * high, KEPT_BYTES * (2 if masked else 1))
+    return KeptRows(row + (width if masked else 0), 2 * high, _kept_bytes(key) + (KEPT_BYTES if masked else 0))
+
+
+def _kept_bytes(key: Any) -> int:
+    return KEPT_BYTES * (LOOKED_AT if int(key.compression) in LOSSY else 1)
 
 
 def tagged_no_data(layout: TiffLayout) -> float | None:
@@ -274,7 +278,7 @@ def _stored(layout: TiffLayout, path: Path) -> Read:
         return lambda top, bottom, left, right: _meant(mapped[top:bottom, left:right], layout)
     if problem := _undecodable(key):
         return _by_pillow(layout, path, problem)
-    pages = [Chunks(path, page, key, KEPT_BYTES // len(layout.pages)) for page in layout.pages]
+    pages = [Chunks(path, page, key, _kept_bytes(key) // len(layout.pages)) for page in layout.pages]
 
     def read(top: int, bottom: int, left: int, right: int) -> NDArray[Any]:
         parts = [page.read(top, bottom, left, right) for page in pages]
