@@ -160,9 +160,7 @@ def _transparent(picture: "Pictures.Image") -> bool:
     return picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info
 
 
-def _single(
-    picture: "Pictures.Image", path: Path, colors: Sequence[Color] | None, far: float | None
-) -> StoredLabels:
+def _single(picture: "Pictures.Image", path: Path, colors: Sequence[Color] | None, far: float | None) -> StoredLabels:
     """Of one channel, or the indices of a palette."""
     if picture.mode == "LA":
         array = np.asarray(picture)

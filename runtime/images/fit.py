@@ -102,9 +102,9 @@ def fit_of(stored: StoredImage, card: ModelCard, options: ReadOptions) -> Fit:
     dtype = _native(stored.read(0, 1, 0, 1)).dtype
     if dtype.kind == "c":
         raise MisuseError(f"{stored.path} holds complex numbers; save what the network shall see, such as magnitudes")
-    told = options.no_data is not None
-    tag = options.no_data if told else stored.no_data
-    no_data = None if tag is None else value_of(tag, dtype, str(stored.path) if told else None)
+    by_user = options.no_data is not None
+    tag = options.no_data if by_user else stored.no_data
+    no_data = None if tag is None else value_of(tag, dtype, str(stored.path) if by_user else None)
     no_data = None if stored.indexed else no_data
     fit = Fit(stored, card, None, no_data)
     _banded(stored.read(0, 1, 0, 1), stored, card)  # channels are told first
@@ -112,13 +112,13 @@ def fit_of(stored: StoredImage, card: ModelCard, options: ReadOptions) -> Fit:
         options.mention(
             "CMYK", f"{stored.path} has colours of print (CMYK), and its inks are the network's four channels"
         )
-    if len(told := stored.told[:3]) == 3 and card.channels in (1, 3):
-        if set(told) == set(ORDER) and told != ORDER:
-            options.name(
-                "order",
-                f"{stored.path} says that its bands are {', '.join(told)}, and the network is shown them in this order as "
-                f"red, green, blue: label-images --channel {_places_of_colours(stored.told)} turns them round",
-            )
+    told = stored.told[:3]
+    if card.channels in (1, 3) and sorted(told) == sorted(ORDER) and told != ORDER:
+        options.name(
+            "order",
+            f"{stored.path} says that its bands are {', '.join(told)}, and the network is shown them in this order as "
+            f"red, green, blue: label-images --channel {_places_of_colours(stored.told)} turns them round",
+        )
     if fit.has_dimmed():
         options.mention(
             "premultiplied",

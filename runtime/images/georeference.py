@@ -14,6 +14,7 @@ from typing import Any
 
 from ..errors import DeployError
 from ..extras import need
+from .tiff import is_tiff
 
 Tag = tuple[int, int, int, Any]  # of a TIFF: code, type, count, value
 Transform = tuple[float, float, float, float, float, float]  # a, b, c, d, e, f: x = a·column + b·row + c, y likewise
@@ -82,11 +83,11 @@ def all_tags(
             "prj", f"{path} lies where {world.name} says, and its coordinate system in {system.name} is not read, as "
             f"GDAL does not: give it to the results by gdal_edit -a_srs {system.name}",
         )  # fmt: skip
-    if world and told and said and _distance(said, told, size) > FAR:
+    if world and told and said and distance(said, told, size) > FAR:
         source = others[0].name if others and told != transform_of(own) else "its tags"
         name(
             "world file", f"{world} contradicts {source}, which say where {path.name} lies, by "
-            f"{_distance(said, told, size):.4g} pixels; they are followed, as GDAL does: remove the one that is wrong",
+            f"{distance(said, told, size):.4g} pixels; they are followed, as GDAL does: remove the one that is wrong",
         )  # fmt: skip
     return tags
 
@@ -192,7 +193,18 @@ def _with_world_file(own: tuple[Tag, ...], files: list[Path]) -> tuple[Tag, ...]
     return (*(tag for tag in own if tag[0] not in (SCALE, TIEPOINTS, MATRIX)), *transform_tags(said))
 
 
-def _distance(one: Transform, other: Transform, size: tuple[int, int]) -> float:
+def transform_in(path: Path) -> Transform | None:
+    """The transform in a TIFF's own tags; None: it has none, or is no TIFF. Raises what tifffile does."""
+    import tifffile
+
+    with path.open("rb") as file:
+        if not is_tiff(file.read(4)):
+            return None
+    with tifffile.TiffFile(path) as stored:
+        return transform_of(own_tags(stored.pages.first))
+
+
+def distance(one: Transform, other: Transform, size: tuple[int, int]) -> float:
     """How far apart two transforms set the corners of an image of (height, width), in pixels of the second."""
     a, b, _, d, e, _ = other
     area = a * e - b * d

@@ -59,7 +59,7 @@ def each_no_data(path: Path, bands: int, options: ReadOptions, tag: str = "") ->
 
 
 def colours_told(path: Path, bands: int, tag: str = "") -> tuple[str, ...]:
-    """What GDAL's tag of metadata and an image's .aux.xml call each of so many bands: red, nir, alpha, …; "": nothing."""
+    """What GDAL's tag of metadata and an image's .aux.xml call so many bands: red, nir, alpha, …; "": nothing."""
     found = {int(band): name.lower() for band, name in COLOUR_IN_TAG.findall(tag)}
     for place, band in enumerate(BAND.findall(_text_beside(path))):
         if (name := COLOUR.search(band)) is not None:

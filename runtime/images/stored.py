@@ -190,11 +190,12 @@ def _tiff(
     if card.channels == 1 and is_lookup_table(file, layout):
         options.mention(
             "lookup table",
-            f"{path} has a lookup table of ImageJ, of colours that are not looked at: the network is shown its grey values",
+            f"{path} has a lookup table of ImageJ, whose colours are not looked at: the network is shown grey values",
         )
         return StoredImage(
             path, layout.upright, index_reader(layout, path), layout.bits, "grey", None, tags, no_data, mask,
-            layout.turned != 1, kept_rows(layout, mask is not None), lossy=LOSSY.get(int(layout.keyframe.compression), ""),
+            layout.turned != 1, kept_rows(layout, mask is not None),
+            lossy=LOSSY.get(int(layout.keyframe.compression), ""),
         )  # fmt: skip
     if layout.palette:
         mask = _by_index(index_reader(layout, path), no_data, mask, options)
@@ -255,11 +256,10 @@ def _picture(header: Header, card: ModelCard, as_stored: bool) -> tuple[StoredIm
             indices = np.asarray(picture)[:, :, None] if picture.mode == "P" else None
             array = samples_of(picture, card, as_stored)
             # Of other modes Pillow makes alpha of it; of 2 and 4 bits by what it has spread, which none is equal to.
-            if isinstance(transparent := picture.info.get("transparency"), int):
-                if picture.mode == "1" or picture.mode.startswith("I;16"):
-                    mask = unlike(parts_of(array[:, :, None]), float(transparent > 0 if picture.mode == "1" else transparent))
-                elif few:
-                    mask = unlike(parts_of(not_spread(np.asarray(picture), few)[:, :, None]), transparent)
+            transparent, bilevel = picture.info.get("transparency"), picture.mode == "1"
+            if isinstance(transparent, int) and (few or bilevel or picture.mode.startswith("I;16")):
+                grey = not_spread(np.asarray(picture), few) if few else array
+                mask = unlike(parts_of(grey[:, :, None]), transparent > 0 if bilevel else transparent)
             if few:
                 array, bits = not_spread(array, few), few
     array = array[:, :, None] if array.ndim == 2 else array
