@@ -131,7 +131,7 @@ class TorchPredictor:
         if wanted.any():
             # What lies between scores is interpolated from the cells beside it, too.
             reach = sum(max(halo) for halo in halos if halo is not None) + self._unit
-            rows, columns = (self._reached(wanted.any(axis=axis), reach) for axis in (1, 0))
+            rows, columns = (self._reached(np.asarray(wanted.any(axis=axis)), reach) for axis in (1, 0))
             labels[rows, columns] = self(image[rows, columns])
         return labels
 

@@ -85,7 +85,8 @@ def open_gdal(path: Path) -> Iterator[GdalImage]:
 
         def read_colours(top: int, bottom: int, left: int, right: int) -> NDArray[Any]:
             assert palette is not None
-            return palette[read_bands(top, bottom, left, right)[:, :, 0]][:, :, :3]
+            colours: NDArray[Any] = palette[read_bands(top, bottom, left, right)[:, :, 0]]
+            return colours[:, :, :3]
 
         def read_mask(top: int, bottom: int, left: int, right: int) -> NDArray[Any]:
             mask: NDArray[Any] = dataset.dataset_mask(window=((top, bottom), (left, right)))

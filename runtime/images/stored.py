@@ -199,8 +199,8 @@ def _tiff(
         )  # fmt: skip
     if layout.palette:
         mask = _by_index(index_reader(layout, path), no_data, mask, options)
-        alpha = alpha_of_palette(layout, path)
-        mask = mask if alpha is None else both(alpha, mask)
+        opaque = alpha_of_palette(layout, path)
+        mask = mask if opaque is None else both(opaque, mask)
     metadata = str(layout.tag(GDAL_METADATA, ""))
     each = () if layout.palette else each_no_data(path, layout.bands, options, metadata)
     told = () if layout.palette else colours_told(path, layout.bands, metadata)
