@@ -106,14 +106,8 @@ def _by_pillow(path: Path, colors: Sequence[Color] | None, shown: bool) -> Store
         tiff = is_tiff(file.read(4))
     try:
         with open_pillow(path, DEFAULT_MAX_PIXELS) as picture:
-            if tiff and _tag(picture, SAMPLE_FORMAT, (UNSIGNED,))[0] == SIGNED and picture.mode == "L":
-                return None  # Pillow takes 8 bits with a sign for those without
-            bits = _tag(picture, BITS_PER_SAMPLE, (8,))[0] if tiff else 8
-            if bits > 8 and (picture.mode in COLORED or _big_endian(picture)):
-                return None  # Pillow decodes 8 bits of colours, and swaps bytes of what is compressed and big-endian
-            planar = tiff and _tag(picture, PLANAR, 1) == SEPARATE
-            if (planar and picture.mode in ("LA", "PA")) or (bits == 32 and picture.mode == "I"):
-                return None  # Pillow takes the planes for one, and 32 bits for those with a sign
+            if tiff and _is_misread(picture):
+                return None
             far = _far_out(path, _tag(picture, GDAL_NODATA, None) if tiff else None)
             if _photometric(picture) == MINISWHITE:
                 if picture.mode == "1" and str(_tag(picture, SOFTWARE, "")).startswith("tifffile"):
@@ -146,6 +140,20 @@ def _by_pillow(path: Path, colors: Sequence[Color] | None, shown: bool) -> Store
         raise
     missing = _masked(path, stored.missing) if tiff and pages > 1 else stored.missing
     return replace(stored, nodata=nodata, missing=missing)
+
+
+def _is_misread(picture: "Pictures.Image") -> bool:
+    """Whether Pillow gives other numbers of a TIFF than it holds."""
+    bits = _tag(picture, BITS_PER_SAMPLE, (8,))[0]
+    return (
+        # 8 bits with a sign are taken for those without, and 32 the other way.
+        (picture.mode == "L" and _tag(picture, SAMPLE_FORMAT, (UNSIGNED,))[0] == SIGNED)
+        or (picture.mode == "I" and bits == 32)
+        # 8 bits of colours are decoded, and bytes of what is compressed and big-endian are swapped.
+        or (bits > 8 and (picture.mode in COLORED or _big_endian(picture)))
+        # Planes are taken for one.
+        or (picture.mode in ("LA", "PA") and _tag(picture, PLANAR, 1) == SEPARATE)
+    )
 
 
 def _turned(stored: StoredLabels, orientation: int) -> StoredLabels:
