@@ -434,6 +434,6 @@ def test_a_driver_too_old_for_the_kernels_is_said_with_both_versions(rtx_engine,
         return kept | {KERNELS_PTX: kept[KERNELS_PTX].replace(b".version 8.0", b".version 9.5")}
 
     monkeypatch.setattr(device, "_installed", lambda package: False)
-    with pytest.raises(DeployError, match=r"PTX 9.5 by a driver of CUDA 13.0; update the driver, or build the engine"):
+    with pytest.raises(DeployError, match=r"PTX 9.5 by a driver of CUDA 13.0; update the driver, or build it with"):
         Segmenter(changed(rtx_engine, tmp_path / "x.engine", members=newer))
     gpu.clear()
