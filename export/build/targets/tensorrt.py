@@ -112,9 +112,16 @@ def _plan_report(job: BuildJob, built: BuiltPlan, profiles: list[PlannedProfile]
 
 
 def shared_with_sm75(built: BuiltPlan, core: ModelProto) -> str:
-    """What to say of a plan whose grouped convolutions are widened for sm75 on the other GPUs too; "" of another."""
-    grouped = any(node.op_type == "Conv" and attributes(node).get("group", 1) > 1 for node in core.graph.node)
-    if not grouped or built.module != "tensorrt_rtx" or WIDENED not in built.targets or len(built.targets) == 1:
+    """What to say of a plan whose depthwise convolutions are widened for sm75 on the other GPUs too; "" of another."""
+    held = initializers(core)
+    depthwise = any(
+        node.op_type == "Conv"
+        and attributes(node).get("group", 1) > 1
+        and node.input[1] in held
+        and held[node.input[1]].shape[1] == 1
+        for node in core.graph.node
+    )
+    if not depthwise or built.module != "tensorrt_rtx" or WIDENED not in built.targets or len(built.targets) == 1:
         return ""
     return (
         f"in a plan with {WIDENED} every GPU multiplies eight times as much in depthwise convolutions; an engine for "
