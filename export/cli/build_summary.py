@@ -10,6 +10,11 @@ from fcn_deploy.runtime.command import print_note
 from fcn_deploy.runtime.latency import latency_rows, show_latency
 
 SHOWN = 6  # classes
+# Of a plan in float32, which nobody has chosen among others.
+FP16_ADVISED = (
+    "a plan in float32: --fp16, with --calib or --sizes FOLDER, builds one of half the activation memory, which uses "
+    "tensor cores"
+)
 
 
 def show_build(model: Path, out: Path, report: EngineReport) -> None:
@@ -134,7 +139,9 @@ def low_precision_advice(report: EngineReport) -> str:
     slower = report.speedup is not None and report.speedup < 1
     if report.precision == "float32":
         given_up = next((note for note in report.notes if note.startswith("float32 is kept")), "")
-        return "float32 is kept, as it is the faster of the two here" if slower else given_up
+        if slower:
+            return "float32 is kept, as it is the faster of the two here"
+        return given_up or (FP16_ADVISED if report.builder is not None and not report.plans else "")
     if report.accuracy is None or report.precision not in ("int8", "bf16"):
         return ""
     low, kept, layers = report.precision, len(report.accuracy.kept), report.accuracy.layers
