@@ -22,12 +22,15 @@ import sys
 import cv2, numpy as np
 
 print("opencv", cv2.__version__, "numpy", np.__version__)
-identity, (x, y) = np.float32([[1, 0, 0], [0, 1, 0]]), np.meshgrid(np.arange(4, dtype=np.float32), np.arange(4, dtype=np.float32))
+identity = np.float32([[1, 0, 0], [0, 1, 0]])
+x, y = np.meshgrid(np.arange(4, dtype=np.float32), np.arange(4, dtype=np.float32))
 ways = {
     "flip": lambda ids: cv2.flip(ids, 0), "rotate": lambda ids: cv2.rotate(ids, cv2.ROTATE_180)[:, ::-1],
-    "transpose": lambda ids: cv2.transpose(ids).T, "resize": lambda ids: cv2.resize(ids, (8, 8), interpolation=cv2.INTER_NEAREST)[:, ::2],
+    "transpose": lambda ids: cv2.transpose(ids).T,
+    "resize": lambda ids: cv2.resize(ids, (8, 8), interpolation=cv2.INTER_NEAREST)[:, ::2],
     "copyMakeBorder": lambda ids: cv2.copyMakeBorder(ids, 0, 2, 0, 0, cv2.BORDER_REPLICATE),
-    "merge": lambda ids: cv2.merge([ids, ids])[..., 1], "warpAffine": lambda ids: cv2.warpAffine(ids, identity, (4, 4), flags=cv2.INTER_NEAREST),
+    "merge": lambda ids: cv2.merge([ids, ids])[..., 1],
+    "warpAffine": lambda ids: cv2.warpAffine(ids, identity, (4, 4), flags=cv2.INTER_NEAREST),
     "remap": lambda ids: cv2.remap(ids, x, y, cv2.INTER_NEAREST),
 }
 for dtype in (np.int64, np.uint64):

@@ -9,7 +9,8 @@
 #   GDAL, REVERSIBLE=YES, QUALITY=100  none
 #   Pillow, imagecodecs                none, unasked
 # "Reversible" names the wavelet; QUALITY, the share of the size to keep, is 25 where it is not given, and cuts the result
-# all the same. The two settings that sound lossless are so only together. Nothing warns, and the map looks right.
+# all the same. The two settings that sound lossless are so only together. How much is lost depends on the map: of 256x256
+# pixels of the same blocks 0.2 %, with REVERSIBLE=YES. Nothing warns, and the map looks right.
 #
 # Why it matters: label maps and masks are stored beside Sentinel-2's and Pléiades' scenes in their own format. Classes
 # move by one or two, to ones that exist, so no check of the range finds it: it looks like noisy annotation.
@@ -33,7 +34,8 @@ path = sys.argv[1] + "/labels.jp2"
 
 
 def gdal(labels, **options):
-    with rasterio.open(path, "w", driver="JP2OpenJPEG", width=128, height=128, count=1, dtype=labels.dtype, **options) as file:
+    height, width = labels.shape
+    with rasterio.open(path, "w", driver="JP2OpenJPEG", height=height, width=width, count=1, dtype=labels.dtype, **options) as file:
         file.write(labels, 1)
 
 
@@ -56,4 +58,11 @@ for dtype in (np.uint8, np.uint16):
         lossy = title.startswith("GDAL") and title != "GDAL, REVERSIBLE=YES, QUALITY=100"
         if (changed > 0.4) != lossy or (changed == 0) == lossy:
             sys.exit(f"not seen any more: {title}")
+large = np.random.default_rng(0).integers(0, 11, (32, 32), np.uint8).repeat(8, 0).repeat(8, 1)
+gdal(large, REVERSIBLE="YES")
+with rasterio.open(path) as file:
+    changed = (file.read(1) != large).mean()
+print(f"256x256, GDAL, REVERSIBLE=YES: {changed:.2%} changed")
+if not 0 < changed < 0.01:
+    sys.exit("not seen any more: 256x256")
 EOF
