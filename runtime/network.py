@@ -1,9 +1,12 @@
 """Network: an engine or an ONNX model opened; how an image is run by it, and what comes out."""
 
+import logging
+import math
 import os
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +22,8 @@ from .head.upsampling import LABEL_KINDS, ScoreWindow, new_result, result_bytes
 from .onnx_model import WHOLE, OnnxModelBackend
 from .open_engine import gpu_index_of, open_engine
 from .pixels.no_data import HoleRecorder, filled, marked
-from .pixels.prepare import check_image, check_source
-from .pixels.value_range import InRange, Range, parse_range
+from .pixels.prepare import check_image, check_source, padded_size
+from .pixels.value_range import InRange, Range, copied_bytes, parse_range
 from .planning.batch_cost import BatchCost
 from .planning.kept_rows import NOTHING_KEPT, KeptRows
 from .planning.plan import (
@@ -36,13 +39,15 @@ from .planning.working_memory import WorkingMemory
 from .process_memory import bound_heap, give_back_freed, resident
 from .result_maker import ResultMaker, cropped
 from .tiling.tiled_scores import TiledScores
-from .tiling.tiles import one_ahead
+from .tiling.tiles import joined, one_ahead
+
+log = logging.getLogger(__name__)
 
 DEFAULT_MEMORY_SHARE = 0.8  # of the memory that is free when an image arrives
 BANDS_MEMORY = 2_000_000_000  # bytes; more makes `bands` no faster, and an image that is read by regions whole
 LABELLING_BYTES = 10  # of each pixel whose labels are made at a time, about: what they are made in
 BAND_BYTES = 4_000_000  # of a band's results, about
-LABELS = ("labels",)
+LABELS, SCORES = ("labels",), ("scores",)
 
 
 class Network:
@@ -92,6 +97,11 @@ class Network:
         if not path.is_file():
             raise MisuseError(f"{path} does not exist or is not a file; name an .engine or an .onnx")
         if path.suffix.lower() == ".onnx":
+            if memory is not None:
+                log.warning(
+                    "memory of %.0f MB is not kept by %s: what a plain ONNX takes nobody has measured; make an engine: "
+                    "build-engine", memory / 1e6, path,
+                )  # fmt: skip
             if device.startswith("cuda"):
                 raise MisuseError(f"{path} is a plain ONNX, which runs on the CPU; make an engine: build-engine")
             onnx = OnnxModelBackend(path, threads)
@@ -191,18 +201,23 @@ class Network:
         kinds: Sequence[str] = LABELS,
         source: ImageSource | None = None,
         fine: bool = True,
+        beside: int = 0,
     ) -> Plan:
         """How an image of this size is run: whole, or in tiles; by `bands`, at most BANDS_MEMORY is taken.
 
         `kinds` are the results wanted: labels are small beside what the network takes, others are in the budget.
         `source`: what the image is read from. `fine`: whether it may be by the engine's stages for tiles alone.
+        `beside`: bytes that its run holds besides.
 
         Raises OverBudgetError where memory is too small.
         """
-        size, result = (height, width), 0
+        size, result, copied = (height, width), 0, 0
         if not bands:
             large = [view for view in map(self.heads.view, kinds) if view.kind not in LABEL_KINDS]
             result = height * width * sum(result_bytes(view.kind, view.card) for view in large)
+            if any(view.kind == "scores" for view in large):  # there are all of the core's, too, of all heads
+                beside += math.ceil(math.prod(padded_size(*size, self.card)) * self.stages[-1].output_bytes)
+            copied = copied_bytes(source, self.card)
         if self.manifest is not None and self.manifest.gpu is not None:
             if result:
                 check_result(size, result, self.memory_budget())
@@ -210,19 +225,21 @@ class Network:
         # What an earlier image took is kept by the backend. One that takes no more needs no look at what is free,
         # which costs a quarter of a millisecond.
         memory, making = self._working.held, 0
-        if result or self.memory is not None or plan_unbounded(size, self.card, self.stages).bytes > memory:
+        needed = plan_unbounded(size, self.card, self.stages).bytes + beside + copied
+        if result or self.memory is not None or needed > memory:
             streams = self.backend.streams if self.memory is not None else 1
             budget = self.memory_budget() // streams
             # Labels, and what makes them, are beside what the network takes.
             labels = 0 if bands else height * width * result_bytes("labels", self.card)
-            memory = max(budget - labels, budget // 2)
+            memory = max(budget - labels, budget // 2) - beside
             made = any(self.heads.view(kind).kind not in ("values", "probabilities", "scores") for kind in kinds)
             making = LABELLING_BYTES if made else 0
         kept: KeptRows = getattr(source, "kept", NOTHING_KEPT)
         try:
             if bands:
                 return plan_bands(size, self.card, self.stages, self.manifest, memory, BANDS_MEMORY, kept, making, fine)
-            return plan_engine(size, self.card, self.stages, self.manifest, memory, result, kept, making, fine)
+            plan = plan_engine(size, self.card, self.stages, self.manifest, memory, result, kept, making, fine, copied)
+            return replace(plan, bytes=plan.bytes + beside) if beside else plan
         except OverBudgetError as error:
             if self.memory is None or memory > 0.99 * self.memory:
                 raise
@@ -239,32 +256,33 @@ class Network:
     def result(self, image: Image, kind: str | None = None) -> AnyArray:
         """`labels`, `probabilities`, `masks` or `values` of one image; None: what the network gives, its `kind`."""
         kinds = self.heads.check_kinds(kind or self.kind)
-        image = self.checked(image)
-        return self.run(image, self.plan(*size_of(image), kinds=kinds), kinds)[0]
+        checked = self.checked(image)
+        return self.run(checked, self.plan(*size_of(checked), kinds=kinds, source=checked), kinds)[0]
 
-    def checked(self, image: object) -> Image:
-        """An image as [H, W, C], in the card's numbers.
+    def checked(self, image: object) -> ImageSource:
+        """An image as [H, W, C]; one whose numbers become the card's where it is read.
 
         Raises MisuseError where the card does not allow it, or the network is closed.
         """
         _ = self.backend
         if self.input_range is not None and isinstance(image, np.ndarray) and image.ndim > 1:
-            image = InRange(image, self.input_range, self.card)[:, :]
+            return check_source(InRange(image, self.input_range, self.card), self.card)
         return check_image(image, self.card)
 
-    def run(self, image: Image, plan: Plan, kinds: Sequence[str] = LABELS) -> tuple[AnyArray, ...]:
+    def run(self, image: ImageSource, plan: Plan, kinds: Sequence[str] = LABELS) -> tuple[AnyArray, ...]:
         """Results of each of `kinds`, which `check_outputs` has seen, for an image that was checked and planned."""
-        image, invalid = filled(image, self.card)
+        recorder = HoleRecorder(image, self.card)
         with self.taking(plan):
-            results = self._run(image, plan, kinds)
-        return self._results.marked(results, kinds, invalid)
+            # In tiles it is read by tiles, and has no copy where it has holes or a range.
+            results = self._run(recorder if plan.grids else recorder[:, :], plan, kinds)
+        return self._results.marked(results, kinds, recorder.invalid(0, plan.size[0]))
 
     def result_bytes(self, kind: str) -> int:
         """Bytes of a result, per pixel."""
         view = self.heads.view(kind)
         return result_bytes(view.kind, view.card)
 
-    def _run(self, image: Image, plan: Plan, kinds: Sequence[str]) -> tuple[AnyArray, ...]:
+    def _run(self, image: ImageSource, plan: Plan, kinds: Sequence[str]) -> tuple[AnyArray, ...]:
         """`run` of an image without holes."""
         views = [self.heads.view(kind) for kind in kinds]
         plain = {view.kind for view in views}
@@ -276,7 +294,7 @@ class Network:
                 del window  # or its scores would be in memory beside the next ones
             return tuple(results)
         if tuple(kinds) == LABELS and not self.refine:
-            return (self.backend.labels([image])[0],)
+            return (self.backend.labels([np.asarray(image)])[0],)
         return self._results.of_scores(image, self.scores_by(image, plan), plan, views)
 
     def run_batch(
@@ -381,26 +399,26 @@ class Network:
 
     def scores(self, image: Image) -> Floats:
         """The core's own output for one image: float32 [K, h, w], uncropped (padding included)."""
-        image, _ = filled(self.checked(image), self.card)
-        plan = self.plan(*size_of(image))
+        source = self.checked(image)
+        plan = self.plan(*size_of(source), kinds=SCORES, source=source)
         with self.taking(plan):
-            return self.scores_by(image, plan)
+            return self.scores_by(HoleRecorder(source, self.card), plan)
 
     def scores_by(self, image: ImageSource, plan: Plan) -> Floats:
         """The core's uncropped scores of a checked image, float32 [K, h, w]; those of tiles, put together."""
         backend = self.backend
         if plan.grids:
-            return np.concatenate([band for *_, band in self.tiled.bands(image, plan)], axis=1)
-        whole: Floats = backend.scores([np.asarray(image)])[0]
+            return joined(self.tiled.bands(image, plan), plan.grids[-1].padded[0])
+        whole: Floats = backend.scores([np.asarray(image[:, :])])[0]
         return whole
 
     def heatmap(self, image: Image) -> Floats:
         """As `Segmenter.heatmap`."""
         self._check_coarse()
-        image, _ = filled(self.checked(image), self.card)
-        plan = self.plan(*size_of(image))
+        source = self.checked(image)
+        plan = self.plan(*size_of(source), kinds=SCORES, source=source)
         with self.taking(plan):
-            scores = self.scores_by(image, plan)
+            scores = self.scores_by(HoleRecorder(source, self.card), plan)
         return cropped(self.own(ScoreWindow.whole(scores, plan.padded, plan.size)).scores, plan)
 
     def own(self, window: ScoreWindow) -> ScoreWindow:

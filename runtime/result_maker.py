@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from .arrays import AnyArray, Floats, Image, ImageSource
+from .arrays import AnyArray, Floats, ImageSource
 from .head.heads import Heads, View
 from .head.refine import refined_labels
 from .head.upsampling import ScoreWindow, result_from_scores
@@ -27,7 +27,7 @@ class ResultMaker:
     def __init__(self, heads: Heads, cell: int, refine: bool, settled: bool) -> None:
         self._heads, self._cell, self._refine, self._settled = heads, cell, refine, settled
 
-    def of_scores(self, image: Image, scores: Floats, plan: Plan, views: Sequence[View]) -> tuple[AnyArray, ...]:
+    def of_scores(self, image: ImageSource, scores: Floats, plan: Plan, views: Sequence[View]) -> tuple[AnyArray, ...]:
         """Results of a whole image's uncropped scores."""
         views, window = self.as_found(scores, views), ScoreWindow.whole(scores, plan.padded, plan.size)
         if len(views) == 1 and views[0].kind in ("values", "probabilities") and views[0].channels is None:

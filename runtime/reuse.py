@@ -6,6 +6,7 @@ next stage is run only where that differs, which after rounding to 8 bits is les
 scores and the labels. Nothing is estimated: labels are those of whole frames, as tiles' labels are.
 """
 
+import logging
 import math
 import threading
 from collections.abc import Iterable, Sequence
@@ -15,15 +16,18 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from .arrays import AnyArray, Image, Labels, size_of
-from .errors import MisuseError
+from .arrays import AnyArray, ImageSource, Labels, size_of
+from .errors import MisuseError, OverBudgetError
 from .head.refine import refined_labels
 from .head.upsampling import ScoreWindow, labels_from_scores
 from .network import Network
 from .pixels.no_data import Invalid, filled, marked
+from .pixels.prepare import padded_size
 from .planning.grid import Grid, Span, grid_of, unit_of
 from .planning.plan import Plan
 from .planning.tile_costs import PIXELS_PER_RUN
+
+log = logging.getLogger(__name__)
 
 Changed: TypeAlias = npt.NDArray[np.bool_]  # [rows, columns] of blocks of the padded image
 Part: TypeAlias = tuple[Span, Span]  # rows and columns of a rectangle, in padded pixels
@@ -65,7 +69,7 @@ class Frame:
         unseen: it is run as if by itself.
     """
 
-    image: Image
+    image: ImageSource
     invalid: Invalid | None
     plan: Plan
     before: "Frame | None" = None
@@ -90,6 +94,7 @@ class Reuse:
         self._unit = math.lcm(*(unit_of(stage, network.card) for stage in network.stages))
         self._last: Frame | None = None
         self._fruitless, self._unseen, self._left = 0, LEAST_UNSEEN, 0
+        self._told = False
 
     def follow(self, image: object) -> Frame:
         """The next frame, as for a call. Called for each in its order; raises what a call raises before it runs."""
@@ -98,12 +103,14 @@ class Reuse:
         if self._left:
             self._left -= 1
             return self._alone(given)
-        whole, invalid = filled(given, self._network.card)
+        plan = self._plan(size_of(given))
+        if plan is None:
+            return self._alone(given)
+        whole, invalid = filled(given[:, :], self._network.card)
         whole = np.ascontiguousarray(whole)
-        plan = self._network.plan(*size_of(whole), fine=False)
         changed: Changed | None = None
         if before is not None and before.image.shape == whole.shape:
-            changed = changed_blocks(before.image, whole, self._unit, plan.padded)
+            changed = changed_blocks(np.asarray(before.image), whole, self._unit, plan.padded)
             if self._parts(0, plan, changed) is None:
                 changed, self._fruitless = None, self._fruitless + 1
             else:
@@ -116,8 +123,28 @@ class Reuse:
         self._last = frame
         return frame
 
-    def _alone(self, image: Image) -> Frame:
-        return Frame(image, None, self._network.plan(*size_of(image)), unseen=True)
+    def _plan(self, size: tuple[int, int]) -> Plan | None:
+        """Of a frame that keeps what its stages give; None: the memory budget does not hold that."""
+        network = self._network
+        pixel = network.card.channels * np.dtype(network.card.dtype).itemsize  # of its copy
+        held = sum(stage.output_bytes for stage in network.stages)
+        kept = math.prod(size) * (pixel + network.result_bytes("labels"))
+        kept += math.ceil(math.prod(padded_size(*size, network.card)) * held)
+        try:
+            return network.plan(*size, fine=False, beside=kept)
+        except OverBudgetError:
+            network.plan(*size)  # raises where it cannot be run by itself either
+            if not self._told:
+                log.warning(
+                    "frames of %d×%d are labelled one by one: what --reuse keeps of them, %.0f MB, and a run are over "
+                    "the memory budget", *size, kept / 1e6,
+                )  # fmt: skip
+            self._told = True
+            return None
+
+    def _alone(self, image: ImageSource) -> Frame:
+        plan = self._network.plan(*size_of(image), source=image)
+        return Frame(image, None, plan, unseen=True)
 
     def wait(self, frame: Frame) -> None:
         """Until the frame that it goes on from is done."""
@@ -273,7 +300,7 @@ class Reuse:
                 labels[slice(*rows), slice(*columns)] = self._labels(part, frame)
 
 
-def changed_blocks(before: Image, after: Image, unit: int, padded: tuple[int, int]) -> Changed:
+def changed_blocks(before: AnyArray, after: AnyArray, unit: int, padded: tuple[int, int]) -> Changed:
     """Blocks of `unit` pixels a side in which two images, [H, W, C] of one shape and in one piece, differ."""
     height, width, channels = after.shape
     block = unit * channels * after.dtype.itemsize  # bytes across

@@ -7,7 +7,7 @@ from typing import Any, Literal, overload
 
 import numpy as np
 
-from .arrays import AnyArray, Floats, Image, ImageSource, Labels, Masks
+from .arrays import AnyArray, Floats, Image, ImageSource, Labels, Masks, size_of
 from .engine_format.model_card import ModelCard
 from .errors import MisuseError
 from .network import Network
@@ -168,7 +168,7 @@ class Segmenter:
         network = self.network
         kinds = network.heads.check_kinds(*kinds)
         checked = network.checked(masked(image, valid))
-        return network.run(checked, network.plan(checked.shape[0], checked.shape[1], kinds=kinds), kinds)
+        return network.run(checked, network.plan(*size_of(checked), kinds=kinds, source=checked), kinds)
 
     def heatmap(self, image: Image, valid: Masks | None = None) -> Floats:
         """The coarse score map, cropped to the image: float32 [K, ⌈H/stride⌉, ⌈W/stride⌉].

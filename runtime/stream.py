@@ -4,6 +4,7 @@ A job takes an item all the way (reads it, labels it, writes it) in one of a few
 the items and hands out the results. What computes for long releases Python's lock: decoders, the network, NumPy.
 """
 
+import math
 import threading
 import time
 from collections import deque
@@ -209,7 +210,7 @@ class Stream:
 
         results = overlapped(
             followed(), work, workers=CALLERS,
-            pixels=lambda frame: frame.image.size if isinstance(frame, Frame) else 0,
+            pixels=lambda frame: math.prod(frame.image.shape) if isinstance(frame, Frame) else 0,
             most=self.pixels * self.network.card.channels, ahead=FRAMES_AHEAD,
         )  # fmt: skip
         return _raised(results, return_exceptions)
@@ -268,10 +269,10 @@ class Stream:
             outcome: tuple[AnyArray, ...] | Exception
             try:
                 begins()
-                image = self.network.checked(image)
+                source = self.network.checked(image)
                 # Planned here, where it has the memory that it would have alone.
-                plan = self.network.plan(*size_of(image), kinds=kinds)
-                outcome = self.network.run(image, plan, kinds)
+                plan = self.network.plan(*size_of(source), kinds=kinds, source=source)
+                outcome = self.network.run(source, plan, kinds)
             except Exception as error:
                 outcome = error
             return Labelled(outcome, plan, time.perf_counter() - started)
@@ -282,7 +283,7 @@ class Stream:
         if len(given) != TOGETHER:
             return None
         try:
-            images = [network.checked(image) for image in given]
+            images = [network.checked(image)[:, :] for image in given]
         except MisuseError:
             return None  # each is run alone then, and says so
         sizes = {padded_size(*size_of(image), network.card) for image in images}

@@ -75,7 +75,8 @@ def write_repository(engine: Path, out: Path, config: TritonConfig, force: bool 
     version, settings = model / str(config.version), model / "config.pbtxt"
     if version.exists() and not force:
         raise MisuseError(f"{version} exists already; choose another --model-version, or pass --force to replace it")
-    if settings.exists() and not force and settings.read_text() != text:
+    # Its comments name the engine, which is another one in each version.
+    if settings.exists() and not force and _without_comments(settings.read_text()) != _without_comments(text):
         raise MisuseError(f"{settings} exists and says something else; pass --force to replace it, or choose a --name")
     check_writable(settings)
     try:
@@ -85,14 +86,24 @@ def write_repository(engine: Path, out: Path, config: TritonConfig, force: bool 
             made.mkdir()
             shutil.copyfile(engine, made / "model.engine")
             (made / "model.py").write_text(_model_code(config))
+            before = Path(temporary, "old")
             if version.exists():
-                version.rename(Path(temporary, "old"))
-            made.rename(version)
+                version.rename(before)
+            try:
+                made.rename(version)
+            except OSError:
+                if before.exists():
+                    before.rename(version)
+                raise
     except OSError as error:
         raise write_error(version, error) from error
     with replacing(settings) as path:
         path.write_text(text)
     return model
+
+
+def _without_comments(text: str) -> list[str]:
+    return [line for line in text.splitlines() if not line.startswith("#")]
 
 
 def _model_code(config: TritonConfig) -> str:

@@ -265,7 +265,7 @@ def large_tiff(item: Object) -> bool:
 
 
 def by_ranges(item: Object) -> bool:
-    return large_tiff(item) and not item.store.local
+    return large_tiff(item) and not item.store.local and item.store.parallel
 
 
 def ranges(item: Object) -> Any:

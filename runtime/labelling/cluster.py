@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -229,7 +230,10 @@ def opened_scene(item: Object, network: Network, options: ReadOptions) -> Iterat
 
 
 def _object(fields: Mapping[str, Any]) -> Object:
-    return Object(Store(fields["store"]), fields["path"], fields["name"], fields["size"])
+    return Object(_store(fields["store"]), fields["path"], fields["name"], fields["size"])
+
+
+_store = lru_cache(8)(Store)  # an archive is read through when it is opened
 
 
 def _text(item: Object) -> str:

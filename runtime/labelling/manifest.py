@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from ..engine_format.model_card import ModelCard
 from ..errors import DeployError, MisuseError
 from ..extras import need
+from ..files import check_writable
 from ..images.header import read_header
 from ..network import Network
 from .jobs import Record
@@ -139,6 +140,10 @@ class Manifest(Rows):
         if shard is not None:
             address = f"{address.removesuffix(SUFFIX)}-{shard[0]:05d}-of-{shard[1]:05d}{SUFFIX}"
         self.address, (self.store, self.name) = address, parted(address)
+        if self.store.local:  # not hours later, when it is written
+            if Path(address).is_dir():
+                raise MisuseError(f"--manifest {address} is a folder; name a file in it")
+            check_writable(address)
         super().__init__(net.card, engine_digest(net.path))
         self.earlier = self._read() if keep else {}
 

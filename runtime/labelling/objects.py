@@ -5,11 +5,12 @@ import logging
 import os
 import re
 import tempfile
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -22,11 +23,14 @@ from ..images.addresses import LIVE_SCHEMES, SUFFIXES
 from ..images.find import IMAGE_SUFFIXES, find_placed
 
 CALLS = 16  # that ask what is there, at once
+PARALLEL = ("file", "memory")  # that threads may use at once, besides all that are asynchronous
 TRIES = 3  # to fetch or put an object, at most, …
 PATIENCE = 10.0  # … none begun later
 CONNECTED, SILENT = 10.0, 15.0  # seconds that a connection may take, and that a store may be silent amid an answer
 ALIASES = {name: group for group in (("s3", "s3a"), ("gs", "gcs")) for name in group}  # in fsspec's configuration
 BLOCK = 4 << 20  # bytes of a range
+# Archives and FTP have one place that they read at: of two threads one would silently get what is the other's.
+_TURN = threading.Lock()
 RESULT_SUFFIXES = (".png", ".tif", ".mkv")  # of what a network gives; put last, so that it tells that all is there
 
 
@@ -76,9 +80,16 @@ class Store:
                 self.fs, path = fsspec.core.url_to_fs(address, **_limits(address))
                 _try_little(self.fs)
         self.root = path.rstrip("/")
+        self._around = None if self.local else _around(address, self.fs, self.root)
+        # Whether threads may use it at once, and read parts of its files.
+        names = (self.fs.protocol,) if isinstance(self.fs.protocol, str) else self.fs.protocol
+        self.parallel = _is_asynchronous(self.fs) or any(name in names for name in PARALLEL)
+        self._turn: AbstractContextManager[Any] = nullcontext() if self.parallel else _TURN
 
     def address(self, path: str) -> str:
         """As a user writes it."""
+        if self._around is not None:
+            return path.join(self._around)
         return path if self.local else str(self.fs.unstrip_protocol(path))
 
     def join(self, name: str) -> str:
@@ -92,20 +103,19 @@ class Store:
                 found = self.fs.find(self.root)
             except FileNotFoundError:
                 return set()
-        start = len(self.root) + 1
-        return {path[start:] for path in found}
+        return {_below(path, self.root) for path in found}
 
     def present(self, names: Sequence[str]) -> set[str]:
         """Which results, of names without suffix, are there. Raises DeployError."""
         found = [name + suffix for name in names for suffix in RESULT_SUFFIXES]
-        with reaching(self.address(self.root)), ThreadPoolExecutor(CALLS) as pool:
+        with reaching(self.address(self.root)), ThreadPoolExecutor(CALLS if self.parallel else 1) as pool:
             self.fs.invalidate_cache()
             there = pool.map(self.fs.exists, map(self.join, found))
             return {name for name, exists in zip(found, there, strict=True) if exists}
 
     def fetch(self, item: Object, target: Path) -> None:
         """Copy an object to a file of this machine. Raises DeployError where it does not come whole."""
-        with reaching(str(item)):
+        with reaching(str(item)), self._turn:
             _tried(lambda: self.fs.get_file(item.path, str(target)))
         came = target.stat().st_size
         if item.size is not None and came != item.size:
@@ -119,7 +129,7 @@ class Store:
                 temporary.write_bytes(file.read_bytes())
             return
         try:
-            with reaching(self.address(path), "written"):
+            with reaching(self.address(path), "written"), self._turn:
                 self._put(file, path)
         except DeployError as error:
             raise WriteError(f"{error}; what is written is whole, and --resume goes on") from error
@@ -142,10 +152,8 @@ class Store:
         return {PurePosixPath(path).name for path in found}
 
     def _put(self, file: Path, path: str) -> None:
-        from fsspec.asyn import AsyncFileSystem
-
         # Object stores publish what is put when all of it is there. Others have folders and show what is half-written.
-        at_once = isinstance(self.fs, AsyncFileSystem) or "memory" in self.fs.protocol
+        at_once = _is_asynchronous(self.fs) or "memory" in self.fs.protocol
 
         def put() -> None:
             if at_once:
@@ -165,6 +173,29 @@ class Store:
         _tried(put)
 
 
+def _is_asynchronous(fs: Any) -> bool:
+    from fsspec.asyn import AsyncFileSystem
+
+    return isinstance(fs, AsyncFileSystem)
+
+
+def _below(path: str, root: str) -> str:
+    """Where a file is, from a folder on. In archives the outermost folder is empty, and names have no slash before."""
+    return path[len(root) :].removeprefix("/")
+
+
+def _around(address: str, fs: Any, root: str) -> tuple[str, str] | None:
+    """What stands before and behind a path in an address of which fsspec itself keeps the path alone: archives in a
+    file (`zip://…::s3://…`), hosts (`sftp://host/…`), repositories; None: there is nothing else."""
+    links = address.split("::")
+    place = next(place for place, link in enumerate(links) if "://" in link)
+    given = links[place].rstrip("/") if root else links[place]
+    if not given.endswith(root) or (len(links) == 1 and not fs._get_kwargs_from_urls(address)):
+        return None
+    before = "".join(f"{link}::" for link in links[:place]) + given[: len(given) - len(root)]
+    return before, "".join(f"::{link}" for link in links[place + 1 :])
+
+
 def _limits(address: str) -> dict[str, Any]:
     """Options for fsspec, unless its configuration has them: none waits for ever, and trying again is ours.
 
@@ -173,7 +204,11 @@ def _limits(address: str) -> dict[str, Any]:
     """
     from fsspec.config import conf
 
-    scheme = address.partition("://")[0].lower()  # of chains (`zip://…::s3://…`) none of these
+    first, *behind = address.split("::")
+    if behind:  # of a chain (`zip://…::s3://…`) each link has its own, by its scheme
+        of_links = {link.partition("://")[0]: _limits(link) for link in behind if "://" in link}
+        return _limits(first) | {scheme: options for scheme, options in of_links.items() if options}
+    scheme = address.partition("://")[0].lower()
     limits: dict[str, Any] = {}
     if scheme in ("s3", "s3a"):
         # s3fs tries again on what botocore gives up.
@@ -357,7 +392,7 @@ def _behind(word: str) -> list[Object]:
     if not files:
         raise MisuseError(f"{word} holds no images; name an object, a prefix or a pattern with some")
     return [
-        Object(store, name, _result_name(_plain(name)[len(root) + 1 :], word), details[name].get("size"))
+        Object(store, name, _result_name(_below(_plain(name), root), word), details[name].get("size"))
         for name in sorted(files)
     ]
 

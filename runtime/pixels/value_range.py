@@ -13,7 +13,7 @@ from ..errors import MisuseError
 
 PERCENTILES = (1, 99)  # of an image's values, that become the network's 0 and 1
 Range = tuple[float, float]  # LO, HI
-ROWS = 256  # converted at a time
+AT_A_TIME = 1 << 18  # values that are converted, in numbers of 64 bits
 SIDE = 64  # pixels: of the windows in which values are looked at
 GRIDS = (4, 16, 64)  # windows a side: more of them where there is no data in fewer
 
@@ -56,15 +56,18 @@ def windows(size: tuple[int, int], grid: int) -> list[tuple[int, int, int, int]]
 def scaled(pixels: NDArray[Any], limits: Range, wanted: np.dtype[Any]) -> NDArray[Any]:
     """Values of which LO and HI become 0 and the largest of `wanted` (clipped and rounded), or 0 and 1 of float32."""
     low, high = limits
+    out = np.empty(pixels.shape, wanted)
+    rows = max(1, AT_A_TIME * len(pixels) // max(1, pixels.size))
     if pixels.dtype in (np.dtype(np.uint8), np.dtype(np.uint16)) and pixels.size > 65536:
         table = scaled(np.arange(np.iinfo(pixels.dtype).max + 1, dtype=pixels.dtype), limits, wanted)
-        return np.take(table, pixels)
-    out = np.empty(pixels.shape, wanted)
-    for top in range(0, len(pixels), ROWS):
-        part = (pixels[top : top + ROWS].astype(np.float64) - low) / (high - low)
+        for top in range(0, len(pixels), rows):
+            np.take(table, pixels[top : top + rows], out=out[top : top + rows], mode="clip")
+        return out
+    for top in range(0, len(pixels), rows):
+        part = (pixels[top : top + rows].astype(np.float64) - low) / (high - low)
         if wanted.kind != "f":
             part = np.rint(np.clip(np.nan_to_num(part), 0, 1) * np.iinfo(wanted).max)
-        out[top : top + ROWS] = part
+        out[top : top + rows] = part
     return out
 
 
@@ -103,6 +106,8 @@ class InRange:
         dtype = np.dtype(image.dtype)
         if dtype.kind not in "uif":
             raise MisuseError(f"image of dtype {dtype}; an input range is of numbers")
+        if isinstance(image, np.ndarray) and image.ndim == 2 and card.channels == 1:
+            image = image[:, :, None]
         self.shape, self.ndim, self.dtype = image.shape, image.ndim, np.dtype(card.dtype)
         self._image = image
         if isinstance(input_range, str):
@@ -110,13 +115,21 @@ class InRange:
         else:
             self._limits = limits_within(input_range, dtype, "the image", input_range == card.range)
 
+    @property
+    def has_holes(self) -> bool:
+        """Whether pixels may have no data."""
+        return isinstance(self._image, np.ma.MaskedArray) or np.dtype(self._image.dtype).kind == "f"
+
     def __getitem__(self, part: tuple[slice, slice], /) -> AnyArray:
         given = self._image[part]
-        values, unknown = np.asarray(given), np.ma.getmaskarray(given)
+        values, unknown = np.asarray(given), None
+        if isinstance(given, np.ma.MaskedArray):
+            unknown = np.ma.getmaskarray(given)
         if values.dtype.kind == "f":
-            unknown = unknown | ~np.isfinite(values)
+            infinite = ~np.isfinite(values)
+            unknown = infinite if unknown is None else unknown | infinite
         found = scaled(values, self._limits, self.dtype)
-        return np.ma.MaskedArray(found, unknown) if unknown.any() else found
+        return found if unknown is None or not unknown.any() else np.ma.MaskedArray(found, unknown)
 
     def _values(self, grid: int) -> AnyArray:
         """Values that are data, [n], in so many windows a side."""
@@ -126,3 +139,18 @@ class InRange:
         known = [np.ma.MaskedArray(part).compressed() for part in parts]
         found: AnyArray = np.concatenate(known)
         return found[np.isfinite(found)]
+
+
+def copied_bytes(source: ImageSource | None, card: ModelCard) -> int:
+    """Bytes of the copies that are made of a whole image, where it is brought into the card's range or may have holes.
+
+    Images that are not all there are read by parts.
+    """
+    ranged = isinstance(source, InRange)
+    holes = source.has_holes if isinstance(source, InRange) else np.dtype(card.dtype).kind == "f"
+    # NumPy loads its masked arrays when they are named.
+    if source is None or not (ranged or holes or type(source) is not np.ndarray):
+        return 0
+    holes = holes or isinstance(source, np.ma.MaskedArray)
+    size = np.dtype(card.dtype).itemsize
+    return math.prod(source.shape) * size * (ranged + holes) + math.prod(size_of(source)) * 2 * holes

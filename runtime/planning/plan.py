@@ -68,6 +68,7 @@ def plan_run(
     result: int = 0,
     kept: KeptRows = NOTHING_KEPT,
     making: float = 0.0,
+    copied: int = 0,
 ) -> Plan:
     """Plan one image of `size` (height, width) within `memory` bytes: whole where that suffices, else in tiles.
 
@@ -79,15 +80,17 @@ def plan_run(
         result: bytes of what is given back, where that is more than labels.
         kept: by the image's reader.
         making: bytes of each pixel that results are made in, some rows at a time.
+        copied: bytes of copies of the image that are made where it is run whole.
 
     Raises:
         OverBudgetError: not even the smallest tiles fit, or the network cannot be tiled.
     """
     check_result(size, result, memory)
     plan = plan_unbounded(size, card, tuple(stages))
-    if plan.bytes + result + made_at_once(math.prod(size), making) > memory:
-        return _cheapest_within(size, card, stages, memory, result, kept, making)
-    return replace(plan, bytes=plan.bytes + result, result=result) if result else plan
+    beside = result if plan.grids else result + copied
+    if plan.bytes + beside + made_at_once(math.prod(size), making) > memory:
+        return _cheapest_within(size, card, stages, memory, result, kept, making, copied=copied)
+    return replace(plan, bytes=plan.bytes + beside, result=result) if beside else plan
 
 
 @lru_cache(maxsize=1024)
@@ -109,15 +112,17 @@ def _cheapest_within(
     making: float = 0.0,
     arena: float | None = None,
     seen: tuple[int, int] | None = None,
+    copied: int = 0,
 ) -> Plan:
     """The plan of the least work in tiles that take at most `memory` bytes. Raises OverBudgetError.
 
     Args:
         arena: bytes of it for the runs of all stages, one after the other; None: each stage has what its own take.
         seen: (height, width) that the network looks at; None: those of the padded image.
+        copied: as of plan_run, for what is said.
     """
     padded, stages = seen or padded_size(*size, card), stages_in_tiles(card, stages)
-    needed = _whole(padded, stages) + result + float(made_at_once(math.prod(size), making))
+    needed = _whole(padded, stages) + result + copied + float(made_at_once(math.prod(size), making))
     cost, taken, grids = _worth_a_look(padded, card, stages, result, kept, making, arena)
     fitting = np.flatnonzero(taken <= memory)
     if not len(fitting):
@@ -238,6 +243,7 @@ def plan_engine(
     kept: KeptRows = NOTHING_KEPT,
     making: float = 0.0,
     fine: bool = True,
+    copied: int = 0,
 ) -> Plan:
     """Plan one image by the stages of whole images where that is no more work, else by those for tiles, or in passes.
 
@@ -250,7 +256,7 @@ def plan_engine(
     """
     plan, over = None, ""
     try:
-        plan = plan_run(size, card, stages, memory, result, kept, making)
+        plan = plan_run(size, card, stages, memory, result, kept, making, copied)
     except OverBudgetError as error:
         if manifest is None:
             raise

@@ -11,8 +11,8 @@ HEADER_BYTES = 1 << 16  # of a request's line and headers together
 HEADER_COUNT = 100
 HEADER_SECONDS = 15.0  # in which they must come
 NO_HTTP = (
-    f"the request is no HTTP/1.1, or its headers are more than {HEADER_COUNT} or longer than {HEADER_BYTES} bytes; "
-    "mend them"
+    f"the request is no HTTP/1.1, its address is not ASCII (ü is %C3%BC there), or its headers are more than "
+    f"{HEADER_COUNT} or longer than {HEADER_BYTES} bytes; mend it"
 )
 
 

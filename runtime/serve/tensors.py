@@ -118,10 +118,10 @@ def request_of(given: Given, outputs: tuple[Wanted, ...], id: object, parameters
         raise MisuseError("the request's id is not a text of at most 1000 characters; mend or omit it")
     _check_names(outputs)
     timeout = parameters.get("timeout")
-    if timeout is not None and (type(timeout) is not int or timeout < 0):
+    if timeout is not None and (type(timeout) is not int or not 0 <= timeout < 2**64):
         raise MisuseError(f"timeout {_short(timeout)}; it is a whole number of microseconds")
     image, file = _content(given)
-    seconds, binary = timeout / 1e6 if timeout else None, parameters.get("binary_data_output") is True
+    seconds, binary = timeout / 1e6 if timeout else None, _flag(parameters, "binary_data_output")
     page = page_of(given.parameters.get("page"))
     if page is not None and file is None:
         raise MisuseError(f"page {page} of an array; files alone have pages, sent as BYTES")
@@ -175,7 +175,18 @@ def _wanted(entry: dict[str, Any], request: Parameters) -> Wanted:
     if not isinstance(name, str):
         raise MisuseError("an output has no name; give it one")
     parameters = _parameters(entry, f"the output {shown(name)}")
-    return wanted(name, parameters, parameters.get("binary_data", request.get("binary_data_output")) is True)
+    binary = _flag(parameters, "binary_data", _flag(request, "binary_data_output"))
+    return wanted(name, parameters, binary)
+
+
+def _flag(parameters: Parameters, name: str, otherwise: bool = False) -> bool:
+    """A parameter that is true or false. Raises MisuseError: who wrote 1 or "true" would get the other of the two."""
+    found = parameters.get(name)
+    if found is None:
+        return otherwise
+    if type(found) is not bool:
+        raise MisuseError(f"{name} {_short(found)}; it is true or false, without quotes")
+    return found
 
 
 def _check_names(outputs: Sequence[Wanted]) -> None:
@@ -236,11 +247,12 @@ def _content(given: Given) -> tuple[AnyArray | None, memoryview | None]:
                 f"{len(given.raw)} were sent; mend either"
             )
         return np.frombuffer(given.raw, dtype.newbyteorder("<")).reshape(given.shape), None
-    return _numbers(given.data, count, dtype).reshape(given.shape), None
+    return _numbers(given.data, given.shape, dtype), None
 
 
-def _numbers(data: Any, count: int, dtype: np.dtype[Any]) -> AnyArray:
-    """The numbers of a JSON list, nested or flat, as a flat array."""
+def _numbers(data: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> AnyArray:
+    """The numbers of a JSON list, nested or flat, as an array of a shape."""
+    count = math.prod(shape)
     if not isinstance(data, list):
         raise MisuseError("the input has no data; send a list of numbers, or binary data")
     if _count(data) != count:
@@ -249,6 +261,11 @@ def _numbers(data: Any, count: int, dtype: np.dtype[Any]) -> AnyArray:
         found = np.array(data)
     except (ValueError, OverflowError) as error:
         raise MisuseError("the input's data are not lists of equal lengths; send them flat") from error
+    if found.ndim > 1 and found.shape != shape:  # of an image that lies on its side, say
+        raise MisuseError(
+            f"shape {_sides(shape)}, and the input's data are lists of shape {_sides(found.shape)}; mend either, or "
+            "send them flat"
+        )
     if found.dtype.kind not in ("iuf" if dtype.kind == "f" else "iu"):
         raise MisuseError(f"the input's data are not all {'' if dtype.kind == 'f' else 'whole '}numbers; mend them")
     if dtype.kind != "f":
@@ -256,7 +273,7 @@ def _numbers(data: Any, count: int, dtype: np.dtype[Any]) -> AnyArray:
         if found.min() < limits.min or found.max() > limits.max:
             raise MisuseError(f"the input's data go from {found.min()} to {found.max()}, outside {dtype}; mend them")
     with np.errstate(over="ignore"):  # becomes infinite, which is no data
-        return found.astype(dtype).reshape(-1)
+        return found.astype(dtype).reshape(shape)
 
 
 def _count(data: list[Any]) -> int:

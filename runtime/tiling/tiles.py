@@ -100,6 +100,21 @@ def score_bands(
     return bands
 
 
+def joined(bands: Iterator[Band], rows: int) -> AnyArray:
+    """The scores of an image of so many padded rows, [K, h, w], from all of its bands."""
+    whole: AnyArray | None = None
+    for top, bottom, band in bands:
+        if (top, bottom) == (0, rows):
+            return band
+        if whole is None:
+            stride = -(-bottom // band.shape[1])
+            whole = np.empty((len(band), _cells(rows, stride), band.shape[2]), band.dtype)
+        whole[:, top // stride : top // stride + band.shape[1]] = band
+        del band  # or it would be in memory beside the next one
+    assert whole is not None, "an image has rows"
+    return whole
+
+
 def _on(rows: Rows, run: ComputeLater) -> Compute:
     """A stage on the rows that the one before makes."""
     return lambda y, x: run(rows.part(y, x), y, x)

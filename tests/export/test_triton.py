@@ -1,5 +1,6 @@
 """export-triton: the repository that it writes, and a real tritonserver that serves it."""
 
+import errno
 import json
 import subprocess
 import sys
@@ -42,6 +43,7 @@ def test_the_repository_has_what_the_server_needs(engine, tmp_path):
 def test_another_version_is_put_beside_the_first(engine, tmp_path):
     models = tmp_path / "models"
     write_repository(engine, models, TritonConfig())
+    write_engine(engine, MANIFEST, MEMBERS | {"golden.npz": b"another"})  # built again
     write_repository(engine, models, TritonConfig(version=2))
     assert sorted(path.name for path in (models / "road").iterdir()) == ["1", "2", "config.pbtxt"]
     with pytest.raises(MisuseError, match="--model-version"):
@@ -51,6 +53,23 @@ def test_another_version_is_put_beside_the_first(engine, tmp_path):
     assert not (models / "road" / "3").exists()
     write_repository(engine, models, TritonConfig(instances=2), force=True)
     assert "count: 2" in (models / "road" / "config.pbtxt").read_text()
+
+
+def test_a_version_that_cannot_be_replaced_stays(engine, tmp_path, monkeypatch):
+    write_repository(engine, tmp_path / "models", TritonConfig())
+    version = tmp_path / "models/road/1"
+    (version / "mark").touch()
+    rename = Path.rename
+
+    def fail(path, target):
+        if path.name == "version":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", fail)
+    with pytest.raises(DeployError, match="No space left"):
+        write_repository(engine, tmp_path / "models", TritonConfig(), force=True)
+    assert (version / "mark").exists() and (version / "model.engine").exists()
 
 
 @pytest.mark.parametrize(
@@ -226,6 +245,7 @@ def get_input_tensor_by_name(request, name):
     return request.image
 '''
 SERVE = """
+import errno
 import json
 from types import SimpleNamespace
 import numpy as np

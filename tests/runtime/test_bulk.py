@@ -8,8 +8,11 @@ import os
 import re
 import signal
 import subprocess
+import tarfile
 import threading
 import time
+import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qs, unquote
@@ -21,6 +24,7 @@ from fcn_deploy.runtime.files import WriteError
 from fcn_deploy.runtime.images import regions
 from fcn_deploy.runtime.labelling import bulk, objects
 from fcn_deploy.runtime.labelling.bulk import label_objects
+from fcn_deploy.runtime.labelling.cluster import _object, _text
 from fcn_deploy.runtime.labelling.files import label_files
 from fcn_deploy.runtime.labelling.manifest import Manifest, class_shares
 from fcn_deploy.runtime.labelling.objects import Store, find_objects, is_address, parse_shard, share_of
@@ -265,6 +269,63 @@ def test_objects_of_one_name_are_told_apart_and_none_leads_out_of_the_folder(mem
         find_objects(["memory://in", "memory://other"])
     with pytest.raises(MisuseError, match="outside -o"):
         objects._result_name("../../etc/x.png", "memory://in")
+
+
+def archive(path, files):
+    """A zip, or a tar that is packed or not, of files by name."""
+    if path.suffix == ".zip":
+        with zipfile.ZipFile(path, "w") as made:
+            for name, content in files.items():
+                made.writestr(name, content)
+        return
+    with tarfile.open(path, "w:gz" if path.suffix == ".gz" else "w") as made:
+        for name, content in files.items():
+            about = tarfile.TarInfo(name)
+            about.size = len(content)
+            made.addfile(about, io.BytesIO(content))
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar", "tar.gz"])
+def test_images_in_archives_come_out_as_they_went_in(tmp_path, kind):
+    """Several threads fetch them, of which tarfile knows nothing: of equal sizes it would mix up the contents."""
+    needs("fsspec")
+    random = np.random.default_rng(0)
+    files = {f"{place:03d}.bmp": random.bytes(60_000) for place in range(100)} | {"deep/000.bmp": random.bytes(9)}
+    archive(tmp_path / f"a.{kind}", files)
+    address = f"{kind[:3]}://**::{tmp_path}/a.{kind}"
+    items = find_objects([address])
+    assert {f"{item.name}.bmp" for item in items} == set(files)
+    # As the actors of a cluster are told of them.
+    assert str(items[0]) == f"{kind[:3]}://000.bmp::{tmp_path}/a.{kind}" == str(_object(json.loads(_text(items[0]))))
+    with ThreadPoolExecutor(bulk.FETCHERS) as pool:
+        staged = list(pool.map(lambda each: bulk._fetch(each[1], tmp_path, f"{each[0]}"), enumerate(items)))
+    assert [each.path.read_bytes() for each in staged] == [files[item.path.lstrip("/")] for item in items]
+
+
+def test_of_two_archives_neither_takes_the_others_place(tmp_path):
+    needs("fsspec")
+    for name in ("a.zip", "b.zip"):
+        archive(tmp_path / name, {"1.png": b""})
+    words = [f"zip://::{tmp_path}/{name}" for name in ("a.zip", "b.zip")]
+    assert [item.name for item in find_objects(words[:1])] == ["1"]
+    with pytest.raises(MisuseError, match=r"1\.png is the name of several images"):
+        find_objects(words)
+
+
+@pytest.mark.parametrize(
+    ("address", "path", "said"),
+    [
+        ("github://owner:name@main/photos", "photos/1.png", "github://owner:name@main/photos/1.png"),
+        ("ftp://host/photos/", "/photos/1.png", "ftp://host/photos/1.png"),
+        ("simplecache::zip://*.png::s3://b/a.zip", "1.png", "simplecache::zip://1.png::s3://b/a.zip"),
+        ("s3://b/photos", "b/photos/1.png", None),  # fsspec writes it itself
+    ],
+)
+def test_hosts_and_archives_stay_in_addresses(address, path, said):
+    link = next(link for link in address.split("::") if "://" in link)
+    kind = needs("fsspec").get_filesystem_class(link.partition("://")[0])
+    found = objects._around(address, kind, kind._strip_protocol(link).rstrip("/"))
+    assert (found and path.join(found)) == said
 
 
 def test_what_is_an_address_of_files():

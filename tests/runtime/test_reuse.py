@@ -99,6 +99,23 @@ def test_labels_of_any_stream_are_those_of_whole_frames(nets, frames, which):
         np.testing.assert_array_equal(labels, net(frame))
 
 
+def test_what_is_kept_of_frames_is_in_the_memory_budget(nets, caplog):
+    """Two maps, an image and labels, that a run in tiles does not have beside it."""
+    net, frame = nets[0], noise(np.random.default_rng(0), 800, 1000)
+    frames = [frame, frame.copy(), frame.copy()]
+    path = net.network.path
+    with Segmenter(path, threads=1, memory=4_000_000) as small, Segmenter(path, threads=1, memory=10**9) as large:
+        assert small.plan(800, 1000).grids
+        for each in (small, large):
+            for labels in each.map(frames, reuse=True):
+                np.testing.assert_array_equal(labels, net(frame))
+        stream = reuse.Reuse(large.network)
+        assert stream.follow(frame).plan.bytes >= large.plan(800, 1000).bytes + int(800 * 1000 * 4.4)
+        assert reuse.Reuse(small.network).follow(frame).unseen
+    said = [record.getMessage() for record in caplog.records]
+    assert said and all("one by one" in each and len(each) < 300 for each in said)
+
+
 @pytest.fixture
 def counted(nets, monkeypatch):
     """A Segmenter, and the pixels that each of its stages was run on."""

@@ -12,10 +12,14 @@ import numpy as np
 import pytest
 from fcn_deploy.runtime import process_memory
 from fcn_deploy.runtime.backends.onnxruntime import session
+from fcn_deploy.runtime.engine_format.engine_file import write_engine
+from fcn_deploy.runtime.engine_format.manifest import Manifest, Stage, Upsampling
 from fcn_deploy.runtime.planning.working_memory import KEPT, STEADY_RUNS, WorkingMemory
 from fcn_deploy.runtime.process_memory import give_back_freed, resident
-from helpers import onnx_model
+from helpers import finished, onnx_model
 from onnx import helper
+
+from fcn_deploy import ModelCard, Segmenter
 
 MB = 1_000_000
 WEIGHTS = {"w": np.ones((4, 3, 1, 1), np.float32)}
@@ -171,8 +175,6 @@ def test_small_runs_of_any_number_of_shapes_are_left_alone():
 
 
 def test_an_engine_gives_back_what_a_large_image_took(exports):
-    from fcn_deploy import Segmenter
-
     with Segmenter(exports / "narrow.engine") as net:
         net(np.zeros((64, 64, 3), np.uint8))
         give_back_freed()
@@ -189,7 +191,6 @@ def test_an_engine_gives_back_what_a_large_image_took(exports):
 
 
 def test_engines_of_version_3_are_read():
-    from fcn_deploy.runtime.engine_format.manifest import Manifest
     from tiny_engine import MANIFEST
 
     record = json.loads(MANIFEST.to_json())
@@ -214,3 +215,89 @@ def test_blocks_go_back_where_a_network_has_a_budget_and_are_kept_in_a_server(mo
     process_memory.keep_freed()
     process_memory.bound_heap()
     assert [value for parameter, value in given if parameter == block] == [1 << 25]
+
+
+@pytest.fixture(scope="module")
+def small_engine(tmp_path_factory):
+    """One convolution of stride 4, which takes far less than copies of an image."""
+    weights = {"w": np.random.default_rng(0).standard_normal((4, 3, 3, 3)).astype(np.float32)}
+    node = helper.make_node("Conv", ["image", "w"], ["scores"], strides=[4, 4], pads=[1] * 4)
+    stage = Stage("0.onnx", halo=(8, 8), period=8, stride=(4, 4), bytes_fixed=1e6, bytes_per_pixel=40, output_bytes=1.0)
+    upsampling = Upsampling("linear", "half_pixel", (4.0, 4.0))
+    card = ModelCard(("a", "b", "c", "d"), stride=4, size_multiple=8)
+    path = tmp_path_factory.mktemp("small") / "m.engine"
+    write_engine(
+        path, Manifest(card, "cpu", "float32", upsampling, (stage,), "test"),
+        {"0.onnx": onnx_model([node], weights, gives=("N", 4, "h", "w")).SerializeToString()},
+    )  # fmt: skip
+    return path
+
+
+COPIES = """
+import sys, json, numpy as np
+from fcn_deploy import Segmenter
+from fcn_deploy.runtime.process_memory import forget_highest, highest, resident
+size = 2000, 3000
+valid = np.ones(size, bool)
+valid[5, 5] = False
+image = np.full((*size, 3), 100, np.uint8)
+deep = image.astype(np.uint16)
+took = {}
+with Segmenter(sys.argv[1], memory=50_000_000, threads=1) as net, Segmenter(
+    sys.argv[1], memory=50_000_000, threads=1, input_range=(0, 4000)
+) as ranged:
+    for name, call in {
+        "plain": lambda: net(image), "holes": lambda: net(image, valid=valid), "range": lambda: ranged(deep),
+    }.items():
+        call()
+        before = resident()
+        if before is None:
+            continue
+        forget_highest()
+        call()
+        took[name] = highest(before) - before
+print(json.dumps(took))
+"""
+
+
+def test_copies_that_a_call_makes_of_an_image_are_of_its_tiles_where_memory_is_short(small_engine):
+    """In a process of its own. The image has 18 MB; to look it up in a table of values took 144."""
+    took = json.loads(finished([sys.executable, "-c", COPIES, small_engine]).stdout)
+    if not took:
+        pytest.skip("resident memory is read from Linux's /proc")
+    assert took["plain"] < 60 * MB and took["holes"] < took["plain"] + 15 * MB, took  # 6 MB say where the holes are
+    assert took["range"] < took["plain"] + 10 * MB, took
+
+
+def test_holes_and_ranges_in_tiles_have_the_labels_of_the_whole(small_engine):
+    random = np.random.default_rng(1)
+    image = random.integers(0, 4000, (500, 700, 3), np.uint16)
+    valid = random.random((500, 700)) > 0.01
+    with (
+        Segmenter(small_engine, input_range=(0, 4000)) as whole,
+        Segmenter(small_engine, input_range=(0, 4000), memory=3_000_000) as tiled,
+    ):
+        assert tiled.plan(500, 700).grids[0].count > 1
+        for kwargs in ({}, {"valid": valid}):
+            np.testing.assert_array_equal(tiled(image, **kwargs), whole(image, **kwargs))
+            np.testing.assert_allclose(tiled.heatmap(image, **kwargs), whole.heatmap(image, **kwargs), atol=1e-3)
+        assert (tiled(image, valid=valid)[~valid] == tiled.card.no_data).all()
+
+
+def test_copies_of_an_image_that_is_run_whole_and_all_of_the_scores_are_planned(small_engine):
+    size = 2000, 3000
+    image = np.ma.MaskedArray(np.zeros((*size, 3), np.uint8), False)
+    with Segmenter(small_engine, memory=2_000_000_000) as net:
+        plain = net.plan(*size)
+        assert net.network.plan(*size, source=image).bytes >= plain.bytes + image.nbytes
+        assert net.network.plan(*size, kinds=("scores",)).bytes >= plain.bytes + 2 * 6 * MB
+    needed = plain.bytes + 6 * MB + 10 * 4 * MB  # labels, and what they are made in
+    with Segmenter(small_engine, memory=needed + 10 * MB) as net:
+        assert not net.plan(*size).grids
+        assert net.network.plan(*size, source=image).grids
+
+
+def test_a_plain_onnx_says_that_it_keeps_to_no_budget(exports, caplog):
+    with Segmenter(exports / "narrow.onnx", memory=100 * MB):
+        (said,) = [record.getMessage() for record in caplog.records if "memory" in record.getMessage()]
+    assert "100 MB is not kept by" in said and "build-engine" in said and len(said) < 300 and "\n" not in said

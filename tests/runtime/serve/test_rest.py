@@ -172,6 +172,7 @@ BAD = [
     (given(data=[1, 2, 256]), "outside uint8"),
     (given(data=[1, 2, 0.5]), "whole numbers"),
     (given(data=[1, [2], 3]), "equal lengths"),
+    (given([2, 1, 3], data=[[[1, 2, 3], [4, 5, 6]]]), "lists of shape [1, 2, 3]"),  # an image on its side
     (given(data=["1", "2", "3"]), "not all numbers"),
     (given(data=[True, True, False]), "not all numbers"),
     (given(data=[1, 2.5, 3]), "whole numbers"),
@@ -191,6 +192,9 @@ BAD = [
     (asking(*[{"name": "labels"}] * 40), "16 at most"),
     (asking(id=7), "id is not a text"),
     (asking(parameters={"timeout": "soon"}), "microseconds"),
+    (asking(parameters={"timeout": 10**400}), "timeout 1000"),
+    (asking(parameters={"binary_data_output": "true"}), "binary_data_output true; it is true or false"),
+    (asking({"name": "labels", "parameters": {"binary_data": 1}}), "binary_data 1; it is"),
     (asking(parameters=[]), "not an object"),
 ]
 
