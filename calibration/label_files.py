@@ -435,14 +435,11 @@ def _lossy(picture: "Pictures.Image", path: Path) -> str:
     """By what kind of compression a file may have changed its numbers; "" where by none."""
     if picture.format == "TIFF":
         return LOSSY.get(_tag(picture, COMPRESSION, 1), "")
-    start = path.read_bytes() if picture.format == "WEBP" else b""
-    if picture.format == "JPEG2000":  # the wavelet of its COD marker (ISO 15444-1, A.6.1): 0 cannot be reversed
-        with path.open("rb") as file:
-            head = file.read(65536)
-        place = head.find(b"\xff\x52")
-        return "JPEG 2000" if place < 0 or head[place + 13 : place + 14] == b"\0" else ""
-    lossless = b"VP8L" in start
-    return {"JPEG": "JPEG", "AVIF": "AVIF", "WEBP": "" if lossless else "WebP"}.get(picture.format or "", "")
+    lossless = picture.format == "WEBP" and b"VP8L" in path.read_bytes()
+    # A JPEG 2000 does not tell: one of the reversible wavelet may have been cut to a size (GDAL's QUALITY).
+    return {"JPEG": "JPEG", "AVIF": "AVIF", "JPEG2000": "JPEG 2000", "WEBP": "" if lossless else "WebP"}.get(
+        picture.format or "", ""
+    )
 
 
 def find_label_files(folder: Path) -> dict[str, Path]:
