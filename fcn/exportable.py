@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from fcn_deploy.fcn.traced_numbers import is_traced
+from fcn_deploy.fcn.traced_numbers import forget, is_traced, remember, rounded
 from torch.overrides import TorchFunctionMode
 
 
@@ -24,11 +24,17 @@ class Exportable(TorchFunctionMode):
         super().__init__()
         self.respelled: set[str] = set()
 
+    def __exit__(self, *raised) -> None:
+        super().__exit__(*raised)
+        forget()
+
     def __torch_function__(self, func, types, args=(), kwargs=None):
         other = _RESPELLED.get(func)
         result = None if other is None else other(*args, **(kwargs or {}))
         if result is None:
-            return func(*args, **(kwargs or {}))
+            result = func(*args, **(kwargs or {}))
+            remember(getattr(func, "__name__", ""), args, result)
+            return result
         self.respelled.add(func.__name__)
         return result
 
@@ -264,7 +270,9 @@ def _leaves(data: object) -> Iterator[Any]:
 def _taps(image: torch.Tensor, axis: int, factor: torch.Tensor | float, mode: str) -> torch.Tensor:
     """What each place of a resized axis takes of those of the image, [resized, places], as PyTorch does by a factor."""
     size, factor = image.shape[axis], torch.as_tensor(factor)
-    wanted = torch.floor(size * factor).to(torch.int64)
+    length = size * factor
+    remember("mul", (size, factor), length)  # PyTorch calls no mode for what is called in here
+    wanted = rounded(torch.as_tensor(length), "floor", size=int(size))
     count: torch.Tensor = torch.arange(wanted)  # type: ignore[call-overload]  # a traced size
     place = (count + 0.5) / factor - 0.5
     if mode == "bilinear":  # which copies where the sides are equal, whatever the factor

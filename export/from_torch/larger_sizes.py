@@ -18,7 +18,13 @@ from fcn_deploy.export.analysis.accepted_sizes import AcceptedSizes, run_quietly
 from fcn_deploy.export.from_torch.followed import Size, Trace, ValuesReadError, tracer
 from fcn_deploy.export.from_torch.network import Network
 from fcn_deploy.export.from_torch.numbers_in_code import code_of, numbers_in_code, scripted
-from fcn_deploy.export.from_torch.sizes_asked import LARGEST_SIDE, constant, numbers_noted, where_it_turns
+from fcn_deploy.export.from_torch.sizes_asked import (
+    LARGEST_SIDE,
+    constant,
+    numbers_noted,
+    where_it_turns,
+    where_rests_are,
+)
 from fcn_deploy.export.from_torch.verify import VERIFIED_SIZES, ExpectedScores
 from fcn_deploy.export.tolerances import EXPORTED_MODEL
 from fcn_deploy.runtime.backends.onnxruntime import session
@@ -29,6 +35,8 @@ USUAL = ((2, 3), (3, 2), (2, 5), (4, 3), (5, 4), (3, 7))  # units
 LARGER = 4224  # pixels of a side, with the other short or equal: beyond the numbers that code asks for
 LARGER_UNFOLLOWED = 1056  # the same of a module that cannot be followed, and is computed there
 SHORT = 2  # units
+# Units of sides that most patches and windows divide, which may be what code tells by an error: of 3, 5 and 7.
+DIVISIBLE = ((105, SHORT), (SHORT, 105), (15, 15), (21, 21))
 MOST_FOLLOWED, MOST_KINDS = 300, 8  # sizes that are looked at because code asks about them, and that are compared
 SAID = 60  # characters of why a module cannot be followed
 MOST_PIXELS = 1_500_000  # of an image that is run to be compared
@@ -195,14 +203,10 @@ class _Followed:
     def __init__(self, network: Network, sizes: AcceptedSizes) -> None:
         self._network, self._trace, self._sizes = network, tracer(network), sizes
         self.unit = _unit(sizes)
-        self._usual: list[Trace] = []
-
-        def follow(rows: int, columns: int) -> None:
-            self._usual.append(self._trace((rows * self.unit, columns * self.unit), math.inf))
-
-        self._code = code_of(lambda: follow(*USUAL[0]))
-        for rows, columns in USUAL[1:]:
-            follow(rows, columns)
+        sizes_followed = [(rows * self.unit, columns * self.unit) for rows, columns in USUAL]
+        # Apart: while calls are noted, Python tells other places of what is compared in C, as `max` and `bisect` do.
+        self._code = code_of(lambda: self._trace(sizes_followed[0], math.inf))
+        self._usual = [self._trace(size, math.inf) for size in sizes_followed]
         self._scripted = bool(scripted(network.module, self._code))
         self._law = _Law(self._usual)
 
@@ -234,7 +238,9 @@ class _Followed:
         found: dict[tuple[Any, ...], Size] = {}
         seen = {trace.size: trace for trace in self._usual}
         new = {place: numbers for place, numbers in first.asked.items() if place not in asked}
-        looked_for = new or first.asked.chose or self._lost
+        of_all = constant([{k: v[:2] for k, v in trace.asked.rests.items()} for trace in self._usual])
+        rests = {place: rest for place, rest in first.asked.rests.items() if place not in of_all}
+        looked_for = new or rests or first.asked.chose or self._lost
         known = _Known([*self._usual, *filter(None, map(self._at, self._verified()))] if looked_for else self._usual)
 
         def look(size: Size) -> Trace | None:
@@ -249,6 +255,10 @@ class _Followed:
                 found.setdefault((other.operators, *known.constants(other)), size)
             return other
 
+        for size in where_rests_are(first.size, rests.values(), self._sizes.multiple):
+            look(size)
+        for rows, columns in DIVISIBLE:
+            look((rows * self.unit, columns * self.unit))
         questions, waiting_for = dict(new), [(first, new)]
         while waiting_for or waiting:
             if waiting_for:
@@ -260,6 +270,10 @@ class _Followed:
             places = {place: numbers for place, numbers in trace.asked.items() if place not in asked | questions.keys()}
             questions |= places
             waiting_for += [(trace, places)] if places else []
+            more = {place: rest for place, rest in trace.asked.rests.items() if place not in of_all | rests.keys()}
+            rests |= more
+            for size in where_rests_are(trace.size, more.values(), self._sizes.multiple):
+                look(size)
         for place in new:
             self._bracket(place, seen, look)
             self._follow_secants(place, look)

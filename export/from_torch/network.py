@@ -1,6 +1,7 @@
 """What is traced of a PyTorch module, the sizes that it takes, and the size of the image that it is traced at."""
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -87,16 +88,25 @@ def _refuse_state(network: Network, size: tuple[int, int]) -> None:
         torch.manual_seed(0)  # what draws random numbers is another matter
         return np.asarray(network.scores(*size))
 
-    def run_white() -> None:  # means of it are far from those of noise
+    def run_white(height: int = size[0], width: int = size[1]) -> None:  # means of it are far from those of noise
         with torch.inference_mode():
-            network.module(torch.full((1, network.channels, *size), WHITE))
+            network.module(torch.full((1, network.channels, height, width), WHITE))
+
+    def is_as_before() -> bool:
+        with suppress(Exception):  # of what is kept of another size
+            after = scores()
+            if np.array_equal(before, after, equal_nan=True):
+                return True
+            return before.shape == after.shape and bool(np.abs(after - before).max() <= SAME_IMAGE * np.ptp(before))
+        return False
 
     before = scores()
     run_white()
-    after = scores()
-    if np.array_equal(before, after, equal_nan=True):
-        return
-    if before.shape == after.shape and np.abs(after - before).max() <= SAME_IMAGE * np.ptp(before):
+    kept = not is_as_before()
+    if not kept and network.sizes.only is None:  # what is kept by the number of pixels, or grows
+        run_white(*size[::-1])
+        kept = not is_as_before()
+    if not kept:
         return
     held = _tensors_held(network.module)
     run_white()
