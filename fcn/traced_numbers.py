@@ -191,6 +191,9 @@ def _package(names: Mapping[str, Any]) -> str:
     return str(names.get("__name__", "")).split(".")[0]
 
 
+OF_NO_TYPE = {name: function for name, function in IN_TRACES.items() if name not in NUMBERS}
+
+
 def _method(how: str) -> Callable:
     return lambda number, *digits: rounded(number, how)
 
@@ -202,14 +205,15 @@ OF_TENSORS: dict[str, Callable] = {
 
 
 @contextmanager
-def numbers_of_sizes(model: torch.nn.Module) -> Iterator[None]:
+def numbers_of_sizes(model: torch.nn.Module, types: bool = True) -> Iterator[None]:
     """While it is entered, `int(h)`, `round(h / 2)`, `max(h, 8)`, `math.ceil(h / 2)` stay functions of h in a trace.
 
     Python makes of a traced size the number that it is in the trace. So in the packages that a module's code is in,
-    these names stand for functions that keep it, and tensors have the methods that `math` calls.
+    these names stand for functions that keep it, and tensors have the methods that `math` calls. `types`: `int` and
+    `float` too, which PyTorch then takes for no `dtype`.
     """
     methods = [name for name in OF_TENSORS if name not in vars(torch.Tensor)]
-    with standing_for(model, IN_TRACES, {}):
+    with standing_for(model, IN_TRACES if types else OF_NO_TYPE, {}):
         try:
             for name in methods:
                 setattr(torch.Tensor, name, OF_TENSORS[name])

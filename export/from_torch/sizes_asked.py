@@ -224,9 +224,12 @@ def _length(value: Any) -> Any:
 
 
 @contextmanager
-def numbers_noted(model: torch.nn.Module) -> Iterator[None]:
-    """While it is entered, numbers that a module's code makes of sizes by `int`, `float`, `len` and `math` note, too."""
-    with standing_for(model, {**NUMBERS, "len": _length}, NOTING):
+def numbers_noted(model: torch.nn.Module, types: bool = True) -> Iterator[None]:
+    """While it is entered, numbers that a module's code makes of sizes by `int`, `float`, `len` and `math` note, too.
+
+    `types`: by `int` and `float`, too, which PyTorch then takes for no `dtype`.
+    """
+    with standing_for(model, {**(NUMBERS if types else {}), "len": _length}, NOTING):
         yield
 
 
@@ -292,9 +295,7 @@ def where_it_turns(size: Size, asked: Iterable[tuple[float, float]], multiple: i
                         yield (each, size[1]) if axis == 0 else (size[0], each)
 
 
-def where_rests_are(
-    size: Size, rests: Iterable[tuple[int, int, Iterable[int]]], multiple: int
-) -> Iterator[Size]:
+def where_rests_are(size: Size, rests: Iterable[tuple[int, int, Iterable[int]]], multiple: int) -> Iterator[Size]:
     """Sizes, beyond one at which numbers were divided, at which the rests are those that are asked for.
 
     Args:
