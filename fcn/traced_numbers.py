@@ -66,6 +66,21 @@ def rounded(number: torch.Tensor, how: str, size: int | None = None) -> torch.Te
     return function(_in_double(number)).to(torch.int64).select(0, 0)
 
 
+def floor_of_product(size: torch.Tensor, factor: torch.Tensor | float, known: int | None = None) -> torch.Tensor:
+    """A length of so many times a size; `known`: as in `rounded`."""
+    length = torch.as_tensor(size * factor)
+    remember("mul", (size, factor), length)  # a mode is not called for what it calls itself
+    return rounded(length, "floor", known)
+
+
+@functools.cache
+def is_right_in_single(factor: float) -> bool:
+    """Whether each size times a factor has the same whole part in single and in double precision."""
+    sizes = np.arange(1, LARGEST_SIDE + 1)
+    single = (sizes.astype(np.float32) * np.float32(factor)).astype(np.int64)
+    return np.array_equal(single, (sizes * factor).astype(np.int64))
+
+
 def _is_right_in_single(number: torch.Tensor, whole: Callable, known: int | None) -> bool:
     """Whether a number comes to the same whole one in single and in double precision, at every size."""
     leaves = {id(leaf): leaf for leaf in _leaves(number)}
