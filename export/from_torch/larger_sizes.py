@@ -43,6 +43,11 @@ MOST_FOLLOWED, MOST_KINDS = 300, 8  # sizes that are looked at because code asks
 SAID = 60  # characters of why a module cannot be followed
 MOST_PIXELS = 1_500_000  # of an image that is run to be compared
 MOST_BYTES = 400e6  # of its largest tensor, of which several are held at once
+# Sides that images have, and those beside powers of two, for what cannot be known of a module's questions.
+SIDES = (
+    299, 360, 480, 500, 513, 600, 640, 720, 769, 800, 960, 1000, 1080, 1200, 1280, 1920, 2000, 2160, 3000, 4000,
+    *(side + beside for side in (128, 256, 512, 1024, 2048, 4096) for beside in (-1, 1)),
+)  # fmt: skip
 GRID = 8  # units, between sizes that are looked at where a module's questions are not noted
 SECANTS = 12  # steps to where a comparison turns
 STRIDES = (1, 4, 8, 16, 32)  # of maps, whose sides code may ask about
@@ -288,6 +293,8 @@ class _Followed:
         if not (self._lost or chose):
             return
         height, width = self._usual[0].size
+        for side in SIDES if self._lost else ():
+            yield from ((self._rounded(side), width), (height, self._rounded(side)))
         numbers = numbers_in_code(self._network.module, self._code)
         for number, stride in itertools.product(numbers[::-1], STRIDES if self._lost else STRIDES[:1]):
             for side in dict.fromkeys(self._rounded(number * stride + more) for more in (0, stride, -stride)):

@@ -420,6 +420,23 @@ def test_numbers_that_python_makes_of_sizes_stay_functions_of_them(tmp_path, siz
     assert "int" not in globals() and int(7.9) == 7 and not hasattr(torch.Tensor, "__round__")
 
 
+@pytest.mark.parametrize("options", [{}, {"align_corners": True}], ids=["by-the-factor", "by-corners"])
+def test_a_map_resized_by_a_factor_has_the_length_that_python_gives_it(tmp_path, options):
+    """0.29 · 100 is 28.999…, and 29 in single precision, in which ONNX has factors; 0.29 · 300 is 87 in both."""
+    torch.manual_seed(0)
+
+    def look(x, y):
+        return to_size(y, F.interpolate(y, scale_factor=0.29, mode="bilinear", **options))
+
+    model = Looks(look).eval()
+    export_module(model, None, tmp_path / "m.onnx", exporter="torchscript", name="it")
+    x = torch.randn(1, 3, 200, 600)
+    with torch.inference_mode():
+        expected = model(x).numpy()
+    logits = onnxruntime.InferenceSession(tmp_path / "m.onnx").run(None, {"image": x.numpy()})[0]
+    np.testing.assert_allclose(logits, expected, atol=1e-4)
+
+
 class Looks(Segments):
     """A network whose code looks at its image: at its size or values, by `look`."""
 
@@ -534,6 +551,7 @@ def by_exponents(x, y):
         (lambda x, y: y * 2 if 300 < x.stride(2) < 310 else y, "does otherwise at 64×301 than at other sizes"),
         (lambda x, y: y * {500: 2.0}.get(x.shape[2], 1.0), "does otherwise at 500×96 than at other sizes"),
         (lambda x, y: y * {64: 2.0}.get(x.shape[2], 1.0), "does otherwise at 64×"),
+        (lambda x, y: y * 2 if str(x.shape[2]).startswith("108") else y, "does otherwise at 1080×96 than at other"),
         (lambda x, y: y * 2 if str(x.shape[2]) == "500" else y, "does otherwise at 500×96 than at other sizes"),
         (lambda x, y: y * 2 if 300 < np.sqrt(x.shape[2]) ** 2 < 310 else y, "does otherwise at 30"),
         (lambda x, y: y * 2 if torch.tensor(x.shape[2]) > 300 and x.shape[2] < 310 else y, "does otherwise at 309×96"),
