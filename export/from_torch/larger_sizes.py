@@ -215,9 +215,6 @@ class _Followed:
 
         for size in where_rests_are(first.size, rests.values(), self._sizes.multiple):
             look(size)
-        shares = any(number % 1 for numbers in new.values() for number in numbers)
-        for rows, columns in (*DIVISIBLE, *(shape[::turn] for shape in ASPECTS if shares for turn in (1, -1))):
-            look((rows * self.unit, columns * self.unit))
         questions, waiting_for = dict(new), [(first, new)]
         while waiting_for or waiting:
             if waiting_for:
@@ -236,6 +233,9 @@ class _Followed:
         for place in new:
             self._bracket(place, seen, look)
             self._follow_secants(place, look)
+        shares = any(number % 1 for numbers in new.values() for number in numbers)
+        for rows, columns in (*DIVISIBLE, *(shape[::turn] for shape in ASPECTS if shares for turn in (1, -1))):
+            look((rows * self.unit, columns * self.unit))
         for size in self._near_numbers(bool(first.asked.chose)):
             look(size)
         return list(found.values())[:MOST_KINDS]

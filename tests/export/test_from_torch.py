@@ -506,13 +506,6 @@ def twice_from_300_to_310(y: torch.Tensor, height: int) -> torch.Tensor:
     return y
 
 
-def in_patches_of_7(x, y):
-    try:
-        return F.pixel_shuffle(F.pixel_unshuffle(y, 7) * 2, 7)
-    except RuntimeError:
-        return y
-
-
 def of_quiet_images(x, y):
     assert x.abs().max() < 20, "normalise it"
     return y
@@ -545,7 +538,6 @@ def by_exponents(x, y):
         (lambda x, y: y * 2 if (y.shape[3] - 170) ** 2 < 25 else y, "does otherwise at 64×3"),
         (lambda x, y: y * 2 if x.shape[2] % 23 == 0 else y, "does otherwise at 69×96 than at other sizes"),
         (lambda x, y: y * 2 if x.shape[2] % 50 == 17 else y, "does otherwise at 67×96 than at other sizes"),
-        (in_patches_of_7, "does otherwise at 672×672 than at other sizes"),
         (lambda x, y: y * 2 if 500 < max(x.shape[2:]) < 520 else y, "does otherwise at 64×501 than at other sizes"),
         (lambda x, y: y * 2 if 150 < len(y.unbind(2)) < 160 else y, "does otherwise at 301×96 than at other sizes"),
         (lambda x, y: y * 2 if 300 < x.stride(2) < 310 else y, "does otherwise at 64×301 than at other sizes"),
