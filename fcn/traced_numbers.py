@@ -66,7 +66,7 @@ def rounded(number: torch.Tensor, how: str, size: int | None = None) -> torch.Te
     return function(_in_double(number)).to(torch.int64).select(0, 0)
 
 
-def floor_of_product(size: torch.Tensor, factor: torch.Tensor | float, known: int | None = None) -> torch.Tensor:
+def floor_of_product(size: Any, factor: torch.Tensor | float, known: int | None = None) -> Any:
     """A length of so many times a size; `known`: as in `rounded`."""
     length = torch.as_tensor(size * factor)
     remember("mul", (size, factor), length)  # a mode is not called for what it calls itself

@@ -196,8 +196,7 @@ class _Followed:
         found: dict[tuple[Any, ...], Size] = {}
         seen = {trace.size: trace for trace in self._usual}
         new = {place: numbers for place, numbers in first.asked.items() if place not in asked}
-        of_all = constant([{k: v[:2] for k, v in trace.asked.rests.items()} for trace in self._usual])
-        rests = {place: rest for place, rest in first.asked.rests.items() if place not in of_all}
+        of_all, rests = self._rests()
         looked_for = new or rests or first.asked.chose or self._lost
         known = Known([*self._usual, *filter(None, map(self._at, self._verified()))] if looked_for else self._usual)
 
@@ -233,12 +232,22 @@ class _Followed:
         for place in new:
             self._bracket(place, seen, look)
             self._follow_secants(place, look)
-        shares = any(number % 1 for numbers in new.values() for number in numbers)
-        for rows, columns in (*DIVISIBLE, *(shape[::turn] for shape in ASPECTS if shares for turn in (1, -1))):
-            look((rows * self.unit, columns * self.unit))
+        for size in self._usual_shapes(new):
+            look(size)
         for size in self._near_numbers(bool(first.asked.chose)):
             look(size)
         return list(found.values())[:MOST_KINDS]
+
+    def _rests(self) -> tuple[set[Any], dict[Any, Any]]:
+        """(places where numbers are divided that are the same at all sizes, what was divided elsewhere)."""
+        of_all = constant([{k: v[:2] for k, v in trace.asked.rests.items()} for trace in self._usual])
+        return of_all, {k: v for k, v in self._usual[0].asked.rests.items() if k not in of_all}
+
+    def _usual_shapes(self, asked: Mapping[Any, tuple[float, float]]) -> Iterator[Size]:
+        """Sizes that patches divide; and of the shapes that images have, where code asks about shares of sides."""
+        shares = any(number % 1 for numbers in asked.values() for number in numbers)
+        for rows, columns in (*DIVISIBLE, *(shape[::turn] for shape in ASPECTS if shares for turn in (1, -1))):
+            yield rows * self.unit, columns * self.unit
 
     def _bracket(self, place: Any, seen: Mapping[Size, Trace], look: Callable[[Size], Trace | None]) -> None:
         """Look where a comparison turns that goes by no plain share of a side, as one of a root, by halving the way."""

@@ -87,7 +87,7 @@ class _Whole(_Number, int):
     """
 
     rest: tuple[Any, ...] | None = None
-    real = numerator = property(lambda self: self)  # type: ignore[assignment]
+    real = numerator = property(lambda self: self)
 
 
 class _Part(_Number, float):
