@@ -176,10 +176,11 @@ def _choose_activation(
             f"{name} gave scores from {found[0]:.2g} to {found[1]:.2g} for noise: its one score is taken for a "
             "probability (--activation sigmoid: a logit)"
         )
-    elif found is not None and activation == "sigmoid" and threshold is None and found[0] >= 0:
+    elif found is not None and activation == "sigmoid" and threshold is None and not found[0] < 0 < found[1]:
         notes.append(
             f"{name} gave scores from {found[0]:.2g} to {found[1]:.2g} for noise, which a logit, cut at 0, would call "
-            "class 1 everywhere; say what its one score is by --activation (none: values)"
+            f"class {int(found[0] >= 0)} everywhere; say what its one score is by --activation (none: values), or "
+            "where it is cut by --threshold"
         )
     if probability and scores > 1 and activation == "softmax":
         notes.append(
