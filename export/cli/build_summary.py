@@ -149,9 +149,10 @@ def low_precision_advice(report: EngineReport) -> str:
         or_else = "" if low == "bf16" else ", or take --fastest, which keeps the faster of the two"
         slow = "SLOWER" if speedup * (1 + NOISE) < 1 else "no faster"
         return f"{low} is {slow} than float32 here{why}; omit --{low}{or_else}"
+    if most and speedup > LITTLE:
+        return f"{stay}; for more, calibrate on more images, or allow more by --max-drop"
     if most:
-        wins = "might win more" if speedup > LITTLE else "wins little"
-        return f"{stay}, so int8 {wins}; calibrate on more images, allow more by --max-drop, or omit --int8"
+        return f"{stay}, so int8 wins little; calibrate on more images, allow more by --max-drop, or omit --int8"
     return ""
 
 

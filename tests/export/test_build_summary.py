@@ -35,7 +35,7 @@ def report_of(tmp_path, **fields):
             f"{SLOWER} (7 of 10 layers stay float, as they would lose too much); omit --int8, or take --fastest, which "
             "keeps the faster of the two",
         ),
-        ({"accuracy": MOST}, "7 of 10 layers stay float, as they would lose too much, so int8 might win more;"),
+        ({"accuracy": MOST}, "7 of 10 layers stay float, as they would lose too much; for more,"),
         (
             {"accuracy": MOST, "speedup": 1.1},
             "7 of 10 layers stay float, as they would lose too much, so int8 wins little; calibrate on more images, "
