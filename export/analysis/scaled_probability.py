@@ -1,5 +1,6 @@
 """One score that is a probability times 255, as masks of 8 bits are, or times 100: found by the model's end."""
 
+import math
 from dataclasses import dataclass
 
 from fcn_deploy.export.analysis.model_end import last_activation
@@ -9,6 +10,7 @@ from onnx import ModelProto, NodeProto, TensorProto
 
 AFTER = ("Identity", "Squeeze", "Unsqueeze", "Reshape", "Transpose", "Clip", "Cast", "Round", "Floor")
 BEFORE = ("Identity", "Squeeze", "Unsqueeze", "Reshape", "Transpose", "Gather")
+FACTORS = (255, 100)  # by others, such as the largest depth, what is between 0 and 1 becomes something else
 FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.BFLOAT16)
 
 
@@ -18,7 +20,7 @@ class ScaledProbability:
 
     Attributes:
         name: of the probability.
-        factor: that it is multiplied by, above 1.
+        factor: that it is multiplied by: one of FACTORS.
         whole: whether the product becomes a whole number.
         node: that multiplies it, as notes name it.
     """
@@ -40,7 +42,7 @@ def scaled_probability(model: ModelProto) -> ScaledProbability | None:
     if node is None or (found := _product(index, node)) is None:
         return None
     probability, factor = found
-    if factor <= 1 or not _is_probability(index, probability):
+    if not any(math.isclose(factor, each, rel_tol=1e-5) for each in FACTORS) or not _is_probability(index, probability):
         return None
     return ScaledProbability(probability, factor, whole, label(node))
 

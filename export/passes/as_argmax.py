@@ -2,21 +2,23 @@
 
 import onnx_ir as ir
 from fcn_deploy.export.analysis.decision import FOLLOW
-from fcn_deploy.export.graph.rewrite import Rewrite, array, input_of, label, name_of, needed_input
+from fcn_deploy.export.graph.index import GraphIndex
+from fcn_deploy.export.graph.rewrite import Rewrite, label, name_of, needed_input
 from fcn_deploy.export.passes.result import PassResult
-from onnx import ModelProto
+from onnx import ModelProto, NodeProto
 
 MOVES = ("Resize", "Slice", "Identity", "Transpose", "Squeeze", "Unsqueeze")
 
 
 def as_argmax(model: ModelProto) -> PassResult:
     """The model with an ArgMax where its labels are made by ArgMin (of the scores, negated) or by TopK of one."""
-    edit = Rewrite(model)
-    labels = edit.result
-    while (node := labels.producer()) is not None and node.op_type in FOLLOW:
-        labels = needed_input(node)
-    if node is None or not _is_like_argmax(node, labels):
+    index = GraphIndex(model)
+    last = index.before(index.result, FOLLOW)
+    if last is None or not _is_like_argmax(index, last):
         return PassResult(model, why_not="no ArgMin or TopK of one is last")
+    edit = Rewrite(model)
+    labels = edit.value(last.output[-1])
+    node = edit.producer(last.output[-1])
     given, scores = node.attributes, needed_input(node)
     if node.op_type == "ArgMin":
         smallest, settings = True, {key: given[key] for key in given}
@@ -51,14 +53,13 @@ def negate_input(edit: Rewrite, node: ir.Node, place: int = 0) -> None:
         node.replace_input_with(place, edit.node("Neg", [value], f"{name_of(value)}/negated", before=node))
 
 
-def _is_like_argmax(node: ir.Node, labels: ir.Value) -> bool:
-    if node.op_type == "ArgMin":
-        return True
-    if node.op_type != "TopK" or labels is not node.outputs[1]:
-        return False
-    count = input_of(node, 1)
-    known = count is not None and ir.convenience.get_const_tensor(count) is not None
-    return known and count is not None and array(count).size == 1 and int(array(count).item()) == 1
+def _is_like_argmax(index: GraphIndex, node: NodeProto) -> bool:
+    """Whether a node, from which labels come, is an ArgMin or a TopK of one whose places they are."""
+    if node.op_type != "TopK":
+        return node.op_type == "ArgMin"
+    count = index.input_constant(node, 1)
+    values_are_read = bool(index.consumers(node.output[0])) or index.result == node.output[0]
+    return not values_are_read and count is not None and count.size == 1 and int(count.item()) == 1
 
 
 def _read_as(smallest: bool) -> str:
