@@ -121,10 +121,19 @@ def _first_arithmetic(model: ModelProto, channels: int) -> _Affine:
         elif node.op_type == "Cast" and attributes(node)["to"] in INTEGERS:
             done.bytes, done.last = True, done.last or node
             break
-        elif node.op_type not in ("Identity", "Cast") and (done.last is not None or not _orders(graph, node)):
+        elif node.op_type == "Clip" and _clips_to_bytes(graph, node):
+            done.bytes, done.last = True, done.last or node
+        elif node.op_type not in ("Identity", "Cast", "Pad", "Resize") and (
+            done.last is not None or not _orders(graph, node)
+        ):
             break
         name = node.output[0]
     return done
+
+
+def _clips_to_bytes(graph: GraphIndex, node: NodeProto) -> bool:
+    low, high = (graph.input_constant(node, place) for place in (1, 2))
+    return low is not None and high is not None and bool(low == 0 and high == BYTE)
 
 
 def _orders(graph: GraphIndex, node: NodeProto) -> bool:

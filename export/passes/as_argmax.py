@@ -3,7 +3,7 @@
 import onnx_ir as ir
 from fcn_deploy.export.analysis.decision import FOLLOW
 from fcn_deploy.export.graph.index import GraphIndex
-from fcn_deploy.export.graph.rewrite import Rewrite, label, name_of, needed_input
+from fcn_deploy.export.graph.rewrite import Attribute, Rewrite, label, name_of, needed_input
 from fcn_deploy.export.passes.result import PassResult
 from onnx import ModelProto, NodeProto
 
@@ -20,10 +20,10 @@ def as_argmax(model: ModelProto) -> PassResult:
     labels = edit.value(last.output[-1])
     node = edit.producer(last.output[-1])
     given, scores = node.attributes, needed_input(node)
-    if node.op_type == "ArgMin":
-        smallest, settings = True, {key: given[key] for key in given}
-    else:
-        smallest, settings = given.get_int("largest", 1) == 0, {"axis": given.get_int("axis", -1), "keepdims": 1}
+    smallest = node.op_type == "ArgMin" or given.get_int("largest", 1) == 0
+    settings: dict[str, Attribute] = {key: given[key] for key in given}
+    if node.op_type == "TopK":
+        settings = {"axis": given.get_int("axis", -1), "keepdims": 1}
     if smallest:
         negate_input(edit, node)
         scores = needed_input(node)

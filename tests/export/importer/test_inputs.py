@@ -176,6 +176,11 @@ def test_what_a_graph_does_to_images_first_is_told_only_where_it_is_sure(tmp_pat
     assert card(split).std == (1, 1, 1)
     assert card("e = Mul(x, m255)\n p = Sub(e, m)\n", m=[123.7, 116.8, 103.9]).std == (255,) * 3
     assert card("e = Mul(x, m255)\n d = Cast<to=2>(e)\n k = Cast<to=1>(d)\n p = Div(k, m255)\n").std == (255,) * 3
+    assert card("e = Clip(x, none, m255)\n p = Identity(e)\n", none=np.array(0, np.float32)).std == (
+        1,
+        1,
+        1,
+    )
     unit = card("e = Sub(x, m)\n p = Div(e, d)\n", m=[0.485, 0.456, 0.406], d=[0.229, 0.224, 0.225])
     assert unit.std == (255,) * 3 and unit.mean == (0,) * 3
     assert card("p = Mul(x, m)\n", m=[0.5]).mean == pytest.approx(tuple(MEAN))
