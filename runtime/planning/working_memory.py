@@ -21,7 +21,7 @@ class WorkingMemory:
     run that takes half again what the first one after the last time took, or of a new shape with which all that were
     run might come to more than the budget; and once a while has gone by without a run that needed half of it, or half
     as long without one that needed a quarter. Not for less: images of mixed sizes would pay for it by a tenth of their
-    time (docs/results/serving.md). Images of about one size have what they do not need given back sooner. A network
+    time (docs/results/tried.md). Images of about one size have what they do not need given back sooner. A network
     that begins with a large run has it done before that one, too: ONNX Runtime never gives back the first memory that
     it took, so that be little.
 
