@@ -1,9 +1,11 @@
 """What build-engine tells of the engine it has built, as text."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
 from fcn_deploy.calibration.report.engine_report import Accuracy, Agreement, EngineReport, StageReport
+from fcn_deploy.export.build.autotune import NOISE
 from fcn_deploy.export.build.report_parts import show_candidates, show_plans, show_profiles
 from fcn_deploy.export.build.targets.tensorrt_layers import summary
 from fcn_deploy.runtime.command import print_note
@@ -15,6 +17,7 @@ FP16_ADVISED = (
     "a plan in float32: --fp16, with --calib or --sizes FOLDER, builds one of half the activation memory, which uses "
     "tensor cores"
 )
+LITTLE = 1.2  # times as fast as float32
 
 
 def show_build(model: Path, out: Path, report: EngineReport) -> None:
@@ -136,7 +139,8 @@ def _speedup(report: EngineReport) -> str:
 
 def low_precision_advice(report: EngineReport) -> str:
     """What to do instead where low precision wins nothing, or which was kept, and why; "": it is worth it."""
-    slower = report.speedup is not None and report.speedup < 1
+    speedup = math.nan if report.speedup is None else report.speedup
+    slower = speedup < 1
     if report.precision == "float32":
         given_up = next((note for note in report.notes if note.startswith("float32 is kept")), "")
         if slower:
@@ -150,7 +154,10 @@ def low_precision_advice(report: EngineReport) -> str:
     if slower:
         why = f" ({stay})" if most else ""
         or_else = "" if low == "bf16" else ", or take --fastest, which keeps the faster of the two"
-        return f"{low} is SLOWER than float32 here{why}; omit --{low}{or_else}"
+        slow = "SLOWER" if speedup * (1 + NOISE) < 1 else "no faster"
+        return f"{low} is {slow} than float32 here{why}; omit --{low}{or_else}"
+    if most and speedup > LITTLE:
+        return f"{stay}; for more, calibrate on more images, or allow more by --max-drop"
     if most:
         return f"{stay}, so int8 wins little; calibrate on more images, allow more by --max-drop, or omit --int8"
     return ""
