@@ -292,7 +292,7 @@ def _taps(image: torch.Tensor, axis: int, factor: torch.Tensor | float, mode: st
     """What each place of a resized axis takes of those of the image, [resized, places], as PyTorch does by a factor."""
     size, factor = image.shape[axis], torch.as_tensor(factor)
     wanted = floor_of_product(size, factor, known=int(size))
-    count: torch.Tensor = torch.arange(wanted)  # type: ignore[call-overload]  # a traced size
+    count: torch.Tensor = torch.arange(wanted)  # a traced size
     place = (count + 0.5) / factor - 0.5
     if mode == "bilinear":  # which copies where the sides are equal, whatever the factor
         place = torch.where(wanted == size, count, torch.clamp(place, min=0))
