@@ -19,17 +19,35 @@ class Exportable(TorchFunctionMode):
     that are made of sizes, and tensors of sizes.
 
     The results are equal, but for rounding. `respelled` collects the names of the functions that were.
+
+    Raises RuntimeError where a module goes on after a function has failed in a trace: the tracer has lost its place
+    by then, and would end the process.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.respelled: set[str] = set()
+        self._failed = ""
 
     def __exit__(self, *raised) -> None:
         super().__exit__(*raised)
         forget()
+        failed, self._failed = self._failed, ""
+        if failed and not any(raised):
+            raise _goes_on(failed)
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
+        if self._failed:
+            raise _goes_on(self._failed)
+        tracing = torch.jit.is_tracing()
+        try:
+            return self._call(func, args, kwargs)
+        except Exception:
+            if tracing and not torch.jit.is_tracing():
+                self._failed = getattr(func, "__name__", str(func))
+            raise
+
+    def _call(self, func, args, kwargs):
         other = _RESPELLED.get(func)
         result = None if other is None else other(*args, **(kwargs or {}))
         if result is None:
@@ -38,6 +56,10 @@ class Exportable(TorchFunctionMode):
             return result
         self.respelled.add(func.__name__)
         return result
+
+
+def _goes_on(failed: str) -> RuntimeError:
+    return RuntimeError(f"it goes on after {failed} has failed (try … except), which cannot be traced")
 
 
 @contextmanager

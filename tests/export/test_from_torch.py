@@ -660,6 +660,19 @@ def test_a_quotient_and_its_rest_are_functions_of_the_size(tmp_path):
     assert any("plain numbers of sizes" in note for note in notes)
 
 
+def test_a_module_that_goes_on_after_an_error_does_not_end_the_process(tmp_path):
+    """PyTorch's tracer loses its place where an operator fails, and crashes at the end of the trace."""
+
+    def in_sevenths(x, y):
+        try:
+            return F.pixel_shuffle(F.pixel_unshuffle(y, 7), 7) * 2
+        except RuntimeError:
+            return y
+
+    with pytest.raises(DeployError, match="it goes on after pixel_unshuffle has failed"):
+        export_module(Looks(in_sevenths).eval(), None, tmp_path / "m.onnx", name="it")
+
+
 @pytest.mark.parametrize(
     "look",
     [
