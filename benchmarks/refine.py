@@ -31,7 +31,7 @@ from pathlib import Path
 import numpy as np
 from fcn_deploy.calibration.datasets import LabelledImages, load_dataset
 from fcn_deploy.calibration.metrics import IGNORE, Metrics, confusion_matrix
-from fcn_deploy.runtime.engine_format.manifest import Upsampling
+from fcn_deploy.runtime.engine_format.stage import Upsampling
 from fcn_deploy.runtime.errors import MisuseError
 from fcn_deploy.runtime.head.refine import (
     SMOOTHED,

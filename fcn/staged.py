@@ -20,8 +20,8 @@ from fcn_deploy.fcn.backbones import EARLY
 from fcn_deploy.runtime.arrays import AnyArray
 from fcn_deploy.runtime.backends import Session
 from fcn_deploy.runtime.backends.host import HostBackend
-from fcn_deploy.runtime.engine_format.manifest import Stage, Upsampling
 from fcn_deploy.runtime.engine_format.model_card import ModelCard
+from fcn_deploy.runtime.engine_format.stage import Stage, Upsampling
 from fcn_deploy.runtime.network import Network
 from torch import nn
 

@@ -13,8 +13,9 @@ import numpy as np
 
 from .arrays import AnyArray, Floats, Image, ImageSource, size_of
 from .backends import Backend
-from .engine_format.manifest import Manifest, Stage, Upsampling
+from .engine_format.manifest import Manifest
 from .engine_format.model_card import ModelCard
+from .engine_format.stage import Stage, Upsampling
 from .errors import MisuseError, OverBudgetError
 from .head.heads import Heads
 from .head.refine import REACH, refusal

@@ -10,8 +10,8 @@ import numpy as np
 from .arrays import Floats, Image
 from .backends.host import HostBackend
 from .backends.onnxruntime import OnnxRuntimeSession
-from .engine_format.manifest import Stage, Upsampling
 from .engine_format.model_card import ACTIVATED_KEY, CARD_KEY, ModelCard, assumed_card, check_card
+from .engine_format.stage import Stage, Upsampling
 from .errors import DeployError, MisuseError
 
 log = logging.getLogger(__name__)

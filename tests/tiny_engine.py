@@ -5,7 +5,8 @@ import json
 import zipfile
 
 from fcn_deploy.runtime.engine_format.engine_file import EngineFile
-from fcn_deploy.runtime.engine_format.manifest import Manifest, Stage, Upsampling
+from fcn_deploy.runtime.engine_format.manifest import Manifest
+from fcn_deploy.runtime.engine_format.stage import Stage, Upsampling
 
 from fcn_deploy import ModelCard
 

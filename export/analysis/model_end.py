@@ -7,7 +7,7 @@ import numpy as np
 from fcn_deploy.export.graph.edit import attributes, dims, extract
 from fcn_deploy.export.graph.index import GraphIndex, has_input
 from fcn_deploy.export.tolerances import BILINEAR_WEIGHT, CLIPPED_PROBABILITY
-from fcn_deploy.runtime.engine_format.manifest import COORDINATES, PYTORCH, ROUNDINGS, Upsampling
+from fcn_deploy.runtime.engine_format.stage import COORDINATES, PYTORCH, ROUNDINGS, Upsampling
 from onnx import ModelProto, NodeProto, TensorProto
 from onnx.reference import ReferenceEvaluator
 

@@ -20,8 +20,9 @@ from fcn_deploy.export.passes.hard_swish import hard_swish
 from fcn_deploy.export.passes.resize_by_factor import resize_by_factor
 from fcn_deploy.export.passes.split_head import split_head
 from fcn_deploy.runtime.backends.onnxruntime import ERRORS_ONLY, session
-from fcn_deploy.runtime.engine_format.manifest import Head, Upsampling
+from fcn_deploy.runtime.engine_format.manifest import Head
 from fcn_deploy.runtime.engine_format.model_card import ModelCard
+from fcn_deploy.runtime.engine_format.stage import Upsampling
 from fcn_deploy.runtime.errors import DeployError, one_line
 from fcn_deploy.runtime.onnx_model import adds_up_to_one
 from fcn_deploy.runtime.pixels.noise_image import natural_noise

@@ -21,8 +21,9 @@ from fcn_deploy.export.passes.open_pooling import NotPooledError, OpenedModel, l
 from fcn_deploy.export.passes.without_resizing import without_resizing
 from fcn_deploy.export.tolerances import REORDERED_SUMS
 from fcn_deploy.runtime.backends.onnxruntime import session
-from fcn_deploy.runtime.engine_format.manifest import Interpolation, Pass, Pooled, Stage, Statistic
 from fcn_deploy.runtime.engine_format.model_card import ModelCard
+from fcn_deploy.runtime.engine_format.pooled import Interpolation, Pass, Pooled, Statistic
+from fcn_deploy.runtime.engine_format.stage import Stage
 from fcn_deploy.runtime.errors import DeployError, OverBudgetError
 from fcn_deploy.runtime.pixels.noise_image import natural_noise
 from fcn_deploy.runtime.pixels.prepare import padded_size, prepare

@@ -19,8 +19,8 @@ from fcn_deploy.export.build.working_memory import measure_tensors, working_memo
 from fcn_deploy.export.passes.mean_in_steps import mean_in_steps
 from fcn_deploy.export.tolerances import REORDERED_SUMS
 from fcn_deploy.runtime.backends.onnxruntime import session
-from fcn_deploy.runtime.engine_format.manifest import Stage
 from fcn_deploy.runtime.engine_format.model_card import ModelCard
+from fcn_deploy.runtime.engine_format.stage import Stage
 from fcn_deploy.runtime.errors import OverBudgetError
 from fcn_deploy.runtime.pixels.noise_image import natural_noise
 from fcn_deploy.runtime.pixels.prepare import padded_size, prepare

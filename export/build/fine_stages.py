@@ -13,8 +13,8 @@ from fcn_deploy.export.build.cut_stages import Part, cut_core, members_of
 from fcn_deploy.export.build.draft import Draft
 from fcn_deploy.export.passes.dequantize_late import dequantize_late
 from fcn_deploy.export.tolerances import REORDERED_SUMS
-from fcn_deploy.runtime.engine_format.manifest import Stage
 from fcn_deploy.runtime.engine_format.model_card import ModelCard
+from fcn_deploy.runtime.engine_format.stage import Stage
 from fcn_deploy.runtime.network import Network
 from fcn_deploy.runtime.pixels.noise_image import natural_noise
 from fcn_deploy.runtime.pixels.prepare import padded_size

@@ -23,7 +23,8 @@ from fcn_deploy.export.graph.edit import (
 from fcn_deploy.export.importer.import_model import ImportedModel
 from fcn_deploy.export.passes.nearest_as_pytorch import nearest_as_pytorch
 from fcn_deploy.runtime.backends.onnxruntime import session
-from fcn_deploy.runtime.engine_format.manifest import PYTORCH, Head, Upsampling
+from fcn_deploy.runtime.engine_format.manifest import Head
+from fcn_deploy.runtime.engine_format.stage import PYTORCH, Upsampling
 from fcn_deploy.runtime.errors import DeployError
 from onnx import ModelProto, helper
 from onnx_ir.passes.common import (

@@ -9,8 +9,9 @@ from functools import partial
 import numpy as np
 from fcn_deploy.export.build.draft import Draft
 from fcn_deploy.runtime.backends import Backend
-from fcn_deploy.runtime.engine_format.manifest import Pooled, Stage
 from fcn_deploy.runtime.engine_format.model_card import ModelCard
+from fcn_deploy.runtime.engine_format.pooled import Pooled
+from fcn_deploy.runtime.engine_format.stage import Stage
 from fcn_deploy.runtime.errors import DeployError
 from fcn_deploy.runtime.pixels.prepare import padded_size
 from fcn_deploy.runtime.planning.plan import available_memory

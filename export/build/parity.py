@@ -9,8 +9,8 @@ from fcn_deploy.export.analysis.near_ties import picks_places, rounded_otherwise
 from fcn_deploy.export.importer.import_model import ImportedModel
 from fcn_deploy.export.tolerances import DECISION_MARGIN, GOLDEN_SAMPLE, REORDERED_SUMS
 from fcn_deploy.runtime.backends.onnxruntime import OnnxRuntimeSession
-from fcn_deploy.runtime.engine_format.manifest import Upsampling
 from fcn_deploy.runtime.engine_format.model_card import ModelCard
+from fcn_deploy.runtime.engine_format.stage import Upsampling
 from fcn_deploy.runtime.errors import DeployError
 from fcn_deploy.runtime.head.upsampling import ScoreWindow, result_from_scores
 from fcn_deploy.runtime.network import Network

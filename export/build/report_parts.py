@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from fcn_deploy.calibration.report.engine_report import CandidateReport, PlanCandidate, ProfileReport, StageReport
 from fcn_deploy.export.build.autotune import Candidate, Timing
 from fcn_deploy.export.build.profiles import PlannedProfile
-from fcn_deploy.runtime.engine_format.manifest import Stage
+from fcn_deploy.runtime.engine_format.stage import Stage
 from fcn_deploy.runtime.sizes import Size
 
 ONE_PER_CORE = "one per core"  # threads, where their number was left open: of physical cores

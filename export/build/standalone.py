@@ -9,8 +9,8 @@ from fcn_deploy.export.importer.import_model import ImportedModel
 from fcn_deploy.export.passes.fold_decision import fold_decision
 from fcn_deploy.export.passes.fold_input import fold_input
 from fcn_deploy.runtime.backends.onnxruntime import OnnxRuntimeSession, session
-from fcn_deploy.runtime.engine_format.manifest import Upsampling
 from fcn_deploy.runtime.engine_format.model_card import CARD_KEY
+from fcn_deploy.runtime.engine_format.stage import Upsampling
 from fcn_deploy.runtime.errors import DeployError, MisuseError
 from fcn_deploy.runtime.files import replacing
 from fcn_deploy.runtime.head.upsampling import ScoreWindow, labels_from_scores

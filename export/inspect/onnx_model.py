@@ -26,8 +26,8 @@ from fcn_deploy.export.inspect.operators import operator_entries, type_name
 from fcn_deploy.export.inspect.record import SECONDS, card_entries, tried_sizes
 from fcn_deploy.runtime.backends import ORT_TARGETS, openvino
 from fcn_deploy.runtime.backends.onnxruntime import session
-from fcn_deploy.runtime.engine_format.manifest import Stage
 from fcn_deploy.runtime.engine_format.model_card import CARD_KEY, ModelCard
+from fcn_deploy.runtime.engine_format.stage import Stage
 from fcn_deploy.runtime.errors import DeployError, MisuseError, one_line
 from onnx import ModelProto, TensorProto
 

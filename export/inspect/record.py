@@ -5,8 +5,8 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from fcn_deploy.runtime.engine_format.manifest import Upsampling
 from fcn_deploy.runtime.engine_format.model_card import ModelCard
+from fcn_deploy.runtime.engine_format.stage import Upsampling
 
 # One pixel, one row, primes, a side eight times the other, sizes next to powers of two.
 TRIED_SIZES = ((1, 1), (1, 37), (7, 13), (31, 33), (61, 127), (64, 509), (257, 251))

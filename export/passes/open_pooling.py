@@ -16,7 +16,8 @@ from fcn_deploy.export.analysis.map_shapes import MapShapes
 from fcn_deploy.export.analysis.receptive_field_rules import REDUCTIONS, STRETCH, TILES_DOMAIN, named
 from fcn_deploy.export.graph.edit import Names, add_constants, attributes, clone, prune
 from fcn_deploy.export.graph.index import GraphIndex, has_input
-from fcn_deploy.runtime.engine_format.manifest import COORDINATES, ROUNDINGS, Interpolation, Statistic, Upsampling
+from fcn_deploy.runtime.engine_format.pooled import Interpolation, Statistic
+from fcn_deploy.runtime.engine_format.stage import COORDINATES, ROUNDINGS, Upsampling
 from onnx import ModelProto, NodeProto, TensorProto, helper
 
 LARGEST_STRIDE = 256  # pixels of a cell

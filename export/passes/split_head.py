@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from fcn_deploy.export.analysis.model_end import find_end
 from fcn_deploy.export.graph.rewrite import Rewrite, declare, dims, reroute
 from fcn_deploy.export.passes.result import PassResult
-from fcn_deploy.runtime.engine_format.manifest import Upsampling
+from fcn_deploy.runtime.engine_format.stage import Upsampling
 from onnx import ModelProto
 
 

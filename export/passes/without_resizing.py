@@ -11,7 +11,7 @@ from fcn_deploy.export.analysis.accepted_sizes import run_quietly
 from fcn_deploy.export.graph.edit import attributes, dims, extract, set_shape
 from fcn_deploy.export.graph.index import GraphIndex
 from fcn_deploy.runtime.backends.onnxruntime import session
-from fcn_deploy.runtime.engine_format.manifest import nearest_multiple
+from fcn_deploy.runtime.engine_format.pooled import nearest_multiple
 from onnx import ModelProto, NodeProto, ValueInfoProto
 
 # Of images that are resized to see to what: each beside another, near and far from multiples of usual strides.

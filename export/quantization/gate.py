@@ -15,8 +15,9 @@ from fcn_deploy.calibration.ranges import cells_with_data
 from fcn_deploy.calibration.stream import ImageStream
 from fcn_deploy.export.quantization.class_drops import Judgement, against_labels, against_results
 from fcn_deploy.runtime.backends.onnxruntime import session
-from fcn_deploy.runtime.engine_format.manifest import Head, Upsampling
+from fcn_deploy.runtime.engine_format.manifest import Head
 from fcn_deploy.runtime.engine_format.model_card import ModelCard
+from fcn_deploy.runtime.engine_format.stage import Upsampling
 from fcn_deploy.runtime.errors import DeployError
 from fcn_deploy.runtime.head.heads import View, views_of
 from fcn_deploy.runtime.head.upsampling import ScoreWindow, result_from_scores

@@ -30,8 +30,9 @@ from fcn_deploy.export.quantization.quantize import (
     quantized_convolutions,
 )
 from fcn_deploy.export.quantization.round_weights import NO_LIMIT
-from fcn_deploy.runtime.engine_format.manifest import Head, Upsampling
+from fcn_deploy.runtime.engine_format.manifest import Head
 from fcn_deploy.runtime.engine_format.model_card import ModelCard
+from fcn_deploy.runtime.engine_format.stage import Upsampling
 from fcn_deploy.runtime.errors import DeployError, MisuseError
 from fcn_deploy.runtime.files import replacing
 from fcn_deploy.runtime.pixels.noise_image import natural_noise

@@ -8,8 +8,8 @@ from contextlib import contextmanager, nullcontext, suppress
 import numpy as np
 
 from ..arrays import AnyArray, Floats, Image, Labels, size_of
-from ..engine_format.manifest import Upsampling
 from ..engine_format.model_card import ModelCard
+from ..engine_format.stage import Upsampling
 from ..errors import DeployError
 from ..head.heads import Heads
 from ..pixels.prepare import Border, input_shape, prepare

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from ..arrays import AnyArray
-from ..engine_format.manifest import Upsampling
 from ..engine_format.model_card import ModelCard
+from ..engine_format.stage import Upsampling
 from ..errors import DeployError
 from .buffers import Buffer
 from .places import PLACE, places

@@ -3,7 +3,7 @@
 import numpy as np
 
 from ..arrays import AnyArray
-from ..engine_format.manifest import Upsampling
+from ..engine_format.stage import Upsampling
 from ..head.resize_axis import Axis, axis_of
 
 # Of a row or a column: two cells, and a weight for each.

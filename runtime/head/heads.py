@@ -6,8 +6,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ..arrays import Floats, Labels
-from ..engine_format.manifest import Head, Upsampling
+from ..engine_format.manifest import Head
 from ..engine_format.model_card import ModelCard
+from ..engine_format.stage import Upsampling
 from ..errors import MisuseError
 from ..pixels.no_data import usable
 from ..pixels.prepare import padded_size

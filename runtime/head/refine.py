@@ -17,8 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ..arrays import AnyArray, Floats, ImageSource, Labels, Masks
-from ..engine_format.manifest import Upsampling
 from ..engine_format.model_card import ModelCard
+from ..engine_format.stage import Upsampling
 from .resize_axis import cell_weights
 from .upsampling import CHUNK, ScoreWindow, against, best_class, interpolated, spread_labels
 

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..arrays import Cells, Floats
-from ..engine_format.manifest import PYTORCH, Upsampling
+from ..engine_format.stage import PYTORCH, Upsampling
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ..arrays import AnyArray, Cells, Floats, Labels, Masks
-from ..engine_format.manifest import Upsampling
 from ..engine_format.model_card import ModelCard
+from ..engine_format.stage import Upsampling
 from .resize_axis import Axis, Uniform, axis_of, uniform_of
 
 LabelDtype = np.dtype[np.uint8 | np.uint16]

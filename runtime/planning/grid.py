@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-from ..engine_format.manifest import Stage
 from ..engine_format.model_card import ModelCard
+from ..engine_format.stage import Stage
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
-from ..engine_format.manifest import Manifest, Pooled, Profile, Stage
+from ..engine_format.manifest import Manifest, Profile
 from ..engine_format.model_card import ModelCard
+from ..engine_format.pooled import Pooled
+from ..engine_format.stage import Stage
 from ..errors import OverBudgetError
 from ..pixels.prepare import padded_size
 from .grid import Grid, grid_of, lengths_of

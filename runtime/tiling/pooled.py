@@ -13,8 +13,9 @@ import numpy as np
 
 from ..arrays import AnyArray, ImageSource
 from ..backends.onnxruntime import session
-from ..engine_format.manifest import Interpolation, Pooled, Stage, Statistic
 from ..engine_format.model_card import ModelCard
+from ..engine_format.pooled import Interpolation, Pooled, Statistic
+from ..engine_format.stage import Stage
 from ..errors import DeployError, MisuseError, one_line
 from ..head.resize_axis import axis_of
 from ..pixels.prepare import prepare

@@ -10,7 +10,8 @@ from ..arrays import AnyArray, ImageSource
 from ..backends import Backend
 from ..backends.host import HostBackend
 from ..engine_format.engine_file import EngineFile
-from ..engine_format.manifest import Manifest, Stage
+from ..engine_format.manifest import Manifest
+from ..engine_format.stage import Stage
 from ..errors import DeployError
 from ..head.heads import Heads
 from ..head.upsampling import ScoreWindow

@@ -9,7 +9,7 @@ from typing import TypeVar
 import numpy as np
 
 from ..arrays import AnyArray, Floats, ImageSource
-from ..engine_format.manifest import Upsampling
+from ..engine_format.stage import Upsampling
 from ..head.upsampling import ScoreWindow, last_cells
 from ..planning.grid import Grid, Span
 

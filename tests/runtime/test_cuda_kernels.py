@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from fcn_deploy.runtime.backends import KERNELS_PTX
 from fcn_deploy.runtime.backends.places import places
-from fcn_deploy.runtime.engine_format.manifest import COORDINATES, ROUNDINGS, Upsampling
+from fcn_deploy.runtime.engine_format.stage import COORDINATES, ROUNDINGS, Upsampling
 from fcn_deploy.runtime.head.upsampling import labels_from_scores
 from fcn_deploy.runtime.pixels.prepare import prepare
 from gpu_engines import KERNELS

@@ -4,7 +4,8 @@ import itertools
 
 import numpy as np
 import pytest
-from fcn_deploy.runtime.engine_format.manifest import Profile, Stage
+from fcn_deploy.runtime.engine_format.manifest import Profile
+from fcn_deploy.runtime.engine_format.stage import Stage
 from fcn_deploy.runtime.errors import OverBudgetError
 from fcn_deploy.runtime.planning.grid import Grid
 from fcn_deploy.runtime.planning.kept_rows import KeptRows

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from fcn_deploy.runtime import network
-from fcn_deploy.runtime.engine_format.manifest import Upsampling
+from fcn_deploy.runtime.engine_format.stage import Upsampling
 from fcn_deploy.runtime.errors import MisuseError
 from fcn_deploy.runtime.head import refine as refining
 from fcn_deploy.runtime.head.refine import CLOSE, EPSILON, NEAR, REACH, box_filter, refined_labels, refusal

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from fcn_deploy.runtime import reuse
 from fcn_deploy.runtime.engine_format.engine_file import write_engine
-from fcn_deploy.runtime.engine_format.manifest import Manifest, Stage, Upsampling
+from fcn_deploy.runtime.engine_format.manifest import Manifest
+from fcn_deploy.runtime.engine_format.stage import Stage, Upsampling
 from fcn_deploy.runtime.planning.grid import Grid
 from fcn_deploy.runtime.reuse import changed_blocks, cover, grown
 from helpers import command, one_error, onnx_model

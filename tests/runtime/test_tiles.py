@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fcn_deploy.runtime.engine_format.manifest import Upsampling
 from fcn_deploy.runtime.engine_format.model_card import ModelCard
+from fcn_deploy.runtime.engine_format.stage import Upsampling
 from fcn_deploy.runtime.errors import DeployError
 from fcn_deploy.runtime.head.upsampling import KINDS, result_from_scores
 from fcn_deploy.runtime.planning.grid import Grid, Span

@@ -6,8 +6,8 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from fcn_deploy.runtime.engine_format.manifest import Upsampling
 from fcn_deploy.runtime.engine_format.model_card import ModelCard
+from fcn_deploy.runtime.engine_format.stage import Upsampling
 from fcn_deploy.runtime.head import upsampling as heads
 from fcn_deploy.runtime.head.resize_axis import axis_of
 from fcn_deploy.runtime.head.upsampling import (

@@ -13,7 +13,8 @@ import pytest
 from fcn_deploy.runtime import process_memory
 from fcn_deploy.runtime.backends.onnxruntime import session
 from fcn_deploy.runtime.engine_format.engine_file import write_engine
-from fcn_deploy.runtime.engine_format.manifest import Manifest, Stage, Upsampling
+from fcn_deploy.runtime.engine_format.manifest import Manifest
+from fcn_deploy.runtime.engine_format.stage import Stage, Upsampling
 from fcn_deploy.runtime.planning.working_memory import KEPT, STEADY_RUNS, WorkingMemory
 from fcn_deploy.runtime.process_memory import give_back_freed, resident
 from helpers import finished, onnx_model

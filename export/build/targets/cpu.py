@@ -27,8 +27,8 @@ from fcn_deploy.export.quantization.class_drops import Judgement
 from fcn_deploy.export.quantization.mixed_precision import MixedPrecision
 from fcn_deploy.export.tolerances import REORDERED_SUMS
 from fcn_deploy.runtime.backends.openvino import has_bfloat16, installed
-from fcn_deploy.runtime.engine_format.manifest import Stage
 from fcn_deploy.runtime.engine_format.model_card import ModelCard
+from fcn_deploy.runtime.engine_format.stage import Stage
 from fcn_deploy.runtime.errors import DeployError
 from fcn_deploy.runtime.golden_sample import GOLDEN, golden_difference
 from fcn_deploy.runtime.latency import TIMED_SIZES

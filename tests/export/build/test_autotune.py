@@ -34,7 +34,7 @@ from fcn_deploy.export.quantization.options import QuantizationOptions
 from fcn_deploy.runtime.backends import openvino
 from fcn_deploy.runtime.backends.onnxruntime import physical_cores
 from fcn_deploy.runtime.engine_format.engine_file import EngineFile
-from fcn_deploy.runtime.engine_format.manifest import Stage
+from fcn_deploy.runtime.engine_format.stage import Stage
 from fcn_deploy.runtime.errors import OverBudgetError
 from helpers import command, needs, one_error, photo, save_photos
 

@@ -19,8 +19,9 @@ from fcn_deploy.export.from_torch import export_module
 from fcn_deploy.export.importer.import_model import import_model
 from fcn_deploy.export.quantization.options import QuantizationOptions
 from fcn_deploy.runtime.engine_format.engine_file import EngineFile
-from fcn_deploy.runtime.engine_format.manifest import Manifest, Statistic
+from fcn_deploy.runtime.engine_format.manifest import Manifest
 from fcn_deploy.runtime.engine_format.model_card import ModelCard
+from fcn_deploy.runtime.engine_format.pooled import Statistic
 from fcn_deploy.runtime.errors import OverBudgetError
 from fcn_deploy.runtime.pixels.prepare import prepare
 from fcn_deploy.runtime.tiling.pooled import Totals

@@ -12,7 +12,7 @@ from fcn_deploy.export.passes.pad_and_crop import pad_and_crop
 from fcn_deploy.export.passes.split_head import split_head
 from fcn_deploy.export.passes.upsample_scores import upsample_scores
 from fcn_deploy.fcn.model import bilinear_kernel
-from fcn_deploy.runtime.engine_format.manifest import Upsampling
+from fcn_deploy.runtime.engine_format.stage import Upsampling
 from fcn_deploy.runtime.pixels.prepare import prepare
 from helpers import onnx_model, run_onnx
 from onnx import helper, numpy_helper

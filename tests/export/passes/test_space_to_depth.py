@@ -10,7 +10,8 @@ from fcn_deploy.export.passes.space_to_depth import space_to_depth
 from fcn_deploy.export.quantization.quantize import SCHEMES, measured_tensors, quantize
 from fcn_deploy.runtime.backends.onnxruntime import session
 from fcn_deploy.runtime.backends.openvino import OpenVinoSession, profile
-from fcn_deploy.runtime.engine_format.manifest import Manifest, Stage, Upsampling
+from fcn_deploy.runtime.engine_format.manifest import Manifest
+from fcn_deploy.runtime.engine_format.stage import Stage, Upsampling
 from fcn_deploy.runtime.pixels.prepare import prepare
 from helpers import onnx_model
 from onnx import helper

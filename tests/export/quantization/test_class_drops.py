@@ -6,7 +6,7 @@ from fcn_deploy.calibration.stream import ImageStream
 from fcn_deploy.export.quantization.class_drops import against_labels, against_results
 from fcn_deploy.export.quantization.gate import AccuracyGate
 from fcn_deploy.export.quantization.options import QuantizationOptions
-from fcn_deploy.runtime.engine_format.manifest import Upsampling
+from fcn_deploy.runtime.engine_format.stage import Upsampling
 from helpers import onnx_model
 from onnx import helper
 

@@ -9,7 +9,7 @@ from fcn_deploy.calibration.datasets import load_dataset, take_census
 from fcn_deploy.calibration.mask_options import MaskOptions
 from fcn_deploy.calibration.stream import open_stream
 from fcn_deploy.export.quantization.gate import AccuracyGate, LabelFolder
-from fcn_deploy.runtime.engine_format.manifest import Upsampling
+from fcn_deploy.runtime.engine_format.stage import Upsampling
 from helpers import onnx_model
 from onnx import helper
 from PIL import Image

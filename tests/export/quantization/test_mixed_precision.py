@@ -22,7 +22,7 @@ from fcn_deploy.export.quantization.options import QuantizationOptions
 from fcn_deploy.export.quantization.quantize import SCHEMES, quantized_convolutions
 from fcn_deploy.runtime.backends.onnxruntime import session
 from fcn_deploy.runtime.engine_format.engine_file import EngineFile
-from fcn_deploy.runtime.engine_format.manifest import Upsampling
+from fcn_deploy.runtime.engine_format.stage import Upsampling
 from helpers import command, needs, needs_shared, one_error, onnx_model, photo, save_photos
 from onnx import TensorProto, helper
 from PIL import Image
