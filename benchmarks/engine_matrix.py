@@ -1,6 +1,6 @@
 """Every network of ours in every precision, built for GPUs by build-engine's own path: no GPU is needed.
 
-    python -m benchmarks.engine_matrix [--only vgg16-8-learned,alexnet] [--full] [--json]
+    python -m benchmarks.engine_matrix [--only vgg16-8-learned,alexnet] [--precisions int8] [--full] [--json]
 
 Networks have random weights (seeded), calibration sees real handwritten digits at several sizes. N, H and W are free.
 FP8 and BF16 are built for those of the GPUs that have them.
@@ -12,6 +12,7 @@ import json
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,11 +63,13 @@ def images(folder: Path) -> Path:
     return folder
 
 
-def build_all(name: str, width: float, target: str, calib: str, folder: Path) -> list[dict[str, Any]]:
+def build_all(
+    name: str, width: float, target: str, calib: str, folder: Path, precisions: Sequence[str] = tuple(PRECISIONS)
+) -> list[dict[str, Any]]:
     """A row of the table for each precision of one network."""
     rows: list[dict[str, Any]] = []
     model_file, source = folder / f"{name}.onnx", None
-    for precision, words in PRECISIONS.items():
+    for precision, words in ((each, PRECISIONS[each]) for each in precisions):
         row: dict[str, Any] = {"network": name, "precision": precision, "error": None}
         start = time.perf_counter()
         try:
@@ -99,6 +102,7 @@ def with_type(targets: str, precision: str) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", help="networks whose names begin so, comma-separated")
+    parser.add_argument("--precisions", default=",".join(PRECISIONS), help="comma-separated; default: all")
     parser.add_argument("--target", default="sm86,sm89,sm120")
     parser.add_argument("--calib", default="digits", help="as of build-engine; digits: a few canvases of several sizes")
     parser.add_argument("--width", type=float, default=0.25, help="multiplies the backbones' channels")
@@ -112,6 +116,9 @@ def main() -> None:
     names = [name for name in NETWORKS if any(name.startswith(prefix) for prefix in wanted)]
     if not names:
         parser.error(f"--only {options.only} names none of {', '.join(NETWORKS)}")
+    precisions = options.precisions.split(",")
+    if wrong := [each for each in precisions if each not in PRECISIONS]:
+        parser.error(f"--precisions {wrong[0]} is none of {', '.join(PRECISIONS)}")
     rows: list[dict[str, Any]] = []
     if not options.json:
         print(f"{'network':<34} {'precision':<9} {'TensorRT':>9} {'whole':>8} {'plan':>9} {'activations':>12}")
@@ -119,7 +126,9 @@ def main() -> None:
         folder = Path(temporary)
         calib = str(images(folder / "digits")) if options.calib == "digits" else options.calib
         for name in names:
-            for row in build_all(name, 1.0 if options.full else options.width, options.target, calib, folder):
+            for row in build_all(
+                name, 1.0 if options.full else options.width, options.target, calib, folder, precisions
+            ):
                 if not row["error"] and row["tensorrt_seconds"] > options.limit:
                     row["error"] = f"TensorRT took {row['tensorrt_seconds']} s, over {options.limit:g} s"
                 rows.append(row)

@@ -72,7 +72,7 @@ def compare(model: AnySize, card: ModelCard, image: np.ndarray, rounds: int) -> 
     """How → seconds, and the share of labels that are those of whole logits."""
     ways = {
         "whole": lambda of: whole(model, card, of),
-        "stages": lambda of: staged.torch_predictor(model, card)(of),
+        "stages": lambda of: staged.TorchPredictor(model, card)(of),
         "onnxruntime": lambda of: exported(OnnxRuntimeSession, model, card, of),
     }
     if installed():

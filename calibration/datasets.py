@@ -11,7 +11,7 @@ import numpy as np
 from fcn_deploy.calibration.census import Census
 from fcn_deploy.calibration.class_files import VOID_NAMES, in_label_order, read_classes, read_colors, twice
 from fcn_deploy.calibration.digits import Digits
-from fcn_deploy.calibration.label_files import Color, find_label_files, read_labels
+from fcn_deploy.calibration.label_files import Color, find_label_files, read_labels, say_once
 from fcn_deploy.calibration.label_map import LabelMap, ReadLabels, label_map_of, present_values, reordered
 from fcn_deploy.calibration.mask_options import MaskOptions, names_said
 from fcn_deploy.calibration.metrics import IGNORE
@@ -19,6 +19,7 @@ from fcn_deploy.runtime.arrays import ImageSource
 from fcn_deploy.runtime.engine_format.model_card import ModelCard, voc_palette
 from fcn_deploy.runtime.errors import DeployError, MisuseError
 from fcn_deploy.runtime.images.find import IMAGE_SUFFIXES, unread_files
+from fcn_deploy.runtime.images.georeference import FAR, distance, transform_in
 from fcn_deploy.runtime.images.header import read_header
 from fcn_deploy.runtime.images.numbers import COMMON, ReadOptions
 from fcn_deploy.runtime.images.read import decode, may_have_no_data
@@ -127,10 +128,23 @@ class FilePairs:
                 f"{label_path} is {read.labels.shape[0]}×{read.labels.shape[1]} and {image_path} is {size[0]}×"
                 f"{size[1]}; labels must have their image's size (an EXIF rotation counts)"
             )
+        _name_where_apart(image_path, label_path, size)
         if invalid is None:
             return read
         labels = np.where(invalid, np.uint8(IGNORE), read.labels)  # what is no image is not counted
         return replace(read, labels=labels)
+
+
+def _name_where_apart(image: Path, label: Path, size: tuple[int, int]) -> None:
+    """Say of a label that it lies elsewhere than its image, as both say, so that it is of other ground."""
+    places = transform_in(image), transform_in(label)
+    if places[0] is None or places[1] is None or (apart := distance(places[1], places[0], size)) <= FAR:
+        return
+    say_once(
+        label,
+        f"lies elsewhere than {image.name}, by {apart:.3g} pixels at a corner, as both files say, and pixels are "
+        "compared one by one: warp it onto the image (gdalwarp), or mend the tags",
+    )
 
 
 def take_census(data: LabelledImages, where: str, enough: int | None = None) -> Census:

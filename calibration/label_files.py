@@ -18,7 +18,7 @@ from fcn_deploy.runtime.images.pillow import check_pixels, open_pillow
 from fcn_deploy.runtime.images.sidecars import has_mask_beside, mask_beside, no_data_beside
 from fcn_deploy.runtime.images.tiff import LOSSY, TURNS, is_tiff, turned
 from fcn_deploy.runtime.images.tiff_chunks import ORIENTATION
-from fcn_deploy.runtime.pixels.no_data import number_in
+from fcn_deploy.runtime.pixels.no_data import equal, number_in
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
@@ -32,10 +32,12 @@ SOFTWARE = 305  # the tag
 MINISWHITE = 0  # of a TIFF's PhotometricInterpretation
 PLAIN = (1, 2, 3)  # grey, RGB and palettes
 UNSIGNED, SIGNED = 1, 2  # of its SampleFormat
+SEPARATE = 2  # of its PlanarConfiguration
 REDUCED, TRANSPARENCY = 1, 4  # bits of its NewSubfileType: a page is an overview, or the mask, of another
-BITS_PER_SAMPLE, COMPRESSION, PHOTOMETRIC, SAMPLE_FORMAT, GDAL_NODATA = 258, 259, 262, 339, 42113  # tags of a TIFF
-SINGLE = ("L", "LA", "P", "1", "I", "F", "I;16", "I;16B")  # Pillow's names of what has one channel
-COLORED = ("RGB", "RGBA", "RGBX", "PA")
+BITS_PER_SAMPLE, COMPRESSION, PHOTOMETRIC, PLANAR, SAMPLE_FORMAT, GDAL_NODATA = 258, 259, 262, 284, 339, 42113  # tags
+SINGLE = ("L", "LA", "1", "I", "F", "I;16", "I;16B")  # Pillow's names of what has one channel
+PALETTES = ("P", "PA")
+COLORED = ("RGB", "RGBA", "RGBX")
 LARGEST = 2**31  # of a value; float32 has whole numbers beyond it that mean nothing
 BLACK_AND_WHITE = {0, 255}
 VOC_COUNT = 21  # classes of Pascal VOC, whose colours voc_palette has
@@ -104,31 +106,26 @@ def _by_pillow(path: Path, colors: Sequence[Color] | None, shown: bool) -> Store
         tiff = is_tiff(file.read(4))
     try:
         with open_pillow(path, DEFAULT_MAX_PIXELS) as picture:
-            if tiff and _tag(picture, SAMPLE_FORMAT, (UNSIGNED,))[0] == SIGNED and picture.mode == "L":
-                return None  # Pillow takes 8 bits with a sign for those without
-            if (
-                tiff
-                and _tag(picture, BITS_PER_SAMPLE, (8,))[0] > 8
-                and (picture.mode in COLORED or _big_endian(picture))
-            ):
-                return None  # Pillow decodes 8 bits of colours, and swaps bytes of what is compressed and big-endian
+            if tiff and _is_misread(picture):
+                return None
+            far = _far_out(path, _tag(picture, GDAL_NODATA, None) if tiff else None)
             if _photometric(picture) == MINISWHITE:
                 if picture.mode == "1" and str(_tag(picture, SOFTWARE, "")).startswith("tifffile"):
                     return None  # it calls 0 white of every bool array, and means the array
                 say_once(path, WHITE)
             _name_lossy(path, _lossy(picture, path))
-            if picture.mode not in COLORED + SINGLE:
+            if picture.mode not in COLORED + SINGLE + PALETTES:
                 raise DeployError(
                     f"{path} has colours of the kind {picture.mode}; labels are class indices in one channel or a "
                     "palette, or RGB"
                 )
             if bits_of(path, picture):
                 stored = _from_array(read_deep(path, picture.format or ""), path)
-            elif picture.mode in COLORED or (shown and picture.mode == "P"):
+            elif picture.mode in COLORED or (shown and picture.mode in PALETTES):
                 array = np.asarray(picture.convert("RGBA" if _transparent(picture) else "RGB"))
                 stored = _from_array(array, path)
             else:
-                stored = _single(picture, path, colors)
+                stored = _single(picture, path, colors, far)
             if not tiff:  # Pillow turns TIFFs
                 stored = _turned(stored, orientation_of(picture, path))
             nodata = _nodata(_tag(picture, GDAL_NODATA, None)) if picture.format == "TIFF" else None
@@ -145,6 +142,20 @@ def _by_pillow(path: Path, colors: Sequence[Color] | None, shown: bool) -> Store
     return replace(stored, nodata=nodata, missing=missing)
 
 
+def _is_misread(picture: "Pictures.Image") -> bool:
+    """Whether Pillow gives other numbers of a TIFF than it holds."""
+    bits = _tag(picture, BITS_PER_SAMPLE, (8,))[0]
+    return (
+        # 8 bits with a sign are taken for those without, and 32 the other way.
+        (picture.mode == "L" and _tag(picture, SAMPLE_FORMAT, (UNSIGNED,))[0] == SIGNED)
+        or (picture.mode == "I" and bits == 32)
+        # 8 bits of colours are decoded, and bytes of what is compressed and big-endian are swapped.
+        or (bits > 8 and (picture.mode in COLORED or _big_endian(picture)))
+        # Planes are taken for one.
+        or (picture.mode in ("LA", "PA") and _tag(picture, PLANAR, 1) == SEPARATE)
+    )
+
+
 def _turned(stored: StoredLabels, orientation: int) -> StoredLabels:
     """Upright, as images are."""
     if orientation not in TURNS:
@@ -157,14 +168,17 @@ def _transparent(picture: "Pictures.Image") -> bool:
     return picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info
 
 
-def _single(picture: "Pictures.Image", path: Path, colors: Sequence[Color] | None) -> StoredLabels:
+def _single(picture: "Pictures.Image", path: Path, colors: Sequence[Color] | None, far: float | None) -> StoredLabels:
     """Of one channel, or the indices of a palette."""
     if picture.mode == "LA":
         array = np.asarray(picture)
         return StoredLabels(array[:, :, 0], _some(array[:, :, 1] == 0))
     largest = _largest(picture, path)  # while the file is not decoded yet
-    stored = _from_array(_stored(picture, largest), path)
-    if picture.mode == "P":
+    values = _stored(picture, largest)
+    stored = _from_array(values if values.ndim == 2 else values[:, :, 0], path, far)
+    if picture.mode in PALETTES:
+        if picture.mode == "PA":
+            stored = replace(stored, missing=_some(values[:, :, 1] == 0))
         palette = np.array(picture.getpalette(), np.uint8).reshape(-1, 3)
         greys = {index: int(entry[0]) for index, entry in enumerate(palette) if len(set(entry.tolist())) == 1}
         values = _by_palette(stored.values, palette, colors, path)
@@ -185,15 +199,19 @@ def _from_tiff(path: Path) -> StoredLabels:
             kind = getattr(page.photometric, "name", page.photometric)
             raise DeployError(f"{path} has colours of the kind {kind}; labels have one channel, or three of RGB")
         _name_lossy(path, LOSSY.get(int(page.compression), ""))
-        nodata, array = _nodata(page.tags.valueof(GDAL_NODATA)), page.asarray()
+        told, array = page.tags.valueof(GDAL_NODATA), page.asarray()
+        nodata = _nodata(told)
         white = page.photometric == MINISWHITE and array.dtype.kind == "u"
         planar = page.samplesperpixel > 1 and page.planarconfig == 2
         orientation = page.tags.valueof(ORIENTATION, 1)
+        alpha = page.samplesperpixel == 2 and page.extrasamples[:1] in ((1,), (2,))
     if white:
         say_once(path, WHITE)
         largest = (1 << page.bitspersample) - 1
         array, nodata = np.array(largest, array.dtype) - array, None if nodata is None else largest - nodata
-    stored = _turned(_from_array(np.moveaxis(array, 0, -1) if planar else array, path), orientation)
+    array = np.moveaxis(array, 0, -1) if planar else array
+    stored = _from_array(array[:, :, 0] if alpha else array, path, _far_out(path, told))
+    stored = _turned(replace(stored, missing=_some(array[:, :, 1] == 0)) if alpha else stored, orientation)
     return replace(stored, nodata=nodata, missing=_masked(path, stored.missing))
 
 
@@ -244,8 +262,14 @@ def _nodata(text: object) -> int | None:
     return int(value) if value is not None and value.is_integer() else None
 
 
-def _from_array(array: NDArray[Any], path: Path) -> StoredLabels:
-    """An array of any type as integers in one channel, or as colours."""
+def _far_out(path: Path, text: object) -> float | None:
+    """The no-data value beside a file or in its tag, where it is one that no label has, such as the least of floats."""
+    value = next(iter(no_data_beside(path)), number_in(text))
+    return value if value is not None and abs(value) > LARGEST else None
+
+
+def _from_array(array: NDArray[Any], path: Path, far: float | None = None) -> StoredLabels:
+    """An array of any type as integers in one channel, or as colours; those equal to `far` have no label."""
     array = array.astype(array.dtype.newbyteorder("="), copy=False)
     colored = array.ndim == 3 and array.shape[2] in (3, 4) and array.dtype in (np.uint8, np.uint16)
     if array.ndim == 3 and not colored and 1 in (array.shape[0], array.shape[2]):
@@ -263,10 +287,10 @@ def _from_array(array: NDArray[Any], path: Path) -> StoredLabels:
     if array.dtype.kind == "b":
         return StoredLabels(array.astype(np.uint8))
     if array.dtype.kind in "iu":
-        return StoredLabels(array)
+        return StoredLabels(array, None if far is None else _some(equal(array, far)))
     if array.dtype.kind != "f":
         raise DeployError(f"{path} holds {array.dtype}; labels are whole numbers")
-    nan = np.isnan(array)
+    nan = np.isnan(array) if far is None else np.isnan(array) | equal(array, far)
     whole = np.where(nan, IGNORE, array.astype(np.float64))
     broken = ~np.isfinite(whole) | (np.rint(whole) != whole) | (np.abs(whole) > LARGEST)
     if broken.any():

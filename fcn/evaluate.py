@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 from fcn_deploy.calibration.datasets import LabelledImages
-from fcn_deploy.calibration.metrics import Metrics, confusion_matrix
+from fcn_deploy.calibration.metrics import IGNORE, Metrics, confusion_matrix
 from fcn_deploy.calibration.report.engine_report import EngineReport, read_report
 from fcn_deploy.calibration.report.results import MIXED, OWN, Evaluated, Example, ImageResult
 from fcn_deploy.runtime.engine_format.model_card import ModelCard
@@ -19,6 +19,7 @@ from fcn_deploy.runtime.images.overlay import displayable
 from PIL import Image
 
 Predict = Callable[[np.ndarray], np.ndarray]
+PredictWhere = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 WORST = 6
 THUMBNAIL = 360  # pixels of the longer side
@@ -44,8 +45,10 @@ class Prediction:
     seconds: float
 
 
-def predictions(predict: Predict, data: LabelledImages, classes: int, scale: str = OWN) -> Iterator[Prediction]:
-    """Label a collection, image by image, at a scale (see `size_at`).
+def predictions(
+    predict: Predict, data: LabelledImages, classes: int, scale: str = OWN, where: PredictWhere | None = None
+) -> Iterator[Prediction]:
+    """Label a collection, image by image, at a scale (see `size_at`); with `where` only what the references count.
 
     Raises:
         DeployError: labels beyond the classes, or predictions of another size.
@@ -55,7 +58,7 @@ def predictions(predict: Predict, data: LabelledImages, classes: int, scale: str
         height, width = size_at(scale, reference.shape[0], reference.shape[1], index)
         image, reference = resized(image, reference, height, width)
         start = time.perf_counter()
-        labels = predict(image)
+        labels = predict(image) if where is None else where(reference != IGNORE, image)
         seconds = time.perf_counter() - start
         try:
             confusion = confusion_matrix(reference, labels, classes)
@@ -65,7 +68,11 @@ def predictions(predict: Predict, data: LabelledImages, classes: int, scale: str
 
 
 def evaluate(
-    predict: Predict, data: LabelledImages, classes: int, done: Callable[[int], None] = lambda count: None
+    predict: Predict,
+    data: LabelledImages,
+    classes: int,
+    done: Callable[[int], None] = lambda count: None,
+    where: PredictWhere | None = None,
 ) -> np.ndarray:
     """The confusion matrix of `predict` on a collection, image by image at its own size.
 
@@ -74,12 +81,13 @@ def evaluate(
         data: images with labels.
         classes: of the model.
         done: called after each image with how many are finished.
+        where: likewise with bool [H, W] before the image: labels that may be anything where that is False.
 
     Returns:
         int64 [classes, classes], by (reference, predicted).
     """
     confusion = np.zeros((classes, classes), np.int64)
-    for prediction in predictions(predict, data, classes):
+    for prediction in predictions(predict, data, classes, where=where):
         confusion += prediction.confusion
         done(prediction.index + 1)
     return confusion
@@ -227,7 +235,7 @@ def open_model(path: Path, threads: int | None = None, refine: bool = False) -> 
     if path.suffix in (".safetensors", ".pth", ".pt"):
         import torch
         from fcn_deploy.fcn.checkpoint import load_checkpoint
-        from fcn_deploy.fcn.staged import torch_predictor
+        from fcn_deploy.fcn.staged import TorchPredictor
 
         if threads:
             torch.set_num_threads(threads)
@@ -235,7 +243,7 @@ def open_model(path: Path, threads: int | None = None, refine: bool = False) -> 
         _check_kind(checkpoint.card, path)
         checkpoint.model.channels_last()
         return OpenedModel(
-            torch_predictor(checkpoint.model, checkpoint.card), checkpoint.card, "PyTorch checkpoint, float32"
+            TorchPredictor(checkpoint.model, checkpoint.card), checkpoint.card, "PyTorch checkpoint, float32"
         )
     from fcn_deploy.runtime.network import Network  # whose images are in the card's numbers, as they are read here
 

@@ -1,13 +1,14 @@
 """Functions of PyTorch that its exporters refuse at changing sizes, in terms of those that they take."""
 
 import functools
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from fcn_deploy.fcn.traced_numbers import is_traced
+from fcn_deploy.fcn.traced_numbers import floor_of_product, forget, is_right_in_single, is_traced, remember
 from torch.overrides import TorchFunctionMode
 
 
@@ -18,19 +19,47 @@ class Exportable(TorchFunctionMode):
     that are made of sizes, and tensors of sizes.
 
     The results are equal, but for rounding. `respelled` collects the names of the functions that were.
+
+    Raises RuntimeError where a module goes on after a function has failed in a trace: the tracer has lost its place
+    by then, and would end the process.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.respelled: set[str] = set()
+        self._failed = ""
+
+    def __exit__(self, *raised) -> None:
+        super().__exit__(*raised)
+        forget()
+        failed, self._failed = self._failed, ""
+        if failed and not any(raised):
+            raise _goes_on(failed)
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
+        if self._failed:
+            raise _goes_on(self._failed)
+        tracing = torch.jit.is_tracing()
+        try:
+            return self._call(func, args, kwargs)
+        except Exception:
+            if tracing and not torch.jit.is_tracing():
+                self._failed = getattr(func, "__name__", str(func))
+            raise
+
+    def _call(self, func, args, kwargs):
         other = _RESPELLED.get(func)
         result = None if other is None else other(*args, **(kwargs or {}))
         if result is None:
-            return func(*args, **(kwargs or {}))
+            result = func(*args, **(kwargs or {}))
+            remember(getattr(func, "__name__", ""), args, result)
+            return result
         self.respelled.add(func.__name__)
         return result
+
+
+def _goes_on(failed: str) -> RuntimeError:
+    return RuntimeError(f"it goes on after {failed} has failed (try … except), which cannot be traced")
 
 
 @contextmanager
@@ -149,11 +178,31 @@ def interpolate(
             return None
         down, across = (_taps(input, axis, by, mode) for axis, by in zip((-2, -1), factors, strict=True))
         return down @ input @ across.T
+    if size is None and input.ndim == 4 and torch.jit.is_tracing() and mode in ("nearest", "bilinear", "bicubic"):
+        factors = _pair(scale_factor)
+        if any(type(each) is float and not is_right_in_single(each) for each in factors) and not others.get(
+            "antialias"
+        ):
+            return _of_whole_length(input, factors, mode, *more, **others)
     if mode != "area" or size is None or input.ndim != 4:
         return None
     if tuple(_pair(size)) == (1, 1):
         return input.mean((-2, -1), keepdim=True)
     return adaptive_avg_pool2d(input, size)
+
+
+def _of_whole_length(
+    input: torch.Tensor, factors: Sequence[float], mode: str, align_corners=None, recompute_scale_factor=None, **others
+) -> torch.Tensor:
+    """Resized by factors whose lengths come out otherwise in single precision: 0.29 · 100 is 28.999…, and not 29."""
+    lengths = [floor_of_product(side, by) for side, by in zip(input.shape[-2:], factors, strict=True)]
+    if align_corners or recompute_scale_factor:
+        return F.interpolate(input, size=lengths, mode=mode, align_corners=align_corners)
+    # From a map with its border repeated it is the same but for its end, whichever of both lengths it has there.
+    down, across = (math.ceil(1 / by) + 2 for by in factors)
+    longer = F.pad(input, (0, across, 0, down), mode="replicate")
+    resized = F.interpolate(longer, scale_factor=tuple(factors), mode=mode, align_corners=align_corners)
+    return resized[..., : lengths[0], : lengths[1]]
 
 
 def unfold(
@@ -264,8 +313,8 @@ def _leaves(data: object) -> Iterator[Any]:
 def _taps(image: torch.Tensor, axis: int, factor: torch.Tensor | float, mode: str) -> torch.Tensor:
     """What each place of a resized axis takes of those of the image, [resized, places], as PyTorch does by a factor."""
     size, factor = image.shape[axis], torch.as_tensor(factor)
-    wanted = torch.floor(size * factor).to(torch.int64)
-    count: torch.Tensor = torch.arange(wanted)  # type: ignore[call-overload]  # a traced size
+    wanted = floor_of_product(size, factor, known=int(size))
+    count: torch.Tensor = torch.arange(wanted)  # a traced size
     place = (count + 0.5) / factor - 0.5
     if mode == "bilinear":  # which copies where the sides are equal, whatever the factor
         place = torch.where(wanted == size, count, torch.clamp(place, min=0))

@@ -105,13 +105,41 @@ def staged_network(model: AnySize, card: ModelCard, exported: bool = False, open
     return Network.of(HostBackend(sessions, card, upsampling), card, upsampling, stages)
 
 
-def torch_predictor(model: AnySize, card: ModelCard, exported: bool = False) -> Callable[[np.ndarray], np.ndarray]:
+class TorchPredictor:
     """The labels of a network in eval mode, one image at a time; those of its own logits, but for rounding.
 
     Arguments are those of `staged_network`.
     """
-    net = staged_network(model, card, exported)
-    return lambda image: net.result(image, "labels")
+
+    def __init__(self, model: AnySize, card: ModelCard, exported: bool = False) -> None:
+        self._net, self._unit = staged_network(model, card, exported), _unit(model)
+
+    def __call__(self, image: np.ndarray) -> np.ndarray:
+        labels: np.ndarray = self._net.result(image, "labels")
+        return labels
+
+    def where(self, wanted: np.ndarray, image: np.ndarray) -> np.ndarray:
+        """The labels of an image where they are `wanted`, bool [H, W]; 0 beyond a rectangle round these.
+
+        The network is run on what their scores depend on: the margins of a scene, or all but a corner that has labels,
+        cost nothing.
+        """
+        halos = [stage.halo for stage in self._net.stages]
+        if None in halos:
+            return self(image)
+        labels = np.zeros(image.shape[:2], self._net.card.label_dtype)
+        if wanted.any():
+            # What lies between scores is interpolated from the cells beside it, too.
+            reach = sum(max(halo) for halo in halos if halo is not None) + self._unit
+            rows, columns = (self._reached(np.asarray(wanted.any(axis=axis)), reach) for axis in (1, 0))
+            labels[rows, columns] = self(image[rows, columns])
+        return labels
+
+    def _reached(self, wanted: np.ndarray, reach: int) -> slice:
+        """Along an axis: from a block of pixels of which the network takes whole ones to the end of such."""
+        first, last = np.flatnonzero(wanted)[[0, -1]]
+        start, stop = (first - reach) // self._unit * self._unit, -(-(last + 1 + reach) // self._unit) * self._unit
+        return slice(max(int(start), 0), min(int(stop), len(wanted)))
 
 
 def _exportable(model: AnySize) -> bool:

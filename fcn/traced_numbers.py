@@ -2,18 +2,121 @@
 
 import functools
 import math
+import operator
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from types import BuiltinFunctionType, ModuleType
+from types import BuiltinFunctionType, FunctionType, ModuleType
 from typing import Any
 
+import numpy as np
 import torch
+
+LARGEST_SIDE = 1 << 14  # of images, at which numbers made of sizes are compared
 
 
 def is_traced(number: object) -> bool:
     """Whether it is a size, or made of sizes, in a trace."""
     return isinstance(number, torch.Tensor) and number.ndim == 0 and torch.jit.is_tracing()
+
+
+def _backwards(function: Callable) -> Callable:
+    return lambda number, other: function(other, number)
+
+
+OPERATIONS: dict[str, Callable] = {
+    "add": operator.add, "radd": operator.add, "sub": operator.sub, "rsub": _backwards(operator.sub),
+    "mul": operator.mul, "rmul": operator.mul, "div": operator.truediv, "truediv": operator.truediv,
+    "rdiv": _backwards(operator.truediv), "rtruediv": _backwards(operator.truediv),
+    "floordiv": operator.floordiv, "rfloordiv": _backwards(operator.floordiv), "remainder": operator.mod,
+    "pow": operator.pow, "rpow": _backwards(operator.pow), "neg": operator.neg, "float": lambda number: number,
+}  # fmt: skip
+# Traced numbers that were computed, by their ids: themselves, how, and of what.
+_computed: dict[int, tuple[torch.Tensor, str, Sequence[Any]]] = {}
+
+
+def remember(name: str, given: Sequence[Any], result: object) -> None:
+    """Note how a traced number was computed, for `rounded`; anything else is left."""
+    name = name.strip("_")
+    if is_traced(result) and name in OPERATIONS and all(type(g) in (int, float) or is_traced(g) for g in given):
+        _computed[id(result)] = result, name, tuple(given)  # type: ignore[assignment]
+
+
+def forget() -> None:
+    """Drop what was remembered of a trace."""
+    _computed.clear()
+
+
+def rounded(number: torch.Tensor, how: str, size: int | None = None) -> torch.Tensor:
+    """A traced number as a whole one; int64, without axes.
+
+    It is rounded in double precision, as Python does, where single gives another at some size: 0.29 · 100 is 28.999…,
+    and 29 in single precision.
+
+    Args:
+        number: that is traced.
+        how: `trunc`, `floor`, `ceil` or `round`.
+        size: of a map that is the same for every image, of which the number may be made too.
+    """
+    if not number.is_floating_point():
+        return number.to(torch.int64)
+    function = (lambda each: each) if how == "trunc" else getattr(torch, how)  # whole numbers are cut off so anyway
+    if _is_right_in_single(number, getattr(np, how), size):
+        return function(number).to(torch.int64)
+    return function(_in_double(number)).to(torch.int64).select(0, 0)
+
+
+def floor_of_product(size: Any, factor: torch.Tensor | float, known: int | None = None) -> Any:
+    """A length of so many times a size; `known`: as in `rounded`."""
+    length = torch.as_tensor(size * factor)
+    remember("mul", (size, factor), length)  # a mode is not called for what it calls itself
+    return rounded(length, "floor", known)
+
+
+@functools.cache
+def is_right_in_single(factor: float) -> bool:
+    """Whether each size times a factor has the same whole part in single and in double precision."""
+    sizes = np.arange(1, LARGEST_SIDE + 1)
+    single = (sizes.astype(np.float32) * np.float32(factor)).astype(np.int64)
+    return np.array_equal(single, (sizes * factor).astype(np.int64))
+
+
+def _is_right_in_single(number: torch.Tensor, whole: Callable, known: int | None) -> bool:
+    """Whether a number comes to the same whole one in single and in double precision, at every size."""
+    leaves = {id(leaf): leaf for leaf in _leaves(number)}
+    free = [each for each, leaf in leaves.items() if int(leaf) != known] or list(leaves)
+    if id(number) not in _computed:
+        return True
+    if len(free) > 1:
+        return False
+    sizes = dict.fromkeys(leaves, known or 0) | {free[0]: np.arange(1, LARGEST_SIDE + 1)}
+    single, double = (whole(_computed_of(number, kind, sizes)) for kind in (np.float32, np.float64))
+    return np.array_equal(single, double)
+
+
+def _leaves(number: Any) -> Iterator[torch.Tensor]:
+    if id(number) in _computed:
+        for each in _computed[id(number)][2]:
+            yield from _leaves(each)
+    elif isinstance(number, torch.Tensor):
+        yield number
+
+
+def _computed_of(number: Any, kind: type, sizes: Mapping[int, Any]) -> Any:
+    """What a number comes to at sizes, in single or double precision."""
+    if id(number) in _computed:
+        _, name, given = _computed[id(number)]
+        values = [_computed_of(each, kind, sizes) for each in given]
+        return OPERATIONS[name](*values)
+    return np.asarray(sizes[id(number)] if isinstance(number, torch.Tensor) else number).astype(kind)
+
+
+def _in_double(number: Any) -> torch.Tensor:
+    """Computed again, float64 [1]: without an axis, the older exporter would write it in single precision."""
+    if id(number) in _computed:
+        _, name, given = _computed[id(number)]
+        return OPERATIONS[name](*map(_in_double, given))
+    return torch.as_tensor(number, dtype=torch.float64).reshape(1)
 
 
 class _LikeNumber(type):
@@ -32,7 +135,7 @@ class _LikeNumber(type):
 class _Int(int, metaclass=_LikeNumber):
     def __new__(cls, *given, **base):
         if given and is_traced(given[0]):
-            return given[0].to(torch.int64)
+            return rounded(given[0], "trunc")
         # Numbers with a method `like`, which notes what is made of them (export/from_torch/sizes_asked.py).
         return given[0].like(given[0].__trunc__()) if given and hasattr(given[0], "like") else int(*given, **base)
 
@@ -40,14 +143,16 @@ class _Int(int, metaclass=_LikeNumber):
 class _Float(float, metaclass=_LikeNumber):
     def __new__(cls, *given):
         if given and is_traced(given[0]):
-            return given[0].to(torch.float32)
+            number = given[0].to(torch.float32)
+            remember("float", given, number)
+            return number
         return given[0].like(given[0] * 1.0) if given and hasattr(given[0], "like") else float(*given)
 
 
 def _round(number, ndigits=None):
     if not is_traced(number):
         return round(number, ndigits)
-    return torch.round(number).to(torch.int64) if ndigits is None else torch.round(number, decimals=ndigits)
+    return rounded(number, "round") if ndigits is None else torch.round(number, decimals=ndigits)
 
 
 def _len(value):
@@ -71,33 +176,59 @@ IN_TRACES: dict[str, Callable] = {
 }  # fmt: skip
 
 
+OTHERS = {"torch", "numpy", "fcn_deploy", *sys.stdlib_module_names} - {"__main__"}
+
+
 def _names_of_packages(model: torch.nn.Module) -> list[dict[str, Any]]:
-    """The names that the modules of Python know, of the packages that a module's code is in."""
-    packages = {kind.__module__.split(".")[0] for part in model.modules() for kind in type(part).__mro__}
-    packages -= {"torch", "fcn_deploy", *sys.stdlib_module_names}
+    """The names that the modules of Python know, of the packages that a module's code is in.
+
+    And of those whose functions a module holds, or which are named there, as a helper that is imported is.
+    """
+    packages = {kind.__module__.split(".")[0] for part in model.modules() for kind in type(part).__mro__} - OTHERS
     modules = [each for name, each in sys.modules.copy().items() if name.split(".")[0] in packages]
-    return [vars(each) for each in modules if isinstance(each, ModuleType)]
+    waiting = [vars(each) for each in modules if isinstance(each, ModuleType)]
+    waiting += [vars(part) for part in model.modules()]
+    found: dict[int, dict[str, Any]] = {}
+    while waiting:
+        names = waiting.pop()
+        if "__builtins__" in names:  # of a module of Python, and not of what a network holds
+            found[id(names)] = names
+        for value in list(names.values()):
+            other = value.__globals__ if isinstance(value, FunctionType) else None
+            other = vars(value) if isinstance(value, ModuleType) else other
+            if other is not None and id(other) not in found and _package(other) not in OTHERS:
+                found[id(other)] = other
+                waiting.append(other)
+    return list(found.values())
 
 
-def _method(function: Callable) -> Callable:
-    return lambda number, *digits: function(number).to(torch.int64)
+def _package(names: Mapping[str, Any]) -> str:
+    return str(names.get("__name__", "")).split(".")[0]
+
+
+OF_NO_TYPE = {name: function for name, function in IN_TRACES.items() if name not in NUMBERS}
+
+
+def _method(how: str) -> Callable:
+    return lambda number, *digits: rounded(number, how)
 
 
 OF_TENSORS: dict[str, Callable] = {
-    "__round__": _method(torch.round), "__ceil__": _method(torch.ceil), "__floor__": _method(torch.floor),
-    "__trunc__": _method(torch.trunc), "__divmod__": lambda number, by: (number // by, number % by),
+    "__round__": _method("round"), "__ceil__": _method("ceil"), "__floor__": _method("floor"),
+    "__trunc__": _method("trunc"), "__divmod__": lambda number, by: (number // by, number % by),
 }  # fmt: skip
 
 
 @contextmanager
-def numbers_of_sizes(model: torch.nn.Module) -> Iterator[None]:
+def numbers_of_sizes(model: torch.nn.Module, types: bool = True) -> Iterator[None]:
     """While it is entered, `int(h)`, `round(h / 2)`, `max(h, 8)`, `math.ceil(h / 2)` stay functions of h in a trace.
 
     Python makes of a traced size the number that it is in the trace. So in the packages that a module's code is in,
-    these names stand for functions that keep it, and tensors have the methods that `math` calls.
+    these names stand for functions that keep it, and tensors have the methods that `math` calls. `types`: `int` and
+    `float` too, which PyTorch then takes for no `dtype`.
     """
     methods = [name for name in OF_TENSORS if name not in vars(torch.Tensor)]
-    with standing_for(model, IN_TRACES, {}):
+    with standing_for(model, IN_TRACES if types else OF_NO_TYPE, {}):
         try:
             for name in methods:
                 setattr(torch.Tensor, name, OF_TENSORS[name])

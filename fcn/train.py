@@ -22,7 +22,7 @@ from fcn_deploy.fcn.crops import Crops, image_pixels
 from fcn_deploy.fcn.evaluate import evaluate
 from fcn_deploy.fcn.quantization import fake_quantized
 from fcn_deploy.fcn.recipes import Recipe
-from fcn_deploy.fcn.staged import torch_predictor
+from fcn_deploy.fcn.staged import TorchPredictor
 from fcn_deploy.runtime.errors import DeployError, MisuseError
 from fcn_deploy.runtime.files import replacing
 from torch import nn
@@ -175,8 +175,8 @@ class _Run:
         progress = self.progress
         self.model.eval()
         with _holding(self.model, self.average):
-            predict = torch_predictor(self.model, self.card, exported=self.large)
-            confusion = evaluate(predict, self.validation, len(self.card.classes))
+            predict = TorchPredictor(self.model, self.card, exported=self.large)
+            confusion = evaluate(predict, self.validation, len(self.card.classes), where=predict.where)
             metrics = Metrics.of(confusion)
             if math.isnan(metrics.mean_iou):
                 raise DeployError("the validation labels hold no counted pixel, so no epoch can be chosen; mend them")

@@ -270,6 +270,10 @@ CAUSES = (  # what is said where a network fails → why
     (r"[Gg]uard|Expected input .* to be", "an exported program of one size; export it with dynamic_shapes"),
     (r"size of tensor a|broadcast", "a tensor of one size, such as positions, is joined with the image's"),
     (r"missing .* required|positional argument", "it takes more than an image"),
+    (
+        r"'Tensor' object has no attribute",
+        "it takes no image itself; wrap it in a module that takes [N,C,H,W]",
+    ),
 )
 ONE_SIZE = "Usual cause: interpolate(size=<int>), or reshape to numbers"
 MOST_ROUNDED = 32  # rows or columns that coarse maps leave out of a size

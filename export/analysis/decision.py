@@ -32,6 +32,7 @@ class Decision:
         threshold: what each score was compared with.
         factor: what the number of the best class was multiplied by.
         one_hot: whether it gives a plane for each class, of which the best has the largest number.
+        below: whether the mask is where scores are below the threshold.
     """
 
     kind: str
@@ -39,6 +40,7 @@ class Decision:
     threshold: float | None = None
     factor: float = 1.0
     one_hot: bool = False
+    below: bool = False
 
 
 @dataclass(frozen=True)
@@ -61,23 +63,25 @@ class DecisionAt:
 def find_decision(model: ModelProto) -> DecisionAt | None:
     """Where a model makes labels of its scores by one ArgMax or threshold; None where it does not."""
     index = GraphIndex(model)
-    name = index.result
+    name, inverted = index.result, False
     after: list[NodeProto] = []
     while (node := index.producer(name)) is not None:
         if node.op_type == "ArgMax":
-            if any(step.op_type == "Where" for step in after):  # one of two numbers for many classes
+            if inverted or any(step.op_type == "Where" for step in after):  # one of two numbers for many classes
                 return None
             factor = math.prod([float(index.array(step.input[1]).item()) for step in after if step.op_type == "Mul"])
             one_hot = any(step.op_type == "OneHot" for step in after)
             decision = Decision("argmax", label(node), factor=factor, one_hot=one_hot)
             return DecisionAt(decision, node, node.input[0], tuple(after[::-1]))
         if (found := _threshold(index, node)) is not None:
-            scores, threshold = found
-            return DecisionAt(Decision("threshold", label(node), threshold), node, scores, tuple(after[::-1]))
-        if node.op_type == "Hardmax":
+            scores, threshold, below = found
+            decision = Decision("threshold", label(node), threshold, below=below != inverted)
+            return DecisionAt(decision, node, scores, tuple(after[::-1]))
+        if node.op_type == "Hardmax" and not inverted:
             return DecisionAt(Decision("argmax", label(node), one_hot=True), node, node.input[0], tuple(after[::-1]))
-        if node.op_type not in FOLLOW or (node.op_type in ("Mul", "Where") and not _scales(index, node)):
+        if (turns := _inverts(index, node)) is None:
             return None
+        inverted ^= turns
         if node.op_type == "OneHot" and not _sets_one(index, node):
             return None
         after.append(node)
@@ -88,7 +92,7 @@ def find_decision(model: ModelProto) -> DecisionAt | None:
 def label_maker(model: ModelProto) -> NodeProto | None:
     """The node that makes labels of scores, where a model's output is computed of labels alone; None: of scores.
 
-    For what cut_decision cannot undo: a table of other labels, a sum, an ArgMin.
+    For what cut_decision cannot undo: a table of other labels, a sum, a TopK of several.
     """
     index = GraphIndex(model)
     found: list[NodeProto] = []
@@ -126,17 +130,17 @@ def _number(index: GraphIndex, name: str) -> float | None:
     return None if value is None or value.size != 1 else float(value.item())
 
 
-def _threshold(index: GraphIndex, node: NodeProto) -> tuple[str, float] | None:
-    """(scores, threshold) of a comparison with one number, or of rounding."""
+def _threshold(index: GraphIndex, node: NodeProto) -> tuple[str, float, bool] | None:
+    """(scores, threshold, whether it is true below it) of a comparison with one number, or of rounding."""
     if node.op_type == "Round":
-        return node.input[0], 0.5
+        return node.input[0], 0.5, False
     if node.op_type not in COMPARE:
         return None
-    side = COMPARE[node.op_type]
-    limit = _number(index, node.input[1 - side])
-    if limit is None or index.constant(node.input[side]) is not None:
-        return None
-    return node.input[side], limit
+    for side in (0, 1):
+        limit = _number(index, node.input[1 - side])
+        if limit is not None and index.constant(node.input[side]) is None:
+            return node.input[side], limit, side != COMPARE[node.op_type]
+    return None
 
 
 def _sets_one(index: GraphIndex, node: NodeProto) -> bool:
@@ -145,9 +149,20 @@ def _sets_one(index: GraphIndex, node: NodeProto) -> bool:
     return values is not None and values.size == 2 and bool(values.reshape(-1)[1] > values.reshape(-1)[0])
 
 
-def _scales(index: GraphIndex, node: NodeProto) -> bool:
-    """Whether labels stay labels: multiplied by a number above 0 (255, say), or written as one of two numbers."""
+def _inverts(index: GraphIndex, node: NodeProto) -> bool | None:
+    """Whether a node turns a mask into its opposite; None where labels do not stay labels.
+
+    They stay so multiplied by a number above 0 (255, say), or written as one of two numbers.
+    """
+    if node.op_type == "Not":
+        return True
+    if node.op_type not in FOLLOW:
+        return None
+    if node.op_type not in ("Mul", "Where"):
+        return False
     values = [value for name in node.input[1:] if (value := _number(index, name)) is not None]
     if len(values) < len(node.input) - 1:
-        return False
-    return values[0] > (0 if node.op_type == "Mul" else values[1])
+        return None
+    if node.op_type == "Mul":
+        return False if values[0] > 0 else None
+    return None if values[0] == values[1] else values[0] < values[1]

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
-from fcn_deploy.export.build.gpus import CPU, LEAST_GPU, THIS_GPU, check_type, parse_targets
+from fcn_deploy.export.build.gpus import ALONE, CPU, LEAST_GPU, THIS_GPU, capability, check_type, parse_targets
 from fcn_deploy.export.build.profiles import check_profile_options
 from fcn_deploy.export.quantization.options import QuantizationOptions
 from fcn_deploy.runtime.backends import CPU_BACKENDS, ORT_TARGETS
@@ -185,8 +185,8 @@ class BuildConfig:
             object.__setattr__(self, "latency_sizes", self.sizes.examples())
         if self.latency_sizes is not None:
             object.__setattr__(self, "latency_sizes", tuple((height, width) for height, width in self.latency_sizes))
-        if not self.on_cpu and not self.on_ort_gpu:
-            object.__setattr__(self, "target", ",".join(parse_targets(self.target)))
+        named = capability(self.target)
+        object.__setattr__(self, "target", named if named in ALONE else ",".join(parse_targets(self.target)))
         self._check_target()
         self._check_precision()
         if self.threads is not None and self.threads < 1:

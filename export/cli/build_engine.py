@@ -1,7 +1,7 @@
 """build-engine: from a segmentation ONNX to one fast file for one kind of target."""
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -227,6 +227,7 @@ def build_engine(
     noted = NoteKeeper()
     log_to_stderr()
     logging.getLogger().addHandler(noted)
+    target = _spelled(target)
     wanted = ".onnx" if standalone else ".engine"
     if out.suffix.lower() != wanted:
         raise MisuseError(f"{out} is not named {wanted}; the runtime tells files by their suffix")
@@ -260,6 +261,14 @@ def build_engine(
         from fcn_deploy.export.cli.build_summary import show_build
 
         show_build(model, out, report)
+
+
+def _spelled(options: TargetOptions) -> TargetOptions:
+    """The options with a target that is no list of GPUs as it is written here: `CPU` is `cpu`."""
+    from fcn_deploy.export.build.gpus import ALONE, capability
+
+    named = capability(options.target)
+    return replace(options, target=named) if named in ALONE else options
 
 
 def _check_standalone(target: TargetOptions, precision: PrecisionOptions, reports: ReportOptions) -> None:

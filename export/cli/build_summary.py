@@ -1,15 +1,23 @@
 """What build-engine tells of the engine it has built, as text."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
 from fcn_deploy.calibration.report.engine_report import Accuracy, Agreement, EngineReport, StageReport
+from fcn_deploy.export.build.autotune import NOISE
 from fcn_deploy.export.build.report_parts import show_candidates, show_plans, show_profiles
 from fcn_deploy.export.build.targets.tensorrt_layers import summary
 from fcn_deploy.runtime.command import print_note
 from fcn_deploy.runtime.latency import latency_rows, show_latency
 
 SHOWN = 6  # classes
+# Of a plan in float32, which nobody has chosen among others.
+FP16_ADVISED = (
+    "a plan in float32: --fp16, with --calib or --sizes FOLDER, builds one of half the activation memory, which uses "
+    "tensor cores"
+)
+LITTLE = 1.2  # times as fast as float32
 
 
 def show_build(model: Path, out: Path, report: EngineReport) -> None:
@@ -131,10 +139,13 @@ def _speedup(report: EngineReport) -> str:
 
 def low_precision_advice(report: EngineReport) -> str:
     """What to do instead where low precision wins nothing, or which was kept, and why; "": it is worth it."""
-    slower = report.speedup is not None and report.speedup < 1
+    speedup = math.nan if report.speedup is None else report.speedup
+    slower = speedup < 1
     if report.precision == "float32":
         given_up = next((note for note in report.notes if note.startswith("float32 is kept")), "")
-        return "float32 is kept, as it is the faster of the two here" if slower else given_up
+        if slower:
+            return "float32 is kept, as it is the faster of the two here"
+        return given_up or (FP16_ADVISED if report.builder is not None and not report.plans else "")
     if report.accuracy is None or report.precision not in ("int8", "bf16"):
         return ""
     low, kept, layers = report.precision, len(report.accuracy.kept), report.accuracy.layers
@@ -143,7 +154,10 @@ def low_precision_advice(report: EngineReport) -> str:
     if slower:
         why = f" ({stay})" if most else ""
         or_else = "" if low == "bf16" else ", or take --fastest, which keeps the faster of the two"
-        return f"{low} is SLOWER than float32 here{why}; omit --{low}{or_else}"
+        slow = "SLOWER" if speedup * (1 + NOISE) < 1 else "no faster"
+        return f"{low} is {slow} than float32 here{why}; omit --{low}{or_else}"
+    if most and speedup > LITTLE:
+        return f"{stay}; for more, calibrate on more images, or allow more by --max-drop"
     if most:
         return f"{stay}, so int8 wins little; calibrate on more images, allow more by --max-drop, or omit --int8"
     return ""

@@ -40,9 +40,21 @@ def to_graph(
     module, mode = network.module, Exportable()
     if isinstance(module, ScoresModule):
         module.mode = mode
+
+    def export() -> onnx.ModelProto:
+        return export_with(module, network.channels, network.sizes, opset_version)
+
     try:
-        with _quiet(), _within(SECONDS, exporter), numbers_of_sizes(module) if numbers else nullcontext():
-            graph = export_with(module, network.channels, network.sizes, opset_version)
+        with _quiet(), _within(SECONDS, exporter):
+            if numbers:
+                try:
+                    with numbers_of_sizes(module):
+                        graph = export()
+                except TypeError:  # as of `dtype=float`
+                    with numbers_of_sizes(module, types=False):
+                        graph = export()
+            else:
+                graph = export()
     except Exception as error:
         cause: BaseException = error
         while cause.__cause__ is not None:  # the exporters wrap what happened in advice

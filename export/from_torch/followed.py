@@ -151,6 +151,68 @@ class Trace:
     asked: Asked
 
 
+class Law:
+    """What a module does at usual sizes: the operators, and each number as a + b·H + c·W + d·H·W, where it is so."""
+
+    def __init__(self, traces: Sequence[Trace]) -> None:
+        self.longest = max(len(trace.operators) for trace in traces)
+        self._paths: dict[tuple[str, ...], tuple[np.ndarray, np.ndarray] | None] = {}
+        for operators in dict.fromkeys(trace.operators for trace in traces):
+            same = [trace for trace in traces if trace.operators == operators]
+            self._paths[operators] = _fitted(same)
+
+    def holds(self, trace: Trace) -> bool:
+        """Whether a module does the same at another size."""
+        if trace.operators not in self._paths:
+            return False
+        found = self._paths[trace.operators]
+        if found is None:
+            return True
+        terms, known = found
+        expected = _terms(trace.size) @ terms
+        return bool(_are_equal(expected, trace.numbers)[known].all())
+
+
+class Known:
+    """What a module did at all sizes that are known: the operators, and numbers that were the same at all of them."""
+
+    def __init__(self, traces: Sequence[Trace]) -> None:
+        self._paths: dict[tuple[str, ...], tuple[np.ndarray, np.ndarray]] = {}
+        for operators in dict.fromkeys(trace.operators for trace in traces):
+            numbers = np.stack([trace.numbers for trace in traces if trace.operators == operators])
+            self._paths[operators] = numbers[0], (numbers == numbers[0]).all(axis=0)
+
+    def constants(self, trace: Trace) -> tuple[float, ...]:
+        """The numbers of a trace that were the same at all known sizes; () where its path is not known."""
+        found = self._paths.get(trace.operators)
+        return () if found is None else tuple(trace.numbers[found[1]])
+
+    def holds(self, trace: Trace) -> bool:
+        """Whether a module does the same at another size, but for numbers that change with the size."""
+        found = self._paths.get(trace.operators)
+        return found is not None and np.array_equal(found[0][found[1]], trace.numbers[found[1]])
+
+
+def _fitted(traces: Sequence[Trace]) -> tuple[np.ndarray, np.ndarray] | None:
+    """(coefficients [4, numbers], which numbers go by them) of traces of one path; None: they are too few to tell."""
+    if len(traces) <= len(_terms((1, 1))):
+        return None
+    terms = np.stack([_terms(trace.size) for trace in traces])
+    numbers = np.stack([trace.numbers for trace in traces])
+    with np.errstate(invalid="ignore"):
+        found = np.linalg.lstsq(terms, np.nan_to_num(numbers, posinf=0, neginf=0), rcond=None)[0]
+        return found, np.all(_are_equal(terms @ found, numbers), axis=0)
+
+
+def _terms(size: Size) -> np.ndarray:
+    height, width = size
+    return np.array([1.0, height, width, height * width])
+
+
+def _are_equal(numbers: np.ndarray, others: np.ndarray) -> np.ndarray:
+    return np.abs(numbers - others) <= 1e-6 * np.maximum(1, np.abs(others))
+
+
 def tracer(network: Network) -> Callable[[Size, float], Trace]:
     """What follows a network: (height, width) of an image and the most operators → what it does.
 

@@ -7,18 +7,25 @@ Where something else is seen, as of `if h > 512`, the exported graph is run besi
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 from fcn_deploy.export.analysis.accepted_sizes import AcceptedSizes, run_quietly
-from fcn_deploy.export.from_torch.followed import Size, Trace, ValuesReadError, tracer
+from fcn_deploy.export.from_torch.followed import Known, Law, Size, Trace, ValuesReadError, tracer
 from fcn_deploy.export.from_torch.network import Network
 from fcn_deploy.export.from_torch.numbers_in_code import code_of, numbers_in_code, scripted
-from fcn_deploy.export.from_torch.sizes_asked import LARGEST_SIDE, constant, numbers_noted, where_it_turns
+from fcn_deploy.export.from_torch.sizes_asked import (
+    LARGEST_SIDE,
+    constant,
+    numbers_noted,
+    where_it_turns,
+    where_rests_are,
+)
 from fcn_deploy.export.from_torch.verify import VERIFIED_SIZES, ExpectedScores
 from fcn_deploy.export.tolerances import EXPORTED_MODEL
 from fcn_deploy.runtime.backends.onnxruntime import session
@@ -26,81 +33,27 @@ from fcn_deploy.runtime.errors import DeployError, one_line
 
 UNIT = 32  # pixels, or the network's multiple, that sizes are counted in: maps of most strides are whole
 USUAL = ((2, 3), (3, 2), (2, 5), (4, 3), (5, 4), (3, 7))  # units
+ASPECTS = ((2, 2), (6, 8), (9, 16), (10, 16), (8, 10), (2, 4), (9, 21))  # units: usual ones, where shares are asked for
 LARGER = 4224  # pixels of a side, with the other short or equal: beyond the numbers that code asks for
 LARGER_UNFOLLOWED = 1056  # the same of a module that cannot be followed, and is computed there
 SHORT = 2  # units
+# Units of sides that most patches and windows divide, which may be what code tells by an error: of 3, 5 and 7.
+DIVISIBLE = ((105, SHORT), (SHORT, 105), (15, 15), (21, 21))
 MOST_FOLLOWED, MOST_KINDS = 300, 8  # sizes that are looked at because code asks about them, and that are compared
 SAID = 60  # characters of why a module cannot be followed
 MOST_PIXELS = 1_500_000  # of an image that is run to be compared
 MOST_BYTES = 400e6  # of its largest tensor, of which several are held at once
+# Sides that images have, and those beside powers of two, for what cannot be known of a module's questions.
+SIDES = (
+    299, 360, 480, 500, 513, 600, 640, 720, 769, 800, 960, 1000, 1080, 1200, 1280, 1920, 2000, 2160, 3000, 4000,
+    *(side + beside for side in (128, 256, 512, 1024, 2048, 4096) for beside in (-1, 1)),
+)  # fmt: skip
 GRID = 8  # units, between sizes that are looked at where a module's questions are not noted
 SECANTS = 12  # steps to where a comparison turns
 STRIDES = (1, 4, 8, 16, 32)  # of maps, whose sides code may ask about
 TIMES_LONGER = 50  # a module that calls so many times the operators loops over places; that is seen elsewhere
 TINTS = 8  # colours of images, for the same
 STRENGTHS = (0.03, 0.3, 30.0, 1000.0)  # of noise, for what looks at the values of the image
-
-
-class _Law:
-    """What a module does at usual sizes: the operators, and each number as a + b·H + c·W + d·H·W, where it is so."""
-
-    def __init__(self, traces: Sequence[Trace]) -> None:
-        self.longest = max(len(trace.operators) for trace in traces)
-        self._paths: dict[tuple[str, ...], tuple[np.ndarray, np.ndarray] | None] = {}
-        for operators in dict.fromkeys(trace.operators for trace in traces):
-            same = [trace for trace in traces if trace.operators == operators]
-            self._paths[operators] = _fitted(same)
-
-    def holds(self, trace: Trace) -> bool:
-        """Whether a module does the same at another size."""
-        if trace.operators not in self._paths:
-            return False
-        found = self._paths[trace.operators]
-        if found is None:
-            return True
-        terms, known = found
-        expected = _terms(trace.size) @ terms
-        return bool(_are_equal(expected, trace.numbers)[known].all())
-
-
-class _Known:
-    """What a module did at all sizes that are known: the operators, and numbers that were the same at all of them."""
-
-    def __init__(self, traces: Sequence[Trace]) -> None:
-        self._paths: dict[tuple[str, ...], tuple[np.ndarray, np.ndarray]] = {}
-        for operators in dict.fromkeys(trace.operators for trace in traces):
-            numbers = np.stack([trace.numbers for trace in traces if trace.operators == operators])
-            self._paths[operators] = numbers[0], (numbers == numbers[0]).all(axis=0)
-
-    def constants(self, trace: Trace) -> tuple[float, ...]:
-        """The numbers of a trace that were the same at all known sizes; () where its path is not known."""
-        found = self._paths.get(trace.operators)
-        return () if found is None else tuple(trace.numbers[found[1]])
-
-    def holds(self, trace: Trace) -> bool:
-        """Whether a module does the same at another size, but for numbers that change with the size."""
-        found = self._paths.get(trace.operators)
-        return found is not None and np.array_equal(found[0][found[1]], trace.numbers[found[1]])
-
-
-def _fitted(traces: Sequence[Trace]) -> tuple[np.ndarray, np.ndarray] | None:
-    """(coefficients [4, numbers], which numbers go by them) of traces of one path; None: they are too few to tell."""
-    if len(traces) <= len(_terms((1, 1))):
-        return None
-    terms = np.stack([_terms(trace.size) for trace in traces])
-    numbers = np.stack([trace.numbers for trace in traces])
-    with np.errstate(invalid="ignore"):
-        found = np.linalg.lstsq(terms, np.nan_to_num(numbers, posinf=0, neginf=0), rcond=None)[0]
-        return found, np.all(_are_equal(terms @ found, numbers), axis=0)
-
-
-def _terms(size: Size) -> np.ndarray:
-    height, width = size
-    return np.array([1.0, height, width, height * width])
-
-
-def _are_equal(numbers: np.ndarray, others: np.ndarray) -> np.ndarray:
-    return np.abs(numbers - others) <= 1e-6 * np.maximum(1, np.abs(others))
 
 
 def compare_at_larger_sizes(
@@ -123,7 +76,7 @@ def compare_at_larger_sizes(
     if network.ours or sizes.only is not None:
         return []
     why_not = ""
-    for noting in (numbers_noted(network.module), nullcontext()):
+    for noting in (numbers_noted(network.module), numbers_noted(network.module, types=False), nullcontext()):
         with noting:
             try:
                 followed = _Followed(network, sizes)
@@ -195,23 +148,32 @@ class _Followed:
     def __init__(self, network: Network, sizes: AcceptedSizes) -> None:
         self._network, self._trace, self._sizes = network, tracer(network), sizes
         self.unit = _unit(sizes)
-        self._usual: list[Trace] = []
-
-        def follow(rows: int, columns: int) -> None:
-            self._usual.append(self._trace((rows * self.unit, columns * self.unit), math.inf))
-
-        self._code = code_of(lambda: follow(*USUAL[0]))
-        for rows, columns in USUAL[1:]:
-            follow(rows, columns)
+        self._failed: dict[tuple[str, str], str] = {}
+        sizes_followed = [(rows * self.unit, columns * self.unit) for rows, columns in USUAL]
+        # Apart: while calls are noted, Python tells other places of what is compared in C, as `max` and `bisect` do.
+        self._code = code_of(lambda: self._trace(sizes_followed[0], math.inf))
+        self._usual = [self._trace(size, math.inf) for size in sizes_followed]
         self._scripted = bool(scripted(network.module, self._code))
-        self._law = _Law(self._usual)
+        self._law = Law(self._usual)
 
     def _at(self, size: Size) -> Trace | None:
-        """What the module does at a size; None: it refuses that by itself."""
+        """What the module does at a size; None: it refuses that by itself, or cannot be followed there."""
         try:
             return self._trace(size, TIMES_LONGER * self._law.longest)
-        except Exception:  # of whatever it is
+        except Exception as error:  # of whatever it is
+            kind = type(error).__name__, re.sub(r"\d+", "", str(error))
+            if kind not in self._failed and math.prod(size) <= MOST_PIXELS and self._expected_bytes(size) <= MOST_BYTES:
+                self._failed[kind] = ""
+                with suppress(Exception):
+                    self._network.scores(*size)
+                    self._failed[kind] = f"{_text(size)}, where it runs ({one_line(error, SAID)})"
             return None
+
+    def _expected_bytes(self, size: Size) -> float:
+        """Of the largest tensor at a size that was not followed, which may grow as pixels squared."""
+        small, large = min(self._usual, key=_pixels), max(self._usual, key=_pixels)
+        grows = math.log(large.largest / small.largest) / math.log(_pixels(large) / _pixels(small))
+        return large.largest * (math.prod(size) / _pixels(large)) ** max(grows, 1)
 
     def _differs(self, size: Size) -> bool:
         trace = self._at(size)
@@ -234,8 +196,9 @@ class _Followed:
         found: dict[tuple[Any, ...], Size] = {}
         seen = {trace.size: trace for trace in self._usual}
         new = {place: numbers for place, numbers in first.asked.items() if place not in asked}
-        looked_for = new or first.asked.chose or self._lost
-        known = _Known([*self._usual, *filter(None, map(self._at, self._verified()))] if looked_for else self._usual)
+        of_all, rests = self._rests()
+        looked_for = new or rests or first.asked.chose or self._lost
+        known = Known([*self._usual, *filter(None, map(self._at, self._verified()))] if looked_for else self._usual)
 
         def look(size: Size) -> Trace | None:
             if size in seen:
@@ -249,6 +212,8 @@ class _Followed:
                 found.setdefault((other.operators, *known.constants(other)), size)
             return other
 
+        for size in where_rests_are(first.size, rests.values(), self._sizes.multiple):
+            look(size)
         questions, waiting_for = dict(new), [(first, new)]
         while waiting_for or waiting:
             if waiting_for:
@@ -260,12 +225,29 @@ class _Followed:
             places = {place: numbers for place, numbers in trace.asked.items() if place not in asked | questions.keys()}
             questions |= places
             waiting_for += [(trace, places)] if places else []
+            more = {place: rest for place, rest in trace.asked.rests.items() if place not in of_all | rests.keys()}
+            rests |= more
+            for size in where_rests_are(trace.size, more.values(), self._sizes.multiple):
+                look(size)
         for place in new:
             self._bracket(place, seen, look)
             self._follow_secants(place, look)
+        for size in self._usual_shapes(new):
+            look(size)
         for size in self._near_numbers(bool(first.asked.chose)):
             look(size)
         return list(found.values())[:MOST_KINDS]
+
+    def _rests(self) -> tuple[set[Any], dict[Any, Any]]:
+        """(places where numbers are divided that are the same at all sizes, what was divided elsewhere)."""
+        of_all = constant([{k: v[:2] for k, v in trace.asked.rests.items()} for trace in self._usual])
+        return of_all, {k: v for k, v in self._usual[0].asked.rests.items() if k not in of_all}
+
+    def _usual_shapes(self, asked: Mapping[Any, tuple[float, float]]) -> Iterator[Size]:
+        """Sizes that patches divide; and of the shapes that images have, where code asks about shares of sides."""
+        shares = any(number % 1 for numbers in asked.values() for number in numbers)
+        for rows, columns in (*DIVISIBLE, *(shape[::turn] for shape in ASPECTS if shares for turn in (1, -1))):
+            yield rows * self.unit, columns * self.unit
 
     def _bracket(self, place: Any, seen: Mapping[Size, Trace], look: Callable[[Size], Trace | None]) -> None:
         """Look where a comparison turns that goes by no plain share of a side, as one of a root, by halving the way."""
@@ -320,6 +302,8 @@ class _Followed:
         if not (self._lost or chose):
             return
         height, width = self._usual[0].size
+        for side in SIDES if self._lost else ():
+            yield from ((self._rounded(side), width), (height, self._rounded(side)))
         numbers = numbers_in_code(self._network.module, self._code)
         for number, stride in itertools.product(numbers[::-1], STRIDES if self._lost else STRIDES[:1]):
             for side in dict.fromkeys(self._rounded(number * stride + more) for more in (0, stride, -stride)):
@@ -348,6 +332,8 @@ class _Followed:
 
     def not_noted(self) -> list[str]:
         """A line of what could not be, if anything."""
+        for where in filter(None, self._failed.values()):
+            return [f"{self._network.name} cannot be followed at {where}; it was not looked through there"]
         for place, what in self._lost.items():
             where = f" ({Path(place[0].co_filename).name}, {place[0].co_name})" if len(place) > 1 else ""
             return [
@@ -397,6 +383,10 @@ def _apart(run, expected: ExpectedScores, image: np.ndarray) -> float:
         return 0.0
     ours = run_quietly(run, image)[0]
     return float(np.abs(ours - scores).max() / max(np.ptp(scores), 1e-6)) if ours.shape == scores.shape else math.inf
+
+
+def _pixels(trace: Trace) -> int:
+    return math.prod(trace.size)
 
 
 def _unit(sizes: AcceptedSizes) -> int:

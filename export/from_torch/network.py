@@ -1,6 +1,7 @@
 """What is traced of a PyTorch module, the sizes that it takes, and the size of the image that it is traced at."""
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -83,23 +84,33 @@ def network_of(model: nn.Module, card: ModelCard | None, options: ImportOptions,
 def _refuse_state(network: Network, size: tuple[int, int]) -> None:
     """Raise DeployError where an image has other scores after another image; says what keeps them."""
 
-    def scores() -> np.ndarray:
+    def scores(height: int, width: int) -> np.ndarray:
         torch.manual_seed(0)  # what draws random numbers is another matter
-        return np.asarray(network.scores(*size))
+        return np.asarray(network.scores(height, width))
 
-    def run_white() -> None:  # means of it are far from those of noise
+    def run_white(height: int, width: int) -> None:  # means of it are far from those of noise
         with torch.inference_mode():
-            network.module(torch.full((1, network.channels, *size), WHITE))
+            network.module(torch.full((1, network.channels, height, width), WHITE))
 
-    before = scores()
-    run_white()
-    after = scores()
-    if np.array_equal(before, after, equal_nan=True):
-        return
-    if before.shape == after.shape and np.abs(after - before).max() <= SAME_IMAGE * np.ptp(before):
+    def gives(before: np.ndarray, height: int, width: int) -> bool:
+        with suppress(Exception):  # of what is kept of another size
+            after = scores(height, width)
+            if np.array_equal(before, after, equal_nan=True):
+                return True
+            return before.shape == after.shape and bool(np.abs(after - before).max() <= SAME_IMAGE * np.ptp(before))
+        return False
+
+    before, other = scores(*size), size
+    run_white(*other)
+    same = gives(before, *size)
+    if same and network.sizes.only is None:  # what is kept by the number of pixels, or grows with the largest image
+        turned, other = scores(*size[::-1]), (2 * size[0], size[1])
+        run_white(*other)
+        same = gives(turned, *size[::-1]) and gives(before, *size)
+    if same:
         return
     held = _tensors_held(network.module)
-    run_white()
+    run_white(*other)
     now = _tensors_held(network.module)
     differ = [key for key, value in now.items() if key not in held or not torch.equal(value, held[key])]
     changed = list(dict.fromkeys(key.partition("[")[0] for key in differ))

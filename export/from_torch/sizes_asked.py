@@ -28,22 +28,28 @@ class Asked(dict[tuple[Any, ...], tuple[float, float]]):
     Attributes:
         lost: place in the code → what was made of a size there, of which no comparison can be noted.
         chose: places at which a number that was made of sizes chose by being 0 or not.
+        rests: place in the code → (number that was divided there, what by, the rests that are asked for).
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.lost: dict[tuple[Any, ...], str] = {}
         self.chose: set[tuple[Any, ...]] = set()
+        self.rests: dict[tuple[Any, ...], tuple[int, int, set[int]]] = {}
 
 
 COMPUTED = (
     "__add__", "__radd__", "__sub__", "__rsub__", "__mul__", "__rmul__", "__floordiv__", "__rfloordiv__", "__truediv__",
     "__rtruediv__", "__mod__", "__rmod__", "__pow__", "__rpow__", "__neg__", "__abs__", "__round__", "__ceil__",
-    "__floor__", "__trunc__", "__divmod__", "__rdivmod__", "__and__", "__or__", "__xor__", "__rshift__", "__lshift__",
-    "__rlshift__", "bit_length",
+    "__floor__", "__trunc__", "__divmod__", "__rdivmod__", "__and__", "__rand__", "__or__", "__ror__", "__xor__",
+    "__rxor__", "__rshift__", "__rrshift__", "__lshift__", "__rlshift__", "__pos__", "__invert__", "bit_length",
+    "bit_count", "conjugate",
 )  # fmt: skip
 DIVIDED = ("__floordiv__", "__mod__", "__divmod__", "__rshift__")  # by a larger number: another result from there on
 COMPARED = ("__lt__", "__le__", "__gt__", "__ge__", "__eq__", "__ne__")
+RESTS = ("__mod__", "__divmod__", "__and__")
+MOST_REST = 1024  # that rests are looked for of
+OF_TENSORS = ("size", "numel", "nelement", "stride", "nbytes")  # what tensors are asked for, that is made of sizes
 LOST = {
     "__int__": "int() or an array", "__float__": "float()", "__hash__": "a key", "__str__": "a text",
     "__repr__": "a text", "__format__": "a text",
@@ -74,7 +80,14 @@ class _Number:
 
 
 class _Whole(_Number, int):
-    """A size, or a whole number that was computed of sizes."""
+    """A size, or a whole number that was computed of sizes.
+
+    Attributes:
+        rest: the place in `asked.rests` of the division that it is the rest of; None: it is none.
+    """
+
+    rest: tuple[Any, ...] | None = None
+    real = numerator = property(lambda self: self)
 
 
 class _Part(_Number, float):
@@ -119,7 +132,14 @@ def _computed(kind: type, name: str) -> Callable:
         result = plain(self, *others)
         if result is NotImplemented and others and isinstance(others[0], float):
             result = getattr(float, name)(plain_value(self), *others)
-        return _noting(result, self.asked)
+        result = _noting(result, self.asked)
+        if name in RESTS and isinstance(others[0], int) and (place := _place()) is not None:
+            by = int.__add__(others[0], name == "__and__")
+            if 1 < by <= MOST_REST:
+                rest = result[1] if name == "__divmod__" else result
+                rest.rest = (*place, by)
+                self.asked.rests.setdefault(rest.rest, (_plain(self), by, {0}))
+        return result
 
     return method
 
@@ -134,6 +154,9 @@ def _compared(kind: type, name: str) -> Callable:
 
     def method(self, other):
         if isinstance(other, int | float) and (place := _place()) is not None:
+            if (rest := getattr(self, "rest", None)) is not None:
+                _, by, rests = self.asked.rests[rest]
+                rests.update(int(plain_value(other) + beside) % by for beside in (-1, 0, 1))
             constant = None if isinstance(other, _Number) else other
             for before in range(TIMES):
                 if (*place, constant, before) not in self.asked:
@@ -191,10 +214,22 @@ def _of_math(function: Callable) -> Callable:
 NOTING = {getattr(math, name): _of_math(getattr(math, name)) for name in OF_MATH if hasattr(math, name)}
 
 
+def _length(value: Any) -> Any:
+    """`len`, whose result notes, where that is of a tensor, or of the tensors that one was taken apart into."""
+    if isinstance(value, torch.Tensor) and value.ndim:
+        return value.shape[0]
+    first = value[0] if type(value) in (tuple, list) and value else None
+    side = first.shape[0] if isinstance(first, torch.Tensor) and first.ndim else None
+    return side.like(len(value)) if isinstance(side, _Number) else len(value)
+
+
 @contextmanager
-def numbers_noted(model: torch.nn.Module) -> Iterator[None]:
-    """While it is entered, numbers that a module's code makes of sizes by `int`, `float` and `math` note, too."""
-    with standing_for(model, NUMBERS, NOTING):
+def numbers_noted(model: torch.nn.Module, types: bool = True) -> Iterator[None]:
+    """While it is entered, numbers that a module's code makes of sizes by `int`, `float`, `len` and `math` note, too.
+
+    `types`: by `int` and `float`, too, which PyTorch then takes for no `dtype`.
+    """
+    with standing_for(model, {**(NUMBERS if types else {}), "len": _length}, NOTING):
         yield
 
 
@@ -221,7 +256,8 @@ class Asking(TorchFunctionMode):
         result = func(*args, **(kwargs or {}))
         if isinstance(result, torch.Size):
             return torch.Size(_noting(side, self.asked) for side in result)
-        return _noting(result, self.asked) if name in ("size", "numel") else result
+        asked_for = getattr(getattr(func, "__self__", None), "__name__", "") if name == "__get__" else name
+        return _noting(result, self.asked) if asked_for in OF_TENSORS else result
 
 
 def _recurrent(image, state, weights, has_biases, layers, dropout, train, bidirectional, batch_first) -> Any:
@@ -231,10 +267,10 @@ def _recurrent(image, state, weights, has_biases, layers, dropout, train, bidire
     return (result, *(state if isinstance(state, tuple | list) else (state,)))
 
 
-def constant(traces: Sequence[Mapping[tuple[Any, ...], tuple[float, float]]]) -> set[tuple[Any, ...]]:
+def constant(traces: Sequence[Mapping[tuple[Any, ...], Any]]) -> set[tuple[Any, ...]]:
     """Places in the code where numbers were the same at all sizes, as those of channels are."""
-    places = {place for asked in traces for place in asked}
-    return {place for place in places if len({asked[place] for asked in traces if place in asked}) == 1}
+    places = set.intersection(*(set(asked) for asked in traces))
+    return {place for place in places if len({asked[place] for asked in traces}) == 1}
 
 
 def where_it_turns(size: Size, asked: Iterable[tuple[float, float]], multiple: int, unit: int) -> Iterator[Size]:
@@ -257,3 +293,32 @@ def where_it_turns(size: Size, asked: Iterable[tuple[float, float]], multiple: i
                 for each in sorted(near):
                     if 0 < each <= LARGEST_SIDE:
                         yield (each, size[1]) if axis == 0 else (size[0], each)
+
+
+def where_rests_are(size: Size, rests: Iterable[tuple[int, int, Iterable[int]]], multiple: int) -> Iterator[Size]:
+    """Sizes, beyond one at which numbers were divided, at which the rests are those that are asked for.
+
+    Args:
+        size: (height, width) of the image.
+        rests: at that size: (number, what it is divided by, the rests).
+        multiple: that sides are of.
+    """
+    for number, by, wanted in rests:
+        for rest in sorted(wanted):
+            sides = [
+                next(
+                    (
+                        beyond
+                        for beyond in range(side + multiple, side + (by + 1) * multiple, multiple)
+                        if round(number * beyond / side) % by == rest
+                    ),
+                    None,
+                )
+                for side in size
+            ]
+            if sides[0] is not None:
+                yield sides[0], size[1]
+            if sides[1] is not None:
+                yield size[0], sides[1]
+            if sides[0] is not None and sides[1] is not None:
+                yield sides[0], sides[1]

@@ -7,7 +7,12 @@ import numpy as np
 from fcn_deploy.export.graph.edit import attributes, names_read
 from onnx import ModelProto, NodeProto, numpy_helper
 
-CONSTANT_ATTRIBUTES = ("value_ints", "value_floats", "value_int", "value_float")
+CONSTANT_ATTRIBUTES = {
+    "value_ints": np.int64,
+    "value_floats": np.float32,
+    "value_int": np.int64,
+    "value_float": np.float32,
+}
 
 
 class GraphIndex:
@@ -126,4 +131,4 @@ def constant_of(node: NodeProto) -> np.ndarray | None:
     given = attributes(node)
     if "value" in given:
         return numpy_helper.to_array(given["value"])
-    return next((np.asarray(given[name]) for name in CONSTANT_ATTRIBUTES if name in given), None)
+    return next((np.asarray(given[name], kind) for name, kind in CONSTANT_ATTRIBUTES.items() if name in given), None)

@@ -8,6 +8,7 @@ from typing import Any
 from fcn_deploy.export.analysis.model_end import ends_in_probability, ends_in_sigmoid, last_activation
 from fcn_deploy.export.graph.edit import set_metadata
 from fcn_deploy.export.graph.index import GraphIndex
+from fcn_deploy.export.importer.exporter_metadata import told_by_exporter
 from fcn_deploy.export.importer.foreign_model import IMAGE_TYPES, WHOLE_NUMBERS
 from fcn_deploy.export.importer.normalisation import find_normalisation
 from fcn_deploy.export.importer.options import ImportOptions
@@ -32,6 +33,7 @@ class CardEvidence:
         score_range: the least and the largest of its scores for an image of noise; None: not known.
         producer: what wrote its file, as that says.
         labels: whether it made labels of its scores itself.
+        metadata: of its file; None: it has none.
     """
 
     channels: int
@@ -41,6 +43,7 @@ class CardEvidence:
     score_range: tuple[float, float] | None = None
     producer: str = ""
     labels: bool = False
+    metadata: Mapping[str, str] | None = None
 
 
 def card_of(
@@ -74,11 +77,16 @@ def card_of(
             f"{name} compares its scores with {evidence.threshold:g}, which is the card's threshold: "
             f"{found['threshold']:g}"
         )
-    found["classes"] = tuple(f"class {index}" for index in range(_class_count(activation, evidence.scores)))
+    count = _class_count(activation, evidence.scores)
+    for told, why in told_by_exporter(evidence.metadata or {}, evidence.channels, count):
+        if not set(told) & {*found, *said}:  # the graph knows better, and so does the user
+            found |= told
+            notes.append(f"{name} {why}")
+    unnamed = tuple(f"class {index}" for index in range(count))
     _check_said(said, activation, evidence, name)
     try:
         assumed = {item.name: getattr(default, item.name) for item in fields(default) if item.name != "colors"}
-        card = ModelCard(**(assumed | {"activation": activation} | found | said))
+        card = ModelCard(**(assumed | {"activation": activation, "classes": unnamed} | found | said))
     except (ValueError, TypeError) as error:
         raise MisuseError(f"the model card would have {error}") from error
     if guesses := _assumptions(card, said, found):
@@ -176,10 +184,11 @@ def _choose_activation(
             f"{name} gave scores from {found[0]:.2g} to {found[1]:.2g} for noise: its one score is taken for a "
             "probability (--activation sigmoid: a logit)"
         )
-    elif found is not None and activation == "sigmoid" and threshold is None and found[0] >= 0:
+    elif found is not None and activation == "sigmoid" and threshold is None and not found[0] < 0 < found[1]:
         notes.append(
             f"{name} gave scores from {found[0]:.2g} to {found[1]:.2g} for noise, which a logit, cut at 0, would call "
-            "class 1 everywhere; say what its one score is by --activation (none: values)"
+            f"class {int(found[0] >= 0)} everywhere; say what its one score is by --activation (none: values), or "
+            "where it is cut by --threshold"
         )
     if probability and scores > 1 and activation == "softmax":
         notes.append(
@@ -231,7 +240,7 @@ def _assumptions(card: ModelCard, said: Mapping[str, Any], found: Mapping[str, A
     if "mean" not in said and "mean" not in found:
         mean, std = ([round(value, 2) for value in values] for values in (card.mean, card.std))
         parts.append(f"mean {mean}, std {std}")
-    if "classes" not in said:
+    if "classes" not in said and "classes" not in found:
         parts.append(f"{len(card.classes)} unnamed classes")
     if "activation" not in said:
         parts.append(_LABELLING[card.activation])

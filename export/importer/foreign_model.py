@@ -355,7 +355,7 @@ def _why_no_scores(model: ModelProto, ran: Mapping[Size, Mapping[str, np.ndarray
     if detector is not None:
         return f"gives {shapes}, found by node {label(detector)}: boxes, not a score per pixel"
     pixels = [math.prod(-(-side // by) for side in size) for by in (1, 2, 4, 8)]
-    if any(result.ndim == 2 and set(result.shape) & set(pixels) for result in results.values()):
+    if any(result.ndim in (1, 2) and set(result.shape) & set(pixels) for result in results.values()):
         return (
             f"gives {shapes}: the pixels of an image of {size[0]}×{size[1]} are flattened with its batch or its "
             "classes; export it with scores [N,K,H,W], or [N, H·W, K]"

@@ -24,6 +24,7 @@ from fcn_deploy.export.importer.load import declared_outputs, load_model
 from fcn_deploy.export.importer.options import ImportOptions
 from fcn_deploy.export.importer.score_map import OutputChange
 from fcn_deploy.export.importer.standard_form import standard_form
+from fcn_deploy.export.passes.add_batch import add_batch
 from fcn_deploy.export.passes.reverse_channels import reverse_channels
 from fcn_deploy.export.tolerances import STANDARD_FORM
 from fcn_deploy.runtime.backends.onnxruntime import session
@@ -100,7 +101,8 @@ def _import(
 ) -> ImportedModel:
     """One output of a model, as import_model; `at_least`: the (multiple, smallest size) that the others want."""
     name = str(path)
-    model = load_model(path, options.output)
+    batched = add_batch(load_model(path, options.output))
+    model = batched.model
     card_text = metadata(model, CARD_KEY)
     if card_text is not None:
         options.refuse_beside_card(name)
@@ -108,7 +110,7 @@ def _import(
     dropped = declared_outputs(path) if options.output is not None else {}
     foreign = ForeignModel(model, name, kinds=not said, dropped=dropped, only=options.fit_size)
     model, change, notes = standard_form(foreign, options)
-    notes = [*foreign.notes, *notes]
+    notes = [*batched.said_of(name), *foreign.notes, *notes]
     if options.bgr:
         if foreign.channels != 3:
             raise MisuseError(f"--bgr is for images of 3 channels, and {name} takes {foreign.channels}")
@@ -155,9 +157,10 @@ def _evidence(foreign: ForeignModel, change: OutputChange, sizes: AcceptedSizes)
         sizes.scores,
         foreign.input_type,
         None if change.decision is None else change.decision.threshold,
-        (float(foreign.result.min()), float(foreign.result.max())),
+        (float(foreign.result.min()) / change.factor, float(foreign.result.max()) / change.factor),
         foreign.model.producer_name,
         change.decision is not None or change.labels_only,
+        {entry.key: entry.value for entry in foreign.model.metadata_props},
     )
 
 

@@ -4,6 +4,7 @@ import heapq
 import math
 import os
 from collections.abc import Mapping, Sequence
+from itertools import count
 from pathlib import Path
 
 import onnx
@@ -46,6 +47,7 @@ def load_model(path: str | os.PathLike, output: str | None = None) -> ModelProto
             model = inliner.inline_local_functions(model)
     except Exception as error:
         raise _invalid(path, error) from error
+    _name_apart(model)
     sort(model, str(path))
     model = resolve_branches(model).model
     prune(model)
@@ -104,6 +106,17 @@ def _drop_weights_from_inputs(model: ModelProto, path: Path) -> None:
                 f"{path}: input {value.name} has no rank, so that nobody can tell whether it is an image; give it the "
                 "shape [N,C,H,W] and export it again"
             )
+
+
+def _name_apart(model: ModelProto) -> None:
+    """Give nodes of one name names of their own, as ONNX Runtime wants them; in place."""
+    taken = {node.name for node in model.graph.node}
+    seen: set[str] = set()
+    for node in model.graph.node:
+        if node.name and node.name in seen:
+            node.name = next(name for place in count(2) if (name := f"{node.name}_{place}") not in taken)
+        seen.add(node.name)
+        taken.add(node.name)
 
 
 def _drop_unread_inputs(model: ModelProto) -> None:

@@ -40,11 +40,15 @@ class OutputChange:
         decision: that made labels of scores, and was cut off; None where scores were the output.
         second_channel: the output was the second of two channels alone, and the scores are both.
         labels_only: the labels are the same, and the scores are not.
+        factor: that the output is of the scores.
+        whole: whether the output is rounded to whole numbers, or cut off to them.
     """
 
     decision: Decision | None = None
     second_channel: bool = False
     labels_only: bool = False
+    factor: float = 1.0
+    whole: bool = False
 
     def agrees(self, output: np.ndarray, scores: np.ndarray, tolerance: float, size: tuple[int, int]) -> bool:
         """Whether the foreign model's output is what the imported model's scores say.
@@ -60,6 +64,7 @@ class OutputChange:
             return False
         # [K, h, w]: K axes are before or behind, and of one but for one.
         planes = np.moveaxis(output, (axes.rows, axes.columns), (-2, -1)).reshape(-1, *scores.shape[2:])
+        planes = planes / np.float32(self.factor) if self.factor != 1 else planes
         margin = DECISION_MARGIN if tolerance == STANDARD_FORM else tolerance
         margin *= float(np.ptp(scores)) or 1.0
         if self.decision is not None and self.decision.kind == "threshold":
@@ -72,7 +77,8 @@ class OutputChange:
         if planes.shape != wanted.shape or not np.isfinite(planes).all():
             return False
         spread = float(np.ptp(planes)) or 1.0
-        return float(np.abs(planes - wanted).max()) <= tolerance * spread + SIGMOID_ROUNDING
+        rounding = SIGMOID_ROUNDING + (1 / self.factor if self.whole else 0)
+        return float(np.abs(planes - wanted).max()) <= tolerance * spread + rounding
 
 
 def _same_masks(masks: np.ndarray, scores: np.ndarray, threshold: float, margin: float) -> bool:

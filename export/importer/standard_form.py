@@ -1,11 +1,13 @@
 """A foreign model as float32 [N,C,H,W] → scores [N,K,h,w]: types, layout, opset and output made the same for all."""
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import onnx
 from fcn_deploy.export.analysis.decision import Decision, label_maker
+from fcn_deploy.export.analysis.scaled_probability import scaled_probability
 from fcn_deploy.export.graph.edit import (
     Names,
     add_constants,
@@ -48,6 +50,14 @@ def standard_form(foreign: ForeignModel, options: ImportOptions) -> tuple[ModelP
     """
     name = foreign.name
     model, notes = _at_usual_types(foreign)
+    scaled = scaled_probability(model) if options.activation != "none" and _one_per_pixel(foreign) else None
+    if scaled is not None:
+        model = clone(model)
+        _set_output(model, scaled.name)
+        notes.append(
+            f"{name} gives a probability times {scaled.factor:g} (node {scaled.node}), which is left out "
+            "(--activation none gives its values as they are)"
+        )
     cut = _scores_of_labels(model, foreign)
     model, decision = cut.model, cut.decision
     notes += cut.said_of(name)
@@ -70,7 +80,10 @@ def standard_form(foreign: ForeignModel, options: ImportOptions) -> tuple[ModelP
     _declare(model, foreign)
     if both is not None and decision is not None:
         return model, OutputChange(Decision("argmax", decision.node)), notes
-    return model, OutputChange(decision, both is not None, channelwise is not None), notes
+    change = OutputChange(decision, both is not None, channelwise is not None)
+    if scaled is not None:
+        change = replace(change, factor=scaled.factor, whole=scaled.whole)
+    return model, change, notes
 
 
 def _at_usual_types(foreign: ForeignModel) -> tuple[ModelProto, list[str]]:
@@ -131,7 +144,8 @@ def _scores_of_labels(model: ModelProto, foreign: ForeignModel) -> WithoutDecisi
     if cut.decision is not None:
         return cut
     node = label_maker(model)
-    if node is None and foreign.result.dtype.kind in "iub" and _one_per_pixel(foreign):
+    whole = foreign.result.dtype.kind in "iub" and model.graph.output[0].name == foreign.output
+    if node is None and whole and _one_per_pixel(foreign):
         node = producers(model)[model.graph.output[0].name]
     if node is not None:
         raise DeployError(

@@ -1,11 +1,12 @@
 """Take off what makes labels of scores at the end of a model: ArgMax, a threshold, and what follows them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_ir as ir
-from fcn_deploy.export.analysis.decision import Decision, DecisionAt, find_decision
-from fcn_deploy.export.graph.rewrite import Rewrite, constant, declare_type, input_of, label
+from fcn_deploy.export.analysis.decision import Decision, find_decision
+from fcn_deploy.export.graph.rewrite import Rewrite, constant, declare_type, input_of, label, needed_input
+from fcn_deploy.export.passes.as_argmax import as_argmax, negate_input
 from fcn_deploy.export.passes.result import PassResult
 from fcn_deploy.runtime.errors import DeployError
 from onnx import ModelProto
@@ -35,20 +36,35 @@ def cut_decision(model: ModelProto) -> WithoutDecision:
     Raises:
         DeployError: labels are resized or cropped in a way that scores cannot be.
     """
-    found = find_decision(model)
+    plain = as_argmax(model)
+    found = find_decision(plain.model)
     if found is None:
         return WithoutDecision(model, why_not="no ArgMax or threshold is last")
-    edit = Rewrite(model)
-    follower = _Follower(edit, found)
+    edit, decision = Rewrite(plain.model), found.decision
+    node = edit.producer(found.node.output[0])
+    place = next(place for place, value in enumerate(node.inputs) if value is edit.value(found.scores))
+    if decision.below:
+        decision = replace(decision, threshold=_turn_round(edit, node, place, decision.threshold or 0.0))
+    follower = _Follower(edit, node, needed_input(node, place))
     for step in found.after:
         follower.follow(edit.producer(step.output[0]))
     edit.graph.outputs[0] = follower.scores
     declare_type(follower.scores)
     edit.prune()
-    decision = found.decision
     times = f" (times {decision.factor:g}, which is left out)" if decision.factor != 1 else ""
-    note = f"gives labels{times}; they are taken off with node {decision.node}, and its scores are used"
-    return WithoutDecision(edit.model(), (note,), decision=decision)
+    used = "its scores, turned round, are used" if decision.below else "its scores are used"
+    note = f"gives labels{times}; they are taken off with node {decision.node}, and {used}"
+    return WithoutDecision(edit.model(), (*plain.notes, note), decision=decision)
+
+
+def _turn_round(edit: Rewrite, node: ir.Node, place: int, threshold: float) -> float:
+    """Let the scores that a node compares be above a threshold where they were below theirs; that threshold."""
+    before = needed_input(node, place).producer()
+    if before is not None and before.op_type == "Sigmoid":  # they stay probabilities
+        negate_input(edit, before)
+        return 1 - threshold
+    negate_input(edit, node, place)
+    return -threshold
 
 
 class _Follower:
@@ -59,9 +75,9 @@ class _Follower:
         axes: of the labels, as letters; None where they cannot be told, or do not matter.
     """
 
-    def __init__(self, edit: Rewrite, found: DecisionAt) -> None:
-        self.edit, self.scores = edit, edit.value(found.scores)
-        self._decided_on, self._node = self.scores, edit.producer(found.node.output[0])
+    def __init__(self, edit: Rewrite, node: ir.Node, scores: ir.Value) -> None:
+        self.edit, self.scores = edit, scores
+        self._decided_on, self._node = scores, node
         self.axes = self._axes_of_labels() if self._by_argmax else None
 
     @property
@@ -77,7 +93,7 @@ class _Follower:
 
     def follow(self, step: ir.Node) -> None:
         """Take one step more. Raises DeployError where scores cannot."""
-        if step.op_type in ("Identity", "Cast", "Mul", "Where"):
+        if step.op_type in ("Identity", "Cast", "Mul", "Where", "Not"):
             return
         if step.op_type == "Reshape":
             self.axes = None

@@ -21,6 +21,10 @@ ORT_TARGETS = {
     "ort-tensorrt": "TensorrtExecutionProvider",
     "ort-rtx": "NvTensorRTRTXExecutionProvider",
 }
+# Compute capabilities that TensorRT for RTX builds plans for, on any machine (its support matrix, and what its builder
+# takes). sm121 is in machines with Arm processors alone, where plans for it are built.
+RTX_GPUS = ("sm75", "sm80", "sm86", "sm89", "sm120", "sm121")
+OLDEST_GPU = "sm75"  # that any library here has plans for
 KERNELS_PTX = "kernels.ptx"  # members of an engine file
 
 

@@ -16,7 +16,7 @@ from typing import Any
 from ..engine_format.manifest import GpuPlan
 from ..errors import DeployError, MisuseError, one_line
 from ..extras import need
-from . import KERNELS_PTX, kernels_for
+from . import KERNELS_PTX, OLDEST_GPU, RTX_GPUS, kernels_for
 
 log = logging.getLogger(__name__)
 
@@ -89,10 +89,18 @@ def open_device(cuda: ModuleType, index: int, gpu: GpuPlan, source: str) -> Any:
     found = name_of(device)
     if found not in gpu.targets and not gpu.portable:
         raise DeployError(
-            f"{source} is for {', '.join(gpu.targets)}, and this GPU ({device.name()}) is {found}; build it with "
-            f"--target {found}, or on this machine with --target cuda"
+            f"{source} is for {', '.join(gpu.targets)}, and this GPU ({device.name()}) is {found}; {_remedy(found)}"
         )
     return device
+
+
+def _remedy(target: str) -> str:
+    """How an engine for a GPU is built."""
+    if int(target[2:]) < int(OLDEST_GPU[2:]):
+        return f"no library here has plans for GPUs before {OLDEST_GPU}: build one with --target cpu"
+    if target in RTX_GPUS:
+        return f"build it with --target {target}, or on this machine with --target cuda"
+    return "build it on this machine with --target cuda"
 
 
 def open_library(cuda: ModuleType, gpu: GpuPlan, source: str) -> ModuleType:
@@ -101,7 +109,7 @@ def open_library(cuda: ModuleType, gpu: GpuPlan, source: str) -> ModuleType:
     Raises DeployError where it is absent, of a version that cannot load the plan, or of a newer CUDA than the driver's.
     """
     name, version = gpu.library, gpu.version
-    library = need(name, "rtx" if name == "tensorrt_rtx" else "tensorrt")
+    library = _imported(cuda, name, version)
     if not _loads(gpu, library.__version__):
         package = next(iter(_wheels(name)), "tensorrt-rtx-cu13" if name == "tensorrt_rtx" else "tensorrt")
         raise DeployError(
@@ -110,6 +118,22 @@ def open_library(cuda: ModuleType, gpu: GpuPlan, source: str) -> ModuleType:
         )
     _check_driver(cuda, name, library.__version__)
     return library
+
+
+def _imported(cuda: ModuleType, name: str, version: str) -> ModuleType:
+    """The library, of whichever version is here. Raises DeployError with the line that installs one for the plan."""
+    newer = name == "tensorrt_rtx" or cuda.get_driver_version() >= 13000
+    extra = "rtx" if name == "tensorrt_rtx" else "tensorrt" if newer else "tensorrt-cu12"
+    try:
+        return need(name, extra)
+    except DeployError as error:
+        if not isinstance(error.__cause__, ModuleNotFoundError):
+            raise
+        package = f"{name.replace('_', '-')}-cu{13 if newer else 12}"
+        raise DeployError(
+            f"{name} is not installed; run: pip install 'fcn-deploy[{extra}]' '{package}=={version}', the version that "
+            "built the plan"
+        ) from error
 
 
 def _check_driver(cuda: ModuleType, name: str, version: str) -> None:
@@ -166,7 +190,7 @@ def load_kernels(cuda: ModuleType, kernels: Mapping[str, bytes], device: Any, so
                 problem = one_line(error, 90)
     raise DeployError(
         f"{source}: its GPU kernels cannot be loaded ({problem}){_versions(cuda, kernels)}; update the driver, or "
-        f"build the engine again with --target {name_of(device)}"
+        f"{_remedy(name_of(device))}"
     )
 
 

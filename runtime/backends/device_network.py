@@ -1,6 +1,7 @@
 """A TensorRT plan on a GPU: loaded once, run by execution contexts that the lanes of the backend have made."""
 
 import logging
+import re
 import threading
 from contextlib import suppress
 from pathlib import Path
@@ -82,10 +83,11 @@ class DeviceNetwork:
             self._runtime.engine_host_code_allowed = True
         self._engine = engine = self._runtime.deserialize_cuda_engine(plan)
         if engine is None:
-            raise DeployError(
-                f"{source}: {gpu.library} {trt.__version__} cannot load the plan ({self._log.said()}); build it again "
-                "for this GPU and version with build-engine"
-            )
+            said = self._log.said()
+            remedy = "build it again for this GPU and version with build-engine"
+            if re.search("out ?of ?memory", said, re.IGNORECASE):
+                remedy = "close what else uses the GPU's memory"
+            raise DeployError(f"{source}: {gpu.library} {trt.__version__} cannot load the plan ({said}); {remedy}")
         names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
         inputs = [name for name in names if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT]
         outputs = [name for name in names if name not in inputs]

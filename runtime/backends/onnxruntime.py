@@ -89,11 +89,10 @@ def session(
             options.add_provider_for_devices(list(devices), {})
             return onnxruntime.InferenceSession(source, options)
         opened = onnxruntime.InferenceSession(source, options, providers=list(providers))
-        if tuple(providers) == CPU_ALONE:
-            # It keeps the model's bytes, as much as the weights once more, to start anew on other providers if a run
-            # fails: there are none.
-            opened.disable_fallback()
-            opened._model_bytes = None
+        # Else it keeps the model's bytes, as much as the weights once more, and starts anew on the CPU if a run fails
+        # on a GPU: calls would take many times as long, and only a line on standard output would say so.
+        opened.disable_fallback()
+        opened._model_bytes = None
         return opened
     except Exception as error:  # ONNX Runtime's errors share no base class but Exception
         raise DeployError(f"ONNX Runtime cannot load the model: {one_line(error)}") from error

@@ -75,9 +75,10 @@ def not_loaded(target: str, source: str) -> DeployError:
     runtime = import_module("onnxruntime")
     folder = Path(runtime.__file__ or "").parent / "capi"
     reason = "the driver, or a library of CUDA or cuDNN, is missing"
+    name = "onnxruntime_providers_{}.dll" if os.name == "nt" else "libonnxruntime_providers_{}.so"
     try:
-        ctypes.CDLL(str(folder / "libonnxruntime_providers_shared.so"), mode=ctypes.RTLD_GLOBAL)
-        ctypes.CDLL(str(folder / f"libonnxruntime_providers_{_LIBRARIES[target]}.so"))
+        ctypes.CDLL(str(folder / name.format("shared")), mode=ctypes.RTLD_GLOBAL)
+        ctypes.CDLL(str(folder / name.format(_LIBRARIES[target])))
     except (OSError, KeyError) as error:
         reason = one_line(error, 90).removeprefix(f"{folder}{os.sep}")
     else:

@@ -9,10 +9,12 @@ from numpy.typing import NDArray
 
 from ..engine_format.model_card import ModelCard
 from ..errors import MisuseError
-from ..pixels.no_data import hold_together, masked, over_bands
+from ..pixels.no_data import FAR_OUT, equal, hold_together, masked, over_bands
 from ..pixels.value_range import GRIDS, Range, limits_of, limits_within, percentiles, scaled, windows
 from .numbers import NEAR, ReadOptions, apart, beyond, doubtful, frayed, frayed_margins, value_of, wide_type
 from .stored import StoredImage
+
+ORDER = ("red", "green", "blue")  # of the bands of a network of colours
 
 
 @dataclass(frozen=True)
@@ -48,8 +50,8 @@ class Fit:
         bands = pixels if alpha is None else pixels[:, :, :alpha]  # what follows alpha is of no network
         if self.no_data is not None and not math.isnan(self.no_data):
             # A band alone may be 0, 255 or -1 by chance, but not -9999.
-            every = -128 <= self.no_data <= 1e30
-            found.append(over_bands(bands == pixels.dtype.type(self.no_data), every))
+            every = -128 <= self.no_data <= FAR_OUT
+            found.append(over_bands(equal(bands, self.no_data), every))
         if stored.each_no_data:
             found.append(hold_together(pixels, stored.each_no_data))
         if alpha is not None:
@@ -100,15 +102,22 @@ def fit_of(stored: StoredImage, card: ModelCard, options: ReadOptions) -> Fit:
     dtype = _native(stored.read(0, 1, 0, 1)).dtype
     if dtype.kind == "c":
         raise MisuseError(f"{stored.path} holds complex numbers; save what the network shall see, such as magnitudes")
-    told = options.no_data is not None
-    tag = options.no_data if told else stored.no_data
-    no_data = None if tag is None else value_of(tag, dtype, str(stored.path) if told else None)
+    by_user = options.no_data is not None
+    tag = options.no_data if by_user else stored.no_data
+    no_data = None if tag is None else value_of(tag, dtype, str(stored.path) if by_user else None)
     no_data = None if stored.indexed else no_data
     fit = Fit(stored, card, None, no_data)
     _banded(stored.read(0, 1, 0, 1), stored, card)  # channels are told first
     if stored.colours == "CMYK" and card.channels == 4:
         options.mention(
             "CMYK", f"{stored.path} has colours of print (CMYK), and its inks are the network's four channels"
+        )
+    told = stored.told[:3]
+    if card.channels in (1, 3) and sorted(told) == sorted(ORDER) and told != ORDER:
+        options.name(
+            "order",
+            f"{stored.path} says that its bands are {', '.join(told)}, and the network is shown them in this order as "
+            f"red, green, blue: label-images --channel {_places_of_colours(stored.told)} turns them round",
         )
     if fit.has_dimmed():
         options.mention(
@@ -181,12 +190,19 @@ def _banded(pixels: NDArray[Any], stored: StoredImage, card: ModelCard) -> NDArr
         pixels = np.repeat(pixels[:, :, :1], channels, axis=2)
     if pixels.shape[2] != channels:
         such = ",".join(map(str, range(channels)))
+        if channels == 3 and set(ORDER) <= set(stored.told):
+            such = _places_of_colours(stored.told)
         if stored.path.suffix == ".npy" and stored.size[0] == channels:
             shape = [*stored.size, found]
             raise MisuseError(f"{stored.path} holds {shape}, and an image is [H, W, C]: save array.transpose(1, 2, 0)")
         remedy = f": say which with label-images --channel, such as {such}" if found > channels else ""
         raise MisuseError(f"{stored.path} has {found} channels; this model takes {channels}{remedy}")
     return pixels
+
+
+def _places_of_colours(told: tuple[str, ...]) -> str:
+    """The bands that are red, green and blue, as --channel takes them."""
+    return ",".join(str(told.index(colour)) for colour in ORDER)
 
 
 def _grey_of_rgb(pixels: NDArray[Any]) -> NDArray[Any]:

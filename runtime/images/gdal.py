@@ -28,9 +28,10 @@ class GdalImage:
         bands: samples of a pixel, 3 of a palette.
         dtype: of a sample.
         bits: of a sample that are used.
-        colours, alpha: as of a StoredImage.
+        colours, alpha, told: as of a StoredImage.
         georeferenced: whether it has a coordinate system or a transform.
         read: as of a StoredImage.
+        indices: reads a palette's indices, [h, w, 1]; None: there is no palette.
         dataset: rasterio's.
         mask: reads where the dataset's own mask has data, [h, w, 1], 0 where there is none; None: it has none.
     """
@@ -41,8 +42,10 @@ class GdalImage:
     bits: int
     colours: str
     alpha: int | None
+    told: tuple[str, ...]
     georeferenced: bool
     read: Read
+    indices: Read | None
     dataset: Any
     mask: Read | None
 
@@ -73,12 +76,17 @@ def open_gdal(path: Path) -> Iterator[GdalImage]:
         palette = np.array([dataset.colormap(1)[i] for i in range(256)], np.uint8) if kinds == ["palette"] else None
         bits = dataset.tags(1, ns="IMAGE_STRUCTURE").get("NBITS", "0")
 
-        def read(top: int, bottom: int, left: int, right: int) -> NDArray[Any]:
+        def read_bands(top: int, bottom: int, left: int, right: int) -> NDArray[Any]:
             try:
                 found: NDArray[Any] = dataset.read(window=((top, bottom), (left, right)))
             except rasterio.errors.RasterioIOError as error:  # its own text says only that there was an error before
                 raise OSError(str(error.__cause__ or error)) from error
-            return found.transpose(1, 2, 0) if palette is None else palette[found[0]][:, :, :3]
+            return found.transpose(1, 2, 0)
+
+        def read_colours(top: int, bottom: int, left: int, right: int) -> NDArray[Any]:
+            assert palette is not None
+            colours: NDArray[Any] = palette[read_bands(top, bottom, left, right)[:, :, 0]]
+            return colours[:, :, :3]
 
         def read_mask(top: int, bottom: int, left: int, right: int) -> NDArray[Any]:
             mask: NDArray[Any] = dataset.dataset_mask(window=((top, bottom), (left, right)))
@@ -93,7 +101,8 @@ def open_gdal(path: Path) -> Iterator[GdalImage]:
             (dataset.height, dataset.width), dataset.count if palette is None else 3,
             np.dtype(dataset.dtypes[0] if palette is None else np.uint8), int(bits) if bits.isdigit() else 0,
             colours or ("grey" if dataset.count == 1 or kinds == ["gray", "alpha"] else ""),
-            kinds.index("alpha") if "alpha" in kinds else None,
+            kinds.index("alpha") if "alpha" in kinds else None, tuple(kinds),
             dataset.crs is not None or not dataset.transform.is_identity or bool(dataset.gcps[0]) or bool(dataset.rpcs),
-            read, dataset, read_mask if masked else None,
+            read_bands if palette is None else read_colours, None if palette is None else read_bands, dataset,
+            read_mask if masked else None,
         )  # fmt: skip

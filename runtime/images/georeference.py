@@ -14,6 +14,7 @@ from typing import Any
 
 from ..errors import DeployError
 from ..extras import need
+from .tiff import is_tiff
 
 Tag = tuple[int, int, int, Any]  # of a TIFF: code, type, count, value
 Transform = tuple[float, float, float, float, float, float]  # a, b, c, d, e, f: x = a·column + b·row + c, y likewise
@@ -82,11 +83,11 @@ def all_tags(
             "prj", f"{path} lies where {world.name} says, and its coordinate system in {system.name} is not read, as "
             f"GDAL does not: give it to the results by gdal_edit -a_srs {system.name}",
         )  # fmt: skip
-    if world and told and said and _distance(said, told, size) > FAR:
+    if world and told and said and distance(said, told, size) > FAR:
         source = others[0].name if others and told != transform_of(own) else "its tags"
         name(
             "world file", f"{world} contradicts {source}, which say where {path.name} lies, by "
-            f"{_distance(said, told, size):.4g} pixels; they are followed, as GDAL does: remove the one that is wrong",
+            f"{distance(said, told, size):.4g} pixels; they are followed, as GDAL does: remove the one that is wrong",
         )  # fmt: skip
     return tags
 
@@ -112,9 +113,11 @@ def read_world_file(path: Path) -> Transform | None:
 def transform_of(tags: Iterable[Tag]) -> Transform | None:
     """The transform that GeoTIFF tags give (OGC 19-008r4, annex B.6), of the pixels' corners; None: there is none."""
     values = {code: value for code, _, _, value in tags}
-    if SCALE in values and len(values.get(TIEPOINTS, ())) >= 6:
+    if len(values.get(SCALE, ())) >= 2 and all(values[SCALE][:2]):  # of 0 there is none
+        wide, high = values[SCALE][0], abs(values[SCALE][1])  # whose sign GDAL does not believe
+        if len(values.get(TIEPOINTS, ())) < 6:
+            return wide, 0.0, 0.0, 0.0, -high, 0.0
         column, row, _, x, y, _ = values[TIEPOINTS][:6]
-        wide, high = values[SCALE][:2]
         a, b, c, d, e, f = wide, 0.0, x - column * wide, 0.0, -high, y + row * high
     elif len(values.get(MATRIX, ())) == 16:
         a, b, _, c, d, e, _, f = values[MATRIX][:8]
@@ -190,7 +193,18 @@ def _with_world_file(own: tuple[Tag, ...], files: list[Path]) -> tuple[Tag, ...]
     return (*(tag for tag in own if tag[0] not in (SCALE, TIEPOINTS, MATRIX)), *transform_tags(said))
 
 
-def _distance(one: Transform, other: Transform, size: tuple[int, int]) -> float:
+def transform_in(path: Path) -> Transform | None:
+    """The transform in a TIFF's own tags; None: it has none, or is no TIFF. Raises what tifffile does."""
+    import tifffile
+
+    with path.open("rb") as file:
+        if not is_tiff(file.read(4)):
+            return None
+    with tifffile.TiffFile(path) as stored:
+        return transform_of(own_tags(stored.pages.first))
+
+
+def distance(one: Transform, other: Transform, size: tuple[int, int]) -> float:
     """How far apart two transforms set the corners of an image of (height, width), in pixels of the second."""
     a, b, _, d, e, _ = other
     area = a * e - b * d

@@ -176,7 +176,7 @@ def _tiff(path: Path, page: int | None) -> Header:
 
     with tifffile.TiffFile(opened(path), name=path.name) as file:
         found = lay_out(file, path, page=page)
-        georeferenced = any(code in found.keyframe.tags for code in GEOREFERENCE)
+        georeferenced = any(found.tag(code) is not None for code in GEOREFERENCE)
         return Header(path, "TIFF", found.upright, found.bands, found.dtype, found.images, None, georeferenced)
 
 

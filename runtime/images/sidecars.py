@@ -16,6 +16,8 @@ BAND = re.compile(r"<PAMRasterBand\b.*?</PAMRasterBand>", re.DOTALL)
 NO_DATA = re.compile(r"<NoDataValue\b[^>]*>([^<]*)</NoDataValue>")
 
 EACH_NO_DATA = re.compile(r'<(?:Item name|MDI key)="NODATA_VALUES"[^>]*>([^<]*)<')
+COLOUR_IN_TAG = re.compile(r'<Item name="COLORINTERP" sample="(\d+)"[^>]*>(\w+)<')
+COLOUR = re.compile(r"<ColorInterp>(\w+)</ColorInterp>")
 # What numbers are to be multiplied by, and then have added, in GDAL's tag of metadata and in .aux.xml.
 FACTORS = re.compile(r'<Item\b[^>]*\brole="scale"[^>]*>([^<]*)|<Scale>([^<]*)')
 SUMMANDS = re.compile(r'<Item\b[^>]*\brole="offset"[^>]*>([^<]*)|<Offset>([^<]*)')
@@ -54,6 +56,15 @@ def each_no_data(path: Path, bands: int, options: ReadOptions, tag: str = "") ->
         return ()
     values = tuple(_numbers(found[1].split()))
     return values if len(values) == bands else ()
+
+
+def colours_told(path: Path, bands: int, tag: str = "") -> tuple[str, ...]:
+    """What GDAL's tag of metadata and an image's .aux.xml call so many bands: red, nir, alpha, …; "": nothing."""
+    found = {int(band): name.lower() for band, name in COLOUR_IN_TAG.findall(tag)}
+    for place, band in enumerate(BAND.findall(_text_beside(path))):
+        if (name := COLOUR.search(band)) is not None:
+            found[place] = name[1].lower()
+    return tuple(found.get(band, "") for band in range(bands))
 
 
 def _text_beside(path: Path) -> str:

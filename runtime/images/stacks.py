@@ -8,6 +8,7 @@ from typing import Any
 from ..errors import DeployError, MisuseError
 
 UNNAMED = ("generic", "uniform", "shaped")  # kinds of series whose pages nothing names
+STANDING_ALONE = ("generic", "uniform")  # likewise, of which each has tags of its own
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,9 @@ def _told_apart(axes: str) -> str:
 def _pages(series: Any) -> tuple[list[Any], dict[str, int]]:
     """The pages of a series, and along which axes they lie, outermost first: axis → how many."""
     pages = list(series.pages)
-    if len(pages) > 1 and series.keyframe.bitspersample == 1:  # a mask in 1 bit looks like an image in 1 bit
+    # A mask in 1 bit looks like an image in 1 bit; one in 8, which others than GDAL write, like one in 8.
+    masked = len(pages) > 1 and series.kind in STANDING_ALONE and pages[1].aspage().is_mask
+    if masked or (len(pages) > 1 and series.keyframe.bitspersample == 1):
         pages = [page for page in pages if not page.aspage().is_mask]
         return pages, {"I": len(pages)} if len(pages) > 1 else {}
     axes = _told_apart(series.axes)

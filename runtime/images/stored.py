@@ -20,15 +20,17 @@ from .header import Header, open_npy, orientation_of, reading
 from .numbers import COMMON, ReadOptions
 from .pillow import open_pillow, samples_of
 from .ranged import opened
-from .sidecars import each_no_data, mask_beside, no_data_beside, one_no_data, scales_of, scales_told
+from .sidecars import colours_told, each_no_data, mask_beside, no_data_beside, one_no_data, scales_of, scales_told
 from .tiff import (
     LOSSY,
     TURNS,
     Read,
     TiffLayout,
+    alpha_of_palette,
     as_read,
     both,
     index_reader,
+    is_lookup_table,
     kept_rows,
     lay_out,
     mask_reader,
@@ -65,6 +67,7 @@ class StoredImage:
         scales: what the file says that its numbers are to be scaled by, in words.
         premultiplied: whether colours are stored multiplied by alpha.
         indexed: whether its colours are of a palette whose indices numbers of no data are of, as `mask` says.
+        told: what the file calls each band, red, nir, …, where it names them.
         each_no_data: values of all bands that are none together, by GDAL's metadata.
         lossy: the compression that may have changed its numbers; "" where none has.
     """
@@ -85,6 +88,7 @@ class StoredImage:
     indexed: bool = False
     lossy: str = ""
     each_no_data: tuple[float, ...] = ()
+    told: tuple[str, ...] = ()
 
 
 @contextmanager
@@ -109,16 +113,18 @@ def open_stored(header: Header, card: ModelCard, options: ReadOptions = COMMON) 
                 file = stack.enter_context(tifffile.TiffFile(opened(header.path), name=header.path.name))
                 layout = lay_out(file, header.path, card.channels, header.page)
                 pages = layout.images
-                stored = _tiff(file, layout, header, options, stack)
+                stored = _tiff(file, layout, header, card, options, stack)
             elif header.format == "GDAL":
                 raster = stack.enter_context(open_gdal(header.path))
-                palette = raster.dataset.colorinterp[0].name == "palette"  # its colours are not the numbers of no data
                 each = len(set(map(str, raster.dataset.nodatavals))) > 1  # each band's own, which the mask goes by
+                no_data = None if each else raster.dataset.nodatavals[0]
+                mask = None if each and options.no_data is not None else raster.mask
+                if raster.indices is not None:
+                    mask, no_data = _by_index(raster.indices, no_data, mask, options), None
                 stored = StoredImage(
                     header.path, raster.size, raster.read, raster.bits, raster.colours, raster.alpha,
                     dataset_tags(raster.dataset) if raster.georeferenced else (),
-                    None if palette or each else raster.dataset.nodatavals[0],
-                    None if each and options.no_data is not None else raster.mask,
+                    no_data, mask, indexed=raster.indices is not None, told=raster.told,
                     scales=scales_told(raster.dataset.scales, raster.dataset.offsets),
                     lossy="JPEG 2000" if raster.dataset.driver.startswith("JP2") else "",
                 )  # fmt: skip
@@ -132,9 +138,8 @@ def open_stored(header: Header, card: ModelCard, options: ReadOptions = COMMON) 
                     together = each_no_data(header.path, stored.read(0, 1, 0, 1).shape[2], options)
                 if indices is None:
                     stored = replace(stored, no_data=beside, each_no_data=together, scales=scales_of(header.path))
-                else:  # a palette's colours are not the numbers that are spoken of, but its indices
-                    number = beside if options.no_data is None else options.no_data
-                    mask = mask if number is None else both(unlike(parts_of(indices), number), mask)
+                else:
+                    mask = _by_index(parts_of(indices), beside, mask, options)
                 mask = mask if stored.mask is None else both(stored.mask, mask)
                 lossy = header.format if header.format in PHOTOGRAPHS else ""
                 stored = replace(stored, mask=mask, indexed=indices is not None, lossy=lossy)
@@ -163,15 +168,18 @@ def _chosen(stored: StoredImage, channels: tuple[int, ...]) -> StoredImage:
         alpha=None,
         mask=mask,
         each_no_data=(),
+        told=(),
     )
 
 
-def _tiff(file: Any, layout: TiffLayout, header: Header, options: ReadOptions, stack: ExitStack) -> StoredImage:
-    tags, path = own_tags(layout.keyframe), header.path
+def _tiff(
+    file: Any, layout: TiffLayout, header: Header, card: ModelCard, options: ReadOptions, stack: ExitStack
+) -> StoredImage:
+    path = header.path
+    tags = next((found for page in layout.tagged if (found := own_tags(page))), ())
     if layout.turned != 1 and tags:
         raise turned_on_the_ground(path)
-    palette = getattr(layout.keyframe.photometric, "name", "") == "PALETTE"
-    beside = one_no_data(path, no_data_beside(path), options)
+    beside = None if header.page else one_no_data(path, no_data_beside(path), options)
     no_data = tagged_no_data(layout) if beside is None else as_read(beside, layout)
     if no_data is None and options.no_data is None and (text := no_data_text(layout)):
         said = f"{path} has a no-data tag that begins with no number ({text[:40]!r}), and is ignored"
@@ -179,17 +187,39 @@ def _tiff(file: Any, layout: TiffLayout, header: Header, options: ReadOptions, s
     mask = mask_reader(file, layout, path)
     if mask is None and not header.page:
         mask = mask_beside(stack, path, layout.upright, layout.turned != 1)
-    if palette:  # its colours are not the numbers that are spoken of, but its indices
-        number = no_data if options.no_data is None else options.no_data
-        mask = mask if number is None else both(unlike(index_reader(layout, path), number), mask)
-    metadata = str(layout.keyframe.tags.valueof(GDAL_METADATA, ""))
-    each = () if palette else each_no_data(path, layout.bands, options, metadata)
+    if card.channels == 1 and is_lookup_table(file, layout):
+        options.mention(
+            "lookup table",
+            f"{path} has a lookup table of ImageJ, whose colours are not looked at: the network is shown grey values",
+        )
+        return StoredImage(
+            path, layout.upright, index_reader(layout, path), layout.bits, "grey", None, tags, no_data, mask,
+            layout.turned != 1, kept_rows(layout, mask is not None),
+            lossy=LOSSY.get(int(layout.keyframe.compression), ""),
+        )  # fmt: skip
+    if layout.palette:
+        mask = _by_index(index_reader(layout, path), no_data, mask, options)
+        opaque = alpha_of_palette(layout, path)
+        mask = mask if opaque is None else both(opaque, mask)
+    metadata = str(layout.tag(GDAL_METADATA, ""))
+    each = () if layout.palette else each_no_data(path, layout.bands, options, metadata)
+    told = () if layout.palette else colours_told(path, layout.bands, metadata)
+    alpha, colours = layout.alpha, layout.colours
+    if any(told):  # which GDAL believes before the tags of TIFF, where rasterio calls a fourth band alpha by itself
+        alpha = told.index("alpha") if "alpha" in told else None if alpha is not None and told[alpha] else alpha
+        colours = "RGB" if told[:3] == ("red", "green", "blue") else colours
     return StoredImage(
-        path, layout.upright, reader(layout, path), layout.bits, layout.colours, layout.alpha, tags,
-        None if palette else no_data, mask, layout.turned != 1, kept_rows(layout, mask is not None),
-        scales_of(path, metadata), layout.premultiplied, palette,
-        LOSSY.get(int(layout.keyframe.compression), ""), tuple(as_read(value, layout) for value in each),
+        path, layout.upright, reader(layout, path), layout.bits, colours, alpha, tags,
+        None if layout.palette else no_data, mask, layout.turned != 1, kept_rows(layout, mask is not None),
+        scales_of(path, metadata), layout.premultiplied, layout.palette,
+        LOSSY.get(int(layout.keyframe.compression), ""), tuple(as_read(value, layout) for value in each), told,
     )  # fmt: skip
+
+
+def _by_index(indices: Read, no_data: float | None, mask: Read | None, options: ReadOptions) -> Read | None:
+    """A mask of a palette's image: not its colours are the numbers that are spoken of, but its indices."""
+    number = no_data if options.no_data is None else options.no_data
+    return mask if number is None else both(unlike(indices, number), mask)
 
 
 def turned_on_the_ground(path: Path) -> MisuseError:
@@ -225,8 +255,11 @@ def _picture(header: Header, card: ModelCard, as_stored: bool) -> tuple[StoredIm
                 picture = ImageOps.exif_transpose(picture)
             indices = np.asarray(picture)[:, :, None] if picture.mode == "P" else None
             array = samples_of(picture, card, as_stored)
-            if picture.mode.startswith("I;16") and isinstance(transparent := picture.info.get("transparency"), int):
-                mask = unlike(parts_of(array[:, :, None]), transparent)  # of other modes Pillow makes alpha of it
+            # Of other modes Pillow makes alpha of it; of 2 and 4 bits by what it has spread, which none is equal to.
+            transparent, bilevel = picture.info.get("transparency"), picture.mode == "1"
+            if isinstance(transparent, int) and (few or bilevel or picture.mode.startswith("I;16")):
+                grey = not_spread(np.asarray(picture), few) if few else array
+                mask = unlike(parts_of(grey[:, :, None]), transparent > 0 if bilevel else transparent)
             if few:
                 array, bits = not_spread(array, few), few
     array = array[:, :, None] if array.ndim == 2 else array

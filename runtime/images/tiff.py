@@ -3,7 +3,7 @@
 import logging
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,8 @@ from ..errors import DeployError, MisuseError
 from ..pixels.no_data import hold_together, number_in
 from ..planning.kept_rows import NOTHING_KEPT, KeptRows
 from .pillow import open_pillow
-from .stacks import find_plane
-from .tiff_chunks import KEPT_BYTES, ORIENTATION, SIDEWAYS, WHOLE_PIXELS, Chunks, chunk_size, in_place
+from .stacks import STANDING_ALONE, find_plane
+from .tiff_chunks import KEPT_BYTES, LOOKED_AT, ORIENTATION, SIDEWAYS, WHOLE_PIXELS, Chunks, chunk_size, in_place
 
 log = logging.getLogger(__name__)
 # tifffile warns of tags of no data that are not of the image's type, such as 255.0. They are read here.
@@ -53,7 +53,9 @@ class TiffLayout:
         turned: orientation; 1: upright.
         images: in the file, without overviews, thumbnails and masks.
         pages: whose samples are the bands.
-        keyframe: the page whose tags hold for all.
+        keyframe: the page whose tags of how samples are stored hold for all.
+        tagged: the pages whose other tags are the image's: its own, and behind it the first of a stack that names its
+            planes, which says what holds for all of them.
         run: (offset, shape, axes) of pixels that are stored in one run under a single page; None: in pages.
         place: where along the other axes of such a run the image is.
     """
@@ -68,6 +70,7 @@ class TiffLayout:
     images: int
     pages: tuple[Any, ...]
     keyframe: Any
+    tagged: tuple[Any, ...]
     run: tuple[int, tuple[int, ...], str] | None
     place: Mapping[str, int]
 
@@ -80,6 +83,15 @@ class TiffLayout:
     def premultiplied(self) -> bool:
         """Whether colours are multiplied by alpha (TIFF 6.0, page 31: associated)."""
         return self.alpha is not None and 1 in self.keyframe.extrasamples
+
+    @property
+    def palette(self) -> bool:
+        """Whether its bands are colours of a palette."""
+        return getattr(self.keyframe.photometric, "name", "") == "PALETTE"
+
+    def tag(self, code: int, default: Any = None) -> Any:
+        """The value of one of the image's tags."""
+        return next((page.tags.valueof(code) for page in self.tagged if code in page.tags), default)
 
 
 def is_tiff(start: bytes) -> bool:
@@ -104,11 +116,13 @@ def lay_out(file: Any, path: Path, channels: int | None = None, page: int | None
         run = (plane.series.dataoffset, shape, axes)
     count = plane.sides[across] if across else key.samplesperpixel if run is None or inner else 1
     high, wide = shape[axes.index("Y")], shape[axes.index("X")]
-    orientation = key.tags.valueof(ORIENTATION, 1)
-    return TiffLayout(
-        (high, wide), *_samples(key, count, bool(across), path), orientation if orientation in TURNS else 1,
-        plane.images, tuple(plane.pages), key, run, plane.place,
+    own = key if plane.pages[0] is None else plane.pages[0].aspage()
+    layout = TiffLayout(
+        (high, wide), *_samples(key, count, bool(across), path), 1, plane.images, tuple(plane.pages), key,
+        (own,) if plane.series.kind in STANDING_ALONE else (own, key), run, plane.place,
     )  # fmt: skip
+    orientation = layout.tag(ORIENTATION, 1)
+    return replace(layout, turned=orientation if orientation in TURNS else 1)
 
 
 def _samples(key: Any, count: int, across: bool, path: Path) -> tuple[int, np.dtype[Any], int, str, int | None]:
@@ -180,7 +194,11 @@ def kept_rows(layout: TiffLayout, masked: bool) -> KeptRows:
     if layout.turned in SIDEWAYS:  # its columns are the image's rows
         high, wide, width = wide, high, key.imagelength
     row = -(-width // wide) * wide * key.samplesperpixel * key.dtype.itemsize * len(layout.pages)
-    return KeptRows(row + (width if masked else 0), 2 * high, KEPT_BYTES * (2 if masked else 1))
+    return KeptRows(row + (width if masked else 0), 2 * high, _kept_bytes(key) + (KEPT_BYTES if masked else 0))
+
+
+def _kept_bytes(key: Any) -> int:
+    return KEPT_BYTES * (LOOKED_AT if int(key.compression) in LOSSY else 1)
 
 
 def tagged_no_data(layout: TiffLayout) -> float | None:
@@ -191,22 +209,45 @@ def tagged_no_data(layout: TiffLayout) -> float | None:
 
 def no_data_text(layout: TiffLayout) -> str:
     """What GDAL's tag of no data holds; "" where there is none."""
-    return str(layout.keyframe.tags.valueof(42113, "")).strip("\0 ")
+    return str(layout.tag(42113, "")).strip("\0 ")
 
 
 def as_read(value: float, layout: TiffLayout) -> float:
     """What `reader` makes of a stored value: inverted grey is turned round."""
-    inverted = _inverted(layout.keyframe, layout.dtype) and layout.dtype.kind == "u"
-    return 2**layout.bits - 1 - value if inverted else value
+    return 2**layout.bits - 1 - value if _inverted(layout.keyframe, layout.dtype) else value
 
 
 def mask_reader(file: Any, layout: TiffLayout, path: Path) -> Read | None:
-    """What reads the image's own mask, [h, w, 1], 0 where there is no data; None where the file has none."""
-    for index in range(1, min(len(file.pages), MASK_PAGES)):
+    """What reads the image's own mask, [h, w, 1], 0 where there is no data; None where the file has none.
+
+    That of a further image follows it; that of the first may stand behind others, as GDAL takes it.
+    """
+    own = layout.tagged[0]
+    first = own.index if own.parent is file else len(file.pages)
+    for index in range(first + 1, min(len(file.pages), first + MASK_PAGES)):
         page = file.pages[index].aspage()
         if page.is_mask and not page.is_reduced and (page.imagelength, page.imagewidth) == layout.size:
             return _upright(page_reader(path, page), layout)
+        if first > 0 and not page.is_mask and not page.is_reduced:
+            break
     return None
+
+
+def is_lookup_table(file: Any, layout: TiffLayout) -> bool:
+    """Whether a palette is how ImageJ shows grey: its colours never get darker, as those of pictures do."""
+    if not (layout.palette and file.is_imagej):
+        return False
+    shown: NDArray[Any] = np.array([299, 587, 114]) @ colours_of(layout.tagged[0].colormap).astype(np.int64)
+    return bool((np.diff(shown) >= 0).all())
+
+
+def alpha_of_palette(layout: TiffLayout, path: Path) -> Read | None:
+    """What reads the alpha beside a palette's indices, [h, w, 1]; None where the image has no such."""
+    band = next((place for place, extra in enumerate(layout.keyframe.extrasamples, 1) if extra in (1, 2)), None)
+    if not layout.palette or band is None:
+        return None
+    read = _upright(page_reader(path, layout.pages[0]), layout)
+    return lambda *where: read(*where)[:, :, band : band + 1]
 
 
 def unlike(read: Read, value: float | tuple[float, ...]) -> Read:
@@ -221,7 +262,8 @@ def both(first: Read, second: Read | None) -> Read:
 
 def index_reader(layout: TiffLayout, path: Path) -> Read:
     """What reads the indices of a palette's image, upright: [h, w, 1]."""
-    return _upright(page_reader(path, layout.pages[0]), layout)
+    read = _upright(page_reader(path, layout.pages[0]), layout)
+    return lambda *where: read(*where)[:, :, :1]
 
 
 def page_reader(path: Path, page: Any) -> Read:
@@ -233,14 +275,14 @@ def _stored(layout: TiffLayout, path: Path) -> Read:
     key = layout.keyframe
     if layout.run is not None:
         mapped = _run(layout, path)
-        return lambda top, bottom, left, right: _meant(mapped[top:bottom, left:right], key, layout.bits)
+        return lambda top, bottom, left, right: _meant(mapped[top:bottom, left:right], layout)
     if problem := _undecodable(key):
         return _by_pillow(layout, path, problem)
-    pages = [Chunks(path, page, key, KEPT_BYTES // len(layout.pages)) for page in layout.pages]
+    pages = [Chunks(path, page, key, _kept_bytes(key) // len(layout.pages)) for page in layout.pages]
 
     def read(top: int, bottom: int, left: int, right: int) -> NDArray[Any]:
         parts = [page.read(top, bottom, left, right) for page in pages]
-        return _meant(parts[0] if len(parts) == 1 else np.concatenate(parts, axis=2), key, layout.bits)
+        return _meant(parts[0] if len(parts) == 1 else np.concatenate(parts, axis=2), layout)
 
     return read
 
@@ -264,21 +306,25 @@ def _run(layout: TiffLayout, path: Path) -> NDArray[Any]:
     return array.transpose([axes.index("Y"), axes.index("X"), axes.index(named)])
 
 
-def _meant(pixels: NDArray[Any], key: Any, bits: int) -> NDArray[Any]:
+def _meant(pixels: NDArray[Any], layout: TiffLayout) -> NDArray[Any]:
     """Palettes and inverted grey resolved."""
-    kind = getattr(key.photometric, "name", "")
-    if kind == "PALETTE":
+    if layout.palette:
         try:
-            colours: NDArray[Any] = key.colormap[:, pixels[:, :, 0]] >> 8
+            colours: NDArray[Any] = colours_of(layout.tagged[0].colormap)[:, pixels[:, :, 0]]
         except IndexError as error:
             raise DeployError("a pixel is of no colour of the palette; is it damaged?") from error
-        return colours.astype(np.uint8).transpose(1, 2, 0)
-    if _inverted(key, pixels.dtype):
+        return colours.transpose(1, 2, 0)
+    if _inverted(layout.keyframe, pixels.dtype):
         grey = pixels[:, :, :1]
-        grey = ~grey if pixels.dtype == bool else (2**bits - 1) - grey
+        grey = ~grey if pixels.dtype == bool else (2**layout.bits - 1) - grey
         # What follows is alpha, or of no colour.
         return grey if pixels.shape[2] == 1 else np.concatenate([grey, pixels[:, :, 1:]], axis=2)
     return pixels
+
+
+def colours_of(colormap: NDArray[Any]) -> NDArray[np.uint8]:
+    """A palette's colours of a TIFF, of 16 bits, as 8; some writers put 8 there, as libtiff and GDAL take them."""
+    return (colormap if colormap.max() < 256 else colormap >> 8).astype(np.uint8)
 
 
 def _inverted(key: Any, dtype: np.dtype[Any]) -> bool:

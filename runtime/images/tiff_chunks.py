@@ -23,6 +23,7 @@ ORIENTATION = 274  # the tag, of TIFF and EXIF
 SIDEWAYS = (5, 6, 7, 8)  # its values that exchange rows and columns
 AHEAD = 32  # tiles or strips in work at once
 KEPT_BYTES = 1 << 25  # of decoded tiles or strips; more where a row of regions needs more
+LOOKED_AT = 2  # times as many of lossy ones, of which a look at the margins decodes most before they are read
 
 
 @cache
@@ -110,6 +111,8 @@ class Chunks:
         image is stored sideways.
         """
         most = max(self._most, (end - first) * (self.rows if self.sideways else self.columns) * self.planes)
+        if len(self.decoded) + len(indices) <= most:
+            return
         coming = sum(index not in self.decoded for index in indices)
 
         def row_of(index: int) -> int:

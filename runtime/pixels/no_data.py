@@ -19,16 +19,41 @@ from ..errors import DeployError, MisuseError
 
 Invalid = NDArray[np.bool_]  # [H, W], True where there is no data
 ROWS = 64  # of a block in which HoleRecorder keeps what it has met
+FAR_OUT = 1e30  # values beyond are none that anybody measures
+FEW_DIGITS = 1e-4  # of such a value: how far from what is written it may be
 LOWEST = np.float32(-1e37)  # in place of a score of -inf, which times a weight of 0 would be NaN
 
 
 def hold_together(pixels: AnyArray, values: float | Sequence[float]) -> Invalid:
-    """Where all bands of pixels, [H, W, C], hold a value that is one for all, or each its own, [C]: bool [H, W].
+    """Where all bands of pixels, [H, W, C], hold a value that is one for all, or each its own, [C]: bool [H, W]."""
+    if isinstance(values, Sequence):
+        bands = [equal(pixels[:, :, band : band + 1], value) for band, value in enumerate(values)]
+        return over_bands(np.concatenate(bands, axis=2), every=True)
+    return over_bands(equal(pixels, values), every=True)
 
-    Floats are compared as the file's type has them: 0.1 is what float32 makes of it.
+
+def equal(pixels: AnyArray, value: float) -> NDArray[np.bool_]:
+    """Where pixels hold a value of no data, as their type has it: 0.1 is what float32 makes of it.
+
+    The ends of floats are written with few digits, such as -3.4028e+38, and stand for all that is as near.
     """
-    wanted = np.array(values)
-    return over_bands(pixels == (wanted.astype(pixels.dtype) if pixels.dtype.kind == "f" else wanted), every=True)
+    dtype = pixels.dtype
+    found: NDArray[np.bool_]
+    if dtype.kind == "f":
+        if abs(value) > FAR_OUT:
+            size = min(abs(value), float(np.finfo(dtype).max))
+            least, most = size * (1 - FEW_DIGITS), max(abs(value), size) * (1 + FEW_DIGITS)
+            with np.errstate(over="ignore"):  # beyond the type: infinite
+                low, high = dtype.type(least), dtype.type(most)
+            found = (pixels >= low) & (pixels <= high) if value > 0 else (pixels <= -low) & (pixels >= -high)
+        else:
+            found = pixels == dtype.type(value)
+        return found
+    low, high = (0, 1) if dtype.kind == "b" else (int(np.iinfo(dtype).min), int(np.iinfo(dtype).max))
+    if not float(low) <= value <= float(high) or value != round(value):
+        return np.zeros(pixels.shape, bool)
+    found = pixels == dtype.type(min(int(value), high))  # which as a float may lie beyond it
+    return found
 
 
 def masked(image: Any, valid: object) -> Any:

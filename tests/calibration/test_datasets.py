@@ -2,7 +2,8 @@
 
 import numpy as np
 import pytest
-from fcn_deploy.calibration.datasets import VOC_CLASSES, class_pixels, load_dataset
+import tifffile
+from fcn_deploy.calibration.datasets import VOC_CLASSES, class_pixels, load_dataset, take_census
 from fcn_deploy.calibration.digits import CLASSES, Digits, canvas
 from fcn_deploy.calibration.mask_options import MaskOptions
 from helpers import needs_shared
@@ -292,3 +293,23 @@ def test_vocs_layout_with_classes_of_ones_own(tmp_path, caplog):
     assert not caplog.messages
     assert load_dataset(str(tmp_path), "default").classes == VOC_CLASSES
     assert "classes are taken for the 21 of Pascal VOC" in caplog.text
+
+
+def test_labels_that_lie_elsewhere_than_their_image_are_named(tmp_path, caplog):
+    """Drawn in QGIS over another extent, or stored from south to north: of the same size, and of other ground."""
+
+    def place(transform):
+        a, b, c, d, e, f = transform
+        return [(34264, "d", 16, (a, b, 0, c, d, e, 0, f, *(0,) * 7, 1), True)]
+
+    north, south, near = (10, 0, 5e5, 0, -10, 5e6), (10, 0, 5e5, 0, 10, 5e6 - 320), (10, 0, 5e5 + 2, 0, -10, 5e6)
+    for name in ("train", "trainannot"):
+        (tmp_path / name).mkdir()
+    image, labels = np.zeros((32, 40, 3), np.uint8), np.tile(np.uint8([0, 1]), (32, 20))
+    tifffile.imwrite(tmp_path / "train" / "a.tif", image, photometric="rgb", extratags=place(north))
+    for transform, said in ((north, False), (near, False), (south, True), (None, False)):
+        tags = [] if transform is None else place(transform)
+        tifffile.imwrite(tmp_path / "trainannot" / "a.tif", labels, photometric="minisblack", extratags=tags)
+        caplog.clear()
+        take_census(load_dataset(str(tmp_path), "train"), "train")
+        assert ("lies elsewhere than a.tif, by 32 pixels at a corner" in caplog.text) == said

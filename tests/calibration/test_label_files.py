@@ -260,3 +260,25 @@ def test_a_folder_of_labelled_images_is_read_so(tmp_path):
     colors = data.colors
     png(tmp_path / "trainannot" / "a.png", *renumbered(LABELS, (2, 3, 1, 0), colors))
     assert np.array_equal(data[0][1], LABELS)
+
+
+def test_labels_with_alpha_and_of_32_bits_are_read_as_rasterio_wrote_them(tmp_path):
+    rasterio = needs("rasterio")
+    labels, alpha = np.tile(LABELS, (4, 5)), np.full((12, 20), 255, np.uint8)
+    alpha[:, :3] = 0
+    colours = {index: (*color, 255) for index, color in enumerate(COLORS)}
+    options = {"driver": "GTiff", "height": 12, "width": 20, "count": 2, "dtype": "uint8", "alpha": "YES"}
+    for name, more in {
+        "planes": {"interleave": "BAND", "compress": "DEFLATE"}, "pixels": {}, "palette": {"photometric": "palette"},
+    }.items():  # fmt: skip
+        with rasterio.open(tmp_path / f"{name}.tif", "w", **options, **more) as file:
+            if name == "palette":
+                file.write_colormap(1, colours)
+            file.write(np.stack([labels, alpha]))
+        stored = read_labels(tmp_path / f"{name}.tif", COLORS)
+        np.testing.assert_array_equal(stored.single, labels)
+        np.testing.assert_array_equal(stored.missing, alpha == 0)
+    wide = labels.astype(np.uint32)
+    wide[:, :3] = 2**32 - 1
+    tifffile.imwrite(tmp_path / "wide.tif", wide, extratags=[(42113, "s", 0, str(2**32 - 1), True)])
+    np.testing.assert_array_equal(read_labels(tmp_path / "wide.tif").missing, alpha == 0)

@@ -27,12 +27,17 @@ def report_of(tmp_path, **fields):
     [
         ({"speedup": 0.8}, f"{SLOWER}; omit --int8, or take --fastest, which keeps the faster of the two"),
         (
+            {"speedup": 0.99},
+            "int8 is no faster than float32 here; omit --int8, or take --fastest, which keeps the faster of the two",
+        ),
+        (
             {"speedup": 0.8, "accuracy": MOST},
             f"{SLOWER} (7 of 10 layers stay float, as they would lose too much); omit --int8, or take --fastest, which "
             "keeps the faster of the two",
         ),
+        ({"accuracy": MOST}, "7 of 10 layers stay float, as they would lose too much; for more,"),
         (
-            {"accuracy": MOST},
+            {"accuracy": MOST, "speedup": 1.1},
             "7 of 10 layers stay float, as they would lose too much, so int8 wins little; calibrate on more images, "
             "allow more by --max-drop, or omit --int8",
         ),

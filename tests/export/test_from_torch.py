@@ -242,6 +242,9 @@ def test_one_logit_that_is_within_0_and_1_for_noise_is_no_probability(tmp_path):
     model.weight.data.mul_(0.05)
     card, _ = export_module(model.eval(), None, tmp_path / "m.onnx", name="it")
     assert card.activation == "sigmoid"
+    notes = []
+    export_module(nn.Sequential(model, nn.LogSigmoid()).eval(), None, tmp_path / "m.onnx", name="it", note=notes.append)
+    assert any("would call class 0 everywhere" in note for note in notes)
     bounded = nn.Sequential(model, nn.Hardsigmoid()).eval()
     card, _ = export_module(bounded, None, tmp_path / "m.onnx", name="it")
     assert card.activation == "probability"
@@ -342,6 +345,10 @@ class Keeps(nn.Module):
         if self.where == "list":
             self.seen.append(of_this.mean(0))
             return y + torch.stack(self.seen).mean(0)
+        if self.where == "pixels":  # a grid by the number of pixels, so that 96×64 has that of 64×96
+            if self.last is None or self.last.numel() != y[0, 0].numel():
+                self.last = torch.linspace(0, 1, y.shape[2])[:, None].expand(y.shape[2:]).flatten()
+            return y + self.last.view(y.shape[2:])
         if self.where == "map":
             self.last = y if self.last is None else 0.5 * self.last + 0.5 * y
             return self.last
@@ -349,8 +356,12 @@ class Keeps(nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("where", "said"), [("buffer", "(mean)"), ("bank", "(bank, count)"), ("list", "(count, seen)"), ("map", "last)")]
-)
+    ("where", "said"),
+    [
+        ("buffer", "(mean)"), ("bank", "(bank, count)"), ("list", "(count, seen)"), ("map", "last)"),
+        ("pixels", "last)"),
+    ],
+)  # fmt: skip
 def test_what_is_kept_from_image_to_image_is_named(tmp_path, where, said):
     torch.manual_seed(0)
     with pytest.raises(DeployError, match="it keeps state from image to image") as caught:
@@ -386,23 +397,44 @@ def test_sizes_that_an_exporter_bakes_in_are_freed_where_pytorch_agrees(tmp_path
         lambda height, width: (round(height * round(0.7, ndigits=1)), int(width / 3) + int("1", base=16)),
         lambda height, width: (math.ceil(height / 3), max(width // 2, 40)),
         lambda height, width: (int(float(height) * 1.25), min(math.floor(width * 0.5) + 1, 2 * int(width))),
+        lambda height, width: (int(height * 0.29) + 1, math.floor(0.7 * width) + 1),  # 0.29 · 100 is 28.999…
+        lambda height, width: (max(height, 8), round(width / 3) + torch.zeros(1, dtype=float).ndim),
     ],
-    ids=["int", "round", "math", "float"],
+    ids=["int", "round", "math", "float", "in-double", "float-is-a-dtype"],
 )
 def test_numbers_that_python_makes_of_sizes_stay_functions_of_them(tmp_path, size_of):
     torch.manual_seed(0)
 
     def look(x, y):
-        return F.interpolate(y, size=size_of(*x.shape[2:]), mode="nearest")
+        return F.interpolate(y, size=size_of(*x.shape[2:]), mode="bilinear")
 
     model, notes = Looks(look).eval(), []
     export_module(model, None, tmp_path / "m.onnx", exporter="torchscript", name="it", note=notes.append)
     assert any("makes plain numbers of sizes" in note for note in notes)
-    session, x = onnxruntime.InferenceSession(tmp_path / "m.onnx"), torch.randn(1, 3, 53, 151)
+    session = onnxruntime.InferenceSession(tmp_path / "m.onnx")
+    for size in ((53, 151), (100, 190)):
+        x = torch.randn(1, 3, *size)
+        with torch.inference_mode():
+            expected = model(x).numpy()
+        np.testing.assert_allclose(session.run(None, {"image": x.numpy()})[0], expected, atol=1e-4)
+    assert "int" not in globals() and int(7.9) == 7 and not hasattr(torch.Tensor, "__round__")
+
+
+@pytest.mark.parametrize("options", [{}, {"align_corners": True}], ids=["by-the-factor", "by-corners"])
+def test_a_map_resized_by_a_factor_has_the_length_that_python_gives_it(tmp_path, options):
+    """0.29 · 100 is 28.999…, and 29 in single precision, in which ONNX has factors; 0.29 · 300 is 87 in both."""
+    torch.manual_seed(0)
+
+    def look(x, y):
+        return to_size(y, F.interpolate(y, scale_factor=0.29, mode="bilinear", **options))
+
+    model = Looks(look).eval()
+    export_module(model, None, tmp_path / "m.onnx", exporter="torchscript", name="it")
+    x = torch.randn(1, 3, 200, 600)
     with torch.inference_mode():
         expected = model(x).numpy()
-    np.testing.assert_allclose(session.run(None, {"image": x.numpy()})[0], expected, atol=1e-4)
-    assert "int" not in globals() and int(7.9) == 7 and not hasattr(torch.Tensor, "__round__")
+    logits = onnxruntime.InferenceSession(tmp_path / "m.onnx").run(None, {"image": x.numpy()})[0]
+    np.testing.assert_allclose(logits, expected, atol=1e-4)
 
 
 class Looks(Segments):
@@ -504,8 +536,14 @@ def by_exponents(x, y):
         (lambda x, y: y * [1.0, 2.0, *[1.0] * 99][x.shape[2] // 300], "does otherwise at 300×96 than at other sizes"),
         (lambda x, y: y * 2 if abs(x.shape[2] - 350) < 10 else y, "does otherwise at 341×96 than at other sizes"),
         (lambda x, y: y * 2 if (y.shape[3] - 170) ** 2 < 25 else y, "does otherwise at 64×3"),
+        (lambda x, y: y * 2 if x.shape[2] % 23 == 0 else y, "does otherwise at 69×96 than at other sizes"),
+        (lambda x, y: y * 2 if x.shape[2] % 50 == 17 else y, "does otherwise at 67×96 than at other sizes"),
+        (lambda x, y: y * 2 if 500 < max(x.shape[2:]) < 520 else y, "does otherwise at 64×501 than at other sizes"),
+        (lambda x, y: y * 2 if 150 < len(y.unbind(2)) < 160 else y, "does otherwise at 301×96 than at other sizes"),
+        (lambda x, y: y * 2 if 300 < x.stride(2) < 310 else y, "does otherwise at 64×301 than at other sizes"),
         (lambda x, y: y * {500: 2.0}.get(x.shape[2], 1.0), "does otherwise at 500×96 than at other sizes"),
         (lambda x, y: y * {64: 2.0}.get(x.shape[2], 1.0), "does otherwise at 64×"),
+        (lambda x, y: y * 2 if str(x.shape[2]).startswith("108") else y, "does otherwise at 1080×96 than at other"),
         (lambda x, y: y * 2 if str(x.shape[2]) == "500" else y, "does otherwise at 500×96 than at other sizes"),
         (lambda x, y: y * 2 if 300 < np.sqrt(x.shape[2]) ** 2 < 310 else y, "does otherwise at 30"),
         (lambda x, y: y * 2 if torch.tensor(x.shape[2]) > 300 and x.shape[2] < 310 else y, "does otherwise at 309×96"),
@@ -530,6 +568,13 @@ def test_what_may_depend_on_a_size_unseen_is_said(tmp_path):
     looked_up = Looks(lambda x, y: y * {96: 1.0}.get(x.shape[2], 1.0)).eval()
     export_module(looked_up, None, tmp_path / "m.onnx", name="it", note=notes.append)
     assert any("makes a key of a size (test_from_torch.py" in note and "not at all others" in note for note in notes)
+
+
+def test_where_a_module_cannot_be_followed_is_said(tmp_path):
+    notes = []
+    of_loud_large_ones = Looks(lambda x, y: y * 2 if x.shape[2] > 512 and x.max() > 1e9 else y).eval()
+    export_module(of_loud_large_ones, None, tmp_path / "m.onnx", name="it", note=notes.append)
+    assert any("it cannot be followed at 4224×64, where it runs" in note for note in notes), notes
 
 
 def by_places(x, y):
@@ -613,6 +658,19 @@ def test_a_quotient_and_its_rest_are_functions_of_the_size(tmp_path):
     notes = []
     export_module(Looks(halves).eval(), None, tmp_path / "m.onnx", name="it", note=notes.append)
     assert any("plain numbers of sizes" in note for note in notes)
+
+
+def test_a_module_that_goes_on_after_an_error_does_not_end_the_process(tmp_path):
+    """PyTorch's tracer loses its place where an operator fails, and crashes at the end of the trace."""
+
+    def in_sevenths(x, y):
+        try:
+            return F.pixel_shuffle(F.pixel_unshuffle(y, 7), 7) * 2
+        except RuntimeError:
+            return y
+
+    with pytest.raises(DeployError, match="it goes on after pixel_unshuffle has failed"):
+        export_module(Looks(in_sevenths).eval(), None, tmp_path / "m.onnx", name="it")
 
 
 @pytest.mark.parametrize(

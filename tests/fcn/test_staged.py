@@ -9,7 +9,7 @@ from fcn_deploy.fcn import staged
 from fcn_deploy.fcn.backbones import NAMES
 from fcn_deploy.fcn.checkpoint import card_for
 from fcn_deploy.fcn.quantization import fake_quantized
-from fcn_deploy.fcn.staged import staged_network
+from fcn_deploy.fcn.staged import TorchPredictor, staged_network
 from fcn_deploy.runtime.backends.onnxruntime import OnnxRuntimeSession
 from fcn_deploy.runtime.backends.openvino import OpenVinoSession
 from fcn_deploy.runtime.pixels.prepare import normalise
@@ -61,6 +61,25 @@ def test_where_memory_is_short_all_parts_are_run_in_tiles(network, monkeypatch):
     grids = net.plan(1200, 72).grids
     assert grids[1].count > 1 and grids[1].halo[0] >= 160
     check(net.result(image, "labels"), whole_logits(model, card, image))
+
+
+def test_only_what_counts_of_a_scene_is_run_and_its_labels_are_those_of_all_of_it(monkeypatch):
+    model = random_network(width=0.125)
+    card = card_for(model.architecture, tuple("abcde"))
+    predict, image = TorchPredictor(model, card), photo(640, 741)
+    logits, run = whole_logits(model, card, image), []
+    result = predict._net.result
+    monkeypatch.setattr(predict._net, "result", lambda part, kind: (run.append(part.shape[:2]), result(part, kind))[1])
+    wanted = np.zeros((640, 741), bool)
+    np.testing.assert_array_equal(predict.where(wanted, image), 0)
+    assert not run
+    wanted[3:20, 700:740] = wanted[60, 720] = True
+    labels = predict.where(wanted, image)
+    assert run[0][0] < 640 and run[0][1] < 741
+    check(np.where(wanted, labels, logits.argmax(0)), logits)
+    wanted[-1, 0] = True
+    predict.where(wanted, image)
+    assert run[1] == (640, 741)
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import sys
 import numpy as np
 import pytest
 import tifffile
+from fcn_deploy.runtime.images.georeference import own_tags, transform_of
 from fcn_deploy.runtime.images.numbers import ReadOptions
 from fcn_deploy.runtime.images.regions import by_regions, open_regions
 from fcn_deploy.runtime.images.write import write_maps
@@ -224,3 +225,15 @@ def test_a_folder_of_georeferenced_images_gives_labels_in_place(exports, tmp_pat
     command("infer", exports / "narrow.engine", tmp_path / "in", "-o", tmp_path / "o")
     for path in paths:
         assert place(tmp_path / "o" / f"{path.stem}.tif") == place(path)
+
+
+@pytest.mark.parametrize("keys", [KEYS, POINT_KEYS], ids=["areas", "points"])
+@pytest.mark.parametrize("scale", [(10.0, -10.0, 0.0), (0.0, 0.0, 0.0), None, (20.0, 5.0, 0.0)])
+def test_odd_pixel_scales_are_taken_as_gdal_takes_them(tmp_path, scale, keys):
+    """Polygons, areas and objects lie by transform_of, labels by the tags: a negative scale set them apart."""
+    tags = [] if scale is None else [(33550, "d", 3, scale, True)]
+    for points in ([PLACE[1]], []):
+        tifffile.imwrite(tmp_path / "a.tif", photo(*SIZE), photometric="rgb", extratags=[*tags, *points, keys])
+        with tifffile.TiffFile(tmp_path / "a.tif") as file, rasterio.open(tmp_path / "a.tif") as expected:
+            known = None if expected.transform.is_identity else tuple(expected.transform)[:6]
+            assert transform_of(own_tags(file.pages.first)) == known

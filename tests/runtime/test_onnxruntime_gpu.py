@@ -4,10 +4,11 @@ import re
 import sys
 import types
 
+import numpy as np
 import onnxruntime
 import pytest
 from fcn_deploy.runtime.backends import ORT_TARGETS, onnxruntime_gpu
-from fcn_deploy.runtime.backends.onnxruntime import OnnxRuntimeSession
+from fcn_deploy.runtime.backends.onnxruntime import OnnxRuntimeSession, session
 from fcn_deploy.runtime.backends.onnxruntime_gpu import PLUGIN, gpu_providers, not_loaded, plugin_devices
 
 from fcn_deploy import DeployError, MisuseError
@@ -90,6 +91,26 @@ def test_a_provider_that_loads_without_a_gpu_says_so(with_gpu, gpu, monkeypatch)
     with pytest.raises(DeployError, match="CUDA failure 100"):  # of something else
         OnnxRuntimeSession(_identity(), target="ort-cuda")
     gpu.clear()
+
+
+def test_a_run_that_fails_on_a_gpu_is_said_and_not_repeated_on_the_cpu(with_gpu, capsys):
+    """ONNX Runtime's Python class would start a session on the CPU, print that, and go on there for good."""
+    from onnxruntime.capi.onnxruntime_pybind11_state import EPFail
+
+    opened = session(_identity(), providers=[("CPUExecutionProvider", {})])
+    real = opened._sess
+
+    class Failing:
+        def run(self, *arguments):
+            raise EPFail("CUDA failure 2: out of memory")
+
+        def __getattr__(self, name):
+            return getattr(real, name)
+
+    opened._sess = Failing()
+    with pytest.raises(EPFail):
+        opened.run(["out"], {"image": np.zeros((1, 3, 4, 4), np.float32)})
+    assert capsys.readouterr().out == ""
 
 
 class Plugin:

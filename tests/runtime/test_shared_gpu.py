@@ -1,5 +1,6 @@
 """A GPU that others in the same process use too: another Segmenter, a framework on the default stream."""
 
+import re
 import sys
 import threading
 import types
@@ -385,7 +386,7 @@ def test_the_version_that_a_plan_needs_is_named_by_the_wheel_that_is_here(monkey
     monkeypatch.setitem(sys.modules, library, module)
     monkeypatch.setattr(device, "_installed", lambda name: name in wheels)
     with pytest.raises(DeployError, match=rf"run pip install '{package}==10.16.1.11', or build it again"):
-        open_library(None, replace(PLAN, library=library, version="10.16.1.11"), "m.engine")
+        open_library(DRIVER, replace(PLAN, library=library, version="10.16.1.11"), "m.engine")
 
 
 def test_a_library_that_cannot_start_is_said_with_the_drivers_version(rtx_engine, gpu, monkeypatch):
@@ -410,7 +411,17 @@ def test_a_library_that_is_installed_and_does_not_load_is_not_called_absent(monk
 
     monkeypatch.setattr(extras, "import_module", broken)
     with pytest.raises(DeployError, match=r"tensorrt cannot be loaded \(libnvinfer.so.11: cannot open .*\); run: pip"):
-        open_library(None, replace(PLAN, library="tensorrt"), "m.engine")
+        open_library(DRIVER, replace(PLAN, library="tensorrt"), "m.engine")
+
+
+def test_a_library_that_is_absent_is_named_in_the_version_and_of_the_cuda_that_fit(monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    for driver, line in (
+        (12040, "'fcn-deploy[tensorrt-cu12]' 'tensorrt-cu12==10.16.1.11'"),
+        (13000, "'fcn-deploy[tensorrt]' 'tensorrt-cu13==10.16.1.11'"),
+    ):
+        with pytest.raises(DeployError, match=re.escape(f"tensorrt is not installed; run: pip install {line}")):
+            open_library(types.SimpleNamespace(get_driver_version=lambda: driver), PLAN, "m.engine")  # noqa: B023
 
 
 def test_a_driver_too_old_for_the_kernels_is_said_with_both_versions(rtx_engine, gpu, tmp_path, monkeypatch):
@@ -423,6 +434,6 @@ def test_a_driver_too_old_for_the_kernels_is_said_with_both_versions(rtx_engine,
         return kept | {KERNELS_PTX: kept[KERNELS_PTX].replace(b".version 8.0", b".version 9.5")}
 
     monkeypatch.setattr(device, "_installed", lambda package: False)
-    with pytest.raises(DeployError, match=r"PTX 9.5 by a driver of CUDA 13.0; update the driver, or build the engine"):
+    with pytest.raises(DeployError, match=r"PTX 9.5 by a driver of CUDA 13.0; update the driver, or build it with"):
         Segmenter(changed(rtx_engine, tmp_path / "x.engine", members=newer))
     gpu.clear()

@@ -1,6 +1,8 @@
 """What GDAL keeps beside files, masks and no-data values, holds wherever images and labels are read."""
 
 import logging
+import struct
+import zlib
 from dataclasses import replace
 
 import numpy as np
@@ -364,3 +366,82 @@ def test_a_no_data_tag_without_a_number_is_named(tmp_path, text, caplog):
     with pytest.raises(MisuseError, match="refused by --strict"):
         valid(path, strict=True)
     valid(path, strict=True, no_data=0)  # what is said settles it
+
+
+def test_palettes_of_tiffs_and_mosaics_have_the_no_data_and_colours_of_gdal(tmp_path):
+    rasterio, shutil = needs("rasterio"), needs("rasterio.shutil")
+    indices, alpha = photo(50, 60)[:, :, 0] % 4, np.full((50, 60), 255, np.uint8)
+    alpha[:, :9] = 0
+    colours = {index: (40 * index % 256, 255 - index, 7, 255) for index in range(256)}
+    shown = np.array([colours[index][:3] for index in range(256)], np.uint8)[indices]
+    options = {"driver": "GTiff", "height": 50, "width": 60, "dtype": "uint8", "photometric": "palette"}
+    with rasterio.open(tmp_path / "a.tif", "w", count=1, nodata=2, **options) as file:
+        file.write_colormap(1, colours)
+        file.write(indices, 1)
+    shutil.copy(tmp_path / "a.tif", tmp_path / "a.vrt", driver="VRT")
+    for name in ("a.tif", "a.vrt"):
+        np.testing.assert_array_equal(valid(tmp_path / name), indices != 2)
+        np.testing.assert_array_equal(valid(tmp_path / name, no_data=3.0), indices != 3)
+        np.testing.assert_array_equal(decode(read_header(tmp_path / name), RGB).data, shown)
+    with rasterio.open(tmp_path / "b.tif", "w", count=2, alpha="YES", **options) as file:
+        file.write_colormap(1, colours)
+        file.write(np.stack([indices, alpha]))
+    np.testing.assert_array_equal(valid(tmp_path / "b.tif"), alpha > 0)
+    table = np.array([colours[index][:3] for index in range(256)], np.uint16).T  # 8 bits, where 16 belong
+    tifffile.imwrite(tmp_path / "c.tif", indices, photometric="palette", colormap=table)
+    np.testing.assert_array_equal(decode(read_header(tmp_path / "c.tif"), RGB), shown)
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 16])
+def test_a_grey_of_a_png_that_is_transparent_is_no_data_whatever_its_bits(tmp_path, bits):
+    grey = np.random.default_rng(0).integers(0, 2**bits, (50, 64), np.uint16)
+    transparent = int(grey[7, 8])
+    rows = np.unpackbits(grey.astype(">u2").view(np.uint8).reshape(50, 64, 2), axis=2)[:, :, 16 - bits :]
+    lines = b"".join(b"\0" + np.packbits(row).tobytes() for row in rows)
+    parts = [(b"IHDR", struct.pack(">IIBBBBB", 64, 50, bits, 0, 0, 0, 0)), (b"tRNS", struct.pack(">H", transparent)),
+             (b"IDAT", zlib.compress(lines)), (b"IEND", b"")]  # fmt: skip
+    chunks = (struct.pack(">I", len(d)) + k + d + struct.pack(">I", zlib.crc32(k + d)) for k, d in parts)
+    (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(chunks))
+    np.testing.assert_array_equal(valid(tmp_path / "a.png", GREY), grey != transparent)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "fill", "text"),
+    [
+        ("float32", -3.4028234663852886e38, "-3.4028e+38"),
+        ("float64", -1.7976931348623157e308, "-1.79769313486232e+308"),  # as ArcGIS writes it, beyond all floats
+        ("float64", 1e20, "1e20"),
+        ("uint64", 2**64 - 1, "18446744073709551615"),
+        ("int64", 2**63 - 1, "9223372036854775807"),
+        ("int64", -(2**63), "-9223372036854775808"),
+    ],
+)
+def test_no_data_at_the_ends_of_wide_types_is_found_in_images_and_labels(tmp_path, dtype, fill, text):
+    array = np.random.default_rng(0).integers(0, 3, (50, 60)).astype(dtype)
+    array[:, :9] = fill
+    tifffile.imwrite(tmp_path / "a.tif", array, photometric="minisblack", extratags=[(42113, "s", 0, text, True)])
+    np.testing.assert_array_equal(valid(tmp_path / "a.tif", GREY, input_range=(0, 3))[20], np.arange(60) >= 9)
+    np.testing.assert_array_equal(read_labels(tmp_path / "a.tif").missing[20], np.arange(60) < 9)
+
+
+def test_what_gdal_calls_the_bands_is_heeded(tmp_path, caplog):
+    rasterio = needs("rasterio")
+    bands = np.random.default_rng(0).integers(0, 256, (4, 50, 60), np.uint8)
+
+    def save_called(name, *colours, **options):
+        with rasterio.open(tmp_path / name, "w", driver="GTiff", height=50, width=60, count=len(colours), dtype="uint8",
+                           **options) as file:  # fmt: skip
+            file.write(bands[: len(colours)])
+            file.colorinterp = [rasterio.enums.ColorInterp[colour] for colour in colours]
+        return tmp_path / name
+
+    near_infrared = save_called("n.tif", "red", "green", "blue", "nir")  # rasterio's tags call it alpha
+    assert valid(near_infrared).all() and not caplog.text
+    reversed_ = save_called("b.tif", "blue", "green", "red")
+    assert valid(reversed_).all()
+    assert "its bands are blue, green, red" in caplog.text and "--channel 2,1,0" in caplog.text
+    caplog.clear()
+    assert valid(reversed_, channels=(2, 1, 0)).all() and not caplog.text
+    four = save_called("f.tif", "blue", "green", "red", "nir", photometric="MINISBLACK")
+    with pytest.raises(MisuseError, match="say which with label-images --channel, such as 2,1,0"):
+        valid(four)

@@ -8,6 +8,7 @@ import pytest
 import tifffile
 from fcn_deploy.export.graph.edit import set_metadata
 from fcn_deploy.runtime.engine_format.model_card import CARD_KEY
+from fcn_deploy.runtime.images.georeference import transform_of
 from fcn_deploy.runtime.images.header import read_header
 from fcn_deploy.runtime.images.numbers import ReadOptions
 from fcn_deploy.runtime.images.read import decode
@@ -127,6 +128,66 @@ def test_pages_of_several_sizes_and_frames_of_animations_are_pages(tmp_path):
     frames = [Image.fromarray(np.full((*SIZE, 3), 60 * k, np.uint8)) for k in range(4)]
     frames[0].save(tmp_path / "i.gif", save_all=True, append_images=frames[1:])
     assert [read(tmp_path / "i.gif", card(3, "uint8"), page)[0, 0, 0] for page in range(4)] == [0, 60, 120, 180]
+
+
+def as_mask(path, number):
+    """Say of a page, which tifffile has written as reduced, that it is a mask (TIFF 6.0, NewSubfileType)."""
+    with tifffile.TiffFile(path) as file:
+        place = file.pages[number].tags[254].valueoffset
+    content = bytearray(path.read_bytes())
+    content[place] = 4
+    path.write_bytes(content)
+
+
+def test_a_further_page_has_tags_and_a_mask_of_its_own(tmp_path):
+    """As rasterio opens each (GTIFF_DIR:2:…), which the first page's would place, colour and cut otherwise."""
+    path, grey = tmp_path / "i.tif", np.random.default_rng(0).integers(0, 4, SIZE, np.uint8)
+    colours = np.zeros((2, 3, 256), np.uint16)
+    colours[0, 0, :4], colours[1, 2, :4] = np.arange(4) * 16448, np.arange(4) * 21845
+    valid = np.random.default_rng(1).random((2, *SIZE)) > 0.3
+    with tifffile.TiffWriter(path) as file:
+        for number in range(2):
+            corner = (0, 0, 0, 5e5 + 1e4 * number, 5e6, 0)
+            tags = [(33550, "d", 3, (10.0, 10.0, 0.0), True), (33922, "d", 6, corner, True),
+                    (42113, "s", 0, str(number), True)]  # fmt: skip
+            file.write(grey, photometric="palette", colormap=colours[number], metadata=None, extratags=tags)
+            file.write(valid[number].astype(np.uint8) * 255, photometric="minisblack", metadata=None, subfiletype=1)
+    for mask in (1, 3):
+        as_mask(path, mask)
+    for number in range(2):
+        found = read(path, card(3, "uint8"), number)
+        expected = (colours[number][:, grey] >> 8).transpose(1, 2, 0)
+        np.testing.assert_array_equal(np.asarray(found), expected)
+        np.testing.assert_array_equal(~np.ma.getmaskarray(found)[:, :, 0], valid[number] & (grey != number))
+        with open_regions(path, card(3, "uint8"), ReadOptions(page=number)) as image:
+            assert transform_of(image.tags)[2] == 5e5 + 1e4 * number
+    with tifffile.TiffWriter(path) as file:
+        file.write(grey, photometric="minisblack", metadata=None)
+        file.write(grey, photometric="minisblack", metadata=None, extratags=[(274, "H", 1, 3, True)])
+    np.testing.assert_array_equal(read(path, card(1, "uint8"), 1)[:, :, 0], grey[::-1, ::-1])
+    with tifffile.TiffWriter(path) as file:  # a mask of 8 bits is no page, and no band
+        file.write(grey, photometric="minisblack", metadata=None)
+        file.write(valid[0].astype(np.uint8) * 255, photometric="minisblack", metadata=None, subfiletype=1)
+    as_mask(path, 1)
+    assert read_header(path).pages == 1
+    np.testing.assert_array_equal(np.ma.getmaskarray(read(path, card(1, "uint8")))[:, :, 0], ~valid[0])
+
+
+def test_a_lookup_table_of_imagej_leaves_grey_as_it_is_for_networks_of_one_channel(tmp_path, caplog):
+    grey, green = photo(*SIZE)[:, :, 0], np.zeros((3, 256), np.uint16)
+    green[1] = np.arange(256) * 257
+    picture = green[:, np.random.default_rng(0).permutation(256)]
+    for table in (green, picture):
+        tifffile.imwrite(tmp_path / "i.tif", grey, photometric="palette", colormap=table, metadata=None,
+                         description="ImageJ=1.53t\nimages=1\n")  # fmt: skip
+        shown = (table[1, grey] >> 8).astype(np.uint8)
+        np.testing.assert_array_equal(read(tmp_path / "i.tif", card(3, "uint8"))[:, :, 1], shown)
+        found = read(tmp_path / "i.tif", card(1, "uint8"))[:, :, 0]
+        if table is green:
+            np.testing.assert_array_equal(found, grey)
+            assert "has a lookup table of ImageJ" in caplog.text
+        else:  # colours of a picture, in no order
+            assert not np.array_equal(found, grey)
 
 
 def test_pages_without_a_name_are_no_bands_where_a_page_is_asked_for(tmp_path):

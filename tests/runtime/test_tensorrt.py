@@ -384,6 +384,11 @@ def test_memory_that_runs_out_is_one_line_and_leaves_the_engine_usable(rtx_engin
         assert net(photo(40, 50)).shape == (40, 50)
         gpu.set_memory(8 << 30)
         assert net(photo(320, 416)).shape == (320, 416)
+    gpu.set_memory(100_000)
+    with pytest.raises(
+        DeployError, match=r"cannot load the plan \(.*out of memory.*\); close what else uses the GPU's"
+    ):
+        Segmenter(rtx_engine)
     gpu.clear()  # what did not fit was refused, as it should be
 
 
@@ -409,9 +414,15 @@ def test_a_gpu_that_failed_says_so_at_every_later_call(rtx_engine, gpu, monkeypa
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"targets": ("sm86", "sm120")}, r"is for sm86, sm120, and this GPU \(Simulated GPU\) is sm89; build it with"),
+        (
+            {"targets": ("sm86", "sm120")},
+            r"is for sm86, sm120, and this GPU \(Simulated GPU\) is sm89; build it with --target sm89, or on this",
+        ),
         ({"version": "1.2.0.5"}, r"built by tensorrt_rtx 1.2.0.5, and 1.7.* pip install 'tensorrt-rtx-cu13==1.2.0.5'"),
-        ({"library": "tensorrt"}, r"tensorrt is not installed; run: pip install 'fcn-deploy\[tensorrt\]'"),
+        (
+            {"library": "tensorrt", "version": "10.16.1.11"},
+            r"is not installed; run: pip install 'fcn-deploy\[tensorrt\]' 'tensorrt-cu13==10.16.1.11', the version",
+        ),
         ({"profiles": (Profile((32, 32), (32, 32), (64, 64)),)}, "disagree on the profiles"),
         ({"members": lambda m: m | {"stage-0.plan": m["stage-0.plan"][:-9] + bytes(9)}}, "cannot load the plan"),
         ({"members": lambda m: {n: b for n, b in m.items() if "kernels" not in n}}, "kernels cannot be loaded"),
@@ -429,6 +440,21 @@ def test_plans_that_do_not_fit_are_refused_before_they_run(rtx_engine, gpu, tmp_
     gc.collect()
     assert gpu.counts()["allocations"] == 0
     gpu.clear()
+
+
+@pytest.mark.parametrize(
+    ("capability", "said"),
+    [
+        ((7, 5), "is sm75; build it with --target sm75, or on this machine with --target cuda$"),
+        ((9, 0), "is sm90; build it on this machine with --target cuda$"),  # there is no --target sm90
+        ((7, 0), "is sm70; no library here has plans for GPUs before sm75: build one with --target cpu$"),
+    ],
+)
+def test_an_engine_on_another_gpu_names_the_way_that_serves_that(rtx_engine, gpu, capability, said):
+    gpu.set_capability(*capability)
+    with pytest.raises(DeployError, match=said):
+        Segmenter(rtx_engine)
+    assert gpu.counts()["allocations"] == 0
 
 
 def test_devices(rtx_engine, exports, gpu):

@@ -12,7 +12,7 @@ from fcn_deploy.export.build.targets.job import BuildJob, measure_on_gpu
 from fcn_deploy.export.build.targets.kernels import compile_kernels
 from fcn_deploy.export.build.targets.tensorrt_layers import advice
 from fcn_deploy.export.build.targets.tensorrt_plan import activation_cost, build_plan
-from fcn_deploy.export.build.targets.tensorrt_process import BuiltPlan
+from fcn_deploy.export.build.targets.tensorrt_process import WIDENED, BuiltPlan
 from fcn_deploy.export.graph.edit import attributes, initializers, label
 from fcn_deploy.runtime.backends.device import platform_name
 from fcn_deploy.runtime.engine_format.manifest import GpuPlan, Profile
@@ -94,7 +94,12 @@ def _within(job: BuildJob, batch: int) -> list[PlannedProfile]:
 
 def _plan_report(job: BuildJob, built: BuiltPlan, profiles: list[PlannedProfile]) -> PlanReport:
     skipped = job.config.sizes.skipped.values() if job.config.sizes is not None else ()
-    said = [note for note in (advice(built.layers, job.precision), unseen_resize(job.lowest_core)) if note]
+    notes = (
+        advice(built.layers, job.precision),
+        shared_with_sm75(built, job.lowest_core),
+        unseen_resize(job.lowest_core),
+    )
+    said = [note for note in notes if note]
     return PlanReport(
         module=built.module,
         version=built.version,
@@ -103,6 +108,24 @@ def _plan_report(job: BuildJob, built: BuiltPlan, profiles: list[PlannedProfile]
         profiles=profile_reports(profiles, built.activation_bytes),
         notes=(*built.notes, *said, *(f"skipped: {reason}" for reason in skipped)),
         layers=built.layers,
+    )
+
+
+def shared_with_sm75(built: BuiltPlan, core: ModelProto) -> str:
+    """What to say of a plan whose depthwise convolutions are widened for sm75 on the other GPUs too; "" of another."""
+    held = initializers(core)
+    depthwise = any(
+        node.op_type == "Conv"
+        and attributes(node).get("group", 1) > 1
+        and node.input[1] in held
+        and held[node.input[1]].shape[1] == 1
+        for node in core.graph.node
+    )
+    if not depthwise or built.module != "tensorrt_rtx" or WIDENED not in built.targets or len(built.targets) == 1:
+        return ""
+    return (
+        f"in a plan with {WIDENED} every GPU multiplies eight times as much in depthwise convolutions; an engine for "
+        f"{WIDENED} of its own spares the others that"
     )
 
 

@@ -17,11 +17,12 @@ from typing import Any
 
 from fcn_deploy.calibration.report.engine_report import PlanLayer
 from fcn_deploy.export.build.config import HARDWARE_LEVELS, TensorRTOptions
-from fcn_deploy.export.build.gpus import ON_THE_MACHINE, THIS_GPU, check_type
+from fcn_deploy.export.build.gpus import ON_THE_MACHINE, THIS_GPU, TOO_OLD, check_type
 from fcn_deploy.export.build.profiles import PlannedProfile
 from fcn_deploy.export.build.targets.tensorrt_errors import LIBRARY_NAMES, failed, reason_of, refused, tidied, too_long
 from fcn_deploy.export.build.targets.tensorrt_layers import layers_of
 from fcn_deploy.export.build.targets.timing_cache import TimingCache
+from fcn_deploy.runtime.backends import OLDEST_GPU
 from fcn_deploy.runtime.backends.device import platform_name
 from fcn_deploy.runtime.errors import DeployError, MisuseError, one_line
 from fcn_deploy.runtime.extras import need
@@ -170,6 +171,8 @@ def choose_module(targets: Sequence[str]) -> tuple[ModuleType, tuple[str, ...]]:
             "the GPUs to build for, such as --target sm86,sm89,sm120"
         )
     found = f"sm{device[0]}{device[1]}"
+    if int(found[2:]) < int(OLDEST_GPU[2:]):
+        raise DeployError(f"the GPU of this machine is {found}: {TOO_OLD}")
     why_not = "tensorrt is not installed"
     try:
         trt = import_module("tensorrt")

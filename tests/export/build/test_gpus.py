@@ -36,7 +36,10 @@ from fcn_deploy import DeployError, MisuseError
         # As people write them.
         ("a6000", "sm86"), ("jetson-orin-nano", "sm87"), ("thor", "sm110"), ("Jetson T5000", "sm110"),
         ("GB200 NVL72", "sm100"), ("DGX H100", "sm90"), ("rtx pro 6000", "sm120"), ("Vera Rubin", "sm107"),
-        ("rtx6000", "rtx6000"),  # of Turing, Ada or Blackwell
+        ("rtx6000", "rtx6000"),  # of Turing or Ada
+        ("4090", "sm89"), ("3060 ti", "sm86"), ("RTX 8000", "sm75"), ("sm_89", "sm89"), ("sm90a", "sm90"),
+        ("GRID T4-16Q", "sm75"), ("NVIDIA A40-48Q", "sm86"), ("NVIDIA A100-SXM4-40GB MIG 1g.5gb", "sm80"),
+        ("Orin (nvgpu)", "sm87"), ("NVIDIA RTX 2000E Ada Generation", "sm89"), ("CPU", "cpu"), ("Ort-CUDA", "ort-cuda"),
     ],
 )  # fmt: skip
 def test_names_that_people_know_are_compute_capabilities(name, found):
@@ -46,6 +49,13 @@ def test_names_that_people_know_are_compute_capabilities(name, found):
 def test_names_and_capabilities_are_one_target_each():
     assert parse_targets("rtx4090,sm89,l4, RTX 3090") == ["sm89", "sm86"]
     assert BuildConfig(target="rtx4090,rtx5090").target == "sm89,sm120"
+    assert parse_targets("cuda, CUDA") == ["cuda"] and BuildConfig(target="CPU").on_cpu
+
+
+def test_a_target_is_read_in_any_case_before_options_are_held_against_it():
+    from fcn_deploy.export.cli.build_engine import TargetOptions, _spelled
+
+    assert [_spelled(TargetOptions(name)).target for name in ("CPU", "Cuda", "RTX 4090")] == ["cpu", "cuda", "RTX 4090"]
 
 
 @pytest.mark.parametrize(
@@ -69,7 +79,10 @@ def test_names_and_capabilities_are_one_target_each():
         ("aarch64", "is no GPU; a plan is of the kind of processor that built it: build on the Arm machine"),
         ("sm89,b200", r"'b200': sm100"),
         ("sm61", "no library here has plans for GPUs before sm75"),
-        ("rtx9000x", "choose cpu, cuda .* GPUs by name, such as rtx4090"),
+        ("rtx9000x", "choose cpu, cuda .* ort-cuda.* GPUs by name, such as rtx4090.* nvidia-smi --query-gpu"),
+        ("rtx 6000", r"GPUs of two generations: say sm75 \(Quadro RTX\) or sm89 \(RTX … Ada\); nvidia-smi"),
+        ("ort-cuda,sm89", "'ort-cuda,sm89': ort-cuda stands alone, not in a list"),
+        ("sm89,", "target ''; choose cpu"),
     ],
 )
 def test_a_target_that_is_refused_says_which_way_serves_it(target, said):
@@ -149,6 +162,15 @@ def test_the_gpu_of_this_machine_is_asked_for_first(monkeypatch):
         tensorrt_plan.check_builder(BuildConfig(target="cuda").tensorrt_options)
 
 
+@pytest.mark.parametrize("found", [(7, 0), (6, 1)])
+def test_a_gpu_of_this_machine_that_no_library_serves_is_said_before_anything_is_built(monkeypatch, found):
+    """TensorRT for RTX would be told to build for the current GPU, whichever it is."""
+    monkeypatch.setattr(tensorrt_process, "local_device", lambda: found)
+    said = r"the GPU of this machine is sm\d\d: no library here has plans for GPUs before sm75 .*; use --target cpu"
+    with pytest.raises(DeployError, match=said):
+        tensorrt_process.choose_module(("cuda",))
+
+
 @pytest.mark.slow
 def test_the_photographs_of_sizes_serve_fp16_and_sizes_alone_say_what_was_not_seen(exports, tmp_path):
     pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX is missing; pip install 'fcn-deploy[rtx]'")
@@ -158,6 +180,10 @@ def test_the_photographs_of_sizes_serve_fp16_and_sizes_alone_say_what_was_not_se
     assert "for sm89, float16" in done.stdout and "calibrated on 2 images" in done.stdout
     done = command(*words, "--sizes", "64x96", "-o", tmp_path / "b.engine")
     assert "what overflows was looked for in the golden sample alone" in done.stdout + done.stderr
+    assert "a plan in float32" not in done.stdout
+    done = command(words[0], words[1], "--target", "sm75,sm89", "--sizes", "64x96", "-o", tmp_path / "d.engine")
+    assert "a plan in float32: --fp16, with --calib or --sizes FOLDER, builds one of half the" in done.stdout
+    assert "in a plan with sm75 every GPU multiplies eight times as much" in done.stdout + done.stderr
     done = command(
         "build-engine", exports / "narrow.onnx", "--fp16", "--target", "sm89", "-o", tmp_path / "c.engine", ok=2
     )

@@ -159,3 +159,30 @@ def test_a_tool_that_drops_metadata_is_named_where_mean_and_std_are_assumed(tmp_
     said = "onnx.utils.extract_model, which wrote it, drops metadata"
     assert any(said in note and "assuming" in note for note in import_model(after).notes)
     assert not any("drops metadata" in note for note in import_model(before).notes)
+
+
+def test_what_exporters_write_of_classes_and_images_is_taken(tmp_path):
+    """Keys as Ultralytics and Deepness write them; what the user says goes first."""
+    ultralytics = {"author": "Ultralytics", "task": "semantic", "names": "{0: 'road', 1: 'car', 2: 'tree', 3: 'sky'}"}
+    deepness = {
+        "model_type": '"Segmentor"', "class_names": '{"0": "_bg", "1": "a", "2": "b", "3": "c"}',
+        "standardization_mean": "[0.5, 0.4, 0.2]", "standardization_std": "[0.2, 0.2, 0.4]",
+    }  # fmt: skip
+
+    def source(written, **options):
+        model = made(PLAIN)
+        for key, value in written.items():
+            entry = model.metadata_props.add()
+            entry.key, entry.value = key, value
+        return reads(tmp_path, model, **options)
+
+    card = source(ultralytics).card
+    assert (card.classes, card.mean, card.std) == (("road", "car", "tree", "sky"), (0, 0, 0), (255, 255, 255))
+    said = source(ultralytics, classes=("a", "b", "c", "d"), mean=(1.0,), std=(2.0,))
+    assert said.card.classes == ("a", "b", "c", "d") and said.card.mean == (1, 1, 1)
+    assert not any("metadata" in note or "Ultralytics" in note for note in said.notes)
+    few = source(ultralytics | {"names": "['road']"}).card
+    assert few.classes[0] == "class 0" and few.std == (255, 255, 255)
+    card = source(deepness).card
+    assert card.classes[0] == "_bg" and card.mean == (127.5, 102, 51) and card.std == (51, 51, 102)
+    assert source({"names": "road", "class_names": "[1, 2"}).card.classes[0] == "class 0"

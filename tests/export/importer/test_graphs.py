@@ -21,6 +21,7 @@ from foreign_onnx import (
     made,
     planes,
     ran,
+    reads,
     refused,
     weight,
 )
@@ -351,3 +352,15 @@ def test_a_resize_that_openvino_computes_otherwise_is_left_to_onnx_runtime(tmp_p
         with pytest.raises(DeployError, match=f"{left_out}.*onnxruntime"):
             build_engine(source, tmp_path / "n.engine", BuildConfig(tuning=TuningOptions(("openvino",))))
         assert not (tmp_path / "n.engine").exists()
+
+
+def test_numbers_of_constant_nodes_are_of_32_bits(tmp_path):
+    """As functions of dynamo's exports have them, which are repeated with their names."""
+    text = SCORES.replace("r1 = Relu(c1)", "low = Constant<value_float=0.0>()\n high = Constant<value_floats=[6.0]>()\n"
+                          "top = Squeeze(high)\n r1 = Clip(c1, low, top)")  # fmt: skip
+    model = made(text + TO_SIZE + "y = Identity(f)")
+    expected = ran(model, {"p": planes(photo(37, 61))})[0]
+    for node in model.graph.node:
+        node.name = "block/op"
+    source = reads(tmp_path, model)
+    np.testing.assert_allclose(ran(source.model, {"p": planes(photo(37, 61))})[0], expected, atol=1e-5)

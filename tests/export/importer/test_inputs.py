@@ -158,11 +158,29 @@ def test_models_of_bgr_take_rgb(tmp_path, first):
 def test_what_a_graph_does_to_images_first_is_told_only_where_it_is_sure(tmp_path):
     def card(first, **weights):
         text = first + SCORES + TO_SIZE + "y = Identity(f)"
-        shaped = {name: np.float32(value).reshape(1, -1, 1, 1) for name, value in weights.items()}
+        shaped = {
+            name: value if isinstance(value, np.ndarray) else np.float32(value).reshape(1, -1, 1, 1)
+            for name, value in weights.items()
+        }
         return reads(tmp_path, made(text, "float[N,3,H,W] x", weights=shaped)).card
 
     assert card("p = Div(x, m255)\n").std == (1, 1, 1)
     assert card("p = Sub(x, m)\n", m=[123.7, 116.8, 103.9]).std == (1, 1, 1)
+    reversed_ = {"last": np.array([-9]), "by": np.array([-1])}
+    assert card("e = Slice(x, i2, last, i1, by)\n p = Sub(e, m)\n", m=[103.9, 116.8, 123.7], **reversed_).std == (
+        1,
+        1,
+        1,
+    )
+    split = "r, g, b = Split<axis=1, num_outputs=3>(x)\n e = Concat<axis=1>(b, g, r)\n p = Div(e, m255)\n"
+    assert card(split).std == (1, 1, 1)
+    assert card("e = Mul(x, m255)\n p = Sub(e, m)\n", m=[123.7, 116.8, 103.9]).std == (255,) * 3
+    assert card("e = Mul(x, m255)\n d = Cast<to=2>(e)\n k = Cast<to=1>(d)\n p = Div(k, m255)\n").std == (255,) * 3
+    assert card("e = Clip(x, none, m255)\n p = Identity(e)\n", none=np.array(0, np.float32)).std == (
+        1,
+        1,
+        1,
+    )
     unit = card("e = Sub(x, m)\n p = Div(e, d)\n", m=[0.485, 0.456, 0.406], d=[0.229, 0.224, 0.225])
     assert unit.std == (255,) * 3 and unit.mean == (0,) * 3
     assert card("p = Mul(x, m)\n", m=[0.5]).mean == pytest.approx(tuple(MEAN))
@@ -175,6 +193,34 @@ def test_inputs_and_outputs_of_each_others_names(tmp_path):
     export_onnx_model(path, out)
     image = planes(photo(37, 61))
     assert np.array_equal(ran(onnx.load(out), {"image": image})[0], ran(model, {"logits": image})[0])
+
+
+WITHOUT_BATCH = {
+    "planes": ("  p = Unsqueeze(x, i0)\n", "float[3,H,W] x", lambda image: planes(image)[0]),
+    "pixels": (
+        "  c = Cast<to=1>(x)\n  b = Slice(c, i2, last, i2, by)\n  d = Sub(b, mean)\n  u = Unsqueeze(d, i0)\n"
+        "  p = Transpose<perm=[0,3,1,2]>(u)\n", "uint8[H,W,3] x", lambda image: image,
+    ),
+    "broadcast": (
+        "  t = Transpose<perm=[2,0,1]>(x)\n  p = Sub(t, zeros)\n", "float[H,W,3] x",
+        lambda image: channels_last(image)[0],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", WITHOUT_BATCH)
+def test_an_image_without_a_batch_is_taken_and_batched(tmp_path, kind):
+    first, takes, feed = WITHOUT_BATCH[kind]
+    numbers = {"last": np.array([-9]), "by": np.array([-1]), "mean": MEAN[::-1].copy()}
+    numbers["zeros"] = np.zeros((1, 3, 1, 1), np.float32)
+    text = first + SCORES + TO_SIZE + "a = ArgMax<axis=1, keepdims=0>(f)\n y = Squeeze(a, i0)"
+    model = made(text, takes, "int64[H,W] y", weights=numbers)
+    source, _, card, _ = check(tmp_path, model, lambda labels: labels, feed)
+    assert any("without a batch" in note for note in source.notes) and not card.alone
+    batch = np.random.default_rng(1).standard_normal((2, 3, 37, 61)).astype(np.float32)
+    name = source.model.graph.input[0].name
+    both, second = (ran(source.model, {name: images})[0] for images in (batch, batch[1:]))
+    np.testing.assert_allclose(both[1:], second, atol=1e-5)
 
 
 def test_inputs_that_are_no_single_image(tmp_path):

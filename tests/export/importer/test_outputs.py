@@ -60,6 +60,25 @@ def test_every_end_gives_the_labels_of_the_model(tmp_path, end):
     assert any("(times 255, which is left out)" in note for note in source.notes) == ("255" in end)
 
 
+SELDOM = {
+    "argmin": ("a = ArgMin<axis=1, keepdims=0>(f)\n y = Cast<to=7>(a)", "int64[N,H,W] y", 0),
+    "best": ("v, t = TopK<axis=1>(f, i1)\n y = Squeeze(t, i1)", "int64[N,H,W] y", 0),
+    "least": ("v, t = TopK<axis=-3, largest=0>(f, i1)\n y = Squeeze(t, i1)\n c = Squeeze(v, i1)",
+              "float[N,H,W] c, int64[N,H,W] y", 1),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("end", SELDOM)
+def test_labels_by_the_least_and_by_the_best_of_one_are_taken(tmp_path, end):
+    text, gives, output = SELDOM[end]
+    model = made(SCORES + TO_SIZE + text, gives=gives)
+    source, report, *_ = check(tmp_path, model, lambda r: r[0], output=output)
+    negated = end != "best"
+    assert report.head == "linear" and any(
+        "read as an ArgMax" in note and ("negated" in note) == negated for note in source.notes
+    )
+
+
 LATE = {
     "nearest": 'b = Cast<to=6>(a)\n y = Resize<mode="nearest", nearest_mode="floor", '
     'coordinate_transformation_mode="asymmetric">(b, , , z)',
@@ -120,6 +139,19 @@ BINARY = {
         ONE + "g = Less(half, f)\n y = Where(g, m255, zero)", lambda r: r[0, 0] > 0, "sigmoid", 0.62245935,
     ),
     "rounded": (ONE + "q = Sigmoid(f)\n g = Round(q)\n y = Mul(g, m255)", lambda r: r[0, 0] > 0, "sigmoid", 0.5),
+    "times-255": (
+        ONE + "q = Sigmoid(f)\n m = Mul(q, m255)\n c = Clip(m, zero, m255)\n y = Squeeze(c, i1)",
+        lambda r: r[0] > 127.5, "sigmoid", 0.5,
+    ),
+    "whole-255": (
+        ONE + "q = Sigmoid(f)\n m = Mul(m255, q)\n w = Round(m)\n y = Cast<to=2>(w)", lambda r: r[0, 0] > 127.5,
+        "sigmoid", 0.5,
+    ),
+    "below": (ONE + "q = Sigmoid(f)\n g = Less(q, t6)\n y = Cast<to=1>(g)", lambda r: r[0, 0], "sigmoid", 0.4),
+    "not-below": (ONE + "g = Less(f, half)\n n = Not(g)\n y = Where(n, m255, zero)", lambda r: r[0, 0] > 0, "sigmoid",
+                  0.62245935),
+    "below-as-zero": (ONE + "g = Less(f, half)\n y = Where(g, zero, m255)", lambda r: r[0, 0] > 0, "sigmoid",
+                      0.62245935),
     "second-of-two": (
         FEATURES + "s = Conv(r2, w2c)\n" + TO_SIZE + "q = Softmax<axis=1>(f)\n y = Slice(q, i1, i2, i1)",
         lambda r: r[0, 0] > 0.5, "softmax", 0.5,
@@ -135,6 +167,8 @@ BINARY = {
 def test_binary_models_of_every_end(tmp_path, end):
     text, labels, activation, threshold = BINARY[end]
     model = made(text, weights={"t6": np.float32(0.6), "i01": np.array([0, 1])})
+    if end == "whole-255":
+        model.graph.output[0].type.tensor_type.elem_type = TensorProto.UINT8
     _, report, card, _ = check(tmp_path, model, labels)
     assert card.activation == activation and card.threshold == pytest.approx(threshold) and report.head == "linear"
 
@@ -275,8 +309,7 @@ OTHER_LABELS = {
         "a = ArgMax<axis=1, keepdims=0>(f)\n b = Cast<to=9>(a)\n y = Where(b, m255, zero)",
         "float[N,H,W] y",
     ),
-    "argmin": ("m = Neg(f)\n y = ArgMin<axis=1, keepdims=1>(m)", "int64[N,1,H,W] y"),
-    "best": ("v, y = TopK<axis=1>(f, i1)", "int64[N,1,H,W] y"),
+    "two best": ("v, t = TopK<axis=1>(f, i2)\n y = Slice(t, i0, i1, i1)", "int64[N,1,H,W] y"),
     "and": ("a = Greater(f, zero)\n b = Less(f, one)\n c = And(a, b)\n y = Slice(c, i0, i1, i1)", "bool[N,1,H,W] y"),
     "whole numbers": ("a = Slice(f, i0, i1, i1)\n b = Mul(a, m255)\n y = Cast<to=6>(b)", "int32[N,1,H,W] y"),
 }

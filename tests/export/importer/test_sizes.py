@@ -6,7 +6,22 @@ import pytest
 from fcn_deploy.export.build.config import BuildConfig
 from fcn_deploy.export.build.engine import build_engine
 from fcn_deploy.export.importer.import_model import import_model
-from foreign_onnx import PLAIN, RANDOM, SCORES, SIZES, TO_SIZE, best, check, fixed, made, planes, ran, refused, weight
+from foreign_onnx import (
+    PLAIN,
+    RANDOM,
+    SCORES,
+    SIZES,
+    TO_SIZE,
+    best,
+    check,
+    fixed,
+    made,
+    planes,
+    ran,
+    reads,
+    refused,
+    weight,
+)
 from helpers import photo
 from onnx import TensorProto
 
@@ -230,3 +245,23 @@ def test_a_slice_to_a_place_beyond_every_map_goes_to_the_end(tmp_path):
     model = made(text, gives="float[N,6,H,W] y", weights=places)
     _, report, *_ = check(tmp_path, model, sizes=((64, 96), (38, 62)))
     assert report.stages[0].halo is not None
+
+
+def test_unpooling_of_one_size_is_freed(tmp_path):
+    """Of what unpooling leaves zero, much is as it was whatever lies beside it: that is not out of reach."""
+    text = """
+      c1 = Conv<pads=[1,1,1,1]>(p, w1)
+      m, i = MaxPool<kernel_shape=[2,2], strides=[2,2]>(c1)
+      c2 = Conv<pads=[1,1,1,1]>(m, w2)
+      u = MaxUnpool<kernel_shape=[2,2], strides=[2,2]>(c2, i, size)
+      y = Conv(u, w3, b3)
+    """
+
+    def model(height, width):
+        size = {"size": np.array([1, 6, height, width])}
+        return fixed(made(text, opset=12, weights=size), 1, 3, height, width)
+
+    source = reads(tmp_path, model(64, 96))
+    image = RANDOM.standard_normal((1, 3, 40, 130)).astype(np.float32)
+    name = source.model.graph.input[0].name
+    np.testing.assert_allclose(ran(source.model, {name: image})[0], ran(model(40, 130), {"p": image})[0], atol=1e-5)

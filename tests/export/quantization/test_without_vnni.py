@@ -1,4 +1,6 @@
-"""INT8 engines on a CPU without VNNI, which this one is made to be: CPUID answers for AVX2 alone (`without_vnni.c`)."""
+"""INT8 engines on this CPU, and on one without VNNI, which it is made to be: CPUID answers for AVX2 alone
+(`without_vnni.c`).
+"""
 
 import os
 import shutil
@@ -9,9 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from fcn_deploy.export.graph.edit import attributes, initializers
 from fcn_deploy.export.passes.raw_input import raw_input
 from fcn_deploy.export.passes.space_to_depth import space_to_depth
 from fcn_deploy.export.quantization.quantize import SCHEMES, measured_tensors, quantize
+from fcn_deploy.runtime.backends.onnxruntime import OnnxRuntimeSession
 from fcn_deploy.runtime.pixels.prepare import prepare
 from helpers import onnx_model
 from onnx import helper
@@ -70,20 +74,69 @@ def core():
     return onnx_model(nodes, {name: np.float32(value) for name, value in weights.items()}, gives=("N", 2, "h", "w"))
 
 
-def test_int8_scores_without_vnni_are_those_with_it_bit_for_bit(library, tmp_path):
+def in_integers(model, image):
+    """The scores of an INT8 graph for CPUs as integer arithmetic has them: exact sums, each rounded once."""
+    known, found = initializers(model), {"image": (image, None)}
+    for node in model.graph.node:
+        given = attributes(node)
+        values, scale = found[node.input[0]] if node.input[0] in found else (known[node.input[0]], None)
+        if node.op_type == "DequantizeLinear":
+            values, scale = values.astype(np.int64) - known[node.input[2]].astype(np.int64).max(), known[node.input[1]]
+        elif node.op_type == "Transpose":
+            values = values.transpose(given["perm"])
+        elif node.op_type == "Conv":
+            (weight, by), bias = found[node.input[1]], found.get(node.input[2], (known.get(node.input[2]), None))[0]
+            values = convolved(values, weight, given) + bias.reshape(1, -1, 1, 1).astype(np.int64)
+            scale = np.float32(scale) * by.reshape(1, -1, 1, 1)
+        elif node.op_type == "Relu":
+            values = np.maximum(values, 0)
+        elif node.op_type == "QuantizeLinear":
+            rounded = np.rint(values.astype(np.float32) * (scale / known[node.input[1]])) + known[node.input[2]]
+            values, scale = np.clip(rounded, 0, 255).astype(np.uint8), None
+        else:
+            assert node.op_type == "Mul"
+            values = values.astype(np.float32) * known[node.input[1]]
+        found[node.output[0]] = values, scale
+    return values
+
+
+def convolved(values, weight, given):
+    top, left, bottom, right = given.get("pads", [0] * 4)
+    step, groups = given.get("strides", [1, 1])[0], given.get("group", 1)
+    windows = np.pad(values, ((0, 0), (0, 0), (top, bottom), (left, right)))
+    windows = np.lib.stride_tricks.sliding_window_view(windows, weight.shape[2:], (2, 3))[:, :, ::step, ::step]
+    parts = zip(np.split(windows, groups, 1), np.split(weight, groups), strict=True)
+    return np.concatenate([np.einsum("nchwyx,kcyx->nkhw", *pair) for pair in parts], 1)
+
+
+def graphs_and_images():
+    """INT8 graphs on pixels and on squares of them, and what is run beside them: name → (graph, image)."""
     made = core()
     ranges = dict.fromkeys(measured_tensors(made), (-60.0, 60.0)) | dict.fromkeys(("r0", "r1", "r2"), (0.0, 3.0))
     image = RANDOM.integers(180, 256, (33, 46, 3), np.uint8)
     pixels = raw_input(quantize(made, ranges, SCHEMES["cpu"]), made, CARD)
     squares = space_to_depth(pixels.model, pixels.border)
     saturating = quantize(made, ranges, replace(SCHEMES["cpu"], pairs=False))
-    given = {
-        "pixels image": prepare(image, CARD, border=pixels.border),
-        "squares image": prepare(image, CARD, border=squares.border, block=squares.block),
-        "saturating image": prepare(image, CARD),
+    return {
+        "pixels": (pixels.model, prepare(image, CARD, border=pixels.border)),
+        "squares": (squares.model, prepare(image, CARD, border=squares.border, block=squares.block)),
+        "saturating": (saturating, prepare(image, CARD)),
     }
-    for name, model in (("pixels", pixels.model), ("squares", squares.model), ("saturating", saturating)):
-        given[f"{name} model"] = np.frombuffer(model.SerializeToString(), np.uint8)
+
+
+def test_int8_scores_are_those_of_integer_arithmetic_bit_for_bit():
+    given = graphs_and_images()
+    for name in ("pixels", "squares"):  # OpenVINO rounds otherwise
+        model, image = given[name]
+        scores = OnnxRuntimeSession(model.SerializeToString(), threads=1).run(image)
+        np.testing.assert_array_equal(scores, in_integers(model, image))
+        assert np.unique(scores).size > 500
+
+
+def test_int8_scores_without_vnni_are_those_with_it_bit_for_bit(library, tmp_path):
+    given = {}
+    for name, (model, image) in graphs_and_images().items():
+        given |= {f"{name} image": image, f"{name} model": np.frombuffer(model.SerializeToString(), np.uint8)}
     np.savez(tmp_path / "given.npz", **given)
     found = []
     for preloaded in ({}, {"LD_PRELOAD": str(library)}):
