@@ -21,7 +21,7 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 python3 -m venv "$work/venv"
 "$work/venv/bin/pip" install --quiet --disable-pip-version-check numpy==2.4.6 rasterio==1.4.4 \
-    odc-geo==0.5.3 xarray==2026.9.0
+    odc-geo==0.5.3 xarray==2026.9.0 dask==2026.8.0
 "$work/venv/bin/python" -W ignore - "$work" <<'EOF'
 import sys
 import numpy as np, odc.geo, odc.geo.xr, rasterio, xarray
