@@ -205,13 +205,17 @@ def _from_tiff(path: Path) -> StoredLabels:
         planar = page.samplesperpixel > 1 and page.planarconfig == 2
         orientation = page.tags.valueof(ORIENTATION, 1)
         alpha = page.samplesperpixel == 2 and page.extrasamples[:1] in ((1,), (2,))
+    array = np.moveaxis(array, 0, -1) if planar else array
+    transparent = array[:, :, 1] == 0 if alpha else None
+    array = array[:, :, 0] if alpha else array
     if white:
         say_once(path, WHITE)
         largest = (1 << page.bitspersample) - 1
         array, nodata = np.array(largest, array.dtype) - array, None if nodata is None else largest - nodata
-    array = np.moveaxis(array, 0, -1) if planar else array
-    stored = _from_array(array[:, :, 0] if alpha else array, path, _far_out(path, told))
-    stored = _turned(replace(stored, missing=_some(array[:, :, 1] == 0)) if alpha else stored, orientation)
+    stored = _from_array(array, path, _far_out(path, told))
+    if transparent is not None:
+        stored = replace(stored, missing=_some(transparent, stored.missing))
+    stored = _turned(stored, orientation)
     return replace(stored, nodata=nodata, missing=_masked(path, stored.missing))
 
 
@@ -227,7 +231,7 @@ def _masked(path: Path, missing: NDArray[np.bool_] | None) -> NDArray[np.bool_] 
         for page in others:
             if page.subfiletype & TRANSPARENCY and page.shape[:2] == first.shape[:2]:
                 outside = turned(page.asarray() == 0, first.tags.valueof(ORIENTATION, 1))
-                return _some(outside if missing is None else outside | missing)
+                return _some(outside, missing)
     return missing
 
 
@@ -239,7 +243,7 @@ def _with_sidecars(path: Path, stored: StoredLabels) -> StoredLabels:
         mask = mask_beside(stack, path, (height, width), _is_turned(path)) if has_mask_beside(path) else None
         if mask is not None:
             outside = mask(0, height, 0, width)[:, :, 0] == 0
-            stored = replace(stored, missing=_some(outside if stored.missing is None else outside | stored.missing))
+            stored = replace(stored, missing=_some(outside, stored.missing))
     return replace(stored, nodata=told[0]) if told and told[0] is not None else stored
 
 
@@ -309,7 +313,9 @@ def _colors_of(array: NDArray[Any], path: Path) -> NDArray[Any]:
     raise DeployError(f"{path} has colours of 16 bits that are none of 8; write labels in one channel, or colours of 8")
 
 
-def _some(missing: NDArray[np.bool_]) -> NDArray[np.bool_] | None:
+def _some(missing: NDArray[np.bool_], others: NDArray[np.bool_] | None = None) -> NDArray[np.bool_] | None:
+    """Where there is no label, `others` besides; None: nowhere."""
+    missing = missing if others is None else missing | others
     return missing if missing.any() else None
 
 

@@ -278,6 +278,10 @@ def test_labels_with_alpha_and_of_32_bits_are_read_as_rasterio_wrote_them(tmp_pa
         stored = read_labels(tmp_path / f"{name}.tif", COLORS)
         np.testing.assert_array_equal(stored.single, labels)
         np.testing.assert_array_equal(stored.missing, alpha == 0)
+    inverted = np.dstack([255 - labels, alpha])
+    tifffile.imwrite(tmp_path / "w.tif", inverted, photometric="miniswhite", extrasamples=["unassalpha"])
+    np.testing.assert_array_equal(read_labels(tmp_path / "w.tif").single, labels)
+    np.testing.assert_array_equal(read_labels(tmp_path / "w.tif").missing, alpha == 0)
     wide = labels.astype(np.uint32)
     wide[:, :3] = 2**32 - 1
     tifffile.imwrite(tmp_path / "wide.tif", wide, extratags=[(42113, "s", 0, str(2**32 - 1), True)])
