@@ -2,6 +2,7 @@
 
 import ast
 import json
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -31,7 +32,7 @@ def _names(text: str) -> list[str]:
     """Names of classes, by their numbers, of a dictionary or a list; [] where it is neither."""
     value = _value(text)
     if isinstance(value, dict):
-        numbers = {int(key): name for key, name in value.items() if str(key).isdigit()}
+        numbers = {int(key): name for key, name in value.items() if str(key).isdecimal()}
         value = [numbers[place] for place in range(len(numbers))] if set(numbers) == set(range(len(value))) else []
     names = value if isinstance(value, list) else []
     return names if all(isinstance(name, str) and name.strip() for name in names) else []
@@ -44,12 +45,19 @@ def _normalisation(metadata: Mapping[str, str], channels: int) -> tuple[list[flo
     if _value(metadata.get("model_type", "")) not in ("Segmentor", "Regressor"):
         return None
     mean, std = (
-        [float(number) for number in value] if isinstance(value := _value(metadata.get(key, "")), list) else usual
-        for key, usual in (("standardization_mean", [0.0] * channels), ("standardization_std", [1.0] * channels))
+        _numbers(metadata[key]) if key in metadata else [usual] * channels
+        for key, usual in (("standardization_mean", 0.0), ("standardization_std", 1.0))
     )
-    if len(mean) != channels or len(std) != channels:
+    if len(mean) != channels or len(std) != channels or min(std) <= 0:
         return None
     return [BYTE * number for number in mean], [BYTE * number for number in std], "for Deepness, which divides by 255"
+
+
+def _numbers(text: str) -> list[float]:
+    """The finite numbers of a list; [] where it is none."""
+    value = _value(text)
+    numbers = value if isinstance(value, list) else []
+    return [float(n) for n in numbers] if all(type(n) in (int, float) and math.isfinite(n) for n in numbers) else []
 
 
 def _value(text: str) -> object:

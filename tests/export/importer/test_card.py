@@ -185,4 +185,7 @@ def test_what_exporters_write_of_classes_and_images_is_taken(tmp_path):
     assert few.classes[0] == "class 0" and few.std == (255, 255, 255)
     card = source(deepness).card
     assert card.classes[0] == "_bg" and card.mean == (127.5, 102, 51) and card.std == (51, 51, 102)
-    assert source({"names": "road", "class_names": "[1, 2"}).card.classes[0] == "class 0"
+    for damaged in ({"names": "road", "class_names": "[1, 2"}, {"names": '{"²": "a"}'}):
+        assert source(damaged).card.classes[0] == "class 0"
+    for std in ('["a", null, 1]', "[0, 1, 1]", "[NaN, 1, 1]"):
+        assert source(deepness | {"standardization_std": std}).card.std == source({}).card.std
