@@ -194,8 +194,9 @@ def _names_of_packages(model: torch.nn.Module) -> list[dict[str, Any]]:
         if "__builtins__" in names:  # of a module of Python, and not of what a network holds
             found[id(names)] = names
         for value in list(names.values()):
-            other = value.__globals__ if isinstance(value, FunctionType) else None
-            other = vars(value) if isinstance(value, ModuleType) else other
+            kind = type(value)  # `isinstance` would ask objects that stand for others, some of which raise
+            other = value.__globals__ if kind is FunctionType else None
+            other = vars(value) if issubclass(kind, ModuleType) else other
             if other is not None and id(other) not in found and _package(other) not in OTHERS:
                 found[id(other)] = other
                 waiting.append(other)
@@ -223,8 +224,8 @@ OF_TENSORS: dict[str, Callable] = {
 def numbers_of_sizes(model: torch.nn.Module, types: bool = True) -> Iterator[None]:
     """While it is entered, `int(h)`, `round(h / 2)`, `max(h, 8)`, `math.ceil(h / 2)` stay functions of h in a trace.
 
-    Python makes of a traced size the number that it is in the trace. So in the packages that a module's code is in,
-    these names stand for functions that keep it, and tensors have the methods that `math` calls. `types`: `int` and
+    Python makes of a traced size the number that it is in the trace. So in the packages that a module's code is in, and
+    in those that they import, these names stand for functions that keep it, and tensors have the methods that `math` calls. `types`: `int` and
     `float` too, which PyTorch then takes for no `dtype`.
     """
     methods = [name for name in OF_TENSORS if name not in vars(torch.Tensor)]
@@ -242,7 +243,7 @@ def numbers_of_sizes(model: torch.nn.Module, types: bool = True) -> Iterator[Non
 def standing_for(
     model: torch.nn.Module, names: Mapping[str, Callable], functions: Mapping[Callable, Callable]
 ) -> Iterator[None]:
-    """While it is entered, other functions are called by the code of a module, in the packages that it is in.
+    """While it is entered, other functions are called by the code of a module, and of what that imports.
 
     Args:
         names: of Python's own functions → what stands for them where the code has no others of this name.

@@ -104,9 +104,11 @@ def _refuse_state(network: Network, size: tuple[int, int]) -> None:
     run_white(*other)
     same = gives(before, *size)
     if same and network.sizes.only is None:  # what is kept by the number of pixels, or grows with the largest image
-        turned, other = scores(*size[::-1]), (2 * size[0], size[1])
-        run_white(*other)
-        same = gives(turned, *size[::-1]) and gives(before, *size)
+        with suppress(Exception):  # of a size that it refuses
+            turned, other = scores(*size[::-1]), (2 * size[0], size[1])
+            run_white(*other)
+            same = gives(turned, *size[::-1])
+        same = same and gives(before, *size)
     if same:
         return
     held = _tensors_held(network.module)

@@ -377,6 +377,18 @@ def test_a_count_of_images_that_no_score_is_made_of_is_no_state(tmp_path):
     assert (tmp_path / "m.onnx").is_file()
 
 
+class Wide(torch.nn.Conv2d):
+    def forward(self, x):
+        if x.shape[2] > x.shape[3]:
+            raise ValueError("an image is wider than high")
+        return super().forward(x)
+
+
+def test_a_network_that_refuses_images_turned_round_is_refused_in_one_line(tmp_path):
+    with pytest.raises(DeployError, match="it takes .* only"):
+        export_module(Wide(3, 2, 3, padding=1).eval(), None, tmp_path / "m.onnx", name="it")
+
+
 @pytest.mark.parametrize(("module", "said"), [(BakedReshape, "Reshape"), (Positional, "constant")])
 def test_sizes_that_an_exporter_bakes_in_are_freed_where_pytorch_agrees(tmp_path, module, said):
     torch.manual_seed(0)
