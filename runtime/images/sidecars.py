@@ -28,13 +28,13 @@ def told_beside(path: Path) -> bool:
     return _mask_file(path) is not None or bool(no_data_beside(path))
 
 
-def no_data_beside(path: Path) -> list[float]:
+def no_data_beside(path: Path | None) -> list[float]:
     """The no-data values of the bands that an image's .aux.xml names, which GDAL believes before the file's own tag."""
     found = [value for band in BAND.findall(_text_beside(path)) for value in NO_DATA.findall(band)[:1]]
     return _numbers(found)
 
 
-def scales_of(path: Path, tag: str = "") -> str:
+def scales_of(path: Path | None, tag: str = "") -> str:
     """What an image's tag of GDAL's metadata and its .aux.xml say of the scale of its numbers; empty: nothing."""
     text = tag + _text_beside(path)
     factors, summands = (_numbers(["".join(each) for each in kind.findall(text)]) for kind in (FACTORS, SUMMANDS))
@@ -47,7 +47,7 @@ def scales_told(factors: Sequence[float], summands: Sequence[float]) -> str:
     return " ".join(next(each, "") for each in said).strip()
 
 
-def each_no_data(path: Path, bands: int, options: ReadOptions, tag: str = "") -> tuple[float, ...]:
+def each_no_data(path: Path | None, bands: int, options: ReadOptions, tag: str = "") -> tuple[float, ...]:
     """The values of so many bands that are no data together, as GDAL's tag of metadata or an image's .aux.xml says.
 
     Empty where it says nothing, or not of each band, or the user names another value.
@@ -58,7 +58,7 @@ def each_no_data(path: Path, bands: int, options: ReadOptions, tag: str = "") ->
     return values if len(values) == bands else ()
 
 
-def colours_told(path: Path, bands: int, tag: str = "") -> tuple[str, ...]:
+def colours_told(path: Path | None, bands: int, tag: str = "") -> tuple[str, ...]:
     """What GDAL's tag of metadata and an image's .aux.xml call so many bands: red, nir, alpha, …; "": nothing."""
     found = {int(band): name.lower() for band, name in COLOUR_IN_TAG.findall(tag)}
     for place, band in enumerate(BAND.findall(_text_beside(path))):
@@ -67,7 +67,10 @@ def colours_told(path: Path, bands: int, tag: str = "") -> tuple[str, ...]:
     return tuple(found.get(band, "") for band in range(bands))
 
 
-def _text_beside(path: Path) -> str:
+def _text_beside(path: Path | None) -> str:
+    """An image's .aux.xml; "" where there is none, as of None."""
+    if path is None:
+        return ""
     try:
         with path.with_name(f"{path.name}.aux.xml").open(encoding="utf-8", errors="replace") as file:
             return file.read(MOST_XML)

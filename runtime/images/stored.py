@@ -179,7 +179,8 @@ def _tiff(
     tags = next((found for page in layout.tagged if (found := own_tags(page))), ())
     if layout.turned != 1 and tags:
         raise turned_on_the_ground(path)
-    beside = None if header.page else one_no_data(path, no_data_beside(path), options)
+    first = None if header.page else path  # of which alone an .aux.xml speaks
+    beside = one_no_data(path, no_data_beside(first), options)
     no_data = tagged_no_data(layout) if beside is None else as_read(beside, layout)
     if no_data is None and options.no_data is None and (text := no_data_text(layout)):
         said = f"{path} has a no-data tag that begins with no number ({text[:40]!r}), and is ignored"
@@ -202,8 +203,8 @@ def _tiff(
         opaque = alpha_of_palette(layout, path)
         mask = mask if opaque is None else both(opaque, mask)
     metadata = str(layout.tag(GDAL_METADATA, ""))
-    each = () if layout.palette else each_no_data(path, layout.bands, options, metadata)
-    told = () if layout.palette else colours_told(path, layout.bands, metadata)
+    each = () if layout.palette else each_no_data(first, layout.bands, options, metadata)
+    told = () if layout.palette else colours_told(first, layout.bands, metadata)
     alpha, colours = layout.alpha, layout.colours
     if any(told):  # which GDAL believes before the tags of TIFF, where rasterio calls a fourth band alpha by itself
         alpha = told.index("alpha") if "alpha" in told else None if alpha is not None and told[alpha] else alpha
@@ -211,7 +212,7 @@ def _tiff(
     return StoredImage(
         path, layout.upright, reader(layout, path), layout.bits, colours, alpha, tags,
         None if layout.palette else no_data, mask, layout.turned != 1, kept_rows(layout, mask is not None),
-        scales_of(path, metadata), layout.premultiplied, layout.palette,
+        scales_of(first, metadata), layout.premultiplied, layout.palette,
         LOSSY.get(int(layout.keyframe.compression), ""), tuple(as_read(value, layout) for value in each), told,
     )  # fmt: skip
 

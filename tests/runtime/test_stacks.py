@@ -165,6 +165,11 @@ def test_a_further_page_has_tags_and_a_mask_of_its_own(tmp_path):
         file.write(grey, photometric="minisblack", metadata=None)
         file.write(grey, photometric="minisblack", metadata=None, extratags=[(274, "H", 1, 3, True)])
     np.testing.assert_array_equal(read(path, card(1, "uint8"), 1)[:, :, 0], grey[::-1, ::-1])
+    beside = path.with_name("i.tif.aux.xml")  # is of the first page
+    beside.write_text('<PAMDataset><Metadata><MDI key="NODATA_VALUES">1</MDI></Metadata></PAMDataset>')
+    for page, missing in enumerate((grey == 1, np.zeros(SIZE, bool))):
+        np.testing.assert_array_equal(np.ma.getmaskarray(read(path, card(1, "uint8"), page))[:, :, 0], missing)
+    beside.unlink()
     with tifffile.TiffWriter(path) as file:  # a mask of 8 bits is no page, and no band
         file.write(grey, photometric="minisblack", metadata=None)
         file.write(valid[0].astype(np.uint8) * 255, photometric="minisblack", metadata=None, subfiletype=1)
