@@ -232,7 +232,7 @@ class Network:
             budget = self.memory_budget() // streams
             # Labels, and what makes them, are beside what the network takes.
             labels = 0 if bands else height * width * result_bytes("labels", self.card)
-            memory = max(budget - labels, budget // 2) - beside
+            memory = max(max(budget - labels, budget // 2) - beside, 0)
             made = any(self.heads.view(kind).kind not in ("values", "probabilities", "scores") for kind in kinds)
             making = LABELLING_BYTES if made else 0
         kept: KeptRows = getattr(source, "kept", NOTHING_KEPT)
@@ -245,8 +245,8 @@ class Network:
             if self.memory is None or memory > 0.99 * self.memory:
                 raise
             others = f" and for {streams - 1} more at once" if streams > 1 else ""
-            given = f"{self.memory / 1e6:,.2f} MB"
-            raise OverBudgetError(f"{error}; of the {given} given, the rest is for its labels{others}") from None
+            given, what = f"{self.memory / 1e6:,.2f} MB", "labels and scores" if beside else "labels"
+            raise OverBudgetError(f"{error}; of the {given} given, the rest is for its {what}{others}") from None
 
     def memory_budget(self) -> int:
         """Bytes that one image may take now. What earlier ones took is kept by the backend, and there for the next."""

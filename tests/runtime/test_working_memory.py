@@ -20,7 +20,7 @@ from fcn_deploy.runtime.process_memory import give_back_freed, resident
 from helpers import finished, onnx_model
 from onnx import helper
 
-from fcn_deploy import ModelCard, Segmenter
+from fcn_deploy import ModelCard, OverBudgetError, Segmenter
 
 MB = 1_000_000
 WEIGHTS = {"w": np.ones((4, 3, 1, 1), np.float32)}
@@ -292,6 +292,9 @@ def test_copies_of_an_image_that_is_run_whole_and_all_of_the_scores_are_planned(
         plain = net.plan(*size)
         assert net.network.plan(*size, source=image).bytes >= plain.bytes + image.nbytes
         assert net.network.plan(*size, kinds=("scores",)).bytes >= plain.bytes + 2 * 6 * MB
+    with Segmenter(small_engine, memory=10 * MB) as net, pytest.raises(OverBudgetError) as caught:
+        net.network.plan(*size, kinds=("scores",))  # of which twice 6 MB are held
+    assert "budget of 0.00 MB" in str(caught.value) and "its labels and scores" in str(caught.value)
     needed = plain.bytes + 6 * MB + 10 * 4 * MB  # labels, and what they are made in
     with Segmenter(small_engine, memory=needed + 10 * MB) as net:
         assert not net.plan(*size).grids
