@@ -225,8 +225,8 @@ def numbers_of_sizes(model: torch.nn.Module, types: bool = True) -> Iterator[Non
     """While it is entered, `int(h)`, `round(h / 2)`, `max(h, 8)`, `math.ceil(h / 2)` stay functions of h in a trace.
 
     Python makes of a traced size the number that it is in the trace. So in the packages that a module's code is in, and
-    in those that they import, these names stand for functions that keep it, and tensors have the methods that `math` calls. `types`: `int` and
-    `float` too, which PyTorch then takes for no `dtype`.
+    in those that they import, these names stand for functions that keep it, and tensors have the methods that `math`
+    calls. `types`: `int` and `float` too, which PyTorch then takes for no `dtype`.
     """
     methods = [name for name in OF_TENSORS if name not in vars(torch.Tensor)]
     with standing_for(model, IN_TRACES if types else OF_NO_TYPE, {}):
