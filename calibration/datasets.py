@@ -138,7 +138,7 @@ class FilePairs:
 def _name_where_apart(image: Path, label: Path, size: tuple[int, int]) -> None:
     """Say of a label that it lies elsewhere than its image, as both say, so that it is of other ground."""
     places = transform_in(image), transform_in(label)
-    if places[0] is None or places[1] is None or (apart := distance(places[1], places[0], size)) <= FAR:
+    if places[0] is None or places[1] is None or not (apart := distance(places[1], places[0], size)) > FAR:
         return
     say_once(
         label,

@@ -112,7 +112,8 @@ def read_world_file(path: Path) -> Transform | None:
 
 def transform_of(tags: Iterable[Tag]) -> Transform | None:
     """The transform that GeoTIFF tags give (OGC 19-008r4, annex B.6), of the pixels' corners; None: there is none."""
-    values = {code: value for code, _, _, value in tags}
+    # tifffile gives a tag of one number as that number.
+    values = {code: value if isinstance(value, tuple) else (value,) for code, _, _, value in tags}
     if len(values.get(SCALE, ())) >= 2 and all(values[SCALE][:2]):  # of 0 there is none
         wide, high = values[SCALE][0], abs(values[SCALE][1])  # whose sign GDAL does not believe
         if len(values.get(TIEPOINTS, ())) < 6:

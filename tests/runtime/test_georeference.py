@@ -228,10 +228,10 @@ def test_a_folder_of_georeferenced_images_gives_labels_in_place(exports, tmp_pat
 
 
 @pytest.mark.parametrize("keys", [KEYS, POINT_KEYS], ids=["areas", "points"])
-@pytest.mark.parametrize("scale", [(10.0, -10.0, 0.0), (0.0, 0.0, 0.0), None, (20.0, 5.0, 0.0)])
+@pytest.mark.parametrize("scale", [(10.0, -10.0, 0.0), (0.0, 0.0, 0.0), None, (20.0, 5.0, 0.0), (10.0,)])
 def test_odd_pixel_scales_are_taken_as_gdal_takes_them(tmp_path, scale, keys):
     """Polygons, areas and objects lie by transform_of, labels by the tags: a negative scale set them apart."""
-    tags = [] if scale is None else [(33550, "d", 3, scale, True)]
+    tags = [] if scale is None else [(33550, "d", len(scale), scale if scale[1:] else scale[0], True)]
     for points in ([PLACE[1]], []):
         tifffile.imwrite(tmp_path / "a.tif", photo(*SIZE), photometric="rgb", extratags=[*tags, *points, keys])
         with tifffile.TiffFile(tmp_path / "a.tif") as file, rasterio.open(tmp_path / "a.tif") as expected:
