@@ -61,9 +61,9 @@ def rounded(number: torch.Tensor, how: str, size: int | None = None) -> torch.Te
     if not number.is_floating_point():
         return number.to(torch.int64)
     function = (lambda each: each) if how == "trunc" else getattr(torch, how)  # whole numbers are cut off so anyway
-    if _is_right_in_single(number, getattr(np, how), size):
+    if _rounds_alike(number, getattr(np, how), size):
         return function(number).to(torch.int64)
-    return function(_in_double(number)).to(torch.int64).select(0, 0)
+    return function(_in_double(number, {})).to(torch.int64).select(0, 0)
 
 
 def floor_of_product(size: Any, factor: torch.Tensor | float, known: int | None = None) -> Any:
@@ -81,42 +81,59 @@ def is_right_in_single(factor: float) -> bool:
     return np.array_equal(single, (sizes * factor).astype(np.int64))
 
 
-def _is_right_in_single(number: torch.Tensor, whole: Callable, known: int | None) -> bool:
+def _rounds_alike(number: torch.Tensor, whole: Callable, known: int | None) -> bool:
     """Whether a number comes to the same whole one in single and in double precision, at every size."""
-    leaves = {id(leaf): leaf for leaf in _leaves(number)}
-    free = [each for each, leaf in leaves.items() if int(leaf) != known] or list(leaves)
     if id(number) not in _computed:
         return True
+    leaves = _leaves(number)
+    free = [each for each, leaf in leaves.items() if int(leaf) != known] or list(leaves)
     if len(free) > 1:
         return False
     sizes = dict.fromkeys(leaves, known or 0) | {free[0]: np.arange(1, LARGEST_SIDE + 1)}
-    single, double = (whole(_computed_of(number, kind, sizes)) for kind in (np.float32, np.float64))
+    single, double = (
+        whole(_computed_of(number, kind, {leaf: np.asarray(side).astype(kind) for leaf, side in sizes.items()}))
+        for kind in (np.float32, np.float64)
+    )
     return np.array_equal(single, double)
 
 
-def _leaves(number: Any) -> Iterator[torch.Tensor]:
-    if id(number) in _computed:
-        for each in _computed[id(number)][2]:
-            yield from _leaves(each)
-    elif isinstance(number, torch.Tensor):
-        yield number
+# Each part of a number is computed once: `h = h + -h % 8`, written once for each block, has as many as 2 to the blocks.
 
 
-def _computed_of(number: Any, kind: type, sizes: Mapping[int, Any]) -> Any:
-    """What a number comes to at sizes, in single or double precision."""
-    if id(number) in _computed:
+def _leaves(number: torch.Tensor) -> dict[int, torch.Tensor]:
+    """The sizes that a number was computed of, by their ids."""
+    found: dict[int, torch.Tensor] = {}
+    seen: set[int] = set()
+    waiting: list[Any] = [number]
+    while waiting:
+        each = waiting.pop()
+        if id(each) not in seen and isinstance(each, torch.Tensor):
+            seen.add(id(each))
+            if id(each) in _computed:
+                waiting += _computed[id(each)][2]
+            else:
+                found[id(each)] = each
+    return found
+
+
+def _computed_of(number: Any, kind: type, known: dict[int, Any]) -> Any:
+    """What a number comes to in single or double precision, of what is `known` of others, to which it is added."""
+    if not isinstance(number, torch.Tensor):
+        return np.asarray(number).astype(kind)
+    if id(number) not in known:
         _, name, given = _computed[id(number)]
-        values = [_computed_of(each, kind, sizes) for each in given]
-        return OPERATIONS[name](*values)
-    return np.asarray(sizes[id(number)] if isinstance(number, torch.Tensor) else number).astype(kind)
+        known[id(number)] = OPERATIONS[name](*(_computed_of(each, kind, known) for each in given))
+    return known[id(number)]
 
 
-def _in_double(number: Any) -> torch.Tensor:
+def _in_double(number: Any, known: dict[int, torch.Tensor]) -> torch.Tensor:
     """Computed again, float64 [1]: without an axis, the older exporter would write it in single precision."""
-    if id(number) in _computed:
+    if id(number) not in _computed:
+        return torch.as_tensor(number, dtype=torch.float64).reshape(1)
+    if id(number) not in known:
         _, name, given = _computed[id(number)]
-        return OPERATIONS[name](*map(_in_double, given))
-    return torch.as_tensor(number, dtype=torch.float64).reshape(1)
+        known[id(number)] = OPERATIONS[name](*(_in_double(each, known) for each in given))
+    return known[id(number)]
 
 
 class _LikeNumber(type):

@@ -41,20 +41,18 @@ def to_graph(
     if isinstance(module, ScoresModule):
         module.mode = mode
 
-    def export() -> onnx.ModelProto:
-        return export_with(module, network.channels, network.sizes, opset_version)
+    def export(types: bool) -> onnx.ModelProto:
+        with numbers_of_sizes(module, types) if numbers else nullcontext():
+            return export_with(module, network.channels, network.sizes, opset_version)
 
     try:
         with _quiet(), _within(SECONDS, exporter):
-            if numbers:
-                try:
-                    with numbers_of_sizes(module):
-                        graph = export()
-                except TypeError:  # as of `dtype=float`
-                    with numbers_of_sizes(module, types=False):
-                        graph = export()
-            else:
-                graph = export()
+            try:
+                graph = export(types=True)
+            except TypeError:  # as of `dtype=float`
+                if not numbers:
+                    raise
+                graph = export(types=False)
     except Exception as error:
         cause: BaseException = error
         while cause.__cause__ is not None:  # the exporters wrap what happened in advice

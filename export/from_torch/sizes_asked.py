@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from fcn_deploy.fcn.traced_numbers import NUMBERS, standing_for
+from fcn_deploy.fcn.traced_numbers import LARGEST_SIDE, NUMBERS, standing_for
 from torch.overrides import TorchFunctionMode
 
 Size = tuple[int, int]
@@ -60,7 +60,6 @@ OF_MATH = (
 )  # fmt: skip
 RECURRENT = ("lstm", "gru", "rnn_tanh", "rnn_relu")
 TIMES = 4  # that one place in the code is noted: both sides may be compared there, and maps of several strides
-LARGEST_SIDE = 1 << 14
 OF_PYTORCH = f"{torch.__path__[0]}{os.sep}"
 OURS = str(Path(__file__).parent)
 
@@ -154,7 +153,7 @@ def _compared(kind: type, name: str) -> Callable:
 
     def method(self, other):
         if isinstance(other, int | float) and (place := _place()) is not None:
-            if (rest := getattr(self, "rest", None)) is not None:
+            if (rest := getattr(self, "rest", None)) is not None and math.isfinite(plain_value(other)):
                 _, by, rests = self.asked.rests[rest]
                 rests.update(int(plain_value(other) + beside) % by for beside in (-1, 0, 1))
             constant = None if isinstance(other, _Number) else other
