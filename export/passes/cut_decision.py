@@ -64,7 +64,7 @@ def _turn_round(edit: Rewrite, node: ir.Node, place: int, threshold: float) -> f
         negate_input(edit, before)
         return 1 - threshold
     negate_input(edit, node, place)
-    return -threshold
+    return 0.0 - threshold  # -0 would be said of 0
 
 
 class _Follower:
