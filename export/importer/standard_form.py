@@ -61,6 +61,14 @@ def standard_form(foreign: ForeignModel, options: ImportOptions) -> tuple[ModelP
     cut = _scores_of_labels(model, foreign)
     model, decision = cut.model, cut.decision
     notes += cut.said_of(name)
+    threshold = None if decision is None else decision.threshold
+    compared = None if threshold is None else scaled_probability(model)
+    if decision is not None and threshold is not None and compared is not None and not compared.whole:
+        model = clone(model)
+        _set_output(model, compared.name)
+        decision = replace(decision, threshold=threshold / compared.factor)
+        times = f"{compared.factor:g} (node {compared.node})"
+        notes.append(f"{name} compares a probability times {times}, which is left out")
     image = foreign.images()
     channelwise = _channelwise_softmax(model, image)
     if channelwise is not None:

@@ -147,6 +147,10 @@ BINARY = {
         ONE + "q = Sigmoid(f)\n m = Mul(m255, q)\n w = Round(m)\n y = Cast<to=2>(w)", lambda r: r[0, 0] > 127.5,
         "sigmoid", 0.5,
     ),
+    "255-compared": (
+        ONE + "q = Sigmoid(f)\n m = Mul(q, m255)\n g = Greater(m, t153)\n y = Cast<to=1>(g)", lambda r: r[0, 0],
+        "sigmoid", 0.6,
+    ),
     "below": (ONE + "q = Sigmoid(f)\n g = Less(q, t6)\n y = Cast<to=1>(g)", lambda r: r[0, 0], "sigmoid", 0.4),
     "not-below": (ONE + "g = Less(f, half)\n n = Not(g)\n y = Where(n, m255, zero)", lambda r: r[0, 0] > 0, "sigmoid",
                   0.62245935),
@@ -166,7 +170,7 @@ BINARY = {
 @pytest.mark.parametrize("end", BINARY)
 def test_binary_models_of_every_end(tmp_path, end):
     text, labels, activation, threshold = BINARY[end]
-    model = made(text, weights={"t6": np.float32(0.6), "i01": np.array([0, 1])})
+    model = made(text, weights={"t6": np.float32(0.6), "t153": np.float32(153), "i01": np.array([0, 1])})
     if end == "whole-255":
         model.graph.output[0].type.tensor_type.elem_type = TensorProto.UINT8
     _, report, card, _ = check(tmp_path, model, labels)
