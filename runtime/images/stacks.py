@@ -81,7 +81,8 @@ def _pages(series: Any) -> tuple[list[Any], dict[str, int]]:
     """The pages of a series, and along which axes they lie, outermost first: axis → how many."""
     pages = list(series.pages)
     # A mask in 1 bit looks like an image in 1 bit; one in 8, which others than GDAL write, like one in 8.
-    masked = len(pages) > 1 and series.kind in STANDING_ALONE and pages[1].aspage().is_mask
+    ends = (pages[1], pages[-1]) if len(pages) > 1 and series.kind in STANDING_ALONE else ()
+    masked = any(page.aspage().is_mask for page in ends)  # behind its image, or behind all: not each page is looked at
     if masked or (len(pages) > 1 and series.keyframe.bitspersample == 1):
         pages = [page for page in pages if not page.aspage().is_mask]
         return pages, {"I": len(pages)} if len(pages) > 1 else {}

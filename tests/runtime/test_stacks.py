@@ -173,8 +173,12 @@ def test_a_further_page_has_tags_and_a_mask_of_its_own(tmp_path):
     with tifffile.TiffWriter(path) as file:  # a mask of 8 bits is no page, and no band
         file.write(grey, photometric="minisblack", metadata=None)
         file.write(valid[0].astype(np.uint8) * 255, photometric="minisblack", metadata=None, subfiletype=1)
+        file.write(grey, photometric="minisblack", metadata=None)
+        file.write(grey, photometric="minisblack", metadata=None, subfiletype=1)
+    as_mask(path, 3)
+    assert read_header(path).pages == 3
     as_mask(path, 1)
-    assert read_header(path).pages == 1
+    assert read_header(path).pages == 2
     np.testing.assert_array_equal(np.ma.getmaskarray(read(path, card(1, "uint8")))[:, :, 0], ~valid[0])
 
 
