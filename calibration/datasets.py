@@ -11,8 +11,9 @@ import numpy as np
 from fcn_deploy.calibration.census import Census
 from fcn_deploy.calibration.class_files import VOID_NAMES, in_label_order, read_classes, read_colors, twice
 from fcn_deploy.calibration.digits import Digits
-from fcn_deploy.calibration.label_files import Color, find_label_files, read_labels, say_once
+from fcn_deploy.calibration.label_files import find_label_files, read_labels, say_once
 from fcn_deploy.calibration.label_map import LabelMap, ReadLabels, label_map_of, present_values, reordered
+from fcn_deploy.calibration.label_palettes import Color
 from fcn_deploy.calibration.mask_options import MaskOptions, names_said
 from fcn_deploy.calibration.metrics import IGNORE
 from fcn_deploy.runtime.arrays import ImageSource

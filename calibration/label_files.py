@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from fcn_deploy.calibration.label_palettes import Color, labels_by_palette
 from fcn_deploy.calibration.metrics import IGNORE
-from fcn_deploy.runtime.engine_format.model_card import voc_palette
 from fcn_deploy.runtime.errors import DeployError
 from fcn_deploy.runtime.images.deep import bits_of, read_deep
 from fcn_deploy.runtime.images.find import IMAGE_SUFFIXES
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-Color = tuple[int, int, int]
 WHITE = "calls 0 white, so its numbers are turned round, as viewers show them; tifffile and GDAL give them as stored"
 SOFTWARE = 305  # the tag
 MINISWHITE = 0  # of a TIFF's PhotometricInterpretation
@@ -39,8 +38,6 @@ SINGLE = ("L", "LA", "1", "I", "F", "I;16", "I;16B")  # Pillow's names of what h
 PALETTES = ("P", "PA")
 COLORED = ("RGB", "RGBA", "RGBX")
 LARGEST = 2**31  # of a value; float32 has whole numbers beyond it that mean nothing
-BLACK_AND_WHITE = {0, 255}
-VOC_COUNT = 21  # classes of Pascal VOC, whose colours voc_palette has
 DEEP = 257  # times a colour of 8 bits is the same in 16
 _said: set[tuple[Path, str]] = set()  # folders and what was told of them
 FULL = 255  # what the largest value of fewer than 8 bits is read as
@@ -181,8 +178,11 @@ def _single(picture: "Pictures.Image", path: Path, colors: Sequence[Color] | Non
             stored = replace(stored, missing=_some(values[:, :, 1] == 0))
         palette = np.array(picture.getpalette(), np.uint8).reshape(-1, 3)
         greys = {index: int(entry[0]) for index, entry in enumerate(palette) if len(set(entry.tolist())) == 1}
-        values = _by_palette(stored.values, palette, colors, path)
-        return replace(stored, values=values, shown=greys if values is stored.values else {})
+        labels = labels_by_palette(stored.values, palette, colors, path)
+        if labels is None:
+            return replace(stored, shown=greys)
+        say_once(path, "has its palette in another order; labels are told by their colours, not by their index")
+        return replace(stored, values=labels)
     if largest < FULL:
         return replace(stored, shown={value: round(value * FULL / largest) for value in range(largest + 1)})
     return stored
@@ -357,69 +357,6 @@ def _big_endian(picture: Any) -> bool:
 
 def _tag(picture: Any, tag: int, default: Any) -> Any:
     return picture.tag_v2.get(tag, default)
-
-
-def _by_palette(
-    indices: NDArray[Any], palette: NDArray[Any], colors: Sequence[Color] | None, path: Path
-) -> NDArray[Any]:
-    """The labels that a palette image was made of, where its palette was put into another order; else its indices."""
-    used = [int(index) for index in np.unique(indices)]
-    if not used or used[-1] >= len(palette):
-        return indices
-    shown: dict[int, Color] = {i: (int(palette[i][0]), int(palette[i][1]), int(palette[i][2])) for i in used}
-    classes: dict[Color, list[int]] = {}
-    for index, color in enumerate(colors or ()):
-        classes.setdefault((color[0], color[1], color[2]), []).append(index)
-    moved = [index for index, color in shown.items() if color in classes and index not in classes[color]]
-    meant = None
-    if all(red == green == blue for red, green, blue in shown.values()):
-        meant = _by_greys({index: color[0] for index, color in shown.items()}, colors, moved)
-    if meant is None and moved and len(used) == len(palette):  # an optimiser leaves no entry that is not used
-        meant = _by_colors(shown, classes, path)
-    if meant is None:
-        return indices
-    say_once(path, "has its palette in another order; labels are told by their colours, not by their index")
-    table = np.zeros(len(palette), np.uint8)
-    table[used] = [meant[index] for index in used]
-    labels: NDArray[Any] = table[indices]
-    return labels
-
-
-def _by_greys(greys: dict[int, int], colors: Sequence[Color] | None, moved: Sequence[int]) -> dict[int, int] | None:
-    """Index → label of a palette of greys; None where its indices are the labels."""
-    if all(index == grey for index, grey in greys.items()) or set(greys.values()) <= BLACK_AND_WHITE:
-        return None  # black and white are how a mask of 0 and 1 is shown
-    if colors is None:
-        return greys
-    in_place = not moved and any(tuple(colors[i]) == (grey,) * 3 for i, grey in greys.items() if i and i < len(colors))
-    fits = all(grey <= len(colors) or grey == IGNORE for grey in greys.values())  # one more: a void class
-    return greys if fits and not in_place else None
-
-
-def _by_colors(shown: dict[int, Color], classes: dict[Color, list[int]], path: Path) -> dict[int, int] | None:
-    """Index → class of a palette whose entries are not where their class is; None where that means nothing.
-
-    Raises:
-        DeployError: it cannot be told whether the colours or the indices are meant.
-    """
-    colors = [color for _, color in sorted((index, color) for color, where in classes.items() for index in where)]
-    chosen = tuple(colors) != voc_palette(len(colors)) or len(colors) == VOC_COUNT
-    strange = next((color for index, color in shown.items() if color not in classes and index != IGNORE), None)
-    if strange is not None and not chosen:
-        return None  # colours that nobody chose, and some of them by chance
-    why = ""
-    if strange is not None:
-        why = f"one, {strange}, is of no class"
-    elif twice := next((color for color in shown.values() if len(classes.get(color, ())) > 1), None):
-        why = f"classes {' and '.join(map(str, classes[twice]))} are both {twice}"
-    elif not chosen:
-        why = "nobody said what colours the classes have"
-    if why:
-        raise DeployError(
-            f"{path} has the classes' colours in another order, as PNG optimisers leave them, and {why}; write the "
-            "labels again as one channel of grey"
-        )
-    return {index: classes[color][0] if color in classes else IGNORE for index, color in shown.items()}
 
 
 def say_once(path: Path, what: str) -> None:

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 from fcn_deploy.calibration.class_files import read_colors, twice
-from fcn_deploy.calibration.label_files import VOC_COUNT, Color, StoredLabels, read_labels, say_once
+from fcn_deploy.calibration.label_files import StoredLabels, read_labels, say_once
+from fcn_deploy.calibration.label_palettes import VOC_COUNT, Color
 from fcn_deploy.calibration.mask_options import MaskOptions, class_of, parse_values
 from fcn_deploy.calibration.metrics import IGNORE
 from fcn_deploy.runtime.engine_format.model_card import ModelCard, voc_palette
