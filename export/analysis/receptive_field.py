@@ -6,7 +6,7 @@ stride·i + low to stride·i + high (Araujo, Norris, Sim, "Computing Receptive F
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -139,8 +139,7 @@ def _followed(core: ModelProto, start: Fields, constants: dict[str, np.ndarray])
         rule = RULES.get(node.op_type)
         if rule is None or node.domain not in ("", "ai.onnx", TILES_DOMAIN):
             raise WholeImageError(named(node))
-        known = (maps, constants, values)
-        unknown = [name for name in node.input if name and not any(name in each for each in known)]
+        unknown = _in_none(node.input, maps, constants, values)
         if unknown and node.op_type not in ("Reshape", "Flatten", "Slice"):
             if node.op_type in BY_SIZE:
                 raise WholeImageError(f"{named(node)} {BY_SIZE[node.op_type]}")
@@ -156,6 +155,11 @@ def _followed(core: ModelProto, start: Fields, constants: dict[str, np.ndarray])
     if maps[scores].layout != NCHW:
         raise WholeImageError(f"{scores} is not laid out as [N,K,H,W]")
     return ReceptiveField(maps[scores].fields)
+
+
+def _in_none(names: Iterable[str], *known: Container[str]) -> list[str]:
+    """The names that nothing known has; asked one by one, as a union would be made for each node."""
+    return [name for name in names if name and not any(name in each for each in known)]
 
 
 def _is_constant(node: NodeProto, constants: dict[str, np.ndarray]) -> bool:
