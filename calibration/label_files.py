@@ -16,7 +16,7 @@ from fcn_deploy.runtime.images.find import IMAGE_SUFFIXES
 from fcn_deploy.runtime.images.header import DEFAULT_MAX_PIXELS, open_npy, orientation_of
 from fcn_deploy.runtime.images.pillow import check_pixels, open_pillow
 from fcn_deploy.runtime.images.sidecars import has_mask_beside, mask_beside, no_data_beside
-from fcn_deploy.runtime.images.tiff import LOSSY, TURNS, is_tiff, turned
+from fcn_deploy.runtime.images.tiff import LOSSY, TURNS, is_tiff, page_reader, turned
 from fcn_deploy.runtime.images.tiff_chunks import ORIENTATION
 from fcn_deploy.runtime.pixels.no_data import equal, number_in
 from numpy.typing import NDArray
@@ -34,6 +34,7 @@ UNSIGNED, SIGNED = 1, 2  # of its SampleFormat
 SEPARATE = 2  # of its PlanarConfiguration
 REDUCED, TRANSPARENCY = 1, 4  # bits of its NewSubfileType: a page is an overview, or the mask, of another
 BITS_PER_SAMPLE, COMPRESSION, PHOTOMETRIC, PLANAR, SAMPLE_FORMAT, GDAL_NODATA = 258, 259, 262, 284, 339, 42113  # tags
+SIZES = (279, 325)  # tags of the bytes in each strip, or tile
 SINGLE = ("L", "LA", "1", "I", "F", "I;16", "I;16B")  # Pillow's names of what has one channel
 PALETTES = ("P", "PA")
 COLORED = ("RGB", "RGBA", "RGBX")
@@ -128,6 +129,7 @@ def _by_pillow(path: Path, colors: Sequence[Color] | None, shown: bool) -> Store
             nodata = _nodata(_tag(picture, GDAL_NODATA, None)) if picture.format == "TIFF" else None
             if nodata is not None and _photometric(picture) == MINISWHITE:  # the tag is of what is stored
                 nodata = _largest(picture, path) - nodata
+            nodata = stored.nodata if nodata is None else nodata
             pages = getattr(picture, "n_frames", 1)
     except FileNotFoundError:
         raise
@@ -150,6 +152,8 @@ def _is_misread(picture: "Pictures.Image") -> bool:
         or (bits > 8 and (picture.mode in COLORED or _big_endian(picture)))
         # Planes are taken for one.
         or (picture.mode in ("LA", "PA") and _tag(picture, PLANAR, 1) == SEPARATE)
+        # The beginning of the file is taken for strips and tiles that it leaves out.
+        or any(0 in _tag(picture, sizes, ()) for sizes in SIZES)
     )
 
 
@@ -173,19 +177,36 @@ def _single(picture: "Pictures.Image", path: Path, colors: Sequence[Color] | Non
     largest = _largest(picture, path)  # while the file is not decoded yet
     values = _stored(picture, largest)
     stored = _from_array(values if values.ndim == 2 else values[:, :, 0], path, far)
+    stored = replace(stored, nodata=_transparent_value(picture))
     if picture.mode in PALETTES:
         if picture.mode == "PA":
             stored = replace(stored, missing=_some(values[:, :, 1] == 0))
-        palette = np.array(picture.getpalette(), np.uint8).reshape(-1, 3)
-        greys = {index: int(entry[0]) for index, entry in enumerate(palette) if len(set(entry.tolist())) == 1}
-        labels = labels_by_palette(stored.values, palette, colors, path)
-        if labels is None:
-            return replace(stored, shown=greys)
-        say_once(path, "has its palette in another order; labels are told by their colours, not by their index")
-        return replace(stored, values=labels)
+        return _by_palette(stored, np.array(picture.getpalette(), np.uint8).reshape(-1, 3), colors, path)
     if largest < FULL:
         return replace(stored, shown={value: round(value * FULL / largest) for value in range(largest + 1)})
     return stored
+
+
+def _transparent_value(picture: "Pictures.Image") -> int | None:
+    """The one value, or index, that a picture calls transparent, which is its no-data value, as of GDAL."""
+    told = picture.info.get("transparency")
+    if isinstance(told, bytes):
+        told = told.index(0) if told.count(0) == 1 else None
+    return told if isinstance(told, int) else None
+
+
+def _by_palette(
+    stored: StoredLabels, palette: NDArray[np.uint8], colors: Sequence[Color] | None, path: Path
+) -> StoredLabels:
+    """Of indices of a palette, [entries, 3]."""
+    labels = labels_by_palette(stored.values, palette, colors, path)
+    if labels is None:
+        greys = {index: int(entry[0]) for index, entry in enumerate(palette) if len(set(entry.tolist())) == 1}
+        return replace(stored, shown=greys)
+    say_once(path, "has its palette in another order; labels are told by their colours, not by their index")
+    if stored.nodata is None:
+        return replace(stored, values=labels)
+    return replace(stored, values=labels, nodata=None, missing=_some(stored.values == stored.nodata, stored.missing))
 
 
 def _from_tiff(path: Path) -> StoredLabels:
@@ -199,15 +220,13 @@ def _from_tiff(path: Path) -> StoredLabels:
             kind = getattr(page.photometric, "name", page.photometric)
             raise DeployError(f"{path} has colours of the kind {kind}; labels have one channel, or three of RGB")
         _name_lossy(path, LOSSY.get(int(page.compression), ""))
-        told, array = page.tags.valueof(GDAL_NODATA), page.asarray()
-        nodata = _nodata(told)
+        told, array = page.tags.valueof(GDAL_NODATA), page_reader(path, page)(0, page.imagelength, 0, page.imagewidth)
+        nodata = _nodata(told, array.dtype)
         white = page.photometric == MINISWHITE and array.dtype.kind == "u"
-        planar = page.samplesperpixel > 1 and page.planarconfig == 2
         orientation = page.tags.valueof(ORIENTATION, 1)
         alpha = page.samplesperpixel == 2 and page.extrasamples[:1] in ((1,), (2,))
-    array = np.moveaxis(array, 0, -1) if planar else array
     transparent = array[:, :, 1] == 0 if alpha else None
-    array = array[:, :, 0] if alpha else array
+    array = array[:, :, 0] if alpha or array.shape[2] == 1 else array
     if white:
         say_once(path, WHITE)
         largest = (1 << page.bitspersample) - 1
@@ -260,9 +279,11 @@ def _is_turned(path: Path) -> bool:
         return orientation_of(picture, path) in TURNS
 
 
-def _nodata(text: object) -> int | None:
-    """The value of GDAL's tag, where labels can have it."""
+def _nodata(text: object, dtype: np.dtype[Any] | None = None) -> int | None:
+    """The value of GDAL's tag as one of a type, where labels can have it: float16 has -10000 for -9999."""
     value = number_in(text)
+    if value is not None and dtype is not None and dtype.kind == "f":
+        value = float(dtype.type(value)) if abs(value) <= np.finfo(dtype).max else None
     return int(value) if value is not None and value.is_integer() else None
 
 

@@ -112,7 +112,7 @@ def open_stored(header: Header, card: ModelCard, options: ReadOptions = COMMON) 
 
                 file = stack.enter_context(tifffile.TiffFile(opened(header.path), name=header.path.name))
                 layout = lay_out(file, header.path, card.channels, header.page)
-                pages = layout.images
+                pages = len(layout.own)
                 stored = _tiff(file, layout, header, card, options, stack)
             elif header.format == "GDAL":
                 raster = stack.enter_context(open_gdal(header.path))

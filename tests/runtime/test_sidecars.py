@@ -383,6 +383,16 @@ def test_palettes_of_tiffs_and_mosaics_have_the_no_data_and_colours_of_gdal(tmp_
         np.testing.assert_array_equal(valid(tmp_path / name), indices != 2)
         np.testing.assert_array_equal(valid(tmp_path / name, no_data=3.0), indices != 3)
         np.testing.assert_array_equal(decode(read_header(tmp_path / name), RGB).data, shown)
+    with rasterio.open(tmp_path / "few.tif", "w", count=1, NBITS=4, **options) as file:  # 16 colours
+        file.write_colormap(1, dict(list(colours.items())[:16]))
+        file.write(indices, 1)
+    shutil.copy(tmp_path / "few.tif", tmp_path / "few.vrt", driver="VRT")
+    np.testing.assert_array_equal(decode(read_header(tmp_path / "few.vrt"), RGB), shown)
+    text = (tmp_path / "few.vrt").read_text()
+    entries = [line for line in text.splitlines(keepends=True) if "<Entry" in line]
+    (tmp_path / "few.vrt").write_text(text.replace("".join(entries[3:]), ""))
+    with pytest.raises(DeployError, match="pixels of none of its palette's 3 colours"):
+        decode(read_header(tmp_path / "few.vrt"), RGB)
     with rasterio.open(tmp_path / "b.tif", "w", count=2, alpha="YES", **options) as file:
         file.write_colormap(1, colours)
         file.write(np.stack([indices, alpha]))
