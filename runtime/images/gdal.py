@@ -108,7 +108,8 @@ def open_gdal(path: Path) -> Iterator[GdalImage]:
         colours = "RGB" if kinds[:3] == ["red", "green", "blue"] or palette is not None else ""
         yield GdalImage(
             (dataset.height, dataset.width), dataset.count if palette is None else 3,
-            np.dtype(dataset.dtypes[0] if palette is None else np.uint8), int(bits) if palette is None and bits.isdigit() else 0,
+            np.dtype(dataset.dtypes[0] if palette is None else np.uint8),
+            int(bits) if palette is None and bits.isdigit() else 0,
             colours or ("grey" if dataset.count == 1 or kinds == ["gray", "alpha"] else ""),
             kinds.index("alpha") if "alpha" in kinds else None, tuple(kinds),
             dataset.crs is not None or not dataset.transform.is_identity or bool(dataset.gcps[0]) or bool(dataset.rpcs),
