@@ -192,7 +192,9 @@ def _transparent_value(picture: "Pictures.Image") -> int | None:
     told = picture.info.get("transparency")
     if isinstance(told, bytes):
         told = told.index(0) if told.count(0) == 1 else None
-    return told if isinstance(told, int) else None
+    if not isinstance(told, int):
+        return None
+    return min(told, 1) if picture.mode == "1" else told  # of which Pillow says 255
 
 
 def _by_palette(
@@ -364,7 +366,9 @@ def _largest(picture: Any, path: Path) -> int:
         bits = _tag(picture, BITS_PER_SAMPLE, (1,))[0]
     elif picture.format == "PPM":
         codec, arguments = picture.tile[0][0], picture.tile[0][3]
-        return arguments[1] if codec.startswith("ppm") else FULL  # others have no MAXVAL of their own
+        if codec.startswith("ppm") and isinstance(arguments, tuple):
+            return int(arguments[1])
+        bits = 16 if picture.mode == "I" else 8  # what needs no MAXVAL to be decoded
     return int((1 << bits) - 1)
 
 

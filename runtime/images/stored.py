@@ -158,8 +158,8 @@ def _chosen(stored: StoredImage, channels: tuple[int, ...]) -> StoredImage:
     read, alpha, mask = stored.read, stored.alpha, stored.mask
     if stored.each_no_data:
         mask = both(unlike(read, stored.each_no_data), mask)
-    if alpha is not None and alpha not in channels and mask is None:
-        mask = lambda *where: read(*where)[:, :, alpha : alpha + 1]  # noqa: E731
+    if alpha is not None and alpha not in channels:
+        mask = both(lambda *where: read(*where)[:, :, alpha : alpha + 1], mask)
     colours = stored.colours if channels == (0, 1, 2) else "grey" if len(channels) == 1 else ""
     return replace(
         stored,

@@ -191,11 +191,17 @@ def test_labels_that_are_stored_turned_are_upright(tmp_path, compression, dtype)
         read_labels(tmp_path / "l.tif")
 
 
-@pytest.mark.parametrize("most", [15, 255, 1000])
+@pytest.mark.parametrize("most", [15, 255, 1000, 65535])
 def test_labels_of_a_pgm_are_what_is_stored(tmp_path, most):
     data = LABELS.astype(">u2" if most > 255 else np.uint8).tobytes()
     (tmp_path / "l.pgm").write_bytes(b"P5 4 3 %d\n" % most + data)
     assert np.array_equal(read_labels(tmp_path / "l.pgm").values, LABELS)
+    if most == 1000:  # of text 8 bits or 16 are read
+        return
+    (tmp_path / "t.pgm").write_text(f"P2 4 3 {most}\n{' '.join(map(str, LABELS.ravel()))}\n")
+    assert np.array_equal(read_labels(tmp_path / "t.pgm").values, LABELS)
+    (tmp_path / "t.pbm").write_text(f"P1 4 3\n{' '.join(map(str, LABELS.ravel() % 2))}\n")
+    assert np.array_equal(read_labels(tmp_path / "t.pbm").values, 1 - LABELS % 2)  # of a PBM 1 is black
 
 
 @pytest.mark.parametrize("order", [(3, 0, 2, 1), (1, 0, 2, 3), (0, 2, 1, 3)])
@@ -347,6 +353,8 @@ def test_what_a_png_calls_transparent_is_no_data_as_gdal_has_it(tmp_path, kind):
     np.testing.assert_array_equal(stored.values, LABELS)
     hidden = stored.nodata == LABELS if stored.missing is None else stored.missing
     np.testing.assert_array_equal(hidden, LABELS == 2)
+    Image.fromarray(LABELS > 1).save(tmp_path / "bit.png", transparency=255)
+    assert read_labels(tmp_path / "bit.png").nodata == 1
     if importlib.util.find_spec("rasterio"):
         with needs("rasterio").open(path) as file:
             np.testing.assert_array_equal(file.dataset_mask() == 0, hidden)

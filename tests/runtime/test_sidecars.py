@@ -133,6 +133,18 @@ def test_values_of_all_bands_that_are_no_data_together(tmp_path, name):
     np.testing.assert_array_equal(valid(path, no_data=3), ~(image == 3).all(axis=2))
 
 
+def test_channels_that_are_chosen_keep_the_alpha_and_the_mask_of_their_file(tmp_path):
+    image, alpha = photo(50, 60) % 4, np.full((50, 60), 255, np.uint8)
+    alpha[:9] = 0
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, np.dstack([image, alpha]), photometric="rgb", extrasamples=["unassalpha"])
+    told = '<PAMDataset><Metadata><MDI key="NODATA_VALUES">1 0 2 255</MDI></Metadata></PAMDataset>'
+    path.with_name("a.tif.aux.xml").write_text(told)
+    expected = (alpha > 0) & ~(image == (1, 0, 2)).all(axis=2)
+    np.testing.assert_array_equal(valid(path, GREY, channels=(1,)), expected)
+    np.testing.assert_array_equal(valid(path, channels=(2, 1, 0)), expected)
+
+
 def test_values_of_bands_in_float32_that_are_no_data_together_are_what_float32_makes_of_them(tmp_path):
     image = np.random.default_rng(0).random((50, 60, 3), np.float32)
     image[7:9, 3:20] = 0.1, 0.2, -3.40282346638529e38
