@@ -16,7 +16,7 @@ from fcn_deploy.runtime.images.find import IMAGE_SUFFIXES
 from fcn_deploy.runtime.images.header import DEFAULT_MAX_PIXELS, open_npy, orientation_of
 from fcn_deploy.runtime.images.pillow import check_pixels, open_pillow
 from fcn_deploy.runtime.images.sidecars import has_mask_beside, mask_beside, no_data_beside
-from fcn_deploy.runtime.images.tiff import LOSSY, TURNS, is_tiff, page_reader, turned
+from fcn_deploy.runtime.images.tiff import LOSSY, TURNS, colours_of, is_tiff, page_reader, turned
 from fcn_deploy.runtime.images.tiff_chunks import ORIENTATION
 from fcn_deploy.runtime.pixels.no_data import equal, number_in
 from numpy.typing import NDArray
@@ -29,7 +29,8 @@ log = logging.getLogger(__name__)
 WHITE = "calls 0 white, so its numbers are turned round, as viewers show them; tifffile and GDAL give them as stored"
 SOFTWARE = 305  # the tag
 MINISWHITE = 0  # of a TIFF's PhotometricInterpretation
-PLAIN = (1, 2, 3)  # grey, RGB and palettes
+PALETTE = 3
+PLAIN = (1, 2, PALETTE)  # grey, RGB and palettes
 UNSIGNED, SIGNED = 1, 2  # of its SampleFormat
 SEPARATE = 2  # of its PlanarConfiguration
 REDUCED, TRANSPARENCY = 1, 4  # bits of its NewSubfileType: a page is an overview, or the mask, of another
@@ -53,12 +54,14 @@ class StoredLabels:
         missing: [H, W] bool, where there is no label whatever the value: NaN, transparent, outside an internal mask.
         nodata: the value that GDAL's tag names; None: it names none.
         shown: the grey that a viewer shows for a value, where it is another than the value.
+        renumbered: whether a palette's colours tell the values; no-data values are of its indices, and in `missing`.
     """
 
     values: NDArray[Any]
     missing: NDArray[np.bool_] | None = None
     nodata: int | None = None
     shown: Mapping[int, int] = field(default_factory=dict)
+    renumbered: bool = False
 
     @property
     def single(self) -> NDArray[Any] | None:
@@ -88,7 +91,7 @@ def read_labels(path: Path, colors: Sequence[Color] | None = None, shown: bool =
         if path.suffix.lower() == ".npy":
             return _from_array(np.array(open_npy(path)), path)
         stored = _by_pillow(path, colors, shown)
-        return _with_sidecars(path, _from_tiff(path) if stored is None else stored)
+        return _with_sidecars(path, _from_tiff(path, colors, shown) if stored is None else stored)
     except DeployError:
         raise
     except FileNotFoundError as error:
@@ -129,7 +132,7 @@ def _by_pillow(path: Path, colors: Sequence[Color] | None, shown: bool) -> Store
             nodata = _nodata(_tag(picture, GDAL_NODATA, None)) if picture.format == "TIFF" else None
             if nodata is not None and _photometric(picture) == MINISWHITE:  # the tag is of what is stored
                 nodata = _largest(picture, path) - nodata
-            nodata = stored.nodata if nodata is None else nodata
+            nodata = stored.nodata if nodata is None or stored.renumbered else nodata
             pages = getattr(picture, "n_frames", 1)
     except FileNotFoundError:
         raise
@@ -177,11 +180,13 @@ def _single(picture: "Pictures.Image", path: Path, colors: Sequence[Color] | Non
     largest = _largest(picture, path)  # while the file is not decoded yet
     values = _stored(picture, largest)
     stored = _from_array(values if values.ndim == 2 else values[:, :, 0], path, far)
-    stored = replace(stored, nodata=_transparent_value(picture))
     if picture.mode in PALETTES:
         if picture.mode == "PA":
             stored = replace(stored, missing=_some(values[:, :, 1] == 0))
-        return _by_palette(stored, np.array(picture.getpalette(), np.uint8).reshape(-1, 3), colors, path)
+        told = _nodata(_tag(picture, GDAL_NODATA, None)) if picture.format == "TIFF" else _transparent_value(picture)
+        palette = np.array(picture.getpalette(), np.uint8).reshape(-1, 3)
+        return _by_palette(replace(stored, nodata=told), palette, colors, path)
+    stored = replace(stored, nodata=_transparent_value(picture))
     if largest < FULL:
         return replace(stored, shown={value: round(value * FULL / largest) for value in range(largest + 1)})
     return stored
@@ -206,12 +211,12 @@ def _by_palette(
         greys = {index: int(entry[0]) for index, entry in enumerate(palette) if len(set(entry.tolist())) == 1}
         return replace(stored, shown=greys)
     say_once(path, "has its palette in another order; labels are told by their colours, not by their index")
-    if stored.nodata is None:
-        return replace(stored, values=labels)
-    return replace(stored, values=labels, nodata=None, missing=_some(stored.values == stored.nodata, stored.missing))
+    told = next((each for each in map(_nodata, no_data_beside(path)[:1]) if each is not None), stored.nodata)
+    missing = stored.missing if told is None else _some(stored.values == told, stored.missing)
+    return replace(stored, values=labels, nodata=None, missing=missing, renumbered=True)
 
 
-def _from_tiff(path: Path) -> StoredLabels:
+def _from_tiff(path: Path, colors: Sequence[Color] | None, shown: bool) -> StoredLabels:
     """By tifffile: sparse files, bands in planes, signed bytes and whatever else Pillow does not decode."""
     import tifffile
 
@@ -227,17 +232,22 @@ def _from_tiff(path: Path) -> StoredLabels:
         white = page.photometric == MINISWHITE and array.dtype.kind == "u"
         orientation = page.tags.valueof(ORIENTATION, 1)
         alpha = page.samplesperpixel == 2 and page.extrasamples[:1] in ((1,), (2,))
+        palette = colours_of(page.colormap).T if page.photometric == PALETTE else None
     transparent = array[:, :, 1] == 0 if alpha else None
     array = array[:, :, 0] if alpha or array.shape[2] == 1 else array
     if white:
         say_once(path, WHITE)
         largest = (1 << page.bitspersample) - 1
         array, nodata = np.array(largest, array.dtype) - array, None if nodata is None else largest - nodata
-    stored = _from_array(array, path, _far_out(path, told))
+    if palette is not None and shown:
+        array, nodata = palette[array], None
+    stored = replace(_from_array(array, path, _far_out(path, told)), nodata=nodata)
+    if palette is not None and not shown:
+        stored = _by_palette(stored, palette, colors, path)
     if transparent is not None:
         stored = replace(stored, missing=_some(transparent, stored.missing))
     stored = _turned(stored, orientation)
-    return replace(stored, nodata=nodata, missing=_masked(path, stored.missing))
+    return replace(stored, missing=_masked(path, stored.missing))
 
 
 def _masked(path: Path, missing: NDArray[np.bool_] | None) -> NDArray[np.bool_] | None:
@@ -265,7 +275,7 @@ def _with_sidecars(path: Path, stored: StoredLabels) -> StoredLabels:
         if mask is not None:
             outside = mask(0, height, 0, width)[:, :, 0] == 0
             stored = replace(stored, missing=_some(outside, stored.missing))
-    return replace(stored, nodata=told[0]) if told and told[0] is not None else stored
+    return stored if stored.renumbered or not told or told[0] is None else replace(stored, nodata=told[0])
 
 
 def _is_turned(path: Path) -> bool:

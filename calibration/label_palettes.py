@@ -69,7 +69,7 @@ def _by_colors(
     """Index → class of a palette whose entries are not where their class is; None where that means nothing.
 
     An optimiser of PNGs leaves no entry that is not used; a GIF or TIFF is `padded` with such (Pillow's quantize and
-    GDAL's rgb2pct make them), and then all that are used are to be colours that somebody chose for the classes.
+    GDAL's rgb2pct make them), and then all that are used are to be colours that somebody chose, of a class each.
 
     Raises:
         DeployError: it cannot be told whether the colours or the indices are meant.
@@ -77,7 +77,8 @@ def _by_colors(
     colors = [color for _, color in sorted((index, color) for color, where in classes.items() for index in where)]
     chosen = tuple(colors) != voc_palette(len(colors)) or len(colors) == VOC_COUNT
     strange = next((color for index, color in shown.items() if color not in classes and index != IGNORE), None)
-    if ((strange is not None or padded) and not chosen) or (strange is not None and padded):
+    repeated = len(set(shown.values())) < len(shown)  # as black, of entries that nobody set
+    if ((strange is not None or padded) and not chosen) or (padded and (strange is not None or repeated)):
         return None  # colours that nobody chose, or some of them by chance
     why = ""
     if strange is not None:

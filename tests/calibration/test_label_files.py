@@ -238,6 +238,8 @@ def test_the_classes_colours_in_another_order_tell_the_classes(tmp_path, caplog)
     for name, options in (("l.gif", {}), ("l.tif", {"compression": "tiff_lzw"})):
         Image.fromarray(np.uint8(COLORS)[LABELS]).quantize(4).save(tmp_path / name, **options)
         assert np.array_equal(read_labels(tmp_path / name, COLORS).values, LABELS)
+    unset = [COLORS[0], COLORS[1], COLORS[0], COLORS[0], *padded]  # as of a mask of two classes
+    assert np.array_equal(read_labels(png(tmp_path / "unset.png", LABELS, unset), COLORS).values, LABELS)
     only = np.full((2, 2), 3, np.uint8)
     assert np.array_equal(read_labels(png(tmp_path / "one.png", only * 0, [COLORS[3]]), COLORS).values, only)
 
@@ -358,3 +360,23 @@ def test_what_a_png_calls_transparent_is_no_data_as_gdal_has_it(tmp_path, kind):
     if importlib.util.find_spec("rasterio"):
         with needs("rasterio").open(path) as file:
             np.testing.assert_array_equal(file.dataset_mask() == 0, hidden)
+
+
+@pytest.mark.parametrize("compress", ["LZW", "ZSTD"])  # by Pillow, and by tifffile
+@pytest.mark.parametrize("beside", [False, True])
+def test_no_data_of_a_palette_in_another_order_is_of_its_indices(tmp_path, compress, beside):
+    rasterio, _ = needs("rasterio"), needs("imagecodecs")
+    order = (3, 0, 2, 1)
+    options = {"driver": "GTiff", "height": 3, "width": 4, "count": 1, "dtype": "uint8", "photometric": "palette"}
+    path = tmp_path / "l.tif"
+    with rasterio.open(path, "w", compress=compress, nodata=None if beside else 0, **options) as file:
+        file.write(np.argsort(order)[LABELS].astype(np.uint8), 1)
+        file.write_colormap(1, {index: (*COLORS[place], 255) for index, place in enumerate(order)})
+    if beside:
+        told = '<PAMRasterBand band="1"><NoDataValue>0</NoDataValue></PAMRasterBand>'
+        (tmp_path / "l.tif.aux.xml").write_text(f"<PAMDataset>{told}</PAMDataset>")
+    stored = read_labels(path, COLORS)
+    np.testing.assert_array_equal(stored.values, LABELS)
+    np.testing.assert_array_equal(stored.missing, LABELS == 3)  # which has the index 0
+    assert stored.nodata is None
+    np.testing.assert_array_equal(read_labels(path, shown=True).values, np.uint8(COLORS)[LABELS])
