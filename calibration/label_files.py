@@ -232,7 +232,8 @@ def _from_tiff(path: Path, colors: Sequence[Color] | None, shown: bool) -> Store
         white = page.photometric == MINISWHITE and array.dtype.kind == "u"
         orientation = page.tags.valueof(ORIENTATION, 1)
         alpha = page.samplesperpixel == 2 and page.extrasamples[:1] in ((1,), (2,))
-        palette = colours_of(page.colormap).T if page.photometric == PALETTE else None
+        colormap = page.colormap if page.photometric == PALETTE else None
+        palette = None if colormap is None else colours_of(colormap).T
     transparent = array[:, :, 1] == 0 if alpha else None
     array = array[:, :, 0] if alpha or array.shape[2] == 1 else array
     if white:
