@@ -240,8 +240,6 @@ def _picture(header: Header, card: ModelCard, as_stored: bool) -> tuple[StoredIm
 
     And the indices of a palette's colours, [H, W, 1]; None where there is no palette.
     """
-    from PIL import ImageOps
-
     bits, indices, mask = header.bits, None, None
     with open_pillow(header.path, header.pixels) as picture:
         if header.page is not None:
@@ -253,6 +251,8 @@ def _picture(header: Header, card: ModelCard, as_stored: bool) -> tuple[StoredIm
             few = few_bits_of(header.path, picture)
             picture.load()
             if orientation in TURNS:  # or it would be a copy, which takes as long as decoding
+                from PIL import ImageOps
+
                 picture = ImageOps.exif_transpose(picture)
             indices = np.asarray(picture)[:, :, None] if picture.mode == "P" else None
             array = samples_of(picture, card, as_stored)
