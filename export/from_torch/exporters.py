@@ -6,7 +6,7 @@ import signal
 import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout
+from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stderr, redirect_stdout
 
 import onnx
 import torch
@@ -16,10 +16,11 @@ from fcn_deploy.export.graph.edit import opset
 from fcn_deploy.export.passes.fold_constants import fold_constants
 from fcn_deploy.fcn.exportable import Exportable
 from fcn_deploy.fcn.foreign import ScoresModule
-from fcn_deploy.fcn.programs import is_script
+from fcn_deploy.fcn.programs import functions_uncompiled, is_script
 from fcn_deploy.fcn.traced_numbers import numbers_of_sizes
 from fcn_deploy.runtime.errors import DeployError, one_line
 from torch import nn
+from torch.nn.utils import parametrize
 
 EXPORTERS = ("torchscript", "dynamo")
 # Of the processor, that an exporter may take; the symbolic arithmetic of one can go on for hours (windows of Swin).
@@ -38,15 +39,16 @@ def to_graph(
         raise DeployError(f"it writes opset {DYNAMO_OLDEST} and newer, not {opset_version}")
     export_with = _torchscript if exporter == "torchscript" else _dynamo
     module, mode = network.module, Exportable()
+    kept: AbstractContextManager[None] = nullcontext()
     if isinstance(module, ScoresModule):
-        module.mode = mode
+        module.mode, kept = mode, module.kept.restored()
 
     def export(types: bool) -> onnx.ModelProto:
         with numbers_of_sizes(module, types) if numbers else nullcontext():
             return export_with(module, network.channels, network.sizes, opset_version)
 
     try:
-        with _quiet(), _within(SECONDS, exporter):
+        with kept, _weights_computed(module), _quiet(), _within(SECONDS, exporter):
             try:
                 graph = export(types=True)
             except TypeError:  # as of `dtype=float`
@@ -68,21 +70,40 @@ def to_graph(
     return fold_constants(graph).model, [*(respelled if mode.respelled else []), *(kept if numbers else [])]
 
 
+@contextmanager
+def _weights_computed(model: nn.Module) -> Iterator[None]:
+    """While it is entered, weights that are parametrised, as by spectral_norm, are what they come to."""
+    computed: list[nn.Module] = []
+    try:
+        for layer in nn.Module.modules(model):
+            if parametrize.is_parametrized(layer):
+                for name, each in layer.parametrizations.items():  # type: ignore[operator, union-attr]
+                    with torch.no_grad():
+                        weight = getattr(layer, name)
+                    vars(each)["forward"] = lambda weight=weight: weight
+                    computed.append(each)
+        yield
+    finally:
+        for each in computed:
+            del vars(each)["forward"]
+
+
 def _torchscript(model: nn.Module, channels: int, sizes: AcceptedSizes, opset_version: int) -> onnx.ModelProto:
     buffer, image = io.BytesIO(), torch.zeros(1, channels, *traced_size(sizes))
     if is_script(model):  # freezing writes its calls and lists out, as the exporter wants them
         model = torch.jit.freeze(torch.jit.trace(model, image, check_trace=False).eval())
     free = {0: "N"} if sizes.only is not None else {0: "N", 2: "H", 3: "W"}
-    torch.onnx.export(
-        model,
-        (image,),
-        buffer,  # type: ignore[arg-type]  # its annotation forgets what its docstring allows
-        dynamo=False,
-        opset_version=opset_version,
-        input_names=["image"],
-        output_names=["logits"],
-        dynamic_axes={"image": free, "logits": free},
-    )
+    with functions_uncompiled():  # which it refuses
+        torch.onnx.export(
+            model,
+            (image,),
+            buffer,  # type: ignore[arg-type]  # its annotation forgets what its docstring allows
+            dynamo=False,
+            opset_version=opset_version,
+            input_names=["image"],
+            output_names=["logits"],
+            dynamic_axes={"image": free, "logits": free},
+        )
     return onnx.load_from_string(buffer.getvalue())
 
 
