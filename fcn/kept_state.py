@@ -4,7 +4,9 @@ A grid that is kept by the image's size is a constant in a trace, and has no val
 any. What was kept of such runs is to be seen by no other, and not by the user.
 """
 
+import builtins
 import functools
+import sys
 from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -12,7 +14,7 @@ from types import FunctionType, MethodType
 from typing import Any
 
 import torch
-from fcn_deploy.fcn.traced_numbers import OTHERS, is_filled, names_of_packages
+from fcn_deploy.fcn.traced_numbers import OTHERS, is_filled, names_known_to, package_of
 
 Cached = functools._lru_cache_wrapper
 CONTAINERS = (dict, list, set, deque)
@@ -32,15 +34,41 @@ class KeptState:
         self._outside: list[tuple[Any, Any]] = []
         self._classes: list[tuple[type, dict[str, Any]]] = []
         self._caches: list[tuple[Cached, int]] = []
-        self._seen: set[int] = set()
+        self._seen = {id(vars(builtins))}
         parts = list(torch.nn.Module.modules(model))
+        kinds = dict.fromkeys(kind for part in parts for kind in type(part).__mro__)
+        self._packages = {package_of(kind.__module__) for kind in kinds} - OTHERS
         for part in parts:
             self._own.append((vars(part), dict(vars(part))))
         self._note([each for part in parts for each in _entries(part)], self._own)
-        self._note([kind for part in parts for kind in type(part).__mro__], self._outside)
-        for names in names_of_packages(model):
+        for kind in filter(self._is_of_users, kinds):
+            self._classes.append((kind, dict(vars(kind))))
+            self._note(list(vars(kind).values()), self._outside)
+        for names in self._names([vars(each) for each in (*parts, *kinds)]):
             self._outside.append((names, dict(names)))
             self._note(list(names.values()), self._outside)
+
+    def _names(self, waiting: list[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """The names of the user's modules of Python, of which a module is, and what those name."""
+        found: dict[int, dict[str, Any]] = {}
+        while waiting:
+            names = waiting.pop()
+            of_kind = [vars(sys.modules[names["__module__"]])] if names.get("__module__") in sys.modules else []
+            for other in (*of_kind, *(each for value in list(names.values()) for each in names_known_to(value))):
+                if id(other) not in found and self._is_users(str(other.get("__name__"))):
+                    found[id(other)] = other
+                    waiting.append(other)
+        return list(found.values())
+
+    def _is_of_users(self, code: Any) -> bool:
+        return self._is_users(str(code.__module__))
+
+    def _is_users(self, module: str) -> bool:
+        """Whether a module of Python is of a package that the network is of, or is not installed: not of a library."""
+        package = package_of(module)
+        if package in OTHERS or package in self._packages:
+            return package not in OTHERS
+        return "site-packages" not in str(getattr(sys.modules.get(module), "__file__", None) or "site-packages")
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "KeptState":
         return self
@@ -65,8 +93,7 @@ class KeptState:
 
     @contextmanager
     def restored(self) -> Iterator[None]:
-        """Neither what is run in it nor what is run after it finds what was kept since this was made."""
-        self.restore()
+        """What is run after it finds nothing that was kept in it."""
         try:
             yield
         finally:
@@ -83,17 +110,14 @@ class KeptState:
                 if len(value) <= MOST_ENTRIES:
                     held.append((value, value.copy()))
                     values += value.values() if issubclass(kind, dict) else value
-            elif kind is FunctionType and not _is_of_others(value):
+            elif kind is FunctionType and self._is_of_users(value):
                 kept = [cell.cell_contents for cell in value.__closure__ or () if is_filled(cell)]
                 values += [*kept, *(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values()]
             elif kind is MethodType:
                 values.append(value.__func__)
             elif kind is Cached:
                 self._caches.append((value, value.cache_info().misses))
-            elif issubclass(kind, type) and not _is_of_others(value):
-                self._classes.append((value, dict(vars(value))))
-                values += vars(value).values()
-            elif not issubclass(kind, type) and not _is_of_others(kind):
+            elif not issubclass(kind, type) and self._is_of_users(kind):
                 with suppress(Exception):  # of attributes that are slots, or computed
                     values.append(vars(value))
             else:
@@ -138,11 +162,6 @@ def _is_of_tensors(value: Any, depth: int = 2) -> bool:
     kind = type(value)
     if issubclass(kind, torch.Tensor):
         return True
-    if not depth or not issubclass(kind, tuple | CONTAINERS) or len(value) > MOST_ENTRIES:
+    if not depth or not issubclass(kind, (tuple, *CONTAINERS)) or len(value) > MOST_ENTRIES:
         return False
     return any(_is_of_tensors(each, depth - 1) for each in (value.values() if issubclass(kind, dict) else value))
-
-
-def _is_of_others(code: Any) -> bool:
-    """Whether a function or a class is of Python, PyTorch, NumPy or this project."""
-    return str(code.__module__).split(".")[0] in OTHERS

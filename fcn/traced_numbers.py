@@ -228,25 +228,27 @@ def names_of_packages(model: torch.nn.Module) -> list[dict[str, Any]]:
 
     And of those whose functions a module or its class holds, or which are named there, as a helper that is imported is.
     """
-    kinds = {kind for part in model.modules() for kind in type(part).__mro__ if _first(kind.__module__) not in OTHERS}
-    packages = {_first(kind.__module__) for kind in kinds}
-    modules = [each for name, each in sys.modules.copy().items() if _first(name) in packages]
+    kinds = {
+        kind for part in model.modules() for kind in type(part).__mro__ if package_of(kind.__module__) not in OTHERS
+    }
+    packages = {package_of(kind.__module__) for kind in kinds}
+    modules = [each for name, each in sys.modules.copy().items() if package_of(name) in packages]
     waiting = [vars(each) for each in modules if isinstance(each, ModuleType)]
-    waiting += [vars(each) for each in (*model.modules(), *kinds)]
-    found: dict[int, Mapping[str, Any]] = {}
+    waiting += [dict(vars(each)) for each in (*model.modules(), *kinds)]
+    found: dict[int, dict[str, Any]] = {}
     while waiting:
         names = waiting.pop()
         if "__builtins__" in names:  # of a module of Python, and not of what a network holds
             found[id(names)] = names
         for value in list(names.values()):
-            for other in _names_known_to(value):
-                if id(other) not in found and _first(str(other.get("__name__", ""))) not in OTHERS:
+            for other in names_known_to(value):
+                if id(other) not in found and package_of(str(other.get("__name__", ""))) not in OTHERS:
                     found[id(other)] = other
                     waiting.append(other)
     return list(found.values())
 
 
-def _names_known_to(value: object) -> Iterator[dict[str, Any]]:
+def names_known_to(value: Any) -> Iterator[dict[str, Any]]:
     """Of a module of Python, and of a function, and those that it wraps, binds or closes over."""
     waiting, seen = [value], set[int]()
     while waiting:
@@ -272,7 +274,7 @@ def is_filled(cell: Any) -> bool:
         return False
 
 
-def _first(name: str) -> str:
+def package_of(name: str) -> str:
     """The package of a module of Python."""
     return name.split(".")[0]
 

@@ -16,7 +16,7 @@ from fcn_deploy.export.graph.edit import opset
 from fcn_deploy.export.passes.fold_constants import fold_constants
 from fcn_deploy.fcn.exportable import Exportable
 from fcn_deploy.fcn.foreign import ScoresModule
-from fcn_deploy.fcn.programs import functions_uncompiled, is_script
+from fcn_deploy.fcn.programs import is_script
 from fcn_deploy.fcn.traced_numbers import numbers_of_sizes
 from fcn_deploy.runtime.errors import DeployError, one_line
 from torch import nn
@@ -39,16 +39,17 @@ def to_graph(
         raise DeployError(f"it writes opset {DYNAMO_OLDEST} and newer, not {opset_version}")
     export_with = _torchscript if exporter == "torchscript" else _dynamo
     module, mode = network.module, Exportable()
-    kept: AbstractContextManager[None] = nullcontext()
+    restored: AbstractContextManager[None] = nullcontext()
     if isinstance(module, ScoresModule):
-        module.mode, kept = mode, module.kept.restored()
+        module.mode, restored = mode, module.kept.restored()
+        module.kept.restore()
 
     def export(types: bool) -> onnx.ModelProto:
         with numbers_of_sizes(module, types) if numbers else nullcontext():
             return export_with(module, network.channels, network.sizes, opset_version)
 
     try:
-        with kept, _weights_computed(module), _quiet(), _within(SECONDS, exporter):
+        with restored, _weights_computed(module), _quiet(), _within(SECONDS, exporter):
             try:
                 graph = export(types=True)
             except TypeError:  # as of `dtype=float`
@@ -93,17 +94,16 @@ def _torchscript(model: nn.Module, channels: int, sizes: AcceptedSizes, opset_ve
     if is_script(model):  # freezing writes its calls and lists out, as the exporter wants them
         model = torch.jit.freeze(torch.jit.trace(model, image, check_trace=False).eval())
     free = {0: "N"} if sizes.only is not None else {0: "N", 2: "H", 3: "W"}
-    with functions_uncompiled():  # which it refuses
-        torch.onnx.export(
-            model,
-            (image,),
-            buffer,  # type: ignore[arg-type]  # its annotation forgets what its docstring allows
-            dynamo=False,
-            opset_version=opset_version,
-            input_names=["image"],
-            output_names=["logits"],
-            dynamic_axes={"image": free, "logits": free},
-        )
+    torch.onnx.export(
+        model,
+        (image,),
+        buffer,  # type: ignore[arg-type]  # its annotation forgets what its docstring allows
+        dynamo=False,
+        opset_version=opset_version,
+        input_names=["image"],
+        output_names=["logits"],
+        dynamic_axes={"image": free, "logits": free},
+    )
     return onnx.load_from_string(buffer.getvalue())
 
 

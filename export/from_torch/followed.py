@@ -221,8 +221,9 @@ def tracer(network: Network) -> Callable[[Size, float], Trace]:
     """
     module = network.module
     kept = module.kept.restored if isinstance(module, ScoresModule) else nullcontext
-    with kept():
-        held = _held_by(module)  # as long as they are, no other tensor takes their place in memory
+    if isinstance(module, ScoresModule):
+        module.kept.restore()
+    held = _held_by(module)  # as long as they are, no other tensor takes their place in memory
     weights = {value.data_ptr(): f"weights {index}" for index, value in enumerate(held)}
 
     def trace(size: Size, most: float) -> Trace:

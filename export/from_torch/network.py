@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -160,7 +161,7 @@ def _random(name: str) -> str:
 
 def _random_states() -> tuple[object, ...]:
     """Of PyTorch, Python and NumPy."""
-    of_numpy = np.random.get_state()
+    of_numpy: Any = np.random.get_state()
     return torch.get_rng_state().numpy().tobytes(), random.getstate(), of_numpy[1].tobytes(), of_numpy[2:]
 
 
