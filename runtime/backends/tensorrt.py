@@ -21,7 +21,7 @@ from ..engine_format.manifest import Manifest
 from ..errors import DeployError, MisuseError, OverBudgetError, one_line
 from ..head.heads import Heads
 from ..pixels.prepare import padded_size
-from ..planning.plan import outside_profiles, profiles_for
+from ..planning.profiles import outside_profiles, profiles_for
 from .device import cache_path, load_kernels, open_device, open_driver, open_library
 from .device_network import DeviceNetwork
 from .graphs import beside_other_captures
