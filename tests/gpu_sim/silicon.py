@@ -41,7 +41,8 @@ def stand_ins(folder: Path, libraries: tuple[str, ...] = LIBRARIES) -> Iterator[
     from fcn_deploy.export.build import engine
     from fcn_deploy.export.build.targets import tensorrt
 
-    from benchmarks import silicon_build, silicon_engine
+    from benchmarks.silicon import build as silicon_build
+    from benchmarks.silicon import engine as silicon_engine
 
     plans, programs = folder / "plans", folder / "programs"
     plans.mkdir()
@@ -96,7 +97,8 @@ def _run_by_onnxruntime(core: onnx.ModelProto) -> bytes:
 def main() -> int:
     gpu_sim.install()
     gpu_sim.load_kernels(*(ROOT / "runtime" / "backends").glob("*.cu"))
-    from benchmarks import silicon, silicon_build
+    from benchmarks.silicon import __main__ as silicon
+    from benchmarks.silicon import build as silicon_build
 
     with tempfile.TemporaryDirectory() as folder, stand_ins(Path(folder)), ExitStack() as stack:
         for name, value in SMALL.items():

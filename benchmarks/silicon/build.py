@@ -24,7 +24,7 @@ from fcn_deploy.runtime.sizes import parse_sizes
 from onnx import TensorProto, helper, numpy_helper
 
 from benchmarks.engine_matrix import PRECISIONS
-from benchmarks.silicon_engine import Record, gpu
+from benchmarks.silicon.engine import Record, gpu
 from fcn_deploy import ModelCard, Segmenter
 
 TIMED = ((480, 640), (1080, 1920))
