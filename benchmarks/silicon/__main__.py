@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from fcn_deploy.runtime.backends.device import name_of
+from fcn_deploy.runtime.backends.tensorrt.device import name_of
 from fcn_deploy.runtime.command import run
 from fcn_deploy.runtime.errors import DeployError
 

@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 from fcn_deploy.calibration.metrics import Metrics, confusion_matrix
 from fcn_deploy.calibration.report.engine_report import read_report
-from fcn_deploy.runtime.backends.device import driver_module
-from fcn_deploy.runtime.backends.lane import Batch, Lane
+from fcn_deploy.runtime.backends.tensorrt.device import driver_module
+from fcn_deploy.runtime.backends.tensorrt.lane import Batch, Lane
 from fcn_deploy.runtime.errors import DeployError, one_line
 from fcn_deploy.runtime.network import Network
 from fcn_deploy.runtime.pixels.noise_image import natural_noise

@@ -39,7 +39,7 @@ def stand_ins(folder: Path, libraries: tuple[str, ...] = LIBRARIES) -> Iterator[
         libraries: those that are here.
     """
     from fcn_deploy.export.build import engine
-    from fcn_deploy.export.build.targets import tensorrt
+    from fcn_deploy.export.build.targets.tensorrt import builder as tensorrt
 
     from benchmarks.silicon import build as silicon_build
     from benchmarks.silicon import engine as silicon_engine
@@ -96,7 +96,7 @@ def _run_by_onnxruntime(core: onnx.ModelProto) -> bytes:
 
 def main() -> int:
     gpu_sim.install()
-    gpu_sim.load_kernels(*(ROOT / "runtime" / "backends").glob("*.cu"))
+    gpu_sim.load_kernels(*(ROOT / "runtime" / "backends" / "tensorrt").glob("*.cu"))
     from benchmarks.silicon import __main__ as silicon
     from benchmarks.silicon import build as silicon_build
 
