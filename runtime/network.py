@@ -17,7 +17,8 @@ from .engine_format.stage import Stage, Upsampling
 from .errors import MisuseError
 from .head.heads import Heads
 from .head.refine import REACH, refusal
-from .head.upsampling import ScoreWindow, new_result, result_bytes
+from .head.score_window import ScoreWindow
+from .head.upsampling import new_result, result_bytes
 from .onnx_model import WHOLE, OnnxModelBackend
 from .open_engine import gpu_index_of, open_engine
 from .pixels.no_data import HoleRecorder, filled, marked
