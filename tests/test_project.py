@@ -139,6 +139,14 @@ def test_every_pass_is_said_to_be_used_by_something():
     assert not passes - set(re.findall(r"\w+", said))
 
 
+def test_files_that_packages_name_are_there():
+    for floor in FLOORS:
+        for init in (ROOT / floor).rglob("__init__.py"):
+            named = re.findall(r"(?<![\w/])\w+\.(?:py|cu)\b", ast.get_docstring(ast.parse(init.read_text())))
+            gone = [name for name in named if not (init.parent / name).exists()]
+            assert not gone, f"{init} names {gone}"
+
+
 def test_extras_never_bring_both_onnxruntimes():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
