@@ -83,7 +83,7 @@ def open_engine(
                 f"device {device!r}, and {path} is an engine for {target}; omit the device, or build another engine"
             )
         if not on_host:
-            from .backends.tensorrt import TensorRTBackend
+            from .backends.tensorrt.backend import TensorRTBackend
 
             kernels = {name: engine.read(name) for name in manifest.members if name.startswith("kernels")}
             plan = networks.pop(manifest.stages[0].file)

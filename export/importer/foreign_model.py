@@ -17,8 +17,7 @@ from fcn_deploy.export.passes.as_float32 import as_float32
 from fcn_deploy.export.tolerances import STANDARD_FORM, STANDARD_FORM_OF_HALF
 from fcn_deploy.runtime.backends.onnxruntime import session
 from fcn_deploy.runtime.errors import DeployError, MisuseError, one_line
-from fcn_deploy.runtime.planning.plan import available_memory
-from fcn_deploy.runtime.process_memory import forget_highest, highest, resident
+from fcn_deploy.runtime.process_memory import available_memory, forget_highest, highest, resident
 from onnx import ModelProto, TensorProto, ValueInfoProto
 
 # Type of the input → dtype of the images that are assumed.

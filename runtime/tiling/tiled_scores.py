@@ -14,7 +14,7 @@ from ..engine_format.manifest import Manifest
 from ..engine_format.stage import Stage
 from ..errors import DeployError
 from ..head.heads import Heads
-from ..head.upsampling import ScoreWindow
+from ..head.score_window import ScoreWindow
 from ..open_engine import open_fine
 from ..planning.grid import Span
 from ..planning.plan import Plan

@@ -9,7 +9,7 @@ from concurrent.futures import ProcessPoolExecutor
 
 import numpy as np
 import pytest
-from fcn_deploy.runtime.planning.plan import available_memory
+from fcn_deploy.runtime.process_memory import available_memory
 from helpers import check_threads, photo
 from PIL import Image
 

@@ -1,6 +1,6 @@
 """What `make silicon` finds of one engine, in a process of its own: what breaks there costs the others nothing.
 
-python -m benchmarks.silicon_engine JOB RECORD     (the job as JSON; the record grows by each part)
+python -m benchmarks.silicon.engine JOB RECORD     (the job as JSON; the record grows by each part)
 """
 
 import json
@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 from fcn_deploy.calibration.metrics import Metrics, confusion_matrix
 from fcn_deploy.calibration.report.engine_report import read_report
-from fcn_deploy.runtime.backends.device import driver_module
-from fcn_deploy.runtime.backends.lane import Batch, Lane
+from fcn_deploy.runtime.backends.tensorrt.device import driver_module
+from fcn_deploy.runtime.backends.tensorrt.lane import Batch, Lane
 from fcn_deploy.runtime.errors import DeployError, one_line
 from fcn_deploy.runtime.network import Network
 from fcn_deploy.runtime.pixels.noise_image import natural_noise
@@ -39,7 +39,7 @@ ALLOWED = {"float32": 1e-3, "bf16": 0.02, "float16": 0.02, "fp8": 0.02, "int8": 
 ALL_WRONG = 0.8
 LIMIT = 600.0  # seconds beside the threads' that an engine may take
 PYTHON = (sys.executable, "-m")  # which runs a part
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 Record = dict[str, Any]
 Parts = Mapping[str, Callable[[], Record]]
@@ -111,7 +111,7 @@ def apart(job: Job) -> Record:
     with tempfile.TemporaryDirectory() as folder:
         given, out = Path(folder) / "job.json", Path(folder) / "record.json"
         given.write_text(json.dumps(asdict(job)))
-        command, ended = [*PYTHON, "benchmarks.silicon_engine", str(given), str(out)], None
+        command, ended = [*PYTHON, "benchmarks.silicon.engine", str(given), str(out)], None
         try:
             done = subprocess.run(command, stderr=subprocess.PIPE, timeout=LIMIT + job.seconds, cwd=ROOT)
             said = (done.stderr.decode(errors="replace").strip().splitlines() or [""])[-1][:300]

@@ -9,7 +9,7 @@
     refusals    30 requests at once on a queue of 8: how long a refusal takes, and health meanwhile; 20 that go away
     start       until it is ready, and what it holds then
 
-Clients run on the same cores as what they ask. They are as small as clients can be (benchmarks/serving_clients.py), and
+Clients run on the same cores as what they ask. They are as small as clients can be (benchmarks/serving/clients.py), and
 what their process takes is told beside each rate. Processor time over that of a bare call or of `map` is told too: it
 says what a server costs where other programs keep the cores busy, and times say little.
 
@@ -42,9 +42,9 @@ import numpy as np
 from fcn_deploy.runtime.pixels.noise_image import natural_noise
 
 from benchmarks.common import RGB, memory, mixed_sizes, spread
-from benchmarks.serving_clients import KINDS, processor_seconds
-from benchmarks.serving_limits import IDLE, at_once, large_images, refusals
-from benchmarks.serving_servers import litserve, serve_engine, triton
+from benchmarks.serving.clients import KINDS, processor_seconds
+from benchmarks.serving.limits import IDLE, at_once, large_images, refusals
+from benchmarks.serving.servers import litserve, serve_engine, triton
 from fcn_deploy import Segmenter
 
 LEAST, MOST = (120, 160), (720, 1280)  # of mixed sizes
@@ -270,7 +270,9 @@ def figures(told: dict) -> list[tuple[str, float, str, bool]]:
 
 
 def parsed() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="benchmarks.serving", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("engine", type=Path)
     parser.add_argument("--seconds", type=float, default=600, help="of throughput, for each server, in several turns")
     parser.add_argument("--clients", type=int, default=32)
@@ -325,7 +327,7 @@ def main() -> None:
         print(f"{what:46} {value:9.3f}  {promise}{'' if kept else '   MISSED'}")
     if options.json:
         options.json.write_text(json.dumps(told, indent=1))
-    python, root = [sys.executable, "-m"], Path(__file__).parents[1]
+    python, root = [sys.executable, "-m"], Path(__file__).parents[2]
     if options.hostile:
         words = "tests.attacks.test_requests", options.engine.absolute(), options.hostile
         paths = os.pathsep.join(filter(None, (str(root / "tests"), os.environ.get("PYTHONPATH"))))

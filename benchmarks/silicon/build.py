@@ -18,13 +18,13 @@ from fcn_deploy.export.importer.import_model import import_model
 from fcn_deploy.export.quantization.options import QuantizationOptions
 from fcn_deploy.fcn.checkpoint import load_checkpoint
 from fcn_deploy.runtime.backends import ORT_TARGETS
-from fcn_deploy.runtime.backends.device import name_of
+from fcn_deploy.runtime.backends.tensorrt.device import name_of
 from fcn_deploy.runtime.errors import DeployError, MisuseError
 from fcn_deploy.runtime.sizes import parse_sizes
 from onnx import TensorProto, helper, numpy_helper
 
 from benchmarks.engine_matrix import PRECISIONS
-from benchmarks.silicon_engine import Record, gpu
+from benchmarks.silicon.engine import Record, gpu
 from fcn_deploy import ModelCard, Segmenter
 
 TIMED = ((480, 640), (1080, 1920))

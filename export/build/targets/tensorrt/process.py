@@ -18,12 +18,12 @@ from typing import Any
 from fcn_deploy.calibration.report.engine_report import PlanLayer
 from fcn_deploy.export.build.config import HARDWARE_LEVELS, TensorRTOptions
 from fcn_deploy.export.build.gpus import ON_THE_MACHINE, THIS_GPU, TOO_OLD, check_type
-from fcn_deploy.export.build.profiles import PlannedProfile
-from fcn_deploy.export.build.targets.tensorrt_errors import LIBRARY_NAMES, failed, reason_of, refused, tidied, too_long
-from fcn_deploy.export.build.targets.tensorrt_layers import layers_of
-from fcn_deploy.export.build.targets.timing_cache import TimingCache
+from fcn_deploy.export.build.targets.tensorrt.errors import LIBRARY_NAMES, failed, reason_of, refused, tidied, too_long
+from fcn_deploy.export.build.targets.tensorrt.layers import layers_of
+from fcn_deploy.export.build.targets.tensorrt.profiles import PlannedProfile
+from fcn_deploy.export.build.targets.tensorrt.timing_cache import TimingCache
 from fcn_deploy.runtime.backends import OLDEST_GPU
-from fcn_deploy.runtime.backends.device import platform_name
+from fcn_deploy.runtime.backends.tensorrt.device import platform_name
 from fcn_deploy.runtime.errors import DeployError, MisuseError, one_line
 from fcn_deploy.runtime.extras import need
 

@@ -1,4 +1,4 @@
-"""Servers for benchmarks/serving.py: ours, LitServe, and a real tritonserver. Each is a context manager.
+"""Servers for benchmarks/serving: ours, LitServe, and a real tritonserver. Each is a context manager.
 
 Each has a session of its own: Linux gives sessions equal shares of the cores, so that a server with one would be ahead
 of a server without wherever other programs run.
@@ -16,7 +16,7 @@ import urllib.request
 from contextlib import contextmanager
 from pathlib import Path
 
-from benchmarks.serving_clients import family
+from benchmarks.serving.clients import family
 
 
 @contextmanager
@@ -44,7 +44,7 @@ def litserve(engine: Path, python: str):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    words = [python, "-m", "benchmarks.litserve_segmenter", engine, port]
+    words = [python, "-m", "benchmarks.serving.litserve_segmenter", engine, port]
     process = subprocess.Popen([*map(str, words)], stdout=subprocess.DEVNULL, start_new_session=True)
     try:
         for _ in range(600):
@@ -65,7 +65,7 @@ def triton(engine: Path):
     """A tritonserver's HTTP address, and its process: of the wheel that the tests have, on a NumPy that it can read."""
     from fcn_deploy.export.triton.repository import TritonConfig, write_repository
 
-    sys.path.append(str(Path(__file__).parents[1] / "tests"))
+    sys.path.append(str(Path(__file__).parents[2] / "tests"))
     import triton_server
 
     with tempfile.TemporaryDirectory() as name:

@@ -1,4 +1,4 @@
-"""Networks on NVIDIA GPUs: TensorRT or TensorRT for RTX, with our kernels before and after the core.
+"""TensorRTBackend: a core on an NVIDIA GPU, with our kernels before and after it.
 
 Images go up as they are (one copy), a kernel prepares them, the network runs, kernels make labels of its scores, and
 these come down (one copy). Two lanes do so at once where memory allows, each with a stream and memory of its own, so
@@ -16,15 +16,15 @@ from typing import TypeVar
 
 import numpy as np
 
-from ..arrays import AnyArray, Floats, Image, Labels, size_of
-from ..engine_format.manifest import Manifest
-from ..errors import DeployError, MisuseError, OverBudgetError, one_line
-from ..head.heads import Heads
-from ..pixels.prepare import padded_size
-from ..planning.plan import outside_profiles, profiles_for
+from ...arrays import AnyArray, Floats, Image, Labels, size_of
+from ...engine_format.manifest import Manifest
+from ...errors import DeployError, MisuseError, OverBudgetError, one_line
+from ...head.heads import Heads
+from ...pixels.prepare import padded_size
+from ...planning.profiles import outside_profiles, profiles_for
+from .cuda_graphs import beside_other_captures
 from .device import cache_path, load_kernels, open_device, open_driver, open_library
 from .device_network import DeviceNetwork
-from .graphs import beside_other_captures
 from .kernels import Kernels
 from .lane import GRAPHS, MOST_PIXELS, RUNS, Batch, Lane
 

@@ -23,16 +23,16 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from fcn_deploy.runtime.backends.device import name_of
+from fcn_deploy.runtime.backends.tensorrt.device import name_of
 from fcn_deploy.runtime.command import run
 from fcn_deploy.runtime.errors import DeployError
 
-from benchmarks import silicon_build
-from benchmarks.silicon_build import TIMED, Built
-from benchmarks.silicon_engine import Job, Parts, Record, SkippedError, apart, gpu, median, run_parts
-from benchmarks.silicon_kernels import kernel_rows
-from benchmarks.silicon_page import page
-from benchmarks.silicon_torch import rows as torch_rows
+from benchmarks.silicon import build as silicon_build
+from benchmarks.silicon.build import TIMED, Built
+from benchmarks.silicon.engine import Job, Parts, Record, SkippedError, apart, gpu, median, run_parts
+from benchmarks.silicon.kernels import kernel_rows
+from benchmarks.silicon.page import page
+from benchmarks.silicon.pytorch import rows as torch_rows
 from fcn_deploy import ModelCard
 
 PACKAGES = (

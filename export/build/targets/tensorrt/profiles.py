@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from fcn_deploy.export.build.profile_search import (
+from fcn_deploy.export.build.targets.tensorrt.profile_search import (
     Cost,
     PaddedSizes,
     Partition,

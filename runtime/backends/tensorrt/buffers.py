@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from ..arrays import AnyArray
+from ...arrays import AnyArray
 
 ALIGNMENT = 256  # bytes, of what is allocated
 # CU_STREAM_NON_BLOCKING: neither waits for the null stream, which others in the process may use, nor spoils it.

@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from ..arrays import AnyArray, Image, size_of
+from ...arrays import AnyArray, Image, size_of
 from .buffers import NON_BLOCKING, Buffer, Pinned
+from .cuda_graphs import Graph, end_capture
 from .device_network import DeviceNetwork, Scores
-from .graphs import Graph, end_capture
 from .kernels import Kernels, Layout
 
 log = logging.getLogger(__name__)

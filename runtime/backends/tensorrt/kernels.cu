@@ -103,7 +103,7 @@ __device__ inline void best(const Score* scores, Label* winners, unsigned int cl
     winners[(size_t)cells * blockIdx.z + cell] = (Label)winner;
 }
 
-// A score between four cells. `even`: every cell holds equally many pixels, and upsampling.py adds in another order then.
+// A score between four cells. `even`: every cell holds equally many pixels, and argmax.py adds in another order then.
 __device__ inline float between(float top_left, float top_right, float bottom_left, float bottom_right, Place row,
                                 Place column, unsigned int even) {
     float left = top_left * row.near + bottom_left * row.far;

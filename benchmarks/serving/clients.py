@@ -1,4 +1,4 @@
-"""Clients for benchmarks/serving.py that take as little as clients can: they share the cores with what is measured.
+"""Clients for benchmarks/serving that take as little as clients can: they share the cores with what is measured.
 
 A request is written down before any clock runs, and is the same bytes each time. Connections are kept. An answer's
 labels are compared where they lie in it, and nothing of it is decoded but its lengths.
@@ -71,7 +71,7 @@ def rpc_request(image: np.ndarray, model: str) -> Request:
 
 
 def lit_request(image: np.ndarray, model: str) -> Request:
-    """A form for benchmarks/litserve_segmenter.py."""
+    """A form for benchmarks/serving/litserve_segmenter.py."""
     file = io.BytesIO()
     np.save(file, image)
     start = b'--x\r\nContent-Disposition: form-data; name="request"; filename="image.npy"\r\n\r\n'

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from cuda.bindings import driver  # type: ignore[import-not-found, import-untyped, unused-ignore]
 
-from ..arrays import AnyArray
+from ...arrays import AnyArray
 
 
 class Error(Exception):

@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from ..arrays import AnyArray
-from ..engine_format.stage import Upsampling
-from ..head.resize_axis import Axis, axis_of
+from ...arrays import AnyArray
+from ...engine_format.stage import Upsampling
+from ...head.resize_axis import Axis, axis_of
 
 # Of a row or a column: two cells, and a weight for each.
 PLACE = np.dtype([("first", np.int32), ("second", np.int32), ("near", np.float32), ("far", np.float32)])

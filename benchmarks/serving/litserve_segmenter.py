@@ -1,4 +1,4 @@
-"""LitServe with a Segmenter, for benchmarks/serving.py: `python -m benchmarks.litserve_segmenter cam.engine PORT`.
+"""LitServe with a Segmenter, for benchmarks/serving: `python -m benchmarks.serving.litserve_segmenter cam.engine PORT`.
 
 An .npy file comes as a form's field, as LitServe takes no raw arrays, and the labels' bytes go back. It has as many
 workers as serve-engine has lanes.

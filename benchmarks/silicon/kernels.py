@@ -8,11 +8,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from fcn_deploy.export.build.targets.kernels import compile_kernels
-from fcn_deploy.runtime.backends.device import load_kernels, name_of
-from fcn_deploy.runtime.backends.kernels import Kernels, Layout
+from fcn_deploy.export.build.targets.tensorrt.kernels import compile_kernels
+from fcn_deploy.runtime.backends.tensorrt.device import load_kernels, name_of
+from fcn_deploy.runtime.backends.tensorrt.kernels import Kernels, Layout
 from fcn_deploy.runtime.engine_format.stage import Upsampling
-from fcn_deploy.runtime.head.upsampling import ScoreWindow, labels_from_scores
+from fcn_deploy.runtime.head.score_window import ScoreWindow
+from fcn_deploy.runtime.head.upsampling import labels_from_scores
 from fcn_deploy.runtime.pixels.noise_image import natural_noise
 from fcn_deploy.runtime.pixels.prepare import padded_size, prepare
 

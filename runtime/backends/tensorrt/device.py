@@ -13,10 +13,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from ..engine_format.manifest import GpuPlan
-from ..errors import DeployError, MisuseError, one_line
-from ..extras import need
-from . import KERNELS_PTX, OLDEST_GPU, RTX_GPUS, kernels_for
+from ...engine_format.manifest import GpuPlan
+from ...errors import DeployError, MisuseError, one_line
+from ...extras import need
+from .. import KERNELS_PTX, OLDEST_GPU, RTX_GPUS, kernels_for
 
 log = logging.getLogger(__name__)
 

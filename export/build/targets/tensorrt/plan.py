@@ -1,6 +1,6 @@
 """Plans for NVIDIA GPUs, built by TensorRT (on the GPU they are for) or TensorRT for RTX (on any machine).
 
-TensorRT runs in a process of its own (tensorrt_process): a build has no end that can be foreseen, a crash or a lack of
+TensorRT runs in a process of its own (process.py): a build has no end that can be foreseen, a crash or a lack of
 memory in it would take ours along, and only a process can be stopped at any moment.
 """
 
@@ -20,12 +20,12 @@ from typing import Any
 from fcn_deploy.calibration.report.engine_report import PlanLayer
 from fcn_deploy.export.build.config import TensorRTOptions
 from fcn_deploy.export.build.gpus import THIS_GPU
-from fcn_deploy.export.build.profile_search import Cost
-from fcn_deploy.export.build.profiles import PlannedProfile
-from fcn_deploy.export.build.targets import tensorrt_process
-from fcn_deploy.export.build.targets.kernels import check_compiler
-from fcn_deploy.export.build.targets.tensorrt_errors import too_long
-from fcn_deploy.export.build.targets.tensorrt_process import BuiltPlan
+from fcn_deploy.export.build.targets.tensorrt import process
+from fcn_deploy.export.build.targets.tensorrt.errors import too_long
+from fcn_deploy.export.build.targets.tensorrt.kernels import check_compiler
+from fcn_deploy.export.build.targets.tensorrt.process import BuiltPlan
+from fcn_deploy.export.build.targets.tensorrt.profile_search import Cost
+from fcn_deploy.export.build.targets.tensorrt.profiles import PlannedProfile
 from fcn_deploy.export.quantization.options import Say
 from fcn_deploy.runtime.engine_format.model_card import ModelCard
 from fcn_deploy.runtime.errors import DeployError, MisuseError
@@ -53,7 +53,7 @@ def build_plan(
             fails, or it takes longer than the timeout. Nothing is left behind.
     """
     if not profiles:
-        raise MisuseError("no optimisation profile; plan at least one (fcn_deploy.export.build.profiles.plan_profiles)")
+        raise MisuseError("no optimisation profile; plan at least one (plan_profiles of profiles.py, beside this)")
     with tempfile.TemporaryDirectory(prefix="fcn-deploy-") as name:
         folder = Path(name)
         try:
@@ -155,8 +155,8 @@ def activation_cost(
 
 
 def _command(function: str, folder: Path) -> list[str]:
-    """A command line that calls a function of tensorrt_process on a folder."""
-    code = f"import sys; sys.path[:] = {sys.path!r}; from {tensorrt_process.__name__} import {function}"
+    """A command line that calls a function of process.py on a folder."""
+    code = f"import sys; sys.path[:] = {sys.path!r}; from {process.__name__} import {function}"
     return [sys.executable, "-W", "ignore", "-c", f"{code}; {function}(sys.argv[1])", str(folder)]
 
 

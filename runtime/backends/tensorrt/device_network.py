@@ -8,9 +8,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from ..engine_format.manifest import GpuPlan
-from ..errors import DeployError
-from ..files import replacing
+from ...engine_format.manifest import GpuPlan
+from ...errors import DeployError
+from ...files import replacing
 from .buffers import Buffer
 from .device import cuda_version, logger_of
 

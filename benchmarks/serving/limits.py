@@ -1,4 +1,4 @@
-"""What a server does at its limits, for benchmarks/serving.py: large images, a full queue, clients that go."""
+"""What a server does at its limits, for benchmarks/serving: large images, a full queue, clients that go."""
 
 import math
 import queue
@@ -13,8 +13,8 @@ from pathlib import Path
 from fcn_deploy.runtime.pixels.noise_image import natural_noise
 
 from benchmarks.common import RGB, memory
-from benchmarks.serving_clients import Request, http_client, rest_request
-from benchmarks.serving_servers import serve_engine
+from benchmarks.serving.clients import Request, http_client, rest_request
+from benchmarks.serving.servers import serve_engine
 
 IDLE = (480, 640)  # of the images of all but `large_images`
 BUSY_SECONDS = 0.6  # that an image takes which keeps a lane at work, of this many times the rows at most

@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from ..arrays import AnyArray
-from ..engine_format.model_card import ModelCard
-from ..engine_format.stage import Upsampling
-from ..errors import DeployError
+from ...arrays import AnyArray
+from ...engine_format.model_card import ModelCard
+from ...engine_format.stage import Upsampling
+from ...errors import DeployError
 from .buffers import Buffer
 from .places import PLACE, places
 

@@ -6,15 +6,15 @@ import numpy as np
 from fcn_deploy.calibration.report.engine_report import EngineReport, PlanReport
 from fcn_deploy.export.build.draft import Draft
 from fcn_deploy.export.build.golden import golden_sample
-from fcn_deploy.export.build.profiles import PlannedProfile, default_profiles, plan_profiles
 from fcn_deploy.export.build.report_parts import profile_reports
 from fcn_deploy.export.build.targets.job import BuildJob, measure_on_gpu
-from fcn_deploy.export.build.targets.kernels import compile_kernels
-from fcn_deploy.export.build.targets.tensorrt_layers import advice
-from fcn_deploy.export.build.targets.tensorrt_plan import activation_cost, build_plan
-from fcn_deploy.export.build.targets.tensorrt_process import WIDENED, BuiltPlan
+from fcn_deploy.export.build.targets.tensorrt.kernels import compile_kernels
+from fcn_deploy.export.build.targets.tensorrt.layers import advice
+from fcn_deploy.export.build.targets.tensorrt.plan import activation_cost, build_plan
+from fcn_deploy.export.build.targets.tensorrt.process import WIDENED, BuiltPlan
+from fcn_deploy.export.build.targets.tensorrt.profiles import PlannedProfile, default_profiles, plan_profiles
 from fcn_deploy.export.graph.edit import attributes, initializers, label
-from fcn_deploy.runtime.backends.device import platform_name
+from fcn_deploy.runtime.backends.tensorrt.device import platform_name
 from fcn_deploy.runtime.engine_format.manifest import GpuPlan, Profile
 from fcn_deploy.runtime.golden_sample import GOLDEN
 from fcn_deploy.runtime.stream import BATCH_PIXELS, TOGETHER

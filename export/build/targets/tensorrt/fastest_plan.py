@@ -18,10 +18,10 @@ from fcn_deploy.export.build.autotune import Candidate, choose, measure
 from fcn_deploy.export.build.config import BuildConfig
 from fcn_deploy.export.build.draft import Draft
 from fcn_deploy.export.build.low_precision import lowered, tell
-from fcn_deploy.export.build.targets import tensorrt
 from fcn_deploy.export.build.targets.job import BuildJob
-from fcn_deploy.export.build.targets.tensorrt_layers import advice, convolutions_by_type, gives_float
-from fcn_deploy.export.build.targets.tensorrt_plan import check_builder
+from fcn_deploy.export.build.targets.tensorrt import builder
+from fcn_deploy.export.build.targets.tensorrt.layers import advice, convolutions_by_type, gives_float
+from fcn_deploy.export.build.targets.tensorrt.plan import check_builder
 from fcn_deploy.export.quantization.mixed_precision import BEYOND_FLOAT16, BudgetError
 from fcn_deploy.export.quantization.options import QuantizationOptions
 from fcn_deploy.export.quantization.quantize import SCHEMES
@@ -109,7 +109,7 @@ def _tried(job: BuildJob, report: EngineReport, ranges: Path) -> Trial:
             mixed = lowered(job.core, job.float_core, config, say)
             tell(report, mixed)
             trial.overflows = BEYOND_FLOAT16 in mixed.accuracy.kept.values()
-        trial.draft = tensorrt.build(replace(job, mixed=mixed, config=config, say=say), report)
+        trial.draft = builder.build(replace(job, mixed=mixed, config=config, say=say), report)
     except BudgetError as error:
         trial.refused = str(error)
         trial.overflows = any(layer.kept == BEYOND_FLOAT16 for layer in error.layers)

@@ -11,11 +11,10 @@ from ctypes.util import find_library
 from importlib.util import find_spec
 from pathlib import Path
 
-from fcn_deploy.runtime import backends
-from fcn_deploy.runtime.backends import KERNELS_PTX, kernels_for
+from fcn_deploy.runtime.backends import KERNELS_PTX, kernels_for, tensorrt
 from fcn_deploy.runtime.errors import DeployError
 
-SOURCE = Path(backends.__file__).parent / "kernels.cu"
+SOURCE = Path(tensorrt.__file__).parent / "kernels.cu"
 PTX = "compute_75"  # the oldest that CUDA 13 knows; a driver compiles it for any newer GPU
 # A compiler declares the newest version of PTX that it knows, which older drivers refuse whatever is in it. Our kernels
 # are plain arithmetic, which PTX has had all along: CUDA 12.0's is declared, which ptxas accepts (tests).
