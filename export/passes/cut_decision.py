@@ -162,8 +162,8 @@ class _Follower:
             return self.scores
         edit, name = self.edit, f"{step.outputs[0].name}/scores"
         planes = edit.constant(f"{name}/axes", np.array(["NCHW".index(letters[place]) for place in kept], np.int64))
-        starts, ends, _, *steps = [*step.inputs[1:3], None, *step.inputs[4:]]
-        bounds = [starts, ends, *steps]
+        bounds = [needed_input(step, 1), needed_input(step, 2)]
+        bounds += [] if (stride := input_of(step, 4)) is None else [stride]
         if whole:
             places = edit.constant(f"{name}/kept", np.array(kept, np.int64))
             bounds = [edit.node("Gather", [bound, places], f"{name}/bound{i}") for i, bound in enumerate(bounds)]
