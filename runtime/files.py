@@ -2,7 +2,6 @@
 
 import errno
 import os
-import secrets
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -61,7 +60,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         # Not mkstemp: its files are private (0600), and an output has the permissions of any new file.
-        name = path.parent / f".{path.stem[:80]}-{secrets.token_hex(8)}{path.suffix}"
+        name = path.parent / f".{path.stem[:80]}-{os.urandom(8).hex()}{path.suffix}"
         os.close(os.open(name, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
         temporary = name
         yield temporary

@@ -15,7 +15,6 @@ from ..stream import Stream
 from .jobs import Job, Record, Source, Wanted, jobs_for, names_of
 from .pictures import label_pictures
 from .products import Products
-from .regions import label_by_regions
 
 
 def label_files(
@@ -113,7 +112,11 @@ def _labeller(job: Job, resume: bool) -> Callable[[Stream, Iterable[Job], ReadOp
         from .videos import label_videos
 
         return label_videos
-    return label_by_regions if job.by_regions else label_pictures
+    if job.by_regions:
+        from .regions import label_by_regions
+
+        return label_by_regions
+    return label_pictures
 
 
 def _skip(stream: Stream, jobs: Iterable[Job], options: ReadOptions) -> Iterator[Record]:
