@@ -101,11 +101,8 @@ def kind_of_output(
     if words:
         return OutputKind(NAMED[words[0]], "by its name", alone=count == 1)
     index = GraphIndex(model)
-    if count > 1 and (node := _with_the_image(index, name)) is not None:
-        return OutputKind("images", f"node {node.name or node.output[0]} makes them of the image itself")
-    if count > 1 and (layer := _layer_of_values(index, name)):
-        word = next(word for word in _words(layer) if word in OF_LAYERS)
-        return OutputKind(f"{NAMED[word]} or classes", f"its last layer is {layer}", asked=True)
+    if count > 1 and (found := _of_last_nodes(index, name)) is not None:
+        return found
     if count > 1 and (node := _unit_length(index, name)) is not None:
         return OutputKind("embeddings", f"node {node.name or node.output[0]} brings them to length 1")
     if count > 1 and _of_length_1(result, (axes.rows, axes.columns)):
@@ -148,6 +145,16 @@ def refusal_of(kind: OutputKind, name: str, output: str, shape: Sequence[int]) -
 
 def _words(name: str) -> list[str]:
     return re.split(r"[^a-z]+", name.lower())
+
+
+def _of_last_nodes(index: GraphIndex, name: str) -> OutputKind | None:
+    """Images, or what the last layer is named after."""
+    if (node := _with_the_image(index, name)) is not None:
+        return OutputKind("images", f"node {node.name or node.output[0]} makes them of the image itself")
+    if layer := _layer_of_values(index, name):
+        word = next(word for word in _words(layer) if word in OF_LAYERS)
+        return OutputKind(f"{NAMED[word]} or classes", f"its last layer is {layer}", asked=True)
+    return None
 
 
 def _with_the_image(index: GraphIndex, name: str) -> NodeProto | None:
