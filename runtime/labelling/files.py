@@ -5,7 +5,7 @@ from itertools import groupby
 from pathlib import Path
 
 from ..errors import MisuseError
-from ..files import check_writable
+from ..files import check_writable, no_empty_folders
 from ..images.addresses import Address
 from ..images.numbers import ReadOptions
 from ..images.video import is_video
@@ -94,9 +94,10 @@ def label_files(
         from . import derive
 
         derive.check_products(products, net.card, jobs, force or resume)
-    check_writable(jobs[0].targets[0])
-    records = _records(Stream(net, kinds, reuse), jobs, resume, options)
-    yield from derive.with_products(records, jobs, net.card, products) if products.derived else records
+    with no_empty_folders(target.parent for job in jobs for target in job.targets):
+        check_writable(jobs[0].targets[0])
+        records = _records(Stream(net, kinds, reuse), jobs, resume, options)
+        yield from derive.with_products(records, jobs, net.card, products) if products.derived else records
 
 
 def _records(stream: Stream, jobs: Sequence[Job], resume: bool, options: ReadOptions) -> Generator[Record, None, None]:
