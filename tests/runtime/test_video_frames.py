@@ -305,6 +305,23 @@ def test_a_stream_that_changes_its_format_midway_is_labelled_on(exports, tmp_pat
     assert np.diff(times).min() > 0.02 and "start anew" in done.stderr
 
 
+@pytest.mark.parametrize(("times", "expected"), [
+    ([0, 40, 80, 0, 40, 80, 0, 40], [0, 40, 80, 81, 121, 161, 162, 202]),  # short clips one after the other
+    ([0, 40, 20, 80, 120], [0, 40, 41, 80, 120]),  # one frame that is early
+    ([0, 40, 40, 41, 80], [0, 40, 41, 42, 80]),  # times told too coarsely
+    ([0, 4000, 0, 40], [0, 4000, 4040, 4080]),
+])  # fmt: skip
+def test_times_that_start_anew_leave_frames_apart(tmp_path, times, expected):
+    with VideoReader.open(film(tmp_path / "a.mkv", 1, codec="ffv1", pixels="bgr0"), CARD, ReadOptions()) as reader:
+        reader.rate = Fraction(25)
+        (frame,) = reader.frames({"read": 0.0})
+        copies = [av.VideoFrame(64, 48, "rgb24") for _ in times]
+        for copy, time in zip(copies, times, strict=True):
+            copy.pts, copy.time_base = time, frame.time_base
+        reader._decoded = lambda: iter(copies)
+        assert [frame.pts for frame in reader.frames({"read": 0.0})] == expected
+
+
 def test_a_value_range_is_that_of_the_frames_and_of_networks_of_more_bits(tmp_path):
     path = film(tmp_path / "v.mp4", 1)
     plain = seen(path)
