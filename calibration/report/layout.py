@@ -71,6 +71,7 @@ class Table:
             max([HEADER, *map(len, map(str, column))]) if number else WORDS
             for column, number in zip(columns, right, strict=True)
         ]
+        widths[:1] = [len(max(map(str, columns[0]), key=len, default=""))]  # names stay whole
         rows = [[self.headers[i] for i in shown], *zip(*columns, strict=True)]
         broken = [[_broken(str(cell), width) for cell, width in zip(row, widths, strict=True)] for row in rows]
         widths = [max(len(line) for cell in column for line in cell) for column in zip(*broken, strict=True)]

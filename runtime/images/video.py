@@ -145,7 +145,7 @@ class VideoReader:
         ahead = 0  # ticks, by which times that start anew are set off
         step = max(1, round(1 / (self.rate * self.time_base)))
         live = isinstance(self.source, Address) and self.source.live
-        told, fell = None, False  # the time that the frame before was given, and whether it was before the last
+        told, fell = 0, False  # the time that the frame before was given, and whether it was before the last
         decoded, connection, arrived = self._decoded(), 0, time.monotonic()
         while True:
             started = time.perf_counter()
@@ -166,9 +166,10 @@ class VideoReader:
             if last is None and live:
                 ahead = -frame.pts  # a camera's clock is of the day, or of its start
             pts = frame.pts + ahead
-            before_last = last is not None and pts <= last
-            rises, told, fell = fell and frame.pts > told, frame.pts, before_last
-            if before_last:
+            rises, told = fell and frame.pts > told, frame.pts
+            fell = False
+            if last is not None and pts <= last:
+                fell = True
                 # A frame that is early alone is set behind the last; a clock that goes on from there has begun anew.
                 if (last - pts) * self.time_base > JUMP or (rises and last - pts >= step):
                     self._say("times", f"has times that start anew at {float(last * self.time_base):.2f} s; what "
