@@ -3,7 +3,7 @@
 import errno
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -32,6 +32,19 @@ def check_writable(path: str | os.PathLike[str]) -> None:
             pass
     except OSError as error:
         raise write_error(path, error) from error
+
+
+@contextmanager
+def no_empty_folders(folders: Iterable[Path]) -> Iterator[None]:
+    """Remove, when the block ends, those of these folders and of what they are in that it has made and left empty."""
+    wanted = {above for folder in set(folders) for above in (folder, *folder.parents)}
+    missing = [folder for folder in wanted if not folder.exists()]
+    try:
+        yield
+    finally:
+        for folder in sorted(missing, key=lambda each: len(each.parts), reverse=True):
+            with suppress(OSError):  # something is in it
+                folder.rmdir()
 
 
 class WriteError(DeployError):
