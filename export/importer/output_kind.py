@@ -101,8 +101,8 @@ def kind_of_output(
     if words:
         return OutputKind(NAMED[words[0]], "by its name", alone=count == 1)
     index = GraphIndex(model)
-    if count > 1 and (found := _of_last_nodes(index, name)) is not None:
-        return found
+    if count > 1 and (kind := _of_last_nodes(index, name)) is not None:
+        return kind
     if count > 1 and (node := _unit_length(index, name)) is not None:
         return OutputKind("embeddings", f"node {node.name or node.output[0]} brings them to length 1")
     if count > 1 and _of_length_1(result, (axes.rows, axes.columns)):
