@@ -16,13 +16,19 @@ from fcn_deploy.export.analysis.receptive_field_rules import (
     GLOBAL,
     REDUCTIONS,
     RULES,
-    STRETCH,
-    TILES_DOMAIN,
     FollowedNode,
     named,
     spread_grid,
 )
-from fcn_deploy.export.analysis.receptive_fields import NCHW, OF_IMAGE, FeatureMap, Fields, WholeImageError
+from fcn_deploy.export.analysis.receptive_fields import (
+    NCHW,
+    OF_IMAGE,
+    STRETCH,
+    TILES_DOMAIN,
+    FeatureMap,
+    Fields,
+    WholeImageError,
+)
 from fcn_deploy.export.analysis.reshape_shapes import ReshapeShapes
 from fcn_deploy.export.graph.edit import attributes, initializers, opset
 from fcn_deploy.export.graph.index import GraphIndex, constant_of
@@ -115,7 +121,11 @@ def _reduces_places(index: GraphIndex, node: NodeProto) -> bool:
 
 def _followed(core: ModelProto, start: Fields) -> ReceptiveField:
     """As receptive_field, with the first reason that is met."""
-    constants, shapes, version = initializers(core), ReshapeShapes(core), opset(core)
+    constants, shapes, version = (
+        initializers(core),
+        ReshapeShapes(core, tuple(field.stride for field in start)),
+        opset(core),
+    )
     maps, sides = {core.graph.input[0].name: FeatureMap(start)}, MapSides(core, constants)
     values = {value.name for value in core.graph.input[1:]} - constants.keys()  # and what is computed of them alone
     if (chooses := first_branching(core)) is not None:
