@@ -259,8 +259,8 @@ class _Cutting:
             halo = max((stage.halo or (0, 0))[axis] for stage in stages)
             length = min(max(3 * halo, 4 * unit, least + 2 * unit), LONGEST_STRIP) + 2 * unit
             # The last tile may have a single pixel, and no cell of what is rounded down.
-            ends = {0, unit // 2 + 1, unit - 1 if down else 0} if self.whole_card.size_multiple == 1 else {0}
-            for end in sorted(ends):
+            within = unit - 1 if down else unit // 2 + 1
+            for end in {0, within if self.whole_card.size_multiple == 1 else 0}:
                 size = (length - end, max(2 * unit, least) - end)
                 sizes.append(size if axis == 0 else size[::-1])
         return sizes
