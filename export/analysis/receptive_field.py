@@ -121,11 +121,7 @@ def _reduces_places(index: GraphIndex, node: NodeProto) -> bool:
 
 def _followed(core: ModelProto, start: Fields) -> ReceptiveField:
     """As receptive_field, with the first reason that is met."""
-    constants, shapes, version = (
-        initializers(core),
-        ReshapeShapes(core, tuple(field.stride for field in start)),
-        opset(core),
-    )
+    constants, shapes, version = initializers(core), ReshapeShapes(core, start), opset(core)
     maps, sides = {core.graph.input[0].name: FeatureMap(start)}, MapSides(core, constants)
     values = {value.name for value in core.graph.input[1:]} - constants.keys()  # and what is computed of them alone
     if (chooses := first_branching(core)) is not None:

@@ -6,7 +6,7 @@ from functools import cached_property
 import numpy as np
 import onnx
 from fcn_deploy.export.analysis.accepted_sizes import run_quietly
-from fcn_deploy.export.analysis.receptive_fields import STRETCH, Number
+from fcn_deploy.export.analysis.receptive_fields import OF_IMAGE, STRETCH, Fields
 from fcn_deploy.export.graph.edit import Names, add_constants, attributes, clone, dims, extract, initializers, set_shape
 from fcn_deploy.runtime.backends.onnxruntime import session
 from onnx import ModelProto, NodeProto, helper
@@ -28,9 +28,9 @@ class ReshapeShapes:
     size, where it runs at that size as a whole.
     """
 
-    def __init__(self, network: ModelProto, strides: tuple[Number, ...] = (1, 1)) -> None:
-        """`strides`: pixels of a cell of the network's first input, (vertical, horizontal)."""
-        self._network = _of_one_input(network, strides) if len(network.graph.input) > 1 else network
+    def __init__(self, network: ModelProto, start: Fields = OF_IMAGE) -> None:
+        """`start`: of the network's first input, vertical and horizontal."""
+        self._network = _of_one_input(network, start) if len(network.graph.input) > 1 else network
         self._known: dict[tuple[int, int], dict[str, Shape]] = {}  # size of the image → tensor → its shape
         self._inferences: dict[tuple[int, int], dict[str, Shape]] = {}
         self._partial: set[tuple[int, int]] = set()  # sizes at which the network does not run as a whole
@@ -125,7 +125,7 @@ class ReshapeShapes:
         return self._inferences[size]
 
 
-def _of_one_input(network: ModelProto, strides: tuple[Number, ...]) -> ModelProto:
+def _of_one_input(network: ModelProto, start: Fields) -> ModelProto:
     """A network that pooled values are given to, with zeros for them, and with a Resize for each Stretch.
 
     Shapes are its own where the image has whole cells of every map.
@@ -134,7 +134,9 @@ def _of_one_input(network: ModelProto, strides: tuple[Number, ...]) -> ModelProt
     image, *others = model.graph.input
     constants = {names("begin"): np.array([2]), names("end"): np.array([4]), names("lead"): np.array([0])}
     begin, end, lead = constants
-    constants |= {value.name: np.zeros(dims(value), np.float32) for value in others if value.name not in held}
+    for value in others:
+        if value.name not in held:
+            constants[value.name] = np.zeros([int(side or 1) for side in dims(value)], np.float32)
     nodes: list[NodeProto] = []
     for node in network.graph.node:
         if node.op_type != STRETCH:
@@ -142,7 +144,10 @@ def _of_one_input(network: ModelProto, strides: tuple[Number, ...]) -> ModelProt
             continue
         x, y = node.input[0], node.output[0]
         cell, stride = names(f"{y}/cell"), names(f"{y}/stride")
-        constants[cell], constants[stride] = np.array(strides, np.int64), np.array(attributes(node)["stride"])
+        constants[cell], constants[stride] = (
+            np.array([int(field.stride) for field in start]),
+            np.array(attributes(node)["stride"]),
+        )
         shape, sides, pixels, cells, channels, size = (
             names(f"{y}/{what}") for what in ("shape", "sides", "pixels", "cells", "channels", "size")
         )

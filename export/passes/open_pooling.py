@@ -197,7 +197,7 @@ class _Opening:
         """The mean and the variance of each channel's group, by channel, of those of the channels."""
         each = channels // groups
         weight = self._constant(f"{y}/group", np.full((channels, each, 1, 1), 1 / each, np.float32))
-        steps = (
+        steps: tuple[tuple[str, list[str], str, dict[str, Any]], ...] = (
             ("Conv", [mean, weight], f"{y}/group_mean", {"group": groups}),
             ("Sub", [mean, f"{y}/group_mean"], f"{y}/apart", {}),
             ("Mul", [f"{y}/apart", f"{y}/apart"], f"{y}/apart_squared", {}),

@@ -465,7 +465,7 @@ def _labels_of_rows(scores: Floats, vertical: Axis, horizontal: Axis, labels: La
     for first in range(0, len(y0), rows):
         part = slice(first, min(first + rows, len(y0)))
         among = mixed.take(y0[part], 0)
-        pixels = np.flatnonzero(among.any(0)[x0])
+        pixels = np.flatnonzero(np.asarray(among.any(0))[x0])
         if not len(pixels):
             continue
         if 2 * len(pixels) > len(x0):
