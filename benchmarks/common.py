@@ -10,7 +10,8 @@ from fcn_deploy.calibration.metrics import IGNORE, Metrics, confusion_matrix
 from fcn_deploy.calibration.stream import ImageStream, open_stream
 from fcn_deploy.runtime.backends.onnxruntime import session
 from fcn_deploy.runtime.engine_format.stage import Upsampling
-from fcn_deploy.runtime.head.upsampling import ScoreWindow, labels_from_scores
+from fcn_deploy.runtime.head.score_window import ScoreWindow
+from fcn_deploy.runtime.head.upsampling import labels_from_scores
 from fcn_deploy.runtime.pixels.prepare import padded_size, prepare
 from onnx import ModelProto
 from PIL import Image

@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 from fcn_deploy.calibration.digits import canvas
 from fcn_deploy.runtime.backends.host import HostBackend
-from fcn_deploy.runtime.head.upsampling import ScoreWindow, labels_from_scores
+from fcn_deploy.runtime.head.score_window import ScoreWindow
+from fcn_deploy.runtime.head.upsampling import labels_from_scores
 from PIL import Image
 
 from fcn_deploy import Segmenter

@@ -16,9 +16,9 @@ import typer
 from fcn_deploy.export.build.config import TensorRTOptions
 from fcn_deploy.export.build.core import core_of, optimise_offline
 from fcn_deploy.export.build.gpus import LEAST_GPU, check_type
-from fcn_deploy.export.build.profiles import PlannedProfile
-from fcn_deploy.export.build.targets.tensorrt_layers import convolutions_by_type, is_convolution, is_reformat
-from fcn_deploy.export.build.targets.tensorrt_plan import build_plan
+from fcn_deploy.export.build.targets.tensorrt.layers import convolutions_by_type, is_convolution, is_reformat
+from fcn_deploy.export.build.targets.tensorrt.plan import build_plan
+from fcn_deploy.export.build.targets.tensorrt.profiles import PlannedProfile
 from fcn_deploy.export.from_torch import export_module
 from fcn_deploy.export.importer.import_model import import_model
 from fcn_deploy.export.quantization.half import half

@@ -12,8 +12,8 @@ import time
 from collections import Counter
 
 import numpy as np
-from fcn_deploy.export.build.profiles import plan_profiles
 from fcn_deploy.export.build.report_parts import profile_reports, show_profiles
+from fcn_deploy.export.build.targets.tensorrt.profiles import plan_profiles
 from fcn_deploy.runtime.engine_format.model_card import ModelCard
 from fcn_deploy.runtime.sizes import Sizes, parse_sizes
 

@@ -33,6 +33,7 @@ from fcn_deploy.calibration.datasets import LabelledImages, load_dataset
 from fcn_deploy.calibration.metrics import IGNORE, Metrics, confusion_matrix
 from fcn_deploy.runtime.engine_format.stage import Upsampling
 from fcn_deploy.runtime.errors import MisuseError
+from fcn_deploy.runtime.head.argmax import best_class
 from fcn_deploy.runtime.head.refine import (
     SMOOTHED,
     block_means,
@@ -42,7 +43,8 @@ from fcn_deploy.runtime.head.refine import (
     slopes_of,
     smoothed_blocks,
 )
-from fcn_deploy.runtime.head.upsampling import ScoreWindow, best_class, labels_from_scores
+from fcn_deploy.runtime.head.score_window import ScoreWindow
+from fcn_deploy.runtime.head.upsampling import labels_from_scores
 
 from benchmarks.common import draw_labels
 from fcn_deploy import ModelCard, Segmenter

@@ -16,7 +16,7 @@ from fcn_deploy.runtime.images.find import IMAGE_SUFFIXES
 from fcn_deploy.runtime.images.header import DEFAULT_MAX_PIXELS, open_npy, orientation_of
 from fcn_deploy.runtime.images.pillow import check_pixels, open_pillow
 from fcn_deploy.runtime.images.sidecars import has_mask_beside, mask_beside, no_data_beside
-from fcn_deploy.runtime.images.tiff import LOSSY, TURNS, is_tiff, turned
+from fcn_deploy.runtime.images.tiff import LOSSY, TURNS, colours_of, is_tiff, page_reader, turned
 from fcn_deploy.runtime.images.tiff_chunks import ORIENTATION
 from fcn_deploy.runtime.pixels.no_data import equal, number_in
 from numpy.typing import NDArray
@@ -29,11 +29,13 @@ log = logging.getLogger(__name__)
 WHITE = "calls 0 white, so its numbers are turned round, as viewers show them; tifffile and GDAL give them as stored"
 SOFTWARE = 305  # the tag
 MINISWHITE = 0  # of a TIFF's PhotometricInterpretation
-PLAIN = (1, 2, 3)  # grey, RGB and palettes
+PALETTE = 3
+PLAIN = (1, 2, PALETTE)  # grey, RGB and palettes
 UNSIGNED, SIGNED = 1, 2  # of its SampleFormat
 SEPARATE = 2  # of its PlanarConfiguration
 REDUCED, TRANSPARENCY = 1, 4  # bits of its NewSubfileType: a page is an overview, or the mask, of another
 BITS_PER_SAMPLE, COMPRESSION, PHOTOMETRIC, PLANAR, SAMPLE_FORMAT, GDAL_NODATA = 258, 259, 262, 284, 339, 42113  # tags
+SIZES = (279, 325)  # tags of the bytes in each strip, or tile
 SINGLE = ("L", "LA", "1", "I", "F", "I;16", "I;16B")  # Pillow's names of what has one channel
 PALETTES = ("P", "PA")
 COLORED = ("RGB", "RGBA", "RGBX")
@@ -52,12 +54,14 @@ class StoredLabels:
         missing: [H, W] bool, where there is no label whatever the value: NaN, transparent, outside an internal mask.
         nodata: the value that GDAL's tag names; None: it names none.
         shown: the grey that a viewer shows for a value, where it is another than the value.
+        renumbered: whether a palette's colours tell the values; no-data values are of its indices, and in `missing`.
     """
 
     values: NDArray[Any]
     missing: NDArray[np.bool_] | None = None
     nodata: int | None = None
     shown: Mapping[int, int] = field(default_factory=dict)
+    renumbered: bool = False
 
     @property
     def single(self) -> NDArray[Any] | None:
@@ -87,7 +91,7 @@ def read_labels(path: Path, colors: Sequence[Color] | None = None, shown: bool =
         if path.suffix.lower() == ".npy":
             return _from_array(np.array(open_npy(path)), path)
         stored = _by_pillow(path, colors, shown)
-        return _with_sidecars(path, _from_tiff(path) if stored is None else stored)
+        return _with_sidecars(path, _from_tiff(path, colors, shown) if stored is None else stored)
     except DeployError:
         raise
     except FileNotFoundError as error:
@@ -128,6 +132,7 @@ def _by_pillow(path: Path, colors: Sequence[Color] | None, shown: bool) -> Store
             nodata = _nodata(_tag(picture, GDAL_NODATA, None)) if picture.format == "TIFF" else None
             if nodata is not None and _photometric(picture) == MINISWHITE:  # the tag is of what is stored
                 nodata = _largest(picture, path) - nodata
+            nodata = stored.nodata if nodata is None or stored.renumbered else nodata
             pages = getattr(picture, "n_frames", 1)
     except FileNotFoundError:
         raise
@@ -150,6 +155,8 @@ def _is_misread(picture: "Pictures.Image") -> bool:
         or (bits > 8 and (picture.mode in COLORED or _big_endian(picture)))
         # Planes are taken for one.
         or (picture.mode in ("LA", "PA") and _tag(picture, PLANAR, 1) == SEPARATE)
+        # The beginning of the file is taken for strips and tiles that it leaves out.
+        or any(0 in _tag(picture, sizes, ()) for sizes in SIZES)
     )
 
 
@@ -176,19 +183,40 @@ def _single(picture: "Pictures.Image", path: Path, colors: Sequence[Color] | Non
     if picture.mode in PALETTES:
         if picture.mode == "PA":
             stored = replace(stored, missing=_some(values[:, :, 1] == 0))
+        told = _nodata(_tag(picture, GDAL_NODATA, None)) if picture.format == "TIFF" else _transparent_value(picture)
         palette = np.array(picture.getpalette(), np.uint8).reshape(-1, 3)
-        greys = {index: int(entry[0]) for index, entry in enumerate(palette) if len(set(entry.tolist())) == 1}
-        labels = labels_by_palette(stored.values, palette, colors, path)
-        if labels is None:
-            return replace(stored, shown=greys)
-        say_once(path, "has its palette in another order; labels are told by their colours, not by their index")
-        return replace(stored, values=labels)
+        return _by_palette(replace(stored, nodata=told), palette, colors, path)
+    stored = replace(stored, nodata=_transparent_value(picture))
     if largest < FULL:
         return replace(stored, shown={value: round(value * FULL / largest) for value in range(largest + 1)})
     return stored
 
 
-def _from_tiff(path: Path) -> StoredLabels:
+def _transparent_value(picture: "Pictures.Image") -> int | None:
+    """The one value, or index, that a picture calls transparent, which is its no-data value, as of GDAL."""
+    told = picture.info.get("transparency")
+    if isinstance(told, bytes):
+        told = told.index(0) if told.count(0) == 1 else None
+    if not isinstance(told, int):
+        return None
+    return min(told, 1) if picture.mode == "1" else told  # of which Pillow says 255
+
+
+def _by_palette(
+    stored: StoredLabels, palette: NDArray[np.uint8], colors: Sequence[Color] | None, path: Path
+) -> StoredLabels:
+    """Of indices of a palette, [entries, 3]."""
+    labels = labels_by_palette(stored.values, palette, colors, path)
+    if labels is None:
+        greys = {index: int(entry[0]) for index, entry in enumerate(palette) if len(set(entry.tolist())) == 1}
+        return replace(stored, shown=greys)
+    say_once(path, "has its palette in another order; labels are told by their colours, not by their index")
+    told = next((each for each in map(_nodata, no_data_beside(path)[:1]) if each is not None), stored.nodata)
+    missing = stored.missing if told is None else _some(stored.values == told, stored.missing)
+    return replace(stored, values=labels, nodata=None, missing=missing, renumbered=True)
+
+
+def _from_tiff(path: Path, colors: Sequence[Color] | None, shown: bool) -> StoredLabels:
     """By tifffile: sparse files, bands in planes, signed bytes and whatever else Pillow does not decode."""
     import tifffile
 
@@ -199,24 +227,28 @@ def _from_tiff(path: Path) -> StoredLabels:
             kind = getattr(page.photometric, "name", page.photometric)
             raise DeployError(f"{path} has colours of the kind {kind}; labels have one channel, or three of RGB")
         _name_lossy(path, LOSSY.get(int(page.compression), ""))
-        told, array = page.tags.valueof(GDAL_NODATA), page.asarray()
-        nodata = _nodata(told)
+        told, array = page.tags.valueof(GDAL_NODATA), page_reader(path, page)(0, page.imagelength, 0, page.imagewidth)
+        nodata = _nodata(told, array.dtype)
         white = page.photometric == MINISWHITE and array.dtype.kind == "u"
-        planar = page.samplesperpixel > 1 and page.planarconfig == 2
         orientation = page.tags.valueof(ORIENTATION, 1)
         alpha = page.samplesperpixel == 2 and page.extrasamples[:1] in ((1,), (2,))
-    array = np.moveaxis(array, 0, -1) if planar else array
+        colormap = page.colormap if page.photometric == PALETTE else None
+        palette = None if colormap is None else colours_of(colormap).T
     transparent = array[:, :, 1] == 0 if alpha else None
-    array = array[:, :, 0] if alpha else array
+    array = array[:, :, 0] if alpha or array.shape[2] == 1 else array
     if white:
         say_once(path, WHITE)
         largest = (1 << page.bitspersample) - 1
         array, nodata = np.array(largest, array.dtype) - array, None if nodata is None else largest - nodata
-    stored = _from_array(array, path, _far_out(path, told))
+    if palette is not None and shown:
+        array, nodata = palette[array], None
+    stored = replace(_from_array(array, path, _far_out(path, told)), nodata=nodata)
+    if palette is not None and not shown:
+        stored = _by_palette(stored, palette, colors, path)
     if transparent is not None:
         stored = replace(stored, missing=_some(transparent, stored.missing))
     stored = _turned(stored, orientation)
-    return replace(stored, nodata=nodata, missing=_masked(path, stored.missing))
+    return replace(stored, missing=_masked(path, stored.missing))
 
 
 def _masked(path: Path, missing: NDArray[np.bool_] | None) -> NDArray[np.bool_] | None:
@@ -244,7 +276,7 @@ def _with_sidecars(path: Path, stored: StoredLabels) -> StoredLabels:
         if mask is not None:
             outside = mask(0, height, 0, width)[:, :, 0] == 0
             stored = replace(stored, missing=_some(outside, stored.missing))
-    return replace(stored, nodata=told[0]) if told and told[0] is not None else stored
+    return stored if stored.renumbered or not told or told[0] is None else replace(stored, nodata=told[0])
 
 
 def _is_turned(path: Path) -> bool:
@@ -260,9 +292,11 @@ def _is_turned(path: Path) -> bool:
         return orientation_of(picture, path) in TURNS
 
 
-def _nodata(text: object) -> int | None:
-    """The value of GDAL's tag, where labels can have it."""
+def _nodata(text: object, dtype: np.dtype[Any] | None = None) -> int | None:
+    """The value of GDAL's tag as one of a type, where labels can have it: float16 has -10000 for -9999."""
     value = number_in(text)
+    if value is not None and dtype is not None and dtype.kind == "f":
+        value = float(dtype.type(value)) if abs(value) <= np.finfo(dtype).max else None
     return int(value) if value is not None and value.is_integer() else None
 
 
@@ -343,7 +377,9 @@ def _largest(picture: Any, path: Path) -> int:
         bits = _tag(picture, BITS_PER_SAMPLE, (1,))[0]
     elif picture.format == "PPM":
         codec, arguments = picture.tile[0][0], picture.tile[0][3]
-        return arguments[1] if codec.startswith("ppm") else FULL  # others have no MAXVAL of their own
+        if codec.startswith("ppm") and isinstance(arguments, tuple):
+            return int(arguments[1])
+        bits = 16 if picture.mode == "I" else 8  # what needs no MAXVAL to be decoded
     return int((1 << bits) - 1)
 
 

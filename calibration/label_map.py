@@ -146,6 +146,8 @@ class LabelMap:
         red, green, blue = (stored.values[:, :, band] for band in range(3))
         codes = red.astype(np.uint32) << 16 | green.astype(np.uint32) << 8 | blue
         labels = self._all_colors[codes]
+        if stored.nodata is not None and 0 <= stored.nodata <= IGNORE:
+            self._leave_out(labels, codes, stored.nodata, path)
         if stored.missing is not None:
             hidden = set(present_values(labels[stored.missing])) - set(present_values(labels[~stored.missing]))
             self._say_hidden(sorted(hidden), path)
@@ -159,6 +161,20 @@ class LabelMap:
             raise DeployError(f"{path} has the colour {color} in {int(strange.sum())} pixels, of no class; {remedy}")
         found: NDArray[np.uint8] = labels.astype(np.uint8)
         return found
+
+    def _leave_out(self, labels: NDArray[np.uint16], codes: NDArray[np.uint32], nodata: int, path: Path) -> None:
+        """Mark where all bands have the no-data value, unless the user has said what that colour is."""
+        code = nodata << 16 | nodata << 8 | nodata
+        label = int(self._all_colors[code])
+        if (self.by_color and label != NO_CLASS) or not (where := codes == code).any():
+            return
+        labels[where] = IGNORE
+        if label < len(self.classes):
+            say_once(
+                path,
+                f"calls {nodata} no data by its own tag, so {self.classes[label]!r} is not counted where it is that in "
+                "all bands; where it is that class, say so by --mask-colors FILE",
+            )
 
     @cached_property
     def _all_colors(self) -> NDArray[np.uint16]:

@@ -42,8 +42,8 @@ def labels_by_palette(
     meant = None
     if all(red == green == blue for red, green, blue in shown.values()):
         meant = _by_greys({index: color[0] for index, color in shown.items()}, colors, moved)
-    if meant is None and moved and len(used) == len(palette):  # an optimiser leaves no entry that is not used
-        meant = _by_colors(shown, classes, path)
+    if meant is None and moved:
+        meant = _by_colors(shown, classes, path, len(used) < len(palette))
     if meant is None:
         return None
     table = np.zeros(len(palette), np.uint8)
@@ -63,8 +63,13 @@ def _by_greys(greys: dict[int, int], colors: Sequence[Color] | None, moved: Sequ
     return greys if fits and not in_place else None
 
 
-def _by_colors(shown: dict[int, Color], classes: dict[Color, list[int]], path: Path) -> dict[int, int] | None:
+def _by_colors(
+    shown: dict[int, Color], classes: dict[Color, list[int]], path: Path, padded: bool
+) -> dict[int, int] | None:
     """Index → class of a palette whose entries are not where their class is; None where that means nothing.
+
+    An optimiser of PNGs leaves no entry that is not used; a GIF or TIFF is `padded` with such (Pillow's quantize and
+    GDAL's rgb2pct make them), and then all that are used are to be colours that somebody chose, of a class each.
 
     Raises:
         DeployError: it cannot be told whether the colours or the indices are meant.
@@ -72,8 +77,9 @@ def _by_colors(shown: dict[int, Color], classes: dict[Color, list[int]], path: P
     colors = [color for _, color in sorted((index, color) for color, where in classes.items() for index in where)]
     chosen = tuple(colors) != voc_palette(len(colors)) or len(colors) == VOC_COUNT
     strange = next((color for index, color in shown.items() if color not in classes and index != IGNORE), None)
-    if strange is not None and not chosen:
-        return None  # colours that nobody chose, and some of them by chance
+    repeated = len(set(shown.values())) < len(shown)  # as black, of entries that nobody set
+    if ((strange is not None or padded) and not chosen) or (padded and (strange is not None or repeated)):
+        return None  # colours that nobody chose, or some of them by chance
     why = ""
     if strange is not None:
         why = f"one, {strange}, is of no class"

@@ -2,6 +2,7 @@
 
 import functools
 import math
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -66,20 +67,56 @@ def _goes_on(failed: str) -> RuntimeError:
 def without_autocast() -> Iterator[list[torch.autocast]]:
     """While it is entered, autocast does nothing: what a network would compute in half, it computes in float32.
 
-    Gives the autocasts that did nothing.
+    Gives the autocasts that did nothing. In other threads they go on as they are.
     """
     enter, leave, skipped = torch.autocast.__enter__, torch.autocast.__exit__, []
+    thread = threading.get_ident()
 
     def skip(self: torch.autocast) -> torch.autocast:
+        if threading.get_ident() != thread:
+            return enter(self)
         skipped.append(self)
         return self
 
-    torch.autocast.__enter__ = skip  # type: ignore[method-assign]
-    torch.autocast.__exit__ = lambda self, *raised: None  # type: ignore[method-assign]
+    def stay(self: torch.autocast, *raised: Any) -> Any:
+        return None if threading.get_ident() == thread else leave(self, *raised)
+
+    torch.autocast.__enter__, torch.autocast.__exit__ = skip, stay  # type: ignore[method-assign]
     try:
         yield skipped
     finally:
         torch.autocast.__enter__, torch.autocast.__exit__ = enter, leave  # type: ignore[method-assign]
+
+
+class InSingle(TorchFunctionMode):
+    """While it is entered, what a network would cast to half or bfloat16, as by `x.half()`, is float32.
+
+    Attributes:
+        casts: whether anything was.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.casts = False
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        given = kwargs or {}
+        if func in (torch.Tensor.half, torch.Tensor.bfloat16):
+            func = torch.Tensor.float
+        elif any(each in HALVES for each in (*args, *given.values()) if type(each) is torch.dtype):
+            args = tuple(_in_single(each) for each in args)
+            given = {name: _in_single(each) for name, each in given.items()}
+        else:
+            return func(*args, **given)
+        self.casts = True
+        return func(*args, **given)
+
+
+HALVES = (torch.float16, torch.bfloat16)
+
+
+def _in_single(value: Any) -> Any:
+    return torch.float32 if type(value) is torch.dtype and value in HALVES else value
 
 
 Cells = int | Sequence[int | None] | None

@@ -10,9 +10,10 @@ from typing import Any
 
 import torch
 from fcn_deploy.fcn.decisions import Decisions, are_labels_of, may_be_labels
-from fcn_deploy.fcn.exportable import without_autocast
+from fcn_deploy.fcn.exportable import InSingle, without_autocast
+from fcn_deploy.fcn.kept_state import KeptState
 from fcn_deploy.fcn.programs import refuse_quantised, set_evaluation, uncompiled
-from fcn_deploy.runtime.errors import DeployError, MisuseError
+from fcn_deploy.runtime.errors import DeployError, MisuseError, one_line
 from torch import nn
 from torch.nn.parameter import UninitializedParameter
 
@@ -55,13 +56,14 @@ class ScoresModule(nn.Module):
         mutates: whether it writes into its input.
         keyword: of the argument that takes the image; "": the first one.
         entry: of the dictionary that it takes, under which the image is; "": it takes the image itself.
-        casts: whether it wanted autocast when it ran last; it runs in float32 all the same.
+        casts: whether it wanted half precision when it ran last; it runs in float32 all the same.
         mode: entered while it runs.
+        kept: what the module and its code kept before it ran.
     """
 
-    def __init__(self, model: nn.Module, channels: int) -> None:
+    def __init__(self, model: nn.Module, channels: int, kept: KeptState) -> None:
         super().__init__()
-        self.model, self.channels = model, channels
+        self.model, self.channels, self.kept = model, channels, kept
         self.path: tuple[str | int, ...] = ()
         self.in_last = self.out_last = self.flat = self.labels = self.mutates = self.casts = False
         self.keyword = self.entry = ""
@@ -106,10 +108,10 @@ class ScoresModule(nn.Module):
             x = x.clone()
         if self.in_last:
             x = x.permute(0, 2, 3, 1)
-        with self.mode, without_autocast() as skipped:
+        with self.mode, without_autocast() as skipped, InSingle() as single:
             given = {self.entry: x} if self.entry else x
             result = self.model(**{self.keyword: given}) if self.keyword else self.model(given)
-        self.casts = bool(skipped)
+        self.casts = bool(skipped) or single.casts
         return result
 
     def beside(self, x: torch.Tensor) -> tuple[str, dict[str, torch.Tensor]]:
@@ -149,11 +151,11 @@ def scores_of(
     refuse_quantised(model, name)
     model = _settled(uncompiled(unwrapped(model), note, name), name, note)
     tried = [channels] if channels else _channels(model)
-    keyword, failures = _keyword(model), []
+    keyword, failures, kept = _keyword(model), [], KeptState(model)
     for size in (*TRIED, *sizes):
         for count in tried:
             for in_last in (False, True):
-                made = ScoresModule(model, count).eval()
+                made = ScoresModule(model, count, kept).eval()
                 made.in_last, made.keyword = in_last, keyword
                 torch.manual_seed(0)
                 image = torch.rand(1, count, *size)
@@ -165,11 +167,12 @@ def scores_of(
                     continue
                 made.mutates = not torch.equal(image, before)
                 if made.casts:
-                    note(f"{name} computes in part in half precision, by autocast; it is exported in float32")
+                    note(f"{name} computes in part in half precision, by autocast or casts; it is exported in float32")
                 _find(made, result, size, name, output, note)
+                _keep_made_weights(made, size)
                 return made
     _refuse_other_dimensions(model, name, failures)
-    made = ScoresModule(model, tried[0]).eval()
+    made = ScoresModule(model, tried[0], kept).eval()
     made.keyword = keyword
     return made
 
@@ -279,6 +282,20 @@ def _find(made: ScoresModule, result: Any, size: tuple[int, int], name: str, out
         note(f"{name} takes {first} and gives {last.replace('C', 'K')}; it is exported as [N,C,H,W] → [N,K,H,W]")
 
 
+def _keep_made_weights(made: ScoresModule, size: tuple[int, int]) -> None:
+    """Let what a module keeps of its first run stay, where that is no function of the image, as weights made in it."""
+    if not made.kept.restore():
+        return
+    image, found = torch.rand(1, made.channels, *size), []
+    for seed in (1, 2):
+        made.kept.restore()
+        torch.manual_seed(seed)
+        with torch.inference_mode():
+            found.append(made(image.clone()))
+    if found[0].shape != found[1].shape or not torch.equal(*found):
+        made.kept = KeptState(made.model)
+
+
 def _gives_whole_numbers(made: ScoresModule, size: tuple[int, int]) -> bool:
     """Whether a module gives several whole numbers, and none between them, for noise that is strong."""
     with torch.inference_mode():
@@ -374,7 +391,12 @@ def _settled(model: nn.Module, name: str, note: Note) -> nn.Module:
     if dtypes or devices:
         what = ", ".join(sorted(devices | {str(dtype).removeprefix("torch.") for dtype in dtypes}))
         note(f"{name} is in {what}; it is exported in float32 from the CPU")
-        model = copy.deepcopy(model).to("cpu", torch.float32)
+        try:
+            model = copy.deepcopy(model).to("cpu", torch.float32)
+        except Exception as error:  # it holds a lock, a file, or a tensor that is computed of others
+            raise DeployError(
+                f"{name} cannot be copied ({one_line(error, 100)}); give it in float32 on the CPU, by .float().cpu()"
+            ) from error
     changing = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
     if any(isinstance(layer, changing) and layer.training for layer in nn.Module.modules(model)):
         note(f"{name} was in training mode; it is exported in evaluation mode")

@@ -1,9 +1,10 @@
 """PyTorch's forms of a network beside a plain module: TorchScript, exported programs, compiled and quantised ones."""
 
 import copy
+import sys
 import zipfile
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 
 import torch
@@ -72,6 +73,13 @@ def refuse_quantised(model: nn.Module, name: str) -> None:
                 f"{name} has layers that PyTorch quantised, which cannot be exported; export "
                 "the float32 network, and let build-engine --int8 quantise it"
             )
+
+
+def functions_uncompiled() -> AbstractContextManager[object]:
+    """While it is entered, functions that torch.compile made run as they were before."""
+    if "torch._dynamo" not in sys.modules:  # which takes a second to load, and that they have done
+        return nullcontext()
+    return torch.compiler.set_stance("force_eager")
 
 
 def uncompiled(model: nn.Module, note: Callable[[str], None], name: str) -> nn.Module:

@@ -6,7 +6,7 @@ import operator
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from types import BuiltinFunctionType, FunctionType, ModuleType
+from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 import numpy as np
@@ -137,10 +137,16 @@ def _in_double(number: Any, known: dict[int, torch.Tensor]) -> torch.Tensor:
 
 
 class _LikeNumber(type):
-    """Of what stands for a type of number: so are numbers of that type."""
+    """Of what stands for a type of number: so are numbers of that type, and it has that type's name."""
+
+    def __new__(cls, name: str, bases: tuple[type, ...], names: dict[str, Any]) -> type:
+        return super().__new__(cls, bases[0].__name__, bases, names | {"__module__": "builtins"})
 
     def __instancecheck__(cls, value: object) -> bool:
         return isinstance(value, cls.__bases__[0])
+
+    def __subclasscheck__(cls, kind: type) -> bool:
+        return issubclass(kind, cls.__bases__[0])
 
     def __eq__(cls, other: object) -> bool:
         return other is cls or other is cls.__bases__[0]
@@ -166,6 +172,27 @@ class _Float(float, metaclass=_LikeNumber):
         return given[0].like(given[0] * 1.0) if given and hasattr(given[0], "like") else float(*given)
 
 
+class _LikeType(type):
+    """Of what stands for `type`: so are all types."""
+
+    def __instancecheck__(cls, value: object) -> bool:
+        return isinstance(value, type)
+
+    def __subclasscheck__(cls, kind: type) -> bool:
+        return issubclass(kind, type)
+
+    def __call__(cls, *given, **options):
+        made = type(*given, **options)
+        return STANDING_FOR.get(made, made) if len(given) == 1 else made
+
+
+class _Type(type, metaclass=_LikeType):
+    """`type`, by which a number is of what stands for its type, as in `type(value) is int`."""
+
+
+STANDING_FOR: dict[type, type] = {int: _Int, float: _Float}
+
+
 def _round(number, ndigits=None):
     if not is_traced(number):
         return round(number, ndigits)
@@ -186,7 +213,7 @@ def _of_several(plain: Callable, traced: Callable) -> Callable:
     return most
 
 
-NUMBERS: dict[str, Callable] = {"int": _Int, "float": _Float}
+NUMBERS: dict[str, Callable] = {"int": _Int, "float": _Float, "type": _Type}
 IN_TRACES: dict[str, Callable] = {
     **NUMBERS, "round": _round,
     "len": _len, "max": _of_several(max, torch.maximum), "min": _of_several(min, torch.minimum),
@@ -196,32 +223,60 @@ IN_TRACES: dict[str, Callable] = {
 OTHERS = {"torch", "numpy", "fcn_deploy", *sys.stdlib_module_names} - {"__main__"}
 
 
-def _names_of_packages(model: torch.nn.Module) -> list[dict[str, Any]]:
+def names_of_packages(model: torch.nn.Module) -> list[dict[str, Any]]:
     """The names that the modules of Python know, of the packages that a module's code is in.
 
-    And of those whose functions a module holds, or which are named there, as a helper that is imported is.
+    And of those whose functions a module or its class holds, or which are named there, as a helper that is imported is.
     """
-    packages = {kind.__module__.split(".")[0] for part in model.modules() for kind in type(part).__mro__} - OTHERS
-    modules = [each for name, each in sys.modules.copy().items() if name.split(".")[0] in packages]
+    kinds = {
+        kind for part in model.modules() for kind in type(part).__mro__ if package_of(kind.__module__) not in OTHERS
+    }
+    packages = {package_of(kind.__module__) for kind in kinds}
+    modules = [each for name, each in sys.modules.copy().items() if package_of(name) in packages]
     waiting = [vars(each) for each in modules if isinstance(each, ModuleType)]
-    waiting += [vars(part) for part in model.modules()]
+    waiting += [dict(vars(each)) for each in (*model.modules(), *kinds)]
     found: dict[int, dict[str, Any]] = {}
     while waiting:
         names = waiting.pop()
         if "__builtins__" in names:  # of a module of Python, and not of what a network holds
             found[id(names)] = names
         for value in list(names.values()):
-            kind = type(value)  # `isinstance` would ask objects that stand for others, some of which raise
-            other = value.__globals__ if kind is FunctionType else None
-            other = vars(value) if issubclass(kind, ModuleType) else other
-            if other is not None and id(other) not in found and _package(other) not in OTHERS:
-                found[id(other)] = other
-                waiting.append(other)
+            for other in names_known_to(value):
+                if id(other) not in found and package_of(str(other.get("__name__", ""))) not in OTHERS:
+                    found[id(other)] = other
+                    waiting.append(other)
     return list(found.values())
 
 
-def _package(names: Mapping[str, Any]) -> str:
-    return str(names.get("__name__", "")).split(".")[0]
+def names_known_to(value: Any) -> Iterator[dict[str, Any]]:
+    """Of a module of Python, and of a function, and those that it wraps, binds or closes over."""
+    waiting, seen = [value], set[int]()
+    while waiting:
+        value = waiting.pop()
+        kind = type(value)  # `isinstance` would ask objects that stand for others, some of which raise
+        if kind is FunctionType and id(value) not in seen:
+            seen.add(id(value))
+            yield value.__globals__
+            waiting += [cell.cell_contents for cell in value.__closure__ or () if is_filled(cell)]
+        elif kind is MethodType:
+            waiting.append(value.__func__)
+        elif kind is functools.partial:
+            waiting += [value.func, *value.args, *value.keywords.values()]
+        elif issubclass(kind, ModuleType):
+            yield vars(value)
+
+
+def is_filled(cell: Any) -> bool:
+    """Whether a cell of a closure holds something."""
+    try:
+        return cell.cell_contents is not cell
+    except ValueError:
+        return False
+
+
+def package_of(name: str) -> str:
+    """The package of a module of Python."""
+    return name.split(".")[0]
 
 
 OF_NO_TYPE = {name: function for name, function in IN_TRACES.items() if name not in NUMBERS}
@@ -266,7 +321,7 @@ def standing_for(
         names: of Python's own functions → what stands for them where the code has no others of this name.
         functions: of `math` → what stands for them there, by whatever name they are called.
     """
-    found = _names_of_packages(model)
+    found = names_of_packages(model)
     replaced: list[tuple[dict[str, Any], str, Any]] = []
 
     def put(place: dict[str, Any], name: str, other: Any) -> None:

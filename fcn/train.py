@@ -4,6 +4,7 @@ import io
 import json
 import math
 import time
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
@@ -105,7 +106,8 @@ class _Run:
         self.progress = Progress()
         self.state_path = out.with_name(out.name + ".state")
         self.identity: dict[str, Any] = {
-            "recipe": asdict(recipe), "architecture": self.model.architecture.to_dict(), "images": len(data),
+            "recipe": asdict(recipe), "architecture": self.model.architecture.to_dict(),
+            "card": json.loads(self.card.to_json()), "images": len(data), "files": _names_and_sizes(data, validation),
         }  # fmt: skip
         self.model.channels_last()
 
@@ -207,10 +209,11 @@ class _Run:
             begun = state["identity"]
         except Exception as error:
             raise DeployError(f"cannot resume from {path}: it is damaged; delete it and start again") from error
-        names = {"images": "number of images"}
+        names = {"images": "number of images", "files": "set of images", "card": "meaning of images and classes"}
         for part, wanted in self.identity.items():
-            if begun[part] != wanted:
-                different = [key for key in wanted if begun[part].get(key) != wanted[key]] if part != "images" else []
+            if (had := begun.get(part)) != wanted:
+                both = isinstance(wanted, dict) and isinstance(had, dict)
+                different = [key for key in wanted if had.get(key) != wanted[key]] if both else []
                 how = f": its {', '.join(different)} differ" if different else ""
                 raise MisuseError(
                     f"{path} was begun with another {names.get(part, part)}{how}; resume with the options it was "
@@ -224,6 +227,12 @@ class _Run:
         self.progress = Progress(**state["progress"])
         if not self.out.exists():
             self.progress.best_miou = -1.0  # the best weights are gone: the next epoch is the best there is
+
+
+def _names_and_sizes(*splits: LabelledImages) -> int:
+    """A checksum of what the images are called and of their pixels, in order; folders may be moved."""
+    found = [[(data.name(index), pixels) for index, pixels in enumerate(image_pixels(data))] for data in splits]
+    return zlib.crc32(json.dumps(found).encode())
 
 
 def save_state(path: Path, state: dict[str, Any]) -> None:

@@ -18,7 +18,8 @@ from .backends.host import HostBackend
 from .command import InputRange, Json, Threads, log_to_stderr, print_record, run
 from .engine_format.engine_file import EngineFile
 from .errors import MisuseError, OverBudgetError
-from .head.upsampling import ScoreWindow, result_from_scores
+from .head.score_window import ScoreWindow
+from .head.upsampling import result_from_scores
 from .images.header import read_header
 from .images.numbers import ReadOptions
 from .images.read import decode

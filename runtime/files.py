@@ -2,9 +2,8 @@
 
 import errno
 import os
-import secrets
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -35,6 +34,19 @@ def check_writable(path: str | os.PathLike[str]) -> None:
         raise write_error(path, error) from error
 
 
+@contextmanager
+def no_empty_folders(folders: Iterable[Path]) -> Iterator[None]:
+    """Remove, when the block ends, those of these folders and of what they are in that it has made and left empty."""
+    wanted = {above for folder in set(folders) for above in (folder, *folder.parents)}
+    missing = [folder for folder in wanted if not folder.exists()]
+    try:
+        yield
+    finally:
+        for folder in sorted(missing, key=lambda each: len(each.parts), reverse=True):
+            with suppress(OSError):  # something is in it
+                folder.rmdir()
+
+
 class WriteError(DeployError):
     """A file could not be written: the disk is full, or the folder not ours."""
 
@@ -61,7 +73,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         # Not mkstemp: its files are private (0600), and an output has the permissions of any new file.
-        name = path.parent / f".{path.stem[:80]}-{secrets.token_hex(8)}{path.suffix}"
+        name = path.parent / f".{path.stem[:80]}-{os.urandom(8).hex()}{path.suffix}"
         os.close(os.open(name, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
         temporary = name
         yield temporary

@@ -8,7 +8,8 @@ import numpy as np
 
 from .arrays import AnyArray, Floats, Image, size_of
 from .errors import DeployError, OverBudgetError
-from .head.upsampling import ScoreWindow, result_from_scores
+from .head.score_window import ScoreWindow
+from .head.upsampling import result_from_scores
 from .network import Network
 from .sizes import Size
 

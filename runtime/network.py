@@ -1,12 +1,10 @@
 """Network: an engine or an ONNX model opened; how an image is run by it, and what comes out."""
 
 import logging
-import math
 import os
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,26 +14,19 @@ from .backends import Backend
 from .engine_format.manifest import Manifest
 from .engine_format.model_card import ModelCard
 from .engine_format.stage import Stage, Upsampling
-from .errors import MisuseError, OverBudgetError
+from .errors import MisuseError
 from .head.heads import Heads
 from .head.refine import REACH, refusal
-from .head.upsampling import LABEL_KINDS, ScoreWindow, new_result, result_bytes
+from .head.score_window import ScoreWindow
+from .head.upsampling import new_result, result_bytes
 from .onnx_model import WHOLE, OnnxModelBackend
 from .open_engine import gpu_index_of, open_engine
 from .pixels.no_data import HoleRecorder, filled, marked
-from .pixels.prepare import check_image, check_source, padded_size
-from .pixels.value_range import InRange, Range, copied_bytes, parse_range
+from .pixels.prepare import check_image, check_source
+from .pixels.value_range import InRange, Range, parse_range
 from .planning.batch_cost import BatchCost
-from .planning.kept_rows import NOTHING_KEPT, KeptRows
-from .planning.plan import (
-    Plan,
-    available_memory,
-    check_result,
-    plan_bands,
-    plan_engine,
-    plan_on_gpu,
-    plan_unbounded,
-)
+from .planning.plan import Plan
+from .planning.planner import LABELS, Planner
 from .planning.working_memory import WorkingMemory
 from .process_memory import bound_heap, give_back_freed, resident
 from .result_maker import ResultMaker, cropped
@@ -44,11 +35,8 @@ from .tiling.tiles import joined, one_ahead
 
 log = logging.getLogger(__name__)
 
-DEFAULT_MEMORY_SHARE = 0.8  # of the memory that is free when an image arrives
-BANDS_MEMORY = 2_000_000_000  # bytes; more makes `bands` no faster, and an image that is read by regions whole
-LABELLING_BYTES = 10  # of each pixel whose labels are made at a time, about: what they are made in
 BAND_BYTES = 4_000_000  # of a band's results, about
-LABELS, SCORES = ("labels",), ("scores",)
+SCORES = ("scores",)
 
 
 class Network:
@@ -64,7 +52,6 @@ class Network:
         upsampling: what makes full-size scores of the core's.
         precision: the lowest in the graph: one of runtime.engine_format.manifest.PRECISIONS.
         stages: the core, in order.
-        memory: bytes that the calls at work may take together on the CPU; None: 80 % of what is free.
         refine: whether borders of labels follow those of the image.
         input_range: which numbers of images are the network's 0 and 1; None: they are the network's own, whatever the
             card's `range` says of files.
@@ -91,7 +78,7 @@ class Network:
                 f"memory is {memory!r}; it must be a whole number of bytes above 0, or None for what is free"
             )
         self.path = path = Path(model)
-        self.memory, self.refine = memory, refine
+        self.refine = refine
         if memory is not None:
             bound_heap()
         self.input_range = None if input_range is None else parse_range(input_range)
@@ -106,10 +93,12 @@ class Network:
             if device.startswith("cuda"):
                 raise MisuseError(f"{path} is a plain ONNX, which runs on the CPU; make an engine: build-engine")
             onnx = OnnxModelBackend(path, threads)
-            self._take(onnx, Heads(onnx.card, onnx.upsampling, (), output, str(path)), (WHOLE,), "float32")
+            self._take(
+                onnx, Heads(onnx.card, onnx.upsampling, (), output, str(path)), (WHOLE,), "float32", memory=memory
+            )
         else:
             backend, manifest, heads = open_engine(path, device, gpu_index, threads, output, memory)
-            self._take(backend, heads, manifest.stages, manifest.precision, manifest, threads)
+            self._take(backend, heads, manifest.stages, manifest.precision, manifest, threads, memory)
         if refine and (reason := refusal(self.card, self.upsampling, self.stages[-1].stride)) is not None:
             instead = "omit --refine" if self.manifest else "make an engine: build-engine"
             raise MisuseError(f"{path} cannot be refined: {reason}; {instead}")
@@ -118,7 +107,7 @@ class Network:
     def of(cls, backend: Backend, card: ModelCard, upsampling: Upsampling, stages: Sequence[Stage]) -> "Network":
         """One that no file holds: a core in float32, that `backend` runs in these stages."""
         net = cls.__new__(cls)
-        net.path, net.memory, net.refine, net.input_range = Path(backend.name), None, False, None
+        net.path, net.refine, net.input_range = Path(backend.name), False, None
         net._take(backend, Heads(card, upsampling, (), None, backend.name), tuple(stages), "float32")
         return net
 
@@ -130,6 +119,7 @@ class Network:
         precision: str,
         manifest: Manifest | None = None,
         threads: int | None = None,
+        memory: int | None = None,
     ) -> None:
         """Be the network that `backend` has opened."""
         self._backend: Backend | None = backend
@@ -137,6 +127,7 @@ class Network:
         self.precision, self.manifest = precision, manifest
         self.batch_costs: dict[tuple[int, int], BatchCost] = {}
         self._working = WorkingMemory(self._release, resident if not self.on_gpu else lambda: None)
+        self._planner = Planner(heads, stages, manifest, self.path, backend.streams, self._working, memory)
         self.tiled = TiledScores(backend, heads, stages, manifest, self.path, threads)
         self.cell = int((heads.upsampling.factor or stages[-1].stride)[0])
         self._results = ResultMaker(heads, self.cell, self.refine, manifest is not None)
@@ -147,6 +138,15 @@ class Network:
         if self._backend is None:
             raise MisuseError(f"the Segmenter of {self.path} is closed; open another one")
         return self._backend
+
+    @property
+    def memory(self) -> int | None:
+        """Bytes that the calls at work may take together on the CPU; None: 80 % of what is free."""
+        return self._planner.memory
+
+    @memory.setter
+    def memory(self, memory: int | None) -> None:
+        self._planner.memory = memory
 
     @property
     def fine_backend(self) -> Backend:
@@ -204,53 +204,12 @@ class Network:
         fine: bool = True,
         beside: int = 0,
     ) -> Plan:
-        """How an image of this size is run: whole, or in tiles; by `bands`, at most BANDS_MEMORY is taken.
-
-        `kinds` are the results wanted: labels are small beside what the network takes, others are in the budget.
-        `source`: what the image is read from. `fine`: whether it may be by the engine's stages for tiles alone.
-        `beside`: bytes that its run holds besides.
-
-        Raises OverBudgetError where memory is too small.
-        """
-        size, result, copied = (height, width), 0, 0
-        if not bands:
-            large = [view for view in map(self.heads.view, kinds) if view.kind not in LABEL_KINDS]
-            result = height * width * sum(result_bytes(view.kind, view.card) for view in large)
-            if any(view.kind == "scores" for view in large):  # there are all of the core's, too, of all heads
-                beside += math.ceil(math.prod(padded_size(*size, self.card)) * self.stages[-1].output_bytes)
-            copied = copied_bytes(source, self.card)
-        if self.manifest is not None and self.manifest.gpu is not None:
-            if result:
-                check_result(size, result, self.memory_budget())
-            return plan_on_gpu(size, self.card, self.stages[0], self.manifest.gpu.profiles, str(self.path), result)
-        # What an earlier image took is kept by the backend. One that takes no more needs no look at what is free,
-        # which costs a quarter of a millisecond.
-        memory, making = self._working.held, 0
-        needed = plan_unbounded(size, self.card, self.stages).bytes + beside + copied
-        if result or self.memory is not None or needed > memory:
-            streams = self.backend.streams if self.memory is not None else 1
-            budget = self.memory_budget() // streams
-            # Labels, and what makes them, are beside what the network takes.
-            labels = 0 if bands else height * width * result_bytes("labels", self.card)
-            memory = max(max(budget - labels, budget // 2) - beside, 0)
-            made = any(self.heads.view(kind).kind not in ("values", "probabilities", "scores") for kind in kinds)
-            making = LABELLING_BYTES if made else 0
-        kept: KeptRows = getattr(source, "kept", NOTHING_KEPT)
-        try:
-            if bands:
-                return plan_bands(size, self.card, self.stages, self.manifest, memory, BANDS_MEMORY, kept, making, fine)
-            plan = plan_engine(size, self.card, self.stages, self.manifest, memory, result, kept, making, fine, copied)
-            return replace(plan, bytes=plan.bytes + beside) if beside else plan
-        except OverBudgetError as error:
-            if self.memory is None or memory > 0.99 * self.memory:
-                raise
-            others = f" and for {streams - 1} more at once" if streams > 1 else ""
-            given, what = f"{self.memory / 1e6:,.2f} MB", "labels and scores" if beside else "labels"
-            raise OverBudgetError(f"{error}; of the {given} given, the rest is for its {what}{others}") from None
+        """`Planner.plan` of an image of this size."""
+        return self._planner.plan((height, width), bands, kinds, source, fine, beside)
 
     def memory_budget(self) -> int:
         """Bytes that one image may take now. What earlier ones took is kept by the backend, and there for the next."""
-        return self.memory or int((available_memory() + self._working.held) * DEFAULT_MEMORY_SHARE)
+        return self._planner.budget()
 
     # Results
 

@@ -2,9 +2,10 @@
 
 import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
-from .backends import ORT_TARGETS, Backend
+from .backends import ORT_TARGETS, Backend, Session
 from .backends.host import HostBackend
 from .engine_format.engine_file import EngineFile
 from .engine_format.manifest import Manifest
@@ -32,11 +33,27 @@ def open_fine(manifest: Manifest, heads: Heads, read: Callable[[str], bytes], th
     ]
     del weights
     first = manifest.fine[0]
-    backend = HostBackend(sessions, heads.card, heads.upsampling, first.border, first.block, heads)
+    backend = HostBackend(sessions, heads.card, heads.upsampling, first.border, first.block, heads, one_arena=True)
     # Gives back what was read, and parsed of it. And ONNX Runtime's arena never gives back the first memory that it
     # took, so that of the first tile would stay.
     backend.release()
     return backend
+
+
+def _opener(
+    manifest: Manifest, target: str, gpu_index: int, threads: int | None, source: str, memory: int | None
+) -> Callable[[bytes, str, str], Session]:
+    """What opens a stage by its network, input and output, in the library that the engine was built for."""
+    if (target, manifest.backend) == ("cpu", "openvino"):
+        from .backends.openvino import OpenVinoSession, bfloat16_or_fallback, openvino_or_fallback
+
+        kind = openvino_or_fallback(source)
+        bfloat16 = manifest.precision == "bf16" and bfloat16_or_fallback(source)
+        if kind is OpenVinoSession:
+            return partial(OpenVinoSession, threads=threads, source=source, bfloat16=bfloat16, memory=memory)
+    from .backends.onnxruntime import OnnxRuntimeSession
+
+    return partial(OnnxRuntimeSession, threads=threads, target=target, device=gpu_index, source=source)
 
 
 def open_engine(
@@ -66,30 +83,15 @@ def open_engine(
                 f"device {device!r}, and {path} is an engine for {target}; omit the device, or build another engine"
             )
         if not on_host:
-            from .backends.tensorrt import TensorRTBackend
+            from .backends.tensorrt.backend import TensorRTBackend
 
             kernels = {name: engine.read(name) for name in manifest.members if name.startswith("kernels")}
             plan = networks.pop(manifest.stages[0].file)
             return TensorRTBackend(manifest, plan, kernels, gpu_index, str(path), heads=heads), manifest, heads
-        from .backends.onnxruntime import OnnxRuntimeSession
-        from .backends.openvino import OpenVinoSession, bfloat16_or_fallback, openvino_or_fallback
-
-        kind = openvino_or_fallback(str(path)) if (target, manifest.backend) == ("cpu", "openvino") else None
-        bfloat16 = kind is not None and manifest.precision == "bf16" and bfloat16_or_fallback(str(path))
-        sessions: list[OnnxRuntimeSession | OpenVinoSession] = []
+        sessions: list[Session] = []
+        opened = _opener(manifest, target, gpu_index, threads, str(path), memory)
         for stage in manifest.stages:
-            network = networks[stage.file]
-            if kind is OpenVinoSession:
-                sessions.append(
-                    OpenVinoSession(
-                        network, stage.input, stage.output, threads, str(path), bfloat16=bfloat16, memory=memory
-                    )
-                )
-            else:
-                sessions.append(
-                    OnnxRuntimeSession(network, stage.input, stage.output, threads, target, gpu_index, str(path))
-                )
-        del networks, network
+            sessions.append(opened(networks.pop(stage.file), stage.input, stage.output))
         give_back_freed()  # what was read, and parsed of it
         first = manifest.stages[0]
         backend = HostBackend(sessions, heads.card, heads.upsampling, first.border, first.block, heads)

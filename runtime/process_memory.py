@@ -1,4 +1,4 @@
-"""What this process holds of the machine's memory, as Linux tells; elsewhere nothing is known."""
+"""What this process holds of the machine's memory, and what it may still take, as Linux tells."""
 
 import ctypes
 import logging
@@ -17,6 +17,25 @@ KEEPING = {TRIM: 1 << 27, BLOCK: 1 << 25, HEAPS: 2}  # the longest block that gl
 # By itself glibc raises the length of a block to that of the longest that was freed. What OpenVINO frees from shape to
 # shape of tiles is then left in pieces: 402 MB at its end for 246 in use.
 BOUNDED = {BLOCK: 1 << 20, HEAPS: 1}
+
+
+def available_memory() -> int:
+    """Bytes that can be allocated now without swapping, also inside a container whose limit is set by cgroup v2."""
+    limits = [int(os.sysconf("SC_PHYS_PAGES")) * os.sysconf("SC_PAGE_SIZE")]
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                limits.append(int(line.split()[1]) * 1024)
+        group = Path("/sys/fs/cgroup")
+        limit = (group / "memory.max").read_text().strip()
+        if limit != "max":
+            # What was read from files is counted as used, and given back when it is needed.
+            stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+            used = int((group / "memory.current").read_text()) - int(stat.get("inactive_file", 0))
+            limits.append(int(limit) - used)
+    except (OSError, ValueError):
+        pass  # not Linux, or no cgroup: physical memory is the bound
+    return max(0, min(limits))
 
 
 def resident() -> int | None:

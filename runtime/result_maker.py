@@ -8,7 +8,8 @@ import numpy as np
 from .arrays import AnyArray, Floats, ImageSource
 from .head.heads import Heads, View
 from .head.refine import refined_labels
-from .head.upsampling import ScoreWindow, result_from_scores
+from .head.score_window import ScoreWindow
+from .head.upsampling import result_from_scores
 from .onnx_model import with_activation
 from .pixels.no_data import Invalid, marked
 from .planning.plan import Plan

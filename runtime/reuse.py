@@ -19,7 +19,8 @@ import numpy.typing as npt
 from .arrays import AnyArray, ImageSource, Labels, size_of
 from .errors import MisuseError, OverBudgetError
 from .head.refine import refined_labels
-from .head.upsampling import ScoreWindow, labels_from_scores
+from .head.score_window import ScoreWindow
+from .head.upsampling import labels_from_scores
 from .network import Network
 from .pixels.no_data import Invalid, filled, marked
 from .pixels.prepare import padded_size

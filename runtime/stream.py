@@ -13,7 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import PurePath
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
 
@@ -24,7 +24,9 @@ from .pixels.no_data import filled
 from .pixels.prepare import padded_size
 from .planning.batch_cost import BatchCost
 from .planning.plan import Plan
-from .reuse import Frame, Reuse
+
+if TYPE_CHECKING:
+    from .reuse import Frame, Reuse
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -171,6 +173,8 @@ class Stream:
     def __init__(self, network: Network, kinds: Sequence[str] = ("labels",), reuse: bool = False) -> None:
         self.network, self.kinds, self.reuse = network, tuple(kinds), reuse
         if reuse:
+            from .reuse import Reuse
+
             Reuse(network)
         self._slots = threading.Semaphore(CALLERS)
         self._turn = threading.Lock()
@@ -196,6 +200,8 @@ class Stream:
 
     def reused(self, images: Iterable[Image], return_exceptions: bool) -> Iterator[AnyArray | Exception]:
         """`outcomes` of the labels of a fixed camera's frames. Raises MisuseError where the network is not local."""
+        from .reuse import Frame, Reuse
+
         reuse = Reuse(self.network)
 
         def followed() -> Iterator[Frame | Exception]:
@@ -215,7 +221,7 @@ class Stream:
         )  # fmt: skip
         return _raised(results, return_exceptions)
 
-    def of_frame(self, reuse: Reuse, frame: Frame) -> Labelled:
+    def of_frame(self, reuse: "Reuse", frame: "Frame") -> Labelled:
         """Labels of a frame, after those of the frame that it follows."""
         reuse.wait(frame)
         started = time.perf_counter()

@@ -12,7 +12,8 @@ from .arrays import Image
 from .command import FAILURE, Json, Threads, log_to_stderr, print_record, run
 from .engine_format.engine_file import EngineFile
 from .golden_sample import GOLDEN, golden_difference, repeated
-from .head.upsampling import ScoreWindow, labels_from_scores
+from .head.score_window import ScoreWindow
+from .head.upsampling import labels_from_scores
 from .latency import latency, latency_rows, show_latency, timed_sizes
 from .network import Network
 from .sizes import Size

@@ -10,7 +10,7 @@ import pytest
 from helpers import needs
 
 ROOT = Path(__file__).resolve().parents[1]
-KERNELS = ROOT / "runtime" / "backends" / "kernels.cu"
+KERNELS = ROOT / "runtime" / "backends" / "tensorrt" / "kernels.cu"
 SIZES = "1x1:64x64:128x160,64x64:160x192:256x256,128x128:224x320:320x416"
 
 
@@ -38,7 +38,7 @@ def profiles_of(plan):
 def gpu_engine(request, gpu, gpu_built, tmp_path, monkeypatch):
     """An engine of either library, ready to be opened: its path. One runs by cuda.bindings, the other by pycuda."""
     if request.param == "tensorrt":
-        monkeypatch.setitem(sys.modules, "fcn_deploy.runtime.backends.cuda_bindings", None)
+        monkeypatch.setitem(sys.modules, "fcn_deploy.runtime.backends.tensorrt.cuda_bindings", None)
     yield from ready(gpu, gpu_built, tmp_path, request.param)
 
 

@@ -176,7 +176,7 @@ def photo(height: int, width: int, seed: int = 0) -> np.ndarray:
 
 def window(scores, padded, size, rows=None, first=0, cells=None):
     """Scores as a ScoreWindow: of all rows unless `rows` says otherwise, from the score map's row `first` on."""
-    from fcn_deploy.runtime.head.upsampling import ScoreWindow
+    from fcn_deploy.runtime.head.score_window import ScoreWindow
 
     return ScoreWindow(scores, padded, size, rows or (0, size[0]), first, cells or scores.shape[1])
 

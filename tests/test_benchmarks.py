@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from fcn_deploy.runtime.engine_format.engine_file import EngineFile
 from helpers import benchmark, needs, needs_shared, photo
 from PIL import Image
 
@@ -302,6 +303,8 @@ def test_stages_shows_what_each_costs(exports, data, tmp_path):
     (tmp_path / "work").mkdir()
     for name in ("narrow.onnx", "narrow.engine"):  # what is there is not made again
         shutil.copy(exports / name, tmp_path / "work")
+    for flag in ("fp16", "bf16", "fp8"):  # of plans the benchmark tells the size alone; that of INT8 is built
+        shutil.copy(exports / "narrow.engine", tmp_path / f"work/narrow-{flag}-sm89.engine")
     words = (exports / "narrow.safetensors", "--data", data, "--calib", data / "train", "--scales", "0.5,mixed")
     words = (*words, "--count", 2, "--max-drop", 100, "--work", tmp_path / "work", "--plot", tmp_path / "s.png")
     told = benchmark("stages", *words, "--sizes", "64x64", "--threads", 1, "--json", out)
@@ -314,6 +317,8 @@ def test_stages_shows_what_each_costs(exports, data, tmp_path):
         assert list(row["scales"]) == ["1", "0.5", "mixed"] and 0 < row["mean_iou"] < 1 and row["bytes"] > 10_000
         assert (row["ms"] is None) == row["name"].startswith(stages.EMULATED)
         assert f"| {row['name']} | {row['pixel_accuracy']:.4f} | " in told
+    with EngineFile(tmp_path / "work/narrow-int8-sm89.engine") as file:
+        assert (file.manifest.target, file.manifest.precision) == ("sm89", "int8")
     same = [row["labels_as_first"] for row in result["rows"]]
     assert same[0] is None and min(same[1:3]) > 0.999 and same[4] > max(same[3], *same[5:])
 

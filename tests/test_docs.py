@@ -98,7 +98,7 @@ def test_every_option_that_is_named_exists():
         "--query-gpu",
         "--format",
     }  # of pip, tritonserver, nvidia-smi
-    for file in (ROOT / "benchmarks").glob("*.py"):
+    for file in (ROOT / "benchmarks").rglob("*.py"):
         known |= set(option.findall(file.read_text()))
     for page in PAGES:
         if page.name in ("CONTRIBUTING.md", "CHANGELOG.md"):

@@ -121,6 +121,32 @@ def test_every_module_says_what_it_is_for():
             assert ast.get_docstring(ast.parse(path.read_text())), f"{path} has no docstring"
 
 
+def test_the_map_of_the_architecture_names_all_that_is_in_the_tree_and_nothing_else():
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    for floor in FLOORS:
+        rows = text.partition(f"### {floor}\n")[2].partition("\n\nBeside the floors")[0].partition("\n### ")[0]
+        named = {word.rstrip("/") for row in re.findall(r"^\| (.+?) \|", rows, re.MULTILINE) for word in row.split("`")}
+        there = {path.name for path in (ROOT / floor).iterdir() if path.is_dir() or path.suffix == ".py"}
+        there -= {"__init__.py", "__pycache__"}
+        assert not there - named, f"not on the map of {floor}: {sorted(there - named)}"
+        gone = {name for name in named if re.fullmatch(r"[a-z_]+(\.py)?", name) and not (ROOT / floor / name).exists()}
+        assert not gone, f"on the map of {floor} and not there: {sorted(gone)}"
+
+
+def test_every_pass_is_said_to_be_used_by_something():
+    said = ast.get_docstring(ast.parse((ROOT / "export" / "passes" / "__init__.py").read_text()))
+    passes = {path.stem for path in (ROOT / "export" / "passes").glob("*.py")} - {"__init__", "result"}
+    assert not passes - set(re.findall(r"\w+", said))
+
+
+def test_files_that_packages_name_are_there():
+    for floor in FLOORS:
+        for init in (ROOT / floor).rglob("__init__.py"):
+            named = re.findall(r"(?<![\w/])\w+\.(?:py|cu)\b", ast.get_docstring(ast.parse(init.read_text())))
+            gone = [name for name in named if not (init.parent / name).exists()]
+            assert not gone, f"{init} names {gone}"
+
+
 def test_extras_never_bring_both_onnxruntimes():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]

@@ -13,7 +13,12 @@ from gpu_engines import KERNELS
 from gpu_sim import silicon as simulated
 from helpers import ROOT, needs, one_error, photo
 
-from benchmarks import silicon, silicon_build, silicon_engine, silicon_kernels, silicon_page, silicon_torch
+from benchmarks.silicon import __main__ as silicon
+from benchmarks.silicon import build as silicon_build
+from benchmarks.silicon import engine as silicon_engine
+from benchmarks.silicon import kernels as silicon_kernels
+from benchmarks.silicon import page as silicon_page
+from benchmarks.silicon import pytorch as silicon_torch
 from fcn_deploy import DeployError, MisuseError, ModelCard, Segmenter
 
 

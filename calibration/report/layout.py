@@ -1,11 +1,14 @@
 """What pages are made of: sections of tables, charts and pictures, and how numbers are written."""
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any
 
 MINUS, NONE = "−", "–"
+WORDS, HEADER = 18, 9  # characters of a line in a column of words and above one of numbers, in a terminal
 
 
 class Number(str):
@@ -60,18 +63,36 @@ class Table:
     legend: Sequence[tuple[Any, str]] = ()
 
     def text(self) -> str:
-        """For a terminal, without bars."""
+        """For a terminal, without bars: headers and words are broken into lines, so that several models fit."""
         shown = [i for i, _ in enumerate(self.headers) if not any(isinstance(row[i], Bars) for row in self.rows)]
-        lines = [[str(self.headers[i]) for i in shown], *([str(row[i]) for i in shown] for row in self.rows)]
-        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-        right = [isinstance(self.rows[0][i], Number) if self.rows else False for i in shown]
+        columns = [[row[i] for row in self.rows] for i in shown]
+        right = [bool(column) and isinstance(column[0], Number) for column in columns]
+        widths = [
+            max([HEADER, *map(len, map(str, column))]) if number else WORDS
+            for column, number in zip(columns, right, strict=True)
+        ]
+        widths[:1] = [len(max(map(str, columns[0]), key=len, default=""))]  # names stay whole
+        rows = [[self.headers[i] for i in shown], *zip(*columns, strict=True)]
+        broken = [[_broken(str(cell), width) for cell, width in zip(row, widths, strict=True)] for row in rows]
+        widths = [max(len(line) for cell in column for line in cell) for column in zip(*broken, strict=True)]
         return "\n".join(
             "  ".join(
-                cell.rjust(width) if number else cell.ljust(width)
-                for cell, width, number in zip(line, widths, right, strict=True)
+                line.rjust(width) if number else line.ljust(width)
+                for line, width, number in zip(lines, widths, right, strict=True)
             ).rstrip()
-            for line in lines
+            for row in broken
+            for lines in zip_longest(*row, fillvalue="")
         )
+
+
+def _broken(text: str, width: int) -> list[str]:
+    """Text in lines of so many characters where it can be broken: after spaces, and dots and the like in names."""
+    lines = [""]
+    for piece in re.findall(r".+?(?:[ ._/-](?=[^ .,_/-])|$)", text):
+        if lines[-1] and len(lines[-1]) + len(piece.rstrip()) > width:
+            lines.append("")
+        lines[-1] += piece
+    return [line.rstrip() for line in lines]
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Which axis of a model's input holds the channels, told by the operators that it meets."""
+"""Which axis of a model's input or output holds the channels, told by the operators next to it."""
 
 from dataclasses import dataclass
 
@@ -57,6 +57,28 @@ def channels_of_input(model: ModelProto) -> Channels | None:
         elif node.op_type == "Split":
             known |= dict.fromkeys(node.output, (axes, False))
     return first
+
+
+def channels_of_output(model: ModelProto, name: str) -> int | None:
+    """The channel axis, 1 or 3, of an output of four axes, from the last operator that has one; None: none is met."""
+    index = GraphIndex(model)
+    axes: Axes = (0, 1, 2, 3)  # of the tensor reached → place in the output
+    while (node := index.producer(name)) is not None:
+        if node.op_type in ("Softmax", "LogSoftmax") and "axis" in attributes(node):
+            return axes[attributes(node)["axis"] % 4]
+        if node.op_type in WEIGHT or node.op_type in PER_CHANNEL:
+            return axes[1]
+        if node.op_type == "MatMul" and index.constant(node.input[1]) is not None:
+            return axes[3]
+        if node.op_type == "Transpose":
+            order = attributes(node).get("perm", [3, 2, 1, 0])
+            if len(order) != 4:
+                return None
+            axes = tuple(axes[list(order).index(place)] for place in range(4))
+        elif node.op_type not in KEEP_AXES:
+            return None
+        name = next((read for read in node.input if read and index.constant(read) is None), "")
+    return None
 
 
 def _told_by(index: GraphIndex, node: NodeProto, read: str) -> tuple[int, int | None] | None:

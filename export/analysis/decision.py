@@ -15,6 +15,7 @@ COMPARE = {"Greater": 0, "GreaterOrEqual": 0, "Less": 1, "LessOrEqual": 1}  # â†
 DECIDES = frozenset(
     (*COMPARE, "ArgMax", "ArgMin", "TopK", "Equal", "Round", "Floor", "Ceil", "Sign", "Not", "And", "Or", "Xor")
 )
+NUMBERED = frozenset(("ArgMax", "ArgMin", "TopK"))
 # What these make of labels are no scores.
 POINTWISE = FOLLOW | {
     "Flatten", "Concat", "Expand", "Add", "Sub", "Div", "Neg", "Abs", "Mod", "Min", "Max", "Clip", "Sum", "Pow",
@@ -75,6 +76,9 @@ def find_decision(model: ModelProto) -> DecisionAt | None:
             return DecisionAt(decision, node, node.input[0], tuple(after[::-1]))
         if (found := _threshold(index, node)) is not None:
             scores, threshold, below = found
+            made = label_maker(model, scores)
+            if made is not None and made.op_type in NUMBERED:  # the numbers of classes are no scores
+                return None
             decision = Decision("threshold", label(node), threshold, below=below != inverted)
             return DecisionAt(decision, node, scores, tuple(after[::-1]))
         if node.op_type == "Hardmax" and not inverted:
@@ -89,15 +93,16 @@ def find_decision(model: ModelProto) -> DecisionAt | None:
     return None
 
 
-def label_maker(model: ModelProto) -> NodeProto | None:
-    """The node that makes labels of scores, where a model's output is computed of labels alone; None: of scores.
+def label_maker(model: ModelProto, of: str | None = None) -> NodeProto | None:
+    """The node that makes labels of scores, where a tensor is computed of labels alone; None: of scores.
 
-    For what cut_decision cannot undo: a table of other labels, a sum, a TopK of several.
+    For what cut_decision cannot undo: a table of other labels, a sum, a TopK of several. `of`: the tensor; None: the
+    model's output.
     """
     index = GraphIndex(model)
     found: list[NodeProto] = []
     seen: set[str] = set()
-    open_ = [index.result]
+    open_ = [of or index.result]
     while open_:
         name = open_.pop()
         if name in seen or index.constant(name) is not None:

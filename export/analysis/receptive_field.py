@@ -6,8 +6,8 @@ stride·i + low to stride·i + high (Araujo, Norris, Sim, "Computing Receptive F
 """
 
 import math
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
-from fractions import Fraction
 
 import numpy as np
 from fcn_deploy.export.analysis.branches import first_branching
@@ -59,23 +59,26 @@ class ReceptiveField:
 
     @property
     def halo(self) -> tuple[int, int]:
-        reaches = (max(-field.low, field.high - field.stride + 1, Fraction(0)) for field in self.fields)
+        reaches = (max(-field.low, field.high - field.stride + 1, 0) for field in self.fields)
         rows, columns = (math.ceil(reach / self.period) * self.period for reach in reaches)
         return rows, columns
 
 
-def receptive_field(core: ModelProto, start: Fields = OF_IMAGE) -> ReceptiveField:
+def receptive_field(
+    core: ModelProto, start: Fields = OF_IMAGE, known: Mapping[str, np.ndarray] | None = None
+) -> ReceptiveField:
     """The receptive field of a network's result.
 
     Args:
         core: the network, or a part of one. Inputs after its first are values that are the same all over an image.
         start: of its input, vertical and horizontal; what is given stands for the image itself.
+        known: initialisers that were read already.
 
     Raises:
         WholeImageError: it cannot be had; names the operator.
     """
     try:
-        return _followed(core, start)
+        return _followed(core, start, initializers(core, known))
     except WholeImageError as error:
         # Of several reasons the one that is plain.
         raise WholeImageError(global_operator(core) or str(error)) from error
@@ -119,9 +122,9 @@ def _reduces_places(index: GraphIndex, node: NodeProto) -> bool:
     return axes is None or {int(axis) % 4 for axis in axes} >= {2, 3}
 
 
-def _followed(core: ModelProto, start: Fields) -> ReceptiveField:
+def _followed(core: ModelProto, start: Fields, constants: dict[str, np.ndarray]) -> ReceptiveField:
     """As receptive_field, with the first reason that is met."""
-    constants, shapes, version = initializers(core), ReshapeShapes(core, start), opset(core)
+    shapes, version = ReshapeShapes(core, start), opset(core)
     maps, sides = {core.graph.input[0].name: FeatureMap(start)}, MapSides(core, constants)
     values = {value.name for value in core.graph.input[1:]} - constants.keys()  # and what is computed of them alone
     if (chooses := first_branching(core)) is not None:
@@ -142,13 +145,12 @@ def _followed(core: ModelProto, start: Fields) -> ReceptiveField:
         rule = RULES.get(node.op_type)
         if rule is None or node.domain not in ("", "ai.onnx", TILES_DOMAIN):
             raise WholeImageError(named(node))
-        known = maps.keys() | constants.keys() | values
-        unknown = [name for name in node.input if name and name not in known]
+        unknown = _in_none(node.input, maps, constants, values)
         if unknown and node.op_type not in ("Reshape", "Flatten", "Slice"):
             if node.op_type in BY_SIZE:
                 raise WholeImageError(f"{named(node)} {BY_SIZE[node.op_type]}")
             raise WholeImageError(f"{named(node)} takes {unknown[0]}, which is computed from the image's size")
-        rows, columns = (max(1, int(read[0].period / field.stride)) for field in start)
+        rows, columns = (max(1, read[0].period // field.stride) for field in start)
         result = rule(FollowedNode(node, attributes(node), read, constants, version, shapes, sides, (rows, columns)))
         # Second results are indices of places, or the same map.
         outputs = node.output[:1] if node.op_type in ("MaxPool", "TopK") else node.output
@@ -159,6 +161,11 @@ def _followed(core: ModelProto, start: Fields) -> ReceptiveField:
     if maps[scores].layout != NCHW:
         raise WholeImageError(f"{scores} is not laid out as [N,K,H,W]")
     return ReceptiveField(maps[scores].fields)
+
+
+def _in_none(names: Iterable[str], *known: Container[str]) -> list[str]:
+    """The names that nothing known has; asked one by one, as a union would be made for each node."""
+    return [name for name in names if name and not any(name in each for each in known)]
 
 
 def _is_constant(node: NodeProto, constants: dict[str, np.ndarray]) -> bool:

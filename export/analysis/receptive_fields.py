@@ -7,7 +7,7 @@ from fractions import Fraction
 PLACES = ("H", "W")
 TILES_DOMAIN, STRETCH = "fcn_deploy.tiles", "Stretch"  # an operator of ours: see export/passes/open_pooling.py
 NCHW = ("N", "C", "H", "W")
-Number = Fraction | int
+Number = Fraction | int  # exact; whole ones as int, whose arithmetic takes a tenth of the time
 
 
 class WholeImageError(Exception):
@@ -25,24 +25,28 @@ class Field:
         period: the image may be moved by this many pixels, and all that is computed moves by whole cells.
     """
 
-    stride: Fraction = Fraction(1)
-    low: Fraction = Fraction(0)
-    high: Fraction = Fraction(0)
+    stride: Number = 1
+    low: Number = 0
+    high: Number = 0
     period: int = 1
 
     def read_by(self, step: Number, first: Number, last: Number) -> "Field":
         """Of an operator whose output cell j reads the cells step·j + first … step·j + last of this."""
-        stride = self.stride * step
-        low = min(self.low + self.stride * first, Fraction(0))
-        high = max(self.high + self.stride * last, stride - 1)
+        stride = _plain(self.stride * step)
+        low = _plain(min(self.low + self.stride * first, 0))
+        high = _plain(max(self.high + self.stride * last, stride - 1))
         # The smallest multiple of the period that is a whole number of the new cells.
-        cells = self.period / stride
-        return Field(stride, low, high, self.period * cells.denominator)
+        cells = stride.numerator // math.gcd(self.period * stride.denominator, stride.numerator)
+        return Field(stride, low, high, self.period * cells)
 
     def joined(self, other: "Field") -> "Field":
         """Of cells that depend on those of both, which are of one stride."""
         low, high = min(self.low, other.low), max(self.high, other.high)
         return Field(self.stride, low, high, math.lcm(self.period, other.period))
+
+
+def _plain(number: Number) -> Number:
+    return number.numerator if number.denominator == 1 else number
 
 
 Fields = tuple[Field, Field]  # vertical and horizontal

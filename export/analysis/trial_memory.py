@@ -7,8 +7,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from fcn_deploy.runtime.planning.plan import available_memory
-from fcn_deploy.runtime.process_memory import forget_highest, highest, resident
+from fcn_deploy.runtime.process_memory import available_memory, forget_highest, highest, resident
 
 MEMORY_SHARE, MOST_MEMORY = 1 / 4, 2e9  # of what is free, and bytes, that a run at a size that is only tried may take
 LEAST_TOLD = 128 * 128  # pixels, from which on a run tells how memory grows

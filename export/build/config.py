@@ -4,11 +4,11 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 from fcn_deploy.export.build.gpus import ALONE, CPU, LEAST_GPU, THIS_GPU, capability, check_type, parse_targets
-from fcn_deploy.export.build.profiles import check_profile_options
+from fcn_deploy.export.build.targets.tensorrt.profiles import check_profile_options
 from fcn_deploy.export.quantization.options import QuantizationOptions
 from fcn_deploy.runtime.backends import CPU_BACKENDS, ORT_TARGETS
-from fcn_deploy.runtime.backends.device import platform_name
 from fcn_deploy.runtime.backends.openvino import installed
+from fcn_deploy.runtime.backends.tensorrt.device import platform_name
 from fcn_deploy.runtime.errors import DeployError, MisuseError
 from fcn_deploy.runtime.sizes import Size, Sizes
 

@@ -3,11 +3,11 @@
 Early layers take the memory and see little of the image around a pixel; late layers the reverse.
 """
 
+import hashlib
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from fractions import Fraction
-from functools import cache
+from functools import lru_cache
 from itertools import pairwise
 
 import numpy as np
@@ -74,15 +74,18 @@ def _cut(
     """The core cut at one place after the other, each the best beside those before it, as long as that is worth it."""
     between = CuttingPlaces(core, card, tensors, lambda node: work_of(node, tensors), packed)
 
+    known = _known_stages(hashlib.blake2b(core.SerializeToString(deterministic=True)).digest(), card)
+
     def part(start: Place | None, stop: Place | None) -> Part:
         return _part(core if start is stop else between.network(start, stop), card, tensors, start)
 
-    @cache  # without the networks, each of which has its weights
     def stage(start: Place | None, stop: Place | None) -> Stage:
-        return part(start, stop).stage
+        if (start, stop) not in known:
+            known[start, stop] = part(start, stop).stage
+        return known[start, stop]
 
-    def stages_of(places: tuple[Place, ...]) -> list[Stage]:
-        return [stage(*ends) for ends in _ends(places)]
+    def stages_of(places: tuple[Place, ...]) -> tuple[Stage, ...]:
+        return tuple(stage(*ends) for ends in _ends(places))
 
     chosen: tuple[Place, ...] = ()
     cost = _cost(stages_of(()), card)
@@ -105,12 +108,19 @@ def _cut(
     )
 
 
+@lru_cache(maxsize=8)  # builders cut a core several times, for whole images and for tiles alone
+def _known_stages(core: bytes, card: ModelCard) -> dict[tuple[Place | None, Place | None], Stage]:
+    """Of the core of a digest: what lies between two places, once it was asked for; without networks and weights."""
+    return {}
+
+
 def _ends(places: tuple[Place, ...]) -> Iterable[tuple[Place | None, Place | None]]:
     """What is between places, the first from the image and the last to the scores."""
     return pairwise((None, *places, None))
 
 
-def _cost(stages: Sequence[Stage], card: ModelCard) -> float:
+@lru_cache(maxsize=512)
+def _cost(stages: tuple[Stage, ...], card: ModelCard) -> float:
     """Mean work of the reference images, over that without tiles; one that cannot be had counts as ten."""
     costs = []
     for budget in REFERENCE_BUDGETS:
@@ -133,13 +143,9 @@ def _part(model: ModelProto, card: ModelCard, tensors: Mapping[str, np.ndarray],
         output_bytes=tensors[result].nbytes / area,
         cost=sum(work_of(node, tensors) for node in model.graph.node) / area,
     )
-    cell = (
-        Field()
-        if start is None
-        else Field(Fraction(start.stride), Fraction(0), Fraction(start.stride - 1), start.stride)
-    )
+    cell = Field() if start is None else Field(start.stride, 0, start.stride - 1, start.stride)
     try:
-        field = receptive_field(model, (cell, cell))
+        field = receptive_field(model, (cell, cell), tensors)
     except WholeImageError as error:
         return Part(replace(stage, whole=str(error)), model)
     down, right = (each.stride for each in field.fields)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from fcn_deploy.export.analysis.crossings import crossings
-from fcn_deploy.export.graph.edit import Names, names_read, prune
+from fcn_deploy.export.graph.edit import Names, needed_nodes
 from fcn_deploy.runtime.engine_format.model_card import ModelCard
 from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
@@ -94,15 +94,13 @@ class CuttingPlaces:
         """The core's part between two places; None: from the image, to the scores."""
         core, unpacking, packing = self._core.graph, self._unpacking(start), self._packing(stop)
         inner = self._nodes[start.position if start else 0 : stop.position if stop else None]
-        nodes = [*self._constant_nodes, *unpacking, *inner, *packing]
         inputs = core.input if start is None else [self._value(start)]
         outputs = core.output if stop is None else [self._value(stop)]
-        read = set().union(*map(names_read, nodes))
-        weights = [tensor for tensor in core.initializer if tensor.name in read] + self._channels(start)
+        nodes, needed = needed_nodes([*self._constant_nodes, *unpacking, *inner, *packing], outputs)
+        weights = [tensor for tensor in (*core.initializer, *self._channels(start)) if tensor.name in needed]
         graph = helper.make_graph(nodes, core.name, inputs, outputs, weights)
         model = helper.make_model(graph, ir_version=self._core.ir_version, opset_imports=self._core.opset_import)
         model.functions.extend(self._core.functions)
-        prune(model)
         return model
 
     def _place(self, position: int, names: Sequence[str], card: ModelCard) -> Place | None:

@@ -19,9 +19,10 @@ from fcn_deploy.export.build.low_precision import mixed_as_asked
 from fcn_deploy.export.build.openvino_differences import keeps_aspect_ratio, without_openvino_where_it_differs
 from fcn_deploy.export.build.parity import compare_each
 from fcn_deploy.export.build.report_parts import ONE_PER_CORE, stage_reports
-from fcn_deploy.export.build.targets import cpu, fastest_plan, onnxruntime_gpu, tensorrt
+from fcn_deploy.export.build.targets import cpu, onnxruntime_gpu
 from fcn_deploy.export.build.targets.job import BuildJob, TargetBuilder
-from fcn_deploy.export.build.targets.tensorrt_plan import check_builder
+from fcn_deploy.export.build.targets.tensorrt import builder, fastest_plan
+from fcn_deploy.export.build.targets.tensorrt.plan import check_builder
 from fcn_deploy.export.graph.edit import check, label
 from fcn_deploy.export.importer.import_model import ImportedModel
 from fcn_deploy.export.passes.mean_in_steps import sums_at_once
@@ -116,7 +117,7 @@ def _builder(config: BuildConfig) -> TargetBuilder:
         return cpu.build
     if config.on_ort_gpu:
         return onnxruntime_gpu.build
-    return fastest_plan.build if config.fastest_plan else tensorrt.build
+    return fastest_plan.build if config.fastest_plan else builder.build
 
 
 def _float_draft(

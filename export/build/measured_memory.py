@@ -14,8 +14,7 @@ from fcn_deploy.runtime.engine_format.pooled import Pooled
 from fcn_deploy.runtime.engine_format.stage import Stage
 from fcn_deploy.runtime.errors import DeployError
 from fcn_deploy.runtime.pixels.prepare import padded_size
-from fcn_deploy.runtime.planning.plan import available_memory
-from fcn_deploy.runtime.process_memory import forget_highest, give_back_freed, highest, resident
+from fcn_deploy.runtime.process_memory import available_memory, forget_highest, give_back_freed, highest, resident
 from fcn_deploy.runtime.tiling.pooled import PooledTiles
 
 # Of the images that are run, in pixels. What an arena takes does not grow evenly: powers of two alone mislead. The

@@ -12,7 +12,8 @@ from fcn_deploy.runtime.backends.onnxruntime import OnnxRuntimeSession
 from fcn_deploy.runtime.engine_format.model_card import ModelCard
 from fcn_deploy.runtime.engine_format.stage import Upsampling
 from fcn_deploy.runtime.errors import DeployError
-from fcn_deploy.runtime.head.upsampling import ScoreWindow, result_from_scores
+from fcn_deploy.runtime.head.score_window import ScoreWindow
+from fcn_deploy.runtime.head.upsampling import result_from_scores
 from fcn_deploy.runtime.network import Network
 from fcn_deploy.runtime.pixels.noise_image import natural_noise
 from fcn_deploy.runtime.pixels.prepare import prepare

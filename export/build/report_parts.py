@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from fcn_deploy.calibration.report.engine_report import CandidateReport, PlanCandidate, ProfileReport, StageReport
 from fcn_deploy.export.build.autotune import Candidate, Timing
-from fcn_deploy.export.build.profiles import PlannedProfile
+from fcn_deploy.export.build.targets.tensorrt.profiles import PlannedProfile
 from fcn_deploy.runtime.engine_format.stage import Stage
 from fcn_deploy.runtime.sizes import Size
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from fcn_deploy.calibration.report.engine_report import Accuracy, Agreement, EngineReport, StageReport
 from fcn_deploy.export.build.autotune import NOISE
 from fcn_deploy.export.build.report_parts import show_candidates, show_plans, show_profiles
-from fcn_deploy.export.build.targets.tensorrt_layers import summary
+from fcn_deploy.export.build.targets.tensorrt.layers import summary
 from fcn_deploy.runtime.command import print_note
 from fcn_deploy.runtime.latency import latency_rows, show_latency
 

@@ -97,6 +97,8 @@ def export_onnx(
 
 def _export_module(source: str, out: Path, how: TorchOptions, model: ModelOptions, json_: bool) -> "ModelCard":
     """A checkpoint or a module of PyTorch."""
+    if ":" not in source:
+        check_model(Path(source), "a .safetensors checkpoint, or package.module:factory")
     if how.weights is not None:
         check_model(how.weights, "a file of weights")
     need("torch", "export")

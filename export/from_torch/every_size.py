@@ -102,7 +102,10 @@ def _multiples_that_hold(
     if network.ours or sizes.by_choice or sizes.only is not None:
         return None
     for graph in (*graphs, *_traced_at_multiples(network, opset_version)):
-        run = session(graph.SerializeToString())
+        try:
+            run = session(graph.SerializeToString())
+        except DeployError:  # as each attempt has said
+            continue
         multiples = (sizes.multiple * times for times in PADDED_TO[1:])
         tried = (multiple for multiple in multiples if multiple <= LARGEST_MULTIPLE)
         if (multiple := next((each for each in tried if _holds_at_multiples(network, run, each)), None)) is not None:

@@ -1,7 +1,9 @@
 """A PyTorch module written as ONNX: traced, made to take every size, verified, and given its card."""
 
 import os
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
@@ -13,7 +15,7 @@ from fcn_deploy.export.analysis.model_end import find_end
 from fcn_deploy.export.from_torch.every_size import first_that_holds
 from fcn_deploy.export.from_torch.exporters import EXPORTERS
 from fcn_deploy.export.from_torch.larger_sizes import compare_at_larger_sizes
-from fcn_deploy.export.from_torch.network import Network, Note, network_of, traced_size
+from fcn_deploy.export.from_torch.network import Network, Note, find_random, network_of, traced_size
 from fcn_deploy.export.from_torch.verify import SizeDifference, expected_scores
 from fcn_deploy.export.graph.edit import label
 from fcn_deploy.export.importer.card import CardEvidence, card_of, store_card
@@ -29,8 +31,17 @@ from fcn_deploy.runtime.files import replacing
 from torch import nn
 
 STRENGTHS = (1.0, 30.0, 1000.0)  # of noise, whose scores tell probabilities from logits
+_exporting = threading.RLock()
 
 
+@contextmanager
+def _one_at_a_time() -> Iterator[None]:
+    """PyTorch's exporters, and what stands for Python's names and PyTorch's functions meanwhile, are of the process."""
+    with _exporting:
+        yield
+
+
+@_one_at_a_time()
 def export_module(
     model: nn.Module,
     card: ModelCard | None,
@@ -44,7 +55,8 @@ def export_module(
 ) -> tuple[ModelCard, list[SizeDifference]]:
     """Write `out`: input `image` float32 [N,C,H,W], normalised; output `logits` float32 [N,K,H,W].
 
-    Nothing is written unless ONNX Runtime agrees with PyTorch at all of VERIFIED_SIZES.
+    Nothing is written unless ONNX Runtime agrees with PyTorch at all of VERIFIED_SIZES. Threads of one process take
+    turns.
 
     Args:
         model: of ours, or any module of [N,C,H,W] → [N,K,H/s,W/s], [N,H,W,C] → [N,H/s,W/s,K], or a mix of them.
@@ -81,6 +93,8 @@ def export_module(
     graph = exported.graph
     expected = expected_scores(network.module, exported.sizes, exported.fit, network.channels, name, ())
     for line in compare_at_larger_sizes(network, graph, expected, exported.sizes):
+        note(line)
+    if not network.ours and (line := find_random(network)):
         note(line)
     if (node := label_maker(graph)) is not None:
         raise DeployError(f"{name} gives labels by {label(node)}; it must give scores, before an argmax or a threshold")

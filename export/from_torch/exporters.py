@@ -6,7 +6,7 @@ import signal
 import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout
+from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stderr, redirect_stdout
 
 import onnx
 import torch
@@ -20,6 +20,7 @@ from fcn_deploy.fcn.programs import is_script
 from fcn_deploy.fcn.traced_numbers import numbers_of_sizes
 from fcn_deploy.runtime.errors import DeployError, one_line
 from torch import nn
+from torch.nn.utils import parametrize
 
 EXPORTERS = ("torchscript", "dynamo")
 # Of the processor, that an exporter may take; the symbolic arithmetic of one can go on for hours (windows of Swin).
@@ -38,15 +39,17 @@ def to_graph(
         raise DeployError(f"it writes opset {DYNAMO_OLDEST} and newer, not {opset_version}")
     export_with = _torchscript if exporter == "torchscript" else _dynamo
     module, mode = network.module, Exportable()
+    restored: AbstractContextManager[None] = nullcontext()
     if isinstance(module, ScoresModule):
-        module.mode = mode
+        module.mode, restored = mode, module.kept.restored()
+        module.kept.restore()
 
     def export(types: bool) -> onnx.ModelProto:
         with numbers_of_sizes(module, types) if numbers else nullcontext():
             return export_with(module, network.channels, network.sizes, opset_version)
 
     try:
-        with _quiet(), _within(SECONDS, exporter):
+        with restored, _weights_computed(module), _quiet(), _within(SECONDS, exporter):
             try:
                 graph = export(types=True)
             except TypeError:  # as of `dtype=float`
@@ -66,6 +69,24 @@ def to_graph(
     respelled = [f"{', '.join(sorted(mode.respelled))}: written as operators that take every size"]
     kept = [f"{network.name} makes plain numbers of sizes, as int() does; they are kept as functions of the size"]
     return fold_constants(graph).model, [*(respelled if mode.respelled else []), *(kept if numbers else [])]
+
+
+@contextmanager
+def _weights_computed(model: nn.Module) -> Iterator[None]:
+    """While it is entered, weights that are parametrised, as by spectral_norm, are what they come to."""
+    computed: list[nn.Module] = []
+    try:
+        for layer in nn.Module.modules(model):
+            if parametrize.is_parametrized(layer):
+                for name, each in layer.parametrizations.items():  # type: ignore[operator, union-attr]
+                    with torch.no_grad():
+                        weight = getattr(layer, name)
+                    vars(each)["forward"] = lambda weight=weight: weight
+                    computed.append(each)
+        yield
+    finally:
+        for each in computed:
+            del vars(each)["forward"]
 
 
 def _torchscript(model: nn.Module, channels: int, sizes: AcceptedSizes, opset_version: int) -> onnx.ModelProto:

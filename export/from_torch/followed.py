@@ -4,17 +4,17 @@ It is run on PyTorch's meta device, where an image of 4224×4224 takes milliseco
 weights and numbers that it gives them, are written down, and what its code compares sizes with.
 """
 
-import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from fcn_deploy.export.from_torch.network import Network
 from fcn_deploy.export.from_torch.sizes_asked import Asked, Asking
+from fcn_deploy.fcn.foreign import ScoresModule
+from fcn_deploy.fcn.programs import functions_uncompiled
 from fcn_deploy.runtime.errors import DeployError
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -220,39 +220,22 @@ def tracer(network: Network) -> Callable[[Size, float], Trace]:
     image's values, and whatever the network raises without values.
     """
     module = network.module
-    restored: Callable[[], AbstractContextManager[None]] = nullcontext
-    # A copy keeps what a module keeps of a run, such as a grid by the image's size: without values, here.
-    try:
-        module = copy.deepcopy(module, {id(value): value for value in _held_by(module)})
-    except Exception:  # it holds a lock, a file, or a tensor that is computed of others
-        restored = partial(_restored, module)
-    weights = {value.data_ptr(): f"weights {index}" for index, value in enumerate(_held_by(module))}
+    kept = module.kept.restored if isinstance(module, ScoresModule) else nullcontext
+    if isinstance(module, ScoresModule):
+        module.kept.restore()
+    held = _held_by(module)  # as long as they are, no other tensor takes their place in memory
+    weights = {value.data_ptr(): f"weights {index}" for index, value in enumerate(held)}
 
     def trace(size: Size, most: float) -> Trace:
         image = torch.empty(1, network.channels, *size, device="meta")
-        with torch.no_grad(), restored(), _Called(image, most, weights) as called, Asking(called.note) as asking:
+        called = _Called(image, most, weights)
+        with torch.no_grad(), functions_uncompiled(), kept(), called, Asking(called.note) as asking:
             module(image)
         if called.read:
             asking.asked.lost[("item",)] = "a tensor, and that a number"
         return Trace(size, tuple(called.operators), np.array(called.numbers), called.largest, asking.asked)
 
     return trace
-
-
-@contextmanager
-def _restored(module: torch.nn.Module) -> Iterator[None]:
-    """After it, modules hold what they held, and not what they keep of a run."""
-    held = [(vars(each), dict(vars(each))) for each in module.modules()]
-    kept = [(each, copy.copy(each)) for _, values in held for each in values.values() if isinstance(each, dict | list)]
-    try:
-        yield
-    finally:
-        for now, before in (*kept, *held):
-            now.clear()
-            if isinstance(now, dict):
-                now.update(before)
-            else:
-                now.extend(before)
 
 
 def _held_by(module: torch.nn.Module) -> list[torch.Tensor]:

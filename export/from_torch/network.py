@@ -1,8 +1,11 @@
 """What is traced of a PyTorch module, the sizes that it takes, and the size of the image that it is traced at."""
 
+import random
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,6 +26,9 @@ from torch import nn
 
 TRACED = (64, 96)  # or two and three multiples, where those are larger
 WHITE = 2.0  # about a white pixel, normalised
+
+# Runs of a module that draws random numbers of which no operator of its graph is made, and their processor time.
+RUNS, SECONDS_OF_RUNS = 300, 5.0
 
 Note = Callable[[str], None]
 
@@ -111,6 +117,10 @@ def _refuse_state(network: Network, size: tuple[int, int]) -> None:
         same = same and gives(before, *size)
     if same:
         return
+    drawn = _random_states()
+    run_white(*size)
+    if _random_states()[1:] != drawn[1:]:
+        raise DeployError(_random(network.name))
     held = _tensors_held(network.module)
     run_white(*other)
     now = _tensors_held(network.module)
@@ -121,6 +131,38 @@ def _refuse_state(network: Network, size: tuple[int, int]) -> None:
         f"{network.name} keeps state from image to image ({what}): an image's scores are others after another image; "
         "have forward change it in training alone (if self.training)"
     )
+
+
+def find_random(network: Network) -> str:
+    """What is said of a module that draws random numbers in evaluation mode, and gives the same scores in all runs; "".
+
+    Raises DeployError where an image has other scores in another run.
+    """
+    multiple, smallest = network.sizes.multiple, network.sizes.smallest
+    least = [multiple * -(-(smallest + side) // multiple) for side in (7, 9)]
+    size = network.sizes.only or (least[0], least[1])
+    drawn, first = _random_states(), np.asarray(network.scores(*size))
+    if _random_states() == drawn:
+        return ""
+    end, runs = time.process_time() + SECONDS_OF_RUNS, 1
+    while runs < RUNS and time.process_time() < end:
+        runs += 1
+        if not np.array_equal(first, np.asarray(network.scores(*size)), equal_nan=True):
+            raise DeployError(_random(network.name))
+    return f"{network.name} draws random numbers in evaluation mode; {runs} runs of an image gave the same scores"
+
+
+def _random(name: str) -> str:
+    return (
+        f"{name} draws random numbers in evaluation mode, so that no two runs of an image need give the same scores; "
+        "draw them in training alone (if self.training)"
+    )
+
+
+def _random_states() -> tuple[object, ...]:
+    """Of PyTorch, Python and NumPy."""
+    of_numpy: Any = np.random.get_state()
+    return torch.get_rng_state().numpy().tobytes(), random.getstate(), of_numpy[1].tobytes(), of_numpy[2:]
 
 
 def _tensors_held(module: nn.Module) -> dict[str, torch.Tensor]:

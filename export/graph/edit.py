@@ -1,6 +1,6 @@
 """What is read of a ModelProto and done to it at once; each function takes time that grows with the whole model."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import version
 from typing import TypeVar
 
@@ -58,9 +58,13 @@ def names_read(node: NodeProto) -> set[str]:
     return read
 
 
-def initializers(model: ModelProto) -> dict[str, np.ndarray]:
-    """Name → value of every initialiser."""
-    return {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+def initializers(model: ModelProto, known: Mapping[str, np.ndarray] | None = None) -> dict[str, np.ndarray]:
+    """Name → value of every initialiser; those that are `known` are not read again."""
+    known = known or {}
+    return {
+        tensor.name: numpy_helper.to_array(tensor) if (value := known.get(tensor.name)) is None else value
+        for tensor in model.graph.initializer
+    }
 
 
 def attributes(node: NodeProto) -> dict:
@@ -129,15 +133,21 @@ def check(model: ModelProto, what: str) -> None:
         raise DeployError(f"{what} is not valid ONNX, which is a fault of ours; please report it: {reason}") from error
 
 
-def prune(model: ModelProto) -> None:
-    """Remove nodes, constants and shape hints that no output needs; in place."""
-    needed = {value.name for value in model.graph.output}
-    kept = []
-    for node in reversed(model.graph.node):
-        if needed & set(node.output):
+def needed_nodes(
+    nodes: Sequence[NodeProto], outputs: Iterable[onnx.ValueInfoProto]
+) -> tuple[list[NodeProto], set[str]]:
+    """(the nodes that these outputs need, in their order; the names of all that is needed)."""
+    needed, kept = {value.name for value in outputs}, []
+    for node in reversed(nodes):
+        if not needed.isdisjoint(node.output):
             kept.append(node)
             needed |= names_read(node)
-    kept.reverse()
+    return kept[::-1], needed
+
+
+def prune(model: ModelProto) -> None:
+    """Remove nodes, constants and shape hints that no output needs; in place."""
+    kept, needed = needed_nodes(model.graph.node, model.graph.output)
     del model.graph.node[:]
     model.graph.node.extend(kept)
     for field in (model.graph.initializer, model.graph.value_info):

@@ -6,20 +6,19 @@ from typing import Any
 
 import numpy as np
 from fcn_deploy.export.analysis.accepted_sizes import run_quietly
-from fcn_deploy.export.analysis.channel_layout import Channels, channels_of_input
+from fcn_deploy.export.analysis.channel_layout import Channels, channels_of_input, channels_of_output
 from fcn_deploy.export.analysis.float_types import other_floats
 from fcn_deploy.export.dynamic_shapes.compare_with_source import Known
-from fcn_deploy.export.graph.edit import dims, label
+from fcn_deploy.export.graph.edit import Names, clone, dims, label
 from fcn_deploy.export.importer.flattened import flattened_by, unflattened
 from fcn_deploy.export.importer.output_kind import Shapes, kind_of_output, refusal_of
-from fcn_deploy.export.importer.score_map import OutputChange, find_map_axes
+from fcn_deploy.export.importer.score_map import OutputChange, find_map_axes, may_be_either
 from fcn_deploy.export.passes.as_float32 import as_float32
 from fcn_deploy.export.tolerances import STANDARD_FORM, STANDARD_FORM_OF_HALF
 from fcn_deploy.runtime.backends.onnxruntime import session
 from fcn_deploy.runtime.errors import DeployError, MisuseError, one_line
-from fcn_deploy.runtime.planning.plan import available_memory
-from fcn_deploy.runtime.process_memory import forget_highest, highest, resident
-from onnx import ModelProto, TensorProto, ValueInfoProto
+from fcn_deploy.runtime.process_memory import available_memory, forget_highest, highest, resident
+from onnx import ModelProto, TensorProto, ValueInfoProto, helper
 
 # Type of the input → dtype of the images that are assumed.
 IMAGE_TYPES: dict[int, str] = {
@@ -96,15 +95,16 @@ class ForeignModel:
         try:
             # Without an arena: large images that are run a few times are not to keep what they took.
             self._session = session(model.SerializeToString(), optimise=False, arena=False)
-            native = self._session.get_inputs()[0].type in NUMPY_TYPES
+            self._native = self._session.get_inputs()[0].type in NUMPY_TYPES
         except DeployError:
             if not other_floats(model):
                 raise
-            native = False
-        if not native:  # ONNX Runtime has no convolutions of double, and NumPy no bfloat16
+            self._native = False
+        if not self._native:  # ONNX Runtime has no convolutions of double, and NumPy no bfloat16
             self._session = session(as_float32(model).model.SerializeToString(), optimise=False, arena=False)
         self._random = np.random.default_rng(0)
         self.size, self._image_run, results = self._find_size()
+        results = self._channels_first(results)
         self.output = self._choose_output(results)
         self.result = results[self.output]
         self.half = bool({"float16", "bfloat16"} & set(other_floats(model)))
@@ -251,6 +251,18 @@ class ForeignModel:
             f"{'×'.join(map(str, tried[0]))} on): {reason}"
         )
 
+    def _channels_first(self, results: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """The results, with outputs [N,H,W,K] of as many classes as columns turned to [N,K,H,W]: shapes do not tell."""
+        either = [name for name, result in results.items() if may_be_either(result.shape, self.size)]
+        told = {name: channels_of_output(self.model, name) or self.channels_axis for name in either}
+        turned = [name for name in either if told[name] == 3]
+        if not turned:
+            return results
+        self.model = with_channels_first(self.model, turned)
+        model = self.model if self._native else as_float32(self.model).model
+        self._session = session(model.SerializeToString(), optimise=False, arena=False)
+        return {name: result.transpose(0, 3, 1, 2) if name in turned else result for name, result in results.items()}
+
     def _choose_output(self, results: Mapping[str, np.ndarray]) -> str:
         """The output that is used: the largest in H and W, scores before labels before a single map, the first."""
 
@@ -337,6 +349,25 @@ class ForeignModel:
                 f"{self.name}, brought into [N,C,H,W], does not give what it gave at {self.size[0]}×{self.size[1]}; "
                 "please report the model"
             )
+
+
+def with_channels_first(model: ModelProto, names: Sequence[str]) -> ModelProto:
+    """A model whose outputs of these names are [N,K,H,W] where they were [N,H,W,K]."""
+    model = clone(model)
+    for name in names:
+        last = Names(model)(f"{name}/channels_last")
+        for node in model.graph.node:
+            for place, each in enumerate(node.output):
+                if each == name:
+                    node.output[place] = last
+            for place, each in enumerate(node.input):
+                if each == name:
+                    node.input[place] = last
+        first = helper.make_node("Transpose", [last], [name], name=f"{name}/channels_first", perm=[0, 3, 1, 2])
+        model.graph.node.append(first)
+        output = next(value for value in model.graph.output if value.name == name)
+        output.type.tensor_type.ClearField("shape")
+    return model
 
 
 def _reversed(images: np.ndarray) -> np.ndarray:

@@ -35,7 +35,9 @@ def refuse_operators(model: ModelProto, path: Path) -> None:
     for node, made in nodes_within(model.graph.node):
         if node.domain not in ("", "ai.onnx"):
             remedy = (
-                "take the model from before ONNX Runtime optimised it"
+                "quantise it without UseQDQContribOps (16 bits are of opset 21)"
+                if node.op_type in ("QuantizeLinear", "DequantizeLinear")
+                else "take the model from before ONNX Runtime optimised it"
                 if node.domain.startswith("com.microsoft")
                 else "export it with standard operators alone"
             )

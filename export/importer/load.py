@@ -131,6 +131,7 @@ def _drop_unread_inputs(model: ModelProto) -> None:
 def _check(model: ModelProto, path: Path) -> None:
     """onnx's own check; shapes that an exporter left out, or that are wrong, are no error of the graph."""
     del model.graph.value_info[:]
+    model.graph.name = model.graph.name or "graph"  # onnx asks for one, which no runtime reads
     outputs = [(value, clone(value)) for value in model.graph.output]
     for value, _ in outputs:
         kind = value.type.tensor_type.elem_type or TensorProto.FLOAT

@@ -23,6 +23,7 @@ NAMED = {
     "offset": "offsets", "offsets": "offsets", "embed": "embeddings", "embedding": "embeddings",
     "embeddings": "embeddings", "depth": "depths", "disparity": "disparities", "normal": "normals",
     "normals": "normals", "box": "boxes", "boxes": "boxes", "bbox": "boxes", "keypoints": "key points",
+    "fgr": "colours", "rgb": "colours", "albedo": "colours", "recon": "images", "reconstruction": "images",
 }  # fmt: skip
 # Words in the name of another output, what several maps beside it may be, and how many these are at most: SAM's masks
 # have an IoU each, and Cellpose's flows and probability of a cell come with a vector of the image's style.
@@ -35,6 +36,8 @@ OF_LAYERS = frozenset(NAMED) - {"vector", "vectors", "depth", "normal", "normals
 AFTER_LAYERS = (
     "Identity", "Transpose", "Resize", "Upsample", "Cast", "Tanh", "Relu", "Slice", "Add", "BatchNormalization",
 )  # fmt: skip
+BESIDE_IMAGE = frozenset(("Identity", "Transpose", "Cast", "Clip", "Relu", "Pad", "Slice"))
+ARITHMETIC = frozenset(("Add", "Sub", "Mul", "Div"))
 INSTANCES = ("segment", "detect", "pose", "obb")  # tasks that exporters write into metadata
 COEFFICIENTS = 5  # of a detection beside those of its mask: a box and a class at least
 LENGTH_1 = 1e-3  # of a squared length, as far as float16 and an epsilon leave it
@@ -98,9 +101,8 @@ def kind_of_output(
     if words:
         return OutputKind(NAMED[words[0]], "by its name", alone=count == 1)
     index = GraphIndex(model)
-    if count > 1 and (layer := _layer_of_values(index, name)):
-        word = next(word for word in _words(layer) if word in OF_LAYERS)
-        return OutputKind(f"{NAMED[word]} or classes", f"its last layer is {layer}", asked=True)
+    if count > 1 and (found := _of_last_nodes(index, name)) is not None:
+        return found
     if count > 1 and (node := _unit_length(index, name)) is not None:
         return OutputKind("embeddings", f"node {node.name or node.output[0]} brings them to length 1")
     if count > 1 and _of_length_1(result, (axes.rows, axes.columns)):
@@ -143,6 +145,36 @@ def refusal_of(kind: OutputKind, name: str, output: str, shape: Sequence[int]) -
 
 def _words(name: str) -> list[str]:
     return re.split(r"[^a-z]+", name.lower())
+
+
+def _of_last_nodes(index: GraphIndex, name: str) -> OutputKind | None:
+    """Images, or what the last layer is named after."""
+    if (node := _with_the_image(index, name)) is not None:
+        return OutputKind("images", f"node {node.name or node.output[0]} makes them of the image itself")
+    if layer := _layer_of_values(index, name):
+        word = next(word for word in _words(layer) if word in OF_LAYERS)
+        return OutputKind(f"{NAMED[word]} or classes", f"its last layer is {layer}", asked=True)
+    return None
+
+
+def _with_the_image(index: GraphIndex, name: str) -> NodeProto | None:
+    """The node that adds the image itself to an output last, or masks it by that, as denoising and matting do."""
+    node = _after_constants(index, name)
+    if node is None or node.op_type not in ARITHMETIC:
+        return None
+    ends = [_after_constants(index, read) for read in node.input]
+    pure = [end is None and index.constant(read) is None for end, read in zip(ends, node.input, strict=True)]
+    return node if any(pure) else None
+
+
+def _after_constants(index: GraphIndex, name: str) -> NodeProto | None:
+    """The last node before a tensor, but for moves and arithmetic with constants; None: the image is before it."""
+    while (node := index.producer(name)) is not None:
+        changing = [read for read in node.input if read and index.constant(read) is None]
+        if len(changing) != 1 or node.op_type not in BESIDE_IMAGE | ARITHMETIC:
+            return node
+        name = changing[0]
+    return None
 
 
 def _layer_of_values(index: GraphIndex, name: str) -> str:

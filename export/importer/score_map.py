@@ -32,6 +32,12 @@ def find_map_axes(shape: Sequence[int], size: tuple[int, int]) -> MapAxes | None
     return None
 
 
+def may_be_either(shape: Sequence[int], size: tuple[int, int]) -> bool:
+    """Whether an output of `shape` [N,a,b,c] follows the image by a and b as well as by b and c."""
+    turned = (shape[0], 0, *shape[1:3]) if len(shape) == 4 else ()
+    return bool(turned) and all(find_map_axes(each, size) is not None for each in ((*shape[:1], 0, *shape[2:]), turned))
+
+
 @dataclass(frozen=True)
 class OutputChange:
     """What the imported model's scores are to the foreign model's output.

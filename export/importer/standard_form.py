@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+from fcn_deploy.export.analysis.channel_layout import channels_of_output
 from fcn_deploy.export.analysis.decision import Decision, label_maker
 from fcn_deploy.export.analysis.scaled_probability import scaled_probability
 from fcn_deploy.export.graph.edit import (
@@ -22,7 +23,7 @@ from fcn_deploy.export.graph.index import GraphIndex
 from fcn_deploy.export.importer.flattened import chain_to_map, is_the_map
 from fcn_deploy.export.importer.foreign_model import ForeignModel
 from fcn_deploy.export.importer.options import ImportOptions
-from fcn_deploy.export.importer.score_map import OutputChange, find_map_axes
+from fcn_deploy.export.importer.score_map import OutputChange, find_map_axes, may_be_either
 from fcn_deploy.export.passes.as_float32 import as_float32
 from fcn_deploy.export.passes.cancel_transposes import cancel_transposes
 from fcn_deploy.export.passes.cut_decision import WithoutDecision, cut_decision
@@ -259,6 +260,9 @@ def _four_axes(model: ModelProto, foreign: ForeignModel, image: np.ndarray) -> M
     if axes is None:
         raise DeployError(f"{foreign.name}: scores are {list(result.shape)}, which does not follow the image's size")
     model = clone(model)
+    if may_be_either(result.shape, foreign.size) and channels_of_output(model, names[0]) == 3:
+        _append(model, names[0], [("Transpose", {"perm": [0, 3, 1, 2]})])
+        return model
     if result.ndim == 4 and axes.rows == 2:
         return model
     # Before axes were taken away, or one channel was put elsewhere, there was a tensor of four.

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from fcn_deploy.export.inspect.record import IMAGE_MEMORY
 from fcn_deploy.runtime.errors import MisuseError
 from fcn_deploy.runtime.extras import need
-from fcn_deploy.runtime.planning.plan import available_memory
+from fcn_deploy.runtime.process_memory import available_memory
 
 if TYPE_CHECKING:
     from fcn_deploy.export.importer.options import ImportOptions

@@ -16,8 +16,8 @@ from fcn_deploy.export.build.config import TensorRTOptions
 from fcn_deploy.export.build.core import core_of, optimise_offline
 from fcn_deploy.export.build.cut_stages import cut_core
 from fcn_deploy.export.build.gpus import CPU, parse_targets
-from fcn_deploy.export.build.profiles import default_profiles
-from fcn_deploy.export.build.targets.tensorrt_plan import build_plan, parser_refusals
+from fcn_deploy.export.build.targets.tensorrt.plan import build_plan, parser_refusals
+from fcn_deploy.export.build.targets.tensorrt.profiles import default_profiles
 from fcn_deploy.export.graph.edit import dims, metadata
 from fcn_deploy.export.importer.import_model import ImportedModel, import_model
 from fcn_deploy.export.importer.load import load_model

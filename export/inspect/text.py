@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from fcn_deploy.calibration.report.engine_report import PlanLayer
 from fcn_deploy.calibration.report.layout import counted
-from fcn_deploy.export.build.targets.tensorrt_layers import summary
+from fcn_deploy.export.build.targets.tensorrt.layers import summary
 
 WIDTH = 120  # columns of text, at most
 MARGIN = 19  # columns of the names of what is told of an ONNX, which is printed in two parts

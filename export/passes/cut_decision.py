@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import onnx_ir as ir
 from fcn_deploy.export.analysis.decision import Decision, find_decision
+from fcn_deploy.export.graph.operators import BEYOND
 from fcn_deploy.export.graph.rewrite import Rewrite, constant, declare_type, input_of, label, needed_input
 from fcn_deploy.export.passes.as_argmax import as_argmax, negate_input
 from fcn_deploy.export.passes.result import PassResult
@@ -153,11 +154,31 @@ class _Follower:
                 raise DeployError(f"node {label(step)} crops labels by axes that are computed")
             which = np.arange(starts.size)
         letters = [axes[int(axis)] for axis in which.reshape(-1)]
-        if not set(letters) <= {"H", "W"}:
+        whole = _takes_all(step)
+        kept = [place for place in range(len(letters)) if place not in whole]
+        if not {letters[place] for place in kept} <= {"H", "W"}:
             raise DeployError(f"node {label(step)} takes a part of the batch")
-        name = f"{step.outputs[0].name}/scores"
-        planes = self.edit.constant(f"{name}/axes", np.array(["NCHW".index(letter) for letter in letters], np.int64))
-        return self.edit.node("Slice", [self.scores, step.inputs[1], step.inputs[2], planes, *step.inputs[4:]], name)
+        if not kept:  # as TensorFlow adds an axis
+            return self.scores
+        edit, name = self.edit, f"{step.outputs[0].name}/scores"
+        planes = edit.constant(f"{name}/axes", np.array(["NCHW".index(letters[place]) for place in kept], np.int64))
+        bounds = [needed_input(step, 1), needed_input(step, 2)]
+        bounds += [] if (stride := input_of(step, 4)) is None else [stride]
+        if whole:
+            places = edit.constant(f"{name}/kept", np.array(kept, np.int64))
+            bounds = [edit.node("Gather", [bound, places], f"{name}/bound{i}") for i, bound in enumerate(bounds)]
+        return edit.node("Slice", [self.scores, *bounds[:2], planes, *bounds[2:]], name)
+
+
+def _takes_all(step: ir.Node) -> set[int]:
+    """Of the axes that a Slice names, the places of those of which it takes everything, whatever their size."""
+    starts, ends = (constant(input_of(step, place)) for place in (1, 2))
+    steps = constant(input_of(step, 4))
+    if starts is None or ends is None or (steps is None and input_of(step, 4) is not None):
+        return set()
+    strides = np.ones_like(starts) if steps is None else steps
+    whole = (starts == 0) & (ends >= BEYOND) & (strides == 1)
+    return set(np.flatnonzero(whole).tolist())
 
 
 def _moved(step: ir.Node, axes: str) -> str | None:

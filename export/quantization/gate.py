@@ -20,7 +20,8 @@ from fcn_deploy.runtime.engine_format.model_card import ModelCard
 from fcn_deploy.runtime.engine_format.stage import Upsampling
 from fcn_deploy.runtime.errors import DeployError
 from fcn_deploy.runtime.head.heads import View, views_of
-from fcn_deploy.runtime.head.upsampling import ScoreWindow, result_from_scores
+from fcn_deploy.runtime.head.score_window import ScoreWindow
+from fcn_deploy.runtime.head.upsampling import result_from_scores
 from fcn_deploy.runtime.pixels.no_data import filled
 from fcn_deploy.runtime.pixels.prepare import padded_size, prepare
 from onnx import ModelProto

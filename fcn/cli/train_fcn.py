@@ -353,6 +353,7 @@ def _say_what_is_absent(images: "LabelledImages", validation: "LabelledImages", 
     """
     from fcn_deploy.calibration.census import one_class
     from fcn_deploy.calibration.datasets import FilePairs, take_census
+    from fcn_deploy.calibration.metrics import IGNORE
 
     def say(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
@@ -364,7 +365,12 @@ def _say_what_is_absent(images: "LabelledImages", validation: "LabelledImages", 
     ]
     for split, where, census in taken:
         if not census.present:
-            raise DeployError(f"the labels of {where} hold no counted pixel; mend them, or choose another split")
+            hidden = census.values - census.nodata - {IGNORE}
+            why = "where their labels are counted, the images have no data (alpha, --nodata, NaN, tags)"
+            raise DeployError(
+                f"no pixel of {where} is counted: {why if hidden else 'their labels hold none'}; mend them, or choose "
+                "another split"
+            )
         if isinstance(split, FilePairs):
             for hint in census.hints(split.label_map, where):
                 say(hint)

@@ -26,6 +26,7 @@ class HostBackend:
         upsampling: what makes full-size scores of the core's.
         border, block: of a first stage that takes the image as it is (`Stage`).
         heads: whose scores these are, where they are of several; the card and upsampling are of the chosen one.
+        one_arena: the sessions have one arena together, which is there after them.
     """
 
     batches = True
@@ -39,8 +40,9 @@ class HostBackend:
         border: Border | None = None,
         block: int = 1,
         heads: Heads | None = None,
+        one_arena: bool = False,
     ) -> None:
-        self.name = sessions[0].name
+        self.name, self._one_arena = sessions[0].name, one_arena
         self._sessions, self._card, self._upsampling = tuple(sessions), card, upsampling
         self._border, self._block = border, block
         self.streams = max(session.streams for session in sessions)
@@ -98,20 +100,28 @@ class HostBackend:
     def release(self) -> None:
         """As `Backend` says: by one run of the smallest image, after which arenas shrink."""
         self._forget_buffers()
-        smallest = (self._card.smallest, self._card.smallest)
-        with suppress(DeployError):  # a plain ONNX may not take what its card does not forbid
-            part: AnyArray = np.zeros((*smallest, self._card.channels), self._card.dtype)
-            with self.prepared(part) as prepared:
-                part = self._sessions[0].release(prepared)
-            for session in self._sessions[1:]:
-                part = session.release(part)
+        self._release(self._sessions)
         give_back_freed()
 
     def close(self) -> None:
         """As `Backend` says."""
-        for session in self._sessions:
+        first, *others = self._sessions
+        for session in others:
             session.close()
+        if self._one_arena:  # the weights of those that are closed lay in it, too, and no run of others shrinks it
+            self._release([first])
+        first.close()
         self._forget_buffers()
+
+    def _release(self, sessions: Sequence[Session]) -> None:
+        """Run the first of the stages on the smallest image, and have each give back what runs took."""
+        smallest = (self._card.smallest, self._card.smallest)
+        with suppress(DeployError):  # a plain ONNX may not take what its card does not forbid
+            part: AnyArray = np.zeros((*smallest, self._card.channels), self._card.dtype)
+            with self.prepared(part) as prepared:
+                part = sessions[0].release(prepared)
+            for session in sessions[1:]:
+                part = session.release(part)
 
     def _forget_buffers(self) -> None:
         with self._lending:

@@ -12,7 +12,8 @@ from ..engine_format.stage import Upsampling
 from ..errors import MisuseError
 from ..pixels.no_data import usable
 from ..pixels.prepare import padded_size
-from .upsampling import KINDS, ScoreWindow, labels_from_scores
+from .score_window import ScoreWindow
+from .upsampling import KINDS, labels_from_scores
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,10 @@ import numpy.typing as npt
 from ..arrays import AnyArray, Floats, ImageSource, Labels, Masks
 from ..engine_format.model_card import ModelCard
 from ..engine_format.stage import Upsampling
+from .argmax import CHUNK, best_class, interpolated, spread_labels
 from .resize_axis import cell_weights
-from .upsampling import CHUNK, ScoreWindow, against, best_class, interpolated, spread_labels
+from .score_window import ScoreWindow
+from .upsampling import against
 
 RADIUS = 1  # of the windows, in cells
 EPSILON = 7e-3  # variances of colours (of a range of 1) well below it count as flat

@@ -17,6 +17,7 @@ LIMITED, FULL = 1, 2  # the range of samples, by FFmpeg's number; 0 is not told
 HDR = {16: "PQ", 18: "HLG"}  # H.273, table 3 (transfer characteristics)
 WIDENED = np.rint((np.arange(256) - 16) * (255 / 219)).clip(0, 255).astype(np.uint8)  # limited samples at full range
 ONE = 1 << 16  # in a display matrix
+FRAME_DATA = 64  # kinds of data beside a frame that FFmpeg may number; version 8 has 32
 
 
 def pixels_of(frame: Any, channels: int) -> NDArray[Any]:
@@ -58,6 +59,28 @@ def matrix_of(frame: Any) -> int:
             "zscale=matrix=709"
         )
     return MATRICES[told]
+
+
+def with_known_data(av: Any, frame: Any) -> Any:
+    """A frame without the data beside its picture that PyAV has no name for, such as a camera's EXIF.
+
+    One such piece and PyAV names none of them, so that what turns a picture is not seen. FFmpeg's own filter takes
+    them out.
+    """
+    kinds = av.sidedata.sidedata.Type
+    try:
+        frame.side_data  # noqa: B018 (raises)
+        return frame
+    except ValueError:
+        unknown = set(range(FRAME_DATA)) - {kind.value for kind in kinds}
+    graph = av.filter.Graph()
+    form = frame.format.name
+    chain = [graph.add_buffer(width=frame.width, height=frame.height, format=form, time_base=frame.time_base)]
+    chain += [graph.add("sidedata", f"mode=delete:type={kind}") for kind in sorted(unknown)]
+    chain.append(graph.add("buffersink"))
+    graph.link_nodes(*chain).configure()
+    graph.push(frame)
+    return graph.pull()
 
 
 def display_matrix(frame: Any) -> tuple[int, int, int, int]:

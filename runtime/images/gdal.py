@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import MisuseError
+from ..errors import DeployError, MisuseError
 from ..extras import need
 from .tiff import Read
 
@@ -73,7 +73,11 @@ def open_gdal(path: Path) -> Iterator[GdalImage]:
         if len(set(dataset.dtypes)) > 1:
             raise MisuseError(f"{path} has bands of several types ({', '.join(dataset.dtypes)}); make them one")
         kinds = [kind.name for kind in dataset.colorinterp]
-        palette = np.array([dataset.colormap(1)[i] for i in range(256)], np.uint8) if kinds == ["palette"] else None
+        palette = None
+        if kinds == ["palette"]:  # of as many colours as the file has: 16 of 4 bits
+            colours_by_index = dataset.colormap(1)
+            palette = np.zeros((max(colours_by_index, default=-1) + 1, 3), np.uint8)
+            palette[list(colours_by_index)] = [colour[:3] for colour in colours_by_index.values()]
         bits = dataset.tags(1, ns="IMAGE_STRUCTURE").get("NBITS", "0")
 
         def read_bands(top: int, bottom: int, left: int, right: int) -> NDArray[Any]:
@@ -85,8 +89,13 @@ def open_gdal(path: Path) -> Iterator[GdalImage]:
 
         def read_colours(top: int, bottom: int, left: int, right: int) -> NDArray[Any]:
             assert palette is not None
-            colours: NDArray[Any] = palette[read_bands(top, bottom, left, right)[:, :, 0]]
-            return colours[:, :, :3]
+            try:
+                colours: NDArray[Any] = palette[read_bands(top, bottom, left, right)[:, :, 0]]
+            except IndexError as error:
+                raise DeployError(
+                    f"{path} has pixels of none of its palette's {len(palette)} colours; is it damaged?"
+                ) from error
+            return colours
 
         def read_mask(top: int, bottom: int, left: int, right: int) -> NDArray[Any]:
             mask: NDArray[Any] = dataset.dataset_mask(window=((top, bottom), (left, right)))
@@ -99,7 +108,8 @@ def open_gdal(path: Path) -> Iterator[GdalImage]:
         colours = "RGB" if kinds[:3] == ["red", "green", "blue"] or palette is not None else ""
         yield GdalImage(
             (dataset.height, dataset.width), dataset.count if palette is None else 3,
-            np.dtype(dataset.dtypes[0] if palette is None else np.uint8), int(bits) if bits.isdigit() else 0,
+            np.dtype(dataset.dtypes[0] if palette is None else np.uint8),
+            int(bits) if palette is None and bits.isdigit() else 0,
             colours or ("grey" if dataset.count == 1 or kinds == ["gray", "alpha"] else ""),
             kinds.index("alpha") if "alpha" in kinds else None, tuple(kinds),
             dataset.crs is not None or not dataset.transform.is_identity or bool(dataset.gcps[0]) or bool(dataset.rpcs),

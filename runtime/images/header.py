@@ -43,6 +43,7 @@ class Header:
         bands: samples of a pixel, as stored; 3 of a palette in a TIFF; 1 where they are pages without a name.
         dtype: of a sample, as stored.
         pages: images in the file, without overviews, thumbnails and masks.
+        own: those of them, by number, that the file holds itself: others are in other files of an OME set.
         page: the one that is read, counted from 0; None: the first, as nobody asked for one.
         mode: Pillow's, where Pillow decodes the file; None for other files.
         georeferenced: whether it says itself where it lies: a GeoTIFF, or one with RPCs.
@@ -59,6 +60,7 @@ class Header:
     georeferenced: bool = False
     bits: int = 0
     page: int | None = None
+    own: tuple[int, ...] = (0,)
 
     @property
     def pixels(self) -> int:
@@ -168,6 +170,7 @@ def _picture(picture: "Pictures.Image", path: Path, page: int | None) -> Header:
         pages,
         picture.mode,
         bits=bits,
+        own=tuple(range(pages)),
     )
 
 
@@ -177,7 +180,9 @@ def _tiff(path: Path, page: int | None) -> Header:
     with tifffile.TiffFile(opened(path), name=path.name) as file:
         found = lay_out(file, path, page=page)
         georeferenced = any(found.tag(code) is not None for code in GEOREFERENCE)
-        return Header(path, "TIFF", found.upright, found.bands, found.dtype, found.images, None, georeferenced)
+        return Header(
+            path, "TIFF", found.upright, found.bands, found.dtype, found.images, None, georeferenced, own=found.own
+        )
 
 
 def _upright_size(picture: "Pictures.Image", path: Path) -> tuple[int, int]:

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ class Plane:
         across: the axis along which pages are bands, or None.
         place: axis → where along it the plane is; of all axes but `across`.
         images: in the file, without overviews, thumbnails and masks.
+        own: those of them that the file holds itself; others lie in other files of an OME set, or nowhere.
     """
 
     series: Any
@@ -32,10 +34,11 @@ class Plane:
     across: str | None
     place: dict[str, int]
     images: int
+    own: tuple[int, ...]
 
 
 def find_plane(file: Any, path: Path, channels: int | None, page: int | None) -> Plane:
-    """The first image of an open tifffile.TiffFile, or that of a number.
+    """The first image of an open tifffile.TiffFile, or that of a number; of one file of an OME set its own first.
 
     Bands are the samples of a pixel (axis S), or channels (C) as the file's own kind says (ImageJ, OME). Pages without
     a name are a stack of images; they are bands only where no page is asked for, and `channels`, of a card, is their
@@ -50,16 +53,19 @@ def find_plane(file: Any, path: Path, channels: int | None, page: int | None) ->
 
     Raises:
         MisuseError: no image, or of a kind that is not read; no such page.
-        DeployError: damaged.
+        DeployError: damaged, or the page is not in the file.
     """
     all_series = [s for s in file.series if not (s.keyframe.is_reduced or s.keyframe.is_mask)]
     if not all_series:
         raise MisuseError(f"{path} holds no image")
     if file.is_imagej and all_series[0].kind == "generic":
         raise DeployError(f"{path} holds less than its ImageJ description says; is it truncated?")
-    series, number, images = _series_of_page(all_series, channels, page)
-    if page is not None and not 0 <= page < images:
-        raise MisuseError(f"page {page}, and {path} holds {images}, counted from 0; choose another page")
+    places = _places(all_series, channels, page)
+    if page is not None and not 0 <= page < len(places):
+        raise MisuseError(f"page {page}, and {path} holds {len(places)}, counted from 0; choose another page")
+    own = _own(file, all_series, places)
+    which, number = places[(own[0] if own else 0) if page is None else page]
+    series = all_series[which]
     if not series.axes:
         raise DeployError(f"{path} holds no image; is it damaged?")
     if "Y" not in series.axes or "X" not in series.axes or series.keyframe.imagedepth != 1:
@@ -69,7 +75,12 @@ def find_plane(file: Any, path: Path, channels: int | None, page: int | None) ->
     place = _place({axis: side for axis, side in sides.items() if axis != across}, number)
     if len(pages) > 1 or not sides:
         pages = _pages_at(pages, sides, across, place, path)
-    return Plane(series, _told_apart(series.axes), pages, sides, across, place, images)
+    if None in pages:
+        raise DeployError(
+            f"{path} does not hold its page {page or 0}, which is left out, or in another file of the set that is not "
+            "beside it; choose another page"
+        )
+    return Plane(series, _told_apart(series.axes), pages, sides, across, place, len(places), own)
 
 
 def _told_apart(axes: str) -> str:
@@ -90,8 +101,8 @@ def _pages(series: Any) -> tuple[list[Any], dict[str, int]]:
     return pages, {axis: side for axis, side in zip(axes, series.shape, strict=True) if axis not in "YXS"}
 
 
-def _series_of_page(all_series: list[Any], channels: int | None, page: int | None) -> tuple[Any, int, int]:
-    """The series that a page is in, its number there, and how many images the file holds; of no page, the first.
+def _places(all_series: list[Any], channels: int | None, page: int | None) -> list[tuple[int, int]]:
+    """(series, number there) of each image, where a page is asked for, or none.
 
     Only pages of several sizes, which are a series each, and images of an OME file are more than one series' images.
     """
@@ -102,10 +113,27 @@ def _series_of_page(all_series: list[Any], channels: int | None, page: int | Non
         places = [(which, number) for _, which, number in listed]
     elif len(all_series) > 1 and first.kind == "ome":  # images of their own axes each, as the file names them
         places = [(which, number) for which, one in enumerate(all_series) for number in range(_images(one, None))]
-    if page is None or not 0 <= page < len(places):
-        return first, page or 0, len(places)
-    which, number = places[page]
-    return all_series[which], number, len(places)
+    return places
+
+
+def _own(file: Any, all_series: list[Any], places: list[tuple[int, int]]) -> tuple[int, ...]:
+    """Those of the images, by their number, of which a file holds a band itself; all, where it holds none."""
+    if all_series[0].kind != "ome":
+        return tuple(range(len(places)))
+    held: set[tuple[int, int]] = set()
+    for which, series in enumerate(all_series):
+        pages, sides = _pages(series)
+        if len(pages) != math.prod(sides.values()):  # one run of pixels, or a file that was cut off
+            held |= {(which, number) for number in range(_images(series, None))}
+            continue
+        across = _axis_of_bands(series, sides, None)
+        for place, page in zip(product(*map(range, sides.values())), pages, strict=True):
+            if page is not None and page.parent is file:
+                number = 0
+                for axis, at in zip(sides, place, strict=True):
+                    number = number if axis == across else number * sides[axis] + at
+                held.add((which, number))
+    return tuple(index for index, place in enumerate(places) if place in held) or tuple(range(len(places)))
 
 
 def _images(series: Any, channels: int | None) -> int:

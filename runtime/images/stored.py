@@ -112,7 +112,7 @@ def open_stored(header: Header, card: ModelCard, options: ReadOptions = COMMON) 
 
                 file = stack.enter_context(tifffile.TiffFile(opened(header.path), name=header.path.name))
                 layout = lay_out(file, header.path, card.channels, header.page)
-                pages = layout.images
+                pages = len(layout.own)
                 stored = _tiff(file, layout, header, card, options, stack)
             elif header.format == "GDAL":
                 raster = stack.enter_context(open_gdal(header.path))
@@ -158,8 +158,8 @@ def _chosen(stored: StoredImage, channels: tuple[int, ...]) -> StoredImage:
     read, alpha, mask = stored.read, stored.alpha, stored.mask
     if stored.each_no_data:
         mask = both(unlike(read, stored.each_no_data), mask)
-    if alpha is not None and alpha not in channels and mask is None:
-        mask = lambda *where: read(*where)[:, :, alpha : alpha + 1]  # noqa: E731
+    if alpha is not None and alpha not in channels:
+        mask = both(lambda *where: read(*where)[:, :, alpha : alpha + 1], mask)
     colours = stored.colours if channels == (0, 1, 2) else "grey" if len(channels) == 1 else ""
     return replace(
         stored,
@@ -240,8 +240,6 @@ def _picture(header: Header, card: ModelCard, as_stored: bool) -> tuple[StoredIm
 
     And the indices of a palette's colours, [H, W, 1]; None where there is no palette.
     """
-    from PIL import ImageOps
-
     bits, indices, mask = header.bits, None, None
     with open_pillow(header.path, header.pixels) as picture:
         if header.page is not None:
@@ -253,6 +251,8 @@ def _picture(header: Header, card: ModelCard, as_stored: bool) -> tuple[StoredIm
             few = few_bits_of(header.path, picture)
             picture.load()
             if orientation in TURNS:  # or it would be a copy, which takes as long as decoding
+                from PIL import ImageOps
+
                 picture = ImageOps.exif_transpose(picture)
             indices = np.asarray(picture)[:, :, None] if picture.mode == "P" else None
             array = samples_of(picture, card, as_stored)

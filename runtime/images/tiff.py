@@ -58,6 +58,7 @@ class TiffLayout:
             planes, which says what holds for all of them.
         run: (offset, shape, axes) of pixels that are stored in one run under a single page; None: in pages.
         place: where along the other axes of such a run the image is.
+        own: images, by number, that the file holds itself; others are in other files of an OME set.
     """
 
     size: tuple[int, int]
@@ -73,6 +74,7 @@ class TiffLayout:
     tagged: tuple[Any, ...]
     run: tuple[int, tuple[int, ...], str] | None
     place: Mapping[str, int]
+    own: tuple[int, ...]
 
     @property
     def upright(self) -> tuple[int, int]:
@@ -116,10 +118,10 @@ def lay_out(file: Any, path: Path, channels: int | None = None, page: int | None
         run = (plane.series.dataoffset, shape, axes)
     count = plane.sides[across] if across else key.samplesperpixel if run is None or inner else 1
     high, wide = shape[axes.index("Y")], shape[axes.index("X")]
-    own = key if plane.pages[0] is None else plane.pages[0].aspage()
+    own = plane.pages[0].aspage()
     layout = TiffLayout(
         (high, wide), *_samples(key, count, bool(across), path), 1, plane.images, tuple(plane.pages), key,
-        (own,) if plane.series.kind in STANDING_ALONE else (own, key), run, plane.place,
+        (own,) if plane.series.kind in STANDING_ALONE else (own, key), run, plane.place, plane.own,
     )  # fmt: skip
     orientation = layout.tag(ORIENTATION, 1)
     return replace(layout, turned=orientation if orientation in TURNS else 1)
@@ -187,8 +189,8 @@ def _upright(stored: Read, layout: TiffLayout) -> Read:
 
 def kept_rows(layout: TiffLayout, masked: bool) -> KeptRows:
     """What is kept decoded beside a region that is read, of an image that is `masked` by another."""
-    key, pages = layout.keyframe, [page for page in layout.pages if page is not None]
-    if layout.run is not None or _undecodable(key) or not pages or in_place(pages[0]):
+    key = layout.keyframe
+    if layout.run is not None or _undecodable(key) or in_place(layout.pages[0]):
         return NOTHING_KEPT
     (high, wide), width = chunk_size(key), key.imagewidth
     if layout.turned in SIDEWAYS:  # its columns are the image's rows

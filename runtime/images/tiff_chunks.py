@@ -61,11 +61,9 @@ class Chunks:
         each = self.high * self.wide * key.samplesperpixel // self.planes * key.dtype.itemsize
         self._most = (KEPT_BYTES if kept is None else kept) // each
         self.mapped: NDArray[Any] | None = None
-        self.tables = None if page is None else page.jpegtables  # read from the file now, not by threads
-        self._plain = _mapped(page) if page is not None and in_place(page) else None
+        self.tables = page.jpegtables  # read from the file now, not by threads
+        self._plain = _mapped(page) if in_place(page) else None
         self.compressed_again = key.tags.valueof(50674, (4, 0))[1]  # LercParameters; read now too
-        if page is None:  # an OME file may leave out planes
-            return
         if page.is_memmappable:
             dtype = np.dtype(key.parent.byteorder + key.dtype.char)
             bands = key.samplesperpixel
@@ -84,8 +82,6 @@ class Chunks:
     def read(self, top: int, bottom: int, left: int, right: int) -> NDArray[Any]:
         if self.mapped is not None:
             return self.mapped[top:bottom, left:right]
-        if self.page is None:
-            return np.zeros((bottom - top, right - left, self.key.samplesperpixel), self.key.dtype)
         bands, shape = self.key.samplesperpixel, (bottom - top, right - left)
         # Planes stay planes in memory: they are wanted one by one.
         out = np.empty((bands, *shape), self.key.dtype).transpose(1, 2, 0) if self.separate else None

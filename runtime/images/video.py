@@ -20,7 +20,7 @@ from ..errors import DeployError, MisuseError
 from ..extras import need
 from .addresses import SECONDS, STDIN, VIDEO_SUFFIXES, Address, StandardInput
 from .fit import Fit, fit_of
-from .frames import alpha_of, display_matrix, pixels_of, remarks
+from .frames import alpha_of, display_matrix, pixels_of, remarks, with_known_data
 from .numbers import ReadOptions
 from .stored import StoredImage
 
@@ -35,6 +35,7 @@ STREAMED = f"{CONTAINERS},mjpeg,mpjpeg"  # that a pipe carries
 REMOTE = f"{STREAMED},rtsp,sdp,rtp,hls"
 PROTOCOLS = "http,https,httpproxy,tls,tcp,udp,rtp,rtsp,rtmp,rtmps,rtmpt,srt,crypto"
 JUMP = 1  # seconds that times go back, from which on they start anew
+WITH_ALPHA = {"vp8": "libvpx", "vp9": "libvpx-vp9"}  # codec → FFmpeg's decoder of its alpha
 WAITS = 0.5, 8.0  # seconds before a lost connection is tried again: the first, and the longest of those twice as long
 
 
@@ -64,7 +65,7 @@ class VideoReader:
     Attributes:
         av: the library.
         source: file or address.
-        stream: the first of moving pictures.
+        stream: of moving pictures, that players show.
         time_base: of the frames' times, in seconds.
         rate: frames a second, about.
         stopped: why no more could be read, where that was not the end.
@@ -76,14 +77,15 @@ class VideoReader:
     def __init__(self, av: Any, container: Any, source: Path | Address, card: ModelCard, options: ReadOptions) -> None:
         self.av, self.source, self.card, self.options = av, source, card, options
         self._container = container
+        self._said: set[str] = set()
         self.stream = pictures_of(av, container)
+        self._decoder = self._decoder_of(self.stream)
         self.time_base: Fraction = self.stream.time_base
         rate = self.stream.average_rate or self.stream.guessed_rate
         self.rate: Fraction = rate if rate and 0 < rate <= 1000 else Fraction(25)
         self._broken: list[str] = []  # when, and why
         self.stopped: str | None = None
         self._end: Fraction | None = None  # of the last frame, in seconds
-        self._said: set[str] = set()
         self._fit: Fit | None = None
         self.abandoned = False
         self.reconnected = 0
@@ -118,13 +120,13 @@ class VideoReader:
         readers: list[VideoReader] = []
         try:
             if pictures_of(av, container) is None:
-                raise VideoError(f"{source} has no pictures, only {len(container.streams)} other streams; remove it")
+                others = len(container.streams)
+                what = f"only {others} other stream{'s' if others > 1 else ''}" if others else "and no stream at all"
+                raise VideoError(f"{source} has no moving pictures, {what}; remove it")
             reader = cls(av, container, source, card, options)
             readers.append(reader)
             reader._check_size(reader.stream.codec_context.width, reader.stream.codec_context.height)
-            told = reader.stream.metadata
-            if "1" in (told.get("alpha_mode"), told.get("ALPHA_MODE")):  # of VP8 and VP9, in a stream of its own
-                reader._say("alpha", "has alpha beside its pictures, which is not read: what it hides is labelled too")
+            reader._say_which()
             yield reader
         finally:
             if not any(reader.abandoned for reader in readers):
@@ -143,6 +145,7 @@ class VideoReader:
         ahead = 0  # ticks, by which times that start anew are set off
         step = max(1, round(1 / (self.rate * self.time_base)))
         live = isinstance(self.source, Address) and self.source.live
+        told, fell = 0, False  # the time that the frame before was given, and whether it was before the last
         decoded, connection, arrived = self._decoded(), 0, time.monotonic()
         while True:
             started = time.perf_counter()
@@ -163,8 +166,12 @@ class VideoReader:
             if last is None and live:
                 ahead = -frame.pts  # a camera's clock is of the day, or of its start
             pts = frame.pts + ahead
+            rises, told = fell and frame.pts > told, frame.pts
+            fell = False
             if last is not None and pts <= last:
-                if (last - pts) * self.time_base > JUMP:
+                fell = True
+                # A frame that is early alone is set behind the last; a clock that goes on from there has begun anew.
+                if (last - pts) * self.time_base > JUMP or (rises and last - pts >= step):
                     self._say("times", f"has times that start anew at {float(last * self.time_base):.2f} s; what "
                               "follows is set after what was before")  # fmt: skip
                     ahead += last + step - pts
@@ -179,6 +186,35 @@ class VideoReader:
                 skip -= 1
                 continue
             yield frame
+
+    def _decoder_of(self, stream: Any) -> Any:
+        """What decodes a stream: its own decoder, but where VP8 and VP9 have alpha, stored apart, the one that reads
+        it."""
+        own = stream.codec_context
+        name = WITH_ALPHA.get(own.name)
+        told = stream.metadata
+        if name is None or "1" not in (told.get("alpha_mode"), told.get("ALPHA_MODE")):
+            return own
+        if name not in self.av.codecs_available:
+            self._say("alpha", f"has alpha, which PyAV reads with {name} alone, and lacks here: what it hides is "
+                      "labelled too")  # fmt: skip
+            return own
+        decoder = self.av.CodecContext.create(name, "r")
+        decoder.thread_count = 0  # as many as there are cores
+        return decoder
+
+    def _say_which(self) -> None:
+        """Say which of several streams of pictures is read."""
+        streams = _candidates(self.av, self._container)
+        if len(streams) > 1:
+            context = self.stream.codec_context
+            other = next(stream.index for stream in streams if stream.index != self.stream.index)
+            self._say(
+                "streams",
+                f"has {len(streams)} streams of pictures, of which stream {self.stream.index} ({context.name}, "
+                f"{context.width}×{context.height}) is labelled, as players show it; for another: ffmpeg -i … -map "
+                f"0:{other} -c copy one.mkv",
+            )
 
     def _check_size(self, width: int, height: int) -> None:
         limit = self.options.max_pixels
@@ -207,7 +243,7 @@ class VideoReader:
             if packet is not None and packet.size:
                 self._sent = self._sent.and_then(packet)
             try:
-                frames = self.stream.codec_context.decode(packet)
+                frames = self._decoder.decode(packet)
             except self.av.error.EOFError:
                 return
             except (self.av.error.FFmpegError, OSError) as error:
@@ -218,7 +254,7 @@ class VideoReader:
                     self._note(frame, "the picture is damaged")
                 else:
                     self._until = None
-                    yield frame
+                    yield with_known_data(self.av, frame)
             if packet is None:
                 if not self._reopened():
                     return
@@ -253,6 +289,7 @@ class VideoReader:
                 continue
             self._container.close()
             self._container, self.stream, self.stopped = container, stream, None
+            self._decoder = self._decoder_of(stream)
             self._ticks = self.stream.time_base / self.time_base
             self._sent, self._sent_before = Sent(), self._sent
             self.reconnected += 1
@@ -321,9 +358,17 @@ class VideoReader:
 
 
 def pictures_of(av: Any, container: Any) -> Any:
-    """The first stream of pictures that is not a cover, as music and films carry; None where there is none."""
+    """The stream of pictures that players show: the first that the file calls its default, else the first; None where
+    there is none."""
+    streams = _candidates(av, container)
+    default = av.stream.Disposition.default
+    return next((stream for stream in streams if stream.disposition & default), streams[0] if streams else None)
+
+
+def _candidates(av: Any, container: Any) -> list[Any]:
+    """The streams of pictures that are not covers, as music and films carry them."""
     cover = av.stream.Disposition.attached_pic
-    return next((stream for stream in container.streams.video if not stream.disposition & cover), None)
+    return [stream for stream in container.streams.video if not stream.disposition & cover]
 
 
 def _opened(av: Any, source: Path | Address, stdin: StandardInput | None) -> Any:

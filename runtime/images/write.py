@@ -1,6 +1,5 @@
 """Labels, masks, values and pictures, written to files in one step."""
 
-import html
 import io
 import logging
 import os
@@ -30,6 +29,7 @@ TILE = 512  # pixels: the sides of a tiled TIFF's tiles
 COMPRESSED_AT_ONCE = 16_000_000  # bytes of a TIFF's tiles; tifffile's own would be 256 MB
 NO_DATA_COLOR = (224, 224, 192)  # Pascal VOC's for its void
 GDAL_METADATA = 42112  # the tag
+ESCAPES = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;"})  # of XML's text, as html.escape has them
 RUNS = 3  # zlib's Z_RLE: labels are runs of equal bytes; two thirds of level 1's size, and of its time
 
 
@@ -183,7 +183,7 @@ def attribute_table(card: ModelCard) -> str | None:
 
 
 def _escaped(text: str) -> str:
-    return html.escape(text, quote=False)
+    return text.translate(ESCAPES)
 
 
 def _band_names(names: Sequence[str]) -> str:

@@ -53,10 +53,13 @@ class Bulk:
         Raises MisuseError, DeployError.
         """
         from ..errors import MisuseError
-        from .objects import find_objects, is_address, parse_shard, share_of
 
         if self.actors is not None and self.ray is None:
             raise MisuseError("--actors is of a cluster; name it by --ray, or omit --actors")
+        if self.ray is None and self.shard is None and not any("://" in word for word in (out, *images)):
+            return find()  # nothing of objects is loaded, which takes a hundredth of a short run
+        from .objects import find_objects, is_address, parse_shard, share_of
+
         shard = None if self.shard is None else parse_shard(self.shard)
         if self.ray is not None or is_address(out) or any(map(is_address, images)):
             items = find_objects(images)
@@ -94,7 +97,6 @@ class Bulk:
         """
         from ..errors import MisuseError
         from .jobs import names_of
-        from .objects import Store
 
         options = dict(label.keywords)
         force, resume = bool(options.pop("force", False)), bool(options.pop("resume", False))
@@ -109,6 +111,7 @@ class Bulk:
 
             return noted(found, manifest)
         from .bulk import label_objects
+        from .objects import Store
 
         if options.get("all_pages"):
             raise MisuseError("--page all is of images and results of this machine; name a page")

@@ -35,8 +35,8 @@ from .files import label_files
 from .jobs import Record, Source
 from .manifest import Manifest, Rows, noted, written
 from .objects import Object, Store
+from .partial_result import PartialResult
 from .products import Products
-from .regions import _Partial as Partial
 
 BATCH, LEAST = 64, 8  # files that an actor is handed at once, and those at the end, when others may have ended
 AHEAD = 2  # batches that an actor has: one that it labels, and one that is fetched or ready meanwhile
@@ -419,7 +419,7 @@ class _ClusterRun:
             (height, width), tags = image.shape[:2], image.tags
         step = max(BAND_ROWS, BAND_PIXELS // width // BAND_ROWS * BAND_ROWS)
         bands = [(_text(item), top, min(height, top + step)) for top in range(0, height, step)]
-        part = Partial.of(self.network.kind, result, self.network.card, width)
+        part = PartialResult.of(self.network.kind, result, self.network.card, width)
         with part.path.open("wb") as file, closing(self._made(_BandLabeler, (), bands)) as done:
             for top, rows, error in done:
                 if error is not None:

@@ -1,11 +1,12 @@
 """label_files: image and video files labelled in order, reading, labelling and writing overlapped."""
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from itertools import groupby
 from pathlib import Path
 
 from ..errors import MisuseError
-from ..files import check_writable
+from ..files import check_writable, no_empty_folders
 from ..images.addresses import Address
 from ..images.numbers import ReadOptions
 from ..images.video import is_video
@@ -15,7 +16,6 @@ from ..stream import Stream
 from .jobs import Job, Record, Source, Wanted, jobs_for, names_of
 from .pictures import label_pictures
 from .products import Products
-from .regions import label_by_regions
 
 
 def label_files(
@@ -94,9 +94,15 @@ def label_files(
         from . import derive
 
         derive.check_products(products, net.card, jobs, force or resume)
-    check_writable(jobs[0].targets[0])
-    records = _records(Stream(net, kinds, reuse), jobs, resume, options)
-    yield from derive.with_products(records, jobs, net.card, products) if products.derived else records
+    with _folders_of(jobs):
+        check_writable(jobs[0].targets[0])
+        records = _records(Stream(net, kinds, reuse), jobs, resume, options)
+        yield from derive.with_products(records, jobs, net.card, products) if products.derived else records
+
+
+def _folders_of(jobs: Sequence[Job]) -> AbstractContextManager[None]:
+    """Within it the folders of the results are made; what is left empty at its end is removed."""
+    return no_empty_folders(target.parent for job in jobs for target in job.targets)
 
 
 def _records(stream: Stream, jobs: Sequence[Job], resume: bool, options: ReadOptions) -> Generator[Record, None, None]:
@@ -113,7 +119,11 @@ def _labeller(job: Job, resume: bool) -> Callable[[Stream, Iterable[Job], ReadOp
         from .videos import label_videos
 
         return label_videos
-    return label_by_regions if job.by_regions else label_pictures
+    if job.by_regions:
+        from .regions import label_by_regions
+
+        return label_by_regions
+    return label_pictures
 
 
 def _skip(stream: Stream, jobs: Iterable[Job], options: ReadOptions) -> Iterator[Record]:

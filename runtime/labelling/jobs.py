@@ -162,12 +162,12 @@ def _pages(source: Path | Address, page: int | str | None) -> list[tuple[int | N
     if isinstance(page, int) or page is None:
         return [(page, "")]
     try:
-        pages = 1 if isinstance(source, Address) else read_header(source, sys.maxsize).pages
+        header = None if isinstance(source, Address) else read_header(source, sys.maxsize)
     except DeployError:
-        pages = 1  # whoever reads the file says what is wrong
-    if pages == 1:
+        header = None  # whoever reads the file says what is wrong
+    if header is None or len(header.own) == 1:
         return [(None, "")]
-    return [(number, f".page{number:0{len(str(pages - 1))}d}") for number in range(pages)]
+    return [(number, f".page{number:0{len(str(header.pages - 1))}d}") for number in header.own]
 
 
 def _job(

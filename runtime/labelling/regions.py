@@ -2,36 +2,35 @@
 
 import hashlib
 import json
-import math
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..engine_format.model_card import ModelCard
 from ..errors import DeployError
 from ..files import WriteError, replacing, write_error
-from ..head.upsampling import result_bytes
-from ..images.georeference import Tag
 from ..images.numbers import COMMON, ReadOptions
 from ..images.overlay import picture_of
 from ..images.regions import Regions, open_regions
-from ..images.write import attribute_table, no_data_tag, palette, write_maps, write_png
+from ..images.write import write_png
 from ..network import Network
 from ..planning.plan import Plan
 from ..stream import Stream, describe_plan, said
 from .jobs import Job, Record
+from .partial_result import PartialResult
 from .products import SCREEN
 
 if TYPE_CHECKING:
     from PIL import Image as Pictures
     from rich.progress import TaskID
+
+AGAIN = "the same command with --resume goes on from there"
 
 
 def label_by_regions(stream: Stream, jobs: Iterable[Job], options: ReadOptions) -> Iterator[Record]:
@@ -114,26 +113,19 @@ def label_regions(
     with open_regions(path, net.card, options) as image:
         height, width = image.shape[:2]
         plan = net.plan(height, width, bands=True, source=image)
-        parts = [_Partial.of(net.kind, out, net.card, width)]
+        parts = [PartialResult.of(net.kind, out, net.card, width)]
         if probabilities is not None:
-            parts.append(_Partial.of("probabilities", Path(probabilities), net.card, width))
-        kinds = tuple(part.kind for part in parts)
+            parts.append(PartialResult.of("probabilities", Path(probabilities), net.card, width))
         state = out.parent / f".{out.name}.partial.json"
-        identity = _identity(net, path) | {"kinds": ",".join(kinds), "read": options.identity()}
+        identity = _identity(net, path) | {"kinds": ",".join(part.kind for part in parts), "read": options.identity()}
         done = _rows_done(state, parts, identity)
         progress(done, height)
         try:
-            with ExitStack() as stack:
-                files = [stack.enter_context(part.path.open("r+b" if done else "w+b")) for part in parts]
-                if done < height:
-                    for top, results in net.bands_of(image, done, *kinds):
-                        for file, part, result in zip(files, parts, results, strict=True):
-                            part.append(file, top, result)
-                        done = top + results[0].shape[-2]
-                        del results, result  # or they would be in memory beside the next ones
-                        with replacing(state) as temporary:
-                            temporary.write_text(json.dumps(identity | {"rows": done}))
-                        progress(done, height)
+            for rows in _rows_labelled(net, image, parts, done):
+                done = rows
+                with replacing(state) as temporary:
+                    temporary.write_text(json.dumps(identity | {"rows": done}))
+                progress(done, height)
             for part in parts:
                 part.write(height, width, net.card, image.tags, cog)
             if overlay is not None:
@@ -151,6 +143,20 @@ def label_regions(
         return plan
 
 
+def _rows_labelled(net: Network, image: Regions, parts: Sequence[PartialResult], done: int) -> Iterator[int]:
+    """Label what is behind the rows that are done, band by band; the rows that are done after each."""
+    with ExitStack() as stack:
+        files = [stack.enter_context(part.path.open("r+b" if done else "w+b")) for part in parts]
+        if done == image.shape[0]:
+            return
+        for top, results in net.bands_of(image, done, *(part.kind for part in parts)):
+            for file, part, result in zip(files, parts, results, strict=True):
+                part.append(file, top, result)
+            done = top + results[0].shape[-2]
+            del results, result  # or they would be in memory beside the next ones
+            yield done
+
+
 def _picture(net: Network, image: Regions, maps: NDArray[Any], side: int) -> "Pictures.Image":
     """A picture of the result over the image, of so many pixels a side at most."""
     height, width = image.shape[:2]
@@ -158,61 +164,6 @@ def _picture(net: Network, image: Regions, maps: NDArray[Any], side: int) -> "Pi
     rows = [image[row : row + 1, 0:width][:, ::step] for row in range(0, height, step)]
     shown = np.array(maps[:, ::step, ::step])
     return picture_of(net.kind, np.concatenate(rows), shown[0] if net.kind == "labels" else shown, net.card)
-
-
-@dataclass(frozen=True)
-class _Partial:
-    """The rows of a result that are done, in a file of their own: [H, K, W].
-
-    Attributes:
-        kind: of result.
-        out: what it becomes.
-        dtype: of it.
-        row: bytes of a row.
-    """
-
-    kind: str
-    out: Path
-    dtype: np.dtype[Any]
-    row: int
-
-    @classmethod
-    def of(cls, kind: str, out: Path, card: ModelCard, width: int) -> "_Partial":
-        dtype = np.dtype({"labels": card.label_dtype, "masks": "bool"}.get(kind, "float32"))
-        return cls(kind, out, dtype, width * result_bytes(kind, card))
-
-    @property
-    def path(self) -> Path:
-        return self.out.parent / f".{self.out.name}.partial"
-
-    def append(self, file: BinaryIO, top: int, result: NDArray[Any]) -> None:
-        """Write a band of the result, [rows, W] or [K, rows, W], that begins with row `top`."""
-        file.seek(top * self.row)
-        rows = result if result.ndim == 2 else result.swapaxes(0, 1)
-        file.write(np.ascontiguousarray(rows).data)
-        file.flush()
-
-    def maps(self, height: int, width: int) -> NDArray[Any]:
-        """All of it, [K, H, W], read where it is asked for."""
-        count = self.row // (width * self.dtype.itemsize)
-        return np.memmap(self.path, self.dtype, "r", shape=(height, count, width)).swapaxes(0, 1)
-
-    def write(self, height: int, width: int, card: ModelCard, tags: Sequence[Tag], cog: bool = False) -> None:
-        options: dict[str, Any] = {}
-        if self.kind == "labels" and self.dtype == np.uint8:
-            options = {"photometric": "palette", "colormap": palette(card).astype(np.uint16).T * 257}
-        no_data = {"labels": card.no_data, "masks": None}.get(self.kind, math.nan)
-        if no_data is not None:
-            tags = [*tags, no_data_tag(no_data)]
-        names = ("labels",) if self.kind == "labels" else card.score_names
-        if self.kind == "labels" and (names_of_classes := attribute_table(card)) is not None:
-            with replacing(f"{self.out}.aux.xml") as temporary:
-                temporary.write_text(names_of_classes, encoding="utf-8")
-        resampling = ("MODE" if self.kind in ("labels", "masks") else "AVERAGE") if cog else None
-        write_maps(self.out, self.maps(height, width), names, tiled=True, tags=tags, cog=resampling, **options)
-
-
-AGAIN = "the same command with --resume goes on from there"
 
 
 def _forget(*paths: Path) -> None:
@@ -234,7 +185,7 @@ def _identity(net: Network, path: Path) -> dict[str, str]:
     return {"image": f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns}"} | engine_identity(net)
 
 
-def _rows_done(state: Path, parts: Sequence[_Partial], identity: dict[str, str]) -> int:
+def _rows_done(state: Path, parts: Sequence[PartialResult], identity: dict[str, str]) -> int:
     """Rows of an earlier run of the same engine on the same file; 0 where there are none."""
     try:
         found = json.loads(state.read_text())

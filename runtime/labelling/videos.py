@@ -12,7 +12,6 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from ..errors import DeployError
 from ..files import WriteError
 from ..images.addresses import STDIN, Latest, StandardInput
 from ..images.numbers import ReadOptions
@@ -56,7 +55,8 @@ def label_videos(stream: Stream, jobs: Iterable[Job], options: ReadOptions) -> I
             yield _label_video(stream, job, options)
         except WriteError:
             raise  # the next would fail too
-        except DeployError as error:
+        except Exception as error:  # whatever PyAV raises of one file, the others are labelled
+            log.debug("%s", job.source, exc_info=True)
             yield job.record | {"error": said(error, job.source)}
 
 
@@ -215,7 +215,7 @@ class _Run:
         """Join the parts, and say what was done. Raises DeployError."""
         counts, reader, network = self._parts.sizes(), self._reader, self._stream.network
         if not counts:
-            raise VideoError(f"{reader.source} has no frame that can be read ({reader.faults() or 'it is empty'})")
+            raise VideoError(f"{reader.source} has no frame that can be read ({reader.faults() or 'it holds none'})")
         started = time.perf_counter()
         # The first size's labels last: where they are, all is.
         for size in reversed(self._sizes):
@@ -242,7 +242,9 @@ class _Run:
                 for size in self._sizes
             ]
         if faults := reader.faults():
-            rest = f"{reader.source}: {faults}; the other {record['frames']} frames are labelled"
+            many = record["frames"]
+            others = "1 other frame is" if many == 1 else f"other {many} frames are"
+            rest = f"{reader.source}: {faults}; the {others} labelled"
             if self._dropped is None or reader.stopped:
                 record["error"] = rest
             else:  # usual where one joins a stream

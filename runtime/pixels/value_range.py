@@ -48,8 +48,8 @@ def windows(size: tuple[int, int], grid: int) -> list[tuple[int, int, int, int]]
     ends = []
     for length in size:
         side = min(SIDE, length)
-        starts = np.unique(np.linspace(0, length - side, grid).astype(int))
-        ends.append([(int(start), int(start) + side) for start in starts])
+        starts = sorted(set(np.linspace(0, length - side, grid).astype(int).tolist()))  # np.unique imports numpy.ma
+        ends.append([(start, start + side) for start in starts])
     return [(*rows, *columns) for rows in ends[0] for columns in ends[1]]
 
 

@@ -1,21 +1,19 @@
 """From an image's size to how it is run: whole, or each stage in tiles, under a memory budget."""
 
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from pathlib import Path
 
 import numpy as np
 
-from ..engine_format.manifest import Manifest, Profile
+from ..engine_format.manifest import Manifest
 from ..engine_format.model_card import ModelCard
 from ..engine_format.pooled import Pooled
 from ..engine_format.stage import Stage
 from ..errors import OverBudgetError
 from ..pixels.prepare import padded_size
-from .grid import Grid, grid_of, lengths_of
+from .grid import Grid
 from .kept_rows import NOTHING_KEPT, KeptRows
 from .tile_costs import Numbers, cheapest, made_at_once, tile_options
 
@@ -51,6 +49,30 @@ class Plan:
     fine: bool = False
 
 
+@dataclass(frozen=True)
+class Beside:
+    """What an image takes in memory beside the runs of a network on it.
+
+    Attributes:
+        result: bytes of what is given back, where that is more than labels.
+        kept: what its reader keeps.
+        making: bytes of each pixel that results are made in, some rows at a time.
+        copied: bytes of copies of the image that are made where it is run whole.
+    """
+
+    result: int = 0
+    kept: KeptRows = NOTHING_KEPT
+    making: float = 0.0
+    copied: int = 0
+
+    def made_at_once(self, pixels: int) -> float:
+        """Bytes that results of so many pixels are made in."""
+        return float(made_at_once(pixels, self.making))
+
+
+NOTHING_BESIDE = Beside()
+
+
 def stages_in_tiles(card: ModelCard, stages: Sequence[Stage]) -> tuple[Stage, ...]:
     """The stages as they may be tiled.
 
@@ -67,32 +89,23 @@ def plan_run(
     card: ModelCard,
     stages: Sequence[Stage],
     memory: float,
-    result: int = 0,
-    kept: KeptRows = NOTHING_KEPT,
-    making: float = 0.0,
-    copied: int = 0,
+    beside: Beside = NOTHING_BESIDE,
 ) -> Plan:
     """Plan one image of `size` (height, width) within `memory` bytes: whole where that suffices, else in tiles.
 
     Each stage has tiles of its own shape, chosen together: the least work whose memory is in the budget. Memory is that
-    of every stage's largest run, as backends keep what they once took, of the rows between them, and of the result. A
-    stage with a `tile` is run in tiles of at most that, which are faster, whatever the memory.
-
-    Args:
-        result: bytes of what is given back, where that is more than labels.
-        kept: by the image's reader.
-        making: bytes of each pixel that results are made in, some rows at a time.
-        copied: bytes of copies of the image that are made where it is run whole.
+    of every stage's largest run, as backends keep what they once took, of the rows between them, and of what is
+    `beside`. A stage with a `tile` is run in tiles of at most that, which are faster, whatever the memory.
 
     Raises:
         OverBudgetError: not even the smallest tiles fit, or the network cannot be tiled.
     """
-    check_result(size, result, memory)
+    check_result(size, beside.result, memory)
     plan = plan_unbounded(size, card, tuple(stages))
-    beside = result if plan.grids else result + copied
-    if plan.bytes + beside + made_at_once(math.prod(size), making) > memory:
-        return _cheapest_within(size, card, stages, memory, result, kept, making, copied=copied)
-    return replace(plan, bytes=plan.bytes + beside, result=result) if beside else plan
+    taken = plan.bytes + beside.result + (0 if plan.grids else beside.copied)
+    if taken + beside.made_at_once(math.prod(size)) > memory:
+        return _cheapest_within(size, card, stages, memory, beside)
+    return plan if taken == plan.bytes else replace(plan, bytes=taken, result=beside.result)
 
 
 @lru_cache(maxsize=1024)
@@ -109,25 +122,21 @@ def _cheapest_within(
     card: ModelCard,
     stages: Sequence[Stage],
     memory: float,
-    result: int = 0,
-    kept: KeptRows = NOTHING_KEPT,
-    making: float = 0.0,
+    beside: Beside = NOTHING_BESIDE,
     arena: float | None = None,
     seen: tuple[int, int] | None = None,
-    copied: int = 0,
 ) -> Plan:
     """The plan of the least work in tiles that take at most `memory` bytes. Raises OverBudgetError.
 
     Args:
         arena: bytes of it for the runs of all stages, one after the other; None: each stage has what its own take.
         seen: (height, width) that the network looks at; None: those of the padded image.
-        copied: as of plan_run, for what is said.
     """
     padded, stages = seen or padded_size(*size, card), stages_in_tiles(card, stages)
-    needed = _whole(padded, stages) + result + copied + float(made_at_once(math.prod(size), making))
-    cost, taken, grids = _worth_a_look(padded, card, stages, result, kept, making, arena)
+    cost, taken, grids = _worth_a_look(padded, card, stages, beside, arena)
     fitting = np.flatnonzero(taken <= memory)
     if not len(fitting):
+        needed = _whole(padded, stages) + beside.result + beside.copied + beside.made_at_once(math.prod(size))
         need = (
             f"an image of {size[0]}×{size[1]} pixels needs about {_gb(needed)}, over the memory budget of {_gb(memory)}"
         )
@@ -144,7 +153,7 @@ def _cheapest_within(
         )
     chosen = fitting[np.argmin(cost[fitting])]
     overhead = _overhead(stages, grids[chosen])
-    return Plan(size, padded, int(taken[chosen]), grids=grids[chosen], overhead=overhead, result=result)
+    return Plan(size, padded, int(taken[chosen]), grids=grids[chosen], overhead=overhead, result=beside.result)
 
 
 @lru_cache(maxsize=4)  # as builders ask for several budgets, one after the other
@@ -152,21 +161,18 @@ def _worth_a_look(
     padded: tuple[int, int],
     card: ModelCard,
     stages: tuple[Stage, ...],
-    result: int,
-    kept: KeptRows,
-    making: float,
+    beside: Beside,
     arena: float | None,
 ) -> tuple[Numbers, Numbers, list[tuple[Grid, ...]]]:
     """Work, bytes and grids of the tiles that no others beat in both; infinite bytes where there are none."""
-    cost, taken = np.zeros(1), np.full(1, float(result) + (arena or 0))
+    cost, taken = np.zeros(1), np.full(1, float(beside.result) + (arena or 0))
     grids: list[tuple[Grid, ...]] = [()]
     pixel: float = card.channels * np.dtype(card.dtype).itemsize
     last = len(stages) - 1
     for index, stage in enumerate(stages):
-        rows = kept if index == 0 else KeptRows(padded[1] * pixel)
-        more, further, options = tile_options(
-            stage, padded, card, pixel, rows, making if index == last else None, arena
-        )
+        kept = beside.kept if index == 0 else KeptRows(padded[1] * pixel)
+        making = beside.making if index == last else None
+        more, further, options = tile_options(stage, padded, card, pixel, kept, making, arena)
         if not options:
             return cost, np.full(1, math.inf), grids
         cost, taken = np.add.outer(cost, more).ravel(), np.add.outer(taken, further).ravel()
@@ -184,9 +190,7 @@ def plan_fine(
     stages: tuple[Stage, ...],
     memory: float,
     weights: int,
-    result: int = 0,
-    kept: KeptRows = NOTHING_KEPT,
-    making: float = 0.0,
+    beside: Beside = NOTHING_BESIDE,
 ) -> Plan | None:
     """The plan of an image by an engine's stages for tiles alone; None where these do not fit.
 
@@ -200,7 +204,7 @@ def plan_fine(
     for share in ARENA_SHARES:
         arena = (memory - weights) * share
         try:
-            found = _cheapest_within(size, free, stages, memory - weights, result, kept, making, arena)
+            found = _cheapest_within(size, free, stages, memory - weights, beside, arena)
         except OverBudgetError:
             continue
         if best is None or found.overhead < best.overhead:
@@ -213,18 +217,16 @@ def plan_passes(
     card: ModelCard,
     pooled: Pooled,
     memory: float,
-    result: int = 0,
-    kept: KeptRows = NOTHING_KEPT,
-    making: float = 0.0,
+    beside: Beside = NOTHING_BESIDE,
 ) -> Plan:
     """Plan one image of a network that pools over the whole image: passes for its pooled values, then its scores.
 
     Each is run in tiles of its own, and gives its memory back before the next. Arguments and errors as of plan_run.
     """
-    check_result(size, result, memory)
+    check_result(size, beside.result, memory)
     free = pooled.card(replace(card, whole=""))
     seen = pooled.padded(size, padded_size(*size, card))
-    plans = [_cheapest_within(size, free, chain, memory, result, kept, making, seen=seen) for chain in pooled.chains]
+    plans = [_cheapest_within(size, free, chain, memory, beside, seen=seen) for chain in pooled.chains]
     works = [sum(stage.cost for stage in chain) for chain in pooled.chains]
     overhead = sum(work * plan.overhead for work, plan in zip(works, plans, strict=True)) / works[-1]
     *passes, last = plans
@@ -241,11 +243,8 @@ def plan_engine(
     stages: tuple[Stage, ...],
     manifest: Manifest | None,
     memory: float,
-    result: int = 0,
-    kept: KeptRows = NOTHING_KEPT,
-    making: float = 0.0,
+    beside: Beside = NOTHING_BESIDE,
     fine: bool = True,
-    copied: int = 0,
 ) -> Plan:
     """Plan one image by the stages of whole images where that is no more work, else by those for tiles, or in passes.
 
@@ -258,7 +257,7 @@ def plan_engine(
     """
     plan, over = None, ""
     try:
-        plan = plan_run(size, card, stages, memory, result, kept, making, copied)
+        plan = plan_run(size, card, stages, memory, beside)
     except OverBudgetError as error:
         if manifest is None:
             raise
@@ -268,14 +267,14 @@ def plan_engine(
     much = plan is None or plan.overhead > WORK_WORTH_A_PLAN
     if fine and not whole and much and manifest is not None and manifest.fine:
         weights = sum(manifest.members[stage.file]["bytes"] for stage in manifest.stages)
-        other = plan_fine(size, card, manifest.fine, memory, WEIGHTS_OPENED * weights, result, kept, making)
+        other = plan_fine(size, card, manifest.fine, memory, WEIGHTS_OPENED * weights, beside)
         if other is not None and (plan is None or other.overhead < plan.overhead):
             return other
     if plan is not None:
         return plan
     if manifest is None or manifest.pooled is None:
         raise OverBudgetError(over)
-    return plan_passes(size, card, manifest.pooled, memory, result, kept, making)
+    return plan_passes(size, card, manifest.pooled, memory, beside)
 
 
 def plan_bands(
@@ -285,8 +284,7 @@ def plan_bands(
     manifest: Manifest | None,
     memory: float,
     most: float,
-    kept: KeptRows = NOTHING_KEPT,
-    making: float = 0.0,
+    beside: Beside = NOTHING_BESIDE,
     fine: bool = True,
 ) -> Plan:
     """Plan one image that is read by regions, within `memory` and, but for rows that its reader keeps, within `most`.
@@ -294,15 +292,15 @@ def plan_bands(
     Where there is room for these beside, the tiles are those of an image of which none are kept. Other arguments and
     errors as of plan_engine.
     """
-    plain = kept.without_rows
+    kept, plain = beside.kept, beside.kept.without_rows
     if plain != kept and memory > most:
-        plan = plan_engine(size, card, stages, manifest, most, 0, plain, making, fine)
+        plan = plan_engine(size, card, stages, manifest, most, replace(beside, kept=plain), fine)
         firsts = [grids[0] for grids in (*plan.passes, plan.grids) if grids]
         sides = [np.array(grid.largest, float) for grid in firsts]
-        beside = max((float(kept.rows_taken(rows, plan.padded[0])) for rows, _ in sides), default=0.0)
-        if plan.bytes + beside <= memory:
-            return replace(plan, bytes=plan.bytes + int(beside))
-    return plan_engine(size, card, stages, manifest, min(memory, most), 0, kept, making, fine)
+        rows_kept = max((float(kept.rows_taken(rows, plan.padded[0])) for rows, _ in sides), default=0.0)
+        if plan.bytes + rows_kept <= memory:
+            return replace(plan, bytes=plan.bytes + int(rows_kept))
+    return plan_engine(size, card, stages, manifest, min(memory, most), beside, fine)
 
 
 def check_result(size: tuple[int, int], result: int, memory: float) -> None:
@@ -312,72 +310,6 @@ def check_result(size: tuple[int, int], result: int, memory: float) -> None:
             f"the result of an image of {size[0]}×{size[1]} pixels takes {_gb(result)}, over the memory budget of "
             f"{_gb(memory)}; take it a few rows at a time by bands(), or raise the budget with memory= (--memory)"
         )
-
-
-def profiles_for(padded: tuple[int, int], profiles: Sequence[Profile]) -> list[int]:
-    """Indices of the TensorRT profiles that hold a padded size, the one with the nearest OPT first."""
-
-    def distance(index: int) -> float:
-        height, width = profiles[index].opt
-        return abs(math.log(padded[0] * padded[1] / (height * width)))
-
-    return sorted((index for index, profile in enumerate(profiles) if profile.holds(padded)), key=distance)
-
-
-def plan_on_gpu(
-    size: tuple[int, int], card: ModelCard, stage: Stage, profiles: Sequence[Profile], source: str, result: int = 0
-) -> Plan:
-    """Plan one image of `size` (height, width) for a TensorRT plan: by a profile that holds it, or in tiles that do.
-
-    Of the GPU's own memory the backend takes what a size needs.
-
-    Args:
-        source: names the engine in errors.
-        result: bytes of what is given back, where that is more than labels.
-
-    Raises:
-        OverBudgetError: no profile holds it, and it cannot be tiled.
-    """
-    padded = padded_size(*size, card)
-    if fitting := profiles_for(padded, profiles):
-        return Plan(size, padded, result, fitting[0], result=result)
-    if (plan := plan_profile(size, card, stage, profiles)) is not None:
-        return replace(plan, bytes=result, result=result)
-    raise outside_profiles(padded, profiles, source)
-
-
-def outside_profiles(padded: tuple[int, int], profiles: Sequence[Profile], source: str) -> OverBudgetError:
-    """The error of a padded size that no profile of an engine holds."""
-    ranges = ", ".join("{}×{} to {}×{}".format(*profile.min, *profile.max) for profile in profiles)
-    return OverBudgetError(
-        f"an image of {padded[0]}×{padded[1]} (padded) is outside every profile of {source} ({ranges}); "
-        "build it with --sizes that hold it, or label the image in parts"
-    )
-
-
-def plan_profile(size: tuple[int, int], card: ModelCard, stage: Stage, profiles: Sequence[Profile]) -> Plan | None:
-    """Plan an image that no profile of a TensorRT plan holds: the cheapest tiles that are all within one; else None."""
-    padded, (stage,) = padded_size(*size, card), stages_in_tiles(card, (stage,))
-    if stage.halo is None:
-        return None
-    best = None
-    for index, profile in enumerate(profiles):
-        tile = []
-        for axis in (0, 1):
-            low, high = profile.min[axis], profile.max[axis]
-            fitting = [
-                (work, length)
-                for length, work, shortest, longest in lengths_of(padded[axis], stage, axis, card)
-                if low <= shortest and longest <= high
-            ]
-            if fitting:
-                tile.append(min(fitting))
-        if len(tile) == 2 and (best is None or tile[0][0] * tile[1][0] < best[0]):
-            best = tile[0][0] * tile[1][0], index, (tile[0][1], tile[1][1])
-    if best is None:
-        return None
-    grid = grid_of(padded, best[2], stage, card)
-    return Plan(size, padded, 0, best[1], (grid,), grid.overhead)
 
 
 def _whole(padded: tuple[int, int], stages: Sequence[Stage]) -> int:
@@ -392,22 +324,3 @@ def _gb(count: float) -> str:
 def _overhead(stages: Sequence[Stage], grids: Sequence[Grid]) -> float:
     work = sum(stage.cost * grid.overhead for stage, grid in zip(stages, grids, strict=True))
     return work / sum(stage.cost for stage in stages)
-
-
-def available_memory() -> int:
-    """Bytes that can be allocated now without swapping, also inside a container whose limit is set by cgroup v2."""
-    limits = [int(os.sysconf("SC_PHYS_PAGES")) * os.sysconf("SC_PAGE_SIZE")]
-    try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                limits.append(int(line.split()[1]) * 1024)
-        group = Path("/sys/fs/cgroup")
-        limit = (group / "memory.max").read_text().strip()
-        if limit != "max":
-            # What was read from files is counted as used, and given back when it is needed.
-            stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-            used = int((group / "memory.current").read_text()) - int(stat.get("inactive_file", 0))
-            limits.append(int(limit) - used)
-    except (OSError, ValueError):
-        pass  # not Linux, or no cgroup: physical memory is the bound
-    return max(0, min(limits))

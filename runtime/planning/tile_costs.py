@@ -7,7 +7,7 @@ import numpy.typing as npt
 
 from ..engine_format.model_card import ModelCard
 from ..engine_format.stage import Stage
-from ..head.upsampling import PIXELS_AT_A_TIME
+from ..head.argmax import PIXELS_AT_A_TIME
 from .grid import Grid, grid_of, lengths_of
 from .kept_rows import KeptRows
 

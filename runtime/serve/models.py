@@ -15,8 +15,7 @@ import numpy as np
 from ..engine_format.model_card import ModelCard
 from ..errors import DeployError, MisuseError, one_line
 from ..network import Network
-from ..planning.plan import available_memory
-from ..process_memory import give_back_freed, resident
+from ..process_memory import available_memory, give_back_freed, resident
 from ..stream import Stream
 
 log = logging.getLogger(__name__)

@@ -4,7 +4,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..arrays import AnyArray, ImageSource
 from ..backends import Backend
@@ -14,14 +14,16 @@ from ..engine_format.manifest import Manifest
 from ..engine_format.stage import Stage
 from ..errors import DeployError
 from ..head.heads import Heads
-from ..head.upsampling import ScoreWindow
+from ..head.score_window import ScoreWindow
 from ..open_engine import open_fine
 from ..planning.grid import Span
 from ..planning.plan import Plan
 from ..planning.working_memory import STEADY_RUNS
 from ..process_memory import give_back_freed
-from .pooled import PooledTiles
 from .tiles import Band, part_of, ready_windows, score_bands
+
+if TYPE_CHECKING:
+    from .pooled import PooledTiles
 
 
 class TiledScores:
@@ -52,7 +54,9 @@ class TiledScores:
         self._opening = threading.RLock()  # bands that nobody reads on may end, collected, in a thread that has it
         self._pooled: PooledTiles | None = None
         if manifest is not None and manifest.pooled is not None:
-            self._pooled = PooledTiles(manifest.pooled, heads.card, self._member, threads)
+            from . import pooled  # which most networks do not need
+
+            self._pooled = pooled.PooledTiles(manifest.pooled, heads.card, self._member, threads)
 
     def windows(
         self, image: ImageSource, plan: Plan, start: int, reach: int = 0, stop: threading.Event | None = None

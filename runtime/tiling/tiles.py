@@ -10,7 +10,7 @@ import numpy as np
 
 from ..arrays import AnyArray, Floats, ImageSource
 from ..engine_format.stage import Upsampling
-from ..head.upsampling import ScoreWindow, last_cells
+from ..head.score_window import ScoreWindow, last_cells
 from ..planning.grid import Grid, Span, cells_of
 
 T = TypeVar("T")

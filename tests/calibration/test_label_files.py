@@ -1,5 +1,7 @@
 """Label files of every kind hold the classes that were stored, whatever was done to the file since."""
 
+import importlib.util
+
 import numpy as np
 import pytest
 import tifffile
@@ -189,11 +191,17 @@ def test_labels_that_are_stored_turned_are_upright(tmp_path, compression, dtype)
         read_labels(tmp_path / "l.tif")
 
 
-@pytest.mark.parametrize("most", [15, 255, 1000])
+@pytest.mark.parametrize("most", [15, 255, 1000, 65535])
 def test_labels_of_a_pgm_are_what_is_stored(tmp_path, most):
     data = LABELS.astype(">u2" if most > 255 else np.uint8).tobytes()
     (tmp_path / "l.pgm").write_bytes(b"P5 4 3 %d\n" % most + data)
     assert np.array_equal(read_labels(tmp_path / "l.pgm").values, LABELS)
+    if most == 1000:  # of text 8 bits or 16 are read
+        return
+    (tmp_path / "t.pgm").write_text(f"P2 4 3 {most}\n{' '.join(map(str, LABELS.ravel()))}\n")
+    assert np.array_equal(read_labels(tmp_path / "t.pgm").values, LABELS)
+    (tmp_path / "t.pbm").write_text(f"P1 4 3\n{' '.join(map(str, LABELS.ravel() % 2))}\n")
+    assert np.array_equal(read_labels(tmp_path / "t.pbm").values, 1 - LABELS % 2)  # of a PBM 1 is black
 
 
 @pytest.mark.parametrize("order", [(3, 0, 2, 1), (1, 0, 2, 3), (0, 2, 1, 3)])
@@ -224,14 +232,22 @@ def test_the_classes_colours_in_another_order_tell_the_classes(tmp_path, caplog)
         assert np.array_equal(read_labels(path, COLORS).values, LABELS)
         assert not np.array_equal(read_labels(path).values, LABELS)  # without colours nothing tells
     assert caplog.text.count("palette in another order") == 1  # a line for a folder
+    padded = [(0, 0, 0)] * 252  # a GIF's palette has entries by powers of two, and a TIFF's as many as its indices
+    path = png(tmp_path / "padded.png", LABELS, [COLORS[index] for index in (3, 2, 1, 0)] + padded)
+    assert np.array_equal(read_labels(path, COLORS).values, 3 - LABELS)
+    for name, options in (("l.gif", {}), ("l.tif", {"compression": "tiff_lzw"})):
+        Image.fromarray(np.uint8(COLORS)[LABELS]).quantize(4).save(tmp_path / name, **options)
+        assert np.array_equal(read_labels(tmp_path / name, COLORS).values, LABELS)
+    unset = [COLORS[0], COLORS[1], COLORS[0], COLORS[0], *padded]  # as of a mask of two classes
+    assert np.array_equal(read_labels(png(tmp_path / "unset.png", LABELS, unset), COLORS).values, LABELS)
     only = np.full((2, 2), 3, np.uint8)
     assert np.array_equal(read_labels(png(tmp_path / "one.png", only * 0, [COLORS[3]]), COLORS).values, only)
 
 
 def test_a_palette_in_class_order_or_of_other_colours_leaves_the_indices(tmp_path):
     others = [(9, 9, 8), (8, 7, 6), (5, 5, 1), (1, 2, 3)]
-    rest = [COLORS[3], COLORS[1], COLORS[2], COLORS[0]] + [(7, 7, 7)] * 252  # more entries than an optimiser leaves
-    for palette in (COLORS, (*COLORS, (255, 255, 255)), others, rest):
+    some = [COLORS[3], COLORS[1], COLORS[2], (9, 9, 8)] + [(7, 7, 7)] * 252  # one of no class, as no optimiser leaves
+    for palette in (COLORS, (*COLORS, (255, 255, 255)), others, some):
         assert np.array_equal(read_labels(png(tmp_path / "l.png", LABELS, palette), COLORS).values, LABELS)
     chance = [(0, 0, 0), (0, 128, 0), (0, 0, 128), (1, 2, 3)]  # one of them is another class's in colours nobody chose
     assert np.array_equal(read_labels(png(tmp_path / "l.png", LABELS, chance), voc_palette(4)).values, LABELS)
@@ -286,3 +302,81 @@ def test_labels_with_alpha_and_of_32_bits_are_read_as_rasterio_wrote_them(tmp_pa
     wide[:, :3] = 2**32 - 1
     tifffile.imwrite(tmp_path / "wide.tif", wide, extratags=[(42113, "s", 0, str(2**32 - 1), True)])
     np.testing.assert_array_equal(read_labels(tmp_path / "wide.tif").missing, alpha == 0)
+
+
+@pytest.mark.parametrize("options", [{}, {"compress": "DEFLATE"}, {"tiled": True, "blockxsize": 16, "blockysize": 16}])
+@pytest.mark.parametrize("dtype, nodata", [("uint8", 255), ("int16", -1), ("uint8", None)])
+def test_strips_and_tiles_that_a_label_file_leaves_out_hold_no_data(tmp_path, options, dtype, nodata):
+    rasterio = needs("rasterio")
+    common = {"driver": "GTiff", "height": 40, "width": 48, "count": 1, "SPARSE_OK": True, "blockysize": 16}
+    with rasterio.open(tmp_path / "l.tif", "w", dtype=dtype, nodata=nodata, **(common | options)) as file:
+        file.write(np.full((16, 48), 3, dtype), 1, window=((0, 16), (0, 48)))
+    expected = np.full((40, 48), 0 if nodata is None else nodata)  # as rasterio reads it
+    expected[:16] = 3
+    stored = read_labels(tmp_path / "l.tif")
+    np.testing.assert_array_equal(stored.values, expected)
+    assert stored.nodata == nodata
+
+
+@pytest.mark.parametrize("compress", ["LERC", "LERC_ZSTD"])
+def test_nan_of_labels_in_lerc_is_no_class(tmp_path, compress):
+    rasterio, _ = needs("rasterio"), needs("imagecodecs")
+    values = np.tile(LABELS, (8, 8)).astype(np.float32)
+    values[2:5, 3:9] = np.nan
+    options = {"driver": "GTiff", "height": 24, "width": 32, "count": 1, "dtype": "float32", "nodata": np.nan}
+    with rasterio.open(tmp_path / "l.tif", "w", compress=compress, **options) as file:
+        file.write(values, 1)
+    stored = read_labels(tmp_path / "l.tif")
+    np.testing.assert_array_equal(stored.missing, np.isnan(values))
+    assert np.array_equal(stored.values[~stored.missing], values[~np.isnan(values)])
+
+
+def test_no_data_of_float16_is_what_the_type_has_of_it(tmp_path):
+    values = LABELS.astype(np.float16)
+    values[0] = -9999
+    tifffile.imwrite(tmp_path / "l.tif", values, extratags=[(42113, "s", 0, "-9999", True)])
+    stored = read_labels(tmp_path / "l.tif")
+    assert stored.nodata == -10000 and np.array_equal(stored.values == stored.nodata, values < 0)
+
+
+@pytest.mark.parametrize("kind", ["grey", "grey of 16 bits", "palette", "palette in another order"])
+def test_what_a_png_calls_transparent_is_no_data_as_gdal_has_it(tmp_path, kind):
+    path, order = tmp_path / "l.png", (3, 0, 2, 1)
+    palette, values = "palette" in kind, LABELS
+    if kind.endswith("order"):
+        values = np.argsort(order)[LABELS].astype(np.uint8)
+    picture = Image.fromarray(values.astype(np.uint16 if "16" in kind else np.uint8))
+    if palette:
+        picture.putpalette(
+            np.uint8([COLORS[index] for index in (order if kind.endswith("order") else range(4))]).tobytes()
+        )
+    picture.save(path, transparency=bytes([255, 128, 0, 255]) if palette else 2)
+    stored = read_labels(path, COLORS)
+    np.testing.assert_array_equal(stored.values, LABELS)
+    hidden = stored.nodata == LABELS if stored.missing is None else stored.missing
+    np.testing.assert_array_equal(hidden, LABELS == 2)
+    Image.fromarray(LABELS > 1).save(tmp_path / "bit.png", transparency=255)
+    assert read_labels(tmp_path / "bit.png").nodata == 1
+    if importlib.util.find_spec("rasterio"):
+        with needs("rasterio").open(path) as file:
+            np.testing.assert_array_equal(file.dataset_mask() == 0, hidden)
+
+
+@pytest.mark.parametrize("compress", ["LZW", "ZSTD"])  # by Pillow, and by tifffile
+@pytest.mark.parametrize("beside", [False, True])
+def test_no_data_of_a_palette_in_another_order_is_of_its_indices(tmp_path, compress, beside):
+    rasterio, _ = needs("rasterio"), needs("imagecodecs")
+    order = (3, 0, 2, 1)
+    options = {"driver": "GTiff", "height": 3, "width": 4, "count": 1, "dtype": "uint8", "photometric": "palette"}
+    path = tmp_path / "l.tif"
+    with rasterio.open(path, "w", compress=compress, nodata=None if beside else 0, **options) as file:
+        file.write(np.argsort(order)[LABELS].astype(np.uint8), 1)
+        file.write_colormap(1, {index: (*COLORS[place], 255) for index, place in enumerate(order)})
+    if beside:
+        told = '<PAMRasterBand band="1"><NoDataValue>0</NoDataValue></PAMRasterBand>'
+        (tmp_path / "l.tif.aux.xml").write_text(f"<PAMDataset>{told}</PAMDataset>")
+    stored = read_labels(path, COLORS)
+    np.testing.assert_array_equal(stored.values, LABELS)
+    np.testing.assert_array_equal(stored.missing, LABELS == 3)  # which has the index 0
+    assert stored.nodata is None
+    np.testing.assert_array_equal(read_labels(path, shown=True).values, np.uint8(COLORS)[LABELS])

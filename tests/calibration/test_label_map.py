@@ -390,29 +390,39 @@ def test_void_of_a_card_is_the_value_after_its_classes(tmp_path):
         PLAIN.read(path)
 
 
-@pytest.mark.parametrize("kind", ["tag", "alpha", "palette of an RGBA", "grey and alpha"])
+@pytest.mark.parametrize(
+    "kind", ["tag", "tag of colours", "alpha", "palette of an RGBA", "palette", "grey and alpha", "transparent grey"]
+)
 def test_a_class_that_is_hidden_by_its_file_is_told(tmp_path, caplog, kind):
     stored = np.array([[0, 1, 2, 0]], np.uint8)
     colors, masks, path = np.array([(0, 0, 0), (255, 0, 0), (0, 255, 0)], np.uint8), MaskOptions(), tmp_path / "l.png"
     (tmp_path / "colours").write_text("land 0 0 0\nroad 255 0 0\nwater 0 255 0\n")
     if kind == "tag":
         path = save(tmp_path / "l.tif", stored, extratags=[(42113, "s", 0, "0", True)])
+    elif kind == "tag of colours":
+        path = save(tmp_path / "l.tif", colors[stored], extratags=[(42113, "s", 0, "0", True)], photometric="rgb")
+    elif kind == "transparent grey":
+        Image.fromarray(stored).save(path, transparency=0)
     elif kind == "grey and alpha":
         Image.fromarray(np.dstack([stored, np.uint8(255) * (stored > 0)])).save(path)
     else:
-        masks = MaskOptions(colors=tmp_path / "colours")
+        masks = masks if kind == "palette" else MaskOptions(colors=tmp_path / "colours")
         picture = Image.fromarray(np.dstack([colors[stored], np.uint8(255) * (stored > 0)]))
         if kind != "alpha":
             picture = Image.fromarray(stored)
             picture.putpalette(colors.tobytes())
             picture.info["transparency"] = 0
         picture.save(path)
-    read = label_map_of(NAMES, COLORS, masks).read(path)
+    classes = label_map_of(NAMES, [tuple(map(int, color)) for color in colors], masks)
+    read = classes.read(path)
     assert read.labels.tolist() == [[255, 1, 2, 255]]
     assert len(caplog.messages) == 1 and "'land'" in caplog.text and len(caplog.messages[0]) < 300
     caplog.clear()
     named = label_map_of(NAMES, COLORS, MaskOptions("0=land,1=road,2=water"))
-    if kind == "tag":
+    if kind in ("tag", "palette", "transparent grey"):
+        assert named.read(path).labels.tolist() == [[0, 1, 2, 0]] and not caplog.messages
+    elif kind == "tag of colours":
+        named = label_map_of(NAMES, COLORS, MaskOptions(colors=tmp_path / "colours"))
         assert named.read(path).labels.tolist() == [[0, 1, 2, 0]] and not caplog.messages
 
 

@@ -403,6 +403,9 @@ def test_sizes_that_an_exporter_bakes_in_are_freed_where_pytorch_agrees(tmp_path
     np.testing.assert_allclose(logits, expected, atol=1e-4)
 
 
+WHOLE = 3
+
+
 def often_padded(side):
     """As by each block of a network of windows; each reads the side before it twice."""
     for _ in range(24):
@@ -422,8 +425,12 @@ def often_padded(side):
             math.floor(0.7 * width) + 1,
         ),  # 0.29 · 100 is 28.999…
         lambda height, width: (max(height, 8), round(width / 3) + torch.zeros(1, dtype=float).ndim),
+        lambda height, width: (
+            int(height / 2) if type(WHOLE) is int and type(WHOLE / 2) in (int, float) else 7,
+            int(width) if issubclass(bool, int) and isinstance(int, type) and int.__name__ == "int" else 7,
+        ),
     ],
-    ids=["int", "round", "math", "float", "in-double", "float-is-a-dtype"],
+    ids=["int", "round", "math", "float", "in-double", "float-is-a-dtype", "types"],
 )
 def test_numbers_that_python_makes_of_sizes_stay_functions_of_them(tmp_path, size_of):
     torch.manual_seed(0)

@@ -14,8 +14,8 @@ from fcn_deploy.export.build.config import BuildConfig, TensorRTOptions
 from fcn_deploy.export.build.core import core_of
 from fcn_deploy.export.build.engine import build_engine
 from fcn_deploy.export.build.parity import decided
-from fcn_deploy.export.build.profiles import default_profiles
-from fcn_deploy.export.build.targets.tensorrt_plan import build_plan
+from fcn_deploy.export.build.targets.tensorrt.plan import build_plan
+from fcn_deploy.export.build.targets.tensorrt.profiles import default_profiles
 from fcn_deploy.export.from_torch import every_size
 from fcn_deploy.export.from_torch import network as traced
 from fcn_deploy.export.graph.edit import metadata, opset

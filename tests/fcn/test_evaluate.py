@@ -65,6 +65,9 @@ def test_models_are_evaluated_on_the_same_images(exports, data, tmp_path):
     assert page.read_text() == html
     shown = command("eval-fcn", *names[1:], "--data", data, "--count", "3", "--image-scales", "2").stdout
     assert "narrow.onnx" in shown and "class 4" in shown and "2×" in shown and "(means are over the 4 classes" in shown
+    assert max(map(len, shown.splitlines())) <= 110  # headers and what runs a model in lines, not 170 columns
+    (line,) = [line for line in shown.splitlines() if line.startswith("narrow.engine")]
+    assert line.count("0.") >= 4, "the numbers of a model are in one line"
 
 
 def test_what_is_measured_is_what_evaluate_counts(exports, data):

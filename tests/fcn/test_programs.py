@@ -117,7 +117,7 @@ def test_autocast_does_nothing_and_is_said():
     with torch.inference_mode():
         assert torch.equal(made(IMAGE), small()(IMAGE))
         assert not torch.equal(built(Halved)(IMAGE), small()(IMAGE))  # outside it is as it was
-    assert notes == ["it computes in part in half precision, by autocast; it is exported in float32"]
+    assert notes == ["it computes in part in half precision, by autocast or casts; it is exported in float32"]
 
 
 def in_training_for_int8():

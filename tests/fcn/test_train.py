@@ -98,9 +98,9 @@ class KilledError(Exception):
     """Stands for a run that is killed after an epoch."""
 
 
-def run(out, epochs=3, resume=False, stop_after=None, seed=0, recipe=None):
+def run(out, epochs=3, resume=False, stop_after=None, seed=0, recipe=None, judged=3, **card):
     """Train a narrow network on a few small canvases."""
-    checkpoint = checkpoint_of(random_network(seed, classes=11, backbone="mobilenet-v2", width=0.125))
+    checkpoint = checkpoint_of(random_network(seed, classes=11, backbone="mobilenet-v2", width=0.125), **card)
     sizes = ((64, 96), (97, 61), (40, 40))
 
     def on_epoch(record):
@@ -108,8 +108,8 @@ def run(out, epochs=3, resume=False, stop_after=None, seed=0, recipe=None):
             raise KilledError
 
     recipe = recipe or Recipe(epochs=epochs, batch=4, crop=(64, 64), flip=False)
-    return train(checkpoint, Digits("train", count=10, sizes=sizes), Digits("val", count=3, sizes=sizes), recipe, out,
-                 resume=resume, on_epoch=on_epoch)  # fmt: skip
+    data, validation = Digits("train", count=10, sizes=sizes), Digits("val", count=judged, sizes=sizes)
+    return train(checkpoint, data, validation, recipe, out, resume=resume, on_epoch=on_epoch)
 
 
 EVERYTHING = Recipe(
@@ -292,6 +292,10 @@ def test_resuming_needs_something_to_resume_and_the_same_recipe(tmp_path):
         run(tmp_path / "x.safetensors", stop_after=1)
     with pytest.raises(MisuseError, match="another recipe: its epochs differ"):
         run(tmp_path / "x.safetensors", epochs=9, resume=True)
+    with pytest.raises(MisuseError, match="another meaning of images and classes: its mean differ"):
+        run(tmp_path / "x.safetensors", resume=True, mean=(1.0, 2.0, 3.0))
+    with pytest.raises(MisuseError, match="another set of images"):
+        run(tmp_path / "x.safetensors", resume=True, judged=4)
     (tmp_path / "x.safetensors.state").write_bytes(b"junk")
     with pytest.raises(DeployError, match="damaged"):
         run(tmp_path / "x.safetensors", resume=True)

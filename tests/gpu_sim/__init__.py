@@ -3,7 +3,7 @@
     import gpu_sim
 
     gpu_sim.install()  # before pycuda is imported
-    gpu_sim.load_kernels("runtime/backends/kernels.cu")
+    gpu_sim.load_kernels("runtime/backends/tensorrt/kernels.cu")
     with gpu_sim.tensorrt():  # `import tensorrt_rtx` gives the stand-in
         ...
     assert gpu_sim.misuse() == []

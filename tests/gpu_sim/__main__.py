@@ -1,6 +1,6 @@
 """`PYTHONPATH=tests python -m gpu_sim runtime.infer ARGS…`: run a module as __main__ on the simulated GPU.
 
-Plans are found where FCN_GPU_SIM_PLANS says, kernels in runtime/backends/*.cu. Misuse fails the run.
+Plans are found where FCN_GPU_SIM_PLANS says, kernels in runtime/backends/tensorrt/*.cu. Misuse fails the run.
 """
 
 import runpy
@@ -16,7 +16,7 @@ def main() -> None:
     if len(sys.argv) < 2:
         sys.exit("usage: python -m gpu_sim MODULE ARGS...")
     gpu_sim.install()
-    if sources := sorted((ROOT / "runtime" / "backends").glob("*.cu")):
+    if sources := sorted((ROOT / "runtime" / "backends" / "tensorrt").glob("*.cu")):
         gpu_sim.load_kernels(*sources)
     sys.argv = sys.argv[1:]
     try:

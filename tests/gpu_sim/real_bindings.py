@@ -56,8 +56,8 @@ def main() -> None:
 
 def build(module: types.ModuleType, model: Path) -> dict[str, object]:
     from fcn_deploy.export.build.config import TensorRTOptions
-    from fcn_deploy.export.build.profiles import PlannedProfile
-    from fcn_deploy.export.build.targets.tensorrt_process import build_here
+    from fcn_deploy.export.build.targets.tensorrt.process import build_here
+    from fcn_deploy.export.build.targets.tensorrt.profiles import PlannedProfile
 
     profiles = [PlannedProfile((64, 96), (96, 96), (128, 128))]
     built = build_here(module, model, TensorRTOptions(), profiles, ("sm89",))

@@ -39,9 +39,10 @@ def stand_ins(folder: Path, libraries: tuple[str, ...] = LIBRARIES) -> Iterator[
         libraries: those that are here.
     """
     from fcn_deploy.export.build import engine
-    from fcn_deploy.export.build.targets import tensorrt
+    from fcn_deploy.export.build.targets.tensorrt import builder as tensorrt
 
-    from benchmarks import silicon_build, silicon_engine
+    from benchmarks.silicon import build as silicon_build
+    from benchmarks.silicon import engine as silicon_engine
 
     plans, programs = folder / "plans", folder / "programs"
     plans.mkdir()
@@ -95,8 +96,9 @@ def _run_by_onnxruntime(core: onnx.ModelProto) -> bytes:
 
 def main() -> int:
     gpu_sim.install()
-    gpu_sim.load_kernels(*(ROOT / "runtime" / "backends").glob("*.cu"))
-    from benchmarks import silicon, silicon_build
+    gpu_sim.load_kernels(*(ROOT / "runtime" / "backends" / "tensorrt").glob("*.cu"))
+    from benchmarks.silicon import __main__ as silicon
+    from benchmarks.silicon import build as silicon_build
 
     with tempfile.TemporaryDirectory() as folder, stand_ins(Path(folder)), ExitStack() as stack:
         for name, value in SMALL.items():

@@ -21,9 +21,11 @@ from gpu_sim import build, signatures
 
 # Where TensorRT is called.
 SOURCES = (
-    "runtime/backends/device_network.py", "runtime/backends/device.py", "export/build/targets/tensorrt_process.py",
-    "export/build/targets/timing_cache.py",
-)  # fmt: skip
+    "runtime/backends/tensorrt/device_network.py",
+    "runtime/backends/tensorrt/device.py",
+    "export/build/targets/tensorrt/process.py",
+    "export/build/targets/tensorrt/timing_cache.py",
+)
 # Called where a library has it, and only there.
 RTX_ALONE = {
     "create_runtime_config", "create_runtime_cache", "set_runtime_cache", "deserialize", "num_compute_capabilities",

@@ -5,7 +5,7 @@ from functools import cache
 import numpy as np
 import pytest
 from fcn_deploy.runtime.backends import KERNELS_PTX
-from fcn_deploy.runtime.backends.places import places
+from fcn_deploy.runtime.backends.tensorrt.places import places
 from fcn_deploy.runtime.engine_format.stage import COORDINATES, ROUNDINGS, Upsampling
 from fcn_deploy.runtime.head.upsampling import labels_from_scores
 from fcn_deploy.runtime.pixels.prepare import prepare
@@ -21,7 +21,7 @@ BLOCK = (32, 8, 1)
 
 @cache
 def compiled():
-    from fcn_deploy.export.build.targets.kernels import compile_kernels
+    from fcn_deploy.export.build.targets.tensorrt.kernels import compile_kernels
 
     return compile_kernels([])[KERNELS_PTX]
 

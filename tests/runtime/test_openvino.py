@@ -219,10 +219,28 @@ def test_without_openvino_the_backend_is_one_line(without_openvino):
         backend.OpenVinoSession(b"")
 
 
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """Of three convolutions: its ONNX, and photographs of eight sizes beside it."""
+    import torch
+    from fcn_deploy.export.from_torch import export_module
+    from torch import nn
+
+    torch.manual_seed(2)
+    model = nn.Sequential(
+        nn.Conv2d(3, 16, 3, 2, 1), nn.ReLU(), nn.Conv2d(16, 16, 3, 2, 1), nn.ReLU(), nn.Conv2d(16, 4, 1),
+        nn.Upsample(scale_factor=4, mode="bilinear"),
+    ).eval()  # fmt: skip
+    folder = tmp_path_factory.mktemp("small")
+    export_module(model, ModelCard(("a", "b", "c", "d"), stride=4, size_multiple=4), folder / "m.onnx")
+    save_photos(folder, [(60 + 9 * index, 130 - 7 * index) for index in range(8)])
+    return folder / "m.onnx"
+
+
 @pytest.mark.slow
-def test_build_engine_without_openvino_is_one_line(exports, tmp_path):
+def test_build_engine_without_openvino_is_one_line(small, tmp_path):
     (tmp_path / "openvino.py").write_text("raise ImportError('none')")
-    words = ["build-engine", exports / "narrow.onnx", "-o", tmp_path / "m.engine", "--sizes", "33x33", "--json"]
+    words = ["build-engine", small, "-o", tmp_path / "m.engine", "--sizes", "33x33", "--json"]
     without = {"PYTHONPATH": str(tmp_path)}
     done = command(*words, "--backend", "openvino", ok=1, env=without)
     assert "openvino is not installed; run: pip install 'fcn-deploy[openvino]'" in one_error(done)
@@ -242,21 +260,9 @@ def test_a_manifest_names_a_backend_this_release_knows(engine):
 
 
 @pytest.mark.slow
-def test_int8_is_judged_and_verified_by_its_own_kernels(tmp_path):
-    import torch
-    from fcn_deploy.export.from_torch import export_module
-    from torch import nn
-
-    torch.manual_seed(2)
-    model = nn.Sequential(
-        nn.Conv2d(3, 16, 3, 2, 1), nn.ReLU(), nn.Conv2d(16, 16, 3, 2, 1), nn.ReLU(), nn.Conv2d(16, 4, 1),
-        nn.Upsample(scale_factor=4, mode="bilinear"),
-    ).eval()  # fmt: skip
-    names = ("a", "b", "c", "d")
-    export_module(model, ModelCard(names, stride=4, size_multiple=4), tmp_path / "m.onnx")
-    save_photos(tmp_path, [(60 + 9 * index, 130 - 7 * index) for index in range(8)])
-    source = import_model(tmp_path / "m.onnx")
-    options = QuantizationOptions(int8=True, calib=str(tmp_path), max_drop=5)
+def test_int8_is_judged_and_verified_by_its_own_kernels(small, tmp_path):
+    source = import_model(small)
+    options = QuantizationOptions(int8=True, calib=str(small.parent), max_drop=5)
     for name in ("onnxruntime", "openvino"):
         report = build_engine(
             source,
@@ -398,14 +404,13 @@ def test_int8_keeps_the_biases_of_maps_whose_sizes_are_read(sizes, integers):
 
 
 @pytest.mark.slow
-def test_int8_that_misses_its_golden_sample_is_not_run_by_it(exports, tmp_path, monkeypatch):
+def test_int8_that_misses_its_golden_sample_is_not_run_by_it(small, tmp_path, monkeypatch):
     """As networks do that INT8 distorts: rounding then differs between libraries by more than verify-engine allows."""
     monkeypatch.setitem(GOLDEN_SAMPLE, "int8", 1e-6)
-    save_photos(tmp_path, [(60 + 9 * index, 130 - 7 * index) for index in range(8)])
-    options = QuantizationOptions(int8=True, calib=str(tmp_path), max_drop=100)
+    options = QuantizationOptions(int8=True, calib=str(small.parent), max_drop=100)
     tuning = TuningOptions(("onnxruntime", "openvino"), seconds=1)
     config = BuildConfig(quantization=options, tuning=tuning, latency_sizes=[(64, 64)])
-    report = build_engine(import_model(exports / "narrow.onnx"), tmp_path / "m.engine", config)
+    report = build_engine(import_model(small), tmp_path / "m.engine", config)
     refused = {(row.backend, row.precision): row.refused for row in report.candidates}
     assert "golden sample" in refused["openvino", "int8"] and report.backend == "onnxruntime"
 

@@ -9,7 +9,8 @@ from fcn_deploy.runtime.engine_format.stage import Stage
 from fcn_deploy.runtime.errors import OverBudgetError
 from fcn_deploy.runtime.planning.grid import Grid
 from fcn_deploy.runtime.planning.kept_rows import KeptRows
-from fcn_deploy.runtime.planning.plan import plan_bands, plan_profile, plan_run
+from fcn_deploy.runtime.planning.plan import Beside, plan_bands, plan_run
+from fcn_deploy.runtime.planning.profiles import plan_profile
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -142,14 +143,14 @@ def test_a_card_that_names_what_sees_the_whole_image_forbids_tiles_unless_a_stag
 
 def test_results_are_in_the_budget():
     stages, whole = (Stage("s", **HALO, bytes_per_pixel=100),), 704 * 928 * 100
-    plan = plan_run((700, 900), CARD, stages, whole + 5000, 5000)
+    plan = plan_run((700, 900), CARD, stages, whole + 5000, Beside(5000))
     assert plan.grids == () and (plan.bytes, plan.result) == (whole + 5000, 5000)
-    plan = plan_run((700, 900), CARD, stages, whole, 5_000_000)
+    plan = plan_run((700, 900), CARD, stages, whole, Beside(5_000_000))
     assert plan.grids and plan.bytes <= whole and plan.result == 5_000_000
     tiles = plan_run((700, 900), CARD, stages, whole - 5_000_000)
     assert tiles.grids == plan.grids and tiles.bytes == plan.bytes - 5_000_000
     with pytest.raises(OverBudgetError, match=r"result of an image of 700×900 pixels takes 5\.00 MB, over the memory "):
-        plan_run((700, 900), CARD, stages, 4_999_999, 5_000_000)
+        plan_run((700, 900), CARD, stages, 4_999_999, Beside(5_000_000))
 
 
 def test_an_image_that_fits_is_run_whole():
@@ -176,7 +177,7 @@ def test_what_the_reader_keeps_and_reads_ahead_and_what_results_are_made_in_is_i
     plain = plan_run((640, 960), CARD, (stage,), budget)
     kept = KeptRows(bytes=3000, beside=64, ahead=20)
     for more in ({"kept": kept}, {"making": 40}):
-        plan = plan_run((640, 960), CARD, (stage,), budget, **more)
+        plan = plan_run((640, 960), CARD, (stage,), budget, Beside(**more))
         assert plan.bytes <= budget and plan.overhead > plain.overhead
         (grid,) = plan.grids
         rows, columns = (max(s.outer_stop - s.outer_start for s in grid.spans(axis)) for axis in (0, 1))
@@ -191,14 +192,14 @@ def test_what_the_reader_keeps_and_reads_ahead_and_what_results_are_made_in_is_i
 def test_what_a_reader_keeps_costs_no_tiles_where_there_is_room_for_it_beside():
     stages, most = (Stage("s", **HALO, bytes_per_pixel=100),), 1.82e7
     kept = KeptRows(bytes=3000, beside=64, ahead=20)
-    free = plan_bands((640, 960), CARD, stages, None, 1e9, most, kept.without_rows)
-    roomy = plan_bands((640, 960), CARD, stages, None, 1e9, most, kept)
+    free = plan_bands((640, 960), CARD, stages, None, 1e9, most, Beside(kept=kept.without_rows))
+    roomy = plan_bands((640, 960), CARD, stages, None, 1e9, most, Beside(kept=kept))
     rows, _ = roomy.grids[0].largest
     assert roomy.grids == free.grids and roomy.bytes == free.bytes + min(rows + 64, 640) * 3000
     for memory in (roomy.bytes - 1, most):
-        tight = plan_bands((640, 960), CARD, stages, None, memory, most, kept)
+        tight = plan_bands((640, 960), CARD, stages, None, memory, most, Beside(kept=kept))
         assert tight.grids != free.grids and tight.bytes <= most
-    assert plan_bands((640, 960), CARD, stages, None, roomy.bytes, most, kept) == roomy
+    assert plan_bands((640, 960), CARD, stages, None, roomy.bytes, most, Beside(kept=kept)) == roomy
 
 
 def test_what_cannot_be_tiled_says_why():
@@ -206,7 +207,7 @@ def test_what_cannot_be_tiled_says_why():
         plan_run((700, 900), CARD, (Stage("s", whole="GlobalAveragePool", bytes_per_pixel=100),), 1000)
     stages = (Stage("s", whole="GlobalAveragePool", bytes_per_pixel=100),)
     with pytest.raises(OverBudgetError, match=r"needs about 11\.14 MB, over the memory budget of 11\.00 MB"):
-        plan_run((300, 300), CARD, stages, 11_000_000, making=10)
+        plan_run((300, 300), CARD, stages, 11_000_000, Beside(making=10))
     with pytest.raises(OverBudgetError, match=r"in the smallest tiles it takes 3.69 MB; raise it"):
         plan_run((700, 900), CARD, (Stage("s", **HALO, bytes_per_pixel=100),), 1000)
 

@@ -13,7 +13,8 @@ from fcn_deploy.runtime.images.numbers import ReadOptions
 from fcn_deploy.runtime.images.read import read_image
 from fcn_deploy.runtime.images.regions import by_regions, open_regions
 from fcn_deploy.runtime.images.tiff_chunks import Chunks
-from fcn_deploy.runtime.labelling.regions import _Partial, label_regions
+from fcn_deploy.runtime.labelling.partial_result import PartialResult
+from fcn_deploy.runtime.labelling.regions import label_regions
 from helpers import photo
 from PIL import Image
 
@@ -184,7 +185,7 @@ def test_labels_are_the_whole_images_and_keep_its_georeference(exports, net, lar
 @pytest.mark.parametrize("classes, nodata", [(255, "255"), (256, None), (257, "65535")])
 def test_no_class_is_said_to_be_no_data(tmp_path, classes, nodata):
     card = ModelCard(tuple(map(str, range(classes))))
-    part = _Partial.of("labels", tmp_path / "out.tif", card, 4)
+    part = PartialResult.of("labels", tmp_path / "out.tif", card, 4)
     part.path.write_bytes(np.zeros((3, 4), card.label_dtype).tobytes())
     part.write(3, 4, card, [(34735, "H", 4, (1, 1, 0, 0))])
     with tifffile.TiffFile(part.out) as file:
@@ -261,7 +262,7 @@ def test_a_full_disk_is_one_line_and_keeps_the_rows(net, large, tmp_path, monkey
         with pytest.raises(DeployError, match=r"cannot write .*out.tif: No space.* \d+ of 2400 rows are kept, and the"):
             label_regions(net.network, large, tmp_path / "out.tif")
     assert (tmp_path / "out.tif").read_bytes() == b"what was there"
-    monkeypatch.setattr("fcn_deploy.runtime.labelling.regions.write_maps", _full)
+    monkeypatch.setattr("fcn_deploy.runtime.labelling.partial_result.write_maps", _full)
     with pytest.raises(DeployError, match=r"2400 of 2400 rows are kept"):
         label_regions(net.network, large, tmp_path / "out.tif")
     monkeypatch.undo()

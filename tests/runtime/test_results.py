@@ -311,7 +311,7 @@ def test_engines_on_a_gpu_give_the_same(made, gpu, tmp_path, monkeypatch, name):
     path, engine = made(name)
     source, gpus = import_model(path), tmp_path / "g.engine"
     build_engine(source, gpus, BuildConfig(target="sm89", sizes=parse_sizes("1x1:64x64:160x192")))
-    gpu.load_kernels(ROOT / "runtime" / "backends" / "kernels.cu")
+    gpu.load_kernels(ROOT / "runtime" / "backends" / "tensorrt" / "kernels.cu")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     with EngineFile(gpus) as file:
         (profile,) = file.manifest.gpu.profiles

@@ -9,8 +9,9 @@ from concurrent.futures import ProcessPoolExecutor
 
 import numpy as np
 import pytest
-from fcn_deploy.runtime.planning.plan import available_memory
+from fcn_deploy.runtime.process_memory import available_memory
 from helpers import check_threads, photo
+from PIL import Image
 
 from fcn_deploy import DeployError, MisuseError, ModelCard, Segmenter
 
@@ -196,6 +197,23 @@ print(sorted(heavy & set(sys.modules)))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_one_photograph_loads_nothing_that_it_does_not_need(exports, tmp_path):
+    """Each takes milliseconds of a run of which the network has a few tens."""
+    Image.fromarray(photo(360, 480)).save(tmp_path / "a.jpg")
+    code = f"""
+import contextlib, sys
+from fcn_deploy.runtime.infer import main
+sys.argv = ["label-images", {str(exports / "narrow.engine")!r}, {str(tmp_path / "a.jpg")!r}, "-o", {str(tmp_path)!r}]
+with contextlib.suppress(SystemExit):
+    main()
+ours = ("backends.openvino", "labelling.objects", "labelling.regions", "reuse", "tiling.pooled")
+others = {{"numpy.ma", "typer", "rich", "tifffile", "html", "secrets", "PIL.ImageOps"}}
+print(sorted((others | {{f"fcn_deploy.runtime.{{name}}" for name in ours}}) & set(sys.modules)))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert (tmp_path / "a.png").exists() and done.stdout.splitlines()[-1] == "[]"
 
 
 def test_a_missing_backend_names_what_to_install(exports):

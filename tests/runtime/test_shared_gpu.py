@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fcn_deploy.runtime.backends import device
-from fcn_deploy.runtime.backends.device import cache_path, logger_of, open_library
-from fcn_deploy.runtime.backends.graphs import Graph
+from fcn_deploy.runtime.backends.tensorrt import device
+from fcn_deploy.runtime.backends.tensorrt.cuda_graphs import Graph
+from fcn_deploy.runtime.backends.tensorrt.device import cache_path, logger_of, open_library
 from fcn_deploy.runtime.engine_format.manifest import GpuPlan, Profile
 from helpers import needs, photo
 
@@ -268,7 +268,9 @@ DRIVER = types.SimpleNamespace(get_driver_version=lambda: 12040)
 
 
 def test_without_a_driver_one_line_says_so(monkeypatch):
-    cuda = pytest.importorskip("fcn_deploy.runtime.backends.cuda_bindings", reason="cuda-bindings is not installed")
+    cuda = pytest.importorskip(
+        "fcn_deploy.runtime.backends.tensorrt.cuda_bindings", reason="cuda-bindings is not installed"
+    )
 
     def called(*words):
         raise RuntimeError('"cuda" is an NVIDIA driver library and can only be found via system search. Ensure …')
@@ -329,7 +331,7 @@ def test_plans_for_later_versions_are_taken_by_those_alone(monkeypatch, built_by
 )  # fmt: skip
 def test_a_plan_is_refused_on_a_platform_that_it_is_not_for(gpu, monkeypatch, library, platform, runs):
     import pycuda.driver as cuda
-    from fcn_deploy.runtime.backends import device
+    from fcn_deploy.runtime.backends.tensorrt import device
 
     monkeypatch.setattr(device, "platform_name", lambda: "linux-x86_64")
     plan = replace(PLAN, library=library, platform=platform)
@@ -358,7 +360,7 @@ def test_a_plan_is_refused_on_a_platform_that_it_is_not_for(gpu, monkeypatch, li
 def test_a_wheel_of_a_newer_cuda_than_the_drivers_is_said_with_both_versions(
     monkeypatch, library, wheels, driver, said
 ):
-    from fcn_deploy.runtime.backends import device
+    from fcn_deploy.runtime.backends.tensorrt import device
 
     module = types.ModuleType(library)
     module.__version__ = "10.16.1.11"
@@ -379,7 +381,7 @@ def test_a_wheel_of_a_newer_cuda_than_the_drivers_is_said_with_both_versions(
      ("tensorrt", [], "tensorrt"), ("tensorrt_rtx", [], "tensorrt-rtx-cu13")],
 )  # fmt: skip
 def test_the_version_that_a_plan_needs_is_named_by_the_wheel_that_is_here(monkeypatch, library, wheels, package):
-    from fcn_deploy.runtime.backends import device
+    from fcn_deploy.runtime.backends.tensorrt import device
 
     module = types.ModuleType(library)
     module.__version__ = "11.4.0.106"
@@ -426,7 +428,8 @@ def test_a_library_that_is_absent_is_named_in_the_version_and_of_the_cuda_that_f
 
 def test_a_driver_too_old_for_the_kernels_is_said_with_both_versions(rtx_engine, gpu, tmp_path, monkeypatch):
     """PTX of a newer toolkit, and no machine code for this GPU."""
-    from fcn_deploy.runtime.backends import KERNELS_PTX, device
+    from fcn_deploy.runtime.backends import KERNELS_PTX
+    from fcn_deploy.runtime.backends.tensorrt import device
     from gpu_engines import changed
 
     def newer(members):

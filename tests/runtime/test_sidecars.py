@@ -133,6 +133,18 @@ def test_values_of_all_bands_that_are_no_data_together(tmp_path, name):
     np.testing.assert_array_equal(valid(path, no_data=3), ~(image == 3).all(axis=2))
 
 
+def test_channels_that_are_chosen_keep_the_alpha_and_the_mask_of_their_file(tmp_path):
+    image, alpha = photo(50, 60) % 4, np.full((50, 60), 255, np.uint8)
+    alpha[:9] = 0
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, np.dstack([image, alpha]), photometric="rgb", extrasamples=["unassalpha"])
+    told = '<PAMDataset><Metadata><MDI key="NODATA_VALUES">1 0 2 255</MDI></Metadata></PAMDataset>'
+    path.with_name("a.tif.aux.xml").write_text(told)
+    expected = (alpha > 0) & ~(image == (1, 0, 2)).all(axis=2)
+    np.testing.assert_array_equal(valid(path, GREY, channels=(1,)), expected)
+    np.testing.assert_array_equal(valid(path, channels=(2, 1, 0)), expected)
+
+
 def test_values_of_bands_in_float32_that_are_no_data_together_are_what_float32_makes_of_them(tmp_path):
     image = np.random.default_rng(0).random((50, 60, 3), np.float32)
     image[7:9, 3:20] = 0.1, 0.2, -3.40282346638529e38
@@ -383,6 +395,16 @@ def test_palettes_of_tiffs_and_mosaics_have_the_no_data_and_colours_of_gdal(tmp_
         np.testing.assert_array_equal(valid(tmp_path / name), indices != 2)
         np.testing.assert_array_equal(valid(tmp_path / name, no_data=3.0), indices != 3)
         np.testing.assert_array_equal(decode(read_header(tmp_path / name), RGB).data, shown)
+    with rasterio.open(tmp_path / "few.tif", "w", count=1, NBITS=4, **options) as file:  # 16 colours
+        file.write_colormap(1, dict(list(colours.items())[:16]))
+        file.write(indices, 1)
+    shutil.copy(tmp_path / "few.tif", tmp_path / "few.vrt", driver="VRT")
+    np.testing.assert_array_equal(decode(read_header(tmp_path / "few.vrt"), RGB), shown)
+    text = (tmp_path / "few.vrt").read_text()
+    entries = [line for line in text.splitlines(keepends=True) if "<Entry" in line]
+    (tmp_path / "few.vrt").write_text(text.replace("".join(entries[3:]), ""))
+    with pytest.raises(DeployError, match="pixels of none of its palette's 3 colours"):
+        decode(read_header(tmp_path / "few.vrt"), RGB)
     with rasterio.open(tmp_path / "b.tif", "w", count=2, alpha="YES", **options) as file:
         file.write_colormap(1, colours)
         file.write(np.stack([indices, alpha]))

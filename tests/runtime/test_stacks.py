@@ -21,7 +21,7 @@ from helpers import command, label_records, one_error, photo
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
-from fcn_deploy import MisuseError, ModelCard
+from fcn_deploy import DeployError, MisuseError, ModelCard
 
 SIZE = (30, 40)
 
@@ -323,3 +323,43 @@ def test_sizes_of_a_pyramid_are_no_images_of_an_ome_file(tmp_path):
             file.write(array[::2, ::2], photometric="rgb", subfiletype=1, tile=(32, 32))
     assert read_header(path).pages == 2
     np.testing.assert_array_equal(read(path, card(3, "uint8"), 1), array)
+
+
+def save_set(folder, planes, held):
+    """An OME image whose planes lie in files of their own, by OME's UUIDs; those of `held` are written."""
+    names = [f"z{number}.ome.tif" for number in range(len(planes))]
+    data = "".join(
+        f'<TiffData FirstZ="{number}" IFD="0" PlaneCount="1">'
+        f'<UUID FileName="{name}">urn:uuid:{number}</UUID></TiffData>'
+        for number, name in enumerate(names)
+    )
+    height, width = planes[0].shape
+    for number in held:
+        xml = (
+            '<OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06" '
+            f'UUID="urn:uuid:{number}"><Image ID="Image:0"><Pixels ID="Pixels:0" DimensionOrder="XYZCT" Type="uint16" '
+            f'SizeX="{width}" SizeY="{height}" SizeZ="{len(planes)}" SizeC="1" SizeT="1">'
+            f'<Channel ID="Channel:0:0" SamplesPerPixel="1"/>{data}</Pixels></Image></OME>'
+        )
+        tifffile.imwrite(folder / names[number], planes[number], description=xml, metadata=None)
+    return [folder / names[number] for number in held]
+
+
+def test_a_file_of_an_ome_set_stands_for_its_own_planes(tmp_path, caplog):
+    planes = np.random.default_rng(0).integers(0, 65536, (3, *SIZE), np.uint16)
+    files = save_set(tmp_path, planes, range(3))
+    for number, path in enumerate(files):
+        np.testing.assert_array_equal(read(path, card(1))[:, :, 0], planes[number])
+        np.testing.assert_array_equal(read(path, card(1), 2)[:, :, 0], planes[2])  # by its number in the set
+    assert "only the first" not in caplog.text
+    with Network(save_threshold(tmp_path, card(1))) as net:
+        records = list(label_files(net, files, tmp_path / "o", all_pages=True))
+    assert len(records) == 3
+    for number in range(3):
+        labels = np.asarray(Image.open(tmp_path / f"o/z{number}.ome.png"))
+        np.testing.assert_array_equal(labels, planes[number] > 32767)
+    (tmp_path / "alone").mkdir()
+    (alone,) = save_set(tmp_path / "alone", planes, [1])
+    np.testing.assert_array_equal(read(alone, card(1))[:, :, 0], planes[1])
+    with pytest.raises(DeployError, match=r"does not hold its page 2, .* choose another page$"):  # and is not black
+        read(alone, card(1), 2)

@@ -71,7 +71,7 @@ def test_engines_in_float16_and_int8_take_float16_and_give_the_labels_of_their_r
     needs("tensorrt_rtx")
     from fcn_deploy.export.build.config import BuildConfig
     from fcn_deploy.export.build.engine import build_engine
-    from fcn_deploy.export.build.targets import tensorrt
+    from fcn_deploy.export.build.targets.tensorrt import builder as tensorrt
     from fcn_deploy.export.importer.import_model import import_model
     from fcn_deploy.export.quantization.options import QuantizationOptions
     from fcn_deploy.runtime.sizes import parse_sizes
@@ -257,7 +257,7 @@ def test_calls_of_two_threads_share_no_stream(rtx_engine, gpu):
 
 
 def test_graphs_are_bounded_and_the_oldest_goes(gpu_engine, gpu):
-    from fcn_deploy.runtime.backends.tensorrt import TensorRTBackend
+    from fcn_deploy.runtime.backends.tensorrt.backend import TensorRTBackend
 
     with EngineFile(gpu_engine) as file:
         kernels = {name: file.read(name) for name in file.manifest.members if name.startswith("kernels")}
@@ -525,7 +525,9 @@ def test_without_a_driver_one_line_says_what_to_do(gpu_built, tmp_path):
     [("cuda", "cuda.bindings is not installed; run: pip install cuda-bindings"), ("tensorrt_rtx", "fcn-deploy[rtx]")],
 )
 def test_a_package_that_is_missing_is_named_with_how_to_install_it(rtx_engine, gpu, monkeypatch, missing, said):
-    absent = {"cuda", "pycuda", "fcn_deploy.runtime.backends.cuda_bindings"} if missing == "cuda" else {missing}
+    absent = (
+        {"cuda", "pycuda", "fcn_deploy.runtime.backends.tensorrt.cuda_bindings"} if missing == "cuda" else {missing}
+    )
     for name in [name for name in sys.modules if name in absent or name.split(".")[0] in absent] + list(absent):
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(DeployError, match=re.escape(said)):

@@ -8,15 +8,12 @@ import pytest
 import torch
 from fcn_deploy.runtime.engine_format.model_card import ModelCard
 from fcn_deploy.runtime.engine_format.stage import Upsampling
+from fcn_deploy.runtime.head import argmax
 from fcn_deploy.runtime.head import upsampling as heads
+from fcn_deploy.runtime.head.argmax import best_class
 from fcn_deploy.runtime.head.resize_axis import axis_of
-from fcn_deploy.runtime.head.upsampling import (
-    best_class,
-    labels_from_scores,
-    masks_from_scores,
-    new_result,
-    values_from_scores,
-)
+from fcn_deploy.runtime.head.score_window import ScoreWindow
+from fcn_deploy.runtime.head.upsampling import labels_from_scores, masks_from_scores, new_result, values_from_scores
 from helpers import window
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -167,7 +164,7 @@ def test_the_first_of_equal_classes_wins():
 def test_best_class_is_argmax(size):
     """Of few places and of many, the first of equals."""
     scores = np.random.default_rng(0).integers(0, 9, (7, *size)).astype(np.float32)
-    assert (size[0] * size[1] > heads.FEW_PLACES) == (size == (31, 40))
+    assert (size[0] * size[1] > argmax.FEW_PLACES) == (size == (31, 40))
     found = best_class(scores, np.dtype(np.uint8))
     assert found.dtype == np.uint8
     np.testing.assert_array_equal(found, scores.argmax(0))
@@ -181,9 +178,9 @@ def test_labels_are_those_of_interpolating_each_cell_alone(size, smooth):
     head, whole = Upsampling("linear", "half_pixel", (8.0, 8.0)), window(scores, size, size)
     found = {}
     for worth in (0, 500, 10**9):
-        with mock.patch.object(heads, "GROUP_WORTH", worth):
+        with mock.patch.object(argmax, "GROUP_WORTH", worth):
             found[worth] = labels_from_scores(whole, head, card(9))
-    with mock.patch.object(heads, "CHUNK", 1):
+    with mock.patch.object(argmax, "CHUNK", 1):
         alone = labels_from_scores(whole, head, card(9))
     for labels in found.values():
         np.testing.assert_array_equal(labels, alone)
@@ -359,8 +356,8 @@ def test_scores_of_the_images_own_size_are_not_interpolated(mode, coordinates, f
     """As of a network that takes multiples of 8, at one of them: that took three times as long as the network."""
     scores, head = some_scores(4, 24, 40, 3, False), Upsampling(mode, coordinates, factor)
     for way in ("_labels_of_equal_cells", "_labels_of_bands"):
-        monkeypatch.setattr(heads, way, None)
-    part = heads.ScoreWindow.whole(scores, (24, 40), (23, 37)).part(Upsampling(), (5, 20), (7, 30))
+        monkeypatch.setattr(argmax, way, None)
+    part = ScoreWindow.whole(scores, (24, 40), (23, 37)).part(Upsampling(), (5, 20), (7, 30))
     np.testing.assert_array_equal(labels_from_scores(part, head, card(4)), scores.argmax(0)[5:20, 7:30])
     np.testing.assert_array_equal(
         values_from_scores(window(scores, (24, 40), (23, 37)), head, card(4)), scores[:, :23, :37]
@@ -378,9 +375,9 @@ def test_labels_made_a_few_rows_at_a_time_are_those_made_at_once(data):
     scores = np.random.default_rng(data.draw(st.integers(0, 99))).normal(size=(3, *cells)).astype(np.float32)
     padded = tuple(int(side * factor) for side in cells)
     size = tuple(data.draw(st.integers(1, side)) for side in padded)
-    card, whole = ModelCard(("a", "b", "c")), heads.ScoreWindow.whole(scores, padded, size)
-    expected = heads._best(whole, head, np.dtype(np.uint8))
-    with mock.patch.object(heads, "PIXELS_AT_A_TIME", data.draw(st.integers(1, 3)) * size[1]):
+    card, whole = ModelCard(("a", "b", "c")), ScoreWindow.whole(scores, padded, size)
+    expected = argmax._best(whole, head, np.dtype(np.uint8))
+    with mock.patch.object(argmax, "PIXELS_AT_A_TIME", data.draw(st.integers(1, 3)) * size[1]):
         np.testing.assert_array_equal(labels_from_scores(whole, head, card), expected)
         start = data.draw(st.integers(0, size[0] - 1))
         np.testing.assert_array_equal(labels_from_scores(whole.of_rows(start, size[0]), head, card), expected[start:])

@@ -1,7 +1,7 @@
 """verify-engine on GPUs: a library that is wrong at one shape only is found."""
 
 import numpy as np
-from fcn_deploy.runtime.backends.graphs import Graph
+from fcn_deploy.runtime.backends.tensorrt.cuda_graphs import Graph
 from fcn_deploy.runtime.network import Network
 from fcn_deploy.runtime.verify import _by_size, verify
 
@@ -35,7 +35,7 @@ def test_an_engine_that_is_wrong_at_one_size_fails(rtx_engine, monkeypatch):
 
 def test_labels_of_calls_are_compared_with_what_the_scores_say(rtx_engine, monkeypatch, capsys):
     from fcn_deploy.runtime import verify as module
-    from fcn_deploy.runtime.backends.lane import Lane
+    from fcn_deploy.runtime.backends.tensorrt.lane import Lane
 
     assert verify(rtx_engine, sizes=[(64, 64)])["calls_equal"] == 1
     real, calls = Lane.taken, []

@@ -107,7 +107,8 @@ def test_what_is_no_video_is_one_line_and_the_rest_goes_on(exports, tmp_path, pi
 
 def test_limits_and_outputs_that_exist(exports, tmp_path):
     engine, source = exports / "narrow.engine", film(tmp_path / "v.mp4", 3)
-    _, (record,) = label(engine, source, tmp_path / "o", "--max-pixels", "3000", ok=1)
+    _, (record,) = label(engine, source, tmp_path / "new" / "o", "--max-pixels", "3000", ok=1)
+    assert not (tmp_path / "new").exists()  # a folder appears with what is in it
     assert "64×48 = 3,072 pixels, over the limit of 3,000" in record["error"]
     (tmp_path / "o" / "v.mkv").write_text("precious")
     assert "v.mkv exists already" in one_error(command("infer", engine, source, "-o", tmp_path / "o", ok=2))

@@ -1,5 +1,6 @@
 """Frames as players show them: colours by tags and size, full and limited range, turned and mirrored, every size."""
 
+import io
 import logging
 import struct
 from fractions import Fraction
@@ -12,6 +13,7 @@ from fcn_deploy.runtime.images.addresses import VIDEO_SUFFIXES
 from fcn_deploy.runtime.images.numbers import ReadOptions
 from fcn_deploy.runtime.images.video import VideoReader
 from helpers import needs, photo
+from PIL import Image
 from videos import film, frames, label, motion_jpeg
 
 from fcn_deploy import ModelCard, Segmenter
@@ -148,13 +150,27 @@ def test_alpha_of_0_is_no_data(exports, tmp_path, codec, kind):
             np.testing.assert_array_equal(labels == 255, image[:, :, 3] == 0)
 
 
-def test_alpha_that_is_stored_apart_is_said(tmp_path, caplog):
-    with av.open(str(tmp_path / "a.mkv"), "w") as container:
-        stream = container.add_stream("ffv1", rate=25)
-        stream.width, stream.height, stream.pix_fmt, stream.metadata["alpha_mode"] = 64, 48, "yuv420p", "1"
-        container.mux([*stream.encode(av.VideoFrame(64, 48, "yuv420p")), *stream.encode(None)])
-    assert not np.ma.is_masked(seen(tmp_path / "a.mkv"))
-    assert "a.mkv has alpha beside its pictures, which is not read" in caplog.records[0].message
+@pytest.mark.parametrize("codec", ["libvpx", "libvpx-vp9"])
+def test_alpha_that_is_stored_apart_is_read_where_a_decoder_is_there_and_else_said(
+    tmp_path, caplog, monkeypatch, codec
+):
+    """As browsers' and stickers' WebM has it: FFmpeg's encoders store it beside each frame."""
+    path = tmp_path / "a.webm"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=25, options={"auto-alt-ref": "0", "crf": "4", "b": "2M"})
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuva420p"
+        picture = np.dstack([photo(48, 64, 3), np.full((48, 64), 255, np.uint8)])
+        picture[:, :32, 3] = 0
+        for index in range(3):
+            frame = av.VideoFrame.from_ndarray(picture, "rgba").reformat(format="yuva420p")
+            frame.pts, frame.time_base = index, Fraction(1, 25)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    hidden = np.ma.getmaskarray(seen(path))
+    assert hidden[:, :30].all() and not hidden[:, 34:].any() and not caplog.records
+    monkeypatch.setattr(av, "codecs_available", frozenset({"vp8", "vp9"}))
+    assert not np.ma.is_masked(seen(path))
+    assert "a.webm has alpha, which PyAV reads with libvpx" in caplog.messages[0]
 
 
 def test_motion_jpeg_is_of_full_range_and_bt601_at_any_size(tmp_path):
@@ -289,6 +305,23 @@ def test_a_stream_that_changes_its_format_midway_is_labelled_on(exports, tmp_pat
     assert np.diff(times).min() > 0.02 and "start anew" in done.stderr
 
 
+@pytest.mark.parametrize(("times", "expected"), [
+    ([0, 40, 80, 0, 40, 80, 0, 40], [0, 40, 80, 81, 121, 161, 162, 202]),  # short clips one after the other
+    ([0, 40, 20, 80, 120], [0, 40, 41, 80, 120]),  # one frame that is early
+    ([0, 40, 40, 41, 80], [0, 40, 41, 42, 80]),  # times told too coarsely
+    ([0, 4000, 0, 40], [0, 4000, 4040, 4080]),
+])  # fmt: skip
+def test_times_that_start_anew_leave_frames_apart(tmp_path, times, expected):
+    with VideoReader.open(film(tmp_path / "a.mkv", 1, codec="ffv1", pixels="bgr0"), CARD, ReadOptions()) as reader:
+        reader.rate = Fraction(25)
+        (frame,) = reader.frames({"read": 0.0})
+        copies = [av.VideoFrame(64, 48, "rgb24") for _ in times]
+        for copy, time in zip(copies, times, strict=True):
+            copy.pts, copy.time_base = time, frame.time_base
+        reader._decoded = lambda: iter(copies)
+        assert [frame.pts for frame in reader.frames({"read": 0.0})] == expected
+
+
 def test_a_value_range_is_that_of_the_frames_and_of_networks_of_more_bits(tmp_path):
     path = film(tmp_path / "v.mp4", 1)
     plain = seen(path)
@@ -333,7 +366,34 @@ def test_the_cover_of_a_song_is_no_video(tmp_path):
         for stream, given in ((cover, picture), (cover, None), (sound, silence), (sound, None)):
             container.mux(stream.encode(given))
     with (
-        pytest.raises(DeployError, match="has no pictures, only 2 other streams"),
+        pytest.raises(DeployError, match="has no moving pictures, only 2 other streams"),
         VideoReader.open(tmp_path / "song.mp4", CARD, ReadOptions()),
     ):
         pass
+
+
+@pytest.mark.parametrize(("orientation", "matrix"), [(1, (1, 0, 0, 1)), (2, (-1, 0, 0, 1)), (6, (0, 1, -1, 0))])
+def test_motion_jpeg_with_a_cameras_exif_is_read_and_turned(tmp_path, orientation, matrix):
+    """PyAV has no name for EXIF beside a frame, and raises where it lists what is there."""
+    exif, content = Image.Exif(), io.BytesIO()
+    exif[0x0110], exif[0x0112] = "camera", orientation
+    Image.fromarray(photo(48, 64, 3)).save(content, "jpeg", quality=95, subsampling=0, exif=exif)
+    (tmp_path / "p.jpg").write_bytes(content.getvalue())
+    plain = np.asarray(Image.open(content))
+    found = seen(motion_jpeg(tmp_path / "e.avi", [tmp_path / "p.jpg"] * 2))
+    assert abs(found.astype(int) - module.upright(plain, matrix)).mean() < 2
+
+
+def test_of_several_streams_the_one_that_players_show_is_labelled_and_named(tmp_path, caplog):
+    for default in (0, 1):
+        path = tmp_path / f"{default}.mkv"
+        with av.open(str(path), "w") as container:
+            streams = [container.add_stream("ffv1", rate=25) for _ in range(2)]
+            for index, stream in enumerate(streams):
+                stream.width, stream.height, stream.pix_fmt = 64 + 16 * index, 48, "yuv420p"
+                stream.disposition = av.stream.Disposition.default if index == default else 0
+            for index, stream in enumerate(streams):
+                picture = av.VideoFrame.from_ndarray(photo(48, 64 + 16 * index), "rgb24")
+                container.mux([*stream.encode(picture), *stream.encode(None)])
+        assert seen(path).shape == (48, 64 + 16 * default, 3)
+        assert f"{path} has 2 streams of pictures, of which stream {default} (ffv1, " in caplog.messages[default]

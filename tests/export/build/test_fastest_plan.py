@@ -18,8 +18,9 @@ from fcn_deploy.export.build import engine
 from fcn_deploy.export.build.config import BuildConfig
 from fcn_deploy.export.build.engine import build_engine
 from fcn_deploy.export.build.report_parts import show_plans
-from fcn_deploy.export.build.targets import fastest_plan, tensorrt
-from fcn_deploy.export.build.targets.fastest_plan import Trial, by_layers
+from fcn_deploy.export.build.targets.tensorrt import builder as tensorrt
+from fcn_deploy.export.build.targets.tensorrt import fastest_plan
+from fcn_deploy.export.build.targets.tensorrt.fastest_plan import Trial, by_layers
 from fcn_deploy.export.importer.import_model import import_model
 from fcn_deploy.export.importer.options import ImportOptions
 from fcn_deploy.export.quantization.options import QuantizationOptions

@@ -16,6 +16,7 @@ from fcn_deploy.export.build.engine import build_engine
 from fcn_deploy.export.build.targets import cpu
 from fcn_deploy.export.importer.import_model import import_model
 from fcn_deploy.export.quantization.options import QuantizationOptions
+from fcn_deploy.runtime.backends.onnxruntime import OnnxRuntimeSession
 from fcn_deploy.runtime.engine_format.engine_file import EngineFile
 from fcn_deploy.runtime.engine_format.manifest import Manifest
 from fcn_deploy.runtime.errors import MisuseError, OverBudgetError
@@ -80,6 +81,28 @@ def test_what_images_do_not_need_any_more_is_closed_and_nothing_of_an_image_stay
             net(small)
         assert net.network.tiled._fine is None
         np.testing.assert_array_equal(net(photo(*SIZE)), expected)
+
+
+def test_the_arena_of_stages_for_tiles_shrinks_once_the_weights_in_it_are_gone(engine, monkeypatch):
+    """It is the process's: what is free in it when the last of them is closed stays for good."""
+    done = []
+    for name in ("release", "close"):
+        real = getattr(OnnxRuntimeSession, name)
+
+        def noted(self, *given, name=name, real=real):
+            done.append((name, id(self)))
+            return real(self, *given)
+
+        monkeypatch.setattr(OnnxRuntimeSession, name, noted)
+    with Segmenter(engine, threads=1) as net:
+        first, *others = map(id, net.network.fine_backend._sessions)
+        done.clear()
+        net.network.tiled.close()
+    assert others and done[: len(others) + 2] == [
+        *(("close", other) for other in others),
+        ("release", first),
+        ("close", first),
+    ]
 
 
 def test_int8_labels_of_stages_for_tiles_are_those_of_the_whole_image_bit_for_bit(exports, tmp_path):

@@ -7,7 +7,9 @@ import pytest
 from fcn_deploy.export.build import gpus
 from fcn_deploy.export.build.config import BuildConfig
 from fcn_deploy.export.build.gpus import capability, parse_targets
-from fcn_deploy.export.build.targets import kernels, tensorrt_plan, tensorrt_process
+from fcn_deploy.export.build.targets.tensorrt import kernels
+from fcn_deploy.export.build.targets.tensorrt import plan as tensorrt_plan
+from fcn_deploy.export.build.targets.tensorrt import process as tensorrt_process
 from fcn_deploy.export.quantization.options import QuantizationOptions
 from helpers import command, one_error, save_photos
 

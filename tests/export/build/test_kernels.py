@@ -8,7 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from fcn_deploy.export.build.targets import kernels
+from fcn_deploy.export.build.targets.tensorrt import kernels
 from fcn_deploy.runtime.backends import KERNELS_PTX, kernels_for
 
 from fcn_deploy import DeployError

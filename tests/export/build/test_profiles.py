@@ -7,14 +7,14 @@ from itertools import pairwise
 import numpy as np
 import pytest
 from fcn_deploy.calibration.report.engine_report import ProfileReport
-from fcn_deploy.export.build.profile_search import EXACT
-from fcn_deploy.export.build.profiles import (
+from fcn_deploy.export.build.report_parts import profile_reports, show_profiles
+from fcn_deploy.export.build.targets.tensorrt.profile_search import EXACT
+from fcn_deploy.export.build.targets.tensorrt.profiles import (
     MOST_PROFILES,
     PlannedProfile,
     default_profiles,
     plan_profiles,
 )
-from fcn_deploy.export.build.report_parts import profile_reports, show_profiles
 from fcn_deploy.runtime.images.header import read_header
 from fcn_deploy.runtime.images.read import read_image
 from fcn_deploy.runtime.pixels.prepare import padded_size
@@ -142,7 +142,7 @@ def test_many_sizes_without_a_budget_are_planned_as_brute_force_would(monkeypatc
     random = np.random.default_rng(5)
     for k in (1, 2, 3):
         counts = padded({tuple(map(int, random.integers(1, 900, 2))): int(random.integers(1, 9)) for _ in range(8)}, 32)
-        monkeypatch.setattr("fcn_deploy.export.build.profile_search.EXACT", 0)
+        monkeypatch.setattr("fcn_deploy.export.build.targets.tensorrt.profile_search.EXACT", 0)
         assert total(plan_profiles(counts, multiples_of(32), k)) == pytest.approx(brute_force(counts, k, 10**15)[0])
 
 
@@ -159,7 +159,7 @@ def test_the_search_for_many_sizes_is_near_the_best_partition(monkeypatch):
         budget = int(one + random.random() * max(0, free - one)) + 1
         exact = total(plan_profiles(counts, multiples_of(32), k, budget, cost))
         with monkeypatch.context() as patch:
-            patch.setattr("fcn_deploy.export.build.profile_search.EXACT", 0)
+            patch.setattr("fcn_deploy.export.build.targets.tensorrt.profile_search.EXACT", 0)
             ratios.append(total(plan_profiles(counts, multiples_of(32), k, budget, cost)) / exact)
     assert min(ratios) > 0.999 and np.percentile(ratios, 90) < 1.1
 

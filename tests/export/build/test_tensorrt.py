@@ -13,12 +13,13 @@ from fcn_deploy.calibration.report.engine_report import PlanLayer
 from fcn_deploy.export.build.config import BuildConfig, TensorRTOptions
 from fcn_deploy.export.build.core import core_of
 from fcn_deploy.export.build.gpus import parse_targets
-from fcn_deploy.export.build.profiles import PlannedProfile, default_profiles, plan_profiles
-from fcn_deploy.export.build.targets import tensorrt_plan, tensorrt_process
-from fcn_deploy.export.build.targets.tensorrt import unseen_resize
-from fcn_deploy.export.build.targets.tensorrt_plan import activation_cost, build_plan
-from fcn_deploy.export.build.targets.tensorrt_process import build_here, choose_module
-from fcn_deploy.export.build.targets.timing_cache import CACHE_MAGIC, TimingCache
+from fcn_deploy.export.build.targets.tensorrt import plan as tensorrt_plan
+from fcn_deploy.export.build.targets.tensorrt import process as tensorrt_process
+from fcn_deploy.export.build.targets.tensorrt.builder import unseen_resize
+from fcn_deploy.export.build.targets.tensorrt.plan import activation_cost, build_plan
+from fcn_deploy.export.build.targets.tensorrt.process import build_here, choose_module
+from fcn_deploy.export.build.targets.tensorrt.profiles import PlannedProfile, default_profiles, plan_profiles
+from fcn_deploy.export.build.targets.tensorrt.timing_cache import CACHE_MAGIC, TimingCache
 from fcn_deploy.export.importer.import_model import import_model
 from gpu_sim import standin
 from helpers import finished, multiples_of, needs, onnx_model

@@ -6,18 +6,18 @@ import pytest
 from fcn_deploy.calibration.report.engine_report import PlanLayer
 from fcn_deploy.export.build.config import TensorRTOptions
 from fcn_deploy.export.build.core import core_of, optimise_offline
-from fcn_deploy.export.build.profiles import PlannedProfile
-from fcn_deploy.export.build.targets.tensorrt_layers import (
+from fcn_deploy.export.build.targets.tensorrt.layers import (
     advice,
     convolutions_by_type,
     is_reformat,
     layers_of,
     summary,
 )
-from fcn_deploy.export.build.targets.tensorrt_plan import build_plan
+from fcn_deploy.export.build.targets.tensorrt.plan import build_plan
+from fcn_deploy.export.build.targets.tensorrt.profiles import PlannedProfile
 from fcn_deploy.export.importer.import_model import import_model
 from fcn_deploy.export.quantization.half import half
-from fcn_deploy.runtime.backends.device import platform_name
+from fcn_deploy.runtime.backends.tensorrt.device import platform_name
 from helpers import command, needs
 
 from benchmarks.plan_layers import SIZE, cores

@@ -127,6 +127,7 @@ def test_nodes_out_of_order_and_local_functions(tmp_path):
     nodes = list(reversed(model.graph.node))
     del unsorted.graph.node[:]
     unsorted.graph.node.extend(nodes)
+    unsorted.graph.name = ""
     onnx.save(unsorted, tmp_path / "u.onnx")
     source = import_model(tmp_path / "u.onnx")
     image = planes(photo(37, 61))

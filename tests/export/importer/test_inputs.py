@@ -23,6 +23,7 @@ from foreign_onnx import (
     ran,
     reads,
     refused,
+    weight,
 )
 from helpers import photo
 from onnx import TensorProto, numpy_helper
@@ -67,6 +68,25 @@ def test_the_layout_is_read_off_the_first_convolution(tmp_path, shape):
             expected,
             atol=1e-4,
         )
+
+
+@pytest.mark.parametrize("end", ["scores", "labels", "softmax", "channels first"])
+def test_as_many_classes_as_rows_and_columns_are_told_from_them_by_the_graph(tmp_path, end):
+    ends = {
+        "scores": "y = Transpose<perm=[0,2,3,1]>(f)", "channels first": "y = Relu(f)",
+        "labels": "t = Transpose<perm=[0,2,3,1]>(f)\n y = ArgMax<axis=3, keepdims=0>(t)",
+        "softmax": "t = Transpose<perm=[0,2,3,1]>(f)\n y = Softmax<axis=3>(t)",
+    }  # fmt: skip
+    text = "  p = Transpose<perm=[0,3,1,2]>(x)\n  f = Conv<pads=[1,1,1,1]>(p, w16)\n  " + ends[end]
+    model = made(text, "float[1,16,16,3] x", weights={"w16": 4 * weight(16, 3, 3, 3)})
+    if end == "labels":
+        model.graph.output[0].type.tensor_type.elem_type = TensorProto.INT64
+    labels = {"labels": lambda r: r[0], "channels first": best}.get(end, lambda r: r[0].argmax(-1))
+    image = photo(16, 16)
+    expected = labels(ran(model, {"x": channels_last(image)})[0])
+    for fit in (None, "16x16"):
+        found = reads(tmp_path, model, fit=fit).model
+        assert (best(ran(found, {found.graph.input[0].name: planes(image)})[0]) == expected).all()
 
 
 def test_uint8_images_are_normalised_in_the_graph(tmp_path):

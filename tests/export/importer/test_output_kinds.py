@@ -59,6 +59,11 @@ KINDS = {
     ),
     "masks of one object or classes": (lambda: beside_a_vector("iou_predictions"), "beside iou_predictions"),
     "flows with a probability or classes": (lambda: beside_a_vector("style", maps="w3f"), "beside style"),
+    "images": (
+        lambda: made(MAPS.replace("w3, b3", "w3f").replace("  y =", "  e =") + '  u = Resize<mode="linear">(e, , x4)\n'
+                     "  d = Mul(p, half)\n  a = Sub(d, u)\n  y = Clip(a, zero, one)\n",
+                     weights={"w3f": weight(3, 6, 1, 1)}), "node a makes them of the image itself",
+    ),
     "flows": (lambda: made(SCORES + "  flow = Identity(s)\n", gives="float[N,4,H,W] flow"), "by its name"),
 }  # fmt: skip
 

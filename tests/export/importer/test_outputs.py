@@ -40,6 +40,14 @@ ENDS = {
     "argmax-channels-last": (
         "t = Transpose<perm=[0,2,3,1]>(f)\n y = ArgMax<axis=-1, keepdims=0>(t)", lambda r: r[0], "linear",
     ),
+    # As TensorFlow adds an axis.
+    "argmax-and-all-of-an-axis": (
+        "a = ArgMax<axis=1, keepdims=0>(f)\n b = Unsqueeze(a, i3)\n "
+        "far = Constant<value_ints=[1000000000, 1000000000]>()\n"
+        "start = Constant<value_ints=[0, 0]>()\n axes = Constant<value_ints=[0, 3]>()\n"
+        "y = Slice(b, start, far, axes)",
+        lambda r: r[0, ..., 0], "linear",
+    ),
     "argmax-without-batch": (
         "a = ArgMax<axis=1, keepdims=0>(f)\n b = Squeeze(a, i0)\n y = Cast<to=6>(b)", lambda r: r, "linear",
     ),
@@ -312,6 +320,10 @@ OTHER_LABELS = {
     "mask": (
         "a = ArgMax<axis=1, keepdims=0>(f)\n b = Cast<to=9>(a)\n y = Where(b, m255, zero)",
         "float[N,H,W] y",
+    ),
+    "numbers of classes compared": (
+        "a = ArgMax<axis=1, keepdims=1>(f)\n b = Cast<to=1>(a)\n y = Greater(b, half)",
+        "bool[N,1,H,W] y",
     ),
     "two best": ("v, t = TopK<axis=1>(f, i2)\n y = Slice(t, i0, i1, i1)", "int64[N,1,H,W] y"),
     "and": ("a = Greater(f, zero)\n b = Less(f, one)\n c = And(a, b)\n y = Slice(c, i0, i1, i1)", "bool[N,1,H,W] y"),

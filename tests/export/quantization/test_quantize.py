@@ -8,8 +8,8 @@ import pytest
 from fcn_deploy.export.build.config import TensorRTOptions
 from fcn_deploy.export.build.core import core_of, optimise_offline
 from fcn_deploy.export.build.gpus import parse_targets
-from fcn_deploy.export.build.profiles import default_profiles
-from fcn_deploy.export.build.targets.tensorrt_plan import build_plan
+from fcn_deploy.export.build.targets.tensorrt.plan import build_plan
+from fcn_deploy.export.build.targets.tensorrt.profiles import default_profiles
 from fcn_deploy.export.from_torch import export_module
 from fcn_deploy.export.graph.edit import initializers, producers
 from fcn_deploy.export.importer.import_model import import_model

@@ -1,0 +1,1 @@
+"""What only a GPU can tell, measured by one command: `make silicon`."""
