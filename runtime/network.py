@@ -368,7 +368,8 @@ class Network:
         """The core's uncropped scores of a checked image, float32 [K, h, w]; those of tiles, put together."""
         backend = self.backend
         if plan.grids:
-            return joined(self.tiled.bands(image, plan), plan.grids[-1].padded[0])
+            last = self.tiled.stages_of(plan)[-1]
+            return joined(self.tiled.bands(image, plan), plan.grids[-1].padded[0], last.short[0])
         whole: Floats = backend.scores([np.asarray(image[:, :])])[0]
         return whole
 

@@ -13,7 +13,9 @@ from onnx import ModelProto
 
 Shape = tuple[int, ...]
 PERIOD = 64  # pixels after which what is left of a map by whole steps repeats, at the usual strides
+LONG_PERIOD, PERIODS = 128, 16  # where a size multiple leaves so few sizes to be run
 MULTIPLES = (1, 2, 3, 5, 8)  # of a size multiple of several pixels: at least these, for maps that have no remainder
+LARGEST_STRIDE = 256  # pixels of a cell
 LARGER = ((161, 95), (97, 190), (259, 301))  # pixels beyond the small ones; rounded up to the size multiple
 
 
@@ -26,10 +28,11 @@ class MapShapes:
 
     def __init__(self, network: ModelProto, multiple: int = 1, smallest: int = 1) -> None:
         self._network = network
+        self._period = LONG_PERIOD if multiple >= LONG_PERIOD // PERIODS else PERIOD
         if multiple > 1:
             first = -(-smallest // multiple) - 1
             # A network that takes even sides may halve them five times, and resize to odd maps on its way back.
-            remainders = range(1, PERIOD // math.gcd(PERIOD, multiple) + 1)
+            remainders = range(1, self._period // math.gcd(self._period, multiple) + 1)
             sides = [(first + times) * multiple for times in sorted({*MULTIPLES, *remainders})]
             self.sizes = list(zip(sides, (*sides[1:], *sides[:1]), strict=True))
         else:
@@ -70,6 +73,37 @@ class MapShapes:
         if any(len(shape) != 4 for shape in self.of(name)):
             raise ValueError(f"{name} is no map [N, C, H, W]")
         return [shape[axis] for shape in self.of(name)]
+
+    def cells(self, name: str, axis: int) -> tuple[int, int] | None:
+        """(stride, short) of one side of a map, of ⌈(n − short) / stride⌉ cells where the image has n pixels; or None.
+
+        Args:
+            name: of a tensor.
+            axis: 2 or 3.
+        """
+        try:
+            sides = self.sides(name, axis)
+        except (ValueError, KeyError):
+            return None
+        pixels = [size[axis - 2] for size in self.sizes]
+        if not min(sides):
+            return None
+        # The stride lies between those of sides that are a cell short, and a cell long.
+        most, cells = max(zip(pixels, sides, strict=True))
+        strides = range(max(1, most // (cells + 1)), min(most // max(cells - 1, 1) + 1, LARGEST_STRIDE) + 1)
+        # Of multiples of 32 up to 256 pixels there are as many cells of 33 pixels as of 32.
+        for stride in strides:
+            if all(stride * side == n for n, side in zip(pixels, sides, strict=True)):
+                return stride, 0
+        fitting = [
+            (stride, short)
+            for stride in strides
+            for short in range(stride if stride <= self._period else 1)
+            if all(-(-(n - short) // stride) == side for n, side in zip(pixels, sides, strict=True))
+        ]
+        # Of 32 and 33 pixels it is 32, as strides are products of small numbers; of multiples of several pixels the
+        # same sides come of several that they are short of.
+        return max(fitting, key=lambda each: (each[0] & -each[0], -each[1]), default=None)
 
     def equal_to(self, name: str, before: str) -> str | None:
         """The latest map before a tensor whose height and width are those of `name` at every size; None: there is none.

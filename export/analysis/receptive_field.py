@@ -16,13 +16,19 @@ from fcn_deploy.export.analysis.receptive_field_rules import (
     GLOBAL,
     REDUCTIONS,
     RULES,
-    STRETCH,
-    TILES_DOMAIN,
     FollowedNode,
     named,
     spread_grid,
 )
-from fcn_deploy.export.analysis.receptive_fields import NCHW, OF_IMAGE, FeatureMap, Fields, WholeImageError
+from fcn_deploy.export.analysis.receptive_fields import (
+    NCHW,
+    OF_IMAGE,
+    STRETCH,
+    TILES_DOMAIN,
+    FeatureMap,
+    Fields,
+    WholeImageError,
+)
 from fcn_deploy.export.analysis.reshape_shapes import ReshapeShapes
 from fcn_deploy.export.graph.edit import attributes, initializers, opset
 from fcn_deploy.export.graph.index import GraphIndex, constant_of
@@ -118,7 +124,7 @@ def _reduces_places(index: GraphIndex, node: NodeProto) -> bool:
 
 def _followed(core: ModelProto, start: Fields, constants: dict[str, np.ndarray]) -> ReceptiveField:
     """As receptive_field, with the first reason that is met."""
-    shapes, version = ReshapeShapes(core), opset(core)
+    shapes, version = ReshapeShapes(core, start), opset(core)
     maps, sides = {core.graph.input[0].name: FeatureMap(start)}, MapSides(core, constants)
     values = {value.name for value in core.graph.input[1:]} - constants.keys()  # and what is computed of them alone
     if (chooses := first_branching(core)) is not None:

@@ -8,7 +8,14 @@ from typing import Any
 
 import numpy as np
 from fcn_deploy.export.analysis.map_sides import MapSides
-from fcn_deploy.export.analysis.receptive_fields import NCHW, PLACES, FeatureMap, Field, WholeImageError
+from fcn_deploy.export.analysis.receptive_fields import (
+    NCHW,
+    PLACES,
+    STRETCH,
+    FeatureMap,
+    Field,
+    WholeImageError,
+)
 from fcn_deploy.export.analysis.reshape_shapes import ReshapeShapes, Shape
 from fcn_deploy.export.graph.operators import BEYOND, ELEMENTWISE
 from onnx import NodeProto
@@ -27,7 +34,6 @@ GLOBAL = frozenset((
     "MeanVarianceNormalization", "CumSum", "LSTM", "GRU", "RNN", "Attention",
 ))  # fmt: skip
 WEIGHT = {"Conv": 1, "ConvInteger": 1, "QLinearConv": 3}  # index of its weight among the inputs
-TILES_DOMAIN, STRETCH = "fcn_deploy.tiles", "Stretch"  # an operator of ours: see export/passes/open_pooling.py
 # Cells of what is stretched, beside a Resize by the factor of the strides: maps are rounded up, each to its own stride.
 STRETCHED = 2
 UNCHANGING_COORDINATES = ("half_pixel", "pytorch_half_pixel", "asymmetric")  # whatever the image's size
@@ -320,10 +326,10 @@ def _resized(node: FollowedNode) -> FeatureMap:
 
 def _stretched(node: FollowedNode) -> FeatureMap:
     """A Resize to the size of another map: near where one by the factor of their strides reads."""
-    found = node.single_map(NCHW)
+    found, given = node.single_map(NCHW), node.attributes
     for axis, place in enumerate(PLACES):
-        step = Fraction(node.attributes["stride"][axis], node.attributes["source"][axis])
-        reach = max(1, math.ceil(step)) * STRETCHED
+        step = Fraction(given["stride"][axis], given["source"][axis])
+        reach = max(1, math.ceil(step)) * STRETCHED + (given["short"][axis] != given["source_short"][axis])
         found = found.read_by(place, step, -reach - 1, reach + 1)
     return found
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 
 PLACES = ("H", "W")
+TILES_DOMAIN, STRETCH = "fcn_deploy.tiles", "Stretch"  # an operator of ours: see export/passes/open_pooling.py
 NCHW = ("N", "C", "H", "W")
 Number = Fraction | int  # exact; whole ones as int, whose arithmetic takes a tenth of the time
 

@@ -6,9 +6,10 @@ from functools import cached_property
 import numpy as np
 import onnx
 from fcn_deploy.export.analysis.accepted_sizes import run_quietly
-from fcn_deploy.export.graph.edit import dims, extract, initializers, set_shape
+from fcn_deploy.export.analysis.receptive_fields import OF_IMAGE, STRETCH, Fields
+from fcn_deploy.export.graph.edit import Names, add_constants, attributes, clone, dims, extract, initializers, set_shape
 from fcn_deploy.runtime.backends.onnxruntime import session
-from onnx import ModelProto, NodeProto
+from onnx import ModelProto, NodeProto, helper
 
 Shape = tuple[int, ...]
 BeforeAndAfter = tuple[Shape, Shape]
@@ -27,8 +28,9 @@ class ReshapeShapes:
     size, where it runs at that size as a whole.
     """
 
-    def __init__(self, network: ModelProto) -> None:
-        self._network = network
+    def __init__(self, network: ModelProto, start: Fields = OF_IMAGE) -> None:
+        """`start`: of the network's first input, vertical and horizontal."""
+        self._network = _of_one_input(network, start) if len(network.graph.input) > 1 else network
         self._known: dict[tuple[int, int], dict[str, Shape]] = {}  # size of the image → tensor → its shape
         self._inferences: dict[tuple[int, int], dict[str, Shape]] = {}
         self._partial: set[tuple[int, int]] = set()  # sizes at which the network does not run as a whole
@@ -63,7 +65,7 @@ class ReshapeShapes:
         """Of one node, for images whose sides are multiples of `unit`, (height, width).
 
         Raises:
-            ValueError: it runs at none, or wants further inputs; says which.
+            ValueError: it runs at none.
         """
         failure: Exception | None = None
         for times in UNITS:
@@ -73,13 +75,7 @@ class ReshapeShapes:
                 return first, second
             except Exception as error:  # of ONNX Runtime, whose errors share no base class
                 failure = failure or error
-        inputs = {value.name for value in self._network.graph.input} - initializers(self._network).keys()
-        reason = (
-            "it is computed, in a network that pooled values are given to"
-            if len(inputs) > 1
-            else "it fails at every size that was tried"
-        )
-        raise ValueError(reason) from failure
+        raise ValueError("it fails at every size that was tried") from failure
 
     def _at(self, node: NodeProto, size: tuple[int, int], together: bool) -> BeforeAndAfter:
         known, names = self._known.setdefault(size, {}), [node.input[0], node.output[0]]
@@ -127,3 +123,45 @@ class ReshapeShapes:
                 for name in pair
             }
         return self._inferences[size]
+
+
+def _of_one_input(network: ModelProto, start: Fields) -> ModelProto:
+    """A network that pooled values are given to, with zeros for them, and with a Resize for each Stretch.
+
+    Shapes are its own where the image has whole cells of every map.
+    """
+    model, names, held = clone(network), Names(network), initializers(network)
+    image, *others = model.graph.input
+    constants = {names("begin"): np.array([2]), names("end"): np.array([4]), names("lead"): np.array([0])}
+    begin, end, lead = constants
+    for value in others:
+        if value.name not in held:
+            constants[value.name] = np.zeros([int(side or 1) for side in dims(value)], np.float32)
+    nodes: list[NodeProto] = []
+    for node in network.graph.node:
+        if node.op_type != STRETCH:
+            nodes.append(node)
+            continue
+        x, y = node.input[0], node.output[0]
+        cell, stride = names(f"{y}/cell"), names(f"{y}/stride")
+        constants[cell], constants[stride] = (
+            np.array([int(field.stride) for field in start]),
+            np.array(attributes(node)["stride"]),
+        )
+        shape, sides, pixels, cells, channels, size = (
+            names(f"{y}/{what}") for what in ("shape", "sides", "pixels", "cells", "channels", "size")
+        )
+        nodes += [
+            helper.make_node("Shape", [image.name], [shape]),
+            helper.make_node("Slice", [shape, begin, end], [sides]),
+            helper.make_node("Mul", [sides, cell], [pixels]),
+            helper.make_node("Div", [pixels, stride], [cells]),
+            helper.make_node("Shape", [x], [f"{shape}/x"]),
+            helper.make_node("Slice", [f"{shape}/x", lead, begin], [channels]),
+            helper.make_node("Concat", [channels, cells], [size], axis=0),
+            helper.make_node("Resize", [x, "", "", size], [y], mode="nearest"),
+        ]
+    del model.graph.node[:], model.graph.input[1:]
+    model.graph.node.extend(nodes)
+    add_constants(model, constants)
+    return model

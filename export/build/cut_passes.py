@@ -192,6 +192,8 @@ class _Cutting:
         unit = math.lcm(field.period, self.card.size_multiple)
         above, left = (math.ceil(side / unit) * unit for side in field.halo)
         network, _ = lowered(part)
+        sides = [self.opened.shapes.cells(result, axis) or (1, 0) for axis in (2, 3)]
+        known = all(stride == found for (stride, _), found in zip(sides, (down, right), strict=True))
         return Stage(
             FILES[index],
             part.graph.input[0].name,
@@ -199,6 +201,7 @@ class _Cutting:
             halo=(above, left),
             period=unit,
             stride=(int(down), int(right)),
+            short=(sides[0][1], sides[1][1]) if known else (0, 0),
             bytes_per_pixel=working_memory(network, self.tensors) / self.area,
             output_bytes=self.tensors[result].nbytes / self.area,
             cost=sum(work_of(node, self.tensors) for node in network.graph.node) / self.area,
@@ -249,12 +252,15 @@ class _Cutting:
         """Sizes of images so long that no tile sees all of it; some end within a period."""
         stages = [stage for chain in pooled.chains for stage in chain]
         unit = math.lcm(*(unit_of(stage, self.card) for stage in stages))
+        down = any(any(stage.short) for stage in stages)
         least = -(-self.card.smallest // unit) * unit
         sizes = []
         for axis in (0, 1):
             halo = max((stage.halo or (0, 0))[axis] for stage in stages)
             length = min(max(3 * halo, 4 * unit, least + 2 * unit), LONGEST_STRIP) + 2 * unit
-            for end in {0, unit // 2 + 1 if self.whole_card.size_multiple == 1 else 0}:
+            # The last tile may have a single pixel, and no cell of what is rounded down.
+            within = unit - 1 if down else unit // 2 + 1
+            for end in {0, within if self.whole_card.size_multiple == 1 else 0}:
                 size = (length - end, max(2 * unit, least) - end)
                 sizes.append(size if axis == 0 else size[::-1])
         return sizes

@@ -13,14 +13,14 @@ from typing import Any
 import numpy as np
 import onnx
 from fcn_deploy.export.analysis.map_shapes import MapShapes
-from fcn_deploy.export.analysis.receptive_field_rules import REDUCTIONS, STRETCH, TILES_DOMAIN, named
+from fcn_deploy.export.analysis.receptive_field_rules import REDUCTIONS, named
+from fcn_deploy.export.analysis.receptive_fields import STRETCH, TILES_DOMAIN
 from fcn_deploy.export.graph.edit import Names, add_constants, attributes, clone, prune
 from fcn_deploy.export.graph.index import GraphIndex, has_input
 from fcn_deploy.runtime.engine_format.pooled import Interpolation, Statistic
 from fcn_deploy.runtime.engine_format.stage import COORDINATES, ROUNDINGS, Upsampling
 from onnx import ModelProto, NodeProto, TensorProto, helper
 
-LARGEST_STRIDE = 256  # pixels of a cell
 UNIFORM = Upsampling("nearest", "asymmetric", rounding="floor")  # how one cell is spread over a map
 
 
@@ -36,11 +36,13 @@ class OpenedModel:
         model: with Stretch nodes.
         statistics: pooled values, in the order of the nodes; each is the name of an input.
         maps: name of a statistic → the map that it is of.
+        shapes: of the network's maps.
     """
 
     model: ModelProto
     statistics: tuple[Statistic, ...]
     maps: dict[str, str]
+    shapes: MapShapes
 
 
 def open_pooling(core: ModelProto, multiple: int = 1, smallest: int = 1) -> OpenedModel | None:
@@ -83,7 +85,7 @@ class _Opening:
         model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in set(self.maps.values()))
         prune(model)
         del model.graph.output[1:]
-        return OpenedModel(model, tuple(self.statistics), self.maps)
+        return OpenedModel(model, tuple(self.statistics), self.maps, self.shapes)
 
     def _value_shape(self, each: Statistic) -> list[int]:
         return [self.shapes.of(self.maps[each.name])[0][1], *each.cells]
@@ -97,7 +99,7 @@ class _Opening:
         elif not self.local.isdisjoint(reads):
             self._take_local(node)
         elif not self.of_values.isdisjoint(reads):
-            if node.op_type in ("Resize", "Upsample", "Expand") and self._stride(node.output[0]) is not None:
+            if node.op_type in ("Resize", "Upsample", "Expand") and self._cells(node.output[0]) is not None:
                 self._stretch(node)
                 return
             self.of_values |= set(node.output)
@@ -109,7 +111,9 @@ class _Opening:
         if (found := self._pooled(node)) is not None:
             self._cut(node, *found)
             return
-        if node.op_type == "InstanceNormalization" and node.input[0] in self.local:
+        if node.output[0] in self.local:
+            return  # the Reshape after a normalisation of groups, which was made with it
+        if node.op_type in ("InstanceNormalization", "GroupNormalization") and node.input[0] in self.local:
             self._normalise(node)
         elif node.op_type in ("Resize", "Upsample") and self._reads_by_size(node):
             self._stretch(node)
@@ -151,14 +155,21 @@ class _Opening:
             self.of_values.add(result)
 
     def _normalise(self, node: NodeProto) -> None:
-        """Instance normalisation by a mean and a variance that are given."""
+        """Instance or group normalisation by a mean and a variance that are given."""
         x, y, epsilon = node.input[0], node.output[0], attributes(node).get("epsilon", 1e-5)
+        groups = attributes(node).get("num_groups", 0)
+        if (apart := self._grouped(node)) is not None:
+            x, y, groups = apart
         mean, variance = (self.names(f"{y}/{what}") for what in ("mean", "variance"))
         self._input(Statistic(mean), x)
         self._input(Statistic(variance, "variance"), x)
         scale, bias = (self.index.constant(name) for name in node.input[1:3])
         if scale is None or bias is None:
             raise NotPooledError(f"{named(node)} has a scale that is computed")
+        channels = self.shapes.of(x)[0][1]
+        scale, bias = (each.repeat(channels // each.size) for each in (scale, bias))
+        if groups:
+            mean, variance = self._of_groups(y, mean, variance, channels, groups)
         steps = (
             ("Sub", [x, mean], "centred"),
             ("Add", [variance, self._constant(f"{y}/epsilon", np.array(epsilon, np.float32))], "steadied"),
@@ -170,11 +181,38 @@ class _Opening:
             self.nodes.append(helper.make_node(operator, inputs, [f"{y}/{what}"], name=f"{y}/{what}"))
         shift = self._constant(f"{y}/bias", bias.reshape(1, -1, 1, 1))
         self.nodes.append(helper.make_node("Add", [f"{y}/scaled", shift], [y], name=f"{y}/normalised"))
+        self.local.add(y)
+
+    def _grouped(self, node: NodeProto) -> tuple[str, str, int] | None:
+        """(map, normalised map, groups) of an instance normalisation of a map [N, C, h, w] as [N, groups, rest]."""
+        before, after = self.index.producer(node.input[0]), self.index.consumers(node.output[0])
+        if before is None or len(after) != 1 or {before.op_type, after[0].op_type} != {"Reshape"}:
+            return None
+        x, y, shapes = before.input[0], after[0].output[0], self.shapes.of(node.input[0])
+        groups = {shape[1] for shape in shapes}
+        plain = all(len(shape) == 3 for shape in shapes) and len(groups) == 1 and x in self.local
+        return (x, y, groups.pop()) if plain and self.shapes.of(x) == self.shapes.of(y) else None
+
+    def _of_groups(self, y: str, mean: str, variance: str, channels: int, groups: int) -> tuple[str, str]:
+        """The mean and the variance of each channel's group, by channel, of those of the channels."""
+        each = channels // groups
+        weight = self._constant(f"{y}/group", np.full((channels, each, 1, 1), 1 / each, np.float32))
+        steps: tuple[tuple[str, list[str], str, dict[str, Any]], ...] = (
+            ("Conv", [mean, weight], f"{y}/group_mean", {"group": groups}),
+            ("Sub", [mean, f"{y}/group_mean"], f"{y}/apart", {}),
+            ("Mul", [f"{y}/apart", f"{y}/apart"], f"{y}/apart_squared", {}),
+            ("Add", [variance, f"{y}/apart_squared"], f"{y}/spread", {}),
+            ("Conv", [f"{y}/spread", weight], f"{y}/group_variance", {"group": groups}),
+        )
+        for operator, inputs, result, settings in steps:
+            self.nodes.append(helper.make_node(operator, inputs, [result], name=result, **settings))
+            self.of_values.add(result)
+        return f"{y}/group_mean", f"{y}/group_variance"
 
     def _input(self, statistic: Statistic, of: str) -> None:
         if of == self.core.graph.input[0].name:
             raise NotPooledError("the image itself is pooled")  # there is no network before it to run
-        if self._stride(of) is None:
+        if self._cells(of) is None:
             raise NotPooledError(f"{of} is pooled, which is {self._no_map(of)}")
         self.statistics.append(statistic)
         self.maps[statistic.name] = of
@@ -187,7 +225,7 @@ class _Opening:
         if len(shape) != 4:
             return f"[{', '.join(map(str, shape))}] of an image of {size[0]}×{size[1]}, and no map"
         cells = f"{shape[2]}×{shape[3]} of {size[0]}×{size[1]}"
-        return f"{cells}: no map whose sides are the image's over a whole number, rounded up"
+        return f"{cells}: no map whose sides are the image's over a whole number, rounded"
 
     def _constant(self, wanted: str, value: np.ndarray) -> str:
         name = self.names(wanted)
@@ -207,8 +245,8 @@ class _Opening:
     def _stretch(self, node: NodeProto) -> None:
         """A Resize or Expand as a Stretch."""
         x, y = node.input[0], node.output[0]
-        how, to = self._how(node), self._stride(y)
-        source, cells = self._stride(x) if x in self.local else None, (0, 0)
+        how, to = self._how(node), self._cells(y)
+        source, cells = self._cells(x) if x in self.local else None, (0, 0)
         if source is None:
             shapes = {shape[2:] for shape in self.shapes.of(x)}
             if x in self.local or len(shapes) != 1 or len(shape := shapes.pop()) != 2:
@@ -219,8 +257,10 @@ class _Opening:
         if cells == (1, 1):
             how = UNIFORM
         settings: dict[str, Any] = {
-            "mode": how.mode, "coordinates": how.coordinates, "rounding": how.rounding, "stride": to,
-            "source": source or (0, 0), "cells": cells,
+            "mode": how.mode, "coordinates": how.coordinates, "rounding": how.rounding,
+            "stride": [stride for stride, _ in to], "short": [short for _, short in to],
+            "source": [stride for stride, _ in source or ()] or (0, 0),
+            "source_short": [short for _, short in source or ()] or (0, 0), "cells": cells,
         }  # fmt: skip
         self.nodes.append(helper.make_node(STRETCH, [x], [y], name=node.name, domain=TILES_DOMAIN, **settings))
         self.local.add(y)
@@ -244,27 +284,10 @@ class _Opening:
             raise NotPooledError(f"{named(node)} resizes by {mode}, {coordinates}")
         return Upsampling(mode, coordinates, rounding=rounding if rounding in ROUNDINGS else "round_prefer_floor")
 
-    def _stride(self, name: str) -> tuple[int, int] | None:
-        """Pixels of a cell of a map, whose sides are those of the image divided by them and rounded up; None: none."""
-        found = []
-        for axis in (2, 3):
-            try:
-                sides = self.shapes.sides(name, axis)
-            except ValueError:
-                return None
-            pixels = [size[axis - 2] for size in self.shapes.sizes]
-            stride = max(1, round(max(pixels) / sides[pixels.index(max(pixels))])) if min(sides) else 0
-            near = range(max(1, stride - 1), min(stride + 2, LARGEST_STRIDE + 1))
-            fitting = [
-                each for each in near if all(-(-n // each) == side for n, side in zip(pixels, sides, strict=True))
-            ]
-            # Of multiples of 32 up to 256 pixels there are as many cells of 33 pixels as of 32.
-            whole = [each for each in fitting if all(each * side == n for n, side in zip(pixels, sides, strict=True))]
-            fitting = whole or fitting
-            if len(fitting) != 1:
-                return None
-            found += fitting
-        return found[0], found[1]
+    def _cells(self, name: str) -> tuple[tuple[int, int], tuple[int, int]] | None:
+        """(stride, short) of a map's height and of its width, as of MapShapes.cells; None: it is no such map."""
+        rows, columns = (self.shapes.cells(name, axis) for axis in (2, 3))
+        return None if rows is None or columns is None else (rows, columns)
 
 
 def lowered(opened: ModelProto) -> tuple[ModelProto, tuple[Interpolation, ...]]:
@@ -281,16 +304,18 @@ def lowered(opened: ModelProto) -> tuple[ModelProto, tuple[Interpolation, ...]]:
             continue
         given, x = attributes(node), node.input[0]
         how = Upsampling(given["mode"], given["coordinates"], rounding=given["rounding"])
-        axes = [axis for axis in (0, 1) if given["cells"][axis] or given["source"][axis] != given["stride"][axis]]
-        for axis in axes:
-            place = Interpolation("", axis, how, given["stride"][axis], given["source"][axis], given["cells"][axis])
-            name = "/".join(map(str, ("places", axis, how.mode, how.coordinates, how.rounding, place.stride)))
-            name += f"/{'cells' if place.cells else 'from'}/{place.cells or place.source}"
+        both = ("stride", "source", "cells", "short", "source_short")
+        for_axes = [Interpolation("", axis, how, *(given[what][axis] for what in both)) for axis in (0, 1)]
+        places = [e for e in for_axes if e.cells or (e.source, e.source_short) != (e.stride, e.short)]
+        for place in places:
+            name = "/".join(map(str, ("places", place.axis, how.mode, how.coordinates, how.rounding, place.stride)))
+            name += f"-{place.short}/{'cells' if place.cells else 'from'}/{place.cells or place.source}"
+            name += f"-{place.source_short}"
             found[name] = replace(place, name=name)
-            y = node.output[0] if axis == axes[-1] else f"{node.output[0]}/rows"
-            nodes += _interpolated(name, how, x, y, 2 + axis)
+            y = node.output[0] if place is places[-1] else f"{node.output[0]}/rows"
+            nodes += _interpolated(name, how, x, y, 2 + place.axis)
             x = y
-        if not axes:
+        if not places:
             nodes.append(helper.make_node("Identity", [x], [node.output[0]], name=node.name))
     del model.graph.node[:]
     model.graph.node.extend(nodes)

@@ -20,6 +20,7 @@ class Interpolation:
         stride: pixels of a cell of its result.
         source: pixels of a cell of what it resizes, or 0 where that is a grid of pooled values.
         cells: of that grid.
+        short, source_short: of its result and of what it resizes, as of Stage.
     """
 
     name: str
@@ -28,15 +29,19 @@ class Interpolation:
     stride: int
     source: int = 0
     cells: int = 0
+    short: int = 0
+    source_short: int = 0
 
     def __post_init__(self) -> None:
         if not isinstance(self.how, Upsampling):
             object.__setattr__(self, "how", Upsampling(**self.how))
-        numbers = (self.axis, self.stride, self.source, self.cells)
+        numbers = (self.axis, self.stride, self.source, self.cells, self.short, self.source_short)
         if not all(type(number) is int and number >= 0 for number in numbers) or self.axis > 1 or self.stride < 1:
-            raise ValueError(f"axis, stride, source and cells {numbers} of {self.name!r}")
+            raise ValueError(f"axis, stride, source, cells and what they are short of {numbers} of {self.name!r}")
         if (self.source > 0) == (self.cells > 0) or self.how.factor is not None:
             raise ValueError(f"{self.name!r} resizes neither a map nor a grid")
+        if self.short >= self.stride or self.source_short > max(self.source - 1, 0):
+            raise ValueError(f"{self.name!r} is short of whole cells")
 
 
 @dataclass(frozen=True)

@@ -75,6 +75,8 @@ class Stage:
         period: in pixels: tiles that begin at its multiples give the scores of the whole image.
         whole: why it cannot be tiled: the operator that makes it depend on the whole image.
         stride: (vertical, horizontal) in pixels of the image: of a cell of its result.
+        short: (vertical, horizontal): of an image of n pixels its result has ⌈(n − short) / stride⌉ cells. It is 0
+            where sides are rounded up, and stride − 1 where they are rounded down.
         bytes_fixed, bytes_per_pixel, bytes_per_pixel_squared: working memory of a run by its pixels p of padded image,
             fixed + per_pixel · p + per_pixel_squared · p²: measured by build-engine in the library that runs it, or
             estimated from its graph. What attends from each pixel to each takes memory by the square.
@@ -96,6 +98,7 @@ class Stage:
     period: int = 1
     whole: str = "its engine does not tell its receptive field; build it again"
     stride: tuple[int, int] = (1, 1)
+    short: tuple[int, int] = (0, 0)
     bytes_fixed: float = 0.0
     bytes_per_pixel: float = 0.0
     bytes_per_pixel_squared: float = 0.0
@@ -111,6 +114,9 @@ class Stage:
         if self.halo is not None:
             object.__setattr__(self, "halo", pixels("halo", self.halo, 2))
         object.__setattr__(self, "stride", pixels("stride", self.stride, 2, least=1))
+        object.__setattr__(self, "short", pixels("short", self.short, 2))
+        if any(short >= stride for short, stride in zip(self.short, self.stride, strict=True)):
+            raise ValueError(f"short {self.short} with stride {self.stride}; it must be less")
         tile = 1 if self.tile is None else self.tile
         for name, value in (("period", self.period), ("tile", tile), ("block", self.block)):
             if type(value) is not int or value < 1:

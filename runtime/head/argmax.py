@@ -193,28 +193,57 @@ def _labels_of_bands(scores: Floats, vertical: Axis, horizontal: Axis, dtype: La
     y0, y1, x0, x1 = vertical.first, vertical.second, horizontal.first, horizontal.second
     best = best_class(scores, dtype)
     labels, mixed = best[y0[:, None], x0], _disagreeing(best)
-    # Where bands are of few rows, Python's steps would take more time than NumPy's: several at once.
-    several = len(y0) < ROWS_OF_A_BAND * (int(y0[-1]) - int(y0[0]) + 1)
-    rows = min(max(1, VALUES_AT_A_TIME // (len(scores) * len(x0))), ROWS_OF_BANDS) if several else 1
+    if len(y0) < ROWS_OF_A_BAND * (int(y0[-1]) - int(y0[0]) + 1):
+        return _labels_of_rows(scores, vertical, horizontal, labels, mixed)
     start = 0
     while start < len(y0):
-        last = y0[min(start + rows, len(y0)) - 1]
-        stop = int(np.searchsorted(y0, last, "right"))
-        pixels = np.flatnonzero(np.asarray(mixed[y0[start] : last + 1].any(0))[x0])
+        stop = int(np.searchsorted(y0, y0[start], "right"))
+        pixels = np.flatnonzero(mixed[y0[start]][x0])
         step = max(1, CHUNK // (len(scores) * max(1, len(pixels))))
         for first in range(start, stop if len(pixels) else start, step):
             part = slice(first, min(first + step, stop))
             weight = vertical.weight[part, None]
-            # Of one band a row is read once for all its pixels.
-            above, below = (y0[part], y1[part]) if several else (y0[[start]], y1[[start]])
-            band = scores[:, above] * (1 - weight) + scores[:, below] * weight
+            # A row of scores is read once for all its pixels.
+            band = scores[:, y0[[start]]] * (1 - weight) + scores[:, y1[[start]]] * weight
             left, right = band[:, :, x0[pixels]], band[:, :, x1[pixels]]
-            inside = best_class(left + (right - left) * horizontal.weight[pixels], dtype)
-            if several:
-                # Others stay: their two best may be equal but for rounding, and no label depends on what is beside it.
-                np.copyto(inside, labels[part, pixels], where=~mixed[y0[part, None], x0[pixels]])
-            labels[part, pixels] = inside
+            labels[part, pixels] = best_class(left + (right - left) * horizontal.weight[pixels], dtype)
         start = stop
+    return labels
+
+
+def _labels_of_rows(scores: Floats, vertical: Axis, horizontal: Axis, labels: Labels, mixed: Masks) -> Labels:
+    """As _labels_of_bands, of bands of few rows: several at once, as Python's steps would take more time than NumPy's.
+
+    Args:
+        labels: of each pixel's first score, which those become that lie between scores of other classes.
+        mixed: of each score, whether those right and below are of other classes.
+    """
+    y0, y1, x0, x1 = vertical.first, vertical.second, horizontal.first, horizontal.second
+    rows = min(max(1, VALUES_AT_A_TIME // (len(scores) * len(x0))), ROWS_OF_BANDS)
+    for first in range(0, len(y0), rows):
+        part = slice(first, min(first + rows, len(y0)))
+        among = mixed.take(y0[part], 0)
+        pixels = np.flatnonzero(np.asarray(among.any(0))[x0])
+        if not len(pixels):
+            continue
+        if 2 * len(pixels) > len(x0):
+            pixels = np.arange(len(x0))  # to choose among them takes longer
+        weight = vertical.weight[part, None]
+        band, below = scores.take(y0[part], 1), scores.take(y1[part], 1)
+        band *= 1 - weight
+        below *= weight
+        band += below
+        left, inside = band.take(x0[pixels], 2), band.take(x1[pixels], 2)
+        inside -= left
+        inside *= horizontal.weight[pixels]
+        inside += left
+        # Others stay: their two best may be equal but for rounding, and no label depends on what is beside it.
+        found, wanted = best_class(inside, labels.dtype), among.take(x0[pixels], 1)
+        if len(pixels) == len(x0):
+            np.copyto(labels[part], found, where=wanted)
+        else:
+            np.copyto(found, labels[part, pixels], where=~wanted)
+            labels[part, pixels] = found
     return labels
 
 

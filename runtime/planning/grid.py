@@ -78,6 +78,11 @@ class Grid:
         return math.prod(computed) / math.prod(self.padded)
 
 
+def cells_of(pixels: int, stride: int, short: int = 0) -> int:
+    """Cells of a map of an image of so many pixels, which may end within a cell; `short` as of Stage."""
+    return -(-(pixels - short) // stride)
+
+
 def unit_of(stage: Stage, card: ModelCard) -> int:
     """Pixels at whose multiples tiles begin."""
     return math.lcm(stage.period, card.size_multiple)

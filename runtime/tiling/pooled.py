@@ -19,7 +19,7 @@ from ..engine_format.stage import Stage
 from ..errors import DeployError, MisuseError, one_line
 from ..head.resize_axis import axis_of
 from ..pixels.prepare import prepare
-from ..planning.grid import Grid, Span
+from ..planning.grid import Grid, Span, cells_of
 from ..planning.plan import Plan
 from ..process_memory import give_back_freed
 from .resized import resized_part
@@ -56,8 +56,10 @@ class PooledTiles:
         """The scores of an image, as score_bands gives them, by a plan of passes; `wanted` raises once they are not."""
         values: dict[str, AnyArray] = {}
         for each, grids in zip(self._pooled.passes, plan.passes, strict=True):
-            stride, seen = each.stages[-1].stride, grids[-1].padded
-            totals = Totals(each.statistics, (_cells(seen[0], stride[0]), _cells(seen[1], stride[1])))
+            last, seen = each.stages[-1], grids[-1].padded
+            stride = last.stride
+            high, wide = (cells_of(*sides) for sides in zip(seen, stride, last.short, strict=True))
+            totals = Totals(each.statistics, (high, wide))
             for top, _, band in self._chain(image, each.stages, grids, values, 0, wanted):
                 totals.add(top // stride[0], band)
             values |= totals.values()
@@ -66,8 +68,8 @@ class PooledTiles:
     def run_whole(self, stage: Stage, before: Stage | None, size: tuple[int, int]) -> AnyArray:
         """What one stage gives for zeros, as for an image of `size` in one tile; `before`: the stage before it."""
         taken = next(given for given in self._session(stage.file).get_inputs() if given.name == stage.input)
-        strides = (1, 1) if before is None else before.stride
-        sides = [_cells(side, stride) for side, stride in zip(size, strides, strict=True)]
+        strides, shorts = ((1, 1), (0, 0)) if before is None else (before.stride, before.short)
+        sides = [cells_of(*each) for each in zip(size, strides, shorts, strict=True)]
         dtype = {"tensor(uint8)": np.uint8, "tensor(int8)": np.int8}.get(taken.type, np.float32)
         rows, columns = (Span(0, side, 0, side) for side in size)
         return self._run(stage, np.zeros((1, taken.shape[1], *sides), dtype), rows, columns, size, {})
@@ -103,7 +105,8 @@ class PooledTiles:
         def later(stage: Stage) -> Callable[[AnyArray, Span, Span], AnyArray]:
             return lambda part, rows, columns: self._run(stage, part, rows, columns, padded, values)
 
-        return score_bands(grids, [stage.stride for stage in stages], first, list(map(later, stages[1:])), start)
+        strides, shorts = [stage.stride for stage in stages], [stage.short for stage in stages]
+        return score_bands(grids, strides, first, list(map(later, stages[1:])), start, shorts)
 
     def _run(
         self, stage: Stage, part: AnyArray, rows: Span, columns: Span, padded: tuple[int, int], values: Values
@@ -147,13 +150,13 @@ def interpolation_inputs(
     inputs: dict[str, AnyArray] = {}
     for each in interpolations:
         span, side = tile[each.axis], padded[each.axis]
-        begin = span.outer_start // each.stride
-        stop = begin + _cells(span.outer_stop - span.outer_start, each.stride)
-        cells = each.cells or _cells(side, each.source)
-        read = axis_of(each.how, each.axis, cells, _cells(side, each.stride), begin, stop)
+        begin, length = span.outer_start // each.stride, span.outer_stop - span.outer_start
+        stop = begin + cells_of(length, each.stride, each.short)
+        cells = each.cells or cells_of(side, each.source, each.source_short)
+        read = axis_of(each.how, each.axis, cells, cells_of(side, each.stride, each.short), begin, stop)
         # Of a map there are the cells of the tile alone: what lies beyond is read by what its halo discards.
         before = span.outer_start // each.source if each.source else 0
-        last = (_cells(span.outer_stop - span.outer_start, each.source) if each.source else cells) - 1
+        last = (cells_of(length, each.source, each.source_short) if each.source else cells) - 1
         inputs[f"{each.name}/first"] = np.clip(read.first - before, 0, last).astype(np.int64)
         if each.how.mode == "linear":
             inputs[f"{each.name}/second"] = np.clip(read.second - before, 0, last).astype(np.int64)
@@ -175,7 +178,9 @@ class Totals:
         self._spread: _Spread | None = None
 
     def add(self, first: int, band: AnyArray) -> None:
-        """Rows from row `first` on: [C, rows, w]."""
+        """Rows from row `first` on: [C, rows, w]; none of a last tile without a whole cell."""
+        if not band.shape[1]:
+            return
         for each in self._statistics:
             if each.kind == "variance":
                 self._spread = self._spread or _Spread(len(band))
@@ -230,7 +235,3 @@ class _Spread:
 def _shares(side: int, parts: int) -> list[tuple[int, int]]:
     """Where each part of a side begins and ends, as adaptive pooling divides it; they overlap where it is uneven."""
     return [(part * side // parts, -(-(part + 1) * side // parts)) for part in range(parts)]
-
-
-def _cells(pixels: int, stride: int) -> int:
-    return -(-pixels // stride)

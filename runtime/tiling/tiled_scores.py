@@ -65,11 +65,13 @@ class TiledScores:
 
         `stop`: once it is set nobody wants them any more.
         """
-        stride = self._stages_of(plan)[-1].stride[0]
+        last = self.stages_of(plan)[-1]
+        stride, short = last.stride[0], last.short[0]
         seen = plan.grids[-1].padded[0]  # rows, which are those of a resized image where the network looks at one
-        # Interpolation reads the score above a row, too.
-        bands = self.bands(image, plan, max(0, start * seen // plan.padded[0] - (2 + reach) * stride), stop)
-        return ready_windows(bands, stride, self._heads.upsampling, plan.padded, plan.size, start, reach, seen)
+        # Interpolation reads the score above a row, too; and one above that where scores are wider than their stride.
+        above = (2 + (short > 0) + reach) * stride
+        bands = self.bands(image, plan, max(0, start * seen // plan.padded[0] - above), stop)
+        return ready_windows(bands, stride, self._heads.upsampling, plan.padded, plan.size, start, reach, seen, short)
 
     def bands(
         self, image: ImageSource, plan: Plan, start: int = 0, stop: threading.Event | None = None
@@ -93,7 +95,7 @@ class TiledScores:
         self, backend: Backend, image: ImageSource, plan: Plan, start: int, wanted: Callable[[], None]
     ) -> Iterator[Band]:
         """As `bands`, in one pass."""
-        stages = self._stages_of(plan)
+        stages = self.stages_of(plan)
 
         def first(rows: Span, columns: Span) -> AnyArray:
             wanted()
@@ -156,7 +158,7 @@ class TiledScores:
         if fine is not None:
             fine.close()
 
-    def _stages_of(self, plan: Plan) -> tuple[Stage, ...]:
+    def stages_of(self, plan: Plan) -> tuple[Stage, ...]:
         """Those that a plan's grids are of."""
         if self._manifest is not None and plan.fine:
             return self._manifest.fine

@@ -11,7 +11,7 @@ import numpy as np
 from ..arrays import AnyArray, Floats, ImageSource
 from ..engine_format.stage import Upsampling
 from ..head.score_window import ScoreWindow, last_cells
-from ..planning.grid import Grid, Span
+from ..planning.grid import Grid, Span, cells_of
 
 T = TypeVar("T")
 # First row and row after the last, in padded pixels, and what a stage makes of them: [K, h, w].
@@ -44,8 +44,8 @@ class Rows:
             start, stop = max(top, rows.outer_start), min(bottom, rows.outer_stop)
             if start < stop:
                 high, wide = self._stride
-                across = slice(columns.outer_start // wide, _cells(columns.outer_stop, wide))
-                parts.append(band[:, (start - top) // high : _cells(stop - top, high), across])
+                across = slice(columns.outer_start // wide, cells_of(columns.outer_stop, wide))
+                parts.append(band[:, (start - top) // high : cells_of(stop - top, high), across])
         shape = len(parts[0]), sum(part.shape[1] for part in parts), parts[0].shape[2]
         count, dtype = math.prod(shape), parts[0].dtype
         if len(self._buffer) < count or self._buffer.dtype != dtype:
@@ -75,6 +75,7 @@ def score_bands(
     first: Compute,
     others: Sequence[ComputeLater],
     start: int = 0,
+    shorts: Sequence[tuple[int, int]] = (),
 ) -> Iterator[Band]:
     """The scores of an image, a row of tiles at a time.
 
@@ -84,6 +85,7 @@ def score_bands(
         first: gives the first stage's features of a tile of the image.
         others: the stages after it.
         start: a row of the padded image, in pixels: what comes before its row of tiles is left out.
+        shorts: what each stage's result is short of, as of Stage; none: of nothing.
 
     Yields:
         (first row, row after the last) in padded pixels, and the scores between them, [K, h, w].
@@ -93,22 +95,23 @@ def score_bands(
         span = grid.spans(0)[start // grid.tile[0]]
         begins.insert(0, span.start)
         start = span.outer_start
-    bands = _bands(grids[0], strides[0], first, begins[0])
+    shorts = shorts or [(0, 0)] * len(grids)
+    bands = _bands(grids[0], strides[0], shorts[0], first, begins[0])
     for index, (grid, run, begin) in enumerate(zip(grids[1:], others, begins[1:], strict=True)):
         rows = Rows(bands, strides[index])
-        bands = _bands(grid, strides[index + 1], _on(rows, run), begin)
+        bands = _bands(grid, strides[index + 1], shorts[index + 1], _on(rows, run), begin)
     return bands
 
 
-def joined(bands: Iterator[Band], rows: int) -> AnyArray:
-    """The scores of an image of so many padded rows, [K, h, w], from all of its bands."""
+def joined(bands: Iterator[Band], rows: int, short: int = 0) -> AnyArray:
+    """The scores of an image of so many padded rows, [K, h, w], from all of its bands; `short` as of Stage."""
     whole: AnyArray | None = None
     for top, bottom, band in bands:
         if (top, bottom) == (0, rows):
             return band
         if whole is None:
             stride = -(-bottom // band.shape[1])
-            whole = np.empty((len(band), _cells(rows, stride), band.shape[2]), band.dtype)
+            whole = np.empty((len(band), cells_of(rows, stride, short), band.shape[2]), band.dtype)
         whole[:, top // stride : top // stride + band.shape[1]] = band
         del band  # or it would be in memory beside the next one
     assert whole is not None, "an image has rows"
@@ -120,13 +123,9 @@ def _on(rows: Rows, run: ComputeLater) -> Compute:
     return lambda y, x: run(rows.part(y, x), y, x)
 
 
-def _cells(pixels: int, stride: int) -> int:
-    """Of an image that ends there, also within a cell."""
-    return -(-pixels // stride)
-
-
-def _bands(grid: Grid, stride: tuple[int, int], compute: Compute, start: int) -> Iterator[Band]:
+def _bands(grid: Grid, stride: tuple[int, int], short: tuple[int, int], compute: Compute, start: int) -> Iterator[Band]:
     columns, (high, wide) = grid.spans(1), stride
+    cells = [cells_of(*each) for each in zip(grid.padded, stride, short, strict=True)]
     if grid.count == 1:  # also of a stage that is run whole, whose stride may not be known
         (rows,), (across,) = grid.spans(0), columns
         yield rows.start, rows.stop, compute(rows, across)
@@ -135,12 +134,13 @@ def _bands(grid: Grid, stride: tuple[int, int], compute: Compute, start: int) ->
         band: AnyArray | None = None
         for across in columns:
             result = compute(rows, across)
-            # Tiles begin at whole cells.
+            # Tiles begin at whole cells; the last may have none, of a map whose sides are rounded down.
             y, x = (rows.start - rows.outer_start) // high, (across.start - across.outer_start) // wide
-            height, width = _cells(rows.stop - rows.start, high), _cells(across.stop - across.start, wide)
+            top, left = rows.start // high, across.start // wide
+            height = min(cells_of(rows.stop, high), cells[0]) - top
+            width = min(cells_of(across.stop, wide), cells[1]) - left
             if band is None:
-                band = np.empty((len(result), height, _cells(grid.padded[1], wide)), result.dtype)
-            left = across.start // wide
+                band = np.empty((len(result), height, cells[1]), result.dtype)
             band[:, :, left : left + width] = result[:, y : y + height, x : x + width]
         assert band is not None, "an image has columns"
         made = [band]
@@ -175,6 +175,7 @@ def ready_windows(
     start: int = 0,
     reach: int = 0,
     seen: int | None = None,
+    short: int = 0,
 ) -> Iterator[ScoreWindow]:
     """Rows of pixels from row `start` to the last, as soon as all scores that they are made of are there.
 
@@ -186,10 +187,11 @@ def ready_windows(
         start: first row of pixels.
         reach: so many rows of scores above and below those that a row of pixels lies between are kept with it.
         seen: rows of what the network looks at, where that is a resized image; bands and `stride` are in those.
+        short: rows of pixels that the scores are short of, as of Stage.
     """
     kept: Floats | None = None
     seen = seen or padded[0]
-    first, cells, done = 0, _cells(seen, stride), start
+    first, cells, done = 0, cells_of(seen, stride, short), start
     for top, bottom, band in bands:
         if (top, bottom) == (0, seen):
             kept, cells = band, band.shape[1]

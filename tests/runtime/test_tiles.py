@@ -31,6 +31,12 @@ def blur(features, reach, shrink):
     return total[..., ::shrink, ::shrink]
 
 
+def rounded_down(features):
+    """What two cells of a side make, without one that is left."""
+    height, width = features.shape[-2:]
+    return blur(features, 0, 2)[..., : height // 2, : width // 2]
+
+
 class Ahead:
     """An image that remembers what was expected and what was asked for."""
 
@@ -54,7 +60,13 @@ def test_scores_of_stages_in_any_tiles_are_those_of_the_whole_image_from_any_row
     image = np.random.default_rng(data.draw(st.integers(0, 99))).integers(0, 9, padded)
     reach, shrink = data.draw(st.integers(0, 2)), data.draw(st.sampled_from([1, 2]))
     again, least = data.draw(st.integers(0, 2)), data.draw(st.integers(1, 40))
-    whole = blur(blur(image[None], reach, shrink), again, 2)
+    down = data.draw(st.booleans())
+
+    def second(features):
+        features = blur(features, again, 1)
+        return rounded_down(features) if down else features[..., ::2, ::2]
+
+    whole = second(blur(image[None], reach, shrink))
 
     def grid(halo):
         tile = tuple(unit * data.draw(st.integers(1, 9)) for _ in range(2))
@@ -70,7 +82,8 @@ def test_scores_of_stages_in_any_tiles_are_those_of_the_whole_image_from_any_row
         return blur(part_of(source, grids[0], rows, columns)[None], reach, shrink)
 
     start = data.draw(st.integers(0, padded[0] - 1))
-    bands = list(score_bands(grids, strides, first, [lambda part, *_: blur(part, again, 2)[0]], start))
+    shorts = [(0, 0), (shrink, shrink)] if down else ()
+    bands = list(score_bands(grids, strides, first, [lambda part, *_: second(part)[0]], start, shorts))
     top = bands[0][0]
     assert top <= start < top + grids[1].tile[0] and bands[-1][1] == padded[0]
     np.testing.assert_array_equal(

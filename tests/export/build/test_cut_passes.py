@@ -122,6 +122,42 @@ class Normed(nn.Module):
         return to_size_of(self.last(self.blocks(self.first(x))), x)
 
 
+class Patches(nn.Module):
+    """Convolutions of patches, which leave a rest, as ConvNeXt's; channels are shuffled, and normalised in groups."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.norm = nn.Conv2d(3, 12, 4, 4), nn.Conv2d(12, 16, 2, 2), nn.GroupNorm(3, 12)
+        self.pools = nn.ModuleList(
+            nn.Sequential(nn.AdaptiveAvgPool2d(bins), nn.Conv2d(16, 6, 1), nn.ReLU()) for bins in (1, 2)
+        )
+        self.last = nn.Sequential(conv(40, 16), nn.Conv2d(16, 4, 1))
+
+    def forward(self, x):
+        x, given = self.first(x), x
+        n, c, h, w = x.size()
+        x = self.norm(x.view(n, 2, c // 2, h, w).transpose(1, 2).contiguous().view(n, c, h, w)).relu()
+        y = self.second(x)
+        y = torch.cat([y, *(to_size_of(pool(y), y) for pool in self.pools)], 1)
+        return to_size_of(self.last(torch.cat([x, to_size_of(y, x)], 1)), given)
+
+
+class Unpadded(nn.Module):
+    """The first convolution is not padded, as Fast-SCNN's; a pyramid of maxima goes below the pooled map, as PAN's."""
+
+    def __init__(self):
+        super().__init__()
+        self.features = nn.Sequential(nn.Conv2d(3, 12, 3, 2), nn.ReLU(), conv(12, 16, stride=2), conv(16, 16, stride=2))
+        self.down = nn.ModuleList(nn.Sequential(nn.MaxPool2d(2), conv(16, 16)) for _ in range(2))
+        self.pool, self.last = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(16, 16, 1)), nn.Conv2d(16, 4, 1)
+
+    def forward(self, x):
+        y = self.features(x)
+        first = self.down[0](y)
+        coarse = to_size_of(to_size_of(self.down[1](first), first, align=True) + first, y, align=True)
+        return to_size_of(self.last(y * coarse + to_size_of(self.pool(y), y)), x)
+
+
 class PSPOfMultiples(PSP):
     """Raises at other sizes, as segmentation_models.pytorch's networks do, so that images are resized to multiples."""
 
@@ -143,7 +179,7 @@ def made(kind):
     torch.manual_seed(0)
     model = kind()
     for layer in model.modules():
-        if isinstance(layer, nn.BatchNorm2d | nn.InstanceNorm2d):
+        if isinstance(layer, nn.BatchNorm2d | nn.InstanceNorm2d | nn.GroupNorm):
             layer.weight.data.uniform_(0.8, 1.6)
             layer.bias.data.normal_(0, 0.2)
     return model.eval()
@@ -151,7 +187,8 @@ def made(kind):
 
 NETWORKS = {
     "deeplab": (DeepLabPlus, 1), "psp": (PSP, 1), "psp-aligned": (lambda: PSP(align=True), 1), "lraspp": (LRASPP, 3),
-    "instance-norm": (Normed, 2), "psp-resized": (PSPOfMultiples, 1),
+    "instance-norm": (Normed, 2), "psp-resized": (PSPOfMultiples, 1), "patches": (Patches, 2),
+    "unpadded": (Unpadded, 1),
 }  # fmt: skip
 
 
@@ -204,7 +241,8 @@ def test_labels_in_passes_are_pytorchs_at_sizes_never_traced(folder, name):
             plan = net.plan(*size)
             assert len(plan.passes) == NETWORKS[name][1] and plan.bytes <= net.network.memory
             assert sum(grid.count for grids in (*plan.passes, plan.grids) for grid in grids) > len(plan.passes) + 1
-            assert np.abs(net.network.scores(image) - scores).max() < 1e-6 * np.ptp(scores)
+            # Normalisations sum in float32 where the image is whole.
+            assert np.abs(net.network.scores(image) - scores).max() < 3e-6 * np.ptp(scores)
             assert (net(image) == labels)[sure].all() and sure.mean() > 0.98
             rows = dict(net.bands(image, 40))
             np.testing.assert_array_equal(np.concatenate([rows[top] for top in sorted(rows)]), net(image)[40:])
@@ -289,31 +327,21 @@ def test_an_image_that_is_resized_to_nothing_where_it_is_small_is_left_to_the_ne
     assert found.pooled is None and "Resize small goes to what is 288×320 of 291×333" in found.reason
 
 
-class Shuffled(nn.Module):
-    """Pooled values beside a shuffle of channels whose shape is computed."""
+class Summed(nn.Module):
+    """Pooled values beside sums along the height."""
 
-    def __init__(self, attends=False):
+    def __init__(self):
         super().__init__()
         self.first, self.excite, self.last = conv(3, 8), nn.Conv2d(8, 8, 1), nn.Conv2d(8, 4, 1)
-        self.attends = attends
 
     def forward(self, x):
         x = self.first(x)
         x = x * torch.sigmoid(self.excite(F.adaptive_avg_pool2d(x, 1)))
-        if self.attends:
-            return self.last(torch.cumsum(x, 2))
-        n, c, h, w = x.size()
-        return self.last(x.view(n, 2, c // 2, h, w).transpose(1, 2).contiguous().view(n, c, h, w))
-
-
-def test_a_shape_that_is_not_followed_is_said_in_words():
-    reason = reason_of(Shuffled)
-    assert "goes to a shape that cannot be followed: it is computed, in a network that pooled values are" in reason
-    assert "input feed" not in reason and reason.startswith("no tiles in passes: Reshape /model/Reshape goes")
+        return self.last(torch.cumsum(x, 2))
 
 
 def test_an_operator_that_is_not_known_is_said_in_a_sentence():
-    reason = reason_of(lambda: Shuffled(attends=True))
+    reason = reason_of(Summed)
     assert reason == "no tiles in passes: CumSum /model/CumSum looks at the whole image, or may"
 
 
