@@ -241,8 +241,9 @@ def test_labels_in_passes_are_pytorchs_at_sizes_never_traced(folder, name):
             plan = net.plan(*size)
             assert len(plan.passes) == NETWORKS[name][1] and plan.bytes <= net.network.memory
             assert sum(grid.count for grids in (*plan.passes, plan.grids) for grid in grids) > len(plan.passes) + 1
-            # Normalisations sum in float32 where the image is whole.
-            assert np.abs(net.network.scores(image) - scores).max() < 3e-6 * np.ptp(scores)
+            # The operator of group normalisation sums in float32 where the image is whole.
+            most = 3e-6 if name == "patches" else 1e-6
+            assert np.abs(net.network.scores(image) - scores).max() < most * np.ptp(scores)
             assert (net(image) == labels)[sure].all() and sure.mean() > 0.98
             rows = dict(net.bands(image, 40))
             np.testing.assert_array_equal(np.concatenate([rows[top] for top in sorted(rows)]), net(image)[40:])
