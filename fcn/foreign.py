@@ -49,6 +49,7 @@ class ScoresModule(nn.Module):
         channels: of the image.
         path: keys, indices and attributes that lead from what it gives to the scores.
         in_last, out_last: whether it takes [N,H,W,C] and gives [N,h,w,K].
+        alone: whether what it gives of one image has no axis for several.
         flat: whether it gives [N,h,w], one score without an axis.
         grid: (axis, factor) of what it gives flattened, [N,K,h·w] or [N,h·w,K]: the axis of the h·w cells, which are at
             1/factor of the image; None: it gives maps.
@@ -65,7 +66,7 @@ class ScoresModule(nn.Module):
         super().__init__()
         self.model, self.channels, self.kept = model, channels, kept
         self.path: tuple[str | int, ...] = ()
-        self.in_last = self.out_last = self.flat = self.labels = self.mutates = self.casts = False
+        self.in_last = self.out_last = self.flat = self.alone = self.labels = self.mutates = self.casts = False
         self.keyword = self.entry = ""
         self.grid: tuple[int, int] | None = None
         self.mode: AbstractContextManager = nullcontext()
@@ -80,6 +81,8 @@ class ScoresModule(nn.Module):
         if self.labels and (scores := self.decided(x)[1]) is not None:
             return scores
         result = self._result(x)
+        if isinstance(result, torch.Tensor) and self.alone:
+            result = result.unsqueeze(0)
         if isinstance(result, torch.Tensor) and self.flat:
             result = result.unsqueeze(1)
         if isinstance(result, torch.Tensor) and self.grid is not None:
@@ -269,6 +272,10 @@ def _find(made: ScoresModule, result: Any, size: tuple[int, int], name: str, out
             "argmax or a threshold"
         )
     height, width = size
+    if _is_without_batch(result.shape, size):
+        made.alone = True
+        note(f"{name} gives {list(result.shape)} of one image, without an axis for several")
+        result = result[None]
     if result.ndim == 3 and result.shape[1] * width == result.shape[2] * height:
         made.flat = True
         note(f"{name} gives [N,H,W], which is taken for one score [N,1,H,W]")
@@ -312,6 +319,13 @@ def _gives_labels(made: ScoresModule, size: tuple[int, int]) -> bool:
         if scores is None or not are_labels_of(result, scores):
             return False
     return True
+
+
+def _is_without_batch(shape: Sequence[int], size: tuple[int, int]) -> bool:
+    """Whether what a module gives of one image is [h,w], [K,h,w] or [h,w,K]."""
+    height, width = size
+    places = {2: (0,), 3: (0, 1)}.get(len(shape), ())
+    return shape[:1] != (1,) and any(shape[at] * width == shape[at + 1] * height for at in places)
 
 
 def _grid(shape: Sequence[int], size: tuple[int, int]) -> tuple[int, int] | None:

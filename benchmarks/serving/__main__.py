@@ -33,18 +33,17 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, wait
 from contextlib import ExitStack
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import grpc
 import numpy as np
 from fcn_deploy.runtime.pixels.noise_image import natural_noise
 
 from benchmarks.common import RGB, memory, mixed_sizes, spread
 from benchmarks.serving.clients import KINDS, processor_seconds
-from benchmarks.serving.limits import IDLE, at_once, large_images, refusals
+from benchmarks.serving.limits import IDLE, large_images, refusals
 from benchmarks.serving.servers import litserve, serve_engine, triton
+from benchmarks.serving.turns import Turn, hammer, mapped
 from fcn_deploy import Segmenter
 
 LEAST, MOST = (120, 160), (720, 1280)  # of mixed sizes
@@ -88,69 +87,6 @@ def latency(engine: Path, servers: dict[str, str], pids: dict[str, int], runs: i
             "processor_over_bare": float(np.sum(processor[kind]) / np.sum(processor["bare"])),
         }
     return told
-
-
-@dataclass
-class Turn:
-    """What clients got in one turn.
-
-    Attributes:
-        pixels, images: labelled.
-        lost: requests without an answer, or refused.
-        wrong: answers whose labels are not those of a direct call.
-        seconds: of the turn.
-        client: processor seconds of the clients' process.
-        server: of the server's processes.
-    """
-
-    pixels: int = 0
-    images: int = 0
-    lost: int = 0
-    wrong: int = 0
-    seconds: float = 0.0
-    client: float = 0.0
-    server: float = 0.0
-
-
-def hammer(kind, address, model, sizes, labels: Path, seconds, clients) -> Turn:
-    """In a process of its own: so many clients that ask for so long, each for one image after the other."""
-    images = [natural_noise(*size, RGB, seed) for seed, size in enumerate(sizes)]
-    requests = [KINDS[kind].request(image, model) for image in images]
-    del images
-    expected = [labels.joinpath(str(index)).read_bytes() for index in range(len(sizes))]
-    counts = np.zeros((clients, 4), np.int64)
-    asks = [KINDS[kind].client(address) for _ in range(clients)]
-    started, processor = time.perf_counter(), processor_seconds()
-
-    def work(client: int) -> None:
-        random = np.random.default_rng(client)
-        while time.perf_counter() - started < seconds:
-            index = int(random.integers(len(requests)))
-            try:
-                found = asks[client](requests[index])
-            except (OSError, grpc.RpcError):
-                counts[client, 2] += 1
-                asks[client] = KINDS[kind].client(address)
-                continue
-            counts[client] += (len(expected[index]), 1, 0, found != expected[index])
-
-    at_once([partial(work, client) for client in range(clients)])
-    ended = time.perf_counter() - started, processor_seconds() - processor
-    return Turn(*counts.sum(0).tolist(), *ended)
-
-
-def mapped(net: Segmenter, images: list[np.ndarray], seconds: float) -> Turn:
-    """`map` on the images, drawn likewise."""
-    random, turn, started, processor = np.random.default_rng(0), Turn(), time.perf_counter(), processor_seconds()
-
-    def drawn():
-        while time.perf_counter() - started < seconds:
-            yield images[int(random.integers(len(images)))]
-
-    for labels in net.map(drawn()):
-        turn.pixels, turn.images = turn.pixels + labels.size, turn.images + 1
-    turn.seconds, turn.server = time.perf_counter() - started, processor_seconds() - processor
-    return turn
 
 
 def throughput(engine: Path, servers: dict[str, str], pids: dict[str, int], options) -> dict:

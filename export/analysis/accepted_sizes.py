@@ -297,7 +297,11 @@ def _refusal(trials: _Trials) -> str:
     if not ran:
         return text + _with_cause(failed)
     if all(found.nan for found in ran.values()):
-        return f"{text}it gives NaN wherever it runs, as at {'×'.join(map(str, next(iter(ran))))}: mend its weights"
+        at = "×".join(map(str, next(iter(ran))))
+        return (
+            f"{text}it gives NaN wherever it runs, as at {at}, for noise around 0, as normalised pixels are: mend its "
+            "weights, or the root or logarithm that it takes of what may be below 0"
+        )
     if kept := _what_does_not_follow([found.shape for found in ran.values()]):
         return text + kept
     if lost := _lost_edges({size: found.shape for size, found in ran.items()}):

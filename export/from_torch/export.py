@@ -92,6 +92,8 @@ def export_module(
         note(line)
     graph = exported.graph
     expected = expected_scores(network.module, exported.sizes, exported.fit, network.channels, name, ())
+    if not expected.takes_two:
+        note(f"{name} takes one image at a time, and so does what is written")
     for line in compare_at_larger_sizes(network, graph, expected, exported.sizes):
         note(line)
     if not network.ours and (line := find_random(network)):

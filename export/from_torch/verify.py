@@ -46,6 +46,9 @@ class ExpectedScores:
     """What PyTorch gives at a traced size, and at others, which never are: (images, scores), in this order.
 
     Each is computed when it is first asked for: a graph that fails at a small size costs no more than that.
+
+    Attributes:
+        takes_two: whether the network takes two images at once.
     """
 
     def __init__(
@@ -59,7 +62,7 @@ class ExpectedScores:
     ) -> None:
         self._run, self._channels, self._name = _any_size(model, behaviour, fit), channels, name
         self._sizes = (traced_size(behaviour), *sizes)
-        self._most = 2 if behaviour.only is None or _takes_two(model, channels, behaviour.only) else 1
+        self.takes_two = _takes_two(model, channels, self._sizes[0])
         self._random = np.random.default_rng(0)
         self._found: list[tuple[np.ndarray, np.ndarray]] = []
 
@@ -72,7 +75,7 @@ class ExpectedScores:
 
     def _at(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         height, width = self._sizes[index]
-        batch = self._most if index % 5 == 0 and index else 1
+        batch = 2 if self.takes_two and index % 5 == 0 and index else 1
         images = self._random.standard_normal((batch, self._channels, height, width), dtype=np.float32)
         return images, self.of(images)
 
@@ -99,7 +102,7 @@ def expected_scores(
 
 
 def _takes_two(model: nn.Module, channels: int, size: tuple[int, int]) -> bool:
-    """Whether a network takes two images at once; programs that were exported for one do not."""
+    """Whether a network takes two images at once; programs that were exported for one do not, nor `x.squeeze(0)`."""
     try:
         with torch.inference_mode():
             return len(model(torch.zeros(2, channels, *size))) == 2

@@ -287,7 +287,7 @@ class BakedResize(nn.Module):
 class BakedReshape(BakedResize):
     def forward(self, x):
         n, c, h, w = (int(side) for side in x.shape)
-        return x.reshape(n, c, h * w).mean(1, keepdim=True).reshape(n, 1, h, w) + x
+        return x.reshape(n, c, h * w).mean(1, keepdim=True).reshape(n, 1, h, w) + torch.cat([x, x.relu()], 1)
 
 
 class Positional(nn.Module):
@@ -854,3 +854,30 @@ def test_misused_class_names_leave_nothing_behind(factories):
     done = command("export-onnx", "my_networks:net", "-o", "m.onnx", "--classes", "a,b,c", ok=2, cwd=factories)
     assert "3 classes are named" in one_error(done)
     assert not list(factories.glob("*.onnx"))
+
+
+class OfOneImage(nn.Module):
+    """It takes one image at a time, as code does that was written to run on photographs."""
+
+    def __init__(self, form):
+        super().__init__()
+        self.conv, self.form = nn.Conv2d(3, 4, 3, padding=1), form
+
+    def forward(self, x):
+        assert self.form != "asserted" or x.shape[0] == 1
+        y = self.conv(x).view(4, x.shape[2], x.shape[3])
+        return {"asserted": y[None], "[K,h,w]": y, "[h,w,K]": y.permute(1, 2, 0), "[h,w]": y.mean(0)}[self.form]
+
+
+@pytest.mark.parametrize("form", ["asserted", "[K,h,w]", "[h,w,K]", "[h,w]"])
+def test_a_module_of_one_image_at_a_time_is_exported_as_that(tmp_path, form):
+    torch.manual_seed(0)
+    model, notes = OfOneImage(form).eval(), []
+    export_module(model, None, tmp_path / "m.onnx", name="it", note=notes.append)
+    assert "it takes one image at a time, and so does what is written" in notes
+    assert any("of one image, without an axis for several" in note for note in notes) == (form != "asserted")
+    image = torch.rand(1, 3, 19, 37)
+    with torch.inference_mode():
+        scores = model.conv(image).mean(1, keepdim=True) if form == "[h,w]" else model.conv(image)
+    found = onnxruntime.InferenceSession(tmp_path / "m.onnx").run(None, {"image": image.numpy()})[0]
+    np.testing.assert_allclose(found, scores.numpy(), atol=1e-5)
