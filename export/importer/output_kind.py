@@ -101,7 +101,7 @@ def kind_of_output(
     if words:
         return OutputKind(NAMED[words[0]], "by its name", alone=count == 1)
     index = GraphIndex(model)
-    if count > 1 and (kind := _of_last_nodes(index, name)) is not None:
+    if count > 1 and (kind := _of_last_nodes(index, name, count)) is not None:
         return kind
     if count > 1 and (node := _unit_length(index, name)) is not None:
         return OutputKind("embeddings", f"node {node.name or node.output[0]} brings them to length 1")
@@ -147,9 +147,11 @@ def _words(name: str) -> list[str]:
     return re.split(r"[^a-z]+", name.lower())
 
 
-def _of_last_nodes(index: GraphIndex, name: str) -> OutputKind | None:
-    """Images, or what the last layer is named after."""
-    if (node := _with_the_image(index, name)) is not None:
+def _of_last_nodes(index: GraphIndex, name: str, count: int) -> OutputKind | None:
+    """Images, of as many channels as what is given, or what the last layer is named after."""
+    sides = [side.dim_value for side in index.model.graph.input[0].type.tensor_type.shape.dim]
+    # Scores are masked by one channel of an image, such as its alpha.
+    if count in sides[1:] and (node := _with_the_image(index, name)) is not None:
         return OutputKind("images", f"node {node.name or node.output[0]} makes them of the image itself")
     if layer := _layer_of_values(index, name):
         word = next(word for word in _words(layer) if word in OF_LAYERS)
