@@ -49,7 +49,17 @@ def engine(path, whole=""):
     )
     stages = (
         Stage("0.onnx", "image", "features", (8, 8), 8, stride=(4, 4), bytes_per_pixel=40, output_bytes=0.4),
-        Stage("1.onnx", "features", "scores", None if whole else (8, 8), 8, whole, (4, 4), 10, 1.0),
+        Stage(
+            "1.onnx",
+            "features",
+            "scores",
+            None if whole else (8, 8),
+            8,
+            whole,
+            (4, 4),
+            bytes_fixed=10,
+            bytes_per_pixel=1.0,
+        ),
     )
     manifest = Manifest(CARD, "cpu", "int8", Upsampling("linear", "half_pixel", (4.0, 4.0)), stages, "test")
     write_engine(path, manifest, {"0.onnx": early.SerializeToString(), "1.onnx": late.SerializeToString()})
