@@ -474,3 +474,8 @@ def test_validation_compares_whole_logits_with_stages(tmp_path):
     assert list(rows) == ["whole", "stages", "onnxruntime", "openvino"] and "of whole" in told
     assert all(row["processor_s"][0] > 0 and row["equal"] > 0.999 for row in rows.values())
     assert rows["whole"]["counts_apart"] == 0
+
+
+def test_overhead_is_that_of_the_runtime_over_its_core(exports):
+    told = benchmark("overhead", exports / "narrow.engine", "--pairs", 3, "--threads", 1)
+    assert "core alone (backend)" in told and "ratio, pair by pair" in told
