@@ -11,15 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 from fcn_deploy.export.analysis.branches import first_branching
+from fcn_deploy.export.analysis.followed_node import FollowedNode, named
 from fcn_deploy.export.analysis.map_sides import MapSides
-from fcn_deploy.export.analysis.receptive_field_rules import (
-    GLOBAL,
-    REDUCTIONS,
-    RULES,
-    FollowedNode,
-    named,
-    spread_grid,
-)
+from fcn_deploy.export.analysis.receptive_field_rules import GLOBAL, REDUCTIONS, RULES, spread_grid
 from fcn_deploy.export.analysis.receptive_fields import (
     NCHW,
     OF_IMAGE,

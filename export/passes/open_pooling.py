@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 import onnx
+from fcn_deploy.export.analysis.followed_node import named
 from fcn_deploy.export.analysis.map_shapes import MapShapes
-from fcn_deploy.export.analysis.receptive_field_rules import REDUCTIONS, named
+from fcn_deploy.export.analysis.receptive_field_rules import REDUCTIONS
 from fcn_deploy.export.analysis.receptive_fields import STRETCH, TILES_DOMAIN
 from fcn_deploy.export.graph.edit import Names, add_constants, attributes, clone, prune
 from fcn_deploy.export.graph.index import GraphIndex, has_input
