@@ -259,7 +259,7 @@ def test_engines_for_gpus_are_built_here_and_say_what_was_not_measured(exports, 
             assert file.manifest.target == "sm89" and file.manifest.precision == precision
             assert report_of(file).accuracy.precision == precision
             assert len(file.read("stage-0.plan")) > 10_000
-    assert "is an engine for sm89, and no NVIDIA" in one_error(command("verify-engine", path, ok=1))
+        assert "is an engine for sm89, and no NVIDIA" in one_error(command("verify-engine", path, ok=1))
 
 
 @pytest.mark.slow
