@@ -114,7 +114,7 @@ class _Opening:
             return
         if node.output[0] in self.local:
             return  # the Reshape after a normalisation of groups, which was made with it
-        if node.op_type in ("InstanceNormalization", "GroupNormalization") and node.input[0] in self.local:
+        if node.op_type == "InstanceNormalization" and node.input[0] in self.local:
             self._normalise(node)
         elif node.op_type in ("Resize", "Upsample") and self._reads_by_size(node):
             self._stretch(node)
@@ -156,9 +156,9 @@ class _Opening:
             self.of_values.add(result)
 
     def _normalise(self, node: NodeProto) -> None:
-        """Instance or group normalisation by a mean and a variance that are given."""
+        """Instance normalisation, or that of groups in its form, by a mean and a variance that are given."""
         x, y, epsilon = node.input[0], node.output[0], attributes(node).get("epsilon", 1e-5)
-        groups = attributes(node).get("num_groups", 0)
+        groups = 0
         if (apart := self._grouped(node)) is not None:
             x, y, groups = apart
         mean, variance = (self.names(f"{y}/{what}") for what in ("mean", "variance"))
